@@ -1,0 +1,2 @@
+//! Program `ferry-agent`.
+fn main() {}

@@ -1,0 +1,1 @@
+//! Typed clients of the server's and the agent's API.

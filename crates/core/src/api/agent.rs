@@ -1,0 +1,246 @@
+//! Bodies of the agent's control API, version 1.
+//!
+//! Only the server that the agent is enrolled with may call it (mutual TLS, pinned keys; another key gets 403).
+//!
+//! ```text
+//! POST   /v1/enrol                                   EnrolRequest        → HostFacts   (before enrolment, or same server again)
+//! GET    /v1/host                                                        → HostFacts
+//! GET    /v1/observe?incarnation=&generation=&wait_ms=                   → Observation (long poll)
+//! PUT    /v1/shares/{share}                          AttachRequest       → AttachedShare
+//! DELETE /v1/shares/{share}
+//! PUT    /v1/shares/{share}/token/{name}             ShareToken          writes a token file on the share
+//! GET    /v1/shares/{share}/token/{name}                                 → ShareToken
+//! DELETE /v1/shares/{share}/token/{name}
+//! PUT    /v1/vms/{vm}/power                          PowerRequest
+//! PUT    /v1/migrations/{job}/{generation}/destination  PrepareDestination → DestinationReady
+//! PUT    /v1/migrations/{job}/{generation}/source       PrepareSource      → MigrationReport
+//! PUT    /v1/migrations/{job}/{generation}/perform                       → MigrationReport   (returns when started)
+//! GET    /v1/migrations/{job}/{generation}?after=&wait_ms=               → MigrationReport   (long poll on `sequence`)
+//! PUT    /v1/migrations/{job}/{generation}/resume                        → MigrationReport   (destination; verdict said Destination)
+//! PUT    /v1/migrations/{job}/{generation}/abort                         → MigrationReport   (before the point of no return)
+//! PUT    /v1/migrations/{job}/{generation}/confirm   ConfirmRequest      → MigrationReport
+//! DELETE /v1/migrations/{job}/{generation}           ?keep_hold=         → 204               (release)
+//! ```
+//! Repeating a request is safe; one with an older generation is refused with `request.stale` (409).
+
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    host::HostFacts,
+    id::{Generation, HostId, Incarnation, JobId, SessionId, ShareId, VmId},
+    job::{Figures, Progress},
+    location::{Location, UncPath},
+    migration::Presence,
+    pin::{Pin, Secret},
+    share::AttachedShare,
+    vm::VmFacts,
+};
+
+/// The versions of the control API that this program speaks, oldest first.
+pub const API_VERSIONS: [u32; 1] = [1];
+
+/// Proof that the administrator of the host wants this server. The server's key is that of its TLS connection.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct EnrolRequest {
+    /// The one-use secret of the enrolment token.
+    pub secret: Secret,
+    /// The id that the server gives this host; the agent names its local files by it.
+    pub host: HostId,
+}
+
+/// What an agent sees. Always whole: a host has few VMs, and a whole one cannot be applied wrongly.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Observation {
+    /// This life of the agent.
+    pub incarnation: Incarnation,
+    /// Rises with each change inside this life.
+    pub generation: Generation,
+    /// The host.
+    pub host: HostFacts,
+    /// Every VM the host's libvirt knows.
+    pub vms: Vec<VmFacts<Location>>,
+    /// Every share attached here.
+    pub shares: Vec<AttachedShare>,
+}
+
+/// How a share is to be reached.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AttachRequest {
+    /// What to reach.
+    pub unc: UncPath,
+    /// Who logs in, if the agent is to mount it. Needed also for an adopted mount when the share is to be probed.
+    pub credentials: Option<ShareCredentials>,
+    /// The administrator's own mount of it, below the host's share root, to be adopted.
+    pub at: Option<String>,
+}
+
+/// Who logs in to a file server. Kept by the agent in a file that only root reads.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
+pub struct ShareCredentials {
+    /// User, `DOMAIN\user` allowed.
+    pub user: String,
+    /// Password.
+    pub password: String,
+}
+
+impl std::fmt::Debug for ShareCredentials {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("ShareCredentials").field("user", &self.user).finish_non_exhaustive()
+    }
+}
+
+/// Content of a token file, by which two mounts are shown to be of one share.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ShareToken {
+    /// Up to 64 letters and digits.
+    pub content: String,
+}
+
+/// What a VM shall do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Power {
+    /// Run.
+    Start,
+    /// Ask the guest to shut itself down.
+    Shutdown,
+}
+
+/// Start or shut down a VM.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PowerRequest {
+    /// What it shall do.
+    pub power: Power,
+}
+
+/// Make ready to receive a VM: starts a carrier that listens.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PrepareDestination {
+    /// The attempt on the wire.
+    pub session: SessionId,
+    /// Known to both agents of this session only.
+    pub secret: Secret,
+    /// The source agent's key.
+    pub source_pin: Pin,
+    /// The VM.
+    pub vm: VmId,
+    /// Its name.
+    pub vm_name: String,
+    /// Shares its files lie on: each must be attached here.
+    pub shares: Vec<ShareId>,
+    /// Whether the host shall keep a definition (false for VMs that a cluster starts).
+    pub persistent: bool,
+    /// Switchover is sized for this. Milliseconds.
+    pub downtime_limit_ms: u32,
+}
+
+/// The destination listens.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DestinationReady {
+    /// `ADDRESS:PORT` of the destination's carrier.
+    pub carrier: String,
+    /// The destination's mount point of each share, for the translation of the definition at the source.
+    pub mounts: Vec<ShareMount>,
+    /// Folder of the session's sockets: the same path is used at both ends.
+    pub socket_dir: String,
+}
+
+/// Where a host has mounted a share. Passed from agent to agent, never stored or shown.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ShareMount {
+    /// The share.
+    pub share: ShareId,
+    /// The directory.
+    pub path: String,
+}
+
+/// Make ready to send a VM: starts a carrier that connects, holds the VM, clears autostart.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PrepareSource {
+    /// The attempt on the wire.
+    pub session: SessionId,
+    /// Known to both agents of this session only.
+    pub secret: Secret,
+    /// The destination agent's key.
+    pub destination_pin: Pin,
+    /// What the destination answered.
+    pub destination: DestinationReady,
+    /// The VM.
+    pub vm: VmId,
+    /// QEMU switches over when the rest fits into this. Milliseconds.
+    pub downtime_limit_ms: u32,
+    /// Cap on what QEMU sends, bytes per second; `None`: no cap.
+    pub bandwidth_bytes_per_s: Option<u64>,
+    /// The move is aborted after this. Milliseconds.
+    pub timeout_ms: u64,
+}
+
+/// What the end of a successful move needs: given to the destination and to the source.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ConfirmRequest {
+    /// Destination only: whether the host starts the VM at boot from now on.
+    pub autostart: bool,
+}
+
+/// Which end of a migration a report is of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Role {
+    /// Sends the VM.
+    Source,
+    /// Receives it.
+    Destination,
+}
+
+/// How far one end of a migration is.
+///
+/// ```text
+/// source:       Prepared → Performing → Delivered → Confirmed
+/// destination:  Prepared → Performing → Delivered → Resumed → Confirmed
+///                     └──────────┴─→ Failed | Aborted
+/// ```
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Stage {
+    /// The carrier stands.
+    Prepared,
+    /// The VM's state is on its way.
+    Performing,
+    /// The Finish reply was delivered to the source's libvirtd: the point of no return is behind us.
+    Delivered,
+    /// Destination: the VM runs here.
+    Resumed,
+    /// Source: the definition is gone. Destination: autostart is set.
+    Confirmed,
+    /// It ended before the point of no return, by an error.
+    Failed,
+    /// It ended before the point of no return, by request.
+    Aborted,
+}
+
+/// How one end of a migration stands.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MigrationReport {
+    /// The job.
+    pub job: JobId,
+    /// Its attempt.
+    pub generation: Generation,
+    /// Which end.
+    pub role: Role,
+    /// Rises with each change of this report; `GET …?after=` waits for a larger one.
+    pub sequence: u64,
+    /// How far it is.
+    pub stage: Stage,
+    /// Whether the Finish reply is known to have reached the source's libvirtd.
+    pub finish_delivered: bool,
+    /// What this host says of the VM, asked when the report was made.
+    pub presence: Presence,
+    /// Source: how much is done.
+    pub progress: Option<Progress>,
+    /// What it took, as far as this end knows: the source knows bytes and iterations, the destination the downtime.
+    pub figures: Figures,
+    /// Why it failed: what was attempted, on what, with the chain of causes, and where the VM is.
+    pub error: Option<String>,
+}
+

@@ -1,0 +1,143 @@
+//! A finding: something that blocks a request, or that its user should know, with a stable id and a fix.
+
+use std::fmt;
+
+use serde::{Deserialize, Serialize};
+
+/// Whether a finding stops the request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
+#[serde(rename_all = "snake_case")]
+pub enum Severity {
+    /// It works, at a loss that the message names.
+    Warns,
+    /// It cannot work; nothing was changed.
+    Blocks,
+}
+
+/// One thing found, on one object.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
+pub struct Finding {
+    /// Stable, documented in `docs/findings.md`.
+    pub id: FindingId,
+    /// Whether it stops the request.
+    pub severity: Severity,
+    /// The object it is about: a VM, host, share, disk or path, as the user names it.
+    pub object: String,
+    /// What was found, with values. One sentence, capital letter, no full stop.
+    pub message: String,
+    /// What to do about it, in the imperative.
+    pub fix: String,
+}
+
+impl Finding {
+    /// A finding that stops the request.
+    pub fn blocks(
+        id: FindingId,
+        object: impl fmt::Display,
+        message: impl Into<String>,
+        fix: impl Into<String>,
+    ) -> Self {
+        Self {
+            id,
+            severity: Severity::Blocks,
+            object: object.to_string(),
+            message: message.into(),
+            fix: fix.into(),
+        }
+    }
+
+    /// A finding that the user should know.
+    pub fn warns(
+        id: FindingId,
+        object: impl fmt::Display,
+        message: impl Into<String>,
+        fix: impl Into<String>,
+    ) -> Self {
+        Self { severity: Severity::Warns, ..Self::blocks(id, object, message, fix) }
+    }
+}
+
+macro_rules! finding_ids {
+    ($($variant:ident = $text:literal: $doc:literal,)*) => {
+        /// The stable id of a kind of finding. Text form: `area.what`.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+        #[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
+        pub enum FindingId {
+            $(#[doc = $doc] #[serde(rename = $text)] $variant,)*
+        }
+
+        impl FindingId {
+            /// Every id there is, in the order of the documentation.
+            pub const ALL: &'static [Self] = &[$(Self::$variant,)*];
+
+            /// The text form.
+            pub fn as_str(self) -> &'static str {
+                match self { $(Self::$variant => $text,)* }
+            }
+
+            /// What it means, in one sentence.
+            pub fn meaning(self) -> &'static str {
+                match self { $(Self::$variant => $doc,)* }
+            }
+        }
+    };
+}
+
+finding_ids! {
+    VmUnknown = "vm.unknown": "No VM of that name or UUID is in the inventory.",
+    VmAmbiguous = "vm.ambiguous": "Several VMs have that name.",
+    VmNotRunning = "vm.not-running": "The VM is shut off, and a live move was asked for.",
+    VmPaused = "vm.paused": "The VM is paused, and a live move was asked for.",
+    VmAlreadyThere = "vm.already-there": "The VM already runs on the destination.",
+    VmRunsTwice = "vm.runs-twice": "The same UUID runs on two hosts.",
+    VmBusy = "vm.busy": "Another job moves this VM.",
+    VmSnapshot = "vm.snapshot": "The VM has snapshots, which a live move cannot take along.",
+    VmLocalMedia = "vm.local-media": "An inserted medium lies on the source host only.",
+    VmHostDevice = "vm.host-device": "The VM uses a device of its host.",
+    VmNameTaken = "vm.name-taken": "Another VM on the destination has this name.",
+    VmUuidTaken = "vm.uuid-taken": "The destination already has a VM of this UUID.",
+    DiskNotShared = "disk.not-shared": "A file of the VM does not lie on a share that both hosts reach.",
+    DiskUnsafe = "disk.unsafe-settings": "A disk setting risks data when the share fails.",
+    HostUnknown = "host.unknown": "No host of that name is in the inventory.",
+    HostUnreachable = "host.unreachable": "The host's agent does not answer.",
+    HostTwice = "host.added-twice": "A host with this machine id or libvirt host UUID is already there.",
+    HostBusy = "host.busy": "The host still takes part in a job.",
+    HostMemory = "host.memory": "The destination has not enough free memory for the VM.",
+    HostSharedFilesystems = "host.shared-filesystems": "libvirt on the host does not know that the share root is shared.",
+    HostHook = "host.hook": "The hook script that vetoes a second start is missing or not effective.",
+    HostSetup = "host.setup": "The host is not set up as Ferry needs it.",
+    HostVersion = "host.version": "The host's agent speaks no protocol version that this server speaks.",
+    ShareUnknown = "share.unknown": "No share of that name is in the inventory.",
+    ShareTwice = "share.added-twice": "The share is already in the inventory.",
+    ShareInUse = "share.in-use": "A VM's file lies on the share.",
+    ShareNotAttached = "share.not-attached": "The share is attached on one of the hosts only.",
+    ShareNotSame = "share.not-same": "Two different shares stand behind one name.",
+    ShareNotQualified = "share.not-qualified": "The UNC path names its server without a domain.",
+    ShareForm = "share.form": "The text is not a UNC path.",
+    ShareDialect = "share.dialect": "The server speaks no SMB 3 dialect.",
+    SharePassword = "share.password": "The file server refused the user or password.",
+    ShareUnreachable = "share.unreachable": "The file server does not answer.",
+    ShareMount = "share.mount": "The share could not be mounted, or the adopted path is not a mount of it.",
+    AuthToken = "auth.token": "The call carries no valid token.",
+    AuthKey = "auth.key": "The key is not the one this agent is enrolled with.",
+    AuthEnrolment = "auth.enrolment": "The enrolment token is wrong or was used before.",
+    RequestInvalid = "request.invalid": "The request is not well formed.",
+    RequestStale = "request.stale": "The request is older than one that was already taken.",
+    RequestIdempotency = "request.idempotency": "The idempotency key was used before with another request.",
+    JobUnknown = "job.unknown": "No job of that number is known.",
+    JobEnded = "job.ended": "The job has already ended.",
+    JobPastPivot = "job.past-pivot": "The VM has switched over; the move can no longer be cancelled.",
+}
+
+impl fmt::Display for FindingId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+/// Whether any finding stops the request.
+pub fn any_blocks(findings: &[Finding]) -> bool {
+    findings.iter().any(|finding| finding.severity == Severity::Blocks)
+}

@@ -1,0 +1,109 @@
+//! What every slow thing looks like while it goes on.
+
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    migration::Step,
+    units::ByteCount,
+};
+
+/// What a job does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
+#[serde(rename_all = "snake_case")]
+pub enum MoveKind {
+    /// Memory and device state only; every file lies on shares that both hosts reach.
+    Live,
+}
+
+impl MoveKind {
+    /// For people.
+    pub fn title(self) -> &'static str {
+        match self {
+            Self::Live => "Live",
+        }
+    }
+}
+
+/// How far a running move is. Bytes never go back.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
+pub struct Progress {
+    /// Guest memory to look at in the first pass.
+    pub memory_total: ByteCount,
+    /// Guest memory that is at the destination and was not written since.
+    pub memory_done: ByteCount,
+    /// Bytes that QEMU has sent (resent pages count again).
+    pub sent: ByteCount,
+    /// Bytes on the wire, as Ferry's carriers wrote them.
+    pub wire: ByteCount,
+    /// Bytes per second that QEMU sends now.
+    pub rate_bytes_per_s: u64,
+    /// Bytes per second that the guest dirties, as QEMU sees it.
+    pub dirty_bytes_per_s: u64,
+    /// Passes over memory so far, from 1.
+    pub iteration: u32,
+    /// Milliseconds since libvirt's migrate call.
+    pub elapsed_ms: u64,
+    /// Milliseconds that are expected to be left; `None` while it is not known or does not converge.
+    pub left_ms: Option<u64>,
+}
+
+/// What a finished move took, from events, not estimates.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
+pub struct Figures {
+    /// From acceptance to the last step's end. Milliseconds.
+    pub total_ms: u64,
+    /// From acceptance to libvirt's migrate call. Milliseconds.
+    pub accepted_to_migrate_ms: u64,
+    /// libvirt's migrate call. Milliseconds.
+    pub migrate_ms: u64,
+    /// From STOP at the source to RESUME at the destination, on the destination's clock. Milliseconds.
+    pub downtime_ms: u64,
+    /// QEMU's own figure, which ends before Resume. Milliseconds.
+    pub qemu_downtime_ms: u64,
+    /// Bytes that QEMU sent.
+    pub sent: ByteCount,
+    /// Bytes on the wire, both directions, headers included, TLS and TCP overhead not.
+    pub wire: ByteCount,
+    /// Passes over memory.
+    pub iterations: u32,
+}
+
+/// How one step of a job stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
+#[serde(rename_all = "snake_case")]
+pub enum StepState {
+    /// Its turn has not come.
+    Waiting,
+    /// It is going on.
+    Running,
+    /// It is done.
+    Done,
+    /// It went wrong.
+    Failed,
+    /// It was taken back.
+    Undone,
+    /// Taking it back went wrong.
+    UndoFailed,
+}
+
+/// One step of a job, for people.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
+pub struct StepView {
+    /// Which.
+    pub step: Step,
+    /// For people.
+    pub title: String,
+    /// How it stands.
+    pub state: StepState,
+    /// Unix milliseconds.
+    pub started_at_ms: Option<u64>,
+    /// Unix milliseconds.
+    pub ended_at_ms: Option<u64>,
+    /// What went wrong.
+    pub message: Option<String>,
+}

@@ -1,0 +1,18 @@
+//! Decisions and vocabulary of Ferry: no async, no I/O, no clock, no logging.
+//!
+//! Everything that decides something is here as a pure function of facts: [`preflight`] turns facts into
+//! findings, [`migration`] folds a log into a phase and a verdict. Time arrives as an argument.
+//! The words are those of `docs/glossary.md`.
+
+pub mod api;
+pub mod finding;
+pub mod host;
+pub mod id;
+pub mod job;
+pub mod location;
+pub mod migration;
+pub mod pin;
+pub mod preflight;
+pub mod share;
+pub mod units;
+pub mod vm;

@@ -1,0 +1,433 @@
+//! A migration as its log tells it: steps, events, the phase they fold to, and who has the VM.
+//!
+//! ```text
+//! Preflight → Reserve → PrepareDestination → PrepareSource → Perform → Resume → Confirm → Release
+//! compensable ×4 (undone newest first)                       pivot     retriable ×3 (repeated until done)
+//!
+//! Queued → Preparing → Migrating → Completing → Succeeded
+//!              └───────────┴→ RollingBack → Cancelled | Failed      UndoFailed or a retriable step that fails → Stuck
+//! ```
+//!
+//! The log is the only stored truth; [`phase`] is a fold over it. The point of no return lies inside
+//! [`Step::Perform`]: the moment the Finish reply reaches the source's libvirtd, which then ends the source's copy.
+
+use serde::{Deserialize, Serialize};
+
+/// One step of a migration, in order.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
+#[serde(rename_all = "snake_case")]
+pub enum Step {
+    /// Facts of both hosts are collected and judged.
+    Preflight,
+    /// The VM is taken for this job, so that no other moves it.
+    Reserve,
+    /// The destination's carrier listens and knows the session.
+    PrepareDestination,
+    /// The source's carrier has connected; the VM is held against a second start; autostart is cleared.
+    PrepareSource,
+    /// libvirt moves memory and hands over. The point of no return lies in here.
+    Perform,
+    /// The destination's agent runs the VM there.
+    Resume,
+    /// The source's definition goes; autostart is set at the destination.
+    Confirm,
+    /// Carriers, sockets, holds and journals are cleaned.
+    Release,
+}
+
+/// What may be done about a step that failed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum StepClass {
+    /// Undone, newest first.
+    Compensable,
+    /// Holds the point of no return: who has the VM decides.
+    Pivot,
+    /// Repeated until done.
+    Retriable,
+}
+
+impl Step {
+    /// Every step, in order.
+    pub const ALL: [Self; 8] = [
+        Self::Preflight,
+        Self::Reserve,
+        Self::PrepareDestination,
+        Self::PrepareSource,
+        Self::Perform,
+        Self::Resume,
+        Self::Confirm,
+        Self::Release,
+    ];
+
+    /// What may be done when it fails.
+    pub fn class(self) -> StepClass {
+        match self {
+            Self::Preflight | Self::Reserve | Self::PrepareDestination | Self::PrepareSource => StepClass::Compensable,
+            Self::Perform => StepClass::Pivot,
+            Self::Resume | Self::Confirm | Self::Release => StepClass::Retriable,
+        }
+    }
+
+    /// For people, in the present tense.
+    pub fn title(self) -> &'static str {
+        match self {
+            Self::Preflight => "Check both hosts",
+            Self::Reserve => "Reserve the VM",
+            Self::PrepareDestination => "Prepare the destination",
+            Self::PrepareSource => "Prepare the source",
+            Self::Perform => "Move memory and state",
+            Self::Resume => "Resume at the destination",
+            Self::Confirm => "Confirm at the source",
+            Self::Release => "Clean up",
+        }
+    }
+}
+
+/// What happened to a migration. The only thing stored of it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
+#[serde(tag = "event", rename_all = "snake_case")]
+pub enum LogEvent {
+    /// The request was taken.
+    Accepted,
+    /// Its turn came.
+    Admitted,
+    /// An attempt began; attempts count from 1.
+    AttemptStarted {
+        /// Its number.
+        attempt: u32,
+    },
+    /// Written before the first side effect of a step.
+    Intent {
+        /// The step.
+        step: Step,
+    },
+    /// The step is done.
+    Succeeded {
+        /// The step.
+        step: Step,
+    },
+    /// The step ended without success.
+    Failed {
+        /// The step.
+        step: Step,
+        /// What went wrong, and where the VM is.
+        message: String,
+    },
+    /// Somebody wants the VM to stay.
+    CancelRequested {
+        /// Who.
+        by: String,
+    },
+    /// The step's effects are gone.
+    Undone {
+        /// The step.
+        step: Step,
+    },
+    /// The step's effects could not be taken back.
+    UndoFailed {
+        /// The step.
+        step: Step,
+        /// What went wrong, and what is left.
+        message: String,
+    },
+}
+
+/// Where a migration stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
+#[serde(rename_all = "snake_case")]
+pub enum Phase {
+    /// It waits for its turn.
+    Queued,
+    /// Steps before the move.
+    Preparing,
+    /// The memory moves; it may be cancelled.
+    Migrating,
+    /// The VM is at the destination; what is left is done until it is done.
+    Completing,
+    /// Steps are being undone.
+    RollingBack,
+    /// The VM runs at the destination and nothing is left at the source.
+    Succeeded,
+    /// The VM runs at the source, by request.
+    Cancelled,
+    /// The VM runs at the source, because something went wrong.
+    Failed,
+    /// It waits for somebody's decision or for a host to come back.
+    Stuck,
+}
+
+impl Phase {
+    /// Whether nothing more will happen by itself.
+    pub fn ended(self) -> bool {
+        match self {
+            Self::Succeeded | Self::Cancelled | Self::Failed => true,
+            Self::Queued | Self::Preparing | Self::Migrating | Self::Completing | Self::RollingBack | Self::Stuck => {
+                false
+            }
+        }
+    }
+
+    /// For people.
+    pub fn title(self) -> &'static str {
+        match self {
+            Self::Queued => "queued",
+            Self::Preparing => "preparing",
+            Self::Migrating => "migrating",
+            Self::Completing => "completing",
+            Self::RollingBack => "rolling back",
+            Self::Succeeded => "succeeded",
+            Self::Cancelled => "cancelled",
+            Self::Failed => "failed",
+            Self::Stuck => "stuck",
+        }
+    }
+}
+
+/// The phase that a log folds to. Any prefix of a legal log has one: a crash leaves no other state behind.
+pub fn phase(log: &[LogEvent]) -> Phase {
+    let mut phase = Phase::Queued;
+    let mut cancelled = false;
+    // Steps of this attempt whose effects may be there: an intent counts, since the crash may lie behind it.
+    let mut to_undo: Vec<Step> = Vec::new();
+    for event in log {
+        phase = match event {
+            LogEvent::Accepted => Phase::Queued,
+            LogEvent::Admitted => Phase::Preparing,
+            LogEvent::AttemptStarted { .. } => {
+                cancelled = false;
+                to_undo.clear();
+                Phase::Preparing
+            }
+            LogEvent::Intent { step } => match step.class() {
+                StepClass::Compensable => {
+                    to_undo.push(*step);
+                    Phase::Preparing
+                }
+                StepClass::Pivot => Phase::Migrating,
+                StepClass::Retriable => Phase::Completing,
+            },
+            LogEvent::Succeeded { step } => match (step.class(), step) {
+                (StepClass::Compensable, _) => Phase::Preparing,
+                (StepClass::Pivot, _) => Phase::Completing,
+                (StepClass::Retriable, Step::Release) => Phase::Succeeded,
+                (StepClass::Retriable, _) => Phase::Completing,
+            },
+            LogEvent::Failed { step, .. } => match step.class() {
+                StepClass::Compensable | StepClass::Pivot => rolled_back_or(&to_undo, cancelled),
+                StepClass::Retriable => Phase::Stuck,
+            },
+            LogEvent::CancelRequested { .. } => {
+                let may = matches!(phase, Phase::Queued | Phase::Preparing | Phase::Migrating);
+                cancelled |= may;
+                if phase == Phase::Queued { Phase::Cancelled } else { phase }
+            }
+            LogEvent::Undone { step } => {
+                to_undo.retain(|left| left != step);
+                rolled_back_or(&to_undo, cancelled)
+            }
+            LogEvent::UndoFailed { .. } => Phase::Stuck,
+        };
+    }
+    phase
+}
+
+fn rolled_back_or(to_undo: &[Step], cancelled: bool) -> Phase {
+    match (to_undo.is_empty(), cancelled) {
+        (false, _) => Phase::RollingBack,
+        (true, true) => Phase::Cancelled,
+        (true, false) => Phase::Failed,
+    }
+}
+
+/// What one host says of the VM, asked now.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
+#[serde(rename_all = "snake_case")]
+pub enum Presence {
+    /// Its vCPUs run here.
+    Running,
+    /// It has a process here that was paused before or apart from the migration, or by an I/O error.
+    Paused,
+    /// Source: its process here has sent everything and waits for the outcome (libvirt: paused, migration).
+    HandedOver,
+    /// Destination: its process here is still receiving.
+    Receiving,
+    /// Destination: all state is here, the copy is paused until it is resumed.
+    Arrived,
+    /// No process here.
+    Absent,
+    /// The host does not answer.
+    Unknown,
+}
+
+/// Who has the VM.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
+#[serde(rename_all = "snake_case")]
+pub enum Verdict {
+    /// The source: what the destination holds may be destroyed.
+    Source,
+    /// The destination: its copy is the VM and may be resumed.
+    Destination,
+    /// Post-copy: the destination runs but still needs the source's memory; never clean the source.
+    DestinationNeedsSource,
+    /// Not known yet: wait and ask again, never guess.
+    Undecided,
+    /// Both run it: stop and call an administrator.
+    SplitBrain,
+}
+
+/// Decides who has the VM from what both hosts say, never from which call failed.
+///
+/// `finish_delivered` is whether the Finish reply is known to have reached the source's libvirtd: that libvirtd
+/// ends its copy then, and nothing else can make it run it again.
+pub fn verdict(source: Presence, destination: Presence, finish_delivered: bool) -> Verdict {
+    use Presence::{Absent, Arrived, HandedOver, Paused, Receiving, Running, Unknown};
+    match (source, destination) {
+        (Running, Running) => Verdict::SplitBrain,
+        // Resume happens only after delivery, so a destination that runs is the VM.
+        (Absent | HandedOver | Unknown | Paused | Receiving | Arrived, Running) => Verdict::Destination,
+        // A source that runs was never told to end: the destination holds at most a paused copy.
+        (Running | Paused, Absent | Receiving | Arrived | HandedOver | Paused | Unknown) => Verdict::Source,
+        // The source's process is gone: with a complete copy at the destination, that copy is the VM.
+        (Absent, Arrived | Paused) => Verdict::Destination,
+        // Nothing runs anywhere (the guest shut down, or the source died first): the definition is at the source.
+        (Absent, Absent | Receiving | HandedOver) => Verdict::Source,
+        (HandedOver, Arrived | Paused) if finish_delivered => Verdict::Destination,
+        // The source waits for a reply that cannot come any more: it is the only copy.
+        (HandedOver, Absent) => Verdict::Source,
+        (HandedOver, Arrived | Paused | Receiving | HandedOver | Unknown) => Verdict::Undecided,
+        (Unknown, Arrived | Paused) if finish_delivered => Verdict::Destination,
+        (Unknown | Receiving | Arrived, _) | (Absent, Unknown) => Verdict::Undecided,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn done(step: Step) -> [LogEvent; 2] {
+        [LogEvent::Intent { step }, LogEvent::Succeeded { step }]
+    }
+
+    fn opening() -> Vec<LogEvent> {
+        vec![LogEvent::Accepted, LogEvent::Admitted, LogEvent::AttemptStarted { attempt: 1 }]
+    }
+
+    #[test]
+    fn a_plain_run_passes_through_the_phases_in_order() {
+        let mut log = vec![LogEvent::Accepted];
+        assert_eq!(phase(&log), Phase::Queued);
+        log = opening();
+        assert_eq!(phase(&log), Phase::Preparing);
+        for step in Step::ALL {
+            log.extend(done(step));
+            let expected = match step {
+                Step::Preflight | Step::Reserve | Step::PrepareDestination | Step::PrepareSource => Phase::Preparing,
+                Step::Perform | Step::Resume | Step::Confirm => Phase::Completing,
+                Step::Release => Phase::Succeeded,
+            };
+            assert_eq!(phase(&log), expected, "after {step:?}");
+        }
+    }
+
+    #[test]
+    fn a_failed_perform_rolls_back_every_step_and_fails() {
+        let mut log = opening();
+        let prepared = &Step::ALL[..4];
+        log.extend(prepared.iter().flat_map(|step| done(*step)));
+        log.push(LogEvent::Intent { step: Step::Perform });
+        assert_eq!(phase(&log), Phase::Migrating);
+        log.push(LogEvent::Failed { step: Step::Perform, message: String::new() });
+        for step in prepared.iter().rev() {
+            assert_eq!(phase(&log), Phase::RollingBack);
+            log.push(LogEvent::Undone { step: *step });
+        }
+        assert_eq!(phase(&log), Phase::Failed);
+    }
+
+    #[test]
+    fn a_cancel_after_the_pivot_changes_nothing() {
+        let mut log = opening();
+        log.extend(Step::ALL[..5].iter().flat_map(|step| done(*step)));
+        log.push(LogEvent::CancelRequested { by: "admin".into() });
+        assert_eq!(phase(&log), Phase::Completing);
+        log.extend(Step::ALL[5..].iter().flat_map(|step| done(*step)));
+        assert_eq!(phase(&log), Phase::Succeeded);
+    }
+
+    const PRESENCES: [Presence; 7] = [
+        Presence::Running,
+        Presence::Paused,
+        Presence::HandedOver,
+        Presence::Receiving,
+        Presence::Arrived,
+        Presence::Absent,
+        Presence::Unknown,
+    ];
+
+    #[test]
+    fn no_verdict_lets_a_second_copy_run() {
+        for source in PRESENCES {
+            for destination in PRESENCES {
+                for delivered in [false, true] {
+                    let verdict = verdict(source, destination, delivered);
+                    match verdict {
+                        // Resuming the destination must be safe: the source cannot run, now or later.
+                        Verdict::Destination => {
+                            let source_cannot_run = matches!(source, Presence::Absent) || delivered;
+                            assert!(
+                                source != Presence::Running
+                                    && (destination == Presence::Running || source_cannot_run),
+                                "{source:?} {destination:?} {delivered}"
+                            );
+                        }
+                        // Destroying the destination's copy must be safe: it does not run, and the source can.
+                        Verdict::Source => assert!(
+                            destination != Presence::Running && source != Presence::Unknown,
+                            "{source:?} {destination:?} {delivered}"
+                        ),
+                        Verdict::SplitBrain => {
+                            assert_eq!((source, destination), (Presence::Running, Presence::Running));
+                        }
+                        Verdict::Undecided | Verdict::DestinationNeedsSource => {}
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn an_unreachable_source_decides_nothing_unless_delivery_is_known() {
+        assert_eq!(verdict(Presence::Unknown, Presence::Arrived, false), Verdict::Undecided);
+        assert_eq!(verdict(Presence::Unknown, Presence::Arrived, true), Verdict::Destination);
+        assert_eq!(verdict(Presence::HandedOver, Presence::Unknown, false), Verdict::Undecided);
+    }
+
+    fn any_event() -> impl Strategy<Value = LogEvent> {
+        let step = (0..Step::ALL.len()).prop_map(|index| Step::ALL[index]);
+        prop_oneof![
+            Just(LogEvent::Accepted),
+            Just(LogEvent::Admitted),
+            (1..9u32).prop_map(|attempt| LogEvent::AttemptStarted { attempt }),
+            step.clone().prop_map(|step| LogEvent::Intent { step }),
+            step.clone().prop_map(|step| LogEvent::Succeeded { step }),
+            step.clone().prop_map(|step| LogEvent::Failed { step, message: String::new() }),
+            Just(LogEvent::CancelRequested { by: String::new() }),
+            step.clone().prop_map(|step| LogEvent::Undone { step }),
+            step.prop_map(|step| LogEvent::UndoFailed { step, message: String::new() }),
+        ]
+    }
+
+    proptest! {
+        #[test]
+        fn every_log_folds_to_a_phase(log in prop::collection::vec(any_event(), 0..40)) {
+            let _ = phase(&log);
+        }
+    }
+}

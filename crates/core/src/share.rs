@@ -1,0 +1,32 @@
+//! What is known of file shares.
+
+use serde::{Deserialize, Serialize};
+
+use crate::{id::ShareId, location::UncPath, units::ByteCount};
+
+/// How a host reaches a share.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
+#[serde(rename_all = "snake_case")]
+pub enum AttachMode {
+    /// The agent mounted it and unmounts it when it is detached.
+    Mounted,
+    /// The administrator mounted it; the agent only uses it.
+    Adopted,
+}
+
+/// A share on one host, as its agent sees it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
+pub struct AttachedShare {
+    /// The share.
+    pub id: ShareId,
+    /// Its UNC path.
+    pub unc: UncPath,
+    /// Who mounted it.
+    pub mode: AttachMode,
+    /// Whether its files can be used now; `None` if so, else why not.
+    pub trouble: Option<String>,
+    /// Free bytes, where the file server tells.
+    pub free: Option<ByteCount>,
+}

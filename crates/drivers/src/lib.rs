@@ -1,0 +1,1 @@
+//! Drivers of what Ferry does not own: hypervisors and file shares.

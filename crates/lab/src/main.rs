@@ -1,0 +1,2 @@
+//! Program `ferry-lab`.
+fn main() {}

@@ -1,0 +1,2 @@
+//! Program `ferry-server`.
+fn main() {}

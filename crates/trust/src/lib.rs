@@ -1,0 +1,1 @@
+//! Key pairs, pins and the rustls configurations built from them.

@@ -1,0 +1,2 @@
+//! The init of the ticker guest.
+fn main() {}
