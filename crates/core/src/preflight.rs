@@ -1,1 +1,734 @@
-//! Facts → findings.
+//! Facts → findings: what stands against a move, said before anything is changed.
+//!
+//! Every function here is pure. Each finding names its object and the fix; ids are documented in `docs/findings.md`.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use crate::{
+    api::server::Candidate,
+    finding::{Finding, FindingId, any_blocks},
+    host::HostFacts,
+    id::{JobId, ShareId, VmId},
+    job::MoveKind,
+    location::{Location, UncPath},
+    share::AttachedShare,
+    units::ByteCount,
+    vm::{FileRole, VmFacts, VmFile, VmState},
+};
+
+/// Memory that the destination keeps free beyond the VM's own: QEMU's own needs (video memory, device buffers,
+/// page tables) measured below 100 MiB for a small guest, rounded up.
+pub const MEMORY_MARGIN: ByteCount = ByteCount::mib(128);
+
+/// A VM on a host, as the inventory has it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Placed {
+    /// The host's name.
+    pub host: String,
+    /// The VM's id.
+    pub id: VmId,
+    /// The VM's name.
+    pub name: String,
+    /// Whether it runs there.
+    pub state: VmState,
+}
+
+/// Finds the VM that `reference` means: a name, a UUID, or `HOST/NAME`. Ok holds an index into `placed`.
+///
+/// A VM that several hosts define is where it has a process; where none has one, a plain name is ambiguous.
+///
+/// # Errors
+/// `vm.unknown`, `vm.ambiguous` (with the list `HOST/NAME`), `vm.runs-twice`.
+pub fn resolve_vm(reference: &str, placed: &[Placed]) -> Result<usize, Finding> {
+    let (host, name) = match reference.split_once('/') {
+        Some((host, name)) => (Some(host), name),
+        None => (None, reference),
+    };
+    let id: Option<VmId> = name.parse().ok();
+    let mut matches: Vec<usize> = (0..placed.len())
+        .filter(|&index| {
+            let vm = &placed[index];
+            (vm.name == name || Some(vm.id) == id) && host.is_none_or(|host| vm.host == host)
+        })
+        .collect();
+    let ids: BTreeSet<VmId> = matches.iter().map(|&index| placed[index].id).collect();
+    if ids.len() == 1 && matches.len() > 1 {
+        let alive: Vec<usize> =
+            matches.iter().copied().filter(|&index| placed[index].state != VmState::ShutOff).collect();
+        let running = alive.iter().filter(|&&index| placed[index].state == VmState::Running).count();
+        if running > 1 {
+            return Err(runs_twice(&placed[matches[0]].name, &hosts_of(&alive, placed)));
+        }
+        if !alive.is_empty() {
+            matches = vec![*alive.iter().find(|&&index| placed[index].state == VmState::Running).unwrap_or(&alive[0])];
+        }
+    }
+    match matches[..] {
+        [] => Err(Finding::blocks(
+            FindingId::VmUnknown,
+            reference,
+            format!("No VM named {reference:?} is on any host that Ferry knows"),
+            "List the VMs with `ferry vm list`; a host that does not answer shows the VMs it had last",
+        )),
+        [one] => Ok(one),
+        _ => {
+            let list: Vec<String> =
+                matches.iter().map(|&index| format!("{}/{}", placed[index].host, placed[index].name)).collect();
+            Err(Finding::blocks(
+                FindingId::VmAmbiguous,
+                reference,
+                format!("{reference:?} may be any of {}", list.join(", ")),
+                format!("Say which one, as in `{}`", list[0]),
+            ))
+        }
+    }
+}
+
+/// The finding of a VM that runs on several hosts.
+pub fn runs_twice(vm: &str, hosts: &[String]) -> Finding {
+    Finding::blocks(
+        FindingId::VmRunsTwice,
+        vm,
+        format!("VM {vm} runs on {} at once, and its copies write the same files", hosts.join(" and ")),
+        "Decide which copy is the right one and destroy the others with `virsh destroy` at once; then check its disks",
+    )
+}
+
+fn hosts_of(indices: &[usize], placed: &[Placed]) -> Vec<String> {
+    indices.iter().map(|&index| placed[index].host.clone()).collect()
+}
+
+/// Whether two hosts' mounts were shown to be of one share, by a file written on one side and read on the other.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Sameness {
+    /// They are.
+    Proven,
+    /// The other side did not see the file, or saw another one.
+    Different,
+    /// It could not be tried, and why.
+    NotProven(String),
+}
+
+/// A share, as findings name it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NamedShare {
+    /// Its name in Ferry.
+    pub name: String,
+    /// Its UNC path.
+    pub unc: UncPath,
+}
+
+/// One host of a move.
+#[derive(Clone, Copy, Debug)]
+pub struct Side<'a> {
+    /// Its name.
+    pub name: &'a str,
+    /// Whether its agent answered just now.
+    pub reachable: bool,
+    /// What the agent said, if it ever did.
+    pub facts: Option<&'a HostFacts>,
+    /// Its VMs.
+    pub vms: &'a [VmFacts],
+    /// Its shares.
+    pub shares: &'a [AttachedShare],
+}
+
+/// Everything that [`live`] judges.
+#[derive(Clone, Debug)]
+pub struct LiveFacts<'a> {
+    /// The VM, as the source has it.
+    pub vm: &'a VmFacts,
+    /// Another job that moves it.
+    pub busy: Option<JobId>,
+    /// Where it is.
+    pub source: Side<'a>,
+    /// Where it shall go.
+    pub destination: Side<'a>,
+    /// Names of shares.
+    pub shares: &'a BTreeMap<ShareId, NamedShare>,
+    /// What was proven of the shares the VM uses. A share without an entry was not asked about (quick look).
+    pub sameness: &'a BTreeMap<ShareId, Sameness>,
+}
+
+/// What stands against a live move, blocking findings first.
+pub fn live(facts: &LiveFacts<'_>) -> Vec<Finding> {
+    let mut findings = Vec::new();
+    if facts.source.name == facts.destination.name {
+        findings.push(Finding::blocks(
+            FindingId::VmAlreadyThere,
+            &facts.vm.name,
+            format!("VM {} is already on {}", facts.vm.name, facts.destination.name),
+            "Choose another host; `ferry vm hosts` lists them",
+        ));
+        return findings;
+    }
+    vm_state(facts, &mut findings);
+    vm_devices(facts, &mut findings);
+    for side in [&facts.source, &facts.destination] {
+        host_state(side, &mut findings);
+    }
+    if facts.destination.reachable {
+        destination_room(facts, &mut findings);
+    }
+    for file in &facts.vm.files {
+        file_reach(facts, file, &mut findings);
+    }
+    sameness(facts, &mut findings);
+    findings.sort_by_key(|finding| std::cmp::Reverse(finding.severity));
+    findings
+}
+
+/// One host as the destination of the VM: what kind of move it would be, and why.
+pub fn candidate(facts: &LiveFacts<'_>) -> Candidate {
+    let findings = live(facts);
+    let blocked = any_blocks(&findings);
+    let why = match findings.first() {
+        Some(first) if blocked => first.message.clone(),
+        _ => "Every file of the VM lies on shares that both hosts reach".to_owned(),
+    };
+    Candidate {
+        host: facts.destination.name.to_owned(),
+        kind: (!blocked).then_some(MoveKind::Live),
+        why,
+        findings,
+    }
+}
+
+/// The shares that a VM's files lie on.
+pub fn shares_of(vm: &VmFacts) -> BTreeSet<ShareId> {
+    vm.files
+        .iter()
+        .filter_map(|file| match &file.place {
+            Location::Share { share, .. } => Some(*share),
+            Location::Local { .. } => None,
+        })
+        .collect()
+}
+
+fn vm_state(facts: &LiveFacts<'_>, findings: &mut Vec<Finding>) {
+    let vm = facts.vm;
+    match vm.state {
+        VmState::Running => {}
+        VmState::ShutOff => findings.push(Finding::blocks(
+            FindingId::VmNotRunning,
+            &vm.name,
+            format!("VM {} is shut off on {}", vm.name, facts.source.name),
+            format!("Start it first: `ferry vm start {}`", vm.name),
+        )),
+        VmState::Paused => findings.push(Finding::blocks(
+            FindingId::VmPaused,
+            &vm.name,
+            format!("VM {} is paused on {}", vm.name, facts.source.name),
+            format!(
+                "Find out why (`virsh domstate --reason {}` on {}), then `virsh resume {}`",
+                vm.name, facts.source.name, vm.name
+            ),
+        )),
+        VmState::Incoming => findings.push(Finding::blocks(
+            FindingId::VmBusy,
+            &vm.name,
+            format!("VM {} is the receiving end of a move on {}", vm.name, facts.source.name),
+            "Wait for that move to end; `ferry job list` shows it",
+        )),
+    }
+    if let Some(job) = facts.busy {
+        findings.push(Finding::blocks(
+            FindingId::VmBusy,
+            &vm.name,
+            format!("Job {job} moves VM {} now", vm.name),
+            format!("Wait for it (`ferry job watch {job}`) or cancel it (`ferry job cancel {job}`)"),
+        ));
+    }
+}
+
+fn vm_devices(facts: &LiveFacts<'_>, findings: &mut Vec<Finding>) {
+    let vm = facts.vm;
+    if vm.snapshots > 0 {
+        findings.push(Finding::blocks(
+            FindingId::VmSnapshot,
+            &vm.name,
+            format!("VM {} has {} snapshot(s), which libvirt does not take along in a live move", vm.name, vm.snapshots),
+            format!(
+                "Delete them on {}: `virsh snapshot-list {}`, then `virsh snapshot-delete`",
+                facts.source.name, vm.name
+            ),
+        ));
+    }
+    for device in &vm.host_devices {
+        findings.push(Finding::blocks(
+            FindingId::VmHostDevice,
+            format!("{} {device}", vm.name),
+            format!("VM {} uses device {device} of host {}", vm.name, facts.source.name),
+            "Detach the device from the VM before the move",
+        ));
+    }
+    if vm.tpm {
+        findings.push(Finding::blocks(
+            FindingId::VmHostDevice,
+            format!("{} tpm", vm.name),
+            format!("VM {} has an emulated TPM whose state lies on host {} only", vm.name, facts.source.name),
+            "Shut the VM down and move it with its TPM state by hand; a live move would lose the TPM's content",
+        ));
+    }
+}
+
+fn host_state(side: &Side<'_>, findings: &mut Vec<Finding>) {
+    if !side.reachable {
+        findings.push(Finding::blocks(
+            FindingId::HostUnreachable,
+            side.name,
+            format!("The agent on host {} does not answer", side.name),
+            format!("Check that the host is up and `ferry-agent run` is running on it; see `ferry host show {}`", side.name),
+        ));
+    }
+    if let Some(facts) = side.facts {
+        for finding in &facts.findings {
+            findings.push(Finding { object: side.name.to_owned(), ..finding.clone() });
+        }
+    }
+}
+
+fn destination_room(facts: &LiveFacts<'_>, findings: &mut Vec<Finding>) {
+    let (vm, destination) = (facts.vm, &facts.destination);
+    if let Some(host) = destination.facts {
+        let needed = ByteCount(vm.memory.0.saturating_add(MEMORY_MARGIN.0));
+        if host.memory_free < needed {
+            findings.push(Finding::blocks(
+                FindingId::HostMemory,
+                destination.name,
+                format!(
+                    "VM {} needs {needed} ({} and {MEMORY_MARGIN} for QEMU), and host {} has {} free",
+                    vm.name, vm.memory, destination.name, host.memory_free
+                ),
+                "Free memory there, or choose another host with `ferry vm hosts`",
+            ));
+        }
+    }
+    for other in destination.vms {
+        if other.id == vm.id {
+            findings.push(Finding::blocks(
+                FindingId::VmUuidTaken,
+                &vm.name,
+                format!("Host {} already has a VM with UUID {}, named {}", destination.name, vm.id, other.name),
+                format!(
+                    "If it is a leftover, remove it on {}: `virsh undefine {}`; otherwise give one of them another UUID",
+                    destination.name, other.name
+                ),
+            ));
+        } else if other.name == vm.name {
+            findings.push(Finding::blocks(
+                FindingId::VmNameTaken,
+                &vm.name,
+                format!("Host {} already has another VM named {} (UUID {})", destination.name, vm.name, other.id),
+                format!("Rename one of them: `virsh domrename {} NEW-NAME` on {}", vm.name, destination.name),
+            ));
+        }
+    }
+}
+
+fn file_reach(facts: &LiveFacts<'_>, file: &VmFile, findings: &mut Vec<Finding>) {
+    let vm = &facts.vm.name;
+    let object = format!("{vm} {}", file.device);
+    let (source, destination) = (facts.source.name, facts.destination.name);
+    match (&file.place, file.role) {
+        (Location::Local { path, .. }, FileRole::Media) => findings.push(Finding::blocks(
+            FindingId::VmLocalMedia,
+            object,
+            format!("Drive {} of VM {vm} holds {path}, which lies on host {source} only", file.device),
+            format!("Eject it (`virsh change-media {vm} {} --eject` on {source}) or put it on a share", file.device),
+        )),
+        (Location::Local { path, .. }, FileRole::NotAFile) => findings.push(Finding::blocks(
+            FindingId::DiskNotShared,
+            object,
+            format!("Disk {} of VM {vm} is {path}, which is not a file on a share", file.device),
+            "Move the disk to a file on a share that both hosts reach",
+        )),
+        (Location::Local { path, .. }, FileRole::Disk | FileRole::Nvram) => findings.push(Finding::blocks(
+            FindingId::DiskNotShared,
+            object,
+            format!("{} of VM {vm} is {path} on host {source}, not on a share", role_and_device(file)),
+            format!("Put the file on a share that {source} and {destination} both reach (`ferry share list`)"),
+        )),
+        (Location::Share { share, path }, _) => {
+            let name = share_name(facts, *share);
+            for side in [&facts.source, &facts.destination] {
+                let attached = side.shares.iter().find(|attached| attached.id == *share);
+                let trouble = match attached {
+                    None if side.reachable => Some("is not attached on it".to_owned()),
+                    Some(AttachedShare { trouble: Some(trouble), .. }) => Some(format!("cannot be used on it: {trouble}")),
+                    None | Some(AttachedShare { trouble: None, .. }) => None,
+                };
+                if let Some(trouble) = trouble {
+                    findings.push(Finding::blocks(
+                        FindingId::ShareNotAttached,
+                        &object,
+                        format!(
+                            "{} of VM {vm} is {path} on share {name}, and host {} does not reach it: the share {trouble}",
+                            role_and_device(file),
+                            side.name
+                        ),
+                        format!("Attach the share: `ferry share attach {name} --host {}`", side.name),
+                    ));
+                }
+            }
+        }
+    }
+    if file.role == FileRole::Disk && !file.read_only && !file.stops_on_error {
+        findings.push(Finding::warns(
+            FindingId::DiskUnsafe,
+            format!("{vm} {}", file.device),
+            format!("Disk {} of VM {vm} shows I/O errors to the guest when the file server is away", file.device),
+            "Set error_policy='stop' in the disk's <driver>, so that the VM waits instead",
+        ));
+    }
+}
+
+fn sameness(facts: &LiveFacts<'_>, findings: &mut Vec<Finding>) {
+    let (source, destination) = (facts.source.name, facts.destination.name);
+    for share in shares_of(facts.vm) {
+        let name = share_name(facts, share);
+        match facts.sameness.get(&share) {
+            None | Some(Sameness::Proven) => {}
+            Some(Sameness::Different) => findings.push(not_same(&name, source, destination)),
+            Some(Sameness::NotProven(why)) => findings.push(Finding::blocks(
+                FindingId::ShareNotSame,
+                &name,
+                format!("Whether {source} and {destination} see the same share {name} could not be shown: {why}"),
+                "See that the share can be written from both hosts, then try again",
+            )),
+        }
+    }
+}
+
+/// The finding of two mounts that are not of one share.
+pub fn not_same(share: &str, one: &str, other: &str) -> Finding {
+    Finding::blocks(
+        FindingId::ShareNotSame,
+        share,
+        format!("A file that {one} wrote on share {share} is not there for {other}: two different shares stand behind one name"),
+        "Check what the server's name resolves to on both hosts, and what is mounted at an adopted path",
+    )
+}
+
+fn role_and_device(file: &VmFile) -> String {
+    match file.role {
+        FileRole::Disk | FileRole::NotAFile => format!("Disk {}", file.device),
+        FileRole::Media => format!("Drive {}", file.device),
+        FileRole::Nvram => "The NVRAM".to_owned(),
+    }
+}
+
+fn share_name(facts: &LiveFacts<'_>, share: ShareId) -> String {
+    facts.shares.get(&share).map_or_else(|| share.to_string(), |named| named.name.clone())
+}
+
+#[cfg(test)]
+mod tests {
+    use uuid::Uuid;
+
+    use super::*;
+    use crate::{finding::Severity, id::HostId, share::AttachMode};
+
+    const VM: VmId = VmId(Uuid::from_u128(1));
+    const SHARE: ShareId = ShareId(Uuid::from_u128(2));
+    const KVM1: HostId = HostId(Uuid::from_u128(3));
+
+    /// A VM and two hosts between which nothing stands; each test spoils one fact.
+    struct Fixture {
+        vm: VmFacts,
+        busy: Option<JobId>,
+        source: Host,
+        destination: Host,
+        sameness: BTreeMap<ShareId, Sameness>,
+    }
+
+    struct Host {
+        name: &'static str,
+        reachable: bool,
+        facts: HostFacts,
+        vms: Vec<VmFacts>,
+        shares: Vec<AttachedShare>,
+    }
+
+    fn attached() -> AttachedShare {
+        AttachedShare {
+            id: SHARE,
+            unc: "\\\\fs1.ferry.lab\\vms".parse().expect("well formed"),
+            mode: AttachMode::Mounted,
+            trouble: None,
+            free: None,
+        }
+    }
+
+    fn host(name: &'static str) -> Host {
+        Host {
+            name,
+            reachable: true,
+            facts: HostFacts {
+                hostname: name.into(),
+                machine_id: name.into(),
+                hypervisor_uuid: name.into(),
+                cpus: 2,
+                memory_total: ByteCount::gib(8),
+                memory_free: ByteCount::gib(4),
+                libvirt_version: "11.3.0".into(),
+                qemu_version: "10.0.2".into(),
+                agent_version: "0.1.0".into(),
+                api_versions: vec![1],
+                findings: Vec::new(),
+            },
+            vms: Vec::new(),
+            shares: vec![attached()],
+        }
+    }
+
+    fn disk(place: Location) -> VmFile {
+        VmFile {
+            role: FileRole::Disk,
+            device: "vda".into(),
+            place,
+            read_only: false,
+            shareable: false,
+            has_backing: false,
+            stops_on_error: true,
+        }
+    }
+
+    fn on_share() -> Location {
+        Location::Share { share: SHARE, path: "web01/disk.raw".into() }
+    }
+
+    fn local(path: &str) -> Location {
+        Location::Local { host: KVM1, path: path.into() }
+    }
+
+    fn vm() -> VmFacts {
+        VmFacts {
+            id: VM,
+            name: "web01".into(),
+            state: VmState::Running,
+            persistent: true,
+            autostart: false,
+            vcpus: 1,
+            memory: ByteCount::gib(1),
+            files: vec![disk(on_share())],
+            snapshots: 0,
+            host_devices: Vec::new(),
+            tpm: false,
+            networks: Vec::new(),
+        }
+    }
+
+    impl Fixture {
+        fn new() -> Self {
+            Self {
+                vm: vm(),
+                busy: None,
+                source: host("kvm1"),
+                destination: host("kvm2"),
+                sameness: BTreeMap::from([(SHARE, Sameness::Proven)]),
+            }
+        }
+
+        fn findings(&self) -> Vec<Finding> {
+            let shares =
+                BTreeMap::from([(SHARE, NamedShare { name: "vms".into(), unc: attached().unc })]);
+            live(&LiveFacts {
+                vm: &self.vm,
+                busy: self.busy,
+                source: self.source.side(),
+                destination: self.destination.side(),
+                shares: &shares,
+                sameness: &self.sameness,
+            })
+        }
+    }
+
+    impl Host {
+        fn side(&self) -> Side<'_> {
+            Side {
+                name: self.name,
+                reachable: self.reachable,
+                facts: Some(&self.facts),
+                vms: &self.vms,
+                shares: &self.shares,
+            }
+        }
+    }
+
+    #[test]
+    fn nothing_stands_against_a_good_move() {
+        assert_eq!(Fixture::new().findings(), []);
+    }
+
+    type Spoil = fn(&mut Fixture);
+
+    /// One row each: what is wrong, the id, and words that the finding must hold (the object and the fix).
+    const ROWS: &[(&str, Spoil, FindingId, &[&str])] = &[
+        ("stopped", |f| f.vm.state = VmState::ShutOff, FindingId::VmNotRunning, &["web01", "ferry vm start web01"]),
+        ("paused", |f| f.vm.state = VmState::Paused, FindingId::VmPaused, &["web01", "virsh resume web01"]),
+        ("incoming", |f| f.vm.state = VmState::Incoming, FindingId::VmBusy, &["web01", "ferry job list"]),
+        ("already there", |f| f.destination.name = "kvm1", FindingId::VmAlreadyThere, &["web01", "kvm1"]),
+        ("busy", |f| f.busy = Some(JobId(7)), FindingId::VmBusy, &["web01", "ferry job watch 7"]),
+        ("destination away", |f| f.destination.reachable = false, FindingId::HostUnreachable, &["kvm2"]),
+        ("source away", |f| f.source.reachable = false, FindingId::HostUnreachable, &["kvm1"]),
+        (
+            "local disk",
+            |f| f.vm.files.push(disk(local("/srv/data.raw"))),
+            FindingId::DiskNotShared,
+            &["vda", "/srv/data.raw", "kvm1", "kvm2"],
+        ),
+        (
+            "block device",
+            |f| f.vm.files = vec![VmFile { role: FileRole::NotAFile, ..disk(local("/dev/sdb")) }],
+            FindingId::DiskNotShared,
+            &["vda", "/dev/sdb"],
+        ),
+        (
+            "local NVRAM",
+            |f| f.vm.files = vec![VmFile { role: FileRole::Nvram, ..disk(local("/var/lib/libvirt/nvram.fd")) }],
+            FindingId::DiskNotShared,
+            &["NVRAM", "/var/lib/libvirt/nvram.fd"],
+        ),
+        (
+            "local medium",
+            |f| f.vm.files.push(VmFile { role: FileRole::Media, device: "sda".into(), ..disk(local("/iso/d.iso")) }),
+            FindingId::VmLocalMedia,
+            &["sda", "/iso/d.iso", "--eject"],
+        ),
+        (
+            "share on the source only",
+            |f| f.destination.shares.clear(),
+            FindingId::ShareNotAttached,
+            &["vms", "kvm2", "web01/disk.raw", "ferry share attach vms --host kvm2"],
+        ),
+        (
+            "share in trouble",
+            |f| f.destination.shares[0].trouble = Some("the mount does not answer".into()),
+            FindingId::ShareNotAttached,
+            &["kvm2", "the mount does not answer"],
+        ),
+        (
+            "two shares of one name",
+            |f| {
+                f.sameness.insert(SHARE, Sameness::Different);
+            },
+            FindingId::ShareNotSame,
+            &["vms", "kvm1", "kvm2"],
+        ),
+        (
+            "sameness not shown",
+            |f| {
+                f.sameness.insert(SHARE, Sameness::NotProven("read only".into()));
+            },
+            FindingId::ShareNotSame,
+            &["vms", "read only"],
+        ),
+        (
+            "no memory",
+            |f| f.destination.facts.memory_free = ByteCount::gib(1),
+            FindingId::HostMemory,
+            &["kvm2", "1.1 GiB", "1.0 GiB"],
+        ),
+        ("snapshot", |f| f.vm.snapshots = 2, FindingId::VmSnapshot, &["web01", "snapshot-delete"]),
+        (
+            "host device",
+            |f| f.vm.host_devices.push("pci 0000:01:00.0".into()),
+            FindingId::VmHostDevice,
+            &["0000:01:00.0", "Detach"],
+        ),
+        ("TPM", |f| f.vm.tpm = true, FindingId::VmHostDevice, &["TPM"]),
+        (
+            "UUID taken",
+            |f| f.destination.vms.push(VmFacts { name: "old".into(), state: VmState::ShutOff, ..vm() }),
+            FindingId::VmUuidTaken,
+            &["kvm2", "old", "virsh undefine old"],
+        ),
+        (
+            "name taken",
+            |f| f.destination.vms.push(VmFacts { id: VmId(Uuid::from_u128(9)), ..vm() }),
+            FindingId::VmNameTaken,
+            &["kvm2", "web01", "virsh domrename"],
+        ),
+        (
+            "libvirt without shared_filesystems",
+            |f| {
+                f.destination.facts.findings.push(Finding::blocks(
+                    FindingId::HostSharedFilesystems,
+                    "this host",
+                    "libvirt does not know that /srv/ferry is shared",
+                    "Run `ferry-agent setup`",
+                ));
+            },
+            FindingId::HostSharedFilesystems,
+            &["kvm2", "ferry-agent setup"],
+        ),
+    ];
+
+    #[test]
+    fn each_fact_that_stands_against_a_move_is_found_alone_and_named() {
+        for (row, spoil, id, words) in ROWS {
+            let mut fixture = Fixture::new();
+            spoil(&mut fixture);
+            let findings = fixture.findings();
+            let [finding] = &findings[..] else { panic!("{row}: {findings:#?}") };
+            assert_eq!((finding.id, finding.severity), (*id, Severity::Blocks), "{row}");
+            let text = format!("{}\n{}\n{}", finding.object, finding.message, finding.fix);
+            for word in *words {
+                assert!(text.contains(word), "{row}: {word:?} is not in {text}");
+            }
+            assert!(!finding.message.ends_with('.') && !finding.fix.is_empty(), "{row}: {text}");
+        }
+    }
+
+    #[test]
+    fn a_disk_that_shows_errors_to_the_guest_is_warned_of() {
+        let mut fixture = Fixture::new();
+        fixture.vm.files[0].stops_on_error = false;
+        let findings = fixture.findings();
+        assert_eq!(findings.len(), 1);
+        assert_eq!((findings[0].id, findings[0].severity), (FindingId::DiskUnsafe, Severity::Warns));
+    }
+
+    #[test]
+    fn blocking_findings_come_first() {
+        let mut fixture = Fixture::new();
+        fixture.vm.files[0].stops_on_error = false;
+        fixture.destination.facts.memory_free = ByteCount(0);
+        let severities: Vec<_> = fixture.findings().iter().map(|finding| finding.severity).collect();
+        assert_eq!(severities, [Severity::Blocks, Severity::Warns]);
+    }
+
+    fn placed(host: &str, id: u128, name: &str, state: VmState) -> Placed {
+        Placed { host: host.into(), id: VmId(Uuid::from_u128(id)), name: name.into(), state }
+    }
+
+    #[test]
+    fn a_reference_finds_one_vm_or_says_why_not() {
+        let inventory = [
+            placed("kvm1", 1, "web01", VmState::Running),
+            placed("kvm1", 2, "db", VmState::Running),
+            placed("kvm2", 3, "db", VmState::ShutOff),
+            // Left behind by an earlier move: the one with a process counts.
+            placed("kvm2", 1, "web01", VmState::ShutOff),
+            placed("kvm1", 5, "twin", VmState::Running),
+            placed("kvm2", 5, "twin", VmState::Running),
+        ];
+        let uuid = Uuid::from_u128(2).to_string();
+        for (reference, expected) in [
+            ("web01", Ok(0)),
+            ("kvm2/web01", Ok(3)),
+            ("db", Err(FindingId::VmAmbiguous)),
+            ("kvm2/db", Ok(2)),
+            (uuid.as_str(), Ok(1)),
+            ("nope", Err(FindingId::VmUnknown)),
+            ("kvm3/web01", Err(FindingId::VmUnknown)),
+            ("", Err(FindingId::VmUnknown)),
+            ("twin", Err(FindingId::VmRunsTwice)),
+        ] {
+            assert_eq!(resolve_vm(reference, &inventory).map_err(|finding| finding.id), expected, "{reference}");
+        }
+        let ambiguous = resolve_vm("db", &inventory).expect_err("two of that name");
+        assert!(ambiguous.message.contains("kvm1/db, kvm2/db"), "{}", ambiguous.message);
+    }
+}

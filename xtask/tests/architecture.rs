@@ -1,0 +1,199 @@
+//! The invariants of absence of ARCHITECTURE.md, held by reading manifests and sources.
+//!
+//! They are read as text: a crate that must not see another must not even name it.
+
+use std::{
+    collections::BTreeSet,
+    fs,
+    path::{Path, PathBuf},
+};
+
+fn root() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("xtask lies in the workspace").to_owned()
+}
+
+/// The names below `[dependencies]` of a crate, without those for tests.
+fn dependencies(name: &str) -> BTreeSet<String> {
+    let manifest = root().join("crates").join(name).join("Cargo.toml");
+    let text = fs::read_to_string(&manifest).unwrap_or_else(|error| panic!("{}: {error}", manifest.display()));
+    let mut inside = false;
+    let mut found = BTreeSet::new();
+    for line in text.lines().map(str::trim) {
+        if line.starts_with('[') {
+            inside = line == "[dependencies]";
+        } else if inside && !line.starts_with('#') {
+            if let Some(name) = line.split(['=', '.', ' ']).next().filter(|name| !name.is_empty()) {
+                found.insert(name.to_owned());
+            }
+        }
+    }
+    assert!(!found.is_empty() || name == "core", "{} lists no dependency: is it read rightly?", manifest.display());
+    found
+}
+
+fn sources(folder: &Path) -> Vec<(PathBuf, String)> {
+    let mut files = Vec::new();
+    let mut folders = vec![folder.to_owned()];
+    while let Some(folder) = folders.pop() {
+        for entry in fs::read_dir(&folder).unwrap_or_else(|error| panic!("{}: {error}", folder.display())) {
+            let path = entry.expect("a readable entry").path();
+            if path.is_dir() {
+                folders.push(path);
+            } else if path.extension().is_some_and(|extension| extension == "rs") {
+                let text = fs::read_to_string(&path).expect("sources are UTF-8");
+                files.push((path, text));
+            }
+        }
+    }
+    assert!(!files.is_empty(), "{} holds no source", folder.display());
+    files
+}
+
+fn crate_sources(name: &str) -> Vec<(PathBuf, String)> {
+    sources(&root().join("crates").join(name).join("src"))
+}
+
+/// Lines of code (comments and what follows the file's own tests left out) that hold one of `words`.
+fn lines_with(files: &[(PathBuf, String)], words: &[&str]) -> Vec<String> {
+    let mut hits = Vec::new();
+    for (path, text) in files {
+        for (number, line) in text.lines().enumerate() {
+            if line.trim_start().starts_with("#[cfg(test)]") {
+                break;
+            }
+            let code = line.split("//").next().unwrap_or_default();
+            if words.iter().any(|word| code.contains(word)) {
+                hits.push(format!("{}:{}: {}", path.display(), number + 1, line.trim()));
+            }
+        }
+    }
+    hits
+}
+
+#[track_caller]
+fn none(hits: &[String], rule: &str) {
+    assert!(hits.is_empty(), "{rule}\n{}", hits.join("\n"));
+}
+
+#[test]
+fn crates_depend_only_along_the_arrows() {
+    for (name, allowed) in [
+        ("core", &[][..]),
+        ("trust", &["ferry-core"]),
+        ("wire", &["ferry-core", "ferry-trust"]),
+        ("drivers", &["ferry-core"]),
+        ("client", &["ferry-core", "ferry-trust"]),
+        ("agent", &["ferry-core", "ferry-trust", "ferry-wire", "ferry-drivers"]),
+        ("server", &["ferry-core", "ferry-trust", "ferry-client"]),
+        ("cli", &["ferry-core", "ferry-trust", "ferry-client"]),
+    ] {
+        for dependency in dependencies(name) {
+            assert!(
+                !dependency.starts_with("ferry-") || allowed.contains(&dependency.as_str()),
+                "{name} must not depend on {dependency}"
+            );
+        }
+    }
+}
+
+#[test]
+fn core_is_pure() {
+    for banned in ["tokio", "tracing", "axum", "reqwest", "nix", "log"] {
+        assert!(!dependencies("core").contains(banned), "core must not depend on {banned}");
+    }
+    let core = crate_sources("core");
+    none(
+        &lines_with(&core, &["async fn", "::now(", "std::fs", "std::net::Tcp", "std::process", "std::thread", "println!"]),
+        "core decides; it does not act, and time is an argument",
+    );
+}
+
+#[test]
+fn only_drivers_link_libvirt_and_run_mounts() {
+    for name in ["core", "trust", "wire", "client", "agent", "server", "cli"] {
+        let found = dependencies(name);
+        for banned in ["virt-sys", "virt", "roxmltree", "xot"] {
+            assert!(!found.contains(banned), "{name} must not depend on {banned}");
+        }
+        none(
+            &lines_with(&crate_sources(name), &["\"mount\"", "\"umount\"", "\"smbclient\"", "\"smbnetfs\"", "\"crm_"]),
+            "mounts and cluster commands are run by drivers alone",
+        );
+    }
+}
+
+#[test]
+fn unsafe_code_sits_in_one_small_file_of_each_boundary() {
+    let mut allowed = Vec::new();
+    for name in ["core", "trust", "wire", "client", "agent", "server", "cli", "drivers"] {
+        for (path, text) in crate_sources(name) {
+            if text.contains("allow(unsafe_code)") {
+                allowed.push(path);
+            }
+        }
+    }
+    assert_eq!(allowed.len(), 1, "one file talks to libvirt's C interface: {allowed:?}");
+    assert!(allowed[0].starts_with(root().join("crates/drivers/src/hypervisor/libvirt")), "{allowed:?}");
+}
+
+#[test]
+fn the_server_sees_no_guest_bytes_and_only_it_opens_the_database() {
+    let server = dependencies("server");
+    for banned in ["ferry-wire", "ferry-drivers"] {
+        assert!(!server.contains(banned), "server must not depend on {banned}");
+    }
+    for name in ["core", "trust", "wire", "drivers", "client", "agent", "cli"] {
+        assert!(!dependencies(name).contains("sqlx"), "{name} must not open a database");
+    }
+}
+
+#[test]
+fn agents_never_call_the_server() {
+    let agent = dependencies("agent");
+    for banned in ["ferry-client", "ferry-server", "reqwest"] {
+        assert!(!agent.contains(banned), "agent must not depend on {banned}");
+    }
+}
+
+#[test]
+fn wire_knows_nothing_of_vms() {
+    none(
+        &lines_with(&crate_sources("wire"), &["VmId", "ferry_core::vm", "libvirt", "domain_"]),
+        "wire moves bytes between two sockets and reports",
+    );
+}
+
+#[test]
+fn only_the_command_line_and_set_up_commands_print() {
+    for name in ["core", "trust", "wire", "drivers", "client", "agent", "server"] {
+        let files: Vec<_> = crate_sources(name)
+            .into_iter()
+            .filter(|(path, _)| {
+                // Programs' entry points and the set-up command talk to a person.
+                !path.ends_with("main.rs") && !path.ends_with("setup.rs") && !path.components().any(|part| part.as_os_str() == "setup")
+            })
+            .collect();
+        none(&lines_with(&files, &["println!", "eprintln!", "print!(", "dbg!"]), "only cli and set-up commands print");
+    }
+}
+
+#[test]
+fn mount_points_do_not_appear_above_drivers() {
+    none(
+        &lines_with(&crate_sources("core"), &["std::path", "PathBuf"]),
+        "files are named by Location everywhere above drivers",
+    );
+}
+
+#[test]
+fn no_source_naps() {
+    for name in ["core", "trust", "wire", "drivers", "client", "agent", "server", "cli", "lab"] {
+        let tests = root().join("crates").join(name).join("tests");
+        if tests.is_dir() {
+            none(
+                &lines_with(&sources(&tests), &["thread::sleep(", "time::sleep("]),
+                "a test waits for a condition with a deadline",
+            );
+        }
+    }
+}
