@@ -1,0 +1,202 @@
+//! One direction out: read from the local socket, frame, write to the peer. Mirror of `receiver.rs`.
+
+use std::{collections::VecDeque, io, sync::atomic::Ordering, time::Duration};
+
+use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
+
+use crate::{
+    WireError,
+    channel::{Inspect, Shared},
+    frame::{Chain, DATA_BYTES_MAX, Header, REASON_BYTES_MAX},
+    window::Pace,
+};
+
+/// How long a last word to the peer may take.
+const ABORT_DEADLINE: Duration = Duration::from_millis(500);
+/// Frames whose round trip is still measured; more are simply not measured.
+const TIMED_FRAMES_MAX: usize = 64;
+
+pub(crate) struct Sender<'a, P, R> {
+    peer: P,
+    local: Option<R>,
+    inspect: Option<Box<dyn Inspect>>,
+    shared: &'a Shared,
+    pace: Pace,
+    chunk: Vec<u8>,
+    passed: Vec<u8>,
+    chain: Chain,
+    /// Bytes sent as Data.
+    sent: u64,
+    acked: u64,
+    acknowledged: u64,
+    ended: bool,
+    timed: VecDeque<(u64, Duration)>,
+}
+
+impl<'a, P, R> Sender<'a, P, R>
+where
+    P: AsyncWrite + Unpin,
+    R: AsyncRead + Unpin,
+{
+    pub(crate) fn new(
+        peer: P,
+        local: R,
+        inspect: Option<Box<dyn Inspect>>,
+        downtime_limit: Duration,
+        shared: &'a Shared,
+    ) -> Self {
+        Self {
+            peer,
+            local: Some(local),
+            inspect,
+            shared,
+            pace: Pace::new(downtime_limit),
+            chunk: vec![0; DATA_BYTES_MAX],
+            passed: Vec::new(),
+            chain: Chain::default(),
+            sent: 0,
+            acked: 0,
+            acknowledged: 0,
+            ended: false,
+            timed: VecDeque::new(),
+        }
+    }
+
+    /// Sends until the local stream is complete and acknowledged, and the peer's stream is complete.
+    pub(crate) async fn run(&mut self) -> Result<(), WireError> {
+        loop {
+            self.take_acks();
+            self.send_ack().await?;
+            let inbound_done = self.shared.inbound_done.load(Ordering::Acquire);
+            if self.ended && inbound_done && self.acked == self.sent {
+                // The last acknowledgement of the peer's stream is out; the peer may close after us.
+                self.send_ack().await?;
+                self.peer.shutdown().await.or_else(ignore_closed).map_err(WireError::Peer)?;
+                return Ok(());
+            }
+            let room = self.pace.window().saturating_sub(self.sent - self.acked).min(DATA_BYTES_MAX as u64) as usize;
+            let reads = self.local.is_some() && room > 0;
+            let local = &mut self.local;
+            let chunk = &mut self.chunk[..room];
+            tokio::select! {
+                biased;
+                () = self.shared.ack_due.notified() => {}
+                () = self.shared.window_open.notified() => {}
+                read = async { local.as_mut().expect("guarded by `reads`").read(chunk).await }, if reads => {
+                    match read.map_err(WireError::Local)? {
+                        0 => self.end().await?,
+                        count => self.send_data(count).await?,
+                    }
+                }
+            }
+        }
+    }
+
+    async fn send_data(&mut self, count: usize) -> Result<(), WireError> {
+        match &mut self.inspect {
+            None => {
+                let header = Header::raw_data(&self.chunk[..count], self.sent);
+                self.account(header, count);
+                write_frame(&mut self.peer, header, &self.chunk[..count], self.shared).await?;
+            }
+            Some(inspect) => {
+                self.passed.clear();
+                inspect.pass(&self.chunk[..count], &mut self.passed).map_err(WireError::Refused)?;
+                let mut start = 0;
+                while start < self.passed.len() {
+                    let end = (start + DATA_BYTES_MAX).min(self.passed.len());
+                    let header = Header::raw_data(&self.passed[start..end], self.sent);
+                    self.account(header, end - start);
+                    write_frame(&mut self.peer, header, &self.passed[start..end], self.shared).await?;
+                    start = end;
+                }
+                if let Some(inspect) = &mut self.inspect {
+                    inspect.delivered();
+                }
+            }
+        }
+        self.peer.flush().await.map_err(WireError::Peer)
+    }
+
+    fn account(&mut self, header: Header, count: usize) {
+        if let Header::Data { checksum, .. } = header {
+            self.chain.push(checksum);
+        }
+        self.sent += count as u64;
+        // Before the frame goes out, so that its acknowledgement never comes first.
+        self.shared.sent.store(self.sent, Ordering::Release);
+        self.shared.meter.add_sent(count as u64);
+        if self.timed.len() < TIMED_FRAMES_MAX {
+            self.timed.push_back((self.sent, self.shared.started.elapsed()));
+        }
+    }
+
+    async fn end(&mut self) -> Result<(), WireError> {
+        self.local = None;
+        self.ended = true;
+        let header = Header::End { total: self.sent, checksum: self.chain.value() };
+        write_frame(&mut self.peer, header, &[], self.shared).await?;
+        self.peer.flush().await.map_err(WireError::Peer)
+    }
+
+    fn take_acks(&mut self) {
+        let acked = self.shared.acked.load(Ordering::Acquire);
+        if acked == self.acked {
+            return;
+        }
+        let now = self.shared.started.elapsed();
+        while let Some(&(offset, at)) = self.timed.front() {
+            if offset > acked {
+                break;
+            }
+            self.pace.round_trip(now.saturating_sub(at));
+            self.timed.pop_front();
+        }
+        self.shared.meter.add_acked(acked - self.acked);
+        self.acked = acked;
+        self.pace.delivered(now, acked);
+    }
+
+    async fn send_ack(&mut self) -> Result<(), WireError> {
+        let delivered = self.shared.delivered.load(Ordering::Acquire);
+        if delivered == self.acknowledged {
+            return Ok(());
+        }
+        self.acknowledged = delivered;
+        write_frame(&mut self.peer, Header::Ack { delivered }, &[], self.shared).await?;
+        self.peer.flush().await.map_err(WireError::Peer)
+    }
+
+    /// Tells the peer why this end gives up; best effort, bounded.
+    pub(crate) async fn abort(&mut self, error: &WireError) {
+        let reason = error.to_string();
+        let reason = &reason.as_bytes()[..reason.len().min(REASON_BYTES_MAX)];
+        let header = Header::Abort { length: reason.len() as u32, checksum: xxhash_rust::xxh3::xxh3_64(reason) };
+        let last_word = async {
+            write_frame(&mut self.peer, header, reason, self.shared).await?;
+            self.peer.shutdown().await.map_err(WireError::Peer)
+        };
+        let _ = tokio::time::timeout(ABORT_DEADLINE, last_word).await;
+    }
+}
+
+async fn write_frame<P: AsyncWrite + Unpin>(
+    peer: &mut P,
+    header: Header,
+    payload: &[u8],
+    shared: &Shared,
+) -> Result<(), WireError> {
+    let head = header.encode();
+    peer.write_all(&head).await.map_err(WireError::Peer)?;
+    peer.write_all(payload).await.map_err(WireError::Peer)?;
+    shared.meter.add_wire((head.len() + payload.len()) as u64);
+    Ok(())
+}
+
+/// The peer may close first when both streams are complete.
+fn ignore_closed(error: io::Error) -> io::Result<()> {
+    match error.kind() {
+        io::ErrorKind::NotConnected | io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset => Ok(()),
+        _ => Err(error),
+    }
+}

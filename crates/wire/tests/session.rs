@@ -1,0 +1,264 @@
+//! Sessions over real TLS on loopback, and channels over in-memory pipes.
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
+
+use ferry_core::id::SessionId;
+use ferry_trust::{Clients, KeyPair, client_config, random_secret, server_config};
+use ferry_wire::{
+    WireError,
+    channel::{Inspect, Options, carry},
+    hello::Channel,
+    meter::Meter,
+    session::{Acceptor, Dialer, SessionKey},
+    window::{WINDOW_BYTES_MAX, WINDOW_BYTES_MIN},
+};
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _, DuplexStream, duplex, split},
+    task::JoinHandle,
+};
+use uuid::Uuid;
+
+const DEADLINE: Duration = Duration::from_secs(20);
+const LIMIT: Duration = Duration::from_millis(300);
+
+fn key() -> SessionKey {
+    SessionKey { session: SessionId(Uuid::new_v4()), secret: random_secret() }
+}
+
+async fn within<T>(future: impl Future<Output = T>) -> T {
+    tokio::time::timeout(DEADLINE, future).await.expect("done in time")
+}
+
+struct Pair {
+    acceptor: Acceptor,
+    dialer: Dialer,
+    source: KeyPair,
+    destination: KeyPair,
+    key: SessionKey,
+}
+
+async fn pair() -> Pair {
+    let (source, destination) = (KeyPair::generate().expect("keys"), KeyPair::generate().expect("keys"));
+    let key = key();
+    let tls = server_config(&destination, Clients::Only(source.pin())).expect("config");
+    let acceptor = Acceptor::bind([127, 0, 0, 1].into(), 0..=0, tls, key).await.expect("a free port");
+    let tls = client_config(Some(&source), destination.pin()).expect("config");
+    let dialer = Dialer::new(acceptor.address(), tls, key);
+    Pair { acceptor, dialer, source, destination, key }
+}
+
+/// Runs one end of a channel in a task; returns the far end of its local socket.
+fn end<P>(peer: P, options: Options) -> (DuplexStream, JoinHandle<Result<(), WireError>>)
+where
+    P: tokio::io::AsyncRead + tokio::io::AsyncWrite + Send + Unpin + 'static,
+{
+    let (local, far) = duplex(64 << 10);
+    let (reader, writer) = split(local);
+    (far, tokio::spawn(async move { carry(peer, reader, writer, options).await }))
+}
+
+fn pattern(length: usize, seed: u64) -> Vec<u8> {
+    let mut state = seed | 1;
+    (0..length)
+        .map(|_| {
+            state ^= state << 13;
+            state ^= state >> 7;
+            state ^= state << 17;
+            state as u8
+        })
+        .collect()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn both_directions_arrive_whole_over_tls() {
+    let mut pair = pair().await;
+    let (dialed, accepted) = tokio::join!(pair.dialer.open(Channel::Memory(0)), pair.acceptor.accept());
+    let (channel, accepted) = accepted.expect("it listens");
+    assert_eq!(channel, Channel::Memory(0));
+    let meter = Arc::new(Meter::default());
+    let (near, source) = end(dialed.expect("accepted"), Options::new(LIMIT, Arc::clone(&meter)));
+    let (far, destination) = end(accepted, Options::new(LIMIT, Arc::default()));
+    let (there, back) = (pattern(9_000_001, 1), pattern(300_007, 2));
+    let exchange = |stream: DuplexStream, send: Vec<u8>, expect: Vec<u8>| async move {
+        let (mut reader, mut writer) = split(stream);
+        let (sent, received) = tokio::join!(
+            async move {
+                writer.write_all(&send).await?;
+                writer.shutdown().await
+            },
+            async move {
+                let mut all = Vec::new();
+                reader.read_to_end(&mut all).await.map(|_| all)
+            }
+        );
+        sent.expect("sent");
+        assert!(received.expect("received") == expect, "the streams differ");
+    };
+    within(async { tokio::join!(exchange(near, there.clone(), back.clone()), exchange(far, back, there)) }).await;
+    within(source).await.expect("no panic").expect("complete");
+    within(destination).await.expect("no panic").expect("complete");
+    assert_eq!((meter.sent_plain(), meter.received_plain(), meter.waiting()), (9_000_001, 300_007, 0));
+    assert!(meter.wire() > 9_300_000);
+}
+
+#[tokio::test]
+async fn half_close_leaves_the_other_direction_open() {
+    let (one, other) = duplex(1 << 16);
+    let (mut near, source) = end(one, Options::new(LIMIT, Arc::default()));
+    let (mut far, destination) = end(other, Options::new(LIMIT, Arc::default()));
+    near.shutdown().await.expect("half closed");
+    let mut nothing = Vec::new();
+    within(far.read_to_end(&mut nothing)).await.expect("end of stream");
+    assert!(nothing.is_empty());
+    far.write_all(b"still here").await.expect("open");
+    far.shutdown().await.expect("closed");
+    let mut answer = Vec::new();
+    within(near.read_to_end(&mut answer)).await.expect("whole");
+    assert_eq!(answer, b"still here");
+    within(source).await.expect("no panic").expect("complete");
+    within(destination).await.expect("no panic").expect("complete");
+}
+
+#[tokio::test]
+async fn a_receiver_that_stands_still_bounds_what_is_accepted() {
+    let (one, other) = duplex(64 << 20);
+    let meter = Arc::new(Meter::default());
+    let (near, source) = end(one, Options::new(LIMIT, Arc::clone(&meter)));
+    let (mut far, destination) = end(other, Options::new(LIMIT, Arc::default()));
+    let (_reader, mut writer) = split(near);
+    let total = 32 << 20;
+    let feed = tokio::spawn(async move {
+        writer.write_all(&vec![7; total]).await?;
+        writer.shutdown().await
+    });
+    // Nothing is read at the far end: what is accepted must come to rest at the window.
+    within(async {
+        let (mut last, mut still) = (0, 0);
+        while still < 200 {
+            let sent = meter.sent_plain();
+            still = if sent == last && sent > 0 { still + 1 } else { 0 };
+            last = sent;
+            tokio::time::timeout(Duration::from_millis(1), std::future::pending::<()>()).await.unwrap_err();
+        }
+    })
+    .await;
+    assert!(meter.waiting_max() <= WINDOW_BYTES_MIN + (64 << 10), "{} waited", meter.waiting_max());
+    let mut all = Vec::new();
+    far.shutdown().await.expect("closed");
+    within(far.read_to_end(&mut all)).await.expect("whole");
+    assert_eq!(all.len(), total);
+    assert!(meter.waiting_max() <= WINDOW_BYTES_MAX);
+    within(feed).await.expect("no panic").expect("all taken");
+    within(source).await.expect("no panic").expect("complete");
+    within(destination).await.expect("no panic").expect("complete");
+}
+
+#[tokio::test]
+async fn a_peer_that_dies_in_mid_stream_is_an_error_at_once() {
+    let (one, other) = duplex(1 << 16);
+    let (mut near, source) = end(one, Options::new(LIMIT, Arc::default()));
+    near.write_all(b"some bytes").await.expect("taken");
+    drop(other);
+    let error = within(source).await.expect("no panic").expect_err("incomplete");
+    assert!(matches!(error, WireError::Peer(_)), "{error:?}");
+    let mut rest = Vec::new();
+    within(near.read_to_end(&mut rest)).await.expect("the local socket sees the end");
+}
+
+#[tokio::test]
+async fn a_changed_byte_anywhere_is_never_delivered_as_good() {
+    // A man in the middle who flips one byte of the framed stream: the receiver must fail, or deliver the truth.
+    let payload = pattern(3_000, 3);
+    for at in (0..3_100).step_by(37) {
+        let (one, mut middle_one) = duplex(1 << 16);
+        let (mut middle_two, other) = duplex(1 << 16);
+        let (mut near, source) = end(one, Options::new(LIMIT, Arc::default()));
+        let (mut far, destination) = end(other, Options::new(LIMIT, Arc::default()));
+        near.write_all(&payload).await.expect("taken");
+        near.shutdown().await.expect("closed");
+        let mut framed = vec![0; 32 + payload.len() + 32];
+        within(middle_one.read_exact(&mut framed)).await.expect("data and end");
+        framed[at % (32 + 3_000 + 32)] ^= 0x10;
+        middle_two.write_all(&framed).await.expect("passed on");
+        let mut got = Vec::new();
+        let outcome = async {
+            far.read_to_end(&mut got).await.expect("the local socket ends");
+            drop(far);
+            drop(middle_two);
+            destination.await.expect("no panic")
+        };
+        assert!(within(outcome).await.is_err(), "a flip at {at} was not seen");
+        assert!(got.is_empty() || got == payload, "a flip at {at} was delivered");
+        drop(middle_one);
+        let _ = within(source).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_wrong_secret_session_or_key_is_refused_and_the_next_is_served() {
+    let mut pair = pair().await;
+    let tls = client_config(Some(&pair.source), pair.destination.pin()).expect("config");
+    for wrong in [key(), SessionKey { secret: random_secret(), ..pair.key }] {
+        let dialer = Dialer::new(pair.acceptor.address(), Arc::clone(&tls), wrong);
+        let error = within(dialer.open(Channel::Control)).await.map(drop).expect_err("unknown");
+        assert!(matches!(error, WireError::Refused(_)), "{error:?}");
+    }
+    let stranger = KeyPair::generate().expect("keys");
+    let tls = client_config(Some(&stranger), pair.destination.pin()).expect("config");
+    let dialer = Dialer::new(pair.acceptor.address(), tls, pair.key);
+    assert!(within(dialer.open(Channel::Control)).await.is_err());
+    let (good, accepted) = tokio::join!(pair.dialer.open(Channel::Rpc), pair.acceptor.accept());
+    good.expect("served");
+    assert_eq!(accepted.expect("it listens").0, Channel::Rpc);
+}
+
+struct Watch {
+    limit: usize,
+    passed: usize,
+    delivered: Arc<AtomicUsize>,
+}
+
+impl Inspect for Watch {
+    fn pass(&mut self, bytes: &[u8], out: &mut Vec<u8>) -> Result<(), String> {
+        self.passed += bytes.len();
+        if self.passed > self.limit {
+            return Err("too much".to_owned());
+        }
+        out.extend_from_slice(bytes);
+        Ok(())
+    }
+
+    fn delivered(&mut self) {
+        self.delivered.store(self.passed, Ordering::SeqCst);
+    }
+}
+
+#[tokio::test]
+async fn an_inspector_hears_of_delivery_and_its_refusal_ends_the_channel() {
+    let (one, other) = duplex(1 << 16);
+    let delivered = Arc::new(AtomicUsize::new(0));
+    let watch = Watch { limit: 10, passed: 0, delivered: Arc::clone(&delivered) };
+    let (mut near, source) = end(one, Options::new(LIMIT, Arc::default()));
+    let options = Options { inbound: Some(Box::new(watch)), ..Options::new(LIMIT, Arc::default()) };
+    let (mut far, destination) = end(other, options);
+    near.write_all(b"0123456789").await.expect("taken");
+    let mut got = [0; 10];
+    within(far.read_exact(&mut got)).await.expect("passed");
+    within(async {
+        while delivered.load(Ordering::SeqCst) != 10 {
+            tokio::task::yield_now().await;
+        }
+    })
+    .await;
+    near.write_all(b"x").await.expect("taken");
+    let error = within(destination).await.expect("no panic").expect_err("refused");
+    assert!(matches!(&error, WireError::Refused(why) if why == "too much"), "{error:?}");
+    let error = within(source).await.expect("no panic").expect_err("told");
+    assert!(matches!(&error, WireError::Aborted(why) if why.contains("too much")), "{error:?}");
+}
