@@ -1,1 +1,7 @@
 //! Drivers of what Ferry does not own: hypervisors and file shares.
+//!
+//! Each trait has a real implementation and a fake, and one conformance suite that both pass. Mount points and
+//! libvirt's domains appear here and nowhere above.
+
+pub mod hypervisor;
+pub mod places;

@@ -1,0 +1,274 @@
+//! Reading and editing libvirt's XML. Edits are splices into the text: what is not understood stays as it is.
+
+use std::{ops::Range, path::PathBuf};
+
+use ferry_core::{
+    id::VmId,
+    units::ByteCount,
+    vm::{FileRole, VmFacts, VmFile, VmState},
+};
+use roxmltree::{Document, Node};
+use uuid::Uuid;
+
+use crate::hypervisor::{HypervisorError, translated};
+
+/// The host's UUID in libvirt's capabilities.
+pub(super) fn host_uuid(capabilities: &str) -> Option<String> {
+    let document = Document::parse(capabilities).ok()?;
+    let host = child(document.root_element(), "host")?;
+    child(host, "uuid")?.text().map(str::to_owned)
+}
+
+/// The facts that a definition holds. State, persistence, autostart and snapshots are not in it.
+pub(super) fn parse(xml: &str) -> Result<VmFacts<PathBuf>, HypervisorError> {
+    let nil = VmId(Uuid::nil());
+    let bad = |vm, reason: String| HypervisorError::Definition { vm, reason };
+    let document = Document::parse(xml).map_err(|error| bad(nil, error.to_string()))?;
+    let domain = document.root_element();
+    let text = |name| child(domain, name).and_then(|node| node.text()).map(str::trim);
+    let id: VmId = text("uuid")
+        .and_then(|uuid| uuid.parse().ok())
+        .ok_or_else(|| bad(nil, "it has no UUID".to_owned()))?;
+    let name = text("name").ok_or_else(|| bad(id, "it has no name".to_owned()))?;
+    let devices = children(domain, "devices").flat_map(|devices| devices.children().filter(Node::is_element));
+    let devices: Vec<Node<'_, '_>> = devices.collect();
+    let named = |tag: &'static str| devices.iter().copied().filter(move |node| node.has_tag_name(tag));
+    let mut files: Vec<VmFile<PathBuf>> = named("disk").filter_map(disk).collect();
+    files.extend(child(domain, "os").and_then(|os| child(os, "nvram")).and_then(nvram));
+    Ok(VmFacts {
+        id,
+        name: name.to_owned(),
+        state: VmState::ShutOff,
+        persistent: false,
+        autostart: false,
+        vcpus: text("vcpu").and_then(|count| count.parse().ok()).unwrap_or(1),
+        memory: child(domain, "memory").and_then(memory).unwrap_or_default(),
+        files,
+        snapshots: 0,
+        host_devices: named("hostdev").map(host_device).collect(),
+        tpm: named("tpm").next().is_some(),
+        networks: named("interface").filter_map(network).collect(),
+    })
+}
+
+/// The definition with every file's path rewritten by `folders`.
+///
+/// # Errors
+/// [`HypervisorError::Definition`] naming the first file that lies in none of them.
+pub(super) fn translate(
+    xml: &str,
+    vm: VmId,
+    folders: &[(PathBuf, PathBuf)],
+) -> Result<String, HypervisorError> {
+    let bad = |reason: String| HypervisorError::Definition { vm, reason };
+    let document = Document::parse(xml).map_err(|error| bad(error.to_string()))?;
+    let mut edits: Vec<(Range<usize>, String)> = Vec::new();
+    for node in document.descendants() {
+        let found = if node.has_tag_name("source") && is_disk_source(node) {
+            node.attribute_node("file").map(|file| (file.range_value(), file.value()))
+        } else if node.has_tag_name("nvram") {
+            node.children().find(Node::is_text).and_then(|text| Some((text.range(), text.text()?)))
+        } else {
+            None
+        };
+        if let Some((range, path)) = found {
+            let there = translated(path.trim().as_ref(), folders)
+                .ok_or_else(|| bad(format!("its file {path} does not lie on a share that both hosts reach")))?;
+            let there = there.to_str().ok_or_else(|| bad(format!("the path of its file {path} is not UTF-8")))?;
+            edits.push((range, escaped(there)));
+        }
+    }
+    let mut edited = xml.to_owned();
+    for (range, text) in edits.into_iter().rev() {
+        edited.replace_range(range, &text);
+    }
+    Ok(edited)
+}
+
+/// The source of a disk or of a file in its backing chain or mirror.
+fn is_disk_source(node: Node<'_, '_>) -> bool {
+    node.parent().is_some_and(|parent| {
+        ["disk", "backingStore", "mirror", "dataStore"].iter().any(|tag| parent.has_tag_name(*tag))
+    })
+}
+
+fn disk(node: Node<'_, '_>) -> Option<VmFile<PathBuf>> {
+    let kind = node.attribute("device").unwrap_or("disk");
+    let source = child(node, "source");
+    let driver = child(node, "driver");
+    let is_file = node.attribute("type") == Some("file");
+    let media = matches!(kind, "cdrom" | "floppy");
+    let place = match (source, is_file) {
+        (Some(source), true) => source.attribute("file")?.into(),
+        (Some(source), false) => {
+            let name = ["dev", "name", "volume", "dir"].iter().find_map(|name| source.attribute(*name));
+            PathBuf::from(name.unwrap_or("unknown"))
+        }
+        // An empty drive.
+        (None, _) => return None,
+    };
+    Some(VmFile {
+        role: match (is_file, media) {
+            (false, _) => FileRole::NotAFile,
+            (true, true) => FileRole::Media,
+            (true, false) => FileRole::Disk,
+        },
+        device: child(node, "target").and_then(|target| target.attribute("dev")).unwrap_or("disk").to_owned(),
+        place,
+        read_only: media || child(node, "readonly").is_some(),
+        shareable: child(node, "shareable").is_some(),
+        has_backing: child(node, "backingStore").is_some_and(|backing| child(backing, "source").is_some()),
+        stops_on_error: driver.and_then(|driver| driver.attribute("error_policy")) == Some("stop"),
+    })
+}
+
+fn nvram(node: Node<'_, '_>) -> Option<VmFile<PathBuf>> {
+    let path = node.text().map(str::trim).filter(|path| !path.is_empty())?;
+    Some(VmFile {
+        role: FileRole::Nvram,
+        device: "nvram".to_owned(),
+        place: path.into(),
+        read_only: false,
+        shareable: false,
+        has_backing: false,
+        stops_on_error: true,
+    })
+}
+
+fn memory(node: Node<'_, '_>) -> Option<ByteCount> {
+    let count: u64 = node.text()?.trim().parse().ok()?;
+    // Units as libvirt's documentation of "scaled integers" has them.
+    let scale: u64 = match node.attribute("unit").unwrap_or("KiB") {
+        "b" | "bytes" => 1,
+        "KB" => 1000,
+        "k" | "KiB" => 1 << 10,
+        "MB" => 1_000_000,
+        "M" | "MiB" => 1 << 20,
+        "GB" => 1_000_000_000,
+        "G" | "GiB" => 1 << 30,
+        "T" | "TiB" => 1 << 40,
+        _ => return None,
+    };
+    count.checked_mul(scale).map(ByteCount)
+}
+
+fn host_device(node: Node<'_, '_>) -> String {
+    let kind = node.attribute("type").unwrap_or("device");
+    let address = child(node, "source").and_then(|source| child(source, "address"));
+    let parts: Vec<&str> =
+        address.map(|address| address.attributes().map(|part| part.value()).collect()).unwrap_or_default();
+    format!("{kind} {}", parts.join(":"))
+}
+
+fn network(node: Node<'_, '_>) -> Option<String> {
+    let source = child(node, "source")?;
+    ["bridge", "network", "dev"].iter().find_map(|name| source.attribute(*name)).map(str::to_owned)
+}
+
+fn child<'a, 'input>(node: Node<'a, 'input>, tag: &'static str) -> Option<Node<'a, 'input>> {
+    children(node, tag).next()
+}
+
+fn children<'a, 'input: 'a>(node: Node<'a, 'input>, tag: &'static str) -> impl Iterator<Item = Node<'a, 'input>> {
+    node.children().filter(move |child| child.has_tag_name(tag))
+}
+
+fn escaped(text: &str) -> String {
+    text.replace('&', "&amp;").replace('<', "&lt;").replace('\'', "&apos;").replace('"', "&quot;")
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const XML: &str = r#"<domain type='qemu' id='3' xmlns:qemu='http://libvirt.org/schemas/domain/qemu/1.0'>
+  <name>web01</name><uuid>0d7a4d0e-4f57-4f3e-9a80-0c6a4b6ad001</uuid>
+  <metadata><x:odd xmlns:x='urn:x' keep='this'/></metadata>
+  <memory unit='KiB'>524288</memory><vcpu placement='static'>2</vcpu>
+  <os><type>hvm</type><nvram template='/usr/share/OVMF/VARS.fd'>/srv/ferry/vms/web01/vars.fd</nvram></os>
+  <devices>
+    <disk type='file' device='disk'><driver name='qemu' type='raw' cache='none' error_policy='stop'/>
+      <source file='/srv/ferry/vms/web01/a&amp;b.raw' index='1'/><target dev='vda' bus='virtio'/></disk>
+    <disk type='file' device='cdrom'><source file='/iso/d.iso'/><target dev='sda'/><readonly/></disk>
+    <disk type='file' device='cdrom'><target dev='sdb'/><readonly/></disk>
+    <disk type='block' device='disk'><source dev='/dev/sdq'/><target dev='vdb'/><shareable/></disk>
+    <interface type='bridge'><source bridge='br0'/></interface>
+    <hostdev mode='subsystem' type='pci'><source><address domain='0x0000' bus='0x01'/></source></hostdev>
+    <tpm model='tpm-crb'><backend type='emulator'/></tpm>
+    <serial type='file'><source path='/var/log/serial.log'/></serial>
+  </devices></domain>"#;
+
+    fn vm() -> VmId {
+        "0d7a4d0e-4f57-4f3e-9a80-0c6a4b6ad001".parse().expect("a UUID")
+    }
+
+    #[test]
+    fn every_file_of_a_definition_is_found_with_its_role() {
+        let facts = parse(XML).expect("parsed");
+        assert_eq!((facts.id, facts.name.as_str(), facts.vcpus), (vm(), "web01", 2));
+        assert_eq!(facts.memory, ByteCount::mib(512));
+        let files: Vec<_> =
+            facts.files.iter().map(|file| (file.role, file.device.as_str(), file.place.to_str().expect("UTF-8"))).collect();
+        assert_eq!(
+            files,
+            [
+                (FileRole::Disk, "vda", "/srv/ferry/vms/web01/a&b.raw"),
+                (FileRole::Media, "sda", "/iso/d.iso"),
+                (FileRole::NotAFile, "vdb", "/dev/sdq"),
+                (FileRole::Nvram, "nvram", "/srv/ferry/vms/web01/vars.fd"),
+            ]
+        );
+        assert!(facts.files[0].stops_on_error && !facts.files[2].stops_on_error && facts.files[2].shareable);
+        assert!(facts.tpm && facts.networks == ["br0"] && facts.host_devices == ["pci 0x0000:0x01"]);
+    }
+
+    #[test]
+    fn translation_rewrites_file_paths_and_nothing_else() {
+        let folders = [("/srv/ferry/vms".into(), "/mnt/other".into()), ("/iso".into(), "/iso2".into())];
+        let edited = translate(XML, vm(), &folders).expect("all known");
+        let expected = XML
+            .replace("/srv/ferry/vms/web01/vars.fd", "/mnt/other/web01/vars.fd")
+            .replace("/srv/ferry/vms/web01/a&amp;b.raw", "/mnt/other/web01/a&amp;b.raw")
+            .replace("/iso/d.iso", "/iso2/d.iso");
+        assert_eq!(edited, expected);
+    }
+
+    #[test]
+    fn a_file_outside_every_folder_is_named() {
+        let error = translate(XML, vm(), &[("/srv/ferry/vms".into(), "/x".into())]).expect_err("the ISO is local");
+        assert!(error.to_string().contains("/iso/d.iso"), "{error}");
+        // A folder's name is not a prefix of a longer one.
+        let error = translate(XML, vm(), &[("/srv/ferry/vm".into(), "/x".into())]).expect_err("another folder");
+        assert!(error.to_string().contains("web01/vars.fd"), "{error}");
+    }
+
+    proptest! {
+        #[test]
+        fn a_translation_to_the_same_place_changes_nothing_but_the_form_of_escapes(name in "[a-z&<'\"]{1,12}") {
+            let xml = XML.replace("a&amp;b", &escaped(&name));
+            let same = [(PathBuf::from("/"), PathBuf::from("/"))];
+            let edited = translate(&xml, vm(), &same).expect("all below the root");
+            prop_assert_eq!(&edited, &xml);
+            let facts = parse(&edited).expect("parsed");
+            let expected = format!("/srv/ferry/vms/web01/{name}.raw");
+            prop_assert_eq!(facts.files[0].place.as_path(), Path::new(&expected));
+        }
+
+        #[test]
+        fn no_text_panics_the_parser(text: String) {
+            let _ = parse(&text);
+            let _ = translate(&text, vm(), &[]);
+        }
+    }
+
+    #[test]
+    fn the_host_uuid_is_read_from_capabilities() {
+        let xml = "<capabilities><host><uuid>abc</uuid></host><guest/></capabilities>";
+        assert_eq!(host_uuid(xml).as_deref(), Some("abc"));
+        assert_eq!(host_uuid("<capabilities/>"), None);
+    }
+}

@@ -1,0 +1,615 @@
+//! libvirt's C interface, made safe. The only `unsafe` of the project's programs.
+//!
+//! Every pointer that libvirt hands out is owned by exactly one value here and freed when it is dropped; every string
+//! is copied. Errors are libvirt's last error of the calling thread. Calls block; libvirt's objects may be used from
+//! several threads at once.
+#![allow(unsafe_code)]
+
+use std::{
+    ffi::{CStr, CString, c_char, c_int, c_uint, c_void},
+    ptr,
+    sync::{Arc, OnceLock},
+    thread,
+};
+
+use ferry_core::units::ByteCount;
+
+use crate::hypervisor::MigrationStats;
+
+/// A connection whose daemon is silent for [`KEEPALIVE_COUNT`] times this is dead. Seconds.
+const KEEPALIVE_SECONDS: c_int = 5;
+const KEEPALIVE_COUNT: c_uint = 4;
+
+/// What libvirt says went wrong.
+#[derive(Clone, Debug)]
+pub(super) struct Fault {
+    code: c_uint,
+    pub(super) message: String,
+}
+
+impl Fault {
+    fn last() -> Self {
+        // SAFETY: the pointer is NULL or points to this thread's last error, valid until this thread's next call.
+        unsafe {
+            let error = virt_sys::virGetLastError();
+            if error.is_null() {
+                return Self { code: 0, message: "libvirt gave no reason".to_owned() };
+            }
+            Self { code: (*error).code as c_uint, message: text((*error).message).unwrap_or_default() }
+        }
+    }
+
+    fn own(message: &str) -> Self {
+        Self { code: 0, message: message.to_owned() }
+    }
+
+    pub(super) fn is_no_domain(&self) -> bool {
+        self.code == virt_sys::VIR_ERR_NO_DOMAIN
+    }
+
+    pub(super) fn is_aborted(&self) -> bool {
+        self.code == virt_sys::VIR_ERR_OPERATION_ABORTED
+    }
+
+    /// `virDomainAbortJob` with no job to abort.
+    pub(super) fn is_no_job(&self) -> bool {
+        self.code == virt_sys::VIR_ERR_OPERATION_INVALID && self.message.contains("no job is active")
+    }
+}
+
+type Done<T> = Result<T, Fault>;
+
+fn check(result: c_int) -> Done<c_int> {
+    if result < 0 { Err(Fault::last()) } else { Ok(result) }
+}
+
+fn c_string(text: &str) -> Done<CString> {
+    CString::new(text).map_err(|_| Fault::own("a text holds a NUL byte"))
+}
+
+/// Copies a C string; NULL gives `None`.
+///
+/// # Safety
+/// `pointer` is NULL or points to a NUL-terminated string.
+unsafe fn text(pointer: *const c_char) -> Option<String> {
+    if pointer.is_null() {
+        return None;
+    }
+    // SAFETY: as the caller promises.
+    Some(unsafe { CStr::from_ptr(pointer) }.to_string_lossy().into_owned())
+}
+
+/// Copies and frees a C string that libvirt allocated with malloc.
+fn take_text(pointer: *mut c_char) -> Done<String> {
+    // SAFETY: libvirt returns NULL or a string that the caller frees.
+    unsafe {
+        let copy = text(pointer).ok_or_else(Fault::last)?;
+        free(pointer.cast());
+        Ok(copy)
+    }
+}
+
+unsafe extern "C" {
+    fn free(pointer: *mut c_void);
+}
+
+/// libvirt prints errors to stderr unless told otherwise.
+unsafe extern "C" fn be_silent(_data: *mut c_void, _error: virt_sys::virErrorPtr) {}
+
+/// Starts the one event loop of this process; must come before the first connection is opened.
+fn ensure_event_loop() -> Done<()> {
+    static STARTED: OnceLock<Result<(), String>> = OnceLock::new();
+    STARTED
+        .get_or_init(|| {
+            // SAFETY: the default implementation is registered once, before any connection exists.
+            unsafe {
+                virt_sys::virSetErrorFunc(ptr::null_mut(), Some(be_silent));
+                if virt_sys::virEventRegisterDefaultImpl() < 0 {
+                    return Err(Fault::last().message);
+                }
+            }
+            let run = || {
+                loop {
+                    // SAFETY: only this thread runs the loop. An error of one round is not fatal for the next.
+                    unsafe { virt_sys::virEventRunDefaultImpl() };
+                }
+            };
+            match thread::Builder::new().name("libvirt-events".to_owned()).spawn(run) {
+                Ok(_) => Ok(()),
+                Err(error) => Err(error.to_string()),
+            }
+        })
+        .clone()
+        .map_err(|message| Fault { code: 0, message })
+}
+
+/// A connection to libvirt.
+pub(super) struct Connection(virt_sys::virConnectPtr);
+
+// SAFETY: libvirt's connection objects are thread-safe by its documentation.
+unsafe impl Send for Connection {}
+// SAFETY: as above.
+unsafe impl Sync for Connection {}
+
+impl Drop for Connection {
+    fn drop(&mut self) {
+        // SAFETY: the pointer is owned and not used again.
+        unsafe { virt_sys::virConnectClose(self.0) };
+    }
+}
+
+/// What the node has.
+pub(super) struct Node {
+    pub(super) cpus: u32,
+    pub(super) memory_kib: u64,
+}
+
+impl Connection {
+    pub(super) fn open(uri: &str) -> Done<Self> {
+        ensure_event_loop()?;
+        let uri = c_string(uri)?;
+        // SAFETY: the string lives through the call; the result is checked.
+        unsafe {
+            let pointer = virt_sys::virConnectOpen(uri.as_ptr());
+            if pointer.is_null() {
+                return Err(Fault::last());
+            }
+            let connection = Self(pointer);
+            // In-process drivers have no keepalive; that they refuse is of no matter.
+            virt_sys::virConnectSetKeepAlive(pointer, KEEPALIVE_SECONDS, KEEPALIVE_COUNT);
+            Ok(connection)
+        }
+    }
+
+    pub(super) fn is_alive(&self) -> bool {
+        // SAFETY: the connection is open.
+        unsafe { virt_sys::virConnectIsAlive(self.0) == 1 }
+    }
+
+    pub(super) fn domain(&self, uuid: &str) -> Done<Domain> {
+        let uuid = c_string(uuid)?;
+        // SAFETY: the connection is open, the string lives through the call.
+        let pointer = unsafe { virt_sys::virDomainLookupByUUIDString(self.0, uuid.as_ptr()) };
+        if pointer.is_null() { Err(Fault::last()) } else { Ok(Domain(pointer)) }
+    }
+
+    pub(super) fn domains(&self) -> Done<Vec<Domain>> {
+        let mut list: *mut virt_sys::virDomainPtr = ptr::null_mut();
+        // SAFETY: libvirt allocates an array of `count` domains; each is taken over, the array is freed.
+        unsafe {
+            let count = check(virt_sys::virConnectListAllDomains(self.0, &raw mut list, 0))?;
+            let domains = (0..count as usize).map(|index| Domain(*list.add(index))).collect();
+            free(list.cast());
+            Ok(domains)
+        }
+    }
+
+    pub(super) fn capabilities(&self) -> Done<String> {
+        // SAFETY: the connection is open; the string is ours.
+        take_text(unsafe { virt_sys::virConnectGetCapabilities(self.0) })
+    }
+
+    pub(super) fn node(&self) -> Done<Node> {
+        // SAFETY: an all-zero structure of numbers and bytes is valid; libvirt fills it.
+        unsafe {
+            let mut info: virt_sys::virNodeInfo = std::mem::zeroed();
+            check(virt_sys::virNodeGetInfo(self.0, &raw mut info))?;
+            Ok(Node { cpus: info.cpus, memory_kib: info.memory })
+        }
+    }
+
+    pub(super) fn library_version(&self) -> Done<u64> {
+        let mut version = 0;
+        // SAFETY: the connection is open, the number is ours.
+        check(unsafe { virt_sys::virConnectGetLibVersion(self.0, &raw mut version) })?;
+        Ok(version)
+    }
+
+    pub(super) fn hypervisor_version(&self) -> Done<u64> {
+        let mut version = 0;
+        // SAFETY: the connection is open, the number is ours.
+        check(unsafe { virt_sys::virConnectGetVersion(self.0, &raw mut version) })?;
+        Ok(version)
+    }
+}
+
+/// Why a domain is paused, as far as it matters.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum PausedReason {
+    Migration,
+    Other,
+}
+
+/// Whether a domain has a process, and whether its vCPUs run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum PowerState {
+    Running,
+    Paused(PausedReason),
+    Off,
+}
+
+/// Which form of a definition.
+#[derive(Clone, Copy)]
+pub(super) enum Xml {
+    Live,
+    Migratable,
+    Inactive,
+}
+
+/// Arguments of a migration.
+pub(super) struct Migrate<'a> {
+    pub(super) connection_uri: &'a str,
+    pub(super) migrate_uri: &'a str,
+    pub(super) live_xml: &'a str,
+    pub(super) persistent_xml: Option<&'a str>,
+    pub(super) bandwidth_mib_per_s: Option<u64>,
+}
+
+/// A domain.
+pub(super) struct Domain(virt_sys::virDomainPtr);
+
+// SAFETY: libvirt's domain objects are thread-safe by its documentation.
+unsafe impl Send for Domain {}
+// SAFETY: as above.
+unsafe impl Sync for Domain {}
+
+impl Drop for Domain {
+    fn drop(&mut self) {
+        // SAFETY: the pointer is owned and not used again.
+        unsafe { virt_sys::virDomainFree(self.0) };
+    }
+}
+
+impl Domain {
+    pub(super) fn state(&self) -> Done<PowerState> {
+        let (mut state, mut reason) = (0, 0);
+        // SAFETY: the domain is valid, the numbers are ours.
+        check(unsafe { virt_sys::virDomainGetState(self.0, &raw mut state, &raw mut reason, 0) })?;
+        Ok(match state as c_uint {
+            virt_sys::VIR_DOMAIN_RUNNING | virt_sys::VIR_DOMAIN_BLOCKED | virt_sys::VIR_DOMAIN_SHUTDOWN => {
+                PowerState::Running
+            }
+            virt_sys::VIR_DOMAIN_PAUSED | virt_sys::VIR_DOMAIN_PMSUSPENDED => {
+                PowerState::Paused(if reason as c_uint == virt_sys::VIR_DOMAIN_PAUSED_MIGRATION {
+                    PausedReason::Migration
+                } else {
+                    PausedReason::Other
+                })
+            }
+            _ => PowerState::Off,
+        })
+    }
+
+    pub(super) fn xml(&self, form: Xml) -> Done<String> {
+        let flags = match form {
+            Xml::Live => 0,
+            Xml::Migratable => virt_sys::VIR_DOMAIN_XML_MIGRATABLE | virt_sys::VIR_DOMAIN_XML_SECURE,
+            Xml::Inactive => virt_sys::VIR_DOMAIN_XML_INACTIVE | virt_sys::VIR_DOMAIN_XML_SECURE,
+        };
+        // SAFETY: the domain is valid; the string is ours.
+        take_text(unsafe { virt_sys::virDomainGetXMLDesc(self.0, flags) })
+    }
+
+    pub(super) fn persistent(&self) -> Done<bool> {
+        // SAFETY: the domain is valid.
+        Ok(check(unsafe { virt_sys::virDomainIsPersistent(self.0) })? == 1)
+    }
+
+    pub(super) fn autostart(&self) -> Done<bool> {
+        let mut autostart = 0;
+        // SAFETY: the domain is valid, the number is ours.
+        check(unsafe { virt_sys::virDomainGetAutostart(self.0, &raw mut autostart) })?;
+        Ok(autostart != 0)
+    }
+
+    pub(super) fn set_autostart(&self, autostart: bool) -> Done<()> {
+        // SAFETY: the domain is valid.
+        check(unsafe { virt_sys::virDomainSetAutostart(self.0, c_int::from(autostart)) }).map(drop)
+    }
+
+    pub(super) fn snapshots(&self) -> Done<u32> {
+        // SAFETY: the domain is valid.
+        let count = check(unsafe { virt_sys::virDomainSnapshotNum(self.0, 0) })?;
+        Ok(count as u32)
+    }
+
+    pub(super) fn create(&self) -> Done<()> {
+        // SAFETY: the domain is valid.
+        check(unsafe { virt_sys::virDomainCreate(self.0) }).map(drop)
+    }
+
+    pub(super) fn shutdown(&self) -> Done<()> {
+        // SAFETY: the domain is valid.
+        check(unsafe { virt_sys::virDomainShutdown(self.0) }).map(drop)
+    }
+
+    pub(super) fn resume(&self) -> Done<()> {
+        // SAFETY: the domain is valid.
+        check(unsafe { virt_sys::virDomainResume(self.0) }).map(drop)
+    }
+
+    pub(super) fn destroy(&self) -> Done<()> {
+        // SAFETY: the domain is valid.
+        check(unsafe { virt_sys::virDomainDestroy(self.0) }).map(drop)
+    }
+
+    pub(super) fn undefine(&self) -> Done<()> {
+        let flags = virt_sys::VIR_DOMAIN_UNDEFINE_KEEP_NVRAM;
+        // SAFETY: the domain is valid.
+        check(unsafe { virt_sys::virDomainUndefineFlags(self.0, flags) }).map(drop)
+    }
+
+    pub(super) fn abort_job(&self) -> Done<()> {
+        // SAFETY: the domain is valid.
+        check(unsafe { virt_sys::virDomainAbortJob(self.0) }).map(drop)
+    }
+
+    pub(super) fn set_downtime_limit(&self, limit_ms: u64) -> Done<()> {
+        // SAFETY: the domain is valid.
+        check(unsafe { virt_sys::virDomainMigrateSetMaxDowntime(self.0, limit_ms, 0) }).map(drop)
+    }
+
+    pub(super) fn migrate(&self, migrate: &Migrate<'_>) -> Done<()> {
+        let mut params = Params::default();
+        params.text(virt_sys::VIR_MIGRATE_PARAM_URI, migrate.migrate_uri)?;
+        params.text(virt_sys::VIR_MIGRATE_PARAM_DEST_XML, migrate.live_xml)?;
+        let mut flags =
+            virt_sys::VIR_MIGRATE_LIVE | virt_sys::VIR_MIGRATE_PEER2PEER | virt_sys::VIR_MIGRATE_PAUSED;
+        if let Some(xml) = migrate.persistent_xml {
+            params.text(virt_sys::VIR_MIGRATE_PARAM_PERSIST_XML, xml)?;
+            flags |= virt_sys::VIR_MIGRATE_PERSIST_DEST;
+        }
+        if let Some(mib_per_s) = migrate.bandwidth_mib_per_s {
+            params.number(virt_sys::VIR_MIGRATE_PARAM_BANDWIDTH, mib_per_s)?;
+        }
+        let uri = c_string(migrate.connection_uri)?;
+        // SAFETY: the domain is valid; string and parameters live through the call.
+        check(unsafe {
+            virt_sys::virDomainMigrateToURI3(self.0, uri.as_ptr(), params.list, params.count as c_uint, flags)
+        })
+        .map(drop)
+    }
+
+    /// Counts of the running (or, if `completed`, the last) job; `None` if there is none.
+    pub(super) fn job_stats(&self, completed: bool) -> Done<Option<MigrationStats>> {
+        let mut kind = 0;
+        let mut params = Params::default();
+        let flags = if completed {
+            virt_sys::VIR_DOMAIN_JOB_STATS_COMPLETED | virt_sys::VIR_DOMAIN_JOB_STATS_KEEP_COMPLETED
+        } else {
+            0
+        };
+        // SAFETY: the domain is valid; libvirt allocates the list, which `params` owns from then on.
+        check(unsafe {
+            virt_sys::virDomainGetJobStats(self.0, &raw mut kind, &raw mut params.list, &raw mut params.count, flags)
+        })?;
+        if kind as c_uint == virt_sys::VIR_DOMAIN_JOB_NONE {
+            return Ok(None);
+        }
+        let page = params.get(c"memory_page_size").filter(|bytes| *bytes > 0).unwrap_or(4096);
+        let bytes = |name| ByteCount(params.get(name).unwrap_or(0));
+        Ok(Some(MigrationStats {
+            memory_total: bytes(c"memory_total"),
+            memory_remaining: bytes(c"memory_remaining"),
+            memory_processed: bytes(c"memory_processed"),
+            rate_bytes_per_s: params.get(c"memory_bps").unwrap_or(0),
+            dirty_bytes_per_s: params.get(c"memory_dirty_rate").unwrap_or(0).saturating_mul(page),
+            iteration: params.get(c"memory_iteration").unwrap_or(0) as u32,
+            downtime_ms: params.get(c"downtime").unwrap_or(0),
+            elapsed_ms: params.get(c"time_elapsed").unwrap_or(0),
+        }))
+    }
+}
+
+/// A list of typed parameters, freed when dropped.
+struct Params {
+    list: virt_sys::virTypedParameterPtr,
+    count: c_int,
+    room: c_int,
+}
+
+impl Default for Params {
+    fn default() -> Self {
+        Self { list: ptr::null_mut(), count: 0, room: 0 }
+    }
+}
+
+impl Drop for Params {
+    fn drop(&mut self) {
+        // SAFETY: the list is NULL or owned, with `count` entries.
+        unsafe { virt_sys::virTypedParamsFree(self.list, self.count) };
+    }
+}
+
+impl Params {
+    fn text(&mut self, name: &CStr, value: &str) -> Done<()> {
+        let value = c_string(value)?;
+        // SAFETY: libvirt grows the list and copies both strings.
+        check(unsafe {
+            virt_sys::virTypedParamsAddString(
+                &raw mut self.list,
+                &raw mut self.count,
+                &raw mut self.room,
+                name.as_ptr(),
+                value.as_ptr(),
+            )
+        })
+        .map(drop)
+    }
+
+    fn number(&mut self, name: &CStr, value: u64) -> Done<()> {
+        // SAFETY: libvirt grows the list and copies the name.
+        check(unsafe {
+            virt_sys::virTypedParamsAddULLong(
+                &raw mut self.list,
+                &raw mut self.count,
+                &raw mut self.room,
+                name.as_ptr(),
+                value,
+            )
+        })
+        .map(drop)
+    }
+
+    /// A number of any of libvirt's integer types; `None` if it is not there.
+    fn get(&self, name: &CStr) -> Option<u64> {
+        // SAFETY: the list is valid with `count` entries; the entry's type says which field of its value is set.
+        unsafe {
+            let entry = virt_sys::virTypedParamsGet(self.list, self.count, name.as_ptr());
+            if entry.is_null() {
+                return None;
+            }
+            match (*entry).type_ as c_uint {
+                virt_sys::VIR_TYPED_PARAM_ULLONG => Some((*entry).value.ul),
+                virt_sys::VIR_TYPED_PARAM_UINT => Some(u64::from((*entry).value.ui)),
+                virt_sys::VIR_TYPED_PARAM_LLONG => u64::try_from((*entry).value.l).ok(),
+                virt_sys::VIR_TYPED_PARAM_INT => u64::try_from((*entry).value.i).ok(),
+                _ => None,
+            }
+        }
+    }
+}
+
+/// What happened to a domain.
+pub(super) struct Lifecycle {
+    pub(super) uuid: String,
+    pub(super) stopped_for_migration: bool,
+}
+
+type Relay = Box<dyn Fn(Lifecycle) + Send + Sync>;
+
+/// A registration for lifecycle events, ended when dropped.
+pub(super) struct Watch {
+    connection: Arc<Connection>,
+    id: c_int,
+}
+
+impl Watch {
+    pub(super) fn start(connection: Arc<Connection>, relay: Relay) -> Done<Self> {
+        let opaque = Box::into_raw(Box::new(relay)).cast::<c_void>();
+        // SAFETY: libvirt keeps `opaque` until it calls `drop_relay`, also when it is deregistered or the connection
+        // closes. The callback type depends on the event, so libvirt takes it as a generic one.
+        unsafe {
+            let callback: unsafe extern "C" fn(
+                virt_sys::virConnectPtr,
+                virt_sys::virDomainPtr,
+                c_int,
+                c_int,
+                *mut c_void,
+            ) = on_lifecycle;
+            let generic = std::mem::transmute::<
+                unsafe extern "C" fn(virt_sys::virConnectPtr, virt_sys::virDomainPtr, c_int, c_int, *mut c_void),
+                unsafe extern "C" fn(virt_sys::virConnectPtr, virt_sys::virDomainPtr, *mut c_void),
+            >(callback);
+            let id = virt_sys::virConnectDomainEventRegisterAny(
+                connection.0,
+                ptr::null_mut(),
+                virt_sys::VIR_DOMAIN_EVENT_ID_LIFECYCLE as c_int,
+                Some(generic),
+                opaque,
+                Some(drop_relay),
+            );
+            if id < 0 {
+                let fault = Fault::last();
+                drop_relay(opaque);
+                return Err(fault);
+            }
+            Ok(Self { connection, id })
+        }
+    }
+}
+
+impl Drop for Watch {
+    fn drop(&mut self) {
+        // SAFETY: the registration is ours; libvirt frees the relay when no callback runs any more.
+        unsafe { virt_sys::virConnectDomainEventDeregisterAny(self.connection.0, self.id) };
+    }
+}
+
+unsafe extern "C" fn drop_relay(opaque: *mut c_void) {
+    // SAFETY: `opaque` came from `Box::into_raw` in `Watch::start` and is handed back once.
+    drop(unsafe { Box::from_raw(opaque.cast::<Relay>()) });
+}
+
+unsafe extern "C" fn on_lifecycle(
+    _connection: virt_sys::virConnectPtr,
+    domain: virt_sys::virDomainPtr,
+    event: c_int,
+    detail: c_int,
+    opaque: *mut c_void,
+) {
+    // SAFETY: libvirt passes a valid domain and the relay that was registered; the buffer has the documented size.
+    unsafe {
+        let mut buffer = [0 as c_char; virt_sys::VIR_UUID_STRING_BUFLEN as usize];
+        if virt_sys::virDomainGetUUIDString(domain, buffer.as_mut_ptr()) < 0 {
+            return;
+        }
+        let Some(uuid) = text(buffer.as_ptr()) else { return };
+        let stopped_for_migration = event as c_uint == virt_sys::VIR_DOMAIN_EVENT_SUSPENDED
+            && detail as c_uint == virt_sys::VIR_DOMAIN_EVENT_SUSPENDED_MIGRATED;
+        let relay = &*opaque.cast::<Relay>();
+        relay(Lifecycle { uuid, stopped_for_migration });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// libvirt's own in-process driver: no daemon is needed.
+    fn connection() -> Connection {
+        Connection::open("test:///default").expect("the test driver is built in")
+    }
+
+    #[test]
+    fn the_default_domain_is_listed_and_read() {
+        let connection = connection();
+        let domains = connection.domains().expect("listed");
+        assert_eq!(domains.len(), 1);
+        assert_eq!(domains[0].state().expect("known"), PowerState::Running);
+        assert!(domains[0].xml(Xml::Live).expect("read").contains("<name>test</name>"));
+        assert!(connection.is_alive());
+        assert!(connection.library_version().expect("known") > 9_000_000);
+    }
+
+    #[test]
+    fn an_unknown_domain_is_told_from_a_fault() {
+        let fault = connection()
+            .domain("00000000-0000-4000-8000-000000000000")
+            .map(drop)
+            .expect_err("not there");
+        assert!(fault.is_no_domain(), "{fault:?}");
+        assert!(Connection::open("nonsense:///x").map(drop).is_err());
+    }
+
+    #[test]
+    fn events_reach_the_relay_and_dropping_the_watch_frees_it() {
+        let connection = Arc::new(connection());
+        let (sent, received) = std::sync::mpsc::channel();
+        let watch = Watch::start(
+            Arc::clone(&connection),
+            Box::new(move |event| {
+                let _ = sent.send(event.uuid);
+            }),
+        )
+        .expect("registered");
+        let domain = connection.domains().expect("listed").remove(0);
+        domain.destroy().expect("stopped");
+        let uuid = received.recv_timeout(std::time::Duration::from_secs(10)).expect("an event");
+        assert_eq!(uuid.len(), 36);
+        drop(watch);
+        // The relay's sender goes with it, so the channel ends.
+        while received.recv_timeout(std::time::Duration::from_secs(10)).is_ok() {}
+        assert!(matches!(received.try_recv(), Err(std::sync::mpsc::TryRecvError::Disconnected)));
+    }
+
+    #[test]
+    fn typed_parameters_are_read_whatever_their_integer_type() {
+        // libvirt must be initialised before any of its functions is called.
+        let _connection = connection();
+        let mut params = Params::default();
+        params.number(c"bytes", 7).expect("added");
+        params.text(c"name", "x").expect("added");
+        assert_eq!((params.get(c"bytes"), params.get(c"name"), params.get(c"none")), (Some(7), None, None));
+    }
+}

@@ -1,0 +1,251 @@
+//! The hypervisor driver for libvirt with QEMU.
+
+mod definition;
+mod ffi;
+
+use std::{
+    path::PathBuf,
+    sync::{Arc, Mutex},
+};
+
+use ferry_core::{
+    api::agent::Role,
+    id::VmId,
+    migration::Presence,
+    units::ByteCount,
+    vm::{VmFacts, VmState},
+};
+
+use self::ffi::{Connection, Domain, Fault, PausedReason, PowerState};
+use super::{
+    DomainEvent, EventSink, Hypervisor, HypervisorError, HypervisorHost, MEMORY_SOCKET, MigrateRequest,
+    MigrationStats, RPC_SOCKET,
+};
+
+/// libvirt on this host, over one connection that is opened again when libvirtd was restarted.
+pub struct Libvirt {
+    uri: String,
+    connection: Mutex<Option<Arc<Connection>>>,
+}
+
+impl Libvirt {
+    /// Will connect to `uri` (`qemu:///system`) at the first call.
+    pub fn new(uri: impl Into<String>) -> Self {
+        Self { uri: uri.into(), connection: Mutex::new(None) }
+    }
+
+    fn connection(&self) -> Result<Arc<Connection>, HypervisorError> {
+        let mut slot = self.connection.lock().expect("nobody panics while holding it");
+        if let Some(connection) = slot.as_ref().filter(|connection| connection.is_alive()) {
+            return Ok(Arc::clone(connection));
+        }
+        let connection =
+            Arc::new(Connection::open(&self.uri).map_err(|fault| HypervisorError::Unreachable(fault.message))?);
+        *slot = Some(Arc::clone(&connection));
+        Ok(connection)
+    }
+
+    fn find(&self, vm: VmId) -> Result<Option<Domain>, HypervisorError> {
+        match self.connection()?.domain(&vm.to_string()) {
+            Ok(domain) => Ok(Some(domain)),
+            Err(fault) if fault.is_no_domain() => Ok(None),
+            Err(fault) => Err(HypervisorError::Unreachable(fault.message)),
+        }
+    }
+
+    fn need(&self, vm: VmId) -> Result<Domain, HypervisorError> {
+        self.find(vm)?.ok_or(HypervisorError::NoVm(vm))
+    }
+}
+
+fn failed(what: impl Into<String>) -> impl FnOnce(Fault) -> HypervisorError {
+    let what = what.into();
+    move |fault| match fault.is_aborted() {
+        true => HypervisorError::Aborted { what },
+        false => HypervisorError::Failed { what, reason: fault.message },
+    }
+}
+
+fn facts(domain: &Domain) -> Result<VmFacts<PathBuf>, HypervisorError> {
+    let state = domain.state().map_err(failed("Could not read a VM's state"))?;
+    let xml = domain.xml(ffi::Xml::Live).map_err(failed("Could not read a VM's definition"))?;
+    let mut facts = definition::parse(&xml)?;
+    facts.state = match state {
+        PowerState::Running => VmState::Running,
+        PowerState::Paused(PausedReason::Migration) => VmState::Incoming,
+        PowerState::Paused(_) => VmState::Paused,
+        PowerState::Off => VmState::ShutOff,
+    };
+    facts.persistent = domain.persistent().map_err(failed("Could not read a VM's state"))?;
+    facts.autostart = domain.autostart().unwrap_or(false);
+    facts.snapshots = domain.snapshots().unwrap_or(0);
+    Ok(facts)
+}
+
+impl Hypervisor for Libvirt {
+    fn host(&self) -> Result<HypervisorHost, HypervisorError> {
+        let connection = self.connection()?;
+        let unreachable = |fault: Fault| HypervisorError::Unreachable(fault.message);
+        let node = connection.node().map_err(unreachable)?;
+        Ok(HypervisorHost {
+            uuid: definition::host_uuid(&connection.capabilities().map_err(unreachable)?)
+                .ok_or_else(|| HypervisorError::Unreachable("its capabilities hold no host UUID".to_owned()))?,
+            cpus: node.cpus,
+            memory_total: ByteCount::kib(node.memory_kib),
+            libvirt_version: version(connection.library_version().map_err(unreachable)?),
+            qemu_version: version(connection.hypervisor_version().map_err(unreachable)?),
+        })
+    }
+
+    fn vms(&self) -> Result<Vec<VmFacts<PathBuf>>, HypervisorError> {
+        let domains =
+            self.connection()?.domains().map_err(|fault| HypervisorError::Unreachable(fault.message))?;
+        // A VM that went away between the two calls is simply not there.
+        Ok(domains.iter().filter_map(|domain| facts(domain).ok()).collect())
+    }
+
+    fn vm(&self, vm: VmId) -> Result<Option<VmFacts<PathBuf>>, HypervisorError> {
+        self.find(vm)?.map(|domain| facts(&domain)).transpose()
+    }
+
+    fn presence(&self, vm: VmId, role: Role) -> Result<Presence, HypervisorError> {
+        let Some(domain) = self.find(vm)? else { return Ok(Presence::Absent) };
+        let state = match domain.state() {
+            Ok(state) => state,
+            Err(fault) if fault.is_no_domain() => return Ok(Presence::Absent),
+            Err(fault) => return Err(HypervisorError::Unreachable(fault.message)),
+        };
+        Ok(match (state, role) {
+            (PowerState::Running, _) => Presence::Running,
+            (PowerState::Off, _) => Presence::Absent,
+            (PowerState::Paused(PausedReason::Migration), Role::Source) => Presence::HandedOver,
+            (PowerState::Paused(PausedReason::Other), Role::Source) => Presence::Paused,
+            (PowerState::Paused(PausedReason::Migration), Role::Destination) => Presence::Receiving,
+            (PowerState::Paused(PausedReason::Other), Role::Destination) => Presence::Arrived,
+        })
+    }
+
+    fn watch(&self, sink: EventSink) -> Result<Box<dyn Send>, HypervisorError> {
+        let connection = self.connection()?;
+        let relay = Box::new(move |event: ffi::Lifecycle| {
+            let Ok(vm) = event.uuid.parse() else { return };
+            sink(match event.stopped_for_migration {
+                true => DomainEvent::StoppedForMigration(vm),
+                false => DomainEvent::Changed(vm),
+            });
+        });
+        let watch = ffi::Watch::start(connection, relay)
+            .map_err(|fault| HypervisorError::Unreachable(fault.message))?;
+        Ok(Box::new(watch))
+    }
+
+    fn start(&self, vm: VmId) -> Result<(), HypervisorError> {
+        let domain = self.need(vm)?;
+        let what = format!("Could not start VM {vm}");
+        match domain.state().map_err(failed(&what))? {
+            PowerState::Running => Ok(()),
+            PowerState::Paused(_) | PowerState::Off => domain.create().map_err(failed(&what)),
+        }
+    }
+
+    fn shutdown(&self, vm: VmId) -> Result<(), HypervisorError> {
+        self.need(vm)?.shutdown().map_err(failed(format!("Could not ask VM {vm} to shut down")))
+    }
+
+    fn resume(&self, vm: VmId) -> Result<(), HypervisorError> {
+        let domain = self.need(vm)?;
+        match domain.resume() {
+            Ok(()) => Ok(()),
+            // libvirt refuses to resume what runs; that is what was asked for.
+            Err(fault) => match domain.state() {
+                Ok(PowerState::Running) => Ok(()),
+                Ok(PowerState::Paused(_) | PowerState::Off) | Err(_) => {
+                    Err(failed(format!("Could not resume VM {vm}"))(fault))
+                }
+            },
+        }
+    }
+
+    fn destroy(&self, vm: VmId) -> Result<(), HypervisorError> {
+        let Some(domain) = self.find(vm)? else { return Ok(()) };
+        match domain.destroy() {
+            Ok(()) => Ok(()),
+            Err(fault) if fault.is_no_domain() => Ok(()),
+            Err(fault) => match domain.state() {
+                Ok(PowerState::Off) => Ok(()),
+                Ok(PowerState::Running | PowerState::Paused(_)) | Err(_) => {
+                    Err(failed(format!("Could not end the process of VM {vm}"))(fault))
+                }
+            },
+        }
+    }
+
+    fn undefine(&self, vm: VmId) -> Result<(), HypervisorError> {
+        let Some(domain) = self.find(vm)? else { return Ok(()) };
+        match domain.undefine() {
+            Ok(()) => Ok(()),
+            Err(fault) if fault.is_no_domain() => Ok(()),
+            // A transient VM has no definition to remove.
+            Err(_) if domain.persistent().is_ok_and(|persistent| !persistent) => Ok(()),
+            Err(fault) => Err(failed(format!("Could not remove the definition of VM {vm}"))(fault)),
+        }
+    }
+
+    fn set_autostart(&self, vm: VmId, autostart: bool) -> Result<(), HypervisorError> {
+        self.need(vm)?.set_autostart(autostart).map_err(failed(format!("Could not set autostart of VM {vm}")))
+    }
+
+    fn migrate(&self, request: &MigrateRequest) -> Result<(), HypervisorError> {
+        let vm = request.vm;
+        let domain = self.need(vm)?;
+        let what = format!("Could not migrate VM {vm}");
+        let read = |form| domain.xml(form).map_err(failed(&what));
+        let translate = |xml: &str| definition::translate(xml, vm, &request.translate);
+        let live = translate(&read(ffi::Xml::Migratable)?)?;
+        let kept = if request.persistent { Some(translate(&read(ffi::Xml::Inactive)?)?) } else { None };
+        let socket = |name: &str| request.socket_dir.join(name).display().to_string();
+        // Takes effect for the migration that follows; libvirt resets it afterwards.
+        let limit_ms = u64::try_from(request.downtime_limit.as_millis()).unwrap_or(u64::MAX);
+        domain.set_downtime_limit(limit_ms).map_err(failed(&what))?;
+        domain
+            .migrate(&ffi::Migrate {
+                connection_uri: &format!("qemu+unix:///system?socket={}", socket(RPC_SOCKET)),
+                migrate_uri: &format!("unix://{}", socket(MEMORY_SOCKET)),
+                live_xml: &live,
+                persistent_xml: kept.as_deref(),
+                // libvirt counts in MiB/s; zero would mean no cap.
+                bandwidth_mib_per_s: request.bandwidth_bytes_per_s.map(|bytes| (bytes >> 20).max(1)),
+            })
+            .map_err(failed(&what))
+    }
+
+    fn migration_stats(&self, vm: VmId) -> Result<Option<MigrationStats>, HypervisorError> {
+        let Some(domain) = self.find(vm)? else { return Ok(None) };
+        Ok(domain.job_stats(false).ok().flatten())
+    }
+
+    fn completed_stats(&self, vm: VmId) -> Result<Option<MigrationStats>, HypervisorError> {
+        let Some(domain) = self.find(vm)? else { return Ok(None) };
+        Ok(domain.job_stats(true).ok().flatten())
+    }
+
+    fn abort_migration(&self, vm: VmId) -> Result<(), HypervisorError> {
+        let Some(domain) = self.find(vm)? else { return Ok(()) };
+        match domain.abort_job() {
+            Ok(()) => Ok(()),
+            Err(fault) if fault.is_no_job() => Ok(()),
+            Err(fault) => Err(failed(format!("Could not end the migration of VM {vm}"))(fault)),
+        }
+    }
+
+    fn rpc_socket(&self) -> PathBuf {
+        // libvirtd and the modular virtqemud listen at different places; with both, the modular one serves QEMU.
+        let modular = PathBuf::from("/run/libvirt/virtqemud-sock");
+        if modular.exists() { modular } else { PathBuf::from("/run/libvirt/libvirt-sock") }
+    }
+}
+
+/// libvirt's number of a version: 1,000,000 × major + 1,000 × minor + release.
+fn version(number: u64) -> String {
+    format!("{}.{}.{}", number / 1_000_000, number / 1_000 % 1_000, number % 1_000)
+}

@@ -1,0 +1,223 @@
+//! The hypervisor of one host: what Ferry needs of libvirt, and nothing else.
+
+pub mod libvirt;
+pub mod rpc;
+
+use std::{
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use ferry_core::{
+    api::agent::Role,
+    id::VmId,
+    migration::Presence,
+    units::ByteCount,
+    vm::VmFacts,
+};
+use thiserror::Error;
+
+/// Name of the socket in a session's folder that carries libvirt's RPC channel.
+pub const RPC_SOCKET: &str = "rpc.sock";
+/// Name of the socket in a session's folder that carries memory and device state.
+pub const MEMORY_SOCKET: &str = "memory.sock";
+
+/// What can go wrong. Each variant is something that a caller treats differently.
+#[derive(Debug, Error)]
+pub enum HypervisorError {
+    /// The host has no such VM.
+    #[error("The host has no VM {0}")]
+    NoVm(VmId),
+    /// libvirt does not answer.
+    #[error("libvirt on this host does not answer: {0}")]
+    Unreachable(String),
+    /// The operation was ended by [`Hypervisor::abort_migration`].
+    #[error("{what}: ended by request")]
+    Aborted {
+        /// What was attempted, on what.
+        what: String,
+    },
+    /// libvirt refused or failed it.
+    #[error("{what}: {reason}")]
+    Failed {
+        /// What was attempted, on what.
+        what: String,
+        /// libvirt's words.
+        reason: String,
+    },
+    /// The definition is not what it must be for the operation.
+    #[error("The definition of VM {vm} cannot be used: {reason}")]
+    Definition {
+        /// The VM.
+        vm: VmId,
+        /// What is wrong with it.
+        reason: String,
+    },
+}
+
+/// What the hypervisor says of its host.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct HypervisorHost {
+    /// libvirt's host UUID.
+    pub uuid: String,
+    /// Logical CPUs.
+    pub cpus: u32,
+    /// Physical memory.
+    pub memory_total: ByteCount,
+    /// libvirt's version, `11.3.0`.
+    pub libvirt_version: String,
+    /// QEMU's version, `10.0.2`.
+    pub qemu_version: String,
+}
+
+/// What happened to a VM.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum DomainEvent {
+    /// Its vCPUs were stopped because its state is being handed over.
+    StoppedForMigration(VmId),
+    /// Anything else about it changed.
+    Changed(VmId),
+}
+
+/// What a migration needs.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct MigrateRequest {
+    /// The VM.
+    pub vm: VmId,
+    /// Folder of the session's sockets, the same path at both ends.
+    pub socket_dir: PathBuf,
+    /// Folders of the source and what they are called at the destination; files elsewhere are an error.
+    pub translate: Vec<(PathBuf, PathBuf)>,
+    /// Whether the destination keeps a definition.
+    pub persistent: bool,
+    /// QEMU switches over when the rest fits into this.
+    pub downtime_limit: Duration,
+    /// Cap on what QEMU sends, bytes per second.
+    pub bandwidth_bytes_per_s: Option<u64>,
+}
+
+/// What libvirt counts of a migration.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct MigrationStats {
+    /// Guest memory.
+    pub memory_total: ByteCount,
+    /// What is still to be sent.
+    pub memory_remaining: ByteCount,
+    /// What was sent.
+    pub memory_processed: ByteCount,
+    /// Bytes per second.
+    pub rate_bytes_per_s: u64,
+    /// Bytes per second that the guest dirties.
+    pub dirty_bytes_per_s: u64,
+    /// Passes over memory.
+    pub iteration: u32,
+    /// Milliseconds, QEMU's figure.
+    pub downtime_ms: u64,
+    /// Milliseconds since the start.
+    pub elapsed_ms: u64,
+}
+
+/// Where events go. Called from a thread of the driver; must not block.
+pub type EventSink = Box<dyn Fn(DomainEvent) + Send + Sync>;
+
+/// The hypervisor of one host. All calls block; the long one is [`Hypervisor::migrate`].
+pub trait Hypervisor: Send + Sync + 'static {
+    /// The host.
+    ///
+    /// # Errors
+    /// [`HypervisorError::Unreachable`].
+    fn host(&self) -> Result<HypervisorHost, HypervisorError>;
+
+    /// Every VM the host knows.
+    ///
+    /// # Errors
+    /// [`HypervisorError::Unreachable`].
+    fn vms(&self) -> Result<Vec<VmFacts<PathBuf>>, HypervisorError>;
+
+    /// One VM; `None` if the host does not know it.
+    ///
+    /// # Errors
+    /// [`HypervisorError::Unreachable`].
+    fn vm(&self, vm: VmId) -> Result<Option<VmFacts<PathBuf>>, HypervisorError>;
+
+    /// What the host has of a VM that is being moved, seen from its `role`.
+    ///
+    /// # Errors
+    /// [`HypervisorError::Unreachable`].
+    fn presence(&self, vm: VmId, role: Role) -> Result<Presence, HypervisorError>;
+
+    /// Reports events to `sink` until the returned guard is dropped.
+    ///
+    /// # Errors
+    /// [`HypervisorError::Unreachable`].
+    fn watch(&self, sink: EventSink) -> Result<Box<dyn Send>, HypervisorError>;
+
+    /// Starts a VM that has a definition. Ok if it runs already.
+    ///
+    /// # Errors
+    /// [`HypervisorError::NoVm`], [`HypervisorError::Failed`] (also by the hook's veto).
+    fn start(&self, vm: VmId) -> Result<(), HypervisorError>;
+
+    /// Asks the guest to shut itself down; returns when it was asked.
+    ///
+    /// # Errors
+    /// [`HypervisorError::NoVm`], [`HypervisorError::Failed`].
+    fn shutdown(&self, vm: VmId) -> Result<(), HypervisorError>;
+
+    /// Runs a paused VM. Ok if it runs already.
+    ///
+    /// # Errors
+    /// [`HypervisorError::NoVm`], [`HypervisorError::Failed`].
+    fn resume(&self, vm: VmId) -> Result<(), HypervisorError>;
+
+    /// Ends a VM's process. Ok if there is none.
+    ///
+    /// # Errors
+    /// [`HypervisorError::Failed`].
+    fn destroy(&self, vm: VmId) -> Result<(), HypervisorError>;
+
+    /// Removes a VM's definition; its NVRAM file stays. Ok if there is none.
+    ///
+    /// # Errors
+    /// [`HypervisorError::Failed`].
+    fn undefine(&self, vm: VmId) -> Result<(), HypervisorError>;
+
+    /// Sets whether the host starts the VM at boot.
+    ///
+    /// # Errors
+    /// [`HypervisorError::NoVm`], [`HypervisorError::Failed`].
+    fn set_autostart(&self, vm: VmId, autostart: bool) -> Result<(), HypervisorError>;
+
+    /// Moves a running VM through the sockets of the request, peer to peer. Blocks until libvirt's call ends. Ok
+    /// promises that the source's copy is gone and the destination holds a complete, paused one.
+    ///
+    /// # Errors
+    /// After an error, who has the VM is to be asked with [`Hypervisor::presence`] at both ends.
+    fn migrate(&self, request: &MigrateRequest) -> Result<(), HypervisorError>;
+
+    /// How far a running migration is; `None` if there is none.
+    ///
+    /// # Errors
+    /// [`HypervisorError::Unreachable`].
+    fn migration_stats(&self, vm: VmId) -> Result<Option<MigrationStats>, HypervisorError>;
+
+    /// What the last migration took, while the host still knows the VM.
+    ///
+    /// # Errors
+    /// [`HypervisorError::Unreachable`].
+    fn completed_stats(&self, vm: VmId) -> Result<Option<MigrationStats>, HypervisorError>;
+
+    /// Ends a running migration. Ok if there is none.
+    ///
+    /// # Errors
+    /// [`HypervisorError::Failed`] after the point of no return.
+    fn abort_migration(&self, vm: VmId) -> Result<(), HypervisorError>;
+
+    /// The socket at which the local libvirt takes management calls.
+    fn rpc_socket(&self) -> PathBuf;
+}
+
+/// What a path is called at the destination, by the first folder that holds it.
+pub fn translated(path: &Path, folders: &[(PathBuf, PathBuf)]) -> Option<PathBuf> {
+    folders.iter().find_map(|(here, there)| path.strip_prefix(here).ok().map(|rest| there.join(rest)))
+}
