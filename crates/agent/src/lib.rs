@@ -1,1 +1,71 @@
 //! One per host, next to libvirtd: observes the host and moves the bytes.
+//!
+//! ```text
+//! http ─▶ shares · power · migration::Registry ─▶ one carrier process per migration (migration::carrier)
+//!   └──── observer (what the host has, by events)
+//! ```
+//! An agent never calls the server: requests come, and state goes back as the answer to a question.
+
+pub mod config;
+pub mod enrolment;
+mod error;
+pub mod files;
+pub mod host;
+pub mod http;
+pub mod migration;
+pub mod observer;
+pub mod setup;
+pub mod shares;
+pub mod tls;
+
+use std::sync::Arc;
+
+use ferry_drivers::{hypervisor::Hypervisor, share::ShareDriver};
+use ferry_trust::KeyPair;
+
+pub use error::AgentError;
+
+use crate::{config::Config, enrolment::Enrolment, migration::Registry, observer::Observer, shares::Shares};
+
+/// Everything that the control API works on.
+pub struct Agent {
+    /// The configuration.
+    pub config: Config,
+    /// This agent's key.
+    pub key: KeyPair,
+    /// Which server may call.
+    pub enrolment: Enrolment,
+    /// The hypervisor of this host.
+    pub hypervisor: Arc<dyn Hypervisor>,
+    /// The file shares of this host.
+    pub shares: Arc<Shares>,
+    /// What the host has.
+    pub observer: Observer,
+    /// The migrations.
+    pub migrations: Registry,
+}
+
+impl Agent {
+    /// Puts an agent together: attaches the shares that were attached before, finds its migrations again, and starts
+    /// to observe.
+    ///
+    /// # Errors
+    /// When its own files cannot be read or written.
+    pub async fn start(
+        config: Config,
+        hypervisor: Arc<dyn Hypervisor>,
+        share_driver: Arc<dyn ShareDriver>,
+        launcher: migration::Launcher,
+    ) -> Result<Arc<Self>, AgentError> {
+        ferry_trust::install_provider();
+        files::ensure_private_dir(&config.state_dir)?;
+        let key = KeyPair::load_or_create(&config.key_path())?;
+        let enrolment = Enrolment::load(&config)?;
+        let shares = Arc::new(Shares::load(&config, share_driver)?);
+        let observer =
+            Observer::start(config.clone(), Arc::clone(&hypervisor), Arc::clone(&shares), enrolment.watch_host());
+        let migrations = Registry::load(&config, Arc::clone(&hypervisor), launcher)?;
+        migrations.find_again().await;
+        Ok(Arc::new(Self { config, key, enrolment, hypervisor, shares, observer, migrations }))
+    }
+}

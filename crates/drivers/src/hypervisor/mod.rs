@@ -117,6 +117,12 @@ pub struct MigrationStats {
     pub elapsed_ms: u64,
 }
 
+/// A subscription to events; dropping it ends it.
+pub trait EventWatch: Send + Sync {
+    /// Whether events still come: false after libvirtd was restarted.
+    fn alive(&self) -> bool;
+}
+
 /// Where events go. Called from a thread of the driver; must not block.
 pub type EventSink = Box<dyn Fn(DomainEvent) + Send + Sync>;
 
@@ -146,11 +152,11 @@ pub trait Hypervisor: Send + Sync + 'static {
     /// [`HypervisorError::Unreachable`].
     fn presence(&self, vm: VmId, role: Role) -> Result<Presence, HypervisorError>;
 
-    /// Reports events to `sink` until the returned guard is dropped.
+    /// Reports events to `sink` until the returned watch is dropped.
     ///
     /// # Errors
     /// [`HypervisorError::Unreachable`].
-    fn watch(&self, sink: EventSink) -> Result<Box<dyn Send>, HypervisorError>;
+    fn watch(&self, sink: EventSink) -> Result<Box<dyn EventWatch>, HypervisorError>;
 
     /// Starts a VM that has a definition. Ok if it runs already.
     ///

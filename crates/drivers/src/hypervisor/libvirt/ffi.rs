@@ -519,6 +519,12 @@ impl Watch {
     }
 }
 
+impl Watch {
+    pub(super) fn connection(&self) -> &Connection {
+        &self.connection
+    }
+}
+
 impl Drop for Watch {
     fn drop(&mut self) {
         // SAFETY: the registration is ours; libvirt frees the relay when no callback runs any more.

@@ -18,7 +18,7 @@ use ferry_core::{
 
 use self::ffi::{Connection, Domain, Fault, PausedReason, PowerState};
 use super::{
-    DomainEvent, EventSink, Hypervisor, HypervisorError, HypervisorHost, MEMORY_SOCKET, MigrateRequest,
+    DomainEvent, EventSink, EventWatch, Hypervisor, HypervisorError, HypervisorHost, MEMORY_SOCKET, MigrateRequest,
     MigrationStats, RPC_SOCKET,
 };
 
@@ -82,6 +82,12 @@ fn facts(domain: &Domain) -> Result<VmFacts<PathBuf>, HypervisorError> {
     Ok(facts)
 }
 
+impl EventWatch for ffi::Watch {
+    fn alive(&self) -> bool {
+        self.connection().is_alive()
+    }
+}
+
 impl Hypervisor for Libvirt {
     fn host(&self) -> Result<HypervisorHost, HypervisorError> {
         let connection = self.connection()?;
@@ -125,7 +131,7 @@ impl Hypervisor for Libvirt {
         })
     }
 
-    fn watch(&self, sink: EventSink) -> Result<Box<dyn Send>, HypervisorError> {
+    fn watch(&self, sink: EventSink) -> Result<Box<dyn EventWatch>, HypervisorError> {
         let connection = self.connection()?;
         let relay = Box::new(move |event: ffi::Lifecycle| {
             let Ok(vm) = event.uuid.parse() else { return };

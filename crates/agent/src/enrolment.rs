@@ -1,0 +1,147 @@
+//! Which server may call this agent.
+//!
+//! `ferry-agent setup` makes a one-use secret. The server that shows it becomes the agent's server: the key of the
+//! connection on which it came is pinned, and the secret is gone.
+
+use std::{path::PathBuf, sync::Mutex};
+
+use ferry_core::{
+    api::agent::EnrolRequest,
+    finding::{Finding, FindingId},
+    id::HostId,
+    pin::{EnrolmentToken, Pin, Secret},
+};
+use ferry_trust::{random_secret, same_secret};
+use serde::{Deserialize, Serialize};
+use tokio::sync::watch;
+
+use crate::{AgentError, config::Config, files};
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+struct Server {
+    host: HostId,
+    pin: Pin,
+}
+
+#[derive(Clone, Copy, Serialize, Deserialize)]
+struct Pending {
+    secret: Secret,
+}
+
+/// Which server may call, kept in `enrolment.json`; the secret not used yet, in `enrolment.secret`.
+pub struct Enrolment {
+    server_path: PathBuf,
+    secret_path: PathBuf,
+    server: Mutex<Option<Server>>,
+    host: watch::Sender<Option<HostId>>,
+}
+
+impl Enrolment {
+    /// Reads what was enrolled before.
+    ///
+    /// # Errors
+    /// When the file cannot be read.
+    pub fn load(config: &Config) -> Result<Self, AgentError> {
+        let server_path = config.state_dir.join("enrolment.json");
+        let server: Option<Server> = files::read_json(&server_path)?;
+        Ok(Self {
+            secret_path: config.state_dir.join("enrolment.secret"),
+            server_path,
+            server: Mutex::new(server),
+            host: watch::Sender::new(server.map(|server| server.host)),
+        })
+    }
+
+    /// Makes a token for the next server, in place of any made before.
+    ///
+    /// # Errors
+    /// When the secret cannot be stored.
+    pub fn new_token(&self, agent_pin: Pin) -> Result<EnrolmentToken, AgentError> {
+        let secret = random_secret();
+        files::write_json(&self.secret_path, &Pending { secret })?;
+        Ok(EnrolmentToken { agent_pin, secret })
+    }
+
+    /// Takes the server with key `pin` as the agent's server, if it shows the secret; the same server may repeat it.
+    ///
+    /// # Errors
+    /// `auth.enrolment` (403) for a wrong or used secret.
+    pub fn enrol(&self, pin: Pin, request: &EnrolRequest) -> Result<(), AgentError> {
+        let mut server = self.server.lock().expect("nobody panics while holding it");
+        let wanted = Server { host: request.host, pin };
+        if *server == Some(wanted) {
+            return Ok(());
+        }
+        let pending: Option<Pending> = files::read_json(&self.secret_path)?;
+        if !pending.is_some_and(|pending| same_secret(&pending.secret, &request.secret)) {
+            return Err(AgentError::refused(
+                403,
+                Finding::blocks(
+                    FindingId::AuthEnrolment,
+                    "enrolment token",
+                    "The enrolment token is wrong or was used before",
+                    "Print a new one on the host with `ferry-agent token`",
+                ),
+            ));
+        }
+        files::write_json(&self.server_path, &wanted)?;
+        files::remove(&self.secret_path)?;
+        *server = Some(wanted);
+        self.host.send_replace(Some(wanted.host));
+        Ok(())
+    }
+
+    /// Whether a caller with this key is the agent's server.
+    ///
+    /// # Errors
+    /// `auth.key` (403) if not.
+    pub fn authorise(&self, caller: Pin) -> Result<(), AgentError> {
+        match *self.server.lock().expect("nobody panics while holding it") {
+            Some(server) if server.pin == caller => Ok(()),
+            Some(_) | None => Err(AgentError::refused(
+                403,
+                Finding::blocks(
+                    FindingId::AuthKey,
+                    caller,
+                    "This key is not that of the server this agent is enrolled with",
+                    "Add the host to this server with a new token (`ferry-agent token` on the host, then `ferry host add`)",
+                ),
+            )),
+        }
+    }
+
+    /// The host's id, once it is enrolled.
+    pub fn watch_host(&self) -> watch::Receiver<Option<HostId>> {
+        self.host.subscribe()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use uuid::Uuid;
+
+    use super::*;
+
+    #[test]
+    fn a_secret_enrols_one_server_once() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let config =
+            Config { state_dir: folder.path().into(), ..Config::new("127.0.0.1:1".parse().expect("an address")) };
+        let enrolment = Enrolment::load(&config).expect("empty");
+        let (server, other) = (Pin([1; 32]), Pin([2; 32]));
+        let token = enrolment.new_token(Pin([9; 32])).expect("stored");
+        let request = EnrolRequest { secret: token.secret, host: HostId(Uuid::from_u128(1)) };
+        assert!(enrolment.authorise(server).is_err(), "nobody before enrolment");
+        let wrong = EnrolRequest { secret: random_secret(), ..request.clone() };
+        assert!(enrolment.enrol(server, &wrong).is_err());
+        enrolment.enrol(server, &request).expect("the right secret");
+        enrolment.enrol(server, &request).expect("the same server may repeat it");
+        assert!(enrolment.enrol(other, &request).is_err(), "the secret is used");
+        assert!(enrolment.authorise(server).is_ok() && enrolment.authorise(other).is_err());
+        let again = Enrolment::load(&config).expect("stored");
+        assert!(again.authorise(server).is_ok());
+        let token = again.new_token(Pin([9; 32])).expect("stored");
+        again.enrol(other, &EnrolRequest { secret: token.secret, ..request }).expect("a new token, a new server");
+        assert!(again.authorise(server).is_err(), "one server at a time");
+    }
+}

@@ -1,0 +1,134 @@
+//! What can go wrong in the agent, and how it is told.
+
+use std::{io, path::PathBuf};
+
+use ferry_core::{
+    api::problem::Problem,
+    finding::{Finding, FindingId},
+};
+use ferry_drivers::{hypervisor::HypervisorError, share::ShareError};
+use thiserror::Error;
+
+/// What can go wrong. Each variant is told differently.
+#[derive(Debug, Error)]
+pub enum AgentError {
+    /// The configuration is wrong.
+    #[error("Configuration {} cannot be used: {reason}", path.display())]
+    Config {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong in it.
+        reason: String,
+    },
+    /// A file of the agent's own could not be read or written.
+    #[error("Could not read or write {}", path.display())]
+    File {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// A file of the agent's own holds something else.
+    #[error("{} is damaged", path.display())]
+    Content {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        #[source]
+        source: serde_json::Error,
+    },
+    /// Keys.
+    #[error(transparent)]
+    Trust(#[from] ferry_trust::TrustError),
+    /// The hypervisor.
+    #[error(transparent)]
+    Hypervisor(#[from] HypervisorError),
+    /// The request is refused, and here is why.
+    #[error("{}", finding.message)]
+    Refused {
+        /// HTTP status.
+        status: u16,
+        /// Why, and what to do.
+        finding: Box<Finding>,
+    },
+    /// The process that carries a migration failed.
+    #[error("{0}")]
+    Carrier(String),
+}
+
+impl AgentError {
+    /// A refusal.
+    pub fn refused(status: u16, finding: Finding) -> Self {
+        Self::Refused { status, finding: Box::new(finding) }
+    }
+
+    /// How it is told to the server.
+    pub fn problem(&self) -> Problem {
+        match self {
+            Self::Refused { status, finding } => {
+                Problem::refused(*status, finding.message.clone(), vec![(**finding).clone()])
+            }
+            Self::Hypervisor(HypervisorError::NoVm(vm)) => Problem::refused(
+                404,
+                self.to_string(),
+                vec![Finding::blocks(
+                    FindingId::VmUnknown,
+                    vm,
+                    self.to_string(),
+                    "List the VMs with `ferry vm list`",
+                )],
+            ),
+            Self::Config { .. }
+            | Self::File { .. }
+            | Self::Content { .. }
+            | Self::Trust(_)
+            | Self::Hypervisor(_)
+            | Self::Carrier(_) => Problem::fault(self.to_string(), chain(self)),
+        }
+    }
+}
+
+/// The causes of an error, outermost first.
+pub fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        text = format!("{text}: {error}");
+        cause = error.source();
+    }
+    text
+}
+
+impl From<ShareError> for AgentError {
+    fn from(error: ShareError) -> Self {
+        let message = error.to_string();
+        let (status, id, object, fix) = match &error {
+            ShareError::Dialect { unc } => (
+                422,
+                FindingId::ShareDialect,
+                unc,
+                "Enable SMB 3 on the file server (`server min protocol = SMB3` in Samba), or use another one",
+            ),
+            ShareError::Password { unc, .. } => (
+                422,
+                FindingId::SharePassword,
+                unc,
+                "Give the right user and password with `--user` and `--password-file`",
+            ),
+            ShareError::Unreachable { unc, .. } => (
+                502,
+                FindingId::ShareUnreachable,
+                unc,
+                "Check from this host that the server's name resolves, that it runs, and that it offers the share",
+            ),
+            ShareError::Mount { unc, .. } => (
+                422,
+                FindingId::ShareMount,
+                unc,
+                "Look at `/proc/mounts` on this host; unmount what is in the way, or mount the right share below the share root",
+            ),
+        };
+        Self::refused(status, Finding::blocks(id, object, message, fix))
+    }
+}

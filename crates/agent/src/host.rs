@@ -1,0 +1,77 @@
+//! What the agent says of its host.
+
+use std::fs;
+
+use ferry_core::{
+    api::agent::API_VERSIONS,
+    finding::{Finding, FindingId},
+    host::HostFacts,
+    units::ByteCount,
+};
+use ferry_drivers::hypervisor::{Hypervisor, HypervisorError};
+
+use crate::{config::Config, setup};
+
+/// Asks the kernel and the hypervisor. Blocks.
+///
+/// # Errors
+/// When libvirt does not answer.
+pub fn facts(config: &Config, hypervisor: &dyn Hypervisor) -> Result<HostFacts, HypervisorError> {
+    let host = hypervisor.host()?;
+    let text = |path: &str| fs::read_to_string(path).unwrap_or_default().trim().to_owned();
+    Ok(HostFacts {
+        hostname: text("/proc/sys/kernel/hostname"),
+        machine_id: text("/etc/machine-id"),
+        hypervisor_uuid: host.uuid,
+        cpus: host.cpus,
+        memory_total: host.memory_total,
+        memory_free: memory_available(&text("/proc/meminfo")).unwrap_or(host.memory_total),
+        libvirt_version: host.libvirt_version,
+        qemu_version: host.qemu_version,
+        agent_version: env!("CARGO_PKG_VERSION").to_owned(),
+        api_versions: API_VERSIONS.to_vec(),
+        findings: findings(config),
+    })
+}
+
+/// What is wrong with the host's set-up.
+fn findings(config: &Config) -> Vec<Finding> {
+    let mut findings = Vec::new();
+    let conf = fs::read_to_string(&config.qemu_conf).unwrap_or_default();
+    let root = config.share_root.display().to_string();
+    if !setup::knows_shared(&conf, &root) {
+        findings.push(Finding::blocks(
+            FindingId::HostSharedFilesystems,
+            "host",
+            format!("libvirt does not know that {root} is shared: {} does not list it", config.qemu_conf.display()),
+            "Run `ferry-agent setup` on the host and restart libvirtd",
+        ));
+    }
+    if !setup::hook_is_installed(config) {
+        findings.push(Finding::blocks(
+            FindingId::HostHook,
+            "host",
+            format!("The hook that vetoes a second start is not in {}", config.hooks_dir.display()),
+            "Run `ferry-agent setup` on the host and restart libvirtd",
+        ));
+    }
+    findings
+}
+
+/// `MemAvailable` of `/proc/meminfo`.
+fn memory_available(meminfo: &str) -> Option<ByteCount> {
+    let line = meminfo.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
+    line.trim().strip_suffix("kB")?.trim().parse().ok().map(ByteCount::kib)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn available_memory_is_read() {
+        let text = "MemTotal:       24603356 kB\nMemFree: 1 kB\nMemAvailable:   23996548 kB\n";
+        assert_eq!(memory_available(text), Some(ByteCount::kib(23_996_548)));
+        assert_eq!(memory_available("MemTotal: 1 kB"), None);
+    }
+}

@@ -1,0 +1,180 @@
+//! What the host has, kept up to date by libvirt's events, and looked at again at intervals.
+
+use std::{sync::Arc, time::Duration};
+
+use ferry_core::{
+    api::agent::Observation,
+    id::{Generation, HostId, Incarnation},
+};
+use ferry_drivers::hypervisor::{EventWatch, Hypervisor, HypervisorError};
+use tokio::sync::{mpsc, watch};
+use tracing::{info, warn};
+use uuid::Uuid;
+
+use crate::{config::Config, host, shares::Shares};
+
+/// Longest a question may wait for news.
+pub const WAIT_MAX: Duration = Duration::from_secs(30);
+/// How often everything is looked at although no event came: libvirt may have been restarted, memory changes silently.
+const LOOK_EVERY: Duration = Duration::from_secs(2);
+/// Changes of free memory below this are no news.
+const MEMORY_STEP: u64 = 64 << 20;
+/// Events that wait to be looked at; more of them say nothing new.
+const EVENTS_MAX: usize = 16;
+
+/// The host's state and its cursor.
+pub struct Observer {
+    latest: watch::Receiver<Option<Observation>>,
+    task: tokio::task::JoinHandle<()>,
+}
+
+impl Drop for Observer {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+impl Observer {
+    /// Starts to observe.
+    pub fn start(
+        config: Config,
+        hypervisor: Arc<dyn Hypervisor>,
+        shares: Arc<Shares>,
+        host: watch::Receiver<Option<HostId>>,
+    ) -> Self {
+        let (publish, latest) = watch::channel(None);
+        let task = tokio::spawn(observe(config, hypervisor, shares, host, publish));
+        Self { latest, task }
+    }
+
+    /// What the host has, as soon as it is newer than the cursor; after `wait` (at most [`WAIT_MAX`]) whatever it is.
+    /// `None` while libvirt has never answered.
+    pub async fn newer(
+        &self,
+        cursor: Option<(Incarnation, Generation)>,
+        wait: Duration,
+    ) -> Option<Observation> {
+        let mut latest = self.latest.clone();
+        let is_news = |observation: &Option<Observation>| {
+            observation.as_ref().is_some_and(|observation| {
+                cursor.is_none_or(|(incarnation, generation)| {
+                    observation.incarnation != incarnation || observation.generation > generation
+                })
+            })
+        };
+        let _ = tokio::time::timeout(wait.min(WAIT_MAX), latest.wait_for(is_news)).await;
+        self.latest.borrow().clone()
+    }
+}
+
+async fn observe(
+    config: Config,
+    hypervisor: Arc<dyn Hypervisor>,
+    shares: Arc<Shares>,
+    mut host: watch::Receiver<Option<HostId>>,
+    publish: watch::Sender<Option<Observation>>,
+) {
+    let again = Arc::clone(&shares);
+    let _ = tokio::task::spawn_blocking(move || again.attach_again()).await;
+    let incarnation = Incarnation(Uuid::new_v4());
+    let (event, mut events) = mpsc::channel(EVENTS_MAX);
+    let mut share_changes = shares.watch();
+    let mut events_watch: Option<Box<dyn EventWatch>> = None;
+    let mut answered = true;
+    loop {
+        let id = *host.borrow_and_update();
+        let looked = look(&config, &hypervisor, &shares, id, incarnation, events_watch, event.clone()).await;
+        let (found, watch) = looked;
+        events_watch = watch;
+        match found {
+            Ok(found) => {
+                if !answered {
+                    info!("libvirt answers again");
+                }
+                answered = true;
+                publish.send_if_modified(|latest| replace_if_news(latest, found));
+            }
+            Err(error) => {
+                if answered {
+                    warn!(%error, "libvirt does not answer");
+                }
+                answered = false;
+            }
+        }
+        tokio::select! {
+            _ = events.recv() => { while events.try_recv().is_ok() {} }
+            _ = share_changes.changed() => {}
+            _ = host.changed() => {}
+            () = tokio::time::sleep(LOOK_EVERY) => {}
+        }
+    }
+}
+
+type Watching = Option<Box<dyn EventWatch>>;
+
+async fn look(
+    config: &Config,
+    hypervisor: &Arc<dyn Hypervisor>,
+    shares: &Arc<Shares>,
+    id: Option<HostId>,
+    incarnation: Incarnation,
+    watching: Watching,
+    event: mpsc::Sender<()>,
+) -> (Result<Observation, HypervisorError>, Watching) {
+    let (config, hypervisor, shares) = (config.clone(), Arc::clone(hypervisor), Arc::clone(shares));
+    let looked = tokio::task::spawn_blocking(move || {
+        let mut watching = watching.filter(|watch| watch.alive());
+        if watching.is_none() {
+            // A full queue means that a look is due anyway.
+            let sink = Box::new(move |_| {
+                let _ = event.try_send(());
+            });
+            watching = hypervisor.watch(sink).ok();
+        }
+        let found = gather(&config, &*hypervisor, &shares, id, incarnation);
+        (found, watching)
+    });
+    match looked.await {
+        Ok(looked) => looked,
+        Err(error) => (Err(HypervisorError::Unreachable(error.to_string())), None),
+    }
+}
+
+fn gather(
+    config: &Config,
+    hypervisor: &dyn Hypervisor,
+    shares: &Shares,
+    id: Option<HostId>,
+    incarnation: Incarnation,
+) -> Result<Observation, HypervisorError> {
+    let places = shares.places(id.unwrap_or(HostId(Uuid::nil())));
+    let mut vms: Vec<_> = hypervisor
+        .vms()?
+        .into_iter()
+        .map(|facts| facts.map_places(|path| places.location(&path)))
+        .collect();
+    vms.sort_by(|one, other| (&one.name, one.id).cmp(&(&other.name, other.id)));
+    Ok(Observation {
+        incarnation,
+        generation: Generation(1),
+        host: host::facts(config, hypervisor)?,
+        vms,
+        shares: shares.views(),
+    })
+}
+
+/// Takes `found` in with the next generation, if it differs from what is there by more than noise.
+fn replace_if_news(latest: &mut Option<Observation>, mut found: Observation) -> bool {
+    if let Some(known) = latest {
+        found.generation = known.generation;
+        if known.host.memory_free.0.abs_diff(found.host.memory_free.0) < MEMORY_STEP {
+            found.host.memory_free = known.host.memory_free;
+        }
+        if *known == found {
+            return false;
+        }
+        found.generation = known.generation.next();
+    }
+    *latest = Some(found);
+    true
+}

@@ -1,0 +1,267 @@
+//! `ferry-agent setup`: makes a host ready, says what it did and what is missing, and prints the enrolment token.
+
+use std::{
+    fs, io,
+    net::SocketAddr,
+    os::unix::fs::PermissionsExt as _,
+    path::{Path, PathBuf},
+};
+
+use anyhow::Context as _;
+use ferry_trust::KeyPair;
+
+use crate::{
+    config::Config,
+    enrolment::Enrolment,
+    files,
+};
+
+const HOOK_MARK: &str = "# ferry: veto a second start of a VM that is being moved";
+
+/// Programs that an agent runs, and the Debian packages that hold them.
+const PROGRAMS: [(&str, &str); 2] = [("smbclient", "smbclient"), ("qemu-img", "qemu-utils")];
+
+/// Does it. Prints what it does to stderr, and the token as the last line of stdout.
+///
+/// # Errors
+/// What could not be done; repeating the command goes on from there.
+pub fn run(config_path: &Path, listen: Option<SocketAddr>) -> anyhow::Result<()> {
+    let config = configuration(config_path, listen)?;
+    let mut restart = false;
+    for dir in [&config.state_dir, &config.journal_dir(), &config.run_dir, &config.sessions_dir(), &config.share_root] {
+        fs::create_dir_all(dir).with_context(|| format!("Could not make {}", dir.display()))?;
+    }
+    files::ensure_private_dir(&config.state_dir)?;
+    // The hook runs as root, QEMU goes through to its session's folder: neither folder shows its content.
+    for dir in [&config.run_dir, &config.sessions_dir()] {
+        fs::set_permissions(dir, fs::Permissions::from_mode(0o711))?;
+    }
+    let conf = match fs::read_to_string(&config.qemu_conf) {
+        Ok(conf) => conf,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => String::new(),
+        Err(error) => return Err(error).with_context(|| format!("Could not read {}", config.qemu_conf.display())),
+    };
+    let root = config.share_root.display().to_string();
+    if let Some(edited) = with_shared(&conf, &root)? {
+        fs::write(&config.qemu_conf, edited)
+            .with_context(|| format!("Could not write {}", config.qemu_conf.display()))?;
+        eprintln!("✓ {} now lists {root} in shared_filesystems", config.qemu_conf.display());
+        restart = true;
+    } else {
+        eprintln!("✓ {} lists {root} in shared_filesystems", config.qemu_conf.display());
+    }
+    if hook_is_installed(&config) {
+        eprintln!("✓ the hook that vetoes a second start is installed");
+    } else {
+        let path = install_hook(&config)?;
+        eprintln!("✓ the hook that vetoes a second start is installed as {}", path.display());
+        restart = true;
+    }
+    for (program, package) in PROGRAMS {
+        report_program(program, package);
+    }
+    let kernel_cifs = fs::read_to_string("/proc/filesystems")?.lines().any(|line| line.trim_start() == "cifs");
+    if kernel_cifs {
+        eprintln!("✓ the kernel has the SMB client (cifs)");
+    } else {
+        report_program("smbnetfs", "smbnetfs");
+        eprintln!("! the kernel has no SMB client (cifs); shares are mounted by smbnetfs, which is slow for small writes");
+    }
+    if restart {
+        eprintln!("! restart libvirtd (or virtqemud) now, so that it reads both; running VMs go on");
+    }
+    let key = KeyPair::load_or_create(&config.key_path())?;
+    let token = Enrolment::load(&config)?.new_token(key.pin())?;
+    eprintln!("\nStart `ferry-agent run`, then add this host with:");
+    eprintln!("  ferry host add {} --name NAME --token TOKEN\nThe token, good for one use:", config.listen);
+    println!("{token}");
+    Ok(())
+}
+
+/// Prints a new token.
+///
+/// # Errors
+/// When the agent was not set up.
+pub fn print_token(config: &Config) -> anyhow::Result<()> {
+    files::ensure_private_dir(&config.state_dir)?;
+    let key = KeyPair::load_or_create(&config.key_path())?;
+    println!("{}", Enrolment::load(config)?.new_token(key.pin())?);
+    Ok(())
+}
+
+fn configuration(path: &Path, listen: Option<SocketAddr>) -> anyhow::Result<Config> {
+    if path.exists() {
+        let config = Config::load(path)?;
+        eprintln!("✓ configuration {}", path.display());
+        return Ok(config);
+    }
+    let listen = listen.with_context(|| {
+        format!("There is no {} yet: say where the agent shall listen, as in `--listen 192.0.2.11:7421`", path.display())
+    })?;
+    anyhow::ensure!(!listen.ip().is_unspecified(), "Name the address that the server and other hosts reach, not {}", listen.ip());
+    let config = Config::new(listen);
+    if let Some(folder) = path.parent() {
+        fs::create_dir_all(folder)?;
+    }
+    fs::write(path, toml::to_string(&config)?).with_context(|| format!("Could not write {}", path.display()))?;
+    eprintln!("✓ configuration written to {}", path.display());
+    Ok(config)
+}
+
+fn report_program(program: &str, package: &str) {
+    let found = std::env::var_os("PATH")
+        .is_some_and(|path| std::env::split_paths(&path).any(|folder| folder.join(program).is_file()));
+    if found {
+        eprintln!("✓ {program}");
+    } else {
+        eprintln!("✗ {program} is missing: install package {package}");
+    }
+}
+
+/// Whether a qemu.conf lists `root` (or a folder above it) in `shared_filesystems`.
+pub fn knows_shared(conf: &str, root: &str) -> bool {
+    shared_setting(conf).is_some_and(|(_, _, list)| {
+        list.iter().any(|listed| Path::new(root).starts_with(Path::new(listed)))
+    })
+}
+
+/// The qemu.conf with `root` added to `shared_filesystems`; `None` if it is there. All else stays as it is.
+fn with_shared(conf: &str, root: &str) -> anyhow::Result<Option<String>> {
+    anyhow::ensure!(!root.contains(['"', '\n']), "The share root {root:?} cannot be written into qemu.conf");
+    if knows_shared(conf, root) {
+        return Ok(None);
+    }
+    let Some((start, end, mut list)) = shared_setting(conf) else {
+        let gap = if conf.is_empty() || conf.ends_with('\n') { "" } else { "\n" };
+        return Ok(Some(format!("{conf}{gap}shared_filesystems = [ \"{root}\" ]\n")));
+    };
+    list.push(root.to_owned());
+    let quoted: Vec<String> = list.iter().map(|path| format!("\"{path}\"")).collect();
+    Ok(Some(format!("{}shared_filesystems = [ {} ]{}", &conf[..start], quoted.join(", "), &conf[end..])))
+}
+
+/// The setting's first and last byte and its list. Comments are no settings.
+fn shared_setting(conf: &str) -> Option<(usize, usize, Vec<String>)> {
+    let mut at = 0;
+    for line in conf.split_inclusive('\n') {
+        let start = at;
+        at += line.len();
+        let Some(rest) = line.trim_start().strip_prefix("shared_filesystems") else { continue };
+        if !rest.trim_start().starts_with('=') {
+            continue;
+        }
+        let open = start + conf[start..].find('[')?;
+        let close = open + conf[open..].find(']')?;
+        // Every second piece between quotes is an entry, lines with comments left out.
+        let inner: String =
+            conf[open + 1..close].lines().map(|line| line.split('#').next().unwrap_or_default()).collect();
+        let list = inner.split('"').skip(1).step_by(2).map(str::to_owned).collect();
+        return Some((start, close + 1, list));
+    }
+    None
+}
+
+/// Where the hook goes: libvirt runs `hooks/qemu`, and beside it every script in `hooks/qemu.d`.
+fn hook_path(config: &Config) -> PathBuf {
+    config.hooks_dir.join("qemu.d").join("ferry")
+}
+
+/// Whether the hook is there, executable, and about this agent's holds.
+pub fn hook_is_installed(config: &Config) -> bool {
+    let path = hook_path(config);
+    let executable = fs::metadata(&path).is_ok_and(|meta| meta.permissions().mode() & 0o100 != 0);
+    executable && fs::read_to_string(&path).is_ok_and(|text| text == hook_script(config))
+}
+
+fn install_hook(config: &Config) -> anyhow::Result<PathBuf> {
+    let path = hook_path(config);
+    let folder = path.parent().expect("it lies in qemu.d");
+    fs::create_dir_all(folder).with_context(|| format!("Could not make {}", folder.display()))?;
+    fs::write(&path, hook_script(config)).with_context(|| format!("Could not write {}", path.display()))?;
+    fs::set_permissions(&path, fs::Permissions::from_mode(0o755))?;
+    Ok(path)
+}
+
+/// libvirt gives the domain's XML on stdin; the domain's UUID is looked for in it, since the argument is its name.
+fn hook_script(config: &Config) -> String {
+    format!(
+        r#"#!/bin/sh
+{HOOK_MARK}
+# libvirt calls: NAME prepare begin -, with the definition on stdin; a non-zero end vetoes the start.
+[ "$2" = prepare ] || exit 0
+holds='{holds}'
+[ -d "$holds" ] || exit 0
+uuid=$(sed -n 's|.*<uuid>\([0-9a-fA-F-]*\)</uuid>.*|\1|p' | head -n 1 | tr 'A-F' 'a-f')
+[ -n "$uuid" ] || exit 0
+if [ -e "$holds/$uuid" ]; then
+    echo "VM $1 is held by Ferry: $(cat "$holds/$uuid" 2>/dev/null)" >&2
+    exit 1
+fi
+exit 0
+"#,
+        holds = config.holds_dir().display()
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{io::Write as _, process::{Command, Stdio}};
+
+    use super::*;
+
+    #[test]
+    fn the_share_root_is_added_once_and_the_rest_stays() {
+        let root = "/srv/ferry";
+        for (before, after) in [
+            ("", "shared_filesystems = [ \"/srv/ferry\" ]\n"),
+            ("user = \"x\"", "user = \"x\"\nshared_filesystems = [ \"/srv/ferry\" ]\n"),
+            (
+                "#shared_filesystems = [ \"/srv/ferry\" ]\nuser = \"x\"\n",
+                "#shared_filesystems = [ \"/srv/ferry\" ]\nuser = \"x\"\nshared_filesystems = [ \"/srv/ferry\" ]\n",
+            ),
+            (
+                "shared_filesystems = [\n  \"/a\", # old\n  \"/b\"\n]\nuser = \"x\"\n",
+                "shared_filesystems = [ \"/a\", \"/b\", \"/srv/ferry\" ]\nuser = \"x\"\n",
+            ),
+        ] {
+            let edited = with_shared(before, root).expect("possible").expect("an edit");
+            assert_eq!(edited, after);
+            assert_eq!(with_shared(&edited, root).expect("possible"), None, "twice changes nothing");
+        }
+        assert!(knows_shared("shared_filesystems = [ \"/srv\" ]", root), "a folder above it will do");
+        assert!(!knows_shared("shared_filesystems = [ \"/srv/fer\" ]", root));
+    }
+
+    #[test]
+    fn the_hook_vetoes_the_start_of_a_held_vm_and_no_other() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let config = Config {
+            state_dir: folder.path().join("state"),
+            hooks_dir: folder.path().join("hooks"),
+            ..Config::new("127.0.0.1:1".parse().expect("an address"))
+        };
+        assert!(!hook_is_installed(&config));
+        let hook = install_hook(&config).expect("installed");
+        assert!(hook_is_installed(&config));
+        let held = "0d7a4d0e-4f57-4f3e-9a80-0c6a4b6ad001";
+        fs::create_dir_all(config.holds_dir()).expect("made");
+        fs::write(config.holds_dir().join(held), "job 7").expect("held");
+        let call = |uuid: &str, operation: &str| {
+            let mut child = Command::new(&hook)
+                .args(["web01", operation, "begin", "-"])
+                .stdin(Stdio::piped())
+                .stderr(Stdio::piped())
+                .spawn()
+                .expect("runs");
+            let xml = format!("<domain type='qemu'>\n  <name>web01</name>\n  <uuid>{uuid}</uuid>\n</domain>\n");
+            // The script may end without reading.
+            let _ = child.stdin.take().expect("piped").write_all(xml.as_bytes());
+            let output = child.wait_with_output().expect("ends");
+            (output.status.success(), String::from_utf8_lossy(&output.stderr).into_owned())
+        };
+        let (allowed, said) = call(held, "prepare");
+        assert!(!allowed && said.contains("job 7") && said.contains("web01"), "{said}");
+        assert!(call(held, "release").0, "only a start is vetoed");
+        assert!(call("11111111-4f57-4f3e-9a80-0c6a4b6ad001", "prepare").0);
+    }
+}

@@ -1,0 +1,227 @@
+//! The shares attached on this host: kept in a file, attached again when the agent starts.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    sync::{Arc, Mutex},
+};
+
+use ferry_core::{
+    api::agent::{AttachRequest, ShareCredentials, ShareMount, ShareToken},
+    finding::{Finding, FindingId},
+    id::{HostId, ShareId},
+    location::UncPath,
+    share::{AttachMode, AttachedShare},
+};
+use ferry_drivers::{
+    places::Places,
+    share::{Attach, ShareDriver},
+};
+use serde::{Deserialize, Serialize};
+use tokio::sync::watch;
+use tracing::warn;
+
+use crate::{AgentError, config::Config, files};
+
+#[derive(Clone, Debug, Serialize, Deserialize)]
+struct Entry {
+    id: ShareId,
+    unc: UncPath,
+    mode: AttachMode,
+    path: PathBuf,
+    /// Needed to mount it again after a restart of the host. The file is readable by root alone.
+    credentials: Option<ShareCredentials>,
+}
+
+/// The table of shares.
+pub struct Shares {
+    path: PathBuf,
+    driver: Arc<dyn ShareDriver>,
+    entries: Mutex<Vec<Entry>>,
+    changed: watch::Sender<u64>,
+}
+
+/// Longest name of a token file.
+const TOKEN_NAME_MAX: usize = 64;
+
+impl Shares {
+    /// Reads the table. Shares whose mount is gone are mounted again by [`Shares::attach_again`].
+    ///
+    /// # Errors
+    /// When the table cannot be read.
+    pub fn load(config: &Config, driver: Arc<dyn ShareDriver>) -> Result<Self, AgentError> {
+        let path = config.state_dir.join("shares.json");
+        let entries = files::read_json(&path)?.unwrap_or_default();
+        Ok(Self { path, driver, entries: Mutex::new(entries), changed: watch::Sender::new(0) })
+    }
+
+    /// Tells when the table changed.
+    pub fn watch(&self) -> watch::Receiver<u64> {
+        self.changed.subscribe()
+    }
+
+    /// Mounts again what this agent had mounted. Blocks.
+    pub fn attach_again(&self) {
+        for entry in self.copy() {
+            if let (AttachMode::Mounted, Some(credentials)) = (entry.mode, &entry.credentials) {
+                let attach = Attach { id: entry.id, unc: &entry.unc, credentials };
+                if let Err(error) = self.driver.attach(&attach) {
+                    warn!(share = %entry.unc, %error, "a share could not be mounted again");
+                }
+            }
+        }
+    }
+
+    /// Attaches a share. Blocks. Repeating it is safe.
+    ///
+    /// # Errors
+    /// What the driver refuses; nothing is left attached.
+    pub fn attach(&self, id: ShareId, request: &AttachRequest) -> Result<AttachedShare, AgentError> {
+        let unc = &request.unc;
+        if let Some(credentials) = &request.credentials {
+            self.driver.probe(unc, credentials)?;
+        }
+        let (mode, path) = match (&request.at, &request.credentials) {
+            (Some(at), _) => (AttachMode::Adopted, self.driver.adopt(unc, Path::new(at))?),
+            (None, Some(credentials)) => {
+                (AttachMode::Mounted, self.driver.attach(&Attach { id, unc, credentials })?)
+            }
+            (None, None) => {
+                return Err(AgentError::refused(
+                    422,
+                    Finding::blocks(
+                        FindingId::SharePassword,
+                        unc,
+                        format!("No user and password were given for {unc}"),
+                        "Give them with `--user` and `--password-file`, or adopt a mount of your own with `--at PATH`",
+                    ),
+                ));
+            }
+        };
+        let credentials = request.credentials.clone().filter(|_| mode == AttachMode::Mounted);
+        let entry = Entry { id, unc: unc.clone(), mode, path, credentials };
+        self.change(|entries| {
+            entries.retain(|other| other.id != id);
+            entries.push(entry.clone());
+        })?;
+        Ok(self.view(&entry))
+    }
+
+    /// Detaches a share. Blocks. Ok if it is not attached. An adopted mount stays mounted.
+    ///
+    /// # Errors
+    /// When it cannot be unmounted, for instance while files on it are open; it stays attached then.
+    pub fn detach(&self, id: ShareId) -> Result<(), AgentError> {
+        if let Some(entry) = self.copy().into_iter().find(|entry| entry.id == id) {
+            if entry.mode == AttachMode::Mounted {
+                self.driver.detach(id, &entry.unc)?;
+            }
+            self.change(|entries| entries.retain(|other| other.id != id))?;
+        }
+        Ok(())
+    }
+
+    /// Every share, with its trouble. Blocks for seconds when a mount hangs.
+    pub fn views(&self) -> Vec<AttachedShare> {
+        self.copy().iter().map(|entry| self.view(entry)).collect()
+    }
+
+    /// Where each share is.
+    pub fn places(&self, host: HostId) -> Places {
+        Places::new(host, self.copy().into_iter().map(|entry| (entry.id, entry.path)).collect())
+    }
+
+    /// The mount points of some shares.
+    ///
+    /// # Errors
+    /// `share.not-attached` naming the first that is not attached.
+    pub fn mounts(&self, ids: &[ShareId]) -> Result<Vec<ShareMount>, AgentError> {
+        ids.iter().map(|id| Ok(ShareMount { share: *id, path: self.path_of(*id)?.display().to_string() })).collect()
+    }
+
+    /// Writes a token file. Blocks.
+    ///
+    /// # Errors
+    /// When the name is not one, or the share cannot be written.
+    pub fn write_token(&self, id: ShareId, name: &str, token: &ShareToken) -> Result<(), AgentError> {
+        let path = self.token_path(id, name)?;
+        fs::write(&path, &token.content).map_err(|source| AgentError::File { path, source })
+    }
+
+    /// Reads a token file; `None` if it is not there. Blocks.
+    ///
+    /// # Errors
+    /// When the name is not one, or the share cannot be read.
+    pub fn read_token(&self, id: ShareId, name: &str) -> Result<Option<ShareToken>, AgentError> {
+        let path = self.token_path(id, name)?;
+        match fs::read_to_string(&path) {
+            Ok(content) => Ok(Some(ShareToken { content })),
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
+            Err(source) => Err(AgentError::File { path, source }),
+        }
+    }
+
+    /// Removes a token file. Blocks.
+    ///
+    /// # Errors
+    /// When the name is not one, or the share cannot be written.
+    pub fn remove_token(&self, id: ShareId, name: &str) -> Result<(), AgentError> {
+        files::remove(&self.token_path(id, name)?)
+    }
+
+    fn token_path(&self, id: ShareId, name: &str) -> Result<PathBuf, AgentError> {
+        let legal = !name.is_empty()
+            && name.len() <= TOKEN_NAME_MAX
+            && name.chars().all(|letter| letter.is_ascii_alphanumeric() || letter == '-');
+        if !legal {
+            return Err(AgentError::refused(
+                400,
+                Finding::blocks(
+                    FindingId::RequestInvalid,
+                    name,
+                    "A token file is named by letters, digits and dashes",
+                    "This is a fault of the server program",
+                ),
+            ));
+        }
+        Ok(self.path_of(id)?.join(format!(".ferry-token-{name}")))
+    }
+
+    fn path_of(&self, id: ShareId) -> Result<PathBuf, AgentError> {
+        self.copy().into_iter().find(|entry| entry.id == id).map(|entry| entry.path).ok_or_else(|| {
+            AgentError::refused(
+                422,
+                Finding::blocks(
+                    FindingId::ShareNotAttached,
+                    id,
+                    "The share is not attached on this host",
+                    "Attach it with `ferry share attach`",
+                ),
+            )
+        })
+    }
+
+    fn view(&self, entry: &Entry) -> AttachedShare {
+        AttachedShare {
+            id: entry.id,
+            unc: entry.unc.clone(),
+            mode: entry.mode,
+            trouble: self.driver.trouble(&entry.path),
+            free: None,
+        }
+    }
+
+    fn copy(&self) -> Vec<Entry> {
+        self.entries.lock().expect("nobody panics while holding it").clone()
+    }
+
+    fn change(&self, edit: impl FnOnce(&mut Vec<Entry>)) -> Result<(), AgentError> {
+        let mut entries = self.entries.lock().expect("nobody panics while holding it");
+        let mut edited = entries.clone();
+        edit(&mut edited);
+        files::write_json(&self.path, &edited)?;
+        *entries = edited;
+        self.changed.send_modify(|count| *count += 1);
+        Ok(())
+    }
+}
