@@ -1,542 +1,462 @@
-//! The gate for libvirt's RPC channel. A channel that is merely proxied gives the source host root on the
-//! destination's libvirt; this one lets through what a migration of one VM needs.
+//! The RPC stream between two libvirt daemons, as far as a live move needs it.
+//!
+//! A peer-to-peer migration makes the source's libvirtd a root client of the destination's. [`Gate`] stands at the
+//! destination and lets through only the calls of one move of one VM; everything else is refused. [`Tap`] stands
+//! at the source, passes everything and tells when the Finish reply passes: its delivery is the point of no return.
 //!
 //! ```text
-//! message  length u32 (itself included) · program u32 · version u32 · procedure u32 · type u32 · serial u32 · status u32 · body (XDR)
+//! source's libvirtd ── Tap ══ carriers ══ Gate ── destination's libvirtd
+//! calls, in order:   AuthList · SupportsFeature* · Open · SupportsFeature* · RegisterCloseCallback
+//!                    · Prepare … (memory flows) … · Finish · UnregisterCloseCallback · Close      keepalive at any time
 //! ```
-//! All big-endian. Pure: bytes in, bytes out. Numbers are those of libvirt's `remote_protocol.x`.
+//! Nothing here does I/O. Only whole messages leave, so a caller may stop between any two outputs.
 
-use std::path::{Path, PathBuf};
+pub mod definition;
+pub mod message;
+pub mod xdr;
+
+use std::path::PathBuf;
 
 use ferry_core::id::VmId;
-use roxmltree::Document;
 use thiserror::Error;
 
-/// libvirt's remote program.
-const PROGRAM_REMOTE: u32 = 0x2000_8086;
-/// libvirt's keepalive program.
-const PROGRAM_KEEPALIVE: u32 = 0x6b65_6570;
-const VERSION: u32 = 1;
-const HEADER_BYTES: usize = 28;
-/// Longest message let through. libvirt allows 32 MiB; a migration's largest holds one VM's definition and cookie.
-const MESSAGE_BYTES_MAX: usize = 4 << 20;
+use definition::{DefinitionError, check_cookie, check_definition};
+use message::{
+    AUTH_LIST, CLOSE, FINISH, Header, KEEPALIVE_PROGRAM, Kind, LengthError, Message, OPEN, PREPARE, PROGRAM_VERSION,
+    REGISTER_CLOSE_CALLBACK, REMOTE_PROGRAM, STATUS_OK, SUPPORTS_FEATURE, Splitter, UNREGISTER_CLOSE_CALLBACK,
+};
+use xdr::{Reader, TypedParameter, TypedValue, XdrError};
 
-const TYPE_CALL: u32 = 0;
-const TYPE_REPLY: u32 = 1;
-const STATUS_OK: u32 = 0;
+/// `VIR_MIGRATE_LIVE`
+pub const FLAG_LIVE: u32 = 1 << 0;
+/// `VIR_MIGRATE_PEER2PEER`
+pub const FLAG_PEER2PEER: u32 = 1 << 1;
+/// `VIR_MIGRATE_PERSIST_DEST`
+pub const FLAG_PERSIST_DEST: u32 = 1 << 3;
+/// `VIR_MIGRATE_PAUSED`
+pub const FLAG_PAUSED: u32 = 1 << 5;
+/// `VIR_MIGRATE_CHANGE_PROTECTION`: libvirt's own lock against changes during the move.
+pub const FLAG_CHANGE_PROTECTION: u32 = 1 << 8;
+/// `VIR_MIGRATE_ABORT_ON_ERROR`
+pub const FLAG_ABORT_ON_ERROR: u32 = 1 << 12;
+/// `VIR_MIGRATE_AUTO_CONVERGE`
+pub const FLAG_AUTO_CONVERGE: u32 = 1 << 13;
 
-/// `CONNECT_OPEN`.
-pub const OPEN: u32 = 1;
-/// `CONNECT_CLOSE`.
-pub const CLOSE: u32 = 2;
-/// `CONNECT_SUPPORTS_FEATURE`.
-pub const SUPPORTS_FEATURE: u32 = 60;
-/// `AUTH_LIST`.
-pub const AUTH_LIST: u32 = 66;
-/// `DOMAIN_MIGRATE_PREPARE3_PARAMS`.
-pub const PREPARE: u32 = 303;
-/// `DOMAIN_MIGRATE_FINISH3_PARAMS`.
-pub const FINISH: u32 = 306;
-/// `CONNECT_REGISTER_CLOSE_CALLBACK`.
-pub const REGISTER_CLOSE_CALLBACK: u32 = 360;
-/// `CONNECT_UNREGISTER_CLOSE_CALLBACK`.
-pub const UNREGISTER_CLOSE_CALLBACK: u32 = 361;
+const FLAGS_NEEDED: u32 = FLAG_LIVE | FLAG_PEER2PEER | FLAG_PAUSED;
+const FLAGS_ALLOWED: u32 =
+    FLAGS_NEEDED | FLAG_PERSIST_DEST | FLAG_CHANGE_PROTECTION | FLAG_ABORT_ON_ERROR | FLAG_AUTO_CONVERGE;
 
-/// `VIR_MIGRATE_PAUSED`: without it libvirt itself would run the VM at the destination.
-const FLAG_PAUSED: u32 = 32;
-
-/// Why the channel must end.
-#[derive(Clone, Debug, Error, PartialEq, Eq)]
-pub enum Refusal {
-    /// The bytes are not libvirt's RPC.
-    #[error("The libvirt channel carries what is not libvirt's protocol: {0}")]
-    Malformed(&'static str),
-    /// A call that a migration does not need.
-    #[error("libvirt call {procedure} is not one that a migration needs")]
-    Procedure {
-        /// Its number.
-        procedure: u32,
-    },
-    /// A call that a migration needs, but not like this.
-    #[error("libvirt call {procedure} is not about this migration: {reason}")]
-    Argument {
-        /// Its number.
-        procedure: u32,
-        /// What is wrong with it.
-        reason: String,
-    },
-}
-
-/// The VM that the channel is bound to.
+/// What a gate is bound to: what one session may do to this host's libvirt.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Bound {
-    /// Its UUID.
+    /// The VM.
     pub vm: VmId,
     /// Its name.
     pub name: String,
-    /// Folders of the destination in which its files may lie.
+    /// Every file of the VM must lie below one of these. Absolute, without `..`.
     pub roots: Vec<PathBuf>,
+    /// Where QEMU shall listen: libvirtd lets QEMU unlink and bind that path.
+    pub memory_socket: PathBuf,
 }
 
-/// Splits a stream of bytes into messages.
-#[derive(Debug, Default)]
-struct Messages {
-    held: Vec<u8>,
+/// Why a call was refused.
+#[derive(Clone, Debug, Error, PartialEq)]
+pub enum RefusalReason {
+    /// Not one of the calls of a plain move.
+    #[error("The call is not part of a live move")]
+    NotPartOfAMove,
+    /// A stream, or a call with file descriptors.
+    #[error("Messages of kind {0:?} are not part of a live move")]
+    Kind(Kind),
+    /// Another program, or another version of it.
+    #[error("Program {program:#x} version {version} is not part of a live move")]
+    Program {
+        /// The program.
+        program: u32,
+        /// Its version.
+        version: u32,
+    },
+    /// A keepalive message that is none.
+    #[error("It claims to be a keepalive and is none")]
+    Keepalive,
+    /// A length word out of bounds.
+    #[error(transparent)]
+    Length(#[from] LengthError),
+    /// Arguments that cannot be read.
+    #[error(transparent)]
+    Arguments(#[from] XdrError),
+    /// Another hypervisor, or an open with other flags.
+    #[error("It opens {0:?}, not qemu:///system")]
+    Hypervisor(String),
+    /// Prepare twice, or Finish without Prepare.
+    #[error("It comes out of turn")]
+    OutOfTurn,
+    /// Flags beyond a paused live move, or without it.
+    #[error("Its flags are {found:#x}; a paused live move has {needed:#x} and at most {allowed:#x}")]
+    Flags {
+        /// What it asks for.
+        found: u32,
+        /// What it must have.
+        needed: u32,
+        /// What it may have.
+        allowed: u32,
+    },
+    /// A migration parameter that a plain move does not set, or sets to something else.
+    #[error("Its parameter {field} is {found:?}")]
+    Parameter {
+        /// The field.
+        field: String,
+        /// Its value; empty if it is missing.
+        found: String,
+    },
+    /// The definition that it carries.
+    #[error(transparent)]
+    Definition(#[from] DefinitionError),
+    /// The gate refused something before.
+    #[error("The session was refused before")]
+    Closed,
 }
 
-impl Messages {
-    /// Hands each message that `bytes` complete to `each`.
-    fn push(
-        &mut self,
-        bytes: &[u8],
-        mut each: impl FnMut(&[u8]) -> Result<(), Refusal>,
-    ) -> Result<(), Refusal> {
-        self.held.extend_from_slice(bytes);
-        let mut start = 0;
-        while let Some(length) = self.held[start..].first_chunk().map(|bytes| u32::from_be_bytes(*bytes) as usize) {
-            if !(HEADER_BYTES..=MESSAGE_BYTES_MAX).contains(&length) {
-                return Err(Refusal::Malformed("a message with a length out of bounds"));
-            }
-            let Some(message) = self.held.get(start..start + length) else { break };
-            each(message)?;
-            start += length;
-        }
-        self.held.drain(..start);
-        Ok(())
-    }
+/// A refused call. The session is over: nothing more passes towards this host's libvirt.
+#[derive(Clone, Debug, Error, PartialEq)]
+#[error("Refused libvirt call {procedure}{} from the source: {reason}", name(*.procedure))]
+pub struct Refusal {
+    /// Number of the procedure.
+    pub procedure: u32,
+    /// Why.
+    pub reason: RefusalReason,
+    /// To be written to the source before its connection is closed: libvirt's error reply. Empty if there was no call.
+    pub reply: Vec<u8>,
 }
 
-#[derive(Clone, Copy, Debug)]
-struct Header {
-    program: u32,
-    version: u32,
-    procedure: u32,
-    kind: u32,
-    serial: u32,
-    status: u32,
+/// How far the move is, as calls that passed tell.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Turn {
+    Opening,
+    Prepared,
+    Finished,
+    Refused,
 }
 
-fn header(message: &[u8]) -> Header {
-    let word = |index: usize| {
-        let at = 4 * index;
-        u32::from_be_bytes([message[at], message[at + 1], message[at + 2], message[at + 3]])
-    };
-    Header { program: word(1), version: word(2), procedure: word(3), kind: word(4), serial: word(5), status: word(6) }
-}
-
-/// The source → destination direction at the destination: only calls of one VM's migration pass.
+/// Passes the calls of one move of one VM to this host's libvirt, and nothing else.
 #[derive(Debug)]
 pub struct Gate {
     bound: Bound,
-    messages: Messages,
+    turn: Turn,
+    calls: Splitter,
 }
 
 impl Gate {
-    /// A gate bound to one VM.
+    /// A gate for one connection.
     pub fn new(bound: Bound) -> Self {
-        Self { bound, messages: Messages::default() }
+        Self { bound, turn: Turn::Opening, calls: Splitter::default() }
     }
 
-    /// Appends the messages that `bytes` complete to `out`.
+    /// Takes `bytes` from the source's libvirtd and appends the messages that may go to this host's libvirt to `out`.
     ///
     /// # Errors
-    /// Why the channel must end; the refused message and what follows is not in `out`.
+    /// The first call that is refused. What stands in `out` came before it and may still be written; then the reply
+    /// in the refusal goes to the source, and both connections are to be closed.
     pub fn pass(&mut self, bytes: &[u8], out: &mut Vec<u8>) -> Result<(), Refusal> {
-        let bound = &self.bound;
-        self.messages.push(bytes, |message| {
-            judge(message, bound)?;
-            out.extend_from_slice(message);
+        if self.turn == Turn::Refused {
+            return Err(Refusal { procedure: 0, reason: RefusalReason::Closed, reply: Vec::new() });
+        }
+        let Self { bound, turn, calls } = self;
+        let result = calls.push(bytes, |message| {
+            admit(message, bound, turn).map_err(|reason| refusal(message.header, reason))?;
+            out.extend_from_slice(message.bytes);
             Ok(())
-        })
-    }
-}
-
-fn judge(message: &[u8], bound: &Bound) -> Result<(), Refusal> {
-    let Header { program, version, procedure, kind, .. } = header(message);
-    if program == PROGRAM_KEEPALIVE && version == VERSION && message.len() == HEADER_BYTES {
-        return Ok(());
-    }
-    if program != PROGRAM_REMOTE || version != VERSION {
-        return Err(Refusal::Malformed("another program than libvirt's"));
-    }
-    if kind != TYPE_CALL {
-        return Err(Refusal::Malformed("something else than a plain call"));
-    }
-    let mut body = Xdr(&message[HEADER_BYTES..]);
-    match procedure {
-        AUTH_LIST | SUPPORTS_FEATURE | CLOSE | REGISTER_CLOSE_CALLBACK | UNREGISTER_CLOSE_CALLBACK => Ok(()),
-        OPEN => judge_open(&mut body),
-        PREPARE => judge_prepare(&mut body, bound),
-        FINISH => judge_finish(&mut body, bound),
-        procedure => Err(Refusal::Procedure { procedure }),
-    }
-}
-
-fn judge_open(body: &mut Xdr<'_>) -> Result<(), Refusal> {
-    let name = match body.word()? {
-        0 => "",
-        _ => body.text()?,
-    };
-    if matches!(name, "" | "qemu:///system") {
-        return Ok(());
-    }
-    Err(Refusal::Argument { procedure: OPEN, reason: format!("it opens {name}") })
-}
-
-fn judge_prepare(body: &mut Xdr<'_>, bound: &Bound) -> Result<(), Refusal> {
-    let refuse = |reason: String| Err(Refusal::Argument { procedure: PREPARE, reason });
-    let mut definitions = 0;
-    for (name, value) in body.params()? {
-        match (name, value) {
-            ("destination_xml", Some(xml)) => {
-                definitions += 1;
-                if let Err(reason) = judge_definition(xml, bound) {
-                    return refuse(reason);
-                }
-            }
-            ("destination_name", Some(name)) if name != bound.name => {
-                return refuse(format!("it names the VM {name}, and {} is expected", bound.name));
-            }
-            _ => {}
+        });
+        if result.is_err() {
+            self.turn = Turn::Refused;
         }
+        result
     }
-    if definitions != 1 {
-        return refuse(format!("it holds {definitions} definitions"));
-    }
-    body.opaque()?;
-    if body.word()? & FLAG_PAUSED == 0 {
-        return refuse("the VM would run at once".to_owned());
-    }
-    Ok(())
-}
-
-fn judge_definition(xml: &str, bound: &Bound) -> Result<(), String> {
-    let document = Document::parse(xml).map_err(|error| format!("its definition is not XML: {error}"))?;
-    let domain = document.root_element();
-    let texts = |tag: &'static str| {
-        domain.children().filter(move |node| node.has_tag_name(tag)).filter_map(|node| node.text()).map(str::trim)
-    };
-    let uuids: Vec<Option<VmId>> = texts("uuid").map(|uuid| uuid.parse().ok()).collect();
-    if uuids != [Some(bound.vm)] {
-        return Err(format!("its definition is of another VM than {}", bound.vm));
-    }
-    let names: Vec<&str> = texts("name").collect();
-    if names != [bound.name.as_str()] {
-        return Err(format!("its definition is named {names:?}, and {} is expected", bound.name));
-    }
-    for node in document.descendants().filter(|node| node.has_tag_name("source")) {
-        let in_disk = node.parent().is_some_and(|parent| parent.has_tag_name("disk") || parent.has_tag_name("backingStore"));
-        let Some(file) = node.attribute("file").filter(|_| in_disk) else { continue };
-        let path = Path::new(file);
-        let climbs = path.components().any(|part| part == std::path::Component::ParentDir);
-        if climbs || !bound.roots.iter().any(|root| path.starts_with(root)) {
-            return Err(format!("its file {file} lies outside the shares of this migration"));
-        }
-    }
-    Ok(())
-}
-
-fn judge_finish(body: &mut Xdr<'_>, bound: &Bound) -> Result<(), Refusal> {
-    for (name, value) in body.params()? {
-        if let ("destination_name", Some(name)) = (name, value)
-            && name != bound.name
-        {
-            let reason = format!("it names the VM {name}, and {} is expected", bound.name);
-            return Err(Refusal::Argument { procedure: FINISH, reason });
-        }
-    }
-    Ok(())
 }
 
 /// The outcome of the call that ends the hand-over.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct FinishReply {
-    /// Whether the destination has the VM: the call did not cancel, and the reply is no error.
+    /// Whether the destination has the VM: the call did not cancel, and the reply is no error. Once the source's
+    /// libvirtd has read that, it ends the source's copy, and nothing else can make it run that copy again.
     pub destination_has_it: bool,
 }
 
 /// Follows both directions of the channel at the source and tells when the reply to Finish passes.
 #[derive(Debug, Default)]
 pub struct Tap {
-    calls: Messages,
-    replies: Messages,
+    calls: Splitter,
+    replies: Splitter,
     /// Serial of the Finish call, and whether it said that the migration was cancelled.
     finish: Option<(u32, bool)>,
 }
 
 impl Tap {
-    /// Bytes from the source's libvirtd.
+    /// Listens to bytes from the source's libvirtd, which go on as they are.
     ///
     /// # Errors
-    /// When they are not libvirt's protocol.
-    pub fn calls(&mut self, bytes: &[u8]) -> Result<(), Refusal> {
-        let finish = &mut self.finish;
-        self.calls.push(bytes, |message| {
-            let header = header(message);
-            if (header.program, header.procedure, header.kind) == (PROGRAM_REMOTE, FINISH, TYPE_CALL) {
-                // The last argument: an int that says whether the source cancelled.
-                let cancelled = message.last_chunk::<4>().is_none_or(|word| u32::from_be_bytes(*word) != 0);
+    /// They are no messages.
+    pub fn calls(&mut self, bytes: &[u8]) -> Result<(), LengthError> {
+        let Self { calls, finish, .. } = self;
+        calls.push(bytes, |message| {
+            let header = message.header;
+            if (header.program, header.procedure, header.kind) == (REMOTE_PROGRAM, FINISH, Kind::Call) {
+                // What cannot be read is not taken for a finish that ends the source's copy.
+                let cancelled = FinishCall::parse(message.body).map_or(true, |finish| finish.cancelled);
                 *finish = Some((header.serial, cancelled));
             }
             Ok(())
         })
     }
 
-    /// Bytes for the source's libvirtd. Appends the messages they complete to `out`; Ok holds the reply to Finish if
-    /// it is among them.
+    /// Takes bytes for the source's libvirtd and appends each whole message to `out`. Ok holds the reply to Finish if
+    /// it is among them; it is delivered once `out` is written.
     ///
     /// # Errors
-    /// When they are not libvirt's protocol.
-    pub fn replies(&mut self, bytes: &[u8], out: &mut Vec<u8>) -> Result<Option<FinishReply>, Refusal> {
-        let finish = self.finish;
+    /// They are no messages.
+    pub fn replies(&mut self, bytes: &[u8], out: &mut Vec<u8>) -> Result<Option<FinishReply>, LengthError> {
+        let Self { replies, finish, .. } = self;
         let mut seen = None;
-        self.replies.push(bytes, |message| {
-            let header = header(message);
-            if (header.program, header.procedure, header.kind) == (PROGRAM_REMOTE, FINISH, TYPE_REPLY)
-                && let Some((serial, cancelled)) = finish
-                && serial == header.serial
+        replies.push::<LengthError>(bytes, |message| {
+            let header = message.header;
+            if let Some((serial, cancelled)) = *finish
+                && (header.program, header.procedure, header.kind) == (REMOTE_PROGRAM, FINISH, Kind::Reply)
+                && header.serial == serial
             {
                 seen = Some(FinishReply { destination_has_it: header.status == STATUS_OK && !cancelled });
             }
-            out.extend_from_slice(message);
+            out.extend_from_slice(message.bytes);
             Ok(())
         })?;
         Ok(seen)
     }
 }
 
-/// Reads XDR; every length is checked against what is there.
-struct Xdr<'a>(&'a [u8]);
-
-/// Parameters of a call: libvirt sends about ten.
-const PARAMS_MAX: u32 = 64;
-
-impl<'a> Xdr<'a> {
-    fn take(&mut self, length: usize) -> Result<&'a [u8], Refusal> {
-        let (taken, rest) = self.0.split_at_checked(length).ok_or(Refusal::Malformed("a message that ends too early"))?;
-        self.0 = rest;
-        Ok(taken)
-    }
-
-    fn word(&mut self) -> Result<u32, Refusal> {
-        let bytes = self.take(4)?;
-        Ok(u32::from_be_bytes([bytes[0], bytes[1], bytes[2], bytes[3]]))
-    }
-
-    fn opaque(&mut self) -> Result<&'a [u8], Refusal> {
-        let length = self.word()? as usize;
-        let bytes = self.take(length)?;
-        self.take(length.next_multiple_of(4) - length)?;
-        Ok(bytes)
-    }
-
-    fn text(&mut self) -> Result<&'a str, Refusal> {
-        std::str::from_utf8(self.opaque()?).map_err(|_| Refusal::Malformed("a text that is not UTF-8"))
-    }
-
-    /// Typed parameters: names, and values where they are texts.
-    fn params(&mut self) -> Result<Vec<(&'a str, Option<&'a str>)>, Refusal> {
-        let count = self.word()?;
-        if count > PARAMS_MAX {
-            return Err(Refusal::Malformed("too many parameters"));
-        }
-        let mut params = Vec::new();
-        for _ in 0..count {
-            let name = self.text()?;
-            let value = match self.word()? {
-                1 | 2 | 6 => self.take(4).map(|_| None)?,
-                3..=5 => self.take(8).map(|_| None)?,
-                7 => Some(self.text()?),
-                _ => return Err(Refusal::Malformed("a parameter of an unknown type")),
-            };
-            params.push((name, value));
-        }
-        Ok(params)
+impl From<LengthError> for Refusal {
+    fn from(error: LengthError) -> Self {
+        Self { procedure: 0, reason: error.into(), reply: Vec::new() }
     }
 }
 
-/// For the fuzzer: no bytes may panic either parser, and a gate lets nothing through that it did not see whole.
-pub fn fuzz(bytes: &[u8]) {
-    let bound = Bound { vm: VmId(uuid::Uuid::nil()), name: "vm".to_owned(), roots: vec!["/srv".into()] };
-    let mut out = Vec::new();
-    let mut gate = Gate::new(bound);
-    for chunk in bytes.chunks(7) {
-        if gate.pass(chunk, &mut out).is_err() {
-            break;
+fn refusal(header: Header, reason: RefusalReason) -> Refusal {
+    let reply = match header.kind {
+        Kind::Call | Kind::Other(_) => header
+            .refusal_reply(&format!("The destination's agent refused libvirt call {}: {reason}", header.procedure)),
+        Kind::Reply | Kind::Message => Vec::new(),
+    };
+    Refusal { procedure: header.procedure, reason, reply }
+}
+
+/// ` (NAME)` of the procedures that an administrator may meet in a log, else nothing.
+fn name(procedure: u32) -> &'static str {
+    match procedure {
+        OPEN => " (open)",
+        CLOSE => " (close)",
+        SUPPORTS_FEATURE => " (supports feature)",
+        AUTH_LIST => " (auth list)",
+        PREPARE => " (migrate prepare)",
+        FINISH => " (migrate finish)",
+        REGISTER_CLOSE_CALLBACK => " (register close callback)",
+        UNREGISTER_CLOSE_CALLBACK => " (unregister close callback)",
+        _ => "",
+    }
+}
+
+/// Decides whether a message from the source may pass, and notes how far the move is then.
+fn admit(message: Message<'_>, bound: &Bound, turn: &mut Turn) -> Result<(), RefusalReason> {
+    let Header { program, version, procedure, kind, .. } = message.header;
+    match (program, version, kind) {
+        (KEEPALIVE_PROGRAM, PROGRAM_VERSION, Kind::Message) if message.body.is_empty() => return Ok(()),
+        (KEEPALIVE_PROGRAM, PROGRAM_VERSION, _) => return Err(RefusalReason::Keepalive),
+        (REMOTE_PROGRAM, PROGRAM_VERSION, Kind::Call) => {}
+        (REMOTE_PROGRAM, PROGRAM_VERSION, kind) => return Err(RefusalReason::Kind(kind)),
+        _ => return Err(RefusalReason::Program { program, version }),
+    }
+    match procedure {
+        CLOSE | SUPPORTS_FEATURE | AUTH_LIST | REGISTER_CLOSE_CALLBACK | UNREGISTER_CLOSE_CALLBACK => Ok(()),
+        OPEN => check_open(message.body),
+        PREPARE if *turn == Turn::Opening => {
+            check_prepare(&PrepareCall::parse(message.body)?, bound)?;
+            *turn = Turn::Prepared;
+            Ok(())
+        }
+        FINISH if *turn == Turn::Prepared => {
+            check_finish(&FinishCall::parse(message.body)?, bound)?;
+            *turn = Turn::Finished;
+            Ok(())
+        }
+        PREPARE | FINISH => Err(RefusalReason::OutOfTurn),
+        _ => Err(RefusalReason::NotPartOfAMove),
+    }
+}
+
+fn check_open(body: &[u8]) -> Result<(), RefusalReason> {
+    let mut reader = Reader::new(body);
+    let uri = reader.optional_text()?.unwrap_or_default();
+    let flags = reader.u32()?;
+    reader.end()?;
+    if uri == "qemu:///system" && flags == 0 { Ok(()) } else { Err(RefusalReason::Hypervisor(uri.to_owned())) }
+}
+
+/// Arguments of `DOMAIN_MIGRATE_PREPARE3_PARAMS`: begin to receive a VM.
+#[derive(Clone, Debug, PartialEq)]
+pub struct PrepareCall {
+    /// Migration parameters, the definition among them.
+    pub parameters: Vec<TypedParameter>,
+    /// XML that the two daemons exchange.
+    pub cookie: Vec<u8>,
+    /// `VIR_MIGRATE_*`
+    pub flags: u32,
+}
+
+impl PrepareCall {
+    /// Reads the arguments.
+    ///
+    /// # Errors
+    /// They cannot be read.
+    pub fn parse(body: &[u8]) -> Result<Self, XdrError> {
+        let mut reader = Reader::new(body);
+        let call =
+            Self { parameters: reader.parameters()?, cookie: reader.opaque()?.to_vec(), flags: reader.u32()? };
+        reader.end()?;
+        Ok(call)
+    }
+
+    /// The body of such a call.
+    pub fn body(&self) -> Vec<u8> {
+        xdr::Writer::new().parameters(&self.parameters).opaque(&self.cookie).u32(self.flags).finish()
+    }
+}
+
+/// Arguments of `DOMAIN_MIGRATE_FINISH3_PARAMS`: take the VM over, or drop it.
+#[derive(Clone, Debug, PartialEq)]
+pub struct FinishCall {
+    /// Migration parameters.
+    pub parameters: Vec<TypedParameter>,
+    /// XML that the two daemons exchange; carries the persistent definition.
+    pub cookie: Vec<u8>,
+    /// `VIR_MIGRATE_*`
+    pub flags: u32,
+    /// Whether the source failed and the destination's copy is to be dropped.
+    pub cancelled: bool,
+}
+
+impl FinishCall {
+    /// Reads the arguments.
+    ///
+    /// # Errors
+    /// They cannot be read.
+    pub fn parse(body: &[u8]) -> Result<Self, XdrError> {
+        let mut reader = Reader::new(body);
+        let call = Self {
+            parameters: reader.parameters()?,
+            cookie: reader.opaque()?.to_vec(),
+            flags: reader.u32()?,
+            cancelled: reader.i32()? != 0,
+        };
+        reader.end()?;
+        Ok(call)
+    }
+
+    /// The body of such a call.
+    pub fn body(&self) -> Vec<u8> {
+        xdr::Writer::new()
+            .parameters(&self.parameters)
+            .opaque(&self.cookie)
+            .u32(self.flags)
+            .i32(i32::from(self.cancelled))
+            .finish()
+    }
+}
+
+/// The text parameter `field` of a call.
+pub fn text_parameter<'a>(parameters: &'a [TypedParameter], field: &str) -> Option<&'a str> {
+    parameters.iter().find(|parameter| parameter.field == field).and_then(|parameter| match &parameter.value {
+        TypedValue::Text(text) => Some(text.as_str()),
+        _ => None,
+    })
+}
+
+fn check_prepare(call: &PrepareCall, bound: &Bound) -> Result<(), RefusalReason> {
+    check_flags(call.flags)?;
+    check_parameters(&call.parameters, bound)?;
+    for field in ["destination_xml", "migrate_uri"] {
+        if text_parameter(&call.parameters, field).is_none() {
+            return Err(RefusalReason::Parameter { field: field.to_owned(), found: String::new() });
         }
     }
-    assert!(bytes.starts_with(&out), "the gate invented bytes");
-    let (mut tap, mut out) = (Tap::default(), Vec::new());
-    let (calls, replies) = bytes.split_at(bytes.len() / 2);
-    let _ = tap.calls(calls);
-    let _ = tap.replies(replies, &mut out);
-    assert!(replies.starts_with(&out), "the tap invented bytes");
+    Ok(check_cookie(&call.cookie, bound)?)
+}
+
+fn check_finish(call: &FinishCall, bound: &Bound) -> Result<(), RefusalReason> {
+    check_flags(call.flags)?;
+    check_parameters(&call.parameters, bound)?;
+    if text_parameter(&call.parameters, "destination_name").is_none() {
+        return Err(RefusalReason::Parameter { field: "destination_name".to_owned(), found: String::new() });
+    }
+    Ok(check_cookie(&call.cookie, bound)?)
+}
+
+/// PAUSED in both calls: without it in Finish, libvirt would run the copy by itself.
+fn check_flags(found: u32) -> Result<(), RefusalReason> {
+    if found & FLAGS_NEEDED == FLAGS_NEEDED && found & !FLAGS_ALLOWED == 0 {
+        return Ok(());
+    }
+    Err(RefusalReason::Flags { found, needed: FLAGS_NEEDED, allowed: FLAGS_ALLOWED })
+}
+
+fn check_parameters(parameters: &[TypedParameter], bound: &Bound) -> Result<(), RefusalReason> {
+    for (index, parameter) in parameters.iter().enumerate() {
+        let repeated = parameters[..index].iter().any(|earlier| earlier.field == parameter.field);
+        let allowed = !repeated
+            && match (parameter.field.as_str(), &parameter.value) {
+                ("destination_name", TypedValue::Text(name)) => *name == bound.name,
+                ("migrate_uri", TypedValue::Text(uri)) => {
+                    uri.strip_prefix("unix://").is_some_and(|path| bound.memory_socket.as_os_str() == path)
+                }
+                ("destination_xml" | "persistent_xml", TypedValue::Text(xml)) => {
+                    check_definition(xml, bound)?;
+                    true
+                }
+                ("bandwidth" | "bandwidth.avail.switchover", TypedValue::Ulong(_)) => true,
+                ("auto_converge.initial" | "auto_converge.increment", TypedValue::Int(_)) => true,
+                _ => false,
+            };
+        if !allowed {
+            const SHOWN_CHARS_MAX: usize = 200;
+            let found = match &parameter.value {
+                TypedValue::Text(text) => text.chars().take(SHOWN_CHARS_MAX).collect(),
+                other => format!("{other:?}"),
+            };
+            return Err(RefusalReason::Parameter { field: parameter.field.clone(), found });
+        }
+    }
+    Ok(())
+}
+
+/// Feeds `bytes` to every parser of this module, whole and cut: for fuzzing. Panics if a cut changes what passes.
+pub fn fuzz(bytes: &[u8]) {
+    let bound = Bound {
+        vm: VmId(uuid::Uuid::nil()),
+        name: "fuzz".into(),
+        roots: vec!["/srv".into()],
+        memory_socket: "/run/memory.sock".into(),
+    };
+    let pass = |pieces: &[&[u8]]| {
+        let (mut gate, mut passed) = (Gate::new(bound.clone()), Vec::new());
+        let verdict = pieces.iter().try_for_each(|piece| gate.pass(piece, &mut passed));
+        let (mut tap, mut replied) = (Tap::default(), Vec::new());
+        let called = pieces.iter().try_for_each(|piece| tap.calls(piece));
+        let seen: Vec<_> = pieces.iter().filter_map(|piece| tap.replies(piece, &mut replied).transpose()).collect();
+        (verdict, passed, called, seen, replied)
+    };
+    let whole = pass(&[bytes]);
+    let (head, tail) = bytes.split_at(bytes.len() / 2);
+    let (verdict, passed, ..) = pass(&[head, tail]);
+    assert_eq!((&whole.0, &whole.1), (&verdict, &passed), "a cut of the stream changed what passes");
+    assert!(bytes.starts_with(&whole.1) && bytes.starts_with(&whole.4), "bytes were invented");
+    let _ = check_cookie(bytes, &bound);
 }
 
 #[cfg(test)]
-mod tests {
-    use proptest::prelude::*;
-
-    use super::*;
-
-    const UUID: &str = "0d7a4d0e-4f57-4f3e-9a80-0c6a4b6ad001";
-
-    fn bound() -> Bound {
-        Bound { vm: UUID.parse().expect("a UUID"), name: "web01".into(), roots: vec!["/srv/ferry/vms".into()] }
-    }
-
-    fn message(program: u32, procedure: u32, kind: u32, serial: u32, status: u32, body: &[u8]) -> Vec<u8> {
-        let length = (HEADER_BYTES + body.len()) as u32;
-        let mut bytes: Vec<u8> =
-            [length, program, VERSION, procedure, kind, serial, status].iter().flat_map(|word| word.to_be_bytes()).collect();
-        bytes.extend_from_slice(body);
-        bytes
-    }
-
-    fn call(procedure: u32, body: &[u8]) -> Vec<u8> {
-        message(PROGRAM_REMOTE, procedure, TYPE_CALL, 5, 0, body)
-    }
-
-    fn text(value: &str) -> Vec<u8> {
-        let mut bytes = (value.len() as u32).to_be_bytes().to_vec();
-        bytes.extend_from_slice(value.as_bytes());
-        bytes.resize(bytes.len().next_multiple_of(4), 0);
-        bytes
-    }
-
-    fn params(list: &[(&str, &str)]) -> Vec<u8> {
-        let mut bytes = (list.len() as u32).to_be_bytes().to_vec();
-        for (name, value) in list {
-            bytes.extend(text(name));
-            bytes.extend(7u32.to_be_bytes());
-            bytes.extend(text(value));
-        }
-        bytes
-    }
-
-    fn definition(uuid: &str, name: &str, file: &str) -> String {
-        format!("<domain><name>{name}</name><uuid>{uuid}</uuid><devices><disk type='file'><source file='{file}'/></disk></devices></domain>")
-    }
-
-    fn prepare(xml: &str, flags: u32) -> Vec<u8> {
-        let mut body = params(&[("migrate_uri", "unix:///x"), ("destination_xml", xml)]);
-        body.extend(text("<qemu-migration/>"));
-        body.extend(flags.to_be_bytes());
-        call(PREPARE, &body)
-    }
-
-    fn finish(name: &str, cancelled: u32) -> Vec<u8> {
-        let mut body = params(&[("destination_name", name)]);
-        body.extend(text(""));
-        body.extend(0u32.to_be_bytes());
-        body.extend(cancelled.to_be_bytes());
-        call(FINISH, &body)
-    }
-
-    fn open(name: &str) -> Vec<u8> {
-        let mut body = 1u32.to_be_bytes().to_vec();
-        body.extend(text(name));
-        body.extend(0u32.to_be_bytes());
-        call(OPEN, &body)
-    }
-
-    fn through(bytes: &[u8]) -> Result<Vec<u8>, Refusal> {
-        let mut out = Vec::new();
-        Gate::new(bound()).pass(bytes, &mut out).map(|()| out)
-    }
-
-    const GOOD_FILE: &str = "/srv/ferry/vms/web01/disk.raw";
-
-    #[test]
-    fn what_a_migration_needs_passes_unchanged_in_any_pieces() {
-        let mut stream = Vec::new();
-        for procedure in [AUTH_LIST, SUPPORTS_FEATURE, REGISTER_CLOSE_CALLBACK] {
-            stream.extend(call(procedure, &[]));
-        }
-        stream.extend(open("qemu:///system"));
-        stream.extend(message(PROGRAM_KEEPALIVE, 1, 2, 0, 0, &[]));
-        stream.extend(prepare(&definition(UUID, "web01", GOOD_FILE), FLAG_PAUSED | 3));
-        stream.extend(finish("web01", 0));
-        stream.extend(call(CLOSE, &[]));
-        for size in [1, 3, 28, 1000, stream.len()] {
-            let (mut gate, mut out) = (Gate::new(bound()), Vec::new());
-            for piece in stream.chunks(size) {
-                gate.pass(piece, &mut out).expect("allowed");
-            }
-            assert_eq!(out, stream);
-        }
-    }
-
-    #[test]
-    fn everything_else_is_refused_with_its_reason() {
-        let other = "11111111-4f57-4f3e-9a80-0c6a4b6ad001";
-        let rows = [
-            // CONNECT_LIST_ALL_DOMAINS, as `virsh list` calls it.
-            ("listing domains", call(273, &[0; 8]), "273"),
-            ("defining a domain", call(11, &text("<domain/>")), "11"),
-            ("another driver", open("test:///default"), "test:///default"),
-            ("another VM", prepare(&definition(other, "web01", GOOD_FILE), FLAG_PAUSED), "another VM"),
-            ("another name", prepare(&definition(UUID, "db", GOOD_FILE), FLAG_PAUSED), "db"),
-            ("a foreign file", prepare(&definition(UUID, "web01", "/etc/shadow"), FLAG_PAUSED), "/etc/shadow"),
-            (
-                "a climbing path",
-                prepare(&definition(UUID, "web01", "/srv/ferry/vms/../../../etc/shadow"), FLAG_PAUSED),
-                "outside",
-            ),
-            ("not paused", prepare(&definition(UUID, "web01", GOOD_FILE), 3), "run at once"),
-            ("no XML", prepare("hello", FLAG_PAUSED), "not XML"),
-            ("finish of another VM", finish("db", 0), "db"),
-            ("another program", message(1, 1, 0, 0, 0, &[]), "program"),
-            ("file descriptors", message(PROGRAM_REMOTE, OPEN, 4, 0, 0, &[]), "plain call"),
-            ("a short message", vec![0, 0, 0, 4], "length"),
-            ("an endless message", vec![0xff; 28], "length"),
-            ("a torn call", call(PREPARE, &[0, 0, 0, 9]), "ends too early"),
-        ];
-        for (row, bytes, word) in rows {
-            let refusal = through(&bytes).expect_err(row);
-            assert!(refusal.to_string().contains(word), "{row}: {refusal}");
-        }
-    }
-
-    #[test]
-    fn nothing_after_a_refused_call_passes() {
-        let mut stream = call(AUTH_LIST, &[]);
-        let allowed = stream.clone();
-        stream.extend(call(273, &[]));
-        stream.extend(call(CLOSE, &[]));
-        let mut out = Vec::new();
-        assert!(Gate::new(bound()).pass(&stream, &mut out).is_err());
-        assert_eq!(out, allowed);
-    }
-
-    #[test]
-    fn the_tap_tells_who_has_the_vm_after_finish() {
-        let reply = |serial, status| message(PROGRAM_REMOTE, FINISH, TYPE_REPLY, serial, status, &[0; 8]);
-        let has_it = Some(FinishReply { destination_has_it: true });
-        let has_it_not = Some(FinishReply { destination_has_it: false });
-        for (cancelled, serial, status, expected) in
-            [(0, 5, 0, has_it), (1, 5, 0, has_it_not), (0, 5, 1, has_it_not), (0, 6, 0, None)]
-        {
-            let (mut tap, mut out) = (Tap::default(), Vec::new());
-            tap.calls(&finish("web01", cancelled)).expect("well formed");
-            let bytes = reply(serial, status);
-            let (first, second) = bytes.split_at(30);
-            assert_eq!(tap.replies(first, &mut out), Ok(None));
-            assert!(out.is_empty(), "half a message is held back");
-            assert_eq!(tap.replies(second, &mut out), Ok(expected), "{cancelled} {serial} {status}");
-            assert_eq!(out, bytes);
-        }
-    }
-
-    proptest! {
-        #[test]
-        fn no_bytes_break_the_parsers(bytes in prop::collection::vec(any::<u8>(), 0..400)) {
-            fuzz(&bytes);
-        }
-
-        #[test]
-        fn no_body_breaks_the_judge(procedure in prop::sample::select(vec![OPEN, PREPARE, FINISH]), body in prop::collection::vec(any::<u8>(), 0..200)) {
-            fuzz(&call(procedure, &body));
-        }
-    }
-}
+mod tests;

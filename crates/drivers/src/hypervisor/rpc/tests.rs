@@ -1,0 +1,259 @@
+use proptest::prelude::*;
+
+use super::*;
+
+const UUID: &str = "0d7a4d0e-4f57-4f3e-9a80-0c6a4b6ad001";
+const GOOD_FILE: &str = "/srv/ferry/vms/web01/disk.raw";
+const MEMORY: &str = "/run/ferry/m/1/memory.sock";
+
+fn bound() -> Bound {
+    Bound {
+        vm: UUID.parse().expect("a UUID"),
+        name: "web01".into(),
+        roots: vec!["/srv/ferry/vms".into()],
+        memory_socket: MEMORY.into(),
+    }
+}
+
+fn definition(uuid: &str, name: &str, file: &str) -> String {
+    format!(
+        "<domain type='kvm'><name>{name}</name><uuid>{uuid}</uuid><devices>\
+         <disk type='file'><source file='{file}'/></disk></devices></domain>"
+    )
+}
+
+fn good_definition() -> String {
+    definition(UUID, "web01", GOOD_FILE)
+}
+
+fn cookie(inside: &str) -> Vec<u8> {
+    format!("<qemu-migration><name>web01</name><uuid>{UUID}</uuid>{inside}</qemu-migration>\0").into_bytes()
+}
+
+fn good_prepare() -> PrepareCall {
+    PrepareCall {
+        parameters: vec![
+            TypedParameter::text("destination_xml", good_definition()),
+            TypedParameter::text("migrate_uri", format!("unix://{MEMORY}")),
+        ],
+        cookie: cookie(""),
+        flags: FLAGS_NEEDED | FLAG_PERSIST_DEST,
+    }
+}
+
+fn good_finish() -> FinishCall {
+    FinishCall {
+        parameters: vec![
+            TypedParameter::text("destination_name", "web01"),
+            TypedParameter::text("migrate_uri", format!("unix://{MEMORY}")),
+        ],
+        cookie: cookie(&good_definition()),
+        flags: FLAGS_NEEDED | FLAG_PERSIST_DEST,
+        cancelled: false,
+    }
+}
+
+fn call(procedure: u32, body: &[u8]) -> Vec<u8> {
+    Header::call(procedure, 5).message(body)
+}
+
+fn open(uri: &str) -> Vec<u8> {
+    call(OPEN, &xdr::Writer::new().optional_text(Some(uri)).u32(0).finish())
+}
+
+fn keepalive() -> Vec<u8> {
+    Header { program: KEEPALIVE_PROGRAM, kind: Kind::Message, serial: 0, ..Header::call(1, 0) }.message(&[])
+}
+
+fn a_whole_move() -> Vec<u8> {
+    [
+        call(AUTH_LIST, &[]),
+        call(SUPPORTS_FEATURE, &[0, 0, 0, 14]),
+        open("qemu:///system"),
+        call(REGISTER_CLOSE_CALLBACK, &[]),
+        keepalive(),
+        call(PREPARE, &good_prepare().body()),
+        keepalive(),
+        call(FINISH, &good_finish().body()),
+        call(UNREGISTER_CLOSE_CALLBACK, &[]),
+        call(CLOSE, &[]),
+    ]
+    .concat()
+}
+
+/// The reason why the gate refuses the last of `calls`, the others being let through.
+fn refused(calls: &[Vec<u8>]) -> RefusalReason {
+    let (mut gate, mut out) = (Gate::new(bound()), Vec::new());
+    let refusal = gate.pass(&calls.concat(), &mut out).expect_err("a refusal");
+    let before: usize = calls[..calls.len() - 1].iter().map(Vec::len).sum();
+    assert_eq!(out.len(), before, "only the calls before it pass: {refusal}");
+    refusal.reason
+}
+
+#[test]
+fn what_a_move_needs_passes_unchanged_in_any_pieces() {
+    let stream = a_whole_move();
+    for size in [1, 3, 28, 1000, stream.len()] {
+        let (mut gate, mut out) = (Gate::new(bound()), Vec::new());
+        for piece in stream.chunks(size) {
+            gate.pass(piece, &mut out).expect("allowed");
+        }
+        assert_eq!(out, stream);
+    }
+}
+
+#[test]
+fn calls_that_are_no_part_of_a_move_are_refused() {
+    let header = Header::call(OPEN, 5);
+    // CONNECT_LIST_ALL_DOMAINS, DOMAIN_DEFINE_XML, MIGRATE_PREPARE3 without parameters, MIGRATE_PREPARE_TUNNEL3_PARAMS
+    for procedure in [273, 11, 209, 304] {
+        assert_eq!(refused(&[call(AUTH_LIST, &[]), call(procedure, &[])]), RefusalReason::NotPartOfAMove);
+    }
+    assert_eq!(refused(&[open("test:///default")]), RefusalReason::Hypervisor("test:///default".into()));
+    for kind in [Kind::Reply, Kind::Message, Kind::Other(3), Kind::Other(4)] {
+        assert_eq!(refused(&[Header { kind, ..header }.message(&[])]), RefusalReason::Kind(kind));
+    }
+    let other_program = Header { program: 0x2000_8087, ..header }.message(&[]);
+    assert!(matches!(refused(&[other_program]), RefusalReason::Program { program: 0x2000_8087, .. }));
+    let loud = Header { program: KEEPALIVE_PROGRAM, kind: Kind::Message, ..header }.message(&[0; 8]);
+    assert_eq!(refused(&[loud]), RefusalReason::Keepalive);
+    assert!(matches!(refused(&[vec![0xff; 28]]), RefusalReason::Length(_)));
+    assert!(matches!(refused(&[call(PREPARE, &[0, 0, 0, 9])]), RefusalReason::Arguments(_)));
+}
+
+#[test]
+fn a_prepare_that_is_not_this_moves_is_refused() {
+    let with = |field: &str, value: &str| {
+        let mut call = good_prepare();
+        call.parameters.retain(|parameter| parameter.field != field);
+        call.parameters.push(TypedParameter::text(field, value));
+        call
+    };
+    let rows = [
+        with("destination_xml", &definition("11111111-4f57-4f3e-9a80-0c6a4b6ad001", "web01", GOOD_FILE)),
+        with("destination_xml", &definition(UUID, "db", GOOD_FILE)),
+        with("destination_xml", &definition(UUID, "web01", "/etc/shadow")),
+        with("destination_xml", "hello"),
+        with("destination_name", "db"),
+        with("migrate_uri", "unix:///run/ferry/m/2/memory.sock"),
+        with("migrate_uri", "tcp://10.0.0.1:49152"),
+        with("listen_address", "0.0.0.0"),
+        with("disks_uri", "unix:///run/ferry/m/1/disks.sock"),
+        PrepareCall { parameters: Vec::new(), ..good_prepare() },
+        PrepareCall { cookie: cookie(&definition(UUID, "web01", "/etc/shadow")), ..good_prepare() },
+        // The copy would run at once; storage would be copied; post-copy.
+        PrepareCall { flags: FLAG_LIVE | FLAG_PEER2PEER, ..good_prepare() },
+        PrepareCall { flags: FLAGS_NEEDED | 1 << 6, ..good_prepare() },
+        PrepareCall { flags: FLAGS_NEEDED | 1 << 15, ..good_prepare() },
+    ];
+    for row in rows {
+        let reason = refused(&[call(PREPARE, &row.body())]);
+        assert!(
+            matches!(
+                reason,
+                RefusalReason::Definition(_) | RefusalReason::Parameter { .. } | RefusalReason::Flags { .. }
+            ),
+            "{reason}"
+        );
+    }
+    let mut twice = good_prepare();
+    twice.parameters.push(TypedParameter::text("destination_xml", good_definition()));
+    assert!(matches!(refused(&[call(PREPARE, &twice.body())]), RefusalReason::Parameter { .. }));
+}
+
+#[test]
+fn a_finish_that_is_not_this_moves_is_refused() {
+    let prepare = call(PREPARE, &good_prepare().body());
+    let rows = [
+        FinishCall { parameters: vec![TypedParameter::text("destination_name", "db")], ..good_finish() },
+        FinishCall { parameters: Vec::new(), ..good_finish() },
+        FinishCall { flags: FLAG_LIVE | FLAG_PEER2PEER, ..good_finish() },
+        FinishCall { cookie: cookie(&definition(UUID, "web01", "/etc/shadow")), ..good_finish() },
+    ];
+    for row in rows {
+        let reason = refused(&[prepare.clone(), call(FINISH, &row.body())]);
+        assert!(!matches!(reason, RefusalReason::OutOfTurn), "{reason}");
+    }
+}
+
+#[test]
+fn prepare_and_finish_pass_once_each_and_in_order() {
+    let prepare = call(PREPARE, &good_prepare().body());
+    let finish = call(FINISH, &good_finish().body());
+    assert_eq!(refused(std::slice::from_ref(&finish)), RefusalReason::OutOfTurn);
+    assert_eq!(refused(&[prepare.clone(), prepare.clone()]), RefusalReason::OutOfTurn);
+    assert_eq!(refused(&[prepare.clone(), finish.clone(), finish]), RefusalReason::OutOfTurn);
+}
+
+#[test]
+fn nothing_passes_after_a_refusal_and_the_source_is_told_why() {
+    let (mut gate, mut out) = (Gate::new(bound()), Vec::new());
+    let refusal = gate.pass(&[call(273, &[]), call(CLOSE, &[])].concat(), &mut out).expect_err("refused");
+    let mut told = String::new();
+    Splitter::default()
+        .push::<LengthError>(&refusal.reply, |message| {
+            assert_eq!((message.header.procedure, message.header.serial, message.header.status), (273, 5, 1));
+            let mut reader = Reader::new(message.body);
+            let _ = (reader.i32(), reader.i32());
+            told = reader.optional_text().expect("a text").expect("there").to_owned();
+            Ok(())
+        })
+        .expect("the reply is a message");
+    assert!(told.contains("273"), "{told}");
+    let again = gate.pass(&call(CLOSE, &[]), &mut out).expect_err("closed");
+    assert_eq!(again.reason, RefusalReason::Closed);
+    assert!(out.is_empty());
+}
+
+#[test]
+fn the_tap_tells_who_has_the_vm_after_finish() {
+    let reply = |serial, status| Header::call(FINISH, serial).reply(status).message(&[0; 8]);
+    let has_it = Some(FinishReply { destination_has_it: true });
+    let has_it_not = Some(FinishReply { destination_has_it: false });
+    for (cancelled, serial, status, expected) in
+        [(false, 5, 0, has_it), (true, 5, 0, has_it_not), (false, 5, 1, has_it_not), (false, 6, 0, None)]
+    {
+        let (mut tap, mut out) = (Tap::default(), Vec::new());
+        tap.calls(&call(FINISH, &FinishCall { cancelled, ..good_finish() }.body())).expect("well formed");
+        let bytes = reply(serial, status);
+        let (first, second) = bytes.split_at(30);
+        assert_eq!(tap.replies(first, &mut out), Ok(None));
+        assert!(out.is_empty(), "half a message is held back");
+        assert_eq!(tap.replies(second, &mut out), Ok(expected), "{cancelled} {serial} {status}");
+        assert_eq!(out, bytes);
+    }
+}
+
+#[test]
+fn a_finish_that_cannot_be_read_is_not_taken_for_a_hand_over() {
+    let (mut tap, mut out) = (Tap::default(), Vec::new());
+    tap.calls(&call(FINISH, &[0; 5])).expect("well formed");
+    let seen = tap.replies(&Header::call(FINISH, 5).reply(STATUS_OK).message(&[]), &mut out);
+    assert_eq!(seen, Ok(Some(FinishReply { destination_has_it: false })));
+}
+
+proptest! {
+    #[test]
+    fn no_bytes_break_the_parsers(bytes in prop::collection::vec(any::<u8>(), 0..400)) {
+        fuzz(&bytes);
+    }
+
+    #[test]
+    fn no_body_breaks_the_checks(
+        procedure in prop::sample::select(vec![OPEN, PREPARE, FINISH]),
+        body in prop::collection::vec(any::<u8>(), 0..200),
+    ) {
+        fuzz(&call(procedure, &body));
+    }
+
+    #[test]
+    fn a_spoilt_move_never_breaks_the_parsers(position in any::<prop::sample::Index>(), byte: u8) {
+        let mut stream = a_whole_move();
+        let position = position.index(stream.len());
+        stream[position] = byte;
+        fuzz(&stream);
+        let mut out = Vec::new();
+        let _ = Gate::new(bound()).pass(&stream, &mut out);
+        prop_assert!(stream.starts_with(&out));
+    }
+}
