@@ -1,2 +1,107 @@
 //! Program `ferry-agent`.
-fn main() {}
+
+use std::{net::SocketAddr, path::PathBuf, sync::Arc};
+
+use clap::{Parser, Subcommand};
+use ferry_agent::{
+    Agent,
+    config::{Config, DEFAULT_PATH},
+    http,
+    migration::{Launcher, carrier},
+    setup,
+};
+use ferry_drivers::{hypervisor::libvirt::Libvirt, share::smb::Smb};
+use tokio::signal::unix::{SignalKind, signal};
+use tracing::info;
+
+/// Observe this host and move the bytes of its VMs.
+#[derive(Parser)]
+#[command(version, arg_required_else_help = true)]
+struct Arguments {
+    /// Read this configuration.
+    #[arg(long, global = true, default_value = DEFAULT_PATH)]
+    config: PathBuf,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Make this host ready, say what is missing, and print an enrolment token.
+    Setup {
+        /// Listen here, as in 192.0.2.11:7421. Needed once, when there is no configuration yet.
+        #[arg(long)]
+        listen: Option<SocketAddr>,
+    },
+    /// Print a new enrolment token, good for one use.
+    Token,
+    /// Serve the control API until ended.
+    Run,
+    /// Carry one side of one migration. Started by the agent.
+    #[command(hide = true)]
+    Carry {
+        /// The journal page of the migration.
+        #[arg(long)]
+        journal: PathBuf,
+        /// Where to say why it could not begin.
+        #[arg(long)]
+        said: PathBuf,
+    },
+}
+
+fn main() -> anyhow::Result<()> {
+    let arguments = Arguments::parse();
+    let filter = tracing_subscriber::EnvFilter::try_from_env("FERRY_LOG")
+        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info"));
+    let colour = std::io::IsTerminal::is_terminal(&std::io::stderr());
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(colour).init();
+    let failpoints = fail::FailScenario::setup();
+    ferry_trust::install_provider();
+    let outcome = match arguments.command {
+        Command::Setup { listen } => setup::run(&arguments.config, listen),
+        Command::Token => setup::print_token(&Config::load(&arguments.config)?),
+        Command::Run => run(&arguments.config),
+        Command::Carry { journal, said } => {
+            let outcome = carry(&arguments.config, &journal);
+            if let Err(error) = &outcome {
+                std::fs::write(&said, format!("{error:#}\n"))?;
+            }
+            // The agent has it open and reads it when this process has ended.
+            let _ = std::fs::remove_file(&said);
+            outcome
+        }
+    };
+    failpoints.teardown();
+    outcome
+}
+
+#[tokio::main]
+async fn run(path: &std::path::Path) -> anyhow::Result<()> {
+    let config = Config::load(path)?;
+    let hypervisor = Arc::new(Libvirt::new(&config.libvirt_uri));
+    let shares = Arc::new(Smb::new(config.share_root.clone(), config.state_dir.join("credentials")));
+    let launcher = Launcher::Process { program: std::env::current_exe()?, config: path.to_owned() };
+    let agent = Agent::start(config, hypervisor, shares, launcher).await?;
+    let (mut term, mut int) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+    let stop = async move {
+        tokio::select! {
+            _ = term.recv() => {}
+            _ = int.recv() => {}
+        }
+        info!("the agent ends; carriers of running migrations go on");
+    };
+    http::serve(agent, stop).await?;
+    Ok(())
+}
+
+/// Two threads: one for the bytes of each direction. A carrier must not take the guests' CPUs.
+#[tokio::main(flavor = "multi_thread", worker_threads = 2)]
+async fn carry(config: &std::path::Path, journal: &std::path::Path) -> anyhow::Result<()> {
+    // Who ends an agent's process group by a signal from a terminal does not mean its carriers.
+    let (mut int, mut hup) = (signal(SignalKind::interrupt())?, signal(SignalKind::hangup())?);
+    tokio::spawn(async move { while int.recv().await.is_some() {} });
+    tokio::spawn(async move { while hup.recv().await.is_some() {} });
+    let config = Config::load(config)?;
+    let hypervisor = Arc::new(Libvirt::new(&config.libvirt_uri));
+    Ok(carrier::run(config, journal, hypervisor).await?)
+}

@@ -78,6 +78,11 @@ impl ControlSender {
         let _ = self.outbox.send(message).await;
     }
 
+    /// As [`ControlSender::send`], without waiting: dropped also when the queue is full.
+    pub fn send_now(&self, message: Message) {
+        let _ = self.outbox.try_send(message);
+    }
+
     /// The least round trip seen; zero before the first.
     pub fn round_trip(&self) -> Duration {
         match self.round_trip_us.load(Relaxed) {

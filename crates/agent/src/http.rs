@@ -1,0 +1,331 @@
+//! The control API: `ferry_core::api::agent` says what each route takes and gives.
+
+use std::{
+    io,
+    net::{SocketAddr, TcpListener},
+    sync::Arc,
+    time::Duration,
+};
+
+use axum::{
+    Extension, Json, Router,
+    extract::{DefaultBodyLimit, FromRequest, Path, Query, Request, State},
+    http::{StatusCode, header},
+    middleware::{self, Next},
+    response::{IntoResponse, Response},
+    routing::{delete, get, post, put},
+};
+use ferry_core::{
+    api::{
+        agent::{
+            AttachRequest, ConfirmRequest, DestinationReady, EnrolRequest, MigrationReport, Observation, Power,
+            PowerRequest, PrepareDestination, PrepareSource, ShareToken,
+        },
+        problem::{PROBLEM_MEDIA_TYPE, Problem},
+    },
+    finding::{Finding, FindingId},
+    host::HostFacts,
+    id::{Generation, Incarnation, JobId, ShareId, VmId},
+    share::AttachedShare,
+};
+use ferry_trust::{Clients, server_config};
+use serde::{Deserialize, de::DeserializeOwned};
+use tracing::{error, info};
+
+use crate::{
+    Agent, AgentError,
+    host,
+    tls::{Caller, PinAcceptor},
+};
+
+/// Largest body: a request of a migration holds a few hundred paths at most.
+const BODY_BYTES_MAX: usize = 1 << 20;
+/// How long requests in flight may go on when the agent is ended.
+const GRACE: Duration = Duration::from_secs(2);
+
+/// An error as an answer.
+struct Refusal(AgentError);
+
+impl<E: Into<AgentError>> From<E> for Refusal {
+    fn from(error: E) -> Self {
+        Self(error.into())
+    }
+}
+
+impl IntoResponse for Refusal {
+    fn into_response(self) -> Response {
+        let problem = self.0.problem();
+        if problem.status >= 500 {
+            error!(title = problem.title, detail = problem.detail, "a request failed");
+        } else {
+            info!(title = problem.title, status = problem.status, "a request was refused");
+        }
+        answer_problem(&problem)
+    }
+}
+
+fn answer_problem(problem: &Problem) -> Response {
+    let status = StatusCode::from_u16(problem.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+    (status, [(header::CONTENT_TYPE, PROBLEM_MEDIA_TYPE)], Json(problem)).into_response()
+}
+
+type Answered<T> = Result<Json<T>, Refusal>;
+type Shared = State<Arc<Agent>>;
+
+/// A JSON body; anything else is a problem with `request.invalid`.
+struct Body<T>(T);
+
+impl<T: DeserializeOwned, S: Send + Sync> FromRequest<S> for Body<T> {
+    type Rejection = Refusal;
+
+    async fn from_request(request: Request, state: &S) -> Result<Self, Self::Rejection> {
+        match Json::from_request(request, state).await {
+            Ok(Json(body)) => Ok(Self(body)),
+            Err(rejection) => Err(invalid(rejection.status().as_u16(), rejection.body_text())),
+        }
+    }
+}
+
+fn invalid(status: u16, message: String) -> Refusal {
+    let fix = "Use a server of the same or the next version as the agent";
+    Refusal(AgentError::refused(status, Finding::blocks(FindingId::RequestInvalid, "request", message, fix)))
+}
+
+/// The routes, behind the check of the caller's key.
+pub fn router(agent: Arc<Agent>) -> Router {
+    let enrolled = Router::new()
+        .route("/v1/host", get(get_host))
+        .route("/v1/observe", get(observe))
+        .route("/v1/shares/{share}", put(attach_share).delete(detach_share))
+        .route("/v1/shares/{share}/token/{name}", put(write_token).get(read_token).delete(remove_token))
+        .route("/v1/vms/{vm}/power", put(power))
+        .route("/v1/migrations/{job}/{generation}/destination", put(prepare_destination))
+        .route("/v1/migrations/{job}/{generation}/source", put(prepare_source))
+        .route("/v1/migrations/{job}/{generation}/perform", put(perform))
+        .route("/v1/migrations/{job}/{generation}/resume", put(resume))
+        .route("/v1/migrations/{job}/{generation}/abort", put(abort))
+        .route("/v1/migrations/{job}/{generation}/confirm", put(confirm))
+        .route("/v1/migrations/{job}/{generation}", get(report))
+        .route("/v1/migrations/{job}/{generation}", delete(release))
+        .fallback(|| async { invalid(404, "There is no such route".to_owned()) })
+        .method_not_allowed_fallback(|| async { invalid(405, "The route does not take this method".to_owned()) })
+        .layer(middleware::from_fn_with_state(Arc::clone(&agent), authorise));
+    Router::new()
+        .route("/v1/enrol", post(enrol))
+        .merge(enrolled)
+        .layer(DefaultBodyLimit::max(BODY_BYTES_MAX))
+        .with_state(agent)
+}
+
+/// Serves until `stop` is told, then lets requests in flight end. Carriers go on.
+///
+/// # Errors
+/// When the address cannot be listened at.
+pub async fn serve(agent: Arc<Agent>, stop: impl Future<Output = ()> + Send + 'static) -> anyhow::Result<SocketAddr> {
+    let listener = TcpListener::bind(agent.config.listen)?;
+    serve_on(agent, listener, stop).await
+}
+
+/// As [`serve`], on a listener that is there.
+///
+/// # Errors
+/// When it cannot be listened at.
+pub async fn serve_on(
+    agent: Arc<Agent>,
+    listener: TcpListener,
+    stop: impl Future<Output = ()> + Send + 'static,
+) -> anyhow::Result<SocketAddr> {
+    listener.set_nonblocking(true)?;
+    let address = listener.local_addr()?;
+    let tls = server_config(&agent.key, Clients::AnyKey)?;
+    let handle = axum_server::Handle::new();
+    let ending = handle.clone();
+    tokio::spawn(async move {
+        stop.await;
+        ending.graceful_shutdown(Some(GRACE));
+    });
+    info!(%address, "the control API listens");
+    axum_server::Server::<SocketAddr>::from_listener(tokio::net::TcpListener::from_std(listener)?)
+        .acceptor(PinAcceptor::new(tls))
+        .handle(handle)
+        .serve(router(agent).into_make_service())
+        .await?;
+    Ok(address)
+}
+
+async fn authorise(
+    State(agent): Shared,
+    Extension(Caller(pin)): Extension<Caller>,
+    request: Request,
+    next: Next,
+) -> Result<Response, Refusal> {
+    agent.enrolment.authorise(pin)?;
+    Ok(next.run(request).await)
+}
+
+/// Runs what blocks on a thread of its own.
+async fn blocking<T: Send + 'static>(
+    agent: &Arc<Agent>,
+    call: impl FnOnce(&Agent) -> Result<T, AgentError> + Send + 'static,
+) -> Result<T, AgentError> {
+    let agent = Arc::clone(agent);
+    match tokio::task::spawn_blocking(move || call(&agent)).await {
+        Ok(outcome) => outcome,
+        Err(error) => Err(AgentError::Carrier(io::Error::other(error).to_string())),
+    }
+}
+
+async fn enrol(
+    State(agent): Shared,
+    Extension(Caller(pin)): Extension<Caller>,
+    Body(request): Body<EnrolRequest>,
+) -> Answered<HostFacts> {
+    agent.enrolment.enrol(pin, &request)?;
+    info!(server = %pin, host = %request.host, "enrolled with a server");
+    get_host(State(agent)).await
+}
+
+async fn get_host(State(agent): Shared) -> Answered<HostFacts> {
+    Ok(Json(blocking(&agent, |agent| Ok(host::facts(&agent.config, &*agent.hypervisor)?)).await?))
+}
+
+#[derive(Deserialize)]
+struct Cursor {
+    incarnation: Option<Incarnation>,
+    generation: Option<Generation>,
+    #[serde(default)]
+    wait_ms: u64,
+}
+
+async fn observe(State(agent): Shared, Query(cursor): Query<Cursor>) -> Answered<Observation> {
+    let wait = Duration::from_millis(cursor.wait_ms);
+    match agent.observer.newer(cursor.incarnation.zip(cursor.generation), wait).await {
+        Some(observation) => Ok(Json(observation)),
+        None => Err(Refusal(AgentError::Hypervisor(ferry_drivers::hypervisor::HypervisorError::Unreachable(
+            "it has not answered since the agent was started".to_owned(),
+        )))),
+    }
+}
+
+async fn attach_share(
+    State(agent): Shared,
+    Path(share): Path<ShareId>,
+    Body(request): Body<AttachRequest>,
+) -> Answered<AttachedShare> {
+    Ok(Json(blocking(&agent, move |agent| agent.shares.attach(share, &request)).await?))
+}
+
+async fn detach_share(State(agent): Shared, Path(share): Path<ShareId>) -> Result<StatusCode, Refusal> {
+    blocking(&agent, move |agent| agent.shares.detach(share)).await?;
+    Ok(StatusCode::NO_CONTENT)
+}
+
+async fn write_token(
+    State(agent): Shared,
+    Path((share, name)): Path<(ShareId, String)>,
+    Body(token): Body<ShareToken>,
+) -> Result<StatusCode, Refusal> {
+    blocking(&agent, move |agent| agent.shares.write_token(share, &name, &token)).await?;
+    Ok(StatusCode::NO_CONTENT)
+}
+
+async fn read_token(State(agent): Shared, Path((share, name)): Path<(ShareId, String)>) -> Answered<ShareToken> {
+    match blocking(&agent, move |agent| agent.shares.read_token(share, &name)).await? {
+        Some(token) => Ok(Json(token)),
+        None => Err(invalid(404, "The token file is not on the share".to_owned())),
+    }
+}
+
+async fn remove_token(
+    State(agent): Shared,
+    Path((share, name)): Path<(ShareId, String)>,
+) -> Result<StatusCode, Refusal> {
+    blocking(&agent, move |agent| agent.shares.remove_token(share, &name)).await?;
+    Ok(StatusCode::NO_CONTENT)
+}
+
+async fn power(
+    State(agent): Shared,
+    Path(vm): Path<VmId>,
+    Body(request): Body<PowerRequest>,
+) -> Result<StatusCode, Refusal> {
+    let call = move |agent: &Agent| match request.power {
+        Power::Start => agent.hypervisor.start(vm).map_err(AgentError::from),
+        Power::Shutdown => agent.hypervisor.shutdown(vm).map_err(AgentError::from),
+    };
+    blocking(&agent, call).await?;
+    Ok(StatusCode::NO_CONTENT)
+}
+
+type Attempt = Path<(JobId, Generation)>;
+
+async fn prepare_destination(
+    State(agent): Shared,
+    Path((job, generation)): Attempt,
+    Body(request): Body<PrepareDestination>,
+) -> Answered<DestinationReady> {
+    let mounts = agent.shares.mounts(&request.shares)?;
+    Ok(Json(agent.migrations.prepare_destination(job, generation, request, mounts).await?))
+}
+
+async fn prepare_source(
+    State(agent): Shared,
+    Path((job, generation)): Attempt,
+    Body(request): Body<PrepareSource>,
+) -> Answered<MigrationReport> {
+    let shares: Vec<ShareId> = request.destination.mounts.iter().map(|mount| mount.share).collect();
+    let mounts = agent.shares.mounts(&shares)?;
+    Ok(Json(agent.migrations.prepare_source(job, generation, request, &mounts).await?))
+}
+
+async fn perform(State(agent): Shared, Path((job, generation)): Attempt) -> Answered<MigrationReport> {
+    Ok(Json(agent.migrations.perform(job, generation).await?))
+}
+
+async fn resume(State(agent): Shared, Path((job, generation)): Attempt) -> Answered<MigrationReport> {
+    Ok(Json(agent.migrations.resume(job, generation).await?))
+}
+
+async fn abort(State(agent): Shared, Path((job, generation)): Attempt) -> Answered<MigrationReport> {
+    Ok(Json(agent.migrations.abort(job, generation).await?))
+}
+
+async fn confirm(
+    State(agent): Shared,
+    Path((job, generation)): Attempt,
+    Body(request): Body<ConfirmRequest>,
+) -> Answered<MigrationReport> {
+    Ok(Json(agent.migrations.confirm(job, generation, request).await?))
+}
+
+#[derive(Deserialize)]
+struct News {
+    #[serde(default)]
+    after: u64,
+    #[serde(default)]
+    wait_ms: u64,
+}
+
+async fn report(
+    State(agent): Shared,
+    Path((job, generation)): Attempt,
+    Query(news): Query<News>,
+) -> Answered<MigrationReport> {
+    let wait = Duration::from_millis(news.wait_ms);
+    Ok(Json(agent.migrations.report(job, generation, news.after, wait).await?))
+}
+
+#[derive(Deserialize)]
+struct Release {
+    #[serde(default)]
+    keep_hold: bool,
+}
+
+async fn release(
+    State(agent): Shared,
+    Path((job, generation)): Attempt,
+    Query(release): Query<Release>,
+) -> Result<StatusCode, Refusal> {
+    agent.migrations.release(job, generation, release.keep_hold).await?;
+    Ok(StatusCode::NO_CONTENT)
+}

@@ -1,0 +1,326 @@
+//! A carrier: one side of one migration, in a process of its own.
+//!
+//! ```text
+//! agent ─ control socket (JSON lines) ─▶ serve ─▶ Side::perform / resume / abort
+//!                                          └───── Board: the report, and news of it
+//! ```
+//! The control socket speaks [`CONTROL_VERSION`]; a carrier of the version before is served by a newer agent.
+
+use std::{
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
+
+use ferry_core::{
+    api::agent::{MigrationReport, Role, Stage},
+    finding::{Finding, FindingId},
+    id::{Generation, JobId, VmId},
+    job::Progress,
+    migration::Presence,
+};
+use ferry_drivers::hypervisor::{Hypervisor, HypervisorError};
+use serde::{Deserialize, Serialize};
+use tokio::{
+    io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader},
+    net::{UnixListener, UnixStream},
+    sync::watch,
+};
+use tracing::{error, info, warn};
+
+use super::{
+    destination::Destination,
+    journal::{CarrierState, Journal},
+    source::Source,
+};
+use crate::{AgentError, config::Config, error::chain, files};
+
+/// Version of the control socket's messages.
+pub const CONTROL_VERSION: u32 = 1;
+/// Name of the control socket in the session's folder.
+pub const CONTROL_SOCKET: &str = "control.sock";
+/// Longest request or answer.
+const LINE_BYTES_MAX: u64 = 64 << 10;
+/// Longest a report may be waited for.
+const WAIT_MAX: Duration = Duration::from_secs(30);
+
+/// What the agent asks of a carrier.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "ask", rename_all = "snake_case")]
+pub enum Ask {
+    /// The report, as soon as its sequence is larger than `after`, or after `wait_ms`.
+    Report {
+        /// The last one seen.
+        after: u64,
+        /// Up to 30,000.
+        wait_ms: u64,
+    },
+    /// Source: begin.
+    Perform,
+    /// Destination: run the VM; the verdict is that it is here.
+    Resume,
+    /// End it before the point of no return.
+    Abort,
+    /// End the process.
+    Leave,
+}
+
+/// A request on the control socket.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Request {
+    /// [`CONTROL_VERSION`] of the agent.
+    pub version: u32,
+    /// What it wants.
+    #[serde(flatten)]
+    pub ask: Ask,
+}
+
+/// An answer on the control socket.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "answer", rename_all = "snake_case")]
+pub enum Answer {
+    /// How it stands.
+    Report {
+        /// The report.
+        report: Box<MigrationReport>,
+        /// Destination: where its carrier listens.
+        address: Option<String>,
+    },
+    /// Refused.
+    Refused {
+        /// Why, and what to do.
+        finding: Box<Finding>,
+    },
+}
+
+/// What a carrier knows, published to whoever waits for news.
+#[derive(Clone, Debug)]
+pub(super) struct Known {
+    pub(super) sequence: u64,
+    pub(super) stage: Stage,
+    pub(super) progress: Option<Progress>,
+    pub(super) error: Option<String>,
+    pub(super) state: CarrierState,
+}
+
+/// The carrier's state, its journal page, and its readers.
+pub(super) struct Board {
+    pub(super) job: JobId,
+    pub(super) generation: Generation,
+    pub(super) role: Role,
+    pub(super) vm: VmId,
+    pub(super) hypervisor: Arc<dyn Hypervisor>,
+    state_path: PathBuf,
+    known: watch::Sender<Known>,
+}
+
+impl Board {
+    fn new(journal: &Journal, journal_dir: &Path, hypervisor: Arc<dyn Hypervisor>) -> Self {
+        let state = CarrierState { pid: std::process::id(), ..CarrierState::default() };
+        Self {
+            job: journal.job,
+            generation: journal.generation,
+            role: journal.task.role(),
+            vm: journal.task.vm(),
+            hypervisor,
+            state_path: Journal::state_path(journal_dir, journal.job),
+            known: watch::Sender::new(Known { sequence: 1, stage: Stage::Prepared, progress: None, error: None, state }),
+        }
+    }
+
+    /// What is known now.
+    pub(super) fn known(&self) -> Known {
+        self.known.borrow().clone()
+    }
+
+    /// Changes what is known; readers hear of it.
+    pub(super) fn tell(&self, change: impl FnOnce(&mut Known)) {
+        self.known.send_modify(|known| {
+            change(known);
+            known.sequence += 1;
+        });
+    }
+
+    /// Writes down what libvirt cannot be asked afterwards, then tells it.
+    pub(super) fn write_down(&self, change: impl Fn(&mut CarrierState)) -> Result<(), AgentError> {
+        let mut state = self.known().state;
+        change(&mut state);
+        files::write_json(&self.state_path, &state)?;
+        self.tell(|known| change(&mut known.state));
+        Ok(())
+    }
+
+    /// Waits until `is` holds of what is known.
+    pub(super) async fn wait_for(&self, is: impl FnMut(&Known) -> bool) {
+        let mut known = self.known.subscribe();
+        // The board holds the sender, so waiting cannot fail.
+        let _ = known.wait_for(is).await;
+    }
+
+    /// Asks the hypervisor and puts the report together.
+    pub(super) async fn report(&self) -> MigrationReport {
+        let (vm, role) = (self.vm, self.role);
+        let presence = blocking(&self.hypervisor, move |hypervisor| hypervisor.presence(vm, role)).await;
+        let known = self.known();
+        MigrationReport {
+            job: self.job,
+            generation: self.generation,
+            role,
+            sequence: known.sequence,
+            stage: known.stage,
+            finish_delivered: known.state.finish_delivered,
+            presence: presence.unwrap_or(Presence::Unknown),
+            progress: known.progress,
+            figures: known.state.figures,
+            error: known.error,
+        }
+    }
+}
+
+/// Runs a blocking call of the hypervisor on a thread of its own.
+pub(super) async fn blocking<T: Send + 'static>(
+    hypervisor: &Arc<dyn Hypervisor>,
+    call: impl FnOnce(&dyn Hypervisor) -> Result<T, HypervisorError> + Send + 'static,
+) -> Result<T, HypervisorError> {
+    let hypervisor = Arc::clone(hypervisor);
+    match tokio::task::spawn_blocking(move || call(&*hypervisor)).await {
+        Ok(outcome) => outcome,
+        Err(error) => Err(HypervisorError::Unreachable(error.to_string())),
+    }
+}
+
+enum Side {
+    Source(Source),
+    Destination(Destination),
+}
+
+/// Runs one side of a migration until it is told to leave.
+///
+/// # Errors
+/// When it could not make ready; what went wrong later is in the report.
+pub async fn run(config: Config, journal_path: &Path, hypervisor: Arc<dyn Hypervisor>) -> Result<(), AgentError> {
+    ferry_trust::install_provider();
+    let journal: Journal = files::read_json(journal_path)?
+        .ok_or_else(|| AgentError::Carrier(format!("There is no journal {}", journal_path.display())))?;
+    let board = Arc::new(Board::new(&journal, &config.journal_dir(), hypervisor));
+    board.write_down(|_| {})?;
+    let (side, address) = match journal.task.role() {
+        Role::Source => (Side::Source(Source::start(&config, &journal, Arc::clone(&board)).await?), None),
+        Role::Destination => {
+            let destination = Destination::start(&config, &journal, Arc::clone(&board)).await?;
+            let address = destination.address();
+            (Side::Destination(destination), Some(address))
+        }
+    };
+    let socket = journal.socket_dir.join(CONTROL_SOCKET);
+    files::remove(&socket)?;
+    let listener =
+        UnixListener::bind(&socket).map_err(|source| AgentError::File { path: socket.clone(), source })?;
+    info!(job = %board.job, role = ?board.role, vm = %board.vm, "carrier is ready");
+    let leave = Arc::new(tokio::sync::Notify::new());
+    let side = Arc::new(side);
+    loop {
+        let stream = tokio::select! {
+            accepted = listener.accept() => match accepted {
+                Ok((stream, _)) => stream,
+                Err(error) => {
+                    warn!(%error, "a control connection could not be accepted");
+                    continue;
+                }
+            },
+            () = leave.notified() => break,
+        };
+        let (board, side, leave, address) =
+            (Arc::clone(&board), Arc::clone(&side), Arc::clone(&leave), address.clone());
+        tokio::spawn(async move {
+            if let Err(error) = serve(stream, &board, &side, &leave, address).await {
+                warn!(%error, "a control connection failed");
+            }
+        });
+    }
+    info!(job = %board.job, role = ?board.role, "carrier leaves");
+    let _ = files::remove(&socket);
+    Ok(())
+}
+
+async fn serve(
+    stream: UnixStream,
+    board: &Board,
+    side: &Side,
+    leave: &tokio::sync::Notify,
+    address: Option<String>,
+) -> std::io::Result<()> {
+    let (reader, mut writer) = stream.into_split();
+    let mut line = String::new();
+    BufReader::new(reader.take(LINE_BYTES_MAX)).read_line(&mut line).await?;
+    let request: Request = serde_json::from_str(&line).map_err(std::io::Error::other)?;
+    let outcome = match request.ask {
+        Ask::Report { after, wait_ms } => {
+            let wait = Duration::from_millis(wait_ms).min(WAIT_MAX);
+            let _ = tokio::time::timeout(wait, board.wait_for(|known| known.sequence > after)).await;
+            Ok(())
+        }
+        Ask::Perform => match side {
+            Side::Source(source) => source.perform(),
+            Side::Destination(_) => Ok(()),
+        },
+        Ask::Resume => match side {
+            Side::Source(_) => Ok(()),
+            Side::Destination(destination) => destination.resume_by_verdict().await,
+        },
+        Ask::Abort => match side {
+            Side::Source(source) => source.abort().await,
+            Side::Destination(destination) => destination.abort(),
+        },
+        Ask::Leave => {
+            leave.notify_one();
+            Ok(())
+        }
+    };
+    let answer = match outcome {
+        Ok(()) => Answer::Report { report: Box::new(board.report().await), address },
+        Err(finding) => Answer::Refused { finding },
+    };
+    let mut text = serde_json::to_string(&answer).map_err(std::io::Error::other)?;
+    text.push('\n');
+    writer.write_all(text.as_bytes()).await
+}
+
+/// Asks a carrier.
+///
+/// # Errors
+/// I/O: the carrier is not there, or gone while it was asked.
+pub async fn ask(socket_dir: &Path, ask: Ask) -> std::io::Result<Answer> {
+    let limit = match &ask {
+        Ask::Report { wait_ms, .. } => Duration::from_millis(*wait_ms).min(WAIT_MAX) + Duration::from_secs(10),
+        Ask::Perform | Ask::Resume | Ask::Abort | Ask::Leave => Duration::from_secs(60),
+    };
+    let exchange = async {
+        let mut stream = UnixStream::connect(socket_dir.join(CONTROL_SOCKET)).await?;
+        let mut text = serde_json::to_string(&Request { version: CONTROL_VERSION, ask }).map_err(std::io::Error::other)?;
+        text.push('\n');
+        stream.write_all(text.as_bytes()).await?;
+        let mut line = String::new();
+        BufReader::new(stream.take(LINE_BYTES_MAX)).read_line(&mut line).await?;
+        serde_json::from_str(&line).map_err(std::io::Error::other)
+    };
+    tokio::time::timeout(limit, exchange).await.map_err(|_| std::io::Error::from(std::io::ErrorKind::TimedOut))?
+}
+
+/// The refusal of an abort that comes too late.
+pub(super) fn past_pivot(vm: VmId) -> Box<Finding> {
+    Box::new(Finding::blocks(
+        FindingId::JobPastPivot,
+        vm,
+        format!("VM {vm} has switched over to the destination; the move can no longer be cancelled"),
+        "Let it finish, then move the VM back",
+    ))
+}
+
+/// Logs and tells why a channel ended, if it ended badly.
+pub(super) fn channel_ended(name: &str, outcome: Result<(), ferry_wire::WireError>) {
+    match outcome {
+        Ok(()) => info!(channel = name, "channel is complete"),
+        Err(error) => error!(channel = name, error = %chain(&error), "channel failed"),
+    }
+}

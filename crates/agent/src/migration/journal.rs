@@ -1,0 +1,134 @@
+//! What is written down of a migration before it happens, so that a restarted agent finds it again.
+//!
+//! One file per migration and writer: `JOB.json` is the agent's, `JOB.state.json` the carrier's.
+
+use std::path::{Path, PathBuf};
+
+use ferry_core::{
+    api::agent::{PrepareDestination, PrepareSource, Role},
+    id::{Generation, JobId, VmId},
+    job::Figures,
+};
+use serde::{Deserialize, Serialize};
+
+use crate::{AgentError, files};
+
+/// What was asked for.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "role", rename_all = "snake_case")]
+pub enum Task {
+    /// Send the VM.
+    Source {
+        /// The request.
+        request: PrepareSource,
+        /// Folders here and what they are called at the destination.
+        translate: Vec<(PathBuf, PathBuf)>,
+        /// Whether the destination shall keep a definition, as this host does.
+        persistent: bool,
+    },
+    /// Receive it.
+    Destination {
+        /// The request.
+        request: PrepareDestination,
+        /// Folders in which the VM's files may lie.
+        roots: Vec<PathBuf>,
+    },
+}
+
+impl Task {
+    /// Which end it is.
+    pub fn role(&self) -> Role {
+        match self {
+            Self::Source { .. } => Role::Source,
+            Self::Destination { .. } => Role::Destination,
+        }
+    }
+
+    /// The VM.
+    pub fn vm(&self) -> VmId {
+        match self {
+            Self::Source { request, .. } => request.vm,
+            Self::Destination { request, .. } => request.vm,
+        }
+    }
+}
+
+/// The agent's page: written before the carrier starts.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Journal {
+    /// The job.
+    pub job: JobId,
+    /// Its attempt.
+    pub generation: Generation,
+    /// What was asked for.
+    pub task: Task,
+    /// Folder of the session's sockets.
+    pub socket_dir: PathBuf,
+    /// Source: whether the host started the VM at boot before.
+    pub autostart: bool,
+    /// The source's definition is gone, or autostart is set at the destination.
+    pub confirmed: bool,
+    /// It was undone.
+    pub aborted: bool,
+}
+
+/// The carrier's page: written before each thing that cannot be asked of libvirt afterwards.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CarrierState {
+    /// The carrier's process, 0 for one inside the agent.
+    pub pid: u32,
+    /// libvirt's migrate call was made.
+    pub performing: bool,
+    /// The Finish reply has reached the source's libvirtd.
+    pub finish_delivered: bool,
+    /// Destination: the VM was resumed.
+    pub resumed: bool,
+    /// What it took so far.
+    pub figures: Figures,
+}
+
+impl Journal {
+    /// Where the agent's page of a job is.
+    pub fn path(folder: &Path, job: JobId) -> PathBuf {
+        folder.join(format!("{job}.json"))
+    }
+
+    /// Where the carrier's page of a job is.
+    pub fn state_path(folder: &Path, job: JobId) -> PathBuf {
+        folder.join(format!("{job}.state.json"))
+    }
+
+    /// Writes the agent's page.
+    ///
+    /// # Errors
+    /// When it is not on disk afterwards.
+    pub fn write(&self, folder: &Path) -> Result<(), AgentError> {
+        files::write_json(&Self::path(folder, self.job), self)
+    }
+
+    /// Every page in a folder. A damaged one is an error: a migration must not be forgotten silently.
+    ///
+    /// # Errors
+    /// When one cannot be read.
+    pub fn read_all(folder: &Path) -> Result<Vec<Self>, AgentError> {
+        let fault = |source| AgentError::File { path: folder.to_owned(), source };
+        let mut journals = Vec::new();
+        for entry in std::fs::read_dir(folder).map_err(fault)? {
+            let path = entry.map_err(fault)?.path();
+            let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+            let is_page = name.strip_suffix(".json").is_some_and(|stem| stem.parse::<JobId>().is_ok());
+            if is_page && let Some(journal) = files::read_json(&path)? {
+                journals.push(journal);
+            }
+        }
+        Ok(journals)
+    }
+
+    /// What the carrier wrote, if anything.
+    ///
+    /// # Errors
+    /// When it cannot be read.
+    pub fn carrier_state(folder: &Path, job: JobId) -> Result<CarrierState, AgentError> {
+        Ok(files::read_json(&Self::state_path(folder, job))?.unwrap_or_default())
+    }
+}
