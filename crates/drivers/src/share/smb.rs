@@ -1,333 +1,301 @@
-//! SMB 3 shares: probed with `smbclient`, mounted by the kernel's cifs client where there is one, else by `smbnetfs`.
+//! SMB shares: `smbclient` asks, the kernel's cifs mounts where it is there, else smbnetfs does.
 //!
-//! A share is mounted at `ROOT/ID`. smbnetfs shows a network below its mount point, so the share's content appears at
-//! `ROOT/ID/SERVER/SHARE`; with cifs it is `ROOT/ID` itself. Credentials are in files that only root reads.
+//! ```text
+//! cifs:      //server/share ── mount ─▶ MOUNTPOINT
+//! smbnetfs:  one process per share ── FUSE ─▶ WORK/KEY/tree ── bind of tree/SERVER/SHARE ─▶ MOUNTPOINT
+//! ```
+//! Passwords go through files in a directory that only root reads, never through a command line or the environment.
+
+mod client;
+mod password;
 
 use std::{
-    ffi::OsStr,
-    fs,
-    io::{self, Write as _},
-    os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _},
+    fs, io,
+    os::unix::fs::DirBuilderExt,
     path::{Path, PathBuf},
+    process::Command,
     time::Duration,
 };
 
-use ferry_core::{api::agent::ShareCredentials, id::ShareId, location::UncPath};
+use ferry_core::{api::agent::ShareCredentials, location::UncPath, units::ByteCount};
+use nix::{
+    errno::Errno,
+    mount::{MntFlags, umount2},
+    unistd::User,
+};
 
-use super::{Attach, ShareDriver, ShareError, command};
+use self::password::{SecretFile, SplitUser};
+use super::{
+    ShareDriver, ShareError, ShareFacts,
+    mounts::{self, Mount},
+    run::{Ended, run, within},
+};
 
-/// How long the file server may take to answer.
-const PROBE_DEADLINE: Duration = Duration::from_secs(20);
-/// How long a mount may take.
-const MOUNT_DEADLINE: Duration = Duration::from_secs(30);
-/// How long a look at a mount may take before it counts as hanging.
-const LOOK_DEADLINE: Duration = Duration::from_secs(5);
+/// Longest wait for a login. smbclient itself gives up on a silent server after about 10 s.
+const PROBE_WAIT: Duration = Duration::from_secs(20);
+/// Longest wait for a mount to stand, the server having just answered.
+const MOUNT_WAIT: Duration = Duration::from_secs(20);
+/// Longest wait for a look at a mounted share. A file server that is slower cannot carry a VM's disk.
+const LOOK_WAIT: Duration = Duration::from_secs(5);
+/// Longest wait for an unmount: cifs writes back what it holds.
+const UNMOUNT_WAIT: Duration = Duration::from_secs(20);
 
-/// The SMB client of this host.
-pub struct Smb {
-    root: PathBuf,
-    private: PathBuf,
+/// SMB shares of this host.
+#[derive(Debug)]
+pub struct SmbShares {
+    work_dir: PathBuf,
 }
 
-impl Smb {
-    /// Mounts below `root`; keeps credentials below `private`.
-    pub fn new(root: PathBuf, private: PathBuf) -> Self {
-        Self { root, private }
+impl SmbShares {
+    /// Will keep credentials and helper mounts in `work_dir`, which only root can enter. The same directory finds the
+    /// mounts again after a restart.
+    pub fn new(work_dir: impl Into<PathBuf>) -> Self {
+        Self { work_dir: work_dir.into() }
     }
 
-    fn mount_point(&self, id: ShareId) -> PathBuf {
-        self.root.join(id.to_string())
+    /// The driver's directory for one mount point.
+    fn mount_dir(&self, mountpoint: &Path) -> PathBuf {
+        let key = mountpoint.to_string_lossy().trim_matches('/').replace('%', "%25").replace('/', "%2F");
+        self.work_dir.join(key)
     }
 
-    /// A folder for one share's credentials that only root enters.
-    fn private_dir(&self, name: &str) -> io::Result<PathBuf> {
-        let dir = self.private.join(name);
-        fs::DirBuilder::new().recursive(true).mode(0o700).create(&dir)?;
-        Ok(dir)
+    fn private_dir(&self, directory: &Path) -> Result<(), ShareError> {
+        fs::DirBuilder::new()
+            .recursive(true)
+            .mode(0o700)
+            .create(directory)
+            .map_err(host(format!("make the directory {}", directory.display())))
     }
 
-    fn mount_cifs(&self, attach: &Attach<'_>, point: &Path) -> Result<(), String> {
-        let dir = self.private_dir(&attach.id.to_string()).map_err(|error| error.to_string())?;
-        let file = dir.join("credentials");
-        write_private(&file, &credentials_file(attach.credentials)).map_err(|error| error.to_string())?;
-        let source = format!("//{}/{}", attach.unc.server(), attach.unc.share());
-        let options = format!(
-            "vers=3.1.1,hard,cache=strict,mfsymlinks,nobrl,file_mode=0666,dir_mode=0777,credentials={}",
-            file.display()
-        );
-        let arguments: [&OsStr; 6] =
-            ["-t".as_ref(), "cifs".as_ref(), "-o".as_ref(), options.as_ref(), source.as_ref(), point.as_os_str()];
-        succeeded(command::run("mount", &arguments, &[], MOUNT_DEADLINE))
-    }
-
-    fn mount_fuse(&self, attach: &Attach<'_>, point: &Path) -> Result<(), String> {
-        let home = self.private_dir(&attach.id.to_string()).map_err(|error| error.to_string())?;
-        let dir = self.private_dir(&format!("{}/.smb", attach.id)).map_err(|error| error.to_string())?;
-        let (user, password) = (quoted(&attach.credentials.user)?, quoted(&attach.credentials.password)?);
-        let share = quoted(&format!("{}/{}", attach.unc.server(), attach.unc.share()))?;
-        let files = [
-            ("smbnetfs.auth", format!("auth {share} {user} {password}\n")),
-            ("smbnetfs.conf", "include \"smbnetfs.auth\"\n".to_owned()),
-            ("smb.conf", "[global]\nclient min protocol = SMB3_00\nname resolve order = host\n".to_owned()),
-        ];
-        for (name, content) in files {
-            write_private(&dir.join(name), &content).map_err(|error| error.to_string())?;
+    fn mount_by_kernel(
+        &self,
+        unc: &UncPath,
+        credentials: &ShareCredentials,
+        mountpoint: &Path,
+        facts: &ShareFacts,
+    ) -> Result<(), ShareError> {
+        let file = self.password_file(credentials, SecretFile::for_mount_cifs)?;
+        let version = match facts.dialect.as_str() {
+            "3.0.2" => "3.02",
+            other => other,
+        };
+        let mut options = format!("vers={version},hard,nosuid,nodev,credentials={}", file.path().display());
+        if let Some(user) = qemu_user() {
+            options.push_str(&format!(",uid={},gid={},file_mode=0660,dir_mode=0770", user.uid, user.gid));
         }
-        let arguments: [&OsStr; 3] = [point.as_os_str(), "-o".as_ref(), "allow_other".as_ref()];
-        succeeded(command::run("smbnetfs", &arguments, &[("HOME", home.as_os_str())], MOUNT_DEADLINE))
+        let mut mount = Command::new("mount");
+        mount.args(["-t", "cifs", "-o", &options]).arg(format!("//{}/{}", unc.server(), unc.share())).arg(mountpoint);
+        must(&mut mount, MOUNT_WAIT, unc, mountpoint)
+    }
+
+    fn mount_by_smbnetfs(
+        &self,
+        unc: &UncPath,
+        credentials: &ShareCredentials,
+        mountpoint: &Path,
+    ) -> Result<(), ShareError> {
+        let directory = self.mount_dir(mountpoint);
+        let tree = directory.join("tree");
+        // A tree without its bind is the rest of an attach that was cut short.
+        unmount(&tree, MntFlags::MNT_DETACH, unc)?;
+        let home = directory.join("home");
+        self.private_dir(&tree)?;
+        self.private_dir(&home.join(".smb"))?;
+        let write = |name: &str, text: &str| {
+            let path = directory.join(name);
+            SecretFile::write(&path, text).map_err(host(format!("write {}", path.display())))
+        };
+        write("home/.smb/smb.conf", "[global]\nclient min protocol = SMB3_00\nname resolve order = host\n")?;
+        write(
+            "smbnetfs.conf",
+            "smb_query_browsers \"false\"\nuse_libsecret \"false\"\nshow_$_shares \"true\"\nneg_cache \"false\"\n\
+             include \"smbnetfs.auth\"\ninclude \"smbnetfs.host\"\n",
+        )?;
+        write("smbnetfs.host", "")?;
+        write("smbnetfs.auth", &password::smbnetfs_auth(unc, credentials))?;
+        let mut smbnetfs = Command::new("smbnetfs");
+        smbnetfs.arg(&tree).arg("-o").arg(format!(
+            "allow_other,nosuid,nodev,config={},log_file={}",
+            directory.join("smbnetfs.conf").display(),
+            directory.join("smbnetfs.log").display(),
+        ));
+        smbnetfs.env("HOME", &home).current_dir("/");
+        must(&mut smbnetfs, MOUNT_WAIT, unc, mountpoint)?;
+        let content = tree.join(unc.server()).join(unc.share());
+        let bound = look(&content, unc, mountpoint).and_then(|()| {
+            let mut bind = Command::new("mount");
+            bind.arg("--bind").arg(&content).arg(mountpoint);
+            must(&mut bind, MOUNT_WAIT, unc, mountpoint)
+        });
+        if bound.is_err() {
+            unmount(&tree, MntFlags::MNT_DETACH, unc)?;
+        }
+        bound
+    }
+
+    fn password_file(
+        &self,
+        credentials: &ShareCredentials,
+        text: fn(&SplitUser<'_>) -> String,
+    ) -> Result<SecretFile, ShareError> {
+        self.private_dir(&self.work_dir)?;
+        SecretFile::create(&self.work_dir, &text(&SplitUser::of(credentials)))
+            .map_err(host(format!("write a password file in {}", self.work_dir.display())))
+    }
+
+    /// Forgets what is left of a mount: the helper mount of smbnetfs, its process and its password.
+    fn forget(&self, unc: &UncPath, mountpoint: &Path) -> Result<(), ShareError> {
+        let directory = self.mount_dir(mountpoint);
+        unmount(&directory.join("tree"), MntFlags::MNT_DETACH, unc)?;
+        match fs::remove_dir_all(&directory) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                Err(host(format!("remove {}", directory.display()))(error))
+            }
+            _ => Ok(()),
+        }
     }
 }
 
-impl ShareDriver for Smb {
-    fn probe(&self, unc: &UncPath, credentials: &ShareCredentials) -> Result<(), ShareError> {
-        let unreachable = |reason: String| ShareError::Unreachable { unc: unc.clone(), reason };
-        let dir = self.private_dir("probe").map_err(|error| unreachable(error.to_string()))?;
-        let file = tempfile::Builder::new()
-            .prefix("auth")
-            .tempfile_in(dir)
-            .and_then(|mut file| file.write_all(credentials_file(credentials).as_bytes()).map(|()| file))
-            .map_err(|error| unreachable(error.to_string()))?;
-        let share = format!("//{}/{}", unc.server(), unc.share());
-        let arguments: [&OsStr; 8] = [
-            share.as_ref(),
-            "-A".as_ref(),
-            file.path().as_os_str(),
-            "-m".as_ref(),
-            "SMB3".as_ref(),
-            "--option=client min protocol=SMB3_00".as_ref(),
-            "-c".as_ref(),
-            "du".as_ref(),
-        ];
-        let said = command::run("smbclient", &arguments, &[], PROBE_DEADLINE).map_err(unreachable)?;
-        if said.success { Ok(()) } else { Err(fault_of(&said.text, unc, &credentials.user)) }
+impl ShareDriver for SmbShares {
+    fn probe(&self, unc: &UncPath, credentials: &ShareCredentials) -> Result<ShareFacts, ShareError> {
+        password::check(unc, credentials)?;
+        let file = self.password_file(credentials, SecretFile::for_smbclient)?;
+        let outcome = run(&mut client::command(unc, file.path()), PROBE_WAIT)
+            .map_err(host("run smbclient (Debian package smbclient)".to_owned()))?;
+        client::read(&outcome, unc, &credentials.user)
     }
 
-    fn attach(&self, attach: &Attach<'_>) -> Result<PathBuf, ShareError> {
-        let point = self.mount_point(attach.id);
-        let fault = |reason: String| ShareError::Mount { unc: attach.unc.clone(), path: point.clone(), reason };
-        fs::create_dir_all(&point).map_err(|error| fault(error.to_string()))?;
-        let kernel = kernel_has_cifs();
-        let content = if kernel { point.clone() } else { point.join(attach.unc.server()).join(attach.unc.share()) };
-        if mount_at(&point, &mounts()).is_none() {
-            if kernel { self.mount_cifs(attach, &point) } else { self.mount_fuse(attach, &point) }.map_err(fault)?;
+    fn attach(&self, unc: &UncPath, credentials: &ShareCredentials, mountpoint: &Path) -> Result<(), ShareError> {
+        if let Some(mount) = mount_at(mountpoint)? {
+            if let Err(found) = mounts::shows(&mount, mountpoint, unc) {
+                return Err(ShareError::Mount { unc: unc.clone(), at: mountpoint.to_owned(), reason: found });
+            }
+            // Only a mount whose process is gone is replaced: behind any other one a VM may have files open.
+            if !is_orphaned(mountpoint) {
+                return look(mountpoint, unc, mountpoint);
+            }
+            unmount(mountpoint, MntFlags::MNT_DETACH, unc)?;
         }
-        if let Some(trouble) = self.trouble(&content) {
-            let _ = unmount(&point);
-            return Err(fault(trouble));
+        let facts = self.probe(unc, credentials)?;
+        fs::create_dir_all(mountpoint).map_err(host(format!("make the directory {}", mountpoint.display())))?;
+        if kernel_mounts_cifs() {
+            self.mount_by_kernel(unc, credentials, mountpoint, &facts)?;
+        } else {
+            self.mount_by_smbnetfs(unc, credentials, mountpoint)?;
         }
-        Ok(content)
+        look(mountpoint, unc, mountpoint)
     }
 
-    fn adopt(&self, unc: &UncPath, path: &Path) -> Result<PathBuf, ShareError> {
-        let fault = |reason: String| ShareError::Mount { unc: unc.clone(), path: path.to_owned(), reason };
-        if !path.starts_with(&self.root) {
-            return Err(fault(format!(
-                "it does not lie below {}, which libvirt knows as shared; mount it there",
-                self.root.display()
-            )));
-        }
-        judge_adoption(unc, path, &mounts()).map_err(fault)?;
-        match self.trouble(path) {
-            None => Ok(path.to_owned()),
-            Some(trouble) => Err(fault(trouble)),
-        }
+    fn adopt(&self, unc: &UncPath, path: &Path) -> Result<(), ShareError> {
+        self.check(unc, path)
     }
 
-    fn detach(&self, id: ShareId, unc: &UncPath) -> Result<(), ShareError> {
-        let point = self.mount_point(id);
-        if mount_at(&point, &mounts()).is_some() {
-            unmount(&point).map_err(|reason| ShareError::Mount { unc: unc.clone(), path: point.clone(), reason })?;
+    fn detach(&self, unc: &UncPath, mountpoint: &Path) -> Result<(), ShareError> {
+        if let Some(mount) = mount_at(mountpoint)? {
+            if let Err(found) = mounts::shows(&mount, mountpoint, unc) {
+                return Err(ShareError::Mount { unc: unc.clone(), at: mountpoint.to_owned(), reason: found });
+            }
+            unmount(mountpoint, MntFlags::empty(), unc)?;
         }
-        let _ = fs::remove_dir(&point);
-        let _ = fs::remove_dir_all(self.private.join(id.to_string()));
+        self.forget(unc, mountpoint)?;
+        // Kept if somebody put something there meanwhile.
+        let _ = fs::remove_dir(mountpoint);
         Ok(())
     }
 
-    fn trouble(&self, path: &Path) -> Option<String> {
-        // A program of its own: a hanging mount then hangs that, and not a thread of ours.
-        match command::run("stat", &[OsStr::new("-L"), path.as_os_str()], &[], LOOK_DEADLINE) {
-            Ok(said) if said.success => None,
-            Ok(said) => Some(last_line(&said.text)),
-            Err(error) => Some(format!("the mount does not answer ({error})")),
+    fn check(&self, unc: &UncPath, path: &Path) -> Result<(), ShareError> {
+        let not_a_mount = |found: String| ShareError::NotAMount { unc: unc.clone(), at: path.to_owned(), found };
+        let all = all_mounts()?;
+        let mount = mounts::holding(&all, path).ok_or_else(|| not_a_mount("it is no absolute path".to_owned()))?;
+        mounts::shows(mount, path, unc).map_err(not_a_mount)?;
+        look(path, unc, path)
+    }
+
+    fn free(&self, unc: &UncPath, credentials: Option<&ShareCredentials>, path: &Path) -> Option<ByteCount> {
+        let all = all_mounts().ok()?;
+        if mounts::holding(&all, path)?.kind != "fuse.smbnetfs" {
+            let outcome = run(Command::new("stat").args(["-f", "-c", "%a %S", "--"]).arg(path), LOOK_WAIT).ok()?;
+            let (blocks, block_bytes) = outcome.output.trim().split_once(' ')?;
+            return Some(ByteCount(blocks.parse::<u64>().ok()?.checked_mul(block_bytes.parse().ok()?)?));
+        }
+        // smbnetfs answers zeros; the file server tells.
+        self.probe(unc, credentials?).ok()?.free
+    }
+}
+
+fn host(what: String) -> impl FnOnce(io::Error) -> ShareError {
+    move |source| ShareError::Host { what, source }
+}
+
+fn all_mounts() -> Result<Vec<Mount>, ShareError> {
+    let text = fs::read_to_string("/proc/self/mountinfo").map_err(host("read /proc/self/mountinfo".to_owned()))?;
+    Ok(mounts::parse(&text))
+}
+
+fn mount_at(point: &Path) -> Result<Option<Mount>, ShareError> {
+    Ok(mounts::at(&all_mounts()?, point).cloned())
+}
+
+/// Runs `command`, which mounts something for `unc` at `at`.
+fn must(command: &mut Command, wait: Duration, unc: &UncPath, at: &Path) -> Result<(), ShareError> {
+    let program = command.get_program().to_string_lossy().into_owned();
+    let outcome = run(command, wait).map_err(host(format!("run {program}")))?;
+    if outcome.is_ok() {
+        return Ok(());
+    }
+    Err(ShareError::Mount { unc: unc.clone(), at: at.to_owned(), reason: format!("{program}: {}", outcome.reason()) })
+}
+
+/// Reads the first entry of the directory: the file server must answer for that.
+fn look(path: &Path, unc: &UncPath, at: &Path) -> Result<(), ShareError> {
+    let outcome = run(Command::new("find").arg(path).args(["-maxdepth", "0", "-empty"]), LOOK_WAIT)
+        .map_err(host("run find".to_owned()))?;
+    match outcome.ended {
+        Ended::TimedOut => Err(ShareError::Stuck { unc: unc.clone(), at: at.to_owned(), waited: LOOK_WAIT }),
+        Ended::Exited(status) if status.success() => Ok(()),
+        Ended::Exited(_) => Err(ShareError::Unreachable { unc: unc.clone(), reason: outcome.reason() }),
+    }
+}
+
+/// Whether the process behind a FUSE mount is gone: the kernel itself says so, at once.
+fn is_orphaned(path: &Path) -> bool {
+    let path = path.to_owned();
+    let seen = within(LOOK_WAIT, move || fs::metadata(path).err().and_then(|error| error.raw_os_error()));
+    seen == Some(Some(Errno::ENOTCONN as i32))
+}
+
+/// Unmounts everything that is mounted at `point`.
+fn unmount(point: &Path, how: MntFlags, unc: &UncPath) -> Result<(), ShareError> {
+    while mount_at(point)?.is_some() {
+        let target = point.to_owned();
+        let (unc, at) = (unc.clone(), point.to_owned());
+        match within(UNMOUNT_WAIT, move || umount2(&target, how | MntFlags::UMOUNT_NOFOLLOW)) {
+            Some(Ok(()) | Err(Errno::EINVAL)) => {}
+            Some(Err(Errno::EBUSY)) => return Err(ShareError::Busy { unc, at }),
+            Some(Err(error)) => return Err(ShareError::Mount { unc, at, reason: format!("umount: {error}") }),
+            None => return Err(ShareError::Stuck { unc, at, waited: UNMOUNT_WAIT }),
         }
     }
+    Ok(())
 }
 
-fn unmount(point: &Path) -> Result<(), String> {
-    succeeded(command::run("umount", &[point.as_os_str()], &[], MOUNT_DEADLINE))
-}
-
-fn succeeded(outcome: Result<command::Said, String>) -> Result<(), String> {
-    let said = outcome?;
-    if said.success { Ok(()) } else { Err(last_line(&said.text)) }
-}
-
-fn last_line(text: &str) -> String {
-    text.lines().rev().find(|line| !line.trim().is_empty()).unwrap_or("no reason was given").trim().to_owned()
-}
-
-/// What smbclient's words mean.
-fn fault_of(text: &str, unc: &UncPath, user: &str) -> ShareError {
-    let has = |words: &[&str]| words.iter().any(|word| text.contains(word));
-    if has(&["NT_STATUS_LOGON_FAILURE", "NT_STATUS_ACCESS_DENIED", "NT_STATUS_ACCOUNT", "NT_STATUS_PASSWORD"]) {
-        return ShareError::Password { unc: unc.clone(), user: user.to_owned() };
-    }
-    // A server that speaks only older dialects answers the negotiation with an error, or hangs up.
-    if has(&["Protocol negotiation", "protocol negotiation", "NT_STATUS_NOT_SUPPORTED", "NT_STATUS_INVALID_NETWORK_RESPONSE"]) {
-        return ShareError::Dialect { unc: unc.clone() };
-    }
-    ShareError::Unreachable { unc: unc.clone(), reason: last_line(text) }
-}
-
-fn credentials_file(credentials: &ShareCredentials) -> String {
-    match credentials.user.split_once('\\') {
-        Some((domain, user)) => format!("username={user}\npassword={}\ndomain={domain}\n", credentials.password),
-        None => format!("username={}\npassword={}\n", credentials.user, credentials.password),
-    }
-}
-
-/// A word of smbnetfs's configuration.
-fn quoted(word: &str) -> Result<String, String> {
-    if word.contains(['\n', '\r', '\0']) {
-        return Err("a user or password with a line break cannot be used".to_owned());
-    }
-    Ok(format!("\"{}\"", word.replace('\\', "\\\\").replace('"', "\\\"")))
-}
-
-fn write_private(path: &Path, content: &str) -> io::Result<()> {
-    let _ = fs::remove_file(path);
-    fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(path)?.write_all(content.as_bytes())
-}
-
-fn kernel_has_cifs() -> bool {
-    fs::read_to_string("/proc/filesystems").is_ok_and(|text| text.lines().any(|line| line.trim_start() == "cifs"))
-}
-
-/// One line of `/proc/self/mountinfo`.
-#[derive(Clone, Debug, PartialEq, Eq)]
-struct Mount {
-    point: PathBuf,
-    kind: String,
-    source: String,
-}
-
-fn mounts() -> Vec<Mount> {
-    parse_mounts(&fs::read_to_string("/proc/self/mountinfo").unwrap_or_default())
-}
-
-fn parse_mounts(text: &str) -> Vec<Mount> {
-    let mount = |line: &str| {
-        let (left, right) = line.split_once(" - ")?;
-        let mut right = right.split(' ');
-        Some(Mount {
-            point: unescaped(left.split(' ').nth(4)?).into(),
-            kind: right.next()?.to_owned(),
-            source: unescaped(right.next()?),
-        })
+/// Whether the kernel has the cifs client, loaded or as a module, and its mount helper is installed.
+fn kernel_mounts_cifs() -> bool {
+    let helper = ["/sbin/mount.cifs", "/usr/sbin/mount.cifs"].iter().any(|path| Path::new(path).exists());
+    let loaded = || {
+        let text = fs::read_to_string("/proc/filesystems").unwrap_or_default();
+        text.lines().any(|line| line.trim_start_matches("nodev").trim() == "cifs")
     };
-    text.lines().filter_map(mount).collect()
-}
-
-/// The kernel writes blanks and backslashes as octal.
-fn unescaped(text: &str) -> String {
-    text.replace("\\040", " ").replace("\\011", "\t").replace("\\134", "\\")
-}
-
-fn mount_at<'a>(point: &Path, mounts: &'a [Mount]) -> Option<&'a Mount> {
-    mounts.iter().rfind(|mount| mount.point == point)
-}
-
-/// Whether `path` is the content of `unc`, as far as the mount table tells.
-fn judge_adoption(unc: &UncPath, path: &Path, mounts: &[Mount]) -> Result<(), String> {
-    let holding = mounts
-        .iter()
-        .filter(|mount| path.starts_with(&mount.point))
-        .max_by_key(|mount| mount.point.components().count())
-        .ok_or("nothing is mounted there")?;
-    let same = |server: &str, share: &str| {
-        server.eq_ignore_ascii_case(unc.server()) && share.eq_ignore_ascii_case(unc.share())
+    let module = || {
+        let release = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
+        let modules = Path::new("/lib/modules").join(release.trim()).join("modules.dep");
+        fs::read_to_string(modules).is_ok_and(|text| text.contains("/cifs.ko"))
     };
-    match holding.kind.as_str() {
-        "cifs" | "smb3" => {
-            let source = holding.source.trim_start_matches(['/', '\\']).replace('\\', "/");
-            let (server, share) = source.split_once('/').unwrap_or((&source, ""));
-            if same(server, share.trim_end_matches('/')) && holding.point == path {
-                Ok(())
-            } else {
-                Err(format!("{} is mounted at {}", holding.source, holding.point.display()))
-            }
-        }
-        "fuse.smbnetfs" => {
-            let inside = path.strip_prefix(&holding.point).map_err(|error| error.to_string())?;
-            let parts: Vec<&str> = inside.iter().filter_map(OsStr::to_str).collect();
-            match parts[..] {
-                [server, share] if same(server, share) => Ok(()),
-                _ => Err(format!(
-                    "the smbnetfs mount at {} shows this share at {}/{}/{}",
-                    holding.point.display(),
-                    holding.point.display(),
-                    unc.server(),
-                    unc.share()
-                )),
-            }
-        }
-        kind => Err(format!("{} there is a {kind} file system, not a mount of an SMB share", holding.point.display())),
-    }
+    helper && (loaded() || module())
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn unc() -> UncPath {
-        "\\\\fs1.ferry.lab\\vms".parse().expect("well formed")
-    }
-
-    const MOUNTS: &str = "22 1 8:1 / / rw - ext4 /dev/vda rw
-30 22 0:41 / /srv/ferry/net rw,nosuid - fuse.smbnetfs smbnetfs rw,user_id=0
-31 22 0:42 / /srv/ferry/k\\040x rw - cifs //FS1.ferry.lab/VMs rw
-32 22 0:43 / /srv/ferry/other rw - cifs //fs2.ferry.lab/vms rw
-";
-
-    #[test]
-    fn only_a_mount_of_this_share_is_adopted() {
-        let mounts = parse_mounts(MOUNTS);
-        for (path, word) in [
-            ("/srv/ferry/net/fs1.ferry.lab/vms", None),
-            ("/srv/ferry/k x", None),
-            ("/srv/ferry/net/fs2.ferry.lab/vms", Some("fs1.ferry.lab")),
-            ("/srv/ferry/net", Some("fs1.ferry.lab")),
-            ("/srv/ferry/other", Some("fs2.ferry.lab")),
-            ("/srv/ferry/k x/inside", Some("mounted at")),
-            ("/srv/ferry/empty", Some("ext4")),
-        ] {
-            let outcome = judge_adoption(&unc(), Path::new(path), &mounts);
-            match word {
-                None => assert_eq!(outcome, Ok(()), "{path}"),
-                Some(word) => assert!(outcome.as_ref().is_err_and(|error| error.contains(word)), "{path}: {outcome:?}"),
-            }
-        }
-    }
-
-    #[test]
-    fn the_clients_words_become_the_right_fault() {
-        let password = ShareError::Password { unc: unc(), user: "ferry".into() };
-        let dialect = ShareError::Dialect { unc: unc() };
-        let gone = "do_connect: Connection to fs1 failed (Error NT_STATUS_CONNECTION_REFUSED)";
-        for (text, fault) in [
-            ("session setup failed: NT_STATUS_LOGON_FAILURE\n", password),
-            ("Protocol negotiation to server fs1 (for a protocol between SMB3 and SMB3) failed: NT_STATUS_NOT_SUPPORTED", dialect),
-            (gone, ShareError::Unreachable { unc: unc(), reason: gone.into() }),
-        ] {
-            assert_eq!(fault_of(text, &unc(), "ferry"), fault);
-        }
-    }
-
-    #[test]
-    fn words_are_quoted_and_line_breaks_refused() {
-        assert_eq!(quoted("a\"b\\c"), Ok("\"a\\\"b\\\\c\"".to_owned()));
-        assert!(quoted("a\nauth x").is_err());
-        let credentials = ShareCredentials { user: "LAB\\ferry".into(), password: "pw".into() };
-        assert_eq!(credentials_file(&credentials), "username=ferry\npassword=pw\ndomain=LAB\n");
-    }
+/// The user as which libvirt runs QEMU, by the names that distributions give it. cifs shows files as owned by one
+/// user, and QEMU must be able to write them.
+fn qemu_user() -> Option<User> {
+    ["libvirt-qemu", "qemu"].iter().find_map(|name| User::from_name(name).ok().flatten())
 }
