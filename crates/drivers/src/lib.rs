@@ -5,3 +5,4 @@
 
 pub mod hypervisor;
 pub mod places;
+pub mod share;

@@ -1,0 +1,164 @@
+//! What is mounted where, and whether it is a given share. Pure: the text of `/proc/self/mountinfo` is an argument.
+
+use std::{
+    ffi::OsString,
+    os::unix::ffi::OsStringExt,
+    path::{Path, PathBuf},
+};
+
+use ferry_core::location::UncPath;
+
+/// One mount.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Mount {
+    /// The directory of the file system that appears at `point`.
+    pub root: PathBuf,
+    /// Where it appears.
+    pub point: PathBuf,
+    /// `cifs`, `fuse.smbnetfs`, …
+    pub kind: String,
+    /// `//server/share` for cifs.
+    pub source: String,
+}
+
+/// The mounts in the text of a mountinfo file, in its order: a later one hides an earlier one at the same point.
+pub fn parse(mountinfo: &str) -> Vec<Mount> {
+    mountinfo.lines().filter_map(line).collect()
+}
+
+/// `36 35 98:0 /root /point rw,noatime master:1 - kind source options`, from proc(5).
+fn line(line: &str) -> Option<Mount> {
+    let (before, after) = line.split_once(" - ")?;
+    let mut before = before.split(' ').skip(3);
+    let mut after = after.split(' ');
+    Some(Mount {
+        root: path(before.next()?),
+        point: path(before.next()?),
+        kind: after.next()?.to_owned(),
+        source: path(after.next()?).to_string_lossy().into_owned(),
+    })
+}
+
+/// Undoes the kernel's octal escapes (`\040`).
+fn path(escaped: &str) -> PathBuf {
+    let mut bytes = Vec::with_capacity(escaped.len());
+    let mut rest = escaped.as_bytes();
+    while let Some((&byte, after)) = rest.split_first() {
+        let octal = after.get(..3).and_then(|digits| std::str::from_utf8(digits).ok());
+        match octal.and_then(|digits| u8::from_str_radix(digits, 8).ok()) {
+            Some(value) if byte == b'\\' => {
+                bytes.push(value);
+                rest = &after[3..];
+            }
+            _ => {
+                bytes.push(byte);
+                rest = after;
+            }
+        }
+    }
+    PathBuf::from(OsString::from_vec(bytes))
+}
+
+/// The mount that is seen exactly at `point`.
+pub fn at<'a>(mounts: &'a [Mount], point: &Path) -> Option<&'a Mount> {
+    mounts.iter().rev().find(|mount| mount.point == point)
+}
+
+/// The mount that holds `path`, which must be canonical.
+pub fn holding<'a>(mounts: &'a [Mount], path: &Path) -> Option<&'a Mount> {
+    mounts
+        .iter()
+        .enumerate()
+        .filter(|(_, mount)| path.starts_with(&mount.point))
+        .max_by_key(|(order, mount)| (mount.point.components().count(), *order))
+        .map(|(_, mount)| mount)
+}
+
+/// Whether the top of the share appears at `path`, which `mount` holds. Err says what is there instead.
+pub fn shows(mount: &Mount, path: &Path, unc: &UncPath) -> Result<(), String> {
+    let inside = path.strip_prefix(&mount.point).unwrap_or(Path::new(""));
+    match mount.kind.as_str() {
+        "cifs" | "smb3" => {
+            let source = mount.source.replace('\\', "/");
+            if !source.strip_prefix("//").is_some_and(|source| names(source, unc)) {
+                return Err(format!("{} is mounted there", mount.source));
+            }
+            let top = mount.root == Path::new("/") && inside.as_os_str().is_empty();
+            if top { Ok(()) } else { Err("it is a directory inside the share, not its top".to_owned()) }
+        }
+        "fuse.smbnetfs" => {
+            let shown = mount.root.join(inside);
+            let shown = shown.to_string_lossy();
+            if names(shown.trim_start_matches('/'), unc) {
+                Ok(())
+            } else {
+                Err(format!("smbnetfs shows {shown} there, not /{}/{}", unc.server(), unc.share()))
+            }
+        }
+        kind => Err(format!("it lies on a file system of type {kind}")),
+    }
+}
+
+/// Whether `text` is `server/share` of the share. Both names compare without case, as SMB does.
+fn names(text: &str, unc: &UncPath) -> bool {
+    let (server, share) = text.trim_end_matches('/').split_once('/').unwrap_or_default();
+    server.trim_end_matches('.').eq_ignore_ascii_case(unc.server()) && share.eq_ignore_ascii_case(unc.share())
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const TEXT: &str = "22 1 8:1 / / rw - ext4 /dev/vda rw\n\
+        66 22 0:39 / /srv/ferry/.tree rw,nosuid - fuse.smbnetfs smbnetfs rw,user_id=0\n\
+        67 22 0:39 /fs1.ferry.test/vms /srv/ferry/vms rw,nosuid master:3 - fuse.smbnetfs smbnetfs rw\n\
+        68 22 0:40 / /srv/with\\040space rw - cifs //FS1.ferry.test/VMs rw,vers=3.1.1\n\
+        69 22 0:40 /sub /srv/sub rw - cifs //fs1.ferry.test/vms rw\n\
+        70 22 0:41 / /srv/short rw - cifs //fs1/vms rw\n\
+        71 22 0:42 / /srv/deep rw - cifs //fs1.ferry.test/vms/deep rw\n\
+        nonsense\n";
+
+    fn unc() -> UncPath {
+        "\\\\fs1.ferry.test\\vms".parse().expect("a UNC path")
+    }
+
+    #[test]
+    fn a_path_is_the_share_only_at_the_top_of_a_mount_of_it_by_its_full_name() {
+        let mounts = parse(TEXT);
+        for (path, is_it) in [
+            ("/srv/ferry/vms", true),
+            ("/srv/ferry/vms/a", false),
+            ("/srv/ferry/.tree/fs1.ferry.test/vms", true),
+            ("/srv/ferry/.tree/fs1.ferry.test/other", false),
+            ("/srv/ferry/.tree", false),
+            ("/srv/with space", true),
+            ("/srv/with space/a", false),
+            ("/srv/sub", false),
+            ("/srv/short", false),
+            ("/srv/deep", false),
+            ("/srv/plain", false),
+        ] {
+            let mount = holding(&mounts, Path::new(path)).expect("at least the root");
+            let shown = shows(mount, Path::new(path), &unc());
+            assert_eq!(shown.is_ok(), is_it, "{path}: {shown:?}");
+        }
+    }
+
+    #[test]
+    fn the_newest_mount_at_a_point_is_the_one_seen() {
+        let text = format!("{TEXT}90 22 0:50 / /srv/short rw - tmpfs tmpfs rw\n");
+        let mounts = parse(&text);
+        assert_eq!(at(&mounts, Path::new("/srv/short")).map(|mount| mount.kind.as_str()), Some("tmpfs"));
+        assert_eq!(holding(&mounts, Path::new("/srv/short/a")).map(|mount| mount.kind.as_str()), Some("tmpfs"));
+        assert_eq!(at(&mounts, Path::new("/srv")), None);
+    }
+
+    proptest! {
+        #[test]
+        fn no_text_breaks_the_parser(text in "[0-9 /\\\\a-z-]{0,80}") {
+            let _ = parse(&text);
+        }
+    }
+}

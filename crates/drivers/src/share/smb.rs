@@ -1,0 +1,301 @@
+//! SMB shares: `smbclient` asks, the kernel's cifs mounts where it is there, else smbnetfs does.
+//!
+//! ```text
+//! cifs:      //server/share ── mount ─▶ MOUNTPOINT
+//! smbnetfs:  one process per share ── FUSE ─▶ WORK/KEY/tree ── bind of tree/SERVER/SHARE ─▶ MOUNTPOINT
+//! ```
+//! Passwords go through files in a directory that only root reads, never through a command line or the environment.
+
+mod client;
+mod password;
+
+use std::{
+    fs, io,
+    os::unix::fs::DirBuilderExt,
+    path::{Path, PathBuf},
+    process::Command,
+    time::Duration,
+};
+
+use ferry_core::{api::agent::ShareCredentials, location::UncPath, units::ByteCount};
+use nix::{
+    errno::Errno,
+    mount::{MntFlags, umount2},
+    unistd::User,
+};
+
+use self::password::{SecretFile, SplitUser};
+use super::{
+    ShareDriver, ShareError, ShareFacts,
+    mounts::{self, Mount},
+    run::{Ended, run, within},
+};
+
+/// Longest wait for a login. smbclient itself gives up on a silent server after about 10 s.
+const PROBE_WAIT: Duration = Duration::from_secs(20);
+/// Longest wait for a mount to stand, the server having just answered.
+const MOUNT_WAIT: Duration = Duration::from_secs(20);
+/// Longest wait for a look at a mounted share. A file server that is slower cannot carry a VM's disk.
+const LOOK_WAIT: Duration = Duration::from_secs(5);
+/// Longest wait for an unmount: cifs writes back what it holds.
+const UNMOUNT_WAIT: Duration = Duration::from_secs(20);
+
+/// SMB shares of this host.
+#[derive(Debug)]
+pub struct SmbShares {
+    work_dir: PathBuf,
+}
+
+impl SmbShares {
+    /// Will keep credentials and helper mounts in `work_dir`, which only root can enter. The same directory finds the
+    /// mounts again after a restart.
+    pub fn new(work_dir: impl Into<PathBuf>) -> Self {
+        Self { work_dir: work_dir.into() }
+    }
+
+    /// The driver's directory for one mount point.
+    fn mount_dir(&self, mountpoint: &Path) -> PathBuf {
+        let key = mountpoint.to_string_lossy().trim_matches('/').replace('%', "%25").replace('/', "%2F");
+        self.work_dir.join(key)
+    }
+
+    fn private_dir(&self, directory: &Path) -> Result<(), ShareError> {
+        fs::DirBuilder::new()
+            .recursive(true)
+            .mode(0o700)
+            .create(directory)
+            .map_err(host(format!("make the directory {}", directory.display())))
+    }
+
+    fn mount_by_kernel(
+        &self,
+        unc: &UncPath,
+        credentials: &ShareCredentials,
+        mountpoint: &Path,
+        facts: &ShareFacts,
+    ) -> Result<(), ShareError> {
+        let file = self.password_file(credentials, SecretFile::for_mount_cifs)?;
+        let version = match facts.dialect.as_str() {
+            "3.0.2" => "3.02",
+            other => other,
+        };
+        let mut options = format!("vers={version},hard,nosuid,nodev,credentials={}", file.path().display());
+        if let Some(user) = qemu_user() {
+            options.push_str(&format!(",uid={},gid={},file_mode=0660,dir_mode=0770", user.uid, user.gid));
+        }
+        let mut mount = Command::new("mount");
+        mount.args(["-t", "cifs", "-o", &options]).arg(format!("//{}/{}", unc.server(), unc.share())).arg(mountpoint);
+        must(&mut mount, MOUNT_WAIT, unc, mountpoint)
+    }
+
+    fn mount_by_smbnetfs(
+        &self,
+        unc: &UncPath,
+        credentials: &ShareCredentials,
+        mountpoint: &Path,
+    ) -> Result<(), ShareError> {
+        let directory = self.mount_dir(mountpoint);
+        let tree = directory.join("tree");
+        // A tree without its bind is the rest of an attach that was cut short.
+        unmount(&tree, MntFlags::MNT_DETACH, unc)?;
+        let home = directory.join("home");
+        self.private_dir(&tree)?;
+        self.private_dir(&home.join(".smb"))?;
+        let write = |name: &str, text: &str| {
+            let path = directory.join(name);
+            SecretFile::write(&path, text).map_err(host(format!("write {}", path.display())))
+        };
+        write("home/.smb/smb.conf", "[global]\nclient min protocol = SMB3_00\nname resolve order = host\n")?;
+        write(
+            "smbnetfs.conf",
+            "smb_query_browsers \"false\"\nuse_libsecret \"false\"\nshow_$_shares \"true\"\nneg_cache \"false\"\n\
+             include \"smbnetfs.auth\"\ninclude \"smbnetfs.host\"\n",
+        )?;
+        write("smbnetfs.host", "")?;
+        write("smbnetfs.auth", &password::smbnetfs_auth(unc, credentials))?;
+        let mut smbnetfs = Command::new("smbnetfs");
+        smbnetfs.arg(&tree).arg("-o").arg(format!(
+            "allow_other,nosuid,nodev,config={},log_file={}",
+            directory.join("smbnetfs.conf").display(),
+            directory.join("smbnetfs.log").display(),
+        ));
+        smbnetfs.env("HOME", &home).current_dir("/");
+        must(&mut smbnetfs, MOUNT_WAIT, unc, mountpoint)?;
+        let content = tree.join(unc.server()).join(unc.share());
+        let bound = look(&content, unc, mountpoint).and_then(|()| {
+            let mut bind = Command::new("mount");
+            bind.arg("--bind").arg(&content).arg(mountpoint);
+            must(&mut bind, MOUNT_WAIT, unc, mountpoint)
+        });
+        if bound.is_err() {
+            unmount(&tree, MntFlags::MNT_DETACH, unc)?;
+        }
+        bound
+    }
+
+    fn password_file(
+        &self,
+        credentials: &ShareCredentials,
+        text: fn(&SplitUser<'_>) -> String,
+    ) -> Result<SecretFile, ShareError> {
+        self.private_dir(&self.work_dir)?;
+        SecretFile::create(&self.work_dir, &text(&SplitUser::of(credentials)))
+            .map_err(host(format!("write a password file in {}", self.work_dir.display())))
+    }
+
+    /// Forgets what is left of a mount: the helper mount of smbnetfs, its process and its password.
+    fn forget(&self, unc: &UncPath, mountpoint: &Path) -> Result<(), ShareError> {
+        let directory = self.mount_dir(mountpoint);
+        unmount(&directory.join("tree"), MntFlags::MNT_DETACH, unc)?;
+        match fs::remove_dir_all(&directory) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                Err(host(format!("remove {}", directory.display()))(error))
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
+impl ShareDriver for SmbShares {
+    fn probe(&self, unc: &UncPath, credentials: &ShareCredentials) -> Result<ShareFacts, ShareError> {
+        password::check(unc, credentials)?;
+        let file = self.password_file(credentials, SecretFile::for_smbclient)?;
+        let outcome = run(&mut client::command(unc, file.path()), PROBE_WAIT)
+            .map_err(host("run smbclient (Debian package smbclient)".to_owned()))?;
+        client::read(&outcome, unc, &credentials.user)
+    }
+
+    fn attach(&self, unc: &UncPath, credentials: &ShareCredentials, mountpoint: &Path) -> Result<(), ShareError> {
+        if let Some(mount) = mount_at(mountpoint)? {
+            if let Err(found) = mounts::shows(&mount, mountpoint, unc) {
+                return Err(ShareError::Mount { unc: unc.clone(), at: mountpoint.to_owned(), reason: found });
+            }
+            // Only a mount whose process is gone is replaced: behind any other one a VM may have files open.
+            if !is_orphaned(mountpoint) {
+                return look(mountpoint, unc, mountpoint);
+            }
+            unmount(mountpoint, MntFlags::MNT_DETACH, unc)?;
+        }
+        let facts = self.probe(unc, credentials)?;
+        fs::create_dir_all(mountpoint).map_err(host(format!("make the directory {}", mountpoint.display())))?;
+        if kernel_mounts_cifs() {
+            self.mount_by_kernel(unc, credentials, mountpoint, &facts)?;
+        } else {
+            self.mount_by_smbnetfs(unc, credentials, mountpoint)?;
+        }
+        look(mountpoint, unc, mountpoint)
+    }
+
+    fn adopt(&self, unc: &UncPath, path: &Path) -> Result<(), ShareError> {
+        self.check(unc, path)
+    }
+
+    fn detach(&self, unc: &UncPath, mountpoint: &Path) -> Result<(), ShareError> {
+        if let Some(mount) = mount_at(mountpoint)? {
+            if let Err(found) = mounts::shows(&mount, mountpoint, unc) {
+                return Err(ShareError::Mount { unc: unc.clone(), at: mountpoint.to_owned(), reason: found });
+            }
+            unmount(mountpoint, MntFlags::empty(), unc)?;
+        }
+        self.forget(unc, mountpoint)?;
+        // Kept if somebody put something there meanwhile.
+        let _ = fs::remove_dir(mountpoint);
+        Ok(())
+    }
+
+    fn check(&self, unc: &UncPath, path: &Path) -> Result<(), ShareError> {
+        let not_a_mount = |found: String| ShareError::NotAMount { unc: unc.clone(), at: path.to_owned(), found };
+        let all = all_mounts()?;
+        let mount = mounts::holding(&all, path).ok_or_else(|| not_a_mount("it is no absolute path".to_owned()))?;
+        mounts::shows(mount, path, unc).map_err(not_a_mount)?;
+        look(path, unc, path)
+    }
+
+    fn free(&self, unc: &UncPath, credentials: Option<&ShareCredentials>, path: &Path) -> Option<ByteCount> {
+        let all = all_mounts().ok()?;
+        if mounts::holding(&all, path)?.kind != "fuse.smbnetfs" {
+            let outcome = run(Command::new("stat").args(["-f", "-c", "%a %S", "--"]).arg(path), LOOK_WAIT).ok()?;
+            let (blocks, block_bytes) = outcome.output.trim().split_once(' ')?;
+            return Some(ByteCount(blocks.parse::<u64>().ok()?.checked_mul(block_bytes.parse().ok()?)?));
+        }
+        // smbnetfs answers zeros; the file server tells.
+        self.probe(unc, credentials?).ok()?.free
+    }
+}
+
+fn host(what: String) -> impl FnOnce(io::Error) -> ShareError {
+    move |source| ShareError::Host { what, source }
+}
+
+fn all_mounts() -> Result<Vec<Mount>, ShareError> {
+    let text = fs::read_to_string("/proc/self/mountinfo").map_err(host("read /proc/self/mountinfo".to_owned()))?;
+    Ok(mounts::parse(&text))
+}
+
+fn mount_at(point: &Path) -> Result<Option<Mount>, ShareError> {
+    Ok(mounts::at(&all_mounts()?, point).cloned())
+}
+
+/// Runs `command`, which mounts something for `unc` at `at`.
+fn must(command: &mut Command, wait: Duration, unc: &UncPath, at: &Path) -> Result<(), ShareError> {
+    let program = command.get_program().to_string_lossy().into_owned();
+    let outcome = run(command, wait).map_err(host(format!("run {program}")))?;
+    if outcome.is_ok() {
+        return Ok(());
+    }
+    Err(ShareError::Mount { unc: unc.clone(), at: at.to_owned(), reason: format!("{program}: {}", outcome.reason()) })
+}
+
+/// Reads the first entry of the directory: the file server must answer for that.
+fn look(path: &Path, unc: &UncPath, at: &Path) -> Result<(), ShareError> {
+    let outcome = run(Command::new("find").arg(path).args(["-maxdepth", "0", "-empty"]), LOOK_WAIT)
+        .map_err(host("run find".to_owned()))?;
+    match outcome.ended {
+        Ended::TimedOut => Err(ShareError::Stuck { unc: unc.clone(), at: at.to_owned(), waited: LOOK_WAIT }),
+        Ended::Exited(status) if status.success() => Ok(()),
+        Ended::Exited(_) => Err(ShareError::Unreachable { unc: unc.clone(), reason: outcome.reason() }),
+    }
+}
+
+/// Whether the process behind a FUSE mount is gone: the kernel itself says so, at once.
+fn is_orphaned(path: &Path) -> bool {
+    let path = path.to_owned();
+    let seen = within(LOOK_WAIT, move || fs::metadata(path).err().and_then(|error| error.raw_os_error()));
+    seen == Some(Some(Errno::ENOTCONN as i32))
+}
+
+/// Unmounts everything that is mounted at `point`.
+fn unmount(point: &Path, how: MntFlags, unc: &UncPath) -> Result<(), ShareError> {
+    while mount_at(point)?.is_some() {
+        let target = point.to_owned();
+        let (unc, at) = (unc.clone(), point.to_owned());
+        match within(UNMOUNT_WAIT, move || umount2(&target, how | MntFlags::UMOUNT_NOFOLLOW)) {
+            Some(Ok(()) | Err(Errno::EINVAL)) => {}
+            Some(Err(Errno::EBUSY)) => return Err(ShareError::Busy { unc, at }),
+            Some(Err(error)) => return Err(ShareError::Mount { unc, at, reason: format!("umount: {error}") }),
+            None => return Err(ShareError::Stuck { unc, at, waited: UNMOUNT_WAIT }),
+        }
+    }
+    Ok(())
+}
+
+/// Whether the kernel has the cifs client, loaded or as a module, and its mount helper is installed.
+fn kernel_mounts_cifs() -> bool {
+    let helper = ["/sbin/mount.cifs", "/usr/sbin/mount.cifs"].iter().any(|path| Path::new(path).exists());
+    let loaded = || {
+        let text = fs::read_to_string("/proc/filesystems").unwrap_or_default();
+        text.lines().any(|line| line.trim_start_matches("nodev").trim() == "cifs")
+    };
+    let module = || {
+        let release = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
+        let modules = Path::new("/lib/modules").join(release.trim()).join("modules.dep");
+        fs::read_to_string(modules).is_ok_and(|text| text.contains("/cifs.ko"))
+    };
+    helper && (loaded() || module())
+}
+
+/// The user as which libvirt runs QEMU, by the names that distributions give it. cifs shows files as owned by one
+/// user, and QEMU must be able to write them.
+fn qemu_user() -> Option<User> {
+    ["libvirt-qemu", "qemu"].iter().find_map(|name| User::from_name(name).ok().flatten())
+}
