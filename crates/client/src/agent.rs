@@ -1,0 +1,302 @@
+//! An agent's control API, `/v1`. Only the server that the agent is enrolled with may call it.
+
+use std::time::Duration;
+
+use ferry_core::{
+    api::agent::{
+        AttachRequest, ConfirmRequest, DestinationReady, EnrolRequest, MigrationReport,
+        Observation, Power, PowerRequest, PrepareDestination, PrepareSource, ShareToken,
+    },
+    host::HostFacts,
+    id::{Generation, Incarnation, JobId, ShareId, VmId},
+    pin::Pin,
+    share::AttachedShare,
+};
+use ferry_trust::KeyPair;
+use reqwest::{Method, RequestBuilder, header::HeaderMap};
+
+use crate::{ClientError, http::Peer};
+
+/// Most calls change or read something on the host itself.
+const DEADLINE: Duration = Duration::from_secs(30);
+/// Mounting a share asks a file server that may be slow to refuse.
+const ATTACH_DEADLINE: Duration = Duration::from_secs(90);
+/// What a long poll may take beyond its own wait.
+const POLL_GRACE: Duration = Duration::from_secs(10);
+
+/// Calls one agent. Cheap to clone: clones share their connections.
+#[derive(Clone, Debug)]
+pub struct AgentClient {
+    peer: Peer,
+}
+
+/// One attempt of a job, as agents know it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Attempt {
+    /// The job.
+    pub job: JobId,
+    /// Older generations are refused.
+    pub generation: Generation,
+}
+
+impl AgentClient {
+    /// Calls the agent at `address` (`ADDRESS:PORT`), known by `pin`; `me` is the server's key, which the agent pins.
+    ///
+    /// # Errors
+    /// [`ClientError::Unusable`] when the address cannot be used. Nothing is sent.
+    pub fn new(address: &str, pin: Pin, me: &KeyPair) -> Result<Self, ClientError> {
+        Ok(Self {
+            peer: Peer::new(
+                &format!("https://{address}"),
+                pin,
+                Some(me),
+                HeaderMap::new(),
+            )?,
+        })
+    }
+
+    /// Shows the enrolment secret: from then on the agent obeys `me`.
+    ///
+    /// # Errors
+    /// As for each method: [`ClientError::Refused`] with the findings, or no (sensible) answer.
+    pub async fn enrol(&self, body: &EnrolRequest) -> Result<HostFacts, ClientError> {
+        self.peer
+            .json(self.call(Method::POST, &["enrol"]).json(body))
+            .await
+    }
+
+    /// The host, asked now.
+    ///
+    /// # Errors
+    /// As [`Self::enrol`].
+    pub async fn host(&self) -> Result<HostFacts, ClientError> {
+        self.peer.json(self.call(Method::GET, &["host"])).await
+    }
+
+    /// What the agent sees, when it is newer than `known` or after `wait`.
+    ///
+    /// # Errors
+    /// As [`Self::enrol`].
+    pub async fn observe(
+        &self,
+        known: Option<(Incarnation, Generation)>,
+        wait: Duration,
+    ) -> Result<Observation, ClientError> {
+        let request = self
+            .peer
+            .request(Method::GET, &["v1", "observe"], wait + POLL_GRACE);
+        let mut pairs = vec![("wait_ms", wait.as_millis().to_string())];
+        if let Some((incarnation, generation)) = known {
+            pairs.extend([
+                ("incarnation", incarnation.to_string()),
+                ("generation", generation.to_string()),
+            ]);
+        }
+        self.peer.json(request.query(&pairs)).await
+    }
+
+    /// Attaches a share; repeating it is safe.
+    ///
+    /// # Errors
+    /// As [`Self::enrol`].
+    pub async fn attach_share(
+        &self,
+        share: ShareId,
+        body: &AttachRequest,
+    ) -> Result<AttachedShare, ClientError> {
+        let request = self.peer.request(
+            Method::PUT,
+            &["v1", "shares", &share.to_string()],
+            ATTACH_DEADLINE,
+        );
+        self.peer.json(request.json(body)).await
+    }
+
+    /// Detaches a share; Ok also if it was not attached.
+    ///
+    /// # Errors
+    /// As [`Self::enrol`].
+    pub async fn detach_share(&self, share: ShareId) -> Result<(), ClientError> {
+        let segments = ["v1", "shares", &share.to_string()];
+        self.peer
+            .done(
+                self.peer
+                    .request(Method::DELETE, &segments, ATTACH_DEADLINE),
+            )
+            .await
+    }
+
+    /// Writes a token file on a share.
+    ///
+    /// # Errors
+    /// As [`Self::enrol`].
+    pub async fn write_token(
+        &self,
+        share: ShareId,
+        name: &str,
+        token: &ShareToken,
+    ) -> Result<(), ClientError> {
+        self.peer
+            .done(self.token(Method::PUT, share, name).json(token))
+            .await
+    }
+
+    /// Reads a token file on a share.
+    ///
+    /// # Errors
+    /// As [`Self::enrol`]; a problem with status 404 when there is no such file.
+    pub async fn read_token(&self, share: ShareId, name: &str) -> Result<ShareToken, ClientError> {
+        self.peer.json(self.token(Method::GET, share, name)).await
+    }
+
+    /// Removes a token file from a share; Ok also if there is none.
+    ///
+    /// # Errors
+    /// As [`Self::enrol`].
+    pub async fn remove_token(&self, share: ShareId, name: &str) -> Result<(), ClientError> {
+        self.peer
+            .done(self.token(Method::DELETE, share, name))
+            .await
+    }
+
+    /// Starts a VM or asks its guest to shut down.
+    ///
+    /// # Errors
+    /// As [`Self::enrol`].
+    pub async fn power(&self, vm: VmId, power: Power) -> Result<(), ClientError> {
+        let request = self.call(Method::PUT, &["vms", &vm.to_string(), "power"]);
+        self.peer.done(request.json(&PowerRequest { power })).await
+    }
+
+    /// Makes the destination ready: its carrier listens.
+    ///
+    /// # Errors
+    /// As [`Self::enrol`].
+    pub async fn prepare_destination(
+        &self,
+        attempt: Attempt,
+        body: &PrepareDestination,
+    ) -> Result<DestinationReady, ClientError> {
+        self.peer
+            .json(
+                self.migration(Method::PUT, attempt, Some("destination"))
+                    .json(body),
+            )
+            .await
+    }
+
+    /// Makes the source ready: its carrier is connected, the VM held.
+    ///
+    /// # Errors
+    /// As [`Self::enrol`].
+    pub async fn prepare_source(
+        &self,
+        attempt: Attempt,
+        body: &PrepareSource,
+    ) -> Result<MigrationReport, ClientError> {
+        self.peer
+            .json(
+                self.migration(Method::PUT, attempt, Some("source"))
+                    .json(body),
+            )
+            .await
+    }
+
+    /// Starts the move at the source; Ok when it was started.
+    ///
+    /// # Errors
+    /// As [`Self::enrol`].
+    pub async fn perform(&self, attempt: Attempt) -> Result<MigrationReport, ClientError> {
+        self.put_migration(attempt, "perform").await
+    }
+
+    /// How this end stands, when its sequence is beyond `after` or `wait` is over.
+    ///
+    /// # Errors
+    /// As [`Self::enrol`]; a problem with status 404 when the agent knows nothing of the attempt.
+    pub async fn report(
+        &self,
+        attempt: Attempt,
+        after: u64,
+        wait: Duration,
+    ) -> Result<MigrationReport, ClientError> {
+        let request = self
+            .migration(Method::GET, attempt, None)
+            .timeout(wait + POLL_GRACE);
+        let pairs = [
+            ("after", after.to_string()),
+            ("wait_ms", wait.as_millis().to_string()),
+        ];
+        self.peer.json(request.query(&pairs)).await
+    }
+
+    /// Resumes the VM at the destination, after the verdict said that it is the destination's.
+    ///
+    /// # Errors
+    /// As [`Self::enrol`].
+    pub async fn resume(&self, attempt: Attempt) -> Result<MigrationReport, ClientError> {
+        self.put_migration(attempt, "resume").await
+    }
+
+    /// Ends the move before the point of no return; refused with `job.past-pivot` after it.
+    ///
+    /// # Errors
+    /// As [`Self::enrol`].
+    pub async fn abort(&self, attempt: Attempt) -> Result<MigrationReport, ClientError> {
+        self.put_migration(attempt, "abort").await
+    }
+
+    /// Ends a successful move on this host: definition and autostart.
+    ///
+    /// # Errors
+    /// As [`Self::enrol`].
+    pub async fn confirm(
+        &self,
+        attempt: Attempt,
+        body: &ConfirmRequest,
+    ) -> Result<MigrationReport, ClientError> {
+        self.peer
+            .json(
+                self.migration(Method::PUT, attempt, Some("confirm"))
+                    .json(body),
+            )
+            .await
+    }
+
+    /// Cleans everything of the attempt; with `keep_hold` the VM stays held against a start on this host.
+    ///
+    /// # Errors
+    /// As [`Self::enrol`].
+    pub async fn release(&self, attempt: Attempt, keep_hold: bool) -> Result<(), ClientError> {
+        let request = self.migration(Method::DELETE, attempt, None);
+        self.peer
+            .done(request.query(&[("keep_hold", keep_hold.to_string())]))
+            .await
+    }
+
+    fn call(&self, method: Method, segments: &[&str]) -> RequestBuilder {
+        self.peer
+            .request(method, &[&["v1"], segments].concat(), DEADLINE)
+    }
+
+    fn token(&self, method: Method, share: ShareId, name: &str) -> RequestBuilder {
+        self.call(method, &["shares", &share.to_string(), "token", name])
+    }
+
+    fn migration(&self, method: Method, attempt: Attempt, verb: Option<&str>) -> RequestBuilder {
+        let (job, generation) = (attempt.job.to_string(), attempt.generation.to_string());
+        let mut segments = vec!["migrations", job.as_str(), generation.as_str()];
+        segments.extend(verb);
+        self.call(method, &segments)
+    }
+
+    async fn put_migration(
+        &self,
+        attempt: Attempt,
+        verb: &str,
+    ) -> Result<MigrationReport, ClientError> {
+        self.peer
+            .json(self.migration(Method::PUT, attempt, Some(verb)))
+            .await
+    }
+}

@@ -1,0 +1,340 @@
+//! The server's REST API, `/api/v1`.
+
+use std::time::Duration;
+
+use ferry_core::{
+    api::server::{
+        AddHost, AddShare, AttachShare, Candidate, Event, HostView, JobView, MigrateVm, ShareView,
+        VmView,
+    },
+    id::JobId,
+    pin::Pin,
+};
+use reqwest::{
+    Method, RequestBuilder, Response,
+    header::{AUTHORIZATION, HeaderMap, HeaderValue},
+};
+use serde::{Serialize, de::DeserializeOwned};
+use uuid::Uuid;
+
+use crate::{ClientError, events::Parser, http::Peer};
+
+/// The server answers from its inventory; calls that wait for an agent (adding a host, attaching a share) have
+/// the server's own deadlines inside.
+const DEADLINE: Duration = Duration::from_secs(120);
+/// The server sends a comment every 15 seconds: after three without one the connection is dead.
+const EVENT_SILENCE_MAX: Duration = Duration::from_secs(45);
+
+/// Calls one server. Cheap to clone: clones share their connections.
+#[derive(Clone, Debug)]
+pub struct ServerClient {
+    peer: Peer,
+}
+
+impl ServerClient {
+    /// Calls the server at `base` (`https://ADDRESS:PORT`), known by `pin`, with the token of whoever calls.
+    ///
+    /// # Errors
+    /// [`ClientError::Unusable`] when address or token cannot be used. Nothing is sent.
+    pub fn new(base: &str, pin: Pin, token: &str) -> Result<Self, ClientError> {
+        let mut bearer =
+            HeaderValue::try_from(format!("Bearer {}", token.trim())).map_err(|_| {
+                ClientError::Unusable {
+                    what: "token",
+                    detail: "it holds characters that no token has".to_owned(),
+                }
+            })?;
+        bearer.set_sensitive(true);
+        let headers = HeaderMap::from_iter([(AUTHORIZATION, bearer)]);
+        Ok(Self {
+            peer: Peer::new(base, pin, None, headers)?,
+        })
+    }
+
+    /// Every host.
+    ///
+    /// # Errors
+    /// As for each method: [`ClientError::Refused`] with the findings, or no (sensible) answer.
+    pub async fn hosts(&self) -> Result<Vec<HostView>, ClientError> {
+        self.get(&["hosts"]).await
+    }
+
+    /// Adds a host. Repeated once after a broken connection, under one idempotency key.
+    ///
+    /// # Errors
+    /// As [`Self::hosts`].
+    pub async fn add_host(&self, body: &AddHost) -> Result<HostView, ClientError> {
+        self.post(&["hosts"], body).await
+    }
+
+    /// One host, by name or id.
+    ///
+    /// # Errors
+    /// As [`Self::hosts`].
+    pub async fn host(&self, host: &str) -> Result<HostView, ClientError> {
+        self.get(&["hosts", host]).await
+    }
+
+    /// Removes a host.
+    ///
+    /// # Errors
+    /// As [`Self::hosts`].
+    pub async fn remove_host(&self, host: &str) -> Result<(), ClientError> {
+        self.peer
+            .done(self.request(Method::DELETE, &["hosts", host]))
+            .await
+    }
+
+    /// Every share.
+    ///
+    /// # Errors
+    /// As [`Self::hosts`].
+    pub async fn shares(&self) -> Result<Vec<ShareView>, ClientError> {
+        self.get(&["shares"]).await
+    }
+
+    /// Adds a share. Repeated once after a broken connection, under one idempotency key.
+    ///
+    /// # Errors
+    /// As [`Self::hosts`].
+    pub async fn add_share(&self, body: &AddShare) -> Result<ShareView, ClientError> {
+        self.post(&["shares"], body).await
+    }
+
+    /// One share, by name or id.
+    ///
+    /// # Errors
+    /// As [`Self::hosts`].
+    pub async fn share(&self, share: &str) -> Result<ShareView, ClientError> {
+        self.get(&["shares", share]).await
+    }
+
+    /// Removes a share.
+    ///
+    /// # Errors
+    /// As [`Self::hosts`].
+    pub async fn remove_share(&self, share: &str) -> Result<(), ClientError> {
+        self.peer
+            .done(self.request(Method::DELETE, &["shares", share]))
+            .await
+    }
+
+    /// Attaches a share on a host.
+    ///
+    /// # Errors
+    /// As [`Self::hosts`].
+    pub async fn attach_share(
+        &self,
+        share: &str,
+        host: &str,
+        body: &AttachShare,
+    ) -> Result<ShareView, ClientError> {
+        self.peer
+            .json(
+                self.request(Method::PUT, &["shares", share, "hosts", host])
+                    .json(body),
+            )
+            .await
+    }
+
+    /// Detaches a share from a host.
+    ///
+    /// # Errors
+    /// As [`Self::hosts`].
+    pub async fn detach_share(&self, share: &str, host: &str) -> Result<ShareView, ClientError> {
+        self.peer
+            .json(self.request(Method::DELETE, &["shares", share, "hosts", host]))
+            .await
+    }
+
+    /// Every VM.
+    ///
+    /// # Errors
+    /// As [`Self::hosts`].
+    pub async fn vms(&self) -> Result<Vec<VmView>, ClientError> {
+        self.get(&["vms"]).await
+    }
+
+    /// One VM: a name, a UUID, or `HOST/NAME`.
+    ///
+    /// # Errors
+    /// As [`Self::hosts`].
+    pub async fn vm(&self, vm: &str) -> Result<VmView, ClientError> {
+        self.get(&["vms", vm]).await
+    }
+
+    /// Starts a VM.
+    ///
+    /// # Errors
+    /// As [`Self::hosts`].
+    pub async fn start_vm(&self, vm: &str) -> Result<VmView, ClientError> {
+        self.post(&["vms", vm, "start"], &()).await
+    }
+
+    /// Asks a VM's guest to shut down; Ok when it was asked.
+    ///
+    /// # Errors
+    /// As [`Self::hosts`].
+    pub async fn shutdown_vm(&self, vm: &str) -> Result<VmView, ClientError> {
+        self.post(&["vms", vm, "shutdown"], &()).await
+    }
+
+    /// Every host as the destination of a VM.
+    ///
+    /// # Errors
+    /// As [`Self::hosts`].
+    pub async fn candidates(&self, vm: &str) -> Result<Vec<Candidate>, ClientError> {
+        self.get(&["vms", vm, "hosts"]).await
+    }
+
+    /// Starts a move; Ok when it was accepted. Repeated once after a broken connection, under one idempotency key.
+    ///
+    /// # Errors
+    /// As [`Self::hosts`].
+    pub async fn migrate(&self, vm: &str, body: &MigrateVm) -> Result<JobView, ClientError> {
+        self.post(
+            &["vms", vm, "migrate"],
+            &MigrateVm {
+                dry_run: false,
+                ..body.clone()
+            },
+        )
+        .await
+    }
+
+    /// Says what a move would be, and changes nothing.
+    ///
+    /// # Errors
+    /// As [`Self::hosts`].
+    pub async fn try_migrate(&self, vm: &str, body: &MigrateVm) -> Result<Candidate, ClientError> {
+        self.post(
+            &["vms", vm, "migrate"],
+            &MigrateVm {
+                dry_run: true,
+                ..body.clone()
+            },
+        )
+        .await
+    }
+
+    /// The newest jobs, newest first; without `limit` as many as the server likes to give.
+    ///
+    /// # Errors
+    /// As [`Self::hosts`].
+    pub async fn jobs(&self, limit: Option<u32>) -> Result<Vec<JobView>, ClientError> {
+        let request = self.request(Method::GET, &["jobs"]);
+        let limit: Vec<_> = limit.map(|limit| ("limit", limit)).into_iter().collect();
+        self.peer.json(request.query(&limit)).await
+    }
+
+    /// One job.
+    ///
+    /// # Errors
+    /// As [`Self::hosts`].
+    pub async fn job(&self, job: JobId) -> Result<JobView, ClientError> {
+        self.get(&["jobs", &job.to_string()]).await
+    }
+
+    /// Asks for a job's end; Ok when it was asked.
+    ///
+    /// # Errors
+    /// As [`Self::hosts`].
+    pub async fn cancel_job(&self, job: JobId) -> Result<JobView, ClientError> {
+        self.post(&["jobs", &job.to_string(), "cancel"], &()).await
+    }
+
+    /// What changes from now on, or from after the event `last` on if the server still has it (else the first
+    /// event is [`Event::Reset`]).
+    ///
+    /// # Errors
+    /// As [`Self::hosts`].
+    pub async fn events(&self, last: Option<u64>) -> Result<EventStream, ClientError> {
+        let mut request = self.peer.endless(Method::GET, &["api", "v1", "events"]);
+        if let Some(last) = last {
+            request = request.header("Last-Event-ID", last.to_string());
+        }
+        let opened = tokio::time::timeout(EVENT_SILENCE_MAX, self.peer.send(request)).await;
+        let response = opened.map_err(|silence| unreachable(&self.peer, silence))??;
+        Ok(EventStream {
+            response,
+            parser: Parser::default(),
+            last,
+            peer: self.peer.clone(),
+        })
+    }
+
+    fn request(&self, method: Method, segments: &[&str]) -> RequestBuilder {
+        self.peer
+            .request(method, &[&["api", "v1"], segments].concat(), DEADLINE)
+    }
+
+    async fn get<T: DeserializeOwned>(&self, segments: &[&str]) -> Result<T, ClientError> {
+        self.peer.json(self.request(Method::GET, segments)).await
+    }
+
+    async fn post<T: DeserializeOwned>(
+        &self,
+        segments: &[&str],
+        body: &impl Serialize,
+    ) -> Result<T, ClientError> {
+        let key = Uuid::new_v4().to_string();
+        let send = || {
+            let request = self
+                .request(Method::POST, segments)
+                .header("Idempotency-Key", &key);
+            self.peer.json(request.json(body))
+        };
+        match send().await {
+            // The server may have done it: the key makes it give the same answer again.
+            Err(error) if error.may_have_been_sent() => send().await,
+            answer => answer,
+        }
+    }
+}
+
+fn unreachable(peer: &Peer, source: impl std::error::Error + Send + Sync + 'static) -> ClientError {
+    ClientError::Unreachable {
+        peer: peer.name(),
+        source: Box::new(source),
+    }
+}
+
+/// Events as they come. After an error, open a new one with [`EventStream::last`].
+#[derive(Debug)]
+pub struct EventStream {
+    response: Response,
+    parser: Parser,
+    last: Option<u64>,
+    peer: Peer,
+}
+
+impl EventStream {
+    /// The next event; `None` when the server ended the stream.
+    ///
+    /// # Errors
+    /// [`ClientError::Unreachable`] when the connection broke or was silent for too long.
+    pub async fn next(&mut self) -> Result<Option<Event>, ClientError> {
+        loop {
+            if let Some(received) = self.parser.pop() {
+                self.last = received.id.and_then(|id| id.parse().ok()).or(self.last);
+                let event = serde_json::from_str(&received.data);
+                return event
+                    .map(Some)
+                    .map_err(|error| self.peer.not_understood(error.to_string()));
+            }
+            let chunk = tokio::time::timeout(EVENT_SILENCE_MAX, self.response.chunk()).await;
+            let chunk = chunk.map_err(|silence| unreachable(&self.peer, silence))?;
+            let Some(bytes) = chunk.map_err(|error| self.peer.fault(error))? else {
+                return Ok(None);
+            };
+            self.parser
+                .push(&bytes)
+                .map_err(|_| self.peer.not_understood("an event is too long".to_owned()))?;
+        }
+    }
+
+    /// The number of the last event that was returned.
+    pub fn last(&self) -> Option<u64> {
+        self.last
+    }
+}
