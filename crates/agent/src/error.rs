@@ -102,33 +102,16 @@ pub fn chain(error: &dyn std::error::Error) -> String {
 
 impl From<ShareError> for AgentError {
     fn from(error: ShareError) -> Self {
-        let message = error.to_string();
-        let (status, id, object, fix) = match &error {
-            ShareError::Dialect { unc } => (
-                422,
-                FindingId::ShareDialect,
-                unc,
-                "Enable SMB 3 on the file server (`server min protocol = SMB3` in Samba), or use another one",
-            ),
-            ShareError::Password { unc, .. } => (
-                422,
-                FindingId::SharePassword,
-                unc,
-                "Give the right user and password with `--user` and `--password-file`",
-            ),
-            ShareError::Unreachable { unc, .. } => (
-                502,
-                FindingId::ShareUnreachable,
-                unc,
-                "Check from this host that the server's name resolves, that it runs, and that it offers the share",
-            ),
-            ShareError::Mount { unc, .. } => (
-                422,
-                FindingId::ShareMount,
-                unc,
-                "Look at `/proc/mounts` on this host; unmount what is in the way, or mount the right share below the share root",
-            ),
+        let status = match &error {
+            ShareError::Unreachable { .. } | ShareError::Stuck { .. } => 502,
+            ShareError::Busy { .. } => 409,
+            ShareError::NoShare { .. }
+            | ShareError::Password { .. }
+            | ShareError::Dialect { .. }
+            | ShareError::Mount { .. }
+            | ShareError::NotAMount { .. } => 422,
+            ShareError::Host { .. } => 500,
         };
-        Self::refused(status, Finding::blocks(id, object, message, fix))
+        Self::refused(status, error.finding())
     }
 }

@@ -10,7 +10,7 @@ use ferry_agent::{
     migration::{Launcher, carrier},
     setup,
 };
-use ferry_drivers::{hypervisor::libvirt::Libvirt, share::smb::Smb};
+use ferry_drivers::{hypervisor::libvirt::Libvirt, share::smb::SmbShares};
 use tokio::signal::unix::{SignalKind, signal};
 use tracing::info;
 
@@ -79,7 +79,7 @@ fn main() -> anyhow::Result<()> {
 async fn run(path: &std::path::Path) -> anyhow::Result<()> {
     let config = Config::load(path)?;
     let hypervisor = Arc::new(Libvirt::new(&config.libvirt_uri));
-    let shares = Arc::new(Smb::new(config.share_root.clone(), config.state_dir.join("credentials")));
+    let shares = Arc::new(SmbShares::new(config.state_dir.join("shares")));
     let launcher = Launcher::Process { program: std::env::current_exe()?, config: path.to_owned() };
     let agent = Agent::start(config, hypervisor, shares, launcher).await?;
     let (mut term, mut int) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);

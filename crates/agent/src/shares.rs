@@ -15,13 +15,13 @@ use ferry_core::{
 };
 use ferry_drivers::{
     places::Places,
-    share::{Attach, ShareDriver},
+    share::ShareDriver,
 };
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 use tracing::warn;
 
-use crate::{AgentError, config::Config, files};
+use crate::{AgentError, config::Config, error::chain, files};
 
 #[derive(Clone, Debug, Serialize, Deserialize)]
 struct Entry {
@@ -36,6 +36,7 @@ struct Entry {
 /// The table of shares.
 pub struct Shares {
     path: PathBuf,
+    root: PathBuf,
     driver: Arc<dyn ShareDriver>,
     entries: Mutex<Vec<Entry>>,
     changed: watch::Sender<u64>,
@@ -52,7 +53,7 @@ impl Shares {
     pub fn load(config: &Config, driver: Arc<dyn ShareDriver>) -> Result<Self, AgentError> {
         let path = config.state_dir.join("shares.json");
         let entries = files::read_json(&path)?.unwrap_or_default();
-        Ok(Self { path, driver, entries: Mutex::new(entries), changed: watch::Sender::new(0) })
+        Ok(Self { path, root: config.share_root.clone(), driver, entries: Mutex::new(entries), changed: watch::Sender::new(0) })
     }
 
     /// Tells when the table changed.
@@ -64,8 +65,7 @@ impl Shares {
     pub fn attach_again(&self) {
         for entry in self.copy() {
             if let (AttachMode::Mounted, Some(credentials)) = (entry.mode, &entry.credentials) {
-                let attach = Attach { id: entry.id, unc: &entry.unc, credentials };
-                if let Err(error) = self.driver.attach(&attach) {
+                if let Err(error) = self.driver.attach(&entry.unc, credentials, &entry.path) {
                     warn!(share = %entry.unc, %error, "a share could not be mounted again");
                 }
             }
@@ -82,9 +82,11 @@ impl Shares {
             self.driver.probe(unc, credentials)?;
         }
         let (mode, path) = match (&request.at, &request.credentials) {
-            (Some(at), _) => (AttachMode::Adopted, self.driver.adopt(unc, Path::new(at))?),
+            (Some(at), _) => (AttachMode::Adopted, self.adopt(unc, Path::new(at))?),
             (None, Some(credentials)) => {
-                (AttachMode::Mounted, self.driver.attach(&Attach { id, unc, credentials })?)
+                let point = self.root.join(id.to_string());
+                self.driver.attach(unc, credentials, &point)?;
+                (AttachMode::Mounted, point)
             }
             (None, None) => {
                 return Err(AgentError::refused(
@@ -107,6 +109,23 @@ impl Shares {
         Ok(self.view(&entry))
     }
 
+    /// An administrator's own mount: below the share root, which libvirt knows as shared.
+    fn adopt(&self, unc: &UncPath, path: &Path) -> Result<PathBuf, AgentError> {
+        if !path.starts_with(&self.root) {
+            return Err(AgentError::refused(
+                422,
+                Finding::blocks(
+                    FindingId::ShareMount,
+                    path.display(),
+                    format!("{} does not lie below {}, which libvirt knows as shared", path.display(), self.root.display()),
+                    format!("Mount {unc} below {} instead", self.root.display()),
+                ),
+            ));
+        }
+        self.driver.adopt(unc, path)?;
+        Ok(path.to_owned())
+    }
+
     /// Detaches a share. Blocks. Ok if it is not attached. An adopted mount stays mounted.
     ///
     /// # Errors
@@ -114,7 +133,7 @@ impl Shares {
     pub fn detach(&self, id: ShareId) -> Result<(), AgentError> {
         if let Some(entry) = self.copy().into_iter().find(|entry| entry.id == id) {
             if entry.mode == AttachMode::Mounted {
-                self.driver.detach(id, &entry.unc)?;
+                self.driver.detach(&entry.unc, &entry.path)?;
             }
             self.change(|entries| entries.retain(|other| other.id != id))?;
         }
@@ -206,7 +225,7 @@ impl Shares {
             id: entry.id,
             unc: entry.unc.clone(),
             mode: entry.mode,
-            trouble: self.driver.trouble(&entry.path),
+            trouble: self.driver.check(&entry.unc, &entry.path).err().map(|error| chain(&error)),
             free: None,
         }
     }
