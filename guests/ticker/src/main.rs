@@ -1,2 +1,88 @@
-//! The init of the ticker guest.
-fn main() {}
+//! The init of the ticker guest: a VM that can tell whether a move kept its promises.
+//!
+//! Three threads: [`memory`] keeps pages with a checkable pattern and dirties them at a set rate, [`disk`] writes
+//! sectors whose expected sequence numbers it keeps in memory, and [`heart`] tells the world by UDP broadcast, every
+//! 10 ms, how far it counted and what the other two found. A datagram `flip` to its port changes one byte of its
+//! memory, so that a test can see that it would be found.
+//!
+//! Options on the kernel's command line: `ticker.name=`, `ticker.ip=`, `ticker.memory_mib=`, `ticker.dirty_mib_per_s=`,
+//! `ticker.writes_per_s=`.
+
+mod disk;
+mod heart;
+mod memory;
+mod sys;
+
+use std::{
+    fs,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicU64},
+    },
+    thread,
+};
+
+/// What the threads found. All only rise.
+#[derive(Default)]
+pub(crate) struct Found {
+    /// Pages compared with what they must hold.
+    pub(crate) pages: AtomicU64,
+    /// Whole passes over all pages.
+    pub(crate) page_passes: AtomicU64,
+    /// Pages that held something else.
+    pub(crate) bad_pages: AtomicU64,
+    /// Sectors read back and compared.
+    pub(crate) sectors: AtomicU64,
+    /// Whole passes over all sectors.
+    pub(crate) sector_passes: AtomicU64,
+    /// Sectors that held something else, or could not be read or written.
+    pub(crate) bad_sectors: AtomicU64,
+    /// Sectors written.
+    pub(crate) writes: AtomicU64,
+    /// One byte of memory is to be changed.
+    pub(crate) flip: AtomicBool,
+}
+
+/// What the kernel's command line asks for.
+pub(crate) struct Wanted {
+    pub(crate) name: String,
+    pub(crate) ip: std::net::Ipv4Addr,
+    pub(crate) memory_mib: usize,
+    pub(crate) dirty_mib_per_s: usize,
+    pub(crate) writes_per_s: u32,
+}
+
+impl Wanted {
+    fn from_command_line(line: &str) -> Self {
+        let value = |key: &str| {
+            line.split_whitespace().find_map(|word| word.strip_prefix("ticker.")?.strip_prefix(key)?.strip_prefix('='))
+        };
+        let number = |key: &str, default: usize| value(key).and_then(|text| text.parse().ok()).unwrap_or(default);
+        Self {
+            name: value("name").unwrap_or("ticker").to_owned(),
+            ip: value("ip").and_then(|text| text.parse().ok()).unwrap_or(std::net::Ipv4Addr::new(10, 77, 0, 101)),
+            memory_mib: number("memory_mib", 64),
+            dirty_mib_per_s: number("dirty_mib_per_s", 4),
+            writes_per_s: number("writes_per_s", 20) as u32,
+        }
+    }
+}
+
+fn main() {
+    sys::mount("proc", "/proc", "proc");
+    sys::mount("sysfs", "/sys", "sysfs");
+    sys::mount("devtmpfs", "/dev", "devtmpfs");
+    let modules = fs::read_to_string("/modules/order").unwrap_or_default();
+    for module in modules.lines() {
+        sys::load_module(&format!("/modules/{module}"));
+    }
+    let wanted = Arc::new(Wanted::from_command_line(&fs::read_to_string("/proc/cmdline").unwrap_or_default()));
+    println!("ticker: name={} memory_mib={} dirty_mib_per_s={}", wanted.name, wanted.memory_mib, wanted.dirty_mib_per_s);
+    sys::configure_network("lo", std::net::Ipv4Addr::LOCALHOST);
+    sys::configure_network("eth0", wanted.ip);
+    let found = Arc::new(Found::default());
+    let (for_memory, for_disk) = ((Arc::clone(&wanted), Arc::clone(&found)), (Arc::clone(&wanted), Arc::clone(&found)));
+    thread::spawn(move || memory::run(&for_memory.0, &for_memory.1));
+    thread::spawn(move || disk::run(&for_disk.0, &for_disk.1));
+    heart::run(&wanted, &found)
+}

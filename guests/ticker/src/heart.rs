@@ -1,0 +1,64 @@
+//! Tells the world, by UDP broadcast: it counts, and what it found.
+
+use std::{
+    net::{Ipv4Addr, SocketAddrV4, UdpSocket},
+    sync::atomic::Ordering::Relaxed,
+    thread,
+    time::{Duration, Instant},
+};
+
+use crate::{Found, Wanted};
+
+/// Where heartbeats go.
+const PORT: u16 = 7007;
+/// How often: the precision with which a downtime is seen from outside.
+const EVERY: Duration = Duration::from_millis(10);
+
+/// Beats; never returns.
+pub(crate) fn run(wanted: &Wanted, found: &Found) -> ! {
+    let [a, b, c, _] = wanted.ip.octets();
+    let everyone = SocketAddrV4::new(Ipv4Addr::new(a, b, c, 255), PORT);
+    let socket = loop {
+        let opened = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, PORT)).and_then(|socket| {
+            socket.set_broadcast(true)?;
+            socket.set_nonblocking(true)?;
+            Ok(socket)
+        });
+        match opened {
+            Ok(socket) => break socket,
+            Err(error) => {
+                println!("ticker: no network: {error}");
+                thread::sleep(Duration::from_secs(1));
+            }
+        }
+    };
+    let started = Instant::now();
+    println!("ticker: beats");
+    let mut count = 0u64;
+    loop {
+        count += 1;
+        let beat = format!(
+            "{{\"vm\":\"{}\",\"count\":{count},\"up_ms\":{},\"pages\":{},\"page_passes\":{},\"bad_pages\":{},\
+             \"sectors\":{},\"sector_passes\":{},\"bad_sectors\":{},\"writes\":{}}}",
+            wanted.name,
+            started.elapsed().as_millis(),
+            found.pages.load(Relaxed),
+            found.page_passes.load(Relaxed),
+            found.bad_pages.load(Relaxed),
+            found.sectors.load(Relaxed),
+            found.sector_passes.load(Relaxed),
+            found.bad_sectors.load(Relaxed),
+            found.writes.load(Relaxed),
+        );
+        // A beat that is lost shows as a gap; there is nothing else to do about it here.
+        let _ = socket.send_to(beat.as_bytes(), everyone);
+        let mut request = [0; 16];
+        if let Ok((length, _)) = socket.recv_from(&mut request)
+            && &request[..length] == b"flip"
+        {
+            println!("ticker: one byte of memory is changed on request");
+            found.flip.store(true, Relaxed);
+        }
+        thread::sleep(EVERY);
+    }
+}

@@ -1,0 +1,99 @@
+//! Pages whose every byte is known: any byte that a move changes, loses or takes from an older version is found.
+
+use std::{
+    sync::atomic::Ordering::Relaxed,
+    thread,
+    time::{Duration, Instant},
+};
+
+use crate::{Found, Wanted};
+
+const WORDS: usize = 512;
+/// What a capture of the link is searched for: it stands in every page.
+const MARK: [u64; 2] = [u64::from_le_bytes(*b"FERRY-PL"), u64::from_le_bytes(*b"AINTEXT!")];
+/// Pages verified before the dirtying is looked at again.
+const SLICE: usize = 512;
+
+type Page = [u64; WORDS];
+
+fn word(index: usize, version: u64, at: usize) -> u64 {
+    match at {
+        0 | 1 => MARK[at],
+        _ => (version << 40 ^ (index as u64) << 12 ^ at as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15),
+    }
+}
+
+fn fill(page: &mut Page, index: usize, version: u64) {
+    for (at, place) in page.iter_mut().enumerate() {
+        *place = word(index, version, at);
+    }
+}
+
+fn holds(page: &Page, index: usize, version: u64) -> bool {
+    page.iter().enumerate().all(|(at, value)| *value == word(index, version, at))
+}
+
+/// Keeps the pages; never returns.
+pub(crate) fn run(wanted: &Wanted, found: &Found) -> ! {
+    let count = (wanted.memory_mib << 20) / size_of::<Page>();
+    let mut pages: Vec<Page> = vec![[0; WORDS]; count];
+    // Kept apart: a page that went back to an older version as a whole is found, too.
+    let mut versions = vec![1u64; count];
+    for (index, page) in pages.iter_mut().enumerate() {
+        fill(page, index, 1);
+    }
+    println!("ticker: {count} pages are filled");
+    let per_second = (wanted.dirty_mib_per_s << 20) / size_of::<Page>();
+    let started = Instant::now();
+    let (mut dirtied, mut next, mut verified) = (0usize, 0usize, 0usize);
+    loop {
+        if found.flip.swap(false, Relaxed) {
+            pages[count / 2][WORDS / 2] ^= 1 << 17;
+        }
+        let due = (started.elapsed().as_secs_f64() * per_second as f64) as usize;
+        // After a stop there is no need to catch up: that would be a burst no guest shows.
+        dirtied = dirtied.max(due.saturating_sub(SLICE));
+        while dirtied < due {
+            // A stride that visits every page, and looks random to whoever sends them.
+            next = (next + 7919) % count;
+            // What is to be overwritten is verified first, so that no damage is hidden.
+            verify(&pages[next], next, versions[next], found);
+            versions[next] += 1;
+            fill(&mut pages[next], next, versions[next]);
+            dirtied += 1;
+        }
+        for _ in 0..SLICE {
+            verify(&pages[verified], verified, versions[verified], found);
+            verified = (verified + 1) % count;
+            if verified == 0 {
+                found.page_passes.fetch_add(1, Relaxed);
+            }
+        }
+        thread::sleep(Duration::from_millis(2));
+    }
+}
+
+fn verify(page: &Page, index: usize, version: u64, found: &Found) {
+    found.pages.fetch_add(1, Relaxed);
+    if !holds(page, index, version) {
+        found.bad_pages.fetch_add(1, Relaxed);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn any_changed_byte_or_older_version_is_found() {
+        let mut page = [0; WORDS];
+        fill(&mut page, 7, 3);
+        assert!(holds(&page, 7, 3));
+        assert!(!holds(&page, 7, 2) && !holds(&page, 7, 4) && !holds(&page, 8, 3));
+        for at in 0..WORDS {
+            let mut damaged = page;
+            damaged[at] ^= 1 << (at % 64);
+            assert!(!holds(&damaged, 7, 3), "word {at}");
+        }
+    }
+}
