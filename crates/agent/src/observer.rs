@@ -1,12 +1,18 @@
 //! What the host has, kept up to date by libvirt's events, and looked at again at intervals.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
 
 use ferry_core::{
     api::agent::Observation,
     id::{Generation, HostId, Incarnation},
 };
-use ferry_drivers::hypervisor::{EventWatch, Hypervisor, HypervisorError};
+use ferry_drivers::hypervisor::{DomainEvent, Hypervisor, HypervisorError};
 use tokio::sync::{mpsc, watch};
 use tracing::{info, warn};
 use uuid::Uuid;
@@ -79,7 +85,7 @@ async fn observe(
     let incarnation = Incarnation(Uuid::new_v4());
     let (event, mut events) = mpsc::channel(EVENTS_MAX);
     let mut share_changes = shares.watch();
-    let mut events_watch: Option<Box<dyn EventWatch>> = None;
+    let mut events_watch: Watching = None;
     let mut answered = true;
     loop {
         let id = *host.borrow_and_update();
@@ -110,7 +116,8 @@ async fn observe(
     }
 }
 
-type Watching = Option<Box<dyn EventWatch>>;
+/// A subscription to events, and whether it was lost with libvirtd.
+type Watching = Option<(Box<dyn Send>, Arc<AtomicBool>)>;
 
 async fn look(
     config: &Config,
@@ -123,13 +130,18 @@ async fn look(
 ) -> (Result<Observation, HypervisorError>, Watching) {
     let (config, hypervisor, shares) = (config.clone(), Arc::clone(hypervisor), Arc::clone(shares));
     let looked = tokio::task::spawn_blocking(move || {
-        let mut watching = watching.filter(|watch| watch.alive());
+        let mut watching = watching.filter(|(_, lost)| !lost.load(Ordering::Acquire));
         if watching.is_none() {
-            // A full queue means that a look is due anyway.
-            let sink = Box::new(move |_| {
+            let lost = Arc::new(AtomicBool::new(false));
+            let mark = Arc::clone(&lost);
+            let sink = Box::new(move |happened| {
+                if happened == DomainEvent::ConnectionLost {
+                    mark.store(true, Ordering::Release);
+                }
+                // A full queue means that a look is due anyway.
                 let _ = event.try_send(());
             });
-            watching = hypervisor.watch(sink).ok();
+            watching = hypervisor.watch(sink).ok().map(|watch| (watch, lost));
         }
         let found = gather(&config, &*hypervisor, &shares, id, incarnation);
         (found, watching)

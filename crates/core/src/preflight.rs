@@ -343,7 +343,7 @@ fn file_reach(facts: &LiveFacts<'_>, file: &VmFile, findings: &mut Vec<Finding>)
             format!("Disk {} of VM {vm} is {path}, which is not a file on a share", file.device),
             "Move the disk to a file on a share that both hosts reach",
         )),
-        (Location::Local { path, .. }, FileRole::Disk | FileRole::Nvram) => findings.push(Finding::blocks(
+        (Location::Local { path, .. }, FileRole::Disk | FileRole::Nvram | FileRole::Boot) => findings.push(Finding::blocks(
             FindingId::DiskNotShared,
             object,
             format!("{} of VM {vm} is {path} on host {source}, not on a share", role_and_device(file)),
@@ -415,6 +415,7 @@ fn role_and_device(file: &VmFile) -> String {
         FileRole::Disk | FileRole::NotAFile => format!("Disk {}", file.device),
         FileRole::Media => format!("Drive {}", file.device),
         FileRole::Nvram => "The NVRAM".to_owned(),
+        FileRole::Boot => format!("The {}", file.device),
     }
 }
 

@@ -55,7 +55,7 @@ pub struct VmFacts<F = Location> {
 pub struct VmFile<F = Location> {
     /// What it is to the VM.
     pub role: FileRole,
-    /// The device's name in the guest definition (`vda`), or `nvram`.
+    /// The device's name in the guest definition (`vda`), or `nvram`, `kernel`, `initrd`, `dtb`.
     pub device: String,
     /// Where it is.
     pub place: F,
@@ -80,6 +80,8 @@ pub enum FileRole {
     Media,
     /// UEFI variables.
     Nvram,
+    /// A kernel, an initrd or a device tree that the hypervisor boots directly.
+    Boot,
     /// A disk that is not a file: a block device or a network disk. `place` holds its name.
     NotAFile,
 }

@@ -1,1 +1,21 @@
-//! Real hosts on one machine: namespaces, libvirt, QEMU, Samba, guests.
+//! Real hosts on one machine.
+//!
+//! ```text
+//! fabric namespace   bridge 10.77.0.254 · Samba (fs1.ferry.lab) · ferry-server · observers on each port
+//!   ├─ port h1 ── kvm1  own network, mount, UTS, IPC and PID namespace · libvirtd · QEMU · ferry-agent
+//!   └─ port h2 ── kvm2  …
+//! ```
+//! All of it is in namespaces of the lab's own: the machine's libvirt, Samba, network and files are never touched, and
+//! labs stand side by side. A guardian process takes a lab down when its owner ends, however it ends.
+
+pub mod bench;
+pub mod cache;
+pub mod demo;
+pub mod ferry;
+pub mod guard;
+pub mod guest;
+pub mod host;
+pub mod lab;
+pub mod observe;
+pub mod run;
+pub mod samba;

@@ -1,2 +1,111 @@
 //! Program `ferry-lab`.
-fn main() {}
+
+use std::path::PathBuf;
+
+use anyhow::Context as _;
+use clap::{Parser, Subcommand};
+use ferry_lab::{
+    guard, host,
+    lab::{Lab, in_host_of, standing},
+    run::DEADLINE,
+};
+
+/// Real hosts on one machine.
+#[derive(Parser)]
+#[command(version, arg_required_else_help = true)]
+struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Build a lab that stands until it is taken down.
+    Up {
+        /// How many hosts.
+        #[arg(long, default_value_t = 2)]
+        hosts: usize,
+    },
+    /// List the labs that stand, their hosts and what runs there.
+    Status,
+    /// Run a command, or a shell, in a host.
+    Shell {
+        /// The host: kvm1, kvm2, …
+        host: String,
+        /// The lab, if several stand.
+        #[arg(long)]
+        lab: Option<PathBuf>,
+        /// The command.
+        #[arg(last = true)]
+        command: Vec<String>,
+    },
+    /// Take down every lab that stands, or one.
+    Down {
+        /// The lab.
+        lab: Option<PathBuf>,
+    },
+    /// The first process of a host.
+    #[command(hide = true)]
+    Init {
+        /// Its private files.
+        folder: PathBuf,
+        /// Its name.
+        name: String,
+    },
+    /// Takes a lab down when its owner ends.
+    #[command(hide = true)]
+    Guard {
+        /// The lab.
+        folder: PathBuf,
+    },
+}
+
+fn main() -> anyhow::Result<()> {
+    match Arguments::parse().command {
+        Command::Up { hosts } => {
+            let lab = Lab::up(hosts)?;
+            for host in &lab.hosts {
+                host.start_libvirt()?;
+                eprintln!("{} {} is up", host.name, host.ip);
+            }
+            println!("{}", lab.folder.display());
+            lab.keep();
+            Ok(())
+        }
+        Command::Status => {
+            for folder in standing() {
+                println!("{}", folder.display());
+                for index in 1..=20 {
+                    let Ok(mut command) = in_host_of(&folder, &format!("kvm{index}")) else { break };
+                    command.args(["virsh", "-c", "qemu:///system", "list", "--all"]);
+                    println!("kvm{index}\n{}", ferry_lab::run::run_within(command, DEADLINE)?.out);
+                }
+            }
+            Ok(())
+        }
+        Command::Shell { host, lab, command } => {
+            let folder = match lab {
+                Some(folder) => folder,
+                None => standing().pop().context("No lab stands; `cargo xtask lab up` builds one")?,
+            };
+            let mut inside = in_host_of(&folder, &host)?;
+            if command.is_empty() {
+                inside.arg("bash");
+            } else {
+                inside.args(command);
+            }
+            let status = inside.status()?;
+            std::process::exit(status.code().unwrap_or(1));
+        }
+        Command::Down { lab } => {
+            let folders = lab.map_or_else(standing, |folder| vec![folder]);
+            for folder in folders {
+                guard::take_down(&folder)?;
+                eprintln!("{} is taken down", folder.display());
+            }
+            Ok(())
+        }
+        Command::Init { folder, name } => host::init(&folder, &name),
+        Command::Guard { folder } => guard::guard(&folder),
+    }
+}

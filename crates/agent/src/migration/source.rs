@@ -21,7 +21,7 @@ use ferry_core::{
     units::ByteCount,
 };
 use ferry_drivers::hypervisor::{
-    DomainEvent, EventWatch, HypervisorError, MEMORY_SOCKET, MigrateRequest, MigrationStats, RPC_SOCKET,
+    DomainEvent, HypervisorError, MEMORY_SOCKET, MigrateRequest, MigrationStats, RPC_SOCKET,
     rpc::{FinishReply, Tap},
 };
 use ferry_trust::{KeyPair, client_config};
@@ -60,7 +60,7 @@ struct Shared {
     begun: AtomicBool,
     aborting: AtomicBool,
     delivered: AtomicBool,
-    _watch: Box<dyn EventWatch>,
+    _watch: Mutex<Box<dyn Send>>,
 }
 
 impl Source {
@@ -114,7 +114,7 @@ impl Source {
             begun: AtomicBool::new(false),
             aborting: AtomicBool::new(false),
             delivered: AtomicBool::new(false),
-            _watch: watch,
+            _watch: Mutex::new(watch),
         });
         tokio::spawn(hear(control, Arc::clone(&shared)));
         tokio::spawn(carry_rpc(rpc, Arc::clone(&shared)));

@@ -1,5 +1,11 @@
 //! The hypervisor of one host: what Ferry needs of libvirt, and nothing else.
+//!
+//! [`libvirt::Libvirt`] is the real driver, [`fake`] the one for tests; [`conformance`] is what both
+//! keep.
 
+pub mod conformance;
+mod definition;
+pub mod fake;
 pub mod libvirt;
 pub mod rpc;
 
@@ -77,6 +83,8 @@ pub enum DomainEvent {
     StoppedForMigration(VmId),
     /// Anything else about it changed.
     Changed(VmId),
+    /// The hypervisor is gone, and with it this watch: nothing more will be reported. Watch again, and look at all.
+    ConnectionLost,
 }
 
 /// What a migration needs.
@@ -117,12 +125,6 @@ pub struct MigrationStats {
     pub elapsed_ms: u64,
 }
 
-/// A subscription to events; dropping it ends it.
-pub trait EventWatch: Send + Sync {
-    /// Whether events still come: false after libvirtd was restarted.
-    fn alive(&self) -> bool;
-}
-
 /// Where events go. Called from a thread of the driver; must not block.
 pub type EventSink = Box<dyn Fn(DomainEvent) + Send + Sync>;
 
@@ -152,11 +154,11 @@ pub trait Hypervisor: Send + Sync + 'static {
     /// [`HypervisorError::Unreachable`].
     fn presence(&self, vm: VmId, role: Role) -> Result<Presence, HypervisorError>;
 
-    /// Reports events to `sink` until the returned watch is dropped.
+    /// Reports events to `sink` until the returned guard is dropped.
     ///
     /// # Errors
     /// [`HypervisorError::Unreachable`].
-    fn watch(&self, sink: EventSink) -> Result<Box<dyn EventWatch>, HypervisorError>;
+    fn watch(&self, sink: EventSink) -> Result<Box<dyn Send>, HypervisorError>;
 
     /// Starts a VM that has a definition. Ok if it runs already.
     ///
@@ -221,6 +223,19 @@ pub trait Hypervisor: Send + Sync + 'static {
 
     /// The socket at which the local libvirt takes management calls.
     fn rpc_socket(&self) -> PathBuf;
+
+    /// The user and group ids that the VMs' processes run as. They must be able to bind and to connect in a
+    /// session's folder.
+    ///
+    /// # Errors
+    /// [`HypervisorError::Unreachable`].
+    fn process_owner(&self) -> Result<(u32, u32), HypervisorError>;
+
+    /// Where this process finds a socket at which a VM of this host listens, given the path in the session's folder.
+    /// The same path, unless several fake hosts share one file system.
+    fn reach(&self, socket: &Path) -> PathBuf {
+        socket.to_owned()
+    }
 }
 
 /// What a path is called at the destination, by the first folder that holds it.

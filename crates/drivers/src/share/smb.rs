@@ -108,14 +108,16 @@ impl SmbShares {
         write("home/.smb/smb.conf", "[global]\nclient min protocol = SMB3_00\nname resolve order = host\n")?;
         write(
             "smbnetfs.conf",
-            "smb_query_browsers \"false\"\nuse_libsecret \"false\"\nshow_$_shares \"true\"\nneg_cache \"false\"\n\
+            "smb_query_browsers \"false\"\nuse_libsecret \"false\"\nshow_$_shares \"true\"\n\
              include \"smbnetfs.auth\"\ninclude \"smbnetfs.host\"\n",
         )?;
         write("smbnetfs.host", "")?;
         write("smbnetfs.auth", &password::smbnetfs_auth(unc, credentials))?;
         let mut smbnetfs = Command::new("smbnetfs");
+        // A file that another host has just made must be seen: what was missing is not remembered (`neg_cache=false`
+        // would say so, and deadlocks smbnetfs 0.6).
         smbnetfs.arg(&tree).arg("-o").arg(format!(
-            "allow_other,nosuid,nodev,config={},log_file={}",
+            "neg_cache_timeout=1,allow_other,nosuid,nodev,config={},log_file={}",
             directory.join("smbnetfs.conf").display(),
             directory.join("smbnetfs.log").display(),
         ));

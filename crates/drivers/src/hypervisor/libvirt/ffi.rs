@@ -50,11 +50,6 @@ impl Fault {
     pub(super) fn is_aborted(&self) -> bool {
         self.code == virt_sys::VIR_ERR_OPERATION_ABORTED
     }
-
-    /// `virDomainAbortJob` with no job to abort.
-    pub(super) fn is_no_job(&self) -> bool {
-        self.code == virt_sys::VIR_ERR_OPERATION_INVALID && self.message.contains("no job is active")
-    }
 }
 
 type Done<T> = Result<T, Fault>;
@@ -470,25 +465,29 @@ impl Params {
     }
 }
 
-/// What happened to a domain.
-pub(super) struct Lifecycle {
-    pub(super) uuid: String,
-    pub(super) stopped_for_migration: bool,
+/// What a watch reports; domains by their UUID.
+pub(super) enum Event<'a> {
+    StoppedForMigration(&'a str),
+    Changed(&'a str),
+    Closed,
 }
 
-type Relay = Box<dyn Fn(Lifecycle) + Send + Sync>;
+type Relay = Box<dyn Fn(Event<'_>) + Send + Sync>;
 
-/// A registration for lifecycle events, ended when dropped.
+/// A registration for lifecycle events and the connection's end, ended when dropped.
 pub(super) struct Watch {
-    connection: Arc<Connection>,
-    id: c_int,
+    connection: Connection,
+    /// Kept for the close callback, which borrows it.
+    relay: Arc<Relay>,
+    lifecycle: c_int,
 }
 
 impl Watch {
-    pub(super) fn start(connection: Arc<Connection>, relay: Relay) -> Done<Self> {
-        let opaque = Box::into_raw(Box::new(relay)).cast::<c_void>();
-        // SAFETY: libvirt keeps `opaque` until it calls `drop_relay`, also when it is deregistered or the connection
-        // closes. The callback type depends on the event, so libvirt takes it as a generic one.
+    pub(super) fn start(connection: Connection, relay: Relay) -> Done<Self> {
+        let relay = Arc::new(relay);
+        let opaque = Arc::into_raw(Arc::clone(&relay)).cast_mut().cast::<c_void>();
+        // SAFETY: libvirt keeps `opaque` until it calls `drop_relay`. The callback type depends on the event, so
+        // libvirt takes it as a generic one.
         unsafe {
             let callback: unsafe extern "C" fn(
                 virt_sys::virConnectPtr,
@@ -514,27 +513,31 @@ impl Watch {
                 drop_relay(opaque);
                 return Err(fault);
             }
-            Ok(Self { connection, id })
+            let watch = Self { connection, relay, lifecycle: id };
+            // Borrowed, not given away: a driver that knows no close event would never give it back.
+            let borrowed = Arc::as_ptr(&watch.relay).cast_mut().cast::<c_void>();
+            let result =
+                virt_sys::virConnectRegisterCloseCallback(watch.connection.0, Some(on_close), borrowed, None);
+            if result < 0 { Err(Fault::last()) } else { Ok(watch) }
         }
-    }
-}
-
-impl Watch {
-    pub(super) fn connection(&self) -> &Connection {
-        &self.connection
     }
 }
 
 impl Drop for Watch {
     fn drop(&mut self) {
-        // SAFETY: the registration is ours; libvirt frees the relay when no callback runs any more.
-        unsafe { virt_sys::virConnectDomainEventDeregisterAny(self.connection.0, self.id) };
+        // SAFETY: both registrations are ours; removing one that is not there is an error without effect. libvirt
+        // calls the close callback under the lock that removing it takes, so nothing borrows the relay afterwards;
+        // it frees the lifecycle callback's share when no callback runs any more.
+        unsafe {
+            virt_sys::virConnectUnregisterCloseCallback(self.connection.0, Some(on_close));
+            virt_sys::virConnectDomainEventDeregisterAny(self.connection.0, self.lifecycle);
+        }
     }
 }
 
 unsafe extern "C" fn drop_relay(opaque: *mut c_void) {
-    // SAFETY: `opaque` came from `Box::into_raw` in `Watch::start` and is handed back once.
-    drop(unsafe { Box::from_raw(opaque.cast::<Relay>()) });
+    // SAFETY: `opaque` came from `Arc::into_raw` in `Watch::start` and is handed back once.
+    drop(unsafe { Arc::from_raw(opaque.cast_const().cast::<Relay>()) });
 }
 
 unsafe extern "C" fn on_lifecycle(
@@ -553,9 +556,15 @@ unsafe extern "C" fn on_lifecycle(
         let Some(uuid) = text(buffer.as_ptr()) else { return };
         let stopped_for_migration = event as c_uint == virt_sys::VIR_DOMAIN_EVENT_SUSPENDED
             && detail as c_uint == virt_sys::VIR_DOMAIN_EVENT_SUSPENDED_MIGRATED;
-        let relay = &*opaque.cast::<Relay>();
-        relay(Lifecycle { uuid, stopped_for_migration });
+        let relay = &*opaque.cast_const().cast::<Relay>();
+        relay(if stopped_for_migration { Event::StoppedForMigration(&uuid) } else { Event::Changed(&uuid) });
     }
+}
+
+unsafe extern "C" fn on_close(_connection: virt_sys::virConnectPtr, _reason: c_int, opaque: *mut c_void) {
+    // SAFETY: libvirt passes the relay that was registered.
+    let relay = unsafe { &*opaque.cast_const().cast::<Relay>() };
+    relay(Event::Closed);
 }
 
 #[cfg(test)]
@@ -590,19 +599,19 @@ mod tests {
 
     #[test]
     fn events_reach_the_relay_and_dropping_the_watch_frees_it() {
-        let connection = Arc::new(connection());
         let (sent, received) = std::sync::mpsc::channel();
-        let watch = Watch::start(
-            Arc::clone(&connection),
-            Box::new(move |event| {
-                let _ = sent.send(event.uuid);
-            }),
-        )
-        .expect("registered");
-        let domain = connection.domains().expect("listed").remove(0);
+        let watched = connection();
+        let domain = watched.domains().expect("listed").remove(0);
+        let relay = move |event: Event<'_>| {
+            if let Event::StoppedForMigration(uuid) | Event::Changed(uuid) = event {
+                let _ = sent.send(uuid.to_owned());
+            }
+        };
+        let watch = Watch::start(watched, Box::new(relay)).expect("registered");
         domain.destroy().expect("stopped");
         let uuid = received.recv_timeout(std::time::Duration::from_secs(10)).expect("an event");
         assert_eq!(uuid.len(), 36);
+        drop(domain);
         drop(watch);
         // The relay's sender goes with it, so the channel ends.
         while received.recv_timeout(std::time::Duration::from_secs(10)).is_ok() {}

@@ -1,6 +1,5 @@
 //! The hypervisor driver for libvirt with QEMU.
 
-mod definition;
 mod ffi;
 
 use std::{
@@ -18,8 +17,8 @@ use ferry_core::{
 
 use self::ffi::{Connection, Domain, Fault, PausedReason, PowerState};
 use super::{
-    DomainEvent, EventSink, EventWatch, Hypervisor, HypervisorError, HypervisorHost, MEMORY_SOCKET, MigrateRequest,
-    MigrationStats, RPC_SOCKET,
+    DomainEvent, EventSink, Hypervisor, HypervisorError, HypervisorHost, MEMORY_SOCKET, MigrateRequest,
+    MigrationStats, RPC_SOCKET, definition,
 };
 
 /// libvirt on this host, over one connection that is opened again when libvirtd was restarted.
@@ -66,26 +65,33 @@ fn failed(what: impl Into<String>) -> impl FnOnce(Fault) -> HypervisorError {
     }
 }
 
-fn facts(domain: &Domain) -> Result<VmFacts<PathBuf>, HypervisorError> {
-    let state = domain.state().map_err(failed("Could not read a VM's state"))?;
-    let xml = domain.xml(ffi::Xml::Live).map_err(failed("Could not read a VM's definition"))?;
-    let mut facts = definition::parse(&xml)?;
+/// Facts of a domain; `None` if it went away meanwhile.
+fn facts(domain: &Domain) -> Result<Option<VmFacts<PathBuf>>, HypervisorError> {
+    match read_facts(domain) {
+        Ok((xml, state)) => fill_facts(domain, &xml, state).map(Some),
+        Err(fault) if fault.is_no_domain() => Ok(None),
+        Err(fault) => Err(failed("Could not read a VM's state and definition")(fault)),
+    }
+}
+
+fn read_facts(domain: &Domain) -> Result<(String, PowerState), Fault> {
+    let state = domain.state()?;
+    Ok((domain.xml(ffi::Xml::Live)?, state))
+}
+
+fn fill_facts(domain: &Domain, xml: &str, state: PowerState) -> Result<VmFacts<PathBuf>, HypervisorError> {
+    let mut facts = definition::parse(xml)?;
     facts.state = match state {
         PowerState::Running => VmState::Running,
         PowerState::Paused(PausedReason::Migration) => VmState::Incoming,
         PowerState::Paused(_) => VmState::Paused,
         PowerState::Off => VmState::ShutOff,
     };
-    facts.persistent = domain.persistent().map_err(failed("Could not read a VM's state"))?;
+    // A transient VM has neither of these two.
+    facts.persistent = domain.persistent().unwrap_or(false);
     facts.autostart = domain.autostart().unwrap_or(false);
     facts.snapshots = domain.snapshots().unwrap_or(0);
     Ok(facts)
-}
-
-impl EventWatch for ffi::Watch {
-    fn alive(&self) -> bool {
-        self.connection().is_alive()
-    }
 }
 
 impl Hypervisor for Libvirt {
@@ -106,12 +112,11 @@ impl Hypervisor for Libvirt {
     fn vms(&self) -> Result<Vec<VmFacts<PathBuf>>, HypervisorError> {
         let domains =
             self.connection()?.domains().map_err(|fault| HypervisorError::Unreachable(fault.message))?;
-        // A VM that went away between the two calls is simply not there.
-        Ok(domains.iter().filter_map(|domain| facts(domain).ok()).collect())
+        domains.iter().filter_map(|domain| facts(domain).transpose()).collect()
     }
 
     fn vm(&self, vm: VmId) -> Result<Option<VmFacts<PathBuf>>, HypervisorError> {
-        self.find(vm)?.map(|domain| facts(&domain)).transpose()
+        Ok(self.find(vm)?.map(|domain| facts(&domain)).transpose()?.flatten())
     }
 
     fn presence(&self, vm: VmId, role: Role) -> Result<Presence, HypervisorError> {
@@ -131,16 +136,19 @@ impl Hypervisor for Libvirt {
         })
     }
 
-    fn watch(&self, sink: EventSink) -> Result<Box<dyn EventWatch>, HypervisorError> {
-        let connection = self.connection()?;
-        let relay = Box::new(move |event: ffi::Lifecycle| {
-            let Ok(vm) = event.uuid.parse() else { return };
-            sink(match event.stopped_for_migration {
-                true => DomainEvent::StoppedForMigration(vm),
-                false => DomainEvent::Changed(vm),
-            });
+    fn watch(&self, sink: EventSink) -> Result<Box<dyn Send>, HypervisorError> {
+        let relay = Box::new(move |event: ffi::Event<'_>| {
+            let vm = |uuid: &str| uuid.parse().ok();
+            let event = match event {
+                ffi::Event::StoppedForMigration(uuid) => vm(uuid).map(DomainEvent::StoppedForMigration),
+                ffi::Event::Changed(uuid) => vm(uuid).map(DomainEvent::Changed),
+                ffi::Event::Closed => Some(DomainEvent::ConnectionLost),
+            };
+            event.into_iter().for_each(&sink);
         });
-        let watch = ffi::Watch::start(connection, relay)
+        // A connection of its own: libvirt keeps one close callback for each.
+        let watch = Connection::open(&self.uri)
+            .and_then(|connection| ffi::Watch::start(connection, relay))
             .map_err(|fault| HypervisorError::Unreachable(fault.message))?;
         Ok(Box::new(watch))
     }
@@ -239,15 +247,27 @@ impl Hypervisor for Libvirt {
         let Some(domain) = self.find(vm)? else { return Ok(()) };
         match domain.abort_job() {
             Ok(()) => Ok(()),
-            Err(fault) if fault.is_no_job() => Ok(()),
+            Err(_) if domain.job_stats(false).is_ok_and(|job| job.is_none()) => Ok(()),
             Err(fault) => Err(failed(format!("Could not end the migration of VM {vm}"))(fault)),
         }
     }
 
     fn rpc_socket(&self) -> PathBuf {
+        // A URI may name the socket itself.
+        if let Some((_, socket)) = self.uri.split_once("socket=") {
+            return PathBuf::from(socket.split('&').next().unwrap_or(socket));
+        }
         // libvirtd and the modular virtqemud listen at different places; with both, the modular one serves QEMU.
         let modular = PathBuf::from("/run/libvirt/virtqemud-sock");
         if modular.exists() { modular } else { PathBuf::from("/run/libvirt/libvirt-sock") }
+    }
+
+    fn process_owner(&self) -> Result<(u32, u32), HypervisorError> {
+        let capabilities =
+            self.connection()?.capabilities().map_err(|fault| HypervisorError::Unreachable(fault.message))?;
+        definition::process_owner(&capabilities).ok_or_else(|| {
+            HypervisorError::Unreachable("its capabilities do not say which user QEMU runs as".to_owned())
+        })
     }
 }
 

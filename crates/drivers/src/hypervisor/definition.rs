@@ -19,6 +19,18 @@ pub(super) fn host_uuid(capabilities: &str) -> Option<String> {
     child(host, "uuid")?.text().map(str::to_owned)
 }
 
+/// User and group ids that QEMU runs as by default, in libvirt's capabilities: `<baselabel type='qemu'>+64055:+104`.
+pub(super) fn process_owner(capabilities: &str) -> Option<(u32, u32)> {
+    let document = Document::parse(capabilities).ok()?;
+    let host = child(document.root_element(), "host")?;
+    let dac = children(host, "secmodel").find(|model| {
+        child(*model, "model").and_then(|name| name.text()) == Some("dac")
+    })?;
+    let (user, group) = child(dac, "baselabel")?.text()?.trim().split_once(':')?;
+    let number = |text: &str| text.trim_start_matches('+').parse().ok();
+    Some((number(user)?, number(group)?))
+}
+
 /// The facts that a definition holds. State, persistence, autostart and snapshots are not in it.
 pub(super) fn parse(xml: &str) -> Result<VmFacts<PathBuf>, HypervisorError> {
     let nil = VmId(Uuid::nil());
@@ -34,7 +46,7 @@ pub(super) fn parse(xml: &str) -> Result<VmFacts<PathBuf>, HypervisorError> {
     let devices: Vec<Node<'_, '_>> = devices.collect();
     let named = |tag: &'static str| devices.iter().copied().filter(move |node| node.has_tag_name(tag));
     let mut files: Vec<VmFile<PathBuf>> = named("disk").filter_map(disk).collect();
-    files.extend(child(domain, "os").and_then(|os| child(os, "nvram")).and_then(nvram));
+    files.extend(child(domain, "os").into_iter().flat_map(|os| os.children().filter_map(boot_file)));
     Ok(VmFacts {
         id,
         name: name.to_owned(),
@@ -66,8 +78,8 @@ pub(super) fn translate(
     for node in document.descendants() {
         let found = if node.has_tag_name("source") && is_disk_source(node) {
             node.attribute_node("file").map(|file| (file.range_value(), file.value()))
-        } else if node.has_tag_name("nvram") {
-            node.children().find(Node::is_text).and_then(|text| Some((text.range(), text.text()?)))
+        } else if boot_role(node).is_some() {
+            own_text(node).map(|text| (text.range(), text.text().unwrap_or_default()))
         } else {
             None
         };
@@ -85,11 +97,29 @@ pub(super) fn translate(
     Ok(edited)
 }
 
-/// The source of a disk or of a file in its backing chain or mirror.
+/// The source of a disk, of a file in its backing chain or mirror, or of UEFI variables in the long form.
 fn is_disk_source(node: Node<'_, '_>) -> bool {
     node.parent().is_some_and(|parent| {
-        ["disk", "backingStore", "mirror", "dataStore"].iter().any(|tag| parent.has_tag_name(*tag))
+        ["disk", "backingStore", "mirror", "dataStore", "nvram"].iter().any(|tag| parent.has_tag_name(*tag))
     })
+}
+
+/// What an element below `os` names: the file is its text.
+fn boot_role(node: Node<'_, '_>) -> Option<FileRole> {
+    let parent = node.parent()?;
+    if !parent.has_tag_name("os") || !node.is_element() {
+        return None;
+    }
+    match node.tag_name().name() {
+        "nvram" => Some(FileRole::Nvram),
+        "kernel" | "initrd" | "dtb" => Some(FileRole::Boot),
+        _ => None,
+    }
+}
+
+/// The text of an element that has any besides space.
+fn own_text<'a, 'input>(node: Node<'a, 'input>) -> Option<Node<'a, 'input>> {
+    node.children().find(|child| child.text().is_some_and(|text| child.is_text() && !text.trim().is_empty()))
 }
 
 fn disk(node: Node<'_, '_>) -> Option<VmFile<PathBuf>> {
@@ -122,13 +152,15 @@ fn disk(node: Node<'_, '_>) -> Option<VmFile<PathBuf>> {
     })
 }
 
-fn nvram(node: Node<'_, '_>) -> Option<VmFile<PathBuf>> {
-    let path = node.text().map(str::trim).filter(|path| !path.is_empty())?;
+fn boot_file(node: Node<'_, '_>) -> Option<VmFile<PathBuf>> {
+    let role = boot_role(node)?;
+    let long_form = child(node, "source").and_then(|source| source.attribute("file"));
+    let path = own_text(node).and_then(|text| text.text()).or(long_form)?;
     Some(VmFile {
-        role: FileRole::Nvram,
-        device: "nvram".to_owned(),
-        place: path.into(),
-        read_only: false,
+        role,
+        device: node.tag_name().name().to_owned(),
+        place: path.trim().into(),
+        read_only: role == FileRole::Boot,
         shareable: false,
         has_backing: false,
         stops_on_error: true,
@@ -189,7 +221,7 @@ mod tests {
   <name>web01</name><uuid>0d7a4d0e-4f57-4f3e-9a80-0c6a4b6ad001</uuid>
   <metadata><x:odd xmlns:x='urn:x' keep='this'/></metadata>
   <memory unit='KiB'>524288</memory><vcpu placement='static'>2</vcpu>
-  <os><type>hvm</type><nvram template='/usr/share/OVMF/VARS.fd'>/srv/ferry/vms/web01/vars.fd</nvram></os>
+  <os><type>hvm</type><kernel>/srv/ferry/vms/vmlinuz</kernel><nvram template='/usr/share/OVMF/VARS.fd'>/srv/ferry/vms/web01/vars.fd</nvram></os>
   <devices>
     <disk type='file' device='disk'><driver name='qemu' type='raw' cache='none' error_policy='stop'/>
       <source file='/srv/ferry/vms/web01/a&amp;b.raw' index='1'/><target dev='vda' bus='virtio'/></disk>
@@ -219,6 +251,7 @@ mod tests {
                 (FileRole::Disk, "vda", "/srv/ferry/vms/web01/a&b.raw"),
                 (FileRole::Media, "sda", "/iso/d.iso"),
                 (FileRole::NotAFile, "vdb", "/dev/sdq"),
+                (FileRole::Boot, "kernel", "/srv/ferry/vms/vmlinuz"),
                 (FileRole::Nvram, "nvram", "/srv/ferry/vms/web01/vars.fd"),
             ]
         );
@@ -232,9 +265,23 @@ mod tests {
         let edited = translate(XML, vm(), &folders).expect("all known");
         let expected = XML
             .replace("/srv/ferry/vms/web01/vars.fd", "/mnt/other/web01/vars.fd")
+            .replace("/srv/ferry/vms/vmlinuz", "/mnt/other/vmlinuz")
             .replace("/srv/ferry/vms/web01/a&amp;b.raw", "/mnt/other/web01/a&amp;b.raw")
             .replace("/iso/d.iso", "/iso2/d.iso");
         assert_eq!(edited, expected);
+    }
+
+    #[test]
+    fn uefi_variables_in_the_long_form_are_read_and_translated() {
+        let long = "<nvram type='file'>\n <source file='/srv/ferry/vms/web01/vars.fd'/>\n</nvram>";
+        let start = XML.find("<nvram").expect("there");
+        let end = XML.find("</nvram>").expect("there") + "</nvram>".len();
+        let xml = [&XML[..start], long, &XML[end..]].concat();
+        let facts = parse(&xml).expect("parsed");
+        let file = facts.files.iter().find(|file| file.role == FileRole::Nvram).expect("found");
+        assert_eq!(file.place, Path::new("/srv/ferry/vms/web01/vars.fd"));
+        let edited = translate(&xml, vm(), &[("/".into(), "/new".into())]).expect("all known");
+        assert!(edited.contains("<source file='/new/srv/ferry/vms/web01/vars.fd'/>"), "{edited}");
     }
 
     #[test]
@@ -243,7 +290,7 @@ mod tests {
         assert!(error.to_string().contains("/iso/d.iso"), "{error}");
         // A folder's name is not a prefix of a longer one.
         let error = translate(XML, vm(), &[("/srv/ferry/vm".into(), "/x".into())]).expect_err("another folder");
-        assert!(error.to_string().contains("web01/vars.fd"), "{error}");
+        assert!(error.to_string().contains("vms/vmlinuz"), "{error}");
     }
 
     proptest! {
@@ -270,5 +317,13 @@ mod tests {
         let xml = "<capabilities><host><uuid>abc</uuid></host><guest/></capabilities>";
         assert_eq!(host_uuid(xml).as_deref(), Some("abc"));
         assert_eq!(host_uuid("<capabilities/>"), None);
+    }
+
+    #[test]
+    fn the_owner_of_processes_is_read_from_capabilities() {
+        let xml = "<capabilities><host><secmodel><model>none</model></secmodel><secmodel><model>dac</model>\
+                   <baselabel type='kvm'>+64055:+104</baselabel></secmodel></host></capabilities>";
+        assert_eq!(process_owner(xml), Some((64055, 104)));
+        assert_eq!(process_owner("<capabilities><host/></capabilities>"), None);
     }
 }

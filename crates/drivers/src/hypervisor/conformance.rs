@@ -1,0 +1,1 @@
+//! What every hypervisor driver keeps: one suite for the fake and for libvirt.

@@ -1,0 +1,123 @@
+//! What is downloaded or built once: the guests' kernel and their first file system. Never relied on: it is made again
+//! when it is missing.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::Command,
+    time::Duration,
+};
+
+use anyhow::{Context as _, bail};
+
+use crate::run::{checked, run};
+
+/// Modules that the ticker needs, in the order in which they must be loaded.
+const MODULES: [&str; 8] = [
+    "virtio_ring",
+    "virtio",
+    "virtio_pci_legacy_dev",
+    "virtio_pci_modern_dev",
+    "virtio_pci",
+    "virtio_blk",
+    "failover",
+    "net_failover",
+];
+const LAST_MODULE: &str = "virtio_net";
+
+/// A guest's kernel and first file system.
+#[derive(Clone, Debug)]
+pub struct Boot {
+    /// The kernel.
+    pub kernel: PathBuf,
+    /// The initramfs with the ticker as its init.
+    pub initramfs: PathBuf,
+}
+
+/// The folder, outside the repository.
+pub fn folder() -> PathBuf {
+    let base = std::env::var_os("XDG_CACHE_HOME").map(PathBuf::from).filter(|path| path.is_absolute());
+    base.unwrap_or_else(|| "/var/cache".into()).join("ferry")
+}
+
+/// The kernel, downloaded if it is not there, and an initramfs around `ticker`.
+///
+/// # Errors
+/// When it cannot be downloaded or packed.
+pub fn boot(ticker: &Path, work: &Path) -> anyhow::Result<Boot> {
+    let unpacked = kernel_files()?;
+    let kernel = find(&unpacked.join("boot"), |name| name.starts_with("vmlinuz-"))?;
+    let root = work.join("initramfs");
+    fs::create_dir_all(root.join("modules"))?;
+    for folder in ["proc", "sys", "dev"] {
+        fs::create_dir_all(root.join(folder))?;
+    }
+    let mut order = String::new();
+    for module in MODULES.iter().chain([&LAST_MODULE]) {
+        let file = format!("{module}.ko");
+        let source = find(&unpacked, |name| name == file || name == format!("{file}.xz"))?;
+        let place = root.join("modules").join(&file);
+        if source.extension().is_some_and(|extension| extension == "xz") {
+            let mut command = Command::new("sh");
+            command.arg("-c").arg(format!("xz -dc '{}' > '{}'", source.display(), place.display()));
+            checked(command, Duration::from_secs(30))?;
+        } else {
+            fs::copy(&source, &place)?;
+        }
+        order += &format!("{file}\n");
+    }
+    fs::write(root.join("modules/order"), order)?;
+    fs::copy(ticker, root.join("init")).with_context(|| format!("Could not copy {}", ticker.display()))?;
+    let initramfs = work.join("initramfs.img");
+    let mut command = Command::new("sh");
+    let script = format!("cd '{}' && find . | cpio --quiet -o -H newc > '{}'", root.display(), initramfs.display());
+    command.arg("-c").arg(script);
+    checked(command, Duration::from_secs(60))?;
+    let copy = work.join("vmlinuz");
+    fs::copy(&kernel, &copy)?;
+    Ok(Boot { kernel: copy, initramfs })
+}
+
+/// The unpacked kernel package.
+fn kernel_files() -> anyhow::Result<PathBuf> {
+    let cache = folder();
+    let done = cache.join("kernel");
+    if find(&done.join("boot"), |name| name.starts_with("vmlinuz-")).is_ok() {
+        return Ok(done);
+    }
+    fs::create_dir_all(&cache).with_context(|| format!("Could not make {}", cache.display()))?;
+    let work = cache.join(format!("download-{}", std::process::id()));
+    fs::create_dir_all(&work)?;
+    eprintln!("downloading a kernel for the guests");
+    let depends = run("apt-cache", &["depends", "linux-image-cloud-amd64"])?;
+    let package = depends
+        .lines()
+        .find_map(|line| line.trim().strip_prefix("Depends: ").filter(|name| name.starts_with("linux-image-")))
+        .context("The package linux-image-cloud-amd64 depends on no kernel")?;
+    let mut command = Command::new("apt-get");
+    command.args(["-q", "-o", "APT::Sandbox::User=root", "download", package]).current_dir(&work);
+    checked(command, Duration::from_secs(300))?;
+    let file = find(&work, |name| name.ends_with(".deb"))?;
+    run("dpkg-deb", &["-x".as_ref(), file.as_os_str(), work.join("root").as_os_str()])?;
+    // Several labs may do this at once: the first to rename wins, and the others use its.
+    let _ = fs::rename(work.join("root"), &done);
+    fs::remove_dir_all(&work)?;
+    Ok(done)
+}
+
+/// The first file below `folder` whose name `is` takes.
+fn find(folder: &Path, is: impl Fn(&str) -> bool) -> anyhow::Result<PathBuf> {
+    let mut folders = vec![folder.to_owned()];
+    while let Some(folder) = folders.pop() {
+        for entry in fs::read_dir(&folder).with_context(|| format!("Could not read {}", folder.display()))? {
+            let entry = entry?;
+            let kind = entry.file_type()?;
+            if kind.is_dir() {
+                folders.push(entry.path());
+            } else if kind.is_file() && entry.file_name().to_str().is_some_and(&is) {
+                return Ok(entry.path());
+            }
+        }
+    }
+    bail!("{} does not hold what was looked for", folder.display())
+}

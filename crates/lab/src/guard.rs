@@ -1,0 +1,153 @@
+//! Takes a lab down, whatever happened to its owner.
+//!
+//! The owner starts a guardian with a pipe as its stdin. When the pipe ends (the owner ended, in any way), the guardian
+//! ends every process of the lab by its id and namespace, deletes the namespaces, and removes the folder.
+
+use std::{
+    fs,
+    io::Read as _,
+    os::unix::process::CommandExt as _,
+    path::{Path, PathBuf},
+    process::{Child, Command, Stdio},
+    time::Duration,
+};
+
+use anyhow::Context as _;
+use nix::{
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
+use serde::{Deserialize, Serialize};
+
+use crate::run::{run, run_within, wait_for};
+
+/// What must be taken down. Written before each thing is made.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct Record {
+    /// Network namespaces.
+    pub namespaces: Vec<String>,
+    /// First processes of hosts, which end all others there: process id and start time.
+    pub processes: Vec<(i32, u64)>,
+}
+
+/// Name of the record in the lab's folder.
+pub const RECORD: &str = "record.json";
+
+/// What an owner writes to let the lab stand.
+const KEEP: u8 = b'k';
+
+impl Record {
+    /// Reads a lab's record.
+    ///
+    /// # Errors
+    /// When there is none.
+    pub fn read(folder: &Path) -> anyhow::Result<Self> {
+        let path = folder.join(RECORD);
+        let text = fs::read(&path).with_context(|| format!("No lab stands in {}", folder.display()))?;
+        Ok(serde_json::from_slice(&text)?)
+    }
+
+    /// Writes it.
+    ///
+    /// # Errors
+    /// When it cannot be written.
+    pub fn write(&self, folder: &Path) -> anyhow::Result<()> {
+        fs::write(folder.join(RECORD), serde_json::to_vec_pretty(self)?)?;
+        Ok(())
+    }
+}
+
+/// When a process was started, in clock ticks since boot; tells it from a later one of the same id.
+pub fn start_time(pid: i32) -> Option<u64> {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    // The name in parentheses may hold blanks.
+    stat.rsplit_once(") ")?.1.split(' ').nth(19)?.parse().ok()
+}
+
+/// The owner's end of a guardian.
+pub struct Guardian {
+    child: Child,
+}
+
+impl Guardian {
+    /// Starts the guardian of a lab.
+    ///
+    /// # Errors
+    /// When it cannot be started.
+    pub fn start(program: &Path, folder: &Path) -> anyhow::Result<Self> {
+        let child = Command::new(program)
+            .arg("guard")
+            .arg(folder)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::null())
+            // A group of its own: Ctrl-C at the terminal ends the owner, not the guardian.
+            .process_group(0)
+            .spawn()
+            .with_context(|| format!("Could not start {}", program.display()))?;
+        Ok(Self { child })
+    }
+
+    /// Lets the lab stand.
+    pub fn keep(mut self) {
+        if let Some(mut pipe) = self.child.stdin.take() {
+            let _ = std::io::Write::write_all(&mut pipe, &[KEEP]);
+        }
+        let _ = self.child.wait();
+    }
+}
+
+impl Drop for Guardian {
+    fn drop(&mut self) {
+        drop(self.child.stdin.take());
+        let _ = self.child.wait();
+    }
+}
+
+/// The guardian itself.
+///
+/// # Errors
+/// What could not be taken down.
+pub fn guard(folder: &Path) -> anyhow::Result<()> {
+    let mut said = Vec::new();
+    let _ = std::io::stdin().read_to_end(&mut said);
+    if said.first() == Some(&KEEP) {
+        return Ok(());
+    }
+    take_down(folder)
+}
+
+/// Ends everything a lab started and removes everything it made.
+///
+/// # Errors
+/// What could not be taken down.
+pub fn take_down(folder: &Path) -> anyhow::Result<()> {
+    let record = Record::read(folder)?;
+    for (pid, started) in &record.processes {
+        if start_time(*pid) == Some(*started) {
+            let _ = kill(Pid::from_raw(*pid), Signal::SIGKILL);
+        }
+    }
+    for namespace in &record.namespaces {
+        wait_for(&format!("the processes of {namespace} end"), Duration::from_secs(20), || {
+            let pids = pids_in(namespace);
+            for pid in &pids {
+                let _ = kill(Pid::from_raw(*pid), Signal::SIGKILL);
+            }
+            pids.is_empty().then_some(())
+        })?;
+    }
+    for namespace in &record.namespaces {
+        if PathBuf::from(format!("/run/netns/{namespace}")).exists() {
+            run("ip", &["netns", "del", namespace])?;
+        }
+    }
+    // Mounts of the hosts were in their own namespaces and are gone with them.
+    wait_for("the lab's folder can be removed", Duration::from_secs(20), || fs::remove_dir_all(folder).ok())
+}
+
+fn pids_in(namespace: &str) -> Vec<i32> {
+    let mut command = Command::new("ip");
+    command.args(["netns", "pids", namespace]);
+    let said = run_within(command, Duration::from_secs(10));
+    said.map(|said| said.out.lines().filter_map(|line| line.trim().parse().ok()).collect()).unwrap_or_default()
+}

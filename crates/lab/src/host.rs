@@ -1,0 +1,268 @@
+//! One host: its own network, mount, UTS, IPC and PID namespace, with libvirtd and QEMU in it.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::{Command, Stdio},
+    time::Duration,
+};
+
+use anyhow::{Context as _, ensure};
+use nix::sys::wait::{WaitStatus, wait};
+use uuid::Uuid;
+
+use crate::{
+    lab::{FABRIC_IP, Lab, NETWORK},
+    run::{DEADLINE, Said, checked, run, run_within, wait_for},
+};
+
+/// How long libvirtd may take to answer.
+const LIBVIRT_DEADLINE: Duration = Duration::from_secs(30);
+
+/// A host that stands as long as its lab.
+pub struct Host {
+    /// kvm1, kvm2, …
+    pub name: String,
+    /// Its address.
+    pub ip: String,
+    /// Its first process, as the machine numbers it.
+    pub init: i32,
+    /// Its private files.
+    pub folder: PathBuf,
+    /// Where its agent mounts shares: another folder on each host.
+    pub share_root: PathBuf,
+    /// Its port in the fabric.
+    pub port: String,
+    namespace: String,
+}
+
+/// A command inside the host whose first process is `init`.
+pub(crate) fn enter(init: i32) -> Command {
+    let mut command = Command::new("nsenter");
+    command.args(["-t", &init.to_string(), "-m", "-u", "-i", "-n", "-p", "--"]);
+    command
+}
+
+impl Host {
+    pub(crate) fn up(lab: &Lab, index: usize) -> anyhow::Result<Self> {
+        let name = format!("kvm{index}");
+        let (namespace, port) = (format!("fl{}h{index}", lab.id), format!("h{index}"));
+        let folder = lab.folder.join(&name);
+        let ip = format!("{NETWORK}.{index}");
+        lab.note_namespace(&namespace)?;
+        run("ip", &["netns", "add", &namespace])?;
+        let fabric = lab.fabric();
+        run("ip", &["-n", &fabric, "link", "add", &port, "type", "veth", "peer", "name", "eth0", "netns", &namespace])?;
+        run("ip", &["-n", &fabric, "link", "set", &port, "master", "br0", "up"])?;
+        for line in [
+            "link set lo up".to_owned(),
+            "link add br0 type bridge forward_delay 0".to_owned(),
+            "link set eth0 master br0 up".to_owned(),
+            format!("addr add {ip}/24 dev br0"),
+            "link set br0 up".to_owned(),
+        ] {
+            let mut command = Command::new("ip");
+            command.args(["-n", &namespace]).args(line.split(' '));
+            checked(command, DEADLINE)?;
+        }
+        make_files(&folder, &name)?;
+        let mut command = Command::new("ip");
+        command
+            .args(["netns", "exec", &namespace, "unshare", "--mount", "--uts", "--ipc", "--pid", "--fork"])
+            .args(["--kill-child", "--mount-proc"])
+            .arg(lab.program("ferry-lab"))
+            .arg("init")
+            .arg(&folder)
+            .arg(&name)
+            .stdin(Stdio::null())
+            .stdout(Stdio::null());
+        let child = command.spawn().context("Could not start a host")?;
+        // `ip netns exec` becomes unshare, whose only child is the host's first process.
+        let outer = child.id();
+        let init = wait_for("a host's first process", DEADLINE, || {
+            let children = fs::read_to_string(format!("/proc/{outer}/task/{outer}/children")).ok()?;
+            children.split_whitespace().next()?.parse::<i32>().ok()
+        })?;
+        lab.note_process(init)?;
+        // Nobody waits for it: the guardian ends it, and init of the machine (or this process's end) reaps it.
+        std::thread::spawn(move || {
+            let mut child = child;
+            let _ = child.wait();
+        });
+        let share_root = PathBuf::from(format!("/run/shares-of-{name}"));
+        let host = Self { name, ip, init, folder, share_root, port, namespace };
+        wait_for("a host is ready", DEADLINE, || host.folder.join("run/ready").exists().then_some(()))?;
+        Ok(host)
+    }
+
+    /// A command inside the host.
+    pub fn command(&self, program: impl AsRef<std::ffi::OsStr>) -> Command {
+        let mut command = enter(self.init);
+        command.arg(program);
+        command
+    }
+
+    /// Runs a line of words inside the host; it must end well.
+    ///
+    /// # Errors
+    /// With what it said.
+    pub fn run(&self, line: &[&str]) -> anyhow::Result<String> {
+        let mut command = self.command(line[0]);
+        command.args(&line[1..]);
+        checked(command, DEADLINE)
+    }
+
+    /// Runs a line of words inside the host, however it ends.
+    ///
+    /// # Errors
+    /// When it cannot be run.
+    pub fn try_run(&self, line: &[&str]) -> anyhow::Result<Said> {
+        let mut command = self.command(line[0]);
+        command.args(&line[1..]);
+        run_within(command, Duration::from_secs(120))
+    }
+
+    /// Runs virsh inside the host.
+    ///
+    /// # Errors
+    /// With what it said.
+    pub fn virsh(&self, arguments: &[&str]) -> anyhow::Result<String> {
+        let mut line = vec!["virsh", "-q", "-c", "qemu:///system"];
+        line.extend(arguments);
+        self.run(&line)
+    }
+
+    /// A path of the host as the machine sees it; only for paths below `/run`.
+    pub fn path(&self, inside: &str) -> PathBuf {
+        self.folder.join(inside.trim_start_matches('/'))
+    }
+
+    /// Starts virtlogd and libvirtd and waits until they answer.
+    ///
+    /// # Errors
+    /// When they do not.
+    pub fn start_libvirt(&self) -> anyhow::Result<()> {
+        for pid in ["/run/libvirtd.pid", "/run/libvirt/libvirtd.pid"] {
+            let _ = fs::remove_file(self.path(pid));
+        }
+        if self.try_run(&["pgrep", "-x", "virtlogd"])?.ok() {
+            // It outlives a restart of libvirtd.
+        } else {
+            self.run(&["virtlogd", "-d"])?;
+        }
+        self.run(&["libvirtd", "-d"])?;
+        wait_for(&format!("libvirtd on {} answers", self.name), LIBVIRT_DEADLINE, || {
+            self.try_run(&["virsh", "-c", "qemu:///system", "list"]).ok().filter(Said::ok)
+        })?;
+        Ok(())
+    }
+
+    /// Lets only the agents' ports through between hosts; `open` takes the wall away.
+    ///
+    /// # Errors
+    /// When the kernel does not take the rules.
+    pub fn set_firewall(&self, open: bool) -> anyhow::Result<()> {
+        let rules = if open {
+            "flush ruleset\n".to_owned()
+        } else {
+            format!(
+                "flush ruleset\ntable inet lab {{\n chain input {{\n  type filter hook input priority 0; policy drop;\n  \
+                 iif lo accept\n  ct state established,related accept\n  ip saddr {FABRIC_IP} accept\n  \
+                 ip protocol icmp accept\n  tcp dport {{ 7421, 7430-7493 }} accept\n }}\n}}\n"
+            )
+        };
+        let file = self.folder.join("run/firewall.nft");
+        fs::write(&file, rules)?;
+        self.run(&["nft", "-f", "/run/firewall.nft"]).map(drop)
+    }
+
+    /// Shapes what the host sends; `None` takes the shape away.
+    ///
+    /// # Errors
+    /// When the kernel does not take it.
+    pub fn set_link_rate(&self, rate: Option<&str>) -> anyhow::Result<()> {
+        let _ = self.try_run(&["tc", "qdisc", "del", "dev", "eth0", "root"])?;
+        if let Some(rate) = rate {
+            self.run(&["tc", "qdisc", "add", "dev", "eth0", "root", "tbf", "rate", rate, "burst", "128k", "latency", "50ms"])?;
+        }
+        Ok(())
+    }
+
+    /// Cuts the host off, or joins it again.
+    ///
+    /// # Errors
+    /// When the kernel does not take it.
+    pub fn set_link(&self, up: bool) -> anyhow::Result<()> {
+        let state = if up { "up" } else { "down" };
+        run("ip", &["-n", &self.namespace, "link", "set", "eth0", state]).map(drop)
+    }
+
+    /// Process ids, inside the host, of a program.
+    pub fn pids(&self, name: &str) -> Vec<i32> {
+        let found = self.try_run(&["pgrep", "-f", name]).map(|said| said.out).unwrap_or_default();
+        found.lines().filter_map(|line| line.trim().parse().ok()).collect()
+    }
+}
+
+/// The private files that a host's first process mounts over the machine's.
+fn make_files(folder: &Path, name: &str) -> anyhow::Result<()> {
+    for part in ["run/libvirt", "var-lib-libvirt/qemu", "var-log-libvirt/qemu", "var-cache-libvirt", "etc-libvirt/hooks"] {
+        fs::create_dir_all(folder.join(part))?;
+    }
+    run("cp", &["-a", "/etc/libvirt/.", &folder.join("etc-libvirt").display().to_string()])?;
+    let id = Uuid::new_v4();
+    fs::write(folder.join("machine-id"), format!("{}\n", id.simple()))?;
+    fs::write(folder.join("hostname"), format!("{name}\n"))?;
+    let hosts: String = (1..=20).map(|index| format!("{NETWORK}.{index} kvm{index}.ferry.lab kvm{index}\n")).collect();
+    let servers = "10.77.0.254 fs1.ferry.lab\n10.77.0.253 fs2.ferry.lab\n10.77.0.252 old.ferry.lab\n";
+    fs::write(folder.join("hosts"), format!("127.0.0.1 localhost\n{hosts}{servers}"))?;
+    fs::write(
+        folder.join("etc-libvirt/libvirtd.conf"),
+        format!("host_uuid = \"{id}\"\nauth_unix_ro = \"none\"\nauth_unix_rw = \"none\"\nlog_level = 3\nlog_outputs = \"3:file:/var/log/libvirt/libvirtd.log\"\n"),
+    )?;
+    // As the packaged user: as root, real permission faults would stay hidden.
+    fs::write(
+        folder.join("etc-libvirt/qemu.conf"),
+        "security_driver = \"none\"\nnamespaces = []\ncgroup_controllers = []\nremember_owner = 0\n",
+    )?;
+    // Networks that libvirt would start by itself are of no use here.
+    let _ = fs::remove_dir_all(folder.join("etc-libvirt/qemu/networks/autostart"));
+    Ok(())
+}
+
+/// The first process of a host: mounts, says that it is ready, and reaps. Killed from outside, it takes all with it.
+///
+/// # Errors
+/// What could not be mounted.
+pub fn init(folder: &Path, name: &str) -> anyhow::Result<()> {
+    nix::unistd::sethostname(name)?;
+    ensure!(std::process::id() == 1, "This must be the first process of a namespace");
+    let owner = |path: &str, user: &str| {
+        // The machine's own owners, so that QEMU may write below.
+        let _ = run("chown", &["-R", "--reference", user, path]);
+    };
+    owner(&folder.join("var-lib-libvirt/qemu").display().to_string(), "/var/lib/libvirt/qemu");
+    for (source, place) in [
+        ("var-lib-libvirt", "/var/lib/libvirt"),
+        ("var-log-libvirt", "/var/log/libvirt"),
+        ("var-cache-libvirt", "/var/cache/libvirt"),
+        ("etc-libvirt", "/etc/libvirt"),
+        ("hosts", "/etc/hosts"),
+        ("hostname", "/etc/hostname"),
+        ("machine-id", "/etc/machine-id"),
+        ("run", "/run"),
+    ] {
+        run("mount", &["--bind", &folder.join(source).display().to_string(), place])?;
+    }
+    fs::write("/run/ready", "")?;
+    loop {
+        match wait() {
+            Ok(WaitStatus::StillAlive) | Err(nix::errno::Errno::EINTR) => {}
+            Err(nix::errno::Errno::ECHILD) => {
+                // Nothing to reap now; a SIGCHLD would be nicer, and this costs nothing.
+                std::thread::sleep(Duration::from_millis(50));
+            }
+            Ok(_) | Err(_) => {}
+        }
+    }
+}

@@ -1,0 +1,121 @@
+//! Runs programs with deadlines, and waits for conditions.
+
+use std::{
+    ffi::OsStr,
+    process::{Child, Command, Stdio},
+    thread,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context as _, bail};
+
+/// What a program said.
+#[derive(Clone, Debug)]
+pub struct Said {
+    /// Its exit code; `None` if a signal ended it.
+    pub code: Option<i32>,
+    /// What it wrote to stdout.
+    pub out: String,
+    /// What it wrote to stderr.
+    pub err: String,
+}
+
+impl Said {
+    /// Whether it ended well.
+    pub fn ok(&self) -> bool {
+        self.code == Some(0)
+    }
+}
+
+/// How long a program of the lab may take unless said otherwise.
+pub const DEADLINE: Duration = Duration::from_secs(60);
+
+/// Runs a program to its end, or ends it at the deadline.
+///
+/// # Errors
+/// When it cannot be run, or did not end in time.
+pub fn run_within(mut command: Command, deadline: Duration) -> anyhow::Result<Said> {
+    let name = format!("{command:?}");
+    let mut child = command
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .with_context(|| format!("Could not run {name}"))?;
+    let out = drain(child.stdout.take());
+    let err = drain(child.stderr.take());
+    let code = wait(&mut child, deadline).with_context(|| format!("{name} did not end"))?;
+    let text = |reader: std::sync::mpsc::Receiver<String>| reader.recv_timeout(Duration::from_secs(2)).unwrap_or_default();
+    Ok(Said { code, out: text(out), err: text(err) })
+}
+
+fn drain(pipe: Option<impl std::io::Read + Send + 'static>) -> std::sync::mpsc::Receiver<String> {
+    let (sent, received) = std::sync::mpsc::channel();
+    thread::spawn(move || {
+        let mut bytes = Vec::new();
+        if let Some(mut pipe) = pipe {
+            let _ = pipe.read_to_end(&mut bytes);
+        }
+        let _ = sent.send(String::from_utf8_lossy(&bytes).into_owned());
+    });
+    received
+}
+
+/// Waits for a child; ends it at the deadline.
+///
+/// # Errors
+/// When the deadline passed.
+pub fn wait(child: &mut Child, deadline: Duration) -> anyhow::Result<Option<i32>> {
+    let until = Instant::now() + deadline;
+    loop {
+        if let Some(status) = child.try_wait()? {
+            return Ok(status.code());
+        }
+        if Instant::now() > until {
+            let _ = child.kill();
+            let _ = child.wait();
+            bail!("the deadline of {} s passed", deadline.as_secs());
+        }
+        thread::sleep(Duration::from_millis(5));
+    }
+}
+
+/// Runs a program that must end well.
+///
+/// # Errors
+/// With what it said.
+pub fn run<S: AsRef<OsStr>>(program: &str, arguments: &[S]) -> anyhow::Result<String> {
+    let mut command = Command::new(program);
+    command.args(arguments);
+    checked(command, DEADLINE)
+}
+
+/// Runs a command that must end well.
+///
+/// # Errors
+/// With what it said.
+pub fn checked(command: Command, deadline: Duration) -> anyhow::Result<String> {
+    let name = format!("{command:?}");
+    let said = run_within(command, deadline)?;
+    if said.ok() {
+        return Ok(said.out);
+    }
+    bail!("{name} ended with {:?}: {}{}", said.code, said.out, said.err)
+}
+
+/// Waits until `is` gives something.
+///
+/// # Errors
+/// When the deadline passed: names what was waited for.
+pub fn wait_for<T>(what: &str, deadline: Duration, mut is: impl FnMut() -> Option<T>) -> anyhow::Result<T> {
+    let until = Instant::now() + deadline;
+    loop {
+        if let Some(found) = is() {
+            return Ok(found);
+        }
+        if Instant::now() > until {
+            bail!("{what}: not within {} s", deadline.as_secs());
+        }
+        thread::sleep(Duration::from_millis(20));
+    }
+}

@@ -1,0 +1,93 @@
+//! A real Samba server in the fabric.
+
+use std::{
+    fs,
+    path::PathBuf,
+    process::{Command, Stdio},
+    time::Duration,
+};
+
+use anyhow::Context as _;
+
+use crate::{
+    lab::{FABRIC_IP, Lab},
+    run::{DEADLINE, checked, wait, wait_for},
+};
+
+/// Who logs in.
+pub const USER: &str = "root";
+/// With what.
+pub const PASSWORD: &str = "a password with blanks";
+
+/// A file server that offers the share `vms`.
+pub struct FileServer {
+    /// Its fully qualified name.
+    pub name: String,
+    /// The share's backing folder.
+    pub share: PathBuf,
+    folder: PathBuf,
+}
+
+impl FileServer {
+    pub(crate) fn start(lab: &Lab, name: &str, address: &str, options: &str) -> anyhow::Result<Self> {
+        let folder = lab.folder.join(format!("samba-{name}"));
+        let (share, state) = (folder.join("vms"), folder.join("state"));
+        fs::create_dir_all(&share)?;
+        fs::create_dir_all(&state)?;
+        if address != FABRIC_IP {
+            let mut command = Command::new("ip");
+            command.args(["-n", &lab.fabric(), "addr", "add", &format!("{address}/24"), "dev", "br0"]);
+            checked(command, DEADLINE)?;
+        }
+        let state_text = state.display();
+        let protocol = if options.is_empty() { "server min protocol = SMB3_00\n" } else { options };
+        let text = format!(
+            "[global]\n{protocol}interfaces = {address}/24\nbind interfaces only = yes\nsmb ports = 445\n\
+             private dir = {state_text}\nlock directory = {state_text}\nstate directory = {state_text}\n\
+             cache directory = {state_text}\npid directory = {state_text}\nlog file = {state_text}/log\n\
+             ncalrpc dir = {state_text}/ncalrpc\nserver role = standalone server\nmap to guest = never\n\
+             load printers = no\ndisable spoolss = yes\n\
+             [vms]\npath = {}\nread only = no\nforce user = root\nstrict allocate = no\n",
+            share.display()
+        );
+        let conf = folder.join("smb.conf");
+        fs::write(&conf, text)?;
+        let mut child = Command::new("smbpasswd")
+            .arg("-c")
+            .arg(&conf)
+            .args(["-a", "-s", USER])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .context("Could not run smbpasswd")?;
+        if let Some(mut pipe) = child.stdin.take() {
+            std::io::Write::write_all(&mut pipe, format!("{PASSWORD}\n{PASSWORD}\n").as_bytes())?;
+        }
+        anyhow::ensure!(wait(&mut child, DEADLINE)? == Some(0), "smbpasswd failed");
+        let server = Self { name: format!("{name}.ferry.lab"), share, folder };
+        server.start_daemon(lab)?;
+        Ok(server)
+    }
+
+    /// Starts smbd (again) and waits until it answers.
+    ///
+    /// # Errors
+    /// When it does not.
+    pub fn start_daemon(&self, lab: &Lab) -> anyhow::Result<()> {
+        let mut command = lab.in_fabric("smbd");
+        command.arg("-D").arg("-s").arg(self.folder.join("smb.conf"));
+        checked(command, DEADLINE)?;
+        wait_for("smbd answers", Duration::from_secs(20), || self.pid().filter(|pid| *pid > 1)).map(drop)
+    }
+
+    /// smbd's process id.
+    pub fn pid(&self) -> Option<i32> {
+        fs::read_to_string(self.folder.join("state/smbd.pid")).ok()?.trim().parse().ok()
+    }
+
+    /// The UNC path of the share.
+    pub fn unc(&self) -> String {
+        format!("\\\\{}\\vms", self.name)
+    }
+}
