@@ -9,6 +9,7 @@
 //! calls, in order:   AuthList · SupportsFeature* · Open · SupportsFeature* · RegisterCloseCallback
 //!                    · Prepare … (memory flows) … · Finish · UnregisterCloseCallback · Close      keepalive at any time
 //! ```
+//! That is every message that libvirt 11.3 was seen to send, between two daemons with a gate in between.
 //! Nothing here does I/O. Only whole messages leave, so a caller may stop between any two outputs.
 
 pub mod definition;
@@ -117,7 +118,7 @@ pub enum RefusalReason {
     Closed,
 }
 
-/// A refused call. The session is over: nothing more passes towards this host's libvirt.
+/// A refused call. The session is over: what passes after it only ends the connection.
 #[derive(Clone, Debug, Error, PartialEq)]
 #[error("Refused libvirt call {procedure}{} from the source: {reason}", name(*.procedure))]
 pub struct Refusal {
@@ -125,7 +126,7 @@ pub struct Refusal {
     pub procedure: u32,
     /// Why.
     pub reason: RefusalReason,
-    /// To be written to the source before its connection is closed: libvirt's error reply. Empty if there was no call.
+    /// To be written to the source: libvirt's error reply. Empty if there was no call.
     pub reply: Vec<u8>,
 }
 
@@ -135,7 +136,10 @@ enum Turn {
     Opening,
     Prepared,
     Finished,
+    /// Something was refused; the source may still take its leave.
     Refused,
+    /// The stream cannot be followed any more.
+    Lost,
 }
 
 /// Passes the calls of one move of one VM to this host's libvirt, and nothing else.
@@ -155,20 +159,22 @@ impl Gate {
     /// Takes `bytes` from the source's libvirtd and appends the messages that may go to this host's libvirt to `out`.
     ///
     /// # Errors
-    /// The first call that is refused. What stands in `out` came before it and may still be written; then the reply
-    /// in the refusal goes to the source, and both connections are to be closed.
+    /// The first call that is refused. What stands in `out` came before it and may be written; then the reply in the
+    /// refusal goes to the source. With a reply, go on by passing no bytes, then what comes: the source's libvirt
+    /// reports the refusal in its own words only if it can still close its connection. Give it a few seconds. Without
+    /// a reply the stream cannot be followed: close both connections.
     pub fn pass(&mut self, bytes: &[u8], out: &mut Vec<u8>) -> Result<(), Refusal> {
-        if self.turn == Turn::Refused {
+        if self.turn == Turn::Lost {
             return Err(Refusal { procedure: 0, reason: RefusalReason::Closed, reply: Vec::new() });
         }
         let Self { bound, turn, calls } = self;
-        let result = calls.push(bytes, |message| {
+        let result = calls.push::<Refusal>(bytes, |message| {
             admit(message, bound, turn).map_err(|reason| refusal(message.header, reason))?;
             out.extend_from_slice(message.bytes);
             Ok(())
         });
-        if result.is_err() {
-            self.turn = Turn::Refused;
+        if let Err(refusal) = &result {
+            self.turn = if refusal.reply.is_empty() { Turn::Lost } else { Turn::Refused };
         }
         result
     }
@@ -273,7 +279,9 @@ fn admit(message: Message<'_>, bound: &Bound, turn: &mut Turn) -> Result<(), Ref
         _ => return Err(RefusalReason::Program { program, version }),
     }
     match procedure {
-        CLOSE | SUPPORTS_FEATURE | AUTH_LIST | REGISTER_CLOSE_CALLBACK | UNREGISTER_CLOSE_CALLBACK => Ok(()),
+        CLOSE | UNREGISTER_CLOSE_CALLBACK => Ok(()),
+        _ if *turn == Turn::Refused => Err(RefusalReason::Closed),
+        SUPPORTS_FEATURE | AUTH_LIST | REGISTER_CLOSE_CALLBACK => Ok(()),
         OPEN => check_open(message.body),
         PREPARE if *turn == Turn::Opening => {
             check_prepare(&PrepareCall::parse(message.body)?, bound)?;
@@ -444,17 +452,26 @@ pub fn fuzz(bytes: &[u8]) {
     };
     let pass = |pieces: &[&[u8]]| {
         let (mut gate, mut passed) = (Gate::new(bound.clone()), Vec::new());
-        let verdict = pieces.iter().try_for_each(|piece| gate.pass(piece, &mut passed));
+        let mut verdicts = Vec::new();
+        for piece in pieces {
+            let mut verdict = gate.pass(piece, &mut passed);
+            // A lost stream stays lost; a refusal with a reply consumed its message, so this ends.
+            while let Err(refusal) = verdict {
+                let is_lost = refusal.reply.is_empty();
+                verdicts.push(refusal.reason);
+                verdict = if is_lost { Ok(()) } else { gate.pass(&[], &mut passed) };
+            }
+        }
         let (mut tap, mut replied) = (Tap::default(), Vec::new());
         let called = pieces.iter().try_for_each(|piece| tap.calls(piece));
         let seen: Vec<_> = pieces.iter().filter_map(|piece| tap.replies(piece, &mut replied).transpose()).collect();
-        (verdict, passed, called, seen, replied)
+        (verdicts.first().cloned(), passed, called, seen, replied)
     };
     let whole = pass(&[bytes]);
     let (head, tail) = bytes.split_at(bytes.len() / 2);
     let (verdict, passed, ..) = pass(&[head, tail]);
     assert_eq!((&whole.0, &whole.1), (&verdict, &passed), "a cut of the stream changed what passes");
-    assert!(bytes.starts_with(&whole.1) && bytes.starts_with(&whole.4), "bytes were invented");
+    assert!(whole.1.len() <= bytes.len() && bytes.starts_with(&whole.4), "bytes were invented");
     let _ = check_cookie(bytes, &bound);
 }
 

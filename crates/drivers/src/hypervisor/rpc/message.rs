@@ -192,7 +192,8 @@ impl Splitter {
     /// Adds `bytes` and gives each message that is whole now to `each`, in order, until one fails.
     ///
     /// # Errors
-    /// A length out of bounds, or what `each` returned. The stream cannot be followed after that.
+    /// A length out of bounds: the stream cannot be followed after that. Or what `each` returned: that message is done
+    /// with, and those behind it wait for the next push.
     pub fn push<E: From<LengthError>>(
         &mut self,
         bytes: &[u8],
@@ -203,8 +204,12 @@ impl Splitter {
         while let Some(length) = message_length(&self.pending[start..])? {
             let Some(bytes) = self.pending.get(start..start + length) else { break };
             let header: &[u8; 24] = bytes[4..PREFIX_BYTES].try_into().expect("the length is at least the prefix");
-            each(Message { header: Header::parse(header), body: &bytes[PREFIX_BYTES..], bytes })?;
+            let done = each(Message { header: Header::parse(header), body: &bytes[PREFIX_BYTES..], bytes });
             start += length;
+            if done.is_err() {
+                self.pending.drain(..start);
+                return done;
+            }
         }
         self.pending.drain(..start);
         Ok(())

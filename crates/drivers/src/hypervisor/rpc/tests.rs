@@ -61,20 +61,36 @@ fn open(uri: &str) -> Vec<u8> {
     call(OPEN, &xdr::Writer::new().optional_text(Some(uri)).u32(0).finish())
 }
 
-fn keepalive() -> Vec<u8> {
-    Header { program: KEEPALIVE_PROGRAM, kind: Kind::Message, serial: 0, ..Header::call(1, 0) }.message(&[])
+fn keepalive(procedure: u32) -> Vec<u8> {
+    Header { program: KEEPALIVE_PROGRAM, kind: Kind::Message, serial: 0, ..Header::call(procedure, 0) }.message(&[])
 }
 
+fn supports(feature: u32) -> Vec<u8> {
+    call(SUPPORTS_FEATURE, &feature.to_be_bytes())
+}
+
+/// Every message that libvirt 11.3 sent in a move with a bandwidth limit, in its order.
 fn a_whole_move() -> Vec<u8> {
+    let bandwidth = TypedParameter { field: "bandwidth".into(), value: TypedValue::Ulong(100) };
+    let mut prepare = good_prepare();
+    prepare.parameters.push(bandwidth.clone());
+    let mut finish = good_finish();
+    finish.parameters.insert(0, TypedParameter::text("destination_xml", good_definition()));
+    finish.parameters.push(bandwidth);
     [
         call(AUTH_LIST, &[]),
-        call(SUPPORTS_FEATURE, &[0, 0, 0, 14]),
+        supports(10),
         open("qemu:///system"),
+        supports(14),
+        supports(15),
         call(REGISTER_CLOSE_CALLBACK, &[]),
-        keepalive(),
-        call(PREPARE, &good_prepare().body()),
-        keepalive(),
-        call(FINISH, &good_finish().body()),
+        supports(4),
+        supports(6),
+        supports(13),
+        call(PREPARE, &prepare.body()),
+        keepalive(1),
+        keepalive(2),
+        call(FINISH, &finish.body()),
         call(UNREGISTER_CLOSE_CALLBACK, &[]),
         call(CLOSE, &[]),
     ]
@@ -186,9 +202,11 @@ fn prepare_and_finish_pass_once_each_and_in_order() {
 }
 
 #[test]
-fn nothing_passes_after_a_refusal_and_the_source_is_told_why() {
+fn after_a_refusal_the_source_is_told_why_and_may_only_leave() {
     let (mut gate, mut out) = (Gate::new(bound()), Vec::new());
-    let refusal = gate.pass(&[call(273, &[]), call(CLOSE, &[])].concat(), &mut out).expect_err("refused");
+    let leave = [call(UNREGISTER_CLOSE_CALLBACK, &[]), call(CLOSE, &[])].concat();
+    let stream = [call(273, &[]), call(PREPARE, &good_prepare().body()), leave.clone()].concat();
+    let refusal = gate.pass(&stream, &mut out).expect_err("refused");
     let mut told = String::new();
     Splitter::default()
         .push::<LengthError>(&refusal.reply, |message| {
@@ -200,8 +218,17 @@ fn nothing_passes_after_a_refusal_and_the_source_is_told_why() {
         })
         .expect("the reply is a message");
     assert!(told.contains("273"), "{told}");
-    let again = gate.pass(&call(CLOSE, &[]), &mut out).expect_err("closed");
-    assert_eq!(again.reason, RefusalReason::Closed);
+    let prepare = gate.pass(&[], &mut out).expect_err("the session is over");
+    assert_eq!(prepare.reason, RefusalReason::Closed);
+    assert_eq!(gate.pass(&[], &mut out), Ok(()));
+    assert_eq!(out, leave);
+}
+
+#[test]
+fn nothing_passes_in_a_stream_that_cannot_be_followed() {
+    let (mut gate, mut out) = (Gate::new(bound()), Vec::new());
+    assert!(gate.pass(&[0xff; 28], &mut out).expect_err("no message").reply.is_empty());
+    assert_eq!(gate.pass(&call(CLOSE, &[]), &mut out).expect_err("lost").reason, RefusalReason::Closed);
     assert!(out.is_empty());
 }
 
