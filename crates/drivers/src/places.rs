@@ -25,11 +25,24 @@ impl Places {
         let share = self
             .mounts
             .iter()
-            .filter_map(|(share, mount)| Some((mount.components().count(), *share, plain(path)?.strip_prefix(mount).ok()?.to_owned())))
+            .filter_map(|(share, mount)| Some((mount.components().count(), *share, plain(path)?.strip_prefix(mount).ok()?.components().collect::<PathBuf>())))
             .max_by_key(|(depth, ..)| *depth);
         match share {
             Some((_, share, inside)) => Location::Share { share, path: inside.display().to_string() },
             None => Location::Local { host: self.host, path: path.display().to_string() },
+        }
+    }
+
+    /// The path of a location on this host; `None` if the share is not here, the file is another host's, or the location
+    /// leads out of its share.
+    pub fn path(&self, location: &Location) -> Option<PathBuf> {
+        match location {
+            Location::Share { share, path } => {
+                let inside = Path::new(path);
+                let stays = inside.components().all(|part| matches!(part, Component::Normal(_)));
+                stays.then(|| self.mount(*share).map(|mount| mount.join(inside))).flatten()
+            }
+            Location::Local { host, path } => (*host == self.host).then(|| PathBuf::from(path)),
         }
     }
 
@@ -76,7 +89,35 @@ mod tests {
         assert_eq!(places().mount(INNER), Some(Path::new("/srv/ferry/a/deep")));
     }
 
+    #[test]
+    fn a_location_elsewhere_has_no_path_here() {
+        let other = HostId(Uuid::from_u128(9));
+        for location in [
+            Location::Local { host: other, path: "/x".into() },
+            Location::Share { share: ShareId(Uuid::from_u128(9)), path: "x".into() },
+            Location::Share { share: OUTER, path: "../x".into() },
+            Location::Share { share: OUTER, path: "/etc/shadow".into() },
+        ] {
+            assert_eq!(places().path(&location), None, "{location:?}");
+        }
+    }
+
     proptest! {
+        #[test]
+        fn a_path_goes_to_its_location_and_back(path in "(/srv/ferry/a|/srv/ferry/a/deep|/srv)(/[a-z.]{1,5}){1,4}") {
+            let path = Path::new(&path);
+            let back = places().path(&places().location(path));
+            prop_assert_eq!(back.as_deref(), Some(path));
+        }
+
+        #[test]
+        fn a_location_means_the_same_file_on_every_host(inside in "[a-z]{1,5}(/[a-z]{1,5}){0,3}") {
+            let elsewhere = Places::new(HostId(Uuid::from_u128(8)), vec![(OUTER, "/mnt/other".into())]);
+            let location = Location::Share { share: OUTER, path: inside };
+            let path = elsewhere.path(&location).expect("on a share that is there");
+            prop_assert_eq!(elsewhere.location(&path), location);
+        }
+
         #[test]
         fn a_path_on_a_share_never_leads_out_of_it(path in "(/srv/ferry/a)?[a-z./]{0,30}") {
             if let Location::Share { path, .. } = places().location(Path::new(&path)) {
