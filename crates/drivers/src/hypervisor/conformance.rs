@@ -1,1 +1,183 @@
-//! What every hypervisor driver keeps: one suite for the fake and for libvirt.
+//! What every hypervisor driver keeps, as one list of claims. Panics at the first that does not hold.
+//!
+//! A [`Site`] is two hosts; between them stand [`Carriers`]: threads that pass the session's sockets on, through the
+//! RPC gate, and can lose the reply to Finish, hold memory back or cut it.
+
+mod carriers;
+mod moves;
+
+use std::{
+    path::{Path, PathBuf},
+    sync::{Arc, Condvar, Mutex},
+    time::{Duration, Instant},
+};
+
+use ferry_core::{
+    api::agent::Role,
+    id::VmId,
+    migration::Presence,
+    vm::{FileRole, VmState},
+};
+use uuid::Uuid;
+
+pub use self::carriers::{Carriers, Mishap};
+use super::{DomainEvent, Hypervisor, HypervisorError, MigrateRequest};
+
+/// Nothing that the suite waits for takes longer on a busy machine with emulated CPUs.
+const DEADLINE: Duration = Duration::from_secs(60);
+
+/// One of the two hosts.
+pub struct Side<'a> {
+    /// Its driver.
+    pub hypervisor: &'a dyn Hypervisor,
+    /// Where this process sees a path of that host.
+    pub see: &'a dyn Fn(&Path) -> PathBuf,
+}
+
+/// Two hosts that reach one folder, each under its own path.
+pub struct Site<'a> {
+    /// Where VMs begin.
+    pub source: Side<'a>,
+    /// Where they go.
+    pub destination: Side<'a>,
+    /// Defines a stopped, persistent VM of that name on a host, with one disk `vda` in the common folder.
+    pub define: &'a dyn Fn(Role, &str) -> VmId,
+    /// The common folder, as the source and as the destination has it.
+    pub folder: (PathBuf, PathBuf),
+    /// A folder of both hosts in which folders of sessions may be made.
+    pub run_dir: PathBuf,
+}
+
+/// Runs the whole suite. Leaves no VM behind if it succeeds.
+pub fn run(site: &Site<'_>) {
+    the_host_is_described(site);
+    an_unknown_vm_is_told_from_a_fault(site);
+    a_vm_is_listed_started_and_ended(site);
+    autostart_is_set_and_cleared(site);
+    a_dropped_watch_reports_nothing_more(site);
+    moves::run(site);
+}
+
+fn the_host_is_described(site: &Site<'_>) {
+    let hosts = [&site.source, &site.destination].map(|side| side.hypervisor.host().expect("reachable"));
+    for (host, side) in hosts.iter().zip([&site.source, &site.destination]) {
+        assert!(host.cpus > 0 && host.memory_total.0 > 0, "{host:?}");
+        let libvirt_major: u32 = host.libvirt_version.split('.').next().expect("a part").parse().expect("a number");
+        assert!(libvirt_major >= 8, "{host:?}");
+        side.hypervisor.process_owner().expect("known");
+    }
+    assert_ne!(hosts[0].uuid, hosts[1].uuid);
+}
+
+fn an_unknown_vm_is_told_from_a_fault(site: &Site<'_>) {
+    let (here, vm) = (site.source.hypervisor, VmId(Uuid::new_v4()));
+    assert!(here.vm(vm).expect("reachable").is_none());
+    assert_eq!(here.presence(vm, Role::Source).expect("reachable"), Presence::Absent);
+    for result in [here.start(vm), here.shutdown(vm), here.resume(vm), here.set_autostart(vm, true)] {
+        assert!(matches!(result, Err(HypervisorError::NoVm(unknown)) if unknown == vm), "{result:?}");
+    }
+    here.destroy(vm).expect("there is no process, as asked");
+    here.undefine(vm).expect("there is no definition, as asked");
+    here.abort_migration(vm).expect("there is no migration, as asked");
+    assert_eq!(here.migration_stats(vm).expect("reachable"), None);
+}
+
+fn a_vm_is_listed_started_and_ended(site: &Site<'_>) {
+    let here = site.source.hypervisor;
+    let watch = Watched::begin(here);
+    let vm = (site.define)(Role::Source, "ferry-listed");
+    watch.wait("its definition is reported", |event| event == DomainEvent::Changed(vm));
+    let facts = here.vm(vm).expect("reachable").expect("defined");
+    assert_eq!((facts.id, facts.name.as_str(), facts.state), (vm, "ferry-listed", VmState::ShutOff));
+    assert!(facts.persistent && !facts.autostart && facts.snapshots == 0, "{facts:?}");
+    let [disk] = &facts.files[..] else { panic!("expected one file: {facts:?}") };
+    assert_eq!((disk.role, disk.device.as_str()), (FileRole::Disk, "vda"));
+    assert!(disk.place.starts_with(&site.folder.0), "{disk:?}");
+    assert!(here.vms().expect("reachable").contains(&facts));
+    assert_eq!(here.presence(vm, Role::Source).expect("reachable"), Presence::Absent);
+
+    assert!(matches!(here.shutdown(vm), Err(HypervisorError::Failed { .. })), "it does not run");
+    watch.forget();
+    here.start(vm).expect("started");
+    watch.wait("its start is reported", |event| event == DomainEvent::Changed(vm));
+    assert_eq!(here.presence(vm, Role::Source).expect("reachable"), Presence::Running);
+    assert_eq!(here.vm(vm).expect("reachable").expect("there").state, VmState::Running);
+    here.start(vm).expect("it runs, as asked");
+    here.resume(vm).expect("it runs, as asked");
+    here.abort_migration(vm).expect("there is no migration, as asked");
+
+    watch.forget();
+    here.destroy(vm).expect("ended");
+    watch.wait("its end is reported", |event| event == DomainEvent::Changed(vm));
+    assert_eq!(here.presence(vm, Role::Source).expect("reachable"), Presence::Absent);
+    here.destroy(vm).expect("there is no process, as asked");
+    here.undefine(vm).expect("undefined");
+    assert!(here.vm(vm).expect("reachable").is_none());
+    here.undefine(vm).expect("there is no definition, as asked");
+}
+
+fn autostart_is_set_and_cleared(site: &Site<'_>) {
+    let here = site.source.hypervisor;
+    let vm = (site.define)(Role::Source, "ferry-autostart");
+    for autostart in [true, true, false] {
+        here.set_autostart(vm, autostart).expect("set");
+        assert_eq!(here.vm(vm).expect("reachable").expect("there").autostart, autostart);
+    }
+    here.undefine(vm).expect("undefined");
+}
+
+fn a_dropped_watch_reports_nothing_more(site: &Site<'_>) {
+    let here = site.source.hypervisor;
+    let (dropped, kept) = (Watched::begin(here), Watched::begin(here));
+    let events = Arc::clone(&dropped.events);
+    drop(dropped);
+    events.0.lock().expect("nobody panicked").clear();
+    let vm = (site.define)(Role::Source, "ferry-watched");
+    kept.wait("the other watch goes on", |event| event == DomainEvent::Changed(vm));
+    assert!(events.0.lock().expect("nobody panicked").is_empty());
+    here.undefine(vm).expect("undefined");
+}
+
+/// Events of one host.
+struct Watched {
+    events: Arc<(Mutex<Vec<DomainEvent>>, Condvar)>,
+    _guard: Box<dyn Send>,
+}
+
+impl Watched {
+    fn begin(hypervisor: &dyn Hypervisor) -> Self {
+        let events = Arc::new((Mutex::new(Vec::new()), Condvar::new()));
+        let sink = Arc::clone(&events);
+        let guard = hypervisor
+            .watch(Box::new(move |event| {
+                sink.0.lock().expect("nobody panicked").push(event);
+                sink.1.notify_all();
+            }))
+            .expect("watched");
+        Self { events, _guard: guard }
+    }
+
+    fn forget(&self) {
+        self.events.0.lock().expect("nobody panicked").clear();
+    }
+
+    fn wait(&self, what: &str, wanted: impl Fn(DomainEvent) -> bool) {
+        let events = self.events.0.lock().expect("nobody panicked");
+        let (events, timeout) = self
+            .events
+            .1
+            .wait_timeout_while(events, DEADLINE, |events| !events.iter().copied().any(&wanted))
+            .expect("nobody panicked");
+        assert!(!timeout.timed_out(), "{what}; events: {events:?}");
+    }
+}
+
+/// Asks again until `condition` holds.
+fn wait_until(what: &str, mut condition: impl FnMut() -> bool) {
+    const PAUSE: Duration = Duration::from_millis(5);
+    let end = Instant::now() + DEADLINE;
+    while !condition() {
+        assert!(Instant::now() < end, "waited {DEADLINE:?} in vain: {what}");
+        std::thread::sleep(PAUSE);
+    }
+}

@@ -1,0 +1,216 @@
+//! What stands between two hosts in the suite: the straightest thing that passes a session's sockets on.
+
+use std::{
+    io::{Read, Write},
+    net::Shutdown,
+    os::unix::{
+        fs::chown,
+        net::{UnixListener, UnixStream},
+    },
+    path::{Path, PathBuf},
+    sync::{
+        Arc, Condvar, Mutex,
+        atomic::{AtomicBool, Ordering},
+    },
+    thread,
+};
+
+use ferry_core::id::VmId;
+
+use super::{DEADLINE, Side, Site};
+use crate::hypervisor::{
+    MEMORY_SOCKET, RPC_SOCKET,
+    rpc::{Bound, Gate, Tap},
+};
+
+/// What goes wrong on the way.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Mishap {
+    /// Nothing.
+    None,
+    /// The destination's reply to Finish does not arrive, and the RPC channel ends.
+    LoseFinishReply,
+    /// Memory is not taken from the source until it is released.
+    HoldMemory,
+    /// The memory channel ends after its first bytes.
+    CutMemory,
+}
+
+/// Passes one session's sockets on until it is dropped.
+pub struct Carriers(Arc<Way>);
+
+struct Way {
+    mishap: Mishap,
+    /// Where the source's side connects, and where that is to lead.
+    rpc: (PathBuf, PathBuf),
+    memory: (PathBuf, PathBuf),
+    folders: [PathBuf; 2],
+    gate: Mutex<Gate>,
+    tap: Mutex<Tap>,
+    closing: AtomicBool,
+    rpc_began: AtomicBool,
+    memory_began: AtomicBool,
+    finish_delivered: AtomicBool,
+    memory_may_flow: (Mutex<bool>, Condvar),
+    streams: Mutex<Vec<UnixStream>>,
+}
+
+impl Carriers {
+    /// Listens at the source and carries to the destination. `socket_dir` is made on both hosts.
+    pub(super) fn begin(site: &Site<'_>, vm: VmId, name: &str, socket_dir: &Path, mishap: Mishap) -> Self {
+        let folder = |side: &Side<'_>| {
+            let folder = (side.see)(socket_dir);
+            std::fs::create_dir_all(&folder).expect("the run folder is writable");
+            let (user, group) = side.hypervisor.process_owner().expect("reachable");
+            chown(&folder, Some(user), Some(group)).expect("permitted");
+            folder
+        };
+        let memory_socket = socket_dir.join(MEMORY_SOCKET);
+        let there = &site.destination;
+        let at_source = |name| (site.source.see)(&socket_dir.join(name));
+        let bound = Bound {
+            vm,
+            name: name.to_owned(),
+            roots: vec![site.folder.1.clone()],
+            memory_socket: memory_socket.clone(),
+        };
+        let way = Arc::new(Way {
+            mishap,
+            rpc: (at_source(RPC_SOCKET), there.hypervisor.rpc_socket()),
+            memory: (at_source(MEMORY_SOCKET), (there.see)(&there.hypervisor.reach(&memory_socket))),
+            folders: [folder(&site.source), folder(there)],
+            gate: Mutex::new(Gate::new(bound)),
+            tap: Mutex::default(),
+            closing: AtomicBool::new(false),
+            rpc_began: AtomicBool::new(false),
+            memory_began: AtomicBool::new(false),
+            finish_delivered: AtomicBool::new(false),
+            memory_may_flow: (Mutex::new(mishap != Mishap::HoldMemory), Condvar::new()),
+            streams: Mutex::default(),
+        });
+        way.listen(&way.rpc, Way::carry_rpc);
+        way.listen(&way.memory, Way::carry_memory);
+        Self(way)
+    }
+
+    /// Whether the reply that gives the VM to the destination was written to the source.
+    pub(super) fn finish_delivered(&self) -> bool {
+        self.0.finish_delivered.load(Ordering::SeqCst)
+    }
+
+    pub(super) fn rpc_began(&self) -> bool {
+        self.0.rpc_began.load(Ordering::SeqCst)
+    }
+
+    pub(super) fn memory_began(&self) -> bool {
+        self.0.memory_began.load(Ordering::SeqCst)
+    }
+
+    pub(super) fn release_memory(&self) {
+        *self.0.memory_may_flow.0.lock().expect("nobody panicked") = true;
+        self.0.memory_may_flow.1.notify_all();
+    }
+}
+
+impl Drop for Carriers {
+    fn drop(&mut self) {
+        self.0.closing.store(true, Ordering::SeqCst);
+        self.release_memory();
+        for path in [&self.0.rpc.0, &self.0.memory.0] {
+            // Wakes the listener; one that ended already needs no waking.
+            let _ = UnixStream::connect(path);
+        }
+        self.0.end();
+        for folder in &self.0.folders {
+            let _ = std::fs::remove_dir_all(folder);
+        }
+    }
+}
+
+impl Way {
+    /// Takes connections at the first path and carries each to the second.
+    fn listen(self: &Arc<Self>, way: &(PathBuf, PathBuf), carry: fn(&Arc<Self>, UnixStream, UnixStream)) {
+        let listener = UnixListener::bind(&way.0).expect("the session's folder is there");
+        let (this, onward) = (Arc::clone(self), way.1.clone());
+        thread::spawn(move || {
+            while let Ok((near, _)) = listener.accept() {
+                if this.closing.load(Ordering::SeqCst) {
+                    return;
+                }
+                let far = match UnixStream::connect(&onward) {
+                    Ok(far) => far,
+                    Err(error) => panic!("cannot connect to {}: {error}", onward.display()),
+                };
+                let mut streams = this.streams.lock().expect("nobody panicked");
+                streams.extend([&near, &far].map(|stream| stream.try_clone().expect("a descriptor")));
+                drop(streams);
+                carry(&this, near, far);
+            }
+        });
+    }
+
+    fn carry_rpc(self: &Arc<Self>, near: UnixStream, far: UnixStream) {
+        self.rpc_began.store(true, Ordering::SeqCst);
+        let this = Arc::clone(self);
+        pump(&near, &far, move |bytes, far| {
+            this.tap.lock().expect("nobody panicked").calls(bytes).expect("well formed");
+            let mut out = Vec::new();
+            this.gate.lock().expect("nobody panicked").pass(bytes, &mut out).expect("a plain move");
+            far.write_all(&out).is_ok()
+        });
+        let this = Arc::clone(self);
+        pump(&far, &near, move |bytes, near| {
+            let mut out = Vec::new();
+            let seen = this.tap.lock().expect("nobody panicked").replies(bytes, &mut out).expect("well formed");
+            if seen.is_some() && this.mishap == Mishap::LoseFinishReply {
+                this.end();
+                return false;
+            }
+            let written = near.write_all(&out).is_ok();
+            if written && seen.is_some_and(|reply| reply.destination_has_it) {
+                this.finish_delivered.store(true, Ordering::SeqCst);
+            }
+            written
+        });
+    }
+
+    fn carry_memory(self: &Arc<Self>, near: UnixStream, far: UnixStream) {
+        self.memory_began.store(true, Ordering::SeqCst);
+        let this = Arc::clone(self);
+        pump(&near, &far, move |bytes, far| {
+            let (may_flow, changed) = &this.memory_may_flow;
+            let held = may_flow.lock().expect("nobody panicked");
+            drop(changed.wait_timeout_while(held, DEADLINE, |may_flow| !*may_flow).expect("nobody panicked"));
+            let written = far.write_all(bytes).is_ok();
+            if this.mishap == Mishap::CutMemory {
+                // Both directions, as when a carrier dies.
+                let _ = far.shutdown(Shutdown::Both);
+                return false;
+            }
+            written
+        });
+        pump(&far, &near, |bytes, near| near.write_all(bytes).is_ok());
+    }
+
+    fn end(&self) {
+        for stream in self.streams.lock().expect("nobody panicked").drain(..) {
+            let _ = stream.shutdown(Shutdown::Both);
+        }
+    }
+}
+
+/// Gives what comes from `from` to `each` until there is no more or `each` says so; then ends `to`'s direction.
+fn pump(from: &UnixStream, to: &UnixStream, mut each: impl FnMut(&[u8], &mut UnixStream) -> bool + Send + 'static) {
+    let mut from = from.try_clone().expect("a descriptor");
+    let mut to = to.try_clone().expect("a descriptor");
+    thread::spawn(move || {
+        let mut buffer = vec![0; 64 << 10];
+        while let Ok(length @ 1..) = from.read(&mut buffer) {
+            if !each(&buffer[..length], &mut to) {
+                let _ = from.shutdown(Shutdown::Both);
+                break;
+            }
+        }
+        let _ = to.shutdown(Shutdown::Write);
+    });
+}

@@ -1,0 +1,178 @@
+//! The claims about moves.
+
+use std::{path::PathBuf, thread, time::Duration};
+
+use super::*;
+
+pub(super) fn run(site: &Site<'_>) {
+    a_moved_vm_arrives_paused_and_runs_when_resumed(site);
+    a_move_without_definition_leaves_none_behind_at_the_destination(site);
+    the_vm_runs_at_the_source_when_the_finish_reply_is_lost(site);
+    an_aborted_move_leaves_the_vm_at_the_source(site);
+    a_move_whose_memory_channel_breaks_leaves_the_vm_at_the_source(site);
+    the_vm_stays_when_the_destination_refuses_it(site);
+    a_file_that_the_destination_does_not_reach_is_named_before_anything_happens(site);
+    a_vm_that_does_not_run_is_not_moved(site);
+}
+
+/// One attempt to move a VM that runs at the source.
+struct Attempt<'a> {
+    site: &'a Site<'a>,
+    vm: VmId,
+    request: MigrateRequest,
+    carriers: Carriers,
+}
+
+impl<'a> Attempt<'a> {
+    fn begin(site: &'a Site<'a>, name: &str, mishap: Mishap) -> Self {
+        let vm = (site.define)(Role::Source, name);
+        site.source.hypervisor.start(vm).expect("started");
+        let session: String = Uuid::new_v4().simple().to_string().chars().take(8).collect();
+        let socket_dir = site.run_dir.join(session);
+        let carriers = Carriers::begin(site, vm, name, &socket_dir, mishap);
+        let request = MigrateRequest {
+            vm,
+            socket_dir,
+            translate: vec![site.folder.clone()],
+            persistent: true,
+            downtime_limit: Duration::from_millis(300),
+            bandwidth_bytes_per_s: None,
+        };
+        Self { site, vm, request, carriers }
+    }
+
+    fn migrate(&self) -> Result<(), HypervisorError> {
+        self.site.source.hypervisor.migrate(&self.request)
+    }
+
+    fn source(&self) -> Presence {
+        self.site.source.hypervisor.presence(self.vm, Role::Source).expect("reachable")
+    }
+
+    fn destination(&self) -> Presence {
+        self.site.destination.hypervisor.presence(self.vm, Role::Destination).expect("reachable")
+    }
+
+    fn assert_it_stayed(&self) {
+        assert_eq!(self.source(), Presence::Running);
+        wait_until("the destination drops its copy", || self.destination() == Presence::Absent);
+        let there = self.site.destination.hypervisor.vm(self.vm).expect("reachable");
+        assert!(there.is_none(), "a definition was left at the destination: {there:?}");
+        assert_eq!(self.site.source.hypervisor.migration_stats(self.vm).expect("reachable"), None);
+    }
+
+    fn clean(self) {
+        for side in [&self.site.source, &self.site.destination] {
+            side.hypervisor.destroy(self.vm).expect("ended");
+            side.hypervisor.undefine(self.vm).expect("undefined");
+            assert!(side.hypervisor.vm(self.vm).expect("reachable").is_none());
+        }
+    }
+}
+
+fn a_moved_vm_arrives_paused_and_runs_when_resumed(site: &Site<'_>) {
+    let watch = Watched::begin(site.source.hypervisor);
+    let attempt = Attempt::begin(site, "ferry-moved", Mishap::None);
+    let vm = attempt.vm;
+    attempt.migrate().expect("moved");
+    assert_eq!((attempt.source(), attempt.destination()), (Presence::Absent, Presence::Arrived));
+    watch.wait("that the vCPUs stop is reported", |event| event == DomainEvent::StoppedForMigration(vm));
+    assert!(attempt.carriers.finish_delivered(), "the tap saw the reply to Finish pass");
+
+    let there = site.destination.hypervisor;
+    there.resume(vm).expect("resumed");
+    assert_eq!(attempt.destination(), Presence::Running);
+    let facts = there.vm(vm).expect("reachable").expect("there");
+    assert!(facts.persistent && facts.state == VmState::Running, "{facts:?}");
+    assert!(facts.files[0].place.starts_with(&site.folder.1), "{facts:?}");
+    there.destroy(vm).expect("ended");
+    let kept = there.vm(vm).expect("reachable").expect("its definition was kept");
+    assert!(kept.files[0].place.starts_with(&site.folder.1), "{kept:?}");
+
+    let left = site.source.hypervisor.vm(vm).expect("reachable").expect("the definition stays until it is removed");
+    assert_eq!(left.state, VmState::ShutOff);
+    attempt.clean();
+}
+
+fn a_move_without_definition_leaves_none_behind_at_the_destination(site: &Site<'_>) {
+    let mut attempt = Attempt::begin(site, "ferry-transient", Mishap::None);
+    attempt.request.persistent = false;
+    attempt.migrate().expect("moved");
+    let there = site.destination.hypervisor;
+    assert!(!there.vm(attempt.vm).expect("reachable").expect("there").persistent);
+    there.destroy(attempt.vm).expect("ended");
+    wait_until("a transient VM is gone with its process", || there.vm(attempt.vm).expect("reachable").is_none());
+    attempt.clean();
+}
+
+fn the_vm_runs_at_the_source_when_the_finish_reply_is_lost(site: &Site<'_>) {
+    let attempt = Attempt::begin(site, "ferry-unheard", Mishap::LoseFinishReply);
+    attempt.migrate().expect_err("the reply was lost");
+    assert_eq!((attempt.source(), attempt.destination()), (Presence::Running, Presence::Arrived));
+    assert!(!attempt.carriers.finish_delivered());
+    site.destination.hypervisor.destroy(attempt.vm).expect("the paused copy is dropped");
+    site.destination.hypervisor.undefine(attempt.vm).expect("and what was kept of it");
+    attempt.assert_it_stayed();
+    attempt.clean();
+}
+
+fn an_aborted_move_leaves_the_vm_at_the_source(site: &Site<'_>) {
+    let attempt = Attempt::begin(site, "ferry-aborted", Mishap::HoldMemory);
+    let here = site.source.hypervisor;
+    let request = &attempt.request;
+    thread::scope(|scope| {
+        let migration = scope.spawn(move || here.migrate(request));
+        wait_until("memory begins to flow", || attempt.carriers.memory_began());
+        wait_until("the migration counts", || here.migration_stats(attempt.vm).expect("reachable").is_some());
+        assert_eq!(attempt.source(), Presence::Running);
+        assert_eq!(attempt.destination(), Presence::Receiving);
+        here.abort_migration(attempt.vm).expect("aborted");
+        attempt.carriers.release_memory();
+        let result = migration.join().expect("no panic");
+        assert!(matches!(result, Err(HypervisorError::Aborted { .. })), "{result:?}");
+    });
+    attempt.assert_it_stayed();
+    attempt.clean();
+}
+
+fn a_move_whose_memory_channel_breaks_leaves_the_vm_at_the_source(site: &Site<'_>) {
+    let attempt = Attempt::begin(site, "ferry-cut", Mishap::CutMemory);
+    let result = attempt.migrate();
+    assert!(matches!(result, Err(HypervisorError::Failed { .. })), "{result:?}");
+    attempt.assert_it_stayed();
+    attempt.clean();
+}
+
+fn the_vm_stays_when_the_destination_refuses_it(site: &Site<'_>) {
+    let other = (site.define)(Role::Destination, "ferry-taken");
+    let attempt = Attempt::begin(site, "ferry-taken", Mishap::None);
+    let result = attempt.migrate();
+    assert!(matches!(&result, Err(HypervisorError::Failed { reason, .. }) if reason.contains("ferry-taken")), "{result:?}");
+    attempt.assert_it_stayed();
+    attempt.clean();
+    site.destination.hypervisor.undefine(other).expect("undefined");
+}
+
+fn a_file_that_the_destination_does_not_reach_is_named_before_anything_happens(site: &Site<'_>) {
+    let mut attempt = Attempt::begin(site, "ferry-local", Mishap::None);
+    attempt.request.translate = vec![(PathBuf::from("/elsewhere"), PathBuf::from("/elsewhere"))];
+    let result = attempt.migrate();
+    let disk = site.source.hypervisor.vm(attempt.vm).expect("reachable").expect("there").files[0].place.clone();
+    let disk = disk.display().to_string();
+    assert!(
+        matches!(&result, Err(HypervisorError::Definition { reason, .. }) if reason.contains(&disk)),
+        "{disk}: {result:?}"
+    );
+    assert!(!attempt.carriers.rpc_began(), "the destination was not asked");
+    attempt.assert_it_stayed();
+    attempt.clean();
+}
+
+fn a_vm_that_does_not_run_is_not_moved(site: &Site<'_>) {
+    let attempt = Attempt::begin(site, "ferry-off", Mishap::None);
+    site.source.hypervisor.destroy(attempt.vm).expect("ended");
+    let result = attempt.migrate();
+    assert!(matches!(result, Err(HypervisorError::Failed { .. })), "{result:?}");
+    assert_eq!((attempt.source(), attempt.destination()), (Presence::Absent, Presence::Absent));
+    attempt.clean();
+}

@@ -1,0 +1,318 @@
+//! The destination's end of a fake move: the daemon's calls, and the socket at which a copy's memory arrives.
+
+use std::{
+    io::{self, Read, Write},
+    net::Shutdown,
+    os::unix::net::{UnixListener, UnixStream},
+    path::{Path, PathBuf},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicBool, Ordering},
+    },
+    thread,
+    time::Duration,
+};
+
+use ferry_core::{
+    id::VmId,
+    vm::{FileRole, VmFacts},
+};
+
+use super::{
+    FakeGuest, Host, Memory, Point, Process, Struck, Vm,
+    guest::{self, PAGE_BYTES},
+    source::{MEMORY_END, MEMORY_MAGIC},
+};
+use crate::hypervisor::{
+    DomainEvent, definition,
+    rpc::{
+        FLAG_PAUSED, FLAG_PERSIST_DEST, FinishCall, PrepareCall,
+        message::{
+            FINISH, Header, Kind, LengthError, PREPARE, REMOTE_PROGRAM, STATUS_OK, Splitter, SUPPORTS_FEATURE,
+        },
+        text_parameter,
+        xdr::Writer,
+    },
+};
+
+/// Finish waits this long for memory that is still on its way.
+const ARRIVAL_MAX: Duration = Duration::from_secs(30);
+/// No fake guest is larger.
+const PAGES_MAX: u64 = 1 << 18;
+
+/// A copy that is on its way in.
+#[derive(Default)]
+pub(super) struct Incoming {
+    dropped: AtomicBool,
+    /// The memory channel, once it is there.
+    channel: Mutex<Option<UnixStream>>,
+    socket: PathBuf,
+}
+
+impl Incoming {
+    /// Ends the thread that receives.
+    fn drop_it(&self) {
+        self.dropped.store(true, Ordering::SeqCst);
+        let channel = self.channel.lock().expect("nobody panics while holding it");
+        match &*channel {
+            // One that is closed already is what we want.
+            Some(channel) => drop(channel.shutdown(Shutdown::Both)),
+            // Wakes the thread that waits for a connection.
+            None => drop(UnixStream::connect(&self.socket)),
+        }
+    }
+}
+
+/// Takes connections of other daemons until the host closes.
+pub(super) fn listen(host: &Arc<Host>, socket: &UnixListener) {
+    loop {
+        let Ok((stream, _)) = socket.accept() else { continue };
+        if host.closing.load(Ordering::Relaxed) {
+            return;
+        }
+        let mut state = host.state();
+        if !state.reachable {
+            continue;
+        }
+        if let Ok(clone) = stream.try_clone() {
+            state.callers.push(clone);
+        }
+        drop(state);
+        let daemon = Arc::clone(host);
+        thread::spawn(move || {
+            let mut session = Session { host: daemon, prepared: None, finished: false };
+            session.serve(stream);
+            session.end();
+        });
+    }
+}
+
+/// One connection of another daemon.
+struct Session {
+    host: Arc<Host>,
+    prepared: Option<VmId>,
+    finished: bool,
+}
+
+/// Why a call gets no good reply.
+enum Refused {
+    Error(String),
+    Cut,
+}
+
+impl From<Struck> for Refused {
+    fn from(struck: Struck) -> Self {
+        match struck {
+            Struck::Failed(reason) => Self::Error(reason),
+            Struck::Cut => Self::Cut,
+        }
+    }
+}
+
+impl Session {
+    fn serve(&mut self, mut stream: UnixStream) {
+        let mut splitter = Splitter::default();
+        let mut buffer = [0; 16 << 10];
+        while let Ok(length @ 1..) = stream.read(&mut buffer) {
+            let mut calls = Vec::new();
+            let well_formed = splitter.push::<LengthError>(&buffer[..length], |message| {
+                if (message.header.program, message.header.kind) == (REMOTE_PROGRAM, Kind::Call) {
+                    calls.push((message.header, message.body.to_vec()));
+                }
+                Ok(())
+            });
+            for (header, body) in calls {
+                let reply = match self.answer(header, &body) {
+                    Ok(body) => header.reply(STATUS_OK).message(&body),
+                    Err(Refused::Error(reason)) => header.refusal_reply(&reason),
+                    Err(Refused::Cut) => return drop(stream.shutdown(Shutdown::Both)),
+                };
+                if stream.write_all(&reply).is_err() {
+                    return;
+                }
+            }
+            if well_formed.is_err() {
+                return;
+            }
+        }
+    }
+
+    /// A copy whose channel ends before Finish is dropped; after it, it stays.
+    fn end(&mut self) {
+        if let Some(vm) = self.prepared.filter(|_| !self.finished) {
+            drop_copy(&self.host, vm);
+        }
+    }
+
+    fn answer(&mut self, header: Header, body: &[u8]) -> Result<Vec<u8>, Refused> {
+        let unreadable = |_| Refused::Error("cannot decode the message".to_owned());
+        match header.procedure {
+            PREPARE => {
+                self.host.faults.meet(Point::Prepare)?;
+                let call = PrepareCall::parse(body).map_err(unreadable)?;
+                self.prepared = Some(prepare(&self.host, &call).map_err(Refused::Error)?);
+                Ok(Writer::new().opaque(b"").optional_text(None).finish())
+            }
+            FINISH => {
+                let call = FinishCall::parse(body).map_err(unreadable)?;
+                let vm = self.prepared.ok_or_else(|| Refused::Error("no migration is in progress".to_owned()))?;
+                let taken = self.finish(vm, &call);
+                self.finished = true;
+                if let Err(refused) = taken {
+                    drop_copy(&self.host, vm);
+                    return Err(refused);
+                }
+                self.host.faults.meet(Point::FinishReply)?;
+                let name = text_parameter(&call.parameters, "destination_name").unwrap_or_default();
+                Ok(Writer::new().text(name).raw(vm.0.as_bytes()).i32(1).opaque(b"").finish())
+            }
+            SUPPORTS_FEATURE => Ok(Writer::new().u32(1).finish()),
+            _ => Ok(Vec::new()),
+        }
+    }
+
+    fn finish(&self, vm: VmId, call: &FinishCall) -> Result<(), Refused> {
+        if call.cancelled {
+            return Err(Refused::Error("migration was cancelled".to_owned()));
+        }
+        self.host.faults.meet(Point::TakeOver)?;
+        let lost = || Refused::Error(format!("no domain with matching uuid '{vm}'"));
+        let receiving = |state: &mut super::State| {
+            state.vms.get(&vm).is_some_and(|entry| matches!(entry.process, Process::Receiving(_)))
+        };
+        let (mut state, _) = self
+            .host
+            .changed
+            .wait_timeout_while(self.host.state(), ARRIVAL_MAX, receiving)
+            .expect("nobody panics while holding it");
+        let entry = state.vms.get_mut(&vm).ok_or_else(lost)?;
+        if !matches!(entry.process, Process::Received(_)) {
+            return Err(lost());
+        }
+        if call.flags & FLAG_PERSIST_DEST != 0 {
+            entry.facts.persistent = true;
+        }
+        drop(state);
+        self.host.shift(vm, |process| match process {
+            Process::Received(memory) => Process::Arrived(memory),
+            other => other,
+        });
+        Ok(())
+    }
+}
+
+/// Ends a copy that was not taken over.
+fn drop_copy(host: &Host, vm: VmId) {
+    host.shift(vm, |process| match process {
+        Process::Receiving(incoming) => {
+            incoming.drop_it();
+            Process::Off
+        }
+        Process::Received(_) => Process::Off,
+        other => other,
+    });
+    host.forget_transient(vm);
+}
+
+/// Checks a definition that wants to come, and listens for its memory.
+fn prepare(host: &Arc<Host>, call: &PrepareCall) -> Result<VmId, String> {
+    if call.flags & FLAG_PAUSED == 0 {
+        return Err("a fake copy arrives paused only".to_owned());
+    }
+    let field = |name| text_parameter(&call.parameters, name).ok_or_else(|| format!("parameter {name} is missing"));
+    let facts = definition::parse(field("destination_xml")?).map_err(|error| error.to_string())?;
+    let vm = facts.id;
+    let path = field("migrate_uri")?.strip_prefix("unix://").ok_or("the migration URI is not of a UNIX socket")?;
+    check_newcomer(host, &facts)?;
+    let socket = host.reach(Path::new(path));
+    // As QEMU does: a path that exists is taken over.
+    let _ = std::fs::remove_file(&socket);
+    let listener =
+        UnixListener::bind(&socket).map_err(|error| format!("Failed to bind {}: {error}", socket.display()))?;
+    let incoming = Arc::new(Incoming { socket, ..Incoming::default() });
+    let mut state = host.state();
+    let entry = state.vms.entry(vm).or_insert_with(|| Vm {
+        guest: FakeGuest { facts: facts.clone(), ..FakeGuest::new(&facts.name, &[]) },
+        facts: facts.clone(),
+        process: Process::Off,
+        outgoing: None,
+        completed: None,
+    });
+    // What arrives brings its own definition; that it is kept here is settled in Finish.
+    entry.facts = VmFacts { persistent: entry.facts.persistent, autostart: entry.facts.autostart, ..facts };
+    entry.process = Process::Receiving(Arc::clone(&incoming));
+    drop(state);
+    let receiver = Arc::clone(host);
+    thread::spawn(move || {
+        let received = receive(&listener, &incoming);
+        let _ = std::fs::remove_file(&incoming.socket);
+        arrived(&receiver, vm, &incoming, received);
+    });
+    host.notify(DomainEvent::Changed(vm));
+    Ok(vm)
+}
+
+fn check_newcomer(host: &Host, facts: &VmFacts<PathBuf>) -> Result<(), String> {
+    let state = host.state();
+    for (id, entry) in &state.vms {
+        let idle = matches!(entry.process, Process::Off);
+        if *id == facts.id && !idle {
+            return Err(format!("operation failed: domain '{}' is already active", facts.name));
+        }
+        if *id != facts.id && entry.facts.name == facts.name {
+            return Err(format!("operation failed: domain '{}' already exists with uuid {id}", facts.name));
+        }
+    }
+    let needed = facts.files.iter().filter(|file| !matches!(file.role, FileRole::NotAFile | FileRole::Nvram));
+    match needed.into_iter().find(|file| !file.place.exists()) {
+        None => Ok(()),
+        Some(file) => Err(format!("Cannot access storage file '{}': No such file or directory", file.place.display())),
+    }
+}
+
+/// What became of a copy's memory.
+fn arrived(host: &Host, vm: VmId, incoming: &Arc<Incoming>, received: io::Result<Memory>) {
+    let mine = |process: &Process| matches!(process, Process::Receiving(found) if Arc::ptr_eq(found, incoming));
+    host.shift(vm, |process| match received {
+        Ok(memory) if mine(&process) => Process::Received(memory),
+        // As QEMU does: a process whose incoming stream breaks ends.
+        Err(_) if mine(&process) => Process::Off,
+        Ok(_) | Err(_) => process,
+    });
+    host.forget_transient(vm);
+}
+
+fn receive(listener: &UnixListener, incoming: &Incoming) -> io::Result<Memory> {
+    let (stream, _) = listener.accept()?;
+    {
+        let mut channel = incoming.channel.lock().expect("nobody panics while holding it");
+        if incoming.dropped.load(Ordering::SeqCst) {
+            return Err(io::ErrorKind::ConnectionAborted.into());
+        }
+        *channel = Some(stream.try_clone()?);
+    }
+    let mut stream = io::BufReader::new(stream);
+    let bad = |what: &str| io::Error::new(io::ErrorKind::InvalidData, what);
+    let (magic, pages) = (word(&mut stream)?, word(&mut stream)?);
+    if magic != MEMORY_MAGIC || pages > PAGES_MAX {
+        return Err(bad("this is no memory stream"));
+    }
+    let dirty_ratio = f64::from_bits(word(&mut stream)?);
+    let mut bytes = vec![0; pages as usize * PAGE_BYTES];
+    loop {
+        match word(&mut stream)? {
+            MEMORY_END if word(&mut stream)? == guest::checksum(&bytes) => {
+                return Ok(Memory::arrived(bytes, dirty_ratio));
+            }
+            MEMORY_END => return Err(bad("memory was spoilt on its way")),
+            page if page < pages => stream.read_exact(&mut bytes[page as usize * PAGE_BYTES..][..PAGE_BYTES])?,
+            _ => return Err(bad("there is no such page")),
+        }
+    }
+}
+
+fn word(stream: &mut impl Read) -> io::Result<u64> {
+    let mut bytes = [0; 8];
+    stream.read_exact(&mut bytes)?;
+    Ok(u64::from_be_bytes(bytes))
+}

@@ -1,0 +1,189 @@
+//! A plan of what goes wrong on one fake host, and where.
+
+use std::{
+    sync::{Arc, Condvar, Mutex, MutexGuard},
+    time::{Duration, Instant},
+};
+
+/// A held thread goes on by itself after this: a test that forgot it shall fail, not hang.
+const HOLD_MAX: Duration = Duration::from_secs(60);
+
+/// A place in the fake's doings at which something can go wrong.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Point {
+    /// [`super::Hypervisor::host`]
+    Host,
+    /// [`super::Hypervisor::vms`] and [`super::Hypervisor::vm`]
+    Vms,
+    /// [`super::Hypervisor::presence`]
+    Presence,
+    /// [`super::Hypervisor::watch`]
+    Watch,
+    /// [`super::Hypervisor::start`]
+    Start,
+    /// [`super::Hypervisor::shutdown`]
+    Shutdown,
+    /// [`super::Hypervisor::resume`]
+    Resume,
+    /// [`super::Hypervisor::destroy`]
+    Destroy,
+    /// [`super::Hypervisor::undefine`]
+    Undefine,
+    /// [`super::Hypervisor::set_autostart`]
+    SetAutostart,
+    /// [`super::Hypervisor::migrate`], before anything else
+    Migrate,
+    /// [`super::Hypervisor::abort_migration`]
+    Abort,
+    /// Source: before this pass over memory, counted from 1. A cut breaks the memory channel.
+    Pass(u32),
+    /// Source: the vCPUs stand still, the rest is not sent yet. A cut breaks the memory channel.
+    Stopped,
+    /// Source: everything is sent, Finish is not called yet. A cut breaks the RPC channel.
+    Finish,
+    /// Destination: Prepare came. A cut breaks the RPC channel.
+    Prepare,
+    /// Destination: Finish came, the copy is not taken over yet. A cut breaks the RPC channel.
+    TakeOver,
+    /// Destination: the copy is taken over, the reply to Finish is not sent yet. A cut breaks the RPC channel.
+    FinishReply,
+}
+
+/// What a thread meets at a [`Point`].
+#[derive(Clone, Debug)]
+enum Action {
+    Fail(String),
+    Cut,
+    Hold(Arc<Gate>),
+}
+
+/// What went wrong.
+#[derive(Clone, Debug)]
+pub(super) enum Struck {
+    /// It fails with this reason.
+    Failed(String),
+    /// The channel in hand breaks.
+    Cut,
+}
+
+/// The plan of one host. Clones are the same plan; each entry strikes once.
+#[derive(Clone, Debug, Default)]
+pub struct Faults(Arc<Mutex<Vec<Entry>>>);
+
+#[derive(Debug)]
+struct Entry {
+    point: Point,
+    /// How many more times the point is passed unharmed.
+    spared: u32,
+    action: Action,
+}
+
+impl Faults {
+    /// Whoever comes to `point` next fails.
+    pub fn fail(&self, point: Point, reason: &str) {
+        self.fail_nth(point, 1, reason);
+    }
+
+    /// Whoever comes to `point` the `nth` time from now, counted from 1, fails.
+    pub fn fail_nth(&self, point: Point, nth: u32, reason: &str) {
+        self.add(point, nth - 1, Action::Fail(reason.to_owned()));
+    }
+
+    /// At `point` the channel in hand breaks next time. Where there is none, it fails.
+    pub fn cut(&self, point: Point) {
+        self.add(point, 0, Action::Cut);
+    }
+
+    /// Whoever comes to `point` next waits there until the returned hold is released or dropped.
+    pub fn hold(&self, point: Point) -> Hold {
+        let gate = Arc::new(Gate::default());
+        self.add(point, 0, Action::Hold(Arc::clone(&gate)));
+        Hold(gate)
+    }
+
+    fn add(&self, point: Point, spared: u32, action: Action) {
+        self.entries().push(Entry { point, spared, action });
+    }
+
+    fn entries(&self) -> MutexGuard<'_, Vec<Entry>> {
+        self.0.lock().expect("nobody panics while holding it")
+    }
+
+    /// Called by the fake at each point.
+    pub(super) fn meet(&self, point: Point) -> Result<(), Struck> {
+        let mut due = Vec::new();
+        self.entries().retain_mut(|entry| {
+            if entry.point != point {
+                return true;
+            }
+            if entry.spared > 0 {
+                entry.spared -= 1;
+                return true;
+            }
+            due.push(entry.action.clone());
+            false
+        });
+        due.into_iter().try_for_each(|action| match action {
+            Action::Fail(reason) => Err(Struck::Failed(reason)),
+            Action::Cut => Err(Struck::Cut),
+            Action::Hold(gate) => gate.wait(),
+        })
+    }
+}
+
+#[derive(Debug, Default)]
+struct Gate {
+    state: Mutex<GateState>,
+    changed: Condvar,
+}
+
+#[derive(Debug, Default)]
+struct GateState {
+    reached: bool,
+    open: bool,
+}
+
+impl Gate {
+    fn wait(&self) -> Result<(), Struck> {
+        let mut state = self.state.lock().expect("nobody panics while holding it");
+        state.reached = true;
+        self.changed.notify_all();
+        let (state, _) = self
+            .changed
+            .wait_timeout_while(state, HOLD_MAX, |state| !state.open)
+            .expect("nobody panics while holding it");
+        if state.open { Ok(()) } else { Err(Struck::Failed("it was held for too long".to_owned())) }
+    }
+}
+
+/// Holds a thread of the fake at a point.
+#[derive(Debug)]
+pub struct Hold(Arc<Gate>);
+
+impl Hold {
+    /// Waits until somebody is held; false if nobody came within `deadline`.
+    pub fn wait_reached(&self, deadline: Duration) -> bool {
+        let end = Instant::now() + deadline;
+        let mut state = self.0.state.lock().expect("nobody panics while holding it");
+        while !state.reached {
+            let left = end.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return false;
+            }
+            state = self.0.changed.wait_timeout(state, left).expect("nobody panics while holding it").0;
+        }
+        true
+    }
+
+    /// Lets whoever is held go on, and whoever would be.
+    pub fn release(&self) {
+        self.0.state.lock().expect("nobody panics while holding it").open = true;
+        self.0.changed.notify_all();
+    }
+}
+
+impl Drop for Hold {
+    fn drop(&mut self) {
+        self.release();
+    }
+}

@@ -1,0 +1,342 @@
+//! The source's end of a fake move: libvirt's client calls, and memory as the guest goes on changing it.
+
+use std::{
+    collections::{BTreeSet, VecDeque},
+    io::{Read, Write},
+    net::Shutdown,
+    os::unix::net::UnixStream,
+    sync::Arc,
+    time::Instant,
+};
+
+use ferry_core::{id::VmId, units::ByteCount};
+
+use super::{
+    Host, Outgoing, Point, Process, Struck,
+    guest::{self, PAGE_BYTES},
+};
+use crate::hypervisor::{
+    HypervisorError, MEMORY_SOCKET, MigrateRequest, MigrationStats, RPC_SOCKET, definition,
+    rpc::{
+        FLAG_LIVE, FLAG_PAUSED, FLAG_PEER2PEER, FLAG_PERSIST_DEST, FinishCall, PrepareCall,
+        message::{
+            AUTH_LIST, CLOSE, FINISH, Header, Kind, LengthError, OPEN, PREPARE, REGISTER_CLOSE_CALLBACK,
+            REMOTE_PROGRAM, STATUS_OK, SUPPORTS_FEATURE, Splitter, UNREGISTER_CLOSE_CALLBACK,
+        },
+        xdr::{Reader, TypedParameter, Writer},
+    },
+};
+
+/// The link as the fake's clock has it: with the downtime limit it says when the rest is small enough. Nothing waits.
+const LINK_BYTES_PER_S: f64 = (1 << 20) as f64;
+/// Pages that leave between two looks at whether somebody wants the move to end.
+const PAGES_PER_BATCH: usize = 64;
+/// First word of the memory stream; then the number of pages and the guest's dirty ratio.
+pub(super) const MEMORY_MAGIC: u64 = 0x4645_5252_5946_414b;
+/// Stands for a page number where the stream ends; then the checksum of all memory.
+pub(super) const MEMORY_END: u64 = u64::MAX;
+/// `VIR_DRV_FEATURE_MIGRATION_PARAMS`
+const FEATURE_MIGRATION_PARAMS: u32 = 13;
+
+/// Why a move did not come to its end.
+enum Trouble {
+    Aborted,
+    Failed(String),
+}
+
+impl Trouble {
+    fn because(what: &'static str) -> impl FnOnce(std::io::Error) -> Self {
+        move |error| Self::Failed(format!("{what}: {error}"))
+    }
+}
+
+impl Struck {
+    fn into_trouble(self) -> Trouble {
+        match self {
+            Self::Failed(reason) => Trouble::Failed(reason),
+            Self::Cut => Trouble::Failed("the channel broke".to_owned()),
+        }
+    }
+}
+
+/// What the two definitions of a move are at the destination.
+struct Definitions {
+    name: String,
+    live: String,
+    persistent: Option<String>,
+}
+
+pub(super) fn migrate(host: &Arc<Host>, request: &MigrateRequest) -> Result<(), HypervisorError> {
+    let vm = request.vm;
+    let what = format!("Could not migrate VM {vm}");
+    let definitions = begin(host, request, &what)?;
+    let outcome = perform(host, request, &definitions);
+    let outgoing = host.state().vms.get_mut(&vm).and_then(|entry| entry.outgoing.take());
+    match outcome {
+        Ok(()) => {
+            if let (Some(entry), Some(outgoing)) = (host.state().vms.get_mut(&vm), outgoing) {
+                entry.completed = Some(outgoing.stats);
+            }
+            host.shift(vm, |_| Process::Off);
+            host.forget_transient(vm);
+            Ok(())
+        }
+        Err(trouble) => {
+            // As libvirt does: whatever the destination has, a source that was not told otherwise runs on.
+            host.shift(vm, |process| match process {
+                Process::HandedOver(memory) => Process::Running(memory),
+                other => other,
+            });
+            Err(match trouble {
+                Trouble::Aborted => HypervisorError::Aborted { what },
+                Trouble::Failed(reason) => HypervisorError::Failed { what, reason },
+            })
+        }
+    }
+}
+
+/// Checks the VM, translates its definition and marks it as moving.
+fn begin(host: &Host, request: &MigrateRequest, what: &str) -> Result<Definitions, HypervisorError> {
+    let vm = request.vm;
+    let refuse = |reason: &str| HypervisorError::Failed { what: what.to_owned(), reason: reason.to_owned() };
+    let mut state = host.state();
+    let entry = state.vms.get_mut(&vm).ok_or(HypervisorError::NoVm(vm))?;
+    if !matches!(entry.process, Process::Running(_)) {
+        return Err(refuse("domain is not running"));
+    }
+    if entry.outgoing.is_some() {
+        return Err(refuse("another migration job is already running for this domain"));
+    }
+    if !entry.facts.host_devices.is_empty() {
+        return Err(refuse("cannot migrate a domain with host devices"));
+    }
+    let live = definition::translate(&guest::definition_xml(&entry.facts), vm, &request.translate)?;
+    entry.outgoing = Some(Outgoing::default());
+    Ok(Definitions {
+        name: entry.facts.name.clone(),
+        persistent: request.persistent.then(|| live.clone()),
+        live,
+    })
+}
+
+fn perform(host: &Host, request: &MigrateRequest, definitions: &Definitions) -> Result<(), Trouble> {
+    let memory_path = request.socket_dir.join(MEMORY_SOCKET);
+    let flags = FLAG_LIVE
+        | FLAG_PEER2PEER
+        | FLAG_PAUSED
+        | if request.persistent { FLAG_PERSIST_DEST } else { 0 };
+    let uri = TypedParameter::text("migrate_uri", format!("unix://{}", memory_path.display()));
+    let name = TypedParameter::text("destination_name", &definitions.name);
+    let mut daemon = Caller::connect(&request.socket_dir.join(RPC_SOCKET))?;
+    daemon.call(AUTH_LIST, &[])?;
+    daemon.call(SUPPORTS_FEATURE, &Writer::new().u32(FEATURE_MIGRATION_PARAMS).finish())?;
+    daemon.call(OPEN, &Writer::new().optional_text(Some("qemu:///system")).u32(0).finish())?;
+    daemon.call(REGISTER_CLOSE_CALLBACK, &[])?;
+    let prepare = PrepareCall {
+        parameters: vec![TypedParameter::text("destination_xml", &definitions.live), uri.clone()],
+        cookie: cookie(request.vm, &definitions.name, ""),
+        flags,
+    };
+    daemon.call(PREPARE, &prepare.body())?;
+    let sent = send_memory(host, request, &memory_path);
+    let finish = FinishCall {
+        parameters: vec![name, uri],
+        cookie: cookie(request.vm, &definitions.name, definitions.persistent.as_deref().unwrap_or_default()),
+        flags,
+        cancelled: sent.is_err(),
+    };
+    if let Err(trouble) = sent {
+        // The destination drops its copy at the latest when this channel ends.
+        let _ = daemon.call(FINISH, &finish.body());
+        return Err(trouble);
+    }
+    match host.faults.meet(Point::Finish) {
+        Ok(()) => {}
+        Err(struck) => return Err(struck.into_trouble()),
+    }
+    commit(host, request.vm)?;
+    daemon.call(FINISH, &finish.body())?;
+    // The VM is there. That the rest is not heard is of no matter.
+    let _ = daemon.call(UNREGISTER_CLOSE_CALLBACK, &[]).and_then(|_| daemon.call(CLOSE, &[]));
+    Ok(())
+}
+
+fn cookie(vm: VmId, name: &str, inside: &str) -> Vec<u8> {
+    let name = name.replace('&', "&amp;").replace('<', "&lt;");
+    format!("<qemu-migration><name>{name}</name><uuid>{vm}</uuid>{inside}</qemu-migration>\0").into_bytes()
+}
+
+/// From here on it is too late to abort.
+fn commit(host: &Host, vm: VmId) -> Result<(), Trouble> {
+    let mut state = host.state();
+    let outgoing = state.vms.get_mut(&vm).and_then(|entry| entry.outgoing.as_mut());
+    let outgoing = outgoing.ok_or_else(|| Trouble::Failed("the VM ended".to_owned()))?;
+    if outgoing.abort {
+        return Err(Trouble::Aborted);
+    }
+    outgoing.committed = true;
+    Ok(())
+}
+
+/// Sends memory pass by pass while the guest runs, stops it when the rest is small, and sends the rest.
+fn send_memory(host: &Host, request: &MigrateRequest, path: &std::path::Path) -> Result<(), Trouble> {
+    let mut stream = UnixStream::connect(path).map_err(Trouble::because("cannot connect to the memory socket"))?;
+    let begun = Instant::now();
+    let vm = request.vm;
+    let limit_pages =
+        ((LINK_BYTES_PER_S * request.downtime_limit.as_secs_f64()) as usize / PAGE_BYTES).max(1);
+    let (pages, dirty_ratio) = with_memory(host, vm, |memory, _| (memory.pages(), memory.dirty_ratio))?;
+    let mut opening = MEMORY_MAGIC.to_be_bytes().to_vec();
+    opening.extend((pages as u64).to_be_bytes());
+    opening.extend(dirty_ratio.to_bits().to_be_bytes());
+    stream.write_all(&opening).map_err(Trouble::because("cannot send memory"))?;
+
+    let mut pass = 1;
+    let mut due: BTreeSet<usize> = (0..pages).collect();
+    while pass == 1 || due.len() > limit_pages {
+        host.faults.meet(Point::Pass(pass)).map_err(Struck::into_trouble)?;
+        due = send_pass(host, vm, &mut stream, &due, pass, begun)?;
+        pass += 1;
+    }
+    let stopped = Instant::now();
+    stop(host, vm)?;
+    host.faults.meet(Point::Stopped).map_err(Struck::into_trouble)?;
+    send_pass(host, vm, &mut stream, &due, pass, begun)?;
+    let sum = with_memory(host, vm, |memory, outgoing| {
+        outgoing.stats.downtime_ms = stopped.elapsed().as_millis() as u64;
+        guest::checksum(&memory.bytes)
+    })?;
+    let mut ending = MEMORY_END.to_be_bytes().to_vec();
+    ending.extend(sum.to_be_bytes());
+    stream.write_all(&ending).map_err(Trouble::because("cannot send memory"))?;
+    stream.shutdown(Shutdown::Write).map_err(Trouble::because("cannot end the memory stream"))
+}
+
+/// Sends the pages that are due and gives those that the guest wrote meanwhile.
+fn send_pass(
+    host: &Host,
+    vm: VmId,
+    stream: &mut UnixStream,
+    due: &BTreeSet<usize>,
+    pass: u32,
+    begun: Instant,
+) -> Result<BTreeSet<usize>, Trouble> {
+    let mut dirtied = BTreeSet::new();
+    let mut left: VecDeque<usize> = due.iter().copied().collect();
+    while !left.is_empty() {
+        let batch: Vec<usize> = left.drain(..left.len().min(PAGES_PER_BATCH)).collect();
+        let mut bytes = Vec::with_capacity(batch.len() * (PAGE_BYTES + 8));
+        with_memory(host, vm, |memory, _| {
+            for page in &batch {
+                bytes.extend((*page as u64).to_be_bytes());
+                bytes.extend(memory.page(*page));
+            }
+        })?;
+        stream.write_all(&bytes).map_err(Trouble::because("cannot send memory"))?;
+        // While a batch leaves the guest writes. One that stands still does not.
+        let mut state = host.state();
+        if let Some(entry) = state.vms.get_mut(&vm) {
+            if let Process::Running(memory) = &mut entry.process {
+                dirtied.extend(memory.dirty(batch.len()));
+            }
+            let total = match &entry.process {
+                Process::Running(memory) | Process::HandedOver(memory) => memory.bytes.len(),
+                _ => 0,
+            };
+            if let Some(outgoing) = &mut entry.outgoing {
+                count(&mut outgoing.stats, batch.len(), left.len() + dirtied.len(), total, pass, begun);
+            }
+        }
+    }
+    Ok(dirtied)
+}
+
+fn count(stats: &mut MigrationStats, sent: usize, left: usize, total: usize, pass: u32, begun: Instant) {
+    let elapsed = begun.elapsed();
+    let bytes = |pages: usize| ByteCount((pages * PAGE_BYTES) as u64);
+    stats.memory_total = ByteCount(total as u64);
+    stats.memory_processed = ByteCount(stats.memory_processed.0 + bytes(sent).0);
+    stats.memory_remaining = bytes(left);
+    stats.iteration = pass;
+    stats.elapsed_ms = elapsed.as_millis() as u64;
+    stats.rate_bytes_per_s = (stats.memory_processed.0 as f64 / elapsed.as_secs_f64().max(1e-6)) as u64;
+}
+
+fn stop(host: &Host, vm: VmId) -> Result<(), Trouble> {
+    with_memory(host, vm, |_, _| ())?;
+    host.shift(vm, |process| match process {
+        Process::Running(memory) => Process::HandedOver(memory),
+        other => other,
+    });
+    Ok(())
+}
+
+/// Looks at the memory of a VM that is being moved, unless the move is to end.
+fn with_memory<T>(
+    host: &Host,
+    vm: VmId,
+    look: impl FnOnce(&guest::Memory, &mut Outgoing) -> T,
+) -> Result<T, Trouble> {
+    let mut state = host.state();
+    let entry = state.vms.get_mut(&vm).ok_or_else(|| Trouble::Failed("the VM ended".to_owned()))?;
+    let (Process::Running(memory) | Process::HandedOver(memory), Some(outgoing)) =
+        (&entry.process, &mut entry.outgoing)
+    else {
+        return Err(Trouble::Failed("the VM ended or was paused".to_owned()));
+    };
+    if outgoing.abort {
+        return Err(Trouble::Aborted);
+    }
+    Ok(look(memory, outgoing))
+}
+
+/// A client of another host's daemon.
+struct Caller {
+    stream: UnixStream,
+    splitter: Splitter,
+    serial: u32,
+}
+
+impl Caller {
+    fn connect(path: &std::path::Path) -> Result<Self, Trouble> {
+        let stream = UnixStream::connect(path).map_err(Trouble::because("unable to connect to server"))?;
+        Ok(Self { stream, splitter: Splitter::default(), serial: 0 })
+    }
+
+    /// Calls and waits for the reply's body.
+    fn call(&mut self, procedure: u32, body: &[u8]) -> Result<Vec<u8>, Trouble> {
+        self.serial += 1;
+        let header = Header::call(procedure, self.serial);
+        self.stream.write_all(&header.message(body)).map_err(Trouble::because("the RPC channel broke"))?;
+        let mut buffer = [0; 16 << 10];
+        loop {
+            let length = self.stream.read(&mut buffer).map_err(Trouble::because("the RPC channel broke"))?;
+            if length == 0 {
+                return Err(Trouble::Failed("the RPC channel ended".to_owned()));
+            }
+            let mut reply = None;
+            let serial = self.serial;
+            self.splitter
+                .push::<LengthError>(&buffer[..length], |message| {
+                    let found = message.header;
+                    if (found.program, found.kind, found.serial) == (REMOTE_PROGRAM, Kind::Reply, serial) {
+                        reply = Some((found.status, message.body.to_vec()));
+                    }
+                    Ok(())
+                })
+                .map_err(|error| Trouble::Failed(error.to_string()))?;
+            match reply {
+                None => {}
+                Some((STATUS_OK, body)) => return Ok(body),
+                Some((_, body)) => return Err(Trouble::Failed(error_text(&body))),
+            }
+        }
+    }
+}
+
+/// The message of an error reply.
+fn error_text(body: &[u8]) -> String {
+    let mut reader = Reader::new(body);
+    let text = reader.i32().and_then(|_| reader.i32()).and_then(|_| reader.optional_text().map(|text| text.map(str::to_owned)));
+    text.ok().flatten().unwrap_or_else(|| "an unknown error".to_owned())
+}

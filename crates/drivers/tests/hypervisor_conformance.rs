@@ -1,0 +1,120 @@
+//! The hypervisor suite: for the fake always, for libvirt where two hosts are given.
+//!
+//! `FERRY_CONFORMANCE_SOURCE` and `FERRY_CONFORMANCE_DESTINATION` are the roots of two hosts as this process sees
+//! them, `/proc/PID/root` of a process in each; each has libvirtd, QEMU and the folder `/srv/ferry/conformance`,
+//! which is one and the same. Needs root.
+
+use std::path::{Path, PathBuf};
+
+use ferry_core::{api::agent::Role, id::VmId};
+use ferry_drivers::hypervisor::{
+    conformance::{self, Side, Site},
+    fake::{FakeGuest, FakeHypervisor, World},
+};
+
+#[test]
+fn the_fake_passes_the_suite_and_never_runs_a_vm_twice() {
+    let base = tempfile::tempdir().expect("a folder");
+    let folder = |name: &str| {
+        let path = base.path().join(name);
+        std::fs::create_dir(&path).expect("created");
+        path
+    };
+    let world = World::new();
+    let source = FakeHypervisor::new("kvm1", folder("a"), &world).expect("listening");
+    let destination = FakeHypervisor::new("kvm2", folder("b"), &world).expect("listening");
+    let share = folder("share");
+    std::os::unix::fs::symlink(&share, base.path().join("mount")).expect("linked");
+    let folders = (share, base.path().join("mount"));
+    let vms = std::cell::RefCell::new(Vec::new());
+    let define = |role: Role, name: &str| -> VmId {
+        let (host, folder) = match role {
+            Role::Source => (&source, &folders.0),
+            Role::Destination => (&destination, &folders.1),
+        };
+        let vm = host.define(FakeGuest::new(name, &[folder.join(format!("{name}.raw"))])).expect("defined");
+        vms.borrow_mut().push(vm);
+        vm
+    };
+    let see = Path::to_owned;
+    conformance::run(&Site {
+        source: Side { hypervisor: &source, see: &see },
+        destination: Side { hypervisor: &destination, see: &see },
+        define: &define,
+        folder: folders.clone(),
+        run_dir: base.path().join("run"),
+    });
+    for vm in vms.into_inner() {
+        assert!(world.most_at_once(vm) <= 1, "{:?}", world.history(vm));
+    }
+}
+
+#[test]
+fn libvirt_passes_the_suite() {
+    let root = |side: &str| std::env::var_os(format!("FERRY_CONFORMANCE_{side}")).map(PathBuf::from);
+    let (Some(source), Some(destination)) = (root("SOURCE"), root("DESTINATION")) else {
+        eprintln!("no hosts given: nothing was tested");
+        return;
+    };
+    libvirt::run(&source, &destination);
+}
+
+mod libvirt {
+    use std::{os::unix::fs::chown, process::Command};
+
+    use ferry_drivers::hypervisor::{Hypervisor, libvirt::Libvirt};
+    use uuid::Uuid;
+
+    use super::*;
+
+    const FOLDER: &str = "/srv/ferry/conformance";
+
+    pub(super) fn run(source: &Path, destination: &Path) {
+        let uri = |root: &Path| format!("qemu:///system?socket={}", root.join("run/libvirt/libvirt-sock").display());
+        let (here, there) = (Libvirt::new(uri(source)), Libvirt::new(uri(destination)));
+        let define = |role: Role, name: &str| match role {
+            Role::Source => define(&here, source, name),
+            Role::Destination => define(&there, destination, name),
+        };
+        let see = |root: &Path| {
+            let root = root.to_owned();
+            move |path: &Path| root.join(path.strip_prefix("/").expect("absolute"))
+        };
+        conformance::run(&Site {
+            source: Side { hypervisor: &here, see: &see(source) },
+            destination: Side { hypervisor: &there, see: &see(destination) },
+            define: &define,
+            folder: (FOLDER.into(), FOLDER.into()),
+            run_dir: "/run/ferry-conformance".into(),
+        });
+    }
+
+    /// A VM without an operating system: its firmware finds no disk to boot and idles.
+    fn define(libvirt: &Libvirt, root: &Path, name: &str) -> VmId {
+        let vm = VmId(Uuid::new_v4());
+        let disk = format!("{FOLDER}/{name}.raw");
+        let seen = root.join(disk.trim_start_matches('/'));
+        std::fs::File::create(&seen).and_then(|file| file.set_len(16 << 20)).expect("the common folder is writable");
+        let (user, group) = libvirt.process_owner().expect("reachable");
+        chown(&seen, Some(user), Some(group)).expect("permitted");
+        let xml = format!(
+            "<domain type='qemu'><name>{name}</name><uuid>{vm}</uuid><memory unit='MiB'>64</memory><vcpu>1</vcpu>\
+             <os><type arch='x86_64' machine='q35'>hvm</type></os><devices>\
+             <disk type='file' device='disk'><driver name='qemu' type='raw' cache='none' error_policy='stop'/>\
+             <source file='{disk}'/><target dev='vda' bus='virtio'/></disk>\
+             <controller type='usb' model='none'/><memballoon model='none'/></devices></domain>"
+        );
+        let file = tempfile::NamedTempFile::new().expect("a file");
+        std::fs::write(file.path(), xml).expect("written");
+        let socket = root.join("run/libvirt/libvirt-sock");
+        let output = Command::new("virsh")
+            .arg("-c")
+            .arg(format!("qemu:///system?socket={}", socket.display()))
+            .arg("define")
+            .arg(file.path())
+            .output()
+            .expect("virsh is installed");
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        vm
+    }
+}
