@@ -1,1 +1,289 @@
-//! Ferry.
+//! Ferry's own programs in a lab: an agent on each host, the server in the fabric, the command line beside it.
+
+use std::{
+    fs,
+    path::PathBuf,
+    process::Command,
+    thread,
+    time::Duration,
+};
+
+use anyhow::{Context as _, ensure};
+use nix::sched::{CloneFlags, setns};
+use serde::de::DeserializeOwned;
+
+use crate::{
+    host::Host,
+    lab::{FABRIC_IP, Lab, Program},
+    run::{Said, run_within, wait_for},
+    samba::{FileServer, PASSWORD, USER},
+};
+
+/// Where an agent's configuration is, inside its host.
+pub const AGENT_CONFIG: &str = "/run/ferry-etc/agent.toml";
+const READY_DEADLINE: Duration = Duration::from_secs(30);
+
+/// Runs `work` in a thread whose sockets are the fabric's.
+///
+/// # Errors
+/// What `work` returns, or that the namespace cannot be entered.
+///
+/// # Panics
+/// When `work` does.
+pub fn in_fabric<T: Send>(lab: &Lab, work: impl FnOnce() -> anyhow::Result<T> + Send) -> anyhow::Result<T> {
+    let namespace = fs::File::open(format!("/run/netns/{}", lab.fabric()))?;
+    thread::scope(|scope| {
+        let entered = move || {
+            setns(&namespace, CloneFlags::CLONE_NEWNET)?;
+            work()
+        };
+        match scope.spawn(entered).join() {
+            Ok(outcome) => outcome,
+            Err(panic) => std::panic::resume_unwind(panic),
+        }
+    })
+}
+
+/// An agent on a host.
+pub struct Agent {
+    /// `ADDRESS:PORT` of its control API.
+    pub address: String,
+    /// The enrolment token that its set-up printed.
+    pub token: String,
+    /// The running program.
+    pub program: Program,
+}
+
+impl Agent {
+    /// Sets a host up as an administrator does, starts libvirt, and runs the agent.
+    ///
+    /// # Errors
+    /// What failed, with what it said.
+    pub fn start(lab: &Lab, host: &Host, environment: &[(&str, &str)]) -> anyhow::Result<Self> {
+        let address = format!("{}:7421", host.ip);
+        fs::create_dir_all(host.path("/run/ferry-etc"))?;
+        fs::write(
+            host.path(AGENT_CONFIG),
+            format!(
+                "listen = \"{address}\"\ndata_address = \"{}\"\nstate_dir = \"/run/ferry-agent\"\nshare_root = \"{}\"\n",
+                host.ip,
+                host.share_root.display()
+            ),
+        )?;
+        let program = lab.program("ferry-agent");
+        let mut setup = host.command(&program);
+        setup.args(["setup", "--config", AGENT_CONFIG]);
+        let said = run_within(setup, READY_DEADLINE)?;
+        ensure!(said.ok(), "ferry-agent setup failed: {}", said.err);
+        let token = said.out.lines().last().context("ferry-agent setup printed no token")?.to_owned();
+        host.start_libvirt()?;
+        let program = Self::run(lab, host, environment)?;
+        Ok(Self { address, token, program })
+    }
+
+    /// Runs the agent of a host that is set up.
+    ///
+    /// # Errors
+    /// When it does not listen in time.
+    pub fn run(lab: &Lab, host: &Host, environment: &[(&str, &str)]) -> anyhow::Result<Program> {
+        let mut command = host.command("env");
+        command.args(environment.iter().map(|(name, value)| format!("{name}={value}")));
+        command.arg(lab.program("ferry-agent")).args(["run", "--config", AGENT_CONFIG]);
+        let log = lab.folder.join(format!("agent-{}.log", host.name));
+        let before = fs::read_to_string(&log).unwrap_or_default().len();
+        let program = Program::start(&format!("ferry-agent on {}", host.name), command, &log)?;
+        wait_for(&format!("the agent of {} listens", host.name), READY_DEADLINE, || {
+            fs::read_to_string(&log).ok()?.get(before..)?.contains("the control API listens").then_some(())
+        })
+        .with_context(|| program.said())?;
+        Ok(program)
+    }
+}
+
+/// A lab with Ferry in it.
+pub struct Ferry {
+    /// The agents, in the order of the hosts.
+    pub agents: Vec<Agent>,
+    /// The server.
+    pub server: Program,
+    /// The file server with share `vms`.
+    pub files: FileServer,
+    /// The hosts; dropped last.
+    pub lab: Lab,
+}
+
+impl Ferry {
+    /// A lab of `hosts` with server and agents enrolled, the share `vms` attached everywhere, and the firewall set.
+    ///
+    /// # Errors
+    /// What failed, with what it said.
+    pub fn up(hosts: usize) -> anyhow::Result<Self> {
+        let mut ferry = Self::up_bare(hosts, &[])?;
+        ferry.enrol()?;
+        ferry.add_share("vms")?;
+        Ok(ferry)
+    }
+
+    /// A lab of `hosts` with server and agents that do not know each other yet. The agents get `environment`.
+    ///
+    /// # Errors
+    /// What failed, with what it said.
+    pub fn up_bare(hosts: usize, environment: &[(&str, &str)]) -> anyhow::Result<Self> {
+        let lab = Lab::up(hosts)?;
+        let files = lab.file_server("fs1", FABRIC_IP, "")?;
+        let (lab_ref, environment) = (&lab, &environment);
+        // Hosts do not know of each other: they start at once.
+        let started: Vec<anyhow::Result<Agent>> = thread::scope(|scope| {
+            let starting: Vec<_> = lab_ref
+                .hosts
+                .iter()
+                .map(|host| {
+                    scope.spawn(move || {
+                        host.set_firewall(false)?;
+                        let agent = Agent::start(lab_ref, host, environment)?;
+                        // libvirt asks QEMU what it can do once, which takes a while: not in the first move.
+                        host.run(&["virsh", "-q", "domcapabilities", "--virttype", "qemu", "--machine", "q35"])?;
+                        Ok(agent)
+                    })
+                })
+                .collect();
+            starting.into_iter().map(|thread| thread.join().expect("no panic")).collect()
+        });
+        let agents = started.into_iter().collect::<anyhow::Result<Vec<_>>>()?;
+        let server = start_server(&lab)?;
+        Ok(Self { agents, server, files, lab })
+    }
+
+    /// Adds every host to the server.
+    ///
+    /// # Errors
+    /// What the command line said.
+    pub fn enrol(&mut self) -> anyhow::Result<()> {
+        for (agent, host) in self.agents.iter().zip(&self.lab.hosts) {
+            let said = self.ferry(&["host", "add", &agent.address, "--name", &host.name, "--token", &agent.token])?;
+            ensure!(said.ok(), "ferry host add {}: {}", host.name, said.err);
+        }
+        Ok(())
+    }
+
+    /// Adds the file server's share, and attaches it on every host.
+    ///
+    /// # Errors
+    /// What the command line said.
+    pub fn add_share(&self, name: &str) -> anyhow::Result<()> {
+        self.must(&["share", "add", name, &self.files.unc()])?;
+        for host in &self.lab.hosts {
+            self.attach(name, &host.name)?;
+        }
+        Ok(())
+    }
+
+    /// Attaches a share on a host.
+    ///
+    /// # Errors
+    /// What the command line said.
+    pub fn attach(&self, share: &str, host: &str) -> anyhow::Result<String> {
+        let password = self.password_file(PASSWORD)?;
+        self.must(&["share", "attach", share, "--host", host, "--user", USER, "--password-file", &password])
+    }
+
+    /// A file with a password, for the command line.
+    ///
+    /// # Errors
+    /// When it cannot be written.
+    pub fn password_file(&self, password: &str) -> anyhow::Result<String> {
+        let path = self.lab.folder.join("password");
+        fs::write(&path, password)?;
+        Ok(path.display().to_string())
+    }
+
+    /// A command of Ferry's command line, in the fabric, that knows the server.
+    ///
+    /// # Errors
+    /// When the server's pin cannot be read.
+    pub fn command(&self, arguments: &[&str]) -> anyhow::Result<Command> {
+        let state = server_state(&self.lab);
+        let mut command = self.lab.in_fabric(self.lab.program("ferry"));
+        command
+            .args(arguments)
+            .env("FERRY_SERVER", format!("https://{FABRIC_IP}:7420"))
+            .env("FERRY_PIN", fs::read_to_string(state.join("server.pin"))?.trim())
+            .env("FERRY_TOKEN_FILE", state.join("admin.token"));
+        Ok(command)
+    }
+
+    /// Runs Ferry's command line, however it ends.
+    ///
+    /// # Errors
+    /// When it cannot be run.
+    pub fn ferry(&self, arguments: &[&str]) -> anyhow::Result<Said> {
+        run_within(self.command(arguments)?, Duration::from_secs(180))
+    }
+
+    /// Runs Ferry's command line, which must end well.
+    ///
+    /// # Errors
+    /// With what it said.
+    pub fn must(&self, arguments: &[&str]) -> anyhow::Result<String> {
+        let said = self.ferry(arguments)?;
+        ensure!(said.ok(), "ferry {} ended with {:?}: {}{}", arguments.join(" "), said.code, said.out, said.err);
+        Ok(said.out)
+    }
+
+    /// Runs Ferry's command line with `--json`; the last line of its output is the answer.
+    ///
+    /// # Errors
+    /// With what it said.
+    pub fn json<T: DeserializeOwned>(&self, arguments: &[&str]) -> anyhow::Result<T> {
+        let mut all = vec!["--json"];
+        all.extend(arguments);
+        let out = self.must(&all)?;
+        parse_last(&out).with_context(|| format!("ferry {} said {out}", arguments.join(" ")))
+    }
+
+    /// Where a host has a share mounted, as its definitions must name it.
+    ///
+    /// # Errors
+    /// When it is not mounted.
+    pub fn mount_of(&self, host: &Host) -> anyhow::Result<PathBuf> {
+        let table = fs::read_to_string(host.path("/run/ferry-agent/shares.json"))?;
+        let shares: Vec<serde_json::Value> = serde_json::from_str(&table)?;
+        let path = shares.first().and_then(|share| share["path"].as_str()).context("No share is attached")?;
+        Ok(path.into())
+    }
+}
+
+fn parse_last<T: DeserializeOwned>(out: &str) -> anyhow::Result<T> {
+    match serde_json::from_str(out) {
+        Ok(value) => Ok(value),
+        Err(_) => Ok(serde_json::from_str(out.lines().last().unwrap_or_default())?),
+    }
+}
+
+/// The server's state folder.
+pub fn server_state(lab: &Lab) -> PathBuf {
+    lab.folder.join("server")
+}
+
+/// Starts the server in the fabric and waits until it listens.
+///
+/// # Errors
+/// When it does not in time.
+pub fn start_server(lab: &Lab) -> anyhow::Result<Program> {
+    let state = server_state(lab);
+    fs::create_dir_all(&state)?;
+    let config = lab.folder.join("server.toml");
+    fs::write(&config, format!("listen = \"{FABRIC_IP}:7420\"\nstate_dir = \"{}\"\n", state.display()))?;
+    let mut command = lab.in_fabric(lab.program("ferry-server"));
+    command.arg("run").arg("--config").arg(&config);
+    let program = Program::start("ferry-server", command, &lab.folder.join("server.log"))?;
+    wait_for("the server listens", READY_DEADLINE, || {
+        let listening = lab.in_fabric("ss");
+        let mut listening = listening;
+        listening.args(["-Hltn", "sport = :7420"]);
+        let said = run_within(listening, Duration::from_secs(5)).ok()?;
+        (said.out.contains(":7420") && state.join("server.pin").is_file()).then_some(())
+    })
+    .with_context(|| program.said())?;
+    Ok(program)
+}

@@ -35,21 +35,25 @@ impl Ticker {
         format!("{NETWORK}.{}", self.address)
     }
 
-    /// Makes its disk in `folder` (the share's backing folder) and gives the disk's name.
+    /// Makes its files in `backing`, the share's backing folder, and gives its definition for a host that has the share
+    /// at `mount`. Kernel and initramfs lie on the share, too: libvirt changes their owner.
     ///
     /// # Errors
-    /// When it cannot be made.
-    pub fn make_disk(&self, folder: &Path) -> anyhow::Result<String> {
-        let name = format!("{}.raw", self.name);
-        let file = fs::File::create(folder.join(&name)).context("Could not make a disk")?;
+    /// When they cannot be made.
+    pub fn prepare(&self, lab: &Lab, backing: &Path, mount: &Path) -> anyhow::Result<String> {
+        let folder = backing.join(&self.name);
+        fs::create_dir_all(&folder).context("Could not make a folder on the share")?;
+        let file = fs::File::create(folder.join("disk.raw")).context("Could not make a disk")?;
         file.set_len(64 << 20)?;
-        Ok(name)
+        fs::copy(&lab.boot.kernel, folder.join("vmlinuz"))?;
+        fs::copy(&lab.boot.initramfs, folder.join("initramfs.img"))?;
+        Ok(self.definition(&mount.join(&self.name)))
     }
 
-    /// Its definition, with its disk at `disk`.
-    pub fn definition(&self, lab: &Lab, disk: &str) -> String {
+    /// Its definition, with its files in `folder`.
+    pub fn definition(&self, folder: &Path) -> String {
         let Self { name, uuid, memory_mib, pattern_mib, dirty_mib_per_s, .. } = self;
-        let (kernel, initramfs) = (lab.boot.kernel.display(), lab.boot.initramfs.display());
+        let folder = folder.display();
         let mac = format!("52:54:00:77:00:{:02x}", self.address);
         format!(
             "<domain type='qemu'>
@@ -59,8 +63,8 @@ impl Ticker {
   <vcpu>1</vcpu>
   <os>
     <type arch='x86_64' machine='q35'>hvm</type>
-    <kernel>{kernel}</kernel>
-    <initrd>{initramfs}</initrd>
+    <kernel>{folder}/vmlinuz</kernel>
+    <initrd>{folder}/initramfs.img</initrd>
     <cmdline>console=ttyS0 quiet panic=1 ticker.name={name} ticker.ip={ip} ticker.memory_mib={pattern_mib} ticker.dirty_mib_per_s={dirty_mib_per_s}</cmdline>
   </os>
   <features><acpi/></features>
@@ -68,7 +72,7 @@ impl Ticker {
   <devices>
     <disk type='file' device='disk'>
       <driver name='qemu' type='raw' cache='none' error_policy='stop'/>
-      <source file='{disk}'/><target dev='vda' bus='virtio'/>
+      <source file='{folder}/disk.raw'/><target dev='vda' bus='virtio'/>
     </disk>
     <interface type='bridge'><source bridge='br0'/><mac address='{mac}'/><model type='virtio'/></interface>
     <serial type='file'><source path='/var/log/libvirt/qemu/{name}.serial'/><target port='0'/></serial>

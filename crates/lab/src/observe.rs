@@ -73,7 +73,7 @@ impl Observer {
         let beats = Arc::new(Mutex::new(Vec::new()));
         let mut children = Vec::new();
         for host in &lab.hosts {
-            let (child, mut packets) = tcpdump(lab, host, "inbound", "udp dst port 7007")?;
+            let (child, mut packets) = tcpdump(lab, host, "in", "udp dst port 7007")?;
             children.push(child);
             let (beats, name) = (Arc::clone(&beats), host.name.clone());
             std::thread::spawn(move || {
@@ -258,7 +258,7 @@ pub fn holds_mark(packet: &[u8]) -> bool {
 
 fn tcpdump(lab: &Lab, host: &Host, direction: &str, filter: &str) -> anyhow::Result<(Child, Packets)> {
     let mut command = lab.in_fabric("tcpdump");
-    command.args(["-i", &host.port, "-Q", direction, "-n", "-s", "0", "-U", "-B", "32768", "-w", "-", filter]);
+    command.args(["-i", &host.port, "-Q", direction, "-n", "-Z", "root", "-s", "0", "-U", "-B", "32768", "-w", "-", filter]);
     let mut child = command
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
