@@ -74,17 +74,20 @@ fn next(log: &[LogEvent]) -> Next {
     if phase(log).ended() {
         return Next::End;
     }
-    let (mut open, mut failed, mut cancelled) = (Vec::new(), false, false);
+    let (mut open, mut failed, mut cancelled, mut pivoting) = (Vec::new(), false, false, false);
     let mut outcome = None;
     for event in log {
         match event {
             LogEvent::Accepted | LogEvent::Admitted | LogEvent::UndoFailed { .. } => {}
             LogEvent::AttemptStarted { .. } => {
-                (open, failed, cancelled, outcome) = (Vec::new(), false, false, None)
+                (open, failed, cancelled, pivoting, outcome) =
+                    (Vec::new(), false, false, false, None);
             }
             LogEvent::Intent { step } => {
                 open.push(*step);
                 outcome = None;
+                // A wish to cancel that came before the pivot's intent keeps the pivot from being run at all.
+                pivoting |= step.class() == StepClass::Pivot && !cancelled;
             }
             LogEvent::Succeeded { step } => outcome = Some(*step),
             LogEvent::Failed { step, .. } => failed |= step.class() != StepClass::Retriable,
@@ -96,7 +99,7 @@ fn next(log: &[LogEvent]) -> Next {
         }
     }
     // Once the pivot has begun, only its own outcome says whether the move can be taken back.
-    if failed || (cancelled && !open.contains(&Step::Perform)) {
+    if failed || (cancelled && !pivoting) {
         let newest = open
             .iter()
             .rev()

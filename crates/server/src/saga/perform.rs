@@ -171,7 +171,9 @@ fn course(source: &Side, destination: &Side) -> Course {
             }
             // A source never resumes; if it says so, only asking helps.
             Stage::Resumed => {
-                return Course::Settle("The source reports a stage that it cannot reach".to_owned());
+                return Course::Settle(
+                    "The source reports a stage that it cannot reach".to_owned(),
+                );
             }
             Stage::Prepared | Stage::Performing => {}
         },
