@@ -1,2 +1,75 @@
-//! Program `ferry-server`.
-fn main() {}
+//! `ferry-server`: runs the control plane.
+
+use std::path::PathBuf;
+
+use clap::{Parser, Subcommand};
+use ferry_server::{Server, config::Config, openapi_document, renew_token};
+use tokio::signal::unix::{SignalKind, signal};
+use tracing_subscriber::EnvFilter;
+
+/// The control plane of Ferry: REST API, jobs, inventory.
+#[derive(Debug, Parser)]
+#[command(name = "ferry-server", version)]
+struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Answer the REST API until told to stop by SIGTERM or Ctrl-C
+    Run {
+        /// Read settings from this file [default: /etc/ferry/server.toml, if there]
+        #[arg(long)]
+        config: Option<PathBuf>,
+    },
+    /// Replace the administrator's token and print the file that holds the new one
+    Token {
+        /// Read settings from this file [default: /etc/ferry/server.toml, if there]
+        #[arg(long)]
+        config: Option<PathBuf>,
+    },
+    /// Print the OpenAPI document of the REST API
+    Openapi,
+}
+
+fn main() -> anyhow::Result<()> {
+    let filter =
+        EnvFilter::try_from_env("FERRY_LOG").unwrap_or_else(|_| EnvFilter::new("info,sqlx=warn"));
+    let colour = std::io::IsTerminal::is_terminal(&std::io::stderr());
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_ansi(colour)
+        .with_writer(std::io::stderr)
+        .init();
+    #[cfg(feature = "failpoints")]
+    let _scenario = fail::FailScenario::setup();
+    match Arguments::parse().command {
+        Command::Run { config } => run(Config::read(config.as_deref())?),
+        Command::Token { config } => token(&Config::read(config.as_deref())?),
+        Command::Openapi => {
+            print!("{}", openapi_document());
+            Ok(())
+        }
+    }
+}
+
+#[tokio::main]
+async fn run(config: Config) -> anyhow::Result<()> {
+    let server = Server::start(&config).await?;
+    let (mut terminate, mut interrupt) = (
+        signal(SignalKind::terminate())?,
+        signal(SignalKind::interrupt())?,
+    );
+    tokio::select! {
+        _ = terminate.recv() => {}
+        _ = interrupt.recv() => {}
+    }
+    server.stop().await
+}
+
+#[tokio::main(flavor = "current_thread")]
+async fn token(config: &Config) -> anyhow::Result<()> {
+    println!("{}", renew_token(config).await?.display());
+    Ok(())
+}

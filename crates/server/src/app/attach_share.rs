@@ -1,0 +1,92 @@
+//! Attaches a share on a host, and shows that it is the share that other hosts have under this name.
+
+use std::sync::Arc;
+
+use ferry_core::{
+    api::{
+        agent::AttachRequest,
+        server::{AttachShare, ShareView},
+    },
+    preflight::{Sameness, not_same},
+};
+
+use super::show_shares;
+use crate::{App, failure::Failure, inventory::Host, store::ShareRecord};
+
+pub(crate) async fn attach_share(
+    app: &Arc<App>,
+    share: &str,
+    host: &str,
+    body: AttachShare,
+) -> Result<ShareView, Failure> {
+    let title = format!("Could not attach share {share} on host {host}");
+    let share = show_shares::find(app, &title, share).await?;
+    let host = app
+        .inventory
+        .find(host)
+        .map_err(|finding| Failure::found(&title, finding))?;
+    let was_attached = has(&host, &share);
+    let request = AttachRequest {
+        unc: share.unc.clone(),
+        credentials: body.credentials,
+        at: body.at,
+    };
+    let attached = host.agent.attach_share(share.id, &request).await;
+    attached.map_err(|error| Failure::of_agent(&title, host.name(), &error))?;
+    app.inventory.refresh(&host).await;
+    if let Some(other) = differing(app, &share, &host).await {
+        // What was there before this request is not taken away: a VM may use it.
+        if !was_attached && let Err(error) = host.agent.detach_share(share.id).await {
+            tracing::warn!(
+                host = host.name(),
+                share = share.name,
+                error = error.chain(),
+                "A share stays attached"
+            );
+        }
+        app.inventory.refresh(&host).await;
+        return Err(Failure::found(
+            title,
+            not_same(&share.name, host.name(), other.name()),
+        ));
+    }
+    tracing::info!(
+        host = host.name(),
+        share = share.name,
+        "A share was attached"
+    );
+    Ok(show_shares::view(app, share))
+}
+
+/// A host whose mount is shown to be of another share.
+async fn differing(app: &App, share: &ShareRecord, host: &Arc<Host>) -> Option<Arc<Host>> {
+    for other in app.inventory.hosts() {
+        if other.record.id == host.record.id || !other.seen().reachable || !has(&other, share) {
+            continue;
+        }
+        match app.proofs.prove(share.id, host, &other).await {
+            // One proof is enough: the others were shown to be the same as this one when they were attached.
+            Sameness::Proven => return None,
+            Sameness::Different => return Some(other),
+            // The check before a move asks again, and refuses if it cannot be shown then.
+            Sameness::NotProven(why) => {
+                tracing::info!(
+                    share = share.name,
+                    why,
+                    "Whether the share is the same could not be shown yet"
+                );
+            }
+        }
+    }
+    None
+}
+
+fn has(host: &Host, share: &ShareRecord) -> bool {
+    let seen = host.seen();
+    seen.observation.is_some_and(|observation| {
+        observation
+            .shares
+            .iter()
+            .any(|attached| attached.id == share.id)
+    })
+}

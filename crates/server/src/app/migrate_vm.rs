@@ -1,0 +1,169 @@
+//! Moves a VM: judges it now, refuses with every finding, or accepts a job.
+
+use std::sync::Arc;
+
+use ferry_core::{
+    api::server::{Candidate, JobView, MigrateVm},
+    finding::{Finding, FindingId, any_blocks},
+    id::{Generation, SessionId},
+    job::MoveKind,
+    migration::LogEvent,
+    preflight::shares_of,
+    vm::VmFacts,
+};
+use uuid::Uuid;
+
+use super::{check_move, invalid, show_vms};
+use crate::{
+    App,
+    clock::now_ms,
+    failure::Failure,
+    inventory::Host,
+    saga::migrate::Plan,
+    store::{Created, HostName, JobRecord, NewJob},
+};
+
+/// QEMU's own default.
+const DOWNTIME_LIMIT_MS: u32 = 300;
+const DOWNTIME_LIMITS_MS: std::ops::RangeInclusive<u32> = 10..=10_000;
+/// Below this a move of a guest that does nothing would not end.
+const BANDWIDTH_MIN: u64 = 1 << 20;
+const TIMEOUT_MS: u64 = 60 * 60 * 1000;
+const TIMEOUTS_MS: std::ops::RangeInclusive<u64> = 1000..=7 * 24 * 60 * 60 * 1000;
+
+/// What came of it.
+pub(crate) enum Moved {
+    /// It was only tried.
+    Tried(Candidate),
+    /// A job does it.
+    Accepted(JobView),
+}
+
+pub(crate) async fn migrate_vm(
+    app: &Arc<App>,
+    reference: &str,
+    body: &MigrateVm,
+    by: &str,
+) -> Result<Moved, Failure> {
+    let title = format!("Could not move VM {reference} to {}", body.destination);
+    check_numbers(&title, body)?;
+    let (source, vm) = show_vms::find(app, &title, reference)?;
+    let destination = app
+        .inventory
+        .find(&body.destination)
+        .map_err(|finding| Failure::found(&title, finding))?;
+    let busy = show_vms::moving(app).await?.get(&vm.id).copied();
+    let checked = check_move::deeply(app, vm.id, &source, &destination, busy).await?;
+    if body.dry_run {
+        return Ok(Moved::Tried(checked.candidate));
+    }
+    let vm = match checked.vm {
+        Some(vm) if !any_blocks(&checked.findings) => vm,
+        Some(_) | None => return Err(Failure::refused(title, checked.findings)),
+    };
+    let job = new_job(&source, &destination, &vm, body, by, checked.findings);
+    let opening = [
+        LogEvent::Accepted,
+        LogEvent::Admitted,
+        LogEvent::AttemptStarted { attempt: 1 },
+    ];
+    let id = match app.store.create_job(&job, &opening).await? {
+        Created::Job(id) => id,
+        Created::Busy(other) => {
+            let finding = Finding::blocks(
+                FindingId::VmBusy,
+                &vm.name,
+                format!("Job {other} moves VM {} now", vm.name),
+                format!(
+                    "Wait for it (`ferry job watch {other}`) or cancel it (`ferry job cancel {other}`)"
+                ),
+            );
+            return Err(Failure::found(title, finding));
+        }
+    };
+    tracing::info!(
+        job = id.0,
+        vm = vm.name,
+        source = source.name(),
+        destination = destination.name(),
+        by,
+        "A move was accepted"
+    );
+    let record = JobRecord {
+        id,
+        job,
+        figures: None,
+    };
+    app.jobs.start(app, record.clone(), false);
+    Ok(Moved::Accepted(app.job_view(&record).await?))
+}
+
+fn new_job(
+    source: &Host,
+    destination: &Host,
+    vm: &VmFacts,
+    body: &MigrateVm,
+    by: &str,
+    findings: Vec<Finding>,
+) -> NewJob {
+    let accepted_at_ms = now_ms();
+    let plan = Plan {
+        session: SessionId(Uuid::new_v4()),
+        secret: ferry_trust::random_secret(),
+        generation: Generation(accepted_at_ms),
+        downtime_limit_ms: body.downtime_limit_ms.unwrap_or(DOWNTIME_LIMIT_MS),
+        bandwidth_bytes_per_s: body.bandwidth_bytes_per_s,
+        timeout_ms: body.timeout_ms.unwrap_or(TIMEOUT_MS),
+        persistent: vm.persistent,
+        autostart: vm.autostart,
+        shares: shares_of(vm).into_iter().collect(),
+    };
+    let name = |host: &Host| HostName {
+        id: host.record.id,
+        name: host.record.name.clone(),
+    };
+    NewJob {
+        kind: MoveKind::Live,
+        vm: vm.id,
+        vm_name: vm.name.clone(),
+        source: name(source),
+        destination: name(destination),
+        by: by.to_owned(),
+        accepted_at_ms,
+        plan: serde_json::to_string(&plan).expect("our types have text keys only"),
+        findings,
+    }
+}
+
+fn check_numbers(title: &str, body: &MigrateVm) -> Result<(), Failure> {
+    let bad = |what: &str, value: String, fix: String| {
+        Err(invalid(
+            title,
+            what,
+            format!("{what} cannot be {value}"),
+            fix,
+        ))
+    };
+    match (
+        body.downtime_limit_ms,
+        body.bandwidth_bytes_per_s,
+        body.timeout_ms,
+    ) {
+        (Some(limit), _, _) if !DOWNTIME_LIMITS_MS.contains(&limit) => bad(
+            "downtime_limit_ms",
+            limit.to_string(),
+            "Give 10 to 10000 milliseconds".to_owned(),
+        ),
+        (_, Some(bandwidth), _) if bandwidth < BANDWIDTH_MIN => bad(
+            "bandwidth_bytes_per_s",
+            bandwidth.to_string(),
+            format!("Give at least {BANDWIDTH_MIN} bytes per second"),
+        ),
+        (_, _, Some(timeout)) if !TIMEOUTS_MS.contains(&timeout) => bad(
+            "timeout_ms",
+            timeout.to_string(),
+            "Give one second to seven days".to_owned(),
+        ),
+        _ => Ok(()),
+    }
+}

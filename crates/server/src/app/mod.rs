@@ -1,0 +1,54 @@
+//! What can be asked of Ferry: one file per use case.
+
+pub(crate) mod add_host;
+pub(crate) mod add_share;
+pub(crate) mod attach_share;
+pub(crate) mod cancel_job;
+pub(crate) mod check_move;
+pub(crate) mod detach_share;
+pub(crate) mod migrate_vm;
+pub(crate) mod power_vm;
+pub(crate) mod remove_host;
+pub(crate) mod remove_share;
+pub(crate) mod show_hosts;
+pub(crate) mod show_jobs;
+pub(crate) mod show_shares;
+pub(crate) mod show_vms;
+
+use ferry_core::finding::{Finding, FindingId};
+
+use crate::failure::Failure;
+
+/// Longest name of a host or share.
+const NAME_LENGTH_MAX: usize = 64;
+
+/// Refuses what cannot be a name: names stand in paths, tables and shell commands, and are not to look like ids.
+fn check_name(title: &str, name: &str) -> Result<(), Failure> {
+    let starts_well = name.starts_with(|first: char| first.is_ascii_alphanumeric());
+    let holds_well = name
+        .chars()
+        .all(|each| each.is_ascii_alphanumeric() || ['-', '_', '.'].contains(&each));
+    if starts_well
+        && holds_well
+        && name.len() <= NAME_LENGTH_MAX
+        && uuid::Uuid::parse_str(name).is_err()
+    {
+        return Ok(());
+    }
+    Err(invalid(
+        title,
+        name,
+        format!("{name:?} cannot be a name"),
+        format!(
+            "Use up to {NAME_LENGTH_MAX} letters, digits, '-', '_' and '.', beginning with a letter or digit"
+        ),
+    ))
+}
+
+/// A request that makes no sense.
+fn invalid(title: &str, object: &str, message: String, fix: impl Into<String>) -> Failure {
+    Failure::found(
+        title,
+        Finding::blocks(FindingId::RequestInvalid, object, message, fix),
+    )
+}

@@ -1,0 +1,55 @@
+//! Starts a VM, or asks its guest to shut down.
+
+use std::sync::Arc;
+
+use ferry_core::{
+    api::{agent::Power, server::VmView},
+    finding::{Finding, FindingId},
+    vm::VmState,
+};
+
+use super::show_vms;
+use crate::{App, failure::Failure};
+
+pub(crate) async fn power_vm(
+    app: &Arc<App>,
+    reference: &str,
+    power: Power,
+) -> Result<VmView, Failure> {
+    let title = match power {
+        Power::Start => format!("Could not start VM {reference}"),
+        Power::Shutdown => format!("Could not shut VM {reference} down"),
+    };
+    let (host, vm) = show_vms::find(app, &title, reference)?;
+    let jobs = show_vms::moving(app).await?;
+    if let Some(job) = jobs.get(&vm.id) {
+        let finding = Finding::blocks(
+            FindingId::VmBusy,
+            &vm.name,
+            format!("Job {job} moves VM {} now", vm.name),
+            format!(
+                "Wait for it (`ferry job watch {job}`) or cancel it (`ferry job cancel {job}`)"
+            ),
+        );
+        return Err(Failure::found(title, finding));
+    }
+    match (power, vm.state) {
+        // As wanted already.
+        (Power::Start, VmState::Running) => return Ok(show_vms::view(app, &jobs, host.name(), vm)),
+        (Power::Shutdown, VmState::ShutOff) => {
+            let finding = Finding::blocks(
+                FindingId::VmNotRunning,
+                &vm.name,
+                format!("VM {} is shut off on {} already", vm.name, host.name()),
+                "Nothing needs to be done",
+            );
+            return Err(Failure::found(title, finding));
+        }
+        (Power::Start | Power::Shutdown, _) => {}
+    }
+    let done = host.agent.power(vm.id, power).await;
+    done.map_err(|error| Failure::of_agent(&title, host.name(), &error))?;
+    let seen = app.inventory.refresh(&host).await;
+    let facts = seen.vm(vm.id).cloned().unwrap_or(vm);
+    Ok(show_vms::view(app, &jobs, host.name(), facts))
+}

@@ -1,0 +1,75 @@
+//! The server's settings, `/etc/ferry/server.toml`.
+
+use std::{
+    net::SocketAddr,
+    path::{Path, PathBuf},
+};
+
+use anyhow::Context as _;
+use serde::Deserialize;
+
+/// Where the settings are unless the command line says otherwise.
+pub const CONFIG_PATH: &str = "/etc/ferry/server.toml";
+
+/// Settings. Every one has a default: an absent file is an empty one.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Config {
+    /// Where the REST API listens.
+    pub listen: SocketAddr,
+    /// Keys, tokens and, by default, the database. Only its owner may read it.
+    pub state_dir: PathBuf,
+    /// The database file; `None`: `ferry.db` in `state_dir`.
+    pub database: Option<PathBuf>,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            listen: SocketAddr::from(([127, 0, 0, 1], 7420)),
+            state_dir: PathBuf::from("/var/lib/ferry-server"),
+            database: None,
+        }
+    }
+}
+
+impl Config {
+    /// Reads `path`, or the default path if there is a file.
+    ///
+    /// # Errors
+    /// When a named file cannot be read, or a file holds something else than settings: it says which line.
+    pub fn read(path: Option<&Path>) -> anyhow::Result<Self> {
+        let file = path.unwrap_or(Path::new(CONFIG_PATH));
+        match std::fs::read_to_string(file) {
+            Ok(text) => toml::from_str(&text)
+                .with_context(|| format!("Could not understand {}", file.display())),
+            Err(error) if path.is_none() && error.kind() == std::io::ErrorKind::NotFound => {
+                Ok(Self::default())
+            }
+            Err(error) => Err(error).with_context(|| format!("Could not read {}", file.display())),
+        }
+    }
+
+    /// The database file.
+    pub fn database(&self) -> PathBuf {
+        self.database
+            .clone()
+            .unwrap_or_else(|| self.state_dir.join("ferry.db"))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn settings_have_defaults_and_unknown_ones_are_refused() {
+        let config: Config = toml::from_str("listen = \"10.0.0.9:7420\"").expect("settings");
+        assert_eq!(config.listen, SocketAddr::from(([10, 0, 0, 9], 7420)));
+        assert_eq!(
+            config.database(),
+            Path::new("/var/lib/ferry-server/ferry.db")
+        );
+        assert!(toml::from_str::<Config>("listne = \"10.0.0.9:7420\"").is_err());
+    }
+}

@@ -1,0 +1,149 @@
+//! A POST with an `Idempotency-Key` is done once: the same key with the same request gets the first answer again.
+
+use std::time::Duration;
+
+use axum::{
+    Extension,
+    body::{Body, to_bytes},
+    extract::{Request, State},
+    http::{HeaderValue, Method, StatusCode, header::CONTENT_TYPE},
+    middleware::Next,
+    response::{IntoResponse, Response},
+};
+use ferry_core::{
+    api::problem::PROBLEM_MEDIA_TYPE,
+    finding::{Finding, FindingId},
+};
+
+use super::{AppState, BODY_BYTES_MAX, Caller, problems};
+use crate::{
+    App,
+    clock::now_ms,
+    failure::Failure,
+    store::{Answer, Begun},
+};
+
+const HEADER: &str = "idempotency-key";
+/// Keys are UUIDs as a rule.
+const KEY_LENGTH_MAX: usize = 128;
+/// Answers to POST are one object each.
+const ANSWER_BYTES_MAX: usize = 4 << 20;
+/// A repeated request waits this long for the first one's answer.
+const FIRST_ANSWER_WITHIN: Duration = Duration::from_secs(100);
+const LOOK_AGAIN: Duration = Duration::from_millis(50);
+
+pub(super) async fn answer_once(
+    State(app): AppState,
+    Extension(caller): Extension<Caller>,
+    request: Request,
+    next: Next,
+) -> Response {
+    let Some(key) = request
+        .headers()
+        .get(HEADER)
+        .filter(|_| request.method() == Method::POST)
+    else {
+        return next.run(request).await;
+    };
+    let key = match key.to_str() {
+        Ok(key) if !key.is_empty() && key.len() <= KEY_LENGTH_MAX => format!("{} {key}", caller.0),
+        _ => {
+            let message =
+                format!("An idempotency key has 1 to {KEY_LENGTH_MAX} visible ASCII characters");
+            return problems::invalid(
+                StatusCode::BAD_REQUEST,
+                HEADER,
+                message,
+                "Use a new UUID per request",
+            );
+        }
+    };
+    let (parts, body) = request.into_parts();
+    let Ok(body) = to_bytes(body, BODY_BYTES_MAX).await else {
+        return StatusCode::PAYLOAD_TOO_LARGE.into_response();
+    };
+    let asked = format!(
+        "{} {}\n{}",
+        parts.method,
+        parts.uri,
+        String::from_utf8_lossy(&body)
+    );
+    let request_hash = ferry_trust::token_hash(&asked);
+    match first(&app, &key, &request_hash).await {
+        Ok(Begun::New) => {}
+        Ok(Begun::Answered(answer)) => return repeat(answer),
+        Ok(Begun::Working) => {
+            return refused(
+                "The first request with this key is still being worked on",
+                "Ask again later",
+            );
+        }
+        Ok(Begun::Other) => {
+            return refused(
+                "The key was used before with another request",
+                "Use a new key for a new request",
+            );
+        }
+        Err(failure) => return failure.into_response(),
+    }
+    // In a task of its own: a caller that goes away does not leave the work half done or the key taken.
+    let work = tokio::spawn(async move {
+        let answer = next.run(Request::from_parts(parts, Body::from(body))).await;
+        keep(&app, &key, answer).await
+    });
+    work.await
+        .unwrap_or_else(|_| StatusCode::INTERNAL_SERVER_ERROR.into_response())
+}
+
+/// Takes the key, or waits for the answer of the request that has it.
+async fn first(app: &App, key: &str, request_hash: &str) -> Result<Begun, Failure> {
+    let end = tokio::time::Instant::now() + FIRST_ANSWER_WITHIN;
+    loop {
+        let begun = app.store.begin_answer(key, request_hash, now_ms()).await?;
+        if begun != Begun::Working || tokio::time::Instant::now() >= end || app.stop.is_cancelled()
+        {
+            return Ok(begun);
+        }
+        tokio::time::sleep(LOOK_AGAIN).await;
+    }
+}
+
+/// Stores the answer. A fault of ours is not kept: the same request may succeed later.
+async fn keep(app: &App, key: &str, answer: Response) -> Response {
+    let (parts, body) = answer.into_parts();
+    let Ok(body) = to_bytes(body, ANSWER_BYTES_MAX).await else {
+        return StatusCode::INTERNAL_SERVER_ERROR.into_response();
+    };
+    let kept = Answer {
+        status: parts.status.as_u16(),
+        body: String::from_utf8_lossy(&body).into_owned(),
+    };
+    let stored = app
+        .store
+        .end_answer(key, Some(&kept).filter(|_| !parts.status.is_server_error()))
+        .await;
+    if let Err(error) = stored {
+        return Failure::Store(error).into_response();
+    }
+    Response::from_parts(parts, Body::from(body))
+}
+
+fn repeat(answer: Answer) -> Response {
+    let status = StatusCode::from_u16(answer.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+    let media = if status.is_success() {
+        "application/json"
+    } else {
+        PROBLEM_MEDIA_TYPE
+    };
+    (
+        status,
+        [(CONTENT_TYPE, HeaderValue::from_static(media))],
+        answer.body,
+    )
+        .into_response()
+}
+
+fn refused(message: &str, fix: &str) -> Response {
+    let finding = Finding::blocks(FindingId::RequestIdempotency, HEADER, message, fix);
+    Failure::found("The request was not done", finding).into_response()
+}

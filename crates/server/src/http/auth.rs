@@ -1,0 +1,49 @@
+//! Every call carries a token; of tokens the database holds the hash.
+
+use axum::{
+    extract::{Request, State},
+    http::{
+        HeaderValue,
+        header::{AUTHORIZATION, WWW_AUTHENTICATE},
+    },
+    middleware::Next,
+    response::{IntoResponse, Response},
+};
+use ferry_core::finding::{Finding, FindingId};
+
+use super::{AppState, Caller};
+use crate::failure::Failure;
+
+/// Lets calls with a valid token through, and says whose it is.
+pub(super) async fn authenticate(
+    State(app): AppState,
+    mut request: Request,
+    next: Next,
+) -> Response {
+    let token = request
+        .headers()
+        .get(AUTHORIZATION)
+        .and_then(|value| value.to_str().ok())
+        .and_then(|value| value.split_once(' '))
+        .filter(|(scheme, _)| scheme.eq_ignore_ascii_case("bearer"))
+        .map(|(_, token)| token.trim().to_owned());
+    let message = match token {
+        None => "The call carries no token",
+        Some(token) => match app.store.token_name(&ferry_trust::token_hash(&token)).await {
+            Ok(Some(name)) => {
+                request.extensions_mut().insert(Caller(name));
+                return next.run(request).await;
+            }
+            Ok(None) => "The call's token is not valid",
+            Err(error) => return Failure::Store(error).into_response(),
+        },
+    };
+    let fix =
+        "Use the token in the file admin.token of the server's state directory: `ferry login`";
+    let finding = Finding::blocks(FindingId::AuthToken, "token", message, fix);
+    let mut refusal = Failure::found("The call is not authorised", finding).into_response();
+    refusal
+        .headers_mut()
+        .insert(WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
+    refusal
+}

@@ -1,0 +1,76 @@
+//! The REST API over TLS: who may call, one function per route, every error as a problem.
+
+mod answer_once;
+mod auth;
+mod events;
+mod hosts;
+mod jobs;
+mod openapi;
+mod problems;
+mod shares;
+mod vms;
+
+use std::sync::Arc;
+
+use axum::{
+    Router,
+    extract::{DefaultBodyLimit, State},
+    middleware::{from_fn, from_fn_with_state},
+    response::{IntoResponse, Response},
+    routing::{delete, get, post, put},
+};
+
+use crate::{App, failure::Failure};
+
+pub use openapi::openapi_document;
+
+/// The largest body that a request of ours has is an enrolment token with a name: far below this.
+const BODY_BYTES_MAX: usize = 64 << 10;
+
+/// Shared by all routes.
+type AppState = State<Arc<App>>;
+
+/// Who calls.
+#[derive(Clone, Debug)]
+struct Caller(String);
+
+/// What a handler gives: its answer, or why not.
+type Answer<T> = Result<T, Failure>;
+
+impl IntoResponse for Failure {
+    fn into_response(self) -> Response {
+        problems::response(&self.into_problem())
+    }
+}
+
+/// Every route.
+pub(crate) fn router(app: Arc<App>) -> Router {
+    let v1 = Router::new()
+        .route("/hosts", get(hosts::list).post(hosts::add))
+        .route("/hosts/{host}", get(hosts::show).delete(hosts::remove))
+        .route("/shares", get(shares::list).post(shares::add))
+        .route("/shares/{share}", get(shares::show).delete(shares::remove))
+        .route(
+            "/shares/{share}/hosts/{host}",
+            put(shares::attach).merge(delete(shares::detach)),
+        )
+        .route("/vms", get(vms::list))
+        .route("/vms/{vm}", get(vms::show))
+        .route("/vms/{vm}/start", post(vms::start))
+        .route("/vms/{vm}/shutdown", post(vms::shutdown))
+        .route("/vms/{vm}/hosts", get(vms::hosts))
+        .route("/vms/{vm}/migrate", post(vms::migrate))
+        .route("/jobs", get(jobs::list))
+        .route("/jobs/{job}", get(jobs::show))
+        .route("/jobs/{job}/cancel", post(jobs::cancel))
+        .route("/events", get(events::listen))
+        .route("/openapi.json", get(openapi::show));
+    Router::new()
+        .nest("/api/v1", v1)
+        .layer(from_fn_with_state(app.clone(), answer_once::answer_once))
+        .layer(DefaultBodyLimit::max(BODY_BYTES_MAX))
+        // Outside of everything that reads a body: who may not call is not listened to.
+        .layer(from_fn_with_state(app.clone(), auth::authenticate))
+        .layer(from_fn(problems::every_error_is_a_problem))
+        .with_state(app)
+}

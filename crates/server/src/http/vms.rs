@@ -1,0 +1,78 @@
+//! `/api/v1/vms`
+
+use axum::{
+    Extension, Json,
+    extract::{Path, State},
+    http::StatusCode,
+    response::{IntoResponse, Response},
+};
+use ferry_core::api::{
+    agent::Power,
+    problem::Problem,
+    server::{Candidate, JobView, MigrateVm, VmView},
+};
+
+use super::{Answer, AppState, Caller};
+use crate::app::{check_move, migrate_vm, power_vm, show_vms};
+
+/// Every VM on every host.
+#[utoipa::path(get, path = "/api/v1/vms", tag = "vms", responses((status = 200, body = [VmView])))]
+pub(super) async fn list(State(app): AppState) -> Answer<Json<Vec<VmView>>> {
+    Ok(Json(show_vms::list(&app).await?))
+}
+
+/// One VM.
+#[utoipa::path(get, path = "/api/v1/vms/{vm}", tag = "vms",
+    params(("vm" = String, Path, description = "Name, UUID, or HOST/NAME (percent-encoded)")),
+    responses((status = 200, body = VmView), (status = 404, body = Problem), (status = 409, body = Problem)))]
+pub(super) async fn show(State(app): AppState, Path(vm): Path<String>) -> Answer<Json<VmView>> {
+    Ok(Json(show_vms::one(&app, &vm).await?))
+}
+
+/// Starts a VM.
+#[utoipa::path(post, path = "/api/v1/vms/{vm}/start", tag = "vms",
+    params(("vm" = String, Path, description = "Name, UUID, or HOST/NAME (percent-encoded)"),
+        ("Idempotency-Key" = Option<String>, Header, description = "Does the request once")),
+    responses((status = 200, body = VmView), (status = "4XX", body = Problem), (status = 502, body = Problem)))]
+pub(super) async fn start(State(app): AppState, Path(vm): Path<String>) -> Answer<Json<VmView>> {
+    Ok(Json(power_vm::power_vm(&app, &vm, Power::Start).await?))
+}
+
+/// Asks a VM's guest to shut down.
+#[utoipa::path(post, path = "/api/v1/vms/{vm}/shutdown", tag = "vms",
+    params(("vm" = String, Path, description = "Name, UUID, or HOST/NAME (percent-encoded)"),
+        ("Idempotency-Key" = Option<String>, Header, description = "Does the request once")),
+    responses((status = 200, body = VmView), (status = "4XX", body = Problem), (status = 502, body = Problem)))]
+pub(super) async fn shutdown(State(app): AppState, Path(vm): Path<String>) -> Answer<Json<VmView>> {
+    Ok(Json(power_vm::power_vm(&app, &vm, Power::Shutdown).await?))
+}
+
+/// Every host as the destination of a VM: what kind of move it would be, and why.
+#[utoipa::path(get, path = "/api/v1/vms/{vm}/hosts", tag = "vms",
+    params(("vm" = String, Path, description = "Name, UUID, or HOST/NAME (percent-encoded)")),
+    responses((status = 200, body = [Candidate]), (status = 404, body = Problem), (status = 409, body = Problem)))]
+pub(super) async fn hosts(
+    State(app): AppState,
+    Path(vm): Path<String>,
+) -> Answer<Json<Vec<Candidate>>> {
+    Ok(Json(check_move::candidates(&app, &vm).await?))
+}
+
+/// Moves a VM, or says what the move would be.
+#[utoipa::path(post, path = "/api/v1/vms/{vm}/migrate", tag = "vms", request_body = MigrateVm,
+    params(("vm" = String, Path, description = "Name, UUID, or HOST/NAME (percent-encoded)"),
+        ("Idempotency-Key" = Option<String>, Header, description = "Does the request once")),
+    responses((status = 202, description = "A job does it", body = JobView),
+        (status = 200, description = "With dry_run", body = Candidate),
+        (status = "4XX", body = Problem), (status = 502, body = Problem)))]
+pub(super) async fn migrate(
+    State(app): AppState,
+    Extension(Caller(by)): Extension<Caller>,
+    Path(vm): Path<String>,
+    Json(body): Json<MigrateVm>,
+) -> Answer<Response> {
+    Ok(match migrate_vm::migrate_vm(&app, &vm, &body, &by).await? {
+        migrate_vm::Moved::Tried(candidate) => Json(candidate).into_response(),
+        migrate_vm::Moved::Accepted(job) => (StatusCode::ACCEPTED, Json(job)).into_response(),
+    })
+}

@@ -1,0 +1,416 @@
+//! Hosts and what their agents last said: one task per host asks "newer than this?" for as long as the host is there.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::{Arc, Mutex, RwLock},
+    time::Duration,
+};
+
+use ferry_client::{ClientError, agent::AgentClient};
+use ferry_core::{
+    api::{agent::Observation, server::Event},
+    finding::{Finding, FindingId},
+    id::{HostId, VmId},
+    preflight::Side,
+    vm::{VmFacts, VmState},
+};
+use ferry_trust::KeyPair;
+use tokio::sync::watch;
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+
+use crate::{clock::now_ms, events::Events, failure::fault_finding, store::HostRecord};
+
+/// How long an agent may hold the question "newer than this?". With the client's grace it is also the deadline
+/// after which a silent host counts as unreachable.
+const OBSERVE_WAIT: Duration = Duration::from_secs(5);
+/// How often an unreachable agent is asked.
+const RETRY_FIRST: Duration = Duration::from_millis(100);
+const RETRY_MAX: Duration = Duration::from_secs(3);
+/// A host that is asked before a decision answers within this or counts as unreachable.
+const REFRESH_DEADLINE: Duration = Duration::from_secs(6);
+
+/// What is known of a host now.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Seen {
+    /// The last answer.
+    pub(crate) observation: Option<Arc<Observation>>,
+    /// Whether the agent answered the last call.
+    pub(crate) reachable: bool,
+    /// Unix milliseconds of the last answer.
+    pub(crate) seen_at_ms: Option<u64>,
+    /// Why it is not reachable.
+    pub(crate) trouble: Option<Finding>,
+}
+
+impl Seen {
+    /// Its VMs.
+    pub(crate) fn vms(&self) -> &[VmFacts] {
+        self.observation
+            .as_ref()
+            .map_or(&[], |observation| &observation.vms)
+    }
+
+    /// This VM, if it is there.
+    pub(crate) fn vm(&self, vm: VmId) -> Option<&VmFacts> {
+        self.vms().iter().find(|facts| facts.id == vm)
+    }
+
+    /// As preflight judges it.
+    pub(crate) fn side<'a>(&'a self, name: &'a str) -> Side<'a> {
+        Side {
+            name,
+            reachable: self.reachable,
+            facts: self
+                .observation
+                .as_ref()
+                .map(|observation| &observation.host),
+            vms: self.vms(),
+            shares: self
+                .observation
+                .as_ref()
+                .map_or(&[], |observation| &observation.shares),
+        }
+    }
+}
+
+/// A host that was added.
+#[derive(Debug)]
+pub(crate) struct Host {
+    /// What is stored of it.
+    pub(crate) record: HostRecord,
+    /// Calls its agent.
+    pub(crate) agent: AgentClient,
+    seen: watch::Sender<Seen>,
+    removed: CancellationToken,
+}
+
+impl Host {
+    /// What is known now.
+    pub(crate) fn seen(&self) -> Seen {
+        self.seen.borrow().clone()
+    }
+
+    /// Its name.
+    pub(crate) fn name(&self) -> &str {
+        &self.record.name
+    }
+
+    /// What is known as soon as its agent has answered once, or at the deadline.
+    pub(crate) async fn first_seen(&self) -> Seen {
+        let mut seen = self.seen.subscribe();
+        let answered = seen.wait_for(|seen| seen.observation.is_some() || seen.trouble.is_some());
+        let _ = tokio::time::timeout(REFRESH_DEADLINE, answered).await;
+        self.seen()
+    }
+}
+
+/// Every host.
+pub(crate) struct Inventory {
+    hosts: RwLock<BTreeMap<HostId, Arc<Host>>>,
+    running_twice: Mutex<BTreeSet<VmId>>,
+    events: Arc<Events>,
+    key: KeyPair,
+    tasks: TaskTracker,
+    stop: CancellationToken,
+}
+
+impl Inventory {
+    pub(crate) fn new(
+        key: KeyPair,
+        events: Arc<Events>,
+        tasks: TaskTracker,
+        stop: CancellationToken,
+    ) -> Self {
+        Self {
+            hosts: RwLock::default(),
+            running_twice: Mutex::default(),
+            events,
+            key,
+            tasks,
+            stop,
+        }
+    }
+
+    /// A client of the agent at `address` with this key.
+    pub(crate) fn agent(
+        &self,
+        address: &str,
+        pin: ferry_core::pin::Pin,
+    ) -> Result<AgentClient, ClientError> {
+        AgentClient::new(address, pin, &self.key)
+    }
+
+    /// Begins to ask a host.
+    pub(crate) fn add(self: &Arc<Self>, record: HostRecord, agent: AgentClient) -> Arc<Host> {
+        let host = Arc::new(Host {
+            agent,
+            seen: watch::Sender::new(Seen::default()),
+            removed: self.stop.child_token(),
+            record,
+        });
+        self.hosts
+            .write()
+            .expect("nobody panics with it")
+            .insert(host.record.id, host.clone());
+        let (inventory, asked) = (self.clone(), host.clone());
+        self.tasks.spawn(async move {
+            tokio::select! {
+                () = asked.removed.cancelled() => {}
+                () = inventory.keep_asking(&asked) => {}
+            }
+        });
+        self.events.publish(&Event::Host {
+            name: host.record.name.clone(),
+        });
+        host
+    }
+
+    /// Forgets a host: its agent is not called any more.
+    pub(crate) fn remove(&self, id: HostId) {
+        let removed = self
+            .hosts
+            .write()
+            .expect("nobody panics with it")
+            .remove(&id);
+        if let Some(host) = removed {
+            host.removed.cancel();
+            self.events.publish(&Event::Host {
+                name: host.record.name.clone(),
+            });
+        }
+    }
+
+    /// Every host, by name.
+    pub(crate) fn hosts(&self) -> Vec<Arc<Host>> {
+        let mut hosts: Vec<_> = self
+            .hosts
+            .read()
+            .expect("nobody panics with it")
+            .values()
+            .cloned()
+            .collect();
+        hosts.sort_by(|one, other| one.record.name.cmp(&other.record.name));
+        hosts
+    }
+
+    /// The host with this id.
+    pub(crate) fn by_id(&self, id: HostId) -> Option<Arc<Host>> {
+        self.hosts
+            .read()
+            .expect("nobody panics with it")
+            .get(&id)
+            .cloned()
+    }
+
+    /// The host that `reference` (a name or an id) means.
+    pub(crate) fn find(&self, reference: &str) -> Result<Arc<Host>, Finding> {
+        let id: Option<HostId> = reference.parse().ok();
+        let found = self
+            .hosts()
+            .into_iter()
+            .find(|host| host.record.name == reference || Some(host.record.id) == id);
+        found.ok_or_else(|| {
+            Finding::blocks(
+                FindingId::HostUnknown,
+                reference,
+                format!("No host named {reference:?} was added to Ferry"),
+                "List the hosts with `ferry host list`; add one with `ferry host add`",
+            )
+        })
+    }
+
+    /// Every VM on every host, with the host it is on.
+    pub(crate) fn placed(&self) -> Vec<(Arc<Host>, Seen)> {
+        self.hosts()
+            .into_iter()
+            .map(|host| (host.clone(), host.seen()))
+            .collect()
+    }
+
+    /// Asks a host now; the answer (or that there was none) is what [`Host::seen`] says afterwards.
+    pub(crate) async fn refresh(self: &Arc<Self>, host: &Host) -> Seen {
+        if self.refresh_quietly(host).await {
+            self.watch_for_twins();
+        }
+        host.seen()
+    }
+
+    async fn refresh_quietly(&self, host: &Host) -> bool {
+        let asked =
+            tokio::time::timeout(REFRESH_DEADLINE, host.agent.observe(None, Duration::ZERO)).await;
+        match asked {
+            Ok(answer) => self.take(host, answer),
+            Err(_) => self.take_silence(host, silence(host)),
+        }
+    }
+
+    async fn keep_asking(self: &Arc<Self>, host: &Host) {
+        let mut retry = RETRY_FIRST;
+        loop {
+            let seen = host.seen();
+            // After a failure the whole is asked for at once: an agent that is back is seen as such without a wait.
+            let known = seen
+                .observation
+                .filter(|_| seen.reachable)
+                .map(|last| (last.incarnation, last.generation));
+            let answer = host.agent.observe(known, OBSERVE_WAIT).await;
+            let failed = answer.is_err();
+            if self.take(host, answer) {
+                self.watch_for_twins();
+            }
+            if failed {
+                tokio::time::sleep(retry).await;
+                retry = (retry * 2).min(RETRY_MAX);
+            } else {
+                retry = RETRY_FIRST;
+            }
+        }
+    }
+
+    /// Whether something changed.
+    fn take(&self, host: &Host, answer: Result<Observation, ClientError>) -> bool {
+        match answer {
+            Ok(observation) => self.take_observation(host, observation),
+            Err(error) => self.take_silence(host, fault_finding(host.name(), &error)),
+        }
+    }
+
+    fn take_observation(&self, host: &Host, observation: Observation) -> bool {
+        let mut changed = false;
+        host.seen.send_modify(|seen| {
+            changed = !seen.reachable;
+            if changed {
+                tracing::info!(host = host.name(), "The host's agent answers");
+            }
+            let newer = seen.observation.as_ref().is_none_or(|last| {
+                last.incarnation != observation.incarnation
+                    || last.generation <= observation.generation
+            });
+            if newer {
+                changed |= seen.observation.as_deref() != Some(&observation);
+                seen.observation = Some(Arc::new(observation));
+            }
+            *seen = Seen {
+                observation: seen.observation.take(),
+                reachable: true,
+                seen_at_ms: Some(now_ms()),
+                trouble: None,
+            };
+        });
+        if changed {
+            self.events.publish(&Event::Host {
+                name: host.record.name.clone(),
+            });
+        }
+        changed
+    }
+
+    fn take_silence(&self, host: &Host, trouble: Finding) -> bool {
+        let mut changed = false;
+        host.seen.send_modify(|seen| {
+            changed = seen.reachable || seen.trouble.is_none();
+            if changed {
+                tracing::warn!(host = host.name(), trouble = %trouble.message, "The host's agent does not answer");
+            }
+            seen.reachable = false;
+            seen.trouble = Some(trouble);
+        });
+        if changed {
+            self.events.publish(&Event::Host {
+                name: host.record.name.clone(),
+            });
+        }
+        changed
+    }
+
+    /// Names of the hosts that run the VM, if several do and said so when asked again.
+    pub(crate) fn twins(&self, vm: VmId) -> Vec<String> {
+        let confirmed = self
+            .running_twice
+            .lock()
+            .expect("nobody panics with it")
+            .contains(&vm);
+        if confirmed {
+            self.running_on(vm)
+                .iter()
+                .map(|host| host.record.name.clone())
+                .collect()
+        } else {
+            Vec::new()
+        }
+    }
+
+    fn running_on(&self, vm: VmId) -> Vec<Arc<Host>> {
+        let runs = |seen: &Seen| {
+            seen.vm(vm)
+                .is_some_and(|facts| facts.state == VmState::Running)
+        };
+        self.placed()
+            .into_iter()
+            .filter(|(_, seen)| runs(seen))
+            .map(|(host, _)| host)
+            .collect()
+    }
+
+    /// Says once, loudly, that a VM runs on two hosts.
+    fn watch_for_twins(self: &Arc<Self>) {
+        let running: Vec<(VmId, String)> = self
+            .placed()
+            .iter()
+            .flat_map(|(_, seen)| seen.vms().iter().filter(|vm| vm.state == VmState::Running))
+            .map(|vm| (vm.id, vm.name.clone()))
+            .collect();
+        let mut known = self.running_twice.lock().expect("nobody panics with it");
+        known.retain(|vm| running.iter().filter(|(other, _)| other == vm).count() > 1);
+        for (vm, name) in &running {
+            let twice = running.iter().filter(|(other, _)| other == vm).count() > 1;
+            if twice && !known.contains(vm) {
+                let inventory = self.clone();
+                let (vm, name) = (*vm, name.clone());
+                self.tasks
+                    .spawn(async move { inventory.confirm_twins(vm, &name).await });
+            }
+        }
+    }
+
+    /// Answers of two hosts are of two moments: a VM that just moved may be in both. So ask both again.
+    async fn confirm_twins(&self, vm: VmId, name: &str) {
+        for host in self.running_on(vm) {
+            self.refresh_quietly(&host).await;
+        }
+        let hosts: Vec<String> = self
+            .running_on(vm)
+            .iter()
+            .map(|host| host.record.name.clone())
+            .collect();
+        if hosts.len() > 1
+            && self
+                .running_twice
+                .lock()
+                .expect("nobody panics with it")
+                .insert(vm)
+        {
+            tracing::error!(vm = %vm, name, hosts = hosts.join(" "), "The VM runs on several hosts at once");
+            self.events.publish(&Event::Host {
+                name: hosts[0].clone(),
+            });
+        }
+    }
+}
+
+/// The finding of a host that did not answer in time.
+fn silence(host: &Host) -> Finding {
+    Finding::blocks(
+        FindingId::HostUnreachable,
+        host.name(),
+        format!(
+            "The agent on host {} did not answer within {} s",
+            host.name(),
+            REFRESH_DEADLINE.as_secs()
+        ),
+        format!(
+            "Check that the host is up and `ferry-agent run` is running on it; see `ferry host show {}`",
+            host.name()
+        ),
+    )
+}

@@ -1,0 +1,248 @@
+//! Drives a job by its log. Generic and dull: the log is the only stored truth, [`next`] says what it asks for.
+//!
+//! ```text
+//! Intent ──▶ run ──▶ Succeeded ──▶ Intent of the next step …
+//!              └──▶ Failed ──▶ undo newest first ──▶ Undone …        compensable steps and the pivot
+//!              └──▶ again, with backoff; Failed is written once,     retriable steps, and every undo
+//!                   so that the job shows as stuck, and again
+//! ```
+//! An intent is on the disk before the first side effect of its step, so after a crash the newest intent without an
+//! outcome is the step to look at: `probe` says whether it was done, else it is run again.
+
+use std::{future::Future, time::Duration};
+
+use ferry_core::{
+    id::JobId,
+    migration::{LogEvent, Phase, Step, StepClass, phase},
+};
+
+use crate::{
+    clock::now_ms,
+    store::{LogEntry, Store, StoreError},
+};
+
+/// A step or its undo did not work: what was attempted, on what, and why. One sentence without a full stop.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct StepFailed(pub(crate) String);
+
+/// What the steps of a job do. Each may be repeated.
+pub(crate) trait Saga: Sync {
+    /// Whether all effects of a step, whose intent an earlier life of the server wrote, are there.
+    fn probe(&self, step: Step) -> impl Future<Output = bool> + Send;
+    /// Does the step. An error of the pivot promises that the source has the VM.
+    fn run(&self, step: Step) -> impl Future<Output = Result<(), StepFailed>> + Send;
+    /// Takes the step's effects back, also if only some or none of them are there.
+    fn undo(&self, step: Step) -> impl Future<Output = Result<(), StepFailed>> + Send;
+    /// The log has grown.
+    fn logged(&self);
+}
+
+/// How often a step that must be done is tried, and how fast.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Patience {
+    /// Pause after the first failure; it doubles.
+    pub(crate) pause_first: Duration,
+    /// Longest pause.
+    pub(crate) pause_max: Duration,
+    /// After this many failures the job shows as stuck; it is tried on.
+    pub(crate) tries_before_stuck: u32,
+}
+
+impl Patience {
+    /// Stuck is shown after some 13 seconds: longer than an agent's restart takes.
+    pub(crate) const USUAL: Self = Self {
+        pause_first: Duration::from_millis(100),
+        pause_max: Duration::from_secs(5),
+        tries_before_stuck: 8,
+    };
+}
+
+/// What a log asks for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Next {
+    /// Write the intent of a step and run it.
+    Begin(Step),
+    /// The step's intent is written, its outcome is not.
+    Continue(Step),
+    /// Take a step back.
+    Undo(Step),
+    /// Nothing more.
+    End,
+}
+
+fn next(log: &[LogEvent]) -> Next {
+    if phase(log).ended() {
+        return Next::End;
+    }
+    let (mut open, mut failed, mut cancelled, mut pivoting) = (Vec::new(), false, false, false);
+    let mut outcome = None;
+    for event in log {
+        match event {
+            LogEvent::Accepted | LogEvent::Admitted | LogEvent::UndoFailed { .. } => {}
+            LogEvent::AttemptStarted { .. } => {
+                (open, failed, cancelled, pivoting, outcome) =
+                    (Vec::new(), false, false, false, None);
+            }
+            LogEvent::Intent { step } => {
+                open.push(*step);
+                outcome = None;
+                // A wish to cancel that came before the pivot's intent keeps the pivot from being run at all.
+                pivoting |= step.class() == StepClass::Pivot && !cancelled;
+            }
+            LogEvent::Succeeded { step } => outcome = Some(*step),
+            LogEvent::Failed { step, .. } => failed |= step.class() != StepClass::Retriable,
+            LogEvent::CancelRequested { .. } => cancelled = true,
+            LogEvent::Undone { step } => {
+                failed = true;
+                open.retain(|left| left != step);
+            }
+        }
+    }
+    // Once the pivot has begun, only its own outcome says whether the move can be taken back.
+    if failed || (cancelled && !pivoting) {
+        let newest = open
+            .iter()
+            .rev()
+            .find(|step| step.class() == StepClass::Compensable);
+        // With nothing to take back, saying so of the first step is what ends the job.
+        return Next::Undo(newest.copied().unwrap_or(Step::Preflight));
+    }
+    match (open.last(), outcome) {
+        (None, _) => Next::Begin(Step::Preflight),
+        (Some(last), Some(done)) if *last == done => {
+            let following = Step::ALL.into_iter().find(|step| *step > done);
+            following.map_or(Next::End, Next::Begin)
+        }
+        (Some(last), _) => Next::Continue(*last),
+    }
+}
+
+/// Drives a job until its log has ended. May be dropped at any point and called again: nothing is lost.
+///
+/// # Errors
+/// The database's: without it nothing may be done.
+pub(crate) async fn drive(
+    store: &Store,
+    job: JobId,
+    saga: &impl Saga,
+    patience: Patience,
+) -> Result<Phase, StoreError> {
+    // An intent without outcome that is there already was written by an earlier life.
+    let mut inherited = true;
+    loop {
+        let log = events(store, job).await?;
+        match next(&log) {
+            Next::End => return Ok(phase(&log)),
+            Next::Begin(step) => append(store, job, saga, &[LogEvent::Intent { step }]).await?,
+            Next::Continue(step) => {
+                fail::fail_point!(&format!("saga-intent-{step:?}"));
+                let done = inherited && saga.probe(step).await;
+                if done || run(store, job, saga, step, patience).await? {
+                    fail::fail_point!(&format!("saga-done-{step:?}"));
+                    append_success(store, job, saga, step).await?;
+                }
+            }
+            Next::Undo(step) => undo(store, job, saga, step, patience).await?,
+        }
+        inherited = false;
+    }
+}
+
+/// Whether the step is done; if not, its failure is in the log.
+async fn run(
+    store: &Store,
+    job: JobId,
+    saga: &impl Saga,
+    step: Step,
+    patience: Patience,
+) -> Result<bool, StoreError> {
+    match step.class() {
+        StepClass::Compensable | StepClass::Pivot => {
+            let Err(StepFailed(message)) = saga.run(step).await else {
+                return Ok(true);
+            };
+            append(store, job, saga, &[LogEvent::Failed { step, message }]).await?;
+            Ok(false)
+        }
+        StepClass::Retriable => {
+            let stuck = |message| LogEvent::Failed { step, message };
+            repeat(store, job, saga, patience, || saga.run(step), stuck).await?;
+            Ok(true)
+        }
+    }
+}
+
+async fn undo(
+    store: &Store,
+    job: JobId,
+    saga: &impl Saga,
+    step: Step,
+    patience: Patience,
+) -> Result<(), StoreError> {
+    let stuck = |message| LogEvent::UndoFailed { step, message };
+    repeat(store, job, saga, patience, || saga.undo(step), stuck).await?;
+    append(store, job, saga, &[LogEvent::Undone { step }]).await
+}
+
+/// Tries until it is done; says once in the log that it is stuck.
+async fn repeat<F: Future<Output = Result<(), StepFailed>>>(
+    store: &Store,
+    job: JobId,
+    saga: &impl Saga,
+    patience: Patience,
+    attempt: impl Fn() -> F,
+    stuck: impl Fn(String) -> LogEvent,
+) -> Result<(), StoreError> {
+    let mut pause = patience.pause_first;
+    let mut failures = 0;
+    while let Err(StepFailed(message)) = attempt().await {
+        failures += 1;
+        if failures == patience.tries_before_stuck {
+            tracing::warn!(job = job.0, message, "The job is stuck; it is tried on");
+            append(store, job, saga, &[stuck(message)]).await?;
+        }
+        tokio::time::sleep(pause).await;
+        pause = (pause * 2).min(patience.pause_max);
+    }
+    Ok(())
+}
+
+/// Writes that a step is done, together with the intent of the one after it: one wait for the disk, not two.
+async fn append_success(
+    store: &Store,
+    job: JobId,
+    saga: &impl Saga,
+    step: Step,
+) -> Result<(), StoreError> {
+    let mut events = vec![LogEvent::Succeeded { step }];
+    events.extend(
+        Step::ALL
+            .into_iter()
+            .find(|other| *other > step)
+            .map(|step| LogEvent::Intent { step }),
+    );
+    append(store, job, saga, &events).await
+}
+
+async fn append(
+    store: &Store,
+    job: JobId,
+    saga: &impl Saga,
+    events: &[LogEvent],
+) -> Result<(), StoreError> {
+    let entries: Vec<LogEntry> = events.iter().cloned().map(LogEntry::Event).collect();
+    store.append(job, &entries, now_ms()).await?;
+    saga.logged();
+    Ok(())
+}
+
+async fn events(store: &Store, job: JobId) -> Result<Vec<LogEvent>, StoreError> {
+    let rows = store.log(job).await?;
+    Ok(rows
+        .into_iter()
+        .filter_map(|row| match row.entry {
+            LogEntry::Event(event) => Some(event),
+            LogEntry::Note(_) => None,
+        })
+        .collect())
+}

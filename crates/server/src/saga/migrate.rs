@@ -1,0 +1,475 @@
+//! A live move, step by step. The steps, their order and what each may assume:
+//!
+//! 1. **Preflight** asks both hosts anew: time has passed since the request was judged, and a job may have waited.
+//!    It changes nothing, so it has nothing to take back.
+//! 2. **Reserve** comes before the first change on a host: from here on no other job touches the VM.
+//! 3. **PrepareDestination** before the source: a listener that nobody calls harms nobody, and its answer (address,
+//!    mount points) is what the source needs.
+//! 4. **PrepareSource** holds the VM against a second start, clears autostart and connects the carriers. Everything
+//!    that can fail for reasons of network or keys has failed by now, with the VM untouched.
+//! 5. **Perform** holds the point of no return. It ends only when it is known who has the VM: an error of it promises
+//!    that the source does. See [`super::perform`].
+//! 6. **Resume**: the destination's carrier runs the VM by itself as soon as it may, without waiting for this server.
+//!    The step sees that it happened, and asks for it when the carrier could not know that it may.
+//! 7. **Confirm** removes the source's definition and gives the destination its autostart: before it the source could
+//!    still say what the VM was; after it there is one definition in the world.
+//! 8. **Release** takes the carriers, sockets, holds and journals away, and gives the VM free.
+//!
+//! A source that does not answer in 7 or 8 does not endanger the VM: it runs at the destination, and the hold at the
+//! source vetoes a second start until the source was cleaned. So these steps are repeated until they are done.
+
+use std::sync::{Arc, Mutex};
+
+use ferry_client::{ClientError, agent::Attempt};
+use ferry_core::{
+    api::agent::{
+        ConfirmRequest, DestinationReady, MigrationReport, PrepareDestination, PrepareSource, Role,
+        Stage,
+    },
+    finding::{Severity, any_blocks},
+    id::{Generation, SessionId, ShareId},
+    job::Figures,
+    migration::{Presence, Step, Verdict},
+    pin::Secret,
+    units::ByteCount,
+};
+use serde::{Deserialize, Serialize};
+
+use super::{
+    executor::{Saga, StepFailed},
+    perform::{self, Ends},
+    presence,
+};
+use crate::{
+    App,
+    app::check_move,
+    clock::now_ms,
+    failure::describe,
+    inventory::Host,
+    jobs::Running,
+    store::{HostName, JobRecord},
+};
+
+/// What the saga must know again after a restart. Stored with the job.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(crate) struct Plan {
+    /// The attempt on the wire.
+    pub(crate) session: SessionId,
+    /// Known to both agents of the session only.
+    pub(crate) secret: Secret,
+    /// Begins at the time of acceptance, so that it rises even if a server starts with an empty database.
+    pub(crate) generation: Generation,
+    /// As asked for.
+    pub(crate) downtime_limit_ms: u32,
+    /// As asked for.
+    pub(crate) bandwidth_bytes_per_s: Option<u64>,
+    /// As asked for.
+    pub(crate) timeout_ms: u64,
+    /// Whether the source keeps a definition of the VM.
+    pub(crate) persistent: bool,
+    /// Whether the source starts the VM at boot: cleared there by PrepareSource, set at the destination by Confirm.
+    pub(crate) autostart: bool,
+    /// Shares that the VM's files lie on.
+    pub(crate) shares: Vec<ShareId>,
+}
+
+/// One running move.
+pub(crate) struct Migrate {
+    app: Arc<App>,
+    record: JobRecord,
+    plan: Plan,
+    source: Arc<Host>,
+    destination: Arc<Host>,
+    running: Arc<Running>,
+    ready: Mutex<Option<DestinationReady>>,
+    figures: Mutex<Figures>,
+}
+
+impl Migrate {
+    /// Takes up a job, new or found in the database.
+    ///
+    /// # Errors
+    /// A message, when the job's hosts or plan are not there any more: both are kept while a job is open.
+    pub(crate) fn new(
+        app: Arc<App>,
+        record: JobRecord,
+        running: Arc<Running>,
+    ) -> Result<Self, String> {
+        let plan = serde_json::from_str(&record.job.plan)
+            .map_err(|error| format!("its plan is unreadable: {error}"))?;
+        let host = |name: &HostName| {
+            app.inventory
+                .by_id(name.id)
+                .ok_or_else(|| format!("host {} is not in the inventory", name.name))
+        };
+        let (source, destination) = (host(&record.job.source)?, host(&record.job.destination)?);
+        let figures = Mutex::new(record.figures.unwrap_or_default());
+        Ok(Self {
+            app,
+            record,
+            plan,
+            source,
+            destination,
+            running,
+            ready: Mutex::default(),
+            figures,
+        })
+    }
+
+    fn attempt(&self) -> Attempt {
+        Attempt {
+            job: self.record.id,
+            generation: self.plan.generation,
+        }
+    }
+
+    fn ends(&self) -> Ends<'_> {
+        Ends {
+            vm: self.record.job.vm,
+            attempt: self.attempt(),
+            source: &self.source,
+            destination: &self.destination,
+            running: &self.running,
+        }
+    }
+
+    async fn preflight(&self) -> Result<(), StepFailed> {
+        let checked = check_move::deeply(
+            &self.app,
+            self.record.job.vm,
+            &self.source,
+            &self.destination,
+            None,
+        )
+        .await;
+        let checked = checked.map_err(|failure| StepFailed(failure.into_problem().title))?;
+        if checked.findings != self.record.job.findings {
+            let stored = self
+                .app
+                .store
+                .put_findings(self.record.id, &checked.findings)
+                .await;
+            stored.map_err(|error| StepFailed(error.to_string()))?;
+        }
+        if any_blocks(&checked.findings) {
+            let blocking = checked
+                .findings
+                .iter()
+                .filter(|finding| finding.severity == Severity::Blocks);
+            let messages: Vec<&str> = blocking.map(|finding| finding.message.as_str()).collect();
+            return Err(StepFailed(messages.join("; ")));
+        }
+        Ok(())
+    }
+
+    async fn reserve(&self) -> Result<(), StepFailed> {
+        let holder = self
+            .app
+            .store
+            .reserve(self.record.job.vm, self.record.id)
+            .await;
+        match holder.map_err(|error| StepFailed(error.to_string()))? {
+            job if job == self.record.id => Ok(()),
+            other => Err(StepFailed(format!(
+                "Job {other} has reserved VM {}",
+                self.record.job.vm_name
+            ))),
+        }
+    }
+
+    async fn prepare_destination(&self) -> Result<DestinationReady, StepFailed> {
+        let job = &self.record.job;
+        let body = PrepareDestination {
+            session: self.plan.session,
+            secret: self.plan.secret,
+            source_pin: self.source.record.pin,
+            vm: job.vm,
+            vm_name: job.vm_name.clone(),
+            shares: self.plan.shares.clone(),
+            persistent: self.plan.persistent,
+            downtime_limit_ms: self.plan.downtime_limit_ms,
+        };
+        let ready = self
+            .destination
+            .agent
+            .prepare_destination(self.attempt(), &body)
+            .await;
+        let ready = ready.map_err(|error| failed(&self.destination, &error))?;
+        *self.ready.lock().expect("nobody panics with it") = Some(ready.clone());
+        Ok(ready)
+    }
+
+    async fn prepare_source(&self) -> Result<(), StepFailed> {
+        let known = self.ready.lock().expect("nobody panics with it").clone();
+        let destination = match known {
+            Some(ready) => ready,
+            // The server was restarted in between: the destination says the same again.
+            None => self.prepare_destination().await?,
+        };
+        let body = PrepareSource {
+            session: self.plan.session,
+            secret: self.plan.secret,
+            destination_pin: self.destination.record.pin,
+            destination,
+            vm: self.record.job.vm,
+            downtime_limit_ms: self.plan.downtime_limit_ms,
+            bandwidth_bytes_per_s: self.plan.bandwidth_bytes_per_s,
+            timeout_ms: self.plan.timeout_ms,
+        };
+        let report = self
+            .source
+            .agent
+            .prepare_source(self.attempt(), &body)
+            .await;
+        report
+            .map(drop)
+            .map_err(|error| failed(&self.source, &error))
+    }
+
+    async fn perform(&self) -> Result<(), StepFailed> {
+        let outcome =
+            perform::perform(&self.ends(), |report| self.take(report), || self.started()).await;
+        let figures = *self.figures.lock().expect("nobody panics with it");
+        if outcome.is_ok()
+            && let Err(error) = self.app.store.put_figures(self.record.id, &figures).await
+        {
+            tracing::warn!(
+                error = &error as &dyn std::error::Error,
+                "Figures could not be stored"
+            );
+        }
+        outcome
+    }
+
+    /// libvirt's migrate call has begun.
+    fn started(&self) {
+        let mut figures = self.figures.lock().expect("nobody panics with it");
+        if figures.accepted_to_migrate_ms == 0 {
+            figures.accepted_to_migrate_ms =
+                now_ms().saturating_sub(self.record.job.accepted_at_ms);
+        }
+    }
+
+    async fn resume(&self) -> Result<(), StepFailed> {
+        let agent = &self.destination.agent;
+        let report = match perform::resumed_by_itself(&self.ends()).await {
+            Some(report) => report,
+            None => {
+                let (source, destination, delivered) = presence::ask(&self.ends()).await;
+                match ferry_core::migration::verdict(source, destination, delivered) {
+                    Verdict::Destination => {}
+                    Verdict::Source
+                    | Verdict::DestinationNeedsSource
+                    | Verdict::Undecided
+                    | Verdict::SplitBrain => {
+                        let awaited = presence::awaited(&self.ends(), source, destination);
+                        self.running.wait_for(Some(awaited.clone()));
+                        return Err(StepFailed(awaited));
+                    }
+                }
+                if destination == Presence::Running {
+                    self.running.wait_for(None);
+                    return Ok(());
+                }
+                agent
+                    .resume(self.attempt())
+                    .await
+                    .map_err(|error| failed(&self.destination, &error))?
+            }
+        };
+        self.running.wait_for(None);
+        self.take(&report);
+        match report.stage {
+            Stage::Resumed | Stage::Confirmed => Ok(()),
+            Stage::Prepared
+            | Stage::Performing
+            | Stage::Delivered
+            | Stage::Failed
+            | Stage::Aborted => {
+                let why = report
+                    .error
+                    .unwrap_or_else(|| format!("it is {:?}", report.stage));
+                Err(StepFailed(format!(
+                    "Host {} has not resumed the VM yet: {why}",
+                    self.destination.name()
+                )))
+            }
+        }
+    }
+
+    async fn confirm(&self) -> Result<(), StepFailed> {
+        let body = ConfirmRequest {
+            autostart: self.plan.autostart,
+        };
+        let (source, destination) = tokio::join!(
+            self.source.agent.confirm(self.attempt(), &body),
+            self.destination.agent.confirm(self.attempt(), &body),
+        );
+        match destination {
+            Ok(report) => self.take(&report),
+            // An agent that lost its journal cannot set what is not to be set.
+            Err(error) if is_unknown(&error) && !self.plan.autostart => {}
+            Err(error) => return Err(failed(&self.destination, &error)),
+        }
+        match source {
+            Ok(report) => self.take(&report),
+            Err(error) if is_unknown(&error) && self.is_gone_at_source().await => {}
+            Err(error) => return Err(failed(&self.source, &error)),
+        }
+        Ok(())
+    }
+
+    async fn is_gone_at_source(&self) -> bool {
+        let seen = self.app.inventory.refresh(&self.source).await;
+        seen.reachable && seen.vm(self.record.job.vm).is_none()
+    }
+
+    async fn release(&self) -> Result<(), StepFailed> {
+        let (source, destination) = tokio::join!(
+            self.source.agent.release(self.attempt(), false),
+            self.destination.agent.release(self.attempt(), false)
+        );
+        gone_or(&self.destination, destination)?;
+        gone_or(&self.source, source)?;
+        // So that whoever sees the job's end sees the VM where it is.
+        tokio::join!(
+            self.app.inventory.refresh(&self.source),
+            self.app.inventory.refresh(&self.destination)
+        );
+        let figures = {
+            let mut figures = self.figures.lock().expect("nobody panics with it");
+            figures.total_ms = now_ms().saturating_sub(self.record.job.accepted_at_ms);
+            *figures
+        };
+        let store = &self.app.store;
+        store
+            .put_figures(self.record.id, &figures)
+            .await
+            .map_err(|error| StepFailed(error.to_string()))?;
+        store
+            .unreserve(self.record.id)
+            .await
+            .map_err(|error| StepFailed(error.to_string()))
+    }
+
+    async fn undo_source(&self) -> Result<(), StepFailed> {
+        gone_or(
+            &self.source,
+            self.source.agent.abort(self.attempt()).await.map(drop),
+        )?;
+        gone_or(
+            &self.source,
+            self.source.agent.release(self.attempt(), false).await,
+        )
+    }
+
+    async fn undo_destination(&self) -> Result<(), StepFailed> {
+        gone_or(
+            &self.destination,
+            self.destination.agent.abort(self.attempt()).await.map(drop),
+        )?;
+        gone_or(
+            &self.destination,
+            self.destination.agent.release(self.attempt(), false).await,
+        )?;
+        tokio::join!(
+            self.app.inventory.refresh(&self.source),
+            self.app.inventory.refresh(&self.destination)
+        );
+        Ok(())
+    }
+
+    /// Keeps what a report knows. Each end knows other figures; zero is "not known".
+    fn take(&self, report: &MigrationReport) {
+        {
+            let mut figures = self.figures.lock().expect("nobody panics with it");
+            *figures = merged(*figures, report.figures);
+        }
+        if report.role == Role::Source
+            && let Some(progress) = report.progress
+        {
+            self.running.progress(progress);
+        }
+    }
+}
+
+impl Saga for Migrate {
+    async fn probe(&self, step: Step) -> bool {
+        match step {
+            // Each of these is repeated safely: agents and database know the job and its generation.
+            Step::Preflight
+            | Step::Reserve
+            | Step::PrepareDestination
+            | Step::PrepareSource
+            | Step::Resume
+            | Step::Confirm
+            | Step::Release => false,
+            // The move may be over since long.
+            Step::Perform => perform::has_arrived(&self.ends()).await,
+        }
+    }
+
+    async fn run(&self, step: Step) -> Result<(), StepFailed> {
+        match step {
+            Step::Preflight => self.preflight().await,
+            Step::Reserve => self.reserve().await,
+            Step::PrepareDestination => self.prepare_destination().await.map(drop),
+            Step::PrepareSource => self.prepare_source().await,
+            Step::Perform => self.perform().await,
+            Step::Resume => self.resume().await,
+            Step::Confirm => self.confirm().await,
+            Step::Release => self.release().await,
+        }
+    }
+
+    async fn undo(&self, step: Step) -> Result<(), StepFailed> {
+        match step {
+            Step::Preflight => Ok(()),
+            Step::Reserve => self
+                .app
+                .store
+                .unreserve(self.record.id)
+                .await
+                .map_err(|error| StepFailed(error.to_string())),
+            Step::PrepareDestination => self.undo_destination().await,
+            Step::PrepareSource => self.undo_source().await,
+            Step::Perform | Step::Resume | Step::Confirm | Step::Release => {
+                unreachable!("the executor takes back compensable steps only")
+            }
+        }
+    }
+
+    fn logged(&self) {
+        self.running.changed();
+    }
+}
+
+fn failed(host: &Host, error: &ClientError) -> StepFailed {
+    StepFailed(describe(host.name(), error))
+}
+
+/// Whether the agent knows nothing of the attempt.
+fn is_unknown(error: &ClientError) -> bool {
+    error.problem().is_some_and(|problem| problem.status == 404)
+}
+
+/// For what takes something away: an agent that knows nothing of the attempt has nothing of it.
+fn gone_or(host: &Host, answer: Result<(), ClientError>) -> Result<(), StepFailed> {
+    match answer {
+        Err(error) if !is_unknown(&error) => Err(failed(host, &error)),
+        _ => Ok(()),
+    }
+}
+
+fn merged(one: Figures, other: Figures) -> Figures {
+    Figures {
+        total_ms: one.total_ms.max(other.total_ms),
+        accepted_to_migrate_ms: one.accepted_to_migrate_ms.max(other.accepted_to_migrate_ms),
+        migrate_ms: one.migrate_ms.max(other.migrate_ms),
+        downtime_ms: one.downtime_ms.max(other.downtime_ms),
+        qemu_downtime_ms: one.qemu_downtime_ms.max(other.qemu_downtime_ms),
+        sent: ByteCount(one.sent.0.max(other.sent.0)),
+        wire: ByteCount(one.wire.0.max(other.wire.0)),
+        iterations: one.iterations.max(other.iterations),
+    }
+}

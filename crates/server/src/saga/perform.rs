@@ -1,0 +1,385 @@
+//! The step that holds the point of no return: starts the move, follows both ends, and does not end before it is
+//! known who has the VM.
+//!
+//! Reports say how far each end is; they never say who has the VM. After any doubtful end both hosts are asked what
+//! they have, and [`ferry_core::migration::verdict`] decides. Where it cannot, this waits and says for what.
+
+use std::time::Duration;
+
+use ferry_client::{ClientError, agent::Attempt};
+use ferry_core::{
+    api::agent::{MigrationReport, Stage},
+    id::VmId,
+    migration::{Verdict, verdict},
+};
+use tokio::sync::watch;
+
+use super::{executor::StepFailed, presence};
+use crate::{failure::describe, inventory::Host, jobs::Running};
+
+/// How long an agent may hold the question how far it is.
+const POLL_WAIT: Duration = Duration::from_secs(5);
+/// How long the destination's carrier has to resume by itself, once the hand-over is done.
+const RESUME_WITHIN: Duration = Duration::from_secs(3);
+/// How often an agent that does not answer, or an undecided hand-over, is asked about.
+const PAUSE_FIRST: Duration = Duration::from_millis(100);
+const PAUSE_MAX: Duration = Duration::from_secs(3);
+
+/// Both ends of one attempt.
+#[derive(Clone, Copy)]
+pub(super) struct Ends<'a> {
+    pub(super) vm: VmId,
+    pub(super) attempt: Attempt,
+    pub(super) source: &'a Host,
+    pub(super) destination: &'a Host,
+    pub(super) running: &'a Running,
+}
+
+/// What is known of one end.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+enum Side {
+    /// Nothing yet.
+    #[default]
+    Unheard,
+    /// Its last report.
+    Reports(Box<MigrationReport>),
+    /// Its agent answers and knows nothing of the attempt.
+    Lost,
+}
+
+/// What to do next.
+#[derive(Debug, PartialEq, Eq)]
+enum Course {
+    /// Nothing: it goes on.
+    Follow,
+    /// The point of no return is behind us.
+    Arrived,
+    /// The destination cannot receive any more: the source should not go on for nothing.
+    Abort(String),
+    /// The attempt is over, by this cause: ask who has the VM.
+    Settle(String),
+}
+
+/// Starts the move, or finds it started, and follows it. Ok: the destination has the VM.
+pub(super) async fn perform(
+    ends: &Ends<'_>,
+    mut take: impl FnMut(&MigrationReport),
+    started: impl FnOnce(),
+) -> Result<(), StepFailed> {
+    if ends.running.cancelled.is_cancelled() {
+        // Also after a restart: if it had been started before, this ends it, or settling finds it arrived.
+        abort(ends).await;
+        return settle(ends, "The move was cancelled".to_owned()).await;
+    }
+    match ends.source.agent.perform(ends.attempt).await {
+        Ok(report) => {
+            started();
+            take(&report);
+        }
+        // It may have been started: the reports will say.
+        Err(error) if error.is_unreachable() => {}
+        Err(error) => {
+            abort(ends).await;
+            return settle(ends, describe(ends.source.name(), &error)).await;
+        }
+    }
+    let (source_sender, mut source) = watch::channel(Side::Unheard);
+    let (destination_sender, mut destination) = watch::channel(Side::Unheard);
+    tokio::select! {
+        never = follow(ends.source, ends.attempt, source_sender) => never,
+        never = follow(ends.destination, ends.attempt, destination_sender) => never,
+        outcome = steer(ends, &mut source, &mut destination, take) => outcome,
+    }
+}
+
+/// Decides on each change until the attempt is over.
+async fn steer(
+    ends: &Ends<'_>,
+    source: &mut watch::Receiver<Side>,
+    destination: &mut watch::Receiver<Side>,
+    mut take: impl FnMut(&MigrationReport),
+) -> Result<(), StepFailed> {
+    let cancel = cancel_when_asked(ends);
+    tokio::pin!(cancel);
+    let mut cancel_done = false;
+    let mut abort_reason = None;
+    loop {
+        let (at_source, at_destination) = (
+            source.borrow_and_update().clone(),
+            destination.borrow_and_update().clone(),
+        );
+        for side in [&at_source, &at_destination] {
+            if let Side::Reports(report) = side {
+                take(report);
+            }
+        }
+        match course(&at_source, &at_destination) {
+            Course::Follow => {}
+            Course::Arrived => return Ok(()),
+            Course::Settle(cause) => {
+                let asked = ends.running.cancelled.is_cancelled();
+                let cause = if asked {
+                    "The move was cancelled".to_owned()
+                } else {
+                    abort_reason.unwrap_or(cause)
+                };
+                return settle(ends, cause).await;
+            }
+            Course::Abort(cause) if abort_reason.is_none() => {
+                abort(ends).await;
+                abort_reason = Some(cause);
+            }
+            Course::Abort(_) => {}
+        }
+        tokio::select! {
+            _ = source.changed() => {}
+            _ = destination.changed() => {}
+            () = &mut cancel, if !cancel_done => cancel_done = true,
+        }
+    }
+}
+
+/// Waits for the wish to cancel, then asks the source to end the move until it did. After the point of no return it
+/// refuses for good: then the other end of [`steer`] sees the move arrive.
+async fn cancel_when_asked(ends: &Ends<'_>) {
+    ends.running.cancelled.cancelled().await;
+    let mut pause = PAUSE_FIRST;
+    while !abort(ends).await {
+        tokio::time::sleep(pause).await;
+        pause = (pause * 2).min(PAUSE_MAX);
+    }
+}
+
+fn course(source: &Side, destination: &Side) -> Course {
+    if let Side::Reports(report) = destination
+        && matches!(
+            report.stage,
+            Stage::Delivered | Stage::Resumed | Stage::Confirmed
+        )
+    {
+        return Course::Arrived;
+    }
+    match source {
+        Side::Reports(report) => match report.stage {
+            Stage::Delivered | Stage::Confirmed => return Course::Arrived,
+            Stage::Failed | Stage::Aborted => {
+                let cause = report
+                    .error
+                    .clone()
+                    .unwrap_or_else(|| "The source ended the move".to_owned());
+                return Course::Settle(cause);
+            }
+            // A source never resumes; if it says so, only asking helps.
+            Stage::Resumed => {
+                return Course::Settle(
+                    "The source reports a stage that it cannot reach".to_owned(),
+                );
+            }
+            Stage::Prepared | Stage::Performing => {}
+        },
+        Side::Lost => return Course::Settle("The source's agent has lost the move".to_owned()),
+        Side::Unheard => {}
+    }
+    match destination {
+        Side::Reports(report) => match report.stage {
+            Stage::Failed | Stage::Aborted => {
+                let cause = report
+                    .error
+                    .clone()
+                    .unwrap_or_else(|| "The destination ended the move".to_owned());
+                Course::Abort(cause)
+            }
+            Stage::Prepared
+            | Stage::Performing
+            | Stage::Delivered
+            | Stage::Resumed
+            | Stage::Confirmed => Course::Follow,
+        },
+        Side::Lost => Course::Abort("The destination's agent has lost the move".to_owned()),
+        Side::Unheard => Course::Follow,
+    }
+}
+
+/// Asks until it is known who has the VM. Ok: the destination; an error: the source.
+async fn settle(ends: &Ends<'_>, cause: String) -> Result<(), StepFailed> {
+    let mut pause = PAUSE_FIRST;
+    let mut delivered = false;
+    loop {
+        let (source, destination, delivered_now) = presence::ask(ends).await;
+        delivered |= delivered_now;
+        match verdict(source, destination, delivered) {
+            Verdict::Source => {
+                ends.running.wait_for(None);
+                return Err(StepFailed(cause));
+            }
+            Verdict::Destination => {
+                ends.running.wait_for(None);
+                return Ok(());
+            }
+            Verdict::DestinationNeedsSource | Verdict::Undecided | Verdict::SplitBrain => {
+                ends.running
+                    .wait_for(Some(presence::awaited(ends, source, destination)));
+            }
+        }
+        tokio::time::sleep(pause).await;
+        pause = (pause * 2).min(PAUSE_MAX);
+    }
+}
+
+/// Asks the source to end the move; whether it did. It refuses after the point of no return.
+async fn abort(ends: &Ends<'_>) -> bool {
+    let answer = ends.source.agent.abort(ends.attempt).await;
+    if let Err(error) = &answer {
+        tracing::info!(
+            host = ends.source.name(),
+            error = error.chain(),
+            "The source did not end the move"
+        );
+    }
+    answer.is_ok()
+}
+
+/// Keeps `sender` at what one end reports. Never ends.
+async fn follow(host: &Host, attempt: Attempt, sender: watch::Sender<Side>) -> ! {
+    let mut after = 0;
+    let mut pause = PAUSE_FIRST;
+    loop {
+        match host.agent.report(attempt, after, POLL_WAIT).await {
+            Ok(report) => {
+                pause = PAUSE_FIRST;
+                // A lower sequence is that of another life of the carrier's keeper: its next is asked for all the same.
+                after = report.sequence;
+                let report = Side::Reports(Box::new(report));
+                sender.send_if_modified(|side| {
+                    let news = *side != report;
+                    *side = report;
+                    news
+                });
+            }
+            Err(error) => {
+                if let ClientError::Refused(problem) = &error
+                    && problem.status == 404
+                {
+                    sender.send_replace(Side::Lost);
+                }
+                tracing::debug!(host = host.name(), error = error.chain(), "No report");
+                tokio::time::sleep(pause).await;
+                pause = (pause * 2).min(PAUSE_MAX);
+            }
+        }
+    }
+}
+
+/// Whether the move is over and the destination has the VM: for a server that was away meanwhile.
+pub(super) async fn has_arrived(ends: &Ends<'_>) -> bool {
+    let report = ends
+        .destination
+        .agent
+        .report(ends.attempt, 0, Duration::ZERO)
+        .await;
+    report.is_ok_and(|report| {
+        matches!(
+            report.stage,
+            Stage::Delivered | Stage::Resumed | Stage::Confirmed
+        )
+    })
+}
+
+/// The destination's report once it has resumed the VM by itself; `None` when it has not in time.
+pub(super) async fn resumed_by_itself(ends: &Ends<'_>) -> Option<MigrationReport> {
+    let waiting = async {
+        let mut after = 0;
+        loop {
+            let report = ends
+                .destination
+                .agent
+                .report(ends.attempt, after, RESUME_WITHIN)
+                .await
+                .ok()?;
+            match report.stage {
+                Stage::Resumed | Stage::Confirmed => return Some(report),
+                Stage::Failed | Stage::Aborted => return None,
+                Stage::Prepared | Stage::Performing | Stage::Delivered => after = report.sequence,
+            }
+        }
+    };
+    tokio::time::timeout(RESUME_WITHIN, waiting)
+        .await
+        .ok()
+        .flatten()
+}
+
+#[cfg(test)]
+mod tests {
+    use ferry_core::{
+        api::agent::Role,
+        id::{Generation, JobId},
+        job::Figures,
+        migration::Presence,
+    };
+
+    use super::*;
+
+    fn at(role: Role, stage: Stage) -> Side {
+        Side::Reports(Box::new(MigrationReport {
+            job: JobId(1),
+            generation: Generation(1),
+            role,
+            sequence: 1,
+            stage,
+            finish_delivered: false,
+            presence: Presence::Unknown,
+            progress: None,
+            figures: Figures::default(),
+            error: None,
+        }))
+    }
+
+    const STAGES: [Stage; 7] = [
+        Stage::Prepared,
+        Stage::Performing,
+        Stage::Delivered,
+        Stage::Resumed,
+        Stage::Confirmed,
+        Stage::Failed,
+        Stage::Aborted,
+    ];
+
+    #[test]
+    fn an_attempt_ends_only_by_delivery_or_by_the_source_ending_it() {
+        for source in STAGES {
+            for destination in STAGES {
+                let course = course(
+                    &at(Role::Source, source),
+                    &at(Role::Destination, destination),
+                );
+                let delivered = matches!(source, Stage::Delivered | Stage::Confirmed)
+                    || matches!(
+                        destination,
+                        Stage::Delivered | Stage::Resumed | Stage::Confirmed
+                    );
+                assert_eq!(
+                    course == Course::Arrived,
+                    delivered,
+                    "{source:?} {destination:?}"
+                );
+                if !delivered {
+                    let source_ended = !matches!(source, Stage::Prepared | Stage::Performing);
+                    assert_eq!(
+                        matches!(course, Course::Settle(_)),
+                        source_ended,
+                        "{source:?} {destination:?}"
+                    );
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_silent_source_is_waited_for() {
+        for destination in STAGES {
+            let course = course(&Side::Unheard, &at(Role::Destination, destination));
+            assert!(!matches!(course, Course::Settle(_)), "{destination:?}");
+        }
+    }
+}

@@ -1,0 +1,87 @@
+//! Asks both hosts who has the VM, in the words of [`ferry_core::migration::verdict`].
+
+use std::time::Duration;
+
+use ferry_client::ClientError;
+use ferry_core::{migration::Presence, vm::VmState};
+
+use super::perform::Ends;
+use crate::inventory::Host;
+
+/// A host that does not say within this is not known.
+const ASK_DEADLINE: Duration = Duration::from_secs(8);
+
+/// What source and destination say now, and whether one of them knows that the Finish reply was delivered.
+pub(super) async fn ask(ends: &Ends<'_>) -> (Presence, Presence, bool) {
+    let ((source, by_source), (destination, by_destination)) =
+        tokio::join!(ask_one(ends, ends.source), ask_one(ends, ends.destination));
+    (source, destination, by_source || by_destination)
+}
+
+async fn ask_one(ends: &Ends<'_>, host: &Host) -> (Presence, bool) {
+    let asked = async {
+        match host.agent.report(ends.attempt, 0, Duration::ZERO).await {
+            Ok(report) => (report.presence, report.finish_delivered),
+            Err(ClientError::Refused(problem)) if problem.status == 404 => {
+                (from_facts(ends, host).await, false)
+            }
+            Err(_) => (Presence::Unknown, false),
+        }
+    };
+    tokio::time::timeout(ASK_DEADLINE, asked)
+        .await
+        .unwrap_or((Presence::Unknown, false))
+}
+
+/// The agent has lost the attempt: its list of VMs still shows some of the truth. A paused or receiving process may be
+/// the only whole copy there is, so of those it is said that nothing is known.
+async fn from_facts(ends: &Ends<'_>, host: &Host) -> Presence {
+    let Ok(observation) = host.agent.observe(None, Duration::ZERO).await else {
+        return Presence::Unknown;
+    };
+    match observation
+        .vms
+        .iter()
+        .find(|vm| vm.id == ends.vm)
+        .map(|vm| vm.state)
+    {
+        Some(VmState::Running) => Presence::Running,
+        Some(VmState::Paused | VmState::Incoming) => Presence::Unknown,
+        Some(VmState::ShutOff) | None => Presence::Absent,
+    }
+}
+
+/// What has to happen so that it is known who has the VM.
+pub(super) fn awaited(ends: &Ends<'_>, source: Presence, destination: Presence) -> String {
+    let (source_name, destination_name) = (ends.source.name(), ends.destination.name());
+    match (source, destination) {
+        (Presence::Running, Presence::Running) => format!(
+            "The VM runs on {source_name} and on {destination_name} at once: destroy the wrong copy with `virsh destroy` now"
+        ),
+        (Presence::Unknown, Presence::Unknown) => {
+            format!(
+                "Hosts {source_name} and {destination_name} do not say what they have of the VM"
+            )
+        }
+        (Presence::Unknown, _) => format!("Host {source_name} does not say what it has of the VM"),
+        (_, Presence::Unknown) => {
+            format!("Host {destination_name} does not say what it has of the VM")
+        }
+        (
+            Presence::Running
+            | Presence::Paused
+            | Presence::HandedOver
+            | Presence::Receiving
+            | Presence::Arrived
+            | Presence::Absent,
+            Presence::Running
+            | Presence::Paused
+            | Presence::HandedOver
+            | Presence::Receiving
+            | Presence::Arrived
+            | Presence::Absent,
+        ) => format!(
+            "The hand-over is not decided: on {source_name} the VM is {source:?}, on {destination_name} {destination:?}"
+        ),
+    }
+}

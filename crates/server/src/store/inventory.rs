@@ -1,0 +1,145 @@
+//! Hosts and shares that an administrator added.
+
+use ferry_core::{
+    id::{HostId, ShareId},
+    location::UncPath,
+    pin::Pin,
+};
+use sqlx::Row as _;
+
+use super::{Store, StoreError, or_duplicate, parsed};
+
+/// A host that was added. What it has and does is asked of its agent, never stored.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct HostRecord {
+    /// Its id.
+    pub id: HostId,
+    /// Its name.
+    pub name: String,
+    /// `ADDRESS:PORT` of its agent.
+    pub address: String,
+    /// Its agent's key.
+    pub pin: Pin,
+    /// Its machine id.
+    pub machine_id: String,
+    /// Its libvirt host UUID.
+    pub hypervisor_uuid: String,
+}
+
+/// A share that was added. Where it is attached is asked of the agents.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ShareRecord {
+    /// Its id.
+    pub id: ShareId,
+    /// Its name.
+    pub name: String,
+    /// Its UNC path.
+    pub unc: UncPath,
+}
+
+impl Store {
+    /// Every host, by name.
+    ///
+    /// # Errors
+    /// The database's.
+    pub async fn hosts(&self) -> Result<Vec<HostRecord>, StoreError> {
+        let rows = sqlx::query("SELECT * FROM host ORDER BY name")
+            .fetch_all(&self.readers)
+            .await?;
+        rows.iter()
+            .map(|row| {
+                Ok(HostRecord {
+                    id: parsed(row, "id")?,
+                    name: row.try_get("name")?,
+                    address: row.try_get("address")?,
+                    pin: parsed(row, "pin")?,
+                    machine_id: row.try_get("machine_id")?,
+                    hypervisor_uuid: row.try_get("hypervisor_uuid")?,
+                })
+            })
+            .collect()
+    }
+
+    /// Adds a host.
+    ///
+    /// # Errors
+    /// [`StoreError::Duplicate`] when name, key, machine id or host UUID is there already.
+    pub async fn add_host(&self, host: &HostRecord) -> Result<(), StoreError> {
+        let mut transaction = self.begin().await?;
+        sqlx::query(
+            "INSERT INTO host (id, name, address, pin, machine_id, hypervisor_uuid) VALUES ($1, $2, $3, $4, $5, $6)",
+        )
+        .bind(host.id.to_string())
+        .bind(&host.name)
+        .bind(&host.address)
+        .bind(host.pin.to_string())
+        .bind(&host.machine_id)
+        .bind(&host.hypervisor_uuid)
+        .execute(&mut *transaction)
+        .await
+        .map_err(or_duplicate)?;
+        Ok(transaction.commit().await?)
+    }
+
+    /// Removes a host and with it the pin of its agent.
+    ///
+    /// # Errors
+    /// The database's.
+    pub async fn remove_host(&self, host: HostId) -> Result<(), StoreError> {
+        let mut transaction = self.begin().await?;
+        sqlx::query("DELETE FROM host WHERE id = $1")
+            .bind(host.to_string())
+            .execute(&mut *transaction)
+            .await?;
+        Ok(transaction.commit().await?)
+    }
+
+    /// Every share, by name.
+    ///
+    /// # Errors
+    /// The database's.
+    pub async fn shares(&self) -> Result<Vec<ShareRecord>, StoreError> {
+        let rows = sqlx::query("SELECT id, name, unc FROM share ORDER BY name")
+            .fetch_all(&self.readers)
+            .await?;
+        rows.iter()
+            .map(|row| {
+                Ok(ShareRecord {
+                    id: parsed(row, "id")?,
+                    name: row.try_get("name")?,
+                    unc: parsed(row, "unc")?,
+                })
+            })
+            .collect()
+    }
+
+    /// Adds a share.
+    ///
+    /// # Errors
+    /// [`StoreError::Duplicate`] when name or UNC path is there already.
+    pub async fn add_share(&self, share: &ShareRecord) -> Result<(), StoreError> {
+        let mut transaction = self.begin().await?;
+        sqlx::query("INSERT INTO share (id, name, unc, unc_key) VALUES ($1, $2, $3, $4)")
+            .bind(share.id.to_string())
+            .bind(&share.name)
+            .bind(share.unc.to_string())
+            .bind(share.unc.to_string().to_ascii_lowercase())
+            .execute(&mut *transaction)
+            .await
+            .map_err(or_duplicate)?;
+        Ok(transaction.commit().await?)
+    }
+
+    /// Removes a share.
+    ///
+    /// # Errors
+    /// The database's.
+    pub async fn remove_share(&self, share: ShareId) -> Result<(), StoreError> {
+        let mut transaction = self.begin().await?;
+        sqlx::query("DELETE FROM share WHERE id = $1")
+            .bind(share.to_string())
+            .execute(&mut *transaction)
+            .await?;
+        Ok(transaction.commit().await?)
+    }
+}

@@ -1,0 +1,195 @@
+//! The database: the only place with SQL. One writer (`BEGIN IMMEDIATE`), several readers.
+
+mod answers;
+mod inventory;
+mod jobs;
+mod schema;
+
+use std::{path::Path, time::Duration};
+
+use sqlx::{
+    Row as _, Sqlite, SqlitePool, Transaction,
+    sqlite::{
+        SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteRow, SqliteSynchronous,
+    },
+};
+use thiserror::Error;
+
+pub use answers::{Answer, Begun};
+pub use inventory::{HostRecord, ShareRecord};
+pub use jobs::{Created, HostName, JobRecord, LogEntry, LogRow, NewJob};
+
+/// Readers that may look at the database at once: calls of the API are short.
+const READERS_MAX: u32 = 4;
+/// A writer waits this long for another process (`ferry-server token`) at most.
+const BUSY_MAX: Duration = Duration::from_secs(5);
+
+/// Why the database did not do it.
+#[derive(Debug, Error)]
+pub enum StoreError {
+    /// The database's own error.
+    #[error("The database failed")]
+    Database(#[from] sqlx::Error),
+    /// A name, key or path that must be unique is there already.
+    #[error("The entry is already in the database")]
+    Duplicate,
+    /// What is stored cannot be read.
+    #[error("The database holds {what} that this version cannot read: {detail}")]
+    Content {
+        /// Of which column.
+        what: &'static str,
+        /// What is wrong with it.
+        detail: String,
+    },
+    /// A newer program wrote it.
+    #[error("The database has schema version {found}; this program knows versions up to {known}")]
+    Newer {
+        /// What is there.
+        found: i64,
+        /// What is known.
+        known: i64,
+    },
+}
+
+/// The open database. Cheap to clone.
+#[derive(Clone, Debug)]
+pub struct Store {
+    writer: SqlitePool,
+    readers: SqlitePool,
+}
+
+impl Store {
+    /// Opens the database file, makes it if there is none, and brings its schema up to date.
+    ///
+    /// # Errors
+    /// [`StoreError::Newer`] for a file of a newer program, which is left as it is.
+    pub async fn open(path: &Path) -> Result<Self, StoreError> {
+        // FULL: an intent must be on the disk before its side effect happens.
+        let options = SqliteConnectOptions::new()
+            .filename(path)
+            .create_if_missing(true)
+            .journal_mode(SqliteJournalMode::Wal)
+            .synchronous(SqliteSynchronous::Full)
+            .busy_timeout(BUSY_MAX);
+        let writer = SqlitePoolOptions::new()
+            .max_connections(1)
+            .connect_with(options.clone())
+            .await?;
+        let readers = SqlitePoolOptions::new()
+            .max_connections(READERS_MAX)
+            .connect_with(options)
+            .await?;
+        let store = Self { writer, readers };
+        store.migrate().await?;
+        Ok(store)
+    }
+
+    /// Closes every connection; what was committed stays.
+    pub async fn close(&self) {
+        self.readers.close().await;
+        self.writer.close().await;
+    }
+
+    async fn begin(&self) -> Result<Transaction<'static, Sqlite>, StoreError> {
+        Ok(self.writer.begin_with("BEGIN IMMEDIATE").await?)
+    }
+
+    async fn migrate(&self) -> Result<(), StoreError> {
+        let known = schema::MIGRATIONS.len() as i64;
+        let mut transaction = self.begin().await?;
+        sqlx::query("CREATE TABLE IF NOT EXISTS schema_version (version BIGINT NOT NULL)")
+            .execute(&mut *transaction)
+            .await?;
+        let found: Option<i64> = sqlx::query_scalar("SELECT MAX(version) FROM schema_version")
+            .fetch_one(&mut *transaction)
+            .await?;
+        let found = found.unwrap_or(0);
+        if found > known {
+            return Err(StoreError::Newer { found, known });
+        }
+        for step in &schema::MIGRATIONS[found as usize..] {
+            for statement in *step {
+                sqlx::query(*statement).execute(&mut *transaction).await?;
+            }
+        }
+        sqlx::query("DELETE FROM schema_version")
+            .execute(&mut *transaction)
+            .await?;
+        sqlx::query("INSERT INTO schema_version (version) VALUES ($1)")
+            .bind(known)
+            .execute(&mut *transaction)
+            .await?;
+        Ok(transaction.commit().await?)
+    }
+
+    /// Replaces the token of that name by one with this hash.
+    ///
+    /// # Errors
+    /// The database's.
+    pub async fn put_token(&self, name: &str, hash: &str) -> Result<(), StoreError> {
+        let mut transaction = self.begin().await?;
+        sqlx::query("DELETE FROM token WHERE name = $1")
+            .bind(name)
+            .execute(&mut *transaction)
+            .await?;
+        sqlx::query("INSERT INTO token (hash, name) VALUES ($1, $2)")
+            .bind(hash)
+            .bind(name)
+            .execute(&mut *transaction)
+            .await?;
+        Ok(transaction.commit().await?)
+    }
+
+    /// Whose token has this hash.
+    ///
+    /// # Errors
+    /// The database's.
+    pub async fn token_name(&self, hash: &str) -> Result<Option<String>, StoreError> {
+        let query = sqlx::query_scalar("SELECT name FROM token WHERE hash = $1").bind(hash);
+        Ok(query.fetch_optional(&self.readers).await?)
+    }
+
+    /// Whether any token was ever made.
+    ///
+    /// # Errors
+    /// The database's.
+    pub async fn has_tokens(&self) -> Result<bool, StoreError> {
+        let count: i64 = sqlx::query_scalar("SELECT COUNT(*) FROM token")
+            .fetch_one(&self.readers)
+            .await?;
+        Ok(count > 0)
+    }
+}
+
+/// Turns a broken uniqueness into [`StoreError::Duplicate`].
+fn or_duplicate(error: sqlx::Error) -> StoreError {
+    match error.as_database_error() {
+        Some(database) if database.is_unique_violation() => StoreError::Duplicate,
+        _ => StoreError::Database(error),
+    }
+}
+
+/// A text column, parsed.
+fn parsed<T>(row: &SqliteRow, column: &'static str) -> Result<T, StoreError>
+where
+    T: std::str::FromStr<Err: std::fmt::Display>,
+{
+    let text: String = row.try_get(column)?;
+    text.parse().map_err(|error: T::Err| StoreError::Content {
+        what: column,
+        detail: error.to_string(),
+    })
+}
+
+/// A JSON column, read.
+fn json<T: serde::de::DeserializeOwned>(what: &'static str, text: &str) -> Result<T, StoreError> {
+    serde_json::from_str(text).map_err(|error| StoreError::Content {
+        what,
+        detail: error.to_string(),
+    })
+}
+
+/// Our own types as JSON.
+fn to_json(value: &impl serde::Serialize) -> String {
+    serde_json::to_string(value).expect("our types have text keys only")
+}

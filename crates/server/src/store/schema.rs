@@ -1,0 +1,28 @@
+//! The database's tables, as steps from one schema version to the next. SQL that PostgreSQL takes too.
+
+/// `MIGRATIONS[n]` leads from schema version n to n + 1.
+pub(super) const MIGRATIONS: &[&[&str]] = &[&[
+    "CREATE TABLE token (hash TEXT PRIMARY KEY, name TEXT NOT NULL)",
+    "CREATE TABLE host (
+        id TEXT PRIMARY KEY, name TEXT NOT NULL UNIQUE, address TEXT NOT NULL, pin TEXT NOT NULL UNIQUE,
+        machine_id TEXT NOT NULL UNIQUE, hypervisor_uuid TEXT NOT NULL UNIQUE)",
+    // unc_key is the UNC path in lower case: SMB compares without case.
+    "CREATE TABLE share (
+        id TEXT PRIMARY KEY, name TEXT NOT NULL UNIQUE, unc TEXT NOT NULL, unc_key TEXT NOT NULL UNIQUE)",
+    // plan, findings and figures are JSON: facts of the job that are never searched.
+    "CREATE TABLE job (
+        id BIGINT PRIMARY KEY, kind TEXT NOT NULL, vm TEXT NOT NULL, vm_name TEXT NOT NULL,
+        source TEXT NOT NULL, source_name TEXT NOT NULL, destination TEXT NOT NULL, destination_name TEXT NOT NULL,
+        requested_by TEXT NOT NULL, accepted_at_ms BIGINT NOT NULL, plan TEXT NOT NULL,
+        findings TEXT NOT NULL, figures TEXT)",
+    // A line is an event (JSON), from which the job's phase is folded, or a note for people.
+    "CREATE TABLE job_log (
+        job BIGINT NOT NULL, line BIGINT NOT NULL, at_ms BIGINT NOT NULL, event TEXT, note TEXT,
+        PRIMARY KEY (job, line))",
+    // An index of the jobs whose log has not ended, kept in the transaction that appends the end.
+    "CREATE TABLE open_job (job BIGINT PRIMARY KEY)",
+    "CREATE TABLE reservation (vm TEXT PRIMARY KEY, job BIGINT NOT NULL)",
+    // The first answer to each idempotency key; no status while the request is still being worked on.
+    "CREATE TABLE answer (
+        key TEXT PRIMARY KEY, request_hash TEXT NOT NULL, at_ms BIGINT NOT NULL, status BIGINT, body TEXT)",
+]];
