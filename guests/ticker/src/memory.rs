@@ -12,7 +12,7 @@ const WORDS: usize = 512;
 /// What a capture of the link is searched for: it stands in every page.
 const MARK: [u64; 2] = [u64::from_le_bytes(*b"FERRY-PL"), u64::from_le_bytes(*b"AINTEXT!")];
 /// Pages verified before the dirtying is looked at again.
-const SLICE: usize = 512;
+const SLICE: usize = 64;
 
 type Page = [u64; WORDS];
 

@@ -25,12 +25,15 @@ use super::{
 pub struct Libvirt {
     uri: String,
     connection: Mutex<Option<Arc<Connection>>>,
+    /// What the connection's host is. Asked once: for its capabilities libvirt may start every QEMU there is to probe
+    /// it, each time, where `/dev/kvm` is there and cannot be used.
+    host: Mutex<Option<(Arc<Connection>, HypervisorHost)>>,
 }
 
 impl Libvirt {
     /// Will connect to `uri` (`qemu:///system`) at the first call.
     pub fn new(uri: impl Into<String>) -> Self {
-        Self { uri: uri.into(), connection: Mutex::new(None) }
+        Self { uri: uri.into(), connection: Mutex::new(None), host: Mutex::new(None) }
     }
 
     fn connection(&self) -> Result<Arc<Connection>, HypervisorError> {
@@ -97,16 +100,22 @@ fn fill_facts(domain: &Domain, xml: &str, state: PowerState) -> Result<VmFacts<P
 impl Hypervisor for Libvirt {
     fn host(&self) -> Result<HypervisorHost, HypervisorError> {
         let connection = self.connection()?;
+        let mut known = self.host.lock().expect("nobody panics while holding it");
+        if let Some((_, host)) = known.as_ref().filter(|(of, _)| Arc::ptr_eq(of, &connection)) {
+            return Ok(host.clone());
+        }
         let unreachable = |fault: Fault| HypervisorError::Unreachable(fault.message);
         let node = connection.node().map_err(unreachable)?;
-        Ok(HypervisorHost {
+        let host = HypervisorHost {
             uuid: definition::host_uuid(&connection.capabilities().map_err(unreachable)?)
                 .ok_or_else(|| HypervisorError::Unreachable("its capabilities hold no host UUID".to_owned()))?,
             cpus: node.cpus,
             memory_total: ByteCount::kib(node.memory_kib),
             libvirt_version: version(connection.library_version().map_err(unreachable)?),
             qemu_version: version(connection.hypervisor_version().map_err(unreachable)?),
-        })
+        };
+        *known = Some((connection, host.clone()));
+        Ok(host)
     }
 
     fn vms(&self) -> Result<Vec<VmFacts<PathBuf>>, HypervisorError> {
