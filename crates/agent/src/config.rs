@@ -43,6 +43,9 @@ pub struct Config {
     /// libvirt's folder of hook scripts.
     #[serde(default = "default_hooks")]
     pub hooks_dir: PathBuf,
+    /// What tells this machine from a clone of it.
+    #[serde(default = "default_machine_id")]
+    pub machine_id: PathBuf,
 }
 
 fn default_ports() -> String {
@@ -73,6 +76,10 @@ fn default_hooks() -> PathBuf {
     "/etc/libvirt/hooks".into()
 }
 
+fn default_machine_id() -> PathBuf {
+    "/etc/machine-id".into()
+}
+
 impl Config {
     /// The defaults, listening at `listen`.
     pub fn new(listen: SocketAddr) -> Self {
@@ -86,6 +93,7 @@ impl Config {
             libvirt_uri: default_uri(),
             qemu_conf: default_qemu_conf(),
             hooks_dir: default_hooks(),
+            machine_id: default_machine_id(),
         }
     }
 

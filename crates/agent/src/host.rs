@@ -21,7 +21,7 @@ pub fn facts(config: &Config, hypervisor: &dyn Hypervisor) -> Result<HostFacts, 
     let text = |path: &str| fs::read_to_string(path).unwrap_or_default().trim().to_owned();
     Ok(HostFacts {
         hostname: text("/proc/sys/kernel/hostname"),
-        machine_id: text("/etc/machine-id"),
+        machine_id: fs::read_to_string(&config.machine_id).unwrap_or_default().trim().to_owned(),
         hypervisor_uuid: host.uuid,
         cpus: host.cpus,
         memory_total: host.memory_total,

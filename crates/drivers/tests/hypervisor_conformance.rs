@@ -1,4 +1,4 @@
-//! The hypervisor suite: for the fake always, for libvirt where two hosts are given.
+//! The hypervisor suite: for the fake always, for libvirt where two hosts are given (`--run-ignored all`).
 //!
 //! `FERRY_CONFORMANCE_SOURCE` and `FERRY_CONFORMANCE_DESTINATION` are the roots of two hosts as this process sees
 //! them, `/proc/PID/root` of a process in each; each has libvirtd, QEMU and the folder `/srv/ferry/conformance`,
@@ -50,13 +50,13 @@ fn the_fake_passes_the_suite_and_never_runs_a_vm_twice() {
 }
 
 #[test]
+#[ignore = "needs two hosts with libvirtd and QEMU: FERRY_CONFORMANCE_SOURCE and FERRY_CONFORMANCE_DESTINATION"]
 fn libvirt_passes_the_suite() {
-    let root = |side: &str| std::env::var_os(format!("FERRY_CONFORMANCE_{side}")).map(PathBuf::from);
-    let (Some(source), Some(destination)) = (root("SOURCE"), root("DESTINATION")) else {
-        eprintln!("no hosts given: nothing was tested");
-        return;
+    let root = |side: &str| {
+        let name = format!("FERRY_CONFORMANCE_{side}");
+        PathBuf::from(std::env::var_os(&name).unwrap_or_else(|| panic!("{name} names no host")))
     };
-    libvirt::run(&source, &destination);
+    libvirt::run(&root("SOURCE"), &root("DESTINATION"));
 }
 
 mod libvirt {

@@ -37,8 +37,6 @@ use crate::{AgentError, config::Config, error::chain, files};
 
 /// Version of the control socket's messages.
 pub const CONTROL_VERSION: u32 = 1;
-/// Name of the control socket in the session's folder.
-pub const CONTROL_SOCKET: &str = "control.sock";
 /// Longest request or answer.
 const LINE_BYTES_MAX: u64 = 64 << 10;
 /// Longest a report may be waited for.
@@ -212,7 +210,7 @@ pub async fn run(config: Config, journal_path: &Path, hypervisor: Arc<dyn Hyperv
             (Side::Destination(destination), Some(address))
         }
     };
-    let socket = journal.socket_dir.join(CONTROL_SOCKET);
+    let socket = control_socket(&journal);
     files::remove(&socket)?;
     let listener =
         UnixListener::bind(&socket).map_err(|source| AgentError::File { path: socket.clone(), source })?;
@@ -286,17 +284,25 @@ async fn serve(
     writer.write_all(text.as_bytes()).await
 }
 
-/// Asks a carrier.
+/// The control socket of a carrier, in its session's folder. Two ends in one file system, as tests have them, differ.
+pub fn control_socket(journal: &Journal) -> PathBuf {
+    journal.socket_dir.join(match journal.task.role() {
+        Role::Source => "control-source.sock",
+        Role::Destination => "control-destination.sock",
+    })
+}
+
+/// Asks a carrier at its control socket.
 ///
 /// # Errors
 /// I/O: the carrier is not there, or gone while it was asked.
-pub async fn ask(socket_dir: &Path, ask: Ask) -> std::io::Result<Answer> {
+pub async fn ask(socket: &Path, ask: Ask) -> std::io::Result<Answer> {
     let limit = match &ask {
         Ask::Report { wait_ms, .. } => Duration::from_millis(*wait_ms).min(WAIT_MAX) + Duration::from_secs(10),
         Ask::Perform | Ask::Resume | Ask::Abort | Ask::Leave => Duration::from_secs(60),
     };
     let exchange = async {
-        let mut stream = UnixStream::connect(socket_dir.join(CONTROL_SOCKET)).await?;
+        let mut stream = UnixStream::connect(socket).await?;
         let mut text = serde_json::to_string(&Request { version: CONTROL_VERSION, ask }).map_err(std::io::Error::other)?;
         text.push('\n');
         stream.write_all(text.as_bytes()).await?;

@@ -410,7 +410,7 @@ impl Registry {
 
     /// Asks the carrier; `None` if it is not there.
     async fn ask(&self, journal: &Journal, ask: Ask) -> Option<Answer> {
-        carrier::ask(&journal.socket_dir, ask).await.ok()
+        carrier::ask(&carrier::control_socket(journal), ask).await.ok()
     }
 
     async fn report_of(&self, journal: &Journal, after: u64, wait_ms: u64) -> Reported {

@@ -7,7 +7,7 @@ use super::*;
 pub(super) fn run(site: &Site<'_>) {
     a_moved_vm_arrives_paused_and_runs_when_resumed(site);
     a_move_without_definition_leaves_none_behind_at_the_destination(site);
-    the_vm_runs_at_the_source_when_the_finish_reply_is_lost(site);
+    the_vm_stays_at_the_source_when_the_finish_reply_is_lost(site);
     an_aborted_move_leaves_the_vm_at_the_source(site);
     a_move_whose_memory_channel_breaks_leaves_the_vm_at_the_source(site);
     the_vm_stays_when_the_destination_refuses_it(site);
@@ -105,13 +105,17 @@ fn a_move_without_definition_leaves_none_behind_at_the_destination(site: &Site<'
     attempt.clean();
 }
 
-fn the_vm_runs_at_the_source_when_the_finish_reply_is_lost(site: &Site<'_>) {
+fn the_vm_stays_at_the_source_when_the_finish_reply_is_lost(site: &Site<'_>) {
     let attempt = Attempt::begin(site, "ferry-unheard", Mishap::LoseFinishReply);
     attempt.migrate().expect_err("the reply was lost");
-    assert_eq!((attempt.source(), attempt.destination()), (Presence::Running, Presence::Arrived));
+    // libvirt runs the source's copy again, unless the file server's locks say that the other copy has the disk: then
+    // it stays paused until that copy is gone and somebody resumes it.
+    assert!(matches!(attempt.source(), Presence::Running | Presence::Paused), "{:?}", attempt.source());
+    assert_eq!(attempt.destination(), Presence::Arrived);
     assert!(!attempt.carriers.finish_delivered());
     site.destination.hypervisor.destroy(attempt.vm).expect("the paused copy is dropped");
     site.destination.hypervisor.undefine(attempt.vm).expect("and what was kept of it");
+    site.source.hypervisor.resume(attempt.vm).expect("nothing stands in its way");
     attempt.assert_it_stayed();
     attempt.clean();
 }
