@@ -1,1 +1,14 @@
-//! The command line of Ferry.
+//! The command line of Ferry: a client of the REST API and nothing more.
+//!
+//! Data goes to stdout, talk and progress to stderr; `--json` makes the data one JSON document.
+
+pub mod arguments;
+pub mod cmd;
+mod connection;
+mod failure;
+mod output;
+mod progress;
+mod render;
+
+pub use failure::Failure;
+pub use output::Output;

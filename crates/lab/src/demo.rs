@@ -1,1 +1,247 @@
-//! Demo.
+//! The demo: a running VM moves between two real hosts, and what was promised is proven from outside.
+
+use std::{
+    fs,
+    io::Write as _,
+    net::UdpSocket,
+    os::unix::fs::FileExt as _,
+    time::Duration,
+};
+
+use anyhow::{Context as _, ensure};
+use clap::ValueEnum;
+use ferry_core::api::server::{JobView, VmView};
+use serde::Serialize;
+
+use crate::{
+    ferry::{Ferry, in_fabric},
+    guest::Ticker,
+    observe::{Capture, Heard, Observer, judge},
+    run::wait_for,
+};
+
+const BOOT_DEADLINE: Duration = Duration::from_secs(90);
+const VERIFY_DEADLINE: Duration = Duration::from_secs(180);
+const SECTOR: usize = 4096;
+
+/// What is broken on purpose, so that it is seen that it would be found.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Sabotage {
+    /// One flipped byte of the guest's memory.
+    Page,
+    /// One dropped write of the guest's disk.
+    Sector,
+    /// A second copy of the VM.
+    Split,
+}
+
+/// What was measured of a migration.
+#[derive(Clone, Debug, Serialize)]
+pub struct Measured {
+    /// The VM.
+    pub vm: String,
+    /// The kind of move.
+    pub kind: String,
+    /// From which host.
+    pub source: String,
+    /// To which host.
+    pub destination: String,
+    /// From acceptance to the end. Milliseconds.
+    pub total_ms: u64,
+    /// From STOP at the source to RESUME at the destination. Milliseconds.
+    pub downtime_ms: u64,
+    /// The longest silence of the guest's heart around the move, from outside. Milliseconds.
+    pub guest_gap_ms: u64,
+    /// Bytes on the wire.
+    pub wire_bytes: u64,
+    /// `ok`: nothing was found wrong.
+    pub integrity: String,
+    /// Pages that the guest compared after the move.
+    pub pages_verified: u64,
+    /// Sectors that the guest compared after the move.
+    pub sectors_verified: u64,
+}
+
+#[derive(Serialize)]
+struct Document<'a> {
+    migrations: &'a [Measured],
+}
+
+/// Runs the demo.
+///
+/// # Errors
+/// What could not be done, or which promise was broken.
+pub fn run(json: bool, keep: bool, sabotage: Option<Sabotage>) -> anyhow::Result<()> {
+    say("building two hosts with libvirt, QEMU, an agent each, a file server, and Ferry's server");
+    let ferry = Ferry::up(2)?;
+    let observer = Observer::start(&ferry.lab)?;
+    let ticker = Ticker::new("ticker", 101);
+    start_ticker(&ferry, &ticker, 0)?;
+    observer.wait_on(&ticker.name, "kvm1", BOOT_DEADLINE)?;
+    observer.wait_verified(&ticker.name, 0, VERIFY_DEADLINE)?;
+    say("the guest runs on kvm1; it fills and dirties memory, writes its disk, and beats 100 times a second");
+    let measured = measure(&ferry, &observer, &ticker, "kvm2", sabotage)?;
+    if !json {
+        print_proof(&measured);
+    }
+    let document = Document { migrations: std::slice::from_ref(&measured) };
+    if json {
+        println!("{}", serde_json::to_string(&document)?);
+    }
+    if keep {
+        print_use(&ferry)?;
+        stay(ferry);
+    }
+    Ok(())
+}
+
+/// Makes a ticker's files on the share, and defines and starts it on a host.
+///
+/// # Errors
+/// What libvirt said.
+pub fn start_ticker(ferry: &Ferry, ticker: &Ticker, host: usize) -> anyhow::Result<()> {
+    let host = &ferry.lab.hosts[host];
+    let mount = ferry.mount_of(host)?;
+    let definition = ticker.prepare(&ferry.lab, &ferry.files.share, &mount)?;
+    let name = format!("/run/{}.xml", ticker.name);
+    fs::write(host.path(&name), definition)?;
+    host.virsh(&["define", &name])?;
+    host.virsh(&["start", &ticker.name])?;
+    // The inventory hears of it by itself.
+    wait_for(&format!("{} appears in the inventory", ticker.name), Duration::from_secs(30), || {
+        let vms: Vec<VmView> = ferry.json(&["vm", "list"]).ok()?;
+        vms.iter().any(|vm| vm.facts.name == ticker.name && vm.host == host.name).then_some(())
+    })
+}
+
+/// Moves a running ticker through Ferry's command line, and judges what was seen from outside.
+///
+/// # Errors
+/// Which promise was broken.
+pub fn measure(
+    ferry: &Ferry,
+    observer: &Observer,
+    ticker: &Ticker,
+    destination: &str,
+    sabotage: Option<Sabotage>,
+) -> anyhow::Result<Measured> {
+    let name = &ticker.name;
+    let capture = Capture::start(&ferry.lab, ferry.lab.host(destination))?;
+    let begun = crate::observe::now();
+    let old_sector = read_sector(ferry, ticker)?;
+    let mut command = ferry.command(&["--json", "vm", "migrate", name, "--to", destination, "--wait"])?;
+    command.stderr(std::process::Stdio::inherit());
+    let said = crate::run::run_within(command, Duration::from_secs(300))?;
+    ensure!(said.ok(), "ferry vm migrate ended with {:?}: {}{}", said.code, said.out, said.err);
+    let job: JobView = serde_json::from_str(said.out.lines().last().unwrap_or_default())
+        .with_context(|| format!("ferry vm migrate said {}", said.out))?;
+    let figures = job.figures.context("The job has no figures")?;
+    observer.wait_on(name, destination, Duration::from_secs(20))?;
+    let moved = crate::observe::now();
+    if let Some(sabotage) = sabotage {
+        break_on_purpose(ferry, ticker, sabotage, &old_sector)?;
+    }
+    observer.wait_verified(name, 1, VERIFY_DEADLINE)?;
+    let heard: Vec<Heard> = observer.heard(name);
+    let around: Vec<Heard> = heard.iter().filter(|heard| heard.at >= begun && heard.at <= moved).cloned().collect();
+    let after: Vec<Heard> = heard.iter().filter(|heard| heard.at > moved).cloned().collect();
+    judge(&heard)?;
+    let (life, gap) = (judge(&after)?, judge(&around)?.gap_ms);
+    ensure!(observer.runs_on(name) == [destination], "{name} is heard from {:?}", observer.runs_on(name));
+    let (captured, hits) = capture.so_far();
+    ensure!(hits == 0, "{hits} packets between the hosts held the guest's memory as it is");
+    ensure!(
+        captured > figures.wire.0 / 20,
+        "only {captured} bytes of {} between the hosts were captured: nothing can be said of them",
+        figures.wire
+    );
+    Ok(Measured {
+        vm: name.clone(),
+        kind: "live".to_owned(),
+        source: job.source.clone(),
+        destination: job.destination.clone(),
+        total_ms: figures.total_ms,
+        downtime_ms: figures.downtime_ms,
+        guest_gap_ms: gap,
+        wire_bytes: figures.wire.0,
+        integrity: "ok".to_owned(),
+        pages_verified: life.pages,
+        sectors_verified: life.sectors,
+    })
+}
+
+fn read_sector(ferry: &Ferry, ticker: &Ticker) -> anyhow::Result<Vec<u8>> {
+    let disk = ferry.files.share.join(&ticker.name).join("disk.raw");
+    let mut sector = vec![0; SECTOR];
+    fs::File::open(disk)?.read_exact_at(&mut sector, 0)?;
+    Ok(sector)
+}
+
+fn break_on_purpose(ferry: &Ferry, ticker: &Ticker, sabotage: Sabotage, old_sector: &[u8]) -> anyhow::Result<()> {
+    match sabotage {
+        Sabotage::Page => in_fabric(&ferry.lab, || {
+            UdpSocket::bind("0.0.0.0:0")?.send_to(b"flip", (ticker.ip(), 7007))?;
+            Ok(())
+        }),
+        Sabotage::Sector => {
+            // A write that was acknowledged is taken back: the sector holds what it held before, whole and well formed.
+            wait_for("the guest wrote its first sector again", Duration::from_secs(60), || {
+                (read_sector(ferry, ticker).ok()? != old_sector).then_some(())
+            })?;
+            let disk = ferry.files.share.join(&ticker.name).join("disk.raw");
+            fs::OpenOptions::new().write(true).open(disk)?.write_all_at(old_sector, 0)?;
+            Ok(())
+        }
+        Sabotage::Split => {
+            let host = &ferry.lab.hosts[0];
+            host.virsh(&["create", &format!("/run/{}.xml", ticker.name)])?;
+            wait_for("the second copy is heard", BOOT_DEADLINE, || {
+                let port = ferry.lab.hosts[0].name.clone();
+                let observer = Observer::start(&ferry.lab).ok()?;
+                wait_for("a beat", Duration::from_secs(2), || observer.runs_on(&ticker.name).contains(&port).then_some(())).ok()
+            })
+        }
+    }
+}
+
+fn say(line: &str) {
+    let _ = writeln!(std::io::stderr(), "· {line}");
+}
+
+fn print_proof(measured: &Measured) {
+    println!("\nProven from outside");
+    println!("  {} is heard from {} alone, and its counter never went back", measured.vm, measured.destination);
+    println!("  the guest compared {} pages and {} sectors after the move, all as it wrote them", measured.pages_verified, measured.sectors_verified);
+    println!("  a capture of the link holds nothing of the guest's memory as it is\n");
+    println!("  total      {:>8} ms", measured.total_ms);
+    println!("  downtime   {:>8} ms  from STOP at {} to RESUME at {}", measured.downtime_ms, measured.source, measured.destination);
+    println!("  silence    {:>8} ms  longest gap between two heartbeats around the move", measured.guest_gap_ms);
+    println!("  wire       {:>8} KiB", measured.wire_bytes >> 10);
+}
+
+fn print_use(ferry: &Ferry) -> anyhow::Result<()> {
+    let state = crate::ferry::server_state(&ferry.lab);
+    let pin = fs::read_to_string(state.join("server.pin"))?;
+    println!("\nThe lab stands in {}.", ferry.lab.folder.display());
+    println!("  cargo xtask lab shell kvm1            a shell in a host");
+    println!("  cargo xtask lab down                  takes it down");
+    println!(
+        "  ip netns exec {} env FERRY_SERVER=https://{}:7420 FERRY_PIN={} FERRY_TOKEN_FILE={} {} vm list",
+        ferry.lab.fabric(),
+        crate::lab::FABRIC_IP,
+        pin.trim(),
+        state.join("admin.token").display(),
+        ferry.lab.program("ferry").display()
+    );
+    Ok(())
+}
+
+/// Leaves agents, server and lab running.
+fn stay(ferry: Ferry) {
+    let Ferry { agents, server, lab, .. } = ferry;
+    for agent in agents {
+        std::mem::forget(agent.program);
+    }
+    std::mem::forget(server);
+    lab.keep();
+}

@@ -44,6 +44,18 @@ enum Command {
         /// The lab.
         lab: Option<PathBuf>,
     },
+    /// Move a running VM between two hosts, and prove what was promised.
+    Demo {
+        /// Print one JSON object as the last line.
+        #[arg(long)]
+        json: bool,
+        /// Leave lab and server running.
+        #[arg(long)]
+        keep: bool,
+        /// Break something on purpose: the demo must fail.
+        #[arg(long)]
+        sabotage: Option<ferry_lab::demo::Sabotage>,
+    },
     /// The first process of a host.
     #[command(hide = true)]
     Init {
@@ -105,6 +117,7 @@ fn main() -> anyhow::Result<()> {
             }
             Ok(())
         }
+        Command::Demo { json, keep, sabotage } => ferry_lab::demo::run(json, keep, sabotage),
         Command::Init { folder, name } => host::init(&folder, &name),
         Command::Guard { folder } => guard::guard(&folder),
     }

@@ -1,0 +1,254 @@
+//! What may be typed.
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand};
+use ferry_core::{id::JobId, pin::Pin};
+
+/// Move running VMs between KVM hosts.
+///
+/// Exit codes: 0 done · 1 the job failed, or a fault · 2 wrong usage · 3 refused, with findings · 4 not found ·
+/// 5 the server does not answer · 6 not authorised · 130 interrupted (a job goes on).
+#[derive(Debug, Parser)]
+#[command(name = "ferry", version, arg_required_else_help = true)]
+pub struct Arguments {
+    /// Print one JSON document instead of tables
+    #[arg(long, global = true)]
+    pub json: bool,
+    /// Who to talk to
+    #[command(flatten)]
+    pub server: ServerArguments,
+    /// What to do
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// Where the server is and how it is known. Anything left out is taken from what `ferry login` stored.
+#[derive(Clone, Debug, Default, Args)]
+pub struct ServerArguments {
+    /// Talk to this server, as in https://ferry.example.org:7420
+    #[arg(long, global = true, env = "FERRY_SERVER")]
+    pub server: Option<String>,
+    /// Know the server by the hash of its key, as its `server.pin` file has it
+    #[arg(long, global = true, env = "FERRY_PIN")]
+    pub pin: Option<Pin>,
+    /// Read the token from this file
+    #[arg(long, global = true, env = "FERRY_TOKEN_FILE")]
+    pub token_file: Option<PathBuf>,
+}
+
+/// The commands.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Add, list, show and remove hosts
+    #[command(subcommand)]
+    Host(HostCommand),
+    /// Add file shares, and attach them on hosts
+    #[command(subcommand)]
+    Share(ShareCommand),
+    /// List, start, shut down and move VMs
+    #[command(subcommand)]
+    Vm(VmCommand),
+    /// List, show, watch and cancel jobs
+    #[command(subcommand)]
+    Job(JobCommand),
+    /// Store server, pin and token, so that they need not be given again
+    Login,
+}
+
+/// `ferry host …`
+#[derive(Debug, Subcommand)]
+pub enum HostCommand {
+    /// Add a host with the token that `ferry-agent setup` printed on it
+    ///
+    /// Example: ferry host add 192.0.2.11:7421 --name kvm1 --token ferry1.…
+    Add {
+        /// ADDRESS:PORT of its agent
+        address: String,
+        /// How to call it
+        #[arg(long)]
+        name: String,
+        /// The enrolment token, good for one use
+        #[arg(long, required_unless_present = "enrolment_file")]
+        token: Option<String>,
+        /// Read the enrolment token from this file; - is stdin
+        #[arg(long, conflicts_with = "token")]
+        enrolment_file: Option<PathBuf>,
+    },
+    /// List the hosts
+    List,
+    /// Show a host with its VMs, shares and what is wrong with its set-up
+    Show {
+        /// Its name
+        host: String,
+    },
+    /// Forget a host; its VMs go on
+    Remove {
+        /// Its name
+        host: String,
+    },
+}
+
+/// `ferry share …`
+#[derive(Debug, Subcommand)]
+pub enum ShareCommand {
+    /// Add a share
+    ///
+    /// Example: ferry share add vms '\\fs1.example.org\vms'
+    Add {
+        /// How to call it
+        name: String,
+        /// \\SERVER.DOMAIN\SHARE
+        unc: String,
+    },
+    /// List the shares
+    List,
+    /// Show a share with the hosts that have it
+    Show {
+        /// Its name
+        share: String,
+    },
+    /// Attach a share on a host: mount it there, or adopt a mount of your own with --at
+    Attach {
+        /// Its name
+        share: String,
+        /// On this host
+        #[arg(long)]
+        host: String,
+        /// Log in as this user
+        #[arg(long)]
+        user: Option<String>,
+        /// Read the password from this file; without it FERRY_SHARE_PASSWORD is taken
+        #[arg(long)]
+        password_file: Option<PathBuf>,
+        /// Adopt the mount that is there on the host
+        #[arg(long)]
+        at: Option<String>,
+    },
+    /// Detach a share from a host
+    Detach {
+        /// Its name
+        share: String,
+        /// From this host
+        #[arg(long)]
+        host: String,
+    },
+    /// Forget a share
+    Remove {
+        /// Its name
+        share: String,
+    },
+}
+
+/// `ferry vm …`. A VM is given by name, by UUID, or as HOST/NAME.
+#[derive(Debug, Subcommand)]
+pub enum VmCommand {
+    /// List the VMs
+    List,
+    /// Show a VM with its files
+    Show {
+        /// The VM
+        vm: String,
+    },
+    /// Start a VM
+    Start {
+        /// The VM
+        vm: String,
+    },
+    /// Ask a VM's guest to shut itself down
+    Shutdown {
+        /// The VM
+        vm: String,
+    },
+    /// List every host with the kind of move it would be, and why
+    Hosts {
+        /// The VM
+        vm: String,
+    },
+    /// Move a running VM to another host
+    ///
+    /// Example: ferry vm migrate web01 --to kvm2 --wait
+    Migrate(MigrateArguments),
+}
+
+/// `ferry vm migrate …`
+#[derive(Debug, Args)]
+pub struct MigrateArguments {
+    /// The VM
+    pub vm: String,
+    /// Move it to this host
+    #[arg(long)]
+    pub to: String,
+    /// Only say what would happen
+    #[arg(long)]
+    pub dry_run: bool,
+    /// Stay and show progress until the job ends
+    #[arg(long)]
+    pub wait: bool,
+    /// Switch over when the rest fits into this. Milliseconds
+    #[arg(long, value_name = "MS", value_parser = clap::value_parser!(u32).range(10..=10_000))]
+    pub max_downtime: Option<u32>,
+    /// Send no faster than this. MiB per second
+    #[arg(long, value_name = "MIB_PER_S", value_parser = clap::value_parser!(u64).range(1..=1_000_000))]
+    pub bandwidth: Option<u64>,
+    /// Give up after this. Seconds
+    #[arg(long, value_name = "S", value_parser = clap::value_parser!(u64).range(1..=604_800))]
+    pub timeout: Option<u64>,
+}
+
+/// `ferry job …`
+#[derive(Debug, Subcommand)]
+pub enum JobCommand {
+    /// List jobs, newest first
+    List {
+        /// No more than this many
+        #[arg(long, default_value_t = 20)]
+        limit: u32,
+    },
+    /// Show a job with its steps and log
+    Show {
+        /// Its number
+        job: JobId,
+    },
+    /// Follow a job until it ends
+    Watch {
+        /// Its number
+        job: JobId,
+    },
+    /// Cancel a job; the VM stays where it is
+    Cancel {
+        /// Its number
+        job: JobId,
+    },
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory as _;
+
+    use super::*;
+
+    #[test]
+    fn the_definition_is_consistent() {
+        Arguments::command().debug_assert();
+    }
+
+    #[test]
+    fn a_migration_takes_its_options_and_refuses_nonsense() {
+        let parse = |line: &str| Arguments::try_parse_from(line.split(' '));
+        let parsed = parse("ferry --json vm migrate web01 --to kvm2 --wait --max-downtime 100 --bandwidth 50").expect("good");
+        let Command::Vm(VmCommand::Migrate(migrate)) = parsed.command else { panic!("another command") };
+        assert!(parsed.json && migrate.wait && !migrate.dry_run);
+        assert_eq!((migrate.max_downtime, migrate.bandwidth, migrate.timeout), (Some(100), Some(50), None));
+        for bad in [
+            "ferry vm migrate web01",
+            "ferry vm migrate web01 --to kvm2 --max-downtime 5",
+            "ferry vm migrate web01 --to kvm2 --bandwidth 0",
+            "ferry job show x",
+            "ferry host add a:1 --name x",
+            "ferry --pin nonsense vm list",
+        ] {
+            assert!(parse(bad).is_err(), "{bad}");
+        }
+    }
+}

@@ -1,0 +1,27 @@
+//! `ferry host …`
+
+use ferry_client::server::ServerClient;
+use ferry_core::api::server::AddHost;
+
+use crate::{Failure, Output, arguments::HostCommand, connection, render};
+
+pub(crate) async fn run(command: HostCommand, client: &ServerClient, output: &Output) -> Result<(), Failure> {
+    match command {
+        HostCommand::Add { address, name, token, enrolment_file } => {
+            let token = match (token, enrolment_file) {
+                (Some(token), _) => token,
+                (None, Some(path)) => connection::read(&path)?.trim().to_owned(),
+                (None, None) => return Err(Failure::Usage("Give --token or --enrolment-file".to_owned())),
+            };
+            let host = client.add_host(&AddHost { name, address, token }).await?;
+            output.data(&host, render::host);
+        }
+        HostCommand::List => output.data(&client.hosts().await?, render::hosts),
+        HostCommand::Show { host } => output.data(&client.host(&host).await?, render::host),
+        HostCommand::Remove { host } => {
+            client.remove_host(&host).await?;
+            output.talk(&format!("Host {host} is forgotten; its VMs go on"));
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,299 @@
+//! Bodies of the API as text.
+
+use ferry_core::{
+    api::server::{Candidate, HostView, JobView, ShareView, VmView},
+    job::{StepState, StepView},
+    location::Location,
+    share::AttachedShare,
+    vm::{FileRole, VmState},
+};
+use time::{OffsetDateTime, macros::format_description};
+
+use crate::output::{findings, table};
+
+fn state(state: VmState) -> &'static str {
+    match state {
+        VmState::Running => "running",
+        VmState::Paused => "paused",
+        VmState::Incoming => "arriving",
+        VmState::ShutOff => "shut off",
+    }
+}
+
+/// Milliseconds as a person reads them.
+pub(crate) fn duration(ms: u64) -> String {
+    match ms {
+        0..1_000 => format!("{ms} ms"),
+        1_000..60_000 => format!("{:.1} s", ms as f64 / 1_000.0),
+        60_000..3_600_000 => format!("{} min {:02} s", ms / 60_000, ms / 1_000 % 60),
+        _ => format!("{} h {:02} min", ms / 3_600_000, ms / 60_000 % 60),
+    }
+}
+
+fn at(ms: u64) -> String {
+    let format = format_description!("[year]-[month]-[day] [hour]:[minute]:[second]Z");
+    OffsetDateTime::from_unix_timestamp((ms / 1_000) as i64)
+        .ok()
+        .and_then(|time| time.format(&format).ok())
+        .unwrap_or_default()
+}
+
+pub(crate) fn hosts(hosts: &Vec<HostView>) -> String {
+    let row = |host: &HostView| {
+        let facts = host.facts.as_ref();
+        let memory = facts.map(|facts| format!("{} of {}", facts.memory_free, facts.memory_total));
+        let troubles = facts.map_or(0, |facts| facts.findings.len());
+        vec![
+            host.name.clone(),
+            host.address.clone(),
+            if !host.reachable { "away".into() } else if troubles > 0 { format!("{troubles} finding(s)") } else { "ok".into() },
+            host.vms.len().to_string(),
+            memory.unwrap_or_default(),
+            facts.map(|facts| format!("{} / {}", facts.libvirt_version, facts.qemu_version)).unwrap_or_default(),
+        ]
+    };
+    table(&["HOST", "AGENT", "STATE", "VMS", "FREE MEMORY", "LIBVIRT / QEMU"], hosts.iter().map(row).collect())
+}
+
+fn share_state(attached: &AttachedShare) -> String {
+    attached.trouble.clone().unwrap_or_else(|| "ok".to_owned())
+}
+
+pub(crate) fn host(host: &HostView) -> String {
+    let mut text = format!("Host {}\n", host.name);
+    let mut line = |name: &str, value: String| text += &format!("  {name:<10} {value}\n");
+    line("agent", format!("{} ({})", host.address, if host.reachable { "answers" } else { "does not answer" }));
+    line("key", host.pin.to_string());
+    if let Some(facts) = &host.facts {
+        line("machine", format!("{}, {} CPUs", facts.hostname, facts.cpus));
+        line("memory", format!("{} free of {}", facts.memory_free, facts.memory_total));
+        line("software", format!("libvirt {}, QEMU {}, agent {}", facts.libvirt_version, facts.qemu_version, facts.agent_version));
+        text += &findings(&facts.findings);
+    }
+    let shares = host.shares.iter().map(|share| vec![share.unc.to_string(), format!("{:?}", share.mode).to_lowercase(), share_state(share)]);
+    text += &format!("\n{}\n", table(&["SHARE", "MODE", "STATE"], shares.collect()));
+    let vms = host.vms.iter().map(|vm| vec![vm.name.clone(), state(vm.state).into(), vm.memory.to_string()]);
+    text += &format!("\n{}\n", table(&["VM", "STATE", "MEMORY"], vms.collect()));
+    text
+}
+
+pub(crate) fn shares(shares: &Vec<ShareView>) -> String {
+    let row = |share: &ShareView| {
+        let hosts: Vec<&str> = share.hosts.iter().map(|on| on.host.as_str()).collect();
+        vec![share.name.clone(), share.unc.to_string(), hosts.join(", ")]
+    };
+    table(&["SHARE", "PATH", "ATTACHED ON"], shares.iter().map(row).collect())
+}
+
+pub(crate) fn share(share: &ShareView) -> String {
+    let row = |on: &ferry_core::api::server::ShareOnHost| {
+        vec![on.host.clone(), format!("{:?}", on.attached.mode).to_lowercase(), share_state(&on.attached)]
+    };
+    let rows = share.hosts.iter().map(row).collect();
+    format!("Share {}\n  path       {}\n\n{}", share.name, share.unc, table(&["HOST", "MODE", "STATE"], rows))
+}
+
+pub(crate) fn vms(vms: &Vec<VmView>) -> String {
+    let row = |vm: &VmView| {
+        vec![
+            vm.facts.name.clone(),
+            vm.host.clone(),
+            state(vm.facts.state).into(),
+            vm.facts.memory.to_string(),
+            vm.facts.vcpus.to_string(),
+            vm.job.map(|job| format!("job {job}")).unwrap_or_default(),
+        ]
+    };
+    table(&["VM", "HOST", "STATE", "MEMORY", "CPUS", "MOVES"], vms.iter().map(row).collect())
+}
+
+pub(crate) fn vm(vm: &VmView) -> String {
+    let facts = &vm.facts;
+    let mut text = format!("VM {} on {}\n", facts.name, vm.host);
+    let mut line = |name: &str, value: String| text += &format!("  {name:<10} {value}\n");
+    line("uuid", facts.id.to_string());
+    line("state", state(facts.state).to_owned());
+    line("memory", facts.memory.to_string());
+    line("cpus", facts.vcpus.to_string());
+    line("autostart", if facts.autostart { "yes" } else { "no" }.to_owned());
+    line("networks", facts.networks.join(", "));
+    text += &findings(&vm.findings);
+    let row = |file: &ferry_core::vm::VmFile| {
+        let place = match &file.place {
+            Location::Share { path, .. } => format!("share: {path}"),
+            Location::Local { path, .. } => format!("this host: {path}"),
+        };
+        let role = match file.role {
+            FileRole::Disk => "disk",
+            FileRole::Media => "media",
+            FileRole::Nvram => "nvram",
+            FileRole::Boot => "boot file",
+            FileRole::NotAFile => "not a file",
+        };
+        vec![file.device.clone(), role.into(), place]
+    };
+    let rows = facts.files.iter().map(row).collect();
+    format!("{text}\n{}", table(&["DEVICE", "ROLE", "PLACE"], rows))
+}
+
+pub(crate) fn candidates(candidates: &Vec<Candidate>) -> String {
+    let row = |candidate: &Candidate| {
+        let kind = candidate.kind.map_or("–", |kind| kind.title());
+        vec![candidate.host.clone(), kind.to_owned(), candidate.why.clone()]
+    };
+    let mut text = table(&["HOST", "MOVE", "WHY"], candidates.iter().map(row).collect());
+    for candidate in candidates.iter().filter(|candidate| !candidate.findings.is_empty()) {
+        text += &format!("\n\n{}\n{}", candidate.host, findings(&candidate.findings).trim_end());
+    }
+    text
+}
+
+pub(crate) fn jobs(jobs: &Vec<JobView>) -> String {
+    let row = |job: &JobView| {
+        let took = job.ended_at_ms.map(|end| duration(end.saturating_sub(job.accepted_at_ms)));
+        vec![
+            job.id.to_string(),
+            job.kind.title().to_owned(),
+            job.vm_name.clone(),
+            format!("{} → {}", job.source, job.destination),
+            job.phase.title().to_owned(),
+            at(job.accepted_at_ms),
+            took.unwrap_or_default(),
+        ]
+    };
+    table(&["JOB", "KIND", "VM", "FROM → TO", "STATE", "ACCEPTED", "TOOK"], jobs.iter().map(row).collect())
+}
+
+pub(crate) fn job(job: &JobView) -> String {
+    let mut text = format!(
+        "Job {}: {} move of {} from {} to {}: {}\n  {}\n  accepted {} by {}\n",
+        job.id,
+        job.kind.title(),
+        job.vm_name,
+        job.source,
+        job.destination,
+        job.phase.title(),
+        job.summary,
+        at(job.accepted_at_ms),
+        job.by
+    );
+    text += &findings(&job.findings);
+    text += &format!("\n{}\n", timeline(job));
+    if let Some(figures) = &job.figures {
+        text += &format!(
+            "\n  total {} · downtime {} (QEMU {}) · sent {} · on the wire {} · iterations {}\n",
+            duration(figures.total_ms),
+            duration(figures.downtime_ms),
+            duration(figures.qemu_downtime_ms),
+            figures.sent,
+            figures.wire,
+            figures.iterations
+        );
+    }
+    if !job.log.is_empty() {
+        text += "\nLog\n";
+        for line in &job.log {
+            text += &format!("  {}  {}\n", at(line.at_ms), line.message);
+        }
+    }
+    text
+}
+
+/// Columns of a bar in the timeline.
+const BAR: u64 = 32;
+
+/// The steps with the time each took, as bars on one axis.
+pub(crate) fn timeline(job: &JobView) -> String {
+    let start = job.accepted_at_ms;
+    let last = job.steps.iter().filter_map(|step| step.ended_at_ms.or(step.started_at_ms)).max().unwrap_or(start);
+    let span = last.saturating_sub(start).max(1);
+    let row = |step: &StepView| {
+        let mark = match step.state {
+            StepState::Waiting => "·",
+            StepState::Running => "▶",
+            StepState::Done => "✓",
+            StepState::Failed => "✗",
+            StepState::Undone => "↺",
+            StepState::UndoFailed => "‼",
+        };
+        let (from, to) = (step.started_at_ms, step.ended_at_ms.or(step.started_at_ms.map(|_| last)));
+        let (bar, took) = match from.zip(to) {
+            Some((from, to)) => {
+                let column = |at: u64| at.saturating_sub(start) * BAR / span;
+                let (left, right) = (column(from).min(BAR - 1), column(to).max(column(from) + 1).min(BAR));
+                let bar = " ".repeat(left as usize) + &"█".repeat((right - left) as usize);
+                (bar, duration(to.saturating_sub(from)))
+            }
+            None => (String::new(), String::new()),
+        };
+        vec![mark.to_owned(), step.title.clone(), took, bar, step.message.clone().unwrap_or_default()]
+    };
+    table(&["", "STEP", "TOOK", "WHEN", ""], job.steps.iter().map(row).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use ferry_core::{
+        id::{JobId, VmId},
+        job::{Figures, MoveKind},
+        migration::{Phase, Step},
+        units::ByteCount,
+    };
+
+    use super::*;
+
+    fn step(step: Step, from: u64, to: u64) -> StepView {
+        let title = step.title().to_owned();
+        StepView { step, title, state: StepState::Done, started_at_ms: Some(from), ended_at_ms: Some(to), message: None }
+    }
+
+    #[test]
+    fn a_finished_job_is_told_in_full() {
+        let figures = Figures {
+            total_ms: 2_340,
+            downtime_ms: 96,
+            qemu_downtime_ms: 80,
+            sent: ByteCount::mib(200),
+            wire: ByteCount::mib(201),
+            iterations: 3,
+            ..Figures::default()
+        };
+        let view = JobView {
+            id: JobId(7),
+            kind: MoveKind::Live,
+            vm: VmId(uuid::Uuid::nil()),
+            vm_name: "web01".into(),
+            source: "kvm1".into(),
+            destination: "kvm2".into(),
+            phase: Phase::Succeeded,
+            summary: "VM web01 runs on kvm2".into(),
+            by: "admin".into(),
+            accepted_at_ms: 1_000,
+            ended_at_ms: Some(3_340),
+            steps: vec![step(Step::Preflight, 1_000, 1_100), step(Step::Perform, 1_200, 3_200)],
+            progress: None,
+            figures: Some(figures),
+            findings: Vec::new(),
+            log: Vec::new(),
+        };
+        let text = job(&view);
+        for expected in [
+            "Job 7: Live move of web01 from kvm1 to kvm2: succeeded",
+            "VM web01 runs on kvm2",
+            "total 2.3 s · downtime 96 ms (QEMU 80 ms) · sent 200.0 MiB · on the wire 201.0 MiB · iterations 3",
+            "Move memory and state",
+            "2.0 s",
+        ] {
+            assert!(text.contains(expected), "{expected:?} is not in\n{text}");
+        }
+    }
+
+    #[test]
+    fn durations_read_well() {
+        for (ms, text) in
+            [(0, "0 ms"), (999, "999 ms"), (1_500, "1.5 s"), (61_000, "1 min 01 s"), (3_660_000, "1 h 01 min")]
+        {
+            assert_eq!(duration(ms), text);
+        }
+    }
+}
