@@ -22,7 +22,9 @@ const DEADLINE: Duration = Duration::from_secs(30);
 /// Mounting a share asks a file server that may be slow to refuse.
 const ATTACH_DEADLINE: Duration = Duration::from_secs(90);
 /// What a long poll may take beyond its own wait.
-const POLL_GRACE: Duration = Duration::from_secs(10);
+const POLL_GRACE: Duration = Duration::from_secs(5);
+/// An abort waits until libvirt's migrate call has ended.
+const ABORT_DEADLINE: Duration = Duration::from_secs(75);
 
 /// Calls one agent. Cheap to clone: clones share their connections.
 #[derive(Clone, Debug)]
@@ -243,7 +245,12 @@ impl AgentClient {
     /// # Errors
     /// As [`Self::enrol`].
     pub async fn abort(&self, attempt: Attempt) -> Result<MigrationReport, ClientError> {
-        self.put_migration(attempt, "abort").await
+        self.peer
+            .json(
+                self.migration(Method::PUT, attempt, Some("abort"))
+                    .timeout(ABORT_DEADLINE),
+            )
+            .await
     }
 
     /// Ends a successful move on this host: definition and autostart.

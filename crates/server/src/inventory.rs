@@ -10,7 +10,7 @@ use ferry_client::{ClientError, agent::AgentClient};
 use ferry_core::{
     api::{agent::Observation, server::Event},
     finding::{Finding, FindingId},
-    id::{HostId, VmId},
+    id::{HostId, ShareId, VmId},
     preflight::Side,
     vm::{VmFacts, VmState},
 };
@@ -26,6 +26,8 @@ const OBSERVE_WAIT: Duration = Duration::from_secs(5);
 /// How often an unreachable agent is asked.
 const RETRY_FIRST: Duration = Duration::from_millis(100);
 const RETRY_MAX: Duration = Duration::from_secs(3);
+/// What an agent did is seen in what it observes within this, or is not waited for.
+const SEEN_WITHIN: Duration = Duration::from_secs(3);
 /// A host that is asked before a decision answers within this or counts as unreachable.
 const REFRESH_DEADLINE: Duration = Duration::from_secs(6);
 
@@ -53,6 +55,13 @@ impl Seen {
     /// This VM, if it is there.
     pub(crate) fn vm(&self, vm: VmId) -> Option<&VmFacts> {
         self.vms().iter().find(|facts| facts.id == vm)
+    }
+
+    /// Whether a share is attached on it.
+    pub(crate) fn has_share(&self, share: ShareId) -> bool {
+        self.observation
+            .as_ref()
+            .is_some_and(|last| last.shares.iter().any(|attached| attached.id == share))
     }
 
     /// As preflight judges it.
@@ -95,11 +104,11 @@ impl Host {
         &self.record.name
     }
 
-    /// What is known as soon as its agent has answered once, or at the deadline.
-    pub(crate) async fn first_seen(&self) -> Seen {
+    /// What is known as soon as it is so, or after a few seconds all the same: an agent sees what it did itself by
+    /// its hypervisor's events, some milliseconds later.
+    pub(crate) async fn wait_until(&self, is_so: impl FnMut(&Seen) -> bool) -> Seen {
         let mut seen = self.seen.subscribe();
-        let answered = seen.wait_for(|seen| seen.observation.is_some() || seen.trouble.is_some());
-        let _ = tokio::time::timeout(REFRESH_DEADLINE, answered).await;
+        let _ = tokio::time::timeout(SEEN_WITHIN, seen.wait_for(is_so)).await;
         self.seen()
     }
 }

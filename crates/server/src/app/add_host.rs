@@ -96,7 +96,8 @@ pub(crate) async fn add_host(app: &Arc<App>, body: &AddHost) -> Result<HostView,
         })?;
     tracing::info!(host = record.name, address = record.address, pin = %record.pin, "A host was added");
     let host = app.inventory.add(record, agent);
-    host.first_seen().await;
+    host.wait_until(|seen| seen.observation.is_some() || seen.trouble.is_some())
+        .await;
     Ok(show_hosts::view(&host))
 }
 

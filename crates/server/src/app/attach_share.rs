@@ -25,7 +25,7 @@ pub(crate) async fn attach_share(
         .inventory
         .find(host)
         .map_err(|finding| Failure::found(&title, finding))?;
-    let was_attached = has(&host, &share);
+    let was_attached = host.seen().has_share(share.id);
     let request = AttachRequest {
         unc: share.unc.clone(),
         credentials: body.credentials,
@@ -33,7 +33,7 @@ pub(crate) async fn attach_share(
     };
     let attached = host.agent.attach_share(share.id, &request).await;
     attached.map_err(|error| Failure::of_agent(&title, host.name(), &error))?;
-    app.inventory.refresh(&host).await;
+    host.wait_until(|seen| seen.has_share(share.id)).await;
     if let Some(other) = differing(app, &share, &host).await {
         // What was there before this request is not taken away: a VM may use it.
         if !was_attached && let Err(error) = host.agent.detach_share(share.id).await {
@@ -44,7 +44,7 @@ pub(crate) async fn attach_share(
                 "A share stays attached"
             );
         }
-        app.inventory.refresh(&host).await;
+        host.wait_until(|seen| was_attached || !seen.has_share(share.id)).await;
         return Err(Failure::found(
             title,
             not_same(&share.name, host.name(), other.name()),
@@ -61,7 +61,7 @@ pub(crate) async fn attach_share(
 /// A host whose mount is shown to be of another share.
 async fn differing(app: &App, share: &ShareRecord, host: &Arc<Host>) -> Option<Arc<Host>> {
     for other in app.inventory.hosts() {
-        if other.record.id == host.record.id || !other.seen().reachable || !has(&other, share) {
+        if other.record.id == host.record.id || !other.seen().reachable || !other.seen().has_share(share.id) {
             continue;
         }
         match app.proofs.prove(share.id, host, &other).await {
@@ -79,14 +79,4 @@ async fn differing(app: &App, share: &ShareRecord, host: &Arc<Host>) -> Option<A
         }
     }
     None
-}
-
-fn has(host: &Host, share: &ShareRecord) -> bool {
-    let seen = host.seen();
-    seen.observation.is_some_and(|observation| {
-        observation
-            .shares
-            .iter()
-            .any(|attached| attached.id == share.id)
-    })
 }

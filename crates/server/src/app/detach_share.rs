@@ -63,7 +63,7 @@ pub(crate) async fn detach_share(
     }
     let detached = host.agent.detach_share(share.id).await;
     detached.map_err(|error| Failure::of_agent(&title, host.name(), &error))?;
-    app.inventory.refresh(&host).await;
+    host.wait_until(|seen| !seen.has_share(share.id)).await;
     tracing::info!(
         host = host.name(),
         share = share.name,

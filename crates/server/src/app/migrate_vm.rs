@@ -36,7 +36,7 @@ pub(crate) enum Moved {
     /// It was only tried.
     Tried(Candidate),
     /// A job does it.
-    Accepted(JobView),
+    Accepted(Box<JobView>),
 }
 
 pub(crate) async fn migrate_vm(
@@ -95,7 +95,7 @@ pub(crate) async fn migrate_vm(
         figures: None,
     };
     app.jobs.start(app, record.clone(), false);
-    Ok(Moved::Accepted(app.job_view(&record).await?))
+    Ok(Moved::Accepted(Box::new(app.job_view(&record).await?)))
 }
 
 fn new_job(

@@ -9,7 +9,7 @@ use ferry_core::{
 };
 
 use super::show_vms;
-use crate::{App, failure::Failure};
+use crate::{App, failure::Failure, inventory::Seen};
 
 pub(crate) async fn power_vm(
     app: &Arc<App>,
@@ -49,7 +49,11 @@ pub(crate) async fn power_vm(
     }
     let done = host.agent.power(vm.id, power).await;
     done.map_err(|error| Failure::of_agent(&title, host.name(), &error))?;
-    let seen = app.inventory.refresh(&host).await;
+    // The guest takes its time to shut down; a start is seen at once.
+    let is_seen = |seen: &Seen| {
+        power == Power::Shutdown || seen.vm(vm.id).is_some_and(|vm| vm.state == VmState::Running)
+    };
+    let seen = host.wait_until(is_seen).await;
     let facts = seen.vm(vm.id).cloned().unwrap_or(vm);
     Ok(show_vms::view(app, &jobs, host.name(), facts))
 }

@@ -32,6 +32,7 @@ use ferry_core::{
     migration::{Presence, Step, Verdict},
     pin::Secret,
     units::ByteCount,
+    vm::VmState,
 };
 use serde::{Deserialize, Serialize};
 
@@ -45,7 +46,7 @@ use crate::{
     app::check_move,
     clock::now_ms,
     failure::describe,
-    inventory::Host,
+    inventory::{Host, Seen},
     jobs::Running,
     store::{HostName, JobRecord},
 };
@@ -331,11 +332,6 @@ impl Migrate {
         );
         gone_or(&self.destination, destination)?;
         gone_or(&self.source, source)?;
-        // So that whoever sees the job's end sees the VM where it is.
-        tokio::join!(
-            self.app.inventory.refresh(&self.source),
-            self.app.inventory.refresh(&self.destination)
-        );
         let figures = {
             let mut figures = self.figures.lock().expect("nobody panics with it");
             figures.total_ms = now_ms().saturating_sub(self.record.job.accepted_at_ms);
@@ -349,7 +345,16 @@ impl Migrate {
         store
             .unreserve(self.record.id)
             .await
-            .map_err(|error| StepFailed(error.to_string()))
+            .map_err(|error| StepFailed(error.to_string()))?;
+        self.wait_until_seen(&self.destination, &self.source).await;
+        Ok(())
+    }
+
+    /// So that whoever sees the job's end sees the VM where it is, and there only.
+    async fn wait_until_seen(&self, here: &Host, gone: &Host) {
+        let vm = self.record.job.vm;
+        let is_here = |seen: &Seen| seen.vm(vm).is_some_and(|facts| facts.state != VmState::Incoming);
+        tokio::join!(here.wait_until(is_here), gone.wait_until(|seen| seen.vm(vm).is_none()));
     }
 
     async fn undo_source(&self) -> Result<(), StepFailed> {
@@ -372,10 +377,7 @@ impl Migrate {
             &self.destination,
             self.destination.agent.release(self.attempt(), false).await,
         )?;
-        tokio::join!(
-            self.app.inventory.refresh(&self.source),
-            self.app.inventory.refresh(&self.destination)
-        );
+        self.wait_until_seen(&self.source, &self.destination).await;
         Ok(())
     }
 

@@ -250,11 +250,15 @@ async fn follow(host: &Host, attempt: Attempt, sender: watch::Sender<Side>) -> !
                 // A lower sequence is that of another life of the carrier's keeper: its next is asked for all the same.
                 after = report.sequence;
                 let report = Side::Reports(Box::new(report));
-                sender.send_if_modified(|side| {
+                let news = sender.send_if_modified(|side| {
                     let news = *side != report;
                     *side = report;
                     news
                 });
+                // One whose carrier is gone has nothing to wait for and answers at once.
+                if !news {
+                    tokio::time::sleep(PAUSE_FIRST).await;
+                }
             }
             Err(error) => {
                 if let ClientError::Refused(problem) = &error

@@ -1,0 +1,4 @@
+//! Component tests: the real server and real agents over fake hypervisors.
+
+mod moves;
+mod support;
