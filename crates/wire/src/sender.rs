@@ -76,6 +76,9 @@ where
             }
             let room = self.pace.window().saturating_sub(self.sent - self.acked).min(DATA_BYTES_MAX as u64) as usize;
             let reads = self.local.is_some() && room > 0;
+            if self.local.is_some() && room == 0 {
+                self.pace.held_back();
+            }
             let local = &mut self.local;
             let chunk = &mut self.chunk[..room];
             tokio::select! {

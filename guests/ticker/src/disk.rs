@@ -13,7 +13,7 @@ use crate::{Found, Wanted};
 
 const SECTOR: usize = 4096;
 /// Sectors in use: few, so that each is written again often.
-const SECTORS: usize = 256;
+const SECTORS: usize = 128;
 const DEVICE: &str = "/dev/vda";
 
 /// A buffer at an address that O_DIRECT takes.

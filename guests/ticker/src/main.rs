@@ -63,7 +63,7 @@ impl Wanted {
             ip: value("ip").and_then(|text| text.parse().ok()).unwrap_or(std::net::Ipv4Addr::new(10, 77, 0, 101)),
             memory_mib: number("memory_mib", 64),
             dirty_mib_per_s: number("dirty_mib_per_s", 4),
-            writes_per_s: number("writes_per_s", 20) as u32,
+            writes_per_s: number("writes_per_s", 60) as u32,
         }
     }
 }
