@@ -56,6 +56,17 @@ enum Command {
         #[arg(long)]
         sabotage: Option<ferry_lab::demo::Sabotage>,
     },
+    /// Measure Ferry against what is there without it.
+    Bench {
+        /// Which: base.
+        name: String,
+        /// Runs of each side.
+        #[arg(long, default_value_t = 5)]
+        runs: usize,
+        /// Write the table to this file, too.
+        #[arg(long)]
+        report: Option<PathBuf>,
+    },
     /// The first process of a host.
     #[command(hide = true)]
     Init {
@@ -118,6 +129,10 @@ fn main() -> anyhow::Result<()> {
             Ok(())
         }
         Command::Demo { json, keep, sabotage } => ferry_lab::demo::run(json, keep, sabotage),
+        Command::Bench { name, runs, report } => {
+            anyhow::ensure!(name == "base", "There is no bench named {name}; there is: base");
+            ferry_lab::bench::base(runs, report.as_deref())
+        }
         Command::Init { folder, name } => host::init(&folder, &name),
         Command::Guard { folder } => guard::guard(&folder),
     }
