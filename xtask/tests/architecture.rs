@@ -21,10 +21,11 @@ fn dependencies(name: &str) -> BTreeSet<String> {
     for line in text.lines().map(str::trim) {
         if line.starts_with('[') {
             inside = line == "[dependencies]";
-        } else if inside && !line.starts_with('#') {
-            if let Some(name) = line.split(['=', '.', ' ']).next().filter(|name| !name.is_empty()) {
-                found.insert(name.to_owned());
-            }
+        } else if inside
+            && !line.starts_with('#')
+            && let Some(name) = line.split(['=', '.', ' ']).next().filter(|name| !name.is_empty())
+        {
+            found.insert(name.to_owned());
         }
     }
     assert!(!found.is_empty() || name == "core", "{} lists no dependency: is it read rightly?", manifest.display());
@@ -103,7 +104,10 @@ fn core_is_pure() {
     }
     let core = crate_sources("core");
     none(
-        &lines_with(&core, &["async fn", "::now(", "std::fs", "std::net::Tcp", "std::process", "std::thread", "println!"]),
+        &lines_with(
+            &core,
+            &["async fn", "::now(", "std::fs", "std::net::Tcp", "std::process", "std::thread", "println!"],
+        ),
         "core decides; it does not act, and time is an argument",
     );
 }
@@ -170,7 +174,9 @@ fn only_the_command_line_and_set_up_commands_print() {
             .into_iter()
             .filter(|(path, _)| {
                 // Programs' entry points and the set-up command talk to a person.
-                !path.ends_with("main.rs") && !path.ends_with("setup.rs") && !path.components().any(|part| part.as_os_str() == "setup")
+                !path.ends_with("main.rs")
+                    && !path.ends_with("setup.rs")
+                    && !path.components().any(|part| part.as_os_str() == "setup")
             })
             .collect();
         none(&lines_with(&files, &["println!", "eprintln!", "print!(", "dbg!"]), "only cli and set-up commands print");

@@ -4,7 +4,7 @@ mod ffi;
 
 use std::{
     path::PathBuf,
-    sync::{Arc, Mutex},
+    sync::{Arc, Mutex, OnceLock},
 };
 
 use ferry_core::{
@@ -24,31 +24,56 @@ use super::{
 /// libvirt on this host, over one connection that is opened again when libvirtd was restarted.
 pub struct Libvirt {
     uri: String,
-    connection: Mutex<Option<Arc<Connection>>>,
-    /// What the connection's host is. Asked once: for its capabilities libvirt may start every QEMU there is to probe
-    /// it, each time, where `/dev/kvm` is there and cannot be used.
-    host: Mutex<Option<(Arc<Connection>, HypervisorHost)>>,
+    live: Mutex<Option<Arc<Live>>>,
+}
+
+/// A connection, and what does not change while it lives.
+struct Live {
+    connection: Connection,
+    /// Asked once: for its capabilities libvirt may start every QEMU there is to probe it, each time, where
+    /// `/dev/kvm` is there and cannot be used (2 s seen).
+    host: OnceLock<(HypervisorHost, (u32, u32))>,
 }
 
 impl Libvirt {
     /// Will connect to `uri` (`qemu:///system`) at the first call.
     pub fn new(uri: impl Into<String>) -> Self {
-        Self { uri: uri.into(), connection: Mutex::new(None), host: Mutex::new(None) }
+        Self { uri: uri.into(), live: Mutex::new(None) }
     }
 
-    fn connection(&self) -> Result<Arc<Connection>, HypervisorError> {
-        let mut slot = self.connection.lock().expect("nobody panics while holding it");
-        if let Some(connection) = slot.as_ref().filter(|connection| connection.is_alive()) {
-            return Ok(Arc::clone(connection));
+    fn live(&self) -> Result<Arc<Live>, HypervisorError> {
+        let mut slot = self.live.lock().expect("nobody panics while holding it");
+        if let Some(live) = slot.as_ref().filter(|live| live.connection.is_alive()) {
+            return Ok(Arc::clone(live));
         }
-        let connection =
-            Arc::new(Connection::open(&self.uri).map_err(|fault| HypervisorError::Unreachable(fault.message))?);
-        *slot = Some(Arc::clone(&connection));
-        Ok(connection)
+        let connection = Connection::open(&self.uri).map_err(unreachable)?;
+        let live = Arc::new(Live { connection, host: OnceLock::new() });
+        *slot = Some(Arc::clone(&live));
+        Ok(live)
+    }
+
+    /// The host, and the owner of its VMs' processes.
+    fn host_and_owner(&self) -> Result<(HypervisorHost, (u32, u32)), HypervisorError> {
+        let live = self.live()?;
+        if let Some(known) = live.host.get() {
+            return Ok(known.clone());
+        }
+        let capabilities = live.connection.capabilities().map_err(unreachable)?;
+        let node = live.connection.node().map_err(unreachable)?;
+        let missing = |what: &str| HypervisorError::Unreachable(format!("its capabilities do not say {what}"));
+        let host = HypervisorHost {
+            uuid: definition::host_uuid(&capabilities).ok_or_else(|| missing("the host's UUID"))?,
+            cpus: node.cpus,
+            memory_total: ByteCount::kib(node.memory_kib),
+            libvirt_version: version(live.connection.library_version().map_err(unreachable)?),
+            qemu_version: version(live.connection.hypervisor_version().map_err(unreachable)?),
+        };
+        let owner = definition::process_owner(&capabilities).ok_or_else(|| missing("which user QEMU runs as"))?;
+        Ok(live.host.get_or_init(|| (host, owner)).clone())
     }
 
     fn find(&self, vm: VmId) -> Result<Option<Domain>, HypervisorError> {
-        match self.connection()?.domain(&vm.to_string()) {
+        match self.live()?.connection.domain(&vm.to_string()) {
             Ok(domain) => Ok(Some(domain)),
             Err(fault) if fault.is_no_domain() => Ok(None),
             Err(fault) => Err(HypervisorError::Unreachable(fault.message)),
@@ -58,6 +83,10 @@ impl Libvirt {
     fn need(&self, vm: VmId) -> Result<Domain, HypervisorError> {
         self.find(vm)?.ok_or(HypervisorError::NoVm(vm))
     }
+}
+
+fn unreachable(fault: Fault) -> HypervisorError {
+    HypervisorError::Unreachable(fault.message)
 }
 
 fn failed(what: impl Into<String>) -> impl FnOnce(Fault) -> HypervisorError {
@@ -99,28 +128,12 @@ fn fill_facts(domain: &Domain, xml: &str, state: PowerState) -> Result<VmFacts<P
 
 impl Hypervisor for Libvirt {
     fn host(&self) -> Result<HypervisorHost, HypervisorError> {
-        let connection = self.connection()?;
-        let mut known = self.host.lock().expect("nobody panics while holding it");
-        if let Some((_, host)) = known.as_ref().filter(|(of, _)| Arc::ptr_eq(of, &connection)) {
-            return Ok(host.clone());
-        }
-        let unreachable = |fault: Fault| HypervisorError::Unreachable(fault.message);
-        let node = connection.node().map_err(unreachable)?;
-        let host = HypervisorHost {
-            uuid: definition::host_uuid(&connection.capabilities().map_err(unreachable)?)
-                .ok_or_else(|| HypervisorError::Unreachable("its capabilities hold no host UUID".to_owned()))?,
-            cpus: node.cpus,
-            memory_total: ByteCount::kib(node.memory_kib),
-            libvirt_version: version(connection.library_version().map_err(unreachable)?),
-            qemu_version: version(connection.hypervisor_version().map_err(unreachable)?),
-        };
-        *known = Some((connection, host.clone()));
-        Ok(host)
+        Ok(self.host_and_owner()?.0)
     }
 
     fn vms(&self) -> Result<Vec<VmFacts<PathBuf>>, HypervisorError> {
         let domains =
-            self.connection()?.domains().map_err(|fault| HypervisorError::Unreachable(fault.message))?;
+            self.live()?.connection.domains().map_err(unreachable)?;
         domains.iter().filter_map(|domain| facts(domain).transpose()).collect()
     }
 
@@ -158,7 +171,7 @@ impl Hypervisor for Libvirt {
         // A connection of its own: libvirt keeps one close callback for each.
         let watch = Connection::open(&self.uri)
             .and_then(|connection| ffi::Watch::start(connection, relay))
-            .map_err(|fault| HypervisorError::Unreachable(fault.message))?;
+            .map_err(unreachable)?;
         Ok(Box::new(watch))
     }
 
@@ -272,11 +285,7 @@ impl Hypervisor for Libvirt {
     }
 
     fn process_owner(&self) -> Result<(u32, u32), HypervisorError> {
-        let capabilities =
-            self.connection()?.capabilities().map_err(|fault| HypervisorError::Unreachable(fault.message))?;
-        definition::process_owner(&capabilities).ok_or_else(|| {
-            HypervisorError::Unreachable("its capabilities do not say which user QEMU runs as".to_owned())
-        })
+        Ok(self.host_and_owner()?.1)
     }
 }
 

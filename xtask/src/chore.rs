@@ -1,0 +1,120 @@
+//! The chores themselves.
+
+use std::{
+    fs,
+    process::{Command, ExitStatus, Stdio},
+};
+
+use anyhow::{Context as _, ensure};
+
+use crate::{
+    packages,
+    programs::{self, FEATURES, cargo, root, target},
+    sudo::{as_root, is_root},
+};
+
+const WHY: &str = "the lab makes network namespaces, mounts and virtual machines of its own";
+/// Labs at once: each starts two hosts with emulated processors.
+const LABS_AT_ONCE: &str = "2";
+/// The tests that build labs, as nextest's filter language names them.
+const LAB_TESTS: &str = "package(ferry-lab) and kind(test)";
+
+/// Runs the lab's program as root.
+pub(crate) fn lab(arguments: &[&str]) -> anyhow::Result<u8> {
+    packages::ensure_for_lab()?;
+    programs::build()?;
+    let program = target().join("debug/ferry-lab");
+    let mut command = as_root(program.to_str().context("The target folder's name is not UTF-8")?, WHY)?;
+    command.args(arguments).env("FERRY_LAB_TARGET", target());
+    Ok(code(command.status()?))
+}
+
+/// Runs every test. What nextest says is said last.
+pub(crate) fn test(no_lab: bool, filter: Option<&str>) -> anyhow::Result<u8> {
+    if no_lab {
+        packages::ensure_for_build()?;
+    } else {
+        packages::ensure_for_lab()?;
+    }
+    packages::ensure_nextest()?;
+    let first = code(nextest(&format!("not ({LAB_TESTS})"), filter).status()?);
+    if no_lab {
+        return Ok(first);
+    }
+    programs::build()?;
+    let mut lab = nextest(LAB_TESTS, filter);
+    lab.args(["--test-threads", LABS_AT_ONCE]).env("FERRY_LAB_TARGET", target());
+    if !is_root() {
+        as_root("true", WHY)?.status()?;
+        lab.env("CARGO_TARGET_X86_64_UNKNOWN_LINUX_GNU_RUNNER", "sudo --preserve-env");
+    }
+    let second = code(lab.status()?);
+    Ok(if first == 0 { second } else { first })
+}
+
+fn nextest(tests: &str, filter: Option<&str>) -> Command {
+    let mut command = cargo(&["nextest", "run", "--locked", "--workspace", "--features", FEATURES]);
+    command.args(["--no-fail-fast", "--no-tests", "pass", "-E", tests]).args(filter);
+    command
+}
+
+/// Checks what can be checked without running Ferry; goes on after a failure, so that all of them are seen at once.
+pub(crate) fn check() -> anyhow::Result<u8> {
+    packages::ensure_for_build()?;
+    let deny = "-D warnings";
+    let mut docs = cargo(&["doc", "--locked", "--quiet", "--workspace", "--no-deps", "--document-private-items"]);
+    docs.args(["--features", FEATURES]).env("RUSTDOCFLAGS", deny);
+    let lints = [
+        "clippy",
+        "--locked",
+        "--quiet",
+        "--workspace",
+        "--all-targets",
+        "--features",
+        FEATURES,
+        "--",
+        "-D",
+        "warnings",
+    ];
+    let checks: [(&str, Command); 4] = [
+        ("formatting", cargo(&["fmt", "--check"])),
+        ("lints", cargo(&lints)),
+        ("documentation", docs),
+        ("architecture", cargo(&["test", "--locked", "--quiet", "-p", "xtask"])),
+    ];
+    let mut failed = Vec::new();
+    for (name, mut command) in checks {
+        eprintln!("checking {name}");
+        if !command.status()?.success() {
+            failed.push(name);
+        }
+    }
+    eprintln!("checking the API document");
+    if let Err(error) = check_api_document() {
+        eprintln!("{error:#}");
+        failed.push("the API document");
+    }
+    if failed.is_empty() {
+        eprintln!("all is well");
+        return Ok(0);
+    }
+    eprintln!("not well: {}", failed.join(", "));
+    Ok(1)
+}
+
+fn check_api_document() -> anyhow::Result<()> {
+    let mut command =
+        cargo(&["run", "--locked", "--quiet", "-p", "ferry-server", "--features", "failpoints", "--", "openapi"]);
+    let said = command.stderr(Stdio::inherit()).output()?;
+    ensure!(said.status.success(), "ferry-server openapi failed");
+    let kept = fs::read(root().join("api/server.json")).context("Could not read api/server.json")?;
+    ensure!(
+        said.stdout == kept,
+        "api/server.json is not what the server serves: cargo run -p ferry-server -- openapi > api/server.json"
+    );
+    Ok(())
+}
+
+fn code(status: ExitStatus) -> u8 {
+    status.code().and_then(|code| u8::try_from(code).ok()).unwrap_or(1)
+}

@@ -1,0 +1,207 @@
+//! What must be installed besides a Rust toolchain.
+
+use std::{
+    fs,
+    io::Write as _,
+    process::{Command, Stdio},
+};
+
+use anyhow::{Context as _, bail, ensure};
+
+use crate::sudo::as_root;
+
+/// A Debian package, and the version below which it is of no use.
+struct Package {
+    name: &'static str,
+    at_least: Option<&'static str>,
+}
+
+const fn any(name: &'static str) -> Package {
+    Package { name, at_least: None }
+}
+
+const fn since(name: &'static str, version: &'static str) -> Package {
+    Package { name, at_least: Some(version) }
+}
+
+/// To build: a linker, and libvirt's headers for the drivers.
+const TO_BUILD: [Package; 4] = [any("gcc"), any("libc6-dev"), any("pkg-config"), since("libvirt-dev", "10.9")];
+
+/// To run the lab.
+const TO_RUN: [Package; 15] = [
+    since("qemu-system-x86", "1:9.0"),
+    since("qemu-utils", "1:9.0"),
+    since("libvirt-daemon", "10.9"),
+    since("libvirt-daemon-driver-qemu", "10.9"),
+    since("libvirt-clients", "10.9"),
+    since("samba", "2:4.20"),
+    since("smbclient", "2:4.20"),
+    any("smbnetfs"),
+    any("iproute2"),
+    any("nftables"),
+    any("tcpdump"),
+    any("procps"),
+    any("util-linux"),
+    any("cpio"),
+    any("xz-utils"),
+];
+
+/// Debian's script that is asked whether a package may start its services.
+const POLICY: &str = "/usr/sbin/policy-rc.d";
+
+/// Installs what is missing to build.
+pub(crate) fn ensure_for_build() -> anyhow::Result<()> {
+    ensure(&TO_BUILD, "libvirt's headers must be installed to build Ferry")
+}
+
+/// Installs what is missing to build and to run the lab.
+pub(crate) fn ensure_for_lab() -> anyhow::Result<()> {
+    let all: Vec<&Package> = TO_BUILD.iter().chain(&TO_RUN).collect();
+    ensure_all(&all, "the lab needs packages, and makes network namespaces, mounts and virtual machines")
+}
+
+/// Installs the test runner if it is missing.
+pub(crate) fn ensure_nextest() -> anyhow::Result<()> {
+    let found =
+        Command::new("cargo").args(["nextest", "--version"]).stdout(Stdio::null()).stderr(Stdio::null()).status();
+    if found.is_ok_and(|status| status.success()) {
+        return Ok(());
+    }
+    eprintln!("installing cargo-nextest, the test runner");
+    let status = Command::new("cargo").args(["install", "--locked", "--quiet", "cargo-nextest"]).status()?;
+    ensure!(status.success(), "cargo-nextest could not be installed");
+    Ok(())
+}
+
+fn ensure(packages: &[Package], why: &str) -> anyhow::Result<()> {
+    ensure_all(&packages.iter().collect::<Vec<_>>(), why)
+}
+
+fn ensure_all(packages: &[&Package], why: &str) -> anyhow::Result<()> {
+    let missing: Vec<&Package> = packages.iter().copied().filter(|package| !is_good(package)).collect();
+    if missing.is_empty() {
+        return Ok(());
+    }
+    let names: Vec<&str> = missing.iter().map(|package| package.name).collect();
+    eprintln!("installing {}", names.join(" "));
+    if Command::new("apt-get").arg("--version").stdout(Stdio::null()).status().is_err() {
+        bail!("This is not Debian: install {} (or what your system calls them) yourself", names.join(" "));
+    }
+    let mut update = as_root("apt-get", why)?;
+    update.args(["-q", "update"]).stdout(Stdio::null());
+    ensure!(update.status()?.success(), "apt-get update failed");
+    let suite = if missing.iter().all(|package| is_offered(package)) { None } else { Some(backports(why)?) };
+    install(&names, suite.as_deref(), why)?;
+    let still: Vec<&str> = missing.iter().filter(|package| !is_good(package)).map(|package| package.name).collect();
+    ensure!(still.is_empty(), "{} could not be installed in a version that is new enough", still.join(" "));
+    Ok(())
+}
+
+fn install(names: &[&str], suite: Option<&str>, why: &str) -> anyhow::Result<()> {
+    let quiet = Quiet::begin(why)?;
+    let mut command = as_root("apt-get", why)?;
+    command.args(["-q", "-y", "-o", "Dpkg::Use-Pty=0", "--no-install-recommends", "install"]);
+    if let Some(suite) = suite {
+        command.args(["-t", suite]);
+    }
+    let log = tempfile_path();
+    let file = fs::File::create(&log)?;
+    command.args(names).env("DEBIAN_FRONTEND", "noninteractive").stdin(Stdio::null());
+    let status = command.stdout(file.try_clone()?).stderr(file).status()?;
+    quiet.end()?;
+    if !status.success() {
+        let said = fs::read_to_string(&log).unwrap_or_default();
+        bail!("apt-get install {} failed:\n{said}", names.join(" "));
+    }
+    fs::remove_file(log)?;
+    Ok(())
+}
+
+fn tempfile_path() -> std::path::PathBuf {
+    std::env::temp_dir().join(format!("ferry-install-{}.log", std::process::id()))
+}
+
+/// Keeps services of new packages (libvirt, Samba) from being started on this machine: the lab runs its own.
+struct Quiet {
+    made: bool,
+    why: String,
+}
+
+impl Quiet {
+    fn begin(why: &str) -> anyhow::Result<Self> {
+        let made = !fs::exists(POLICY)?;
+        if made {
+            let mut child = as_root("tee", why)?.arg(POLICY).stdin(Stdio::piped()).stdout(Stdio::null()).spawn()?;
+            child.stdin.take().context("a pipe was asked for")?.write_all(b"#!/bin/sh\nexit 101\n")?;
+            child.wait()?;
+            as_root("chmod", why)?.args(["755", POLICY]).status()?;
+        }
+        Ok(Self { made, why: why.to_owned() })
+    }
+
+    fn end(self) -> anyhow::Result<()> {
+        if self.made {
+            as_root("rm", &self.why)?.args(["-f", POLICY]).status()?;
+        }
+        Ok(())
+    }
+}
+
+/// Whether a package is installed in a version that is new enough.
+fn is_good(package: &Package) -> bool {
+    let said = Command::new("dpkg-query")
+        .args(["-W", "-f", "${db:Status-Status} ${Version}", package.name])
+        .stderr(Stdio::null())
+        .output();
+    let Ok(said) = said else { return false };
+    let text = String::from_utf8_lossy(&said.stdout).into_owned();
+    let Some(version) = text.strip_prefix("installed ") else { return false };
+    is_new_enough(package, version)
+}
+
+/// Whether apt would install a version that is new enough.
+fn is_offered(package: &Package) -> bool {
+    let Ok(said) = Command::new("apt-cache").args(["policy", package.name]).output() else { return false };
+    let text = String::from_utf8_lossy(&said.stdout).into_owned();
+    let version = text.lines().find_map(|line| line.trim().strip_prefix("Candidate: "));
+    version.is_some_and(|version| version != "(none)" && is_new_enough(package, version))
+}
+
+fn is_new_enough(package: &Package, version: &str) -> bool {
+    let Some(at_least) = package.at_least else { return true };
+    let compared = Command::new("dpkg").args(["--compare-versions", version, "ge", at_least]).status();
+    compared.is_ok_and(|status| status.success())
+}
+
+/// The name of the backports suite, enabled if it was not.
+fn backports(why: &str) -> anyhow::Result<String> {
+    let release = fs::read_to_string("/etc/os-release").context("Could not read /etc/os-release")?;
+    let name = release
+        .lines()
+        .find_map(|line| line.strip_prefix("VERSION_CODENAME="))
+        .context("/etc/os-release names no release: install a newer libvirt and QEMU yourself")?
+        .trim_matches('"');
+    let suite = format!("{name}-backports");
+    let said = Command::new("apt-get")
+        .args(["indextargets", "--format", "$(RELEASE) $(REPO_URI)", "Created-By: Packages"])
+        .output()
+        .context("Could not run apt-get indextargets")?;
+    let text = String::from_utf8_lossy(&said.stdout).into_owned();
+    let targets: Vec<(&str, &str)> = text.lines().filter_map(|line| line.trim().split_once(' ')).collect();
+    if targets.iter().any(|(release, _)| *release == suite) {
+        return Ok(suite);
+    }
+    // From where the release itself comes: a mirror that was chosen stays chosen.
+    let (_, mirror) = targets
+        .iter()
+        .find(|(release, _)| *release == name)
+        .with_context(|| format!("apt knows no source of {name}: enable {suite} yourself"))?;
+    eprintln!("enabling {suite}: libvirt and QEMU of {name} are too old");
+    let file = "/etc/apt/sources.list.d/ferry-backports.list";
+    let mut child = as_root("tee", why)?.arg(file).stdin(Stdio::piped()).stdout(Stdio::null()).spawn()?;
+    child.stdin.take().context("a pipe was asked for")?.write_all(format!("deb {mirror} {suite} main\n").as_bytes())?;
+    ensure!(child.wait()?.success(), "{file} could not be written");
+    let mut update = as_root("apt-get", why)?;
+    ensure!(update.args(["-q", "update"]).stdout(Stdio::null()).status()?.success(), "apt-get update failed");
+    Ok(suite)
+}

@@ -1,0 +1,50 @@
+//! Builds what the lab runs.
+
+use std::{
+    path::{Path, PathBuf},
+    process::Command,
+};
+
+use anyhow::ensure;
+
+const GUEST_TARGET: &str = "x86_64-unknown-linux-gnu";
+
+/// Features under which everything is built, checked and tested: tests stop and fail programs at named points.
+pub(crate) const FEATURES: &str = "ferry-agent/failpoints,ferry-server/failpoints,ferry-lab/lab";
+
+/// The workspace's folder.
+pub(crate) fn root() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).parent().map(Path::to_owned).unwrap_or_default()
+}
+
+/// Where builds go.
+pub(crate) fn target() -> PathBuf {
+    let chosen = std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| "target".into(), PathBuf::from);
+    root().join(chosen)
+}
+
+/// A cargo command in the workspace.
+pub(crate) fn cargo(arguments: &[&str]) -> Command {
+    let mut command = Command::new("cargo");
+    command.args(arguments).current_dir(root());
+    // The outer cargo's settings are xtask's own, not those of what it builds.
+    command.env_remove("CARGO_MANIFEST_DIR");
+    command
+}
+
+/// Builds Ferry's programs, the lab and the guest.
+///
+/// # Errors
+/// When the compiler does.
+pub(crate) fn build() -> anyhow::Result<()> {
+    eprintln!("building Ferry's programs, the lab and its guest");
+    // The whole workspace with the features of its tests: nothing is built twice.
+    let mut programs = cargo(&["build", "--quiet", "--locked", "--workspace", "--bins", "--features", FEATURES]);
+    ensure!(programs.status()?.success(), "Ferry does not build");
+    let mut guest =
+        cargo(&["build", "--quiet", "--locked", "--release", "-p", "ferry-ticker", "--target", GUEST_TARGET]);
+    // Linked statically: it is the only program in its guest.
+    guest.env("RUSTFLAGS", "-C target-feature=+crt-static").arg("--target-dir").arg(target().join("guest"));
+    ensure!(guest.status()?.success(), "The ticker does not build");
+    Ok(())
+}

@@ -1,0 +1,32 @@
+//! Root, where a chore needs it, and why.
+
+use std::{process::Command, sync::Once};
+
+use anyhow::{Context as _, ensure};
+
+/// Whether this runs as root.
+pub(crate) fn is_root() -> bool {
+    // The standard library does not say; the owner of /proc/self does.
+    std::fs::metadata("/proc/self").is_ok_and(|own| std::os::unix::fs::MetadataExt::uid(&own) == 0)
+}
+
+/// A command that runs as root. The first one says why, and asks for the password if sudo wants one.
+///
+/// # Errors
+/// When this is not root and there is no sudo.
+pub(crate) fn as_root(program: &str, why: &str) -> anyhow::Result<Command> {
+    if is_root() {
+        return Ok(Command::new(program));
+    }
+    static ASKED: Once = Once::new();
+    let mut granted = Ok(true);
+    ASKED.call_once(|| {
+        eprintln!("sudo: {why}");
+        granted = Command::new("sudo").arg("-v").status().map(|status| status.success());
+    });
+    ensure!(granted.context("This needs root, and there is no sudo: run it as root")?, "sudo refused, and {why}");
+    let mut command = Command::new("sudo");
+    // The lab finds programs and caches by the environment.
+    command.args(["--preserve-env", program]);
+    Ok(command)
+}
