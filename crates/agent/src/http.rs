@@ -33,8 +33,7 @@ use serde::{Deserialize, de::DeserializeOwned};
 use tracing::{error, info};
 
 use crate::{
-    Agent, AgentError,
-    host,
+    Agent, AgentError, host,
     tls::{Caller, PinAcceptor},
 };
 

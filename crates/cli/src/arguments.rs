@@ -236,7 +236,8 @@ mod tests {
     #[test]
     fn a_migration_takes_its_options_and_refuses_nonsense() {
         let parse = |line: &str| Arguments::try_parse_from(line.split(' '));
-        let parsed = parse("ferry --json vm migrate web01 --to kvm2 --wait --max-downtime 100 --bandwidth 50").expect("good");
+        let parsed =
+            parse("ferry --json vm migrate web01 --to kvm2 --wait --max-downtime 100 --bandwidth 50").expect("good");
         let Command::Vm(VmCommand::Migrate(migrate)) = parsed.command else { panic!("another command") };
         assert!(parsed.json && migrate.wait && !migrate.dry_run);
         assert_eq!((migrate.max_downtime, migrate.bandwidth, migrate.timeout), (Some(100), Some(50), None));

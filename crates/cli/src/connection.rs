@@ -29,8 +29,9 @@ fn stored_path() -> Option<PathBuf> {
 fn resolve(arguments: &ServerArguments) -> Result<(String, Pin, String), Failure> {
     let path = stored_path();
     let stored: Stored = match path.as_deref().map(fs::read_to_string) {
-        Some(Ok(text)) => toml::from_str(&text)
-            .map_err(|error| Failure::NotLoggedIn(format!("{} is damaged: {error}", path.unwrap_or_default().display())))?,
+        Some(Ok(text)) => toml::from_str(&text).map_err(|error| {
+            Failure::NotLoggedIn(format!("{} is damaged: {error}", path.unwrap_or_default().display()))
+        })?,
         Some(Err(_)) | None => Stored::default(),
     };
     let missing = |what: &str, how: &str| {
@@ -54,8 +55,8 @@ pub(crate) fn connect(arguments: &ServerArguments) -> Result<ServerClient, Failu
 pub(crate) async fn login(arguments: &ServerArguments) -> Result<PathBuf, Failure> {
     let (server, pin, token) = resolve(arguments)?;
     ServerClient::new(&server, pin, &token)?.hosts().await?;
-    let path = stored_path()
-        .ok_or_else(|| Failure::NotLoggedIn("Neither HOME nor XDG_CONFIG_HOME is set".to_owned()))?;
+    let path =
+        stored_path().ok_or_else(|| Failure::NotLoggedIn("Neither HOME nor XDG_CONFIG_HOME is set".to_owned()))?;
     let stored = Stored { server: Some(server), pin: Some(pin), token: Some(token) };
     let text = toml::to_string(&stored).expect("plain texts are always TOML");
     let folder = path.parent().unwrap_or(Path::new("/"));
@@ -66,6 +67,7 @@ pub(crate) async fn login(arguments: &ServerArguments) -> Result<PathBuf, Failur
 }
 
 pub(crate) fn read(path: &Path) -> Result<String, Failure> {
-    let outcome = if path == Path::new("-") { std::io::read_to_string(std::io::stdin()) } else { fs::read_to_string(path) };
+    let outcome =
+        if path == Path::new("-") { std::io::read_to_string(std::io::stdin()) } else { fs::read_to_string(path) };
     outcome.map_err(|source| Failure::File { path: path.to_owned(), source })
 }

@@ -46,7 +46,13 @@ pub(crate) fn hosts(hosts: &Vec<HostView>) -> String {
         vec![
             host.name.clone(),
             host.address.clone(),
-            if !host.reachable { "away".into() } else if troubles > 0 { format!("{troubles} finding(s)") } else { "ok".into() },
+            if !host.reachable {
+                "away".into()
+            } else if troubles > 0 {
+                format!("{troubles} finding(s)")
+            } else {
+                "ok".into()
+            },
             host.vms.len().to_string(),
             memory.unwrap_or_default(),
             facts.map(|facts| format!("{} / {}", facts.libvirt_version, facts.qemu_version)).unwrap_or_default(),
@@ -67,10 +73,16 @@ pub(crate) fn host(host: &HostView) -> String {
     if let Some(facts) = &host.facts {
         line("machine", format!("{}, {} CPUs", facts.hostname, facts.cpus));
         line("memory", format!("{} free of {}", facts.memory_free, facts.memory_total));
-        line("software", format!("libvirt {}, QEMU {}, agent {}", facts.libvirt_version, facts.qemu_version, facts.agent_version));
+        line(
+            "software",
+            format!("libvirt {}, QEMU {}, agent {}", facts.libvirt_version, facts.qemu_version, facts.agent_version),
+        );
         text += &findings(&facts.findings);
     }
-    let shares = host.shares.iter().map(|share| vec![share.unc.to_string(), format!("{:?}", share.mode).to_lowercase(), share_state(share)]);
+    let shares = host
+        .shares
+        .iter()
+        .map(|share| vec![share.unc.to_string(), format!("{:?}", share.mode).to_lowercase(), share_state(share)]);
     text += &format!("\n{}\n", table(&["SHARE", "MODE", "STATE"], shares.collect()));
     let vms = host.vms.iter().map(|vm| vec![vm.name.clone(), state(vm.state).into(), vm.memory.to_string()]);
     text += &format!("\n{}\n", table(&["VM", "STATE", "MEMORY"], vms.collect()));
@@ -244,7 +256,14 @@ mod tests {
 
     fn step(step: Step, from: u64, to: u64) -> StepView {
         let title = step.title().to_owned();
-        StepView { step, title, state: StepState::Done, started_at_ms: Some(from), ended_at_ms: Some(to), message: None }
+        StepView {
+            step,
+            title,
+            state: StepState::Done,
+            started_at_ms: Some(from),
+            ended_at_ms: Some(to),
+            message: None,
+        }
     }
 
     #[test]

@@ -4,8 +4,8 @@ use std::time::Duration;
 
 use ferry_core::{
     api::agent::{
-        AttachRequest, ConfirmRequest, DestinationReady, EnrolRequest, MigrationReport,
-        Observation, Power, PowerRequest, PrepareDestination, PrepareSource, ShareToken,
+        AttachRequest, ConfirmRequest, DestinationReady, EnrolRequest, MigrationReport, Observation, Power,
+        PowerRequest, PrepareDestination, PrepareSource, ShareToken,
     },
     host::HostFacts,
     id::{Generation, Incarnation, JobId, ShareId, VmId},
@@ -47,14 +47,7 @@ impl AgentClient {
     /// # Errors
     /// [`ClientError::Unusable`] when the address cannot be used. Nothing is sent.
     pub fn new(address: &str, pin: Pin, me: &KeyPair) -> Result<Self, ClientError> {
-        Ok(Self {
-            peer: Peer::new(
-                &format!("https://{address}"),
-                pin,
-                Some(me),
-                HeaderMap::new(),
-            )?,
-        })
+        Ok(Self { peer: Peer::new(&format!("https://{address}"), pin, Some(me), HeaderMap::new())? })
     }
 
     /// Shows the enrolment secret: from then on the agent obeys `me`.
@@ -62,9 +55,7 @@ impl AgentClient {
     /// # Errors
     /// As for each method: [`ClientError::Refused`] with the findings, or no (sensible) answer.
     pub async fn enrol(&self, body: &EnrolRequest) -> Result<HostFacts, ClientError> {
-        self.peer
-            .json(self.call(Method::POST, &["enrol"]).json(body))
-            .await
+        self.peer.json(self.call(Method::POST, &["enrol"]).json(body)).await
     }
 
     /// The host, asked now.
@@ -84,15 +75,10 @@ impl AgentClient {
         known: Option<(Incarnation, Generation)>,
         wait: Duration,
     ) -> Result<Observation, ClientError> {
-        let request = self
-            .peer
-            .request(Method::GET, &["v1", "observe"], wait + POLL_GRACE);
+        let request = self.peer.request(Method::GET, &["v1", "observe"], wait + POLL_GRACE);
         let mut pairs = vec![("wait_ms", wait.as_millis().to_string())];
         if let Some((incarnation, generation)) = known {
-            pairs.extend([
-                ("incarnation", incarnation.to_string()),
-                ("generation", generation.to_string()),
-            ]);
+            pairs.extend([("incarnation", incarnation.to_string()), ("generation", generation.to_string())]);
         }
         self.peer.json(request.query(&pairs)).await
     }
@@ -101,16 +87,8 @@ impl AgentClient {
     ///
     /// # Errors
     /// As [`Self::enrol`].
-    pub async fn attach_share(
-        &self,
-        share: ShareId,
-        body: &AttachRequest,
-    ) -> Result<AttachedShare, ClientError> {
-        let request = self.peer.request(
-            Method::PUT,
-            &["v1", "shares", &share.to_string()],
-            ATTACH_DEADLINE,
-        );
+    pub async fn attach_share(&self, share: ShareId, body: &AttachRequest) -> Result<AttachedShare, ClientError> {
+        let request = self.peer.request(Method::PUT, &["v1", "shares", &share.to_string()], ATTACH_DEADLINE);
         self.peer.json(request.json(body)).await
     }
 
@@ -120,27 +98,15 @@ impl AgentClient {
     /// As [`Self::enrol`].
     pub async fn detach_share(&self, share: ShareId) -> Result<(), ClientError> {
         let segments = ["v1", "shares", &share.to_string()];
-        self.peer
-            .done(
-                self.peer
-                    .request(Method::DELETE, &segments, ATTACH_DEADLINE),
-            )
-            .await
+        self.peer.done(self.peer.request(Method::DELETE, &segments, ATTACH_DEADLINE)).await
     }
 
     /// Writes a token file on a share.
     ///
     /// # Errors
     /// As [`Self::enrol`].
-    pub async fn write_token(
-        &self,
-        share: ShareId,
-        name: &str,
-        token: &ShareToken,
-    ) -> Result<(), ClientError> {
-        self.peer
-            .done(self.token(Method::PUT, share, name).json(token))
-            .await
+    pub async fn write_token(&self, share: ShareId, name: &str, token: &ShareToken) -> Result<(), ClientError> {
+        self.peer.done(self.token(Method::PUT, share, name).json(token)).await
     }
 
     /// Reads a token file on a share.
@@ -156,9 +122,7 @@ impl AgentClient {
     /// # Errors
     /// As [`Self::enrol`].
     pub async fn remove_token(&self, share: ShareId, name: &str) -> Result<(), ClientError> {
-        self.peer
-            .done(self.token(Method::DELETE, share, name))
-            .await
+        self.peer.done(self.token(Method::DELETE, share, name)).await
     }
 
     /// Starts a VM or asks its guest to shut down.
@@ -179,29 +143,15 @@ impl AgentClient {
         attempt: Attempt,
         body: &PrepareDestination,
     ) -> Result<DestinationReady, ClientError> {
-        self.peer
-            .json(
-                self.migration(Method::PUT, attempt, Some("destination"))
-                    .json(body),
-            )
-            .await
+        self.peer.json(self.migration(Method::PUT, attempt, Some("destination")).json(body)).await
     }
 
     /// Makes the source ready: its carrier is connected, the VM held.
     ///
     /// # Errors
     /// As [`Self::enrol`].
-    pub async fn prepare_source(
-        &self,
-        attempt: Attempt,
-        body: &PrepareSource,
-    ) -> Result<MigrationReport, ClientError> {
-        self.peer
-            .json(
-                self.migration(Method::PUT, attempt, Some("source"))
-                    .json(body),
-            )
-            .await
+    pub async fn prepare_source(&self, attempt: Attempt, body: &PrepareSource) -> Result<MigrationReport, ClientError> {
+        self.peer.json(self.migration(Method::PUT, attempt, Some("source")).json(body)).await
     }
 
     /// Starts the move at the source; Ok when it was started.
@@ -216,19 +166,9 @@ impl AgentClient {
     ///
     /// # Errors
     /// As [`Self::enrol`]; a problem with status 404 when the agent knows nothing of the attempt.
-    pub async fn report(
-        &self,
-        attempt: Attempt,
-        after: u64,
-        wait: Duration,
-    ) -> Result<MigrationReport, ClientError> {
-        let request = self
-            .migration(Method::GET, attempt, None)
-            .timeout(wait + POLL_GRACE);
-        let pairs = [
-            ("after", after.to_string()),
-            ("wait_ms", wait.as_millis().to_string()),
-        ];
+    pub async fn report(&self, attempt: Attempt, after: u64, wait: Duration) -> Result<MigrationReport, ClientError> {
+        let request = self.migration(Method::GET, attempt, None).timeout(wait + POLL_GRACE);
+        let pairs = [("after", after.to_string()), ("wait_ms", wait.as_millis().to_string())];
         self.peer.json(request.query(&pairs)).await
     }
 
@@ -245,29 +185,15 @@ impl AgentClient {
     /// # Errors
     /// As [`Self::enrol`].
     pub async fn abort(&self, attempt: Attempt) -> Result<MigrationReport, ClientError> {
-        self.peer
-            .json(
-                self.migration(Method::PUT, attempt, Some("abort"))
-                    .timeout(ABORT_DEADLINE),
-            )
-            .await
+        self.peer.json(self.migration(Method::PUT, attempt, Some("abort")).timeout(ABORT_DEADLINE)).await
     }
 
     /// Ends a successful move on this host: definition and autostart.
     ///
     /// # Errors
     /// As [`Self::enrol`].
-    pub async fn confirm(
-        &self,
-        attempt: Attempt,
-        body: &ConfirmRequest,
-    ) -> Result<MigrationReport, ClientError> {
-        self.peer
-            .json(
-                self.migration(Method::PUT, attempt, Some("confirm"))
-                    .json(body),
-            )
-            .await
+    pub async fn confirm(&self, attempt: Attempt, body: &ConfirmRequest) -> Result<MigrationReport, ClientError> {
+        self.peer.json(self.migration(Method::PUT, attempt, Some("confirm")).json(body)).await
     }
 
     /// Cleans everything of the attempt; with `keep_hold` the VM stays held against a start on this host.
@@ -276,14 +202,11 @@ impl AgentClient {
     /// As [`Self::enrol`].
     pub async fn release(&self, attempt: Attempt, keep_hold: bool) -> Result<(), ClientError> {
         let request = self.migration(Method::DELETE, attempt, None);
-        self.peer
-            .done(request.query(&[("keep_hold", keep_hold.to_string())]))
-            .await
+        self.peer.done(request.query(&[("keep_hold", keep_hold.to_string())])).await
     }
 
     fn call(&self, method: Method, segments: &[&str]) -> RequestBuilder {
-        self.peer
-            .request(method, &[&["v1"], segments].concat(), DEADLINE)
+        self.peer.request(method, &[&["v1"], segments].concat(), DEADLINE)
     }
 
     fn token(&self, method: Method, share: ShareId, name: &str) -> RequestBuilder {
@@ -297,13 +220,7 @@ impl AgentClient {
         self.call(method, &segments)
     }
 
-    async fn put_migration(
-        &self,
-        attempt: Attempt,
-        verb: &str,
-    ) -> Result<MigrationReport, ClientError> {
-        self.peer
-            .json(self.migration(Method::PUT, attempt, Some(verb)))
-            .await
+    async fn put_migration(&self, attempt: Attempt, verb: &str) -> Result<MigrationReport, ClientError> {
+        self.peer.json(self.migration(Method::PUT, attempt, Some(verb))).await
     }
 }

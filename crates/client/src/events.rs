@@ -51,8 +51,7 @@ impl Parser {
         if line.is_empty() {
             let id = self.id.take();
             // Without data nothing happened: it was a comment to keep the connection alive.
-            self.ready
-                .extend(self.data.take().map(|data| Received { id, data }));
+            self.ready.extend(self.data.take().map(|data| Received { id, data }));
             return;
         }
         let (field, value) = line.split_once(':').unwrap_or((line, ""));
@@ -89,10 +88,7 @@ mod tests {
     }
 
     fn received(id: Option<&str>, data: &str) -> Received {
-        Received {
-            id: id.map(str::to_owned),
-            data: data.to_owned(),
-        }
+        Received { id: id.map(str::to_owned), data: data.to_owned() }
     }
 
     #[test]

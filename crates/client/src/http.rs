@@ -26,27 +26,15 @@ pub(crate) struct Peer {
 
 impl Peer {
     /// `headers` go with each call.
-    pub(crate) fn new(
-        base: &str,
-        pin: Pin,
-        me: Option<&KeyPair>,
-        headers: HeaderMap,
-    ) -> Result<Self, ClientError> {
-        let base = Url::parse(base).map_err(|error| ClientError::Unusable {
-            what: "address",
-            detail: format!("{base}: {error}"),
-        })?;
+    pub(crate) fn new(base: &str, pin: Pin, me: Option<&KeyPair>, headers: HeaderMap) -> Result<Self, ClientError> {
+        let base = Url::parse(base)
+            .map_err(|error| ClientError::Unusable { what: "address", detail: format!("{base}: {error}") })?;
         if base.scheme() != "https" || base.host_str().is_none() {
             let detail = format!("{base} does not begin with https:// and a host");
-            return Err(ClientError::Unusable {
-                what: "address",
-                detail,
-            });
+            return Err(ClientError::Unusable { what: "address", detail });
         }
-        let tls = ferry_trust::client_config(me, pin).map_err(|error| ClientError::Unusable {
-            what: "key",
-            detail: error.to_string(),
-        })?;
+        let tls = ferry_trust::client_config(me, pin)
+            .map_err(|error| ClientError::Unusable { what: "key", detail: error.to_string() })?;
         let client = Client::builder()
             .tls_backend_preconfigured((*tls).clone())
             .default_headers(headers)
@@ -56,30 +44,19 @@ impl Peer {
             .tcp_keepalive(Duration::from_secs(15))
             .redirect(reqwest::redirect::Policy::none())
             .build()
-            .map_err(|error| ClientError::Unusable {
-                what: "key",
-                detail: error.to_string(),
-            })?;
+            .map_err(|error| ClientError::Unusable { what: "key", detail: error.to_string() })?;
         Ok(Self { client, base, pin })
     }
 
     /// A request for `segments` below the base; each segment is percent-encoded.
-    pub(crate) fn request(
-        &self,
-        method: Method,
-        segments: &[&str],
-        deadline: Duration,
-    ) -> RequestBuilder {
+    pub(crate) fn request(&self, method: Method, segments: &[&str], deadline: Duration) -> RequestBuilder {
         self.endless(method, segments).timeout(deadline)
     }
 
     /// As [`Self::request`], for an answer that does not end by itself.
     pub(crate) fn endless(&self, method: Method, segments: &[&str]) -> RequestBuilder {
         let mut url = self.base.clone();
-        url.path_segments_mut()
-            .expect("an https URL has a path")
-            .pop_if_empty()
-            .extend(segments);
+        url.path_segments_mut().expect("an https URL has a path").pop_if_empty().extend(segments);
         self.client.request(method, url)
     }
 
@@ -101,10 +78,7 @@ impl Peer {
     }
 
     /// Sends and reads the answer as JSON.
-    pub(crate) async fn json<T: DeserializeOwned>(
-        &self,
-        request: RequestBuilder,
-    ) -> Result<T, ClientError> {
+    pub(crate) async fn json<T: DeserializeOwned>(&self, request: RequestBuilder) -> Result<T, ClientError> {
         let response = self.send(request).await?;
         let body = self.body(response).await?;
         serde_json::from_slice(&body).map_err(|error| self.not_understood(error.to_string()))
@@ -121,9 +95,7 @@ impl Peer {
         let mut body = Vec::new();
         while let Some(chunk) = response.chunk().await.map_err(|error| self.fault(error))? {
             if body.len() + chunk.len() > ANSWER_BYTES_MAX {
-                return Err(
-                    self.not_understood(format!("it is longer than {ANSWER_BYTES_MAX} bytes"))
-                );
+                return Err(self.not_understood(format!("it is longer than {ANSWER_BYTES_MAX} bytes")));
             }
             body.extend_from_slice(&chunk);
         }
@@ -135,23 +107,14 @@ impl Peer {
         // The URL stands in `peer` already.
         let error = error.without_url();
         if shows_wrong_key(&error) {
-            return ClientError::WrongKey {
-                peer: self.name(),
-                pin: self.pin,
-            };
+            return ClientError::WrongKey { peer: self.name(), pin: self.pin };
         }
-        ClientError::Unreachable {
-            peer: self.name(),
-            source: Box::new(error),
-        }
+        ClientError::Unreachable { peer: self.name(), source: Box::new(error) }
     }
 
     /// The error of an answer that makes no sense.
     pub(crate) fn not_understood(&self, detail: String) -> ClientError {
-        ClientError::NotUnderstood {
-            peer: self.name(),
-            detail,
-        }
+        ClientError::NotUnderstood { peer: self.name(), detail }
     }
 
     /// `HOST:PORT`, for messages.
@@ -168,9 +131,7 @@ impl Peer {
 fn shows_wrong_key(error: &(dyn Error + 'static)) -> bool {
     let mut cause = Some(error);
     while let Some(error) = cause {
-        let inner = error
-            .downcast_ref::<io::Error>()
-            .and_then(|error| error.get_ref());
+        let inner = error.downcast_ref::<io::Error>().and_then(|error| error.get_ref());
         let tls = error
             .downcast_ref::<rustls::Error>()
             .or_else(|| inner.and_then(|error| error.downcast_ref::<rustls::Error>()));

@@ -59,10 +59,9 @@ impl ClientError {
     pub fn problem(&self) -> Option<&Problem> {
         match self {
             Self::Refused(problem) => Some(problem),
-            Self::Unreachable { .. }
-            | Self::WrongKey { .. }
-            | Self::NotUnderstood { .. }
-            | Self::Unusable { .. } => None,
+            Self::Unreachable { .. } | Self::WrongKey { .. } | Self::NotUnderstood { .. } | Self::Unusable { .. } => {
+                None
+            }
         }
     }
 
@@ -74,13 +73,10 @@ impl ClientError {
     /// Whether the call broke off after it may have reached the other side.
     pub(crate) fn may_have_been_sent(&self) -> bool {
         match self {
-            Self::Unreachable { source, .. } => source
-                .downcast_ref::<reqwest::Error>()
-                .is_some_and(|error| !error.is_connect() && !error.is_builder()),
-            Self::Refused(_)
-            | Self::WrongKey { .. }
-            | Self::NotUnderstood { .. }
-            | Self::Unusable { .. } => false,
+            Self::Unreachable { source, .. } => {
+                source.downcast_ref::<reqwest::Error>().is_some_and(|error| !error.is_connect() && !error.is_builder())
+            }
+            Self::Refused(_) | Self::WrongKey { .. } | Self::NotUnderstood { .. } | Self::Unusable { .. } => false,
         }
     }
 

@@ -3,10 +3,7 @@
 use std::time::Duration;
 
 use ferry_core::{
-    api::server::{
-        AddHost, AddShare, AttachShare, Candidate, Event, HostView, JobView, MigrateVm, ShareView,
-        VmView,
-    },
+    api::server::{AddHost, AddShare, AttachShare, Candidate, Event, HostView, JobView, MigrateVm, ShareView, VmView},
     id::JobId,
     pin::Pin,
 };
@@ -37,18 +34,12 @@ impl ServerClient {
     /// # Errors
     /// [`ClientError::Unusable`] when address or token cannot be used. Nothing is sent.
     pub fn new(base: &str, pin: Pin, token: &str) -> Result<Self, ClientError> {
-        let mut bearer =
-            HeaderValue::try_from(format!("Bearer {}", token.trim())).map_err(|_| {
-                ClientError::Unusable {
-                    what: "token",
-                    detail: "it holds characters that no token has".to_owned(),
-                }
-            })?;
+        let mut bearer = HeaderValue::try_from(format!("Bearer {}", token.trim())).map_err(|_| {
+            ClientError::Unusable { what: "token", detail: "it holds characters that no token has".to_owned() }
+        })?;
         bearer.set_sensitive(true);
         let headers = HeaderMap::from_iter([(AUTHORIZATION, bearer)]);
-        Ok(Self {
-            peer: Peer::new(base, pin, None, headers)?,
-        })
+        Ok(Self { peer: Peer::new(base, pin, None, headers)? })
     }
 
     /// Every host.
@@ -80,9 +71,7 @@ impl ServerClient {
     /// # Errors
     /// As [`Self::hosts`].
     pub async fn remove_host(&self, host: &str) -> Result<(), ClientError> {
-        self.peer
-            .done(self.request(Method::DELETE, &["hosts", host]))
-            .await
+        self.peer.done(self.request(Method::DELETE, &["hosts", host])).await
     }
 
     /// Every share.
@@ -114,27 +103,15 @@ impl ServerClient {
     /// # Errors
     /// As [`Self::hosts`].
     pub async fn remove_share(&self, share: &str) -> Result<(), ClientError> {
-        self.peer
-            .done(self.request(Method::DELETE, &["shares", share]))
-            .await
+        self.peer.done(self.request(Method::DELETE, &["shares", share])).await
     }
 
     /// Attaches a share on a host.
     ///
     /// # Errors
     /// As [`Self::hosts`].
-    pub async fn attach_share(
-        &self,
-        share: &str,
-        host: &str,
-        body: &AttachShare,
-    ) -> Result<ShareView, ClientError> {
-        self.peer
-            .json(
-                self.request(Method::PUT, &["shares", share, "hosts", host])
-                    .json(body),
-            )
-            .await
+    pub async fn attach_share(&self, share: &str, host: &str, body: &AttachShare) -> Result<ShareView, ClientError> {
+        self.peer.json(self.request(Method::PUT, &["shares", share, "hosts", host]).json(body)).await
     }
 
     /// Detaches a share from a host.
@@ -142,9 +119,7 @@ impl ServerClient {
     /// # Errors
     /// As [`Self::hosts`].
     pub async fn detach_share(&self, share: &str, host: &str) -> Result<ShareView, ClientError> {
-        self.peer
-            .json(self.request(Method::DELETE, &["shares", share, "hosts", host]))
-            .await
+        self.peer.json(self.request(Method::DELETE, &["shares", share, "hosts", host])).await
     }
 
     /// Every VM.
@@ -192,14 +167,7 @@ impl ServerClient {
     /// # Errors
     /// As [`Self::hosts`].
     pub async fn migrate(&self, vm: &str, body: &MigrateVm) -> Result<JobView, ClientError> {
-        self.post(
-            &["vms", vm, "migrate"],
-            &MigrateVm {
-                dry_run: false,
-                ..body.clone()
-            },
-        )
-        .await
+        self.post(&["vms", vm, "migrate"], &MigrateVm { dry_run: false, ..body.clone() }).await
     }
 
     /// Says what a move would be, and changes nothing.
@@ -207,14 +175,7 @@ impl ServerClient {
     /// # Errors
     /// As [`Self::hosts`].
     pub async fn try_migrate(&self, vm: &str, body: &MigrateVm) -> Result<Candidate, ClientError> {
-        self.post(
-            &["vms", vm, "migrate"],
-            &MigrateVm {
-                dry_run: true,
-                ..body.clone()
-            },
-        )
-        .await
+        self.post(&["vms", vm, "migrate"], &MigrateVm { dry_run: true, ..body.clone() }).await
     }
 
     /// The newest jobs, newest first; without `limit` as many as the server likes to give.
@@ -255,33 +216,21 @@ impl ServerClient {
         }
         let opened = tokio::time::timeout(EVENT_SILENCE_MAX, self.peer.send(request)).await;
         let response = opened.map_err(|silence| unreachable(&self.peer, silence))??;
-        Ok(EventStream {
-            response,
-            parser: Parser::default(),
-            last,
-            peer: self.peer.clone(),
-        })
+        Ok(EventStream { response, parser: Parser::default(), last, peer: self.peer.clone() })
     }
 
     fn request(&self, method: Method, segments: &[&str]) -> RequestBuilder {
-        self.peer
-            .request(method, &[&["api", "v1"], segments].concat(), DEADLINE)
+        self.peer.request(method, &[&["api", "v1"], segments].concat(), DEADLINE)
     }
 
     async fn get<T: DeserializeOwned>(&self, segments: &[&str]) -> Result<T, ClientError> {
         self.peer.json(self.request(Method::GET, segments)).await
     }
 
-    async fn post<T: DeserializeOwned>(
-        &self,
-        segments: &[&str],
-        body: &impl Serialize,
-    ) -> Result<T, ClientError> {
+    async fn post<T: DeserializeOwned>(&self, segments: &[&str], body: &impl Serialize) -> Result<T, ClientError> {
         let key = Uuid::new_v4().to_string();
         let send = || {
-            let request = self
-                .request(Method::POST, segments)
-                .header("Idempotency-Key", &key);
+            let request = self.request(Method::POST, segments).header("Idempotency-Key", &key);
             self.peer.json(request.json(body))
         };
         match send().await {
@@ -293,10 +242,7 @@ impl ServerClient {
 }
 
 fn unreachable(peer: &Peer, source: impl std::error::Error + Send + Sync + 'static) -> ClientError {
-    ClientError::Unreachable {
-        peer: peer.name(),
-        source: Box::new(source),
-    }
+    ClientError::Unreachable { peer: peer.name(), source: Box::new(source) }
 }
 
 /// Events as they come. After an error, open a new one with [`EventStream::last`].
@@ -318,18 +264,14 @@ impl EventStream {
             if let Some(received) = self.parser.pop() {
                 self.last = received.id.and_then(|id| id.parse().ok()).or(self.last);
                 let event = serde_json::from_str(&received.data);
-                return event
-                    .map(Some)
-                    .map_err(|error| self.peer.not_understood(error.to_string()));
+                return event.map(Some).map_err(|error| self.peer.not_understood(error.to_string()));
             }
             let chunk = tokio::time::timeout(EVENT_SILENCE_MAX, self.response.chunk()).await;
             let chunk = chunk.map_err(|silence| unreachable(&self.peer, silence))?;
             let Some(bytes) = chunk.map_err(|error| self.peer.fault(error))? else {
                 return Ok(None);
             };
-            self.parser
-                .push(&bytes)
-                .map_err(|_| self.peer.not_understood("an event is too long".to_owned()))?;
+            self.parser.push(&bytes).map_err(|_| self.peer.not_understood("an event is too long".to_owned()))?;
         }
     }
 

@@ -39,22 +39,11 @@ impl Finding {
         message: impl Into<String>,
         fix: impl Into<String>,
     ) -> Self {
-        Self {
-            id,
-            severity: Severity::Blocks,
-            object: object.to_string(),
-            message: message.into(),
-            fix: fix.into(),
-        }
+        Self { id, severity: Severity::Blocks, object: object.to_string(), message: message.into(), fix: fix.into() }
     }
 
     /// A finding that the user should know.
-    pub fn warns(
-        id: FindingId,
-        object: impl fmt::Display,
-        message: impl Into<String>,
-        fix: impl Into<String>,
-    ) -> Self {
+    pub fn warns(id: FindingId, object: impl fmt::Display, message: impl Into<String>, fix: impl Into<String>) -> Self {
         Self { severity: Severity::Warns, ..Self::blocks(id, object, message, fix) }
     }
 }

@@ -101,10 +101,7 @@ impl FromStr for UncPath {
                 share: share.to_owned(),
             });
         }
-        Ok(Self {
-            server: server.trim_end_matches('.').to_ascii_lowercase(),
-            share: share.to_owned(),
-        })
+        Ok(Self { server: server.trim_end_matches('.').to_ascii_lowercase(), share: share.to_owned() })
     }
 }
 
@@ -154,7 +151,16 @@ mod tests {
         for short in ["\\\\fs1\\vms", "//10.0.0.1/vms"] {
             assert!(matches!(short.parse::<UncPath>(), Err(UncError::NotQualified { .. })), "{short}");
         }
-        for bad in ["", "vms", "\\\\fs1.contoso.com", "\\\\a.b\\c\\d", "\\\\a b.c\\d", "\\\\-a.b\\c", "\\\\a.b\\..;rm", "/a.b/c"] {
+        for bad in [
+            "",
+            "vms",
+            "\\\\fs1.contoso.com",
+            "\\\\a.b\\c\\d",
+            "\\\\a b.c\\d",
+            "\\\\-a.b\\c",
+            "\\\\a.b\\..;rm",
+            "/a.b/c",
+        ] {
             assert!(matches!(bad.parse::<UncPath>(), Err(UncError::Form(_))), "{bad}");
         }
     }

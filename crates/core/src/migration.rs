@@ -382,8 +382,7 @@ mod tests {
                         Verdict::Destination => {
                             let source_cannot_run = matches!(source, Presence::Absent) || delivered;
                             assert!(
-                                source != Presence::Running
-                                    && (destination == Presence::Running || source_cannot_run),
+                                source != Presence::Running && (destination == Presence::Running || source_cannot_run),
                                 "{source:?} {destination:?} {delivered}"
                             );
                         }

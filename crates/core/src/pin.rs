@@ -107,15 +107,11 @@ impl FromStr for EnrolmentToken {
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
         let mut parts = text.trim().split('.');
-        let (Some("ferry1"), Some(pin), Some(secret), None) =
-            (parts.next(), parts.next(), parts.next(), parts.next())
+        let (Some("ferry1"), Some(pin), Some(secret), None) = (parts.next(), parts.next(), parts.next(), parts.next())
         else {
             return Err(NotAToken);
         };
-        Ok(Self {
-            agent_pin: Pin(from_hex(pin).ok_or(NotAToken)?),
-            secret: Secret(from_hex(secret).ok_or(NotAToken)?),
-        })
+        Ok(Self { agent_pin: Pin(from_hex(pin).ok_or(NotAToken)?), secret: Secret(from_hex(secret).ok_or(NotAToken)?) })
     }
 }
 

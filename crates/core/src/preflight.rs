@@ -186,12 +186,7 @@ pub fn candidate(facts: &LiveFacts<'_>) -> Candidate {
         Some(first) if blocked => first.message.clone(),
         _ => "Every file of the VM lies on shares that both hosts reach".to_owned(),
     };
-    Candidate {
-        host: facts.destination.name.to_owned(),
-        kind: (!blocked).then_some(MoveKind::Live),
-        why,
-        findings,
-    }
+    Candidate { host: facts.destination.name.to_owned(), kind: (!blocked).then_some(MoveKind::Live), why, findings }
 }
 
 /// The shares that a VM's files lie on.
@@ -247,7 +242,10 @@ fn vm_devices(facts: &LiveFacts<'_>, findings: &mut Vec<Finding>) {
         findings.push(Finding::blocks(
             FindingId::VmSnapshot,
             &vm.name,
-            format!("VM {} has {} snapshot(s), which libvirt does not take along in a live move", vm.name, vm.snapshots),
+            format!(
+                "VM {} has {} snapshot(s), which libvirt does not take along in a live move",
+                vm.name, vm.snapshots
+            ),
             format!(
                 "Delete them on {}: `virsh snapshot-list {}`, then `virsh snapshot-delete`",
                 facts.source.name, vm.name
@@ -278,7 +276,10 @@ fn host_state(side: &Side<'_>, findings: &mut Vec<Finding>) {
             FindingId::HostUnreachable,
             side.name,
             format!("The agent on host {} does not answer", side.name),
-            format!("Check that the host is up and `ferry-agent run` is running on it; see `ferry host show {}`", side.name),
+            format!(
+                "Check that the host is up and `ferry-agent run` is running on it; see `ferry host show {}`",
+                side.name
+            ),
         ));
     }
     if let Some(facts) = side.facts {
@@ -343,19 +344,23 @@ fn file_reach(facts: &LiveFacts<'_>, file: &VmFile, findings: &mut Vec<Finding>)
             format!("Disk {} of VM {vm} is {path}, which is not a file on a share", file.device),
             "Move the disk to a file on a share that both hosts reach",
         )),
-        (Location::Local { path, .. }, FileRole::Disk | FileRole::Nvram | FileRole::Boot) => findings.push(Finding::blocks(
-            FindingId::DiskNotShared,
-            object,
-            format!("{} of VM {vm} is {path} on host {source}, not on a share", role_and_device(file)),
-            format!("Put the file on a share that {source} and {destination} both reach (`ferry share list`)"),
-        )),
+        (Location::Local { path, .. }, FileRole::Disk | FileRole::Nvram | FileRole::Boot) => {
+            findings.push(Finding::blocks(
+                FindingId::DiskNotShared,
+                object,
+                format!("{} of VM {vm} is {path} on host {source}, not on a share", role_and_device(file)),
+                format!("Put the file on a share that {source} and {destination} both reach (`ferry share list`)"),
+            ))
+        }
         (Location::Share { share, path }, _) => {
             let name = share_name(facts, *share);
             for side in [&facts.source, &facts.destination] {
                 let attached = side.shares.iter().find(|attached| attached.id == *share);
                 let trouble = match attached {
                     None if side.reachable => Some("is not attached on it".to_owned()),
-                    Some(AttachedShare { trouble: Some(trouble), .. }) => Some(format!("cannot be used on it: {trouble}")),
+                    Some(AttachedShare { trouble: Some(trouble), .. }) => {
+                        Some(format!("cannot be used on it: {trouble}"))
+                    }
                     None | Some(AttachedShare { trouble: None, .. }) => None,
                 };
                 if let Some(trouble) = trouble {
@@ -405,7 +410,9 @@ pub fn not_same(share: &str, one: &str, other: &str) -> Finding {
     Finding::blocks(
         FindingId::ShareNotSame,
         share,
-        format!("A file that {one} wrote on share {share} is not there for {other}: two different shares stand behind one name"),
+        format!(
+            "A file that {one} wrote on share {share} is not there for {other}: two different shares stand behind one name"
+        ),
         "Check what the server's name resolves to on both hosts, and what is mounted at an adopted path",
     )
 }
@@ -532,8 +539,7 @@ mod tests {
         }
 
         fn findings(&self) -> Vec<Finding> {
-            let shares =
-                BTreeMap::from([(SHARE, NamedShare { name: "vms".into(), unc: attached().unc })]);
+            let shares = BTreeMap::from([(SHARE, NamedShare { name: "vms".into(), unc: attached().unc })]);
             live(&LiveFacts {
                 vm: &self.vm,
                 busy: self.busy,

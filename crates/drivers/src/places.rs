@@ -25,7 +25,13 @@ impl Places {
         let share = self
             .mounts
             .iter()
-            .filter_map(|(share, mount)| Some((mount.components().count(), *share, plain(path)?.strip_prefix(mount).ok()?.components().collect::<PathBuf>())))
+            .filter_map(|(share, mount)| {
+                Some((
+                    mount.components().count(),
+                    *share,
+                    plain(path)?.strip_prefix(mount).ok()?.components().collect::<PathBuf>(),
+                ))
+            })
             .max_by_key(|(depth, ..)| *depth);
         match share {
             Some((_, share, inside)) => Location::Share { share, path: inside.display().to_string() },

@@ -173,7 +173,9 @@ fn a_server_that_speaks_only_smb_2_is_refused() {
     let mut samba = Samba::new(directory.path(), "server max protocol = SMB2_10");
     let driver = SmbShares::new(directory.path().join("work"));
     let at = directory.path().join("mount");
-    for result in [driver.probe(&unc("vms"), &credentials()).map(|_| ()), driver.attach(&unc("vms"), &credentials(), &at)] {
+    for result in
+        [driver.probe(&unc("vms"), &credentials()).map(|_| ()), driver.attach(&unc("vms"), &credentials(), &at)]
+    {
         assert!(matches!(result, Err(ShareError::Dialect { .. })), "{result:?}");
     }
     samba.stop();

@@ -81,7 +81,11 @@ pub fn base(runs: usize, report: Option<&Path>) -> anyhow::Result<()> {
                 result.gap_ms,
                 result.bytes / f64::from(1 << 20)
             );
-            if ferry_turn { ours.push(result) } else { plain.push(result) }
+            if ferry_turn {
+                ours.push(result)
+            } else {
+                plain.push(result)
+            }
             at = to;
         }
     }
@@ -182,7 +186,8 @@ fn median(values: impl IntoIterator<Item = f64>) -> f64 {
 fn figures(plain: &[Run], ours: &[Run], prepared: &[f64], memory_kib: u64) -> Vec<Figure> {
     let total = |runs: &[Run]| median(runs.iter().map(|run| run.total_ms));
     let gap = |runs: &[Run]| median(runs.iter().map(|run| run.gap_ms));
-    let figure = |name: &str, value: f64, bound: f64| Figure { name: name.to_owned(), value, bound, met: value <= bound };
+    let figure =
+        |name: &str, value: f64, bound: f64| Figure { name: name.to_owned(), value, bound, met: value <= bound };
     vec![
         figure("total time, ferry / virsh", total(ours) / total(plain), 1.15),
         figure("guest silent, ferry − 1.15 × virsh, ms", gap(ours) - 1.15 * gap(plain), 100.0),
@@ -193,11 +198,15 @@ fn figures(plain: &[Run], ours: &[Run], prepared: &[f64], memory_kib: u64) -> Ve
 
 fn table(plain: &[Run], ours: &[Run], figures: &[Figure]) -> String {
     let range = |runs: &[Run], of: fn(&Run) -> f64| {
-        let (least, most) = runs.iter().map(of).fold((f64::MAX, 0.0_f64), |(least, most), value| (least.min(value), most.max(value)));
+        let (least, most) =
+            runs.iter().map(of).fold((f64::MAX, 0.0_f64), |(least, most), value| (least.min(value), most.max(value)));
         format!("{:.0} ({least:.0} – {most:.0})", median(runs.iter().map(of)))
     };
     let row = |name: &str, of: fn(&Run) -> f64| format!("| {name} | {} | {} |\n", range(plain, of), range(ours, of));
-    let mut text = format!("{} runs each, alternating; median (least – most).\n\n| | virsh --live --p2p | ferry |\n|---|---|---|\n", ours.len());
+    let mut text = format!(
+        "{} runs each, alternating; median (least – most).\n\n| | virsh --live --p2p | ferry |\n|---|---|---|\n",
+        ours.len()
+    );
     text += &row("total, ms", |run| run.total_ms);
     text += &row("guest silent, ms", |run| run.gap_ms);
     text += &row("bytes, MiB", |run| run.bytes / f64::from(1 << 20));

@@ -1,12 +1,6 @@
 //! The demo: a running VM moves between two real hosts, and what was promised is proven from outside.
 
-use std::{
-    fs,
-    io::Write as _,
-    net::UdpSocket,
-    os::unix::fs::FileExt as _,
-    time::Duration,
-};
+use std::{fs, io::Write as _, net::UdpSocket, os::unix::fs::FileExt as _, time::Duration};
 
 use anyhow::{Context as _, ensure};
 use clap::ValueEnum;
@@ -198,7 +192,10 @@ fn break_on_purpose(ferry: &Ferry, ticker: &Ticker, sabotage: Sabotage, old_sect
             wait_for("the second copy is heard", BOOT_DEADLINE, || {
                 let port = ferry.lab.hosts[0].name.clone();
                 let observer = Observer::start(&ferry.lab).ok()?;
-                wait_for("a beat", Duration::from_secs(2), || observer.runs_on(&ticker.name).contains(&port).then_some(())).ok()
+                wait_for("a beat", Duration::from_secs(2), || {
+                    observer.runs_on(&ticker.name).contains(&port).then_some(())
+                })
+                .ok()
             })
         }
     }
@@ -211,10 +208,16 @@ fn say(line: &str) {
 fn print_proof(measured: &Measured) {
     println!("\nProven from outside");
     println!("  {} is heard from {} alone, and its counter never went back", measured.vm, measured.destination);
-    println!("  the guest compared {} pages and {} sectors after the move, all as it wrote them", measured.pages_verified, measured.sectors_verified);
+    println!(
+        "  the guest compared {} pages and {} sectors after the move, all as it wrote them",
+        measured.pages_verified, measured.sectors_verified
+    );
     println!("  a capture of the link holds nothing of the guest's memory as it is\n");
     println!("  total      {:>8} ms", measured.total_ms);
-    println!("  downtime   {:>8} ms  from STOP at {} to RESUME at {}", measured.downtime_ms, measured.source, measured.destination);
+    println!(
+        "  downtime   {:>8} ms  from STOP at {} to RESUME at {}",
+        measured.downtime_ms, measured.source, measured.destination
+    );
     println!("  silence    {:>8} ms  longest gap between two heartbeats around the move", measured.guest_gap_ms);
     println!("  wire       {:>8} KiB", measured.wire_bytes >> 10);
 }

@@ -1,12 +1,6 @@
 //! Ferry's own programs in a lab: an agent on each host, the server in the fabric, the command line beside it.
 
-use std::{
-    fs,
-    path::PathBuf,
-    process::Command,
-    thread,
-    time::Duration,
-};
+use std::{fs, path::PathBuf, process::Command, thread, time::Duration};
 
 use anyhow::{Context as _, ensure};
 use nix::sched::{CloneFlags, setns};

@@ -27,7 +27,14 @@ pub struct Ticker {
 impl Ticker {
     /// A ticker of 512 MiB.
     pub fn new(name: &str, address: u8) -> Self {
-        Self { name: name.to_owned(), uuid: Uuid::new_v4(), memory_mib: 512, pattern_mib: 128, dirty_mib_per_s: 8, address }
+        Self {
+            name: name.to_owned(),
+            uuid: Uuid::new_v4(),
+            memory_mib: 512,
+            pattern_mib: 128,
+            dirty_mib_per_s: 8,
+            address,
+        }
     }
 
     /// Its address.

@@ -184,7 +184,9 @@ impl Host {
     pub fn set_link_rate(&self, rate: Option<&str>) -> anyhow::Result<()> {
         let _ = self.try_run(&["tc", "qdisc", "del", "dev", "eth0", "root"])?;
         if let Some(rate) = rate {
-            self.run(&["tc", "qdisc", "add", "dev", "eth0", "root", "tbf", "rate", rate, "burst", "128k", "latency", "50ms"])?;
+            self.run(&[
+                "tc", "qdisc", "add", "dev", "eth0", "root", "tbf", "rate", rate, "burst", "128k", "latency", "50ms",
+            ])?;
         }
         Ok(())
     }
@@ -207,7 +209,9 @@ impl Host {
 
 /// The private files that a host's first process mounts over the machine's.
 fn make_files(folder: &Path, name: &str) -> anyhow::Result<()> {
-    for part in ["run/libvirt", "var-lib-libvirt/qemu", "var-log-libvirt/qemu", "var-cache-libvirt", "etc-libvirt/hooks"] {
+    for part in
+        ["run/libvirt", "var-lib-libvirt/qemu", "var-log-libvirt/qemu", "var-cache-libvirt", "etc-libvirt/hooks"]
+    {
         fs::create_dir_all(folder.join(part))?;
     }
     run("cp", &["-a", "/etc/libvirt/.", &folder.join("etc-libvirt").display().to_string()])?;
@@ -219,7 +223,9 @@ fn make_files(folder: &Path, name: &str) -> anyhow::Result<()> {
     fs::write(folder.join("hosts"), format!("127.0.0.1 localhost\n{hosts}{servers}"))?;
     fs::write(
         folder.join("etc-libvirt/libvirtd.conf"),
-        format!("host_uuid = \"{id}\"\nauth_unix_ro = \"none\"\nauth_unix_rw = \"none\"\nlisten_tls = 0\nlisten_tcp = 1\nauth_tcp = \"none\"\nlog_level = 3\nlog_outputs = \"3:file:/var/log/libvirt/libvirtd.log\"\n"),
+        format!(
+            "host_uuid = \"{id}\"\nauth_unix_ro = \"none\"\nauth_unix_rw = \"none\"\nlisten_tls = 0\nlisten_tcp = 1\nauth_tcp = \"none\"\nlog_level = 3\nlog_outputs = \"3:file:/var/log/libvirt/libvirtd.log\"\n"
+        ),
     )?;
     // As the packaged user: as root, real permission faults would stay hidden.
     fs::write(

@@ -89,16 +89,14 @@ impl Lab {
         Record::default().write(&folder)?;
         let guardian = Guardian::start(&programs.folder.join("ferry-lab"), &folder)?;
         let boot = Boot { kernel: PathBuf::new(), initramfs: PathBuf::new() };
-        let mut lab = Self {
-            id,
-            folder,
-            hosts: Vec::new(),
-            boot,
-            record: Mutex::default(),
-            guardian: Some(guardian),
-        };
+        let mut lab = Self { id, folder, hosts: Vec::new(), boot, record: Mutex::default(), guardian: Some(guardian) };
         // QEMU's user reads the kernel below it.
-        nix::sys::stat::fchmodat(nix::fcntl::AT_FDCWD, &lab.folder, nix::sys::stat::Mode::from_bits_truncate(0o755), nix::sys::stat::FchmodatFlags::FollowSymlink)?;
+        nix::sys::stat::fchmodat(
+            nix::fcntl::AT_FDCWD,
+            &lab.folder,
+            nix::sys::stat::Mode::from_bits_truncate(0o755),
+            nix::sys::stat::FchmodatFlags::FollowSymlink,
+        )?;
         // Programs are copied: a build in the meantime does not change what this lab tests.
         let bin = lab.folder.join("bin");
         fs::create_dir(&bin)?;
@@ -207,7 +205,8 @@ pub fn standing() -> Vec<PathBuf> {
 pub fn in_host_of(folder: &Path, name: &str) -> anyhow::Result<Command> {
     let text = fs::read(folder.join("hosts.json")).context("The lab has no hosts yet")?;
     let hosts: Vec<(String, i32)> = serde_json::from_slice(&text)?;
-    let (_, init) = hosts.iter().find(|(host, _)| host == name).with_context(|| format!("The lab has no host {name}"))?;
+    let (_, init) =
+        hosts.iter().find(|(host, _)| host == name).with_context(|| format!("The lab has no host {name}"))?;
     Ok(crate::host::enter(*init))
 }
 

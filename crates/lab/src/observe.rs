@@ -118,9 +118,7 @@ impl Observer {
     /// # Errors
     /// When it is not in time.
     pub fn wait_on(&self, vm: &str, host: &str, deadline: Duration) -> anyhow::Result<()> {
-        wait_for(&format!("{vm} is heard from {host} alone"), deadline, || {
-            (self.runs_on(vm) == [host]).then_some(())
-        })
+        wait_for(&format!("{vm} is heard from {host} alone"), deadline, || (self.runs_on(vm) == [host]).then_some(()))
     }
 
     /// Waits until the guest has verified all its pages and sectors `passes` times from now on.
@@ -178,13 +176,7 @@ pub fn judge(heard: &[Heard]) -> anyhow::Result<Life> {
         latest.insert(&one.host, one.beat.count);
         if next.beat.count <= one.beat.count {
             let split = next.host != one.host && latest.contains_key(next.host.as_str());
-            ensure!(
-                !split,
-                "split: {} was heard from {} and from {} at once",
-                next.beat.vm,
-                one.host,
-                next.host
-            );
+            ensure!(!split, "split: {} was heard from {} and from {} at once", next.beat.vm, one.host, next.host);
             bail!("the counter of {} went from {} back to {}", next.beat.vm, one.beat.count, next.beat.count);
         }
     }
@@ -258,7 +250,9 @@ pub fn holds_mark(packet: &[u8]) -> bool {
 
 fn tcpdump(lab: &Lab, host: &Host, direction: &str, filter: &str) -> anyhow::Result<(Child, Packets)> {
     let mut command = lab.in_fabric("tcpdump");
-    command.args(["-i", &host.port, "-Q", direction, "-n", "-Z", "root", "-s", "0", "-U", "-B", "32768", "-w", "-", filter]);
+    command.args([
+        "-i", &host.port, "-Q", direction, "-n", "-Z", "root", "-s", "0", "-U", "-B", "32768", "-w", "-", filter,
+    ]);
     let mut child = command
         .stdin(Stdio::null())
         .stdout(Stdio::piped())

@@ -45,7 +45,8 @@ pub fn run_within(mut command: Command, deadline: Duration) -> anyhow::Result<Sa
     let out = drain(child.stdout.take());
     let err = drain(child.stderr.take());
     let code = wait(&mut child, deadline).with_context(|| format!("{name} did not end"))?;
-    let text = |reader: std::sync::mpsc::Receiver<String>| reader.recv_timeout(Duration::from_secs(2)).unwrap_or_default();
+    let text =
+        |reader: std::sync::mpsc::Receiver<String>| reader.recv_timeout(Duration::from_secs(2)).unwrap_or_default();
     Ok(Said { code, out: text(out), err: text(err) })
 }
 

@@ -41,20 +41,15 @@ impl Config {
     pub fn read(path: Option<&Path>) -> anyhow::Result<Self> {
         let file = path.unwrap_or(Path::new(CONFIG_PATH));
         match std::fs::read_to_string(file) {
-            Ok(text) => toml::from_str(&text)
-                .with_context(|| format!("Could not understand {}", file.display())),
-            Err(error) if path.is_none() && error.kind() == std::io::ErrorKind::NotFound => {
-                Ok(Self::default())
-            }
+            Ok(text) => toml::from_str(&text).with_context(|| format!("Could not understand {}", file.display())),
+            Err(error) if path.is_none() && error.kind() == std::io::ErrorKind::NotFound => Ok(Self::default()),
             Err(error) => Err(error).with_context(|| format!("Could not read {}", file.display())),
         }
     }
 
     /// The database file.
     pub fn database(&self) -> PathBuf {
-        self.database
-            .clone()
-            .unwrap_or_else(|| self.state_dir.join("ferry.db"))
+        self.database.clone().unwrap_or_else(|| self.state_dir.join("ferry.db"))
     }
 }
 
@@ -66,10 +61,7 @@ mod tests {
     fn settings_have_defaults_and_unknown_ones_are_refused() {
         let config: Config = toml::from_str("listen = \"10.0.0.9:7420\"").expect("settings");
         assert_eq!(config.listen, SocketAddr::from(([10, 0, 0, 9], 7420)));
-        assert_eq!(
-            config.database(),
-            Path::new("/var/lib/ferry-server/ferry.db")
-        );
+        assert_eq!(config.database(), Path::new("/var/lib/ferry-server/ferry.db"));
         assert!(toml::from_str::<Config>("listne = \"10.0.0.9:7420\"").is_err());
     }
 }

@@ -50,26 +50,14 @@ impl Events {
     pub(crate) fn new() -> Self {
         // Below 2^53 for a hundred years, so that JavaScript can hold it.
         let next = now_ms() << 10;
-        let ring = Ring {
-            recent: VecDeque::with_capacity(RING_EVENTS_MAX),
-            next,
-        };
-        Self {
-            ring: Mutex::new(ring),
-            live: broadcast::Sender::new(RING_EVENTS_MAX),
-        }
+        let ring = Ring { recent: VecDeque::with_capacity(RING_EVENTS_MAX), next };
+        Self { ring: Mutex::new(ring), live: broadcast::Sender::new(RING_EVENTS_MAX) }
     }
 
     pub(crate) fn publish(&self, event: &Event) {
-        let json = serde_json::to_string(event)
-            .expect("our types have text keys only")
-            .into();
+        let json = serde_json::to_string(event).expect("our types have text keys only").into();
         let mut ring = self.ring.lock().expect("nobody panics with it");
-        let numbered = Numbered {
-            sequence: ring.next,
-            name: name_of(event),
-            json,
-        };
+        let numbered = Numbered { sequence: ring.next, name: name_of(event), json };
         ring.next += 1;
         if ring.recent.len() == RING_EVENTS_MAX {
             ring.recent.pop_front();
@@ -87,26 +75,15 @@ impl Events {
         let missed = match last {
             None => VecDeque::new(),
             Some(last) => {
-                let oldest = ring
-                    .recent
-                    .front()
-                    .map_or(ring.next, |event| event.sequence);
+                let oldest = ring.recent.front().map_or(ring.next, |event| event.sequence);
                 if last <= newest && last + 1 >= oldest {
-                    ring.recent
-                        .iter()
-                        .filter(|event| event.sequence > last)
-                        .cloned()
-                        .collect()
+                    ring.recent.iter().filter(|event| event.sequence > last).cloned().collect()
                 } else {
                     VecDeque::from([reset(newest)])
                 }
             }
         };
-        Subscription {
-            missed,
-            live,
-            last: newest,
-        }
+        Subscription { missed, live, last: newest }
     }
 }
 
@@ -131,14 +108,8 @@ impl Subscription {
 }
 
 fn reset(sequence: u64) -> Numbered {
-    let json = serde_json::to_string(&Event::Reset)
-        .expect("our types have text keys only")
-        .into();
-    Numbered {
-        sequence,
-        name: name_of(&Event::Reset),
-        json,
-    }
+    let json = serde_json::to_string(&Event::Reset).expect("our types have text keys only").into();
+    Numbered { sequence, name: name_of(&Event::Reset), json }
 }
 
 fn name_of(event: &Event) -> &'static str {
@@ -154,9 +125,7 @@ mod tests {
     use super::*;
 
     fn host(name: &str) -> Event {
-        Event::Host {
-            name: name.to_owned(),
-        }
+        Event::Host { name: name.to_owned() }
     }
 
     #[tokio::test]
@@ -184,26 +153,10 @@ mod tests {
             events.publish(&host("b"));
         }
         assert_eq!(slow.next().await.expect("an event").name, "reset");
-        assert_eq!(
-            events
-                .subscribe(Some(first))
-                .next()
-                .await
-                .expect("an event")
-                .name,
-            "reset"
-        );
+        assert_eq!(events.subscribe(Some(first)).next().await.expect("an event").name, "reset");
         // An id of another life.
         for foreign in [5, u64::MAX - 1] {
-            assert_eq!(
-                events
-                    .subscribe(Some(foreign))
-                    .next()
-                    .await
-                    .expect("an event")
-                    .name,
-                "reset"
-            );
+            assert_eq!(events.subscribe(Some(foreign)).next().await.expect("an event").name, "reset");
         }
     }
 }

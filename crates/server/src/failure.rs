@@ -23,9 +23,7 @@ pub enum Failure {
 impl Failure {
     /// A refusal with the HTTP status of its first finding.
     pub(crate) fn refused(title: impl Into<String>, findings: Vec<Finding>) -> Self {
-        let status = findings
-            .first()
-            .map_or(500, |finding| status_of(finding.id));
+        let status = findings.first().map_or(500, |finding| status_of(finding.id));
         Self::Refused(Box::new(Problem::refused(status, title, findings)))
     }
 
@@ -40,13 +38,8 @@ impl Failure {
         match error {
             ClientError::Refused(problem) if problem.findings.is_empty() => {
                 let detail = problem.detail.as_deref().unwrap_or("it said no more");
-                let problem = Problem::fault(
-                    title,
-                    format!(
-                        "The agent on host {host} failed: {}: {detail}",
-                        problem.title
-                    ),
-                );
+                let problem =
+                    Problem::fault(title, format!("The agent on host {host} failed: {}: {detail}", problem.title));
                 Self::Refused(Box::new(problem))
             }
             ClientError::Refused(problem) => Self::refused(title, problem.findings.clone()),
@@ -62,10 +55,7 @@ impl Failure {
         match self {
             Self::Refused(problem) => *problem,
             Self::Store(error) => {
-                tracing::error!(
-                    error = &error as &dyn std::error::Error,
-                    "The database failed"
-                );
+                tracing::error!(error = &error as &dyn std::error::Error, "The database failed");
                 Problem::fault("The server's database failed", error.to_string())
             }
         }
@@ -78,35 +68,20 @@ pub(crate) fn fault_finding(host: &str, error: &ClientError) -> Finding {
         ClientError::WrongKey { .. } => Finding::blocks(
             FindingId::AuthKey,
             host,
-            format!(
-                "What answers for host {host} is not the agent that was added: {}",
-                error.chain()
-            ),
-            format!(
-                "If the agent was set up anew, remove the host and add it again: `ferry host remove {host}`"
-            ),
+            format!("What answers for host {host} is not the agent that was added: {}", error.chain()),
+            format!("If the agent was set up anew, remove the host and add it again: `ferry host remove {host}`"),
         ),
         ClientError::NotUnderstood { .. } => Finding::blocks(
             FindingId::HostVersion,
             host,
-            format!(
-                "The agent on host {host} answers what this server does not understand: {}",
-                error.chain()
-            ),
+            format!("The agent on host {host} answers what this server does not understand: {}", error.chain()),
             "Bring server and agents to the same version",
         ),
-        ClientError::Unreachable { .. }
-        | ClientError::Unusable { .. }
-        | ClientError::Refused(_) => Finding::blocks(
+        ClientError::Unreachable { .. } | ClientError::Unusable { .. } | ClientError::Refused(_) => Finding::blocks(
             FindingId::HostUnreachable,
             host,
-            format!(
-                "The agent on host {host} does not answer: {}",
-                error.chain()
-            ),
-            format!(
-                "Check that the host is up and `ferry-agent run` is running on it; see `ferry host show {host}`"
-            ),
+            format!("The agent on host {host} does not answer: {}", error.chain()),
+            format!("Check that the host is up and `ferry-agent run` is running on it; see `ferry host show {host}`"),
         ),
     }
 }

@@ -33,12 +33,7 @@ pub(crate) async fn open(config: &Config) -> anyhow::Result<State> {
     if !store.has_tokens().await? {
         new_token(&store, folder).await?;
     }
-    Ok(State {
-        store,
-        rest_key,
-        agents_key,
-        lock,
-    })
+    Ok(State { store, rest_key, agents_key, lock })
 }
 
 /// Replaces the administrator's token; the old one is worthless from then on, also for a server that runs.
@@ -60,9 +55,7 @@ async fn open_store(config: &Config) -> anyhow::Result<Store> {
     if !path.exists() {
         write(&path, "")?;
     }
-    Store::open(&path)
-        .await
-        .with_context(|| format!("Could not open the database {}", path.display()))
+    Store::open(&path).await.with_context(|| format!("Could not open the database {}", path.display()))
 }
 
 /// The file comes first: a token whose hash alone is stored would help nobody.
@@ -70,36 +63,26 @@ async fn new_token(store: &Store, folder: &Path) -> anyhow::Result<std::path::Pa
     let token = ferry_trust::new_token();
     let path = folder.join("admin.token");
     write(&path, &format!("{token}\n"))?;
-    store
-        .put_token(ADMIN, &ferry_trust::token_hash(&token))
-        .await?;
+    store.put_token(ADMIN, &ferry_trust::token_hash(&token)).await?;
     tracing::info!(path = %path.display(), "A new administrator token was written");
     Ok(path)
 }
 
 fn make_folder(folder: &Path) -> anyhow::Result<()> {
-    let made = std::fs::DirBuilder::new()
-        .recursive(true)
-        .mode(0o700)
-        .create(folder);
+    let made = std::fs::DirBuilder::new().recursive(true).mode(0o700).create(folder);
     made.with_context(|| format!("Could not make the state directory {}", folder.display()))
 }
 
 /// Two servers on one database would both drive its jobs.
 fn lock(folder: &Path) -> anyhow::Result<File> {
     let path = folder.join("lock");
-    let file =
-        File::create(&path).with_context(|| format!("Could not write {}", path.display()))?;
+    let file = File::create(&path).with_context(|| format!("Could not write {}", path.display()))?;
     match file.try_lock() {
         Ok(()) => Ok(file),
-        Err(_) => anyhow::bail!(
-            "Another ferry-server uses the state directory {}",
-            folder.display()
-        ),
+        Err(_) => anyhow::bail!("Another ferry-server uses the state directory {}", folder.display()),
     }
 }
 
 fn write(path: &Path, content: &str) -> anyhow::Result<()> {
-    ferry_trust::write_private(path, content.as_bytes())
-        .with_context(|| format!("Could not write {}", path.display()))
+    ferry_trust::write_private(path, content.as_bytes()).with_context(|| format!("Could not write {}", path.display()))
 }

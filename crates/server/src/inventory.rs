@@ -47,9 +47,7 @@ pub(crate) struct Seen {
 impl Seen {
     /// Its VMs.
     pub(crate) fn vms(&self) -> &[VmFacts] {
-        self.observation
-            .as_ref()
-            .map_or(&[], |observation| &observation.vms)
+        self.observation.as_ref().map_or(&[], |observation| &observation.vms)
     }
 
     /// This VM, if it is there.
@@ -59,9 +57,7 @@ impl Seen {
 
     /// Whether a share is attached on it.
     pub(crate) fn has_share(&self, share: ShareId) -> bool {
-        self.observation
-            .as_ref()
-            .is_some_and(|last| last.shares.iter().any(|attached| attached.id == share))
+        self.observation.as_ref().is_some_and(|last| last.shares.iter().any(|attached| attached.id == share))
     }
 
     /// As preflight judges it.
@@ -69,15 +65,9 @@ impl Seen {
         Side {
             name,
             reachable: self.reachable,
-            facts: self
-                .observation
-                .as_ref()
-                .map(|observation| &observation.host),
+            facts: self.observation.as_ref().map(|observation| &observation.host),
             vms: self.vms(),
-            shares: self
-                .observation
-                .as_ref()
-                .map_or(&[], |observation| &observation.shares),
+            shares: self.observation.as_ref().map_or(&[], |observation| &observation.shares),
         }
     }
 }
@@ -124,28 +114,12 @@ pub(crate) struct Inventory {
 }
 
 impl Inventory {
-    pub(crate) fn new(
-        key: KeyPair,
-        events: Arc<Events>,
-        tasks: TaskTracker,
-        stop: CancellationToken,
-    ) -> Self {
-        Self {
-            hosts: RwLock::default(),
-            running_twice: Mutex::default(),
-            events,
-            key,
-            tasks,
-            stop,
-        }
+    pub(crate) fn new(key: KeyPair, events: Arc<Events>, tasks: TaskTracker, stop: CancellationToken) -> Self {
+        Self { hosts: RwLock::default(), running_twice: Mutex::default(), events, key, tasks, stop }
     }
 
     /// A client of the agent at `address` with this key.
-    pub(crate) fn agent(
-        &self,
-        address: &str,
-        pin: ferry_core::pin::Pin,
-    ) -> Result<AgentClient, ClientError> {
+    pub(crate) fn agent(&self, address: &str, pin: ferry_core::pin::Pin) -> Result<AgentClient, ClientError> {
         AgentClient::new(address, pin, &self.key)
     }
 
@@ -157,10 +131,7 @@ impl Inventory {
             removed: self.stop.child_token(),
             record,
         });
-        self.hosts
-            .write()
-            .expect("nobody panics with it")
-            .insert(host.record.id, host.clone());
+        self.hosts.write().expect("nobody panics with it").insert(host.record.id, host.clone());
         let (inventory, asked) = (self.clone(), host.clone());
         self.tasks.spawn(async move {
             tokio::select! {
@@ -168,56 +139,35 @@ impl Inventory {
                 () = inventory.keep_asking(&asked) => {}
             }
         });
-        self.events.publish(&Event::Host {
-            name: host.record.name.clone(),
-        });
+        self.events.publish(&Event::Host { name: host.record.name.clone() });
         host
     }
 
     /// Forgets a host: its agent is not called any more.
     pub(crate) fn remove(&self, id: HostId) {
-        let removed = self
-            .hosts
-            .write()
-            .expect("nobody panics with it")
-            .remove(&id);
+        let removed = self.hosts.write().expect("nobody panics with it").remove(&id);
         if let Some(host) = removed {
             host.removed.cancel();
-            self.events.publish(&Event::Host {
-                name: host.record.name.clone(),
-            });
+            self.events.publish(&Event::Host { name: host.record.name.clone() });
         }
     }
 
     /// Every host, by name.
     pub(crate) fn hosts(&self) -> Vec<Arc<Host>> {
-        let mut hosts: Vec<_> = self
-            .hosts
-            .read()
-            .expect("nobody panics with it")
-            .values()
-            .cloned()
-            .collect();
+        let mut hosts: Vec<_> = self.hosts.read().expect("nobody panics with it").values().cloned().collect();
         hosts.sort_by(|one, other| one.record.name.cmp(&other.record.name));
         hosts
     }
 
     /// The host with this id.
     pub(crate) fn by_id(&self, id: HostId) -> Option<Arc<Host>> {
-        self.hosts
-            .read()
-            .expect("nobody panics with it")
-            .get(&id)
-            .cloned()
+        self.hosts.read().expect("nobody panics with it").get(&id).cloned()
     }
 
     /// The host that `reference` (a name or an id) means.
     pub(crate) fn find(&self, reference: &str) -> Result<Arc<Host>, Finding> {
         let id: Option<HostId> = reference.parse().ok();
-        let found = self
-            .hosts()
-            .into_iter()
-            .find(|host| host.record.name == reference || Some(host.record.id) == id);
+        let found = self.hosts().into_iter().find(|host| host.record.name == reference || Some(host.record.id) == id);
         found.ok_or_else(|| {
             Finding::blocks(
                 FindingId::HostUnknown,
@@ -230,10 +180,7 @@ impl Inventory {
 
     /// Every VM on every host, with the host it is on.
     pub(crate) fn placed(&self) -> Vec<(Arc<Host>, Seen)> {
-        self.hosts()
-            .into_iter()
-            .map(|host| (host.clone(), host.seen()))
-            .collect()
+        self.hosts().into_iter().map(|host| (host.clone(), host.seen())).collect()
     }
 
     /// Asks a host now; the answer (or that there was none) is what [`Host::seen`] says afterwards.
@@ -245,8 +192,7 @@ impl Inventory {
     }
 
     async fn refresh_quietly(&self, host: &Host) -> bool {
-        let asked =
-            tokio::time::timeout(REFRESH_DEADLINE, host.agent.observe(None, Duration::ZERO)).await;
+        let asked = tokio::time::timeout(REFRESH_DEADLINE, host.agent.observe(None, Duration::ZERO)).await;
         match asked {
             Ok(answer) => self.take(host, answer),
             Err(_) => self.take_silence(host, silence(host)),
@@ -258,10 +204,7 @@ impl Inventory {
         loop {
             let seen = host.seen();
             // After a failure the whole is asked for at once: an agent that is back is seen as such without a wait.
-            let known = seen
-                .observation
-                .filter(|_| seen.reachable)
-                .map(|last| (last.incarnation, last.generation));
+            let known = seen.observation.filter(|_| seen.reachable).map(|last| (last.incarnation, last.generation));
             let answer = host.agent.observe(known, OBSERVE_WAIT).await;
             let failed = answer.is_err();
             if self.take(host, answer) {
@@ -292,8 +235,7 @@ impl Inventory {
                 tracing::info!(host = host.name(), "The host's agent answers");
             }
             let newer = seen.observation.as_ref().is_none_or(|last| {
-                last.incarnation != observation.incarnation
-                    || last.generation <= observation.generation
+                last.incarnation != observation.incarnation || last.generation <= observation.generation
             });
             if newer {
                 changed |= seen.observation.as_deref() != Some(&observation);
@@ -307,9 +249,7 @@ impl Inventory {
             };
         });
         if changed {
-            self.events.publish(&Event::Host {
-                name: host.record.name.clone(),
-            });
+            self.events.publish(&Event::Host { name: host.record.name.clone() });
         }
         changed
     }
@@ -325,40 +265,20 @@ impl Inventory {
             seen.trouble = Some(trouble);
         });
         if changed {
-            self.events.publish(&Event::Host {
-                name: host.record.name.clone(),
-            });
+            self.events.publish(&Event::Host { name: host.record.name.clone() });
         }
         changed
     }
 
     /// Names of the hosts that run the VM, if several do and said so when asked again.
     pub(crate) fn twins(&self, vm: VmId) -> Vec<String> {
-        let confirmed = self
-            .running_twice
-            .lock()
-            .expect("nobody panics with it")
-            .contains(&vm);
-        if confirmed {
-            self.running_on(vm)
-                .iter()
-                .map(|host| host.record.name.clone())
-                .collect()
-        } else {
-            Vec::new()
-        }
+        let confirmed = self.running_twice.lock().expect("nobody panics with it").contains(&vm);
+        if confirmed { self.running_on(vm).iter().map(|host| host.record.name.clone()).collect() } else { Vec::new() }
     }
 
     fn running_on(&self, vm: VmId) -> Vec<Arc<Host>> {
-        let runs = |seen: &Seen| {
-            seen.vm(vm)
-                .is_some_and(|facts| facts.state == VmState::Running)
-        };
-        self.placed()
-            .into_iter()
-            .filter(|(_, seen)| runs(seen))
-            .map(|(host, _)| host)
-            .collect()
+        let runs = |seen: &Seen| seen.vm(vm).is_some_and(|facts| facts.state == VmState::Running);
+        self.placed().into_iter().filter(|(_, seen)| runs(seen)).map(|(host, _)| host).collect()
     }
 
     /// Says once, loudly, that a VM runs on two hosts.
@@ -376,8 +296,7 @@ impl Inventory {
             if twice && !known.contains(vm) {
                 let inventory = self.clone();
                 let (vm, name) = (*vm, name.clone());
-                self.tasks
-                    .spawn(async move { inventory.confirm_twins(vm, &name).await });
+                self.tasks.spawn(async move { inventory.confirm_twins(vm, &name).await });
             }
         }
     }
@@ -387,22 +306,10 @@ impl Inventory {
         for host in self.running_on(vm) {
             self.refresh_quietly(&host).await;
         }
-        let hosts: Vec<String> = self
-            .running_on(vm)
-            .iter()
-            .map(|host| host.record.name.clone())
-            .collect();
-        if hosts.len() > 1
-            && self
-                .running_twice
-                .lock()
-                .expect("nobody panics with it")
-                .insert(vm)
-        {
+        let hosts: Vec<String> = self.running_on(vm).iter().map(|host| host.record.name.clone()).collect();
+        if hosts.len() > 1 && self.running_twice.lock().expect("nobody panics with it").insert(vm) {
             tracing::error!(vm = %vm, name, hosts = hosts.join(" "), "The VM runs on several hosts at once");
-            self.events.publish(&Event::Host {
-                name: hosts[0].clone(),
-            });
+            self.events.publish(&Event::Host { name: hosts[0].clone() });
         }
     }
 }
@@ -412,11 +319,7 @@ fn silence(host: &Host) -> Finding {
     Finding::blocks(
         FindingId::HostUnreachable,
         host.name(),
-        format!(
-            "The agent on host {} did not answer within {} s",
-            host.name(),
-            REFRESH_DEADLINE.as_secs()
-        ),
+        format!("The agent on host {} did not answer within {} s", host.name(), REFRESH_DEADLINE.as_secs()),
         format!(
             "Check that the host is up and `ferry-agent run` is running on it; see `ferry host show {}`",
             host.name()

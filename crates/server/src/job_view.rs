@@ -40,18 +40,9 @@ pub(crate) fn view(record: &JobRecord, log: &[LogRow], now: &Now) -> JobView {
         ended_at_ms: log.last().filter(|_| phase.ended()).map(|row| row.at_ms),
         steps: Step::ALL.iter().map(|step| step_view(*step, log)).collect(),
         progress: now.progress.filter(|_| !phase.ended()),
-        figures: record
-            .figures
-            .filter(|_| phase == Phase::Succeeded || phase == Phase::Completing),
+        figures: record.figures.filter(|_| phase == Phase::Succeeded || phase == Phase::Completing),
         findings: job.findings.clone(),
-        log: log
-            .iter()
-            .skip(skipped)
-            .map(|row| LogLine {
-                at_ms: row.at_ms,
-                message: line(row, job),
-            })
-            .collect(),
+        log: log.iter().skip(skipped).map(|row| LogLine { at_ms: row.at_ms, message: line(row, job) }).collect(),
     }
 }
 
@@ -86,13 +77,9 @@ fn step_view(step: Step, log: &[LogRow]) -> StepView {
                 view.ended_at_ms = None;
             }
             LogEvent::Succeeded { step: of } if *of == step => end(StepState::Done, None),
-            LogEvent::Failed { step: of, message } if *of == step => {
-                end(StepState::Failed, Some(message))
-            }
+            LogEvent::Failed { step: of, message } if *of == step => end(StepState::Failed, Some(message)),
             LogEvent::Undone { step: of } if *of == step => end(StepState::Undone, None),
-            LogEvent::UndoFailed { step: of, message } if *of == step => {
-                end(StepState::UndoFailed, Some(message))
-            }
+            LogEvent::UndoFailed { step: of, message } if *of == step => end(StepState::UndoFailed, Some(message)),
             LogEvent::Accepted
             | LogEvent::Admitted
             | LogEvent::AttemptStarted { .. }
@@ -109,25 +96,14 @@ fn step_view(step: Step, log: &[LogRow]) -> StepView {
 
 /// Where the VM is, and what to do if somebody has to.
 fn summary(job: &NewJob, phase: Phase, events: &[LogEvent], now: &Now) -> String {
-    let NewJob {
-        vm_name: vm,
-        source,
-        destination,
-        ..
-    } = job;
+    let NewJob { vm_name: vm, source, destination, .. } = job;
     let (source, destination) = (&source.name, &destination.name);
     let failure = events.iter().rev().find_map(|event| match event {
-        LogEvent::Failed { message, .. } | LogEvent::UndoFailed { message, .. } => {
-            Some(message.as_str())
-        }
+        LogEvent::Failed { message, .. } | LogEvent::UndoFailed { message, .. } => Some(message.as_str()),
         _ => None,
     });
     let resumed = events.contains(&LogEvent::Succeeded { step: Step::Resume });
-    let waits = now
-        .waits_for
-        .as_ref()
-        .map(|what| format!(" Waits for: {what}"))
-        .unwrap_or_default();
+    let waits = now.waits_for.as_ref().map(|what| format!(" Waits for: {what}")).unwrap_or_default();
     let why = failure.unwrap_or("the log says why");
     match phase {
         Phase::Queued => format!("VM {vm} runs on {source}; the move waits for its turn."),
@@ -135,9 +111,7 @@ fn summary(job: &NewJob, phase: Phase, events: &[LogEvent], now: &Now) -> String
             format!("VM {vm} runs on {source}; its move to {destination} is being prepared.")
         }
         Phase::Migrating if now.waits_for.is_some() => {
-            format!(
-                "VM {vm} is on its way from {source} to {destination}; who has it is not known yet.{waits}"
-            )
+            format!("VM {vm} is on its way from {source} to {destination}; who has it is not known yet.{waits}")
         }
         Phase::Migrating => {
             format!("VM {vm} runs on {source} while its memory moves to {destination}.")
@@ -152,17 +126,13 @@ fn summary(job: &NewJob, phase: Phase, events: &[LogEvent], now: &Now) -> String
             format!("VM {vm} stays on {source}; what was prepared is being taken back.{waits}")
         }
         Phase::Succeeded => format!("VM {vm} runs on {destination}."),
-        Phase::Cancelled => format!(
-            "VM {vm} stays on {source}: the move was cancelled. Nothing is left on {destination}."
-        ),
+        Phase::Cancelled => {
+            format!("VM {vm} stays on {source}: the move was cancelled. Nothing is left on {destination}.")
+        }
         Phase::Failed => format!(
             "VM {vm} stays on {source}: {why}. Nothing is left on {destination}; mend the cause and start the move again."
         ),
-        Phase::Stuck
-            if events
-                .iter()
-                .any(|event| matches!(event, LogEvent::UndoFailed { .. })) =>
-        {
+        Phase::Stuck if events.iter().any(|event| matches!(event, LogEvent::UndoFailed { .. })) => {
             format!(
                 "VM {vm} stays on {source}, but what was prepared could not be taken back yet: {why}. \
              Ferry keeps trying; see that both hosts and their agents are up."
@@ -218,10 +188,7 @@ mod tests {
     use crate::store::HostName;
 
     fn record() -> JobRecord {
-        let host = |name: &str| HostName {
-            id: HostId(Uuid::nil()),
-            name: name.into(),
-        };
+        let host = |name: &str| HostName { id: HostId(Uuid::nil()), name: name.into() };
         JobRecord {
             id: JobId(1),
             job: NewJob {
@@ -240,10 +207,7 @@ mod tests {
     }
 
     fn at(at_ms: u64, event: LogEvent) -> LogRow {
-        LogRow {
-            at_ms,
-            entry: LogEntry::Event(event),
-        }
+        LogRow { at_ms, entry: LogEntry::Event(event) }
     }
 
     #[test]
@@ -251,34 +215,13 @@ mod tests {
         let log = [
             at(5, LogEvent::Accepted),
             at(5, LogEvent::AttemptStarted { attempt: 1 }),
-            at(
-                6,
-                LogEvent::Intent {
-                    step: Step::Preflight,
-                },
-            ),
-            at(
-                9,
-                LogEvent::Failed {
-                    step: Step::Preflight,
-                    message: "Host kvm2 is away".into(),
-                },
-            ),
-            at(
-                9,
-                LogEvent::Undone {
-                    step: Step::Preflight,
-                },
-            ),
+            at(6, LogEvent::Intent { step: Step::Preflight }),
+            at(9, LogEvent::Failed { step: Step::Preflight, message: "Host kvm2 is away".into() }),
+            at(9, LogEvent::Undone { step: Step::Preflight }),
         ];
         let view = view(&record(), &log, &Now::default());
         assert_eq!((view.phase, view.ended_at_ms), (Phase::Failed, Some(9)));
-        assert!(
-            view.summary
-                .contains("web01 stays on kvm1: Host kvm2 is away"),
-            "{}",
-            view.summary
-        );
+        assert!(view.summary.contains("web01 stays on kvm1: Host kvm2 is away"), "{}", view.summary);
         assert_eq!(view.steps[0].state, StepState::Undone);
         assert_eq!(view.steps[0].message.as_deref(), Some("Host kvm2 is away"));
         assert_eq!(view.steps[1].state, StepState::Waiting);
@@ -288,30 +231,11 @@ mod tests {
     fn a_step_keeps_its_first_start_and_its_last_end() {
         let log = [
             at(5, LogEvent::Accepted),
-            at(
-                6,
-                LogEvent::Intent {
-                    step: Step::Confirm,
-                },
-            ),
-            at(
-                7,
-                LogEvent::Failed {
-                    step: Step::Confirm,
-                    message: "away".into(),
-                },
-            ),
-            at(
-                9,
-                LogEvent::Succeeded {
-                    step: Step::Confirm,
-                },
-            ),
+            at(6, LogEvent::Intent { step: Step::Confirm }),
+            at(7, LogEvent::Failed { step: Step::Confirm, message: "away".into() }),
+            at(9, LogEvent::Succeeded { step: Step::Confirm }),
         ];
         let step = &view(&record(), &log, &Now::default()).steps[Step::Confirm as usize];
-        assert_eq!(
-            (step.started_at_ms, step.ended_at_ms, step.state),
-            (Some(6), Some(9), StepState::Done)
-        );
+        assert_eq!((step.started_at_ms, step.ended_at_ms, step.state), (Some(6), Some(9), StepState::Done));
     }
 }

@@ -68,20 +68,12 @@ pub(crate) struct Jobs {
 
 impl Jobs {
     pub(crate) fn new(tasks: TaskTracker, stop: CancellationToken) -> Self {
-        Self {
-            running: Mutex::default(),
-            tasks,
-            stop,
-        }
+        Self { running: Mutex::default(), tasks, stop }
     }
 
     /// What is known of a job that runs.
     pub(crate) fn running(&self, job: JobId) -> Option<Arc<Running>> {
-        self.running
-            .lock()
-            .expect("nobody panics with it")
-            .get(&job)
-            .cloned()
+        self.running.lock().expect("nobody panics with it").get(&job).cloned()
     }
 
     /// Runs a job, new or found in the database, until it ends or the server stops. Stopping is no end: the next
@@ -91,10 +83,7 @@ impl Jobs {
         if cancelled {
             running.cancelled.cancel();
         }
-        self.running
-            .lock()
-            .expect("nobody panics with it")
-            .insert(record.id, running.clone());
+        self.running.lock().expect("nobody panics with it").insert(record.id, running.clone());
         let (app, stop) = (app.clone(), self.stop.clone());
         let span = tracing::info_span!("job", id = record.id.0, vm = record.job.vm_name);
         let task = async move {
@@ -133,10 +122,7 @@ async fn run(app: Arc<App>, record: JobRecord, running: Arc<Running>) {
         Ok(phase) => tracing::info!(phase = phase.title(), "The job has ended"),
         Err(error) => {
             let error = &error as &dyn std::error::Error;
-            tracing::error!(
-                error,
-                "The job cannot go on; it is taken up at the next start"
-            );
+            tracing::error!(error, "The job cannot go on; it is taken up at the next start");
         }
     }
 }
@@ -145,11 +131,7 @@ impl App {
     /// A job as people see it.
     pub(crate) async fn job_view(&self, record: &JobRecord) -> Result<JobView, StoreError> {
         let log = self.store.log(record.id).await?;
-        let now = self
-            .jobs
-            .running(record.id)
-            .map(|running| running.now())
-            .unwrap_or_default();
+        let now = self.jobs.running(record.id).map(|running| running.now()).unwrap_or_default();
         Ok(view(record, &log, &now))
     }
 
@@ -162,14 +144,9 @@ impl App {
             }
         };
         match shown.await {
-            Ok(Some(view)) => self
-                .events
-                .publish(&ferry_core::api::server::Event::Job(Box::new(view))),
+            Ok(Some(view)) => self.events.publish(&ferry_core::api::server::Event::Job(Box::new(view))),
             Ok(None) => {}
-            Err(error) => tracing::warn!(
-                error = &error as &dyn std::error::Error,
-                "A job could not be shown"
-            ),
+            Err(error) => tracing::warn!(error = &error as &dyn std::error::Error, "A job could not be shown"),
         }
     }
 }

@@ -76,12 +76,7 @@ impl Server {
         let state = first_start::open(config).await?;
         let (tasks, stop) = (TaskTracker::new(), CancellationToken::new());
         let events = Arc::new(Events::new());
-        let inventory = Arc::new(Inventory::new(
-            state.agents_key,
-            events.clone(),
-            tasks.clone(),
-            stop.clone(),
-        ));
+        let inventory = Arc::new(Inventory::new(state.agents_key, events.clone(), tasks.clone(), stop.clone()));
         let app = Arc::new(App {
             store: state.store,
             inventory,
@@ -104,15 +99,7 @@ impl Server {
             .http1_only();
         let serving = tokio::spawn(server.serve(http::router(app.clone()).into_make_service()));
         tracing::info!(%address, pin = %state.rest_key.pin(), "The server answers");
-        Ok(Self {
-            app,
-            handle,
-            tasks,
-            serving,
-            address,
-            pin: state.rest_key.pin(),
-            _lock: state.lock,
-        })
+        Ok(Self { app, handle, tasks, serving, address, pin: state.rest_key.pin(), _lock: state.lock })
     }
 
     /// Where it answers.
@@ -150,14 +137,8 @@ async fn take_up(app: &Arc<App>) -> anyhow::Result<()> {
     }
     for record in app.store.open_jobs().await? {
         let log = app.store.log(record.id).await?;
-        let cancelled = log
-            .iter()
-            .any(|row| matches!(row.entry, LogEntry::Event(LogEvent::CancelRequested { .. })));
-        tracing::info!(
-            job = record.id.0,
-            vm = record.job.vm_name,
-            "The job is taken up again"
-        );
+        let cancelled = log.iter().any(|row| matches!(row.entry, LogEntry::Event(LogEvent::CancelRequested { .. })));
+        tracing::info!(job = record.id.0, vm = record.job.vm_name, "The job is taken up again");
         app.jobs.start(app, record, cancelled);
     }
     Ok(())

@@ -36,19 +36,11 @@ pub(crate) struct Proofs {
 
 impl Proofs {
     pub(crate) fn new(tasks: TaskTracker) -> Self {
-        Self {
-            proven: Mutex::default(),
-            tasks,
-        }
+        Self { proven: Mutex::default(), tasks }
     }
 
     /// As [`Self::prove`], but takes a proof of the last seconds.
-    pub(crate) async fn recent(
-        &self,
-        share: ShareId,
-        one: &Arc<Host>,
-        other: &Arc<Host>,
-    ) -> Sameness {
+    pub(crate) async fn recent(&self, share: ShareId, one: &Arc<Host>, other: &Arc<Host>) -> Sameness {
         let key = key(share, one, other);
         {
             let mut proven = self.proven.lock().expect("nobody panics with it");
@@ -61,16 +53,9 @@ impl Proofs {
     }
 
     /// Writes a new file by one host and reads it by the other.
-    pub(crate) async fn prove(
-        &self,
-        share: ShareId,
-        one: &Arc<Host>,
-        other: &Arc<Host>,
-    ) -> Sameness {
+    pub(crate) async fn prove(&self, share: ShareId, one: &Arc<Host>, other: &Arc<Host>) -> Sameness {
         let name = Uuid::new_v4().simple().to_string();
-        let token = ShareToken {
-            content: Uuid::new_v4().simple().to_string(),
-        };
+        let token = ShareToken { content: Uuid::new_v4().simple().to_string() };
         if let Err(error) = one.agent.write_token(share, &name, &token).await {
             return Sameness::NotProven(describe(one.name(), &error));
         }
@@ -83,10 +68,7 @@ impl Proofs {
             }
         });
         if sameness == Sameness::Proven {
-            self.proven
-                .lock()
-                .expect("nobody panics with it")
-                .insert(key(share, one, other), Instant::now());
+            self.proven.lock().expect("nobody panics with it").insert(key(share, one, other), Instant::now());
         }
         sameness
     }
@@ -110,11 +92,7 @@ async fn look_for(share: ShareId, name: &str, token: &ShareToken, host: &Host) -
 }
 
 fn key(share: ShareId, one: &Host, other: &Host) -> Key {
-    let life = |host: &Host| {
-        host.seen()
-            .observation
-            .map(|observation| observation.incarnation)
-    };
+    let life = |host: &Host| host.seen().observation.map(|observation| observation.incarnation);
     let (one, other) = (life(one), life(other));
     (share, one.min(other), one.max(other))
 }

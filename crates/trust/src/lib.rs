@@ -163,8 +163,8 @@ pub fn client_config(me: Option<&KeyPair>, server: Pin) -> Result<Arc<ClientConf
 /// # Errors
 /// [`TrustError::Tls`] when rustls does not take the key.
 pub fn server_config(me: &KeyPair, clients: Clients) -> Result<Arc<ServerConfig>, TrustError> {
-    let builder = ServerConfig::builder_with_provider(verifier::provider())
-        .with_protocol_versions(&[&rustls::version::TLS13])?;
+    let builder =
+        ServerConfig::builder_with_provider(verifier::provider()).with_protocol_versions(&[&rustls::version::TLS13])?;
     let builder = match clients {
         Clients::Anonymous => builder.with_no_client_auth(),
         Clients::AnyKey => builder.with_client_cert_verifier(Arc::new(verifier::Pinned::new(None))),

@@ -22,8 +22,8 @@ pub fn peer_pin(certificates: &[CertificateDer<'_>]) -> Option<Pin> {
 }
 
 pub(crate) fn pin_of(certificate: &CertificateDer<'_>) -> Result<Pin, Error> {
-    let (_, parsed) = X509Certificate::from_der(certificate)
-        .map_err(|_| Error::InvalidCertificate(CertificateError::BadEncoding))?;
+    let (_, parsed) =
+        X509Certificate::from_der(certificate).map_err(|_| Error::InvalidCertificate(CertificateError::BadEncoding))?;
     let digest = ring::digest::digest(&ring::digest::SHA256, parsed.public_key().raw);
     let mut bytes = [0; 32];
     bytes.copy_from_slice(digest.as_ref());

@@ -1,12 +1,23 @@
 //! How fast one channel carries bytes between two UNIX sockets over TLS on loopback.
 //! `cargo run --release -p ferry-wire --example throughput [MiB]`
 
-use std::{sync::Arc, time::{Duration, Instant}};
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use ferry_core::id::SessionId;
 use ferry_trust::{Clients, KeyPair, client_config, random_secret, server_config};
-use ferry_wire::{channel::{Options, carry}, hello::Channel, meter::Meter, session::{Acceptor, Dialer, SessionKey}};
-use tokio::{io::{AsyncReadExt as _, AsyncWriteExt as _}, net::UnixStream};
+use ferry_wire::{
+    channel::{Options, carry},
+    hello::Channel,
+    meter::Meter,
+    session::{Acceptor, Dialer, SessionKey},
+};
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    net::UnixStream,
+};
 
 #[tokio::main]
 async fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -49,6 +60,11 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
         }
     }
     let seconds = started.elapsed().as_secs_f64();
-    println!("{} MiB in {seconds:.2} s: {:.0} MB/s, at most {} KiB waiting", total >> 20, total as f64 / seconds / 1e6, meter.waiting_max() >> 10);
+    println!(
+        "{} MiB in {seconds:.2} s: {:.0} MB/s, at most {} KiB waiting",
+        total >> 20,
+        total as f64 / seconds / 1e6,
+        meter.waiting_max() >> 10
+    );
     Ok(())
 }

@@ -19,7 +19,12 @@ use tokio::{
     sync::{Notify, mpsc},
 };
 
-use crate::{WireError, meter::Meter, receiver, sender, window::{WINDOW_BYTES_MAX, WINDOW_BYTES_MIN}};
+use crate::{
+    WireError,
+    meter::Meter,
+    receiver, sender,
+    window::{WINDOW_BYTES_MAX, WINDOW_BYTES_MIN},
+};
 
 /// Looks at the plain bytes of one direction as they pass, at the receiving or sending end.
 pub trait Inspect: Send {

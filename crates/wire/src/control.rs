@@ -160,8 +160,9 @@ async fn hear<R: AsyncRead + Unpin>(
 ) -> Result<(), WireError> {
     loop {
         let read = read_message(&mut reader);
-        let message =
-            tokio::time::timeout(SILENCE_MAX, read).await.map_err(|_| WireError::Timeout("the control connection was silent"))??;
+        let message = tokio::time::timeout(SILENCE_MAX, read)
+            .await
+            .map_err(|_| WireError::Timeout("the control connection was silent"))??;
         match message {
             Message::Ping { nonce } => {
                 if let Some(pongs) = pongs.upgrade() {
@@ -196,7 +197,8 @@ pub async fn read_message<R: AsyncRead + Unpin>(reader: &mut R) -> Result<Messag
     }
     let mut body = vec![0; length as usize];
     reader.read_exact(&mut body).await.map_err(WireError::Peer)?;
-    serde_json::from_slice(&body).map_err(|error| WireError::Protocol(format!("a control message that is not one: {error}")))
+    serde_json::from_slice(&body)
+        .map_err(|error| WireError::Protocol(format!("a control message that is not one: {error}")))
 }
 
 #[cfg(test)]

@@ -99,7 +99,9 @@ impl Header {
     /// The header as it stands on the wire.
     pub fn encode(&self) -> [u8; HEADER_BYTES] {
         let (kind, codec, plain, coded, offset, checksum) = match *self {
-            Self::Data { codec, plain, coded, offset, checksum } => (1, codec.to_wire(), plain, coded, offset, checksum),
+            Self::Data { codec, plain, coded, offset, checksum } => {
+                (1, codec.to_wire(), plain, coded, offset, checksum)
+            }
             Self::Ack { delivered } => (2, 0, 0, 0, delivered, 0),
             Self::End { total, checksum } => (3, 0, 0, 0, total, checksum),
             Self::Abort { length, checksum } => (4, 0, length, length, 0, checksum),

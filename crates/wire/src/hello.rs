@@ -60,16 +60,7 @@ pub struct Hello {
 impl Hello {
     /// A hello for the only lane of a channel.
     pub fn new(session: SessionId, secret: Secret, channel: Channel, codec: Codec) -> Self {
-        Self {
-            version_min: VERSION_MIN,
-            version_max: VERSION_MAX,
-            session,
-            secret,
-            channel,
-            lane: 0,
-            lanes: 1,
-            codec,
-        }
+        Self { version_min: VERSION_MIN, version_max: VERSION_MAX, session, secret, channel, lane: 0, lanes: 1, codec }
     }
 
     /// The hello as it stands on the wire.

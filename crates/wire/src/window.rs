@@ -109,7 +109,8 @@ impl Pace {
         }
         let rate = delivered.saturating_sub(self.delivered) as f64 / elapsed.as_secs_f64();
         // A quiet guest says nothing about the link: the rate falls slowly and rises at once.
-        self.rate_bytes_per_s = if rate > self.rate_bytes_per_s { rate } else { self.rate_bytes_per_s * 0.7 + rate * 0.3 };
+        self.rate_bytes_per_s =
+            if rate > self.rate_bytes_per_s { rate } else { self.rate_bytes_per_s * 0.7 + rate * 0.3 };
         self.since = now;
         self.delivered = delivered;
         let held_back = std::mem::take(&mut self.held_back);

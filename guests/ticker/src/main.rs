@@ -77,7 +77,10 @@ fn main() {
         sys::load_module(&format!("/modules/{module}"));
     }
     let wanted = Arc::new(Wanted::from_command_line(&fs::read_to_string("/proc/cmdline").unwrap_or_default()));
-    println!("ticker: name={} memory_mib={} dirty_mib_per_s={}", wanted.name, wanted.memory_mib, wanted.dirty_mib_per_s);
+    println!(
+        "ticker: name={} memory_mib={} dirty_mib_per_s={}",
+        wanted.name, wanted.memory_mib, wanted.dirty_mib_per_s
+    );
     sys::configure_network("lo", std::net::Ipv4Addr::LOCALHOST);
     sys::configure_network("eth0", wanted.ip);
     let found = Arc::new(Found::default());

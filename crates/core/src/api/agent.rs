@@ -243,4 +243,3 @@ pub struct MigrationReport {
     /// Why it failed: what was attempted, on what, with the chain of causes, and where the VM is.
     pub error: Option<String>,
 }
-

@@ -39,6 +39,12 @@ impl Problem {
 
     /// A fault of the program itself, with its causes.
     pub fn fault(title: impl Into<String>, detail: impl Into<String>) -> Self {
-        Self { kind: about_blank(), title: title.into(), status: 500, findings: Vec::new(), detail: Some(detail.into()) }
+        Self {
+            kind: about_blank(),
+            title: title.into(),
+            status: 500,
+            findings: Vec::new(),
+            detail: Some(detail.into()),
+        }
     }
 }

@@ -23,9 +23,8 @@ pub(super) fn host_uuid(capabilities: &str) -> Option<String> {
 pub(super) fn process_owner(capabilities: &str) -> Option<(u32, u32)> {
     let document = Document::parse(capabilities).ok()?;
     let host = child(document.root_element(), "host")?;
-    let dac = children(host, "secmodel").find(|model| {
-        child(*model, "model").and_then(|name| name.text()) == Some("dac")
-    })?;
+    let dac =
+        children(host, "secmodel").find(|model| child(*model, "model").and_then(|name| name.text()) == Some("dac"))?;
     let (user, group) = child(dac, "baselabel")?.text()?.trim().split_once(':')?;
     let number = |text: &str| text.trim_start_matches('+').parse().ok();
     Some((number(user)?, number(group)?))
@@ -38,9 +37,8 @@ pub(super) fn parse(xml: &str) -> Result<VmFacts<PathBuf>, HypervisorError> {
     let document = Document::parse(xml).map_err(|error| bad(nil, error.to_string()))?;
     let domain = document.root_element();
     let text = |name| child(domain, name).and_then(|node| node.text()).map(str::trim);
-    let id: VmId = text("uuid")
-        .and_then(|uuid| uuid.parse().ok())
-        .ok_or_else(|| bad(nil, "it has no UUID".to_owned()))?;
+    let id: VmId =
+        text("uuid").and_then(|uuid| uuid.parse().ok()).ok_or_else(|| bad(nil, "it has no UUID".to_owned()))?;
     let name = text("name").ok_or_else(|| bad(id, "it has no name".to_owned()))?;
     let devices = children(domain, "devices").flat_map(|devices| devices.children().filter(Node::is_element));
     let devices: Vec<Node<'_, '_>> = devices.collect();
@@ -67,11 +65,7 @@ pub(super) fn parse(xml: &str) -> Result<VmFacts<PathBuf>, HypervisorError> {
 ///
 /// # Errors
 /// [`HypervisorError::Definition`] naming the first file that lies in none of them.
-pub(super) fn translate(
-    xml: &str,
-    vm: VmId,
-    folders: &[(PathBuf, PathBuf)],
-) -> Result<String, HypervisorError> {
+pub(super) fn translate(xml: &str, vm: VmId, folders: &[(PathBuf, PathBuf)]) -> Result<String, HypervisorError> {
     let bad = |reason: String| HypervisorError::Definition { vm, reason };
     let document = Document::parse(xml).map_err(|error| bad(error.to_string()))?;
     let mut edits: Vec<(Range<usize>, String)> = Vec::new();
@@ -243,8 +237,11 @@ mod tests {
         let facts = parse(XML).expect("parsed");
         assert_eq!((facts.id, facts.name.as_str(), facts.vcpus), (vm(), "web01", 2));
         assert_eq!(facts.memory, ByteCount::mib(512));
-        let files: Vec<_> =
-            facts.files.iter().map(|file| (file.role, file.device.as_str(), file.place.to_str().expect("UTF-8"))).collect();
+        let files: Vec<_> = facts
+            .files
+            .iter()
+            .map(|file| (file.role, file.device.as_str(), file.place.to_str().expect("UTF-8")))
+            .collect();
         assert_eq!(
             files,
             [

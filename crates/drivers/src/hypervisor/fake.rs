@@ -43,16 +43,14 @@ use ferry_core::{
 };
 use uuid::Uuid;
 
+use self::faults::Struck;
 use self::guest::Memory;
 pub use self::{
     faults::{Faults, Hold, Point},
     guest::FakeGuest,
     world::{Moment, World},
 };
-use self::faults::Struck;
-use super::{
-    DomainEvent, EventSink, Hypervisor, HypervisorError, HypervisorHost, MigrateRequest, MigrationStats,
-};
+use super::{DomainEvent, EventSink, Hypervisor, HypervisorError, HypervisorHost, MigrateRequest, MigrationStats};
 
 /// Name of the fake daemon's socket in the host's folder.
 const RPC_SOCKET_NAME: &str = "libvirt-sock";
@@ -260,11 +258,7 @@ impl Host {
             Err(Struck::Cut) => return Err(HypervisorError::Unreachable("the connection broke".to_owned())),
         }
         let state = self.state();
-        if state.reachable {
-            Ok(state)
-        } else {
-            Err(HypervisorError::Unreachable("it is not running".to_owned()))
-        }
+        if state.reachable { Ok(state) } else { Err(HypervisorError::Unreachable("it is not running".to_owned())) }
     }
 
     /// Replaces a VM's process, keeps the world's record and tells the watches. Nothing happens if there is no VM.
@@ -280,11 +274,7 @@ impl Host {
         }
         drop(state);
         self.changed.notify_all();
-        self.notify(if ran && handed_over {
-            DomainEvent::StoppedForMigration(vm)
-        } else {
-            DomainEvent::Changed(vm)
-        });
+        self.notify(if ran && handed_over { DomainEvent::StoppedForMigration(vm) } else { DomainEvent::Changed(vm) });
     }
 
     /// A VM without definition is gone when its process is.

@@ -14,13 +14,7 @@ use std::{
     time::Duration,
 };
 
-use ferry_core::{
-    api::agent::Role,
-    id::VmId,
-    migration::Presence,
-    units::ByteCount,
-    vm::VmFacts,
-};
+use ferry_core::{api::agent::Role, id::VmId, migration::Presence, units::ByteCount, vm::VmFacts};
 use thiserror::Error;
 
 /// Name of the socket in a session's folder that carries libvirt's RPC channel.

@@ -324,8 +324,7 @@ impl PrepareCall {
     /// They cannot be read.
     pub fn parse(body: &[u8]) -> Result<Self, XdrError> {
         let mut reader = Reader::new(body);
-        let call =
-            Self { parameters: reader.parameters()?, cookie: reader.opaque()?.to_vec(), flags: reader.u32()? };
+        let call = Self { parameters: reader.parameters()?, cookie: reader.opaque()?.to_vec(), flags: reader.u32()? };
         reader.end()?;
         Ok(call)
     }

@@ -21,56 +21,30 @@ pub(crate) async fn add_share(app: &App, body: &AddShare) -> Result<ShareView, F
     let unc: UncPath = body.unc.parse().map_err(|error: UncError| {
         let (id, fix) = match &error {
             UncError::Form(_) => (FindingId::ShareForm, "Write it as \\\\server.domain\\share"),
-            UncError::NotQualified { .. } => (
-                FindingId::ShareNotQualified,
-                "Give the server's full name with its domain, as DNS has it",
-            ),
+            UncError::NotQualified { .. } => {
+                (FindingId::ShareNotQualified, "Give the server's full name with its domain, as DNS has it")
+            }
         };
-        Failure::found(
-            &title,
-            Finding::blocks(id, &body.name, error.to_string(), fix),
-        )
+        Failure::found(&title, Finding::blocks(id, &body.name, error.to_string(), fix))
     })?;
     for share in app.store.shares().await? {
         if share.name == body.name {
-            return Err(twice(
-                &title,
-                &body.name,
-                format!("A share named {} was added before", body.name),
-            ));
+            return Err(twice(&title, &body.name, format!("A share named {} was added before", body.name)));
         }
         if share.unc.same_as(&unc) {
-            return Err(twice(
-                &title,
-                &body.name,
-                format!("Share {unc} was added before, as {}", share.name),
-            ));
+            return Err(twice(&title, &body.name, format!("Share {unc} was added before, as {}", share.name)));
         }
     }
-    let share = ShareRecord {
-        id: ShareId(Uuid::new_v4()),
-        name: body.name.clone(),
-        unc,
-    };
-    app.store
-        .add_share(&share)
-        .await
-        .map_err(|error| match error {
-            StoreError::Duplicate => twice(
-                &title,
-                &body.name,
-                format!("Share {} was added at the same time", body.name),
-            ),
-            other => Failure::Store(other),
-        })?;
+    let share = ShareRecord { id: ShareId(Uuid::new_v4()), name: body.name.clone(), unc };
+    app.store.add_share(&share).await.map_err(|error| match error {
+        StoreError::Duplicate => twice(&title, &body.name, format!("Share {} was added at the same time", body.name)),
+        other => Failure::Store(other),
+    })?;
     tracing::info!(share = share.name, unc = %share.unc, "A share was added");
     Ok(show_shares::view(app, share))
 }
 
 fn twice(title: &str, name: &str, message: String) -> Failure {
     let fix = "Use the share that is there, or choose another name";
-    Failure::found(
-        title,
-        Finding::blocks(FindingId::ShareTwice, name, message, fix),
-    )
+    Failure::found(title, Finding::blocks(FindingId::ShareTwice, name, message, fix))
 }

@@ -21,40 +21,21 @@ pub(crate) async fn attach_share(
 ) -> Result<ShareView, Failure> {
     let title = format!("Could not attach share {share} on host {host}");
     let share = show_shares::find(app, &title, share).await?;
-    let host = app
-        .inventory
-        .find(host)
-        .map_err(|finding| Failure::found(&title, finding))?;
+    let host = app.inventory.find(host).map_err(|finding| Failure::found(&title, finding))?;
     let was_attached = host.seen().has_share(share.id);
-    let request = AttachRequest {
-        unc: share.unc.clone(),
-        credentials: body.credentials,
-        at: body.at,
-    };
+    let request = AttachRequest { unc: share.unc.clone(), credentials: body.credentials, at: body.at };
     let attached = host.agent.attach_share(share.id, &request).await;
     attached.map_err(|error| Failure::of_agent(&title, host.name(), &error))?;
     host.wait_until(|seen| seen.has_share(share.id)).await;
     if let Some(other) = differing(app, &share, &host).await {
         // What was there before this request is not taken away: a VM may use it.
         if !was_attached && let Err(error) = host.agent.detach_share(share.id).await {
-            tracing::warn!(
-                host = host.name(),
-                share = share.name,
-                error = error.chain(),
-                "A share stays attached"
-            );
+            tracing::warn!(host = host.name(), share = share.name, error = error.chain(), "A share stays attached");
         }
         host.wait_until(|seen| was_attached || !seen.has_share(share.id)).await;
-        return Err(Failure::found(
-            title,
-            not_same(&share.name, host.name(), other.name()),
-        ));
+        return Err(Failure::found(title, not_same(&share.name, host.name(), other.name())));
     }
-    tracing::info!(
-        host = host.name(),
-        share = share.name,
-        "A share was attached"
-    );
+    tracing::info!(host = host.name(), share = share.name, "A share was attached");
     Ok(show_shares::view(app, share))
 }
 
@@ -70,11 +51,7 @@ async fn differing(app: &App, share: &ShareRecord, host: &Arc<Host>) -> Option<A
             Sameness::Different => return Some(other),
             // The check before a move asks again, and refuses if it cannot be shown then.
             Sameness::NotProven(why) => {
-                tracing::info!(
-                    share = share.name,
-                    why,
-                    "Whether the share is the same could not be shown yet"
-                );
+                tracing::info!(share = share.name, why, "Whether the share is the same could not be shown yet");
             }
         }
     }

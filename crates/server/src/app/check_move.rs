@@ -56,26 +56,17 @@ pub(crate) async fn deeply(
     destination: &Arc<Host>,
     busy: Option<JobId>,
 ) -> Result<Checked, Failure> {
-    let (at_source, at_destination, shares) = tokio::join!(
-        app.inventory.refresh(source),
-        app.inventory.refresh(destination),
-        named_shares(app)
-    );
+    let (at_source, at_destination, shares) =
+        tokio::join!(app.inventory.refresh(source), app.inventory.refresh(destination), named_shares(app));
     let shares = shares?;
     let Some(facts) = at_source.vm(vm) else {
         return Ok(gone(vm, source, destination, &at_source));
     };
-    let proofs = shares_of(facts)
-        .into_iter()
-        .filter(|share| uses(&at_source, *share) && uses(&at_destination, *share));
-    let proofs = proofs
-        .map(|share| async move { (share, app.proofs.recent(share, source, destination).await) });
+    let proofs = shares_of(facts).into_iter().filter(|share| uses(&at_source, *share) && uses(&at_destination, *share));
+    let proofs = proofs.map(|share| async move { (share, app.proofs.recent(share, source, destination).await) });
     let same_host = source.record.id == destination.record.id;
-    let sameness: BTreeMap<ShareId, Sameness> = if same_host {
-        BTreeMap::new()
-    } else {
-        join_all(proofs).await.into_iter().collect()
-    };
+    let sameness: BTreeMap<ShareId, Sameness> =
+        if same_host { BTreeMap::new() } else { join_all(proofs).await.into_iter().collect() };
     let candidate = candidate(&LiveFacts {
         vm: facts,
         busy,
@@ -84,19 +75,12 @@ pub(crate) async fn deeply(
         shares: &shares,
         sameness: &sameness,
     });
-    Ok(Checked {
-        findings: candidate.findings.clone(),
-        candidate,
-        vm: Some(facts.clone()),
-    })
+    Ok(Checked { findings: candidate.findings.clone(), candidate, vm: Some(facts.clone()) })
 }
 
 /// Whether the share can be used on a host that answers.
 fn uses(seen: &Seen, share: ShareId) -> bool {
-    let mut shares = seen
-        .observation
-        .iter()
-        .flat_map(|observation| &observation.shares);
+    let mut shares = seen.observation.iter().flat_map(|observation| &observation.shares);
     seen.reachable && shares.any(|attached| attached.id == share && attached.trouble.is_none())
 }
 
@@ -115,25 +99,10 @@ fn gone(vm: VmId, source: &Host, destination: &Host, at_source: &Seen) -> Checke
         why: finding.message.clone(),
         findings: vec![finding.clone()],
     };
-    Checked {
-        candidate,
-        findings: vec![finding],
-        vm: None,
-    }
+    Checked { candidate, findings: vec![finding], vm: None }
 }
 
 async fn named_shares(app: &App) -> Result<BTreeMap<ShareId, NamedShare>, Failure> {
     let shares = app.store.shares().await?;
-    Ok(shares
-        .into_iter()
-        .map(|share| {
-            (
-                share.id,
-                NamedShare {
-                    name: share.name,
-                    unc: share.unc,
-                },
-            )
-        })
-        .collect())
+    Ok(shares.into_iter().map(|share| (share.id, NamedShare { name: share.name, unc: share.unc })).collect())
 }

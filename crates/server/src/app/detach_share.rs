@@ -11,36 +11,21 @@ use ferry_core::{
 use super::show_shares;
 use crate::{App, failure::Failure};
 
-pub(crate) async fn detach_share(
-    app: &Arc<App>,
-    share: &str,
-    host: &str,
-) -> Result<ShareView, Failure> {
+pub(crate) async fn detach_share(app: &Arc<App>, share: &str, host: &str) -> Result<ShareView, Failure> {
     let title = format!("Could not detach share {share} from host {host}");
     let share = show_shares::find(app, &title, share).await?;
-    let host = app
-        .inventory
-        .find(host)
-        .map_err(|finding| Failure::found(&title, finding))?;
+    let host = app.inventory.find(host).map_err(|finding| Failure::found(&title, finding))?;
     // What the agent said last may be old: a VM may have been defined since.
     let seen = app.inventory.refresh(&host).await;
     if let Some(trouble) = seen.trouble {
         return Err(Failure::found(title, trouble));
     }
-    let vms = seen
-        .observation
-        .as_ref()
-        .map_or(&[][..], |observation| &observation.vms);
+    let vms = seen.observation.as_ref().map_or(&[][..], |observation| &observation.vms);
     if let Some(vm) = vms.iter().find(|vm| shares_of(vm).contains(&share.id)) {
         let finding = Finding::blocks(
             FindingId::ShareInUse,
             &share.name,
-            format!(
-                "VM {} on host {} has a file on share {}",
-                vm.name,
-                host.name(),
-                share.name
-            ),
+            format!("VM {} on host {} has a file on share {}", vm.name, host.name(), share.name),
             format!("Move or undefine VM {} first", vm.name),
         );
         return Err(Failure::found(title, finding));
@@ -53,10 +38,7 @@ pub(crate) async fn detach_share(
         let finding = Finding::blocks(
             FindingId::ShareInUse,
             &share.name,
-            format!(
-                "Job {} moves VM {}, which has a file on share {}",
-                job.id, job.job.vm_name, share.name
-            ),
+            format!("Job {} moves VM {}, which has a file on share {}", job.id, job.job.vm_name, share.name),
             format!("Wait for it: `ferry job watch {}`", job.id),
         );
         return Err(Failure::found(title, finding));
@@ -64,10 +46,6 @@ pub(crate) async fn detach_share(
     let detached = host.agent.detach_share(share.id).await;
     detached.map_err(|error| Failure::of_agent(&title, host.name(), &error))?;
     host.wait_until(|seen| !seen.has_share(share.id)).await;
-    tracing::info!(
-        host = host.name(),
-        share = share.name,
-        "A share was detached"
-    );
+    tracing::info!(host = host.name(), share = share.name, "A share was detached");
     Ok(show_shares::view(app, share))
 }

@@ -39,19 +39,11 @@ pub(crate) enum Moved {
     Accepted(Box<JobView>),
 }
 
-pub(crate) async fn migrate_vm(
-    app: &Arc<App>,
-    reference: &str,
-    body: &MigrateVm,
-    by: &str,
-) -> Result<Moved, Failure> {
+pub(crate) async fn migrate_vm(app: &Arc<App>, reference: &str, body: &MigrateVm, by: &str) -> Result<Moved, Failure> {
     let title = format!("Could not move VM {reference} to {}", body.destination);
     check_numbers(&title, body)?;
     let (source, vm) = show_vms::find(app, &title, reference)?;
-    let destination = app
-        .inventory
-        .find(&body.destination)
-        .map_err(|finding| Failure::found(&title, finding))?;
+    let destination = app.inventory.find(&body.destination).map_err(|finding| Failure::found(&title, finding))?;
     let busy = show_vms::moving(app).await?.get(&vm.id).copied();
     let checked = check_move::deeply(app, vm.id, &source, &destination, busy).await?;
     if body.dry_run {
@@ -62,11 +54,7 @@ pub(crate) async fn migrate_vm(
         Some(_) | None => return Err(Failure::refused(title, checked.findings)),
     };
     let job = new_job(&source, &destination, &vm, body, by, checked.findings);
-    let opening = [
-        LogEvent::Accepted,
-        LogEvent::Admitted,
-        LogEvent::AttemptStarted { attempt: 1 },
-    ];
+    let opening = [LogEvent::Accepted, LogEvent::Admitted, LogEvent::AttemptStarted { attempt: 1 }];
     let id = match app.store.create_job(&job, &opening).await? {
         Created::Job(id) => id,
         Created::Busy(other) => {
@@ -74,9 +62,7 @@ pub(crate) async fn migrate_vm(
                 FindingId::VmBusy,
                 &vm.name,
                 format!("Job {other} moves VM {} now", vm.name),
-                format!(
-                    "Wait for it (`ferry job watch {other}`) or cancel it (`ferry job cancel {other}`)"
-                ),
+                format!("Wait for it (`ferry job watch {other}`) or cancel it (`ferry job cancel {other}`)"),
             );
             return Err(Failure::found(title, finding));
         }
@@ -89,11 +75,7 @@ pub(crate) async fn migrate_vm(
         by,
         "A move was accepted"
     );
-    let record = JobRecord {
-        id,
-        job,
-        figures: None,
-    };
+    let record = JobRecord { id, job, figures: None };
     app.jobs.start(app, record.clone(), false);
     Ok(Moved::Accepted(Box::new(app.job_view(&record).await?)))
 }
@@ -118,10 +100,7 @@ fn new_job(
         autostart: vm.autostart,
         shares: shares_of(vm).into_iter().collect(),
     };
-    let name = |host: &Host| HostName {
-        id: host.record.id,
-        name: host.record.name.clone(),
-    };
+    let name = |host: &Host| HostName { id: host.record.id, name: host.record.name.clone() };
     NewJob {
         kind: MoveKind::Live,
         vm: vm.id,
@@ -136,34 +115,20 @@ fn new_job(
 }
 
 fn check_numbers(title: &str, body: &MigrateVm) -> Result<(), Failure> {
-    let bad = |what: &str, value: String, fix: String| {
-        Err(invalid(
-            title,
-            what,
-            format!("{what} cannot be {value}"),
-            fix,
-        ))
-    };
-    match (
-        body.downtime_limit_ms,
-        body.bandwidth_bytes_per_s,
-        body.timeout_ms,
-    ) {
-        (Some(limit), _, _) if !DOWNTIME_LIMITS_MS.contains(&limit) => bad(
-            "downtime_limit_ms",
-            limit.to_string(),
-            "Give 10 to 10000 milliseconds".to_owned(),
-        ),
+    let bad =
+        |what: &str, value: String, fix: String| Err(invalid(title, what, format!("{what} cannot be {value}"), fix));
+    match (body.downtime_limit_ms, body.bandwidth_bytes_per_s, body.timeout_ms) {
+        (Some(limit), _, _) if !DOWNTIME_LIMITS_MS.contains(&limit) => {
+            bad("downtime_limit_ms", limit.to_string(), "Give 10 to 10000 milliseconds".to_owned())
+        }
         (_, Some(bandwidth), _) if bandwidth < BANDWIDTH_MIN => bad(
             "bandwidth_bytes_per_s",
             bandwidth.to_string(),
             format!("Give at least {BANDWIDTH_MIN} bytes per second"),
         ),
-        (_, _, Some(timeout)) if !TIMEOUTS_MS.contains(&timeout) => bad(
-            "timeout_ms",
-            timeout.to_string(),
-            "Give one second to seven days".to_owned(),
-        ),
+        (_, _, Some(timeout)) if !TIMEOUTS_MS.contains(&timeout) => {
+            bad("timeout_ms", timeout.to_string(), "Give one second to seven days".to_owned())
+        }
         _ => Ok(()),
     }
 }

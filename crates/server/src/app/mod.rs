@@ -25,30 +25,19 @@ const NAME_LENGTH_MAX: usize = 64;
 /// Refuses what cannot be a name: names stand in paths, tables and shell commands, and are not to look like ids.
 fn check_name(title: &str, name: &str) -> Result<(), Failure> {
     let starts_well = name.starts_with(|first: char| first.is_ascii_alphanumeric());
-    let holds_well = name
-        .chars()
-        .all(|each| each.is_ascii_alphanumeric() || ['-', '_', '.'].contains(&each));
-    if starts_well
-        && holds_well
-        && name.len() <= NAME_LENGTH_MAX
-        && uuid::Uuid::parse_str(name).is_err()
-    {
+    let holds_well = name.chars().all(|each| each.is_ascii_alphanumeric() || ['-', '_', '.'].contains(&each));
+    if starts_well && holds_well && name.len() <= NAME_LENGTH_MAX && uuid::Uuid::parse_str(name).is_err() {
         return Ok(());
     }
     Err(invalid(
         title,
         name,
         format!("{name:?} cannot be a name"),
-        format!(
-            "Use up to {NAME_LENGTH_MAX} letters, digits, '-', '_' and '.', beginning with a letter or digit"
-        ),
+        format!("Use up to {NAME_LENGTH_MAX} letters, digits, '-', '_' and '.', beginning with a letter or digit"),
     ))
 }
 
 /// A request that makes no sense.
 fn invalid(title: &str, object: &str, message: String, fix: impl Into<String>) -> Failure {
-    Failure::found(
-        title,
-        Finding::blocks(FindingId::RequestInvalid, object, message, fix),
-    )
+    Failure::found(title, Finding::blocks(FindingId::RequestInvalid, object, message, fix))
 }

@@ -11,11 +11,7 @@ use ferry_core::{
 use super::show_vms;
 use crate::{App, failure::Failure, inventory::Seen};
 
-pub(crate) async fn power_vm(
-    app: &Arc<App>,
-    reference: &str,
-    power: Power,
-) -> Result<VmView, Failure> {
+pub(crate) async fn power_vm(app: &Arc<App>, reference: &str, power: Power) -> Result<VmView, Failure> {
     let title = match power {
         Power::Start => format!("Could not start VM {reference}"),
         Power::Shutdown => format!("Could not shut VM {reference} down"),
@@ -27,9 +23,7 @@ pub(crate) async fn power_vm(
             FindingId::VmBusy,
             &vm.name,
             format!("Job {job} moves VM {} now", vm.name),
-            format!(
-                "Wait for it (`ferry job watch {job}`) or cancel it (`ferry job cancel {job}`)"
-            ),
+            format!("Wait for it (`ferry job watch {job}`) or cancel it (`ferry job cancel {job}`)"),
         );
         return Err(Failure::found(title, finding));
     }
@@ -50,9 +44,8 @@ pub(crate) async fn power_vm(
     let done = host.agent.power(vm.id, power).await;
     done.map_err(|error| Failure::of_agent(&title, host.name(), &error))?;
     // The guest takes its time to shut down; a start is seen at once.
-    let is_seen = |seen: &Seen| {
-        power == Power::Shutdown || seen.vm(vm.id).is_some_and(|vm| vm.state == VmState::Running)
-    };
+    let is_seen =
+        |seen: &Seen| power == Power::Shutdown || seen.vm(vm.id).is_some_and(|vm| vm.state == VmState::Running);
     let seen = host.wait_until(is_seen).await;
     let facts = seen.vm(vm.id).cloned().unwrap_or(vm);
     Ok(show_vms::view(app, &jobs, host.name(), facts))

@@ -14,10 +14,7 @@ pub(crate) async fn remove_share(app: &App, reference: &str) -> Result<(), Failu
             FindingId::ShareInUse,
             &share.name,
             format!("Share {} is attached on host {}", share.name, on.host),
-            format!(
-                "Detach it first: `ferry share detach {} --host {}`",
-                share.name, on.host
-            ),
+            format!("Detach it first: `ferry share detach {} --host {}`", share.name, on.host),
         );
         return Err(Failure::found(title, finding));
     }

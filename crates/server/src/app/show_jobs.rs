@@ -34,12 +34,7 @@ pub(super) async fn find(app: &App, title: &str, reference: &str) -> Result<JobR
     };
     record.ok_or_else(|| {
         let message = format!("No job has the number {reference}");
-        let finding = Finding::blocks(
-            FindingId::JobUnknown,
-            reference,
-            message,
-            "List the jobs with `ferry job list`",
-        );
+        let finding = Finding::blocks(FindingId::JobUnknown, reference, message, "List the jobs with `ferry job list`");
         Failure::found(title, finding)
     })
 }

@@ -8,13 +8,7 @@ use ferry_core::{
 use crate::{App, failure::Failure, store::ShareRecord};
 
 pub(crate) async fn list(app: &App) -> Result<Vec<ShareView>, Failure> {
-    Ok(app
-        .store
-        .shares()
-        .await?
-        .into_iter()
-        .map(|share| view(app, share))
-        .collect())
+    Ok(app.store.shares().await?.into_iter().map(|share| view(app, share)).collect())
 }
 
 pub(crate) async fn one(app: &App, reference: &str) -> Result<ShareView, Failure> {
@@ -26,40 +20,26 @@ pub(crate) async fn one(app: &App, reference: &str) -> Result<ShareView, Failure
 pub(super) async fn find(app: &App, title: &str, reference: &str) -> Result<ShareRecord, Failure> {
     let id: Option<ferry_core::id::ShareId> = reference.parse().ok();
     let shares = app.store.shares().await?;
-    shares
-        .into_iter()
-        .find(|share| share.name == reference || Some(share.id) == id)
-        .ok_or_else(|| {
-            let finding = Finding::blocks(
-                FindingId::ShareUnknown,
-                reference,
-                format!("No share named {reference:?} was added to Ferry"),
-                "List the shares with `ferry share list`; add one with `ferry share add`",
-            );
-            Failure::found(title, finding)
-        })
+    shares.into_iter().find(|share| share.name == reference || Some(share.id) == id).ok_or_else(|| {
+        let finding = Finding::blocks(
+            FindingId::ShareUnknown,
+            reference,
+            format!("No share named {reference:?} was added to Ferry"),
+            "List the shares with `ferry share list`; add one with `ferry share add`",
+        );
+        Failure::found(title, finding)
+    })
 }
 
 pub(super) fn view(app: &App, share: ShareRecord) -> ShareView {
     let mut hosts = Vec::new();
     for (host, seen) in app.inventory.placed() {
-        let attached = seen
-            .observation
-            .iter()
-            .flat_map(|observation| &observation.shares);
+        let attached = seen.observation.iter().flat_map(|observation| &observation.shares);
         hosts.extend(
             attached
                 .filter(|attached| attached.id == share.id)
-                .map(|attached| ShareOnHost {
-                    host: host.name().to_owned(),
-                    attached: attached.clone(),
-                }),
+                .map(|attached| ShareOnHost { host: host.name().to_owned(), attached: attached.clone() }),
         );
     }
-    ShareView {
-        id: share.id,
-        name: share.name,
-        unc: share.unc,
-        hosts,
-    }
+    ShareView { id: share.id, name: share.name, unc: share.unc, hosts }
 }

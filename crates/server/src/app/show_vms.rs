@@ -19,10 +19,8 @@ use crate::{
 pub(crate) async fn list(app: &App) -> Result<Vec<VmView>, Failure> {
     let jobs = moving(app).await?;
     let placed = app.inventory.placed();
-    let mut views: Vec<VmView> = shown(&placed)
-        .into_iter()
-        .map(|(host, vm)| view(app, &jobs, host.name(), vm.clone()))
-        .collect();
+    let mut views: Vec<VmView> =
+        shown(&placed).into_iter().map(|(host, vm)| view(app, &jobs, host.name(), vm.clone())).collect();
     views.sort_by(|one, other| (&one.facts.name, &one.host).cmp(&(&other.facts.name, &other.host)));
     Ok(views)
 }
@@ -34,11 +32,7 @@ pub(crate) async fn one(app: &App, reference: &str) -> Result<VmView, Failure> {
 }
 
 /// The VM that `reference` (a name, a UUID, or `HOST/NAME`) means, and where it is.
-pub(super) fn find(
-    app: &App,
-    title: &str,
-    reference: &str,
-) -> Result<(Arc<Host>, VmFacts), Failure> {
+pub(super) fn find(app: &App, title: &str, reference: &str) -> Result<(Arc<Host>, VmFacts), Failure> {
     resolve(app, reference).map_err(|finding| Failure::found(title, finding))
 }
 
@@ -49,12 +43,7 @@ fn resolve(app: &App, reference: &str) -> Result<(Arc<Host>, VmFacts), Finding> 
     for (host, seen) in &placed {
         for vm in seen.vms() {
             let host_name = host.name().to_owned();
-            rows.push(Placed {
-                host: host_name,
-                id: vm.id,
-                name: vm.name.clone(),
-                state: vm.state,
-            });
+            rows.push(Placed { host: host_name, id: vm.id, name: vm.name.clone(), state: vm.state });
             facts.push((host, vm));
         }
     }
@@ -64,36 +53,18 @@ fn resolve(app: &App, reference: &str) -> Result<(Arc<Host>, VmFacts), Finding> 
 
 /// Which job moves which VM.
 pub(super) async fn moving(app: &App) -> Result<BTreeMap<VmId, JobId>, Failure> {
-    Ok(app
-        .store
-        .open_jobs()
-        .await?
-        .into_iter()
-        .map(|job| (job.job.vm, job.id))
-        .collect())
+    Ok(app.store.open_jobs().await?.into_iter().map(|job| (job.job.vm, job.id)).collect())
 }
 
 pub(super) fn view(app: &App, jobs: &BTreeMap<VmId, JobId>, host: &str, facts: VmFacts) -> VmView {
     let twins = app.inventory.twins(facts.id);
-    let findings = if twins.len() > 1 {
-        vec![runs_twice(&facts.name, &twins)]
-    } else {
-        Vec::new()
-    };
-    VmView {
-        host: host.to_owned(),
-        job: jobs.get(&facts.id).copied(),
-        facts,
-        findings,
-    }
+    let findings = if twins.len() > 1 { vec![runs_twice(&facts.name, &twins)] } else { Vec::new() };
+    VmView { host: host.to_owned(), job: jobs.get(&facts.id).copied(), facts, findings }
 }
 
 /// A VM that has a process somewhere is there; definitions that other hosts have of it are not VMs of their own.
 fn shown(placed: &[(Arc<Host>, Seen)]) -> Vec<(&Arc<Host>, &VmFacts)> {
-    let all: Vec<_> = placed
-        .iter()
-        .flat_map(|(host, seen)| seen.vms().iter().map(move |vm| (host, vm)))
-        .collect();
+    let all: Vec<_> = placed.iter().flat_map(|(host, seen)| seen.vms().iter().map(move |vm| (host, vm))).collect();
     let rank = |state: VmState| match state {
         VmState::Running => 3,
         VmState::Paused => 2,
@@ -105,7 +76,5 @@ fn shown(placed: &[(Arc<Host>, Seen)]) -> Vec<(&Arc<Host>, &VmFacts)> {
         let known = best.entry(vm.id).or_default();
         *known = rank(vm.state).max(*known);
     }
-    all.into_iter()
-        .filter(|(_, vm)| rank(vm.state) == best[&vm.id])
-        .collect()
+    all.into_iter().filter(|(_, vm)| rank(vm.state) == best[&vm.id]).collect()
 }

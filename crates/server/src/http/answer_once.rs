@@ -38,51 +38,30 @@ pub(super) async fn answer_once(
     request: Request,
     next: Next,
 ) -> Response {
-    let Some(key) = request
-        .headers()
-        .get(HEADER)
-        .filter(|_| request.method() == Method::POST)
-    else {
+    let Some(key) = request.headers().get(HEADER).filter(|_| request.method() == Method::POST) else {
         return next.run(request).await;
     };
     let key = match key.to_str() {
         Ok(key) if !key.is_empty() && key.len() <= KEY_LENGTH_MAX => format!("{} {key}", caller.0),
         _ => {
-            let message =
-                format!("An idempotency key has 1 to {KEY_LENGTH_MAX} visible ASCII characters");
-            return problems::invalid(
-                StatusCode::BAD_REQUEST,
-                HEADER,
-                message,
-                "Use a new UUID per request",
-            );
+            let message = format!("An idempotency key has 1 to {KEY_LENGTH_MAX} visible ASCII characters");
+            return problems::invalid(StatusCode::BAD_REQUEST, HEADER, message, "Use a new UUID per request");
         }
     };
     let (parts, body) = request.into_parts();
     let Ok(body) = to_bytes(body, BODY_BYTES_MAX).await else {
         return StatusCode::PAYLOAD_TOO_LARGE.into_response();
     };
-    let asked = format!(
-        "{} {}\n{}",
-        parts.method,
-        parts.uri,
-        String::from_utf8_lossy(&body)
-    );
+    let asked = format!("{} {}\n{}", parts.method, parts.uri, String::from_utf8_lossy(&body));
     let request_hash = ferry_trust::token_hash(&asked);
     match first(&app, &key, &request_hash).await {
         Ok(Begun::New) => {}
         Ok(Begun::Answered(answer)) => return repeat(answer),
         Ok(Begun::Working) => {
-            return refused(
-                "The first request with this key is still being worked on",
-                "Ask again later",
-            );
+            return refused("The first request with this key is still being worked on", "Ask again later");
         }
         Ok(Begun::Other) => {
-            return refused(
-                "The key was used before with another request",
-                "Use a new key for a new request",
-            );
+            return refused("The key was used before with another request", "Use a new key for a new request");
         }
         Err(failure) => return failure.into_response(),
     }
@@ -91,8 +70,7 @@ pub(super) async fn answer_once(
         let answer = next.run(Request::from_parts(parts, Body::from(body))).await;
         keep(&app, &key, answer).await
     });
-    work.await
-        .unwrap_or_else(|_| StatusCode::INTERNAL_SERVER_ERROR.into_response())
+    work.await.unwrap_or_else(|_| StatusCode::INTERNAL_SERVER_ERROR.into_response())
 }
 
 /// Takes the key, or waits for the answer of the request that has it.
@@ -100,8 +78,7 @@ async fn first(app: &App, key: &str, request_hash: &str) -> Result<Begun, Failur
     let end = tokio::time::Instant::now() + FIRST_ANSWER_WITHIN;
     loop {
         let begun = app.store.begin_answer(key, request_hash, now_ms()).await?;
-        if begun != Begun::Working || tokio::time::Instant::now() >= end || app.stop.is_cancelled()
-        {
+        if begun != Begun::Working || tokio::time::Instant::now() >= end || app.stop.is_cancelled() {
             return Ok(begun);
         }
         tokio::time::sleep(LOOK_AGAIN).await;
@@ -114,14 +91,8 @@ async fn keep(app: &App, key: &str, answer: Response) -> Response {
     let Ok(body) = to_bytes(body, ANSWER_BYTES_MAX).await else {
         return StatusCode::INTERNAL_SERVER_ERROR.into_response();
     };
-    let kept = Answer {
-        status: parts.status.as_u16(),
-        body: String::from_utf8_lossy(&body).into_owned(),
-    };
-    let stored = app
-        .store
-        .end_answer(key, Some(&kept).filter(|_| !parts.status.is_server_error()))
-        .await;
+    let kept = Answer { status: parts.status.as_u16(), body: String::from_utf8_lossy(&body).into_owned() };
+    let stored = app.store.end_answer(key, Some(&kept).filter(|_| !parts.status.is_server_error())).await;
     if let Err(error) = stored {
         return Failure::Store(error).into_response();
     }
@@ -130,17 +101,8 @@ async fn keep(app: &App, key: &str, answer: Response) -> Response {
 
 fn repeat(answer: Answer) -> Response {
     let status = StatusCode::from_u16(answer.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
-    let media = if status.is_success() {
-        "application/json"
-    } else {
-        PROBLEM_MEDIA_TYPE
-    };
-    (
-        status,
-        [(CONTENT_TYPE, HeaderValue::from_static(media))],
-        answer.body,
-    )
-        .into_response()
+    let media = if status.is_success() { "application/json" } else { PROBLEM_MEDIA_TYPE };
+    (status, [(CONTENT_TYPE, HeaderValue::from_static(media))], answer.body).into_response()
 }
 
 fn refused(message: &str, fix: &str) -> Response {

@@ -15,11 +15,7 @@ use super::{AppState, Caller};
 use crate::failure::Failure;
 
 /// Lets calls with a valid token through, and says whose it is.
-pub(super) async fn authenticate(
-    State(app): AppState,
-    mut request: Request,
-    next: Next,
-) -> Response {
+pub(super) async fn authenticate(State(app): AppState, mut request: Request, next: Next) -> Response {
     let token = request
         .headers()
         .get(AUTHORIZATION)
@@ -38,12 +34,9 @@ pub(super) async fn authenticate(
             Err(error) => return Failure::Store(error).into_response(),
         },
     };
-    let fix =
-        "Use the token in the file admin.token of the server's state directory: `ferry login`";
+    let fix = "Use the token in the file admin.token of the server's state directory: `ferry login`";
     let finding = Finding::blocks(FindingId::AuthToken, "token", message, fix);
     let mut refusal = Failure::found("The call is not authorised", finding).into_response();
-    refusal
-        .headers_mut()
-        .insert(WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
+    refusal.headers_mut().insert(WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
     refusal
 }

@@ -23,29 +23,20 @@ pub(super) async fn listen(
     State(app): AppState,
     headers: HeaderMap,
 ) -> Sse<impl Stream<Item = Result<sse::Event, Infallible>>> {
-    let last = headers
-        .get("last-event-id")
-        .and_then(|value| value.to_str().ok())
-        .map(|id| {
-            // An id that was never ours: the listener is told to ask again for everything.
-            id.trim().parse().unwrap_or(0)
-        });
+    let last = headers.get("last-event-id").and_then(|value| value.to_str().ok()).map(|id| {
+        // An id that was never ours: the listener is told to ask again for everything.
+        id.trim().parse().unwrap_or(0)
+    });
     let subscription = app.events.subscribe(last);
     let stop = app.stop.clone();
-    let events = stream::unfold(
-        (subscription, stop),
-        |(mut subscription, stop)| async move {
-            // Open streams would hold up the server's end.
-            let event = tokio::select! {
-                () = stop.cancelled() => None,
-                event = subscription.next() => event,
-            }?;
-            let sent = sse::Event::default()
-                .id(event.sequence.to_string())
-                .event(event.name)
-                .data(&*event.json);
-            Some((Ok(sent), (subscription, stop)))
-        },
-    );
+    let events = stream::unfold((subscription, stop), |(mut subscription, stop)| async move {
+        // Open streams would hold up the server's end.
+        let event = tokio::select! {
+            () = stop.cancelled() => None,
+            event = subscription.next() => event,
+        }?;
+        let sent = sse::Event::default().id(event.sequence.to_string()).event(event.name).data(&*event.json);
+        Some((Ok(sent), (subscription, stop)))
+    });
     Sse::new(events).keep_alive(KeepAlive::new().interval(KEEP_ALIVE))
 }

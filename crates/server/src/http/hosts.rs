@@ -23,14 +23,8 @@ pub(super) async fn list(State(app): AppState) -> Json<Vec<HostView>> {
 #[utoipa::path(post, path = "/api/v1/hosts", tag = "hosts", request_body = AddHost,
     params(("Idempotency-Key" = Option<String>, Header, description = "Does the request once")),
     responses((status = 201, body = HostView), (status = "4XX", body = Problem), (status = 502, body = Problem)))]
-pub(super) async fn add(
-    State(app): AppState,
-    Json(body): Json<AddHost>,
-) -> Answer<(StatusCode, Json<HostView>)> {
-    Ok((
-        StatusCode::CREATED,
-        Json(add_host::add_host(&app, &body).await?),
-    ))
+pub(super) async fn add(State(app): AppState, Json(body): Json<AddHost>) -> Answer<(StatusCode, Json<HostView>)> {
+    Ok((StatusCode::CREATED, Json(add_host::add_host(&app, &body).await?)))
 }
 
 /// One host.

@@ -20,10 +20,7 @@ pub(super) struct Limit {
 #[utoipa::path(get, path = "/api/v1/jobs", tag = "jobs",
     params(("limit" = Option<u32>, Query, description = "At most so many; 50 if not given, 500 at most")),
     responses((status = 200, body = [JobView])))]
-pub(super) async fn list(
-    State(app): AppState,
-    Query(limit): Query<Limit>,
-) -> Answer<Json<Vec<JobView>>> {
+pub(super) async fn list(State(app): AppState, Query(limit): Query<Limit>) -> Answer<Json<Vec<JobView>>> {
     Ok(Json(show_jobs::list(&app, limit.limit).await?))
 }
 

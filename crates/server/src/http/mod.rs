@@ -50,10 +50,7 @@ pub(crate) fn router(app: Arc<App>) -> Router {
         .route("/hosts/{host}", get(hosts::show).delete(hosts::remove))
         .route("/shares", get(shares::list).post(shares::add))
         .route("/shares/{share}", get(shares::show).delete(shares::remove))
-        .route(
-            "/shares/{share}/hosts/{host}",
-            put(shares::attach).merge(delete(shares::detach)),
-        )
+        .route("/shares/{share}/hosts/{host}", put(shares::attach).merge(delete(shares::detach)))
         .route("/vms", get(vms::list))
         .route("/vms/{vm}", get(vms::show))
         .route("/vms/{vm}/start", post(vms::start))

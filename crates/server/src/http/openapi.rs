@@ -30,22 +30,16 @@ struct Bearer;
 
 impl Modify for Bearer {
     fn modify(&self, document: &mut utoipa::openapi::OpenApi) {
-        let scheme =
-            SecurityScheme::Http(HttpBuilder::new().scheme(HttpAuthScheme::Bearer).build());
+        let scheme = SecurityScheme::Http(HttpBuilder::new().scheme(HttpAuthScheme::Bearer).build());
         let components = document.components.get_or_insert_with(Components::new);
         components.add_security_scheme("token", scheme);
-        document.security = Some(vec![SecurityRequirement::new(
-            "token",
-            Vec::<String>::new(),
-        )]);
+        document.security = Some(vec![SecurityRequirement::new("token", Vec::<String>::new())]);
     }
 }
 
 /// The OpenAPI 3.1 document, with a line feed at its end.
 pub fn openapi_document() -> String {
-    let mut text = Document::openapi()
-        .to_pretty_json()
-        .expect("our types have text keys only");
+    let mut text = Document::openapi().to_pretty_json().expect("our types have text keys only");
     text.push('\n');
     text
 }

@@ -22,22 +22,13 @@ const ERROR_TEXT_BYTES_MAX: usize = 4096;
 pub(super) fn response(problem: &Problem) -> Response {
     let status = StatusCode::from_u16(problem.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
     let body = serde_json::to_vec(problem).expect("our types have text keys only");
-    (
-        status,
-        [(CONTENT_TYPE, HeaderValue::from_static(PROBLEM_MEDIA_TYPE))],
-        body,
-    )
-        .into_response()
+    (status, [(CONTENT_TYPE, HeaderValue::from_static(PROBLEM_MEDIA_TYPE))], body).into_response()
 }
 
 /// A request that is not well formed.
 pub(super) fn invalid(status: StatusCode, object: &str, message: String, fix: &str) -> Response {
     let finding = Finding::blocks(FindingId::RequestInvalid, object, message, fix);
-    response(&Problem::refused(
-        status.as_u16(),
-        "The request is not well formed",
-        vec![finding],
-    ))
+    response(&Problem::refused(status.as_u16(), "The request is not well formed", vec![finding]))
 }
 
 /// Rewrites the errors that routing and extraction make: wrong path, method, body.
@@ -45,48 +36,28 @@ pub(super) async fn every_error_is_a_problem(request: Request, next: Next) -> Re
     let object = format!("{} {}", request.method(), request.uri().path());
     let answer = next.run(request).await;
     let status = answer.status();
-    let is_problem = answer
-        .headers()
-        .get(CONTENT_TYPE)
-        .is_some_and(|value| value == PROBLEM_MEDIA_TYPE);
+    let is_problem = answer.headers().get(CONTENT_TYPE).is_some_and(|value| value == PROBLEM_MEDIA_TYPE);
     if is_problem || !(status.is_client_error() || status.is_server_error()) {
         return answer;
     }
     let (parts, body) = answer.into_parts();
     let text = text_of(body).await;
     let (message, fix) = match status {
-        StatusCode::NOT_FOUND => (
-            format!("There is no {object}"),
-            "See /api/v1/openapi.json for what there is",
-        ),
-        StatusCode::METHOD_NOT_ALLOWED => (
-            format!("{object} is not possible"),
-            "See /api/v1/openapi.json for what is possible",
-        ),
-        StatusCode::PAYLOAD_TOO_LARGE => {
-            ("The body is too long".to_owned(), "Send less than 64 KiB")
+        StatusCode::NOT_FOUND => (format!("There is no {object}"), "See /api/v1/openapi.json for what there is"),
+        StatusCode::METHOD_NOT_ALLOWED => {
+            (format!("{object} is not possible"), "See /api/v1/openapi.json for what is possible")
         }
+        StatusCode::PAYLOAD_TOO_LARGE => ("The body is too long".to_owned(), "Send less than 64 KiB"),
         StatusCode::UNSUPPORTED_MEDIA_TYPE => (text, "Send Content-Type: application/json"),
         _ => (text, "See /api/v1/openapi.json for the form of the request"),
     };
     let mut problem = invalid(status, &object, message, fix);
-    problem.headers_mut().extend(
-        parts
-            .headers
-            .get(ALLOW)
-            .map(|methods| (ALLOW, methods.clone())),
-    );
+    problem.headers_mut().extend(parts.headers.get(ALLOW).map(|methods| (ALLOW, methods.clone())));
     problem
 }
 
 async fn text_of(body: Body) -> String {
-    let bytes = to_bytes(body, ERROR_TEXT_BYTES_MAX)
-        .await
-        .unwrap_or_default();
+    let bytes = to_bytes(body, ERROR_TEXT_BYTES_MAX).await.unwrap_or_default();
     let text = String::from_utf8_lossy(&bytes).trim().to_owned();
-    if text.is_empty() {
-        "The request could not be understood".to_owned()
-    } else {
-        text
-    }
+    if text.is_empty() { "The request could not be understood".to_owned() } else { text }
 }

@@ -23,24 +23,15 @@ pub(super) async fn list(State(app): AppState) -> Answer<Json<Vec<ShareView>>> {
 #[utoipa::path(post, path = "/api/v1/shares", tag = "shares", request_body = AddShare,
     params(("Idempotency-Key" = Option<String>, Header, description = "Does the request once")),
     responses((status = 201, body = ShareView), (status = "4XX", body = Problem)))]
-pub(super) async fn add(
-    State(app): AppState,
-    Json(body): Json<AddShare>,
-) -> Answer<(StatusCode, Json<ShareView>)> {
-    Ok((
-        StatusCode::CREATED,
-        Json(add_share::add_share(&app, &body).await?),
-    ))
+pub(super) async fn add(State(app): AppState, Json(body): Json<AddShare>) -> Answer<(StatusCode, Json<ShareView>)> {
+    Ok((StatusCode::CREATED, Json(add_share::add_share(&app, &body).await?)))
 }
 
 /// One share.
 #[utoipa::path(get, path = "/api/v1/shares/{share}", tag = "shares",
     params(("share" = String, Path, description = "Name or id")),
     responses((status = 200, body = ShareView), (status = 404, body = Problem)))]
-pub(super) async fn show(
-    State(app): AppState,
-    Path(share): Path<String>,
-) -> Answer<Json<ShareView>> {
+pub(super) async fn show(State(app): AppState, Path(share): Path<String>) -> Answer<Json<ShareView>> {
     Ok(Json(show_shares::one(&app, &share).await?))
 }
 
@@ -62,9 +53,7 @@ pub(super) async fn attach(
     Path((share, host)): Path<(String, String)>,
     Json(body): Json<AttachShare>,
 ) -> Answer<Json<ShareView>> {
-    Ok(Json(
-        attach_share::attach_share(&app, &share, &host, body).await?,
-    ))
+    Ok(Json(attach_share::attach_share(&app, &share, &host, body).await?))
 }
 
 /// Detaches a share from a host.

@@ -51,10 +51,7 @@ pub(super) async fn shutdown(State(app): AppState, Path(vm): Path<String>) -> An
 #[utoipa::path(get, path = "/api/v1/vms/{vm}/hosts", tag = "vms",
     params(("vm" = String, Path, description = "Name, UUID, or HOST/NAME (percent-encoded)")),
     responses((status = 200, body = [Candidate]), (status = 404, body = Problem), (status = 409, body = Problem)))]
-pub(super) async fn hosts(
-    State(app): AppState,
-    Path(vm): Path<String>,
-) -> Answer<Json<Vec<Candidate>>> {
+pub(super) async fn hosts(State(app): AppState, Path(vm): Path<String>) -> Answer<Json<Vec<Candidate>>> {
     Ok(Json(check_move::candidates(&app, &vm).await?))
 }
 

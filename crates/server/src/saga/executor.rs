@@ -50,11 +50,8 @@ pub(crate) struct Patience {
 
 impl Patience {
     /// Stuck is shown after some 13 seconds: longer than an agent's restart takes.
-    pub(crate) const USUAL: Self = Self {
-        pause_first: Duration::from_millis(100),
-        pause_max: Duration::from_secs(5),
-        tries_before_stuck: 8,
-    };
+    pub(crate) const USUAL: Self =
+        Self { pause_first: Duration::from_millis(100), pause_max: Duration::from_secs(5), tries_before_stuck: 8 };
 }
 
 /// What a log asks for.
@@ -80,8 +77,7 @@ fn next(log: &[LogEvent]) -> Next {
         match event {
             LogEvent::Accepted | LogEvent::Admitted | LogEvent::UndoFailed { .. } => {}
             LogEvent::AttemptStarted { .. } => {
-                (open, failed, cancelled, pivoting, outcome) =
-                    (Vec::new(), false, false, false, None);
+                (open, failed, cancelled, pivoting, outcome) = (Vec::new(), false, false, false, None);
             }
             LogEvent::Intent { step } => {
                 open.push(*step);
@@ -100,10 +96,7 @@ fn next(log: &[LogEvent]) -> Next {
     }
     // Once the pivot has begun, only its own outcome says whether the move can be taken back.
     if failed || (cancelled && !pivoting) {
-        let newest = open
-            .iter()
-            .rev()
-            .find(|step| step.class() == StepClass::Compensable);
+        let newest = open.iter().rev().find(|step| step.class() == StepClass::Compensable);
         // With nothing to take back, saying so of the first step is what ends the job.
         return Next::Undo(newest.copied().unwrap_or(Step::Preflight));
     }
@@ -149,13 +142,7 @@ pub(crate) async fn drive(
 }
 
 /// Whether the step is done; if not, its failure is in the log.
-async fn run(
-    store: &Store,
-    job: JobId,
-    saga: &impl Saga,
-    step: Step,
-    patience: Patience,
-) -> Result<bool, StoreError> {
+async fn run(store: &Store, job: JobId, saga: &impl Saga, step: Step, patience: Patience) -> Result<bool, StoreError> {
     match step.class() {
         StepClass::Compensable | StepClass::Pivot => {
             let Err(StepFailed(message)) = saga.run(step).await else {
@@ -172,13 +159,7 @@ async fn run(
     }
 }
 
-async fn undo(
-    store: &Store,
-    job: JobId,
-    saga: &impl Saga,
-    step: Step,
-    patience: Patience,
-) -> Result<(), StoreError> {
+async fn undo(store: &Store, job: JobId, saga: &impl Saga, step: Step, patience: Patience) -> Result<(), StoreError> {
     let stuck = |message| LogEvent::UndoFailed { step, message };
     repeat(store, job, saga, patience, || saga.undo(step), stuck).await?;
     append(store, job, saga, &[LogEvent::Undone { step }]).await
@@ -208,28 +189,13 @@ async fn repeat<F: Future<Output = Result<(), StepFailed>>>(
 }
 
 /// Writes that a step is done, together with the intent of the one after it: one wait for the disk, not two.
-async fn append_success(
-    store: &Store,
-    job: JobId,
-    saga: &impl Saga,
-    step: Step,
-) -> Result<(), StoreError> {
+async fn append_success(store: &Store, job: JobId, saga: &impl Saga, step: Step) -> Result<(), StoreError> {
     let mut events = vec![LogEvent::Succeeded { step }];
-    events.extend(
-        Step::ALL
-            .into_iter()
-            .find(|other| *other > step)
-            .map(|step| LogEvent::Intent { step }),
-    );
+    events.extend(Step::ALL.into_iter().find(|other| *other > step).map(|step| LogEvent::Intent { step }));
     append(store, job, saga, &events).await
 }
 
-async fn append(
-    store: &Store,
-    job: JobId,
-    saga: &impl Saga,
-    events: &[LogEvent],
-) -> Result<(), StoreError> {
+async fn append(store: &Store, job: JobId, saga: &impl Saga, events: &[LogEvent]) -> Result<(), StoreError> {
     let entries: Vec<LogEntry> = events.iter().cloned().map(LogEntry::Event).collect();
     store.append(job, &entries, now_ms()).await?;
     saga.logged();

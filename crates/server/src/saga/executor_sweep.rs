@@ -26,12 +26,7 @@ enum Fault {
     DiesAfter,
 }
 
-const FAULTS: [Fault; 4] = [
-    Fault::FailsBefore,
-    Fault::FailsAfter,
-    Fault::DiesBefore,
-    Fault::DiesAfter,
-];
+const FAULTS: [Fault; 4] = [Fault::FailsBefore, Fault::FailsAfter, Fault::DiesBefore, Fault::DiesAfter];
 
 /// The hosts as far as a job changes them; outlives the server.
 #[derive(Debug, Default)]
@@ -60,11 +55,7 @@ impl Life {
         std::future::pending().await
     }
 
-    async fn act(
-        &self,
-        fault: Option<Fault>,
-        effect: impl Fn(&mut World),
-    ) -> Result<(), StepFailed> {
+    async fn act(&self, fault: Option<Fault>, effect: impl Fn(&mut World)) -> Result<(), StepFailed> {
         let failed = || Err(StepFailed("as planned".into()));
         match fault {
             None => {}
@@ -95,22 +86,13 @@ impl Saga for Life {
         let (fault, cancel) = {
             let mut world = self.world();
             for earlier in Step::ALL.into_iter().filter(|other| *other < step) {
-                assert!(
-                    world.effects.contains(&earlier),
-                    "{step:?} runs without {earlier:?}"
-                );
+                assert!(world.effects.contains(&earlier), "{step:?} runs without {earlier:?}");
             }
-            (
-                taken(&mut world.run_faults, step),
-                world.cancel_in.take_if(|at| *at == step).is_some(),
-            )
+            (taken(&mut world.run_faults, step), world.cancel_in.take_if(|at| *at == step).is_some())
         };
         if cancel {
             let event = LogEntry::Event(LogEvent::CancelRequested { by: "admin".into() });
-            self.store
-                .append(self.job, &[event], 2)
-                .await
-                .expect("stored");
+            self.store.append(self.job, &[event], 2).await.expect("stored");
             if step == Step::Perform {
                 return Err(StepFailed("cancelled".into()));
             }
@@ -129,15 +111,9 @@ impl Saga for Life {
     async fn undo(&self, step: Step) -> Result<(), StepFailed> {
         let fault = {
             let mut world = self.world();
-            assert!(
-                !world.effects.contains(&Step::Perform),
-                "{step:?} is taken back after the VM has left"
-            );
+            assert!(!world.effects.contains(&Step::Perform), "{step:?} is taken back after the VM has left");
             for later in Step::ALL.into_iter().filter(|other| *other > step) {
-                assert!(
-                    !world.effects.contains(&later),
-                    "{step:?} is taken back before {later:?}"
-                );
+                assert!(!world.effects.contains(&later), "{step:?} is taken back before {later:?}");
             }
             taken(&mut world.undo_faults, step)
         };
@@ -150,22 +126,14 @@ impl Saga for Life {
     fn logged(&self) {}
 }
 
-const IMPATIENT: Patience = Patience {
-    pause_first: Duration::ZERO,
-    pause_max: Duration::from_millis(1),
-    tries_before_stuck: 3,
-};
+const IMPATIENT: Patience =
+    Patience { pause_first: Duration::ZERO, pause_max: Duration::from_millis(1), tries_before_stuck: 3 };
 
 /// Lives of the server, one after another, until the job has ended.
 async fn play(world: World) -> (Phase, World, Vec<LogEvent>) {
     let folder = tempfile::tempdir().expect("a folder");
-    let store = Store::open(&folder.path().join("ferry.db"))
-        .await
-        .expect("a database");
-    let host = |name: &str| HostName {
-        id: HostId(Uuid::nil()),
-        name: name.into(),
-    };
+    let store = Store::open(&folder.path().join("ferry.db")).await.expect("a database");
+    let host = |name: &str| HostName { id: HostId(Uuid::nil()), name: name.into() };
     let job = NewJob {
         kind: MoveKind::Live,
         vm: VmId(Uuid::nil()),
@@ -177,31 +145,17 @@ async fn play(world: World) -> (Phase, World, Vec<LogEvent>) {
         plan: "{}".into(),
         findings: Vec::new(),
     };
-    let opening = [
-        LogEvent::Accepted,
-        LogEvent::Admitted,
-        LogEvent::AttemptStarted { attempt: 1 },
-    ];
-    let Created::Job(job) = store.create_job(&job, &opening).await.expect("stored") else {
-        panic!("nobody else")
-    };
+    let opening = [LogEvent::Accepted, LogEvent::Admitted, LogEvent::AttemptStarted { attempt: 1 }];
+    let Created::Job(job) = store.create_job(&job, &opening).await.expect("stored") else { panic!("nobody else") };
     let world = Arc::new(Mutex::new(world));
     let phase = loop {
-        let life = Life {
-            world: world.clone(),
-            died: Notify::new(),
-            store: store.clone(),
-            job,
-        };
+        let life = Life { world: world.clone(), died: Notify::new(), store: store.clone(), job };
         tokio::select! {
             phase = drive(&store, job, &life, IMPATIENT) => break phase.expect("the database works"),
             () = life.died.notified() => {}
         }
     };
-    assert!(
-        store.open_jobs().await.expect("read").is_empty(),
-        "an ended job is not taken up again"
-    );
+    assert!(store.open_jobs().await.expect("read").is_empty(), "an ended job is not taken up again");
     let log = store.log(job).await.expect("read");
     let log = log.into_iter().filter_map(|row| match row.entry {
         LogEntry::Event(event) => Some(event),
@@ -219,13 +173,7 @@ async fn a_job_without_faults_does_every_step_once() {
     assert_eq!(phase, Phase::Succeeded);
     assert_eq!(world.effects, BTreeSet::from(Step::ALL));
     for step in Step::ALL {
-        assert_eq!(
-            log.iter()
-                .filter(|event| **event == LogEvent::Intent { step })
-                .count(),
-            1,
-            "{step:?}"
-        );
+        assert_eq!(log.iter().filter(|event| **event == LogEvent::Intent { step }).count(), 1, "{step:?}");
     }
 }
 
@@ -233,25 +181,14 @@ async fn a_job_without_faults_does_every_step_once() {
 async fn whatever_happens_in_a_step_all_is_done_or_all_is_taken_back() {
     for step in Step::ALL {
         for fault in FAULTS {
-            let faulty = World {
-                run_faults: vec![(step, fault)],
-                ..World::default()
-            };
+            let faulty = World { run_faults: vec![(step, fault)], ..World::default() };
             let (phase, world, _) = play(faulty).await;
             let fails = matches!(fault, Fault::FailsBefore | Fault::FailsAfter);
             if fails && step.class() != StepClass::Retriable {
-                assert_eq!(
-                    (phase, world.effects),
-                    (Phase::Failed, BTreeSet::new()),
-                    "{step:?} {fault:?}"
-                );
+                assert_eq!((phase, world.effects), (Phase::Failed, BTreeSet::new()), "{step:?} {fault:?}");
             } else {
                 let all = BTreeSet::from(Step::ALL);
-                assert_eq!(
-                    (phase, world.effects),
-                    (Phase::Succeeded, all),
-                    "{step:?} {fault:?}"
-                );
+                assert_eq!((phase, world.effects), (Phase::Succeeded, all), "{step:?} {fault:?}");
             }
         }
     }
@@ -259,9 +196,7 @@ async fn whatever_happens_in_a_step_all_is_done_or_all_is_taken_back() {
 
 #[tokio::test]
 async fn an_undo_that_fails_or_dies_is_repeated_until_it_is_done() {
-    let compensable = Step::ALL
-        .into_iter()
-        .filter(|step| step.class() == StepClass::Compensable);
+    let compensable = Step::ALL.into_iter().filter(|step| step.class() == StepClass::Compensable);
     for step in compensable {
         for fault in FAULTS {
             let faulty = World {
@@ -270,57 +205,30 @@ async fn an_undo_that_fails_or_dies_is_repeated_until_it_is_done() {
                 ..World::default()
             };
             let (phase, world, _) = play(faulty).await;
-            assert_eq!(
-                (phase, world.effects),
-                (Phase::Failed, BTreeSet::new()),
-                "{step:?} {fault:?}"
-            );
+            assert_eq!((phase, world.effects), (Phase::Failed, BTreeSet::new()), "{step:?} {fault:?}");
         }
     }
 }
 
 #[tokio::test]
 async fn a_step_that_must_be_done_shows_as_stuck_once_and_is_tried_on() {
-    let faulty = World {
-        run_faults: vec![(Step::Confirm, Fault::FailsBefore); 7],
-        ..World::default()
-    };
+    let faulty = World { run_faults: vec![(Step::Confirm, Fault::FailsBefore); 7], ..World::default() };
     let (phase, _, log) = play(faulty).await;
     assert_eq!(phase, Phase::Succeeded);
-    let stuck = |event: &&LogEvent| {
-        matches!(
-            event,
-            LogEvent::Failed {
-                step: Step::Confirm,
-                ..
-            }
-        )
-    };
+    let stuck = |event: &&LogEvent| matches!(event, LogEvent::Failed { step: Step::Confirm, .. });
     assert_eq!(log.iter().filter(stuck).count(), 1);
 }
 
 #[tokio::test]
 async fn a_cancel_before_the_switchover_takes_everything_back_and_after_it_nothing() {
     for step in Step::ALL {
-        let (phase, world, _) = play(World {
-            cancel_in: Some(step),
-            ..World::default()
-        })
-        .await;
+        let (phase, world, _) = play(World { cancel_in: Some(step), ..World::default() }).await;
         match step.class() {
             StepClass::Compensable | StepClass::Pivot => {
-                assert_eq!(
-                    (phase, world.effects),
-                    (Phase::Cancelled, BTreeSet::new()),
-                    "{step:?}"
-                );
+                assert_eq!((phase, world.effects), (Phase::Cancelled, BTreeSet::new()), "{step:?}");
             }
             StepClass::Retriable => {
-                assert_eq!(
-                    (phase, world.effects),
-                    (Phase::Succeeded, BTreeSet::from(Step::ALL)),
-                    "{step:?}"
-                );
+                assert_eq!((phase, world.effects), (Phase::Succeeded, BTreeSet::from(Step::ALL)), "{step:?}");
             }
         }
     }

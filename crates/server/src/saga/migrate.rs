@@ -22,10 +22,7 @@ use std::sync::{Arc, Mutex};
 
 use ferry_client::{ClientError, agent::Attempt};
 use ferry_core::{
-    api::agent::{
-        ConfirmRequest, DestinationReady, MigrationReport, PrepareDestination, PrepareSource, Role,
-        Stage,
-    },
+    api::agent::{ConfirmRequest, DestinationReady, MigrationReport, PrepareDestination, PrepareSource, Role, Stage},
     finding::{Severity, any_blocks},
     id::{Generation, SessionId, ShareId},
     job::Figures,
@@ -91,37 +88,19 @@ impl Migrate {
     ///
     /// # Errors
     /// A message, when the job's hosts or plan are not there any more: both are kept while a job is open.
-    pub(crate) fn new(
-        app: Arc<App>,
-        record: JobRecord,
-        running: Arc<Running>,
-    ) -> Result<Self, String> {
-        let plan = serde_json::from_str(&record.job.plan)
-            .map_err(|error| format!("its plan is unreadable: {error}"))?;
+    pub(crate) fn new(app: Arc<App>, record: JobRecord, running: Arc<Running>) -> Result<Self, String> {
+        let plan =
+            serde_json::from_str(&record.job.plan).map_err(|error| format!("its plan is unreadable: {error}"))?;
         let host = |name: &HostName| {
-            app.inventory
-                .by_id(name.id)
-                .ok_or_else(|| format!("host {} is not in the inventory", name.name))
+            app.inventory.by_id(name.id).ok_or_else(|| format!("host {} is not in the inventory", name.name))
         };
         let (source, destination) = (host(&record.job.source)?, host(&record.job.destination)?);
         let figures = Mutex::new(record.figures.unwrap_or_default());
-        Ok(Self {
-            app,
-            record,
-            plan,
-            source,
-            destination,
-            running,
-            ready: Mutex::default(),
-            figures,
-        })
+        Ok(Self { app, record, plan, source, destination, running, ready: Mutex::default(), figures })
     }
 
     fn attempt(&self) -> Attempt {
-        Attempt {
-            job: self.record.id,
-            generation: self.plan.generation,
-        }
+        Attempt { job: self.record.id, generation: self.plan.generation }
     }
 
     fn ends(&self) -> Ends<'_> {
@@ -135,28 +114,14 @@ impl Migrate {
     }
 
     async fn preflight(&self) -> Result<(), StepFailed> {
-        let checked = check_move::deeply(
-            &self.app,
-            self.record.job.vm,
-            &self.source,
-            &self.destination,
-            None,
-        )
-        .await;
+        let checked = check_move::deeply(&self.app, self.record.job.vm, &self.source, &self.destination, None).await;
         let checked = checked.map_err(|failure| StepFailed(failure.into_problem().title))?;
         if checked.findings != self.record.job.findings {
-            let stored = self
-                .app
-                .store
-                .put_findings(self.record.id, &checked.findings)
-                .await;
+            let stored = self.app.store.put_findings(self.record.id, &checked.findings).await;
             stored.map_err(|error| StepFailed(error.to_string()))?;
         }
         if any_blocks(&checked.findings) {
-            let blocking = checked
-                .findings
-                .iter()
-                .filter(|finding| finding.severity == Severity::Blocks);
+            let blocking = checked.findings.iter().filter(|finding| finding.severity == Severity::Blocks);
             let messages: Vec<&str> = blocking.map(|finding| finding.message.as_str()).collect();
             return Err(StepFailed(messages.join("; ")));
         }
@@ -164,17 +129,10 @@ impl Migrate {
     }
 
     async fn reserve(&self) -> Result<(), StepFailed> {
-        let holder = self
-            .app
-            .store
-            .reserve(self.record.job.vm, self.record.id)
-            .await;
+        let holder = self.app.store.reserve(self.record.job.vm, self.record.id).await;
         match holder.map_err(|error| StepFailed(error.to_string()))? {
             job if job == self.record.id => Ok(()),
-            other => Err(StepFailed(format!(
-                "Job {other} has reserved VM {}",
-                self.record.job.vm_name
-            ))),
+            other => Err(StepFailed(format!("Job {other} has reserved VM {}", self.record.job.vm_name))),
         }
     }
 
@@ -190,11 +148,7 @@ impl Migrate {
             persistent: self.plan.persistent,
             downtime_limit_ms: self.plan.downtime_limit_ms,
         };
-        let ready = self
-            .destination
-            .agent
-            .prepare_destination(self.attempt(), &body)
-            .await;
+        let ready = self.destination.agent.prepare_destination(self.attempt(), &body).await;
         let ready = ready.map_err(|error| failed(&self.destination, &error))?;
         *self.ready.lock().expect("nobody panics with it") = Some(ready.clone());
         Ok(ready)
@@ -217,27 +171,17 @@ impl Migrate {
             bandwidth_bytes_per_s: self.plan.bandwidth_bytes_per_s,
             timeout_ms: self.plan.timeout_ms,
         };
-        let report = self
-            .source
-            .agent
-            .prepare_source(self.attempt(), &body)
-            .await;
-        report
-            .map(drop)
-            .map_err(|error| failed(&self.source, &error))
+        let report = self.source.agent.prepare_source(self.attempt(), &body).await;
+        report.map(drop).map_err(|error| failed(&self.source, &error))
     }
 
     async fn perform(&self) -> Result<(), StepFailed> {
-        let outcome =
-            perform::perform(&self.ends(), |report| self.take(report), || self.started()).await;
+        let outcome = perform::perform(&self.ends(), |report| self.take(report), || self.started()).await;
         let figures = *self.figures.lock().expect("nobody panics with it");
         if outcome.is_ok()
             && let Err(error) = self.app.store.put_figures(self.record.id, &figures).await
         {
-            tracing::warn!(
-                error = &error as &dyn std::error::Error,
-                "Figures could not be stored"
-            );
+            tracing::warn!(error = &error as &dyn std::error::Error, "Figures could not be stored");
         }
         outcome
     }
@@ -246,8 +190,7 @@ impl Migrate {
     fn started(&self) {
         let mut figures = self.figures.lock().expect("nobody panics with it");
         if figures.accepted_to_migrate_ms == 0 {
-            figures.accepted_to_migrate_ms =
-                now_ms().saturating_sub(self.record.job.accepted_at_ms);
+            figures.accepted_to_migrate_ms = now_ms().saturating_sub(self.record.job.accepted_at_ms);
         }
     }
 
@@ -259,10 +202,7 @@ impl Migrate {
                 let (source, destination, delivered) = presence::ask(&self.ends()).await;
                 match ferry_core::migration::verdict(source, destination, delivered) {
                     Verdict::Destination => {}
-                    Verdict::Source
-                    | Verdict::DestinationNeedsSource
-                    | Verdict::Undecided
-                    | Verdict::SplitBrain => {
+                    Verdict::Source | Verdict::DestinationNeedsSource | Verdict::Undecided | Verdict::SplitBrain => {
                         let awaited = presence::awaited(&self.ends(), source, destination);
                         self.running.wait_for(Some(awaited.clone()));
                         return Err(StepFailed(awaited));
@@ -272,36 +212,22 @@ impl Migrate {
                     self.running.wait_for(None);
                     return Ok(());
                 }
-                agent
-                    .resume(self.attempt())
-                    .await
-                    .map_err(|error| failed(&self.destination, &error))?
+                agent.resume(self.attempt()).await.map_err(|error| failed(&self.destination, &error))?
             }
         };
         self.running.wait_for(None);
         self.take(&report);
         match report.stage {
             Stage::Resumed | Stage::Confirmed => Ok(()),
-            Stage::Prepared
-            | Stage::Performing
-            | Stage::Delivered
-            | Stage::Failed
-            | Stage::Aborted => {
-                let why = report
-                    .error
-                    .unwrap_or_else(|| format!("it is {:?}", report.stage));
-                Err(StepFailed(format!(
-                    "Host {} has not resumed the VM yet: {why}",
-                    self.destination.name()
-                )))
+            Stage::Prepared | Stage::Performing | Stage::Delivered | Stage::Failed | Stage::Aborted => {
+                let why = report.error.unwrap_or_else(|| format!("it is {:?}", report.stage));
+                Err(StepFailed(format!("Host {} has not resumed the VM yet: {why}", self.destination.name())))
             }
         }
     }
 
     async fn confirm(&self) -> Result<(), StepFailed> {
-        let body = ConfirmRequest {
-            autostart: self.plan.autostart,
-        };
+        let body = ConfirmRequest { autostart: self.plan.autostart };
         let (source, destination) = tokio::join!(
             self.source.agent.confirm(self.attempt(), &body),
             self.destination.agent.confirm(self.attempt(), &body),
@@ -338,14 +264,8 @@ impl Migrate {
             *figures
         };
         let store = &self.app.store;
-        store
-            .put_figures(self.record.id, &figures)
-            .await
-            .map_err(|error| StepFailed(error.to_string()))?;
-        store
-            .unreserve(self.record.id)
-            .await
-            .map_err(|error| StepFailed(error.to_string()))?;
+        store.put_figures(self.record.id, &figures).await.map_err(|error| StepFailed(error.to_string()))?;
+        store.unreserve(self.record.id).await.map_err(|error| StepFailed(error.to_string()))?;
         self.wait_until_seen(&self.destination, &self.source).await;
         Ok(())
     }
@@ -358,25 +278,13 @@ impl Migrate {
     }
 
     async fn undo_source(&self) -> Result<(), StepFailed> {
-        gone_or(
-            &self.source,
-            self.source.agent.abort(self.attempt()).await.map(drop),
-        )?;
-        gone_or(
-            &self.source,
-            self.source.agent.release(self.attempt(), false).await,
-        )
+        gone_or(&self.source, self.source.agent.abort(self.attempt()).await.map(drop))?;
+        gone_or(&self.source, self.source.agent.release(self.attempt(), false).await)
     }
 
     async fn undo_destination(&self) -> Result<(), StepFailed> {
-        gone_or(
-            &self.destination,
-            self.destination.agent.abort(self.attempt()).await.map(drop),
-        )?;
-        gone_or(
-            &self.destination,
-            self.destination.agent.release(self.attempt(), false).await,
-        )?;
+        gone_or(&self.destination, self.destination.agent.abort(self.attempt()).await.map(drop))?;
+        gone_or(&self.destination, self.destination.agent.release(self.attempt(), false).await)?;
         self.wait_until_seen(&self.source, &self.destination).await;
         Ok(())
     }
@@ -427,12 +335,9 @@ impl Saga for Migrate {
     async fn undo(&self, step: Step) -> Result<(), StepFailed> {
         match step {
             Step::Preflight => Ok(()),
-            Step::Reserve => self
-                .app
-                .store
-                .unreserve(self.record.id)
-                .await
-                .map_err(|error| StepFailed(error.to_string())),
+            Step::Reserve => {
+                self.app.store.unreserve(self.record.id).await.map_err(|error| StepFailed(error.to_string()))
+            }
             Step::PrepareDestination => self.undo_destination().await,
             Step::PrepareSource => self.undo_source().await,
             Step::Perform | Step::Resume | Step::Confirm | Step::Release => {

@@ -104,10 +104,7 @@ async fn steer(
     let mut cancel_done = false;
     let mut abort_reason = None;
     loop {
-        let (at_source, at_destination) = (
-            source.borrow_and_update().clone(),
-            destination.borrow_and_update().clone(),
-        );
+        let (at_source, at_destination) = (source.borrow_and_update().clone(), destination.borrow_and_update().clone());
         for side in [&at_source, &at_destination] {
             if let Side::Reports(report) = side {
                 take(report);
@@ -118,11 +115,7 @@ async fn steer(
             Course::Arrived => return Ok(()),
             Course::Settle(cause) => {
                 let asked = ends.running.cancelled.is_cancelled();
-                let cause = if asked {
-                    "The move was cancelled".to_owned()
-                } else {
-                    abort_reason.unwrap_or(cause)
-                };
+                let cause = if asked { "The move was cancelled".to_owned() } else { abort_reason.unwrap_or(cause) };
                 return settle(ends, cause).await;
             }
             Course::Abort(cause) if abort_reason.is_none() => {
@@ -152,10 +145,7 @@ async fn cancel_when_asked(ends: &Ends<'_>) {
 
 fn course(source: &Side, destination: &Side) -> Course {
     if let Side::Reports(report) = destination
-        && matches!(
-            report.stage,
-            Stage::Delivered | Stage::Resumed | Stage::Confirmed
-        )
+        && matches!(report.stage, Stage::Delivered | Stage::Resumed | Stage::Confirmed)
     {
         return Course::Arrived;
     }
@@ -163,17 +153,12 @@ fn course(source: &Side, destination: &Side) -> Course {
         Side::Reports(report) => match report.stage {
             Stage::Delivered | Stage::Confirmed => return Course::Arrived,
             Stage::Failed | Stage::Aborted => {
-                let cause = report
-                    .error
-                    .clone()
-                    .unwrap_or_else(|| "The source ended the move".to_owned());
+                let cause = report.error.clone().unwrap_or_else(|| "The source ended the move".to_owned());
                 return Course::Settle(cause);
             }
             // A source never resumes; if it says so, only asking helps.
             Stage::Resumed => {
-                return Course::Settle(
-                    "The source reports a stage that it cannot reach".to_owned(),
-                );
+                return Course::Settle("The source reports a stage that it cannot reach".to_owned());
             }
             Stage::Prepared | Stage::Performing => {}
         },
@@ -183,17 +168,12 @@ fn course(source: &Side, destination: &Side) -> Course {
     match destination {
         Side::Reports(report) => match report.stage {
             Stage::Failed | Stage::Aborted => {
-                let cause = report
-                    .error
-                    .clone()
-                    .unwrap_or_else(|| "The destination ended the move".to_owned());
+                let cause = report.error.clone().unwrap_or_else(|| "The destination ended the move".to_owned());
                 Course::Abort(cause)
             }
-            Stage::Prepared
-            | Stage::Performing
-            | Stage::Delivered
-            | Stage::Resumed
-            | Stage::Confirmed => Course::Follow,
+            Stage::Prepared | Stage::Performing | Stage::Delivered | Stage::Resumed | Stage::Confirmed => {
+                Course::Follow
+            }
         },
         Side::Lost => Course::Abort("The destination's agent has lost the move".to_owned()),
         Side::Unheard => Course::Follow,
@@ -217,8 +197,7 @@ async fn settle(ends: &Ends<'_>, cause: String) -> Result<(), StepFailed> {
                 return Ok(());
             }
             Verdict::DestinationNeedsSource | Verdict::Undecided | Verdict::SplitBrain => {
-                ends.running
-                    .wait_for(Some(presence::awaited(ends, source, destination)));
+                ends.running.wait_for(Some(presence::awaited(ends, source, destination)));
             }
         }
         tokio::time::sleep(pause).await;
@@ -230,11 +209,7 @@ async fn settle(ends: &Ends<'_>, cause: String) -> Result<(), StepFailed> {
 async fn abort(ends: &Ends<'_>) -> bool {
     let answer = ends.source.agent.abort(ends.attempt).await;
     if let Err(error) = &answer {
-        tracing::info!(
-            host = ends.source.name(),
-            error = error.chain(),
-            "The source did not end the move"
-        );
+        tracing::info!(host = ends.source.name(), error = error.chain(), "The source did not end the move");
     }
     answer.is_ok()
 }
@@ -276,17 +251,8 @@ async fn follow(host: &Host, attempt: Attempt, sender: watch::Sender<Side>) -> !
 
 /// Whether the move is over and the destination has the VM: for a server that was away meanwhile.
 pub(super) async fn has_arrived(ends: &Ends<'_>) -> bool {
-    let report = ends
-        .destination
-        .agent
-        .report(ends.attempt, 0, Duration::ZERO)
-        .await;
-    report.is_ok_and(|report| {
-        matches!(
-            report.stage,
-            Stage::Delivered | Stage::Resumed | Stage::Confirmed
-        )
-    })
+    let report = ends.destination.agent.report(ends.attempt, 0, Duration::ZERO).await;
+    report.is_ok_and(|report| matches!(report.stage, Stage::Delivered | Stage::Resumed | Stage::Confirmed))
 }
 
 /// The destination's report once it has resumed the VM by itself; `None` when it has not in time.
@@ -294,12 +260,7 @@ pub(super) async fn resumed_by_itself(ends: &Ends<'_>) -> Option<MigrationReport
     let waiting = async {
         let mut after = 0;
         loop {
-            let report = ends
-                .destination
-                .agent
-                .report(ends.attempt, after, RESUME_WITHIN)
-                .await
-                .ok()?;
+            let report = ends.destination.agent.report(ends.attempt, after, RESUME_WITHIN).await.ok()?;
             match report.stage {
                 Stage::Resumed | Stage::Confirmed => return Some(report),
                 Stage::Failed | Stage::Aborted => return None,
@@ -307,10 +268,7 @@ pub(super) async fn resumed_by_itself(ends: &Ends<'_>) -> Option<MigrationReport
             }
         }
     };
-    tokio::time::timeout(RESUME_WITHIN, waiting)
-        .await
-        .ok()
-        .flatten()
+    tokio::time::timeout(RESUME_WITHIN, waiting).await.ok().flatten()
 }
 
 #[cfg(test)]
@@ -353,27 +311,13 @@ mod tests {
     fn an_attempt_ends_only_by_delivery_or_by_the_source_ending_it() {
         for source in STAGES {
             for destination in STAGES {
-                let course = course(
-                    &at(Role::Source, source),
-                    &at(Role::Destination, destination),
-                );
+                let course = course(&at(Role::Source, source), &at(Role::Destination, destination));
                 let delivered = matches!(source, Stage::Delivered | Stage::Confirmed)
-                    || matches!(
-                        destination,
-                        Stage::Delivered | Stage::Resumed | Stage::Confirmed
-                    );
-                assert_eq!(
-                    course == Course::Arrived,
-                    delivered,
-                    "{source:?} {destination:?}"
-                );
+                    || matches!(destination, Stage::Delivered | Stage::Resumed | Stage::Confirmed);
+                assert_eq!(course == Course::Arrived, delivered, "{source:?} {destination:?}");
                 if !delivered {
                     let source_ended = !matches!(source, Stage::Prepared | Stage::Performing);
-                    assert_eq!(
-                        matches!(course, Course::Settle(_)),
-                        source_ended,
-                        "{source:?} {destination:?}"
-                    );
+                    assert_eq!(matches!(course, Course::Settle(_)), source_ended, "{source:?} {destination:?}");
                 }
             }
         }

@@ -22,15 +22,11 @@ async fn ask_one(ends: &Ends<'_>, host: &Host) -> (Presence, bool) {
     let asked = async {
         match host.agent.report(ends.attempt, 0, Duration::ZERO).await {
             Ok(report) => (report.presence, report.finish_delivered),
-            Err(ClientError::Refused(problem)) if problem.status == 404 => {
-                (from_facts(ends, host).await, false)
-            }
+            Err(ClientError::Refused(problem)) if problem.status == 404 => (from_facts(ends, host).await, false),
             Err(_) => (Presence::Unknown, false),
         }
     };
-    tokio::time::timeout(ASK_DEADLINE, asked)
-        .await
-        .unwrap_or((Presence::Unknown, false))
+    tokio::time::timeout(ASK_DEADLINE, asked).await.unwrap_or((Presence::Unknown, false))
 }
 
 /// The agent has lost the attempt: its list of VMs still shows some of the truth. A paused or receiving process may be
@@ -39,12 +35,7 @@ async fn from_facts(ends: &Ends<'_>, host: &Host) -> Presence {
     let Ok(observation) = host.agent.observe(None, Duration::ZERO).await else {
         return Presence::Unknown;
     };
-    match observation
-        .vms
-        .iter()
-        .find(|vm| vm.id == ends.vm)
-        .map(|vm| vm.state)
-    {
+    match observation.vms.iter().find(|vm| vm.id == ends.vm).map(|vm| vm.state) {
         Some(VmState::Running) => Presence::Running,
         Some(VmState::Paused | VmState::Incoming) => Presence::Unknown,
         Some(VmState::ShutOff) | None => Presence::Absent,
@@ -59,9 +50,7 @@ pub(super) fn awaited(ends: &Ends<'_>, source: Presence, destination: Presence) 
             "The VM runs on {source_name} and on {destination_name} at once: destroy the wrong copy with `virsh destroy` now"
         ),
         (Presence::Unknown, Presence::Unknown) => {
-            format!(
-                "Hosts {source_name} and {destination_name} do not say what they have of the VM"
-            )
+            format!("Hosts {source_name} and {destination_name} do not say what they have of the VM")
         }
         (Presence::Unknown, _) => format!("Host {source_name} does not say what it has of the VM"),
         (_, Presence::Unknown) => {

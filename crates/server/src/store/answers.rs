@@ -34,12 +34,7 @@ impl Store {
     ///
     /// # Errors
     /// The database's.
-    pub async fn begin_answer(
-        &self,
-        key: &str,
-        request_hash: &str,
-        now_ms: u64,
-    ) -> Result<Begun, StoreError> {
+    pub async fn begin_answer(&self, key: &str, request_hash: &str, now_ms: u64) -> Result<Begun, StoreError> {
         let mut transaction = self.begin().await?;
         sqlx::query("DELETE FROM answer WHERE at_ms < $1")
             .bind(now_ms.saturating_sub(AGE_MAX_MS) as i64)
@@ -68,10 +63,7 @@ impl Store {
         let status: Option<i64> = row.try_get("status")?;
         let body: Option<String> = row.try_get("body")?;
         Ok(match (status, body) {
-            (Some(status), Some(body)) => Begun::Answered(Answer {
-                status: status as u16,
-                body,
-            }),
+            (Some(status), Some(body)) => Begun::Answered(Answer { status: status as u16, body }),
             _ => Begun::Working,
         })
     }
@@ -91,12 +83,7 @@ impl Store {
                     .execute(&mut *transaction)
                     .await?
             }
-            None => {
-                sqlx::query("DELETE FROM answer WHERE key = $1")
-                    .bind(key)
-                    .execute(&mut *transaction)
-                    .await?
-            }
+            None => sqlx::query("DELETE FROM answer WHERE key = $1").bind(key).execute(&mut *transaction).await?,
         };
         Ok(transaction.commit().await?)
     }
@@ -107,9 +94,7 @@ impl Store {
     /// The database's.
     pub async fn forget_unanswered(&self) -> Result<(), StoreError> {
         let mut transaction = self.begin().await?;
-        sqlx::query("DELETE FROM answer WHERE status IS NULL")
-            .execute(&mut *transaction)
-            .await?;
+        sqlx::query("DELETE FROM answer WHERE status IS NULL").execute(&mut *transaction).await?;
         Ok(transaction.commit().await?)
     }
 }

@@ -43,9 +43,7 @@ impl Store {
     /// # Errors
     /// The database's.
     pub async fn hosts(&self) -> Result<Vec<HostRecord>, StoreError> {
-        let rows = sqlx::query("SELECT * FROM host ORDER BY name")
-            .fetch_all(&self.readers)
-            .await?;
+        let rows = sqlx::query("SELECT * FROM host ORDER BY name").fetch_all(&self.readers).await?;
         rows.iter()
             .map(|row| {
                 Ok(HostRecord {
@@ -87,10 +85,7 @@ impl Store {
     /// The database's.
     pub async fn remove_host(&self, host: HostId) -> Result<(), StoreError> {
         let mut transaction = self.begin().await?;
-        sqlx::query("DELETE FROM host WHERE id = $1")
-            .bind(host.to_string())
-            .execute(&mut *transaction)
-            .await?;
+        sqlx::query("DELETE FROM host WHERE id = $1").bind(host.to_string()).execute(&mut *transaction).await?;
         Ok(transaction.commit().await?)
     }
 
@@ -99,17 +94,9 @@ impl Store {
     /// # Errors
     /// The database's.
     pub async fn shares(&self) -> Result<Vec<ShareRecord>, StoreError> {
-        let rows = sqlx::query("SELECT id, name, unc FROM share ORDER BY name")
-            .fetch_all(&self.readers)
-            .await?;
+        let rows = sqlx::query("SELECT id, name, unc FROM share ORDER BY name").fetch_all(&self.readers).await?;
         rows.iter()
-            .map(|row| {
-                Ok(ShareRecord {
-                    id: parsed(row, "id")?,
-                    name: row.try_get("name")?,
-                    unc: parsed(row, "unc")?,
-                })
-            })
+            .map(|row| Ok(ShareRecord { id: parsed(row, "id")?, name: row.try_get("name")?, unc: parsed(row, "unc")? }))
             .collect()
     }
 
@@ -136,10 +123,7 @@ impl Store {
     /// The database's.
     pub async fn remove_share(&self, share: ShareId) -> Result<(), StoreError> {
         let mut transaction = self.begin().await?;
-        sqlx::query("DELETE FROM share WHERE id = $1")
-            .bind(share.to_string())
-            .execute(&mut *transaction)
-            .await?;
+        sqlx::query("DELETE FROM share WHERE id = $1").bind(share.to_string()).execute(&mut *transaction).await?;
         Ok(transaction.commit().await?)
     }
 }

@@ -85,24 +85,18 @@ impl Store {
     ///
     /// # Errors
     /// The database's.
-    pub async fn create_job(
-        &self,
-        job: &NewJob,
-        events: &[LogEvent],
-    ) -> Result<Created, StoreError> {
+    pub async fn create_job(&self, job: &NewJob, events: &[LogEvent]) -> Result<Created, StoreError> {
         let mut transaction = self.begin().await?;
-        let busy: Option<i64> = sqlx::query_scalar(
-            "SELECT job.id FROM job JOIN open_job ON open_job.job = job.id WHERE job.vm = $1",
-        )
-        .bind(job.vm.to_string())
-        .fetch_optional(&mut *transaction)
-        .await?;
+        let busy: Option<i64> =
+            sqlx::query_scalar("SELECT job.id FROM job JOIN open_job ON open_job.job = job.id WHERE job.vm = $1")
+                .bind(job.vm.to_string())
+                .fetch_optional(&mut *transaction)
+                .await?;
         if let Some(other) = busy {
             return Ok(Created::Busy(JobId(other as u64)));
         }
-        let id: i64 = sqlx::query_scalar("SELECT COALESCE(MAX(id), 0) + 1 FROM job")
-            .fetch_one(&mut *transaction)
-            .await?;
+        let id: i64 =
+            sqlx::query_scalar("SELECT COALESCE(MAX(id), 0) + 1 FROM job").fetch_one(&mut *transaction).await?;
         sqlx::query(
             "INSERT INTO job (id, kind, vm, vm_name, source, source_name, destination, destination_name,
                 requested_by, accepted_at_ms, plan, findings)
@@ -122,19 +116,10 @@ impl Store {
         .bind(to_json(&job.findings))
         .execute(&mut *transaction)
         .await?;
-        sqlx::query("INSERT INTO open_job (job) VALUES ($1)")
-            .bind(id)
-            .execute(&mut *transaction)
-            .await?;
+        sqlx::query("INSERT INTO open_job (job) VALUES ($1)").bind(id).execute(&mut *transaction).await?;
         let id = JobId(id as u64);
         for event in events {
-            write_line(
-                &mut transaction,
-                id,
-                job.accepted_at_ms,
-                &LogEntry::Event(event.clone()),
-            )
-            .await?;
+            write_line(&mut transaction, id, job.accepted_at_ms, &LogEntry::Event(event.clone())).await?;
         }
         transaction.commit().await?;
         Ok(Created::Job(id))
@@ -144,31 +129,19 @@ impl Store {
     ///
     /// # Errors
     /// The database's.
-    pub async fn append(
-        &self,
-        job: JobId,
-        entries: &[LogEntry],
-        now_ms: u64,
-    ) -> Result<(), StoreError> {
+    pub async fn append(&self, job: JobId, entries: &[LogEntry], now_ms: u64) -> Result<(), StoreError> {
         let mut transaction = self.begin().await?;
         for entry in entries {
             write_line(&mut transaction, job, now_ms, entry).await?;
         }
-        let rows = sqlx::query(
-            "SELECT event FROM job_log WHERE job = $1 AND event IS NOT NULL ORDER BY line",
-        )
-        .bind(job.0 as i64)
-        .fetch_all(&mut *transaction)
-        .await?;
-        let log: Vec<LogEvent> = rows
-            .iter()
-            .map(|row| json("event", row.try_get("event")?))
-            .collect::<Result<_, _>>()?;
+        let rows = sqlx::query("SELECT event FROM job_log WHERE job = $1 AND event IS NOT NULL ORDER BY line")
+            .bind(job.0 as i64)
+            .fetch_all(&mut *transaction)
+            .await?;
+        let log: Vec<LogEvent> =
+            rows.iter().map(|row| json("event", row.try_get("event")?)).collect::<Result<_, _>>()?;
         if phase(&log).ended() {
-            sqlx::query("DELETE FROM open_job WHERE job = $1")
-                .bind(job.0 as i64)
-                .execute(&mut *transaction)
-                .await?;
+            sqlx::query("DELETE FROM open_job WHERE job = $1").bind(job.0 as i64).execute(&mut *transaction).await?;
         }
         Ok(transaction.commit().await?)
     }
@@ -178,25 +151,18 @@ impl Store {
     /// # Errors
     /// The database's.
     pub async fn log(&self, job: JobId) -> Result<Vec<LogRow>, StoreError> {
-        let rows =
-            sqlx::query("SELECT at_ms, event, note FROM job_log WHERE job = $1 ORDER BY line")
-                .bind(job.0 as i64)
-                .fetch_all(&self.readers)
-                .await?;
+        let rows = sqlx::query("SELECT at_ms, event, note FROM job_log WHERE job = $1 ORDER BY line")
+            .bind(job.0 as i64)
+            .fetch_all(&self.readers)
+            .await?;
         rows.iter()
             .map(|row| {
                 let event: Option<String> = row.try_get("event")?;
                 let entry = match event {
                     Some(event) => LogEntry::Event(json("event", &event)?),
-                    None => LogEntry::Note(
-                        row.try_get::<Option<String>, _>("note")?
-                            .unwrap_or_default(),
-                    ),
+                    None => LogEntry::Note(row.try_get::<Option<String>, _>("note")?.unwrap_or_default()),
                 };
-                Ok(LogRow {
-                    at_ms: row.try_get::<i64, _>("at_ms")? as u64,
-                    entry,
-                })
+                Ok(LogRow { at_ms: row.try_get::<i64, _>("at_ms")? as u64, entry })
             })
             .collect()
     }
@@ -207,12 +173,7 @@ impl Store {
     /// The database's.
     pub async fn job(&self, job: JobId) -> Result<Option<JobRecord>, StoreError> {
         let query = sqlx::query("SELECT * FROM job WHERE id = $1").bind(job.0 as i64);
-        query
-            .fetch_optional(&self.readers)
-            .await?
-            .as_ref()
-            .map(record)
-            .transpose()
+        query.fetch_optional(&self.readers).await?.as_ref().map(record).transpose()
     }
 
     /// The newest jobs, newest first.
@@ -220,14 +181,8 @@ impl Store {
     /// # Errors
     /// The database's.
     pub async fn jobs(&self, limit: u32) -> Result<Vec<JobRecord>, StoreError> {
-        let query =
-            sqlx::query("SELECT * FROM job ORDER BY id DESC LIMIT $1").bind(i64::from(limit));
-        query
-            .fetch_all(&self.readers)
-            .await?
-            .iter()
-            .map(record)
-            .collect()
+        let query = sqlx::query("SELECT * FROM job ORDER BY id DESC LIMIT $1").bind(i64::from(limit));
+        query.fetch_all(&self.readers).await?.iter().map(record).collect()
     }
 
     /// Jobs that have not ended, oldest first.
@@ -235,15 +190,8 @@ impl Store {
     /// # Errors
     /// The database's.
     pub async fn open_jobs(&self) -> Result<Vec<JobRecord>, StoreError> {
-        let query = sqlx::query(
-            "SELECT job.* FROM job JOIN open_job ON open_job.job = job.id ORDER BY job.id",
-        );
-        query
-            .fetch_all(&self.readers)
-            .await?
-            .iter()
-            .map(record)
-            .collect()
+        let query = sqlx::query("SELECT job.* FROM job JOIN open_job ON open_job.job = job.id ORDER BY job.id");
+        query.fetch_all(&self.readers).await?.iter().map(record).collect()
     }
 
     /// Keeps what a job found before its first change.
@@ -280,13 +228,11 @@ impl Store {
     /// The database's.
     pub async fn reserve(&self, vm: VmId, job: JobId) -> Result<JobId, StoreError> {
         let mut transaction = self.begin().await?;
-        sqlx::query(
-            "INSERT INTO reservation (vm, job) VALUES ($1, $2) ON CONFLICT (vm) DO NOTHING",
-        )
-        .bind(vm.to_string())
-        .bind(job.0 as i64)
-        .execute(&mut *transaction)
-        .await?;
+        sqlx::query("INSERT INTO reservation (vm, job) VALUES ($1, $2) ON CONFLICT (vm) DO NOTHING")
+            .bind(vm.to_string())
+            .bind(job.0 as i64)
+            .execute(&mut *transaction)
+            .await?;
         let holder: i64 = sqlx::query_scalar("SELECT job FROM reservation WHERE vm = $1")
             .bind(vm.to_string())
             .fetch_one(&mut *transaction)
@@ -301,10 +247,7 @@ impl Store {
     /// The database's.
     pub async fn unreserve(&self, job: JobId) -> Result<(), StoreError> {
         let mut transaction = self.begin().await?;
-        sqlx::query("DELETE FROM reservation WHERE job = $1")
-            .bind(job.0 as i64)
-            .execute(&mut *transaction)
-            .await?;
+        sqlx::query("DELETE FROM reservation WHERE job = $1").bind(job.0 as i64).execute(&mut *transaction).await?;
         Ok(transaction.commit().await?)
     }
 }
@@ -333,12 +276,8 @@ async fn write_line(
 }
 
 fn record(row: &SqliteRow) -> Result<JobRecord, StoreError> {
-    let host = |id, name| -> Result<HostName, StoreError> {
-        Ok(HostName {
-            id: parsed(row, id)?,
-            name: row.try_get(name)?,
-        })
-    };
+    let host =
+        |id, name| -> Result<HostName, StoreError> { Ok(HostName { id: parsed(row, id)?, name: row.try_get(name)? }) };
     let figures: Option<String> = row.try_get("figures")?;
     Ok(JobRecord {
         id: JobId(row.try_get::<i64, _>("id")? as u64),
@@ -353,9 +292,6 @@ fn record(row: &SqliteRow) -> Result<JobRecord, StoreError> {
             plan: row.try_get("plan")?,
             findings: json("findings", row.try_get("findings")?)?,
         },
-        figures: figures
-            .as_deref()
-            .map(|figures| json("figures", figures))
-            .transpose()?,
+        figures: figures.as_deref().map(|figures| json("figures", figures)).transpose()?,
     })
 }

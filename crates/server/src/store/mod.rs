@@ -9,9 +9,7 @@ use std::{path::Path, time::Duration};
 
 use sqlx::{
     Row as _, Sqlite, SqlitePool, Transaction,
-    sqlite::{
-        SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteRow, SqliteSynchronous,
-    },
+    sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteRow, SqliteSynchronous},
 };
 use thiserror::Error;
 
@@ -71,14 +69,8 @@ impl Store {
             .journal_mode(SqliteJournalMode::Wal)
             .synchronous(SqliteSynchronous::Full)
             .busy_timeout(BUSY_MAX);
-        let writer = SqlitePoolOptions::new()
-            .max_connections(1)
-            .connect_with(options.clone())
-            .await?;
-        let readers = SqlitePoolOptions::new()
-            .max_connections(READERS_MAX)
-            .connect_with(options)
-            .await?;
+        let writer = SqlitePoolOptions::new().max_connections(1).connect_with(options.clone()).await?;
+        let readers = SqlitePoolOptions::new().max_connections(READERS_MAX).connect_with(options).await?;
         let store = Self { writer, readers };
         store.migrate().await?;
         Ok(store)
@@ -100,9 +92,8 @@ impl Store {
         sqlx::query("CREATE TABLE IF NOT EXISTS schema_version (version BIGINT NOT NULL)")
             .execute(&mut *transaction)
             .await?;
-        let found: Option<i64> = sqlx::query_scalar("SELECT MAX(version) FROM schema_version")
-            .fetch_one(&mut *transaction)
-            .await?;
+        let found: Option<i64> =
+            sqlx::query_scalar("SELECT MAX(version) FROM schema_version").fetch_one(&mut *transaction).await?;
         let found = found.unwrap_or(0);
         if found > known {
             return Err(StoreError::Newer { found, known });
@@ -112,13 +103,8 @@ impl Store {
                 sqlx::query(*statement).execute(&mut *transaction).await?;
             }
         }
-        sqlx::query("DELETE FROM schema_version")
-            .execute(&mut *transaction)
-            .await?;
-        sqlx::query("INSERT INTO schema_version (version) VALUES ($1)")
-            .bind(known)
-            .execute(&mut *transaction)
-            .await?;
+        sqlx::query("DELETE FROM schema_version").execute(&mut *transaction).await?;
+        sqlx::query("INSERT INTO schema_version (version) VALUES ($1)").bind(known).execute(&mut *transaction).await?;
         Ok(transaction.commit().await?)
     }
 
@@ -128,10 +114,7 @@ impl Store {
     /// The database's.
     pub async fn put_token(&self, name: &str, hash: &str) -> Result<(), StoreError> {
         let mut transaction = self.begin().await?;
-        sqlx::query("DELETE FROM token WHERE name = $1")
-            .bind(name)
-            .execute(&mut *transaction)
-            .await?;
+        sqlx::query("DELETE FROM token WHERE name = $1").bind(name).execute(&mut *transaction).await?;
         sqlx::query("INSERT INTO token (hash, name) VALUES ($1, $2)")
             .bind(hash)
             .bind(name)
@@ -154,9 +137,7 @@ impl Store {
     /// # Errors
     /// The database's.
     pub async fn has_tokens(&self) -> Result<bool, StoreError> {
-        let count: i64 = sqlx::query_scalar("SELECT COUNT(*) FROM token")
-            .fetch_one(&self.readers)
-            .await?;
+        let count: i64 = sqlx::query_scalar("SELECT COUNT(*) FROM token").fetch_one(&self.readers).await?;
         Ok(count > 0)
     }
 }
@@ -175,18 +156,12 @@ where
     T: std::str::FromStr<Err: std::fmt::Display>,
 {
     let text: String = row.try_get(column)?;
-    text.parse().map_err(|error: T::Err| StoreError::Content {
-        what: column,
-        detail: error.to_string(),
-    })
+    text.parse().map_err(|error: T::Err| StoreError::Content { what: column, detail: error.to_string() })
 }
 
 /// A JSON column, read.
 fn json<T: serde::de::DeserializeOwned>(what: &'static str, text: &str) -> Result<T, StoreError> {
-    serde_json::from_str(text).map_err(|error| StoreError::Content {
-        what,
-        detail: error.to_string(),
-    })
+    serde_json::from_str(text).map_err(|error| StoreError::Content { what, detail: error.to_string() })
 }
 
 /// Our own types as JSON.

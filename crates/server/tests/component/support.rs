@@ -123,9 +123,7 @@ impl Lab {
 
     /// Adds a host with a good token.
     pub async fn add(&self, host: &Host) -> Result<HostView, ClientError> {
-        self.client
-            .add_host(&AddHost { name: host.name.into(), address: host.address(), token: host.token() })
-            .await
+        self.client.add_host(&AddHost { name: host.name.into(), address: host.address(), token: host.token() }).await
     }
 
     /// Attaches the share `vms`.

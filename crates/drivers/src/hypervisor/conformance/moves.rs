@@ -151,7 +151,10 @@ fn the_vm_stays_when_the_destination_refuses_it(site: &Site<'_>) {
     let other = (site.define)(Role::Destination, "ferry-taken");
     let attempt = Attempt::begin(site, "ferry-taken", Mishap::None);
     let result = attempt.migrate();
-    assert!(matches!(&result, Err(HypervisorError::Failed { reason, .. }) if reason.contains("ferry-taken")), "{result:?}");
+    assert!(
+        matches!(&result, Err(HypervisorError::Failed { reason, .. }) if reason.contains("ferry-taken")),
+        "{result:?}"
+    );
     attempt.assert_it_stayed();
     attempt.clean();
     site.destination.hypervisor.undefine(other).expect("undefined");

@@ -27,9 +27,7 @@ use crate::hypervisor::{
     DomainEvent, definition,
     rpc::{
         FLAG_PAUSED, FLAG_PERSIST_DEST, FinishCall, PrepareCall,
-        message::{
-            FINISH, Header, Kind, LengthError, PREPARE, REMOTE_PROGRAM, STATUS_OK, Splitter, SUPPORTS_FEATURE,
-        },
+        message::{FINISH, Header, Kind, LengthError, PREPARE, REMOTE_PROGRAM, STATUS_OK, SUPPORTS_FEATURE, Splitter},
         text_parameter,
         xdr::Writer,
     },

@@ -112,19 +112,12 @@ fn begin(host: &Host, request: &MigrateRequest, what: &str) -> Result<Definition
     }
     let live = definition::translate(&guest::definition_xml(&entry.facts), vm, &request.translate)?;
     entry.outgoing = Some(Outgoing::default());
-    Ok(Definitions {
-        name: entry.facts.name.clone(),
-        persistent: request.persistent.then(|| live.clone()),
-        live,
-    })
+    Ok(Definitions { name: entry.facts.name.clone(), persistent: request.persistent.then(|| live.clone()), live })
 }
 
 fn perform(host: &Host, request: &MigrateRequest, definitions: &Definitions) -> Result<(), Trouble> {
     let memory_path = request.socket_dir.join(MEMORY_SOCKET);
-    let flags = FLAG_LIVE
-        | FLAG_PEER2PEER
-        | FLAG_PAUSED
-        | if request.persistent { FLAG_PERSIST_DEST } else { 0 };
+    let flags = FLAG_LIVE | FLAG_PEER2PEER | FLAG_PAUSED | if request.persistent { FLAG_PERSIST_DEST } else { 0 };
     let uri = TypedParameter::text("migrate_uri", format!("unix://{}", memory_path.display()));
     let name = TypedParameter::text("destination_name", &definitions.name);
     let mut daemon = Caller::connect(&request.socket_dir.join(RPC_SOCKET))?;
@@ -183,8 +176,7 @@ fn send_memory(host: &Host, request: &MigrateRequest, path: &std::path::Path) ->
     let mut stream = UnixStream::connect(path).map_err(Trouble::because("cannot connect to the memory socket"))?;
     let begun = Instant::now();
     let vm = request.vm;
-    let limit_pages =
-        ((LINK_BYTES_PER_S * request.downtime_limit.as_secs_f64()) as usize / PAGE_BYTES).max(1);
+    let limit_pages = ((LINK_BYTES_PER_S * request.downtime_limit.as_secs_f64()) as usize / PAGE_BYTES).max(1);
     let (pages, dirty_ratio) = with_memory(host, vm, |memory, _| (memory.pages(), memory.dirty_ratio))?;
     let mut opening = MEMORY_MAGIC.to_be_bytes().to_vec();
     opening.extend((pages as u64).to_be_bytes());
@@ -272,11 +264,7 @@ fn stop(host: &Host, vm: VmId) -> Result<(), Trouble> {
 }
 
 /// Looks at the memory of a VM that is being moved, unless the move is to end.
-fn with_memory<T>(
-    host: &Host,
-    vm: VmId,
-    look: impl FnOnce(&guest::Memory, &mut Outgoing) -> T,
-) -> Result<T, Trouble> {
+fn with_memory<T>(host: &Host, vm: VmId, look: impl FnOnce(&guest::Memory, &mut Outgoing) -> T) -> Result<T, Trouble> {
     let mut state = host.state();
     let entry = state.vms.get_mut(&vm).ok_or_else(|| Trouble::Failed("the VM ended".to_owned()))?;
     let (Process::Running(memory) | Process::HandedOver(memory), Some(outgoing)) =
@@ -337,6 +325,9 @@ impl Caller {
 /// The message of an error reply.
 fn error_text(body: &[u8]) -> String {
     let mut reader = Reader::new(body);
-    let text = reader.i32().and_then(|_| reader.i32()).and_then(|_| reader.optional_text().map(|text| text.map(str::to_owned)));
+    let text = reader
+        .i32()
+        .and_then(|_| reader.i32())
+        .and_then(|_| reader.optional_text().map(|text| text.map(str::to_owned)));
     text.ok().flatten().unwrap_or_else(|| "an unknown error".to_owned())
 }

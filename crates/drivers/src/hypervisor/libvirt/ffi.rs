@@ -348,8 +348,7 @@ impl Domain {
         let mut params = Params::default();
         params.text(virt_sys::VIR_MIGRATE_PARAM_URI, migrate.migrate_uri)?;
         params.text(virt_sys::VIR_MIGRATE_PARAM_DEST_XML, migrate.live_xml)?;
-        let mut flags =
-            virt_sys::VIR_MIGRATE_LIVE | virt_sys::VIR_MIGRATE_PEER2PEER | virt_sys::VIR_MIGRATE_PAUSED;
+        let mut flags = virt_sys::VIR_MIGRATE_LIVE | virt_sys::VIR_MIGRATE_PEER2PEER | virt_sys::VIR_MIGRATE_PAUSED;
         if let Some(xml) = migrate.persistent_xml {
             params.text(virt_sys::VIR_MIGRATE_PARAM_PERSIST_XML, xml)?;
             flags |= virt_sys::VIR_MIGRATE_PERSIST_DEST;
@@ -516,8 +515,7 @@ impl Watch {
             let watch = Self { connection, relay, lifecycle: id };
             // Borrowed, not given away: a driver that knows no close event would never give it back.
             let borrowed = Arc::as_ptr(&watch.relay).cast_mut().cast::<c_void>();
-            let result =
-                virt_sys::virConnectRegisterCloseCallback(watch.connection.0, Some(on_close), borrowed, None);
+            let result = virt_sys::virConnectRegisterCloseCallback(watch.connection.0, Some(on_close), borrowed, None);
             if result < 0 { Err(Fault::last()) } else { Ok(watch) }
         }
     }
@@ -589,10 +587,7 @@ mod tests {
 
     #[test]
     fn an_unknown_domain_is_told_from_a_fault() {
-        let fault = connection()
-            .domain("00000000-0000-4000-8000-000000000000")
-            .map(drop)
-            .expect_err("not there");
+        let fault = connection().domain("00000000-0000-4000-8000-000000000000").map(drop).expect_err("not there");
         assert!(fault.is_no_domain(), "{fault:?}");
         assert!(Connection::open("nonsense:///x").map(drop).is_err());
     }

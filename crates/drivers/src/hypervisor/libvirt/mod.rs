@@ -17,8 +17,8 @@ use ferry_core::{
 
 use self::ffi::{Connection, Domain, Fault, PausedReason, PowerState};
 use super::{
-    DomainEvent, EventSink, Hypervisor, HypervisorError, HypervisorHost, MEMORY_SOCKET, MigrateRequest,
-    MigrationStats, RPC_SOCKET, definition,
+    DomainEvent, EventSink, Hypervisor, HypervisorError, HypervisorHost, MEMORY_SOCKET, MigrateRequest, MigrationStats,
+    RPC_SOCKET, definition,
 };
 
 /// libvirt on this host, over one connection that is opened again when libvirtd was restarted.
@@ -132,8 +132,7 @@ impl Hypervisor for Libvirt {
     }
 
     fn vms(&self) -> Result<Vec<VmFacts<PathBuf>>, HypervisorError> {
-        let domains =
-            self.live()?.connection.domains().map_err(unreachable)?;
+        let domains = self.live()?.connection.domains().map_err(unreachable)?;
         domains.iter().filter_map(|domain| facts(domain).transpose()).collect()
     }
 

@@ -145,19 +145,11 @@ fn check_identity(node: Node<'_, '_>, bound: &Bound) -> Result<(), DefinitionErr
     };
     let name = only("name");
     if name != bound.name {
-        return Err(DefinitionError::OtherVm {
-            field: "name",
-            expected: bound.name.clone(),
-            found: name.to_owned(),
-        });
+        return Err(DefinitionError::OtherVm { field: "name", expected: bound.name.clone(), found: name.to_owned() });
     }
     let uuid = only("uuid");
     if Uuid::parse_str(uuid.trim()).map(VmId) != Ok(bound.vm) {
-        return Err(DefinitionError::OtherVm {
-            field: "uuid",
-            expected: bound.vm.to_string(),
-            found: uuid.to_owned(),
-        });
+        return Err(DefinitionError::OtherVm { field: "uuid", expected: bound.vm.to_string(), found: uuid.to_owned() });
     }
     Ok(())
 }
@@ -367,7 +359,9 @@ mod tests {
     #[test]
     fn a_cookie_is_checked_with_the_definition_it_carries() {
         let cookie = |domain: &str| {
-            format!("<qemu-migration><name>web01</name><uuid>{VM}</uuid><hostname>kvm1</hostname>{domain}</qemu-migration>\0")
+            format!(
+                "<qemu-migration><name>web01</name><uuid>{VM}</uuid><hostname>kvm1</hostname>{domain}</qemu-migration>\0"
+            )
         };
         assert_eq!(check_cookie(b"", &bound()), Ok(()));
         assert_eq!(check_cookie(cookie("").as_bytes(), &bound()), Ok(()));

@@ -113,9 +113,8 @@ impl Header {
 
     /// Reads a header.
     pub fn parse(bytes: &[u8; 24]) -> Self {
-        let word = |index: usize| {
-            u32::from_be_bytes(bytes[index * 4..index * 4 + 4].try_into().expect("four of 24 bytes"))
-        };
+        let word =
+            |index: usize| u32::from_be_bytes(bytes[index * 4..index * 4 + 4].try_into().expect("four of 24 bytes"));
         Self {
             program: word(0),
             version: word(1),
