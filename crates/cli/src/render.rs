@@ -38,7 +38,7 @@ fn at(ms: u64) -> String {
         .unwrap_or_default()
 }
 
-pub(crate) fn hosts(hosts: &Vec<HostView>) -> String {
+pub(crate) fn hosts(hosts: &[HostView]) -> String {
     let row = |host: &HostView| {
         let facts = host.facts.as_ref();
         let memory = facts.map(|facts| format!("{} of {}", facts.memory_free, facts.memory_total));
@@ -89,7 +89,7 @@ pub(crate) fn host(host: &HostView) -> String {
     text
 }
 
-pub(crate) fn shares(shares: &Vec<ShareView>) -> String {
+pub(crate) fn shares(shares: &[ShareView]) -> String {
     let row = |share: &ShareView| {
         let hosts: Vec<&str> = share.hosts.iter().map(|on| on.host.as_str()).collect();
         vec![share.name.clone(), share.unc.to_string(), hosts.join(", ")]
@@ -105,7 +105,7 @@ pub(crate) fn share(share: &ShareView) -> String {
     format!("Share {}\n  path       {}\n\n{}", share.name, share.unc, table(&["HOST", "MODE", "STATE"], rows))
 }
 
-pub(crate) fn vms(vms: &Vec<VmView>) -> String {
+pub(crate) fn vms(vms: &[VmView]) -> String {
     let row = |vm: &VmView| {
         vec![
             vm.facts.name.clone(),
@@ -148,7 +148,7 @@ pub(crate) fn vm(vm: &VmView) -> String {
     format!("{text}\n{}", table(&["DEVICE", "ROLE", "PLACE"], rows))
 }
 
-pub(crate) fn candidates(candidates: &Vec<Candidate>) -> String {
+pub(crate) fn candidates(candidates: &[Candidate]) -> String {
     let row = |candidate: &Candidate| {
         let kind = candidate.kind.map_or("–", |kind| kind.title());
         vec![candidate.host.clone(), kind.to_owned(), candidate.why.clone()]
@@ -160,7 +160,7 @@ pub(crate) fn candidates(candidates: &Vec<Candidate>) -> String {
     text
 }
 
-pub(crate) fn jobs(jobs: &Vec<JobView>) -> String {
+pub(crate) fn jobs(jobs: &[JobView]) -> String {
     let row = |job: &JobView| {
         let took = job.ended_at_ms.map(|end| duration(end.saturating_sub(job.accepted_at_ms)));
         vec![

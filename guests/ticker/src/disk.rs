@@ -43,9 +43,9 @@ pub(crate) fn run(wanted: &Wanted, found: &Found) {
     };
     let mut sequences = [0u64; SECTORS];
     let pause = Duration::from_secs(1) / wanted.writes_per_s.max(1);
-    for index in 0..SECTORS {
+    for (index, sequence) in sequences.iter_mut().enumerate() {
         write(&disk, index, 1, found);
-        sequences[index] = 1;
+        *sequence = 1;
     }
     println!("ticker: {SECTORS} sectors are written");
     let (mut next, mut verified) = (0, 0);

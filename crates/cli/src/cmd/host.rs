@@ -16,7 +16,7 @@ pub(crate) async fn run(command: HostCommand, client: &ServerClient, output: &Ou
             let host = client.add_host(&AddHost { name, address, token }).await?;
             output.data(&host, render::host);
         }
-        HostCommand::List => output.data(&client.hosts().await?, render::hosts),
+        HostCommand::List => output.data(&client.hosts().await?, |list| render::hosts(list)),
         HostCommand::Show { host } => output.data(&client.host(&host).await?, render::host),
         HostCommand::Remove { host } => {
             client.remove_host(&host).await?;

@@ -7,7 +7,7 @@ use crate::{Failure, Output, arguments::JobCommand, progress, render};
 
 pub(crate) async fn run(command: JobCommand, client: &ServerClient, output: &Output) -> Result<(), Failure> {
     match command {
-        JobCommand::List { limit } => output.data(&client.jobs(Some(limit)).await?, render::jobs),
+        JobCommand::List { limit } => output.data(&client.jobs(Some(limit)).await?, |list| render::jobs(list)),
         JobCommand::Show { job } => output.data(&client.job(job).await?, render::job),
         JobCommand::Watch { job } => {
             let each = |view: &ferry_core::api::server::JobView| {

@@ -15,7 +15,7 @@ pub(crate) async fn run(command: ShareCommand, client: &ServerClient, output: &O
         ShareCommand::Add { name, unc } => {
             output.data(&client.add_share(&AddShare { name, unc }).await?, render::share);
         }
-        ShareCommand::List => output.data(&client.shares().await?, render::shares),
+        ShareCommand::List => output.data(&client.shares().await?, |list| render::shares(list)),
         ShareCommand::Show { share } => output.data(&client.share(&share).await?, render::share),
         ShareCommand::Attach { share, host, user, password_file, at } => {
             let credentials = credentials(user, password_file)?;

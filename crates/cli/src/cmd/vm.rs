@@ -12,7 +12,7 @@ use crate::{
 
 pub(crate) async fn run(command: VmCommand, client: &ServerClient, output: &Output) -> Result<(), Failure> {
     match command {
-        VmCommand::List => output.data(&client.vms().await?, render::vms),
+        VmCommand::List => output.data(&client.vms().await?, |list| render::vms(list)),
         VmCommand::Show { vm } => output.data(&client.vm(&vm).await?, render::vm),
         VmCommand::Start { vm } => output.data(&client.start_vm(&vm).await?, render::vm),
         VmCommand::Shutdown { vm } => {
@@ -20,7 +20,7 @@ pub(crate) async fn run(command: VmCommand, client: &ServerClient, output: &Outp
             output.talk(&format!("The guest of {vm} was asked to shut itself down"));
             output.data(&view, render::vm);
         }
-        VmCommand::Hosts { vm } => output.data(&client.candidates(&vm).await?, render::candidates),
+        VmCommand::Hosts { vm } => output.data(&client.candidates(&vm).await?, |list| render::candidates(list)),
         VmCommand::Migrate(arguments) => migrate(arguments, client, output).await?,
     }
     Ok(())
@@ -36,7 +36,7 @@ async fn migrate(arguments: MigrateArguments, client: &ServerClient, output: &Ou
     };
     if arguments.dry_run {
         let candidate = client.try_migrate(&arguments.vm, &body).await?;
-        output.data(&vec![candidate], render::candidates);
+        output.data(&vec![candidate], |list| render::candidates(list));
         return Ok(());
     }
     let accepted = client.migrate(&arguments.vm, &body).await?;

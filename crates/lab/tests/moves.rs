@@ -1,0 +1,196 @@
+//! The whole product on real hosts: command line, server, agents, libvirt, QEMU, Samba.
+#![cfg(feature = "lab")]
+
+use std::{fs, time::Duration};
+
+use ferry_core::{
+    api::{
+        problem::Problem,
+        server::{Candidate, JobView, VmView},
+    },
+    finding::FindingId,
+    job::MoveKind,
+    migration::Phase,
+};
+use ferry_lab::{
+    demo::{measure, start_ticker},
+    ferry::Ferry,
+    guest::Ticker,
+    observe::{Observer, judge},
+};
+
+const BOOT: Duration = Duration::from_secs(90);
+const SECONDS_20: Duration = Duration::from_secs(20);
+const VERIFY: Duration = Duration::from_secs(120);
+
+/// A guest that moves in a few seconds.
+fn small(name: &str, address: u8) -> Ticker {
+    Ticker { memory_mib: 256, pattern_mib: 24, dirty_mib_per_s: 2, ..Ticker::new(name, address) }
+}
+
+/// Two hosts with Ferry, and a small guest that runs on the first.
+fn with_guest(ticker: &Ticker) -> (Observer, Ferry) {
+    let ferry = Ferry::up(2).expect("Ferry on two hosts");
+    let observer = Observer::start(&ferry.lab).expect("observers");
+    start_ticker(&ferry, ticker, 0).expect("a guest");
+    observer.wait_on(&ticker.name, "kvm1", BOOT).expect("it boots");
+    (observer, ferry)
+}
+
+/// No program may have logged a warning or an error, but those that hold one of `expected`.
+fn no_surprise_in_the_logs(ferry: &Ferry, expected: &[&str]) {
+    for entry in fs::read_dir(&ferry.lab.folder).expect("a folder") {
+        let path = entry.expect("an entry").path();
+        if path.extension().is_none_or(|extension| extension != "log") {
+            continue;
+        }
+        let text = fs::read_to_string(&path).expect("a log");
+        for line in text.lines().filter(|line| line.contains(" WARN ") || line.contains(" ERROR ")) {
+            assert!(expected.iter().any(|words| line.contains(words)), "{}: {line}", path.display());
+        }
+    }
+}
+
+#[test]
+fn a_vm_moves_there_and_back_ten_times() {
+    let ticker = small("ticker", 101);
+    let (observer, ferry) = with_guest(&ticker);
+    ferry.lab.hosts[0].virsh(&["autostart", "ticker"]).expect("set");
+    for round in 0..10 {
+        for destination in ["kvm2", "kvm1"] {
+            let job: JobView = ferry
+                .json(&["vm", "migrate", "ticker", "--to", destination, "--wait"])
+                .unwrap_or_else(|error| panic!("round {round} to {destination}: {error:#}"));
+            assert_eq!(job.phase, Phase::Succeeded, "{job:?}");
+            observer.wait_on("ticker", destination, SECONDS_20).expect("it runs there alone");
+        }
+    }
+    observer.wait_verified("ticker", 1, VERIFY).expect("verified");
+    judge(&observer.heard("ticker")).expect("no promise is broken");
+    // Definition and autostart came home, and nothing is left where it was.
+    let (home, away) = (&ferry.lab.hosts[0], &ferry.lab.hosts[1]);
+    assert!(home.virsh(&["dominfo", "ticker"]).expect("known").contains("enable"), "autostart followed the VM");
+    assert_eq!(away.virsh(&["list", "--all", "--name"]).expect("listed").trim(), "");
+    assert!(home.path("/run/ferry/m").read_dir().expect("a folder").next().is_none(), "no session is left");
+    assert!(home.path("/run/ferry-agent/holds").read_dir().expect("a folder").next().is_none(), "no hold is left");
+    no_surprise_in_the_logs(&ferry, &[]);
+}
+
+#[test]
+fn what_is_measured_of_a_move_is_seen_from_outside_too() {
+    let ticker = small("ticker", 101);
+    let (observer, ferry) = with_guest(&ticker);
+    observer.wait_verified("ticker", 0, VERIFY).expect("verified");
+    let measured = measure(&ferry, &observer, &ticker, "kvm2", None).expect("every promise is kept");
+    assert!(measured.pages_verified > 6_000 && measured.sectors_verified > 100, "{measured:?}");
+    assert!(measured.wire_bytes > 24 << 20, "the pattern alone is 24 MiB: {measured:?}");
+    // A heart beats every 10 ms; what Ferry calls downtime is what the guest was silent, give or take some beats
+    // on a busy machine.
+    assert!(measured.guest_gap_ms + 20 >= measured.downtime_ms, "{measured:?}");
+}
+
+#[test]
+fn a_lost_finish_reply_fails_the_job_and_the_vm_stays_and_is_held_meanwhile() {
+    let ticker = small("ticker", 101);
+    let mut ferry = Ferry::up_bare(2, &[("FAILPOINTS", "drop-finish-reply=1*return")]).expect("hosts");
+    ferry.enrol().expect("enrolled");
+    ferry.add_share("vms").expect("a share");
+    let observer = Observer::start(&ferry.lab).expect("observers");
+    start_ticker(&ferry, &ticker, 0).expect("a guest");
+    observer.wait_on("ticker", "kvm1", BOOT).expect("it boots");
+    let said = ferry.ferry(&["--json", "vm", "migrate", "ticker", "--to", "kvm2", "--wait"]).expect("it ends");
+    assert_eq!(said.code, Some(1), "{said:?}");
+    let job: JobView = serde_json::from_str(said.out.lines().last().unwrap_or_default()).expect("the job");
+    assert_eq!(job.phase, Phase::Failed, "{job:?}");
+    assert!(job.summary.contains("kvm1"), "it says where the VM is: {}", job.summary);
+    observer.wait_on("ticker", "kvm1", SECONDS_20).expect("it goes on at the source");
+    observer.wait_verified("ticker", 1, VERIFY).expect("verified");
+    judge(&observer.heard("ticker")).expect("never heard from two hosts");
+    let away = &ferry.lab.hosts[1];
+    assert_eq!(away.virsh(&["list", "--all", "--name"]).expect("listed").trim(), "", "nothing is left there");
+}
+
+#[test]
+fn a_held_vm_cannot_be_started_by_anyone() {
+    let ticker = small("ticker", 101);
+    let (_observer, ferry) = with_guest(&ticker);
+    let host = &ferry.lab.hosts[0];
+    host.virsh(&["destroy", "ticker"]).expect("stopped");
+    let hold = host.path("/run/ferry-agent/holds").join(ticker.uuid.to_string());
+    fs::write(&hold, "job 7 moves it").expect("held");
+    let said = host.try_run(&["virsh", "-c", "qemu:///system", "start", "ticker"]).expect("it runs");
+    assert!(!said.ok() && said.err.contains("job 7"), "{said:?}");
+    fs::remove_file(hold).expect("let go");
+    host.virsh(&["start", "ticker"]).expect("it starts");
+}
+
+/// One row of bad input: what is typed, the finding it gets, and words that the finding holds.
+type Row<'a> = (&'a [&'a str], FindingId, &'a [&'a str]);
+
+fn refused(ferry: &Ferry, (line, id, words): &Row<'_>) {
+    let mut all = vec!["--json"];
+    all.extend(*line);
+    let said = ferry.ferry(&all).expect("it ends");
+    assert!(!said.ok(), "{line:?} was taken: {said:?}");
+    let text = said.out.lines().last().unwrap_or_default();
+    let problem: Problem = serde_json::from_str(text).unwrap_or_else(|_| panic!("{line:?}: no problem in {said:?}"));
+    let finding = problem
+        .findings
+        .iter()
+        .find(|finding| finding.id == *id)
+        .unwrap_or_else(|| panic!("{line:?}: no {id} in {problem:?}"));
+    let told = format!("{} {} {}", finding.object, finding.message, finding.fix);
+    for word in *words {
+        assert!(told.contains(word), "{line:?}: {word:?} is not in {told}");
+    }
+}
+
+#[test]
+fn bad_input_on_real_hosts_gets_a_clear_error_and_changes_nothing() {
+    let ticker = small("ticker", 101);
+    let (observer, ferry) = with_guest(&ticker);
+    let old = ferry
+        .lab
+        .file_server("old", "10.77.0.252", "server min protocol = NT1\nserver max protocol = SMB2_10\n")
+        .expect("an old file server");
+    ferry.must(&["share", "add", "old", &old.unc()]).expect("added");
+    let (good, bad) = (ferry.password_file(ferry_lab::samba::PASSWORD).expect("a file"), ferry.lab.folder.join("bad"));
+    fs::write(&bad, "wrong").expect("written");
+    let bad = bad.display().to_string();
+    let (address, token) = (ferry.agents[0].address.clone(), ferry.agents[0].token.clone());
+    let rows: &[Row<'_>] = &[
+        (&["vm", "migrate", "nope", "--to", "kvm2"], FindingId::VmUnknown, &["nope"]),
+        (&["vm", "migrate", "ticker", "--to", "kvm1"], FindingId::VmAlreadyThere, &["ticker", "kvm1"]),
+        (&["vm", "migrate", "ticker", "--to", "kvm9"], FindingId::HostUnknown, &["kvm9"]),
+        (
+            &["host", "add", "10.77.0.9:7421", "--name", "kvm9", "--token", &token],
+            FindingId::HostUnreachable,
+            &["10.77.0.9"],
+        ),
+        (&["host", "add", &address, "--name", "again", "--token", &token], FindingId::AuthEnrolment, &["used"]),
+        (&["share", "add", "short", "\\\\fs1\\vms"], FindingId::ShareNotQualified, &["fs1"]),
+        (&["share", "add", "vms2", &ferry.files.unc()], FindingId::ShareTwice, &["vms"]),
+        (
+            &["share", "attach", "old", "--host", "kvm1", "--user", "root", "--password-file", &good],
+            FindingId::ShareDialect,
+            &["old.ferry.lab"],
+        ),
+        (
+            &["share", "attach", "vms", "--host", "kvm1", "--user", "root", "--password-file", &bad],
+            FindingId::SharePassword,
+            &["fs1.ferry.lab", "root"],
+        ),
+    ];
+    for row in rows {
+        refused(&ferry, row);
+    }
+    let candidates: Vec<Candidate> = ferry.json(&["vm", "hosts", "ticker"]).expect("listed");
+    let kinds: Vec<_> = candidates.iter().map(|candidate| (candidate.host.as_str(), candidate.kind)).collect();
+    assert!(kinds.contains(&("kvm2", Some(MoveKind::Live))) && kinds.contains(&("kvm1", None)), "{kinds:?}");
+    // Nothing was changed by any of it: the VM is where it was, and moves.
+    let vms: Vec<VmView> = ferry.json(&["vm", "list"]).expect("listed");
+    assert_eq!(vms.iter().map(|vm| vm.host.as_str()).collect::<Vec<_>>(), ["kvm1"]);
+    let job: JobView = ferry.json(&["vm", "migrate", "ticker", "--to", "kvm2", "--wait"]).expect("it moves");
+    assert_eq!(job.phase, Phase::Succeeded);
+    observer.wait_on("ticker", "kvm2", SECONDS_20).expect("it runs there");
+}
