@@ -53,6 +53,9 @@ enum Chore {
         /// Runs of each.
         #[arg(long, default_value_t = 5)]
         runs: u32,
+        /// Write the table to this file, too.
+        #[arg(long)]
+        report: Option<String>,
     },
 }
 
@@ -123,6 +126,12 @@ fn run(chore: Chore) -> anyhow::Result<u8> {
             chore::lab(&arguments)
         }
         Chore::Lab(LabChore::Down) => chore::lab(&["down"]),
-        Chore::Bench { name, runs } => chore::lab(&["bench", &name, "--runs", &runs.to_string()]),
+        Chore::Bench { name, runs, report } => {
+            let runs = runs.to_string();
+            let mut arguments = vec!["bench", &name, "--runs", &runs];
+            // The lab's program runs where xtask was called: a relative path means the same.
+            arguments.extend(report.iter().flat_map(|path| ["--report", path]));
+            chore::lab(&arguments)
+        }
     }
 }
