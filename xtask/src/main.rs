@@ -1,77 +1,137 @@
-//! Every chore of the project: `cargo xtask demo`, `cargo xtask test`, and what they need.
-//!
-//! Builds without libvirt's headers: it installs them.
+//! Every chore of the project. Builds with nothing but a Rust toolchain and a C compiler's linker; what else a chore
+//! needs it installs itself, and says so.
 
-mod install;
-mod steps;
+mod chore;
+mod packages;
+mod programs;
+mod sudo;
 
 use std::process::ExitCode;
 
-use clap::{Parser, Subcommand};
+use clap::{Parser, Subcommand, ValueEnum};
 
 /// Every chore of the project.
 #[derive(Parser)]
-#[command(name = "cargo xtask", arg_required_else_help = true)]
+#[command(bin_name = "cargo xtask", arg_required_else_help = true)]
 struct Arguments {
     #[command(subcommand)]
-    command: Command,
+    chore: Chore,
 }
 
 #[derive(Subcommand)]
-enum Command {
-    /// Move a running VM between two real hosts on this machine, and prove what was promised
+enum Chore {
+    /// Move a running VM between two real hosts on this machine, and prove what was promised.
     Demo {
-        /// Options of the demo: --json, --keep, --sabotage page|sector|split
-        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
-        options: Vec<String>,
+        /// Print one JSON object as the last line.
+        #[arg(long)]
+        json: bool,
+        /// Leave lab and server running, and print how to use them.
+        #[arg(long)]
+        keep: bool,
+        /// Break something on purpose: the demo must fail and say what it found.
+        #[arg(long, value_enum)]
+        sabotage: Option<Sabotage>,
     },
-    /// Run all tests: unit, component and conformance without root, then those with real hosts
+    /// Run every test: unit and component tests, then those in the lab.
     Test {
-        /// Leave out the tests with real hosts
+        /// Leave out the lab: runs without root once the packages are installed.
         #[arg(long)]
         no_lab: bool,
-        /// Only tests whose name holds one of these
-        filters: Vec<String>,
+        /// Run only tests whose names hold this.
+        filter: Option<String>,
     },
-    /// Check format, lints, docs, architecture and the API document
+    /// Check formatting, lints, documentation, architecture, and the API document.
     Check,
-    /// Build a lab and look into it: up, status, shell HOST, down
-    Lab {
-        /// What to do
-        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
-        options: Vec<String>,
-    },
-    /// Measure Ferry against what is there without it: base
+    /// Hosts to try things on.
+    #[command(subcommand)]
+    Lab(LabChore),
+    /// Compare Ferry with virsh, in turns, in the lab.
     Bench {
-        /// Which, and its options
-        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
-        options: Vec<String>,
-    },
-    /// Run the fuzzers of what parses a peer's bytes, so many seconds each
-    Fuzz {
-        /// Seconds each
-        #[arg(default_value_t = 60)]
-        seconds: u32,
+        /// What to measure: `base` is one move of a ticker guest of 512 MiB.
+        #[arg(default_value = "base")]
+        name: String,
+        /// Runs of each.
+        #[arg(long, default_value_t = 5)]
+        runs: u32,
+        /// Write the table to this file, too.
+        #[arg(long)]
+        report: Option<String>,
     },
 }
 
+#[derive(Clone, Copy, ValueEnum)]
+enum Sabotage {
+    Page,
+    Sector,
+    Split,
+}
+
+#[derive(Subcommand)]
+enum LabChore {
+    /// Build a lab that stands until it is taken down.
+    Up {
+        /// How many hosts.
+        #[arg(long, default_value_t = 2)]
+        hosts: usize,
+    },
+    /// List the labs that stand, their hosts and what runs there.
+    Status,
+    /// Run a command, or a shell, in a host.
+    Shell {
+        /// The host: kvm1, kvm2, …
+        host: String,
+        /// The command.
+        #[arg(last = true)]
+        command: Vec<String>,
+    },
+    /// Take down every lab that stands.
+    Down,
+}
+
 fn main() -> ExitCode {
-    let outcome = match Arguments::parse().command {
-        Command::Demo { options } => steps::lab_program("demo", &options),
-        Command::Test { no_lab, filters } => steps::test(no_lab, &filters),
-        Command::Check => steps::check(),
-        Command::Lab { options } => match options.split_first() {
-            Some((first, rest)) => steps::lab_program(first, rest),
-            None => steps::lab_program("status", &[]),
-        },
-        Command::Bench { options } => steps::lab_program("bench", &options),
-        Command::Fuzz { seconds } => steps::fuzz(seconds),
-    };
-    match outcome {
-        Ok(code) => code,
+    match run(Arguments::parse().chore) {
+        Ok(code) => ExitCode::from(code),
         Err(error) => {
             eprintln!("error: {error:#}");
             ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(chore: Chore) -> anyhow::Result<u8> {
+    match chore {
+        Chore::Demo { json, keep, sabotage } => {
+            let mut arguments = vec!["demo"];
+            arguments.extend(json.then_some("--json"));
+            arguments.extend(keep.then_some("--keep"));
+            if let Some(sabotage) = sabotage {
+                arguments.extend([
+                    "--sabotage",
+                    match sabotage {
+                        Sabotage::Page => "page",
+                        Sabotage::Sector => "sector",
+                        Sabotage::Split => "split",
+                    },
+                ]);
+            }
+            chore::lab(&arguments)
+        }
+        Chore::Test { no_lab, filter } => chore::test(no_lab, filter.as_deref()),
+        Chore::Check => chore::check(),
+        Chore::Lab(LabChore::Up { hosts }) => chore::lab(&["up", "--hosts", &hosts.to_string()]),
+        Chore::Lab(LabChore::Status) => chore::lab(&["status"]),
+        Chore::Lab(LabChore::Shell { host, command }) => {
+            let mut arguments = vec!["shell", &host, "--"];
+            arguments.extend(command.iter().map(String::as_str));
+            chore::lab(&arguments)
+        }
+        Chore::Lab(LabChore::Down) => chore::lab(&["down"]),
+        Chore::Bench { name, runs, report } => {
+            let runs = runs.to_string();
+            let mut arguments = vec!["bench", &name, "--runs", &runs];
+            // The lab's program runs where xtask was called: a relative path means the same.
+            arguments.extend(report.iter().flat_map(|path| ["--report", path]));
+            chore::lab(&arguments)
         }
     }
 }

@@ -36,12 +36,21 @@ fn the_fake_passes_the_suite_and_never_runs_a_vm_twice() {
         vms.borrow_mut().push(vm);
         vm
     };
+    let restart = |role: Role| {
+        let host = match role {
+            Role::Source => &source,
+            Role::Destination => &destination,
+        };
+        host.set_reachable(false);
+        host.set_reachable(true);
+    };
     let see = Path::to_owned;
     conformance::run(&Site {
         source: Side { hypervisor: &source, see: &see },
         destination: Side { hypervisor: &destination, see: &see },
         define: &define,
         folder: folders.clone(),
+        restart: &restart,
         run_dir: base.path().join("run"),
     });
     for vm in vms.into_inner() {
@@ -85,8 +94,20 @@ mod libvirt {
             destination: Side { hypervisor: &there, see: &see(destination) },
             define: &define,
             folder: (FOLDER.into(), FOLDER.into()),
+            restart: &|role| match role {
+                Role::Source => restart(source),
+                Role::Destination => restart(destination),
+            },
             run_dir: "/run/ferry-conformance".into(),
         });
+    }
+
+    /// Restarts libvirtd from inside the host.
+    fn restart(root: &Path) {
+        let process = root.components().nth(2).expect("/proc/PID/root").as_os_str();
+        let script = "pid=$(cat /run/libvirtd.pid); kill $pid; while kill -0 $pid 2>/dev/null; do sleep 0.05; done; libvirtd -d";
+        let status = Command::new("nsenter").arg("-t").arg(process).args(["-a", "timeout", "30", "sh", "-c", script]).status();
+        assert!(status.expect("nsenter is installed").success());
     }
 
     /// A VM without an operating system: its firmware finds no disk to boot and idles.

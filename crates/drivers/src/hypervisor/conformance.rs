@@ -44,6 +44,8 @@ pub struct Site<'a> {
     pub define: &'a dyn Fn(Role, &str) -> VmId,
     /// The common folder, as the source and as the destination has it.
     pub folder: (PathBuf, PathBuf),
+    /// Restarts a host's daemon; its VMs go on.
+    pub restart: &'a dyn Fn(Role),
     /// A folder of both hosts in which folders of sessions may be made.
     pub run_dir: PathBuf,
 }
@@ -55,6 +57,7 @@ pub fn run(site: &Site<'_>) {
     a_vm_is_listed_started_and_ended(site);
     autostart_is_set_and_cleared(site);
     a_dropped_watch_reports_nothing_more(site);
+    a_restarted_daemon_is_reached_again_and_its_watches_say_that_it_was_lost(site);
     moves::run(site);
 }
 
@@ -135,6 +138,21 @@ fn a_dropped_watch_reports_nothing_more(site: &Site<'_>) {
     let vm = (site.define)(Role::Source, "ferry-watched");
     kept.wait("the other watch goes on", |event| event == DomainEvent::Changed(vm));
     assert!(events.0.lock().expect("nobody panicked").is_empty());
+    here.undefine(vm).expect("undefined");
+}
+
+fn a_restarted_daemon_is_reached_again_and_its_watches_say_that_it_was_lost(site: &Site<'_>) {
+    let here = site.source.hypervisor;
+    let vm = (site.define)(Role::Source, "ferry-survivor");
+    here.start(vm).expect("started");
+    let watch = Watched::begin(here);
+    (site.restart)(Role::Source);
+    watch.wait("the loss is reported", |event| event == DomainEvent::ConnectionLost);
+    wait_until("the daemon answers again", || here.presence(vm, Role::Source).is_ok());
+    assert_eq!(here.presence(vm, Role::Source).expect("reachable"), Presence::Running);
+    let watch = Watched::begin(here);
+    here.destroy(vm).expect("ended");
+    watch.wait("a new watch reports again", |event| event == DomainEvent::Changed(vm));
     here.undefine(vm).expect("undefined");
 }
 

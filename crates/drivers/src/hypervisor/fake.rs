@@ -13,7 +13,7 @@
 //!
 //! What the fake keeps of libvirt: the copy arrives paused; the source's copy waits for the reply to Finish, ends
 //! when it comes and runs again when it is lost; a copy whose RPC channel ends before Finish is dropped, one after
-//! Finish stays; the definition stays at the source. Time is virtual: how often memory is passed over depends on the
+//! Finish stays; the definition stays at the source; both ends know what the move took. Time is virtual: how often memory is passed over depends on the
 //! guest's dirty ratio alone.
 
 mod destination;
@@ -54,6 +54,9 @@ use super::{DomainEvent, EventSink, Hypervisor, HypervisorError, HypervisorHost,
 
 /// Name of the fake daemon's socket in the host's folder.
 const RPC_SOCKET_NAME: &str = "libvirt-sock";
+
+/// What QEMU says when another process has a disk.
+const LOCKED: &str = "Failed to get \"write\" lock";
 
 /// A fake host. Dropping it ends its daemon.
 #[derive(Debug)]
@@ -272,6 +275,11 @@ impl Host {
         if ran != runs {
             self.world.note(vm, &self.name, runs);
         }
+        let writes = match &entry.process {
+            Process::Running(_) | Process::Paused(_) | Process::Arrived(_) => true,
+            Process::Off | Process::HandedOver(_) | Process::Receiving(_) | Process::Received(_) => false,
+        };
+        self.world.note_writer(vm, &self.name, writes);
         drop(state);
         self.changed.notify_all();
         self.notify(if ran && handed_over { DomainEvent::StoppedForMigration(vm) } else { DomainEvent::Changed(vm) });
@@ -365,6 +373,9 @@ impl Hypervisor for FakeHypervisor {
             | Process::Received(_)
             | Process::Arrived(_) => return failed(what(), "domain is already running"),
         }
+        if self.host.world.is_locked_for(vm, &self.host.name) {
+            return failed(what(), LOCKED);
+        }
         let memory = Memory::fresh(vm, entry.guest.resident, entry.guest.dirty_ratio);
         drop(state);
         self.host.shift(vm, |_| Process::Running(memory));
@@ -388,6 +399,9 @@ impl Hypervisor for FakeHypervisor {
         let mut state = self.host.call(Point::Resume, what)?;
         match no_vm(&mut state, vm)?.process {
             Process::Running(_) => return Ok(()),
+            Process::Paused(_) | Process::Arrived(_) if self.host.world.is_locked_for(vm, &self.host.name) => {
+                return failed(what(), LOCKED);
+            }
             Process::Paused(_) | Process::Arrived(_) => {}
             Process::Off => return failed(what(), "domain is not running"),
             Process::HandedOver(_) | Process::Receiving(_) | Process::Received(_) => {

@@ -78,6 +78,10 @@ fn a_moved_vm_arrives_paused_and_runs_when_resumed(site: &Site<'_>) {
     assert_eq!((attempt.source(), attempt.destination()), (Presence::Absent, Presence::Arrived));
     watch.wait("that the vCPUs stop is reported", |event| event == DomainEvent::StoppedForMigration(vm));
     assert!(attempt.carriers.finish_delivered(), "the tap saw the reply to Finish pass");
+    for side in [&site.source, &site.destination] {
+        let stats = side.hypervisor.completed_stats(vm).expect("reachable").expect("both ends know what it took");
+        assert!(stats.memory_total.0 > 0 && stats.memory_processed.0 > 0 && stats.iteration > 0, "{stats:?}");
+    }
 
     let there = site.destination.hypervisor;
     there.resume(vm).expect("resumed");

@@ -21,10 +21,10 @@ use ferry_core::{
 use super::{
     FakeGuest, Host, Memory, Point, Process, Struck, Vm,
     guest::{self, PAGE_BYTES},
-    source::{MEMORY_END, MEMORY_MAGIC},
+    source::{MEMORY_END, MEMORY_MAGIC, stats_of},
 };
 use crate::hypervisor::{
-    DomainEvent, definition,
+    DomainEvent, MigrationStats, definition,
     rpc::{
         FLAG_PAUSED, FLAG_PERSIST_DEST, FinishCall, PrepareCall,
         message::{FINISH, Header, Kind, LengthError, PREPARE, REMOTE_PROGRAM, STATUS_OK, SUPPORTS_FEATURE, Splitter},
@@ -269,10 +269,18 @@ fn check_newcomer(host: &Host, facts: &VmFacts<PathBuf>) -> Result<(), String> {
 }
 
 /// What became of a copy's memory.
-fn arrived(host: &Host, vm: VmId, incoming: &Arc<Incoming>, received: io::Result<Memory>) {
+fn arrived(
+    host: &Host,
+    vm: VmId,
+    incoming: &Arc<Incoming>,
+    received: io::Result<(Memory, MigrationStats)>,
+) {
+    if let (Ok((_, stats)), Some(entry)) = (&received, host.state().vms.get_mut(&vm)) {
+        entry.completed = Some(*stats);
+    }
     let mine = |process: &Process| matches!(process, Process::Receiving(found) if Arc::ptr_eq(found, incoming));
     host.shift(vm, |process| match received {
-        Ok(memory) if mine(&process) => Process::Received(memory),
+        Ok((memory, _)) if mine(&process) => Process::Received(memory),
         // As QEMU does: a process whose incoming stream breaks ends.
         Err(_) if mine(&process) => Process::Off,
         Ok(_) | Err(_) => process,
@@ -280,7 +288,7 @@ fn arrived(host: &Host, vm: VmId, incoming: &Arc<Incoming>, received: io::Result
     host.forget_transient(vm);
 }
 
-fn receive(listener: &UnixListener, incoming: &Incoming) -> io::Result<Memory> {
+fn receive(listener: &UnixListener, incoming: &Incoming) -> io::Result<(Memory, MigrationStats)> {
     let (stream, _) = listener.accept()?;
     {
         let mut channel = incoming.channel.lock().expect("nobody panics while holding it");
@@ -300,7 +308,11 @@ fn receive(listener: &UnixListener, incoming: &Incoming) -> io::Result<Memory> {
     loop {
         match word(&mut stream)? {
             MEMORY_END if word(&mut stream)? == guest::checksum(&bytes) => {
-                return Ok(Memory::arrived(bytes, dirty_ratio));
+                let mut words = [0; 6];
+                for counted in &mut words {
+                    *counted = word(&mut stream)?;
+                }
+                return Ok((Memory::arrived(bytes, dirty_ratio), stats_of(words)));
             }
             MEMORY_END => return Err(bad("memory was spoilt on its way")),
             page if page < pages => stream.read_exact(&mut bytes[page as usize * PAGE_BYTES..][..PAGE_BYTES])?,

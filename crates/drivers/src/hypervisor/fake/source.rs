@@ -33,7 +33,7 @@ const LINK_BYTES_PER_S: f64 = (1 << 20) as f64;
 const PAGES_PER_BATCH: usize = 64;
 /// First word of the memory stream; then the number of pages and the guest's dirty ratio.
 pub(super) const MEMORY_MAGIC: u64 = 0x4645_5252_5946_414b;
-/// Stands for a page number where the stream ends; then the checksum of all memory.
+/// Stands for a page number where the stream ends; then the checksum of all memory, and what the move took.
 pub(super) const MEMORY_END: u64 = u64::MAX;
 /// `VIR_DRV_FEATURE_MIGRATION_PARAMS`
 const FEATURE_MIGRATION_PARAMS: u32 = 13;
@@ -82,8 +82,11 @@ pub(super) fn migrate(host: &Arc<Host>, request: &MigrateRequest) -> Result<(), 
             Ok(())
         }
         Err(trouble) => {
-            // As libvirt does: whatever the destination has, a source that was not told otherwise runs on.
+            // As libvirt does: whatever the destination has, a source that was not told otherwise runs on, if locks
+            // let it.
+            let is_locked = host.world.is_locked_for(vm, &host.name);
             host.shift(vm, |process| match process {
+                Process::HandedOver(memory) if is_locked => Process::Paused(memory),
                 Process::HandedOver(memory) => Process::Running(memory),
                 other => other,
             });
@@ -194,12 +197,14 @@ fn send_memory(host: &Host, request: &MigrateRequest, path: &std::path::Path) ->
     stop(host, vm)?;
     host.faults.meet(Point::Stopped).map_err(Struck::into_trouble)?;
     send_pass(host, vm, &mut stream, &due, pass, begun)?;
-    let sum = with_memory(host, vm, |memory, outgoing| {
+    let (sum, stats) = with_memory(host, vm, |memory, outgoing| {
         outgoing.stats.downtime_ms = stopped.elapsed().as_millis() as u64;
-        guest::checksum(&memory.bytes)
+        (guest::checksum(&memory.bytes), outgoing.stats)
     })?;
     let mut ending = MEMORY_END.to_be_bytes().to_vec();
-    ending.extend(sum.to_be_bytes());
+    for word in [sum].into_iter().chain(words_of(&stats)) {
+        ending.extend(word.to_be_bytes());
+    }
     stream.write_all(&ending).map_err(Trouble::because("cannot send memory"))?;
     stream.shutdown(Shutdown::Write).map_err(Trouble::because("cannot end the memory stream"))
 }
@@ -252,6 +257,31 @@ fn count(stats: &mut MigrationStats, sent: usize, left: usize, total: usize, pas
     stats.iteration = pass;
     stats.elapsed_ms = elapsed.as_millis() as u64;
     stats.rate_bytes_per_s = (stats.memory_processed.0 as f64 / elapsed.as_secs_f64().max(1e-6)) as u64;
+}
+
+/// Counts as they travel to the destination.
+fn words_of(stats: &MigrationStats) -> [u64; 6] {
+    [
+        stats.memory_total.0,
+        stats.memory_processed.0,
+        stats.rate_bytes_per_s,
+        u64::from(stats.iteration),
+        stats.downtime_ms,
+        stats.elapsed_ms,
+    ]
+}
+
+pub(super) fn stats_of(words: [u64; 6]) -> MigrationStats {
+    let [total, processed, rate, iteration, downtime_ms, elapsed_ms] = words;
+    MigrationStats {
+        memory_total: ByteCount(total),
+        memory_processed: ByteCount(processed),
+        rate_bytes_per_s: rate,
+        iteration: iteration as u32,
+        downtime_ms,
+        elapsed_ms,
+        ..MigrationStats::default()
+    }
 }
 
 fn stop(host: &Host, vm: VmId) -> Result<(), Trouble> {

@@ -1,7 +1,7 @@
-//! What happened on all fake hosts together: which of them ran a VM, in order.
+//! What happened on all fake hosts together: which of them ran a VM, in order, and who has its disks open.
 
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeMap, BTreeSet},
     sync::{Arc, Mutex, MutexGuard},
 };
 
@@ -9,7 +9,15 @@ use ferry_core::id::VmId;
 
 /// The record that fake hosts share. Clones are the same record.
 #[derive(Clone, Debug, Default)]
-pub struct World(Arc<Mutex<Vec<Moment>>>);
+pub struct World(Arc<Mutex<Record>>);
+
+#[derive(Debug, Default)]
+struct Record {
+    moments: Vec<Moment>,
+    locks_hold: bool,
+    /// Hosts with a copy of a VM that has its disks open for writing, as QEMU has from arrival to hand-over.
+    writers: BTreeMap<VmId, BTreeSet<String>>,
+}
 
 /// A VM's vCPUs began or ceased to run somewhere.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -30,7 +38,7 @@ impl World {
 
     /// Every entry of a VM, oldest first.
     pub fn history(&self, vm: VmId) -> Vec<Moment> {
-        self.moments().iter().filter(|moment| moment.vm == vm).cloned().collect()
+        self.record().moments.iter().filter(|moment| moment.vm == vm).cloned().collect()
     }
 
     /// The hosts that run a VM now. One that fell over with its VM counts until it says otherwise.
@@ -53,11 +61,34 @@ impl World {
         most
     }
 
-    pub(super) fn note(&self, vm: VmId, host: &str, runs: bool) {
-        self.moments().push(Moment { vm, host: host.to_owned(), runs });
+    /// Whether locks on the share hold between hosts. They do not at first, as over a FUSE mount. Where they hold, a
+    /// source whose reply to Finish was lost stays paused as long as the destination has the disks.
+    pub fn set_locks_hold(&self, hold: bool) {
+        self.record().locks_hold = hold;
     }
 
-    fn moments(&self) -> MutexGuard<'_, Vec<Moment>> {
+    pub(super) fn note(&self, vm: VmId, host: &str, runs: bool) {
+        self.record().moments.push(Moment { vm, host: host.to_owned(), runs });
+    }
+
+    pub(super) fn note_writer(&self, vm: VmId, host: &str, writes: bool) {
+        let mut record = self.record();
+        let writers = record.writers.entry(vm).or_default();
+        if writes {
+            writers.insert(host.to_owned());
+        } else {
+            writers.remove(host);
+        }
+    }
+
+    /// Whether a lock keeps `host` from running a VM.
+    pub(super) fn is_locked_for(&self, vm: VmId, host: &str) -> bool {
+        let record = self.record();
+        let others = record.writers.get(&vm).is_some_and(|writers| writers.iter().any(|writer| writer != host));
+        record.locks_hold && others
+    }
+
+    fn record(&self) -> MutexGuard<'_, Record> {
         self.0.lock().expect("nobody panics while holding it")
     }
 }
