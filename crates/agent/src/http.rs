@@ -33,7 +33,8 @@ use serde::{Deserialize, de::DeserializeOwned};
 use tracing::{error, info};
 
 use crate::{
-    Agent, AgentError, host,
+    Agent, AgentError,
+    host,
     tls::{Caller, PinAcceptor},
 };
 

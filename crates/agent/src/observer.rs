@@ -55,7 +55,11 @@ impl Observer {
 
     /// What the host has, as soon as it is newer than the cursor; after `wait` (at most [`WAIT_MAX`]) whatever it is.
     /// `None` while libvirt has never answered.
-    pub async fn newer(&self, cursor: Option<(Incarnation, Generation)>, wait: Duration) -> Option<Observation> {
+    pub async fn newer(
+        &self,
+        cursor: Option<(Incarnation, Generation)>,
+        wait: Duration,
+    ) -> Option<Observation> {
         let mut latest = self.latest.clone();
         let is_news = |observation: &Option<Observation>| {
             observation.as_ref().is_some_and(|observation| {
@@ -156,8 +160,11 @@ fn gather(
     incarnation: Incarnation,
 ) -> Result<Observation, HypervisorError> {
     let places = shares.places(id.unwrap_or(HostId(Uuid::nil())));
-    let mut vms: Vec<_> =
-        hypervisor.vms()?.into_iter().map(|facts| facts.map_places(|path| places.location(&path))).collect();
+    let mut vms: Vec<_> = hypervisor
+        .vms()?
+        .into_iter()
+        .map(|facts| facts.map_places(|path| places.location(&path)))
+        .collect();
     vms.sort_by(|one, other| (&one.name, one.id).cmp(&(&other.name, other.id)));
     Ok(Observation {
         incarnation,

@@ -13,7 +13,10 @@ use ferry_core::{
     location::UncPath,
     share::{AttachMode, AttachedShare},
 };
-use ferry_drivers::{places::Places, share::ShareDriver};
+use ferry_drivers::{
+    places::Places,
+    share::ShareDriver,
+};
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 use tracing::warn;
@@ -50,13 +53,7 @@ impl Shares {
     pub fn load(config: &Config, driver: Arc<dyn ShareDriver>) -> Result<Self, AgentError> {
         let path = config.state_dir.join("shares.json");
         let entries = files::read_json(&path)?.unwrap_or_default();
-        Ok(Self {
-            path,
-            root: config.share_root.clone(),
-            driver,
-            entries: Mutex::new(entries),
-            changed: watch::Sender::new(0),
-        })
+        Ok(Self { path, root: config.share_root.clone(), driver, entries: Mutex::new(entries), changed: watch::Sender::new(0) })
     }
 
     /// Tells when the table changed.
@@ -120,11 +117,7 @@ impl Shares {
                 Finding::blocks(
                     FindingId::ShareMount,
                     path.display(),
-                    format!(
-                        "{} does not lie below {}, which libvirt knows as shared",
-                        path.display(),
-                        self.root.display()
-                    ),
+                    format!("{} does not lie below {}, which libvirt knows as shared", path.display(), self.root.display()),
                     format!("Mount {unc} below {} instead", self.root.display()),
                 ),
             ));

@@ -158,16 +158,17 @@ fn bad_input_on_real_hosts_gets_a_clear_error_and_changes_nothing() {
     fs::write(&bad, "wrong").expect("written");
     let bad = bad.display().to_string();
     let (address, token) = (ferry.agents[0].address.clone(), ferry.agents[0].token.clone());
+    let strange = format!("ferry1.{}.{}", "a".repeat(64), "b".repeat(64));
     let rows: &[Row<'_>] = &[
         (&["vm", "migrate", "nope", "--to", "kvm2"], FindingId::VmUnknown, &["nope"]),
         (&["vm", "migrate", "ticker", "--to", "kvm1"], FindingId::VmAlreadyThere, &["ticker", "kvm1"]),
         (&["vm", "migrate", "ticker", "--to", "kvm9"], FindingId::HostUnknown, &["kvm9"]),
         (
-            &["host", "add", "10.77.0.9:7421", "--name", "kvm9", "--token", &token],
+            &["host", "add", "10.77.0.9:7421", "--name", "kvm9", "--token", &strange],
             FindingId::HostUnreachable,
             &["10.77.0.9"],
         ),
-        (&["host", "add", &address, "--name", "again", "--token", &token], FindingId::AuthEnrolment, &["used"]),
+        (&["host", "add", &address, "--name", "again", "--token", &token], FindingId::HostTwice, &["kvm1"]),
         (&["share", "add", "short", "\\\\fs1\\vms"], FindingId::ShareNotQualified, &["fs1"]),
         (&["share", "add", "vms2", &ferry.files.unc()], FindingId::ShareTwice, &["vms"]),
         (

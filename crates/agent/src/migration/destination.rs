@@ -31,10 +31,7 @@ use ferry_wire::{
     meter::Meter,
     session::{Acceptor, SessionKey},
 };
-use tokio::{
-    net::{TcpStream, UnixStream},
-    sync::Notify,
-};
+use tokio::{net::{TcpStream, UnixStream}, sync::Notify};
 use tokio_rustls::TlsStream;
 use tracing::{error, info, warn};
 
@@ -65,7 +62,11 @@ struct Shared {
 
 impl Destination {
     /// Listens for the source's carrier.
-    pub(super) async fn start(config: &Config, journal: &Journal, board: Arc<Board>) -> Result<Self, AgentError> {
+    pub(super) async fn start(
+        config: &Config,
+        journal: &Journal,
+        board: Arc<Board>,
+    ) -> Result<Self, AgentError> {
         let Task::Destination { request: task, roots } = &journal.task else {
             return Err(AgentError::Carrier("The journal is not one of a destination".to_owned()));
         };

@@ -250,12 +250,14 @@ impl Registry {
         match journal.task.role() {
             Role::Source => self.let_go(&journal).await?,
             Role::Destination => {
-                blocking(&self.hypervisor, move |hypervisor| match hypervisor.presence(vm, Role::Destination)? {
-                    Presence::Receiving | Presence::Arrived | Presence::Paused | Presence::HandedOver => {
-                        hypervisor.destroy(vm)?;
-                        hypervisor.undefine(vm)
+                blocking(&self.hypervisor, move |hypervisor| {
+                    match hypervisor.presence(vm, Role::Destination)? {
+                        Presence::Receiving | Presence::Arrived | Presence::Paused | Presence::HandedOver => {
+                            hypervisor.destroy(vm)?;
+                            hypervisor.undefine(vm)
+                        }
+                        Presence::Running | Presence::Absent | Presence::Unknown => Ok(()),
                     }
-                    Presence::Running | Presence::Absent | Presence::Unknown => Ok(()),
                 })
                 .await?;
             }
@@ -357,7 +359,8 @@ impl Registry {
             return Err(AgentError::Carrier(format!("This host takes part in {MIGRATIONS_MAX} migrations already")));
         }
         make_socket_dir(&socket_dir)?;
-        let journal = Journal { job, generation, task, socket_dir, autostart, confirmed: false, aborted: false };
+        let journal =
+            Journal { job, generation, task, socket_dir, autostart, confirmed: false, aborted: false };
         journal.write(&self.config.journal_dir())?;
         entries.insert(job, journal.clone());
         let started = self.launch(&journal).await;
@@ -501,8 +504,7 @@ fn stale(job: JobId, asked: Generation, known: Generation) -> AgentError {
 /// `…/m/<32 hex digits>`: the only kind of folder that another host may name.
 fn is_session_dir(path: &Path) -> bool {
     let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
-    let plain =
-        path.components().all(|part| matches!(part, std::path::Component::RootDir | std::path::Component::Normal(_)));
+    let plain = path.components().all(|part| matches!(part, std::path::Component::RootDir | std::path::Component::Normal(_)));
     plain
         && path.is_absolute()
         && name.len() == 32

@@ -269,12 +269,7 @@ fn check_newcomer(host: &Host, facts: &VmFacts<PathBuf>) -> Result<(), String> {
 }
 
 /// What became of a copy's memory.
-fn arrived(
-    host: &Host,
-    vm: VmId,
-    incoming: &Arc<Incoming>,
-    received: io::Result<(Memory, MigrationStats)>,
-) {
+fn arrived(host: &Host, vm: VmId, incoming: &Arc<Incoming>, received: io::Result<(Memory, MigrationStats)>) {
     if let (Ok((_, stats)), Some(entry)) = (&received, host.state().vms.get_mut(&vm)) {
         entry.completed = Some(*stats);
     }
