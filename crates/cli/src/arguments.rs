@@ -26,7 +26,7 @@ pub struct Arguments {
 /// Where the server is and how it is known. Anything left out is taken from what `ferry login` stored.
 #[derive(Clone, Debug, Default, Args)]
 pub struct ServerArguments {
-    /// Talk to this server, as in https://ferry.example.org:7420
+    /// Talk to this server, as in `https://ferry.example.org:7420`
     #[arg(long, global = true, env = "FERRY_SERVER")]
     pub server: Option<String>,
     /// Know the server by the hash of its key, as its `server.pin` file has it

@@ -130,3 +130,19 @@ impl fmt::Display for FindingId {
 pub fn any_blocks(findings: &[Finding]) -> bool {
     findings.iter().any(|finding| finding.severity == Severity::Blocks)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_id_is_unique_and_explained_in_the_docs() {
+        let page = include_str!("../../../docs/findings.md");
+        let rows = page.lines().filter(|line| line.starts_with("| `")).count();
+        assert_eq!(rows, FindingId::ALL.len());
+        for id in FindingId::ALL {
+            let row = format!("| `{id}` | {} |", id.meaning());
+            assert_eq!(page.matches(&row).count(), 1, "{row}");
+        }
+    }
+}
