@@ -237,6 +237,31 @@ fn make_files(folder: &Path, name: &str) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// Devices that libvirt, QEMU and FUSE open.
+const DEVICES: [&str; 10] =
+    ["null", "zero", "full", "random", "urandom", "tty", "ptmx", "fuse", "net/tun", "loop-control"];
+
+/// A `/dev` without `kvm`: where it is there and boots no guest, libvirt starts every QEMU again to probe it, at each
+/// migration, which takes longer than the migration.
+fn mount_devices(folder: &Path) -> anyhow::Result<()> {
+    let devices = folder.join("dev");
+    let path = |name: &str| devices.join(name).display().to_string();
+    fs::create_dir_all(&devices)?;
+    run("mount", &["-t", "tmpfs", "-o", "mode=755", "tmpfs", &path("")])?;
+    for name in ["net", "pts", "shm"] {
+        fs::create_dir(devices.join(name))?;
+    }
+    for name in DEVICES.iter().filter(|name| Path::new("/dev").join(name).exists()) {
+        run("cp", &["-a", &format!("/dev/{name}"), &path(name)])?;
+    }
+    for (link, place) in [("/proc/self/fd", "fd"), ("/proc/self/fd/1", "stdout"), ("/proc/self/fd/2", "stderr")] {
+        std::os::unix::fs::symlink(link, devices.join(place))?;
+    }
+    run("mount", &["--bind", "/dev/pts", &path("pts")])?;
+    run("mount", &["-t", "tmpfs", "-o", "mode=1777", "tmpfs", &path("shm")])?;
+    run("mount", &["--rbind", &path(""), "/dev"]).map(drop)
+}
+
 /// The first process of a host: mounts, says that it is ready, and reaps. Killed from outside, it takes all with it.
 ///
 /// # Errors
@@ -261,6 +286,7 @@ pub fn init(folder: &Path, name: &str) -> anyhow::Result<()> {
     ] {
         run("mount", &["--bind", &folder.join(source).display().to_string(), place])?;
     }
+    mount_devices(folder)?;
     fs::write("/run/ready", "")?;
     loop {
         match wait() {
