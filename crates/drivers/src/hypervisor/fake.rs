@@ -25,7 +25,11 @@ mod world;
 use std::{
     collections::BTreeMap,
     io,
-    os::unix::net::{UnixListener, UnixStream},
+    net::Shutdown,
+    os::{
+        fd::OwnedFd,
+        unix::net::{UnixListener, UnixStream},
+    },
     path::{Path, PathBuf},
     sync::{
         Arc, Condvar, Mutex, MutexGuard, Weak,
@@ -62,6 +66,7 @@ const LOCKED: &str = "Failed to get \"write\" lock";
 #[derive(Debug)]
 pub struct FakeHypervisor {
     host: Arc<Host>,
+    socket: UnixListener,
     listener: Option<JoinHandle<()>>,
 }
 
@@ -157,10 +162,11 @@ impl FakeHypervisor {
             changed: Condvar::new(),
         });
         let daemon = Arc::clone(&host);
+        let taker = socket.try_clone()?;
         let listener = thread::Builder::new()
             .name(format!("{name}-libvirtd"))
-            .spawn(move || destination::listen(&daemon, &socket))?;
-        Ok(Self { host, listener: Some(listener) })
+            .spawn(move || destination::listen(&daemon, &taker))?;
+        Ok(Self { host, socket, listener: Some(listener) })
     }
 
     /// What shall go wrong here.
@@ -203,7 +209,6 @@ impl FakeHypervisor {
     /// The guest, or somebody, ends the VM's process.
     pub fn crash(&self, vm: VmId) {
         self.host.shift(vm, |_| Process::Off);
-        self.host.forget_transient(vm);
     }
 
     /// Ends every connection to the fake daemon and takes no new ones until it is reachable again. VMs go on.
@@ -218,7 +223,7 @@ impl FakeHypervisor {
         drop(state);
         for caller in callers {
             // One that is closed already is what we want.
-            let _ = caller.shutdown(std::net::Shutdown::Both);
+            let _ = caller.shutdown(Shutdown::Both);
         }
         watches.values().for_each(|sink| sink(DomainEvent::ConnectionLost));
     }
@@ -240,11 +245,18 @@ impl Drop for FakeHypervisor {
     fn drop(&mut self) {
         self.host.closing.store(true, Ordering::Relaxed);
         self.set_reachable(false);
-        // Wakes the listener; without a connection there is none to wake.
-        let _ = UnixStream::connect(self.rpc_socket());
+        end_listener(&self.socket);
         if let Some(listener) = self.listener.take() {
             let _ = listener.join();
         }
+    }
+}
+
+/// Makes `accept` return, also when the socket's path is gone.
+fn end_listener(listener: &UnixListener) {
+    // A listening socket is shut down like any other. One that ended already is what we want.
+    if let Ok(socket) = listener.try_clone() {
+        let _ = UnixStream::from(OwnedFd::from(socket)).shutdown(Shutdown::Both);
     }
 }
 
@@ -280,16 +292,13 @@ impl Host {
             Process::Off | Process::HandedOver(_) | Process::Receiving(_) | Process::Received(_) => false,
         };
         self.world.note_writer(vm, &self.name, writes);
+        // A VM without definition is gone when its process is.
+        if matches!(entry.process, Process::Off) && !entry.facts.persistent {
+            state.vms.remove(&vm);
+        }
         drop(state);
         self.changed.notify_all();
         self.notify(if ran && handed_over { DomainEvent::StoppedForMigration(vm) } else { DomainEvent::Changed(vm) });
-    }
-
-    /// A VM without definition is gone when its process is.
-    fn forget_transient(&self, vm: VmId) {
-        self.state()
-            .vms
-            .retain(|id, entry| *id != vm || entry.facts.persistent || !matches!(entry.process, Process::Off));
     }
 
     fn notify(&self, event: DomainEvent) {
@@ -431,8 +440,10 @@ impl Hypervisor for FakeHypervisor {
         let Some(entry) = state.vms.get_mut(&vm).filter(|entry| entry.facts.persistent) else { return Ok(()) };
         entry.facts.persistent = false;
         entry.facts.autostart = false;
+        if matches!(entry.process, Process::Off) {
+            state.vms.remove(&vm);
+        }
         drop(state);
-        self.host.forget_transient(vm);
         self.host.notify(DomainEvent::Changed(vm));
         Ok(())
     }

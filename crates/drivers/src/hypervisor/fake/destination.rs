@@ -20,6 +20,7 @@ use ferry_core::{
 
 use super::{
     FakeGuest, Host, Memory, Point, Process, Struck, Vm,
+    end_listener,
     guest::{self, PAGE_BYTES},
     source::{MEMORY_END, MEMORY_MAGIC, stats_of},
 };
@@ -39,11 +40,11 @@ const ARRIVAL_MAX: Duration = Duration::from_secs(30);
 const PAGES_MAX: u64 = 1 << 18;
 
 /// A copy that is on its way in.
-#[derive(Default)]
 pub(super) struct Incoming {
     dropped: AtomicBool,
     /// The memory channel, once it is there.
     channel: Mutex<Option<UnixStream>>,
+    listener: UnixListener,
     socket: PathBuf,
 }
 
@@ -52,11 +53,10 @@ impl Incoming {
     fn drop_it(&self) {
         self.dropped.store(true, Ordering::SeqCst);
         let channel = self.channel.lock().expect("nobody panics while holding it");
-        match &*channel {
+        end_listener(&self.listener);
+        if let Some(channel) = &*channel {
             // One that is closed already is what we want.
-            Some(channel) => drop(channel.shutdown(Shutdown::Both)),
-            // Wakes the thread that waits for a connection.
-            None => drop(UnixStream::connect(&self.socket)),
+            let _ = channel.shutdown(Shutdown::Both);
         }
     }
 }
@@ -64,10 +64,11 @@ impl Incoming {
 /// Takes connections of other daemons until the host closes.
 pub(super) fn listen(host: &Arc<Host>, socket: &UnixListener) {
     loop {
-        let Ok((stream, _)) = socket.accept() else { continue };
+        let accepted = socket.accept();
         if host.closing.load(Ordering::Relaxed) {
             return;
         }
+        let Ok((stream, _)) = accepted else { continue };
         let mut state = host.state();
         if !state.reachable {
             continue;
@@ -209,7 +210,6 @@ fn drop_copy(host: &Host, vm: VmId) {
         Process::Received(_) => Process::Off,
         other => other,
     });
-    host.forget_transient(vm);
 }
 
 /// Checks a definition that wants to come, and listens for its memory.
@@ -227,7 +227,12 @@ fn prepare(host: &Arc<Host>, call: &PrepareCall) -> Result<VmId, String> {
     let _ = std::fs::remove_file(&socket);
     let listener =
         UnixListener::bind(&socket).map_err(|error| format!("Failed to bind {}: {error}", socket.display()))?;
-    let incoming = Arc::new(Incoming { socket, ..Incoming::default() });
+    let incoming = Arc::new(Incoming {
+        dropped: AtomicBool::new(false),
+        channel: Mutex::new(None),
+        listener,
+        socket,
+    });
     let mut state = host.state();
     let entry = state.vms.entry(vm).or_insert_with(|| Vm {
         guest: FakeGuest { facts: facts.clone(), ..FakeGuest::new(&facts.name, &[]) },
@@ -242,7 +247,7 @@ fn prepare(host: &Arc<Host>, call: &PrepareCall) -> Result<VmId, String> {
     drop(state);
     let receiver = Arc::clone(host);
     thread::spawn(move || {
-        let received = receive(&listener, &incoming);
+        let received = receive(&incoming);
         let _ = std::fs::remove_file(&incoming.socket);
         arrived(&receiver, vm, &incoming, received);
     });
@@ -280,11 +285,10 @@ fn arrived(host: &Host, vm: VmId, incoming: &Arc<Incoming>, received: io::Result
         Err(_) if mine(&process) => Process::Off,
         Ok(_) | Err(_) => process,
     });
-    host.forget_transient(vm);
 }
 
-fn receive(listener: &UnixListener, incoming: &Incoming) -> io::Result<(Memory, MigrationStats)> {
-    let (stream, _) = listener.accept()?;
+fn receive(incoming: &Incoming) -> io::Result<(Memory, MigrationStats)> {
+    let (stream, _) = incoming.listener.accept()?;
     {
         let mut channel = incoming.channel.lock().expect("nobody panics while holding it");
         if incoming.dropped.load(Ordering::SeqCst) {

@@ -78,7 +78,6 @@ pub(super) fn migrate(host: &Arc<Host>, request: &MigrateRequest) -> Result<(), 
                 entry.completed = Some(outgoing.stats);
             }
             host.shift(vm, |_| Process::Off);
-            host.forget_transient(vm);
             Ok(())
         }
         Err(trouble) => {
