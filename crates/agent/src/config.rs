@@ -133,6 +133,11 @@ impl Config {
         self.state_dir.join("holds")
     }
 
+    /// Control sockets of carriers. Only root enters.
+    pub fn controls_dir(&self) -> PathBuf {
+        self.run_dir.join("c")
+    }
+
     /// Folders of the sockets of running migrations.
     pub fn sessions_dir(&self) -> PathBuf {
         self.run_dir.join("m")

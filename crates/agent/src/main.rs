@@ -97,7 +97,8 @@ async fn run(path: &std::path::Path) -> anyhow::Result<()> {
 /// Two threads: one for the bytes of each direction. A carrier must not take the guests' CPUs.
 #[tokio::main(flavor = "multi_thread", worker_threads = 2)]
 async fn carry(config: &std::path::Path, journal: &std::path::Path) -> anyhow::Result<()> {
-    // Who ends an agent's process group by a signal from a terminal does not mean its carriers.
+    // A session of its own: who ends the agent's by a signal from a terminal does not mean its carriers.
+    nix::unistd::setsid()?;
     let (mut int, mut hup) = (signal(SignalKind::interrupt())?, signal(SignalKind::hangup())?);
     tokio::spawn(async move { while int.recv().await.is_some() {} });
     tokio::spawn(async move { while hup.recv().await.is_some() {} });

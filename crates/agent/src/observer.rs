@@ -13,7 +13,10 @@ use ferry_core::{
     id::{Generation, HostId, Incarnation},
 };
 use ferry_drivers::hypervisor::{DomainEvent, Hypervisor, HypervisorError};
-use tokio::sync::{mpsc, watch};
+use tokio::{
+    sync::{mpsc, watch},
+    task::JoinSet,
+};
 use tracing::{info, warn};
 use uuid::Uuid;
 
@@ -21,6 +24,8 @@ use crate::{config::Config, host, shares::Shares};
 
 /// Longest a question may wait for news.
 pub const WAIT_MAX: Duration = Duration::from_secs(30);
+/// How long an agent that was just started may take to look for the first time.
+const FIRST_LOOK: Duration = Duration::from_secs(5);
 /// How often everything is looked at although no event came: libvirt may have been restarted, memory changes silently.
 const LOOK_EVERY: Duration = Duration::from_secs(2);
 /// Changes of free memory below this are no news.
@@ -31,13 +36,8 @@ const EVENTS_MAX: usize = 16;
 /// The host's state and its cursor.
 pub struct Observer {
     latest: watch::Receiver<Option<Observation>>,
-    task: tokio::task::JoinHandle<()>,
-}
-
-impl Drop for Observer {
-    fn drop(&mut self) {
-        self.task.abort();
-    }
+    /// Dropping it ends them.
+    _tasks: JoinSet<()>,
 }
 
 impl Observer {
@@ -49,18 +49,21 @@ impl Observer {
         host: watch::Receiver<Option<HostId>>,
     ) -> Self {
         let (publish, latest) = watch::channel(None);
-        let task = tokio::spawn(observe(config, hypervisor, shares, host, publish));
-        Self { latest, task }
+        let mut tasks = JoinSet::new();
+        tasks.spawn(Arc::clone(&shares).look_after());
+        tasks.spawn(observe(config, hypervisor, shares, host, publish));
+        Self { latest, _tasks: tasks }
     }
 
     /// What the host has, as soon as it is newer than the cursor; after `wait` (at most [`WAIT_MAX`]) whatever it is.
-    /// `None` while libvirt has never answered.
+    /// `None` if libvirt has not answered yet.
     pub async fn newer(
         &self,
         cursor: Option<(Incarnation, Generation)>,
         wait: Duration,
     ) -> Option<Observation> {
         let mut latest = self.latest.clone();
+        let wait = if latest.borrow().is_none() { wait.max(FIRST_LOOK) } else { wait };
         let is_news = |observation: &Option<Observation>| {
             observation.as_ref().is_some_and(|observation| {
                 cursor.is_none_or(|(incarnation, generation)| {
@@ -80,8 +83,6 @@ async fn observe(
     mut host: watch::Receiver<Option<HostId>>,
     publish: watch::Sender<Option<Observation>>,
 ) {
-    let again = Arc::clone(&shares);
-    let _ = tokio::task::spawn_blocking(move || again.attach_again()).await;
     let incarnation = Incarnation(Uuid::new_v4());
     let (event, mut events) = mpsc::channel(EVENTS_MAX);
     let mut share_changes = shares.watch();
@@ -171,7 +172,7 @@ fn gather(
         generation: Generation(1),
         host: host::facts(config, hypervisor)?,
         vms,
-        shares: shares.views(),
+        shares: shares.watch().borrow().clone(),
     })
 }
 

@@ -4,6 +4,7 @@ use std::{
     fs,
     path::{Path, PathBuf},
     sync::{Arc, Mutex},
+    time::Duration,
 };
 
 use ferry_core::{
@@ -12,6 +13,7 @@ use ferry_core::{
     id::{HostId, ShareId},
     location::UncPath,
     share::{AttachMode, AttachedShare},
+    units::ByteCount,
 };
 use ferry_drivers::{
     places::Places,
@@ -33,41 +35,86 @@ struct Entry {
     credentials: Option<ShareCredentials>,
 }
 
+impl Entry {
+    fn view(&self, trouble: Option<String>, free: Option<ByteCount>) -> AttachedShare {
+        AttachedShare { id: self.id, unc: self.unc.clone(), mode: self.mode, trouble, free }
+    }
+}
+
 /// The table of shares.
 pub struct Shares {
     path: PathBuf,
     root: PathBuf,
     driver: Arc<dyn ShareDriver>,
     entries: Mutex<Vec<Entry>>,
-    changed: watch::Sender<u64>,
+    /// How each was when it was looked at last, for whoever must not wait for a dead mount.
+    views: watch::Sender<Vec<AttachedShare>>,
 }
 
 /// Longest name of a token file.
 const TOKEN_NAME_MAX: usize = 64;
+/// How often shares are looked at.
+const LOOK_EVERY: Duration = Duration::from_secs(5);
+/// At every so many looks free space is asked, which some mounts know only from the file server.
+const LOOKS_PER_FREE: u32 = 12;
 
 impl Shares {
-    /// Reads the table. Shares whose mount is gone are mounted again by [`Shares::attach_again`].
+    /// Reads the table. Shares whose mount is gone are mounted again by [`Shares::look_after`].
     ///
     /// # Errors
     /// When the table cannot be read.
     pub fn load(config: &Config, driver: Arc<dyn ShareDriver>) -> Result<Self, AgentError> {
         let path = config.state_dir.join("shares.json");
-        let entries = files::read_json(&path)?.unwrap_or_default();
-        Ok(Self { path, root: config.share_root.clone(), driver, entries: Mutex::new(entries), changed: watch::Sender::new(0) })
+        let entries: Vec<Entry> = files::read_json(&path)?.unwrap_or_default();
+        let unknown = "The agent has just been started and has not looked at it yet";
+        let views = entries.iter().map(|entry| entry.view(Some(unknown.to_owned()), None)).collect();
+        let (root, entries) = (config.share_root.clone(), Mutex::new(entries));
+        Ok(Self { path, root, driver, entries, views: watch::Sender::new(views) })
     }
 
-    /// Tells when the table changed.
-    pub fn watch(&self) -> watch::Receiver<u64> {
-        self.changed.subscribe()
+    /// How shares are, as they were looked at last.
+    pub fn watch(&self) -> watch::Receiver<Vec<AttachedShare>> {
+        self.views.subscribe()
     }
 
-    /// Mounts again what this agent had mounted. Blocks.
-    pub fn attach_again(&self) {
+    /// Mounts what was mounted before, then looks at every share again and again. Ends with the task that runs it.
+    pub async fn look_after(self: Arc<Self>) {
+        let again = Arc::clone(&self);
+        let _ = tokio::task::spawn_blocking(move || again.attach_again()).await;
+        for look in 0.. {
+            let shares = Arc::clone(&self);
+            let _ = tokio::task::spawn_blocking(move || shares.look(look % LOOKS_PER_FREE == 0)).await;
+            tokio::time::sleep(LOOK_EVERY).await;
+        }
+    }
+
+    /// Looks at every share. Blocks for seconds when a mount hangs.
+    fn look(&self, asks_free: bool) {
         for entry in self.copy() {
-            if let (AttachMode::Mounted, Some(credentials)) = (entry.mode, &entry.credentials) {
-                if let Err(error) = self.driver.attach(&entry.unc, credentials, &entry.path) {
-                    warn!(share = %entry.unc, %error, "a share could not be mounted again");
-                }
+            let trouble = self.driver.check(&entry.unc, &entry.path).err().map(|error| chain(&error));
+            let free = asks_free.then(|| self.driver.free(&entry.unc, entry.credentials.as_ref(), &entry.path));
+            self.publish(|views| {
+                let Some(view) = views.iter_mut().find(|view| view.id == entry.id) else { return };
+                let free = free.unwrap_or(view.free);
+                *view = entry.view(trouble, free);
+            });
+        }
+    }
+
+    fn publish(&self, change: impl FnOnce(&mut Vec<AttachedShare>)) {
+        self.views.send_if_modified(|views| {
+            let before = views.clone();
+            change(views);
+            *views != before
+        });
+    }
+
+    fn attach_again(&self) {
+        for entry in self.copy() {
+            if let (AttachMode::Mounted, Some(credentials)) = (entry.mode, &entry.credentials)
+                && let Err(error) = self.driver.attach(&entry.unc, credentials, &entry.path)
+            {
+                warn!(share = %entry.unc, %error, "a share could not be mounted again");
             }
         }
     }
@@ -101,12 +148,18 @@ impl Shares {
             }
         };
         let credentials = request.credentials.clone().filter(|_| mode == AttachMode::Mounted);
+        let free = self.driver.free(unc, request.credentials.as_ref(), &path);
         let entry = Entry { id, unc: unc.clone(), mode, path, credentials };
+        let view = entry.view(None, free);
         self.change(|entries| {
             entries.retain(|other| other.id != id);
-            entries.push(entry.clone());
+            entries.push(entry);
         })?;
-        Ok(self.view(&entry))
+        self.publish(|views| {
+            views.retain(|other| other.id != id);
+            views.push(view.clone());
+        });
+        Ok(view)
     }
 
     /// An administrator's own mount: below the share root, which libvirt knows as shared.
@@ -136,13 +189,9 @@ impl Shares {
                 self.driver.detach(&entry.unc, &entry.path)?;
             }
             self.change(|entries| entries.retain(|other| other.id != id))?;
+            self.publish(|views| views.retain(|other| other.id != id));
         }
         Ok(())
-    }
-
-    /// Every share, with its trouble. Blocks for seconds when a mount hangs.
-    pub fn views(&self) -> Vec<AttachedShare> {
-        self.copy().iter().map(|entry| self.view(entry)).collect()
     }
 
     /// Where each share is.
@@ -220,16 +269,6 @@ impl Shares {
         })
     }
 
-    fn view(&self, entry: &Entry) -> AttachedShare {
-        AttachedShare {
-            id: entry.id,
-            unc: entry.unc.clone(),
-            mode: entry.mode,
-            trouble: self.driver.check(&entry.unc, &entry.path).err().map(|error| chain(&error)),
-            free: None,
-        }
-    }
-
     fn copy(&self) -> Vec<Entry> {
         self.entries.lock().expect("nobody panics while holding it").clone()
     }
@@ -240,7 +279,6 @@ impl Shares {
         edit(&mut edited);
         files::write_json(&self.path, &edited)?;
         *entries = edited;
-        self.changed.send_modify(|count| *count += 1);
         Ok(())
     }
 }

@@ -8,7 +8,7 @@
 
 use std::{
     path::{Path, PathBuf},
-    sync::Arc,
+    sync::{Arc, Mutex},
     time::Duration,
 };
 
@@ -25,6 +25,7 @@ use tokio::{
     io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader},
     net::{UnixListener, UnixStream},
     sync::watch,
+    task::JoinSet,
 };
 use tracing::{error, info, warn};
 
@@ -40,7 +41,7 @@ pub const CONTROL_VERSION: u32 = 1;
 /// Longest request or answer.
 const LINE_BYTES_MAX: u64 = 64 << 10;
 /// Longest a report may be waited for.
-const WAIT_MAX: Duration = Duration::from_secs(30);
+pub(super) const WAIT_MAX: Duration = Duration::from_secs(30);
 
 /// What the agent asks of a carrier.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -101,7 +102,7 @@ pub(super) struct Known {
     pub(super) state: CarrierState,
 }
 
-/// The carrier's state, its journal page, and its readers.
+/// The carrier's state, its journal page, its readers, and its tasks.
 pub(super) struct Board {
     pub(super) job: JobId,
     pub(super) generation: Generation,
@@ -110,6 +111,8 @@ pub(super) struct Board {
     pub(super) hypervisor: Arc<dyn Hypervisor>,
     state_path: PathBuf,
     known: watch::Sender<Known>,
+    writing: tokio::sync::Mutex<()>,
+    tasks: Mutex<JoinSet<()>>,
 }
 
 impl Board {
@@ -123,6 +126,8 @@ impl Board {
             hypervisor,
             state_path: Journal::state_path(journal_dir, journal.job),
             known: watch::Sender::new(Known { sequence: 1, stage: Stage::Prepared, progress: None, error: None, state }),
+            writing: tokio::sync::Mutex::default(),
+            tasks: Mutex::default(),
         }
     }
 
@@ -133,19 +138,44 @@ impl Board {
 
     /// Changes what is known; readers hear of it.
     pub(super) fn tell(&self, change: impl FnOnce(&mut Known)) {
-        self.known.send_modify(|known| {
+        self.change(|known| {
             change(known);
-            known.sequence += 1;
+            true
         });
     }
 
-    /// Writes down what libvirt cannot be asked afterwards, then tells it.
-    pub(super) fn write_down(&self, change: impl Fn(&mut CarrierState)) -> Result<(), AgentError> {
-        let mut state = self.known().state;
-        change(&mut state);
-        files::write_json(&self.state_path, &state)?;
-        self.tell(|known| change(&mut known.state));
-        Ok(())
+    /// Looks and changes in one go: two that exclude each other cannot both happen. Gives what `change` gives: whether
+    /// it changed something.
+    pub(super) fn change(&self, change: impl FnOnce(&mut Known) -> bool) -> bool {
+        self.known.send_if_modified(|known| {
+            let changed = change(known);
+            known.sequence += u64::from(changed);
+            changed
+        })
+    }
+
+    /// Writes down what libvirt cannot be asked afterwards: as it is known when this is called, or later.
+    pub(super) async fn write_down(&self) {
+        let _one_at_a_time = self.writing.lock().await;
+        let (path, state) = (self.state_path.clone(), self.known().state);
+        let written = tokio::task::spawn_blocking(move || files::write_json(&path, &state)).await;
+        match written {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => error!(error = %chain(&error), "the carrier's journal could not be written"),
+            Err(error) => error!(%error, "the carrier's journal could not be written"),
+        }
+    }
+
+    /// Runs a task until it ends by itself, or the carrier does.
+    pub(super) fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) {
+        let mut tasks = self.tasks.lock().expect("nobody panics while holding it");
+        while tasks.try_join_next().is_some() {}
+        tasks.spawn(task);
+    }
+
+    /// Ends every task: connections break, nothing is listened at any more.
+    pub(super) fn end_tasks(&self) {
+        self.tasks.lock().expect("nobody panics while holding it").abort_all();
     }
 
     /// Waits until `is` holds of what is known.
@@ -187,6 +217,15 @@ pub(super) async fn blocking<T: Send + 'static>(
     }
 }
 
+/// The carrier's tasks, which end when this is dropped.
+struct Tasks(Arc<Board>);
+
+impl Drop for Tasks {
+    fn drop(&mut self) {
+        self.0.end_tasks();
+    }
+}
+
 enum Side {
     Source(Source),
     Destination(Destination),
@@ -201,7 +240,9 @@ pub async fn run(config: Config, journal_path: &Path, hypervisor: Arc<dyn Hyperv
     let journal: Journal = files::read_json(journal_path)?
         .ok_or_else(|| AgentError::Carrier(format!("There is no journal {}", journal_path.display())))?;
     let board = Arc::new(Board::new(&journal, &config.journal_dir(), hypervisor));
-    board.write_down(|_| {})?;
+    // Ends with this function, however it ends.
+    let _tasks = Tasks(Arc::clone(&board));
+    files::write_json(&board.state_path, &board.known().state)?;
     let (side, address) = match journal.task.role() {
         Role::Source => (Side::Source(Source::start(&config, &journal, Arc::clone(&board)).await?), None),
         Role::Destination => {
@@ -210,10 +251,11 @@ pub async fn run(config: Config, journal_path: &Path, hypervisor: Arc<dyn Hyperv
             (Side::Destination(destination), Some(address))
         }
     };
-    let socket = control_socket(&journal);
-    files::remove(&socket)?;
+    let socket = &journal.control;
+    files::remove(socket)?;
     let listener =
-        UnixListener::bind(&socket).map_err(|source| AgentError::File { path: socket.clone(), source })?;
+        UnixListener::bind(socket).map_err(|source| AgentError::File { path: socket.clone(), source })?;
+    fail::fail_point!("carrier-after-prepare", |_| Err(AgentError::Carrier("it was made to fail".to_owned())));
     info!(job = %board.job, role = ?board.role, vm = %board.vm, "carrier is ready");
     let leave = Arc::new(tokio::sync::Notify::new());
     let side = Arc::new(side);
@@ -237,7 +279,7 @@ pub async fn run(config: Config, journal_path: &Path, hypervisor: Arc<dyn Hyperv
         });
     }
     info!(job = %board.job, role = ?board.role, "carrier leaves");
-    let _ = files::remove(&socket);
+    let _ = files::remove(socket);
     Ok(())
 }
 
@@ -259,7 +301,10 @@ async fn serve(
             Ok(())
         }
         Ask::Perform => match side {
-            Side::Source(source) => source.perform(),
+            Side::Source(source) => {
+                source.perform();
+                Ok(())
+            }
             Side::Destination(_) => Ok(()),
         },
         Ask::Resume => match side {
@@ -282,14 +327,6 @@ async fn serve(
     let mut text = serde_json::to_string(&answer).map_err(std::io::Error::other)?;
     text.push('\n');
     writer.write_all(text.as_bytes()).await
-}
-
-/// The control socket of a carrier, in its session's folder. Two ends in one file system, as tests have them, differ.
-pub fn control_socket(journal: &Journal) -> PathBuf {
-    journal.socket_dir.join(match journal.task.role() {
-        Role::Source => "control-source.sock",
-        Role::Destination => "control-destination.sock",
-    })
 }
 
 /// Asks a carrier at its control socket.
@@ -323,10 +360,17 @@ pub(super) fn past_pivot(vm: VmId) -> Box<Finding> {
     ))
 }
 
-/// Logs and tells why a channel ended, if it ended badly.
-pub(super) fn channel_ended(name: &str, outcome: Result<(), ferry_wire::WireError>) {
+/// Logs why a channel ended; gives the reason if it ended badly.
+pub(super) fn channel_ended(name: &str, outcome: Result<(), ferry_wire::WireError>) -> Option<String> {
     match outcome {
-        Ok(()) => info!(channel = name, "channel is complete"),
-        Err(error) => error!(channel = name, error = %chain(&error), "channel failed"),
+        Ok(()) => {
+            info!(channel = name, "channel is complete");
+            None
+        }
+        Err(error) => {
+            let reason = chain(&error);
+            error!(channel = name, error = reason, "channel failed");
+            Some(reason)
+        }
     }
 }

@@ -20,7 +20,7 @@ use ferry_core::{
     finding::{Finding, FindingId},
 };
 use ferry_drivers::hypervisor::{
-    MEMORY_SOCKET,
+    HypervisorError, MEMORY_SOCKET,
     rpc::{Bound, Gate},
 };
 use ferry_trust::{Clients, KeyPair, server_config};
@@ -31,7 +31,7 @@ use ferry_wire::{
     meter::Meter,
     session::{Acceptor, SessionKey},
 };
-use tokio::{net::{TcpStream, UnixStream}, sync::Notify};
+use tokio::net::{TcpStream, UnixStream};
 use tokio_rustls::TlsStream;
 use tracing::{error, info, warn};
 
@@ -56,8 +56,8 @@ struct Shared {
     downtime_limit: Duration,
     meter: Arc<Meter>,
     stopped_at: Mutex<Option<Instant>>,
+    ran_at: Mutex<Option<Instant>>,
     resuming: tokio::sync::Mutex<()>,
-    ended: Notify,
 }
 
 impl Destination {
@@ -96,10 +96,10 @@ impl Destination {
             board,
             meter: Arc::default(),
             stopped_at: Mutex::new(None),
+            ran_at: Mutex::new(None),
             resuming: tokio::sync::Mutex::new(()),
-            ended: Notify::new(),
         });
-        tokio::spawn(accept(acceptor, Arc::clone(&shared)));
+        shared.board.spawn(accept(acceptor, Arc::clone(&shared)));
         Ok(Self { shared, address })
     }
 
@@ -112,27 +112,37 @@ impl Destination {
     pub(super) async fn resume_by_verdict(&self) -> Result<(), Box<Finding>> {
         let board = &self.shared.board;
         resume(&self.shared, None).await;
-        match board.known().error {
-            Some(error) if board.known().stage != Stage::Resumed => Err(Box::new(Finding::blocks(
-                FindingId::HostSetup,
-                board.vm,
-                format!("VM {} is here, paused, and could not be resumed: {error}", board.vm),
-                format!("Resume it on this host: `virsh resume {}`; it is the only copy", board.vm),
-            ))),
-            Some(_) | None => Ok(()),
+        let known = board.known();
+        if known.stage == Stage::Resumed {
+            return Ok(());
         }
+        let reason = known.error.unwrap_or_else(|| format!("this end of the move is {:?}", known.stage));
+        Err(Box::new(Finding::blocks(
+            FindingId::HostSetup,
+            board.vm,
+            format!("VM {} could not be resumed at the destination: {reason}", board.vm),
+            format!("If it is paused on this host, it is the only copy: run it with `virsh resume {}`", board.vm),
+        )))
     }
 
     /// Ends it before the point of no return. The agent destroys the copy afterwards.
     pub(super) fn abort(&self) -> Result<(), Box<Finding>> {
         let board = &self.shared.board;
-        let known = board.known();
-        if known.state.finish_delivered || known.state.resumed {
+        // One change with the look: a resume comes before it or not at all.
+        let mut late = false;
+        board.change(|known| {
+            late = known.state.finish_delivered || known.state.resumed;
+            let ends = !late && known.stage != Stage::Aborted;
+            if ends {
+                known.stage = Stage::Aborted;
+            }
+            ends
+        });
+        if late {
             return Err(past_pivot(board.vm));
         }
         // Channels end, and with them whatever libvirt still does for this migration.
-        self.shared.ended.notify_waiters();
-        board.tell(|known| known.stage = Stage::Aborted);
+        board.end_tasks();
         Ok(())
     }
 }
@@ -140,20 +150,23 @@ impl Destination {
 async fn accept(mut acceptor: Acceptor, shared: Arc<Shared>) {
     while let Some((channel, peer)) = acceptor.accept().await {
         let shared = Arc::clone(&shared);
+        let board = Arc::clone(&shared.board);
         match channel {
             Channel::Control => {
-                tokio::spawn(hear(Control::start(peer), shared));
+                board.spawn(hear(Control::start(peer), shared));
             }
             Channel::Rpc => {
-                shared.board.tell(|known| {
-                    if known.stage == Stage::Prepared {
+                board.change(|known| {
+                    let begins = known.stage == Stage::Prepared;
+                    if begins {
                         known.stage = Stage::Performing;
                     }
+                    begins
                 });
-                tokio::spawn(carry_rpc(peer, shared));
+                board.spawn(carry_rpc(peer, shared));
             }
             Channel::Memory(index) => {
-                tokio::spawn(carry_memory(index, peer, shared));
+                board.spawn(carry_memory(index, peer, shared));
             }
             Channel::Disk(_) => warn!("a disk channel came, and none is expected"),
         }
@@ -168,7 +181,7 @@ async fn hear(mut control: Control, shared: Arc<Shared>) {
                 *shared.stopped_at.lock().expect("nobody panics while holding it") = Some(Instant::now());
             }
             Message::HandedOver => {
-                tokio::spawn(handed_over(Arc::clone(&shared), sender.clone()));
+                shared.board.spawn(handed_over(Arc::clone(&shared), sender.clone()));
             }
             Message::GaveUp { reason } => {
                 shared.board.tell(|known| {
@@ -194,25 +207,64 @@ async fn handed_over(shared: Arc<Shared>, control: ControlSender) {
     resume(&shared, Some(&control)).await;
 }
 
-/// Runs the VM. What is written down first is that it may be run: from then on it is never destroyed here.
+/// Runs the VM. From the first line on it is never destroyed here.
 async fn resume(shared: &Shared, control: Option<&ControlSender>) {
     let board = &shared.board;
     let _one_at_a_time = shared.resuming.lock().await;
-    if board.known().state.resumed {
+    // One change with the look: an abort comes before it or not at all.
+    let begun = board.change(|known| {
+        let begins = known.stage != Stage::Aborted && !known.state.resumed;
+        if begins {
+            known.state.finish_delivered = true;
+            known.stage = Stage::Delivered;
+        }
+        begins
+    });
+    if !begun {
         return;
     }
-    // In memory at once, so that no abort comes between; on disk beside the resume, which it must not delay: should
-    // this process die between the two, libvirt says that the VM runs.
+    // The guest stands still: what is written down is written beside the call, not before it. Should this process die
+    // in between, libvirt says that the VM runs, or it is still paused and the hand-over is known at the source.
+    let (outcome, ()) = tokio::join!(run(shared), board.write_down());
+    if let Err(error) = outcome {
+        board.tell(|known| known.error = Some(chain(&error)));
+        return;
+    }
+    let stopped = *shared.stopped_at.lock().expect("nobody panics while holding it");
+    let ran = *shared.ran_at.lock().expect("nobody panics while holding it");
+    // The message took half a round trip; the guest stood still meanwhile.
+    let travel = control.map_or(Duration::ZERO, |control| control.round_trip() / 2);
+    let downtime = stopped.zip(ran).map(|(stopped, ran)| ran.saturating_duration_since(stopped) + travel);
+    let downtime_ms = downtime.map_or(0, |downtime| downtime.as_millis() as u64);
+    info!(vm = %board.vm, downtime_ms, "the VM runs here");
+    let wire = ferry_core::units::ByteCount(shared.meter.wire());
     board.tell(|known| {
-        known.state.finish_delivered = true;
-        known.stage = Stage::Delivered;
+        known.stage = Stage::Resumed;
+        known.error = None;
+        known.state.resumed = true;
+        known.state.figures.downtime_ms = downtime_ms;
+        known.state.figures.wire = wire;
     });
+    if let Some(control) = control {
+        control.send_now(Message::Running);
+    }
     let vm = board.vm;
+    let stats = blocking(&board.hypervisor, move |hypervisor| hypervisor.completed_stats(vm)).await.ok().flatten();
+    board.tell(|known| known.state.figures.qemu_downtime_ms = stats.map_or(0, |stats| stats.downtime_ms));
+    board.write_down().await;
+}
+
+/// Asks libvirt to run the VM until it does.
+async fn run(shared: &Shared) -> Result<(), HypervisorError> {
+    let (board, vm) = (&shared.board, shared.board.vm);
     let mut outcome = Ok(());
     for attempt in 0..RESUMES_MAX {
         outcome = blocking(&board.hypervisor, move |hypervisor| hypervisor.resume(vm)).await;
         match &outcome {
-            Ok(()) => break,
+            Ok(()) => {
+                *shared.ran_at.lock().expect("nobody panics while holding it") = Some(Instant::now());
+                break;
+            }
             Err(error) => {
                 if attempt == 0 {
                     warn!(%vm, error = %chain(error), "the VM could not be resumed; it is tried again");
@@ -221,34 +273,7 @@ async fn resume(shared: &Shared, control: Option<&ControlSender>) {
             }
         }
     }
-    if let Err(error) = outcome {
-        board.tell(|known| known.error = Some(chain(&error)));
-        return;
-    }
-    let stopped = *shared.stopped_at.lock().expect("nobody panics while holding it");
-    // The message took half a round trip; the guest stood still meanwhile.
-    let travel = control.map_or(Duration::ZERO, |control| control.round_trip() / 2);
-    let downtime = stopped.map(|at| at.elapsed() + travel);
-    let stats = blocking(&board.hypervisor, move |hypervisor| hypervisor.completed_stats(vm)).await.ok().flatten();
-    let wire = shared.meter.wire();
-    let written = board.write_down(|state| {
-        state.resumed = true;
-        state.finish_delivered = true;
-        state.figures.downtime_ms = downtime.map_or(0, |downtime| downtime.as_millis() as u64);
-        state.figures.qemu_downtime_ms = stats.map_or(0, |stats| stats.downtime_ms);
-        state.figures.wire = ferry_core::units::ByteCount(wire);
-    });
-    if let Err(error) = written {
-        error!(error = %chain(&error), "the resume could not be written down");
-    }
-    info!(%vm, downtime_ms = downtime.map(|downtime| downtime.as_millis() as u64), "the VM runs here");
-    board.tell(|known| {
-        known.stage = Stage::Resumed;
-        known.error = None;
-    });
-    if let Some(control) = control {
-        control.send(Message::Running).await;
-    }
+    outcome
 }
 
 /// libvirt's calls, through the gate, to the local libvirtd.
@@ -260,22 +285,16 @@ async fn carry_rpc(peer: TlsStream<TcpStream>, shared: Arc<Shared>) {
         ..Options::new(shared.downtime_limit, Arc::default())
     };
     let (reader, writer) = local.into_split();
-    tokio::select! {
-        outcome = carry(peer, reader, writer, options) => channel_ended("rpc", outcome),
-        () = shared.ended.notified() => info!("the management channel ends with the migration"),
-    }
+    channel_ended("rpc", carry(peer, reader, writer, options).await);
 }
 
 /// QEMU takes any connection for its main channel: exactly one is made for each that the source's side opened.
 async fn carry_memory(index: u16, peer: TlsStream<TcpStream>, shared: Arc<Shared>) {
-    let Some(local) = connect(shared.bound.memory_socket.clone()).await else { return };
+    let Some(local) = connect(shared.board.hypervisor.reach(&shared.bound.memory_socket)).await else { return };
     info!(index, "memory begins to arrive");
     let (reader, writer) = local.into_split();
     let options = Options::new(shared.downtime_limit, Arc::clone(&shared.meter));
-    tokio::select! {
-        outcome = carry(peer, reader, writer, options) => channel_ended("memory", outcome),
-        () = shared.ended.notified() => info!("the memory channel ends with the migration"),
-    }
+    channel_ended("memory", carry(peer, reader, writer, options).await);
 }
 
 async fn connect(socket: PathBuf) -> Option<UnixStream> {

@@ -62,10 +62,14 @@ pub struct Journal {
     pub generation: Generation,
     /// What was asked for.
     pub task: Task,
-    /// Folder of the session's sockets.
+    /// Folder of the session's sockets, which QEMU's user enters.
     pub socket_dir: PathBuf,
+    /// The carrier's control socket, in a folder that only root enters.
+    pub control: PathBuf,
     /// Source: whether the host started the VM at boot before.
     pub autostart: bool,
+    /// Destination: both hosts were asked, and the VM is here. From then on it is never destroyed.
+    pub here: bool,
     /// The source's definition is gone, or autostart is set at the destination.
     pub confirmed: bool,
     /// It was undone.
@@ -77,8 +81,8 @@ pub struct Journal {
 pub struct CarrierState {
     /// The carrier's process, 0 for one inside the agent.
     pub pid: u32,
-    /// libvirt's migrate call was made.
-    pub performing: bool,
+    /// Source: the vCPUs were stopped for the hand-over. If it failed, they are to be run again.
+    pub stopped: bool,
     /// The Finish reply has reached the source's libvirtd.
     pub finish_delivered: bool,
     /// Destination: the VM was resumed.

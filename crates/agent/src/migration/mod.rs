@@ -11,7 +11,9 @@ pub mod carrier;
 mod destination;
 pub mod hold;
 pub mod journal;
+mod launch;
 mod registry;
 mod source;
 
-pub use registry::{Launcher, Registry};
+pub use launch::Launcher;
+pub use registry::Registry;

@@ -1,12 +1,11 @@
 //! Which migrations there are, and what the agent does around their carriers.
 
 use std::{
-    collections::HashMap,
+    collections::{BTreeMap, HashMap},
     fs,
-    os::unix::{fs::PermissionsExt as _, process::CommandExt as _},
-    path::{Path, PathBuf},
-    process::{Command, Stdio},
-    sync::Arc,
+    os::unix::fs::PermissionsExt as _,
+    path::PathBuf,
+    sync::{Arc, Mutex, MutexGuard},
     time::{Duration, Instant},
 };
 
@@ -18,46 +17,40 @@ use ferry_core::{
     id::{Generation, JobId, SessionId, VmId},
     migration::Presence,
 };
-use ferry_drivers::hypervisor::Hypervisor;
-use tokio::sync::Mutex;
+use ferry_drivers::hypervisor::{Hypervisor, HypervisorError};
+use tokio::sync::{OnceCell, OwnedMutexGuard};
 use tracing::{info, warn};
 
 use super::{
     carrier::{self, Answer, Ask, blocking, past_pivot},
     hold,
-    journal::{Journal, Task},
+    journal::{CarrierState, Journal, Task},
+    launch::{self, Launcher, is_session_dir, make_socket_dir},
+    source::run_again,
 };
 use crate::{AgentError, config::Config, error::chain, files};
 
-/// How long a carrier may take to be ready.
-const READY_DEADLINE: Duration = Duration::from_secs(15);
-/// How often it is looked at until then: on the way of every migration, so often.
-const READY_LOOK: Duration = Duration::from_millis(3);
 /// Migrations that one host takes part in at once: a bound on processes, far above what slots allow.
 const MIGRATIONS_MAX: usize = 64;
-/// Users as which distributions run QEMU.
-const QEMU_USERS: [&str; 3] = ["libvirt-qemu", "qemu", "kvm"];
-
-/// How a carrier is started.
-#[derive(Clone)]
-pub enum Launcher {
-    /// As a process of this program, in a session of its own: it outlives the agent.
-    Process {
-        /// The program.
-        program: PathBuf,
-        /// Its configuration.
-        config: PathBuf,
-    },
-    /// Inside this process, for tests with a fake hypervisor.
-    Task,
-}
+/// How long libvirt may take to end a move whose carrier is gone, or the source's call after the hand-over.
+const END_DEADLINE: Duration = Duration::from_secs(25);
+/// How often it is asked meanwhile.
+const END_LOOK: Duration = Duration::from_millis(200);
+/// Ended jobs whose last attempt is remembered: a request that was under way for so long does not come.
+const ENDED_MAX: usize = 256;
 
 /// The migrations.
 pub struct Registry {
     config: Config,
     hypervisor: Arc<dyn Hypervisor>,
     launcher: Launcher,
+    /// Who QEMU runs as. Asked once: libvirt looks at every emulator to answer.
+    process_owner: OnceCell<(u32, u32)>,
     entries: Mutex<HashMap<JobId, Journal>>,
+    /// Held by the request that changes a migration: one at a time for each.
+    turns: Mutex<HashMap<JobId, Arc<tokio::sync::Mutex<()>>>>,
+    /// Last attempts of jobs that were released.
+    ended: Mutex<BTreeMap<JobId, Generation>>,
 }
 
 type Reported = Result<MigrationReport, AgentError>;
@@ -70,35 +63,43 @@ impl Registry {
     pub fn load(config: &Config, hypervisor: Arc<dyn Hypervisor>, launcher: Launcher) -> Result<Self, AgentError> {
         files::ensure_private_dir(&config.journal_dir())?;
         files::ensure_private_dir(&config.holds_dir())?;
-        for dir in [&config.run_dir, &config.sessions_dir()] {
+        for (dir, mode) in [(&config.run_dir, 0o711), (&config.sessions_dir(), 0o711), (&config.controls_dir(), 0o700)] {
             let fault = |source| AgentError::File { path: dir.clone(), source };
             fs::create_dir_all(dir).map_err(fault)?;
             // QEMU goes through to its session's folder, whose name nobody else can list.
-            fs::set_permissions(dir, fs::Permissions::from_mode(0o711)).map_err(fault)?;
+            fs::set_permissions(dir, fs::Permissions::from_mode(mode)).map_err(fault)?;
         }
-        let entries =
-            Journal::read_all(&config.journal_dir())?.into_iter().map(|journal| (journal.job, journal)).collect();
-        Ok(Self { config: config.clone(), hypervisor, launcher, entries: Mutex::new(entries) })
+        let journals = Journal::read_all(&config.journal_dir())?;
+        let entries = journals.into_iter().map(|journal| (journal.job, journal)).collect();
+        let ended = files::read_json(&ended_path(config))?.unwrap_or_default();
+        Ok(Self {
+            config: config.clone(),
+            hypervisor,
+            launcher,
+            process_owner: OnceCell::new(),
+            entries: Mutex::new(entries),
+            turns: Mutex::default(),
+            ended: Mutex::new(ended),
+        })
     }
 
     /// Looks after the migrations of an earlier life: logs which carriers still run, and runs a VM that was handed
     /// over to a carrier that died before it could.
     pub async fn find_again(&self) {
-        for journal in self.entries.lock().await.values() {
-            let alive = self.ask(journal, Ask::Report { after: 0, wait_ms: 0 }).await.is_some();
+        // Known before the first move needs it; if libvirt does not answer now, it is asked again then.
+        let _ = self.process_owner().await;
+        let journals: Vec<Journal> = self.entries().values().cloned().collect();
+        for journal in journals {
+            let alive = self.ask(&journal, Ask::Report { after: 0, wait_ms: 0 }).await.is_some();
             info!(job = %journal.job, role = ?journal.task.role(), vm = %journal.task.vm(), alive, "found a migration again");
-            if !alive {
-                self.resume_if_handed_over(journal).await;
-            }
-        }
-    }
-
-    async fn resume_if_handed_over(&self, journal: &Journal) {
-        let state = Journal::carrier_state(&self.config.journal_dir(), journal.job).unwrap_or_default();
-        if journal.task.role() == Role::Destination && state.finish_delivered && !state.resumed {
-            let vm = journal.task.vm();
-            if let Err(error) = blocking(&self.hypervisor, move |hypervisor| hypervisor.resume(vm)).await {
-                warn!(%vm, error = %chain(&error), "a VM that was handed over could not be resumed");
+            let state = self.carrier_state(&journal).unwrap_or_default();
+            let handed_over = (state.finish_delivered || journal.here) && !state.resumed && !journal.aborted;
+            if !alive
+                && handed_over
+                && journal.task.role() == Role::Destination
+                && let Err(error) = self.resume_without_carrier(&journal).await
+            {
+                warn!(vm = %journal.task.vm(), error = %chain(&error), "a VM that was handed over could not be resumed");
             }
         }
     }
@@ -106,7 +107,7 @@ impl Registry {
     /// Makes ready to receive.
     ///
     /// # Errors
-    /// `request.stale`, or why the carrier could not be started; nothing is left then.
+    /// `request.stale`, `vm.uuid-taken`, or why the carrier could not be started; nothing is left then.
     pub async fn prepare_destination(
         &self,
         job: JobId,
@@ -114,19 +115,48 @@ impl Registry {
         request: PrepareDestination,
         mounts: Vec<ShareMount>,
     ) -> Result<DestinationReady, AgentError> {
-        let mut entries = self.entries.lock().await;
-        let roots = mounts.iter().map(|mount| PathBuf::from(&mount.path)).collect();
-        let socket_dir = self.socket_dir(request.session);
-        // The VM may come home: a hold of an earlier move away is over.
-        hold::release(&self.config.holds_dir(), request.vm)?;
-        let task = Task::Destination { request, roots };
-        let address = match self.begin(&mut entries, job, generation, task, socket_dir.clone(), false).await? {
-            Answer::Report { address: Some(address), .. } => address,
+        let _turn = self.turn(job).await;
+        let vm = request.vm;
+        let socket_dir = self.config.sessions_dir().join(request.session.0.simple().to_string());
+        let ready = |answer| match answer {
+            Answer::Report { address: Some(carrier), .. } => {
+                let socket_dir = socket_dir.display().to_string();
+                Ok(DestinationReady { carrier, mounts: mounts.clone(), socket_dir })
+            }
             Answer::Report { address: None, .. } | Answer::Refused { .. } => {
-                return Err(AgentError::Carrier("The carrier does not say where it listens".to_owned()));
+                Err(AgentError::Carrier("The carrier does not say where it listens".to_owned()))
             }
         };
-        Ok(DestinationReady { carrier: address, mounts, socket_dir: socket_dir.display().to_string() })
+        match self.take_up(job, generation).await? {
+            Some(known) => {
+                if let Some(answer) = self.ask(&known, Ask::Report { after: 0, wait_ms: 0 }).await {
+                    return ready(answer);
+                }
+            }
+            None => self.must_not_be_here(vm).await?,
+        }
+        let session = request.session;
+        let roots = mounts.iter().map(|mount| PathBuf::from(&mount.path)).collect();
+        let task = Task::Destination { request, roots };
+        let journal = self.journal(job, generation, task, session, socket_dir.clone(), false);
+        let answer = self.begin(&journal).await?;
+        // The VM may come home: a hold of an earlier move away is over.
+        hold::release(&self.config.holds_dir(), vm)?;
+        ready(answer)
+    }
+
+    /// A copy that is given up is destroyed with its definition: it must be nothing that was here before.
+    async fn must_not_be_here(&self, vm: VmId) -> Result<(), AgentError> {
+        let Some(facts) = blocking(&self.hypervisor, move |hypervisor| hypervisor.vm(vm)).await? else { return Ok(()) };
+        Err(AgentError::refused(
+            409,
+            Finding::blocks(
+                FindingId::VmUuidTaken,
+                vm,
+                format!("The destination already has a VM of UUID {vm}: {}", facts.name),
+                "Remove its definition there with `virsh undefine`, if it is a leftover",
+            ),
+        ))
     }
 
     /// Makes ready to send: holds the VM, clears autostart, connects to the destination.
@@ -140,46 +170,41 @@ impl Registry {
         request: PrepareSource,
         mounts: &[ShareMount],
     ) -> Reported {
-        let mut entries = self.entries.lock().await;
-        let vm = request.vm;
-        let facts = blocking(&self.hypervisor, move |hypervisor| hypervisor.vm(vm)).await?;
-        let facts = facts.ok_or(ferry_drivers::hypervisor::HypervisorError::NoVm(vm))?;
-        let translate = request
-            .destination
-            .mounts
-            .iter()
-            .filter_map(|there| {
-                let here = mounts.iter().find(|here| here.share == there.share)?;
-                Some((PathBuf::from(&here.path), PathBuf::from(&there.path)))
-            })
-            .collect();
+        let _turn = self.turn(job).await;
+        let (vm, session) = (request.vm, request.session);
+        let known = self.take_up(job, generation).await?;
+        if let Some(known) = &known
+            && let Some(answer) = self.ask(known, Ask::Report { after: 0, wait_ms: 0 }).await
+        {
+            self.hold(known).await?;
+            return reported(answer);
+        }
         // The destination's QEMU listens at this path there, so it must be this path here.
         let socket_dir = PathBuf::from(&request.destination.socket_dir);
         if !is_session_dir(&socket_dir) {
             return Err(AgentError::Carrier(format!("{} is no folder for sockets", socket_dir.display())));
         }
-        let repeated = entries.get(&job).filter(|entry| entry.generation == generation);
-        let autostart = repeated.map_or(facts.autostart, |entry| entry.autostart);
+        let facts = blocking(&self.hypervisor, move |hypervisor| hypervisor.vm(vm)).await?;
+        let facts = facts.ok_or(HypervisorError::NoVm(vm))?;
+        let translate = translation(mounts, &request.destination.mounts);
         let task = Task::Source { request, translate, persistent: facts.persistent };
-        let begun = self.begin(&mut entries, job, generation, task, socket_dir, autostart).await;
-        let held = match begun {
-            Ok(_) => self.hold(vm, job, autostart).await,
-            Err(error) => Err(error),
-        };
-        let Some(journal) = entries.get(&job).cloned() else {
-            return Err(AgentError::Carrier("The migration is gone".to_owned()));
-        };
-        if let Err(error) = held {
-            self.let_go(&journal).await?;
-            self.end(&mut entries, &journal).await?;
+        let autostart = known.map_or(facts.autostart, |known| known.autostart);
+        let journal = self.journal(job, generation, task, session, socket_dir, autostart);
+        let answer = self.begin(&journal).await?;
+        if let Err(error) = self.hold(&journal).await {
+            if let Err(error) = self.let_go(&journal).await {
+                warn!(%vm, error = %chain(&error), "what was changed for the move could not be taken back");
+            }
+            self.forget(&journal).await?;
             return Err(error);
         }
-        self.report_of(&journal, 0, 0).await
+        reported(answer)
     }
 
-    async fn hold(&self, vm: VmId, job: JobId, autostart: bool) -> Result<(), AgentError> {
-        hold::ensure(&self.config.holds_dir(), vm, job)?;
-        if autostart {
+    async fn hold(&self, journal: &Journal) -> Result<(), AgentError> {
+        let vm = journal.task.vm();
+        hold::ensure(&self.config.holds_dir(), vm, journal.job)?;
+        if journal.autostart {
             blocking(&self.hypervisor, move |hypervisor| hypervisor.set_autostart(vm, false)).await?;
         }
         Ok(())
@@ -198,12 +223,12 @@ impl Registry {
     /// Begins to move.
     ///
     /// # Errors
-    /// `job.unknown`, `request.stale`, or that the carrier is gone.
+    /// `job.unknown`, `request.stale`.
     pub async fn perform(&self, job: JobId, generation: Generation) -> Reported {
-        let journal = self.find(job, generation).await?;
+        let journal = self.find(job, generation)?;
         match self.ask(&journal, Ask::Perform).await {
             Some(answer) => reported(answer),
-            None => self.report_of(&journal, 0, 0).await,
+            None => self.report_of(&journal, 0, Duration::ZERO).await,
         }
     }
 
@@ -212,71 +237,112 @@ impl Registry {
     /// # Errors
     /// `job.unknown`, `request.stale`.
     pub async fn report(&self, job: JobId, generation: Generation, after: u64, wait: Duration) -> Reported {
-        let journal = self.find(job, generation).await?;
-        self.report_of(&journal, after, wait.as_millis() as u64).await
+        let journal = self.find(job, generation)?;
+        self.report_of(&journal, after, wait).await
     }
 
     /// Runs the VM here: the server asked both hosts, and it is here.
     ///
     /// # Errors
-    /// Why it could not be resumed.
+    /// Why it could not be resumed; `job.ended` if the copy was given up.
     pub async fn resume(&self, job: JobId, generation: Generation) -> Reported {
-        let journal = self.find(job, generation).await?;
-        if let Some(answer) = self.ask(&journal, Ask::Resume).await {
-            return reported(answer);
+        let _turn = self.turn(job).await;
+        let journal = self.find(job, generation)?;
+        if journal.aborted || journal.task.role() == Role::Source {
+            let vm = journal.task.vm();
+            return Err(AgentError::refused(
+                409,
+                Finding::blocks(
+                    FindingId::JobEnded,
+                    vm,
+                    format!("This host's part of job {job} is not to run VM {vm}"),
+                    "Ask both hosts again who has the VM",
+                ),
+            ));
         }
-        let vm = journal.task.vm();
-        blocking(&self.hypervisor, move |hypervisor| hypervisor.resume(vm)).await?;
-        let mut state = Journal::carrier_state(&self.config.journal_dir(), job)?;
-        state.finish_delivered = true;
-        state.resumed = true;
-        files::write_json(&Journal::state_path(&self.config.journal_dir(), job), &state)?;
-        self.report_of(&journal, 0, 0).await
+        let journal = Journal { here: true, ..journal };
+        self.put(&journal)?;
+        match self.ask(&journal, Ask::Resume).await {
+            Some(answer) => reported(answer),
+            None => {
+                self.resume_without_carrier(&journal).await?;
+                self.report_of(&journal, 0, Duration::ZERO).await
+            }
+        }
     }
 
-    /// Ends it before the point of no return. Ok promises: at the source, the VM stays and may be started and moved again;
-    /// at the destination, nothing of it is left.
+    async fn resume_without_carrier(&self, journal: &Journal) -> Result<(), AgentError> {
+        let vm = journal.task.vm();
+        Ok(blocking(&self.hypervisor, move |hypervisor| hypervisor.resume(vm)).await?)
+    }
+
+    /// Ends it before the point of no return. Ok promises: at the source, the VM stays and may be started and moved
+    /// again; at the destination, nothing of it is left.
     ///
     /// # Errors
     /// `job.past-pivot` (409); at the destination also when its copy could not be destroyed.
     pub async fn abort(&self, job: JobId, generation: Generation) -> Reported {
-        let mut journal = self.find(job, generation).await?;
-        let vm = journal.task.vm();
-        if let Some(answer) = self.ask(&journal, Ask::Abort).await {
-            reported(answer)?;
-        } else {
-            self.abort_without_carrier(&journal).await?;
+        let _turn = self.turn(job).await;
+        let journal = self.find(job, generation)?;
+        let journal = self.undo(journal).await?;
+        self.report_of(&journal, 0, Duration::ZERO).await
+    }
+
+    async fn undo(&self, mut journal: Journal) -> Result<Journal, AgentError> {
+        if journal.aborted {
+            return Ok(journal);
         }
-        match journal.task.role() {
-            Role::Source => self.let_go(&journal).await?,
-            Role::Destination => {
+        let (vm, role) = (journal.task.vm(), journal.task.role());
+        if journal.confirmed || journal.here {
+            return Err(AgentError::refused(409, *past_pivot(vm)));
+        }
+        match self.ask(&journal, Ask::Abort).await {
+            Some(answer) => drop(reported(answer)?),
+            None => self.abort_without_carrier(&journal).await?,
+        }
+        let presence = blocking(&self.hypervisor, move |hypervisor| hypervisor.presence(vm, role)).await?;
+        match (role, presence) {
+            // It may have moved, if its carrier died before it could tell: release lets it go, not this.
+            (Role::Source, Presence::Absent) => {}
+            (Role::Source, _) => self.let_go(&journal).await?,
+            (Role::Destination, Presence::Running) => return Err(AgentError::refused(409, *past_pivot(vm))),
+            (Role::Destination, _) => {
                 blocking(&self.hypervisor, move |hypervisor| {
-                    match hypervisor.presence(vm, Role::Destination)? {
-                        Presence::Receiving | Presence::Arrived | Presence::Paused | Presence::HandedOver => {
-                            hypervisor.destroy(vm)?;
-                            hypervisor.undefine(vm)
-                        }
-                        Presence::Running | Presence::Absent | Presence::Unknown => Ok(()),
-                    }
+                    hypervisor.destroy(vm)?;
+                    hypervisor.undefine(vm)
                 })
                 .await?;
             }
         }
         journal.aborted = true;
-        self.put(journal.clone()).await?;
-        self.report_of(&journal, 0, 0).await
+        self.put(&journal)?;
+        Ok(journal)
     }
 
     async fn abort_without_carrier(&self, journal: &Journal) -> Result<(), AgentError> {
         let vm = journal.task.vm();
-        let state = Journal::carrier_state(&self.config.journal_dir(), journal.job)?;
+        let state = self.carrier_state(journal)?;
         if state.finish_delivered || state.resumed {
             return Err(AgentError::refused(409, *past_pivot(vm)));
         }
-        if journal.task.role() == Role::Source {
-            blocking(&self.hypervisor, move |hypervisor| hypervisor.abort_migration(vm)).await?;
+        if journal.task.role() == Role::Destination {
+            return Ok(());
         }
-        Ok(())
+        let until = Instant::now() + END_DEADLINE;
+        loop {
+            let moving = blocking(&self.hypervisor, move |hypervisor| {
+                let ended = hypervisor.abort_migration(vm);
+                if hypervisor.migration_stats(vm)?.is_none() { Ok(None) } else { Ok(Some(ended)) }
+            });
+            match moving.await? {
+                None => return Ok(()),
+                Some(Err(error)) if Instant::now() > until => return Err(error.into()),
+                Some(_) if Instant::now() > until => {
+                    return Err(AgentError::Carrier(format!("libvirt does not end the move of VM {vm}")));
+                }
+                Some(_) => tokio::time::sleep(END_LOOK).await,
+            }
+        }
     }
 
     /// Makes the move final: at the source the definition goes, at the destination autostart is set.
@@ -284,12 +350,16 @@ impl Registry {
     /// # Errors
     /// When libvirt refuses; repeating it is safe. At the source also while the VM has a process here.
     pub async fn confirm(&self, job: JobId, generation: Generation, request: ConfirmRequest) -> Reported {
-        let mut journal = self.find(job, generation).await?;
+        let _turn = self.turn(job).await;
+        let mut journal = self.find(job, generation)?;
         let (vm, role) = (journal.task.vm(), journal.task.role());
+        if role == Role::Source {
+            self.wait_ended(&journal).await;
+        }
         blocking(&self.hypervisor, move |hypervisor| match role {
             Role::Source => match hypervisor.presence(vm, role)? {
                 Presence::Absent => hypervisor.undefine(vm),
-                presence => Err(ferry_drivers::hypervisor::HypervisorError::Failed {
+                presence => Err(HypervisorError::Failed {
                     what: format!("Could not remove the definition of VM {vm} at the source"),
                     reason: format!("the VM still has a process here ({presence:?})"),
                 }),
@@ -299,8 +369,21 @@ impl Registry {
         })
         .await?;
         journal.confirmed = true;
-        self.put(journal.clone()).await?;
-        self.report_of(&journal, 0, 0).await
+        self.put(&journal)?;
+        self.report_of(&journal, 0, Duration::ZERO).await
+    }
+
+    /// The destination may run the VM before libvirt's call has ended at the source.
+    async fn wait_ended(&self, journal: &Journal) {
+        let until = Instant::now() + END_DEADLINE;
+        let mut after = 0;
+        while Instant::now() < until {
+            let ask = Ask::Report { after, wait_ms: END_DEADLINE.as_millis() as u64 };
+            match self.ask(journal, ask).await {
+                Some(Answer::Report { report, .. }) if report.stage == Stage::Performing => after = report.sequence,
+                Some(Answer::Report { .. } | Answer::Refused { .. }) | None => return,
+            }
+        }
     }
 
     /// Forgets it: the carrier leaves, its sockets and journal go, the hold is released unless `keep_hold`.
@@ -308,115 +391,139 @@ impl Registry {
     /// # Errors
     /// `request.stale`, or files that cannot be removed; repeating it is safe. Ok if it is not known.
     pub async fn release(&self, job: JobId, generation: Generation, keep_hold: bool) -> Result<(), AgentError> {
-        let journal = match self.find(job, generation).await {
+        let _turn = self.turn(job).await;
+        let journal = match self.find(job, generation) {
             Ok(journal) => journal,
             Err(AgentError::Refused { status: 404, .. }) => return Ok(()),
             Err(error) => return Err(error),
         };
-        if journal.task.role() == Role::Source && !keep_hold {
-            hold::release(&self.config.holds_dir(), journal.task.vm())?;
+        if journal.task.role() == Role::Source {
+            self.release_source(&journal, keep_hold).await?;
         }
-        let mut entries = self.entries.lock().await;
-        self.end(&mut entries, &journal).await
+        self.remember_ended(&journal)?;
+        self.forget(&journal).await
     }
 
-    async fn end(&self, entries: &mut HashMap<JobId, Journal>, journal: &Journal) -> Result<(), AgentError> {
-        // A carrier that does not answer has left already, or is ended with the host.
-        let _ = self.ask(journal, Ask::Leave).await;
+    async fn release_source(&self, journal: &Journal, keep_hold: bool) -> Result<(), AgentError> {
+        let vm = journal.task.vm();
+        let (presence, defined) = blocking(&self.hypervisor, move |hypervisor| {
+            Ok((hypervisor.presence(vm, Role::Source)?, hypervisor.vm(vm)?.is_some()))
+        })
+        .await?;
+        // Neither confirmed nor undone: a definition without a process may be of a VM that runs elsewhere.
+        let settled = journal.confirmed || journal.aborted || !defined || presence != Presence::Absent;
+        if settled && !keep_hold {
+            hold::release(&self.config.holds_dir(), vm)?;
+        } else if !settled {
+            warn!(%vm, "the VM stays held: it is not known that it is not elsewhere");
+        }
+        let state = self.carrier_state(journal).unwrap_or_default();
+        if presence == Presence::Paused && state.stopped && !state.finish_delivered {
+            tokio::spawn(run_again(Arc::clone(&self.hypervisor), vm));
+        }
+        Ok(())
+    }
+
+    fn remember_ended(&self, journal: &Journal) -> Result<(), AgentError> {
+        let mut ended = self.ended.lock().expect("nobody panics while holding it");
+        ended.insert(journal.job, journal.generation);
+        while ended.len() > ENDED_MAX {
+            ended.pop_first();
+        }
+        files::write_json(&ended_path(&self.config), &*ended)
+    }
+
+    /// The carrier leaves, and every file of the migration goes.
+    async fn forget(&self, journal: &Journal) -> Result<(), AgentError> {
         let folder = self.config.journal_dir();
-        files::remove(&Journal::state_path(&folder, journal.job))?;
-        files::remove(&Journal::path(&folder, journal.job))?;
-        entries.remove(&journal.job);
-        match fs::remove_dir_all(&journal.socket_dir) {
-            Ok(()) => Ok(()),
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(()),
-            Err(source) => Err(AgentError::File { path: journal.socket_dir.clone(), source }),
+        let path = Journal::path(&folder, journal.job);
+        if self.ask(journal, Ask::Leave).await.is_none() {
+            launch::end_process(self.carrier_state(journal).unwrap_or_default().pid, &path);
         }
+        match fs::remove_dir_all(&journal.socket_dir) {
+            Ok(()) => {}
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
+            Err(source) => return Err(AgentError::File { path: journal.socket_dir.clone(), source }),
+        }
+        for left in [&journal.control, &path.with_extension("said"), &Journal::state_path(&folder, journal.job)] {
+            files::remove(left)?;
+        }
+        // Last: until then a repeated request finds what is left.
+        files::remove(&path)?;
+        self.entries().remove(&journal.job);
+        Ok(())
     }
 
-    /// Writes the journal, then starts the carrier, and waits until it is ready. Repeating it finds the carrier there.
-    async fn begin(
+    /// What is known of this attempt; an older one, whose end was never asked for, is undone first.
+    async fn take_up(&self, job: JobId, generation: Generation) -> Result<Option<Journal>, AgentError> {
+        let ended = self.ended.lock().expect("nobody panics while holding it").get(&job).copied();
+        if let Some(ended) = ended.filter(|ended| *ended >= generation) {
+            return Err(stale(job, generation, ended));
+        }
+        let Some(known) = self.entries().get(&job).cloned() else { return Ok(None) };
+        if known.generation > generation {
+            return Err(stale(job, generation, known.generation));
+        }
+        if known.generation == generation {
+            return Ok(Some(known));
+        }
+        let known = if known.confirmed { known } else { self.undo(known).await? };
+        self.forget(&known).await?;
+        Ok(None)
+    }
+
+    fn journal(
         &self,
-        entries: &mut HashMap<JobId, Journal>,
         job: JobId,
         generation: Generation,
         task: Task,
+        session: SessionId,
         socket_dir: PathBuf,
         autostart: bool,
-    ) -> Result<Answer, AgentError> {
-        if let Some(known) = entries.get(&job).cloned() {
-            if known.generation > generation {
-                return Err(stale(job, generation, known.generation));
-            }
-            if known.generation == generation {
-                if let Some(answer) = self.ask(&known, Ask::Report { after: 0, wait_ms: 0 }).await {
-                    return Ok(answer);
-                }
-            }
-            self.end(entries, &known).await?;
-        }
-        if entries.len() >= MIGRATIONS_MAX {
+    ) -> Journal {
+        let end = match task.role() {
+            Role::Source => "source",
+            Role::Destination => "destination",
+        };
+        let control = self.config.controls_dir().join(format!("{}.{end}", session.0.simple()));
+        Journal { job, generation, task, socket_dir, control, autostart, here: false, confirmed: false, aborted: false }
+    }
+
+    /// Writes the journal, then starts the carrier, and waits until it is ready. After an error nothing is left.
+    async fn begin(&self, journal: &Journal) -> Result<Answer, AgentError> {
+        if self.entries().len() >= MIGRATIONS_MAX {
             return Err(AgentError::Carrier(format!("This host takes part in {MIGRATIONS_MAX} migrations already")));
         }
-        make_socket_dir(&socket_dir)?;
-        let journal =
-            Journal { job, generation, task, socket_dir, autostart, confirmed: false, aborted: false };
-        journal.write(&self.config.journal_dir())?;
-        entries.insert(job, journal.clone());
-        let started = self.launch(&journal).await;
+        make_socket_dir(&journal.socket_dir, self.process_owner().await?)?;
+        self.put(journal)?;
+        let started = launch::launch(&self.launcher, &self.config, &self.hypervisor, journal).await;
         if started.is_err() {
-            self.end(entries, &journal).await?;
+            self.forget(journal).await?;
         }
         started
     }
 
-    async fn launch(&self, journal: &Journal) -> Result<Answer, AgentError> {
-        let path = Journal::path(&self.config.journal_dir(), journal.job);
-        let (failed, mut failure) = tokio::sync::mpsc::channel(1);
-        match &self.launcher {
-            Launcher::Process { program, config } => {
-                let (mut child, errors) = spawn(program, config, &path)?;
-                std::thread::spawn(move || {
-                    let status = child.wait();
-                    let said = std::io::read_to_string(errors).unwrap_or_default();
-                    let last = said.lines().rev().find(|line| !line.trim().is_empty()).unwrap_or("no reason");
-                    let reason = status.map_or_else(|error| error.to_string(), |status| format!("{status}: {last}"));
-                    let _ = failed.try_send(reason);
-                });
-            }
-            Launcher::Task => {
-                let (config, hypervisor) = (self.config.clone(), Arc::clone(&self.hypervisor));
-                tokio::spawn(async move {
-                    if let Err(error) = carrier::run(config, &path, hypervisor).await {
-                        let _ = failed.try_send(chain(&error));
-                    }
-                });
-            }
-        }
-        let until = Instant::now() + READY_DEADLINE;
-        loop {
-            if let Some(answer) = self.ask(journal, Ask::Report { after: 0, wait_ms: 0 }).await {
-                return Ok(answer);
-            }
-            if let Ok(reason) = failure.try_recv() {
-                return Err(AgentError::Carrier(format!("The carrier could not make ready: {reason}")));
-            }
-            if Instant::now() > until {
-                return Err(AgentError::Carrier("The carrier was not ready in time".to_owned()));
-            }
-            tokio::time::sleep(READY_LOOK).await;
-        }
+    async fn process_owner(&self) -> Result<u32, AgentError> {
+        let ask = || blocking(&self.hypervisor, |hypervisor| hypervisor.process_owner());
+        Ok(self.process_owner.get_or_try_init(ask).await?.0)
     }
 
     /// Asks the carrier; `None` if it is not there.
     async fn ask(&self, journal: &Journal, ask: Ask) -> Option<Answer> {
-        carrier::ask(&carrier::control_socket(journal), ask).await.ok()
+        carrier::ask(&journal.control, ask).await.ok()
     }
 
-    async fn report_of(&self, journal: &Journal, after: u64, wait_ms: u64) -> Reported {
-        let mut report = match self.ask(journal, Ask::Report { after, wait_ms }).await {
+    async fn report_of(&self, journal: &Journal, after: u64, wait: Duration) -> Reported {
+        let ask = Ask::Report { after, wait_ms: wait.as_millis() as u64 };
+        let mut report = match self.ask(journal, ask).await {
             Some(answer) => reported(answer)?,
-            None => self.report_without_carrier(journal).await?,
+            None => {
+                if after == u64::MAX {
+                    // Nothing more will be said of it.
+                    tokio::time::sleep(wait.min(carrier::WAIT_MAX)).await;
+                }
+                self.report_without_carrier(journal).await?
+            }
         };
         if journal.aborted {
             report.stage = Stage::Aborted;
@@ -429,7 +536,8 @@ impl Registry {
     /// The carrier is gone: what it wrote down, and what the hypervisor says.
     async fn report_without_carrier(&self, journal: &Journal) -> Reported {
         let (vm, role) = (journal.task.vm(), journal.task.role());
-        let state = Journal::carrier_state(&self.config.journal_dir(), journal.job)?;
+        let mut state = self.carrier_state(journal)?;
+        state.finish_delivered |= journal.here;
         let presence = blocking(&self.hypervisor, move |hypervisor| hypervisor.presence(vm, role)).await;
         let presence = presence.unwrap_or(Presence::Unknown);
         let stage = match (role, state.resumed || presence == Presence::Running, state.finish_delivered) {
@@ -448,38 +556,61 @@ impl Registry {
             presence,
             progress: None,
             figures: state.figures,
-            error: Some("The process that carried the migration is gone".to_owned()),
+            error: Some(format!("The process that carried the move is gone; on this host the VM is {presence:?}")),
         })
     }
 
-    async fn find(&self, job: JobId, generation: Generation) -> Result<Journal, AgentError> {
-        let entries = self.entries.lock().await;
-        let Some(journal) = entries.get(&job) else {
-            return Err(AgentError::refused(
+    fn find(&self, job: JobId, generation: Generation) -> Result<Journal, AgentError> {
+        match self.entries().get(&job) {
+            Some(known) if known.generation == generation => Ok(known.clone()),
+            Some(known) if known.generation > generation => Err(stale(job, generation, known.generation)),
+            Some(_) | None => Err(AgentError::refused(
                 404,
                 Finding::blocks(
                     FindingId::JobUnknown,
                     job,
-                    format!("This host takes no part in job {job}"),
+                    format!("This host takes no part in attempt {generation} of job {job}"),
                     "Ask again with `ferry job show`",
                 ),
-            ));
-        };
-        if journal.generation != generation {
-            return Err(stale(job, generation, journal.generation));
+            )),
         }
-        Ok(journal.clone())
     }
 
-    async fn put(&self, journal: Journal) -> Result<(), AgentError> {
+    fn put(&self, journal: &Journal) -> Result<(), AgentError> {
         journal.write(&self.config.journal_dir())?;
-        self.entries.lock().await.insert(journal.job, journal);
+        self.entries().insert(journal.job, journal.clone());
         Ok(())
     }
 
-    fn socket_dir(&self, session: SessionId) -> PathBuf {
-        self.config.sessions_dir().join(session.0.simple().to_string())
+    fn carrier_state(&self, journal: &Journal) -> Result<CarrierState, AgentError> {
+        Journal::carrier_state(&self.config.journal_dir(), journal.job)
     }
+
+    fn entries(&self) -> MutexGuard<'_, HashMap<JobId, Journal>> {
+        self.entries.lock().expect("nobody panics while holding it")
+    }
+
+    async fn turn(&self, job: JobId) -> OwnedMutexGuard<()> {
+        let turn = {
+            let mut turns = self.turns.lock().expect("nobody panics while holding it");
+            turns.retain(|_, turn| Arc::strong_count(turn) > 1);
+            Arc::clone(turns.entry(job).or_default())
+        };
+        turn.lock_owned().await
+    }
+}
+
+fn ended_path(config: &Config) -> PathBuf {
+    config.state_dir.join("ended.json")
+}
+
+/// Folders here and what they are called at the destination.
+fn translation(here: &[ShareMount], there: &[ShareMount]) -> Vec<(PathBuf, PathBuf)> {
+    let pair = |there: &ShareMount| {
+        let here = here.iter().find(|here| here.share == there.share)?;
+        Some((PathBuf::from(&here.path), PathBuf::from(&there.path)))
+    };
+    there.iter().filter_map(pair).collect()
 }
 
 fn reported(answer: Answer) -> Reported {
@@ -499,64 +630,4 @@ fn stale(job: JobId, asked: Generation, known: Generation) -> AgentError {
             "Nothing: an older life of the server asked",
         ),
     )
-}
-
-/// `…/m/<32 hex digits>`: the only kind of folder that another host may name.
-fn is_session_dir(path: &Path) -> bool {
-    let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
-    let plain = path.components().all(|part| matches!(part, std::path::Component::RootDir | std::path::Component::Normal(_)));
-    plain
-        && path.is_absolute()
-        && name.len() == 32
-        && name.bytes().all(|byte| byte.is_ascii_hexdigit())
-        && path.parent().is_some_and(|parent| parent.ends_with("m"))
-        && path.as_os_str().len() < 80
-}
-
-/// A folder that root and QEMU's user enter, and nobody else.
-fn make_socket_dir(path: &Path) -> Result<(), AgentError> {
-    let fault = |source| AgentError::File { path: path.to_owned(), source };
-    fs::create_dir_all(path).map_err(fault)?;
-    fs::set_permissions(path, fs::Permissions::from_mode(0o700)).map_err(fault)?;
-    if nix::unistd::geteuid().is_root()
-        && let Some(user) = QEMU_USERS.iter().find_map(|name| nix::unistd::User::from_name(name).ok().flatten())
-    {
-        nix::unistd::chown(path, Some(user.uid), None).map_err(|error| fault(error.into()))?;
-    }
-    Ok(())
-}
-
-/// Starts a carrier process in a session of its own, so that it outlives the agent. Its log goes where the agent's
-/// goes; what it says when it cannot begin is kept.
-fn spawn(program: &Path, config: &Path, journal: &Path) -> Result<(std::process::Child, fs::File), AgentError> {
-    let fault = |source| AgentError::File { path: program.to_owned(), source };
-    let log = journal.with_extension("log");
-    let errors = fs::File::create(&log).map_err(|source| AgentError::File { path: log.clone(), source })?;
-    let mut command = Command::new(program);
-    command.arg("carry").arg("--config").arg(config).arg("--journal").arg(journal);
-    command.arg("--said").arg(&log).stdin(Stdio::null()).stdout(Stdio::null());
-    command.process_group(0);
-    let child = command.spawn().map_err(fault)?;
-    drop(errors);
-    let errors = fs::File::open(&log).map_err(|source| AgentError::File { path: log, source })?;
-    Ok((child, errors))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn only_a_session_folder_may_be_named_by_another_host() {
-        for (path, good) in [
-            ("/run/ferry/m/0123456789abcdef0123456789abcdef", true),
-            ("/run/ferry/m/0123456789abcdef0123456789abcdeg", false),
-            ("/run/ferry/x/0123456789abcdef0123456789abcdef", false),
-            ("/run/ferry/m/../m/0123456789abcdef0123456789abcdef", false),
-            ("run/m/0123456789abcdef0123456789abcdef", false),
-            ("/etc", false),
-        ] {
-            assert_eq!(is_session_dir(Path::new(path)), good, "{path}");
-        }
-    }
 }

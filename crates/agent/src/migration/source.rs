@@ -14,14 +14,15 @@ use std::{
 };
 
 use ferry_core::{
-    api::agent::Stage,
-    finding::Finding,
+    api::agent::{Role, Stage},
+    finding::{Finding, FindingId},
     id::VmId,
     job::Progress,
+    migration::Presence,
     units::ByteCount,
 };
 use ferry_drivers::hypervisor::{
-    DomainEvent, HypervisorError, MEMORY_SOCKET, MigrateRequest, MigrationStats, RPC_SOCKET,
+    DomainEvent, Hypervisor, HypervisorError, MEMORY_SOCKET, MigrateRequest, MigrationStats, RPC_SOCKET,
     rpc::{FinishReply, Tap},
 };
 use ferry_trust::{KeyPair, client_config};
@@ -33,7 +34,7 @@ use ferry_wire::{
     session::{Dialer, SessionKey},
 };
 use tokio::{net::UnixListener, sync::Notify};
-use tracing::{error, info, warn};
+use tracing::{debug, error, info, warn};
 
 use super::{
     carrier::{Board, blocking, channel_ended, past_pivot},
@@ -44,7 +45,10 @@ use crate::{AgentError, config::Config, error::chain, files};
 /// How often progress is asked of libvirt.
 const LOOK_EVERY: Duration = Duration::from_millis(200);
 /// How long libvirt's migrate call may take to end after it was aborted.
-const ABORT_DEADLINE: Duration = Duration::from_secs(40);
+const ABORT_DEADLINE: Duration = Duration::from_secs(25);
+/// How often a VM that libvirt left paused is tried to be run, and how many times: until the destination's copy is gone.
+const RUN_EVERY: Duration = Duration::from_millis(250);
+const RUNS_MAX: u32 = 480;
 
 pub(super) struct Source {
     shared: Arc<Shared>,
@@ -57,9 +61,10 @@ struct Shared {
     dialer: Dialer,
     meter: Arc<Meter>,
     control: ControlSender,
-    begun: AtomicBool,
     aborting: AtomicBool,
     delivered: AtomicBool,
+    /// Why the management channel broke: libvirt itself only says that it did.
+    broken: Mutex<Option<String>>,
     _watch: Mutex<Box<dyn Send>>,
 }
 
@@ -85,13 +90,12 @@ impl Source {
         })?;
         let control = Control::start(stream);
         let sender = control.sender();
-        let (stopped, vm) = (sender.clone(), task.vm);
-        let runtime = tokio::runtime::Handle::current();
+        let (stopped, seen) = (sender.clone(), Arc::clone(&board));
         let watch = blocking(&board.hypervisor, move |hypervisor| {
             hypervisor.watch(Box::new(move |event| {
-                if event == DomainEvent::StoppedForMigration(vm) {
-                    let stopped = stopped.clone();
-                    runtime.spawn(async move { stopped.send(Message::Stopped).await });
+                if event == DomainEvent::StoppedForMigration(seen.vm) {
+                    stopped.send_now(Message::Stopped);
+                    seen.tell(|known| known.state.stopped = true);
                 }
             }))
         })
@@ -111,47 +115,68 @@ impl Source {
             dialer,
             meter: Arc::default(),
             control: sender,
-            begun: AtomicBool::new(false),
             aborting: AtomicBool::new(false),
             delivered: AtomicBool::new(false),
+            broken: Mutex::default(),
             _watch: Mutex::new(watch),
         });
-        tokio::spawn(hear(control, Arc::clone(&shared)));
-        tokio::spawn(carry_rpc(rpc, Arc::clone(&shared)));
-        tokio::spawn(carry_memory(memory, Arc::clone(&shared)));
+        let board = &shared.board;
+        board.spawn(hear(control, Arc::clone(&shared)));
+        board.spawn(carry_rpc(rpc, Arc::clone(&shared)));
+        board.spawn(carry_memory(memory, Arc::clone(&shared)));
         Ok(Self { shared })
     }
 
     /// Begins; returns at once. May be repeated.
-    pub(super) fn perform(&self) -> Result<(), Box<Finding>> {
-        if !self.shared.begun.swap(true, Ordering::SeqCst) {
-            tokio::spawn(perform(Arc::clone(&self.shared)));
+    pub(super) fn perform(&self) {
+        let board = &self.shared.board;
+        let begun = board.change(|known| {
+            let begins = known.stage == Stage::Prepared;
+            if begins {
+                known.stage = Stage::Performing;
+            }
+            begins
+        });
+        if begun {
+            board.spawn(perform(Arc::clone(&self.shared)));
         }
-        Ok(())
     }
 
-    /// Ends it before the point of no return, and waits until the VM is known to stay.
+    /// Ends it before the point of no return. Ok promises that the VM stays here.
     pub(super) async fn abort(&self) -> Result<(), Box<Finding>> {
-        let shared = &self.shared;
-        let board = &shared.board;
-        if !shared.begun.swap(true, Ordering::SeqCst) {
-            board.tell(|known| known.stage = Stage::Aborted);
-        }
+        let (shared, board) = (&self.shared, &self.shared.board);
         shared.aborting.store(true, Ordering::SeqCst);
+        board.change(|known| {
+            let ends = known.stage == Stage::Prepared;
+            if ends {
+                known.stage = Stage::Aborted;
+            }
+            ends
+        });
         let until = Instant::now() + ABORT_DEADLINE;
         // libvirt takes an abort only while its job is in a phase that can be aborted: ask again until the call ends.
         while board.known().stage == Stage::Performing && Instant::now() < until {
-            let vm = board.vm;
-            if let Err(error) = blocking(&board.hypervisor, move |hypervisor| hypervisor.abort_migration(vm)).await {
-                warn!(%error, "libvirt did not take the abort");
-            }
+            ask_to_abort(board).await;
             let ended = board.wait_for(|known| known.stage != Stage::Performing);
             let _ = tokio::time::timeout(LOOK_EVERY, ended).await;
         }
         match board.known().stage {
-            Stage::Failed | Stage::Aborted | Stage::Prepared => Ok(()),
-            Stage::Performing | Stage::Delivered | Stage::Resumed | Stage::Confirmed => Err(past_pivot(board.vm)),
+            Stage::Failed | Stage::Aborted => Ok(()),
+            Stage::Delivered | Stage::Resumed | Stage::Confirmed => Err(past_pivot(board.vm)),
+            Stage::Prepared | Stage::Performing => Err(Box::new(Finding::blocks(
+                FindingId::JobPastPivot,
+                board.vm,
+                format!("libvirt did not end the move of VM {} within {} s", board.vm, ABORT_DEADLINE.as_secs()),
+                "Ask again; until libvirt's call ends it is not known who has the VM",
+            ))),
         }
+    }
+}
+
+async fn ask_to_abort(board: &Board) {
+    let vm = board.vm;
+    if let Err(error) = blocking(&board.hypervisor, move |hypervisor| hypervisor.abort_migration(vm)).await {
+        warn!(%vm, %error, "libvirt did not take the abort");
     }
 }
 
@@ -163,22 +188,21 @@ fn listen(dir: &Path, name: &str) -> Result<UnixListener, AgentError> {
 
 async fn perform(shared: Arc<Shared>) {
     let board = &shared.board;
-    if let Err(error) = board.write_down(|state| state.performing = true) {
-        board.tell(|known| {
-            known.stage = Stage::Failed;
-            known.error = Some(chain(&error));
-        });
-        return;
-    }
-    board.tell(|known| known.stage = Stage::Performing);
     let started = Instant::now();
     let request = shared.request.clone();
-    let call = blocking(&board.hypervisor, move |hypervisor| hypervisor.migrate(&request));
     let over = Arc::new(Notify::new());
-    let follow = tokio::spawn(follow(Arc::clone(&shared), started, Arc::clone(&over)));
-    let outcome = call.await;
-    over.notify_one();
-    let _ = follow.await;
+    let follow = follow(Arc::clone(&shared), started, Arc::clone(&over));
+    let call = async {
+        // An abort may have come between the request and here.
+        let outcome = if shared.aborting.load(Ordering::SeqCst) {
+            Err(HypervisorError::Aborted { what: format!("Could not migrate VM {}", board.vm) })
+        } else {
+            blocking(&board.hypervisor, move |hypervisor| hypervisor.migrate(&request)).await
+        };
+        over.notify_one();
+        outcome
+    };
+    let ((), outcome) = tokio::join!(follow, call);
     settle(&shared, started, outcome).await;
 }
 
@@ -196,12 +220,13 @@ async fn follow(shared: Arc<Shared>, started: Instant, over: Arc<Notify>) {
             let wire = shared.meter.wire();
             board.tell(|known| known.progress = Some(progress(known.progress, &stats, wire, started)));
         }
-        if started.elapsed() > shared.timeout && !shared.aborting.swap(true, Ordering::SeqCst) {
-            warn!(%vm, timeout_s = shared.timeout.as_secs(), "the move takes too long and is ended");
-            let _ = blocking(&board.hypervisor, move |hypervisor| hypervisor.abort_migration(vm)).await;
-            board.tell(|known| {
-                known.error = Some(format!("It took longer than the limit of {} s", shared.timeout.as_secs()));
-            });
+        if started.elapsed() > shared.timeout {
+            if !shared.aborting.swap(true, Ordering::SeqCst) {
+                warn!(%vm, timeout_s = shared.timeout.as_secs(), "the move takes too long and is ended");
+                let limit = format!("The move took longer than its limit of {} s", shared.timeout.as_secs());
+                board.tell(|known| known.error = Some(limit));
+            }
+            ask_to_abort(board).await;
         }
     }
 }
@@ -224,50 +249,97 @@ fn progress(before: Option<Progress>, stats: &MigrationStats, wire: u64, started
 }
 
 /// libvirt's call ended: what it took, and who has the VM as far as this end knows.
-async fn settle(shared: &Shared, started: Instant, outcome: Result<(), HypervisorError>) {
+async fn settle(shared: &Arc<Shared>, started: Instant, outcome: Result<(), HypervisorError>) {
     let board = &shared.board;
-    let vm: VmId = board.vm;
+    let vm = board.vm;
     let migrate_ms = started.elapsed().as_millis() as u64;
-    let stats = blocking(&board.hypervisor, move |hypervisor| hypervisor.completed_stats(vm)).await.ok().flatten();
-    let last = board.known().progress;
-    let wire = ByteCount(shared.meter.wire());
-    let written = board.write_down(|state| {
-        state.figures.migrate_ms = migrate_ms;
-        state.figures.wire = wire;
-        if let Some(stats) = stats {
-            state.figures.qemu_downtime_ms = stats.downtime_ms;
-            state.figures.sent = stats.memory_processed;
-            state.figures.iterations = stats.iteration;
-        } else if let Some(last) = last {
-            state.figures.sent = last.sent;
-            state.figures.iterations = last.iteration;
-        }
-    });
-    if let Err(error) = written {
-        error!(error = %chain(&error), "figures could not be written down");
-    }
-    let delivered = shared.delivered.load(Ordering::SeqCst);
-    match outcome {
+    let delivered = match &outcome {
         Ok(()) => {
             info!(%vm, migrate_ms, "libvirt's migrate call succeeded");
-            board.tell(|known| known.stage = Stage::Delivered);
+            // It promises that the source's copy is gone, whether or not the reply was seen to pass.
+            hand_over(shared);
+            true
         }
-        Err(error) if delivered => {
-            warn!(%vm, error = %chain(&error), "libvirt's migrate call failed after the hand-over");
-            board.tell(|known| known.stage = Stage::Delivered);
+        Err(error) if shared.delivered.load(Ordering::SeqCst) => {
+            warn!(%vm, error = %chain(error), "libvirt's migrate call failed after the hand-over");
+            true
         }
         Err(error) => {
             let aborted = shared.aborting.load(Ordering::SeqCst);
-            warn!(%vm, error = %chain(&error), aborted, "libvirt's migrate call failed");
-            let reason = chain(&error);
-            shared.control.send(Message::GaveUp { reason: reason.clone() }).await;
-            board.tell(|known| {
-                known.stage = if aborted && known.error.is_none() { Stage::Aborted } else { Stage::Failed };
-                let limit = known.error.take();
-                known.error = Some(limit.map_or(reason.clone(), |limit| format!("{limit}: {reason}")));
-            });
+            warn!(%vm, error = %chain(error), aborted, "libvirt's migrate call failed");
+            false
         }
+    };
+    let wire = ByteCount(shared.meter.wire());
+    if delivered {
+        board.tell(|known| {
+            known.stage = Stage::Delivered;
+            known.state.figures.migrate_ms = migrate_ms;
+            known.state.figures.wire = wire;
+        });
+    } else if let Err(error) = outcome {
+        give_up(shared, error).await;
     }
+    let stats = blocking(&board.hypervisor, move |hypervisor| hypervisor.completed_stats(vm)).await.ok().flatten();
+    board.tell(|known| {
+        let (sent, iterations) = match (stats, known.progress) {
+            (Some(stats), _) => (stats.memory_processed, stats.iteration),
+            (None, Some(last)) => (last.sent, last.iteration),
+            (None, None) => return,
+        };
+        known.state.figures.sent = sent;
+        known.state.figures.iterations = iterations;
+        known.state.figures.qemu_downtime_ms = stats.map_or(0, |stats| stats.downtime_ms);
+    });
+    board.write_down().await;
+}
+
+/// The move failed before the point of no return: the VM is here. What libvirt leaves paused is run again.
+async fn give_up(shared: &Arc<Shared>, error: HypervisorError) {
+    let board = &shared.board;
+    let vm = board.vm;
+    let presence = blocking(&board.hypervisor, move |hypervisor| hypervisor.presence(vm, Role::Source)).await;
+    let presence = presence.unwrap_or(Presence::Unknown);
+    let whereabouts = match presence {
+        Presence::Running => "the VM runs at the source",
+        Presence::Paused | Presence::HandedOver => "the VM is at the source, paused",
+        Presence::Absent => "the VM has no process at the source",
+        Presence::Receiving | Presence::Arrived | Presence::Unknown => "libvirt at the source does not say what it has",
+    };
+    let broken = shared.broken.lock().expect("nobody panics while holding it").clone();
+    let broken = broken.map(|broken| format!("; the management channel broke: {broken}")).unwrap_or_default();
+    let reason = format!("{}{broken}; {whereabouts}", chain(&error));
+    shared.control.send_now(Message::GaveUp { reason: reason.clone() });
+    let aborted = shared.aborting.load(Ordering::SeqCst);
+    board.tell(|known| {
+        let limit = known.error.take();
+        known.stage = if aborted && limit.is_none() { Stage::Aborted } else { Stage::Failed };
+        known.error = Some(limit.map_or(reason.clone(), |limit| format!("{limit}: {reason}")));
+    });
+    if presence == Presence::Paused && board.known().state.stopped {
+        board.spawn(run_again(Arc::clone(&board.hypervisor), vm));
+    }
+}
+
+/// Runs a VM again that was stopped for a hand-over that failed. libvirt does so itself, but cannot while the copy at
+/// the destination has the disk's lock; that copy is never run, and is destroyed when the move is undone.
+pub(super) async fn run_again(hypervisor: Arc<dyn Hypervisor>, vm: VmId) {
+    warn!(%vm, "libvirt left the VM paused at the source; it is run as soon as its disks are free");
+    for _ in 0..RUNS_MAX {
+        let outcome = blocking(&hypervisor, move |hypervisor| match hypervisor.presence(vm, Role::Source)? {
+            Presence::Paused => hypervisor.resume(vm),
+            _ => Ok(()),
+        });
+        match outcome.await {
+            Ok(()) => {
+                info!(%vm, "the VM is not paused any more");
+                return;
+            }
+            Err(error) => debug!(%vm, error = %chain(&error), "the VM could not be run yet"),
+        }
+        tokio::time::sleep(RUN_EVERY).await;
+    }
+    error!(%vm, "the VM is still paused at the source; run it with `virsh resume`");
 }
 
 async fn hear(mut control: Control, shared: Arc<Shared>) {
@@ -301,7 +373,12 @@ async fn carry_rpc(listener: UnixListener, shared: Arc<Shared>) {
             ..Options::new(shared.request.downtime_limit, Arc::default())
         };
         let (reader, writer) = local.into_split();
-        tokio::spawn(async move { channel_ended("rpc", carry(peer, reader, writer, options).await) });
+        let ended = Arc::clone(&shared);
+        shared.board.spawn(async move {
+            if let Some(reason) = channel_ended("rpc", carry(peer, reader, writer, options).await) {
+                *ended.broken.lock().expect("nobody panics while holding it") = Some(reason);
+            }
+        });
     }
 }
 
@@ -318,7 +395,9 @@ async fn carry_memory(listener: UnixListener, shared: Arc<Shared>) {
         };
         let options = Options::new(shared.request.downtime_limit, Arc::clone(&shared.meter));
         let (reader, writer) = local.into_split();
-        tokio::spawn(async move { channel_ended("memory", carry(peer, reader, writer, options).await) });
+        shared.board.spawn(async move {
+            channel_ended("memory", carry(peer, reader, writer, options).await);
+        });
     }
 }
 
@@ -357,16 +436,18 @@ impl Inspect for Replies {
         if !finish.destination_has_it {
             return;
         }
-        // First tell the destination, for the guest stands still; then write it down. Should this process die in
-        // between, the destination has been told or the source's libvirtd is asked.
-        self.shared.control.send_now(Message::HandedOver);
-        self.shared.delivered.store(true, Ordering::SeqCst);
-        let board = Arc::clone(&self.shared.board);
-        tokio::task::spawn_blocking(move || {
-            if let Err(error) = board.write_down(|state| state.finish_delivered = true) {
-                error!(error = %chain(&error), "the hand-over could not be written down");
-                board.tell(|known| known.state.finish_delivered = true);
-            }
-        });
+        hand_over(&self.shared);
     }
+}
+
+/// The VM is the destination's. First that is told to the destination, for the guest stands still; then it is written
+/// down. Should this process die in between, the destination has been told or the source's libvirtd is asked.
+fn hand_over(shared: &Arc<Shared>) {
+    if shared.delivered.swap(true, Ordering::SeqCst) {
+        return;
+    }
+    shared.control.send_now(Message::HandedOver);
+    let board = Arc::clone(&shared.board);
+    board.tell(|known| known.state.finish_delivered = true);
+    shared.board.spawn(async move { board.write_down().await });
 }

@@ -1,0 +1,170 @@
+//! Starts carriers, and makes the folders in which they meet libvirt and QEMU.
+
+use std::{
+    fs, io,
+    os::unix::fs::PermissionsExt as _,
+    path::{Component, Path, PathBuf},
+    process::{Child, Command, Stdio},
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use ferry_drivers::hypervisor::Hypervisor;
+use nix::{sys::signal::Signal, unistd::Pid};
+use tokio::{runtime::Handle, sync::mpsc};
+use tracing::warn;
+
+use super::{
+    carrier::{self, Answer, Ask},
+    journal::Journal,
+};
+use crate::{AgentError, config::Config, error::chain};
+
+/// How long a carrier may take to be ready.
+const READY_DEADLINE: Duration = Duration::from_secs(15);
+/// How often it is looked at until then: on the way of every migration, so often.
+const READY_LOOK: Duration = Duration::from_millis(3);
+
+/// How a carrier is started.
+#[derive(Clone)]
+pub enum Launcher {
+    /// As a process of this program, in a session of its own: it outlives the agent.
+    Process {
+        /// The program.
+        program: PathBuf,
+        /// Its configuration.
+        config: PathBuf,
+    },
+    /// Inside this process, for tests with a fake hypervisor.
+    Task,
+    /// As [`Launcher::Task`], on a runtime of its own: shutting that down is the death of every carrier on it.
+    On(Handle),
+}
+
+/// Starts the carrier of a journal that is written, and waits until it is ready.
+pub(super) async fn launch(
+    launcher: &Launcher,
+    config: &Config,
+    hypervisor: &Arc<dyn Hypervisor>,
+    journal: &Journal,
+) -> Result<Answer, AgentError> {
+    let path = Journal::path(&config.journal_dir(), journal.job);
+    let (failed, failure) = mpsc::channel(1);
+    match launcher {
+        Launcher::Process { program, config } => {
+            let (child, said) = spawn(program, config, &path)?;
+            std::thread::spawn(move || {
+                let _ = failed.try_send(last_words(child, said));
+            });
+        }
+        Launcher::Task => run_here(&Handle::current(), config, hypervisor, path, failed),
+        Launcher::On(runtime) => run_here(runtime, config, hypervisor, path, failed),
+    }
+    wait_ready(journal, failure).await
+}
+
+fn run_here(
+    runtime: &Handle,
+    config: &Config,
+    hypervisor: &Arc<dyn Hypervisor>,
+    path: PathBuf,
+    failed: mpsc::Sender<String>,
+) {
+    let (config, hypervisor) = (config.clone(), Arc::clone(hypervisor));
+    runtime.spawn(async move {
+        if let Err(error) = carrier::run(config, &path, hypervisor).await {
+            let _ = failed.try_send(chain(&error));
+        }
+    });
+}
+
+async fn wait_ready(journal: &Journal, mut failure: mpsc::Receiver<String>) -> Result<Answer, AgentError> {
+    let until = Instant::now() + READY_DEADLINE;
+    loop {
+        if let Ok(answer) = carrier::ask(&journal.control, Ask::Report { after: 0, wait_ms: 0 }).await {
+            return Ok(answer);
+        }
+        if let Ok(reason) = failure.try_recv() {
+            return Err(AgentError::Carrier(format!("The carrier could not make ready: {reason}")));
+        }
+        if Instant::now() > until {
+            return Err(AgentError::Carrier("The carrier was not ready in time".to_owned()));
+        }
+        tokio::time::sleep(READY_LOOK).await;
+    }
+}
+
+/// Starts a carrier process, which makes a session of its own. Its log goes where the agent's goes; why it could not
+/// begin, it says in a file that is read here.
+fn spawn(program: &Path, config: &Path, journal: &Path) -> Result<(Child, fs::File), AgentError> {
+    let said = journal.with_extension("said");
+    let fault = |path: &Path, source| AgentError::File { path: path.to_owned(), source };
+    fs::write(&said, "").map_err(|error| fault(&said, error))?;
+    let reader = fs::File::open(&said).map_err(|error| fault(&said, error))?;
+    let mut command = Command::new(program);
+    command.arg("carry").arg("--config").arg(config).arg("--journal").arg(journal).arg("--said").arg(&said);
+    command.stdin(Stdio::null()).stdout(Stdio::null());
+    let child = command.spawn().map_err(|error| fault(program, error))?;
+    Ok((child, reader))
+}
+
+/// Waits for a carrier's end: how it ended, and what it said of it.
+fn last_words(mut child: Child, said: fs::File) -> String {
+    let status = child.wait();
+    let said = io::read_to_string(said).unwrap_or_default();
+    let last = said.lines().rev().find(|line| !line.trim().is_empty()).unwrap_or("no reason");
+    status.map_or_else(|error| error.to_string(), |status| format!("{last} ({status})"))
+}
+
+/// Ends a carrier process that does not answer any more, if it is still there.
+pub(super) fn end_process(pid: u32, journal: &Path) {
+    let command = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+    let is_ours = command.split(|byte| *byte == 0).any(|word| Path::new(&*String::from_utf8_lossy(word)) == journal);
+    // Not this process itself, in which tests run carriers.
+    if is_ours && pid != std::process::id() {
+        warn!(pid, "a carrier does not answer and is killed");
+        let _ = nix::sys::signal::kill(Pid::from_raw(pid.cast_signed()), Signal::SIGKILL);
+    }
+}
+
+/// `…/m/<32 hex digits>`: the only kind of folder that another host may name.
+pub(super) fn is_session_dir(path: &Path) -> bool {
+    let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+    let plain = path.components().all(|part| matches!(part, Component::RootDir | Component::Normal(_)));
+    plain
+        && path.is_absolute()
+        && name.len() == 32
+        && name.bytes().all(|byte| byte.is_ascii_hexdigit())
+        && path.parent().is_some_and(|parent| parent.ends_with("m"))
+        && path.as_os_str().len() < 80
+}
+
+/// A folder that root and QEMU's user enter, and nobody else.
+pub(super) fn make_socket_dir(path: &Path, user: u32) -> Result<(), AgentError> {
+    let fault = |source| AgentError::File { path: path.to_owned(), source };
+    fs::create_dir_all(path).map_err(fault)?;
+    fs::set_permissions(path, fs::Permissions::from_mode(0o700)).map_err(fault)?;
+    if nix::unistd::geteuid().is_root() {
+        nix::unistd::chown(path, Some(user.into()), None).map_err(|error| fault(error.into()))?;
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_a_session_folder_may_be_named_by_another_host() {
+        for (path, good) in [
+            ("/run/ferry/m/0123456789abcdef0123456789abcdef", true),
+            ("/run/ferry/m/0123456789abcdef0123456789abcdeg", false),
+            ("/run/ferry/x/0123456789abcdef0123456789abcdef", false),
+            ("/run/ferry/m/../m/0123456789abcdef0123456789abcdef", false),
+            ("run/m/0123456789abcdef0123456789abcdef", false),
+            ("/etc", false),
+        ] {
+            assert_eq!(is_session_dir(Path::new(path)), good, "{path}");
+        }
+    }
+}

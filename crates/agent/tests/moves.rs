@@ -1,0 +1,336 @@
+//! Live moves between two agents: whoever fails, the VM runs on exactly one host.
+
+mod site;
+
+use std::{sync::Arc, time::Duration};
+
+use ferry_core::{
+    api::agent::{ConfirmRequest, Stage},
+    finding::FindingId,
+    migration::{Presence, Verdict},
+};
+use ferry_drivers::hypervisor::{Hypervisor, fake::Point};
+use site::{Job, Site, reached, refusal, wait_until};
+
+/// The guest dirties twice what is sent meanwhile.
+const NEVER_CONVERGES: f64 = 2.0;
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_running_vm_moves_there_and_back_and_its_autostart_follows() {
+    let site = Site::new().await;
+    let vm = site.run_vm("web01", |guest| guest.facts.autostart = true);
+    for (number, from) in [(1, 0), (2, 1)] {
+        let job = Job::new(number, 1, vm, "web01", from);
+        site.prepare(&job).await;
+        let (source, destination) = (&site.hosts[job.from], &site.hosts[job.to]);
+        assert!(source.holds(vm) && !destination.holds(vm), "held where it leaves");
+        assert!(!source.autostarts(vm));
+        site.perform(&job).await;
+        let (sent, received) = site.follow(&job).await;
+        assert!(sent.finish_delivered && received.finish_delivered);
+        assert_eq!((sent.error, received.error), (None, None));
+        let facts = destination.hypervisor.vm(vm).expect("reachable").expect("there");
+        assert_eq!(facts.files[0].place, destination.path("web01.raw"), "paths are the destination's");
+        site.finish(&job, true).await;
+        assert!(destination.autostarts(vm));
+        site.assert_settled(vm, job.to);
+    }
+    assert_eq!(site.world.history(vm).len(), 5, "one start and two moves: {:?}", site.world.history(vm));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn figures_tell_what_the_move_took() {
+    let site = Site::new().await;
+    let vm = site.run_vm("web01", |_| {});
+    let job = Job::new(1, 1, vm, "web01", 0);
+    site.prepare(&job).await;
+    // The guest stands still for so long at least.
+    let stopped = Arc::new(site.hosts[0].hypervisor.faults().hold(Point::Stopped));
+    site.perform(&job).await;
+    reached(&stopped).await;
+    let stood = std::time::Instant::now();
+    assert_eq!(site.presences(&job), (Presence::HandedOver, Presence::Receiving));
+    let before = site.hosts[0].client.report(job.attempt, 0, Duration::ZERO).await.expect("a report");
+    assert_eq!(before.stage, Stage::Performing);
+    stopped.release();
+    site.follow(&job).await;
+    let at_most = stood.elapsed().as_millis() as u64 + 2_000;
+    site.finish(&job, false).await;
+    let figures = {
+        // The reports after the end hold all figures; they are gone with the release, so a second move tells them.
+        let job = Job::new(2, 1, vm, "web01", 1);
+        site.prepare(&job).await;
+        site.perform(&job).await;
+        site.follow(&job).await;
+        let (source, destination) = (&site.hosts[1].client, &site.hosts[0].client);
+        let received = destination.confirm(job.attempt, &ConfirmRequest { autostart: false }).await.expect("confirmed");
+        let sent = source.confirm(job.attempt, &ConfirmRequest { autostart: false }).await.expect("confirmed");
+        (sent.figures, received.figures)
+    };
+    assert!(figures.0.iterations >= 2 && figures.0.sent.0 >= 4 << 20, "{figures:?}");
+    assert!(figures.0.wire.0 > figures.0.sent.0, "{figures:?}");
+    assert!(figures.1.downtime_ms < at_most, "{figures:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_vm_stays_at_the_source_when_the_finish_reply_is_lost() {
+    let site = Site::new().await;
+    let vm = site.run_vm("web01", |guest| guest.facts.autostart = true);
+    let job = Job::new(1, 1, vm, "web01", 0);
+    site.hosts[1].hypervisor.faults().cut(Point::FinishReply);
+    site.prepare(&job).await;
+    site.perform(&job).await;
+    let (source, destination) = site.follow(&job).await;
+    assert_eq!(source.stage, Stage::Failed);
+    assert!(source.error.is_some_and(|error| error.contains("the VM runs at the source")));
+    assert!(!source.finish_delivered && !destination.finish_delivered);
+    assert_eq!(site.presences(&job), (Presence::Running, Presence::Arrived), "its copy stays paused");
+    assert_eq!(site.verdict(&job).await, Verdict::Source);
+    site.undo(&job).await;
+    assert!(site.hosts[0].autostarts(vm));
+    site.assert_settled(vm, 0);
+    move_again(&site, 2, &job).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_vm_stays_at_the_source_when_the_destination_refuses() {
+    let site = Site::new().await;
+    let vm = site.run_vm("web01", |_| {});
+    let job = Job::new(1, 1, vm, "web01", 0);
+    site.hosts[1].hypervisor.faults().fail(Point::Prepare, "no room");
+    site.prepare(&job).await;
+    site.perform(&job).await;
+    let (source, _) = site.follow(&job).await;
+    assert_eq!(source.stage, Stage::Failed);
+    assert!(source.error.is_some_and(|error| error.contains("no room")));
+    assert_eq!(site.verdict(&job).await, Verdict::Source);
+    site.undo(&job).await;
+    site.assert_settled(vm, 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_aborted_move_leaves_everything_as_it_was() {
+    let site = Site::new().await;
+    let vm = site.run_vm("web01", |guest| {
+        guest.facts.autostart = true;
+        guest.dirty_ratio = NEVER_CONVERGES;
+    });
+    let job = Job::new(1, 1, vm, "web01", 0);
+    site.prepare(&job).await;
+    site.perform(&job).await;
+    wait_until("memory is passed over again", || {
+        let stats = site.hosts[0].hypervisor.migration_stats(vm).expect("reachable");
+        stats.is_some_and(|stats| stats.iteration > 1)
+    })
+    .await;
+    let report = site.hosts[0].client.abort(job.attempt).await.expect("aborted");
+    assert_eq!((report.stage, report.presence), (Stage::Aborted, Presence::Running));
+    assert_eq!(site.hosts[0].hypervisor.migration_stats(vm).expect("reachable"), None);
+    assert!(site.hosts[0].autostarts(vm) && !site.hosts[0].holds(vm));
+    site.undo(&job).await;
+    site.assert_settled(vm, 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_abort_before_the_move_began_keeps_it_from_beginning() {
+    let site = Site::new().await;
+    let vm = site.run_vm("web01", |_| {});
+    let job = Job::new(1, 1, vm, "web01", 0);
+    site.prepare(&job).await;
+    site.hosts[0].client.abort(job.attempt).await.expect("aborted");
+    site.perform(&job).await;
+    let (source, _) = site.follow(&job).await;
+    assert_eq!((source.stage, source.presence), (Stage::Aborted, Presence::Running));
+    site.undo(&job).await;
+    site.assert_settled(vm, 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_move_that_was_handed_over_cannot_be_aborted() {
+    let site = Site::new().await;
+    let vm = site.run_vm("web01", |_| {});
+    let job = Job::new(1, 1, vm, "web01", 0);
+    site.prepare(&job).await;
+    site.perform(&job).await;
+    site.follow(&job).await;
+    for host in &site.hosts {
+        assert_eq!(refusal(host.client.abort(job.attempt).await), (409, FindingId::JobPastPivot));
+    }
+    site.finish(&job, false).await;
+    site.assert_settled(vm, 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_move_that_takes_too_long_ends_with_the_vm_at_the_source() {
+    let site = Site::new().await;
+    let vm = site.run_vm("web01", |guest| guest.dirty_ratio = NEVER_CONVERGES);
+    let job = Job { timeout_ms: 1, ..Job::new(1, 1, vm, "web01", 0) };
+    site.prepare(&job).await;
+    site.perform(&job).await;
+    let (source, _) = site.follow(&job).await;
+    assert_eq!((source.stage, source.presence), (Stage::Failed, Presence::Running));
+    assert!(source.error.is_some_and(|error| error.contains("longer than its limit")));
+    site.undo(&job).await;
+    site.assert_settled(vm, 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn restarted_agents_find_the_move_again_and_finish_it() {
+    let mut site = Site::new().await;
+    let vm = site.run_vm("web01", |_| {});
+    let job = Job::new(1, 1, vm, "web01", 0);
+    let pass = Arc::new(site.hosts[0].hypervisor.faults().hold(Point::Pass(2)));
+    site.prepare(&job).await;
+    site.perform(&job).await;
+    reached(&pass).await;
+    for host in &mut site.hosts {
+        host.restart_agent(&site.key).await;
+        let report = host.client.report(job.attempt, 0, Duration::ZERO).await.expect("known again");
+        assert_eq!(report.stage, Stage::Performing);
+    }
+    pass.release();
+    site.follow(&job).await;
+    site.finish(&job, false).await;
+    site.assert_settled(vm, 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_vm_goes_on_at_the_source_when_either_carrier_dies() {
+    for dying in [0, 1] {
+        let mut site = Site::new().await;
+        let vm = site.run_vm("web01", |guest| guest.facts.autostart = true);
+        let job = Job::new(1, 1, vm, "web01", 0);
+        let pass = Arc::new(site.hosts[0].hypervisor.faults().hold(Point::Pass(2)));
+        site.prepare(&job).await;
+        site.perform(&job).await;
+        reached(&pass).await;
+        site.hosts[dying].kill_carriers();
+        pass.release();
+        let source = site.wait_stage(&job, 0, &[Stage::Failed]).await;
+        assert!(source.error.is_some(), "{source:?}");
+        site.undo(&job).await;
+        assert!(site.hosts[0].autostarts(vm));
+        site.assert_settled(vm, 0);
+        site.hosts[dying].restart_agent(&site.key).await;
+        move_again(&site, 2, &job).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_copy_whose_carrier_dies_before_the_hand_over_is_known_waits_for_the_verdict() {
+    let mut site = Site::new().await;
+    let vm = site.run_vm("web01", |_| {});
+    let job = Job::new(1, 1, vm, "web01", 0);
+    // The destination's carrier dies while it tries to resume, in vain.
+    let resuming = Arc::new(site.hosts[1].hypervisor.faults().hold(Point::Resume));
+    site.hosts[1].hypervisor.faults().fail(Point::Resume, "libvirt is being restarted");
+    site.prepare(&job).await;
+    site.perform(&job).await;
+    reached(&resuming).await;
+    site.wait_stage(&job, 0, &[Stage::Delivered]).await;
+    site.hosts[1].kill_carriers();
+    assert_eq!(site.presences(&job), (Presence::Absent, Presence::Arrived));
+    assert_eq!(site.verdict(&job).await, Verdict::Destination);
+    assert_eq!(refusal(site.hosts[0].client.abort(job.attempt).await), (409, FindingId::JobPastPivot));
+    resuming.release();
+    let report = site.hosts[1].client.resume(job.attempt).await.expect("resumed by verdict");
+    assert_eq!((report.stage, report.presence), (Stage::Resumed, Presence::Running));
+    site.finish(&job, false).await;
+    site.assert_settled(vm, 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_copy_that_was_given_up_is_not_run() {
+    let site = Site::new().await;
+    let vm = site.run_vm("web01", |_| {});
+    let job = Job::new(1, 1, vm, "web01", 0);
+    site.hosts[1].hypervisor.faults().cut(Point::FinishReply);
+    site.prepare(&job).await;
+    site.perform(&job).await;
+    site.follow(&job).await;
+    site.hosts[1].client.abort(job.attempt).await.expect("destroyed");
+    assert_eq!(refusal(site.hosts[1].client.resume(job.attempt).await), (409, FindingId::JobEnded));
+    site.undo(&job).await;
+    site.assert_settled(vm, 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn requests_may_be_repeated_and_older_ones_are_refused() {
+    let site = Site::new().await;
+    let vm = site.run_vm("web01", |guest| guest.facts.autostart = true);
+    let job = Job::new(1, 2, vm, "web01", 0);
+    let ready = site.prepare_destination(&job).await.expect("ready");
+    assert_eq!(site.prepare_destination(&job).await.expect("ready"), ready, "repeated");
+    site.prepare_source(&job, ready.clone()).await.expect("ready");
+    site.prepare_source(&job, ready.clone()).await.expect("repeated");
+    let older = Job::new(1, 1, vm, "web01", 0);
+    let stale = (409, FindingId::RequestStale);
+    assert_eq!(refusal(site.prepare_destination(&older).await), stale);
+    assert_eq!(refusal(site.prepare_source(&older, ready).await), stale);
+    assert_eq!(refusal(site.hosts[0].client.perform(older.attempt).await), stale);
+    assert!(site.hosts[0].holds(vm), "a stale request changes nothing");
+    site.perform(&job).await;
+    site.perform(&job).await;
+    site.follow(&job).await;
+    for host in &site.hosts {
+        host.client.confirm(job.attempt, &ConfirmRequest { autostart: true }).await.expect("confirmed");
+    }
+    site.finish(&job, true).await;
+    site.hosts[0].client.release(job.attempt, false).await.expect("released twice");
+    assert_eq!(refusal(site.prepare_destination(&job).await), stale, "what was released does not begin again");
+    assert_eq!(
+        refusal(site.hosts[0].client.report(job.attempt, 0, Duration::ZERO).await),
+        (404, FindingId::JobUnknown)
+    );
+    site.assert_settled(vm, 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_newer_attempt_undoes_one_that_was_never_ended() {
+    let site = Site::new().await;
+    let vm = site.run_vm("web01", |guest| guest.facts.autostart = true);
+    let forgotten = Job::new(1, 1, vm, "web01", 0);
+    site.prepare(&forgotten).await;
+    let job = Job::new(1, 2, vm, "web01", 0);
+    site.prepare(&job).await;
+    site.perform(&job).await;
+    site.follow(&job).await;
+    site.finish(&job, true).await;
+    assert!(site.hosts[1].autostarts(vm));
+    site.assert_settled(vm, 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_source_that_cannot_reach_the_destination_changes_nothing() {
+    let site = Site::new().await;
+    let vm = site.run_vm("web01", |guest| guest.facts.autostart = true);
+    let job = Job::new(1, 1, vm, "web01", 0);
+    let mut ready = site.prepare_destination(&job).await.expect("ready");
+    ready.carrier = "127.0.0.1:9".into();
+    let error = site.prepare_source(&job, ready).await.expect_err("nobody listens there");
+    assert!(error.problem().expect("a problem").title.contains("127.0.0.1:9"), "{}", error.chain());
+    assert!(site.hosts[0].autostarts(vm) && !site.hosts[0].holds(vm));
+    site.undo_destination_only(&job).await;
+    site.assert_settled(vm, 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_destination_that_has_the_vm_already_refuses_it() {
+    let site = Site::new().await;
+    let vm = site.run_vm("web01", |_| {});
+    let mut twin = ferry_drivers::hypervisor::fake::FakeGuest::new("other", &[]);
+    twin.facts.id = vm;
+    site.hosts[1].hypervisor.define(twin).expect("defined");
+    let job = Job::new(1, 1, vm, "web01", 0);
+    assert_eq!(refusal(site.prepare_destination(&job).await), (409, FindingId::VmUuidTaken));
+    assert!(site.hosts[1].knows(vm) && site.hosts[1].leftovers().is_empty());
+}
+
+async fn move_again(site: &Site, number: u64, job: &Job) {
+    let again = Job::new(number, 1, job.vm, &job.name, job.from);
+    site.prepare(&again).await;
+    site.perform(&again).await;
+    site.follow(&again).await;
+    site.finish(&again, true).await;
+    site.assert_settled(job.vm, job.to);
+}
