@@ -72,12 +72,7 @@ impl AgentError {
             Self::Hypervisor(HypervisorError::NoVm(vm)) => Problem::refused(
                 404,
                 self.to_string(),
-                vec![Finding::blocks(
-                    FindingId::VmUnknown,
-                    vm,
-                    self.to_string(),
-                    "List the VMs with `ferry vm list`",
-                )],
+                vec![Finding::blocks(FindingId::VmUnknown, vm, self.to_string(), "List the VMs with `ferry vm list`")],
             ),
             Self::Config { .. }
             | Self::File { .. }

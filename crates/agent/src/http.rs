@@ -33,8 +33,7 @@ use serde::{Deserialize, de::DeserializeOwned};
 use tracing::{error, info};
 
 use crate::{
-    Agent, AgentError,
-    host,
+    Agent, AgentError, host,
     tls::{Caller, PinAcceptor},
 };
 
@@ -254,6 +253,7 @@ async fn power(
         Power::Shutdown => agent.hypervisor.shutdown(vm).map_err(AgentError::from),
     };
     blocking(&agent, call).await?;
+    agent.observer.look_again().await;
     Ok(StatusCode::NO_CONTENT)
 }
 
@@ -295,7 +295,10 @@ async fn confirm(
     Path((job, generation)): Attempt,
     Body(request): Body<ConfirmRequest>,
 ) -> Answered<MigrationReport> {
-    Ok(Json(agent.migrations.confirm(job, generation, request).await?))
+    let report = agent.migrations.confirm(job, generation, request).await?;
+    // libvirt tells nobody that autostart was set; the next move asks what it is.
+    agent.observer.look_again().await;
+    Ok(Json(report))
 }
 
 #[derive(Deserialize)]

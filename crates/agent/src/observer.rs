@@ -14,7 +14,7 @@ use ferry_core::{
 };
 use ferry_drivers::hypervisor::{DomainEvent, Hypervisor, HypervisorError};
 use tokio::{
-    sync::{mpsc, watch},
+    sync::{mpsc, oneshot, watch},
     task::JoinSet,
 };
 use tracing::{info, warn};
@@ -38,6 +38,7 @@ pub struct Observer {
     latest: watch::Receiver<Option<Observation>>,
     /// Dropping it ends them.
     _tasks: JoinSet<()>,
+    asked: mpsc::Sender<oneshot::Sender<()>>,
 }
 
 impl Observer {
@@ -51,17 +52,22 @@ impl Observer {
         let (publish, latest) = watch::channel(None);
         let mut tasks = JoinSet::new();
         tasks.spawn(Arc::clone(&shares).look_after());
-        tasks.spawn(observe(config, hypervisor, shares, host, publish));
-        Self { latest, _tasks: tasks }
+        let (asked, asks) = mpsc::channel(EVENTS_MAX);
+        tasks.spawn(observe(config, hypervisor, shares, host, publish, asks));
+        Self { latest, asked, _tasks: tasks }
+    }
+
+    /// Looks now, and returns when what was found can be asked for: for changes of which libvirt sends no event.
+    pub async fn look_again(&self) {
+        let (done, looked) = oneshot::channel();
+        if self.asked.try_send(done).is_ok() {
+            let _ = tokio::time::timeout(FIRST_LOOK, looked).await;
+        }
     }
 
     /// What the host has, as soon as it is newer than the cursor; after `wait` (at most [`WAIT_MAX`]) whatever it is.
     /// `None` if libvirt has not answered yet.
-    pub async fn newer(
-        &self,
-        cursor: Option<(Incarnation, Generation)>,
-        wait: Duration,
-    ) -> Option<Observation> {
+    pub async fn newer(&self, cursor: Option<(Incarnation, Generation)>, wait: Duration) -> Option<Observation> {
         let mut latest = self.latest.clone();
         let wait = if latest.borrow().is_none() { wait.max(FIRST_LOOK) } else { wait };
         let is_news = |observation: &Option<Observation>| {
@@ -82,7 +88,9 @@ async fn observe(
     shares: Arc<Shares>,
     mut host: watch::Receiver<Option<HostId>>,
     publish: watch::Sender<Option<Observation>>,
+    mut asks: mpsc::Receiver<oneshot::Sender<()>>,
 ) {
+    let mut waiting: Vec<oneshot::Sender<()>> = Vec::new();
     let incarnation = Incarnation(Uuid::new_v4());
     let (event, mut events) = mpsc::channel(EVENTS_MAX);
     let mut share_changes = shares.watch();
@@ -108,7 +116,17 @@ async fn observe(
                 answered = false;
             }
         }
+        // A look that was asked for is done; whoever asked may have stopped waiting.
+        for done in waiting.drain(..) {
+            let _ = done.send(());
+        }
         tokio::select! {
+            Some(ask) = asks.recv() => {
+                waiting.push(ask);
+                while let Ok(ask) = asks.try_recv() {
+                    waiting.push(ask);
+                }
+            }
             _ = events.recv() => { while events.try_recv().is_ok() {} }
             _ = share_changes.changed() => {}
             _ = host.changed() => {}
@@ -161,11 +179,8 @@ fn gather(
     incarnation: Incarnation,
 ) -> Result<Observation, HypervisorError> {
     let places = shares.places(id.unwrap_or(HostId(Uuid::nil())));
-    let mut vms: Vec<_> = hypervisor
-        .vms()?
-        .into_iter()
-        .map(|facts| facts.map_places(|path| places.location(&path)))
-        .collect();
+    let mut vms: Vec<_> =
+        hypervisor.vms()?.into_iter().map(|facts| facts.map_places(|path| places.location(&path))).collect();
     vms.sort_by(|one, other| (&one.name, one.id).cmp(&(&other.name, other.id)));
     Ok(Observation {
         incarnation,

@@ -10,11 +10,7 @@ use std::{
 use anyhow::Context as _;
 use ferry_trust::KeyPair;
 
-use crate::{
-    config::Config,
-    enrolment::Enrolment,
-    files,
-};
+use crate::{config::Config, enrolment::Enrolment, files};
 
 const HOOK_MARK: &str = "# ferry: veto a second start of a VM that is being moved";
 
@@ -65,7 +61,9 @@ pub fn run(config_path: &Path, listen: Option<SocketAddr>) -> anyhow::Result<()>
         eprintln!("✓ the kernel has the SMB client (cifs)");
     } else {
         report_program("smbnetfs", "smbnetfs");
-        eprintln!("! the kernel has no SMB client (cifs); shares are mounted by smbnetfs, which is slow for small writes");
+        eprintln!(
+            "! the kernel has no SMB client (cifs); shares are mounted by smbnetfs, which is slow for small writes"
+        );
     }
     if restart {
         eprintln!("! restart libvirtd (or virtqemud) now, so that it reads both; running VMs go on");
@@ -96,9 +94,16 @@ fn configuration(path: &Path, listen: Option<SocketAddr>) -> anyhow::Result<Conf
         return Ok(config);
     }
     let listen = listen.with_context(|| {
-        format!("There is no {} yet: say where the agent shall listen, as in `--listen 192.0.2.11:7421`", path.display())
+        format!(
+            "There is no {} yet: say where the agent shall listen, as in `--listen 192.0.2.11:7421`",
+            path.display()
+        )
     })?;
-    anyhow::ensure!(!listen.ip().is_unspecified(), "Name the address that the server and other hosts reach, not {}", listen.ip());
+    anyhow::ensure!(
+        !listen.ip().is_unspecified(),
+        "Name the address that the server and other hosts reach, not {}",
+        listen.ip()
+    );
     let config = Config::new(listen);
     if let Some(folder) = path.parent() {
         fs::create_dir_all(folder)?;
@@ -120,9 +125,8 @@ fn report_program(program: &str, package: &str) {
 
 /// Whether a qemu.conf lists `root` (or a folder above it) in `shared_filesystems`.
 pub fn knows_shared(conf: &str, root: &str) -> bool {
-    shared_setting(conf).is_some_and(|(_, _, list)| {
-        list.iter().any(|listed| Path::new(root).starts_with(Path::new(listed)))
-    })
+    shared_setting(conf)
+        .is_some_and(|(_, _, list)| list.iter().any(|listed| Path::new(root).starts_with(Path::new(listed))))
 }
 
 /// The qemu.conf with `root` added to `shared_filesystems`; `None` if it is there. All else stays as it is.
@@ -205,7 +209,10 @@ exit 0
 
 #[cfg(test)]
 mod tests {
-    use std::{io::Write as _, process::{Command, Stdio}};
+    use std::{
+        io::Write as _,
+        process::{Command, Stdio},
+    };
 
     use super::*;
 

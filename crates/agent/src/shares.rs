@@ -15,10 +15,7 @@ use ferry_core::{
     share::{AttachMode, AttachedShare},
     units::ByteCount,
 };
-use ferry_drivers::{
-    places::Places,
-    share::ShareDriver,
-};
+use ferry_drivers::{places::Places, share::ShareDriver};
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 use tracing::warn;
@@ -170,7 +167,11 @@ impl Shares {
                 Finding::blocks(
                     FindingId::ShareMount,
                     path.display(),
-                    format!("{} does not lie below {}, which libvirt knows as shared", path.display(), self.root.display()),
+                    format!(
+                        "{} does not lie below {}, which libvirt knows as shared",
+                        path.display(),
+                        self.root.display()
+                    ),
                     format!("Mount {unc} below {} instead", self.root.display()),
                 ),
             ));

@@ -3,7 +3,11 @@
 use std::{io, sync::Arc};
 
 use axum::{Extension, middleware::AddExtension};
-use axum_server::{accept::Accept, tls::TlsService, tls_rustls::{RustlsAcceptor, RustlsConfig}};
+use axum_server::{
+    accept::Accept,
+    tls::TlsService,
+    tls_rustls::{RustlsAcceptor, RustlsConfig},
+};
 use ferry_core::pin::Pin;
 use ferry_trust::peer_pin;
 use rustls::ServerConfig;
@@ -26,8 +30,9 @@ impl PinAcceptor {
     }
 }
 
-type Accepting<S> =
-    std::pin::Pin<Box<dyn Future<Output = io::Result<(TlsStream<TcpStream>, AddExtension<TlsService<S>, Caller>)>> + Send>>;
+type Accepting<S> = std::pin::Pin<
+    Box<dyn Future<Output = io::Result<(TlsStream<TcpStream>, AddExtension<TlsService<S>, Caller>)>> + Send>,
+>;
 
 impl<S: Send + 'static> Accept<TcpStream, S> for PinAcceptor {
     type Stream = TlsStream<TcpStream>;

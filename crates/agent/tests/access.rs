@@ -107,10 +107,7 @@ async fn a_share_is_refused_by_finding_and_nothing_is_attached() {
     let outside = attempt("secret", Some("/mnt/elsewhere".into()));
     assert_eq!(refusal(client.attach_share(id, &outside).await), (422, FindingId::ShareMount));
     let empty = site.hosts[0].config.share_root.join("empty").display().to_string();
-    assert_eq!(
-        refusal(client.attach_share(id, &attempt("secret", Some(empty))).await),
-        (422, FindingId::ShareMount)
-    );
+    assert_eq!(refusal(client.attach_share(id, &attempt("secret", Some(empty))).await), (422, FindingId::ShareMount));
     let seen = client.observe(None, Duration::ZERO).await.expect("seen");
     assert_eq!(seen.shares.len(), 1);
 }

@@ -125,7 +125,13 @@ impl Board {
             vm: journal.task.vm(),
             hypervisor,
             state_path: Journal::state_path(journal_dir, journal.job),
-            known: watch::Sender::new(Known { sequence: 1, stage: Stage::Prepared, progress: None, error: None, state }),
+            known: watch::Sender::new(Known {
+                sequence: 1,
+                stage: Stage::Prepared,
+                progress: None,
+                error: None,
+                state,
+            }),
             writing: tokio::sync::Mutex::default(),
             tasks: Mutex::default(),
         }
@@ -253,8 +259,7 @@ pub async fn run(config: Config, journal_path: &Path, hypervisor: Arc<dyn Hyperv
     };
     let socket = &journal.control;
     files::remove(socket)?;
-    let listener =
-        UnixListener::bind(socket).map_err(|source| AgentError::File { path: socket.clone(), source })?;
+    let listener = UnixListener::bind(socket).map_err(|source| AgentError::File { path: socket.clone(), source })?;
     fail::fail_point!("carrier-after-prepare", |_| Err(AgentError::Carrier("it was made to fail".to_owned())));
     info!(job = %board.job, role = ?board.role, vm = %board.vm, "carrier is ready");
     let leave = Arc::new(tokio::sync::Notify::new());
@@ -340,7 +345,8 @@ pub async fn ask(socket: &Path, ask: Ask) -> std::io::Result<Answer> {
     };
     let exchange = async {
         let mut stream = UnixStream::connect(socket).await?;
-        let mut text = serde_json::to_string(&Request { version: CONTROL_VERSION, ask }).map_err(std::io::Error::other)?;
+        let mut text =
+            serde_json::to_string(&Request { version: CONTROL_VERSION, ask }).map_err(std::io::Error::other)?;
         text.push('\n');
         stream.write_all(text.as_bytes()).await?;
         let mut line = String::new();

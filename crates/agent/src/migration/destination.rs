@@ -62,11 +62,7 @@ struct Shared {
 
 impl Destination {
     /// Listens for the source's carrier.
-    pub(super) async fn start(
-        config: &Config,
-        journal: &Journal,
-        board: Arc<Board>,
-    ) -> Result<Self, AgentError> {
+    pub(super) async fn start(config: &Config, journal: &Journal, board: Arc<Board>) -> Result<Self, AgentError> {
         let Task::Destination { request: task, roots } = &journal.task else {
             return Err(AgentError::Carrier("The journal is not one of a destination".to_owned()));
         };

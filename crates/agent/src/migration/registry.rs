@@ -63,7 +63,8 @@ impl Registry {
     pub fn load(config: &Config, hypervisor: Arc<dyn Hypervisor>, launcher: Launcher) -> Result<Self, AgentError> {
         files::ensure_private_dir(&config.journal_dir())?;
         files::ensure_private_dir(&config.holds_dir())?;
-        for (dir, mode) in [(&config.run_dir, 0o711), (&config.sessions_dir(), 0o711), (&config.controls_dir(), 0o700)] {
+        for (dir, mode) in [(&config.run_dir, 0o711), (&config.sessions_dir(), 0o711), (&config.controls_dir(), 0o700)]
+        {
             let fault = |source| AgentError::File { path: dir.clone(), source };
             fs::create_dir_all(dir).map_err(fault)?;
             // QEMU goes through to its session's folder, whose name nobody else can list.

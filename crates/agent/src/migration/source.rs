@@ -9,7 +9,10 @@
 use std::{
     net::SocketAddr,
     path::Path,
-    sync::{Arc, Mutex, atomic::{AtomicBool, Ordering}},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicBool, Ordering},
+    },
     time::{Duration, Instant},
 };
 
@@ -70,11 +73,7 @@ struct Shared {
 
 impl Source {
     /// Connects to the destination and listens where libvirt will connect.
-    pub(super) async fn start(
-        config: &Config,
-        journal: &Journal,
-        board: Arc<Board>,
-    ) -> Result<Self, AgentError> {
+    pub(super) async fn start(config: &Config, journal: &Journal, board: Arc<Board>) -> Result<Self, AgentError> {
         let Task::Source { request: task, translate, persistent } = &journal.task else {
             return Err(AgentError::Carrier("The journal is not one of a source".to_owned()));
         };
@@ -347,7 +346,8 @@ async fn hear(mut control: Control, shared: Arc<Shared>) {
         match message {
             Message::Running => info!("the VM runs at the destination"),
             Message::GaveUp { reason } => warn!(reason, "the destination's carrier gave up"),
-            Message::Stopped | Message::HandedOver | Message::Ping { .. } | Message::Pong { .. } | Message::Unknown => {}
+            Message::Stopped | Message::HandedOver | Message::Ping { .. } | Message::Pong { .. } | Message::Unknown => {
+            }
         }
     }
     if shared.board.known().stage == Stage::Performing {

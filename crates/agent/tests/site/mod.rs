@@ -97,8 +97,7 @@ impl Host {
         let shares = Arc::new(FakeShares::new(servers.clone()));
         let carriers = Runtime::new().expect("a runtime");
         let launcher = Launcher::On(carriers.handle().clone());
-        let agent =
-            Agent::start(config.clone(), hypervisor.clone(), shares.clone(), launcher).await.expect("an agent");
+        let agent = Agent::start(config.clone(), hypervisor.clone(), shares.clone(), launcher).await.expect("an agent");
         let (client, stop, address) = serve_at(agent.clone(), key);
         Self { config, hypervisor, shares, agent, client, address, stop: Some(stop), carriers: Some(carriers) }
     }

@@ -19,8 +19,7 @@ use ferry_core::{
 };
 
 use super::{
-    FakeGuest, Host, Memory, Point, Process, Struck, Vm,
-    end_listener,
+    FakeGuest, Host, Memory, Point, Process, Struck, Vm, end_listener,
     guest::{self, PAGE_BYTES},
     source::{MEMORY_END, MEMORY_MAGIC, stats_of},
 };
@@ -227,12 +226,7 @@ fn prepare(host: &Arc<Host>, call: &PrepareCall) -> Result<VmId, String> {
     let _ = std::fs::remove_file(&socket);
     let listener =
         UnixListener::bind(&socket).map_err(|error| format!("Failed to bind {}: {error}", socket.display()))?;
-    let incoming = Arc::new(Incoming {
-        dropped: AtomicBool::new(false),
-        channel: Mutex::new(None),
-        listener,
-        socket,
-    });
+    let incoming = Arc::new(Incoming { dropped: AtomicBool::new(false), channel: Mutex::new(None), listener, socket });
     let mut state = host.state();
     let entry = state.vms.entry(vm).or_insert_with(|| Vm {
         guest: FakeGuest { facts: facts.clone(), ..FakeGuest::new(&facts.name, &[]) },
