@@ -5,7 +5,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use crate::{
-    api::server::Candidate,
+    api::{agent::API_VERSIONS, server::Candidate},
     finding::{Finding, FindingId, any_blocks},
     host::HostFacts,
     id::{JobId, ShareId, VmId},
@@ -290,6 +290,17 @@ fn host_state(side: &Side<'_>, findings: &mut Vec<Finding>) {
         ));
     }
     if let Some(facts) = side.facts {
+        if !facts.api_versions.iter().any(|version| API_VERSIONS.contains(version)) {
+            findings.push(Finding::blocks(
+                FindingId::HostVersion,
+                side.name,
+                format!(
+                    "The agent on {} speaks versions {:?} of the agent API, this server {API_VERSIONS:?}",
+                    side.name, facts.api_versions
+                ),
+                "Bring server and agents to the same version",
+            ));
+        }
         for finding in &facts.findings {
             findings.push(Finding { object: side.name.to_owned(), ..finding.clone() });
         }
@@ -663,6 +674,12 @@ mod tests {
             |f| f.destination.vms.push(VmFacts { id: VmId(Uuid::from_u128(9)), ..vm() }),
             FindingId::VmNameTaken,
             &["kvm2", "web01", "virsh domrename"],
+        ),
+        (
+            "agent of another time",
+            |f| f.destination.facts.api_versions = vec![7],
+            FindingId::HostVersion,
+            &["kvm2", "[7]", "same version"],
         ),
         (
             "libvirt without shared_filesystems",

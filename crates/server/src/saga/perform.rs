@@ -86,8 +86,8 @@ pub(super) async fn perform(
     let (source_sender, mut source) = watch::channel(Side::Unheard);
     let (destination_sender, mut destination) = watch::channel(Side::Unheard);
     tokio::select! {
-        never = follow(ends.source, ends.attempt, source_sender) => never,
-        never = follow(ends.destination, ends.attempt, destination_sender) => never,
+        never = follow(ends, ends.source, source_sender) => never,
+        never = follow(ends, ends.destination, destination_sender) => never,
         outcome = steer(ends, &mut source, &mut destination, take) => outcome,
     }
 }
@@ -112,7 +112,10 @@ async fn steer(
         }
         match course(&at_source, &at_destination) {
             Course::Follow => {}
-            Course::Arrived => return Ok(()),
+            Course::Arrived => {
+                ends.running.wait_for(None);
+                return Ok(());
+            }
             Course::Settle(cause) => {
                 let asked = ends.running.cancelled.is_cancelled();
                 let cause = if asked { "The move was cancelled".to_owned() } else { abort_reason.unwrap_or(cause) };
@@ -214,14 +217,17 @@ async fn abort(ends: &Ends<'_>) -> bool {
     answer.is_ok()
 }
 
-/// Keeps `sender` at what one end reports. Never ends.
-async fn follow(host: &Host, attempt: Attempt, sender: watch::Sender<Side>) -> ! {
+/// Keeps `sender` at what one end reports, and says when nothing is heard of it. Never ends.
+async fn follow(ends: &Ends<'_>, host: &Host, sender: watch::Sender<Side>) -> ! {
     let mut after = 0;
     let mut pause = PAUSE_FIRST;
     loop {
-        match host.agent.report(attempt, after, POLL_WAIT).await {
+        match host.agent.report(ends.attempt, after, POLL_WAIT).await {
             Ok(report) => {
-                pause = PAUSE_FIRST;
+                if pause != PAUSE_FIRST {
+                    ends.running.wait_for(None);
+                    pause = PAUSE_FIRST;
+                }
                 // A lower sequence is that of another life of the carrier's keeper: its next is asked for all the same.
                 after = report.sequence;
                 let report = Side::Reports(Box::new(report));
@@ -236,12 +242,12 @@ async fn follow(host: &Host, attempt: Attempt, sender: watch::Sender<Side>) -> !
                 }
             }
             Err(error) => {
-                if let ClientError::Refused(problem) = &error
-                    && problem.status == 404
-                {
-                    sender.send_replace(Side::Lost);
+                match &error {
+                    ClientError::Refused(problem) if problem.status == 404 => {
+                        sender.send_replace(Side::Lost);
+                    }
+                    _ => ends.running.wait_for(Some(describe(host.name(), &error))),
                 }
-                tracing::debug!(host = host.name(), error = error.chain(), "No report");
                 tokio::time::sleep(pause).await;
                 pause = (pause * 2).min(PAUSE_MAX);
             }

@@ -3,7 +3,7 @@
 use std::{collections::BTreeSet, sync::Arc};
 
 use ferry_core::{
-    api::server::{Event, MigrateVm},
+    api::server::{Event, JobView, MigrateVm},
     finding::FindingId,
     job::StepState,
     migration::{Phase, Step},
@@ -225,6 +225,74 @@ fn a_source_that_cannot_be_cleaned_is_cleaned_later() {
         lab.ends(&job, Phase::Succeeded).await;
         assert_eq!(lab.running_on(vm), only("kvm2"));
         assert!(lab.client.vm("kvm1/web01").await.is_err());
+    });
+}
+
+#[test]
+fn after_the_switchover_a_cancel_is_refused() {
+    in_lab(async |lab| {
+        let (kvm1, _kvm2, vm) = lab.two_hosts().await;
+        let hold = Arc::new(kvm1.hypervisor.faults().hold(Point::Undefine));
+        let job = lab.migrate("web01", "kvm2").await.expect("accepted");
+        reached(&hold).await;
+        assert_eq!(refusal(lab.client.cancel_job(job.id).await), (409, vec![FindingId::JobPastPivot]));
+        hold.release();
+        lab.ends(&job, Phase::Succeeded).await;
+        assert_eq!(lab.running_on(vm), only("kvm2"));
+    });
+}
+
+#[test]
+fn who_has_the_vm_is_never_guessed_but_waited_for() {
+    in_lab(async |lab| {
+        let (mut kvm1, kvm2, vm) = lab.two_hosts().await;
+        let hold = Arc::new(kvm1.hypervisor.faults().hold(Point::Pass(2)));
+        kvm2.hypervisor.faults().cut(Point::FinishReply);
+        let job = lab.migrate("web01", "kvm2").await.expect("accepted");
+        reached(&hold).await;
+        kvm1.stop().await;
+        hold.release();
+        // The hand-over fails, and only kvm1 could say that its copy runs on.
+        let waits = |job: &JobView| job.phase == Phase::Migrating && job.summary.contains("Waits for: ");
+        let job = lab.wait_for_job(job.id, waits).await;
+        assert!(job.summary.contains("kvm1"), "{}", job.summary);
+        kvm1.start().await;
+        lab.ends(&job, Phase::Failed).await;
+        assert_eq!(lab.running_on(vm), only("kvm1"));
+        assert_eq!((kvm1.leftovers(), kvm2.leftovers()), (Vec::new(), Vec::new()));
+    });
+}
+
+#[test]
+fn a_server_that_is_restarted_in_any_step_finishes_the_move() {
+    in_lab(async |lab| {
+        let (kvm1, kvm2, vm) = lab.two_hosts().await;
+        for (turn, step) in Step::ALL.into_iter().enumerate() {
+            let to = if turn % 2 == 0 { "kvm2" } else { "kvm1" };
+            let job = lab.migrate("web01", to).await.expect("accepted");
+            let began = |job: &JobView| job.steps[step as usize].started_at_ms.is_some();
+            lab.wait_for_job(job.id, began).await;
+            lab.stop_server().await;
+            lab.start_server().await;
+            let job = lab.ends(&job, Phase::Succeeded).await;
+            assert_eq!(lab.running_on(vm), only(to), "{step:?} {job:#?}");
+            assert_eq!((kvm1.leftovers(), kvm2.leftovers()), (Vec::new(), Vec::new()), "{step:?}");
+            wait_for("both hosts answer", async || {
+                lab.client.hosts().await.is_ok_and(|hosts| hosts.iter().all(|host| host.reachable))
+            })
+            .await;
+        }
+    });
+}
+
+#[test]
+fn an_open_event_stream_does_not_hold_up_the_servers_end() {
+    in_lab(async |lab| {
+        let mut events = lab.client.events(None).await.expect("listening");
+        let begun = std::time::Instant::now();
+        lab.stop_server().await;
+        assert!(begun.elapsed() < std::time::Duration::from_secs(4), "{:?}", begun.elapsed());
+        assert!(matches!(events.next().await, Ok(None) | Err(_)));
     });
 }
 

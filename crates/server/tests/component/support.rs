@@ -240,7 +240,7 @@ impl Host {
     pub fn set_up(&mut self) {
         let path = self.folder.join("agent.toml");
         std::fs::write(&path, toml::to_string(&self.config).expect("settings")).expect("written");
-        setup::run(&path, None).expect("set up");
+        setup::run(&path, None, false).expect("set up");
     }
 
     /// Starts the agent; at the same address, if it ran before.
