@@ -52,9 +52,14 @@ pub fn boot(ticker: &Path, work: &Path) -> anyhow::Result<Boot> {
     for folder in ["proc", "sys", "dev"] {
         fs::create_dir_all(root.join(folder))?;
     }
+    // Some releases build parts of virtio into the kernel: what is listed here needs no loading.
+    let built_in = fs::read_to_string(find(&unpacked, |name| name == "modules.builtin")?)?;
     let mut order = String::new();
     for module in MODULES.iter().chain([&LAST_MODULE]) {
         let file = format!("{module}.ko");
+        if built_in.lines().any(|line| line.ends_with(&format!("/{file}"))) {
+            continue;
+        }
         let source = find(&unpacked, |name| name == file || name == format!("{file}.xz"))?;
         let place = root.join("modules").join(&file);
         if source.extension().is_some_and(|extension| extension == "xz") {
