@@ -32,6 +32,9 @@ enum Command {
         /// Listen here, as in 192.0.2.11:7421. Needed once, when there is no configuration yet.
         #[arg(long)]
         listen: Option<SocketAddr>,
+        /// Restart libvirt without asking, if it must read what was changed; running VMs go on.
+        #[arg(long)]
+        yes: bool,
     },
     /// Print a new enrolment token, good for one use.
     Token,
@@ -58,7 +61,7 @@ fn main() -> anyhow::Result<()> {
     let failpoints = fail::FailScenario::setup();
     ferry_trust::install_provider();
     let outcome = match arguments.command {
-        Command::Setup { listen } => setup::run(&arguments.config, listen),
+        Command::Setup { listen, yes } => setup::run(&arguments.config, listen, yes),
         Command::Token => setup::print_token(&Config::load(&arguments.config)?),
         Command::Run => run(&arguments.config),
         Command::Carry { journal, said } => {

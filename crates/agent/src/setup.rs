@@ -14,59 +14,21 @@ use crate::{config::Config, enrolment::Enrolment, files};
 
 const HOOK_MARK: &str = "# ferry: veto a second start of a VM that is being moved";
 
-/// Programs that an agent runs, and the Debian packages that hold them.
-const PROGRAMS: [(&str, &str); 2] = [("smbclient", "smbclient"), ("qemu-img", "qemu-utils")];
-
-/// Does it. Prints what it does to stderr, and the token as the last line of stdout.
+/// Does it. Prints what it does to stderr, and the token as the last line of stdout. With `restart`, libvirt is
+/// restarted if it must read what was changed.
 ///
 /// # Errors
 /// What could not be done; repeating the command goes on from there.
-pub fn run(config_path: &Path, listen: Option<SocketAddr>) -> anyhow::Result<()> {
+pub fn run(config_path: &Path, listen: Option<SocketAddr>, restart: bool) -> anyhow::Result<()> {
     let config = configuration(config_path, listen)?;
-    let mut restart = false;
-    for dir in [&config.state_dir, &config.journal_dir(), &config.run_dir, &config.sessions_dir(), &config.share_root] {
-        fs::create_dir_all(dir).with_context(|| format!("Could not make {}", dir.display()))?;
+    make_folders(&config)?;
+    let shared = ensure_shared(&config)?;
+    let hooked = ensure_hook(&config)?;
+    if shared || hooked {
+        restart_libvirt(restart);
     }
-    files::ensure_private_dir(&config.state_dir)?;
-    // The hook runs as root, QEMU goes through to its session's folder: neither folder shows its content.
-    for dir in [&config.run_dir, &config.sessions_dir()] {
-        fs::set_permissions(dir, fs::Permissions::from_mode(0o711))?;
-    }
-    let conf = match fs::read_to_string(&config.qemu_conf) {
-        Ok(conf) => conf,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => String::new(),
-        Err(error) => return Err(error).with_context(|| format!("Could not read {}", config.qemu_conf.display())),
-    };
-    let root = config.share_root.display().to_string();
-    if let Some(edited) = with_shared(&conf, &root)? {
-        fs::write(&config.qemu_conf, edited)
-            .with_context(|| format!("Could not write {}", config.qemu_conf.display()))?;
-        eprintln!("✓ {} now lists {root} in shared_filesystems", config.qemu_conf.display());
-        restart = true;
-    } else {
-        eprintln!("✓ {} lists {root} in shared_filesystems", config.qemu_conf.display());
-    }
-    if hook_is_installed(&config) {
-        eprintln!("✓ the hook that vetoes a second start is installed");
-    } else {
-        let path = install_hook(&config)?;
-        eprintln!("✓ the hook that vetoes a second start is installed as {}", path.display());
-        restart = true;
-    }
-    for (program, package) in PROGRAMS {
-        report_program(program, package);
-    }
-    let kernel_cifs = fs::read_to_string("/proc/filesystems")?.lines().any(|line| line.trim_start() == "cifs");
-    if kernel_cifs {
-        eprintln!("✓ the kernel has the SMB client (cifs)");
-    } else {
-        report_program("smbnetfs", "smbnetfs");
-        eprintln!(
-            "! the kernel has no SMB client (cifs); shares are mounted by smbnetfs, which is slow for small writes"
-        );
-    }
-    if restart {
-        eprintln!("! restart libvirtd (or virtqemud) now, so that it reads both; running VMs go on");
+    for check in checks::all(&config, &Libvirt::new(&config.libvirt_uri)) {
+        eprintln!("{check}");
     }
     let key = KeyPair::load_or_create(&config.key_path())?;
     let token = Enrolment::load(&config)?.new_token(key.pin())?;
@@ -74,6 +36,61 @@ pub fn run(config_path: &Path, listen: Option<SocketAddr>) -> anyhow::Result<()>
     eprintln!("  ferry host add {} --name NAME --token TOKEN\nThe token, good for one use:", config.listen);
     println!("{token}");
     Ok(())
+}
+
+fn make_folders(config: &Config) -> anyhow::Result<()> {
+    files::ensure_private_dir(&config.state_dir)?;
+    files::ensure_private_dir(&config.journal_dir())?;
+    for dir in [&config.run_dir, &config.sessions_dir(), &config.share_root] {
+        fs::create_dir_all(dir).with_context(|| format!("Could not make {}", dir.display()))?;
+    }
+    // QEMU goes through to its session's folder: neither folder shows its content.
+    for dir in [&config.run_dir, &config.sessions_dir()] {
+        fs::set_permissions(dir, fs::Permissions::from_mode(0o711))?;
+    }
+    Ok(())
+}
+
+/// Whether qemu.conf was changed.
+fn ensure_shared(config: &Config) -> anyhow::Result<bool> {
+    let (path, root) = (config.qemu_conf.display(), config.share_root.display().to_string());
+    let conf = match fs::read_to_string(&config.qemu_conf) {
+        Ok(conf) => conf,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => String::new(),
+        Err(error) => return Err(error).with_context(|| format!("Could not read {path}")),
+    };
+    let Some(edited) = with_shared(&conf, &root)? else {
+        eprintln!("✓ {path} lists {root} in shared_filesystems");
+        return Ok(false);
+    };
+    fs::write(&config.qemu_conf, edited).with_context(|| format!("Could not write {path}"))?;
+    eprintln!("✓ {path} now lists {root} in shared_filesystems");
+    Ok(true)
+}
+
+/// Whether the hook was installed now.
+fn ensure_hook(config: &Config) -> anyhow::Result<bool> {
+    if hook_is_installed(config) {
+        eprintln!("✓ the hook that vetoes a second start is installed");
+        return Ok(false);
+    }
+    let path = install_hook(config)?;
+    eprintln!("✓ the hook that vetoes a second start is installed as {}", path.display());
+    Ok(true)
+}
+
+/// Running VMs go on while libvirt is restarted.
+fn restart_libvirt(wanted: bool) {
+    let has_systemd = Path::new("/run/systemd/system").is_dir();
+    if wanted && has_systemd {
+        let restarted =
+            Command::new("systemctl").args(["try-restart", "libvirtd.service", "virtqemud.service"]).status();
+        if restarted.is_ok_and(|status| status.success()) {
+            eprintln!("✓ libvirt was restarted, and has read both");
+            return;
+        }
+    }
+    eprintln!("! restart libvirtd (or virtqemud) now, so that it reads both; running VMs go on");
 }
 
 /// Prints a new token.
@@ -111,16 +128,6 @@ fn configuration(path: &Path, listen: Option<SocketAddr>) -> anyhow::Result<Conf
     fs::write(path, toml::to_string(&config)?).with_context(|| format!("Could not write {}", path.display()))?;
     eprintln!("✓ configuration written to {}", path.display());
     Ok(config)
-}
-
-fn report_program(program: &str, package: &str) {
-    let found = std::env::var_os("PATH")
-        .is_some_and(|path| std::env::split_paths(&path).any(|folder| folder.join(program).is_file()));
-    if found {
-        eprintln!("✓ {program}");
-    } else {
-        eprintln!("✗ {program} is missing: install package {package}");
-    }
 }
 
 /// Whether a qemu.conf lists `root` (or a folder above it) in `shared_filesystems`.
