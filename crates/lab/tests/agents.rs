@@ -23,6 +23,8 @@ use ferry_lab::{
 use ferry_trust::{KeyPair, random_secret};
 use uuid::Uuid;
 
+/// The name of the socket to the other host's libvirt.
+const RPC_SOCKET: &str = "rpc.sock";
 const SECONDS_20: Duration = Duration::from_secs(20);
 
 struct Bench {
@@ -106,8 +108,8 @@ impl Bench {
         VmId(self.ticker.uuid)
     }
 
-    /// Moves the ticker as a server does; gives the last reports of source and destination.
-    async fn migrate(&self, job: u64, from: usize, to: usize) -> (MigrationReport, MigrationReport) {
+    /// Makes both sides ready, as a server does.
+    async fn prepare(&self, job: u64, from: usize, to: usize) -> Attempt {
         let clients = self.clients();
         let (source, destination) = (&clients[from].1, &clients[to].1);
         let pins: Vec<EnrolmentToken> = self.agents.iter().map(|agent| agent.token.parse().expect("a token")).collect();
@@ -145,6 +147,14 @@ impl Bench {
             )
             .await
             .expect("the source is ready");
+        attempt
+    }
+
+    /// Moves the ticker as a server does; gives the last reports of source and destination.
+    async fn migrate(&self, job: u64, from: usize, to: usize) -> (MigrationReport, MigrationReport) {
+        let attempt = self.prepare(job, from, to).await;
+        let clients = self.clients();
+        let (source, destination) = (&clients[from].1, &clients[to].1);
         source.perform(attempt).await.expect("begun");
         let mut report = source.report(attempt, 0, Duration::ZERO).await.expect("a report");
         while matches!(report.stage, Stage::Prepared | Stage::Performing) {
@@ -202,4 +212,26 @@ fn a_lost_finish_reply_never_runs_the_vm_twice() {
     assert_eq!(listed.trim(), "", "nothing is left at the destination");
     bench.observer.wait_verified("ticker", 1, Duration::from_secs(120)).expect("verified");
     judge(&bench.observer.heard("ticker")).expect("never heard from two hosts");
+}
+
+#[test]
+fn the_way_to_the_other_libvirt_is_open_to_nothing_but_this_move() {
+    let bench = bench(&[]);
+    let attempt = bench.talk(async |bench| bench.prepare(1, 0, 1).await);
+    let host = &bench.lab.hosts[0];
+    let found = host.run(&["find", "/run/ferry", "-type", "s", "-name", RPC_SOCKET]).expect("searched");
+    let socket = found.lines().next().expect("the source listens where libvirt will connect");
+    let uri = format!("qemu+unix:///system?socket={socket}");
+    // The source's administrator takes libvirt's place.
+    let said = host.try_run(&["timeout", "20", "virsh", "-c", &uri, "list", "--all"]).expect("it ends");
+    assert!(!said.ok() && !said.out.contains("Id"), "{said:?}");
+    let refused = |agent: &Agent| agent.program.said().contains("Refused libvirt call");
+    assert!(bench.agents.iter().any(refused), "nobody said that it was refused");
+    bench.talk(async |bench| {
+        for (_, client) in bench.clients().into_iter().rev() {
+            client.abort(attempt).await.expect("undone");
+            client.release(attempt, false).await.expect("released");
+        }
+    });
+    bench.observer.wait_on("ticker", "kvm1", SECONDS_20).expect("it goes on at the source");
 }

@@ -1,4 +1,7 @@
-//! Component tests: the real server and real agents over fake hypervisors.
+//! Component tests: the real server and real agents over fake hypervisors, in one process.
 
+mod api;
+mod bad_input;
 mod moves;
 mod support;
+mod trust;

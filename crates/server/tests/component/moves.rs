@@ -1,27 +1,282 @@
 //! Moves, from the REST API to the fake hypervisors.
 
-use std::collections::BTreeSet;
+use std::{collections::BTreeSet, sync::Arc};
 
-use ferry_core::migration::Phase;
+use ferry_core::{
+    api::server::{Event, MigrateVm},
+    finding::FindingId,
+    job::StepState,
+    migration::{Phase, Step},
+    vm::VmState,
+};
+use ferry_drivers::hypervisor::fake::{Hold, Point};
 
-use crate::support::Lab;
+use crate::support::{DEADLINE, in_lab, refusal, wait_for};
 
 fn only(host: &str) -> BTreeSet<String> {
     BTreeSet::from([host.to_owned()])
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_vm_moves_there_and_back_and_runs_once_at_any_time() {
-    let (lab, _kvm1, _kvm2, vm) = Lab::with_two_hosts().await;
-    for (from, to) in [("kvm1", "kvm2"), ("kvm2", "kvm1"), ("kvm1", "kvm2")] {
-        let job = lab.migrate("web01", to).await.expect("accepted");
+/// Waits until somebody is held, without holding up the runtime.
+async fn reached(hold: &Arc<Hold>) {
+    let waiting = hold.clone();
+    let came = tokio::task::spawn_blocking(move || waiting.wait_reached(DEADLINE)).await;
+    assert!(came.expect("it waits"), "nobody came");
+}
+
+#[test]
+fn a_vm_moves_there_and_back_and_runs_once_at_any_time() {
+    in_lab(async |lab| {
+        let (_kvm1, _kvm2, vm) = lab.two_hosts().await;
+        for (from, to) in [("kvm1", "kvm2"), ("kvm2", "kvm1"), ("kvm1", "kvm2")] {
+            let job = lab.migrate("web01", to).await.expect("accepted");
+            let job = lab.ends(&job, Phase::Succeeded).await;
+            assert_eq!((job.source.as_str(), job.destination.as_str()), (from, to));
+            assert!(job.steps.iter().all(|step| step.state == StepState::Done), "{:#?}", job.steps);
+            assert_eq!(lab.running_on(vm), only(to));
+            let vms = lab.client.vms().await.expect("answered");
+            assert_eq!(vms.len(), 1, "one VM, at one place: {vms:#?}");
+            assert_eq!((vms[0].host.as_str(), vms[0].job), (to, None));
+            let figures = job.figures.expect("a move that succeeded has figures");
+            assert!(figures.total_ms >= figures.migrate_ms && figures.wire.0 > 0, "{figures:?}");
+            assert!(figures.accepted_to_migrate_ms > 0 && figures.downtime_ms > 0, "{figures:?}");
+        }
+    });
+}
+
+#[test]
+fn a_dry_run_says_what_it_would_be_and_changes_nothing() {
+    in_lab(async |lab| {
+        let (_kvm1, _kvm2, vm) = lab.two_hosts().await;
+        let body = MigrateVm { destination: "kvm2".into(), ..MigrateVm::default() };
+        let candidate = lab.client.try_migrate("web01", &body).await.expect("judged");
+        assert!(candidate.kind.is_some() && candidate.findings.is_empty(), "{candidate:?}");
+        let candidates = lab.client.candidates("web01").await.expect("judged");
+        let kinds: Vec<_> = candidates.iter().map(|one| (one.host.as_str(), one.kind.is_some())).collect();
+        assert_eq!(kinds, [("kvm1", false), ("kvm2", true)]);
+        assert_eq!(lab.client.jobs(None).await.expect("answered"), []);
+        assert_eq!(lab.running_on(vm), only("kvm1"));
+    });
+}
+
+#[test]
+fn vm_stays_at_source_when_destination_refuses() {
+    in_lab(async |lab| {
+        let (kvm1, kvm2, vm) = lab.two_hosts().await;
+        kvm2.hypervisor.faults().fail(Point::Prepare, "no room");
+        let job = lab.migrate("web01", "kvm2").await.expect("accepted");
+        let job = lab.ends(&job, Phase::Failed).await;
+        assert!(job.summary.contains("web01 stays on kvm1") && job.summary.contains("no room"), "{}", job.summary);
+        assert_eq!(lab.running_on(vm), only("kvm1"));
+        assert_eq!(kvm1.leftovers(), Vec::<String>::new());
+        assert_eq!(kvm2.leftovers(), Vec::<String>::new());
+        let job = lab.migrate("web01", "kvm2").await.expect("a second try is accepted");
+        lab.ends(&job, Phase::Succeeded).await;
+        assert_eq!(lab.running_on(vm), only("kvm2"));
+    });
+}
+
+#[test]
+fn vm_runs_at_source_when_the_finish_reply_is_lost() {
+    in_lab(async |lab| {
+        let (kvm1, kvm2, vm) = lab.two_hosts().await;
+        kvm2.hypervisor.faults().cut(Point::FinishReply);
+        let job = lab.migrate("web01", "kvm2").await.expect("accepted");
+        lab.ends(&job, Phase::Failed).await;
+        assert_eq!(lab.running_on(vm), only("kvm1"));
+        assert!(lab.client.vm("kvm2/web01").await.is_err(), "nothing is left at the destination");
+        assert_eq!((kvm1.leftovers(), kvm2.leftovers()), (Vec::new(), Vec::new()));
+    });
+}
+
+#[test]
+fn a_cancelled_move_leaves_the_vm_as_it_was() {
+    in_lab(async |lab| {
+        let (kvm1, kvm2, _) = lab.two_hosts().await;
+        let vm = lab.run(&kvm1, "db", |guest| guest.facts.autostart = true).await;
+        let hold = Arc::new(kvm1.hypervisor.faults().hold(Point::Pass(2)));
+        let job = lab.migrate("db", "kvm2").await.expect("accepted");
+        reached(&hold).await;
+        lab.wait_for_job(job.id, |job| job.phase == Phase::Migrating).await;
+        let (client, id) = (lab.client.clone(), job.id);
+        let cancel = tokio::spawn(async move { client.cancel_job(id).await });
+        let is_asked = async || lab.client.job(id).await.expect("known").log.iter().any(|line| line.message.contains("cancel"));
+        wait_for("the cancel is noted", is_asked).await;
+        hold.release();
+        cancel.await.expect("it ends").expect("not too late");
+        let job = lab.ends(&job, Phase::Cancelled).await;
+        assert!(job.summary.contains("db stays on kvm1"), "{}", job.summary);
+        assert_eq!(lab.running_on(vm), only("kvm1"));
+        let is_back = async || lab.client.vm("db").await.is_ok_and(|vm| vm.facts.autostart);
+        wait_for("autostart is back", is_back).await;
+        assert_eq!((kvm1.leftovers(), kvm2.leftovers()), (Vec::new(), Vec::new()));
+        assert_eq!(refusal(lab.client.cancel_job(id).await), (409, vec![FindingId::JobEnded]));
+    });
+}
+
+#[test]
+fn autostart_follows_the_vm() {
+    in_lab(async |lab| {
+        let (kvm1, _kvm2, _) = lab.two_hosts().await;
+        lab.run(&kvm1, "db", |guest| guest.facts.autostart = true).await;
+        let job = lab.migrate("db", "kvm2").await.expect("accepted");
+        lab.ends(&job, Phase::Succeeded).await;
+        let has_it = async || lab.client.vm("db").await.is_ok_and(|vm| vm.host == "kvm2" && vm.facts.autostart);
+        wait_for("kvm2 starts it at boot", has_it).await;
+    });
+}
+
+#[test]
+fn while_a_vm_moves_nobody_else_touches_it() {
+    in_lab(async |lab| {
+        let (kvm1, _kvm2, _) = lab.two_hosts().await;
+        let hold = Arc::new(kvm1.hypervisor.faults().hold(Point::Pass(1)));
+        let job = lab.migrate("web01", "kvm2").await.expect("accepted");
+        reached(&hold).await;
+        let busy = (409, vec![FindingId::VmBusy]);
+        assert_eq!(refusal(lab.migrate("web01", "kvm2").await), busy);
+        assert_eq!(refusal(lab.client.shutdown_vm("web01").await), busy);
+        assert_eq!(refusal(lab.client.remove_host("kvm2").await), (409, vec![FindingId::HostBusy]));
+        assert_eq!(refusal(lab.client.detach_share("vms", "kvm2").await), (409, vec![FindingId::ShareInUse]));
+        let shown = lab.client.vm("web01").await.expect("one VM of that name");
+        assert_eq!((shown.host.as_str(), shown.job), ("kvm1", Some(job.id)));
+        hold.release();
+        lab.ends(&job, Phase::Succeeded).await;
+    });
+}
+
+#[test]
+fn of_two_moves_asked_for_at_once_one_is_accepted() {
+    in_lab(async |lab| {
+        let (kvm1, _kvm2, vm) = lab.two_hosts().await;
+        let hold = Arc::new(kvm1.hypervisor.faults().hold(Point::Pass(1)));
+        let answers = tokio::join!(lab.migrate("web01", "kvm2"), lab.migrate("web01", "kvm2"));
+        let (job, other) = match answers {
+            (Ok(job), other) | (other, Ok(job)) => (job, other),
+            neither => panic!("{neither:#?}"),
+        };
+        assert_eq!(refusal(other), (409, vec![FindingId::VmBusy]));
+        hold.release();
+        lab.ends(&job, Phase::Succeeded).await;
+        assert_eq!(lab.running_on(vm), only("kvm2"));
+    });
+}
+
+#[test]
+fn a_move_goes_on_while_the_server_is_restarted() {
+    in_lab(async |lab| {
+        let (kvm1, _kvm2, vm) = lab.two_hosts().await;
+        let hold = Arc::new(kvm1.hypervisor.faults().hold(Point::Pass(2)));
+        let job = lab.migrate("web01", "kvm2").await.expect("accepted");
+        reached(&hold).await;
+        lab.stop_server().await;
+        lab.start_server().await;
+        hold.release();
         let job = lab.ends(&job, Phase::Succeeded).await;
-        assert_eq!((job.source.as_str(), job.destination.as_str()), (from, to));
-        assert_eq!(lab.running_on(vm), only(to));
-        let seen = lab.client.vm("web01").await.expect("one VM of that name");
-        assert_eq!((seen.host.as_str(), seen.job), (to, None));
-        let figures = job.figures.expect("a move that succeeded has figures");
-        assert!(figures.total_ms > 0 && figures.wire.0 > 0, "{figures:?}");
-        println!("{figures:?}");
-    }
+        assert!(job.figures.is_some());
+        assert_eq!(lab.running_on(vm), only("kvm2"));
+    });
+}
+
+#[test]
+fn a_move_that_ended_while_the_server_was_away_is_finished_when_it_is_back() {
+    in_lab(async |lab| {
+        let (kvm1, kvm2, vm) = lab.two_hosts().await;
+        let hold = Arc::new(kvm1.hypervisor.faults().hold(Point::Pass(2)));
+        let job = lab.migrate("web01", "kvm2").await.expect("accepted");
+        reached(&hold).await;
+        lab.stop_server().await;
+        hold.release();
+        wait_for("kvm2 runs the VM", async || lab.world.running_on(vm) == only("kvm2")).await;
+        lab.start_server().await;
+        lab.ends(&job, Phase::Succeeded).await;
+        assert_eq!(lab.running_on(vm), only("kvm2"));
+        assert_eq!((kvm1.leftovers(), kvm2.leftovers()), (Vec::new(), Vec::new()));
+    });
+}
+
+#[test]
+fn a_move_goes_on_while_an_agent_is_restarted() {
+    in_lab(async |lab| {
+        let (mut kvm1, mut kvm2, vm) = lab.two_hosts().await;
+        let hold = Arc::new(kvm1.hypervisor.faults().hold(Point::Pass(2)));
+        let job = lab.migrate("web01", "kvm2").await.expect("accepted");
+        reached(&hold).await;
+        kvm1.stop().await;
+        kvm2.stop().await;
+        hold.release();
+        wait_for("kvm2 runs the VM", async || lab.world.running_on(vm) == only("kvm2")).await;
+        kvm2.start().await;
+        kvm1.start().await;
+        lab.ends(&job, Phase::Succeeded).await;
+        assert_eq!(lab.running_on(vm), only("kvm2"));
+    });
+}
+
+#[test]
+fn a_source_that_cannot_be_cleaned_is_cleaned_later() {
+    in_lab(async |lab| {
+        let (kvm1, _kvm2, vm) = lab.two_hosts().await;
+        for nth in 1..=3 {
+            kvm1.hypervisor.faults().fail_nth(Point::Undefine, nth, "libvirt is busy");
+        }
+        let job = lab.migrate("web01", "kvm2").await.expect("accepted");
+        lab.ends(&job, Phase::Succeeded).await;
+        assert_eq!(lab.running_on(vm), only("kvm2"));
+        assert!(lab.client.vm("kvm1/web01").await.is_err());
+    });
+}
+
+#[test]
+fn listeners_hear_of_a_job_from_its_acceptance_to_its_end_and_can_come_back() {
+    in_lab(async |lab| {
+        let (_kvm1, _kvm2, _) = lab.two_hosts().await;
+        let mut events = lab.client.events(None).await.expect("listening");
+        let job = lab.migrate("web01", "kvm2").await.expect("accepted");
+        let mut first = None;
+        let heard = tokio::time::timeout(DEADLINE, async {
+            loop {
+                match events.next().await.expect("the stream goes on") {
+                    Some(Event::Job(view)) if view.id == job.id => {
+                        first = first.or(events.last());
+                        if view.phase.ended() {
+                            return view;
+                        }
+                    }
+                    Some(_) => {}
+                    None => panic!("the stream ended"),
+                }
+            }
+        });
+        let last = heard.await.expect("the job ends");
+        assert_eq!(last.phase, Phase::Succeeded);
+        let resume = last.steps.iter().find(|step| step.step == Step::Resume).expect("it has one");
+        assert_eq!(resume.state, StepState::Done);
+        drop(events);
+        let mut again = lab.client.events(first).await.expect("listening");
+        assert!(matches!(again.next().await, Ok(Some(_))), "what came after the first is still there");
+        let mut foreign = lab.client.events(Some(3)).await.expect("listening");
+        assert_eq!(foreign.next().await.expect("an event"), Some(Event::Reset));
+    });
+}
+
+#[test]
+fn a_vm_that_runs_twice_is_said_to() {
+    in_lab(async |lab| {
+        let (_kvm1, kvm2, vm) = lab.two_hosts().await;
+        // Somebody starts a copy by hand, past every check.
+        lab.define(&kvm2, "web01", |guest| guest.facts.id = vm).await;
+        use ferry_drivers::hypervisor::Hypervisor as _;
+        kvm2.hypervisor.start(vm).expect("started");
+        let is_said = async || {
+            let shown = lab.client.vms().await.expect("answered");
+            shown.iter().any(|vm| vm.findings.iter().any(|finding| finding.id == FindingId::VmRunsTwice))
+        };
+        wait_for("it is said", is_said).await;
+        assert_eq!(refusal(lab.migrate("web01", "kvm2").await), (409, vec![FindingId::VmRunsTwice]));
+        kvm2.hypervisor.destroy(vm).expect("destroyed");
+        lab.wait_for_state("kvm2/web01", VmState::ShutOff).await;
+        let shown = lab.client.vm("kvm1/web01").await.expect("answered");
+        assert_eq!(shown.findings, []);
+    });
 }

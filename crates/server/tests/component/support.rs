@@ -25,7 +25,6 @@ use ferry_drivers::{
     share::fake::{FakeExport, FakeFileServers, FakeShares},
 };
 use ferry_server::{Server, config::Config};
-use tempfile::TempDir;
 use tokio::sync::oneshot;
 use uuid::Uuid;
 
@@ -37,7 +36,7 @@ pub const UNC: &str = "\\\\fs1.ferry.lab\\vms";
 
 /// A server, its client, and what hosts have in common.
 pub struct Lab {
-    folder: TempDir,
+    folder: PathBuf,
     pub world: World,
     pub file_servers: FakeFileServers,
     config: Config,
@@ -57,22 +56,35 @@ pub struct Host {
 
 static LOGS: Once = Once::new();
 
+/// Runs a test in a lab of its own. The lab's folder outlives everything that runs in it.
+pub fn in_lab(test: impl AsyncFnOnce(&mut Lab)) {
+    LOGS.call_once(|| {
+        let filter = tracing_subscriber::EnvFilter::try_from_env("FERRY_LOG");
+        let filter = filter.unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("warn"));
+        tracing_subscriber::fmt().with_env_filter(filter).with_test_writer().init();
+    });
+    let folder = tempfile::tempdir().expect("a folder");
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
+    let runtime = runtime.expect("a runtime");
+    runtime.block_on(async {
+        let mut lab = Lab::new(folder.path().to_owned()).await;
+        test(&mut lab).await;
+        lab.stop_server().await;
+    });
+    drop(runtime);
+    folder.close().expect("removed");
+}
+
 impl Lab {
     /// A server without hosts, and a file server with the share `vms`.
-    pub async fn new() -> Self {
-        LOGS.call_once(|| {
-            let filter = tracing_subscriber::EnvFilter::try_from_env("FERRY_LOG");
-            let filter = filter.unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info"));
-            tracing_subscriber::fmt().with_env_filter(filter).with_test_writer().init();
-        });
-        let folder = tempfile::tempdir().expect("a folder");
+    async fn new(folder: PathBuf) -> Self {
         let config = Config {
             listen: "127.0.0.1:0".parse().expect("an address"),
-            state_dir: folder.path().join("server"),
+            state_dir: folder.join("server"),
             database: None,
         };
         let file_servers = FakeFileServers::new();
-        let export = folder.path().join("export");
+        let export = folder.join("export");
         std::fs::create_dir(&export).expect("made");
         file_servers.export(&unc(), FakeExport::new(export));
         let server = Server::start(&config).await.expect("the server starts");
@@ -81,22 +93,21 @@ impl Lab {
     }
 
     /// Two hosts with the share, and a VM on the first that runs from it.
-    pub async fn with_two_hosts() -> (Self, Host, Host, VmId) {
-        let lab = Self::new().await;
-        let (kvm1, kvm2) = (lab.host("kvm1").await, lab.host("kvm2").await);
-        lab.add(&kvm1).await.expect("added");
-        lab.add(&kvm2).await.expect("added");
-        lab.client.add_share(&AddShare { name: "vms".into(), unc: UNC.into() }).await.expect("added");
-        lab.attach(&kvm1).await.expect("attached");
-        lab.attach(&kvm2).await.expect("attached");
-        let vm = lab.define(&kvm1, "web01", |_| {}).await;
-        lab.client.start_vm("web01").await.expect("started");
-        (lab, kvm1, kvm2, vm)
+    pub async fn two_hosts(&self) -> (Host, Host, VmId) {
+        let (kvm1, kvm2) = (self.host("kvm1").await, self.host("kvm2").await);
+        self.add(&kvm1).await.expect("added");
+        self.add(&kvm2).await.expect("added");
+        self.client.add_share(&AddShare { name: "vms".into(), unc: UNC.into() }).await.expect("added");
+        self.attach(&kvm1).await.expect("attached");
+        self.attach(&kvm2).await.expect("attached");
+        let vm = self.define(&kvm1, "web01", |_| {}).await;
+        self.client.start_vm("web01").await.expect("started");
+        (kvm1, kvm2, vm)
     }
 
     /// A host whose agent runs and is enrolled with nobody.
     pub async fn host(&self, name: &'static str) -> Host {
-        let folder = self.folder.path().join(name);
+        let folder = self.folder.join(name);
         std::fs::create_dir(&folder).expect("made");
         let hypervisor = FakeHypervisor::new(name, &folder, &self.world).expect("a socket");
         let mut config = ferry_agent::config::Config::new("127.0.0.1:0".parse().expect("an address"));
@@ -143,6 +154,13 @@ impl Lab {
         vm
     }
 
+    /// Defines a VM as [`Self::define`] does, and starts it.
+    pub async fn run(&self, host: &Host, name: &str, change: impl FnOnce(&mut FakeGuest)) -> VmId {
+        let vm = self.define(host, name, change).await;
+        self.client.start_vm(&format!("{}/{name}", host.name)).await.expect("started");
+        vm
+    }
+
     /// Waits until a VM is seen in this state.
     pub async fn wait_for_state(&self, vm: &str, state: VmState) {
         let is_so = async || self.client.vm(vm).await.is_ok_and(|seen| seen.facts.state == state);
@@ -180,7 +198,9 @@ impl Lab {
 
     /// Stops the server as a restart would; jobs stay as they are.
     pub async fn stop_server(&mut self) {
-        self.server.take().expect("it runs").stop().await.expect("a clean end");
+        if let Some(server) = self.server.take() {
+            server.stop().await.expect("a clean end");
+        }
     }
 
     /// Starts the server on the same state; the client calls its new address.
@@ -196,9 +216,14 @@ impl Lab {
         (format!("https://{}", server.address()), server.pin(), token_of(&self.config))
     }
 
+    /// The server's settings.
+    pub fn config(&self) -> &Config {
+        &self.config
+    }
+
     /// A folder of the lab's own.
     pub fn folder(&self, name: &str) -> PathBuf {
-        let folder = self.folder.path().join(name);
+        let folder = self.folder.join(name);
         std::fs::create_dir_all(&folder).expect("made");
         folder
     }
@@ -266,6 +291,13 @@ impl Host {
     pub fn on_share(&self, path: &str) -> PathBuf {
         let mount = std::fs::read_dir(&self.config.share_root).expect("the share root").next();
         mount.expect("the share is attached").expect("readable").path().join(path)
+    }
+
+    /// What moves left behind: journals, holds, folders of sockets.
+    pub fn leftovers(&self) -> Vec<String> {
+        let folders = [self.config.journal_dir(), self.config.holds_dir(), self.config.sessions_dir()];
+        let entries = folders.iter().flat_map(|folder| std::fs::read_dir(folder).into_iter().flatten());
+        entries.map(|entry| entry.expect("readable").path().display().to_string()).collect()
     }
 
     /// A path on this host only.
