@@ -88,8 +88,12 @@ fn a_request_with_a_key_is_done_once() {
         assert_eq!(status, 400, "{refusal}");
         assert_eq!(answer(refused()).await, (400, refusal), "a refusal too");
         let (one, two) = tokio::join!(
-            answer(plain.post("/shares", "{\"name\":\"b\",\"unc\":\"//fs2.ferry.lab/b\"}").header("Idempotency-Key", "3")),
-            answer(plain.post("/shares", "{\"name\":\"b\",\"unc\":\"//fs2.ferry.lab/b\"}").header("Idempotency-Key", "3")),
+            answer(
+                plain.post("/shares", "{\"name\":\"b\",\"unc\":\"//fs2.ferry.lab/b\"}").header("Idempotency-Key", "3")
+            ),
+            answer(
+                plain.post("/shares", "{\"name\":\"b\",\"unc\":\"//fs2.ferry.lab/b\"}").header("Idempotency-Key", "3")
+            ),
         );
         assert_eq!(one, two, "also when both come at once");
         lab.stop_server().await;

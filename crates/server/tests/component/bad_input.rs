@@ -298,7 +298,8 @@ fn a_host_that_is_not_there_is_not_added() {
     in_lab(async |lab| {
         let mut kvm1 = lab.host("kvm1").await;
         let token = kvm1.token();
-        let add = |name: &str, address: &str| AddHost { name: name.into(), address: address.into(), token: token.clone() };
+        let add =
+            |name: &str, address: &str| AddHost { name: name.into(), address: address.into(), token: token.clone() };
         let address = kvm1.address();
         let rows = [
             ("-x", address.as_str(), 400, Id::RequestInvalid),
@@ -319,7 +320,8 @@ fn a_host_that_is_not_there_is_not_added() {
 #[test]
 fn a_share_needs_a_good_path_and_is_added_once() {
     in_lab(async |lab| {
-        let add = async |name: &str, unc: &str| lab.client.add_share(&AddShare { name: name.into(), unc: unc.into() }).await;
+        let add =
+            async |name: &str, unc: &str| lab.client.add_share(&AddShare { name: name.into(), unc: unc.into() }).await;
         assert_eq!(refusal(add("vms", "\\\\fs1\\vms").await), (400, vec![Id::ShareNotQualified]));
         assert_eq!(refusal(add("vms", "fs1.ferry.lab:vms").await), (400, vec![Id::ShareForm]));
         assert_eq!(refusal(add("v/s", "\\\\fs1.ferry.lab\\vms").await), (400, vec![Id::RequestInvalid]));

@@ -100,7 +100,8 @@ fn a_cancelled_move_leaves_the_vm_as_it_was() {
         lab.wait_for_job(job.id, |job| job.phase == Phase::Migrating).await;
         let (client, id) = (lab.client.clone(), job.id);
         let cancel = tokio::spawn(async move { client.cancel_job(id).await });
-        let is_asked = async || lab.client.job(id).await.expect("known").log.iter().any(|line| line.message.contains("cancel"));
+        let is_asked =
+            async || lab.client.job(id).await.expect("known").log.iter().any(|line| line.message.contains("cancel"));
         wait_for("the cancel is noted", is_asked).await;
         hold.release();
         cancel.await.expect("it ends").expect("not too late");
