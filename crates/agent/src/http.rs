@@ -159,7 +159,10 @@ async fn authorise(
     next: Next,
 ) -> Result<Response, Refusal> {
     agent.enrolment.authorise(pin)?;
-    Ok(next.run(request).await)
+    let response = next.run(request).await;
+    // A long poll may have outlived its caller's right to the answer.
+    agent.enrolment.authorise(pin)?;
+    Ok(response)
 }
 
 /// Runs what blocks on a thread of its own.
@@ -198,7 +201,14 @@ struct Cursor {
 
 async fn observe(State(agent): Shared, Query(cursor): Query<Cursor>) -> Answered<Observation> {
     let wait = Duration::from_millis(cursor.wait_ms);
-    match agent.observer.newer(cursor.incarnation.zip(cursor.generation), wait).await {
+    let mut enrolled = agent.enrolment.watch_host();
+    let newer = agent.observer.newer(cursor.incarnation.zip(cursor.generation), wait);
+    let found = tokio::select! {
+        found = newer => found,
+        // Another server's agent from now on: whoever waits is told so at once.
+        _ = enrolled.changed() => agent.observer.newer(None, Duration::ZERO).await,
+    };
+    match found {
         Some(observation) => Ok(Json(observation)),
         None => Err(Refusal(AgentError::Hypervisor(ferry_drivers::hypervisor::HypervisorError::Unreachable(
             "it has not answered since the agent was started".to_owned(),

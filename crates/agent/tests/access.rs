@@ -125,3 +125,19 @@ async fn a_token_written_on_one_host_is_read_on_the_other() {
     let nowhere = ShareId(Uuid::new_v4());
     assert_eq!(refusal(one.write_token(nowhere, "proof", &token).await), (422, FindingId::ShareNotAttached));
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_server_that_waits_for_news_is_told_that_the_agent_obeys_another() {
+    let site = Site::new().await;
+    let client = site.hosts[0].client.clone();
+    let mut seen = client.observe(None, Duration::ZERO).await.expect("seen");
+    while seen.shares[0].free.is_none() {
+        seen = client.observe(Some((seen.incarnation, seen.generation)), SOON).await.expect("news");
+    }
+    let known = Some((seen.incarnation, seen.generation));
+    let waiting = tokio::spawn(async move { client.observe(known, Duration::from_secs(30)).await });
+    let (other, _stop) = serve(site.hosts[0].agent.clone(), &site.hosts[1].agent.key);
+    enrol(&site.hosts[0], &other).await.expect("with a new token");
+    let answer = tokio::time::timeout(SOON, waiting).await.expect("at once").expect("no panic");
+    assert_eq!(refusal(answer), (403, FindingId::AuthKey));
+}

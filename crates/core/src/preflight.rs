@@ -162,6 +162,11 @@ pub fn live(facts: &LiveFacts<'_>) -> Vec<Finding> {
         ));
         return findings;
     }
+    if let Some(job) = facts.busy {
+        // What else there is to find is the doing of that job.
+        findings.push(busy(facts.vm, job));
+        return findings;
+    }
     vm_state(facts, &mut findings);
     vm_devices(facts, &mut findings);
     for side in [&facts.source, &facts.destination] {
@@ -226,14 +231,16 @@ fn vm_state(facts: &LiveFacts<'_>, findings: &mut Vec<Finding>) {
             "Wait for that move to end; `ferry job list` shows it",
         )),
     }
-    if let Some(job) = facts.busy {
-        findings.push(Finding::blocks(
-            FindingId::VmBusy,
-            &vm.name,
-            format!("Job {job} moves VM {} now", vm.name),
-            format!("Wait for it (`ferry job watch {job}`) or cancel it (`ferry job cancel {job}`)"),
-        ));
-    }
+}
+
+/// The finding of a VM that a job moves.
+pub fn busy(vm: &VmFacts, job: JobId) -> Finding {
+    Finding::blocks(
+        FindingId::VmBusy,
+        &vm.name,
+        format!("Job {job} moves VM {} now", vm.name),
+        format!("Wait for it (`ferry job watch {job}`) or cancel it (`ferry job cancel {job}`)"),
+    )
 }
 
 fn vm_devices(facts: &LiveFacts<'_>, findings: &mut Vec<Finding>) {

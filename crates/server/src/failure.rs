@@ -77,13 +77,27 @@ pub(crate) fn fault_finding(host: &str, error: &ClientError) -> Finding {
             format!("The agent on host {host} answers what this server does not understand: {}", error.chain()),
             "Bring server and agents to the same version",
         ),
-        ClientError::Unreachable { .. } | ClientError::Unusable { .. } | ClientError::Refused(_) => Finding::blocks(
-            FindingId::HostUnreachable,
-            host,
-            format!("The agent on host {host} does not answer: {}", error.chain()),
-            format!("Check that the host is up and `ferry-agent run` is running on it; see `ferry host show {host}`"),
-        ),
+        ClientError::Refused(problem) => match problem.findings.iter().find(|finding| finding.id == FindingId::AuthKey)
+        {
+            Some(_) => Finding::blocks(
+                FindingId::AuthKey,
+                host,
+                format!("The agent on host {host} does not obey this server: it is enrolled with another one"),
+                format!("If it is to be this one's, remove the host and add it again: `ferry host remove {host}`"),
+            ),
+            None => not_answering(host, error),
+        },
+        ClientError::Unreachable { .. } | ClientError::Unusable { .. } => not_answering(host, error),
     }
+}
+
+fn not_answering(host: &str, error: &ClientError) -> Finding {
+    Finding::blocks(
+        FindingId::HostUnreachable,
+        host,
+        format!("The agent on host {host} does not answer: {}", error.chain()),
+        format!("Check that the host is up and `ferry-agent run` is running on it; see `ferry host show {host}`"),
+    )
 }
 
 /// An agent's refusal or silence in one or two sentences, for a job's log.
@@ -92,7 +106,10 @@ pub(crate) fn describe(host: &str, error: &ClientError) -> String {
         ClientError::Refused(problem) => {
             let mut text = format!("Host {host}: {}", problem.title);
             for finding in &problem.findings {
-                text.push_str(&format!(": {} ({})", finding.message, finding.fix));
+                if finding.message != problem.title {
+                    text.push_str(&format!(": {}", finding.message));
+                }
+                text.push_str(&format!(" ({})", finding.fix));
             }
             text.extend(problem.detail.iter().map(|detail| format!(": {detail}")));
             text

@@ -27,7 +27,7 @@ use tokio::{
     sync::watch,
     task::JoinSet,
 };
-use tracing::{error, info, warn};
+use tracing::{debug, error, info, warn};
 
 use super::{
     destination::Destination,
@@ -279,7 +279,8 @@ pub async fn run(config: Config, journal_path: &Path, hypervisor: Arc<dyn Hyperv
             (Arc::clone(&board), Arc::clone(&side), Arc::clone(&leave), address.clone());
         tokio::spawn(async move {
             if let Err(error) = serve(stream, &board, &side, &leave, address).await {
-                warn!(%error, "a control connection failed");
+                // Whoever asked was not interested any more, or is gone.
+                debug!(%error, "a control connection ended early");
             }
         });
     }

@@ -89,12 +89,15 @@ impl Source {
         })?;
         let control = Control::start(stream);
         let sender = control.sender();
-        let (stopped, seen) = (sender.clone(), Arc::clone(&board));
+        // Weak: the hypervisor keeps the sink, and the board keeps the hypervisor.
+        let (stopped, vm, seen) = (sender.clone(), task.vm, Arc::downgrade(&board));
         let watch = blocking(&board.hypervisor, move |hypervisor| {
             hypervisor.watch(Box::new(move |event| {
-                if event == DomainEvent::StoppedForMigration(seen.vm) {
+                if event == DomainEvent::StoppedForMigration(vm) {
                     stopped.send_now(Message::Stopped);
-                    seen.tell(|known| known.state.stopped = true);
+                    if let Some(board) = seen.upgrade() {
+                        board.tell(|known| known.state.stopped = true);
+                    }
                 }
             }))
         })

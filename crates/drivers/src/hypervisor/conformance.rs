@@ -150,6 +150,8 @@ fn a_restarted_daemon_is_reached_again_and_its_watches_say_that_it_was_lost(site
     watch.wait("the loss is reported", |event| event == DomainEvent::ConnectionLost);
     wait_until("the daemon answers again", || here.presence(vm, Role::Source).is_ok());
     assert_eq!(here.presence(vm, Role::Source).expect("reachable"), Presence::Running);
+    // libvirt takes its VMs up again one after the other, and reports nothing of one that ends meanwhile.
+    here.resume(vm).expect("it runs, as asked");
     let watch = Watched::begin(here);
     here.destroy(vm).expect("ended");
     watch.wait("a new watch reports again", |event| event == DomainEvent::Changed(vm));

@@ -509,7 +509,9 @@ struct WatchGuard {
 impl Drop for WatchGuard {
     fn drop(&mut self) {
         if let Some(host) = self.host.upgrade() {
-            host.state().watches.remove(&self.number);
+            // Not under the lock: the sink may hold the last handle of this host.
+            let sink = host.state().watches.remove(&self.number);
+            drop(sink);
         }
     }
 }

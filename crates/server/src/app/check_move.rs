@@ -18,6 +18,15 @@ use crate::{
     inventory::{Host, Seen},
 };
 
+/// Why a move is looked at deeply.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Occasion {
+    /// Somebody asks; this job moves the VM already.
+    Request(Option<JobId>),
+    /// The job itself begins: what was shown for the request some moments ago need not be shown again.
+    JobStart,
+}
+
 /// What was found, and the VM that it was found of.
 pub(crate) struct Checked {
     /// The destination as a candidate.
@@ -54,7 +63,7 @@ pub(crate) async fn deeply(
     vm: VmId,
     source: &Arc<Host>,
     destination: &Arc<Host>,
-    busy: Option<JobId>,
+    occasion: Occasion,
 ) -> Result<Checked, Failure> {
     let (at_source, at_destination, shares) =
         tokio::join!(app.inventory.refresh(source), app.inventory.refresh(destination), named_shares(app));
@@ -63,13 +72,22 @@ pub(crate) async fn deeply(
         return Ok(gone(vm, source, destination, &at_source));
     };
     let proofs = shares_of(facts).into_iter().filter(|share| uses(&at_source, *share) && uses(&at_destination, *share));
-    let proofs = proofs.map(|share| async move { (share, app.proofs.recent(share, source, destination).await) });
+    let prove = |share| async move {
+        let sameness = match occasion {
+            Occasion::Request(_) => app.proofs.prove(share, source, destination).await,
+            Occasion::JobStart => app.proofs.recent(share, source, destination).await,
+        };
+        (share, sameness)
+    };
     let same_host = source.record.id == destination.record.id;
     let sameness: BTreeMap<ShareId, Sameness> =
-        if same_host { BTreeMap::new() } else { join_all(proofs).await.into_iter().collect() };
+        if same_host { BTreeMap::new() } else { join_all(proofs.map(prove)).await.into_iter().collect() };
     let candidate = candidate(&LiveFacts {
         vm: facts,
-        busy,
+        busy: match occasion {
+            Occasion::Request(busy) => busy,
+            Occasion::JobStart => None,
+        },
         source: at_source.side(source.name()),
         destination: at_destination.side(destination.name()),
         shares: &shares,

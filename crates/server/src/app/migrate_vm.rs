@@ -4,16 +4,19 @@ use std::sync::Arc;
 
 use ferry_core::{
     api::server::{Candidate, JobView, MigrateVm},
-    finding::{Finding, FindingId, any_blocks},
+    finding::{Finding, any_blocks},
     id::{Generation, SessionId},
     job::MoveKind,
     migration::LogEvent,
-    preflight::shares_of,
+    preflight::{busy, shares_of},
     vm::VmFacts,
 };
 use uuid::Uuid;
 
-use super::{check_move, invalid, show_vms};
+use super::{
+    check_move::{self, Occasion},
+    invalid, show_vms,
+};
 use crate::{
     App,
     clock::now_ms,
@@ -44,8 +47,8 @@ pub(crate) async fn migrate_vm(app: &Arc<App>, reference: &str, body: &MigrateVm
     check_numbers(&title, body)?;
     let (source, vm) = show_vms::find(app, &title, reference)?;
     let destination = app.inventory.find(&body.destination).map_err(|finding| Failure::found(&title, finding))?;
-    let busy = show_vms::moving(app).await?.get(&vm.id).copied();
-    let checked = check_move::deeply(app, vm.id, &source, &destination, busy).await?;
+    let moving = show_vms::moving(app).await?.get(&vm.id).copied();
+    let checked = check_move::deeply(app, vm.id, &source, &destination, Occasion::Request(moving)).await?;
     if body.dry_run {
         return Ok(Moved::Tried(checked.candidate));
     }
@@ -58,13 +61,7 @@ pub(crate) async fn migrate_vm(app: &Arc<App>, reference: &str, body: &MigrateVm
     let id = match app.store.create_job(&job, &opening).await? {
         Created::Job(id) => id,
         Created::Busy(other) => {
-            let finding = Finding::blocks(
-                FindingId::VmBusy,
-                &vm.name,
-                format!("Job {other} moves VM {} now", vm.name),
-                format!("Wait for it (`ferry job watch {other}`) or cancel it (`ferry job cancel {other}`)"),
-            );
-            return Err(Failure::found(title, finding));
+            return Err(Failure::found(title, busy(&vm, other)));
         }
     };
     tracing::info!(

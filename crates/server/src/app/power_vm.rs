@@ -5,6 +5,7 @@ use std::sync::Arc;
 use ferry_core::{
     api::{agent::Power, server::VmView},
     finding::{Finding, FindingId},
+    preflight::busy,
     vm::VmState,
 };
 
@@ -19,13 +20,7 @@ pub(crate) async fn power_vm(app: &Arc<App>, reference: &str, power: Power) -> R
     let (host, vm) = show_vms::find(app, &title, reference)?;
     let jobs = show_vms::moving(app).await?;
     if let Some(job) = jobs.get(&vm.id) {
-        let finding = Finding::blocks(
-            FindingId::VmBusy,
-            &vm.name,
-            format!("Job {job} moves VM {} now", vm.name),
-            format!("Wait for it (`ferry job watch {job}`) or cancel it (`ferry job cancel {job}`)"),
-        );
-        return Err(Failure::found(title, finding));
+        return Err(Failure::found(title, busy(&vm, *job)));
     }
     match (power, vm.state) {
         // As wanted already.

@@ -40,7 +40,7 @@ use super::{
 };
 use crate::{
     App,
-    app::check_move,
+    app::check_move::{self, Occasion},
     clock::now_ms,
     failure::describe,
     inventory::{Host, Seen},
@@ -114,7 +114,9 @@ impl Migrate {
     }
 
     async fn preflight(&self) -> Result<(), StepFailed> {
-        let checked = check_move::deeply(&self.app, self.record.job.vm, &self.source, &self.destination, None).await;
+        let checked =
+            check_move::deeply(&self.app, self.record.job.vm, &self.source, &self.destination, Occasion::JobStart)
+                .await;
         let checked = checked.map_err(|failure| StepFailed(failure.into_problem().title))?;
         if checked.findings != self.record.job.findings {
             let stored = self.app.store.put_findings(self.record.id, &checked.findings).await;

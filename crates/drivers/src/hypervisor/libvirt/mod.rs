@@ -3,8 +3,9 @@
 mod ffi;
 
 use std::{
+    collections::BTreeSet,
     path::PathBuf,
-    sync::{Arc, Mutex, OnceLock},
+    sync::{Arc, Mutex, MutexGuard, OnceLock},
 };
 
 use ferry_core::{
@@ -25,6 +26,8 @@ use super::{
 pub struct Libvirt {
     uri: String,
     live: Mutex<Option<Arc<Live>>>,
+    /// VMs whose migration shall end. QEMU may report the channel that it breaks itself for that as the failure.
+    aborting: Mutex<BTreeSet<VmId>>,
 }
 
 /// A connection, and what does not change while it lives.
@@ -38,7 +41,7 @@ struct Live {
 impl Libvirt {
     /// Will connect to `uri` (`qemu:///system`) at the first call.
     pub fn new(uri: impl Into<String>) -> Self {
-        Self { uri: uri.into(), live: Mutex::new(None) }
+        Self { uri: uri.into(), live: Mutex::new(None), aborting: Mutex::default() }
     }
 
     fn live(&self) -> Result<Arc<Live>, HypervisorError> {
@@ -70,6 +73,10 @@ impl Libvirt {
         };
         let owner = definition::process_owner(&capabilities).ok_or_else(|| missing("which user QEMU runs as"))?;
         Ok(live.host.get_or_init(|| (host, owner)).clone())
+    }
+
+    fn aborting(&self) -> MutexGuard<'_, BTreeSet<VmId>> {
+        self.aborting.lock().expect("nobody panics while holding it")
     }
 
     fn find(&self, vm: VmId) -> Result<Option<Domain>, HypervisorError> {
@@ -232,6 +239,7 @@ impl Hypervisor for Libvirt {
 
     fn migrate(&self, request: &MigrateRequest) -> Result<(), HypervisorError> {
         let vm = request.vm;
+        self.aborting().remove(&vm);
         let domain = self.need(vm)?;
         let what = format!("Could not migrate VM {vm}");
         let read = |form| domain.xml(form).map_err(failed(&what));
@@ -251,7 +259,10 @@ impl Hypervisor for Libvirt {
                 // libvirt counts in MiB/s; zero would mean no cap.
                 bandwidth_mib_per_s: request.bandwidth_bytes_per_s.map(|bytes| (bytes >> 20).max(1)),
             })
-            .map_err(failed(&what))
+            .map_err(|fault| match self.aborting().remove(&vm) {
+                true => HypervisorError::Aborted { what },
+                false => failed(what)(fault),
+            })
     }
 
     fn migration_stats(&self, vm: VmId) -> Result<Option<MigrationStats>, HypervisorError> {
@@ -266,6 +277,7 @@ impl Hypervisor for Libvirt {
 
     fn abort_migration(&self, vm: VmId) -> Result<(), HypervisorError> {
         let Some(domain) = self.find(vm)? else { return Ok(()) };
+        self.aborting().insert(vm);
         match domain.abort_job() {
             Ok(()) => Ok(()),
             Err(_) if domain.job_stats(false).is_ok_and(|job| job.is_none()) => Ok(()),
