@@ -68,7 +68,8 @@ fn versions(host: &HypervisorHost) -> [Check; 2] {
         let found = (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0));
         if found < tested {
             let (major, minor) = tested;
-            let text = format!("{name} {version} is older than {major}.{minor}, which Ferry is tested with: upgrade it");
+            let text =
+                format!("{name} {version} is older than {major}.{minor}, which Ferry is tested with: upgrade it");
             Check::Odd(text)
         } else {
             Check::Good(format!("{name} {version}"))

@@ -5,12 +5,14 @@ use std::{
     net::SocketAddr,
     os::unix::fs::PermissionsExt as _,
     path::{Path, PathBuf},
+    process::Command,
 };
 
 use anyhow::Context as _;
+use ferry_drivers::hypervisor::libvirt::Libvirt;
 use ferry_trust::KeyPair;
 
-use crate::{config::Config, enrolment::Enrolment, files};
+use crate::{checks, config::Config, enrolment::Enrolment, files};
 
 const HOOK_MARK: &str = "# ferry: veto a second start of a VM that is being moved";
 
