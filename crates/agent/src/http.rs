@@ -19,7 +19,7 @@ use ferry_core::{
     api::{
         agent::{
             AttachRequest, ConfirmRequest, DestinationReady, EnrolRequest, MigrationReport, Observation, Power,
-            PowerRequest, PrepareDestination, PrepareSource, ShareToken,
+            PowerRequest, PrepareDestination, PrepareSource, ShareToken, SourceReady,
         },
         problem::{PROBLEM_MEDIA_TYPE, Problem},
     },
@@ -282,7 +282,7 @@ async fn prepare_source(
     State(agent): Shared,
     Path((job, generation)): Attempt,
     Body(request): Body<PrepareSource>,
-) -> Answered<MigrationReport> {
+) -> Answered<SourceReady> {
     let shares: Vec<ShareId> = request.destination.mounts.iter().map(|mount| mount.share).collect();
     let mounts = agent.shares.mounts(&shares)?;
     Ok(Json(agent.migrations.prepare_source(job, generation, request, &mounts).await?))

@@ -5,7 +5,7 @@ use std::time::Duration;
 use ferry_core::{
     api::agent::{
         AttachRequest, ConfirmRequest, DestinationReady, EnrolRequest, MigrationReport, Observation, Power,
-        PowerRequest, PrepareDestination, PrepareSource, ShareToken,
+        PowerRequest, PrepareDestination, PrepareSource, ShareToken, SourceReady,
     },
     host::HostFacts,
     id::{Generation, Incarnation, JobId, ShareId, VmId},
@@ -150,7 +150,7 @@ impl AgentClient {
     ///
     /// # Errors
     /// As [`Self::enrol`].
-    pub async fn prepare_source(&self, attempt: Attempt, body: &PrepareSource) -> Result<MigrationReport, ClientError> {
+    pub async fn prepare_source(&self, attempt: Attempt, body: &PrepareSource) -> Result<SourceReady, ClientError> {
         self.peer.json(self.migration(Method::PUT, attempt, Some("source")).json(body)).await
     }
 

@@ -321,10 +321,7 @@ async fn serve(
             Side::Source(source) => source.abort().await,
             Side::Destination(destination) => destination.abort(),
         },
-        Ask::Leave => {
-            leave.notify_one();
-            Ok(())
-        }
+        Ask::Leave => Ok(()),
     };
     let answer = match outcome {
         Ok(()) => Answer::Report { report: Box::new(board.report().await), address },
@@ -332,7 +329,12 @@ async fn serve(
     };
     let mut text = serde_json::to_string(&answer).map_err(std::io::Error::other)?;
     text.push('\n');
-    writer.write_all(text.as_bytes()).await
+    let answered = writer.write_all(text.as_bytes()).await;
+    // After the answer: the process ends with it.
+    if request.ask == Ask::Leave {
+        leave.notify_one();
+    }
+    answered
 }
 
 /// Asks a carrier at its control socket.

@@ -11,7 +11,8 @@ use std::{
 
 use ferry_core::{
     api::agent::{
-        ConfirmRequest, DestinationReady, MigrationReport, PrepareDestination, PrepareSource, Role, ShareMount, Stage,
+        ConfirmRequest, DestinationReady, MigrationReport, PrepareDestination, PrepareSource, Role, ShareMount,
+        SourceReady, Stage,
     },
     finding::{Finding, FindingId},
     id::{Generation, JobId, SessionId, VmId},
@@ -170,15 +171,15 @@ impl Registry {
         generation: Generation,
         request: PrepareSource,
         mounts: &[ShareMount],
-    ) -> Reported {
+    ) -> Result<SourceReady, AgentError> {
         let _turn = self.turn(job).await;
         let (vm, session) = (request.vm, request.session);
         let known = self.take_up(job, generation).await?;
         if let Some(known) = &known
-            && let Some(answer) = self.ask(known, Ask::Report { after: 0, wait_ms: 0 }).await
+            && self.ask(known, Ask::Report { after: 0, wait_ms: 0 }).await.is_some()
         {
             self.hold(known).await?;
-            return reported(answer);
+            return Ok(SourceReady { autostart: known.autostart });
         }
         // The destination's QEMU listens at this path there, so it must be this path here.
         let socket_dir = PathBuf::from(&request.destination.socket_dir);
@@ -191,7 +192,7 @@ impl Registry {
         let task = Task::Source { request, translate, persistent: facts.persistent };
         let autostart = known.map_or(facts.autostart, |known| known.autostart);
         let journal = self.journal(job, generation, task, session, socket_dir, autostart);
-        let answer = self.begin(&journal).await?;
+        self.begin(&journal).await?;
         if let Err(error) = self.hold(&journal).await {
             if let Err(error) = self.let_go(&journal).await {
                 warn!(%vm, error = %chain(&error), "what was changed for the move could not be taken back");
@@ -199,7 +200,7 @@ impl Registry {
             self.forget(&journal).await?;
             return Err(error);
         }
-        reported(answer)
+        Ok(SourceReady { autostart })
     }
 
     async fn hold(&self, journal: &Journal) -> Result<(), AgentError> {

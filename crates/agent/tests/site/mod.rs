@@ -16,7 +16,7 @@ use ferry_client::{
 use ferry_core::{
     api::agent::{
         AttachRequest, ConfirmRequest, DestinationReady, EnrolRequest, MigrationReport, PrepareDestination,
-        PrepareSource, Stage,
+        PrepareSource, SourceReady, Stage,
     },
     finding::FindingId,
     id::{Generation, HostId, JobId, SessionId, ShareId, VmId},
@@ -217,7 +217,7 @@ impl Site {
         self.hosts[job.to].client.prepare_destination(job.attempt, &body).await
     }
 
-    pub async fn prepare_source(&self, job: &Job, ready: DestinationReady) -> Result<MigrationReport, ClientError> {
+    pub async fn prepare_source(&self, job: &Job, ready: DestinationReady) -> Result<SourceReady, ClientError> {
         let body = PrepareSource {
             session: job.session,
             secret: job.secret,

@@ -13,7 +13,7 @@
 //! DELETE /v1/shares/{share}/token/{name}
 //! PUT    /v1/vms/{vm}/power                          PowerRequest
 //! PUT    /v1/migrations/{job}/{generation}/destination  PrepareDestination → DestinationReady
-//! PUT    /v1/migrations/{job}/{generation}/source       PrepareSource      → MigrationReport
+//! PUT    /v1/migrations/{job}/{generation}/source       PrepareSource      → SourceReady
 //! PUT    /v1/migrations/{job}/{generation}/perform                       → MigrationReport   (returns when started)
 //! GET    /v1/migrations/{job}/{generation}?after=&wait_ms=               → MigrationReport   (long poll on `sequence`)
 //! PUT    /v1/migrations/{job}/{generation}/resume                        → MigrationReport   (destination; verdict said Destination)
@@ -144,6 +144,13 @@ pub struct DestinationReady {
     pub mounts: Vec<ShareMount>,
     /// Folder of the session's sockets: the same path is used at both ends.
     pub socket_dir: String,
+}
+
+/// The source has connected and holds the VM.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SourceReady {
+    /// Whether the host started the VM at boot, asked when it was held: libvirt tells nobody when that is set.
+    pub autostart: bool,
 }
 
 /// Where a host has mounted a share. Passed from agent to agent, never stored or shown.

@@ -65,7 +65,7 @@ pub(crate) async fn cancel_job(app: &Arc<App>, reference: &str, by: &str) -> Res
 
 /// Only the source knows whether it is too late. The job's task asks it too; this is for the answer to the caller.
 async fn ask_source(app: &App, title: &str, record: &JobRecord) -> Result<(), Failure> {
-    let Ok(plan) = serde_json::from_str::<Plan>(&record.job.plan) else {
+    let Ok(plan) = Plan::from_json(&record.job.plan) else {
         return Ok(());
     };
     let Some(source) = app.inventory.by_id(record.job.source.id) else {

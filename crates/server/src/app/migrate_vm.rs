@@ -106,7 +106,7 @@ fn new_job(
         destination: name(destination),
         by: by.to_owned(),
         accepted_at_ms,
-        plan: serde_json::to_string(&plan).expect("our types have text keys only"),
+        plan: plan.to_json(),
         findings,
     }
 }

@@ -18,7 +18,10 @@
 //! A source that does not answer in 7 or 8 does not endanger the VM: it runs at the destination, and the hold at the
 //! source vetoes a second start until the source was cleaned. So these steps are repeated until they are done.
 
-use std::sync::{Arc, Mutex};
+use std::sync::{
+    Arc, Mutex,
+    atomic::{AtomicBool, Ordering},
+};
 
 use ferry_client::{ClientError, agent::Attempt};
 use ferry_core::{
@@ -65,10 +68,23 @@ pub(crate) struct Plan {
     pub(crate) timeout_ms: u64,
     /// Whether the source keeps a definition of the VM.
     pub(crate) persistent: bool,
-    /// Whether the source starts the VM at boot: cleared there by PrepareSource, set at the destination by Confirm.
+    /// Whether the source starts the VM at boot: what it says when it holds the VM, which clears it there, and what
+    /// Confirm sets at the destination.
     pub(crate) autostart: bool,
     /// Shares that the VM's files lie on.
     pub(crate) shares: Vec<ShareId>,
+}
+
+impl Plan {
+    /// As it is stored.
+    pub(crate) fn to_json(&self) -> String {
+        serde_json::to_string(self).expect("our types have text keys only")
+    }
+
+    /// As it was stored.
+    pub(crate) fn from_json(text: &str) -> Result<Self, serde_json::Error> {
+        serde_json::from_str(text)
+    }
 }
 
 /// One running move.
@@ -79,6 +95,7 @@ pub(crate) struct Migrate {
     source: Arc<Host>,
     destination: Arc<Host>,
     running: Arc<Running>,
+    autostart: AtomicBool,
     ready: Mutex<Option<DestinationReady>>,
     figures: Mutex<Figures>,
 }
@@ -89,14 +106,14 @@ impl Migrate {
     /// # Errors
     /// A message, when the job's hosts or plan are not there any more: both are kept while a job is open.
     pub(crate) fn new(app: Arc<App>, record: JobRecord, running: Arc<Running>) -> Result<Self, String> {
-        let plan =
-            serde_json::from_str(&record.job.plan).map_err(|error| format!("its plan is unreadable: {error}"))?;
+        let plan = Plan::from_json(&record.job.plan).map_err(|error| format!("its plan is unreadable: {error}"))?;
         let host = |name: &HostName| {
             app.inventory.by_id(name.id).ok_or_else(|| format!("host {} is not in the inventory", name.name))
         };
         let (source, destination) = (host(&record.job.source)?, host(&record.job.destination)?);
         let figures = Mutex::new(record.figures.unwrap_or_default());
-        Ok(Self { app, record, plan, source, destination, running, ready: Mutex::default(), figures })
+        let autostart = AtomicBool::new(plan.autostart);
+        Ok(Self { app, record, plan, source, destination, running, autostart, ready: Mutex::default(), figures })
     }
 
     fn attempt(&self) -> Attempt {
@@ -173,8 +190,14 @@ impl Migrate {
             bandwidth_bytes_per_s: self.plan.bandwidth_bytes_per_s,
             timeout_ms: self.plan.timeout_ms,
         };
-        let report = self.source.agent.prepare_source(self.attempt(), &body).await;
-        report.map(drop).map_err(|error| failed(&self.source, &error))
+        let ready = self.source.agent.prepare_source(self.attempt(), &body).await;
+        let ready = ready.map_err(|error| failed(&self.source, &error))?;
+        if self.autostart.swap(ready.autostart, Ordering::SeqCst) != ready.autostart {
+            let plan = Plan { autostart: ready.autostart, ..self.plan.clone() };
+            let stored = self.app.store.put_plan(self.record.id, &plan.to_json()).await;
+            stored.map_err(|error| StepFailed(error.to_string()))?;
+        }
+        Ok(())
     }
 
     async fn perform(&self) -> Result<(), StepFailed> {
@@ -229,7 +252,7 @@ impl Migrate {
     }
 
     async fn confirm(&self) -> Result<(), StepFailed> {
-        let body = ConfirmRequest { autostart: self.plan.autostart };
+        let body = ConfirmRequest { autostart: self.autostart.load(Ordering::SeqCst) };
         let (source, destination) = tokio::join!(
             self.source.agent.confirm(self.attempt(), &body),
             self.destination.agent.confirm(self.attempt(), &body),
@@ -237,7 +260,7 @@ impl Migrate {
         match destination {
             Ok(report) => self.take(&report),
             // An agent that lost its journal cannot set what is not to be set.
-            Err(error) if is_unknown(&error) && !self.plan.autostart => {}
+            Err(error) if is_unknown(&error) && !body.autostart => {}
             Err(error) => return Err(failed(&self.destination, &error)),
         }
         match source {

@@ -194,18 +194,20 @@ impl Store {
         query.fetch_all(&self.readers).await?.iter().map(record).collect()
     }
 
+    /// Keeps what the saga must know from now on.
+    ///
+    /// # Errors
+    /// The database's.
+    pub async fn put_plan(&self, job: JobId, plan: &str) -> Result<(), StoreError> {
+        self.put(job, "UPDATE job SET plan = $2 WHERE id = $1", plan).await
+    }
+
     /// Keeps what a job found before its first change.
     ///
     /// # Errors
     /// The database's.
     pub async fn put_findings(&self, job: JobId, findings: &[Finding]) -> Result<(), StoreError> {
-        let mut transaction = self.begin().await?;
-        sqlx::query("UPDATE job SET findings = $2 WHERE id = $1")
-            .bind(job.0 as i64)
-            .bind(to_json(&findings))
-            .execute(&mut *transaction)
-            .await?;
-        Ok(transaction.commit().await?)
+        self.put(job, "UPDATE job SET findings = $2 WHERE id = $1", &to_json(&findings)).await
     }
 
     /// Keeps what a job took.
@@ -213,12 +215,12 @@ impl Store {
     /// # Errors
     /// The database's.
     pub async fn put_figures(&self, job: JobId, figures: &Figures) -> Result<(), StoreError> {
+        self.put(job, "UPDATE job SET figures = $2 WHERE id = $1", &to_json(figures)).await
+    }
+
+    async fn put(&self, job: JobId, update: &'static str, value: &str) -> Result<(), StoreError> {
         let mut transaction = self.begin().await?;
-        sqlx::query("UPDATE job SET figures = $2 WHERE id = $1")
-            .bind(job.0 as i64)
-            .bind(to_json(figures))
-            .execute(&mut *transaction)
-            .await?;
+        sqlx::query(update).bind(job.0 as i64).bind(value).execute(&mut *transaction).await?;
         Ok(transaction.commit().await?)
     }
 
