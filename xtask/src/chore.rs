@@ -9,7 +9,7 @@ use anyhow::{Context as _, ensure};
 
 use crate::{
     packages,
-    programs::{self, FEATURES, cargo, root, target},
+    programs::{self, Build, FEATURES, cargo, root},
     sudo::{as_root, is_root},
 };
 
@@ -20,12 +20,12 @@ const LABS_AT_ONCE: &str = "2";
 const LAB_TESTS: &str = "package(ferry-lab) and kind(test)";
 
 /// Runs the lab's program as root.
-pub(crate) fn lab(arguments: &[&str]) -> anyhow::Result<u8> {
+pub(crate) fn lab(build: Build, arguments: &[&str]) -> anyhow::Result<u8> {
     packages::ensure_for_lab()?;
-    programs::build()?;
-    let program = target().join("debug/ferry-lab");
+    programs::build(build)?;
+    let program = build.folder().join("ferry-lab");
     let mut command = as_root(program.to_str().context("The target folder's name is not UTF-8")?, WHY)?;
-    command.args(arguments).env("FERRY_LAB_TARGET", target());
+    command.args(arguments).env("FERRY_LAB_PROGRAMS", build.folder());
     Ok(code(command.status()?))
 }
 
@@ -41,9 +41,9 @@ pub(crate) fn test(no_lab: bool, filter: Option<&str>) -> anyhow::Result<u8> {
     if no_lab {
         return Ok(first);
     }
-    programs::build()?;
+    programs::build(Build::Tested)?;
     let mut lab = nextest(LAB_TESTS, filter);
-    lab.args(["--test-threads", LABS_AT_ONCE]).env("FERRY_LAB_TARGET", target());
+    lab.args(["--test-threads", LABS_AT_ONCE]).env("FERRY_LAB_PROGRAMS", Build::Tested.folder());
     if !is_root() {
         as_root("true", WHY)?.status()?;
         lab.env("CARGO_TARGET_X86_64_UNKNOWN_LINUX_GNU_RUNNER", "sudo --preserve-env");

@@ -10,6 +10,8 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand, ValueEnum};
 
+use programs::Build;
+
 /// Every chore of the project.
 #[derive(Parser)]
 #[command(bin_name = "cargo xtask", arg_required_else_help = true)]
@@ -114,24 +116,24 @@ fn run(chore: Chore) -> anyhow::Result<u8> {
                     },
                 ]);
             }
-            chore::lab(&arguments)
+            chore::lab(Build::Tested, &arguments)
         }
         Chore::Test { no_lab, filter } => chore::test(no_lab, filter.as_deref()),
         Chore::Check => chore::check(),
-        Chore::Lab(LabChore::Up { hosts }) => chore::lab(&["up", "--hosts", &hosts.to_string()]),
-        Chore::Lab(LabChore::Status) => chore::lab(&["status"]),
+        Chore::Lab(LabChore::Up { hosts }) => chore::lab(Build::Tested, &["up", "--hosts", &hosts.to_string()]),
+        Chore::Lab(LabChore::Status) => chore::lab(Build::Tested, &["status"]),
         Chore::Lab(LabChore::Shell { host, command }) => {
             let mut arguments = vec!["shell", &host, "--"];
             arguments.extend(command.iter().map(String::as_str));
-            chore::lab(&arguments)
+            chore::lab(Build::Tested, &arguments)
         }
-        Chore::Lab(LabChore::Down) => chore::lab(&["down"]),
+        Chore::Lab(LabChore::Down) => chore::lab(Build::Tested, &["down"]),
         Chore::Bench { name, runs, report } => {
             let runs = runs.to_string();
             let mut arguments = vec!["bench", &name, "--runs", &runs];
             // The lab's program runs where xtask was called: a relative path means the same.
             arguments.extend(report.iter().flat_map(|path| ["--report", path]));
-            chore::lab(&arguments)
+            chore::lab(Build::Released, &arguments)
         }
     }
 }

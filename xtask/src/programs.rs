@@ -32,14 +32,41 @@ pub(crate) fn cargo(arguments: &[&str]) -> Command {
     command
 }
 
+/// How programs are built.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Build {
+    /// As tests want them: quickly, with failpoints.
+    Tested,
+    /// As users have them: what is measured is measured of these.
+    Released,
+}
+
+impl Build {
+    /// Where its programs lie.
+    pub(crate) fn folder(self) -> PathBuf {
+        target().join(match self {
+            Self::Tested => "debug",
+            Self::Released => "release",
+        })
+    }
+
+    fn arguments(self) -> [&'static str; 2] {
+        match self {
+            // The whole workspace with the features of its tests: nothing is built twice.
+            Self::Tested => ["--features", FEATURES],
+            Self::Released => ["--release", "--quiet"],
+        }
+    }
+}
+
 /// Builds Ferry's programs, the lab and the guest.
 ///
 /// # Errors
 /// When the compiler does.
-pub(crate) fn build() -> anyhow::Result<()> {
+pub(crate) fn build(build: Build) -> anyhow::Result<()> {
     eprintln!("building Ferry's programs, the lab and its guest");
-    // The whole workspace with the features of its tests: nothing is built twice.
-    let mut programs = cargo(&["build", "--quiet", "--locked", "--workspace", "--bins", "--features", FEATURES]);
+    let mut programs = cargo(&["build", "--locked", "--workspace", "--bins"]);
+    programs.args(build.arguments());
     ensure!(programs.status()?.success(), "Ferry does not build");
     let mut guest =
         cargo(&["build", "--quiet", "--locked", "--release", "-p", "ferry-ticker", "--target", GUEST_TARGET]);

@@ -25,6 +25,8 @@ struct Run {
     total_ms: f64,
     gap_ms: f64,
     bytes: f64,
+    /// Time that the machine's processors were busy meanwhile.
+    cpu_ms: f64,
 }
 
 /// What a figure may be, and what it was.
@@ -40,7 +42,8 @@ pub struct Figure {
     pub met: bool,
 }
 
-/// Runs `base`: the ticker of 512 MiB on an unshaped link, Ferry against `virsh migrate --live --p2p`.
+/// Runs `base`: the ticker of 512 MiB, Ferry against `virsh migrate --live --p2p`, on an unshaped link, which the
+/// machine's processors fill, and at 1 Gb/s, where the link does.
 ///
 /// # Errors
 /// What failed; a figure that is not met is told, and is no error of the bench.
@@ -54,49 +57,83 @@ pub fn base(runs: usize, report: Option<&Path>) -> anyhow::Result<()> {
     start_ticker(&ferry, &ticker, 0)?;
     observer.wait_on(&ticker.name, "kvm1", BOOT_DEADLINE)?;
     observer.wait_verified(&ticker.name, 0, BOOT_DEADLINE)?;
-    let (mut plain, mut ours) = (Vec::new(), Vec::new());
-    let (mut prepared, mut memory) = (Vec::new(), 0u64);
     let mut at = 0;
-    for run in 1..=runs {
-        // Who goes first changes, so that neither always has the warm direction.
-        let order = if run % 2 == 1 { [true, false] } else { [false, true] };
-        for ferry_turn in order {
-            let (from, to) = (at, 1 - at);
-            let begun = now();
-            let measured = if ferry_turn {
-                let (total_ms, bytes, accepted_to_migrate, kib) = move_by_ferry(&ferry, &ticker, to)?;
-                prepared.push(accepted_to_migrate);
-                memory = memory.max(kib);
-                (total_ms, bytes)
-            } else {
-                move_by_virsh(&ferry, &ticker, from, to)?
-            };
-            observer.wait_on(&ticker.name, &ferry.lab.hosts[to].name, Duration::from_secs(20))?;
-            let around: Vec<_> = observer.heard(&ticker.name).into_iter().filter(|heard| heard.at >= begun).collect();
-            let result = Run { total_ms: measured.0, gap_ms: judge(&around)?.gap_ms as f64, bytes: measured.1 };
-            eprintln!(
-                "run {run}: {:<5} {:>7.0} ms, guest silent {:>5.0} ms, {:>6.1} MiB",
-                if ferry_turn { "ferry" } else { "virsh" },
-                result.total_ms,
-                result.gap_ms,
-                result.bytes / f64::from(1 << 20)
-            );
-            if ferry_turn {
-                ours.push(result)
-            } else {
-                plain.push(result)
-            }
-            at = to;
+    let mut text = format!("{runs} runs each, alternating; median (least – most).\n");
+    for (title, rate) in [("Unshaped link", None), ("1 Gb/s", Some("1gbit"))] {
+        eprintln!("{title}");
+        for host in &ferry.lab.hosts {
+            host.set_link_rate(rate)?;
         }
+        let measured = alternate(&ferry, &observer, &ticker, runs, &mut at)?;
+        text += &format!("\n## {title}\n\n{}", table(&measured.plain, &measured.ours, &measured.figures()));
     }
     judge(&observer.heard(&ticker.name))?;
-    let figures = figures(&plain, &ours, &prepared, memory);
-    let text = table(&plain, &ours, &figures);
     println!("{text}");
     if let Some(path) = report {
         fs::write(path, format!("# `cargo xtask bench base`\n\n{text}")).with_context(|| path.display().to_string())?;
     }
     Ok(())
+}
+
+/// Both sides' runs, and what only Ferry's have.
+#[derive(Default)]
+struct Measured {
+    plain: Vec<Run>,
+    ours: Vec<Run>,
+    prepared: Vec<f64>,
+    memory_kib: u64,
+}
+
+fn alternate(
+    ferry: &Ferry,
+    observer: &Observer,
+    ticker: &Ticker,
+    runs: usize,
+    at: &mut usize,
+) -> anyhow::Result<Measured> {
+    let mut measured = Measured::default();
+    for run in 1..=runs {
+        // Who goes first changes, so that neither always has the warm direction.
+        let order = if run % 2 == 1 { [true, false] } else { [false, true] };
+        for ferry_turn in order {
+            let (from, to) = (*at, 1 - *at);
+            let (begun, busy) = (now(), busy_ms()?);
+            let (total_ms, bytes) = if ferry_turn {
+                let (total_ms, bytes, accepted_to_migrate, kib) = move_by_ferry(ferry, ticker, to)?;
+                measured.prepared.push(accepted_to_migrate);
+                measured.memory_kib = measured.memory_kib.max(kib);
+                (total_ms, bytes)
+            } else {
+                move_by_virsh(ferry, ticker, from, to)?
+            };
+            let cpu_ms = busy_ms()? - busy;
+            observer.wait_on(&ticker.name, &ferry.lab.hosts[to].name, Duration::from_secs(20))?;
+            let around: Vec<_> = observer.heard(&ticker.name).into_iter().filter(|heard| heard.at >= begun).collect();
+            let result = Run { total_ms, gap_ms: judge(&around)?.gap_ms as f64, bytes, cpu_ms };
+            eprintln!(
+                "run {run}: {:<5} {:>7.0} ms, guest silent {:>5.0} ms, {:>6.1} MiB, processors busy {:>5.0} ms",
+                if ferry_turn { "ferry" } else { "virsh" },
+                result.total_ms,
+                result.gap_ms,
+                result.bytes / f64::from(1 << 20),
+                result.cpu_ms,
+            );
+            let side = if ferry_turn { &mut measured.ours } else { &mut measured.plain };
+            side.push(result);
+            *at = to;
+        }
+    }
+    Ok(measured)
+}
+
+/// Time that the machine's processors were busy since it started, all together.
+fn busy_ms() -> anyhow::Result<f64> {
+    let text = fs::read_to_string("/proc/stat")?;
+    let line = text.lines().next().context("/proc/stat is empty")?;
+    let ticks: Vec<f64> = line.split_whitespace().skip(1).map_while(|word| word.parse().ok()).collect();
+    // user, nice, system, idle, iowait, irq, softirq: all but the two that are idle. A tick is 10 ms.
+    let busy = ticks.iter().enumerate().filter(|(index, _)| ![3, 4].contains(index)).map(|(_, ticks)| ticks);
+    Ok(busy.sum::<f64>() * 10.0)
 }
 
 fn move_by_ferry(ferry: &Ferry, ticker: &Ticker, to: usize) -> anyhow::Result<(f64, f64, f64, u64)> {
@@ -183,6 +220,12 @@ fn median(values: impl IntoIterator<Item = f64>) -> f64 {
     }
 }
 
+impl Measured {
+    fn figures(&self) -> Vec<Figure> {
+        figures(&self.plain, &self.ours, &self.prepared, self.memory_kib)
+    }
+}
+
 fn figures(plain: &[Run], ours: &[Run], prepared: &[f64], memory_kib: u64) -> Vec<Figure> {
     let total = |runs: &[Run]| median(runs.iter().map(|run| run.total_ms));
     let gap = |runs: &[Run]| median(runs.iter().map(|run| run.gap_ms));
@@ -203,13 +246,11 @@ fn table(plain: &[Run], ours: &[Run], figures: &[Figure]) -> String {
         format!("{:.0} ({least:.0} – {most:.0})", median(runs.iter().map(of)))
     };
     let row = |name: &str, of: fn(&Run) -> f64| format!("| {name} | {} | {} |\n", range(plain, of), range(ours, of));
-    let mut text = format!(
-        "{} runs each, alternating; median (least – most).\n\n| | virsh --live --p2p | ferry |\n|---|---|---|\n",
-        ours.len()
-    );
+    let mut text = "| | virsh --live --p2p | ferry |\n|---|---|---|\n".to_owned();
     text += &row("total, ms", |run| run.total_ms);
     text += &row("guest silent, ms", |run| run.gap_ms);
     text += &row("bytes, MiB", |run| run.bytes / f64::from(1 << 20));
+    text += &row("processors busy, ms", |run| run.cpu_ms);
     text += "\n| figure | measured | bound | |\n|---|---|---|---|\n";
     for figure in figures {
         let verdict = if figure.met { "met" } else { "**missed**" };
@@ -224,7 +265,7 @@ mod tests {
 
     #[test]
     fn a_missed_figure_is_told() {
-        let run = |total_ms| Run { total_ms, gap_ms: 100.0, bytes: 1.0 };
+        let run = |total_ms| Run { total_ms, gap_ms: 100.0, bytes: 1.0, cpu_ms: 1.0 };
         let figures = figures(&[run(100.0)], &[run(120.0)], &[10.0], 1024);
         assert_eq!(figures.iter().map(|figure| figure.met).collect::<Vec<_>>(), [false, true, true, true]);
         assert!(table(&[run(100.0)], &[run(120.0)], &figures).contains("**missed**"));

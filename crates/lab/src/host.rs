@@ -75,7 +75,9 @@ impl Host {
             .arg(&folder)
             .arg(&name)
             .stdin(Stdio::null())
-            .stdout(Stdio::null());
+            .stdout(Stdio::null())
+            // A file of its own: a host that is kept would hold the caller's pipe open.
+            .stderr(fs::File::create(folder.with_extension("host"))?);
         let child = command.spawn().context("Could not start a host")?;
         // `ip netns exec` becomes unshare, whose only child is the host's first process.
         let outer = child.id();

@@ -39,19 +39,17 @@ impl Programs {
     /// # Errors
     /// When one is missing: says how to build it.
     pub fn find() -> anyhow::Result<Self> {
-        let target = match std::env::var_os("FERRY_LAB_TARGET") {
+        let folder = match std::env::var_os("FERRY_LAB_PROGRAMS") {
             Some(path) => PathBuf::from(path),
             None => {
                 let here = std::env::current_exe()?;
-                let profile = here.ancestors().skip(1).find(|path| path.join("ferry-agent").is_file());
-                let profile = profile.context("The programs are not built; `cargo xtask` builds them")?;
-                profile.parent().context("A target folder has a parent")?.to_owned()
+                let folder = here.ancestors().skip(1).find(|path| path.join("ferry-agent").is_file());
+                folder.context("The programs are not built; `cargo xtask` builds them")?.to_owned()
             }
         };
-        let found = Self {
-            folder: target.join("debug"),
-            ticker: target.join("guest/x86_64-unknown-linux-gnu/release/ferry-ticker"),
-        };
+        let target = folder.parent().context("A target folder has a parent")?;
+        let ticker = target.join("guest/x86_64-unknown-linux-gnu/release/ferry-ticker");
+        let found = Self { folder, ticker };
         for name in ["ferry", "ferry-server", "ferry-agent", "ferry-lab"] {
             ensure!(found.folder.join(name).is_file(), "{name} is not built; `cargo xtask` builds it");
         }

@@ -84,11 +84,10 @@ fn a_move_goes_on_while_its_agents_are_killed_and_restarted() {
 
 #[test]
 fn nothing_is_left_behind_when_the_owner_is_killed() {
-    let programs = Programs::find().expect("built");
-    let target = programs.folder.parent().expect("a target folder");
-    let mut owner = Command::new(programs.folder.join("ferry-lab"))
+    let programs = Programs::find().expect("built").folder;
+    let mut owner = Command::new(programs.join("ferry-lab"))
         .arg("demo")
-        .env("FERRY_LAB_TARGET", target)
+        .env("FERRY_LAB_PROGRAMS", &programs)
         .stdin(Stdio::null())
         .stdout(Stdio::null())
         .stderr(Stdio::null())
