@@ -58,6 +58,30 @@ fn nextest(tests: &str, filter: Option<&str>) -> Command {
     command
 }
 
+/// Runs every fuzz target for some seconds. An input that breaks a promise is kept in `fuzz/artifacts`.
+pub(crate) fn fuzz(seconds: u32) -> anyhow::Result<u8> {
+    packages::ensure_for_build()?;
+    packages::ensure_cargo_fuzz()?;
+    let limit = format!("-max_total_time={seconds}");
+    let mut failed = Vec::new();
+    for entry in fs::read_dir(root().join("fuzz/fuzz_targets"))? {
+        let path = entry?.path();
+        let target = path.file_stem().and_then(|name| name.to_str()).context("A target's name is not UTF-8")?;
+        eprintln!("fuzzing {target} for {seconds} s");
+        let mut command = cargo(&["fuzz", "run", "--sanitizer", "none", target, "--", &limit]);
+        // Coverage needs compiler flags that the stable toolchain has, but keeps behind this variable.
+        if !command.env("RUSTC_BOOTSTRAP", "1").status()?.success() {
+            failed.push(target.to_owned());
+        }
+    }
+    if failed.is_empty() {
+        eprintln!("all is well");
+        return Ok(0);
+    }
+    eprintln!("not well: {}", failed.join(", "));
+    Ok(1)
+}
+
 /// Checks what can be checked without running Ferry; goes on after a failure, so that all of them are seen at once.
 pub(crate) fn check() -> anyhow::Result<u8> {
     packages::ensure_for_build()?;

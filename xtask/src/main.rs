@@ -47,6 +47,12 @@ enum Chore {
     /// Hosts to try things on.
     #[command(subcommand)]
     Lab(LabChore),
+    /// Feed random bytes to everything that parses a peer's bytes.
+    Fuzz {
+        /// Seconds for each target.
+        #[arg(long, default_value_t = 60)]
+        seconds: u32,
+    },
     /// Compare Ferry with virsh, in turns, in the lab.
     Bench {
         /// What to measure: `base` is one move of a ticker guest of 512 MiB.
@@ -120,6 +126,7 @@ fn run(chore: Chore) -> anyhow::Result<u8> {
         }
         Chore::Test { no_lab, filter } => chore::test(no_lab, filter.as_deref()),
         Chore::Check => chore::check(),
+        Chore::Fuzz { seconds } => chore::fuzz(seconds),
         Chore::Lab(LabChore::Up { hosts }) => chore::lab(Build::Tested, &["up", "--hosts", &hosts.to_string()]),
         Chore::Lab(LabChore::Status) => chore::lab(Build::Tested, &["status"]),
         Chore::Lab(LabChore::Shell { host, command }) => {

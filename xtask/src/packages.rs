@@ -62,14 +62,23 @@ pub(crate) fn ensure_for_lab() -> anyhow::Result<()> {
 
 /// Installs the test runner if it is missing.
 pub(crate) fn ensure_nextest() -> anyhow::Result<()> {
-    let found =
-        Command::new("cargo").args(["nextest", "--version"]).stdout(Stdio::null()).stderr(Stdio::null()).status();
+    ensure_subcommand("nextest", "the test runner")
+}
+
+/// Installs the fuzzer's driver if it is missing.
+pub(crate) fn ensure_cargo_fuzz() -> anyhow::Result<()> {
+    ensure_subcommand("fuzz", "the fuzzer's driver")
+}
+
+fn ensure_subcommand(name: &str, what: &str) -> anyhow::Result<()> {
+    let found = Command::new("cargo").args([name, "--version"]).stdout(Stdio::null()).stderr(Stdio::null()).status();
     if found.is_ok_and(|status| status.success()) {
         return Ok(());
     }
-    eprintln!("installing cargo-nextest, the test runner");
-    let status = Command::new("cargo").args(["install", "--locked", "--quiet", "cargo-nextest"]).status()?;
-    ensure!(status.success(), "cargo-nextest could not be installed");
+    let package = format!("cargo-{name}");
+    eprintln!("installing {package}, {what}");
+    let status = Command::new("cargo").args(["install", "--locked", "--quiet", &package]).status()?;
+    ensure!(status.success(), "{package} could not be installed");
     Ok(())
 }
 

@@ -1,0 +1,11 @@
+//! Any text is a UNC path that reads the same again, or an error.
+#![no_main]
+
+use ferry_core::location::UncPath;
+use libfuzzer_sys::fuzz_target;
+
+fuzz_target!(|text: &str| {
+    if let Ok(unc) = text.parse::<UncPath>() {
+        assert_eq!(unc.to_string().parse::<UncPath>().expect("its own text"), unc);
+    }
+});
