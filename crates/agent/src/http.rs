@@ -197,10 +197,16 @@ struct Cursor {
     generation: Option<Generation>,
     #[serde(default)]
     wait_ms: u64,
+    /// Look first: the answer is no older than the question.
+    #[serde(default)]
+    fresh: bool,
 }
 
 async fn observe(State(agent): Shared, Query(cursor): Query<Cursor>) -> Answered<Observation> {
     let wait = Duration::from_millis(cursor.wait_ms);
+    if cursor.fresh {
+        agent.observer.look_again().await;
+    }
     let mut enrolled = agent.enrolment.watch_host();
     let newer = agent.observer.newer(cursor.incarnation.zip(cursor.generation), wait);
     let found = tokio::select! {

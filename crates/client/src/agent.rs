@@ -83,6 +83,15 @@ impl AgentClient {
         self.peer.json(request.query(&pairs)).await
     }
 
+    /// What the agent sees when it looks now. The answer is no older than the question.
+    ///
+    /// # Errors
+    /// As [`Self::enrol`].
+    pub async fn look(&self) -> Result<Observation, ClientError> {
+        let request = self.peer.request(Method::GET, &["v1", "observe"], DEADLINE);
+        self.peer.json(request.query(&[("fresh", "true")])).await
+    }
+
     /// Attaches a share; repeating it is safe.
     ///
     /// # Errors

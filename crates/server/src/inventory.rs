@@ -301,10 +301,18 @@ impl Inventory {
         }
     }
 
-    /// Answers of two hosts are of two moments: a VM that just moved may be in both. So ask both again.
+    /// Answers of two hosts are of two moments: a VM that just moved may be in both. So all are made to look, twice: who
+    /// runs it before and after another does, runs it together with that other.
     async fn confirm_twins(&self, vm: VmId, name: &str) {
-        for host in self.running_on(vm) {
-            self.refresh_quietly(&host).await;
+        for _ in 0..2 {
+            for host in self.running_on(vm) {
+                let looked = tokio::time::timeout(REFRESH_DEADLINE, host.agent.look()).await;
+                let Ok(Ok(observation)) = looked else {
+                    // What it said before it fell silent proves nothing; it is compared again when it answers.
+                    return;
+                };
+                self.take_observation(&host, observation);
+            }
         }
         let hosts: Vec<String> = self.running_on(vm).iter().map(|host| host.record.name.clone()).collect();
         if hosts.len() > 1 && self.running_twice.lock().expect("nobody panics with it").insert(vm) {
