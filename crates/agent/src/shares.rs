@@ -4,7 +4,7 @@ use std::{
     fs,
     path::{Path, PathBuf},
     sync::{Arc, Mutex},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use ferry_core::{
@@ -50,6 +50,9 @@ pub struct Shares {
 
 /// Longest name of a token file.
 const TOKEN_NAME_MAX: usize = 64;
+/// How long a token file may be busy after it was read: closing a file is not waited for on a FUSE mount.
+const BUSY_MAX: Duration = Duration::from_secs(5);
+const BUSY_PAUSE: Duration = Duration::from_millis(50);
 /// How often shares are looked at.
 const LOOK_EVERY: Duration = Duration::from_secs(5);
 /// At every so many looks free space is asked, which some mounts know only from the file server.
@@ -230,12 +233,24 @@ impl Shares {
         }
     }
 
-    /// Removes a token file. Blocks.
+    /// Removes a token file. Blocks, for [`BUSY_MAX`] if the other host's close has not reached the file server yet
+    /// (SMB answers a sharing violation, which mounts give as EBUSY).
     ///
     /// # Errors
     /// When the name is not one, or the share cannot be written.
     pub fn remove_token(&self, id: ShareId, name: &str) -> Result<(), AgentError> {
-        files::remove(&self.token_path(id, name)?)
+        let path = self.token_path(id, name)?;
+        let until = Instant::now() + BUSY_MAX;
+        loop {
+            match files::remove(&path) {
+                Err(AgentError::File { source, .. })
+                    if source.kind() == std::io::ErrorKind::ResourceBusy && Instant::now() < until =>
+                {
+                    std::thread::sleep(BUSY_PAUSE);
+                }
+                outcome => return outcome,
+            }
+        }
     }
 
     fn token_path(&self, id: ShareId, name: &str) -> Result<PathBuf, AgentError> {
