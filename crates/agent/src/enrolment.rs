@@ -32,7 +32,10 @@ struct Pending {
 pub struct Enrolment {
     server_path: PathBuf,
     secret_path: PathBuf,
+    epoch_path: PathBuf,
     server: Mutex<Option<Server>>,
+    /// The newest life of that server that asked.
+    epoch: Mutex<u64>,
     host: watch::Sender<Option<HostId>>,
 }
 
@@ -44,8 +47,11 @@ impl Enrolment {
     pub fn load(config: &Config) -> Result<Self, AgentError> {
         let server_path = config.state_dir.join("enrolment.json");
         let server: Option<Server> = files::read_json(&server_path)?;
+        let epoch_path = config.state_dir.join("epoch.json");
         Ok(Self {
             secret_path: config.state_dir.join("enrolment.secret"),
+            epoch: Mutex::new(files::read_json(&epoch_path)?.unwrap_or(0)),
+            epoch_path,
             server_path,
             server: Mutex::new(server),
             host: watch::Sender::new(server.map(|server| server.host)),
@@ -84,6 +90,10 @@ impl Enrolment {
                 ),
             ));
         }
+        // Another server counts its lives on its own.
+        let mut epoch = self.epoch.lock().expect("nobody panics while holding it");
+        files::write_json(&self.epoch_path, &0)?;
+        *epoch = 0;
         files::write_json(&self.server_path, &wanted)?;
         files::remove(&self.secret_path)?;
         *server = Some(wanted);
@@ -108,6 +118,31 @@ impl Enrolment {
                 ),
             )),
         }
+    }
+
+    /// Hears of a life of the server. Ok promises that no later request of an earlier one is taken, also after a
+    /// restart of this agent.
+    ///
+    /// # Errors
+    /// `request.stale` (409) for an earlier life than the newest; or the number could not be stored.
+    pub fn enter_epoch(&self, epoch: u64) -> Result<(), AgentError> {
+        let mut newest = self.epoch.lock().expect("nobody panics while holding it");
+        if epoch < *newest {
+            return Err(AgentError::refused(
+                409,
+                Finding::blocks(
+                    FindingId::RequestStale,
+                    "server",
+                    format!("The request is of the server's life {epoch}, and life {newest} has asked since"),
+                    "Nothing: the server was started again and asks anew",
+                ),
+            ));
+        }
+        if epoch > *newest {
+            files::write_json(&self.epoch_path, &epoch)?;
+            *newest = epoch;
+        }
+        Ok(())
     }
 
     /// The host's id, once it is enrolled.
@@ -140,8 +175,14 @@ mod tests {
         assert!(enrolment.authorise(server).is_ok() && enrolment.authorise(other).is_err());
         let again = Enrolment::load(&config).expect("stored");
         assert!(again.authorise(server).is_ok());
+        again.enter_epoch(7).expect("a first life");
+        again.enter_epoch(7).expect("the same life");
+        assert!(again.enter_epoch(6).is_err(), "an earlier life");
+        let again = Enrolment::load(&config).expect("stored");
+        assert!(again.enter_epoch(6).is_err(), "also after a restart");
         let token = again.new_token(Pin([9; 32])).expect("stored");
         again.enrol(other, &EnrolRequest { secret: token.secret, ..request }).expect("a new token, a new server");
         assert!(again.authorise(server).is_err(), "one server at a time");
+        again.enter_epoch(1).expect("another server counts on its own");
     }
 }

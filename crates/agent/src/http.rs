@@ -18,8 +18,8 @@ use axum::{
 use ferry_core::{
     api::{
         agent::{
-            AttachRequest, ConfirmRequest, DestinationReady, EnrolRequest, MigrationReport, Observation, Power,
-            PowerRequest, PrepareDestination, PrepareSource, ShareToken, SourceReady,
+            AttachRequest, ConfirmRequest, DestinationReady, EPOCH_HEADER, EnrolRequest, MigrationReport, Observation,
+            Power, PowerRequest, PrepareDestination, PrepareSource, ShareToken, SourceReady,
         },
         problem::{PROBLEM_MEDIA_TYPE, Problem},
     },
@@ -159,6 +159,10 @@ async fn authorise(
     next: Next,
 ) -> Result<Response, Refusal> {
     agent.enrolment.authorise(pin)?;
+    let epoch = request.headers().get(EPOCH_HEADER).and_then(|value| value.to_str().ok()?.parse().ok());
+    if let Some(epoch) = epoch {
+        agent.enrolment.enter_epoch(epoch)?;
+    }
     let response = next.run(request).await;
     // A long poll may have outlived its caller's right to the answer.
     agent.enrolment.authorise(pin)?;

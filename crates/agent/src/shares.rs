@@ -233,7 +233,7 @@ impl Shares {
         }
     }
 
-    /// Removes a token file. Blocks, for [`BUSY_MAX`] if the other host's close has not reached the file server yet
+    /// Removes a token file. Blocks, for some seconds if the other host's close has not reached the file server yet
     /// (SMB answers a sharing violation, which mounts give as EBUSY).
     ///
     /// # Errors

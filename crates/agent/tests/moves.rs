@@ -7,6 +7,7 @@ use std::{sync::Arc, time::Duration};
 use ferry_core::{
     api::agent::{ConfirmRequest, Stage},
     finding::FindingId,
+    job::OnStall,
     migration::{Presence, Verdict},
 };
 use ferry_drivers::hypervisor::{Hypervisor, fake::Point};
@@ -172,6 +173,21 @@ async fn a_move_that_takes_too_long_ends_with_the_vm_at_the_source() {
     assert!(source.error.is_some_and(|error| error.contains("longer than its limit")));
     site.undo(&job).await;
     site.assert_settled(vm, 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_guest_that_writes_too_fast_is_slowed_or_may_stand_still_for_longer() {
+    for (on_stall, timeout_ms) in [(OnStall::Autoconverge, 60_000), (OnStall::Pause, 1)] {
+        let site = Site::new().await;
+        let vm = site.run_vm("web01", |guest| guest.dirty_ratio = NEVER_CONVERGES);
+        let job = Job { timeout_ms, on_stall, ..Job::new(1, 1, vm, "web01", 0) };
+        site.prepare(&job).await;
+        site.perform(&job).await;
+        let (source, destination) = site.follow(&job).await;
+        assert_eq!((source.stage, destination.stage), (Stage::Delivered, Stage::Resumed), "{on_stall:?}");
+        site.finish(&job, false).await;
+        site.assert_settled(vm, 1);
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

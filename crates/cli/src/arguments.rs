@@ -2,8 +2,9 @@
 
 use std::path::PathBuf;
 
-use clap::{Args, Parser, Subcommand};
-use ferry_core::{id::JobId, pin::Pin};
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use ferry_core::{admission::Limits, id::JobId, job::OnStall, pin::Pin};
+use time::{Date, OffsetDateTime, macros::format_description};
 
 /// Move running VMs between KVM hosts.
 ///
@@ -79,6 +80,38 @@ pub enum HostCommand {
     List,
     /// Show a host with its VMs, shares and what is wrong with its set-up
     Show {
+        /// Its name
+        host: String,
+    },
+    /// Set how many moves a host takes part in at once, in and out together
+    ///
+    /// Example: ferry host set kvm1 --live-limit 4
+    Set {
+        /// Its name
+        host: String,
+        /// Live moves at once
+        #[arg(long, value_name = "N", required_unless_present = "storage_limit",
+            value_parser = clap::value_parser!(u32).range(1..=i64::from(Limits::MAX)))]
+        live_limit: Option<u32>,
+        /// Storage moves at once
+        #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=i64::from(Limits::MAX)))]
+        storage_limit: Option<u32>,
+    },
+    /// Move every running VM away from a host, and place nothing there until it is resumed
+    ///
+    /// Example: ferry host drain kvm1 --wait
+    Drain {
+        /// Its name
+        host: String,
+        /// All of them to this host; else each to the host that has most memory free
+        #[arg(long)]
+        to: Option<String>,
+        /// Stay and show progress until the last has ended
+        #[arg(long)]
+        wait: bool,
+    },
+    /// End a host's maintenance: VMs may be placed there again
+    Resume {
         /// Its name
         host: String,
     },
@@ -165,18 +198,19 @@ pub enum VmCommand {
         /// The VM
         vm: String,
     },
-    /// Move a running VM to another host
+    /// Move running VMs to another host
     ///
-    /// Example: ferry vm migrate web01 --to kvm2 --wait
+    /// Example: ferry vm migrate web01 web02 --to kvm2 --wait
     Migrate(MigrateArguments),
 }
 
 /// `ferry vm migrate …`
 #[derive(Debug, Args)]
 pub struct MigrateArguments {
-    /// The VM
-    pub vm: String,
-    /// Move it to this host
+    /// The VMs; of several, all are accepted or none is
+    #[arg(required = true, value_name = "VM")]
+    pub vms: Vec<String>,
+    /// Move them to this host
     #[arg(long)]
     pub to: String,
     /// Only say what would happen
@@ -191,9 +225,63 @@ pub struct MigrateArguments {
     /// Send no faster than this. MiB per second
     #[arg(long, value_name = "MIB_PER_S", value_parser = clap::value_parser!(u64).range(1..=1_000_000))]
     pub bandwidth: Option<u64>,
-    /// Give up after this. Seconds
+    /// The move's time limit. Seconds
     #[arg(long, value_name = "S", value_parser = clap::value_parser!(u64).range(1..=604_800))]
     pub timeout: Option<u64>,
+    /// What to do when the guest writes faster than its memory can be sent
+    #[arg(long, value_enum, default_value_t)]
+    pub on_stall: Stall,
+}
+
+/// What to do with a move that does not converge.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub enum Stall {
+    /// End it at the time limit; the VM is never slowed
+    Abort,
+    /// Slow the guest's CPUs more and more; end it at the time limit if that does not help
+    #[default]
+    Autoconverge,
+    /// At the time limit let the VM stand still for longer, up to 30 seconds; end it if that does not help
+    Pause,
+}
+
+impl From<Stall> for OnStall {
+    fn from(stall: Stall) -> Self {
+        match stall {
+            Stall::Abort => Self::Abort,
+            Stall::Autoconverge => Self::Autoconverge,
+            Stall::Pause => Self::Pause,
+        }
+    }
+}
+
+/// A moment, for `--since`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Since {
+    /// Unix milliseconds.
+    pub at_ms: u64,
+}
+
+impl std::str::FromStr for Since {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let help = || "give an age such as 90m, 12h or 7d, or a day such as 2026-11-23 (UTC)".to_owned();
+        let milliseconds = |at: OffsetDateTime| Self { at_ms: (at.unix_timestamp().max(0) as u64) * 1_000 };
+        if let Ok(day) = Date::parse(text, format_description!("[year]-[month]-[day]")) {
+            return Ok(milliseconds(day.midnight().assume_utc()));
+        }
+        let unit = text.chars().last().ok_or_else(help)?;
+        let seconds = match unit {
+            's' => 1,
+            'm' => 60,
+            'h' => 3_600,
+            'd' => 24 * 3_600,
+            _ => return Err(help()),
+        };
+        let count: u32 = text[..text.len() - 1].parse().map_err(|_| help())?;
+        Ok(milliseconds(OffsetDateTime::now_utc() - time::Duration::seconds(i64::from(count) * seconds)))
+    }
 }
 
 /// `ferry job …`
@@ -204,6 +292,15 @@ pub enum JobCommand {
         /// No more than this many
         #[arg(long, default_value_t = 20)]
         limit: u32,
+        /// Only those accepted since then: an age such as 90m, 12h or 7d, or a day such as 2026-11-23 (UTC)
+        #[arg(long)]
+        since: Option<Since>,
+    },
+    /// Print what is kept of every job that ended, oldest first, one JSON object a line
+    Export {
+        /// Only those accepted since then: an age such as 90m, 12h or 7d, or a day such as 2026-11-23 (UTC)
+        #[arg(long)]
+        since: Option<Since>,
     },
     /// Show a job with its steps and log
     Show {
@@ -215,8 +312,31 @@ pub enum JobCommand {
         /// Its number
         job: JobId,
     },
-    /// Cancel a job; the VM stays where it is
+    /// Cancel a job; its VMs that have not switched over stay where they are
     Cancel {
+        /// Its number
+        job: JobId,
+    },
+    /// Try a job that failed or was cancelled once more
+    Restart {
+        /// Its number
+        job: JobId,
+        /// Stay and show progress until the job ends
+        #[arg(long)]
+        wait: bool,
+    },
+    /// Try now what a stuck job tries again and again
+    Retry {
+        /// Its number
+        job: JobId,
+    },
+    /// Take back what a job did; possible before the VM has switched over
+    Undo {
+        /// Its number
+        job: JobId,
+    },
+    /// Give up a stuck job: nothing more is done for it, and what is left stays
+    Dismiss {
         /// Its number
         job: JobId,
     },
@@ -234,6 +354,18 @@ mod tests {
     }
 
     #[test]
+    fn a_moment_is_an_age_or_a_day() {
+        let day: Since = "1970-01-02".parse().expect("a day");
+        assert_eq!(day.at_ms, 24 * 3_600 * 1_000);
+        let now = OffsetDateTime::now_utc().unix_timestamp() as u64 * 1_000;
+        let hours: Since = "12h".parse().expect("an age");
+        assert!((43_200_000..43_260_000).contains(&(now + 1_000 - hours.at_ms)), "{hours:?}");
+        for bad in ["", "h", "-1h", "1w", "2026-13-01", "1.5h", "½h"] {
+            assert!(bad.parse::<Since>().is_err(), "{bad}");
+        }
+    }
+
+    #[test]
     fn a_migration_takes_its_options_and_refuses_nonsense() {
         let parse = |line: &str| Arguments::try_parse_from(line.split(' '));
         let parsed =
@@ -243,6 +375,11 @@ mod tests {
         assert_eq!((migrate.max_downtime, migrate.bandwidth, migrate.timeout), (Some(100), Some(50), None));
         for bad in [
             "ferry vm migrate web01",
+            "ferry vm migrate --to kvm2",
+            "ferry vm migrate web01 --to kvm2 --on-stall wait",
+            "ferry host set kvm1",
+            "ferry host set kvm1 --live-limit 0",
+            "ferry job list --since yesterday",
             "ferry vm migrate web01 --to kvm2 --max-downtime 5",
             "ferry vm migrate web01 --to kvm2 --bandwidth 0",
             "ferry job show x",

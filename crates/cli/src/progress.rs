@@ -96,16 +96,11 @@ impl Shown {
     }
 
     fn show(&mut self, view: &JobView) {
-        let step = view.steps.iter().rev().find(|step| step.started_at_ms.is_some());
-        let title = step.map_or_else(|| view.phase.title().to_owned(), |step| step.title.clone());
-        let text = view.progress.as_ref().map(line).unwrap_or_default();
+        let (title, text, done) = now(view);
         if let Some(bar) = &self.bar {
             bar.set_prefix(title);
             bar.set_message(text);
-            if let Some(progress) = &view.progress {
-                let total = progress.memory_total.0.max(1);
-                bar.set_position(progress.memory_done.0.saturating_mul(1_000) / total);
-            }
+            bar.set_position(done);
             return;
         }
         let new_step = self.last_step.as_ref() != Some(&title);
@@ -122,6 +117,29 @@ impl Shown {
             bar.finish_and_clear();
         }
     }
+}
+
+/// What goes on, more of it, and how much is done in thousandths.
+fn now(view: &JobView) -> (String, String, u64) {
+    if view.phase == Phase::Queued {
+        return ("waits for its turn".to_owned(), first_sentence(&view.summary), 0);
+    }
+    if !view.children.is_empty() {
+        let ended = view.children.iter().filter(|child| child.phase.ended()).count() as u64;
+        let title = format!("{ended} of {} ended", view.children.len());
+        return (title, first_sentence(&view.summary), ended * 1_000 / view.children.len() as u64);
+    }
+    let step = view.steps.iter().rev().find(|step| step.started_at_ms.is_some());
+    let title = step.map_or_else(|| view.phase.title().to_owned(), |step| step.title.clone());
+    let done = view
+        .progress
+        .as_ref()
+        .map_or(0, |progress| progress.memory_done.0.saturating_mul(1_000) / progress.memory_total.0.max(1));
+    (title, view.progress.as_ref().map(line).unwrap_or_default(), done)
+}
+
+fn first_sentence(text: &str) -> String {
+    text.split_once(". ").map_or(text, |(first, _)| first).trim_end_matches('.').to_owned()
 }
 
 fn line(progress: &Progress) -> String {

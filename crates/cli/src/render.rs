@@ -1,9 +1,10 @@
 //! Bodies of the API as text.
 
 use ferry_core::{
-    api::server::{Candidate, HostView, JobView, ShareView, VmView},
-    job::{StepState, StepView},
+    api::server::{Candidate, ChildView, HostView, JobView, ShareView, VmView},
+    job::{JobKind, StepState, StepView},
     location::Location,
+    migration::Phase,
     share::AttachedShare,
     vm::{FileRole, VmState},
 };
@@ -48,17 +49,20 @@ pub(crate) fn hosts(hosts: &[HostView]) -> String {
             host.address.clone(),
             if !host.reachable {
                 "away".into()
+            } else if host.maintenance {
+                "maintenance".into()
             } else if troubles > 0 {
                 format!("{troubles} finding(s)")
             } else {
                 "ok".into()
             },
             host.vms.len().to_string(),
+            host.moves.iter().filter(|each| each.phase != Phase::Queued).count().to_string(),
             memory.unwrap_or_default(),
             facts.map(|facts| format!("{} / {}", facts.libvirt_version, facts.qemu_version)).unwrap_or_default(),
         ]
     };
-    table(&["HOST", "AGENT", "STATE", "VMS", "FREE MEMORY", "LIBVIRT / QEMU"], hosts.iter().map(row).collect())
+    table(&["HOST", "AGENT", "STATE", "VMS", "MOVES", "FREE MEMORY", "LIBVIRT / QEMU"], hosts.iter().map(row).collect())
 }
 
 fn share_state(attached: &AttachedShare) -> String {
@@ -70,6 +74,10 @@ pub(crate) fn host(host: &HostView) -> String {
     let mut line = |name: &str, value: String| text += &format!("  {name:<10} {value}\n");
     line("agent", format!("{} ({})", host.address, if host.reachable { "answers" } else { "does not answer" }));
     line("key", host.pin.to_string());
+    if host.maintenance {
+        line("state", format!("maintenance: nothing is placed here until `ferry host resume {}`", host.name));
+    }
+    line("limits", format!("{} live, {} storage moves at once", host.limits.live, host.limits.storage));
     if let Some(facts) = &host.facts {
         line("machine", format!("{}, {} CPUs", facts.hostname, facts.cpus));
         line("memory", format!("{} free of {}", facts.memory_free, facts.memory_total));
@@ -86,6 +94,14 @@ pub(crate) fn host(host: &HostView) -> String {
     text += &format!("\n{}\n", table(&["SHARE", "MODE", "STATE"], shares.collect()));
     let vms = host.vms.iter().map(|vm| vec![vm.name.clone(), state(vm.state).into(), vm.memory.to_string()]);
     text += &format!("\n{}\n", table(&["VM", "STATE", "MEMORY"], vms.collect()));
+    if !host.moves.is_empty() {
+        let moves = host.moves.iter().map(|each| {
+            let way = if each.incoming { "in, from" } else { "out, to" };
+            let way = format!("{way} {}", each.other);
+            vec![each.job.to_string(), each.vm_name.clone(), way, each.phase.title().to_owned()]
+        });
+        text += &format!("\n{}\n", table(&["JOB", "MOVES", "", "STATE"], moves.collect()));
+    }
     text
 }
 
@@ -164,11 +180,13 @@ pub(crate) fn jobs(jobs: &[JobView]) -> String {
     let row = |job: &JobView| {
         let took = job.ended_at_ms.map(|end| duration(end.saturating_sub(job.accepted_at_ms)));
         vec![
-            job.id.to_string(),
+            job.parent.map_or_else(|| job.id.to_string(), |parent| format!("{} of {parent}", job.id)),
             job.kind.title().to_owned(),
             job.vm_name.clone(),
-            format!("{} → {}", job.source, job.destination),
-            job.phase.title().to_owned(),
+            way(&job.source, &job.destination),
+            job.waits
+                .as_ref()
+                .map_or_else(|| job.phase.title().to_owned(), |wait| format!("queued #{}", wait.position)),
             at(job.accepted_at_ms),
             took.unwrap_or_default(),
         ]
@@ -176,21 +194,56 @@ pub(crate) fn jobs(jobs: &[JobView]) -> String {
     table(&["JOB", "KIND", "VM", "FROM → TO", "STATE", "ACCEPTED", "TOOK"], jobs.iter().map(row).collect())
 }
 
+/// Several hosts are not named.
+fn way(source: &str, destination: &str) -> String {
+    let name = |host: &str| if host.is_empty() { "several".to_owned() } else { host.to_owned() };
+    format!("{} → {}", name(source), name(destination))
+}
+
+/// What the job is, in a few words.
+fn headline(job: &JobView) -> String {
+    let several = |host: &str| if host.is_empty() { "several hosts".to_owned() } else { host.to_owned() };
+    let (source, destination) = (several(&job.source), several(&job.destination));
+    match job.kind {
+        JobKind::Live => format!("Live move of {} from {source} to {destination}", job.vm_name),
+        JobKind::Several => format!("Moves of {} from {source} to {destination}", job.vm_name),
+        JobKind::Drain => format!("Drain of {source}: {} to {destination}", job.vm_name),
+    }
+}
+
 pub(crate) fn job(job: &JobView) -> String {
     let mut text = format!(
-        "Job {}: {} move of {} from {} to {}: {}\n  {}\n  accepted {} by {}\n",
+        "Job {}: {}: {}\n  {}\n  accepted {} by {}\n",
         job.id,
-        job.kind.title(),
-        job.vm_name,
-        job.source,
-        job.destination,
+        headline(job),
         job.phase.title(),
         job.summary,
         at(job.accepted_at_ms),
         job.by
     );
+    if let Some(parent) = job.parent {
+        text += &format!("  part of job {parent}\n");
+    }
+    if job.attempt > 1 {
+        text += &format!("  attempt {}\n", job.attempt);
+    }
     text += &findings(&job.findings);
-    text += &format!("\n{}\n", timeline(job));
+    if !job.kind.is_parent() {
+        text += &format!("\n{}\n", timeline(job));
+    }
+    if !job.children.is_empty() {
+        let row = |child: &ChildView| {
+            vec![
+                child.id.to_string(),
+                child.vm_name.clone(),
+                way(&child.source, &child.destination),
+                child.phase.title().to_owned(),
+                child.summary.clone(),
+            ]
+        };
+        let rows = job.children.iter().map(row).collect();
+        text += &format!("\n{}\n", table(&["JOB", "VM", "FROM → TO", "STATE", ""], rows));
+    }
     if let Some(figures) = &job.figures {
         text += &format!(
             "\n  total {} · downtime {} (QEMU {}) · sent {} · on the wire {} · iterations {}\n",
@@ -247,8 +300,8 @@ pub(crate) fn timeline(job: &JobView) -> String {
 mod tests {
     use ferry_core::{
         id::{JobId, VmId},
-        job::{Figures, MoveKind},
-        migration::{Phase, Step},
+        job::Figures,
+        migration::Step,
         units::ByteCount,
     };
 
@@ -279,8 +332,12 @@ mod tests {
         };
         let view = JobView {
             id: JobId(7),
-            kind: MoveKind::Live,
-            vm: VmId(uuid::Uuid::nil()),
+            kind: JobKind::Live,
+            parent: None,
+            children: Vec::new(),
+            attempt: 1,
+            waits: None,
+            vm: Some(VmId(uuid::Uuid::nil())),
             vm_name: "web01".into(),
             source: "kvm1".into(),
             destination: "kvm2".into(),

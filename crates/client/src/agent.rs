@@ -4,8 +4,8 @@ use std::time::Duration;
 
 use ferry_core::{
     api::agent::{
-        AttachRequest, ConfirmRequest, DestinationReady, EnrolRequest, MigrationReport, Observation, Power,
-        PowerRequest, PrepareDestination, PrepareSource, ShareToken, SourceReady,
+        AttachRequest, ConfirmRequest, DestinationReady, EPOCH_HEADER, EnrolRequest, MigrationReport, Observation,
+        Power, PowerRequest, PrepareDestination, PrepareSource, ShareToken, SourceReady,
     },
     host::HostFacts,
     id::{Generation, Incarnation, JobId, ShareId, VmId},
@@ -13,7 +13,10 @@ use ferry_core::{
     share::AttachedShare,
 };
 use ferry_trust::KeyPair;
-use reqwest::{Method, RequestBuilder, header::HeaderMap};
+use reqwest::{
+    Method, RequestBuilder,
+    header::{HeaderMap, HeaderName, HeaderValue},
+};
 
 use crate::{ClientError, http::Peer};
 
@@ -47,7 +50,20 @@ impl AgentClient {
     /// # Errors
     /// [`ClientError::Unusable`] when the address cannot be used. Nothing is sent.
     pub fn new(address: &str, pin: Pin, me: &KeyPair) -> Result<Self, ClientError> {
-        Ok(Self { peer: Peer::new(&format!("https://{address}"), pin, Some(me), HeaderMap::new())? })
+        Self::with_headers(address, pin, me, HeaderMap::new())
+    }
+
+    /// As [`Self::new`]; each request says which life of the server asks.
+    ///
+    /// # Errors
+    /// As [`Self::new`].
+    pub fn in_epoch(address: &str, pin: Pin, me: &KeyPair, epoch: u64) -> Result<Self, ClientError> {
+        let header = (HeaderName::from_static(EPOCH_HEADER), HeaderValue::from(epoch));
+        Self::with_headers(address, pin, me, HeaderMap::from_iter([header]))
+    }
+
+    fn with_headers(address: &str, pin: Pin, me: &KeyPair, headers: HeaderMap) -> Result<Self, ClientError> {
+        Ok(Self { peer: Peer::new(&format!("https://{address}"), pin, Some(me), headers)? })
     }
 
     /// Shows the enrolment secret: from then on the agent obeys `me`.

@@ -3,7 +3,10 @@
 use std::time::Duration;
 
 use ferry_core::{
-    api::server::{AddHost, AddShare, AttachShare, Candidate, Event, HostView, JobView, MigrateVm, ShareView, VmView},
+    api::server::{
+        AddHost, AddShare, AttachShare, AuditPage, Candidate, DrainHost, Event, HostView, JobView, MigrateMany,
+        MigrateVm, SetHost, ShareView, VmView,
+    },
     id::JobId,
     pin::Pin,
 };
@@ -72,6 +75,30 @@ impl ServerClient {
     /// As [`Self::hosts`].
     pub async fn remove_host(&self, host: &str) -> Result<(), ClientError> {
         self.peer.done(self.request(Method::DELETE, &["hosts", host])).await
+    }
+
+    /// Sets how many moves a host takes part in at once; what is `None` stays.
+    ///
+    /// # Errors
+    /// As [`Self::hosts`].
+    pub async fn set_host(&self, host: &str, body: &SetHost) -> Result<HostView, ClientError> {
+        self.peer.json(self.request(Method::PATCH, &["hosts", host]).json(body)).await
+    }
+
+    /// Moves every running VM away from a host and keeps it free; Ok when the moves were accepted.
+    ///
+    /// # Errors
+    /// As [`Self::hosts`].
+    pub async fn drain_host(&self, host: &str, body: &DrainHost) -> Result<JobView, ClientError> {
+        self.post(&["hosts", host, "drain"], body).await
+    }
+
+    /// Ends a host's maintenance.
+    ///
+    /// # Errors
+    /// As [`Self::hosts`].
+    pub async fn resume_host(&self, host: &str) -> Result<HostView, ClientError> {
+        self.post(&["hosts", host, "resume"], &()).await
     }
 
     /// Every share.
@@ -178,14 +205,36 @@ impl ServerClient {
         self.post(&["vms", vm, "migrate"], &MigrateVm { dry_run: true, ..body.clone() }).await
     }
 
-    /// The newest jobs, newest first; without `limit` as many as the server likes to give.
+    /// Starts several moves to one host; Ok when all were accepted.
     ///
     /// # Errors
     /// As [`Self::hosts`].
-    pub async fn jobs(&self, limit: Option<u32>) -> Result<Vec<JobView>, ClientError> {
-        let request = self.request(Method::GET, &["jobs"]);
-        let limit: Vec<_> = limit.map(|limit| ("limit", limit)).into_iter().collect();
-        self.peer.json(request.query(&limit)).await
+    pub async fn migrate_many(&self, body: &MigrateMany) -> Result<JobView, ClientError> {
+        self.post(&["migrations"], body).await
+    }
+
+    /// The newest jobs, newest first: those accepted at `since_ms` (Unix milliseconds) or later; without `limit` as many
+    /// as the server likes to give.
+    ///
+    /// # Errors
+    /// As [`Self::hosts`].
+    pub async fn jobs(&self, since_ms: Option<u64>, limit: Option<u32>) -> Result<Vec<JobView>, ClientError> {
+        let since = since_ms.map(|since_ms| ("since_ms", since_ms));
+        let limit = limit.map(|limit| ("limit", u64::from(limit)));
+        let pairs: Vec<_> = since.into_iter().chain(limit).collect();
+        self.peer.json(self.request(Method::GET, &["jobs"]).query(&pairs)).await
+    }
+
+    /// What is kept of jobs that ended, oldest first: of those accepted at `since_ms` (Unix milliseconds) or later, and
+    /// after job `after`.
+    ///
+    /// # Errors
+    /// As [`Self::hosts`].
+    pub async fn audit(&self, since_ms: Option<u64>, after: Option<JobId>) -> Result<AuditPage, ClientError> {
+        let since = since_ms.map(|since_ms| ("since_ms", since_ms));
+        let after = after.map(|after| ("after", after.0));
+        let pairs: Vec<_> = since.into_iter().chain(after).collect();
+        self.peer.json(self.request(Method::GET, &["audit"]).query(&pairs)).await
     }
 
     /// One job.
@@ -202,6 +251,38 @@ impl ServerClient {
     /// As [`Self::hosts`].
     pub async fn cancel_job(&self, job: JobId) -> Result<JobView, ClientError> {
         self.post(&["jobs", &job.to_string(), "cancel"], &()).await
+    }
+
+    /// Another attempt of a job that failed or was cancelled.
+    ///
+    /// # Errors
+    /// As [`Self::hosts`].
+    pub async fn restart_job(&self, job: JobId) -> Result<JobView, ClientError> {
+        self.post(&["jobs", &job.to_string(), "restart"], &()).await
+    }
+
+    /// Tries now what a stuck job tries again and again.
+    ///
+    /// # Errors
+    /// As [`Self::hosts`].
+    pub async fn retry_job(&self, job: JobId) -> Result<JobView, ClientError> {
+        self.post(&["jobs", &job.to_string(), "retry"], &()).await
+    }
+
+    /// Takes back what a job did, before the switchover.
+    ///
+    /// # Errors
+    /// As [`Self::hosts`].
+    pub async fn undo_job(&self, job: JobId) -> Result<JobView, ClientError> {
+        self.post(&["jobs", &job.to_string(), "undo"], &()).await
+    }
+
+    /// Accepts what is: nothing more is done for a stuck job.
+    ///
+    /// # Errors
+    /// As [`Self::hosts`].
+    pub async fn dismiss_job(&self, job: JobId) -> Result<JobView, ClientError> {
+        self.post(&["jobs", &job.to_string(), "dismiss"], &()).await
     }
 
     /// What changes from now on, or from after the event `last` on if the server still has it (else the first

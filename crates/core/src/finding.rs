@@ -93,6 +93,8 @@ finding_ids! {
     HostUnreachable = "host.unreachable": "The host's agent does not answer.",
     HostTwice = "host.added-twice": "A host with this machine id or libvirt host UUID is already there.",
     HostBusy = "host.busy": "The host still takes part in a job.",
+    HostMaintenance = "host.maintenance": "The host is in maintenance: nothing is placed there.",
+    HostNone = "host.none": "No other host can take the VM.",
     HostMemory = "host.memory": "The destination has not enough free memory for the VM.",
     HostSharedFilesystems = "host.shared-filesystems": "libvirt on the host does not know that the share root is shared.",
     HostHook = "host.hook": "The hook script that vetoes a second start is missing or not effective.",
@@ -117,6 +119,7 @@ finding_ids! {
     RequestIdempotency = "request.idempotency": "The idempotency key was used before with another request.",
     JobUnknown = "job.unknown": "No job of that number is known.",
     JobEnded = "job.ended": "The job has already ended.",
+    JobOpen = "job.open": "The job has not ended.",
     JobPastPivot = "job.past-pivot": "The VM has switched over; the move can no longer be cancelled.",
 }
 

@@ -22,6 +22,58 @@ impl MoveKind {
     }
 }
 
+/// What a job is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
+#[serde(rename_all = "snake_case")]
+pub enum JobKind {
+    /// A live move of one VM.
+    Live,
+    /// Several moves that were asked for together.
+    Several,
+    /// Every running VM of a host moves away.
+    Drain,
+}
+
+impl JobKind {
+    /// For people.
+    pub fn title(self) -> &'static str {
+        match self {
+            Self::Live => MoveKind::Live.title(),
+            Self::Several => "Several",
+            Self::Drain => "Drain",
+        }
+    }
+
+    /// Whether its work is done by jobs of its own.
+    pub fn is_parent(self) -> bool {
+        match self {
+            Self::Live => false,
+            Self::Several | Self::Drain => true,
+        }
+    }
+}
+
+/// What becomes of a live move whose guest writes faster than the memory can be sent.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
+#[serde(rename_all = "snake_case")]
+pub enum OnStall {
+    /// The move ends at its time limit; the VM stays, never slowed.
+    Abort,
+    /// QEMU slows the guest's vCPUs more and more until it converges; the move ends at its time limit all the same.
+    #[default]
+    Autoconverge,
+    /// At its time limit the VM may stand still for longer than the downtime limit, but no longer than
+    /// [`OnStall::PAUSE_MAX_MS`]; if that is not enough either, the move ends.
+    Pause,
+}
+
+impl OnStall {
+    /// The longest that a VM may stand still by [`OnStall::Pause`]. Milliseconds.
+    pub const PAUSE_MAX_MS: u32 = 30_000;
+}
+
 /// How far a running move is. Bytes never go back.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]

@@ -4,7 +4,9 @@
 //! findings, [`migration`] folds a log into a phase and a verdict. Time arrives as an argument.
 //! The words are those of `docs/glossary.md`.
 
+pub mod admission;
 pub mod api;
+pub mod convergence;
 pub mod finding;
 pub mod host;
 pub mod id;
@@ -12,6 +14,7 @@ pub mod job;
 pub mod location;
 pub mod migration;
 pub mod pin;
+pub mod placement;
 pub mod preflight;
 pub mod share;
 pub mod units;

@@ -89,7 +89,7 @@ impl Step {
 #[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
 #[serde(tag = "event", rename_all = "snake_case")]
 pub enum LogEvent {
-    /// The request was taken.
+    /// The request was taken: the job waits for its turn. Again for another attempt.
     Accepted,
     /// Its turn came.
     Admitted,
@@ -131,6 +131,11 @@ pub enum LogEvent {
         step: Step,
         /// What went wrong, and what is left.
         message: String,
+    },
+    /// Somebody accepts what is: nothing more is done.
+    Dismissed {
+        /// Who.
+        by: String,
     },
 }
 
@@ -190,17 +195,17 @@ impl Phase {
 pub fn phase(log: &[LogEvent]) -> Phase {
     let mut phase = Phase::Queued;
     let mut cancelled = false;
+    let mut arrived = false;
     // Steps of this attempt whose effects may be there: an intent counts, since the crash may lie behind it.
     let mut to_undo: Vec<Step> = Vec::new();
     for event in log {
         phase = match event {
-            LogEvent::Accepted => Phase::Queued,
-            LogEvent::Admitted => Phase::Preparing,
-            LogEvent::AttemptStarted { .. } => {
-                cancelled = false;
+            LogEvent::Accepted => {
+                (cancelled, arrived) = (false, false);
                 to_undo.clear();
-                Phase::Preparing
+                Phase::Queued
             }
+            LogEvent::Admitted | LogEvent::AttemptStarted { .. } => Phase::Preparing,
             LogEvent::Intent { step } => match step.class() {
                 StepClass::Compensable => {
                     to_undo.push(*step);
@@ -211,7 +216,10 @@ pub fn phase(log: &[LogEvent]) -> Phase {
             },
             LogEvent::Succeeded { step } => match (step.class(), step) {
                 (StepClass::Compensable, _) => Phase::Preparing,
-                (StepClass::Pivot, _) => Phase::Completing,
+                (StepClass::Pivot, _) => {
+                    arrived = true;
+                    Phase::Completing
+                }
                 (StepClass::Retriable, Step::Release) => Phase::Succeeded,
                 (StepClass::Retriable, _) => Phase::Completing,
             },
@@ -229,9 +237,26 @@ pub fn phase(log: &[LogEvent]) -> Phase {
                 rolled_back_or(&to_undo, cancelled)
             }
             LogEvent::UndoFailed { .. } => Phase::Stuck,
+            LogEvent::Dismissed { .. } if arrived => Phase::Succeeded,
+            LogEvent::Dismissed { .. } => Phase::Failed,
         };
     }
     phase
+}
+
+/// The events of the newest attempt: those since the job was accepted last.
+pub fn newest_attempt(log: &[LogEvent]) -> &[LogEvent] {
+    let start = log.iter().rposition(|event| *event == LogEvent::Accepted);
+    &log[start.unwrap_or(0)..]
+}
+
+/// The number of the newest attempt that began; 0: none did.
+pub fn attempt(log: &[LogEvent]) -> u32 {
+    let numbers = log.iter().rev().filter_map(|event| match event {
+        LogEvent::AttemptStarted { attempt } => Some(*attempt),
+        _ => None,
+    });
+    numbers.max().unwrap_or(0)
 }
 
 fn rolled_back_or(to_undo: &[Step], cancelled: bool) -> Phase {
@@ -408,6 +433,32 @@ mod tests {
         assert_eq!(verdict(Presence::HandedOver, Presence::Unknown, false), Verdict::Undecided);
     }
 
+    #[test]
+    fn another_attempt_begins_with_a_clean_slate() {
+        let mut log = opening();
+        log.push(LogEvent::CancelRequested { by: "admin".into() });
+        log.extend([LogEvent::Intent { step: Step::Preflight }, LogEvent::Undone { step: Step::Preflight }]);
+        assert_eq!(phase(&log), Phase::Cancelled);
+        log.push(LogEvent::Accepted);
+        assert_eq!((phase(&log), attempt(&log), newest_attempt(&log).len()), (Phase::Queued, 1, 1));
+        log.extend([LogEvent::Admitted, LogEvent::AttemptStarted { attempt: 2 }]);
+        assert_eq!((phase(&log), attempt(&log)), (Phase::Preparing, 2));
+        log.extend(Step::ALL.iter().flat_map(|step| done(*step)));
+        assert_eq!(phase(&log), Phase::Succeeded);
+    }
+
+    #[test]
+    fn a_dismissed_job_has_ended_where_the_vm_is() {
+        let dismissed = LogEvent::Dismissed { by: "admin".into() };
+        let mut log = opening();
+        log.extend(Step::ALL[..4].iter().flat_map(|step| done(*step)));
+        let before: Vec<_> = log.iter().cloned().chain([dismissed.clone()]).collect();
+        assert_eq!(phase(&before), Phase::Failed);
+        log.extend(done(Step::Perform));
+        log.push(dismissed);
+        assert_eq!(phase(&log), Phase::Succeeded);
+    }
+
     fn any_event() -> impl Strategy<Value = LogEvent> {
         let step = (0..Step::ALL.len()).prop_map(|index| Step::ALL[index]);
         prop_oneof![
@@ -420,6 +471,7 @@ mod tests {
             Just(LogEvent::CancelRequested { by: String::new() }),
             step.clone().prop_map(|step| LogEvent::Undone { step }),
             step.prop_map(|step| LogEvent::UndoFailed { step, message: String::new() }),
+            Just(LogEvent::Dismissed { by: String::new() }),
         ]
     }
 

@@ -125,6 +125,8 @@ pub struct Side<'a> {
     pub name: &'a str,
     /// Whether its agent answered just now.
     pub reachable: bool,
+    /// Whether nothing is to be placed there.
+    pub maintenance: bool,
     /// What the agent said, if it ever did.
     pub facts: Option<&'a HostFacts>,
     /// Its VMs.
@@ -171,6 +173,15 @@ pub fn live(facts: &LiveFacts<'_>) -> Vec<Finding> {
     vm_devices(facts, &mut findings);
     for side in [&facts.source, &facts.destination] {
         host_state(side, &mut findings);
+    }
+    if facts.destination.maintenance {
+        let name = facts.destination.name;
+        findings.push(Finding::blocks(
+            FindingId::HostMaintenance,
+            name,
+            format!("Host {name} is in maintenance: nothing is placed there"),
+            format!("Choose another host, or end the maintenance: `ferry host resume {name}`"),
+        ));
     }
     if facts.destination.reachable {
         destination_room(facts, &mut findings);
@@ -235,10 +246,15 @@ fn vm_state(facts: &LiveFacts<'_>, findings: &mut Vec<Finding>) {
 
 /// The finding of a VM that a job moves.
 pub fn busy(vm: &VmFacts, job: JobId) -> Finding {
+    busy_by(&vm.name, job)
+}
+
+/// As [`busy`], of a VM that is known by its name.
+pub fn busy_by(vm_name: &str, job: JobId) -> Finding {
     Finding::blocks(
         FindingId::VmBusy,
-        &vm.name,
-        format!("Job {job} moves VM {} now", vm.name),
+        vm_name,
+        format!("Job {job} moves VM {vm_name} now"),
         format!("Wait for it (`ferry job watch {job}`) or cancel it (`ferry job cancel {job}`)"),
     )
 }
@@ -471,6 +487,7 @@ mod tests {
     struct Host {
         name: &'static str,
         reachable: bool,
+        maintenance: bool,
         facts: HostFacts,
         vms: Vec<VmFacts>,
         shares: Vec<AttachedShare>,
@@ -490,6 +507,7 @@ mod tests {
         Host {
             name,
             reachable: true,
+            maintenance: false,
             facts: HostFacts {
                 hostname: name.into(),
                 machine_id: name.into(),
@@ -574,6 +592,7 @@ mod tests {
             Side {
                 name: self.name,
                 reachable: self.reachable,
+                maintenance: self.maintenance,
                 facts: Some(&self.facts),
                 vms: &self.vms,
                 shares: &self.shares,
@@ -595,6 +614,12 @@ mod tests {
         ("incoming", |f| f.vm.state = VmState::Incoming, FindingId::VmBusy, &["web01", "ferry job list"]),
         ("already there", |f| f.destination.name = "kvm1", FindingId::VmAlreadyThere, &["web01", "kvm1"]),
         ("busy", |f| f.busy = Some(JobId(7)), FindingId::VmBusy, &["web01", "ferry job watch 7"]),
+        (
+            "destination in maintenance",
+            |f| f.destination.maintenance = true,
+            FindingId::HostMaintenance,
+            &["kvm2", "ferry host resume kvm2"],
+        ),
         ("destination away", |f| f.destination.reachable = false, FindingId::HostUnreachable, &["kvm2"]),
         ("source away", |f| f.source.reachable = false, FindingId::HostUnreachable, &["kvm1"]),
         (

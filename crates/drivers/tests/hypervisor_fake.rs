@@ -49,6 +49,7 @@ fn pair() -> Pair {
         persistent: true,
         downtime_limit: Duration::from_millis(300),
         bandwidth_bytes_per_s: None,
+        auto_converge: false,
     };
     Pair { base, world, source, destination, vm, request }
 }

@@ -143,6 +143,7 @@ impl Bench {
                     downtime_limit_ms: 300,
                     bandwidth_bytes_per_s: None,
                     timeout_ms: 120_000,
+                    on_stall: ferry_core::job::OnStall::default(),
                 },
             )
             .await

@@ -21,6 +21,8 @@ pub struct Config {
     pub state_dir: PathBuf,
     /// The database file; `None`: `ferry.db` in `state_dir`.
     pub database: Option<PathBuf>,
+    /// Jobs that ended are kept for so many days, with their logs.
+    pub retention_days: u32,
 }
 
 impl Default for Config {
@@ -29,6 +31,7 @@ impl Default for Config {
             listen: SocketAddr::from(([127, 0, 0, 1], 7420)),
             state_dir: PathBuf::from("/var/lib/ferry-server"),
             database: None,
+            retention_days: 365,
         }
     }
 }

@@ -144,6 +144,8 @@ pub(crate) fn status_of(id: FindingId) -> u16 {
         | Id::DiskUnsafe
         | Id::HostTwice
         | Id::HostBusy
+        | Id::HostMaintenance
+        | Id::HostNone
         | Id::HostMemory
         | Id::HostSharedFilesystems
         | Id::HostHook
@@ -155,6 +157,7 @@ pub(crate) fn status_of(id: FindingId) -> u16 {
         | Id::RequestStale
         | Id::RequestIdempotency
         | Id::JobEnded
+        | Id::JobOpen
         | Id::JobPastPivot => 409,
         Id::ShareDialect | Id::SharePassword | Id::ShareMount => 422,
         // The agent's or file server's fault, as seen through this server.

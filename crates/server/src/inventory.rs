@@ -8,6 +8,7 @@ use std::{
 
 use ferry_client::{ClientError, agent::AgentClient};
 use ferry_core::{
+    admission::Limits,
     api::{agent::Observation, server::Event},
     finding::{Finding, FindingId},
     id::{HostId, ShareId, VmId},
@@ -18,7 +19,12 @@ use ferry_trust::KeyPair;
 use tokio::sync::watch;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-use crate::{clock::now_ms, events::Events, failure::fault_finding, store::HostRecord};
+use crate::{
+    clock::now_ms,
+    events::Events,
+    failure::fault_finding,
+    store::{HostRecord, HostSettings},
+};
 
 /// How long an agent may hold the question "newer than this?". With the client's grace it is also the deadline
 /// after which a silent host counts as unreachable.
@@ -61,10 +67,11 @@ impl Seen {
     }
 
     /// As preflight judges it.
-    pub(crate) fn side<'a>(&'a self, name: &'a str) -> Side<'a> {
+    pub(crate) fn side<'a>(&'a self, host: &'a Host) -> Side<'a> {
         Side {
-            name,
+            name: host.name(),
             reachable: self.reachable,
+            maintenance: host.settings().maintenance,
             facts: self.observation.as_ref().map(|observation| &observation.host),
             vms: self.vms(),
             shares: self.observation.as_ref().map_or(&[], |observation| &observation.shares),
@@ -80,6 +87,7 @@ pub(crate) struct Host {
     /// Calls its agent.
     pub(crate) agent: AgentClient,
     seen: watch::Sender<Seen>,
+    settings: Mutex<HostSettings>,
     removed: CancellationToken,
 }
 
@@ -87,6 +95,11 @@ impl Host {
     /// What is known now.
     pub(crate) fn seen(&self) -> Seen {
         self.seen.borrow().clone()
+    }
+
+    /// What an administrator set of it.
+    pub(crate) fn settings(&self) -> HostSettings {
+        *self.settings.lock().expect("nobody panics with it")
     }
 
     /// Its name.
@@ -109,18 +122,26 @@ pub(crate) struct Inventory {
     running_twice: Mutex<BTreeSet<VmId>>,
     events: Arc<Events>,
     key: KeyPair,
+    /// This life of the server, as agents are told.
+    epoch: u64,
     tasks: TaskTracker,
     stop: CancellationToken,
 }
 
 impl Inventory {
-    pub(crate) fn new(key: KeyPair, events: Arc<Events>, tasks: TaskTracker, stop: CancellationToken) -> Self {
-        Self { hosts: RwLock::default(), running_twice: Mutex::default(), events, key, tasks, stop }
+    pub(crate) fn new(
+        key: KeyPair,
+        epoch: u64,
+        events: Arc<Events>,
+        tasks: TaskTracker,
+        stop: CancellationToken,
+    ) -> Self {
+        Self { hosts: RwLock::default(), running_twice: Mutex::default(), events, key, epoch, tasks, stop }
     }
 
     /// A client of the agent at `address` with this key.
     pub(crate) fn agent(&self, address: &str, pin: ferry_core::pin::Pin) -> Result<AgentClient, ClientError> {
-        AgentClient::new(address, pin, &self.key)
+        AgentClient::in_epoch(address, pin, &self.key, self.epoch)
     }
 
     /// Begins to ask a host.
@@ -129,6 +150,7 @@ impl Inventory {
             agent,
             seen: watch::Sender::new(Seen::default()),
             removed: self.stop.child_token(),
+            settings: Mutex::new(record.settings),
             record,
         });
         self.hosts.write().expect("nobody panics with it").insert(host.record.id, host.clone());
@@ -141,6 +163,18 @@ impl Inventory {
         });
         self.events.publish(&Event::Host { name: host.record.name.clone() });
         host
+    }
+
+    /// Takes what an administrator set, which is stored already.
+    pub(crate) fn set(&self, host: &Host, settings: HostSettings) {
+        *host.settings.lock().expect("nobody panics with it") = settings;
+        self.events.publish(&Event::Host { name: host.record.name.clone() });
+    }
+
+    /// How many moves each host takes part in at once.
+    pub(crate) fn limits(&self) -> BTreeMap<HostId, Limits> {
+        let hosts = self.hosts.read().expect("nobody panics with it");
+        hosts.iter().map(|(id, host)| (*id, host.settings().limits)).collect()
     }
 
     /// Forgets a host: its agent is not called any more.

@@ -1,12 +1,15 @@
 //! A job as people see it: folded from its log, its plan and what is known while it runs.
 
 use ferry_core::{
-    api::server::{JobView, LogLine},
+    api::server::{ChildView, JobView, LogLine, WaitView},
     job::{Progress, StepState, StepView},
-    migration::{LogEvent, Phase, Step, phase},
+    migration::{LogEvent, Phase, Step, attempt, newest_attempt, phase},
 };
 
-use crate::store::{JobRecord, LogEntry, LogRow, NewJob};
+use crate::{
+    jobs,
+    store::{JobRecord, LogEntry, LogRow, NewJob},
+};
 
 /// Lines of the log that a view holds: the newest.
 const LOG_LINES_MAX: usize = 1000;
@@ -18,32 +21,124 @@ pub(crate) struct Now {
     pub(crate) progress: Option<Progress>,
     /// What the job waits for, if that is not plain from its step.
     pub(crate) waits_for: Option<String>,
+    /// What it waits for in the queue.
+    pub(crate) waits: Option<WaitView>,
 }
 
 /// The job as people see it.
 pub(crate) fn view(record: &JobRecord, log: &[LogRow], now: &Now) -> JobView {
-    let events: Vec<LogEvent> = events(log).map(|(_, event)| event.clone()).collect();
+    let events = jobs::events(log);
     let phase = phase(&events);
+    let start = log.iter().rposition(|row| row.entry == LogEntry::Event(LogEvent::Accepted)).unwrap_or(0);
+    let steps = Step::ALL.iter().map(|step| step_view(*step, &log[start..])).collect();
+    let summary = summary(record, phase, newest_attempt(&events), now);
+    JobView {
+        vm: Some(record.job.vm),
+        attempt: attempt(&events),
+        waits: now.waits.clone().filter(|_| phase == Phase::Queued),
+        steps,
+        progress: now.progress.filter(|_| !phase.ended()),
+        figures: record.figures.filter(|_| phase == Phase::Succeeded || phase == Phase::Completing),
+        ended_at_ms: log.last().filter(|_| phase.ended()).map(|row| row.at_ms),
+        ..bare(record, log, phase, summary)
+    }
+}
+
+/// A job whose work is done by others, as people see it: its phase is folded from theirs.
+pub(crate) fn view_of_parent(record: &JobRecord, log: &[LogRow], children: &[JobView]) -> JobView {
+    let phase = phase_of_parent(children, !record.job.findings.is_empty());
+    let summary = summary_of_parent(record, phase, children);
+    let children_ended = children.iter().filter_map(|child| child.ended_at_ms).max();
+    let child = |child: &JobView| ChildView {
+        id: child.id,
+        vm_name: child.vm_name.clone(),
+        source: child.source.clone(),
+        destination: child.destination.clone(),
+        phase: child.phase,
+        summary: child.summary.clone(),
+    };
+    JobView {
+        children: children.iter().map(child).collect(),
+        attempt: 1,
+        ended_at_ms: phase.ended().then(|| children_ended.unwrap_or(record.job.accepted_at_ms)),
+        ..bare(record, log, phase, summary)
+    }
+}
+
+/// What every job has.
+fn bare(record: &JobRecord, log: &[LogRow], phase: Phase, summary: String) -> JobView {
     let job = &record.job;
     let skipped = log.len().saturating_sub(LOG_LINES_MAX);
     JobView {
         id: record.id,
         kind: job.kind,
-        vm: job.vm,
+        parent: job.parent,
+        children: Vec::new(),
+        vm: None,
         vm_name: job.vm_name.clone(),
         source: job.source.name.clone(),
         destination: job.destination.name.clone(),
+        attempt: 0,
+        waits: None,
         phase,
-        summary: summary(job, phase, &events, now),
+        summary,
         by: job.by.clone(),
         accepted_at_ms: job.accepted_at_ms,
-        ended_at_ms: log.last().filter(|_| phase.ended()).map(|row| row.at_ms),
-        steps: Step::ALL.iter().map(|step| step_view(*step, log)).collect(),
-        progress: now.progress.filter(|_| !phase.ended()),
-        figures: record.figures.filter(|_| phase == Phase::Succeeded || phase == Phase::Completing),
+        ended_at_ms: None,
+        steps: Vec::new(),
+        progress: None,
+        figures: None,
         findings: job.findings.clone(),
         log: log.iter().skip(skipped).map(|row| LogLine { at_ms: row.at_ms, message: line(row, job) }).collect(),
     }
+}
+
+/// Where a job stands whose parts stand so. `left` is whether some VM could not even be tried.
+fn phase_of_parent(children: &[JobView], left: bool) -> Phase {
+    let any = |phase: Phase| children.iter().any(|child| child.phase == phase);
+    if any(Phase::Stuck) {
+        return Phase::Stuck;
+    }
+    if children.iter().any(|child| !child.phase.ended()) {
+        let untouched = children.iter().all(|child| child.phase == Phase::Queued);
+        return if untouched { Phase::Queued } else { Phase::Migrating };
+    }
+    if left || any(Phase::Failed) {
+        Phase::Failed
+    } else if any(Phase::Cancelled) {
+        Phase::Cancelled
+    } else {
+        Phase::Succeeded
+    }
+}
+
+fn summary_of_parent(record: &JobRecord, phase: Phase, children: &[JobView]) -> String {
+    let count = |phase: Phase| children.iter().filter(|child| child.phase == phase).count();
+    let waiting = count(Phase::Queued);
+    let (done, failed, cancelled) = (count(Phase::Succeeded), count(Phase::Failed), count(Phase::Cancelled));
+    let going = children.len() - waiting - done - failed - cancelled;
+    let mut text = format!("{done} of {} VMs moved", children.len());
+    for (number, what) in [(going, "on their way"), (waiting, "waiting"), (failed, "failed"), (cancelled, "cancelled")]
+    {
+        if number > 0 {
+            text += &format!(", {number} {what}");
+        }
+    }
+    text += ".";
+    for finding in &record.job.findings {
+        text += &format!(" {} stays: {}.", finding.object, finding.message);
+    }
+    if phase == Phase::Failed || phase == Phase::Cancelled {
+        let again: Vec<String> = children
+            .iter()
+            .filter(|child| matches!(child.phase, Phase::Failed | Phase::Cancelled))
+            .map(|child| format!("`ferry job restart {}`", child.id))
+            .collect();
+        if !again.is_empty() {
+            text += &format!(" Try again with {}.", again.join(", "));
+        }
+    }
+    text
 }
 
 fn events(log: &[LogRow]) -> impl Iterator<Item = (u64, &LogEvent)> {
@@ -88,30 +183,42 @@ fn step_view(step: Step, log: &[LogRow]) -> StepView {
             | LogEvent::Succeeded { .. }
             | LogEvent::Failed { .. }
             | LogEvent::Undone { .. }
-            | LogEvent::UndoFailed { .. } => {}
+            | LogEvent::UndoFailed { .. }
+            | LogEvent::Dismissed { .. } => {}
         }
     }
     view
 }
 
 /// Where the VM is, and what to do if somebody has to.
-fn summary(job: &NewJob, phase: Phase, events: &[LogEvent], now: &Now) -> String {
-    let NewJob { vm_name: vm, source, destination, .. } = job;
-    let (source, destination) = (&source.name, &destination.name);
+fn summary(record: &JobRecord, phase: Phase, events: &[LogEvent], now: &Now) -> String {
+    let NewJob { vm_name: vm, source, destination, .. } = &record.job;
+    let (id, source, destination) = (record.id, &source.name, &destination.name);
     let failure = events.iter().rev().find_map(|event| match event {
         LogEvent::Failed { message, .. } | LogEvent::UndoFailed { message, .. } => Some(message.as_str()),
         _ => None,
     });
     let resumed = events.contains(&LogEvent::Succeeded { step: Step::Resume });
-    let waits = now.waits_for.as_ref().map(|what| format!(" Waits for: {what}")).unwrap_or_default();
+    let dismissed = events.iter().find_map(|event| match event {
+        LogEvent::Dismissed { by } => Some(by),
+        _ => None,
+    });
+    let waits = now.waits_for.as_ref().map(|what| format!(" Waits for: {what}.")).unwrap_or_default();
     let why = failure.unwrap_or("the log says why");
+    let tries = format!("Ferry keeps trying: `ferry job retry {id}` tries now, `ferry job dismiss {id}` gives it up");
     match phase {
-        Phase::Queued => format!("VM {vm} runs on {source}; the move waits for its turn."),
+        Phase::Queued => match &now.waits {
+            Some(wait) => format!("VM {vm} runs on {source}; {}.", waits_in_queue(wait)),
+            None => format!("VM {vm} runs on {source}; the move waits for its turn."),
+        },
         Phase::Preparing => {
             format!("VM {vm} runs on {source}; its move to {destination} is being prepared.")
         }
         Phase::Migrating if now.waits_for.is_some() => {
-            format!("VM {vm} is on its way from {source} to {destination}; who has it is not known yet.{waits}")
+            format!(
+                "VM {vm} is on its way from {source} to {destination}; who has it is not known yet.{waits} \
+                 See both with `ferry vm show {vm}`; ask again now with `ferry job retry {id}`."
+            )
         }
         Phase::Migrating => {
             format!("VM {vm} runs on {source} while its memory moves to {destination}.")
@@ -125,28 +232,50 @@ fn summary(job: &NewJob, phase: Phase, events: &[LogEvent], now: &Now) -> String
         Phase::RollingBack => {
             format!("VM {vm} stays on {source}; what was prepared is being taken back.{waits}")
         }
+        Phase::Succeeded if let Some(by) = dismissed => format!(
+            "VM {vm} moved to {destination}; {by} gave up what was left: {why}. \
+             Do not start it on {source}; the hold there vetoes that until its agent is asked to clean up."
+        ),
+        Phase::Failed if let Some(by) = dismissed => format!(
+            "VM {vm} stays on {source}; {by} gave up what was left: {why}. \
+             {destination} may hold a paused copy of it: look with `virsh list --all` there, and destroy it if so."
+        ),
         Phase::Succeeded => format!("VM {vm} runs on {destination}."),
-        Phase::Cancelled => {
-            format!("VM {vm} stays on {source}: the move was cancelled. Nothing is left on {destination}.")
-        }
+        Phase::Cancelled => format!(
+            "VM {vm} stays on {source}: the move was cancelled. Nothing is left on {destination}. \
+             Move it after all with `ferry job restart {id}`."
+        ),
         Phase::Failed => format!(
-            "VM {vm} stays on {source}: {why}. Nothing is left on {destination}; mend the cause and start the move again."
+            "VM {vm} stays on {source}: {why}. Nothing is left on {destination}; \
+             mend the cause, then try again with `ferry job restart {id}`."
         ),
         Phase::Stuck if events.iter().any(|event| matches!(event, LogEvent::UndoFailed { .. })) => {
             format!(
                 "VM {vm} stays on {source}, but what was prepared could not be taken back yet: {why}. \
-             Ferry keeps trying; see that both hosts and their agents are up."
+                 See that both hosts and their agents are up. {tries}."
             )
         }
         Phase::Stuck if resumed => format!(
             "VM {vm} runs on {destination}, but {source} could not be cleaned yet: {why}. \
-             Ferry keeps trying; do not start the VM on {source}."
+             Do not start the VM on {source}. {tries}."
         ),
         Phase::Stuck => format!(
             "VM {vm} is at {destination} but could not be resumed there yet: {why}. \
-             Ferry keeps trying; do not start the VM on {source}."
+             Do not start the VM on {source}. {tries}."
         ),
     }
+}
+
+fn waits_in_queue(wait: &WaitView) -> String {
+    let places: Vec<String> = wait
+        .places
+        .iter()
+        .map(|place| {
+            let jobs: Vec<String> = place.jobs.iter().map(|job| format!("job {job}")).collect();
+            format!("a {} slot on {} ({})", place.slot.title(), place.host, jobs.join(", "))
+        })
+        .collect();
+    format!("the move is number {} in the queue and waits for {}", wait.position, places.join(" and "))
 }
 
 fn line(row: &LogRow, job: &NewJob) -> String {
@@ -155,6 +284,9 @@ fn line(row: &LogRow, job: &NewJob) -> String {
         LogEntry::Event(event) => event,
     };
     match event {
+        LogEvent::Accepted if job.kind.is_parent() => {
+            format!("Accepted: {} of {}, asked for by {}", job.kind.title().to_lowercase(), job.vm_name, job.by)
+        }
         LogEvent::Accepted => format!(
             "Accepted: {} move of {} from {} to {}, asked for by {}",
             job.kind.title(),
@@ -169,6 +301,7 @@ fn line(row: &LogRow, job: &NewJob) -> String {
         LogEvent::Succeeded { step } => format!("{}: done", step.title()),
         LogEvent::Failed { step, message } => format!("{}: failed: {message}", step.title()),
         LogEvent::CancelRequested { by } => format!("{by} asked to cancel"),
+        LogEvent::Dismissed { by } => format!("{by} accepted what is; nothing more is done"),
         LogEvent::Undone { step } => format!("{}: taken back", step.title()),
         LogEvent::UndoFailed { step, message } => {
             format!("{}: could not be taken back: {message}", step.title())
@@ -180,7 +313,7 @@ fn line(row: &LogRow, job: &NewJob) -> String {
 mod tests {
     use ferry_core::{
         id::{HostId, JobId, VmId},
-        job::MoveKind,
+        job::JobKind,
     };
     use uuid::Uuid;
 
@@ -192,7 +325,8 @@ mod tests {
         JobRecord {
             id: JobId(1),
             job: NewJob {
-                kind: MoveKind::Live,
+                kind: JobKind::Live,
+                parent: None,
                 vm: VmId(Uuid::nil()),
                 vm_name: "web01".into(),
                 source: host("kvm1"),

@@ -1,23 +1,37 @@
-//! Jobs that run in this life of the server: one task each, driven by the executor.
+//! Jobs while they wait and while they run. What is kept of a job is its log; here is only what a restart may lose.
+//!
+//! ```text
+//! enqueue ─▶ queue ─ a look: core::admission::admit ─▶ store.admit ─▶ saga::executor::drive ─▶ ended
+//!              ▲                                                              │
+//!              └──────────── a look after each end, limit and new job ────────┘
+//! ```
 
 use std::{
     collections::BTreeMap,
-    sync::{Arc, Mutex},
+    sync::{Arc, Mutex, MutexGuard},
+    time::Duration,
 };
 
-use ferry_core::{api::server::JobView, id::JobId, job::Progress};
+use ferry_core::{
+    admission::{Admission, Claim, Slot, Wait, Waiting, admit, share_a_place},
+    api::server::{JobView, Place, WaitView},
+    id::{HostId, JobId},
+    job::{JobKind, Progress},
+    migration::{LogEvent, Phase, newest_attempt, phase},
+};
 use tokio::sync::Notify;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tracing::Instrument as _;
 
 use crate::{
     App,
-    job_view::{Now, view},
+    clock::now_ms,
+    job_view::{Now, view, view_of_parent},
     saga::{
         executor::{Patience, drive},
         migrate::Migrate,
     },
-    store::{JobRecord, StoreError},
+    store::{JobRecord, LogEntry, LogRow, StoreError},
 };
 
 /// What is known of a running job beyond its log, and how it is told to stop.
@@ -26,6 +40,11 @@ pub(crate) struct Running {
     now: Mutex<Now>,
     /// Somebody asked to cancel it.
     pub(crate) cancelled: CancellationToken,
+    /// Somebody accepts what is: nothing more is to be done.
+    dismissed: CancellationToken,
+    /// Its task has ended.
+    ended: CancellationToken,
+    retry: Notify,
     changed: Notify,
 }
 
@@ -53,22 +72,58 @@ impl Running {
         }
     }
 
+    /// Whether it waits for something that a host or somebody must do.
+    pub(crate) fn waits(&self) -> bool {
+        self.now.lock().expect("nobody panics with it").waits_for.is_some()
+    }
+
+    /// What is tried again and again is tried now.
+    pub(crate) fn retry(&self) {
+        self.retry.notify_waiters();
+    }
+
+    /// Returns after `pause`, or when [`Self::retry`] is called meanwhile.
+    pub(crate) async fn pause(&self, pause: Duration) {
+        let _ = tokio::time::timeout(pause, self.retry.notified()).await;
+    }
+
     fn now(&self) -> Now {
         self.now.lock().expect("nobody panics with it").clone()
     }
 }
 
-/// The jobs that run.
+/// Jobs that wait, and the slots of those that go on.
+#[derive(Debug, Default)]
+struct Queue {
+    waiting: BTreeMap<JobId, (JobRecord, Waiting)>,
+    holding: BTreeMap<JobId, Claim>,
+    /// What each waiting job waits for, as of the last look.
+    waits: BTreeMap<JobId, Wait>,
+}
+
+/// The jobs that have not ended.
 #[derive(Debug)]
 pub(crate) struct Jobs {
     running: Mutex<BTreeMap<JobId, Arc<Running>>>,
+    queue: Mutex<Queue>,
     tasks: TaskTracker,
     stop: CancellationToken,
 }
 
+/// What a job takes of its hosts.
+fn claim(record: &JobRecord) -> Claim {
+    let (source, destination) = (record.job.source.id, record.job.destination.id);
+    let slots: &[Slot] = match record.job.kind {
+        JobKind::Live => &[Slot::Live],
+        JobKind::Several | JobKind::Drain => &[],
+    };
+    let places = [source, destination].into_iter().flat_map(|host| slots.iter().map(move |slot| (host, *slot)));
+    Claim { job: record.id, places: places.collect() }
+}
+
 impl Jobs {
     pub(crate) fn new(tasks: TaskTracker, stop: CancellationToken) -> Self {
-        Self { running: Mutex::default(), tasks, stop }
+        Self { running: Mutex::default(), queue: Mutex::default(), tasks, stop }
     }
 
     /// What is known of a job that runs.
@@ -76,28 +131,154 @@ impl Jobs {
         self.running.lock().expect("nobody panics with it").get(&job).cloned()
     }
 
-    /// Runs a job, new or found in the database, until it ends or the server stops. Stopping is no end: the next
-    /// life of the server goes on from the log.
-    pub(crate) fn start(&self, app: &Arc<App>, record: JobRecord, cancelled: bool) {
+    fn queue(&self) -> MutexGuard<'_, Queue> {
+        self.queue.lock().expect("nobody panics with it")
+    }
+
+    /// Takes up the jobs of an earlier life.
+    pub(crate) fn take_up(&self, app: &Arc<App>, jobs: Vec<(JobRecord, Vec<LogEvent>)>) {
+        for (record, log) in jobs {
+            let now = phase(&log);
+            tracing::info!(
+                job = record.id.0,
+                vm = record.job.vm_name,
+                phase = now.title(),
+                "The job is taken up again"
+            );
+            match now {
+                Phase::Queued => self.put_into_queue(record),
+                _ => {
+                    if now != Phase::Stuck {
+                        self.queue().holding.insert(record.id, claim(&record));
+                    }
+                    self.start(app, record, &log);
+                }
+            }
+        }
+        self.look(app);
+    }
+
+    /// Lets jobs that are stored wait for their turn, which may be now.
+    pub(crate) fn enqueue(&self, app: &Arc<App>, records: impl IntoIterator<Item = JobRecord>) {
+        for record in records {
+            self.put_into_queue(record);
+        }
+        self.look(app);
+    }
+
+    fn put_into_queue(&self, record: JobRecord) {
+        let waiting = Waiting { claim: claim(&record), passed: 0 };
+        self.queue().waiting.insert(record.id, (record, waiting));
+    }
+
+    /// A job does not wait any more.
+    pub(crate) fn take_out(&self, app: &Arc<App>, job: JobId) {
+        self.queue().waiting.remove(&job);
+        self.look(app);
+    }
+
+    /// A job takes nothing of its hosts any more.
+    pub(crate) fn give_slots_back(&self, app: &Arc<App>, job: JobId) {
+        if self.queue().holding.remove(&job).is_some() {
+            self.look(app);
+        }
+    }
+
+    /// Looks who may begin now.
+    pub(crate) fn look(&self, app: &Arc<App>) {
+        let limits = app.inventory.limits();
+        let mut begun = Vec::new();
+        {
+            let mut queue = self.queue();
+            let queue = &mut *queue;
+            let running: Vec<Claim> = queue.holding.values().cloned().collect();
+            let waiting: Vec<Waiting> = queue.waiting.values().map(|(_, waiting)| waiting.clone()).collect();
+            queue.waits.clear();
+            for (job, admission) in admit(&limits, &running, &waiting) {
+                match admission {
+                    Admission::Waits(wait) => {
+                        queue.waits.insert(job, wait);
+                    }
+                    Admission::Begins => {
+                        let Some((record, waiting)) = queue.waiting.remove(&job) else { continue };
+                        for (older, (_, passed)) in &mut queue.waiting {
+                            passed.passed += u32::from(*older < job && share_a_place(&passed.claim, &waiting.claim));
+                        }
+                        queue.holding.insert(job, waiting.claim);
+                        begun.push(record);
+                    }
+                }
+            }
+        }
+        for record in begun {
+            let app = app.clone();
+            self.tasks.spawn(async move { app.jobs.begin(&app, record).await });
+        }
+    }
+
+    /// What a waiting job waits for, in names.
+    pub(crate) fn wait_of(&self, app: &App, job: JobId) -> Option<WaitView> {
+        let wait = self.queue().waits.get(&job).cloned()?;
+        let place = |((host, slot), jobs): ((HostId, Slot), Vec<JobId>)| Place {
+            host: app.inventory.by_id(host).map_or_else(|| host.to_string(), |host| host.name().to_owned()),
+            slot,
+            jobs,
+        };
+        Some(WaitView { position: wait.position as u32, places: wait.places.into_iter().map(place).collect() })
+    }
+
+    async fn begin(&self, app: &Arc<App>, record: JobRecord) {
+        let id = record.id;
+        match app.store.admit(id, now_ms()).await {
+            Ok(Some(log)) => self.start(app, record, &log),
+            // It was cancelled in between.
+            Ok(None) => self.give_slots_back(app, id),
+            Err(error) => {
+                let error = &error as &dyn std::error::Error;
+                tracing::error!(job = id.0, error, "The job cannot begin; it does at the next start of the server");
+                self.give_slots_back(app, id);
+            }
+        }
+    }
+
+    /// Runs a job until it ends or the server stops. Stopping is no end: the next life of the server goes on from the
+    /// log.
+    fn start(&self, app: &Arc<App>, record: JobRecord, log: &[LogEvent]) {
         let running = Arc::new(Running::default());
-        if cancelled {
+        self.running.lock().expect("nobody panics with it").insert(record.id, running.clone());
+        if newest_attempt(log).iter().any(|event| matches!(event, LogEvent::CancelRequested { .. })) {
             running.cancelled.cancel();
         }
-        self.running.lock().expect("nobody panics with it").insert(record.id, running.clone());
         let (app, stop) = (app.clone(), self.stop.clone());
         let span = tracing::info_span!("job", id = record.id.0, vm = record.job.vm_name);
         let task = async move {
-            let id = record.id;
+            let (id, parent) = (record.id, record.job.parent);
+            if let Some(parent) = parent {
+                app.publish_job(parent).await;
+            }
+            let _ended = running.ended.clone().drop_guard();
             tokio::select! {
-                () = stop.cancelled() => {}
+                () = stop.cancelled() => return,
                 () = keep_telling(&app, id, &running) => {}
-                () = run(app.clone(), record, running.clone()) => {
-                    app.jobs.running.lock().expect("nobody panics with it").remove(&id);
-                    app.publish_job(id).await;
-                }
+                () = running.dismissed.cancelled() => {}
+                () = run(app.clone(), record, running.clone()) => {}
+            }
+            app.jobs.running.lock().expect("nobody panics with it").remove(&id);
+            app.jobs.give_slots_back(&app, id);
+            app.publish_job(id).await;
+            if let Some(parent) = parent {
+                app.publish_job(parent).await;
             }
         };
         self.tasks.spawn(task.instrument(span));
+    }
+
+    /// Ends a job's task, if there is one. When it returns nothing writes to the job's log any more.
+    pub(crate) async fn dismiss(&self, job: JobId) {
+        if let Some(running) = self.running(job) {
+            running.dismissed.cancel();
+            running.ended.cancelled().await;
+        }
     }
 }
 
@@ -127,23 +308,43 @@ async fn run(app: Arc<App>, record: JobRecord, running: Arc<Running>) {
     }
 }
 
+/// The events of a log.
+pub(crate) fn events(log: &[LogRow]) -> Vec<LogEvent> {
+    let event = |row: &LogRow| match &row.entry {
+        LogEntry::Event(event) => Some(event.clone()),
+        LogEntry::Note(_) => None,
+    };
+    log.iter().filter_map(event).collect()
+}
+
 impl App {
-    /// A job as people see it.
-    pub(crate) async fn job_view(&self, record: &JobRecord) -> Result<JobView, StoreError> {
-        let log = self.store.log(record.id).await?;
+    /// A job as people see it; `None`: it is not kept any more.
+    pub(crate) async fn job_view(&self, job: JobId) -> Result<Option<JobView>, StoreError> {
+        match self.store.job_with_log(job).await? {
+            Some((record, log)) => Ok(Some(self.view_of(&record, &log).await?)),
+            None => Ok(None),
+        }
+    }
+
+    /// A stored job as people see it.
+    pub(crate) async fn view_of(&self, record: &JobRecord, log: &[LogRow]) -> Result<JobView, StoreError> {
+        if record.job.kind.is_parent() {
+            let children = self.store.children(record.id).await?;
+            let children: Vec<JobView> = children.iter().map(|(child, log)| self.view(child, log)).collect();
+            return Ok(view_of_parent(record, log, &children));
+        }
+        Ok(self.view(record, log))
+    }
+
+    fn view(&self, record: &JobRecord, log: &[LogRow]) -> JobView {
         let now = self.jobs.running(record.id).map(|running| running.now()).unwrap_or_default();
-        Ok(view(record, &log, &now))
+        let waits = self.jobs.wait_of(self, record.id);
+        view(record, log, &Now { waits, ..now })
     }
 
     /// Tells listeners how a job stands.
     pub(crate) async fn publish_job(&self, job: JobId) {
-        let shown = async {
-            match self.store.job(job).await? {
-                Some(record) => Ok(Some(self.job_view(&record).await?)),
-                None => Ok::<_, StoreError>(None),
-            }
-        };
-        match shown.await {
+        match self.job_view(job).await {
             Ok(Some(view)) => self.events.publish(&ferry_core::api::server::Event::Job(Box::new(view))),
             Ok(None) => {}
             Err(error) => tracing::warn!(error = &error as &dyn std::error::Error, "A job could not be shown"),

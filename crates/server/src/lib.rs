@@ -24,7 +24,7 @@ use axum_server::{
     Handle,
     tls_rustls::{RustlsAcceptor, RustlsConfig},
 };
-use ferry_core::{migration::LogEvent, pin::Pin};
+use ferry_core::pin::Pin;
 use ferry_trust::Clients;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
@@ -33,7 +33,7 @@ use events::Events;
 use inventory::Inventory;
 use jobs::Jobs;
 use sameness::Proofs;
-use store::{LogEntry, Store};
+use store::Store;
 
 pub use first_start::renew_token;
 pub use http::openapi_document;
@@ -42,6 +42,9 @@ pub use http::openapi_document;
 const SHUTDOWN_DEADLINE: Duration = Duration::from_secs(5);
 /// A client that opens a connection and sends nothing is cut off.
 const FIRST_REQUEST_DEADLINE: Duration = Duration::from_secs(15);
+
+/// How often jobs are looked for that are kept no longer.
+const FORGET_EVERY: Duration = Duration::from_secs(3600);
 
 /// Everything that requests and jobs share.
 pub(crate) struct App {
@@ -76,7 +79,8 @@ impl Server {
         let state = first_start::open(config).await?;
         let (tasks, stop) = (TaskTracker::new(), CancellationToken::new());
         let events = Arc::new(Events::new());
-        let inventory = Arc::new(Inventory::new(state.agents_key, events.clone(), tasks.clone(), stop.clone()));
+        let epoch = state.store.next_epoch(clock::now_ms()).await?;
+        let inventory = Arc::new(Inventory::new(state.agents_key, epoch, events.clone(), tasks.clone(), stop.clone()));
         let app = Arc::new(App {
             store: state.store,
             inventory,
@@ -86,6 +90,7 @@ impl Server {
             stop,
         });
         take_up(&app).await?;
+        tasks.spawn(forget_old_jobs(app.clone(), Duration::from_secs(u64::from(config.retention_days) * 24 * 3600)));
         let tls = ferry_trust::server_config(&state.rest_key, Clients::Anonymous)?;
         let handle = Handle::new();
         let listener = tokio::net::TcpListener::bind(config.listen)
@@ -135,11 +140,22 @@ async fn take_up(app: &Arc<App>) -> anyhow::Result<()> {
         let agent = app.inventory.agent(&record.address, record.pin)?;
         app.inventory.add(record, agent);
     }
-    for record in app.store.open_jobs().await? {
-        let log = app.store.log(record.id).await?;
-        let cancelled = log.iter().any(|row| matches!(row.entry, LogEntry::Event(LogEvent::CancelRequested { .. })));
-        tracing::info!(job = record.id.0, vm = record.job.vm_name, "The job is taken up again");
-        app.jobs.start(app, record, cancelled);
-    }
+    app.jobs.take_up(app, app.store.open_jobs_with_logs().await?);
     Ok(())
+}
+
+/// Keeps the database from growing for ever. Never ends by itself.
+async fn forget_old_jobs(app: Arc<App>, kept: Duration) {
+    loop {
+        let before_ms = clock::now_ms().saturating_sub(kept.as_millis() as u64);
+        match app.store.forget_jobs(before_ms).await {
+            Ok(0) => {}
+            Ok(jobs) => tracing::info!(jobs, "Jobs that ended long ago were forgotten"),
+            Err(error) => tracing::warn!(error = &error as &dyn std::error::Error, "Old jobs could not be forgotten"),
+        }
+        tokio::select! {
+            () = app.stop.cancelled() => return,
+            () = tokio::time::sleep(FORGET_EVERY) => {}
+        }
+    }
 }

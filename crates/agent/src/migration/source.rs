@@ -18,9 +18,10 @@ use std::{
 
 use ferry_core::{
     api::agent::{Role, Stage},
+    convergence::{Measure, Situation, measure, still_max},
     finding::{Finding, FindingId},
     id::VmId,
-    job::Progress,
+    job::{OnStall, Progress},
     migration::Presence,
     units::ByteCount,
 };
@@ -61,6 +62,9 @@ struct Shared {
     board: Arc<Board>,
     request: MigrateRequest,
     timeout: Duration,
+    on_stall: OnStall,
+    /// When the VM was stopped for the hand-over.
+    stopped_at: Arc<Mutex<Option<Instant>>>,
     dialer: Dialer,
     meter: Arc<Meter>,
     control: ControlSender,
@@ -91,10 +95,13 @@ impl Source {
         let sender = control.sender();
         // Weak: the hypervisor keeps the sink, and the board keeps the hypervisor.
         let (stopped, vm, seen) = (sender.clone(), task.vm, Arc::downgrade(&board));
+        let stopped_at: Arc<Mutex<Option<Instant>>> = Arc::default();
+        let note = Arc::clone(&stopped_at);
         let watch = blocking(&board.hypervisor, move |hypervisor| {
             hypervisor.watch(Box::new(move |event| {
                 if event == DomainEvent::StoppedForMigration(vm) {
                     stopped.send_now(Message::Stopped);
+                    note.lock().expect("nobody panics while holding it").get_or_insert_with(Instant::now);
                     if let Some(board) = seen.upgrade() {
                         board.tell(|known| known.state.stopped = true);
                     }
@@ -111,7 +118,9 @@ impl Source {
                 persistent: *persistent,
                 downtime_limit: Duration::from_millis(u64::from(task.downtime_limit_ms)),
                 bandwidth_bytes_per_s: task.bandwidth_bytes_per_s,
+                auto_converge: task.on_stall == OnStall::Autoconverge,
             },
+            on_stall: task.on_stall,
             board,
             timeout: Duration::from_millis(task.timeout_ms),
             dialer,
@@ -119,6 +128,7 @@ impl Source {
             control: sender,
             aborting: AtomicBool::new(false),
             delivered: AtomicBool::new(false),
+            stopped_at,
             broken: Mutex::default(),
             _watch: Mutex::new(watch),
         });
@@ -208,10 +218,11 @@ async fn perform(shared: Arc<Shared>) {
     settle(&shared, started, outcome).await;
 }
 
-/// Asks libvirt for progress, and ends a move that takes too long.
+/// Asks libvirt for progress, and does something about a move that does not come to its end.
 async fn follow(shared: Arc<Shared>, started: Instant, over: Arc<Notify>) {
     let board = &shared.board;
     let vm = board.vm;
+    let mut downtime_limit = shared.request.downtime_limit;
     loop {
         tokio::select! {
             () = over.notified() => return,
@@ -222,15 +233,46 @@ async fn follow(shared: Arc<Shared>, started: Instant, over: Arc<Notify>) {
             let wire = shared.meter.wire();
             board.tell(|known| known.progress = Some(progress(known.progress, &stats, wire, started)));
         }
-        if started.elapsed() > shared.timeout {
-            if !shared.aborting.swap(true, Ordering::SeqCst) {
-                warn!(%vm, timeout_s = shared.timeout.as_secs(), "the move takes too long and is ended");
-                let limit = format!("The move took longer than its limit of {} s", shared.timeout.as_secs());
-                board.tell(|known| known.error = Some(limit));
+        let stopped_at = *shared.stopped_at.lock().expect("nobody panics while holding it");
+        let measure = measure(&Situation {
+            on_stall: shared.on_stall,
+            elapsed: started.elapsed(),
+            timeout: shared.timeout,
+            downtime_limit,
+            still: stopped_at.filter(|_| !shared.delivered.load(Ordering::SeqCst)).map(|at| at.elapsed()),
+        });
+        match measure {
+            Measure::GoOn => {}
+            Measure::AllowDowntime(limit) => {
+                warn!(%vm, limit_s = limit.as_secs(), "the move takes too long: the VM may stand still for longer");
+                let set = move |hypervisor: &dyn Hypervisor| hypervisor.set_downtime_limit(vm, limit);
+                match blocking(&board.hypervisor, set).await {
+                    Ok(()) => downtime_limit = limit,
+                    Err(error) => warn!(%vm, %error, "libvirt did not take the downtime limit"),
+                }
             }
-            ask_to_abort(board).await;
+            Measure::EndSlow => {
+                end(&shared, format!("The move took longer than its limit of {} s", shared.timeout.as_secs())).await;
+            }
+            Measure::EndStill => {
+                let still = still_max(downtime_limit).as_secs();
+                end(
+                    &shared,
+                    format!("The VM stood still for {still} s at the end of the move, far longer than it may"),
+                )
+                .await;
+            }
         }
     }
+}
+
+/// Ends a move, for this reason.
+async fn end(shared: &Shared, reason: String) {
+    if !shared.aborting.swap(true, Ordering::SeqCst) {
+        warn!(vm = %shared.board.vm, reason, "the move is ended");
+        shared.board.tell(|known| known.error = Some(reason));
+    }
+    ask_to_abort(&shared.board).await;
 }
 
 /// Progress never goes back: what is done is what was done before, or more.

@@ -20,6 +20,7 @@ use ferry_core::{
     },
     finding::FindingId,
     id::{Generation, HostId, JobId, SessionId, ShareId, VmId},
+    job::OnStall,
     location::UncPath,
     migration::{Presence, Verdict, verdict},
     pin::{EnrolmentToken, Secret},
@@ -227,6 +228,7 @@ impl Site {
             downtime_limit_ms: 300,
             bandwidth_bytes_per_s: None,
             timeout_ms: job.timeout_ms,
+            on_stall: job.on_stall,
         };
         self.hosts[job.from].client.prepare_source(job.attempt, &body).await
     }
@@ -308,6 +310,7 @@ pub struct Job {
     pub session: SessionId,
     pub secret: Secret,
     pub timeout_ms: u64,
+    pub on_stall: OnStall,
 }
 
 impl Job {
@@ -321,6 +324,7 @@ impl Job {
             session: SessionId(Uuid::new_v4()),
             secret: random_secret(),
             timeout_ms: 60_000,
+            on_stall: OnStall::Abort,
         }
     }
 }

@@ -1,8 +1,9 @@
 //! `ferry host …`
 
 use ferry_client::server::ServerClient;
-use ferry_core::api::server::AddHost;
+use ferry_core::api::server::{AddHost, DrainHost, SetHost};
 
+use super::job;
 use crate::{Failure, Output, arguments::HostCommand, connection, render};
 
 pub(crate) async fn run(command: HostCommand, client: &ServerClient, output: &Output) -> Result<(), Failure> {
@@ -18,6 +19,15 @@ pub(crate) async fn run(command: HostCommand, client: &ServerClient, output: &Ou
         }
         HostCommand::List => output.data(&client.hosts().await?, |list| render::hosts(list)),
         HostCommand::Show { host } => output.data(&client.host(&host).await?, render::host),
+        HostCommand::Set { host, live_limit, storage_limit } => {
+            let body = SetHost { live_limit, storage_limit };
+            output.data(&client.set_host(&host, &body).await?, render::host);
+        }
+        HostCommand::Drain { host, to, wait } => {
+            let accepted = client.drain_host(&host, &DrainHost { destination: to }).await?;
+            job::accepted(&accepted, wait, client, output).await?;
+        }
+        HostCommand::Resume { host } => output.data(&client.resume_host(&host).await?, render::host),
         HostCommand::Remove { host } => {
             client.remove_host(&host).await?;
             output.talk(&format!("Host {host} is forgotten; its VMs go on"));

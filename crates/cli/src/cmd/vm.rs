@@ -1,7 +1,7 @@
 //! `ferry vm …`
 
 use ferry_client::server::ServerClient;
-use ferry_core::api::server::MigrateVm;
+use ferry_core::api::server::{MigrateMany, MigrateVm};
 
 use super::job;
 use crate::{
@@ -27,23 +27,25 @@ pub(crate) async fn run(command: VmCommand, client: &ServerClient, output: &Outp
 }
 
 async fn migrate(arguments: MigrateArguments, client: &ServerClient, output: &Output) -> Result<(), Failure> {
-    let body = MigrateVm {
+    let how = MigrateVm {
         destination: arguments.to,
         dry_run: arguments.dry_run,
         downtime_limit_ms: arguments.max_downtime,
         bandwidth_bytes_per_s: arguments.bandwidth.map(|mib| mib << 20),
         timeout_ms: arguments.timeout.map(|seconds| seconds * 1_000),
+        on_stall: arguments.on_stall.into(),
     };
     if arguments.dry_run {
-        let candidate = client.try_migrate(&arguments.vm, &body).await?;
-        output.data(&vec![candidate], |list| render::candidates(list));
+        let mut candidates = Vec::with_capacity(arguments.vms.len());
+        for vm in &arguments.vms {
+            candidates.push(client.try_migrate(vm, &how).await?);
+        }
+        output.data(&candidates, |list| render::candidates(list));
         return Ok(());
     }
-    let accepted = client.migrate(&arguments.vm, &body).await?;
-    if !arguments.wait {
-        output.talk(&format!("Job {0} is accepted; `ferry job watch {0}` follows it", accepted.id));
-        output.data(&accepted, render::job);
-        return Ok(());
-    }
-    job::wait(accepted.id, client, output).await
+    let accepted = match arguments.vms.as_slice() {
+        [vm] => client.migrate(vm, &how).await?,
+        _ => client.migrate_many(&MigrateMany { vms: arguments.vms, how }).await?,
+    };
+    job::accepted(&accepted, arguments.wait, client, output).await
 }

@@ -28,7 +28,7 @@ use serde::{Deserialize, Serialize};
 use crate::{
     host::HostFacts,
     id::{Generation, HostId, Incarnation, JobId, SessionId, ShareId, VmId},
-    job::{Figures, Progress},
+    job::{Figures, OnStall, Progress},
     location::{Location, UncPath},
     migration::Presence,
     pin::{Pin, Secret},
@@ -38,6 +38,10 @@ use crate::{
 
 /// The versions of the control API that this program speaks, oldest first.
 pub const API_VERSIONS: [u32; 1] = [1];
+
+/// The header that says which life of the server asks: a number that rises at each of its starts. An agent refuses a
+/// request of an earlier life than the newest that it heard of. A request without it is not compared.
+pub const EPOCH_HEADER: &str = "ferry-epoch";
 
 /// Proof that the administrator of the host wants this server. The server's key is that of its TLS connection.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -179,8 +183,11 @@ pub struct PrepareSource {
     pub downtime_limit_ms: u32,
     /// Cap on what QEMU sends, bytes per second; `None`: no cap.
     pub bandwidth_bytes_per_s: Option<u64>,
-    /// The move is aborted after this. Milliseconds.
+    /// The time limit of the move. Milliseconds.
     pub timeout_ms: u64,
+    /// What becomes of it when it does not converge. A server of an earlier version does not say.
+    #[serde(default)]
+    pub on_stall: OnStall,
 }
 
 /// What the end of a successful move needs: given to the destination and to the source.

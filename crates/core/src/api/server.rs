@@ -4,7 +4,10 @@
 //! GET    /api/v1/hosts                              → [HostView]
 //! POST   /api/v1/hosts                AddHost       → HostView            (201)
 //! GET    /api/v1/hosts/{host}                       → HostView
+//! PATCH  /api/v1/hosts/{host}         SetHost       → HostView
 //! DELETE /api/v1/hosts/{host}                                             (204)
+//! POST   /api/v1/hosts/{host}/drain   DrainHost     → JobView (202): a parent of moves; then maintenance
+//! POST   /api/v1/hosts/{host}/resume                → HostView            (maintenance ends)
 //! GET    /api/v1/shares                             → [ShareView]
 //! POST   /api/v1/shares               AddShare      → ShareView           (201)
 //! GET    /api/v1/shares/{share}                     → ShareView
@@ -17,9 +20,15 @@
 //! POST   /api/v1/vms/{vm}/shutdown                  → VmView              (the guest was asked)
 //! GET    /api/v1/vms/{vm}/hosts                     → [Candidate]
 //! POST   /api/v1/vms/{vm}/migrate     MigrateVm     → JobView (202), or Candidate (200) with `dry_run`
-//! GET    /api/v1/jobs?limit=                        → [JobView]           (newest first)
+//! POST   /api/v1/migrations           MigrateMany   → JobView (202): a parent of moves
+//! GET    /api/v1/jobs?since_ms=&limit=              → [JobView]           (newest first, without their logs)
 //! GET    /api/v1/jobs/{job}                         → JobView
 //! POST   /api/v1/jobs/{job}/cancel                  → JobView
+//! POST   /api/v1/jobs/{job}/restart                 → JobView             (failed or cancelled: another attempt)
+//! POST   /api/v1/jobs/{job}/retry                   → JobView             (stuck: try now)
+//! POST   /api/v1/jobs/{job}/undo                    → JobView             (take back what was done)
+//! POST   /api/v1/jobs/{job}/dismiss                 → JobView             (accept what is)
+//! GET    /api/v1/audit?since_ms=&after=             → AuditPage           (jobs that ended, oldest first)
 //! GET    /api/v1/events                             → text/event-stream of Event, resumable by Last-Event-ID
 //! ```
 //! `{vm}` is a name, a UUID, or `HOST/NAME` (percent-encoded); an ambiguous name is refused with the list.
@@ -29,11 +38,12 @@
 use serde::{Deserialize, Serialize};
 
 use crate::{
+    admission::{Limits, Slot},
     api::agent::ShareCredentials,
     finding::Finding,
     host::HostFacts,
     id::{HostId, JobId, ShareId, VmId},
-    job::{Figures, MoveKind, Progress, StepView},
+    job::{Figures, JobKind, MoveKind, OnStall, Progress, StepView},
     location::UncPath,
     migration::Phase,
     pin::Pin,
@@ -76,6 +86,49 @@ pub struct HostView {
     pub vms: Vec<VmRow>,
     /// Shares attached on it.
     pub shares: Vec<AttachedShare>,
+    /// How many moves it takes part in at once.
+    pub limits: Limits,
+    /// Nothing is placed there.
+    pub maintenance: bool,
+    /// Moves in progress, in and out, and those that wait.
+    pub moves: Vec<MoveOnHost>,
+}
+
+/// A move that a host takes part in.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
+pub struct MoveOnHost {
+    /// The job.
+    pub job: JobId,
+    /// The VM's name.
+    pub vm_name: String,
+    /// Whether the VM comes; else it goes.
+    pub incoming: bool,
+    /// The other host.
+    pub other: String,
+    /// Where it stands.
+    pub phase: Phase,
+}
+
+/// Sets what an administrator decides of a host; what is left out stays. Takes effect at once.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
+pub struct SetHost {
+    /// Live moves at once, in and out together, 1 to 64.
+    #[serde(default)]
+    pub live_limit: Option<u32>,
+    /// Storage moves at once, in and out together, 1 to 64.
+    #[serde(default)]
+    pub storage_limit: Option<u32>,
+}
+
+/// Moves every running VM away from a host, and keeps it free.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
+pub struct DrainHost {
+    /// All of them to this host; else each to the host that has most memory free.
+    #[serde(default)]
+    pub destination: Option<String>,
 }
 
 /// A VM in a list.
@@ -179,9 +232,112 @@ pub struct MigrateVm {
     /// Cap on what is sent, bytes per second.
     #[serde(default)]
     pub bandwidth_bytes_per_s: Option<u64>,
-    /// Aborted after this. Milliseconds; default one hour.
+    /// The time limit of the move, from libvirt's migrate call. Milliseconds; default one hour.
     #[serde(default)]
     pub timeout_ms: Option<u64>,
+    /// What becomes of it when it does not converge.
+    #[serde(default)]
+    pub on_stall: OnStall,
+}
+
+/// Moves several VMs to one host. All are accepted, or none is.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
+pub struct MigrateMany {
+    /// The VMs, 1 to 1000: names, UUIDs, or `HOST/NAME`.
+    pub vms: Vec<String>,
+    /// Where to and how; the same for each. `dry_run` is refused.
+    pub how: MigrateVm,
+}
+
+/// What a waiting job waits for.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
+pub struct WaitView {
+    /// Its place in the queue, from 1.
+    pub position: u32,
+    /// Slots that are not free.
+    pub places: Vec<Place>,
+}
+
+/// A slot that is not free.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
+pub struct Place {
+    /// Of this host.
+    pub host: String,
+    /// Which kind.
+    pub slot: Slot,
+    /// Jobs that have them, or that were passed so often that they keep one free for themselves.
+    pub jobs: Vec<JobId>,
+}
+
+/// A part of a job.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
+pub struct ChildView {
+    /// Its number.
+    pub id: JobId,
+    /// The VM's name.
+    pub vm_name: String,
+    /// The source's name.
+    pub source: String,
+    /// The destination's name.
+    pub destination: String,
+    /// Where it stands.
+    pub phase: Phase,
+    /// Where the VM is.
+    pub summary: String,
+}
+
+/// What is kept of jobs that ended: some of it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
+pub struct AuditPage {
+    /// Oldest first.
+    pub records: Vec<AuditRecord>,
+    /// Ask for more with `after=` this; `None`: that was all.
+    pub next: Option<JobId>,
+}
+
+/// What is kept of a job that has ended.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
+pub struct AuditRecord {
+    /// The job.
+    pub job: JobId,
+    /// The job that it was a part of.
+    pub parent: Option<JobId>,
+    /// Who asked.
+    pub by: String,
+    /// When. Unix milliseconds.
+    pub accepted_at_ms: u64,
+    /// Unix milliseconds.
+    pub ended_at_ms: u64,
+    /// What.
+    pub kind: JobKind,
+    /// The VM.
+    pub vm: Option<VmId>,
+    /// Its name, or how many VMs.
+    pub vm_name: String,
+    /// From.
+    pub source: String,
+    /// To.
+    pub destination: String,
+    /// How bytes travelled: `standard` is as they are, over TCP.
+    pub preset: String,
+    /// How it ended.
+    pub outcome: Phase,
+    /// Attempts that began.
+    pub attempts: u32,
+    /// Bytes on the wire.
+    pub wire: Option<ByteCount>,
+    /// Milliseconds.
+    pub downtime_ms: Option<u64>,
+    /// What is different now, and where.
+    pub changes: Vec<String>,
+    /// Why it did not succeed, and where the VM is.
+    pub summary: String,
 }
 
 /// A job.
@@ -191,15 +347,23 @@ pub struct JobView {
     /// Its number.
     pub id: JobId,
     /// What it does.
-    pub kind: MoveKind,
-    /// The VM.
-    pub vm: VmId,
-    /// The VM's name.
+    pub kind: JobKind,
+    /// The job that it is a part of.
+    pub parent: Option<JobId>,
+    /// Its parts, if its work is done by jobs of their own.
+    pub children: Vec<ChildView>,
+    /// The VM; `None` for a job with parts.
+    pub vm: Option<VmId>,
+    /// The VM's name, or how many VMs.
     pub vm_name: String,
-    /// The source's name.
+    /// The source's name; empty for several.
     pub source: String,
-    /// The destination's name.
+    /// The destination's name; empty for several.
     pub destination: String,
+    /// The number of its attempt, from 1; 0 before the first.
+    pub attempt: u32,
+    /// What it waits for while it is queued.
+    pub waits: Option<WaitView>,
     /// Where it stands.
     pub phase: Phase,
     /// Where the VM is, and what to do if somebody has to; one or two sentences.
@@ -218,7 +382,7 @@ pub struct JobView {
     pub figures: Option<Figures>,
     /// What preflight found.
     pub findings: Vec<Finding>,
-    /// Its log, oldest first; up to 1,000 lines.
+    /// Its log, oldest first; up to 1,000 lines. Empty in lists.
     pub log: Vec<LogLine>,
 }
 

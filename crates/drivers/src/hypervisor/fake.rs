@@ -36,6 +36,7 @@ use std::{
         atomic::{AtomicBool, Ordering},
     },
     thread::{self, JoinHandle},
+    time::Duration,
 };
 
 use ferry_core::{
@@ -119,6 +120,7 @@ enum Process {
 #[derive(Default)]
 struct Outgoing {
     stats: MigrationStats,
+    downtime_limit: Duration,
     abort: bool,
     /// Whether it is too late to abort.
     committed: bool,
@@ -467,6 +469,18 @@ impl Hypervisor for FakeHypervisor {
     fn migration_stats(&self, vm: VmId) -> Result<Option<MigrationStats>, HypervisorError> {
         let state = self.host.call(Point::Vms, || format!("Could not read the migration of VM {vm}"))?;
         Ok(state.vms.get(&vm).and_then(|entry| entry.outgoing.as_ref()).map(|outgoing| outgoing.stats))
+    }
+
+    fn set_downtime_limit(&self, vm: VmId, limit: Duration) -> Result<(), HypervisorError> {
+        let what = || format!("Could not set the downtime limit of VM {vm}");
+        let mut state = self.host.call(Point::Vms, what)?;
+        match no_vm(&mut state, vm)?.outgoing.as_mut() {
+            None => failed(what(), "no migration job is running"),
+            Some(outgoing) => {
+                outgoing.downtime_limit = limit;
+                Ok(())
+            }
+        }
     }
 
     fn completed_stats(&self, vm: VmId) -> Result<Option<MigrationStats>, HypervisorError> {

@@ -96,6 +96,8 @@ pub struct MigrateRequest {
     pub downtime_limit: Duration,
     /// Cap on what QEMU sends, bytes per second.
     pub bandwidth_bytes_per_s: Option<u64>,
+    /// QEMU slows the guest's vCPUs more and more if its memory does not converge.
+    pub auto_converge: bool,
 }
 
 /// What libvirt counts of a migration.
@@ -202,6 +204,12 @@ pub trait Hypervisor: Send + Sync + 'static {
     /// # Errors
     /// [`HypervisorError::Unreachable`].
     fn migration_stats(&self, vm: VmId) -> Result<Option<MigrationStats>, HypervisorError>;
+
+    /// Changes how long the VM may stand still at the end of its running migration.
+    ///
+    /// # Errors
+    /// [`HypervisorError::Failed`], also if there is none.
+    fn set_downtime_limit(&self, vm: VmId, limit: Duration) -> Result<(), HypervisorError>;
 
     /// What the last migration took, while the host still knows the VM.
     ///

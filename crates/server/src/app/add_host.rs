@@ -18,7 +18,7 @@ use super::{check_name, invalid, show_hosts};
 use crate::{
     App,
     failure::Failure,
-    store::{HostRecord, StoreError},
+    store::{HostRecord, HostSettings, StoreError},
 };
 
 pub(crate) async fn add_host(app: &Arc<App>, body: &AddHost) -> Result<HostView, Failure> {
@@ -52,6 +52,7 @@ pub(crate) async fn add_host(app: &Arc<App>, body: &AddHost) -> Result<HostView,
         pin: token.agent_pin,
         machine_id: facts.machine_id,
         hypervisor_uuid: facts.hypervisor_uuid,
+        settings: HostSettings::default(),
     };
     app.store.add_host(&record).await.map_err(|error| match error {
         StoreError::Duplicate => {
@@ -62,7 +63,7 @@ pub(crate) async fn add_host(app: &Arc<App>, body: &AddHost) -> Result<HostView,
     tracing::info!(host = record.name, address = record.address, pin = %record.pin, "A host was added");
     let host = app.inventory.add(record, agent);
     host.wait_until(|seen| seen.observation.is_some() || seen.trouble.is_some()).await;
-    Ok(show_hosts::view(&host))
+    show_hosts::shown(app, &host).await
 }
 
 fn check_facts(app: &App, title: &str, name: &str, facts: &HostFacts) -> Result<(), Failure> {

@@ -1,4 +1,5 @@
-//! Cancels a job: before the switchover the VM stays, running, where it was; after it the wish is refused.
+//! Cancels a job: before the switchover the VM stays, running, where it was; after it the wish is refused. Cancelling a
+//! job with parts cancels those of them that have not switched over.
 
 use std::sync::Arc;
 
@@ -6,7 +7,7 @@ use ferry_client::agent::Attempt;
 use ferry_core::{
     api::server::JobView,
     finding::{Finding, FindingId},
-    migration::{LogEvent, Phase, Step, StepClass, phase},
+    migration::{LogEvent, Phase, Step, StepClass, newest_attempt, phase},
 };
 
 use super::show_jobs;
@@ -14,53 +15,81 @@ use crate::{
     App,
     clock::now_ms,
     failure::Failure,
+    jobs::events,
     saga::migrate::Plan,
     store::{JobRecord, LogEntry},
 };
 
 pub(crate) async fn cancel_job(app: &Arc<App>, reference: &str, by: &str) -> Result<JobView, Failure> {
     let title = format!("Could not cancel job {reference}");
-    let record = show_jobs::find(app, &title, reference).await?;
-    let log: Vec<LogEvent> = app
-        .store
-        .log(record.id)
-        .await?
-        .into_iter()
-        .filter_map(|row| match row.entry {
-            LogEntry::Event(event) => Some(event),
-            LogEntry::Note(_) => None,
-        })
-        .collect();
-    let failed = log.iter().any(|event| {
-        matches!(event, LogEvent::Failed { step, .. } if step.class() != StepClass::Retriable)
-            || matches!(event, LogEvent::Undone { .. } | LogEvent::UndoFailed { .. })
-    });
-    match phase(&log) {
-        Phase::Succeeded | Phase::Cancelled | Phase::Failed => {
-            let message = format!("Job {} has ended: {}", record.id, phase(&log).title());
-            let fix = "Nothing is left to cancel; a new move can be started";
-            Err(Failure::found(title, Finding::blocks(FindingId::JobEnded, record.id, message, fix)))
+    let (record, log) = show_jobs::find(app, &title, reference).await?;
+    if record.job.kind.is_parent() {
+        cancel_parts(app, &title, &record, by).await?;
+    } else {
+        cancel(app, &title, &record, &events(&log), by).await?;
+    }
+    show_jobs::again(app, &title, record.id).await
+}
+
+/// Ok if at least one part could be cancelled.
+async fn cancel_parts(app: &Arc<App>, title: &str, parent: &JobRecord, by: &str) -> Result<(), Failure> {
+    let mut refused = None;
+    let mut cancelled = 0;
+    // Those that wait first: none of them begins because another ended.
+    let mut parts = app.store.children(parent.id).await?;
+    parts.sort_by_key(|(_, log)| phase(&events(log)) != Phase::Queued);
+    for (record, log) in parts {
+        match cancel(app, title, &record, &events(&log), by).await {
+            Ok(()) => cancelled += 1,
+            Err(Failure::Store(error)) => return Err(error.into()),
+            Err(failure) => refused = Some(failure),
         }
+    }
+    match refused {
+        Some(failure) if cancelled == 0 => Err(failure),
+        None if cancelled == 0 => Err(ended(title, parent, "it has nothing left to do")),
+        _ => Ok(()),
+    }
+}
+
+async fn cancel(app: &Arc<App>, title: &str, record: &JobRecord, log: &[LogEvent], by: &str) -> Result<(), Failure> {
+    let attempt = newest_attempt(log);
+    match phase(log) {
+        now @ (Phase::Succeeded | Phase::Cancelled | Phase::Failed) => Err(ended(title, record, now.title())),
         // It is being taken back already.
-        Phase::RollingBack => Ok(app.job_view(&record).await?),
-        Phase::Stuck if failed => Ok(app.job_view(&record).await?),
-        Phase::Completing | Phase::Stuck => Err(past_pivot(&title, &record)),
+        Phase::RollingBack => Ok(()),
+        Phase::Stuck if is_taken_back(attempt) => Ok(()),
+        Phase::Completing | Phase::Stuck => Err(past_pivot(title, record)),
         Phase::Queued | Phase::Preparing | Phase::Migrating => {
-            if !log.iter().any(|event| matches!(event, LogEvent::CancelRequested { .. })) {
+            if !attempt.iter().any(|event| matches!(event, LogEvent::CancelRequested { .. })) {
                 let event = LogEntry::Event(LogEvent::CancelRequested { by: by.to_owned() });
                 app.store.append(record.id, &[event], now_ms()).await?;
             }
-            if let Some(running) = app.jobs.running(record.id) {
-                running.cancelled.cancel();
-                running.changed();
-            }
             tracing::info!(job = record.id.0, by, "A cancel was asked for");
-            if log.contains(&LogEvent::Intent { step: Step::Perform }) {
-                ask_source(app, &title, &record).await?;
+            match app.jobs.running(record.id) {
+                Some(running) => {
+                    running.cancelled.cancel();
+                    running.changed();
+                }
+                None => {
+                    app.jobs.take_out(app, record.id);
+                    app.publish_job(record.id).await;
+                }
             }
-            Ok(app.job_view(&record).await?)
+            if attempt.contains(&LogEvent::Intent { step: Step::Perform }) {
+                ask_source(app, title, record).await?;
+            }
+            Ok(())
         }
     }
+}
+
+/// Whether an attempt failed before the switchover, so that what it prepared is taken back.
+pub(super) fn is_taken_back(attempt: &[LogEvent]) -> bool {
+    attempt.iter().any(|event| {
+        matches!(event, LogEvent::Failed { step, .. } if step.class() != StepClass::Retriable)
+            || matches!(event, LogEvent::Undone { .. } | LogEvent::UndoFailed { .. })
+    })
 }
 
 /// Only the source knows whether it is too late. The job's task asks it too; this is for the answer to the caller.
@@ -80,7 +109,13 @@ async fn ask_source(app: &App, title: &str, record: &JobRecord) -> Result<(), Fa
     if too_late { Err(past_pivot(title, record)) } else { Ok(()) }
 }
 
-fn past_pivot(title: &str, record: &JobRecord) -> Failure {
+pub(super) fn ended(title: &str, record: &JobRecord, how: &str) -> Failure {
+    let message = format!("Job {} has ended: {how}", record.id);
+    let fix = "Nothing is left to do for it; a new move can be started";
+    Failure::found(title, Finding::blocks(FindingId::JobEnded, record.id, message, fix))
+}
+
+pub(super) fn past_pivot(title: &str, record: &JobRecord) -> Failure {
     let (vm, destination) = (&record.job.vm_name, &record.job.destination.name);
     let message = format!("VM {vm} has switched over to {destination}: job {} can only be finished", record.id);
     let fix = format!(

@@ -48,8 +48,8 @@ pub(crate) async fn candidates(app: &App, reference: &str) -> Result<Vec<Candida
         candidate(&LiveFacts {
             vm: &vm,
             busy,
-            source: source_seen.side(source.name()),
-            destination: destination.seen().side(destination.name()),
+            source: source_seen.side(&source),
+            destination: destination.seen().side(&destination),
             shares: &shares,
             sameness: &BTreeMap::new(),
         })
@@ -88,8 +88,8 @@ pub(crate) async fn deeply(
             Occasion::Request(busy) => busy,
             Occasion::JobStart => None,
         },
-        source: at_source.side(source.name()),
-        destination: at_destination.side(destination.name()),
+        source: at_source.side(source),
+        destination: at_destination.side(destination),
         shares: &shares,
         sameness: &sameness,
     });

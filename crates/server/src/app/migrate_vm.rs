@@ -4,10 +4,9 @@ use std::sync::Arc;
 
 use ferry_core::{
     api::server::{Candidate, JobView, MigrateVm},
-    finding::{Finding, any_blocks},
+    finding::any_blocks,
     id::{Generation, SessionId},
-    job::MoveKind,
-    migration::LogEvent,
+    job::JobKind,
     preflight::{busy, shares_of},
     vm::VmFacts,
 };
@@ -15,7 +14,7 @@ use uuid::Uuid;
 
 use super::{
     check_move::{self, Occasion},
-    invalid, show_vms,
+    invalid, show_jobs, show_vms,
 };
 use crate::{
     App,
@@ -56,62 +55,64 @@ pub(crate) async fn migrate_vm(app: &Arc<App>, reference: &str, body: &MigrateVm
         Some(vm) if !any_blocks(&checked.findings) => vm,
         Some(_) | None => return Err(Failure::refused(title, checked.findings)),
     };
-    let job = new_job(&source, &destination, &vm, body, by, checked.findings);
-    let opening = [LogEvent::Accepted, LogEvent::Admitted, LogEvent::AttemptStarted { attempt: 1 }];
-    let id = match app.store.create_job(&job, &opening).await? {
+    let job = NewJob { findings: checked.findings, ..new_move(&source, &destination, &vm, body, by) };
+    let id = match app.store.create_job(&job).await? {
         Created::Job(id) => id,
         Created::Busy(other) => {
             return Err(Failure::found(title, busy(&vm, other)));
         }
     };
-    tracing::info!(
-        job = id.0,
-        vm = vm.name,
-        source = source.name(),
-        destination = destination.name(),
-        by,
-        "A move was accepted"
-    );
     let record = JobRecord { id, job, figures: None };
-    app.jobs.start(app, record.clone(), false);
-    Ok(Moved::Accepted(Box::new(app.job_view(&record).await?)))
+    say_accepted(&record);
+    app.jobs.enqueue(app, [record]);
+    Ok(Moved::Accepted(Box::new(show_jobs::again(app, &title, id).await?)))
 }
 
-fn new_job(
-    source: &Host,
-    destination: &Host,
-    vm: &VmFacts,
-    body: &MigrateVm,
-    by: &str,
-    findings: Vec<Finding>,
-) -> NewJob {
+pub(super) fn say_accepted(record: &JobRecord) {
+    tracing::info!(
+        job = record.id.0,
+        vm = record.job.vm_name,
+        source = record.job.source.name,
+        destination = record.job.destination.name,
+        by = record.job.by,
+        "A move was accepted"
+    );
+}
+
+/// A move of one VM, about which nothing was found.
+pub(super) fn new_move(source: &Host, destination: &Host, vm: &VmFacts, how: &MigrateVm, by: &str) -> NewJob {
     let accepted_at_ms = now_ms();
     let plan = Plan {
         session: SessionId(Uuid::new_v4()),
         secret: ferry_trust::random_secret(),
         generation: Generation(accepted_at_ms),
-        downtime_limit_ms: body.downtime_limit_ms.unwrap_or(DOWNTIME_LIMIT_MS),
-        bandwidth_bytes_per_s: body.bandwidth_bytes_per_s,
-        timeout_ms: body.timeout_ms.unwrap_or(TIMEOUT_MS),
+        downtime_limit_ms: how.downtime_limit_ms.unwrap_or(DOWNTIME_LIMIT_MS),
+        bandwidth_bytes_per_s: how.bandwidth_bytes_per_s,
+        timeout_ms: how.timeout_ms.unwrap_or(TIMEOUT_MS),
+        on_stall: how.on_stall,
         persistent: vm.persistent,
         autostart: vm.autostart,
         shares: shares_of(vm).into_iter().collect(),
     };
-    let name = |host: &Host| HostName { id: host.record.id, name: host.record.name.clone() };
     NewJob {
-        kind: MoveKind::Live,
+        kind: JobKind::Live,
+        parent: None,
         vm: vm.id,
         vm_name: vm.name.clone(),
-        source: name(source),
-        destination: name(destination),
+        source: host_name(source),
+        destination: host_name(destination),
         by: by.to_owned(),
         accepted_at_ms,
         plan: plan.to_json(),
-        findings,
+        findings: Vec::new(),
     }
 }
 
-fn check_numbers(title: &str, body: &MigrateVm) -> Result<(), Failure> {
+pub(super) fn host_name(host: &Host) -> HostName {
+    HostName { id: host.record.id, name: host.record.name.clone() }
+}
+
+pub(super) fn check_numbers(title: &str, body: &MigrateVm) -> Result<(), Failure> {
     let bad =
         |what: &str, value: String, fix: String| Err(invalid(title, what, format!("{what} cannot be {value}"), fix));
     match (body.downtime_limit_ms, body.bandwidth_bytes_per_s, body.timeout_ms) {

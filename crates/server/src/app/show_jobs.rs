@@ -1,40 +1,100 @@
 //! Jobs, newest first.
 
 use ferry_core::{
-    api::server::JobView,
+    api::server::{AuditPage, AuditRecord, JobView},
     finding::{Finding, FindingId},
     id::JobId,
+    migration::Phase,
 };
 
-use crate::{App, failure::Failure, store::JobRecord};
+use crate::{
+    App,
+    failure::Failure,
+    store::{JobRecord, LogRow},
+};
 
 /// Jobs that a list holds if nothing else was asked for, and at most.
 const JOBS_USUAL: u32 = 50;
 const JOBS_MAX: u32 = 500;
+/// Jobs that one answer of the audit is made of at most.
+const AUDIT_MAX: u32 = 200;
 
-pub(crate) async fn list(app: &App, limit: Option<u32>) -> Result<Vec<JobView>, Failure> {
+pub(crate) async fn list(app: &App, since_ms: Option<u64>, limit: Option<u32>) -> Result<Vec<JobView>, Failure> {
     let limit = limit.unwrap_or(JOBS_USUAL).min(JOBS_MAX);
     let mut views = Vec::new();
-    for record in app.store.jobs(limit).await? {
-        views.push(app.job_view(&record).await?);
+    for (record, log) in app.store.jobs(since_ms.unwrap_or(0), limit).await? {
+        views.push(JobView { log: Vec::new(), ..app.view_of(&record, &log).await? });
     }
     Ok(views)
 }
 
-pub(crate) async fn one(app: &App, reference: &str) -> Result<JobView, Failure> {
-    let record = find(app, &format!("Could not show job {reference}"), reference).await?;
-    Ok(app.job_view(&record).await?)
+/// What is kept of jobs that ended, oldest first: of those after job `after`.
+pub(crate) async fn audit(app: &App, since_ms: Option<u64>, after: Option<u64>) -> Result<AuditPage, Failure> {
+    let after = JobId(after.unwrap_or(0).min(i64::MAX as u64));
+    let jobs = app.store.jobs_after(after, since_ms.unwrap_or(0), AUDIT_MAX).await?;
+    let next = if jobs.len() as u32 == AUDIT_MAX { jobs.last().map(|(last, _)| last.id) } else { None };
+    let mut records = Vec::with_capacity(jobs.len());
+    for (record, log) in jobs {
+        let view = app.view_of(&record, &log).await?;
+        records.extend(view.ended_at_ms.map(|ended_at_ms| audit_record(view, ended_at_ms)));
+    }
+    Ok(AuditPage { records, next })
 }
 
-pub(super) async fn find(app: &App, title: &str, reference: &str) -> Result<JobRecord, Failure> {
-    let record = match reference.parse::<u64>() {
+fn audit_record(job: JobView, ended_at_ms: u64) -> AuditRecord {
+    let moved = job.vm.is_some() && job.phase == Phase::Succeeded;
+    let changes = if moved {
+        vec![
+            format!("VM {} runs on {}", job.vm_name, job.destination),
+            format!("definition of VM {} added on {}", job.vm_name, job.destination),
+            format!("definition of VM {} removed from {}", job.vm_name, job.source),
+        ]
+    } else {
+        Vec::new()
+    };
+    AuditRecord {
+        job: job.id,
+        parent: job.parent,
+        by: job.by,
+        accepted_at_ms: job.accepted_at_ms,
+        ended_at_ms,
+        kind: job.kind,
+        vm: job.vm,
+        vm_name: job.vm_name,
+        source: job.source,
+        destination: job.destination,
+        preset: "standard".to_owned(),
+        outcome: job.phase,
+        attempts: job.attempt,
+        wire: job.figures.map(|figures| figures.wire),
+        downtime_ms: job.figures.map(|figures| figures.downtime_ms),
+        changes,
+        summary: job.summary,
+    }
+}
+
+pub(crate) async fn one(app: &App, reference: &str) -> Result<JobView, Failure> {
+    let (record, log) = find(app, &format!("Could not show job {reference}"), reference).await?;
+    Ok(app.view_of(&record, &log).await?)
+}
+
+/// As it is now, after something was done about it.
+pub(super) async fn again(app: &App, title: &str, job: JobId) -> Result<JobView, Failure> {
+    app.job_view(job).await?.ok_or_else(|| unknown(title, &job.to_string()))
+}
+
+/// The job of that number, with its log.
+pub(super) async fn find(app: &App, title: &str, reference: &str) -> Result<(JobRecord, Vec<LogRow>), Failure> {
+    let found = match reference.parse::<u64>() {
         // Numbers that the database cannot hold are of no job.
-        Ok(number) if i64::try_from(number).is_ok() => app.store.job(JobId(number)).await?,
+        Ok(number) if i64::try_from(number).is_ok() => app.store.job_with_log(JobId(number)).await?,
         _ => None,
     };
-    record.ok_or_else(|| {
-        let message = format!("No job has the number {reference}");
-        let finding = Finding::blocks(FindingId::JobUnknown, reference, message, "List the jobs with `ferry job list`");
-        Failure::found(title, finding)
-    })
+    found.ok_or_else(|| unknown(title, reference))
+}
+
+fn unknown(title: &str, reference: &str) -> Failure {
+    let message = format!("No job has the number {reference}");
+    let finding = Finding::blocks(FindingId::JobUnknown, reference, message, "List the jobs with `ferry job list`");
+    Failure::found(title, finding)
 }

@@ -1,22 +1,22 @@
 //! `/api/v1/hosts`
 
 use axum::{
-    Json,
+    Extension, Json,
     extract::{Path, State},
     http::StatusCode,
 };
 use ferry_core::api::{
     problem::Problem,
-    server::{AddHost, HostView},
+    server::{AddHost, DrainHost, HostView, JobView, SetHost},
 };
 
-use super::{Answer, AppState};
-use crate::app::{add_host, remove_host, show_hosts};
+use super::{Answer, AppState, Caller};
+use crate::app::{add_host, drain_host, remove_host, set_host, show_hosts};
 
 /// Every host.
 #[utoipa::path(get, path = "/api/v1/hosts", tag = "hosts", responses((status = 200, body = [HostView])))]
-pub(super) async fn list(State(app): AppState) -> Json<Vec<HostView>> {
-    Json(show_hosts::list(&app))
+pub(super) async fn list(State(app): AppState) -> Answer<Json<Vec<HostView>>> {
+    Ok(Json(show_hosts::list(&app).await?))
 }
 
 /// Adds a host with the token that its agent printed.
@@ -32,7 +32,7 @@ pub(super) async fn add(State(app): AppState, Json(body): Json<AddHost>) -> Answ
     params(("host" = String, Path, description = "Name or id")),
     responses((status = 200, body = HostView), (status = 404, body = Problem)))]
 pub(super) async fn show(State(app): AppState, Path(host): Path<String>) -> Answer<Json<HostView>> {
-    Ok(Json(show_hosts::one(&app, &host)?))
+    Ok(Json(show_hosts::one(&app, &host).await?))
 }
 
 /// Removes a host and drops its agent's pin.
@@ -42,4 +42,40 @@ pub(super) async fn show(State(app): AppState, Path(host): Path<String>) -> Answ
 pub(super) async fn remove(State(app): AppState, Path(host): Path<String>) -> Answer<StatusCode> {
     remove_host::remove_host(&app, &host).await?;
     Ok(StatusCode::NO_CONTENT)
+}
+
+/// Sets how many moves a host takes part in at once.
+#[utoipa::path(patch, path = "/api/v1/hosts/{host}", tag = "hosts", request_body = SetHost,
+    params(("host" = String, Path, description = "Name or id")),
+    responses((status = 200, body = HostView), (status = "4XX", body = Problem)))]
+pub(super) async fn set(
+    State(app): AppState,
+    Path(host): Path<String>,
+    Json(body): Json<SetHost>,
+) -> Answer<Json<HostView>> {
+    Ok(Json(set_host::set_host(&app, &host, body).await?))
+}
+
+/// Moves every running VM away from a host and keeps it free until it is resumed.
+#[utoipa::path(post, path = "/api/v1/hosts/{host}/drain", tag = "hosts", request_body = DrainHost,
+    params(("host" = String, Path, description = "Name or id"),
+        ("Idempotency-Key" = Option<String>, Header, description = "Does the request once")),
+    responses((status = 202, description = "A job with a part for each VM", body = JobView),
+        (status = "4XX", body = Problem), (status = 502, body = Problem)))]
+pub(super) async fn drain(
+    State(app): AppState,
+    Extension(Caller(by)): Extension<Caller>,
+    Path(host): Path<String>,
+    Json(body): Json<DrainHost>,
+) -> Answer<(StatusCode, Json<JobView>)> {
+    Ok((StatusCode::ACCEPTED, Json(drain_host::drain_host(&app, &host, &body, &by).await?)))
+}
+
+/// Ends a host's maintenance: VMs may be placed there again.
+#[utoipa::path(post, path = "/api/v1/hosts/{host}/resume", tag = "hosts",
+    params(("host" = String, Path, description = "Name or id"),
+        ("Idempotency-Key" = Option<String>, Header, description = "Does the request once")),
+    responses((status = 200, body = HostView), (status = 404, body = Problem)))]
+pub(super) async fn resume(State(app): AppState, Path(host): Path<String>) -> Answer<Json<HostView>> {
+    Ok(Json(drain_host::resume_host(&app, &host).await?))
 }

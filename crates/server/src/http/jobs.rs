@@ -4,24 +4,45 @@ use axum::{
     Extension, Json,
     extract::{Path, Query, State},
 };
-use ferry_core::api::{problem::Problem, server::JobView};
+use ferry_core::api::{
+    problem::Problem,
+    server::{AuditPage, JobView},
+};
 use serde::Deserialize;
 
 use super::{Answer, AppState, Caller};
-use crate::app::{cancel_job, show_jobs};
+use crate::app::{cancel_job, repair_job, show_jobs};
 
-/// How many jobs a list shall hold.
+/// Which jobs a list shall hold.
 #[derive(Debug, Deserialize)]
-pub(super) struct Limit {
+pub(super) struct Selection {
+    since_ms: Option<u64>,
     limit: Option<u32>,
 }
 
 /// The newest jobs, newest first.
 #[utoipa::path(get, path = "/api/v1/jobs", tag = "jobs",
-    params(("limit" = Option<u32>, Query, description = "At most so many; 50 if not given, 500 at most")),
+    params(("since_ms" = Option<u64>, Query, description = "Only those accepted then or later; Unix milliseconds"),
+        ("limit" = Option<u32>, Query, description = "At most so many; 50 if not given, 500 at most")),
     responses((status = 200, body = [JobView])))]
-pub(super) async fn list(State(app): AppState, Query(limit): Query<Limit>) -> Answer<Json<Vec<JobView>>> {
-    Ok(Json(show_jobs::list(&app, limit.limit).await?))
+pub(super) async fn list(State(app): AppState, Query(which): Query<Selection>) -> Answer<Json<Vec<JobView>>> {
+    Ok(Json(show_jobs::list(&app, which.since_ms, which.limit).await?))
+}
+
+/// Which part of the audit.
+#[derive(Debug, Deserialize)]
+pub(super) struct Part {
+    since_ms: Option<u64>,
+    after: Option<u64>,
+}
+
+/// What is kept of jobs that ended, oldest first, in parts.
+#[utoipa::path(get, path = "/api/v1/audit", tag = "jobs",
+    params(("since_ms" = Option<u64>, Query, description = "Only jobs accepted then or later; Unix milliseconds"),
+        ("after" = Option<u64>, Query, description = "Only jobs after this one: `next` of the part before")),
+    responses((status = 200, body = AuditPage)))]
+pub(super) async fn audit(State(app): AppState, Query(part): Query<Part>) -> Answer<Json<AuditPage>> {
+    Ok(Json(show_jobs::audit(&app, part.since_ms, part.after).await?))
 }
 
 /// One job.
@@ -41,4 +62,52 @@ pub(super) async fn cancel(
     Path(job): Path<String>,
 ) -> Answer<Json<JobView>> {
     Ok(Json(cancel_job::cancel_job(&app, &job, &by).await?))
+}
+
+/// Another attempt of a job that failed or was cancelled.
+#[utoipa::path(post, path = "/api/v1/jobs/{job}/restart", tag = "jobs",
+    params(("job" = u64, Path), ("Idempotency-Key" = Option<String>, Header, description = "Does the request once")),
+    responses((status = 200, body = JobView), (status = 404, body = Problem), (status = 409, body = Problem)))]
+pub(super) async fn restart(
+    State(app): AppState,
+    Extension(Caller(by)): Extension<Caller>,
+    Path(job): Path<String>,
+) -> Answer<Json<JobView>> {
+    Ok(Json(repair_job::restart_job(&app, &job, &by).await?))
+}
+
+/// Tries now what a stuck job tries again and again.
+#[utoipa::path(post, path = "/api/v1/jobs/{job}/retry", tag = "jobs",
+    params(("job" = u64, Path), ("Idempotency-Key" = Option<String>, Header, description = "Does the request once")),
+    responses((status = 200, body = JobView), (status = 404, body = Problem), (status = 409, body = Problem)))]
+pub(super) async fn retry(
+    State(app): AppState,
+    Extension(Caller(by)): Extension<Caller>,
+    Path(job): Path<String>,
+) -> Answer<Json<JobView>> {
+    Ok(Json(repair_job::retry_job(&app, &job, &by).await?))
+}
+
+/// Takes back what a job did, before the switchover.
+#[utoipa::path(post, path = "/api/v1/jobs/{job}/undo", tag = "jobs",
+    params(("job" = u64, Path), ("Idempotency-Key" = Option<String>, Header, description = "Does the request once")),
+    responses((status = 200, body = JobView), (status = 404, body = Problem), (status = 409, body = Problem)))]
+pub(super) async fn undo(
+    State(app): AppState,
+    Extension(Caller(by)): Extension<Caller>,
+    Path(job): Path<String>,
+) -> Answer<Json<JobView>> {
+    Ok(Json(repair_job::undo_job(&app, &job, &by).await?))
+}
+
+/// Accepts what is: nothing more is done for a stuck job.
+#[utoipa::path(post, path = "/api/v1/jobs/{job}/dismiss", tag = "jobs",
+    params(("job" = u64, Path), ("Idempotency-Key" = Option<String>, Header, description = "Does the request once")),
+    responses((status = 200, body = JobView), (status = 404, body = Problem), (status = 409, body = Problem)))]
+pub(super) async fn dismiss(
+    State(app): AppState,
+    Extension(Caller(by)): Extension<Caller>,
+    Path(job): Path<String>,
+) -> Answer<Json<JobView>> {
+    Ok(Json(repair_job::dismiss_job(&app, &job, &by).await?))
 }

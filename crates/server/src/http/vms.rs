@@ -9,11 +9,11 @@ use axum::{
 use ferry_core::api::{
     agent::Power,
     problem::Problem,
-    server::{Candidate, JobView, MigrateVm, VmView},
+    server::{Candidate, JobView, MigrateMany, MigrateVm, VmView},
 };
 
 use super::{Answer, AppState, Caller};
-use crate::app::{check_move, migrate_vm, power_vm, show_vms};
+use crate::app::{check_move, migrate_many, migrate_vm, power_vm, show_vms};
 
 /// Every VM on every host.
 #[utoipa::path(get, path = "/api/v1/vms", tag = "vms", responses((status = 200, body = [VmView])))]
@@ -72,4 +72,17 @@ pub(super) async fn migrate(
         migrate_vm::Moved::Tried(candidate) => Json(candidate).into_response(),
         migrate_vm::Moved::Accepted(job) => (StatusCode::ACCEPTED, Json(job)).into_response(),
     })
+}
+
+/// Moves several VMs to one host. All are accepted, or none is.
+#[utoipa::path(post, path = "/api/v1/migrations", tag = "vms", request_body = MigrateMany,
+    params(("Idempotency-Key" = Option<String>, Header, description = "Does the request once")),
+    responses((status = 202, description = "A job with a part for each VM", body = JobView),
+        (status = "4XX", body = Problem), (status = 502, body = Problem)))]
+pub(super) async fn migrate_many(
+    State(app): AppState,
+    Extension(Caller(by)): Extension<Caller>,
+    Json(body): Json<MigrateMany>,
+) -> Answer<(StatusCode, Json<JobView>)> {
+    Ok((StatusCode::ACCEPTED, Json(migrate_many::migrate_many(&app, &body, &by).await?)))
 }

@@ -13,7 +13,7 @@ use std::{future::Future, time::Duration};
 
 use ferry_core::{
     id::JobId,
-    migration::{LogEvent, Phase, Step, StepClass, phase},
+    migration::{LogEvent, Phase, Step, StepClass, newest_attempt, phase},
 };
 
 use crate::{
@@ -35,6 +35,10 @@ pub(crate) trait Saga: Sync {
     fn undo(&self, step: Step) -> impl Future<Output = Result<(), StepFailed>> + Send;
     /// The log has grown.
     fn logged(&self);
+    /// What must be done could not be done often enough to show it; it is tried on.
+    fn stuck(&self);
+    /// Returns after `pause`, or when somebody wants it to be tried now.
+    fn pause(&self, pause: Duration) -> impl Future<Output = ()> + Send;
 }
 
 /// How often a step that must be done is tried, and how fast.
@@ -73,12 +77,13 @@ fn next(log: &[LogEvent]) -> Next {
     }
     let (mut open, mut failed, mut cancelled, mut pivoting) = (Vec::new(), false, false, false);
     let mut outcome = None;
-    for event in log {
+    for event in newest_attempt(log) {
         match event {
-            LogEvent::Accepted | LogEvent::Admitted | LogEvent::UndoFailed { .. } => {}
-            LogEvent::AttemptStarted { .. } => {
-                (open, failed, cancelled, pivoting, outcome) = (Vec::new(), false, false, false, None);
-            }
+            LogEvent::Accepted
+            | LogEvent::Admitted
+            | LogEvent::AttemptStarted { .. }
+            | LogEvent::UndoFailed { .. }
+            | LogEvent::Dismissed { .. } => {}
             LogEvent::Intent { step } => {
                 open.push(*step);
                 outcome = None;
@@ -181,8 +186,9 @@ async fn repeat<F: Future<Output = Result<(), StepFailed>>>(
         if failures == patience.tries_before_stuck {
             tracing::warn!(job = job.0, message, "The job is stuck; it is tried on");
             append(store, job, saga, &[stuck(message)]).await?;
+            saga.stuck();
         }
-        tokio::time::sleep(pause).await;
+        saga.pause(pause).await;
         pause = (pause * 2).min(patience.pause_max);
     }
     Ok(())

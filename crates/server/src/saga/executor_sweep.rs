@@ -8,7 +8,7 @@ use std::{
 
 use ferry_core::{
     id::{HostId, JobId, VmId},
-    job::MoveKind,
+    job::JobKind,
     migration::{LogEvent, Phase, Step, StepClass},
 };
 use tokio::sync::Notify;
@@ -124,6 +124,12 @@ impl Saga for Life {
     }
 
     fn logged(&self) {}
+
+    fn stuck(&self) {}
+
+    async fn pause(&self, pause: Duration) {
+        tokio::time::sleep(pause).await;
+    }
 }
 
 const IMPATIENT: Patience =
@@ -135,7 +141,8 @@ async fn play(world: World) -> (Phase, World, Vec<LogEvent>) {
     let store = Store::open(&folder.path().join("ferry.db")).await.expect("a database");
     let host = |name: &str| HostName { id: HostId(Uuid::nil()), name: name.into() };
     let job = NewJob {
-        kind: MoveKind::Live,
+        kind: JobKind::Live,
+        parent: None,
         vm: VmId(Uuid::nil()),
         vm_name: "web01".into(),
         source: host("kvm1"),
@@ -145,8 +152,8 @@ async fn play(world: World) -> (Phase, World, Vec<LogEvent>) {
         plan: "{}".into(),
         findings: Vec::new(),
     };
-    let opening = [LogEvent::Accepted, LogEvent::Admitted, LogEvent::AttemptStarted { attempt: 1 }];
-    let Created::Job(job) = store.create_job(&job, &opening).await.expect("stored") else { panic!("nobody else") };
+    let Created::Job(job) = store.create_job(&job).await.expect("stored") else { panic!("nobody else") };
+    store.admit(job, 1).await.expect("stored").expect("it waits");
     let world = Arc::new(Mutex::new(world));
     let phase = loop {
         let life = Life { world: world.clone(), died: Notify::new(), store: store.clone(), job };

@@ -18,9 +18,12 @@
 //! A source that does not answer in 7 or 8 does not endanger the VM: it runs at the destination, and the hold at the
 //! source vetoes a second start until the source was cleaned. So these steps are repeated until they are done.
 
-use std::sync::{
-    Arc, Mutex,
-    atomic::{AtomicBool, Ordering},
+use std::{
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
 };
 
 use ferry_client::{ClientError, agent::Attempt};
@@ -28,13 +31,14 @@ use ferry_core::{
     api::agent::{ConfirmRequest, DestinationReady, MigrationReport, PrepareDestination, PrepareSource, Role, Stage},
     finding::{Severity, any_blocks},
     id::{Generation, SessionId, ShareId},
-    job::Figures,
+    job::{Figures, OnStall},
     migration::{Presence, Step, Verdict},
     pin::Secret,
     units::ByteCount,
     vm::VmState,
 };
 use serde::{Deserialize, Serialize};
+use uuid::Uuid;
 
 use super::{
     executor::{Saga, StepFailed},
@@ -66,6 +70,9 @@ pub(crate) struct Plan {
     pub(crate) bandwidth_bytes_per_s: Option<u64>,
     /// As asked for.
     pub(crate) timeout_ms: u64,
+    /// As asked for.
+    #[serde(default)]
+    pub(crate) on_stall: OnStall,
     /// Whether the source keeps a definition of the VM.
     pub(crate) persistent: bool,
     /// Whether the source starts the VM at boot: what it says when it holds the VM, which clears it there, and what
@@ -79,6 +86,16 @@ impl Plan {
     /// As it is stored.
     pub(crate) fn to_json(&self) -> String {
         serde_json::to_string(self).expect("our types have text keys only")
+    }
+
+    /// The same for another attempt: no carrier or request of an earlier one is taken for one of it.
+    pub(crate) fn renewed(&self, now_ms: u64) -> Self {
+        Self {
+            session: SessionId(Uuid::new_v4()),
+            secret: ferry_trust::random_secret(),
+            generation: Generation(now_ms.max(self.generation.0 + 1)),
+            ..self.clone()
+        }
     }
 
     /// As it was stored.
@@ -189,6 +206,7 @@ impl Migrate {
             downtime_limit_ms: self.plan.downtime_limit_ms,
             bandwidth_bytes_per_s: self.plan.bandwidth_bytes_per_s,
             timeout_ms: self.plan.timeout_ms,
+            on_stall: self.plan.on_stall,
         };
         let ready = self.source.agent.prepare_source(self.attempt(), &body).await;
         let ready = ready.map_err(|error| failed(&self.source, &error))?;
@@ -373,6 +391,15 @@ impl Saga for Migrate {
 
     fn logged(&self) {
         self.running.changed();
+    }
+
+    fn stuck(&self) {
+        // No bytes go any more; what is left does not keep others waiting.
+        self.app.jobs.give_slots_back(&self.app, self.record.id);
+    }
+
+    async fn pause(&self, pause: Duration) {
+        self.running.pause(pause).await;
     }
 }
 

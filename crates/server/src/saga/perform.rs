@@ -141,7 +141,7 @@ async fn cancel_when_asked(ends: &Ends<'_>) {
     ends.running.cancelled.cancelled().await;
     let mut pause = PAUSE_FIRST;
     while !abort(ends).await {
-        tokio::time::sleep(pause).await;
+        ends.running.pause(pause).await;
         pause = (pause * 2).min(PAUSE_MAX);
     }
 }
@@ -203,7 +203,7 @@ async fn settle(ends: &Ends<'_>, cause: String) -> Result<(), StepFailed> {
                 ends.running.wait_for(Some(presence::awaited(ends, source, destination)));
             }
         }
-        tokio::time::sleep(pause).await;
+        ends.running.pause(pause).await;
         pause = (pause * 2).min(PAUSE_MAX);
     }
 }
@@ -248,7 +248,7 @@ async fn follow(ends: &Ends<'_>, host: &Host, sender: watch::Sender<Side>) -> ! 
                     }
                     _ => ends.running.wait_for(Some(describe(host.name(), &error))),
                 }
-                tokio::time::sleep(pause).await;
+                ends.running.pause(pause).await;
                 pause = (pause * 2).min(PAUSE_MAX);
             }
         }

@@ -1,6 +1,7 @@
 //! Hosts and shares that an administrator added.
 
 use ferry_core::{
+    admission::Limits,
     id::{HostId, ShareId},
     location::UncPath,
     pin::Pin,
@@ -24,6 +25,17 @@ pub struct HostRecord {
     pub machine_id: String,
     /// Its libvirt host UUID.
     pub hypervisor_uuid: String,
+    /// What an administrator set when the record was read.
+    pub settings: HostSettings,
+}
+
+/// What an administrator sets of a host.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct HostSettings {
+    /// Moves at once.
+    pub limits: Limits,
+    /// Nothing is placed there.
+    pub maintenance: bool,
 }
 
 /// A share that was added. Where it is attached is asked of the agents.
@@ -53,6 +65,13 @@ impl Store {
                     pin: parsed(row, "pin")?,
                     machine_id: row.try_get("machine_id")?,
                     hypervisor_uuid: row.try_get("hypervisor_uuid")?,
+                    settings: HostSettings {
+                        limits: Limits {
+                            live: row.try_get::<i64, _>("live_limit")? as u32,
+                            storage: row.try_get::<i64, _>("storage_limit")? as u32,
+                        },
+                        maintenance: row.try_get::<i64, _>("maintenance")? != 0,
+                    },
                 })
             })
             .collect()
@@ -76,6 +95,22 @@ impl Store {
         .execute(&mut *transaction)
         .await
         .map_err(or_duplicate)?;
+        Ok(transaction.commit().await?)
+    }
+
+    /// Keeps what an administrator set.
+    ///
+    /// # Errors
+    /// The database's.
+    pub async fn put_host_settings(&self, host: HostId, settings: HostSettings) -> Result<(), StoreError> {
+        let mut transaction = self.begin().await?;
+        sqlx::query("UPDATE host SET live_limit = $2, storage_limit = $3, maintenance = $4 WHERE id = $1")
+            .bind(host.to_string())
+            .bind(i64::from(settings.limits.live))
+            .bind(i64::from(settings.limits.storage))
+            .bind(i64::from(settings.maintenance))
+            .execute(&mut *transaction)
+            .await?;
         Ok(transaction.commit().await?)
     }
 

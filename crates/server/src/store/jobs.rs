@@ -1,10 +1,12 @@
 //! Jobs: what was asked, and the log that everything else is folded from.
 
+use std::collections::BTreeMap;
+
 use ferry_core::{
     finding::Finding,
     id::{HostId, JobId, VmId},
-    job::{Figures, MoveKind},
-    migration::{LogEvent, phase},
+    job::{Figures, JobKind},
+    migration::{LogEvent, Phase, attempt, phase},
 };
 use sqlx::{Row as _, Sqlite, Transaction, sqlite::SqliteRow};
 
@@ -23,8 +25,10 @@ pub struct HostName {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct NewJob {
     /// What it does.
-    pub kind: MoveKind,
-    /// The VM.
+    pub kind: JobKind,
+    /// The job that it is a part of.
+    pub parent: Option<JobId>,
+    /// The VM; nil for a job whose work is done by jobs of its own.
     pub vm: VmId,
     /// Its name.
     pub vm_name: String,
@@ -80,49 +84,188 @@ pub enum Created {
     Busy(JobId),
 }
 
+/// Whether a job and its parts were stored.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum CreatedMany {
+    /// They were: the parent, and its parts.
+    Jobs(JobId, Vec<JobId>),
+    /// None was: this job moves that VM.
+    Busy(VmId, JobId),
+}
+
+/// Whether a job waits for another attempt.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Restarted {
+    /// It does.
+    Waits,
+    /// It has not ended, or has ended well.
+    Not(Phase),
+    /// This job moves the VM.
+    Busy(JobId),
+}
+
 impl Store {
-    /// Stores a job that begins with `events`, unless another job that has not ended moves the same VM.
+    /// Stores a job that waits for its turn, unless another job that has not ended moves the same VM.
     ///
     /// # Errors
     /// The database's.
-    pub async fn create_job(&self, job: &NewJob, events: &[LogEvent]) -> Result<Created, StoreError> {
+    pub async fn create_job(&self, job: &NewJob) -> Result<Created, StoreError> {
         let mut transaction = self.begin().await?;
-        let busy: Option<i64> =
-            sqlx::query_scalar("SELECT job.id FROM job JOIN open_job ON open_job.job = job.id WHERE job.vm = $1")
-                .bind(job.vm.to_string())
-                .fetch_optional(&mut *transaction)
-                .await?;
-        if let Some(other) = busy {
-            return Ok(Created::Busy(JobId(other as u64)));
+        if let Some(other) = mover(&mut transaction, job.vm).await? {
+            return Ok(Created::Busy(other));
         }
-        let id: i64 =
-            sqlx::query_scalar("SELECT COALESCE(MAX(id), 0) + 1 FROM job").fetch_one(&mut *transaction).await?;
-        sqlx::query(
-            "INSERT INTO job (id, kind, vm, vm_name, source, source_name, destination, destination_name,
-                requested_by, accepted_at_ms, plan, findings)
-             VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12)",
-        )
-        .bind(id)
-        .bind(to_json(&job.kind))
-        .bind(job.vm.to_string())
-        .bind(&job.vm_name)
-        .bind(job.source.id.to_string())
-        .bind(&job.source.name)
-        .bind(job.destination.id.to_string())
-        .bind(&job.destination.name)
-        .bind(&job.by)
-        .bind(job.accepted_at_ms as i64)
-        .bind(&job.plan)
-        .bind(to_json(&job.findings))
-        .execute(&mut *transaction)
-        .await?;
-        sqlx::query("INSERT INTO open_job (job) VALUES ($1)").bind(id).execute(&mut *transaction).await?;
-        let id = JobId(id as u64);
-        for event in events {
-            write_line(&mut transaction, id, job.accepted_at_ms, &LogEntry::Event(event.clone())).await?;
-        }
+        let id = insert(&mut transaction, job).await?;
         transaction.commit().await?;
         Ok(Created::Job(id))
+    }
+
+    /// Stores a job together with those that do its work; none of them if another job moves one of their VMs. Gives the
+    /// parent's number, then those of `children` in their order.
+    ///
+    /// # Errors
+    /// The database's.
+    pub async fn create_jobs(&self, parent: &NewJob, children: &[NewJob]) -> Result<CreatedMany, StoreError> {
+        let mut transaction = self.begin().await?;
+        for child in children {
+            if let Some(other) = mover(&mut transaction, child.vm).await? {
+                return Ok(CreatedMany::Busy(child.vm, other));
+            }
+        }
+        let parent = insert(&mut transaction, parent).await?;
+        let mut ids = Vec::with_capacity(children.len());
+        for child in children {
+            ids.push(insert(&mut transaction, &NewJob { parent: Some(parent), ..child.clone() }).await?);
+        }
+        transaction.commit().await?;
+        Ok(CreatedMany::Jobs(parent, ids))
+    }
+
+    /// Lets a job that waits begin its next attempt. `None`: it does not wait any more. On the disk when it returns.
+    ///
+    /// # Errors
+    /// The database's.
+    pub async fn admit(&self, job: JobId, now_ms: u64) -> Result<Option<Vec<LogEvent>>, StoreError> {
+        let mut transaction = self.begin().await?;
+        let mut log = log_in(&mut transaction, job).await?;
+        if phase(&log) != Phase::Queued {
+            return Ok(None);
+        }
+        let opening = [LogEvent::Admitted, LogEvent::AttemptStarted { attempt: attempt(&log) + 1 }];
+        for event in &opening {
+            write_line(&mut transaction, job, now_ms, &LogEntry::Event(event.clone())).await?;
+        }
+        transaction.commit().await?;
+        log.extend(opening);
+        Ok(Some(log))
+    }
+
+    /// Puts a job that has ended without success back into the queue, with what its next attempt needs to know.
+    ///
+    /// # Errors
+    /// The database's.
+    pub async fn restart(&self, job: JobId, plan: &str, by: &str, now_ms: u64) -> Result<Restarted, StoreError> {
+        let mut transaction = self.begin().await?;
+        let log = log_in(&mut transaction, job).await?;
+        let now = phase(&log);
+        if !matches!(now, Phase::Failed | Phase::Cancelled) {
+            return Ok(Restarted::Not(now));
+        }
+        let vm: String = sqlx::query_scalar("SELECT vm FROM job WHERE id = $1")
+            .bind(job.0 as i64)
+            .fetch_one(&mut *transaction)
+            .await?;
+        let vm = vm.parse().map_err(|error| StoreError::Content { what: "vm", detail: format!("{error}") })?;
+        if let Some(other) = mover(&mut transaction, vm).await? {
+            return Ok(Restarted::Busy(other));
+        }
+        sqlx::query("UPDATE job SET plan = $2, figures = NULL WHERE id = $1")
+            .bind(job.0 as i64)
+            .bind(plan)
+            .execute(&mut *transaction)
+            .await?;
+        sqlx::query("INSERT INTO open_job (job) VALUES ($1)").bind(job.0 as i64).execute(&mut *transaction).await?;
+        let note = LogEntry::Note(format!("{by} asked for another attempt"));
+        for entry in [note, LogEntry::Event(LogEvent::Accepted)] {
+            write_line(&mut transaction, job, now_ms, &entry).await?;
+        }
+        transaction.commit().await?;
+        Ok(Restarted::Waits)
+    }
+
+    /// A job with its log, as of one moment.
+    ///
+    /// # Errors
+    /// The database's.
+    pub async fn job_with_log(&self, job: JobId) -> Result<Option<(JobRecord, Vec<LogRow>)>, StoreError> {
+        Ok(self.with_logs("id BETWEEN $1 AND $2", [job.0 as i64; 2], 1).await?.pop())
+    }
+
+    /// Jobs that are parts of this one, oldest first, each with its log, as of one moment.
+    ///
+    /// # Errors
+    /// The database's.
+    pub async fn children(&self, parent: JobId) -> Result<Vec<(JobRecord, Vec<LogRow>)>, StoreError> {
+        self.with_logs("parent = $1 AND id > $2 ORDER BY id", [parent.0 as i64, 0], u32::MAX).await
+    }
+
+    /// Jobs that `which`, with two values and an order, selects, each with its log, as of one moment.
+    async fn with_logs(
+        &self,
+        which: &'static str,
+        values: [i64; 2],
+        limit: u32,
+    ) -> Result<Vec<(JobRecord, Vec<LogRow>)>, StoreError> {
+        let which = format!("FROM job WHERE {which} LIMIT $3");
+        let [first, second] = values;
+        // One transaction of a reader sees one state of the database.
+        let mut transaction = self.readers.begin().await?;
+        let jobs = sqlx::query(sqlx::AssertSqlSafe(format!("SELECT * {which}")))
+            .bind(first)
+            .bind(second)
+            .bind(i64::from(limit))
+            .fetch_all(&mut *transaction)
+            .await?;
+        let lines = sqlx::query(sqlx::AssertSqlSafe(format!(
+            "SELECT job, at_ms, event, note FROM job_log WHERE job IN (SELECT id {which}) ORDER BY job, line"
+        )))
+        .bind(first)
+        .bind(second)
+        .bind(i64::from(limit))
+        .fetch_all(&mut *transaction)
+        .await?;
+        let mut logs: BTreeMap<i64, Vec<LogRow>> = BTreeMap::new();
+        for line in &lines {
+            logs.entry(line.try_get("job")?).or_default().push(log_row(line)?);
+        }
+        let with_log = |row| {
+            let record = record(row)?;
+            let log = logs.remove(&(record.id.0 as i64)).unwrap_or_default();
+            Ok((record, log))
+        };
+        jobs.iter().map(with_log).collect()
+    }
+
+    /// Removes jobs that ended before `before_ms`; how many. Their numbers are not used again.
+    ///
+    /// # Errors
+    /// The database's.
+    pub async fn forget_jobs(&self, before_ms: u64) -> Result<u64, StoreError> {
+        let mut transaction = self.begin().await?;
+        // A parent goes with the last of its parts; the newest job stays, for it holds the place of the numbers.
+        const OLD: &str = "SELECT id FROM job WHERE accepted_at_ms < $1
+            AND id NOT IN (SELECT job FROM open_job) AND id < (SELECT MAX(id) FROM job)
+            AND id NOT IN (SELECT parent FROM job WHERE parent IS NOT NULL)
+            AND COALESCE((SELECT MAX(at_ms) FROM job_log WHERE job = job.id), 0) < $1";
+        sqlx::query(sqlx::AssertSqlSafe(format!("DELETE FROM job_log WHERE job IN ({OLD})")))
+            .bind(before_ms as i64)
+            .execute(&mut *transaction)
+            .await?;
+        let removed = sqlx::query(sqlx::AssertSqlSafe(format!("DELETE FROM job WHERE id IN ({OLD})")))
+            .bind(before_ms as i64)
+            .execute(&mut *transaction)
+            .await?;
+        transaction.commit().await?;
+        Ok(removed.rows_affected())
     }
 
     /// Appends to a job's log. On the disk when it returns.
@@ -134,12 +277,7 @@ impl Store {
         for entry in entries {
             write_line(&mut transaction, job, now_ms, entry).await?;
         }
-        let rows = sqlx::query("SELECT event FROM job_log WHERE job = $1 AND event IS NOT NULL ORDER BY line")
-            .bind(job.0 as i64)
-            .fetch_all(&mut *transaction)
-            .await?;
-        let log: Vec<LogEvent> =
-            rows.iter().map(|row| json("event", row.try_get("event")?)).collect::<Result<_, _>>()?;
+        let log = log_in(&mut transaction, job).await?;
         if phase(&log).ended() {
             sqlx::query("DELETE FROM open_job WHERE job = $1").bind(job.0 as i64).execute(&mut *transaction).await?;
         }
@@ -155,16 +293,7 @@ impl Store {
             .bind(job.0 as i64)
             .fetch_all(&self.readers)
             .await?;
-        rows.iter()
-            .map(|row| {
-                let event: Option<String> = row.try_get("event")?;
-                let entry = match event {
-                    Some(event) => LogEntry::Event(json("event", &event)?),
-                    None => LogEntry::Note(row.try_get::<Option<String>, _>("note")?.unwrap_or_default()),
-                };
-                Ok(LogRow { at_ms: row.try_get::<i64, _>("at_ms")? as u64, entry })
-            })
-            .collect()
+        rows.iter().map(log_row).collect()
     }
 
     /// One job.
@@ -176,13 +305,28 @@ impl Store {
         query.fetch_optional(&self.readers).await?.as_ref().map(record).transpose()
     }
 
-    /// The newest jobs, newest first.
+    /// The newest jobs that were accepted at `since_ms` or later, newest first, each with its log.
     ///
     /// # Errors
     /// The database's.
-    pub async fn jobs(&self, limit: u32) -> Result<Vec<JobRecord>, StoreError> {
-        let query = sqlx::query("SELECT * FROM job ORDER BY id DESC LIMIT $1").bind(i64::from(limit));
-        query.fetch_all(&self.readers).await?.iter().map(record).collect()
+    pub async fn jobs(&self, since_ms: u64, limit: u32) -> Result<Vec<(JobRecord, Vec<LogRow>)>, StoreError> {
+        let since = since_ms.min(i64::MAX as u64) as i64;
+        self.with_logs("accepted_at_ms >= $1 AND id > $2 ORDER BY id DESC", [since, 0], limit).await
+    }
+
+    /// Jobs with a larger number than `after` that were accepted at `since_ms` or later, oldest first, each with its
+    /// log.
+    ///
+    /// # Errors
+    /// The database's.
+    pub async fn jobs_after(
+        &self,
+        after: JobId,
+        since_ms: u64,
+        limit: u32,
+    ) -> Result<Vec<(JobRecord, Vec<LogRow>)>, StoreError> {
+        let since = since_ms.min(i64::MAX as u64) as i64;
+        self.with_logs("accepted_at_ms >= $1 AND id > $2 ORDER BY id", [since, after.0 as i64], limit).await
     }
 
     /// Jobs that have not ended, oldest first.
@@ -192,6 +336,26 @@ impl Store {
     pub async fn open_jobs(&self) -> Result<Vec<JobRecord>, StoreError> {
         let query = sqlx::query("SELECT job.* FROM job JOIN open_job ON open_job.job = job.id ORDER BY job.id");
         query.fetch_all(&self.readers).await?.iter().map(record).collect()
+    }
+
+    /// Jobs that have not ended, oldest first, with the events of their logs.
+    ///
+    /// # Errors
+    /// The database's.
+    pub async fn open_jobs_with_logs(&self) -> Result<Vec<(JobRecord, Vec<LogEvent>)>, StoreError> {
+        let mut logs: BTreeMap<i64, Vec<LogEvent>> = BTreeMap::new();
+        let lines = sqlx::query(
+            "SELECT job_log.job, event FROM job_log JOIN open_job ON open_job.job = job_log.job
+             WHERE event IS NOT NULL ORDER BY job_log.job, line",
+        );
+        for line in lines.fetch_all(&self.readers).await? {
+            logs.entry(line.try_get("job")?).or_default().push(json("event", line.try_get("event")?)?);
+        }
+        let with_log = |record: JobRecord| {
+            let log = logs.remove(&(record.id.0 as i64)).unwrap_or_default();
+            (record, log)
+        };
+        Ok(self.open_jobs().await?.into_iter().map(with_log).collect())
     }
 
     /// Keeps what the saga must know from now on.
@@ -254,6 +418,65 @@ impl Store {
     }
 }
 
+/// The job that moves a VM and has not ended.
+async fn mover(transaction: &mut Transaction<'static, Sqlite>, vm: VmId) -> Result<Option<JobId>, StoreError> {
+    let busy: Option<i64> =
+        sqlx::query_scalar("SELECT job.id FROM job JOIN open_job ON open_job.job = job.id WHERE job.vm = $1")
+            .bind(vm.to_string())
+            .fetch_optional(&mut **transaction)
+            .await?;
+    Ok(busy.map(|job| JobId(job as u64)))
+}
+
+/// A new job with its first line. One that has parts is not open itself: they are.
+async fn insert(transaction: &mut Transaction<'static, Sqlite>, job: &NewJob) -> Result<JobId, StoreError> {
+    let id: i64 = sqlx::query_scalar("SELECT COALESCE(MAX(id), 0) + 1 FROM job").fetch_one(&mut **transaction).await?;
+    sqlx::query(
+        "INSERT INTO job (id, kind, vm, vm_name, source, source_name, destination, destination_name,
+            requested_by, accepted_at_ms, plan, findings, parent)
+         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13)",
+    )
+    .bind(id)
+    .bind(to_json(&job.kind))
+    .bind(job.vm.to_string())
+    .bind(&job.vm_name)
+    .bind(job.source.id.to_string())
+    .bind(&job.source.name)
+    .bind(job.destination.id.to_string())
+    .bind(&job.destination.name)
+    .bind(&job.by)
+    .bind(job.accepted_at_ms as i64)
+    .bind(&job.plan)
+    .bind(to_json(&job.findings))
+    .bind(job.parent.map(|parent| parent.0 as i64))
+    .execute(&mut **transaction)
+    .await?;
+    if !job.kind.is_parent() {
+        sqlx::query("INSERT INTO open_job (job) VALUES ($1)").bind(id).execute(&mut **transaction).await?;
+    }
+    let id = JobId(id as u64);
+    write_line(transaction, id, job.accepted_at_ms, &LogEntry::Event(LogEvent::Accepted)).await?;
+    Ok(id)
+}
+
+/// The events of a job's log, as the transaction sees them.
+async fn log_in(transaction: &mut Transaction<'static, Sqlite>, job: JobId) -> Result<Vec<LogEvent>, StoreError> {
+    let rows = sqlx::query("SELECT event FROM job_log WHERE job = $1 AND event IS NOT NULL ORDER BY line")
+        .bind(job.0 as i64)
+        .fetch_all(&mut **transaction)
+        .await?;
+    rows.iter().map(|row| json("event", row.try_get("event")?)).collect()
+}
+
+fn log_row(row: &SqliteRow) -> Result<LogRow, StoreError> {
+    let event: Option<String> = row.try_get("event")?;
+    let entry = match event {
+        Some(event) => LogEntry::Event(json("event", &event)?),
+        None => LogEntry::Note(row.try_get::<Option<String>, _>("note")?.unwrap_or_default()),
+    };
+    Ok(LogRow { at_ms: row.try_get::<i64, _>("at_ms")? as u64, entry })
+}
+
 async fn write_line(
     transaction: &mut Transaction<'static, Sqlite>,
     job: JobId,
@@ -285,6 +508,7 @@ fn record(row: &SqliteRow) -> Result<JobRecord, StoreError> {
         id: JobId(row.try_get::<i64, _>("id")? as u64),
         job: NewJob {
             kind: json("kind", row.try_get("kind")?)?,
+            parent: row.try_get::<Option<i64>, _>("parent")?.map(|parent| JobId(parent as u64)),
             vm: parsed(row, "vm")?,
             vm_name: row.try_get("vm_name")?,
             source: host("source", "source_name")?,

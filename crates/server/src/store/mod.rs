@@ -14,8 +14,8 @@ use sqlx::{
 use thiserror::Error;
 
 pub use answers::{Answer, Begun};
-pub use inventory::{HostRecord, ShareRecord};
-pub use jobs::{Created, HostName, JobRecord, LogEntry, LogRow, NewJob};
+pub use inventory::{HostRecord, HostSettings, ShareRecord};
+pub use jobs::{Created, CreatedMany, HostName, JobRecord, LogEntry, LogRow, NewJob, Restarted};
 
 /// Readers that may look at the database at once: calls of the API are short.
 const READERS_MAX: u32 = 4;
@@ -106,6 +106,21 @@ impl Store {
         sqlx::query("DELETE FROM schema_version").execute(&mut *transaction).await?;
         sqlx::query("INSERT INTO schema_version (version) VALUES ($1)").bind(known).execute(&mut *transaction).await?;
         Ok(transaction.commit().await?)
+    }
+
+    /// Begins a life of the server. Larger than that of any earlier life, also of one whose database was lost and
+    /// replaced by an older copy: it is a time.
+    ///
+    /// # Errors
+    /// The database's.
+    pub async fn next_epoch(&self, now_ms: u64) -> Result<u64, StoreError> {
+        let mut transaction = self.begin().await?;
+        let last: Option<i64> = sqlx::query_scalar("SELECT MAX(epoch) FROM life").fetch_one(&mut *transaction).await?;
+        let epoch = now_ms.max(last.unwrap_or(0) as u64 + 1);
+        sqlx::query("DELETE FROM life").execute(&mut *transaction).await?;
+        sqlx::query("INSERT INTO life (epoch) VALUES ($1)").bind(epoch as i64).execute(&mut *transaction).await?;
+        transaction.commit().await?;
+        Ok(epoch)
     }
 
     /// Replaces the token of that name by one with this hash.

@@ -1,7 +1,21 @@
 //! The database's tables, as steps from one schema version to the next. SQL that PostgreSQL takes too.
 
 /// `MIGRATIONS[n]` leads from schema version n to n + 1.
-pub(super) const MIGRATIONS: &[&[&str]] = &[&[
+pub(super) const MIGRATIONS: &[&[&str]] = &[FIRST, JOBS_IN_A_QUEUE];
+
+const JOBS_IN_A_QUEUE: &[&str] = &[
+    "ALTER TABLE host ADD COLUMN live_limit BIGINT NOT NULL DEFAULT 2",
+    "ALTER TABLE host ADD COLUMN storage_limit BIGINT NOT NULL DEFAULT 2",
+    // 1: nothing is placed there.
+    "ALTER TABLE host ADD COLUMN maintenance BIGINT NOT NULL DEFAULT 0",
+    "ALTER TABLE job ADD COLUMN parent BIGINT",
+    "CREATE INDEX job_parent ON job (parent)",
+    "CREATE INDEX job_accepted ON job (accepted_at_ms)",
+    // How often this server was started, as far as agents are concerned: one row.
+    "CREATE TABLE life (epoch BIGINT NOT NULL)",
+];
+
+const FIRST: &[&str] = &[
     "CREATE TABLE token (hash TEXT PRIMARY KEY, name TEXT NOT NULL)",
     "CREATE TABLE host (
         id TEXT PRIMARY KEY, name TEXT NOT NULL UNIQUE, address TEXT NOT NULL, pin TEXT NOT NULL UNIQUE,
@@ -25,4 +39,4 @@ pub(super) const MIGRATIONS: &[&[&str]] = &[&[
     // The first answer to each idempotency key; no status while the request is still being worked on.
     "CREATE TABLE answer (
         key TEXT PRIMARY KEY, request_hash TEXT NOT NULL, at_ms BIGINT NOT NULL, status BIGINT, body TEXT)",
-]];
+];

@@ -225,7 +225,7 @@ fn a_move_that_cannot_work_is_refused_and_nothing_is_changed() {
             let (vm, destination) = spoil(&mut fabric).await;
             let before: Vec<_> = fabric.states().await;
             assert_eq!(refusal(lab.migrate(vm, destination).await), (*status, vec![*id]), "{row}");
-            assert_eq!(lab.client.jobs(None).await.expect("answered"), [], "{row}");
+            assert_eq!(lab.client.jobs(None, None).await.expect("answered"), [], "{row}");
             assert_eq!(fabric.states().await, before, "{row}");
             assert_eq!(fabric.kvm1.leftovers(), Vec::<String>::new(), "{row}");
             assert_eq!(fabric.kvm2.leftovers(), Vec::<String>::new(), "{row}");
@@ -268,7 +268,7 @@ fn numbers_out_of_range_are_refused() {
         ] {
             assert_eq!(refusal(lab.client.migrate("web01", &bad).await), (400, vec![Id::RequestInvalid]), "{bad:?}");
         }
-        assert_eq!(lab.client.jobs(None).await.expect("answered"), []);
+        assert_eq!(lab.client.jobs(None, None).await.expect("answered"), []);
     });
 }
 

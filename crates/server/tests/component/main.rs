@@ -2,6 +2,7 @@
 
 mod api;
 mod bad_input;
+mod jobs;
 mod moves;
 mod support;
 mod trust;

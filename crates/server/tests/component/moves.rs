@@ -13,12 +13,12 @@ use ferry_drivers::hypervisor::fake::{Hold, Point};
 
 use crate::support::{DEADLINE, in_lab, refusal, wait_for};
 
-fn only(host: &str) -> BTreeSet<String> {
+pub fn only(host: &str) -> BTreeSet<String> {
     BTreeSet::from([host.to_owned()])
 }
 
 /// Waits until somebody is held, without holding up the runtime.
-async fn reached(hold: &Arc<Hold>) {
+pub async fn reached(hold: &Arc<Hold>) {
     let waiting = hold.clone();
     let came = tokio::task::spawn_blocking(move || waiting.wait_reached(DEADLINE)).await;
     assert!(came.expect("it waits"), "nobody came");
@@ -54,7 +54,7 @@ fn a_dry_run_says_what_it_would_be_and_changes_nothing() {
         let candidates = lab.client.candidates("web01").await.expect("judged");
         let kinds: Vec<_> = candidates.iter().map(|one| (one.host.as_str(), one.kind.is_some())).collect();
         assert_eq!(kinds, [("kvm1", false), ("kvm2", true)]);
-        assert_eq!(lab.client.jobs(None).await.expect("answered"), []);
+        assert_eq!(lab.client.jobs(None, None).await.expect("answered"), []);
         assert_eq!(lab.running_on(vm), only("kvm1"));
     });
 }

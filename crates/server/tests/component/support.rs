@@ -79,6 +79,7 @@ impl Lab {
     /// A server without hosts, and a file server with the share `vms`.
     async fn new(folder: PathBuf) -> Self {
         let config = Config {
+            retention_days: 365,
             listen: "127.0.0.1:0".parse().expect("an address"),
             state_dir: folder.join("server"),
             database: None,

@@ -37,6 +37,7 @@ impl<'a> Attempt<'a> {
             persistent: true,
             downtime_limit: Duration::from_millis(300),
             bandwidth_bytes_per_s: None,
+            auto_converge: true,
         };
         Self { site, vm, request, carriers }
     }

@@ -66,7 +66,7 @@ pub(super) enum Struck {
     Cut,
 }
 
-/// The plan of one host. Clones are the same plan; each entry strikes once.
+/// The plan of one host. Clones are the same plan; each entry strikes once, if not said otherwise.
 #[derive(Clone, Debug, Default)]
 pub struct Faults(Arc<Mutex<Vec<Entry>>>);
 
@@ -75,6 +75,8 @@ struct Entry {
     point: Point,
     /// How many more times the point is passed unharmed.
     spared: u32,
+    /// It strikes again and again.
+    lasts: bool,
     action: Action,
 }
 
@@ -89,6 +91,11 @@ impl Faults {
         self.add(point, nth - 1, Action::Fail(reason.to_owned()));
     }
 
+    /// Whoever comes to `point` from now on fails, until [`Self::clear`].
+    pub fn fail_always(&self, point: Point, reason: &str) {
+        self.entries().push(Entry { point, spared: 0, lasts: true, action: Action::Fail(reason.to_owned()) });
+    }
+
     /// At `point` the channel in hand breaks next time. Where there is none, it fails.
     pub fn cut(&self, point: Point) {
         self.add(point, 0, Action::Cut);
@@ -101,8 +108,13 @@ impl Faults {
         Hold(gate)
     }
 
+    /// Nothing goes wrong any more that has not yet.
+    pub fn clear(&self) {
+        self.entries().clear();
+    }
+
     fn add(&self, point: Point, spared: u32, action: Action) {
-        self.entries().push(Entry { point, spared, action });
+        self.entries().push(Entry { point, spared, lasts: false, action });
     }
 
     fn entries(&self) -> MutexGuard<'_, Vec<Entry>> {
@@ -121,7 +133,7 @@ impl Faults {
                 return true;
             }
             due.push(entry.action.clone());
-            false
+            entry.lasts
         });
         due.into_iter().try_for_each(|action| match action {
             Action::Fail(reason) => Err(Struck::Failed(reason)),

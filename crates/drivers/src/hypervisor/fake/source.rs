@@ -6,7 +6,7 @@ use std::{
     net::Shutdown,
     os::unix::net::UnixStream,
     sync::Arc,
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use ferry_core::{id::VmId, units::ByteCount};
@@ -29,6 +29,8 @@ use crate::hypervisor::{
 
 /// The link as the fake's clock has it: with the downtime limit it says when the rest is small enough. Nothing waits.
 const LINK_BYTES_PER_S: f64 = (1 << 20) as f64;
+/// What is left of the guest's speed after each pass that did not help.
+const SLOWER: f64 = 0.7;
 /// Pages that leave between two looks at whether somebody wants the move to end.
 const PAGES_PER_BATCH: usize = 64;
 /// First word of the memory stream; then the number of pages and the guest's dirty ratio.
@@ -113,7 +115,7 @@ fn begin(host: &Host, request: &MigrateRequest, what: &str) -> Result<Definition
         return Err(refuse("cannot migrate a domain with host devices"));
     }
     let live = definition::translate(&guest::definition_xml(&entry.facts), vm, &request.translate)?;
-    entry.outgoing = Some(Outgoing::default());
+    entry.outgoing = Some(Outgoing { downtime_limit: request.downtime_limit, ..Outgoing::default() });
     Ok(Definitions { name: entry.facts.name.clone(), persistent: request.persistent.then(|| live.clone()), live })
 }
 
@@ -178,7 +180,7 @@ fn send_memory(host: &Host, request: &MigrateRequest, path: &std::path::Path) ->
     let mut stream = UnixStream::connect(path).map_err(Trouble::because("cannot connect to the memory socket"))?;
     let begun = Instant::now();
     let vm = request.vm;
-    let limit_pages = ((LINK_BYTES_PER_S * request.downtime_limit.as_secs_f64()) as usize / PAGE_BYTES).max(1);
+    let limit_pages = |limit: Duration| ((LINK_BYTES_PER_S * limit.as_secs_f64()) as usize / PAGE_BYTES).max(1);
     let (pages, dirty_ratio) = with_memory(host, vm, |memory, _| (memory.pages(), memory.dirty_ratio))?;
     let mut opening = MEMORY_MAGIC.to_be_bytes().to_vec();
     opening.extend((pages as u64).to_be_bytes());
@@ -187,15 +189,23 @@ fn send_memory(host: &Host, request: &MigrateRequest, path: &std::path::Path) ->
 
     let mut pass = 1;
     let mut due: BTreeSet<usize> = (0..pages).collect();
-    while pass == 1 || due.len() > limit_pages {
+    let mut slowed = 1.0;
+    loop {
         host.faults.meet(Point::Pass(pass)).map_err(Struck::into_trouble)?;
-        due = send_pass(host, vm, &mut stream, &due, pass, begun)?;
+        due = send_pass(host, vm, &mut stream, &due, Pass { number: pass, begun, slowed })?;
         pass += 1;
+        if due.len() <= limit_pages(with_memory(host, vm, |_, outgoing| outgoing.downtime_limit)?) {
+            break;
+        }
+        // QEMU begins to slow the guest when two passes did not help.
+        if request.auto_converge && pass > 3 {
+            slowed *= SLOWER;
+        }
     }
     let stopped = Instant::now();
     stop(host, vm)?;
     host.faults.meet(Point::Stopped).map_err(Struck::into_trouble)?;
-    send_pass(host, vm, &mut stream, &due, pass, begun)?;
+    send_pass(host, vm, &mut stream, &due, Pass { number: pass, begun, slowed })?;
     let (sum, stats) = with_memory(host, vm, |memory, outgoing| {
         outgoing.stats.downtime_ms = stopped.elapsed().as_millis() as u64;
         (guest::checksum(&memory.bytes), outgoing.stats)
@@ -208,14 +218,24 @@ fn send_memory(host: &Host, request: &MigrateRequest, path: &std::path::Path) ->
     stream.shutdown(Shutdown::Write).map_err(Trouble::because("cannot end the memory stream"))
 }
 
+/// A pass over memory.
+#[derive(Clone, Copy)]
+struct Pass {
+    /// From 1.
+    number: u32,
+    /// When the first began.
+    begun: Instant,
+    /// How fast the guest runs; 1 is not slowed.
+    slowed: f64,
+}
+
 /// Sends the pages that are due and gives those that the guest wrote meanwhile.
 fn send_pass(
     host: &Host,
     vm: VmId,
     stream: &mut UnixStream,
     due: &BTreeSet<usize>,
-    pass: u32,
-    begun: Instant,
+    pass: Pass,
 ) -> Result<BTreeSet<usize>, Trouble> {
     let mut dirtied = BTreeSet::new();
     let mut left: VecDeque<usize> = due.iter().copied().collect();
@@ -233,14 +253,14 @@ fn send_pass(
         let mut state = host.state();
         if let Some(entry) = state.vms.get_mut(&vm) {
             if let Process::Running(memory) = &mut entry.process {
-                dirtied.extend(memory.dirty(batch.len()));
+                dirtied.extend(memory.dirty((batch.len() as f64 * pass.slowed) as usize));
             }
             let total = match &entry.process {
                 Process::Running(memory) | Process::HandedOver(memory) => memory.bytes.len(),
                 _ => 0,
             };
             if let Some(outgoing) = &mut entry.outgoing {
-                count(&mut outgoing.stats, batch.len(), left.len() + dirtied.len(), total, pass, begun);
+                count(&mut outgoing.stats, batch.len(), left.len() + dirtied.len(), total, pass.number, pass.begun);
             }
         }
     }

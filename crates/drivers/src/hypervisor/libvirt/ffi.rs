@@ -238,6 +238,7 @@ pub(super) struct Migrate<'a> {
     pub(super) live_xml: &'a str,
     pub(super) persistent_xml: Option<&'a str>,
     pub(super) bandwidth_mib_per_s: Option<u64>,
+    pub(super) auto_converge: bool,
 }
 
 /// A domain.
@@ -352,6 +353,9 @@ impl Domain {
         if let Some(xml) = migrate.persistent_xml {
             params.text(virt_sys::VIR_MIGRATE_PARAM_PERSIST_XML, xml)?;
             flags |= virt_sys::VIR_MIGRATE_PERSIST_DEST;
+        }
+        if migrate.auto_converge {
+            flags |= virt_sys::VIR_MIGRATE_AUTO_CONVERGE;
         }
         if let Some(mib_per_s) = migrate.bandwidth_mib_per_s {
             params.number(virt_sys::VIR_MIGRATE_PARAM_BANDWIDTH, mib_per_s)?;

@@ -6,6 +6,7 @@ use std::{
     collections::BTreeSet,
     path::PathBuf,
     sync::{Arc, Mutex, MutexGuard, OnceLock},
+    time::Duration,
 };
 
 use ferry_core::{
@@ -248,8 +249,7 @@ impl Hypervisor for Libvirt {
         let kept = if request.persistent { Some(translate(&read(ffi::Xml::Inactive)?)?) } else { None };
         let socket = |name: &str| request.socket_dir.join(name).display().to_string();
         // Takes effect for the migration that follows; libvirt resets it afterwards.
-        let limit_ms = u64::try_from(request.downtime_limit.as_millis()).unwrap_or(u64::MAX);
-        domain.set_downtime_limit(limit_ms).map_err(failed(&what))?;
+        domain.set_downtime_limit(milliseconds(request.downtime_limit)).map_err(failed(&what))?;
         domain
             .migrate(&ffi::Migrate {
                 connection_uri: &format!("qemu+unix:///system?socket={}", socket(RPC_SOCKET)),
@@ -257,6 +257,7 @@ impl Hypervisor for Libvirt {
                 live_xml: &live,
                 persistent_xml: kept.as_deref(),
                 // libvirt counts in MiB/s; zero would mean no cap.
+                auto_converge: request.auto_converge,
                 bandwidth_mib_per_s: request.bandwidth_bytes_per_s.map(|bytes| (bytes >> 20).max(1)),
             })
             .map_err(|fault| match self.aborting().remove(&vm) {
@@ -268,6 +269,11 @@ impl Hypervisor for Libvirt {
     fn migration_stats(&self, vm: VmId) -> Result<Option<MigrationStats>, HypervisorError> {
         let Some(domain) = self.find(vm)? else { return Ok(None) };
         Ok(domain.job_stats(false).ok().flatten())
+    }
+
+    fn set_downtime_limit(&self, vm: VmId, limit: Duration) -> Result<(), HypervisorError> {
+        let what = format!("Could not set the downtime limit of VM {vm}");
+        self.need(vm)?.set_downtime_limit(milliseconds(limit)).map_err(failed(what))
     }
 
     fn completed_stats(&self, vm: VmId) -> Result<Option<MigrationStats>, HypervisorError> {
@@ -303,4 +309,8 @@ impl Hypervisor for Libvirt {
 /// libvirt's number of a version: 1,000,000 × major + 1,000 × minor + release.
 fn version(number: u64) -> String {
     format!("{}.{}.{}", number / 1_000_000, number / 1_000 % 1_000, number % 1_000)
+}
+
+fn milliseconds(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }

@@ -1,0 +1,159 @@
+//! Moves several VMs to one host: a parent job with one move for each. All are accepted, or none is.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
+
+use ferry_core::{
+    api::server::{JobView, MigrateMany},
+    finding::{Finding, FindingId, any_blocks},
+    id::{HostId, VmId},
+    job::JobKind,
+    placement::{Leaving, Room, spread},
+    preflight::{MEMORY_MARGIN, busy_by},
+    units::ByteCount,
+    vm::VmFacts,
+};
+use futures_util::{StreamExt as _, stream};
+use uuid::Uuid;
+
+use super::{
+    check_move::{self, Occasion},
+    invalid,
+    migrate_vm::{check_numbers, host_name, new_move, say_accepted},
+    show_jobs, show_vms,
+};
+use crate::{
+    App,
+    clock::now_ms,
+    failure::Failure,
+    inventory::Host,
+    store::{CreatedMany, HostName, JobRecord, NewJob},
+};
+
+/// VMs that one request may name.
+const VMS_MAX: usize = 1000;
+/// VMs that are looked at at once: each look asks two hosts.
+const CHECKS_AT_ONCE: usize = 8;
+
+pub(crate) async fn migrate_many(app: &Arc<App>, body: &MigrateMany, by: &str) -> Result<JobView, Failure> {
+    let title = format!("Could not move {} VMs to {}", body.vms.len(), body.how.destination);
+    check_numbers(&title, &body.how)?;
+    if body.vms.is_empty() || body.vms.len() > VMS_MAX {
+        let message = format!("{} VMs were named", body.vms.len());
+        return Err(invalid(&title, "vms", message, format!("Name 1 to {VMS_MAX} VMs")));
+    }
+    if body.how.dry_run {
+        let fix = "Try each by itself: `ferry vm migrate NAME --to HOST --dry-run`";
+        return Err(invalid(&title, "dry_run", "Several moves cannot be tried at once".to_owned(), fix));
+    }
+    let destination = app.inventory.find(&body.how.destination).map_err(|finding| Failure::found(&title, finding))?;
+    let vms = find_all(app, &title, &body.vms)?;
+    let moving = show_vms::moving(app).await?;
+    let mut checks = Vec::with_capacity(vms.len());
+    for (source, vm) in &vms {
+        let occasion = Occasion::Request(moving.get(&vm.id).copied());
+        checks.push(check_move::deeply(app, vm.id, source, &destination, occasion));
+    }
+    // In the order of the request: so are the jobs' numbers, and their turns.
+    let checked: Vec<_> = stream::iter(checks).buffered(CHECKS_AT_ONCE).collect().await;
+    let (mut blocked, mut children) = (Vec::new(), Vec::new());
+    for ((source, vm), checked) in vms.iter().zip(checked) {
+        let checked = checked?;
+        if any_blocks(&checked.findings) {
+            blocked.extend(checked.findings);
+        } else {
+            let new = new_move(source, &destination, checked.vm.as_ref().unwrap_or(vm), &body.how, by);
+            children.push(NewJob { findings: checked.findings, ..new });
+        }
+    }
+    blocked.extend(room_for_all(&destination, &vms));
+    if any_blocks(&blocked) {
+        return Err(Failure::refused(title, blocked));
+    }
+    let nowhere = HostName { id: HostId(Uuid::nil()), name: String::new() };
+    let sources: BTreeMap<_, _> = vms.iter().map(|(source, _)| (source.record.id, host_name(source))).collect();
+    let source = if sources.len() == 1 { sources.into_values().next() } else { None };
+    let parent = parent(JobKind::Several, source.unwrap_or(nowhere), host_name(&destination), &children, by);
+    create(app, &title, parent, children).await
+}
+
+/// A job whose work is done by `children`.
+pub(super) fn parent(kind: JobKind, source: HostName, destination: HostName, children: &[NewJob], by: &str) -> NewJob {
+    NewJob {
+        kind,
+        parent: None,
+        vm: VmId(Uuid::nil()),
+        vm_name: format!("{} VM{}", children.len(), if children.len() == 1 { "" } else { "s" }),
+        source,
+        destination,
+        by: by.to_owned(),
+        accepted_at_ms: now_ms(),
+        plan: String::new(),
+        findings: Vec::new(),
+    }
+}
+
+/// Stores a parent with its children and lets these wait for their turns.
+pub(super) async fn create(
+    app: &Arc<App>,
+    title: &str,
+    parent: NewJob,
+    children: Vec<NewJob>,
+) -> Result<JobView, Failure> {
+    let (id, ids) = match app.store.create_jobs(&parent, &children).await? {
+        CreatedMany::Jobs(id, ids) => (id, ids),
+        CreatedMany::Busy(vm, other) => {
+            let name = children.iter().find(|child| child.vm == vm).map_or("", |child| &child.vm_name);
+            return Err(Failure::found(title, busy_by(name, other)));
+        }
+    };
+    let record =
+        |(child, job): (_, NewJob)| JobRecord { id: child, job: NewJob { parent: Some(id), ..job }, figures: None };
+    let records: Vec<JobRecord> = ids.into_iter().zip(children).map(record).collect();
+    tracing::info!(job = id.0, vms = records.len(), by = parent.by, "Several moves were accepted");
+    records.iter().for_each(say_accepted);
+    app.jobs.enqueue(app, records);
+    show_jobs::again(app, title, id).await
+}
+
+fn find_all(app: &App, title: &str, references: &[String]) -> Result<Vec<(Arc<Host>, VmFacts)>, Failure> {
+    let mut seen = BTreeSet::new();
+    let mut vms = Vec::with_capacity(references.len());
+    for reference in references {
+        let (host, vm) = show_vms::find(app, title, reference)?;
+        if !seen.insert(vm.id) {
+            let message = format!("VM {} was named twice", vm.name);
+            return Err(invalid(title, &vm.name, message, "Name each VM once"));
+        }
+        vms.push((host, vm));
+    }
+    Ok(vms)
+}
+
+/// Each may fit where all do not.
+fn room_for_all(destination: &Host, vms: &[(Arc<Host>, VmFacts)]) -> Option<Finding> {
+    let here = destination.record.id;
+    let free = destination.seen().observation.as_ref()?.host.memory_free;
+    let leaving: Vec<Leaving> = vms.iter().map(|(_, vm)| leaving(vm, vec![here])).collect();
+    let left = spread(&leaving, &[Room { host: here, free }]).iter().filter(|place| place.is_none()).count();
+    let needed = ByteCount(leaving.iter().map(|vm| vm.memory.0).sum());
+    (left > 0 && vms.len() > 1).then(|| {
+        Finding::blocks(
+            FindingId::HostMemory,
+            destination.name(),
+            format!(
+                "The {} VMs need {needed} together, and host {} has {free} free: {left} of them find no room",
+                vms.len(),
+                destination.name()
+            ),
+            "Free memory there, or move fewer VMs",
+        )
+    })
+}
+
+/// A VM that needs a place, with what QEMU needs beside its memory.
+pub(super) fn leaving(vm: &VmFacts, hosts: Vec<HostId>) -> Leaving {
+    Leaving { vm: vm.id, memory: ByteCount(vm.memory.0.saturating_add(MEMORY_MARGIN.0)), hosts }
+}

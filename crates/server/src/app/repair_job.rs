@@ -1,0 +1,177 @@
+//! What an administrator can do about a job that did not go well.
+//!
+//! | | when | what |
+//! |---|---|---|
+//! | restart | failed, cancelled | another attempt in the same job |
+//! | retry | stuck, or waiting for a host | what is tried again and again is tried now |
+//! | undo | before the switchover | what was done is taken back: the VM stays |
+//! | dismiss | stuck, or waiting for a host | nothing more is done, what is left stays |
+
+use std::sync::Arc;
+
+use ferry_client::agent::Attempt;
+use ferry_core::{
+    api::server::JobView,
+    finding::{Finding, FindingId},
+    migration::{LogEvent, Phase, newest_attempt, phase},
+    preflight::busy_by,
+};
+
+use super::{
+    cancel_job::{cancel_job, ended, is_taken_back, past_pivot},
+    show_jobs,
+};
+use crate::{
+    App,
+    clock::now_ms,
+    failure::Failure,
+    jobs::events,
+    saga::migrate::Plan,
+    store::{JobRecord, LogEntry, Restarted},
+};
+
+/// Another attempt; of a job with parts, of each that did not succeed.
+pub(crate) async fn restart_job(app: &Arc<App>, reference: &str, by: &str) -> Result<JobView, Failure> {
+    let title = format!("Could not restart job {reference}");
+    let (record, _) = show_jobs::find(app, &title, reference).await?;
+    if !record.job.kind.is_parent() {
+        restart(app, &title, &record, by).await?;
+        return show_jobs::again(app, &title, record.id).await;
+    }
+    let mut again = 0;
+    for (child, log) in app.store.children(record.id).await? {
+        if matches!(phase(&events(&log)), Phase::Failed | Phase::Cancelled) {
+            restart(app, &title, &child, by).await?;
+            again += 1;
+        }
+    }
+    if again == 0 {
+        return Err(not_failed(&title, &record, "none of its parts failed or was cancelled"));
+    }
+    show_jobs::again(app, &title, record.id).await
+}
+
+async fn restart(app: &Arc<App>, title: &str, record: &JobRecord, by: &str) -> Result<(), Failure> {
+    let now = now_ms();
+    let plan = Plan::from_json(&record.job.plan).map_err(|error| {
+        let message = format!("The plan of job {} cannot be read: {error}", record.id);
+        Failure::found(title, Finding::blocks(FindingId::JobEnded, record.id, message, "Start a new move"))
+    })?;
+    for host in [&record.job.source, &record.job.destination] {
+        if app.inventory.by_id(host.id).is_none() {
+            let message = format!("Host {} is not in the inventory any more", host.name);
+            let fix = "Start a new move with `ferry vm migrate`";
+            return Err(Failure::found(title, Finding::blocks(FindingId::HostUnknown, &host.name, message, fix)));
+        }
+    }
+    let plan = plan.renewed(now).to_json();
+    match app.store.restart(record.id, &plan, by, now).await? {
+        Restarted::Waits => {}
+        Restarted::Not(phase) => return Err(not_failed(title, record, &format!("it is {}", phase.title()))),
+        Restarted::Busy(other) => return Err(Failure::found(title, busy_by(&record.job.vm_name, other))),
+    }
+    tracing::info!(job = record.id.0, by, "Another attempt was asked for");
+    if let Some(stored) = app.store.job(record.id).await? {
+        app.jobs.enqueue(app, [stored]);
+    }
+    app.publish_job(record.id).await;
+    Ok(())
+}
+
+/// Tries now what is tried again and again.
+pub(crate) async fn retry_job(app: &Arc<App>, reference: &str, by: &str) -> Result<JobView, Failure> {
+    let title = format!("Could not retry job {reference}");
+    let (record, log) = one(app, &title, reference).await?;
+    if phase(&log).ended() {
+        let fix = format!("Start another attempt with `ferry job restart {}`", record.id);
+        let message = format!("Job {} has ended: {}", record.id, phase(&log).title());
+        return Err(Failure::found(title, Finding::blocks(FindingId::JobEnded, record.id, message, fix)));
+    }
+    note(app, &record, format!("{by} asked to try again now")).await?;
+    if let Some(running) = app.jobs.running(record.id) {
+        running.retry();
+    }
+    show_jobs::again(app, &title, record.id).await
+}
+
+/// Takes back what was done, which is possible before the switchover only.
+pub(crate) async fn undo_job(app: &Arc<App>, reference: &str, by: &str) -> Result<JobView, Failure> {
+    let title = format!("Could not undo job {reference}");
+    let (record, log) = one(app, &title, reference).await?;
+    match phase(&log) {
+        Phase::Succeeded | Phase::Completing => Err(past_pivot(&title, &record)),
+        Phase::Stuck if !is_taken_back(newest_attempt(&log)) => Err(past_pivot(&title, &record)),
+        // Its own undoing is what is stuck.
+        Phase::Stuck | Phase::RollingBack => retry_job(app, reference, by).await,
+        Phase::Queued | Phase::Preparing | Phase::Migrating => cancel_job(app, reference, by).await,
+        now @ (Phase::Cancelled | Phase::Failed) => Err(ended(&title, &record, now.title())),
+    }
+}
+
+/// Accepts what is: nothing more is done.
+pub(crate) async fn dismiss_job(app: &Arc<App>, reference: &str, by: &str) -> Result<JobView, Failure> {
+    let title = format!("Could not dismiss job {reference}");
+    let (record, log) = one(app, &title, reference).await?;
+    let now = phase(&log);
+    if now.ended() {
+        return Err(ended(&title, &record, now.title()));
+    }
+    let running = app.jobs.running(record.id);
+    let waits = running.as_ref().is_some_and(|running| running.waits());
+    if now != Phase::Stuck && !waits {
+        let message = format!("Job {} is {} and goes on by itself", record.id, now.title());
+        let fix = format!("Wait for it (`ferry job watch {0}`) or cancel it (`ferry job cancel {0}`)", record.id);
+        return Err(Failure::found(title, Finding::blocks(FindingId::JobOpen, record.id, message, fix)));
+    }
+    // The task ends first: it must not write on after the end.
+    app.jobs.dismiss(record.id).await;
+    let log = events(&app.store.log(record.id).await?);
+    if !phase(&log).ended() {
+        let event = LogEntry::Event(LogEvent::Dismissed { by: by.to_owned() });
+        app.store.append(record.id, &[event], now_ms()).await?;
+        app.store.unreserve(record.id).await?;
+        tracing::warn!(job = record.id.0, by, "The job was dismissed");
+        if is_taken_back(newest_attempt(&log)) {
+            clean_what_answers(app, &record).await;
+        }
+    }
+    app.publish_job(record.id).await;
+    show_jobs::again(app, &title, record.id).await
+}
+
+/// The VM stays at the source: what a host that answers still has of the move is in nobody's way then. A host that does
+/// not answer keeps it; its agent refuses to let the VM go only where that could run it twice.
+async fn clean_what_answers(app: &App, record: &JobRecord) {
+    let Ok(plan) = Plan::from_json(&record.job.plan) else { return };
+    let attempt = Attempt { job: record.id, generation: plan.generation };
+    for host in [&record.job.source, &record.job.destination] {
+        let Some(host) = app.inventory.by_id(host.id).filter(|host| host.seen().reachable) else { continue };
+        let cleaned = async {
+            host.agent.abort(attempt).await?;
+            host.agent.release(attempt, false).await
+        };
+        if let Err(error) = cleaned.await {
+            tracing::info!(host = host.name(), error = error.chain(), "A host was left as it is");
+        }
+    }
+}
+
+async fn one(app: &Arc<App>, title: &str, reference: &str) -> Result<(JobRecord, Vec<LogEvent>), Failure> {
+    let (record, log) = show_jobs::find(app, title, reference).await?;
+    if record.job.kind.is_parent() {
+        let message = format!("Job {} has parts, and each is by itself", record.id);
+        let fix = format!("See them with `ferry job show {}` and name one of them", record.id);
+        return Err(super::invalid(title, reference, message, fix));
+    }
+    Ok((record, events(&log)))
+}
+
+async fn note(app: &App, record: &JobRecord, text: String) -> Result<(), Failure> {
+    Ok(app.store.append(record.id, &[LogEntry::Note(text)], now_ms()).await?)
+}
+
+fn not_failed(title: &str, record: &JobRecord, why: &str) -> Failure {
+    let message = format!("Only a job that failed or was cancelled can be restarted, and of job {} {why}", record.id);
+    let fix = format!("See it with `ferry job show {}`", record.id);
+    Failure::found(title, Finding::blocks(FindingId::JobOpen, record.id, message, fix))
+}

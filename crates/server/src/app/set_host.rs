@@ -1,0 +1,34 @@
+//! Sets how many moves a host takes part in at once. Takes effect at once: jobs that wait may begin.
+
+use std::sync::Arc;
+
+use ferry_core::{
+    admission::Limits,
+    api::server::{HostView, SetHost},
+};
+
+use super::{invalid, show_hosts};
+use crate::{App, failure::Failure, store::HostSettings};
+
+pub(crate) async fn set_host(app: &Arc<App>, reference: &str, body: SetHost) -> Result<HostView, Failure> {
+    let title = format!("Could not set limits of host {reference}");
+    let host = app.inventory.find(reference).map_err(|finding| Failure::found(&title, finding))?;
+    for (what, limit) in [("live_limit", body.live_limit), ("storage_limit", body.storage_limit)] {
+        if limit.is_some_and(|limit| !(1..=Limits::MAX).contains(&limit)) {
+            let message = format!("{what} cannot be {}", limit.unwrap_or_default());
+            let fix = format!("Give 1 to {}; to place nothing there, drain the host", Limits::MAX);
+            return Err(invalid(&title, what, message, fix));
+        }
+    }
+    let before = host.settings();
+    let limits = Limits {
+        live: body.live_limit.unwrap_or(before.limits.live),
+        storage: body.storage_limit.unwrap_or(before.limits.storage),
+    };
+    let settings = HostSettings { limits, ..before };
+    app.store.put_host_settings(host.record.id, settings).await?;
+    app.inventory.set(&host, settings);
+    tracing::info!(host = host.name(), live = limits.live, storage = limits.storage, "A host's limits were set");
+    app.jobs.look(app);
+    show_hosts::shown(app, &host).await
+}

@@ -1,0 +1,351 @@
+//! Jobs: turns, several at once, drains, and what can be done about a job that did not go well.
+
+use std::sync::Arc;
+
+use ferry_core::{
+    admission::{Limits, Slot},
+    api::server::{DrainHost, JobView, MigrateMany, MigrateVm, SetHost},
+    finding::FindingId,
+    id::JobId,
+    job::JobKind,
+    migration::Phase,
+};
+use ferry_drivers::hypervisor::fake::{Hold, Point};
+
+use crate::{
+    moves::{only, reached},
+    support::{Host, Lab, in_lab, refusal, wait_for},
+};
+
+/// Starts a move and holds it while its memory is on its way.
+async fn held_move(lab: &Lab, from: &Host, vm: &str, to: &str) -> (JobView, Arc<Hold>) {
+    let hold = Arc::new(from.hypervisor.faults().hold(Point::Pass(2)));
+    let job = lab.migrate(vm, to).await.expect("accepted");
+    reached(&hold).await;
+    (job, hold)
+}
+
+/// VMs that run on a host beside `web01`.
+async fn run_more(lab: &Lab, host: &Host, names: &[&str]) {
+    for name in names {
+        lab.run(host, name, |_| {}).await;
+    }
+}
+
+fn several(vms: &[&str], to: &str) -> MigrateMany {
+    let how = MigrateVm { destination: to.into(), ..MigrateVm::default() };
+    MigrateMany { vms: vms.iter().map(|vm| (*vm).to_owned()).collect(), how }
+}
+
+#[test]
+fn a_third_move_waits_and_says_for_what_and_a_higher_limit_lets_it_go_at_once() {
+    in_lab(async |lab| {
+        let (kvm1, _kvm2, _) = lab.two_hosts().await;
+        run_more(lab, &kvm1, &["db", "mail"]).await;
+        let (first, hold_first) = held_move(lab, &kvm1, "web01", "kvm2").await;
+        let (second, hold_second) = held_move(lab, &kvm1, "db", "kvm2").await;
+        let third = lab.migrate("mail", "kvm2").await.expect("accepted");
+        assert_eq!(third.phase, Phase::Queued);
+        let waits = third.waits.clone().expect("it says for what");
+        assert_eq!(waits.position, 1);
+        let places: Vec<_> =
+            waits.places.iter().map(|place| (place.host.as_str(), place.slot, place.jobs.clone())).collect();
+        let both = vec![first.id, second.id];
+        assert_eq!(places, [("kvm1", Slot::Live, both.clone()), ("kvm2", Slot::Live, both)]);
+        assert!(third.summary.contains("waits for a live slot on kvm1"), "{}", third.summary);
+
+        let host = lab.client.host("kvm2").await.expect("shown");
+        let moves: Vec<_> = host.moves.iter().map(|each| (each.vm_name.as_str(), each.incoming)).collect();
+        assert_eq!(moves, [("web01", true), ("db", true), ("mail", true)]);
+        assert_eq!(host.moves.iter().filter(|each| each.phase == Phase::Queued).count(), 1);
+
+        let three = SetHost { live_limit: Some(3), storage_limit: None };
+        let limits = lab.client.set_host("kvm1", &three).await.expect("set").limits;
+        assert_eq!(limits, Limits { live: 3, storage: 2 });
+        let waits = lab.client.job(third.id).await.expect("known").waits.expect("it still waits");
+        assert_eq!(waits.places.len(), 1, "for kvm2 only: {waits:?}");
+        lab.client.set_host("kvm2", &three).await.expect("set");
+        lab.ends(&third, Phase::Succeeded).await;
+        assert_eq!(lab.client.job(first.id).await.expect("known").phase, Phase::Migrating, "the others go on");
+        hold_first.release();
+        hold_second.release();
+        lab.ends(&first, Phase::Succeeded).await;
+        lab.ends(&second, Phase::Succeeded).await;
+        for bad in [0, Limits::MAX + 1] {
+            let body = SetHost { live_limit: Some(bad), storage_limit: None };
+            assert_eq!(refusal(lab.client.set_host("kvm1", &body).await), (400, vec![FindingId::RequestInvalid]));
+        }
+    });
+}
+
+#[test]
+fn a_move_that_waits_is_cancelled_without_a_trace_and_restarted_as_a_second_attempt() {
+    in_lab(async |lab| {
+        let (kvm1, kvm2, _) = lab.two_hosts().await;
+        run_more(lab, &kvm1, &["db"]).await;
+        lab.client.set_host("kvm1", &SetHost { live_limit: Some(1), storage_limit: None }).await.expect("set");
+        let (first, hold) = held_move(lab, &kvm1, "web01", "kvm2").await;
+        let second = lab.migrate("db", "kvm2").await.expect("accepted");
+        assert_eq!(refusal(lab.client.restart_job(second.id).await), (409, vec![FindingId::JobOpen]));
+        let cancelled = lab.client.cancel_job(second.id).await.expect("not too late");
+        assert_eq!((cancelled.phase, cancelled.attempt), (Phase::Cancelled, 0));
+        assert!(cancelled.summary.contains("db stays on kvm1") && cancelled.summary.contains("`ferry job restart"));
+        let again = lab.client.restart_job(second.id).await.expect("restarted");
+        assert_eq!((again.id, again.phase), (second.id, Phase::Queued));
+        assert_eq!(refusal(lab.migrate("db", "kvm2").await), (409, vec![FindingId::VmBusy]));
+        hold.release();
+        lab.ends(&first, Phase::Succeeded).await;
+        lab.ends(&again, Phase::Succeeded).await;
+
+        kvm1.hypervisor.faults().fail(Point::Prepare, "no room");
+        let third = lab.migrate("db", "kvm1").await.expect("accepted");
+        let failed = lab.ends(&third, Phase::Failed).await;
+        assert!(failed.summary.contains("no room") && failed.summary.contains("`ferry job restart"), "{failed:#?}");
+        let again = lab.client.restart_job(third.id).await.expect("restarted");
+        let done = lab.ends(&again, Phase::Succeeded).await;
+        assert_eq!(done.attempt, 2);
+        assert!(done.log.iter().any(|line| line.message.contains("no room")), "the first attempt is remembered");
+        assert!(done.steps.iter().all(|step| step.message.is_none()), "the steps are those of the second");
+        assert_eq!((kvm1.leftovers(), kvm2.leftovers()), (Vec::new(), Vec::new()));
+        assert_eq!(refusal(lab.client.restart_job(third.id).await), (409, vec![FindingId::JobOpen]));
+    });
+}
+
+#[test]
+fn the_queue_outlives_the_server_in_its_order() {
+    in_lab(async |lab| {
+        let (kvm1, _kvm2, _) = lab.two_hosts().await;
+        run_more(lab, &kvm1, &["db", "mail"]).await;
+        lab.client.set_host("kvm1", &SetHost { live_limit: Some(1), storage_limit: None }).await.expect("set");
+        let (first, hold) = held_move(lab, &kvm1, "web01", "kvm2").await;
+        let second = lab.migrate("db", "kvm2").await.expect("accepted");
+        let third = lab.migrate("mail", "kvm2").await.expect("accepted");
+        lab.stop_server().await;
+        lab.start_server().await;
+        for (job, position) in [(&second, 1), (&third, 2)] {
+            let waits = lab.wait_for_job(job.id, |job| job.waits.is_some()).await.waits.expect("it waits");
+            assert_eq!(waits.position, position);
+        }
+        assert_eq!(lab.client.host("kvm1").await.expect("shown").limits.live, 1, "limits are kept");
+        hold.release();
+        let ends: Vec<u64> = {
+            let mut ends = Vec::new();
+            for job in [&first, &second, &third] {
+                ends.push(lab.ends(job, Phase::Succeeded).await.ended_at_ms.expect("ended"));
+            }
+            ends
+        };
+        assert!(ends.is_sorted(), "{ends:?}");
+    });
+}
+
+#[test]
+fn several_vms_move_as_one_job_and_all_are_accepted_or_none() {
+    in_lab(async |lab| {
+        let (kvm1, kvm2, _) = lab.two_hosts().await;
+        run_more(lab, &kvm1, &["db", "mail"]).await;
+        lab.define(&kvm1, "off", |_| {}).await;
+        let refused = lab.client.migrate_many(&several(&["web01", "off", "db"], "kvm2")).await;
+        assert_eq!(refusal(refused), (409, vec![FindingId::VmNotRunning]));
+        let twice = lab.client.migrate_many(&several(&["web01", "kvm1/web01"], "kvm2")).await;
+        assert_eq!(refusal(twice), (400, vec![FindingId::RequestInvalid]));
+        assert_eq!(lab.client.jobs(None, None).await.expect("answered"), []);
+
+        let parent = lab.client.migrate_many(&several(&["web01", "db", "mail"], "kvm2")).await.expect("accepted");
+        assert_eq!((parent.kind, parent.children.len(), parent.vm), (JobKind::Several, 3, None));
+        let parent = lab.ends(&parent, Phase::Succeeded).await;
+        assert!(parent.summary.starts_with("3 of 3 VMs moved"), "{}", parent.summary);
+        assert!(parent.children.iter().all(|child| child.phase == Phase::Succeeded));
+        for vm in ["web01", "db", "mail"] {
+            assert_eq!(lab.client.vm(vm).await.expect("known").host, "kvm2");
+        }
+        assert_eq!(kvm2.leftovers(), Vec::<String>::new());
+        let child = lab.client.job(parent.children[1].id).await.expect("known");
+        assert_eq!((child.parent, child.vm_name.as_str()), (Some(parent.id), "db"));
+    });
+}
+
+#[test]
+fn cancelling_several_moves_cancels_those_that_have_not_switched_over() {
+    in_lab(async |lab| {
+        let (kvm1, kvm2, _) = lab.two_hosts().await;
+        run_more(lab, &kvm1, &["db", "mail"]).await;
+        lab.client.set_host("kvm1", &SetHost { live_limit: Some(1), storage_limit: None }).await.expect("set");
+        let hold = Arc::new(kvm1.hypervisor.faults().hold(Point::Pass(2)));
+        let parent = lab.client.migrate_many(&several(&["web01", "db", "mail"], "kvm2")).await.expect("accepted");
+        reached(&hold).await;
+        let (client, id) = (lab.client.clone(), parent.id);
+        let cancel = tokio::spawn(async move { client.cancel_job(id).await });
+        let first = parent.children[0].id;
+        wait_for("the cancel of the first is noted", async || {
+            lab.client.job(first).await.expect("known").log.iter().any(|line| line.message.contains("cancel"))
+        })
+        .await;
+        hold.release();
+        cancel.await.expect("it ends").expect("not too late");
+        let ended = lab.ends(&parent, Phase::Cancelled).await;
+        assert_eq!(ended.children.iter().filter(|child| child.phase == Phase::Cancelled).count(), 3, "{ended:#?}");
+        for vm in ["web01", "db", "mail"] {
+            assert_eq!(lab.client.vm(vm).await.expect("known").host, "kvm1");
+        }
+        wait_for("nothing is left", async || kvm1.leftovers().is_empty() && kvm2.leftovers().is_empty()).await;
+        let again = lab.client.restart_job(parent.id).await.expect("restarted");
+        assert!(lab.ends(&again, Phase::Succeeded).await.summary.starts_with("3 of 3"));
+        assert_eq!(refusal(lab.client.cancel_job(parent.id).await), (409, vec![FindingId::JobEnded]));
+    });
+}
+
+#[test]
+fn a_drained_host_is_left_by_every_vm_that_can_and_gets_no_other_until_it_is_resumed() {
+    in_lab(async |lab| {
+        let (kvm1, _kvm2, _) = lab.two_hosts().await;
+        let kvm3 = lab.host("kvm3").await;
+        lab.add(&kvm3).await.expect("added");
+        lab.attach(&kvm3).await.expect("attached");
+        run_more(lab, &kvm1, &["db", "mail"]).await;
+        let local = kvm1.on_host("cache.raw");
+        lab.run(&kvm1, "cache", |guest| guest.facts.files[0].place = local.clone()).await;
+
+        let job = lab.client.drain_host("kvm1", &DrainHost::default()).await.expect("accepted");
+        assert_eq!((job.kind, job.children.len()), (JobKind::Drain, 3));
+        let destinations: Vec<_> = job.children.iter().map(|child| child.destination.as_str()).collect();
+        assert!(destinations.contains(&"kvm2") && destinations.contains(&"kvm3"), "they are spread: {destinations:?}");
+        let job = lab.ends(&job, Phase::Failed).await;
+        assert!(job.summary.starts_with("3 of 3 VMs moved. cache stays: "), "{}", job.summary);
+        let [stays] = job.findings.as_slice() else { panic!("one finding: {:#?}", job.findings) };
+        assert_eq!((stays.id, stays.object.as_str()), (FindingId::HostNone, "cache"));
+        assert!(stays.message.contains("cache.raw") && stays.fix.contains("ferry host drain kvm1"), "{stays:?}");
+
+        assert!(lab.client.host("kvm1").await.expect("shown").maintenance);
+        let (status, findings) = refusal(lab.migrate("web01", "kvm1").await);
+        assert_eq!((status, findings), (409, vec![FindingId::HostMaintenance]));
+        lab.stop_server().await;
+        lab.start_server().await;
+        assert!(lab.client.host("kvm1").await.expect("shown").maintenance, "also after a restart");
+        assert!(!lab.client.resume_host("kvm1").await.expect("resumed").maintenance);
+        wait_for("both hosts answer", async || {
+            lab.client.hosts().await.is_ok_and(|hosts| hosts.iter().all(|host| host.reachable))
+        })
+        .await;
+        let back = lab.migrate("web01", "kvm1").await.expect("accepted");
+        lab.ends(&back, Phase::Succeeded).await;
+
+        let there = DrainHost { destination: Some("kvm2".into()) };
+        let job = lab.client.drain_host("kvm3", &there).await.expect("accepted");
+        assert!(job.children.iter().all(|child| child.destination == "kvm2"));
+        lab.ends(&job, Phase::Succeeded).await;
+        assert_eq!(refusal(lab.client.drain_host("kvm2", &there).await), (400, vec![FindingId::RequestInvalid]));
+    });
+}
+
+#[test]
+fn a_stuck_job_is_retried_or_dismissed_but_not_undone_after_the_switchover() {
+    in_lab(async |lab| {
+        let (mut kvm1, _kvm2, vm) = lab.two_hosts().await;
+        let stuck = async |lab: &Lab, kvm1: &mut Host| -> JobId {
+            let (job, hold) = held_move(lab, kvm1, "web01", "kvm2").await;
+            assert_eq!(refusal(lab.client.dismiss_job(job.id).await), (409, vec![FindingId::JobOpen]));
+            // Every attempt to remove the definition fails from now on.
+            kvm1.hypervisor.faults().fail_always(Point::Undefine, "the disk is full");
+            hold.release();
+            let seen = lab.wait_for_job(job.id, |job| job.phase == Phase::Stuck).await;
+            assert!(
+                seen.summary.contains("runs on kvm2") && seen.summary.contains("the disk is full"),
+                "{}",
+                seen.summary
+            );
+            let commands = [format!("`ferry job retry {}`", job.id), format!("`ferry job dismiss {}`", job.id)];
+            assert!(commands.iter().all(|command| seen.summary.contains(command)), "{}", seen.summary);
+            assert_eq!(refusal(lab.client.undo_job(job.id).await), (409, vec![FindingId::JobPastPivot]));
+            assert_eq!(refusal(lab.client.cancel_job(job.id).await), (409, vec![FindingId::JobPastPivot]));
+            job.id
+        };
+        let job = stuck(lab, &mut kvm1).await;
+        kvm1.hypervisor.faults().clear();
+        let asked = std::time::Instant::now();
+        lab.client.retry_job(job).await.expect("asked");
+        lab.wait_for_job(job, |job| job.phase == Phase::Succeeded).await;
+        assert!(asked.elapsed() < std::time::Duration::from_secs(3), "not only after the next pause");
+        assert_eq!(lab.running_on(vm), only("kvm2"));
+        assert_eq!(kvm1.leftovers(), Vec::<String>::new());
+
+        let back = lab.migrate("web01", "kvm1").await.expect("accepted");
+        lab.ends(&back, Phase::Succeeded).await;
+        let job = stuck(lab, &mut kvm1).await;
+        let dismissed = lab.client.dismiss_job(job).await.expect("dismissed");
+        assert_eq!(dismissed.phase, Phase::Succeeded);
+        assert!(dismissed.summary.contains("admin gave up"), "{}", dismissed.summary);
+        assert_eq!(lab.running_on(vm), only("kvm2"));
+        assert_eq!(refusal(lab.client.retry_job(job).await), (409, vec![FindingId::JobEnded]));
+        lab.stop_server().await;
+        lab.start_server().await;
+        assert_eq!(lab.client.job(job).await.expect("known").phase, Phase::Succeeded, "nothing is taken up again");
+    });
+}
+
+#[test]
+fn what_could_not_be_taken_back_is_when_its_host_is_back() {
+    in_lab(async |lab| {
+        let (kvm1, mut kvm2, vm) = lab.two_hosts().await;
+        let (job, hold) = held_move(lab, &kvm1, "web01", "kvm2").await;
+        let (client, id) = (lab.client.clone(), job.id);
+        kvm2.stop().await;
+        let cancel = tokio::spawn(async move { client.cancel_job(id).await });
+        hold.release();
+        let _ = cancel.await.expect("it ends");
+        let seen = lab.wait_for_job(job.id, |job| job.phase == Phase::Stuck).await;
+        assert!(seen.summary.contains("web01 stays on kvm1") && seen.summary.contains("kvm2"), "{}", seen.summary);
+        assert_eq!(lab.running_on(vm), only("kvm1"));
+        kvm2.start().await;
+        let undone = lab.client.undo_job(job.id).await.expect("it is before the switchover");
+        lab.ends(&undone, Phase::Cancelled).await;
+        assert_eq!((kvm1.leftovers(), kvm2.leftovers()), (Vec::new(), Vec::new()));
+    });
+}
+
+#[test]
+fn each_job_that_ended_leaves_a_record() {
+    in_lab(async |lab| {
+        let (kvm1, _kvm2, vm) = lab.two_hosts().await;
+        run_more(lab, &kvm1, &["db"]).await;
+        let moved = lab.client.migrate_many(&several(&["web01", "db"], "kvm2")).await.expect("accepted");
+        lab.ends(&moved, Phase::Succeeded).await;
+        kvm1.hypervisor.faults().fail(Point::Prepare, "no room");
+        let failed = lab.migrate("web01", "kvm1").await.expect("accepted");
+        lab.ends(&failed, Phase::Failed).await;
+
+        let page = lab.client.audit(None, None).await.expect("answered");
+        assert_eq!(page.next, None);
+        let jobs: Vec<_> = page.records.iter().map(|record| (record.job, record.outcome)).collect();
+        let children: Vec<_> = moved.children.iter().map(|child| child.id).collect();
+        let good = Phase::Succeeded;
+        assert_eq!(jobs, [(moved.id, good), (children[0], good), (children[1], good), (failed.id, Phase::Failed)]);
+        let record = &page.records[1];
+        assert_eq!((record.by.as_str(), record.vm, record.parent), ("admin", Some(vm), Some(moved.id)));
+        assert_eq!((record.source.as_str(), record.destination.as_str()), ("kvm1", "kvm2"));
+        assert!(record.wire.is_some_and(|wire| wire.0 > 0) && record.downtime_ms.is_some(), "{record:?}");
+        assert!(record.changes.iter().any(|change| change.contains("runs on kvm2")), "{record:?}");
+        let record = &page.records[3];
+        assert!(record.changes.is_empty() && record.summary.contains("no room"), "{record:?}");
+        let after = lab.client.audit(None, Some(children[1])).await.expect("answered");
+        assert_eq!(after.records.len(), 1);
+        let later = record.accepted_at_ms;
+        assert_eq!(lab.client.audit(Some(later), None).await.expect("answered").records.len(), 1);
+        assert_eq!(lab.client.jobs(Some(later), None).await.expect("answered").len(), 1);
+    });
+}
+
+#[test]
+fn an_agent_hears_only_the_newest_life_of_its_server() {
+    in_lab(async |lab| {
+        let (kvm1, _kvm2, _) = lab.two_hosts().await;
+        let key = ferry_trust::KeyPair::load_or_create(&lab.config().state_dir.join("agents.key")).expect("the key");
+        let pin = kvm1.agent().key.pin();
+        let of = |epoch| ferry_client::agent::AgentClient::in_epoch(&kvm1.address(), pin, &key, epoch).expect("usable");
+        assert_eq!(refusal(of(1).host().await), (409, vec![FindingId::RequestStale]), "the server's own is a time");
+        let unnumbered = ferry_client::agent::AgentClient::new(&kvm1.address(), pin, &key).expect("usable");
+        unnumbered.host().await.expect("a server of the version before says no life");
+        of(u64::MAX).host().await.expect("a newer life");
+        lab.stop_server().await;
+    });
+}
