@@ -18,12 +18,32 @@ use ferry_core::{
 
 use crate::{
     clock::now_ms,
+    jobs::events,
     store::{LogEntry, Store, StoreError},
 };
 
 /// A step or its undo did not work: what was attempted, on what, and why. One sentence without a full stop.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct StepFailed(pub(crate) String);
+
+/// Where the events of jobs are kept.
+pub(crate) trait Log: Sync {
+    /// Those of a job, oldest first.
+    fn events(&self, job: JobId) -> impl Future<Output = Result<Vec<LogEvent>, StoreError>> + Send;
+    /// Adds to them. On the disk when it returns.
+    fn append(&self, job: JobId, events: &[LogEvent]) -> impl Future<Output = Result<(), StoreError>> + Send;
+}
+
+impl Log for Store {
+    async fn events(&self, job: JobId) -> Result<Vec<LogEvent>, StoreError> {
+        Ok(events(&self.log(job).await?))
+    }
+
+    async fn append(&self, job: JobId, events: &[LogEvent]) -> Result<(), StoreError> {
+        let entries: Vec<LogEntry> = events.iter().cloned().map(LogEntry::Event).collect();
+        Self::append(self, job, &entries, now_ms()).await
+    }
+}
 
 /// What the steps of a job do. Each may be repeated.
 pub(crate) trait Saga: Sync {
@@ -120,7 +140,7 @@ fn next(log: &[LogEvent]) -> Next {
 /// # Errors
 /// The database's: without it nothing may be done.
 pub(crate) async fn drive(
-    store: &Store,
+    log: &impl Log,
     job: JobId,
     saga: &impl Saga,
     patience: Patience,
@@ -128,51 +148,51 @@ pub(crate) async fn drive(
     // An intent without outcome that is there already was written by an earlier life.
     let mut inherited = true;
     loop {
-        let log = events(store, job).await?;
-        match next(&log) {
-            Next::End => return Ok(phase(&log)),
-            Next::Begin(step) => append(store, job, saga, &[LogEvent::Intent { step }]).await?,
+        let events = log.events(job).await?;
+        match next(&events) {
+            Next::End => return Ok(phase(&events)),
+            Next::Begin(step) => append(log, job, saga, &[LogEvent::Intent { step }]).await?,
             Next::Continue(step) => {
                 fail::fail_point!(&format!("saga-intent-{step:?}"));
                 let done = inherited && saga.probe(step).await;
-                if done || run(store, job, saga, step, patience).await? {
+                if done || run(log, job, saga, step, patience).await? {
                     fail::fail_point!(&format!("saga-done-{step:?}"));
-                    append_success(store, job, saga, step).await?;
+                    append_success(log, job, saga, step).await?;
                 }
             }
-            Next::Undo(step) => undo(store, job, saga, step, patience).await?,
+            Next::Undo(step) => undo(log, job, saga, step, patience).await?,
         }
         inherited = false;
     }
 }
 
 /// Whether the step is done; if not, its failure is in the log.
-async fn run(store: &Store, job: JobId, saga: &impl Saga, step: Step, patience: Patience) -> Result<bool, StoreError> {
+async fn run(log: &impl Log, job: JobId, saga: &impl Saga, step: Step, patience: Patience) -> Result<bool, StoreError> {
     match step.class() {
         StepClass::Compensable | StepClass::Pivot => {
             let Err(StepFailed(message)) = saga.run(step).await else {
                 return Ok(true);
             };
-            append(store, job, saga, &[LogEvent::Failed { step, message }]).await?;
+            append(log, job, saga, &[LogEvent::Failed { step, message }]).await?;
             Ok(false)
         }
         StepClass::Retriable => {
             let stuck = |message| LogEvent::Failed { step, message };
-            repeat(store, job, saga, patience, || saga.run(step), stuck).await?;
+            repeat(log, job, saga, patience, || saga.run(step), stuck).await?;
             Ok(true)
         }
     }
 }
 
-async fn undo(store: &Store, job: JobId, saga: &impl Saga, step: Step, patience: Patience) -> Result<(), StoreError> {
+async fn undo(log: &impl Log, job: JobId, saga: &impl Saga, step: Step, patience: Patience) -> Result<(), StoreError> {
     let stuck = |message| LogEvent::UndoFailed { step, message };
-    repeat(store, job, saga, patience, || saga.undo(step), stuck).await?;
-    append(store, job, saga, &[LogEvent::Undone { step }]).await
+    repeat(log, job, saga, patience, || saga.undo(step), stuck).await?;
+    append(log, job, saga, &[LogEvent::Undone { step }]).await
 }
 
 /// Tries until it is done; says once in the log that it is stuck.
 async fn repeat<F: Future<Output = Result<(), StepFailed>>>(
-    store: &Store,
+    log: &impl Log,
     job: JobId,
     saga: &impl Saga,
     patience: Patience,
@@ -185,7 +205,7 @@ async fn repeat<F: Future<Output = Result<(), StepFailed>>>(
         failures += 1;
         if failures == patience.tries_before_stuck {
             tracing::warn!(job = job.0, message, "The job is stuck; it is tried on");
-            append(store, job, saga, &[stuck(message)]).await?;
+            append(log, job, saga, &[stuck(message)]).await?;
             saga.stuck();
         }
         saga.pause(pause).await;
@@ -195,26 +215,14 @@ async fn repeat<F: Future<Output = Result<(), StepFailed>>>(
 }
 
 /// Writes that a step is done, together with the intent of the one after it: one wait for the disk, not two.
-async fn append_success(store: &Store, job: JobId, saga: &impl Saga, step: Step) -> Result<(), StoreError> {
+async fn append_success(log: &impl Log, job: JobId, saga: &impl Saga, step: Step) -> Result<(), StoreError> {
     let mut events = vec![LogEvent::Succeeded { step }];
     events.extend(Step::ALL.into_iter().find(|other| *other > step).map(|step| LogEvent::Intent { step }));
-    append(store, job, saga, &events).await
+    append(log, job, saga, &events).await
 }
 
-async fn append(store: &Store, job: JobId, saga: &impl Saga, events: &[LogEvent]) -> Result<(), StoreError> {
-    let entries: Vec<LogEntry> = events.iter().cloned().map(LogEntry::Event).collect();
-    store.append(job, &entries, now_ms()).await?;
+async fn append(log: &impl Log, job: JobId, saga: &impl Saga, events: &[LogEvent]) -> Result<(), StoreError> {
+    log.append(job, events).await?;
     saga.logged();
     Ok(())
-}
-
-async fn events(store: &Store, job: JobId) -> Result<Vec<LogEvent>, StoreError> {
-    let rows = store.log(job).await?;
-    Ok(rows
-        .into_iter()
-        .filter_map(|row| match row.entry {
-            LogEntry::Event(event) => Some(event),
-            LogEntry::Note(_) => None,
-        })
-        .collect())
 }

@@ -26,13 +26,16 @@ use std::{
     time::Duration,
 };
 
-use ferry_client::{ClientError, agent::Attempt};
+use ferry_client::{
+    ClientError,
+    agent::{AgentClient, Attempt},
+};
 use ferry_core::{
-    api::agent::{ConfirmRequest, DestinationReady, MigrationReport, PrepareDestination, PrepareSource, Role, Stage},
+    api::agent::{ConfirmRequest, DestinationReady, MigrationReport, PrepareDestination, PrepareSource, Role},
     finding::{Severity, any_blocks},
     id::{Generation, SessionId, ShareId},
     job::{Figures, OnStall},
-    migration::{Presence, Step, Verdict},
+    migration::Step,
     pin::Secret,
     units::ByteCount,
     vm::VmState,
@@ -41,9 +44,9 @@ use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use super::{
+    ends::{End, Ends},
     executor::{Saga, StepFailed},
-    perform::{self, Ends},
-    presence,
+    perform,
 };
 use crate::{
     App,
@@ -137,12 +140,12 @@ impl Migrate {
         Attempt { job: self.record.id, generation: self.plan.generation }
     }
 
-    fn ends(&self) -> Ends<'_> {
+    fn ends(&self) -> Ends<'_, AgentClient> {
         Ends {
             vm: self.record.job.vm,
             attempt: self.attempt(),
-            source: &self.source,
-            destination: &self.destination,
+            source: End { name: self.source.name(), agent: &self.source.agent },
+            destination: End { name: self.destination.name(), agent: &self.destination.agent },
             running: &self.running,
         }
     }
@@ -238,35 +241,10 @@ impl Migrate {
     }
 
     async fn resume(&self) -> Result<(), StepFailed> {
-        let agent = &self.destination.agent;
-        let report = match perform::resumed_by_itself(&self.ends()).await {
-            Some(report) => report,
-            None => {
-                let (source, destination, delivered) = presence::ask(&self.ends()).await;
-                match ferry_core::migration::verdict(source, destination, delivered) {
-                    Verdict::Destination => {}
-                    Verdict::Source | Verdict::DestinationNeedsSource | Verdict::Undecided | Verdict::SplitBrain => {
-                        let awaited = presence::awaited(&self.ends(), source, destination);
-                        self.running.wait_for(Some(awaited.clone()));
-                        return Err(StepFailed(awaited));
-                    }
-                }
-                if destination == Presence::Running {
-                    self.running.wait_for(None);
-                    return Ok(());
-                }
-                agent.resume(self.attempt()).await.map_err(|error| failed(&self.destination, &error))?
-            }
-        };
-        self.running.wait_for(None);
-        self.take(&report);
-        match report.stage {
-            Stage::Resumed | Stage::Confirmed => Ok(()),
-            Stage::Prepared | Stage::Performing | Stage::Delivered | Stage::Failed | Stage::Aborted => {
-                let why = report.error.unwrap_or_else(|| format!("it is {:?}", report.stage));
-                Err(StepFailed(format!("Host {} has not resumed the VM yet: {why}", self.destination.name())))
-            }
+        if let Some(report) = perform::resume(&self.ends()).await? {
+            self.take(&report);
         }
+        Ok(())
     }
 
     async fn confirm(&self) -> Result<(), StepFailed> {

@@ -6,16 +6,19 @@
 
 use std::time::Duration;
 
-use ferry_client::{ClientError, agent::Attempt};
+use ferry_client::ClientError;
 use ferry_core::{
     api::agent::{MigrationReport, Stage},
-    id::VmId,
-    migration::{Verdict, verdict},
+    migration::{Presence, Verdict, verdict},
 };
 use tokio::sync::watch;
 
-use super::{executor::StepFailed, presence};
-use crate::{failure::describe, inventory::Host, jobs::Running};
+use super::{
+    ends::{End, Ends, MoveAgent},
+    executor::StepFailed,
+    presence,
+};
+use crate::failure::describe;
 
 /// How long an agent may hold the question how far it is.
 const POLL_WAIT: Duration = Duration::from_secs(5);
@@ -24,16 +27,6 @@ const RESUME_WITHIN: Duration = Duration::from_secs(3);
 /// How often an agent that does not answer, or an undecided hand-over, is asked about.
 const PAUSE_FIRST: Duration = Duration::from_millis(100);
 const PAUSE_MAX: Duration = Duration::from_secs(3);
-
-/// Both ends of one attempt.
-#[derive(Clone, Copy)]
-pub(super) struct Ends<'a> {
-    pub(super) vm: VmId,
-    pub(super) attempt: Attempt,
-    pub(super) source: &'a Host,
-    pub(super) destination: &'a Host,
-    pub(super) running: &'a Running,
-}
 
 /// What is known of one end.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -62,7 +55,7 @@ enum Course {
 
 /// Starts the move, or finds it started, and follows it. Ok: the destination has the VM.
 pub(super) async fn perform(
-    ends: &Ends<'_>,
+    ends: &Ends<'_, impl MoveAgent>,
     mut take: impl FnMut(&MigrationReport),
     started: impl FnOnce(),
 ) -> Result<(), StepFailed> {
@@ -80,21 +73,21 @@ pub(super) async fn perform(
         Err(error) if error.is_unreachable() => {}
         Err(error) => {
             abort(ends).await;
-            return settle(ends, describe(ends.source.name(), &error)).await;
+            return settle(ends, describe(ends.source.name, &error)).await;
         }
     }
     let (source_sender, mut source) = watch::channel(Side::Unheard);
     let (destination_sender, mut destination) = watch::channel(Side::Unheard);
     tokio::select! {
-        never = follow(ends, ends.source, source_sender) => never,
-        never = follow(ends, ends.destination, destination_sender) => never,
+        never = follow(ends, &ends.source, source_sender) => never,
+        never = follow(ends, &ends.destination, destination_sender) => never,
         outcome = steer(ends, &mut source, &mut destination, take) => outcome,
     }
 }
 
 /// Decides on each change until the attempt is over.
 async fn steer(
-    ends: &Ends<'_>,
+    ends: &Ends<'_, impl MoveAgent>,
     source: &mut watch::Receiver<Side>,
     destination: &mut watch::Receiver<Side>,
     mut take: impl FnMut(&MigrationReport),
@@ -137,7 +130,7 @@ async fn steer(
 
 /// Waits for the wish to cancel, then asks the source to end the move until it did. After the point of no return it
 /// refuses for good: then the other end of [`steer`] sees the move arrive.
-async fn cancel_when_asked(ends: &Ends<'_>) {
+async fn cancel_when_asked(ends: &Ends<'_, impl MoveAgent>) {
     ends.running.cancelled.cancelled().await;
     let mut pause = PAUSE_FIRST;
     while !abort(ends).await {
@@ -184,7 +177,7 @@ fn course(source: &Side, destination: &Side) -> Course {
 }
 
 /// Asks until it is known who has the VM. Ok: the destination; an error: the source.
-async fn settle(ends: &Ends<'_>, cause: String) -> Result<(), StepFailed> {
+async fn settle(ends: &Ends<'_, impl MoveAgent>, cause: String) -> Result<(), StepFailed> {
     let mut pause = PAUSE_FIRST;
     let mut delivered = false;
     loop {
@@ -209,20 +202,20 @@ async fn settle(ends: &Ends<'_>, cause: String) -> Result<(), StepFailed> {
 }
 
 /// Asks the source to end the move; whether it did. It refuses after the point of no return.
-async fn abort(ends: &Ends<'_>) -> bool {
+async fn abort(ends: &Ends<'_, impl MoveAgent>) -> bool {
     let answer = ends.source.agent.abort(ends.attempt).await;
     if let Err(error) = &answer {
-        tracing::info!(host = ends.source.name(), error = error.chain(), "The source did not end the move");
+        tracing::info!(host = ends.source.name, error = error.chain(), "The source did not end the move");
     }
     answer.is_ok()
 }
 
 /// Keeps `sender` at what one end reports, and says when nothing is heard of it. Never ends.
-async fn follow(ends: &Ends<'_>, host: &Host, sender: watch::Sender<Side>) -> ! {
+async fn follow<A: MoveAgent>(ends: &Ends<'_, A>, end: &End<'_, A>, sender: watch::Sender<Side>) -> ! {
     let mut after = 0;
     let mut pause = PAUSE_FIRST;
     loop {
-        match host.agent.report(ends.attempt, after, POLL_WAIT).await {
+        match end.agent.report(ends.attempt, after, POLL_WAIT).await {
             Ok(report) => {
                 if pause != PAUSE_FIRST {
                     ends.running.wait_for(None);
@@ -246,7 +239,7 @@ async fn follow(ends: &Ends<'_>, host: &Host, sender: watch::Sender<Side>) -> ! 
                     ClientError::Refused(problem) if problem.status == 404 => {
                         sender.send_replace(Side::Lost);
                     }
-                    _ => ends.running.wait_for(Some(describe(host.name(), &error))),
+                    _ => ends.running.wait_for(Some(describe(end.name, &error))),
                 }
                 ends.running.pause(pause).await;
                 pause = (pause * 2).min(PAUSE_MAX);
@@ -256,13 +249,43 @@ async fn follow(ends: &Ends<'_>, host: &Host, sender: watch::Sender<Side>) -> ! 
 }
 
 /// Whether the move is over and the destination has the VM: for a server that was away meanwhile.
-pub(super) async fn has_arrived(ends: &Ends<'_>) -> bool {
+pub(super) async fn has_arrived(ends: &Ends<'_, impl MoveAgent>) -> bool {
     let report = ends.destination.agent.report(ends.attempt, 0, Duration::ZERO).await;
     report.is_ok_and(|report| matches!(report.stage, Stage::Delivered | Stage::Resumed | Stage::Confirmed))
 }
 
+/// Sees that the VM runs at the destination: it does so by itself, or is asked to, once it is known that it has the VM.
+/// Ok holds the destination's report, if there is one.
+pub(super) async fn resume(ends: &Ends<'_, impl MoveAgent>) -> Result<Option<MigrationReport>, StepFailed> {
+    let report = match resumed_by_itself(ends).await {
+        Some(report) => report,
+        None => {
+            let (source, destination, delivered) = presence::ask(ends).await;
+            if verdict(source, destination, delivered) != Verdict::Destination {
+                let awaited = presence::awaited(ends, source, destination);
+                ends.running.wait_for(Some(awaited.clone()));
+                return Err(StepFailed(awaited));
+            }
+            if destination == Presence::Running {
+                ends.running.wait_for(None);
+                return Ok(None);
+            }
+            let asked = ends.destination.agent.resume(ends.attempt).await;
+            asked.map_err(|error| StepFailed(describe(ends.destination.name, &error)))?
+        }
+    };
+    ends.running.wait_for(None);
+    match report.stage {
+        Stage::Resumed | Stage::Confirmed => Ok(Some(report)),
+        Stage::Prepared | Stage::Performing | Stage::Delivered | Stage::Failed | Stage::Aborted => {
+            let why = report.error.unwrap_or_else(|| format!("it is {:?}", report.stage));
+            Err(StepFailed(format!("Host {} has not resumed the VM yet: {why}", ends.destination.name)))
+        }
+    }
+}
+
 /// The destination's report once it has resumed the VM by itself; `None` when it has not in time.
-pub(super) async fn resumed_by_itself(ends: &Ends<'_>) -> Option<MigrationReport> {
+async fn resumed_by_itself(ends: &Ends<'_, impl MoveAgent>) -> Option<MigrationReport> {
     let waiting = async {
         let mut after = 0;
         loop {
@@ -283,7 +306,6 @@ mod tests {
         api::agent::Role,
         id::{Generation, JobId},
         job::Figures,
-        migration::Presence,
     };
 
     use super::*;

@@ -5,24 +5,23 @@ use std::time::Duration;
 use ferry_client::ClientError;
 use ferry_core::{migration::Presence, vm::VmState};
 
-use super::perform::Ends;
-use crate::inventory::Host;
+use super::ends::{End, Ends, MoveAgent};
 
 /// A host that does not say within this is not known.
 const ASK_DEADLINE: Duration = Duration::from_secs(8);
 
 /// What source and destination say now, and whether one of them knows that the Finish reply was delivered.
-pub(super) async fn ask(ends: &Ends<'_>) -> (Presence, Presence, bool) {
+pub(super) async fn ask(ends: &Ends<'_, impl MoveAgent>) -> (Presence, Presence, bool) {
     let ((source, by_source), (destination, by_destination)) =
-        tokio::join!(ask_one(ends, ends.source), ask_one(ends, ends.destination));
+        tokio::join!(ask_one(ends, &ends.source), ask_one(ends, &ends.destination));
     (source, destination, by_source || by_destination)
 }
 
-async fn ask_one(ends: &Ends<'_>, host: &Host) -> (Presence, bool) {
+async fn ask_one<A: MoveAgent>(ends: &Ends<'_, A>, end: &End<'_, A>) -> (Presence, bool) {
     let asked = async {
-        match host.agent.report(ends.attempt, 0, Duration::ZERO).await {
+        match end.agent.report(ends.attempt, 0, Duration::ZERO).await {
             Ok(report) => (report.presence, report.finish_delivered),
-            Err(ClientError::Refused(problem)) if problem.status == 404 => (from_facts(ends, host).await, false),
+            Err(ClientError::Refused(problem)) if problem.status == 404 => (from_facts(ends, end).await, false),
             Err(_) => (Presence::Unknown, false),
         }
     };
@@ -31,20 +30,17 @@ async fn ask_one(ends: &Ends<'_>, host: &Host) -> (Presence, bool) {
 
 /// The agent has lost the attempt: its list of VMs still shows some of the truth. A paused or receiving process may be
 /// the only whole copy there is, so of those it is said that nothing is known.
-async fn from_facts(ends: &Ends<'_>, host: &Host) -> Presence {
-    let Ok(observation) = host.agent.observe(None, Duration::ZERO).await else {
-        return Presence::Unknown;
-    };
-    match observation.vms.iter().find(|vm| vm.id == ends.vm).map(|vm| vm.state) {
-        Some(VmState::Running) => Presence::Running,
-        Some(VmState::Paused | VmState::Incoming) => Presence::Unknown,
-        Some(VmState::ShutOff) | None => Presence::Absent,
+async fn from_facts<A: MoveAgent>(ends: &Ends<'_, A>, end: &End<'_, A>) -> Presence {
+    match end.agent.state_of(ends.vm).await {
+        Ok(Some(VmState::Running)) => Presence::Running,
+        Ok(Some(VmState::Paused | VmState::Incoming)) | Err(_) => Presence::Unknown,
+        Ok(Some(VmState::ShutOff) | None) => Presence::Absent,
     }
 }
 
 /// What has to happen so that it is known who has the VM.
-pub(super) fn awaited(ends: &Ends<'_>, source: Presence, destination: Presence) -> String {
-    let (source_name, destination_name) = (ends.source.name(), ends.destination.name());
+pub(super) fn awaited(ends: &Ends<'_, impl MoveAgent>, source: Presence, destination: Presence) -> String {
+    let (source_name, destination_name) = (ends.source.name, ends.destination.name);
     match (source, destination) {
         (Presence::Running, Presence::Running) => format!(
             "The VM runs on {source_name} and on {destination_name} at once: destroy the wrong copy with `virsh destroy` now"

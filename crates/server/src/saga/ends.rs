@@ -1,0 +1,71 @@
+//! Both ends of one attempt to move a VM, and what is asked of their agents.
+
+use std::{future::Future, time::Duration};
+
+use ferry_client::{
+    ClientError,
+    agent::{AgentClient, Attempt},
+};
+use ferry_core::{api::agent::MigrationReport, id::VmId, vm::VmState};
+
+use crate::jobs::Running;
+
+/// What is asked of an agent while it is decided who has the VM.
+pub(super) trait MoveAgent: Sync {
+    /// As [`AgentClient::perform`].
+    fn perform(&self, attempt: Attempt) -> impl Future<Output = Result<MigrationReport, ClientError>> + Send;
+    /// As [`AgentClient::report`].
+    fn report(
+        &self,
+        attempt: Attempt,
+        after: u64,
+        wait: Duration,
+    ) -> impl Future<Output = Result<MigrationReport, ClientError>> + Send;
+    /// As [`AgentClient::abort`].
+    fn abort(&self, attempt: Attempt) -> impl Future<Output = Result<MigrationReport, ClientError>> + Send;
+    /// As [`AgentClient::resume`].
+    fn resume(&self, attempt: Attempt) -> impl Future<Output = Result<MigrationReport, ClientError>> + Send;
+    /// What the host has of a VM when it looks now; `None`: nothing.
+    fn state_of(&self, vm: VmId) -> impl Future<Output = Result<Option<VmState>, ClientError>> + Send;
+}
+
+impl MoveAgent for AgentClient {
+    async fn perform(&self, attempt: Attempt) -> Result<MigrationReport, ClientError> {
+        Self::perform(self, attempt).await
+    }
+
+    async fn report(&self, attempt: Attempt, after: u64, wait: Duration) -> Result<MigrationReport, ClientError> {
+        Self::report(self, attempt, after, wait).await
+    }
+
+    async fn abort(&self, attempt: Attempt) -> Result<MigrationReport, ClientError> {
+        Self::abort(self, attempt).await
+    }
+
+    async fn resume(&self, attempt: Attempt) -> Result<MigrationReport, ClientError> {
+        Self::resume(self, attempt).await
+    }
+
+    async fn state_of(&self, vm: VmId) -> Result<Option<VmState>, ClientError> {
+        let observation = self.look().await?;
+        Ok(observation.vms.iter().find(|facts| facts.id == vm).map(|facts| facts.state))
+    }
+}
+
+/// One end.
+#[derive(Debug)]
+pub(super) struct End<'a, A> {
+    /// The host's name.
+    pub(super) name: &'a str,
+    pub(super) agent: &'a A,
+}
+
+/// Both ends of one attempt.
+#[derive(Debug)]
+pub(super) struct Ends<'a, A> {
+    pub(super) vm: VmId,
+    pub(super) attempt: Attempt,
+    pub(super) source: End<'a, A>,
+    pub(super) destination: End<'a, A>,
+    pub(super) running: &'a Running,
+}

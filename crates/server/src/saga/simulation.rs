@@ -1,0 +1,713 @@
+//! Ten thousand moves of which each meets other faults. Executor, perform, presence and verdict are the real ones; hosts,
+//! agents, carriers and libvirt are a model of what `data-plane.md` says of them, which moves on by chance.
+//!
+//! ```text
+//! libvirt   Memory ─▶ Stopped ─▶ Finishing ─▶ Delivered          any broken channel before Delivered: the source runs on
+//! source    Running   HandedOver HandedOver   Absent
+//! dest.     Receiving Receiving  Arrived      Arrived ─ told by its carrier, or asked by its agent ─▶ Running
+//! ```
+//! At every moment: the VM never runs twice, and one whole copy is somewhere. At the end: all is done or all is taken back.
+
+use std::{
+    sync::{Arc, Mutex, MutexGuard},
+    time::Duration,
+};
+
+use ferry_client::{ClientError, agent::Attempt};
+use ferry_core::{
+    api::{
+        agent::{MigrationReport, Role, Stage},
+        problem::Problem,
+    },
+    finding::{Finding, FindingId},
+    id::{Generation, JobId, VmId},
+    job::Figures,
+    migration::{LogEvent, Phase, Presence, Step, phase},
+    vm::VmState,
+};
+use tokio_util::sync::CancellationToken;
+use uuid::Uuid;
+
+use super::{
+    ends::{End, Ends, MoveAgent},
+    executor::{Log, Patience, Saga, StepFailed, drive},
+    perform,
+};
+use crate::{jobs::Running, store::StoreError};
+
+const MOVES: u64 = 10_000;
+/// Nothing goes wrong any more after so many moments; a job that does not end soon after that hangs.
+const FAULTS_UNTIL: u32 = 300;
+const MOMENTS_MAX: u32 = 3_000;
+
+/// Chance, the same for each run of a number.
+struct Chance(u64);
+
+impl Chance {
+    fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut mixed = self.0;
+        mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        mixed ^ (mixed >> 31)
+    }
+
+    fn one_in(&mut self, count: u64) -> bool {
+        self.next().is_multiple_of(count)
+    }
+}
+
+/// How far libvirt's migrate call is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Flight {
+    Not,
+    Memory,
+    Stopped,
+    Finishing,
+    Delivered,
+    Failed,
+}
+
+/// What one host has of the attempt.
+#[derive(Clone, Debug)]
+struct Side {
+    process: Presence,
+    defined: bool,
+    held: bool,
+    agent_is_up: bool,
+    libvirt_is_up: bool,
+    known: bool,
+    carrier: bool,
+    stage: Stage,
+    sequence: u64,
+    finish_delivered: bool,
+    here: bool,
+    aborted: bool,
+    confirmed: bool,
+    ended: bool,
+}
+
+impl Side {
+    fn new(process: Presence, defined: bool) -> Self {
+        Self {
+            process,
+            defined,
+            held: false,
+            agent_is_up: true,
+            libvirt_is_up: true,
+            known: false,
+            carrier: false,
+            stage: Stage::Prepared,
+            sequence: 0,
+            finish_delivered: false,
+            here: false,
+            aborted: false,
+            confirmed: false,
+            ended: false,
+        }
+    }
+
+    fn to(&mut self, stage: Stage) {
+        self.stage = stage;
+        self.sequence += 1;
+    }
+}
+
+struct World {
+    chance: Chance,
+    moment: u32,
+    flight: Flight,
+    source: Side,
+    destination: Side,
+    log: Vec<LogEvent>,
+    past: Vec<String>,
+    reserved: bool,
+}
+
+impl World {
+    fn new(number: u64) -> Self {
+        Self {
+            chance: Chance(number),
+            moment: 0,
+            flight: Flight::Not,
+            source: Side::new(Presence::Running, true),
+            destination: Side::new(Presence::Absent, false),
+            log: vec![LogEvent::Accepted, LogEvent::Admitted, LogEvent::AttemptStarted { attempt: 1 }],
+            past: Vec::new(),
+            reserved: false,
+        }
+    }
+
+    fn note(&mut self, what: &str) {
+        self.past.push(format!("{}: {what}", self.moment));
+    }
+
+    fn side(&mut self, role: Role) -> &mut Side {
+        match role {
+            Role::Source => &mut self.source,
+            Role::Destination => &mut self.destination,
+        }
+    }
+
+    /// A moment passes: libvirt goes on, and something may break.
+    fn tick(&mut self) {
+        self.moment += 1;
+        assert!(self.moment < MOMENTS_MAX, "the job hangs: {:#?}\n{:#?}", self.log, self.past);
+        if self.moment < FAULTS_UNTIL {
+            if self.chance.one_in(12) {
+                self.break_something();
+            }
+        } else {
+            for role in [Role::Source, Role::Destination] {
+                (self.side(role).agent_is_up, self.side(role).libvirt_is_up) = (true, true);
+            }
+        }
+        for role in [Role::Source, Role::Destination] {
+            if self.chance.one_in(6) {
+                self.side(role).agent_is_up = true;
+            }
+            if self.chance.one_in(6) {
+                self.side(role).libvirt_is_up = true;
+            }
+        }
+        if self.chance.one_in(2) {
+            self.go_on();
+        }
+        self.check();
+    }
+
+    /// libvirt and the carriers do their next thing.
+    fn go_on(&mut self) {
+        match self.flight {
+            Flight::Not | Flight::Delivered | Flight::Failed => {}
+            Flight::Memory if self.chance.one_in(3) => {
+                self.flight = Flight::Stopped;
+                self.source.process = Presence::HandedOver;
+            }
+            Flight::Memory => {}
+            Flight::Stopped => {
+                self.flight = Flight::Finishing;
+                self.destination.process = Presence::Arrived;
+            }
+            Flight::Finishing => {
+                self.flight = Flight::Delivered;
+                self.note("delivered");
+                self.source.process = Presence::Absent;
+                // The carrier may die between writing the reply to libvirtd and telling anybody.
+                if self.chance.one_in(8) {
+                    self.kill_carrier(Role::Source);
+                    return;
+                }
+                self.source.finish_delivered = true;
+                self.source.to(Stage::Delivered);
+                if self.destination.carrier && !self.chance.one_in(8) && self.destination.stage != Stage::Aborted {
+                    self.destination.finish_delivered = true;
+                    self.destination.to(Stage::Delivered);
+                }
+            }
+        }
+        // The destination's carrier runs the VM when it knows that it may.
+        let side = &mut self.destination;
+        if side.carrier && side.finish_delivered && side.libvirt_is_up && side.process == Presence::Arrived {
+            side.process = Presence::Running;
+            side.to(Stage::Resumed);
+            self.note("resumed by the carrier");
+        }
+    }
+
+    /// A wish to cancel reaches the task that runs. Each moment may be the server's last: whether this is.
+    fn moment_of_the_server(&mut self, cancelled: &CancellationToken) -> bool {
+        if self.log.iter().any(|event| matches!(event, LogEvent::CancelRequested { .. })) {
+            cancelled.cancel();
+        }
+        let dies = self.moment < FAULTS_UNTIL && self.chance.one_in(150);
+        if dies {
+            self.note("the server dies");
+        }
+        dies
+    }
+
+    fn break_something(&mut self) {
+        match self.chance.next() % 7 {
+            0 => self.kill_carrier(Role::Source),
+            1 => self.kill_carrier(Role::Destination),
+            2 => self.source.agent_is_up = false,
+            3 => self.destination.agent_is_up = false,
+            4 => {
+                self.note("the source's libvirtd dies");
+                self.source.libvirt_is_up = false;
+                self.fail_flight();
+            }
+            5 => {
+                self.note("the destination's libvirtd dies");
+                self.destination.libvirt_is_up = false;
+                self.fail_flight();
+            }
+            _ => {
+                self.note("a cancel");
+                let phase = phase(&self.log);
+                if matches!(phase, Phase::Preparing | Phase::Migrating) {
+                    self.log.push(LogEvent::CancelRequested { by: "admin".into() });
+                }
+            }
+        }
+    }
+
+    fn kill_carrier(&mut self, role: Role) {
+        if std::mem::take(&mut self.side(role).carrier) {
+            self.note(&format!("the carrier of the {role:?} dies"));
+            self.fail_flight();
+        }
+    }
+
+    /// A channel of libvirt's broke: before the reply to Finish is delivered the source runs on.
+    fn fail_flight(&mut self) {
+        match self.flight {
+            Flight::Not | Flight::Delivered | Flight::Failed => return,
+            Flight::Memory | Flight::Stopped => self.destination.process = Presence::Absent,
+            // The destination's libvirt has given its answer and keeps the copy, paused.
+            Flight::Finishing => {}
+        }
+        self.note("libvirt's call fails");
+        self.flight = Flight::Failed;
+        if self.source.process == Presence::HandedOver {
+            self.source.process = Presence::Running;
+        }
+        if self.source.carrier && matches!(self.source.stage, Stage::Prepared | Stage::Performing) {
+            self.source.to(Stage::Failed);
+        }
+    }
+
+    fn check(&self) {
+        let (source, destination) = (self.source.process, self.destination.process);
+        let twice = source == Presence::Running && destination == Presence::Running;
+        assert!(!twice, "it runs twice: {:#?}\n{:#?}", self.log, self.past);
+        let whole = source != Presence::Absent || matches!(destination, Presence::Arrived | Presence::Running);
+        assert!(whole, "it is lost: {:#?}\n{:#?}", self.log, self.past);
+    }
+}
+
+type Shared = Arc<Mutex<World>>;
+
+fn lock(world: &Shared) -> MutexGuard<'_, World> {
+    world.lock().expect("nobody panics with it")
+}
+
+/// The agent of one host.
+struct Agent {
+    world: Shared,
+    role: Role,
+}
+
+type Reported = Result<MigrationReport, ClientError>;
+
+impl Agent {
+    /// A request reaches the agent, or not; the answer may be lost after it was done.
+    async fn call<T>(&self, act: impl FnOnce(&mut World) -> Result<T, ClientError>) -> Result<T, ClientError> {
+        tokio::task::yield_now().await;
+        let answer = {
+            let mut world = lock(&self.world);
+            world.tick();
+            if !world.side(self.role).agent_is_up {
+                return Err(away());
+            }
+            let answer = act(&mut world);
+            world.check();
+            if world.moment < FAULTS_UNTIL && world.chance.one_in(20) { Err(away()) } else { answer }
+        };
+        // Also the server may die here: what was done is not known to it.
+        tokio::task::yield_now().await;
+        answer
+    }
+
+    fn known<'a>(&self, world: &'a mut World) -> Result<&'a mut Side, ClientError> {
+        let side = world.side(self.role);
+        if side.known { Ok(side) } else { Err(refused(404, FindingId::JobUnknown)) }
+    }
+
+    fn report_of(&self, world: &mut World) -> Reported {
+        let role = self.role;
+        let side = self.known(world)?;
+        let process = if side.libvirt_is_up { side.process } else { Presence::Unknown };
+        let stage = match (side.carrier, role) {
+            _ if side.aborted => Stage::Aborted,
+            _ if side.confirmed => Stage::Confirmed,
+            (true, _) => side.stage,
+            (false, Role::Destination) if process == Presence::Running => Stage::Resumed,
+            (false, _) if side.finish_delivered || side.here => Stage::Delivered,
+            (false, _) => Stage::Failed,
+        };
+        Ok(MigrationReport {
+            job: JobId(1),
+            generation: Generation(1),
+            role,
+            sequence: side.sequence,
+            stage,
+            finish_delivered: side.finish_delivered || side.here,
+            presence: process,
+            progress: None,
+            figures: Figures::default(),
+            error: None,
+        })
+    }
+
+    async fn prepare(&self) -> Result<(), ClientError> {
+        self.call(|world| {
+            let side = world.side(self.role);
+            if side.ended {
+                return Err(refused(409, FindingId::RequestStale));
+            }
+            if !side.known {
+                (side.known, side.carrier, side.held) = (true, true, self.role == Role::Source);
+            }
+            Ok(())
+        })
+        .await
+    }
+
+    async fn confirm(&self) -> Result<(), ClientError> {
+        self.call(|world| {
+            let role = self.role;
+            let side = self.known(world)?;
+            if role == Role::Source {
+                if !side.libvirt_is_up || side.process != Presence::Absent {
+                    return Err(refused(409, FindingId::JobOpen));
+                }
+                side.defined = false;
+            }
+            side.confirmed = true;
+            Ok(())
+        })
+        .await
+    }
+
+    async fn release(&self) -> Result<(), ClientError> {
+        self.call(|world| {
+            let side = world.side(self.role);
+            if side.known && !side.libvirt_is_up && self.role == Role::Source {
+                return Err(refused(409, FindingId::JobOpen));
+            }
+            if side.confirmed || side.aborted || side.process != Presence::Absent || !side.defined {
+                side.held = false;
+            }
+            (side.known, side.carrier, side.ended) = (false, false, true);
+            if world.flight == Flight::Memory || world.flight == Flight::Stopped || world.flight == Flight::Finishing {
+                world.fail_flight();
+            }
+            Ok(())
+        })
+        .await
+    }
+}
+
+fn away() -> ClientError {
+    ClientError::Unreachable { peer: "the agent".into(), source: "it is away".into() }
+}
+
+fn refused(status: u16, id: FindingId) -> ClientError {
+    let finding = Finding::blocks(id, "job 1", "as the model has it", "nothing");
+    ClientError::Refused(Box::new(Problem::refused(status, "refused", vec![finding])))
+}
+
+impl MoveAgent for Agent {
+    async fn perform(&self, _: Attempt) -> Reported {
+        self.call(|world| {
+            let side = self.known(world)?;
+            if side.carrier && side.stage == Stage::Prepared && side.libvirt_is_up {
+                side.to(Stage::Performing);
+                let answers = world.destination.carrier && world.destination.libvirt_is_up;
+                world.flight = Flight::Memory;
+                world.destination.process = Presence::Receiving;
+                if world.destination.stage == Stage::Prepared {
+                    world.destination.to(Stage::Performing);
+                }
+                if !answers {
+                    world.destination.process = Presence::Absent;
+                    world.fail_flight();
+                }
+            }
+            self.report_of(world)
+        })
+        .await
+    }
+
+    async fn report(&self, _: Attempt, after: u64, wait: Duration) -> Reported {
+        if !wait.is_zero() {
+            for _ in 0..5 {
+                if self.known(&mut lock(&self.world)).is_ok_and(|side| side.sequence > after) {
+                    break;
+                }
+                tokio::time::sleep(wait / 5).await;
+                lock(&self.world).tick();
+            }
+        }
+        self.call(|world| self.report_of(world)).await
+    }
+
+    async fn abort(&self, _: Attempt) -> Reported {
+        self.call(|world| {
+            let past_pivot = || refused(409, FindingId::JobPastPivot);
+            let flight = world.flight;
+            let side = self.known(world)?;
+            if side.aborted {
+                return self.report_of(world);
+            }
+            if side.confirmed || side.here || side.finish_delivered {
+                return Err(past_pivot());
+            }
+            if !side.libvirt_is_up {
+                return Err(refused(409, FindingId::JobOpen));
+            }
+            match self.role {
+                Role::Source => {
+                    if side.carrier && matches!(side.stage, Stage::Prepared | Stage::Performing) {
+                        side.to(Stage::Aborted);
+                    }
+                    match flight {
+                        // It is too late to abort: the outcome is waited for.
+                        Flight::Finishing => return Err(past_pivot()),
+                        _ => world.fail_flight(),
+                    }
+                    // With its carrier gone it may have moved: then the hold stays.
+                    world.source.held = world.source.process == Presence::Absent;
+                }
+                Role::Destination => {
+                    if side.process == Presence::Running {
+                        return Err(past_pivot());
+                    }
+                    if side.carrier {
+                        side.to(Stage::Aborted);
+                    }
+                    side.process = Presence::Absent;
+                    side.defined = false;
+                    world.fail_flight();
+                    world.destination.process = Presence::Absent;
+                }
+            }
+            world.side(self.role).aborted = true;
+            self.report_of(world)
+        })
+        .await
+    }
+
+    async fn resume(&self, _: Attempt) -> Reported {
+        self.call(|world| {
+            let side = self.known(world)?;
+            if side.aborted {
+                return Err(refused(409, FindingId::JobEnded));
+            }
+            side.here = true;
+            if side.libvirt_is_up && side.process == Presence::Arrived {
+                side.process = Presence::Running;
+                side.to(Stage::Resumed);
+                world.note("resumed by request");
+            }
+            self.report_of(world)
+        })
+        .await
+    }
+
+    async fn state_of(&self, _: VmId) -> Result<Option<VmState>, ClientError> {
+        self.call(|world| {
+            let side = world.side(self.role);
+            if !side.libvirt_is_up {
+                return Err(away());
+            }
+            Ok(match side.process {
+                Presence::Running => Some(VmState::Running),
+                Presence::Absent => side.defined.then_some(VmState::ShutOff),
+                _ => Some(VmState::Paused),
+            })
+        })
+        .await
+    }
+}
+
+struct MemoryLog(Shared);
+
+impl Log for MemoryLog {
+    async fn events(&self, _: JobId) -> Result<Vec<LogEvent>, StoreError> {
+        Ok(lock(&self.0).log.clone())
+    }
+
+    async fn append(&self, _: JobId, events: &[LogEvent]) -> Result<(), StoreError> {
+        tokio::task::yield_now().await;
+        lock(&self.0).log.extend_from_slice(events);
+        tokio::task::yield_now().await;
+        Ok(())
+    }
+}
+
+/// One life of the server.
+struct Life {
+    world: Shared,
+    source: Agent,
+    destination: Agent,
+    running: Running,
+}
+
+impl Life {
+    fn new(world: &Shared) -> Self {
+        let agent = |role| Agent { world: world.clone(), role };
+        let (source, destination) = (agent(Role::Source), agent(Role::Destination));
+        Self { world: world.clone(), source, destination, running: Running::default() }
+    }
+
+    fn ends(&self) -> Ends<'_, Agent> {
+        Ends {
+            vm: VmId(Uuid::nil()),
+            attempt: Attempt { job: JobId(1), generation: Generation(1) },
+            source: End { name: "kvm1", agent: &self.source },
+            destination: End { name: "kvm2", agent: &self.destination },
+            running: &self.running,
+        }
+    }
+}
+
+fn failed(error: ClientError) -> StepFailed {
+    StepFailed(error.chain())
+}
+
+fn gone_or<T>(answer: Result<T, ClientError>) -> Result<(), StepFailed> {
+    match answer {
+        Err(error) if error.problem().is_none_or(|problem| problem.status != 404) => Err(failed(error)),
+        _ => Ok(()),
+    }
+}
+
+impl Saga for Life {
+    async fn probe(&self, step: Step) -> bool {
+        step == Step::Perform && perform::has_arrived(&self.ends()).await
+    }
+
+    async fn run(&self, step: Step) -> Result<(), StepFailed> {
+        match step {
+            Step::Preflight => Ok(()),
+            Step::Reserve => {
+                lock(&self.world).reserved = true;
+                Ok(())
+            }
+            Step::PrepareDestination => self.destination.prepare().await.map_err(failed),
+            Step::PrepareSource => {
+                self.destination.prepare().await.map_err(failed)?;
+                self.source.prepare().await.map_err(failed)
+            }
+            Step::Perform => perform::perform(&self.ends(), |_| {}, || {}).await,
+            Step::Resume => perform::resume(&self.ends()).await.map(drop),
+            Step::Confirm => {
+                gone_or(self.destination.confirm().await)?;
+                self.source.confirm().await.map_err(failed)
+            }
+            Step::Release => {
+                gone_or(self.destination.release().await)?;
+                gone_or(self.source.release().await)?;
+                lock(&self.world).reserved = false;
+                Ok(())
+            }
+        }
+    }
+
+    async fn undo(&self, step: Step) -> Result<(), StepFailed> {
+        let attempt = self.ends().attempt;
+        match step {
+            Step::Preflight => Ok(()),
+            Step::Reserve => {
+                lock(&self.world).reserved = false;
+                Ok(())
+            }
+            Step::PrepareDestination => {
+                gone_or(self.destination.abort(attempt).await)?;
+                gone_or(self.destination.release().await)
+            }
+            Step::PrepareSource => {
+                gone_or(self.source.abort(attempt).await)?;
+                gone_or(self.source.release().await)
+            }
+            Step::Perform | Step::Resume | Step::Confirm | Step::Release => panic!("{step:?} is taken back"),
+        }
+    }
+
+    fn logged(&self) {}
+
+    fn stuck(&self) {}
+
+    async fn pause(&self, pause: Duration) {
+        lock(&self.world).tick();
+        tokio::time::sleep(pause).await;
+    }
+}
+
+/// Lives of the server, one after another, until the job has ended.
+async fn play(number: u64) -> (World, Phase) {
+    let world: Shared = Arc::new(Mutex::new(World::new(number)));
+    let log = MemoryLog(world.clone());
+    let phase = loop {
+        let life = Life::new(&world);
+        let died = CancellationToken::new();
+        let cancelled = life.running.cancelled.clone();
+        let watch = async {
+            loop {
+                tokio::task::yield_now().await;
+                if lock(&world).moment_of_the_server(&cancelled) {
+                    died.cancel();
+                }
+                tokio::time::sleep(Duration::from_millis(40)).await;
+            }
+        };
+        tokio::select! {
+            phase = drive(&log, JobId(1), &life, Patience::USUAL) => break phase.expect("memory does not fail"),
+            () = died.cancelled() => {}
+            () = watch => {}
+        }
+        lock(&world).tick();
+    };
+    let ended = std::mem::replace(&mut *lock(&world), World::new(0));
+    (ended, phase)
+}
+
+/// Wherever a crash cuts the log, what is left folds to a phase that the job may be in.
+fn every_prefix_is_legal(log: &[LogEvent]) -> Result<(), String> {
+    let mut arrived = false;
+    for length in 1..=log.len() {
+        let (event, now) = (&log[length - 1], phase(&log[..length]));
+        arrived |= *event == LogEvent::Succeeded { step: Step::Perform };
+        let undone = matches!(event, LogEvent::Undone { .. } | LogEvent::UndoFailed { .. });
+        let forward = matches!(now, Phase::Completing | Phase::Succeeded | Phase::Stuck);
+        if arrived && (undone || !forward) {
+            return Err(format!("after the pivot, line {length} is {event:?}, which makes it {now:?}"));
+        }
+        if now.ended() && length < log.len() {
+            return Err(format!("the job ended with line {length} and went on"));
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn ten_thousand_moves_with_faults_neither_lose_nor_double_a_vm() {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build();
+    let runtime = runtime.expect("a runtime");
+    let mut ends = std::collections::BTreeMap::<&str, u32>::new();
+    for number in 0..MOVES {
+        let (world, phase) = runtime.block_on(play(number));
+        let story = || format!("move {number} {phase:?}: {:#?}\n{:#?}", world.log, world.past);
+        every_prefix_is_legal(&world.log).unwrap_or_else(|error| panic!("{error}: {}", story()));
+        let (source, destination) = (&world.source, &world.destination);
+        let here = (source.process, source.defined, source.held, source.known);
+        let there = (destination.process, destination.known, world.reserved);
+        match phase {
+            Phase::Succeeded => {
+                assert_eq!(here, (Presence::Absent, false, false, false), "{}", story());
+                assert_eq!(there, (Presence::Running, false, false), "{}", story());
+            }
+            Phase::Failed | Phase::Cancelled => {
+                assert_eq!(here, (Presence::Running, true, false, false), "{}", story());
+                assert_eq!(there, (Presence::Absent, false, false), "{}", story());
+            }
+            _ => panic!("it has not ended: {}", story()),
+        }
+        *ends.entry(phase.title()).or_default() += 1;
+    }
+    // Every end is met often: the faults are neither too few nor too many.
+    assert!(ends.len() == 3 && ends.values().all(|count| *count > (MOVES / 20) as u32), "{ends:?}");
+}
