@@ -56,7 +56,9 @@ impl Host {
         run("ip", &["-n", &fabric, "link", "set", &port, "master", "br0", "up"])?;
         for line in [
             "link set lo up".to_owned(),
-            "link add br0 type bridge forward_delay 0".to_owned(),
+            // Without an address of its own a bridge takes the least of its ports', which a guest's may be: the same on
+            // both hosts while the guest moves.
+            format!("link add br0 address 02:77:00:00:00:{index:02x} type bridge forward_delay 0"),
             "link set eth0 master br0 up".to_owned(),
             format!("addr add {ip}/24 dev br0"),
             "link set br0 up".to_owned(),

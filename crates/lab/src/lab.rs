@@ -174,7 +174,7 @@ impl Lab {
             checked(command, crate::run::DEADLINE).map(drop)
         };
         ip(&["link", "set", "lo", "up"])?;
-        ip(&["link", "add", "br0", "type", "bridge", "forward_delay", "0"])?;
+        ip(&["link", "add", "br0", "address", "02:77:00:00:00:fe", "type", "bridge", "forward_delay", "0"])?;
         ip(&["addr", "add", &format!("{FABRIC_IP}/24"), "dev", "br0"])?;
         ip(&["link", "set", "br0", "up"])
     }

@@ -446,12 +446,33 @@ async fn carry_memory(listener: UnixListener, shared: Arc<Shared>) {
     }
 }
 
+/// Lets a test cut the management channel before one message passes: the failpoint names a file, which holds `call N` or
+/// `reply N`. `before` and `after` count messages without and with those that are about to pass.
+fn cut_here(direction: &str, before: u32, after: u32) -> Result<(), String> {
+    fail::fail_point!("cut-rpc", |file| {
+        let wanted = file.and_then(|file| std::fs::read_to_string(file).ok()).unwrap_or_default();
+        let number = wanted.trim().strip_prefix(direction).and_then(|number| number.trim().parse().ok());
+        match number {
+            Some(number) if before < number && number <= after => {
+                Err(format!("a test cut the channel before {direction} {number}"))
+            }
+            _ => Ok(()),
+        }
+    });
+    // Without failpoints nothing is cut.
+    let _ = (direction, before, after);
+    Ok(())
+}
+
 /// Calls of the source's libvirtd, on their way out.
 struct Calls(Arc<Mutex<Tap>>);
 
 impl Inspect for Calls {
     fn pass(&mut self, bytes: &[u8], out: &mut Vec<u8>) -> Result<(), String> {
-        self.0.lock().expect("nobody panics while holding it").calls(bytes).map_err(|error| error.to_string())?;
+        let mut tap = self.0.lock().expect("nobody panics while holding it");
+        let before = tap.passed().calls;
+        tap.calls(bytes).map_err(|error| error.to_string())?;
+        cut_here("call", before, tap.passed().calls)?;
         out.extend_from_slice(bytes);
         Ok(())
     }
@@ -467,7 +488,9 @@ struct Replies {
 impl Inspect for Replies {
     fn pass(&mut self, bytes: &[u8], out: &mut Vec<u8>) -> Result<(), String> {
         let mut tap = self.tap.lock().expect("nobody panics while holding it");
+        let before = tap.passed().replies;
         let finish = tap.replies(bytes, out).map_err(|error| error.to_string())?;
+        cut_here("reply", before, tap.passed().replies)?;
         if finish.is_some() {
             // Lets a test lose the reply: the whole chunk is kept back and the channel ends.
             fail::fail_point!("drop-finish-reply", |_| Err("the Finish reply was dropped".to_owned()));

@@ -195,16 +195,32 @@ pub struct Tap {
     replies: Splitter,
     /// Serial of the Finish call, and whether it said that the migration was cancelled.
     finish: Option<(u32, bool)>,
+    passed: Passed,
+}
+
+/// How many whole messages a [`Tap`] has seen.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Passed {
+    /// From the source's libvirtd.
+    pub calls: u32,
+    /// For it.
+    pub replies: u32,
 }
 
 impl Tap {
+    /// What it has seen so far.
+    pub fn passed(&self) -> Passed {
+        self.passed
+    }
+
     /// Listens to bytes from the source's libvirtd, which go on as they are.
     ///
     /// # Errors
     /// They are no messages.
     pub fn calls(&mut self, bytes: &[u8]) -> Result<(), LengthError> {
-        let Self { calls, finish, .. } = self;
+        let Self { calls, finish, passed, .. } = self;
         calls.push(bytes, |message| {
+            passed.calls += 1;
             let header = message.header;
             if (header.program, header.procedure, header.kind) == (REMOTE_PROGRAM, FINISH, Kind::Call) {
                 // What cannot be read is not taken for a finish that ends the source's copy.
@@ -221,9 +237,10 @@ impl Tap {
     /// # Errors
     /// They are no messages.
     pub fn replies(&mut self, bytes: &[u8], out: &mut Vec<u8>) -> Result<Option<FinishReply>, LengthError> {
-        let Self { replies, finish, .. } = self;
+        let Self { replies, finish, passed, .. } = self;
         let mut seen = None;
         replies.push::<LengthError>(bytes, |message| {
+            passed.replies += 1;
             let header = message.header;
             if let Some((serial, cancelled)) = *finish
                 && (header.program, header.procedure, header.kind) == (REMOTE_PROGRAM, FINISH, Kind::Reply)

@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, sync::Arc};
 use ferry_core::{
     api::server::Candidate,
     finding::{Finding, FindingId},
-    id::{JobId, ShareId, VmId},
+    id::{HostId, JobId, ShareId, VmId},
     preflight::{LiveFacts, NamedShare, Sameness, candidate, shares_of},
     vm::VmFacts,
 };
@@ -23,6 +23,8 @@ use crate::{
 pub(crate) enum Occasion {
     /// Somebody asks; this job moves the VM already.
     Request(Option<JobId>),
+    /// The same, with others: what was shown for them need not be shown again.
+    OneOfSeveral(Option<JobId>),
     /// The job itself begins: what was shown for the request some moments ago need not be shown again.
     JobStart,
 }
@@ -67,15 +69,52 @@ pub(crate) async fn deeply(
 ) -> Result<Checked, Failure> {
     let (at_source, at_destination, shares) =
         tokio::join!(app.inventory.refresh(source), app.inventory.refresh(destination), named_shares(app));
-    let shares = shares?;
+    let asked = Asked { source: (source, &at_source), destination: (destination, &at_destination), shares: &shares? };
+    Ok(judge(app, vm, &asked, occasion).await)
+}
+
+/// One host as the destination of several VMs, in their order. Each host is asked once.
+pub(crate) async fn all_deeply(
+    app: &App,
+    vms: &[(Arc<Host>, VmFacts)],
+    destination: &Arc<Host>,
+) -> Result<Vec<Checked>, Failure> {
+    let moving = show_vms::moving(app).await?;
+    let shares = named_shares(app).await?;
+    let at_destination = app.inventory.refresh(destination).await;
+    let mut at_sources: BTreeMap<HostId, Seen> = BTreeMap::new();
+    let mut checked = Vec::with_capacity(vms.len());
+    for (source, vm) in vms {
+        let at_source = match at_sources.get(&source.record.id) {
+            Some(seen) => seen,
+            None => {
+                let seen = app.inventory.refresh(source).await;
+                at_sources.entry(source.record.id).or_insert(seen)
+            }
+        };
+        let asked = Asked { source: (source, at_source), destination: (destination, &at_destination), shares: &shares };
+        checked.push(judge(app, vm.id, &asked, Occasion::OneOfSeveral(moving.get(&vm.id).copied())).await);
+    }
+    Ok(checked)
+}
+
+/// Both hosts, and what they said when they were asked.
+struct Asked<'a> {
+    source: (&'a Arc<Host>, &'a Seen),
+    destination: (&'a Arc<Host>, &'a Seen),
+    shares: &'a BTreeMap<ShareId, NamedShare>,
+}
+
+async fn judge(app: &App, vm: VmId, asked: &Asked<'_>, occasion: Occasion) -> Checked {
+    let ((source, at_source), (destination, at_destination)) = (asked.source, asked.destination);
     let Some(facts) = at_source.vm(vm) else {
-        return Ok(gone(vm, source, destination, &at_source));
+        return gone(vm, source, destination, at_source);
     };
-    let proofs = shares_of(facts).into_iter().filter(|share| uses(&at_source, *share) && uses(&at_destination, *share));
+    let proofs = shares_of(facts).into_iter().filter(|share| uses(at_source, *share) && uses(at_destination, *share));
     let prove = |share| async move {
         let sameness = match occasion {
             Occasion::Request(_) => app.proofs.prove(share, source, destination).await,
-            Occasion::JobStart => app.proofs.recent(share, source, destination).await,
+            Occasion::OneOfSeveral(_) | Occasion::JobStart => app.proofs.recent(share, source, destination).await,
         };
         (share, sameness)
     };
@@ -85,15 +124,15 @@ pub(crate) async fn deeply(
     let candidate = candidate(&LiveFacts {
         vm: facts,
         busy: match occasion {
-            Occasion::Request(busy) => busy,
+            Occasion::Request(busy) | Occasion::OneOfSeveral(busy) => busy,
             Occasion::JobStart => None,
         },
         source: at_source.side(source),
         destination: at_destination.side(destination),
-        shares: &shares,
+        shares: asked.shares,
         sameness: &sameness,
     });
-    Ok(Checked { findings: candidate.findings.clone(), candidate, vm: Some(facts.clone()) })
+    Checked { findings: candidate.findings.clone(), candidate, vm: Some(facts.clone()) }
 }
 
 /// Whether the share can be used on a host that answers.

@@ -15,12 +15,10 @@ use ferry_core::{
     units::ByteCount,
     vm::VmFacts,
 };
-use futures_util::{StreamExt as _, stream};
 use uuid::Uuid;
 
 use super::{
-    check_move::{self, Occasion},
-    invalid,
+    check_move, invalid,
     migrate_vm::{check_numbers, host_name, new_move, say_accepted},
     show_jobs, show_vms,
 };
@@ -34,8 +32,6 @@ use crate::{
 
 /// VMs that one request may name.
 const VMS_MAX: usize = 1000;
-/// VMs that are looked at at once: each look asks two hosts.
-const CHECKS_AT_ONCE: usize = 8;
 
 pub(crate) async fn migrate_many(app: &Arc<App>, body: &MigrateMany, by: &str) -> Result<JobView, Failure> {
     let title = format!("Could not move {} VMs to {}", body.vms.len(), body.how.destination);
@@ -50,17 +46,9 @@ pub(crate) async fn migrate_many(app: &Arc<App>, body: &MigrateMany, by: &str) -
     }
     let destination = app.inventory.find(&body.how.destination).map_err(|finding| Failure::found(&title, finding))?;
     let vms = find_all(app, &title, &body.vms)?;
-    let moving = show_vms::moving(app).await?;
-    let mut checks = Vec::with_capacity(vms.len());
-    for (source, vm) in &vms {
-        let occasion = Occasion::Request(moving.get(&vm.id).copied());
-        checks.push(check_move::deeply(app, vm.id, source, &destination, occasion));
-    }
-    // In the order of the request: so are the jobs' numbers, and their turns.
-    let checked: Vec<_> = stream::iter(checks).buffered(CHECKS_AT_ONCE).collect().await;
+    let checked = check_move::all_deeply(app, &vms, &destination).await?;
     let (mut blocked, mut children) = (Vec::new(), Vec::new());
     for ((source, vm), checked) in vms.iter().zip(checked) {
-        let checked = checked?;
         if any_blocks(&checked.findings) {
             blocked.extend(checked.findings);
         } else {

@@ -113,6 +113,13 @@ impl Faults {
         self.entries().clear();
     }
 
+    /// Whoever comes to `point` from now on waits there until the returned hold is released or dropped.
+    pub fn hold_all(&self, point: Point) -> Hold {
+        let gate = Arc::new(Gate::default());
+        self.entries().push(Entry { point, spared: 0, lasts: true, action: Action::Hold(Arc::clone(&gate)) });
+        Hold(gate)
+    }
+
     fn add(&self, point: Point, spared: u32, action: Action) {
         self.entries().push(Entry { point, spared, lasts: false, action });
     }
