@@ -82,6 +82,17 @@ pub(crate) fn fuzz(seconds: u32) -> anyhow::Result<u8> {
     Ok(1)
 }
 
+/// Measures what the server's jobs cost.
+pub(crate) fn bench_jobs(report: Option<&str>) -> anyhow::Result<u8> {
+    packages::ensure_for_build()?;
+    let mut command = cargo(&["bench", "--locked", "--quiet", "-p", "ferry-server", "--bench", "jobs", "--"]);
+    if let Some(report) = report {
+        // cargo runs it in the package's folder.
+        command.arg("--report").arg(std::path::absolute(report)?);
+    }
+    Ok(u8::from(!command.status()?.success()))
+}
+
 /// Checks what can be checked without running Ferry; goes on after a failure, so that all of them are seen at once.
 pub(crate) fn check() -> anyhow::Result<u8> {
     packages::ensure_for_build()?;

@@ -53,9 +53,9 @@ enum Chore {
         #[arg(long, default_value_t = 60)]
         seconds: u32,
     },
-    /// Compare Ferry with virsh, in turns, in the lab.
+    /// Measure: Ferry against virsh, in turns, in the lab, or the server by itself.
     Bench {
-        /// What to measure: `base` is one move of a ticker guest of 512 MiB.
+        /// What to measure: `base` is one move of a ticker guest of 512 MiB; `jobs` is what the server's jobs cost.
         #[arg(default_value = "base")]
         name: String,
         /// Runs of each.
@@ -136,6 +136,9 @@ fn run(chore: Chore) -> anyhow::Result<u8> {
         }
         Chore::Lab(LabChore::Down) => chore::lab(Build::Tested, &["down"]),
         Chore::Bench { name, runs, report } => {
+            if name == "jobs" {
+                return chore::bench_jobs(report.as_deref());
+            }
             let runs = runs.to_string();
             let mut arguments = vec!["bench", &name, "--runs", &runs];
             // The lab's program runs where xtask was called: a relative path means the same.

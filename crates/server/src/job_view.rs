@@ -203,7 +203,8 @@ fn summary(record: &JobRecord, phase: Phase, events: &[LogEvent], now: &Now) -> 
         LogEvent::Dismissed { by } => Some(by),
         _ => None,
     });
-    let waits = now.waits_for.as_ref().map(|what| format!(" Waits for: {what}.")).unwrap_or_default();
+    let waits = |what: &String| format!(" Waits for: {what}. Ask again now with `ferry job retry {id}`.");
+    let waits = now.waits_for.as_ref().map(waits).unwrap_or_default();
     let why = failure.unwrap_or("the log says why");
     let tries = format!("Ferry keeps trying: `ferry job retry {id}` tries now, `ferry job dismiss {id}` gives it up");
     match phase {
@@ -217,7 +218,8 @@ fn summary(record: &JobRecord, phase: Phase, events: &[LogEvent], now: &Now) -> 
         Phase::Migrating if now.waits_for.is_some() => {
             format!(
                 "VM {vm} is on its way from {source} to {destination}; who has it is not known yet.{waits} \
-                 See both with `ferry vm show {vm}`; ask again now with `ferry job retry {id}`."
+                 If that host never comes back, see where the VM is (`ferry vm list`) and give the job up with \
+                 `ferry job dismiss {id}`."
             )
         }
         Phase::Migrating => {

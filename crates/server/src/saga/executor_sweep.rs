@@ -240,3 +240,18 @@ async fn a_cancel_before_the_switchover_takes_everything_back_and_after_it_nothi
         }
     }
 }
+
+/// Not a promise that a test can keep on a busy machine: `cargo xtask bench jobs` runs it.
+#[tokio::test]
+#[ignore = "a figure of `cargo xtask bench jobs`"]
+async fn what_a_step_costs() {
+    let mut times = Vec::new();
+    for _ in 0..50 {
+        let begun = std::time::Instant::now();
+        play(World::default()).await;
+        times.push(begun.elapsed());
+    }
+    times.sort();
+    // Making the database and closing it is counted, too: the figure is no less than the truth.
+    println!("step_ms {:.3}", times[times.len() / 2].as_secs_f64() * 1e3 / Step::ALL.len() as f64);
+}

@@ -89,7 +89,7 @@ impl Lab {
         std::fs::create_dir(&export).expect("made");
         file_servers.export(&unc(), FakeExport::new(export));
         let server = Server::start(&config).await.expect("the server starts");
-        let client = client_of(&config, &server);
+        let client = client_of(&config, &server.address().to_string());
         Self { folder, world: World::new(), file_servers, config, server: Some(server), client }
     }
 
@@ -207,8 +207,13 @@ impl Lab {
     /// Starts the server on the same state; the client calls its new address.
     pub async fn start_server(&mut self) {
         let server = Server::start(&self.config).await.expect("the server starts");
-        self.client = client_of(&self.config, &server);
+        self.client = self.client_at(&server.address().to_string());
         self.server = Some(server);
+    }
+
+    /// A client of a server that runs elsewhere on the same state.
+    pub fn client_at(&self, address: &str) -> ServerClient {
+        client_of(&self.config, address)
     }
 
     /// Where the server answers, its key, and the administrator's token.
@@ -316,8 +321,10 @@ fn token_of(config: &Config) -> String {
     text.trim().to_owned()
 }
 
-fn client_of(config: &Config, server: &Server) -> ServerClient {
-    ServerClient::new(&format!("https://{}", server.address()), server.pin(), &token_of(config)).expect("usable")
+fn client_of(config: &Config, address: &str) -> ServerClient {
+    let pin = std::fs::read_to_string(config.state_dir.join("server.pin")).expect("the first start wrote it");
+    let pin = pin.trim().parse().expect("a pin");
+    ServerClient::new(&format!("https://{address}"), pin, &token_of(config)).expect("usable")
 }
 
 /// Waits until something is so.
