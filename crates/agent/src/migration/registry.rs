@@ -118,6 +118,7 @@ impl Registry {
         mounts: Vec<ShareMount>,
     ) -> Result<DestinationReady, AgentError> {
         let _turn = self.turn(job).await;
+        made_to_fail("agent-prepare-destination")?;
         let vm = request.vm;
         let socket_dir = self.config.sessions_dir().join(request.session.0.simple().to_string());
         let ready = |answer| match answer {
@@ -142,6 +143,7 @@ impl Registry {
         let task = Task::Destination { request, roots };
         let journal = self.journal(job, generation, task, session, socket_dir.clone(), false);
         let answer = self.begin(&journal).await?;
+        made_to_fail("agent-prepared-destination")?;
         // The VM may come home: a hold of an earlier move away is over.
         hold::release(&self.config.holds_dir(), vm)?;
         ready(answer)
@@ -173,6 +175,7 @@ impl Registry {
         mounts: &[ShareMount],
     ) -> Result<SourceReady, AgentError> {
         let _turn = self.turn(job).await;
+        made_to_fail("agent-prepare-source")?;
         let (vm, session) = (request.vm, request.session);
         let known = self.take_up(job, generation).await?;
         if let Some(known) = &known
@@ -200,6 +203,7 @@ impl Registry {
             self.forget(&journal).await?;
             return Err(error);
         }
+        made_to_fail("agent-prepared-source")?;
         Ok(SourceReady { autostart })
     }
 
@@ -228,6 +232,7 @@ impl Registry {
     /// `job.unknown`, `request.stale`.
     pub async fn perform(&self, job: JobId, generation: Generation) -> Reported {
         let journal = self.find(job, generation)?;
+        made_to_fail("agent-perform")?;
         match self.ask(&journal, Ask::Perform).await {
             Some(answer) => reported(answer),
             None => self.report_of(&journal, 0, Duration::ZERO).await,
@@ -249,6 +254,7 @@ impl Registry {
     /// Why it could not be resumed; `job.ended` if the copy was given up.
     pub async fn resume(&self, job: JobId, generation: Generation) -> Reported {
         let _turn = self.turn(job).await;
+        made_to_fail("agent-resume")?;
         let journal = self.find(job, generation)?;
         if journal.aborted || journal.task.role() == Role::Source {
             let vm = journal.task.vm();
@@ -285,6 +291,7 @@ impl Registry {
     /// `job.past-pivot` (409); at the destination also when its copy could not be destroyed.
     pub async fn abort(&self, job: JobId, generation: Generation) -> Reported {
         let _turn = self.turn(job).await;
+        made_to_fail("agent-abort")?;
         let journal = self.find(job, generation)?;
         let journal = self.undo(journal).await?;
         self.report_of(&journal, 0, Duration::ZERO).await
@@ -316,6 +323,7 @@ impl Registry {
                 .await?;
             }
         }
+        made_to_fail("agent-undone")?;
         journal.aborted = true;
         self.put(&journal)?;
         Ok(journal)
@@ -353,6 +361,7 @@ impl Registry {
     /// When libvirt refuses; repeating it is safe. At the source also while the VM has a process here.
     pub async fn confirm(&self, job: JobId, generation: Generation, request: ConfirmRequest) -> Reported {
         let _turn = self.turn(job).await;
+        made_to_fail("agent-confirm")?;
         let mut journal = self.find(job, generation)?;
         let (vm, role) = (journal.task.vm(), journal.task.role());
         if role == Role::Source {
@@ -370,6 +379,7 @@ impl Registry {
             Role::Destination => Ok(()),
         })
         .await?;
+        made_to_fail("agent-confirmed")?;
         journal.confirmed = true;
         self.put(&journal)?;
         self.report_of(&journal, 0, Duration::ZERO).await
@@ -394,6 +404,7 @@ impl Registry {
     /// `request.stale`, or files that cannot be removed; repeating it is safe. Ok if it is not known.
     pub async fn release(&self, job: JobId, generation: Generation, keep_hold: bool) -> Result<(), AgentError> {
         let _turn = self.turn(job).await;
+        made_to_fail("agent-release")?;
         let journal = match self.find(job, generation) {
             Ok(journal) => journal,
             Err(AgentError::Refused { status: 404, .. }) => return Ok(()),
@@ -403,6 +414,7 @@ impl Registry {
             self.release_source(&journal, keep_hold).await?;
         }
         self.remember_ended(&journal)?;
+        made_to_fail("agent-released")?;
         self.forget(&journal).await
     }
 
@@ -600,6 +612,13 @@ impl Registry {
         };
         turn.lock_owned().await
     }
+}
+
+/// Lets a test fail the host's part of a step before or after its effect.
+fn made_to_fail(point: &str) -> Result<(), AgentError> {
+    fail::fail_point!(point, |_| Err(AgentError::Carrier(format!("A test made it fail at {point}"))));
+    let _ = point;
+    Ok(())
 }
 
 fn ended_path(config: &Config) -> PathBuf {

@@ -14,8 +14,8 @@ use ferry_core::{
 use tokio::sync::Notify;
 use uuid::Uuid;
 
-use super::executor::{Patience, Saga, StepFailed, drive};
-use crate::store::{Created, HostName, LogEntry, NewJob, Store};
+use super::executor::{Log, Patience, Saga, StepFailed, drive};
+use crate::store::{Created, HostName, LogEntry, NewJob, Store, StoreError};
 
 /// What happens when a step is run or undone.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -135,8 +135,8 @@ impl Saga for Life {
 const IMPATIENT: Patience =
     Patience { pause_first: Duration::ZERO, pause_max: Duration::from_millis(1), tries_before_stuck: 3 };
 
-/// Lives of the server, one after another, until the job has ended.
-async fn play(world: World) -> (Phase, World, Vec<LogEvent>) {
+/// A database with one job whose turn has come.
+async fn with_job() -> (Store, JobId, tempfile::TempDir) {
     let folder = tempfile::tempdir().expect("a folder");
     let store = Store::open(&folder.path().join("ferry.db")).await.expect("a database");
     let host = |name: &str| HostName { id: HostId(Uuid::nil()), name: name.into() };
@@ -154,6 +154,12 @@ async fn play(world: World) -> (Phase, World, Vec<LogEvent>) {
     };
     let Created::Job(job) = store.create_job(&job).await.expect("stored") else { panic!("nobody else") };
     store.admit(job, 1).await.expect("stored").expect("it waits");
+    (store, job, folder)
+}
+
+/// Lives of the server, one after another, until the job has ended.
+async fn play(world: World) -> (Phase, World, Vec<LogEvent>) {
+    let (store, job, _folder) = with_job().await;
     let world = Arc::new(Mutex::new(world));
     let phase = loop {
         let life = Life { world: world.clone(), died: Notify::new(), store: store.clone(), job };
@@ -236,6 +242,69 @@ async fn a_cancel_before_the_switchover_takes_everything_back_and_after_it_nothi
             }
             StepClass::Retriable => {
                 assert_eq!((phase, world.effects), (Phase::Succeeded, BTreeSet::from(Step::ALL)), "{step:?}");
+            }
+        }
+    }
+}
+
+/// A database with which the server dies at one of its writes.
+struct DyingLog<'a> {
+    store: &'a Store,
+    died: &'a Notify,
+    /// Writes until then; none: it does not die.
+    left: Mutex<Option<u32>>,
+    /// Whether that write is on the disk.
+    written: bool,
+}
+
+impl Log for DyingLog<'_> {
+    async fn events(&self, job: JobId) -> Result<Vec<LogEvent>, StoreError> {
+        Log::events(self.store, job).await
+    }
+
+    async fn append(&self, job: JobId, events: &[LogEvent]) -> Result<(), StoreError> {
+        let dies = {
+            let mut left = self.left.lock().expect("nobody panics with it");
+            let dies = *left == Some(0);
+            *left = left.and_then(|left| left.checked_sub(1));
+            dies
+        };
+        if !dies || self.written {
+            Log::append(self.store, job, events).await?;
+        }
+        if dies {
+            self.died.notify_one();
+            std::future::pending::<()>().await;
+        }
+        Ok(())
+    }
+}
+
+#[tokio::test]
+async fn a_server_that_dies_at_any_durable_write_goes_on_from_there() {
+    for fault in [None, Some(Fault::FailsBefore)] {
+        for written in [false, true] {
+            for write in 0.. {
+                let (store, job, _folder) = with_job().await;
+                let run_faults = fault.map(|fault| (Step::Perform, fault)).into_iter().collect();
+                let world = Arc::new(Mutex::new(World { run_faults, ..World::default() }));
+                let died = Notify::new();
+                let life = Life { world: world.clone(), died: Notify::new(), store: store.clone(), job };
+                let log = DyingLog { store: &store, died: &died, left: Mutex::new(Some(write)), written };
+                let survived = tokio::select! {
+                    phase = drive(&log, job, &life, IMPATIENT) => Some(phase.expect("the database works")),
+                    () = died.notified() => None,
+                };
+                let phase = drive(&store, job, &life, IMPATIENT).await.expect("the database works");
+                // A failure that is not on the disk did not happen: the next life tries again, and this time it works.
+                assert!(phase == Phase::Succeeded || fault.is_some(), "write {write}: {phase:?}");
+                let done = if phase == Phase::Succeeded { BTreeSet::from(Step::ALL) } else { BTreeSet::new() };
+                assert_eq!(world.lock().expect("nobody panics with it").effects, done, "write {write}");
+                store.close().await;
+                if survived.is_some() {
+                    assert!(write > 8, "every write was the last one once");
+                    break;
+                }
             }
         }
     }

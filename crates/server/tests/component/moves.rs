@@ -349,3 +349,47 @@ fn a_vm_that_runs_twice_is_said_to() {
         assert_eq!(shown.findings, []);
     });
 }
+
+/// Where an agent can be made to fail, and whether that ends the move.
+#[cfg(feature = "failpoints")]
+const AGENT_POINTS: [(&str, bool); 8] = [
+    ("agent-prepare-destination", true),
+    ("agent-prepared-destination", true),
+    ("agent-prepare-source", true),
+    ("agent-prepared-source", true),
+    ("agent-perform", true),
+    ("agent-confirm", false),
+    ("agent-confirmed", false),
+    ("agent-released", false),
+];
+
+#[cfg(feature = "failpoints")]
+#[test]
+fn an_agent_that_fails_anywhere_once_leaves_the_vm_in_one_place_and_nothing_behind() {
+    in_lab(async |lab| {
+        let (kvm1, kvm2, vm) = lab.two_hosts().await;
+        for (point, ends_the_move) in AGENT_POINTS {
+            let from = lab.client.vm("web01").await.expect("known").host;
+            let to = if from == "kvm1" { "kvm2" } else { "kvm1" };
+            fail::cfg(point, "1*return").expect("a failpoint");
+            let job = lab.migrate("web01", to).await.expect("accepted");
+            let ended = lab.wait_for_job(job.id, |view| view.phase.ended()).await;
+            let expected = if ends_the_move { Phase::Failed } else { Phase::Succeeded };
+            assert_eq!(ended.phase, expected, "{point}: {ended:#?}");
+            fail::remove(point);
+            assert_eq!(lab.running_on(vm), only(if ends_the_move { &from } else { to }), "{point}");
+            assert_eq!((kvm1.leftovers(), kvm2.leftovers()), (Vec::new(), Vec::new()), "{point}");
+        }
+        // What takes back fails once, too: it is repeated.
+        for point in ["agent-abort", "agent-undone", "agent-release", "agent-released"] {
+            let from = lab.client.vm("web01").await.expect("known").host;
+            let to = if from == "kvm1" { "kvm2" } else { "kvm1" };
+            fail::cfg("agent-prepared-source", "1*return").expect("a failpoint");
+            fail::cfg(point, "1*return").expect("a failpoint");
+            let job = lab.migrate("web01", to).await.expect("accepted");
+            lab.ends(&job, Phase::Failed).await;
+            assert_eq!(lab.running_on(vm), only(&from), "{point}");
+            assert_eq!((kvm1.leftovers(), kvm2.leftovers()), (Vec::new(), Vec::new()), "{point}");
+        }
+    });
+}

@@ -1,0 +1,86 @@
+//! Bodies as the version before this one wrote and read them: server and agents are upgraded one after the other, so each
+//! must understand the other's. When a body changes, the text here stays as it was.
+
+use ferry_core::{
+    api::{
+        agent::{ConfirmRequest, DestinationReady, MigrationReport, PrepareDestination, PrepareSource, SourceReady},
+        server::MigrateVm,
+    },
+    id::{Generation, SessionId, VmId},
+    job::OnStall,
+    pin::{Pin, Secret},
+};
+use serde::{Deserialize, de::DeserializeOwned};
+use uuid::Uuid;
+
+const PREPARE_SOURCE: &str = r#"{
+    "session": "00000000-0000-0000-0000-000000000007",
+    "secret": "0707070707070707070707070707070707070707070707070707070707070707",
+    "destination_pin": "sha256:0909090909090909090909090909090909090909090909090909090909090909",
+    "destination": {"carrier": "10.0.0.2:7430", "mounts": [], "socket_dir": "/run/ferry/m/7"},
+    "vm": "00000000-0000-0000-0000-000000000001",
+    "downtime_limit_ms": 300, "bandwidth_bytes_per_s": null, "timeout_ms": 3600000
+}"#;
+const PREPARE_DESTINATION: &str = r#"{
+    "session": "00000000-0000-0000-0000-000000000007",
+    "secret": "0707070707070707070707070707070707070707070707070707070707070707",
+    "source_pin": "sha256:0909090909090909090909090909090909090909090909090909090909090909",
+    "vm": "00000000-0000-0000-0000-000000000001", "vm_name": "web01", "shares": [], "persistent": true,
+    "downtime_limit_ms": 300
+}"#;
+const REPORT: &str = r#"{
+    "job": 4, "generation": 5, "role": "source", "sequence": 9, "stage": "delivered", "finish_delivered": true,
+    "presence": "absent", "progress": null, "error": null,
+    "figures": {"total_ms": 0, "accepted_to_migrate_ms": 0, "migrate_ms": 1400, "downtime_ms": 0,
+        "qemu_downtime_ms": 80, "sent": 1048576, "wire": 1048999, "iterations": 3}
+}"#;
+
+/// What the agent before this one took as [`PrepareSource`].
+#[derive(Debug, Deserialize)]
+#[allow(dead_code, reason = "that it can be read is what matters")]
+struct PreviousPrepareSource {
+    session: SessionId,
+    secret: Secret,
+    destination_pin: Pin,
+    destination: DestinationReady,
+    vm: VmId,
+    downtime_limit_ms: u32,
+    bandwidth_bytes_per_s: Option<u64>,
+    timeout_ms: u64,
+}
+
+fn read<T: DeserializeOwned>(text: &str) -> T {
+    serde_json::from_str(text).unwrap_or_else(|error| panic!("{error}: {text}"))
+}
+
+#[test]
+fn what_a_server_of_the_version_before_asks_is_understood() {
+    let asked: PrepareSource = read(PREPARE_SOURCE);
+    assert_eq!((asked.timeout_ms, asked.on_stall), (3_600_000, OnStall::Autoconverge));
+    let asked: PrepareDestination = read(PREPARE_DESTINATION);
+    assert!(asked.persistent);
+    let asked: ConfirmRequest = read(r#"{"autostart": true}"#);
+    assert!(asked.autostart);
+}
+
+#[test]
+fn what_an_agent_of_the_version_before_answers_is_understood() {
+    let report: MigrationReport = read(REPORT);
+    assert_eq!((report.generation, report.figures.iterations), (Generation(5), 3));
+    let ready: SourceReady = read(r#"{"autostart": false}"#);
+    assert!(!ready.autostart);
+}
+
+#[test]
+fn an_agent_of_the_version_before_understands_what_is_asked_now() {
+    let now = PrepareSource { on_stall: OnStall::Pause, ..read(PREPARE_SOURCE) };
+    let text = serde_json::to_string(&now).expect("JSON");
+    let previous: PreviousPrepareSource = read(&text);
+    assert_eq!(previous.session, SessionId(Uuid::from_u128(7)));
+}
+
+#[test]
+fn a_client_of_the_version_before_may_ask_for_a_move() {
+    let body: MigrateVm = read(r#"{"destination": "kvm2", "dry_run": false, "downtime_limit_ms": 300}"#);
+    assert_eq!(body.on_stall, OnStall::Autoconverge);
+}
