@@ -24,6 +24,8 @@ use ferry_drivers::hypervisor::{
 use support::{Host, Lab, in_lab, wait_for};
 
 const ADDRESS: &str = "127.0.0.1:27420";
+/// Two processors start 400 carriers.
+const START: Duration = Duration::from_secs(50);
 const PAIRS: usize = 4;
 const RUNNING: usize = 200;
 const QUEUED: usize = 1_000;
@@ -96,7 +98,15 @@ async fn seen(client: &ServerClient, count: usize) {
 
 async fn jobs(client: &ServerClient) -> Vec<JobView> {
     let jobs = client.jobs(None, Some(500)).await.unwrap_or_default();
+    let bad = jobs.iter().find(|job| job.vm.is_some() && job.phase == Phase::Failed);
+    assert!(bad.is_none(), "no move should fail: {:?}", bad.map(|job| &job.summary));
     jobs.into_iter().filter(|job| job.vm.is_some()).collect()
+}
+
+/// Jobs that are under way and were heard of by this life of the server.
+async fn followed(client: &ServerClient) -> usize {
+    let jobs = jobs(client).await;
+    jobs.iter().filter(|job| job.phase == Phase::Migrating && job.progress.is_some()).count()
 }
 
 fn percentile(mut values: Vec<f64>, part: f64) -> f64 {
@@ -112,11 +122,7 @@ async fn restarted(lab: &Lab, client: &ServerClient, process: &mut Process, figu
         let begun = Instant::now();
         *process = Process::start(lab);
         // Progress is not stored: whose job has some was heard by this life of the server.
-        wait_for("every job is followed again", async || {
-            let jobs = jobs(client).await;
-            jobs.iter().filter(|job| job.phase == Phase::Migrating && job.progress.is_some()).count() == RUNNING
-        })
-        .await;
+        wait_for("every job is followed again", async || followed(client).await == RUNNING).await;
         times.push(begun.elapsed().as_secs_f64() * 1e3);
     }
     let value = percentile(times, 0.5);
@@ -243,7 +249,7 @@ fn main() {
         let mut holds = Vec::new();
         let mut first = Vec::new();
         for pair in 0..PAIRS {
-            holds.push(hosts[pair].hypervisor.faults().hold_all(Point::Pass(2)));
+            holds.push(hosts[pair].hypervisor.faults().hold_all(Point::Pass(1)));
             let vms = run_guests(&hosts[pair], &format!("vm{pair}-"), RUNNING / PAIRS);
             seen(&client, (pair + 1) * RUNNING / PAIRS).await;
             move_all(&client, &vms, NAMES[pair + PAIRS]).await;
@@ -251,11 +257,17 @@ fn main() {
                 first = vms;
             }
         }
-        wait_for("200 jobs run", async || {
-            let jobs = jobs(&client).await;
-            jobs.iter().filter(|job| job.phase == Phase::Migrating && job.progress.is_some()).count() == RUNNING
-        })
-        .await;
+        let begun = Instant::now();
+        while followed(&client).await < RUNNING {
+            assert!(
+                begun.elapsed() < START,
+                "only {} of {RUNNING} jobs run: {:#?}",
+                followed(&client).await,
+                jobs(&client).await.first()
+            );
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+        eprintln!("{RUNNING} jobs run after {} ms", begun.elapsed().as_millis());
         restarted(lab, &client, &mut process, &mut figures).await;
         drop(holds);
         for host in &hosts {

@@ -70,6 +70,8 @@ struct Shared {
     control: ControlSender,
     aborting: AtomicBool,
     delivered: AtomicBool,
+    /// Notified when the management channel is to end at once: libvirt then runs the VM on.
+    cut: Notify,
     /// Why the management channel broke: libvirt itself only says that it did.
     broken: Mutex<Option<String>>,
     _watch: Mutex<Box<dyn Send>>,
@@ -129,6 +131,7 @@ impl Source {
             aborting: AtomicBool::new(false),
             delivered: AtomicBool::new(false),
             stopped_at,
+            cut: Notify::new(),
             broken: Mutex::default(),
             _watch: Mutex::new(watch),
         });
@@ -272,6 +275,11 @@ async fn end(shared: &Shared, reason: String) {
         warn!(vm = %shared.board.vm, reason, "the move is ended");
         shared.board.tell(|known| known.error = Some(reason));
     }
+    // A VM that stands still waits for the reply to Finish, and libvirt for its own deadline of half a minute. Without
+    // the channel the reply cannot come any more, and the VM runs on here.
+    if shared.board.known().state.stopped && !shared.delivered.load(Ordering::SeqCst) {
+        shared.cut.notify_one();
+    }
     ask_to_abort(&shared.board).await;
 }
 
@@ -395,8 +403,9 @@ async fn hear(mut control: Control, shared: Arc<Shared>) {
             }
         }
     }
-    if shared.board.known().stage == Stage::Performing {
-        warn!("the control connection to the destination is gone");
+    if shared.board.known().stage == Stage::Performing && !shared.delivered.load(Ordering::SeqCst) {
+        // Nobody could tell the destination that the VM was handed over.
+        end(&shared, "The connection to the destination's carrier is gone".to_owned()).await;
     }
 }
 
@@ -420,7 +429,11 @@ async fn carry_rpc(listener: UnixListener, shared: Arc<Shared>) {
         let (reader, writer) = local.into_split();
         let ended = Arc::clone(&shared);
         shared.board.spawn(async move {
-            if let Some(reason) = channel_ended("rpc", carry(peer, reader, writer, options).await) {
+            let reason = tokio::select! {
+                outcome = carry(peer, reader, writer, options) => channel_ended("rpc", outcome),
+                () = ended.cut.notified() => Some("it was ended with the move".to_owned()),
+            };
+            if let Some(reason) = reason {
                 *ended.broken.lock().expect("nobody panics while holding it") = Some(reason);
             }
         });
