@@ -97,6 +97,11 @@ impl Observer {
         heard
     }
 
+    /// What was heard of a guest last.
+    pub fn last(&self, vm: &str) -> Option<Heard> {
+        self.beats.lock().expect("no panic").iter().rev().find(|heard| heard.beat.vm == vm).cloned()
+    }
+
     /// Where a guest is heard from now.
     pub fn runs_on(&self, vm: &str) -> Vec<String> {
         let now = now();
