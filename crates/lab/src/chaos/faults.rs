@@ -2,7 +2,7 @@
 
 use std::{
     fs,
-    path::Path,
+    path::{Path, PathBuf},
     time::{Duration, Instant},
 };
 
@@ -131,6 +131,38 @@ pub fn heal(stage: &mut Stage, kind: Kind, aim: &Aim) -> anyhow::Result<()> {
 /// Whether a guest has a QEMU on a host.
 pub fn has_qemu(host: &Host, guest: &str) -> bool {
     processes(host.init).iter().any(|process| is_qemu(process, guest))
+}
+
+/// The processor of a guest, as a thread of its QEMU.
+pub struct Processor {
+    task: PathBuf,
+    ran_ns: u64,
+    still_since: Instant,
+}
+
+impl Processor {
+    /// Finds it; `None` when the guest has no QEMU on the host.
+    pub fn find(host: &Host, guest: &str) -> Option<Self> {
+        let qemu = processes(host.init).into_iter().find(|process| is_qemu(process, guest))?;
+        let tasks = fs::read_dir(format!("/proc/{}/task", qemu.pid)).ok()?.flatten().map(|entry| entry.path());
+        let is_processor =
+            |task: &PathBuf| fs::read_to_string(task.join("comm")).is_ok_and(|name| name.starts_with("CPU 0/"));
+        let task = tasks.into_iter().find(is_processor)?;
+        Some(Self { task, ran_ns: 0, still_since: Instant::now() })
+    }
+
+    /// For how long it has not run though nothing kept it from it; `None` when it is gone. A ticker's processor wakes
+    /// up every few milliseconds unless QEMU has stopped it.
+    pub fn stands_still(&mut self) -> Option<Duration> {
+        let text = fs::read_to_string(self.task.join("schedstat")).ok()?;
+        let ran_ns = text.split(' ').next()?.parse().ok()?;
+        let stat = fs::read_to_string(self.task.join("stat")).ok()?;
+        let waits_for_its_turn = stat.rsplit_once(") ").is_some_and(|(_, rest)| rest.starts_with('R'));
+        if ran_ns != self.ran_ns || waits_for_its_turn {
+            (self.ran_ns, self.still_since) = (ran_ns, Instant::now());
+        }
+        Some(self.still_since.elapsed())
+    }
 }
 
 /// Kills a guest's QEMU on a host; whether there was one.

@@ -13,11 +13,13 @@ use crate::observe::Heard;
 const QUIET: Duration = Duration::from_secs(2);
 /// Heard within this: it runs there now.
 const NOW: Duration = Duration::from_millis(700);
-/// Passes over memory and disk: the one that was under way when counting began does not count.
+/// Passes over memory: the one that was under way when counting began does not count.
 const PASSES: u64 = 2;
 /// Bytes of a ticker's sector, and how many it uses.
 const SECTOR: usize = 4096;
 const SECTORS: usize = 128;
+/// A ticker verifies the sector that it writes and the next in turn: so many, and each one's turn has come.
+const SECTORS_VERIFIED: u64 = 2 * SECTORS as u64 + 2;
 
 /// A promise that was broken.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -135,15 +137,43 @@ pub fn is_well(heard: &[Heard], calm: Duration, now: Duration) -> bool {
     let since = heard.iter().find(|heard| heard.at >= calm);
     let verified = since.zip(heard.last()).is_some_and(|(first, last)| {
         last.beat.page_passes >= first.beat.page_passes + PASSES
-            && last.beat.sector_passes >= first.beat.sector_passes + PASSES
+            && last.beat.sectors >= first.beat.sectors + SECTORS_VERIFIED
     });
     hosts.len() == 1 && verified
 }
 
-/// The silence in which a moment lies, if it is at least `least` long.
-pub fn silence_around(heard: &[Heard], at: Duration, least: Duration) -> Option<Duration> {
-    let pair = heard.windows(2).find(|pair| pair[0].at <= at && at < pair[1].at)?;
-    Some(pair[1].at.saturating_sub(pair[0].at)).filter(|silence| *silence >= least)
+/// Where a moment lies to the silence in which a guest was handed over, or should have been.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Silence {
+    /// From the last beat before it to the first after it. Milliseconds.
+    pub length_ms: u64,
+    /// From its begin to the moment. Milliseconds; negative before it, larger than its length behind it.
+    pub offset_ms: i64,
+    /// Whether the guest was heard from another host after it.
+    pub moved: bool,
+}
+
+impl Silence {
+    /// Whether the moment lies in it.
+    pub fn holds_moment(&self) -> bool {
+        (0..=self.length_ms as i64).contains(&self.offset_ms)
+    }
+}
+
+/// The silence in which the guest changed its host; else that in which the moment lies, if it is at least `least`.
+pub fn silence(heard: &[Heard], at: Duration, least: Duration) -> Option<Silence> {
+    let moved = heard.windows(2).find(|pair| pair[0].host != pair[1].host);
+    let around = || {
+        let pair = heard.windows(2).find(|pair| pair[0].at <= at && at < pair[1].at)?;
+        (pair[1].at.saturating_sub(pair[0].at) >= least).then_some(pair)
+    };
+    let pair = moved.or_else(around)?;
+    let ms = |time: Duration| time.as_millis() as i64;
+    Some(Silence {
+        length_ms: pair[1].at.saturating_sub(pair[0].at).as_millis() as u64,
+        offset_ms: ms(at) - ms(pair[0].at),
+        moved: moved.is_some(),
+    })
 }
 
 /// What is wrong with a job at the end of the patience. `answers` is whether the server still answers.
@@ -225,8 +255,8 @@ mod tests {
             pages: 0,
             page_passes: count / 10,
             bad_pages: 0,
-            sectors: 0,
-            sector_passes: count / 10,
+            sectors: count * 20,
+            sector_passes: 0,
             bad_sectors: 0,
             writes: 0,
         };
@@ -294,10 +324,14 @@ mod tests {
     }
 
     #[test]
-    fn a_fault_in_a_silence_is_told_from_one_beside_it() {
+    fn a_fault_in_a_hand_over_is_told_from_one_beside_it() {
         let beats = [heard("a", 0, 1), heard("a", 10, 2), heard("b", 200, 3)];
-        let around = |at_ms| silence_around(&beats, Duration::from_millis(at_ms), Duration::from_millis(60));
-        assert_eq!((around(5), around(50)), (None, Some(Duration::from_millis(190))));
+        let of = |beats: &[Heard], at_ms| {
+            silence(beats, Duration::from_millis(at_ms), Duration::from_millis(60)).map(|found| found.holds_moment())
+        };
+        assert_eq!((of(&beats, 5), of(&beats, 50), of(&beats, 300)), (Some(false), Some(true), Some(false)));
+        let stayed = [heard("a", 0, 1), heard("a", 10, 2), heard("a", 200, 3)];
+        assert_eq!((of(&stayed, 5), of(&stayed, 50)), (None, Some(true)));
     }
 
     fn job(phase: Phase, summary: &str) -> JobView {

@@ -75,7 +75,7 @@ impl fmt::Display for Kind {
 pub enum Moment {
     /// So long after the first move was accepted. Milliseconds.
     After(u64),
-    /// So long after the first move's guest fell silent for its hand-over. Milliseconds.
+    /// So long after the first move's guest was stopped for its hand-over. Milliseconds.
     HandOver(u64),
 }
 
@@ -131,8 +131,9 @@ impl Plan {
             [] => *random.pick(Kind::value_variants()),
             some => some[((run - 1) % some.len() as u64) as usize],
         };
-        // A receiving QEMU is only there before the hand-over.
-        let aimed = random.chance(50) && kind != Kind::DestinationQemu;
+        // A receiving QEMU is only there before the hand-over: its move is slowed down, and the fault is not aimed.
+        let before = kind == Kind::DestinationQemu;
+        let aimed = random.chance(50) && !before;
         let moment = if aimed {
             Moment::HandOver(random.below(OFFSET_MS_MAX + 1))
         } else {
@@ -140,6 +141,9 @@ impl Plan {
         };
         let away_ms = if kind == Kind::Link { random.skewed(CUT_MS, 4) } else { random.skewed(AWAY_MS, 3) };
         let mut moves = vec![random.a_move(0, aimed)];
+        if before {
+            moves[0].bandwidth_mib_per_s = Some(BANDWIDTH_MIB_PER_S.0);
+        }
         if random.chance(40) {
             let second = random.a_move(DELAY_MS_MAX, false);
             moves.push(Move { guest: 1 - moves[0].guest, ..second });

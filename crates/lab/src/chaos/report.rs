@@ -67,7 +67,8 @@ impl Report {
         let row = self.rows.entry(plan.kind).or_default();
         row.runs += 1;
         row.hits += u64::from(outcome.hit.is_some());
-        row.in_silence += u64::from(outcome.hit.is_some() && outcome.in_silence.is_some());
+        let inside = outcome.silence.is_some_and(|silence| silence.holds_moment());
+        row.in_silence += u64::from(outcome.hit.is_some() && inside);
         row.refused += outcome.refused.len() as u64;
         row.excused += outcome.excused.len() as u64;
         for job in &outcome.jobs {
@@ -202,9 +203,17 @@ pub(super) fn line(plan: &Plan, deed: Deed, outcome: &Outcome, took: Duration) -
     let mut jobs: Vec<String> =
         outcome.jobs.iter().map(|job| format!("job {} {} {}", job.id, job.vm_name, job.phase.title())).collect();
     jobs.extend(outcome.refused.iter().map(|said| format!("refused ({})", first_words(said))));
-    let silence = outcome.in_silence.map(|silence| format!(" in a silence of {} ms", silence.as_millis()));
+    let silence = outcome.silence.map(|silence| {
+        let what = if silence.moved { "hand-over" } else { "silence" };
+        format!(" at {:+} ms of a {what} of {} ms", silence.offset_ms, silence.length_ms)
+    });
+    let away = if plan.kind.is_healed() && deed == Deed::Fault {
+        format!(" for {:.1} s", plan.away_ms as f64 / 1e3)
+    } else {
+        String::new()
+    };
     let mut text = format!(
-        "run {:>3} {what} {hit}{}; {}; {:.1} s",
+        "run {:>3} {what} {hit}{away}{}; {}; {:.1} s",
         plan.run,
         silence.unwrap_or_default(),
         jobs.join(", "),

@@ -16,8 +16,8 @@ use anyhow::Context as _;
 use ferry_core::api::server::JobView;
 
 use super::{
-    faults::{self, Aim, inflict},
-    judge::{self, Case, Death},
+    faults::{self, Aim, Processor, inflict},
+    judge::{self, Case, Death, Silence},
     plan::{Kind, Moment, Move, Plan},
     sabotage::{self, Sabotage},
     stage::Stage,
@@ -36,10 +36,12 @@ const COMMAND_DEADLINE: Duration = Duration::from_secs(60);
 /// How long the first move may take to be accepted, and its guest to fall silent. A plain move takes some seconds.
 const ACCEPT_DEADLINE: Duration = Duration::from_secs(10);
 const HAND_OVER_DEADLINE: Duration = Duration::from_secs(8);
+/// A guest whose processor stands still for so long was stopped by QEMU: otherwise it wakes up every 2 ms.
+const STOPPED: Duration = Duration::from_millis(20);
 /// A guest beats every 10 ms; so long a silence is a hand-over rather than a busy machine.
 const SILENT: Duration = Duration::from_millis(60);
-/// How long a guest may take to be heard from one host before the run.
-const START_DEADLINE: Duration = Duration::from_secs(20);
+/// How long a guest may take to be heard from one host before the run: on a new stage it has just been started.
+const START_DEADLINE: Duration = Duration::from_secs(90);
 /// How long all is watched after it is well, for a second copy.
 const AFTERWARDS: Duration = Duration::from_millis(1_500);
 /// While a host is away some jobs cannot end, and a guest that it had cannot return: this long they are waited for.
@@ -63,8 +65,8 @@ pub enum Deed {
 pub struct Outcome {
     /// What the fault did; `None`: there was nothing to hit any more.
     pub hit: Option<String>,
-    /// Whether the fault came while the guest was silent for its hand-over, and how long that silence was.
-    pub in_silence: Option<Duration>,
+    /// The first move's hand-over, as it was heard, and where the fault lies to it.
+    pub silence: Option<Silence>,
     /// The jobs, as they were seen last.
     pub jobs: Vec<JobView>,
     /// Moves that were refused, with what was said.
@@ -140,10 +142,10 @@ impl Round<'_> {
         }
         let untidy = if cases.is_empty() { self.tidy() } else { Some("it is the scene of a finding".to_owned()) };
         let name = &self.stage.guests[self.plan.moves[0].guest].name;
-        let in_silence = judge::silence_around(&self.observer.heard(name), fault_at, SILENT);
+        let silence = judge::silence(&self.observer.heard(name), fault_at, SILENT);
         let heard = self.stage.guests.iter().map(|guest| (guest.name.clone(), self.observer.heard(&guest.name)));
         let heard = heard.collect();
-        Ok(Outcome { hit, in_silence, jobs: std::mem::take(&mut self.jobs), refused, cases, excused, untidy, heard })
+        Ok(Outcome { hit, silence, jobs: std::mem::take(&mut self.jobs), refused, cases, excused, untidy, heard })
     }
 
     /// Where each guest is heard from: one host.
@@ -192,19 +194,16 @@ impl Round<'_> {
         Ok((hit, at))
     }
 
-    /// Whether the guest fell silent; not if it is heard from the destination already, or never in time.
+    /// Whether the guest was stopped for its hand-over; not if its QEMU is gone from the source, or never in time.
     fn wait_hand_over(&self, aim: &Aim) -> bool {
-        let source = self.stage.hosts()[aim.source].name.as_str();
+        let Some(mut processor) = Processor::find(&self.stage.hosts()[aim.source], &aim.guest) else { return false };
         let until = Instant::now() + HAND_OVER_DEADLINE;
         while Instant::now() < until {
-            let Some(last) = self.observer.last(&aim.guest) else { return false };
-            if last.host != source {
-                return false;
+            match processor.stands_still() {
+                None => return false,
+                Some(still) if still >= STOPPED => return true,
+                Some(_) => sleep(Duration::from_millis(2)),
             }
-            if now().saturating_sub(last.at) >= SILENT {
-                return true;
-            }
-            sleep(Duration::from_millis(2));
         }
         false
     }

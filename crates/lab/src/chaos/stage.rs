@@ -169,5 +169,12 @@ impl Stage {
 fn guest(index: usize) -> Ticker {
     let name = format!("chaos{}", index + 1);
     let address = 101 + index as u8;
-    Ticker { memory_mib: 192, pattern_mib: 16, dirty_mib_per_s: 4, ..Ticker::new(&name, address) }
+    Ticker {
+        memory_mib: 192,
+        pattern_mib: 16,
+        dirty_mib_per_s: 4,
+        // All of its disk is verified within some two seconds.
+        writes_per_s: 150,
+        ..Ticker::new(&name, address)
+    }
 }
