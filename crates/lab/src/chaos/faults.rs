@@ -20,7 +20,7 @@ const APPEAR_DEADLINE: Duration = Duration::from_secs(3);
 /// How often it is looked for meanwhile.
 const LOOK_EVERY: Duration = Duration::from_millis(10);
 /// A guest that was heard from its source so long after the destination's QEMU was stopped had not been handed over.
-const PROOF_DEADLINE: Duration = Duration::from_millis(150);
+const PROOF_DEADLINE: Duration = Duration::from_secs(1);
 /// The table that cuts a link; no other program of the lab touches it.
 const CUT: &str = "chaos";
 

@@ -83,9 +83,9 @@ pub fn run(options: &Options) -> anyhow::Result<Report> {
         match play(&mut on, &plan, deed) {
             Ok(outcome) => {
                 unplayed = 0;
-                let logs = if outcome.cases.is_empty() { None } else { Some(keep(&on, &plan, &outcome)?) };
+                let logs = if outcome.cases.is_empty() { None } else { Some(keep(&on, &plan, deed, &outcome)?) };
                 say(&report::line(&plan, deed, &outcome, begun.elapsed()));
-                report.add(&plan, &outcome, logs);
+                report.add(&plan, deed, &outcome, logs);
                 if outcome.untidy.is_none() {
                     stage = Some(on);
                 }
@@ -114,13 +114,13 @@ fn say(line: &str) {
 }
 
 /// Keeps what is needed to understand a finding: logs, jobs, heartbeats.
-fn keep(stage: &Stage, plan: &Plan, outcome: &Outcome) -> anyhow::Result<PathBuf> {
+fn keep(stage: &Stage, plan: &Plan, deed: Deed, outcome: &Outcome) -> anyhow::Result<PathBuf> {
     let folder = folder(plan)?;
     keep_logs(&stage.ferry.lab, &folder)?;
     fs::write(folder.join("jobs.json"), serde_json::to_vec_pretty(&outcome.jobs)?)?;
     let cases: String = outcome.cases.iter().map(|case| format!("{}: {}\n", case.broken, case.text)).collect();
     let hit = outcome.hit.as_deref().unwrap_or("nothing to hit");
-    fs::write(folder.join("findings.txt"), format!("{plan}\n{hit}\n{cases}"))?;
+    fs::write(folder.join("findings.txt"), format!("{}\n{hit}\n{cases}", deed.tell(plan)))?;
     fs::write(folder.join("heartbeats.txt"), heartbeats(outcome))?;
     Ok(folder)
 }

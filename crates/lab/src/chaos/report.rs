@@ -7,7 +7,7 @@ use serde::Serialize;
 
 use super::{
     judge::{Broken, Case},
-    plan::{Kind, Plan},
+    plan::Plan,
     round::{Deed, Outcome},
 };
 
@@ -16,7 +16,7 @@ use super::{
 pub struct Report {
     seed: u64,
     runs: u64,
-    rows: BTreeMap<Kind, Row>,
+    rows: BTreeMap<String, Row>,
     found: Vec<Found>,
     unplayed: Vec<String>,
 }
@@ -40,7 +40,8 @@ struct Row {
 
 #[derive(Debug)]
 struct Found {
-    plan: Plan,
+    run: u64,
+    plan: String,
     case: Case,
     summaries: Vec<String>,
     logs: Option<PathBuf>,
@@ -62,9 +63,9 @@ impl Report {
         Self { seed, runs: 0, rows: BTreeMap::new(), found: Vec::new(), unplayed: Vec::new() }
     }
 
-    pub(super) fn add(&mut self, plan: &Plan, outcome: &Outcome, logs: Option<PathBuf>) {
+    pub(super) fn add(&mut self, plan: &Plan, deed: Deed, outcome: &Outcome, logs: Option<PathBuf>) {
         self.runs += 1;
-        let row = self.rows.entry(plan.kind).or_default();
+        let row = self.rows.entry(deed.title(plan)).or_default();
         row.runs += 1;
         row.hits += u64::from(outcome.hit.is_some());
         let inside = outcome.silence.is_some_and(|silence| silence.holds_moment());
@@ -90,7 +91,8 @@ impl Report {
         for case in &outcome.cases {
             *row.broken.entry(case.broken).or_default() += 1;
             self.found.push(Found {
-                plan: plan.clone(),
+                run: plan.run,
+                plan: deed.tell(plan),
                 case: case.clone(),
                 summaries: summaries.clone(),
                 logs: logs.clone(),
@@ -177,8 +179,8 @@ impl Report {
     /// Every broken promise, with the plan, the jobs' words and where the logs are; and runs that were not played.
     pub fn findings(&self) -> String {
         let mut text = String::new();
-        for Found { plan, case, summaries, logs } in &self.found {
-            text += &format!("\n{} in run {}: {}\n  plan  {plan}\n", case.broken, plan.run, case.text);
+        for Found { run, plan, case, summaries, logs } in &self.found {
+            text += &format!("\n{} in run {run}: {}\n  plan  {plan}\n", case.broken, case.text);
             for summary in summaries {
                 text += &format!("  {summary}\n");
             }

@@ -17,7 +17,7 @@ use ferry_core::api::server::JobView;
 
 use super::{
     faults::{self, Aim, Processor, inflict},
-    judge::{self, Case, Death, Silence},
+    judge::{self, Broken, Case, Death, Silence},
     plan::{Kind, Moment, Move, Plan},
     sabotage::{self, Sabotage},
     stage::Stage,
@@ -59,6 +59,24 @@ pub enum Deed {
     Fault,
     /// Something that Ferry cannot be blamed for, and that must be found.
     Sabotage(Sabotage),
+}
+
+impl Deed {
+    /// Its row in the table.
+    pub fn title(self, plan: &Plan) -> String {
+        match self {
+            Self::Fault => plan.kind.to_string(),
+            Self::Sabotage(sabotage) => format!("sabotage {}", sabotage.broken()),
+        }
+    }
+
+    /// The whole plan in words.
+    pub fn tell(self, plan: &Plan) -> String {
+        match self {
+            Self::Fault => plan.to_string(),
+            Self::Sabotage(sabotage) => format!("{} during or after one plain move", sabotage.broken()),
+        }
+    }
 }
 
 /// What came of a run.
@@ -135,12 +153,15 @@ impl Round<'_> {
             refused.extend(said.refusal);
         }
         let patience = if deed == Deed::Fault { PATIENCE } else { PATIENCE_WITH_SABOTAGE };
-        let mut cases = self.settle_and_judge(patience)?;
-        let excused = self.excuses().into_values().collect();
-        if let Some(death) = self.death.take() {
-            self.welcome_back(&death, &mut cases)?;
-        }
-        let untidy = if cases.is_empty() { self.tidy() } else { Some("it is the scene of a finding".to_owned()) };
+        let excuses = self.settle(now(), patience)?;
+        let mut cases = self.judge(&excuses);
+        let back = self.death.take().map_or(Ok(()), |death| self.welcome_back(&death, &excuses, &mut cases));
+        let untidy = match back {
+            Err(error) => Some(format!("{error:#}")),
+            Ok(()) if cases.is_empty() => self.tidy(),
+            Ok(()) => Some("it is the scene of a finding".to_owned()),
+        };
+        let excused = excuses.into_values().collect();
         let name = &self.stage.guests[self.plan.moves[0].guest].name;
         let silence = judge::silence(&self.observer.heard(name), fault_at, SILENT);
         let heard = self.stage.guests.iter().map(|guest| (guest.name.clone(), self.observer.heard(&guest.name)));
@@ -221,49 +242,57 @@ impl Round<'_> {
         self.ended_copies = names.filter(|name| has_copy(name) == Some(false)).collect();
     }
 
-    fn settle_and_judge(&mut self, patience: Duration) -> anyhow::Result<Vec<Case>> {
-        let calm = now();
-        let settled = self.settle(calm, patience);
-        sleep(AFTERWARDS);
-        let (until, excuses) = (now(), self.excuses());
-        let mut cases: Vec<Case> = Vec::new();
-        for guest in &self.stage.guests {
-            let excuse = excuses.get(&guest.name).map(String::as_str);
-            cases.extend(judge::of_guest(&guest.name, &self.observer.heard(&guest.name), until, excuse));
-        }
-        cases.extend(self.jobs.iter().filter_map(|job| judge::of_job(job, self.answers)));
-        if cases.is_empty() && !settled && excuses.is_empty() {
-            anyhow::bail!("a guest is heard, but did not verify its memory and disk in time");
-        }
-        cases.extend(self.judge_disks(&excuses));
-        Ok(cases)
-    }
-
-    /// Waits until every guest is well and every job has ended, or nothing more can be expected; whether all is well.
-    fn settle(&mut self, calm: Duration, patience: Duration) -> bool {
-        let (begun, until) = (Instant::now(), Instant::now() + patience);
+    /// Waits until every guest is well and every job has ended, or nothing more can be expected, and a little longer.
+    /// Gives the guests that may be silent, and why.
+    fn settle(&mut self, calm: Duration, patience: Duration) -> anyhow::Result<BTreeMap<String, String>> {
+        let until = calm + patience;
         loop {
             self.ask_jobs();
-            if self.plan.kind == Kind::Smbd && self.jobs.iter().all(|job| job.phase.ended()) {
+            if self.plan.kind == Kind::Smbd && self.all_ended() {
                 self.stage.run_again_after_disk_error();
             }
             let excuses = self.excuses();
-            let guests = &self.stage.guests;
-            let well = |name: &str| judge::is_well(&self.observer.heard(name), calm, now());
-            let all_well = guests.iter().all(|guest| well(&guest.name));
-            let all_ended = self.answers && self.jobs.iter().all(|job| job.phase.ended());
-            if all_well && all_ended {
-                return true;
-            }
-            let as_well_as_can_be = self.death.is_some()
-                && begun.elapsed() > AWAY_PATIENCE
-                && guests.iter().all(|guest| excuses.contains_key(&guest.name) || well(&guest.name))
+            let is_well = |name: &str| judge::is_well(&self.observer.heard(name), calm, now());
+            let unwell: Vec<&str> =
+                self.stage.guests.iter().map(|guest| guest.name.as_str()).filter(|name| !is_well(name)).collect();
+            let all_is_well = unwell.is_empty() && self.all_ended();
+            let none_can_return = self.death.as_ref().is_some_and(|death| now() > death.at + AWAY_PATIENCE)
+                && unwell.iter().all(|name| excuses.contains_key(*name))
                 && self.jobs.iter().all(|job| judge::of_job(job, self.answers).is_none());
-            if as_well_as_can_be || Instant::now() > until {
-                return false;
+            if all_is_well || none_can_return || now() > until {
+                let unverified = unwell.iter().find(|name| !self.observer.runs_on(name).is_empty());
+                if let Some(name) = unverified.filter(|name| !self.is_broken(name)) {
+                    anyhow::bail!("{name} is heard, but did not verify its memory and disk in time");
+                }
+                sleep(AFTERWARDS);
+                return Ok(excuses);
             }
             sleep(LOOK_EVERY);
         }
+    }
+
+    fn all_ended(&self) -> bool {
+        self.answers && self.jobs.iter().all(|job| job.phase.ended())
+    }
+
+    fn is_broken(&self, name: &str) -> bool {
+        !judge::of_guest(name, &self.observer.heard(name), now(), None).is_empty()
+    }
+
+    fn judge(&self, excuses: &BTreeMap<String, String>) -> Vec<Case> {
+        let mut cases = self.judge_guests(excuses);
+        cases.extend(self.jobs.iter().filter_map(|job| judge::of_job(job, self.answers)));
+        cases.extend(self.judge_disks(excuses));
+        cases
+    }
+
+    fn judge_guests(&self, excuses: &BTreeMap<String, String>) -> Vec<Case> {
+        let until = now();
+        let judged = self.stage.guests.iter().flat_map(|guest| {
+            let excuse = excuses.get(&guest.name).map(String::as_str);
+            judge::of_guest(&guest.name, &self.observer.heard(&guest.name), until, excuse)
+        });
+        judged.collect()
     }
 
     fn ask_jobs(&mut self) {
@@ -287,7 +316,7 @@ impl Round<'_> {
         let living = self.stage.guests.iter().filter(|guest| !excuses.contains_key(&guest.name));
         let judged = living.filter_map(|guest| {
             let text = self.judge_disk(&guest.name).err()?;
-            Some(Case { broken: judge::Broken::Corrupt, text: format!("{}: {text}", guest.name) })
+            Some(Case { broken: Broken::Corrupt, text: format!("{}: {text}", guest.name) })
         });
         judged.collect()
     }
@@ -313,22 +342,25 @@ impl Round<'_> {
     }
 
     /// The dead host comes back: what is open must end, and a guest that lived must still be well.
-    fn welcome_back(&mut self, death: &Death, cases: &mut Vec<Case>) -> anyhow::Result<()> {
+    fn welcome_back(
+        &mut self,
+        death: &Death,
+        excuses: &BTreeMap<String, String>,
+        cases: &mut Vec<Case>,
+    ) -> anyhow::Result<()> {
         let place = self.stage.host_index(&death.host)?;
         self.stage.boot_again(place).with_context(|| format!("{} does not come back", death.host))?;
         let ended = wait_for("every job ends", PATIENCE, || {
             self.ask_jobs();
-            (self.answers && self.jobs.iter().all(|job| job.phase.ended())).then_some(())
+            self.all_ended().then_some(())
         });
         if ended.is_err() {
             let open = self.jobs.iter().filter_map(|job| judge::of_job(job, self.answers));
             cases.extend(open.map(|case| Case { text: format!("{}, {} being back", case.text, death.host), ..case }));
         }
         sleep(AFTERWARDS);
-        for guest in &self.stage.guests {
-            let found = judge::of_guest(&guest.name, &self.observer.heard(&guest.name), now(), Some("a host died"));
-            cases.extend(found.into_iter().filter(|case| !cases.contains(case)).collect::<Vec<_>>());
-        }
+        let known: Vec<Broken> = cases.iter().map(|case| case.broken).collect();
+        cases.extend(self.judge_guests(excuses).into_iter().filter(|case| !known.contains(&case.broken)));
         Ok(())
     }
 
