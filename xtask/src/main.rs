@@ -53,6 +53,24 @@ enum Chore {
         #[arg(long, default_value_t = 60)]
         seconds: u32,
     },
+    /// Move VMs while programs, hosts and links fail, and find what is lost, split, corrupt or stuck.
+    Chaos {
+        /// How many runs, 1 to 1,000.
+        #[arg(long, default_value_t = 20)]
+        runs: u32,
+        /// Replay the plans of this seed.
+        #[arg(long)]
+        seed: Option<u64>,
+        /// Only this kind of fault, as `cargo xtask chaos --kind help` lists them; may be repeated.
+        #[arg(long)]
+        kind: Vec<String>,
+        /// Break a promise on purpose, in one run, which must find it: lost, split, corrupt or stuck.
+        #[arg(long)]
+        sabotage: Option<String>,
+        /// Print one JSON object as the last line.
+        #[arg(long)]
+        json: bool,
+    },
     /// Measure: Ferry against virsh, in turns, in the lab, or the server by itself.
     Bench {
         /// What to measure: `base` is one move of a ticker guest of 512 MiB; `jobs` is what the server's jobs cost.
@@ -122,6 +140,15 @@ fn run(chore: Chore) -> anyhow::Result<u8> {
                     },
                 ]);
             }
+            chore::lab(Build::Tested, &arguments)
+        }
+        Chore::Chaos { runs, seed, kind, sabotage, json } => {
+            let (runs, seed) = (runs.to_string(), seed.map(|seed| seed.to_string()));
+            let mut arguments = vec!["chaos", "--runs", &runs];
+            arguments.extend(seed.iter().flat_map(|seed| ["--seed", seed]));
+            arguments.extend(kind.iter().flat_map(|kind| ["--kind", kind]));
+            arguments.extend(sabotage.iter().flat_map(|sabotage| ["--sabotage", sabotage]));
+            arguments.extend(json.then_some("--json"));
             chore::lab(Build::Tested, &arguments)
         }
         Chore::Test { no_lab, filter } => chore::test(no_lab, filter.as_deref()),

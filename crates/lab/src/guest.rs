@@ -20,6 +20,8 @@ pub struct Ticker {
     pub pattern_mib: u32,
     /// At this rate.
     pub dirty_mib_per_s: u32,
+    /// Sectors written, as a bound.
+    pub writes_per_s: u32,
     /// Last part of its address, 100 to 199.
     pub address: u8,
 }
@@ -33,6 +35,7 @@ impl Ticker {
             memory_mib: 512,
             pattern_mib: 128,
             dirty_mib_per_s: 8,
+            writes_per_s: 60,
             address,
         }
     }
@@ -59,7 +62,7 @@ impl Ticker {
 
     /// Its definition, with its files in `folder`.
     pub fn definition(&self, folder: &Path) -> String {
-        let Self { name, uuid, memory_mib, pattern_mib, dirty_mib_per_s, .. } = self;
+        let Self { name, uuid, memory_mib, pattern_mib, dirty_mib_per_s, writes_per_s, .. } = self;
         let folder = folder.display();
         let mac = format!("52:54:00:77:00:{:02x}", self.address);
         format!(
@@ -72,7 +75,7 @@ impl Ticker {
     <type arch='x86_64' machine='q35'>hvm</type>
     <kernel>{folder}/vmlinuz</kernel>
     <initrd>{folder}/initramfs.img</initrd>
-    <cmdline>console=ttyS0 quiet panic=1 ticker.name={name} ticker.ip={ip} ticker.memory_mib={pattern_mib} ticker.dirty_mib_per_s={dirty_mib_per_s}</cmdline>
+    <cmdline>console=ttyS0 quiet panic=1 ticker.name={name} ticker.ip={ip} ticker.memory_mib={pattern_mib} ticker.dirty_mib_per_s={dirty_mib_per_s} ticker.writes_per_s={writes_per_s}</cmdline>
   </os>
   <features><acpi/></features>
   <on_poweroff>destroy</on_poweroff><on_reboot>destroy</on_reboot><on_crash>destroy</on_crash>

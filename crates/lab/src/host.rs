@@ -68,35 +68,29 @@ impl Host {
             checked(command, DEADLINE)?;
         }
         make_files(&folder, &name)?;
-        let mut command = Command::new("ip");
-        command
-            .args(["netns", "exec", &namespace, "unshare", "--mount", "--uts", "--ipc", "--pid", "--fork"])
-            .args(["--kill-child", "--mount-proc"])
-            .arg(lab.program("ferry-lab"))
-            .arg("init")
-            .arg(&folder)
-            .arg(&name)
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            // A file of its own: a host that is kept would hold the caller's pipe open.
-            .stderr(fs::File::create(folder.with_extension("host"))?);
-        let child = command.spawn().context("Could not start a host")?;
-        // `ip netns exec` becomes unshare, whose only child is the host's first process.
-        let outer = child.id();
-        let init = wait_for("a host's first process", DEADLINE, || {
-            let children = fs::read_to_string(format!("/proc/{outer}/task/{outer}/children")).ok()?;
-            children.split_whitespace().next()?.parse::<i32>().ok()
-        })?;
-        lab.note_process(init)?;
-        // Nobody waits for it: the guardian ends it, and init of the machine (or this process's end) reaps it.
-        std::thread::spawn(move || {
-            let mut child = child;
-            let _ = child.wait();
-        });
+        let init = start_init(lab, &namespace, &folder, &name)?;
         let share_root = PathBuf::from(format!("/run/shares-of-{name}"));
-        let host = Self { name, ip, init, folder, share_root, port, namespace };
-        wait_for("a host is ready", DEADLINE, || host.folder.join("run/ready").exists().then_some(()))?;
-        Ok(host)
+        Ok(Self { name, ip, init, folder, share_root, port, namespace })
+    }
+
+    /// Starts the host's first process again after it was killed, as a machine boots: what is on its disks is there,
+    /// `/run` is empty. In a lab, Ferry's own state and settings lie below `/run`, too; they stay. Gives the process.
+    pub(crate) fn boot_again(&self, lab: &Lab) -> anyhow::Result<i32> {
+        let kept = ["ferry-agent", "ferry-etc"];
+        for entry in fs::read_dir(self.folder.join("run"))? {
+            let entry = entry?;
+            if kept.iter().any(|name| entry.file_name() == *name) {
+                continue;
+            }
+            let removed = if entry.file_type()?.is_dir() {
+                fs::remove_dir_all(entry.path())
+            } else {
+                fs::remove_file(entry.path())
+            };
+            removed.with_context(|| format!("Could not remove {}", entry.path().display()))?;
+        }
+        fs::create_dir_all(self.folder.join("run/libvirt"))?;
+        start_init(lab, &self.namespace, &self.folder, &self.name)
     }
 
     /// A command inside the host.
@@ -209,6 +203,37 @@ impl Host {
         let found = self.try_run(&["pgrep", "-f", name]).map(|said| said.out).unwrap_or_default();
         found.lines().filter_map(|line| line.trim().parse().ok()).collect()
     }
+}
+
+/// Starts the first process of a host, and waits until it has mounted what it must.
+fn start_init(lab: &Lab, namespace: &str, folder: &Path, name: &str) -> anyhow::Result<i32> {
+    let mut command = Command::new("ip");
+    command
+        .args(["netns", "exec", namespace, "unshare", "--mount", "--uts", "--ipc", "--pid", "--fork"])
+        .args(["--kill-child", "--mount-proc"])
+        .arg(lab.program("ferry-lab"))
+        .arg("init")
+        .arg(folder)
+        .arg(name)
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        // A file of its own: a host that is kept would hold the caller's pipe open.
+        .stderr(fs::File::create(folder.with_extension("host"))?);
+    let child = command.spawn().context("Could not start a host")?;
+    // `ip netns exec` becomes unshare, whose only child is the host's first process.
+    let outer = child.id();
+    let init = wait_for("a host's first process", DEADLINE, || {
+        let children = fs::read_to_string(format!("/proc/{outer}/task/{outer}/children")).ok()?;
+        children.split_whitespace().next()?.parse::<i32>().ok()
+    })?;
+    lab.note_process(init)?;
+    // Nobody waits for it: the guardian ends it, and init of the machine (or this process's end) reaps it.
+    std::thread::spawn(move || {
+        let mut child = child;
+        let _ = child.wait();
+    });
+    wait_for("a host is ready", DEADLINE, || folder.join("run/ready").exists().then_some(()))?;
+    Ok(init)
 }
 
 /// The private files that a host's first process mounts over the machine's.

@@ -144,6 +144,15 @@ impl Lab {
         FileServer::start(self, name, address, options)
     }
 
+    /// Boots a host again whose first process was killed. libvirt is started by [`Host::start_libvirt`].
+    ///
+    /// # Errors
+    /// When its first process does not come up.
+    pub fn boot_again(&mut self, host: usize) -> anyhow::Result<()> {
+        self.hosts[host].init = self.hosts[host].boot_again(self)?;
+        self.write_inventory()
+    }
+
     /// Lets the lab stand after this owner.
     pub fn keep(mut self) {
         if let Some(guardian) = self.guardian.take() {

@@ -10,6 +10,7 @@
 
 pub mod bench;
 pub mod cache;
+pub mod chaos;
 pub mod demo;
 pub mod ferry;
 pub mod guard;

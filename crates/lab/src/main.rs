@@ -67,6 +67,24 @@ enum Command {
         #[arg(long)]
         report: Option<PathBuf>,
     },
+    /// Move VMs while programs, hosts and links fail; find what is lost, split, corrupt or stuck.
+    Chaos {
+        /// How many runs.
+        #[arg(long, default_value_t = 20, value_parser = clap::value_parser!(u64).range(1..=ferry_lab::chaos::RUNS_MAX))]
+        runs: u64,
+        /// Replay the plans of this seed; without it one is taken from the clock.
+        #[arg(long)]
+        seed: Option<u64>,
+        /// Only this kind of fault; may be repeated, then they come in turn.
+        #[arg(long)]
+        kind: Vec<ferry_lab::chaos::Kind>,
+        /// Break a promise on purpose, in one run: it must be found.
+        #[arg(long)]
+        sabotage: Option<ferry_lab::chaos::Sabotage>,
+        /// Print one JSON object as the last line.
+        #[arg(long)]
+        json: bool,
+    },
     /// The first process of a host.
     #[command(hide = true)]
     Init {
@@ -132,6 +150,13 @@ fn main() -> anyhow::Result<()> {
         Command::Bench { name, runs, report } => {
             anyhow::ensure!(name == "base", "There is no bench named {name}; there is: base");
             ferry_lab::bench::base(runs, report.as_deref())
+        }
+        Command::Chaos { runs, seed, kind, sabotage, json } => {
+            let runs = if sabotage.is_some() { 1 } else { runs };
+            let report = ferry_lab::chaos::run(&ferry_lab::chaos::Options { runs, seed, kinds: kind, sabotage })?;
+            eprint!("{}", report.findings());
+            println!("{}", if json { report.json() } else { report.table() });
+            std::process::exit(i32::from(!report.is_good()));
         }
         Command::Init { folder, name } => host::init(&folder, &name),
         Command::Guard { folder } => guard::guard(&folder),

@@ -21,6 +21,8 @@ use crate::{host::Host, lab::Lab, run::wait_for};
 
 /// What stands in every page of a ticker's memory.
 pub const MARK: &[u8; 16] = b"FERRY-PLAINTEXT!";
+/// Ethernet, IPv4 and UDP headers before a heartbeat. Any byte may stand in them, also a brace.
+const HEADERS: usize = 14 + 20 + 8;
 /// A guest whose heartbeat was not heard from a host for so long does not run there.
 const SILENCE: Duration = Duration::from_millis(700);
 
@@ -78,9 +80,7 @@ impl Observer {
             let (beats, name) = (Arc::clone(&beats), host.name.clone());
             std::thread::spawn(move || {
                 while let Some((at, packet)) = packets.next_packet() {
-                    let Some(start) = packet.iter().position(|byte| *byte == b'{') else { continue };
-                    let Some(end) = packet.iter().rposition(|byte| *byte == b'}') else { continue };
-                    if let Ok(beat) = serde_json::from_slice::<Beat>(&packet[start..=end]) {
+                    if let Some(beat) = beat_in(&packet) {
                         beats.lock().expect("no panic").push(Heard { host: name.clone(), at, beat });
                     }
                 }
@@ -95,6 +95,11 @@ impl Observer {
             self.beats.lock().expect("no panic").iter().filter(|heard| heard.beat.vm == vm).cloned().collect();
         heard.sort_by_key(|heard| heard.at);
         heard
+    }
+
+    /// What was heard of a guest last.
+    pub fn last(&self, vm: &str) -> Option<Heard> {
+        self.beats.lock().expect("no panic").iter().rev().find(|heard| heard.beat.vm == vm).cloned()
     }
 
     /// Where a guest is heard from now.
@@ -248,6 +253,13 @@ pub fn holds_mark(packet: &[u8]) -> bool {
     packet.windows(MARK.len()).any(|window| window[0] == MARK[0] && window == MARK)
 }
 
+/// The heartbeat that a packet holds.
+fn beat_in(packet: &[u8]) -> Option<Beat> {
+    let text = packet.get(HEADERS..)?;
+    let end = text.iter().rposition(|byte| *byte == b'}')?;
+    serde_json::from_slice(&text[..=end]).ok()
+}
+
 fn tcpdump(lab: &Lab, host: &Host, direction: &str, filter: &str) -> anyhow::Result<(Child, Packets)> {
     let mut command = lab.in_fabric("tcpdump");
     command.args([
@@ -332,6 +344,16 @@ mod tests {
             let error = judge(&beats).expect_err(word).to_string();
             assert!(error.contains(word), "{error}");
         }
+    }
+
+    #[test]
+    fn a_brace_in_a_packets_headers_hides_no_heartbeat() {
+        let mut packet = vec![b'{'; HEADERS];
+        packet.extend(
+            br#"{"vm":"a","count":7,"pages":0,"page_passes":0,"bad_pages":0,"sectors":0,"sector_passes":0,"bad_sectors":0,"writes":0}"#,
+        );
+        assert_eq!(beat_in(&packet).expect("a beat").count, 7);
+        assert!(beat_in(&packet[..HEADERS - 1]).is_none() && beat_in(&packet[..HEADERS]).is_none());
     }
 
     #[test]

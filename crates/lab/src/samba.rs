@@ -75,6 +75,8 @@ impl FileServer {
     /// # Errors
     /// When it does not.
     pub fn start_daemon(&self, lab: &Lab) -> anyhow::Result<()> {
+        // One that was killed leaves it behind.
+        let _ = fs::remove_file(self.folder.join("state/smbd.pid"));
         let mut command = lab.in_fabric("smbd");
         command.arg("-D").arg("-s").arg(self.folder.join("smb.conf"));
         checked(command, DEADLINE)?;

@@ -1,0 +1,390 @@
+//! Judges what was seen of a run. Pure: heartbeats, the disk's bytes and the jobs' words come as arguments.
+//!
+//! Where a VM runs and whether it is whole is judged from outside alone; Ferry's own word counts only for what a job
+//! says of itself.
+
+use std::{fmt, time::Duration};
+
+use ferry_core::api::server::JobView;
+
+use crate::observe::Heard;
+
+/// Not heard for so long: it does not run. A busy machine delays beats of 10 ms by some hundred milliseconds.
+const QUIET: Duration = Duration::from_secs(2);
+/// Heard within this: it runs there now.
+const NOW: Duration = Duration::from_millis(700);
+/// Passes over memory: the one that was under way when counting began does not count.
+const PASSES: u64 = 2;
+/// Bytes of a ticker's sector, and how many it uses.
+const SECTOR: usize = 4096;
+const SECTORS: usize = 128;
+/// A ticker verifies the sector that it writes and the next in turn: so many, and each one's turn has come.
+const SECTORS_VERIFIED: u64 = 2 * SECTORS as u64 + 2;
+
+/// A promise that was broken.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Broken {
+    /// No host runs the VM, though a host that had it lives.
+    Lost,
+    /// Two hosts run the VM.
+    Split,
+    /// A page or an acknowledged sector is wrong.
+    Corrupt,
+    /// A job neither ended nor says what it waits for and what to do.
+    Stuck,
+}
+
+impl fmt::Display for Broken {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            Self::Lost => "lost",
+            Self::Split => "split",
+            Self::Corrupt => "corrupt",
+            Self::Stuck => "stuck",
+        })
+    }
+}
+
+/// One broken promise, with what was seen.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Case {
+    /// Which.
+    pub broken: Broken,
+    /// Of what, and what was seen; one sentence.
+    pub text: String,
+}
+
+/// A host that died in the run and is still away.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Death {
+    /// Its name.
+    pub host: String,
+    /// When it died.
+    pub at: Duration,
+}
+
+/// What was broken of a guest. `heard` is all of the run, oldest first, up to `until`; an `excuse` is why it may be
+/// silent.
+pub fn of_guest(name: &str, heard: &[Heard], until: Duration, excuse: Option<&str>) -> Vec<Case> {
+    let case = |broken, text: Option<String>| text.map(|text| Case { broken, text: format!("{name} {text}") });
+    let split = split(heard);
+    // A second copy counts for itself: what its beats say of the first is no second finding.
+    let again = if split.is_none() { started_again(heard) } else { None };
+    let lost = if excuse.is_some() { None } else { silent(heard, until).or(again) };
+    [case(Broken::Split, split), case(Broken::Lost, lost), case(Broken::Corrupt, wrong(heard))]
+        .into_iter()
+        .flatten()
+        .collect()
+}
+
+/// Two hosts at once: after a second host was heard the first is heard again, or the second goes on from an older
+/// state than the first had reached. A guest is moved at most once in a run.
+fn split(heard: &[Heard]) -> Option<String> {
+    let mut left: Vec<&str> = Vec::new();
+    for pair in heard.windows(2) {
+        let [one, next] = pair else { continue };
+        if one.host == next.host {
+            continue;
+        }
+        if left.contains(&next.host.as_str()) {
+            return Some(format!("was heard from {} again after it was heard from {}", next.host, one.host));
+        }
+        // The same beat twice is one packet that both ends of a hand-over had in their queue.
+        if next.beat.count < one.beat.count {
+            return Some(format!(
+                "went on at {} from beat {} though {} had reached beat {}",
+                next.host, next.beat.count, one.host, one.beat.count
+            ));
+        }
+        left.push(&one.host);
+    }
+    None
+}
+
+fn started_again(heard: &[Heard]) -> Option<String> {
+    let back = heard.windows(2).find(|pair| pair[0].host == pair[1].host && pair[1].beat.count < pair[0].beat.count)?;
+    Some(format!("began anew on {}: what ran before is gone", back[1].host))
+}
+
+fn silent(heard: &[Heard], until: Duration) -> Option<String> {
+    let Some(last) = heard.last() else { return Some("was never heard".to_owned()) };
+    let silence = until.saturating_sub(last.at);
+    (silence > QUIET).then(|| format!("is not heard since {} s, last from {}", silence.as_secs(), last.host))
+}
+
+fn wrong(heard: &[Heard]) -> Option<String> {
+    let pages = heard.iter().map(|heard| heard.beat.bad_pages).max()?;
+    let sectors = heard.iter().map(|heard| heard.beat.bad_sectors).max()?;
+    (pages + sectors > 0).then(|| format!("found {pages} page(s) and {sectors} sector(s) that it had not written so"))
+}
+
+/// Why a guest may be silent: the host that had it is dead. `copy_ended` is whether the QEMU that it was last heard
+/// from ended by itself when the other host died, which libvirt does only when the hand-over is complete.
+pub fn excuse(heard: &[Heard], death: &Death, copy_ended: bool) -> Option<String> {
+    let last = heard.last()?;
+    if last.host == death.host {
+        return Some(format!("it was last heard from {}, which died", death.host));
+    }
+    let silent_since = last.at < death.at + QUIET;
+    (copy_ended && silent_since).then(|| format!("it had just been handed over to {}, which died", death.host))
+}
+
+/// Whether a guest is heard from exactly one host now, and has verified memory and disk since `calm`.
+pub fn is_well(heard: &[Heard], calm: Duration, now: Duration) -> bool {
+    let mut hosts: Vec<&str> =
+        heard.iter().rev().take_while(|heard| heard.at + NOW > now).map(|heard| heard.host.as_str()).collect();
+    hosts.dedup();
+    let since = heard.iter().find(|heard| heard.at >= calm);
+    let verified = since.zip(heard.last()).is_some_and(|(first, last)| {
+        last.beat.page_passes >= first.beat.page_passes + PASSES
+            && last.beat.sectors >= first.beat.sectors + SECTORS_VERIFIED
+    });
+    hosts.len() == 1 && verified
+}
+
+/// Where a moment lies to the silence in which a guest was handed over, or should have been.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Silence {
+    /// From the last beat before it to the first after it. Milliseconds.
+    pub length_ms: u64,
+    /// From its begin to the moment. Milliseconds; negative before it, larger than its length behind it.
+    pub offset_ms: i64,
+    /// Whether the guest was heard from another host after it.
+    pub moved: bool,
+}
+
+impl Silence {
+    /// Whether the moment lies in it.
+    pub fn holds_moment(&self) -> bool {
+        (0..=self.length_ms as i64).contains(&self.offset_ms)
+    }
+}
+
+/// The silence in which the guest changed its host; else that in which the moment lies, if it is at least `least`.
+pub fn silence(heard: &[Heard], at: Duration, least: Duration) -> Option<Silence> {
+    let moved = heard.windows(2).find(|pair| pair[0].host != pair[1].host);
+    let around = || {
+        let pair = heard.windows(2).find(|pair| pair[0].at <= at && at < pair[1].at)?;
+        (pair[1].at.saturating_sub(pair[0].at) >= least).then_some(pair)
+    };
+    let pair = moved.or_else(around)?;
+    let ms = |time: Duration| time.as_millis() as i64;
+    Some(Silence {
+        length_ms: pair[1].at.saturating_sub(pair[0].at).as_millis() as u64,
+        offset_ms: ms(at) - ms(pair[0].at),
+        moved: moved.is_some(),
+    })
+}
+
+/// What is wrong with a job at the end of the patience. `answers` is whether the server still answers.
+pub fn of_job(job: &JobView, answers: bool) -> Option<Case> {
+    if job.phase.ended() {
+        return None;
+    }
+    let title = job.phase.title();
+    let text = match (answers, speaks(&job.summary)) {
+        (true, true) => return None,
+        (true, false) => format!("job {} is {title} and says: {}", job.id, job.summary),
+        (false, _) => format!("the server does not answer; job {} was {title} and said: {}", job.id, job.summary),
+    };
+    Some(Case { broken: Broken::Stuck, text })
+}
+
+/// Whether a summary names what is waited for, and a command in backquotes.
+pub fn speaks(summary: &str) -> bool {
+    let words = summary.to_lowercase();
+    let waits = ["wait", "until", "as soon as", "keeps trying"].iter().any(|word| words.contains(word));
+    let command = summary.split('`').skip(1).step_by(2).any(|quoted| quoted.contains(char::is_alphabetic));
+    waits && command
+}
+
+/// The sum of all sequence numbers on a ticker's disk: each write that the guest made raised it by one.
+///
+/// # Errors
+/// The first sector that does not hold what the ticker writes.
+pub fn sum_of_sequences(disk: &[u8]) -> Result<u64, String> {
+    if disk.len() < SECTOR * SECTORS {
+        return Err(format!("the disk's file holds {} bytes only", disk.len()));
+    }
+    let sectors = disk.chunks_exact(SECTOR).take(SECTORS).enumerate();
+    sectors.map(|(index, sector)| sequence(index, sector)).sum()
+}
+
+/// As the ticker writes it: the index, the sequence number, then words made of both.
+fn sequence(index: usize, sector: &[u8]) -> Result<u64, String> {
+    let mut words = sector.chunks_exact(8).map(|word| u64::from_le_bytes(word.try_into().expect("8 bytes")));
+    let (place, sequence) = (words.next().unwrap_or(0), words.next().unwrap_or(0));
+    let base = sequence << 32 ^ (index as u64) << 16;
+    let whole = words.zip(2u64..).all(|(word, at)| word == (base ^ at).wrapping_mul(0x9e37_79b9_7f4a_7c15));
+    if place == index as u64 && whole {
+        return Ok(sequence);
+    }
+    Err(format!("sector {index} of the disk's file is not as the guest writes it"))
+}
+
+/// Whether the disk's file holds every write that was acknowledged. `before` and `after` are the guest's counts of
+/// acknowledged writes heard before and after the file was read.
+///
+/// # Errors
+/// What is missing.
+pub fn of_disk(sum: u64, before: u64, after: u64) -> Result<(), String> {
+    // One more may be under way than is acknowledged.
+    if (before..=after + 1).contains(&sum) {
+        return Ok(());
+    }
+    Err(format!(
+        "the disk's file holds {sum} writes, and the guest's count of acknowledged ones was {before} to {after}"
+    ))
+}
+
+#[cfg(test)]
+mod tests {
+    use ferry_core::{
+        id::{JobId, VmId},
+        job::JobKind,
+        migration::Phase,
+    };
+
+    use super::*;
+    use crate::observe::Beat;
+
+    fn heard(host: &str, at_ms: u64, count: u64) -> Heard {
+        let beat = Beat {
+            vm: "vm".into(),
+            count,
+            pages: 0,
+            page_passes: count / 10,
+            bad_pages: 0,
+            sectors: count * 20,
+            sector_passes: 0,
+            bad_sectors: 0,
+            writes: 0,
+        };
+        Heard { host: host.into(), at: Duration::from_millis(at_ms), beat }
+    }
+
+    fn kinds(heard: &[Heard], until_ms: u64, excuse: Option<&str>) -> Vec<Broken> {
+        let cases = of_guest("vm", heard, Duration::from_millis(until_ms), excuse);
+        cases.iter().map(|case| case.broken).collect()
+    }
+
+    #[test]
+    fn a_vm_that_moved_once_and_is_heard_is_well() {
+        let beats = [heard("a", 0, 1), heard("a", 10, 2), heard("b", 200, 2), heard("b", 210, 3)];
+        assert_eq!(kinds(&beats, 220, None), []);
+    }
+
+    #[test]
+    fn each_broken_promise_is_found_and_no_other() {
+        let mut bad = vec![heard("a", 0, 1), heard("a", 10, 2)];
+        bad[1].beat.bad_sectors = 1;
+        for (beats, until_ms, expected) in [
+            (vec![], 10, Broken::Lost),
+            (vec![heard("a", 0, 1)], 5_000, Broken::Lost),
+            (vec![heard("a", 0, 9), heard("a", 10, 1)], 20, Broken::Lost),
+            (vec![heard("a", 0, 1), heard("b", 10, 2), heard("a", 15, 2)], 20, Broken::Split),
+            (vec![heard("a", 0, 9), heard("b", 10, 7)], 20, Broken::Split),
+            // A second copy that was booted from the start.
+            (vec![heard("b", 0, 900), heard("a", 10, 1), heard("b", 15, 901), heard("a", 20, 2)], 30, Broken::Split),
+            (bad, 20, Broken::Corrupt),
+        ] {
+            assert_eq!(kinds(&beats, until_ms, None), [expected], "{beats:?}");
+        }
+    }
+
+    #[test]
+    fn an_excuse_covers_silence_and_nothing_else() {
+        let split = [heard("a", 0, 1), heard("b", 10, 2), heard("a", 15, 2)];
+        assert_eq!(kinds(&split, 9_000, Some("a died")), [Broken::Split]);
+        assert_eq!(kinds(&split[..1], 9_000, Some("a died")), []);
+    }
+
+    #[test]
+    fn only_the_host_that_had_the_vm_excuses_its_loss() {
+        let death = Death { host: "b".into(), at: Duration::from_millis(100) };
+        let at_source = [heard("a", 0, 1), heard("a", 90, 2)];
+        assert_eq!(excuse(&at_source, &death, false), None, "the source had it and lives");
+        assert!(excuse(&at_source, &death, true).is_some(), "it had been handed over");
+        let moved = [heard("a", 0, 1), heard("b", 90, 2)];
+        assert!(excuse(&moved, &death, false).is_some());
+        let went_on = [heard("a", 0, 1), heard("a", 9_000, 2)];
+        assert_eq!(excuse(&went_on, &death, true), None, "it ran on and ended later");
+    }
+
+    #[test]
+    fn well_is_one_host_and_verified_since_then() {
+        let calm = Duration::from_millis(100);
+        let well = |beats: &[Heard], now_ms| is_well(beats, calm, Duration::from_millis(now_ms));
+        let beats = [heard("a", 0, 10), heard("a", 120, 25), heard("b", 900, 41)];
+        assert!(well(&beats, 901));
+        assert!(!well(&beats, 2_000), "it is silent");
+        assert!(!well(&beats[..2], 121), "nothing was verified since");
+        let both = [heard("a", 120, 25), heard("a", 890, 48), heard("b", 900, 49)];
+        assert!(!well(&both, 901), "it is heard from two");
+    }
+
+    #[test]
+    fn a_fault_in_a_hand_over_is_told_from_one_beside_it() {
+        let beats = [heard("a", 0, 1), heard("a", 10, 2), heard("b", 200, 3)];
+        let of = |beats: &[Heard], at_ms| {
+            silence(beats, Duration::from_millis(at_ms), Duration::from_millis(60)).map(|found| found.holds_moment())
+        };
+        assert_eq!((of(&beats, 5), of(&beats, 50), of(&beats, 300)), (Some(false), Some(true), Some(false)));
+        let stayed = [heard("a", 0, 1), heard("a", 10, 2), heard("a", 200, 3)];
+        assert_eq!((of(&stayed, 5), of(&stayed, 50)), (None, Some(true)));
+    }
+
+    fn job(phase: Phase, summary: &str) -> JobView {
+        JobView {
+            id: JobId(4),
+            kind: JobKind::Live,
+            parent: None,
+            children: Vec::new(),
+            attempt: 1,
+            waits: None,
+            vm: Some(VmId(uuid::Uuid::nil())),
+            vm_name: "vm".into(),
+            source: "a".into(),
+            destination: "b".into(),
+            phase,
+            summary: summary.into(),
+            by: "admin".into(),
+            accepted_at_ms: 0,
+            ended_at_ms: None,
+            steps: Vec::new(),
+            progress: None,
+            figures: None,
+            findings: Vec::new(),
+            log: Vec::new(),
+        }
+    }
+
+    #[test]
+    fn an_open_job_must_say_what_it_waits_for_and_what_to_do() {
+        let silent = "VM vm is at b and is being resumed there.";
+        let helpful = "VM vm waits for host b to answer: start its agent with `systemctl start ferry-agent`.";
+        assert_eq!(of_job(&job(Phase::Succeeded, silent), true), None);
+        assert_eq!(of_job(&job(Phase::Stuck, helpful), true), None);
+        assert_eq!(of_job(&job(Phase::Stuck, silent), true).map(|case| case.broken), Some(Broken::Stuck));
+        assert!(of_job(&job(Phase::Stuck, helpful), false).is_some(), "nobody can read it");
+        assert!(!speaks("It waits for ``.") && !speaks("Run `virsh list`.") && !speaks("It waits for host b."));
+    }
+
+    #[test]
+    fn a_lost_or_torn_write_is_seen_in_the_disks_file() {
+        let mut disk = Vec::new();
+        for index in 0..SECTORS as u64 {
+            let word = |at| match at {
+                0 => index,
+                1 => 3,
+                _ => (3 << 32 ^ index << 16 ^ at).wrapping_mul(0x9e37_79b9_7f4a_7c15),
+            };
+            disk.extend((0..SECTOR as u64 / 8).flat_map(|at| word(at).to_le_bytes()));
+        }
+        assert_eq!(sum_of_sequences(&disk), Ok(3 * SECTORS as u64));
+        disk[SECTOR + 100] ^= 1;
+        assert!(sum_of_sequences(&disk).expect_err("torn").contains("sector 1 "));
+        assert!(of_disk(384, 384, 384).is_ok() && of_disk(385, 384, 384).is_ok());
+        assert!(of_disk(383, 384, 390).is_err() && of_disk(392, 384, 390).is_err());
+    }
+}

@@ -1,0 +1,181 @@
+//! Chaos: moves, and a fault in the middle of them, again and again, judged from outside.
+//!
+//! ```text
+//! plan (pure: seed, run) ─▶ round ─ moves, faults ─▶ stage (a lab with Ferry and guests)
+//!                             └─ heartbeats, disk, jobs ─▶ judge (pure) ─▶ report
+//! ```
+//! Judged are, 90 s after the last fault or as soon as all is well: *lost*, no host runs a VM though a host that had
+//! it lives; *split*, one VM is heard from two hosts; *corrupt*, a page or an acknowledged sector is wrong; *stuck*, a
+//! job neither ended nor says what it waits for and which command helps.
+//!
+//! Limits of the lab: the share is a FUSE mount that fails writes while the file server is away, so QEMU stops the
+//! guest, and the harness runs it again as an administrator would. A link is cut between two hosts' addresses; the
+//! file server and Ferry's server are still reached.
+
+mod faults;
+mod judge;
+mod plan;
+mod report;
+mod round;
+mod sabotage;
+mod stage;
+
+use std::{
+    fs,
+    io::Write as _,
+    path::{Path, PathBuf},
+    time::{Duration, Instant},
+};
+
+use anyhow::Context as _;
+
+pub use self::{
+    judge::{Broken, Case},
+    plan::{Kind, Plan},
+    report::Report,
+    sabotage::Sabotage,
+};
+use self::{
+    plan::{Moment, Move},
+    round::{Deed, Outcome, play},
+    stage::Stage,
+};
+use crate::lab::{Lab, Programs};
+
+/// Most runs of a campaign.
+pub const RUNS_MAX: u64 = 1_000;
+/// A campaign ends when so many runs in a row could not be played: then it is the machine, or this program.
+const UNPLAYED_MAX: u32 = 3;
+/// More of a job's log than anybody reads.
+const LOG_BYTES_MAX: u64 = 16 << 20;
+
+/// What is asked for.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// 1 to [`RUNS_MAX`].
+    pub runs: u64,
+    /// Of the plans; `None` takes one from the clock.
+    pub seed: Option<u64>,
+    /// Kinds of faults, in turn; none means all, by chance.
+    pub kinds: Vec<Kind>,
+    /// Breaks something in the only run.
+    pub sabotage: Option<Sabotage>,
+}
+
+/// Runs a campaign. Its report says what was broken; that is no error here.
+///
+/// # Errors
+/// When no stage can be built, or runs cannot be played at all.
+pub fn run(options: &Options) -> anyhow::Result<Report> {
+    let seed = options.seed.unwrap_or_else(|| crate::observe::now().as_millis() as u64);
+    say(&format!("seed {seed}: building hosts, Ferry and guests"));
+    let mut report = Report::new(seed);
+    let mut stage = Some(Stage::up()?);
+    let mut unplayed = 0;
+    for number in 1..=options.runs {
+        let plan = options.sabotage.map_or_else(|| Plan::new(seed, number, &options.kinds), |_| plain(seed));
+        let mut on = match stage.take() {
+            Some(stage) => stage,
+            None => Stage::up().context("No new stage could be built")?,
+        };
+        let begun = Instant::now();
+        let deed = options.sabotage.map_or(Deed::Fault, Deed::Sabotage);
+        match play(&mut on, &plan, deed) {
+            Ok(outcome) => {
+                unplayed = 0;
+                let logs = if outcome.cases.is_empty() { None } else { Some(keep(&on, &plan, deed, &outcome)?) };
+                say(&report::line(&plan, deed, &outcome, begun.elapsed()));
+                report.add(&plan, deed, &outcome, logs);
+                if outcome.untidy.is_none() {
+                    stage = Some(on);
+                }
+            }
+            Err(error) => {
+                unplayed += 1;
+                say(&format!("{plan}: could not be played or judged: {error:#}"));
+                let logs = folder(&plan)?;
+                keep_logs(&on.ferry.lab, &logs)?;
+                report.add_unplayed(&plan, &format!("{error:#}"), logs);
+                anyhow::ensure!(unplayed < UNPLAYED_MAX, "{unplayed} runs in a row could not be played: {error:#}");
+            }
+        }
+    }
+    Ok(report)
+}
+
+/// What a sabotage happens to: one slow move of the first guest.
+fn plain(seed: u64) -> Plan {
+    let one = Move { guest: 0, step: 1, delay_ms: 0, bandwidth_mib_per_s: Some(20), cancel_ms: None };
+    Plan { seed, run: 1, moves: vec![one], kind: Kind::Server, moment: Moment::After(0), away_ms: 0 }
+}
+
+fn say(line: &str) {
+    let _ = writeln!(std::io::stderr(), "· {line}");
+}
+
+/// Keeps what is needed to understand a finding: logs, jobs, heartbeats.
+fn keep(stage: &Stage, plan: &Plan, deed: Deed, outcome: &Outcome) -> anyhow::Result<PathBuf> {
+    let folder = folder(plan)?;
+    keep_logs(&stage.ferry.lab, &folder)?;
+    fs::write(folder.join("jobs.json"), serde_json::to_vec_pretty(&outcome.jobs)?)?;
+    let cases: String = outcome.cases.iter().map(|case| format!("{}: {}\n", case.broken, case.text)).collect();
+    let hit = outcome.hit.as_deref().unwrap_or("nothing to hit");
+    fs::write(folder.join("findings.txt"), format!("{}\n{hit}\n{cases}", deed.tell(plan)))?;
+    fs::write(folder.join("heartbeats.txt"), heartbeats(outcome))?;
+    Ok(folder)
+}
+
+/// One line for each stretch that a guest was heard from one host without a pause.
+fn heartbeats(outcome: &Outcome) -> String {
+    const PAUSE: Duration = Duration::from_millis(60);
+    let mut text = String::new();
+    for (guest, heard) in &outcome.heard {
+        for stretch in heard.chunk_by(|one, next| one.host == next.host && next.at.saturating_sub(one.at) < PAUSE) {
+            let [first, ..] = stretch else { continue };
+            let last = stretch.last().unwrap_or(first);
+            text += &format!(
+                "{guest} on {} from {:.3} to {:.3}, beats {} to {}, {:?}\n",
+                first.host,
+                first.at.as_secs_f64(),
+                last.at.as_secs_f64(),
+                first.beat.count,
+                last.beat.count,
+                last.beat,
+            );
+        }
+    }
+    text
+}
+
+/// `target/chaos/seed-S-run-R`, empty.
+fn folder(plan: &Plan) -> anyhow::Result<PathBuf> {
+    let programs = Programs::find()?.folder;
+    let target = programs.parent().context("A target folder has a parent")?;
+    let folder = target.join(format!("chaos/seed-{}-run-{}", plan.seed, plan.run));
+    if folder.exists() {
+        fs::remove_dir_all(&folder)?;
+    }
+    fs::create_dir_all(&folder)?;
+    Ok(folder)
+}
+
+fn keep_logs(lab: &Lab, folder: &Path) -> anyhow::Result<()> {
+    keep_some(&lab.folder, folder, |name| name.ends_with(".log"))?;
+    for host in &lab.hosts {
+        keep_some(&host.folder.join("var-log-libvirt"), &folder.join(&host.name), |_| true)?;
+        keep_some(&host.folder.join("var-log-libvirt/qemu"), &folder.join(&host.name), |_| true)?;
+        keep_some(&host.path("/run/ferry-agent/journal"), &folder.join(&host.name), |_| true)?;
+    }
+    keep_some(&lab.folder.join("samba-fs1/state"), &folder.join("samba"), |name| name == "log")
+}
+
+fn keep_some(from: &Path, to: &Path, wanted: impl Fn(&str) -> bool) -> anyhow::Result<()> {
+    fs::create_dir_all(to)?;
+    for entry in fs::read_dir(from).into_iter().flatten().flatten() {
+        let kept = entry.metadata().is_ok_and(|data| data.is_file() && data.len() <= LOG_BYTES_MAX);
+        if kept && wanted(&entry.file_name().to_string_lossy()) {
+            fs::copy(entry.path(), to.join(entry.file_name()))?;
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,274 @@
+//! What a run does: a pure function of the seed and the run's number, so that a seed replays its plans.
+
+use std::fmt;
+
+use clap::ValueEnum;
+
+/// Guests of the stage.
+pub const GUESTS: usize = 2;
+/// Hosts of the stage.
+pub const HOSTS: usize = 3;
+/// Latest start of a move, and of a fault that is not aimed, after what it waits for. Milliseconds.
+const DELAY_MS_MAX: u64 = 600;
+const FAULT_MS_MAX: u64 = 3_000;
+/// Latest cancel after the job was accepted: some come when the move is over. Milliseconds.
+const CANCEL_MS_MAX: u64 = 3_000;
+/// A hand-over of a small guest lasts some hundred milliseconds: the fault comes anywhere in it, or just behind it.
+const OFFSET_MS_MAX: u64 = 250;
+/// How long what was killed is away. Milliseconds.
+const AWAY_MS: (u64, u64) = (2_000, 20_000);
+/// How long a link is cut. Milliseconds.
+const CUT_MS: (u64, u64) = (1_000, 60_000);
+/// Caps that stretch a move to some seconds. MiB per second.
+const BANDWIDTH_MIB_PER_S: (u64, u64) = (10, 40);
+
+/// A kind of fault.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, ValueEnum)]
+pub enum Kind {
+    /// Ferry's server is killed.
+    Server,
+    /// The source's agent is killed.
+    SourceAgent,
+    /// The destination's agent is killed.
+    DestinationAgent,
+    /// The process that carries the move at the source is killed.
+    SourceCarrier,
+    /// The process that carries the move at the destination is killed.
+    DestinationCarrier,
+    /// The source's libvirtd is killed.
+    SourceLibvirtd,
+    /// The destination's libvirtd is killed.
+    DestinationLibvirtd,
+    /// The QEMU that receives is killed while the VM is still heard from the source.
+    DestinationQemu,
+    /// The file server is killed.
+    Smbd,
+    /// Every process of the source is killed at once.
+    SourceHost,
+    /// Every process of the destination is killed at once.
+    DestinationHost,
+    /// Nothing passes between source and destination.
+    Link,
+}
+
+impl Kind {
+    /// Whether a whole host goes, which stays away until the run is judged.
+    pub fn is_host(self) -> bool {
+        matches!(self, Self::SourceHost | Self::DestinationHost)
+    }
+
+    /// Whether it is started again by the harness within the run. Carriers and QEMUs are Ferry's and libvirt's own.
+    pub fn is_healed(self) -> bool {
+        !self.is_host() && !matches!(self, Self::SourceCarrier | Self::DestinationCarrier | Self::DestinationQemu)
+    }
+}
+
+impl fmt::Display for Kind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let value = self.to_possible_value().expect("no kind is hidden");
+        f.pad(value.get_name())
+    }
+}
+
+/// When the fault comes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Moment {
+    /// So long after the first move was accepted. Milliseconds.
+    After(u64),
+    /// So long after the first move's guest was stopped for its hand-over. Milliseconds.
+    HandOver(u64),
+}
+
+impl fmt::Display for Moment {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let text = match self {
+            Self::After(ms) => format!("accepted+{ms}ms"),
+            Self::HandOver(ms) => format!("hand-over+{ms}ms"),
+        };
+        f.pad(&text)
+    }
+}
+
+/// One move of a run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Move {
+    /// Which guest, from 0.
+    pub guest: usize,
+    /// How many hosts further, counted around: 1 to [`HOSTS`] − 1.
+    pub step: usize,
+    /// Asked for so long after the run's start. Milliseconds.
+    pub delay_ms: u64,
+    /// No faster than this. MiB per second.
+    pub bandwidth_mib_per_s: Option<u64>,
+    /// Cancelled so long after it was accepted. Milliseconds.
+    pub cancel_ms: Option<u64>,
+}
+
+/// What a run does.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Plan {
+    /// The campaign's seed.
+    pub seed: u64,
+    /// The run's number, from 1.
+    pub run: u64,
+    /// The moves; the fault is aimed at the first, whose ends are the source and the destination of [`Plan::kind`].
+    pub moves: Vec<Move>,
+    /// The fault.
+    pub kind: Kind,
+    /// When it comes.
+    pub moment: Moment,
+    /// How long what was killed is away, or the link is cut. Milliseconds.
+    pub away_ms: u64,
+}
+
+impl Plan {
+    /// The plan of a run. `kinds` are those to choose from; none means all. With kinds given, they come in turn, so
+    /// that as many runs as kinds have each once.
+    pub fn new(seed: u64, run: u64, kinds: &[Kind]) -> Self {
+        // A stream of its own for each run: run 7 is the same in a campaign of 10 and of 1,000.
+        let mut random = SplitMix64::new(SplitMix64::new(seed ^ run.wrapping_mul(0x9e37_79b9_7f4a_7c15)).next());
+        let kind = match kinds {
+            [] => *random.pick(Kind::value_variants()),
+            some => some[((run - 1) % some.len() as u64) as usize],
+        };
+        // A receiving QEMU is only there before the hand-over: its move is slowed down, and the fault is not aimed.
+        let before = kind == Kind::DestinationQemu;
+        let aimed = random.chance(50) && !before;
+        let moment = if aimed {
+            Moment::HandOver(random.below(OFFSET_MS_MAX + 1))
+        } else {
+            Moment::After(random.below(FAULT_MS_MAX + 1))
+        };
+        let away_ms = if kind == Kind::Link { random.skewed(CUT_MS, 4) } else { random.skewed(AWAY_MS, 3) };
+        let mut moves = vec![random.a_move(0, aimed)];
+        if before {
+            moves[0].bandwidth_mib_per_s = Some(BANDWIDTH_MIB_PER_S.0);
+        }
+        if random.chance(40) {
+            let second = random.a_move(DELAY_MS_MAX, false);
+            moves.push(Move { guest: 1 - moves[0].guest, ..second });
+        }
+        Self { seed, run, moves, kind, moment, away_ms }
+    }
+}
+
+impl fmt::Display for Plan {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "seed {} run {}: {} at {}", self.seed, self.run, self.kind, self.moment)?;
+        if self.kind.is_healed() {
+            write!(f, " for {} ms", self.away_ms)?;
+        }
+        for one in &self.moves {
+            write!(f, "; guest {} moves {} host(s) on after {} ms", one.guest + 1, one.step, one.delay_ms)?;
+            if let Some(cap) = one.bandwidth_mib_per_s {
+                write!(f, " at {cap} MiB/s")?;
+            }
+            if let Some(ms) = one.cancel_ms {
+                write!(f, ", cancelled {ms} ms after it was accepted")?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// A small generator of random numbers: good enough to choose, and the same everywhere for ever.
+/// Source: Steele, Lea, Flood, "Fast splittable pseudorandom number generators" (2014).
+#[derive(Clone, Debug)]
+pub struct SplitMix64(u64);
+
+impl SplitMix64 {
+    /// One that begins at `seed`.
+    pub fn new(seed: u64) -> Self {
+        Self(seed)
+    }
+
+    /// The next number.
+    pub fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut mixed = self.0;
+        mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        mixed ^ (mixed >> 31)
+    }
+
+    /// A number below `bound`, which is at least 1.
+    pub fn below(&mut self, bound: u64) -> u64 {
+        // The bounds here are far below 2^32: what this prefers cannot be noticed.
+        self.next() % bound
+    }
+
+    fn chance(&mut self, percent: u64) -> bool {
+        self.below(100) < percent
+    }
+
+    fn pick<'a, T>(&mut self, all: &'a [T]) -> &'a T {
+        &all[self.below(all.len() as u64) as usize]
+    }
+
+    /// From `least` to `most`, mostly low: the higher the power, the lower.
+    fn skewed(&mut self, (least, most): (u64, u64), power: u32) -> u64 {
+        let share = self.below(1_001) as f64 / 1_000.0;
+        least + ((most - least) as f64 * share.powi(power as i32)) as u64
+    }
+
+    /// A move; one that a hand-over is waited for is not slowed down and seldom cancelled.
+    fn a_move(&mut self, delay_ms_max: u64, awaited: bool) -> Move {
+        let (least, most) = BANDWIDTH_MIB_PER_S;
+        let guest = self.below(GUESTS as u64) as usize;
+        let step = 1 + self.below(HOSTS as u64 - 1) as usize;
+        let delay_ms = self.below(delay_ms_max + 1);
+        let cap = least + self.below(most - least + 1);
+        let bandwidth_mib_per_s = (self.chance(35) && !awaited).then_some(cap);
+        let cancel = self.below(CANCEL_MS_MAX + 1);
+        let cancel_ms = self.chance(if awaited { 10 } else { 30 }).then_some(cancel);
+        Move { guest, step, delay_ms, bandwidth_mib_per_s, cancel_ms }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_generator_gives_its_published_numbers() {
+        let mut random = SplitMix64::new(1_234_567);
+        let numbers: Vec<u64> = (0..3).map(|_| random.next()).collect();
+        assert_eq!(numbers, [6_457_827_717_110_365_317, 3_203_168_211_198_807_973, 9_817_491_932_198_370_423]);
+    }
+
+    #[test]
+    fn a_seed_replays_its_plans_whatever_the_number_of_runs() {
+        for run in 1..=50 {
+            assert_eq!(Plan::new(7, run, &[]), Plan::new(7, run, &[]));
+        }
+        let kinds = |seed| (1..=50).map(|run| Plan::new(seed, run, &[]).kind).collect::<Vec<_>>();
+        assert_ne!(kinds(7), kinds(8));
+    }
+
+    #[test]
+    fn plans_stay_within_their_bounds_and_reach_everything() {
+        let plans: Vec<Plan> = (1..=1_000).map(|run| Plan::new(3, run, &[])).collect();
+        for kind in Kind::value_variants() {
+            assert!(plans.iter().any(|plan| plan.kind == *kind), "{kind} never comes");
+        }
+        let aimed = plans.iter().filter(|plan| matches!(plan.moment, Moment::HandOver(_))).count();
+        assert!((400..=550).contains(&aimed), "{aimed} of 1,000 are aimed at the hand-over");
+        assert!(plans.iter().any(|plan| plan.moves.len() == 2 && plan.moves[0].cancel_ms.is_some()));
+        let cuts = plans.iter().filter(|plan| plan.kind == Kind::Link).map(|plan| plan.away_ms);
+        assert!(cuts.clone().all(|ms| (1_000..=60_000).contains(&ms)) && cuts.max() > Some(30_000));
+        for plan in &plans {
+            assert!(plan.kind == Kind::Link || (2_000..=20_000).contains(&plan.away_ms), "{plan}");
+            assert!(plan.moves.iter().all(|one| one.guest < GUESTS && (1..HOSTS).contains(&one.step)), "{plan}");
+            assert!(plan.moves.len() == 1 || plan.moves[0].guest != plan.moves[1].guest, "{plan}");
+        }
+        let mean = plans.iter().map(|plan| plan.away_ms).sum::<u64>() / 1_000;
+        assert!(mean < 9_000, "what is killed is away for {mean} ms on average");
+    }
+
+    #[test]
+    fn given_kinds_come_in_turn() {
+        let kinds = [Kind::Smbd, Kind::Link];
+        let planned: Vec<Kind> = (1..=4).map(|run| Plan::new(1, run, &kinds).kind).collect();
+        assert_eq!(planned, [Kind::Smbd, Kind::Link, Kind::Smbd, Kind::Link]);
+    }
+}

@@ -1,0 +1,180 @@
+//! The stage: a lab with Ferry and two guests, and how it is made ready for the next run.
+
+use std::time::Duration;
+
+use anyhow::{Context as _, ensure};
+use ferry_core::api::server::{JobView, VmView};
+
+use super::plan::{GUESTS, HOSTS};
+use crate::{
+    demo::start_ticker,
+    ferry::{Agent, Ferry},
+    guest::Ticker,
+    host::Host,
+    observe::Observer,
+    run::{Said, run_within, wait_for},
+};
+
+/// How long a guest may take to boot and be heard.
+const BOOT_DEADLINE: Duration = Duration::from_secs(90);
+/// How long the inventory may take to show what is there.
+const SEEN_DEADLINE: Duration = Duration::from_secs(30);
+/// How long a question to the server may take. A server that was killed refuses at once.
+const ASK_DEADLINE: Duration = Duration::from_secs(10);
+/// More than a run starts.
+const JOBS_LISTED: &str = "40";
+
+/// A lab with Ferry and guests.
+pub struct Stage {
+    /// Ferry, and the lab it is in.
+    pub ferry: Ferry,
+    /// The guests; names and addresses stay, a guest that is started anew has another UUID.
+    pub guests: Vec<Ticker>,
+}
+
+impl Stage {
+    /// Builds the lab and boots the guests.
+    ///
+    /// # Errors
+    /// What failed, with what it said.
+    pub fn up() -> anyhow::Result<Self> {
+        let ferry = Ferry::up(HOSTS)?;
+        let mut stage = Self { ferry, guests: Vec::new() };
+        for index in 0..GUESTS {
+            stage.guests.push(guest(index));
+            start_ticker(&stage.ferry, &stage.guests[index], index % HOSTS)?;
+        }
+        Ok(stage)
+    }
+
+    /// The place of a host among the hosts.
+    ///
+    /// # Errors
+    /// When there is none of that name.
+    pub fn host_index(&self, name: &str) -> anyhow::Result<usize> {
+        self.hosts().iter().position(|host| host.name == name).with_context(|| format!("There is no host {name}"))
+    }
+
+    /// The hosts.
+    pub fn hosts(&self) -> &[Host] {
+        &self.ferry.lab.hosts
+    }
+
+    /// Every job younger than `after`, oldest first.
+    ///
+    /// # Errors
+    /// When the server does not answer in time.
+    pub fn jobs_after(&self, after: u64) -> anyhow::Result<Vec<JobView>> {
+        let said = run_within(self.ferry.command(&["--json", "job", "list", "--limit", JOBS_LISTED])?, ASK_DEADLINE)?;
+        ensure!(said.ok(), "ferry job list: {}{}", said.out, said.err);
+        let mut jobs: Vec<JobView> = serde_json::from_str(said.out.trim())?;
+        jobs.retain(|job| job.id.0 > after);
+        jobs.sort_by_key(|job| job.id.0);
+        Ok(jobs)
+    }
+
+    /// Runs a guest again that QEMU stopped when its disk failed, as an administrator does once the file server is
+    /// back. Nothing else that is paused is touched.
+    pub fn run_again_after_disk_error(&self) {
+        for (host, guest) in self.hosts().iter().flat_map(|host| self.guests.iter().map(move |guest| (host, guest))) {
+            let state = host.virsh(&["domstate", "--reason", &guest.name]).unwrap_or_default();
+            if state.trim() == "paused (I/O error)" {
+                let _ = host.virsh(&["resume", &guest.name]);
+            }
+        }
+    }
+
+    /// Boots a host again that died in the run, with libvirt and its agent.
+    ///
+    /// # Errors
+    /// What does not come up.
+    pub fn boot_again(&mut self, host: usize) -> anyhow::Result<()> {
+        self.ferry.lab.boot_again(host)?;
+        self.hosts()[host].set_link(true)?;
+        self.hosts()[host].start_libvirt()?;
+        self.start_agent(host)?;
+        let host = &self.hosts()[host];
+        let mount = self.ferry.mount_of(host)?.display().to_string();
+        wait_for(&format!("the agent of {} mounts the share again", host.name), SEEN_DEADLINE, || {
+            host.try_run(&["mountpoint", "-q", &mount]).ok().filter(Said::ok)
+        })?;
+        Ok(())
+    }
+
+    /// Starts an agent again that was killed.
+    ///
+    /// # Errors
+    /// When it does not listen in time.
+    pub fn start_agent(&mut self, host: usize) -> anyhow::Result<()> {
+        self.ferry.agents[host].program.kill();
+        self.ferry.agents[host].program = Agent::run(&self.ferry.lab, &self.ferry.lab.hosts[host], &[])?;
+        Ok(())
+    }
+
+    /// Makes ready for the next run: guests that run nowhere are started anew, and the inventory must show every guest
+    /// where it is heard, and nowhere else.
+    ///
+    /// # Errors
+    /// What is not ready in time; then only a new stage helps.
+    pub fn tidy(&mut self, observer: &Observer) -> anyhow::Result<()> {
+        for index in 0..GUESTS {
+            if observer.runs_on(&self.guests[index].name).is_empty() {
+                self.start_anew(index, observer)?;
+            }
+        }
+        for guest in &self.guests {
+            let hosts = observer.runs_on(&guest.name);
+            ensure!(hosts.len() == 1, "{} is heard from {hosts:?}", guest.name);
+            self.wait_seen(guest, &hosts[0])?;
+        }
+        self.nothing_is_left()
+    }
+
+    fn start_anew(&mut self, index: usize, observer: &Observer) -> anyhow::Result<()> {
+        let (name, old) = (self.guests[index].name.clone(), self.guests[index].uuid.to_string());
+        for host in self.hosts() {
+            // It is heard from nowhere: whatever is left of it is of no use to anybody.
+            let _ = host.virsh(&["destroy", &old]);
+            let _ = host.virsh(&["undefine", &old]);
+        }
+        self.guests[index] = guest(index);
+        start_ticker(&self.ferry, &self.guests[index], index % HOSTS)?;
+        observer.wait_on(&name, &self.hosts()[index % HOSTS].name, BOOT_DEADLINE)
+    }
+
+    fn wait_seen(&self, guest: &Ticker, host: &str) -> anyhow::Result<()> {
+        let mut last = String::new();
+        wait_for("the inventory shows it", SEEN_DEADLINE, || {
+            let vms: Vec<VmView> = self.ferry.json(&["vm", "list"]).ok()?;
+            let rows: Vec<&VmView> = vms.iter().filter(|vm| vm.facts.name == guest.name).collect();
+            let is_there = rows.len() == 1 && rows[0].host == host && rows[0].job.is_none();
+            last = format!("{:?}", rows.iter().map(|row| (&row.host, row.facts.state, row.job)).collect::<Vec<_>>());
+            is_there.then_some(())
+        })
+        .with_context(|| format!("{} is heard from {host}, and the inventory shows {last}", guest.name))
+    }
+
+    /// Nothing of a move may be left when all jobs have ended.
+    fn nothing_is_left(&self) -> anyhow::Result<()> {
+        for host in self.hosts() {
+            for folder in ["/run/ferry/m", "/run/ferry-agent/holds"] {
+                let left = host.path(folder).read_dir().map(Iterator::count).unwrap_or(0);
+                ensure!(left == 0, "{left} file(s) of ended moves are left in {folder} of {}", host.name);
+            }
+        }
+        Ok(())
+    }
+}
+
+fn guest(index: usize) -> Ticker {
+    let name = format!("chaos{}", index + 1);
+    let address = 101 + index as u8;
+    Ticker {
+        memory_mib: 192,
+        pattern_mib: 16,
+        dirty_mib_per_s: 4,
+        // All of its disk is verified within some two seconds.
+        writes_per_s: 150,
+        ..Ticker::new(&name, address)
+    }
+}
