@@ -18,7 +18,7 @@ use ferry_core::{
 use ferry_drivers::{places::Places, share::ShareDriver};
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
-use tracing::warn;
+use tracing::{debug, info, warn};
 
 use crate::{AgentError, config::Config, error::chain, files};
 
@@ -55,6 +55,8 @@ const BUSY_MAX: Duration = Duration::from_secs(5);
 const BUSY_PAUSE: Duration = Duration::from_millis(50);
 /// How often shares are looked at.
 const LOOK_EVERY: Duration = Duration::from_secs(5);
+/// At every so many looks what is not mounted is tried to be.
+const LOOKS_PER_MOUNT: u32 = 3;
 /// At every so many looks free space is asked, which some mounts know only from the file server.
 const LOOKS_PER_FREE: u32 = 12;
 
@@ -77,13 +79,18 @@ impl Shares {
         self.views.subscribe()
     }
 
-    /// Mounts what was mounted before, then looks at every share again and again. Ends with the task that runs it.
+    /// Mounts what was mounted before, then looks at every share again and again; what is not mounted, because its file
+    /// server was away, is mounted when it can be. Ends with the task that runs it.
     pub async fn look_after(self: Arc<Self>) {
-        let again = Arc::clone(&self);
-        let _ = tokio::task::spawn_blocking(move || again.attach_again()).await;
         for look in 0.. {
             let shares = Arc::clone(&self);
-            let _ = tokio::task::spawn_blocking(move || shares.look(look % LOOKS_PER_FREE == 0)).await;
+            let looked = tokio::task::spawn_blocking(move || {
+                if look % LOOKS_PER_MOUNT == 0 {
+                    shares.attach_again(look == 0);
+                }
+                shares.look(look % LOOKS_PER_FREE == 0);
+            });
+            let _ = looked.await;
             tokio::time::sleep(LOOK_EVERY).await;
         }
     }
@@ -109,12 +116,23 @@ impl Shares {
         });
     }
 
-    fn attach_again(&self) {
+    fn attach_again(&self, first: bool) {
         for entry in self.copy() {
-            if let (AttachMode::Mounted, Some(credentials)) = (entry.mode, &entry.credentials)
-                && let Err(error) = self.driver.attach(&entry.unc, credentials, &entry.path)
-            {
-                warn!(share = %entry.unc, %error, "a share could not be mounted again");
+            let (AttachMode::Mounted, Some(credentials)) = (entry.mode, &entry.credentials) else { continue };
+            if self.driver.check(&entry.unc, &entry.path).is_ok() {
+                continue;
+            }
+            // Safe to repeat: a mount that is there is left as it is, unless the process behind it is gone.
+            match self.driver.attach(&entry.unc, credentials, &entry.path) {
+                // It was detached meanwhile.
+                Ok(()) if self.copy().iter().all(|other| other.id != entry.id) => {
+                    let _ = self.driver.detach(&entry.unc, &entry.path);
+                }
+                Ok(()) => info!(share = %entry.unc, "a share was mounted again"),
+                Err(error) if first => {
+                    warn!(share = %entry.unc, %error, "a share could not be mounted again; it is tried on");
+                }
+                Err(error) => debug!(share = %entry.unc, %error, "a share could not be mounted again yet"),
             }
         }
     }

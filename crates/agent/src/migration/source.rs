@@ -37,7 +37,10 @@ use ferry_wire::{
     meter::Meter,
     session::{Dialer, SessionKey},
 };
-use tokio::{net::UnixListener, sync::Notify};
+use tokio::{
+    net::UnixListener,
+    sync::{Notify, watch},
+};
 use tracing::{debug, error, info, warn};
 
 use super::{
@@ -70,8 +73,10 @@ struct Shared {
     control: ControlSender,
     aborting: AtomicBool,
     delivered: AtomicBool,
-    /// Notified when the management channel is to end at once: libvirt then runs the VM on.
-    cut: Notify,
+    /// Whether the channels are to end at once. A VM that stands still waits for the reply to Finish, or its QEMU, deaf to
+    /// libvirt, for room in the memory channel; TCP gives up after a quarter of an hour. Without the channels the reply
+    /// cannot come any more, and the VM runs on here.
+    cut: watch::Sender<bool>,
     /// Why the management channel broke: libvirt itself only says that it did.
     broken: Mutex<Option<String>>,
     _watch: Mutex<Box<dyn Send>>,
@@ -131,7 +136,7 @@ impl Source {
             aborting: AtomicBool::new(false),
             delivered: AtomicBool::new(false),
             stopped_at,
-            cut: Notify::new(),
+            cut: watch::Sender::new(false),
             broken: Mutex::default(),
             _watch: Mutex::new(watch),
         });
@@ -221,21 +226,35 @@ async fn perform(shared: Arc<Shared>) {
     settle(&shared, started, outcome).await;
 }
 
-/// Asks libvirt for progress, and does something about a move that does not come to its end.
+/// Shows how far libvirt is, and does something about a move that does not come to its end. These are two: a libvirt that
+/// does not answer is one reason why a move does not come to its end.
 async fn follow(shared: Arc<Shared>, started: Instant, over: Arc<Notify>) {
+    let both = async { tokio::join!(show_progress(&shared, started), watch_over(&shared, started)) };
+    tokio::select! {
+        () = over.notified() => {}
+        _ = both => {}
+    }
+}
+
+async fn show_progress(shared: &Shared, started: Instant) -> ! {
     let board = &shared.board;
     let vm = board.vm;
-    let mut downtime_limit = shared.request.downtime_limit;
     loop {
-        tokio::select! {
-            () = over.notified() => return,
-            () = tokio::time::sleep(LOOK_EVERY) => {}
-        }
+        tokio::time::sleep(LOOK_EVERY).await;
         let stats = blocking(&board.hypervisor, move |hypervisor| hypervisor.migration_stats(vm)).await;
         if let Ok(Some(stats)) = stats {
             let wire = shared.meter.wire();
             board.tell(|known| known.progress = Some(progress(known.progress, &stats, wire, started)));
         }
+    }
+}
+
+async fn watch_over(shared: &Shared, started: Instant) -> ! {
+    let board = &shared.board;
+    let vm = board.vm;
+    let mut downtime_limit = shared.request.downtime_limit;
+    loop {
+        tokio::time::sleep(LOOK_EVERY).await;
         let stopped_at = *shared.stopped_at.lock().expect("nobody panics while holding it");
         let measure = measure(&Situation {
             on_stall: shared.on_stall,
@@ -255,15 +274,13 @@ async fn follow(shared: Arc<Shared>, started: Instant, over: Arc<Notify>) {
                 }
             }
             Measure::EndSlow => {
-                end(&shared, format!("The move took longer than its limit of {} s", shared.timeout.as_secs())).await;
+                end(shared, format!("The move took longer than its limit of {} s", shared.timeout.as_secs())).await;
             }
             Measure::EndStill => {
                 let still = still_max(downtime_limit).as_secs();
-                end(
-                    &shared,
-                    format!("The VM stood still for {still} s at the end of the move, far longer than it may"),
-                )
-                .await;
+                shared.cut.send_replace(true);
+                end(shared, format!("The VM stood still for {still} s at the end of the move, far longer than it may"))
+                    .await;
             }
         }
     }
@@ -275,12 +292,14 @@ async fn end(shared: &Shared, reason: String) {
         warn!(vm = %shared.board.vm, reason, "the move is ended");
         shared.board.tell(|known| known.error = Some(reason));
     }
-    // A VM that stands still waits for the reply to Finish, and libvirt for its own deadline of half a minute. Without
-    // the channel the reply cannot come any more, and the VM runs on here.
-    if shared.board.known().state.stopped && !shared.delivered.load(Ordering::SeqCst) {
-        shared.cut.notify_one();
-    }
     ask_to_abort(&shared.board).await;
+}
+
+/// Returns when the channels of this move are to end.
+async fn cut(shared: &Shared) {
+    let mut cut = shared.cut.subscribe();
+    // The sender lives as long as what it is a part of.
+    let _ = cut.wait_for(|cut| *cut).await;
 }
 
 /// Progress never goes back: what is done is what was done before, or more.
@@ -405,6 +424,7 @@ async fn hear(mut control: Control, shared: Arc<Shared>) {
     }
     if shared.board.known().stage == Stage::Performing && !shared.delivered.load(Ordering::SeqCst) {
         // Nobody could tell the destination that the VM was handed over.
+        shared.cut.send_replace(true);
         end(&shared, "The connection to the destination's carrier is gone".to_owned()).await;
     }
 }
@@ -431,7 +451,7 @@ async fn carry_rpc(listener: UnixListener, shared: Arc<Shared>) {
         shared.board.spawn(async move {
             let reason = tokio::select! {
                 outcome = carry(peer, reader, writer, options) => channel_ended("rpc", outcome),
-                () = ended.cut.notified() => Some("it was ended with the move".to_owned()),
+                () = cut(&ended) => Some("it was ended with the move".to_owned()),
             };
             if let Some(reason) = reason {
                 *ended.broken.lock().expect("nobody panics while holding it") = Some(reason);
@@ -453,8 +473,12 @@ async fn carry_memory(listener: UnixListener, shared: Arc<Shared>) {
         };
         let options = Options::new(shared.request.downtime_limit, Arc::clone(&shared.meter));
         let (reader, writer) = local.into_split();
+        let ended = Arc::clone(&shared);
         shared.board.spawn(async move {
-            channel_ended("memory", carry(peer, reader, writer, options).await);
+            tokio::select! {
+                outcome = carry(peer, reader, writer, options) => drop(channel_ended("memory", outcome)),
+                () = cut(&ended) => warn!("the memory channel was ended with the move"),
+            }
         });
     }
 }
