@@ -4,8 +4,8 @@
 
 use ferry_lab::chaos::{Broken, Kind, Options, Sabotage, run};
 
-/// Any will do: this one's plans keep nothing away for long.
-const SEED: u64 = 1;
+/// Any will do: of this one's twelve plans nine are aimed at the hand-over, and nothing is away for long.
+const SEED: u64 = 382;
 
 /// Plays each kind once and looks at nothing but what was broken.
 fn survive(kinds: &[Kind]) {

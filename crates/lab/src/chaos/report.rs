@@ -200,7 +200,7 @@ pub(super) fn line(plan: &Plan, deed: Deed, outcome: &Outcome, took: Duration) -
     let hit = outcome.hit.as_deref().unwrap_or("nothing to hit any more");
     let what = match deed {
         Deed::Fault => format!("{:<19} {:<17}", plan.kind, plan.moment),
-        Deed::Sabotage(_) => "sabotage".to_owned(),
+        Deed::Sabotage(_) => deed.title(plan),
     };
     let mut jobs: Vec<String> =
         outcome.jobs.iter().map(|job| format!("job {} {} {}", job.id, job.vm_name, job.phase.title())).collect();

@@ -156,17 +156,18 @@ impl Round<'_> {
         let excuses = self.settle(now(), patience)?;
         let mut cases = self.judge(&excuses);
         let back = self.death.take().map_or(Ok(()), |death| self.welcome_back(&death, &excuses, &mut cases));
+        // Before it is tidied: guests that are started anew are none of this run's.
+        let heard = self.stage.guests.iter().map(|guest| (guest.name.clone(), self.observer.heard(&guest.name)));
+        let heard: BTreeMap<String, Vec<Heard>> = heard.collect();
+        let name = &self.stage.guests[self.plan.moves[0].guest].name;
+        let silence = judge::silence(&heard[name], fault_at, SILENT);
         let untidy = match back {
             Err(error) => Some(format!("{error:#}")),
             Ok(()) if cases.is_empty() => self.tidy(),
             Ok(()) => Some("it is the scene of a finding".to_owned()),
         };
-        let excused = excuses.into_values().collect();
-        let name = &self.stage.guests[self.plan.moves[0].guest].name;
-        let silence = judge::silence(&self.observer.heard(name), fault_at, SILENT);
-        let heard = self.stage.guests.iter().map(|guest| (guest.name.clone(), self.observer.heard(&guest.name)));
-        let heard = heard.collect();
-        Ok(Outcome { hit, silence, jobs: std::mem::take(&mut self.jobs), refused, cases, excused, untidy, heard })
+        let (jobs, excused) = (std::mem::take(&mut self.jobs), excuses.into_values().collect());
+        Ok(Outcome { hit, silence, jobs, refused, cases, excused, untidy, heard })
     }
 
     /// Where each guest is heard from: one host.

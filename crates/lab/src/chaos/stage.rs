@@ -11,6 +11,7 @@ use crate::{
     ferry::{Agent, Ferry},
     guest::Ticker,
     host::Host,
+    lab::FABRIC_IP,
     observe::Observer,
     run::{Said, run_within, wait_for},
 };
@@ -91,6 +92,11 @@ impl Stage {
     pub fn boot_again(&mut self, host: usize) -> anyhow::Result<()> {
         self.ferry.lab.boot_again(host)?;
         self.hosts()[host].set_link(true)?;
+        // A machine starts its services when its network is there.
+        let connects = format!("exec 3<>/dev/tcp/{FABRIC_IP}/445");
+        wait_for("the host reaches the file server", SEEN_DEADLINE, || {
+            self.hosts()[host].try_run(&["timeout", "1", "bash", "-c", &connects]).ok().filter(Said::ok)
+        })?;
         self.hosts()[host].start_libvirt()?;
         self.start_agent(host)?;
         let host = &self.hosts()[host];
