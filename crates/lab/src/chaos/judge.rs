@@ -176,6 +176,11 @@ pub fn silence(heard: &[Heard], at: Duration, least: Duration) -> Option<Silence
     })
 }
 
+/// The longest time in which a guest was heard from nowhere, and then again.
+pub fn longest_silence(heard: &[Heard]) -> Duration {
+    heard.windows(2).map(|pair| pair[1].at.saturating_sub(pair[0].at)).max().unwrap_or_default()
+}
+
 /// What is wrong with a job at the end of the patience. `answers` is whether the server still answers.
 pub fn of_job(job: &JobView, answers: bool) -> Option<Case> {
     if job.phase.ended() {
@@ -330,6 +335,7 @@ mod tests {
             silence(beats, Duration::from_millis(at_ms), Duration::from_millis(60)).map(|found| found.holds_moment())
         };
         assert_eq!((of(&beats, 5), of(&beats, 50), of(&beats, 300)), (Some(false), Some(true), Some(false)));
+        assert_eq!(longest_silence(&beats), Duration::from_millis(190));
         let stayed = [heard("a", 0, 1), heard("a", 10, 2), heard("a", 200, 3)];
         assert_eq!((of(&stayed, 5), of(&stayed, 50)), (None, Some(true)));
     }

@@ -6,10 +6,13 @@ use ferry_core::migration::Phase;
 use serde::Serialize;
 
 use super::{
-    judge::{Broken, Case},
+    judge::{self, Broken, Case},
     plan::Plan,
     round::{Deed, Outcome},
 };
+
+/// No promise is broken when a guest runs nowhere for a while, but people want to know of it.
+const LONG_SILENCE: Duration = Duration::from_secs(5);
 
 /// What came of a campaign.
 #[derive(Debug)]
@@ -221,6 +224,12 @@ pub(super) fn line(plan: &Plan, deed: Deed, outcome: &Outcome, took: Duration) -
         jobs.join(", "),
         took.as_secs_f64()
     );
+    for (guest, heard) in &outcome.heard {
+        let silence = judge::longest_silence(heard);
+        if silence > LONG_SILENCE {
+            text += &format!("\n      {guest} ran nowhere for {:.1} s", silence.as_secs_f64());
+        }
+    }
     for excused in &outcome.excused {
         text += &format!("\n      gone with its host: {excused}");
     }
