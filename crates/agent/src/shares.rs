@@ -316,3 +316,48 @@ impl Shares {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use ferry_drivers::share::fake::{FakeExport, FakeFileServers, FakeShares};
+    use uuid::Uuid;
+
+    use super::*;
+
+    #[test]
+    fn a_share_whose_file_server_was_away_at_the_start_is_mounted_later() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let config = Config {
+            state_dir: folder.path().join("state"),
+            share_root: folder.path().join("srv"),
+            ..Config::new("127.0.0.1:1".parse().expect("an address"))
+        };
+        fs::create_dir(&config.state_dir).expect("made");
+        let export = FakeExport::new(folder.path().join("export"));
+        fs::create_dir(&export.directory).expect("made");
+        let (servers, unc): (_, UncPath) =
+            (FakeFileServers::new(), r"\\fs1.ferry.test\vms".parse().expect("a UNC path"));
+        servers.export(&unc, export.clone());
+        let load = || Shares::load(&config, Arc::new(FakeShares::new(servers.clone()))).expect("a table");
+        let (id, credentials) = (ShareId(Uuid::from_u128(5)), Some(export.credentials()));
+        load().attach(id, &AttachRequest { unc: unc.clone(), credentials, at: None }).expect("attached");
+
+        // The host boots: its mounts are gone, and the file server is not up yet.
+        let mountpoint = config.share_root.join(id.to_string());
+        fs::remove_file(&mountpoint).expect("a mount of the fake is a link");
+        servers.change(&unc, |export| export.is_up = false);
+        let shares = load();
+        let trouble = |shares: &Shares| {
+            shares.look(false);
+            shares.watch().borrow()[0].trouble.clone()
+        };
+        shares.attach_again(true);
+        assert!(trouble(&shares).is_some());
+        servers.change(&unc, |export| export.is_up = true);
+        shares.attach_again(false);
+        assert_eq!(trouble(&shares), None);
+        assert!(mountpoint.exists());
+    }
+}

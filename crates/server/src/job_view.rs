@@ -226,7 +226,7 @@ fn summary(record: &JobRecord, phase: Phase, events: &[LogEvent], now: &Now) -> 
             format!("VM {vm} runs on {source} while its memory moves to {destination}.")
         }
         Phase::Completing if resumed => {
-            format!("VM {vm} runs on {destination}; {source} is being cleaned.{waits}")
+            format!("VM {vm} runs on {destination}; the move is being finished.{waits}")
         }
         Phase::Completing => {
             format!("VM {vm} is at {destination} and is being resumed there.{waits}")
@@ -258,7 +258,7 @@ fn summary(record: &JobRecord, phase: Phase, events: &[LogEvent], now: &Now) -> 
             )
         }
         Phase::Stuck if resumed => format!(
-            "VM {vm} runs on {destination}, but {source} could not be cleaned yet: {why}. \
+            "VM {vm} runs on {destination}, but the move could not be finished yet: {why}. \
              Do not start the VM on {source}. {tries}."
         ),
         Phase::Stuck => format!(

@@ -9,6 +9,7 @@ use std::time::Duration;
 use ferry_client::ClientError;
 use ferry_core::{
     api::agent::{MigrationReport, Stage},
+    id::VmId,
     migration::{Presence, Verdict, verdict},
 };
 use tokio::sync::watch;
@@ -186,7 +187,7 @@ async fn settle(ends: &Ends<'_, impl MoveAgent>, cause: String) -> Result<(), St
         match verdict(source, destination, delivered) {
             Verdict::Source => {
                 ends.running.wait_for(None);
-                return Err(StepFailed(cause));
+                return Err(StepFailed(cause + &condition(source, ends.vm)));
             }
             Verdict::Destination => {
                 ends.running.wait_for(None);
@@ -198,6 +199,17 @@ async fn settle(ends: &Ends<'_, impl MoveAgent>, cause: String) -> Result<(), St
         }
         ends.running.pause(pause).await;
         pause = (pause * 2).min(PAUSE_MAX);
+    }
+}
+
+/// How the VM is at the source, if it does not run there.
+fn condition(source: Presence, vm: VmId) -> String {
+    match source {
+        Presence::Absent => format!(". It does not run there any more: start it with `ferry vm start {vm}`"),
+        Presence::Paused | Presence::HandedOver => {
+            ". It is paused there, and goes on as soon as its disks are free; see `ferry vm list`".to_owned()
+        }
+        Presence::Running | Presence::Receiving | Presence::Arrived | Presence::Unknown => String::new(),
     }
 }
 
