@@ -32,6 +32,10 @@ const OBSERVE_WAIT: Duration = Duration::from_secs(5);
 /// How often an unreachable agent is asked.
 const RETRY_FIRST: Duration = Duration::from_millis(100);
 const RETRY_MAX: Duration = Duration::from_secs(3);
+/// How long a host may take to see what a job changed there: libvirt answers late while it ends a migration.
+const LOOK_WITHIN: Duration = Duration::from_secs(15);
+/// How often it is made to look until then.
+const LOOK_AGAIN: Duration = Duration::from_millis(100);
 /// What an agent did is seen in what it observes within this, or is not waited for.
 const SEEN_WITHIN: Duration = Duration::from_secs(3);
 /// A host that is asked before a decision answers within this or counts as unreachable.
@@ -223,6 +227,23 @@ impl Inventory {
             self.watch_for_twins();
         }
         host.seen()
+    }
+
+    /// Makes a host's agent look until it is seen as `is_so` likes, for at most [`LOOK_WITHIN`].
+    pub(crate) async fn look_until(&self, host: &Host, is_so: impl Fn(&Seen) -> bool) {
+        let looking = async {
+            while !is_so(&host.seen()) {
+                match host.agent.look().await {
+                    Ok(observation) => drop(self.take_observation(host, observation)),
+                    Err(error) => tracing::debug!(host = host.name(), error = error.chain(), "It could not look"),
+                }
+                let mut seen = host.seen.subscribe();
+                let _ = tokio::time::timeout(LOOK_AGAIN, seen.wait_for(&is_so)).await;
+            }
+        };
+        if tokio::time::timeout(LOOK_WITHIN, looking).await.is_err() {
+            tracing::info!(host = host.name(), "What was changed on the host is not seen there yet");
+        }
     }
 
     async fn refresh_quietly(&self, host: &Host) -> bool {

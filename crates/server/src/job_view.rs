@@ -236,7 +236,7 @@ fn summary(record: &JobRecord, phase: Phase, events: &[LogEvent], now: &Now) -> 
         }
         Phase::Succeeded if let Some(by) = dismissed => format!(
             "VM {vm} moved to {destination}; {by} gave up what was left: {why}. \
-             Do not start it on {source}; the hold there vetoes that until its agent is asked to clean up."
+             Do not start it on {source}; when that host is back, remove what is left there: `virsh undefine {vm}`."
         ),
         Phase::Failed if let Some(by) = dismissed => format!(
             "VM {vm} stays on {source}; {by} gave up what was left: {why}. \

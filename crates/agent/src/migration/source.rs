@@ -274,7 +274,8 @@ async fn watch_over(shared: &Shared, started: Instant) -> ! {
                 }
             }
             Measure::EndSlow => {
-                end(shared, format!("The move took longer than its limit of {} s", shared.timeout.as_secs())).await;
+                let limit = shared.timeout.as_secs();
+                end(shared, format!("The move took longer than its limit of {limit} s: the guest writes faster than its memory is sent, or the link is slow")).await;
             }
             Measure::EndStill => {
                 let still = still_max(downtime_limit).as_secs();
@@ -379,13 +380,18 @@ async fn give_up(shared: &Arc<Shared>, error: HypervisorError) {
     };
     let broken = shared.broken.lock().expect("nobody panics while holding it").clone();
     let broken = broken.map(|broken| format!("; the management channel broke: {broken}")).unwrap_or_default();
-    let reason = format!("{}{broken}; {whereabouts}", chain(&error));
-    shared.control.send_now(Message::GaveUp { reason: reason.clone() });
     let aborted = shared.aborting.load(Ordering::SeqCst);
+    let limit = board.known().error;
+    let reason = match &limit {
+        // That a move which this side ended was "ended by request" explains nothing.
+        Some(limit) if matches!(error, HypervisorError::Aborted { .. }) => format!("{limit}; {whereabouts}"),
+        Some(limit) => format!("{limit}: {}{broken}; {whereabouts}", chain(&error)),
+        None => format!("{}{broken}; {whereabouts}", chain(&error)),
+    };
+    shared.control.send_now(Message::GaveUp { reason: reason.clone() });
     board.tell(|known| {
-        let limit = known.error.take();
         known.stage = if aborted && limit.is_none() { Stage::Aborted } else { Stage::Failed };
-        known.error = Some(limit.map_or(reason.clone(), |limit| format!("{limit}: {reason}")));
+        known.error = Some(reason);
     });
     if presence == Presence::Paused && board.known().state.stopped {
         board.spawn(run_again(Arc::clone(&board.hypervisor), vm));

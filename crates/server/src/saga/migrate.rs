@@ -295,7 +295,8 @@ impl Migrate {
     async fn wait_until_seen(&self, here: &Host, gone: &Host) {
         let vm = self.record.job.vm;
         let is_here = |seen: &Seen| seen.vm(vm).is_some_and(|facts| facts.state != VmState::Incoming);
-        tokio::join!(here.wait_until(is_here), gone.wait_until(|seen| seen.vm(vm).is_none()));
+        let inventory = &self.app.inventory;
+        tokio::join!(inventory.look_until(here, is_here), inventory.look_until(gone, |seen| seen.vm(vm).is_none()));
     }
 
     async fn undo_source(&self) -> Result<(), StepFailed> {

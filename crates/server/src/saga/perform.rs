@@ -112,7 +112,12 @@ async fn steer(
             }
             Course::Settle(cause) => {
                 let asked = ends.running.cancelled.is_cancelled();
-                let cause = if asked { "The move was cancelled".to_owned() } else { abort_reason.unwrap_or(cause) };
+                let cause = match abort_reason {
+                    _ if asked => "The move was cancelled".to_owned(),
+                    // Why the source failed by itself says more than that the destination heard of it.
+                    Some(reason) if !failed_by_itself(&at_source) => reason,
+                    Some(_) | None => cause,
+                };
                 return settle(ends, cause).await;
             }
             Course::Abort(cause) if abort_reason.is_none() => {
@@ -127,6 +132,11 @@ async fn steer(
             () = &mut cancel, if !cancel_done => cancel_done = true,
         }
     }
+}
+
+/// Whether the source's own reason ended the move, and nobody's request.
+fn failed_by_itself(source: &Side) -> bool {
+    matches!(source, Side::Reports(report) if report.stage == Stage::Failed && report.error.is_some())
 }
 
 /// Waits for the wish to cancel, then asks the source to end the move until it did. After the point of no return it
