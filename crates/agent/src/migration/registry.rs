@@ -560,6 +560,10 @@ impl Registry {
             // libvirt goes on with a migration whose caller died; without the channels it fails soon.
             (Role::Source | Role::Destination, _, false) => Stage::Failed,
         };
+        let end = match role {
+            Role::Source => "source",
+            Role::Destination => "destination",
+        };
         Ok(MigrationReport {
             job: journal.job,
             generation: journal.generation,
@@ -570,7 +574,7 @@ impl Registry {
             presence,
             progress: None,
             figures: state.figures,
-            error: Some(format!("The process that carried the move is gone; on this host the VM is {presence:?}")),
+            error: Some(format!("The process that carried the move at the {end} is gone")),
         })
     }
 

@@ -97,6 +97,8 @@ impl Stage {
         wait_for("the host reaches the file server", SEEN_DEADLINE, || {
             self.hosts()[host].try_run(&["timeout", "1", "bash", "-c", &connects]).ok().filter(Said::ok)
         })?;
+        // On a real host the share root lies on a disk; libvirt forgets a shared file system whose folder is not there.
+        std::fs::create_dir_all(self.hosts()[host].path(&self.hosts()[host].share_root.display().to_string()))?;
         self.hosts()[host].start_libvirt()?;
         self.start_agent(host)?;
         let host = &self.hosts()[host];
