@@ -1,6 +1,10 @@
 //! The claims about moves.
 
-use std::{path::PathBuf, thread, time::Duration};
+use std::{
+    path::PathBuf,
+    thread,
+    time::{Duration, Instant},
+};
 
 use super::*;
 
@@ -19,6 +23,7 @@ pub(super) fn run(site: &Site<'_>) {
 struct Attempt<'a> {
     site: &'a Site<'a>,
     vm: VmId,
+    name: String,
     request: MigrateRequest,
     carriers: Carriers,
 }
@@ -39,7 +44,7 @@ impl<'a> Attempt<'a> {
             bandwidth_bytes_per_s: None,
             auto_converge: true,
         };
-        Self { site, vm, request, carriers }
+        Self { site, vm, name: name.to_owned(), request, carriers }
     }
 
     fn migrate(&self) -> Result<(), HypervisorError> {
@@ -52,6 +57,18 @@ impl<'a> Attempt<'a> {
 
     fn destination(&self) -> Presence {
         self.site.destination.hypervisor.presence(self.vm, Role::Destination).expect("reachable")
+    }
+
+    /// A host that is asked for its VMs while one is on its way answers; libvirt keeps its definition to itself then.
+    fn assert_both_hosts_tell_of_it_at_once(&self) {
+        for (side, state) in [(&self.site.source, VmState::Running), (&self.site.destination, VmState::Incoming)] {
+            let begun = Instant::now();
+            let vms = side.hypervisor.vms().expect("reachable");
+            let one = side.hypervisor.vm(self.vm).expect("reachable").expect("there");
+            assert!(begun.elapsed() < Duration::from_secs(5), "it took {:?}", begun.elapsed());
+            assert!(vms.iter().any(|facts| facts.id == self.vm && facts.state == state), "{vms:#?}");
+            assert_eq!((one.state, one.name.as_str()), (state, self.name.as_str()));
+        }
     }
 
     fn assert_it_stayed(&self) {
@@ -135,6 +152,7 @@ fn an_aborted_move_leaves_the_vm_at_the_source(site: &Site<'_>) {
         wait_until("the migration counts", || here.migration_stats(attempt.vm).expect("reachable").is_some());
         assert_eq!(attempt.source(), Presence::Running);
         assert_eq!(attempt.destination(), Presence::Receiving);
+        attempt.assert_both_hosts_tell_of_it_at_once();
         here.abort_migration(attempt.vm).expect("aborted");
         attempt.carriers.release_memory();
         let result = migration.join().expect("no panic");

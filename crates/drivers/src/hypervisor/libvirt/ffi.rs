@@ -12,7 +12,8 @@ use std::{
     thread,
 };
 
-use ferry_core::units::ByteCount;
+use ferry_core::{id::VmId, units::ByteCount};
+use uuid::Uuid;
 
 use crate::hypervisor::MigrationStats;
 
@@ -212,6 +213,7 @@ impl Connection {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum PausedReason {
     Migration,
+    StartingUp,
     Other,
 }
 
@@ -256,7 +258,33 @@ impl Drop for Domain {
     }
 }
 
+impl Clone for Domain {
+    fn clone(&self) -> Self {
+        // SAFETY: the domain is valid; the reference is given back when the clone is dropped.
+        unsafe { virt_sys::virDomainRef(self.0) };
+        Self(self.0)
+    }
+}
+
 impl Domain {
+    pub(super) fn id(&self) -> Done<VmId> {
+        let mut bytes = [0; virt_sys::VIR_UUID_BUFLEN as usize];
+        // SAFETY: the domain is valid, the buffer has the documented size.
+        check(unsafe { virt_sys::virDomainGetUUID(self.0, bytes.as_mut_ptr()) })?;
+        Ok(VmId(Uuid::from_bytes(bytes)))
+    }
+
+    pub(super) fn name(&self) -> Done<String> {
+        // SAFETY: the domain is valid; the string is its own and is copied.
+        unsafe { text(virt_sys::virDomainGetName(self.0)) }.ok_or_else(Fault::last)
+    }
+
+    /// libvirt's number of its process, which no other process of this libvirtd's life has; `None` without one.
+    pub(super) fn process(&self) -> Option<u32> {
+        // SAFETY: the domain is valid; -1 (as unsigned) says that it has no process.
+        Some(unsafe { virt_sys::virDomainGetID(self.0) }).filter(|id| *id != c_uint::MAX)
+    }
+
     pub(super) fn state(&self) -> Done<PowerState> {
         let (mut state, mut reason) = (0, 0);
         // SAFETY: the domain is valid, the numbers are ours.
@@ -266,10 +294,10 @@ impl Domain {
                 PowerState::Running
             }
             virt_sys::VIR_DOMAIN_PAUSED | virt_sys::VIR_DOMAIN_PMSUSPENDED => {
-                PowerState::Paused(if reason as c_uint == virt_sys::VIR_DOMAIN_PAUSED_MIGRATION {
-                    PausedReason::Migration
-                } else {
-                    PausedReason::Other
+                PowerState::Paused(match reason as c_uint {
+                    virt_sys::VIR_DOMAIN_PAUSED_MIGRATION => PausedReason::Migration,
+                    virt_sys::VIR_DOMAIN_PAUSED_STARTING_UP => PausedReason::StartingUp,
+                    _ => PausedReason::Other,
                 })
             }
             _ => PowerState::Off,

@@ -1,5 +1,6 @@
 //! The hypervisor driver for libvirt with QEMU.
 
+mod definitions;
 mod ffi;
 
 use std::{
@@ -9,15 +10,12 @@ use std::{
     time::Duration,
 };
 
-use ferry_core::{
-    api::agent::Role,
-    id::VmId,
-    migration::Presence,
-    units::ByteCount,
-    vm::{VmFacts, VmState},
-};
+use ferry_core::{api::agent::Role, id::VmId, migration::Presence, units::ByteCount, vm::VmFacts};
 
-use self::ffi::{Connection, Domain, Fault, PausedReason, PowerState};
+use self::{
+    definitions::Definitions,
+    ffi::{Connection, Domain, Fault, PausedReason, PowerState},
+};
 use super::{
     DomainEvent, EventSink, Hypervisor, HypervisorError, HypervisorHost, MEMORY_SOCKET, MigrateRequest, MigrationStats,
     RPC_SOCKET, definition,
@@ -29,6 +27,7 @@ pub struct Libvirt {
     live: Mutex<Option<Arc<Live>>>,
     /// VMs whose migration shall end. QEMU may report the channel that it breaks itself for that as the failure.
     aborting: Mutex<BTreeSet<VmId>>,
+    definitions: Definitions,
 }
 
 /// A connection, and what does not change while it lives.
@@ -42,7 +41,12 @@ struct Live {
 impl Libvirt {
     /// Will connect to `uri` (`qemu:///system`) at the first call.
     pub fn new(uri: impl Into<String>) -> Self {
-        Self { uri: uri.into(), live: Mutex::new(None), aborting: Mutex::default() }
+        Self {
+            uri: uri.into(),
+            live: Mutex::new(None),
+            aborting: Mutex::default(),
+            definitions: Definitions::default(),
+        }
     }
 
     fn live(&self) -> Result<Arc<Live>, HypervisorError> {
@@ -105,35 +109,6 @@ fn failed(what: impl Into<String>) -> impl FnOnce(Fault) -> HypervisorError {
     }
 }
 
-/// Facts of a domain; `None` if it went away meanwhile.
-fn facts(domain: &Domain) -> Result<Option<VmFacts<PathBuf>>, HypervisorError> {
-    match read_facts(domain) {
-        Ok((xml, state)) => fill_facts(domain, &xml, state).map(Some),
-        Err(fault) if fault.is_no_domain() => Ok(None),
-        Err(fault) => Err(failed("Could not read a VM's state and definition")(fault)),
-    }
-}
-
-fn read_facts(domain: &Domain) -> Result<(String, PowerState), Fault> {
-    let state = domain.state()?;
-    Ok((domain.xml(ffi::Xml::Live)?, state))
-}
-
-fn fill_facts(domain: &Domain, xml: &str, state: PowerState) -> Result<VmFacts<PathBuf>, HypervisorError> {
-    let mut facts = definition::parse(xml)?;
-    facts.state = match state {
-        PowerState::Running => VmState::Running,
-        PowerState::Paused(PausedReason::Migration) => VmState::Incoming,
-        PowerState::Paused(_) => VmState::Paused,
-        PowerState::Off => VmState::ShutOff,
-    };
-    // A transient VM has neither of these two.
-    facts.persistent = domain.persistent().unwrap_or(false);
-    facts.autostart = domain.autostart().unwrap_or(false);
-    facts.snapshots = domain.snapshots().unwrap_or(0);
-    Ok(facts)
-}
-
 impl Hypervisor for Libvirt {
     fn host(&self) -> Result<HypervisorHost, HypervisorError> {
         Ok(self.host_and_owner()?.0)
@@ -141,11 +116,11 @@ impl Hypervisor for Libvirt {
 
     fn vms(&self) -> Result<Vec<VmFacts<PathBuf>>, HypervisorError> {
         let domains = self.live()?.connection.domains().map_err(unreachable)?;
-        domains.iter().filter_map(|domain| facts(domain).transpose()).collect()
+        self.definitions.read(domains)
     }
 
     fn vm(&self, vm: VmId) -> Result<Option<VmFacts<PathBuf>>, HypervisorError> {
-        Ok(self.find(vm)?.map(|domain| facts(&domain)).transpose()?.flatten())
+        Ok(self.find(vm)?.map(|domain| definitions::read_now(&domain)).transpose()?.flatten())
     }
 
     fn presence(&self, vm: VmId, role: Role) -> Result<Presence, HypervisorError> {
@@ -159,8 +134,10 @@ impl Hypervisor for Libvirt {
             (PowerState::Running, _) => Presence::Running,
             (PowerState::Off, _) => Presence::Absent,
             (PowerState::Paused(PausedReason::Migration), Role::Source) => Presence::HandedOver,
-            (PowerState::Paused(PausedReason::Other), Role::Source) => Presence::Paused,
-            (PowerState::Paused(PausedReason::Migration), Role::Destination) => Presence::Receiving,
+            (PowerState::Paused(PausedReason::Other | PausedReason::StartingUp), Role::Source) => Presence::Paused,
+            (PowerState::Paused(PausedReason::Migration | PausedReason::StartingUp), Role::Destination) => {
+                Presence::Receiving
+            }
             (PowerState::Paused(PausedReason::Other), Role::Destination) => Presence::Arrived,
         })
     }

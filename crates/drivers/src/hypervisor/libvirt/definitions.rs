@@ -1,0 +1,206 @@
+//! Reads VMs' definitions without waiting for VMs that are busy.
+//!
+//! libvirt (11.3, `qemuDomainGetXMLDesc`) gives a definition only when it may begin a query job on the VM. While the VM
+//! is received, started or written into a snapshot it may not, and whoever asks waits for up to 30 s, also when the
+//! VM is long gone. A host with one such VM must still say what its other VMs do. A VM's state is always told at once.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    path::PathBuf,
+    sync::{Arc, Mutex, MutexGuard, mpsc},
+    thread,
+    time::Duration,
+};
+
+use ferry_core::{
+    id::VmId,
+    units::ByteCount,
+    vm::{VmFacts, VmState},
+};
+
+use super::ffi::{Domain, Fault, PausedReason, PowerState, Xml};
+use crate::hypervisor::{HypervisorError, definition};
+
+/// How long one VM may keep a look at all of them.
+const READ_WITHIN: Duration = Duration::from_millis(500);
+/// Reads that wait for busy VMs. libvirt serves five calls of a connection at once; the others must find a place.
+const WAITING_MAX: usize = 3;
+
+/// What the VMs' definitions said when they could be read.
+#[derive(Default)]
+pub(super) struct Definitions(Arc<Mutex<State>>);
+
+/// A VM and libvirt's number of its process: the next process of the same VM may answer while this one does not.
+type Process = (VmId, Option<u32>);
+
+#[derive(Default)]
+struct State {
+    known: BTreeMap<VmId, VmFacts<PathBuf>>,
+    /// Whose definition a thread waits for.
+    waiting: BTreeSet<Process>,
+}
+
+impl Definitions {
+    /// Facts of every domain that is still there. A busy one takes [`READ_WITHIN`], [`WAITING_MAX`] of them at most, and
+    /// its definition is the one it had last.
+    pub(super) fn read(&self, domains: Vec<Domain>) -> Result<Vec<VmFacts<PathBuf>>, HypervisorError> {
+        let mut all = Vec::with_capacity(domains.len());
+        for domain in domains {
+            all.extend(self.read_one(domain)?);
+        }
+        self.state().known.retain(|vm, _| all.iter().any(|facts| facts.id == *vm));
+        Ok(all)
+    }
+
+    fn read_one(&self, domain: Domain) -> Result<Option<VmFacts<PathBuf>>, HypervisorError> {
+        let Some((id, power)) = there(identity(&domain))? else { return Ok(None) };
+        if arrives(power, &domain) {
+            let last = self.state().known.get(&id).cloned();
+            return Ok(Some(filled(&domain, last.map_or_else(|| bare(&domain, id), Ok)?, power)));
+        }
+        let asked = domain.clone();
+        match self.within((id, domain.process()), move || asked.xml(Xml::Live)) {
+            Some(Ok(xml)) => {
+                let facts = definition::parse(&xml)?;
+                self.state().known.insert(id, facts.clone());
+                Ok(Some(filled(&domain, facts, power)))
+            }
+            Some(Err(fault)) if fault.is_no_domain() => Ok(None),
+            Some(Err(_)) | None => {
+                let last = self.state().known.get(&id).cloned();
+                if last.is_none() {
+                    tracing::warn!(vm = %id, "The VM is busy and its definition is not known yet: it is left out");
+                }
+                Ok(last.map(|facts| filled(&domain, facts, power)))
+            }
+        }
+    }
+
+    /// What `read` answers; `None` if it takes longer than [`READ_WITHIN`] or too many wait already. The thread ends when
+    /// libvirt gives up.
+    fn within<T: Send + 'static>(&self, key: Process, read: impl FnOnce() -> T + Send + 'static) -> Option<T> {
+        {
+            let mut state = self.state();
+            if state.waiting.len() >= WAITING_MAX || !state.waiting.insert(key) {
+                return None;
+            }
+        }
+        let (answer, answered) = mpsc::sync_channel(1);
+        let state = Arc::clone(&self.0);
+        let reader = thread::Builder::new().name("definition".to_owned()).spawn(move || {
+            let read = read();
+            // Before the answer: whoever has it may ask again at once.
+            lock(&state).waiting.remove(&key);
+            let _ = answer.send(read);
+        });
+        if reader.is_err() {
+            self.state().waiting.remove(&key);
+            return None;
+        }
+        answered.recv_timeout(READ_WITHIN).ok()
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        lock(&self.0)
+    }
+}
+
+fn lock(state: &Mutex<State>) -> MutexGuard<'_, State> {
+    state.lock().expect("nobody panics while holding it")
+}
+
+/// Facts of one domain, waiting for its definition if it is busy with anything but its arrival; `None` if it went away.
+pub(super) fn read_now(domain: &Domain) -> Result<Option<VmFacts<PathBuf>>, HypervisorError> {
+    let Some((id, power)) = there(identity(domain))? else { return Ok(None) };
+    if arrives(power, domain) {
+        return Ok(Some(filled(domain, bare(domain, id)?, power)));
+    }
+    let Some(xml) = there(domain.xml(Xml::Live))? else { return Ok(None) };
+    Ok(Some(filled(domain, definition::parse(&xml)?, power)))
+}
+
+fn identity(domain: &Domain) -> Result<(VmId, PowerState), Fault> {
+    Ok((domain.id()?, domain.state()?))
+}
+
+/// `None` if the domain went away.
+fn there<T>(read: Result<T, Fault>) -> Result<Option<T>, HypervisorError> {
+    match read {
+        Ok(read) => Ok(Some(read)),
+        Err(fault) if fault.is_no_domain() => Ok(None),
+        Err(fault) => Err(super::failed("Could not read a VM's state and definition")(fault)),
+    }
+}
+
+/// Whether libvirt makes a process ready for it, receives it, or has just handed it over: its definition is not told
+/// until that is over.
+fn arrives(power: PowerState, domain: &Domain) -> bool {
+    match power {
+        PowerState::Paused(PausedReason::Migration | PausedReason::StartingUp) => true,
+        // A VM without a process and without a definition that is kept has a process in a moment.
+        PowerState::Off => domain.persistent().is_ok_and(|persistent| !persistent),
+        PowerState::Running | PowerState::Paused(PausedReason::Other) => false,
+    }
+}
+
+/// What is known of a VM without its definition.
+fn bare(domain: &Domain, id: VmId) -> Result<VmFacts<PathBuf>, HypervisorError> {
+    let name = domain.name().map_err(super::failed("Could not read a VM's name"))?;
+    Ok(VmFacts {
+        id,
+        name,
+        state: VmState::Incoming,
+        persistent: false,
+        autostart: false,
+        vcpus: 0,
+        memory: ByteCount(0),
+        files: Vec::new(),
+        snapshots: 0,
+        host_devices: Vec::new(),
+        tpm: false,
+        networks: Vec::new(),
+    })
+}
+
+/// The facts with what is told beside the definition.
+fn filled(domain: &Domain, mut facts: VmFacts<PathBuf>, power: PowerState) -> VmFacts<PathBuf> {
+    facts.state = match power {
+        _ if arrives(power, domain) => VmState::Incoming,
+        PowerState::Running => VmState::Running,
+        PowerState::Paused(_) => VmState::Paused,
+        PowerState::Off => VmState::ShutOff,
+    };
+    // A transient VM has neither of these two.
+    facts.persistent = domain.persistent().unwrap_or(false);
+    facts.autostart = domain.autostart().unwrap_or(false);
+    facts.snapshots = domain.snapshots().unwrap_or(0);
+    facts
+}
+
+#[cfg(test)]
+mod tests {
+    use uuid::Uuid;
+
+    use super::*;
+
+    #[test]
+    fn a_busy_vm_keeps_nobody_and_is_not_asked_again_meanwhile() {
+        let definitions = Definitions::default();
+        let process = |number: u32| (VmId(Uuid::from_u128(1)), Some(number));
+        let mut held = Vec::new();
+        for number in 0..WAITING_MAX as u32 {
+            let (release, held_back) = mpsc::channel::<()>();
+            let busy = definitions.within(process(number), move || held_back.recv().is_ok());
+            assert!(busy.is_none(), "it does not answer");
+            assert!(definitions.within(process(number), || ()).is_none(), "it is asked already");
+            held.push(release);
+        }
+        assert!(definitions.within(process(9), || ()).is_none(), "the connection is left some room");
+        drop(held.pop());
+        let deadline = std::time::Instant::now() + Duration::from_secs(10);
+        while definitions.within(process(9), || ()).is_none() {
+            assert!(std::time::Instant::now() < deadline, "the place of one that answered is free");
+        }
+        drop(held);
+    }
+}
