@@ -79,7 +79,7 @@ pub fn of_guest(name: &str, heard: &[Heard], until: Duration, excuse: Option<&st
 
 /// Two hosts at once: after a second host was heard the first is heard again, or the second goes on from an older
 /// state than the first had reached. A guest is moved at most once in a run.
-fn split(heard: &[Heard]) -> Option<String> {
+pub fn split(heard: &[Heard]) -> Option<String> {
     let mut left: Vec<&str> = Vec::new();
     for pair in heard.windows(2) {
         let [one, next] = pair else { continue };

@@ -315,7 +315,9 @@ impl Round<'_> {
 
     fn judge_disks(&self, excuses: &BTreeMap<String, String>) -> Vec<Case> {
         let living = self.stage.guests.iter().filter(|guest| !excuses.contains_key(&guest.name));
-        let judged = living.filter_map(|guest| {
+        // Two copies write one disk, and each counts its own writes: that is the split, no second finding.
+        let single = living.filter(|guest| judge::split(&self.observer.heard(&guest.name)).is_none());
+        let judged = single.filter_map(|guest| {
             let text = self.judge_disk(&guest.name).err()?;
             Some(Case { broken: Broken::Corrupt, text: format!("{}: {text}", guest.name) })
         });
