@@ -18,19 +18,23 @@ use axum::{
 use ferry_core::{
     api::{
         agent::{
-            AttachRequest, ConfirmRequest, DestinationReady, EPOCH_HEADER, EnrolRequest, MigrationReport, Observation,
-            Power, PowerRequest, PrepareDestination, PrepareSource, ShareToken, SourceReady,
+            AttachRequest, ConfirmRequest, ConfirmStorage, DestinationReady, EPOCH_HEADER, EnrolRequest,
+            MigrationReport, Observation, Power, PowerRequest, PrepareDestination, PrepareSource, PrepareStorage,
+            ShareToken, SourceReady, StorageReport,
         },
         problem::{PROBLEM_MEDIA_TYPE, Problem},
     },
     finding::{Finding, FindingId},
     host::HostFacts,
-    id::{Generation, Incarnation, JobId, ShareId, VmId},
+    id::{Generation, HostId, Incarnation, JobId, ShareId, VmId},
     share::AttachedShare,
+    units::ByteCount,
 };
+use ferry_drivers::places::Places;
 use ferry_trust::{Clients, server_config};
 use serde::{Deserialize, de::DeserializeOwned};
 use tracing::{error, info};
+use uuid::Uuid;
 
 use crate::{
     Agent, AgentError, host,
@@ -106,6 +110,11 @@ pub fn router(agent: Arc<Agent>) -> Router {
         .route("/v1/migrations/{job}/{generation}/confirm", put(confirm))
         .route("/v1/migrations/{job}/{generation}", get(report))
         .route("/v1/migrations/{job}/{generation}", delete(release))
+        .route("/v1/storage-moves/check", put(check_storage))
+        .route("/v1/storage-moves/{job}/{generation}", put(prepare_storage).get(report_storage).delete(release_storage))
+        .route("/v1/storage-moves/{job}/{generation}/perform", put(perform_storage))
+        .route("/v1/storage-moves/{job}/{generation}/abort", put(abort_storage))
+        .route("/v1/storage-moves/{job}/{generation}/confirm", put(confirm_storage))
         .fallback(|| async { invalid(404, "There is no such route".to_owned()) })
         .method_not_allowed_fallback(|| async { invalid(405, "The route does not take this method".to_owned()) })
         .layer(middleware::from_fn_with_state(Arc::clone(&agent), authorise));
@@ -350,5 +359,61 @@ async fn release(
     Query(release): Query<Release>,
 ) -> Result<StatusCode, Refusal> {
     agent.migrations.release(job, generation, release.keep_hold).await?;
+    Ok(StatusCode::NO_CONTENT)
+}
+
+/// Where this host has its shares, as the server names it.
+fn places(agent: &Agent) -> Places {
+    let host = *agent.enrolment.watch_host().borrow();
+    agent.shares.places(host.unwrap_or(HostId(Uuid::nil())))
+}
+
+async fn check_storage(State(agent): Shared, Body(request): Body<PrepareStorage>) -> Answered<Vec<ByteCount>> {
+    Ok(Json(blocking(&agent, move |agent| agent.storage.check(&request, &places(agent))).await?))
+}
+
+async fn prepare_storage(
+    State(agent): Shared,
+    Path((job, generation)): Attempt,
+    Body(request): Body<PrepareStorage>,
+) -> Answered<StorageReport> {
+    let call = move |agent: &Agent| agent.storage.prepare(job, generation, request, &places(agent));
+    Ok(Json(blocking(&agent, call).await?))
+}
+
+async fn perform_storage(State(agent): Shared, Path((job, generation)): Attempt) -> Answered<StorageReport> {
+    Ok(Json(blocking(&agent, move |agent| agent.storage.perform(job, generation)).await?))
+}
+
+async fn report_storage(
+    State(agent): Shared,
+    Path((job, generation)): Attempt,
+    Query(news): Query<News>,
+) -> Answered<StorageReport> {
+    let mut report = agent.storage.watch(job, generation)?;
+    let wait = Duration::from_millis(news.wait_ms).min(crate::observer::WAIT_MAX);
+    let _ = tokio::time::timeout(wait, report.wait_for(|report| report.sequence > news.after)).await;
+    let report = report.borrow().clone();
+    Ok(Json(report))
+}
+
+async fn abort_storage(State(agent): Shared, Path((job, generation)): Attempt) -> Answered<StorageReport> {
+    Ok(Json(blocking(&agent, move |agent| agent.storage.abort(job, generation)).await?))
+}
+
+async fn confirm_storage(
+    State(agent): Shared,
+    Path((job, generation)): Attempt,
+    Body(request): Body<ConfirmStorage>,
+) -> Answered<StorageReport> {
+    let report = blocking(&agent, move |agent| agent.storage.confirm(job, generation, request)).await?;
+    // libvirt tells nobody that a VM uses another file.
+    agent.observer.look_again().await;
+    Ok(Json(report))
+}
+
+async fn release_storage(State(agent): Shared, Path((job, generation)): Attempt) -> Result<StatusCode, Refusal> {
+    blocking(&agent, move |agent| agent.storage.release(job, generation)).await?;
+    agent.observer.look_again().await;
     Ok(StatusCode::NO_CONTENT)
 }

@@ -17,6 +17,7 @@ pub mod migration;
 pub mod observer;
 pub mod setup;
 pub mod shares;
+pub mod storage;
 pub mod tls;
 
 use std::sync::Arc;
@@ -26,7 +27,10 @@ use ferry_trust::KeyPair;
 
 pub use error::AgentError;
 
-use crate::{config::Config, enrolment::Enrolment, migration::Registry, observer::Observer, shares::Shares};
+use crate::{
+    config::Config, enrolment::Enrolment, migration::Registry, observer::Observer, shares::Shares,
+    storage::StorageMoves,
+};
 
 /// Everything that the control API works on.
 pub struct Agent {
@@ -44,6 +48,8 @@ pub struct Agent {
     pub observer: Observer,
     /// The migrations.
     pub migrations: Registry,
+    /// The storage moves.
+    pub storage: StorageMoves,
 }
 
 impl Agent {
@@ -67,6 +73,7 @@ impl Agent {
             Observer::start(config.clone(), Arc::clone(&hypervisor), Arc::clone(&shares), enrolment.watch_host());
         let migrations = Registry::load(&config, Arc::clone(&hypervisor), launcher)?;
         migrations.find_again().await;
-        Ok(Arc::new(Self { config, key, enrolment, hypervisor, shares, observer, migrations }))
+        let storage = StorageMoves::load(&config, Arc::clone(&hypervisor))?;
+        Ok(Arc::new(Self { config, key, enrolment, hypervisor, shares, observer, migrations, storage }))
     }
 }

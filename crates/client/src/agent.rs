@@ -4,13 +4,15 @@ use std::time::Duration;
 
 use ferry_core::{
     api::agent::{
-        AttachRequest, ConfirmRequest, DestinationReady, EPOCH_HEADER, EnrolRequest, MigrationReport, Observation,
-        Power, PowerRequest, PrepareDestination, PrepareSource, ShareToken, SourceReady,
+        AttachRequest, ConfirmRequest, ConfirmStorage, DestinationReady, EPOCH_HEADER, EnrolRequest, MigrationReport,
+        Observation, Power, PowerRequest, PrepareDestination, PrepareSource, PrepareStorage, ShareToken, SourceReady,
+        StorageReport,
     },
     host::HostFacts,
     id::{Generation, Incarnation, JobId, ShareId, VmId},
     pin::Pin,
     share::AttachedShare,
+    units::ByteCount,
 };
 use ferry_trust::KeyPair;
 use reqwest::{
@@ -24,6 +26,8 @@ use crate::{ClientError, http::Peer};
 const DEADLINE: Duration = Duration::from_secs(30);
 /// Mounting a share asks a file server that may be slow to refuse.
 const ATTACH_DEADLINE: Duration = Duration::from_secs(90);
+/// New files are made on a file server that may be slow; copies end when libvirt has ended them.
+const STORAGE_DEADLINE: Duration = Duration::from_secs(90);
 /// What a long poll may take beyond its own wait.
 const POLL_GRACE: Duration = Duration::from_secs(5);
 /// An abort waits until libvirt's migrate call has ended.
@@ -228,6 +232,77 @@ impl AgentClient {
     pub async fn release(&self, attempt: Attempt, keep_hold: bool) -> Result<(), ClientError> {
         let request = self.migration(Method::DELETE, attempt, None);
         self.peer.done(request.query(&[("keep_hold", keep_hold.to_string())])).await
+    }
+
+    /// What each disk of a storage move takes now; nothing is changed.
+    ///
+    /// # Errors
+    /// As [`Self::enrol`]: what stands against it.
+    pub async fn check_storage(&self, body: &PrepareStorage) -> Result<Vec<ByteCount>, ClientError> {
+        self.peer.json(self.call(Method::PUT, &["storage-moves", "check"]).json(body)).await
+    }
+
+    /// Makes the new files of a storage move.
+    ///
+    /// # Errors
+    /// As [`Self::enrol`].
+    pub async fn prepare_storage(&self, attempt: Attempt, body: &PrepareStorage) -> Result<StorageReport, ClientError> {
+        self.peer.json(self.storage(Method::PUT, attempt, None).timeout(STORAGE_DEADLINE).json(body)).await
+    }
+
+    /// Begins to copy, or goes on.
+    ///
+    /// # Errors
+    /// As [`Self::enrol`]; a problem with status 404 when the agent knows nothing of the attempt.
+    pub async fn perform_storage(&self, attempt: Attempt) -> Result<StorageReport, ClientError> {
+        self.peer.json(self.storage(Method::PUT, attempt, Some("perform"))).await
+    }
+
+    /// How a storage move stands, when its sequence is beyond `after` or `wait` is over.
+    ///
+    /// # Errors
+    /// As [`Self::perform_storage`].
+    pub async fn report_storage(
+        &self,
+        attempt: Attempt,
+        after: u64,
+        wait: Duration,
+    ) -> Result<StorageReport, ClientError> {
+        let request = self.storage(Method::GET, attempt, None).timeout(wait + POLL_GRACE);
+        let pairs = [("after", after.to_string()), ("wait_ms", wait.as_millis().to_string())];
+        self.peer.json(request.query(&pairs)).await
+    }
+
+    /// Ends a storage move before the first disk is switched over; refused with `job.past-pivot` after it.
+    ///
+    /// # Errors
+    /// As [`Self::perform_storage`].
+    pub async fn abort_storage(&self, attempt: Attempt) -> Result<StorageReport, ClientError> {
+        self.peer.json(self.storage(Method::PUT, attempt, Some("abort")).timeout(STORAGE_DEADLINE)).await
+    }
+
+    /// Removes the old files.
+    ///
+    /// # Errors
+    /// As [`Self::perform_storage`].
+    pub async fn confirm_storage(&self, attempt: Attempt, body: &ConfirmStorage) -> Result<StorageReport, ClientError> {
+        let request = self.storage(Method::PUT, attempt, Some("confirm")).timeout(STORAGE_DEADLINE);
+        self.peer.json(request.json(body)).await
+    }
+
+    /// Cleans everything of the attempt; new files that no VM uses are removed.
+    ///
+    /// # Errors
+    /// As [`Self::enrol`].
+    pub async fn release_storage(&self, attempt: Attempt) -> Result<(), ClientError> {
+        self.peer.done(self.storage(Method::DELETE, attempt, None).timeout(STORAGE_DEADLINE)).await
+    }
+
+    fn storage(&self, method: Method, attempt: Attempt, verb: Option<&str>) -> RequestBuilder {
+        let (job, generation) = (attempt.job.to_string(), attempt.generation.to_string());
+        let mut segments = vec!["storage-moves", job.as_str(), generation.as_str()];
+        segments.extend(verb);
+        self.call(method, &segments)
     }
 
     fn call(&self, method: Method, segments: &[&str]) -> RequestBuilder {

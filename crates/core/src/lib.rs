@@ -17,5 +17,6 @@ pub mod pin;
 pub mod placement;
 pub mod preflight;
 pub mod share;
+pub mod storage;
 pub mod units;
 pub mod vm;

@@ -469,7 +469,7 @@ mod tests {
     use uuid::Uuid;
 
     use super::*;
-    use crate::{finding::Severity, id::HostId, share::AttachMode};
+    use crate::{finding::Severity, id::HostId, share::AttachMode, vm::DiskFormat};
 
     const VM: VmId = VmId(Uuid::from_u128(1));
     const SHARE: ShareId = ShareId(Uuid::from_u128(2));
@@ -535,6 +535,8 @@ mod tests {
             shareable: false,
             has_backing: false,
             stops_on_error: true,
+            format: Some(DiskFormat::Raw),
+            unmaps: true,
         }
     }
 

@@ -67,6 +67,34 @@ pub struct VmFile<F = Location> {
     pub has_backing: bool,
     /// What the definition says QEMU shall do on an I/O error: `stop` keeps the guest from seeing it.
     pub stops_on_error: bool,
+    /// How the image is laid out; `None` if the definition does not say, or says something else than Ferry makes.
+    #[serde(default)]
+    pub format: Option<DiskFormat>,
+    /// Whether QEMU gives back what is not used (libvirt `discard='unmap'`): without it a raw image that something is
+    /// copied into becomes as large as its disk.
+    #[serde(default)]
+    pub unmaps: bool,
+}
+
+/// How a disk image is laid out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
+#[serde(rename_all = "snake_case")]
+pub enum DiskFormat {
+    /// The disk's content and nothing else; thin where the file system keeps holes.
+    Raw,
+    /// QEMU's own format: thin on every file system.
+    Qcow2,
+}
+
+impl DiskFormat {
+    /// As libvirt, QEMU and file names have it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Raw => "raw",
+            Self::Qcow2 => "qcow2",
+        }
+    }
 }
 
 /// What a file is to its VM.
@@ -101,6 +129,8 @@ impl<F> VmFacts<F> {
                     shareable: file.shareable,
                     has_backing: file.has_backing,
                     stops_on_error: file.stops_on_error,
+                    format: file.format,
+                    unmaps: file.unmaps,
                 })
                 .collect(),
             id: self.id,

@@ -4,5 +4,6 @@
 //! libvirt's domains appear here and nowhere above.
 
 pub mod hypervisor;
+pub mod image;
 pub mod places;
 pub mod share;

@@ -20,6 +20,13 @@
 //! PUT    /v1/migrations/{job}/{generation}/abort                         → MigrationReport   (before the point of no return)
 //! PUT    /v1/migrations/{job}/{generation}/confirm   ConfirmRequest      → MigrationReport
 //! DELETE /v1/migrations/{job}/{generation}           ?keep_hold=         → 204               (release)
+//! PUT    /v1/storage-moves/check                     PrepareStorage      → [ByteCount]       (allocated, by disk; changes nothing)
+//! PUT    /v1/storage-moves/{job}/{generation}        PrepareStorage      → StorageReport
+//! PUT    /v1/storage-moves/{job}/{generation}/perform                    → StorageReport     (returns when started)
+//! GET    /v1/storage-moves/{job}/{generation}?after=&wait_ms=            → StorageReport     (long poll on `sequence`)
+//! PUT    /v1/storage-moves/{job}/{generation}/abort                      → StorageReport     (before the first switch-over)
+//! PUT    /v1/storage-moves/{job}/{generation}/confirm ConfirmStorage     → StorageReport
+//! DELETE /v1/storage-moves/{job}/{generation}                            → 204               (release)
 //! ```
 //! Repeating a request is safe; one with an older generation is refused with `request.stale` (409).
 
@@ -33,6 +40,7 @@ use crate::{
     migration::Presence,
     pin::{Pin, Secret},
     share::AttachedShare,
+    storage::{DiskMove, DiskProgress},
     vm::VmFacts,
 };
 
@@ -255,5 +263,67 @@ pub struct MigrationReport {
     /// What it took, as far as this end knows: the source knows bytes and iterations, the destination the downtime.
     pub figures: Figures,
     /// Why it failed: what was attempted, on what, with the chain of causes, and where the VM is.
+    pub error: Option<String>,
+}
+
+/// Make ready to move disks of a running VM to other files of its host: creates the new files.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PrepareStorage {
+    /// The VM.
+    pub vm: VmId,
+    /// Its name.
+    pub vm_name: String,
+    /// Each disk once.
+    pub disks: Vec<DiskMove>,
+    /// Cap on what is read, bytes per second and disk; `None`: no cap.
+    pub bandwidth_bytes_per_s: Option<u64>,
+}
+
+/// What the end of a storage move needs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ConfirmStorage {
+    /// Whether the old files stay.
+    pub keep_source: bool,
+}
+
+/// How far a storage move is.
+///
+/// ```text
+/// Prepared → Copying → Switching → Moved → Confirmed
+///               └──────────┴─→ Failed | Aborted (before the first disk was switched over)
+/// ```
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum StorageStage {
+    /// The new files are there.
+    Prepared,
+    /// Disks are being copied.
+    Copying,
+    /// Every disk is ready, and one after the other is switched over.
+    Switching,
+    /// Every disk uses its new file.
+    Moved,
+    /// The old files are gone, or stay by request.
+    Confirmed,
+    /// It ended by an error; which disks were moved is in the report.
+    Failed,
+    /// It ended by request; no disk was moved by this attempt.
+    Aborted,
+}
+
+/// How a storage move stands.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StorageReport {
+    /// The job.
+    pub job: JobId,
+    /// Its attempt.
+    pub generation: Generation,
+    /// Rises with each change of this report; `GET …?after=` waits for a larger one.
+    pub sequence: u64,
+    /// How far it is.
+    pub stage: StorageStage,
+    /// Each disk.
+    pub disks: Vec<DiskProgress>,
+    /// Why it failed: what was attempted, on what, and why.
     pub error: Option<String>,
 }

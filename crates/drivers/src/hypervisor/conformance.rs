@@ -4,6 +4,7 @@
 //! RPC gate, and can lose the reply to Finish, hold memory back or cut it.
 
 mod carriers;
+mod copies;
 mod moves;
 
 use std::{
@@ -16,12 +17,12 @@ use ferry_core::{
     api::agent::Role,
     id::VmId,
     migration::Presence,
-    vm::{FileRole, VmState},
+    vm::{DiskFormat, FileRole, VmState},
 };
 use uuid::Uuid;
 
 pub use self::carriers::{Carriers, Mishap};
-use super::{DomainEvent, Hypervisor, HypervisorError, MigrateRequest};
+use super::{DiskCopyRequest, DomainEvent, Hypervisor, HypervisorError, MigrateRequest};
 
 /// Nothing that the suite waits for takes longer on a busy machine with emulated CPUs.
 const DEADLINE: Duration = Duration::from_secs(60);
@@ -58,6 +59,7 @@ pub fn run(site: &Site<'_>) {
     autostart_is_set_and_cleared(site);
     a_dropped_watch_reports_nothing_more(site);
     a_restarted_daemon_is_reached_again_and_its_watches_say_that_it_was_lost(site);
+    copies::run(site);
     moves::run(site);
 }
 

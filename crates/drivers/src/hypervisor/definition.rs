@@ -1,11 +1,14 @@
 //! Reading and editing libvirt's XML. Edits are splices into the text: what is not understood stays as it is.
 
-use std::{ops::Range, path::PathBuf};
+use std::{
+    ops::Range,
+    path::{Path, PathBuf},
+};
 
 use ferry_core::{
     id::VmId,
     units::ByteCount,
-    vm::{FileRole, VmFacts, VmFile, VmState},
+    vm::{DiskFormat, FileRole, VmFacts, VmFile, VmState},
 };
 use roxmltree::{Document, Node};
 use uuid::Uuid;
@@ -59,6 +62,24 @@ pub(super) fn parse(xml: &str) -> Result<VmFacts<PathBuf>, HypervisorError> {
         tpm: named("tpm").next().is_some(),
         networks: named("interface").filter_map(network).collect(),
     })
+}
+
+/// Where a disk is being copied to, and whether the copy has caught up; `None` if it is not being copied.
+pub(super) fn mirror(xml: &str, device: &str) -> Option<(PathBuf, bool)> {
+    let document = Document::parse(xml).ok()?;
+    let is_it = |node: &Node<'_, '_>| {
+        node.has_tag_name("disk")
+            && child(*node, "target").is_some_and(|target| target.attribute("dev") == Some(device))
+    };
+    let mirror = child(document.descendants().find(is_it)?, "mirror")?;
+    let file = child(mirror, "source").and_then(|source| source.attribute("file")).or(mirror.attribute("file"))?;
+    Some((file.into(), mirror.attribute("ready") == Some("yes")))
+}
+
+/// What a disk is to be copied to, as libvirt takes it.
+pub(super) fn copy_target(to: &Path, format: DiskFormat) -> Option<String> {
+    let (path, format) = (escaped(to.to_str()?), format.name());
+    Some(format!("<disk type='file'><source file='{path}'/><driver name='qemu' type='{format}'/></disk>"))
 }
 
 /// The definition with every file's path rewritten by `folders`.
@@ -143,6 +164,8 @@ fn disk(node: Node<'_, '_>) -> Option<VmFile<PathBuf>> {
         shareable: child(node, "shareable").is_some(),
         has_backing: child(node, "backingStore").is_some_and(|backing| child(backing, "source").is_some()),
         stops_on_error: driver.and_then(|driver| driver.attribute("error_policy")) == Some("stop"),
+        format: driver.and_then(|driver| driver.attribute("type")).and_then(format),
+        unmaps: driver.and_then(|driver| driver.attribute("discard")) == Some("unmap"),
     })
 }
 
@@ -158,7 +181,13 @@ fn boot_file(node: Node<'_, '_>) -> Option<VmFile<PathBuf>> {
         shareable: false,
         has_backing: false,
         stops_on_error: true,
+        format: None,
+        unmaps: false,
     })
+}
+
+fn format(name: &str) -> Option<DiskFormat> {
+    [DiskFormat::Raw, DiskFormat::Qcow2].into_iter().find(|format| format.name() == name)
 }
 
 fn memory(node: Node<'_, '_>) -> Option<ByteCount> {
@@ -205,8 +234,6 @@ fn escaped(text: &str) -> String {
 
 #[cfg(test)]
 mod tests {
-    use std::path::Path;
-
     use proptest::prelude::*;
 
     use super::*;
@@ -254,6 +281,21 @@ mod tests {
         );
         assert!(facts.files[0].stops_on_error && !facts.files[2].stops_on_error && facts.files[2].shareable);
         assert!(facts.tpm && facts.networks == ["br0"] && facts.host_devices == ["pci 0x0000:0x01"]);
+    }
+
+    #[test]
+    fn a_copy_of_a_disk_is_found_with_its_state() {
+        let copied =
+            |mirror: &str| XML.replace("<target dev='vda' bus='virtio'/>", &format!("{mirror}<target dev='vda'/>"));
+        assert_eq!(mirror(XML, "vda"), None);
+        let copying = copied("<mirror type='file' job='copy'><format type='raw'/><source file='/new/a.raw'/></mirror>");
+        assert_eq!(mirror(&copying, "vda"), Some(("/new/a.raw".into(), false)));
+        assert_eq!(mirror(&copying, "vdb"), None);
+        let ready = copied("<mirror type='file' ready='yes'><source file='/new/a&amp;b.raw'/></mirror>");
+        assert_eq!(mirror(&ready, "vda"), Some(("/new/a&b.raw".into(), true)));
+        // While it switches over the copy has not caught up with anything more, and has not ended either.
+        let switching = copied("<mirror type='file' ready='pivot'><source file='/new/a.raw'/></mirror>");
+        assert_eq!(mirror(&switching, "vda"), Some(("/new/a.raw".into(), false)));
     }
 
     #[test]

@@ -16,6 +16,7 @@
 //! Finish stays; the definition stays at the source; both ends know what the move took. Time is virtual: how often memory is passed over depends on the
 //! guest's dirty ratio alone.
 
+mod copies;
 mod destination;
 mod faults;
 mod guest;
@@ -55,7 +56,10 @@ pub use self::{
     guest::FakeGuest,
     world::{Moment, World},
 };
-use super::{DomainEvent, EventSink, Hypervisor, HypervisorError, HypervisorHost, MigrateRequest, MigrationStats};
+use super::{
+    DiskCopy, DiskCopyRequest, DiskSize, DomainEvent, EventSink, Hypervisor, HypervisorError, HypervisorHost,
+    MigrateRequest, MigrationStats,
+};
 
 /// Name of the fake daemon's socket in the host's folder.
 const RPC_SOCKET_NAME: &str = "libvirt-sock";
@@ -98,6 +102,8 @@ struct Vm {
     guest: FakeGuest,
     process: Process,
     outgoing: Option<Outgoing>,
+    /// By the disk's name.
+    copies: BTreeMap<String, copies::Copy>,
     completed: Option<MigrationStats>,
 }
 
@@ -194,7 +200,8 @@ impl FakeHypervisor {
         }
         let vm = guest.facts.id;
         let facts = guest.facts.clone();
-        let entry = Vm { facts, guest, process: Process::Off, outgoing: None, completed: None };
+        let entry =
+            Vm { facts, guest, process: Process::Off, outgoing: None, copies: BTreeMap::new(), completed: None };
         self.host.state().vms.insert(vm, entry);
         self.host.notify(DomainEvent::Changed(vm));
         Ok(vm)
@@ -294,6 +301,9 @@ impl Host {
             Process::Off | Process::HandedOver(_) | Process::Receiving(_) | Process::Received(_) => false,
         };
         self.world.note_writer(vm, &self.name, writes);
+        if matches!(entry.process, Process::Off) {
+            entry.copies.clear();
+        }
         // A VM without definition is gone when its process is.
         if matches!(entry.process, Process::Off) && !entry.facts.persistent {
             state.vms.remove(&vm);
@@ -499,6 +509,31 @@ impl Hypervisor for FakeHypervisor {
                 Ok(())
             }
         }
+    }
+
+    fn disk_size(&self, vm: VmId, device: &str) -> Result<DiskSize, HypervisorError> {
+        copies::size(&self.host, vm, device)
+    }
+
+    fn copy_disk(&self, request: &DiskCopyRequest) -> Result<(), HypervisorError> {
+        copies::begin(&self.host, request)
+    }
+
+    fn disk_copy(&self, vm: VmId, device: &str) -> Result<Option<DiskCopy>, HypervisorError> {
+        copies::look(&self.host, vm, device)
+    }
+
+    fn pivot_disk(&self, vm: VmId, device: &str) -> Result<(), HypervisorError> {
+        copies::pivot(&self.host, vm, device)
+    }
+
+    fn abandon_disk_copy(&self, vm: VmId, device: &str) -> Result<(), HypervisorError> {
+        let mut state =
+            self.host.call(Point::Abort, || format!("Could not end the copy of disk {device} of VM {vm}"))?;
+        if let Some(entry) = state.vms.get_mut(&vm) {
+            entry.copies.remove(device);
+        }
+        Ok(())
     }
 
     fn rpc_socket(&self) -> PathBuf {

@@ -5,7 +5,7 @@
 pub mod conformance;
 pub mod fake;
 mod mounts;
-mod run;
+pub(crate) mod run;
 pub mod smb;
 
 use std::{

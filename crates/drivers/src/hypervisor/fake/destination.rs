@@ -19,7 +19,7 @@ use ferry_core::{
 };
 
 use super::{
-    FakeGuest, Host, Memory, Point, Process, Struck, Vm, end_listener,
+    BTreeMap, FakeGuest, Host, Memory, Point, Process, Struck, Vm, end_listener,
     guest::{self, PAGE_BYTES},
     source::{MEMORY_END, MEMORY_MAGIC, stats_of},
 };
@@ -233,6 +233,7 @@ fn prepare(host: &Arc<Host>, call: &PrepareCall) -> Result<VmId, String> {
         facts: facts.clone(),
         process: Process::Off,
         outgoing: None,
+        copies: BTreeMap::new(),
         completed: None,
     });
     // What arrives brings its own definition; that it is kept here is settled in Finish.

@@ -35,6 +35,14 @@ pub enum Point {
     Migrate,
     /// [`super::Hypervisor::abort_migration`]
     Abort,
+    /// [`super::Hypervisor::copy_disk`]
+    CopyDisk,
+    /// Before the next part of a disk is copied. A cut ends the copy, as an I/O error on the new file does.
+    CopyPart,
+    /// [`super::Hypervisor::pivot_disk`], before anything else
+    PivotDisk,
+    /// [`super::Hypervisor::pivot_disk`], when the VM uses the new file already
+    PivotedDisk,
     /// Source: before this pass over memory, counted from 1. A cut breaks the memory channel.
     Pass(u32),
     /// Source: the vCPUs stand still, the rest is not sent yet. A cut breaks the memory channel.

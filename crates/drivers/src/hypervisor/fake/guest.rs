@@ -5,7 +5,7 @@ use std::{collections::BTreeSet, fmt::Write, path::PathBuf};
 use ferry_core::{
     id::VmId,
     units::ByteCount,
-    vm::{FileRole, VmFacts, VmFile, VmState},
+    vm::{DiskFormat, FileRole, VmFacts, VmFile, VmState},
 };
 use uuid::Uuid;
 
@@ -34,6 +34,8 @@ impl FakeGuest {
             shareable: false,
             has_backing: false,
             stops_on_error: true,
+            format: Some(DiskFormat::Raw),
+            unmaps: true,
         };
         Self {
             facts: VmFacts {
@@ -148,10 +150,12 @@ pub(super) fn definition_xml(facts: &VmFacts<PathBuf>) -> String {
                 };
                 let drive = if file.role == FileRole::Media { "cdrom" } else { "disk" };
                 let policy = if file.stops_on_error { " error_policy='stop'" } else { "" };
+                let format = file.format.map(|format| format!(" type='{}'", format.name())).unwrap_or_default();
+                let discard = if file.unmaps { " discard='unmap'" } else { "" };
                 let mark = |set: bool, text: &'static str| if set { text } else { "" };
                 write!(
                     devices,
-                    "<disk type='{kind}' device='{drive}'><driver name='qemu'{policy}/><source {source}='{path}'/>\
+                    "<disk type='{kind}' device='{drive}'><driver name='qemu'{format}{policy}{discard}/><source {source}='{path}'/>\
                      <target dev='{device}'/>{}{}</disk>",
                     mark(file.shareable, "<shareable/>"),
                     mark(file.read_only, "<readonly/>")
@@ -183,6 +187,8 @@ mod tests {
             role: FileRole::Nvram,
             device: "nvram".to_owned(),
             place: "/srv/vars.fd".into(),
+            format: None,
+            unmaps: false,
             ..guest.facts.files[0].clone()
         });
         let read = definition::parse(&definition_xml(&guest.facts)).expect("parsed");

@@ -124,7 +124,7 @@ fn identity(domain: &Domain) -> Result<(VmId, PowerState), Fault> {
 }
 
 /// `None` if the domain went away.
-fn there<T>(read: Result<T, Fault>) -> Result<Option<T>, HypervisorError> {
+pub(super) fn there<T>(read: Result<T, Fault>) -> Result<Option<T>, HypervisorError> {
     match read {
         Ok(read) => Ok(Some(read)),
         Err(fault) if fault.is_no_domain() => Ok(None),

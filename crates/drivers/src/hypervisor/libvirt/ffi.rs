@@ -15,7 +15,7 @@ use std::{
 use ferry_core::{id::VmId, units::ByteCount};
 use uuid::Uuid;
 
-use crate::hypervisor::MigrationStats;
+use crate::hypervisor::{DiskSize, MigrationStats};
 
 /// A connection whose daemon is silent for [`KEEPALIVE_COUNT`] times this is dead. Seconds.
 const KEEPALIVE_SECONDS: c_int = 5;
@@ -397,6 +397,52 @@ impl Domain {
     }
 
     /// Counts of the running (or, if `completed`, the last) job; `None` if there is none.
+    /// Sizes of a disk.
+    pub(super) fn disk_size(&self, device: &str) -> Done<DiskSize> {
+        let device = c_string(device)?;
+        // SAFETY: an all-zero structure of numbers is valid; the domain and the string are, too.
+        unsafe {
+            let mut info: virt_sys::virDomainBlockInfo = std::mem::zeroed();
+            check(virt_sys::virDomainGetBlockInfo(self.0, device.as_ptr(), &raw mut info, 0))?;
+            Ok(DiskSize { virtual_size: ByteCount(info.capacity), allocated: ByteCount(info.allocation) })
+        }
+    }
+
+    /// Begins to copy a disk to what `target` describes, which is there already.
+    pub(super) fn copy_disk(&self, device: &str, target: &str, bandwidth_bytes_per_s: Option<u64>) -> Done<()> {
+        let (device, target) = (c_string(device)?, c_string(target)?);
+        let mut params = Params::default();
+        if let Some(bandwidth) = bandwidth_bytes_per_s {
+            params.number(c"bandwidth", bandwidth)?;
+        }
+        // TRANSIENT_JOB: libvirt forgets the copy with the VM's process; it refuses it for persistent VMs without.
+        let flags = virt_sys::VIR_DOMAIN_BLOCK_COPY_REUSE_EXT | virt_sys::VIR_DOMAIN_BLOCK_COPY_TRANSIENT_JOB;
+        // SAFETY: the domain, both strings and the list are valid.
+        check(unsafe {
+            virt_sys::virDomainBlockCopy(self.0, device.as_ptr(), target.as_ptr(), params.list, params.count, flags)
+        })
+        .map(drop)
+    }
+
+    /// Bytes done and bytes to do of what a disk is busy with; `None` if with nothing.
+    pub(super) fn disk_job(&self, device: &str) -> Done<Option<(u64, u64)>> {
+        let device = c_string(device)?;
+        // SAFETY: as for `disk_size`.
+        unsafe {
+            let mut info: virt_sys::virDomainBlockJobInfo = std::mem::zeroed();
+            let found = check(virt_sys::virDomainGetBlockJobInfo(self.0, device.as_ptr(), &raw mut info, 0))?;
+            Ok((found > 0).then_some((info.cur, info.end)))
+        }
+    }
+
+    /// Ends what a disk is busy with, on the copy (`pivot`) or on the old file; returns when it has ended.
+    pub(super) fn end_disk_job(&self, device: &str, pivot: bool) -> Done<()> {
+        let device = c_string(device)?;
+        let flags = if pivot { virt_sys::VIR_DOMAIN_BLOCK_JOB_ABORT_PIVOT } else { 0 };
+        // SAFETY: the domain and the string are valid.
+        check(unsafe { virt_sys::virDomainBlockJobAbort(self.0, device.as_ptr(), flags) }).map(drop)
+    }
+
     pub(super) fn job_stats(&self, completed: bool) -> Done<Option<MigrationStats>> {
         let mut kind = 0;
         let mut params = Params::default();

@@ -13,12 +13,12 @@ use std::{
 use ferry_core::{api::agent::Role, id::VmId, migration::Presence, units::ByteCount, vm::VmFacts};
 
 use self::{
-    definitions::Definitions,
+    definitions::{Definitions, there},
     ffi::{Connection, Domain, Fault, PausedReason, PowerState},
 };
 use super::{
-    DomainEvent, EventSink, Hypervisor, HypervisorError, HypervisorHost, MEMORY_SOCKET, MigrateRequest, MigrationStats,
-    RPC_SOCKET, definition,
+    DiskCopy, DiskCopyRequest, DiskSize, DomainEvent, EventSink, Hypervisor, HypervisorError, HypervisorHost,
+    MEMORY_SOCKET, MigrateRequest, MigrationStats, RPC_SOCKET, definition,
 };
 
 /// libvirt on this host, over one connection that is opened again when libvirtd was restarted.
@@ -265,6 +265,57 @@ impl Hypervisor for Libvirt {
             Ok(()) => Ok(()),
             Err(_) if domain.job_stats(false).is_ok_and(|job| job.is_none()) => Ok(()),
             Err(fault) => Err(failed(format!("Could not end the migration of VM {vm}"))(fault)),
+        }
+    }
+
+    fn disk_size(&self, vm: VmId, device: &str) -> Result<DiskSize, HypervisorError> {
+        self.need(vm)?.disk_size(device).map_err(failed(format!("Could not read the size of disk {device} of VM {vm}")))
+    }
+
+    fn copy_disk(&self, request: &DiskCopyRequest) -> Result<(), HypervisorError> {
+        let DiskCopyRequest { vm, device, to, format, bandwidth_bytes_per_s } = request;
+        let target = definition::copy_target(to, *format).ok_or_else(|| HypervisorError::Definition {
+            vm: *vm,
+            reason: format!("the path {} is not UTF-8", to.display()),
+        })?;
+        let what = format!("Could not copy disk {device} of VM {vm} to {}", to.display());
+        self.need(*vm)?.copy_disk(device, &target, *bandwidth_bytes_per_s).map_err(failed(what))
+    }
+
+    fn disk_copy(&self, vm: VmId, device: &str) -> Result<Option<DiskCopy>, HypervisorError> {
+        let domain = self.need(vm)?;
+        if there(domain.state())?.is_none_or(|state| state == PowerState::Off) {
+            return Ok(None);
+        }
+        // In this order: a job that ends in between has no mirror either.
+        let (Some((cur, end)), Some(xml)) =
+            (domain.disk_job(device).map_err(unreachable)?, there(domain.xml(ffi::Xml::Live))?)
+        else {
+            return Ok(None);
+        };
+        Ok(definition::mirror(&xml, device).map(|(to, ready)| DiskCopy {
+            to,
+            copied: ByteCount(cur.min(end)),
+            total: ByteCount(end),
+            ready,
+        }))
+    }
+
+    fn pivot_disk(&self, vm: VmId, device: &str) -> Result<(), HypervisorError> {
+        let what = format!("Could not switch disk {device} of VM {vm} to its copy");
+        self.need(vm)?.end_disk_job(device, true).map_err(failed(what))
+    }
+
+    fn abandon_disk_copy(&self, vm: VmId, device: &str) -> Result<(), HypervisorError> {
+        let Some(domain) = self.find(vm)? else { return Ok(()) };
+        match domain.end_disk_job(device, false) {
+            Ok(()) => Ok(()),
+            // libvirt has no code of its own for "there is none".
+            Err(_) if matches!(domain.disk_job(device), Ok(None)) || matches!(domain.state(), Ok(PowerState::Off)) => {
+                Ok(())
+            }
+            Err(fault) if fault.is_no_domain() => Ok(()),
+            Err(fault) => Err(failed(format!("Could not end the copy of disk {device} of VM {vm}"))(fault)),
         }
     }
 

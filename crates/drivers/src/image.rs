@@ -1,0 +1,143 @@
+//! Disk images: made new, thin and empty, of exactly a disk's size.
+
+use std::{
+    fs::{self, File, OpenOptions},
+    io,
+    os::unix::fs::{MetadataExt as _, OpenOptionsExt as _, chown},
+    path::Path,
+    process::Command,
+    time::Duration,
+};
+
+use ferry_core::{units::ByteCount, vm::DiskFormat};
+
+use crate::share::run::run;
+
+/// QEMU's tool writes a few kilobytes; a file server may be slow.
+const MAKE_WITHIN: Duration = Duration::from_secs(30);
+
+/// Makes a new image that holds zeros and belongs to `owner` (user and group id). Ok promises that it was not there
+/// before and is on disk.
+///
+/// # Errors
+/// [`io::ErrorKind::AlreadyExists`], with what is there untouched; any other, with nothing left.
+pub fn create(path: &Path, format: DiskFormat, size: ByteCount, owner: (u32, u32)) -> io::Result<()> {
+    let file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(path)?;
+    let filled = fill(&file, path, format, size).and_then(|()| {
+        // A file server may not let owners be changed; whether QEMU can write there is its own affair.
+        match chown(path, Some(owner.0), Some(owner.1)) {
+            Err(error) if error.kind() != io::ErrorKind::PermissionDenied && !is_unsupported(&error) => Err(error),
+            _ => sync_name(path),
+        }
+    });
+    if filled.is_err() {
+        // It is ours: it was not there before.
+        let _ = fs::remove_file(path);
+    }
+    filled
+}
+
+fn fill(file: &File, path: &Path, format: DiskFormat, size: ByteCount) -> io::Result<()> {
+    match format {
+        DiskFormat::Raw => {
+            file.set_len(size.0)?;
+            file.sync_all()
+        }
+        DiskFormat::Qcow2 => {
+            let mut tool = Command::new("qemu-img");
+            tool.args(["create", "-q", "-f", "qcow2"]).arg(path).arg(size.0.to_string());
+            let outcome = run(&mut tool, MAKE_WITHIN).map_err(|error| {
+                let missing = error.kind() == io::ErrorKind::NotFound;
+                if missing { io::Error::other("qemu-img is not installed on the host") } else { error }
+            })?;
+            if !outcome.is_ok() {
+                return Err(io::Error::other(format!("qemu-img: {}", outcome.reason())));
+            }
+            File::open(path)?.sync_all()
+        }
+    }
+}
+
+fn is_unsupported(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::Unsupported) || error.raw_os_error() == Some(nix::libc::EOPNOTSUPP)
+}
+
+/// The file's name is on disk only when its folder is. Not every mount of a share can do that.
+fn sync_name(path: &Path) -> io::Result<()> {
+    let folder = path.parent().unwrap_or(Path::new("/"));
+    match File::open(folder)?.sync_all() {
+        Err(error) if error.raw_os_error() == Some(nix::libc::EINVAL) || is_unsupported(&error) => Ok(()),
+        Err(error) if error.raw_os_error() == Some(nix::libc::ENOSYS) => Ok(()),
+        other => other,
+    }
+}
+
+/// Removes a file; Ok if there is none.
+///
+/// # Errors
+/// The file system's.
+pub fn remove(path: &Path) -> io::Result<()> {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        other => other,
+    }
+}
+
+/// What a file takes on its file system, as far as that tells: a mount of a share may say the file's length.
+///
+/// # Errors
+/// The file system's.
+pub fn allocated(path: &Path) -> io::Result<ByteCount> {
+    Ok(ByteCount(fs::metadata(path)?.blocks() * 512))
+}
+
+/// Which file system a folder is on, and how much is free there for those who are not root; `None` if it does not tell,
+/// as some mounts of shares.
+///
+/// # Errors
+/// The file system's.
+pub fn free(folder: &Path) -> io::Result<(u64, Option<ByteCount>)> {
+    let device = fs::metadata(folder)?.dev();
+    let stat = nix::sys::statvfs::statvfs(folder)?;
+    let known = stat.blocks() > 0;
+    Ok((device, known.then(|| ByteCount(stat.blocks_available() as u64 * stat.fragment_size() as u64))))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn me() -> (u32, u32) {
+        (nix::unistd::geteuid().as_raw(), nix::unistd::getegid().as_raw())
+    }
+
+    #[test]
+    fn a_new_image_is_thin_and_of_the_disks_size() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let path = folder.path().join("vda.raw");
+        create(&path, DiskFormat::Raw, ByteCount::gib(64), me()).expect("made");
+        assert_eq!(fs::metadata(&path).expect("there").len(), 64 << 30);
+        assert!(allocated(&path).expect("there").0 < 1 << 20);
+        let (_, free) = free(folder.path()).expect("asked");
+        assert!(free.is_some_and(|free| free.0 > 0));
+    }
+
+    #[test]
+    fn what_is_there_is_never_overwritten() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let path = folder.path().join("vda.raw");
+        fs::write(&path, "precious").expect("written");
+        for format in [DiskFormat::Raw, DiskFormat::Qcow2] {
+            let error = create(&path, format, ByteCount::mib(1), me()).expect_err("it is there");
+            assert_eq!(error.kind(), io::ErrorKind::AlreadyExists);
+        }
+        assert_eq!(fs::read(&path).expect("there"), b"precious");
+        let nowhere = folder.path().join("no-folder/vda.raw");
+        assert_eq!(
+            create(&nowhere, DiskFormat::Raw, ByteCount::mib(1), me()).expect_err("no folder").kind(),
+            io::ErrorKind::NotFound
+        );
+        remove(&path).expect("removed");
+        remove(&path).expect("gone, as asked");
+    }
+}
