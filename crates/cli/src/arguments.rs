@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
-use ferry_core::{admission::Limits, id::JobId, job::OnStall, pin::Pin};
+use ferry_core::{admission::Limits, api::server::MoveDisk, id::JobId, job::OnStall, pin::Pin, vm::DiskFormat};
 use time::{Date, OffsetDateTime, macros::format_description};
 
 /// Move running VMs between KVM hosts.
@@ -202,6 +202,58 @@ pub enum VmCommand {
     ///
     /// Example: ferry vm migrate web01 web02 --to kvm2 --wait
     Migrate(MigrateArguments),
+    /// Move disks of a running VM to other files of its host
+    ///
+    /// A place is a folder: a path on the host, or `\\\\server.domain\\share\\folder`.
+    ///
+    /// Example: ferry vm move-storage web01 --to /srv/fast --disk vdb=/srv/big,format=qcow2 --wait
+    MoveStorage(MoveStorageArguments),
+}
+
+/// `ferry vm move-storage …`
+#[derive(Debug, Args)]
+pub struct MoveStorageArguments {
+    /// The VM
+    pub vm: String,
+    /// Where every disk goes that is not named with --disk
+    #[arg(long, value_name = "PLACE", required_unless_present = "disks")]
+    pub to: Option<String>,
+    /// One disk: where it goes (a folder, or a file that ends in .raw, .img or .qcow2), and in which format
+    #[arg(long = "disk", value_name = "DISK[=PLACE][,format=raw|qcow2]", value_parser = move_disk)]
+    pub disks: Vec<MoveDisk>,
+    /// Keep the old files
+    #[arg(long)]
+    pub keep_source: bool,
+    /// Read no faster than this. MiB per second and disk
+    #[arg(long, value_name = "MIB_PER_S", value_parser = clap::value_parser!(u64).range(1..=1_000_000))]
+    pub bandwidth: Option<u64>,
+    /// Only say what would happen
+    #[arg(long)]
+    pub dry_run: bool,
+    /// Stay and show progress until the job ends
+    #[arg(long)]
+    pub wait: bool,
+}
+
+/// `vda`, `vda=PLACE`, `vda=PLACE,format=qcow2` or `vda,format=qcow2`. A place may hold commas.
+fn move_disk(text: &str) -> Result<MoveDisk, String> {
+    let (rest, format) = match text.rsplit_once(",format=") {
+        None => (text, None),
+        Some((rest, "raw")) => (rest, Some(DiskFormat::Raw)),
+        Some((rest, "qcow2")) => (rest, Some(DiskFormat::Qcow2)),
+        Some((_, other)) => return Err(format!("{other:?} is no format: raw or qcow2")),
+    };
+    let (device, to) = match rest.split_once('=') {
+        None => (rest, None),
+        Some((device, place)) => (device, Some(place.to_owned())),
+    };
+    if device.is_empty() || !device.chars().all(|letter| letter.is_ascii_alphanumeric()) {
+        return Err(format!("{device:?} is no disk: give its name in the definition, as vda"));
+    }
+    if to.as_ref().is_some_and(String::is_empty) {
+        return Err(format!("where {device} goes is missing"));
+    }
+    Ok(MoveDisk { device: device.to_owned(), to, format })
 }
 
 /// `ferry vm migrate …`
@@ -373,8 +425,26 @@ mod tests {
         let Command::Vm(VmCommand::Migrate(migrate)) = parsed.command else { panic!("another command") };
         assert!(parsed.json && migrate.wait && !migrate.dry_run);
         assert_eq!((migrate.max_downtime, migrate.bandwidth, migrate.timeout), (Some(100), Some(50), None));
+        let line =
+            "ferry vm move-storage web01 --to /srv/a --disk vdb=//fs1.x.y/v/d,format=qcow2 --disk vdc,format=raw";
+        let Command::Vm(VmCommand::MoveStorage(storage)) = parse(line).expect("good").command else {
+            panic!("another command")
+        };
+        let disk = |device: &str, to: Option<&str>, format| MoveDisk {
+            device: device.into(),
+            to: to.map(str::to_owned),
+            format: Some(format),
+        };
+        assert_eq!(
+            storage.disks,
+            [disk("vdb", Some("//fs1.x.y/v/d"), DiskFormat::Qcow2), disk("vdc", None, DiskFormat::Raw)]
+        );
         for bad in [
             "ferry vm migrate web01",
+            "ferry vm move-storage web01",
+            "ferry vm move-storage web01 --disk =/srv",
+            "ferry vm move-storage web01 --disk vda=",
+            "ferry vm move-storage web01 --disk vda=/srv,format=vmdk",
             "ferry vm migrate --to kvm2",
             "ferry vm migrate web01 --to kvm2 --on-stall wait",
             "ferry host set kvm1",

@@ -11,6 +11,8 @@ use ferry_core::{
     id::JobId,
     job::Progress,
     migration::Phase,
+    storage::DiskProgress,
+    units::ByteCount,
 };
 use indicatif::{ProgressBar, ProgressStyle};
 
@@ -131,6 +133,14 @@ fn now(view: &JobView) -> (String, String, u64) {
     }
     let step = view.steps.iter().rev().find(|step| step.started_at_ms.is_some());
     let title = step.map_or_else(|| view.phase.title().to_owned(), |step| step.title.clone());
+    if !view.disks.is_empty() {
+        let sum = |of: fn(&DiskProgress) -> u64| view.disks.iter().map(of).sum::<u64>();
+        let (copied, total) = (sum(|disk| disk.copied.0), sum(|disk| disk.total.0));
+        let each: Vec<String> =
+            view.disks.iter().map(|disk| format!("{} {}", disk.device, disk.stage.title())).collect();
+        let text = format!("{} of {} · {}", ByteCount(copied), ByteCount(total), each.join(", "));
+        return (title, text, copied.saturating_mul(1_000).checked_div(total).unwrap_or(0));
+    }
     let done = view
         .progress
         .as_ref()

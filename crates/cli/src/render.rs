@@ -1,11 +1,13 @@
 //! Bodies of the API as text.
 
 use ferry_core::{
-    api::server::{Candidate, ChildView, HostView, JobView, ShareView, VmView},
+    api::server::{Candidate, ChildView, HostView, JobView, PlannedDisk, ShareView, StoragePlan, VmView},
     job::{JobKind, StepState, StepView},
     location::Location,
     migration::Phase,
     share::AttachedShare,
+    storage::DiskProgress,
+    units::ByteCount,
     vm::{FileRole, VmState},
 };
 use time::{OffsetDateTime, macros::format_description};
@@ -147,10 +149,7 @@ pub(crate) fn vm(vm: &VmView) -> String {
     line("networks", facts.networks.join(", "));
     text += &findings(&vm.findings);
     let row = |file: &ferry_core::vm::VmFile| {
-        let place = match &file.place {
-            Location::Share { path, .. } => format!("share: {path}"),
-            Location::Local { path, .. } => format!("this host: {path}"),
-        };
+        let place = place(&file.place);
         let role = match file.role {
             FileRole::Disk => "disk",
             FileRole::Media => "media",
@@ -197,6 +196,9 @@ pub(crate) fn jobs(jobs: &[JobView]) -> String {
 /// Several hosts are not named.
 fn way(source: &str, destination: &str) -> String {
     let name = |host: &str| if host.is_empty() { "several".to_owned() } else { host.to_owned() };
+    if source == destination && !source.is_empty() {
+        return format!("on {source}");
+    }
     format!("{} → {}", name(source), name(destination))
 }
 
@@ -206,6 +208,7 @@ fn headline(job: &JobView) -> String {
     let (source, destination) = (several(&job.source), several(&job.destination));
     match job.kind {
         JobKind::Live => format!("Live move of {} from {source} to {destination}", job.vm_name),
+        JobKind::Storage => format!("Storage move of {} on {source}", job.vm_name),
         JobKind::Several => format!("Moves of {} from {source} to {destination}", job.vm_name),
         JobKind::Drain => format!("Drain of {source}: {} to {destination}", job.vm_name),
     }
@@ -244,7 +247,19 @@ pub(crate) fn job(job: &JobView) -> String {
         let rows = job.children.iter().map(row).collect();
         text += &format!("\n{}\n", table(&["JOB", "VM", "FROM → TO", "STATE", ""], rows));
     }
-    if let Some(figures) = &job.figures {
+    if !job.disks.is_empty() {
+        text += &format!("\n{}\n", disks(&job.disks));
+    }
+    if let Some(figures) = &job.figures.filter(|_| job.kind == JobKind::Storage) {
+        text += &format!(
+            "\n  total {} · looked at {} · took {} before, {} now\n",
+            duration(figures.total_ms),
+            figures.sent,
+            figures.allocated_source,
+            figures.allocated_destination
+        );
+    }
+    if let Some(figures) = &job.figures.filter(|_| job.kind != JobKind::Storage) {
         text += &format!(
             "\n  total {} · downtime {} (QEMU {}) · sent {} · on the wire {} · iterations {}\n",
             duration(figures.total_ms),
@@ -262,6 +277,44 @@ pub(crate) fn job(job: &JobView) -> String {
         }
     }
     text
+}
+
+fn place(place: &Location) -> String {
+    match place {
+        Location::Share { path, .. } => format!("share: {path}"),
+        Location::Local { path, .. } => format!("this host: {path}"),
+    }
+}
+
+/// Each disk that moves.
+fn disks(disks: &[DiskProgress]) -> String {
+    let size = |bytes: ByteCount| if bytes.0 == 0 { String::new() } else { bytes.to_string() };
+    let row = |disk: &DiskProgress| {
+        let percent = disk.copied.0.saturating_mul(100).checked_div(disk.total.0).unwrap_or(0);
+        vec![
+            disk.device.clone(),
+            disk.stage.title().to_owned(),
+            if disk.total.0 == 0 { String::new() } else { format!("{percent} % of {}", disk.total) },
+            size(disk.allocated_before),
+            size(disk.allocated_after),
+        ]
+    };
+    table(&["DISK", "STATE", "COPIED", "TOOK", "TAKES NOW"], disks.iter().map(row).collect())
+}
+
+/// What a storage move would do.
+pub(crate) fn storage_plan(plan: &StoragePlan) -> String {
+    let row = |planned: &PlannedDisk| {
+        vec![
+            planned.disk.device.clone(),
+            planned.disk.format.name().to_owned(),
+            planned.allocated.map(|bytes| bytes.to_string()).unwrap_or_default(),
+            place(&planned.disk.from),
+            place(&planned.disk.to),
+        ]
+    };
+    let rows = plan.disks.iter().map(row).collect();
+    format!("{}\n{}", table(&["DISK", "FORMAT", "TAKES", "FROM", "TO"], rows), findings(&plan.findings))
 }
 
 /// Columns of a bar in the timeline.
@@ -348,6 +401,7 @@ mod tests {
             ended_at_ms: Some(3_340),
             steps: vec![step(Step::Preflight, 1_000, 1_100), step(Step::Perform, 1_200, 3_200)],
             progress: None,
+            disks: Vec::new(),
             figures: Some(figures),
             findings: Vec::new(),
             log: Vec::new(),

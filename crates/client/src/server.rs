@@ -5,7 +5,7 @@ use std::time::Duration;
 use ferry_core::{
     api::server::{
         AddHost, AddShare, AttachShare, AuditPage, Candidate, DrainHost, Event, HostView, JobView, MigrateMany,
-        MigrateVm, SetHost, ShareView, VmView,
+        MigrateVm, MoveStorage, SetHost, ShareView, StoragePlan, VmView,
     },
     id::JobId,
     pin::Pin,
@@ -203,6 +203,22 @@ impl ServerClient {
     /// As [`Self::hosts`].
     pub async fn try_migrate(&self, vm: &str, body: &MigrateVm) -> Result<Candidate, ClientError> {
         self.post(&["vms", vm, "migrate"], &MigrateVm { dry_run: true, ..body.clone() }).await
+    }
+
+    /// Moves disks of a running VM to other files of its host.
+    ///
+    /// # Errors
+    /// [`ClientError::Refused`] with the findings, or no (sensible) answer.
+    pub async fn move_storage(&self, vm: &str, body: &MoveStorage) -> Result<JobView, ClientError> {
+        self.post(&["vms", vm, "storage"], &MoveStorage { dry_run: false, ..body.clone() }).await
+    }
+
+    /// What a storage move would be; nothing is changed.
+    ///
+    /// # Errors
+    /// As [`Self::move_storage`].
+    pub async fn try_move_storage(&self, vm: &str, body: &MoveStorage) -> Result<StoragePlan, ClientError> {
+        self.post(&["vms", vm, "storage"], &MoveStorage { dry_run: true, ..body.clone() }).await
     }
 
     /// Starts several moves to one host; Ok when all were accepted.

@@ -29,6 +29,8 @@ impl MoveKind {
 pub enum JobKind {
     /// A live move of one VM.
     Live,
+    /// A running VM's disks move to other files of its host.
+    Storage,
     /// Several moves that were asked for together.
     Several,
     /// Every running VM of a host moves away.
@@ -40,6 +42,7 @@ impl JobKind {
     pub fn title(self) -> &'static str {
         match self {
             Self::Live => MoveKind::Live.title(),
+            Self::Storage => "Storage",
             Self::Several => "Several",
             Self::Drain => "Drain",
         }
@@ -48,7 +51,7 @@ impl JobKind {
     /// Whether its work is done by jobs of its own.
     pub fn is_parent(self) -> bool {
         match self {
-            Self::Live => false,
+            Self::Live | Self::Storage => false,
             Self::Several | Self::Drain => true,
         }
     }
@@ -118,6 +121,12 @@ pub struct Figures {
     pub wire: ByteCount,
     /// Passes over memory.
     pub iterations: u32,
+    /// What the files that were moved took before, as far as their file systems tell.
+    #[serde(default)]
+    pub allocated_source: ByteCount,
+    /// What their copies take.
+    #[serde(default)]
+    pub allocated_destination: ByteCount,
 }
 
 /// How one step of a job stands.

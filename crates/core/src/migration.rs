@@ -13,6 +13,8 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::job::JobKind;
+
 /// One step of a migration, in order.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
@@ -59,6 +61,29 @@ impl Step {
         Self::Confirm,
         Self::Release,
     ];
+
+    /// The steps of a job of a kind, in order; of one whose work is done by others, none.
+    pub fn of(kind: JobKind) -> &'static [Self] {
+        match kind {
+            JobKind::Live => &Self::ALL,
+            // Both ends are one host: there is no source to prepare, and the VM never stands still.
+            JobKind::Storage => {
+                &[Self::Preflight, Self::Reserve, Self::PrepareDestination, Self::Perform, Self::Confirm, Self::Release]
+            }
+            JobKind::Several | JobKind::Drain => &[],
+        }
+    }
+
+    /// For people, in the present tense, as a step of a job of this kind.
+    pub fn title_in(self, kind: JobKind) -> &'static str {
+        match (kind, self) {
+            (JobKind::Storage, Self::Preflight) => "Check the host",
+            (JobKind::Storage, Self::PrepareDestination) => "Make the new files",
+            (JobKind::Storage, Self::Perform) => "Copy and switch over",
+            (JobKind::Storage, Self::Confirm) => "Remove the old files",
+            (_, step) => step.title(),
+        }
+    }
 
     /// What may be done when it fails.
     pub fn class(self) -> StepClass {

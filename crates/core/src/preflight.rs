@@ -537,6 +537,7 @@ mod tests {
             stops_on_error: true,
             format: Some(DiskFormat::Raw),
             unmaps: true,
+            detects_zeroes: true,
         }
     }
 

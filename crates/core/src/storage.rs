@@ -8,7 +8,12 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::{location::Location, units::ByteCount, vm::DiskFormat};
+use crate::{
+    finding::{Finding, FindingId},
+    location::Location,
+    units::ByteCount,
+    vm::{DiskFormat, FileRole, VmFacts, VmFile, VmState},
+};
 
 /// One disk and where it goes.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -132,11 +137,340 @@ pub fn space_needed(allocated: ByteCount) -> ByteCount {
     ByteCount(allocated.0.saturating_add(allocated.0 / 20).saturating_add(1 << 20))
 }
 
+/// What is wanted of the disks of a VM.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Wanted {
+    /// Where every disk goes that is not named; `None`: they stay.
+    pub all: Option<Location>,
+    /// Disks by name, with where they go (`None`: as the others) and how they are laid out there (`None`: as now).
+    pub named: Vec<(String, Option<Location>, Option<DiskFormat>)>,
+}
+
+/// What will be done, and what stands against it or should be known.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Planned {
+    /// In the order of the definition.
+    pub disks: Vec<DiskMove>,
+    /// What was found.
+    pub findings: Vec<Finding>,
+}
+
+/// Endings by which a path is known to be one of an image, not of a folder.
+const ENDINGS: [&str; 3] = [".raw", ".img", ".qcow2"];
+
+/// Decides which file of a VM goes where. Every file of the VM gets an explicit rule: it moves, or a finding says that it
+/// stays and why.
+pub fn plan(vm: &VmFacts, wanted: &Wanted) -> Planned {
+    let mut planned = Planned::default();
+    let findings = &mut planned.findings;
+    if vm.state != VmState::Running {
+        findings.push(Finding::blocks(
+            FindingId::VmNotRunning,
+            &vm.name,
+            format!("VM {} does not run", vm.name),
+            format!("Start it with `ferry vm start {}`", vm.name),
+        ));
+    }
+    if vm.snapshots > 0 {
+        findings.push(Finding::blocks(
+            FindingId::VmSnapshot,
+            &vm.name,
+            format!("VM {} has {} snapshots, which name its files", vm.name, vm.snapshots),
+            format!("Remove them: `virsh snapshot-list {0}`, `virsh snapshot-delete {0}`", vm.name),
+        ));
+    }
+    for (device, ..) in &wanted.named {
+        if !vm.files.iter().any(|file| file.device == *device) {
+            let disks: Vec<&str> = vm.files.iter().map(|file| file.device.as_str()).collect();
+            findings.push(Finding::blocks(
+                FindingId::DiskUnknown,
+                device,
+                format!("VM {} has no disk {device}", vm.name),
+                format!("Name one of: {}", disks.join(", ")),
+            ));
+        }
+    }
+    for file in &vm.files {
+        let named = wanted.named.iter().find(|(device, ..)| *device == file.device);
+        let to = named.and_then(|(_, to, _)| to.as_ref()).or(wanted.all.as_ref());
+        let Some(to) = to else {
+            if named.is_some() {
+                findings.push(Finding::blocks(
+                    FindingId::FilePlace,
+                    &file.device,
+                    format!("It is not said where disk {} shall go", file.device),
+                    format!("Give `--to PLACE`, or `--disk {}=PLACE`", file.device),
+                ));
+            }
+            continue;
+        };
+        if let Some(finding) = stays(vm, file, named.is_some()) {
+            findings.push(finding);
+            continue;
+        }
+        let format = named.and_then(|(.., format)| *format).or(file.format).unwrap_or(DiskFormat::Qcow2);
+        let to = file_in(to, file, format, &planned.disks);
+        findings.extend(remarks(file, format, &to));
+        if vm.files.iter().filter(|other| other.place == file.place).count() > 1 {
+            findings.push(Finding::blocks(
+                FindingId::DiskTwice,
+                &file.device,
+                format!("Another disk of VM {} uses the file of disk {}, too", vm.name, file.device),
+                "Give each disk a file of its own",
+            ));
+        }
+        planned.disks.push(DiskMove { device: file.device.clone(), from: file.place.clone(), to, format });
+    }
+    planned
+}
+
+/// Why a file stays where it is. Who names such a file is refused.
+fn stays(vm: &VmFacts, file: &VmFile, named: bool) -> Option<Finding> {
+    let device = &file.device;
+    let (id, message, fix) = match file.role {
+        FileRole::Disk if file.shareable => (
+            FindingId::DiskShareable,
+            format!("Disk {device} of VM {} is shared with other VMs, and cannot be moved while they run", vm.name),
+            "Shut down every VM that uses it, then move the file".to_owned(),
+        ),
+        FileRole::Disk if file.read_only => (
+            FindingId::DiskReadOnly,
+            format!("Disk {device} is read only: it stays where it is"),
+            "Nothing; or copy the file and change the definition while the VM is shut off".to_owned(),
+        ),
+        FileRole::Disk => return None,
+        FileRole::Media => (
+            FindingId::DiskReadOnly,
+            format!("The medium in drive {device} stays where it is"),
+            format!("Nothing; or eject it with `virsh change-media {} {device} --eject`", vm.name),
+        ),
+        FileRole::Nvram => (
+            FindingId::DiskNvram,
+            format!("The UEFI variables of VM {} stay where they are while it runs", vm.name),
+            "Move them when the VM is shut off".to_owned(),
+        ),
+        FileRole::Boot => (
+            FindingId::DiskReadOnly,
+            format!("File {device} that VM {} boots from stays where it is", vm.name),
+            "Nothing: it is read at a start only".to_owned(),
+        ),
+        FileRole::NotAFile => (
+            FindingId::DiskNotAFile,
+            format!("Disk {device} of VM {} is a block device or a network disk, not a file", vm.name),
+            "Leave it out; Ferry moves files".to_owned(),
+        ),
+    };
+    let finding = if named { Finding::blocks } else { Finding::warns };
+    Some(finding(id, device, message, fix))
+}
+
+/// What should be known of a disk that moves.
+fn remarks(file: &VmFile, format: DiskFormat, to: &Location) -> Vec<Finding> {
+    let device = &file.device;
+    let mut findings = Vec::new();
+    if let Some((why, fix)) = thick(file, format, to) {
+        findings.push(Finding::warns(
+            FindingId::DiskThick,
+            device,
+            format!("The copy of disk {device} may take its whole virtual size: {why}"),
+            fix,
+        ));
+    }
+    if file.has_backing {
+        findings.push(Finding::warns(
+            FindingId::DiskFlattened,
+            device,
+            format!(
+                "Disk {device} is an overlay: its copy holds the whole chain, and does not need the files below it"
+            ),
+            "Nothing; or leave it out with `--disk` for the others",
+        ));
+    }
+    if !file.stops_on_error {
+        findings.push(Finding::warns(
+            FindingId::DiskUnsafe,
+            device,
+            format!("Disk {device} has no error_policy='stop': the guest sees errors when the place fails"),
+            "Set error_policy='stop' in the disk's definition",
+        ));
+    }
+    findings
+}
+
+/// Why a copy may not be thin, and what helps. All seen with QEMU 10.0, which copies by the settings of the disk.
+fn thick(file: &VmFile, format: DiskFormat, to: &Location) -> Option<(&'static str, String)> {
+    let qcow2 = format!("Choose qcow2: `--disk {}=PLACE,format=qcow2`", file.device);
+    let set = |what: &str| format!("Set {what} for the disk while the VM is shut off");
+    match (&file.place, format, to) {
+        (_, DiskFormat::Raw, Location::Share { .. }) => Some(("a raw file on a share may not keep its holes", qcow2)),
+        // The holes of a file on a share are not known: they are read as zeros.
+        (Location::Share { .. }, ..) if !file.detects_zeroes => {
+            Some(("its definition does not say detect_zeroes='unmap'", set("discard='unmap' detect_zeroes='unmap'")))
+        }
+        (_, DiskFormat::Raw, _) if !file.unmaps => Some(("its definition does not say discard='unmap'", qcow2)),
+        _ => None,
+    }
+}
+
+/// The file that a disk gets in a folder, or the file that was named. Two disks never get the same.
+fn file_in(to: &Location, file: &VmFile, format: DiskFormat, others: &[DiskMove]) -> Location {
+    let (Location::Share { path, .. } | Location::Local { path, .. }) = to;
+    if ENDINGS.iter().any(|ending| path.ends_with(ending)) {
+        return to.clone();
+    }
+    let (Location::Share { path: old, .. } | Location::Local { path: old, .. }) = &file.place;
+    let name = old.rsplit('/').next().unwrap_or(&file.device);
+    let stem = ENDINGS.iter().find_map(|ending| name.strip_suffix(ending)).unwrap_or(name);
+    let in_folder = |name: String| {
+        let folder = path.trim_end_matches('/');
+        let full = if folder.is_empty() && !path.starts_with('/') { name } else { format!("{folder}/{name}") };
+        match to {
+            Location::Share { share, .. } => Location::Share { share: *share, path: full },
+            Location::Local { host, .. } => Location::Local { host: *host, path: full },
+        }
+    };
+    let plain = in_folder(format!("{stem}.{}", format.name()));
+    if others.iter().any(|other| other.to == plain) {
+        return in_folder(format!("{stem}-{}.{}", file.device, format.name()));
+    }
+    plain
+}
+
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
+    use uuid::Uuid;
 
     use super::*;
+    use crate::{
+        finding::Severity,
+        id::{HostId, ShareId, VmId},
+    };
+
+    const HOST: HostId = HostId(Uuid::from_u128(1));
+    const SHARE: ShareId = ShareId(Uuid::from_u128(2));
+
+    fn local(path: &str) -> Location {
+        Location::Local { host: HOST, path: path.into() }
+    }
+
+    fn share(path: &str) -> Location {
+        Location::Share { share: SHARE, path: path.into() }
+    }
+
+    fn disk(device: &str, path: &str) -> VmFile {
+        VmFile {
+            role: FileRole::Disk,
+            device: device.into(),
+            place: local(path),
+            read_only: false,
+            shareable: false,
+            has_backing: false,
+            stops_on_error: true,
+            format: Some(DiskFormat::Raw),
+            unmaps: true,
+            detects_zeroes: true,
+        }
+    }
+
+    fn vm(files: Vec<VmFile>) -> VmFacts {
+        VmFacts {
+            id: VmId(Uuid::from_u128(3)),
+            name: "web01".into(),
+            state: VmState::Running,
+            persistent: true,
+            autostart: false,
+            vcpus: 1,
+            memory: ByteCount::mib(512),
+            files,
+            snapshots: 0,
+            host_devices: Vec::new(),
+            tpm: false,
+            networks: Vec::new(),
+        }
+    }
+
+    fn all_to(to: Location) -> Wanted {
+        Wanted { all: Some(to), named: Vec::new() }
+    }
+
+    #[test]
+    fn disks_get_files_of_their_names_and_never_the_same() {
+        let vm = vm(vec![disk("vda", "/a/web01.raw"), disk("vdb", "/b/web01.img"), disk("vdc", "/b/data")]);
+        let to =
+            |wanted: &Wanted| -> Vec<Location> { plan(&vm, wanted).disks.into_iter().map(|disk| disk.to).collect() };
+        let all = to(&all_to(local("/new/")));
+        assert_eq!(all, [local("/new/web01.raw"), local("/new/web01-vdb.raw"), local("/new/data.raw")]);
+        let top = to(&all_to(share("")));
+        assert_eq!(top, [share("web01.raw"), share("web01-vdb.raw"), share("data.raw")]);
+        assert_eq!(to(&all_to(local("/")))[0], local("/web01.raw"));
+        let chosen = Wanted {
+            all: None,
+            named: vec![
+                ("vdb".into(), Some(share("x/y.img")), None),
+                ("vdc".into(), Some(share("x")), Some(DiskFormat::Qcow2)),
+            ],
+        };
+        assert_eq!(to(&chosen), [share("x/y.img"), share("x/data.qcow2")]);
+        let mixed = Wanted { all: Some(local("/new")), named: vec![("vda".into(), None, Some(DiskFormat::Qcow2))] };
+        assert_eq!(to(&mixed)[0], local("/new/web01.qcow2"));
+    }
+
+    #[test]
+    fn every_file_moves_or_is_told_to_stay() {
+        use FindingId::{DiskFlattened, DiskNotAFile, DiskNvram, DiskReadOnly, DiskShareable, DiskThick, DiskUnsafe};
+        let plain = || disk("vda", "/a/x.raw");
+        for (file, moves, found) in [
+            (plain(), true, None),
+            (VmFile { shareable: true, ..plain() }, false, Some(DiskShareable)),
+            (VmFile { read_only: true, ..plain() }, false, Some(DiskReadOnly)),
+            (VmFile { role: FileRole::Media, read_only: true, ..plain() }, false, Some(DiskReadOnly)),
+            (VmFile { role: FileRole::Nvram, ..plain() }, false, Some(DiskNvram)),
+            (VmFile { role: FileRole::Boot, ..plain() }, false, Some(DiskReadOnly)),
+            (VmFile { role: FileRole::NotAFile, ..plain() }, false, Some(DiskNotAFile)),
+            (VmFile { has_backing: true, ..plain() }, true, Some(DiskFlattened)),
+            (VmFile { unmaps: false, ..plain() }, true, Some(DiskThick)),
+            (VmFile { detects_zeroes: false, ..plain() }, true, None),
+            (VmFile { place: share("x.raw"), detects_zeroes: false, ..plain() }, true, Some(DiskThick)),
+            (VmFile { place: share("x.raw"), ..plain() }, true, None),
+            (VmFile { stops_on_error: false, ..plain() }, true, Some(DiskUnsafe)),
+        ] {
+            let vm = vm(vec![file.clone()]);
+            let whole = plan(&vm, &all_to(local("/new")));
+            assert_eq!(whole.disks.len(), usize::from(moves), "{file:?}");
+            let ids: Vec<_> = whole.findings.iter().map(|finding| (finding.id, finding.severity)).collect();
+            assert_eq!(ids, found.map(|id| (id, Severity::Warns)).into_iter().collect::<Vec<_>>(), "{file:?}");
+            // Who names a file that stays is refused.
+            let named = Wanted { all: None, named: vec![("vda".into(), Some(local("/new")), None)] };
+            let blocked = plan(&vm, &named).findings.iter().any(|finding| finding.severity == Severity::Blocks);
+            assert_eq!(blocked, !moves, "{file:?}");
+        }
+    }
+
+    #[test]
+    fn what_makes_no_sense_is_refused() {
+        let two = || vm(vec![disk("vda", "/a/x.raw"), disk("vdb", "/a/x.raw")]);
+        let named = |device: &str, to: Option<Location>| Wanted { all: None, named: vec![(device.into(), to, None)] };
+        for (vm, wanted, id) in [
+            (VmFacts { state: VmState::ShutOff, ..two() }, named("vda", Some(local("/n"))), FindingId::VmNotRunning),
+            (VmFacts { snapshots: 2, ..two() }, named("vda", Some(local("/n"))), FindingId::VmSnapshot),
+            (two(), named("vdz", Some(local("/n"))), FindingId::DiskUnknown),
+            (two(), named("vda", None), FindingId::FilePlace),
+            (two(), named("vda", Some(local("/n"))), FindingId::DiskTwice),
+        ] {
+            let findings = plan(&vm, &wanted).findings;
+            let blocks: Vec<_> = findings.iter().filter(|finding| finding.severity == Severity::Blocks).collect();
+            assert!(blocks.iter().any(|finding| finding.id == id), "{id}: {findings:?}");
+        }
+    }
+
+    #[test]
+    fn raw_on_a_share_is_said_to_be_thick_and_qcow2_is_not() {
+        let vm = vm(vec![disk("vda", "/a/x.raw")]);
+        assert_eq!(plan(&vm, &all_to(share("d"))).findings[0].id, FindingId::DiskThick);
+        let thin = Wanted { all: Some(share("d")), named: vec![("vda".into(), None, Some(DiskFormat::Qcow2))] };
+        assert_eq!(plan(&vm, &thin).findings, []);
+    }
 
     #[test]
     fn every_disk_is_ready_before_the_first_is_switched_over() {

@@ -74,6 +74,10 @@ pub struct VmFile<F = Location> {
     /// copied into becomes as large as its disk.
     #[serde(default)]
     pub unmaps: bool,
+    /// Whether QEMU looks for zeros in what is written (libvirt `detect_zeroes`): without it zeros that are copied take
+    /// place, where the file they come from does not tell that they are holes.
+    #[serde(default)]
+    pub detects_zeroes: bool,
 }
 
 /// How a disk image is laid out.
@@ -131,6 +135,7 @@ impl<F> VmFacts<F> {
                     stops_on_error: file.stops_on_error,
                     format: file.format,
                     unmaps: file.unmaps,
+                    detects_zeroes: file.detects_zeroes,
                 })
                 .collect(),
             id: self.id,

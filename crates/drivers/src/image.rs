@@ -22,7 +22,8 @@ const MAKE_WITHIN: Duration = Duration::from_secs(30);
 /// # Errors
 /// [`io::ErrorKind::AlreadyExists`], with what is there untouched; any other, with nothing left.
 pub fn create(path: &Path, format: DiskFormat, size: ByteCount, owner: (u32, u32)) -> io::Result<()> {
-    let file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(path)?;
+    // Read, too: smbnetfs does not set the length of a file that is only written (EIO after 4 s).
+    let file = OpenOptions::new().read(true).write(true).create_new(true).mode(0o600).open(path)?;
     let filled = fill(&file, path, format, size).and_then(|()| {
         // A file server may not let owners be changed; whether QEMU can write there is its own affair.
         match chown(path, Some(owner.0), Some(owner.1)) {

@@ -81,7 +81,7 @@ impl Ticker {
   <on_poweroff>destroy</on_poweroff><on_reboot>destroy</on_reboot><on_crash>destroy</on_crash>
   <devices>
     <disk type='file' device='disk'>
-      <driver name='qemu' type='raw' cache='none' error_policy='stop'/>
+      <driver name='qemu' type='raw' cache='none' error_policy='stop' discard='unmap' detect_zeroes='unmap'/>
       <source file='{folder}/disk.raw'/><target dev='vda' bus='virtio'/>
     </disk>
     <interface type='bridge'><source bridge='br0'/><mac address='{mac}'/><model type='virtio'/></interface>

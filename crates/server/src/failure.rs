@@ -142,6 +142,17 @@ pub(crate) fn status_of(id: FindingId) -> u16 {
         | Id::VmUuidTaken
         | Id::DiskNotShared
         | Id::DiskUnsafe
+        | Id::DiskUnknown
+        | Id::DiskShareable
+        | Id::DiskReadOnly
+        | Id::DiskNotAFile
+        | Id::DiskTwice
+        | Id::DiskThick
+        | Id::DiskFlattened
+        | Id::DiskNvram
+        | Id::FileExists
+        | Id::FilePlace
+        | Id::FileSpace
         | Id::HostTwice
         | Id::HostBusy
         | Id::HostMaintenance

@@ -2,12 +2,14 @@
 
 use ferry_core::{
     api::server::{ChildView, JobView, LogLine, WaitView},
-    job::{Progress, StepState, StepView},
+    job::{JobKind, Progress, StepState, StepView},
     migration::{LogEvent, Phase, Step, attempt, newest_attempt, phase},
+    storage::{DiskProgress, DiskStage},
 };
 
 use crate::{
     jobs,
+    saga::move_storage,
     store::{JobRecord, LogEntry, LogRow, NewJob},
 };
 
@@ -19,6 +21,8 @@ const LOG_LINES_MAX: usize = 1000;
 pub(crate) struct Now {
     /// How far the memory is.
     pub(crate) progress: Option<Progress>,
+    /// How far each disk is.
+    pub(crate) disks: Vec<DiskProgress>,
     /// What the job waits for, if that is not plain from its step.
     pub(crate) waits_for: Option<String>,
     /// What it waits for in the queue.
@@ -30,7 +34,8 @@ pub(crate) fn view(record: &JobRecord, log: &[LogRow], now: &Now) -> JobView {
     let events = jobs::events(log);
     let phase = phase(&events);
     let start = log.iter().rposition(|row| row.entry == LogEntry::Event(LogEvent::Accepted)).unwrap_or(0);
-    let steps = Step::ALL.iter().map(|step| step_view(*step, &log[start..])).collect();
+    let kind = record.job.kind;
+    let steps = Step::of(kind).iter().map(|step| step_view(*step, kind, &log[start..])).collect();
     let summary = summary(record, phase, newest_attempt(&events), now);
     JobView {
         vm: Some(record.job.vm),
@@ -38,6 +43,7 @@ pub(crate) fn view(record: &JobRecord, log: &[LogRow], now: &Now) -> JobView {
         waits: now.waits.clone().filter(|_| phase == Phase::Queued),
         steps,
         progress: now.progress.filter(|_| !phase.ended()),
+        disks: disks(record, now),
         figures: record.figures.filter(|_| phase == Phase::Succeeded || phase == Phase::Completing),
         ended_at_ms: log.last().filter(|_| phase.ended()).map(|row| row.at_ms),
         ..bare(record, log, phase, summary)
@@ -87,6 +93,7 @@ fn bare(record: &JobRecord, log: &[LogRow], phase: Phase, summary: String) -> Jo
         ended_at_ms: None,
         steps: Vec::new(),
         progress: None,
+        disks: Vec::new(),
         figures: None,
         findings: job.findings.clone(),
         log: log.iter().skip(skipped).map(|row| LogLine { at_ms: row.at_ms, message: line(row, job) }).collect(),
@@ -148,10 +155,10 @@ fn events(log: &[LogRow]) -> impl Iterator<Item = (u64, &LogEvent)> {
     })
 }
 
-fn step_view(step: Step, log: &[LogRow]) -> StepView {
+fn step_view(step: Step, kind: JobKind, log: &[LogRow]) -> StepView {
     let mut view = StepView {
         step,
-        title: step.title().to_owned(),
+        title: step.title_in(kind).to_owned(),
         state: StepState::Waiting,
         started_at_ms: None,
         ended_at_ms: None,
@@ -190,8 +197,79 @@ fn step_view(step: Step, log: &[LogRow]) -> StepView {
     view
 }
 
+/// How the disks of a storage move stand: as the agent says while it goes on, as it said last after that.
+fn disks(record: &JobRecord, now: &Now) -> Vec<DiskProgress> {
+    if record.job.kind != JobKind::Storage || !now.disks.is_empty() {
+        return now.disks.clone();
+    }
+    move_storage::Plan::from_json(&record.job.plan).map(|plan| plan.disks).unwrap_or_default()
+}
+
+/// How a storage move stands, and what to do if somebody has to.
+fn summary_of_storage(record: &JobRecord, phase: Phase, events: &[LogEvent], now: &Now) -> String {
+    let NewJob { vm_name: vm, source: host, .. } = &record.job;
+    let (id, host) = (record.id, &host.name);
+    let failure = events.iter().rev().find_map(|event| match event {
+        LogEvent::Failed { message, .. } | LogEvent::UndoFailed { message, .. } => Some(message.as_str()),
+        _ => None,
+    });
+    let why = failure.unwrap_or("the log says why");
+    let dismissed = events.iter().find_map(|event| match event {
+        LogEvent::Dismissed { by } => Some(by),
+        _ => None,
+    });
+    let waits = |what: &String| format!(" Waits for: {what}. Ask again now with `ferry job retry {id}`.");
+    let waits = now.waits_for.as_ref().map(waits).unwrap_or_default();
+    let disks = disks(record, now);
+    let moved = disks.iter().filter(|disk| disk.stage == DiskStage::Moved).count();
+    let again = format!("mend the cause, then try again with `ferry job restart {id}`");
+    let tries = format!("Ferry keeps trying: `ferry job retry {id}` tries now, `ferry job dismiss {id}` gives it up");
+    match phase {
+        Phase::Queued => match &now.waits {
+            Some(wait) => format!("VM {vm} runs on {host}; {}.", waits_in_queue(wait)),
+            None => format!("VM {vm} runs on {host}; the move of its disks waits for its turn."),
+        },
+        Phase::Preparing => format!("VM {vm} runs on {host}; the move of its disks is being prepared."),
+        Phase::Migrating => format!(
+            "VM {vm} runs on {host} while its disks are copied; {moved} of {} use their new files.{waits}",
+            disks.len()
+        ),
+        Phase::Completing => {
+            format!("VM {vm} runs on {host} with its new files; the old ones are being removed.{waits}")
+        }
+        Phase::RollingBack => {
+            format!("VM {vm} runs on {host}; what was prepared for its disks is being taken back.{waits}")
+        }
+        Phase::Succeeded if let Some(by) = dismissed => {
+            format!("VM {vm} runs on {host} with its new files; {by} gave up what was left: {why}.")
+        }
+        Phase::Succeeded => format!("VM {vm} runs on {host} with its disks where they were asked for."),
+        Phase::Failed | Phase::Cancelled if moved > 0 && dismissed.is_none() => format!(
+            "VM {vm} runs on {host} with some disks moved and others not: {why}. \
+             Every disk is whole; {again}, which moves what is left."
+        ),
+        Phase::Cancelled => format!(
+            "VM {vm} runs on {host} with its old files: the move was cancelled, and its new files are removed. \
+             Move them after all with `ferry job restart {id}`."
+        ),
+        Phase::Failed if let Some(by) = dismissed => format!(
+            "VM {vm} runs on {host}; {by} gave up what was left: {why}. See which files it uses with \
+             `ferry vm show {vm}`; new files that it does not use may be left."
+        ),
+        Phase::Failed => {
+            format!("VM {vm} runs on {host} with its old files: {why}. New files are removed; {again}.")
+        }
+        Phase::Stuck => {
+            format!("VM {vm} runs on {host}, but the move of its disks cannot be ended yet: {why}. {tries}.")
+        }
+    }
+}
+
 /// Where the VM is, and what to do if somebody has to.
 fn summary(record: &JobRecord, phase: Phase, events: &[LogEvent], now: &Now) -> String {
+    if record.job.kind == JobKind::Storage {
+        return summary_of_storage(record, phase, events, now);
+    }
     let NewJob { vm_name: vm, source, destination, .. } = &record.job;
     let (id, source, destination) = (record.id, &source.name, &destination.name);
     let failure = events.iter().rev().find_map(|event| match event {
@@ -289,6 +367,9 @@ fn line(row: &LogRow, job: &NewJob) -> String {
         LogEvent::Accepted if job.kind.is_parent() => {
             format!("Accepted: {} of {}, asked for by {}", job.kind.title().to_lowercase(), job.vm_name, job.by)
         }
+        LogEvent::Accepted if job.kind == JobKind::Storage => {
+            format!("Accepted: storage move of {} on {}, asked for by {}", job.vm_name, job.source.name, job.by)
+        }
         LogEvent::Accepted => format!(
             "Accepted: {} move of {} from {} to {}, asked for by {}",
             job.kind.title(),
@@ -299,14 +380,14 @@ fn line(row: &LogRow, job: &NewJob) -> String {
         ),
         LogEvent::Admitted => "Its turn came".to_owned(),
         LogEvent::AttemptStarted { attempt } => format!("Attempt {attempt} begins"),
-        LogEvent::Intent { step } => format!("{}: begins", step.title()),
-        LogEvent::Succeeded { step } => format!("{}: done", step.title()),
-        LogEvent::Failed { step, message } => format!("{}: failed: {message}", step.title()),
+        LogEvent::Intent { step } => format!("{}: begins", step.title_in(job.kind)),
+        LogEvent::Succeeded { step } => format!("{}: done", step.title_in(job.kind)),
+        LogEvent::Failed { step, message } => format!("{}: failed: {message}", step.title_in(job.kind)),
         LogEvent::CancelRequested { by } => format!("{by} asked to cancel"),
         LogEvent::Dismissed { by } => format!("{by} accepted what is; nothing more is done"),
-        LogEvent::Undone { step } => format!("{}: taken back", step.title()),
+        LogEvent::Undone { step } => format!("{}: taken back", step.title_in(job.kind)),
         LogEvent::UndoFailed { step, message } => {
-            format!("{}: could not be taken back: {message}", step.title())
+            format!("{}: could not be taken back: {message}", step.title_in(job.kind))
         }
     }
 }

@@ -7,7 +7,7 @@
 //! ```
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     sync::{Arc, Mutex, MutexGuard},
     time::Duration,
 };
@@ -18,6 +18,7 @@ use ferry_core::{
     id::{HostId, JobId},
     job::{JobKind, Progress},
     migration::{LogEvent, Phase, newest_attempt, phase},
+    storage::DiskProgress,
 };
 use tokio::sync::Notify;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
@@ -30,6 +31,7 @@ use crate::{
     saga::{
         executor::{Patience, drive},
         migrate::Migrate,
+        move_storage::MoveStorage,
     },
     store::{JobRecord, LogEntry, LogRow, StoreError},
 };
@@ -52,6 +54,12 @@ impl Running {
     /// How far the memory is.
     pub(crate) fn progress(&self, progress: Progress) {
         self.now.lock().expect("nobody panics with it").progress = Some(progress);
+        self.changed();
+    }
+
+    /// How far each disk is.
+    pub(crate) fn disks(&self, disks: Vec<DiskProgress>) {
+        self.now.lock().expect("nobody panics with it").disks = disks;
         self.changed();
     }
 
@@ -115,9 +123,11 @@ fn claim(record: &JobRecord) -> Claim {
     let (source, destination) = (record.job.source.id, record.job.destination.id);
     let slots: &[Slot] = match record.job.kind {
         JobKind::Live => &[Slot::Live],
+        JobKind::Storage => &[Slot::Storage],
         JobKind::Several | JobKind::Drain => &[],
     };
-    let places = [source, destination].into_iter().flat_map(|host| slots.iter().map(move |slot| (host, *slot)));
+    let hosts: BTreeSet<HostId> = [source, destination].into();
+    let places = hosts.into_iter().flat_map(|host| slots.iter().map(move |slot| (host, *slot)));
     Claim { job: record.id, places: places.collect() }
 }
 
@@ -291,15 +301,18 @@ async fn keep_telling(app: &App, job: JobId, running: &Running) {
 }
 
 async fn run(app: Arc<App>, record: JobRecord, running: Arc<Running>) {
-    let id = record.id;
-    let saga = match Migrate::new(app.clone(), record, running) {
-        Ok(saga) => saga,
-        Err(error) => {
-            tracing::error!(error, "The job cannot be taken up");
-            return;
-        }
+    let (id, store) = (record.id, app.store.clone());
+    let driven = match record.job.kind {
+        JobKind::Storage => match MoveStorage::new(app, record, running) {
+            Ok(saga) => drive(&store, id, &saga, Patience::USUAL).await,
+            Err(error) => return tracing::error!(error, "The job cannot be taken up"),
+        },
+        JobKind::Live | JobKind::Several | JobKind::Drain => match Migrate::new(app, record, running) {
+            Ok(saga) => drive(&store, id, &saga, Patience::USUAL).await,
+            Err(error) => return tracing::error!(error, "The job cannot be taken up"),
+        },
     };
-    match drive(&app.store, id, &saga, Patience::USUAL).await {
+    match driven {
         Ok(phase) => tracing::info!(phase = phase.title(), "The job has ended"),
         Err(error) => {
             let error = &error as &dyn std::error::Error;

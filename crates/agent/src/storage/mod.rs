@@ -413,7 +413,7 @@ fn free_in(folder: &Path, device: &str) -> Result<Option<(u64, ByteCount)>, Agen
             FindingId::FilePlace,
             folder.display(),
             format!("Disk {device} cannot be put into {}: {}", folder.display(), chain(&error)),
-            "Make the folder, or choose another place; see what the host offers with `ferry host browse`",
+            "Make the folder, or choose another place",
         )),
     }
 }

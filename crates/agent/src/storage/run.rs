@@ -171,8 +171,9 @@ impl Move {
     }
 
     fn run(&self) {
-        let (vm, job) = { (self.page().request.vm, self.page().job) };
-        let mut begun = vec![false; self.page().disks.len()];
+        let Journal { request, job, disks, .. } = self.journal();
+        let vm = request.vm;
+        let mut begun = vec![false; disks.len()];
         let mut looks_in_vain = 0;
         loop {
             let outcome = self.look(&mut begun);

@@ -1,12 +1,12 @@
 //! `ferry vm …`
 
 use ferry_client::server::ServerClient;
-use ferry_core::api::server::{MigrateMany, MigrateVm};
+use ferry_core::api::server::{MigrateMany, MigrateVm, MoveStorage};
 
 use super::job;
 use crate::{
     Failure, Output,
-    arguments::{MigrateArguments, VmCommand},
+    arguments::{MigrateArguments, MoveStorageArguments, VmCommand},
     render,
 };
 
@@ -22,8 +22,25 @@ pub(crate) async fn run(command: VmCommand, client: &ServerClient, output: &Outp
         }
         VmCommand::Hosts { vm } => output.data(&client.candidates(&vm).await?, |list| render::candidates(list)),
         VmCommand::Migrate(arguments) => migrate(arguments, client, output).await?,
+        VmCommand::MoveStorage(arguments) => move_storage(arguments, client, output).await?,
     }
     Ok(())
+}
+
+async fn move_storage(arguments: MoveStorageArguments, client: &ServerClient, output: &Output) -> Result<(), Failure> {
+    let body = MoveStorage {
+        to: arguments.to,
+        disks: arguments.disks,
+        keep_source: arguments.keep_source,
+        bandwidth_bytes_per_s: arguments.bandwidth.map(|mib| mib << 20),
+        dry_run: arguments.dry_run,
+    };
+    if arguments.dry_run {
+        output.data(&client.try_move_storage(&arguments.vm, &body).await?, render::storage_plan);
+        return Ok(());
+    }
+    let accepted = client.move_storage(&arguments.vm, &body).await?;
+    job::accepted(&accepted, arguments.wait, client, output).await
 }
 
 async fn migrate(arguments: MigrateArguments, client: &ServerClient, output: &Output) -> Result<(), Failure> {

@@ -20,6 +20,7 @@
 //! POST   /api/v1/vms/{vm}/shutdown                  → VmView              (the guest was asked)
 //! GET    /api/v1/vms/{vm}/hosts                     → [Candidate]
 //! POST   /api/v1/vms/{vm}/migrate     MigrateVm     → JobView (202), or Candidate (200) with `dry_run`
+//! POST   /api/v1/vms/{vm}/storage     MoveStorage   → JobView (202), or StoragePlan (200) with `dry_run`
 //! POST   /api/v1/migrations           MigrateMany   → JobView (202): a parent of moves
 //! GET    /api/v1/jobs?since_ms=&limit=              → [JobView]           (newest first, without their logs)
 //! GET    /api/v1/jobs/{job}                         → JobView
@@ -48,8 +49,9 @@ use crate::{
     migration::Phase,
     pin::Pin,
     share::AttachedShare,
+    storage::{DiskMove, DiskProgress},
     units::ByteCount,
-    vm::{VmFacts, VmState},
+    vm::{DiskFormat, VmFacts, VmState},
 };
 
 /// Adds a host.
@@ -240,6 +242,64 @@ pub struct MigrateVm {
     pub on_stall: OnStall,
 }
 
+/// Moves disks of a running VM to other files of its host.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
+pub struct MoveStorage {
+    /// Where every disk goes that is not named in `disks`: a folder, as a path on the host or `\\server.domain\share\folder`.
+    /// `None`: only the disks that are named move.
+    #[serde(default)]
+    pub to: Option<String>,
+    /// Disks that go elsewhere, or in another format.
+    #[serde(default)]
+    pub disks: Vec<MoveDisk>,
+    /// The old files stay.
+    #[serde(default)]
+    pub keep_source: bool,
+    /// Cap on what is read, bytes per second and disk.
+    #[serde(default)]
+    pub bandwidth_bytes_per_s: Option<u64>,
+    /// Only say what would happen.
+    #[serde(default)]
+    pub dry_run: bool,
+}
+
+/// Where one disk goes.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
+pub struct MoveDisk {
+    /// The disk's name in the definition, `vda`.
+    pub device: String,
+    /// A folder, or a file that ends in `.raw`, `.img` or `.qcow2`; `None`: as for the others.
+    #[serde(default)]
+    pub to: Option<String>,
+    /// `None`: as it is laid out now.
+    #[serde(default)]
+    pub format: Option<DiskFormat>,
+}
+
+/// What a storage move would do.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
+pub struct StoragePlan {
+    /// The host's name.
+    pub host: String,
+    /// Each disk that would move.
+    pub disks: Vec<PlannedDisk>,
+    /// What blocks it, and what should be known.
+    pub findings: Vec<Finding>,
+}
+
+/// What a storage move would do with one disk.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
+pub struct PlannedDisk {
+    /// From where to where.
+    pub disk: DiskMove,
+    /// What would be copied; `None` if it was not asked because something blocks the move.
+    pub allocated: Option<ByteCount>,
+}
+
 /// Moves several VMs to one host. All are accepted, or none is.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
@@ -378,6 +438,9 @@ pub struct JobView {
     pub steps: Vec<StepView>,
     /// How far it is, while memory moves.
     pub progress: Option<Progress>,
+    /// Each disk that moves, while the job goes on and after.
+    #[serde(default)]
+    pub disks: Vec<DiskProgress>,
     /// What it took, when it is done.
     pub figures: Option<Figures>,
     /// What preflight found.

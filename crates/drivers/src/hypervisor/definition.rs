@@ -166,6 +166,9 @@ fn disk(node: Node<'_, '_>) -> Option<VmFile<PathBuf>> {
         stops_on_error: driver.and_then(|driver| driver.attribute("error_policy")) == Some("stop"),
         format: driver.and_then(|driver| driver.attribute("type")).and_then(format),
         unmaps: driver.and_then(|driver| driver.attribute("discard")) == Some("unmap"),
+        detects_zeroes: driver
+            .and_then(|driver| driver.attribute("detect_zeroes"))
+            .is_some_and(|how| matches!(how, "on" | "unmap")),
     })
 }
 
@@ -183,6 +186,7 @@ fn boot_file(node: Node<'_, '_>) -> Option<VmFile<PathBuf>> {
         stops_on_error: true,
         format: None,
         unmaps: false,
+        detects_zeroes: false,
     })
 }
 

@@ -359,6 +359,7 @@ mod tests {
             ended_at_ms: None,
             steps: Vec::new(),
             progress: None,
+            disks: Vec::new(),
             figures: None,
             findings: Vec::new(),
             log: Vec::new(),

@@ -3,10 +3,10 @@
 
 use std::sync::Arc;
 
-use ferry_client::agent::Attempt;
 use ferry_core::{
     api::server::JobView,
     finding::{Finding, FindingId},
+    job::JobKind,
     migration::{LogEvent, Phase, Step, StepClass, newest_attempt, phase},
 };
 
@@ -16,7 +16,7 @@ use crate::{
     clock::now_ms,
     failure::Failure,
     jobs::events,
-    saga::migrate::Plan,
+    saga::plan::Plan,
     store::{JobRecord, LogEntry},
 };
 
@@ -94,14 +94,13 @@ pub(super) fn is_taken_back(attempt: &[LogEvent]) -> bool {
 
 /// Only the source knows whether it is too late. The job's task asks it too; this is for the answer to the caller.
 async fn ask_source(app: &App, title: &str, record: &JobRecord) -> Result<(), Failure> {
-    let Ok(plan) = Plan::from_json(&record.job.plan) else {
+    let Ok(plan) = Plan::of(record) else {
         return Ok(());
     };
     let Some(source) = app.inventory.by_id(record.job.source.id) else {
         return Ok(());
     };
-    let attempt = Attempt { job: record.id, generation: plan.generation };
-    let answer = source.agent.abort(attempt).await;
+    let answer = plan.abort(&source.agent, plan.attempt(record)).await;
     let too_late = answer.err().is_some_and(|error| {
         let findings = error.problem().map(|problem| problem.findings.clone()).unwrap_or_default();
         findings.iter().any(|finding| finding.id == FindingId::JobPastPivot)
@@ -117,6 +116,11 @@ pub(super) fn ended(title: &str, record: &JobRecord, how: &str) -> Failure {
 
 pub(super) fn past_pivot(title: &str, record: &JobRecord) -> Failure {
     let (vm, destination) = (&record.job.vm_name, &record.job.destination.name);
+    if record.job.kind == JobKind::Storage {
+        let message = format!("Disks of VM {vm} have switched over: job {} can only be finished", record.id);
+        let fix = format!("Wait for the job to end, then move them back: `ferry vm move-storage {vm} --to PLACE`");
+        return Failure::found(title, Finding::blocks(FindingId::JobPastPivot, record.id, message, fix));
+    }
     let message = format!("VM {vm} has switched over to {destination}: job {} can only be finished", record.id);
     let fix = format!(
         "Wait for the job to end, then move the VM back: `ferry vm migrate {vm} --to {}`",

@@ -9,6 +9,7 @@ pub(crate) mod detach_share;
 pub(crate) mod drain_host;
 pub(crate) mod migrate_many;
 pub(crate) mod migrate_vm;
+pub(crate) mod move_storage;
 pub(crate) mod power_vm;
 pub(crate) mod remove_host;
 pub(crate) mod remove_share;

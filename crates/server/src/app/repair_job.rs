@@ -9,7 +9,6 @@
 
 use std::sync::Arc;
 
-use ferry_client::agent::Attempt;
 use ferry_core::{
     api::server::JobView,
     finding::{Finding, FindingId},
@@ -26,7 +25,7 @@ use crate::{
     clock::now_ms,
     failure::Failure,
     jobs::events,
-    saga::migrate::Plan,
+    saga::plan::Plan,
     store::{JobRecord, LogEntry, Restarted},
 };
 
@@ -53,7 +52,7 @@ pub(crate) async fn restart_job(app: &Arc<App>, reference: &str, by: &str) -> Re
 
 async fn restart(app: &Arc<App>, title: &str, record: &JobRecord, by: &str) -> Result<(), Failure> {
     let now = now_ms();
-    let plan = Plan::from_json(&record.job.plan).map_err(|error| {
+    let plan = Plan::of(record).map_err(|error| {
         let message = format!("The plan of job {} cannot be read: {error}", record.id);
         Failure::found(title, Finding::blocks(FindingId::JobEnded, record.id, message, "Start a new move"))
     })?;
@@ -64,7 +63,7 @@ async fn restart(app: &Arc<App>, title: &str, record: &JobRecord, by: &str) -> R
             return Err(Failure::found(title, Finding::blocks(FindingId::HostUnknown, &host.name, message, fix)));
         }
     }
-    let plan = plan.renewed(now).to_json();
+    let plan = plan.renewed(now);
     match app.store.restart(record.id, &plan, by, now).await? {
         Restarted::Waits => {}
         Restarted::Not(phase) => return Err(not_failed(title, record, &format!("it is {}", phase.title()))),
@@ -142,13 +141,13 @@ pub(crate) async fn dismiss_job(app: &Arc<App>, reference: &str, by: &str) -> Re
 /// The VM stays at the source: what a host that answers still has of the move is in nobody's way then. A host that does
 /// not answer keeps it; its agent refuses to let the VM go only where that could run it twice.
 async fn clean_what_answers(app: &App, record: &JobRecord) {
-    let Ok(plan) = Plan::from_json(&record.job.plan) else { return };
-    let attempt = Attempt { job: record.id, generation: plan.generation };
+    let Ok(plan) = Plan::of(record) else { return };
+    let attempt = plan.attempt(record);
     for host in [&record.job.source, &record.job.destination] {
         let Some(host) = app.inventory.by_id(host.id).filter(|host| host.seen().reachable) else { continue };
         let cleaned = async {
-            host.agent.abort(attempt).await?;
-            host.agent.release(attempt, false).await
+            plan.abort(&host.agent, attempt).await?;
+            plan.release(&host.agent, attempt).await
         };
         if let Err(error) = cleaned.await {
             tracing::info!(host = host.name(), error = error.chain(), "A host was left as it is");

@@ -59,6 +59,7 @@ pub(crate) fn router(app: Arc<App>) -> Router {
         .route("/vms/{vm}/shutdown", post(vms::shutdown))
         .route("/vms/{vm}/hosts", get(vms::hosts))
         .route("/vms/{vm}/migrate", post(vms::migrate))
+        .route("/vms/{vm}/storage", post(vms::move_storage))
         .route("/migrations", post(vms::migrate_many))
         .route("/jobs", get(jobs::list))
         .route("/jobs/{job}", get(jobs::show))

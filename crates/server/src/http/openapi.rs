@@ -18,7 +18,7 @@ use super::{events, hosts, jobs, shares, vms};
         hosts::list, hosts::add, hosts::show, hosts::remove, hosts::set, hosts::drain,
         hosts::resume,
         shares::list, shares::add, shares::show, shares::remove, shares::attach, shares::detach,
-        vms::list, vms::show, vms::start, vms::shutdown, vms::hosts, vms::migrate, vms::migrate_many,
+        vms::list, vms::show, vms::start, vms::shutdown, vms::hosts, vms::migrate, vms::move_storage, vms::migrate_many,
         jobs::list, jobs::show, jobs::cancel, jobs::restart, jobs::retry, jobs::undo, jobs::dismiss,
         jobs::audit,
         events::listen,

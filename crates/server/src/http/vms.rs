@@ -9,11 +9,11 @@ use axum::{
 use ferry_core::api::{
     agent::Power,
     problem::Problem,
-    server::{Candidate, JobView, MigrateMany, MigrateVm, VmView},
+    server::{Candidate, JobView, MigrateMany, MigrateVm, MoveStorage, StoragePlan, VmView},
 };
 
 use super::{Answer, AppState, Caller};
-use crate::app::{check_move, migrate_many, migrate_vm, power_vm, show_vms};
+use crate::app::{check_move, migrate_many, migrate_vm, move_storage, power_vm, show_vms};
 
 /// Every VM on every host.
 #[utoipa::path(get, path = "/api/v1/vms", tag = "vms", responses((status = 200, body = [VmView])))]
@@ -71,6 +71,25 @@ pub(super) async fn migrate(
     Ok(match migrate_vm::migrate_vm(&app, &vm, &body, &by).await? {
         migrate_vm::Moved::Tried(candidate) => Json(candidate).into_response(),
         migrate_vm::Moved::Accepted(job) => (StatusCode::ACCEPTED, Json(job)).into_response(),
+    })
+}
+
+/// Moves disks of a running VM to other files of its host, or says what that would be.
+#[utoipa::path(post, path = "/api/v1/vms/{vm}/storage", tag = "vms", request_body = MoveStorage,
+    params(("vm" = String, Path, description = "Name, UUID, or HOST/NAME (percent-encoded)"),
+        ("Idempotency-Key" = Option<String>, Header, description = "Does the request once")),
+    responses((status = 202, description = "A job does it", body = JobView),
+        (status = 200, description = "With dry_run", body = StoragePlan),
+        (status = "4XX", body = Problem), (status = 502, body = Problem)))]
+pub(super) async fn move_storage(
+    State(app): AppState,
+    Extension(Caller(by)): Extension<Caller>,
+    Path(vm): Path<String>,
+    Json(body): Json<MoveStorage>,
+) -> Answer<Response> {
+    Ok(match move_storage::move_storage(&app, &vm, &body, &by).await? {
+        move_storage::Moved::Tried(plan) => Json(plan).into_response(),
+        move_storage::Moved::Accepted(job) => (StatusCode::ACCEPTED, Json(job)).into_response(),
     })
 }
 

@@ -47,6 +47,8 @@ impl Log for Store {
 
 /// What the steps of a job do. Each may be repeated.
 pub(crate) trait Saga: Sync {
+    /// Its steps, in order; the last is [`Step::Release`].
+    fn steps(&self) -> &'static [Step];
     /// Whether all effects of a step, whose intent an earlier life of the server wrote, are there.
     fn probe(&self, step: Step) -> impl Future<Output = bool> + Send;
     /// Does the step. An error of the pivot promises that the source has the VM.
@@ -91,7 +93,7 @@ enum Next {
     End,
 }
 
-fn next(log: &[LogEvent]) -> Next {
+fn next(log: &[LogEvent], steps: &[Step]) -> Next {
     if phase(log).ended() {
         return Next::End;
     }
@@ -128,8 +130,7 @@ fn next(log: &[LogEvent]) -> Next {
     match (open.last(), outcome) {
         (None, _) => Next::Begin(Step::Preflight),
         (Some(last), Some(done)) if *last == done => {
-            let following = Step::ALL.into_iter().find(|step| *step > done);
-            following.map_or(Next::End, Next::Begin)
+            steps.iter().find(|step| **step > done).map_or(Next::End, |step| Next::Begin(*step))
         }
         (Some(last), _) => Next::Continue(*last),
     }
@@ -149,7 +150,7 @@ pub(crate) async fn drive(
     let mut inherited = true;
     loop {
         let events = log.events(job).await?;
-        match next(&events) {
+        match next(&events, saga.steps()) {
             Next::End => return Ok(phase(&events)),
             Next::Begin(step) => append(log, job, saga, &[LogEvent::Intent { step }]).await?,
             Next::Continue(step) => {
@@ -217,7 +218,8 @@ async fn repeat<F: Future<Output = Result<(), StepFailed>>>(
 /// Writes that a step is done, together with the intent of the one after it: one wait for the disk, not two.
 async fn append_success(log: &impl Log, job: JobId, saga: &impl Saga, step: Step) -> Result<(), StoreError> {
     let mut events = vec![LogEvent::Succeeded { step }];
-    events.extend(Step::ALL.into_iter().find(|other| *other > step).map(|step| LogEvent::Intent { step }));
+    let following = saga.steps().iter().find(|other| **other > step);
+    events.extend(following.map(|step| LogEvent::Intent { step: *step }));
     append(log, job, saga, &events).await
 }
 

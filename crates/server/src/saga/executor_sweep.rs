@@ -79,6 +79,10 @@ fn taken(faults: &mut Vec<(Step, Fault)>, step: Step) -> Option<Fault> {
 }
 
 impl Saga for Life {
+    fn steps(&self) -> &'static [Step] {
+        &Step::ALL
+    }
+
     async fn probe(&self, step: Step) -> bool {
         step == Step::Perform && self.world().effects.contains(&step)
     }

@@ -326,6 +326,10 @@ impl Migrate {
 }
 
 impl Saga for Migrate {
+    fn steps(&self) -> &'static [Step] {
+        &Step::ALL
+    }
+
     async fn probe(&self, step: Step) -> bool {
         match step {
             // Each of these is repeated safely: agents and database know the job and its generation.
@@ -409,5 +413,7 @@ fn merged(one: Figures, other: Figures) -> Figures {
         sent: ByteCount(one.sent.0.max(other.sent.0)),
         wire: ByteCount(one.wire.0.max(other.wire.0)),
         iterations: one.iterations.max(other.iterations),
+        allocated_source: ByteCount(one.allocated_source.0.max(other.allocated_source.0)),
+        allocated_destination: ByteCount(one.allocated_destination.0.max(other.allocated_destination.0)),
     }
 }

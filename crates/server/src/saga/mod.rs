@@ -5,7 +5,9 @@ pub(crate) mod executor;
 #[cfg(test)]
 mod executor_sweep;
 pub(crate) mod migrate;
+pub(crate) mod move_storage;
 mod perform;
+pub(crate) mod plan;
 mod presence;
 #[cfg(test)]
 mod simulation;

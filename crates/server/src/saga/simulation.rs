@@ -576,6 +576,10 @@ fn gone_or<T>(answer: Result<T, ClientError>) -> Result<(), StepFailed> {
 }
 
 impl Saga for Life {
+    fn steps(&self) -> &'static [Step] {
+        &Step::ALL
+    }
+
     async fn probe(&self, step: Step) -> bool {
         step == Step::Perform && perform::has_arrived(&self.ends()).await
     }

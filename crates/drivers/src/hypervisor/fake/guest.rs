@@ -36,6 +36,7 @@ impl FakeGuest {
             stops_on_error: true,
             format: Some(DiskFormat::Raw),
             unmaps: true,
+            detects_zeroes: true,
         };
         Self {
             facts: VmFacts {
@@ -152,10 +153,11 @@ pub(super) fn definition_xml(facts: &VmFacts<PathBuf>) -> String {
                 let policy = if file.stops_on_error { " error_policy='stop'" } else { "" };
                 let format = file.format.map(|format| format!(" type='{}'", format.name())).unwrap_or_default();
                 let discard = if file.unmaps { " discard='unmap'" } else { "" };
+                let zeroes = if file.detects_zeroes { " detect_zeroes='unmap'" } else { "" };
                 let mark = |set: bool, text: &'static str| if set { text } else { "" };
                 write!(
                     devices,
-                    "<disk type='{kind}' device='{drive}'><driver name='qemu'{format}{policy}{discard}/><source {source}='{path}'/>\
+                    "<disk type='{kind}' device='{drive}'><driver name='qemu'{format}{policy}{discard}{zeroes}/><source {source}='{path}'/>\
                      <target dev='{device}'/>{}{}</disk>",
                     mark(file.shareable, "<shareable/>"),
                     mark(file.read_only, "<readonly/>")
@@ -189,6 +191,7 @@ mod tests {
             place: "/srv/vars.fd".into(),
             format: None,
             unmaps: false,
+            detects_zeroes: false,
             ..guest.facts.files[0].clone()
         });
         let read = definition::parse(&definition_xml(&guest.facts)).expect("parsed");

@@ -1,0 +1,308 @@
+//! A move of a running VM's disks to other files of its host, step by step:
+//!
+//! 1. **Preflight** asks the host anew what stands against it: a job may have waited.
+//! 2. **Reserve** comes before the first change: from here on no other job touches the VM.
+//! 3. **PrepareDestination** makes the new files, thin and empty. What fails for reasons of places has failed by now.
+//! 4. **Perform** copies all disks, and switches them over one after the other when all are ready. Before the first is
+//!    switched over it can be taken back. An error after that leaves some disks moved and others not, which is a legal
+//!    state: the VM runs, and another attempt of the job moves the others.
+//! 5. **Confirm** removes the old files, which nobody uses any more.
+//! 6. **Release** lets the agent forget the move, and gives the VM free.
+//!
+//! Which file a disk uses is asked of the host. New files are removed only when no VM uses them, old ones only when
+//! every disk has moved.
+
+use std::{
+    sync::{Arc, Mutex},
+    time::Duration,
+};
+
+use ferry_client::{ClientError, agent::Attempt};
+use ferry_core::{
+    api::agent::{ConfirmStorage, PrepareStorage, StorageReport, StorageStage},
+    finding::FindingId,
+    id::Generation,
+    migration::Step,
+    storage::{DiskProgress, DiskStage},
+    units::ByteCount,
+};
+use serde::{Deserialize, Serialize};
+
+use super::executor::{Saga, StepFailed};
+use crate::{
+    App,
+    clock::now_ms,
+    failure::describe,
+    inventory::{Host, Seen},
+    jobs::Running,
+    store::JobRecord,
+};
+
+/// How long the agent may hold the question how the move stands.
+const REPORT_WAIT: Duration = Duration::from_secs(2);
+/// How long to wait before an agent that does not answer is asked again.
+const ASK_AGAIN: Duration = Duration::from_secs(1);
+
+/// What the saga must know again after a restart. Stored with the job.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(crate) struct Plan {
+    /// Begins at the time of acceptance, so that it rises even if a server starts with an empty database.
+    pub(crate) generation: Generation,
+    /// What the agent is asked for.
+    pub(crate) request: PrepareStorage,
+    /// Whether the old files stay.
+    pub(crate) keep_source: bool,
+    /// How the disks stood when the agent said so last.
+    #[serde(default)]
+    pub(crate) disks: Vec<DiskProgress>,
+}
+
+impl Plan {
+    /// As it is stored.
+    pub(crate) fn to_json(&self) -> String {
+        serde_json::to_string(self).expect("our types have text keys only")
+    }
+
+    /// As it was stored.
+    pub(crate) fn from_json(text: &str) -> Result<Self, serde_json::Error> {
+        serde_json::from_str(text)
+    }
+
+    /// The same for another attempt.
+    pub(crate) fn renewed(&self, now_ms: u64) -> Self {
+        Self { generation: Generation(now_ms.max(self.generation.0 + 1)), disks: Vec::new(), ..self.clone() }
+    }
+}
+
+/// One running storage move.
+pub(crate) struct MoveStorage {
+    app: Arc<App>,
+    record: JobRecord,
+    plan: Plan,
+    host: Arc<Host>,
+    running: Arc<Running>,
+    last: Mutex<Vec<DiskProgress>>,
+}
+
+impl MoveStorage {
+    /// Takes up a job, new or found in the database.
+    ///
+    /// # Errors
+    /// A message, when the job's host or plan is not there any more: both are kept while a job is open.
+    pub(crate) fn new(app: Arc<App>, record: JobRecord, running: Arc<Running>) -> Result<Self, String> {
+        let plan = Plan::from_json(&record.job.plan).map_err(|error| format!("its plan is unreadable: {error}"))?;
+        let name = &record.job.source;
+        let host = app.inventory.by_id(name.id).ok_or_else(|| format!("host {} is not in the inventory", name.name))?;
+        let last = Mutex::new(plan.disks.clone());
+        Ok(Self { app, record, plan, host, running, last })
+    }
+
+    fn attempt(&self) -> Attempt {
+        Attempt { job: self.record.id, generation: self.plan.generation }
+    }
+
+    async fn reserve(&self) -> Result<(), StepFailed> {
+        let holder = self.app.store.reserve(self.record.job.vm, self.record.id).await;
+        match holder.map_err(|error| StepFailed(error.to_string()))? {
+            job if job == self.record.id => Ok(()),
+            other => Err(StepFailed(format!("Job {other} has reserved VM {}", self.record.job.vm_name))),
+        }
+    }
+
+    /// Until every disk is moved, or it is known that they will not be.
+    async fn perform(&self) -> Result<(), StepFailed> {
+        let mut begun = false;
+        let mut past_pivot = false;
+        let mut after = 0;
+        loop {
+            let cancelled = self.running.cancelled.is_cancelled() && !past_pivot;
+            let asked = match (cancelled, begun) {
+                (true, _) => self.host.agent.abort_storage(self.attempt()).await,
+                (false, false) => self.host.agent.perform_storage(self.attempt()).await,
+                (false, true) => {
+                    let report = self.host.agent.report_storage(self.attempt(), after, REPORT_WAIT);
+                    tokio::select! {
+                        report = report => report,
+                        () = self.running.cancelled.cancelled(), if !past_pivot => continue,
+                    }
+                }
+            };
+            let report = match asked {
+                Ok(report) => report,
+                Err(error) if is(&error, FindingId::JobPastPivot) => {
+                    past_pivot = true;
+                    continue;
+                }
+                Err(error) if error.problem().is_some() => return Err(self.failed(&error)),
+                Err(error) => {
+                    // Copies go on without anybody: what becomes of them is asked when the agent answers again.
+                    self.running.wait_for(Some(describe(self.host.name(), &error)));
+                    self.running.pause(ASK_AGAIN).await;
+                    begun = false;
+                    continue;
+                }
+            };
+            self.running.wait_for(None);
+            begun = true;
+            after = report.sequence;
+            self.take(&report);
+            match report.stage {
+                StorageStage::Prepared | StorageStage::Copying | StorageStage::Switching => {}
+                StorageStage::Moved | StorageStage::Confirmed => {
+                    self.keep().await;
+                    return Ok(());
+                }
+                StorageStage::Failed | StorageStage::Aborted => {
+                    self.keep().await;
+                    return Err(StepFailed(told(&report)));
+                }
+            }
+        }
+    }
+
+    /// Keeps how the disks stand, so that it is known after the job's end.
+    async fn keep(&self) {
+        let disks = self.last.lock().expect("nobody panics with it").clone();
+        let plan = Plan { disks, ..self.plan.clone() };
+        if let Err(error) = self.app.store.put_plan(self.record.id, &plan.to_json()).await {
+            tracing::warn!(error = &error as &dyn std::error::Error, "How the disks stand could not be stored");
+        }
+    }
+
+    fn take(&self, report: &StorageReport) {
+        self.last.lock().expect("nobody panics with it").clone_from(&report.disks);
+        self.running.disks(report.disks.clone());
+    }
+
+    async fn confirm(&self) -> Result<(), StepFailed> {
+        let body = ConfirmStorage { keep_source: self.plan.keep_source };
+        match self.host.agent.confirm_storage(self.attempt(), &body).await {
+            Ok(report) => {
+                self.take(&report);
+                Ok(())
+            }
+            Err(error) => Err(self.failed(&error)),
+        }
+    }
+
+    async fn release(&self) -> Result<(), StepFailed> {
+        self.host.agent.release_storage(self.attempt()).await.map_err(|error| self.failed(&error))?;
+        let disks = self.last.lock().expect("nobody panics with it").clone();
+        let sum = |of: fn(&DiskProgress) -> ByteCount| ByteCount(disks.iter().map(|disk| of(disk).0).sum());
+        let figures = ferry_core::job::Figures {
+            total_ms: now_ms().saturating_sub(self.record.job.accepted_at_ms),
+            sent: sum(|disk| disk.copied),
+            allocated_source: sum(|disk| disk.allocated_before),
+            allocated_destination: sum(|disk| disk.allocated_after),
+            ..ferry_core::job::Figures::default()
+        };
+        let store = &self.app.store;
+        store.put_figures(self.record.id, &figures).await.map_err(|error| StepFailed(error.to_string()))?;
+        store.unreserve(self.record.id).await.map_err(|error| StepFailed(error.to_string()))?;
+        // So that whoever sees the job's end sees the VM with its new files.
+        let moved = |seen: &Seen| {
+            seen.vm(self.record.job.vm).is_some_and(|vm| {
+                let uses = |disk: &ferry_core::storage::DiskMove| {
+                    vm.files.iter().any(|file| file.device == disk.device && file.place == disk.to)
+                };
+                self.plan.request.disks.iter().all(uses)
+            })
+        };
+        self.app.inventory.look_until(&self.host, moved).await;
+        Ok(())
+    }
+
+    async fn undo_files(&self) -> Result<(), StepFailed> {
+        match self.host.agent.abort_storage(self.attempt()).await {
+            Err(error) if error.problem().is_none() => return Err(self.failed(&error)),
+            // It ended by itself, or it is not known: then it has nothing but what release removes.
+            Ok(_) | Err(_) => {}
+        }
+        self.host.agent.release_storage(self.attempt()).await.map_err(|error| self.failed(&error))
+    }
+
+    fn failed(&self, error: &ClientError) -> StepFailed {
+        StepFailed(describe(self.host.name(), error))
+    }
+}
+
+/// Why it ended, and which disks are where.
+fn told(report: &StorageReport) -> String {
+    let why = match (&report.error, report.stage) {
+        (Some(error), _) => error.clone(),
+        (None, StorageStage::Aborted) => "It was ended by request".to_owned(),
+        (None, _) => "The agent does not say why".to_owned(),
+    };
+    let with = |moved: bool| -> Vec<&str> {
+        let disks = report.disks.iter().filter(|disk| (disk.stage == DiskStage::Moved) == moved);
+        disks.map(|disk| disk.device.as_str()).collect()
+    };
+    let (moved, stayed) = (with(true), with(false));
+    if moved.is_empty() {
+        return why;
+    }
+    format!("{why} ({} moved, {} not: another attempt moves what is left)", moved.join(", "), stayed.join(", "))
+}
+
+fn is(error: &ClientError, id: FindingId) -> bool {
+    error.problem().is_some_and(|problem| problem.findings.iter().any(|finding| finding.id == id))
+}
+
+impl Saga for MoveStorage {
+    fn steps(&self) -> &'static [Step] {
+        Step::of(ferry_core::job::JobKind::Storage)
+    }
+
+    async fn probe(&self, step: Step) -> bool {
+        // Each of the others is repeated safely.
+        step == Step::Perform
+            && self.host.agent.report_storage(self.attempt(), 0, Duration::ZERO).await.is_ok_and(|report| {
+                self.take(&report);
+                matches!(report.stage, StorageStage::Moved | StorageStage::Confirmed)
+            })
+    }
+
+    async fn run(&self, step: Step) -> Result<(), StepFailed> {
+        match step {
+            Step::Preflight => {
+                let checked = self.host.agent.check_storage(&self.plan.request).await;
+                checked.map(drop).map_err(|error| self.failed(&error))
+            }
+            Step::Reserve => self.reserve().await,
+            Step::PrepareDestination => {
+                let prepared = self.host.agent.prepare_storage(self.attempt(), &self.plan.request).await;
+                self.take(&prepared.map_err(|error| self.failed(&error))?);
+                Ok(())
+            }
+            Step::Perform => self.perform().await,
+            Step::Confirm => self.confirm().await,
+            Step::Release => self.release().await,
+            Step::PrepareSource | Step::Resume => unreachable!("no step of a storage move"),
+        }
+    }
+
+    async fn undo(&self, step: Step) -> Result<(), StepFailed> {
+        match step {
+            Step::Preflight => Ok(()),
+            Step::Reserve => {
+                self.app.store.unreserve(self.record.id).await.map_err(|error| StepFailed(error.to_string()))
+            }
+            Step::PrepareDestination => self.undo_files().await,
+            Step::PrepareSource | Step::Perform | Step::Resume | Step::Confirm | Step::Release => {
+                unreachable!("the executor takes back compensable steps only")
+            }
+        }
+    }
+
+    fn logged(&self) {
+        self.running.changed();
+    }
+
+    fn stuck(&self) {
+        self.app.jobs.give_slots_back(&self.app, self.record.id);
+    }
+
+    async fn pause(&self, pause: Duration) {
+        self.running.pause(pause).await;
+    }
+}

@@ -1,0 +1,66 @@
+//! What a job of any kind keeps for its saga.
+
+use ferry_client::{
+    ClientError,
+    agent::{AgentClient, Attempt},
+};
+use ferry_core::{id::Generation, job::JobKind};
+
+use super::{migrate, move_storage};
+use crate::store::JobRecord;
+
+/// A job's plan, by its kind.
+pub(crate) enum Plan {
+    /// Of a live move.
+    Live(migrate::Plan),
+    /// Of a storage move.
+    Storage(move_storage::Plan),
+}
+
+impl Plan {
+    /// As it was stored. A job whose work is done by others has none.
+    pub(crate) fn of(record: &JobRecord) -> Result<Self, serde_json::Error> {
+        match record.job.kind {
+            JobKind::Storage => move_storage::Plan::from_json(&record.job.plan).map(Self::Storage),
+            JobKind::Live | JobKind::Several | JobKind::Drain => {
+                migrate::Plan::from_json(&record.job.plan).map(Self::Live)
+            }
+        }
+    }
+
+    /// As it is stored for another attempt.
+    pub(crate) fn renewed(&self, now_ms: u64) -> String {
+        match self {
+            Self::Live(plan) => plan.renewed(now_ms).to_json(),
+            Self::Storage(plan) => plan.renewed(now_ms).to_json(),
+        }
+    }
+
+    fn generation(&self) -> Generation {
+        match self {
+            Self::Live(plan) => plan.generation,
+            Self::Storage(plan) => plan.generation,
+        }
+    }
+
+    /// The attempt, as the agents know it.
+    pub(crate) fn attempt(&self, record: &JobRecord) -> Attempt {
+        Attempt { job: record.id, generation: self.generation() }
+    }
+
+    /// Ends it at one host, before the point of no return.
+    pub(crate) async fn abort(&self, agent: &AgentClient, attempt: Attempt) -> Result<(), ClientError> {
+        match self {
+            Self::Live(_) => agent.abort(attempt).await.map(drop),
+            Self::Storage(_) => agent.abort_storage(attempt).await.map(drop),
+        }
+    }
+
+    /// Takes away what one host has of it.
+    pub(crate) async fn release(&self, agent: &AgentClient, attempt: Attempt) -> Result<(), ClientError> {
+        match self {
+            Self::Live(_) => agent.release(attempt, false).await,
+            Self::Storage(_) => agent.release_storage(attempt).await,
+        }
+    }
+}

@@ -1,0 +1,259 @@
+//! Moves of a running VM's disks on its host.
+
+use std::{fs, path::PathBuf, sync::Arc};
+
+use ferry_core::{
+    admission::Slot,
+    api::server::{JobView, MoveDisk, MoveStorage, SetHost},
+    finding::FindingId,
+    id::VmId,
+    location::Location,
+    migration::Phase,
+    storage::DiskStage,
+    vm::VmState,
+};
+use ferry_drivers::hypervisor::{
+    Hypervisor as _,
+    fake::{FakeGuest, Hold, Point},
+};
+
+use crate::{
+    moves::reached,
+    support::{Host, Lab, UNC, in_lab, refusal, wait_for},
+};
+
+/// Mebibytes of a disk.
+const SIZE: usize = 3;
+
+/// A VM with two disks on the share that hold something, and the two hosts; it is on the first.
+async fn two_disks(lab: &Lab) -> (Host, Host, VmId) {
+    let (kvm1, kvm2, _) = lab.two_hosts().await;
+    let disks = ["vda", "vdb"].map(|disk| kvm1.on_share(&format!("db/{disk}.raw")));
+    fs::create_dir_all(disks[0].parent().expect("a folder")).expect("made");
+    for (number, disk) in disks.iter().enumerate() {
+        fs::write(disk, content(number)).expect("written");
+    }
+    let guest = |guest: &mut FakeGuest| guest.facts.files = FakeGuest::new("db", &disks).facts.files;
+    let vm = lab.run(&kvm1, "db", guest).await;
+    lab.wait_for_state("db", VmState::Running).await;
+    fs::create_dir_all(kvm1.on_host("new")).expect("made");
+    (kvm1, kvm2, vm)
+}
+
+/// What a disk holds: zeros and numbers.
+fn content(number: usize) -> Vec<u8> {
+    let block = |index: usize| if index.is_multiple_of(3) { vec![0; 4096] } else { vec![(index + number) as u8; 4096] };
+    (0..SIZE << 8).flat_map(block).collect()
+}
+
+fn all_to(place: &str) -> MoveStorage {
+    MoveStorage { to: Some(place.to_owned()), ..MoveStorage::default() }
+}
+
+fn one_to(device: &str, place: &str) -> MoveStorage {
+    let disk = MoveDisk { device: device.into(), to: Some(place.to_owned()), format: None };
+    MoveStorage { disks: vec![disk], ..MoveStorage::default() }
+}
+
+/// The files that a VM uses, as its hypervisor says.
+fn in_use(host: &Host, vm: VmId) -> Vec<PathBuf> {
+    host.hypervisor.vm(vm).expect("reachable").expect("there").files.into_iter().map(|file| file.place).collect()
+}
+
+fn new(host: &Host, name: &str) -> PathBuf {
+    host.on_host("new").join(name)
+}
+
+fn local(host: &Host) -> String {
+    host.on_host("new").display().to_string()
+}
+
+/// Starts a move of all disks and holds it at a point.
+async fn held(lab: &Lab, host: &Host, point: Point) -> (JobView, Arc<Hold>) {
+    let hold = Arc::new(host.hypervisor.faults().hold(point));
+    let job = lab.client.move_storage("db", &all_to(&local(host))).await.expect("accepted");
+    reached(&hold).await;
+    (job, hold)
+}
+
+#[test]
+fn disks_move_to_the_host_and_one_comes_back() {
+    in_lab(async |lab| {
+        let (kvm1, _kvm2, vm) = two_disks(lab).await;
+        let before = in_use(&kvm1, vm);
+        let plan = lab.client.try_move_storage("db", &all_to(&local(&kvm1))).await.expect("planned");
+        assert_eq!((plan.disks.len(), plan.findings.len()), (2, 0), "{plan:#?}");
+        assert!(plan.disks.iter().all(|disk| disk.allocated.is_some_and(|bytes| bytes.0 > 0)), "{plan:#?}");
+        assert!(!new(&kvm1, "vda.raw").exists(), "it was only tried");
+
+        let job = lab.client.move_storage("db", &all_to(&local(&kvm1))).await.expect("accepted");
+        let job = lab.ends(&job, Phase::Succeeded).await;
+        assert!(job.summary.contains("db runs on kvm1"), "{}", job.summary);
+        assert!(job.disks.iter().all(|disk| disk.stage == DiskStage::Moved && disk.copied == disk.total), "{job:#?}");
+        let figures = job.figures.expect("known");
+        assert!(figures.allocated_source.0 > 0 && figures.allocated_destination.0 > 0, "{figures:?}");
+        assert_eq!(in_use(&kvm1, vm), [new(&kvm1, "vda.raw"), new(&kvm1, "vdb.raw")]);
+        for number in [0, 1] {
+            assert_eq!(fs::read(&in_use(&kvm1, vm)[number]).expect("readable"), content(number));
+            assert!(!before[number].exists(), "the old file is gone");
+        }
+        let seen = lab.client.vm("db").await.expect("known").facts;
+        assert!(matches!(&seen.files[0].place, Location::Local { .. }), "the job's end shows it: {seen:?}");
+
+        let back = MoveStorage { keep_source: true, ..one_to("vdb", &format!("{UNC}\\db")) };
+        let job = lab.client.move_storage("db", &back).await.expect("accepted");
+        lab.ends(&job, Phase::Succeeded).await;
+        assert_eq!(in_use(&kvm1, vm), [new(&kvm1, "vda.raw"), before[1].clone()]);
+        assert_eq!(fs::read(&before[1]).expect("readable"), content(1));
+        assert!(new(&kvm1, "vdb.raw").exists(), "it was to be kept");
+        assert_eq!(kvm1.leftovers(), Vec::<String>::new());
+    });
+}
+
+#[test]
+fn until_the_first_disk_is_switched_over_everything_is_taken_back() {
+    in_lab(async |lab| {
+        let (kvm1, _kvm2, vm) = two_disks(lab).await;
+        let before = in_use(&kvm1, vm);
+        let stays = |kvm1: &Host| {
+            assert_eq!(in_use(kvm1, vm), before);
+            assert_eq!(fs::read_dir(kvm1.on_host("new")).expect("there").count(), 0, "no new file is left");
+        };
+
+        let (job, hold) = held(lab, &kvm1, Point::CopyPart).await;
+        let summary = lab.client.job(job.id).await.expect("known").summary;
+        assert!(summary.contains("while its disks are copied"), "{summary}");
+        let asked = tokio::spawn({
+            let (client, job) = (lab.client.clone(), job.id);
+            async move { client.cancel_job(job).await }
+        });
+        wait_for("the wish is known", async || {
+            let log = lab.client.job(job.id).await.expect("known").log;
+            log.iter().any(|line| line.message.contains("asked to cancel"))
+        })
+        .await;
+        hold.release();
+        asked.await.expect("no panic").expect("not too late");
+        let job = lab.ends(&job, Phase::Cancelled).await;
+        assert!(job.summary.contains("with its old files"), "{}", job.summary);
+        stays(&kvm1);
+
+        for (point, reason) in [(Point::CopyDisk, "no such node"), (Point::CopyPart, "the copy of disk")] {
+            kvm1.hypervisor.faults().fail(point, reason);
+            let job = lab.client.move_storage("db", &all_to(&local(&kvm1))).await.expect("accepted");
+            let job = lab.ends(&job, Phase::Failed).await;
+            assert!(job.summary.contains(reason) && job.summary.contains("`ferry job restart"), "{}", job.summary);
+            stays(&kvm1);
+            let again = lab.client.restart_job(job.id).await.expect("restarted");
+            let again = lab.ends(&again, Phase::Succeeded).await;
+            assert_eq!(again.attempt, 2);
+            let home = lab.client.move_storage("db", &all_to(&format!("{UNC}\\db"))).await.expect("accepted");
+            lab.ends(&home, Phase::Succeeded).await;
+        }
+        stays(&kvm1);
+    });
+}
+
+#[test]
+fn between_two_disks_the_move_can_only_go_on_and_another_attempt_moves_what_is_left() {
+    in_lab(async |lab| {
+        let (kvm1, _kvm2, vm) = two_disks(lab).await;
+        let (job, hold) = held(lab, &kvm1, Point::PivotedDisk).await;
+        let asked = tokio::spawn({
+            let (client, job) = (lab.client.clone(), job.id);
+            async move { client.cancel_job(job).await }
+        });
+        wait_for("the wish is known", async || {
+            let log = lab.client.job(job.id).await.expect("known").log;
+            log.iter().any(|line| line.message.contains("asked to cancel"))
+        })
+        .await;
+        hold.release();
+        assert_eq!(refusal(asked.await.expect("no panic")), (409, vec![FindingId::JobPastPivot]));
+        lab.ends(&job, Phase::Succeeded).await;
+        let home = lab.client.move_storage("db", &all_to(&format!("{UNC}\\db"))).await.expect("accepted");
+        lab.ends(&home, Phase::Succeeded).await;
+
+        let before = in_use(&kvm1, vm);
+        let (job, hold) = held(lab, &kvm1, Point::PivotedDisk).await;
+        kvm1.hypervisor.faults().cut(Point::CopyPart);
+        hold.release();
+        let failed = lab.ends(&job, Phase::Failed).await;
+        assert!(failed.summary.contains("some disks moved and others not"), "{}", failed.summary);
+        assert!(failed.summary.contains("vda moved, vdb not"), "{}", failed.summary);
+        let stages: Vec<_> = failed.disks.iter().map(|disk| disk.stage).collect();
+        assert_eq!((stages[0], stages[1] == DiskStage::Moved), (DiskStage::Moved, false));
+        assert_eq!(in_use(&kvm1, vm), [new(&kvm1, "vda.raw"), before[1].clone()]);
+        assert!(before[0].exists() && before[1].exists(), "old files go when all are moved");
+        assert!(!new(&kvm1, "vdb.raw").exists(), "a file that nobody uses is not left");
+
+        let again = lab.client.restart_job(job.id).await.expect("restarted");
+        lab.ends(&again, Phase::Succeeded).await;
+        assert_eq!(in_use(&kvm1, vm), [new(&kvm1, "vda.raw"), new(&kvm1, "vdb.raw")]);
+        assert!(!before[0].exists() && !before[1].exists(), "both old files are gone");
+        assert_eq!(fs::read(new(&kvm1, "vda.raw")).expect("readable"), content(0));
+    });
+}
+
+#[test]
+fn a_server_that_is_restarted_finishes_the_move() {
+    in_lab(async |lab| {
+        let (kvm1, _kvm2, vm) = two_disks(lab).await;
+        let (job, hold) = held(lab, &kvm1, Point::CopyPart).await;
+        lab.stop_server().await;
+        lab.start_server().await;
+        hold.release();
+        lab.ends(&job, Phase::Succeeded).await;
+        assert_eq!(in_use(&kvm1, vm), [new(&kvm1, "vda.raw"), new(&kvm1, "vdb.raw")]);
+    });
+}
+
+#[test]
+fn storage_moves_have_slots_of_their_own() {
+    in_lab(async |lab| {
+        let (kvm1, _kvm2, _) = two_disks(lab).await;
+        lab.run(&kvm1, "mail", |_| {}).await;
+        lab.client.set_host("kvm1", &SetHost { live_limit: None, storage_limit: Some(1) }).await.expect("set");
+        let (first, hold) = held(lab, &kvm1, Point::CopyPart).await;
+        let second = lab.client.move_storage("mail", &all_to(&local(&kvm1))).await.expect("accepted");
+        let waits = second.waits.clone().expect("it says for what");
+        assert_eq!((waits.places[0].slot, waits.places[0].jobs.clone()), (Slot::Storage, vec![first.id]));
+        // A live move does not wait for it.
+        let live = lab.migrate("web01", "kvm2").await.expect("accepted");
+        lab.ends(&live, Phase::Succeeded).await;
+        assert_eq!(refusal(lab.migrate("db", "kvm2").await).1, [FindingId::VmBusy]);
+        hold.release();
+        lab.ends(&first, Phase::Succeeded).await;
+        lab.ends(&second, Phase::Succeeded).await;
+    });
+}
+
+#[test]
+fn what_cannot_work_is_refused_with_the_reason_and_nothing_is_made() {
+    in_lab(async |lab| {
+        let (kvm1, _kvm2, vm) = two_disks(lab).await;
+        let before = in_use(&kvm1, vm);
+        let to = local(&kvm1);
+        fs::write(new(&kvm1, "vda.raw"), "precious").expect("written");
+        for (vm, body, status, id) in [
+            ("db", one_to("vdz", &to), 409, FindingId::DiskUnknown),
+            ("db", one_to("vda", &to), 409, FindingId::FileExists),
+            ("db", one_to("vda", &format!("{to}/no-folder")), 409, FindingId::FilePlace),
+            ("db", one_to("vda", "relative/path"), 409, FindingId::FilePlace),
+            ("db", one_to("vda", &format!("{to}/../x")), 409, FindingId::FilePlace),
+            ("db", one_to("vda", "\\\\fs1\\vms"), 409, FindingId::FilePlace),
+            ("db", one_to("vda", "\\\\fs9.ferry.lab\\vms"), 409, FindingId::FilePlace),
+            ("db", MoveStorage::default(), 409, FindingId::DiskUnknown),
+            ("nobody", all_to(&to), 404, FindingId::VmUnknown),
+        ] {
+            assert_eq!(refusal(lab.client.move_storage(vm, &body).await), (status, vec![id]), "{body:?}");
+        }
+        assert_eq!(fs::read(new(&kvm1, "vda.raw")).expect("there"), b"precious");
+        lab.client.shutdown_vm("db").await.expect("asked");
+        wait_for("it is off", async || lab.client.vm("db").await.is_ok_and(|vm| vm.facts.state == VmState::ShutOff))
+            .await;
+        assert_eq!(refusal(lab.client.move_storage("db", &one_to("vdb", &to)).await).1, [FindingId::VmNotRunning]);
+        assert_eq!(in_use(&kvm1, vm), before);
+        assert_eq!(fs::read_dir(kvm1.on_host("new")).expect("there").count(), 1);
+    });
+}
