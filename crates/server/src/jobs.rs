@@ -7,7 +7,7 @@
 //! ```
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::BTreeMap,
     sync::{Arc, Mutex, MutexGuard},
     time::Duration,
 };
@@ -126,8 +126,8 @@ fn claim(record: &JobRecord) -> Claim {
         JobKind::Storage => &[Slot::Storage],
         JobKind::Several | JobKind::Drain => &[],
     };
-    let hosts: BTreeSet<HostId> = [source, destination].into();
-    let places = hosts.into_iter().flat_map(|host| slots.iter().map(move |slot| (host, *slot)));
+    let hosts = [Some(source), Some(destination).filter(|destination| *destination != source)];
+    let places = hosts.into_iter().flatten().flat_map(|host| slots.iter().map(move |slot| (host, *slot)));
     Claim { job: record.id, places: places.collect() }
 }
 
