@@ -20,7 +20,7 @@ use std::{
 use ferry_core::{
     api::agent::{ConfirmStorage, PrepareStorage, StorageReport, StorageStage},
     finding::{Finding, FindingId},
-    id::{Generation, JobId, VmId},
+    id::{Generation, JobId},
     storage::space_needed,
     units::ByteCount,
     vm::{VmFacts, VmState},
@@ -333,7 +333,7 @@ impl StorageMoves {
         }
         let journal = known.journal();
         if !request.keep_source {
-            let used = self.used()?;
+            let used = self.hypervisor.files_in_use()?;
             for disk in journal.disks.iter().filter(|disk| disk.from != disk.to) {
                 if used.contains(&disk.from) || !used.contains(&disk.to) {
                     warn!(vm = %journal.request.vm, disk = disk.device, "an old file stays: something uses it");
@@ -369,23 +369,13 @@ impl StorageMoves {
             return Err(AgentError::Carrier(format!("The storage move of job {} does not end", journal.job)));
         }
         self.abandon_all(known)?;
-        let used = self.used()?;
+        let used = self.hypervisor.files_in_use()?;
         for disk in journal.disks.iter().filter(|disk| disk.made && !used.contains(&disk.to)) {
             image::remove(&disk.to).map_err(|source| AgentError::File { path: disk.to.clone(), source })?;
         }
         journal.remove(&self.folder)?;
         self.moves().remove(&journal.job);
         Ok(())
-    }
-
-    /// Every file that a VM of this host names.
-    fn used(&self) -> Result<Vec<PathBuf>, AgentError> {
-        Ok(self.hypervisor.vms()?.into_iter().flat_map(|vm| vm.files.into_iter().map(|file| file.place)).collect())
-    }
-
-    /// Whether a VM's disks are being moved.
-    pub fn moves_vm(&self, vm: VmId) -> bool {
-        self.moves().values().any(|known| known.journal().request.vm == vm)
     }
 }
 

@@ -24,7 +24,7 @@ mod source;
 mod world;
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     io,
     net::Shutdown,
     os::{
@@ -359,6 +359,11 @@ impl Hypervisor for FakeHypervisor {
     fn vm(&self, vm: VmId) -> Result<Option<VmFacts<PathBuf>>, HypervisorError> {
         let state = self.host.call(Point::Vms, || format!("Could not read VM {vm}"))?;
         Ok(state.vms.get(&vm).map(Vm::facts))
+    }
+
+    fn files_in_use(&self) -> Result<BTreeSet<PathBuf>, HypervisorError> {
+        let state = self.host.call(Point::Vms, || "Could not list the files of VMs".to_owned())?;
+        Ok(state.vms.values().flat_map(|vm| &vm.facts.files).map(|file| file.place.clone()).collect())
     }
 
     fn presence(&self, vm: VmId, _role: Role) -> Result<Presence, HypervisorError> {

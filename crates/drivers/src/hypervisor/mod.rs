@@ -10,6 +10,7 @@ pub mod libvirt;
 pub mod rpc;
 
 use std::{
+    collections::BTreeSet,
     path::{Path, PathBuf},
     time::Duration,
 };
@@ -186,6 +187,13 @@ pub trait Hypervisor: Send + Sync + 'static {
     /// # Errors
     /// [`HypervisorError::Unreachable`].
     fn vm(&self, vm: VmId) -> Result<Option<VmFacts<PathBuf>>, HypervisorError>;
+
+    /// Every file that a VM of this host names now, for whoever removes files: fails rather than leave one out, and
+    /// may wait for a VM that is busy. [`Hypervisor::vms`] may tell what was so a moment ago.
+    ///
+    /// # Errors
+    /// [`HypervisorError::Unreachable`], [`HypervisorError::Failed`] for a VM that stays busy.
+    fn files_in_use(&self) -> Result<BTreeSet<PathBuf>, HypervisorError>;
 
     /// What the host has of a VM that is being moved, seen from its `role`.
     ///

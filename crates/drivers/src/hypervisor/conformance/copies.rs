@@ -87,8 +87,11 @@ fn a_copied_disk_is_used_after_the_pivot_and_not_before(site: &Site<'_>) {
     let again = here.copy_disk(&copied.request());
     assert!(matches!(again, Err(HypervisorError::Failed { .. })), "it is being copied: {again:?}");
 
+    assert!(here.files_in_use().expect("told").contains(&copied.old));
     here.pivot_disk(vm, "vda").expect("switched");
     assert_eq!(copied.in_use(), copied.new);
+    let used = here.files_in_use().expect("told");
+    assert!(used.contains(&copied.new) && !used.contains(&copied.old), "{used:?}");
     assert!(!copied.is_copied());
     assert_eq!(here.presence(vm, Role::Source).expect("reachable"), Presence::Running);
     assert_eq!(copied.bytes(&copied.old), copied.bytes(&copied.new));

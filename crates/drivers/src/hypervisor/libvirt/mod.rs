@@ -123,6 +123,16 @@ impl Hypervisor for Libvirt {
         Ok(self.find(vm)?.map(|domain| definitions::read_now(&domain)).transpose()?.flatten())
     }
 
+    fn files_in_use(&self) -> Result<BTreeSet<PathBuf>, HypervisorError> {
+        let mut files = BTreeSet::new();
+        for domain in self.live()?.connection.domains().map_err(unreachable)? {
+            // One that arrives uses files that another host gave up for it, and those are not ours to remove.
+            let facts = definitions::read_now(&domain)?;
+            files.extend(facts.into_iter().flat_map(|facts| facts.files).map(|file| file.place));
+        }
+        Ok(files)
+    }
+
     fn presence(&self, vm: VmId, role: Role) -> Result<Presence, HypervisorError> {
         let Some(domain) = self.find(vm)? else { return Ok(Presence::Absent) };
         let state = match domain.state() {
