@@ -26,6 +26,8 @@ use ferry_core::{
     finding::{Finding, FindingId},
     host::HostFacts,
     id::{Generation, Incarnation, JobId, ShareId, VmId},
+    location::Location,
+    place::{DirectoryListing, OfferedPlace},
     share::AttachedShare,
 };
 use ferry_trust::{Clients, server_config};
@@ -33,7 +35,7 @@ use serde::{Deserialize, de::DeserializeOwned};
 use tracing::{error, info};
 
 use crate::{
-    Agent, AgentError, host,
+    Agent, AgentError, host, places,
     tls::{Caller, PinAcceptor},
 };
 
@@ -97,6 +99,9 @@ pub fn router(agent: Arc<Agent>) -> Router {
         .route("/v1/observe", get(observe))
         .route("/v1/shares/{share}", put(attach_share).delete(detach_share))
         .route("/v1/shares/{share}/token/{name}", put(write_token).get(read_token).delete(remove_token))
+        .route("/v1/places", get(get_places))
+        .route("/v1/directory", get(list_directory))
+        .route("/v1/directory/check", put(check_directory))
         .route("/v1/vms/{vm}/power", put(power))
         .route("/v1/migrations/{job}/{generation}/destination", put(prepare_destination))
         .route("/v1/migrations/{job}/{generation}/source", put(prepare_source))
@@ -260,6 +265,19 @@ async fn remove_token(
     Path((share, name)): Path<(ShareId, String)>,
 ) -> Result<StatusCode, Refusal> {
     blocking(&agent, move |agent| agent.shares.remove_token(share, &name)).await?;
+    Ok(StatusCode::NO_CONTENT)
+}
+
+async fn get_places(State(agent): Shared) -> Answered<Vec<OfferedPlace>> {
+    Ok(Json(blocking(&agent, places::offered).await?))
+}
+
+async fn list_directory(State(agent): Shared, Query(location): Query<Location>) -> Answered<DirectoryListing> {
+    Ok(Json(blocking(&agent, move |agent| places::list(agent, &location)).await?))
+}
+
+async fn check_directory(State(agent): Shared, Body(location): Body<Location>) -> Result<StatusCode, Refusal> {
+    blocking(&agent, move |agent| places::check(agent, &location)).await?;
     Ok(StatusCode::NO_CONTENT)
 }
 

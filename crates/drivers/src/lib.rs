@@ -5,4 +5,5 @@
 
 pub mod hypervisor;
 pub mod places;
+mod run;
 pub mod share;
