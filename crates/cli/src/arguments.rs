@@ -115,10 +115,48 @@ pub enum HostCommand {
         /// Its name
         host: String,
     },
+    /// Show what a host offers for files of VMs, or what is in a directory there
+    ///
+    /// Examples: ferry host browse kvm1 · ferry host browse kvm1 '\\fs1.example.org\vms\web'
+    Browse {
+        /// Its name
+        host: String,
+        /// /DIRECTORY of the host, or \\SERVER.DOMAIN\SHARE\DIRECTORY
+        location: Option<String>,
+    },
+    /// List, add and remove the directories that a host offers first for files of VMs
+    #[command(subcommand)]
+    Storage(StorageCommand),
     /// Forget a host; its VMs go on
     Remove {
         /// Its name
         host: String,
+    },
+}
+
+/// `ferry host storage …`
+#[derive(Debug, Subcommand)]
+pub enum StorageCommand {
+    /// List a host's storage locations
+    List {
+        /// The host
+        host: String,
+    },
+    /// Add a storage location; the host checks that it can hold files of VMs
+    ///
+    /// Example: ferry host storage add kvm1 '\\fs1.example.org\vms\web'
+    Add {
+        /// The host
+        host: String,
+        /// /DIRECTORY of the host, or \\SERVER.DOMAIN\SHARE\DIRECTORY
+        location: String,
+    },
+    /// Remove a storage location; the directory and its files stay
+    Remove {
+        /// The host
+        host: String,
+        /// As `ferry host storage list` shows it
+        location: String,
     },
 }
 
@@ -378,6 +416,9 @@ mod tests {
             "ferry vm migrate --to kvm2",
             "ferry vm migrate web01 --to kvm2 --on-stall wait",
             "ferry host set kvm1",
+            "ferry host browse",
+            "ferry host storage add kvm1",
+            "ferry host storage remove kvm1",
             "ferry host set kvm1 --live-limit 0",
             "ferry job list --since yesterday",
             "ferry vm migrate web01 --to kvm2 --max-downtime 5",

@@ -4,5 +4,6 @@ mod api;
 mod bad_input;
 mod jobs;
 mod moves;
+mod places;
 mod support;
 mod trust;
