@@ -4,7 +4,7 @@ use std::{
     fs,
     net::{IpAddr, SocketAddr},
     ops::RangeInclusive,
-    path::{Path, PathBuf},
+    path::{Component, Path, PathBuf},
 };
 
 use serde::{Deserialize, Serialize};
@@ -13,6 +13,9 @@ use crate::AgentError;
 
 /// Where the configuration is unless said otherwise.
 pub const DEFAULT_PATH: &str = "/etc/ferry/agent.toml";
+
+/// Storage roots that a host may have: each is looked at whenever somebody browses.
+const STORAGE_ROOTS_MAX: usize = 16;
 
 /// What an administrator may set.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -34,6 +37,9 @@ pub struct Config {
     /// Below it all shares are mounted; libvirt knows it as shared.
     #[serde(default = "default_share_root")]
     pub share_root: PathBuf,
+    /// Directories of this host below which files of VMs may be; up to 16, none above or below the share root.
+    #[serde(default = "default_storage_roots")]
+    pub storage_roots: Vec<PathBuf>,
     /// libvirt's connection.
     #[serde(default = "default_uri")]
     pub libvirt_uri: String,
@@ -64,6 +70,10 @@ fn default_share_root() -> PathBuf {
     "/srv/ferry".into()
 }
 
+fn default_storage_roots() -> Vec<PathBuf> {
+    vec!["/var/lib/libvirt/images".into()]
+}
+
 fn default_uri() -> String {
     "qemu:///system".to_owned()
 }
@@ -90,6 +100,7 @@ impl Config {
             state_dir: default_state_dir(),
             run_dir: default_run_dir(),
             share_root: default_share_root(),
+            storage_roots: default_storage_roots(),
             libvirt_uri: default_uri(),
             qemu_conf: default_qemu_conf(),
             hooks_dir: default_hooks(),
@@ -104,10 +115,15 @@ impl Config {
     pub fn load(path: &Path) -> Result<Self, AgentError> {
         let bad = |reason: String| AgentError::Config { path: path.to_owned(), reason };
         let text = fs::read_to_string(path).map_err(|error| bad(error.to_string()))?;
-        let config: Self = toml::from_str(&text).map_err(|error| bad(error.to_string()))?;
+        let mut config: Self = toml::from_str(&text).map_err(|error| bad(error.to_string()))?;
         config.ports().ok_or_else(|| {
             bad(format!("data_ports = {:?}; write the first and last port, as in \"7430-7493\"", config.data_ports))
         })?;
+        if config.storage_roots == default_storage_roots() {
+            // A configuration of an earlier version may have its share root there.
+            config.storage_roots.retain(|root| !overlap(root, &config.share_root));
+        }
+        check_storage_roots(&config.storage_roots, &config.share_root).map_err(bad)?;
         Ok(config)
     }
 
@@ -144,6 +160,31 @@ impl Config {
     }
 }
 
+/// Storage roots hold no mount of a share: its files are named by the share.
+fn check_storage_roots(roots: &[PathBuf], share_root: &Path) -> Result<(), String> {
+    if roots.len() > STORAGE_ROOTS_MAX {
+        return Err(format!("storage_roots lists {} directories; list at most {STORAGE_ROOTS_MAX}", roots.len()));
+    }
+    for root in roots {
+        let plain = root.components().all(|part| matches!(part, Component::RootDir | Component::Normal(_)));
+        let why = if !root.is_absolute() || !plain {
+            "is not an absolute path without \"..\""
+        } else if overlap(root, share_root) {
+            "lies above or below share_root, whose files are named by their shares"
+        } else if root.to_str().is_none_or(|text| text.contains(char::is_control)) {
+            "is not plain text"
+        } else {
+            continue;
+        };
+        return Err(format!("storage_roots: {:?} {why}", root.display().to_string()));
+    }
+    Ok(())
+}
+
+fn overlap(one: &Path, other: &Path) -> bool {
+    one.starts_with(other) || other.starts_with(one)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -156,10 +197,18 @@ mod tests {
         let config = Config::load(&path).expect("good");
         assert_eq!(config, Config::new("10.0.0.1:7421".parse().expect("an address")));
         assert_eq!(config.ports(), Some(7430..=7493));
+        let shared =
+            "listen = '10.0.0.1:7421'\ndata_address = '10.0.0.1'\nshare_root = '/var/lib/libvirt/images/ferry'\n";
+        fs::write(&path, shared).expect("written");
+        assert_eq!(Config::load(&path).expect("of an earlier version").storage_roots, Vec::<PathBuf>::new());
         for (text, word) in [
             ("listen = '10.0.0.1:7421'\ndata_address = '10.0.0.1'\ndata_ports = '9-1'", "data_ports"),
             ("listen = 'x'\ndata_address = '10.0.0.1'", "listen"),
             ("listen = '10.0.0.1:7421'\ndata_address = '10.0.0.1'\nshare_rot = '/x'", "share_rot"),
+            ("listen = '10.0.0.1:7421'\ndata_address = '10.0.0.1'\nstorage_roots = ['images']", "absolute"),
+            ("listen = '10.0.0.1:7421'\ndata_address = '10.0.0.1'\nstorage_roots = ['/a/../b']", "absolute"),
+            ("listen = '10.0.0.1:7421'\ndata_address = '10.0.0.1'\nstorage_roots = ['/srv/ferry/x']", "share_root"),
+            ("listen = '10.0.0.1:7421'\ndata_address = '10.0.0.1'\nstorage_roots = ['/']", "share_root"),
         ] {
             fs::write(&path, text).expect("written");
             let error = Config::load(&path).expect_err(word).to_string();

@@ -6,7 +6,7 @@ use ferry_core::{
     api::problem::Problem,
     finding::{Finding, FindingId},
 };
-use ferry_drivers::{hypervisor::HypervisorError, share::ShareError};
+use ferry_drivers::{hypervisor::HypervisorError, places::RootsError, share::ShareError};
 use thiserror::Error;
 
 /// What can go wrong. Each variant is told differently.
@@ -106,6 +106,21 @@ impl From<ShareError> for AgentError {
             | ShareError::Mount { .. }
             | ShareError::NotAMount { .. } => 422,
             ShareError::Host { .. } => 500,
+        };
+        Self::refused(status, error.finding())
+    }
+}
+
+impl From<RootsError> for AgentError {
+    fn from(error: RootsError) -> Self {
+        let status = match &error {
+            RootsError::Missing { .. } => 404,
+            RootsError::Outside { .. }
+            | RootsError::NotAttached { .. }
+            | RootsError::NotADirectory { .. }
+            | RootsError::Unreadable { .. }
+            | RootsError::NotWritable { .. } => 422,
+            RootsError::Stuck { .. } => 502,
         };
         Self::refused(status, error.finding())
     }

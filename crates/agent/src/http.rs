@@ -27,17 +27,19 @@ use ferry_core::{
     finding::{Finding, FindingId},
     host::HostFacts,
     id::{Generation, HostId, Incarnation, JobId, ShareId, VmId},
+    location::Location,
+    place::{DirectoryListing, OfferedPlace},
     share::AttachedShare,
     units::ByteCount,
 };
-use ferry_drivers::places::Places;
 use ferry_trust::{Clients, server_config};
 use serde::{Deserialize, de::DeserializeOwned};
 use tracing::{error, info};
 use uuid::Uuid;
 
 use crate::{
-    Agent, AgentError, host,
+    Agent, AgentError, host, places,
+    storage::Reach,
     tls::{Caller, PinAcceptor},
 };
 
@@ -101,6 +103,9 @@ pub fn router(agent: Arc<Agent>) -> Router {
         .route("/v1/observe", get(observe))
         .route("/v1/shares/{share}", put(attach_share).delete(detach_share))
         .route("/v1/shares/{share}/token/{name}", put(write_token).get(read_token).delete(remove_token))
+        .route("/v1/places", get(get_places))
+        .route("/v1/directory", get(list_directory))
+        .route("/v1/directory/check", put(check_directory))
         .route("/v1/vms/{vm}/power", put(power))
         .route("/v1/migrations/{job}/{generation}/destination", put(prepare_destination))
         .route("/v1/migrations/{job}/{generation}/source", put(prepare_source))
@@ -272,6 +277,19 @@ async fn remove_token(
     Ok(StatusCode::NO_CONTENT)
 }
 
+async fn get_places(State(agent): Shared) -> Answered<Vec<OfferedPlace>> {
+    Ok(Json(blocking(&agent, places::offered).await?))
+}
+
+async fn list_directory(State(agent): Shared, Query(location): Query<Location>) -> Answered<DirectoryListing> {
+    Ok(Json(blocking(&agent, move |agent| places::list(agent, &location)).await?))
+}
+
+async fn check_directory(State(agent): Shared, Body(location): Body<Location>) -> Result<StatusCode, Refusal> {
+    blocking(&agent, move |agent| places::check(agent, &location)).await?;
+    Ok(StatusCode::NO_CONTENT)
+}
+
 async fn power(
     State(agent): Shared,
     Path(vm): Path<VmId>,
@@ -362,14 +380,15 @@ async fn release(
     Ok(StatusCode::NO_CONTENT)
 }
 
-/// Where this host has its shares, as the server names it.
-fn places(agent: &Agent) -> Places {
+/// What a storage move needs to know of this host's places.
+fn reach(agent: &Agent) -> Result<Reach<'_>, AgentError> {
     let host = *agent.enrolment.watch_host().borrow();
-    agent.shares.places(host.unwrap_or(HostId(Uuid::nil())))
+    let places = agent.shares.places(host.unwrap_or(HostId(Uuid::nil())));
+    Ok(Reach { places, roots: places::roots(agent)?, shares: &agent.shares })
 }
 
 async fn check_storage(State(agent): Shared, Body(request): Body<PrepareStorage>) -> Answered<Vec<ByteCount>> {
-    Ok(Json(blocking(&agent, move |agent| agent.storage.check(&request, &places(agent))).await?))
+    Ok(Json(blocking(&agent, move |agent| agent.storage.check(&request, &reach(agent)?)).await?))
 }
 
 async fn prepare_storage(
@@ -377,7 +396,7 @@ async fn prepare_storage(
     Path((job, generation)): Attempt,
     Body(request): Body<PrepareStorage>,
 ) -> Answered<StorageReport> {
-    let call = move |agent: &Agent| agent.storage.prepare(job, generation, request, &places(agent));
+    let call = move |agent: &Agent| agent.storage.prepare(job, generation, request, &reach(agent)?);
     Ok(Json(blocking(&agent, call).await?))
 }
 

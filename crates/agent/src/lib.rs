@@ -1,7 +1,7 @@
 //! One per host, next to libvirtd: observes the host and moves the bytes.
 //!
 //! ```text
-//! http ─▶ shares · power · migration::Registry ─▶ one carrier process per migration (migration::carrier)
+//! http ─▶ shares · places · power · migration::Registry ─▶ one carrier process per migration (migration::carrier)
 //!   └──── observer (what the host has, by events)
 //! ```
 //! An agent never calls the server: requests come, and state goes back as the answer to a question.
@@ -15,6 +15,7 @@ pub mod host;
 pub mod http;
 pub mod migration;
 pub mod observer;
+pub mod places;
 pub mod setup;
 pub mod shares;
 pub mod storage;

@@ -12,10 +12,13 @@ use ferry_core::{
     finding::{Finding, FindingId},
     id::{HostId, ShareId},
     location::UncPath,
+    place::Space,
     share::{AttachMode, AttachedShare},
-    units::ByteCount,
 };
-use ferry_drivers::{places::Places, share::ShareDriver};
+use ferry_drivers::{
+    places::{Places, ShareRoot},
+    share::ShareDriver,
+};
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 use tracing::{debug, info, warn};
@@ -33,8 +36,9 @@ struct Entry {
 }
 
 impl Entry {
-    fn view(&self, trouble: Option<String>, free: Option<ByteCount>) -> AttachedShare {
-        AttachedShare { id: self.id, unc: self.unc.clone(), mode: self.mode, trouble, free }
+    fn view(&self, trouble: Option<String>, space: Option<Space>) -> AttachedShare {
+        let (free, total) = space.map(|space| (space.free, space.total)).unzip();
+        AttachedShare { id: self.id, unc: self.unc.clone(), mode: self.mode, trouble, free, total }
     }
 }
 
@@ -58,7 +62,7 @@ const LOOK_EVERY: Duration = Duration::from_secs(5);
 /// At every so many looks what is not mounted is tried to be.
 const LOOKS_PER_MOUNT: u32 = 3;
 /// At every so many looks free space is asked, which some mounts know only from the file server.
-const LOOKS_PER_FREE: u32 = 12;
+const LOOKS_PER_SPACE: u32 = 12;
 
 impl Shares {
     /// Reads the table. Shares whose mount is gone are mounted again by [`Shares::look_after`].
@@ -88,7 +92,7 @@ impl Shares {
                 if look % LOOKS_PER_MOUNT == 0 {
                     shares.attach_again(look == 0);
                 }
-                shares.look(look % LOOKS_PER_FREE == 0);
+                shares.look(look % LOOKS_PER_SPACE == 0);
             });
             let _ = looked.await;
             tokio::time::sleep(LOOK_EVERY).await;
@@ -96,14 +100,14 @@ impl Shares {
     }
 
     /// Looks at every share. Blocks for seconds when a mount hangs.
-    fn look(&self, asks_free: bool) {
+    fn look(&self, asks_space: bool) {
         for entry in self.copy() {
             let trouble = self.driver.check(&entry.unc, &entry.path).err().map(|error| chain(&error));
-            let free = asks_free.then(|| self.driver.free(&entry.unc, entry.credentials.as_ref(), &entry.path));
+            let space = asks_space.then(|| self.driver.space(&entry.unc, entry.credentials.as_ref(), &entry.path));
             self.publish(|views| {
                 let Some(view) = views.iter_mut().find(|view| view.id == entry.id) else { return };
-                let free = free.unwrap_or(view.free);
-                *view = entry.view(trouble, free);
+                let known = view.free.zip(view.total).map(|(free, total)| Space { free, total });
+                *view = entry.view(trouble, space.unwrap_or(known));
             });
         }
     }
@@ -166,9 +170,9 @@ impl Shares {
             }
         };
         let credentials = request.credentials.clone().filter(|_| mode == AttachMode::Mounted);
-        let free = self.driver.free(unc, request.credentials.as_ref(), &path);
+        let space = self.driver.space(unc, request.credentials.as_ref(), &path);
         let entry = Entry { id, unc: unc.clone(), mode, path, credentials };
-        let view = entry.view(None, free);
+        let view = entry.view(None, space);
         self.change(|entries| {
             entries.retain(|other| other.id != id);
             entries.push(entry);
@@ -219,6 +223,30 @@ impl Shares {
     /// Where each share is.
     pub fn places(&self, host: HostId) -> Places {
         Places::new(host, self.copy().into_iter().map(|entry| (entry.id, entry.path)).collect())
+    }
+
+    /// The tops of the shares' mounts.
+    pub fn roots(&self) -> Vec<ShareRoot> {
+        let root = |entry: Entry| ShareRoot { id: entry.id, unc: entry.unc, mount: entry.path };
+        self.copy().into_iter().map(root).collect()
+    }
+
+    /// Makes sure that a share's files can be used now. Blocks, for some seconds if its file server is dead.
+    ///
+    /// # Errors
+    /// `share.not-attached`, or what is wrong with it.
+    pub fn check(&self, id: ShareId) -> Result<(), AgentError> {
+        let entry = self.entry(id)?;
+        Ok(self.driver.check(&entry.unc, &entry.path)?)
+    }
+
+    /// Free and total bytes of a share now, where they can be known. Blocks, for some seconds if its file server is dead.
+    ///
+    /// # Errors
+    /// `share.not-attached`.
+    pub fn space(&self, id: ShareId) -> Result<Option<Space>, AgentError> {
+        let entry = self.entry(id)?;
+        Ok(self.driver.space(&entry.unc, entry.credentials.as_ref(), &entry.path))
     }
 
     /// The mount points of some shares.
@@ -290,7 +318,11 @@ impl Shares {
     }
 
     fn path_of(&self, id: ShareId) -> Result<PathBuf, AgentError> {
-        self.copy().into_iter().find(|entry| entry.id == id).map(|entry| entry.path).ok_or_else(|| {
+        Ok(self.entry(id)?.path)
+    }
+
+    fn entry(&self, id: ShareId) -> Result<Entry, AgentError> {
+        self.copy().into_iter().find(|entry| entry.id == id).ok_or_else(|| {
             AgentError::refused(
                 422,
                 Finding::blocks(

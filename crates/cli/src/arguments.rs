@@ -115,10 +115,48 @@ pub enum HostCommand {
         /// Its name
         host: String,
     },
+    /// Show what a host offers for files of VMs, or what is in a directory there
+    ///
+    /// Examples: ferry host browse kvm1 · ferry host browse kvm1 '\\fs1.example.org\vms\web'
+    Browse {
+        /// Its name
+        host: String,
+        /// /DIRECTORY of the host, or \\SERVER.DOMAIN\SHARE\DIRECTORY
+        location: Option<String>,
+    },
+    /// List, add and remove the directories that a host offers first for files of VMs
+    #[command(subcommand)]
+    Storage(StorageCommand),
     /// Forget a host; its VMs go on
     Remove {
         /// Its name
         host: String,
+    },
+}
+
+/// `ferry host storage …`
+#[derive(Debug, Subcommand)]
+pub enum StorageCommand {
+    /// List a host's storage locations
+    List {
+        /// The host
+        host: String,
+    },
+    /// Add a storage location; the host checks that it can hold files of VMs
+    ///
+    /// Example: ferry host storage add kvm1 '\\fs1.example.org\vms\web'
+    Add {
+        /// The host
+        host: String,
+        /// /DIRECTORY of the host, or \\SERVER.DOMAIN\SHARE\DIRECTORY
+        location: String,
+    },
+    /// Remove a storage location; the directory and its files stay
+    Remove {
+        /// The host
+        host: String,
+        /// As `ferry host storage list` shows it
+        location: String,
     },
 }
 
@@ -206,7 +244,7 @@ pub enum VmCommand {
     ///
     /// A place is a folder: a path on the host, or `\\\\server.domain\\share\\folder`.
     ///
-    /// Example: ferry vm move-storage web01 --to /srv/fast --disk vdb=/srv/big,format=qcow2 --wait
+    /// Example: ferry vm move-storage web01 --to /var/lib/libvirt/images --disk vdb,format=qcow2 --wait
     MoveStorage(MoveStorageArguments),
 }
 
@@ -224,6 +262,9 @@ pub struct MoveStorageArguments {
     /// Keep the old files
     #[arg(long)]
     pub keep_source: bool,
+    /// Offer each place from now on: it becomes a storage location of the host
+    #[arg(long)]
+    pub add_default: bool,
     /// Read no faster than this. MiB per second and disk
     #[arg(long, value_name = "MIB_PER_S", value_parser = clap::value_parser!(u64).range(1..=1_000_000))]
     pub bandwidth: Option<u64>,
@@ -448,6 +489,9 @@ mod tests {
             "ferry vm migrate --to kvm2",
             "ferry vm migrate web01 --to kvm2 --on-stall wait",
             "ferry host set kvm1",
+            "ferry host browse",
+            "ferry host storage add kvm1",
+            "ferry host storage remove kvm1",
             "ferry host set kvm1 --live-limit 0",
             "ferry job list --since yesterday",
             "ferry vm migrate web01 --to kvm2 --max-downtime 5",

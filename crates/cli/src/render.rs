@@ -1,5 +1,7 @@
 //! Bodies of the API as text.
 
+mod places;
+
 use ferry_core::{
     api::server::{Candidate, ChildView, HostView, JobView, PlannedDisk, ShareView, StoragePlan, VmView},
     job::{JobKind, StepState, StepView},
@@ -11,6 +13,8 @@ use ferry_core::{
     vm::{FileRole, VmState},
 };
 use time::{OffsetDateTime, macros::format_description};
+
+pub(crate) use places::{places, storage_locations};
 
 use crate::output::{findings, table};
 
@@ -94,6 +98,9 @@ pub(crate) fn host(host: &HostView) -> String {
         .iter()
         .map(|share| vec![share.unc.to_string(), format!("{:?}", share.mode).to_lowercase(), share_state(share)]);
     text += &format!("\n{}\n", table(&["SHARE", "MODE", "STATE"], shares.collect()));
+    if !host.storage_locations.is_empty() {
+        text += &format!("\n{}\n", storage_locations(&host.storage_locations));
+    }
     let vms = host.vms.iter().map(|vm| vec![vm.name.clone(), state(vm.state).into(), vm.memory.to_string()]);
     text += &format!("\n{}\n", table(&["VM", "STATE", "MEMORY"], vms.collect()));
     if !host.moves.is_empty() {

@@ -10,7 +10,9 @@ use ferry_core::{
     },
     host::HostFacts,
     id::{Generation, Incarnation, JobId, ShareId, VmId},
+    location::Location,
     pin::Pin,
+    place::{DirectoryListing, OfferedPlace},
     share::AttachedShare,
     units::ByteCount,
 };
@@ -28,6 +30,8 @@ const DEADLINE: Duration = Duration::from_secs(30);
 const ATTACH_DEADLINE: Duration = Duration::from_secs(90);
 /// New files are made on a file server that may be slow; copies end when libvirt has ended them.
 const STORAGE_DEADLINE: Duration = Duration::from_secs(90);
+/// Browsing asks file systems and file servers, some of which are slow or dead: the agent's own deadlines are shorter.
+const BROWSE_DEADLINE: Duration = Duration::from_secs(60);
 /// What a long poll may take beyond its own wait.
 const POLL_GRACE: Duration = Duration::from_secs(5);
 /// An abort waits until libvirt's migrate call has ended.
@@ -152,6 +156,31 @@ impl AgentClient {
     /// As [`Self::enrol`].
     pub async fn remove_token(&self, share: ShareId, name: &str) -> Result<(), ClientError> {
         self.peer.done(self.token(Method::DELETE, share, name)).await
+    }
+
+    /// What the host offers for files: its storage roots and its shares.
+    ///
+    /// # Errors
+    /// As [`Self::enrol`].
+    pub async fn places(&self) -> Result<Vec<OfferedPlace>, ClientError> {
+        self.peer.json(self.peer.request(Method::GET, &["v1", "places"], BROWSE_DEADLINE)).await
+    }
+
+    /// What is in a directory.
+    ///
+    /// # Errors
+    /// As [`Self::enrol`].
+    pub async fn directory(&self, location: &Location) -> Result<DirectoryListing, ClientError> {
+        self.peer.json(self.peer.request(Method::GET, &["v1", "directory"], BROWSE_DEADLINE).query(location)).await
+    }
+
+    /// Makes sure that a directory can hold files of VMs; nothing stays of the try.
+    ///
+    /// # Errors
+    /// As [`Self::enrol`].
+    pub async fn check_directory(&self, location: &Location) -> Result<(), ClientError> {
+        let request = self.peer.request(Method::PUT, &["v1", "directory", "check"], BROWSE_DEADLINE);
+        self.peer.done(request.json(location)).await
     }
 
     /// Starts a VM or asks its guest to shut down.

@@ -4,8 +4,8 @@ use std::time::Duration;
 
 use ferry_core::{
     api::server::{
-        AddHost, AddShare, AttachShare, AuditPage, Candidate, DrainHost, Event, HostView, JobView, MigrateMany,
-        MigrateVm, MoveStorage, SetHost, ShareView, StoragePlan, VmView,
+        AddHost, AddShare, AddStorageLocation, AttachShare, AuditPage, Candidate, DrainHost, Event, HostView, JobView,
+        MigrateMany, MigrateVm, MoveStorage, PlacesView, SetHost, ShareView, StoragePlan, VmView,
     },
     id::JobId,
     pin::Pin,
@@ -99,6 +99,32 @@ impl ServerClient {
     /// As [`Self::hosts`].
     pub async fn resume_host(&self, host: &str) -> Result<HostView, ClientError> {
         self.post(&["hosts", host, "resume"], &()).await
+    }
+
+    /// What a host offers for files; with a `location` (`/directory` or `\\server.domain\share\directory`) what is in it.
+    ///
+    /// # Errors
+    /// As [`Self::hosts`].
+    pub async fn places(&self, host: &str, location: Option<&str>) -> Result<PlacesView, ClientError> {
+        let pairs: Vec<_> = location.into_iter().map(|location| ("location", location)).collect();
+        self.peer.json(self.request(Method::GET, &["hosts", host, "places"]).query(&pairs)).await
+    }
+
+    /// Adds a storage location to a host; Ok also if it has it.
+    ///
+    /// # Errors
+    /// As [`Self::hosts`].
+    pub async fn add_storage_location(&self, host: &str, body: &AddStorageLocation) -> Result<HostView, ClientError> {
+        self.peer.json(self.request(Method::PUT, &["hosts", host, "storage-locations"]).json(body)).await
+    }
+
+    /// Removes a storage location from a host; the directory and its files stay.
+    ///
+    /// # Errors
+    /// As [`Self::hosts`].
+    pub async fn remove_storage_location(&self, host: &str, location: &str) -> Result<HostView, ClientError> {
+        let request = self.request(Method::DELETE, &["hosts", host, "storage-locations"]);
+        self.peer.json(request.query(&[("location", location)])).await
     }
 
     /// Every share.

@@ -14,6 +14,7 @@ pub mod job;
 pub mod location;
 pub mod migration;
 pub mod pin;
+pub mod place;
 pub mod placement;
 pub mod preflight;
 pub mod share;

@@ -5,7 +5,10 @@ use std::{fmt, str::FromStr};
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
-use crate::id::{HostId, ShareId};
+use crate::{
+    finding::{Finding, FindingId},
+    id::{HostId, ShareId},
+};
 
 /// Where a file is.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -55,6 +58,27 @@ pub enum UncError {
         /// The share name.
         share: String,
     },
+}
+
+impl UncError {
+    /// What was given, as the administrator wrote it.
+    pub fn text(&self) -> &str {
+        match self {
+            Self::Form(text) => text,
+            Self::NotQualified { unc, .. } => unc,
+        }
+    }
+
+    /// The finding that tells a user, on `object`.
+    pub fn finding(&self, object: impl fmt::Display) -> Finding {
+        let (id, fix) = match self {
+            Self::Form(_) => (FindingId::ShareForm, "Write it as \\\\server.domain\\share"),
+            Self::NotQualified { .. } => {
+                (FindingId::ShareNotQualified, "Give the server's full name with its domain, as DNS has it")
+            }
+        };
+        Finding::blocks(id, object, self.to_string(), fix)
+    }
 }
 
 impl UncPath {

@@ -500,6 +500,7 @@ mod tests {
             mode: AttachMode::Mounted,
             trouble: None,
             free: None,
+            total: None,
         }
     }
 

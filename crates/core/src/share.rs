@@ -29,4 +29,7 @@ pub struct AttachedShare {
     pub trouble: Option<String>,
     /// Free bytes, where the file server tells.
     pub free: Option<ByteCount>,
+    /// All bytes, where the file server tells. An agent of an earlier version does not say.
+    #[serde(default)]
+    pub total: Option<ByteCount>,
 }

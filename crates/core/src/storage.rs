@@ -158,6 +158,11 @@ pub struct Planned {
 /// Endings by which a path is known to be one of an image, not of a folder.
 const ENDINGS: [&str; 3] = [".raw", ".img", ".qcow2"];
 
+/// Whether a path is meant as an image's, not a folder's.
+pub fn is_file(path: &str) -> bool {
+    ENDINGS.iter().any(|ending| path.ends_with(ending))
+}
+
 /// Decides which file of a VM goes where. Every file of the VM gets an explicit rule: it moves, or a finding says that it
 /// stays and why.
 pub fn plan(vm: &VmFacts, wanted: &Wanted) -> Planned {
@@ -315,7 +320,7 @@ fn thick(file: &VmFile, format: DiskFormat, to: &Location) -> Option<(&'static s
 /// The file that a disk gets in a folder, or the file that was named. Two disks never get the same.
 fn file_in(to: &Location, file: &VmFile, format: DiskFormat, others: &[DiskMove]) -> Location {
     let (Location::Share { path, .. } | Location::Local { path, .. }) = to;
-    if ENDINGS.iter().any(|ending| path.ends_with(ending)) {
+    if is_file(path) {
         return to.clone();
     }
     let (Location::Share { path: old, .. } | Location::Local { path: old, .. }) = &file.place;

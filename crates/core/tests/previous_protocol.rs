@@ -4,11 +4,13 @@
 use ferry_core::{
     api::{
         agent::{ConfirmRequest, DestinationReady, MigrationReport, PrepareDestination, PrepareSource, SourceReady},
-        server::MigrateVm,
+        server::{HostView, MigrateVm},
     },
     id::{Generation, SessionId, VmId},
     job::OnStall,
     pin::{Pin, Secret},
+    share::AttachedShare,
+    units::ByteCount,
 };
 use serde::{Deserialize, de::DeserializeOwned};
 use uuid::Uuid;
@@ -33,6 +35,10 @@ const REPORT: &str = r#"{
     "presence": "absent", "progress": null, "error": null,
     "figures": {"total_ms": 0, "accepted_to_migrate_ms": 0, "migrate_ms": 1400, "downtime_ms": 0,
         "qemu_downtime_ms": 80, "sent": 1048576, "wire": 1048999, "iterations": 3}
+}"#;
+
+const ATTACHED_SHARE: &str = r#"{
+    "id": "00000000-0000-0000-0000-000000000005", "unc": "\\\\fs1.contoso.com\\vms", "mode": "mounted", "trouble": null, "free": 7
 }"#;
 
 /// What the agent before this one took as [`PrepareSource`].
@@ -69,6 +75,8 @@ fn what_an_agent_of_the_version_before_answers_is_understood() {
     assert_eq!((report.generation, report.figures.iterations), (Generation(5), 3));
     let ready: SourceReady = read(r#"{"autostart": false}"#);
     assert!(!ready.autostart);
+    let share: AttachedShare = read(ATTACHED_SHARE);
+    assert_eq!((share.free, share.total), (Some(ByteCount(7)), None));
 }
 
 #[test]
@@ -77,6 +85,17 @@ fn an_agent_of_the_version_before_understands_what_is_asked_now() {
     let text = serde_json::to_string(&now).expect("JSON");
     let previous: PreviousPrepareSource = read(&text);
     assert_eq!(previous.session, SessionId(Uuid::from_u128(7)));
+}
+
+#[test]
+fn what_a_server_of_the_version_before_shows_of_a_host_is_understood() {
+    let host: HostView = read(
+        r#"{"id": "00000000-0000-0000-0000-000000000001", "name": "kvm1", "address": "10.0.0.1:7421",
+            "pin": "sha256:0909090909090909090909090909090909090909090909090909090909090909", "reachable": true,
+            "seen_at_ms": null, "facts": null, "vms": [], "shares": [], "limits": {"live": 2, "storage": 2},
+            "maintenance": false, "moves": []}"#,
+    );
+    assert_eq!(host.storage_locations, []);
 }
 
 #[test]

@@ -11,7 +11,7 @@ use std::{
 
 use ferry_core::{units::ByteCount, vm::DiskFormat};
 
-use crate::share::run::run;
+use crate::run::run;
 
 /// QEMU's tool writes a few kilobytes; a file server may be slow.
 const MAKE_WITHIN: Duration = Duration::from_secs(30);

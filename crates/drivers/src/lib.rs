@@ -6,4 +6,5 @@
 pub mod hypervisor;
 pub mod image;
 pub mod places;
+mod run;
 pub mod share;

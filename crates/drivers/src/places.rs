@@ -1,4 +1,9 @@
-//! Path ↔ location: which share's mount holds a path.
+//! Path ↔ location: which share's mount holds a path; [`Roots`] opens what a location means, and nothing outside of
+//! where files may be.
+
+mod access;
+mod listing;
+mod roots;
 
 use std::path::{Component, Path, PathBuf};
 
@@ -6,6 +11,10 @@ use ferry_core::{
     id::{HostId, ShareId},
     location::Location,
 };
+
+pub use access::QemuUser;
+pub(crate) use access::qemu_user;
+pub use roots::{Directory, Roots, RootsError, ShareRoot};
 
 /// Where a host has mounted its shares. Pure: symlinks are not followed.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -12,8 +12,19 @@ use std::{
     time::{Duration, Instant},
 };
 
-use ferry_core::{api::agent::ShareCredentials, location::UncPath};
-use ferry_drivers::share::{ShareDriver, ShareError, conformance, smb::SmbShares};
+use ferry_core::{
+    api::agent::ShareCredentials,
+    finding::FindingId,
+    id::{HostId, ShareId},
+    location::{Location, UncPath},
+    place::EntryKind,
+    units::ByteCount,
+};
+use ferry_drivers::{
+    places::{QemuUser, Roots, ShareRoot},
+    share::{ShareDriver, ShareError, conformance, smb::SmbShares},
+};
+use uuid::Uuid;
 
 /// Set in the process that runs inside the namespaces.
 const INSIDE: &str = "FERRY_SHARE_TEST_INSIDE";
@@ -162,6 +173,37 @@ fn the_smb_driver_keeps_what_every_share_driver_keeps() {
         .map(str::to_owned)
         .collect();
     assert_eq!(left, Vec::<String>::new(), "nothing stays mounted");
+}
+
+#[test]
+fn directories_on_a_share_are_listed_checked_and_kept_inside() {
+    if !is_inside("directories_on_a_share_are_listed_checked_and_kept_inside") {
+        return;
+    }
+    let directory = tempfile::tempdir().expect("a directory");
+    let mut samba = Samba::new(directory.path(), "server min protocol = SMB3_00");
+    let driver = SmbShares::new(directory.path().join("work"));
+    let at = directory.path().join("mount");
+    driver.attach(&unc("vms"), &credentials(), &at).expect("attached");
+    fs::create_dir(at.join("dir")).expect("made");
+    fs::write(at.join("dir/disk.raw"), [7; 5000]).expect("written");
+    let (host, share) = (HostId(Uuid::from_u128(1)), ShareId(Uuid::from_u128(2)));
+    let roots = Roots::new(host, Vec::new(), vec![ShareRoot { id: share, unc: unc("vms"), mount: at.clone() }]);
+    let on_share = |path: &str| Location::Share { share, path: path.into() };
+    let listing = roots.list(&on_share("dir")).expect("listed");
+    let seen: Vec<_> = listing.entries.iter().map(|entry| (entry.name.as_str(), entry.kind, entry.size)).collect();
+    assert_eq!(seen, [("disk.raw", EntryKind::File, Some(ByteCount(5000)))]);
+    roots.check_writable(&on_share("dir"), QemuUser::of_conf("user = \"nobody\"")).expect("QEMU's user may write");
+    assert_eq!(fs::read_dir(directory.path().join("data/dir")).expect("read").count(), 1, "nothing stays of the check");
+    for (path, id) in [
+        ("../other", FindingId::PlaceOutside),
+        ("nothing", FindingId::PlaceMissing),
+        ("dir/disk.raw", FindingId::PlaceNotADirectory),
+    ] {
+        assert_eq!(roots.list(&on_share(path)).expect_err(path).finding().id, id, "{path}");
+    }
+    driver.detach(&unc("vms"), &at).expect("detached");
+    samba.stop();
 }
 
 #[test]

@@ -125,10 +125,12 @@ pub(crate) fn describe(host: &str, error: &ClientError) -> String {
 pub(crate) fn status_of(id: FindingId) -> u16 {
     use FindingId as Id;
     match id {
-        Id::RequestInvalid | Id::ShareNotQualified | Id::ShareForm => 400,
+        Id::RequestInvalid | Id::ShareNotQualified | Id::ShareForm | Id::PlaceForm => 400,
         Id::AuthToken => 401,
         Id::AuthEnrolment => 403,
-        Id::VmUnknown | Id::HostUnknown | Id::ShareUnknown | Id::JobUnknown => 404,
+        Id::VmUnknown | Id::HostUnknown | Id::ShareUnknown | Id::JobUnknown | Id::PlaceMissing | Id::StorageUnknown => {
+            404
+        }
         Id::VmAmbiguous
         | Id::VmNotRunning
         | Id::VmPaused
@@ -165,12 +167,19 @@ pub(crate) fn status_of(id: FindingId) -> u16 {
         | Id::ShareInUse
         | Id::ShareNotAttached
         | Id::ShareNotSame
+        | Id::StorageTooMany
         | Id::RequestStale
         | Id::RequestIdempotency
         | Id::JobEnded
         | Id::JobOpen
         | Id::JobPastPivot => 409,
-        Id::ShareDialect | Id::SharePassword | Id::ShareMount => 422,
+        Id::ShareDialect
+        | Id::SharePassword
+        | Id::ShareMount
+        | Id::PlaceOutside
+        | Id::PlaceNotADirectory
+        | Id::PlaceUnreadable
+        | Id::PlaceNotWritable => 422,
         // The agent's or file server's fault, as seen through this server.
         Id::HostUnreachable | Id::HostVersion | Id::ShareUnreachable | Id::AuthKey => 502,
     }

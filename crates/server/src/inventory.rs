@@ -172,6 +172,11 @@ impl Inventory {
     /// Takes what an administrator set, which is stored already.
     pub(crate) fn set(&self, host: &Host, settings: HostSettings) {
         *host.settings.lock().expect("nobody panics with it") = settings;
+        self.tell_change(host);
+    }
+
+    /// Tells who listens that something of a host was changed, which is stored already.
+    pub(crate) fn tell_change(&self, host: &Host) {
         self.events.publish(&Event::Host { name: host.record.name.clone() });
     }
 

@@ -20,7 +20,8 @@ use std::{
 use ferry_core::{
     api::agent::{ConfirmStorage, PrepareStorage, StorageReport, StorageStage},
     finding::{Finding, FindingId},
-    id::{Generation, JobId},
+    id::{Generation, JobId, ShareId},
+    location::Location,
     storage::space_needed,
     units::ByteCount,
     vm::{VmFacts, VmState},
@@ -28,7 +29,7 @@ use ferry_core::{
 use ferry_drivers::{
     hypervisor::{Hypervisor, HypervisorError},
     image,
-    places::Places,
+    places::{Places, Roots, RootsError},
 };
 use tokio::sync::watch;
 use tracing::{info, warn};
@@ -37,7 +38,7 @@ use self::{
     journal::{Disk, Journal},
     run::Move,
 };
-use crate::{AgentError, config::Config, error::chain, files};
+use crate::{AgentError, config::Config, files, shares::Shares};
 
 /// Storage moves that one host takes part in at once: a bound on threads, far above what slots allow.
 const MOVES_MAX: usize = 64;
@@ -47,6 +48,16 @@ const DISKS_MAX: usize = 64;
 const END_WITHIN: Duration = Duration::from_secs(20);
 /// Ended jobs whose last attempt is remembered: a request that was under way for so long does not come.
 const ENDED_MAX: usize = 256;
+
+/// The places of this host.
+pub struct Reach<'a> {
+    /// Paths of locations.
+    pub places: Places,
+    /// Where files may be.
+    pub roots: Roots,
+    /// Who knows how much room a share has.
+    pub shares: &'a Shares,
+}
 
 /// The storage moves.
 pub struct StorageMoves {
@@ -108,7 +119,7 @@ impl StorageMoves {
         job: JobId,
         generation: Generation,
         request: PrepareStorage,
-        places: &Places,
+        reach: &Reach<'_>,
     ) -> Result<StorageReport, AgentError> {
         let _turn = self.turn.lock().expect("nobody panics while holding it");
         made_to_fail("agent-prepare-storage")?;
@@ -127,7 +138,7 @@ impl StorageMoves {
         if self.moves().len() >= MOVES_MAX || request.disks.len() > DISKS_MAX {
             return Err(AgentError::Carrier(format!("This host moves {MOVES_MAX} VMs' storage already")));
         }
-        let disks = self.checked(&request, places)?;
+        let disks = self.checked(&request, reach)?;
         let owner = self.hypervisor.process_owner()?;
         let journal = Journal { job, generation, request, disks, stage: StorageStage::Prepared, error: None };
         journal.write(&self.folder)?;
@@ -145,11 +156,11 @@ impl StorageMoves {
     ///
     /// # Errors
     /// As [`Self::prepare`].
-    pub fn check(&self, request: &PrepareStorage, places: &Places) -> Result<Vec<ByteCount>, AgentError> {
-        Ok(self.checked(request, places)?.into_iter().map(|disk| disk.allocated).collect())
+    pub fn check(&self, request: &PrepareStorage, reach: &Reach<'_>) -> Result<Vec<ByteCount>, AgentError> {
+        Ok(self.checked(request, reach)?.into_iter().map(|disk| disk.allocated).collect())
     }
 
-    fn checked(&self, request: &PrepareStorage, places: &Places) -> Result<Vec<Disk>, AgentError> {
+    fn checked(&self, request: &PrepareStorage, reach: &Reach<'_>) -> Result<Vec<Disk>, AgentError> {
         let vm = request.vm;
         let facts = self.hypervisor.vm(vm)?.ok_or(HypervisorError::NoVm(vm))?;
         if facts.state != VmState::Running {
@@ -161,10 +172,10 @@ impl StorageMoves {
             ));
         }
         let mut disks = Vec::with_capacity(request.disks.len());
-        let mut needed: BTreeMap<u64, (ByteCount, ByteCount, PathBuf)> = BTreeMap::new();
+        let mut needed: BTreeMap<Room, (ByteCount, ByteCount, String)> = BTreeMap::new();
         for wanted in &request.disks {
             let path = |location| {
-                places.path(location).ok_or_else(|| {
+                reach.places.path(location).ok_or_else(|| {
                     refused(
                         FindingId::FilePlace,
                         &wanted.device,
@@ -175,9 +186,9 @@ impl StorageMoves {
             };
             let disk = self.checked_disk(&facts, &wanted.device, path(&wanted.from)?, path(&wanted.to)?)?;
             if disk.from != disk.to && !disk.made {
-                let folder = disk.to.parent().unwrap_or(Path::new("/")).to_owned();
-                if let Some((device, free)) = free_in(&folder, &wanted.device)? {
-                    let entry = needed.entry(device).or_insert((ByteCount(0), free, folder));
+                let (folder, _) = reach.roots.open_parent(&wanted.to).map_err(|error| outside(&error))?;
+                if let Some((room, free)) = room_in(reach, &wanted.to, folder.path())? {
+                    let entry = needed.entry(room).or_insert((ByteCount(0), free, folder.written().to_owned()));
                     entry.0 = ByteCount(entry.0.0.saturating_add(space_needed(disk.allocated).0));
                 }
             }
@@ -187,12 +198,11 @@ impl StorageMoves {
             if wanted > free {
                 return Err(refused(
                     FindingId::FileSpace,
-                    folder.display(),
+                    folder,
                     format!(
-                        "The copies need {} MiB, and {} MiB are free in {}",
+                        "The copies need {} MiB, and {} MiB are free in {folder}",
                         wanted.0.div_ceil(1 << 20),
-                        free.0 >> 20,
-                        folder.display()
+                        free.0 >> 20
                     ),
                     "Make room there, or choose another place or fewer disks",
                 ));
@@ -395,17 +405,27 @@ fn stale(job: JobId) -> AgentError {
     )
 }
 
-/// The file system of a folder and what is free there, if it tells.
-fn free_in(folder: &Path, device: &str) -> Result<Option<(u64, ByteCount)>, AgentError> {
-    match image::free(folder) {
-        Ok((file_system, free)) => Ok(free.map(|free| (file_system, free))),
-        Err(error) => Err(refused(
-            FindingId::FilePlace,
-            folder.display(),
-            format!("Disk {device} cannot be put into {}: {}", folder.display(), chain(&error)),
-            "Make the folder, or choose another place",
-        )),
+/// What room is counted by: a share, or a file system of this host.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Room {
+    Share(ShareId),
+    FileSystem(u64),
+}
+
+/// Whose room a new file takes, and what is free there; `None` if nobody tells.
+fn room_in(reach: &Reach<'_>, to: &Location, folder: &Path) -> Result<Option<(Room, ByteCount)>, AgentError> {
+    match to {
+        Location::Share { share, .. } => Ok(reach.shares.space(*share)?.map(|space| (Room::Share(*share), space.free))),
+        Location::Local { .. } => {
+            let fault = |source| AgentError::File { path: folder.to_owned(), source };
+            let (device, free) = image::free(folder).map_err(fault)?;
+            Ok(free.map(|free| (Room::FileSystem(device), free)))
+        }
     }
+}
+
+fn outside(error: &RootsError) -> AgentError {
+    AgentError::refused(409, error.finding())
 }
 
 /// Lets a test fail the host's part of a step before or after its effect.

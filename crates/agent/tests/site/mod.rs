@@ -84,7 +84,7 @@ fn serve_at(agent: Arc<Agent>, key: &KeyPair) -> (AgentClient, oneshot::Sender<(
 impl Host {
     async fn start(name: &str, folder: &TempDir, world: &World, servers: &FakeFileServers, key: &KeyPair) -> Self {
         let dir = folder.path().join(name);
-        std::fs::create_dir(&dir).expect("made");
+        std::fs::create_dir_all(dir.join("local")).expect("made");
         let config = Config {
             data_ports: "21000-23000".into(),
             state_dir: dir.join("state"),
@@ -92,6 +92,7 @@ impl Host {
             share_root: dir.join("srv"),
             qemu_conf: dir.join("qemu.conf"),
             hooks_dir: dir.join("hooks"),
+            storage_roots: vec![dir.join("local"), dir.join("missing")],
             ..Config::new("127.0.0.1:0".parse().expect("an address"))
         };
         let hypervisor = Arc::new(FakeHypervisor::new(name, dir, world).expect("a fake host"));

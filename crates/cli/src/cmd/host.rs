@@ -1,10 +1,14 @@
 //! `ferry host …`
 
 use ferry_client::server::ServerClient;
-use ferry_core::api::server::{AddHost, DrainHost, SetHost};
+use ferry_core::api::server::{AddHost, AddStorageLocation, DrainHost, HostView, SetHost};
 
 use super::job;
-use crate::{Failure, Output, arguments::HostCommand, connection, render};
+use crate::{
+    Failure, Output,
+    arguments::{HostCommand, StorageCommand},
+    connection, render,
+};
 
 pub(crate) async fn run(command: HostCommand, client: &ServerClient, output: &Output) -> Result<(), Failure> {
     match command {
@@ -28,10 +32,26 @@ pub(crate) async fn run(command: HostCommand, client: &ServerClient, output: &Ou
             job::accepted(&accepted, wait, client, output).await?;
         }
         HostCommand::Resume { host } => output.data(&client.resume_host(&host).await?, render::host),
+        HostCommand::Browse { host, location } => {
+            output.data(&client.places(&host, location.as_deref()).await?, |view| render::places(&host, view));
+        }
+        HostCommand::Storage(command) => storage(command, client, output).await?,
         HostCommand::Remove { host } => {
             client.remove_host(&host).await?;
             output.talk(&format!("Host {host} is forgotten; its VMs go on"));
         }
     }
+    Ok(())
+}
+
+async fn storage(command: StorageCommand, client: &ServerClient, output: &Output) -> Result<(), Failure> {
+    let host: HostView = match command {
+        StorageCommand::List { host } => client.host(&host).await?,
+        StorageCommand::Add { host, location } => {
+            client.add_storage_location(&host, &AddStorageLocation { location }).await?
+        }
+        StorageCommand::Remove { host, location } => client.remove_storage_location(&host, &location).await?,
+    };
+    output.data(&host.storage_locations, |locations| render::storage_locations(locations));
     Ok(())
 }

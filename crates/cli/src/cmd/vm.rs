@@ -32,6 +32,7 @@ async fn move_storage(arguments: MoveStorageArguments, client: &ServerClient, ou
         to: arguments.to,
         disks: arguments.disks,
         keep_source: arguments.keep_source,
+        add_default: arguments.add_default,
         bandwidth_bytes_per_s: arguments.bandwidth.map(|mib| mib << 20),
         dry_run: arguments.dry_run,
     };

@@ -11,6 +11,9 @@
 //! PUT    /v1/shares/{share}/token/{name}             ShareToken          writes a token file on the share
 //! GET    /v1/shares/{share}/token/{name}                                 → ShareToken
 //! DELETE /v1/shares/{share}/token/{name}
+//! GET    /v1/places                                                      → [OfferedPlace]  (storage roots and shares)
+//! GET    /v1/directory?on=local&host=&path= | ?on=share&share=&path=     → DirectoryListing (the query is a Location)
+//! PUT    /v1/directory/check                         Location            → 204               (QEMU can write files there)
 //! PUT    /v1/vms/{vm}/power                          PowerRequest
 //! PUT    /v1/migrations/{job}/{generation}/destination  PrepareDestination → DestinationReady
 //! PUT    /v1/migrations/{job}/{generation}/source       PrepareSource      → SourceReady

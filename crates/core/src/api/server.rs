@@ -6,6 +6,9 @@
 //! GET    /api/v1/hosts/{host}                       → HostView
 //! PATCH  /api/v1/hosts/{host}         SetHost       → HostView
 //! DELETE /api/v1/hosts/{host}                                             (204)
+//! GET    /api/v1/hosts/{host}/places?location=      → PlacesView          (what it offers, or what is in a directory)
+//! PUT    /api/v1/hosts/{host}/storage-locations     AddStorageLocation → HostView
+//! DELETE /api/v1/hosts/{host}/storage-locations?location=              → HostView
 //! POST   /api/v1/hosts/{host}/drain   DrainHost     → JobView (202): a parent of moves; then maintenance
 //! POST   /api/v1/hosts/{host}/resume                → HostView            (maintenance ends)
 //! GET    /api/v1/shares                             → [ShareView]
@@ -33,8 +36,9 @@
 //! GET    /api/v1/events                             → text/event-stream of Event, resumable by Last-Event-ID
 //! ```
 //! `{vm}` is a name, a UUID, or `HOST/NAME` (percent-encoded); an ambiguous name is refused with the list.
-//! `{host}` and `{share}` are names or ids. Every call carries `Authorization: Bearer TOKEN`. A POST may carry
-//! `Idempotency-Key`: the same key with the same body gets the first answer again.
+//! `{host}` and `{share}` are names or ids; `location` is `/directory` or `\\server.domain\share\directory`. Every call
+//! carries `Authorization: Bearer TOKEN`. A POST may carry `Idempotency-Key`: the same key with the same body gets the
+//! first answer again.
 
 use serde::{Deserialize, Serialize};
 
@@ -45,9 +49,10 @@ use crate::{
     host::HostFacts,
     id::{HostId, JobId, ShareId, VmId},
     job::{Figures, JobKind, MoveKind, OnStall, Progress, StepView},
-    location::UncPath,
+    location::{Location, UncPath},
     migration::Phase,
     pin::Pin,
+    place::{DirectoryListing, OfferedPlace},
     share::AttachedShare,
     storage::{DiskMove, DiskProgress},
     units::ByteCount,
@@ -94,6 +99,64 @@ pub struct HostView {
     pub maintenance: bool,
     /// Moves in progress, in and out, and those that wait.
     pub moves: Vec<MoveOnHost>,
+    /// Its storage locations, in the order in which they were added. A server of an earlier version has none.
+    #[serde(default)]
+    pub storage_locations: Vec<StorageLocation>,
+}
+
+/// A directory that a host offers first for the files of VMs.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
+pub struct StorageLocation {
+    /// Where it is.
+    pub location: Location,
+    /// As an administrator writes it: a UNC path, or an absolute path of the host.
+    pub path: String,
+    /// Whether the share it lies on can be used on the host now; `None` if so, else why not.
+    pub trouble: Option<String>,
+}
+
+/// Adds a storage location to a host; at most 32.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
+pub struct AddStorageLocation {
+    /// `/directory` or `\\server.domain\share\directory`. Text, so that a refusal can name what is wrong with it.
+    pub location: String,
+}
+
+/// Where files may be on a host.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
+#[serde(tag = "what", rename_all = "snake_case")]
+pub enum PlacesView {
+    /// No location was asked for: what the host offers.
+    Offered {
+        /// Its storage roots, then its shares.
+        places: Vec<PlaceView>,
+    },
+    /// What is in a directory.
+    Directory {
+        /// The directory.
+        location: Location,
+        /// As an administrator writes it.
+        path: String,
+        /// Its content.
+        listing: DirectoryListing,
+    },
+}
+
+/// A place that a host offers.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
+pub struct PlaceView {
+    /// As an administrator writes it.
+    pub path: String,
+    /// The share's name; `None`: a storage root of the host.
+    pub share: Option<String>,
+    /// What the host's agent says.
+    pub offered: OfferedPlace,
+    /// The other hosts that have the same share attached.
+    pub also_on: Vec<String>,
 }
 
 /// A move that a host takes part in.
@@ -256,6 +319,9 @@ pub struct MoveStorage {
     /// The old files stay.
     #[serde(default)]
     pub keep_source: bool,
+    /// Each folder that is named becomes a storage location of the host, if it is none yet.
+    #[serde(default)]
+    pub add_default: bool,
     /// Cap on what is read, bytes per second and disk.
     #[serde(default)]
     pub bandwidth_bytes_per_s: Option<u64>,

@@ -10,6 +10,7 @@ use ferry_core::{
     api::agent::ShareCredentials,
     finding::{FindingId, Severity},
     location::UncPath,
+    place::Space,
 };
 
 use super::{ShareDriver, ShareError};
@@ -37,19 +38,20 @@ pub struct Site<'a> {
 
 /// Runs the whole suite. The file server is up before and after.
 pub fn run(site: &Site<'_>) {
-    a_probe_tells_smb_3_and_free_space(site);
+    a_probe_tells_smb_3_and_space(site);
     each_refusal_is_told_apart(site);
     what_one_host_writes_the_other_reads(site);
+    a_mounted_share_tells_its_space_and_no_other_path_does(site);
     attaching_and_detaching_may_be_repeated(site);
     only_a_mount_of_the_share_is_adopted(site);
     nothing_else_is_unmounted_or_covered(site);
     a_dead_file_server_is_told_in_time(site);
 }
 
-fn a_probe_tells_smb_3_and_free_space(site: &Site<'_>) {
+fn a_probe_tells_smb_3_and_space(site: &Site<'_>) {
     let facts = site.first.probe(&site.unc, &site.credentials).expect("a login");
     assert!(facts.dialect.starts_with('3'), "{facts:?}");
-    assert!(facts.free.is_some_and(|free| free.0 > 0), "{facts:?}");
+    assert!(facts.space.is_some_and(|space| is_sensible(&space)), "{facts:?}");
 }
 
 fn each_refusal_is_told_apart(site: &Site<'_>) {
@@ -84,11 +86,27 @@ fn what_one_host_writes_the_other_reads(site: &Site<'_>) {
     fs::remove_file(there.join("token")).expect("removed");
     for (driver, at) in [(site.first, &here), (site.second, &there)] {
         driver.check(&site.unc, at).expect("usable");
-        let free = driver.free(&site.unc, Some(&site.credentials), at);
-        assert!(free.is_some_and(|free| free.0 > 0), "{free:?}");
         driver.detach(&site.unc, at).expect("detached");
         assert!(!at.join("token").exists());
     }
+}
+
+/// Also where the mount's own statvfs answers zeros.
+fn a_mounted_share_tells_its_space_and_no_other_path_does(site: &Site<'_>) {
+    let at = site.directory.join("space");
+    let other: UncPath = format!("\\\\{}\\other", site.unc.server()).parse().expect("well formed");
+    site.first.attach(&site.unc, &site.credentials, &at).expect("attached");
+    let space = site.first.space(&site.unc, Some(&site.credentials), &at);
+    assert!(space.is_some_and(|space| is_sensible(&space)), "{space:?}");
+    let probed = site.first.probe(&site.unc, &site.credentials).expect("a login").space.expect("told");
+    assert_eq!(space.map(|space| space.total), Some(probed.total), "the file server says the same");
+    assert_eq!(site.first.space(&other, Some(&site.credentials), &at), None, "another share is mounted there");
+    site.first.detach(&site.unc, &at).expect("detached");
+    assert_eq!(site.first.space(&site.unc, Some(&site.credentials), &at), None, "nothing is mounted there");
+}
+
+fn is_sensible(space: &Space) -> bool {
+    space.free.0 > 0 && space.free <= space.total
 }
 
 fn attaching_and_detaching_may_be_repeated(site: &Site<'_>) {

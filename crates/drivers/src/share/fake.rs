@@ -8,7 +8,7 @@ use std::{
     sync::{Arc, Mutex, MutexGuard},
 };
 
-use ferry_core::{api::agent::ShareCredentials, location::UncPath, units::ByteCount};
+use ferry_core::{api::agent::ShareCredentials, location::UncPath, place::Space, units::ByteCount};
 
 use super::{ShareDriver, ShareError, ShareFacts};
 
@@ -29,8 +29,8 @@ pub struct FakeExport {
     pub dialect: Option<String>,
     /// Whether the server answers.
     pub is_up: bool,
-    /// Free bytes that it tells.
-    pub free: ByteCount,
+    /// Free and total bytes that it tells.
+    pub space: Space,
 }
 
 impl FakeExport {
@@ -42,7 +42,7 @@ impl FakeExport {
             password: "secret".into(),
             dialect: Some("3.1.1".into()),
             is_up: true,
-            free: ByteCount::gib(10),
+            space: Space { total: ByteCount::gib(40), free: ByteCount::gib(10) },
         }
     }
 
@@ -131,7 +131,7 @@ impl ShareDriver for FakeShares {
             let user = credentials.user.clone();
             return Err(ShareError::Password { unc: unc.clone(), user, reason: "NT_STATUS_LOGON_FAILURE".into() });
         }
-        Ok(ShareFacts { dialect, free: Some(export.free) })
+        Ok(ShareFacts { dialect, space: Some(export.space) })
     }
 
     fn attach(&self, unc: &UncPath, credentials: &ShareCredentials, mountpoint: &Path) -> Result<(), ShareError> {
@@ -177,9 +177,9 @@ impl ShareDriver for FakeShares {
         }
     }
 
-    fn free(&self, unc: &UncPath, _credentials: Option<&ShareCredentials>, path: &Path) -> Option<ByteCount> {
+    fn space(&self, unc: &UncPath, _credentials: Option<&ShareCredentials>, path: &Path) -> Option<Space> {
         self.check(unc, path).ok()?;
-        self.servers.get(unc).map(|export| export.free)
+        self.servers.get(unc).map(|export| export.space)
     }
 }
 

@@ -5,7 +5,6 @@
 pub mod conformance;
 pub mod fake;
 mod mounts;
-pub(crate) mod run;
 pub mod smb;
 
 use std::{
@@ -18,7 +17,7 @@ use ferry_core::{
     api::agent::ShareCredentials,
     finding::{Finding, FindingId},
     location::UncPath,
-    units::ByteCount,
+    place::Space,
 };
 use thiserror::Error;
 
@@ -27,8 +26,8 @@ use thiserror::Error;
 pub struct ShareFacts {
     /// The SMB dialect, `3.1.1`.
     pub dialect: String,
-    /// Free bytes, if it told.
-    pub free: Option<ByteCount>,
+    /// Free and total bytes, if it told.
+    pub space: Option<Space>,
 }
 
 /// What can go wrong with a share. Each variant is something that a caller treats differently.
@@ -197,7 +196,7 @@ pub trait ShareDriver: Send + Sync + 'static {
     /// [`ShareError::NotAMount`], [`ShareError::Stuck`], [`ShareError::Unreachable`].
     fn check(&self, unc: &UncPath, path: &Path) -> Result<(), ShareError>;
 
-    /// Free bytes of the share mounted at `path`, where they can be known. Some mounts do not tell; then the file
-    /// server is asked, which needs credentials.
-    fn free(&self, unc: &UncPath, credentials: Option<&ShareCredentials>, path: &Path) -> Option<ByteCount>;
+    /// Free and total bytes of the share mounted at `path`, where they can be known. Some mounts do not tell; then the
+    /// file server is asked, which needs credentials.
+    fn space(&self, unc: &UncPath, credentials: Option<&ShareCredentials>, path: &Path) -> Option<Space>;
 }

@@ -17,17 +17,19 @@ use std::{
     time::Duration,
 };
 
-use ferry_core::{api::agent::ShareCredentials, location::UncPath, units::ByteCount};
+use ferry_core::{api::agent::ShareCredentials, location::UncPath, place::Space, units::ByteCount};
 use nix::{
     errno::Errno,
     mount::{MntFlags, umount2},
-    unistd::User,
 };
 
 use self::password::{SecretFile, SplitUser};
 use super::{
     ShareDriver, ShareError, ShareFacts,
     mounts::{self, Mount},
+};
+use crate::{
+    places::qemu_user,
     run::{Ended, run, within},
 };
 
@@ -81,6 +83,7 @@ impl SmbShares {
         };
         let mut options = format!("vers={version},hard,nosuid,nodev,credentials={}", file.path().display());
         if let Some(user) = qemu_user() {
+            // cifs shows files as owned by one user, and QEMU must be able to write them.
             options.push_str(&format!(",uid={},gid={},file_mode=0660,dir_mode=0770", user.uid, user.gid));
         }
         let mut mount = Command::new("mount");
@@ -213,16 +216,28 @@ impl ShareDriver for SmbShares {
         look(path, unc, path)
     }
 
-    fn free(&self, unc: &UncPath, credentials: Option<&ShareCredentials>, path: &Path) -> Option<ByteCount> {
+    fn space(&self, unc: &UncPath, credentials: Option<&ShareCredentials>, path: &Path) -> Option<Space> {
         let all = all_mounts().ok()?;
-        if mounts::holding(&all, path)?.kind != "fuse.smbnetfs" {
-            let outcome = run(Command::new("stat").args(["-f", "-c", "%a %S", "--"]).arg(path), LOOK_WAIT).ok()?;
-            let (blocks, block_bytes) = outcome.output.trim().split_once(' ')?;
-            return Some(ByteCount(blocks.parse::<u64>().ok()?.checked_mul(block_bytes.parse().ok()?)?));
+        let mount = mounts::holding(&all, path)?;
+        // Of what is mounted there instead, nobody asked.
+        mounts::shows(mount, path, unc).ok()?;
+        if mount.kind != "fuse.smbnetfs" {
+            let outcome = run(Command::new("stat").args(["-f", "-c", "%b %a %S", "--"]).arg(path), LOOK_WAIT).ok()?;
+            return stat_space(&outcome.output);
         }
         // smbnetfs answers zeros; the file server tells.
-        self.probe(unc, credentials?).ok()?.free
+        self.probe(unc, credentials?).ok()?.space
     }
+}
+
+/// Total and free blocks and their size, as `stat -f` prints them.
+fn stat_space(output: &str) -> Option<Space> {
+    let mut numbers = output.split_whitespace().map(str::parse::<u64>);
+    let mut next = || numbers.next()?.ok();
+    let (total, free, block_bytes) = (next()?, next()?, next()?);
+    let bytes = |blocks: u64| blocks.checked_mul(block_bytes).map(ByteCount);
+    (total > 0).then_some(())?;
+    Some(Space { total: bytes(total)?, free: bytes(free)? })
 }
 
 fn host(what: String) -> impl FnOnce(io::Error) -> ShareError {
@@ -296,8 +311,16 @@ fn kernel_mounts_cifs() -> bool {
     helper && (loaded() || module())
 }
 
-/// The user as which libvirt runs QEMU, by the names that distributions give it. cifs shows files as owned by one
-/// user, and QEMU must be able to write them.
-fn qemu_user() -> Option<User> {
-    ["libvirt-qemu", "qemu"].iter().find_map(|name| User::from_name(name).ok().flatten())
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_space_of_a_mount_is_read() {
+        let space = Space { total: ByteCount::kib(8), free: ByteCount::kib(4) };
+        assert_eq!(stat_space("2 1 4096\n"), Some(space));
+        for nothing in ["", "0 0 4096", "1 2", "x 1 1", "stat: cannot read"] {
+            assert_eq!(stat_space(nothing), None, "{nothing}");
+        }
+    }
 }

@@ -18,15 +18,7 @@ use crate::{
 pub(crate) async fn add_share(app: &App, body: &AddShare) -> Result<ShareView, Failure> {
     let title = format!("Could not add share {}", body.name);
     check_name(&title, &body.name)?;
-    let unc: UncPath = body.unc.parse().map_err(|error: UncError| {
-        let (id, fix) = match &error {
-            UncError::Form(_) => (FindingId::ShareForm, "Write it as \\\\server.domain\\share"),
-            UncError::NotQualified { .. } => {
-                (FindingId::ShareNotQualified, "Give the server's full name with its domain, as DNS has it")
-            }
-        };
-        Failure::found(&title, Finding::blocks(id, &body.name, error.to_string(), fix))
-    })?;
+    let unc: UncPath = body.unc.parse().map_err(|error: UncError| Failure::found(&title, error.finding(&body.name)))?;
     for share in app.store.shares().await? {
         if share.name == body.name {
             return Err(twice(&title, &body.name, format!("A share named {} was added before", body.name)));

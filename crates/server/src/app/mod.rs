@@ -2,17 +2,21 @@
 
 pub(crate) mod add_host;
 pub(crate) mod add_share;
+pub(crate) mod add_storage_location;
 pub(crate) mod attach_share;
+pub(crate) mod browse_host;
 pub(crate) mod cancel_job;
 pub(crate) mod check_move;
 pub(crate) mod detach_share;
 pub(crate) mod drain_host;
+mod locate;
 pub(crate) mod migrate_many;
 pub(crate) mod migrate_vm;
 pub(crate) mod move_storage;
 pub(crate) mod power_vm;
 pub(crate) mod remove_host;
 pub(crate) mod remove_share;
+pub(crate) mod remove_storage_location;
 pub(crate) mod repair_job;
 pub(crate) mod set_host;
 pub(crate) mod show_hosts;

@@ -11,13 +11,17 @@ use ferry_core::{
     finding::{Finding, FindingId, any_blocks},
     id::Generation,
     job::JobKind,
-    location::{Location, UncPath},
+    location::Location,
     preflight::busy,
-    storage::{Planned, Wanted, plan},
+    storage::{Planned, Wanted, is_file, plan},
     vm::VmFacts,
 };
 
-use super::{migrate_vm::host_name, migrate_vm::say_accepted, show_jobs, show_vms};
+use super::{
+    add_storage_location, locate,
+    migrate_vm::{host_name, say_accepted},
+    show_jobs, show_vms,
+};
 use crate::{
     App,
     clock::now_ms,
@@ -84,6 +88,9 @@ pub(crate) async fn move_storage(
     if any_blocks(&findings) {
         return Err(Failure::refused(title, findings));
     }
+    if body.add_default {
+        add_defaults(app, &host, body).await?;
+    }
     let accepted_at_ms = now_ms();
     let plan =
         Plan { generation: Generation(accepted_at_ms), request, keep_source: body.keep_source, disks: Vec::new() };
@@ -110,52 +117,21 @@ pub(crate) async fn move_storage(
 }
 
 async fn wanted(app: &App, title: &str, host: &Host, body: &MoveStorage) -> Result<Wanted, Failure> {
-    let mut wanted = Wanted::default();
-    if let Some(to) = &body.to {
-        wanted.all = Some(place(app, title, host, to).await?);
-    }
-    for disk in &body.disks {
-        let to = match &disk.to {
-            Some(to) => Some(place(app, title, host, to).await?),
-            None => None,
-        };
-        wanted.named.push((disk.device.clone(), to, disk.format));
-    }
-    Ok(wanted)
+    let shares = app.store.shares().await?;
+    let place = |text: &Option<String>| -> Result<Option<Location>, Failure> {
+        text.as_ref().map(|text| locate::within_reach(title, host, &shares, text)).transpose()
+    };
+    let named = body.disks.iter().map(|disk| Ok((disk.device.clone(), place(&disk.to)?, disk.format)));
+    Ok(Wanted { all: place(&body.to)?, named: named.collect::<Result<_, Failure>>()? })
 }
 
-/// The location that an administrator's text means on a host.
-async fn place(app: &App, title: &str, host: &Host, text: &str) -> Result<Location, Failure> {
-    let slashed = text.replace('\\', "/");
-    let bad = |message: String, fix: &str| {
-        Failure::found(title, Finding::blocks(FindingId::FilePlace, text, message, fix.to_owned()))
-    };
-    if slashed.split('/').any(|part| part == "..") {
-        return Err(bad(format!("{text:?} climbs with `..`"), "Write the path without `..`"));
+/// Makes the folders that were named storage locations of the host.
+async fn add_defaults(app: &Arc<App>, host: &Host, body: &MoveStorage) -> Result<(), Failure> {
+    let named = body.disks.iter().filter_map(|disk| disk.to.as_ref());
+    for text in body.to.iter().chain(named).filter(|text| !is_file(text)) {
+        add_storage_location::add_storage_location(app, host.name(), text).await?;
     }
-    let Some(unc) = slashed.strip_prefix("//") else {
-        if !slashed.starts_with('/') {
-            let fix = "Write an absolute path, or \\\\server.domain\\share\\folder";
-            return Err(bad(format!("{text:?} is neither an absolute path nor a UNC path"), fix));
-        }
-        return Ok(Location::Local { host: host.record.id, path: text.to_owned() });
-    };
-    let mut parts = unc.splitn(3, '/');
-    let (server, share) = (parts.next().unwrap_or_default(), parts.next().unwrap_or_default());
-    let path = parts.next().unwrap_or_default().trim_end_matches('/').to_owned();
-    let unc: UncPath = format!("//{server}/{share}").parse().map_err(|error: ferry_core::location::UncError| {
-        bad(error.to_string(), "Write \\\\server.domain\\share\\folder")
-    })?;
-    let shares = app.store.shares().await?;
-    let Some(known) = shares.into_iter().find(|share| share.unc.same_as(&unc)) else {
-        return Err(bad(format!("Share {unc} is not in the inventory"), "Add it with `ferry share add`"));
-    };
-    if !host.seen().has_share(known.id) {
-        let message = format!("Share {} is not attached on host {}", known.name, host.name());
-        let fix = format!("Attach it with `ferry share attach {} --host {}`", known.name, host.name());
-        return Err(Failure::found(title, Finding::blocks(FindingId::ShareNotAttached, text, message, fix)));
-    }
-    Ok(Location::Share { share: known.id, path })
+    Ok(())
 }
 
 /// Files that another VM names, on any host: they would be taken away from it.

@@ -1,8 +1,12 @@
 //! Removes a share that no host has attached.
 
-use ferry_core::finding::{Finding, FindingId};
+use ferry_core::{
+    finding::{Finding, FindingId},
+    location::Location,
+    place::written,
+};
 
-use super::show_shares;
+use super::{locate, show_shares};
 use crate::{App, failure::Failure};
 
 pub(crate) async fn remove_share(app: &App, reference: &str) -> Result<(), Failure> {
@@ -15,6 +19,19 @@ pub(crate) async fn remove_share(app: &App, reference: &str) -> Result<(), Failu
             &share.name,
             format!("Share {} is attached on host {}", share.name, on.host),
             format!("Detach it first: `ferry share detach {} --host {}`", share.name, on.host),
+        );
+        return Err(Failure::found(title, finding));
+    }
+    let locations = app.store.storage_locations().await?;
+    let on_it = |location: &&Location| matches!(location, Location::Share { share: on, .. } if *on == share.id);
+    for host in app.inventory.hosts() {
+        let Some(location) = locations.get(&host.record.id).into_iter().flatten().find(on_it) else { continue };
+        let path = written(location, &locate::known(std::slice::from_ref(&share)));
+        let finding = Finding::blocks(
+            FindingId::ShareInUse,
+            &share.name,
+            format!("{path} is a storage location of host {}", host.name()),
+            format!("Remove it first: `ferry host storage remove {} '{path}'`", host.name()),
         );
         return Err(Failure::found(title, finding));
     }

@@ -1,15 +1,26 @@
 //! Hosts, as the inventory has them.
 
+use std::collections::BTreeMap;
+
 use ferry_core::{
-    api::server::{HostView, MoveOnHost, VmRow},
+    api::server::{HostView, MoveOnHost, StorageLocation, VmRow},
+    id::HostId,
+    location::Location,
     migration::{Phase, phase},
+    place::{reachable, written},
 };
 
-use crate::{App, failure::Failure, inventory::Host, store::JobRecord};
+use super::locate;
+use crate::{
+    App,
+    failure::Failure,
+    inventory::{Host, Seen},
+    store::{JobRecord, ShareRecord},
+};
 
 pub(crate) async fn list(app: &App) -> Result<Vec<HostView>, Failure> {
-    let moves = moves(app).await?;
-    Ok(app.inventory.hosts().iter().map(|host| view(host, &moves)).collect())
+    let stored = Stored::read(app).await?;
+    Ok(app.inventory.hosts().iter().map(|host| view(host, &stored)).collect())
 }
 
 pub(crate) async fn one(app: &App, reference: &str) -> Result<HostView, Failure> {
@@ -20,16 +31,46 @@ pub(crate) async fn one(app: &App, reference: &str) -> Result<HostView, Failure>
 
 /// The host as it is now.
 pub(super) async fn shown(app: &App, host: &Host) -> Result<HostView, Failure> {
-    Ok(view(host, &moves(app).await?))
+    Ok(view(host, &Stored::read(app).await?))
 }
 
-/// Every move that has not ended, oldest first.
-async fn moves(app: &App) -> Result<Vec<(JobRecord, Phase)>, Failure> {
-    let open = app.store.open_jobs_with_logs().await?;
-    Ok(open.into_iter().map(|(record, log)| (record, phase(&log))).collect())
+/// What is stored that concerns hosts.
+struct Stored {
+    /// Every move that has not ended, oldest first.
+    moves: Vec<(JobRecord, Phase)>,
+    locations: BTreeMap<HostId, Vec<Location>>,
+    shares: Vec<ShareRecord>,
 }
 
-fn view(host: &Host, moves: &[(JobRecord, Phase)]) -> HostView {
+impl Stored {
+    async fn read(app: &App) -> Result<Self, Failure> {
+        let open = app.store.open_jobs_with_logs().await?;
+        Ok(Self {
+            moves: open.into_iter().map(|(record, log)| (record, phase(&log))).collect(),
+            locations: app.store.storage_locations().await?,
+            shares: app.store.shares().await?,
+        })
+    }
+
+    fn storage_locations(&self, host: &Host, seen: &Seen) -> Vec<StorageLocation> {
+        let (shares, attached) = (locate::known(&self.shares), locate::attached(seen));
+        let trouble = |location: &Location| match location {
+            Location::Local { .. } => None,
+            Location::Share { share, .. } => match attached.iter().find(|each| each.id == *share) {
+                Some(attached) => attached.trouble.clone(),
+                None => reachable(location, host.name(), attached, &shares).err().map(|finding| finding.message),
+            },
+        };
+        let view = |location: &Location| StorageLocation {
+            location: location.clone(),
+            path: written(location, &shares),
+            trouble: trouble(location),
+        };
+        self.locations.get(&host.record.id).into_iter().flatten().map(view).collect()
+    }
+}
+
+fn view(host: &Host, stored: &Stored) -> HostView {
     let seen = host.seen();
     let mut facts = seen.observation.as_ref().map(|observation| observation.host.clone());
     if let (Some(facts), Some(trouble)) = (&mut facts, seen.trouble.clone()) {
@@ -54,7 +95,8 @@ fn view(host: &Host, moves: &[(JobRecord, Phase)]) -> HostView {
     HostView {
         limits: settings.limits,
         maintenance: settings.maintenance,
-        moves: moves.iter().filter_map(on_host).collect(),
+        moves: stored.moves.iter().filter_map(on_host).collect(),
+        storage_locations: stored.storage_locations(host, &seen),
         id: host.record.id,
         name: host.record.name.clone(),
         address: host.record.address.clone(),

@@ -2,16 +2,19 @@
 
 use axum::{
     Extension, Json,
-    extract::{Path, State},
+    extract::{Path, Query, State},
     http::StatusCode,
 };
 use ferry_core::api::{
     problem::Problem,
-    server::{AddHost, DrainHost, HostView, JobView, SetHost},
+    server::{AddHost, AddStorageLocation, DrainHost, HostView, JobView, PlacesView, SetHost},
 };
+use serde::Deserialize;
 
 use super::{Answer, AppState, Caller};
-use crate::app::{add_host, drain_host, remove_host, set_host, show_hosts};
+use crate::app::{
+    add_host, add_storage_location, browse_host, drain_host, remove_host, remove_storage_location, set_host, show_hosts,
+};
 
 /// Every host.
 #[utoipa::path(get, path = "/api/v1/hosts", tag = "hosts", responses((status = 200, body = [HostView])))]
@@ -78,4 +81,52 @@ pub(super) async fn drain(
     responses((status = 200, body = HostView), (status = 404, body = Problem)))]
 pub(super) async fn resume(State(app): AppState, Path(host): Path<String>) -> Answer<Json<HostView>> {
     Ok(Json(drain_host::resume_host(&app, &host).await?))
+}
+
+#[derive(Deserialize)]
+pub(super) struct Browse {
+    location: Option<String>,
+}
+
+/// What a host offers for files, with free space; with a location, what is in that directory.
+#[utoipa::path(get, path = "/api/v1/hosts/{host}/places", tag = "hosts",
+    params(("host" = String, Path, description = "Name or id"),
+        ("location" = Option<String>, Query, description = "/directory or \\\\server.domain\\share\\directory")),
+    responses((status = 200, body = PlacesView), (status = "4XX", body = Problem), (status = 502, body = Problem)))]
+pub(super) async fn places(
+    State(app): AppState,
+    Path(host): Path<String>,
+    Query(browse): Query<Browse>,
+) -> Answer<Json<PlacesView>> {
+    Ok(Json(browse_host::browse_host(&app, &host, browse.location.as_deref()).await?))
+}
+
+/// Adds a storage location to a host, whose agent checks the directory first. Repeating it is safe.
+#[utoipa::path(put, path = "/api/v1/hosts/{host}/storage-locations", tag = "hosts", request_body = AddStorageLocation,
+    params(("host" = String, Path, description = "Name or id")),
+    responses((status = 200, body = HostView), (status = "4XX", body = Problem), (status = 502, body = Problem)))]
+pub(super) async fn add_storage_location(
+    State(app): AppState,
+    Path(host): Path<String>,
+    Json(body): Json<AddStorageLocation>,
+) -> Answer<Json<HostView>> {
+    Ok(Json(add_storage_location::add_storage_location(&app, &host, &body.location).await?))
+}
+
+#[derive(Deserialize)]
+pub(super) struct Which {
+    location: String,
+}
+
+/// Removes a storage location from a host; the directory and its files stay.
+#[utoipa::path(delete, path = "/api/v1/hosts/{host}/storage-locations", tag = "hosts",
+    params(("host" = String, Path, description = "Name or id"),
+        ("location" = String, Query, description = "/directory or \\\\server.domain\\share\\directory")),
+    responses((status = 200, body = HostView), (status = "4XX", body = Problem)))]
+pub(super) async fn remove_storage_location(
+    State(app): AppState,
+    Path(host): Path<String>,
+    Query(which): Query<Which>,
+) -> Answer<Json<HostView>> {
+    Ok(Json(remove_storage_location::remove_storage_location(&app, &host, &which.location).await?))
 }

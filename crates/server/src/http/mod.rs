@@ -48,6 +48,11 @@ pub(crate) fn router(app: Arc<App>) -> Router {
     let v1 = Router::new()
         .route("/hosts", get(hosts::list).post(hosts::add))
         .route("/hosts/{host}", get(hosts::show).patch(hosts::set).delete(hosts::remove))
+        .route("/hosts/{host}/places", get(hosts::places))
+        .route(
+            "/hosts/{host}/storage-locations",
+            put(hosts::add_storage_location).merge(delete(hosts::remove_storage_location)),
+        )
         .route("/hosts/{host}/drain", post(hosts::drain))
         .route("/hosts/{host}/resume", post(hosts::resume))
         .route("/shares", get(shares::list).post(shares::add))

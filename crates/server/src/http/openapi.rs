@@ -16,7 +16,7 @@ use super::{events, hosts, jobs, shares, vms};
     info(title = "Ferry", description = "Moves running VMs between hosts. Errors are problem details (RFC 9457) with findings."),
     paths(
         hosts::list, hosts::add, hosts::show, hosts::remove, hosts::set, hosts::drain,
-        hosts::resume,
+        hosts::resume, hosts::places, hosts::add_storage_location, hosts::remove_storage_location,
         shares::list, shares::add, shares::show, shares::remove, shares::attach, shares::detach,
         vms::list, vms::show, vms::start, vms::shutdown, vms::hosts, vms::migrate, vms::move_storage, vms::migrate_many,
         jobs::list, jobs::show, jobs::cancel, jobs::restart, jobs::retry, jobs::undo, jobs::dismiss,

@@ -121,6 +121,10 @@ impl Store {
     pub async fn remove_host(&self, host: HostId) -> Result<(), StoreError> {
         let mut transaction = self.begin().await?;
         sqlx::query("DELETE FROM host WHERE id = $1").bind(host.to_string()).execute(&mut *transaction).await?;
+        sqlx::query("DELETE FROM storage_location WHERE host = $1")
+            .bind(host.to_string())
+            .execute(&mut *transaction)
+            .await?;
         Ok(transaction.commit().await?)
     }
 

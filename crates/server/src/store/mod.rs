@@ -4,6 +4,7 @@ mod answers;
 mod inventory;
 mod jobs;
 mod schema;
+mod storage_locations;
 
 use std::{path::Path, time::Duration};
 

@@ -1,7 +1,13 @@
 //! The database's tables, as steps from one schema version to the next. SQL that PostgreSQL takes too.
 
 /// `MIGRATIONS[n]` leads from schema version n to n + 1.
-pub(super) const MIGRATIONS: &[&[&str]] = &[FIRST, JOBS_IN_A_QUEUE];
+pub(super) const MIGRATIONS: &[&[&str]] = &[FIRST, JOBS_IN_A_QUEUE, STORAGE_LOCATIONS];
+
+const STORAGE_LOCATIONS: &[&str] = &[
+    // location is JSON, and compared as the text that it is; place numbers give the order in which they were added.
+    "CREATE TABLE storage_location (
+        host TEXT NOT NULL, location TEXT NOT NULL, place BIGINT NOT NULL, PRIMARY KEY (host, location))",
+];
 
 const JOBS_IN_A_QUEUE: &[&str] = &[
     "ALTER TABLE host ADD COLUMN live_limit BIGINT NOT NULL DEFAULT 2",

@@ -4,6 +4,7 @@ mod api;
 mod bad_input;
 mod jobs;
 mod moves;
+mod places;
 mod storage;
 mod support;
 mod trust;

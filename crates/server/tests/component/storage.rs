@@ -100,11 +100,15 @@ fn disks_move_to_the_host_and_one_comes_back() {
         let seen = lab.client.vm("db").await.expect("known").facts;
         assert!(matches!(&seen.files[0].place, Location::Local { .. }), "the job's end shows it: {seen:?}");
 
-        let back = MoveStorage { keep_source: true, ..one_to("vdb", &format!("{UNC}\\db")) };
+        let locations = lab.client.host("kvm1").await.expect("known").storage_locations;
+        assert_eq!(locations.len(), 0, "{locations:?}");
+        let back = MoveStorage { keep_source: true, add_default: true, ..one_to("vdb", &format!("{UNC}\\db")) };
         let job = lab.client.move_storage("db", &back).await.expect("accepted");
         lab.ends(&job, Phase::Succeeded).await;
         assert_eq!(in_use(&kvm1, vm), [new(&kvm1, "vda.raw"), before[1].clone()]);
         assert_eq!(fs::read(&before[1]).expect("readable"), content(1));
+        let locations = lab.client.host("kvm1").await.expect("known").storage_locations;
+        assert_eq!(locations[0].path, format!("{UNC}\\db"), "{locations:?}");
         assert!(new(&kvm1, "vdb.raw").exists(), "it was to be kept");
         assert_eq!(kvm1.leftovers(), Vec::<String>::new());
     });
@@ -235,18 +239,24 @@ fn what_cannot_work_is_refused_with_the_reason_and_nothing_is_made() {
         let before = in_use(&kvm1, vm);
         let to = local(&kvm1);
         fs::write(new(&kvm1, "vda.raw"), "precious").expect("written");
-        for (vm, body, status, id) in [
-            ("db", one_to("vdz", &to), 409, FindingId::DiskUnknown),
-            ("db", one_to("vda", &to), 409, FindingId::FileExists),
-            ("db", one_to("vda", &format!("{to}/no-folder")), 409, FindingId::FilePlace),
-            ("db", one_to("vda", "relative/path"), 409, FindingId::FilePlace),
-            ("db", one_to("vda", &format!("{to}/../x")), 409, FindingId::FilePlace),
-            ("db", one_to("vda", "\\\\fs1\\vms"), 409, FindingId::FilePlace),
-            ("db", one_to("vda", "\\\\fs9.ferry.lab\\vms"), 409, FindingId::FilePlace),
-            ("db", MoveStorage::default(), 409, FindingId::DiskUnknown),
-            ("nobody", all_to(&to), 404, FindingId::VmUnknown),
+        std::os::unix::fs::symlink("/etc", kvm1.on_host("out")).expect("linked");
+        let out = one_to("vda", &kvm1.on_host("out").display().to_string());
+        assert_eq!(refusal(lab.client.move_storage("db", &out).await).1, [FindingId::PlaceOutside]);
+        for (vm, body, id) in [
+            ("db", one_to("vdz", &to), FindingId::DiskUnknown),
+            ("db", one_to("vda", &to), FindingId::FileExists),
+            ("db", one_to("vda", &format!("{to}/no-folder")), FindingId::PlaceMissing),
+            ("db", one_to("vda", "/etc"), FindingId::PlaceOutside),
+            ("db", one_to("vda", "relative/path"), FindingId::PlaceForm),
+            ("db", one_to("vda", &format!("{to}/../x")), FindingId::PlaceForm),
+            ("db", one_to("vda", "\\\\fs1\\vms"), FindingId::ShareNotQualified),
+            ("db", one_to("vda", "\\\\fs9.ferry.lab\\vms"), FindingId::ShareUnknown),
+            ("db", MoveStorage::default(), FindingId::DiskUnknown),
+            ("nobody", all_to(&to), FindingId::VmUnknown),
         ] {
-            assert_eq!(refusal(lab.client.move_storage(vm, &body).await), (status, vec![id]), "{body:?}");
+            let (status, found) = refusal(lab.client.move_storage(vm, &body).await);
+            assert_eq!(found, [id], "{body:?}");
+            assert!((400..500).contains(&status), "{status}: {body:?}");
         }
         assert_eq!(fs::read(new(&kvm1, "vda.raw")).expect("there"), b"precious");
         lab.client.shutdown_vm("db").await.expect("asked");

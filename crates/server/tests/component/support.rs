@@ -118,8 +118,12 @@ impl Lab {
         config.share_root = folder.join("srv");
         config.qemu_conf = folder.join("qemu.conf");
         config.hooks_dir = folder.join("hooks");
+        config.storage_roots = vec![folder.join("local")];
         config.machine_id = folder.join("machine-id");
         std::fs::write(&config.machine_id, Uuid::new_v4().simple().to_string()).expect("written");
+        std::fs::create_dir(&config.storage_roots[0]).expect("made");
+        // QEMU's user is whoever runs the tests.
+        std::fs::write(&config.qemu_conf, "user = \"+0\"\n").expect("written");
         let mut host = Host {
             name,
             folder,

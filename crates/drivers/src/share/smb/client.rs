@@ -2,11 +2,11 @@
 
 use std::{path::Path, process::Command};
 
-use ferry_core::{location::UncPath, units::ByteCount};
+use ferry_core::{location::UncPath, place::Space, units::ByteCount};
 
-use crate::share::{
-    ShareError, ShareFacts,
+use crate::{
     run::{Ended, Outcome},
+    share::{ShareError, ShareFacts},
 };
 
 /// Logs in to the share and asks for its free space. Debug level 4 names the dialect.
@@ -26,7 +26,7 @@ pub fn command(unc: &UncPath, password_file: &Path) -> Command {
 /// What the answer means. NT status codes are SMB's own and do not change with the program's version.
 pub fn read(outcome: &Outcome, unc: &UncPath, user: &str) -> Result<ShareFacts, ShareError> {
     if outcome.is_ok() {
-        return Ok(ShareFacts { dialect: dialect(&outcome.output), free: free(&outcome.output) });
+        return Ok(ShareFacts { dialect: dialect(&outcome.output), space: space(&outcome.output) });
     }
     const NO_COMMON_DIALECT: [&str; 4] = [
         "NT_STATUS_NOT_SUPPORTED",
@@ -88,11 +88,13 @@ fn dialect(output: &str) -> String {
 }
 
 /// `264212084 blocks of size 1024. 80103620 blocks available`
-fn free(output: &str) -> Option<ByteCount> {
+fn space(output: &str) -> Option<Space> {
     let line = output.lines().find(|line| line.contains("blocks available"))?;
-    let (size, available) = line.split_once("blocks of size")?.1.trim().split_once(". ")?;
-    let available: u64 = available.split_whitespace().next()?.parse().ok()?;
-    available.checked_mul(size.trim().parse().ok()?).map(ByteCount)
+    let (total, rest) = line.split_once("blocks of size")?;
+    let (size, available) = rest.trim().split_once(". ")?;
+    let size: u64 = size.trim().parse().ok()?;
+    let bytes = |blocks: &str| blocks.trim().parse::<u64>().ok()?.checked_mul(size).map(ByteCount);
+    Some(Space { total: bytes(total)?, free: bytes(available.split_whitespace().next()?)? })
 }
 
 #[cfg(test)]
@@ -111,12 +113,13 @@ mod tests {
     }
 
     #[test]
-    fn a_login_tells_dialect_and_free_space() {
+    fn a_login_tells_dialect_and_space() {
         let text = " negotiated dialect[SMB3_11] against server[fs1.ferry.test]\n\n\
                     \t\t264212084 blocks of size 1024. 80103620 blocks available\nTotal number of bytes: 0\n";
         let facts = read(&outcome(0, text)).expect("a login");
-        assert_eq!(facts, ShareFacts { dialect: "3.1.1".into(), free: Some(ByteCount::kib(80_103_620)) });
-        assert_eq!(read(&outcome(0, "")).expect("a login"), ShareFacts { dialect: "3".into(), free: None });
+        let space = Space { total: ByteCount::kib(264_212_084), free: ByteCount::kib(80_103_620) };
+        assert_eq!(facts, ShareFacts { dialect: "3.1.1".into(), space: Some(space) });
+        assert_eq!(read(&outcome(0, "")).expect("a login"), ShareFacts { dialect: "3".into(), space: None });
     }
 
     #[test]

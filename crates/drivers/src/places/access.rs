@@ -1,0 +1,129 @@
+//! Whether QEMU can use a directory: asked of the kernel, as QEMU's user.
+
+use std::{
+    os::unix::fs::fchown,
+    process::Command,
+    thread,
+    time::{Duration, Instant},
+};
+
+use nix::{
+    errno::Errno,
+    unistd::{Uid, User, geteuid},
+};
+use uuid::Uuid;
+
+use super::roots::{Directory, RootsError};
+use crate::run::run;
+
+/// Longest wait for the kernel's answer.
+const ASK_WAIT: Duration = Duration::from_secs(5);
+/// How long the file may be busy after it was closed: closing a file is not waited for on a FUSE mount.
+const BUSY_MAX: Duration = Duration::from_secs(5);
+const BUSY_PAUSE: Duration = Duration::from_millis(20);
+
+/// The user as which libvirt runs QEMU.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct QemuUser(User);
+
+impl QemuUser {
+    /// As the text of libvirt's `qemu.conf` says, else the one that the distribution made; `None` if neither is on this
+    /// host.
+    pub fn of_conf(conf: &str) -> Option<Self> {
+        match conf.lines().find_map(user_setting) {
+            Some(setting) => by_setting(setting),
+            None => qemu_user(),
+        }
+        .map(Self)
+    }
+}
+
+/// The user as which libvirt runs QEMU, by the names that distributions give it.
+pub(crate) fn qemu_user() -> Option<User> {
+    ["libvirt-qemu", "qemu"].iter().find_map(|name| User::from_name(name).ok().flatten())
+}
+
+/// `user = "NAME"`; comments are no settings.
+fn user_setting(line: &str) -> Option<&str> {
+    let value = line.trim_start().strip_prefix("user")?.trim_start().strip_prefix('=')?.trim_start();
+    value.strip_prefix('"')?.split_once('"').map(|(user, _)| user)
+}
+
+/// libvirt takes a name, else a number; `+` says that it is a number.
+fn by_setting(setting: &str) -> Option<User> {
+    let by_number = |text: &str| User::from_uid(Uid::from_raw(text.parse().ok()?)).ok().flatten();
+    match setting.strip_prefix('+') {
+        Some(number) => by_number(number),
+        None => User::from_name(setting).ok().flatten().or_else(|| by_number(setting)),
+    }
+}
+
+/// Makes a file, gives it to the user, asks whether he can write it by its path, and removes it. Nothing stays.
+///
+/// # Errors
+/// [`RootsError::NotWritable`].
+pub(super) fn check(directory: &Directory, user: Option<&QemuUser>) -> Result<(), RootsError> {
+    let name = format!(".ferry-probe-{}", Uuid::new_v4());
+    let file = directory.create_file(&name)?;
+    let asked = user.filter(|user| geteuid().is_root() && !user.0.uid.is_root()).map_or(Ok(()), |QemuUser(user)| {
+        // Shares have their own idea of owners; whether the file can be written is what counts.
+        let _ = fchown(&file, Some(user.uid.as_raw()), Some(user.gid.as_raw()));
+        ask(directory, &name, user)
+    });
+    drop(file);
+    remove(directory, &name)?;
+    asked
+}
+
+/// In a process of the user's own: groups, access lists and every directory on the way count.
+fn ask(directory: &Directory, name: &str, user: &User) -> Result<(), RootsError> {
+    let refused = |reason: String| RootsError::NotWritable { path: directory.written().to_owned(), reason };
+    let mut test = Command::new("setpriv");
+    test.arg(format!("--reuid={}", user.uid)).arg(format!("--regid={}", user.gid)).arg("--init-groups");
+    test.args(["--", "test", "-w"]).arg(directory.path().join(name)).current_dir("/");
+    let outcome = run(&mut test, ASK_WAIT).map_err(|error| refused(format!("setpriv could not be run ({error})")))?;
+    if outcome.is_ok() {
+        return Ok(());
+    }
+    let said = outcome.output.trim();
+    let said = if said.is_empty() { String::new() } else { format!(" ({said})") };
+    Err(refused(format!("user {}, as which QEMU runs, cannot write files there{said}", user.name)))
+}
+
+fn remove(directory: &Directory, name: &str) -> Result<(), RootsError> {
+    let until = Instant::now() + BUSY_MAX;
+    loop {
+        match directory.remove_file(name) {
+            Ok(()) | Err(Errno::ENOENT) => return Ok(()),
+            Err(Errno::EBUSY | Errno::ETXTBSY) if Instant::now() < until => thread::sleep(BUSY_PAUSE),
+            Err(errno) => {
+                let reason = format!("file {name} was made and could not be removed ({errno})");
+                return Err(RootsError::NotWritable { path: directory.written().to_owned(), reason });
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_user_of_qemu_is_read_from_libvirts_settings() {
+        for (line, user) in [
+            ("user = \"qemu\"", Some("qemu")),
+            ("  user=\"+107\" # why", Some("+107")),
+            ("#user = \"root\"", None),
+            ("user_x = \"root\"", None),
+            ("users = \"root\"", None),
+            ("user = root", None),
+        ] {
+            assert_eq!(user_setting(line), user, "{line}");
+        }
+        let name = |conf: &str| QemuUser::of_conf(conf).map(|user| user.0.name);
+        assert_eq!(name("group = \"x\"\nuser = \"root\"\n").as_deref(), Some("root"));
+        assert_eq!(name("user = \"+0\"").as_deref(), Some("root"));
+        assert_eq!(name("user = \"0\"").as_deref(), Some("root"));
+        assert_eq!(name("user = \"no such user\""), None);
+    }
+}

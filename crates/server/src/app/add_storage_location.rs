@@ -1,0 +1,34 @@
+//! Adds a storage location to a host, once its agent has shown that the directory can hold files of VMs.
+
+use std::sync::Arc;
+
+use ferry_core::{
+    api::server::HostView,
+    finding::{Finding, FindingId},
+    place::{STORAGE_LOCATIONS_MAX, written},
+};
+
+use super::{locate, show_hosts};
+use crate::{App, failure::Failure};
+
+pub(crate) async fn add_storage_location(app: &Arc<App>, reference: &str, text: &str) -> Result<HostView, Failure> {
+    let title = format!("Could not add a storage location to host {reference}");
+    let host = app.inventory.find(reference).map_err(|finding| Failure::found(&title, finding))?;
+    let shares = app.store.shares().await?;
+    let location = locate::within_reach(&title, &host, &shares, text)?;
+    let checked = host.agent.check_directory(&location).await;
+    checked.map_err(|error| locate::not_looked(&title, host.name(), &error))?;
+    let path = written(&location, &locate::known(&shares));
+    if !app.store.add_storage_location(host.record.id, &location).await? {
+        let finding = Finding::blocks(
+            FindingId::StorageTooMany,
+            &path,
+            format!("Host {} has {STORAGE_LOCATIONS_MAX} storage locations", host.name()),
+            format!("Remove one with `ferry host storage remove {}`", host.name()),
+        );
+        return Err(Failure::found(title, finding));
+    }
+    app.inventory.tell_change(&host);
+    tracing::info!(host = host.name(), path, "A storage location was added");
+    show_hosts::shown(app, &host).await
+}

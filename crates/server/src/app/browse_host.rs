@@ -1,0 +1,47 @@
+//! What a host really offers for files, and what is in a directory there: asked of its agent each time.
+
+use std::sync::Arc;
+
+use ferry_core::{
+    api::server::{PlaceView, PlacesView},
+    location::Location,
+    place::{OfferedPlace, written},
+};
+
+use super::locate;
+use crate::{App, failure::Failure, inventory::Host, store::ShareRecord};
+
+pub(crate) async fn browse_host(
+    app: &Arc<App>,
+    reference: &str,
+    location: Option<&str>,
+) -> Result<PlacesView, Failure> {
+    let title = format!("Could not browse host {reference}");
+    let host = app.inventory.find(reference).map_err(|finding| Failure::found(&title, finding))?;
+    let shares = app.store.shares().await?;
+    let not_looked = |error| locate::not_looked(&title, host.name(), &error);
+    match location {
+        None => {
+            let offered = host.agent.places().await.map_err(not_looked)?;
+            Ok(PlacesView::Offered { places: offered.into_iter().map(|one| view(app, &host, &shares, one)).collect() })
+        }
+        Some(text) => {
+            let location = locate::within_reach(&title, &host, &shares, text)?;
+            let listing = host.agent.directory(&location).await.map_err(not_looked)?;
+            let path = written(&location, &locate::known(&shares));
+            Ok(PlacesView::Directory { location, path, listing })
+        }
+    }
+}
+
+fn view(app: &App, host: &Host, shares: &[ShareRecord], offered: OfferedPlace) -> PlaceView {
+    let path = written(&offered.location, &locate::known(shares));
+    let Location::Share { share, .. } = offered.location else {
+        return PlaceView { path, share: None, also_on: Vec::new(), offered };
+    };
+    let has_it = |other: &&Arc<Host>| other.record.id != host.record.id && other.seen().has_share(share);
+    let also_on = app.inventory.hosts().iter().filter(has_it).map(|other| other.name().to_owned()).collect();
+    // A share that was removed from the inventory meanwhile has no name any more.
+    let name = shares.iter().find(|known| known.id == share).map(|known| known.name.clone());
+    PlaceView { path, share: Some(name.unwrap_or_else(|| share.to_string())), also_on, offered }
+}

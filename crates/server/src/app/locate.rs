@@ -1,0 +1,76 @@
+//! What an administrator means by a path or UNC path on a host.
+
+use ferry_client::ClientError;
+use ferry_core::{
+    finding::{Finding, FindingId},
+    location::Location,
+    place::{KnownShare, Place, locate, reachable},
+    share::AttachedShare,
+};
+
+use crate::{
+    failure::Failure,
+    inventory::{Host, Seen},
+    store::ShareRecord,
+};
+
+/// The shares of the inventory, as `core` asks for them.
+pub(super) fn known(shares: &[ShareRecord]) -> Vec<KnownShare<'_>> {
+    shares.iter().map(|share| KnownShare { id: share.id, name: &share.name, unc: &share.unc }).collect()
+}
+
+/// The location that a text means on a host, whether the host can reach it or not.
+pub(super) fn meant(title: &str, host: &Host, shares: &[ShareRecord], text: &str) -> Result<Location, Failure> {
+    let place: Place =
+        text.parse().map_err(|error: ferry_core::place::PlaceError| Failure::found(title, error.finding()))?;
+    locate(&place, host.record.id, &known(shares)).map_err(|finding| Failure::found(title, finding))
+}
+
+/// As [`meant`], on a share that the host has attached, or on the host itself.
+pub(super) fn within_reach(title: &str, host: &Host, shares: &[ShareRecord], text: &str) -> Result<Location, Failure> {
+    let location = meant(title, host, shares, text)?;
+    let found = reachable(&location, host.name(), attached(&host.seen()), &known(shares));
+    found.map(|()| location).map_err(|finding| Failure::found(title, finding))
+}
+
+/// The shares that a host has, as its agent said last.
+pub(super) fn attached(seen: &Seen) -> &[AttachedShare] {
+    seen.observation.as_ref().map_or(&[], |observation| &observation.shares)
+}
+
+/// Why an agent did not look at a place. One of an earlier version knows no such request.
+pub(super) fn not_looked(title: &str, host: &str, error: &ClientError) -> Failure {
+    let is_old = error.problem().is_some_and(|problem| {
+        problem.status == 404 && problem.findings.iter().any(|finding| finding.id == FindingId::RequestInvalid)
+    });
+    if !is_old {
+        return Failure::of_agent(title, host, error);
+    }
+    let finding = Finding::blocks(
+        FindingId::HostVersion,
+        host,
+        format!("The agent on host {host} is of an earlier version, which does not look at directories"),
+        format!("Bring the agent on host {host} to the version of the server"),
+    );
+    Failure::found(title, finding)
+}
+
+#[cfg(test)]
+mod tests {
+    use ferry_core::api::problem::Problem;
+
+    use super::*;
+
+    #[test]
+    fn an_agent_of_an_earlier_version_is_told_from_a_missing_directory() {
+        let answer = |id, message: &str| {
+            let finding = Finding::blocks(id, "request", message, "Do");
+            let error = ClientError::Refused(Box::new(Problem::refused(404, message, vec![finding])));
+            let problem = not_looked("Could not browse host kvm1", "kvm1", &error).into_problem();
+            (problem.status, problem.findings[0].id)
+        };
+        let no_route = answer(FindingId::RequestInvalid, "There is no such route");
+        assert_eq!(no_route, (502, FindingId::HostVersion));
+        assert_eq!(answer(FindingId::PlaceMissing, "/x is not there"), (404, FindingId::PlaceMissing));
+    }
+}

@@ -1,0 +1,32 @@
+//! Removes a storage location from a host. The directory and its files stay; the host need not answer.
+
+use std::sync::Arc;
+
+use ferry_core::{
+    api::server::HostView,
+    finding::{Finding, FindingId},
+    place::written,
+};
+
+use super::{locate, show_hosts};
+use crate::{App, failure::Failure};
+
+pub(crate) async fn remove_storage_location(app: &Arc<App>, reference: &str, text: &str) -> Result<HostView, Failure> {
+    let title = format!("Could not remove a storage location from host {reference}");
+    let host = app.inventory.find(reference).map_err(|finding| Failure::found(&title, finding))?;
+    let shares = app.store.shares().await?;
+    let location = locate::meant(&title, &host, &shares, text)?;
+    let path = written(&location, &locate::known(&shares));
+    if !app.store.remove_storage_location(host.record.id, &location).await? {
+        let finding = Finding::blocks(
+            FindingId::StorageUnknown,
+            &path,
+            format!("{path} is no storage location of host {}", host.name()),
+            format!("List them with `ferry host storage list {}`", host.name()),
+        );
+        return Err(Failure::found(title, finding));
+    }
+    app.inventory.tell_change(&host);
+    tracing::info!(host = host.name(), path, "A storage location was removed");
+    show_hosts::shown(app, &host).await
+}
