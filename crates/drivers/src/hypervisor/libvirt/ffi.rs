@@ -416,7 +416,11 @@ impl Domain {
             params.number(c"bandwidth", bandwidth)?;
         }
         // TRANSIENT_JOB: libvirt forgets the copy with the VM's process; it refuses it for persistent VMs without.
-        let flags = virt_sys::VIR_DOMAIN_BLOCK_COPY_REUSE_EXT | virt_sys::VIR_DOMAIN_BLOCK_COPY_TRANSIENT_JOB;
+        // SYNCHRONOUS_WRITES: what the guest writes goes to both files at once. Without it a guest that writes all over its
+        // disk is copied for ever where the copy is slow (64 KiB are copied for each sector; seen at 4 MiB/s).
+        let flags = virt_sys::VIR_DOMAIN_BLOCK_COPY_REUSE_EXT
+            | virt_sys::VIR_DOMAIN_BLOCK_COPY_TRANSIENT_JOB
+            | virt_sys::VIR_DOMAIN_BLOCK_COPY_SYNCHRONOUS_WRITES;
         // SAFETY: the domain, both strings and the list are valid.
         check(unsafe {
             virt_sys::virDomainBlockCopy(self.0, device.as_ptr(), target.as_ptr(), params.list, params.count, flags)
