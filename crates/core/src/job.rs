@@ -11,6 +11,8 @@ use crate::{migration::Step, units::ByteCount};
 pub enum MoveKind {
     /// Memory and device state only; every file lies on shares that both hosts reach.
     Live,
+    /// Files that the destination does not reach move along, before memory and device state.
+    LiveVsm,
 }
 
 impl MoveKind {
@@ -18,6 +20,7 @@ impl MoveKind {
     pub fn title(self) -> &'static str {
         match self {
             Self::Live => "Live",
+            Self::LiveVsm => "Live (VSM)",
         }
     }
 }
@@ -29,6 +32,8 @@ impl MoveKind {
 pub enum JobKind {
     /// A live move of one VM.
     Live,
+    /// A live move of one VM with files of its own.
+    LiveVsm,
     /// A running VM's disks move to other files of its host.
     Storage,
     /// Several moves that were asked for together.
@@ -42,6 +47,7 @@ impl JobKind {
     pub fn title(self) -> &'static str {
         match self {
             Self::Live => MoveKind::Live.title(),
+            Self::LiveVsm => MoveKind::LiveVsm.title(),
             Self::Storage => "Storage",
             Self::Several => "Several",
             Self::Drain => "Drain",
@@ -51,7 +57,7 @@ impl JobKind {
     /// Whether its work is done by jobs of its own.
     pub fn is_parent(self) -> bool {
         match self {
-            Self::Live | Self::Storage => false,
+            Self::Live | Self::LiveVsm | Self::Storage => false,
             Self::Several | Self::Drain => true,
         }
     }

@@ -65,7 +65,7 @@ impl Step {
     /// The steps of a job of a kind, in order; of one whose work is done by others, none.
     pub fn of(kind: JobKind) -> &'static [Self] {
         match kind {
-            JobKind::Live => &Self::ALL,
+            JobKind::Live | JobKind::LiveVsm => &Self::ALL,
             // Both ends are one host: there is no source to prepare, and the VM never stands still.
             JobKind::Storage => {
                 &[Self::Preflight, Self::Reserve, Self::PrepareDestination, Self::Perform, Self::Confirm, Self::Release]
@@ -81,6 +81,9 @@ impl Step {
             (JobKind::Storage, Self::PrepareDestination) => "Make the new files",
             (JobKind::Storage, Self::Perform) => "Copy and switch over",
             (JobKind::Storage, Self::Confirm) => "Remove the old files",
+            (JobKind::LiveVsm, Self::PrepareDestination) => "Make the new files and prepare the destination",
+            (JobKind::LiveVsm, Self::Perform) => "Copy disks, move memory and state",
+            (JobKind::LiveVsm, Self::Confirm) => "Remove the old files and confirm",
             (_, step) => step.title(),
         }
     }

@@ -12,6 +12,7 @@ use crate::{
     job::MoveKind,
     location::{Location, UncPath},
     share::AttachedShare,
+    storage::DiskMove,
     units::ByteCount,
     vm::{FileRole, VmFacts, VmFile, VmState},
 };
@@ -150,6 +151,8 @@ pub struct LiveFacts<'a> {
     pub shares: &'a BTreeMap<ShareId, NamedShare>,
     /// What was proven of the shares the VM uses. A share without an entry was not asked about (quick look).
     pub sameness: &'a BTreeMap<ShareId, Sameness>,
+    /// Disks that move along: the destination need not reach the files that they use now.
+    pub along: &'a [DiskMove],
 }
 
 /// What stands against a live move, blocking findings first.
@@ -187,7 +190,10 @@ pub fn live(facts: &LiveFacts<'_>) -> Vec<Finding> {
         destination_room(facts, &mut findings);
     }
     for file in &facts.vm.files {
-        file_reach(facts, file, &mut findings);
+        if !facts.along.iter().any(|disk| disk.device == file.device) {
+            file_reach(facts, file, &mut findings);
+        }
+        file_remarks(facts, file, &mut findings);
     }
     sameness(facts, &mut findings);
     findings.sort_by_key(|finding| std::cmp::Reverse(finding.severity));
@@ -198,11 +204,26 @@ pub fn live(facts: &LiveFacts<'_>) -> Vec<Finding> {
 pub fn candidate(facts: &LiveFacts<'_>) -> Candidate {
     let findings = live(facts);
     let blocked = any_blocks(&findings);
+    let kind = if facts.along.is_empty() { MoveKind::Live } else { MoveKind::LiveVsm };
     let why = match findings.first() {
         Some(first) if blocked => first.message.clone(),
-        _ => "Every file of the VM lies on shares that both hosts reach".to_owned(),
+        _ if kind == MoveKind::Live => "Every file of the VM lies on shares that both hosts reach".to_owned(),
+        _ => {
+            let disks: Vec<&str> = facts.along.iter().map(|disk| disk.device.as_str()).collect();
+            format!("Moves along: {}", disks.join(", "))
+        }
     };
-    Candidate { host: facts.destination.name.to_owned(), kind: (!blocked).then_some(MoveKind::Live), why, findings }
+    Candidate { host: facts.destination.name.to_owned(), kind: (!blocked).then_some(kind), why, findings }
+}
+
+/// Whether a host can use what lies at a place, as far as is known.
+pub fn reaches(side: &Side<'_>, place: &Location) -> bool {
+    match place {
+        Location::Local { .. } => false,
+        Location::Share { share, .. } => {
+            side.shares.iter().any(|attached| attached.id == *share && attached.trouble.is_none())
+        }
+    }
 }
 
 /// The shares that a VM's files lie on.
@@ -383,7 +404,13 @@ fn file_reach(facts: &LiveFacts<'_>, file: &VmFile, findings: &mut Vec<Finding>)
                 FindingId::DiskNotShared,
                 object,
                 format!("{} of VM {vm} is {path} on host {source}, not on a share", role_and_device(file)),
-                format!("Put the file on a share that {source} and {destination} both reach (`ferry share list`)"),
+                match file.role {
+                    FileRole::Disk if !file.read_only => format!(
+                        "Let it move along: `--storage PLACE`, a folder of {destination} (`ferry host browse {destination}`) \
+                         or of a share"
+                    ),
+                    _ => format!("Put the file on a share that {source} and {destination} both reach (`ferry share list`)"),
+                },
             ))
         }
         (Location::Share { share, path }, _) => {
@@ -412,6 +439,10 @@ fn file_reach(facts: &LiveFacts<'_>, file: &VmFile, findings: &mut Vec<Finding>)
             }
         }
     }
+}
+
+fn file_remarks(facts: &LiveFacts<'_>, file: &VmFile, findings: &mut Vec<Finding>) {
+    let vm = &facts.vm.name;
     if file.role == FileRole::Disk && !file.read_only && !file.stops_on_error {
         findings.push(Finding::warns(
             FindingId::DiskUnsafe,
@@ -482,6 +513,7 @@ mod tests {
         source: Host,
         destination: Host,
         sameness: BTreeMap<ShareId, Sameness>,
+        along: Vec<DiskMove>,
     }
 
     struct Host {
@@ -575,6 +607,7 @@ mod tests {
                 source: host("kvm1"),
                 destination: host("kvm2"),
                 sameness: BTreeMap::from([(SHARE, Sameness::Proven)]),
+                along: Vec::new(),
             }
         }
 
@@ -587,6 +620,7 @@ mod tests {
                 destination: self.destination.side(),
                 shares: &shares,
                 sameness: &self.sameness,
+                along: &self.along,
             })
         }
     }

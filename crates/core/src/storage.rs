@@ -163,9 +163,42 @@ pub fn is_file(path: &str) -> bool {
     ENDINGS.iter().any(|ending| path.ends_with(ending))
 }
 
-/// Decides which file of a VM goes where. Every file of the VM gets an explicit rule: it moves, or a finding says that it
-/// stays and why.
+/// Decides which file of a VM goes where on its host. Every file of the VM gets an explicit rule: it moves, or a finding
+/// says that it stays and why.
 pub fn plan(vm: &VmFacts, wanted: &Wanted) -> Planned {
+    let mut planned = begin_plan(vm, wanted);
+    for file in &vm.files {
+        plan_file(vm, file, wanted, wanted.all.as_ref(), Copier::Hypervisor, &mut planned);
+    }
+    planned
+}
+
+/// Decides which disks move along when the VM moves to another host: those that are named, and those that the
+/// destination does not reach, if it is said where they go. What stays has to be reached by both hosts, which preflight
+/// judges.
+pub fn plan_along(vm: &VmFacts, wanted: &Wanted, is_reached: impl Fn(&Location) -> bool) -> Planned {
+    let mut planned = begin_plan(vm, wanted);
+    for file in &vm.files {
+        let is_named = wanted.named.iter().any(|(device, ..)| *device == file.device);
+        let must_move = file.role == FileRole::Disk && !file.read_only && !is_reached(&file.place);
+        if is_named || must_move {
+            plan_file(vm, file, wanted, wanted.all.as_ref(), Copier::Carrier, &mut planned);
+        }
+    }
+    planned
+}
+
+/// Who copies a disk.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Copier {
+    /// QEMU, from file to file, by the settings of the disk.
+    Hypervisor,
+    /// QEMU through Ferry's carriers, which keep holes whatever the settings.
+    Carrier,
+}
+
+/// What concerns the whole VM.
+fn begin_plan(vm: &VmFacts, wanted: &Wanted) -> Planned {
     let mut planned = Planned::default();
     let findings = &mut planned.findings;
     if vm.state != VmState::Running {
@@ -195,38 +228,50 @@ pub fn plan(vm: &VmFacts, wanted: &Wanted) -> Planned {
             ));
         }
     }
-    for file in &vm.files {
-        let named = wanted.named.iter().find(|(device, ..)| *device == file.device);
-        let to = named.and_then(|(_, to, _)| to.as_ref()).or(wanted.all.as_ref());
-        let Some(to) = to else {
-            if named.is_some() {
-                findings.push(Finding::blocks(
-                    FindingId::FilePlace,
-                    &file.device,
-                    format!("It is not said where disk {} shall go", file.device),
-                    format!("Give `--to PLACE`, or `--disk {}=PLACE`", file.device),
-                ));
-            }
-            continue;
-        };
-        if let Some(finding) = stays(vm, file, named.is_some()) {
-            findings.push(finding);
-            continue;
-        }
-        let format = named.and_then(|(.., format)| *format).or(file.format).unwrap_or(DiskFormat::Qcow2);
-        let to = file_in(to, file, format, &planned.disks);
-        findings.extend(remarks(file, format, &to));
-        if vm.files.iter().filter(|other| other.place == file.place).count() > 1 {
+    planned
+}
+
+fn plan_file(
+    vm: &VmFacts,
+    file: &VmFile,
+    wanted: &Wanted,
+    all: Option<&Location>,
+    copier: Copier,
+    planned: &mut Planned,
+) {
+    let named = wanted.named.iter().find(|(device, ..)| *device == file.device);
+    let Planned { disks, findings } = planned;
+    let Some(to) = named.and_then(|(_, to, _)| to.as_ref()).or(all) else {
+        if named.is_some() {
+            let option = match copier {
+                Copier::Hypervisor => "--to",
+                Copier::Carrier => "--storage",
+            };
             findings.push(Finding::blocks(
-                FindingId::DiskTwice,
+                FindingId::FilePlace,
                 &file.device,
-                format!("Another disk of VM {} uses the file of disk {}, too", vm.name, file.device),
-                "Give each disk a file of its own",
+                format!("It is not said where disk {} shall go", file.device),
+                format!("Give `{option} PLACE`, or `--disk {}=PLACE`", file.device),
             ));
         }
-        planned.disks.push(DiskMove { device: file.device.clone(), from: file.place.clone(), to, format });
+        return;
+    };
+    if let Some(finding) = stays(vm, file, named.is_some()) {
+        findings.push(finding);
+        return;
     }
-    planned
+    let format = named.and_then(|(.., format)| *format).or(file.format).unwrap_or(DiskFormat::Qcow2);
+    let to = file_in(to, file, format, disks);
+    findings.extend(remarks(file, format, &to, copier));
+    if vm.files.iter().filter(|other| other.place == file.place).count() > 1 {
+        findings.push(Finding::blocks(
+            FindingId::DiskTwice,
+            &file.device,
+            format!("Another disk of VM {} uses the file of disk {}, too", vm.name, file.device),
+            "Give each disk a file of its own",
+        ));
+    }
+    disks.push(DiskMove { device: file.device.clone(), from: file.place.clone(), to, format });
 }
 
 /// Why a file stays where it is. Who names such a file is refused.
@@ -270,10 +315,10 @@ fn stays(vm: &VmFacts, file: &VmFile, named: bool) -> Option<Finding> {
 }
 
 /// What should be known of a disk that moves.
-fn remarks(file: &VmFile, format: DiskFormat, to: &Location) -> Vec<Finding> {
+fn remarks(file: &VmFile, format: DiskFormat, to: &Location, copier: Copier) -> Vec<Finding> {
     let device = &file.device;
     let mut findings = Vec::new();
-    if let Some((why, fix)) = thick(file, format, to) {
+    if let Some((why, fix)) = thick(file, format, to, copier) {
         findings.push(Finding::warns(
             FindingId::DiskThick,
             device,
@@ -303,11 +348,12 @@ fn remarks(file: &VmFile, format: DiskFormat, to: &Location) -> Vec<Finding> {
 }
 
 /// Why a copy may not be thin, and what helps. All seen with QEMU 10.0, which copies by the settings of the disk.
-fn thick(file: &VmFile, format: DiskFormat, to: &Location) -> Option<(&'static str, String)> {
+fn thick(file: &VmFile, format: DiskFormat, to: &Location, copier: Copier) -> Option<(&'static str, String)> {
     let qcow2 = format!("Choose qcow2: `--disk {}=PLACE,format=qcow2`", file.device);
     let set = |what: &str| format!("Set {what} for the disk while the VM is shut off");
     match (&file.place, format, to) {
         (_, DiskFormat::Raw, Location::Share { .. }) => Some(("a raw file on a share may not keep its holes", qcow2)),
+        _ if copier == Copier::Carrier => None,
         // The holes of a file on a share are not known: they are read as zeros.
         (Location::Share { .. }, ..) if !file.detects_zeroes => {
             Some(("its definition does not say detect_zeroes='unmap'", set("discard='unmap' detect_zeroes='unmap'")))

@@ -46,6 +46,7 @@ fn pair() -> Pair {
         vm,
         socket_dir: session,
         translate: vec![(share.clone(), share)],
+        disks: Vec::new(),
         persistent: true,
         downtime_limit: Duration::from_millis(300),
         bandwidth_bytes_per_s: None,

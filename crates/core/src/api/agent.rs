@@ -15,6 +15,8 @@
 //! GET    /v1/directory?on=local&host=&path= | ?on=share&share=&path=     → DirectoryListing (the query is a Location)
 //! PUT    /v1/directory/check                         Location            → 204               (QEMU can write files there)
 //! PUT    /v1/vms/{vm}/power                          PowerRequest
+//! GET    /v1/vms/{vm}/disks                              → [DiskSize]         (of the disks that are files, while it runs)
+//! PUT    /v1/arrivals/check                          [DiskArrival]       → 204               (changes nothing)
 //! PUT    /v1/migrations/{job}/{generation}/destination  PrepareDestination → DestinationReady
 //! PUT    /v1/migrations/{job}/{generation}/source       PrepareSource      → SourceReady
 //! PUT    /v1/migrations/{job}/{generation}/perform                       → MigrationReport   (returns when started)
@@ -44,7 +46,8 @@ use crate::{
     pin::{Pin, Secret},
     share::AttachedShare,
     storage::{DiskMove, DiskProgress},
-    vm::VmFacts,
+    units::ByteCount,
+    vm::{DiskFormat, VmFacts},
 };
 
 /// The versions of the control API that this program speaks, oldest first.
@@ -148,6 +151,46 @@ pub struct PrepareDestination {
     pub persistent: bool,
     /// Switchover is sized for this. Milliseconds.
     pub downtime_limit_ms: u32,
+    /// Disks that move along: their new files are made here. A server of an earlier version does not say.
+    #[serde(default)]
+    pub disks: Vec<DiskArrival>,
+}
+
+/// A disk of a running VM and its sizes.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DiskSize {
+    /// The disk's name in the definition, `vda`.
+    pub device: String,
+    /// What the guest sees.
+    pub virtual_size: ByteCount,
+    /// What the image takes on its file system, as far as that tells.
+    pub allocated: ByteCount,
+}
+
+/// A disk that comes from another host.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DiskArrival {
+    /// The disk's name in the definition, `vda`.
+    pub device: String,
+    /// The file it gets here; must not be there before.
+    pub to: Location,
+    /// How that file is laid out.
+    pub format: DiskFormat,
+    /// What the guest sees: the new file's exact virtual size.
+    pub virtual_size: ByteCount,
+    /// What the old file takes: so much and a little more must be free here.
+    pub allocated: ByteCount,
+}
+
+/// The new file of a disk at the destination. Passed from agent to agent, never stored or shown.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ArrivalFile {
+    /// The disk's name in the definition.
+    pub device: String,
+    /// The file.
+    pub path: String,
+    /// How it is laid out.
+    pub format: DiskFormat,
 }
 
 /// The destination listens.
@@ -159,6 +202,9 @@ pub struct DestinationReady {
     pub mounts: Vec<ShareMount>,
     /// Folder of the session's sockets: the same path is used at both ends.
     pub socket_dir: String,
+    /// The new files of the disks that move along. An agent of an earlier version makes none.
+    #[serde(default)]
+    pub files: Vec<ArrivalFile>,
 }
 
 /// The source has connected and holds the VM.
@@ -199,6 +245,9 @@ pub struct PrepareSource {
     /// What becomes of it when it does not converge. A server of an earlier version does not say.
     #[serde(default)]
     pub on_stall: OnStall,
+    /// Disks that move along, with the files they use here. A server of an earlier version does not say.
+    #[serde(default)]
+    pub disks: Vec<DiskMove>,
 }
 
 /// What the end of a successful move needs: given to the destination and to the source.
@@ -206,6 +255,9 @@ pub struct PrepareSource {
 pub struct ConfirmRequest {
     /// Destination only: whether the host starts the VM at boot from now on.
     pub autostart: bool,
+    /// Source only: whether the old files of disks that moved along stay. A server of an earlier version does not say.
+    #[serde(default)]
+    pub keep_source: bool,
 }
 
 /// Which end of a migration a report is of.
@@ -263,6 +315,9 @@ pub struct MigrationReport {
     pub presence: Presence,
     /// Source: how much is done.
     pub progress: Option<Progress>,
+    /// Source: how far the disks are that move along.
+    #[serde(default)]
+    pub disks: Vec<DiskProgress>,
     /// What it took, as far as this end knows: the source knows bytes and iterations, the destination the downtime.
     pub figures: Figures,
     /// Why it failed: what was attempted, on what, with the chain of causes, and where the VM is.

@@ -303,6 +303,16 @@ pub struct MigrateVm {
     /// What becomes of it when it does not converge.
     #[serde(default)]
     pub on_stall: OnStall,
+    /// Where disks go that the destination does not reach: a folder, as a path on the destination or
+    /// `\\server.domain\share\folder`. `None`: only the disks that are named move along.
+    #[serde(default)]
+    pub storage: Option<String>,
+    /// Disks that move along in any case, go elsewhere, or get another format.
+    #[serde(default)]
+    pub disks: Vec<MoveDisk>,
+    /// The old files of disks that moved along stay.
+    #[serde(default)]
+    pub keep_source: bool,
 }
 
 /// Moves disks of a running VM to other files of its host.

@@ -17,6 +17,7 @@ use ferry_core::{
     api::agent::Role,
     id::VmId,
     migration::Presence,
+    units::ByteCount,
     vm::{DiskFormat, FileRole, VmState},
 };
 use uuid::Uuid;

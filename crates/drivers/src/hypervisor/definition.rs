@@ -13,7 +13,7 @@ use ferry_core::{
 use roxmltree::{Document, Node};
 use uuid::Uuid;
 
-use crate::hypervisor::{HypervisorError, translated};
+use crate::hypervisor::{DiskAlong, HypervisorError, translated};
 
 /// The host's UUID in libvirt's capabilities.
 pub(super) fn host_uuid(capabilities: &str) -> Option<String> {
@@ -82,15 +82,36 @@ pub(super) fn copy_target(to: &Path, format: DiskFormat) -> Option<String> {
     Some(format!("<disk type='file'><source file='{path}'/><driver name='qemu' type='{format}'/></disk>"))
 }
 
-/// The definition with every file's path rewritten by `folders`.
+/// Whether what is written takes effect on a disk that moves along.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Form {
+    /// The definition by which the VM runs. QEMU gives back what is not used while the disk is copied, whatever is kept.
+    Live,
+    /// The definition that is kept: what the administrator said stays.
+    Kept,
+}
+
+/// The definition with every file's path rewritten by `folders`, and disks that move along by what they become.
 ///
 /// # Errors
 /// [`HypervisorError::Definition`] naming the first file that lies in none of them.
-pub(super) fn translate(xml: &str, vm: VmId, folders: &[(PathBuf, PathBuf)]) -> Result<String, HypervisorError> {
+pub(super) fn translate(
+    xml: &str,
+    vm: VmId,
+    folders: &[(PathBuf, PathBuf)],
+    along: &[DiskAlong],
+    form: Form,
+) -> Result<String, HypervisorError> {
     let bad = |reason: String| HypervisorError::Definition { vm, reason };
     let document = Document::parse(xml).map_err(|error| bad(error.to_string()))?;
     let mut edits: Vec<(Range<usize>, String)> = Vec::new();
     for node in document.descendants() {
+        if let Some((disk, to)) = disk_along(node, along) {
+            if node == disk {
+                edits.extend(moved_along(disk, to, form).ok_or_else(|| bad(format!("disk {} is odd", to.device)))?);
+            }
+            continue;
+        }
         let found = if node.has_tag_name("source") && is_disk_source(node) {
             node.attribute_node("file").map(|file| (file.range_value(), file.value()))
         } else if boot_role(node).is_some() {
@@ -106,10 +127,45 @@ pub(super) fn translate(xml: &str, vm: VmId, folders: &[(PathBuf, PathBuf)]) -> 
         }
     }
     let mut edited = xml.to_owned();
+    edits.sort_by_key(|(range, _)| range.start);
     for (range, text) in edits.into_iter().rev() {
         edited.replace_range(range, &text);
     }
     Ok(edited)
+}
+
+/// The disk that moves along which an element is, or is a part of.
+fn disk_along<'a, 'input, 'd>(
+    node: Node<'a, 'input>,
+    along: &'d [DiskAlong],
+) -> Option<(Node<'a, 'input>, &'d DiskAlong)> {
+    let disk = node.ancestors().find(|ancestor| ancestor.has_tag_name("disk"))?;
+    let device = child(disk, "target")?.attribute("dev")?;
+    Some((disk, along.iter().find(|along| along.device == device)?))
+}
+
+/// Edits that give a disk its new file, without what was below the old one.
+fn moved_along(disk: Node<'_, '_>, to: &DiskAlong, form: Form) -> Option<Vec<(Range<usize>, String)>> {
+    let source = child(disk, "source")?;
+    let mut edits = vec![(source.attribute_node("file")?.range_value(), escaped(to.path.to_str()?))];
+    let (format, unmap) = (to.format.name(), if form == Form::Live { " discard='unmap'" } else { "" });
+    match child(disk, "driver") {
+        Some(driver) => {
+            let kind = driver.attribute_node("type")?;
+            edits.push((kind.range_value(), format.to_owned()));
+            match driver.attribute_node("discard") {
+                Some(discard) if form == Form::Live => edits.push((discard.range_value(), "unmap".to_owned())),
+                Some(_) => {}
+                None => edits.push((kind.range().end..kind.range().end, unmap.to_owned())),
+            }
+        }
+        None => {
+            let here = source.range().start;
+            edits.push((here..here, format!("<driver name='qemu' type='{format}'{unmap}/>")));
+        }
+    }
+    edits.extend(children(disk, "backingStore").map(|below| (below.range(), "<backingStore/>".to_owned())));
+    Some(edits)
 }
 
 /// The source of a disk, of a file in its backing chain or mirror, or of UEFI variables in the long form.
@@ -305,13 +361,43 @@ mod tests {
     #[test]
     fn translation_rewrites_file_paths_and_nothing_else() {
         let folders = [("/srv/ferry/vms".into(), "/mnt/other".into()), ("/iso".into(), "/iso2".into())];
-        let edited = translate(XML, vm(), &folders).expect("all known");
+        let edited = translate(XML, vm(), &folders, &[], Form::Live).expect("all known");
         let expected = XML
             .replace("/srv/ferry/vms/web01/vars.fd", "/mnt/other/web01/vars.fd")
             .replace("/srv/ferry/vms/vmlinuz", "/mnt/other/vmlinuz")
             .replace("/srv/ferry/vms/web01/a&amp;b.raw", "/mnt/other/web01/a&amp;b.raw")
             .replace("/iso/d.iso", "/iso2/d.iso");
         assert_eq!(edited, expected);
+    }
+
+    #[test]
+    fn a_disk_that_moves_along_gets_its_new_file_and_loses_its_chain() {
+        let folders = [("/srv/ferry/vms".into(), "/mnt/other".into()), ("/iso".into(), "/iso".into())];
+        let along = |device: &str| {
+            [DiskAlong { device: device.into(), path: "/local/n'w.qcow2".into(), format: DiskFormat::Qcow2 }]
+        };
+        let chain = "<backingStore type='file'><format type='raw'/><source file='/nowhere/base.raw'/><backingStore/></backingStore>";
+        let overlay =
+            XML.replace("<target dev='vda' bus='virtio'/>", &format!("{chain}<target dev='vda' bus='virtio'/>"));
+        let moved = |xml: &str, form| translate(xml, vm(), &folders, &along("vda"), form);
+        let live = moved(&overlay, Form::Live).expect("what is below the disk is of no matter");
+        let facts = parse(&live).expect("parsed");
+        let disk = &facts.files[0];
+        assert_eq!(disk.place, PathBuf::from("/local/n'w.qcow2"));
+        assert_eq!((disk.format, disk.unmaps, disk.stops_on_error), (Some(DiskFormat::Qcow2), true, true));
+        assert!(!disk.has_backing && !live.contains("base.raw"), "{live}");
+        let kept = parse(&moved(&overlay, Form::Kept).expect("edited")).expect("parsed");
+        assert_eq!((kept.files[0].format, kept.files[0].unmaps), (Some(DiskFormat::Qcow2), false));
+        // The others are translated as ever.
+        assert_eq!(facts.files[4].place, PathBuf::from("/mnt/other/web01/vars.fd"));
+        let set = XML.replace(" cache='none'", " discard='ignore' cache='none'");
+        assert!(parse(&moved(&set, Form::Live).expect("edited")).expect("parsed").files[0].unmaps);
+        assert!(!parse(&moved(&set, Form::Kept).expect("edited")).expect("parsed").files[0].unmaps);
+        let bare = XML.replace("<driver name='qemu' type='raw' cache='none' error_policy='stop'/>", "");
+        let bare = parse(&moved(&bare, Form::Live).expect("edited")).expect("parsed");
+        assert_eq!((bare.files[0].format, bare.files[0].unmaps), (Some(DiskFormat::Qcow2), true));
+        // What is no file cannot move along.
+        assert!(translate(XML, vm(), &folders, &along("vdb"), Form::Live).is_err());
     }
 
     #[test]
@@ -323,16 +409,18 @@ mod tests {
         let facts = parse(&xml).expect("parsed");
         let file = facts.files.iter().find(|file| file.role == FileRole::Nvram).expect("found");
         assert_eq!(file.place, Path::new("/srv/ferry/vms/web01/vars.fd"));
-        let edited = translate(&xml, vm(), &[("/".into(), "/new".into())]).expect("all known");
+        let edited = translate(&xml, vm(), &[("/".into(), "/new".into())], &[], Form::Live).expect("all known");
         assert!(edited.contains("<source file='/new/srv/ferry/vms/web01/vars.fd'/>"), "{edited}");
     }
 
     #[test]
     fn a_file_outside_every_folder_is_named() {
-        let error = translate(XML, vm(), &[("/srv/ferry/vms".into(), "/x".into())]).expect_err("the ISO is local");
+        let error = translate(XML, vm(), &[("/srv/ferry/vms".into(), "/x".into())], &[], Form::Live)
+            .expect_err("the ISO is local");
         assert!(error.to_string().contains("/iso/d.iso"), "{error}");
         // A folder's name is not a prefix of a longer one.
-        let error = translate(XML, vm(), &[("/srv/ferry/vm".into(), "/x".into())]).expect_err("another folder");
+        let error = translate(XML, vm(), &[("/srv/ferry/vm".into(), "/x".into())], &[], Form::Live)
+            .expect_err("another folder");
         assert!(error.to_string().contains("vms/vmlinuz"), "{error}");
     }
 
@@ -341,7 +429,7 @@ mod tests {
         fn a_translation_to_the_same_place_changes_nothing_but_the_form_of_escapes(name in "[a-z&<'\"]{1,12}") {
             let xml = XML.replace("a&amp;b", &escaped(&name));
             let same = [(PathBuf::from("/"), PathBuf::from("/"))];
-            let edited = translate(&xml, vm(), &same).expect("all below the root");
+            let edited = translate(&xml, vm(), &same, &[], Form::Live).expect("all below the root");
             prop_assert_eq!(&edited, &xml);
             let facts = parse(&edited).expect("parsed");
             let expected = format!("/srv/ferry/vms/web01/{name}.raw");
@@ -351,7 +439,7 @@ mod tests {
         #[test]
         fn no_text_panics_the_parser(text: String) {
             let _ = parse(&text);
-            let _ = translate(&text, vm(), &[]);
+            let _ = translate(&text, vm(), &[], &[], Form::Live);
         }
     }
 

@@ -486,6 +486,13 @@ impl Hypervisor for FakeHypervisor {
         Ok(state.vms.get(&vm).and_then(|entry| entry.outgoing.as_ref()).map(|outgoing| outgoing.stats))
     }
 
+    fn disk_along(&self, vm: VmId, _device: &str) -> Result<Option<(ByteCount, ByteCount)>, HypervisorError> {
+        let what = || format!("Could not read how far the disks of VM {vm} are");
+        let mut state = self.host.call(Point::Vms, what)?;
+        let outgoing = state.vms.get_mut(&vm).and_then(|entry| entry.outgoing.as_ref());
+        Ok(outgoing.map(|outgoing| (outgoing.stats.disk_total, outgoing.stats.disk_total)))
+    }
+
     fn set_downtime_limit(&self, vm: VmId, limit: Duration) -> Result<(), HypervisorError> {
         let what = || format!("Could not set the downtime limit of VM {vm}");
         let mut state = self.host.call(Point::Vms, what)?;

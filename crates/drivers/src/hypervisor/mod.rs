@@ -29,6 +29,9 @@ pub const RPC_SOCKET: &str = "rpc.sock";
 /// Name of the socket in a session's folder that carries memory and device state.
 pub const MEMORY_SOCKET: &str = "memory.sock";
 
+/// Name of the socket in a session's folder that carries disks: one connection for each, in the definition's order.
+pub const DISK_SOCKET: &str = "disks.sock";
+
 /// What can go wrong. Each variant is something that a caller treats differently.
 #[derive(Debug, Error)]
 pub enum HypervisorError {
@@ -105,6 +108,19 @@ pub struct MigrateRequest {
     pub bandwidth_bytes_per_s: Option<u64>,
     /// QEMU slows the guest's vCPUs more and more if its memory does not converge.
     pub auto_converge: bool,
+    /// Disks that move along, before memory.
+    pub disks: Vec<DiskAlong>,
+}
+
+/// A disk that moves along with its VM.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DiskAlong {
+    /// The disk's name in the definition, `vda`.
+    pub device: String,
+    /// Its file at the destination: there already, empty or a seed, with exactly the disk's virtual size.
+    pub path: PathBuf,
+    /// How that file is laid out.
+    pub format: DiskFormat,
 }
 
 /// What libvirt counts of a migration.
@@ -126,6 +142,10 @@ pub struct MigrationStats {
     pub downtime_ms: u64,
     /// Milliseconds since the start.
     pub elapsed_ms: u64,
+    /// Disks that move along.
+    pub disk_total: ByteCount,
+    /// What of them is still to be looked at.
+    pub disk_remaining: ByteCount,
 }
 
 /// What a copy of a running VM's disk to another file needs.
@@ -243,8 +263,9 @@ pub trait Hypervisor: Send + Sync + 'static {
     /// [`HypervisorError::NoVm`], [`HypervisorError::Failed`].
     fn set_autostart(&self, vm: VmId, autostart: bool) -> Result<(), HypervisorError>;
 
-    /// Moves a running VM through the sockets of the request, peer to peer. Blocks until libvirt's call ends. Ok
-    /// promises that the source's copy is gone and the destination holds a complete, paused one.
+    /// Moves a running VM through the sockets of the request, peer to peer: first the disks that move along, then
+    /// memory. Blocks until libvirt's call ends. Ok promises that the source's copy is gone and the destination holds a
+    /// complete, paused one.
     ///
     /// # Errors
     /// After an error, who has the VM is to be asked with [`Hypervisor::presence`] at both ends.
@@ -255,6 +276,12 @@ pub trait Hypervisor: Send + Sync + 'static {
     /// # Errors
     /// [`HypervisorError::Unreachable`].
     fn migration_stats(&self, vm: VmId) -> Result<Option<MigrationStats>, HypervisorError>;
+
+    /// How far one disk of a running migration is: bytes looked at, and bytes to look at; `None` if it is not known.
+    ///
+    /// # Errors
+    /// [`HypervisorError::Unreachable`].
+    fn disk_along(&self, vm: VmId, device: &str) -> Result<Option<(ByteCount, ByteCount)>, HypervisorError>;
 
     /// Changes how long the VM may stand still at the end of its running migration.
     ///

@@ -36,16 +36,22 @@ pub const FLAG_PEER2PEER: u32 = 1 << 1;
 pub const FLAG_PERSIST_DEST: u32 = 1 << 3;
 /// `VIR_MIGRATE_PAUSED`
 pub const FLAG_PAUSED: u32 = 1 << 5;
+/// `VIR_MIGRATE_NON_SHARED_DISK`: disks move along.
+pub const FLAG_NON_SHARED_DISK: u32 = 1 << 6;
 /// `VIR_MIGRATE_CHANGE_PROTECTION`: libvirt's own lock against changes during the move.
 pub const FLAG_CHANGE_PROTECTION: u32 = 1 << 8;
 /// `VIR_MIGRATE_ABORT_ON_ERROR`
 pub const FLAG_ABORT_ON_ERROR: u32 = 1 << 12;
 /// `VIR_MIGRATE_AUTO_CONVERGE`
 pub const FLAG_AUTO_CONVERGE: u32 = 1 << 13;
+/// `VIR_MIGRATE_NON_SHARED_SYNCHRONOUS_WRITES`
+pub const FLAG_SYNCHRONOUS_WRITES: u32 = 1 << 18;
 
 const FLAGS_NEEDED: u32 = FLAG_LIVE | FLAG_PEER2PEER | FLAG_PAUSED;
 const FLAGS_ALLOWED: u32 =
     FLAGS_NEEDED | FLAG_PERSIST_DEST | FLAG_CHANGE_PROTECTION | FLAG_ABORT_ON_ERROR | FLAG_AUTO_CONVERGE;
+/// With disks that move along.
+const FLAGS_OF_DISKS: u32 = FLAG_NON_SHARED_DISK | FLAG_SYNCHRONOUS_WRITES;
 
 /// What a gate is bound to: what one session may do to this host's libvirt.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -58,6 +64,10 @@ pub struct Bound {
     pub roots: Vec<PathBuf>,
     /// Where QEMU shall listen: libvirtd lets QEMU unlink and bind that path.
     pub memory_socket: PathBuf,
+    /// Where QEMU shall listen for disks that move along.
+    pub disk_socket: PathBuf,
+    /// Which these are, by their names in the definition: libvirtd lets the source write their files.
+    pub disks: Vec<String>,
 }
 
 /// Why a call was refused.
@@ -402,18 +412,31 @@ pub fn text_parameter<'a>(parameters: &'a [TypedParameter], field: &str) -> Opti
 }
 
 fn check_prepare(call: &PrepareCall, bound: &Bound) -> Result<(), RefusalReason> {
-    check_flags(call.flags)?;
+    check_flags(call.flags, bound)?;
     check_parameters(&call.parameters, bound)?;
     for field in ["destination_xml", "migrate_uri"] {
         if text_parameter(&call.parameters, field).is_none() {
             return Err(RefusalReason::Parameter { field: field.to_owned(), found: String::new() });
         }
     }
+    // Without the list libvirtd would let every disk be written.
+    if call.flags & FLAG_NON_SHARED_DISK != 0 {
+        let named = |device: &String| {
+            let is_it = |parameter: &TypedParameter| {
+                parameter.field == "migrate_disks" && parameter.value == TypedValue::Text(device.clone())
+            };
+            call.parameters.iter().any(is_it)
+        };
+        let missing = bound.disks.iter().find(|device| !named(device));
+        if missing.is_some() || text_parameter(&call.parameters, "disks_uri").is_none() {
+            return Err(RefusalReason::Parameter { field: "migrate_disks".to_owned(), found: String::new() });
+        }
+    }
     Ok(check_cookie(&call.cookie, bound)?)
 }
 
 fn check_finish(call: &FinishCall, bound: &Bound) -> Result<(), RefusalReason> {
-    check_flags(call.flags)?;
+    check_flags(call.flags, bound)?;
     check_parameters(&call.parameters, bound)?;
     if text_parameter(&call.parameters, "destination_name").is_none() {
         return Err(RefusalReason::Parameter { field: "destination_name".to_owned(), found: String::new() });
@@ -422,22 +445,33 @@ fn check_finish(call: &FinishCall, bound: &Bound) -> Result<(), RefusalReason> {
 }
 
 /// PAUSED in both calls: without it in Finish, libvirt would run the copy by itself.
-fn check_flags(found: u32) -> Result<(), RefusalReason> {
-    if found & FLAGS_NEEDED == FLAGS_NEEDED && found & !FLAGS_ALLOWED == 0 {
+fn check_flags(found: u32, bound: &Bound) -> Result<(), RefusalReason> {
+    let (needed, allowed) = match bound.disks.is_empty() {
+        true => (FLAGS_NEEDED, FLAGS_ALLOWED),
+        false => (FLAGS_NEEDED | FLAG_NON_SHARED_DISK, FLAGS_ALLOWED | FLAGS_OF_DISKS),
+    };
+    if found & needed == needed && found & !allowed == 0 {
         return Ok(());
     }
-    Err(RefusalReason::Flags { found, needed: FLAGS_NEEDED, allowed: FLAGS_ALLOWED })
+    Err(RefusalReason::Flags { found, needed, allowed })
 }
 
 fn check_parameters(parameters: &[TypedParameter], bound: &Bound) -> Result<(), RefusalReason> {
     for (index, parameter) in parameters.iter().enumerate() {
-        let repeated = parameters[..index].iter().any(|earlier| earlier.field == parameter.field);
+        // A list is a field that is repeated with other values.
+        let repeated = parameters[..index].iter().any(|earlier| {
+            earlier.field == parameter.field && (parameter.field != "migrate_disks" || earlier.value == parameter.value)
+        });
         let allowed = !repeated
             && match (parameter.field.as_str(), &parameter.value) {
                 ("destination_name", TypedValue::Text(name)) => *name == bound.name,
                 ("migrate_uri", TypedValue::Text(uri)) => {
                     uri.strip_prefix("unix://").is_some_and(|path| bound.memory_socket.as_os_str() == path)
                 }
+                ("disks_uri", TypedValue::Text(uri)) if !bound.disks.is_empty() => {
+                    uri.strip_prefix("unix://").is_some_and(|path| bound.disk_socket.as_os_str() == path)
+                }
+                ("migrate_disks", TypedValue::Text(device)) => bound.disks.contains(device),
                 ("destination_xml" | "persistent_xml", TypedValue::Text(xml)) => {
                     check_definition(xml, bound)?;
                     true
@@ -465,6 +499,8 @@ pub fn fuzz(bytes: &[u8]) {
         name: "fuzz".into(),
         roots: vec!["/srv".into()],
         memory_socket: "/run/memory.sock".into(),
+        disk_socket: "/run/disks.sock".into(),
+        disks: vec!["vda".into()],
     };
     let pass = |pieces: &[&[u8]]| {
         let (mut gate, mut passed) = (Gate::new(bound.clone()), Vec::new());

@@ -19,7 +19,7 @@ use ferry_core::id::VmId;
 
 use super::{DEADLINE, Side, Site};
 use crate::hypervisor::{
-    MEMORY_SOCKET, RPC_SOCKET,
+    DISK_SOCKET, DiskAlong, MEMORY_SOCKET, RPC_SOCKET,
     rpc::{Bound, Gate, Tap},
 };
 
@@ -44,6 +44,7 @@ struct Way {
     /// Where the source's side connects, and where that is to lead.
     rpc: (PathBuf, PathBuf),
     memory: (PathBuf, PathBuf),
+    disks: (PathBuf, PathBuf),
     folders: [PathBuf; 2],
     gate: Mutex<Gate>,
     tap: Mutex<Tap>,
@@ -57,7 +58,13 @@ struct Way {
 
 impl Carriers {
     /// Listens at the source and carries to the destination. `socket_dir` is made on both hosts.
-    pub(super) fn begin(site: &Site<'_>, vm: VmId, name: &str, socket_dir: &Path, mishap: Mishap) -> Self {
+    pub(super) fn begin(
+        site: &Site<'_>,
+        (vm, name): (VmId, &str),
+        socket_dir: &Path,
+        mishap: Mishap,
+        disks: &[DiskAlong],
+    ) -> Self {
         let folder = |side: &Side<'_>| {
             let folder = (side.see)(socket_dir);
             std::fs::create_dir_all(&folder).expect("the run folder is writable");
@@ -65,7 +72,7 @@ impl Carriers {
             chown(&folder, Some(user), Some(group)).expect("permitted");
             folder
         };
-        let memory_socket = socket_dir.join(MEMORY_SOCKET);
+        let (memory_socket, disk_socket) = (socket_dir.join(MEMORY_SOCKET), socket_dir.join(DISK_SOCKET));
         let there = &site.destination;
         let at_source = |name| (site.source.see)(&socket_dir.join(name));
         let bound = Bound {
@@ -73,11 +80,14 @@ impl Carriers {
             name: name.to_owned(),
             roots: vec![site.folder.1.clone()],
             memory_socket: memory_socket.clone(),
+            disk_socket: disk_socket.clone(),
+            disks: disks.iter().map(|disk| disk.device.clone()).collect(),
         };
         let way = Arc::new(Way {
             mishap,
             rpc: (at_source(RPC_SOCKET), there.hypervisor.rpc_socket()),
             memory: (at_source(MEMORY_SOCKET), (there.see)(&there.hypervisor.reach(&memory_socket))),
+            disks: (at_source(DISK_SOCKET), (there.see)(&there.hypervisor.reach(&disk_socket))),
             folders: [folder(&site.source), folder(there)],
             gate: Mutex::new(Gate::new(bound)),
             tap: Mutex::default(),
@@ -90,6 +100,7 @@ impl Carriers {
         });
         way.listen(&way.rpc, Way::carry_rpc);
         way.listen(&way.memory, Way::carry_memory);
+        way.listen(&way.disks, Way::carry_disk);
         Self(way)
     }
 
@@ -116,7 +127,7 @@ impl Drop for Carriers {
     fn drop(&mut self) {
         self.0.closing.store(true, Ordering::SeqCst);
         self.release_memory();
-        for path in [&self.0.rpc.0, &self.0.memory.0] {
+        for path in [&self.0.rpc.0, &self.0.memory.0, &self.0.disks.0] {
             // Wakes the listener; one that ended already needs no waking.
             let _ = UnixStream::connect(path);
         }
@@ -189,6 +200,11 @@ impl Way {
             }
             written
         });
+        pump(&far, &near, |bytes, near| near.write_all(bytes).is_ok());
+    }
+
+    fn carry_disk(self: &Arc<Self>, near: UnixStream, far: UnixStream) {
+        pump(&near, &far, |bytes, far| far.write_all(bytes).is_ok());
         pump(&far, &near, |bytes, near| near.write_all(bytes).is_ok());
     }
 

@@ -1,18 +1,26 @@
 //! The claims about moves.
 
 use std::{
+    fs::{self, File},
+    os::unix::fs::FileExt as _,
     path::PathBuf,
     thread,
     time::{Duration, Instant},
 };
 
 use super::*;
+use crate::{hypervisor::DiskAlong, image};
+
+/// What the guests' disks hold.
+const CONTENT: &[u8] = b"in the middle of the disk";
 
 pub(super) fn run(site: &Site<'_>) {
     a_moved_vm_arrives_paused_and_runs_when_resumed(site);
     a_move_without_definition_leaves_none_behind_at_the_destination(site);
     the_vm_stays_at_the_source_when_the_finish_reply_is_lost(site);
     an_aborted_move_leaves_the_vm_at_the_source(site);
+    a_disk_moves_along_with_its_vm(site);
+    a_disk_that_cannot_move_along_leaves_the_vm_at_the_source(site);
     a_move_whose_memory_channel_breaks_leaves_the_vm_at_the_source(site);
     the_vm_stays_when_the_destination_refuses_it(site);
     a_file_that_the_destination_does_not_reach_is_named_before_anything_happens(site);
@@ -30,11 +38,14 @@ struct Attempt<'a> {
 
 impl<'a> Attempt<'a> {
     fn begin(site: &'a Site<'a>, name: &str, mishap: Mishap) -> Self {
-        let vm = (site.define)(Role::Source, name);
+        Self::begin_with(site, (site.define)(Role::Source, name), name, mishap, Vec::new())
+    }
+
+    fn begin_with(site: &'a Site<'a>, vm: VmId, name: &str, mishap: Mishap, disks: Vec<DiskAlong>) -> Self {
         site.source.hypervisor.start(vm).expect("started");
         let session: String = Uuid::new_v4().simple().to_string().chars().take(8).collect();
         let socket_dir = site.run_dir.join(session);
-        let carriers = Carriers::begin(site, vm, name, &socket_dir, mishap);
+        let carriers = Carriers::begin(site, (vm, name), &socket_dir, mishap, &disks);
         let request = MigrateRequest {
             vm,
             socket_dir,
@@ -43,6 +54,7 @@ impl<'a> Attempt<'a> {
             downtime_limit: Duration::from_millis(300),
             bandwidth_bytes_per_s: None,
             auto_converge: true,
+            disks,
         };
         Self { site, vm, name: name.to_owned(), request, carriers }
     }
@@ -159,6 +171,52 @@ fn an_aborted_move_leaves_the_vm_at_the_source(site: &Site<'_>) {
         assert!(matches!(result, Err(HypervisorError::Aborted { .. })), "{result:?}");
     });
     attempt.assert_it_stayed();
+    attempt.clean();
+}
+
+/// A VM with something on its disk, and a new file for it at the destination.
+fn with_a_disk_to_move<'a>(
+    site: &'a Site<'a>,
+    name: &str,
+    length_there: impl Fn(u64) -> u64,
+) -> (Attempt<'a>, [PathBuf; 2]) {
+    let vm = (site.define)(Role::Source, name);
+    let facts = site.source.hypervisor.vm(vm).expect("reachable").expect("defined");
+    let old = (site.source.see)(&facts.files[0].place);
+    let file = File::options().write(true).open(&old).expect("there");
+    let length = file.metadata().expect("there").len().max(1 << 20);
+    file.set_len(length).expect("there is room");
+    file.write_all_at(CONTENT, length / 2).expect("written");
+    let path = site.folder.1.join(format!("{name}-new.raw"));
+    let new = (site.destination.see)(&path);
+    let owner = site.destination.hypervisor.process_owner().expect("reachable");
+    image::create(&new, DiskFormat::Raw, ByteCount(length_there(length)), owner).expect("made");
+    let disks = vec![DiskAlong { device: facts.files[0].device.clone(), path, format: DiskFormat::Raw }];
+    (Attempt::begin_with(site, vm, name, Mishap::None, disks), [old, new])
+}
+
+fn a_disk_moves_along_with_its_vm(site: &Site<'_>) {
+    let (attempt, [old, new]) = with_a_disk_to_move(site, "ferry-along", |length| length);
+    attempt.migrate().expect("moved");
+    assert_eq!((attempt.source(), attempt.destination()), (Presence::Absent, Presence::Arrived));
+    let there = site.destination.hypervisor;
+    there.resume(attempt.vm).expect("resumed");
+    let used = there.files_in_use().expect("reachable");
+    assert!(used.contains(&attempt.request.disks[0].path), "{used:?}");
+    assert_eq!(fs::read(&new).expect("there"), fs::read(&old).expect("the old file stays"));
+    there.destroy(attempt.vm).expect("ended");
+    let kept = there.vm(attempt.vm).expect("reachable").expect("its definition was kept");
+    assert_eq!(kept.files[0].place, attempt.request.disks[0].path);
+    fs::remove_file(&new).expect("there");
+    attempt.clean();
+}
+
+fn a_disk_that_cannot_move_along_leaves_the_vm_at_the_source(site: &Site<'_>) {
+    let (attempt, [_, new]) = with_a_disk_to_move(site, "ferry-not-along", |length| length / 2);
+    let result = attempt.migrate();
+    assert!(matches!(result, Err(HypervisorError::Failed { .. })), "{result:?}");
+    attempt.assert_it_stayed();
+    fs::remove_file(&new).expect("there");
     attempt.clean();
 }
 

@@ -26,10 +26,10 @@ use super::{
 use crate::hypervisor::{
     DomainEvent, MigrationStats, definition,
     rpc::{
-        FLAG_PAUSED, FLAG_PERSIST_DEST, FinishCall, PrepareCall,
+        FLAG_NON_SHARED_DISK, FLAG_PAUSED, FLAG_PERSIST_DEST, FinishCall, PrepareCall,
         message::{FINISH, Header, Kind, LengthError, PREPARE, REMOTE_PROGRAM, STATUS_OK, SUPPORTS_FEATURE, Splitter},
         text_parameter,
-        xdr::Writer,
+        xdr::{TypedValue, Writer},
     },
 };
 
@@ -45,6 +45,14 @@ pub(super) struct Incoming {
     channel: Mutex<Option<UnixStream>>,
     listener: UnixListener,
     socket: PathBuf,
+    /// Where disks arrive that move along, and their files by name.
+    disks: Option<Disks>,
+}
+
+struct Disks {
+    listener: UnixListener,
+    socket: PathBuf,
+    files: Vec<(String, PathBuf)>,
 }
 
 impl Incoming {
@@ -53,9 +61,17 @@ impl Incoming {
         self.dropped.store(true, Ordering::SeqCst);
         let channel = self.channel.lock().expect("nobody panics while holding it");
         end_listener(&self.listener);
+        self.end_disks();
         if let Some(channel) = &*channel {
             // One that is closed already is what we want.
             let _ = channel.shutdown(Shutdown::Both);
+        }
+    }
+
+    fn end_disks(&self) {
+        if let Some(disks) = &self.disks {
+            end_listener(&disks.listener);
+            let _ = std::fs::remove_file(&disks.socket);
         }
     }
 }
@@ -226,7 +242,9 @@ fn prepare(host: &Arc<Host>, call: &PrepareCall) -> Result<VmId, String> {
     let _ = std::fs::remove_file(&socket);
     let listener =
         UnixListener::bind(&socket).map_err(|error| format!("Failed to bind {}: {error}", socket.display()))?;
-    let incoming = Arc::new(Incoming { dropped: AtomicBool::new(false), channel: Mutex::new(None), listener, socket });
+    let disks = listen_for_disks(host, call, &facts)?;
+    let (dropped, channel) = (AtomicBool::new(false), Mutex::new(None));
+    let incoming = Arc::new(Incoming { dropped, channel, listener, socket, disks });
     let mut state = host.state();
     let entry = state.vms.entry(vm).or_insert_with(|| Vm {
         guest: FakeGuest { facts: facts.clone(), ..FakeGuest::new(&facts.name, &[]) },
@@ -241,13 +259,59 @@ fn prepare(host: &Arc<Host>, call: &PrepareCall) -> Result<VmId, String> {
     entry.process = Process::Receiving(Arc::clone(&incoming));
     drop(state);
     let receiver = Arc::clone(host);
+    if incoming.disks.is_some() {
+        let incoming = Arc::clone(&incoming);
+        thread::spawn(move || receive_disks(&incoming));
+    }
     thread::spawn(move || {
         let received = receive(&incoming);
         let _ = std::fs::remove_file(&incoming.socket);
+        incoming.end_disks();
         arrived(&receiver, vm, &incoming, received);
     });
     host.notify(DomainEvent::Changed(vm));
     Ok(vm)
+}
+
+fn listen_for_disks(host: &Host, call: &PrepareCall, facts: &VmFacts<PathBuf>) -> Result<Option<Disks>, String> {
+    if call.flags & FLAG_NON_SHARED_DISK == 0 {
+        return Ok(None);
+    }
+    let uri = text_parameter(&call.parameters, "disks_uri").and_then(|uri| uri.strip_prefix("unix://"));
+    let socket = host.reach(Path::new(uri.ok_or("the disks' URI is not of a UNIX socket")?));
+    let _ = std::fs::remove_file(&socket);
+    let listener =
+        UnixListener::bind(&socket).map_err(|error| format!("Failed to bind {}: {error}", socket.display()))?;
+    let named = |device: &str| {
+        let value = TypedValue::Text(device.to_owned());
+        call.parameters.iter().any(|parameter| parameter.field == "migrate_disks" && parameter.value == value)
+    };
+    let files = facts.files.iter().filter(|file| named(&file.device));
+    let files = files.map(|file| (file.device.clone(), file.place.clone())).collect();
+    Ok(Some(Disks { listener, socket, files }))
+}
+
+/// Takes disks, one after the other, until the copy's memory is here or it is dropped.
+fn receive_disks(incoming: &Incoming) {
+    let Some(disks) = &incoming.disks else { return };
+    while let Ok((stream, _)) = disks.listener.accept() {
+        // What breaks off is for the source to tell.
+        let _ = receive_disk(disks, stream);
+    }
+}
+
+fn receive_disk(disks: &Disks, mut stream: UnixStream) -> io::Result<()> {
+    let bad = |what: &str| io::Error::new(io::ErrorKind::InvalidData, what);
+    let mut name = vec![0; usize::try_from(word(&mut stream)?.min(64)).unwrap_or(0)];
+    stream.read_exact(&mut name)?;
+    let length = word(&mut stream)?;
+    let found = disks.files.iter().find(|(device, _)| device.as_bytes() == name);
+    let (_, file) = found.ok_or_else(|| bad("there is no such disk"))?;
+    let mut file = std::fs::File::options().write(true).open(file)?;
+    if file.metadata()?.len() != length || io::copy(&mut (&mut stream).take(length), &mut file)? != length {
+        return Err(bad("the sizes differ"));
+    }
+    stream.write_all(&[1])
 }
 
 fn check_newcomer(host: &Host, facts: &VmFacts<PathBuf>) -> Result<(), String> {

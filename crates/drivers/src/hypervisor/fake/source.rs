@@ -5,6 +5,7 @@ use std::{
     io::{Read, Write},
     net::Shutdown,
     os::unix::net::UnixStream,
+    path::{Path, PathBuf},
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -16,9 +17,10 @@ use super::{
     guest::{self, PAGE_BYTES},
 };
 use crate::hypervisor::{
-    HypervisorError, MEMORY_SOCKET, MigrateRequest, MigrationStats, RPC_SOCKET, definition,
+    DISK_SOCKET, HypervisorError, MEMORY_SOCKET, MigrateRequest, MigrationStats, RPC_SOCKET,
+    definition::{self, Form},
     rpc::{
-        FLAG_LIVE, FLAG_PAUSED, FLAG_PEER2PEER, FLAG_PERSIST_DEST, FinishCall, PrepareCall,
+        FLAG_LIVE, FLAG_NON_SHARED_DISK, FLAG_PAUSED, FLAG_PEER2PEER, FLAG_PERSIST_DEST, FinishCall, PrepareCall,
         message::{
             AUTH_LIST, CLOSE, FINISH, Header, Kind, LengthError, OPEN, PREPARE, REGISTER_CLOSE_CALLBACK,
             REMOTE_PROGRAM, STATUS_OK, SUPPORTS_FEATURE, Splitter, UNREGISTER_CLOSE_CALLBACK,
@@ -66,6 +68,8 @@ struct Definitions {
     name: String,
     live: String,
     persistent: Option<String>,
+    /// Disks that move along, with the files they use here.
+    disks: Vec<(String, PathBuf)>,
 }
 
 pub(super) fn migrate(host: &Arc<Host>, request: &MigrateRequest) -> Result<(), HypervisorError> {
@@ -114,14 +118,28 @@ fn begin(host: &Host, request: &MigrateRequest, what: &str) -> Result<Definition
     if !entry.facts.host_devices.is_empty() {
         return Err(refuse("cannot migrate a domain with host devices"));
     }
-    let live = definition::translate(&guest::definition_xml(&entry.facts), vm, &request.translate)?;
+    let xml = guest::definition_xml(&entry.facts);
+    let translated = |form| definition::translate(&xml, vm, &request.translate, &request.disks, form);
+    let live = translated(Form::Live)?;
+    let persistent = if request.persistent { Some(translated(Form::Kept)?) } else { None };
+    let file =
+        |device: &str| entry.facts.files.iter().find(|file| file.device == device).map(|file| file.place.clone());
+    let disks: Option<Vec<_>> =
+        request.disks.iter().map(|disk| Some((disk.device.clone(), file(&disk.device)?))).collect();
+    let disks = disks.ok_or_else(|| refuse("disk target not found"))?;
     entry.outgoing = Some(Outgoing { downtime_limit: request.downtime_limit, ..Outgoing::default() });
-    Ok(Definitions { name: entry.facts.name.clone(), persistent: request.persistent.then(|| live.clone()), live })
+    Ok(Definitions { name: entry.facts.name.clone(), persistent, live, disks })
 }
 
 fn perform(host: &Host, request: &MigrateRequest, definitions: &Definitions) -> Result<(), Trouble> {
     let memory_path = request.socket_dir.join(MEMORY_SOCKET);
-    let flags = FLAG_LIVE | FLAG_PEER2PEER | FLAG_PAUSED | if request.persistent { FLAG_PERSIST_DEST } else { 0 };
+    let disk_path = request.socket_dir.join(DISK_SOCKET);
+    let flag = |set: bool, flag: u32| if set { flag } else { 0 };
+    let flags = FLAG_LIVE
+        | FLAG_PEER2PEER
+        | FLAG_PAUSED
+        | flag(request.persistent, FLAG_PERSIST_DEST)
+        | flag(!request.disks.is_empty(), FLAG_NON_SHARED_DISK);
     let uri = TypedParameter::text("migrate_uri", format!("unix://{}", memory_path.display()));
     let name = TypedParameter::text("destination_name", &definitions.name);
     let mut daemon = Caller::connect(&request.socket_dir.join(RPC_SOCKET))?;
@@ -129,13 +147,18 @@ fn perform(host: &Host, request: &MigrateRequest, definitions: &Definitions) -> 
     daemon.call(SUPPORTS_FEATURE, &Writer::new().u32(FEATURE_MIGRATION_PARAMS).finish())?;
     daemon.call(OPEN, &Writer::new().optional_text(Some("qemu:///system")).u32(0).finish())?;
     daemon.call(REGISTER_CLOSE_CALLBACK, &[])?;
-    let prepare = PrepareCall {
-        parameters: vec![TypedParameter::text("destination_xml", &definitions.live), uri.clone()],
-        cookie: cookie(request.vm, &definitions.name, ""),
-        flags,
-    };
+    let mut parameters = vec![TypedParameter::text("destination_xml", &definitions.live), uri.clone()];
+    if !request.disks.is_empty() {
+        parameters.push(TypedParameter::text("disks_uri", format!("unix://{}", disk_path.display())));
+        parameters.extend(request.disks.iter().map(|disk| TypedParameter::text("migrate_disks", &disk.device)));
+    }
+    let prepare = PrepareCall { parameters, cookie: cookie(request.vm, &definitions.name, ""), flags };
     daemon.call(PREPARE, &prepare.body())?;
-    let sent = send_memory(host, request, &memory_path);
+    let sent = definitions
+        .disks
+        .iter()
+        .try_for_each(|(device, file)| send_disk(host, request.vm, device, file, &disk_path))
+        .and_then(|()| send_memory(host, request, &memory_path));
     let finish = FinishCall {
         parameters: vec![name, uri],
         cookie: cookie(request.vm, &definitions.name, definitions.persistent.as_deref().unwrap_or_default()),
@@ -173,6 +196,26 @@ fn commit(host: &Host, vm: VmId) -> Result<(), Trouble> {
     }
     outgoing.committed = true;
     Ok(())
+}
+
+/// Sends a disk: its name and length, then all of it; returns when the other end has written it down.
+fn send_disk(host: &Host, vm: VmId, device: &str, file: &Path, socket: &Path) -> Result<(), Trouble> {
+    host.faults.meet(Point::DiskAlong).map_err(Struck::into_trouble)?;
+    let because = Trouble::because;
+    let content = std::fs::read(file).map_err(because("cannot read the disk"))?;
+    let mut stream = UnixStream::connect(socket).map_err(because("cannot connect to the disks' socket"))?;
+    let mut opening = (device.len() as u64).to_be_bytes().to_vec();
+    opening.extend(device.as_bytes());
+    opening.extend((content.len() as u64).to_be_bytes());
+    stream.write_all(&opening).map_err(because("cannot send a disk"))?;
+    for part in content.chunks(1 << 20) {
+        with_memory(host, vm, |_, outgoing| {
+            outgoing.stats.disk_total.0 += part.len() as u64;
+        })?;
+        stream.write_all(part).map_err(because("cannot send a disk"))?;
+    }
+    let mut answer = [0];
+    stream.read_exact(&mut answer).map_err(because("the disk did not arrive"))
 }
 
 /// Sends memory pass by pass while the guest runs, stops it when the rest is small, and sends the rest.

@@ -237,6 +237,9 @@ pub(super) enum Xml {
 pub(super) struct Migrate<'a> {
     pub(super) connection_uri: &'a str,
     pub(super) migrate_uri: &'a str,
+    /// Where disks go that move along, and which these are.
+    pub(super) disks_uri: &'a str,
+    pub(super) disks: &'a [&'a str],
     pub(super) live_xml: &'a str,
     pub(super) persistent_xml: Option<&'a str>,
     pub(super) bandwidth_mib_per_s: Option<u64>,
@@ -382,6 +385,15 @@ impl Domain {
             params.text(virt_sys::VIR_MIGRATE_PARAM_PERSIST_XML, xml)?;
             flags |= virt_sys::VIR_MIGRATE_PERSIST_DEST;
         }
+        if !migrate.disks.is_empty() {
+            params.text(virt_sys::VIR_MIGRATE_PARAM_DISKS_URI, migrate.disks_uri)?;
+            for disk in migrate.disks {
+                params.text(virt_sys::VIR_MIGRATE_PARAM_MIGRATE_DISKS, disk)?;
+            }
+            // SYNCHRONOUS_WRITES: as for copies on one host, a guest that writes faster than the link would be copied for
+            // ever without; and nothing of its disks is left to be sent while it stands still.
+            flags |= virt_sys::VIR_MIGRATE_NON_SHARED_DISK | virt_sys::VIR_MIGRATE_NON_SHARED_SYNCHRONOUS_WRITES;
+        }
         if migrate.auto_converge {
             flags |= virt_sys::VIR_MIGRATE_AUTO_CONVERGE;
         }
@@ -396,7 +408,6 @@ impl Domain {
         .map(drop)
     }
 
-    /// Counts of the running (or, if `completed`, the last) job; `None` if there is none.
     /// Sizes of a disk.
     pub(super) fn disk_size(&self, device: &str) -> Done<DiskSize> {
         let device = c_string(device)?;
@@ -447,6 +458,7 @@ impl Domain {
         check(unsafe { virt_sys::virDomainBlockJobAbort(self.0, device.as_ptr(), flags) }).map(drop)
     }
 
+    /// Counts of the running (or, if `completed`, the last) job; `None` if there is none.
     pub(super) fn job_stats(&self, completed: bool) -> Done<Option<MigrationStats>> {
         let mut kind = 0;
         let mut params = Params::default();
@@ -473,6 +485,8 @@ impl Domain {
             iteration: params.get(c"memory_iteration").unwrap_or(0) as u32,
             downtime_ms: params.get(c"downtime").unwrap_or(0),
             elapsed_ms: params.get(c"time_elapsed").unwrap_or(0),
+            disk_total: bytes(c"disk_total"),
+            disk_remaining: bytes(c"disk_remaining"),
         }))
     }
 }

@@ -17,8 +17,9 @@ use self::{
     ffi::{Connection, Domain, Fault, PausedReason, PowerState},
 };
 use super::{
-    DiskCopy, DiskCopyRequest, DiskSize, DomainEvent, EventSink, Hypervisor, HypervisorError, HypervisorHost,
-    MEMORY_SOCKET, MigrateRequest, MigrationStats, RPC_SOCKET, definition,
+    DISK_SOCKET, DiskCopy, DiskCopyRequest, DiskSize, DomainEvent, EventSink, Hypervisor, HypervisorError,
+    HypervisorHost, MEMORY_SOCKET, MigrateRequest, MigrationStats, RPC_SOCKET,
+    definition::{self, Form},
 };
 
 /// libvirt on this host, over one connection that is opened again when libvirtd was restarted.
@@ -231,9 +232,13 @@ impl Hypervisor for Libvirt {
         let domain = self.need(vm)?;
         let what = format!("Could not migrate VM {vm}");
         let read = |form| domain.xml(form).map_err(failed(&what));
-        let translate = |xml: &str| definition::translate(xml, vm, &request.translate);
-        let live = translate(&read(ffi::Xml::Migratable)?)?;
-        let kept = if request.persistent { Some(translate(&read(ffi::Xml::Inactive)?)?) } else { None };
+        let translate = |xml: &str, form| definition::translate(xml, vm, &request.translate, &request.disks, form);
+        let live = translate(&read(ffi::Xml::Migratable)?, Form::Live)?;
+        let kept = match request.persistent {
+            true => Some(translate(&read(ffi::Xml::Inactive)?, Form::Kept)?),
+            false => None,
+        };
+        let disks: Vec<&str> = request.disks.iter().map(|disk| disk.device.as_str()).collect();
         let socket = |name: &str| request.socket_dir.join(name).display().to_string();
         // Takes effect for the migration that follows; libvirt resets it afterwards.
         domain.set_downtime_limit(milliseconds(request.downtime_limit)).map_err(failed(&what))?;
@@ -241,6 +246,8 @@ impl Hypervisor for Libvirt {
             .migrate(&ffi::Migrate {
                 connection_uri: &format!("qemu+unix:///system?socket={}", socket(RPC_SOCKET)),
                 migrate_uri: &format!("unix://{}", socket(MEMORY_SOCKET)),
+                disks_uri: &format!("unix://{}", socket(DISK_SOCKET)),
+                disks: &disks,
                 live_xml: &live,
                 persistent_xml: kept.as_deref(),
                 // libvirt counts in MiB/s; zero would mean no cap.
@@ -256,6 +263,13 @@ impl Hypervisor for Libvirt {
     fn migration_stats(&self, vm: VmId) -> Result<Option<MigrationStats>, HypervisorError> {
         let Some(domain) = self.find(vm)? else { return Ok(None) };
         Ok(domain.job_stats(false).ok().flatten())
+    }
+
+    fn disk_along(&self, vm: VmId, device: &str) -> Result<Option<(ByteCount, ByteCount)>, HypervisorError> {
+        let Some(domain) = self.find(vm)? else { return Ok(None) };
+        // While the memory is handed over libvirt may refuse to look; then it is not known.
+        let job = domain.disk_job(device).ok().flatten();
+        Ok(job.map(|(cur, end)| (ByteCount(cur.min(end)), ByteCount(end))))
     }
 
     fn set_downtime_limit(&self, vm: VmId, limit: Duration) -> Result<(), HypervisorError> {

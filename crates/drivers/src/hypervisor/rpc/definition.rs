@@ -247,6 +247,8 @@ mod tests {
             name: "web01".into(),
             roots: vec!["/srv/ferry/vms".into()],
             memory_socket: "/run/ferry/s/memory.sock".into(),
+            disk_socket: "/run/ferry/s/disks.sock".into(),
+            disks: Vec::new(),
         }
     }
 

@@ -5,6 +5,7 @@ use super::*;
 const UUID: &str = "0d7a4d0e-4f57-4f3e-9a80-0c6a4b6ad001";
 const GOOD_FILE: &str = "/srv/ferry/vms/web01/disk.raw";
 const MEMORY: &str = "/run/ferry/m/1/memory.sock";
+const DISKS: &str = "/run/ferry/m/1/disks.sock";
 
 fn bound() -> Bound {
     Bound {
@@ -12,6 +13,8 @@ fn bound() -> Bound {
         name: "web01".into(),
         roots: vec!["/srv/ferry/vms".into()],
         memory_socket: MEMORY.into(),
+        disk_socket: DISKS.into(),
+        disks: Vec::new(),
     }
 }
 
@@ -189,6 +192,46 @@ fn a_finish_that_is_not_this_moves_is_refused() {
     for row in rows {
         let reason = refused(&[prepare.clone(), call(FINISH, &row.body())]);
         assert!(!matches!(reason, RefusalReason::OutOfTurn), "{reason}");
+    }
+}
+
+#[test]
+fn disks_move_along_only_where_the_session_says_which() {
+    let with_disks = Bound { disks: vec!["vda".into(), "vdb".into()], ..bound() };
+    let text = |field: &str, value: &str| TypedParameter::text(field, value);
+    let good = || {
+        let mut call = good_prepare();
+        call.flags |= FLAG_NON_SHARED_DISK | FLAG_SYNCHRONOUS_WRITES;
+        call.parameters.extend([
+            text("disks_uri", &format!("unix://{DISKS}")),
+            text("migrate_disks", "vda"),
+            text("migrate_disks", "vdb"),
+        ]);
+        call
+    };
+    let admitted = |bound: &Bound, prepare: &PrepareCall| {
+        let mut out = Vec::new();
+        let calls = [open("qemu:///system"), call(PREPARE, &prepare.body())].concat();
+        Gate::new(bound.clone()).pass(&calls, &mut out).map_err(|refusal| refusal.reason)
+    };
+    assert_eq!(admitted(&with_disks, &good()), Ok(()));
+    assert!(matches!(admitted(&bound(), &good()), Err(RefusalReason::Flags { .. })), "no disk was announced");
+    assert!(matches!(admitted(&with_disks, &good_prepare()), Err(RefusalReason::Flags { .. })), "disks were announced");
+    let changed = |change: fn(&mut PrepareCall)| {
+        let mut call = good();
+        change(&mut call);
+        admitted(&with_disks, &call)
+    };
+    let refused: [fn(&mut PrepareCall); 5] = [
+        // libvirt moves every disk if none is named.
+        |call| call.parameters.retain(|parameter| parameter.field != "migrate_disks"),
+        |call| drop(call.parameters.pop()),
+        |call| call.parameters.push(TypedParameter::text("migrate_disks", "vdc")),
+        |call| call.parameters.push(TypedParameter::text("migrate_disks", "vda")),
+        |call| call.parameters[2] = TypedParameter::text("disks_uri", "unix:///run/ferry/m/2/disks.sock"),
+    ];
+    for change in refused {
+        assert!(matches!(changed(change), Err(RefusalReason::Parameter { .. })), "{:?}", changed(change));
     }
 }
 
