@@ -18,9 +18,9 @@ use axum::{
 use ferry_core::{
     api::{
         agent::{
-            AttachRequest, ConfirmRequest, ConfirmStorage, DestinationReady, EPOCH_HEADER, EnrolRequest,
-            MigrationReport, Observation, Power, PowerRequest, PrepareDestination, PrepareSource, PrepareStorage,
-            ShareToken, SourceReady, StorageReport,
+            AttachRequest, ConfirmRequest, ConfirmStorage, DestinationReady, DiskArrival, DiskSize, EPOCH_HEADER,
+            EnrolRequest, MigrationReport, Observation, Power, PowerRequest, PrepareDestination, PrepareSource,
+            PrepareStorage, ShareToken, SourceReady, StorageReport,
         },
         problem::{PROBLEM_MEDIA_TYPE, Problem},
     },
@@ -38,7 +38,9 @@ use tracing::{error, info};
 use uuid::Uuid;
 
 use crate::{
-    Agent, AgentError, host, places,
+    Agent, AgentError, host,
+    migration::arrivals,
+    places,
     storage::Reach,
     tls::{Caller, PinAcceptor},
 };
@@ -107,6 +109,8 @@ pub fn router(agent: Arc<Agent>) -> Router {
         .route("/v1/directory", get(list_directory))
         .route("/v1/directory/check", put(check_directory))
         .route("/v1/vms/{vm}/power", put(power))
+        .route("/v1/vms/{vm}/disks", get(get_disks))
+        .route("/v1/arrivals/check", put(check_arrivals))
         .route("/v1/migrations/{job}/{generation}/destination", put(prepare_destination))
         .route("/v1/migrations/{job}/{generation}/source", put(prepare_source))
         .route("/v1/migrations/{job}/{generation}/perform", put(perform))
@@ -304,6 +308,15 @@ async fn power(
     Ok(StatusCode::NO_CONTENT)
 }
 
+async fn get_disks(State(agent): Shared, Path(vm): Path<VmId>) -> Answered<Vec<DiskSize>> {
+    Ok(Json(blocking(&agent, move |agent| places::disks(agent, vm)).await?))
+}
+
+async fn check_arrivals(State(agent): Shared, Body(wanted): Body<Vec<DiskArrival>>) -> Result<StatusCode, Refusal> {
+    blocking(&agent, move |agent| arrivals::checked(&reach(agent)?, &wanted)).await?;
+    Ok(StatusCode::NO_CONTENT)
+}
+
 type Attempt = Path<(JobId, Generation)>;
 
 async fn prepare_destination(
@@ -312,7 +325,8 @@ async fn prepare_destination(
     Body(request): Body<PrepareDestination>,
 ) -> Answered<DestinationReady> {
     let mounts = agent.shares.mounts(&request.shares)?;
-    Ok(Json(agent.migrations.prepare_destination(job, generation, request, mounts).await?))
+    let reach = reach(&agent)?;
+    Ok(Json(agent.migrations.prepare_destination(job, generation, request, mounts, reach).await?))
 }
 
 async fn prepare_source(
@@ -381,10 +395,10 @@ async fn release(
 }
 
 /// What a storage move needs to know of this host's places.
-fn reach(agent: &Agent) -> Result<Reach<'_>, AgentError> {
+fn reach(agent: &Agent) -> Result<Reach, AgentError> {
     let host = *agent.enrolment.watch_host().borrow();
     let places = agent.shares.places(host.unwrap_or(HostId(Uuid::nil())));
-    Ok(Reach { places, roots: places::roots(agent)?, shares: &agent.shares })
+    Ok(Reach { places, roots: places::roots(agent)?, shares: Arc::clone(&agent.shares) })
 }
 
 async fn check_storage(State(agent): Shared, Body(request): Body<PrepareStorage>) -> Answered<Vec<ByteCount>> {

@@ -3,12 +3,18 @@
 use std::{fs, thread};
 
 use ferry_core::{
+    api::agent::DiskSize,
     finding::{Finding, FindingId},
+    id::VmId,
     location::Location,
     place::{DirectoryListing, OfferedPlace},
     share::AttachedShare,
+    vm::FileRole,
 };
-use ferry_drivers::places::{QemuUser, Roots};
+use ferry_drivers::{
+    hypervisor::HypervisorError,
+    places::{QemuUser, Roots},
+};
 
 use crate::{Agent, AgentError};
 
@@ -77,6 +83,21 @@ pub fn list(agent: &Agent, location: &Location) -> Result<DirectoryListing, Agen
             Ok(DirectoryListing { space, ..listing })
         }
     }
+}
+
+/// Sizes of the disks of a running VM that are files which it writes.
+///
+/// # Errors
+/// When the host has no such VM, or it does not run.
+pub fn disks(agent: &Agent, vm: VmId) -> Result<Vec<DiskSize>, AgentError> {
+    let facts = agent.hypervisor.vm(vm)?.ok_or(HypervisorError::NoVm(vm))?;
+    let mut sizes = Vec::new();
+    for file in facts.files.iter().filter(|file| file.role == FileRole::Disk && !file.read_only) {
+        let size = agent.hypervisor.disk_size(vm, &file.device)?;
+        let (device, virtual_size, allocated) = (file.device.clone(), size.virtual_size, size.allocated);
+        sizes.push(DiskSize { device, virtual_size, allocated });
+    }
+    Ok(sizes)
 }
 
 /// Makes sure that a directory exists, is inside of where files may be, and can hold files that QEMU writes.

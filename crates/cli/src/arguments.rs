@@ -324,6 +324,15 @@ pub struct MigrateArguments {
     /// What to do when the guest writes faster than its memory can be sent
     #[arg(long, value_enum, default_value_t)]
     pub on_stall: Stall,
+    /// Where disks go that the destination does not reach: a folder of it, or `\\\\server.domain\\share\\folder`
+    #[arg(long, value_name = "PLACE")]
+    pub storage: Option<String>,
+    /// One disk that moves along: where it goes (a folder, or a file that ends in .raw, .img or .qcow2), and in which format
+    #[arg(long = "disk", value_name = "DISK[=PLACE][,format=raw|qcow2]", value_parser = move_disk)]
+    pub disks: Vec<MoveDisk>,
+    /// Keep the old files of disks that moved along
+    #[arg(long)]
+    pub keep_source: bool,
 }
 
 /// What to do with a move that does not converge.

@@ -215,6 +215,7 @@ fn headline(job: &JobView) -> String {
     let (source, destination) = (several(&job.source), several(&job.destination));
     match job.kind {
         JobKind::Live => format!("Live move of {} from {source} to {destination}", job.vm_name),
+        JobKind::LiveVsm => format!("Live move with storage of {} from {source} to {destination}", job.vm_name),
         JobKind::Storage => format!("Storage move of {} on {source}", job.vm_name),
         JobKind::Several => format!("Moves of {} from {source} to {destination}", job.vm_name),
         JobKind::Drain => format!("Drain of {source}: {} to {destination}", job.vm_name),
@@ -276,6 +277,12 @@ pub(crate) fn job(job: &JobView) -> String {
             figures.wire,
             figures.iterations
         );
+        if job.kind == JobKind::LiveVsm {
+            text += &format!(
+                "  disks took {} at the source, {} at the destination\n",
+                figures.allocated_source, figures.allocated_destination
+            );
+        }
     }
     if !job.log.is_empty() {
         text += "\nLog\n";

@@ -4,9 +4,9 @@ use std::time::Duration;
 
 use ferry_core::{
     api::agent::{
-        AttachRequest, ConfirmRequest, ConfirmStorage, DestinationReady, EPOCH_HEADER, EnrolRequest, MigrationReport,
-        Observation, Power, PowerRequest, PrepareDestination, PrepareSource, PrepareStorage, ShareToken, SourceReady,
-        StorageReport,
+        AttachRequest, ConfirmRequest, ConfirmStorage, DestinationReady, DiskArrival, DiskSize, EPOCH_HEADER,
+        EnrolRequest, MigrationReport, Observation, Power, PowerRequest, PrepareDestination, PrepareSource,
+        PrepareStorage, ShareToken, SourceReady, StorageReport,
     },
     host::HostFacts,
     id::{Generation, Incarnation, JobId, ShareId, VmId},
@@ -190,6 +190,23 @@ impl AgentClient {
     pub async fn power(&self, vm: VmId, power: Power) -> Result<(), ClientError> {
         let request = self.call(Method::PUT, &["vms", &vm.to_string(), "power"]);
         self.peer.done(request.json(&PowerRequest { power })).await
+    }
+
+    /// Sizes of the disks of a running VM that are files which it writes.
+    ///
+    /// # Errors
+    /// As [`Self::enrol`].
+    pub async fn disks(&self, vm: VmId) -> Result<Vec<DiskSize>, ClientError> {
+        self.peer.json(self.call(Method::GET, &["vms", &vm.to_string(), "disks"])).await
+    }
+
+    /// Whether new files for disks that come along can be made on the host. Changes nothing.
+    ///
+    /// # Errors
+    /// As [`Self::enrol`]; a problem says what stands against it.
+    pub async fn check_arrivals(&self, disks: &[DiskArrival]) -> Result<(), ClientError> {
+        let request = self.peer.request(Method::PUT, &["v1", "arrivals", "check"], BROWSE_DEADLINE);
+        self.peer.done(request.json(disks)).await
     }
 
     /// Makes the destination ready: its carrier listens.

@@ -127,6 +127,7 @@ impl Bench {
                     shares: vec![self.share],
                     persistent: true,
                     downtime_limit_ms: 300,
+                    disks: Vec::new(),
                 },
             )
             .await
@@ -144,6 +145,7 @@ impl Bench {
                     bandwidth_bytes_per_s: None,
                     timeout_ms: 120_000,
                     on_stall: ferry_core::job::OnStall::default(),
+                    disks: Vec::new(),
                 },
             )
             .await
@@ -166,8 +168,11 @@ impl Bench {
             other = destination.report(attempt, other.sequence, SECONDS_20).await.expect("a report");
         }
         if report.stage == Stage::Delivered {
-            source.confirm(attempt, &ConfirmRequest { autostart: false }).await.expect("confirmed");
-            destination.confirm(attempt, &ConfirmRequest { autostart: false }).await.expect("confirmed");
+            source.confirm(attempt, &ConfirmRequest { autostart: false, keep_source: false }).await.expect("confirmed");
+            destination
+                .confirm(attempt, &ConfirmRequest { autostart: false, keep_source: false })
+                .await
+                .expect("confirmed");
             source.release(attempt, false).await.expect("released");
             destination.release(attempt, false).await.expect("released");
         }

@@ -9,7 +9,7 @@ use ferry_core::{
 
 use crate::{
     jobs,
-    saga::move_storage,
+    saga::{migrate, move_storage},
     store::{JobRecord, LogEntry, LogRow, NewJob},
 };
 
@@ -197,12 +197,16 @@ fn step_view(step: Step, kind: JobKind, log: &[LogRow]) -> StepView {
     view
 }
 
-/// How the disks of a storage move stand: as the agent says while it goes on, as it said last after that.
+/// How the disks of a move stand: as the agent says while it goes on, as it said last after that.
 fn disks(record: &JobRecord, now: &Now) -> Vec<DiskProgress> {
-    if record.job.kind != JobKind::Storage || !now.disks.is_empty() {
+    if !now.disks.is_empty() {
         return now.disks.clone();
     }
-    move_storage::Plan::from_json(&record.job.plan).map(|plan| plan.disks).unwrap_or_default()
+    match record.job.kind {
+        JobKind::Storage => move_storage::Plan::from_json(&record.job.plan).map(|plan| plan.disks).unwrap_or_default(),
+        JobKind::LiveVsm => migrate::Plan::from_json(&record.job.plan).map(|plan| plan.progress).unwrap_or_default(),
+        JobKind::Live | JobKind::Several | JobKind::Drain => Vec::new(),
+    }
 }
 
 /// How a storage move stands, and what to do if somebody has to.

@@ -123,6 +123,7 @@ fn claim(record: &JobRecord) -> Claim {
     let (source, destination) = (record.job.source.id, record.job.destination.id);
     let slots: &[Slot] = match record.job.kind {
         JobKind::Live => &[Slot::Live],
+        JobKind::LiveVsm => &[Slot::Live, Slot::Storage],
         JobKind::Storage => &[Slot::Storage],
         JobKind::Several | JobKind::Drain => &[],
     };
@@ -307,10 +308,12 @@ async fn run(app: Arc<App>, record: JobRecord, running: Arc<Running>) {
             Ok(saga) => drive(&store, id, &saga, Patience::USUAL).await,
             Err(error) => return tracing::error!(error, "The job cannot be taken up"),
         },
-        JobKind::Live | JobKind::Several | JobKind::Drain => match Migrate::new(app, record, running) {
-            Ok(saga) => drive(&store, id, &saga, Patience::USUAL).await,
-            Err(error) => return tracing::error!(error, "The job cannot be taken up"),
-        },
+        JobKind::Live | JobKind::LiveVsm | JobKind::Several | JobKind::Drain => {
+            match Migrate::new(app, record, running) {
+                Ok(saga) => drive(&store, id, &saga, Patience::USUAL).await,
+                Err(error) => return tracing::error!(error, "The job cannot be taken up"),
+            }
+        }
     };
     match driven {
         Ok(phase) => tracing::info!(phase = phase.title(), "The job has ended"),

@@ -18,6 +18,7 @@ use ferry_core::{
     id::{Generation, JobId, VmId},
     job::Progress,
     migration::Presence,
+    storage::DiskProgress,
 };
 use ferry_drivers::hypervisor::{Hypervisor, HypervisorError};
 use serde::{Deserialize, Serialize};
@@ -98,6 +99,7 @@ pub(super) struct Known {
     pub(super) sequence: u64,
     pub(super) stage: Stage,
     pub(super) progress: Option<Progress>,
+    pub(super) disks: Vec<DiskProgress>,
     pub(super) error: Option<String>,
     pub(super) state: CarrierState,
 }
@@ -129,6 +131,7 @@ impl Board {
                 sequence: 1,
                 stage: Stage::Prepared,
                 progress: None,
+                disks: Vec::new(),
                 error: None,
                 state,
             }),
@@ -205,6 +208,7 @@ impl Board {
             finish_delivered: known.state.finish_delivered,
             presence: presence.unwrap_or(Presence::Unknown),
             progress: known.progress,
+            disks: known.disks,
             figures: known.state.figures,
             error: known.error,
         }

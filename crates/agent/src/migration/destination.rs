@@ -20,7 +20,7 @@ use ferry_core::{
     finding::{Finding, FindingId},
 };
 use ferry_drivers::hypervisor::{
-    HypervisorError, MEMORY_SOCKET,
+    DISK_SOCKET, HypervisorError, MEMORY_SOCKET,
     rpc::{Bound, Gate},
 };
 use ferry_trust::{Clients, KeyPair, server_config};
@@ -63,7 +63,7 @@ struct Shared {
 impl Destination {
     /// Listens for the source's carrier.
     pub(super) async fn start(config: &Config, journal: &Journal, board: Arc<Board>) -> Result<Self, AgentError> {
-        let Task::Destination { request: task, roots } = &journal.task else {
+        let Task::Destination { request: task, roots, arrivals } = &journal.task else {
             return Err(AgentError::Carrier("The journal is not one of a destination".to_owned()));
         };
         let key = KeyPair::load_or_create(&config.key_path())?;
@@ -87,6 +87,8 @@ impl Destination {
                 name: task.vm_name.clone(),
                 roots: roots.clone(),
                 memory_socket: journal.socket_dir.join(MEMORY_SOCKET),
+                disk_socket: journal.socket_dir.join(DISK_SOCKET),
+                disks: arrivals.iter().map(|arrival| arrival.device.clone()).collect(),
             },
             downtime_limit: Duration::from_millis(u64::from(task.downtime_limit_ms)),
             board,
@@ -164,7 +166,10 @@ async fn accept(mut acceptor: Acceptor, shared: Arc<Shared>) {
             Channel::Memory(index) => {
                 board.spawn(carry_memory(index, peer, shared));
             }
-            Channel::Disk(_) => warn!("a disk channel came, and none is expected"),
+            Channel::Disk(_) if shared.bound.disks.is_empty() => warn!("a disk channel came, and none is expected"),
+            Channel::Disk(index) => {
+                board.spawn(carry_disk(index, peer, shared));
+            }
         }
     }
 }
@@ -291,6 +296,15 @@ async fn carry_memory(index: u16, peer: TlsStream<TcpStream>, shared: Arc<Shared
     let (reader, writer) = local.into_split();
     let options = Options::new(shared.downtime_limit, Arc::clone(&shared.meter));
     channel_ended("memory", carry(peer, reader, writer, options).await);
+}
+
+/// QEMU's server for disks takes one connection for each.
+async fn carry_disk(index: u16, peer: TlsStream<TcpStream>, shared: Arc<Shared>) {
+    let Some(local) = connect(shared.board.hypervisor.reach(&shared.bound.disk_socket)).await else { return };
+    info!(index, "a disk begins to arrive");
+    let (reader, writer) = local.into_split();
+    let options = Options::new(shared.downtime_limit, Arc::clone(&shared.meter));
+    channel_ended("disk", carry(peer, reader, writer, options).await);
 }
 
 async fn connect(socket: PathBuf) -> Option<UnixStream> {

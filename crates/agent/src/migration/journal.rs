@@ -11,6 +11,7 @@ use ferry_core::{
 };
 use serde::{Deserialize, Serialize};
 
+use super::arrivals::Arrival;
 use crate::{AgentError, files};
 
 /// What was asked for.
@@ -25,6 +26,9 @@ pub enum Task {
         translate: Vec<(PathBuf, PathBuf)>,
         /// Whether the destination shall keep a definition, as this host does.
         persistent: bool,
+        /// Disks that move along, with the files they use here.
+        #[serde(default)]
+        along: Vec<(String, PathBuf)>,
     },
     /// Receive it.
     Destination {
@@ -32,6 +36,9 @@ pub enum Task {
         request: PrepareDestination,
         /// Folders in which the VM's files may lie.
         roots: Vec<PathBuf>,
+        /// Disks that come along.
+        #[serde(default)]
+        arrivals: Vec<Arrival>,
     },
 }
 
@@ -41,6 +48,14 @@ impl Task {
         match self {
             Self::Source { .. } => Role::Source,
             Self::Destination { .. } => Role::Destination,
+        }
+    }
+
+    /// Disks that come along; none at the source.
+    pub fn arrivals(&self) -> &[Arrival] {
+        match self {
+            Self::Source { .. } => &[],
+            Self::Destination { arrivals, .. } => arrivals,
         }
     }
 

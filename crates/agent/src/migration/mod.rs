@@ -7,6 +7,7 @@
 //! A carrier owns its side of one migration (see `docs/adr/0002`). The registry starts it, asks it, and does what must
 //! be done with it gone: after a restart of the agent the journals say which migrations there are.
 
+pub mod arrivals;
 pub mod carrier;
 mod destination;
 pub mod hold;

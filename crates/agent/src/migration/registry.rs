@@ -17,19 +17,25 @@ use ferry_core::{
     finding::{Finding, FindingId},
     id::{Generation, JobId, SessionId, VmId},
     migration::Presence,
+    storage::DiskMove,
+    vm::{FileRole, VmFacts},
 };
-use ferry_drivers::hypervisor::{Hypervisor, HypervisorError};
+use ferry_drivers::{
+    hypervisor::{Hypervisor, HypervisorError},
+    image,
+};
 use tokio::sync::{OnceCell, OwnedMutexGuard};
 use tracing::{info, warn};
 
 use super::{
+    arrivals::{self, Arrival},
     carrier::{self, Answer, Ask, blocking, past_pivot},
     hold,
     journal::{CarrierState, Journal, Task},
     launch::{self, Launcher, is_session_dir, make_socket_dir},
     source::run_again,
 };
-use crate::{AgentError, config::Config, error::chain, files};
+use crate::{AgentError, config::Config, error::chain, files, storage::Reach};
 
 /// Migrations that one host takes part in at once: a bound on processes, far above what slots allow.
 const MIGRATIONS_MAX: usize = 64;
@@ -116,15 +122,17 @@ impl Registry {
         generation: Generation,
         request: PrepareDestination,
         mounts: Vec<ShareMount>,
+        reach: Reach,
     ) -> Result<DestinationReady, AgentError> {
         let _turn = self.turn(job).await;
         made_to_fail("agent-prepare-destination")?;
         let vm = request.vm;
         let socket_dir = self.config.sessions_dir().join(request.session.0.simple().to_string());
-        let ready = |answer| match answer {
+        let ready = |answer, journal: &Journal| match answer {
             Answer::Report { address: Some(carrier), .. } => {
                 let socket_dir = socket_dir.display().to_string();
-                Ok(DestinationReady { carrier, mounts: mounts.clone(), socket_dir })
+                let files = journal.task.arrivals().iter().map(Arrival::file).collect();
+                Ok(DestinationReady { carrier, mounts: mounts.clone(), socket_dir, files })
             }
             Answer::Report { address: None, .. } | Answer::Refused { .. } => {
                 Err(AgentError::Carrier("The carrier does not say where it listens".to_owned()))
@@ -133,20 +141,65 @@ impl Registry {
         match self.take_up(job, generation).await? {
             Some(known) => {
                 if let Some(answer) = self.ask(&known, Ask::Report { after: 0, wait_ms: 0 }).await {
-                    return ready(answer);
+                    return ready(answer, &known);
                 }
+                // Its carrier is gone, and what was made for it is made again.
+                self.remove_arrivals(&known).await?;
             }
             None => self.must_not_be_here(vm).await?,
         }
         let session = request.session;
-        let roots = mounts.iter().map(|mount| PathBuf::from(&mount.path)).collect();
-        let task = Task::Destination { request, roots };
+        let wanted = request.disks.clone();
+        let arrivals = match wanted.is_empty() {
+            true => Vec::new(),
+            false => off_thread(move || arrivals::checked(&reach, &wanted)).await?,
+        };
+        let mounted = mounts.iter().map(|mount| PathBuf::from(&mount.path));
+        let roots = mounted.chain(arrivals.iter().map(|arrival| arrival.path.clone())).collect();
+        let task = Task::Destination { request, roots, arrivals };
         let journal = self.journal(job, generation, task, session, socket_dir.clone(), false);
-        let answer = self.begin(&journal).await?;
+        let journal = self.make_arrivals(journal).await?;
+        let answer = match self.begin(&journal).await {
+            Ok(answer) => answer,
+            Err(error) => {
+                self.remove_arrivals(&journal).await?;
+                return Err(error);
+            }
+        };
         made_to_fail("agent-prepared-destination")?;
         // The VM may come home: a hold of an earlier move away is over.
         hold::release(&self.config.holds_dir(), vm)?;
-        ready(answer)
+        ready(answer, &journal)
+    }
+
+    /// Makes the files of disks that come along, each written down when it is there. After an error none is left.
+    async fn make_arrivals(&self, mut journal: Journal) -> Result<Journal, AgentError> {
+        let count = journal.task.arrivals().len();
+        for index in 0..count {
+            let owner = blocking(&self.hypervisor, |hypervisor| hypervisor.process_owner()).await?;
+            let arrival = journal.task.arrivals()[index].clone();
+            let made = match off_thread(move || arrivals::make(&arrival, owner)).await {
+                Ok(()) => {
+                    if let Task::Destination { arrivals, .. } = &mut journal.task {
+                        arrivals[index].made = true;
+                    }
+                    self.put(&journal)
+                }
+                Err(error) => Err(error),
+            };
+            if let Err(error) = made {
+                self.remove_arrivals(&journal).await?;
+                self.forget(&journal).await?;
+                return Err(error);
+            }
+        }
+        Ok(journal)
+    }
+
+    /// Removes the files that were made for disks that do not come.
+    async fn remove_arrivals(&self, journal: &Journal) -> Result<(), AgentError> {
+        let (arrivals, hypervisor) = (journal.task.arrivals().to_vec(), Arc::clone(&self.hypervisor));
+        off_thread(move || arrivals::remove(&arrivals, &*hypervisor)).await
     }
 
     /// A copy that is given up is destroyed with its definition: it must be nothing that was here before.
@@ -192,7 +245,8 @@ impl Registry {
         let facts = blocking(&self.hypervisor, move |hypervisor| hypervisor.vm(vm)).await?;
         let facts = facts.ok_or(HypervisorError::NoVm(vm))?;
         let translate = translation(mounts, &request.destination.mounts);
-        let task = Task::Source { request, translate, persistent: facts.persistent };
+        let along = files_along(&facts, &request)?;
+        let task = Task::Source { request, translate, persistent: facts.persistent, along };
         let autostart = known.map_or(facts.autostart, |known| known.autostart);
         let journal = self.journal(job, generation, task, session, socket_dir, autostart);
         self.begin(&journal).await?;
@@ -321,6 +375,7 @@ impl Registry {
                     hypervisor.undefine(vm)
                 })
                 .await?;
+                self.remove_arrivals(&journal).await?;
             }
         }
         made_to_fail("agent-undone")?;
@@ -379,10 +434,38 @@ impl Registry {
             Role::Destination => Ok(()),
         })
         .await?;
+        if !request.keep_source {
+            self.remove_old_files(&journal).await?;
+        }
         made_to_fail("agent-confirmed")?;
         journal.confirmed = true;
         self.put(&journal)?;
-        self.report_of(&journal, 0, Duration::ZERO).await
+        let mut report = self.report_of(&journal, 0, Duration::ZERO).await?;
+        if role == Role::Destination {
+            report.disks = arrivals::arrived(journal.task.arrivals());
+        }
+        Ok(report)
+    }
+
+    /// Source: the files of disks that moved along, which nobody uses any more.
+    async fn remove_old_files(&self, journal: &Journal) -> Result<(), AgentError> {
+        let Task::Source { along, .. } = &journal.task else { return Ok(()) };
+        if along.is_empty() {
+            return Ok(());
+        }
+        let (along, vm, hypervisor) = (along.clone(), journal.task.vm(), Arc::clone(&self.hypervisor));
+        off_thread(move || {
+            let used = hypervisor.files_in_use()?;
+            for (device, path) in along {
+                if used.contains(&path) {
+                    warn!(%vm, disk = device, "an old file stays: another VM uses it");
+                    continue;
+                }
+                image::remove(&path).map_err(|source| AgentError::File { path, source })?;
+            }
+            Ok(())
+        })
+        .await
     }
 
     /// The destination may run the VM before libvirt's call has ended at the source.
@@ -573,6 +656,7 @@ impl Registry {
             finish_delivered: state.finish_delivered,
             presence,
             progress: None,
+            disks: Vec::new(),
             figures: state.figures,
             error: Some(format!("The process that carried the move at the {end} is gone")),
         })
@@ -627,6 +711,36 @@ fn made_to_fail(point: &str) -> Result<(), AgentError> {
 
 fn ended_path(config: &Config) -> PathBuf {
     config.state_dir.join("ended.json")
+}
+
+/// Runs what blocks on a thread of its own.
+async fn off_thread<T: Send + 'static>(
+    call: impl FnOnce() -> Result<T, AgentError> + Send + 'static,
+) -> Result<T, AgentError> {
+    let outcome = tokio::task::spawn_blocking(call).await;
+    outcome.unwrap_or_else(|error| Err(AgentError::Carrier(error.to_string())))
+}
+
+/// The files that disks which move along use here. Each has a new one at the destination.
+fn files_along(facts: &VmFacts<PathBuf>, request: &PrepareSource) -> Result<Vec<(String, PathBuf)>, AgentError> {
+    let one = |disk: &DiskMove| {
+        let has_new = request.destination.files.iter().any(|file| file.device == disk.device);
+        let file = facts.files.iter().find(|file| file.device == disk.device && file.role == FileRole::Disk);
+        let path = file.filter(|_| has_new).map(|file| file.place.clone());
+        path.map(|path| (disk.device.clone(), path)).ok_or_else(|| {
+            let finding = Finding::blocks(
+                FindingId::DiskUnknown,
+                &disk.device,
+                format!(
+                    "Disk {} of VM {} cannot move along: it has no file at one of the hosts",
+                    disk.device, facts.name
+                ),
+                "Look at the VM with `ferry vm show` and ask again",
+            );
+            AgentError::refused(409, finding)
+        })
+    };
+    request.disks.iter().map(one).collect()
 }
 
 /// Folders here and what they are called at the destination.

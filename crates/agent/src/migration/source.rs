@@ -11,22 +11,24 @@ use std::{
     path::Path,
     sync::{
         Arc, Mutex,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
     time::{Duration, Instant},
 };
 
 use ferry_core::{
-    api::agent::{Role, Stage},
+    api::agent::{PrepareSource, Role, Stage},
     convergence::{Measure, Situation, measure, still_max},
     finding::{Finding, FindingId},
     id::VmId,
     job::{OnStall, Progress},
     migration::Presence,
+    storage::{DiskProgress, DiskStage},
     units::ByteCount,
 };
 use ferry_drivers::hypervisor::{
-    DomainEvent, Hypervisor, HypervisorError, MEMORY_SOCKET, MigrateRequest, MigrationStats, RPC_SOCKET,
+    DISK_SOCKET, DiskAlong, DomainEvent, Hypervisor, HypervisorError, MEMORY_SOCKET, MigrateRequest, MigrationStats,
+    RPC_SOCKET,
     rpc::{FinishReply, Tap},
 };
 use ferry_trust::{KeyPair, client_config};
@@ -66,6 +68,10 @@ struct Shared {
     request: MigrateRequest,
     timeout: Duration,
     on_stall: OnStall,
+    /// Since when the time limit counts.
+    limited_from: Mutex<Instant>,
+    /// Bytes on the wire when disks were looked at last.
+    disks_sent: AtomicU64,
     /// When the VM was stopped for the hand-over.
     stopped_at: Arc<Mutex<Option<Instant>>>,
     dialer: Dialer,
@@ -85,7 +91,7 @@ struct Shared {
 impl Source {
     /// Connects to the destination and listens where libvirt will connect.
     pub(super) async fn start(config: &Config, journal: &Journal, board: Arc<Board>) -> Result<Self, AgentError> {
-        let Task::Source { request: task, translate, persistent } = &journal.task else {
+        let Task::Source { request: task, translate, persistent, along } = &journal.task else {
             return Err(AgentError::Carrier("The journal is not one of a source".to_owned()));
         };
         let socket_dir = &journal.socket_dir;
@@ -117,6 +123,7 @@ impl Source {
         })
         .await?;
         let (rpc, memory) = (listen(socket_dir, RPC_SOCKET)?, listen(socket_dir, MEMORY_SOCKET)?);
+        let disks = if along.is_empty() { None } else { Some(listen(socket_dir, DISK_SOCKET)?) };
         let shared = Arc::new(Shared {
             request: MigrateRequest {
                 vm: task.vm,
@@ -126,6 +133,7 @@ impl Source {
                 downtime_limit: Duration::from_millis(u64::from(task.downtime_limit_ms)),
                 bandwidth_bytes_per_s: task.bandwidth_bytes_per_s,
                 auto_converge: task.on_stall == OnStall::Autoconverge,
+                disks: disks_along(task),
             },
             on_stall: task.on_stall,
             board,
@@ -135,15 +143,24 @@ impl Source {
             control: sender,
             aborting: AtomicBool::new(false),
             delivered: AtomicBool::new(false),
+            limited_from: Mutex::new(Instant::now()),
+            disks_sent: AtomicU64::new(0),
             stopped_at,
             cut: watch::Sender::new(false),
             broken: Mutex::default(),
             _watch: Mutex::new(watch),
         });
         let board = &shared.board;
+        board.tell(|known| {
+            let waiting = |disk: &DiskAlong| DiskProgress { device: disk.device.clone(), ..DiskProgress::default() };
+            known.disks = shared.request.disks.iter().map(waiting).collect();
+        });
         board.spawn(hear(control, Arc::clone(&shared)));
         board.spawn(carry_rpc(rpc, Arc::clone(&shared)));
-        board.spawn(carry_memory(memory, Arc::clone(&shared)));
+        board.spawn(carry_each(memory, Channel::Memory, "memory", Arc::clone(&shared)));
+        if let Some(disks) = disks {
+            board.spawn(carry_each(disks, Channel::Disk, "disk", Arc::clone(&shared)));
+        }
         Ok(Self { shared })
     }
 
@@ -200,6 +217,14 @@ async fn ask_to_abort(board: &Board) {
     }
 }
 
+/// Disks that move along, with the files that the destination made for them.
+fn disks_along(task: &PrepareSource) -> Vec<DiskAlong> {
+    let files = task.destination.files.iter().filter(|file| task.disks.iter().any(|disk| disk.device == file.device));
+    files
+        .map(|file| DiskAlong { device: file.device.clone(), path: file.path.clone().into(), format: file.format })
+        .collect()
+}
+
 fn listen(dir: &Path, name: &str) -> Result<UnixListener, AgentError> {
     let path = dir.join(name);
     files::remove(&path)?;
@@ -229,7 +254,7 @@ async fn perform(shared: Arc<Shared>) {
 /// Shows how far libvirt is, and does something about a move that does not come to its end. These are two: a libvirt that
 /// does not answer is one reason why a move does not come to its end.
 async fn follow(shared: Arc<Shared>, started: Instant, over: Arc<Notify>) {
-    let both = async { tokio::join!(show_progress(&shared, started), watch_over(&shared, started)) };
+    let both = async { tokio::join!(show_progress(&shared, started), watch_over(&shared)) };
     tokio::select! {
         () = over.notified() => {}
         _ = both => {}
@@ -242,14 +267,43 @@ async fn show_progress(shared: &Shared, started: Instant) -> ! {
     loop {
         tokio::time::sleep(LOOK_EVERY).await;
         let stats = blocking(&board.hypervisor, move |hypervisor| hypervisor.migration_stats(vm)).await;
-        if let Ok(Some(stats)) = stats {
-            let wire = shared.meter.wire();
-            board.tell(|known| known.progress = Some(progress(known.progress, &stats, wire, started)));
+        let Ok(Some(stats)) = stats else { continue };
+        let devices: Vec<String> = shared.request.disks.iter().map(|disk| disk.device.clone()).collect();
+        let look = move |hypervisor: &dyn Hypervisor| {
+            let one = |device: &String| hypervisor.disk_along(vm, device);
+            devices.iter().map(one).collect::<Result<Vec<_>, _>>()
+        };
+        let looked = match shared.request.disks.is_empty() {
+            true => Vec::new(),
+            false => blocking(&board.hypervisor, look).await.unwrap_or_default(),
+        };
+        let wire = shared.meter.wire();
+        if stats.memory_total.0 == 0 && shared.disks_sent.swap(wire, Ordering::SeqCst) != wire {
+            // Its time limit is for the memory: disks take as long as they take, while they get on.
+            *shared.limited_from.lock().expect("nobody panics while holding it") = Instant::now();
         }
+        board.tell(|known| {
+            known.progress = Some(progress(known.progress, &stats, wire, started));
+            for (disk, looked) in known.disks.iter_mut().zip(looked) {
+                disk_progress(disk, looked);
+            }
+        });
     }
 }
 
-async fn watch_over(shared: &Shared, started: Instant) -> ! {
+/// Bytes never go back.
+fn disk_progress(disk: &mut DiskProgress, looked: Option<(ByteCount, ByteCount)>) {
+    let Some((copied, total)) = looked else { return };
+    disk.copied = disk.copied.max(copied);
+    disk.total = disk.total.max(total);
+    disk.stage = match disk.total.0 > 0 && disk.copied == disk.total {
+        true => DiskStage::Ready,
+        false => DiskStage::Copying,
+    };
+}
+
+async fn watch_over(shared: &Shared) -> ! {
+    *shared.limited_from.lock().expect("nobody panics while holding it") = Instant::now();
     let board = &shared.board;
     let vm = board.vm;
     let mut downtime_limit = shared.request.downtime_limit;
@@ -258,7 +312,7 @@ async fn watch_over(shared: &Shared, started: Instant) -> ! {
         let stopped_at = *shared.stopped_at.lock().expect("nobody panics while holding it");
         let measure = measure(&Situation {
             on_stall: shared.on_stall,
-            elapsed: started.elapsed(),
+            elapsed: shared.limited_from.lock().expect("nobody panics while holding it").elapsed(),
             timeout: shared.timeout,
             downtime_limit,
             still: stopped_at.filter(|_| !shared.delivered.load(Ordering::SeqCst)).map(|at| at.elapsed()),
@@ -346,6 +400,9 @@ async fn settle(shared: &Arc<Shared>, started: Instant, outcome: Result<(), Hype
     if delivered {
         board.tell(|known| {
             known.stage = Stage::Delivered;
+            for disk in &mut known.disks {
+                disk.stage = DiskStage::Moved;
+            }
             known.state.figures.migrate_ms = migrate_ms;
             known.state.figures.wire = wire;
         });
@@ -467,13 +524,13 @@ async fn carry_rpc(listener: UnixListener, shared: Arc<Shared>) {
 }
 
 /// Connections are opened at the destination in the order in which they came here.
-async fn carry_memory(listener: UnixListener, shared: Arc<Shared>) {
+async fn carry_each(listener: UnixListener, channel: fn(u16) -> Channel, name: &'static str, shared: Arc<Shared>) {
     for index in 0.. {
         let Ok((local, _)) = listener.accept().await else { return };
-        let peer = match shared.dialer.open(Channel::Memory(index)).await {
+        let peer = match shared.dialer.open(channel(index)).await {
             Ok(peer) => peer,
             Err(error) => {
-                error!(error = %chain(&error), "a memory channel could not be opened");
+                error!(channel = name, error = %chain(&error), "a channel could not be opened");
                 continue;
             }
         };
@@ -482,8 +539,8 @@ async fn carry_memory(listener: UnixListener, shared: Arc<Shared>) {
         let ended = Arc::clone(&shared);
         shared.board.spawn(async move {
             tokio::select! {
-                outcome = carry(peer, reader, writer, options) => drop(channel_ended("memory", outcome)),
-                () = cut(&ended) => warn!("the memory channel was ended with the move"),
+                outcome = carry(peer, reader, writer, options) => drop(channel_ended(name, outcome)),
+                () = cut(&ended) => warn!(channel = name, "the channel was ended with the move"),
             }
         });
     }

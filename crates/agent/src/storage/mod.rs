@@ -8,11 +8,12 @@
 //! the agent goes on with it.
 
 mod journal;
+mod room;
 mod run;
 
 use std::{
     collections::BTreeMap,
-    path::{Path, PathBuf},
+    path::PathBuf,
     sync::{Arc, Mutex, MutexGuard},
     time::Duration,
 };
@@ -20,9 +21,7 @@ use std::{
 use ferry_core::{
     api::agent::{ConfirmStorage, PrepareStorage, StorageReport, StorageStage},
     finding::{Finding, FindingId},
-    id::{Generation, JobId, ShareId},
-    location::Location,
-    storage::space_needed,
+    id::{Generation, JobId},
     units::ByteCount,
     vm::{VmFacts, VmState},
 };
@@ -34,6 +33,7 @@ use ferry_drivers::{
 use tokio::sync::watch;
 use tracing::{info, warn};
 
+pub(crate) use self::room::Needs;
 use self::{
     journal::{Disk, Journal},
     run::Move,
@@ -50,13 +50,13 @@ const END_WITHIN: Duration = Duration::from_secs(20);
 const ENDED_MAX: usize = 256;
 
 /// The places of this host.
-pub struct Reach<'a> {
+pub struct Reach {
     /// Paths of locations.
     pub places: Places,
     /// Where files may be.
     pub roots: Roots,
     /// Who knows how much room a share has.
-    pub shares: &'a Shares,
+    pub shares: Arc<Shares>,
 }
 
 /// The storage moves.
@@ -119,7 +119,7 @@ impl StorageMoves {
         job: JobId,
         generation: Generation,
         request: PrepareStorage,
-        reach: &Reach<'_>,
+        reach: &Reach,
     ) -> Result<StorageReport, AgentError> {
         let _turn = self.turn.lock().expect("nobody panics while holding it");
         made_to_fail("agent-prepare-storage")?;
@@ -156,11 +156,11 @@ impl StorageMoves {
     ///
     /// # Errors
     /// As [`Self::prepare`].
-    pub fn check(&self, request: &PrepareStorage, reach: &Reach<'_>) -> Result<Vec<ByteCount>, AgentError> {
+    pub fn check(&self, request: &PrepareStorage, reach: &Reach) -> Result<Vec<ByteCount>, AgentError> {
         Ok(self.checked(request, reach)?.into_iter().map(|disk| disk.allocated).collect())
     }
 
-    fn checked(&self, request: &PrepareStorage, reach: &Reach<'_>) -> Result<Vec<Disk>, AgentError> {
+    fn checked(&self, request: &PrepareStorage, reach: &Reach) -> Result<Vec<Disk>, AgentError> {
         let vm = request.vm;
         let facts = self.hypervisor.vm(vm)?.ok_or(HypervisorError::NoVm(vm))?;
         if facts.state != VmState::Running {
@@ -172,7 +172,7 @@ impl StorageMoves {
             ));
         }
         let mut disks = Vec::with_capacity(request.disks.len());
-        let mut needed: BTreeMap<Room, (ByteCount, ByteCount, String)> = BTreeMap::new();
+        let mut needs = Needs::default();
         for wanted in &request.disks {
             let path = |location| {
                 reach.places.path(location).ok_or_else(|| {
@@ -186,28 +186,11 @@ impl StorageMoves {
             };
             let disk = self.checked_disk(&facts, &wanted.device, path(&wanted.from)?, path(&wanted.to)?)?;
             if disk.from != disk.to && !disk.made {
-                let (folder, _) = reach.roots.open_parent(&wanted.to).map_err(|error| outside(&error))?;
-                if let Some((room, free)) = room_in(reach, &wanted.to, folder.path())? {
-                    let entry = needed.entry(room).or_insert((ByteCount(0), free, folder.written().to_owned()));
-                    entry.0 = ByteCount(entry.0.0.saturating_add(space_needed(disk.allocated).0));
-                }
+                needs.add(reach, &wanted.to, disk.allocated)?;
             }
             disks.push(disk);
         }
-        for (wanted, free, folder) in needed.values() {
-            if wanted > free {
-                return Err(refused(
-                    FindingId::FileSpace,
-                    folder,
-                    format!(
-                        "The copies need {} MiB, and {} MiB are free in {folder}",
-                        wanted.0.div_ceil(1 << 20),
-                        free.0 >> 20
-                    ),
-                    "Make room there, or choose another place or fewer disks",
-                ));
-            }
-        }
+        needs.are_met()?;
         Ok(disks)
     }
 
@@ -403,25 +386,6 @@ fn stale(job: JobId) -> AgentError {
             "Nothing: the newer request counts",
         ),
     )
-}
-
-/// What room is counted by: a share, or a file system of this host.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-enum Room {
-    Share(ShareId),
-    FileSystem(u64),
-}
-
-/// Whose room a new file takes, and what is free there; `None` if nobody tells.
-fn room_in(reach: &Reach<'_>, to: &Location, folder: &Path) -> Result<Option<(Room, ByteCount)>, AgentError> {
-    match to {
-        Location::Share { share, .. } => Ok(reach.shares.space(*share)?.map(|space| (Room::Share(*share), space.free))),
-        Location::Local { .. } => {
-            let fault = |source| AgentError::File { path: folder.to_owned(), source };
-            let (device, free) = image::free(folder).map_err(fault)?;
-            Ok(free.map(|free| (Room::FileSystem(device), free)))
-        }
-    }
 }
 
 fn outside(error: &RootsError) -> AgentError {

@@ -215,6 +215,7 @@ impl Site {
             shares: vec![SHARE],
             persistent: true,
             downtime_limit_ms: 300,
+            disks: Vec::new(),
         };
         self.hosts[job.to].client.prepare_destination(job.attempt, &body).await
     }
@@ -230,6 +231,7 @@ impl Site {
             bandwidth_bytes_per_s: None,
             timeout_ms: job.timeout_ms,
             on_stall: job.on_stall,
+            disks: Vec::new(),
         };
         self.hosts[job.from].client.prepare_source(job.attempt, &body).await
     }
@@ -266,8 +268,8 @@ impl Site {
 
     pub async fn finish(&self, job: &Job, autostart: bool) {
         let (source, destination) = (&self.hosts[job.from].client, &self.hosts[job.to].client);
-        destination.confirm(job.attempt, &ConfirmRequest { autostart }).await.expect("confirmed");
-        source.confirm(job.attempt, &ConfirmRequest { autostart: false }).await.expect("confirmed");
+        destination.confirm(job.attempt, &ConfirmRequest { autostart, keep_source: false }).await.expect("confirmed");
+        source.confirm(job.attempt, &ConfirmRequest { autostart: false, keep_source: false }).await.expect("confirmed");
         source.release(job.attempt, false).await.expect("released");
         destination.release(job.attempt, false).await.expect("released");
     }

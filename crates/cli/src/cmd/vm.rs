@@ -52,6 +52,9 @@ async fn migrate(arguments: MigrateArguments, client: &ServerClient, output: &Ou
         bandwidth_bytes_per_s: arguments.bandwidth.map(|mib| mib << 20),
         timeout_ms: arguments.timeout.map(|seconds| seconds * 1_000),
         on_stall: arguments.on_stall.into(),
+        storage: arguments.storage,
+        disks: arguments.disks,
+        keep_source: arguments.keep_source,
     };
     if arguments.dry_run {
         let mut candidates = Vec::with_capacity(arguments.vms.len());

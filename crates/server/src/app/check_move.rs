@@ -3,18 +3,20 @@
 use std::{collections::BTreeMap, sync::Arc};
 
 use ferry_core::{
-    api::server::Candidate,
-    finding::{Finding, FindingId},
+    api::{agent::DiskArrival, server::Candidate},
+    finding::{Finding, FindingId, any_blocks},
     id::{HostId, JobId, ShareId, VmId},
-    preflight::{LiveFacts, NamedShare, Sameness, candidate, shares_of},
+    preflight::{LiveFacts, NamedShare, Sameness, candidate, reaches, shares_of},
+    storage::{DiskMove, Planned, Wanted, plan_along},
+    units::ByteCount,
     vm::VmFacts,
 };
 use futures_util::future::join_all;
 
-use super::show_vms;
+use super::{move_storage::used_by_others, show_vms};
 use crate::{
     App,
-    failure::Failure,
+    failure::{Failure, fault_finding},
     inventory::{Host, Seen},
 };
 
@@ -29,6 +31,15 @@ pub(crate) enum Occasion {
     JobStart,
 }
 
+/// Which disks move along with the VM.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Along<'a> {
+    /// What somebody wants: it is decided by what the destination reaches now.
+    Wanted(&'a Wanted),
+    /// What was decided before.
+    Decided(&'a [DiskMove]),
+}
+
 /// What was found, and the VM that it was found of.
 pub(crate) struct Checked {
     /// The destination as a candidate.
@@ -37,6 +48,8 @@ pub(crate) struct Checked {
     pub(crate) findings: Vec<Finding>,
     /// The VM, as the source has it now; `None`: it is not there any more.
     pub(crate) vm: Option<VmFacts>,
+    /// Disks that move along.
+    pub(crate) along: Vec<DiskMove>,
 }
 
 /// Every host as the destination of a VM, from what is known.
@@ -54,6 +67,7 @@ pub(crate) async fn candidates(app: &App, reference: &str) -> Result<Vec<Candida
             destination: destination.seen().side(&destination),
             shares: &shares,
             sameness: &BTreeMap::new(),
+            along: &[],
         })
     };
     Ok(app.inventory.hosts().into_iter().map(one).collect())
@@ -65,12 +79,13 @@ pub(crate) async fn deeply(
     vm: VmId,
     source: &Arc<Host>,
     destination: &Arc<Host>,
+    along: Along<'_>,
     occasion: Occasion,
 ) -> Result<Checked, Failure> {
     let (at_source, at_destination, shares) =
         tokio::join!(app.inventory.refresh(source), app.inventory.refresh(destination), named_shares(app));
     let asked = Asked { source: (source, &at_source), destination: (destination, &at_destination), shares: &shares? };
-    Ok(judge(app, vm, &asked, occasion).await)
+    Ok(judge(app, vm, &asked, along, occasion).await)
 }
 
 /// One host as the destination of several VMs, in their order. Each host is asked once.
@@ -78,6 +93,7 @@ pub(crate) async fn all_deeply(
     app: &App,
     vms: &[(Arc<Host>, VmFacts)],
     destination: &Arc<Host>,
+    wanted: &Wanted,
 ) -> Result<Vec<Checked>, Failure> {
     let moving = show_vms::moving(app).await?;
     let shares = named_shares(app).await?;
@@ -93,7 +109,8 @@ pub(crate) async fn all_deeply(
             }
         };
         let asked = Asked { source: (source, at_source), destination: (destination, &at_destination), shares: &shares };
-        checked.push(judge(app, vm.id, &asked, Occasion::OneOfSeveral(moving.get(&vm.id).copied())).await);
+        let occasion = Occasion::OneOfSeveral(moving.get(&vm.id).copied());
+        checked.push(judge(app, vm.id, &asked, Along::Wanted(wanted), occasion).await);
     }
     Ok(checked)
 }
@@ -105,11 +122,17 @@ struct Asked<'a> {
     shares: &'a BTreeMap<ShareId, NamedShare>,
 }
 
-async fn judge(app: &App, vm: VmId, asked: &Asked<'_>, occasion: Occasion) -> Checked {
+async fn judge(app: &App, vm: VmId, asked: &Asked<'_>, along: Along<'_>, occasion: Occasion) -> Checked {
     let ((source, at_source), (destination, at_destination)) = (asked.source, asked.destination);
     let Some(facts) = at_source.vm(vm) else {
         return gone(vm, source, destination, at_source);
     };
+    let there = at_destination.side(destination);
+    let Planned { disks: along, findings: mut planned } = match along {
+        Along::Wanted(wanted) => plan_along(facts, wanted, |place| reaches(&there, place)),
+        Along::Decided(disks) => Planned { disks: disks.to_vec(), findings: Vec::new() },
+    };
+    planned.extend(used_by_others(app, facts, &along));
     let proofs = shares_of(facts).into_iter().filter(|share| uses(at_source, *share) && uses(at_destination, *share));
     let prove = |share| async move {
         let sameness = match occasion {
@@ -131,8 +154,62 @@ async fn judge(app: &App, vm: VmId, asked: &Asked<'_>, occasion: Occasion) -> Ch
         destination: at_destination.side(destination),
         shares: asked.shares,
         sameness: &sameness,
+        along: &along,
     });
-    Checked { findings: candidate.findings.clone(), candidate, vm: Some(facts.clone()) }
+    let mut findings = planned;
+    findings.extend(candidate.findings.clone());
+    let mut why = candidate.why;
+    if !along.is_empty() && !any_blocks(&findings) {
+        match arrivals(source, vm, &along).await {
+            Ok(wanted) => {
+                why += &format!(", {} to copy", ByteCount(wanted.iter().map(|disk| disk.allocated.0).sum()));
+                if let Err(error) = destination.agent.check_arrivals(&wanted).await {
+                    findings.extend(told(destination, &error));
+                }
+            }
+            Err(finding) => findings.extend(finding),
+        }
+    }
+    findings.sort_by_key(|finding| std::cmp::Reverse(finding.severity));
+    let blocked = any_blocks(&findings);
+    let candidate = Candidate {
+        kind: candidate.kind.filter(|_| !blocked),
+        why: findings.first().filter(|_| blocked).map_or(why, |first| first.message.clone()),
+        findings: findings.clone(),
+        ..candidate
+    };
+    Checked { findings, candidate, vm: Some(facts.clone()), along }
+}
+
+/// The disks that move along as the destination is to take them, with their sizes as the source says now.
+pub(crate) async fn arrivals(source: &Host, vm: VmId, along: &[DiskMove]) -> Result<Vec<DiskArrival>, Vec<Finding>> {
+    let sizes = source.agent.disks(vm).await.map_err(|error| told(source, &error))?;
+    let one = |disk: &DiskMove| {
+        let size = sizes.iter().find(|size| size.device == disk.device).ok_or_else(|| {
+            vec![Finding::blocks(
+                FindingId::DiskUnknown,
+                &disk.device,
+                format!("Host {} does not say how large disk {} is", source.name(), disk.device),
+                "Look at the VM with `ferry vm show` and ask again",
+            )]
+        })?;
+        Ok(DiskArrival {
+            device: disk.device.clone(),
+            to: disk.to.clone(),
+            format: disk.format,
+            virtual_size: size.virtual_size,
+            allocated: size.allocated,
+        })
+    };
+    along.iter().map(one).collect()
+}
+
+/// What a host says against something.
+fn told(host: &Host, error: &ferry_client::ClientError) -> Vec<Finding> {
+    match error.problem() {
+        Some(problem) if !problem.findings.is_empty() => problem.findings.clone(),
+        _ => vec![fault_finding(host.name(), error)],
+    }
 }
 
 /// Whether the share can be used on a host that answers.
@@ -156,7 +233,7 @@ fn gone(vm: VmId, source: &Host, destination: &Host, at_source: &Seen) -> Checke
         why: finding.message.clone(),
         findings: vec![finding.clone()],
     };
-    Checked { candidate, findings: vec![finding], vm: None }
+    Checked { candidate, findings: vec![finding], vm: None, along: Vec::new() }
 }
 
 async fn named_shares(app: &App) -> Result<BTreeMap<ShareId, NamedShare>, Failure> {

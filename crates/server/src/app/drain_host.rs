@@ -111,7 +111,7 @@ fn place(
         match chosen.and_then(|id| app.inventory.by_id(id)) {
             Some(destination) => {
                 let how = MigrateVm { destination: destination.name().to_owned(), ..MigrateVm::default() };
-                children.push(new_move(source, &destination, vm, &how, by));
+                children.push(new_move(source, &destination, vm, &how, Vec::new(), by));
             }
             None => stay.push(Finding::blocks(
                 FindingId::HostNone,

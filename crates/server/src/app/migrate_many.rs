@@ -20,7 +20,7 @@ use uuid::Uuid;
 use super::{
     check_move, invalid,
     migrate_vm::{check_numbers, host_name, new_move, say_accepted},
-    show_jobs, show_vms,
+    move_storage, show_jobs, show_vms,
 };
 use crate::{
     App,
@@ -45,14 +45,20 @@ pub(crate) async fn migrate_many(app: &Arc<App>, body: &MigrateMany, by: &str) -
         return Err(invalid(&title, "dry_run", "Several moves cannot be tried at once".to_owned(), fix));
     }
     let destination = app.inventory.find(&body.how.destination).map_err(|finding| Failure::found(&title, finding))?;
+    if !body.how.disks.is_empty() {
+        let fix = "Move it by itself: `ferry vm migrate NAME --to HOST --disk DISK=PLACE`";
+        return Err(invalid(&title, "disks", "Disks can be named for one VM only".to_owned(), fix));
+    }
     let vms = find_all(app, &title, &body.vms)?;
-    let checked = check_move::all_deeply(app, &vms, &destination).await?;
+    let wanted = move_storage::wanted(app, &title, &destination, body.how.storage.as_ref(), &[]).await?;
+    let checked = check_move::all_deeply(app, &vms, &destination, &wanted).await?;
     let (mut blocked, mut children) = (Vec::new(), Vec::new());
     for ((source, vm), checked) in vms.iter().zip(checked) {
         if any_blocks(&checked.findings) {
             blocked.extend(checked.findings);
         } else {
-            let new = new_move(source, &destination, checked.vm.as_ref().unwrap_or(vm), &body.how, by);
+            let vm = checked.vm.as_ref().unwrap_or(vm);
+            let new = new_move(source, &destination, vm, &body.how, checked.along, by);
             children.push(NewJob { findings: checked.findings, ..new });
         }
     }

@@ -5,16 +5,17 @@ use std::sync::Arc;
 use ferry_core::{
     api::server::{Candidate, JobView, MigrateVm},
     finding::any_blocks,
-    id::{Generation, SessionId},
+    id::{Generation, SessionId, ShareId},
     job::JobKind,
     preflight::{busy, shares_of},
+    storage::DiskMove,
     vm::VmFacts,
 };
 use uuid::Uuid;
 
 use super::{
-    check_move::{self, Occasion},
-    invalid, show_jobs, show_vms,
+    check_move::{self, Along, Occasion},
+    invalid, move_storage, show_jobs, show_vms,
 };
 use crate::{
     App,
@@ -47,7 +48,9 @@ pub(crate) async fn migrate_vm(app: &Arc<App>, reference: &str, body: &MigrateVm
     let (source, vm) = show_vms::find(app, &title, reference)?;
     let destination = app.inventory.find(&body.destination).map_err(|finding| Failure::found(&title, finding))?;
     let moving = show_vms::moving(app).await?.get(&vm.id).copied();
-    let checked = check_move::deeply(app, vm.id, &source, &destination, Occasion::Request(moving)).await?;
+    let wanted = move_storage::wanted(app, &title, &destination, body.storage.as_ref(), &body.disks).await?;
+    let along = Along::Wanted(&wanted);
+    let checked = check_move::deeply(app, vm.id, &source, &destination, along, Occasion::Request(moving)).await?;
     if body.dry_run {
         return Ok(Moved::Tried(checked.candidate));
     }
@@ -55,7 +58,7 @@ pub(crate) async fn migrate_vm(app: &Arc<App>, reference: &str, body: &MigrateVm
         Some(vm) if !any_blocks(&checked.findings) => vm,
         Some(_) | None => return Err(Failure::refused(title, checked.findings)),
     };
-    let job = NewJob { findings: checked.findings, ..new_move(&source, &destination, &vm, body, by) };
+    let job = NewJob { findings: checked.findings, ..new_move(&source, &destination, &vm, body, checked.along, by) };
     let id = match app.store.create_job(&job).await? {
         Created::Job(id) => id,
         Created::Busy(other) => {
@@ -80,7 +83,14 @@ pub(super) fn say_accepted(record: &JobRecord) {
 }
 
 /// A move of one VM, about which nothing was found.
-pub(super) fn new_move(source: &Host, destination: &Host, vm: &VmFacts, how: &MigrateVm, by: &str) -> NewJob {
+pub(super) fn new_move(
+    source: &Host,
+    destination: &Host,
+    vm: &VmFacts,
+    how: &MigrateVm,
+    along: Vec<DiskMove>,
+    by: &str,
+) -> NewJob {
     let accepted_at_ms = now_ms();
     let plan = Plan {
         session: SessionId(Uuid::new_v4()),
@@ -92,10 +102,13 @@ pub(super) fn new_move(source: &Host, destination: &Host, vm: &VmFacts, how: &Mi
         on_stall: how.on_stall,
         persistent: vm.persistent,
         autostart: vm.autostart,
-        shares: shares_of(vm).into_iter().collect(),
+        shares: shares_that_stay(vm, &along),
+        keep_source: how.keep_source,
+        progress: Vec::new(),
+        along,
     };
     NewJob {
-        kind: JobKind::Live,
+        kind: if plan.along.is_empty() { JobKind::Live } else { JobKind::LiveVsm },
         parent: None,
         vm: vm.id,
         vm_name: vm.name.clone(),
@@ -106,6 +119,13 @@ pub(super) fn new_move(source: &Host, destination: &Host, vm: &VmFacts, how: &Mi
         plan: plan.to_json(),
         findings: Vec::new(),
     }
+}
+
+/// Shares with files that do not move along: both hosts must reach them.
+fn shares_that_stay(vm: &VmFacts, along: &[DiskMove]) -> Vec<ShareId> {
+    let moves = |device: &str| along.iter().any(|disk| disk.device == device);
+    let files = vm.files.iter().filter(|file| !moves(&file.device)).cloned().collect();
+    shares_of(&VmFacts { files, ..vm.clone() }).into_iter().collect()
 }
 
 pub(super) fn host_name(host: &Host) -> HostName {

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use ferry_core::{
     api::{
         agent::PrepareStorage,
-        server::{JobView, MoveStorage, PlannedDisk, StoragePlan},
+        server::{JobView, MoveDisk, MoveStorage, PlannedDisk, StoragePlan},
     },
     finding::{Finding, FindingId, any_blocks},
     id::Generation,
@@ -49,7 +49,7 @@ pub(crate) async fn move_storage(
     let (host, _) = show_vms::find(app, &title, reference)?;
     app.inventory.refresh(&host).await;
     let (host, vm) = show_vms::find(app, &title, reference)?;
-    let wanted = wanted(app, &title, &host, body).await?;
+    let wanted = wanted(app, &title, &host, body.to.as_ref(), &body.disks).await?;
     let Planned { disks, mut findings } = plan(&vm, &wanted);
     if let Some(job) = show_vms::moving(app).await?.get(&vm.id) {
         findings.push(busy(&vm, *job));
@@ -116,13 +116,20 @@ pub(crate) async fn move_storage(
     Ok(Moved::Accepted(Box::new(show_jobs::again(app, &title, id).await?)))
 }
 
-async fn wanted(app: &App, title: &str, host: &Host, body: &MoveStorage) -> Result<Wanted, Failure> {
+/// What is meant by places and disks, on the host that is to hold the files.
+pub(super) async fn wanted(
+    app: &App,
+    title: &str,
+    host: &Host,
+    all: Option<&String>,
+    disks: &[MoveDisk],
+) -> Result<Wanted, Failure> {
     let shares = app.store.shares().await?;
-    let place = |text: &Option<String>| -> Result<Option<Location>, Failure> {
-        text.as_ref().map(|text| locate::within_reach(title, host, &shares, text)).transpose()
+    let place = |text: Option<&String>| -> Result<Option<Location>, Failure> {
+        text.map(|text| locate::within_reach(title, host, &shares, text)).transpose()
     };
-    let named = body.disks.iter().map(|disk| Ok((disk.device.clone(), place(&disk.to)?, disk.format)));
-    Ok(Wanted { all: place(&body.to)?, named: named.collect::<Result<_, Failure>>()? })
+    let named = disks.iter().map(|disk| Ok((disk.device.clone(), place(disk.to.as_ref())?, disk.format)));
+    Ok(Wanted { all: place(all)?, named: named.collect::<Result<_, Failure>>()? })
 }
 
 /// Makes the folders that were named storage locations of the host.
@@ -135,7 +142,7 @@ async fn add_defaults(app: &Arc<App>, host: &Host, body: &MoveStorage) -> Result
 }
 
 /// Files that another VM names, on any host: they would be taken away from it.
-fn used_by_others(app: &App, vm: &VmFacts, disks: &[ferry_core::storage::DiskMove]) -> Vec<Finding> {
+pub(super) fn used_by_others(app: &App, vm: &VmFacts, disks: &[ferry_core::storage::DiskMove]) -> Vec<Finding> {
     let mut findings = Vec::new();
     for (host, seen) in app.inventory.placed() {
         for other in seen.vms().iter().filter(|other| other.id != vm.id) {

@@ -31,12 +31,15 @@ use ferry_client::{
     agent::{AgentClient, Attempt},
 };
 use ferry_core::{
-    api::agent::{ConfirmRequest, DestinationReady, MigrationReport, PrepareDestination, PrepareSource, Role},
-    finding::{Severity, any_blocks},
+    api::agent::{
+        ConfirmRequest, DestinationReady, DiskArrival, MigrationReport, PrepareDestination, PrepareSource, Role,
+    },
+    finding::{Finding, Severity, any_blocks},
     id::{Generation, SessionId, ShareId},
     job::{Figures, OnStall},
     migration::Step,
     pin::Secret,
+    storage::{DiskMove, DiskProgress},
     units::ByteCount,
     vm::VmState,
 };
@@ -50,7 +53,7 @@ use super::{
 };
 use crate::{
     App,
-    app::check_move::{self, Occasion},
+    app::check_move::{self, Along, Occasion},
     clock::now_ms,
     failure::describe,
     inventory::{Host, Seen},
@@ -83,6 +86,15 @@ pub(crate) struct Plan {
     pub(crate) autostart: bool,
     /// Shares that the VM's files lie on.
     pub(crate) shares: Vec<ShareId>,
+    /// Disks that move along.
+    #[serde(default)]
+    pub(crate) along: Vec<DiskMove>,
+    /// Whether their old files stay.
+    #[serde(default)]
+    pub(crate) keep_source: bool,
+    /// How these disks stood when the agents said so last.
+    #[serde(default)]
+    pub(crate) progress: Vec<DiskProgress>,
 }
 
 impl Plan {
@@ -97,6 +109,7 @@ impl Plan {
             session: SessionId(Uuid::new_v4()),
             secret: ferry_trust::random_secret(),
             generation: Generation(now_ms.max(self.generation.0 + 1)),
+            progress: Vec::new(),
             ..self.clone()
         }
     }
@@ -118,6 +131,7 @@ pub(crate) struct Migrate {
     autostart: AtomicBool,
     ready: Mutex<Option<DestinationReady>>,
     figures: Mutex<Figures>,
+    disks: Mutex<Vec<DiskProgress>>,
 }
 
 impl Migrate {
@@ -133,7 +147,8 @@ impl Migrate {
         let (source, destination) = (host(&record.job.source)?, host(&record.job.destination)?);
         let figures = Mutex::new(record.figures.unwrap_or_default());
         let autostart = AtomicBool::new(plan.autostart);
-        Ok(Self { app, record, plan, source, destination, running, autostart, ready: Mutex::default(), figures })
+        let disks = Mutex::new(plan.progress.clone());
+        Ok(Self { app, record, plan, source, destination, running, autostart, ready: Mutex::default(), figures, disks })
     }
 
     fn attempt(&self) -> Attempt {
@@ -151,9 +166,16 @@ impl Migrate {
     }
 
     async fn preflight(&self) -> Result<(), StepFailed> {
-        let checked =
-            check_move::deeply(&self.app, self.record.job.vm, &self.source, &self.destination, Occasion::JobStart)
-                .await;
+        let along = Along::Decided(&self.plan.along);
+        let checked = check_move::deeply(
+            &self.app,
+            self.record.job.vm,
+            &self.source,
+            &self.destination,
+            along,
+            Occasion::JobStart,
+        )
+        .await;
         let checked = checked.map_err(|failure| StepFailed(failure.into_problem().title))?;
         if checked.findings != self.record.job.findings {
             let stored = self.app.store.put_findings(self.record.id, &checked.findings).await;
@@ -177,6 +199,21 @@ impl Migrate {
 
     async fn prepare_destination(&self) -> Result<DestinationReady, StepFailed> {
         let job = &self.record.job;
+        let disks = match self.plan.along.is_empty() {
+            true => Vec::new(),
+            false => check_move::arrivals(&self.source, job.vm, &self.plan.along).await.map_err(messages)?,
+        };
+        {
+            let mut figures = self.figures.lock().expect("nobody panics with it");
+            figures.allocated_source = ByteCount(disks.iter().map(|disk| disk.allocated.0).sum());
+        }
+        let before = |disk: &DiskArrival| DiskProgress {
+            device: disk.device.clone(),
+            total: disk.virtual_size,
+            allocated_before: disk.allocated,
+            ..DiskProgress::default()
+        };
+        self.take_disks(disks.iter().map(before).collect());
         let body = PrepareDestination {
             session: self.plan.session,
             secret: self.plan.secret,
@@ -186,6 +223,7 @@ impl Migrate {
             shares: self.plan.shares.clone(),
             persistent: self.plan.persistent,
             downtime_limit_ms: self.plan.downtime_limit_ms,
+            disks,
         };
         let ready = self.destination.agent.prepare_destination(self.attempt(), &body).await;
         let ready = ready.map_err(|error| failed(&self.destination, &error))?;
@@ -210,20 +248,54 @@ impl Migrate {
             bandwidth_bytes_per_s: self.plan.bandwidth_bytes_per_s,
             timeout_ms: self.plan.timeout_ms,
             on_stall: self.plan.on_stall,
+            disks: self.plan.along.clone(),
         };
         let ready = self.source.agent.prepare_source(self.attempt(), &body).await;
         let ready = ready.map_err(|error| failed(&self.source, &error))?;
         if self.autostart.swap(ready.autostart, Ordering::SeqCst) != ready.autostart {
-            let plan = Plan { autostart: ready.autostart, ..self.plan.clone() };
-            let stored = self.app.store.put_plan(self.record.id, &plan.to_json()).await;
-            stored.map_err(|error| StepFailed(error.to_string()))?;
+            self.keep().await?;
         }
         Ok(())
+    }
+
+    /// Stores what is known by now of what was planned.
+    async fn keep(&self) -> Result<(), StepFailed> {
+        let progress = self.disks.lock().expect("nobody panics with it").clone();
+        let plan = Plan { autostart: self.autostart.load(Ordering::SeqCst), progress, ..self.plan.clone() };
+        let stored = self.app.store.put_plan(self.record.id, &plan.to_json()).await;
+        stored.map_err(|error| StepFailed(error.to_string()))
+    }
+
+    /// Keeps how disks stand. Each end knows other things of them; what is zero is not known.
+    fn take_disks(&self, news: Vec<DiskProgress>) {
+        if news.is_empty() {
+            return;
+        }
+        let disks = {
+            let mut disks = self.disks.lock().expect("nobody panics with it");
+            for new in news {
+                match disks.iter_mut().find(|disk| disk.device == new.device) {
+                    None => disks.push(new),
+                    Some(disk) => {
+                        disk.stage = new.stage;
+                        disk.copied = disk.copied.max(new.copied);
+                        disk.total = disk.total.max(new.total);
+                        disk.allocated_before = disk.allocated_before.max(new.allocated_before);
+                        disk.allocated_after = disk.allocated_after.max(new.allocated_after);
+                    }
+                }
+            }
+            disks.clone()
+        };
+        self.running.disks(disks);
     }
 
     async fn perform(&self) -> Result<(), StepFailed> {
         let outcome = perform::perform(&self.ends(), |report| self.take(report), || self.started()).await;
         let figures = *self.figures.lock().expect("nobody panics with it");
+        if !self.plan.along.is_empty() {
+            self.keep().await?;
+        }
         if outcome.is_ok()
             && let Err(error) = self.app.store.put_figures(self.record.id, &figures).await
         {
@@ -248,7 +320,8 @@ impl Migrate {
     }
 
     async fn confirm(&self) -> Result<(), StepFailed> {
-        let body = ConfirmRequest { autostart: self.autostart.load(Ordering::SeqCst) };
+        let keep_source = self.plan.keep_source;
+        let body = ConfirmRequest { autostart: self.autostart.load(Ordering::SeqCst), keep_source };
         let (source, destination) = tokio::join!(
             self.source.agent.confirm(self.attempt(), &body),
             self.destination.agent.confirm(self.attempt(), &body),
@@ -263,6 +336,12 @@ impl Migrate {
             Ok(report) => self.take(&report),
             Err(error) if is_unknown(&error) && self.is_gone_at_source().await => {}
             Err(error) => return Err(failed(&self.source, &error)),
+        }
+        if !self.plan.along.is_empty() {
+            let disks = self.disks.lock().expect("nobody panics with it").clone();
+            let allocated = ByteCount(disks.iter().map(|disk| disk.allocated_after.0).sum());
+            self.figures.lock().expect("nobody panics with it").allocated_destination = allocated;
+            self.keep().await?;
         }
         Ok(())
     }
@@ -317,6 +396,7 @@ impl Migrate {
             let mut figures = self.figures.lock().expect("nobody panics with it");
             *figures = merged(*figures, report.figures);
         }
+        self.take_disks(report.disks.clone());
         if report.role == Role::Source
             && let Some(progress) = report.progress
         {
@@ -327,7 +407,7 @@ impl Migrate {
 
 impl Saga for Migrate {
     fn steps(&self) -> &'static [Step] {
-        &Step::ALL
+        Step::of(self.record.job.kind)
     }
 
     async fn probe(&self, step: Step) -> bool {
@@ -384,6 +464,11 @@ impl Saga for Migrate {
     async fn pause(&self, pause: Duration) {
         self.running.pause(pause).await;
     }
+}
+
+fn messages(findings: Vec<Finding>) -> StepFailed {
+    let messages: Vec<String> = findings.into_iter().map(|finding| finding.message).collect();
+    StepFailed(messages.join("; "))
 }
 
 fn failed(host: &Host, error: &ClientError) -> StepFailed {

@@ -342,6 +342,7 @@ mod tests {
             finish_delivered: false,
             presence: Presence::Unknown,
             progress: None,
+            disks: Vec::new(),
             figures: Figures::default(),
             error: None,
         }))

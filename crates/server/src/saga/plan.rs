@@ -22,7 +22,7 @@ impl Plan {
     pub(crate) fn of(record: &JobRecord) -> Result<Self, serde_json::Error> {
         match record.job.kind {
             JobKind::Storage => move_storage::Plan::from_json(&record.job.plan).map(Self::Storage),
-            JobKind::Live | JobKind::Several | JobKind::Drain => {
+            JobKind::Live | JobKind::LiveVsm | JobKind::Several | JobKind::Drain => {
                 migrate::Plan::from_json(&record.job.plan).map(Self::Live)
             }
         }

@@ -346,6 +346,7 @@ impl Agent {
             finish_delivered: side.finish_delivered || side.here,
             presence: process,
             progress: None,
+            disks: Vec::new(),
             figures: Figures::default(),
             error: None,
         })
