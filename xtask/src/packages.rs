@@ -28,7 +28,7 @@ const fn since(name: &'static str, version: &'static str) -> Package {
 const TO_BUILD: [Package; 4] = [any("gcc"), any("libc6-dev"), any("pkg-config"), since("libvirt-dev", "10.9")];
 
 /// To run the lab.
-const TO_RUN: [Package; 15] = [
+const TO_RUN: [Package; 17] = [
     since("qemu-system-x86", "1:9.0"),
     since("qemu-utils", "1:9.0"),
     since("libvirt-daemon", "10.9"),
@@ -42,6 +42,8 @@ const TO_RUN: [Package; 15] = [
     any("tcpdump"),
     any("procps"),
     any("util-linux"),
+    any("mount"),
+    any("e2fsprogs"),
     any("cpio"),
     any("xz-utils"),
 ];

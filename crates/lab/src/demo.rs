@@ -96,6 +96,7 @@ pub fn run(json: bool, keep: bool, sabotage: Option<Sabotage>) -> anyhow::Result
 pub fn start_ticker(ferry: &Ferry, ticker: &Ticker, host: usize) -> anyhow::Result<()> {
     let host = &ferry.lab.hosts[host];
     let mount = ferry.mount_of(host)?;
+    ticker.make_local_disks(host)?;
     let definition = ticker.prepare(&ferry.lab, &ferry.files.share, &mount)?;
     let name = format!("/run/{}.xml", ticker.name);
     fs::write(host.path(&name), definition)?;

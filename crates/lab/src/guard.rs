@@ -141,7 +141,8 @@ pub fn take_down(folder: &Path) -> anyhow::Result<()> {
             run("ip", &["netns", "del", namespace])?;
         }
     }
-    // Mounts of the hosts were in their own namespaces and are gone with them.
+    // Mounts of the hosts were in their own namespaces and are gone with them, loop devices a moment later.
+    crate::local::wait_detached(folder)?;
     wait_for("the lab's folder can be removed", Duration::from_secs(20), || fs::remove_dir_all(folder).ok())
 }
 

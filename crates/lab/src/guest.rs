@@ -1,11 +1,20 @@
 //! Guests: the ticker's definition.
 
-use std::{fs, path::Path};
+use std::{
+    fs,
+    path::{Path, PathBuf},
+};
 
 use anyhow::Context as _;
+use ferry_core::vm::DiskFormat;
 use uuid::Uuid;
 
-use crate::{lab::Lab, lab::NETWORK};
+use crate::{
+    host::Host,
+    images::{Disk, Place},
+    lab::{Lab, NETWORK},
+    local,
+};
 
 /// A ticker to be defined.
 #[derive(Clone, Debug)]
@@ -20,14 +29,18 @@ pub struct Ticker {
     pub pattern_mib: u32,
     /// At this rate.
     pub dirty_mib_per_s: u32,
-    /// Sectors written, as a bound.
+    /// Sectors written to each disk, as a bound.
     pub writes_per_s: u32,
+    /// From one sector that is written to the next: 4 keeps them together, more scatters the 128 over the disks.
+    pub stride_kib: u32,
     /// Last part of its address, 100 to 199.
     pub address: u8,
+    /// vda, vdb, … : it writes and verifies each.
+    pub disks: Vec<Disk>,
 }
 
 impl Ticker {
-    /// A ticker of 512 MiB.
+    /// A ticker of 512 MiB with a raw disk on the share.
     pub fn new(name: &str, address: u8) -> Self {
         Self {
             name: name.to_owned(),
@@ -36,7 +49,9 @@ impl Ticker {
             pattern_mib: 128,
             dirty_mib_per_s: 8,
             writes_per_s: 60,
+            stride_kib: 4,
             address,
+            disks: vec![Disk::new(Place::Share, DiskFormat::Raw)],
         }
     }
 
@@ -46,23 +61,45 @@ impl Ticker {
     }
 
     /// Makes its files in `backing`, the share's backing folder, and gives its definition for a host that has the share
-    /// at `mount`. Kernel and initramfs lie on the share, too: libvirt changes their owner.
+    /// at `mount`. Kernel and initramfs lie on the share, too: libvirt changes their owner. Local disks are made by
+    /// [`Self::make_local_disks`].
     ///
     /// # Errors
     /// When they cannot be made.
     pub fn prepare(&self, lab: &Lab, backing: &Path, mount: &Path) -> anyhow::Result<String> {
         let folder = backing.join(&self.name);
         fs::create_dir_all(&folder).context("Could not make a folder on the share")?;
-        let file = fs::File::create(folder.join("disk.raw")).context("Could not make a disk")?;
-        file.set_len(64 << 20)?;
+        for (index, disk) in self.disks.iter().enumerate().filter(|(_, disk)| disk.place == Place::Share) {
+            disk.make(&folder.join(file_name(index, disk)))?;
+        }
         fs::copy(&lab.boot.kernel, folder.join("vmlinuz"))?;
         fs::copy(&lab.boot.initramfs, folder.join("initramfs.img"))?;
         Ok(self.definition(&mount.join(&self.name)))
     }
 
-    /// Its definition, with its files in `folder`.
+    /// Makes the files of its local disks on a host.
+    ///
+    /// # Errors
+    /// When they cannot be made.
+    pub fn make_local_disks(&self, host: &Host) -> anyhow::Result<()> {
+        for (index, disk) in self.disks.iter().enumerate().filter(|(_, disk)| disk.place == Place::Local) {
+            let path = host.file(&self.local_folder().join(file_name(index, disk)).display().to_string());
+            fs::create_dir_all(path.parent().context("A file is in a folder")?)?;
+            disk.make(&path)?;
+        }
+        Ok(())
+    }
+
+    /// Where its local disks are made.
+    fn local_folder(&self) -> PathBuf {
+        Path::new(local::FOLDER).join(&self.name)
+    }
+
+    /// Its definition, with its files on the share in `folder`.
     pub fn definition(&self, folder: &Path) -> String {
-        let Self { name, uuid, memory_mib, pattern_mib, dirty_mib_per_s, writes_per_s, .. } = self;
+        let Self { name, uuid, memory_mib, pattern_mib, dirty_mib_per_s, writes_per_s, stride_kib, .. } = self;
+        let disks: String =
+            self.disks.iter().enumerate().map(|(index, disk)| self.disk_xml(index, disk, folder)).collect();
         let folder = folder.display();
         let mac = format!("52:54:00:77:00:{:02x}", self.address);
         format!(
@@ -75,16 +112,12 @@ impl Ticker {
     <type arch='x86_64' machine='q35'>hvm</type>
     <kernel>{folder}/vmlinuz</kernel>
     <initrd>{folder}/initramfs.img</initrd>
-    <cmdline>console=ttyS0 quiet panic=1 ticker.name={name} ticker.ip={ip} ticker.memory_mib={pattern_mib} ticker.dirty_mib_per_s={dirty_mib_per_s} ticker.writes_per_s={writes_per_s}</cmdline>
+    <cmdline>console=ttyS0 quiet panic=1 ticker.name={name} ticker.ip={ip} ticker.memory_mib={pattern_mib} ticker.dirty_mib_per_s={dirty_mib_per_s} ticker.writes_per_s={writes_per_s} ticker.stride_kib={stride_kib}</cmdline>
   </os>
   <features><acpi/></features>
   <on_poweroff>destroy</on_poweroff><on_reboot>destroy</on_reboot><on_crash>destroy</on_crash>
   <devices>
-    <disk type='file' device='disk'>
-      <driver name='qemu' type='raw' cache='none' error_policy='stop' discard='unmap' detect_zeroes='unmap'/>
-      <source file='{folder}/disk.raw'/><target dev='vda' bus='virtio'/>
-    </disk>
-    <interface type='bridge'><source bridge='br0'/><mac address='{mac}'/><model type='virtio'/></interface>
+{disks}    <interface type='bridge'><source bridge='br0'/><mac address='{mac}'/><model type='virtio'/></interface>
     <serial type='file'><source path='/var/log/libvirt/qemu/{name}.serial'/><target port='0'/></serial>
     <memballoon model='none'/>
   </devices>
@@ -93,4 +126,32 @@ impl Ticker {
             ip = self.ip(),
         )
     }
+
+    fn disk_xml(&self, index: usize, disk: &Disk, share_folder: &Path) -> String {
+        let folder = match disk.place {
+            Place::Share => share_folder.to_owned(),
+            Place::Local => self.local_folder(),
+        };
+        format!(
+            "    <disk type='file' device='disk'>
+      <driver name='qemu' type='{format}' cache='none' error_policy='stop' discard='unmap' detect_zeroes='unmap'/>
+      <source file='{file}'/><target dev='{device}' bus='virtio'/>
+    </disk>
+",
+            format = disk.format.name(),
+            file = folder.join(file_name(index, disk)).display(),
+            device = device(index),
+        )
+    }
+}
+
+/// The name of a guest's disk: vda, vdb, …
+fn device(index: usize) -> String {
+    format!("vd{}", char::from(b'a' + index as u8))
+}
+
+/// The file of a guest's disk.
+fn file_name(index: usize, disk: &Disk) -> String {
+    let format = disk.format.name();
+    if index == 0 { format!("disk.{format}") } else { format!("disk-{}.{format}", device(index)) }
 }

@@ -13,6 +13,7 @@ use uuid::Uuid;
 
 use crate::{
     lab::{FABRIC_IP, Lab, NETWORK},
+    local,
     run::{DEADLINE, Said, checked, run, run_within, wait_for},
 };
 
@@ -44,7 +45,7 @@ pub(crate) fn enter(init: i32) -> Command {
 }
 
 impl Host {
-    pub(crate) fn up(lab: &Lab, index: usize) -> anyhow::Result<Self> {
+    pub(crate) fn up(lab: &Lab, index: usize, local_mib: u32) -> anyhow::Result<Self> {
         let name = format!("kvm{index}");
         let (namespace, port) = (format!("fl{}h{index}", lab.id), format!("h{index}"));
         let folder = lab.folder.join(&name);
@@ -68,6 +69,7 @@ impl Host {
             checked(command, DEADLINE)?;
         }
         make_files(&folder, &name)?;
+        local::make(&folder, local_mib)?;
         let init = start_init(lab, &namespace, &folder, &name)?;
         let share_root = PathBuf::from(format!("/run/shares-of-{name}"));
         Ok(Self { name, ip, init, folder, share_root, port, namespace })
@@ -90,6 +92,8 @@ impl Host {
             removed.with_context(|| format!("Could not remove {}", entry.path().display()))?;
         }
         fs::create_dir_all(self.folder.join("run/libvirt"))?;
+        // Its disk is mounted until the last process of its namespace has ended.
+        local::wait_detached(&self.folder)?;
         start_init(lab, &self.namespace, &self.folder, &self.name)
     }
 
@@ -315,6 +319,8 @@ pub fn init(folder: &Path, name: &str) -> anyhow::Result<()> {
     ] {
         run("mount", &["--bind", &folder.join(source).display().to_string(), place])?;
     }
+    // Before the host's own devices: a loop device is none of them.
+    local::mount(folder)?;
     mount_devices(folder)?;
     fs::write("/run/ready", "")?;
     loop {

@@ -15,6 +15,7 @@ use crate::{
     cache::{self, Boot},
     guard::{Guardian, Record, start_time},
     host::Host,
+    local,
     run::{checked, run},
     samba::FileServer,
 };
@@ -78,6 +79,14 @@ impl Lab {
     /// # Errors
     /// What could not be made; what was made is taken down.
     pub fn up(host_count: usize) -> anyhow::Result<Self> {
+        Self::up_with(host_count, local::DEFAULT_MIB)
+    }
+
+    /// As [`Self::up`], with hosts whose own disks have `local_mib`.
+    ///
+    /// # Errors
+    /// What could not be made; what was made is taken down.
+    pub fn up_with(host_count: usize, local_mib: u32) -> anyhow::Result<Self> {
         ensure!(nix::unistd::geteuid().is_root(), "The lab makes network namespaces, which needs root");
         ensure!((1..=20).contains(&host_count), "A lab has 1 to 20 hosts");
         let programs = Programs::find()?;
@@ -104,7 +113,7 @@ impl Lab {
         lab.boot = cache::boot(&programs.ticker, &lab.folder)?;
         lab.make_fabric()?;
         for index in 1..=host_count {
-            let host = Host::up(&lab, index)?;
+            let host = Host::up(&lab, index, local_mib)?;
             lab.hosts.push(host);
         }
         lab.write_inventory()?;

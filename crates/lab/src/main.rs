@@ -25,6 +25,9 @@ enum Command {
         /// How many hosts.
         #[arg(long, default_value_t = 2)]
         hosts: usize,
+        /// Size of each host's own disk. MiB.
+        #[arg(long, default_value_t = ferry_lab::local::DEFAULT_MIB, value_parser = clap::value_parser!(u32).range(64..))]
+        local_mib: u32,
     },
     /// List the labs that stand, their hosts and what runs there.
     Status,
@@ -103,8 +106,8 @@ enum Command {
 
 fn main() -> anyhow::Result<()> {
     match Arguments::parse().command {
-        Command::Up { hosts } => {
-            let lab = Lab::up(hosts)?;
+        Command::Up { hosts, local_mib } => {
+            let lab = Lab::up_with(hosts, local_mib)?;
             for host in &lab.hosts {
                 host.start_libvirt()?;
                 eprintln!("{} {} is up", host.name, host.ip);

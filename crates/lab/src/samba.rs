@@ -8,6 +8,10 @@ use std::{
 };
 
 use anyhow::Context as _;
+use nix::{
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
 
 use crate::{
     lab::{FABRIC_IP, Lab},
@@ -83,6 +87,20 @@ impl FileServer {
         wait_for("smbd answers", Duration::from_secs(20), || self.pid().filter(|pid| *pid > 1)).map(drop)
     }
 
+    /// Kills smbd with all that it started, as a power cut does. Ok if none runs. [`Self::start_daemon`] starts it again
+    /// on the same port and folder.
+    ///
+    /// # Errors
+    /// When a process of it does not end.
+    pub fn stop(&self) -> anyhow::Result<()> {
+        let Some(first) = self.pid().filter(|pid| *pid > 1) else { return Ok(()) };
+        let all = with_children(first);
+        for pid in &all {
+            let _ = kill(Pid::from_raw(*pid), Signal::SIGKILL);
+        }
+        wait_for("smbd ends", DEADLINE, || (!all.iter().any(|pid| runs(*pid))).then_some(()))
+    }
+
     /// smbd's process id.
     pub fn pid(&self) -> Option<i32> {
         fs::read_to_string(self.folder.join("state/smbd.pid")).ok()?.trim().parse().ok()
@@ -92,4 +110,22 @@ impl FileServer {
     pub fn unc(&self) -> String {
         format!("\\\\{}\\vms", self.name)
     }
+}
+
+/// A process, then its children, then theirs: the first starts no more once it is killed.
+fn with_children(first: i32) -> Vec<i32> {
+    let mut all = vec![first];
+    let mut next = 0;
+    while let Some(pid) = all.get(next) {
+        let children = fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap_or_default();
+        all.extend(children.split_whitespace().filter_map(|child| child.parse::<i32>().ok()));
+        next += 1;
+    }
+    all
+}
+
+/// Whether a process is there and has not ended.
+fn runs(pid: i32) -> bool {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    stat.rsplit_once(") ").is_some_and(|(_, rest)| !rest.starts_with(['Z', 'X']))
 }

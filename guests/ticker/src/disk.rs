@@ -4,17 +4,17 @@
 use std::{
     fs::{File, OpenOptions},
     os::unix::fs::{FileExt as _, OpenOptionsExt as _},
-    sync::atomic::Ordering::Relaxed,
+    path::{Path, PathBuf},
+    sync::{Arc, atomic::Ordering::Relaxed},
     thread,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
-use crate::{Found, Wanted};
+use crate::{DISKS_MAX, Found, Wanted};
 
 const SECTOR: usize = 4096;
 /// Sectors in use: few, so that each is written again often.
 const SECTORS: usize = 128;
-const DEVICE: &str = "/dev/vda";
 
 /// A buffer at an address that O_DIRECT takes.
 #[repr(align(4096))]
@@ -31,60 +31,91 @@ fn fill(buffer: &mut Aligned, index: usize, sequence: u64) {
     }
 }
 
-/// Writes and verifies; returns only when there is no disk.
-pub(crate) fn run(wanted: &Wanted, found: &Found) {
-    let opened = OpenOptions::new().read(true).write(true).custom_flags(libc::O_DIRECT | libc::O_SYNC).open(DEVICE);
+/// Starts a thread for each disk: one that is slow or stands still holds none of the others up.
+pub(crate) fn start(wanted: &Arc<Wanted>, found: &Arc<Found>) {
+    let disks = if wanted.disks.is_empty() { all() } else { wanted.disks.clone() };
+    found.disks.store(disks.len().min(DISKS_MAX), Relaxed);
+    if disks.is_empty() {
+        println!("ticker: no disk");
+    }
+    for (number, device) in disks.into_iter().take(DISKS_MAX).enumerate() {
+        let (wanted, found) = (Arc::clone(wanted), Arc::clone(found));
+        thread::spawn(move || run(&device, number, &wanted, &found));
+    }
+}
+
+/// Every virtio disk there is.
+fn all() -> Vec<PathBuf> {
+    let named = ('a'..='z').map(|letter| PathBuf::from(format!("/dev/vd{letter}")));
+    named.filter(|device| device.exists()).collect()
+}
+
+/// Writes and verifies; returns only when the disk cannot be opened.
+fn run(device: &Path, number: usize, wanted: &Wanted, found: &Found) {
+    let opened = OpenOptions::new().read(true).write(true).custom_flags(libc::O_DIRECT | libc::O_SYNC).open(device);
     let disk = match opened {
-        Ok(disk) => disk,
+        Ok(file) => Disk { file, stride: (wanted.stride_kib.max(4) as u64) << 10, found },
         Err(error) => {
-            println!("ticker: no disk: {error}");
+            println!("ticker: no disk {}: {error}", device.display());
             return;
         }
     };
     let mut sequences = [0u64; SECTORS];
     let pause = Duration::from_secs(1) / wanted.writes_per_s.max(1);
     for (index, sequence) in sequences.iter_mut().enumerate() {
-        write(&disk, index, 1, found);
+        disk.write(index, 1);
         *sequence = 1;
     }
-    println!("ticker: {SECTORS} sectors are written");
+    println!("ticker: {SECTORS} sectors of {} are written", device.display());
     let (mut next, mut verified) = (0, 0);
+    let mut due = Instant::now();
     loop {
         next = (next + 101) % SECTORS;
-        verify(&disk, next, sequences[next], found);
+        disk.verify(next, sequences[next]);
         sequences[next] += 1;
-        write(&disk, next, sequences[next], found);
-        verify(&disk, verified, sequences[verified], found);
+        disk.write(next, sequences[next]);
+        disk.verify(verified, sequences[verified]);
         verified = (verified + 1) % SECTORS;
         if verified == 0 {
-            found.sector_passes.fetch_add(1, Relaxed);
+            found.sector_passes[number].fetch_add(1, Relaxed);
         }
-        thread::sleep(pause);
+        // What the disk took counts; after a stop there is no need to catch up.
+        due = (due + pause).max(Instant::now());
+        thread::sleep(due.saturating_duration_since(Instant::now()));
     }
 }
 
-fn write(disk: &File, index: usize, sequence: u64, found: &Found) {
-    let mut buffer = Aligned([0; SECTOR]);
-    fill(&mut buffer, index, sequence);
-    match disk.write_all_at(&buffer.0, (index * SECTOR) as u64) {
-        Ok(()) => {
-            found.writes.fetch_add(1, Relaxed);
-        }
-        Err(error) => {
-            println!("ticker: sector {index} could not be written: {error}");
-            found.bad_sectors.fetch_add(1, Relaxed);
-        }
-    }
+struct Disk<'a> {
+    file: File,
+    /// From one sector in use to the next, in bytes.
+    stride: u64,
+    found: &'a Found,
 }
 
-fn verify(disk: &File, index: usize, sequence: u64, found: &Found) {
-    let (mut read, mut expected) = (Aligned([0; SECTOR]), Aligned([0; SECTOR]));
-    fill(&mut expected, index, sequence);
-    let outcome = disk.read_exact_at(&mut read.0, (index * SECTOR) as u64);
-    found.sectors.fetch_add(1, Relaxed);
-    if outcome.is_err() || read.0 != expected.0 {
-        println!("ticker: sector {index} does not hold sequence {sequence}: {outcome:?}");
-        found.bad_sectors.fetch_add(1, Relaxed);
+impl Disk<'_> {
+    fn write(&self, index: usize, sequence: u64) {
+        let mut buffer = Aligned([0; SECTOR]);
+        fill(&mut buffer, index, sequence);
+        match self.file.write_all_at(&buffer.0, index as u64 * self.stride) {
+            Ok(()) => {
+                self.found.writes.fetch_add(1, Relaxed);
+            }
+            Err(error) => {
+                println!("ticker: sector {index} could not be written: {error}");
+                self.found.bad_sectors.fetch_add(1, Relaxed);
+            }
+        }
+    }
+
+    fn verify(&self, index: usize, sequence: u64) {
+        let (mut read, mut expected) = (Aligned([0; SECTOR]), Aligned([0; SECTOR]));
+        fill(&mut expected, index, sequence);
+        let outcome = self.file.read_exact_at(&mut read.0, index as u64 * self.stride);
+        self.found.sectors.fetch_add(1, Relaxed);
+        if outcome.is_err() || read.0 != expected.0 {
+            println!("ticker: sector {index} does not hold sequence {sequence}: {outcome:?}");
+            self.found.bad_sectors.fetch_add(1, Relaxed);
+        }
     }
 }
 

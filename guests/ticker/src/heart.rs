@@ -48,7 +48,7 @@ pub(crate) fn run(wanted: &Wanted, found: &Found) -> ! {
             found.page_passes.load(Relaxed),
             found.bad_pages.load(Relaxed),
             found.sectors.load(Relaxed),
-            found.sector_passes.load(Relaxed),
+            found.whole_passes(),
             found.bad_sectors.load(Relaxed),
             found.writes.load(Relaxed),
         );

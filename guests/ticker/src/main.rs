@@ -1,12 +1,13 @@
 //! The init of the ticker guest: a VM that can tell whether a move kept its promises.
 //!
-//! Three threads: [`memory`] keeps pages with a checkable pattern and dirties them at a set rate, [`disk`] writes
-//! sectors whose expected sequence numbers it keeps in memory, and [`heart`] tells the world by UDP broadcast, every
-//! 10 ms, how far it counted and what the other two found. A datagram `flip` to its port changes one byte of its
+//! Its threads: [`memory`] keeps pages with a checkable pattern and dirties them at a set rate, [`disk`] writes sectors
+//! of each disk, whose expected sequence numbers it keeps in memory, and [`heart`] tells the world by UDP broadcast, every
+//! 10 ms, how far it counted and what the others found. A datagram `flip` to its port changes one byte of its
 //! memory, so that a test can see that it would be found.
 //!
 //! Options on the kernel's command line: `ticker.name=`, `ticker.ip=`, `ticker.memory_mib=`, `ticker.dirty_mib_per_s=`,
-//! `ticker.writes_per_s=`.
+//! `ticker.writes_per_s=` (of each disk), `ticker.stride_kib=` (from one sector to the next), `ticker.disks=` (paths with
+//! commas between them; all virtio disks if not given).
 
 mod disk;
 mod heart;
@@ -15,12 +16,16 @@ mod sys;
 
 use std::{
     fs,
+    path::PathBuf,
     sync::{
         Arc,
-        atomic::{AtomicBool, AtomicU64},
+        atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::Relaxed},
     },
     thread,
 };
+
+/// Disks that are written at most.
+pub(crate) const DISKS_MAX: usize = 8;
 
 /// What the threads found. All only rise.
 #[derive(Default)]
@@ -33,14 +38,24 @@ pub(crate) struct Found {
     pub(crate) bad_pages: AtomicU64,
     /// Sectors read back and compared.
     pub(crate) sectors: AtomicU64,
-    /// Whole passes over all sectors.
-    pub(crate) sector_passes: AtomicU64,
+    /// Disks that are written.
+    pub(crate) disks: AtomicUsize,
+    /// Whole passes over all sectors of each disk.
+    pub(crate) sector_passes: [AtomicU64; DISKS_MAX],
     /// Sectors that held something else, or could not be read or written.
     pub(crate) bad_sectors: AtomicU64,
     /// Sectors written.
     pub(crate) writes: AtomicU64,
     /// One byte of memory is to be changed.
     pub(crate) flip: AtomicBool,
+}
+
+impl Found {
+    /// Whole passes over all sectors of every disk: as many as the slowest has made.
+    pub(crate) fn whole_passes(&self) -> u64 {
+        let disks = &self.sector_passes[..self.disks.load(Relaxed)];
+        disks.iter().map(|passes| passes.load(Relaxed)).min().unwrap_or(0)
+    }
 }
 
 /// What the kernel's command line asks for.
@@ -50,6 +65,9 @@ pub(crate) struct Wanted {
     pub(crate) memory_mib: usize,
     pub(crate) dirty_mib_per_s: usize,
     pub(crate) writes_per_s: u32,
+    pub(crate) stride_kib: usize,
+    /// Empty: all.
+    pub(crate) disks: Vec<PathBuf>,
 }
 
 impl Wanted {
@@ -64,6 +82,8 @@ impl Wanted {
             memory_mib: number("memory_mib", 64),
             dirty_mib_per_s: number("dirty_mib_per_s", 4),
             writes_per_s: number("writes_per_s", 60) as u32,
+            stride_kib: number("stride_kib", 4),
+            disks: value("disks").map(|list| list.split(',').map(PathBuf::from).collect()).unwrap_or_default(),
         }
     }
 }
@@ -84,8 +104,8 @@ fn main() {
     sys::configure_network("lo", std::net::Ipv4Addr::LOCALHOST);
     sys::configure_network("eth0", wanted.ip);
     let found = Arc::new(Found::default());
-    let (for_memory, for_disk) = ((Arc::clone(&wanted), Arc::clone(&found)), (Arc::clone(&wanted), Arc::clone(&found)));
+    let for_memory = (Arc::clone(&wanted), Arc::clone(&found));
     thread::spawn(move || memory::run(&for_memory.0, &for_memory.1));
-    thread::spawn(move || disk::run(&for_disk.0, &for_disk.1));
+    disk::start(&wanted, &found);
     heart::run(&wanted, &found)
 }

@@ -1,0 +1,79 @@
+//! A host's own disk: a file system with a real limit, so that a full one is met as on a real host.
+//!
+//! An image in the lab's folder is mounted by the host's first process, in its mount namespace alone, by a loop device
+//! that the kernel gives back with the last mount. It is mounted again when the host boots again.
+
+use std::{fs, path::Path, time::Duration};
+
+use anyhow::ensure;
+
+use crate::{
+    host::Host,
+    run::{run, wait_for},
+};
+
+/// Where it is mounted: libvirt's own folder for images, which agents take as a storage location.
+pub const FOLDER: &str = "/var/lib/libvirt/images";
+/// Its size unless said otherwise: enough for tests, and little on the machine, as the image is sparse.
+pub const DEFAULT_MIB: u32 = 2048;
+/// Its name among a host's private files.
+const IMAGE: &str = "images.ext4";
+/// What [`Host::fill`] makes.
+const FILLER: &str = "/var/lib/libvirt/images/filler";
+/// How long the kernel may take to give a loop device back.
+const DETACH_WITHIN: Duration = Duration::from_secs(20);
+
+/// Makes the image of a host.
+pub(crate) fn make(folder: &Path, size_mib: u32) -> anyhow::Result<()> {
+    let image = folder.join(IMAGE);
+    fs::File::create(&image)?.set_len(u64::from(size_mib) << 20)?;
+    // Blocks of a page whatever the size, and none kept for root: free means the same for everybody.
+    let options = "lazy_itable_init=1,lazy_journal_init=1,nodiscard";
+    run("mkfs.ext4", &["-q", "-m", "0", "-b", "4096", "-E", options, &image.display().to_string()]).map(drop)
+}
+
+/// Mounts it in the mount namespace of the caller.
+pub(crate) fn mount(folder: &Path) -> anyhow::Result<()> {
+    fs::create_dir_all(FOLDER)?;
+    run("mount", &["-o", "loop,noinit_itable", &folder.join(IMAGE).display().to_string(), FOLDER]).map(drop)
+}
+
+/// Waits until no loop device holds a file below `folder`: mounts end some time after the last process of their
+/// namespace.
+pub(crate) fn wait_detached(folder: &Path) -> anyhow::Result<()> {
+    let held = || -> bool {
+        let devices = fs::read_dir("/sys/block").into_iter().flatten().flatten();
+        devices
+            .filter_map(|device| fs::read_to_string(device.path().join("loop/backing_file")).ok())
+            .any(|file| Path::new(file.trim_end()).starts_with(folder))
+    };
+    wait_for("the loop devices of the lab are given back", DETACH_WITHIN, || (!held()).then_some(()))
+}
+
+impl Host {
+    /// A file of the host as the machine reaches it, also on the host's own disk and in its mounts.
+    pub fn file(&self, inside: &str) -> std::path::PathBuf {
+        Path::new("/proc").join(self.init.to_string()).join("root").join(inside.trim_start_matches('/'))
+    }
+
+    /// Fills the host's own disk until `bytes_left` are free, or makes the filler smaller.
+    ///
+    /// # Errors
+    /// When less is free without it, or the file system does not take it.
+    pub fn fill(&self, bytes_left: u64) -> anyhow::Result<()> {
+        self.unfill()?;
+        let said = self.run(&["stat", "-f", "-c", "%a %S", FOLDER])?;
+        let numbers: Vec<u64> = said.split_whitespace().filter_map(|word| word.parse().ok()).collect();
+        let free = numbers.iter().product::<u64>();
+        ensure!(numbers.len() == 2 && free > bytes_left, "{} has {said} free, not {bytes_left} bytes", self.name);
+        self.run(&["fallocate", "-l", &(free - bytes_left).to_string(), FILLER]).map(drop)
+    }
+
+    /// Takes the filler away.
+    ///
+    /// # Errors
+    /// When it cannot be removed.
+    pub fn unfill(&self) -> anyhow::Result<()> {
+        self.run(&["rm", "-f", FILLER]).map(drop)
+    }
+}
