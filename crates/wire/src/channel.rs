@@ -26,9 +26,15 @@ use crate::{
     window::{WINDOW_BYTES_MAX, WINDOW_BYTES_MIN},
 };
 
-/// Looks at the plain bytes of one direction as they pass, at the receiving or sending end.
+/// Looks at the plain bytes of one direction as they pass: before they are framed at the sending end, after they are
+/// verified at the receiving end.
+///
+/// Checksums, offsets, acknowledgements and the window are of what is framed: of what an inspector at the sending end
+/// let out, and of what one at the receiving end took. So neither can hold up the window by keeping bytes back; how
+/// many it keeps at most, it says itself.
 pub trait Inspect: Send {
-    /// Takes the next bytes and appends what may go on to `out` (all, some now and the rest later, never other ones).
+    /// Takes the next bytes and appends what goes on to `out`: all, some now and the rest later, or, for a disk's
+    /// channel, others that mean the same ([`crate::nbd`]). What it still keeps when the stream ends is dropped.
     ///
     /// # Errors
     /// Why the channel must end. Nothing of `bytes` goes on then.
@@ -60,7 +66,7 @@ impl Options {
 /// What the two directions of one end tell each other.
 pub(crate) struct Shared {
     pub(crate) started: Instant,
-    /// Bytes of the peer's stream that the local socket took; the sender acknowledges them.
+    /// Bytes of the peer's stream that the local socket, or its inspector, took; the sender acknowledges them.
     pub(crate) delivered: AtomicU64,
     pub(crate) ack_due: Notify,
     /// Bytes of our stream that were sent.
@@ -80,7 +86,8 @@ const QUEUE_CHUNKS: usize = 1 << 14;
 pub(crate) const INBOUND_BYTES_MAX: u64 = WINDOW_BYTES_MAX + WINDOW_BYTES_MIN;
 
 /// Carries both directions until both streams are complete. Ok promises that every byte read from `local` was
-/// delivered at the peer, and every byte of the peer's stream was written to `local`.
+/// delivered at the peer, and every byte of the peer's stream was written to `local`, as far as the inspectors let
+/// them.
 ///
 /// # Errors
 /// The first fault of either direction. The peer is told, and both local halves are dropped, so that whoever is

@@ -8,15 +8,17 @@
 //! channel carries both directions: an end has one sender and one receiver, written as mirror files.
 //!
 //! The plain stream that leaves a receiver is byte-identical to what entered the sender: checked per frame, and over
-//! the whole channel when it ends. What was accepted and not yet delivered is bounded by [`window`].
+//! the whole channel when it ends. What was accepted and not yet delivered is bounded by [`window`]. An inspector
+//! ([`channel::Inspect`]) stands before the sender or behind the receiver and may change what passes.
 //!
-//! Nothing here knows what the bytes mean.
+//! Only [`nbd`] knows what bytes mean: those of a disk's channel. Nothing else here does.
 
 pub mod channel;
 pub mod control;
 pub mod frame;
 pub mod hello;
 pub mod meter;
+pub mod nbd;
 mod receiver;
 mod sender;
 pub mod session;

@@ -23,7 +23,9 @@ pub(crate) struct Sender<'a, P, R> {
     shared: &'a Shared,
     pace: Pace,
     chunk: Vec<u8>,
+    /// What the inspector let out, of which so many bytes are sent.
     passed: Vec<u8>,
+    passed_sent: usize,
     chain: Chain,
     /// Bytes sent as Data.
     sent: u64,
@@ -53,6 +55,7 @@ where
             pace: Pace::new(downtime_limit),
             chunk: vec![0; DATA_BYTES_MAX],
             passed: Vec::new(),
+            passed_sent: 0,
             chain: Chain::default(),
             sent: 0,
             acked: 0,
@@ -75,6 +78,11 @@ where
                 return Ok(());
             }
             let room = self.pace.window().saturating_sub(self.sent - self.acked).min(DATA_BYTES_MAX as u64) as usize;
+            let has_passed = self.passed_sent < self.passed.len();
+            if has_passed && room > 0 {
+                self.send_passed(room).await?;
+                continue;
+            }
             let reads = self.local.is_some() && room > 0;
             if self.local.is_some() && room == 0 {
                 self.pace.held_back();
@@ -96,29 +104,35 @@ where
     }
 
     async fn send_data(&mut self, count: usize) -> Result<(), WireError> {
-        match &mut self.inspect {
-            None => {
-                let header = Header::raw_data(&self.chunk[..count], self.sent);
-                self.account(header, count);
-                write_frame(&mut self.peer, header, &self.chunk[..count], self.shared).await?;
-            }
-            Some(inspect) => {
-                self.passed.clear();
-                inspect.pass(&self.chunk[..count], &mut self.passed).map_err(WireError::Refused)?;
-                let mut start = 0;
-                while start < self.passed.len() {
-                    let end = (start + DATA_BYTES_MAX).min(self.passed.len());
-                    let header = Header::raw_data(&self.passed[start..end], self.sent);
-                    self.account(header, end - start);
-                    write_frame(&mut self.peer, header, &self.passed[start..end], self.shared).await?;
-                    start = end;
-                }
-                if let Some(inspect) = &mut self.inspect {
-                    inspect.delivered();
-                }
-            }
+        let Some(inspect) = &mut self.inspect else {
+            let header = Header::raw_data(&self.chunk[..count], self.sent);
+            self.account(header, count);
+            write_frame(&mut self.peer, header, &self.chunk[..count], self.shared).await?;
+            return self.peer.flush().await.map_err(WireError::Peer);
+        };
+        self.passed.clear();
+        self.passed_sent = 0;
+        inspect.pass(&self.chunk[..count], &mut self.passed).map_err(WireError::Refused)?;
+        if self.passed.is_empty() {
+            inspect.delivered();
         }
-        self.peer.flush().await.map_err(WireError::Peer)
+        Ok(())
+    }
+
+    /// Sends the next of what the inspector let out. That may be more than was read, and more than the window holds.
+    async fn send_passed(&mut self, room: usize) -> Result<(), WireError> {
+        let (start, end) = (self.passed_sent, self.passed.len().min(self.passed_sent + room));
+        let header = Header::raw_data(&self.passed[start..end], self.sent);
+        self.account(header, end - start);
+        write_frame(&mut self.peer, header, &self.passed[start..end], self.shared).await?;
+        self.peer.flush().await.map_err(WireError::Peer)?;
+        self.passed_sent = end;
+        if end == self.passed.len()
+            && let Some(inspect) = &mut self.inspect
+        {
+            inspect.delivered();
+        }
+        Ok(())
     }
 
     fn account(&mut self, header: Header, count: usize) {

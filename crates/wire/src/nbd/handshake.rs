@@ -1,0 +1,415 @@
+//! The handshake between client and server: passed on as it is, but for what later would not be understood.
+//!
+//! ```text
+//! server: greeting ─▶ replies to options ─▶ (EXPORT_NAME's answer) ─┐
+//! client: flags ─▶ options, the last of them GO or EXPORT_NAME ─────┴▶ transmission
+//! either: something else ─▶ opaque, from that byte on
+//! ```
+//! *Options.* One that changes how requests and replies look (structured replies, extended headers, TLS, any that is
+//! not known) must not take effect. The source writes it with a number that no server knows: the server itself says
+//! that it does not support it, and the reply gets the client's number again. So nothing has to be put into a
+//! direction that is quiet.
+//!
+//! *Flags of the export.* The destination adds what it understands of `protocol`'s parts, and takes away that
+//! several connections see the same: what was written is known for each connection alone. The source reads and
+//! removes what was added.
+//!
+//! Words that stand first in a message pass on byte by byte while they are right, so that a stranger's first bytes
+//! are never kept back.
+
+use std::collections::VecDeque;
+
+use super::{
+    PAGE_BYTES,
+    protocol::{
+        CAN_MULTI_CONN, FIXED_NEW_STYLE, GREETING_MAGIC, HOLDS_A_SEED, INFO_BLOCK_SIZE, INFO_EXPORT, NO_PADDING,
+        OPTION_EXPORT_NAME, OPTION_EXTENDED_HEADERS, OPTION_GO, OPTION_INFO, OPTION_MAGIC, OPTION_REPLY_MAGIC,
+        OPTION_STARTTLS, OPTION_STRUCTURED_REPLY, READ_ONLY, REPLY_ACK, REPLY_INFO, REPLY_IS_ERROR, SEND_WRITE_ZEROES,
+        TAKES_PARTS, gather, pass_on, u16_at, u32_at, u64_at,
+    },
+};
+
+/// Which end it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Role {
+    Source,
+    Destination { has_seed: bool },
+}
+
+/// What the server says of the export that was chosen. All zero until it has.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Export {
+    pub(super) size_bytes: u64,
+    /// With what the destination added.
+    pub(super) flags: u16,
+}
+
+pub(super) struct Handshake {
+    role: Role,
+    phase: Phase,
+    client: ClientAt,
+    server: ServerAt,
+    /// Held back until they are whole.
+    client_held: Vec<u8>,
+    server_held: Vec<u8>,
+    /// Options that wait for their last reply, with the client's numbers.
+    asked: VecDeque<u32>,
+    server_flags: u16,
+    client_flags: u16,
+    export: Export,
+    block_bytes_min: u32,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Phase {
+    Options,
+    Opaque,
+    Transmission,
+}
+
+enum ClientAt {
+    Flags(Vec<u8>),
+    /// So many bytes of the option's first word were right.
+    Magic(usize),
+    OptionHead,
+    OptionData {
+        left: u64,
+        option: u32,
+    },
+    /// After EXPORT_NAME nothing but requests can follow.
+    Done,
+}
+
+enum ServerAt {
+    /// So many bytes of the first two words were right.
+    Greeting(usize),
+    Flags(Vec<u8>),
+    Magic(usize),
+    ReplyHead,
+    Info {
+        option: u32,
+        length: usize,
+    },
+    ReplyData {
+        left: u64,
+        then: Then,
+    },
+    Export,
+    Padding {
+        left: u64,
+    },
+}
+
+#[derive(Clone, Copy)]
+enum Then {
+    MoreReplies,
+    NextOption,
+    Transmission,
+}
+
+/// The number of an option that must not take effect is replaced by one in this range.
+const HIDDEN: u32 = 0x4652_0000;
+/// Largest number that can be hidden.
+const HIDDEN_MAX: u32 = 0xffff;
+/// Options that leave requests and replies as they are: EXPORT_NAME, ABORT, LIST, INFO, GO, and the two on metadata,
+/// which servers refuse without structured replies.
+const PLAIN: [u32; 7] = [OPTION_EXPORT_NAME, 2, 3, OPTION_INFO, OPTION_GO, 9, 10];
+/// Options in flight: clients wait for each reply.
+const ASKED_MAX: usize = 16;
+const EXPORT_BYTES: usize = 10;
+const PADDING_BYTES: u64 = 124;
+/// The longest information that is looked into.
+const INFO_BYTES_MAX: u32 = 14;
+
+impl Handshake {
+    pub(super) fn new(role: Role) -> Self {
+        Self {
+            role,
+            phase: Phase::Options,
+            client: ClientAt::Flags(Vec::new()),
+            server: ServerAt::Greeting(0),
+            client_held: Vec::new(),
+            server_held: Vec::new(),
+            asked: VecDeque::new(),
+            server_flags: 0,
+            client_flags: 0,
+            export: Export::default(),
+            block_bytes_min: 0,
+        }
+    }
+
+    pub(super) fn export(&self) -> Export {
+        self.export
+    }
+
+    /// Passes bytes of the client. What is left in `bytes` are requests.
+    ///
+    /// # Errors
+    /// Where what comes is not understood, and what passed before was changed for what should have come.
+    pub(super) fn client(&mut self, bytes: &mut &[u8], out: &mut Vec<u8>) -> Result<(), String> {
+        loop {
+            match (self.phase, &mut self.client) {
+                (Phase::Opaque, _) => {
+                    out.append(&mut self.client_held);
+                    out.extend_from_slice(std::mem::take(bytes));
+                    return Ok(());
+                }
+                (_, ClientAt::Done) | (Phase::Transmission, ClientAt::Magic(0)) => return Ok(()),
+                (Phase::Transmission, _) => return Err("an NBD option after the handshake".to_owned()),
+                (Phase::Options, ClientAt::OptionData { left: 0, option }) => {
+                    self.client = if *option == OPTION_EXPORT_NAME { ClientAt::Done } else { ClientAt::Magic(0) };
+                }
+                _ if bytes.is_empty() => return Ok(()),
+                (Phase::Options, ClientAt::Flags(have)) => {
+                    let before = have.len();
+                    let whole = gather(have, 4, bytes);
+                    out.extend_from_slice(&have[before..]);
+                    if whole {
+                        self.client_flags = u16_at(have, 2);
+                        self.client = ClientAt::Magic(0);
+                    }
+                }
+                (Phase::Options, ClientAt::Magic(right)) => {
+                    match follow(&OPTION_MAGIC.to_be_bytes(), right, bytes, out) {
+                        Followed::Partly => return Ok(()),
+                        Followed::Whole => self.client = ClientAt::OptionHead,
+                        Followed::Otherwise => self.give_up("an NBD option")?,
+                    }
+                }
+                (Phase::Options, ClientAt::OptionHead) => {
+                    if !gather(&mut self.client_held, 8, bytes) {
+                        return Ok(());
+                    }
+                    self.option(out)?;
+                }
+                (Phase::Options, ClientAt::OptionData { left, .. }) => pass_on(left, bytes, out),
+            }
+        }
+    }
+
+    fn option(&mut self, out: &mut Vec<u8>) -> Result<(), String> {
+        let (option, length) = (u32_at(&self.client_held, 0), u32_at(&self.client_held, 4));
+        let hidden = self.role == Role::Source && !PLAIN.contains(&option);
+        if self.asked.len() >= ASKED_MAX || (hidden && option > HIDDEN_MAX) {
+            return self.give_up("an NBD option that is known");
+        }
+        self.client_held.clear();
+        let number = if hidden { HIDDEN | option } else { option };
+        out.extend_from_slice(&number.to_be_bytes());
+        out.extend_from_slice(&length.to_be_bytes());
+        self.asked.push_back(option);
+        self.client = ClientAt::OptionData { left: u64::from(length), option };
+        Ok(())
+    }
+
+    /// Passes bytes of the server. What is left in `bytes` are replies to requests.
+    ///
+    /// # Errors
+    /// As [`Self::client`].
+    pub(super) fn server(&mut self, bytes: &mut &[u8], out: &mut Vec<u8>) -> Result<(), String> {
+        loop {
+            match (self.phase, &mut self.server) {
+                (Phase::Opaque, _) => {
+                    out.append(&mut self.server_held);
+                    out.extend_from_slice(std::mem::take(bytes));
+                    return Ok(());
+                }
+                (Phase::Transmission, _) => return Ok(()),
+                (Phase::Options, ServerAt::ReplyData { left: 0, then }) => {
+                    let then = *then;
+                    self.reply_ended(then)?;
+                }
+                (Phase::Options, ServerAt::Padding { left: 0 }) => self.phase = Phase::Transmission,
+                _ if bytes.is_empty() => return Ok(()),
+                (Phase::Options, ServerAt::Greeting(right)) => {
+                    let words = u128::from(GREETING_MAGIC) << 64 | u128::from(OPTION_MAGIC);
+                    match follow(&words.to_be_bytes(), right, bytes, out) {
+                        Followed::Partly => return Ok(()),
+                        Followed::Whole => self.server = ServerAt::Flags(Vec::new()),
+                        Followed::Otherwise => self.give_up("an NBD server of the new style")?,
+                    }
+                }
+                (Phase::Options, ServerAt::Flags(have)) => {
+                    let before = have.len();
+                    let whole = gather(have, 2, bytes);
+                    out.extend_from_slice(&have[before..]);
+                    if whole {
+                        self.server_flags = u16_at(have, 0);
+                        self.server = ServerAt::Magic(0);
+                        if self.server_flags & FIXED_NEW_STYLE == 0 {
+                            self.give_up("an NBD server of the fixed new style")?;
+                        }
+                    }
+                }
+                (Phase::Options, ServerAt::Magic(0)) if self.asked.front() == Some(&OPTION_EXPORT_NAME) => {
+                    self.server = ServerAt::Export;
+                }
+                (Phase::Options, ServerAt::Magic(right)) => {
+                    match follow(&OPTION_REPLY_MAGIC.to_be_bytes(), right, bytes, out) {
+                        Followed::Partly => return Ok(()),
+                        Followed::Whole => self.server = ServerAt::ReplyHead,
+                        Followed::Otherwise => self.give_up("a reply to an NBD option")?,
+                    }
+                }
+                (Phase::Options, ServerAt::ReplyHead) => {
+                    if !gather(&mut self.server_held, 12, bytes) {
+                        return Ok(());
+                    }
+                    self.reply(out)?;
+                }
+                (Phase::Options, ServerAt::Info { option, length }) => {
+                    if !gather(&mut self.server_held, *length, bytes) {
+                        return Ok(());
+                    }
+                    let option = *option;
+                    self.info(option, out);
+                }
+                (Phase::Options, ServerAt::ReplyData { left, .. } | ServerAt::Padding { left }) => {
+                    pass_on(left, bytes, out);
+                }
+                (Phase::Options, ServerAt::Export) => {
+                    if !gather(&mut self.server_held, EXPORT_BYTES, bytes) {
+                        return Ok(());
+                    }
+                    self.export_after_name(out);
+                }
+            }
+        }
+    }
+
+    fn reply(&mut self, out: &mut Vec<u8>) -> Result<(), String> {
+        let (number, kind, length) =
+            (u32_at(&self.server_held, 0), u32_at(&self.server_held, 4), u32_at(&self.server_held, 8));
+        let is_hidden = self.role == Role::Source && number & !HIDDEN_MAX == HIDDEN;
+        let option = if is_hidden { number & HIDDEN_MAX } else { number };
+        if self.asked.front() != Some(&option) || (is_hidden && kind & REPLY_IS_ERROR == 0) {
+            return self.give_up("the reply to an NBD option that was asked");
+        }
+        self.server_held.clear();
+        for word in [option, kind, length] {
+            out.extend_from_slice(&word.to_be_bytes());
+        }
+        let has_info = matches!(option, OPTION_GO | OPTION_INFO) && kind == REPLY_INFO;
+        self.server = if has_info && (2..=INFO_BYTES_MAX).contains(&length) {
+            ServerAt::Info { option, length: length as usize }
+        } else {
+            let then = match kind {
+                REPLY_ACK if option == OPTION_GO => Then::Transmission,
+                _ if kind == REPLY_ACK || kind & REPLY_IS_ERROR != 0 => Then::NextOption,
+                _ => Then::MoreReplies,
+            };
+            ServerAt::ReplyData { left: u64::from(length), then }
+        };
+        Ok(())
+    }
+
+    fn reply_ended(&mut self, then: Then) -> Result<(), String> {
+        self.server = ServerAt::Magic(0);
+        match then {
+            Then::MoreReplies => {}
+            Then::NextOption => drop(self.asked.pop_front()),
+            Then::Transmission => {
+                self.asked.pop_front();
+                if !self.asked.is_empty() {
+                    return self.give_up("an NBD client that waits for the reply to GO");
+                }
+                if self.export.flags & TAKES_PARTS != 0 && !self.is_fine_grained() {
+                    return Err("The NBD server named its block size after the export".to_owned());
+                }
+                self.phase = Phase::Transmission;
+            }
+        }
+        Ok(())
+    }
+
+    fn info(&mut self, option: u32, out: &mut Vec<u8>) {
+        match (u16_at(&self.server_held, 0), self.server_held.len()) {
+            (INFO_EXPORT, 12) => {
+                let (size_bytes, flags) = (u64_at(&self.server_held, 2), u16_at(&self.server_held, 10));
+                let (known, shown) = self.flags(flags);
+                self.server_held[10..].copy_from_slice(&shown.to_be_bytes());
+                if option == OPTION_GO {
+                    self.export = Export { size_bytes, flags: known };
+                }
+            }
+            (INFO_BLOCK_SIZE, 14) => self.block_bytes_min = u32_at(&self.server_held, 2),
+            _ => {}
+        }
+        out.append(&mut self.server_held);
+        self.server = ServerAt::Magic(0);
+    }
+
+    fn export_after_name(&mut self, out: &mut Vec<u8>) {
+        let (size_bytes, flags) = (u64_at(&self.server_held, 0), u16_at(&self.server_held, 8));
+        let (known, shown) = self.flags(flags);
+        self.server_held[8..].copy_from_slice(&shown.to_be_bytes());
+        self.export = Export { size_bytes, flags: known };
+        out.append(&mut self.server_held);
+        let no_padding = self.server_flags & self.client_flags & NO_PADDING != 0;
+        self.server = ServerAt::Padding { left: if no_padding { 0 } else { PADDING_BYTES } };
+    }
+
+    /// The flags of an export as this end knows them, and as it passes them on.
+    fn flags(&self, said: u16) -> (u16, u16) {
+        let plain = said & !(TAKES_PARTS | HOLDS_A_SEED);
+        match self.role {
+            Role::Source => (said, plain),
+            Role::Destination { has_seed } => {
+                let mut flags = plain & !CAN_MULTI_CONN;
+                if flags & SEND_WRITE_ZEROES != 0 && flags & READ_ONLY == 0 && self.is_fine_grained() {
+                    flags |= TAKES_PARTS | if has_seed { HOLDS_A_SEED } else { 0 };
+                }
+                (flags, flags)
+            }
+        }
+    }
+
+    /// Whether single pages may be written.
+    fn is_fine_grained(&self) -> bool {
+        u64::from(self.block_bytes_min) <= PAGE_BYTES
+    }
+
+    /// From here on nothing is understood, and all is passed on as it is.
+    fn give_up(&mut self, expected: &str) -> Result<(), String> {
+        let was_changed = self.role == Role::Source && self.asked.iter().any(|option| !PLAIN.contains(option));
+        if was_changed || matches!(self.client, ClientAt::Done) {
+            return Err(format!("something else than {expected}"));
+        }
+        tracing::warn!(expected, "an NBD connection is not understood and is carried as it is");
+        self.phase = Phase::Opaque;
+        Ok(())
+    }
+}
+
+enum Followed {
+    Partly,
+    Whole,
+    Otherwise,
+}
+
+/// Passes bytes on as long as they are those of `words`, of which `right` have passed.
+fn follow(words: &[u8], right: &mut usize, bytes: &mut &[u8], out: &mut Vec<u8>) -> Followed {
+    while *right < words.len() {
+        let Some((first, rest)) = bytes.split_first() else { return Followed::Partly };
+        if *first != words[*right] {
+            return Followed::Otherwise;
+        }
+        out.push(*first);
+        *bytes = rest;
+        *right += 1;
+    }
+    Followed::Whole
+}
+
+/// That the options which change the form of requests and replies are among those that are hidden.
+const _: () = {
+    let mut at = 0;
+    while at < PLAIN.len() {
+        assert!(
+            PLAIN[at] != OPTION_STARTTLS
+                && PLAIN[at] != OPTION_STRUCTURED_REPLY
+                && PLAIN[at] != OPTION_EXTENDED_HEADERS
+        );
+        at += 1;
+    }
+};

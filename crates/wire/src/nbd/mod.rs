@@ -1,0 +1,135 @@
+//! Disks on their way: QEMU's mirror at the source writes to the NBD server of QEMU at the destination.
+//!
+//! ```text
+//! client ─requests─▶ source ══ the same, WRITEs in parts ══▶ destination ─▶ server
+//! client ◀─replies── source ◀═════════ replies ════════════ destination ◀── server
+//! ```
+//! A mirror writes more than the disk holds: zeroes, and what the destination has already. So
+//! - pages of zeroes are not sent as data and not written as data, and nothing asks the server to allocate for them;
+//! - zeroes for what was never written of an image made for this copy do not reach the server at all, because a disk
+//!   with `discard=ignore` would be filled by them;
+//! - blocks which the destination's image holds at the same place ([`seed`]) are named by their hash. The destination
+//!   reads and compares them before it answers.
+//!
+//! *Content.* Each request of the client gets exactly one reply, after the last of what the server was asked instead,
+//! with its first error. *Order.* A range counts as written when the data pass, before their reply, so zeroes that
+//! follow go the same way. *No reply without the server*: a request of which nothing is left becomes a READ of a page,
+//! so each reply follows from one of the server's, and no byte must be put into a direction in which nothing moves.
+//!
+//! The handshake is passed on, without options that change the form of requests. What is not understood before the
+//! first request makes the connection opaque from that byte on; what is not understood later ends the channel, and
+//! with it the copy: the VM stays at the source. A request that its client leaves unfinished is dropped with it.
+//!
+//! *Bounds.* At most 1 MiB of an unfinished WRITE is held back at the source, at the destination no more than the head of
+//! a request; 1024 requests in flight; [`Held::Zeroes`] costs 64 MiB at the most, for terabytes.
+
+mod destination;
+mod handshake;
+mod parts;
+mod protocol;
+pub mod seed;
+mod source;
+mod written;
+
+use std::sync::{
+    Arc, Mutex,
+    atomic::{AtomicU64, Ordering::Relaxed},
+};
+
+use crate::channel::Inspect;
+use seed::{SeedIndex, SeedKey};
+
+/// What is told apart: the smallest unit that file systems allocate.
+const PAGE_BYTES: u64 = 4096;
+
+/// What the source knows of the image at the destination.
+#[derive(Debug, Default)]
+pub enum Image {
+    /// Nothing.
+    #[default]
+    Unknown,
+    /// It was made for this copy and reads as zeroes. Where it does not have to be written is known at the
+    /// destination ([`Held::Zeroes`]).
+    Zeroes,
+    /// It holds these blocks.
+    Seed(SeedIndex),
+}
+
+/// What the destination knows of its image. For one connection only, and nobody else may write to the image: other
+/// connections know nothing.
+#[derive(Debug, Default)]
+pub enum Held {
+    /// Nothing.
+    #[default]
+    Unknown,
+    /// It was made for this copy and reads as zeroes.
+    Zeroes,
+    /// It holds blocks that the source may name, hashed with this key.
+    Seed(SeedKey),
+}
+
+/// What was spared, of one or several connections of one end.
+#[derive(Debug, Default)]
+pub struct NbdMeter {
+    elided: AtomicU64,
+    referenced: AtomicU64,
+    mismatches: AtomicU64,
+}
+
+impl NbdMeter {
+    /// Bytes of zeroes: at the source those that the client wrote and that were not sent, at the destination those of
+    /// which the server heard nothing.
+    pub fn elided_bytes(&self) -> u64 {
+        self.elided.load(Relaxed)
+    }
+
+    /// Bytes of blocks that were sent as a hash; at the destination those that were found to be held.
+    pub fn referenced_bytes(&self) -> u64 {
+        self.referenced.load(Relaxed)
+    }
+
+    /// Blocks that the destination's image should have held and did not. The client was told of an error.
+    pub fn mismatches(&self) -> u64 {
+        self.mismatches.load(Relaxed)
+    }
+}
+
+/// The inspectors of the source's end: outbound (the client's requests), inbound (the replies to it).
+pub fn source(image: Image, meter: Arc<NbdMeter>) -> (impl Inspect + use<>, impl Inspect + use<>) {
+    let end = Arc::new(Mutex::new(source::Source::new(image, meter)));
+    (Requests(Arc::clone(&end)), Replies(end))
+}
+
+/// The inspectors of the destination's end: inbound (requests for the server), outbound (its replies).
+pub fn destination(held: Held, meter: Arc<NbdMeter>) -> (impl Inspect + use<>, impl Inspect + use<>) {
+    let end = Arc::new(Mutex::new(destination::Destination::new(held, meter)));
+    (Requests(Arc::clone(&end)), Replies(end))
+}
+
+/// One end: both directions know of each other.
+trait End: Send {
+    fn requests(&mut self, bytes: &[u8], out: &mut Vec<u8>) -> Result<(), String>;
+    fn replies(&mut self, bytes: &[u8], out: &mut Vec<u8>) -> Result<(), String>;
+}
+
+struct Requests<E>(Arc<Mutex<E>>);
+struct Replies<E>(Arc<Mutex<E>>);
+
+impl<E: End> Inspect for Requests<E> {
+    fn pass(&mut self, bytes: &[u8], out: &mut Vec<u8>) -> Result<(), String> {
+        // Both directions of a channel are one task: nobody waits here.
+        self.0.lock().expect("nobody panics while holding it").requests(bytes, out)
+    }
+}
+
+impl<E: End> Inspect for Replies<E> {
+    fn pass(&mut self, bytes: &[u8], out: &mut Vec<u8>) -> Result<(), String> {
+        self.0.lock().expect("nobody panics while holding it").replies(bytes, out)
+    }
+}
+
+/// At the speed of memory: sixty-four bytes at a time, and data are told by their first.
+fn all_zero(bytes: &[u8]) -> bool {
+    let (lines, rest) = bytes.as_chunks::<64>();
+    lines.iter().all(|line| line.iter().fold(0, |all, byte| all | byte) == 0) && rest.iter().all(|byte| *byte == 0)
+}

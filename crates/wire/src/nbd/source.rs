@@ -1,0 +1,183 @@
+//! The source's end: requests on their way out, replies on their way back to the client. Mirror of `destination.rs`.
+
+use std::{collections::HashMap, sync::Arc, sync::atomic::Ordering::Relaxed};
+
+use super::{
+    End, Image, NbdMeter,
+    handshake::{Handshake, Role},
+    parts::put_parts,
+    protocol::{
+        DISCONNECT, FUA, HOLDS_A_SEED, PARTS, READ, REPLY_BYTES, REQUEST_BYTES, REQUESTS_MAX, Reply, Request,
+        TAKES_PARTS, TRIM, WRITE, WRITE_ZEROES, gather, pass_on,
+    },
+    seed::SeedIndex,
+};
+
+pub(super) struct Source {
+    handshake: Handshake,
+    meter: Arc<NbdMeter>,
+    index: Option<SeedIndex>,
+    requests: RequestsAt,
+    request_held: Vec<u8>,
+    /// The piece of a WRITE that is being collected.
+    piece: Vec<u8>,
+    replies: RepliesAt,
+    reply_held: Vec<u8>,
+    /// Requests of the client by their cookie: how many bytes follow a good reply.
+    asked: HashMap<u64, u32>,
+}
+
+enum RequestsAt {
+    Head,
+    /// The payload of a WRITE that goes as it is.
+    Payload {
+        left: u64,
+    },
+    Write(Write),
+    Ended,
+}
+
+enum RepliesAt {
+    Head,
+    Data { left: u64 },
+}
+
+/// A WRITE that goes in parts.
+struct Write {
+    request: Request,
+    /// Where what was not yet judged begins.
+    at: u64,
+}
+
+/// Judged at once: what QEMU's mirror writes at once. Pieces of longer payloads end where such a piece of the disk ends.
+const PIECE_BYTES: u64 = 1 << 20;
+
+impl Source {
+    pub(super) fn new(image: Image, meter: Arc<NbdMeter>) -> Self {
+        let index = match image {
+            Image::Unknown | Image::Zeroes => None,
+            Image::Seed(index) => Some(index),
+        };
+        Self {
+            handshake: Handshake::new(Role::Source),
+            meter,
+            index,
+            requests: RequestsAt::Head,
+            request_held: Vec::new(),
+            piece: Vec::new(),
+            replies: RepliesAt::Head,
+            reply_held: Vec::new(),
+            asked: HashMap::new(),
+        }
+    }
+
+    fn request(&mut self, out: &mut Vec<u8>) -> Result<RequestsAt, String> {
+        let head = self.request_held.as_slice().try_into().expect("the head is whole");
+        let request = Request::decode(head)?;
+        self.request_held.clear();
+        match request.command {
+            DISCONNECT => {
+                request.put(out);
+                return Ok(RequestsAt::Ended);
+            }
+            PARTS => return Err(format!("the NBD command {PARTS:#x}, which only carriers may use")),
+            _ => {}
+        }
+        if self.asked.len() >= REQUESTS_MAX {
+            return Err(format!("more than {REQUESTS_MAX} NBD requests at once"));
+        }
+        let follows = if request.command == READ { request.length } else { 0 };
+        if self.asked.insert(request.cookie, follows).is_some() {
+            return Err("two NBD requests with one cookie".to_owned());
+        }
+        if request.command == WRITE && request.length > 0 && self.handshake.export().flags & TAKES_PARTS != 0 {
+            return Ok(RequestsAt::Write(Write { request, at: request.offset }));
+        }
+        if matches!(request.command, WRITE | WRITE_ZEROES | TRIM) {
+            if let Some(index) = &mut self.index {
+                index.forget(request.offset, request.end());
+            }
+        }
+        request.put(out);
+        let left = if request.command == WRITE { u64::from(request.length) } else { 0 };
+        Ok(if left > 0 { RequestsAt::Payload { left } } else { RequestsAt::Head })
+    }
+
+    /// Collects the next piece and sends its parts; says whether the WRITE is complete.
+    fn write(&mut self, write: &mut Write, bytes: &mut &[u8], out: &mut Vec<u8>) -> bool {
+        let request = &write.request;
+        let piece_end = request.end().min((write.at / PIECE_BYTES + 1) * PIECE_BYTES);
+        if !gather(&mut self.piece, (piece_end - write.at) as usize, bytes) {
+            return false;
+        }
+        if write.at == request.offset {
+            Request { command: PARTS, ..*request }.put(out);
+        }
+        // What must be on stable storage is written, not found.
+        let may_name = self.handshake.export().flags & HOLDS_A_SEED != 0 && request.flags & FUA == 0;
+        let index = match &mut self.index {
+            Some(index) if !may_name => {
+                index.forget(write.at, piece_end);
+                None
+            }
+            index => index.as_mut(),
+        };
+        let spared = put_parts(&self.piece, write.at, index, out);
+        self.meter.elided.fetch_add(spared.zero_bytes, Relaxed);
+        self.meter.referenced.fetch_add(spared.held_bytes, Relaxed);
+        self.piece.clear();
+        write.at = piece_end;
+        piece_end == request.end()
+    }
+}
+
+impl End for Source {
+    fn requests(&mut self, mut bytes: &[u8], out: &mut Vec<u8>) -> Result<(), String> {
+        self.handshake.client(&mut bytes, out)?;
+        while !bytes.is_empty() {
+            match std::mem::replace(&mut self.requests, RequestsAt::Ended) {
+                RequestsAt::Head => {
+                    let is_whole = gather(&mut self.request_held, REQUEST_BYTES, &mut bytes);
+                    self.requests = if is_whole { self.request(out)? } else { RequestsAt::Head };
+                }
+                RequestsAt::Payload { mut left } => {
+                    pass_on(&mut left, &mut bytes, out);
+                    self.requests = if left > 0 { RequestsAt::Payload { left } } else { RequestsAt::Head };
+                }
+                RequestsAt::Write(mut write) => {
+                    let is_complete = self.write(&mut write, &mut bytes, out);
+                    self.requests = if is_complete { RequestsAt::Head } else { RequestsAt::Write(write) };
+                }
+                RequestsAt::Ended => return Err("an NBD client that goes on after its goodbye".to_owned()),
+            }
+        }
+        Ok(())
+    }
+
+    fn replies(&mut self, mut bytes: &[u8], out: &mut Vec<u8>) -> Result<(), String> {
+        self.handshake.server(&mut bytes, out)?;
+        while !bytes.is_empty() {
+            match &mut self.replies {
+                RepliesAt::Head => {
+                    if !gather(&mut self.reply_held, REPLY_BYTES, &mut bytes) {
+                        return Ok(());
+                    }
+                    let reply = Reply::decode(self.reply_held.as_slice().try_into().expect("the head is whole"))?;
+                    let follows = self.asked.remove(&reply.cookie).ok_or("an NBD reply that nobody waits for")?;
+                    self.reply_held.clear();
+                    reply.put(out);
+                    if reply.error == 0 && follows > 0 {
+                        self.replies = RepliesAt::Data { left: u64::from(follows) };
+                    }
+                }
+                RepliesAt::Data { left } => {
+                    pass_on(left, &mut bytes, out);
+                    if *left == 0 {
+                        self.replies = RepliesAt::Head;
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,347 @@
+//! Disks through two carriers between real programs: qemu-nbd serves the image, qemu-img, nbdcopy and nbdinfo ask.
+
+use std::{
+    fs::{self, File},
+    os::unix::fs::{FileExt as _, MetadataExt as _},
+    path::{Path, PathBuf},
+    process::Stdio,
+    sync::Arc,
+    time::Duration,
+};
+
+use ferry_wire::{
+    channel::{Options, carry},
+    meter::Meter,
+    nbd::{
+        self, Held, Image, NbdMeter,
+        seed::{SeedIndex, SeedKey},
+    },
+};
+use nix::{
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
+use tempfile::TempDir;
+use tokio::{
+    io::duplex,
+    net::{UnixListener, UnixStream},
+    process::Command,
+};
+
+const LIMIT: Duration = Duration::from_millis(300);
+const DEADLINE: Duration = Duration::from_secs(60);
+const KIB: u64 = 1 << 10;
+const MIB: u64 = 1 << 20;
+const DISK_BYTES: u64 = 1 << 30;
+const KEY: SeedKey = SeedKey([9; 32]);
+
+async fn run(program: &str, arguments: &[&str]) -> String {
+    let mut command = Command::new(program);
+    let output = command.args(arguments).stdin(Stdio::null()).kill_on_drop(true).output();
+    let output = tokio::time::timeout(DEADLINE, output).await.expect("done in time").expect("the program starts");
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{program} {}: {said}", arguments.join(" "));
+    String::from_utf8(output.stdout).expect("UTF-8")
+}
+
+fn text(path: &Path) -> &str {
+    path.to_str().expect("UTF-8")
+}
+
+/// A qemu-nbd that serves one image until it is dropped.
+struct Server {
+    pid: Pid,
+    socket: PathBuf,
+}
+
+impl Server {
+    async fn start(folder: &Path, format: &str, discard: &str, image: &Path) -> Self {
+        let (socket, pid_file) = (folder.join("server.sock"), folder.join("server.pid"));
+        let (_, discard) = (fs::remove_file(&socket), format!("--discard={discard}"));
+        // With --fork it returns when it listens.
+        let arguments = [
+            "--fork",
+            "--persistent",
+            "--shared=4",
+            "-f",
+            format,
+            &discard,
+            "-k",
+            text(&socket),
+            "--pid-file",
+            text(&pid_file),
+            text(image),
+        ];
+        // qemu-nbd keeps its error output open, which would be waited for.
+        let status = Command::new("qemu-nbd").args(arguments).stdin(Stdio::null()).stderr(Stdio::null()).status();
+        assert!(status.await.expect("qemu-nbd starts").success());
+        let pid = fs::read_to_string(&pid_file).expect("a process id").trim().parse().expect("a number");
+        Self { pid: Pid::from_raw(pid), socket }
+    }
+
+    /// Ends it and waits until all that it holds is written.
+    async fn stop(&self) {
+        kill(self.pid, Signal::SIGTERM).expect("it runs");
+        tokio::time::timeout(DEADLINE, async {
+            while kill(self.pid, None).is_ok() && !is_zombie(self.pid) {
+                tokio::task::yield_now().await;
+            }
+        })
+        .await
+        .expect("it ends");
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        let _ = kill(self.pid, Signal::SIGKILL);
+    }
+}
+
+/// Where nobody collects what has ended.
+fn is_zombie(pid: Pid) -> bool {
+    fs::read_to_string(format!("/proc/{pid}/stat")).is_ok_and(|stat| stat.contains(") Z "))
+}
+
+/// Two carriers between a socket for clients and a server.
+struct Line {
+    socket: PathBuf,
+    meter: Arc<Meter>,
+    nbd: Arc<NbdMeter>,
+    far_nbd: Arc<NbdMeter>,
+    task: tokio::task::JoinHandle<()>,
+}
+
+impl Line {
+    /// Each connection of a client gets a channel. `Image` and `Held` are used for the first; the others know nothing.
+    fn start(folder: &Path, server: &Path, image: Image, held: Held) -> Self {
+        let socket = folder.join("source.sock");
+        let _ = fs::remove_file(&socket);
+        let listener = UnixListener::bind(&socket).expect("bound");
+        let (meter, nbd, far_nbd) = (Arc::<Meter>::default(), Arc::<NbdMeter>::default(), Arc::<NbdMeter>::default());
+        let (our_meter, our_nbd, our_far_nbd) = (Arc::clone(&meter), Arc::clone(&nbd), Arc::clone(&far_nbd));
+        let server = server.to_owned();
+        let task = tokio::spawn(async move {
+            let mut first = Some((image, held));
+            while let Ok((client, _)) = listener.accept().await {
+                let (image, held) = first.take().unwrap_or_default();
+                let served = UnixStream::connect(&server).await.expect("the server listens");
+                let (one, other) = duplex(MIB as usize);
+                let (outbound, inbound) = nbd::source(image, Arc::clone(&our_nbd));
+                let near = Options {
+                    inbound: Some(Box::new(inbound)),
+                    outbound: Some(Box::new(outbound)),
+                    ..Options::new(LIMIT, Arc::clone(&our_meter))
+                };
+                let (inbound, outbound) = nbd::destination(held, Arc::clone(&our_far_nbd));
+                let far = Options {
+                    inbound: Some(Box::new(inbound)),
+                    outbound: Some(Box::new(outbound)),
+                    ..Options::new(LIMIT, Arc::default())
+                };
+                tokio::spawn(async move {
+                    let (reader, writer) = client.into_split();
+                    // How a client leaves is its own business.
+                    let _ = carry(one, reader, writer, near).await;
+                });
+                tokio::spawn(async move {
+                    let (reader, writer) = served.into_split();
+                    let _ = carry(other, reader, writer, far).await;
+                });
+            }
+        });
+        Self { socket, meter, nbd, far_nbd, task }
+    }
+
+    fn uri(&self) -> String {
+        format!("nbd+unix:///?socket={}", text(&self.socket))
+    }
+}
+
+impl Drop for Line {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+fn noise(length: u64, seed: u64) -> Vec<u8> {
+    let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
+    (0..length)
+        .map(|_| {
+            state ^= state << 13;
+            state ^= state >> 7;
+            state ^= state << 17;
+            (state >> 32) as u8 | 1
+        })
+        .collect()
+}
+
+/// A disk of 1 GiB with some MiB of data as a file system leaves them: long files, short ones that end within a
+/// block, scattered pages, and zeroes that were written. Returns the bytes of its pages that are not all zero.
+fn make_disk(path: &Path) -> u64 {
+    let file = File::create(path).expect("created");
+    file.set_len(DISK_BYTES).expect("sparse");
+    let mut data = 0;
+    let mut put = |offset: u64, length: u64| {
+        file.write_all_at(&noise(length, offset), offset).expect("written");
+        data += length.div_ceil(4 * KIB) * 4 * KIB;
+    };
+    put(0, 4 * KIB);
+    put(MIB, 12 * MIB);
+    put(100 * MIB, 3 * MIB + 300 * KIB);
+    for at in 0..64 {
+        // Half-filled mirror chunks, and files of 1 to 16 pages.
+        put(200 * MIB + at * 512 * KIB, (1 + at % 16) * 4 * KIB - 100);
+    }
+    for at in 0..200 {
+        put(400 * MIB + at * 132 * KIB, 4 * KIB);
+    }
+    put(DISK_BYTES - 8 * KIB, 8 * KIB);
+    file.write_all_at(&vec![0; 5 * MIB as usize], 600 * MIB).expect("written");
+    data
+}
+
+fn allocated(path: &Path) -> u64 {
+    fs::metadata(path).expect("there").blocks() * 512
+}
+
+/// What a copy leaves: content as it was, and how much is allocated.
+struct Copy {
+    allocated: u64,
+    sent: u64,
+    line: Line,
+}
+
+async fn copy(folder: &TempDir, format: &str, discard: &str, copier: &str, image: Image, held: Held) -> Copy {
+    let folder = folder.path();
+    let (from, to) = (folder.join("from.raw"), folder.join(format!("to.{format}")));
+    let server = Server::start(folder, format, discard, &to).await;
+    let line = Line::start(folder, &server.socket, image, held);
+    match copier {
+        "qemu-img" => {
+            run("qemu-img", &["convert", "-n", "-W", "-f", "raw", "-O", "raw", text(&from), &line.uri()]).await;
+        }
+        _ => {
+            run("nbdcopy", &["--flush", text(&from), &line.uri()]).await;
+        }
+    }
+    server.stop().await;
+    let same = run("qemu-img", &["compare", "-f", "raw", "-F", format, text(&from), text(&to)]).await;
+    assert!(same.contains("identical"), "{same}");
+    Copy { allocated: allocated(&to), sent: line.meter.sent_plain(), line }
+}
+
+async fn create(path: &Path, format: &str) {
+    run("qemu-img", &["create", "-q", "-f", format, text(path), &DISK_BYTES.to_string()]).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn clients_see_the_export_through_two_carriers() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let image = folder.path().join("image.raw");
+    create(&image, "raw").await;
+    let server = Server::start(folder.path(), "raw", "unmap", &image).await;
+    let line = Line::start(folder.path(), &server.socket, Image::Unknown, Held::Unknown);
+    assert_eq!(run("nbdinfo", &["--size", &line.uri()]).await.trim(), DISK_BYTES.to_string());
+    let told = run("nbdinfo", &[&line.uri()]).await;
+    assert!(told.contains("using simple packets"), "{told}");
+    assert!(told.contains("can_multi_conn: false"), "{told}");
+    let told = run("qemu-img", &["info", "-f", "raw", &line.uri()]).await;
+    assert!(told.contains("1 GiB"), "{told}");
+    let told = run("nbdinfo", &["--list", &line.uri()]).await;
+    assert!(told.contains("export=\"\""), "{told}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_thin_disk_arrives_thin() {
+    for (copier, format, discard) in [
+        ("qemu-img", "raw", "unmap"),
+        ("qemu-img", "raw", "ignore"),
+        ("qemu-img", "qcow2", "unmap"),
+        ("qemu-img", "qcow2", "ignore"),
+        ("nbdcopy", "raw", "ignore"),
+    ] {
+        let folder = tempfile::tempdir().expect("a folder");
+        let data = make_disk(&folder.path().join("from.raw"));
+        create(&folder.path().join(format!("to.{format}")), format).await;
+        let copy = copy(&folder, format, discard, copier, Image::Zeroes, Held::Zeroes).await;
+        println!(
+            "{copier} {format} {discard}: data {} KiB, allocated {} KiB ({:.3}), sent {} KiB, elided {} KiB",
+            data / KIB,
+            copy.allocated / KIB,
+            copy.allocated as f64 / data as f64,
+            copy.sent / KIB,
+            copy.line.nbd.elided_bytes() / KIB
+        );
+        assert!(copy.sent <= data + data / 50, "{} bytes were sent", copy.sent);
+        let needed = if format == "qcow2" { clusters_of_data(&folder.path().join("from.raw")) } else { data };
+        assert!(copy.allocated <= needed + needed / 50 + MIB, "{copier} {format} {discard}: {}", copy.allocated);
+    }
+}
+
+/// What a qcow2 image must allocate: it knows nothing smaller than a cluster.
+fn clusters_of_data(path: &Path) -> u64 {
+    let file = File::open(path).expect("there");
+    let index = SeedIndex::scan(&file, KEY).expect("read");
+    index.blocks() as u64 * 64 * KIB
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_seed_spares_what_it_holds() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let (from, to) = (folder.path().join("from.raw"), folder.path().join("to.raw"));
+    let data = make_disk(&from);
+    create(&to, "raw").await;
+    let without = copy(&folder, "raw", "unmap", "qemu-img", Image::Zeroes, Held::Zeroes).await.sent;
+    // The copy is kept, and a fifth of its blocks is no longer what the disk holds.
+    let seed = fs::OpenOptions::new().read(true).write(true).open(&to).expect("kept");
+    let held = SeedIndex::scan(&seed, KEY).expect("read");
+    for at in (0..DISK_BYTES / (64 * KIB)).filter(|block| block % 5 == 0) {
+        let mut block = vec![0; 64 * KIB as usize];
+        seed.read_exact_at(&mut block, at * 64 * KIB).expect("read");
+        if let Some(byte) = block.iter_mut().find(|byte| **byte != 0) {
+            *byte ^= 0x80;
+            seed.write_all_at(&block, at * 64 * KIB).expect("written");
+        }
+    }
+    let index = SeedIndex::decode(&SeedIndex::scan(&seed, KEY).expect("read").encode()).expect("its own bytes");
+    assert_eq!(index.blocks(), held.blocks());
+    let with = copy(&folder, "raw", "unmap", "qemu-img", Image::Seed(index), Held::Seed(KEY)).await;
+    println!(
+        "without {} KiB, with a seed {} KiB ({:.3}), referenced {} KiB, allocated {} of {} KiB",
+        without / KIB,
+        with.sent / KIB,
+        with.sent as f64 / without as f64,
+        with.line.nbd.referenced_bytes() / KIB,
+        with.allocated / KIB,
+        data / KIB
+    );
+    assert!(with.sent * 10 <= without * 3, "{} of {without} bytes were sent", with.sent);
+    assert!(with.line.nbd.referenced_bytes() > 0 && with.line.far_nbd.mismatches() == 0);
+    assert_eq!(with.line.far_nbd.referenced_bytes(), with.line.nbd.referenced_bytes());
+    // Referenced blocks keep what was allocated; the rest is as thin as ever.
+    assert!(with.allocated <= data + data / 50 + MIB, "{} allocated", with.allocated);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_seed_that_changed_underneath_fails_the_copy() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let (from, to) = (folder.path().join("from.raw"), folder.path().join("to.raw"));
+    make_disk(&from);
+    fs::copy(&from, &to).expect("copied");
+    let index = SeedIndex::scan(&File::open(&to).expect("there"), KEY).expect("read");
+    fs::OpenOptions::new()
+        .write(true)
+        .open(&to)
+        .expect("there")
+        .write_all_at(b"changed", 2 * MIB + 5)
+        .expect("written");
+    let server = Server::start(folder.path(), "raw", "unmap", &to).await;
+    let line = Line::start(folder.path(), &server.socket, Image::Seed(index), Held::Seed(KEY));
+    let convert = ["convert", "-n", "-f", "raw", "-O", "raw", text(&from), &line.uri()];
+    let output = Command::new("qemu-img").args(convert).kill_on_drop(true).output();
+    let output = tokio::time::timeout(DEADLINE, output).await.expect("done in time").expect("qemu-img starts");
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(!output.status.success() && said.contains("Input/output error"), "{said}");
+    assert_eq!(line.far_nbd.mismatches(), 1);
+}
