@@ -64,8 +64,14 @@ async fn figures_tell_what_the_move_took() {
         site.perform(&job).await;
         site.follow(&job).await;
         let (source, destination) = (&site.hosts[1].client, &site.hosts[0].client);
-        let received = destination.confirm(job.attempt, &ConfirmRequest { autostart: false, keep_source: false }).await.expect("confirmed");
-        let sent = source.confirm(job.attempt, &ConfirmRequest { autostart: false, keep_source: false }).await.expect("confirmed");
+        let received = destination
+            .confirm(job.attempt, &ConfirmRequest { autostart: false, keep_source: false })
+            .await
+            .expect("confirmed");
+        let sent = source
+            .confirm(job.attempt, &ConfirmRequest { autostart: false, keep_source: false })
+            .await
+            .expect("confirmed");
         (sent.figures, received.figures)
     };
     assert!(figures.0.iterations >= 2 && figures.0.sent.0 >= 4 << 20, "{figures:?}");
@@ -289,7 +295,10 @@ async fn requests_may_be_repeated_and_older_ones_are_refused() {
     site.perform(&job).await;
     site.follow(&job).await;
     for host in &site.hosts {
-        host.client.confirm(job.attempt, &ConfirmRequest { autostart: true, keep_source: false }).await.expect("confirmed");
+        host.client
+            .confirm(job.attempt, &ConfirmRequest { autostart: true, keep_source: false })
+            .await
+            .expect("confirmed");
     }
     site.finish(&job, true).await;
     site.hosts[0].client.release(job.attempt, false).await.expect("released twice");

@@ -115,7 +115,7 @@ fn a_move_whose_destination_dies_while_the_disk_moves_leaves_the_vm_and_takes_ba
     assert_eq!(ended.phase, Phase::Failed, "{ended:#?}");
     assert!(ended.summary.contains("kvm1"), "it says where the VM is: {}", ended.summary);
     assert_eq!(disk(&ferry, "kvm1"), old);
-    let left = ferry.lab.host("kvm2").run(&["ls", LOCAL]).expect("listed");
+    let left = ferry.lab.host("kvm2").run(&["find", LOCAL, "-type", "f"]).expect("listed");
     assert_eq!(left.trim(), "", "nothing is left at the destination");
     observer.wait_on("ticker", "kvm1", SECONDS_30).expect("it runs on");
     observer.wait_verified("ticker", 1, VERIFY).expect("verified");

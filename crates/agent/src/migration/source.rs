@@ -37,6 +37,7 @@ use ferry_wire::{
     control::{Control, ControlSender, Message},
     hello::Channel,
     meter::Meter,
+    nbd::{self, Image},
     session::{Dialer, SessionKey},
 };
 use tokio::{
@@ -157,9 +158,9 @@ impl Source {
         });
         board.spawn(hear(control, Arc::clone(&shared)));
         board.spawn(carry_rpc(rpc, Arc::clone(&shared)));
-        board.spawn(carry_each(memory, Channel::Memory, "memory", Arc::clone(&shared)));
+        board.spawn(carry_each(memory, Channel::Memory, Arc::clone(&shared)));
         if let Some(disks) = disks {
-            board.spawn(carry_each(disks, Channel::Disk, "disk", Arc::clone(&shared)));
+            board.spawn(carry_each(disks, Channel::Disk, Arc::clone(&shared)));
         }
         Ok(Self { shared })
     }
@@ -524,17 +525,25 @@ async fn carry_rpc(listener: UnixListener, shared: Arc<Shared>) {
 }
 
 /// Connections are opened at the destination in the order in which they came here.
-async fn carry_each(listener: UnixListener, channel: fn(u16) -> Channel, name: &'static str, shared: Arc<Shared>) {
+async fn carry_each(listener: UnixListener, channel: fn(u16) -> Channel, shared: Arc<Shared>) {
     for index in 0.. {
         let Ok((local, _)) = listener.accept().await else { return };
-        let peer = match shared.dialer.open(channel(index)).await {
+        let channel = channel(index);
+        let name = if matches!(channel, Channel::Disk(_)) { "disk" } else { "memory" };
+        let peer = match shared.dialer.open(channel).await {
             Ok(peer) => peer,
             Err(error) => {
                 error!(channel = name, error = %chain(&error), "a channel could not be opened");
                 continue;
             }
         };
-        let options = Options::new(shared.request.downtime_limit, Arc::clone(&shared.meter));
+        let mut options = Options::new(shared.request.downtime_limit, Arc::clone(&shared.meter));
+        // One connection for each disk: of another, should there be one, nothing is known.
+        if matches!(channel, Channel::Disk(index) if usize::from(index) < shared.request.disks.len()) {
+            let (requests, replies) = nbd::source(Image::Zeroes, Arc::default());
+            options.outbound = Some(Box::new(requests));
+            options.inbound = Some(Box::new(replies));
+        }
         let (reader, writer) = local.into_split();
         let ended = Arc::clone(&shared);
         shared.board.spawn(async move {
