@@ -24,6 +24,9 @@ struct Arguments {
 enum Chore {
     /// Move a running VM between two real hosts on this machine, and prove what was promised.
     Demo {
+        /// Which: by default a live move over the share; `storage`: the disks of a running VM move.
+        #[arg(value_enum)]
+        what: Option<What>,
         /// Print one JSON object as the last line.
         #[arg(long)]
         json: bool,
@@ -85,6 +88,13 @@ enum Chore {
     },
 }
 
+/// What a demo shows.
+#[derive(Clone, Copy, clap::ValueEnum)]
+enum What {
+    /// The disks of a running VM move.
+    Storage,
+}
+
 #[derive(Clone, Copy, ValueEnum)]
 enum Sabotage {
     Page,
@@ -126,8 +136,9 @@ fn main() -> ExitCode {
 
 fn run(chore: Chore) -> anyhow::Result<u8> {
     match chore {
-        Chore::Demo { json, keep, sabotage } => {
+        Chore::Demo { what, json, keep, sabotage } => {
             let mut arguments = vec!["demo"];
+            arguments.extend(what.map(|What::Storage| "storage"));
             arguments.extend(json.then_some("--json"));
             arguments.extend(keep.then_some("--keep"));
             if let Some(sabotage) = sabotage {

@@ -54,11 +54,18 @@ pub struct Measured {
     pub pages_verified: u64,
     /// Sectors that the guest compared after the move.
     pub sectors_verified: u64,
+    /// What the disks' files took on their file systems before. Bytes; not told of a move that leaves files alone.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub allocated_source_bytes: Option<u64>,
+    /// What they take afterwards. Bytes.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub allocated_destination_bytes: Option<u64>,
 }
 
+/// What a demo prints with `--json`.
 #[derive(Serialize)]
-struct Document<'a> {
-    migrations: &'a [Measured],
+pub(crate) struct Document<'a> {
+    pub(crate) migrations: &'a [Measured],
 }
 
 /// Runs the demo.
@@ -74,7 +81,7 @@ pub fn run(json: bool, keep: bool, sabotage: Option<Sabotage>) -> anyhow::Result
     observer.wait_on(&ticker.name, "kvm1", BOOT_DEADLINE)?;
     observer.wait_verified(&ticker.name, 0, VERIFY_DEADLINE)?;
     say("the guest runs on kvm1; it fills and dirties memory, writes its disk, and beats 100 times a second");
-    let measured = measure(&ferry, &observer, &ticker, "kvm2", sabotage)?;
+    let measured = measure(&ferry, &observer, &ticker, "kvm2", &[], sabotage)?;
     if !json {
         print_proof(&measured);
     }
@@ -109,7 +116,8 @@ pub fn start_ticker(ferry: &Ferry, ticker: &Ticker, host: usize) -> anyhow::Resu
     })
 }
 
-/// Moves a running ticker through Ferry's command line, and judges what was seen from outside.
+/// Moves a running ticker through Ferry's command line, `how` being more options of it, and judges what was seen from
+/// outside.
 ///
 /// # Errors
 /// Which promise was broken.
@@ -118,13 +126,16 @@ pub fn measure(
     observer: &Observer,
     ticker: &Ticker,
     destination: &str,
+    how: &[&str],
     sabotage: Option<Sabotage>,
 ) -> anyhow::Result<Measured> {
     let name = &ticker.name;
     let capture = Capture::start(&ferry.lab, ferry.lab.host(destination))?;
     let begun = crate::observe::now();
-    let old_sector = read_sector(ferry, ticker)?;
-    let mut command = ferry.command(&["--json", "vm", "migrate", name, "--to", destination, "--wait"])?;
+    let old_sector = sabotage.map(|_| read_sector(ferry, ticker)).transpose()?.unwrap_or_default();
+    let mut words = vec!["--json", "vm", "migrate", name, "--to", destination, "--wait"];
+    words.extend(how);
+    let mut command = ferry.command(&words)?;
     command.stderr(std::process::Stdio::inherit());
     let said = crate::run::run_within(command, Duration::from_secs(300))?;
     ensure!(said.ok(), "ferry vm migrate ended with {:?}: {}{}", said.code, said.out, said.err);
@@ -152,7 +163,7 @@ pub fn measure(
     );
     Ok(Measured {
         vm: name.clone(),
-        kind: "live".to_owned(),
+        kind: job.kind.title().to_lowercase(),
         source: job.source.clone(),
         destination: job.destination.clone(),
         total_ms: figures.total_ms,
@@ -162,6 +173,8 @@ pub fn measure(
         integrity: "ok".to_owned(),
         pages_verified: life.pages,
         sectors_verified: life.sectors,
+        allocated_source_bytes: None,
+        allocated_destination_bytes: None,
     })
 }
 
@@ -202,7 +215,7 @@ fn break_on_purpose(ferry: &Ferry, ticker: &Ticker, sabotage: Sabotage, old_sect
     }
 }
 
-fn say(line: &str) {
+pub(crate) fn say(line: &str) {
     let _ = writeln!(std::io::stderr(), "· {line}");
 }
 

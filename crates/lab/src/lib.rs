@@ -12,6 +12,7 @@ pub mod bench;
 pub mod cache;
 pub mod chaos;
 pub mod demo;
+pub mod demo_storage;
 pub mod ferry;
 pub mod guard;
 pub mod guest;

@@ -49,14 +49,17 @@ enum Command {
     },
     /// Move a running VM between two hosts, and prove what was promised.
     Demo {
+        /// Which: by default a live move over the share.
+        #[arg(value_enum)]
+        what: Option<What>,
         /// Print one JSON object as the last line.
         #[arg(long)]
         json: bool,
         /// Leave lab and server running.
-        #[arg(long)]
+        #[arg(long, conflicts_with = "what")]
         keep: bool,
         /// Break something on purpose: the demo must fail.
-        #[arg(long)]
+        #[arg(long, conflicts_with = "what")]
         sabotage: Option<ferry_lab::demo::Sabotage>,
     },
     /// Measure Ferry against what is there without it.
@@ -104,6 +107,13 @@ enum Command {
     },
 }
 
+/// What a demo shows.
+#[derive(Clone, Copy, clap::ValueEnum)]
+enum What {
+    /// Disks move while their VM runs.
+    Storage,
+}
+
 fn main() -> anyhow::Result<()> {
     match Arguments::parse().command {
         Command::Up { hosts, local_mib } => {
@@ -149,7 +159,8 @@ fn main() -> anyhow::Result<()> {
             }
             Ok(())
         }
-        Command::Demo { json, keep, sabotage } => ferry_lab::demo::run(json, keep, sabotage),
+        Command::Demo { what: Some(What::Storage), json, .. } => ferry_lab::demo_storage::run(json),
+        Command::Demo { what: None, json, keep, sabotage } => ferry_lab::demo::run(json, keep, sabotage),
         Command::Bench { name, runs, report } => {
             anyhow::ensure!(name == "base", "There is no bench named {name}; there is: base");
             ferry_lab::bench::base(runs, report.as_deref())

@@ -81,7 +81,7 @@ fn what_is_measured_of_a_move_is_seen_from_outside_too() {
     let ticker = small("ticker", 101);
     let (observer, ferry) = with_guest(&ticker);
     observer.wait_verified("ticker", 0, VERIFY).expect("verified");
-    let measured = measure(&ferry, &observer, &ticker, "kvm2", None).expect("every promise is kept");
+    let measured = measure(&ferry, &observer, &ticker, "kvm2", &[], None).expect("every promise is kept");
     assert!(measured.pages_verified > 6_000 && measured.sectors_verified > 100, "{measured:?}");
     assert!(measured.wire_bytes > 24 << 20, "the pattern alone is 24 MiB: {measured:?}");
     // A heart beats every 10 ms; what Ferry calls downtime is what the guest was silent, give or take some beats

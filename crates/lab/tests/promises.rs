@@ -37,7 +37,7 @@ fn whatever_is_broken_on_purpose_is_found() {
         let ticker = small(word, address);
         start_ticker(&ferry, &ticker, 0).expect("a guest");
         observer.wait_on(&ticker.name, "kvm1", BOOT).expect("it boots");
-        let error = measure(&ferry, &observer, &ticker, "kvm2", Some(sabotage)).expect_err(word).to_string();
+        let error = measure(&ferry, &observer, &ticker, "kvm2", &[], Some(sabotage)).expect_err(word).to_string();
         assert!(error.contains(word), "{word}: {error}");
         for host in &ferry.lab.hosts {
             let _ = host.virsh(&["destroy", &ticker.name]);
