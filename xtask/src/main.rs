@@ -70,6 +70,9 @@ enum Chore {
         /// Break a promise on purpose, in one run, which must find it: lost, split, corrupt or stuck.
         #[arg(long)]
         sabotage: Option<String>,
+        /// Disks move, too, alone and along with their guests.
+        #[arg(long)]
+        storage: bool,
         /// Print one JSON object as the last line.
         #[arg(long)]
         json: bool,
@@ -153,12 +156,13 @@ fn run(chore: Chore) -> anyhow::Result<u8> {
             }
             chore::lab(Build::Tested, &arguments)
         }
-        Chore::Chaos { runs, seed, kind, sabotage, json } => {
+        Chore::Chaos { runs, seed, kind, sabotage, storage, json } => {
             let (runs, seed) = (runs.to_string(), seed.map(|seed| seed.to_string()));
             let mut arguments = vec!["chaos", "--runs", &runs];
             arguments.extend(seed.iter().flat_map(|seed| ["--seed", seed]));
             arguments.extend(kind.iter().flat_map(|kind| ["--kind", kind]));
             arguments.extend(sabotage.iter().flat_map(|sabotage| ["--sabotage", sabotage]));
+            arguments.extend(storage.then_some("--storage"));
             arguments.extend(json.then_some("--json"));
             chore::lab(Build::Tested, &arguments)
         }

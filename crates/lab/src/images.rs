@@ -125,6 +125,17 @@ pub fn holds_data(path: &Path, format: DiskFormat, data_mib: u32) -> anyhow::Res
     Ok(true)
 }
 
+/// The first bytes of an image's content.
+///
+/// # Errors
+/// When they cannot be read.
+pub fn head(path: &Path, format: DiskFormat, bytes: usize) -> anyhow::Result<Vec<u8>> {
+    let mut head = vec![0; bytes];
+    let read = content(path, format)?.read_exact_at(&mut head, 0);
+    read.with_context(|| format!("Could not read {}", path.display()))?;
+    Ok(head)
+}
+
 /// Words that are known from where they stand, none of them zero.
 fn fill(chunk: &mut [u8], at: u64) {
     for (index, word) in chunk.chunks_exact_mut(8).enumerate() {

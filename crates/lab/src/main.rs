@@ -87,6 +87,9 @@ enum Command {
         /// Break a promise on purpose, in one run: it must be found.
         #[arg(long)]
         sabotage: Option<ferry_lab::chaos::Sabotage>,
+        /// Disks move, too, alone and along with their guests.
+        #[arg(long, conflicts_with = "sabotage")]
+        storage: bool,
         /// Print one JSON object as the last line.
         #[arg(long)]
         json: bool,
@@ -165,9 +168,10 @@ fn main() -> anyhow::Result<()> {
             anyhow::ensure!(name == "base", "There is no bench named {name}; there is: base");
             ferry_lab::bench::base(runs, report.as_deref())
         }
-        Command::Chaos { runs, seed, kind, sabotage, json } => {
+        Command::Chaos { runs, seed, kind, sabotage, storage, json } => {
             let runs = if sabotage.is_some() { 1 } else { runs };
-            let report = ferry_lab::chaos::run(&ferry_lab::chaos::Options { runs, seed, kinds: kind, sabotage })?;
+            let options = ferry_lab::chaos::Options { runs, seed, kinds: kind, sabotage, storage };
+            let report = ferry_lab::chaos::run(&options)?;
             eprint!("{}", report.findings());
             println!("{}", if json { report.json() } else { report.table() });
             std::process::exit(i32::from(!report.is_good()));

@@ -10,7 +10,7 @@ const SEED: u64 = 382;
 /// Plays each kind once and looks at nothing but what was broken.
 fn survive(kinds: &[Kind]) {
     let runs = kinds.len() as u64;
-    let options = Options { runs, seed: Some(SEED), kinds: kinds.to_vec(), sabotage: None };
+    let options = Options { runs, seed: Some(SEED), kinds: kinds.to_vec(), sabotage: None, storage: false };
     let report = run(&options).expect("every run is played");
     assert!(report.is_good(), "{}{}", report.table(), report.findings());
 }
@@ -42,7 +42,8 @@ fn no_vm_is_lost_when_a_carrier_a_receiver_a_link_or_a_host_fails() {
 #[test]
 fn each_broken_promise_is_reported_and_no_other() {
     for sabotage in [Sabotage::Lost, Sabotage::Split, Sabotage::Corrupt, Sabotage::Stuck] {
-        let options = Options { runs: 1, seed: Some(SEED), kinds: Vec::new(), sabotage: Some(sabotage) };
+        let options =
+            Options { runs: 1, seed: Some(SEED), kinds: Vec::new(), sabotage: Some(sabotage), storage: false };
         let report = run(&options).expect("the run is played");
         for broken in [Broken::Lost, Broken::Split, Broken::Corrupt, Broken::Stuck] {
             let expected = broken == sabotage.broken();

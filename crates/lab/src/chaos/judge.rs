@@ -18,6 +18,8 @@ const PASSES: u64 = 2;
 /// Bytes of a ticker's sector, and how many it uses.
 const SECTOR: usize = 4096;
 const SECTORS: usize = 128;
+/// Where its sectors end, if they lie close together.
+pub const DISK_BYTES: usize = SECTOR * SECTORS;
 /// A ticker verifies the sector that it writes and the next in turn: so many, and each one's turn has come.
 const SECTORS_VERIFIED: u64 = 2 * SECTORS as u64 + 2;
 

@@ -60,6 +60,8 @@ pub struct Options {
     pub kinds: Vec<Kind>,
     /// Breaks something in the only run.
     pub sabotage: Option<Sabotage>,
+    /// Disks move, too.
+    pub storage: bool,
 }
 
 /// Runs a campaign. Its report says what was broken; that is no error here.
@@ -70,13 +72,18 @@ pub fn run(options: &Options) -> anyhow::Result<Report> {
     let seed = options.seed.unwrap_or_else(|| crate::observe::now().as_millis() as u64);
     say(&format!("seed {seed}: building hosts, Ferry and guests"));
     let mut report = Report::new(seed);
-    let mut stage = Some(Stage::up()?);
+    let mut stage = Some(Stage::up(options.storage)?);
     let mut unplayed = 0;
     for number in 1..=options.runs {
-        let plan = options.sabotage.map_or_else(|| Plan::new(seed, number, &options.kinds), |_| plain(seed));
+        let planned = || Plan::new(seed, number, &options.kinds);
+        let plan = match (options.sabotage, options.storage) {
+            (Some(_), _) => plain(seed),
+            (None, true) => planned().with_storage(),
+            (None, false) => planned(),
+        };
         let mut on = match stage.take() {
             Some(stage) => stage,
-            None => Stage::up().context("No new stage could be built")?,
+            None => Stage::up(options.storage).context("No new stage could be built")?,
         };
         let begun = Instant::now();
         let deed = options.sabotage.map_or(Deed::Fault, Deed::Sabotage);
@@ -105,7 +112,7 @@ pub fn run(options: &Options) -> anyhow::Result<Report> {
 
 /// What a sabotage happens to: one slow move of the first guest.
 fn plain(seed: u64) -> Plan {
-    let one = Move { guest: 0, step: 1, delay_ms: 0, bandwidth_mib_per_s: Some(20), cancel_ms: None };
+    let one = Move { guest: 0, step: 1, delay_ms: 0, bandwidth_mib_per_s: Some(20), cancel_ms: None, files: None };
     Plan { seed, run: 1, moves: vec![one], kind: Kind::Server, moment: Moment::After(0), away_ms: 0 }
 }
 

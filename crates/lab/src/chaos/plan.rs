@@ -3,6 +3,9 @@
 use std::fmt;
 
 use clap::ValueEnum;
+use ferry_core::vm::DiskFormat;
+
+use crate::images::Place;
 
 /// Guests of the stage.
 pub const GUESTS: usize = 2;
@@ -102,6 +105,29 @@ pub struct Move {
     pub bandwidth_mib_per_s: Option<u64>,
     /// Cancelled so long after it was accepted. Milliseconds.
     pub cancel_ms: Option<u64>,
+    /// What becomes of its disk; `None`: it stays on the share.
+    pub files: Option<Files>,
+}
+
+/// Where the disk of a moving guest goes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Files {
+    /// To the share, or to the disk of the host that the guest is on afterwards.
+    pub place: Place,
+    /// As this.
+    pub format: DiskFormat,
+    /// The guest stays on its host: only the disk moves.
+    pub guest_stays: bool,
+}
+
+impl fmt::Display for Files {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let place = match self.place {
+            Place::Share => "the share",
+            Place::Local => "the host",
+        };
+        write!(f, "disk to {place} as {}", self.format.name())
+    }
 }
 
 /// What a run does.
@@ -150,6 +176,31 @@ impl Plan {
         }
         Self { seed, run, moves, kind, moment, away_ms }
     }
+
+    /// The same with disks that move, alone or along with their guests; their copies take some seconds.
+    pub fn with_storage(mut self) -> Self {
+        // A stream of its own: what is planned without storage stays as it is.
+        let mut random =
+            SplitMix64::new(SplitMix64::new(!self.seed ^ self.run.wrapping_mul(0x9e37_79b9_7f4a_7c15)).next());
+        let needs_two_hosts =
+            matches!(self.kind, Kind::SourceCarrier | Kind::DestinationCarrier | Kind::DestinationQemu | Kind::Link);
+        let (least, most) = BANDWIDTH_MIB_PER_S;
+        for (index, one) in self.moves.iter_mut().enumerate() {
+            let place = *random.pick(&[Place::Share, Place::Local]);
+            let format = *random.pick(&[DiskFormat::Raw, DiskFormat::Qcow2]);
+            let guest_stays = random.chance(40) && !(index == 0 && needs_two_hosts);
+            one.files = Some(Files { place, format, guest_stays });
+            let cap = least + random.below(most - least + 1);
+            if random.chance(60) {
+                one.bandwidth_mib_per_s = Some(one.bandwidth_mib_per_s.unwrap_or(cap));
+            }
+        }
+        if self.moves[0].files.is_some_and(|files| files.guest_stays) {
+            // It never stands still.
+            self.moment = Moment::After(random.below(FAULT_MS_MAX + 1));
+        }
+        self
+    }
 }
 
 impl fmt::Display for Plan {
@@ -159,7 +210,13 @@ impl fmt::Display for Plan {
             write!(f, " for {} ms", self.away_ms)?;
         }
         for one in &self.moves {
-            write!(f, "; guest {} moves {} host(s) on after {} ms", one.guest + 1, one.step, one.delay_ms)?;
+            match one.files.filter(|files| files.guest_stays) {
+                Some(_) => write!(f, "; guest {} stays, after {} ms its", one.guest + 1, one.delay_ms)?,
+                None => write!(f, "; guest {} moves {} host(s) on after {} ms", one.guest + 1, one.step, one.delay_ms)?,
+            }
+            if let Some(files) = one.files {
+                write!(f, " {files}")?;
+            }
             if let Some(cap) = one.bandwidth_mib_per_s {
                 write!(f, " at {cap} MiB/s")?;
             }
@@ -221,7 +278,7 @@ impl SplitMix64 {
         let bandwidth_mib_per_s = (self.chance(35) && !awaited).then_some(cap);
         let cancel = self.below(CANCEL_MS_MAX + 1);
         let cancel_ms = self.chance(if awaited { 10 } else { 30 }).then_some(cancel);
-        Move { guest, step, delay_ms, bandwidth_mib_per_s, cancel_ms }
+        Move { guest, step, delay_ms, bandwidth_mib_per_s, cancel_ms, files: None }
     }
 }
 
@@ -263,6 +320,27 @@ mod tests {
         }
         let mean = plans.iter().map(|plan| plan.away_ms).sum::<u64>() / 1_000;
         assert!(mean < 9_000, "what is killed is away for {mean} ms on average");
+    }
+
+    #[test]
+    fn with_storage_disks_move_everywhere_in_every_way_and_the_rest_stays() {
+        let plans: Vec<Plan> = (1..=500).map(|run| Plan::new(5, run, &[]).with_storage()).collect();
+        let files: Vec<Files> = plans.iter().flat_map(|plan| &plan.moves).filter_map(|one| one.files).collect();
+        for place in [Place::Share, Place::Local] {
+            for format in [DiskFormat::Raw, DiskFormat::Qcow2] {
+                for guest_stays in [true, false] {
+                    assert!(files.contains(&Files { place, format, guest_stays }));
+                }
+            }
+        }
+        for (plan, run) in plans.iter().zip(1..) {
+            let plain = Plan::new(5, run, &[]);
+            assert_eq!((plan.kind, plan.moves.len()), (plain.kind, plain.moves.len()));
+            assert_eq!(*plan, Plan::new(5, run, &[]).with_storage());
+            let stays = plan.moves[0].files.is_some_and(|files| files.guest_stays);
+            assert!(!stays || matches!(plan.moment, Moment::After(_)), "{plan}");
+            assert!(!stays || plan.kind != Kind::Link, "{plan}");
+        }
     }
 
     #[test]

@@ -18,11 +18,12 @@ use ferry_core::api::server::JobView;
 use super::{
     faults::{self, Aim, Processor, inflict},
     judge::{self, Broken, Case, Death, Silence},
-    plan::{Kind, Moment, Move, Plan},
+    plan::{Files, Kind, Moment, Move, Plan},
     sabotage::{self, Sabotage},
-    stage::Stage,
+    stage::{Stage, local_folder},
 };
 use crate::{
+    images::{self, Place},
     observe::{Heard, Observer, now},
     run::{run_within, wait_for},
 };
@@ -183,12 +184,13 @@ impl Round<'_> {
 
     fn aim(&self, one: &Move, places: &[usize]) -> Aim {
         let source = places[one.guest];
-        let destination = (source + one.step) % self.stage.hosts().len();
+        let stays = one.files.is_some_and(|files| files.guest_stays);
+        let destination = if stays { source } else { (source + one.step) % self.stage.hosts().len() };
         Aim { guest: self.stage.guests[one.guest].name.clone(), job: None, source, destination }
     }
 
     fn start_movers(&self, places: &[usize]) -> anyhow::Result<Vec<Mover>> {
-        self.plan.moves.iter().map(|one| Mover::start(self.stage, one, &self.aim(one, places))).collect()
+        self.plan.moves.iter().map(|one| Mover::start(self.stage, one, &self.aim(one, places), self.plan.run)).collect()
     }
 
     /// Waits for the moment, inflicts the fault, and heals it when its time is over.
@@ -325,12 +327,17 @@ impl Round<'_> {
     }
 
     fn judge_disk(&self, name: &str) -> Result<(), String> {
-        let path = self.stage.ferry.files.share.join(name).join("disk.raw");
+        let host = self.observer.last(name).map(|heard| heard.host).unwrap_or_default();
+        let (path, format) = self.stage.disk_of(name, &host).map_err(|error| format!("{error:#}"))?;
+        let data_mib = self.stage.data_mib();
+        if !images::holds_data(&path, format, data_mib).map_err(|error| format!("{error:#}"))? {
+            return Err(format!("{} does not hold the data that were in it from the beginning", path.display()));
+        }
         let writes = || self.observer.last(name).map_or(0, |heard| heard.beat.writes);
         let mut outcome = Ok(());
         for _ in 0..DISK_READS {
             let before = writes();
-            let disk = std::fs::read(&path).map_err(|error| format!("{}: {error}", path.display()))?;
+            let disk = images::head(&path, format, judge::DISK_BYTES).map_err(|error| format!("{error:#}"))?;
             let sum = judge::sum_of_sequences(&disk);
             // A beat that was sent after the file was read.
             let read = now();
@@ -389,9 +396,16 @@ struct Said {
 }
 
 impl Mover {
-    fn start(stage: &Stage, one: &Move, aim: &Aim) -> anyhow::Result<Self> {
+    fn start(stage: &Stage, one: &Move, aim: &Aim, run: u64) -> anyhow::Result<Self> {
         let destination = &stage.hosts()[aim.destination].name;
-        let mut migrate = stage.ferry.command(&["--json", "vm", "migrate", &aim.guest, "--to", destination])?;
+        let mut words = vec!["--json", "vm"];
+        let disk = one.files.map(|files| file_of(stage, &aim.guest, files, run));
+        match one.files.filter(|files| files.guest_stays) {
+            Some(_) => words.extend(["move-storage", &aim.guest]),
+            None => words.extend(["migrate", &aim.guest, "--to", destination]),
+        }
+        words.extend(disk.iter().flat_map(|disk| ["--disk", disk]));
+        let mut migrate = stage.ferry.command(&words)?;
         if let Some(cap) = one.bandwidth_mib_per_s {
             migrate.args(["--bandwidth", &cap.to_string()]);
         }
@@ -417,6 +431,16 @@ impl Mover {
         self.thread.join().expect("no panic");
         std::mem::take(&mut *self.said.lock().expect("no panic"))
     }
+}
+
+/// The new file of a guest's disk: another in each run.
+fn file_of(stage: &Stage, guest: &str, files: Files, run: u64) -> String {
+    let format = files.format.name();
+    let folder = match files.place {
+        Place::Share => format!("{}\\{guest}\\", stage.ferry.files.unc()),
+        Place::Local => format!("{}/", local_folder(guest)),
+    };
+    format!("vda={folder}run{run}.{format},format={format}")
 }
 
 fn carry_out(one: &Move, migrate: Command, mut cancel: Command, said: &Mutex<Said>) {

@@ -1,9 +1,15 @@
 //! The stage: a lab with Ferry and two guests, and how it is made ready for the next run.
 
-use std::time::Duration;
+use std::{
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
 use anyhow::{Context as _, ensure};
-use ferry_core::api::server::{JobView, VmView};
+use ferry_core::{
+    api::server::{JobView, VmView},
+    vm::DiskFormat,
+};
 
 use super::plan::{GUESTS, HOSTS};
 use crate::{
@@ -11,6 +17,7 @@ use crate::{
     ferry::{Agent, Ferry},
     guest::Ticker,
     host::Host,
+    images::{Disk, Place},
     lab::FABRIC_IP,
     observe::Observer,
     run::{Said, run_within, wait_for},
@@ -31,18 +38,24 @@ pub struct Stage {
     pub ferry: Ferry,
     /// The guests; names and addresses stay, a guest that is started anew has another UUID.
     pub guests: Vec<Ticker>,
+    /// Whether their disks move.
+    storage: bool,
 }
+
+/// Of a disk that moves so much holds data, so that a copy takes some seconds.
+const DATA_MIB: u32 = 32;
 
 impl Stage {
     /// Builds the lab and boots the guests.
     ///
     /// # Errors
     /// What failed, with what it said.
-    pub fn up() -> anyhow::Result<Self> {
+    pub fn up(storage: bool) -> anyhow::Result<Self> {
         let ferry = Ferry::up(HOSTS)?;
-        let mut stage = Self { ferry, guests: Vec::new() };
+        let mut stage = Self { ferry, guests: Vec::new(), storage };
         for index in 0..GUESTS {
-            stage.guests.push(guest(index));
+            stage.guests.push(guest(index, storage));
+            stage.make_folders(index)?;
             start_ticker(&stage.ferry, &stage.guests[index], index % HOSTS)?;
         }
         Ok(stage)
@@ -145,9 +158,70 @@ impl Stage {
             let _ = host.virsh(&["destroy", &old]);
             let _ = host.virsh(&["undefine", &old]);
         }
-        self.guests[index] = guest(index);
+        self.remove_files(&name)?;
+        self.guests[index] = guest(index, self.storage);
         start_ticker(&self.ferry, &self.guests[index], index % HOSTS)?;
         observer.wait_on(&name, &self.hosts()[index % HOSTS].name, BOOT_DEADLINE)
+    }
+
+    fn make_folders(&self, index: usize) -> anyhow::Result<()> {
+        let folder = local_folder(&self.guests[index].name);
+        self.hosts().iter().try_for_each(|host| host.run(&["mkdir", "-p", &folder]).map(drop))
+    }
+
+    /// Of a guest that is started anew: its disks lie where moves had brought them.
+    fn remove_files(&self, name: &str) -> anyhow::Result<()> {
+        let folder = local_folder(name);
+        for host in self.hosts() {
+            host.run(&["find", &folder, "-type", "f", "-delete"])?;
+        }
+        for file in self.disks_on_share(name) {
+            std::fs::remove_file(file)?;
+        }
+        Ok(())
+    }
+
+    fn disks_on_share(&self, name: &str) -> Vec<PathBuf> {
+        let files = std::fs::read_dir(self.ferry.files.share.join(name)).into_iter().flatten().flatten();
+        let is_disk = |path: &PathBuf| path.extension().is_some_and(|ending| ending == "raw" || ending == "qcow2");
+        files.map(|entry| entry.path()).filter(is_disk).collect()
+    }
+
+    /// The disk of a guest on the host that runs it, where it really lies, as libvirt says.
+    ///
+    /// # Errors
+    /// When libvirt does not say it.
+    pub fn disk_of(&self, name: &str, host: &str) -> anyhow::Result<(PathBuf, DiskFormat)> {
+        let host = self.ferry.lab.host(host);
+        let list = host.virsh(&["domblklist", name])?;
+        let path = list.lines().find_map(|line| line.trim_start().strip_prefix("vda")).map(str::trim);
+        let path = path.with_context(|| format!("{name} has no disk on {}: {list}", host.name))?;
+        let format = if path.ends_with(".qcow2") { DiskFormat::Qcow2 } else { DiskFormat::Raw };
+        let inside = self
+            .ferry
+            .mount_of(host)
+            .ok()
+            .and_then(|mount| Path::new(path).strip_prefix(mount).ok().map(Path::to_owned));
+        Ok((inside.map_or_else(|| host.file(path), |inside| self.ferry.files.share.join(inside)), format))
+    }
+
+    /// Each guest has one disk, wherever: what moves made and removed is gone.
+    fn no_file_is_left(&self) -> anyhow::Result<()> {
+        for guest in &self.guests {
+            let mut found: Vec<String> =
+                self.disks_on_share(&guest.name).iter().map(|path| format!("share {}", path.display())).collect();
+            for host in self.hosts() {
+                let list = host.run(&["find", &local_folder(&guest.name), "-type", "f"])?;
+                found.extend(list.lines().map(|path| format!("{} {path}", host.name)));
+            }
+            ensure!(found.len() == 1, "{} has {} disks: {}", guest.name, found.len(), found.join(", "));
+        }
+        Ok(())
+    }
+
+    /// How much of each guest's disk is to be as it was made.
+    pub fn data_mib(&self) -> u32 {
+        if self.storage { DATA_MIB } else { 0 }
     }
 
     fn wait_seen(&self, guest: &Ticker, host: &str) -> anyhow::Result<()> {
@@ -164,6 +238,9 @@ impl Stage {
 
     /// Nothing of a move may be left when all jobs have ended.
     fn nothing_is_left(&self) -> anyhow::Result<()> {
+        if self.storage {
+            self.no_file_is_left()?;
+        }
         for host in self.hosts() {
             for folder in ["/run/ferry/m", "/run/ferry-agent/holds"] {
                 let left = host.path(folder).read_dir().map(Iterator::count).unwrap_or(0);
@@ -174,7 +251,12 @@ impl Stage {
     }
 }
 
-fn guest(index: usize) -> Ticker {
+/// A guest's folder on a host's own disk.
+pub fn local_folder(guest: &str) -> String {
+    format!("{}/{guest}", crate::local::FOLDER)
+}
+
+fn guest(index: usize, storage: bool) -> Ticker {
     let name = format!("chaos{}", index + 1);
     let address = 101 + index as u8;
     Ticker {
@@ -183,6 +265,7 @@ fn guest(index: usize) -> Ticker {
         dirty_mib_per_s: 4,
         // All of its disk is verified within some two seconds.
         writes_per_s: 150,
+        disks: vec![Disk { data_mib: if storage { DATA_MIB } else { 0 }, ..Disk::new(Place::Share, DiskFormat::Raw) }],
         ..Ticker::new(&name, address)
     }
 }
