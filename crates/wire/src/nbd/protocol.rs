@@ -247,7 +247,9 @@ mod tests {
 
     #[test]
     fn a_range_beyond_all_disks_and_a_payload_too_long_are_refused() {
-        for (command, offset, length) in [(READ, u64::MAX, 1), (READ, i64::MAX as u64, 1), (WRITE, 0, PAYLOAD_BYTES_MAX + 1)] {
+        for (command, offset, length) in
+            [(READ, u64::MAX, 1), (READ, i64::MAX as u64, 1), (WRITE, 0, PAYLOAD_BYTES_MAX + 1)]
+        {
             let mut bytes = Vec::new();
             Request { flags: 0, command, cookie: 0, offset, length }.put(&mut bytes);
             assert!(Request::decode(bytes.as_slice().try_into().expect("28 bytes")).is_err());
