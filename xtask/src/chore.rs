@@ -32,7 +32,7 @@ pub(crate) fn lab(build: Build, arguments: &[&str]) -> anyhow::Result<u8> {
 /// Runs every test. What nextest says is said last.
 pub(crate) fn test(no_lab: bool, filter: Option<&str>) -> anyhow::Result<u8> {
     if no_lab {
-        packages::ensure_for_build()?;
+        packages::ensure_for_tests()?;
     } else {
         packages::ensure_for_lab()?;
     }

@@ -27,10 +27,12 @@ const fn since(name: &'static str, version: &'static str) -> Package {
 /// To build: a linker, and libvirt's headers for the drivers.
 const TO_BUILD: [Package; 4] = [any("gcc"), any("libc6-dev"), any("pkg-config"), since("libvirt-dev", "10.9")];
 
+/// To test without the lab: a server and clients of NBD.
+const TO_TEST: [Package; 2] = [since("qemu-utils", "1:9.0"), any("libnbd-bin")];
+
 /// To run the lab.
-const TO_RUN: [Package; 17] = [
+const TO_RUN: [Package; 16] = [
     since("qemu-system-x86", "1:9.0"),
-    since("qemu-utils", "1:9.0"),
     since("libvirt-daemon", "10.9"),
     since("libvirt-daemon-driver-qemu", "10.9"),
     since("libvirt-clients", "10.9"),
@@ -56,9 +58,15 @@ pub(crate) fn ensure_for_build() -> anyhow::Result<()> {
     ensure(&TO_BUILD, "libvirt's headers must be installed to build Ferry")
 }
 
-/// Installs what is missing to build and to run the lab.
+/// Installs what is missing to build, and to run the tests that need no lab.
+pub(crate) fn ensure_for_tests() -> anyhow::Result<()> {
+    let all: Vec<&Package> = TO_BUILD.iter().chain(&TO_TEST).collect();
+    ensure_all(&all, "disks are tested with programs that speak NBD")
+}
+
+/// Installs what is missing to build, to test and to run the lab.
 pub(crate) fn ensure_for_lab() -> anyhow::Result<()> {
-    let all: Vec<&Package> = TO_BUILD.iter().chain(&TO_RUN).collect();
+    let all: Vec<&Package> = TO_BUILD.iter().chain(&TO_TEST).chain(&TO_RUN).collect();
     ensure_all(&all, "the lab needs packages, and makes network namespaces, mounts and virtual machines")
 }
 

@@ -1,7 +1,15 @@
 //! How fast one channel carries bytes between two UNIX sockets over TLS on loopback.
-//! `cargo run --release -p ferry-wire --example throughput [MiB]`
+//! `cargo run --release -p ferry-wire --example throughput [MiB] [plain|random|nbd|nbd-opaque|nbd-zeroes|nbd-seed]`
+//!
+//! - `plain`: one byte again and again; `random`: bytes that do not repeat.
+//! - `nbd`: those bytes as WRITEs of 1 MiB, sixteen at once as QEMU's mirror does, through the recogniser, to a server
+//!   that only answers; `nbd-zeroes`: pages of zeroes; `nbd-seed`: bytes that the destination's image holds.
+//! - `nbd-opaque`: as `nbd`, without the recogniser.
 
 use std::{
+    collections::VecDeque,
+    error::Error,
+    io::Write as _,
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -12,16 +20,99 @@ use ferry_wire::{
     channel::{Options, carry},
     hello::Channel,
     meter::Meter,
+    nbd::{
+        self, Held, Image,
+        seed::{SeedIndex, SeedKey},
+    },
     session::{Acceptor, Dialer, SessionKey},
 };
 use tokio::{
-    io::{AsyncReadExt as _, AsyncWriteExt as _},
-    net::UnixStream,
+    io::{AsyncReadExt as _, AsyncWriteExt as _, BufReader},
+    net::{
+        UnixStream,
+        unix::{OwnedReadHalf, OwnedWriteHalf},
+    },
 };
 
+const MIB: usize = 1 << 20;
+const KEY: SeedKey = SeedKey([1; 32]);
+/// What QEMU's mirror has in flight.
+const DEPTH: usize = 16;
+const READ: u16 = 0;
+const WRITE: u16 = 1;
+
+type Fault = Box<dyn Error + Send + Sync>;
+
 #[tokio::main]
-async fn main() -> Result<(), Box<dyn std::error::Error>> {
+async fn main() -> Result<(), Fault> {
     let mib: usize = std::env::args().nth(1).map_or(Ok(2048), |text| text.parse())?;
+    let what = std::env::args().nth(2).unwrap_or_else(|| "plain".to_owned());
+    let chunk = match what.as_str() {
+        "plain" => vec![0xa5; MIB],
+        "nbd-zeroes" => vec![0; MIB],
+        _ => noise(MIB),
+    };
+    let meter = Arc::new(Meter::default());
+    let (near, far) = inspectors(&what, &chunk, mib, &meter)?;
+    let (feed, drain) = line(near, far).await?;
+    let started = Instant::now();
+    if what.starts_with("nbd") {
+        let server = tokio::spawn(serve(drain, (mib * MIB) as u64, chunk.clone()));
+        write_disk(feed, chunk, mib).await?;
+        server.await??;
+    } else {
+        stream(feed, drain, chunk, mib).await?;
+    }
+    let seconds = started.elapsed().as_secs_f64();
+    println!(
+        "{what}: {mib} MiB in {seconds:.2} s: {:.0} MB/s, {} KiB sent, at most {} KiB waiting",
+        (mib * MIB) as f64 / seconds / 1e6,
+        meter.sent_plain() >> 10,
+        meter.waiting_max() >> 10
+    );
+    Ok(())
+}
+
+fn noise(length: usize) -> Vec<u8> {
+    let mut state = 0x9e37_79b9_7f4a_7c15_u64;
+    (0..length)
+        .map(|_| {
+            state ^= state << 13;
+            state ^= state >> 7;
+            state ^= state << 17;
+            (state >> 32) as u8
+        })
+        .collect()
+}
+
+/// What the two ends are run with.
+fn inspectors(what: &str, chunk: &[u8], mib: usize, meter: &Arc<Meter>) -> Result<(Options, Options), Fault> {
+    let limit = Duration::from_millis(300);
+    let (near, far) = (Options::new(limit, Arc::clone(meter)), Options::new(limit, Arc::default()));
+    let (image, held) = match what {
+        "nbd" => (Image::Unknown, Held::Unknown),
+        "nbd-zeroes" => (Image::Zeroes, Held::Zeroes),
+        "nbd-seed" => {
+            let mut file = tempfile::tempfile()?;
+            for _ in 0..mib {
+                file.write_all(chunk)?;
+            }
+            let started = Instant::now();
+            let index = SeedIndex::scan(&file, KEY)?;
+            println!("scanned {mib} MiB in {:.2} s", started.elapsed().as_secs_f64());
+            (Image::Seed(index), Held::Seed(KEY))
+        }
+        _ => return Ok((near, far)),
+    };
+    let (outbound, inbound) = nbd::source(image, Arc::default());
+    let near = Options { inbound: Some(Box::new(inbound)), outbound: Some(Box::new(outbound)), ..near };
+    let (inbound, outbound) = nbd::destination(held, Arc::default());
+    let far = Options { inbound: Some(Box::new(inbound)), outbound: Some(Box::new(outbound)), ..far };
+    Ok((near, far))
+}
+
+/// Two carriers over TLS; the sockets at their two ends.
+async fn line(near_options: Options, far_options: Options) -> Result<(UnixStream, UnixStream), Fault> {
     let (source, destination) = (KeyPair::generate()?, KeyPair::generate()?);
     let key = SessionKey { session: SessionId(uuid::Uuid::new_v4()), secret: random_secret() };
     let tls = server_config(&destination, Clients::Only(source.pin()))?;
@@ -29,42 +120,95 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
     let dialer = Dialer::new(acceptor.address(), client_config(Some(&source), destination.pin())?, key);
     let (dialed, accepted) = tokio::join!(dialer.open(Channel::Memory(0)), acceptor.accept());
     let (_, accepted) = accepted.ok_or("not accepted")?;
-    let limit = Duration::from_millis(300);
-    let meter = Arc::new(Meter::default());
-    let (mut feed, near) = UnixStream::pair()?;
-    let (far, mut drain) = UnixStream::pair()?;
-    let sent = Arc::clone(&meter);
+    let (feed, near) = UnixStream::pair()?;
+    let (far, drain) = UnixStream::pair()?;
     let dialed = dialed?;
     tokio::spawn(async move {
         let (reader, writer) = near.into_split();
-        carry(dialed, reader, writer, Options::new(limit, sent)).await
+        carry(dialed, reader, writer, near_options).await
     });
     tokio::spawn(async move {
         let (reader, writer) = far.into_split();
-        carry(accepted, reader, writer, Options::new(limit, Arc::default())).await
+        carry(accepted, reader, writer, far_options).await
     });
-    let started = Instant::now();
+    Ok((feed, drain))
+}
+
+async fn stream(mut feed: UnixStream, mut drain: UnixStream, chunk: Vec<u8>, mib: usize) -> Result<(), Fault> {
     tokio::spawn(async move {
-        let chunk = vec![0xa5; 1 << 20];
         for _ in 0..mib {
             feed.write_all(&chunk).await?;
         }
         feed.shutdown().await
     });
-    let mut buffer = vec![0; 1 << 20];
-    let mut total = 0;
-    loop {
-        match drain.read(&mut buffer).await? {
-            0 => break,
-            count => total += count,
+    let mut buffer = vec![0; MIB];
+    while drain.read(&mut buffer).await? > 0 {}
+    Ok(())
+}
+
+fn request(command: u16, cookie: u64, offset: u64, length: u32) -> Vec<u8> {
+    let mut bytes = 0x2560_9513_u32.to_be_bytes().to_vec();
+    bytes.extend_from_slice(&[0, 0]);
+    bytes.extend_from_slice(&command.to_be_bytes());
+    bytes.extend_from_slice(&cookie.to_be_bytes());
+    bytes.extend_from_slice(&offset.to_be_bytes());
+    bytes.extend_from_slice(&length.to_be_bytes());
+    bytes
+}
+
+/// Writes a disk of so many MiB and waits for the last reply.
+async fn write_disk(feed: UnixStream, chunk: Vec<u8>, mib: usize) -> Result<(), Fault> {
+    let (reader, mut writer): (OwnedReadHalf, OwnedWriteHalf) = feed.into_split();
+    let mut reader = BufReader::new(reader);
+    reader.read_exact(&mut [0; 18]).await?;
+    // Flags and GO; its replies are an information of 12 bytes and the last word.
+    writer.write_all(b"\0\0\0\x03IHAVEOPT\0\0\0\x07\0\0\0\x06\0\0\0\0\0\0").await?;
+    reader.read_exact(&mut [0; 20 + 12 + 20]).await?;
+    let mut open = VecDeque::new();
+    for number in 0..mib {
+        if open.len() == DEPTH {
+            reader.read_exact(&mut [0; 16]).await?;
+            open.pop_front();
         }
+        writer.write_all(&request(WRITE, number as u64, (number * MIB) as u64, MIB as u32)).await?;
+        writer.write_all(&chunk).await?;
+        open.push_back(number);
     }
-    let seconds = started.elapsed().as_secs_f64();
-    println!(
-        "{} MiB in {seconds:.2} s: {:.0} MB/s, at most {} KiB waiting",
-        total >> 20,
-        total as f64 / seconds / 1e6,
-        meter.waiting_max() >> 10
-    );
+    for _ in open {
+        reader.read_exact(&mut [0; 16]).await?;
+    }
+    Ok(())
+}
+
+/// A server of NBD that forgets what is written; READs get what the chunk holds. Ends when the client does.
+async fn serve(drain: UnixStream, size_bytes: u64, chunk: Vec<u8>) -> Result<(), Fault> {
+    let (reader, mut writer) = drain.into_split();
+    let mut reader = BufReader::with_capacity(MIB, reader);
+    writer.write_all(b"NBDMAGICIHAVEOPT\0\x03").await?;
+    reader.read_exact(&mut [0; 4 + 16 + 6]).await?;
+    let mut replies = Vec::new();
+    for (kind, data) in [(3u32, [[0, 0].as_slice(), &size_bytes.to_be_bytes(), &[0, 0x4d]].concat()), (1, Vec::new())] {
+        replies.extend_from_slice(&0x0003_e889_0455_65a9_u64.to_be_bytes());
+        for word in [7, kind, data.len() as u32] {
+            replies.extend_from_slice(&word.to_be_bytes());
+        }
+        replies.extend_from_slice(&data);
+    }
+    writer.write_all(&replies).await?;
+    let (mut head, mut payload) = ([0; 28], vec![0; MIB]);
+    while reader.read_exact(&mut head).await.is_ok() {
+        let (command, length) =
+            (u16::from_be_bytes([head[6], head[7]]), u32::from_be_bytes([head[24], head[25], head[26], head[27]]));
+        if command == WRITE {
+            reader.read_exact(&mut payload[..length as usize]).await?;
+        }
+        let mut reply = vec![0x67, 0x44, 0x66, 0x98, 0, 0, 0, 0];
+        reply.extend_from_slice(&head[8..16]);
+        if command == READ {
+            let offset = u64::from_be_bytes(head[16..24].try_into()?) as usize % MIB;
+            reply.extend_from_slice(&chunk[offset..offset + length as usize]);
+        }
+        writer.write_all(&reply).await?;
+    }
     Ok(())
 }

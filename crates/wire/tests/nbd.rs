@@ -222,7 +222,8 @@ async fn copy(folder: &TempDir, format: &str, discard: &str, copier: &str, image
             run("qemu-img", &["convert", "-n", "-W", "-f", "raw", "-O", "raw", text(&from), &line.uri()]).await;
         }
         _ => {
-            run("nbdcopy", &["--flush", text(&from), &line.uri()]).await;
+            // Zeroes among data are sent as data.
+            run("nbdcopy", &["--flush", "--sparse=0", text(&from), &line.uri()]).await;
         }
     }
     server.stop().await;
@@ -260,19 +261,24 @@ async fn a_thin_disk_arrives_thin() {
         ("qemu-img", "qcow2", "unmap"),
         ("qemu-img", "qcow2", "ignore"),
         ("nbdcopy", "raw", "ignore"),
+        ("nbdcopy", "qcow2", "unmap"),
     ] {
         let folder = tempfile::tempdir().expect("a folder");
         let data = make_disk(&folder.path().join("from.raw"));
         create(&folder.path().join(format!("to.{format}")), format).await;
         let copy = copy(&folder, format, discard, copier, Image::Zeroes, Held::Zeroes).await;
         println!(
-            "{copier} {format} {discard}: data {} KiB, allocated {} KiB ({:.3}), sent {} KiB, elided {} KiB",
+            "{copier} {format} {discard}: data {} KiB, allocated {} KiB ({:.3}), sent {} KiB, elided {} and {} KiB",
             data / KIB,
             copy.allocated / KIB,
             copy.allocated as f64 / data as f64,
             copy.sent / KIB,
-            copy.line.nbd.elided_bytes() / KIB
+            copy.line.nbd.elided_bytes() / KIB,
+            copy.line.far_nbd.elided_bytes() / KIB
         );
+        // All that is not data is told to be zero, and of none of it the server hears.
+        assert!(copy.line.far_nbd.elided_bytes() >= DISK_BYTES - data - data / 50);
+        assert!(copier != "nbdcopy" || copy.line.nbd.elided_bytes() >= 5 * MIB);
         assert!(copy.sent <= data + data / 50, "{} bytes were sent", copy.sent);
         let needed = if format == "qcow2" { clusters_of_data(&folder.path().join("from.raw")) } else { data };
         assert!(copy.allocated <= needed + needed / 50 + MIB, "{copier} {format} {discard}: {}", copy.allocated);
@@ -295,7 +301,9 @@ async fn a_seed_spares_what_it_holds() {
     let without = copy(&folder, "raw", "unmap", "qemu-img", Image::Zeroes, Held::Zeroes).await.sent;
     // The copy is kept, and a fifth of its blocks is no longer what the disk holds.
     let seed = fs::OpenOptions::new().read(true).write(true).open(&to).expect("kept");
-    let held = SeedIndex::scan(&seed, KEY).expect("read");
+    let all = SeedIndex::scan(&seed, KEY).expect("read").blocks();
+    // Whole blocks of the long files: qemu-img writes the short ones in less than blocks.
+    let held = 12 * MIB + 3 * MIB + 256 * KIB;
     for at in (0..DISK_BYTES / (64 * KIB)).filter(|block| block % 5 == 0) {
         let mut block = vec![0; 64 * KIB as usize];
         seed.read_exact_at(&mut block, at * 64 * KIB).expect("read");
@@ -305,7 +313,7 @@ async fn a_seed_spares_what_it_holds() {
         }
     }
     let index = SeedIndex::decode(&SeedIndex::scan(&seed, KEY).expect("read").encode()).expect("its own bytes");
-    assert_eq!(index.blocks(), held.blocks());
+    assert_eq!(index.blocks(), all);
     let with = copy(&folder, "raw", "unmap", "qemu-img", Image::Seed(index), Held::Seed(KEY)).await;
     println!(
         "without {} KiB, with a seed {} KiB ({:.3}), referenced {} KiB, allocated {} of {} KiB",
@@ -316,8 +324,9 @@ async fn a_seed_spares_what_it_holds() {
         with.allocated / KIB,
         data / KIB
     );
-    assert!(with.sent * 10 <= without * 3, "{} of {without} bytes were sent", with.sent);
-    assert!(with.line.nbd.referenced_bytes() > 0 && with.line.far_nbd.mismatches() == 0);
+    assert!(with.sent * 3 <= without, "{} of {without} bytes were sent", with.sent);
+    assert!(with.line.nbd.referenced_bytes() >= held * 4 / 5 && with.line.far_nbd.mismatches() == 0);
+    assert!(with.sent + with.line.nbd.referenced_bytes() <= without + without / 50);
     assert_eq!(with.line.far_nbd.referenced_bytes(), with.line.nbd.referenced_bytes());
     // Referenced blocks keep what was allocated; the rest is as thin as ever.
     assert!(with.allocated <= data + data / 50 + MIB, "{} allocated", with.allocated);
@@ -328,7 +337,7 @@ async fn a_seed_that_changed_underneath_fails_the_copy() {
     let folder = tempfile::tempdir().expect("a folder");
     let (from, to) = (folder.path().join("from.raw"), folder.path().join("to.raw"));
     make_disk(&from);
-    fs::copy(&from, &to).expect("copied");
+    make_disk(&to);
     let index = SeedIndex::scan(&File::open(&to).expect("there"), KEY).expect("read");
     fs::OpenOptions::new()
         .write(true)

@@ -114,8 +114,11 @@ impl Destination {
 
     fn request(&mut self, out: &mut Vec<u8>) -> Result<RequestsAt, String> {
         let head = self.request_held.as_slice().try_into().expect("the head is whole");
-        let request = Request::decode(head)?;
+        let mut request = Request::decode(head)?;
         self.request_held.clear();
+        if request.command == WRITE_ZEROES {
+            request.flags &= !NO_HOLE;
+        }
         if request.command == DISCONNECT {
             request.put(out);
             return Ok(RequestsAt::Ended);
@@ -191,10 +194,6 @@ impl Destination {
 
     /// Asks for zeroes, or a TRIM, but only where there can be anything else.
     fn zero(&mut self, group: u64, request: Request, out: &mut Vec<u8>) -> Result<(), String> {
-        let request = match request.command {
-            WRITE_ZEROES => Request { flags: request.flags & !NO_HOLE, ..request },
-            _ => request,
-        };
         // What must be on stable storage, or is not there at all, is the server's business.
         let is_ours = request.flags & FUA == 0 && request.end() <= self.handshake.export().size_bytes;
         let Some(written) = self.written.as_ref().filter(|_| is_ours) else {

@@ -67,6 +67,8 @@ pub(super) const PART_HEAD_BYTES: usize = 5;
 
 /// Longest payload of a WRITE: what NBD asks servers to take, and QEMU's own limit.
 pub(super) const PAYLOAD_BYTES_MAX: u32 = 32 << 20;
+/// Files end here, and with them QEMU's disks.
+const DISK_BYTES_MAX: u64 = i64::MAX as u64;
 /// Requests of the client that wait for a reply. QEMU has at most 16, nbdcopy 64.
 pub(super) const REQUESTS_MAX: usize = 1024;
 
@@ -94,7 +96,7 @@ impl Request {
     /// Reads the head of a request.
     ///
     /// # Errors
-    /// Where the magic number is another, or the range ends beyond what can be numbered.
+    /// Where the magic number is another, the payload too long, or the end beyond that of any disk.
     pub(super) fn decode(head: &[u8; REQUEST_BYTES]) -> Result<Self, String> {
         if u32_at(head, 0) != REQUEST_MAGIC {
             return Err("something that is no simple NBD request".to_owned());
@@ -106,7 +108,8 @@ impl Request {
             offset: u64_at(head, 16),
             length: u32_at(head, 24),
         };
-        if request.offset.checked_add(u64::from(request.length)).is_none() {
+        let end = request.offset.checked_add(u64::from(request.length));
+        if end.is_none_or(|end| end > DISK_BYTES_MAX) {
             return Err(format!("an NBD request for {} bytes at {}", request.length, request.offset));
         }
         if matches!(request.command, WRITE | PARTS) && request.length > PAYLOAD_BYTES_MAX {
@@ -243,8 +246,10 @@ mod tests {
     }
 
     #[test]
-    fn a_range_beyond_all_numbers_and_a_payload_too_long_are_refused() {
-        for (command, offset, length) in [(READ, u64::MAX, 1), (WRITE, 0, PAYLOAD_BYTES_MAX + 1)] {
+    fn a_range_beyond_all_disks_and_a_payload_too_long_are_refused() {
+        for (command, offset, length) in
+            [(READ, u64::MAX, 1), (READ, i64::MAX as u64, 1), (WRITE, 0, PAYLOAD_BYTES_MAX + 1)]
+        {
             let mut bytes = Vec::new();
             Request { flags: 0, command, cookie: 0, offset, length }.put(&mut bytes);
             assert!(Request::decode(bytes.as_slice().try_into().expect("28 bytes")).is_err());
