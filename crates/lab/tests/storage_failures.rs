@@ -43,6 +43,7 @@ fn a_place_that_gets_full_in_the_middle_fails_the_job_and_not_the_vm() {
     site.host().fill(4 << 20).expect("filled");
     let ended = site.wait_ended(job.id).expect("it ends");
     assert_eq!(ended.phase, Phase::Failed, "{ended:#?}");
+    eprintln!("{}", ended.summary);
     assert!(ended.summary.contains("disk vda"), "{}", ended.summary);
     assert!(ended.summary.contains("has 0 MiB left") || ended.summary.contains("No space left"), "{}", ended.summary);
     assert_untouched(&site, &ended, &old, &format!("{LOCAL}/disk.raw"));
@@ -69,6 +70,7 @@ fn a_share_that_goes_away_in_the_middle_and_comes_back_loses_nothing() {
     eprintln!("{}", stands.expect("it does").summary);
     site.ferry.files.start_daemon(&site.ferry.lab).expect("started again");
     let ended = site.wait_ended(job.id).expect("it ends");
+    eprintln!("{}", ended.summary);
     if ended.phase == Phase::Failed {
         assert_untouched(&site, &ended, &old, "/run/shares-of-kvm1/share/disk.raw");
     } else {
