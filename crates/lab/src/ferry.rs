@@ -264,12 +264,20 @@ pub fn server_state(lab: &Lab) -> PathBuf {
 /// # Errors
 /// When it does not in time.
 pub fn start_server(lab: &Lab) -> anyhow::Result<Program> {
+    start_server_with(lab, &[])
+}
+
+/// As [`start_server`]; the server gets `environment`.
+///
+/// # Errors
+/// When it does not in time.
+pub fn start_server_with(lab: &Lab, environment: &[(&str, &str)]) -> anyhow::Result<Program> {
     let state = server_state(lab);
     fs::create_dir_all(&state)?;
     let config = lab.folder.join("server.toml");
     fs::write(&config, format!("listen = \"{FABRIC_IP}:7420\"\nstate_dir = \"{}\"\n", state.display()))?;
     let mut command = lab.in_fabric(lab.program("ferry-server"));
-    command.arg("run").arg("--config").arg(&config);
+    command.arg("run").arg("--config").arg(&config).envs(environment.iter().copied());
     let program = Program::start("ferry-server", command, &lab.folder.join("server.log"))?;
     wait_for("the server listens", READY_DEADLINE, || {
         let listening = lab.in_fabric("ss");

@@ -23,3 +23,4 @@ pub mod local;
 pub mod observe;
 pub mod run;
 pub mod samba;
+pub mod site;

@@ -3,7 +3,11 @@
 //! An image in the lab's folder is mounted by the host's first process, in its mount namespace alone, by a loop device
 //! that the kernel gives back with the last mount. It is mounted again when the host boots again.
 
-use std::{fs, path::Path, time::Duration};
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
 use anyhow::ensure;
 
@@ -38,21 +42,21 @@ pub(crate) fn mount(folder: &Path) -> anyhow::Result<()> {
     run("mount", &["-o", "loop,noinit_itable", &folder.join(IMAGE).display().to_string(), FOLDER]).map(drop)
 }
 
-/// Waits until no loop device holds a file below `folder`: mounts end some time after the last process of their
-/// namespace.
+/// Files below `folder` that loop devices of the machine hold.
+pub fn attached(folder: &Path) -> Vec<PathBuf> {
+    let devices = fs::read_dir("/sys/block").into_iter().flatten().flatten();
+    let files = devices.filter_map(|device| fs::read_to_string(device.path().join("loop/backing_file")).ok());
+    files.map(|file| PathBuf::from(file.trim_end())).filter(|file| file.starts_with(folder)).collect()
+}
+
+/// Waits until there are none: mounts end some time after the last process of their namespace.
 pub(crate) fn wait_detached(folder: &Path) -> anyhow::Result<()> {
-    let held = || -> bool {
-        let devices = fs::read_dir("/sys/block").into_iter().flatten().flatten();
-        devices
-            .filter_map(|device| fs::read_to_string(device.path().join("loop/backing_file")).ok())
-            .any(|file| Path::new(file.trim_end()).starts_with(folder))
-    };
-    wait_for("the loop devices of the lab are given back", DETACH_WITHIN, || (!held()).then_some(()))
+    wait_for("the loop devices of the lab are given back", DETACH_WITHIN, || attached(folder).is_empty().then_some(()))
 }
 
 impl Host {
     /// A file of the host as the machine reaches it, also on the host's own disk and in its mounts.
-    pub fn file(&self, inside: &str) -> std::path::PathBuf {
+    pub fn file(&self, inside: &str) -> PathBuf {
         Path::new("/proc").join(self.init.to_string()).join("root").join(inside.trim_start_matches('/'))
     }
 

@@ -14,6 +14,7 @@ use ferry_lab::{
     ferry::{Agent, Ferry},
     guest::Ticker,
     lab::{Lab, Programs},
+    local,
     observe::{Observer, judge},
     run::{run_within, wait_for},
 };
@@ -115,6 +116,7 @@ fn nothing_is_left_behind_when_the_owner_is_killed() {
     .unwrap_or_else(|error| panic!("{error}: {:?}", processes_of(&folder)));
     let mounts = fs::read_to_string("/proc/self/mountinfo").expect("readable");
     assert!(!mounts.contains(&*folder.to_string_lossy()), "{mounts}");
+    assert_eq!(local::attached(&folder), Vec::<PathBuf>::new(), "loop devices are given back");
 }
 
 /// The command lines of processes that name a lab's folder.

@@ -324,6 +324,7 @@ impl StorageMoves {
             StorageStage::Moved => {}
             stage => return Err(AgentError::Carrier(format!("The disks of job {job} are not moved yet: {stage:?}"))),
         }
+        made_to_fail("agent-storage-confirm")?;
         let journal = known.journal();
         if !request.keep_source {
             let used = self.hypervisor.files_in_use()?;
@@ -335,6 +336,7 @@ impl StorageMoves {
                 image::remove(&disk.from).map_err(|source| AgentError::File { path: disk.from.clone(), source })?;
             }
         }
+        made_to_fail("agent-storage-removed")?;
         known.write(|page| page.stage = StorageStage::Confirmed)?;
         Ok(known.report())
     }

@@ -234,11 +234,12 @@ impl Move {
                 }
             }
             Next::Pivot(index) => {
+                fail::fail_point!("agent-storage-ready");
                 if self.wishes().ends && journal.stage != StorageStage::Switching {
                     return Ok(false);
                 }
                 stage(StorageStage::Switching)?;
-                fail::fail_point!("agent-storage-pivot");
+                fail::fail_point!("agent-storage-pivot", |_| Err(Trouble::Lasting("A test made it fail".to_owned())));
                 let device = &journal.disks[index].device;
                 if let Err(error) = self.hypervisor.pivot_disk(journal.request.vm, device) {
                     // What the disk uses is seen at the next look.

@@ -1,0 +1,191 @@
+//! One host with Ferry and a guest whose disks move: what tests of storage moves have in common.
+
+use std::{
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use anyhow::{Context as _, ensure};
+use ferry_core::{api::server::JobView, id::JobId};
+
+use crate::{
+    demo::start_ticker,
+    ferry::{Agent, Ferry, start_server_with},
+    guest::Ticker,
+    host::Host,
+    images::Disk,
+    observe::{Observer, judge},
+    run::wait_for,
+};
+
+/// The share, as a place.
+pub const SHARE: &str = "\\\\fs1.ferry.lab\\vms\\";
+/// The guest.
+pub const VM: &str = "ticker";
+const BOOT: Duration = Duration::from_secs(90);
+const VERIFY: Duration = Duration::from_secs(120);
+const END: Duration = Duration::from_secs(180);
+
+/// A guest on the host kvm1, which writes each of its disks up to 300 times a second.
+pub struct Site {
+    /// What is heard of it.
+    pub observer: Observer,
+    /// The lab with Ferry.
+    pub ferry: Ferry,
+}
+
+impl Site {
+    /// With a guest of `disks`, whose sectors lie `stride_kib` apart. The agent gets `failpoints`.
+    ///
+    /// # Errors
+    /// What failed, with what it said.
+    pub fn up(disks: Vec<Disk>, stride_kib: u32, failpoints: &str) -> anyhow::Result<Self> {
+        let mut ferry = Ferry::up_bare(1, &[("FAILPOINTS", failpoints)])?;
+        ferry.enrol()?;
+        ferry.add_share("vms")?;
+        let observer = Observer::start(&ferry.lab)?;
+        let ticker = Ticker {
+            memory_mib: 128,
+            pattern_mib: 12,
+            dirty_mib_per_s: 1,
+            writes_per_s: 300,
+            stride_kib,
+            disks,
+            ..Ticker::new(VM, 101)
+        };
+        start_ticker(&ferry, &ticker, 0)?;
+        let site = Self { observer, ferry };
+        site.observer.wait_on(VM, "kvm1", BOOT)?;
+        site.verify()?;
+        Ok(site)
+    }
+
+    /// The host.
+    pub fn host(&self) -> &Host {
+        &self.ferry.lab.hosts[0]
+    }
+
+    /// The file that a disk uses, as libvirt says.
+    ///
+    /// # Errors
+    /// When it has no such disk.
+    pub fn disk(&self, device: &str) -> anyhow::Result<String> {
+        let list = self.host().virsh(&["domblklist", VM])?;
+        let mut lines = list.lines().map(|line| line.split_whitespace().collect::<Vec<_>>());
+        let found = lines.find_map(|line| (line.first() == Some(&device)).then(|| line.get(1).copied()).flatten());
+        Ok(found.with_context(|| format!("No disk {device}: {list}"))?.to_owned())
+    }
+
+    /// A file of the host as the machine has it: that on the share in its backing folder.
+    pub fn real(&self, path: &str) -> PathBuf {
+        match Path::new(path).strip_prefix(&self.host().share_root) {
+            // The first part is the share's own folder below the root.
+            Ok(below) => self.ferry.files.share.join(below.components().skip(1).collect::<PathBuf>()),
+            Err(_) => self.host().file(path),
+        }
+    }
+
+    /// Asks for a move of disks; it goes on when this returns.
+    ///
+    /// # Errors
+    /// What the command line said.
+    pub fn start_move(&self, arguments: &[&str]) -> anyhow::Result<JobView> {
+        let mut line = vec!["vm", "move-storage", VM];
+        line.extend(arguments);
+        self.ferry.json(&line)
+    }
+
+    /// How a job stands.
+    ///
+    /// # Errors
+    /// What the command line said.
+    pub fn job(&self, id: JobId) -> anyhow::Result<JobView> {
+        self.ferry.json(&["job", "show", &id.to_string()])
+    }
+
+    /// Waits until a job is as `is` wants it.
+    ///
+    /// # Errors
+    /// When it is not in time, or ended before: how it stands then.
+    pub fn wait_job(&self, id: JobId, what: &str, is: impl Fn(&JobView) -> bool) -> anyhow::Result<JobView> {
+        let seen = wait_for(what, END, || self.job(id).ok().filter(|job| is(job) || job.phase.ended()));
+        let seen = seen.with_context(|| format!("{:#?}", self.job(id)))?;
+        ensure!(is(&seen), "{what}: it ended before: {seen:#?}");
+        Ok(seen)
+    }
+
+    /// Waits until a job has ended.
+    ///
+    /// # Errors
+    /// When it does not in time.
+    pub fn wait_ended(&self, id: JobId) -> anyhow::Result<JobView> {
+        self.wait_job(id, "the job ends", |job| job.phase.ended())
+    }
+
+    /// Waits until the agent has written down that a move is at `stage`.
+    ///
+    /// # Errors
+    /// When it has not in time.
+    pub fn wait_written(&self, id: JobId, stage: &str) -> anyhow::Result<()> {
+        let path = self.host().path(&format!("/run/ferry-agent/storage/{id}.json"));
+        wait_for(&format!("the agent wrote down that job {id} is {stage}"), END, || {
+            let journal: serde_json::Value = serde_json::from_slice(&std::fs::read(&path).ok()?).ok()?;
+            (journal["stage"] == stage).then_some(())
+        })
+    }
+
+    /// Waits until the guest has verified all it has from now on, and judges what was heard of it so far: it runs on its
+    /// host and no other, and what it read is what it wrote.
+    ///
+    /// # Errors
+    /// Which promise was broken.
+    pub fn verify(&self) -> anyhow::Result<()> {
+        self.observer.wait_on(VM, "kvm1", VERIFY)?;
+        self.observer.wait_verified(VM, 1, VERIFY)?;
+        judge(&self.observer.heard(VM)).map(drop)
+    }
+
+    /// Sectors that the guest wrote each second, all disks together, since it was heard first.
+    ///
+    /// # Errors
+    /// When it was not heard.
+    pub fn writes_per_s(&self) -> anyhow::Result<f64> {
+        let heard = self.observer.heard(VM);
+        let (first, last) = (heard.first().context("not heard")?, heard.last().context("not heard")?);
+        ensure!(last.at > first.at, "it was heard once");
+        Ok((last.beat.writes - first.beat.writes) as f64 / (last.at - first.at).as_secs_f64())
+    }
+
+    /// Kills the agent, and waits until it is gone.
+    ///
+    /// # Errors
+    /// When it cannot be killed.
+    pub fn kill_agent(&mut self) -> anyhow::Result<()> {
+        for pid in self.host().pids("ferry-agent run") {
+            // One that has ended in the meantime is as good.
+            self.host().try_run(&["kill", "-9", &pid.to_string()])?;
+        }
+        self.ferry.agents[0].program.kill();
+        Ok(())
+    }
+
+    /// Starts the agent again.
+    ///
+    /// # Errors
+    /// When it does not listen.
+    pub fn start_agent(&mut self, failpoints: &str) -> anyhow::Result<()> {
+        let program = Agent::run(&self.ferry.lab, self.host(), &[("FAILPOINTS", failpoints)])?;
+        self.ferry.agents[0].program = program;
+        Ok(())
+    }
+
+    /// Kills the server and starts it again.
+    ///
+    /// # Errors
+    /// When it does not listen.
+    pub fn restart_server(&mut self, failpoints: &str) -> anyhow::Result<()> {
+        self.ferry.server.kill();
+        self.ferry.server = start_server_with(&self.ferry.lab, &[("FAILPOINTS", failpoints)])?;
+        Ok(())
+    }
+}

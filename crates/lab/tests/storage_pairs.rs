@@ -1,0 +1,120 @@
+//! Disks of a running VM go everywhere they can go on real hosts, one or several at once, and stay thin.
+#![cfg(feature = "lab")]
+
+use std::time::{Duration, Instant};
+
+use ferry_core::{
+    api::server::JobView,
+    migration::Phase,
+    storage::DiskStage,
+    vm::DiskFormat::{Qcow2, Raw},
+};
+use ferry_lab::{
+    images::{Disk, Place, allocated, holds_data, nonzero},
+    local::FOLDER as LOCAL,
+    site::{SHARE, Site, VM},
+};
+
+/// Sectors lie so far apart that they are all over a disk of 64 MiB.
+const ALL_OVER_KIB: u32 = 512;
+/// Sectors lie together.
+const TOGETHER_KIB: u32 = 4;
+
+fn succeeded(site: &Site, job: &JobView) -> JobView {
+    let ended = site.wait_ended(job.id).expect("it ends");
+    assert_eq!(ended.phase, Phase::Succeeded, "{ended:#?}");
+    assert!(ended.disks.iter().all(|disk| disk.stage == DiskStage::Moved), "{ended:#?}");
+    ended
+}
+
+#[test]
+fn a_disk_goes_from_every_place_and_format_to_every_other() {
+    let site = Site::up(vec![Disk::new(Place::Local, Raw)], ALL_OVER_KIB, "").expect("a guest");
+    let nodes = [(LOCAL, Raw), (LOCAL, Qcow2), (SHARE, Raw), (SHARE, Qcow2)];
+    // A walk over every ordered pair, once.
+    let walk = [0, 1, 0, 2, 0, 3, 1, 2, 1, 3, 2, 3, 0];
+    let mut pairs: Vec<(usize, usize)> = walk.windows(2).map(|pair| (pair[0], pair[1])).collect();
+    for (from, to) in &pairs {
+        let (place, format) = nodes[*to];
+        let before = site.disk("vda").expect("a disk");
+        let wanted = format!("vda={place},format={}", format.name());
+        let begun = Instant::now();
+        succeeded(&site, &site.start_move(&["--disk", &wanted]).expect("accepted"));
+        let path = site.disk("vda").expect("a disk");
+        assert!(path.ends_with(&format!("disk.{}", format.name())), "{path}");
+        assert_eq!(path.starts_with(LOCAL), place == LOCAL, "{path}");
+        assert!(!site.real(&before).exists(), "{before} is left");
+        site.verify().unwrap_or_else(|error| panic!("{:?} to {:?}: {error}", nodes[*from], nodes[*to]));
+        eprintln!("{:?} to {:?} in {} ms", nodes[*from], nodes[*to], begun.elapsed().as_millis());
+    }
+    pairs.sort_unstable();
+    pairs.dedup();
+    assert_eq!(pairs.len(), 12, "every ordered pair was taken");
+    let writes = site.writes_per_s().expect("heard");
+    eprintln!("{writes:.0} sectors were written each second");
+    assert!(writes >= 200.0, "{writes:.0} sectors were written each second");
+}
+
+#[test]
+fn a_vm_with_three_disks_moves_whole_and_then_one_disk_alone() {
+    let disks = vec![
+        Disk::new(Place::Share, Raw),
+        Disk::new(Place::Share, Qcow2),
+        Disk { data_mib: 40, ..Disk::new(Place::Share, Raw) },
+    ];
+    let site = Site::up(disks, TOGETHER_KIB, "").expect("a guest");
+    let devices = ["vda", "vdb", "vdc"];
+    let files = || devices.map(|device| site.disk(device).expect("a disk"));
+    let before = files();
+    let job = site.start_move(&["--to", LOCAL, "--bandwidth", "16"]).expect("accepted");
+    // Each has its own progress: vdc still copies when what holds little is ready.
+    let under_way = site.wait_job(job.id, "three disks are copied", |job| {
+        job.disks.len() == 3
+            && job.disks.iter().all(|disk| disk.copied.0 > 0)
+            && job.disks[2].stage == DiskStage::Copying
+    });
+    let under_way = under_way.expect("each is seen");
+    assert!(under_way.disks.iter().map(|disk| &*disk.device).eq(devices), "{under_way:#?}");
+    assert!(under_way.disks[2].copied < under_way.disks[2].total, "{under_way:#?}");
+    let ended = succeeded(&site, &job);
+    for disk in &ended.disks {
+        assert_eq!(disk.copied, disk.total, "{ended:#?}");
+        assert!(disk.allocated_after.0 > 0, "{ended:#?}");
+    }
+    let whole = files();
+    assert!(whole.iter().all(|file| file.starts_with(LOCAL)), "{whole:?}");
+    assert!(!before.iter().any(|file| site.real(file).exists()), "{before:?} are removed");
+    site.verify().expect("verified");
+
+    let job = succeeded(&site, &site.start_move(&["--disk", &format!("vdb={SHARE}")]).expect("accepted"));
+    assert!(job.disks.iter().map(|disk| &*disk.device).eq(["vdb"]), "{job:#?}");
+    let alone = files();
+    assert_eq!((&alone[0], &alone[2]), (&whole[0], &whole[2]), "the others stay");
+    assert!(!alone[1].starts_with(LOCAL) && !site.real(&whole[1]).exists(), "{alone:?}");
+    site.verify().expect("verified");
+    assert!(holds_data(&site.real(&alone[2]), Raw, 40).expect("read"), "what was in it before is in it");
+}
+
+#[test]
+fn sixty_four_gibibytes_with_little_in_them_stay_thin_and_move_within_three_minutes() {
+    let large = Disk { size_mib: 64 << 10, data_mib: 200, ..Disk::new(Place::Share, Qcow2) };
+    let site = Site::up(vec![Disk::new(Place::Share, Raw), large, large], TOGETHER_KIB, "").expect("a guest");
+    let (raw, qcow2) = (format!("vdb={LOCAL},format=raw"), format!("vdc={LOCAL},format=qcow2"));
+    let begun = Instant::now();
+    succeeded(&site, &site.start_move(&["--disk", &raw, "--disk", &qcow2]).expect("accepted"));
+    let took = begun.elapsed();
+    eprintln!("two disks of 64 GiB with 200 MiB each moved in {} ms", took.as_millis());
+    assert!(took < Duration::from_secs(180), "{took:?}");
+    site.verify().expect("verified");
+    let files = ["vdb", "vdc"].map(|device| site.real(&site.disk(device).expect("a disk")));
+    // Nobody writes any more, so that what is counted is what is there.
+    site.host().virsh(&["destroy", VM]).expect("ended");
+    // QEMU zeroes a whole qcow2 copy first, and so makes all the tables that describe it: 8 bytes for each 64 KiB.
+    for (file, format, tables) in [(&files[0], Raw, 0.0), (&files[1], Qcow2, (64_u64 << 30) as f64 / 8192.0)] {
+        let (takes, holds) = (allocated(file).expect("there"), nonzero(file, format).expect("read"));
+        eprintln!("{} takes {takes} bytes for {holds}", format.name());
+        assert!((200 << 20..202 << 20).contains(&holds), "{} holds {holds} bytes", format.name());
+        assert!(takes as f64 <= 1.02 * holds as f64 + f64::from(1 << 20) + tables, "{} takes {takes}", format.name());
+        assert!(holds_data(file, format, 200).expect("read"), "{} lost data", format.name());
+    }
+}
