@@ -38,9 +38,7 @@ use tracing::{error, info};
 use uuid::Uuid;
 
 use crate::{
-    Agent, AgentError, host,
-    migration::arrivals,
-    places,
+    Agent, AgentError, host, places,
     storage::Reach,
     tls::{Caller, PinAcceptor},
 };
@@ -110,7 +108,7 @@ pub fn router(agent: Arc<Agent>) -> Router {
         .route("/v1/directory/check", put(check_directory))
         .route("/v1/vms/{vm}/power", put(power))
         .route("/v1/vms/{vm}/disks", get(get_disks))
-        .route("/v1/arrivals/check", put(check_arrivals))
+        .route("/v1/vms/{vm}/arrivals/check", put(check_arrivals))
         .route("/v1/migrations/{job}/{generation}/destination", put(prepare_destination))
         .route("/v1/migrations/{job}/{generation}/source", put(prepare_source))
         .route("/v1/migrations/{job}/{generation}/perform", put(perform))
@@ -312,8 +310,12 @@ async fn get_disks(State(agent): Shared, Path(vm): Path<VmId>) -> Answered<Vec<D
     Ok(Json(blocking(&agent, move |agent| places::disks(agent, vm)).await?))
 }
 
-async fn check_arrivals(State(agent): Shared, Body(wanted): Body<Vec<DiskArrival>>) -> Result<StatusCode, Refusal> {
-    blocking(&agent, move |agent| arrivals::checked(&reach(agent)?, &wanted)).await?;
+async fn check_arrivals(
+    State(agent): Shared,
+    Path(vm): Path<VmId>,
+    Body(wanted): Body<Vec<DiskArrival>>,
+) -> Result<StatusCode, Refusal> {
+    blocking(&agent, move |agent| agent.migrations.check_arrivals(&reach(agent)?, vm, &wanted)).await?;
     Ok(StatusCode::NO_CONTENT)
 }
 

@@ -279,8 +279,8 @@ pub(crate) fn job(job: &JobView) -> String {
         );
         if job.kind == JobKind::LiveVsm {
             text += &format!(
-                "  disks took {} at the source, {} at the destination\n",
-                figures.allocated_source, figures.allocated_destination
+                "  disks took {} at the source and take {} at the destination; {} of the bytes on the wire were theirs\n",
+                figures.allocated_source, figures.allocated_destination, figures.disk_wire
             );
         }
     }

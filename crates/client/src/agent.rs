@@ -204,8 +204,9 @@ impl AgentClient {
     ///
     /// # Errors
     /// As [`Self::enrol`]; a problem says what stands against it.
-    pub async fn check_arrivals(&self, disks: &[DiskArrival]) -> Result<(), ClientError> {
-        let request = self.peer.request(Method::PUT, &["v1", "arrivals", "check"], BROWSE_DEADLINE);
+    pub async fn check_arrivals(&self, vm: VmId, disks: &[DiskArrival]) -> Result<(), ClientError> {
+        let path = ["v1", "vms", &vm.to_string(), "arrivals", "check"];
+        let request = self.peer.request(Method::PUT, &path, BROWSE_DEADLINE);
         self.peer.done(request.json(disks)).await
     }
 

@@ -125,6 +125,9 @@ pub struct Figures {
     pub sent: ByteCount,
     /// Bytes on the wire, both directions, headers included, TLS and TCP overhead not.
     pub wire: ByteCount,
+    /// Of these, bytes of disks that moved along.
+    #[serde(default)]
+    pub disk_wire: ByteCount,
     /// Passes over memory.
     pub iterations: u32,
     /// What the files that were moved took before, as far as their file systems tell.

@@ -5,7 +5,7 @@ use std::{
     io,
     os::unix::fs::{MetadataExt as _, OpenOptionsExt as _, chown},
     path::Path,
-    process::Command,
+    process::{Command, Stdio},
     time::Duration,
 };
 
@@ -15,6 +15,8 @@ use crate::run::run;
 
 /// QEMU's tool writes a few kilobytes; a file server may be slow.
 const MAKE_WITHIN: Duration = Duration::from_secs(30);
+/// It reads tables, of large images some megabytes.
+const MAP_WITHIN: Duration = Duration::from_secs(60);
 
 /// Makes a new image that holds zeros and belongs to `owner` (user and group id). Ok promises that it was not there
 /// before and is on disk.
@@ -73,6 +75,46 @@ fn sync_name(path: &Path) -> io::Result<()> {
     }
 }
 
+/// A part of an image that holds data, as it is stored.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Extent {
+    /// Where the guest sees it. Bytes.
+    pub start: u64,
+    /// How much it is. Bytes.
+    pub length: u64,
+    /// Where it lies in the file. Bytes.
+    pub offset: u64,
+}
+
+/// Where the data of an image lie that nobody writes, and that is no overlay.
+///
+/// # Errors
+/// When QEMU's tool is not there, does not end in time, or does not understand the image, as one with compressed parts.
+pub fn extents(path: &Path, format: DiskFormat) -> io::Result<Vec<Extent>> {
+    // `timeout` ends it: its output may be longer than what is kept of other programs.
+    let within = MAP_WITHIN.as_secs().to_string();
+    let tool = Command::new("timeout")
+        .args([&within, "qemu-img", "map", "--output=human", "-f", format.name()])
+        .arg(path)
+        .stdin(Stdio::null())
+        .output()?;
+    if !tool.status.success() {
+        return Err(io::Error::other(format!("qemu-img: {}", String::from_utf8_lossy(&tool.stderr).trim())));
+    }
+    // A line of titles; then of each part its place, its length, its place in the file, and the file.
+    let text = String::from_utf8_lossy(&tool.stdout);
+    let number = |word: Option<&str>| {
+        let word = word?;
+        word.strip_prefix("0x").map_or_else(|| word.parse().ok(), |hex| u64::from_str_radix(hex, 16).ok())
+    };
+    let extents = text.lines().skip(1).map(|line| {
+        let mut words = line.split_whitespace();
+        let (start, length) = (number(words.next())?, number(words.next())?);
+        Some(Extent { start, length, offset: number(words.next())? })
+    });
+    extents.collect::<Option<_>>().ok_or_else(|| io::Error::other("qemu-img map printed something unknown"))
+}
+
 /// Removes a file; Ok if there is none.
 ///
 /// # Errors
@@ -121,6 +163,27 @@ mod tests {
         assert!(allocated(&path).expect("there").0 < 1 << 20);
         let (_, free) = free(folder.path()).expect("asked");
         assert!(free.is_some_and(|free| free.0 > 0));
+    }
+
+    #[test]
+    fn the_data_of_an_image_are_found_where_they_lie() {
+        let folder = tempfile::tempdir().expect("a folder");
+        for format in [DiskFormat::Raw, DiskFormat::Qcow2] {
+            let path = folder.path().join(format!("vda.{}", format.name()));
+            create(&path, format, ByteCount::mib(64), me()).expect("made");
+            assert_eq!(extents(&path, format).expect("read"), [], "{format:?}");
+            let mut tool = Command::new("qemu-io");
+            let written = tool.args(["-f", format.name(), "-c", "write -P 7 5M 128k", "-c", "write -P 8 20M 64k"]);
+            assert!(run(written.arg(&path), MAKE_WITHIN).expect("qemu-io is installed").is_ok());
+            let found = extents(&path, format).expect("read");
+            let places: Vec<_> = found.iter().map(|extent| (extent.start, extent.length)).collect();
+            assert_eq!(places, [(5 << 20, 128 << 10), (20 << 20, 64 << 10)], "{format:?}");
+            let file = fs::read(&path).expect("there");
+            for (extent, byte) in found.iter().zip([7, 8]) {
+                let data = &file[extent.offset as usize..][..extent.length as usize];
+                assert!(data.iter().all(|found| *found == byte), "{format:?}: {extent:?}");
+            }
+        }
     }
 
     #[test]

@@ -34,6 +34,8 @@ pub enum Channel {
     Memory(u16),
     /// A disk, by connection in the order of opening.
     Disk(u16),
+    /// What the destination's file of that disk holds already: an index, from the destination, until its end.
+    Seed(u16),
 }
 
 /// The first bytes of a connection.
@@ -70,6 +72,7 @@ impl Hello {
             Channel::Rpc => (1, 0),
             Channel::Memory(index) => (2, index),
             Channel::Disk(index) => (3, index),
+            Channel::Seed(index) => (4, index),
         };
         let mut bytes = [0; HELLO_BYTES];
         bytes[..8].copy_from_slice(MAGIC);
@@ -101,6 +104,7 @@ impl Hello {
             (1, 0) => Channel::Rpc,
             (2, index) => Channel::Memory(index),
             (3, index) => Channel::Disk(index),
+            (4, index) => Channel::Seed(index),
             _ => return Err(bad("an unknown channel")),
         };
         if bytes[61] != 0 || bytes[67] != 0 {

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use ferry_core::{
     api::agent::{ArrivalFile, DiskArrival},
     finding::{Finding, FindingId},
+    id::VmId,
     storage::{DiskProgress, DiskStage},
     units::ByteCount,
     vm::DiskFormat,
@@ -13,8 +14,9 @@ use ferry_drivers::{hypervisor::Hypervisor, image};
 use serde::{Deserialize, Serialize};
 use tracing::warn;
 
+use super::seeds::{Seeds, Sown};
 use crate::{
-    AgentError,
+    AgentError, files,
     storage::{Needs, Reach},
 };
 
@@ -34,12 +36,16 @@ pub struct Arrival {
     pub virtual_size: ByteCount,
     /// This attempt made the file: it may remove it.
     pub made: bool,
+    /// The file was an unfinished copy: what it holds need not be sent.
+    #[serde(default)]
+    pub sown: Option<Sown>,
 }
 
 impl Arrival {
     /// As the source's agent is told.
     pub(super) fn file(&self) -> ArrivalFile {
-        ArrivalFile { device: self.device.clone(), path: self.path.display().to_string(), format: self.format }
+        let (device, path) = (self.device.clone(), self.path.display().to_string());
+        ArrivalFile { device, path, format: self.format, sown: self.sown.is_some() }
     }
 }
 
@@ -47,7 +53,7 @@ impl Arrival {
 ///
 /// # Errors
 /// `file.exists`, `file.space`, or a place that is outside of where files may be or does not answer.
-pub fn checked(reach: &Reach, wanted: &[DiskArrival]) -> Result<Vec<Arrival>, AgentError> {
+pub fn checked(reach: &Reach, vm: VmId, wanted: &[DiskArrival], seeds: &Seeds) -> Result<Vec<Arrival>, AgentError> {
     if wanted.len() > DISKS_MAX {
         return Err(AgentError::Carrier(format!("No VM has more than {DISKS_MAX} disks")));
     }
@@ -62,15 +68,20 @@ pub fn checked(reach: &Reach, wanted: &[DiskArrival]) -> Result<Vec<Arrival>, Ag
                 "See what the host reaches with `ferry host show`",
             )
         })?;
-        needs.add(reach, &disk.to, disk.allocated)?;
+        let held = seeds.held(vm, disk);
+        needs.add(reach, &disk.to, ByteCount(disk.allocated.0.saturating_sub(held.0)))?;
         if path.symlink_metadata().is_ok() || arrivals.iter().any(|other| other.path == path) {
             return Err(exists(&path));
         }
         let (device, format, virtual_size) = (disk.device.clone(), disk.format, disk.virtual_size);
-        arrivals.push(Arrival { device, path, format, virtual_size, made: false });
+        arrivals.push(Arrival { device, path, format, virtual_size, made: false, sown: None });
     }
-    needs.are_met()?;
-    Ok(arrivals)
+    match needs.are_met() {
+        Err(error) if !seeds.make_room() => Err(error),
+        // What is left of other attempts stands in nobody's way.
+        Err(_) => checked(reach, vm, wanted, seeds),
+        Ok(()) => Ok(arrivals),
+    }
 }
 
 /// Makes one file, thin and empty. Blocks.
@@ -84,11 +95,16 @@ pub(super) fn make(arrival: &Arrival, owner: (u32, u32)) -> Result<(), AgentErro
     })
 }
 
-/// Removes what was made and no VM uses. Blocks.
+/// Removes what was made and no VM uses, or keeps it as seeds. Blocks.
 ///
 /// # Errors
 /// When it is not known what is in use, or a file cannot be removed.
-pub(super) fn remove(arrivals: &[Arrival], hypervisor: &dyn Hypervisor) -> Result<(), AgentError> {
+pub(super) fn remove(
+    vm: VmId,
+    arrivals: &[Arrival],
+    hypervisor: &dyn Hypervisor,
+    seeds: Option<&Seeds>,
+) -> Result<(), AgentError> {
     if !arrivals.iter().any(|arrival| arrival.made) {
         return Ok(());
     }
@@ -96,6 +112,12 @@ pub(super) fn remove(arrivals: &[Arrival], hypervisor: &dyn Hypervisor) -> Resul
     for arrival in arrivals.iter().filter(|arrival| arrival.made) {
         if used.contains(&arrival.path) {
             warn!(file = %arrival.path.display(), "a new file stays: a VM uses it");
+            continue;
+        }
+        if let Some(sown) = &arrival.sown {
+            files::remove(&sown.index)?;
+        }
+        if seeds.is_some_and(|seeds| seeds.keep(vm, arrival)) {
             continue;
         }
         image::remove(&arrival.path).map_err(|source| AgentError::File { path: arrival.path.clone(), source })?;

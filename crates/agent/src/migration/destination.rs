@@ -29,14 +29,18 @@ use ferry_wire::{
     control::{Control, ControlSender, Message},
     hello::Channel,
     meter::Meter,
-    nbd::{self, Held},
+    nbd::{self, Held, seed::SeedKey},
     session::{Acceptor, SessionKey},
 };
-use tokio::net::{TcpStream, UnixStream};
+use tokio::{
+    io::AsyncWriteExt as _,
+    net::{TcpStream, UnixStream},
+};
 use tokio_rustls::TlsStream;
 use tracing::{error, info, warn};
 
 use super::{
+    arrivals::Arrival,
     carrier::{Board, blocking, channel_ended, past_pivot},
     journal::{Journal, Task},
 };
@@ -59,6 +63,8 @@ struct Shared {
     stopped_at: Mutex<Option<Instant>>,
     ran_at: Mutex<Option<Instant>>,
     resuming: tokio::sync::Mutex<()>,
+    /// Disks that come along, in the order in which their channels come.
+    arrivals: Vec<Arrival>,
 }
 
 impl Destination {
@@ -97,6 +103,7 @@ impl Destination {
             stopped_at: Mutex::new(None),
             ran_at: Mutex::new(None),
             resuming: tokio::sync::Mutex::new(()),
+            arrivals: arrivals.clone(),
         });
         shared.board.spawn(accept(acceptor, Arc::clone(&shared)));
         Ok(Self { shared, address })
@@ -170,6 +177,9 @@ async fn accept(mut acceptor: Acceptor, shared: Arc<Shared>) {
             Channel::Disk(_) if shared.bound.disks.is_empty() => warn!("a disk channel came, and none is expected"),
             Channel::Disk(index) => {
                 board.spawn(carry_disk(index, peer, shared));
+            }
+            Channel::Seed(index) => {
+                board.spawn(tell_seed(index, peer, shared));
             }
         }
     }
@@ -305,13 +315,35 @@ async fn carry_disk(index: u16, peer: TlsStream<TcpStream>, shared: Arc<Shared>)
     info!(index, "a disk begins to arrive");
     let (reader, writer) = local.into_split();
     let mut options = Options::new(shared.downtime_limit, Arc::clone(&shared.meter));
-    // Its file was made for it, and nobody else writes there: see `docs/adr/0008`.
-    if usize::from(index) < shared.bound.disks.len() {
-        let (requests, replies) = nbd::destination(Held::Zeroes, Arc::default());
-        options.inbound = Some(Box::new(requests));
-        options.outbound = Some(Box::new(replies));
-    }
+    let (requests, replies) = nbd::destination(held(&shared.arrivals, index), Arc::default());
+    options.inbound = Some(Box::new(requests));
+    options.outbound = Some(Box::new(replies));
     channel_ended("disk", carry(peer, reader, writer, options).await);
+}
+
+/// What is known of the file behind a channel: libvirt opens one for each disk, in the definition's order. Nothing is
+/// promised of zeroes while another of the files holds something: should the order ever be another, a file would keep
+/// what the guest had erased.
+fn held(arrivals: &[Arrival], index: u16) -> Held {
+    let any_is_sown = arrivals.iter().any(|arrival| arrival.sown.is_some());
+    match arrivals.get(usize::from(index)) {
+        Some(Arrival { sown: Some(sown), .. }) => Held::Seed(SeedKey(sown.key.0)),
+        Some(_) if !any_is_sown => Held::Zeroes,
+        Some(_) | None => Held::Unknown,
+    }
+}
+
+/// Tells the source what the file of a disk holds.
+async fn tell_seed(index: u16, mut peer: TlsStream<TcpStream>, shared: Arc<Shared>) {
+    let sown = shared.arrivals.get(usize::from(index)).and_then(|arrival| arrival.sown.as_ref());
+    let told = async {
+        let mut file = tokio::fs::File::open(&sown.ok_or(std::io::ErrorKind::NotFound)?.index).await?;
+        tokio::io::copy(&mut file, &mut peer).await?;
+        peer.shutdown().await
+    };
+    if let Err(error) = told.await {
+        warn!(index, %error, "the source is not told what is here already");
+    }
 }
 
 async fn connect(socket: PathBuf) -> Option<UnixStream> {

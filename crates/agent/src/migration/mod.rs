@@ -14,6 +14,7 @@ pub mod hold;
 pub mod journal;
 mod launch;
 mod registry;
+mod seeds;
 mod source;
 
 pub use launch::Launcher;

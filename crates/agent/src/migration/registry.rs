@@ -11,8 +11,8 @@ use std::{
 
 use ferry_core::{
     api::agent::{
-        ConfirmRequest, DestinationReady, MigrationReport, PrepareDestination, PrepareSource, Role, ShareMount,
-        SourceReady, Stage,
+        ConfirmRequest, DestinationReady, DiskArrival, MigrationReport, PrepareDestination, PrepareSource, Role,
+        ShareMount, SourceReady, Stage,
     },
     finding::{Finding, FindingId},
     id::{Generation, JobId, SessionId, VmId},
@@ -33,6 +33,7 @@ use super::{
     hold,
     journal::{CarrierState, Journal, Task},
     launch::{self, Launcher, is_session_dir, make_socket_dir},
+    seeds::Seeds,
     source::run_again,
 };
 use crate::{AgentError, config::Config, error::chain, files, storage::Reach};
@@ -56,6 +57,7 @@ pub struct Registry {
     entries: Mutex<HashMap<JobId, Journal>>,
     /// Held by the request that changes a migration: one at a time for each.
     turns: Mutex<HashMap<JobId, Arc<tokio::sync::Mutex<()>>>>,
+    seeds: Arc<Seeds>,
     /// Last attempts of jobs that were released.
     ended: Mutex<BTreeMap<JobId, Generation>>,
 }
@@ -87,6 +89,7 @@ impl Registry {
             process_owner: OnceCell::new(),
             entries: Mutex::new(entries),
             turns: Mutex::default(),
+            seeds: Arc::new(Seeds::load(config)?),
             ended: Mutex::new(ended),
         })
     }
@@ -144,25 +147,28 @@ impl Registry {
                     return ready(answer, &known);
                 }
                 // Its carrier is gone, and what was made for it is made again.
-                self.remove_arrivals(&known).await?;
+                self.remove_arrivals(&known, false).await?;
             }
             None => self.must_not_be_here(vm).await?,
         }
         let session = request.session;
-        let wanted = request.disks.clone();
+        let (wanted, disks) = (request.disks.clone(), request.disks.clone());
         let arrivals = match wanted.is_empty() {
             true => Vec::new(),
-            false => off_thread(move || arrivals::checked(&reach, &wanted)).await?,
+            false => {
+                let seeds = Arc::clone(&self.seeds);
+                off_thread(move || arrivals::checked(&reach, vm, &wanted, &seeds)).await?
+            }
         };
         let mounted = mounts.iter().map(|mount| PathBuf::from(&mount.path));
         let roots = mounted.chain(arrivals.iter().map(|arrival| arrival.path.clone())).collect();
         let task = Task::Destination { request, roots, arrivals };
         let journal = self.journal(job, generation, task, session, socket_dir.clone(), false);
-        let journal = self.make_arrivals(journal).await?;
+        let journal = self.make_arrivals(journal, &disks).await?;
         let answer = match self.begin(&journal).await {
             Ok(answer) => answer,
             Err(error) => {
-                self.remove_arrivals(&journal).await?;
+                self.remove_arrivals(&journal, true).await?;
                 return Err(error);
             }
         };
@@ -173,22 +179,28 @@ impl Registry {
     }
 
     /// Makes the files of disks that come along, each written down when it is there. After an error none is left.
-    async fn make_arrivals(&self, mut journal: Journal) -> Result<Journal, AgentError> {
+    async fn make_arrivals(&self, mut journal: Journal, wanted: &[DiskArrival]) -> Result<Journal, AgentError> {
         let count = journal.task.arrivals().len();
         for index in 0..count {
             let owner = blocking(&self.hypervisor, |hypervisor| hypervisor.process_owner()).await?;
-            let arrival = journal.task.arrivals()[index].clone();
-            let made = match off_thread(move || arrivals::make(&arrival, owner)).await {
-                Ok(()) => {
+            let (arrival, wanted) = (journal.task.arrivals()[index].clone(), wanted[index].clone());
+            let (seeds, vm) = (Arc::clone(&self.seeds), journal.task.vm());
+            let make = move || match seeds.take(vm, &wanted, &arrival.path) {
+                Some(sown) => Ok(Some(sown)),
+                None => arrivals::make(&arrival, owner).map(|()| None),
+            };
+            let made = match off_thread(make).await {
+                Ok(sown) => {
                     if let Task::Destination { arrivals, .. } = &mut journal.task {
                         arrivals[index].made = true;
+                        arrivals[index].sown = sown;
                     }
                     self.put(&journal)
                 }
                 Err(error) => Err(error),
             };
             if let Err(error) = made {
-                self.remove_arrivals(&journal).await?;
+                self.remove_arrivals(&journal, false).await?;
                 self.forget(&journal).await?;
                 return Err(error);
             }
@@ -196,10 +208,19 @@ impl Registry {
         Ok(journal)
     }
 
-    /// Removes the files that were made for disks that do not come.
-    async fn remove_arrivals(&self, journal: &Journal) -> Result<(), AgentError> {
+    /// Removes the files that were made for disks that do not come, or keeps them for the next attempt.
+    async fn remove_arrivals(&self, journal: &Journal, keep: bool) -> Result<(), AgentError> {
         let (arrivals, hypervisor) = (journal.task.arrivals().to_vec(), Arc::clone(&self.hypervisor));
-        off_thread(move || arrivals::remove(&arrivals, &*hypervisor)).await
+        let (vm, seeds) = (journal.task.vm(), keep.then(|| Arc::clone(&self.seeds)));
+        off_thread(move || arrivals::remove(vm, &arrivals, &*hypervisor, seeds.as_deref())).await
+    }
+
+    /// Whether new files for disks of a VM can be made. Blocks.
+    ///
+    /// # Errors
+    /// What stands against it.
+    pub fn check_arrivals(&self, reach: &Reach, vm: VmId, wanted: &[DiskArrival]) -> Result<(), AgentError> {
+        arrivals::checked(reach, vm, wanted, &self.seeds).map(drop)
     }
 
     /// A copy that is given up is destroyed with its definition: it must be nothing that was here before.
@@ -375,7 +396,7 @@ impl Registry {
                     hypervisor.undefine(vm)
                 })
                 .await?;
-                self.remove_arrivals(&journal).await?;
+                self.remove_arrivals(&journal, true).await?;
             }
         }
         made_to_fail("agent-undone")?;

@@ -37,10 +37,11 @@ use ferry_wire::{
     control::{Control, ControlSender, Message},
     hello::Channel,
     meter::Meter,
-    nbd::{self, Image},
+    nbd::{self, Image, seed::SeedIndex},
     session::{Dialer, SessionKey},
 };
 use tokio::{
+    io::AsyncReadExt as _,
     net::UnixListener,
     sync::{Notify, watch},
 };
@@ -49,6 +50,7 @@ use tracing::{debug, error, info, warn};
 use super::{
     carrier::{Board, blocking, channel_ended, past_pivot},
     journal::{Journal, Task},
+    seeds::INDEX_BYTES_MAX,
 };
 use crate::{AgentError, config::Config, error::chain, files};
 
@@ -59,6 +61,8 @@ const ABORT_DEADLINE: Duration = Duration::from_secs(25);
 /// How often a VM that libvirt left paused is tried to be run, and how many times: until the destination's copy is gone.
 const RUN_EVERY: Duration = Duration::from_millis(250);
 const RUNS_MAX: u32 = 480;
+/// How long the destination may take to tell what a file holds: the carrier must be ready soon.
+const SEED_DEADLINE: Duration = Duration::from_secs(8);
 
 pub(super) struct Source {
     shared: Arc<Shared>,
@@ -73,10 +77,14 @@ struct Shared {
     limited_from: Mutex<Instant>,
     /// Bytes on the wire when disks were looked at last.
     disks_sent: AtomicU64,
+    /// What is known of the new files of the disks that move along, until their channels come.
+    images: Mutex<Vec<Option<Image>>>,
     /// When the VM was stopped for the hand-over.
     stopped_at: Arc<Mutex<Option<Instant>>>,
     dialer: Dialer,
     meter: Arc<Meter>,
+    /// Of the disks that move along.
+    disk_meter: Arc<Meter>,
     control: ControlSender,
     aborting: AtomicBool,
     delivered: AtomicBool,
@@ -87,6 +95,13 @@ struct Shared {
     /// Why the management channel broke: libvirt itself only says that it did.
     broken: Mutex<Option<String>>,
     _watch: Mutex<Box<dyn Send>>,
+}
+
+impl Shared {
+    /// Bytes of memory and disks on the wire so far.
+    fn wire(&self) -> u64 {
+        self.meter.wire() + self.disk_meter.wire()
+    }
 }
 
 impl Source {
@@ -125,6 +140,7 @@ impl Source {
         .await?;
         let (rpc, memory) = (listen(socket_dir, RPC_SOCKET)?, listen(socket_dir, MEMORY_SOCKET)?);
         let disks = if along.is_empty() { None } else { Some(listen(socket_dir, DISK_SOCKET)?) };
+        let images = ask_seeds(&dialer, task).await;
         let shared = Arc::new(Shared {
             request: MigrateRequest {
                 vm: task.vm,
@@ -141,12 +157,14 @@ impl Source {
             timeout: Duration::from_millis(task.timeout_ms),
             dialer,
             meter: Arc::default(),
+            disk_meter: Arc::default(),
             control: sender,
             aborting: AtomicBool::new(false),
             delivered: AtomicBool::new(false),
             limited_from: Mutex::new(Instant::now()),
             disks_sent: AtomicU64::new(0),
             stopped_at,
+            images: Mutex::new(images),
             cut: watch::Sender::new(false),
             broken: Mutex::default(),
             _watch: Mutex::new(watch),
@@ -226,6 +244,40 @@ fn disks_along(task: &PrepareSource) -> Vec<DiskAlong> {
         .collect()
 }
 
+/// What the destination's files hold already. That it is not told only means that more is sent.
+async fn ask_seeds(dialer: &Dialer, task: &PrepareSource) -> Vec<Option<Image>> {
+    let until = tokio::time::Instant::now() + SEED_DEADLINE;
+    let mut images = Vec::new();
+    for (index, file) in (0..).zip(&task.destination.files) {
+        let asked = async {
+            let mut peer =
+                dialer.open(Channel::Seed(index)).await.map_err(|error| chain(&error))?.take(INDEX_BYTES_MAX);
+            let mut bytes = Vec::new();
+            peer.read_to_end(&mut bytes).await.map_err(|error| error.to_string())?;
+            SeedIndex::decode(&bytes).map_err(|error| error.to_string())
+        };
+        let image = match file.sown {
+            false => Image::Zeroes,
+            true => match tokio::time::timeout_at(until, asked).await {
+                Ok(Ok(index)) => {
+                    info!(disk = file.device, blocks = index.blocks(), "the destination holds an unfinished copy");
+                    Image::Seed(index)
+                }
+                Ok(Err(reason)) => {
+                    warn!(disk = file.device, reason, "the destination does not say what it holds");
+                    Image::Unknown
+                }
+                Err(_) => {
+                    warn!(disk = file.device, "the destination does not say in time what it holds");
+                    Image::Unknown
+                }
+            },
+        };
+        images.push(Some(image));
+    }
+    images
+}
+
 fn listen(dir: &Path, name: &str) -> Result<UnixListener, AgentError> {
     let path = dir.join(name);
     files::remove(&path)?;
@@ -278,7 +330,7 @@ async fn show_progress(shared: &Shared, started: Instant) -> ! {
             true => Vec::new(),
             false => blocking(&board.hypervisor, look).await.unwrap_or_default(),
         };
-        let wire = shared.meter.wire();
+        let wire = shared.wire();
         if stats.memory_total.0 == 0 && shared.disks_sent.swap(wire, Ordering::SeqCst) != wire {
             // Its time limit is for the memory: disks take as long as they take, while they get on.
             *shared.limited_from.lock().expect("nobody panics while holding it") = Instant::now();
@@ -397,7 +449,7 @@ async fn settle(shared: &Arc<Shared>, started: Instant, outcome: Result<(), Hype
             false
         }
     };
-    let wire = ByteCount(shared.meter.wire());
+    let (wire, disk_wire) = (ByteCount(shared.wire()), ByteCount(shared.disk_meter.wire()));
     if delivered {
         board.tell(|known| {
             known.stage = Stage::Delivered;
@@ -406,6 +458,7 @@ async fn settle(shared: &Arc<Shared>, started: Instant, outcome: Result<(), Hype
             }
             known.state.figures.migrate_ms = migrate_ms;
             known.state.figures.wire = wire;
+            known.state.figures.disk_wire = disk_wire;
         });
     } else if let Err(error) = outcome {
         give_up(shared, error).await;
@@ -537,10 +590,13 @@ async fn carry_each(listener: UnixListener, channel: fn(u16) -> Channel, shared:
                 continue;
             }
         };
-        let mut options = Options::new(shared.request.downtime_limit, Arc::clone(&shared.meter));
-        // One connection for each disk: of another, should there be one, nothing is known.
-        if matches!(channel, Channel::Disk(index) if usize::from(index) < shared.request.disks.len()) {
-            let (requests, replies) = nbd::source(Image::Zeroes, Arc::default());
+        let meter = if matches!(channel, Channel::Disk(_)) { &shared.disk_meter } else { &shared.meter };
+        let mut options = Options::new(shared.request.downtime_limit, Arc::clone(meter));
+        if let Channel::Disk(index) = channel {
+            // One connection for each disk: of another, should there be one, nothing is known.
+            let mut images = shared.images.lock().expect("nobody panics while holding it");
+            let image = images.get_mut(usize::from(index)).and_then(Option::take).unwrap_or_default();
+            let (requests, replies) = nbd::source(image, Arc::default());
             options.outbound = Some(Box::new(requests));
             options.inbound = Some(Box::new(replies));
         }

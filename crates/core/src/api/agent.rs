@@ -16,7 +16,7 @@
 //! PUT    /v1/directory/check                         Location            → 204               (QEMU can write files there)
 //! PUT    /v1/vms/{vm}/power                          PowerRequest
 //! GET    /v1/vms/{vm}/disks                              → [DiskSize]         (of the disks that are files, while it runs)
-//! PUT    /v1/arrivals/check                          [DiskArrival]       → 204               (changes nothing)
+//! PUT    /v1/vms/{vm}/arrivals/check                 [DiskArrival]       → 204               (changes nothing but old seeds)
 //! PUT    /v1/migrations/{job}/{generation}/destination  PrepareDestination → DestinationReady
 //! PUT    /v1/migrations/{job}/{generation}/source       PrepareSource      → SourceReady
 //! PUT    /v1/migrations/{job}/{generation}/perform                       → MigrationReport   (returns when started)
@@ -191,6 +191,9 @@ pub struct ArrivalFile {
     pub path: String,
     /// How it is laid out.
     pub format: DiskFormat,
+    /// It is an unfinished copy of the disk: the destination tells what it holds, on a channel of its own.
+    #[serde(default)]
+    pub sown: bool,
 }
 
 /// The destination listens.

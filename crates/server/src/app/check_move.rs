@@ -163,7 +163,7 @@ async fn judge(app: &App, vm: VmId, asked: &Asked<'_>, along: Along<'_>, occasio
         match arrivals(source, vm, &along).await {
             Ok(wanted) => {
                 why += &format!(", {} to copy", ByteCount(wanted.iter().map(|disk| disk.allocated.0).sum()));
-                if let Err(error) = destination.agent.check_arrivals(&wanted).await {
+                if let Err(error) = destination.agent.check_arrivals(vm, &wanted).await {
                     findings.extend(told(destination, &error));
                 }
             }

@@ -497,6 +497,7 @@ fn merged(one: Figures, other: Figures) -> Figures {
         qemu_downtime_ms: one.qemu_downtime_ms.max(other.qemu_downtime_ms),
         sent: ByteCount(one.sent.0.max(other.sent.0)),
         wire: ByteCount(one.wire.0.max(other.wire.0)),
+        disk_wire: ByteCount(one.disk_wire.0.max(other.disk_wire.0)),
         iterations: one.iterations.max(other.iterations),
         allocated_source: ByteCount(one.allocated_source.0.max(other.allocated_source.0)),
         allocated_destination: ByteCount(one.allocated_destination.0.max(other.allocated_destination.0)),

@@ -65,6 +65,23 @@ impl fmt::Debug for SeedIndex {
 }
 
 impl SeedIndex {
+    /// Of an image of which nothing is known yet.
+    pub fn new(key: SeedKey) -> Self {
+        Self { key, blocks: BTreeMap::new() }
+    }
+
+    /// The image holds this block, of [`BLOCK_BYTES`], at its place. One that is all zero is left out.
+    pub fn insert(&mut self, block: u64, bytes: &[u8]) {
+        if bytes.len() as u64 == BLOCK_BYTES && !all_zero(bytes) {
+            self.blocks.insert(block, self.key.hash(bytes));
+        }
+    }
+
+    /// The key of its hashes.
+    pub fn key(&self) -> SeedKey {
+        self.key
+    }
+
     /// Reads all data of a raw image; holes are skipped, and so is what is left behind the last whole block. Moves the
     /// file's position. Takes as long as reading does.
     ///
