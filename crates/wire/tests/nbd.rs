@@ -23,9 +23,12 @@ use nix::{
 };
 use tempfile::TempDir;
 use tokio::{
-    io::duplex,
-    net::{UnixListener, UnixStream},
-    process::Command,
+    io::{AsyncBufReadExt as _, AsyncWriteExt as _, BufReader, Lines, duplex},
+    net::{
+        UnixListener, UnixStream,
+        unix::{OwnedReadHalf, OwnedWriteHalf},
+    },
+    process::{Child, Command},
 };
 
 const LIMIT: Duration = Duration::from_millis(300);
@@ -353,4 +356,110 @@ async fn a_seed_that_changed_underneath_fails_the_copy() {
     let said = String::from_utf8_lossy(&output.stderr);
     assert!(!output.status.success() && said.contains("Input/output error"), "{said}");
     assert_eq!(line.far_nbd.mismatches(), 1);
+}
+
+/// A QEMU without a VM, that mirrors one raw image.
+struct Mirror {
+    commands: OwnedWriteHalf,
+    said: Lines<BufReader<OwnedReadHalf>>,
+    _process: Child,
+}
+
+impl Mirror {
+    async fn start(folder: &Path, image: &Path) -> Self {
+        let socket = folder.join("qmp.sock");
+        let process = Command::new("qemu-storage-daemon")
+            .arg("--blockdev")
+            .arg(format!("driver=raw,node-name=disk,file.driver=file,file.filename={}", text(image)))
+            .arg("--chardev")
+            .arg(format!("socket,id=qmp,server=on,wait=off,path={}", text(&socket)))
+            .args(["--monitor", "qmp"])
+            .stdin(Stdio::null())
+            .kill_on_drop(true)
+            .spawn()
+            .expect("qemu-storage-daemon starts");
+        let stream = tokio::time::timeout(DEADLINE, async {
+            loop {
+                match UnixStream::connect(&socket).await {
+                    Ok(stream) => return stream,
+                    Err(_) => tokio::task::yield_now().await,
+                }
+            }
+        });
+        let (reader, commands) = stream.await.expect("it listens in time").into_split();
+        let mut mirror = Self { commands, said: BufReader::new(reader).lines(), _process: process };
+        mirror.hear("QMP").await;
+        mirror.run("qmp_capabilities", serde_json::json!({})).await;
+        mirror
+    }
+
+    /// What it says next that has this word.
+    async fn hear(&mut self, word: &str) -> serde_json::Value {
+        loop {
+            let line = tokio::time::timeout(DEADLINE, self.said.next_line()).await.expect("it says it in time");
+            let line = line.expect("it lives").expect("it lives");
+            let said: serde_json::Value = serde_json::from_str(&line).expect("JSON");
+            assert!(said.get("error").is_none(), "{line}");
+            if said.get(word).is_some() || said["event"] == word {
+                return said;
+            }
+        }
+    }
+
+    async fn run(&mut self, command: &str, arguments: serde_json::Value) {
+        let command = serde_json::json!({ "execute": command, "arguments": arguments });
+        self.commands.write_all(command.to_string().as_bytes()).await.expect("it reads");
+        self.hear("return").await;
+    }
+
+    /// As libvirt does it when it migrates a disk.
+    async fn copy_to(&mut self, socket: &Path) {
+        let server = serde_json::json!({ "type": "unix", "path": text(socket) });
+        let target = serde_json::json!({ "driver": "nbd", "node-name": "target", "server": server });
+        self.run("blockdev-add", target).await;
+        let job = serde_json::json!({ "job-id": "copy", "device": "disk", "target": "target", "sync": "full" });
+        self.run("blockdev-mirror", job).await;
+        self.hear("BLOCK_JOB_READY").await;
+        self.run("block-job-cancel", serde_json::json!({ "device": "copy" })).await;
+        let ended = self.hear("BLOCK_JOB_COMPLETED").await;
+        assert!(ended["data"].get("error").is_none(), "{ended}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn qemus_mirror_arrives_thin_and_spares_what_is_held() {
+    for discard in ["unmap", "ignore"] {
+        let folder = tempfile::tempdir().expect("a folder");
+        let (from, to) = (folder.path().join("from.raw"), folder.path().join("to.raw"));
+        let data = make_disk(&from);
+        create(&to, "raw").await;
+        for (round, most) in [(1, data + data / 50 + MIB), (2, data / 50)] {
+            let (image, held) = if round == 1 {
+                (Image::Zeroes, Held::Zeroes)
+            } else {
+                let index = SeedIndex::scan(&File::open(&to).expect("there"), KEY).expect("read");
+                (Image::Seed(index), Held::Seed(KEY))
+            };
+            let server = Server::start(folder.path(), "raw", discard, &to).await;
+            let line = Line::start(folder.path(), &server.socket, image, held);
+            Mirror::start(folder.path(), &from).await.copy_to(&line.socket).await;
+            server.stop().await;
+            let sent = line.meter.sent_plain();
+            println!(
+                "mirror {discard} {round}: data {} KiB, sent {} KiB, allocated {} KiB, elided {} and {} KiB, referenced {} KiB",
+                data / KIB,
+                sent / KIB,
+                allocated(&to) / KIB,
+                line.nbd.elided_bytes() / KIB,
+                line.far_nbd.elided_bytes() / KIB,
+                line.far_nbd.referenced_bytes() / KIB,
+            );
+            let same = run("qemu-img", &["compare", "-f", "raw", "-F", "raw", text(&from), text(&to)]).await;
+            assert!(same.contains("identical"), "{same}");
+            assert!(sent <= most, "{sent} bytes were sent");
+            // A seed on a disk that does not discard is filled with zeroes where it held none.
+            assert!(round == 2 || allocated(&to) <= data + data / 50 + MIB, "{} allocated", allocated(&to));
+            assert_eq!(line.far_nbd.mismatches(), 0);
+        }
+    }
 }

@@ -217,7 +217,7 @@ fn seed_disk() -> Vec<u8> {
         .map(|at| match at / BLOCK_BYTES as usize {
             2 | 9 => 0,
             // Blocks with some pages of zeroes.
-            4 if at / PAGE % 3 == 0 => 0,
+            4 if (at / PAGE).is_multiple_of(3) => 0,
             block => (block + at % 251) as u8,
         })
         .collect()

@@ -241,6 +241,35 @@ impl Inspect for Watch {
     }
 }
 
+/// Makes many bytes of each.
+struct Swell(usize);
+
+impl Inspect for Swell {
+    fn pass(&mut self, bytes: &[u8], out: &mut Vec<u8>) -> Result<(), String> {
+        out.extend(bytes.iter().flat_map(|byte| std::iter::repeat_n(*byte, self.0)));
+        Ok(())
+    }
+}
+
+#[tokio::test]
+async fn what_an_inspector_lets_out_at_once_stays_within_the_window() {
+    let (one, other) = duplex(64 << 20);
+    let meter = Arc::new(Meter::default());
+    let options = Options { outbound: Some(Box::new(Swell(512))), ..Options::new(LIMIT, Arc::clone(&meter)) };
+    let (mut near, source) = end(one, options);
+    let (mut far, destination) = end(other, Options::new(LIMIT, Arc::default()));
+    let there = pattern(64 << 10, 5);
+    near.write_all(&there).await.expect("taken");
+    near.shutdown().await.expect("closed");
+    far.shutdown().await.expect("closed");
+    let mut all = Vec::new();
+    within(far.read_to_end(&mut all)).await.expect("whole");
+    assert!(all.iter().copied().eq(there.iter().flat_map(|byte| std::iter::repeat_n(*byte, 512))));
+    assert!(meter.waiting_max() <= WINDOW_BYTES_MAX, "{} waited", meter.waiting_max());
+    within(source).await.expect("no panic").expect("complete");
+    within(destination).await.expect("no panic").expect("complete");
+}
+
 #[tokio::test]
 async fn an_inspector_hears_of_delivery_and_its_refusal_ends_the_channel() {
     let (one, other) = duplex(1 << 16);

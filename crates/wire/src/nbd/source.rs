@@ -93,10 +93,10 @@ impl Source {
         if request.command == WRITE && request.length > 0 && self.handshake.export().flags & TAKES_PARTS != 0 {
             return Ok(RequestsAt::Write(Write { request, at: request.offset }));
         }
-        if matches!(request.command, WRITE | WRITE_ZEROES | TRIM) {
-            if let Some(index) = &mut self.index {
-                index.forget(request.offset, request.end());
-            }
+        if let Some(index) = &mut self.index
+            && matches!(request.command, WRITE | WRITE_ZEROES | TRIM)
+        {
+            index.forget(request.offset, request.end());
         }
         request.put(out);
         let left = if request.command == WRITE { u64::from(request.length) } else { 0 };
