@@ -31,7 +31,7 @@ const TO_BUILD: [Package; 4] = [any("gcc"), any("libc6-dev"), any("pkg-config"),
 const TO_TEST: [Package; 2] = [since("qemu-utils", "1:9.0"), any("libnbd-bin")];
 
 /// To run the lab.
-const TO_RUN: [Package; 16] = [
+const TO_RUN: [Package; 17] = [
     since("qemu-system-x86", "1:9.0"),
     since("libvirt-daemon", "10.9"),
     since("libvirt-daemon-driver-qemu", "10.9"),
@@ -46,6 +46,7 @@ const TO_RUN: [Package; 16] = [
     any("util-linux"),
     any("mount"),
     any("e2fsprogs"),
+    any("debootstrap"),
     any("cpio"),
     any("xz-utils"),
 ];

@@ -1,5 +1,5 @@
-//! What is downloaded or built once: the guests' kernel and their first file system. Never relied on: it is made again
-//! when it is missing.
+//! What is downloaded or built once: the guests' kernel and their first file system (the Debian guest's disk:
+//! [`crate::debian`]). Never relied on: it is made again when it is missing.
 
 use std::{
     fs,
@@ -24,6 +24,8 @@ const MODULES: [&str; 8] = [
     "net_failover",
 ];
 const LAST_MODULE: &str = "virtio_net";
+/// Modules that a Debian guest needs besides, where they are there and not built in.
+const ROOT_MODULES: [&str; 5] = ["crc16", "crc32c_generic", "mbcache", "jbd2", "ext4"];
 
 /// A guest's kernel and first file system.
 #[derive(Clone, Debug)]
@@ -55,12 +57,15 @@ pub fn boot(ticker: &Path, work: &Path) -> anyhow::Result<Boot> {
     // Some releases build parts of virtio into the kernel: what is listed here needs no loading.
     let built_in = fs::read_to_string(find(&unpacked, |name| name == "modules.builtin")?)?;
     let mut order = String::new();
-    for module in MODULES.iter().chain([&LAST_MODULE]) {
+    for module in MODULES.iter().chain([&LAST_MODULE]).chain(&ROOT_MODULES) {
         let file = format!("{module}.ko");
         if built_in.lines().any(|line| line.ends_with(&format!("/{file}"))) {
             continue;
         }
-        let source = find(&unpacked, |name| name == file || name == format!("{file}.xz"))?;
+        let source = match find(&unpacked, |name| name == file || name == format!("{file}.xz")) {
+            Err(_) if ROOT_MODULES.contains(module) => continue,
+            found => found?,
+        };
         let place = root.join("modules").join(&file);
         if source.extension().is_some_and(|extension| extension == "xz") {
             let mut command = Command::new("sh");

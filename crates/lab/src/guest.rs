@@ -10,6 +10,7 @@ use ferry_core::vm::DiskFormat;
 use uuid::Uuid;
 
 use crate::{
+    debian,
     host::Host,
     images::{Disk, Place},
     lab::{Lab, NETWORK},
@@ -37,6 +38,8 @@ pub struct Ticker {
     pub address: u8,
     /// vda, vdb, … : it writes and verifies each.
     pub disks: Vec<Disk>,
+    /// It boots Debian from its first disk, and writes and verifies a file there instead of the disks themselves.
+    pub debian: bool,
 }
 
 impl Ticker {
@@ -52,7 +55,13 @@ impl Ticker {
             stride_kib: 4,
             address,
             disks: vec![Disk::new(Place::Share, DiskFormat::Raw)],
+            debian: false,
         }
+    }
+
+    /// A Debian of 512 MiB with its disk, 4 GiB, on the share.
+    pub fn debian(name: &str, address: u8) -> Self {
+        Self { pattern_mib: 32, dirty_mib_per_s: 2, debian: true, ..Self::new(name, address) }
     }
 
     /// Its address.
@@ -70,7 +79,7 @@ impl Ticker {
         let folder = backing.join(&self.name);
         fs::create_dir_all(&folder).context("Could not make a folder on the share")?;
         for (index, disk) in self.disks.iter().enumerate().filter(|(_, disk)| disk.place == Place::Share) {
-            disk.make(&folder.join(file_name(index, disk)))?;
+            self.make_disk(index, disk, &folder.join(file_name(index, disk)))?;
         }
         fs::copy(&lab.boot.kernel, folder.join("vmlinuz"))?;
         fs::copy(&lab.boot.initramfs, folder.join("initramfs.img"))?;
@@ -85,9 +94,13 @@ impl Ticker {
         for (index, disk) in self.disks.iter().enumerate().filter(|(_, disk)| disk.place == Place::Local) {
             let path = host.file(&self.local_folder().join(file_name(index, disk)).display().to_string());
             fs::create_dir_all(path.parent().context("A file is in a folder")?)?;
-            disk.make(&path)?;
+            self.make_disk(index, disk, &path)?;
         }
         Ok(())
+    }
+
+    fn make_disk(&self, index: usize, disk: &Disk, path: &Path) -> anyhow::Result<()> {
+        if self.debian && index == 0 { disk.copy(&debian::image()?, path) } else { disk.make(path) }
     }
 
     /// Where its local disks are made.
@@ -100,6 +113,11 @@ impl Ticker {
         let Self { name, uuid, memory_mib, pattern_mib, dirty_mib_per_s, writes_per_s, stride_kib, .. } = self;
         let disks: String =
             self.disks.iter().enumerate().map(|(index, disk)| self.disk_xml(index, disk, folder)).collect();
+        let root = if self.debian {
+            format!(" ticker.root=/dev/vda ticker.disks={}", debian::DATA_FILE)
+        } else {
+            String::new()
+        };
         let folder = folder.display();
         let mac = format!("52:54:00:77:00:{:02x}", self.address);
         format!(
@@ -112,7 +130,7 @@ impl Ticker {
     <type arch='x86_64' machine='q35'>hvm</type>
     <kernel>{folder}/vmlinuz</kernel>
     <initrd>{folder}/initramfs.img</initrd>
-    <cmdline>console=ttyS0 quiet panic=1 ticker.name={name} ticker.ip={ip} ticker.memory_mib={pattern_mib} ticker.dirty_mib_per_s={dirty_mib_per_s} ticker.writes_per_s={writes_per_s} ticker.stride_kib={stride_kib}</cmdline>
+    <cmdline>console=ttyS0 quiet panic=1 ticker.name={name} ticker.ip={ip} ticker.memory_mib={pattern_mib} ticker.dirty_mib_per_s={dirty_mib_per_s} ticker.writes_per_s={writes_per_s} ticker.stride_kib={stride_kib}{root}</cmdline>
   </os>
   <features><acpi/></features>
   <on_poweroff>destroy</on_poweroff><on_reboot>destroy</on_reboot><on_crash>destroy</on_crash>

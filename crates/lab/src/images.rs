@@ -73,6 +73,14 @@ impl Disk {
         }
         Ok(())
     }
+
+    /// Makes its file with the content, and of the size, of a raw image.
+    ///
+    /// # Errors
+    /// When it cannot be made.
+    pub fn copy(&self, image: &Path, path: &Path) -> anyhow::Result<()> {
+        convert(image, DiskFormat::Raw, path, self.format)
+    }
 }
 
 /// What a file takes on its file system. Of a file on the share give the file in its backing folder: the mount of a

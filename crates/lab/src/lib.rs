@@ -11,6 +11,7 @@
 pub mod bench;
 pub mod cache;
 pub mod chaos;
+pub mod debian;
 pub mod demo;
 pub mod demo_storage;
 pub mod ferry;

@@ -18,8 +18,8 @@ use crate::{
 
 /// Where it is mounted: libvirt's own folder for images, which agents take as a storage location.
 pub const FOLDER: &str = "/var/lib/libvirt/images";
-/// Its size unless said otherwise: enough for tests, and little on the machine, as the image is sparse.
-pub const DEFAULT_MIB: u32 = 2048;
+/// Its size unless said otherwise: room for a Debian guest, and little on the machine, as the image is sparse.
+pub const DEFAULT_MIB: u32 = 6144;
 /// Its name among a host's private files.
 const IMAGE: &str = "images.ext4";
 /// What [`Host::fill`] makes.

@@ -10,7 +10,7 @@ use ferry_core::{
 use ferry_lab::{
     images::{Disk, Place, holds_data},
     local::FOLDER as LOCAL,
-    site::{SHARE, Site},
+    site::{SHARE, Site, VM},
 };
 
 const TOGETHER_KIB: u32 = 4;
@@ -38,6 +38,13 @@ fn assert_untouched(site: &Site, job: &JobView, old: &str, new: &str) {
 fn a_place_that_gets_full_in_the_middle_fails_the_job_and_not_the_vm() {
     let site = Site::up(vec![with_data(Place::Share)], TOGETHER_KIB, "").expect("a guest");
     let old = site.disk("vda").expect("a disk");
+    // What is known to be too much is refused, with the folder that is full.
+    site.host().fill(8 << 20).expect("filled");
+    let said = site.ferry.ferry(&["vm", "move-storage", VM, "--to", LOCAL, "--dry-run"]).expect("run");
+    let told = format!("{}{}", said.out, said.err);
+    assert!(told.contains(&format!("MiB are free in {LOCAL}")) && !told.contains("disk.raw."), "{told}");
+    site.host().unfill().expect("emptied");
+
     let job = site.start_move(&["--to", LOCAL, "--bandwidth", "8"]).expect("accepted");
     site.wait_job(job.id, "it is copied", |job| is_copied(job, 8 << 20)).expect("it is");
     site.host().fill(4 << 20).expect("filled");

@@ -7,11 +7,13 @@
 //!
 //! Options on the kernel's command line: `ticker.name=`, `ticker.ip=`, `ticker.memory_mib=`, `ticker.dirty_mib_per_s=`,
 //! `ticker.writes_per_s=` (of each disk), `ticker.stride_kib=` (from one sector to the next), `ticker.disks=` (paths with
-//! commas between them; all virtio disks if not given).
+//! commas between them; all virtio disks if not given), `ticker.root=` (a disk with a whole system, which is booted and
+//! has to start `/run/ticker`).
 
 mod disk;
 mod heart;
 mod memory;
+mod root;
 mod sys;
 
 use std::{
@@ -89,14 +91,10 @@ impl Wanted {
 }
 
 fn main() {
-    sys::mount("proc", "/proc", "proc");
-    sys::mount("sysfs", "/sys", "sysfs");
-    sys::mount("devtmpfs", "/dev", "devtmpfs");
-    let modules = fs::read_to_string("/modules/order").unwrap_or_default();
-    for module in modules.lines() {
-        sys::load_module(&format!("/modules/{module}"));
+    if std::process::id() == 1 {
+        boot();
     }
-    let wanted = Arc::new(Wanted::from_command_line(&fs::read_to_string("/proc/cmdline").unwrap_or_default()));
+    let wanted = Arc::new(Wanted::from_command_line(&command_line()));
     println!(
         "ticker: name={} memory_mib={} dirty_mib_per_s={}",
         wanted.name, wanted.memory_mib, wanted.dirty_mib_per_s
@@ -108,4 +106,26 @@ fn main() {
     thread::spawn(move || memory::run(&for_memory.0, &for_memory.1));
     disk::start(&wanted, &found);
     heart::run(&wanted, &found)
+}
+
+fn command_line() -> String {
+    fs::read_to_string("/proc/cmdline").unwrap_or_default()
+}
+
+/// What the first process does before anything else. With `ticker.root=` it does not return: the system on that disk
+/// takes over, and starts this program again.
+fn boot() {
+    sys::mount("proc", "/proc", "proc");
+    sys::mount("sysfs", "/sys", "sysfs");
+    sys::mount("devtmpfs", "/dev", "devtmpfs");
+    let modules = fs::read_to_string("/modules/order").unwrap_or_default();
+    for module in modules.lines() {
+        sys::load_module(&format!("/modules/{module}"));
+    }
+    let line = command_line();
+    let root = line.split_whitespace().find_map(|word| word.strip_prefix("ticker.root="));
+    if let Some(root) = root {
+        let error = root::enter(root);
+        println!("ticker: the system on {root} cannot be entered: {error}");
+    }
 }

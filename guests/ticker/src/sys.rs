@@ -15,6 +15,16 @@ pub(crate) fn mount(source: &str, target: &str, kind: &str) {
     }
 }
 
+/// Makes the mount that is the working directory the root of everything.
+pub(crate) fn become_root_here() -> std::io::Result<()> {
+    // SAFETY: all strings are constants.
+    let result = unsafe {
+        libc::mount(c".".as_ptr(), c"/".as_ptr(), std::ptr::null(), libc::MS_MOVE, std::ptr::null())
+            | libc::chroot(c".".as_ptr())
+    };
+    if result < 0 { Err(std::io::Error::last_os_error()) } else { std::env::set_current_dir("/") }
+}
+
 /// Loads a kernel module.
 pub(crate) fn load_module(path: &str) {
     let outcome = File::open(path).and_then(|file| {

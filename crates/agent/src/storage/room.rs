@@ -31,9 +31,12 @@ impl Needs {
     /// # Errors
     /// When the place is outside of where files may be, or does not answer.
     pub(crate) fn add(&mut self, reach: &Reach, to: &Location, allocated: ByteCount) -> Result<(), AgentError> {
-        let (folder, _) = reach.roots.open_parent(to).map_err(|error| outside(&error))?;
+        let (folder, name) = reach.roots.open_parent(to).map_err(|error| outside(&error))?;
         if let Some((room, free)) = room_in(reach, to, folder.path())? {
-            let need = Need { needed: ByteCount(0), free, folder: folder.written().to_owned() };
+            // What was written names the file.
+            let written = folder.written().strip_suffix(&name).unwrap_or(folder.written());
+            let written = written.trim_end_matches(['/', '\\']).to_owned();
+            let need = Need { needed: ByteCount(0), free, folder: written };
             let entry = self.0.entry(room).or_insert(need);
             entry.needed = ByteCount(entry.needed.0.saturating_add(space_needed(allocated).0));
         }

@@ -1,0 +1,109 @@
+//! The *debian* guest: a real userland on a disk of its own, built once from Debian's packages and kept in the cache.
+//!
+//! The ticker's initramfs mounts the disk and gives way to systemd, which starts the ticker again as a service: so a
+//! whole system boots from the disk that is moved, and still tells whether a move kept its promises.
+
+use std::{fs, os::unix::fs::symlink, path::Path, path::PathBuf, process::Command, time::Duration};
+
+use anyhow::{Context as _, bail, ensure};
+
+use crate::{
+    cache,
+    run::{checked, run},
+};
+
+/// A file on the guest's root file system, which the ticker writes and verifies instead of the whole disk.
+pub const DATA_FILE: &str = "/var/lib/ticker.data";
+/// What is in it besides what every Debian has: interpreters and a server, as guests have them.
+const PACKAGES: &str = "systemd-sysv,python3,perl,nginx-light,procps,iproute2,less,ca-certificates";
+/// Its virtual size.
+const SIZE: &str = "4G";
+/// Raised when the build below changes: what is kept is built anew.
+const RECIPE: u32 = 1;
+/// Starts the ticker where its initramfs left it.
+const UNIT: &str = "[Unit]\nDescription=Tells whether a move kept its promises\n\n[Service]\nExecStart=/run/ticker\n\
+                    StandardOutput=tty\nTTYPath=/dev/console\n\n[Install]\nWantedBy=multi-user.target\n";
+const BUILD_WITHIN: Duration = Duration::from_secs(900);
+
+/// The image, built if it is not there.
+///
+/// # Errors
+/// When it cannot be built: it needs Debian's mirror, once.
+pub fn image() -> anyhow::Result<PathBuf> {
+    let release = release()?;
+    let recipe = format!("{RECIPE} {release} {SIZE} {PACKAGES}\n{UNIT}");
+    let place = cache::folder().join("debian");
+    let done = place.join("disk.raw");
+    if fs::read_to_string(place.join("recipe")).is_ok_and(|built| built == recipe) && done.is_file() {
+        return Ok(done);
+    }
+    eprintln!("building the disk of the Debian guest");
+    let work = cache::folder().join(format!("debian-{}", uuid::Uuid::new_v4().simple()));
+    fs::create_dir_all(&work).with_context(|| format!("Could not make {}", work.display()))?;
+    let built = build(&work, &release).and_then(|()| Ok(fs::write(work.join("recipe"), &recipe)?));
+    if let Err(error) = built {
+        let _ = fs::remove_dir_all(&work);
+        return Err(error);
+    }
+    // Several labs may do this at once: the last to rename wins, and all are the same.
+    let old = work.with_extension("old");
+    let _ = fs::rename(&place, &old);
+    let moved = fs::rename(&work, &place);
+    for folder in [old, work].iter().filter(|folder| folder.exists()) {
+        fs::remove_dir_all(folder)?;
+    }
+    ensure!(moved.is_ok() || done.is_file(), "{} could not be made", place.display());
+    Ok(done)
+}
+
+/// Makes `disk.raw` in `work`.
+fn build(work: &Path, release: &str) -> anyhow::Result<()> {
+    let (root, disk) = (work.join("root"), work.join("disk.raw"));
+    // In a mount namespace of its own: what the packages' scripts mount ends with it, whatever happens.
+    let mut command = Command::new("unshare");
+    command.args(["--mount", "debootstrap", "--variant=minbase", &format!("--include={PACKAGES}"), release]);
+    command.arg(&root).arg(mirror(release)?);
+    checked(command, BUILD_WITHIN)?;
+    for line in fs::read_to_string("/proc/self/mountinfo")?.lines() {
+        ensure!(!line.contains(&*root.to_string_lossy()), "Something is still mounted: {line}");
+    }
+    fs::write(root.join("etc/hostname"), "debian\n")?;
+    fs::write(root.join("etc/fstab"), "/dev/vda / ext4 defaults,noatime 0 0\n")?;
+    let units = root.join("etc/systemd/system");
+    fs::write(units.join("ticker.service"), UNIT)?;
+    symlink("../ticker.service", units.join("multi-user.target.wants/ticker.service"))?;
+    // What would wait for what the guest does not have.
+    for unit in ["systemd-networkd-wait-online.service", "getty@tty1.service", "serial-getty@ttyS0.service"] {
+        symlink("/dev/null", units.join(unit)).with_context(|| format!("Could not mask {unit}"))?;
+    }
+    for entry in fs::read_dir(root.join("var/cache/apt/archives"))?.flatten() {
+        if entry.path().extension().is_some_and(|extension| extension == "deb") {
+            fs::remove_file(entry.path())?;
+        }
+    }
+    let options = "lazy_itable_init=1,lazy_journal_init=1,root_owner=0:0";
+    let (root_text, disk_text) = (root.display().to_string(), disk.display().to_string());
+    let line = ["-q", "-t", "ext4", "-m", "0", "-E", options, "-d", &root_text, &disk_text, SIZE];
+    let mut command = Command::new("mke2fs");
+    command.args(line);
+    checked(command, BUILD_WITHIN)?;
+    fs::remove_dir_all(&root)?;
+    Ok(())
+}
+
+/// The machine's release: its kernel is the guests', and its mirror is known.
+fn release() -> anyhow::Result<String> {
+    let text = fs::read_to_string("/etc/os-release").context("Could not read /etc/os-release")?;
+    let name = text.lines().find_map(|line| line.strip_prefix("VERSION_CODENAME="));
+    Ok(name.context("/etc/os-release names no release")?.trim_matches('"').to_owned())
+}
+
+/// From where apt takes a release.
+fn mirror(release: &str) -> anyhow::Result<String> {
+    let said = run("apt-get", &["indextargets", "--format", "$(RELEASE) $(REPO_URI)", "Created-By: Packages"])?;
+    let found = said.lines().find_map(|line| line.trim().split_once(' ').filter(|(name, _)| *name == release));
+    match found {
+        Some((_, uri)) => Ok(uri.to_owned()),
+        None => bail!("apt knows no source of {release}"),
+    }
+}

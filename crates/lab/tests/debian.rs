@@ -1,0 +1,49 @@
+//! A whole Debian, booted from the disk that moves.
+#![cfg(feature = "lab")]
+
+use std::{fs, time::Duration};
+
+use ferry_core::{api::server::JobView, migration::Phase, storage::DiskStage};
+use ferry_lab::{
+    demo::start_ticker,
+    ferry::Ferry,
+    guest::Ticker,
+    images::allocated,
+    local::FOLDER as LOCAL,
+    observe::{Observer, judge},
+};
+
+/// systemd starts some thirty services in software emulation.
+const BOOT: Duration = Duration::from_secs(300);
+const VERIFY: Duration = Duration::from_secs(120);
+
+#[test]
+fn a_debian_moves_to_another_host_and_its_disk_off_the_share_while_it_runs() {
+    let ferry = Ferry::up(2).expect("Ferry on two hosts");
+    let observer = Observer::start(&ferry.lab).expect("observers");
+    let guest = Ticker::debian("debian", 103);
+    start_ticker(&ferry, &guest, 0).expect("a guest");
+    let file = ferry.files.share.join("debian/disk.raw");
+    let before = allocated(&file).expect("there");
+    eprintln!("its disk takes {} MiB of {} MiB", before >> 20, fs::metadata(&file).expect("there").len() >> 20);
+    let serial = || {
+        let log = ferry.lab.hosts[0].file("/var/log/libvirt/qemu/debian.serial");
+        fs::read_to_string(log).unwrap_or_else(|error| error.to_string())
+    };
+    observer.wait_on("debian", "kvm1", BOOT).unwrap_or_else(|error| panic!("{error}: {}", serial()));
+    observer.wait_verified("debian", 1, VERIFY).expect("it verifies what it writes");
+
+    let job: JobView = ferry.json(&["vm", "migrate", "debian", "--to", "kvm2", "--wait"]).expect("it ends");
+    assert_eq!(job.phase, Phase::Succeeded, "{job:#?}");
+    observer.wait_on("debian", "kvm2", VERIFY).expect("it runs there alone");
+    observer.wait_verified("debian", 1, VERIFY).expect("verified");
+
+    let job: JobView = ferry.json(&["vm", "move-storage", "debian", "--to", LOCAL, "--wait"]).expect("it ends");
+    assert_eq!((job.phase, job.disks[0].stage), (Phase::Succeeded, DiskStage::Moved), "{job:#?}");
+    let after = allocated(&ferry.lab.hosts[1].file(&format!("{LOCAL}/disk.raw"))).expect("there");
+    eprintln!("it takes {} MiB on the host", after >> 20);
+    assert!(after < 1 << 30, "4 GiB stay thin: {after}");
+    assert!(!file.exists(), "the old file is removed");
+    observer.wait_verified("debian", 1, VERIFY).expect("verified");
+    judge(&observer.heard("debian")).expect("no promise is broken");
+}

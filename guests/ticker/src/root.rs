@@ -1,0 +1,40 @@
+//! Gives way to a system on a disk, which finds this program in its `/run`.
+
+use std::{
+    env, fs, io,
+    os::unix::{fs::PermissionsExt as _, process::CommandExt as _},
+    path::Path,
+    process::Command,
+    thread,
+    time::{Duration, Instant},
+};
+
+use crate::sys;
+
+const ROOT: &str = "/root";
+/// Drivers find a disk in less than a second, where the machine is not busy.
+const APPEARS_WITHIN: Duration = Duration::from_secs(30);
+
+/// Returns only when it does not work.
+pub(crate) fn enter(device: &str) -> io::Error {
+    match prepare(device) {
+        Ok(()) => Command::new("/sbin/init").exec(),
+        Err(error) => error,
+    }
+}
+
+fn prepare(device: &str) -> io::Result<()> {
+    let started = Instant::now();
+    while !Path::new(device).exists() && started.elapsed() < APPEARS_WITHIN {
+        thread::sleep(Duration::from_millis(20));
+    }
+    sys::mount(device, ROOT, "ext4");
+    // systemd takes a /run that is mounted as it is.
+    let run = format!("{ROOT}/run");
+    sys::mount("tmpfs", &run, "tmpfs");
+    let program = format!("{run}/ticker");
+    fs::copy("/init", &program)?;
+    fs::set_permissions(&program, fs::Permissions::from_mode(0o755))?;
+    env::set_current_dir(ROOT)?;
+    sys::become_root_here()
+}
