@@ -159,7 +159,7 @@ fn what_a_cancelled_move_has_copied_is_not_sent_again() {
     let copied = |view: &JobView| {
         let disk = view.disks.first()?;
         // Data lie at the front of the disk; holes behind them are looked at in no time.
-        (disk.copied.0 > u64::from(DATA_MIB) * 8 / 10 << 20).then_some(())
+        (disk.copied.0 > (u64::from(DATA_MIB) * 8 / 10) << 20).then_some(())
     };
     wait_for("most of the disk is copied", SECONDS_30, || copied(&show())).expect("most of the disk is copied");
     let _: JobView = ferry.json(&["job", "cancel", &job.id.to_string()]).expect("not too late");
