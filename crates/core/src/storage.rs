@@ -166,7 +166,8 @@ pub fn is_file(path: &str) -> bool {
 /// Decides which file of a VM goes where on its host. Every file of the VM gets an explicit rule: it moves, or a finding
 /// says that it stays and why.
 pub fn plan(vm: &VmFacts, wanted: &Wanted) -> Planned {
-    let mut planned = begin_plan(vm, wanted);
+    let mut planned = Planned { disks: Vec::new(), findings: whole(vm) };
+    planned.findings.extend(unknown(vm, wanted));
     for file in &vm.files {
         plan_file(vm, file, wanted, wanted.all.as_ref(), Copier::Hypervisor, &mut planned);
     }
@@ -174,10 +175,10 @@ pub fn plan(vm: &VmFacts, wanted: &Wanted) -> Planned {
 }
 
 /// Decides which disks move along when the VM moves to another host: those that are named, and those that the
-/// destination does not reach, if it is said where they go. What stays has to be reached by both hosts, which preflight
-/// judges.
+/// destination does not reach, if it is said where they go. What stays has to be reached by both hosts, and the VM has to
+/// run, which preflight judges.
 pub fn plan_along(vm: &VmFacts, wanted: &Wanted, is_reached: impl Fn(&Location) -> bool) -> Planned {
-    let mut planned = begin_plan(vm, wanted);
+    let mut planned = Planned { disks: Vec::new(), findings: unknown(vm, wanted) };
     for file in &vm.files {
         let is_named = wanted.named.iter().any(|(device, ..)| *device == file.device);
         let must_move = file.role == FileRole::Disk && !file.read_only && !is_reached(&file.place);
@@ -198,9 +199,8 @@ enum Copier {
 }
 
 /// What concerns the whole VM.
-fn begin_plan(vm: &VmFacts, wanted: &Wanted) -> Planned {
-    let mut planned = Planned::default();
-    let findings = &mut planned.findings;
+fn whole(vm: &VmFacts) -> Vec<Finding> {
+    let mut findings = Vec::new();
     if vm.state != VmState::Running {
         findings.push(Finding::blocks(
             FindingId::VmNotRunning,
@@ -217,6 +217,12 @@ fn begin_plan(vm: &VmFacts, wanted: &Wanted) -> Planned {
             format!("Remove them: `virsh snapshot-list {0}`, `virsh snapshot-delete {0}`", vm.name),
         ));
     }
+    findings
+}
+
+/// Disks that are named and not there.
+fn unknown(vm: &VmFacts, wanted: &Wanted) -> Vec<Finding> {
+    let mut findings = Vec::new();
     for (device, ..) in &wanted.named {
         if !vm.files.iter().any(|file| file.device == *device) {
             let disks: Vec<&str> = vm.files.iter().map(|file| file.device.as_str()).collect();
@@ -228,7 +234,7 @@ fn begin_plan(vm: &VmFacts, wanted: &Wanted) -> Planned {
             ));
         }
     }
-    planned
+    findings
 }
 
 fn plan_file(
