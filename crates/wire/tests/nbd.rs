@@ -24,11 +24,8 @@ use nix::{
 use tempfile::TempDir;
 use tokio::{
     io::{AsyncBufReadExt as _, AsyncWriteExt as _, BufReader, Lines, duplex},
-    net::{
-        UnixListener, UnixStream,
-        unix::{OwnedReadHalf, OwnedWriteHalf},
-    },
-    process::{Child, Command},
+    net::{UnixListener, UnixStream},
+    process::{Child, ChildStdin, ChildStdout, Command},
 };
 
 const LIMIT: Duration = Duration::from_millis(300);
@@ -360,34 +357,25 @@ async fn a_seed_that_changed_underneath_fails_the_copy() {
 
 /// A QEMU without a VM, that mirrors one raw image.
 struct Mirror {
-    commands: OwnedWriteHalf,
-    said: Lines<BufReader<OwnedReadHalf>>,
+    commands: ChildStdin,
+    said: Lines<BufReader<ChildStdout>>,
     _process: Child,
 }
 
 impl Mirror {
-    async fn start(folder: &Path, image: &Path) -> Self {
-        let socket = folder.join("qmp.sock");
-        let process = Command::new("qemu-storage-daemon")
+    async fn start(image: &Path) -> Self {
+        // Over its own input and output: who connects to a socket of QMP in the moment that it appears may not be heard.
+        let mut process = Command::new("qemu-storage-daemon")
             .arg("--blockdev")
             .arg(format!("driver=raw,node-name=disk,file.driver=file,file.filename={}", text(image)))
-            .arg("--chardev")
-            .arg(format!("socket,id=qmp,server=on,wait=off,path={}", text(&socket)))
-            .args(["--monitor", "qmp"])
-            .stdin(Stdio::null())
+            .args(["--chardev", "stdio,id=qmp,signal=off", "--monitor", "qmp"])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
             .kill_on_drop(true)
             .spawn()
             .expect("qemu-storage-daemon starts");
-        let stream = tokio::time::timeout(DEADLINE, async {
-            loop {
-                match UnixStream::connect(&socket).await {
-                    Ok(stream) => return stream,
-                    Err(_) => tokio::task::yield_now().await,
-                }
-            }
-        });
-        let (reader, commands) = stream.await.expect("it listens in time").into_split();
-        let mut mirror = Self { commands, said: BufReader::new(reader).lines(), _process: process };
+        let (commands, said) = (process.stdin.take().expect("piped"), process.stdout.take().expect("piped"));
+        let mut mirror = Self { commands, said: BufReader::new(said).lines(), _process: process };
         mirror.hear("QMP").await;
         mirror.run("qmp_capabilities", serde_json::json!({})).await;
         mirror
@@ -442,7 +430,7 @@ async fn qemus_mirror_arrives_thin_and_spares_what_is_held() {
             };
             let server = Server::start(folder.path(), "raw", discard, &to).await;
             let line = Line::start(folder.path(), &server.socket, image, held);
-            Mirror::start(folder.path(), &from).await.copy_to(&line.socket).await;
+            Mirror::start(&from).await.copy_to(&line.socket).await;
             server.stop().await;
             let sent = line.meter.sent_plain();
             println!(
