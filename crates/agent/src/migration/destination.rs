@@ -215,7 +215,12 @@ async fn hear(mut control: Control, shared: Arc<Shared>) {
 }
 
 async fn handed_over(shared: Arc<Shared>, control: ControlSender) {
-    fail::fail_point!("before-resume");
+    // On a thread of its own: a test that pauses it here must not pause the control socket with it.
+    #[cfg(feature = "failpoints")]
+    let _ = tokio::task::spawn_blocking(|| {
+        fail::fail_point!("before-resume");
+    })
+    .await;
     resume(&shared, Some(&control)).await;
 }
 
