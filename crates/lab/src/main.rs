@@ -64,8 +64,9 @@ enum Command {
     },
     /// Measure Ferry against what is there without it.
     Bench {
-        /// Which: base.
-        name: String,
+        /// Which.
+        #[arg(value_enum)]
+        bench: ferry_lab::bench::Bench,
         /// Runs of each side.
         #[arg(long, default_value_t = 5)]
         runs: usize,
@@ -164,10 +165,7 @@ fn main() -> anyhow::Result<()> {
         }
         Command::Demo { what: Some(What::Storage), json, .. } => ferry_lab::demo_storage::run(json),
         Command::Demo { what: None, json, keep, sabotage } => ferry_lab::demo::run(json, keep, sabotage),
-        Command::Bench { name, runs, report } => {
-            anyhow::ensure!(name == "base", "There is no bench named {name}; there is: base");
-            ferry_lab::bench::base(runs, report.as_deref())
-        }
+        Command::Bench { bench, runs, report } => ferry_lab::bench::run(bench, runs, report.as_deref()),
         Command::Chaos { runs, seed, kind, sabotage, storage, json } => {
             let runs = if sabotage.is_some() { 1 } else { runs };
             let options = ferry_lab::chaos::Options { runs, seed, kinds: kind, sabotage, storage };

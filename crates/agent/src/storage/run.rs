@@ -44,6 +44,16 @@ struct Wish {
     runs: bool,
 }
 
+/// What a look led to.
+enum Looked {
+    /// Every disk is moved.
+    Done,
+    /// Something was done: what follows from it may be there at once.
+    Acted,
+    /// It goes on by itself.
+    Waits,
+}
+
 /// Why a look led nowhere.
 enum Trouble {
     /// It may pass.
@@ -177,12 +187,17 @@ impl Move {
         let mut looks_in_vain = 0;
         loop {
             let outcome = self.look(&mut begun);
+            let mut pause = LOOK_EVERY;
             match outcome {
-                Ok(true) => {
+                Ok(Looked::Done) => {
                     info!(%vm, %job, "every disk uses its new file");
                     return;
                 }
-                Ok(false) => looks_in_vain = 0,
+                Ok(Looked::Acted) => {
+                    looks_in_vain = 0;
+                    pause = Duration::ZERO;
+                }
+                Ok(Looked::Waits) => looks_in_vain = 0,
                 Err(Trouble::Passing(reason)) if looks_in_vain < PATIENCE_LOOKS => {
                     looks_in_vain += 1;
                     info!(%vm, %job, reason, "the storage move waits");
@@ -194,7 +209,7 @@ impl Move {
                 }
             }
             let wish = self.wishes();
-            let waited = self.changed.wait_timeout_while(wish, LOOK_EVERY, |wish| !wish.ends);
+            let waited = self.changed.wait_timeout_while(wish, pause, |wish| !wish.ends);
             let ends = waited.expect("nobody panics while holding it").0.ends;
             if ends && self.page().stage != StorageStage::Switching {
                 return;
@@ -202,8 +217,8 @@ impl Move {
         }
     }
 
-    /// One look at every disk, and what follows from it. Whether all are moved.
-    fn look(&self, begun: &mut [bool]) -> Result<bool, Trouble> {
+    /// One look at every disk, and what follows from it.
+    fn look(&self, begun: &mut [bool]) -> Result<Looked, Trouble> {
         let journal = self.journal();
         let now: Vec<DiskNow> = self.see(&journal)?;
         let known: Vec<(&str, bool, DiskNow)> = journal
@@ -232,11 +247,12 @@ impl Move {
                 for (begun, now) in begun.iter_mut().zip(&now) {
                     *begun |= matches!(now, DiskNow::Copying | DiskNow::Ready);
                 }
+                return Ok(Looked::Waits);
             }
             Next::Pivot(index) => {
                 fail::fail_point!("agent-storage-ready");
                 if self.wishes().ends && journal.stage != StorageStage::Switching {
-                    return Ok(false);
+                    return Ok(Looked::Waits);
                 }
                 stage(StorageStage::Switching)?;
                 fail::fail_point!("agent-storage-pivot", |_| Err(Trouble::Lasting("A test made it fail".to_owned())));
@@ -249,11 +265,11 @@ impl Move {
             }
             Next::Done => {
                 stage(StorageStage::Moved)?;
-                return Ok(true);
+                return Ok(Looked::Done);
             }
             Next::Fail(reason) => return Err(Trouble::Lasting(self.explained(&journal, &now, &reason))),
         }
-        Ok(false)
+        Ok(Looked::Acted)
     }
 
     /// What the hypervisor says of each disk; told to whoever listens.
