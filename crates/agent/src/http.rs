@@ -18,9 +18,10 @@ use axum::{
 use ferry_core::{
     api::{
         agent::{
-            AttachRequest, ConfirmRequest, ConfirmStorage, DestinationReady, DiskArrival, DiskSize, EPOCH_HEADER,
-            EnrolRequest, MigrationReport, Observation, Power, PowerRequest, PrepareDestination, PrepareSource,
-            PrepareStorage, ShareToken, SourceReady, StorageReport,
+            AttachRequest, CheckOffline, ConfirmRequest, ConfirmStorage, DestinationReady, DiskArrival, DiskSize,
+            EPOCH_HEADER, EnrolRequest, FileSize, MigrationReport, Observation, OfflineReady, OfflineReport, Power,
+            PowerRequest, PrepareDestination, PrepareSource, PrepareStorage, ReceiveOffline, SendOffline, ShareToken,
+            SourceReady, StorageReport,
         },
         problem::{PROBLEM_MEDIA_TYPE, Problem},
     },
@@ -38,7 +39,7 @@ use tracing::{error, info};
 use uuid::Uuid;
 
 use crate::{
-    Agent, AgentError, host, places,
+    Agent, AgentError, host, offline, places,
     storage::Reach,
     tls::{Caller, PinAcceptor},
 };
@@ -117,6 +118,15 @@ pub fn router(agent: Arc<Agent>) -> Router {
         .route("/v1/migrations/{job}/{generation}/confirm", put(confirm))
         .route("/v1/migrations/{job}/{generation}", get(report))
         .route("/v1/migrations/{job}/{generation}", delete(release))
+        .route("/v1/vms/{vm}/files", get(get_files))
+        .route("/v1/offline-moves/check", put(check_offline))
+        .route("/v1/offline-moves/{job}/{generation}", get(report_offline).delete(release_offline))
+        .route("/v1/offline-moves/{job}/{generation}/destination", put(receive_offline))
+        .route("/v1/offline-moves/{job}/{generation}/source", put(send_offline))
+        .route("/v1/offline-moves/{job}/{generation}/perform", put(perform_offline))
+        .route("/v1/offline-moves/{job}/{generation}/define", put(define_offline))
+        .route("/v1/offline-moves/{job}/{generation}/abort", put(abort_offline))
+        .route("/v1/offline-moves/{job}/{generation}/confirm", put(confirm_offline))
         .route("/v1/storage-moves/check", put(check_storage))
         .route("/v1/storage-moves/{job}/{generation}", put(prepare_storage).get(report_storage).delete(release_storage))
         .route("/v1/storage-moves/{job}/{generation}/perform", put(perform_storage))
@@ -449,6 +459,75 @@ async fn confirm_storage(
 
 async fn release_storage(State(agent): Shared, Path((job, generation)): Attempt) -> Result<StatusCode, Refusal> {
     blocking(&agent, move |agent| agent.storage.release(job, generation)).await?;
+    agent.observer.look_again().await;
+    Ok(StatusCode::NO_CONTENT)
+}
+
+async fn get_files(State(agent): Shared, Path(vm): Path<VmId>) -> Answered<Vec<FileSize>> {
+    Ok(Json(blocking(&agent, move |agent| offline::files_of(&*agent.hypervisor, vm)).await?))
+}
+
+async fn check_offline(State(agent): Shared, Body(request): Body<CheckOffline>) -> Result<StatusCode, Refusal> {
+    blocking(&agent, move |agent| agent.offline.check(&request, &reach(agent)?)).await?;
+    Ok(StatusCode::NO_CONTENT)
+}
+
+async fn receive_offline(
+    State(agent): Shared,
+    Path((job, generation)): Attempt,
+    Body(request): Body<ReceiveOffline>,
+) -> Answered<OfflineReady> {
+    let mounts = agent.shares.mounts(&request.shares)?;
+    let reach = reach(&agent)?;
+    Ok(Json(agent.offline.prepare_destination(job, generation, request, mounts, reach).await?))
+}
+
+async fn send_offline(
+    State(agent): Shared,
+    Path((job, generation)): Attempt,
+    Body(request): Body<SendOffline>,
+) -> Answered<OfflineReport> {
+    let shares: Vec<ShareId> = request.destination.mounts.iter().map(|mount| mount.share).collect();
+    let mounts = agent.shares.mounts(&shares)?;
+    let reach = reach(&agent)?;
+    Ok(Json(agent.offline.prepare_source(job, generation, request, mounts, reach).await?))
+}
+
+async fn perform_offline(State(agent): Shared, Path((job, generation)): Attempt) -> Answered<OfflineReport> {
+    Ok(Json(agent.offline.perform(job, generation).await?))
+}
+
+async fn report_offline(
+    State(agent): Shared,
+    Path((job, generation)): Attempt,
+    Query(news): Query<News>,
+) -> Answered<OfflineReport> {
+    let wait = Duration::from_millis(news.wait_ms).min(crate::observer::WAIT_MAX);
+    Ok(Json(agent.offline.report(job, generation, news.after, wait).await?))
+}
+
+async fn define_offline(State(agent): Shared, Path((job, generation)): Attempt) -> Answered<OfflineReport> {
+    let report = agent.offline.define(job, generation).await?;
+    agent.observer.look_again().await;
+    Ok(Json(report))
+}
+
+async fn abort_offline(State(agent): Shared, Path((job, generation)): Attempt) -> Answered<OfflineReport> {
+    Ok(Json(agent.offline.abort(job, generation).await?))
+}
+
+async fn confirm_offline(
+    State(agent): Shared,
+    Path((job, generation)): Attempt,
+    Body(request): Body<ConfirmRequest>,
+) -> Answered<OfflineReport> {
+    let report = agent.offline.confirm(job, generation, request).await?;
+    agent.observer.look_again().await;
+    Ok(Json(report))
+}
+
+async fn release_offline(State(agent): Shared, Path((job, generation)): Attempt) -> Result<StatusCode, Refusal> {
+    agent.offline.release(job, generation).await?;
     agent.observer.look_again().await;
     Ok(StatusCode::NO_CONTENT)
 }

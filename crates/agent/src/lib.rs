@@ -1,7 +1,7 @@
 //! One per host, next to libvirtd: observes the host and moves the bytes.
 //!
 //! ```text
-//! http ─▶ shares · places · power · migration::Registry ─▶ one carrier process per migration (migration::carrier)
+//! http ─▶ shares · places · power · storage · offline · migration::Registry ─▶ one carrier process per migration (migration::carrier)
 //!   └──── observer (what the host has, by events)
 //! ```
 //! An agent never calls the server: requests come, and state goes back as the answer to a question.
@@ -15,6 +15,7 @@ pub mod host;
 pub mod http;
 pub mod migration;
 pub mod observer;
+pub mod offline;
 pub mod places;
 pub mod setup;
 pub mod shares;
@@ -29,8 +30,8 @@ use ferry_trust::KeyPair;
 pub use error::AgentError;
 
 use crate::{
-    config::Config, enrolment::Enrolment, migration::Registry, observer::Observer, shares::Shares,
-    storage::StorageMoves,
+    config::Config, enrolment::Enrolment, migration::Registry, observer::Observer, offline::OfflineMoves,
+    shares::Shares, storage::StorageMoves,
 };
 
 /// Everything that the control API works on.
@@ -49,6 +50,8 @@ pub struct Agent {
     pub observer: Observer,
     /// The migrations.
     pub migrations: Registry,
+    /// The moves of VMs that are shut off.
+    pub offline: Arc<OfflineMoves>,
     /// The storage moves.
     pub storage: StorageMoves,
 }
@@ -75,6 +78,7 @@ impl Agent {
         let migrations = Registry::load(&config, Arc::clone(&hypervisor), launcher)?;
         migrations.find_again().await;
         let storage = StorageMoves::load(&config, Arc::clone(&hypervisor))?;
-        Ok(Arc::new(Self { config, key, enrolment, hypervisor, shares, observer, migrations, storage }))
+        let offline = Arc::new(OfflineMoves::load(&config, Arc::clone(&hypervisor), migrations.seeds())?);
+        Ok(Arc::new(Self { config, key, enrolment, hypervisor, shares, observer, migrations, offline, storage }))
     }
 }

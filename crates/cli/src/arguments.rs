@@ -333,6 +333,9 @@ pub struct MigrateArguments {
     /// Keep the old files of disks that moved along
     #[arg(long)]
     pub keep_source: bool,
+    /// The VM is shut off and moves so, with its files; refused for a VM that runs
+    #[arg(long)]
+    pub offline: bool,
 }
 
 /// What to do with a move that does not converge.

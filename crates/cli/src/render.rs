@@ -216,6 +216,7 @@ fn headline(job: &JobView) -> String {
     match job.kind {
         JobKind::Live => format!("Live move of {} from {source} to {destination}", job.vm_name),
         JobKind::LiveVsm => format!("Live move with storage of {} from {source} to {destination}", job.vm_name),
+        JobKind::Offline => format!("Offline move of {} from {source} to {destination}", job.vm_name),
         JobKind::Storage => format!("Storage move of {} on {source}", job.vm_name),
         JobKind::Several => format!("Moves of {} from {source} to {destination}", job.vm_name),
         JobKind::Drain => format!("Drain of {source}: {} to {destination}", job.vm_name),
@@ -258,7 +259,7 @@ pub(crate) fn job(job: &JobView) -> String {
     if !job.disks.is_empty() {
         text += &format!("\n{}\n", disks(&job.disks));
     }
-    if let Some(figures) = &job.figures.filter(|_| job.kind == JobKind::Storage) {
+    if let Some(figures) = &job.figures.filter(|_| matches!(job.kind, JobKind::Storage | JobKind::Offline)) {
         text += &format!(
             "\n  total {} · looked at {} · took {} before, {} now\n",
             duration(figures.total_ms),
@@ -267,7 +268,7 @@ pub(crate) fn job(job: &JobView) -> String {
             figures.allocated_destination
         );
     }
-    if let Some(figures) = &job.figures.filter(|_| job.kind != JobKind::Storage) {
+    if let Some(figures) = &job.figures.filter(|_| !matches!(job.kind, JobKind::Storage | JobKind::Offline)) {
         text += &format!(
             "\n  total {} · downtime {} (QEMU {}) · sent {} · on the wire {} · iterations {}\n",
             duration(figures.total_ms),

@@ -4,9 +4,10 @@ use std::time::Duration;
 
 use ferry_core::{
     api::agent::{
-        AttachRequest, ConfirmRequest, ConfirmStorage, DestinationReady, DiskArrival, DiskSize, EPOCH_HEADER,
-        EnrolRequest, MigrationReport, Observation, Power, PowerRequest, PrepareDestination, PrepareSource,
-        PrepareStorage, ShareToken, SourceReady, StorageReport,
+        AttachRequest, CheckOffline, ConfirmRequest, ConfirmStorage, DestinationReady, DiskArrival, DiskSize,
+        EPOCH_HEADER, EnrolRequest, FileSize, MigrationReport, Observation, OfflineReady, OfflineReport, Power,
+        PowerRequest, PrepareDestination, PrepareSource, PrepareStorage, ReceiveOffline, SendOffline, ShareToken,
+        SourceReady, StorageReport,
     },
     host::HostFacts,
     id::{Generation, Incarnation, JobId, ShareId, VmId},
@@ -343,6 +344,103 @@ impl AgentClient {
     /// As [`Self::enrol`].
     pub async fn release_storage(&self, attempt: Attempt) -> Result<(), ClientError> {
         self.peer.done(self.storage(Method::DELETE, attempt, None).timeout(STORAGE_DEADLINE)).await
+    }
+
+    /// Sizes of the files of a VM that is shut off.
+    ///
+    /// # Errors
+    /// As [`Self::enrol`]; `vm.running`.
+    pub async fn files(&self, vm: VmId) -> Result<Vec<FileSize>, ClientError> {
+        self.peer.json(self.call(Method::GET, &["vms", &vm.to_string(), "files"])).await
+    }
+
+    /// Whether files of a VM that is shut off can come. Changes nothing.
+    ///
+    /// # Errors
+    /// As [`Self::enrol`]; a problem says what stands against it.
+    pub async fn check_offline(&self, body: &CheckOffline) -> Result<(), ClientError> {
+        let request = self.peer.request(Method::PUT, &["v1", "offline-moves", "check"], BROWSE_DEADLINE);
+        self.peer.done(request.json(body)).await
+    }
+
+    /// Makes the destination of an offline move ready.
+    ///
+    /// # Errors
+    /// As [`Self::enrol`].
+    pub async fn receive_offline(&self, attempt: Attempt, body: &ReceiveOffline) -> Result<OfflineReady, ClientError> {
+        let request = self.offline(Method::PUT, attempt, Some("destination")).timeout(STORAGE_DEADLINE);
+        self.peer.json(request.json(body)).await
+    }
+
+    /// Makes the source of an offline move ready: the VM is held.
+    ///
+    /// # Errors
+    /// As [`Self::enrol`].
+    pub async fn send_offline(&self, attempt: Attempt, body: &SendOffline) -> Result<OfflineReport, ClientError> {
+        self.peer.json(self.offline(Method::PUT, attempt, Some("source")).json(body)).await
+    }
+
+    /// Begins to copy, at the source.
+    ///
+    /// # Errors
+    /// As [`Self::enrol`]; a problem with status 404 when the agent knows nothing of the attempt.
+    pub async fn perform_offline(&self, attempt: Attempt) -> Result<OfflineReport, ClientError> {
+        self.peer.json(self.offline(Method::PUT, attempt, Some("perform"))).await
+    }
+
+    /// How one end of an offline move stands, when its sequence is beyond `after` or `wait` is over.
+    ///
+    /// # Errors
+    /// As [`Self::perform_offline`].
+    pub async fn report_offline(
+        &self,
+        attempt: Attempt,
+        after: u64,
+        wait: Duration,
+    ) -> Result<OfflineReport, ClientError> {
+        let request = self.offline(Method::GET, attempt, None).timeout(wait + POLL_GRACE);
+        let pairs = [("after", after.to_string()), ("wait_ms", wait.as_millis().to_string())];
+        self.peer.json(request.query(&pairs)).await
+    }
+
+    /// Gives the destination of an offline move the VM: the point of no return.
+    ///
+    /// # Errors
+    /// As [`Self::perform_offline`].
+    pub async fn define_offline(&self, attempt: Attempt) -> Result<OfflineReport, ClientError> {
+        self.peer.json(self.offline(Method::PUT, attempt, Some("define"))).await
+    }
+
+    /// Ends an offline move; refused with `job.past-pivot` by a destination that has the VM.
+    ///
+    /// # Errors
+    /// As [`Self::perform_offline`].
+    pub async fn abort_offline(&self, attempt: Attempt) -> Result<OfflineReport, ClientError> {
+        self.peer.json(self.offline(Method::PUT, attempt, Some("abort")).timeout(ABORT_DEADLINE)).await
+    }
+
+    /// Ends an offline move that arrived on this host: definition, files, autostart.
+    ///
+    /// # Errors
+    /// As [`Self::perform_offline`].
+    pub async fn confirm_offline(&self, attempt: Attempt, body: &ConfirmRequest) -> Result<OfflineReport, ClientError> {
+        let request = self.offline(Method::PUT, attempt, Some("confirm")).timeout(STORAGE_DEADLINE);
+        self.peer.json(request.json(body)).await
+    }
+
+    /// Cleans everything of the attempt.
+    ///
+    /// # Errors
+    /// As [`Self::enrol`].
+    pub async fn release_offline(&self, attempt: Attempt) -> Result<(), ClientError> {
+        self.peer.done(self.offline(Method::DELETE, attempt, None).timeout(STORAGE_DEADLINE)).await
+    }
+
+    fn offline(&self, method: Method, attempt: Attempt, verb: Option<&str>) -> RequestBuilder {
+        let (job, generation) = (attempt.job.to_string(), attempt.generation.to_string());
+        let mut segments = vec!["offline-moves", job.as_str(), generation.as_str()];
+        segments.extend(verb);
+        self.call(method, &segments)
     }
 
     fn storage(&self, method: Method, attempt: Attempt, verb: Option<&str>) -> RequestBuilder {

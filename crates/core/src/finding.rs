@@ -78,6 +78,7 @@ finding_ids! {
     VmUnknown = "vm.unknown": "No VM of that name or UUID is in the inventory.",
     VmAmbiguous = "vm.ambiguous": "Several VMs have that name.",
     VmNotRunning = "vm.not-running": "The VM is shut off, and a live move was asked for.",
+    VmRunning = "vm.running": "The VM is not shut off, and an offline move was asked for.",
     VmPaused = "vm.paused": "The VM is paused, and a live move was asked for.",
     VmAlreadyThere = "vm.already-there": "The VM already runs on the destination.",
     VmRunsTwice = "vm.runs-twice": "The same UUID runs on two hosts.",

@@ -13,6 +13,8 @@ pub enum MoveKind {
     Live,
     /// Files that the destination does not reach move along, before memory and device state.
     LiveVsm,
+    /// The VM is shut off: files and definition.
+    Offline,
 }
 
 impl MoveKind {
@@ -21,6 +23,7 @@ impl MoveKind {
         match self {
             Self::Live => "Live",
             Self::LiveVsm => "Live (VSM)",
+            Self::Offline => "Offline",
         }
     }
 }
@@ -34,6 +37,8 @@ pub enum JobKind {
     Live,
     /// A live move of one VM with files of its own.
     LiveVsm,
+    /// A move of one VM that is shut off, with its files.
+    Offline,
     /// A running VM's disks move to other files of its host.
     Storage,
     /// Several moves that were asked for together.
@@ -48,6 +53,7 @@ impl JobKind {
         match self {
             Self::Live => MoveKind::Live.title(),
             Self::LiveVsm => MoveKind::LiveVsm.title(),
+            Self::Offline => MoveKind::Offline.title(),
             Self::Storage => "Storage",
             Self::Several => "Several",
             Self::Drain => "Drain",
@@ -57,7 +63,7 @@ impl JobKind {
     /// Whether its work is done by jobs of its own.
     pub fn is_parent(self) -> bool {
         match self {
-            Self::Live | Self::LiveVsm | Self::Storage => false,
+            Self::Live | Self::LiveVsm | Self::Offline | Self::Storage => false,
             Self::Several | Self::Drain => true,
         }
     }

@@ -13,6 +13,7 @@ pub mod id;
 pub mod job;
 pub mod location;
 pub mod migration;
+pub mod offline;
 pub mod pin;
 pub mod place;
 pub mod placement;

@@ -66,6 +66,16 @@ impl Step {
     pub fn of(kind: JobKind) -> &'static [Self] {
         match kind {
             JobKind::Live | JobKind::LiveVsm => &Self::ALL,
+            // Nothing runs, so nothing is resumed.
+            JobKind::Offline => &[
+                Self::Preflight,
+                Self::Reserve,
+                Self::PrepareDestination,
+                Self::PrepareSource,
+                Self::Perform,
+                Self::Confirm,
+                Self::Release,
+            ],
             // Both ends are one host: there is no source to prepare, and the VM never stands still.
             JobKind::Storage => {
                 &[Self::Preflight, Self::Reserve, Self::PrepareDestination, Self::Perform, Self::Confirm, Self::Release]
@@ -81,6 +91,10 @@ impl Step {
             (JobKind::Storage, Self::PrepareDestination) => "Make the new files",
             (JobKind::Storage, Self::Perform) => "Copy and switch over",
             (JobKind::Storage, Self::Confirm) => "Remove the old files",
+            (JobKind::Offline, Self::PrepareDestination) => "Make the new files",
+            (JobKind::Offline, Self::PrepareSource) => "Hold the VM at the source",
+            (JobKind::Offline, Self::Perform) => "Copy files, define at the destination",
+            (JobKind::Offline, Self::Confirm) => "Remove definition and files at the source",
             (JobKind::LiveVsm, Self::PrepareDestination) => "Make the new files and prepare the destination",
             (JobKind::LiveVsm, Self::Perform) => "Copy disks, move memory and state",
             (JobKind::LiveVsm, Self::Confirm) => "Remove the old files and confirm",

@@ -157,6 +157,16 @@ pub struct LiveFacts<'a> {
 
 /// What stands against a live move, blocking findings first.
 pub fn live(facts: &LiveFacts<'_>) -> Vec<Finding> {
+    judge(facts, true)
+}
+
+/// What hosts and shares have against a move of a VM that is shut off, blocking findings first; what the VM itself has
+/// against it says [`crate::offline::plan_offline`].
+pub fn offline(facts: &LiveFacts<'_>) -> Vec<Finding> {
+    judge(facts, false)
+}
+
+fn judge(facts: &LiveFacts<'_>, live: bool) -> Vec<Finding> {
     let mut findings = Vec::new();
     if facts.source.name == facts.destination.name {
         findings.push(Finding::blocks(
@@ -172,8 +182,10 @@ pub fn live(facts: &LiveFacts<'_>) -> Vec<Finding> {
         findings.push(busy(facts.vm, job));
         return findings;
     }
-    vm_state(facts, &mut findings);
-    vm_devices(facts, &mut findings);
+    if live {
+        vm_state(facts, &mut findings);
+        vm_devices(facts, &mut findings);
+    }
     for side in [&facts.source, &facts.destination] {
         host_state(side, &mut findings);
     }
@@ -245,7 +257,7 @@ fn vm_state(facts: &LiveFacts<'_>, findings: &mut Vec<Finding>) {
             FindingId::VmNotRunning,
             &vm.name,
             format!("VM {} is shut off on {}", vm.name, facts.source.name),
-            format!("Start it first: `ferry vm start {}`", vm.name),
+            format!("Start it first: `ferry vm start {}`; or move it as it is with `--offline`", vm.name),
         )),
         VmState::Paused => findings.push(Finding::blocks(
             FindingId::VmPaused,
@@ -346,7 +358,8 @@ fn host_state(side: &Side<'_>, findings: &mut Vec<Finding>) {
 
 fn destination_room(facts: &LiveFacts<'_>, findings: &mut Vec<Finding>) {
     let (vm, destination) = (facts.vm, &facts.destination);
-    if let Some(host) = destination.facts {
+    // It takes memory when it is started, not before.
+    if let Some(host) = destination.facts.filter(|_| vm.state != VmState::ShutOff) {
         let needed = ByteCount(vm.memory.0.saturating_add(MEMORY_MARGIN.0));
         if host.memory_free < needed {
             findings.push(Finding::blocks(

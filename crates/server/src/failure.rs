@@ -133,6 +133,7 @@ pub(crate) fn status_of(id: FindingId) -> u16 {
         }
         Id::VmAmbiguous
         | Id::VmNotRunning
+        | Id::VmRunning
         | Id::VmPaused
         | Id::VmAlreadyThere
         | Id::VmRunsTwice

@@ -9,7 +9,7 @@ use ferry_core::{
 
 use crate::{
     jobs,
-    saga::{migrate, move_storage},
+    saga::{migrate, move_offline, move_storage},
     store::{JobRecord, LogEntry, LogRow, NewJob},
 };
 
@@ -204,6 +204,9 @@ fn disks(record: &JobRecord, now: &Now) -> Vec<DiskProgress> {
     }
     match record.job.kind {
         JobKind::Storage => move_storage::Plan::from_json(&record.job.plan).map(|plan| plan.disks).unwrap_or_default(),
+        JobKind::Offline => {
+            move_offline::Plan::from_json(&record.job.plan).map(|plan| plan.progress).unwrap_or_default()
+        }
         JobKind::LiveVsm => migrate::Plan::from_json(&record.job.plan).map(|plan| plan.progress).unwrap_or_default(),
         JobKind::Live | JobKind::Several | JobKind::Drain => Vec::new(),
     }
@@ -269,10 +272,69 @@ fn summary_of_storage(record: &JobRecord, phase: Phase, events: &[LogEvent], now
     }
 }
 
+/// How a move of a VM that is shut off stands, and what to do if somebody has to.
+fn summary_of_offline(record: &JobRecord, phase: Phase, events: &[LogEvent], now: &Now) -> String {
+    let NewJob { vm_name: vm, source, destination, .. } = &record.job;
+    let (id, source, destination) = (record.id, &source.name, &destination.name);
+    let failure = events.iter().rev().find_map(|event| match event {
+        LogEvent::Failed { message, .. } | LogEvent::UndoFailed { message, .. } => Some(message.as_str()),
+        _ => None,
+    });
+    let why = failure.unwrap_or("the log says why");
+    let dismissed = events.iter().find_map(|event| match event {
+        LogEvent::Dismissed { by } => Some(by),
+        _ => None,
+    });
+    let waits = |what: &String| format!(" Waits for: {what}. Ask again now with `ferry job retry {id}`.");
+    let waits = now.waits_for.as_ref().map(waits).unwrap_or_default();
+    let kept =
+        format!("what was copied is kept on {destination} for a day, so that `ferry job restart {id}` sends the rest");
+    let tries = format!("Ferry keeps trying: `ferry job retry {id}` tries now, `ferry job dismiss {id}` gives it up");
+    match phase {
+        Phase::Queued => match &now.waits {
+            Some(wait) => format!("VM {vm} is shut off on {source}; {}.", waits_in_queue(wait)),
+            None => format!("VM {vm} is shut off on {source}; its move waits for its turn."),
+        },
+        Phase::Preparing => format!("VM {vm} is shut off on {source}; its move to {destination} is being prepared."),
+        Phase::Migrating => {
+            format!("VM {vm} is shut off, and held so, on {source} while its files are copied to {destination}.{waits}")
+        }
+        Phase::Completing => {
+            format!("VM {vm} is shut off on {destination}; what was left on {source} is being removed.{waits}")
+        }
+        Phase::RollingBack => {
+            format!("VM {vm} stays on {source}, shut off; what was prepared is being taken back.{waits}")
+        }
+        Phase::Succeeded if let Some(by) = dismissed => format!(
+            "VM {vm} is on {destination}; {by} gave up what was left: {why}. Do not start it on {source}; remove what \
+             is left there: `virsh undefine {vm}`."
+        ),
+        Phase::Succeeded => {
+            format!("VM {vm} is shut off on {destination}, with its files. Start it with `ferry vm start {vm}`.")
+        }
+        Phase::Failed if let Some(by) = dismissed => format!(
+            "VM {vm} stays on {source}, shut off; {by} gave up what was left: {why}. Files of it may be left on \
+             {destination}; it may be held on {source} against a start until that agent has answered."
+        ),
+        Phase::Cancelled => format!("VM {vm} stays on {source}, shut off: the move was cancelled; {kept}."),
+        Phase::Failed => format!("VM {vm} stays on {source}, shut off: {why}. Mend the cause; {kept}."),
+        Phase::Stuck if events.iter().any(|event| matches!(event, LogEvent::UndoFailed { .. })) => format!(
+            "VM {vm} is shut off on {source}, but what was prepared could not be taken back yet: {why}. See that both \
+             hosts and their agents are up. {tries}."
+        ),
+        Phase::Stuck => format!(
+            "VM {vm} is shut off on {destination}, but the move could not be finished yet: {why}. Do not start the VM \
+             on {source}. {tries}."
+        ),
+    }
+}
+
 /// Where the VM is, and what to do if somebody has to.
 fn summary(record: &JobRecord, phase: Phase, events: &[LogEvent], now: &Now) -> String {
-    if record.job.kind == JobKind::Storage {
-        return summary_of_storage(record, phase, events, now);
+    match record.job.kind {
+        JobKind::Storage => return summary_of_storage(record, phase, events, now),
+        JobKind::Offline => return summary_of_offline(record, phase, events, now),
+        JobKind::Live | JobKind::LiveVsm | JobKind::Several | JobKind::Drain => {}
     }
     let NewJob { vm_name: vm, source, destination, .. } = &record.job;
     let (id, source, destination) = (record.id, &source.name, &destination.name);

@@ -31,6 +31,7 @@ use crate::{
     saga::{
         executor::{Patience, drive},
         migrate::Migrate,
+        move_offline::MoveOffline,
         move_storage::MoveStorage,
     },
     store::{JobRecord, LogEntry, LogRow, StoreError},
@@ -124,7 +125,7 @@ fn claim(record: &JobRecord) -> Claim {
     let slots: &[Slot] = match record.job.kind {
         JobKind::Live => &[Slot::Live],
         JobKind::LiveVsm => &[Slot::Live, Slot::Storage],
-        JobKind::Storage => &[Slot::Storage],
+        JobKind::Offline | JobKind::Storage => &[Slot::Storage],
         JobKind::Several | JobKind::Drain => &[],
     };
     let hosts = [Some(source), Some(destination).filter(|destination| *destination != source)];
@@ -305,6 +306,10 @@ async fn run(app: Arc<App>, record: JobRecord, running: Arc<Running>) {
     let (id, store) = (record.id, app.store.clone());
     let driven = match record.job.kind {
         JobKind::Storage => match MoveStorage::new(app, record, running) {
+            Ok(saga) => drive(&store, id, &saga, Patience::USUAL).await,
+            Err(error) => return tracing::error!(error, "The job cannot be taken up"),
+        },
+        JobKind::Offline => match MoveOffline::new(app, record, running) {
             Ok(saga) => drive(&store, id, &saga, Patience::USUAL).await,
             Err(error) => return tracing::error!(error, "The job cannot be taken up"),
         },

@@ -15,6 +15,7 @@
 
 pub mod channel;
 pub mod control;
+pub mod file;
 pub mod frame;
 pub mod hello;
 pub mod meter;

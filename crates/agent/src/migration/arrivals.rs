@@ -99,7 +99,7 @@ pub(super) fn make(arrival: &Arrival, owner: (u32, u32)) -> Result<(), AgentErro
 ///
 /// # Errors
 /// When it is not known what is in use, or a file cannot be removed.
-pub(super) fn remove(
+pub(crate) fn remove(
     vm: VmId,
     arrivals: &[Arrival],
     hypervisor: &dyn Hypervisor,

@@ -14,8 +14,9 @@ pub mod hold;
 pub mod journal;
 mod launch;
 mod registry;
-mod seeds;
+pub mod seeds;
 mod source;
 
 pub use launch::Launcher;
 pub use registry::Registry;
+pub(crate) use registry::translation;

@@ -94,6 +94,11 @@ impl Registry {
         })
     }
 
+    /// Unfinished copies of disks.
+    pub(crate) fn seeds(&self) -> Arc<Seeds> {
+        Arc::clone(&self.seeds)
+    }
+
     /// Looks after the migrations of an earlier life: logs which carriers still run, and runs a VM that was handed
     /// over to a carrier that died before it could.
     pub async fn find_again(&self) {
@@ -765,7 +770,7 @@ fn files_along(facts: &VmFacts<PathBuf>, request: &PrepareSource) -> Result<Vec<
 }
 
 /// Folders here and what they are called at the destination.
-fn translation(here: &[ShareMount], there: &[ShareMount]) -> Vec<(PathBuf, PathBuf)> {
+pub(crate) fn translation(here: &[ShareMount], there: &[ShareMount]) -> Vec<(PathBuf, PathBuf)> {
     let pair = |there: &ShareMount| {
         let here = here.iter().find(|here| here.share == there.share)?;
         Some((PathBuf::from(&here.path), PathBuf::from(&there.path)))

@@ -83,7 +83,7 @@ impl Seeds {
 
     /// Keeps the file of a disk that did not come, if that is worth it; whether it did. Blocks; its blocks are hashed
     /// afterwards, on a thread of their own. Nobody may write to the file any more.
-    pub(super) fn keep(&self, vm: VmId, arrival: &Arrival) -> bool {
+    pub(crate) fn keep(&self, vm: VmId, arrival: &Arrival) -> bool {
         let _turn = self.turn.lock().expect("nobody panics while holding it");
         if !arrival.made || image::allocated(&arrival.path).unwrap_or_default() < WORTH_KEEPING {
             return false;
@@ -130,7 +130,7 @@ impl Seeds {
 
     /// Makes the seed of a disk the file of a disk that comes: renamed to `path`, where nothing may be. `None` if there
     /// is none that fits; one that does not is removed. Blocks.
-    pub(super) fn take(&self, vm: VmId, wanted: &DiskArrival, path: &Path) -> Option<Sown> {
+    pub(crate) fn take(&self, vm: VmId, wanted: &DiskArrival, path: &Path) -> Option<Sown> {
         let _turn = self.turn.lock().expect("nobody panics while holding it");
         let page = self.page(vm, &wanted.device)?;
         let index = self.index_path(vm, &wanted.device);
@@ -151,7 +151,7 @@ impl Seeds {
     }
 
     /// What the seed of a disk takes, if there is one: so much less room is needed for the disk.
-    pub(super) fn held(&self, vm: VmId, wanted: &DiskArrival) -> ByteCount {
+    pub(crate) fn held(&self, vm: VmId, wanted: &DiskArrival) -> ByteCount {
         let page = self.page(vm, &wanted.device).filter(|page| page.virtual_size == wanted.virtual_size);
         page.and_then(|page| image::allocated(&page.path).ok()).unwrap_or_default()
     }

@@ -55,6 +55,7 @@ async fn migrate(arguments: MigrateArguments, client: &ServerClient, output: &Ou
         storage: arguments.storage,
         disks: arguments.disks,
         keep_source: arguments.keep_source,
+        offline: arguments.offline,
     };
     if arguments.dry_run {
         let mut candidates = Vec::with_capacity(arguments.vms.len());

@@ -25,6 +25,16 @@
 //! PUT    /v1/migrations/{job}/{generation}/abort                         → MigrationReport   (before the point of no return)
 //! PUT    /v1/migrations/{job}/{generation}/confirm   ConfirmRequest      → MigrationReport
 //! DELETE /v1/migrations/{job}/{generation}           ?keep_hold=         → 204               (release)
+//! GET    /v1/vms/{vm}/files                              → [FileSize]         (while it is shut off)
+//! PUT    /v1/offline-moves/check                     CheckOffline        → 204               (destination; changes nothing)
+//! PUT    /v1/offline-moves/{job}/{generation}/destination  ReceiveOffline → OfflineReady
+//! PUT    /v1/offline-moves/{job}/{generation}/source       SendOffline    → OfflineReport     (the VM is held)
+//! PUT    /v1/offline-moves/{job}/{generation}/perform                    → OfflineReport     (source; returns when started)
+//! GET    /v1/offline-moves/{job}/{generation}?after=&wait_ms=            → OfflineReport     (long poll on `sequence`)
+//! PUT    /v1/offline-moves/{job}/{generation}/define                     → OfflineReport     (destination; the point of no return)
+//! PUT    /v1/offline-moves/{job}/{generation}/abort                      → OfflineReport     (before the point of no return)
+//! PUT    /v1/offline-moves/{job}/{generation}/confirm ConfirmRequest     → OfflineReport
+//! DELETE /v1/offline-moves/{job}/{generation}                            → 204
 //! PUT    /v1/storage-moves/check                     PrepareStorage      → [ByteCount]       (allocated, by disk; changes nothing)
 //! PUT    /v1/storage-moves/{job}/{generation}        PrepareStorage      → StorageReport
 //! PUT    /v1/storage-moves/{job}/{generation}/perform                    → StorageReport     (returns when started)
@@ -43,6 +53,7 @@ use crate::{
     job::{Figures, OnStall, Progress},
     location::{Location, UncPath},
     migration::Presence,
+    offline::FileMove,
     pin::{Pin, Secret},
     share::AttachedShare,
     storage::{DiskMove, DiskProgress},
@@ -386,5 +397,123 @@ pub struct StorageReport {
     /// Each disk.
     pub disks: Vec<DiskProgress>,
     /// Why it failed: what was attempted, on what, and why.
+    pub error: Option<String>,
+}
+
+/// A file of a VM that is shut off.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FileSize {
+    /// The device's name in the definition, or `nvram`, `kernel`, `initrd`, `dtb`.
+    pub device: String,
+    /// Its length.
+    pub length: ByteCount,
+    /// What it takes on its file system, as far as that tells.
+    pub allocated: ByteCount,
+}
+
+/// A file that comes to another host with a VM that is shut off.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct OfflineFile {
+    /// What moves, and where to.
+    #[serde(flatten)]
+    pub file: FileMove,
+    /// Its length.
+    pub length: ByteCount,
+    /// What it takes at the source, as far as that tells.
+    pub allocated: ByteCount,
+}
+
+/// Asks a destination whether files can come.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CheckOffline {
+    /// The VM, which must not be there.
+    pub vm: VmId,
+    /// Its files.
+    pub files: Vec<OfflineFile>,
+}
+
+/// Makes a host ready to receive a VM that is shut off.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ReceiveOffline {
+    /// The attempt on the wire.
+    pub session: SessionId,
+    /// Known to both agents of the session only.
+    pub secret: Secret,
+    /// The source agent's key.
+    pub source_pin: Pin,
+    /// The VM.
+    pub vm: VmId,
+    /// Its name, which the definition must have.
+    pub vm_name: String,
+    /// Shares that files of the VM lie on which stay.
+    pub shares: Vec<ShareId>,
+    /// Files that come.
+    pub files: Vec<OfflineFile>,
+}
+
+/// What the source needs to know of a destination that is ready.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct OfflineReady {
+    /// Where it listens.
+    pub address: String,
+    /// Where it has the shares.
+    pub mounts: Vec<ShareMount>,
+    /// The new files in the order of the request.
+    pub paths: Vec<String>,
+}
+
+/// Makes a host ready to send a VM that is shut off: from now on it is held against a start.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SendOffline {
+    /// The attempt on the wire.
+    pub session: SessionId,
+    /// Known to both agents of the session only.
+    pub secret: Secret,
+    /// The destination agent's key.
+    pub destination_pin: Pin,
+    /// What the destination said.
+    pub destination: OfflineReady,
+    /// The VM.
+    pub vm: VmId,
+    /// Files that go.
+    pub files: Vec<OfflineFile>,
+}
+
+/// How far one end of an offline move is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum OfflineStage {
+    /// It is ready.
+    Prepared,
+    /// Files are copied.
+    Copying,
+    /// Every file and the definition are at the destination, compared and on disk.
+    Copied,
+    /// Destination: the VM is defined here. The point of no return.
+    Defined,
+    /// Source: definition and old files are gone. Destination: autostart is set.
+    Confirmed,
+    /// It ended before the point of no return.
+    Failed,
+    /// It was ended by request before the point of no return.
+    Aborted,
+}
+
+/// How one end of an offline move stands.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct OfflineReport {
+    /// Which end.
+    pub role: Role,
+    /// Rises with each change.
+    pub sequence: u64,
+    /// How far it is.
+    pub stage: OfflineStage,
+    /// How far each file is.
+    pub files: Vec<DiskProgress>,
+    /// Bytes of files that went over the wire.
+    pub wire: ByteCount,
+    /// Source: whether it started the VM at boot.
+    pub autostart: bool,
+    /// What went wrong.
     pub error: Option<String>,
 }

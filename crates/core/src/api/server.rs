@@ -310,9 +310,12 @@ pub struct MigrateVm {
     /// Disks that move along in any case, go elsewhere, or get another format.
     #[serde(default)]
     pub disks: Vec<MoveDisk>,
-    /// The old files of disks that moved along stay.
+    /// The old files of what moved along stay.
     #[serde(default)]
     pub keep_source: bool,
+    /// The VM is shut off and moves so, with its files. Refused for a VM that runs; never chosen for one.
+    #[serde(default)]
+    pub offline: bool,
 }
 
 /// Moves disks of a running VM to other files of its host.

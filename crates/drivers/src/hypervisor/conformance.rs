@@ -23,10 +23,53 @@ use ferry_core::{
 use uuid::Uuid;
 
 pub use self::carriers::{Carriers, Mishap};
-use super::{DiskCopyRequest, DomainEvent, Hypervisor, HypervisorError, MigrateRequest};
+use super::{DiskCopyRequest, DomainEvent, Hypervisor, HypervisorError, MigrateRequest, rpc::Bound};
 
 /// Nothing that the suite waits for takes longer on a busy machine with emulated CPUs.
 const DEADLINE: Duration = Duration::from_secs(60);
+
+/// The definition of a VM that is shut off, as another host takes it.
+fn a_definition_goes_to_another_host(site: &Site<'_>) {
+    let (here, there) = (site.source.hypervisor, site.destination.hypervisor);
+    let vm = (site.define)(Role::Source, "ferry-offline");
+    let paths = [site.folder.clone()];
+    let bound = Bound {
+        vm,
+        name: "ferry-offline".to_owned(),
+        roots: vec![site.folder.1.clone()],
+        memory_socket: PathBuf::new(),
+        disk_socket: PathBuf::new(),
+        disks: Vec::new(),
+    };
+    let elsewhere = [(PathBuf::from("/nowhere"), PathBuf::from("/nowhere"))];
+    let refused = here.definition(vm, &elsewhere);
+    assert!(matches!(refused, Err(HypervisorError::Definition { .. })), "{refused:?}");
+    here.start(vm).expect("started");
+    let refused = here.definition(vm, &paths);
+    assert!(matches!(refused, Err(HypervisorError::Failed { .. })), "it runs: {refused:?}");
+    here.destroy(vm).expect("ended");
+    let definition = here.definition(vm, &paths).expect("it is shut off");
+    for wrong in [
+        Bound { vm: VmId(Uuid::new_v4()), ..bound.clone() },
+        Bound { name: "other".to_owned(), ..bound.clone() },
+        Bound { roots: vec![PathBuf::from("/nowhere")], ..bound.clone() },
+    ] {
+        let refused = there.define(&definition, &wrong);
+        assert!(matches!(refused, Err(HypervisorError::Definition { .. })), "{refused:?}");
+    }
+    assert!(there.vm(vm).expect("reachable").is_none());
+    there.define(&definition, &bound).expect("defined");
+    there.define(&definition, &bound).expect("defined again");
+    let (old, new) = [here, there].map(|host| host.vm(vm).expect("reachable").expect("defined")).into();
+    assert_eq!((&new.name, new.state, new.persistent), (&old.name, VmState::ShutOff, true));
+    assert_eq!((new.memory, new.vcpus), (old.memory, old.vcpus));
+    let moved = old.files[0].place.strip_prefix(&site.folder.0).expect("in the folder");
+    assert_eq!(new.files[0].place, site.folder.1.join(moved));
+    for host in [here, there] {
+        host.undefine(vm).expect("undefined");
+        assert!(host.vm(vm).expect("reachable").is_none());
+    }
+}
 
 /// One of the two hosts.
 pub struct Side<'a> {
@@ -58,6 +101,7 @@ pub fn run(site: &Site<'_>) {
     an_unknown_vm_is_told_from_a_fault(site);
     a_vm_is_listed_started_and_ended(site);
     autostart_is_set_and_cleared(site);
+    a_definition_goes_to_another_host(site);
     a_dropped_watch_reports_nothing_more(site);
     a_restarted_daemon_is_reached_again_and_its_watches_say_that_it_was_lost(site);
     copies::run(site);

@@ -60,6 +60,10 @@ use super::{
     DiskCopy, DiskCopyRequest, DiskSize, DomainEvent, EventSink, Hypervisor, HypervisorError, HypervisorHost,
     MigrateRequest, MigrationStats,
 };
+use super::{
+    definition::{self, Form},
+    rpc::{Bound, definition::check_definition},
+};
 
 /// Name of the fake daemon's socket in the host's folder.
 const RPC_SOCKET_NAME: &str = "libvirt-sock";
@@ -462,6 +466,34 @@ impl Hypervisor for FakeHypervisor {
         }
         drop(state);
         self.host.notify(DomainEvent::Changed(vm));
+        Ok(())
+    }
+
+    fn definition(&self, vm: VmId, paths: &[(PathBuf, PathBuf)]) -> Result<String, HypervisorError> {
+        let what = || format!("Could not take the definition of VM {vm} along");
+        let mut state = self.host.call(Point::Definition, what)?;
+        let entry = no_vm(&mut state, vm)?;
+        if !matches!(entry.process, Process::Off) {
+            return failed(what(), "it is not shut off");
+        }
+        definition::translate(&guest::definition_xml(&entry.facts), vm, paths, &[], Form::Kept)
+    }
+
+    fn define(&self, definition: &str, bound: &Bound) -> Result<(), HypervisorError> {
+        let what = || format!("Could not define VM {}", bound.name);
+        let mut state = self.host.call(Point::Define, what)?;
+        let bad = |reason: String| HypervisorError::Definition { vm: bound.vm, reason };
+        check_definition(definition, bound).map_err(|error| bad(error.to_string()))?;
+        let facts = VmFacts { persistent: true, ..definition::parse(definition)? };
+        if state.vms.values().any(|other| other.facts.name == facts.name && other.facts.id != facts.id) {
+            return failed(what(), "domain already exists with another UUID");
+        }
+        let guest = FakeGuest { facts: facts.clone(), ..FakeGuest::new(&facts.name, &[]) };
+        let entry =
+            Vm { facts, guest, process: Process::Off, outgoing: None, copies: BTreeMap::new(), completed: None };
+        state.vms.insert(bound.vm, entry);
+        drop(state);
+        self.host.notify(DomainEvent::Changed(bound.vm));
         Ok(())
     }
 

@@ -24,6 +24,8 @@ use ferry_core::{
 };
 use thiserror::Error;
 
+use self::rpc::Bound;
+
 /// Name of the socket in a session's folder that carries libvirt's RPC channel.
 pub const RPC_SOCKET: &str = "rpc.sock";
 /// Name of the socket in a session's folder that carries memory and device state.
@@ -257,6 +259,21 @@ pub trait Hypervisor: Send + Sync + 'static {
     /// [`HypervisorError::Failed`].
     fn undefine(&self, vm: VmId) -> Result<(), HypervisorError>;
 
+    /// The definition that is kept of a VM that is shut off, with every file's path rewritten by `paths`: folders here, or
+    /// files themselves, and what they are called elsewhere. The first that fits counts.
+    ///
+    /// # Errors
+    /// [`HypervisorError::NoVm`]; [`HypervisorError::Definition`] naming the first file that lies in none of them;
+    /// [`HypervisorError::Failed`] if the VM has a process or a saved state, or is not defined.
+    fn definition(&self, vm: VmId, paths: &[(PathBuf, PathBuf)]) -> Result<String, HypervisorError>;
+
+    /// Keeps a definition that came from another host, once it was seen to be one of the VM that `bound` tells, with no
+    /// path outside of its roots. May be repeated.
+    ///
+    /// # Errors
+    /// [`HypervisorError::Definition`] if it is not; [`HypervisorError::Failed`], also if another VM has its name.
+    fn define(&self, definition: &str, bound: &Bound) -> Result<(), HypervisorError>;
+
     /// Sets whether the host starts the VM at boot.
     ///
     /// # Errors
@@ -352,7 +369,11 @@ pub trait Hypervisor: Send + Sync + 'static {
     }
 }
 
-/// What a path is called at the destination, by the first folder that holds it.
+/// What a path is called at the destination, by the first folder that holds it, or the first file that it is.
 pub fn translated(path: &Path, folders: &[(PathBuf, PathBuf)]) -> Option<PathBuf> {
-    folders.iter().find_map(|(here, there)| path.strip_prefix(here).ok().map(|rest| there.join(rest)))
+    let in_folder = |rest: &Path, there: &Path| match rest.as_os_str().is_empty() {
+        true => there.to_owned(),
+        false => there.join(rest),
+    };
+    folders.iter().find_map(|(here, there)| path.strip_prefix(here).ok().map(|rest| in_folder(rest, there)))
 }

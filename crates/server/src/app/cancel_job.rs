@@ -77,7 +77,7 @@ async fn cancel(app: &Arc<App>, title: &str, record: &JobRecord, log: &[LogEvent
                 }
             }
             if attempt.contains(&LogEvent::Intent { step: Step::Perform }) {
-                ask_source(app, title, record).await?;
+                ask_host(app, title, record).await?;
             }
             Ok(())
         }
@@ -92,15 +92,17 @@ pub(super) fn is_taken_back(attempt: &[LogEvent]) -> bool {
     })
 }
 
-/// Only the source knows whether it is too late. The job's task asks it too; this is for the answer to the caller.
-async fn ask_source(app: &App, title: &str, record: &JobRecord) -> Result<(), Failure> {
+/// Only one host knows whether it is too late: the source, or, of a VM that is shut off, the destination. The job's task
+/// asks it too; this is for the answer to the caller.
+async fn ask_host(app: &App, title: &str, record: &JobRecord) -> Result<(), Failure> {
     let Ok(plan) = Plan::of(record) else {
         return Ok(());
     };
-    let Some(source) = app.inventory.by_id(record.job.source.id) else {
+    let host = if record.job.kind == JobKind::Offline { &record.job.destination } else { &record.job.source };
+    let Some(host) = app.inventory.by_id(host.id) else {
         return Ok(());
     };
-    let answer = plan.abort(&source.agent, plan.attempt(record)).await;
+    let answer = plan.abort(&host.agent, plan.attempt(record)).await;
     let too_late = answer.err().is_some_and(|error| {
         let findings = error.problem().map(|problem| problem.findings.clone()).unwrap_or_default();
         findings.iter().any(|finding| finding.id == FindingId::JobPastPivot)

@@ -205,7 +205,7 @@ pub(crate) async fn arrivals(source: &Host, vm: VmId, along: &[DiskMove]) -> Res
 }
 
 /// What a host says against something.
-fn told(host: &Host, error: &ferry_client::ClientError) -> Vec<Finding> {
+pub(super) fn told(host: &Host, error: &ferry_client::ClientError) -> Vec<Finding> {
     match error.problem() {
         Some(problem) if !problem.findings.is_empty() => problem.findings.clone(),
         _ => vec![fault_finding(host.name(), error)],
@@ -213,7 +213,7 @@ fn told(host: &Host, error: &ferry_client::ClientError) -> Vec<Finding> {
 }
 
 /// Whether the share can be used on a host that answers.
-fn uses(seen: &Seen, share: ShareId) -> bool {
+pub(super) fn uses(seen: &Seen, share: ShareId) -> bool {
     let mut shares = seen.observation.iter().flat_map(|observation| &observation.shares);
     seen.reachable && shares.any(|attached| attached.id == share && attached.trouble.is_none())
 }
@@ -236,7 +236,7 @@ fn gone(vm: VmId, source: &Host, destination: &Host, at_source: &Seen) -> Checke
     Checked { candidate, findings: vec![finding], vm: None, along: Vec::new() }
 }
 
-async fn named_shares(app: &App) -> Result<BTreeMap<ShareId, NamedShare>, Failure> {
+pub(super) async fn named_shares(app: &App) -> Result<BTreeMap<ShareId, NamedShare>, Failure> {
     let shares = app.store.shares().await?;
     Ok(shares.into_iter().map(|share| (share.id, NamedShare { name: share.name, unc: share.unc })).collect())
 }

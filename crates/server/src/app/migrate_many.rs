@@ -44,6 +44,10 @@ pub(crate) async fn migrate_many(app: &Arc<App>, body: &MigrateMany, by: &str) -
         let fix = "Try each by itself: `ferry vm migrate NAME --to HOST --dry-run`";
         return Err(invalid(&title, "dry_run", "Several moves cannot be tried at once".to_owned(), fix));
     }
+    if body.how.offline {
+        let fix = "Move each by itself: `ferry vm migrate NAME --to HOST --offline`";
+        return Err(invalid(&title, "offline", "VMs that are shut off are not moved together".to_owned(), fix));
+    }
     let destination = app.inventory.find(&body.how.destination).map_err(|finding| Failure::found(&title, finding))?;
     if !body.how.disks.is_empty() {
         let fix = "Move it by itself: `ferry vm migrate NAME --to HOST --disk DISK=PLACE`";

@@ -15,7 +15,7 @@ use uuid::Uuid;
 
 use super::{
     check_move::{self, Along, Occasion},
-    invalid, move_storage, show_jobs, show_vms,
+    invalid, move_offline, move_storage, show_jobs, show_vms,
 };
 use crate::{
     App,
@@ -45,6 +45,9 @@ pub(crate) enum Moved {
 pub(crate) async fn migrate_vm(app: &Arc<App>, reference: &str, body: &MigrateVm, by: &str) -> Result<Moved, Failure> {
     let title = format!("Could not move VM {reference} to {}", body.destination);
     check_numbers(&title, body)?;
+    if body.offline {
+        return move_offline::move_offline(app, reference, body, by).await;
+    }
     let (source, vm) = show_vms::find(app, &title, reference)?;
     let destination = app.inventory.find(&body.destination).map_err(|finding| Failure::found(&title, finding))?;
     let moving = show_vms::moving(app).await?.get(&vm.id).copied();

@@ -12,6 +12,7 @@ pub(crate) mod drain_host;
 mod locate;
 pub(crate) mod migrate_many;
 pub(crate) mod migrate_vm;
+pub(crate) mod move_offline;
 pub(crate) mod move_storage;
 pub(crate) mod power_vm;
 pub(crate) mod remove_host;

@@ -5,6 +5,7 @@ pub(crate) mod executor;
 #[cfg(test)]
 mod executor_sweep;
 pub(crate) mod migrate;
+pub(crate) mod move_offline;
 pub(crate) mod move_storage;
 mod perform;
 pub(crate) mod plan;

@@ -6,13 +6,15 @@ use ferry_client::{
 };
 use ferry_core::{id::Generation, job::JobKind};
 
-use super::{migrate, move_storage};
+use super::{migrate, move_offline, move_storage};
 use crate::store::JobRecord;
 
 /// A job's plan, by its kind.
 pub(crate) enum Plan {
     /// Of a live move.
     Live(migrate::Plan),
+    /// Of an offline move.
+    Offline(move_offline::Plan),
     /// Of a storage move.
     Storage(move_storage::Plan),
 }
@@ -22,6 +24,7 @@ impl Plan {
     pub(crate) fn of(record: &JobRecord) -> Result<Self, serde_json::Error> {
         match record.job.kind {
             JobKind::Storage => move_storage::Plan::from_json(&record.job.plan).map(Self::Storage),
+            JobKind::Offline => move_offline::Plan::from_json(&record.job.plan).map(Self::Offline),
             JobKind::Live | JobKind::LiveVsm | JobKind::Several | JobKind::Drain => {
                 migrate::Plan::from_json(&record.job.plan).map(Self::Live)
             }
@@ -32,6 +35,7 @@ impl Plan {
     pub(crate) fn renewed(&self, now_ms: u64) -> String {
         match self {
             Self::Live(plan) => plan.renewed(now_ms).to_json(),
+            Self::Offline(plan) => plan.renewed(now_ms).to_json(),
             Self::Storage(plan) => plan.renewed(now_ms).to_json(),
         }
     }
@@ -39,6 +43,7 @@ impl Plan {
     fn generation(&self) -> Generation {
         match self {
             Self::Live(plan) => plan.generation,
+            Self::Offline(plan) => plan.generation,
             Self::Storage(plan) => plan.generation,
         }
     }
@@ -52,6 +57,7 @@ impl Plan {
     pub(crate) async fn abort(&self, agent: &AgentClient, attempt: Attempt) -> Result<(), ClientError> {
         match self {
             Self::Live(_) => agent.abort(attempt).await.map(drop),
+            Self::Offline(_) => agent.abort_offline(attempt).await.map(drop),
             Self::Storage(_) => agent.abort_storage(attempt).await.map(drop),
         }
     }
@@ -60,6 +66,7 @@ impl Plan {
     pub(crate) async fn release(&self, agent: &AgentClient, attempt: Attempt) -> Result<(), ClientError> {
         match self {
             Self::Live(_) => agent.release(attempt, false).await,
+            Self::Offline(_) => agent.release_offline(attempt).await,
             Self::Storage(_) => agent.release_storage(attempt).await,
         }
     }

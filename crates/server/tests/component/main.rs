@@ -5,6 +5,7 @@ mod api;
 mod bad_input;
 mod jobs;
 mod moves;
+mod offline;
 mod places;
 mod storage;
 mod support;

@@ -305,7 +305,8 @@ impl Host {
 
     /// What moves left behind: journals, holds, folders of sockets.
     pub fn leftovers(&self) -> Vec<String> {
-        let folders = [self.config.journal_dir(), self.config.holds_dir(), self.config.sessions_dir()];
+        let offline = self.config.state_dir.join("offline");
+        let folders = [self.config.journal_dir(), self.config.holds_dir(), self.config.sessions_dir(), offline];
         let entries = folders.iter().flat_map(|folder| std::fs::read_dir(folder).into_iter().flatten());
         entries.map(|entry| entry.expect("readable").path().display().to_string()).collect()
     }

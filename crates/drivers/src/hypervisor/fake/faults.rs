@@ -29,6 +29,10 @@ pub enum Point {
     Destroy,
     /// [`super::Hypervisor::undefine`]
     Undefine,
+    /// [`super::Hypervisor::definition`]
+    Definition,
+    /// [`super::Hypervisor::define`]
+    Define,
     /// [`super::Hypervisor::set_autostart`]
     SetAutostart,
     /// [`super::Hypervisor::migrate`], before anything else

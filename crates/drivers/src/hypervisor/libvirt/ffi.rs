@@ -169,6 +169,14 @@ impl Connection {
         if pointer.is_null() { Err(Fault::last()) } else { Ok(Domain(pointer)) }
     }
 
+    pub(super) fn define(&self, xml: &str) -> Done<Domain> {
+        let xml = c_string(xml)?;
+        let flags = virt_sys::VIR_DOMAIN_DEFINE_VALIDATE;
+        // SAFETY: the connection is open, the string lives through the call.
+        let pointer = unsafe { virt_sys::virDomainDefineXMLFlags(self.0, xml.as_ptr(), flags) };
+        if pointer.is_null() { Err(Fault::last()) } else { Ok(Domain(pointer)) }
+    }
+
     pub(super) fn domains(&self) -> Done<Vec<Domain>> {
         let mut list: *mut virt_sys::virDomainPtr = ptr::null_mut();
         // SAFETY: libvirt allocates an array of `count` domains; each is taken over, the array is freed.
@@ -315,6 +323,12 @@ impl Domain {
         };
         // SAFETY: the domain is valid; the string is ours.
         take_text(unsafe { virt_sys::virDomainGetXMLDesc(self.0, flags) })
+    }
+
+    /// Whether the VM was saved, so that its next start goes on where it was.
+    pub(super) fn saved(&self) -> Done<bool> {
+        // SAFETY: the domain is valid.
+        Ok(check(unsafe { virt_sys::virDomainHasManagedSaveImage(self.0, 0) })? == 1)
     }
 
     pub(super) fn persistent(&self) -> Done<bool> {

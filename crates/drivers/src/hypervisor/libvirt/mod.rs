@@ -20,6 +20,7 @@ use super::{
     DISK_SOCKET, DiskCopy, DiskCopyRequest, DiskSize, DomainEvent, EventSink, Hypervisor, HypervisorError,
     HypervisorHost, MEMORY_SOCKET, MigrateRequest, MigrationStats, RPC_SOCKET,
     definition::{self, Form},
+    rpc::{Bound, definition::check_definition},
 };
 
 /// libvirt on this host, over one connection that is opened again when libvirtd was restarted.
@@ -220,6 +221,27 @@ impl Hypervisor for Libvirt {
             Err(_) if domain.persistent().is_ok_and(|persistent| !persistent) => Ok(()),
             Err(fault) => Err(failed(format!("Could not remove the definition of VM {vm}"))(fault)),
         }
+    }
+
+    fn definition(&self, vm: VmId, paths: &[(PathBuf, PathBuf)]) -> Result<String, HypervisorError> {
+        let what = format!("Could not take the definition of VM {vm} along");
+        let refused = |reason: &str| Err(HypervisorError::Failed { what: what.clone(), reason: reason.to_owned() });
+        let domain = self.need(vm)?;
+        if domain.state().map_err(failed(&what))? != PowerState::Off {
+            return refused("it is not shut off");
+        }
+        if domain.saved().map_err(failed(&what))? {
+            return refused("its state was saved: start it, or remove that with `virsh managedsave-remove`");
+        }
+        let xml = domain.xml(ffi::Xml::Inactive).map_err(failed(&what))?;
+        definition::translate(&xml, vm, paths, &[], Form::Kept)
+    }
+
+    fn define(&self, definition: &str, bound: &Bound) -> Result<(), HypervisorError> {
+        let bad = |reason: String| HypervisorError::Definition { vm: bound.vm, reason };
+        check_definition(definition, bound).map_err(|error| bad(error.to_string()))?;
+        let defined = self.live()?.connection.define(definition);
+        defined.map(drop).map_err(failed(format!("Could not define VM {}", bound.name)))
     }
 
     fn set_autostart(&self, vm: VmId, autostart: bool) -> Result<(), HypervisorError> {

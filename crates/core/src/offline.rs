@@ -1,0 +1,290 @@
+//! Moves of a VM that is shut off, with its files: what goes where.
+
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    finding::{Finding, FindingId},
+    location::Location,
+    storage::{Wanted, is_file},
+    vm::{FileRole, VmFacts, VmFile, VmState},
+};
+
+/// One file and where it goes, byte by byte.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FileMove {
+    /// The device's name in the definition, or `nvram`, `kernel`, `initrd`, `dtb`.
+    pub device: String,
+    /// What it is to the VM.
+    pub role: FileRole,
+    /// Where it is.
+    pub from: Location,
+    /// Where it goes; nothing may be there before.
+    pub to: Location,
+}
+
+impl FileMove {
+    /// Whether the old file goes away after the move. Media and what a VM boots from may serve others, whom libvirt
+    /// does not know of.
+    pub fn is_removed(&self) -> bool {
+        matches!(self.role, FileRole::Disk | FileRole::Nvram)
+    }
+}
+
+/// What moves, and what stands against it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct PlannedOffline {
+    /// In the order of the definition.
+    pub files: Vec<FileMove>,
+    /// What was found.
+    pub findings: Vec<Finding>,
+}
+
+/// Decides which files of a VM move when it is shut off: those that are named, and those that the destination does not
+/// reach. All of them need a place, or the move is refused: nothing is left behind.
+pub fn plan_offline(vm: &VmFacts, wanted: &Wanted, is_reached: impl Fn(&Location) -> bool) -> PlannedOffline {
+    let mut planned = PlannedOffline { files: Vec::new(), findings: whole(vm) };
+    for (device, ..) in wanted.named.iter().filter(|(device, ..)| !vm.files.iter().any(|file| file.device == *device)) {
+        planned.findings.push(Finding::blocks(
+            FindingId::DiskUnknown,
+            device,
+            format!("VM {} has no disk {device}", vm.name),
+            "See its disks with `ferry vm show`",
+        ));
+    }
+    for file in &vm.files {
+        let named = wanted.named.iter().find(|(device, ..)| *device == file.device);
+        if file.role != FileRole::NotAFile && is_reached(&file.place) && named.is_none() {
+            continue;
+        }
+        if let Some(finding) = refusal(vm, file) {
+            planned.findings.push(finding);
+            continue;
+        }
+        if let Some((_, _, Some(format))) = named
+            && Some(*format) != file.format
+        {
+            planned.findings.push(Finding::blocks(
+                FindingId::FilePlace,
+                &file.device,
+                format!("Disk {} keeps its format while VM {} is shut off", file.device, vm.name),
+                format!(
+                    "Leave the format out; change it later with `ferry vm move-storage {}` while the VM runs",
+                    vm.name
+                ),
+            ));
+        }
+        match named.and_then(|(_, to, _)| to.as_ref()).or(wanted.all.as_ref()) {
+            Some(to) => {
+                let to = file_in(to, file, &planned.files);
+                let (device, role, from) = (file.device.clone(), file.role, file.place.clone());
+                planned.files.push(FileMove { device, role, from, to });
+            }
+            None => planned.findings.push(Finding::blocks(
+                FindingId::FilePlace,
+                &file.device,
+                format!("File {} of VM {} does not lie where the destination reaches it", file.device, vm.name),
+                format!("Say where it goes: `--storage PLACE`, or `--disk {}=PLACE`", file.device),
+            )),
+        }
+    }
+    planned
+}
+
+fn whole(vm: &VmFacts) -> Vec<Finding> {
+    let name = &vm.name;
+    let mut findings = Vec::new();
+    let mut blocks = |id, message: String, fix: String| findings.push(Finding::blocks(id, name, message, fix));
+    if vm.state != VmState::ShutOff {
+        blocks(
+            FindingId::VmRunning,
+            format!("VM {name} is not shut off: an offline move is never made of a VM that runs"),
+            "Leave `--offline` out to move it while it runs, or shut it down first".to_owned(),
+        );
+    }
+    if vm.snapshots > 0 {
+        blocks(
+            FindingId::VmSnapshot,
+            format!("VM {name} has {} snapshot(s), which do not move with its definition", vm.snapshots),
+            format!("Remove them: `virsh snapshot-list {name}`, `virsh snapshot-delete {name}`"),
+        );
+    }
+    if vm.tpm {
+        blocks(
+            FindingId::VmHostDevice,
+            format!("VM {name} has an emulated TPM, whose state lies outside of its files"),
+            "Move the state of the TPM by hand, or remove the TPM from the definition".to_owned(),
+        );
+    }
+    for device in &vm.host_devices {
+        blocks(
+            FindingId::VmHostDevice,
+            format!("VM {name} uses device {device} of its host"),
+            "Detach the device from the VM before the move".to_owned(),
+        );
+    }
+    findings
+}
+
+/// Why a file cannot move.
+fn refusal(vm: &VmFacts, file: &VmFile) -> Option<Finding> {
+    let (device, name) = (&file.device, &vm.name);
+    let blocks = |id, message: String, fix: &str| Some(Finding::blocks(id, device, message, fix));
+    if file.role == FileRole::NotAFile {
+        return blocks(
+            FindingId::DiskNotAFile,
+            format!("Disk {device} of VM {name} is a block device or a network disk, not a file"),
+            "Detach it before the move, and attach what the destination has instead",
+        );
+    }
+    if file.has_backing {
+        return blocks(
+            FindingId::DiskFlattened,
+            format!("Disk {device} of VM {name} is an overlay: the files below it would stay behind"),
+            "Start the VM and move it live, which copies the whole chain; or flatten the disk with `qemu-img rebase`",
+        );
+    }
+    if vm.files.iter().filter(|other| other.place == file.place).count() > 1 {
+        return blocks(
+            FindingId::DiskTwice,
+            format!("Another disk of VM {name} uses the file of disk {device}, too"),
+            "Give each disk a file of its own",
+        );
+    }
+    None
+}
+
+/// The same name in a folder, or the file that was named. Two files never get the same.
+fn file_in(to: &Location, file: &VmFile, others: &[FileMove]) -> Location {
+    let (Location::Share { path, .. } | Location::Local { path, .. }) = to;
+    if is_file(path) {
+        return to.clone();
+    }
+    let (Location::Share { path: old, .. } | Location::Local { path: old, .. }) = &file.place;
+    let name = old.rsplit('/').next().filter(|name| !name.is_empty()).unwrap_or(&file.device);
+    let in_folder = |name: String| {
+        let folder = path.trim_end_matches('/');
+        let full = if folder.is_empty() && !path.starts_with('/') { name } else { format!("{folder}/{name}") };
+        match to {
+            Location::Share { share, .. } => Location::Share { share: *share, path: full },
+            Location::Local { host, .. } => Location::Local { host: *host, path: full },
+        }
+    };
+    let plain = in_folder(name.to_owned());
+    match others.iter().any(|other| other.to == plain) {
+        true => in_folder(format!("{}-{name}", file.device)),
+        false => plain,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use uuid::Uuid;
+
+    use super::*;
+    use crate::{
+        id::{HostId, ShareId, VmId},
+        units::ByteCount,
+        vm::DiskFormat,
+    };
+
+    fn local(path: &str) -> Location {
+        Location::Local { host: HostId(Uuid::from_u128(1)), path: path.into() }
+    }
+
+    fn file(role: FileRole, device: &str, path: &str) -> VmFile {
+        VmFile {
+            role,
+            device: device.into(),
+            place: local(path),
+            read_only: false,
+            shareable: false,
+            has_backing: false,
+            stops_on_error: true,
+            format: Some(DiskFormat::Raw),
+            unmaps: true,
+            detects_zeroes: true,
+        }
+    }
+
+    fn vm() -> VmFacts {
+        VmFacts {
+            id: VmId(Uuid::from_u128(9)),
+            name: "web01".into(),
+            state: VmState::ShutOff,
+            persistent: true,
+            autostart: false,
+            vcpus: 1,
+            memory: ByteCount::mib(64),
+            files: vec![
+                file(FileRole::Disk, "vda", "/a/disk.raw"),
+                file(FileRole::Disk, "vdb", "/b/disk.raw"),
+                file(FileRole::Media, "sda", "/iso/debian.iso"),
+                file(FileRole::Nvram, "nvram", "/a/vars.fd"),
+            ],
+            snapshots: 0,
+            host_devices: Vec::new(),
+            tpm: false,
+            networks: Vec::new(),
+        }
+    }
+
+    fn to(path: &str) -> Wanted {
+        Wanted { all: Some(local(path)), named: Vec::new() }
+    }
+
+    #[test]
+    fn every_file_that_is_not_reached_moves_under_a_name_of_its_own() {
+        let planned = plan_offline(&vm(), &to("/n"), |_| false);
+        assert_eq!(planned.findings, []);
+        let places: Vec<_> = planned.files.iter().map(|file| (file.device.as_str(), file.to.clone())).collect();
+        let names =
+            [("vda", "/n/disk.raw"), ("vdb", "/n/vdb-disk.raw"), ("sda", "/n/debian.iso"), ("nvram", "/n/vars.fd")];
+        assert_eq!(places, names.map(|(device, path)| (device, local(path))));
+        let removed: Vec<_> = planned.files.iter().filter(|file| file.is_removed()).map(|file| &*file.device).collect();
+        assert_eq!(removed, ["vda", "vdb", "nvram"]);
+
+        let reached = plan_offline(&vm(), &to("/n"), |place| *place == local("/iso/debian.iso"));
+        assert_eq!(reached.files.len(), 3);
+        let none = plan_offline(&vm(), &Wanted::default(), |_| true);
+        assert_eq!(none, PlannedOffline::default());
+    }
+
+    #[test]
+    fn a_named_file_goes_where_it_is_named() {
+        let share = Location::Share { share: ShareId(Uuid::from_u128(2)), path: "x/y.raw".into() };
+        let wanted = Wanted { all: None, named: vec![("vdb".into(), Some(share.clone()), None)] };
+        let planned = plan_offline(&vm(), &wanted, |_| true);
+        assert_eq!(planned.files.iter().map(|file| (&*file.device, &file.to)).collect::<Vec<_>>(), [("vdb", &share)]);
+    }
+
+    #[test]
+    fn what_cannot_move_is_refused() {
+        type Spoil = fn(&mut VmFacts, &mut Wanted);
+        let rows: [(&str, Spoil, FindingId); 11] = [
+            ("running", |vm, _| vm.state = VmState::Running, FindingId::VmRunning),
+            ("paused", |vm, _| vm.state = VmState::Paused, FindingId::VmRunning),
+            ("incoming", |vm, _| vm.state = VmState::Incoming, FindingId::VmRunning),
+            ("snapshots", |vm, _| vm.snapshots = 1, FindingId::VmSnapshot),
+            ("tpm", |vm, _| vm.tpm = true, FindingId::VmHostDevice),
+            ("host device", |vm, _| vm.host_devices.push("pci 1".into()), FindingId::VmHostDevice),
+            ("block device", |vm, _| vm.files[1].role = FileRole::NotAFile, FindingId::DiskNotAFile),
+            ("overlay", |vm, _| vm.files[1].has_backing = true, FindingId::DiskFlattened),
+            ("twice", |vm, _| vm.files[1].place = vm.files[0].place.clone(), FindingId::DiskTwice),
+            ("no place", |_, wanted| wanted.all = None, FindingId::FilePlace),
+            (
+                "another format",
+                |_, wanted| wanted.named.push(("vda".into(), None, Some(DiskFormat::Qcow2))),
+                FindingId::FilePlace,
+            ),
+        ];
+        for (row, spoil, id) in rows {
+            let (mut vm, mut wanted) = (vm(), to("/n"));
+            spoil(&mut vm, &mut wanted);
+            let planned = plan_offline(&vm, &wanted, |_| false);
+            assert!(crate::finding::any_blocks(&planned.findings), "{row}");
+            assert!(planned.findings.iter().all(|finding| finding.id == id), "{row}: {:?}", planned.findings);
+        }
+        let unknown = Wanted { named: vec![("vdz".into(), None, None)], ..to("/n") };
+        assert_eq!(plan_offline(&vm(), &unknown, |_| false).findings[0].id, FindingId::DiskUnknown);
+    }
+}

@@ -1,0 +1,432 @@
+//! A move of a VM that is shut off, step by step:
+//!
+//! 1. **Preflight** asks both hosts anew what stands against it: a job may have waited.
+//! 2. **Reserve** comes before the first change: from here on no other job touches the VM.
+//! 3. **PrepareDestination** makes the new files and listens.
+//! 4. **PrepareSource** holds the VM against a start, and makes sure that it is shut off: it stays so.
+//! 5. **Perform** copies what differs, compares it, and then gives the destination the VM: that it is defined there is the
+//!    point of no return. An error promises that it is not.
+//! 6. **Confirm** removes definition and old files at the source, and gives the destination its autostart.
+//! 7. **Release** takes holds and journals away.
+//!
+//! The source's files are whole and its definition is there until the destination has both. No copy of the VM runs
+//! anywhere meanwhile, so that the destination alone says whose it is.
+
+use std::{
+    sync::{Arc, Mutex},
+    time::Duration,
+};
+
+use ferry_client::{ClientError, agent::Attempt};
+use ferry_core::{
+    api::agent::{
+        ConfirmRequest, OfflineFile, OfflineReady, OfflineReport, OfflineStage, ReceiveOffline, Role, SendOffline,
+    },
+    finding::{Severity, any_blocks},
+    id::{Generation, SessionId, ShareId},
+    job::Figures,
+    migration::Step,
+    offline::FileMove,
+    pin::Secret,
+    storage::DiskProgress,
+    units::ByteCount,
+};
+use serde::{Deserialize, Serialize};
+use uuid::Uuid;
+
+use super::executor::{Saga, StepFailed};
+use crate::{
+    App,
+    app::move_offline::{What, check, sizes},
+    clock::now_ms,
+    failure::describe,
+    inventory::{Host, Seen},
+    jobs::Running,
+    store::{HostName, JobRecord},
+};
+
+/// How long the agent may hold the question how the move stands.
+const REPORT_WAIT: Duration = Duration::from_secs(2);
+/// How long to wait before an agent that does not answer is asked again.
+const ASK_AGAIN: Duration = Duration::from_secs(1);
+
+/// What the saga must know again after a restart. Stored with the job.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(crate) struct Plan {
+    /// The attempt on the wire.
+    pub(crate) session: SessionId,
+    /// Known to both agents of the session only.
+    pub(crate) secret: Secret,
+    /// Begins at the time of acceptance, so that it rises even if a server starts with an empty database.
+    pub(crate) generation: Generation,
+    /// What moves.
+    pub(crate) files: Vec<FileMove>,
+    /// Shares with files that stay.
+    pub(crate) shares: Vec<ShareId>,
+    /// Whether the old files stay.
+    pub(crate) keep_source: bool,
+    /// Whether the source starts the VM at boot.
+    pub(crate) autostart: bool,
+    /// How files stood when the agents said so last.
+    #[serde(default)]
+    pub(crate) progress: Vec<DiskProgress>,
+}
+
+impl Plan {
+    /// As it is stored.
+    pub(crate) fn to_json(&self) -> String {
+        serde_json::to_string(self).expect("our types have text keys only")
+    }
+
+    /// As it was stored.
+    pub(crate) fn from_json(text: &str) -> Result<Self, serde_json::Error> {
+        serde_json::from_str(text)
+    }
+
+    /// The same for another attempt.
+    pub(crate) fn renewed(&self, now_ms: u64) -> Self {
+        Self {
+            session: SessionId(Uuid::new_v4()),
+            secret: ferry_trust::random_secret(),
+            generation: Generation(now_ms.max(self.generation.0 + 1)),
+            progress: Vec::new(),
+            ..self.clone()
+        }
+    }
+}
+
+/// One running offline move.
+pub(crate) struct MoveOffline {
+    app: Arc<App>,
+    record: JobRecord,
+    plan: Plan,
+    source: Arc<Host>,
+    destination: Arc<Host>,
+    running: Arc<Running>,
+    ready: Mutex<Option<OfflineReady>>,
+    /// How files stand, and the bytes on the wire.
+    last: Mutex<(Vec<DiskProgress>, ByteCount)>,
+}
+
+impl MoveOffline {
+    /// Takes up a job, new or found in the database.
+    ///
+    /// # Errors
+    /// A message, when the job's hosts or plan are not there any more: both are kept while a job is open.
+    pub(crate) fn new(app: Arc<App>, record: JobRecord, running: Arc<Running>) -> Result<Self, String> {
+        let plan = Plan::from_json(&record.job.plan).map_err(|error| format!("its plan is unreadable: {error}"))?;
+        let host = |name: &HostName| {
+            app.inventory.by_id(name.id).ok_or_else(|| format!("host {} is not in the inventory", name.name))
+        };
+        let (source, destination) = (host(&record.job.source)?, host(&record.job.destination)?);
+        let wire = record.figures.map(|figures| figures.disk_wire).unwrap_or_default();
+        let last = Mutex::new((plan.progress.clone(), wire));
+        Ok(Self { app, record, plan, source, destination, running, ready: Mutex::default(), last })
+    }
+
+    fn attempt(&self) -> Attempt {
+        Attempt { job: self.record.id, generation: self.plan.generation }
+    }
+
+    async fn preflight(&self) -> Result<(), StepFailed> {
+        let what = What::Decided(&self.plan.files);
+        let checked = check(&self.app, self.record.job.vm, &self.source, &self.destination, what, None).await;
+        let checked = checked.map_err(|failure| StepFailed(failure.into_problem().title))?;
+        if any_blocks(&checked.findings) {
+            let blocking = checked.findings.iter().filter(|finding| finding.severity == Severity::Blocks);
+            let messages: Vec<&str> = blocking.map(|finding| finding.message.as_str()).collect();
+            return Err(StepFailed(messages.join("; ")));
+        }
+        Ok(())
+    }
+
+    async fn reserve(&self) -> Result<(), StepFailed> {
+        let holder = self.app.store.reserve(self.record.job.vm, self.record.id).await;
+        match holder.map_err(|error| StepFailed(error.to_string()))? {
+            job if job == self.record.id => Ok(()),
+            other => Err(StepFailed(format!("Job {other} has reserved VM {}", self.record.job.vm_name))),
+        }
+    }
+
+    async fn files(&self) -> Result<Vec<OfflineFile>, StepFailed> {
+        sizes(&self.source, self.record.job.vm, &self.plan.files).await.map_err(|findings| {
+            let messages: Vec<String> = findings.into_iter().map(|finding| finding.message).collect();
+            StepFailed(messages.join("; "))
+        })
+    }
+
+    async fn prepare_destination(&self) -> Result<OfflineReady, StepFailed> {
+        let body = ReceiveOffline {
+            session: self.plan.session,
+            secret: self.plan.secret,
+            source_pin: self.source.record.pin,
+            vm: self.record.job.vm,
+            vm_name: self.record.job.vm_name.clone(),
+            shares: self.plan.shares.clone(),
+            files: self.files().await?,
+        };
+        let ready = self.destination.agent.receive_offline(self.attempt(), &body).await;
+        let ready = ready.map_err(|error| failed(&self.destination, &error))?;
+        *self.ready.lock().expect("nobody panics with it") = Some(ready.clone());
+        Ok(ready)
+    }
+
+    async fn prepare_source(&self) -> Result<(), StepFailed> {
+        let known = self.ready.lock().expect("nobody panics with it").clone();
+        let destination = match known {
+            Some(ready) => ready,
+            // The server was restarted in between: the destination says the same again.
+            None => self.prepare_destination().await?,
+        };
+        let body = SendOffline {
+            session: self.plan.session,
+            secret: self.plan.secret,
+            destination_pin: self.destination.record.pin,
+            destination,
+            vm: self.record.job.vm,
+            files: self.files().await?,
+        };
+        let report = self.source.agent.send_offline(self.attempt(), &body).await;
+        self.take(&report.map_err(|error| failed(&self.source, &error))?);
+        Ok(())
+    }
+
+    /// Until the destination has the VM, or it is known that it will not.
+    async fn perform(&self) -> Result<(), StepFailed> {
+        let copied = self.copy().await;
+        if let Err(error) = copied {
+            self.keep().await?;
+            return Err(error);
+        }
+        loop {
+            match self.destination.agent.define_offline(self.attempt()).await {
+                Ok(report) => {
+                    self.running.wait_for(None);
+                    self.take(&report);
+                    return self.keep().await;
+                }
+                // It said no, and says the same when it is asked to end.
+                Err(error) if error.problem().is_some() => {
+                    let refused = failed(&self.destination, &error);
+                    if self.ends_there().await? { return Err(refused) } else { return self.keep().await }
+                }
+                Err(error) => {
+                    // Whether it heard: the request may be repeated.
+                    self.running.wait_for(Some(describe(self.destination.name(), &error)));
+                    self.running.pause(ASK_AGAIN).await;
+                }
+            }
+        }
+    }
+
+    /// Ends it at the destination, which says whether it has the VM: true promises that it has not and will not.
+    async fn ends_there(&self) -> Result<bool, StepFailed> {
+        match self.destination.agent.abort_offline(self.attempt()).await {
+            Ok(report) => Ok(!matches!(report.stage, OfflineStage::Defined | OfflineStage::Confirmed)),
+            Err(error) if is_unknown(&error) => Ok(true),
+            Err(error) if error.problem().is_some() => Ok(false),
+            Err(error) => Err(failed(&self.destination, &error)),
+        }
+    }
+
+    async fn copy(&self) -> Result<(), StepFailed> {
+        let (mut begun, mut after) = (false, 0);
+        loop {
+            if self.running.cancelled.is_cancelled() {
+                return Err(StepFailed("The move was cancelled".to_owned()));
+            }
+            let asked = match begun {
+                false => self.source.agent.perform_offline(self.attempt()).await,
+                true => {
+                    let report = self.source.agent.report_offline(self.attempt(), after, REPORT_WAIT);
+                    tokio::select! {
+                        report = report => report,
+                        () = self.running.cancelled.cancelled() => continue,
+                    }
+                }
+            };
+            let report = match asked {
+                Ok(report) => report,
+                Err(error) if error.problem().is_some() => return Err(failed(&self.source, &error)),
+                Err(error) => {
+                    self.running.wait_for(Some(describe(self.source.name(), &error)));
+                    self.running.pause(ASK_AGAIN).await;
+                    begun = false;
+                    continue;
+                }
+            };
+            self.running.wait_for(None);
+            begun = true;
+            after = report.sequence;
+            self.take(&report);
+            match report.stage {
+                OfflineStage::Prepared | OfflineStage::Copying => {}
+                OfflineStage::Copied | OfflineStage::Confirmed => return Ok(()),
+                OfflineStage::Failed | OfflineStage::Aborted | OfflineStage::Defined => {
+                    let why = report.error.unwrap_or_else(|| "The source ended the move".to_owned());
+                    return Err(StepFailed(why));
+                }
+            }
+        }
+    }
+
+    /// Keeps what is known of files and bytes, so that it is known after the job's end.
+    async fn keep(&self) -> Result<(), StepFailed> {
+        let (progress, wire) = self.last.lock().expect("nobody panics with it").clone();
+        let sum = |of: fn(&DiskProgress) -> ByteCount| ByteCount(progress.iter().map(|file| of(file).0).sum());
+        let figures = Figures {
+            total_ms: now_ms().saturating_sub(self.record.job.accepted_at_ms),
+            sent: wire,
+            wire,
+            disk_wire: wire,
+            allocated_source: sum(|file| file.allocated_before),
+            allocated_destination: sum(|file| file.allocated_after),
+            ..Figures::default()
+        };
+        let plan = Plan { progress, ..self.plan.clone() };
+        let store = &self.app.store;
+        store.put_plan(self.record.id, &plan.to_json()).await.map_err(|error| StepFailed(error.to_string()))?;
+        store.put_figures(self.record.id, &figures).await.map_err(|error| StepFailed(error.to_string()))
+    }
+
+    /// Each end knows other things; what is zero is not known.
+    fn take(&self, report: &OfflineReport) {
+        let files = {
+            let mut last = self.last.lock().expect("nobody panics with it");
+            if report.role == Role::Source {
+                last.1 = ByteCount(last.1.0.max(report.wire.0));
+            }
+            for new in &report.files {
+                match last.0.iter_mut().find(|file| file.device == new.device) {
+                    None => last.0.push(new.clone()),
+                    Some(file) => {
+                        if report.role == Role::Source || new.allocated_after.0 > 0 {
+                            file.stage = new.stage;
+                        }
+                        file.copied = file.copied.max(new.copied);
+                        file.total = file.total.max(new.total);
+                        file.allocated_before = file.allocated_before.max(new.allocated_before);
+                        file.allocated_after = file.allocated_after.max(new.allocated_after);
+                    }
+                }
+            }
+            last.0.clone()
+        };
+        self.running.disks(files);
+    }
+
+    async fn confirm(&self) -> Result<(), StepFailed> {
+        let body = ConfirmRequest { autostart: self.plan.autostart, keep_source: self.plan.keep_source };
+        let at_destination = self.destination.agent.confirm_offline(self.attempt(), &body).await;
+        self.take(&at_destination.map_err(|error| failed(&self.destination, &error))?);
+        match self.source.agent.confirm_offline(self.attempt(), &body).await {
+            Ok(_) => {}
+            Err(error) if is_unknown(&error) && self.is_gone_at_source().await => {}
+            Err(error) => return Err(failed(&self.source, &error)),
+        }
+        self.keep().await
+    }
+
+    async fn is_gone_at_source(&self) -> bool {
+        let seen = self.app.inventory.refresh(&self.source).await;
+        seen.reachable && seen.vm(self.record.job.vm).is_none()
+    }
+
+    async fn release(&self) -> Result<(), StepFailed> {
+        gone_or(&self.destination, self.destination.agent.release_offline(self.attempt()).await)?;
+        gone_or(&self.source, self.source.agent.release_offline(self.attempt()).await)?;
+        self.keep().await?;
+        self.app.store.unreserve(self.record.id).await.map_err(|error| StepFailed(error.to_string()))?;
+        // So that whoever sees the job's end sees the VM where it is, and there only.
+        let vm = self.record.job.vm;
+        let inventory = &self.app.inventory;
+        tokio::join!(
+            inventory.look_until(&self.destination, |seen: &Seen| seen.vm(vm).is_some()),
+            inventory.look_until(&self.source, |seen: &Seen| seen.vm(vm).is_none()),
+        );
+        Ok(())
+    }
+
+    async fn take_back(&self, host: &Host) -> Result<(), StepFailed> {
+        gone_or(host, host.agent.abort_offline(self.attempt()).await.map(drop))?;
+        gone_or(host, host.agent.release_offline(self.attempt()).await)
+    }
+}
+
+impl Saga for MoveOffline {
+    fn steps(&self) -> &'static [Step] {
+        Step::of(self.record.job.kind)
+    }
+
+    async fn probe(&self, step: Step) -> bool {
+        // Each of the others is repeated safely.
+        step == Step::Perform
+            && self.destination.agent.report_offline(self.attempt(), 0, Duration::ZERO).await.is_ok_and(|report| {
+                self.take(&report);
+                matches!(report.stage, OfflineStage::Defined | OfflineStage::Confirmed)
+            })
+    }
+
+    async fn run(&self, step: Step) -> Result<(), StepFailed> {
+        match step {
+            Step::Preflight => self.preflight().await,
+            Step::Reserve => self.reserve().await,
+            Step::PrepareDestination => self.prepare_destination().await.map(drop),
+            Step::PrepareSource => self.prepare_source().await,
+            Step::Perform => self.perform().await,
+            Step::Confirm => self.confirm().await,
+            Step::Release => self.release().await,
+            Step::Resume => unreachable!("no step of an offline move"),
+        }
+    }
+
+    async fn undo(&self, step: Step) -> Result<(), StepFailed> {
+        match step {
+            Step::Preflight => Ok(()),
+            Step::Reserve => {
+                self.app.store.unreserve(self.record.id).await.map_err(|error| StepFailed(error.to_string()))
+            }
+            // The destination first has to say that it will not have the VM: only then is the VM free at the source.
+            Step::PrepareSource => {
+                if !self.ends_there().await? {
+                    let name = self.destination.name();
+                    return Err(StepFailed(format!("The VM is defined on host {name}: it cannot be taken back")));
+                }
+                self.take_back(&self.source).await
+            }
+            Step::PrepareDestination => self.take_back(&self.destination).await,
+            Step::Perform | Step::Resume | Step::Confirm | Step::Release => {
+                unreachable!("the executor takes back compensable steps only")
+            }
+        }
+    }
+
+    fn logged(&self) {
+        self.running.changed();
+    }
+
+    fn stuck(&self) {
+        self.app.jobs.give_slots_back(&self.app, self.record.id);
+    }
+
+    async fn pause(&self, pause: Duration) {
+        self.running.pause(pause).await;
+    }
+}
+
+fn failed(host: &Host, error: &ClientError) -> StepFailed {
+    StepFailed(describe(host.name(), error))
+}
+
+/// Whether the agent knows nothing of the attempt.
+fn is_unknown(error: &ClientError) -> bool {
+    error.problem().is_some_and(|problem| problem.status == 404)
+}
+
+/// For what takes something away: an agent that knows nothing of the attempt has nothing of it.
+fn gone_or(host: &Host, answer: Result<(), ClientError>) -> Result<(), StepFailed> {
+    match answer {
+        Err(error) if !is_unknown(&error) => Err(failed(host, &error)),
+        _ => Ok(()),
+    }
+}
