@@ -325,7 +325,7 @@ async fn check_arrivals(
     Path(vm): Path<VmId>,
     Body(wanted): Body<Vec<DiskArrival>>,
 ) -> Result<StatusCode, Refusal> {
-    blocking(&agent, move |agent| agent.migrations.check_arrivals(&reach(agent)?, vm, &wanted)).await?;
+    blocking(&agent, move |agent| agent.migrations.check_arrivals(&reach(agent, None)?, vm, &wanted)).await?;
     Ok(StatusCode::NO_CONTENT)
 }
 
@@ -337,7 +337,7 @@ async fn prepare_destination(
     Body(request): Body<PrepareDestination>,
 ) -> Answered<DestinationReady> {
     let mounts = agent.shares.mounts(&request.shares)?;
-    let reach = reach(&agent)?;
+    let reach = reach(&agent, Some(job))?;
     Ok(Json(agent.migrations.prepare_destination(job, generation, request, mounts, reach).await?))
 }
 
@@ -406,15 +406,17 @@ async fn release(
     Ok(StatusCode::NO_CONTENT)
 }
 
-/// What a storage move needs to know of this host's places.
-fn reach(agent: &Agent) -> Result<Reach, AgentError> {
+/// What a job that makes new files needs to know of this host's places, and of the others' copies there.
+fn reach(agent: &Agent, job: Option<JobId>) -> Result<Reach, AgentError> {
     let host = *agent.enrolment.watch_host().borrow();
     let places = agent.shares.places(host.unwrap_or(HostId(Uuid::nil())));
-    Ok(Reach { places, roots: places::roots(agent)?, shares: Arc::clone(&agent.shares) })
+    let all = [agent.storage.reserved(), agent.migrations.reserved(), agent.offline.reserved()].concat();
+    let reserved = all.into_iter().filter(|reserved| Some(reserved.job) != job).collect();
+    Ok(Reach { places, roots: places::roots(agent)?, shares: Arc::clone(&agent.shares), reserved })
 }
 
 async fn check_storage(State(agent): Shared, Body(request): Body<PrepareStorage>) -> Answered<Vec<ByteCount>> {
-    Ok(Json(blocking(&agent, move |agent| agent.storage.check(&request, &reach(agent)?)).await?))
+    Ok(Json(blocking(&agent, move |agent| agent.storage.check(&request, &reach(agent, None)?)).await?))
 }
 
 async fn prepare_storage(
@@ -422,7 +424,7 @@ async fn prepare_storage(
     Path((job, generation)): Attempt,
     Body(request): Body<PrepareStorage>,
 ) -> Answered<StorageReport> {
-    let call = move |agent: &Agent| agent.storage.prepare(job, generation, request, &reach(agent)?);
+    let call = move |agent: &Agent| agent.storage.prepare(job, generation, request, &reach(agent, Some(job))?);
     Ok(Json(blocking(&agent, call).await?))
 }
 
@@ -468,7 +470,7 @@ async fn get_files(State(agent): Shared, Path(vm): Path<VmId>) -> Answered<Vec<F
 }
 
 async fn check_offline(State(agent): Shared, Body(request): Body<CheckOffline>) -> Result<StatusCode, Refusal> {
-    blocking(&agent, move |agent| agent.offline.check(&request, &reach(agent)?)).await?;
+    blocking(&agent, move |agent| agent.offline.check(&request, &reach(agent, None)?)).await?;
     Ok(StatusCode::NO_CONTENT)
 }
 
@@ -478,7 +480,7 @@ async fn receive_offline(
     Body(request): Body<ReceiveOffline>,
 ) -> Answered<OfflineReady> {
     let mounts = agent.shares.mounts(&request.shares)?;
-    let reach = reach(&agent)?;
+    let reach = reach(&agent, Some(job))?;
     Ok(Json(agent.offline.prepare_destination(job, generation, request, mounts, reach).await?))
 }
 
@@ -489,7 +491,7 @@ async fn send_offline(
 ) -> Answered<OfflineReport> {
     let shares: Vec<ShareId> = request.destination.mounts.iter().map(|mount| mount.share).collect();
     let mounts = agent.shares.mounts(&shares)?;
-    let reach = reach(&agent)?;
+    let reach = reach(&agent, Some(job))?;
     Ok(Json(agent.offline.prepare_source(job, generation, request, mounts, reach).await?))
 }
 

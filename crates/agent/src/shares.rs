@@ -36,9 +36,9 @@ struct Entry {
 }
 
 impl Entry {
-    fn view(&self, trouble: Option<String>, space: Option<Space>) -> AttachedShare {
+    fn view(&self, trouble: Option<String>, space: Option<Space>, soft: bool) -> AttachedShare {
         let (free, total) = space.map(|space| (space.free, space.total)).unzip();
-        AttachedShare { id: self.id, unc: self.unc.clone(), mode: self.mode, trouble, free, total }
+        AttachedShare { id: self.id, unc: self.unc.clone(), mode: self.mode, trouble, free, total, soft }
     }
 }
 
@@ -73,7 +73,7 @@ impl Shares {
         let path = config.state_dir.join("shares.json");
         let entries: Vec<Entry> = files::read_json(&path)?.unwrap_or_default();
         let unknown = "The agent has just been started and has not looked at it yet";
-        let views = entries.iter().map(|entry| entry.view(Some(unknown.to_owned()), None)).collect();
+        let views = entries.iter().map(|entry| entry.view(Some(unknown.to_owned()), None, false)).collect();
         let (root, entries) = (config.share_root.clone(), Mutex::new(entries));
         Ok(Self { path, root, driver, entries, views: watch::Sender::new(views) })
     }
@@ -107,7 +107,7 @@ impl Shares {
             self.publish(|views| {
                 let Some(view) = views.iter_mut().find(|view| view.id == entry.id) else { return };
                 let known = view.free.zip(view.total).map(|(free, total)| Space { free, total });
-                *view = entry.view(trouble, space.unwrap_or(known));
+                *view = entry.view(trouble, space.unwrap_or(known), !self.driver.waits(&entry.path));
             });
         }
     }
@@ -172,7 +172,7 @@ impl Shares {
         let credentials = request.credentials.clone().filter(|_| mode == AttachMode::Mounted);
         let space = self.driver.space(unc, request.credentials.as_ref(), &path);
         let entry = Entry { id, unc: unc.clone(), mode, path, credentials };
-        let view = entry.view(None, space);
+        let view = entry.view(None, space, !self.driver.waits(&entry.path));
         self.change(|entries| {
             entries.retain(|other| other.id != id);
             entries.push(entry);

@@ -122,6 +122,7 @@ finding_ids! {
     ShareDialect = "share.dialect": "The server speaks no SMB 3 dialect.",
     SharePassword = "share.password": "The file server refused the user or password.",
     ShareUnreachable = "share.unreachable": "The file server does not answer.",
+    ShareSoft = "share.soft": "The share is mounted so that guests see errors while its file server is away.",
     ShareMount = "share.mount": "The share could not be mounted, or the adopted path is not a mount of it.",
     PlaceForm = "place.form": "The text is neither an absolute path nor a UNC path of a share.",
     PlaceOutside = "place.outside": "The path leads out of the host's storage roots and shares.",

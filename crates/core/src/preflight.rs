@@ -208,6 +208,9 @@ fn judge(facts: &LiveFacts<'_>, live: bool) -> Vec<Finding> {
         file_remarks(facts, file, &mut findings);
     }
     sameness(facts, &mut findings);
+    let places: Vec<&Location> = facts.vm.files.iter().map(|file| &file.place).collect();
+    findings.extend(soft_shares(&facts.source, places.iter().copied()));
+    findings.extend(soft_shares(&facts.destination, places.into_iter().chain(facts.along.iter().map(|disk| &disk.to))));
     findings.sort_by_key(|finding| std::cmp::Reverse(finding.severity));
     findings
 }
@@ -466,6 +469,29 @@ fn file_remarks(facts: &LiveFacts<'_>, file: &VmFile, findings: &mut Vec<Finding
     }
 }
 
+/// Warns of shares among the places whose mount on a host gives the guest errors while the file server is away.
+pub fn soft_shares<'a>(side: &Side<'_>, places: impl Iterator<Item = &'a Location>) -> Vec<Finding> {
+    let used: BTreeSet<ShareId> = places
+        .filter_map(|place| match place {
+            Location::Share { share, .. } => Some(*share),
+            Location::Local { .. } => None,
+        })
+        .collect();
+    let soft = side.shares.iter().filter(|share| share.soft && used.contains(&share.id));
+    let warn = |share: &AttachedShare| {
+        Finding::warns(
+            FindingId::ShareSoft,
+            &share.unc,
+            format!(
+                "{} is mounted without `hard` on {}: guests see errors while its file server is away",
+                share.unc, side.name
+            ),
+            format!("Mount it anew with `-o hard` on {}, or let Ferry mount it", side.name),
+        )
+    };
+    soft.map(warn).collect()
+}
+
 fn sameness(facts: &LiveFacts<'_>, findings: &mut Vec<Finding>) {
     let (source, destination) = (facts.source.name, facts.destination.name);
     for share in shares_of(facts.vm) {
@@ -546,6 +572,7 @@ mod tests {
             trouble: None,
             free: None,
             total: None,
+            soft: false,
         }
     }
 
@@ -660,6 +687,12 @@ mod tests {
 
     /// One row each: what is wrong, the id, and words that the finding must hold (the object and the fix).
     const ROWS: &[(&str, Spoil, FindingId, &[&str])] = &[
+        (
+            "soft mount",
+            |f| f.destination.shares[0].soft = true,
+            FindingId::ShareSoft,
+            &["\\\\fs1.ferry.lab\\vms", "kvm2", "-o hard"],
+        ),
         ("stopped", |f| f.vm.state = VmState::ShutOff, FindingId::VmNotRunning, &["web01", "ferry vm start web01"]),
         ("paused", |f| f.vm.state = VmState::Paused, FindingId::VmPaused, &["web01", "virsh resume web01"]),
         ("incoming", |f| f.vm.state = VmState::Incoming, FindingId::VmBusy, &["web01", "ferry job list"]),

@@ -32,4 +32,7 @@ pub struct AttachedShare {
     /// All bytes, where the file server tells. An agent of an earlier version does not say.
     #[serde(default)]
     pub total: Option<ByteCount>,
+    /// Programs see errors while the file server is away, instead of waiting: a mount of the kernel's without `hard`.
+    #[serde(default)]
+    pub soft: bool,
 }

@@ -47,7 +47,12 @@ fn a_disk_goes_from_every_place_and_format_to_every_other() {
         assert_eq!(path.starts_with(LOCAL), place == LOCAL, "{path}");
         assert!(!site.real(&before).exists(), "{before} is left");
         site.verify().unwrap_or_else(|error| panic!("{:?} to {:?}: {error}", nodes[*from], nodes[*to]));
-        eprintln!("{:?} to {:?} in {} ms, {wrote} sectors written meanwhile", nodes[*from], nodes[*to], begun.elapsed().as_millis());
+        eprintln!(
+            "{:?} to {:?} in {} ms, {wrote} sectors written meanwhile",
+            nodes[*from],
+            nodes[*to],
+            begun.elapsed().as_millis()
+        );
     }
     pairs.sort_unstable();
     pairs.dedup();

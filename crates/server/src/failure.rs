@@ -168,6 +168,7 @@ pub(crate) fn status_of(id: FindingId) -> u16 {
         | Id::ShareInUse
         | Id::ShareNotAttached
         | Id::ShareNotSame
+        | Id::ShareSoft
         | Id::StorageTooMany
         | Id::RequestStale
         | Id::RequestIdempotency

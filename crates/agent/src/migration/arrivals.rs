@@ -76,7 +76,7 @@ pub fn checked(reach: &Reach, vm: VmId, wanted: &[DiskArrival], seeds: &Seeds) -
         let (device, format, virtual_size) = (disk.device.clone(), disk.format, disk.virtual_size);
         arrivals.push(Arrival { device, path, format, virtual_size, made: false, sown: None });
     }
-    match needs.are_met() {
+    match needs.are_met(reach) {
         Err(error) if !seeds.make_room() => Err(error),
         // What is left of other attempts stands in nobody's way.
         Err(_) => checked(reach, vm, wanted, seeds),

@@ -36,7 +36,13 @@ use super::{
     seeds::Seeds,
     source::run_again,
 };
-use crate::{AgentError, config::Config, error::chain, files, storage::Reach};
+use crate::{
+    AgentError,
+    config::Config,
+    error::chain,
+    files,
+    storage::{Reach, Reserved},
+};
 
 /// Migrations that one host takes part in at once: a bound on processes, far above what slots allow.
 const MIGRATIONS_MAX: usize = 64;
@@ -92,6 +98,22 @@ impl Registry {
             seeds: Arc::new(Seeds::load(config)?),
             ended: Mutex::new(ended),
         })
+    }
+
+    /// Room that disks which come will still take.
+    pub(crate) fn reserved(&self) -> Vec<Reserved> {
+        let journals: Vec<Journal> = self.entries().values().cloned().collect();
+        let mut reserved = Vec::new();
+        for journal in journals.iter().filter(|journal| !journal.here && !journal.confirmed && !journal.aborted) {
+            if let Task::Destination { request, arrivals, .. } = &journal.task {
+                let files = request.disks.iter().zip(arrivals);
+                let one = |(disk, arrival): (&DiskArrival, &Arrival)| {
+                    Reserved::new(journal.job, &disk.to, &arrival.path, disk.allocated)
+                };
+                reserved.extend(files.map(one));
+            }
+        }
+        reserved
     }
 
     /// Unfinished copies of disks.

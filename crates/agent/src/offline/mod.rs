@@ -44,7 +44,7 @@ use crate::{
     error::chain,
     files,
     migration::{arrivals, hold, seeds::Seeds, translation},
-    storage::{Needs, Reach},
+    storage::{Needs, Reach, Reserved},
 };
 
 /// Offline moves that one host takes part in at once: far above what slots allow.
@@ -218,6 +218,24 @@ impl OfflineMoves {
         })
     }
 
+    /// Room that files which come will still take.
+    pub(crate) fn reserved(&self) -> Vec<Reserved> {
+        let journals: Vec<Journal> = self.moves().values().map(|known| known.journal()).collect();
+        let mut reserved = Vec::new();
+        for Journal { job, task, stage, .. } in journals {
+            if let Task::Destination { request, arrivals, .. } = task
+                && matches!(stage, OfflineStage::Prepared | OfflineStage::Copying)
+            {
+                let files = request.files.iter().zip(&arrivals);
+                let one = |(file, arrival): (&OfflineFile, &Arrival)| {
+                    Reserved::new(job, &file.file.to, &arrival.path, file.allocated)
+                };
+                reserved.extend(files.map(one));
+            }
+        }
+        reserved
+    }
+
     /// What is known of the attempt; another one of the job is taken back. `None`: it is new.
     async fn take_up(&self, job: JobId, generation: Generation) -> Result<Option<Arc<Move>>, AgentError> {
         let ended = self.ended.lock().expect("nobody panics while holding it").get(&job).copied();
@@ -280,7 +298,7 @@ impl OfflineMoves {
             }
             arrivals.push(Arrival { path, made: false });
         }
-        needs.are_met()?;
+        needs.are_met(reach)?;
         Ok(arrivals)
     }
 

@@ -7,6 +7,7 @@
 //! QEMU copies; this says when it begins and when it switches over. A copy goes on while the agent is restarted, and
 //! the agent goes on with it.
 
+mod beside;
 mod journal;
 mod room;
 mod run;
@@ -33,12 +34,12 @@ use ferry_drivers::{
 use tokio::sync::watch;
 use tracing::{info, warn};
 
-pub(crate) use self::room::Needs;
+pub(crate) use self::room::{Needs, Reserved};
 use self::{
     journal::{Disk, Journal},
     run::Move,
 };
-use crate::{AgentError, config::Config, files, shares::Shares};
+use crate::{AgentError, config::Config, error::chain, files, shares::Shares};
 
 /// Storage moves that one host takes part in at once: a bound on threads, far above what slots allow.
 const MOVES_MAX: usize = 64;
@@ -57,6 +58,8 @@ pub struct Reach {
     pub roots: Roots,
     /// Who knows how much room a share has.
     pub shares: Arc<Shares>,
+    /// Room that other jobs' copies will still take.
+    pub(crate) reserved: Vec<Reserved>,
 }
 
 /// The storage moves.
@@ -152,6 +155,17 @@ impl StorageMoves {
         Ok(prepared.report())
     }
 
+    /// Room that copies which go on will still take.
+    pub(crate) fn reserved(&self) -> Vec<Reserved> {
+        let journals: Vec<Journal> = self.moves().values().map(|known| known.journal()).collect();
+        let goes_on = |stage| matches!(stage, StorageStage::Prepared | StorageStage::Copying);
+        let of_one = |journal: &Journal| -> Vec<Reserved> {
+            let disks = journal.disks.iter().zip(&journal.request.disks).filter(|(disk, _)| disk.made);
+            disks.map(|(disk, wanted)| Reserved::new(journal.job, &wanted.to, &disk.to, disk.allocated)).collect()
+        };
+        journals.iter().filter(|journal| goes_on(journal.stage)).flat_map(of_one).collect()
+    }
+
     /// What stands against a move, without changing anything. Blocks.
     ///
     /// # Errors
@@ -190,7 +204,7 @@ impl StorageMoves {
             }
             disks.push(disk);
         }
-        needs.are_met()?;
+        needs.are_met(reach)?;
         Ok(disks)
     }
 
@@ -336,9 +350,34 @@ impl StorageMoves {
                 image::remove(&disk.from).map_err(|source| AgentError::File { path: disk.from.clone(), source })?;
             }
         }
+        if journal.request.whole {
+            self.keep_definition(&journal, request.keep_source);
+        }
         made_to_fail("agent-storage-removed")?;
         known.write(|page| page.stage = StorageStage::Confirmed)?;
         Ok(known.report())
+    }
+
+    /// The definition goes where the disks went. The disks have moved whatever becomes of it.
+    fn keep_definition(&self, journal: &Journal, keep_source: bool) {
+        let (vm, name) = (journal.request.vm, &journal.request.vm_name);
+        let Some(disk) = journal.disks.first() else { return };
+        let kept = self.hypervisor.kept_definition(vm).map_err(|error| chain(&error));
+        let kept = kept.and_then(|text| beside::keep(vm, name, &text, &disk.to).map_err(|error| error.to_string()));
+        match kept {
+            Ok(true) => {}
+            Ok(false) => {
+                warn!(%vm, beside = %disk.to.display(), "no copy of the definition is kept: another file is there")
+            }
+            Err(error) => warn!(%vm, beside = %disk.to.display(), error, "no copy of the definition could be kept"),
+        }
+        if !keep_source && disk.from.parent() != disk.to.parent() {
+            for old in &journal.disks {
+                if let Err(error) = beside::remove(vm, name, &old.from) {
+                    warn!(%vm, beside = %old.from.display(), %error, "the old copy of the definition could not be removed");
+                }
+            }
+        }
     }
 
     /// Forgets it; what it made and no VM uses is removed. Blocks. Ok if it is not known.

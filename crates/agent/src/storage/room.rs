@@ -2,7 +2,13 @@
 
 use std::{collections::BTreeMap, path::Path};
 
-use ferry_core::{finding::FindingId, id::ShareId, location::Location, storage::space_needed, units::ByteCount};
+use ferry_core::{
+    finding::FindingId,
+    id::{JobId, ShareId},
+    location::Location,
+    storage::space_needed,
+    units::ByteCount,
+};
 use ferry_drivers::image;
 
 use super::{Reach, outside, refused};
@@ -19,10 +25,31 @@ enum Room {
 #[derive(Default)]
 pub(crate) struct Needs(BTreeMap<Room, Need>);
 
+#[derive(Clone, Debug, PartialEq, Eq)]
 struct Need {
     needed: ByteCount,
     free: ByteCount,
     folder: String,
+}
+
+/// Room that a copy which goes on will still take.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Reserved {
+    /// Whose it is.
+    pub(crate) job: JobId,
+    /// The new file.
+    pub(crate) to: Location,
+    /// What it still takes.
+    pub(crate) still: ByteCount,
+}
+
+impl Reserved {
+    /// Of a file that will take about as much as `allocated`, and is at `path` on this host.
+    pub(crate) fn new(job: JobId, to: &Location, path: &Path, allocated: ByteCount) -> Self {
+        let taken = image::allocated(path).unwrap_or_default();
+        let still = ByteCount(space_needed(allocated).0.saturating_sub(taken.0));
+        Self { job, to: to.clone(), still }
+    }
 }
 
 impl Needs {
@@ -43,24 +70,52 @@ impl Needs {
         Ok(())
     }
 
-    /// Whether each place has room for all that goes there.
+    /// Whether each place has room for all that goes there, beside what goes on there already.
     ///
     /// # Errors
     /// `file.space` for the first that has not.
-    pub(crate) fn are_met(&self) -> Result<(), AgentError> {
-        match self.0.values().find(|need| need.needed > need.free) {
-            None => Ok(()),
-            Some(Need { needed, free, folder }) => Err(refused(
+    pub(crate) fn are_met(&self, reach: &Reach) -> Result<(), AgentError> {
+        let room_of = |reserved: &Reserved| {
+            let (folder, _) = reach.roots.open_parent(&reserved.to).ok()?;
+            Some(room_in(reach, &reserved.to, folder.path()).ok()??.0)
+        };
+        let others: Vec<(Room, JobId, ByteCount)> = reach
+            .reserved
+            .iter()
+            .filter_map(|reserved| Some((room_of(reserved)?, reserved.job, reserved.still)))
+            .collect();
+        self.against(&others)
+    }
+
+    fn against(&self, others: &[(Room, JobId, ByteCount)]) -> Result<(), AgentError> {
+        for (room, Need { needed, free, folder }) in &self.0 {
+            let here = || others.iter().filter(|(taken, ..)| taken == room);
+            let reserved: u64 = here().map(|(_, _, still)| still.0).fold(0, u64::saturating_add);
+            if needed.0.saturating_add(reserved) <= free.0 {
+                continue;
+            }
+            let mut jobs: Vec<String> =
+                here().filter(|(_, _, still)| still.0 > 0).map(|(_, job, _)| format!("job {job}")).collect();
+            jobs.dedup();
+            let (whose, fix) = match jobs.is_empty() {
+                true => (String::new(), "Make room there, or choose another place or fewer disks"),
+                false => (
+                    format!(", of which {} still takes {} MiB", jobs.join(" and "), reserved.div_ceil(1 << 20)),
+                    "Wait for what goes on there, make room, or choose another place",
+                ),
+            };
+            return Err(refused(
                 FindingId::FileSpace,
                 folder,
                 format!(
-                    "The copies need {} MiB, and {} MiB are free in {folder}",
+                    "The copies need {} MiB, and {} MiB are free in {folder}{whose}",
                     needed.0.div_ceil(1 << 20),
                     free.0 >> 20
                 ),
-                "Make room there, or choose another place or fewer disks",
-            )),
+                fix,
+            ));
         }
+        Ok(())
     }
 }
 
@@ -72,6 +127,51 @@ fn room_in(reach: &Reach, to: &Location, folder: &Path) -> Result<Option<(Room, 
             let fault = |source| AgentError::File { path: folder.to_owned(), source };
             let (device, free) = image::free(folder).map_err(fault)?;
             Ok(free.map(|free| (Room::FileSystem(device), free)))
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MIB: u64 = 1 << 20;
+
+    fn needs(rooms: &[(u64, u64, u64)]) -> Needs {
+        let one = |(device, needed, free): &(u64, u64, u64)| {
+            let need = Need {
+                needed: ByteCount(needed * MIB),
+                free: ByteCount(free * MIB),
+                folder: format!("/folder{device}"),
+            };
+            (Room::FileSystem(*device), need)
+        };
+        Needs(rooms.iter().map(one).collect())
+    }
+
+    #[test]
+    fn what_fits_alone_and_not_beside_what_goes_on_is_refused_with_whose_it_is() {
+        let other = |device: u64, job: u64, still: u64| (Room::FileSystem(device), JobId(job), ByteCount(still * MIB));
+        for (row, rooms, others, expected) in [
+            ("alone", &[(1, 60, 100)][..], &[][..], None),
+            ("too much alone", &[(1, 101, 100)], &[], Some("101 MiB, and 100 MiB are free in /folder1")),
+            ("beside a little", &[(1, 60, 100)], &[other(1, 7, 40)], None),
+            ("beside too much", &[(1, 60, 100)], &[other(1, 7, 41)], Some("job 7 still takes 41 MiB")),
+            ("elsewhere", &[(1, 60, 100)], &[other(2, 7, 99)], None),
+            (
+                "several",
+                &[(1, 60, 100)],
+                &[other(1, 7, 30), other(1, 8, 30)],
+                Some("job 7 and job 8 still takes 60 MiB"),
+            ),
+            ("the second of two places", &[(1, 1, 9), (2, 9, 9)], &[other(2, 3, 1)], Some("/folder2, of which job 3")),
+            ("done already", &[(1, 100, 100)], &[other(1, 7, 0)], None),
+        ] {
+            let outcome = needs(rooms).against(others).map_err(|error| error.to_string());
+            match expected {
+                None => assert_eq!(outcome, Ok(()), "{row}"),
+                Some(text) => assert!(outcome.as_ref().is_err_and(|said| said.contains(text)), "{row}: {outcome:?}"),
+            }
         }
     }
 }

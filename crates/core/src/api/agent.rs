@@ -349,6 +349,9 @@ pub struct PrepareStorage {
     pub disks: Vec<DiskMove>,
     /// Cap on what is read, bytes per second and disk; `None`: no cap.
     pub bandwidth_bytes_per_s: Option<u64>,
+    /// The whole VM moves, not chosen disks: a copy of its definition is kept beside its first disk.
+    #[serde(default)]
+    pub whole: bool,
 }
 
 /// What the end of a storage move needs.

@@ -479,6 +479,11 @@ impl Hypervisor for FakeHypervisor {
         definition::translate(&guest::definition_xml(&entry.facts), vm, paths, &[], Form::Kept)
     }
 
+    fn kept_definition(&self, vm: VmId) -> Result<String, HypervisorError> {
+        let mut state = self.host.call(Point::Vms, || format!("Could not read the definition of VM {vm}"))?;
+        Ok(guest::definition_xml(&no_vm(&mut state, vm)?.facts))
+    }
+
     fn define(&self, definition: &str, bound: &Bound) -> Result<(), HypervisorError> {
         let what = || format!("Could not define VM {}", bound.name);
         let mut state = self.host.call(Point::Define, what)?;

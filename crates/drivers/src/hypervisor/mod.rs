@@ -267,6 +267,12 @@ pub trait Hypervisor: Send + Sync + 'static {
     /// [`HypervisorError::Failed`] if the VM has a process or a saved state, or is not defined.
     fn definition(&self, vm: VmId, paths: &[(PathBuf, PathBuf)]) -> Result<String, HypervisorError>;
 
+    /// The definition by which a VM starts next time, without passwords, for people and for Pacemaker.
+    ///
+    /// # Errors
+    /// [`HypervisorError::NoVm`], [`HypervisorError::Failed`].
+    fn kept_definition(&self, vm: VmId) -> Result<String, HypervisorError>;
+
     /// Keeps a definition that came from another host, once it was seen to be one of the VM that `bound` tells, with no
     /// path outside of its roots. May be repeated.
     ///

@@ -12,6 +12,9 @@ use ferry_core::{api::agent::ShareCredentials, location::UncPath, place::Space, 
 
 use super::{ShareDriver, ShareError, ShareFacts};
 
+/// A share with a file of this name at its top is mounted so that programs see errors.
+pub const SOFT: &str = ".soft";
+
 /// File servers that any number of [`FakeShares`] reach. Clones are the same servers.
 #[derive(Clone, Debug, Default)]
 pub struct FakeFileServers(Arc<Mutex<BTreeMap<(String, String), FakeExport>>>);
@@ -150,6 +153,10 @@ impl ShareDriver for FakeShares {
         fs::create_dir_all(parent)
             .and_then(|()| symlink(&export.directory, mountpoint))
             .map_err(|error| refuse(error.to_string()))
+    }
+
+    fn waits(&self, path: &Path) -> bool {
+        !path.join(SOFT).exists()
     }
 
     fn adopt(&self, unc: &UncPath, path: &Path) -> Result<(), ShareError> {

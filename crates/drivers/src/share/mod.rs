@@ -184,6 +184,10 @@ pub trait ShareDriver: Send + Sync + 'static {
     /// [`ShareError::NotAMount`], [`ShareError::Stuck`], [`ShareError::Host`].
     fn adopt(&self, unc: &UncPath, path: &Path) -> Result<(), ShareError>;
 
+    /// Whether programs wait, instead of seeing errors, while the file server of the share mounted at `path` is away; true
+    /// if that is not known.
+    fn waits(&self, path: &Path) -> bool;
+
     /// Unmounts what [`ShareDriver::attach`] mounted. Ok if nothing is mounted there.
     ///
     /// # Errors

@@ -19,6 +19,8 @@ pub struct Mount {
     pub kind: String,
     /// `//server/share` for cifs.
     pub source: String,
+    /// The file system's own options, with commas between them.
+    pub options: String,
 }
 
 /// The mounts in the text of a mountinfo file, in its order: a later one hides an earlier one at the same point.
@@ -36,6 +38,7 @@ fn line(line: &str) -> Option<Mount> {
         point: path(before.next()?),
         kind: after.next()?.to_owned(),
         source: path(after.next()?).to_string_lossy().into_owned(),
+        options: after.next().unwrap_or_default().to_owned(),
     })
 }
 
@@ -72,6 +75,12 @@ pub fn holding<'a>(mounts: &'a [Mount], path: &Path) -> Option<&'a Mount> {
         .filter(|(_, mount)| path.starts_with(&mount.point))
         .max_by_key(|(order, mount)| (mount.point.components().count(), *order))
         .map(|(_, mount)| mount)
+}
+
+/// Whether programs wait while the file server is away. The kernel's client gives them errors unless it was mounted
+/// `hard` (mount.cifs(8)); of other clients nothing is known that could be chosen.
+pub fn waits(mount: &Mount) -> bool {
+    !matches!(mount.kind.as_str(), "cifs" | "smb3") || mount.options.split(',').any(|option| option == "hard")
 }
 
 /// Whether the top of the share appears at `path`, which `mount` holds. Err says what is there instead.
@@ -143,6 +152,22 @@ mod tests {
             let mount = holding(&mounts, Path::new(path)).expect("at least the root");
             let shown = shows(mount, Path::new(path), &unc());
             assert_eq!(shown.is_ok(), is_it, "{path}: {shown:?}");
+        }
+    }
+
+    #[test]
+    fn a_mount_of_the_kernel_that_is_not_hard_is_told() {
+        for (options, expected) in [
+            ("rw,vers=3.1.1,hard,echo=60", true),
+            ("rw,vers=3.1.1,soft", false),
+            ("rw", false),
+            ("rw,hardly", false),
+            ("", false),
+        ] {
+            for (kind, hard) in [("cifs", expected), ("smb3", expected), ("fuse.smbnetfs", true)] {
+                let text = format!("68 22 0:40 / /srv/a rw - {kind} //fs1.ferry.test/vms {options}\n");
+                assert_eq!(waits(&parse(&text)[0]), hard, "{text}");
+            }
         }
     }
 

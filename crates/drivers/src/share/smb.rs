@@ -195,6 +195,10 @@ impl ShareDriver for SmbShares {
         self.check(unc, path)
     }
 
+    fn waits(&self, path: &Path) -> bool {
+        mount_at(path).ok().flatten().is_none_or(|mount| mounts::waits(&mount))
+    }
+
     fn detach(&self, unc: &UncPath, mountpoint: &Path) -> Result<(), ShareError> {
         if let Some(mount) = mount_at(mountpoint)? {
             if let Err(found) = mounts::shows(&mount, mountpoint, unc) {

@@ -12,7 +12,7 @@ use ferry_core::{
     id::Generation,
     job::JobKind,
     location::Location,
-    preflight::busy,
+    preflight::{busy, soft_shares},
     storage::{Planned, Wanted, is_file, plan},
     vm::VmFacts,
 };
@@ -55,6 +55,7 @@ pub(crate) async fn move_storage(
         findings.push(busy(&vm, *job));
     }
     findings.extend(used_by_others(app, &vm, &disks));
+    findings.extend(soft_shares(&host.seen().side(&host), disks.iter().map(|disk| &disk.to)));
     if disks.is_empty() && !any_blocks(&findings) {
         findings.push(Finding::blocks(
             FindingId::DiskUnknown,
@@ -68,6 +69,7 @@ pub(crate) async fn move_storage(
         vm_name: vm.name.clone(),
         disks,
         bandwidth_bytes_per_s: body.bandwidth_bytes_per_s,
+        whole: body.to.is_some(),
     };
     let mut allocated = Vec::new();
     if !any_blocks(&findings) {

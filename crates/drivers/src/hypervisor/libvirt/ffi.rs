@@ -239,6 +239,8 @@ pub(super) enum Xml {
     Live,
     Migratable,
     Inactive,
+    /// As [`Xml::Inactive`], without passwords.
+    Public,
 }
 
 /// Arguments of a migration.
@@ -320,6 +322,7 @@ impl Domain {
             Xml::Live => 0,
             Xml::Migratable => virt_sys::VIR_DOMAIN_XML_MIGRATABLE | virt_sys::VIR_DOMAIN_XML_SECURE,
             Xml::Inactive => virt_sys::VIR_DOMAIN_XML_INACTIVE | virt_sys::VIR_DOMAIN_XML_SECURE,
+            Xml::Public => virt_sys::VIR_DOMAIN_XML_INACTIVE,
         };
         // SAFETY: the domain is valid; the string is ours.
         take_text(unsafe { virt_sys::virDomainGetXMLDesc(self.0, flags) })

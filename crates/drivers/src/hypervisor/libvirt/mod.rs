@@ -237,6 +237,11 @@ impl Hypervisor for Libvirt {
         definition::translate(&xml, vm, paths, &[], Form::Kept)
     }
 
+    fn kept_definition(&self, vm: VmId) -> Result<String, HypervisorError> {
+        let what = format!("Could not read the definition of VM {vm}");
+        self.need(vm)?.xml(ffi::Xml::Public).map_err(failed(what))
+    }
+
     fn define(&self, definition: &str, bound: &Bound) -> Result<(), HypervisorError> {
         let bad = |reason: String| HypervisorError::Definition { vm: bound.vm, reason };
         check_definition(definition, bound).map_err(|error| bad(error.to_string()))?;

@@ -1,0 +1,110 @@
+//! The definition beside the disks of a VM that was moved whole, as Hyper-V keeps it: for people who find the files, and for
+//! Pacemaker, which starts VMs from such files. libvirt's own is on the host and stays the one that counts.
+
+use std::{
+    fs,
+    io::{self, Write as _},
+    os::unix::fs::OpenOptionsExt as _,
+    path::{Path, PathBuf},
+};
+
+use ferry_core::id::VmId;
+
+/// The first line of what Ferry keeps. Nothing else is ever replaced or removed.
+const HEAD: &str = "<!-- Kept by Ferry when it moved the disks of this VM; libvirt does not read it. -->\n";
+/// Longest file that is looked into.
+const BYTES_MAX: u64 = 4 << 20;
+
+/// Where the definition of a VM is beside one of its disks.
+fn path(name: &str, disk: &Path) -> Option<PathBuf> {
+    // libvirt's names may hold what file names must not.
+    let safe = !name.is_empty() && !name.starts_with('.') && !name.contains(['/', '\0']);
+    safe.then(|| disk.parent().map(|folder| folder.join(format!("{name}.xml")))).flatten()
+}
+
+/// Whether a file is one that Ferry kept of this VM.
+fn is_ours(path: &Path, vm: VmId) -> io::Result<bool> {
+    let found = path.symlink_metadata()?;
+    if !found.is_file() || found.len() > BYTES_MAX {
+        return Ok(false);
+    }
+    let text = fs::read_to_string(path)?;
+    Ok(text.starts_with(HEAD) && text.contains(&format!("<uuid>{vm}</uuid>")))
+}
+
+/// Keeps a definition beside a disk. Ok: whether it did; what is there and not Ferry's own of this VM stays.
+///
+/// # Errors
+/// The file system's; what was there is whole.
+pub(super) fn keep(vm: VmId, name: &str, definition: &str, disk: &Path) -> io::Result<bool> {
+    let Some(path) = path(name, disk) else { return Ok(false) };
+    match is_ours(&path, vm) {
+        Ok(true) => {}
+        Ok(false) => return Ok(false),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+        Err(error) if error.kind() == io::ErrorKind::InvalidData => return Ok(false),
+        Err(error) => return Err(error),
+    }
+    let making = path.with_extension(format!("xml.{vm}"));
+    let written = (|| {
+        // Left by an agent that died while it wrote.
+        ferry_drivers::image::remove(&making)?;
+        let mut file = fs::File::options().write(true).read(true).create_new(true).mode(0o600).open(&making)?;
+        file.write_all(HEAD.as_bytes())?;
+        file.write_all(definition.as_bytes())?;
+        file.sync_all()?;
+        fs::rename(&making, &path)
+    })();
+    if written.is_err() {
+        let _ = fs::remove_file(&making);
+    }
+    written.map(|()| true)
+}
+
+/// Removes what Ferry kept beside a disk that has moved, if anything.
+///
+/// # Errors
+/// The file system's.
+pub(super) fn remove(vm: VmId, name: &str, disk: &Path) -> io::Result<()> {
+    match path(name, disk) {
+        Some(path) if matches!(is_ours(&path, vm), Ok(true)) => ferry_drivers::image::remove(&path),
+        _ => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use uuid::Uuid;
+
+    use super::*;
+
+    #[test]
+    fn only_what_is_ours_is_replaced_or_removed() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let (vm, other) = (VmId(Uuid::from_u128(1)), VmId(Uuid::from_u128(2)));
+        let (disk, file) = (folder.path().join("disk.raw"), folder.path().join("web01.xml"));
+        let text = |vm: VmId, more: &str| format!("<domain><uuid>{vm}</uuid>{more}</domain>");
+        assert!(keep(vm, "web01", &text(vm, "one"), &disk).expect("kept"));
+        assert!(keep(vm, "web01", &text(vm, "two"), &disk).expect("kept"));
+        assert!(fs::read_to_string(&file).expect("there").ends_with(&text(vm, "two")));
+        // Of another VM of this name, an administrator's, a link: they stay.
+        assert!(!keep(other, "web01", &text(other, ""), &disk).expect("looked at"));
+        remove(other, "web01", &disk).expect("looked at");
+        assert!(file.exists());
+        remove(vm, "web01", &disk).expect("removed");
+        assert!(!file.exists());
+        for foreign in [text(vm, ""), "\u{feff}".to_owned(), String::new()] {
+            fs::write(&file, &foreign).expect("written");
+            assert!(!keep(vm, "web01", &text(vm, ""), &disk).expect("looked at"));
+            remove(vm, "web01", &disk).expect("looked at");
+            assert_eq!(fs::read_to_string(&file).expect("there"), foreign);
+        }
+        fs::remove_file(&file).expect("removed");
+        std::os::unix::fs::symlink("/etc/passwd", &file).expect("linked");
+        assert!(!keep(vm, "web01", &text(vm, ""), &disk).expect("looked at"));
+        assert_eq!(fs::read_dir(folder.path()).expect("there").count(), 1, "nothing is left");
+        for name in ["", "..", "a/b", ".hidden"] {
+            assert!(!keep(vm, name, "", &disk).expect("refused"), "{name}");
+        }
+    }
+}
