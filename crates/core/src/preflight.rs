@@ -687,12 +687,6 @@ mod tests {
 
     /// One row each: what is wrong, the id, and words that the finding must hold (the object and the fix).
     const ROWS: &[(&str, Spoil, FindingId, &[&str])] = &[
-        (
-            "soft mount",
-            |f| f.destination.shares[0].soft = true,
-            FindingId::ShareSoft,
-            &["\\\\fs1.ferry.lab\\vms", "kvm2", "-o hard"],
-        ),
         ("stopped", |f| f.vm.state = VmState::ShutOff, FindingId::VmNotRunning, &["web01", "ferry vm start web01"]),
         ("paused", |f| f.vm.state = VmState::Paused, FindingId::VmPaused, &["web01", "virsh resume web01"]),
         ("incoming", |f| f.vm.state = VmState::Incoming, FindingId::VmBusy, &["web01", "ferry job list"]),
@@ -828,6 +822,19 @@ mod tests {
         let findings = fixture.findings();
         assert_eq!(findings.len(), 1);
         assert_eq!((findings[0].id, findings[0].severity), (FindingId::DiskUnsafe, Severity::Warns));
+    }
+
+    #[test]
+    fn a_share_that_is_not_mounted_hard_is_warned_of() {
+        let mut fixture = Fixture::new();
+        fixture.destination.shares[0].soft = true;
+        let findings = fixture.findings();
+        let [finding] = &findings[..] else { panic!("{findings:#?}") };
+        assert_eq!((finding.id, finding.severity), (FindingId::ShareSoft, Severity::Warns));
+        assert!(finding.message.contains("kvm2") && finding.fix.contains("-o hard"), "{finding:?}");
+        // What does not use it does not care.
+        fixture.vm.files.clear();
+        assert_eq!(fixture.findings(), []);
     }
 
     #[test]

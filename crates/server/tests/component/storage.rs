@@ -97,6 +97,8 @@ fn disks_move_to_the_host_and_one_comes_back() {
             assert_eq!(fs::read(&in_use(&kvm1, vm)[number]).expect("readable"), content(number));
             assert!(!before[number].exists(), "the old file is gone");
         }
+        let beside = fs::read_to_string(new(&kvm1, "db.xml")).expect("the definition is kept beside the disks");
+        assert!(beside.contains(&vm.to_string()) && beside.contains("new/vda.raw"), "{beside}");
         let seen = lab.client.vm("db").await.expect("known").facts;
         assert!(matches!(&seen.files[0].place, Location::Local { .. }), "the job's end shows it: {seen:?}");
 
