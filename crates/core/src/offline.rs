@@ -5,7 +5,7 @@ use serde::{Deserialize, Serialize};
 use crate::{
     finding::{Finding, FindingId},
     location::Location,
-    storage::{Wanted, is_file},
+    storage::{Wanted, in_folder, is_file},
     vm::{FileRole, VmFacts, VmFile, VmState},
 };
 
@@ -161,17 +161,9 @@ fn file_in(to: &Location, file: &VmFile, others: &[FileMove]) -> Location {
     }
     let (Location::Share { path: old, .. } | Location::Local { path: old, .. }) = &file.place;
     let name = old.rsplit('/').next().filter(|name| !name.is_empty()).unwrap_or(&file.device);
-    let in_folder = |name: String| {
-        let folder = path.trim_end_matches('/');
-        let full = if folder.is_empty() && !path.starts_with('/') { name } else { format!("{folder}/{name}") };
-        match to {
-            Location::Share { share, .. } => Location::Share { share: *share, path: full },
-            Location::Local { host, .. } => Location::Local { host: *host, path: full },
-        }
-    };
-    let plain = in_folder(name.to_owned());
+    let plain = in_folder(to, name.to_owned());
     match others.iter().any(|other| other.to == plain) {
-        true => in_folder(format!("{}-{name}", file.device)),
+        true => in_folder(to, format!("{}-{name}", file.device)),
         false => plain,
     }
 }

@@ -421,6 +421,14 @@ fn file_reach(facts: &LiveFacts<'_>, file: &VmFile, findings: &mut Vec<Finding>)
                 object,
                 format!("{} of VM {vm} is {path} on host {source}, not on a share", role_and_device(file)),
                 match file.role {
+                    FileRole::Disk if file.shareable => format!(
+                        "Shut down every VM that uses it and move them one after the other, `ferry vm migrate {vm} --to \
+                         {destination} --offline`; or put the file on a share that both hosts reach"
+                    ),
+                    FileRole::Nvram => format!(
+                        "Put the file on a share that both hosts reach, or shut the VM down and move it with all its files: \
+                         `ferry vm migrate {vm} --to {destination} --storage PLACE --offline`"
+                    ),
                     FileRole::Disk if !file.read_only => format!(
                         "Let it move along: `--storage PLACE`, a folder of {destination} (`ferry host browse {destination}`) \
                          or of a share"
@@ -705,6 +713,12 @@ mod tests {
             |f| f.vm.files.push(disk(local("/srv/data.raw"))),
             FindingId::DiskNotShared,
             &["vda", "/srv/data.raw", "kvm1", "kvm2"],
+        ),
+        (
+            "shared local disk",
+            |f| f.vm.files = vec![VmFile { shareable: true, ..disk(local("/srv/quorum.raw")) }],
+            FindingId::DiskNotShared,
+            &["vda", "/srv/quorum.raw", "Shut down every VM that uses it"],
         ),
         (
             "block device",

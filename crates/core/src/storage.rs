@@ -369,6 +369,17 @@ fn thick(file: &VmFile, format: DiskFormat, to: &Location, copier: Copier) -> Op
     }
 }
 
+/// A file of this name in a folder.
+pub(crate) fn in_folder(folder: &Location, name: String) -> Location {
+    let (Location::Share { path, .. } | Location::Local { path, .. }) = folder;
+    let trimmed = path.trim_end_matches('/');
+    let full = if trimmed.is_empty() && !path.starts_with('/') { name } else { format!("{trimmed}/{name}") };
+    match folder {
+        Location::Share { share, .. } => Location::Share { share: *share, path: full },
+        Location::Local { host, .. } => Location::Local { host: *host, path: full },
+    }
+}
+
 /// The file that a disk gets in a folder, or the file that was named. Two disks never get the same.
 fn file_in(to: &Location, file: &VmFile, format: DiskFormat, others: &[DiskMove]) -> Location {
     let (Location::Share { path, .. } | Location::Local { path, .. }) = to;
@@ -378,17 +389,9 @@ fn file_in(to: &Location, file: &VmFile, format: DiskFormat, others: &[DiskMove]
     let (Location::Share { path: old, .. } | Location::Local { path: old, .. }) = &file.place;
     let name = old.rsplit('/').next().unwrap_or(&file.device);
     let stem = ENDINGS.iter().find_map(|ending| name.strip_suffix(ending)).unwrap_or(name);
-    let in_folder = |name: String| {
-        let folder = path.trim_end_matches('/');
-        let full = if folder.is_empty() && !path.starts_with('/') { name } else { format!("{folder}/{name}") };
-        match to {
-            Location::Share { share, .. } => Location::Share { share: *share, path: full },
-            Location::Local { host, .. } => Location::Local { host: *host, path: full },
-        }
-    };
-    let plain = in_folder(format!("{stem}.{}", format.name()));
+    let plain = in_folder(to, format!("{stem}.{}", format.name()));
     if others.iter().any(|other| other.to == plain) {
-        return in_folder(format!("{stem}-{}.{}", file.device, format.name()));
+        return in_folder(to, format!("{stem}-{}.{}", file.device, format.name()));
     }
     plain
 }

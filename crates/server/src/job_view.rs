@@ -287,8 +287,9 @@ fn summary_of_offline(record: &JobRecord, phase: Phase, events: &[LogEvent], now
     });
     let waits = |what: &String| format!(" Waits for: {what}. Ask again now with `ferry job retry {id}`.");
     let waits = now.waits_for.as_ref().map(waits).unwrap_or_default();
-    let kept =
-        format!("what was copied is kept on {destination} for a day, so that `ferry job restart {id}` sends the rest");
+    let kept = format!(
+        "what was copied to {destination} is removed, or kept for a day so that `ferry job restart {id}` sends the rest"
+    );
     let tries = format!("Ferry keeps trying: `ferry job retry {id}` tries now, `ferry job dismiss {id}` gives it up");
     match phase {
         Phase::Queued => match &now.waits {
@@ -351,6 +352,12 @@ fn summary(record: &JobRecord, phase: Phase, events: &[LogEvent], now: &Now) -> 
     let waits = now.waits_for.as_ref().map(waits).unwrap_or_default();
     let why = failure.unwrap_or("the log says why");
     let tries = format!("Ferry keeps trying: `ferry job retry {id}` tries now, `ferry job dismiss {id}` gives it up");
+    let left = match record.job.kind {
+        JobKind::LiveVsm => {
+            format!("What was copied to {destination} is removed, or kept for a day for the next attempt")
+        }
+        _ => format!("Nothing is left on {destination}"),
+    };
     match phase {
         Phase::Queued => match &now.waits {
             Some(wait) => format!("VM {vm} runs on {source}; {}.", waits_in_queue(wait)),
@@ -388,11 +395,11 @@ fn summary(record: &JobRecord, phase: Phase, events: &[LogEvent], now: &Now) -> 
         ),
         Phase::Succeeded => format!("VM {vm} runs on {destination}."),
         Phase::Cancelled => format!(
-            "VM {vm} stays on {source}: the move was cancelled. Nothing is left on {destination}. \
+            "VM {vm} stays on {source}: the move was cancelled. {left}. \
              Move it after all with `ferry job restart {id}`."
         ),
         Phase::Failed => format!(
-            "VM {vm} stays on {source}: {why}. Nothing is left on {destination}; \
+            "VM {vm} stays on {source}: {why}. {left}; \
              mend the cause, then try again with `ferry job restart {id}`."
         ),
         Phase::Stuck if events.iter().any(|event| matches!(event, LogEvent::UndoFailed { .. })) => {

@@ -138,7 +138,7 @@ pub(super) fn arrived(arrivals: &[Arrival]) -> Vec<DiskProgress> {
     arrivals.iter().map(one).collect()
 }
 
-fn exists(path: &std::path::Path) -> AgentError {
+pub(crate) fn exists(path: &std::path::Path) -> AgentError {
     refused(
         FindingId::FileExists,
         path.display(),

@@ -43,7 +43,12 @@ use crate::{
     config::Config,
     error::chain,
     files,
-    migration::{arrivals, hold, seeds::Seeds, translation},
+    migration::{
+        arrivals::{self, exists},
+        hold,
+        seeds::Seeds,
+        translation,
+    },
     storage::{Needs, Reach, Reserved},
 };
 
@@ -573,6 +578,14 @@ impl OfflineMoves {
         if journal.stage == OfflineStage::Confirmed {
             return Ok(page.report());
         }
+        let expected = match journal.task.role() {
+            Role::Source => OfflineStage::Copied,
+            Role::Destination => OfflineStage::Defined,
+        };
+        if journal.stage != expected {
+            let stage = journal.stage;
+            return Err(AgentError::Carrier(format!("Job {job} cannot be confirmed here yet: {stage:?}")));
+        }
         let hypervisor = Arc::clone(&self.hypervisor);
         off_thread(move || match journal.task {
             Task::Destination { request: of, .. } => {
@@ -724,15 +737,6 @@ async fn off_thread<T: Send + 'static>(
 ) -> Result<T, AgentError> {
     let outcome = tokio::task::spawn_blocking(call).await;
     outcome.unwrap_or_else(|error| Err(AgentError::Carrier(error.to_string())))
-}
-
-fn exists(path: &Path) -> AgentError {
-    refused(
-        FindingId::FileExists,
-        path.display(),
-        format!("{} is there already", path.display()),
-        "Remove it if nothing needs it, or choose another place",
-    )
 }
 
 fn refused(id: FindingId, object: impl std::fmt::Display, message: String, fix: &str) -> AgentError {

@@ -12,6 +12,7 @@ use std::sync::Arc;
 use ferry_core::{
     api::server::JobView,
     finding::{Finding, FindingId},
+    job::JobKind,
     migration::{LogEvent, Phase, newest_attempt, phase},
     preflight::busy_by,
 };
@@ -143,14 +144,25 @@ pub(crate) async fn dismiss_job(app: &Arc<App>, reference: &str, by: &str) -> Re
 async fn clean_what_answers(app: &App, record: &JobRecord) {
     let Ok(plan) = Plan::of(record) else { return };
     let attempt = plan.attempt(record);
-    for host in [&record.job.source, &record.job.destination] {
-        let Some(host) = app.inventory.by_id(host.id).filter(|host| host.seen().reachable) else { continue };
+    let (source, destination) = (&record.job.source, &record.job.destination);
+    // Of a VM that is shut off the destination says whose it is: before it has, the source keeps holding the VM.
+    let in_turn = record.job.kind == JobKind::Offline;
+    for host in if in_turn { [destination, source] } else { [source, destination] } {
+        let Some(host) = app.inventory.by_id(host.id).filter(|host| host.seen().reachable) else {
+            if in_turn {
+                return;
+            }
+            continue;
+        };
         let cleaned = async {
             plan.abort(&host.agent, attempt).await?;
             plan.release(&host.agent, attempt).await
         };
         if let Err(error) = cleaned.await {
             tracing::info!(host = host.name(), error = error.chain(), "A host was left as it is");
+            if in_turn {
+                return;
+            }
         }
     }
 }

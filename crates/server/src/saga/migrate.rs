@@ -471,17 +471,18 @@ fn messages(findings: Vec<Finding>) -> StepFailed {
     StepFailed(messages.join("; "))
 }
 
-fn failed(host: &Host, error: &ClientError) -> StepFailed {
+/// What a host said against a step.
+pub(super) fn failed(host: &Host, error: &ClientError) -> StepFailed {
     StepFailed(describe(host.name(), error))
 }
 
 /// Whether the agent knows nothing of the attempt.
-fn is_unknown(error: &ClientError) -> bool {
+pub(super) fn is_unknown(error: &ClientError) -> bool {
     error.problem().is_some_and(|problem| problem.status == 404)
 }
 
 /// For what takes something away: an agent that knows nothing of the attempt has nothing of it.
-fn gone_or(host: &Host, answer: Result<(), ClientError>) -> Result<(), StepFailed> {
+pub(super) fn gone_or(host: &Host, answer: Result<(), ClientError>) -> Result<(), StepFailed> {
     match answer {
         Err(error) if !is_unknown(&error) => Err(failed(host, &error)),
         _ => Ok(()),

@@ -17,7 +17,7 @@ use std::{
     time::Duration,
 };
 
-use ferry_client::{ClientError, agent::Attempt};
+use ferry_client::agent::Attempt;
 use ferry_core::{
     api::agent::{
         ConfirmRequest, OfflineFile, OfflineReady, OfflineReport, OfflineStage, ReceiveOffline, Role, SendOffline,
@@ -34,7 +34,10 @@ use ferry_core::{
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
-use super::executor::{Saga, StepFailed};
+use super::{
+    executor::{Saga, StepFailed},
+    migrate::{failed, gone_or, is_unknown},
+};
 use crate::{
     App,
     app::move_offline::{What, check, sizes},
@@ -195,7 +198,7 @@ impl MoveOffline {
     async fn perform(&self) -> Result<(), StepFailed> {
         let copied = self.copy().await;
         if let Err(error) = copied {
-            self.keep().await?;
+            self.keep_or_warn().await;
             return Err(error);
         }
         loop {
@@ -203,12 +206,12 @@ impl MoveOffline {
                 Ok(report) => {
                     self.running.wait_for(None);
                     self.take(&report);
-                    return self.keep().await;
+                    return Ok(self.keep_or_warn().await);
                 }
                 // It said no, and says the same when it is asked to end.
                 Err(error) if error.problem().is_some() => {
                     let refused = failed(&self.destination, &error);
-                    if self.ends_there().await? { return Err(refused) } else { return self.keep().await }
+                    return if self.ends_there().await? { Err(refused) } else { Ok(self.keep_or_warn().await) };
                 }
                 Err(error) => {
                     // Whether it heard: the request may be repeated.
@@ -287,6 +290,13 @@ impl MoveOffline {
         let store = &self.app.store;
         store.put_plan(self.record.id, &plan.to_json()).await.map_err(|error| StepFailed(error.to_string()))?;
         store.put_figures(self.record.id, &figures).await.map_err(|error| StepFailed(error.to_string()))
+    }
+
+    /// As [`Self::keep`], where it is more important how the move itself went.
+    async fn keep_or_warn(&self) {
+        if let Err(error) = self.keep().await {
+            tracing::warn!(error = error.0, "How the files stand could not be stored");
+        }
     }
 
     /// Each end knows other things; what is zero is not known.
@@ -411,22 +421,5 @@ impl Saga for MoveOffline {
 
     async fn pause(&self, pause: Duration) {
         self.running.pause(pause).await;
-    }
-}
-
-fn failed(host: &Host, error: &ClientError) -> StepFailed {
-    StepFailed(describe(host.name(), error))
-}
-
-/// Whether the agent knows nothing of the attempt.
-fn is_unknown(error: &ClientError) -> bool {
-    error.problem().is_some_and(|problem| problem.status == 404)
-}
-
-/// For what takes something away: an agent that knows nothing of the attempt has nothing of it.
-fn gone_or(host: &Host, answer: Result<(), ClientError>) -> Result<(), StepFailed> {
-    match answer {
-        Err(error) if !is_unknown(&error) => Err(failed(host, &error)),
-        _ => Ok(()),
     }
 }
