@@ -206,12 +206,17 @@ impl MoveOffline {
                 Ok(report) => {
                     self.running.wait_for(None);
                     self.take(&report);
-                    return Ok(self.keep_or_warn().await);
+                    self.keep_or_warn().await;
+                    return Ok(());
                 }
                 // It said no, and says the same when it is asked to end.
                 Err(error) if error.problem().is_some() => {
                     let refused = failed(&self.destination, &error);
-                    return if self.ends_there().await? { Err(refused) } else { Ok(self.keep_or_warn().await) };
+                    if self.ends_there().await? {
+                        return Err(refused);
+                    }
+                    self.keep_or_warn().await;
+                    return Ok(());
                 }
                 Err(error) => {
                     // Whether it heard: the request may be repeated.
