@@ -48,7 +48,7 @@ fn fill(file: &File, path: &Path, format: DiskFormat, size: ByteCount) -> io::Re
         }
         DiskFormat::Qcow2 => {
             let mut tool = Command::new("qemu-img");
-            tool.args(["create", "-q", "-f", "qcow2"]).arg(path).arg(size.0.to_string());
+            tool.args(["create", "-q", "-f", "qcow2", "-o", clusters(size)]).arg(path).arg(size.0.to_string());
             let outcome = run(&mut tool, MAKE_WITHIN).map_err(|error| {
                 let missing = error.kind() == io::ErrorKind::NotFound;
                 if missing { io::Error::other("qemu-img is not installed on the host") } else { error }
@@ -58,6 +58,20 @@ fn fill(file: &File, path: &Path, format: DiskFormat, size: ByteCount) -> io::Re
             }
             File::open(path)?.sync_all()
         }
+    }
+}
+
+/// How a qcow2 image of this size is laid out. QEMU zeroes a whole copy before it fills it, and so makes every table that
+/// describes it: 8 bytes for each cluster, 16 for one with subclusters, of which a write takes only those that it needs
+/// (QEMU 5.2, libvirt 8.0 and newer). Seen of an empty image of 64 GiB after that: 8.2 MiB with clusters of 64 KiB, 3.5
+/// with subclusters of 16 KiB in clusters of 512 KiB.
+fn clusters(size: ByteCount) -> &'static str {
+    if size <= ByteCount::gib(8) {
+        "cluster_size=64k"
+    } else if size <= ByteCount::gib(128) {
+        "cluster_size=512k,extended_l2=on"
+    } else {
+        "cluster_size=2M,extended_l2=on"
     }
 }
 
@@ -163,6 +177,22 @@ mod tests {
         assert!(allocated(&path).expect("there").0 < 1 << 20);
         let (_, free) = free(folder.path()).expect("asked");
         assert!(free.is_some_and(|free| free.0 > 0));
+    }
+
+    #[test]
+    fn what_describes_a_large_image_takes_little_also_when_all_of_it_was_zeroed() {
+        let folder = tempfile::tempdir().expect("a folder");
+        for (size, bound) in [(8, 5 << 18), (64, 15 << 18), (1024, 15 << 20)] {
+            let path = folder.path().join(format!("{size}.qcow2"));
+            create(&path, DiskFormat::Qcow2, ByteCount::gib(size), me()).expect("made");
+            let mut tool = Command::new("qemu-io");
+            for at in 0..size {
+                tool.args(["-c", &format!("write -zu {at}G 1G")]);
+            }
+            assert!(run(tool.arg(&path), MAKE_WITHIN).expect("qemu-io is installed").is_ok());
+            let takes = allocated(&path).expect("there").0;
+            assert!(takes <= bound, "{size} GiB take {takes} bytes");
+        }
     }
 
     #[test]

@@ -56,19 +56,28 @@ struct Disks {
 }
 
 impl Incoming {
-    /// Ends the thread that receives.
+    /// Ends the thread that receives. Afterwards another copy may listen at the same paths.
     fn drop_it(&self) {
-        self.dropped.store(true, Ordering::SeqCst);
         let channel = self.channel.lock().expect("nobody panics while holding it");
+        self.dropped.store(true, Ordering::SeqCst);
         end_listener(&self.listener);
-        self.end_disks();
+        self.end_sockets();
         if let Some(channel) = &*channel {
             // One that is closed already is what we want.
             let _ = channel.shutdown(Shutdown::Both);
         }
     }
 
-    fn end_disks(&self) {
+    /// Nobody connects any more. Not for a copy that was dropped: the paths may be another's by now.
+    fn close(&self) {
+        let _channel = self.channel.lock().expect("nobody panics while holding it");
+        if !self.dropped.load(Ordering::SeqCst) {
+            self.end_sockets();
+        }
+    }
+
+    fn end_sockets(&self) {
+        let _ = std::fs::remove_file(&self.socket);
         if let Some(disks) = &self.disks {
             end_listener(&disks.listener);
             let _ = std::fs::remove_file(&disks.socket);
@@ -265,8 +274,7 @@ fn prepare(host: &Arc<Host>, call: &PrepareCall) -> Result<VmId, String> {
     }
     thread::spawn(move || {
         let received = receive(&incoming);
-        let _ = std::fs::remove_file(&incoming.socket);
-        incoming.end_disks();
+        incoming.close();
         arrived(&receiver, vm, &incoming, received);
     });
     host.notify(DomainEvent::Changed(vm));
