@@ -342,9 +342,10 @@ pub struct MigrateArguments {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
 pub enum Stall {
     /// End it at the time limit; the VM is never slowed
-    Abort,
-    /// Slow the guest's CPUs more and more; end it at the time limit if that does not help
     #[default]
+    Abort,
+    /// Slow the guest's CPUs more and more; end it at the time limit if that does not help. With QEMU 9.2 to 10 a
+    /// hand-over that fails, as when the destination dies in it, may end the VM then
     Autoconverge,
     /// At the time limit let the VM stand still for longer, up to 30 seconds; end it if that does not help
     Pause,

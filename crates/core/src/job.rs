@@ -75,9 +75,10 @@ impl JobKind {
 #[serde(rename_all = "snake_case")]
 pub enum OnStall {
     /// The move ends at its time limit; the VM stays, never slowed.
+    #[default]
     Abort,
     /// QEMU slows the guest's vCPUs more and more until it converges; the move ends at its time limit all the same.
-    #[default]
+    /// Not by default: a hand-over that fails may end the VM then (`docs/adr/0010`).
     Autoconverge,
     /// At its time limit the VM may stand still for longer than the downtime limit, but no longer than
     /// [`OnStall::PAUSE_MAX_MS`]; if that is not enough either, the move ends.

@@ -62,7 +62,7 @@ fn read<T: DeserializeOwned>(text: &str) -> T {
 #[test]
 fn what_a_server_of_the_version_before_asks_is_understood() {
     let asked: PrepareSource = read(PREPARE_SOURCE);
-    assert_eq!((asked.timeout_ms, asked.on_stall), (3_600_000, OnStall::Autoconverge));
+    assert_eq!((asked.timeout_ms, asked.on_stall), (3_600_000, OnStall::Abort));
     let asked: PrepareDestination = read(PREPARE_DESTINATION);
     assert!(asked.persistent);
     let asked: ConfirmRequest = read(r#"{"autostart": true}"#);
@@ -101,5 +101,5 @@ fn what_a_server_of_the_version_before_shows_of_a_host_is_understood() {
 #[test]
 fn a_client_of_the_version_before_may_ask_for_a_move() {
     let body: MigrateVm = read(r#"{"destination": "kvm2", "dry_run": false, "downtime_limit_ms": 300}"#);
-    assert_eq!(body.on_stall, OnStall::Autoconverge);
+    assert_eq!(body.on_stall, OnStall::Abort);
 }

@@ -9,7 +9,7 @@ use ferry_core::{
     finding::FindingId,
     job::{JobKind, MoveKind},
     migration::Phase,
-    storage::DiskStage,
+    storage::{DiskProgress, DiskStage},
     vm::DiskFormat,
 };
 use ferry_lab::{
@@ -17,7 +17,7 @@ use ferry_lab::{
     ferry::Ferry,
     guest::Ticker,
     images::{self, Disk, Place},
-    observe::{Observer, judge},
+    observe::{Observer, judge, now},
     run::wait_for,
 };
 
@@ -141,39 +141,143 @@ fn without_a_place_the_refusal_says_how_to_move_the_disk_along() {
     assert!(found.fix.contains("--storage"), "{found:?}");
 }
 
-#[test]
-fn what_a_cancelled_move_has_copied_is_not_sent_again() {
-    const DATA_MIB: u32 = 96;
-    let mut ferry = Ferry::up_bare(2, &[]).expect("hosts");
+/// So much that a fault meets a copy in its middle.
+const DATA_MIB: u32 = 48;
+
+/// Two hosts with Ferry, and a guest on kvm1 with these disks; the agents get `failpoints`.
+fn with_disks(disks: Vec<Disk>, failpoints: &str) -> (Observer, Ferry) {
+    let mut ferry = Ferry::up_bare(2, &[("FAILPOINTS", failpoints)]).expect("hosts");
     ferry.enrol().expect("enrolled");
     ferry.add_share("vms").expect("a share");
     let observer = Observer::start(&ferry.lab).expect("observers");
-    let disk = Disk { size_mib: 256, data_mib: DATA_MIB, ..Disk::new(Place::Local, DiskFormat::Raw) };
-    let ticker =
-        Ticker { memory_mib: 128, pattern_mib: 12, writes_per_s: 200, disks: vec![disk], ..Ticker::new("ticker", 101) };
+    let ticker = Ticker { memory_mib: 128, pattern_mib: 12, writes_per_s: 200, disks, ..Ticker::new("ticker", 101) };
     start_ticker(&ferry, &ticker, 0).expect("a guest");
     observer.wait_on("ticker", "kvm1", BOOT).expect("it boots");
-    let line = ["vm", "migrate", "ticker", "--to", "kvm2", "--storage", LOCAL, "--bandwidth", "24"];
-    let job: JobView = ferry.json(&line).expect("accepted");
-    let show = || -> JobView { ferry.json(&["job", "show", &job.id.to_string()]).expect("known") };
-    let copied = |view: &JobView| {
-        let disk = view.disks.first()?;
-        // Data lie at the front of the disk; holes behind them are looked at in no time.
-        (disk.copied.0 > (u64::from(DATA_MIB) * 8 / 10) << 20).then_some(())
-    };
-    wait_for("most of the disk is copied", SECONDS_30, || copied(&show())).expect("most of the disk is copied");
+    (observer, ferry)
+}
+
+/// A move along to kvm2 whose copies take some seconds.
+fn start_slowly(ferry: &Ferry) -> JobView {
+    let line = ["vm", "migrate", "ticker", "--to", "kvm2", "--storage", LOCAL, "--bandwidth", "8"];
+    ferry.json(&line).expect("accepted")
+}
+
+fn show(ferry: &Ferry, job: &JobView) -> JobView {
+    ferry.json(&["job", "show", &job.id.to_string()]).expect("known")
+}
+
+fn wait_job(ferry: &Ferry, job: &JobView, what: &str, is: impl Fn(&JobView) -> bool) -> JobView {
+    let seen = wait_for(what, VERIFY, || Some(show(ferry, job)).filter(|job| is(job) || job.phase.ended()));
+    let seen = seen.expect(what);
+    assert!(is(&seen), "{what}: it ended before: {seen:#?}");
+    seen
+}
+
+/// Files of disks in the folder of a host; unfinished copies that are kept are none.
+fn files_on(ferry: &Ferry, host: &str) -> Vec<String> {
+    let line = ["find", LOCAL, "-maxdepth", "1", "-name", "disk*", "!", "-name", "*.ferry-*"];
+    let mut files: Vec<String> = ferry.lab.host(host).run(&line).expect("listed").lines().map(str::to_owned).collect();
+    files.sort_unstable();
+    files
+}
+
+/// The VM runs where it was, from the files it had, and the destination has none.
+fn assert_untouched(ferry: &Ferry, observer: &Observer, old: &[String]) {
+    observer.wait_on("ticker", "kvm1", SECONDS_30).expect("it runs on");
+    assert_eq!(files_on(ferry, "kvm1"), old);
+    assert_eq!(files_on(ferry, "kvm2"), [""; 0]);
+    observer.wait_verified("ticker", 1, VERIFY).expect("verified");
+    judge(&observer.heard("ticker")).expect("no promise is broken");
+}
+
+#[test]
+fn two_disks_move_along_whatever_was_cancelled_or_got_full_before() {
+    let data = |format| Disk { data_mib: DATA_MIB, ..Disk::new(Place::Local, format) };
+    let disks = vec![data(DiskFormat::Raw), data(DiskFormat::Qcow2)];
+    let (observer, ferry) = with_disks(disks, "before-resume=1*off->1*sleep(3000)");
+    let old = files_on(&ferry, "kvm1");
+    assert_eq!(old.len(), 2, "{old:?}");
+    let cancel = |job: &JobView| ferry.ferry(&["job", "cancel", &job.id.to_string()]).expect("run");
+    let all = |job: &JobView, is: &dyn Fn(&DiskProgress) -> bool| job.disks.len() == 2 && job.disks.iter().all(is);
+
+    // Half of the disks is there.
+    let job = start_slowly(&ferry);
+    wait_job(&ferry, &job, "half of each is copied", |job| all(job, &|disk| disk.copied.0 >= (20 << 20)));
+    assert!(cancel(&job).ok());
+    assert_eq!(wait_job(&ferry, &job, "it ends", |job| job.phase.ended()).phase, Phase::Cancelled);
+    assert_untouched(&ferry, &observer, &old);
+
+    // The disks are there, and memory follows.
+    let job = start_slowly(&ferry);
+    wait_job(&ferry, &job, "both are in sync", |job| all(job, &|disk| disk.stage == DiskStage::Ready));
+    assert!(cancel(&job).ok());
+    assert_eq!(wait_job(&ferry, &job, "it ends", |job| job.phase.ended()).phase, Phase::Cancelled);
+    assert_untouched(&ferry, &observer, &old);
+
+    // The destination's disk gets full.
+    let kvm2 = ferry.lab.host("kvm2");
+    kvm2.run(&["find", LOCAL, "-name", "*.ferry-*", "-delete"]).expect("nothing is kept");
+    let job = start_slowly(&ferry);
+    wait_job(&ferry, &job, "something is copied", |job| all(job, &|disk| disk.copied.0 > (4 << 20)));
+    kvm2.fill(2 << 20).expect("filled");
+    let ended = wait_job(&ferry, &job, "it ends", |job| job.phase.ended());
+    assert_eq!(ended.phase, Phase::Failed, "{ended:#?}");
+    eprintln!("{}", ended.summary);
+    assert!(ended.summary.contains("stays on kvm1"), "{}", ended.summary);
+    kvm2.unfill().expect("emptied");
+    assert_untouched(&ferry, &observer, &old);
+
+    // It moves in another attempt, and leaves its old files where it was told to.
+    let line = ["vm", "migrate", "ticker", "--to", "kvm2", "--storage", LOCAL, "--keep-source", "--wait"];
+    let moved: JobView = ferry.json(&line).expect("it ends");
+    assert_eq!(moved.phase, Phase::Succeeded, "{moved:#?}");
+    observer.wait_on("ticker", "kvm2", SECONDS_30).expect("it runs there alone");
+    assert_eq!(files_on(&ferry, "kvm1"), old, "they were to be kept");
+    assert_eq!(files_on(&ferry, "kvm2").len(), 2);
+    observer.wait_verified("ticker", 1, VERIFY).expect("verified");
+    for (path, format) in files_on(&ferry, "kvm2").iter().zip([DiskFormat::Raw, DiskFormat::Qcow2]) {
+        let file = kvm2.file(path);
+        assert!(images::holds_data(&file, format, DATA_MIB).expect("read"), "{path} lost data");
+    }
+
+    // Back: the VM is handed over, and is to be cancelled just before it is run.
+    for file in &old {
+        ferry.lab.host("kvm1").run(&["rm", file]).expect("removed by hand");
+    }
+    let job: JobView = ferry.json(&["vm", "migrate", "ticker", "--to", "kvm1", "--storage", LOCAL]).expect("accepted");
+    let silent = wait_for("it stands still", VERIFY, || {
+        let last = observer.last("ticker")?;
+        (now().saturating_sub(last.at) > Duration::from_millis(1500)).then_some(())
+    });
+    silent.expect("it stands still");
+    let said = cancel(&job);
+    let ended = wait_job(&ferry, &job, "it ends", |job| job.phase.ended());
+    assert_eq!(ended.phase, Phase::Succeeded, "{said:?} {ended:#?}");
+    assert!(!said.ok(), "it was too late: {said:?}");
+    observer.wait_on("ticker", "kvm1", SECONDS_30).expect("it runs there alone");
+    assert_eq!((files_on(&ferry, "kvm1").len(), files_on(&ferry, "kvm2").len()), (2, 0));
+    observer.wait_verified("ticker", 1, VERIFY).expect("verified");
+    judge(&observer.heard("ticker")).expect("no promise is broken");
+}
+
+#[test]
+fn what_a_cancelled_move_has_copied_is_not_sent_again() {
+    const DATA_MIB: u32 = 96;
+    let disk = Disk { size_mib: 256, data_mib: DATA_MIB, ..Disk::new(Place::Local, DiskFormat::Raw) };
+    let (observer, ferry) = with_disks(vec![disk], "");
+    let job = start_slowly(&ferry);
+    // Data lie at the front of the disk; holes behind them are looked at in no time.
+    let least = (u64::from(DATA_MIB) * 8 / 10) << 20;
+    wait_job(&ferry, &job, "most of the disk is copied", |job| {
+        job.disks.first().is_some_and(|disk| disk.copied.0 > least)
+    });
     let _: JobView = ferry.json(&["job", "cancel", &job.id.to_string()]).expect("not too late");
-    let ended = wait_for("the job ends", VERIFY, || Some(show()).filter(|job| job.phase.ended())).expect("it ends");
+    let ended = wait_job(&ferry, &job, "it ends", |job| job.phase.ended());
     assert_eq!(ended.phase, Phase::Cancelled, "{ended:#?}");
     observer.wait_on("ticker", "kvm1", SECONDS_30).expect("it runs on");
-    let seeds = || ferry.lab.host("kvm2").run(&["find", LOCAL, "-name", "*.ferry-seed"]).expect("listed");
-    assert_eq!(seeds().lines().count(), 1, "the copy is kept: {}", seeds());
-    let indexed = wait_for("what it holds is known", SECONDS_30, || {
-        let host = ferry.lab.host("kvm2");
-        let found = host.run(&["find", "/run/ferry-agent/seeds", "-name", "*.index"]).ok()?;
-        (found.lines().count() == 1).then_some(())
-    });
-    indexed.expect("what it holds is known");
+    let kept = || ferry.lab.host("kvm2").run(&["find", LOCAL, "-name", "*.ferry-*"]).expect("listed");
+    assert_eq!(kept().lines().count(), 1, "the copy is kept: {}", kept());
+    // At once: an administrator does not wait either.
     let line = ["vm", "migrate", "ticker", "--to", "kvm2", "--storage", LOCAL, "--wait"];
     let again: JobView = ferry.json(&line).expect("it ends");
     assert_eq!(again.phase, Phase::Succeeded, "{again:#?}");
@@ -185,5 +289,8 @@ fn what_a_cancelled_move_has_copied_is_not_sent_again() {
     judge(&observer.heard("ticker")).expect("no promise is broken");
     let path = ferry.lab.host("kvm2").file(&disk_of(&ferry, "kvm2"));
     assert!(images::holds_data(&path, DiskFormat::Raw, DATA_MIB).expect("read"), "all data are there");
-    assert_eq!(seeds(), "", "nothing is left");
+    let (takes, holds) =
+        (images::allocated(&path).expect("there"), images::nonzero(&path, DiskFormat::Raw).expect("read"));
+    assert!(takes as f64 <= 1.02 * holds as f64 + f64::from(1 << 20), "{takes} bytes are taken for {holds}");
+    assert_eq!(kept(), "", "nothing is left");
 }

@@ -2,7 +2,7 @@
 //! `cargo xtask chaos` does the same as often as is asked for.
 #![cfg(feature = "lab")]
 
-use ferry_lab::chaos::{Broken, Kind, Options, Sabotage, run};
+use ferry_lab::chaos::{Broken, Kind, Moment, Options, Sabotage, run, run_along};
 
 /// Any will do: of this one's twelve plans nine are aimed at the hand-over, and nothing is away for long.
 const SEED: u64 = 382;
@@ -37,6 +37,42 @@ fn no_vm_is_lost_when_a_carrier_a_receiver_a_link_or_a_host_fails() {
         Kind::SourceHost,
         Kind::DestinationHost,
     ]);
+}
+
+/// Whatever can fail while a guest takes its disk along. A receiver is there before the hand-over only.
+const ALONG: [Kind; 8] = [
+    Kind::Server,
+    Kind::SourceAgent,
+    Kind::DestinationAgent,
+    Kind::SourceCarrier,
+    Kind::DestinationCarrier,
+    Kind::DestinationLibvirtd,
+    Kind::Link,
+    Kind::DestinationQemu,
+];
+
+/// Plays each kind at this moment of a move with a disk along.
+fn survive_along(kinds: &[Kind], moment: Moment) {
+    let report = run_along(kinds, moment).expect("every run is played");
+    assert!(report.is_good(), "{}{}", report.table(), report.findings());
+    let (hits, runs) = (report.hits(), kinds.len() as u64);
+    // A process may be gone before it is found: most faults met the move.
+    assert!(hits + 2 >= runs, "{hits} of {runs} faults had something to hit: {}", report.table());
+}
+
+#[test]
+fn whatever_fails_while_a_disk_moves_along_no_vm_is_lost() {
+    survive_along(&ALONG, Moment::Disks(300));
+}
+
+#[test]
+fn whatever_fails_while_memory_follows_a_disk_no_vm_is_lost() {
+    survive_along(&ALONG, Moment::Memory(300));
+}
+
+#[test]
+fn whatever_fails_in_the_hand_over_of_a_vm_with_its_disk_no_vm_is_lost() {
+    survive_along(&ALONG[..7], Moment::HandOver(20));
 }
 
 #[test]

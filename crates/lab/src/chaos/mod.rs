@@ -31,12 +31,12 @@ use anyhow::Context as _;
 
 pub use self::{
     judge::{Broken, Case},
-    plan::{Kind, Plan},
+    plan::{Kind, Moment, Plan},
     report::Report,
     sabotage::Sabotage,
 };
 use self::{
-    plan::{Moment, Move},
+    plan::Move,
     round::{Deed, Outcome, play},
     stage::Stage,
 };
@@ -70,23 +70,39 @@ pub struct Options {
 /// When no stage can be built, or runs cannot be played at all.
 pub fn run(options: &Options) -> anyhow::Result<Report> {
     let seed = options.seed.unwrap_or_else(|| crate::observe::now().as_millis() as u64);
-    say(&format!("seed {seed}: building hosts, Ferry and guests"));
-    let mut report = Report::new(seed);
-    let mut stage = Some(Stage::up(options.storage)?);
-    let mut unplayed = 0;
-    for number in 1..=options.runs {
+    let plans = (1..=options.runs).map(|number| {
         let planned = || Plan::new(seed, number, &options.kinds);
-        let plan = match (options.sabotage, options.storage) {
+        match (options.sabotage, options.storage) {
             (Some(_), _) => plain(seed),
             (None, true) => planned().with_storage(),
             (None, false) => planned(),
-        };
+        }
+    });
+    let deed = options.sabotage.map_or(Deed::Fault, Deed::Sabotage);
+    campaign(seed, plans, deed, options.storage)
+}
+
+/// Plays faults that meet a guest which takes its disk along.
+///
+/// # Errors
+/// As [`run`].
+pub fn run_along(kinds: &[Kind], moment: Moment) -> anyhow::Result<Report> {
+    let plans: Vec<Plan> = (1..).zip(kinds).map(|(number, kind)| Plan::along(number, *kind, moment)).collect();
+    let seed = plans.first().map_or(0, |plan| plan.seed);
+    campaign(seed, plans.into_iter(), Deed::Fault, true)
+}
+
+fn campaign(seed: u64, plans: impl Iterator<Item = Plan>, deed: Deed, storage: bool) -> anyhow::Result<Report> {
+    say(&format!("seed {seed}: building hosts, Ferry and guests"));
+    let mut report = Report::new(seed);
+    let mut stage = Some(Stage::up(storage)?);
+    let mut unplayed = 0;
+    for plan in plans {
         let mut on = match stage.take() {
             Some(stage) => stage,
-            None => Stage::up(options.storage).context("No new stage could be built")?,
+            None => Stage::up(storage).context("No new stage could be built")?,
         };
         let begun = Instant::now();
-        let deed = options.sabotage.map_or(Deed::Fault, Deed::Sabotage);
         match play(&mut on, &plan, deed) {
             Ok(outcome) => {
                 unplayed = 0;

@@ -18,6 +18,8 @@ const FAULT_MS_MAX: u64 = 3_000;
 const CANCEL_MS_MAX: u64 = 3_000;
 /// A hand-over of a small guest lasts some hundred milliseconds: the fault comes anywhere in it, or just behind it.
 const OFFSET_MS_MAX: u64 = 250;
+/// A disk of the stage is copied, and its guest's memory sent, in some seconds: the fault comes anywhere in them.
+const PHASE_MS_MAX: u64 = 2_000;
 /// How long what was killed is away. Milliseconds.
 const AWAY_MS: (u64, u64) = (2_000, 20_000);
 /// How long a link is cut. Milliseconds.
@@ -78,6 +80,10 @@ impl fmt::Display for Kind {
 pub enum Moment {
     /// So long after the first move was accepted. Milliseconds.
     After(u64),
+    /// So long after a part of the first move's disk was copied. Milliseconds.
+    Disks(u64),
+    /// So long after the first move's disk was in sync, while memory follows. Milliseconds.
+    Memory(u64),
     /// So long after the first move's guest was stopped for its hand-over. Milliseconds.
     HandOver(u64),
 }
@@ -86,6 +92,8 @@ impl fmt::Display for Moment {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let text = match self {
             Self::After(ms) => format!("accepted+{ms}ms"),
+            Self::Disks(ms) => format!("disks+{ms}ms"),
+            Self::Memory(ms) => format!("memory+{ms}ms"),
             Self::HandOver(ms) => format!("hand-over+{ms}ms"),
         };
         f.pad(&text)
@@ -184,13 +192,12 @@ impl Plan {
             SplitMix64::new(SplitMix64::new(!self.seed ^ self.run.wrapping_mul(0x9e37_79b9_7f4a_7c15)).next());
         let needs_two_hosts =
             matches!(self.kind, Kind::SourceCarrier | Kind::DestinationCarrier | Kind::DestinationQemu | Kind::Link);
-        let (least, most) = BANDWIDTH_MIB_PER_S;
         for (index, one) in self.moves.iter_mut().enumerate() {
             let place = *random.pick(&[Place::Share, Place::Local]);
             let format = *random.pick(&[DiskFormat::Raw, DiskFormat::Qcow2]);
             let guest_stays = random.chance(40) && !(index == 0 && needs_two_hosts);
             one.files = Some(Files { place, format, guest_stays });
-            let cap = least + random.below(most - least + 1);
+            let cap = cap_of(&mut random);
             if random.chance(60) {
                 one.bandwidth_mib_per_s = Some(one.bandwidth_mib_per_s.unwrap_or(cap));
             }
@@ -198,8 +205,35 @@ impl Plan {
         if self.moves[0].files.is_some_and(|files| files.guest_stays) {
             // It never stands still.
             self.moment = Moment::After(random.below(FAULT_MS_MAX + 1));
+        } else if self.kind != Kind::DestinationQemu && random.chance(50) {
+            let offset_ms = random.below(PHASE_MS_MAX + 1);
+            self.moment = if random.chance(50) { Moment::Disks(offset_ms) } else { Moment::Memory(offset_ms) };
+            self.moves[0].bandwidth_mib_per_s = Some(self.moves[0].bandwidth_mib_per_s.unwrap_or(cap_of(&mut random)));
         }
         self
+    }
+
+    /// A guest that takes its disk along to the next host's own, and what meets it there.
+    pub fn along(run: u64, kind: Kind, moment: Moment) -> Self {
+        let format = if run.is_multiple_of(2) { DiskFormat::Raw } else { DiskFormat::Qcow2 };
+        let one = Move {
+            guest: 0,
+            step: 1,
+            delay_ms: 0,
+            // Slow enough to be met in each phase, but in the hand-over, which a cap makes long to wait for.
+            bandwidth_mib_per_s: (!matches!(moment, Moment::HandOver(_))).then_some(BANDWIDTH_MIB_PER_S.0),
+            cancel_ms: None,
+            files: Some(Files { place: Place::Local, format, guest_stays: false }),
+        };
+        let away_ms = if kind == Kind::Link { 3 * AWAY_MS.0 } else { AWAY_MS.0 };
+        // No plan of a seed: a number for each moment, so that what is kept of campaigns side by side lies apart.
+        let seed = match moment {
+            Moment::After(_) => 0,
+            Moment::Disks(_) => 1,
+            Moment::Memory(_) => 2,
+            Moment::HandOver(_) => 3,
+        };
+        Self { seed, run, moves: vec![one], kind, moment, away_ms }
     }
 }
 
@@ -226,6 +260,11 @@ impl fmt::Display for Plan {
         }
         Ok(())
     }
+}
+
+fn cap_of(random: &mut SplitMix64) -> u64 {
+    let (least, most) = BANDWIDTH_MIB_PER_S;
+    least + random.below(most - least + 1)
 }
 
 /// A small generator of random numbers: good enough to choose, and the same everywhere for ever.
@@ -270,11 +309,10 @@ impl SplitMix64 {
 
     /// A move; one that a hand-over is waited for is not slowed down and seldom cancelled.
     fn a_move(&mut self, delay_ms_max: u64, awaited: bool) -> Move {
-        let (least, most) = BANDWIDTH_MIB_PER_S;
         let guest = self.below(GUESTS as u64) as usize;
         let step = 1 + self.below(HOSTS as u64 - 1) as usize;
         let delay_ms = self.below(delay_ms_max + 1);
-        let cap = least + self.below(most - least + 1);
+        let cap = cap_of(self);
         let bandwidth_mib_per_s = (self.chance(35) && !awaited).then_some(cap);
         let cancel = self.below(CANCEL_MS_MAX + 1);
         let cancel_ms = self.chance(if awaited { 10 } else { 30 }).then_some(cancel);
@@ -332,6 +370,9 @@ mod tests {
                     assert!(files.contains(&Files { place, format, guest_stays }));
                 }
             }
+        }
+        for in_phase in [|moment| matches!(moment, Moment::Disks(_)), |moment| matches!(moment, Moment::Memory(_))] {
+            assert!(plans.iter().filter(|plan| in_phase(plan.moment)).count() > 50);
         }
         for (plan, run) in plans.iter().zip(1..) {
             let plain = Plan::new(5, run, &[]);

@@ -112,6 +112,11 @@ impl Report {
         self.found.iter().filter(|found| found.case.broken == broken).count() as u64
     }
 
+    /// Faults that had something to hit.
+    pub fn hits(&self) -> u64 {
+        self.rows.values().map(|row| row.hits).sum()
+    }
+
     /// Whether every run was played and no promise was broken.
     pub fn is_good(&self) -> bool {
         self.found.is_empty() && self.unplayed.is_empty()

@@ -13,7 +13,10 @@ use std::{
 };
 
 use anyhow::Context as _;
-use ferry_core::api::server::JobView;
+use ferry_core::{
+    api::server::JobView,
+    storage::{DiskProgress, DiskStage},
+};
 
 use super::{
     faults::{self, Aim, Processor, inflict},
@@ -37,6 +40,8 @@ const COMMAND_DEADLINE: Duration = Duration::from_secs(60);
 /// How long the first move may take to be accepted, and its guest to fall silent. A plain move takes some seconds.
 const ACCEPT_DEADLINE: Duration = Duration::from_secs(10);
 const HAND_OVER_DEADLINE: Duration = Duration::from_secs(8);
+/// How long a disk may take to be copied.
+const PHASE_DEADLINE: Duration = Duration::from_secs(20);
 /// A guest whose processor stands still for so long was stopped by QEMU: otherwise it wakes up every 2 ms.
 const STOPPED: Duration = Duration::from_millis(20);
 /// A guest beats every 10 ms; so long a silence is a hand-over rather than a busy machine.
@@ -199,6 +204,16 @@ impl Round<'_> {
         aim.job = answer.ok().flatten();
         match self.plan.moment {
             Moment::After(ms) => sleep(Duration::from_millis(ms)),
+            Moment::Disks(offset_ms) => {
+                if self.wait_disk(&aim, |disk| disk.copied.0 > 0 && disk.stage == DiskStage::Copying) {
+                    sleep(Duration::from_millis(offset_ms));
+                }
+            }
+            Moment::Memory(offset_ms) => {
+                if self.wait_disk(&aim, |disk| disk.stage == DiskStage::Ready) {
+                    sleep(Duration::from_millis(offset_ms));
+                }
+            }
             Moment::HandOver(offset_ms) => {
                 if self.wait_hand_over(&aim) {
                     sleep(Duration::from_millis(offset_ms));
@@ -216,6 +231,18 @@ impl Round<'_> {
         }
         faults::heal(self.stage, kind, &aim)?;
         Ok((hit, at))
+    }
+
+    /// Whether the disk of the move was seen as `is` wants it; not if the job ended before, or never in time.
+    fn wait_disk(&self, aim: &Aim, is: impl Fn(&DiskProgress) -> bool) -> bool {
+        let Some(job) = aim.job else { return false };
+        let seen = wait_for("the disk is so far", PHASE_DEADLINE, || {
+            let jobs = self.stage.jobs_after(self.jobs_before).ok()?;
+            let view = jobs.into_iter().find(|view| view.id.0 == job)?;
+            let is_there = view.disks.first().is_some_and(&is);
+            (is_there || view.phase.ended()).then_some(is_there)
+        });
+        seen.unwrap_or(false)
     }
 
     /// Whether the guest was stopped for its hand-over; not if its QEMU is gone from the source, or never in time.

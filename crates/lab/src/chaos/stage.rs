@@ -211,7 +211,9 @@ impl Stage {
             let mut found: Vec<String> =
                 self.disks_on_share(&guest.name).iter().map(|path| format!("share {}", path.display())).collect();
             for host in self.hosts() {
-                let list = host.run(&["find", &local_folder(&guest.name), "-type", "f"])?;
+                // What an interrupted copy has is kept for a day.
+                let line = ["find", &local_folder(&guest.name), "-type", "f", "!", "-name", "*.ferry-*"];
+                let list = host.run(&line)?;
                 found.extend(list.lines().map(|path| format!("{} {path}", host.name)));
             }
             ensure!(found.len() == 1, "{} has {} disks: {}", guest.name, found.len(), found.join(", "));
