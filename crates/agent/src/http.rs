@@ -465,8 +465,22 @@ async fn release_storage(State(agent): Shared, Path((job, generation)): Attempt)
     Ok(StatusCode::NO_CONTENT)
 }
 
-async fn get_files(State(agent): Shared, Path(vm): Path<VmId>) -> Answered<Vec<FileSize>> {
-    Ok(Json(blocking(&agent, move |agent| offline::files_of(&*agent.hypervisor, vm)).await?))
+#[derive(Deserialize)]
+struct Only {
+    /// Devices, with commas between them; all, if it is not there.
+    only: Option<String>,
+}
+
+async fn get_files(
+    State(agent): Shared,
+    Path(vm): Path<VmId>,
+    Query(Only { only }): Query<Only>,
+) -> Answered<Vec<FileSize>> {
+    let call = move |agent: &Agent| {
+        let only: Option<Vec<&str>> = only.as_ref().map(|only| only.split(',').collect());
+        offline::files_of(&*agent.hypervisor, vm, only.as_deref())
+    };
+    Ok(Json(blocking(&agent, call).await?))
 }
 
 async fn check_offline(State(agent): Shared, Body(request): Body<CheckOffline>) -> Result<StatusCode, Refusal> {

@@ -346,12 +346,13 @@ impl AgentClient {
         self.peer.done(self.storage(Method::DELETE, attempt, None).timeout(STORAGE_DEADLINE)).await
     }
 
-    /// Sizes of the files of a VM that is shut off.
+    /// Sizes of these files of a VM that is shut off, by their devices. UEFI variables that are not there yet are left out.
     ///
     /// # Errors
     /// As [`Self::enrol`]; `vm.running`.
-    pub async fn files(&self, vm: VmId) -> Result<Vec<FileSize>, ClientError> {
-        self.peer.json(self.call(Method::GET, &["vms", &vm.to_string(), "files"])).await
+    pub async fn files(&self, vm: VmId, only: &[&str]) -> Result<Vec<FileSize>, ClientError> {
+        let request = self.call(Method::GET, &["vms", &vm.to_string(), "files"]);
+        self.peer.json(request.query(&[("only", only.join(","))])).await
     }
 
     /// Whether files of a VM that is shut off can come. Changes nothing.

@@ -18,16 +18,68 @@ pub struct FileMove {
     pub role: FileRole,
     /// Where it is.
     pub from: Location,
-    /// Where it goes; nothing may be there before.
+    /// Where it goes; nothing may be there before, but a disk that VMs share and that came with another of them.
     pub to: Location,
+    /// Whether several VMs may use it at once (libvirt `<shareable/>`).
+    #[serde(default)]
+    pub shareable: bool,
+    /// The old file stays: another VM names it, too.
+    #[serde(default)]
+    pub kept: bool,
 }
 
 impl FileMove {
     /// Whether the old file goes away after the move. Media and what a VM boots from may serve others, whom libvirt
     /// does not know of.
     pub fn is_removed(&self) -> bool {
-        matches!(self.role, FileRole::Disk | FileRole::Nvram)
+        matches!(self.role, FileRole::Disk | FileRole::Nvram) && !self.kept
     }
+}
+
+/// Another VM that names a file which moves.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct OtherUser<'a> {
+    /// Its name.
+    pub vm: &'a str,
+    /// The host that has it.
+    pub host: &'a str,
+    /// Whether it is shut off.
+    pub is_shut_off: bool,
+}
+
+/// What it means for a move of VM `vm` to `destination` that another VM names one of its files. A disk that is meant to be
+/// shared is copied and kept for the other, which takes up the copy when it moves; of any other file that is an error.
+pub fn shared_with(vm: &str, file: &FileMove, other: OtherUser<'_>, destination: &str) -> Finding {
+    let (device, OtherUser { vm: name, host, .. }) = (&file.device, other);
+    if !file.shareable || file.role != FileRole::Disk {
+        return Finding::blocks(
+            FindingId::DiskTwice,
+            device,
+            format!("VM {name} on {host} uses the file of disk {device}, too"),
+            "Give each VM files of its own",
+        );
+    }
+    if !other.is_shut_off {
+        return Finding::blocks(
+            FindingId::DiskShareable,
+            device,
+            format!("VM {name} on {host} uses disk {device} of VM {vm}, too, and is not shut off"),
+            format!(
+                "Shut it down (`ferry vm shutdown {name}`), and start none of the VMs that use the disk before all of them \
+                 have moved"
+            ),
+        );
+    }
+    Finding::warns(
+        FindingId::DiskShareable,
+        device,
+        format!("The old file of disk {device} stays: VM {name} on {host} uses it, too"),
+        format!(
+            "When VM {vm} has moved, move VM {name} with the disk to the same place, `ferry vm migrate {name} --to \
+             {destination} --storage PLACE --offline`: it takes up the file that is there, and the old one goes. Start neither \
+             before that"
+        ),
+    )
 }
 
 /// What moves, and what stands against it.
@@ -77,7 +129,8 @@ pub fn plan_offline(vm: &VmFacts, wanted: &Wanted, is_reached: impl Fn(&Location
             Some(to) => {
                 let to = file_in(to, file, &planned.files);
                 let (device, role, from) = (file.device.clone(), file.role, file.place.clone());
-                planned.files.push(FileMove { device, role, from, to });
+                let shareable = file.shareable && role == FileRole::Disk;
+                planned.files.push(FileMove { device, role, from, to, shareable, kept: false });
             }
             None => planned.findings.push(Finding::blocks(
                 FindingId::FilePlace,
@@ -174,6 +227,7 @@ mod tests {
 
     use super::*;
     use crate::{
+        finding::Severity,
         id::{HostId, ShareId, VmId},
         units::ByteCount,
         vm::DiskFormat,
@@ -247,6 +301,26 @@ mod tests {
         let wanted = Wanted { all: None, named: vec![("vdb".into(), Some(share.clone()), None)] };
         let planned = plan_offline(&vm(), &wanted, |_| true);
         assert_eq!(planned.files.iter().map(|file| (&*file.device, &file.to)).collect::<Vec<_>>(), [("vdb", &share)]);
+    }
+
+    #[test]
+    fn a_disk_that_is_meant_to_be_shared_is_kept_for_the_other_vm_and_no_other_file_is() {
+        let mut vm = vm();
+        vm.files[1].shareable = true;
+        let planned = plan_offline(&vm, &to("/n"), |_| false).files;
+        assert_eq!(planned.iter().map(|file| file.shareable).collect::<Vec<_>>(), [false, true, false, false]);
+        let other = |is_shut_off| OtherUser { vm: "web02", host: "kvm1", is_shut_off };
+        for (row, file, is_shut_off, id, severity) in [
+            ("a disk of its own", &planned[0], true, FindingId::DiskTwice, Severity::Blocks),
+            ("UEFI variables", &planned[3], true, FindingId::DiskTwice, Severity::Blocks),
+            ("shared with one that runs", &planned[1], false, FindingId::DiskShareable, Severity::Blocks),
+            ("shared with one that is shut off", &planned[1], true, FindingId::DiskShareable, Severity::Warns),
+        ] {
+            let found = shared_with("web01", file, other(is_shut_off), "kvm2");
+            assert_eq!((found.id, found.severity), (id, severity), "{row}");
+            assert!(found.message.contains("VM web02 on kvm1"), "{row}: {found:?}");
+        }
+        assert!(planned[1].is_removed() && !FileMove { kept: true, ..planned[1].clone() }.is_removed());
     }
 
     #[test]

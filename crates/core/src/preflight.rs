@@ -422,8 +422,9 @@ fn file_reach(facts: &LiveFacts<'_>, file: &VmFile, findings: &mut Vec<Finding>)
                 format!("{} of VM {vm} is {path} on host {source}, not on a share", role_and_device(file)),
                 match file.role {
                     FileRole::Disk if file.shareable => format!(
-                        "Shut down every VM that uses it and move them one after the other, `ferry vm migrate {vm} --to \
-                         {destination} --offline`; or put the file on a share that both hosts reach"
+                        "Shut down every VM that uses it and move them one after the other, each with the disk to the same \
+                         place, `ferry vm migrate {vm} --to {destination} --storage PLACE --offline`; start none before all \
+                         have moved. Or put the file on a share that both hosts reach"
                     ),
                     FileRole::Nvram => format!(
                         "Put the file on a share that both hosts reach, or shut the VM down and move it with all its files: \

@@ -287,7 +287,11 @@ fn stays(vm: &VmFacts, file: &VmFile, named: bool) -> Option<Finding> {
         FileRole::Disk if file.shareable => (
             FindingId::DiskShareable,
             format!("Disk {device} of VM {} is shared with other VMs, and cannot be moved while they run", vm.name),
-            "Shut down every VM that uses it, then move the file".to_owned(),
+            format!(
+                "Shut down every VM that uses it and move them to another host one after the other, each with the disk to the \
+                 same place, `ferry vm migrate {} --to HOST --storage PLACE --offline`; start none before all have moved",
+                vm.name
+            ),
         ),
         FileRole::Disk if file.read_only => (
             FindingId::DiskReadOnly,

@@ -140,6 +140,45 @@ pub fn remove(path: &Path) -> io::Result<()> {
     }
 }
 
+/// Gives a file a name that no other has. Ok promises that the name is on disk. May be repeated after a crash in between.
+///
+/// # Errors
+/// [`io::ErrorKind::AlreadyExists`], with both files untouched; the file system's.
+pub fn rename_new(from: &Path, to: &Path) -> io::Result<()> {
+    use nix::{
+        errno::Errno,
+        fcntl::{AT_FDCWD, RenameFlags, renameat2},
+    };
+    match renameat2(AT_FDCWD, from, AT_FDCWD, to, RenameFlags::RENAME_NOREPLACE) {
+        Ok(()) => sync_name(to),
+        // Not every file system knows how, as most mounts of shares.
+        Err(Errno::EINVAL | Errno::ENOSYS | Errno::EOPNOTSUPP) => rename_new_by_hand(from, to),
+        Err(Errno::EEXIST) if is_same(from, to)? => fs::remove_file(from).and_then(|()| sync_name(to)),
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// As [`rename_new`], by what every file system knows: where it has no hard links either, somebody may make a file of
+/// that name between a look and the renaming.
+fn rename_new_by_hand(from: &Path, to: &Path) -> io::Result<()> {
+    match fs::hard_link(from, to) {
+        Ok(()) => fs::remove_file(from)?,
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists && is_same(from, to)? => fs::remove_file(from)?,
+        Err(error) if matches!(error.kind(), io::ErrorKind::AlreadyExists | io::ErrorKind::NotFound) => {
+            return Err(error);
+        }
+        Err(_) if to.symlink_metadata().is_ok() => return Err(io::ErrorKind::AlreadyExists.into()),
+        Err(_) => fs::rename(from, to)?,
+    }
+    sync_name(to)
+}
+
+/// Whether both are names of one file: it was being renamed when the host ended.
+fn is_same(one: &Path, other: &Path) -> io::Result<bool> {
+    let (one, other) = (one.symlink_metadata()?, other.symlink_metadata()?);
+    Ok(one.is_file() && (one.dev(), one.ino()) == (other.dev(), other.ino()) && one.nlink() > 1)
+}
+
 /// What a file takes on its file system, as far as that tells: a mount of a share may say the file's length.
 ///
 /// # Errors
@@ -213,6 +252,33 @@ mod tests {
                 let data = &file[extent.offset as usize..][..extent.length as usize];
                 assert!(data.iter().all(|found| *found == byte), "{format:?}: {extent:?}");
             }
+        }
+    }
+
+    #[test]
+    fn a_file_gets_a_name_that_is_free_and_no_other() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let (from, to) = (folder.path().join("part"), folder.path().join("vda.raw"));
+        for rename in [rename_new, rename_new_by_hand] {
+            fs::write(&from, "new").expect("written");
+            fs::write(&to, "precious").expect("written");
+            assert_eq!(rename(&from, &to).expect_err("it is there").kind(), io::ErrorKind::AlreadyExists);
+            assert_eq!(
+                (fs::read(&from).expect("there"), fs::read(&to).expect("there")),
+                (b"new".into(), b"precious".into())
+            );
+            fs::remove_file(&to).expect("removed");
+            // Ended between the two names' changes.
+            fs::hard_link(&from, &to).expect("linked");
+            rename(&from, &to).expect("renamed");
+            assert!(!from.exists());
+            assert_eq!(rename(&from, &to).expect_err("gone").kind(), io::ErrorKind::NotFound);
+            assert_eq!(fs::read(&to).expect("there"), b"new");
+            fs::remove_file(&to).expect("removed");
+            fs::write(&from, "new").expect("written");
+            rename(&from, &to).expect("renamed");
+            assert!(!from.exists() && to.exists());
+            fs::remove_file(&to).expect("removed");
         }
     }
 

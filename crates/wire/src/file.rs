@@ -9,7 +9,8 @@
 //! destination: 2 …                                             while it is read again after it was written to disk
 //!              0 | 1 · length u16 · why not
 //! ```
-//! A hash is BLAKE3's. Both ends are authenticated by TLS before a byte of this is sent.
+//! A hash is BLAKE3's. Both ends are authenticated by TLS before a byte of this is sent. Whoever has nothing to say for a
+//! while sends a sign of life: the destination its 2, the source a block once more that is there already.
 
 use std::{
     fs::File,
@@ -22,7 +23,10 @@ use std::{
     time::Duration,
 };
 
-use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
+use tokio::{
+    io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _},
+    time::Instant,
+};
 
 use crate::WireError;
 
@@ -32,12 +36,14 @@ pub const BLOCK_BYTES: u64 = 256 << 10;
 pub const FILE_BYTES_MAX: u64 = 1 << 44;
 /// What is written is looked at in pieces of this size: those of zeroes stay holes.
 const PIECE_BYTES: usize = 4096;
-/// A peer that is silent for so long is dead. While it reads what it holds it speaks with each block.
+/// A peer that is silent for so long is dead.
 const SILENCE_MAX: Duration = Duration::from_secs(120);
+/// A peer that is alive speaks as often: several signs may be late before it is taken for dead.
+const SIGN_EVERY: Duration = Duration::from_secs(10);
 /// How long the destination may take to write to disk what it took.
-const SYNC_MAX: Duration = Duration::from_secs(900);
-/// Blocks that are read again between two signs of life.
-const SIGN_EVERY: u32 = 256;
+const SYNC_MAX: Duration = Duration::from_secs(3600);
+/// Blocks of a hole that are gone over before others have their turn: they cost a hash each.
+const HOLE_TURN_BLOCKS: u32 = 4096;
 const REASON_BYTES_MAX: usize = 512;
 
 const DATA: u8 = 1;
@@ -66,6 +72,15 @@ impl FileMeter {
     }
 }
 
+/// What is to be done where the two files differ.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Differing {
+    /// The destination gets what the source holds.
+    Sent,
+    /// It is an error: the destination's file is not to be changed.
+    Refused,
+}
+
 /// Sends a file. Ok promises that the destination has the same bytes on disk.
 ///
 /// # Errors
@@ -75,33 +90,45 @@ pub async fn send<S>(stream: &mut S, file: File, meter: Arc<FileMeter>) -> Resul
 where
     S: AsyncRead + AsyncWrite + Unpin + Send,
 {
+    give(stream, file, meter, Differing::Sent).await
+}
+
+/// Compares a file with one that the destination has and that stays as it is; the destination calls [`compare`]. Ok
+/// promises that both hold the same bytes.
+///
+/// # Errors
+/// As [`send`]; [`WireError::Differs`].
+pub async fn send_same<S>(stream: &mut S, file: File, meter: Arc<FileMeter>) -> Result<(), WireError>
+where
+    S: AsyncRead + AsyncWrite + Unpin + Send,
+{
+    give(stream, file, meter, Differing::Refused).await
+}
+
+async fn give<S>(stream: &mut S, file: File, meter: Arc<FileMeter>, differing: Differing) -> Result<(), WireError>
+where
+    S: AsyncRead + AsyncWrite + Unpin + Send,
+{
     let file = Arc::new(file);
     let length = file.metadata().map_err(WireError::Local)?.len();
     if length > FILE_BYTES_MAX {
         return Err(WireError::Local(io::Error::other("the file is larger than 16 TiB")));
     }
     let held = read_held(stream, blocks_of(length)).await?;
-    let mut whole = blake3::Hasher::new();
+    let (mut whole, mut reader, mut spoke) = (blake3::Hasher::new(), Reader::new(&file, length), Instant::now());
     for block in 0..blocks_of(length) {
-        let bytes = read(&file, block, length).await?;
+        let bytes = reader.read(block).await?;
         let hash = bytes.as_deref().map(hash_of);
         whole.update(&hash.unwrap_or_default());
         let there = held.get(block as usize).copied().flatten();
-        match (bytes, hash) {
-            (_, hash) if hash == there => {}
-            (Some(bytes), _) => {
-                let mut head = vec![DATA];
-                head.extend_from_slice(&block.to_le_bytes());
-                head.extend_from_slice(&(bytes.len() as u32).to_le_bytes());
-                write(stream, &head).await?;
-                write(stream, &bytes).await?;
-                meter.sent.fetch_add(bytes.len() as u64, Relaxed);
-            }
-            (None, _) => {
-                let mut head = vec![ZEROES];
-                head.extend_from_slice(&block.to_le_bytes());
-                write(stream, &head).await?;
-            }
+        if hash != there && differing == Differing::Refused {
+            return Err(WireError::Differs);
+        }
+        // The destination waits for a word: a block that it holds changes nothing there.
+        if hash != there || spoke.elapsed() >= SIGN_EVERY {
+            send_block(stream, block, bytes.as_deref()).await?;
+            meter.sent.fetch_add(bytes.map_or(0, |bytes| bytes.len() as u64), Relaxed);
+            spoke = Instant::now();
         }
         meter.looked_at.store(((u64::from(block) + 1) * BLOCK_BYTES).min(length), Relaxed);
     }
@@ -127,6 +154,18 @@ where
     Err(WireError::Aborted(String::from_utf8_lossy(&reason).into_owned()))
 }
 
+/// A block, or that it holds zeroes only. On its way when it returns.
+async fn send_block<S: AsyncWrite + Unpin>(stream: &mut S, block: u32, bytes: Option<&[u8]>) -> Result<(), WireError> {
+    let mut head = vec![if bytes.is_some() { DATA } else { ZEROES }];
+    head.extend_from_slice(&block.to_le_bytes());
+    if let Some(bytes) = bytes {
+        head.extend_from_slice(&(bytes.len() as u32).to_le_bytes());
+    }
+    write(stream, &head).await?;
+    write(stream, bytes.unwrap_or_default()).await?;
+    timely(stream.flush()).await
+}
+
 /// Receives a file of `length` bytes into one that may hold something. Ok promises that it has the source's bytes and is
 /// on disk.
 ///
@@ -137,7 +176,25 @@ pub async fn receive<S>(stream: &mut S, file: File, length: u64, meter: Arc<File
 where
     S: AsyncRead + AsyncWrite + Unpin + Send,
 {
-    let outcome = take(stream, Arc::new(file), length, &meter).await;
+    let outcome = take(stream, Arc::new(file), length, &meter, Differing::Sent).await;
+    tell(stream, outcome).await
+}
+
+/// Compares a file of `length` bytes, which is not written to, with one that [`send_same`] sends. Ok promises that it holds
+/// the source's bytes and is on disk.
+///
+/// # Errors
+/// As [`receive`]; [`WireError::Differs`].
+pub async fn compare<S>(stream: &mut S, file: File, length: u64, meter: Arc<FileMeter>) -> Result<(), WireError>
+where
+    S: AsyncRead + AsyncWrite + Unpin + Send,
+{
+    let outcome = take(stream, Arc::new(file), length, &meter, Differing::Refused).await;
+    tell(stream, outcome).await
+}
+
+/// Says how it ended to the source.
+async fn tell<S: AsyncWrite + Unpin>(stream: &mut S, outcome: Result<(), WireError>) -> Result<(), WireError> {
     let verdict = match &outcome {
         Ok(()) => vec![0],
         Err(error) => {
@@ -157,7 +214,13 @@ where
     outcome.and(told.await)
 }
 
-async fn take<S>(stream: &mut S, file: Arc<File>, length: u64, meter: &FileMeter) -> Result<(), WireError>
+async fn take<S>(
+    stream: &mut S,
+    file: Arc<File>,
+    length: u64,
+    meter: &FileMeter,
+    differing: Differing,
+) -> Result<(), WireError>
 where
     S: AsyncRead + AsyncWrite + Unpin + Send,
 {
@@ -166,12 +229,17 @@ where
     }
     let blocks = blocks_of(length);
     let before = file.metadata().map_err(WireError::Local)?.len();
-    file.set_len(length).map_err(WireError::Local)?;
+    match differing {
+        Differing::Sent => file.set_len(length).map_err(WireError::Local)?,
+        Differing::Refused if before != length => return Err(WireError::Differs),
+        Differing::Refused => {}
+    }
     let holds = if before == 0 { 0 } else { blocks };
     write(stream, &holds.to_le_bytes()).await?;
     let mut held = Vec::with_capacity(holds as usize);
+    let mut reader = Reader::new(&file, length);
     for block in 0..holds {
-        let hash = read(&file, block, length).await?.as_deref().map(hash_of);
+        let hash = reader.read(block).await?.as_deref().map(hash_of);
         match hash {
             None => write(stream, &[0]).await?,
             Some(hash) => {
@@ -193,13 +261,19 @@ where
                 let mut bytes = vec![0; size as usize];
                 timely(stream.read_exact(&mut bytes)).await?;
                 let was_held = held.get(block as usize).copied().unwrap_or(false);
-                put(&file, block, bytes, was_held).await?;
+                match differing {
+                    Differing::Sent => put(&file, block, bytes, was_held).await?,
+                    Differing::Refused => is_same(&file, block, length, Some(bytes)).await?,
+                }
                 meter.sent.fetch_add(u64::from(size), Relaxed);
                 meter.looked_at.fetch_max(((u64::from(block) + 1) * BLOCK_BYTES).min(length), Relaxed);
             }
             ZEROES => {
                 let block = block_below(timely(stream.read_u32_le()).await?, blocks)?;
-                put(&file, block, vec![0; size_of(block, length) as usize], true).await?;
+                match differing {
+                    Differing::Sent => put(&file, block, vec![0; size_of(block, length) as usize], true).await?,
+                    Differing::Refused => is_same(&file, block, length, None).await?,
+                }
             }
             END => break,
             other => return Err(WireError::Protocol(format!("a message of kind {other}"))),
@@ -211,15 +285,15 @@ where
     if whole_length != length {
         return Err(WireError::Protocol(format!("a file of {whole_length} bytes instead of {length}")));
     }
-    let synced = Arc::clone(&file);
-    off_thread(move || synced.sync_all()).await?;
-    let mut whole = blake3::Hasher::new();
+    sync(stream, &file).await?;
+    let (mut whole, mut reader, mut spoke) = (blake3::Hasher::new(), Reader::new(&file, length), Instant::now());
+    sign(stream).await?;
     for block in 0..blocks {
-        if block % SIGN_EVERY == 0 {
-            write(stream, &[GOES_ON]).await?;
-            timely(stream.flush()).await?;
+        if spoke.elapsed() >= SIGN_EVERY {
+            sign(stream).await?;
+            spoke = Instant::now();
         }
-        let hash = read(&file, block, length).await?.as_deref().map(hash_of);
+        let hash = reader.read(block).await?.as_deref().map(hash_of);
         whole.update(&hash.unwrap_or_default());
     }
     if whole.finalize().as_bytes() != &expected {
@@ -227,6 +301,32 @@ where
     }
     meter.looked_at.store(length, Relaxed);
     Ok(())
+}
+
+/// Writes to disk what was taken; the source hears meanwhile that it goes on.
+async fn sync<S: AsyncWrite + Unpin>(stream: &mut S, file: &Arc<File>) -> Result<(), WireError> {
+    let (file, began) = (Arc::clone(file), Instant::now());
+    let syncing = off_thread(move || file.sync_all());
+    tokio::pin!(syncing);
+    while began.elapsed() < SYNC_MAX {
+        match tokio::time::timeout(SIGN_EVERY, &mut syncing).await {
+            Ok(outcome) => return outcome,
+            Err(_) => sign(stream).await?,
+        }
+    }
+    Err(WireError::Timeout("the file system did not write the file to disk"))
+}
+
+/// Says to the source that it goes on.
+async fn sign<S: AsyncWrite + Unpin>(stream: &mut S) -> Result<(), WireError> {
+    write(stream, &[GOES_ON]).await?;
+    timely(stream.flush()).await
+}
+
+/// Whether a block holds what came; `None`: zeroes.
+async fn is_same(file: &Arc<File>, block: u32, length: u64, bytes: Option<Vec<u8>>) -> Result<(), WireError> {
+    let here = Reader::new(file, length).read(block).await?;
+    if here == bytes.filter(|bytes| !is_zero(bytes)) { Ok(()) } else { Err(WireError::Differs) }
 }
 
 async fn read_held<S: AsyncRead + Unpin>(stream: &mut S, blocks: u32) -> Result<Vec<Option<Hash>>, WireError> {
@@ -265,15 +365,59 @@ fn hash_of(bytes: &[u8]) -> Hash {
     *blake3::hash(bytes).as_bytes()
 }
 
-/// A block of a file; `None` if it holds zeroes only.
-async fn read(file: &Arc<File>, block: u32, length: u64) -> Result<Option<Vec<u8>>, WireError> {
-    let file = Arc::clone(file);
-    off_thread(move || {
-        let mut bytes = vec![0; size_of(block, length) as usize];
-        file.read_exact_at(&mut bytes, u64::from(block) * BLOCK_BYTES)?;
-        Ok(Some(bytes).filter(|bytes| !is_zero(bytes)))
-    })
-    .await
+/// Reads the blocks of a file in order. Holes are gone over without being read, where the file system tells of them.
+struct Reader {
+    file: Arc<File>,
+    length: u64,
+    /// What was looked at last is a hole up to here. Bytes.
+    hole_until: u64,
+}
+
+impl Reader {
+    fn new(file: &Arc<File>, length: u64) -> Self {
+        Self { file: Arc::clone(file), length, hole_until: 0 }
+    }
+
+    /// A block; `None` if it holds zeroes only.
+    async fn read(&mut self, block: u32) -> Result<Option<Vec<u8>>, WireError> {
+        let start = u64::from(block) * BLOCK_BYTES;
+        let size = size_of(block, self.length);
+        if start + size <= self.hole_until {
+            if block.is_multiple_of(HOLE_TURN_BLOCKS) {
+                tokio::task::yield_now().await;
+            }
+            return Ok(None);
+        }
+        #[cfg(test)]
+        tests::takes_its_time().await;
+        let (file, length) = (Arc::clone(&self.file), self.length);
+        let (bytes, hole_until) = off_thread(move || {
+            let data = next_data(&file, start, length);
+            if start + size <= data {
+                return Ok((None, data));
+            }
+            let mut bytes = vec![0; size as usize];
+            file.read_exact_at(&mut bytes, start)?;
+            Ok((Some(bytes).filter(|bytes| !is_zero(bytes)), 0))
+        })
+        .await?;
+        self.hole_until = hole_until;
+        Ok(bytes)
+    }
+}
+
+/// Where the next data of a file begin, at `start` at the earliest; all of it is data where the file system does not tell.
+fn next_data(file: &File, start: u64, length: u64) -> u64 {
+    use nix::{
+        errno::Errno,
+        unistd::{Whence, lseek},
+    };
+    // Nothing else goes by the file's offset: every read and write names its place.
+    match lseek(file, start as i64, Whence::SeekData) {
+        Ok(data) => u64::try_from(data).unwrap_or(start),
+        Err(Errno::ENXIO) => length,
+        Err(_) => start,
+    }
 }
 
 fn is_zero(bytes: &[u8]) -> bool {
@@ -331,11 +475,23 @@ async fn within<T>(limit: Duration, what: impl Future<Output = io::Result<T>>) -
 
 #[cfg(test)]
 mod tests {
-    use std::os::unix::fs::MetadataExt as _;
+    use std::{cell::Cell, os::unix::fs::MetadataExt as _};
 
     use proptest::prelude::*;
 
     use super::*;
+
+    thread_local! {
+        static A_READ_TAKES: Cell<Duration> = const { Cell::new(Duration::ZERO) };
+    }
+
+    /// A test may make every read slow.
+    pub(super) async fn takes_its_time() {
+        let time = A_READ_TAKES.get();
+        if !time.is_zero() {
+            tokio::time::sleep(time).await;
+        }
+    }
 
     fn file(content: &[u8]) -> File {
         let file = tempfile::tempfile().expect("a file");
@@ -400,6 +556,81 @@ mod tests {
         assert!(content(&to) == bytes, "the same bytes");
         let takes = to.metadata().expect("there").blocks() * 512;
         assert!(takes <= from.metadata().expect("there").blocks() * 512 + 16 * 1024, "{takes} bytes");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn hosts_that_read_for_hours_what_they_have_in_common_hear_of_each_other() {
+        // Data, and zeroes that are no holes: a host with a slow disk finds nothing to send for longer than a peer waits.
+        let mut bytes = vec![7; (30 * BLOCK_BYTES) as usize];
+        bytes[8 * BLOCK_BYTES as usize..24 * BLOCK_BYTES as usize].fill(0);
+        let written = || {
+            let file = file(&[]);
+            file.write_all_at(&bytes, 0).expect("written");
+            file
+        };
+        let (from, to, length) = (written(), written(), bytes.len() as u64);
+        A_READ_TAKES.set(SILENCE_MAX / 8);
+        let (_, one, other) = copy(&from, &to, length).await;
+        A_READ_TAKES.set(Duration::ZERO);
+        one.and(other).expect("copied");
+        assert!(content(&to) == bytes, "the same bytes");
+        assert_eq!(to.metadata().expect("there").len(), length);
+    }
+
+    #[tokio::test]
+    async fn what_a_large_thin_file_does_not_hold_is_not_read() {
+        let (from, to) = (tempfile::tempfile().expect("a file"), tempfile::tempfile().expect("a file"));
+        let length = 64 << 30;
+        for file in [&from, &to] {
+            file.set_len(length).expect("grown");
+            file.write_all_at(&[3; 5000], 40 << 30).expect("written");
+        }
+        from.write_all_at(&[4; 5000], 50 << 30).expect("written");
+        to.write_all_at(&[5; 5000], 20 << 30).expect("written");
+        assert_eq!(next_data(&from, 0, length) >> 30, 40, "the file system of this test tells of holes");
+        let (sent, one, other) = copy(&from, &to, length).await;
+        one.and(other).expect("copied");
+        assert_eq!(sent, BLOCK_BYTES);
+        let mut there = [1; 5000];
+        for (at, byte) in [(20 << 30, 0), (40 << 30, 3), (50 << 30, 4)] {
+            to.read_exact_at(&mut there, at).expect("read");
+            assert_eq!(there, [byte; 5000], "{at}");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_file_that_is_there_is_compared_and_never_written_to() {
+        let bytes: Vec<u8> = (0..3 * BLOCK_BYTES + 9).map(|at| (at / 4096) as u8).collect();
+        let mut other = bytes.clone();
+        other[2 * BLOCK_BYTES as usize + 5] ^= 1;
+        for (there, is_same) in [(&bytes, true), (&other, false), (&bytes[..9].to_vec(), false)] {
+            let (from, to) = (file(&bytes), file(there));
+            let (mut one, mut two) = tokio::io::duplex(1 << 16);
+            let (from, kept) = (from.try_clone().expect("cloned"), to.try_clone().expect("cloned"));
+            let sending = async {
+                let outcome = send_same(&mut one, from, Arc::default()).await;
+                drop(one);
+                outcome
+            };
+            let comparing = async {
+                let outcome = compare(&mut two, to, bytes.len() as u64, Arc::default()).await;
+                drop(two);
+                outcome
+            };
+            let (sent, compared) = tokio::join!(sending, comparing);
+            assert_eq!((sent.is_ok(), compared.is_ok()), (is_same, is_same), "{sent:?} {compared:?}");
+            assert!(content(&kept) == *there, "untouched");
+        }
+        // A source that sends what differs all the same.
+        let (from, to) = (file(&bytes), file(&other));
+        let (mut one, mut two) = tokio::io::duplex(1 << 22);
+        let kept = to.try_clone().expect("cloned");
+        let (_, compared) = tokio::join!(
+            send(&mut one, from, Arc::default()),
+            compare(&mut two, to, bytes.len() as u64, Arc::default())
+        );
+        assert!(matches!(compared, Err(WireError::Differs)), "{compared:?}");
+        assert!(content(&kept) == other, "untouched");
     }
 
     #[tokio::test]

@@ -50,4 +50,7 @@ pub enum WireError {
     /// A deadline passed.
     #[error("Timed out: {0}")]
     Timeout(&'static str),
+    /// A file that is there already, and that is not to be changed, holds other bytes.
+    #[error("The destination has the file already, and it holds something else")]
+    Differs,
 }

@@ -150,6 +150,17 @@ impl Seeds {
         None
     }
 
+    /// As [`Self::take`], for whoever finds out by itself what the file holds: whether it has. Blocks.
+    pub(crate) fn take_file(&self, vm: VmId, wanted: &DiskArrival, path: &Path) -> bool {
+        let _turn = self.turn.lock().expect("nobody panics while holding it");
+        let Some(page) = self.page(vm, &wanted.device) else { return false };
+        let fits = (page.format, page.virtual_size) == (wanted.format, wanted.virtual_size);
+        let taken = fits && !path.exists() && fs::rename(&page.path, path).is_ok();
+        // Its page and its index go, and its file if it was not taken.
+        self.remove(&page);
+        taken
+    }
+
     /// What the seed of a disk takes, if there is one: so much less room is needed for the disk.
     pub(crate) fn held(&self, vm: VmId, wanted: &DiskArrival) -> ByteCount {
         let page = self.page(vm, &wanted.device).filter(|page| page.virtual_size == wanted.virtual_size);

@@ -18,19 +18,26 @@ use ferry_drivers::hypervisor::Hypervisor;
 use ferry_trust::{Clients, KeyPair, client_config, server_config};
 use ferry_wire::{
     WireError,
-    file::{FileMeter, receive, send},
+    file::{FileMeter, compare, receive, send, send_same},
     hello::Channel,
     session::{Acceptor, Dialer, SessionKey},
 };
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tracing::{info, warn};
 
-use super::{Move, journal::Task, off_thread};
+use super::{
+    Move, OfflineMoves, differs,
+    journal::{Form, Task},
+    off_thread, parts,
+    stamp::Stamp,
+};
 use crate::{AgentError, config::Config, error::chain};
 
 /// Longest definition.
 const DEFINITION_BYTES_MAX: u64 = 1 << 20;
-/// How long the destination may take to write a definition down.
+/// Longest reason why a definition is not taken.
+const REASON_BYTES_MAX: usize = 512;
+/// How long the destination may take to write a definition down, and to make the files that come after it.
 const DEFINITION_WITHIN: Duration = Duration::from_secs(60);
 /// How often it is shown how far a file is.
 const LOOK_EVERY: Duration = Duration::from_millis(200);
@@ -54,11 +61,11 @@ pub(super) async fn listen(config: &Config, request: &ReceiveOffline) -> Result<
 }
 
 /// Takes what the source sends until this is ended.
-pub(super) async fn take(mut acceptor: Acceptor, page: Arc<Move>) {
+pub(super) async fn take(mut acceptor: Acceptor, moves: Arc<OfflineMoves>, page: Arc<Move>) {
     while let Some((channel, mut peer)) = acceptor.accept().await {
         let outcome = match channel {
-            Channel::Disk(index) => take_file(usize::from(index), &mut peer, &page).await,
-            Channel::Rpc => take_definition(&mut peer, &page).await,
+            Channel::Disk(index) => take_file(usize::from(index), &mut peer, &moves, &page).await,
+            Channel::Rpc => take_definition(&mut peer, &moves, &page).await,
             other => Err(AgentError::Carrier(format!("A channel {other:?} came, and none is expected"))),
         };
         if let Err(error) = outcome {
@@ -68,9 +75,12 @@ pub(super) async fn take(mut acceptor: Acceptor, page: Arc<Move>) {
     }
 }
 
+type Peer = tokio_rustls::TlsStream<tokio::net::TcpStream>;
+
 async fn take_file(
     index: usize,
-    peer: &mut tokio_rustls::TlsStream<tokio::net::TcpStream>,
+    peer: &mut Peer,
+    moves: &Arc<OfflineMoves>,
     page: &Arc<Move>,
 ) -> Result<(), AgentError> {
     let Task::Destination { request, arrivals, .. } = page.journal().task else { return Ok(()) };
@@ -78,55 +88,99 @@ async fn take_file(
         return Err(AgentError::Carrier(format!("File {index} came, and it is not expected")));
     };
     page.write(|journal| journal.stage = OfflineStage::Copying)?;
-    let file = open(arrival.path.clone(), true).await?;
     let meter = Arc::<FileMeter>::default();
-    let fault = |error: WireError| AgentError::Carrier(format!("File {}: {}", arrival.path.display(), chain(&error)));
-    receive(peer, file, wanted.length.0, meter).await.map_err(fault)
+    let taken = match arrival.form {
+        Form::Adopted => compare(peer, open(arrival.path.clone(), false).await?, wanted.length.0, meter).await,
+        Form::Part(_) | Form::Whole => {
+            // The version before this one sends its definition last.
+            let (making, moves) = (Arc::clone(page), Arc::clone(moves));
+            off_thread(move || parts::make_all(&making, &*moves.hypervisor, &moves.seeds)).await?;
+            receive(peer, open(arrival.file().to_owned(), true).await?, wanted.length.0, meter).await
+        }
+    };
+    taken.map_err(|error| AgentError::Carrier(format!("File {}: {}", arrival.path.display(), chain(&error))))?;
+    page.write(|journal| {
+        let mut at = 0;
+        journal.task.each_arrival(|arrival| {
+            arrival.arrived |= at == index;
+            at += 1;
+        });
+    })
 }
 
-async fn take_definition(
-    peer: &mut tokio_rustls::TlsStream<tokio::net::TcpStream>,
-    page: &Arc<Move>,
-) -> Result<(), AgentError> {
+async fn take_definition(peer: &mut Peer, moves: &Arc<OfflineMoves>, page: &Arc<Move>) -> Result<(), AgentError> {
     let taken = async {
         let mut text = String::new();
         (&mut *peer).take(DEFINITION_BYTES_MAX).read_to_string(&mut text).await?;
-        let outcome = page.write(|journal| {
-            if let Task::Destination { definition, .. } = &mut journal.task {
-                *definition = Some(text);
-            }
-            journal.stage = OfflineStage::Copied;
-        });
-        outcome.map_err(std::io::Error::other)?;
-        peer.write_all(&[0]).await?;
-        peer.shutdown().await
+        let (moves, page) = (Arc::clone(moves), Arc::clone(page));
+        let outcome = off_thread(move || moves.take_definition(&page, text)).await;
+        let mut verdict = vec![u8::from(outcome.is_err())];
+        if let Err(error) = &outcome {
+            let mut why = chain(error);
+            why.truncate(why.floor_char_boundary(REASON_BYTES_MAX));
+            verdict.extend_from_slice(why.as_bytes());
+        }
+        peer.write_all(&verdict).await?;
+        peer.shutdown().await?;
+        Ok(outcome)
     };
     let fault = |source| AgentError::File { path: PathBuf::from("the definition"), source };
     match tokio::time::timeout(DEFINITION_WITHIN, taken).await {
-        Ok(outcome) => outcome.map_err(fault),
+        Ok(outcome) => outcome.map_err(fault)?,
         Err(_) => Err(AgentError::Carrier("The definition did not come in time".to_owned())),
     }
 }
 
-/// Sends every file that differs, then the definition. Ok promises that the destination has all of it on disk.
+/// Sends every file that differs, and the definition before and after them. Ok promises that the destination has all of it
+/// on disk, and that nothing wrote to a file meanwhile.
 pub(super) async fn give(config: &Config, hypervisor: Arc<dyn Hypervisor>, page: Arc<Move>) -> Result<(), AgentError> {
     let Task::Source { request, paths, translate, .. } = page.journal().task else { return Ok(()) };
     let dialer = dialer(config, &request)?;
+    let (vm, files) = (request.vm, paths.clone());
+    let places: Vec<_> = request.files.iter().map(|file| file.file.from.clone()).collect();
+    let stamps_now = move || files.iter().zip(&places).map(|(path, place)| Stamp::of(path, place)).collect();
+    let stamps: Vec<Stamp> = off_thread(stamps_now.clone()).await?;
+    page.write(|journal| {
+        if let Task::Source { stamps: before, .. } = &mut journal.task {
+            before.clone_from(&stamps);
+        }
+    })?;
+    let definition = move || Ok(hypervisor.definition(vm, &translate)?);
+    // What the destination would not keep is not worth copying files for.
+    give_definition(&dialer, off_thread(definition.clone()).await?).await?;
     for (index, path) in (0_u16..).zip(&paths) {
-        give_file(&dialer, index, path, &page).await?;
+        let adopted = request.destination.adopted.contains(&request.files[usize::from(index)].file.device);
+        give_file(&dialer, index, path, adopted, &page).await?;
     }
-    let vm = request.vm;
-    let definition = off_thread(move || Ok(hypervisor.definition(vm, &translate)?)).await?;
+    let after: Vec<Stamp> = off_thread(stamps_now).await?;
+    if let Some(((path, _), _)) = paths.iter().zip(&stamps).zip(&after).find(|((_, before), after)| before != after) {
+        return Err(AgentError::Carrier(format!(
+            "File {} was written to while it was copied, though VM {vm} is shut off: find out what uses it (`fuser -v`), and \
+             restart the job when it has ended",
+            path.display()
+        )));
+    }
+    // It is still shut off, and this is its definition now.
+    give_definition(&dialer, off_thread(definition).await?).await
+}
+
+/// Sends the definition. Ok promises that the destination takes it, and that what came of the VM is written down there.
+async fn give_definition(dialer: &Dialer, definition: String) -> Result<(), AgentError> {
     let told = async {
         let mut peer = dialer.open(Channel::Rpc).await?;
         peer.write_all(definition.as_bytes()).await.map_err(WireError::Peer)?;
         peer.shutdown().await.map_err(WireError::Peer)?;
-        peer.read_u8().await.map_err(WireError::Peer)
+        let verdict = peer.read_u8().await.map_err(WireError::Peer)?;
+        let mut why = Vec::new();
+        if verdict != 0 {
+            peer.take(REASON_BYTES_MAX as u64).read_to_end(&mut why).await.map_err(WireError::Peer)?;
+        }
+        Ok::<_, WireError>((verdict, String::from_utf8_lossy(&why).into_owned()))
     };
     let fault = |why: String| AgentError::Carrier(format!("The destination did not take the definition: {why}"));
     match tokio::time::timeout(DEFINITION_WITHIN, told).await {
-        Ok(Ok(0)) => Ok(()),
-        Ok(Ok(_)) => Err(fault("it said something else".to_owned())),
+        Ok(Ok((0, _))) => Ok(()),
+        Ok(Ok((_, why))) => Err(fault(why)),
         Ok(Err(error)) => Err(fault(chain(&error))),
         Err(_) => Err(fault("it did not answer in time".to_owned())),
     }
@@ -141,8 +195,21 @@ fn dialer(config: &Config, request: &SendOffline) -> Result<Dialer, AgentError> 
     Ok(Dialer::new(address, tls, SessionKey { session: request.session, secret: request.secret }))
 }
 
-async fn give_file(dialer: &Dialer, index: u16, path: &Path, page: &Arc<Move>) -> Result<(), AgentError> {
-    let fault = |error: WireError| AgentError::Carrier(format!("File {}: {}", path.display(), chain(&error)));
+/// Sends a file; one that the destination has already, for a VM that shares it, is compared only.
+async fn give_file(
+    dialer: &Dialer,
+    index: u16,
+    path: &Path,
+    adopted: bool,
+    page: &Arc<Move>,
+) -> Result<(), AgentError> {
+    let fault = |error: WireError| match (error, page.journal().task) {
+        (WireError::Differs, Task::Source { request, .. }) => {
+            let index = usize::from(index);
+            differs(&request.files[index].file.device, Path::new(&request.destination.paths[index]))
+        }
+        (error, _) => AgentError::Carrier(format!("File {}: {}", path.display(), chain(&error))),
+    };
     let file = open(path.to_owned(), false).await?;
     let mut peer = dialer.open(Channel::Disk(index)).await.map_err(fault)?;
     let meter = Arc::<FileMeter>::default();
@@ -154,7 +221,12 @@ async fn give_file(dialer: &Dialer, index: u16, path: &Path, page: &Arc<Move>) -
             file.copied = file.copied.max(ByteCount(meter.looked_at()));
         });
     };
-    let sending = send(&mut peer, file, Arc::clone(&meter));
+    let sending = async {
+        match adopted {
+            true => send_same(&mut peer, file, Arc::clone(&meter)).await,
+            false => send(&mut peer, file, Arc::clone(&meter)).await,
+        }
+    };
     tokio::pin!(sending);
     let outcome = loop {
         tokio::select! {

@@ -8,6 +8,7 @@ use ferry_core::{
 };
 use serde::{Deserialize, Serialize};
 
+use super::stamp::Stamp;
 use crate::{AgentError, files};
 
 /// One end's part.
@@ -23,12 +24,18 @@ pub(super) enum Task {
         translate: Vec<(PathBuf, PathBuf)>,
         /// Whether this host started the VM at boot.
         autostart: bool,
+        /// How the files were when the copy began, in the order of the request; empty before.
+        #[serde(default)]
+        stamps: Vec<Stamp>,
     },
     /// Receive it.
     Destination {
         request: ReceiveOffline,
         /// The new files, in the order of the request.
         arrivals: Vec<Arrival>,
+        /// Files that are not there at the source either, in the order of the request.
+        #[serde(default)]
+        absent: Vec<PathBuf>,
         /// Folders and files that the definition may name.
         roots: Vec<PathBuf>,
         /// What came from the source.
@@ -40,8 +47,39 @@ pub(super) enum Task {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Arrival {
     pub(super) path: PathBuf,
-    /// This attempt made the file: it may remove it.
+    #[serde(default)]
+    pub(super) form: Form,
+    /// This attempt makes the file, or has: it may remove it.
     pub(super) made: bool,
+    /// It is whole, and on disk.
+    #[serde(default)]
+    pub(super) arrived: bool,
+    /// It is being given its own name, or has it.
+    #[serde(default)]
+    pub(super) named: bool,
+}
+
+/// How a file comes.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(super) enum Form {
+    /// Under its own name from the start, as the version before this one wrote files.
+    #[default]
+    Whole,
+    /// Under this name until it is whole.
+    Part(PathBuf),
+    /// It is there already, for another VM that shares it: compared, and never written to.
+    Adopted,
+}
+
+impl Arrival {
+    /// What is written while the file comes.
+    pub(super) fn file(&self) -> &Path {
+        match &self.form {
+            Form::Part(part) => part,
+            Form::Whole | Form::Adopted => &self.path,
+        }
+    }
 }
 
 impl Task {
@@ -58,6 +96,21 @@ impl Task {
             Self::Destination { request, .. } => request.vm,
         }
     }
+
+    /// The files that come; none at the source.
+    pub(super) fn arrivals(&self) -> &[Arrival] {
+        match self {
+            Self::Source { .. } => &[],
+            Self::Destination { arrivals, .. } => arrivals,
+        }
+    }
+
+    /// Changes what is known of files that come.
+    pub(super) fn each_arrival(&mut self, change: impl FnMut(&mut Arrival)) {
+        if let Self::Destination { arrivals, .. } = self {
+            arrivals.iter_mut().for_each(change);
+        }
+    }
 }
 
 /// One attempt at one end.
@@ -68,9 +121,17 @@ pub(super) struct Journal {
     pub(super) task: Task,
     pub(super) stage: OfflineStage,
     pub(super) error: Option<String>,
+    /// What people should know of how it ended.
+    #[serde(default)]
+    pub(super) remarks: Vec<String>,
 }
 
 impl Journal {
+    /// Of an attempt that begins.
+    pub(super) fn new(job: JobId, generation: Generation, task: Task) -> Self {
+        Self { job, generation, task, stage: OfflineStage::Prepared, error: None, remarks: Vec::new() }
+    }
+
     fn path(&self, folder: &Path) -> PathBuf {
         folder.join(format!("{}.json", self.job))
     }

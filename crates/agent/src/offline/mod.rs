@@ -1,18 +1,23 @@
 //! Moves of VMs that are shut off, with their files.
 //!
 //! ```text
-//! destination: prepare: make new files, listen ─▶ take files, then the definition ─▶ define: the VM is here ─▶ confirm
+//! destination: prepare: listen ─▶ take the definition, files, the definition ─▶ define: name files, the VM is here ─▶ confirm
 //! source:      prepare: hold the VM ─▶ perform: send what differs ─▶ confirm: remove definition and old files
 //! before define:  abort, release: new files are removed or kept as seeds; the VM is at the source and free again
 //! ```
 //! Whether the destination has the VM decides whose it is: before it is defined there nothing at the source was changed
 //! but that the VM is held against a start; after that nothing at the destination is ever removed.
+//!
+//! The definition comes first so that what the destination would refuse is refused before a file is made, and once more
+//! when all files have come.
 
 mod copy;
 mod journal;
+mod parts;
+mod stamp;
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, HashMap},
     fs::File,
     io::Read as _,
     path::{Path, PathBuf},
@@ -26,29 +31,32 @@ use ferry_core::{
     },
     finding::{Finding, FindingId},
     id::{Generation, JobId, VmId},
+    location::Location,
+    offline::FileMove,
     storage::{DiskProgress, DiskStage},
     units::ByteCount,
     vm::{DiskFormat, FileRole, VmFacts, VmState},
 };
 use ferry_drivers::{
-    hypervisor::{Hypervisor, HypervisorError, rpc::Bound},
+    hypervisor::{
+        Hypervisor, HypervisorError,
+        rpc::{Bound, definition::check_definition},
+    },
     image,
 };
 use tokio::{sync::watch, task::JoinHandle};
 use tracing::{info, warn};
 
-use self::journal::{Arrival, Journal, Task};
+use self::{
+    journal::{Arrival, Form, Journal, Task},
+    stamp::Stamp,
+};
 use crate::{
     AgentError,
     config::Config,
     error::chain,
     files,
-    migration::{
-        arrivals::{self, exists},
-        hold,
-        seeds::Seeds,
-        translation,
-    },
+    migration::{arrivals::exists, hold, seeds::Seeds, translation},
     storage::{Needs, Reach, Reserved},
 };
 
@@ -66,8 +74,8 @@ pub struct OfflineMoves {
     hypervisor: Arc<dyn Hypervisor>,
     seeds: Arc<Seeds>,
     moves: Mutex<BTreeMap<JobId, Arc<Move>>>,
-    /// Held by the request that changes a move.
-    turn: tokio::sync::Mutex<()>,
+    /// Held by the request that changes a move: one at a time for each.
+    turns: Mutex<HashMap<JobId, Arc<tokio::sync::Mutex<()>>>>,
     ended: Mutex<BTreeMap<JobId, Generation>>,
 }
 
@@ -88,6 +96,8 @@ struct Move {
     /// What copies, at either end.
     task: Mutex<Option<JoinHandle<()>>>,
     address: Mutex<Option<String>>,
+    /// Destination: no file is made for it any more.
+    ended: Mutex<bool>,
 }
 
 impl Move {
@@ -109,6 +119,7 @@ impl Move {
             known: watch::Sender::new(known),
             task: Mutex::default(),
             address: Mutex::default(),
+            ended: Mutex::default(),
         })
     }
 
@@ -159,6 +170,7 @@ impl Move {
             wire: ByteCount(known.wires.iter().sum()),
             autostart,
             error: journal.error,
+            remarks: journal.remarks,
         }
     }
 
@@ -205,7 +217,7 @@ impl OfflineMoves {
             hypervisor,
             seeds,
             moves: Mutex::new(moves),
-            turn: tokio::sync::Mutex::default(),
+            turns: Mutex::default(),
             ended: Mutex::default(),
         })
     }
@@ -223,6 +235,25 @@ impl OfflineMoves {
         })
     }
 
+    /// Runs a request that changes a move: alone for its job, and to its end, whether or not whoever asked still waits. What
+    /// a request that nobody waits for does late would else come in the midst of the one after it.
+    async fn in_turn<T: Send + 'static>(
+        &self,
+        job: JobId,
+        request: impl Future<Output = Result<T, AgentError>> + Send + 'static,
+    ) -> Result<T, AgentError> {
+        let turn = {
+            let mut turns = self.turns.lock().expect("nobody panics while holding it");
+            turns.retain(|_, turn| Arc::strong_count(turn) > 1);
+            Arc::clone(turns.entry(job).or_default())
+        };
+        let done = tokio::spawn(async move {
+            let _turn = turn.lock_owned().await;
+            request.await
+        });
+        done.await.unwrap_or_else(|error| Err(AgentError::Carrier(error.to_string())))
+    }
+
     /// Room that files which come will still take.
     pub(crate) fn reserved(&self) -> Vec<Reserved> {
         let journals: Vec<Journal> = self.moves().values().map(|known| known.journal()).collect();
@@ -231,9 +262,9 @@ impl OfflineMoves {
             if let Task::Destination { request, arrivals, .. } = task
                 && matches!(stage, OfflineStage::Prepared | OfflineStage::Copying)
             {
-                let files = request.files.iter().zip(&arrivals);
+                let files = request.files.iter().zip(&arrivals).filter(|(_, arrival)| arrival.form != Form::Adopted);
                 let one = |(file, arrival): (&OfflineFile, &Arrival)| {
-                    Reserved::new(job, &file.file.to, &arrival.path, file.allocated)
+                    Reserved::new(job, &file.file.to, arrival.file(), file.allocated)
                 };
                 reserved.extend(files.map(one));
             }
@@ -269,11 +300,18 @@ impl OfflineMoves {
     /// # Errors
     /// What stands against it.
     pub fn check(&self, request: &CheckOffline, reach: &Reach) -> Result<(), AgentError> {
-        self.checked(request.vm, &request.files, reach).map(drop)
+        self.checked(request.vm, &request.files, &request.absent, reach).map(drop)
     }
 
-    fn checked(&self, vm: VmId, wanted: &[OfflineFile], reach: &Reach) -> Result<Vec<Arrival>, AgentError> {
-        if wanted.len() > FILES_MAX {
+    /// Where the files will be, and where those that are not there at the source either.
+    fn checked(
+        &self,
+        vm: VmId,
+        wanted: &[OfflineFile],
+        absent: &[FileMove],
+        reach: &Reach,
+    ) -> Result<(Vec<Arrival>, Vec<PathBuf>), AgentError> {
+        if wanted.len() + absent.len() > FILES_MAX {
             return Err(AgentError::Carrier(format!("No VM has more than {FILES_MAX} files")));
         }
         if let Some(facts) = self.hypervisor.vm(vm)? {
@@ -287,27 +325,63 @@ impl OfflineMoves {
         let mut needs = Needs::default();
         let mut arrivals: Vec<Arrival> = Vec::with_capacity(wanted.len());
         for file in wanted {
-            let device = &file.file.device;
-            let path = reach.places.path(&file.file.to).ok_or_else(|| {
-                refused(
-                    FindingId::FilePlace,
-                    device,
-                    format!("The place of file {device} cannot be reached on this host"),
-                    "See what the host reaches with `ferry host show`",
-                )
-            })?;
-            let held = self.seeds.held(vm, &as_disk(file));
-            needs.add(reach, &file.file.to, ByteCount(file.allocated.0.saturating_sub(held.0)))?;
+            let path = place(reach, &file.file.device, &file.file.to)?;
+            let form = self.form(vm, file, &path)?;
+            let still = match &form {
+                Form::Adopted => ByteCount(0),
+                Form::Part(part) => {
+                    let part = image::allocated(part).unwrap_or_default();
+                    let held = self.seeds.held(vm, &as_disk(file)).max(part);
+                    ByteCount(file.allocated.0.saturating_sub(held.0))
+                }
+                Form::Whole => file.allocated,
+            };
+            needs.add(reach, &file.file.to, still)?;
+            if arrivals.iter().any(|other| other.path == path) {
+                return Err(exists(&path));
+            }
+            arrivals.push(Arrival { path, form, made: false, arrived: false, named: false });
+        }
+        let mut missing = Vec::with_capacity(absent.len());
+        for file in absent {
+            let path = place(reach, &file.device, &file.to)?;
+            needs.add(reach, &file.to, ByteCount(0))?;
             if path.symlink_metadata().is_ok() || arrivals.iter().any(|other| other.path == path) {
                 return Err(exists(&path));
             }
-            arrivals.push(Arrival { path, made: false });
+            missing.push(path);
         }
         needs.are_met(reach)?;
-        Ok(arrivals)
+        Ok((arrivals, missing))
     }
 
-    /// Makes the new files, and listens.
+    /// How a file comes. What is there already is nobody's to overwrite; a disk that VMs share may have come with another.
+    fn form(&self, vm: VmId, file: &OfflineFile, path: &Path) -> Result<Form, AgentError> {
+        let of_another = |page: &Arc<Move>| {
+            let journal = page.journal();
+            let goes_on = !matches!(journal.stage, OfflineStage::Defined | OfflineStage::Confirmed);
+            goes_on && journal.task.vm() != vm && journal.task.arrivals().iter().any(|other| other.path == path)
+        };
+        let coming = self.moves().values().find(|page| of_another(page)).map(|page| page.journal().job);
+        if let Some(job) = coming {
+            return Err(refused(
+                FindingId::FileExists,
+                path.display(),
+                format!("Job {job} brings a file to {}", path.display()),
+                "Wait until that job has ended, or choose another place",
+            ));
+        }
+        match path.symlink_metadata() {
+            Err(_) => Ok(Form::Part(parts::part_of(path, vm))),
+            Ok(found) if file.file.shareable && found.is_file() => match found.len() == file.length.0 {
+                true => Ok(Form::Adopted),
+                false => Err(differs(&file.file.device, path)),
+            },
+            Ok(_) => Err(exists(path)),
+        }
+    }
+
+    /// Listens for the files. None is made before the definition is known to be one that this host takes.
     ///
     /// # Errors
     /// `request.stale`, or what stands against it; nothing is left then.
@@ -319,64 +393,76 @@ impl OfflineMoves {
         mounts: Vec<ShareMount>,
         reach: Reach,
     ) -> Result<OfflineReady, AgentError> {
-        let _turn = self.turn.lock().await;
+        let this = Arc::clone(self);
+        self.in_turn(job, async move { this.begin_to_receive(job, generation, request, mounts, reach).await }).await
+    }
+
+    async fn begin_to_receive(
+        self: Arc<Self>,
+        job: JobId,
+        generation: Generation,
+        request: ReceiveOffline,
+        mounts: Vec<ShareMount>,
+        reach: Reach,
+    ) -> Result<OfflineReady, AgentError> {
         let page = match self.take_up(job, generation).await? {
             Some(known) => known,
             None => {
-                let (this, wanted) = (Arc::clone(self), request.clone());
-                let arrivals = off_thread(move || this.checked(wanted.vm, &wanted.files, &reach)).await?;
+                let (this, wanted) = (Arc::clone(&self), request.clone());
+                let checked = move || this.checked(wanted.vm, &wanted.files, &wanted.absent, &reach);
+                let (arrivals, absent) = off_thread(checked).await?;
                 let mounted = mounts.iter().map(|mount| PathBuf::from(&mount.path));
-                let roots = mounted.chain(arrivals.iter().map(|arrival| arrival.path.clone())).collect();
-                let task = Task::Destination { request: request.clone(), arrivals, roots, definition: None };
-                let journal = Journal { job, generation, task, stage: OfflineStage::Prepared, error: None };
-                journal.write(&self.folder)?;
-                let page = Move::new(&self.folder, journal);
-                self.moves().insert(job, Arc::clone(&page));
-                let (this, making) = (Arc::clone(self), Arc::clone(&page));
-                if let Err(error) = off_thread(move || this.make(&making)).await {
-                    self.forget(&page).await?;
-                    return Err(error);
-                }
-                page
+                let files = arrivals.iter().map(|arrival| arrival.path.clone()).chain(absent.iter().cloned());
+                let roots = mounted.chain(files).collect();
+                let task = Task::Destination { request: request.clone(), arrivals, absent, roots, definition: None };
+                self.put(Journal::new(job, generation, task))?
             }
         };
-        let Task::Destination { arrivals, .. } = page.journal().task else {
+        let Task::Destination { arrivals, absent, request: wanted, .. } = page.journal().task else {
             return Err(AgentError::Carrier(format!("This host is the source of job {job}")));
         };
         if !page.is_busy() {
             let acceptor = copy::listen(&self.config, &request).await?;
             *page.address.lock().expect("nobody panics while holding it") = Some(acceptor.address().to_string());
-            let taking = tokio::spawn(copy::take(acceptor, Arc::clone(&page)));
+            let taking = tokio::spawn(copy::take(acceptor, Arc::clone(&self), Arc::clone(&page)));
             *page.task.lock().expect("nobody panics while holding it") = Some(taking);
         }
         let address = page.address.lock().expect("nobody panics while holding it").clone().unwrap_or_default();
-        let paths = arrivals.iter().map(|arrival| arrival.path.display().to_string()).collect();
-        Ok(OfflineReady { address, mounts, paths })
+        let shown = |path: &PathBuf| path.display().to_string();
+        let adopted = wanted.files.iter().zip(&arrivals).filter(|(_, arrival)| arrival.form == Form::Adopted);
+        Ok(OfflineReady {
+            address,
+            mounts,
+            paths: arrivals.iter().map(|arrival| shown(&arrival.path)).collect(),
+            absent: absent.iter().map(shown).collect(),
+            adopted: adopted.map(|(file, _)| file.file.device.clone()).collect(),
+        })
     }
 
-    /// Makes the files, each written down when it is there. An unfinished copy of an earlier attempt becomes the file.
-    fn make(&self, page: &Move) -> Result<(), AgentError> {
-        let Task::Destination { request, arrivals, .. } = page.journal().task else { return Ok(()) };
-        let owner = self.hypervisor.process_owner()?;
-        for (index, (file, arrival)) in request.files.iter().zip(&arrivals).enumerate() {
-            match self.seeds.take(request.vm, &as_disk(file), &arrival.path) {
-                Some(sown) => files::remove(&sown.index)?,
-                None => {
-                    image::create(&arrival.path, DiskFormat::Raw, ByteCount(0), owner).map_err(|source| match source
-                        .kind()
-                    {
-                        std::io::ErrorKind::AlreadyExists => exists(&arrival.path),
-                        _ => AgentError::File { path: arrival.path.clone(), source },
-                    })?
-                }
+    /// Writes an attempt down that is new. Nothing was changed for it before.
+    fn put(&self, journal: Journal) -> Result<Arc<Move>, AgentError> {
+        journal.write(&self.folder)?;
+        let job = journal.job;
+        let page = Move::new(&self.folder, journal);
+        self.moves().insert(job, Arc::clone(&page));
+        Ok(page)
+    }
+
+    /// Takes a definition that came, if this host would keep it, and makes the files that are not there yet. Blocks.
+    fn take_definition(&self, page: &Move, text: String) -> Result<(), AgentError> {
+        let Task::Destination { request, roots, .. } = page.journal().task else { return Ok(()) };
+        check_definition(&text, &bound(&request, roots)).map_err(|error| {
+            AgentError::Hypervisor(HypervisorError::Definition { vm: request.vm, reason: error.to_string() })
+        })?;
+        parts::make_all(page, &*self.hypervisor, &self.seeds)?;
+        page.write(|journal| {
+            if journal.task.arrivals().iter().all(|arrival| arrival.arrived) {
+                journal.stage = OfflineStage::Copied;
             }
-            page.write(|journal| {
-                if let Task::Destination { arrivals, .. } = &mut journal.task {
-                    arrivals[index].made = true;
-                }
-            })?;
-        }
-        Ok(())
+            if let Task::Destination { definition, .. } = &mut journal.task {
+                *definition = Some(text);
+            }
+        })
     }
 
     /// Holds the VM, and makes sure that it is shut off.
@@ -391,33 +477,52 @@ impl OfflineMoves {
         mounts: Vec<ShareMount>,
         reach: Reach,
     ) -> Result<OfflineReport, AgentError> {
-        let _turn = self.turn.lock().await;
-        if let Some(known) = self.take_up(job, generation).await? {
-            return Ok(known.report());
-        }
-        let vm = request.vm;
-        // The hold comes first: from here on the VM stays as it is found to be.
-        hold::ensure(&self.config.holds_dir(), vm, job)?;
         let this = Arc::clone(self);
-        let looked = off_thread(move || {
-            let task = this.source(request, &mounts, &reach)?;
-            if let Task::Source { autostart: true, .. } = task {
-                this.hypervisor.set_autostart(vm, false)?;
-            }
-            Ok(task)
-        });
-        let task = match looked.await {
-            Ok(task) => task,
-            Err(error) => {
-                hold::release(&self.config.holds_dir(), vm)?;
-                return Err(error);
+        self.in_turn(job, async move { this.begin_to_send(job, generation, request, mounts, reach).await }).await
+    }
+
+    async fn begin_to_send(
+        self: Arc<Self>,
+        job: JobId,
+        generation: Generation,
+        request: SendOffline,
+        mounts: Vec<ShareMount>,
+        reach: Reach,
+    ) -> Result<OfflineReport, AgentError> {
+        let page = match self.take_up(job, generation).await? {
+            Some(known) => known,
+            None => {
+                let this = Arc::clone(&self);
+                let task = off_thread(move || this.source(request, &mounts, &reach)).await?;
+                // Before the first change: an agent that ends in between must know what it is to take back.
+                self.put(Journal::new(job, generation, task))?
             }
         };
-        let journal = Journal { job, generation, task, stage: OfflineStage::Prepared, error: None };
-        journal.write(&self.folder)?;
-        let page = Move::new(&self.folder, journal);
-        self.moves().insert(job, Arc::clone(&page));
+        if page.journal().stage == OfflineStage::Prepared
+            && let Err(error) = self.hold(&page).await
+        {
+            if let Err(error) = self.forget(&page).await {
+                warn!(error = %chain(&error), "what was changed for an offline move could not be taken back");
+            }
+            return Err(error);
+        }
         Ok(page.report())
+    }
+
+    /// Holds the VM of a source: from here on it stays as it is found to be. May be repeated.
+    async fn hold(&self, page: &Move) -> Result<(), AgentError> {
+        let journal = page.journal();
+        let Task::Source { request, autostart, .. } = journal.task else { return Ok(()) };
+        let (holds, hypervisor) = (self.config.holds_dir(), Arc::clone(&self.hypervisor));
+        off_thread(move || {
+            hold::ensure(&holds, request.vm, journal.job)?;
+            shut_off(&*hypervisor, request.vm)?;
+            if autostart {
+                hypervisor.set_autostart(request.vm, false)?;
+            }
+            Ok(())
+        })
+        .await
     }
 
     fn source(&self, request: SendOffline, mounts: &[ShareMount], reach: &Reach) -> Result<Task, AgentError> {
@@ -438,12 +543,17 @@ impl OfflineMoves {
             stands_alone(&path, device)?;
             paths.push(path);
         }
-        if paths.len() != request.destination.paths.len() {
+        let absent: Vec<PathBuf> = request.absent.iter().filter_map(|file| reach.places.path(&file.from)).collect();
+        let there = &request.destination;
+        if paths.len() != there.paths.len() || absent.len() != there.absent.len() {
             return Err(AgentError::Carrier("The destination tells another number of files".to_owned()));
         }
-        let moved = paths.iter().cloned().zip(request.destination.paths.iter().map(PathBuf::from));
-        let translate = moved.chain(translation(mounts, &request.destination.mounts)).collect();
-        Ok(Task::Source { request, paths, translate, autostart: facts.autostart })
+        let here = paths.iter().chain(&absent).cloned();
+        let moved = here.zip(there.paths.iter().chain(&there.absent).map(PathBuf::from));
+        let translate: Vec<_> = moved.chain(translation(mounts, &there.mounts)).collect();
+        // What cannot be said at the destination is found out before anything is copied.
+        self.hypervisor.definition(request.vm, &translate)?;
+        Ok(Task::Source { request, paths, translate, autostart: facts.autostart, stamps: Vec::new() })
     }
 
     /// Begins to copy, at the source.
@@ -451,7 +561,11 @@ impl OfflineMoves {
     /// # Errors
     /// When the attempt is not known.
     pub async fn perform(self: &Arc<Self>, job: JobId, generation: Generation) -> Result<OfflineReport, AgentError> {
-        let _turn = self.turn.lock().await;
+        let this = Arc::clone(self);
+        self.in_turn(job, async move { this.begin_to_copy(job, generation) }).await
+    }
+
+    fn begin_to_copy(self: &Arc<Self>, job: JobId, generation: Generation) -> Result<OfflineReport, AgentError> {
         let page = self.known(job, generation)?;
         if page.journal().stage == OfflineStage::Prepared && page.journal().task.role() == Role::Source {
             page.write(|journal| journal.stage = OfflineStage::Copying)?;
@@ -494,9 +608,13 @@ impl OfflineMoves {
     /// Gives the destination the VM. The point of no return; may be repeated.
     ///
     /// # Errors
-    /// Why it could not be defined: it is the source's then.
+    /// Why it could not be defined: whose it is then says [`Self::abort`].
     pub async fn define(self: &Arc<Self>, job: JobId, generation: Generation) -> Result<OfflineReport, AgentError> {
-        let _turn = self.turn.lock().await;
+        let this = Arc::clone(self);
+        self.in_turn(job, async move { this.name_and_define(job, generation).await }).await
+    }
+
+    async fn name_and_define(&self, job: JobId, generation: Generation) -> Result<OfflineReport, AgentError> {
         let page = self.known(job, generation)?;
         let journal = page.journal();
         let Task::Destination { request, roots, definition: Some(definition), .. } = journal.task else {
@@ -507,32 +625,39 @@ impl OfflineMoves {
             OfflineStage::Defined | OfflineStage::Confirmed => return Ok(page.report()),
             stage => return Err(AgentError::Carrier(format!("Job {job} is not copied yet: {stage:?}"))),
         }
-        let bound = Bound {
-            vm: request.vm,
-            name: request.vm_name.clone(),
-            roots,
-            memory_socket: PathBuf::new(),
-            disk_socket: PathBuf::new(),
-            disks: Vec::new(),
-        };
-        let hypervisor = Arc::clone(&self.hypervisor);
-        off_thread(move || Ok(hypervisor.define(&definition, &bound)?)).await?;
+        let vm = request.vm;
+        let (hypervisor, naming) = (Arc::clone(&self.hypervisor), Arc::clone(&page));
+        off_thread(move || {
+            parts::name_all(&naming)?;
+            Ok(hypervisor.define(&definition, &bound(&request, roots))?)
+        })
+        .await?;
         // The VM may come home: a hold of an earlier move away is over.
-        hold::release(&self.config.holds_dir(), request.vm)?;
+        hold::release(&self.config.holds_dir(), vm)?;
         page.write(|journal| journal.stage = OfflineStage::Defined)?;
         page.end().await;
-        info!(vm = %request.vm, "the VM is defined here");
+        info!(%vm, "the VM is defined here");
         Ok(page.report())
     }
 
     /// Ends it before the point of no return.
     ///
     /// # Errors
-    /// `job.past-pivot` when the VM is defined at the destination.
+    /// `job.past-pivot` when the VM is defined at the destination; the hypervisor's, when nobody knows.
     pub async fn abort(self: &Arc<Self>, job: JobId, generation: Generation) -> Result<OfflineReport, AgentError> {
-        let _turn = self.turn.lock().await;
+        let this = Arc::clone(self);
+        self.in_turn(job, async move { this.end_unless_here(job, generation).await }).await
+    }
+
+    async fn end_unless_here(&self, job: JobId, generation: Generation) -> Result<OfflineReport, AgentError> {
         let page = self.known(job, generation)?;
         if self.is_here(&page).await? {
+            // It was defined by a request whose answer was lost, or that was taken for failed.
+            page.write(|journal| {
+                if journal.stage == OfflineStage::Copied {
+                    journal.stage = OfflineStage::Defined;
+                }
+            })?;
             let vm = page.journal().task.vm();
             let message = format!("VM {vm} is defined at the destination; the move can no longer be cancelled");
             let fix = "Let it finish, then move the VM back";
@@ -548,11 +673,13 @@ impl OfflineMoves {
     }
 
     /// Whether it is past the point of no return, as far as this end knows. What is written down may be a moment old, so
-    /// the hypervisor is asked: the VM was not here before.
+    /// the hypervisor is asked when it may have been told to define the VM, which was not here before.
     async fn is_here(&self, page: &Move) -> Result<bool, AgentError> {
         let journal = page.journal();
-        if matches!(journal.stage, OfflineStage::Defined | OfflineStage::Confirmed) {
-            return Ok(true);
+        match journal.stage {
+            OfflineStage::Defined | OfflineStage::Confirmed => return Ok(true),
+            OfflineStage::Prepared | OfflineStage::Copying => return Ok(false),
+            OfflineStage::Copied | OfflineStage::Failed | OfflineStage::Aborted => {}
         }
         if journal.task.role() == Role::Source {
             return Ok(false);
@@ -565,14 +692,24 @@ impl OfflineMoves {
     /// destination. May be repeated.
     ///
     /// # Errors
-    /// The hypervisor's, the file system's; `vm.running` if the VM runs at the source in spite of everything.
+    /// The hypervisor's, the file system's; `vm.running` if the VM runs at the source in spite of everything; `vm.unknown`
+    /// if the destination does not have it any more.
     pub async fn confirm(
         self: &Arc<Self>,
         job: JobId,
         generation: Generation,
         request: ConfirmRequest,
     ) -> Result<OfflineReport, AgentError> {
-        let _turn = self.turn.lock().await;
+        let this = Arc::clone(self);
+        self.in_turn(job, async move { this.make_final(job, generation, request).await }).await
+    }
+
+    async fn make_final(
+        self: Arc<Self>,
+        job: JobId,
+        generation: Generation,
+        request: ConfirmRequest,
+    ) -> Result<OfflineReport, AgentError> {
         let page = self.known(job, generation)?;
         let journal = page.journal();
         if journal.stage == OfflineStage::Confirmed {
@@ -586,32 +723,61 @@ impl OfflineMoves {
             let stage = journal.stage;
             return Err(AgentError::Carrier(format!("Job {job} cannot be confirmed here yet: {stage:?}")));
         }
-        let hypervisor = Arc::clone(&self.hypervisor);
-        off_thread(move || match journal.task {
+        let remarks = off_thread(move || match &journal.task {
             Task::Destination { request: of, .. } => {
+                self.hypervisor.vm(of.vm)?.ok_or(HypervisorError::NoVm(of.vm))?;
                 if request.autostart {
-                    hypervisor.set_autostart(of.vm, true)?;
+                    self.hypervisor.set_autostart(of.vm, true)?;
                 }
-                Ok(())
+                Ok(Vec::new())
             }
-            Task::Source { request: of, paths, .. } => {
-                if hypervisor.vm(of.vm)?.is_some() {
-                    shut_off(&*hypervisor, of.vm)?;
-                    hypervisor.undefine(of.vm)?;
-                }
-                if !request.keep_source {
-                    let used = hypervisor.files_in_use()?;
-                    let gone = of.files.iter().zip(&paths).filter(|(file, _)| file.file.is_removed());
-                    for (_, path) in gone.filter(|(_, path)| !used.contains(*path)) {
-                        image::remove(path).map_err(|source| AgentError::File { path: path.clone(), source })?;
-                    }
-                }
-                Ok(())
-            }
+            Task::Source { request: of, paths, stamps, .. } => self.leave(&request, of, paths, stamps),
         })
         .await?;
-        page.write(|journal| journal.stage = OfflineStage::Confirmed)?;
+        page.write(|journal| {
+            journal.stage = OfflineStage::Confirmed;
+            journal.remarks = remarks;
+        })?;
         Ok(page.report())
+    }
+
+    /// Removes what the source has of a VM that is the destination's; what stays all the same is told. Blocks.
+    fn leave(
+        &self,
+        request: &ConfirmRequest,
+        of: &SendOffline,
+        paths: &[PathBuf],
+        stamps: &[Stamp],
+    ) -> Result<Vec<String>, AgentError> {
+        if self.hypervisor.vm(of.vm)?.is_some() {
+            shut_off(&*self.hypervisor, of.vm)?;
+            self.hypervisor.undefine(of.vm)?;
+        }
+        let mut remarks = Vec::new();
+        if request.keep_source {
+            return Ok(remarks);
+        }
+        let used = self.hypervisor.files_in_use()?;
+        for (index, (file, path)) in of.files.iter().zip(paths).enumerate() {
+            if !file.file.is_removed() || !path.exists() {
+                continue;
+            }
+            let stays = if used.contains(path) {
+                Some("a VM uses it")
+            } else if stamps.get(index).is_some_and(|stamp| !stamp.is_of(path, &file.file.from)) {
+                Some("something has written to it since it was copied")
+            } else {
+                None
+            };
+            match stays {
+                Some(why) => {
+                    warn!(vm = %of.vm, file = %path.display(), why, "an old file stays");
+                    remarks.push(format!("The old file {} stays: {why}", path.display()));
+                }
+                None => image::remove(path).map_err(|source| AgentError::File { path: path.clone(), source })?,
+            }
+        }
+        Ok(remarks)
     }
 
     /// Forgets it. Source: the VM is free again, if it is still there. Destination: files of a VM that did not come are
@@ -620,16 +786,19 @@ impl OfflineMoves {
     /// # Errors
     /// When something cannot be taken back.
     pub async fn release(self: &Arc<Self>, job: JobId, generation: Generation) -> Result<(), AgentError> {
-        let _turn = self.turn.lock().await;
-        if let Ok(known) = self.known(job, generation) {
-            self.forget(&known).await?;
-        }
-        let mut ended = self.ended.lock().expect("nobody panics while holding it");
-        ended.entry(job).and_modify(|known| *known = generation.max(*known)).or_insert(generation);
-        while ended.len() > ENDED_MAX {
-            ended.pop_first();
-        }
-        Ok(())
+        let this = Arc::clone(self);
+        self.in_turn(job, async move {
+            if let Ok(known) = this.known(job, generation) {
+                this.forget(&known).await?;
+            }
+            let mut ended = this.ended.lock().expect("nobody panics while holding it");
+            ended.entry(job).and_modify(|known| *known = generation.max(*known)).or_insert(generation);
+            while ended.len() > ENDED_MAX {
+                ended.pop_first();
+            }
+            Ok(())
+        })
+        .await
     }
 
     async fn forget(&self, page: &Arc<Move>) -> Result<(), AgentError> {
@@ -648,18 +817,10 @@ impl OfflineMoves {
                 }
                 hold::release(&self.config.holds_dir(), vm)?;
             }
-            Task::Destination { request, arrivals: made, .. } if !self.is_here(page).await? => {
-                let one = |(file, arrival): (&OfflineFile, &Arrival)| arrivals::Arrival {
-                    device: file.file.device.clone(),
-                    path: arrival.path.clone(),
-                    format: DiskFormat::Raw,
-                    virtual_size: file.length,
-                    made: arrival.made,
-                    sown: None,
-                };
-                let left: Vec<_> = request.files.iter().zip(&made).map(one).collect();
-                let (hypervisor, seeds) = (Arc::clone(&self.hypervisor), Arc::clone(&self.seeds));
-                off_thread(move || arrivals::remove(vm, &left, &*hypervisor, Some(&seeds))).await?;
+            Task::Destination { .. } if !self.is_here(page).await? => {
+                let (hypervisor, seeds, left) =
+                    (Arc::clone(&self.hypervisor), Arc::clone(&self.seeds), Arc::clone(page));
+                off_thread(move || parts::remove_all(&left, &*hypervisor, &seeds)).await?;
             }
             Task::Destination { .. } => {}
         }
@@ -669,19 +830,67 @@ impl OfflineMoves {
     }
 }
 
-/// Sizes of the files of a VM that is shut off. Blocks.
+/// Where a file goes on this host.
+fn place(reach: &Reach, device: &str, to: &Location) -> Result<PathBuf, AgentError> {
+    reach.places.path(to).ok_or_else(|| {
+        refused(
+            FindingId::FilePlace,
+            device,
+            format!("The place of file {device} cannot be reached on this host"),
+            "See what the host reaches with `ferry host show`",
+        )
+    })
+}
+
+/// What a definition that comes may ask of this host.
+fn bound(request: &ReceiveOffline, roots: Vec<PathBuf>) -> Bound {
+    Bound {
+        vm: request.vm,
+        name: request.vm_name.clone(),
+        roots,
+        memory_socket: PathBuf::new(),
+        disk_socket: PathBuf::new(),
+        disks: Vec::new(),
+    }
+}
+
+/// A disk that VMs share came with one of them, and is not what it was.
+fn differs(device: &str, path: &Path) -> AgentError {
+    refused(
+        FindingId::FileExists,
+        path.display(),
+        format!(
+            "{} is there already, and is not the same as disk {device}, which stays as it is: a VM may have written to it \
+             since it came",
+            path.display()
+        ),
+        "Shut down every VM that uses either file, decide which of the two counts, copy that one over the other, and ask \
+         again",
+    )
+}
+
+/// Sizes of files of a VM that is shut off: of all, or of those that are named. UEFI variables of a VM that was never
+/// started are not there yet, and left out. Blocks.
 ///
 /// # Errors
 /// `vm.running`; a file that is not there.
-pub fn files_of(hypervisor: &dyn Hypervisor, vm: VmId) -> Result<Vec<FileSize>, AgentError> {
+pub fn files_of(hypervisor: &dyn Hypervisor, vm: VmId, only: Option<&[&str]>) -> Result<Vec<FileSize>, AgentError> {
     let facts = shut_off(hypervisor, vm)?;
-    let one = |file: &ferry_core::vm::VmFile<PathBuf>| {
+    let mut sizes = Vec::new();
+    for file in facts.files.iter().filter(|file| file.role != FileRole::NotAFile) {
+        if only.is_some_and(|only| !only.contains(&file.device.as_str())) {
+            continue;
+        }
         let fault = |source| AgentError::File { path: file.place.clone(), source };
-        let length = ByteCount(file.place.metadata().map_err(fault)?.len());
+        let found = match file.place.metadata() {
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound && file.role == FileRole::Nvram => continue,
+            found => found.map_err(fault)?,
+        };
+        let length = ByteCount(found.len());
         let allocated = image::allocated(&file.place).map_err(fault)?;
-        Ok(FileSize { device: file.device.clone(), length, allocated: ByteCount(allocated.0.min(length.0)) })
-    };
-    facts.files.iter().filter(|file| file.role != FileRole::NotAFile).map(one).collect()
+        sizes.push(FileSize { device: file.device.clone(), length, allocated: ByteCount(allocated.0.min(length.0)) });
+    }
+    Ok(sizes)
 }
 
 fn shut_off(hypervisor: &dyn Hypervisor, vm: VmId) -> Result<VmFacts<PathBuf>, AgentError> {

@@ -25,7 +25,7 @@
 //! PUT    /v1/migrations/{job}/{generation}/abort                         → MigrationReport   (before the point of no return)
 //! PUT    /v1/migrations/{job}/{generation}/confirm   ConfirmRequest      → MigrationReport
 //! DELETE /v1/migrations/{job}/{generation}           ?keep_hold=         → 204               (release)
-//! GET    /v1/vms/{vm}/files                              → [FileSize]         (while it is shut off)
+//! GET    /v1/vms/{vm}/files?only=                        → [FileSize]         (while it is shut off)
 //! PUT    /v1/offline-moves/check                     CheckOffline        → 204               (destination; changes nothing)
 //! PUT    /v1/offline-moves/{job}/{generation}/destination  ReceiveOffline → OfflineReady
 //! PUT    /v1/offline-moves/{job}/{generation}/source       SendOffline    → OfflineReport     (the VM is held)
@@ -433,6 +433,9 @@ pub struct CheckOffline {
     pub vm: VmId,
     /// Its files.
     pub files: Vec<OfflineFile>,
+    /// Files that its definition names and that are not there yet.
+    #[serde(default)]
+    pub absent: Vec<FileMove>,
 }
 
 /// Makes a host ready to receive a VM that is shut off.
@@ -452,6 +455,9 @@ pub struct ReceiveOffline {
     pub shares: Vec<ShareId>,
     /// Files that come.
     pub files: Vec<OfflineFile>,
+    /// Files that the definition names and that are not there yet: UEFI variables, which libvirt makes at the first start.
+    #[serde(default)]
+    pub absent: Vec<FileMove>,
 }
 
 /// What the source needs to know of a destination that is ready.
@@ -463,6 +469,12 @@ pub struct OfflineReady {
     pub mounts: Vec<ShareMount>,
     /// The new files in the order of the request.
     pub paths: Vec<String>,
+    /// Where the files go that are not there yet, in the order of the request.
+    #[serde(default)]
+    pub absent: Vec<String>,
+    /// Devices whose files are there already, for another VM that shares them: they are compared, not sent.
+    #[serde(default)]
+    pub adopted: Vec<String>,
 }
 
 /// Makes a host ready to send a VM that is shut off: from now on it is held against a start.
@@ -480,6 +492,9 @@ pub struct SendOffline {
     pub vm: VmId,
     /// Files that go.
     pub files: Vec<OfflineFile>,
+    /// Files that the definition names and that are not there yet.
+    #[serde(default)]
+    pub absent: Vec<FileMove>,
 }
 
 /// How far one end of an offline move is.
@@ -519,4 +534,7 @@ pub struct OfflineReport {
     pub autostart: bool,
     /// What went wrong.
     pub error: Option<String>,
+    /// What people should know of how it ended.
+    #[serde(default)]
+    pub remarks: Vec<String>,
 }

@@ -7,14 +7,15 @@ use ferry_core::{
         agent::{CheckOffline, OfflineFile},
         server::{Candidate, MigrateVm},
     },
-    finding::{Finding, FindingId, any_blocks},
+    finding::{Finding, FindingId, Severity, any_blocks},
     id::{Generation, JobId, SessionId, VmId},
     job::{JobKind, MoveKind},
-    offline::{FileMove, PlannedOffline, plan_offline},
+    location::Location,
+    offline::{FileMove, OtherUser, PlannedOffline, plan_offline, shared_with},
     preflight::{LiveFacts, Sameness, busy, offline, reaches, shares_of},
     storage::{DiskMove, Wanted},
     units::ByteCount,
-    vm::{DiskFormat, VmFacts},
+    vm::{DiskFormat, FileRole, VmFacts, VmState},
 };
 use futures_util::future::join_all;
 use uuid::Uuid;
@@ -22,7 +23,7 @@ use uuid::Uuid;
 use super::{
     check_move::{named_shares, told, uses},
     migrate_vm::{Moved, host_name, say_accepted},
-    move_storage::{used_by_others, wanted},
+    move_storage::wanted,
     show_jobs, show_vms,
 };
 use crate::{
@@ -49,18 +50,19 @@ pub(super) async fn move_offline(
     if body.dry_run {
         return Ok(Moved::Tried(checked.candidate(&destination)));
     }
+    let files = checked.moves();
     let vm = match checked.vm {
         Some(vm) if !any_blocks(&checked.findings) => vm,
         Some(_) | None => return Err(Failure::refused(title, checked.findings)),
     };
     let accepted_at_ms = now_ms();
-    let stay = vm.files.iter().filter(|file| !checked.files.iter().any(|moved| moved.file.device == file.device));
+    let stay = vm.files.iter().filter(|file| !files.iter().any(|moved| moved.device == file.device));
     let stay = VmFacts { files: stay.cloned().collect(), ..vm.clone() };
     let plan = Plan {
         session: SessionId(Uuid::new_v4()),
         secret: ferry_trust::random_secret(),
         generation: Generation(accepted_at_ms),
-        files: checked.files.into_iter().map(|file| file.file).collect(),
+        files,
         shares: shares_of(&stay).into_iter().collect(),
         keep_source: body.keep_source,
         autostart: vm.autostart,
@@ -102,20 +104,35 @@ pub(crate) struct Checked {
     /// The VM, as the source has it now; `None`: it is not there any more.
     pub(crate) vm: Option<VmFacts>,
     /// What moves, with its size.
-    pub(crate) files: Vec<OfflineFile>,
+    pub(crate) sized: Sized,
     /// What stands against it, and what should be known.
     pub(crate) findings: Vec<Finding>,
 }
 
+/// Files that move, as the source has them now.
+#[derive(Default)]
+pub(crate) struct Sized {
+    /// Those that are there.
+    pub(crate) files: Vec<OfflineFile>,
+    /// UEFI variables that are not there yet: libvirt makes them when the VM is started for the first time.
+    pub(crate) absent: Vec<FileMove>,
+}
+
 impl Checked {
+    /// Every file that moves.
+    fn moves(&self) -> Vec<FileMove> {
+        let there = self.sized.files.iter().map(|file| &file.file);
+        there.chain(&self.sized.absent).cloned().collect()
+    }
+
     fn candidate(self, destination: &Host) -> Candidate {
         let blocked = any_blocks(&self.findings);
         let why = match self.findings.first() {
             Some(first) if blocked => first.message.clone(),
-            _ if self.files.is_empty() => "Every file of the VM lies on shares that both hosts reach".to_owned(),
+            _ if self.sized.files.is_empty() => "Every file of the VM lies on shares that both hosts reach".to_owned(),
             _ => {
-                let names: Vec<&str> = self.files.iter().map(|file| file.file.device.as_str()).collect();
-                let bytes = ByteCount(self.files.iter().map(|file| file.allocated.0).sum());
+                let names: Vec<&str> = self.sized.files.iter().map(|file| file.file.device.as_str()).collect();
+                let bytes = ByteCount(self.sized.files.iter().map(|file| file.allocated.0).sum());
                 format!("Moves while it is shut off: {}, {bytes} to copy", names.join(", "))
             }
         };
@@ -148,10 +165,10 @@ pub(crate) async fn check(
             "See where it is with `ferry vm list`",
         );
         let findings = vec![at_source.trouble.clone().unwrap_or(gone)];
-        return Ok(Checked { vm: None, files: Vec::new(), findings });
+        return Ok(Checked { vm: None, sized: Sized::default(), findings });
     };
     let there = at_destination.side(destination);
-    let PlannedOffline { files, mut findings } = match what {
+    let PlannedOffline { mut files, mut findings } = match what {
         What::Wanted(wanted) => plan_offline(&facts, wanted, |place| reaches(&there, place)),
         What::Decided(files) => {
             let planned = plan_offline(&facts, &Wanted::default(), |_| true);
@@ -175,9 +192,8 @@ pub(crate) async fn check(
         });
         along.extend(rest);
     }
-    // Media and what VMs boot from may serve several: they stay, too.
-    let taken: Vec<DiskMove> = files.iter().filter(|file| file.is_removed()).map(as_disk).collect();
-    findings.extend(used_by_others(app, &facts, &taken));
+    let decided = matches!(what, What::Decided(_));
+    findings.extend(used_by_others(app, &facts, &mut files, destination.name(), decided));
     let proofs =
         shares_of(&facts).into_iter().filter(|share| uses(&at_source, *share) && uses(&at_destination, *share));
     let prove = |share| async move { (share, app.proofs.prove(share, source, destination).await) };
@@ -193,39 +209,79 @@ pub(crate) async fn check(
         sameness: &sameness,
         along: &along,
     }));
-    let mut sized = Vec::new();
+    let mut sized = Sized::default();
     if !any_blocks(&findings) {
         match sizes(source, vm, &files).await {
-            Ok(files) => {
-                let request = CheckOffline { vm, files: files.clone() };
+            Ok(found) => {
+                let request = CheckOffline { vm, files: found.files.clone(), absent: found.absent.clone() };
                 if let Err(error) = destination.agent.check_offline(&request).await {
                     findings.extend(told(destination, &error));
                 }
-                sized = files;
+                sized = found;
             }
             Err(more) => findings.extend(more),
         }
     }
     findings.sort_by_key(|finding| std::cmp::Reverse(finding.severity));
-    Ok(Checked { vm: Some(facts), files: sized, findings })
+    Ok(Checked { vm: Some(facts), sized, findings })
+}
+
+/// What it means that other VMs name files which move. Media and what VMs boot from may serve several: they stay anyway.
+fn used_by_others(app: &App, vm: &VmFacts, files: &mut [FileMove], destination: &str, decided: bool) -> Vec<Finding> {
+    let placed = app.inventory.placed();
+    let names = |other: &VmFacts, place: &Location| other.files.iter().any(|file| file.place == *place);
+    let mut findings = Vec::new();
+    for file in files.iter_mut().filter(|file| matches!(file.role, FileRole::Disk | FileRole::Nvram)) {
+        for (host, seen) in &placed {
+            for other in seen.vms().iter().filter(|other| other.id != vm.id && names(other, &file.from)) {
+                let is_shut_off = other.state == VmState::ShutOff;
+                let other = OtherUser { vm: &other.name, host: host.name(), is_shut_off };
+                let found = shared_with(&vm.name, file, other, destination);
+                if found.severity == Severity::Warns && decided && !file.kept {
+                    // The plan removes the old file.
+                    findings.push(Finding::blocks(
+                        FindingId::DiskShareable,
+                        &file.device,
+                        format!(
+                            "VM {} on {} has begun to use disk {} since the job was made",
+                            other.vm, other.host, file.device
+                        ),
+                        format!("Start a new move: `ferry vm migrate {} --to {destination} --offline`", vm.name),
+                    ));
+                    continue;
+                }
+                file.kept |= found.severity == Severity::Warns;
+                findings.push(found);
+            }
+        }
+    }
+    findings
 }
 
 /// What moves, with its size as the source says now.
-pub(crate) async fn sizes(source: &Host, vm: VmId, files: &[FileMove]) -> Result<Vec<OfflineFile>, Vec<Finding>> {
+pub(crate) async fn sizes(source: &Host, vm: VmId, files: &[FileMove]) -> Result<Sized, Vec<Finding>> {
+    let mut sized = Sized::default();
     if files.is_empty() {
-        return Ok(Vec::new());
+        return Ok(sized);
     }
-    let sizes = source.agent.files(vm).await.map_err(|error| told(source, &error))?;
-    let one = |file: &FileMove| {
-        let size = sizes.iter().find(|size| size.device == file.device).ok_or_else(|| {
-            vec![Finding::blocks(
-                FindingId::DiskUnknown,
-                &file.device,
-                format!("Host {} does not say how large file {} is", source.name(), file.device),
-                "Look at the VM with `ferry vm show` and ask again",
-            )]
-        })?;
-        Ok(OfflineFile { file: file.clone(), length: size.length, allocated: size.allocated })
-    };
-    files.iter().map(one).collect()
+    let devices: Vec<&str> = files.iter().map(|file| file.device.as_str()).collect();
+    let sizes = source.agent.files(vm, &devices).await.map_err(|error| told(source, &error))?;
+    for file in files {
+        match sizes.iter().find(|size| size.device == file.device) {
+            Some(size) => {
+                let (length, allocated) = (size.length, size.allocated);
+                sized.files.push(OfflineFile { file: file.clone(), length, allocated });
+            }
+            None if file.role == FileRole::Nvram => sized.absent.push(file.clone()),
+            None => {
+                return Err(vec![Finding::blocks(
+                    FindingId::DiskUnknown,
+                    &file.device,
+                    format!("Host {} does not say how large file {} is", source.name(), file.device),
+                    "Look at the VM with `ferry vm show` and ask again",
+                )]);
+            }
+        }
+    }
+    Ok(sized)
 }

@@ -2,10 +2,10 @@
 //!
 //! 1. **Preflight** asks both hosts anew what stands against it: a job may have waited.
 //! 2. **Reserve** comes before the first change: from here on no other job touches the VM.
-//! 3. **PrepareDestination** makes the new files and listens.
+//! 3. **PrepareDestination** listens for the files.
 //! 4. **PrepareSource** holds the VM against a start, and makes sure that it is shut off: it stays so.
 //! 5. **Perform** copies what differs, compares it, and then gives the destination the VM: that it is defined there is the
-//!    point of no return. An error promises that it is not.
+//!    point of no return. An error promises that it is not; while that is not known, the destination is asked again.
 //! 6. **Confirm** removes definition and old files at the source, and gives the destination its autostart.
 //! 7. **Release** takes holds and journals away.
 //!
@@ -13,16 +13,17 @@
 //! anywhere meanwhile, so that the destination alone says whose it is.
 
 use std::{
-    sync::{Arc, Mutex},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicBool, Ordering::Relaxed},
+    },
     time::Duration,
 };
 
-use ferry_client::agent::Attempt;
+use ferry_client::{ClientError, agent::Attempt};
 use ferry_core::{
-    api::agent::{
-        ConfirmRequest, OfflineFile, OfflineReady, OfflineReport, OfflineStage, ReceiveOffline, Role, SendOffline,
-    },
-    finding::{Severity, any_blocks},
+    api::agent::{ConfirmRequest, OfflineReady, OfflineReport, OfflineStage, ReceiveOffline, Role, SendOffline},
+    finding::{FindingId, Severity, any_blocks},
     id::{Generation, SessionId, ShareId},
     job::Figures,
     migration::Step,
@@ -40,12 +41,12 @@ use super::{
 };
 use crate::{
     App,
-    app::move_offline::{What, check, sizes},
+    app::move_offline::{Sized, What, check, sizes},
     clock::now_ms,
     failure::describe,
     inventory::{Host, Seen},
     jobs::Running,
-    store::{HostName, JobRecord},
+    store::{HostName, JobRecord, LogEntry},
 };
 
 /// How long the agent may hold the question how the move stands.
@@ -109,6 +110,8 @@ pub(crate) struct MoveOffline {
     ready: Mutex<Option<OfflineReady>>,
     /// How files stand, and the bytes on the wire.
     last: Mutex<(Vec<DiskProgress>, ByteCount)>,
+    /// An earlier life of the server began to perform: the destination may have been asked to define the VM.
+    inherited: AtomicBool,
 }
 
 impl MoveOffline {
@@ -124,7 +127,8 @@ impl MoveOffline {
         let (source, destination) = (host(&record.job.source)?, host(&record.job.destination)?);
         let wire = record.figures.map(|figures| figures.disk_wire).unwrap_or_default();
         let last = Mutex::new((plan.progress.clone(), wire));
-        Ok(Self { app, record, plan, source, destination, running, ready: Mutex::default(), last })
+        let (ready, inherited) = (Mutex::default(), AtomicBool::new(false));
+        Ok(Self { app, record, plan, source, destination, running, ready, last, inherited })
     }
 
     fn attempt(&self) -> Attempt {
@@ -151,7 +155,7 @@ impl MoveOffline {
         }
     }
 
-    async fn files(&self) -> Result<Vec<OfflineFile>, StepFailed> {
+    async fn files(&self) -> Result<Sized, StepFailed> {
         sizes(&self.source, self.record.job.vm, &self.plan.files).await.map_err(|findings| {
             let messages: Vec<String> = findings.into_iter().map(|finding| finding.message).collect();
             StepFailed(messages.join("; "))
@@ -159,6 +163,7 @@ impl MoveOffline {
     }
 
     async fn prepare_destination(&self) -> Result<OfflineReady, StepFailed> {
+        let Sized { files, absent } = self.files().await?;
         let body = ReceiveOffline {
             session: self.plan.session,
             secret: self.plan.secret,
@@ -166,7 +171,8 @@ impl MoveOffline {
             vm: self.record.job.vm,
             vm_name: self.record.job.vm_name.clone(),
             shares: self.plan.shares.clone(),
-            files: self.files().await?,
+            files,
+            absent,
         };
         let ready = self.destination.agent.receive_offline(self.attempt(), &body).await;
         let ready = ready.map_err(|error| failed(&self.destination, &error))?;
@@ -181,13 +187,15 @@ impl MoveOffline {
             // The server was restarted in between: the destination says the same again.
             None => self.prepare_destination().await?,
         };
+        let Sized { files, absent } = self.files().await?;
         let body = SendOffline {
             session: self.plan.session,
             secret: self.plan.secret,
             destination_pin: self.destination.record.pin,
             destination,
             vm: self.record.job.vm,
-            files: self.files().await?,
+            files,
+            absent,
         };
         let report = self.source.agent.send_offline(self.attempt(), &body).await;
         self.take(&report.map_err(|error| failed(&self.source, &error))?);
@@ -199,6 +207,9 @@ impl MoveOffline {
         let copied = self.copy().await;
         if let Err(error) = copied {
             self.keep_or_warn().await;
+            if self.inherited.load(Relaxed) && !self.surely_ends_there().await {
+                return Ok(());
+            }
             return Err(error);
         }
         loop {
@@ -209,11 +220,10 @@ impl MoveOffline {
                     self.keep_or_warn().await;
                     return Ok(());
                 }
-                // It said no, and says the same when it is asked to end.
+                // It said no, or that something failed: whether it has the VM it says when it is asked to end.
                 Err(error) if error.problem().is_some() => {
-                    let refused = failed(&self.destination, &error);
-                    if self.ends_there().await? {
-                        return Err(refused);
+                    if self.surely_ends_there().await {
+                        return Err(failed(&self.destination, &error));
                     }
                     self.keep_or_warn().await;
                     return Ok(());
@@ -227,13 +237,37 @@ impl MoveOffline {
         }
     }
 
-    /// Ends it at the destination, which says whether it has the VM: true promises that it has not and will not.
+    /// As [`Self::ends_there`], asked until it is known: without that nobody may say whose the VM is. The job shows what it
+    /// waits for, and can be dismissed.
+    async fn surely_ends_there(&self) -> bool {
+        loop {
+            match self.ends_there().await {
+                Ok(ends) => {
+                    self.running.wait_for(None);
+                    return ends;
+                }
+                Err(StepFailed(why)) => {
+                    self.running.wait_for(Some(why));
+                    self.running.pause(ASK_AGAIN).await;
+                }
+            }
+        }
+    }
+
+    /// Ends it at the destination, which says whether it has the VM: true promises that it has not and will not. An error
+    /// says that nobody knows.
     async fn ends_there(&self) -> Result<bool, StepFailed> {
         match self.destination.agent.abort_offline(self.attempt()).await {
             Ok(report) => Ok(!matches!(report.stage, OfflineStage::Defined | OfflineStage::Confirmed)),
             Err(error) if is_unknown(&error) => Ok(true),
-            Err(error) if error.problem().is_some() => Ok(false),
-            Err(error) => Err(failed(&self.destination, &error)),
+            Err(error) if has(&error, FindingId::JobPastPivot) => Ok(false),
+            Err(error) => {
+                let (vm, host) = (&self.record.job.vm_name, self.destination.name());
+                let StepFailed(why) = failed(&self.destination, &error);
+                Err(StepFailed(format!(
+                    "It is not known whether VM {vm} is defined on host {host}, which is asked again: {why}"
+                )))
+            }
         }
     }
 
@@ -332,14 +366,52 @@ impl MoveOffline {
 
     async fn confirm(&self) -> Result<(), StepFailed> {
         let body = ConfirmRequest { autostart: self.plan.autostart, keep_source: self.plan.keep_source };
-        let at_destination = self.destination.agent.confirm_offline(self.attempt(), &body).await;
-        self.take(&at_destination.map_err(|error| failed(&self.destination, &error))?);
+        match self.destination.agent.confirm_offline(self.attempt(), &body).await {
+            Ok(report) => self.take(&report),
+            Err(error) if has(&error, FindingId::VmUnknown) => self.has_moved_on().await?,
+            Err(error) => return Err(failed(&self.destination, &error)),
+        }
         match self.source.agent.confirm_offline(self.attempt(), &body).await {
-            Ok(_) => {}
+            Ok(report) => self.note(report.remarks).await,
             Err(error) if is_unknown(&error) && self.is_gone_at_source().await => {}
             Err(error) => return Err(failed(&self.source, &error)),
         }
         self.keep().await
+    }
+
+    /// The VM was defined at the destination and is not there any more. If another host has it, somebody moved it on, and
+    /// the source's part is over. If none has, what the source holds may be all there is: it stays.
+    async fn has_moved_on(&self) -> Result<(), StepFailed> {
+        let (vm, name) = (self.record.job.vm, &self.record.job.vm_name);
+        let (source, destination) = (self.source.name(), self.destination.name());
+        let elsewhere = |(host, seen): (Arc<Host>, Seen)| {
+            let is_third = ![self.source.record.id, self.destination.record.id].contains(&host.record.id);
+            (is_third && seen.reachable && seen.vm(vm).is_some()).then(|| host.name().to_owned())
+        };
+        match self.app.inventory.placed().into_iter().find_map(elsewhere) {
+            Some(host) => {
+                let note = format!(
+                    "VM {name} has left host {destination} already; host {host} has it: its autostart is as it is there"
+                );
+                self.note(vec![note]).await;
+                Ok(())
+            }
+            None => Err(StepFailed(format!(
+                "VM {name} was defined on host {destination}, and is not on any host now but {source}, which keeps its \
+                 definition and its old files, and holds it: define it on {destination} again with what `virsh dumpxml` says on \
+                 {source}, with the paths of the new files"
+            ))),
+        }
+    }
+
+    /// Writes into the job's log what people should know.
+    async fn note(&self, remarks: Vec<String>) {
+        let notes: Vec<LogEntry> = remarks.into_iter().map(LogEntry::Note).collect();
+        if !notes.is_empty()
+            && let Err(error) = self.app.store.append(self.record.id, &notes, now_ms()).await
+        {
+            tracing::warn!(%error, ?notes, "What should be known of the move could not be stored");
+        }
     }
 
     async fn is_gone_at_source(&self) -> bool {
@@ -368,6 +440,11 @@ impl MoveOffline {
     }
 }
 
+/// Whether an agent refused something for this reason.
+fn has(error: &ClientError, id: FindingId) -> bool {
+    error.problem().is_some_and(|problem| problem.findings.iter().any(|finding| finding.id == id))
+}
+
 impl Saga for MoveOffline {
     fn steps(&self) -> &'static [Step] {
         Step::of(self.record.job.kind)
@@ -375,6 +452,7 @@ impl Saga for MoveOffline {
 
     async fn probe(&self, step: Step) -> bool {
         // Each of the others is repeated safely.
+        self.inherited.fetch_or(step == Step::Perform, Relaxed);
         step == Step::Perform
             && self.destination.agent.report_offline(self.attempt(), 0, Duration::ZERO).await.is_ok_and(|report| {
                 self.take(&report);

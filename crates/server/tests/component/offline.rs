@@ -87,6 +87,11 @@ fn assert_moved(kvm1: &Host, kvm2: &Host, vm: VmId) {
     assert_eq!((kvm1.leftovers(), kvm2.leftovers()), (Vec::new(), Vec::new()));
 }
 
+/// The source's agent reads the definition when it prepares, before it copies, and once more afterwards.
+fn after_the_copy(source: &Host) -> Arc<Hold> {
+    Arc::new(source.hypervisor.faults().hold_nth(Point::Definition, 3))
+}
+
 async fn held(lab: &Lab, host: &Host, point: Point, how: &MigrateVm) -> (JobView, Arc<Hold>) {
     let hold = Arc::new(host.hypervisor.faults().hold(point));
     let job = lab.client.migrate("db", how).await.expect("accepted");
@@ -138,8 +143,8 @@ fn a_vm_that_runs_is_never_moved_offline_nor_the_other_way_round() {
         // Started while the job waited for its turn.
         let hold = lab.client.set_host("kvm1", &none_at_once()).await;
         hold.expect("set");
-        let first = lab.client.migrate("db", &to_new(&kvm2)).await.expect("accepted");
-        let (second, gate) = (first.id, Arc::new(kvm1.hypervisor.faults().hold(Point::Definition)));
+        let gate = after_the_copy(&kvm1);
+        let second = lab.client.migrate("db", &to_new(&kvm2)).await.expect("accepted").id;
         reached(&gate).await;
         // By now it is held: the hook vetoes a start, which the fake does not ask.
         assert!(!kvm1.leftovers().is_empty());
@@ -168,7 +173,9 @@ fn what_fails_or_is_cancelled_leaves_the_vm_whole_and_the_next_attempt_sends_lit
         assert!(job.summary.contains("no such luck") && job.summary.contains("shut off"), "{}", job.summary);
         assert_at_source(&kvm1, &kvm2, vm);
 
-        let (job, hold) = held(lab, &kvm1, Point::Definition, &to_new(&kvm2)).await;
+        let hold = after_the_copy(&kvm1);
+        let job = lab.client.migrate("db", &to_new(&kvm2)).await.expect("accepted");
+        reached(&hold).await;
         lab.client.cancel_job(job.id).await.expect("not too late");
         hold.release();
         let job = lab.ends(&job, Phase::Cancelled).await;
@@ -267,5 +274,199 @@ fn what_cannot_move_is_refused_with_the_reason() {
         assert!(job.summary.contains("overlay"), "{}", job.summary);
         assert!(kvm1.hypervisor.vm(vm).expect("reachable").is_some() && disk(&kvm1).exists());
         assert_eq!((kvm1.leftovers(), kvm2.leftovers()), (Vec::new(), Vec::new()));
+    });
+}
+
+fn waits(text: &str) -> impl Fn(&JobView) -> bool {
+    move |job| job.phase == Phase::Migrating && job.summary.contains("Waits for: ") && job.summary.contains(text)
+}
+
+#[test]
+fn a_destination_that_does_not_know_is_asked_until_it_does() {
+    in_lab(async |lab| {
+        let (kvm1, kvm2, vm) = shut_off(lab).await;
+        // libvirt at the destination is restarted while the VM is defined there.
+        let hold = Arc::new(kvm2.hypervisor.faults().hold(Point::Define));
+        kvm2.hypervisor.faults().fail(Point::Define, "libvirt ends");
+        let job = lab.client.migrate("db", &to_new(&kvm2)).await.expect("accepted");
+        reached(&hold).await;
+        kvm2.hypervisor.faults().fail_always(Point::Vms, "libvirt is not there");
+        hold.release();
+        lab.wait_for_job(job.id, waits("It is not known whether VM db is defined on host kvm2")).await;
+        assert!(kvm1.hypervisor.vm(vm).expect("reachable").is_some());
+        kvm2.hypervisor.faults().clear();
+        lab.ends(&job, Phase::Failed).await;
+        assert_at_source(&kvm1, &kvm2, vm);
+    });
+}
+
+#[test]
+fn a_vm_whose_definition_was_kept_though_the_answer_was_an_error_is_the_destinations() {
+    in_lab(async |lab| {
+        let (kvm1, kvm2, vm) = shut_off(lab).await;
+        let hold = Arc::new(kvm2.hypervisor.faults().hold(Point::Define));
+        kvm2.hypervisor.faults().fail(Point::Define, "libvirt ends");
+        let job = lab.client.migrate("db", &to_new(&kvm2)).await.expect("accepted");
+        reached(&hold).await;
+        let mut guest = FakeGuest::new("db", &[]);
+        guest.facts.id = vm;
+        let files = [kvm2.on_host("new/vda.raw"), kvm2.on_share("db/vdb.raw")];
+        guest.facts.files = FakeGuest::new("db", &files).facts.files;
+        let nvram = VmFile { role: FileRole::Nvram, device: "nvram".into(), ..guest.facts.files[0].clone() };
+        guest.facts.files.push(VmFile { place: kvm2.on_host("new/vars.fd"), ..nvram });
+        kvm2.hypervisor.define(guest).expect("defined");
+        hold.release();
+        lab.ends(&job, Phase::Succeeded).await;
+        assert_moved(&kvm1, &kvm2, vm);
+    });
+}
+
+#[test]
+fn a_cancel_that_came_too_late_is_found_out_after_a_restart_though_the_destination_is_away() {
+    in_lab(async |lab| {
+        let (kvm1, mut kvm2, vm) = shut_off(lab).await;
+        let (job, hold) = held(lab, &kvm2, Point::Define, &to_new(&kvm2)).await;
+        kvm2.stop().await;
+        lab.client.cancel_job(job.id).await.expect("nobody knows that it is too late");
+        lab.stop_server().await;
+        hold.release();
+        let journal = kvm2.config.state_dir.join("offline").join(format!("{}.json", job.id));
+        let defined = async || fs::read_to_string(&journal).is_ok_and(|text| text.contains("\"defined\""));
+        wait_for("the VM is defined though nobody waits for the answer", defined).await;
+        lab.start_server().await;
+        lab.wait_for_job(job.id, waits("kvm2")).await;
+        kvm2.start().await;
+        lab.ends(&job, Phase::Succeeded).await;
+        assert_moved(&kvm1, &kvm2, vm);
+    });
+}
+
+#[test]
+fn uefi_variables_that_are_not_there_yet_are_named_and_not_copied() {
+    in_lab(async |lab| {
+        let (kvm1, kvm2, vm) = shut_off(lab).await;
+        fs::remove_file(kvm1.on_host("old/vars.fd")).expect("never started");
+        let job = lab.client.migrate("db", &to_new(&kvm2)).await.expect("accepted");
+        let job = lab.ends(&job, Phase::Succeeded).await;
+        let facts = kvm2.hypervisor.vm(vm).expect("reachable").expect("there");
+        assert_eq!(facts.files[2].place, kvm2.on_host("new/vars.fd"), "libvirt makes it there");
+        assert!(!kvm2.on_host("new/vars.fd").exists());
+        assert_eq!(fs::read(kvm2.on_host("new/vda.raw")).expect("there"), content(0));
+        assert_eq!(job.disks.len(), 1, "{:?}", job.disks);
+        assert_eq!((kvm1.leftovers(), kvm2.leftovers()), (Vec::new(), Vec::new()));
+    });
+}
+
+#[test]
+fn media_and_what_a_vm_boots_from_are_copied_and_stay_and_read_only_disks_move() {
+    in_lab(async |lab| {
+        let (kvm1, kvm2, _) = lab.two_hosts().await;
+        fs::create_dir_all(kvm2.on_host("new")).expect("made");
+        let names = ["vda.raw", "vdb.raw", "debian.iso", "vmlinuz"];
+        let guest = |guest: &mut FakeGuest| {
+            let places = names.map(|name| kvm1.on_host(&format!("old/{name}")));
+            guest.facts.files = FakeGuest::new("golden", &places).facts.files;
+            let files = &mut guest.facts.files;
+            files[1].read_only = true;
+            (files[2].role, files[2].device, files[2].read_only) = (FileRole::Media, "sda".into(), true);
+            (files[3].role, files[3].device) = (FileRole::Boot, "kernel".into());
+        };
+        let vm = lab.define(&kvm1, "golden", guest).await;
+        for (number, name) in names.iter().enumerate() {
+            fs::write(kvm1.on_host(&format!("old/{name}")), content(number)).expect("written");
+        }
+        let job = lab.client.migrate("golden", &to_new(&kvm2)).await.expect("accepted");
+        lab.ends(&job, Phase::Succeeded).await;
+        let places: Vec<PathBuf> = kvm2
+            .hypervisor
+            .vm(vm)
+            .expect("reachable")
+            .expect("there")
+            .files
+            .into_iter()
+            .map(|file| file.place)
+            .collect();
+        assert_eq!(places, names.map(|name| kvm2.on_host(&format!("new/{name}"))));
+        for (number, (name, stays)) in names.iter().zip([false, false, true, true]).enumerate() {
+            assert_eq!(fs::read(&places[number]).expect("there"), content(number), "{name}");
+            assert_eq!(kvm1.on_host(&format!("old/{name}")).exists(), stays, "{name}");
+        }
+    });
+}
+
+#[test]
+fn vms_that_share_a_disk_move_one_after_the_other_and_share_it_again() {
+    in_lab(async |lab| {
+        let (kvm1, kvm2, _) = lab.two_hosts().await;
+        fs::create_dir_all(kvm2.on_host("new")).expect("made");
+        let shared = kvm1.on_host("old/quorum.raw");
+        let own = |name: &str| kvm1.on_host(&format!("old/{name}.raw"));
+        let guest = |name: &str, guest: &mut FakeGuest| {
+            guest.facts.files = FakeGuest::new(name, &[own(name), shared.clone()]).facts.files;
+            guest.facts.files[1].shareable = true;
+        };
+        let one = lab.define(&kvm1, "one", |new| guest("one", new)).await;
+        let two = lab.define(&kvm1, "two", |new| guest("two", new)).await;
+        for (number, file) in [own("one"), own("two"), shared.clone()].iter().enumerate() {
+            fs::write(file, content(number)).expect("written");
+        }
+
+        // Not while one of them may write.
+        lab.client.start_vm("two").await.expect("started");
+        lab.wait_for_state("two", VmState::Running).await;
+        assert_eq!(refusal(lab.client.migrate("one", &to_new(&kvm2)).await), (409, vec![FindingId::DiskShareable]));
+        kvm1.hypervisor.destroy(two).expect("ended");
+        lab.wait_for_state("two", VmState::ShutOff).await;
+
+        let job = lab.client.migrate("one", &to_new(&kvm2)).await.expect("accepted");
+        let found: Vec<_> = job.findings.iter().filter(|finding| finding.id == FindingId::DiskShareable).collect();
+        assert!(found.len() == 1 && found[0].message.contains("VM two on kvm1"), "{:?}", job.findings);
+        lab.ends(&job, Phase::Succeeded).await;
+        assert!(shared.exists() && !own("one").exists(), "the other still needs it");
+
+        // What came with the first was written to since: nobody may choose but an administrator.
+        let there = kvm2.on_host("new/quorum.raw");
+        fs::write(&there, content(9)).expect("written");
+        let job = lab.client.migrate("two", &to_new(&kvm2)).await.expect("accepted");
+        let job = lab.ends(&job, Phase::Failed).await;
+        assert!(job.summary.contains("not the same as disk vdb"), "{}", job.summary);
+        assert!(fs::read(&there).expect("there") == content(9) && fs::read(&shared).expect("there") == content(2));
+        assert!(kvm1.hypervisor.vm(two).expect("reachable").is_some());
+        assert!(!kvm2.on_host("new/two.raw").exists());
+
+        fs::copy(&shared, &there).expect("as the finding says");
+        let job = lab.client.migrate("two", &to_new(&kvm2)).await.expect("accepted");
+        lab.ends(&job, Phase::Succeeded).await;
+        assert!(!shared.exists() && !own("two").exists(), "nobody needs it any more");
+        for (vm, number) in [(one, 0), (two, 1)] {
+            let files = kvm2.hypervisor.vm(vm).expect("reachable").expect("there").files;
+            assert_eq!(fs::read(&files[0].place).expect("there"), content(number));
+            assert!(files[1].place == there && files[1].shareable);
+        }
+        assert_eq!(fs::read(&there).expect("there"), content(2));
+        assert_eq!((kvm1.leftovers(), kvm2.leftovers()), (Vec::new(), Vec::new()));
+    });
+}
+
+#[test]
+fn a_vm_that_was_moved_on_at_once_is_left_alone_and_one_that_is_lost_keeps_what_the_source_has() {
+    in_lab(async |lab| {
+        let (kvm1, kvm2, vm) = shut_off(lab).await;
+        let kvm3 = lab.host("kvm3").await;
+        lab.add(&kvm3).await.expect("added");
+        let (job, hold) = held(lab, &kvm2, Point::SetAutostart, &to_new(&kvm2)).await;
+        kvm2.hypervisor.undefine(vm).expect("by hand");
+        hold.release();
+        let stuck = lab.wait_for_job(job.id, |job| job.phase == Phase::Stuck).await;
+        assert!(stuck.summary.contains("virsh dumpxml"), "{}", stuck.summary);
+        assert!(kvm1.hypervisor.vm(vm).expect("reachable").is_some() && disk(&kvm1).exists());
+        assert!(!kvm1.leftovers().is_empty(), "it is held");
+
+        let mut guest = FakeGuest::new("db", &[]);
+        guest.facts.id = vm;
+        kvm3.hypervisor.define(guest).expect("defined");
+        let job = lab.ends(&job, Phase::Succeeded).await;
+        assert!(job.log.iter().any(|line| line.message.contains("host kvm3 has it")), "{:#?}", job.log);
+        assert!(kvm1.hypervisor.vm(vm).expect("reachable").is_none() && !disk(&kvm1).exists());
     });
 }

@@ -117,8 +117,14 @@ impl Faults {
 
     /// Whoever comes to `point` next waits there until the returned hold is released or dropped.
     pub fn hold(&self, point: Point) -> Hold {
+        self.hold_nth(point, 1)
+    }
+
+    /// Whoever comes to `point` the `nth` time from now, counted from 1, waits there until the returned hold is released or
+    /// dropped.
+    pub fn hold_nth(&self, point: Point, nth: u32) -> Hold {
         let gate = Arc::new(Gate::default());
-        self.add(point, 0, Action::Hold(Arc::clone(&gate)));
+        self.add(point, nth - 1, Action::Hold(Arc::clone(&gate)));
         Hold(gate)
     }
 
