@@ -6,6 +6,7 @@
 //! ```
 //! An agent never calls the server: requests come, and state goes back as the answer to a question.
 
+mod chains;
 pub mod checks;
 pub mod config;
 pub mod enrolment;

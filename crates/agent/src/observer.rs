@@ -20,7 +20,7 @@ use tokio::{
 use tracing::{info, warn};
 use uuid::Uuid;
 
-use crate::{config::Config, host, shares::Shares};
+use crate::{chains::Chains, config::Config, host, shares::Shares};
 
 /// Longest a question may wait for news.
 pub const WAIT_MAX: Duration = Duration::from_secs(30);
@@ -91,6 +91,7 @@ async fn observe(
     mut asks: mpsc::Receiver<oneshot::Sender<()>>,
 ) {
     let mut waiting: Vec<oneshot::Sender<()>> = Vec::new();
+    let chains = Chains::default();
     let incarnation = Incarnation(Uuid::new_v4());
     let (event, mut events) = mpsc::channel(EVENTS_MAX);
     let mut share_changes = shares.watch();
@@ -98,7 +99,8 @@ async fn observe(
     let mut answered = true;
     loop {
         let id = *host.borrow_and_update();
-        let looked = look(&config, &hypervisor, &shares, id, incarnation, events_watch, event.clone()).await;
+        let know = (&shares, &chains);
+        let looked = look(&config, &hypervisor, know, id, incarnation, events_watch, event.clone()).await;
         let (found, watch) = looked;
         events_watch = watch;
         match found {
@@ -141,13 +143,14 @@ type Watching = Option<(Box<dyn Send>, Arc<AtomicBool>)>;
 async fn look(
     config: &Config,
     hypervisor: &Arc<dyn Hypervisor>,
-    shares: &Arc<Shares>,
+    (shares, chains): (&Arc<Shares>, &Chains),
     id: Option<HostId>,
     incarnation: Incarnation,
     watching: Watching,
     event: mpsc::Sender<()>,
 ) -> (Result<Observation, HypervisorError>, Watching) {
     let (config, hypervisor, shares) = (config.clone(), Arc::clone(hypervisor), Arc::clone(shares));
+    let chains = chains.clone();
     let looked = tokio::task::spawn_blocking(move || {
         let mut watching = watching.filter(|(_, lost)| !lost.load(Ordering::Acquire));
         if watching.is_none() {
@@ -162,7 +165,7 @@ async fn look(
             });
             watching = hypervisor.watch(sink).ok().map(|watch| (watch, lost));
         }
-        let found = gather(&config, &*hypervisor, &shares, id, incarnation);
+        let found = gather(&config, &*hypervisor, &shares, &chains, id, incarnation);
         (found, watching)
     });
     match looked.await {
@@ -175,12 +178,14 @@ fn gather(
     config: &Config,
     hypervisor: &dyn Hypervisor,
     shares: &Shares,
+    chains: &Chains,
     id: Option<HostId>,
     incarnation: Incarnation,
 ) -> Result<Observation, HypervisorError> {
     let places = shares.places(id.unwrap_or(HostId(Uuid::nil())));
-    let mut vms: Vec<_> =
-        hypervisor.vms()?.into_iter().map(|facts| facts.map_places(|path| places.location(&path))).collect();
+    let mut vms = hypervisor.vms()?;
+    chains.fill(&mut vms);
+    let mut vms: Vec<_> = vms.into_iter().map(|facts| facts.map_places(|path| places.location(&path))).collect();
     vms.sort_by(|one, other| (&one.name, one.id).cmp(&(&other.name, other.id)));
     Ok(Observation {
         incarnation,

@@ -1,6 +1,10 @@
 //! Where files may be on this host, and what is there. Everything here blocks, each for a bounded time.
 
-use std::{fs, thread};
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    thread,
+};
 
 use ferry_core::{
     api::agent::DiskSize,
@@ -9,10 +13,13 @@ use ferry_core::{
     location::Location,
     place::{DirectoryListing, OfferedPlace},
     share::AttachedShare,
-    vm::FileRole,
+    storage::copy_takes,
+    units::ByteCount,
+    vm::{DiskFormat, FileRole, VmFile},
 };
 use ferry_drivers::{
     hypervisor::HypervisorError,
+    image,
     places::{QemuUser, Roots},
 };
 
@@ -85,19 +92,73 @@ pub fn list(agent: &Agent, location: &Location) -> Result<DirectoryListing, Agen
     }
 }
 
-/// Sizes of the disks of a running VM that are files which it writes.
+/// Sizes of the files of a running VM that may move along with it: disks that it writes, and UEFI variables. Of a disk,
+/// what a copy of its whole chain takes.
 ///
 /// # Errors
-/// When the host has no such VM, or it does not run.
+/// When the host has no such VM, or it does not run; `vm.snapshot` for an image that holds snapshots.
 pub fn disks(agent: &Agent, vm: VmId) -> Result<Vec<DiskSize>, AgentError> {
     let facts = agent.hypervisor.vm(vm)?.ok_or(HypervisorError::NoVm(vm))?;
     let mut sizes = Vec::new();
-    for file in facts.files.iter().filter(|file| file.role == FileRole::Disk && !file.read_only) {
-        let size = agent.hypervisor.disk_size(vm, &file.device)?;
-        let (device, virtual_size, allocated) = (file.device.clone(), size.virtual_size, size.allocated);
-        sizes.push(DiskSize { device, virtual_size, allocated });
+    for file in &facts.files {
+        let device = file.device.clone();
+        match file.role {
+            FileRole::Disk if !file.read_only => {
+                holds_no_snapshots(file, &facts.name)?;
+                let size = agent.hypervisor.disk_size(vm, &device)?;
+                let allocated = copy_takes(size.virtual_size, chain_takes(file, size.allocated), false);
+                sizes.push(DiskSize { device, virtual_size: size.virtual_size, allocated });
+            }
+            FileRole::Nvram => {
+                let virtual_size = nvram_size(&file.place, file.format)?;
+                sizes.push(DiskSize { device, virtual_size, allocated: virtual_size });
+            }
+            FileRole::Disk | FileRole::Media | FileRole::Boot | FileRole::NotAFile => {}
+        }
     }
     Ok(sizes)
+}
+
+/// How large the device is that UEFI variables are for the guest.
+fn nvram_size(path: &Path, format: Option<DiskFormat>) -> Result<ByteCount, AgentError> {
+    let fault = |source| AgentError::File { path: path.to_owned(), source };
+    match format {
+        Some(DiskFormat::Qcow2) => Ok(image::header(path).map_err(fault)?.unwrap_or_default().virtual_size),
+        Some(DiskFormat::Raw) | None => Ok(ByteCount(path.metadata().map_err(fault)?.len())),
+    }
+}
+
+/// What the files of a disk take together, of which the topmost takes `top`: a copy holds all of them.
+pub(crate) fn chain_takes(file: &VmFile<PathBuf>, top: ByteCount) -> ByteCount {
+    let below = file.below.iter().map(|path| image::allocated(path).unwrap_or_default().0);
+    ByteCount(below.fold(top.0, u64::saturating_add))
+}
+
+/// Refuses an image that holds snapshots, which a copy of what the guest sees would lose. libvirt need not know of them.
+///
+/// # Errors
+/// `vm.snapshot`; the file system's.
+pub(crate) fn holds_no_snapshots(file: &VmFile<PathBuf>, vm_name: &str) -> Result<(), AgentError> {
+    // Whatever a raw image begins with, it is the guest's.
+    if file.format == Some(DiskFormat::Raw) {
+        return Ok(());
+    }
+    let fault = |source| AgentError::File { path: file.place.clone(), source };
+    let snapshots = image::header(&file.place).map_err(fault)?.unwrap_or_default().snapshots;
+    if snapshots == 0 {
+        return Ok(());
+    }
+    let (device, path) = (&file.device, file.place.display());
+    let finding = Finding::blocks(
+        FindingId::VmSnapshot,
+        format!("{vm_name} {device}"),
+        format!("The image of disk {device} of VM {vm_name} holds {snapshots} snapshot(s), which a copy would lose"),
+        format!(
+            "Remove them: those that `virsh snapshot-list {vm_name}` shows with `virsh snapshot-delete`, others while the \
+             VM is shut off with `qemu-img snapshot -l {path}` and `qemu-img snapshot -d NAME {path}`"
+        ),
+    );
+    Err(AgentError::refused(409, finding))
 }
 
 /// Makes sure that a directory exists, is inside of where files may be, and can hold files that QEMU writes.

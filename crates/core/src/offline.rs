@@ -5,8 +5,8 @@ use serde::{Deserialize, Serialize};
 use crate::{
     finding::{Finding, FindingId},
     location::Location,
-    storage::{Wanted, in_folder, is_file},
-    vm::{FileRole, VmFacts, VmFile, VmState},
+    storage::{Wanted, in_folder, is_file, misnamed},
+    vm::{FileRole, Oddity, VmFacts, VmFile, VmState},
 };
 
 /// One file and where it goes, byte by byte.
@@ -105,7 +105,7 @@ pub fn plan_offline(vm: &VmFacts, wanted: &Wanted, is_reached: impl Fn(&Location
     }
     for file in &vm.files {
         let named = wanted.named.iter().find(|(device, ..)| *device == file.device);
-        if file.role != FileRole::NotAFile && is_reached(&file.place) && named.is_none() {
+        if file.role != FileRole::NotAFile && file.places().all(&is_reached) && named.is_none() {
             continue;
         }
         if let Some(finding) = refusal(vm, file) {
@@ -127,6 +127,9 @@ pub fn plan_offline(vm: &VmFacts, wanted: &Wanted, is_reached: impl Fn(&Location
         }
         match named.and_then(|(_, to, _)| to.as_ref()).or(wanted.all.as_ref()) {
             Some(to) => {
+                if named.is_some() {
+                    planned.findings.extend(file.format.and_then(|format| misnamed(&file.device, to, format)));
+                }
                 let to = file_in(to, file, &planned.files);
                 let (device, role, from) = (file.device.clone(), file.role, file.place.clone());
                 let shareable = file.shareable && role == FileRole::Disk;
@@ -161,11 +164,15 @@ fn whole(vm: &VmFacts) -> Vec<Finding> {
             format!("Remove them: `virsh snapshot-list {name}`, `virsh snapshot-delete {name}`"),
         );
     }
+    if vm.checkpoints > 0 {
+        findings.push(checkpoints(vm));
+    }
+    let mut blocks = |id, message: String, fix: String| findings.push(Finding::blocks(id, name, message, fix));
     if vm.tpm {
         blocks(
             FindingId::VmHostDevice,
             format!("VM {name} has an emulated TPM, whose state lies outside of its files"),
-            "Move the state of the TPM by hand, or remove the TPM from the definition".to_owned(),
+            tpm_by_hand(vm),
         );
     }
     for device in &vm.host_devices {
@@ -178,25 +185,63 @@ fn whole(vm: &VmFacts) -> Vec<Finding> {
     findings
 }
 
+/// The finding of checkpoints, with which libvirt removes no definition.
+pub(crate) fn checkpoints(vm: &VmFacts) -> Finding {
+    let name = &vm.name;
+    Finding::blocks(
+        FindingId::VmCheckpoint,
+        name,
+        format!("VM {name} has {} checkpoint(s) of incremental backups, which do not move along", vm.checkpoints),
+        format!(
+            "Forget them: `virsh checkpoint-list {name}`, then `virsh checkpoint-delete {name} CHECKPOINT --metadata`; the \
+             next backup is a full one"
+        ),
+    )
+}
+
+/// How a VM with an emulated TPM gets to another host: libvirt keeps the TPM's state beside no other file of the VM.
+pub(crate) fn tpm_by_hand(vm: &VmFacts) -> String {
+    let name = &vm.name;
+    format!(
+        "Move it by hand while it is shut off: copy its files and /var/lib/libvirt/swtpm/{} to the other host with \
+         `rsync -aS`, define there what `virsh dumpxml {name} --inactive` says, then \
+         `virsh undefine {name} --keep-nvram --keep-tpm` here",
+        vm.id
+    )
+}
+
 /// Why a file cannot move.
 fn refusal(vm: &VmFacts, file: &VmFile) -> Option<Finding> {
     let (device, name) = (&file.device, &vm.name);
     let blocks = |id, message: String, fix: &str| Some(Finding::blocks(id, device, message, fix));
     if file.role == FileRole::NotAFile {
+        let eject = format!("Eject it with `virsh change-media {name} {device} --eject --config`");
         return blocks(
             FindingId::DiskNotAFile,
-            format!("Disk {device} of VM {name} is a block device or a network disk, not a file"),
-            "Detach it before the move, and attach what the destination has instead",
+            format!("{device} of VM {name} is {}, not a file of a disk", file.what()),
+            match file.is_medium() {
+                true => &eject,
+                false => "Detach it before the move, and attach what the destination has instead",
+            },
         );
     }
-    if file.has_backing {
+    if file.is(Oddity::DataFile) {
+        return blocks(
+            FindingId::DiskOdd,
+            format!(
+                "Disk {device} of VM {name} keeps its data in another file than its image, which would stay behind"
+            ),
+            "Make one image of both with `qemu-img convert`, and name that in the definition",
+        );
+    }
+    if file.has_backing || !file.below.is_empty() {
         return blocks(
             FindingId::DiskFlattened,
             format!("Disk {device} of VM {name} is an overlay: the files below it would stay behind"),
             "Start the VM and move it live, which copies the whole chain; or flatten the disk with `qemu-img rebase`",
         );
     }
-    if vm.files.iter().filter(|other| other.place == file.place).count() > 1 {
+    if vm.files.iter().filter(|other| other.uses(&file.place)).count() > 1 {
         return blocks(
             FindingId::DiskTwice,
             format!("Another disk of VM {name} uses the file of disk {device}, too"),
@@ -249,6 +294,9 @@ mod tests {
             format: Some(DiskFormat::Raw),
             unmaps: true,
             detects_zeroes: true,
+            below: Vec::new(),
+            oddities: Vec::new(),
+            kind: None,
         }
     }
 
@@ -268,6 +316,7 @@ mod tests {
                 file(FileRole::Nvram, "nvram", "/a/vars.fd"),
             ],
             snapshots: 0,
+            checkpoints: 0,
             host_devices: Vec::new(),
             tpm: false,
             networks: Vec::new(),
@@ -326,15 +375,39 @@ mod tests {
     #[test]
     fn what_cannot_move_is_refused() {
         type Spoil = fn(&mut VmFacts, &mut Wanted);
-        let rows: [(&str, Spoil, FindingId); 11] = [
+        let rows: [(&str, Spoil, FindingId); 17] = [
             ("running", |vm, _| vm.state = VmState::Running, FindingId::VmRunning),
             ("paused", |vm, _| vm.state = VmState::Paused, FindingId::VmRunning),
             ("incoming", |vm, _| vm.state = VmState::Incoming, FindingId::VmRunning),
             ("snapshots", |vm, _| vm.snapshots = 1, FindingId::VmSnapshot),
+            ("checkpoints", |vm, _| vm.checkpoints = 1, FindingId::VmCheckpoint),
             ("tpm", |vm, _| vm.tpm = true, FindingId::VmHostDevice),
             ("host device", |vm, _| vm.host_devices.push("pci 1".into()), FindingId::VmHostDevice),
             ("block device", |vm, _| vm.files[1].role = FileRole::NotAFile, FindingId::DiskNotAFile),
+            (
+                "network disk",
+                |vm, _| {
+                    vm.files[1].role = FileRole::NotAFile;
+                    vm.files[1].kind = Some("network iscsi".into());
+                },
+                FindingId::DiskNotAFile,
+            ),
+            (
+                "drive with a block device",
+                |vm, _| {
+                    vm.files[2].role = FileRole::NotAFile;
+                    vm.files[2].kind = Some("cdrom block".into());
+                },
+                FindingId::DiskNotAFile,
+            ),
             ("overlay", |vm, _| vm.files[1].has_backing = true, FindingId::DiskFlattened),
+            ("overlay by its header", |vm, _| vm.files[1].below = vec![local("/b/base.raw")], FindingId::DiskFlattened),
+            ("data file", |vm, _| vm.files[1].oddities = vec![Oddity::DataFile], FindingId::DiskOdd),
+            (
+                "a name of another format",
+                |_, wanted| wanted.named.push(("vda".into(), Some(local("/n/x.qcow2")), None)),
+                FindingId::FilePlace,
+            ),
             ("twice", |vm, _| vm.files[1].place = vm.files[0].place.clone(), FindingId::DiskTwice),
             ("no place", |_, wanted| wanted.all = None, FindingId::FilePlace),
             (
@@ -350,6 +423,10 @@ mod tests {
             assert!(crate::finding::any_blocks(&planned.findings), "{row}");
             assert!(planned.findings.iter().all(|finding| finding.id == id), "{row}: {:?}", planned.findings);
         }
+        let mut vm_with_overlay = vm();
+        vm_with_overlay.files[1].below = vec![local("/a/disk.raw")];
+        let named = Wanted { all: None, named: vec![("vda".into(), Some(local("/n")), None)] };
+        assert_eq!(plan_offline(&vm_with_overlay, &named, |_| true).findings[0].id, FindingId::DiskTwice);
         let unknown = Wanted { named: vec![("vdz".into(), None, None)], ..to("/n") };
         assert_eq!(plan_offline(&vm(), &unknown, |_| false).findings[0].id, FindingId::DiskUnknown);
     }

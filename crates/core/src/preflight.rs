@@ -11,10 +11,11 @@ use crate::{
     id::{JobId, ShareId, VmId},
     job::MoveKind,
     location::{Location, UncPath},
+    offline::{checkpoints, tpm_by_hand},
     share::AttachedShare,
     storage::DiskMove,
     units::ByteCount,
-    vm::{FileRole, VmFacts, VmFile, VmState},
+    vm::{FileRole, Oddity, VmFacts, VmFile, VmState},
 };
 
 /// Memory that the destination keeps free beyond the VM's own: QEMU's own needs (video memory, device buffers,
@@ -202,13 +203,17 @@ fn judge(facts: &LiveFacts<'_>, live: bool) -> Vec<Finding> {
         destination_room(facts, &mut findings);
     }
     for file in &facts.vm.files {
-        if !facts.along.iter().any(|disk| disk.device == file.device) {
+        let stays = !facts.along.iter().any(|disk| disk.device == file.device);
+        if stays {
             file_reach(facts, file, &mut findings);
         }
         file_remarks(facts, file, &mut findings);
+        if file.is(Oddity::Encrypted) && (stays || !live) {
+            findings.push(needs_secret(facts, file));
+        }
     }
     sameness(facts, &mut findings);
-    let places: Vec<&Location> = facts.vm.files.iter().map(|file| &file.place).collect();
+    let places: Vec<&Location> = facts.vm.files.iter().flat_map(VmFile::places).collect();
     findings.extend(soft_shares(&facts.source, places.iter().copied()));
     findings.extend(soft_shares(&facts.destination, places.into_iter().chain(facts.along.iter().map(|disk| &disk.to))));
     findings.sort_by_key(|finding| std::cmp::Reverse(finding.severity));
@@ -245,7 +250,8 @@ pub fn reaches(side: &Side<'_>, place: &Location) -> bool {
 pub fn shares_of(vm: &VmFacts) -> BTreeSet<ShareId> {
     vm.files
         .iter()
-        .filter_map(|file| match &file.place {
+        .flat_map(VmFile::places)
+        .filter_map(|place| match place {
             Location::Share { share, .. } => Some(*share),
             Location::Local { .. } => None,
         })
@@ -311,6 +317,9 @@ fn vm_devices(facts: &LiveFacts<'_>, findings: &mut Vec<Finding>) {
             ),
         ));
     }
+    if vm.checkpoints > 0 {
+        findings.push(checkpoints(vm));
+    }
     for device in &vm.host_devices {
         findings.push(Finding::blocks(
             FindingId::VmHostDevice,
@@ -324,7 +333,7 @@ fn vm_devices(facts: &LiveFacts<'_>, findings: &mut Vec<Finding>) {
             FindingId::VmHostDevice,
             format!("{} tpm", vm.name),
             format!("VM {} has an emulated TPM whose state lies on host {} only", vm.name, facts.source.name),
-            "Shut the VM down and move it with its TPM state by hand; a live move would lose the TPM's content",
+            tpm_by_hand(vm),
         ));
     }
 }
@@ -402,18 +411,16 @@ fn file_reach(facts: &LiveFacts<'_>, file: &VmFile, findings: &mut Vec<Finding>)
     let vm = &facts.vm.name;
     let object = format!("{vm} {}", file.device);
     let (source, destination) = (facts.source.name, facts.destination.name);
+    for below in &file.below {
+        file_below_reach(facts, file, below, findings);
+    }
     match (&file.place, file.role) {
+        (_, FileRole::NotAFile) => findings.push(not_a_file(facts, file)),
         (Location::Local { path, .. }, FileRole::Media) => findings.push(Finding::blocks(
             FindingId::VmLocalMedia,
             object,
             format!("Drive {} of VM {vm} holds {path}, which lies on host {source} only", file.device),
             format!("Eject it (`virsh change-media {vm} {} --eject` on {source}) or put it on a share", file.device),
-        )),
-        (Location::Local { path, .. }, FileRole::NotAFile) => findings.push(Finding::blocks(
-            FindingId::DiskNotShared,
-            object,
-            format!("Disk {} of VM {vm} is {path}, which is not a file on a share", file.device),
-            "Move the disk to a file on a share that both hosts reach",
         )),
         (Location::Local { path, .. }, FileRole::Disk | FileRole::Nvram | FileRole::Boot) => {
             findings.push(Finding::blocks(
@@ -427,8 +434,8 @@ fn file_reach(facts: &LiveFacts<'_>, file: &VmFile, findings: &mut Vec<Finding>)
                          have moved. Or put the file on a share that both hosts reach"
                     ),
                     FileRole::Nvram => format!(
-                        "Put the file on a share that both hosts reach, or shut the VM down and move it with all its files: \
-                         `ferry vm migrate {vm} --to {destination} --storage PLACE --offline`"
+                        "Let them move along: `--storage PLACE`, a folder of {destination} \
+                         (`ferry host browse {destination}`) or of a share"
                     ),
                     FileRole::Disk if !file.read_only => format!(
                         "Let it move along: `--storage PLACE`, a folder of {destination} (`ferry host browse {destination}`) \
@@ -439,31 +446,97 @@ fn file_reach(facts: &LiveFacts<'_>, file: &VmFile, findings: &mut Vec<Finding>)
             ))
         }
         (Location::Share { share, path }, _) => {
-            let name = share_name(facts, *share);
-            for side in [&facts.source, &facts.destination] {
-                let attached = side.shares.iter().find(|attached| attached.id == *share);
-                let trouble = match attached {
-                    None if side.reachable => Some("is not attached on it".to_owned()),
-                    Some(AttachedShare { trouble: Some(trouble), .. }) => {
-                        Some(format!("cannot be used on it: {trouble}"))
-                    }
-                    None | Some(AttachedShare { trouble: None, .. }) => None,
-                };
-                if let Some(trouble) = trouble {
-                    findings.push(Finding::blocks(
-                        FindingId::ShareNotAttached,
-                        &object,
-                        format!(
-                            "{} of VM {vm} is {path} on share {name}, and host {} does not reach it: the share {trouble}",
-                            role_and_device(file),
-                            side.name
-                        ),
-                        format!("Attach the share: `ferry share attach {name} --host {}`", side.name),
-                    ));
-                }
-            }
+            let what = format!("{} of VM {vm} is {path}", role_and_device(file));
+            share_reach(facts, &object, &what, *share, findings);
         }
     }
+}
+
+/// A file on a share needs that share on both hosts. `what` says which file it is.
+fn share_reach(facts: &LiveFacts<'_>, object: &str, what: &str, share: ShareId, findings: &mut Vec<Finding>) {
+    let name = share_name(facts, share);
+    for side in [&facts.source, &facts.destination] {
+        let attached = side.shares.iter().find(|attached| attached.id == share);
+        let trouble = match attached {
+            None if side.reachable => Some("is not attached on it".to_owned()),
+            Some(AttachedShare { trouble: Some(trouble), .. }) => Some(format!("cannot be used on it: {trouble}")),
+            None | Some(AttachedShare { trouble: None, .. }) => None,
+        };
+        if let Some(trouble) = trouble {
+            findings.push(Finding::blocks(
+                FindingId::ShareNotAttached,
+                object,
+                format!("{what} on share {name}, and host {} does not reach it: the share {trouble}", side.name),
+                format!("Attach the share: `ferry share attach {name} --host {}`", side.name),
+            ));
+        }
+    }
+}
+
+/// A file that a disk which stays needs below it.
+fn file_below_reach(facts: &LiveFacts<'_>, file: &VmFile, below: &Location, findings: &mut Vec<Finding>) {
+    let (vm, device) = (&facts.vm.name, &file.device);
+    let (object, destination) = (format!("{vm} {device}"), facts.destination.name);
+    match below {
+        Location::Share { share, path } => {
+            let what = format!("{path}, which disk {device} of VM {vm} is an overlay over, is");
+            share_reach(facts, &object, &what, *share, findings);
+        }
+        Location::Local { path, .. } => findings.push(Finding::blocks(
+            FindingId::DiskNotShared,
+            object,
+            format!("Disk {device} of VM {vm} is an overlay over {path} on host {}, not on a share", facts.source.name),
+            format!(
+                "Let the disk move along as one image: `--disk {device}=PLACE`, a folder of {destination} \
+                 (`ferry host browse {destination}`) or of a share, while the VM runs"
+            ),
+        )),
+    }
+}
+
+/// What is no file cannot be taken along, and Ferry cannot tell whether the destination has the same.
+fn not_a_file(facts: &LiveFacts<'_>, file: &VmFile) -> Finding {
+    let (vm, device, source) = (&facts.vm.name, &file.device, facts.source.name);
+    let (Location::Local { path, .. } | Location::Share { path, .. }) = &file.place;
+    let object = format!("{vm} {device}");
+    if file.is_medium() {
+        return Finding::blocks(
+            FindingId::VmLocalMedia,
+            object,
+            format!("Drive {device} of VM {vm} holds {path}, which is {}", file.what()),
+            format!("Eject it: `virsh change-media {vm} {device} --eject` on {source}"),
+        );
+    }
+    let kind = file.kind.as_deref().unwrap_or_default();
+    let fix = match kind {
+        "nvdimm" => "Detach it before the move, or move the VM by hand while it is shut off".to_owned(),
+        _ if kind.starts_with("filesystem") => {
+            format!("Unmount it in the guest and detach it: `virsh detach-device {vm} FILE` on {source}")
+        }
+        _ => "Move the disk to a file on a share that both hosts reach".to_owned(),
+    };
+    Finding::blocks(
+        FindingId::DiskNotShared,
+        object,
+        format!("{device} of VM {vm} is {path}, {}, and not a file on a share", file.what()),
+        fix,
+    )
+}
+
+/// An encrypted image can be used only where its secret is known.
+fn needs_secret(facts: &LiveFacts<'_>, file: &VmFile) -> Finding {
+    let destination = facts.destination.name;
+    Finding::warns(
+        FindingId::DiskEncrypted,
+        format!("{} {}", facts.vm.name, file.device),
+        format!(
+            "Disk {} of VM {} is encrypted: {destination} must know the secret that its <encryption> names",
+            file.device, facts.vm.name
+        ),
+        format!(
+            "Define it there with the same UUID: `virsh secret-define` and `virsh secret-set-value` on {destination}"
+        ),
+    )
 }
 
 fn file_remarks(facts: &LiveFacts<'_>, file: &VmFile, findings: &mut Vec<Finding>) {
@@ -552,6 +625,8 @@ mod tests {
 
     const VM: VmId = VmId(Uuid::from_u128(1));
     const SHARE: ShareId = ShareId(Uuid::from_u128(2));
+    /// On the first host only.
+    const OTHER: ShareId = ShareId(Uuid::from_u128(7));
     const KVM1: HostId = HostId(Uuid::from_u128(3));
 
     /// A VM and two hosts between which nothing stands; each test spoils one fact.
@@ -620,7 +695,14 @@ mod tests {
             format: Some(DiskFormat::Raw),
             unmaps: true,
             detects_zeroes: true,
+            below: Vec::new(),
+            oddities: Vec::new(),
+            kind: None,
         }
+    }
+
+    fn no_file(kind: &str, place: Location) -> VmFile {
+        VmFile { role: FileRole::NotAFile, kind: Some(kind.into()), ..disk(place) }
     }
 
     fn on_share() -> Location {
@@ -642,6 +724,7 @@ mod tests {
             memory: ByteCount::gib(1),
             files: vec![disk(on_share())],
             snapshots: 0,
+            checkpoints: 0,
             host_devices: Vec::new(),
             tpm: false,
             networks: Vec::new(),
@@ -653,7 +736,7 @@ mod tests {
             Self {
                 vm: vm(),
                 busy: None,
-                source: host("kvm1"),
+                source: Host { shares: vec![attached(), AttachedShare { id: OTHER, ..attached() }], ..host("kvm1") },
                 destination: host("kvm2"),
                 sameness: BTreeMap::from([(SHARE, Sameness::Proven)]),
                 along: Vec::new(),
@@ -728,10 +811,53 @@ mod tests {
             &["vda", "/dev/sdb"],
         ),
         (
+            "network disk",
+            |f| f.vm.files = vec![no_file("network rbd", local("pool/image"))],
+            FindingId::DiskNotShared,
+            &["vda", "pool/image", "network rbd"],
+        ),
+        (
+            "folder below a mount",
+            |f| f.vm.files = vec![no_file("dir", on_share())],
+            FindingId::DiskNotShared,
+            &["vda", "web01/disk.raw", "type dir"],
+        ),
+        (
+            "filesystem",
+            |f| f.vm.files = vec![VmFile { device: "share".into(), ..no_file("filesystem virtiofs", local("/home")) }],
+            FindingId::DiskNotShared,
+            &["share", "/home", "virsh detach-device web01"],
+        ),
+        (
+            "memory in a file",
+            |f| f.vm.files = vec![VmFile { device: "nvdimm".into(), ..no_file("nvdimm", local("/pmem")) }],
+            FindingId::DiskNotShared,
+            &["nvdimm", "/pmem", "Detach"],
+        ),
+        (
+            "drive with a block device",
+            |f| f.vm.files = vec![no_file("cdrom block", local("/dev/sr0"))],
+            FindingId::VmLocalMedia,
+            &["vda", "/dev/sr0", "virsh change-media web01 vda --eject"],
+        ),
+        (
+            "overlay over a local file",
+            |f| f.vm.files[0].below = vec![local("/base.raw")],
+            FindingId::DiskNotShared,
+            &["vda", "/base.raw", "kvm1", "--disk vda=PLACE"],
+        ),
+        (
+            "overlay over a file on another share",
+            |f| f.vm.files[0].below = vec![Location::Share { share: OTHER, path: "base.raw".into() }],
+            FindingId::ShareNotAttached,
+            &["vda", "base.raw", "ferry share attach", "kvm2"],
+        ),
+        ("checkpoint", |f| f.vm.checkpoints = 2, FindingId::VmCheckpoint, &["2 checkpoint", "--metadata"]),
+        (
             "local NVRAM",
             |f| f.vm.files = vec![VmFile { role: FileRole::Nvram, ..disk(local("/var/lib/libvirt/nvram.fd")) }],
             FindingId::DiskNotShared,
-            &["NVRAM", "/var/lib/libvirt/nvram.fd"],
+            &["NVRAM", "/var/lib/libvirt/nvram.fd", "--storage PLACE", "ferry host browse kvm2"],
         ),
         (
             "local medium",
@@ -780,7 +906,16 @@ mod tests {
             FindingId::VmHostDevice,
             &["0000:01:00.0", "Detach"],
         ),
-        ("TPM", |f| f.vm.tpm = true, FindingId::VmHostDevice, &["TPM"]),
+        (
+            "TPM",
+            |f| f.vm.tpm = true,
+            FindingId::VmHostDevice,
+            &[
+                "TPM",
+                "/var/lib/libvirt/swtpm/00000000-0000-0000-0000-000000000001",
+                "virsh undefine web01 --keep-nvram",
+            ],
+        ),
         (
             "UUID taken",
             |f| f.destination.vms.push(VmFacts { name: "old".into(), state: VmState::ShutOff, ..vm() }),
@@ -837,6 +972,20 @@ mod tests {
         let findings = fixture.findings();
         assert_eq!(findings.len(), 1);
         assert_eq!((findings[0].id, findings[0].severity), (FindingId::DiskUnsafe, Severity::Warns));
+    }
+
+    #[test]
+    fn an_encrypted_disk_needs_its_secret_where_it_goes() {
+        let mut fixture = Fixture::new();
+        fixture.vm.files[0].oddities = vec![Oddity::Encrypted];
+        let findings = fixture.findings();
+        let [finding] = &findings[..] else { panic!("{findings:#?}") };
+        assert_eq!((finding.id, finding.severity), (FindingId::DiskEncrypted, Severity::Warns));
+        assert!(finding.message.contains("kvm2") && finding.fix.contains("virsh secret-define"), "{finding:?}");
+        // Of one that cannot move along is said that, and not this.
+        let (from, to) = (on_share(), local("/n/x.raw"));
+        fixture.along = vec![DiskMove { device: "vda".into(), from, to, format: DiskFormat::Raw }];
+        assert_eq!(fixture.findings(), []);
     }
 
     #[test]

@@ -10,9 +10,10 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     finding::{Finding, FindingId},
+    id::HostId,
     location::Location,
     units::ByteCount,
-    vm::{DiskFormat, FileRole, VmFacts, VmFile, VmState},
+    vm::{DiskFormat, FileRole, NVRAM, Oddity, VmFacts, VmFile, VmState},
 };
 
 /// One disk and where it goes.
@@ -137,6 +138,22 @@ pub fn space_needed(allocated: ByteCount) -> ByteCount {
     ByteCount(allocated.0.saturating_add(allocated.0 / 20).saturating_add(1 << 20))
 }
 
+/// What a copy of a disk may take, as far as is known: what the disk's file and those below it take, at most what the
+/// guest sees; all of that where the copy may not be thin.
+pub fn copy_takes(virtual_size: ByteCount, chain: ByteCount, is_thick: bool) -> ByteCount {
+    if is_thick { virtual_size } else { chain.min(virtual_size) }
+}
+
+/// Whether a copy that the hypervisor makes from file to file may not be thin.
+pub fn is_thick<F>(file: &VmFile<F>, disk: &DiskMove) -> bool {
+    thick(file, disk.format, &disk.from, &disk.to, Copier::Hypervisor).is_some()
+}
+
+/// Whether the file of a disk that comes from another host may not be thin.
+pub fn arrives_thick(format: DiskFormat, to: &Location) -> bool {
+    format == DiskFormat::Raw && matches!(to, Location::Share { .. })
+}
+
 /// What is wanted of the disks of a VM.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Wanted {
@@ -163,30 +180,127 @@ pub fn is_file(path: &str) -> bool {
     ENDINGS.iter().any(|ending| path.ends_with(ending))
 }
 
+/// The format that a file's name tells.
+pub(crate) fn named_format(place: &Location) -> Option<DiskFormat> {
+    let (Location::Share { path, .. } | Location::Local { path, .. }) = place;
+    match path.rsplit_once('.')?.1 {
+        "raw" => Some(DiskFormat::Raw),
+        "qcow2" => Some(DiskFormat::Qcow2),
+        _ => None,
+    }
+}
+
+/// The finding of a file whose name tells another format than it would have.
+pub(crate) fn misnamed(device: &str, place: &Location, format: DiskFormat) -> Option<Finding> {
+    let told = named_format(place).filter(|told| *told != format)?;
+    Some(Finding::blocks(
+        FindingId::FilePlace,
+        device,
+        format!("The new file of disk {device} would be {}, and its name tells {}", format.name(), told.name()),
+        format!("Name it .{}, or give a folder", format.name()),
+    ))
+}
+
 /// Decides which file of a VM goes where on its host. Every file of the VM gets an explicit rule: it moves, or a finding
 /// says that it stays and why.
 pub fn plan(vm: &VmFacts, wanted: &Wanted) -> Planned {
     let mut planned = Planned { disks: Vec::new(), findings: whole(vm) };
     planned.findings.extend(unknown(vm, wanted));
+    if vm.tpm && wanted.all.is_some() {
+        planned.findings.push(Finding::warns(
+            FindingId::VmTpm,
+            &vm.name,
+            format!("The emulated TPM of VM {} keeps its state where libvirt has it on this host", vm.name),
+            "Nothing: the VM finds it there at its next start",
+        ));
+    }
     for file in &vm.files {
         plan_file(vm, file, wanted, wanted.all.as_ref(), Copier::Hypervisor, &mut planned);
     }
     planned
 }
 
-/// Decides which disks move along when the VM moves to another host: those that are named, and those that the
-/// destination does not reach, if it is said where they go. What stays has to be reached by both hosts, and the VM has to
-/// run, which preflight judges.
-pub fn plan_along(vm: &VmFacts, wanted: &Wanted, is_reached: impl Fn(&Location) -> bool) -> Planned {
+/// Decides which files move along when the VM moves to host `there`: those that are named, and disks and UEFI variables
+/// that the destination does not reach, if it is said where they go. What stays has to be reached by both hosts, and the
+/// VM has to run, which preflight judges.
+pub fn plan_along(vm: &VmFacts, wanted: &Wanted, there: HostId, is_reached: impl Fn(&Location) -> bool) -> Planned {
     let mut planned = Planned { disks: Vec::new(), findings: unknown(vm, wanted) };
-    for file in &vm.files {
+    // Last, for they may go beside the disks.
+    let (nvram, others): (Vec<_>, Vec<_>) = vm.files.iter().partition(|file| file.role == FileRole::Nvram);
+    for file in others {
         let is_named = wanted.named.iter().any(|(device, ..)| *device == file.device);
-        let must_move = file.role == FileRole::Disk && !file.read_only && !is_reached(&file.place);
+        let must_move = file.role == FileRole::Disk && !file.read_only && !file.places().all(&is_reached);
         if is_named || must_move {
             plan_file(vm, file, wanted, wanted.all.as_ref(), Copier::Carrier, &mut planned);
         }
     }
+    for file in nvram {
+        plan_nvram(file, wanted, there, is_reached(&file.place), &mut planned);
+    }
     planned
+}
+
+/// Where libvirt itself puts UEFI variables; each host has this folder.
+pub const NVRAM_FOLDER: &str = "/var/lib/libvirt/qemu/nvram";
+
+/// Whether a path is one of UEFI variables where libvirt itself puts them.
+pub fn is_libvirts_nvram(path: &str) -> bool {
+    let name = path.strip_prefix(NVRAM_FOLDER).and_then(|rest| rest.strip_prefix('/'));
+    name.is_some_and(|name| !name.is_empty() && name != ".." && !name.contains('/'))
+}
+
+/// UEFI variables travel with the guest's memory into a file that is there: where they are named to be, at libvirt's own
+/// place as here, or beside the disks.
+fn plan_nvram(file: &VmFile, wanted: &Wanted, there: HostId, is_reached: bool, planned: &mut Planned) {
+    let named = wanted.named.iter().find(|(device, ..)| *device == file.device);
+    if named.is_none() && is_reached {
+        return;
+    }
+    let format = file.format.unwrap_or(DiskFormat::Raw);
+    if let Some((_, _, Some(other))) = named
+        && *other != format
+    {
+        planned.findings.push(Finding::blocks(
+            FindingId::FilePlace,
+            NVRAM,
+            "UEFI variables keep their format",
+            "Leave the format out",
+        ));
+    }
+    let (Location::Share { path, .. } | Location::Local { path, .. }) = &file.place;
+    let name = path.rsplit('/').next().unwrap_or(NVRAM);
+    let beside = |to: &Location| match to {
+        Location::Share { path, .. } | Location::Local { path, .. } if is_file(path) => folder_of(to),
+        Location::Share { .. } | Location::Local { .. } => to.clone(),
+    };
+    let to = match (named.and_then(|(_, to, _)| to.as_ref()), &file.place) {
+        (Some(to), _) if named_nvram(to) => to.clone(),
+        (Some(to), _) => in_folder(to, name.to_owned()),
+        (None, Location::Local { path, .. }) if is_libvirts_nvram(path) => {
+            Location::Local { host: there, path: path.clone() }
+        }
+        (None, _) => match wanted.all.clone().or(planned.disks.first().map(|disk| disk.to.clone())) {
+            Some(to) => in_folder(&beside(&to), name.to_owned()),
+            None => return,
+        },
+    };
+    let disk = DiskMove { device: file.device.clone(), from: file.place.clone(), to, format };
+    planned.disks.push(disk);
+}
+
+/// Whether a place is meant as a file of UEFI variables, not a folder.
+fn named_nvram(place: &Location) -> bool {
+    let (Location::Share { path, .. } | Location::Local { path, .. }) = place;
+    is_file(path) || path.ends_with(".fd")
+}
+
+/// The folder that holds a file.
+fn folder_of(file: &Location) -> Location {
+    let up = |path: &str| path.rsplit_once('/').map_or(String::new(), |(folder, _)| folder.to_owned());
+    match file {
+        Location::Share { share, path } => Location::Share { share: *share, path: up(path) },
+        Location::Local { host, path } => Location::Local { host: *host, path: format!("{}/", up(path)) },
+    }
 }
 
 /// Who copies a disk.
@@ -262,14 +376,16 @@ fn plan_file(
         }
         return;
     };
-    if let Some(finding) = stays(vm, file, named.is_some()) {
+    if let Some(finding) = stays(vm, file, to, named.is_some()).or_else(|| odd(vm, file)) {
         findings.push(finding);
         return;
     }
-    let format = named.and_then(|(.., format)| *format).or(file.format).unwrap_or(DiskFormat::Qcow2);
+    let told = named_format(to);
+    let format = named.and_then(|(.., format)| *format).or(told).or(file.format).unwrap_or(DiskFormat::Qcow2);
     let to = file_in(to, file, format, disks);
+    findings.extend(misnamed(&file.device, &to, format));
     findings.extend(remarks(file, format, &to, copier));
-    if vm.files.iter().filter(|other| other.place == file.place).count() > 1 {
+    if vm.files.iter().filter(|other| other.uses(&file.place)).count() > 1 {
         findings.push(Finding::blocks(
             FindingId::DiskTwice,
             &file.device,
@@ -281,7 +397,7 @@ fn plan_file(
 }
 
 /// Why a file stays where it is. Who names such a file is refused.
-fn stays(vm: &VmFacts, file: &VmFile, named: bool) -> Option<Finding> {
+fn stays(vm: &VmFacts, file: &VmFile, to: &Location, named: bool) -> Option<Finding> {
     let device = &file.device;
     let (id, message, fix) = match file.role {
         FileRole::Disk if file.shareable => (
@@ -299,36 +415,104 @@ fn stays(vm: &VmFacts, file: &VmFile, named: bool) -> Option<Finding> {
             "Nothing; or copy the file and change the definition while the VM is shut off".to_owned(),
         ),
         FileRole::Disk => return None,
-        FileRole::Media => (
+        FileRole::Media | FileRole::NotAFile if file.is_medium() => (
             FindingId::DiskReadOnly,
             format!("The medium in drive {device} stays where it is"),
             format!("Nothing; or eject it with `virsh change-media {} {device} --eject`", vm.name),
         ),
-        FileRole::Nvram => (
-            FindingId::DiskNvram,
-            format!("The UEFI variables of VM {} stay where they are while it runs", vm.name),
-            "Move them when the VM is shut off".to_owned(),
-        ),
+        FileRole::Nvram => return Some(nvram_stays(vm, file, to, named)),
         FileRole::Boot => (
             FindingId::DiskReadOnly,
             format!("File {device} that VM {} boots from stays where it is", vm.name),
             "Nothing: it is read at a start only".to_owned(),
         ),
-        FileRole::NotAFile => (
+        FileRole::Media | FileRole::NotAFile => (
             FindingId::DiskNotAFile,
-            format!("Disk {device} of VM {} is a block device or a network disk, not a file", vm.name),
-            "Leave it out; Ferry moves files".to_owned(),
+            format!("{device} of VM {} is {}, not a file of a disk: it stays where it is", vm.name, file.what()),
+            "Nothing; or leave it out: Ferry moves files of disks".to_owned(),
         ),
     };
     let finding = if named { Finding::blocks } else { Finding::warns };
     Some(finding(id, device, message, fix))
 }
 
+/// libvirt keeps UEFI variables open while the VM runs, and copies disks only.
+fn nvram_stays(vm: &VmFacts, file: &VmFile, to: &Location, named: bool) -> Finding {
+    let (Location::Share { path: old, .. } | Location::Local { path: old, .. }) = &file.place;
+    let new = match to {
+        Location::Local { path, .. } if named_nvram(to) => path.clone(),
+        Location::Local { path, .. } => {
+            format!("{}/{}", path.trim_end_matches('/'), old.rsplit('/').next().unwrap_or(NVRAM))
+        }
+        Location::Share { .. } => "NEW-FILE".to_owned(),
+    };
+    let old = match &file.place {
+        Location::Local { path, .. } => path,
+        Location::Share { .. } => "OLD-FILE",
+    };
+    let name = &vm.name;
+    let finding = if named { Finding::blocks } else { Finding::warns };
+    finding(
+        FindingId::DiskNvram,
+        &file.device,
+        format!("The UEFI variables of VM {name} ({}) stay where they are while it runs", path_of(&file.place)),
+        format!(
+            "Nothing; or move them for its next start: `virsh shutdown {name}`, then `mv {old} {new}`, then write the new \
+             path into <nvram> with `virsh edit {name}`, then `ferry vm start {name}`"
+        ),
+    )
+}
+
+fn path_of(place: &Location) -> String {
+    match place {
+        Location::Local { path, .. } => path.clone(),
+        Location::Share { path, .. } => format!("{path} on its share"),
+    }
+}
+
+/// Why a copy of a disk would not be the same, or cannot be made.
+fn odd(vm: &VmFacts, file: &VmFile) -> Option<Finding> {
+    let (device, name) = (&file.device, &vm.name);
+    let (id, message, fix) = match file.oddities.first()? {
+        Oddity::Encrypted => (
+            FindingId::DiskEncrypted,
+            format!("Disk {device} of VM {name} is encrypted, and its copy would be plain"),
+            "Move it while the VM is shut off: `ferry vm migrate --offline`, or by hand; or leave it out with `--disk` for \
+             the others"
+                .to_owned(),
+        ),
+        Oddity::Transient => (
+            FindingId::DiskOdd,
+            format!("Disk {device} of VM {name} is transient: a copy would keep what is to be forgotten"),
+            "Shut the VM down first; or leave the disk out with `--disk` for the others".to_owned(),
+        ),
+        Oddity::Copied => (
+            FindingId::DiskBusy,
+            format!("Disk {device} of VM {name} is being copied to another file already"),
+            format!("Wait until that has ended, or end it with `virsh blockjob {name} {device} --abort`"),
+        ),
+        Oddity::Sliced => (
+            FindingId::DiskOdd,
+            format!("Disk {device} of VM {name} is a part (<slices>) of its image"),
+            "Copy that part into an image of its own while the VM is shut off; or leave it out with `--disk` for the others"
+                .to_owned(),
+        ),
+        Oddity::DataFile => (
+            FindingId::DiskOdd,
+            format!("Disk {device} of VM {name} keeps its data in another file than its image, which would stay behind"),
+            "Make one image of both with `qemu-img convert` while the VM is shut off; or leave it out with `--disk` for the \
+             others"
+                .to_owned(),
+        ),
+    };
+    Some(Finding::blocks(id, device, message, fix))
+}
+
 /// What should be known of a disk that moves.
 fn remarks(file: &VmFile, format: DiskFormat, to: &Location, copier: Copier) -> Vec<Finding> {
     let device = &file.device;
     let mut findings = Vec::new();
-    if let Some((why, fix)) = thick(file, format, to, copier) {
+    if let Some((why, fix)) = thick(file, format, &file.place, to, copier) {
         findings.push(Finding::warns(
             FindingId::DiskThick,
             device,
@@ -346,7 +530,8 @@ fn remarks(file: &VmFile, format: DiskFormat, to: &Location, copier: Copier) -> 
             "Nothing; or leave it out with `--disk` for the others",
         ));
     }
-    if !file.stops_on_error {
+    // Of one that goes to another host preflight says it.
+    if !file.stops_on_error && copier == Copier::Hypervisor {
         findings.push(Finding::warns(
             FindingId::DiskUnsafe,
             device,
@@ -358,11 +543,17 @@ fn remarks(file: &VmFile, format: DiskFormat, to: &Location, copier: Copier) -> 
 }
 
 /// Why a copy may not be thin, and what helps. All seen with QEMU 10.0, which copies by the settings of the disk.
-fn thick(file: &VmFile, format: DiskFormat, to: &Location, copier: Copier) -> Option<(&'static str, String)> {
+fn thick<F>(
+    file: &VmFile<F>,
+    format: DiskFormat,
+    from: &Location,
+    to: &Location,
+    copier: Copier,
+) -> Option<(&'static str, String)> {
     let qcow2 = format!("Choose qcow2: `--disk {}=PLACE,format=qcow2`", file.device);
     let set = |what: &str| format!("Set {what} for the disk while the VM is shut off");
-    match (&file.place, format, to) {
-        (_, DiskFormat::Raw, Location::Share { .. }) => Some(("a raw file on a share may not keep its holes", qcow2)),
+    match (from, format, to) {
+        _ if arrives_thick(format, to) => Some(("a raw file on a share may not keep its holes", qcow2)),
         _ if copier == Copier::Carrier => None,
         // The holes of a file on a share are not known: they are read as zeros.
         (Location::Share { .. }, ..) if !file.detects_zeroes => {
@@ -434,6 +625,9 @@ mod tests {
             format: Some(DiskFormat::Raw),
             unmaps: true,
             detects_zeroes: true,
+            below: Vec::new(),
+            oddities: Vec::new(),
+            kind: None,
         }
     }
 
@@ -448,11 +642,14 @@ mod tests {
             memory: ByteCount::mib(512),
             files,
             snapshots: 0,
+            checkpoints: 0,
             host_devices: Vec::new(),
             tpm: false,
             networks: Vec::new(),
         }
     }
+
+    const THERE: HostId = HostId(Uuid::from_u128(4));
 
     fn all_to(to: Location) -> Wanted {
         Wanted { all: Some(to), named: Vec::new() }
@@ -484,6 +681,7 @@ mod tests {
     fn every_file_moves_or_is_told_to_stay() {
         use FindingId::{DiskFlattened, DiskNotAFile, DiskNvram, DiskReadOnly, DiskShareable, DiskThick, DiskUnsafe};
         let plain = || disk("vda", "/a/x.raw");
+        let no_file = |kind: &str| VmFile { role: FileRole::NotAFile, kind: Some(kind.into()), ..plain() };
         for (file, moves, found) in [
             (plain(), true, None),
             (VmFile { shareable: true, ..plain() }, false, Some(DiskShareable)),
@@ -492,6 +690,13 @@ mod tests {
             (VmFile { role: FileRole::Nvram, ..plain() }, false, Some(DiskNvram)),
             (VmFile { role: FileRole::Boot, ..plain() }, false, Some(DiskReadOnly)),
             (VmFile { role: FileRole::NotAFile, ..plain() }, false, Some(DiskNotAFile)),
+            (no_file("block"), false, Some(DiskNotAFile)),
+            (no_file("network rbd"), false, Some(DiskNotAFile)),
+            (no_file("network iscsi"), false, Some(DiskNotAFile)),
+            (no_file("network nbd"), false, Some(DiskNotAFile)),
+            (no_file("nvdimm"), false, Some(DiskNotAFile)),
+            (no_file("filesystem virtiofs"), false, Some(DiskNotAFile)),
+            (no_file("cdrom block"), false, Some(DiskReadOnly)),
             (VmFile { has_backing: true, ..plain() }, true, Some(DiskFlattened)),
             (VmFile { unmaps: false, ..plain() }, true, Some(DiskThick)),
             (VmFile { detects_zeroes: false, ..plain() }, true, None),
@@ -526,6 +731,182 @@ mod tests {
             let blocks: Vec<_> = findings.iter().filter(|finding| finding.severity == Severity::Blocks).collect();
             assert!(blocks.iter().any(|finding| finding.id == id), "{id}: {findings:?}");
         }
+    }
+
+    #[test]
+    fn every_file_moves_along_or_is_told_why_not() {
+        use FindingId::{DiskFlattened, DiskNotAFile, DiskReadOnly, DiskShareable, DiskThick, DiskTwice};
+        let plain = || disk("vda", "/a/x.raw");
+        let to_local = || Some(local("/new"));
+        let rows = [
+            ("plain", plain(), to_local(), true, None),
+            (
+                "read only",
+                VmFile { read_only: true, ..plain() },
+                to_local(),
+                false,
+                Some((DiskReadOnly, Severity::Blocks)),
+            ),
+            (
+                "not a file",
+                VmFile { role: FileRole::NotAFile, ..plain() },
+                to_local(),
+                false,
+                Some((DiskNotAFile, Severity::Blocks)),
+            ),
+            (
+                "shareable",
+                VmFile { shareable: true, ..plain() },
+                to_local(),
+                false,
+                Some((DiskShareable, Severity::Blocks)),
+            ),
+            (
+                "overlay",
+                VmFile { has_backing: true, ..plain() },
+                to_local(),
+                true,
+                Some((DiskFlattened, Severity::Warns)),
+            ),
+            ("thick", plain(), Some(share("d")), true, Some((DiskThick, Severity::Warns))),
+            ("no discard", VmFile { unmaps: false, detects_zeroes: false, ..plain() }, to_local(), true, None),
+            // Preflight says it.
+            ("shows errors", VmFile { stops_on_error: false, ..plain() }, to_local(), true, None),
+        ];
+        for (row, file, to, moves, found) in rows {
+            let vm = vm(vec![file]);
+            let wanted = Wanted { all: None, named: vec![("vda".into(), to.clone(), None)] };
+            let named = plan_along(&vm, &wanted, THERE, |_| true);
+            assert_eq!(named.disks.len(), usize::from(moves), "{row}");
+            let ids: Vec<_> = named.findings.iter().map(|finding| (finding.id, finding.severity)).collect();
+            assert_eq!(ids, found.into_iter().collect::<Vec<_>>(), "{row}");
+            // What is not named and reached stays without a word.
+            let all = Wanted { all: to, named: Vec::new() };
+            assert_eq!(plan_along(&vm, &all, THERE, |_| true), Planned::default(), "{row}");
+        }
+        let twice = vm(vec![disk("vda", "/a/x.raw"), disk("vdb", "/a/x.raw")]);
+        let ids: Vec<_> = plan_along(&twice, &all_to(local("/n")), THERE, |_| false)
+            .findings
+            .iter()
+            .map(|finding| finding.id)
+            .collect();
+        assert_eq!(ids, [DiskTwice, DiskTwice]);
+        // A base that the destination does not reach is a reason, too.
+        let overlay = VmFile { place: share("x.qcow2"), below: vec![local("/base.raw")], ..plain() };
+        let planned = plan_along(&vm(vec![overlay]), &all_to(local("/n")), THERE, |place| {
+            matches!(place, Location::Share { .. })
+        });
+        assert_eq!(planned.disks.len(), 1);
+    }
+
+    #[test]
+    fn uefi_variables_go_where_libvirt_has_them_or_beside_the_disks() {
+        let nvram = |place: Location| VmFile {
+            role: FileRole::Nvram,
+            device: "nvram".into(),
+            format: None,
+            place,
+            ..disk("vda", "")
+        };
+        let there = |path: &str| Location::Local { host: THERE, path: path.into() };
+        let to = |files: Vec<VmFile>, wanted: &Wanted| {
+            let planned = plan_along(&vm(files), wanted, THERE, |place| matches!(place, Location::Share { .. }));
+            assert_eq!(planned.findings, [], "{wanted:?}");
+            planned.disks.into_iter().find(|disk| disk.device == "nvram").map(|disk| disk.to)
+        };
+        let own = "/var/lib/libvirt/qemu/nvram/web01_VARS.fd";
+        let named = |place: Location| Wanted { all: None, named: vec![("nvram".into(), Some(place), None)] };
+        let disks = Wanted { all: None, named: vec![("vda".into(), Some(there("/n/x.raw")), None)] };
+        for (row, files, wanted, expected) in [
+            ("libvirt's", vec![nvram(local(own))], Wanted::default(), Some(there(own))),
+            ("libvirt's, disks elsewhere", vec![nvram(local(own))], all_to(there("/n")), Some(there(own))),
+            ("its own", vec![nvram(local("/v/vars.fd"))], all_to(there("/n")), Some(there("/n/vars.fd"))),
+            (
+                "beside a disk",
+                vec![nvram(local("/v/vars.fd")), disk("vda", "/a/x.raw")],
+                disks,
+                Some(there("/n/vars.fd")),
+            ),
+            ("nowhere", vec![nvram(local("/v/vars.fd"))], Wanted::default(), None),
+            ("reached", vec![nvram(share("vars.fd"))], all_to(there("/n")), None),
+            ("named, a folder", vec![nvram(local(own))], named(there("/m")), Some(there("/m/web01_VARS.fd"))),
+            ("named, a file", vec![nvram(share("vars.fd"))], named(there("/m/v.fd")), Some(there("/m/v.fd"))),
+        ] {
+            assert_eq!(to(files, &wanted), expected, "{row}");
+        }
+        assert!(
+            !is_libvirts_nvram("/var/lib/libvirt/qemu/nvram/../x")
+                && !is_libvirts_nvram("/var/lib/libvirt/qemu/nvram/a/b")
+        );
+        assert!(!is_libvirts_nvram("/var/lib/libvirt/qemu/nvram2/x") && !is_libvirts_nvram(NVRAM_FOLDER));
+    }
+
+    #[test]
+    fn what_a_copy_would_not_keep_is_refused_whether_it_is_named_or_not() {
+        for (oddity, id, word) in [
+            (Oddity::Encrypted, FindingId::DiskEncrypted, "--offline"),
+            (Oddity::Transient, FindingId::DiskOdd, "transient"),
+            (Oddity::Copied, FindingId::DiskBusy, "virsh blockjob web01 vda --abort"),
+            (Oddity::Sliced, FindingId::DiskOdd, "<slices>"),
+            (Oddity::DataFile, FindingId::DiskOdd, "qemu-img convert"),
+        ] {
+            let vm = vm(vec![VmFile { oddities: vec![oddity], ..disk("vda", "/a/x.raw") }]);
+            for planned in [plan(&vm, &all_to(local("/n"))), plan_along(&vm, &all_to(local("/n")), THERE, |_| false)] {
+                assert_eq!(planned.disks, [], "{oddity:?}");
+                let [finding] = &planned.findings[..] else { panic!("{oddity:?}: {planned:?}") };
+                assert_eq!((finding.id, finding.severity), (id, Severity::Blocks), "{oddity:?}");
+                assert!(format!("{}{}", finding.message, finding.fix).contains(word), "{finding:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn what_stays_on_one_host_says_what_to_do() {
+        let nvram = VmFile { role: FileRole::Nvram, device: "nvram".into(), ..disk("vda", "/v/vars.fd") };
+        let vm = VmFacts { tpm: true, ..vm(vec![nvram]) };
+        let findings = plan(&vm, &all_to(local("/new/"))).findings;
+        let ids: Vec<_> = findings.iter().map(|finding| (finding.id, finding.severity)).collect();
+        assert_eq!(ids, [(FindingId::VmTpm, Severity::Warns), (FindingId::DiskNvram, Severity::Warns)]);
+        assert!(findings[1].message.contains("/v/vars.fd"), "{findings:?}");
+        for step in ["virsh shutdown web01", "mv /v/vars.fd /new/vars.fd", "virsh edit web01", "ferry vm start web01"] {
+            assert!(findings[1].fix.contains(step), "{step}: {findings:?}");
+        }
+    }
+
+    #[test]
+    fn a_file_below_another_disk_is_not_taken_away() {
+        let overlay = VmFile { has_backing: true, below: vec![local("/a/base.raw")], ..disk("vdb", "/a/x.qcow2") };
+        let vm = vm(vec![disk("vda", "/a/base.raw"), overlay]);
+        let named = Wanted { all: None, named: vec![("vda".into(), Some(local("/n")), None)] };
+        assert_eq!(plan(&vm, &named).findings[0].id, FindingId::DiskTwice);
+        assert_eq!(plan_along(&vm, &named, THERE, |_| true).findings[0].id, FindingId::DiskTwice);
+    }
+
+    #[test]
+    fn a_files_name_tells_its_format() {
+        let vm = vm(vec![disk("vda", "/a/x.raw")]);
+        let named = |to: &str, format| Wanted { all: None, named: vec![("vda".into(), Some(local(to)), format)] };
+        let planned = plan(&vm, &named("/n/y.qcow2", None));
+        assert_eq!((planned.disks[0].format, planned.findings), (DiskFormat::Qcow2, Vec::new()));
+        let against = plan(&vm, &named("/n/y.qcow2", Some(DiskFormat::Raw))).findings;
+        assert_eq!((against[0].id, against[0].severity), (FindingId::FilePlace, Severity::Blocks));
+        assert_eq!(plan(&vm, &named("/n/y.img", Some(DiskFormat::Qcow2))).findings, []);
+    }
+
+    #[test]
+    fn a_copy_takes_its_chain_and_all_of_the_disk_where_it_is_thick() {
+        let mib = ByteCount::mib;
+        for (row, chain, thick, takes) in [
+            ("thin", 10, false, 10),
+            ("a chain that holds more than the disk", 130, false, 100),
+            ("thick", 10, true, 100),
+        ] {
+            assert_eq!(copy_takes(mib(100), mib(chain), thick), mib(takes), "{row}");
+        }
+        let to = |to: Location| DiskMove { device: "vda".into(), from: local("/a/x.raw"), to, format: DiskFormat::Raw };
+        assert!(is_thick(&disk("vda", "/a/x.raw"), &to(share("x.raw"))));
+        assert!(!is_thick(&disk("vda", "/a/x.raw"), &to(local("/n/x.raw"))));
+        assert!(arrives_thick(DiskFormat::Raw, &share("x")) && !arrives_thick(DiskFormat::Qcow2, &share("x")));
     }
 
     #[test]

@@ -41,7 +41,10 @@ pub struct VmFacts<F = Location> {
     pub files: Vec<VmFile<F>>,
     /// Snapshots that libvirt keeps for it.
     pub snapshots: u32,
-    /// Devices of the host it uses (PCI, USB passthrough): names as the definition writes them.
+    /// Checkpoints that libvirt keeps for it: from where incremental backups go on.
+    #[serde(default)]
+    pub checkpoints: u32,
+    /// Devices of the host it uses (PCI, USB, interface or TPM passthrough): names as the definition writes them.
     pub host_devices: Vec<String>,
     /// Whether it has an emulated TPM.
     pub tpm: bool,
@@ -78,6 +81,71 @@ pub struct VmFile<F = Location> {
     /// place, where the file they come from does not tell that they are holes.
     #[serde(default)]
     pub detects_zeroes: bool,
+    /// What it needs besides: the files below an overlay, and the file that it is being copied to. Of a VM that is shut
+    /// off the definition does not tell; then it is what the image's header says, as far as that could be read.
+    #[serde(default = "Vec::new")]
+    pub below: Vec<F>,
+    /// What a copy would not keep, or stands in its way.
+    #[serde(default)]
+    pub oddities: Vec<Oddity>,
+    /// What is no file, in the definition's words: `block`, `network rbd`, `nvdimm`.
+    #[serde(default)]
+    pub kind: Option<String>,
+}
+
+/// Something about a disk that a copy would not keep, or that stands in its way.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
+#[serde(rename_all = "snake_case")]
+pub enum Oddity {
+    /// Its image is encrypted: QEMU copies what the guest sees.
+    Encrypted,
+    /// What the guest writes is forgotten at its end (libvirt `<transient/>`).
+    Transient,
+    /// It is being copied to another file.
+    Copied,
+    /// It is a part of its image (libvirt `<slices>`).
+    Sliced,
+    /// It keeps its data in another file than its image (libvirt `<dataStore>`).
+    DataFile,
+}
+
+/// How a device of UEFI variables is called.
+pub const NVRAM: &str = "nvram";
+
+impl<F: PartialEq> VmFile<F> {
+    /// Whether the VM needs what is at a place for this.
+    pub fn uses(&self, place: &F) -> bool {
+        self.place == *place || self.below.contains(place)
+    }
+
+    /// Whether a copy would not keep this, or it stands in its way.
+    pub fn is(&self, oddity: Oddity) -> bool {
+        self.oddities.contains(&oddity)
+    }
+
+    /// Whether it is a medium in a drive, a file or not.
+    pub fn is_medium(&self) -> bool {
+        let kind = self.kind.as_deref().unwrap_or_default();
+        self.role == FileRole::Media || ["cdrom", "floppy"].iter().any(|drive| kind.starts_with(drive))
+    }
+
+    /// What is no file, for people.
+    pub fn what(&self) -> String {
+        match self.kind.as_deref() {
+            Some("block") => "a block device".to_owned(),
+            Some(kind) if kind.starts_with("network") => format!("a network disk ({kind})"),
+            Some("nvdimm") => "a memory device kept in a file (nvdimm)".to_owned(),
+            Some(kind) if kind.starts_with("filesystem") => format!("a folder of its host ({kind})"),
+            Some(kind) => format!("of type {kind}"),
+            None => "a block device or a network disk".to_owned(),
+        }
+    }
+
+    /// Every place that it needs.
+    pub fn places(&self) -> impl Iterator<Item = &F> {
+        std::iter::once(&self.place).chain(&self.below)
+    }
 }
 
 /// How a disk image is laid out.
@@ -114,7 +182,8 @@ pub enum FileRole {
     Nvram,
     /// A kernel, an initrd or a device tree that the hypervisor boots directly.
     Boot,
-    /// A disk that is not a file: a block device or a network disk. `place` holds its name.
+    /// A disk, or what else guests get of a host, that is not a file: a block device, a network disk, a folder. `place`
+    /// holds its name.
     NotAFile,
 }
 
@@ -129,6 +198,9 @@ impl<F> VmFacts<F> {
                     role: file.role,
                     device: file.device,
                     place: rewrite(file.place),
+                    below: file.below.into_iter().map(&mut rewrite).collect(),
+                    oddities: file.oddities,
+                    kind: file.kind,
                     read_only: file.read_only,
                     shareable: file.shareable,
                     has_backing: file.has_backing,
@@ -146,6 +218,7 @@ impl<F> VmFacts<F> {
             vcpus: self.vcpus,
             memory: self.memory,
             snapshots: self.snapshots,
+            checkpoints: self.checkpoints,
             host_devices: self.host_devices,
             tpm: self.tpm,
             networks: self.networks,

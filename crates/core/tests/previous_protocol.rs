@@ -11,6 +11,7 @@ use ferry_core::{
     pin::{Pin, Secret},
     share::AttachedShare,
     units::ByteCount,
+    vm::VmFacts,
 };
 use serde::{Deserialize, de::DeserializeOwned};
 use uuid::Uuid;
@@ -39,6 +40,14 @@ const REPORT: &str = r#"{
 
 const ATTACHED_SHARE: &str = r#"{
     "id": "00000000-0000-0000-0000-000000000005", "unc": "\\\\fs1.contoso.com\\vms", "mode": "mounted", "trouble": null, "free": 7
+}"#;
+
+const VM: &str = r#"{
+    "id": "00000000-0000-0000-0000-000000000001", "name": "web01", "state": "running", "persistent": true,
+    "autostart": false, "vcpus": 1, "memory": 1048576, "snapshots": 0, "host_devices": [], "tpm": false, "networks": [],
+    "files": [{"role": "disk", "device": "vda", "place": {"on": "share", "share": "00000000-0000-0000-0000-000000000005",
+        "path": "x.raw"}, "read_only": false, "shareable": false, "has_backing": false, "stops_on_error": true,
+        "format": "raw", "unmaps": true, "detects_zeroes": true}]
 }"#;
 
 /// What the agent before this one took as [`PrepareSource`].
@@ -75,6 +84,8 @@ fn what_an_agent_of_the_version_before_answers_is_understood() {
     assert_eq!((report.generation, report.figures.iterations), (Generation(5), 3));
     let ready: SourceReady = read(r#"{"autostart": false}"#);
     assert!(!ready.autostart);
+    let vm: VmFacts = read(VM);
+    assert_eq!((vm.checkpoints, vm.files[0].below.len(), vm.files[0].oddities.len()), (0, 0, 0));
     let share: AttachedShare = read(ATTACHED_SHARE);
     assert_eq!((share.free, share.total), (Some(ByteCount(7)), None));
 }

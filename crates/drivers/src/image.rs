@@ -1,10 +1,10 @@
-//! Disk images: made new, thin and empty, of exactly a disk's size.
+//! Disk images: made new, thin and empty, of exactly a disk's size; what lies below them.
 
 use std::{
     fs::{self, File, OpenOptions},
     io,
-    os::unix::fs::{MetadataExt as _, OpenOptionsExt as _, chown},
-    path::Path,
+    os::unix::fs::{FileExt as _, MetadataExt as _, OpenOptionsExt as _, chown},
+    path::{Component, Path, PathBuf},
     process::{Command, Stdio},
     time::Duration,
 };
@@ -127,6 +127,158 @@ pub fn extents(path: &Path, format: DiskFormat) -> io::Result<Vec<Extent>> {
         Some(Extent { start, length, offset: number(words.next())? })
     });
     extents.collect::<Option<_>>().ok_or_else(|| io::Error::other("qemu-img map printed something unknown"))
+}
+
+/// Of an image in QEMU's own format that much is read at first: its header, what extends it, and mostly its backing name.
+const HEAD_BYTES: usize = 4096;
+/// Longest name of what lies below an image, by its format.
+const BACKING_NAME_MAX: usize = 1023;
+/// Images below one another: more than anybody makes, and an end where they lie in a circle.
+const CHAIN_MAX: usize = 256;
+
+/// What the header of an image in QEMU's own format says (docs/interop/qcow2 of QEMU).
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Header {
+    /// What lies below it, as it is written there: a path, absolute or from the image's folder, or what QEMU calls a
+    /// protocol.
+    pub backing: Option<String>,
+    /// The format of that, if it is told.
+    pub backing_format: Option<String>,
+    /// The file that holds its data, if that is not the image itself; empty if its name is not told.
+    pub data_file: Option<String>,
+    /// Snapshots inside of the image.
+    pub snapshots: u32,
+    /// What the guest sees.
+    pub virtual_size: ByteCount,
+}
+
+/// Reads the header of an image; `None` if it is not of QEMU's own format.
+///
+/// # Errors
+/// The file system's; [`io::ErrorKind::InvalidData`] for a header that is broken.
+pub fn header(path: &Path) -> io::Result<Option<Header>> {
+    // Not blocking: a path may be one of a pipe.
+    let file = OpenOptions::new().read(true).custom_flags(nix::libc::O_NONBLOCK).open(path)?;
+    let mut head = vec![0; HEAD_BYTES];
+    let mut length = 0;
+    while length < head.len() {
+        match file.read_at(&mut head[length..], length as u64)? {
+            0 => break,
+            read => length += read,
+        }
+    }
+    head.truncate(length);
+    let Some((mut header, name)) = parse_header(&head) else { return Ok(None) };
+    if let Some((offset, length)) = name {
+        if length > BACKING_NAME_MAX {
+            return Err(io::Error::new(io::ErrorKind::InvalidData, "the image's header is broken"));
+        }
+        let mut name = vec![0; length];
+        file.read_exact_at(&mut name, offset)?;
+        header.backing = Some(String::from_utf8_lossy(&name).into_owned());
+    }
+    Ok(Some(header))
+}
+
+/// The header without the name of what lies below, and where that is. `None` if it is no header.
+fn parse_header(head: &[u8]) -> Option<(Header, Option<(u64, usize)>)> {
+    let four = |at: usize| Some(u32::from_be_bytes(head.get(at..at + 4)?.try_into().ok()?));
+    let eight = |at: usize| Some(u64::from_be_bytes(head.get(at..at + 8)?.try_into().ok()?));
+    if !head.starts_with(b"QFI\xfb") {
+        return None;
+    }
+    let version = four(4)?;
+    let (offset, length) = (eight(8)?, four(16)? as usize);
+    let mut header = Header { virtual_size: ByteCount(eight(24)?), ..Header::default() };
+    if version >= 2 {
+        header.snapshots = four(60)?;
+    }
+    if version >= 3 && eight(72)? & 4 != 0 {
+        header.data_file = Some(String::new());
+    }
+    // What extends the header: a type, a length, and so many bytes, filled up to eight; the type zero is the end.
+    let mut at = match version {
+        0 | 1 => head.len(),
+        2 => 72,
+        _ => four(100)? as usize,
+    };
+    while let (Some(kind), Some(length)) = (four(at), four(at + 4)) {
+        let Some(bytes) = head.get(at + 8..(at + 8).saturating_add(length as usize)).filter(|_| kind != 0) else {
+            break;
+        };
+        let text = String::from_utf8_lossy(bytes).into_owned();
+        match kind {
+            0xe279_2aca => header.backing_format = Some(text),
+            0x4441_5441 if header.data_file.is_some() => header.data_file = Some(text),
+            _ => {}
+        }
+        at += 8 + (length as usize).next_multiple_of(8);
+    }
+    Some((header, (offset != 0).then_some((offset, length))))
+}
+
+/// The files that an image needs besides itself, as the headers say: those below it and those that hold data. An image
+/// that is not there needs none.
+///
+/// # Errors
+/// The file system's; [`io::ErrorKind::InvalidData`] for images that lie in a circle, or a broken header.
+pub fn below(image: &Path) -> io::Result<Vec<PathBuf>> {
+    let mut found = Vec::new();
+    let mut top = image.to_owned();
+    for _ in 0..CHAIN_MAX {
+        let header = match header(&top) {
+            Ok(Some(header)) => header,
+            Ok(None) => return Ok(found),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(found),
+            Err(error) => return Err(error),
+        };
+        found.extend(header.data_file.as_deref().and_then(|name| file_named(name, &top)));
+        let Some(next) = header.backing.as_deref().and_then(|name| file_named(name, &top)) else { return Ok(found) };
+        found.push(next.clone());
+        if header.backing_format.as_deref() == Some("raw") {
+            // Whatever a raw image begins with, it is the guest's.
+            return Ok(found);
+        }
+        top = next;
+    }
+    Err(io::Error::new(io::ErrorKind::InvalidData, "images lie below one another in a circle"))
+}
+
+/// The file that the header of `image` means by a name; `None` if it means something else than a file.
+fn file_named(name: &str, image: &Path) -> Option<PathBuf> {
+    let name = match name.strip_prefix("json:") {
+        Some(json) => in_json(json)?,
+        None => name.strip_prefix("file:").unwrap_or(name).to_owned(),
+    };
+    let is_protocol = name.split('/').next().is_some_and(|first| first.contains(':'));
+    if name.is_empty() || is_protocol {
+        return None;
+    }
+    let joined = image.parent().unwrap_or(Path::new("/")).join(name);
+    let mut plain = PathBuf::new();
+    for part in joined.components() {
+        match part {
+            Component::CurDir => {}
+            Component::ParentDir => drop(plain.pop()),
+            part => plain.push(part),
+        }
+    }
+    Some(plain)
+}
+
+/// The file's name in what QEMU writes for an image that a path does not describe:
+/// `{"driver":"qcow2","file":{"driver":"file","filename":"/x"}}`.
+fn in_json(json: &str) -> Option<String> {
+    let (_, rest) = json.split_once("filename\"")?;
+    let mut letters = rest.trim_start().strip_prefix(':')?.trim_start().strip_prefix('"')?.chars();
+    let mut name = String::new();
+    loop {
+        match letters.next()? {
+            '"' => return Some(name),
+            '\\' => name.push(letters.next()?),
+            letter => name.push(letter),
+        }
+    }
 }
 
 /// Removes a file; Ok if there is none.
@@ -252,6 +404,87 @@ mod tests {
                 let data = &file[extent.offset as usize..][..extent.length as usize];
                 assert!(data.iter().all(|found| *found == byte), "{format:?}: {extent:?}");
             }
+        }
+    }
+
+    fn qemu_img(arguments: &[&str]) {
+        let mut tool = Command::new("qemu-img");
+        let outcome = run(tool.args(arguments), MAKE_WITHIN).expect("qemu-img is installed");
+        assert!(outcome.is_ok(), "{arguments:?}: {}", outcome.reason());
+    }
+
+    #[test]
+    fn what_lies_below_an_image_is_found_by_the_headers() {
+        let folder = tempfile::tempdir().expect("a folder");
+        std::fs::create_dir(folder.path().join("d")).expect("made");
+        let path = |name: &str| folder.path().join(name);
+        let text = |name: &str| path(name).display().to_string();
+        let make = |name: &str, base: &str, format: &str| {
+            qemu_img(&["create", "-q", "-f", "qcow2", "-F", format, "-b", base, &text(name)]);
+        };
+        qemu_img(&["create", "-q", "-f", "qcow2", &text("base.qcow2"), "8M"]);
+        make("d/middle.qcow2", "../base.qcow2", "qcow2");
+        make("top.qcow2", &text("d/middle.qcow2"), "qcow2");
+        assert_eq!(below(&path("top.qcow2")).expect("read"), [path("d/middle.qcow2"), path("base.qcow2")]);
+        assert_eq!(below(&path("base.qcow2")).expect("read"), Vec::<PathBuf>::new());
+        assert_eq!(below(&path("none.qcow2")).expect("it is not there"), Vec::<PathBuf>::new());
+
+        // What a raw image begins with is the guest's: it may look like a header.
+        make("over-raw.qcow2", &text("top.qcow2"), "raw");
+        assert_eq!(below(&path("over-raw.qcow2")).expect("read"), [path("top.qcow2")]);
+        let json = format!(
+            "json:{{\"driver\":\"qcow2\",\"file\":{{\"driver\":\"file\",\"filename\":\"{}\"}}}}",
+            text("base.qcow2")
+        );
+        make("json.qcow2", &json, "qcow2");
+        assert_eq!(below(&path("json.qcow2")).expect("read"), [path("base.qcow2")]);
+
+        let data = format!("data_file={}", text("data.raw"));
+        qemu_img(&["create", "-q", "-f", "qcow2", "-o", &data, &text("with-data.qcow2"), "8M"]);
+        assert_eq!(below(&path("with-data.qcow2")).expect("read"), [path("data.raw")]);
+        // A circle has an end.
+        qemu_img(&["rebase", "-q", "-u", "-F", "qcow2", "-b", &text("top.qcow2"), &text("base.qcow2")]);
+        assert_eq!(below(&path("top.qcow2")).expect_err("a circle").kind(), io::ErrorKind::InvalidData);
+    }
+
+    #[test]
+    fn snapshots_inside_of_an_image_are_counted() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let path = folder.path().join("vda.qcow2");
+        create(&path, DiskFormat::Qcow2, ByteCount::mib(8), me()).expect("made");
+        let header_of = |path: &Path| header(path).expect("read").expect("an image");
+        assert_eq!(header_of(&path), Header { virtual_size: ByteCount::mib(8), ..Header::default() });
+        qemu_img(&["snapshot", "-c", "one", &path.display().to_string()]);
+        assert_eq!(header_of(&path).snapshots, 1);
+        let raw = folder.path().join("vda.raw");
+        fs::write(&raw, "QFI").expect("written");
+        assert_eq!(header(&raw).expect("read"), None);
+    }
+
+    #[test]
+    fn a_name_in_a_header_that_means_no_file_is_none() {
+        let image = Path::new("/a/b/top.qcow2");
+        for (name, expected) in [
+            ("base.raw", Some("/a/b/base.raw")),
+            ("../x/./base.raw", Some("/a/x/base.raw")),
+            ("/c/base.raw", Some("/c/base.raw")),
+            ("file:/c/base.raw", Some("/c/base.raw")),
+            ("./odd:name", Some("/a/b/odd:name")),
+            ("nbd://host/x", None),
+            ("rbd:pool/x", None),
+            ("", None),
+            ("json:{\"driver\":\"nbd\"}", None),
+            ("json:{\"file.filename\": \"/c/a\\\"b\"}", Some("/c/a\"b")),
+        ] {
+            assert_eq!(file_named(name, image), expected.map(PathBuf::from), "{name}");
+        }
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn no_bytes_panic_the_reader(bytes in proptest::collection::vec(proptest::prelude::any::<u8>(), 0..200)) {
+            let _ = parse_header(&bytes);
+            let _ = parse_header(&[b"QFI\xfb\0\0\0\x03".as_slice(), &bytes].concat());
         }
     }
 

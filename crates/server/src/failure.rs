@@ -139,6 +139,8 @@ pub(crate) fn status_of(id: FindingId) -> u16 {
         | Id::VmRunsTwice
         | Id::VmBusy
         | Id::VmSnapshot
+        | Id::VmCheckpoint
+        | Id::VmTpm
         | Id::VmLocalMedia
         | Id::VmHostDevice
         | Id::VmNameTaken
@@ -153,6 +155,9 @@ pub(crate) fn status_of(id: FindingId) -> u16 {
         | Id::DiskThick
         | Id::DiskFlattened
         | Id::DiskNvram
+        | Id::DiskEncrypted
+        | Id::DiskBusy
+        | Id::DiskOdd
         | Id::FileExists
         | Id::FilePlace
         | Id::FileSpace

@@ -6,9 +6,9 @@ use ferry_core::{
     api::agent::{ArrivalFile, DiskArrival},
     finding::{Finding, FindingId},
     id::VmId,
-    storage::{DiskProgress, DiskStage},
+    storage::{DiskProgress, DiskStage, arrives_thick, copy_takes, is_libvirts_nvram},
     units::ByteCount,
-    vm::DiskFormat,
+    vm::{DiskFormat, NVRAM},
 };
 use ferry_drivers::{hypervisor::Hypervisor, image};
 use serde::{Deserialize, Serialize};
@@ -69,7 +69,11 @@ pub fn checked(reach: &Reach, vm: VmId, wanted: &[DiskArrival], seeds: &Seeds) -
             )
         })?;
         let held = seeds.held(vm, disk);
-        needs.add(reach, &disk.to, ByteCount(disk.allocated.0.saturating_sub(held.0)))?;
+        let takes = copy_takes(disk.virtual_size, disk.allocated, arrives_thick(disk.format, &disk.to));
+        // Where libvirt itself puts UEFI variables no disk is put, and they are small.
+        if disk.device != NVRAM || !path.to_str().is_some_and(is_libvirts_nvram) {
+            needs.add(reach, &disk.to, ByteCount(takes.0.saturating_sub(held.0)))?;
+        }
         if path.symlink_metadata().is_ok() || arrivals.iter().any(|other| other.path == path) {
             return Err(exists(&path));
         }

@@ -18,6 +18,7 @@ use std::{
 use ferry_core::{
     api::agent::Stage,
     finding::{Finding, FindingId},
+    vm::NVRAM,
 };
 use ferry_drivers::hypervisor::{
     DISK_SOCKET, HypervisorError, MEMORY_SOCKET,
@@ -95,7 +96,8 @@ impl Destination {
                 roots: roots.clone(),
                 memory_socket: journal.socket_dir.join(MEMORY_SOCKET),
                 disk_socket: journal.socket_dir.join(DISK_SOCKET),
-                disks: arrivals.iter().map(|arrival| arrival.device.clone()).collect(),
+                // UEFI variables come with the memory, not as a disk.
+                disks: arrivals.iter().map(|arrival| arrival.device.clone()).filter(|name| name != NVRAM).collect(),
             },
             downtime_limit: Duration::from_millis(u64::from(task.downtime_limit_ms)),
             board,

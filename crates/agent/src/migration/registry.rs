@@ -18,7 +18,7 @@ use ferry_core::{
     id::{Generation, JobId, SessionId, VmId},
     migration::Presence,
     storage::DiskMove,
-    vm::{FileRole, VmFacts},
+    vm::{FileRole, NVRAM, VmFacts},
 };
 use ferry_drivers::{
     hypervisor::{Hypervisor, HypervisorError},
@@ -292,8 +292,9 @@ impl Registry {
         }
         let facts = blocking(&self.hypervisor, move |hypervisor| hypervisor.vm(vm)).await?;
         let facts = facts.ok_or(HypervisorError::NoVm(vm))?;
-        let translate = translation(mounts, &request.destination.mounts);
         let along = files_along(&facts, &request)?;
+        let translate = nvram_along(&along, &request).into_iter();
+        let translate = translate.chain(translation(mounts, &request.destination.mounts)).collect();
         let task = Task::Source { request, translate, persistent: facts.persistent, along };
         let autostart = known.map_or(facts.autostart, |known| known.autostart);
         let journal = self.journal(job, generation, task, session, socket_dir, autostart);
@@ -769,11 +770,19 @@ async fn off_thread<T: Send + 'static>(
     outcome.unwrap_or_else(|error| Err(AgentError::Carrier(error.to_string())))
 }
 
+/// What UEFI variables that move along are called here, and at the destination.
+fn nvram_along(along: &[(String, PathBuf)], request: &PrepareSource) -> Option<(PathBuf, PathBuf)> {
+    let (_, here) = along.iter().find(|(device, _)| device == NVRAM)?;
+    let there = request.destination.files.iter().find(|file| file.device == NVRAM)?;
+    Some((here.clone(), PathBuf::from(&there.path)))
+}
+
 /// The files that disks which move along use here. Each has a new one at the destination.
 fn files_along(facts: &VmFacts<PathBuf>, request: &PrepareSource) -> Result<Vec<(String, PathBuf)>, AgentError> {
     let one = |disk: &DiskMove| {
         let has_new = request.destination.files.iter().any(|file| file.device == disk.device);
-        let file = facts.files.iter().find(|file| file.device == disk.device && file.role == FileRole::Disk);
+        let file = facts.files.iter().find(|file| file.device == disk.device);
+        let file = file.filter(|file| matches!(file.role, FileRole::Disk | FileRole::Nvram));
         let path = file.filter(|_| has_new).map(|file| file.place.clone());
         path.map(|path| (disk.device.clone(), path)).ok_or_else(|| {
             let finding = Finding::blocks(

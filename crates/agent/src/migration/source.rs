@@ -25,6 +25,7 @@ use ferry_core::{
     migration::Presence,
     storage::{DiskProgress, DiskStage},
     units::ByteCount,
+    vm::NVRAM,
 };
 use ferry_drivers::hypervisor::{
     DISK_SOCKET, DiskAlong, DomainEvent, Hypervisor, HypervisorError, MEMORY_SOCKET, MigrateRequest, MigrationStats,
@@ -238,7 +239,9 @@ async fn ask_to_abort(board: &Board) {
 
 /// Disks that move along, with the files that the destination made for them.
 fn disks_along(task: &PrepareSource) -> Vec<DiskAlong> {
-    let files = task.destination.files.iter().filter(|file| task.disks.iter().any(|disk| disk.device == file.device));
+    // UEFI variables come with the memory, not as a disk.
+    let is_disk = |device: &str| device != NVRAM && task.disks.iter().any(|disk| disk.device == device);
+    let files = task.destination.files.iter().filter(|file| is_disk(&file.device));
     files
         .map(|file| DiskAlong { device: file.device.clone(), path: file.path.clone().into(), format: file.format })
         .collect()

@@ -23,6 +23,7 @@ use ferry_core::{
     api::agent::{ConfirmStorage, PrepareStorage, StorageReport, StorageStage},
     finding::{Finding, FindingId},
     id::{Generation, JobId},
+    storage::{DiskMove, copy_takes, is_thick},
     units::ByteCount,
     vm::{VmFacts, VmState},
 };
@@ -39,7 +40,14 @@ use self::{
     journal::{Disk, Journal},
     run::Move,
 };
-use crate::{AgentError, config::Config, error::chain, files, shares::Shares};
+use crate::{
+    AgentError,
+    config::Config,
+    error::chain,
+    files,
+    places::{chain_takes, holds_no_snapshots},
+    shares::Shares,
+};
 
 /// Storage moves that one host takes part in at once: a bound on threads, far above what slots allow.
 const MOVES_MAX: usize = 64;
@@ -198,7 +206,7 @@ impl StorageMoves {
                     )
                 })
             };
-            let disk = self.checked_disk(&facts, &wanted.device, path(&wanted.from)?, path(&wanted.to)?)?;
+            let disk = self.checked_disk(&facts, wanted, path(&wanted.from)?, path(&wanted.to)?)?;
             if disk.from != disk.to && !disk.made {
                 needs.add(reach, &wanted.to, disk.allocated)?;
             }
@@ -211,13 +219,17 @@ impl StorageMoves {
     fn checked_disk(
         &self,
         facts: &VmFacts<PathBuf>,
-        device: &str,
+        wanted: &DiskMove,
         from: PathBuf,
         to: PathBuf,
     ) -> Result<Disk, AgentError> {
-        let in_use = facts.files.iter().find(|file| file.device == device).map(|file| file.place.clone());
+        let device = &wanted.device;
+        let file = facts.files.iter().find(|file| file.device == *device);
+        let in_use = file.map(|file| file.place.clone());
         let size = self.hypervisor.disk_size(facts.id, device)?;
-        let disk = Disk { device: device.to_owned(), from, to, made: false, allocated: size.allocated };
+        let chain = file.map_or(size.allocated, |file| chain_takes(file, size.allocated));
+        let allocated = copy_takes(size.virtual_size, chain, file.is_some_and(|file| is_thick(file, wanted)));
+        let disk = Disk { device: device.clone(), from, to, made: false, allocated };
         if in_use.as_ref() == Some(&disk.to) {
             // An earlier attempt moved it.
             return Ok(disk);
@@ -229,6 +241,9 @@ impl StorageMoves {
                 format!("Disk {device} of VM {} does not use {} any more", facts.name, disk.from.display()),
                 "Look at the VM with `ferry vm show` and ask again",
             ));
+        }
+        if let Some(file) = file {
+            holds_no_snapshots(file, &facts.name)?;
         }
         if disk.to.symlink_metadata().is_ok() {
             return Err(refused(

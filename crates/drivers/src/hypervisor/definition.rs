@@ -8,7 +8,7 @@ use std::{
 use ferry_core::{
     id::VmId,
     units::ByteCount,
-    vm::{DiskFormat, FileRole, VmFacts, VmFile, VmState},
+    vm::{DiskFormat, FileRole, Oddity, VmFacts, VmFile, VmState},
 };
 use roxmltree::{Document, Node};
 use uuid::Uuid;
@@ -48,6 +48,11 @@ pub(super) fn parse(xml: &str) -> Result<VmFacts<PathBuf>, HypervisorError> {
     let named = |tag: &'static str| devices.iter().copied().filter(move |node| node.has_tag_name(tag));
     let mut files: Vec<VmFile<PathBuf>> = named("disk").filter_map(disk).collect();
     files.extend(child(domain, "os").into_iter().flat_map(|os| os.children().filter_map(boot_file)));
+    files.extend(named("filesystem").map(filesystem));
+    files.extend(named("memory").filter_map(memory_file));
+    let mut host_devices: Vec<String> = named("hostdev").map(host_device).collect();
+    host_devices.extend(named("interface").filter_map(host_interface));
+    host_devices.extend(named("tpm").filter_map(host_tpm));
     Ok(VmFacts {
         id,
         name: name.to_owned(),
@@ -58,8 +63,9 @@ pub(super) fn parse(xml: &str) -> Result<VmFacts<PathBuf>, HypervisorError> {
         memory: child(domain, "memory").and_then(memory).unwrap_or_default(),
         files,
         snapshots: 0,
-        host_devices: named("hostdev").map(host_device).collect(),
-        tpm: named("tpm").next().is_some(),
+        checkpoints: 0,
+        host_devices,
+        tpm: named("tpm").any(|tpm| host_tpm(tpm).is_none()),
         networks: named("interface").filter_map(network).collect(),
     })
 }
@@ -194,19 +200,17 @@ fn own_text<'a, 'input>(node: Node<'a, 'input>) -> Option<Node<'a, 'input>> {
 }
 
 fn disk(node: Node<'_, '_>) -> Option<VmFile<PathBuf>> {
-    let kind = node.attribute("device").unwrap_or("disk");
-    let source = child(node, "source");
+    let device = node.attribute("device").unwrap_or("disk");
+    // An empty drive has none.
+    let source = child(node, "source")?;
     let driver = child(node, "driver");
-    let is_file = node.attribute("type") == Some("file");
-    let media = matches!(kind, "cdrom" | "floppy");
-    let place = match (source, is_file) {
-        (Some(source), true) => source.attribute("file")?.into(),
-        (Some(source), false) => {
-            let name = ["dev", "name", "volume", "dir"].iter().find_map(|name| source.attribute(*name));
-            PathBuf::from(name.unwrap_or("unknown"))
-        }
-        // An empty drive.
-        (None, _) => return None,
+    let setting = |name: &str| driver.and_then(|driver| driver.attribute(name));
+    let is_file = node.attribute("type").unwrap_or("file") == "file";
+    let media = matches!(device, "cdrom" | "floppy");
+    let kind = match (is_file, media) {
+        (true, _) => None,
+        (false, true) => Some(format!("{device} {}", kind_of(node, source))),
+        (false, false) => Some(kind_of(node, source)),
     };
     Some(VmFile {
         role: match (is_file, media) {
@@ -215,35 +219,135 @@ fn disk(node: Node<'_, '_>) -> Option<VmFile<PathBuf>> {
             (true, false) => FileRole::Disk,
         },
         device: child(node, "target").and_then(|target| target.attribute("dev")).unwrap_or("disk").to_owned(),
-        place,
+        place: if is_file { source.attribute("file")?.into() } else { name_of(source) },
         read_only: media || child(node, "readonly").is_some(),
         shareable: child(node, "shareable").is_some(),
         has_backing: child(node, "backingStore").is_some_and(|backing| child(backing, "source").is_some()),
-        stops_on_error: driver.and_then(|driver| driver.attribute("error_policy")) == Some("stop"),
-        format: driver.and_then(|driver| driver.attribute("type")).and_then(format),
-        unmaps: driver.and_then(|driver| driver.attribute("discard")) == Some("unmap"),
-        detects_zeroes: driver
-            .and_then(|driver| driver.attribute("detect_zeroes"))
-            .is_some_and(|how| matches!(how, "on" | "unmap")),
+        // Without a policy of its own a read is treated as a write.
+        stops_on_error: setting("error_policy") == Some("stop")
+            && setting("rerror_policy").is_none_or(|policy| policy == "stop"),
+        format: setting("type").and_then(format),
+        unmaps: setting("discard") == Some("unmap"),
+        detects_zeroes: setting("detect_zeroes").is_some_and(|how| matches!(how, "on" | "unmap")),
+        below: below(node, source),
+        oddities: oddities(node, source),
+        kind,
     })
+}
+
+/// The type of a disk that is no file, with the protocol of one on the network.
+fn kind_of(disk: Node<'_, '_>, source: Node<'_, '_>) -> String {
+    match (disk.attribute("type").unwrap_or_default(), source.attribute("protocol")) {
+        ("network", Some(protocol)) => format!("network {protocol}"),
+        (kind, _) => kind.to_owned(),
+    }
+}
+
+/// What a source that is no file calls itself.
+fn name_of(source: Node<'_, '_>) -> PathBuf {
+    if let (Some(pool), Some(volume)) = (source.attribute("pool"), source.attribute("volume")) {
+        return Path::new(pool).join(volume);
+    }
+    let host = child(source, "host");
+    let own = ["dev", "name", "dir", "path", "file"].iter().find_map(|name| source.attribute(*name));
+    let of_host = || host.and_then(|host| host.attribute("name").or(host.attribute("socket")));
+    let address = || child(source, "address").map(|address| address.attributes().map(|part| part.value()).collect());
+    let address = || address().map(|parts: Vec<&str>| parts.join(":"));
+    own.or_else(of_host).map(str::to_owned).or_else(address).unwrap_or_else(|| "unknown".to_owned()).into()
+}
+
+/// What a disk needs besides its own source: its backing chain, files that hold data, and where it is being copied to.
+fn below(disk: Node<'_, '_>, source: Node<'_, '_>) -> Vec<PathBuf> {
+    let named = |node: Node<'_, '_>| {
+        let in_mirror = node.ancestors().any(|ancestor| ancestor.has_tag_name("mirror"));
+        let name = match node.tag_name().name() {
+            "source" if node != source => {
+                // A copy to another host is at a socket.
+                let name = if in_mirror { None } else { node.attribute("name") };
+                node.attribute("file").or(node.attribute("dev")).or(name)
+            }
+            "mirror" => node.attribute("file"),
+            _ => None,
+        };
+        name.map(PathBuf::from)
+    };
+    let mut found: Vec<PathBuf> = Vec::new();
+    for path in disk.descendants().filter_map(named) {
+        if !found.contains(&path) {
+            found.push(path);
+        }
+    }
+    found
+}
+
+fn oddities(disk: Node<'_, '_>, source: Node<'_, '_>) -> Vec<Oddity> {
+    let mut found = Vec::new();
+    let mut note = |is_so: bool, oddity| {
+        if is_so {
+            found.push(oddity);
+        }
+    };
+    // Earlier definitions have it in the disk, later ones in its source or in one below.
+    note(disk.descendants().any(|node| node.has_tag_name("encryption")), Oddity::Encrypted);
+    note(child(disk, "transient").is_some(), Oddity::Transient);
+    note(child(disk, "mirror").is_some(), Oddity::Copied);
+    note(child(source, "slices").is_some(), Oddity::Sliced);
+    note(child(source, "dataStore").or(child(disk, "dataStore")).is_some(), Oddity::DataFile);
+    found
 }
 
 fn boot_file(node: Node<'_, '_>) -> Option<VmFile<PathBuf>> {
     let role = boot_role(node)?;
-    let long_form = child(node, "source").and_then(|source| source.attribute("file"));
-    let path = own_text(node).and_then(|text| text.text()).or(long_form)?;
+    let source = child(node, "source");
+    let kind = node.attribute("type").filter(|kind| *kind != "file");
+    let long_form = || source.and_then(|source| source.attribute("file"));
+    let place = match (kind, source) {
+        (Some(_), Some(source)) => name_of(source),
+        _ => own_text(node).and_then(|text| text.text()).or_else(long_form)?.trim().into(),
+    };
+    let kind = kind.and_then(|_| source.map(|source| kind_of(node, source)));
     Some(VmFile {
-        role,
+        role: if kind.is_some() { FileRole::NotAFile } else { role },
         device: node.tag_name().name().to_owned(),
-        place: path.trim().into(),
         read_only: role == FileRole::Boot,
+        format: node.attribute("format").and_then(format),
+        ..no_disk(place, kind)
+    })
+}
+
+/// A folder of the host that the guest sees.
+fn filesystem(node: Node<'_, '_>) -> VmFile<PathBuf> {
+    let driver = child(node, "driver").and_then(|driver| driver.attribute("type")).unwrap_or("9p");
+    let target = child(node, "target").and_then(|target| target.attribute("dir"));
+    VmFile {
+        device: target.unwrap_or("filesystem").to_owned(),
+        ..no_disk(child(node, "source").map_or_else(PathBuf::new, name_of), Some(format!("filesystem {driver}")))
+    }
+}
+
+/// A file that is memory of the guest.
+fn memory_file(node: Node<'_, '_>) -> Option<VmFile<PathBuf>> {
+    let path = child(child(node, "source")?, "path")?.text()?.trim().into();
+    Some(VmFile { device: "nvdimm".to_owned(), ..no_disk(path, Some("nvdimm".to_owned())) })
+}
+
+/// What is no disk.
+fn no_disk(place: PathBuf, kind: Option<String>) -> VmFile<PathBuf> {
+    VmFile {
+        role: FileRole::NotAFile,
+        device: String::new(),
+        place,
+        read_only: false,
         shareable: false,
         has_backing: false,
         stops_on_error: true,
         format: None,
         unmaps: false,
         detects_zeroes: false,
-    })
+        below: Vec::new(),
+        oddities: Vec::new(),
+        kind,
+    }
 }
 
 fn format(name: &str) -> Option<DiskFormat> {
@@ -273,6 +377,21 @@ fn host_device(node: Node<'_, '_>) -> String {
     let parts: Vec<&str> =
         address.map(|address| address.attributes().map(|part| part.value()).collect()).unwrap_or_default();
     format!("{kind} {}", parts.join(":"))
+}
+
+/// An interface that is a device of the host.
+fn host_interface(node: Node<'_, '_>) -> Option<String> {
+    let kind = node.attribute("type").filter(|kind| matches!(*kind, "hostdev" | "vdpa" | "vhostuser"))?;
+    let source = child(node, "source").map(|source| name_of(source).display().to_string());
+    Some(format!("interface {kind} {}", source.unwrap_or_default()))
+}
+
+/// A TPM that is not emulated.
+fn host_tpm(node: Node<'_, '_>) -> Option<String> {
+    let backend = child(node, "backend")?;
+    let kind = backend.attribute("type").filter(|kind| *kind != "emulator")?;
+    let device = child(backend, "device").and_then(|device| device.attribute("path"));
+    Some(format!("tpm {}", device.unwrap_or(kind)))
 }
 
 fn network(node: Node<'_, '_>) -> Option<String> {
@@ -341,6 +460,156 @@ mod tests {
         );
         assert!(facts.files[0].stops_on_error && !facts.files[2].stops_on_error && facts.files[2].shareable);
         assert!(facts.tpm && facts.networks == ["br0"] && facts.host_devices == ["pci 0x0000:0x01"]);
+    }
+
+    /// The one disk of a definition with this `<disk>`, inside of which `vda` is the target.
+    fn one(disk: &str) -> VmFile<PathBuf> {
+        let xml = format!(
+            "<domain><name>a</name><uuid>{}</uuid><devices>{}</devices></domain>",
+            vm(),
+            disk.replace("</disk>", "<target dev='vda'/></disk>")
+        );
+        let mut files = parse(&xml).expect("parsed").files;
+        assert_eq!(files.len(), 1, "{disk}");
+        files.remove(0)
+    }
+
+    #[test]
+    fn what_is_no_file_is_told_with_its_kind_and_name() {
+        for (disk, kind, place, medium) in [
+            ("<disk type='block'><source dev='/dev/sdq'/></disk>", "block", "/dev/sdq", false),
+            (
+                "<disk type='network'><source protocol='rbd' name='pool/img'><host name='mon'/></source></disk>",
+                "network rbd",
+                "pool/img",
+                false,
+            ),
+            (
+                "<disk type='network'><source protocol='iscsi' name='iqn.x/1'/></disk>",
+                "network iscsi",
+                "iqn.x/1",
+                false,
+            ),
+            (
+                "<disk type='network'><source protocol='nbd'><host name='h' port='1'/></source></disk>",
+                "network nbd",
+                "h",
+                false,
+            ),
+            (
+                "<disk type='network'><source protocol='nbd'><host transport='unix' socket='/s'/></source></disk>",
+                "network nbd",
+                "/s",
+                false,
+            ),
+            ("<disk type='volume'><source pool='p' volume='v'/></disk>", "volume", "p/v", false),
+            ("<disk type='dir'><source dir='/d'/></disk>", "dir", "/d", false),
+            (
+                "<disk type='nvme'><source type='pci'><address domain='0x0000' bus='0x01'/></source></disk>",
+                "nvme",
+                "0x0000:0x01",
+                false,
+            ),
+            ("<disk type='vhostuser'><source type='unix' path='/sock'/></disk>", "vhostuser", "/sock", false),
+            ("<disk type='block' device='cdrom'><source dev='/dev/sr0'/></disk>", "cdrom block", "/dev/sr0", true),
+            (
+                "<disk type='network' device='cdrom'><source protocol='https' name='d.iso'/></disk>",
+                "cdrom network https",
+                "d.iso",
+                true,
+            ),
+        ] {
+            let file = one(disk);
+            assert_eq!((file.role, file.kind.as_deref()), (FileRole::NotAFile, Some(kind)), "{disk}");
+            assert_eq!((file.place, file.device.as_str()), (PathBuf::from(place), "vda"), "{disk}");
+            let file = one(disk);
+            assert_eq!(file.is_medium(), medium, "{disk}");
+        }
+        let floppy = one("<disk type='file' device='floppy'><source file='/f.img'/></disk>");
+        assert_eq!((floppy.role, floppy.read_only, floppy.kind), (FileRole::Media, true, None));
+    }
+
+    #[test]
+    fn what_a_copy_would_not_keep_is_seen() {
+        for (inside, expected) in [
+            (
+                "<source file='/a'><encryption format='luks'><secret type='passphrase' uuid='x'/></encryption></source>",
+                Oddity::Encrypted,
+            ),
+            ("<source file='/a'/><encryption format='luks'/>", Oddity::Encrypted),
+            ("<source file='/a'/><transient/>", Oddity::Transient),
+            (
+                "<source file='/a'/><mirror type='network' job='copy'><source protocol='nbd' name='n'/></mirror>",
+                Oddity::Copied,
+            ),
+            ("<source file='/a'><slices><slice type='storage' offset='0' size='1'/></slices></source>", Oddity::Sliced),
+            ("<source file='/a'><dataStore type='file'><source file='/d'/></dataStore></source>", Oddity::DataFile),
+        ] {
+            let file = one(&format!("<disk type='file'>{inside}</disk>"));
+            assert_eq!((file.role, file.oddities), (FileRole::Disk, vec![expected]), "{inside}");
+        }
+    }
+
+    #[test]
+    fn everything_that_a_disk_needs_is_seen() {
+        let chain = "<backingStore type='file'><format type='qcow2'/><source file='/b'/>\
+                     <backingStore type='block'><source dev='/dev/c'/><backingStore/></backingStore></backingStore>";
+        for (inside, below) in [
+            ("<source file='/a'/><backingStore/>".to_owned(), vec![]),
+            (format!("<source file='/a'/>{chain}"), vec!["/b", "/dev/c"]),
+            ("<source file='/a'><dataStore type='file'><source file='/d'/></dataStore></source>".into(), vec!["/d"]),
+            ("<source file='/a'/><mirror type='file'><source file='/m'/></mirror>".into(), vec!["/m"]),
+            ("<source file='/a'/><mirror type='file' file='/m'><source file='/m'/></mirror>".into(), vec!["/m"]),
+            ("<source file='/a'/><mirror type='network'><source protocol='nbd' name='n'/></mirror>".into(), vec![]),
+        ] {
+            let file = one(&format!("<disk type='file'>{inside}</disk>"));
+            assert_eq!(file.below, below.into_iter().map(PathBuf::from).collect::<Vec<_>>(), "{inside}");
+        }
+    }
+
+    #[test]
+    fn an_error_that_a_read_shows_to_the_guest_counts_as_one() {
+        for (policies, stops) in [
+            ("error_policy='stop'", true),
+            ("error_policy='stop' rerror_policy='stop'", true),
+            ("error_policy='stop' rerror_policy='report'", false),
+            ("error_policy='report'", false),
+            ("rerror_policy='stop'", false),
+        ] {
+            let file = one(&format!("<disk type='file'><driver name='qemu' {policies}/><source file='/a'/></disk>"));
+            assert_eq!(file.stops_on_error, stops, "{policies}");
+        }
+    }
+
+    #[test]
+    fn what_guests_get_of_their_host_besides_disks_is_seen() {
+        let devices = "<filesystem type='mount'><driver type='virtiofs'/><source dir='/home'/><target dir='share'/></filesystem>\
+                       <memory model='nvdimm'><source><path>/pmem</path></source></memory><memory model='dimm'/>\
+                       <interface type='vdpa'><source dev='/dev/vhost-vdpa-0'/></interface>\
+                       <interface type='hostdev'><source><address type='pci' bus='0x02'/></source></interface>\
+                       <interface type='bridge'><source bridge='br0'/></interface>\
+                       <tpm model='tpm-tis'><backend type='passthrough'><device path='/dev/tpm0'/></backend></tpm>";
+        let nvram = "<os><nvram type='block'><source dev='/dev/vars'/></nvram></os>";
+        let xml = format!("<domain><name>a</name><uuid>{}</uuid>{nvram}<devices>{devices}</devices></domain>", vm());
+        let facts = parse(&xml).expect("parsed");
+        let files: Vec<_> = facts
+            .files
+            .iter()
+            .map(|file| (file.role, file.device.as_str(), file.kind.as_deref().expect("told"), file.place.to_str()))
+            .collect();
+        assert_eq!(
+            files,
+            [
+                (FileRole::NotAFile, "nvram", "block", Some("/dev/vars")),
+                (FileRole::NotAFile, "share", "filesystem virtiofs", Some("/home")),
+                (FileRole::NotAFile, "nvdimm", "nvdimm", Some("/pmem")),
+            ]
+        );
+        assert_eq!(
+            facts.host_devices,
+            ["interface vdpa /dev/vhost-vdpa-0", "interface hostdev pci:0x02", "tpm /dev/tpm0"]
+        );
+        assert!(!facts.tpm && facts.networks.contains(&"br0".to_owned()));
     }
 
     #[test]

@@ -45,7 +45,7 @@ use ferry_core::{
     id::VmId,
     migration::Presence,
     units::ByteCount,
-    vm::{FileRole, VmFacts, VmState},
+    vm::{FileRole, VmFacts, VmFile, VmState},
 };
 use uuid::Uuid;
 
@@ -58,7 +58,7 @@ pub use self::{
 };
 use super::{
     DiskCopy, DiskCopyRequest, DiskSize, DomainEvent, EventSink, Hypervisor, HypervisorError, HypervisorHost,
-    MigrateRequest, MigrationStats,
+    MigrateRequest, MigrationStats, files_below, images_to_ask,
 };
 use super::{
     definition::{self, Form},
@@ -367,7 +367,11 @@ impl Hypervisor for FakeHypervisor {
 
     fn files_in_use(&self) -> Result<BTreeSet<PathBuf>, HypervisorError> {
         let state = self.host.call(Point::Vms, || "Could not list the files of VMs".to_owned())?;
-        Ok(state.vms.values().flat_map(|vm| &vm.facts.files).map(|file| file.place.clone()).collect())
+        let files: Vec<_> = state.vms.values().flat_map(|vm| vm.facts.files.clone()).collect();
+        drop(state);
+        let mut used: BTreeSet<PathBuf> = files.iter().flat_map(VmFile::places).cloned().collect();
+        used.extend(files_below(images_to_ask(&files))?);
+        Ok(used)
     }
 
     fn presence(&self, vm: VmId, _role: Role) -> Result<Presence, HypervisorError> {

@@ -11,7 +11,10 @@ pub mod rpc;
 
 use std::{
     collections::BTreeSet,
+    io,
     path::{Path, PathBuf},
+    sync::mpsc,
+    thread,
     time::Duration,
 };
 
@@ -20,11 +23,15 @@ use ferry_core::{
     id::VmId,
     migration::Presence,
     units::ByteCount,
-    vm::{DiskFormat, VmFacts},
+    vm::{DiskFormat, FileRole, VmFacts, VmFile},
 };
 use thiserror::Error;
 
 use self::rpc::Bound;
+use crate::image;
+
+/// How long the headers of images may take that are asked what lies below them: their file server may be away.
+const BELOW_WITHIN: Duration = Duration::from_secs(20);
 
 /// Name of the socket in a session's folder that carries libvirt's RPC channel.
 pub const RPC_SOCKET: &str = "rpc.sock";
@@ -210,11 +217,13 @@ pub trait Hypervisor: Send + Sync + 'static {
     /// [`HypervisorError::Unreachable`].
     fn vm(&self, vm: VmId) -> Result<Option<VmFacts<PathBuf>>, HypervisorError>;
 
-    /// Every file that a VM of this host names now, for whoever removes files: fails rather than leave one out, and
-    /// may wait for a VM that is busy. [`Hypervisor::vms`] may tell what was so a moment ago.
+    /// Every file that a VM of this host needs now or at its next start, with what lies below its disks, for whoever
+    /// removes files: fails rather than leave one out, and may wait for a VM that is busy. A VM that is being received
+    /// is left out: another host gave its files up for it. [`Hypervisor::vms`] may tell what was so a moment ago.
     ///
     /// # Errors
-    /// [`HypervisorError::Unreachable`], [`HypervisorError::Failed`] for a VM that stays busy.
+    /// [`HypervisorError::Unreachable`], [`HypervisorError::Failed`] for a VM that stays busy, or an image that cannot be
+    /// read.
     fn files_in_use(&self) -> Result<BTreeSet<PathBuf>, HypervisorError>;
 
     /// What the host has of a VM that is being moved, seen from its `role`.
@@ -372,6 +381,47 @@ pub trait Hypervisor: Send + Sync + 'static {
     /// The same path, unless several fake hosts share one file system.
     fn reach(&self, socket: &Path) -> PathBuf {
         socket.to_owned()
+    }
+}
+
+/// Disk images that only their own headers tell what lies below: of those that are raw nothing does, whatever they begin
+/// with.
+pub fn images_to_ask<'a>(files: impl IntoIterator<Item = &'a VmFile<PathBuf>>) -> BTreeSet<PathBuf> {
+    let may_have = |file: &&VmFile<PathBuf>| {
+        file.role == FileRole::Disk && file.format != Some(DiskFormat::Raw) && file.below.is_empty()
+    };
+    files.into_iter().filter(may_have).map(|file| file.place.clone()).collect()
+}
+
+/// What lies below images, by their headers. Takes [`BELOW_WITHIN`] at most.
+///
+/// # Errors
+/// [`HypervisorError::Failed`], naming the image.
+pub(crate) fn files_below(images: BTreeSet<PathBuf>) -> Result<BTreeSet<PathBuf>, HypervisorError> {
+    let what = || "Could not read what lies below the disks of VMs".to_owned();
+    let failed = |reason: String| HypervisorError::Failed { what: what(), reason };
+    if images.is_empty() {
+        return Ok(BTreeSet::new());
+    }
+    let (answer, answered) = mpsc::sync_channel(1);
+    let read = move || {
+        let mut found = BTreeSet::new();
+        for path in &images {
+            match image::below(path) {
+                Ok(below) => found.extend(below),
+                Err(error) => {
+                    let _ = answer.send(Err(format!("{}: {error}", path.display())));
+                    return;
+                }
+            }
+        }
+        let _ = answer.send(Ok(found));
+    };
+    let started: io::Result<_> = thread::Builder::new().name("images-below".to_owned()).spawn(read);
+    started.map_err(|error| failed(error.to_string()))?;
+    match answered.recv_timeout(BELOW_WITHIN) {
+        Ok(outcome) => outcome.map_err(failed),
+        Err(_) => Err(failed("the file system of one of them does not answer".to_owned())),
     }
 }
 

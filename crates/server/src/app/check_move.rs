@@ -60,14 +60,18 @@ pub(crate) async fn candidates(app: &App, reference: &str) -> Result<Vec<Candida
     let shares = named_shares(app).await?;
     let source_seen = source.seen();
     let one = |destination: Arc<Host>| {
+        let seen = destination.seen();
+        let there = seen.side(&destination);
+        // What moves along without a word: UEFI variables that lie where libvirt has them.
+        let along = plan_along(&vm, &Wanted::default(), destination.record.id, |place| reaches(&there, place)).disks;
         candidate(&LiveFacts {
             vm: &vm,
             busy,
             source: source_seen.side(&source),
-            destination: destination.seen().side(&destination),
+            destination: there,
             shares: &shares,
             sameness: &BTreeMap::new(),
-            along: &[],
+            along: &along,
         })
     };
     Ok(app.inventory.hosts().into_iter().map(one).collect())
@@ -129,7 +133,7 @@ async fn judge(app: &App, vm: VmId, asked: &Asked<'_>, along: Along<'_>, occasio
     };
     let there = at_destination.side(destination);
     let Planned { disks: along, findings: mut planned } = match along {
-        Along::Wanted(wanted) => plan_along(facts, wanted, |place| reaches(&there, place)),
+        Along::Wanted(wanted) => plan_along(facts, wanted, destination.record.id, |place| reaches(&there, place)),
         Along::Decided(disks) => Planned { disks: disks.to_vec(), findings: Vec::new() },
     };
     planned.extend(used_by_others(app, facts, &along));

@@ -143,17 +143,24 @@ async fn add_defaults(app: &Arc<App>, host: &Host, body: &MoveStorage) -> Result
     Ok(())
 }
 
-/// Files that another VM names, on any host: they would be taken away from it.
+/// Files that another VM needs, on any host, for itself or below an overlay: they would be taken away from it.
 pub(super) fn used_by_others(app: &App, vm: &VmFacts, disks: &[ferry_core::storage::DiskMove]) -> Vec<Finding> {
     let mut findings = Vec::new();
     for (host, seen) in app.inventory.placed() {
         for other in seen.vms().iter().filter(|other| other.id != vm.id) {
-            for disk in disks.iter().filter(|disk| other.files.iter().any(|file| file.place == disk.from)) {
+            for disk in disks.iter().filter(|disk| other.files.iter().any(|file| file.uses(&disk.from))) {
+                let is_base = !other.files.iter().any(|file| file.place == disk.from);
+                let fix = match is_base {
+                    true => {
+                        "Leave it where it is; or make the other VM's disk an image of its own with `virsh blockpull`"
+                    }
+                    false => "Give each VM files of its own",
+                };
                 findings.push(Finding::blocks(
                     FindingId::DiskTwice,
                     &disk.device,
                     format!("VM {} on {} uses the file of disk {}, too", other.name, host.name(), disk.device),
-                    "Give each VM files of its own",
+                    fix,
                 ));
             }
         }

@@ -7,6 +7,7 @@ mod jobs;
 mod moves;
 mod offline;
 mod places;
+mod rules;
 mod storage;
 mod support;
 mod trust;

@@ -100,6 +100,9 @@ pub(super) fn pivot(host: &Host, vm: VmId, device: &str) -> Result<(), Hyperviso
     entry.copies.remove(device);
     for file in entry.facts.files.iter_mut().filter(|file| file.device == device) {
         file.format = Some(request.format);
+        // The copy holds the whole chain.
+        file.has_backing = false;
+        file.below.clear();
     }
     drop(state);
     host.notify(DomainEvent::Changed(vm));

@@ -5,7 +5,7 @@ use std::{collections::BTreeSet, fmt::Write, path::PathBuf};
 use ferry_core::{
     id::VmId,
     units::ByteCount,
-    vm::{DiskFormat, FileRole, VmFacts, VmFile, VmState},
+    vm::{DiskFormat, FileRole, Oddity, VmFacts, VmFile, VmState},
 };
 use uuid::Uuid;
 
@@ -37,6 +37,9 @@ impl FakeGuest {
             format: Some(DiskFormat::Raw),
             unmaps: true,
             detects_zeroes: true,
+            below: Vec::new(),
+            oddities: Vec::new(),
+            kind: None,
         };
         Self {
             facts: VmFacts {
@@ -49,6 +52,7 @@ impl FakeGuest {
                 memory: ByteCount::mib(512),
                 files: disks.iter().zip('a'..='z').map(disk).collect(),
                 snapshots: 0,
+                checkpoints: 0,
                 host_devices: Vec::new(),
                 tpm: false,
                 networks: Vec::new(),
@@ -146,9 +150,13 @@ pub(super) fn definition_xml(facts: &VmFacts<PathBuf>) -> String {
             FileRole::Nvram | FileRole::Boot => write!(xml, "<{device}>{path}</{device}>"),
             FileRole::Disk | FileRole::Media | FileRole::NotAFile => {
                 let (kind, source) = match file.role {
-                    FileRole::NotAFile => ("block", "dev"),
+                    FileRole::NotAFile => (file.kind.as_deref().unwrap_or("block"), "dev"),
                     FileRole::Disk | FileRole::Media | FileRole::Nvram | FileRole::Boot => ("file", "file"),
                 };
+                let chain = file.below.iter().rev().fold("<backingStore/>".to_owned(), |chain, below| {
+                    let below = escaped(&below.display().to_string());
+                    format!("<backingStore type='file'><source file='{below}'/>{chain}</backingStore>")
+                });
                 let drive = if file.role == FileRole::Media { "cdrom" } else { "disk" };
                 let policy = if file.stops_on_error { " error_policy='stop'" } else { "" };
                 let format = file.format.map(|format| format!(" type='{}'", format.name())).unwrap_or_default();
@@ -158,9 +166,11 @@ pub(super) fn definition_xml(facts: &VmFacts<PathBuf>) -> String {
                 write!(
                     devices,
                     "<disk type='{kind}' device='{drive}'><driver name='qemu'{format}{policy}{discard}{zeroes}/><source {source}='{path}'/>\
-                     <target dev='{device}'/>{}{}</disk>",
+                     {chain}<target dev='{device}'/>{}{}{}{}</disk>",
                     mark(file.shareable, "<shareable/>"),
-                    mark(file.read_only, "<readonly/>")
+                    mark(file.read_only, "<readonly/>"),
+                    mark(file.is(Oddity::Transient), "<transient/>"),
+                    mark(file.is(Oddity::Encrypted), "<encryption format='luks'/>")
                 )
             }
         };
@@ -194,6 +204,9 @@ mod tests {
             detects_zeroes: false,
             ..guest.facts.files[0].clone()
         });
+        guest.facts.files[1].below = vec!["/srv/b1.qcow2".into(), "/srv/b2.raw".into()];
+        guest.facts.files[1].has_backing = true;
+        guest.facts.files[1].oddities = vec![Oddity::Encrypted, Oddity::Transient];
         let read = definition::parse(&definition_xml(&guest.facts)).expect("parsed");
         assert_eq!(VmFacts { persistent: true, ..read }, guest.facts);
     }

@@ -15,7 +15,7 @@ use std::{
 use ferry_core::{
     id::VmId,
     units::ByteCount,
-    vm::{VmFacts, VmState},
+    vm::{VmFacts, VmFile, VmState},
 };
 
 use super::ffi::{Domain, Fault, PausedReason, PowerState, Xml};
@@ -56,14 +56,14 @@ impl Definitions {
         let Some((id, power)) = there(identity(&domain))? else { return Ok(None) };
         if arrives(power, &domain) {
             let last = self.state().known.get(&id).cloned();
-            return Ok(Some(filled(&domain, last.map_or_else(|| bare(&domain, id), Ok)?, power)));
+            return filled(&domain, last.map_or_else(|| bare(&domain, id), Ok)?, power);
         }
         let asked = domain.clone();
         match self.within((id, domain.process()), move || asked.xml(Xml::Live)) {
             Some(Ok(xml)) => {
                 let facts = definition::parse(&xml)?;
                 self.state().known.insert(id, facts.clone());
-                Ok(Some(filled(&domain, facts, power)))
+                filled(&domain, facts, power)
             }
             Some(Err(fault)) if fault.is_no_domain() => Ok(None),
             Some(Err(_)) | None => {
@@ -71,7 +71,7 @@ impl Definitions {
                 if last.is_none() {
                     tracing::warn!(vm = %id, "The VM is busy and its definition is not known yet: it is left out");
                 }
-                Ok(last.map(|facts| filled(&domain, facts, power)))
+                Ok(last.map(|facts| filled(&domain, facts, power)).transpose()?.flatten())
             }
         }
     }
@@ -113,10 +113,30 @@ fn lock(state: &Mutex<State>) -> MutexGuard<'_, State> {
 pub(super) fn read_now(domain: &Domain) -> Result<Option<VmFacts<PathBuf>>, HypervisorError> {
     let Some((id, power)) = there(identity(domain))? else { return Ok(None) };
     if arrives(power, domain) {
-        return Ok(Some(filled(domain, bare(domain, id)?, power)));
+        return filled(domain, bare(domain, id)?, power);
     }
     let Some(xml) = there(domain.xml(Xml::Live))? else { return Ok(None) };
-    Ok(Some(filled(domain, definition::parse(&xml)?, power)))
+    filled(domain, definition::parse(&xml)?, power)
+}
+
+/// The files by the definition that a VM runs by, and by the one that is kept of it. Waits for one that is being started.
+/// One that is being received has none yet.
+#[allow(clippy::type_complexity, reason = "two lists of the same")]
+pub(super) fn files_now(domain: &Domain) -> Result<(Vec<VmFile<PathBuf>>, Vec<VmFile<PathBuf>>), HypervisorError> {
+    let nothing = (Vec::new(), Vec::new());
+    let Some((_, power)) = there(identity(domain))? else { return Ok(nothing) };
+    // It uses files that another host gave up for it, and those are not ours to remove.
+    if power == PowerState::Paused(PausedReason::Migration) {
+        return Ok(nothing);
+    }
+    let files = |form| -> Result<Vec<_>, HypervisorError> {
+        let xml = there(domain.xml(form))?;
+        Ok(xml.map(|xml| definition::parse(&xml)).transpose()?.map(|facts| facts.files).unwrap_or_default())
+    };
+    let Some(persistent) = there(domain.persistent())? else { return Ok(nothing) };
+    let running = if power == PowerState::Off && persistent { Vec::new() } else { files(Xml::Live)? };
+    let kept = if persistent { files(Xml::Inactive)? } else { Vec::new() };
+    Ok((running, kept))
 }
 
 fn identity(domain: &Domain) -> Result<(VmId, PowerState), Fault> {
@@ -156,14 +176,19 @@ fn bare(domain: &Domain, id: VmId) -> Result<VmFacts<PathBuf>, HypervisorError> 
         memory: ByteCount(0),
         files: Vec::new(),
         snapshots: 0,
+        checkpoints: 0,
         host_devices: Vec::new(),
         tpm: false,
         networks: Vec::new(),
     })
 }
 
-/// The facts with what is told beside the definition.
-fn filled(domain: &Domain, mut facts: VmFacts<PathBuf>, power: PowerState) -> VmFacts<PathBuf> {
+/// The facts with what is told beside the definition; `None` if the domain went away.
+fn filled(
+    domain: &Domain,
+    mut facts: VmFacts<PathBuf>,
+    power: PowerState,
+) -> Result<Option<VmFacts<PathBuf>>, HypervisorError> {
     facts.state = match power {
         _ if arrives(power, domain) => VmState::Incoming,
         PowerState::Running => VmState::Running,
@@ -173,8 +198,11 @@ fn filled(domain: &Domain, mut facts: VmFacts<PathBuf>, power: PowerState) -> Vm
     // A transient VM has neither of these two.
     facts.persistent = domain.persistent().unwrap_or(false);
     facts.autostart = domain.autostart().unwrap_or(false);
-    facts.snapshots = domain.snapshots().unwrap_or(0);
-    facts
+    // That these cannot be counted does not mean that there are none.
+    let counted = domain.snapshots().and_then(|snapshots| Ok((snapshots, domain.checkpoints()?)));
+    let Some((snapshots, checkpoints)) = there(counted)? else { return Ok(None) };
+    (facts.snapshots, facts.checkpoints) = (snapshots, checkpoints);
+    Ok(Some(facts))
 }
 
 #[cfg(test)]

@@ -361,6 +361,16 @@ impl Domain {
         Ok(count as u32)
     }
 
+    /// None where libvirt's driver knows no such thing.
+    pub(super) fn checkpoints(&self) -> Done<u32> {
+        // SAFETY: the domain is valid; without a list they are only counted.
+        match check(unsafe { virt_sys::virDomainListAllCheckpoints(self.0, ptr::null_mut(), 0) }) {
+            Ok(count) => Ok(count as u32),
+            Err(fault) if fault.code == virt_sys::VIR_ERR_NO_SUPPORT => Ok(0),
+            Err(fault) => Err(fault),
+        }
+    }
+
     pub(super) fn create(&self) -> Done<()> {
         // SAFETY: the domain is valid.
         check(unsafe { virt_sys::virDomainCreate(self.0) }).map(drop)
@@ -711,6 +721,22 @@ mod tests {
         assert!(domains[0].xml(Xml::Live).expect("read").contains("<name>test</name>"));
         assert!(connection.is_alive());
         assert!(connection.library_version().expect("known") > 9_000_000);
+    }
+
+    #[test]
+    fn snapshots_and_checkpoints_are_counted() {
+        let connection = connection();
+        let domain = connection.domains().expect("listed").remove(0);
+        assert_eq!((domain.snapshots().expect("counted"), domain.checkpoints().expect("counted")), (0, 0));
+        let uuid = "0d7a4d0e-4f57-4f3e-9a80-0c6a4b6ad009";
+        let kept = "<domain type='test'><name>kept</name><uuid>UUID</uuid><memory>1024</memory><os><type>hvm</type></os>\
+                    </domain>";
+        let kept = connection.define(&kept.replace("UUID", uuid)).expect("defined");
+        // SAFETY: the domain is valid. This driver knows no flags of it.
+        check(unsafe { virt_sys::virDomainUndefine(kept.0) }).expect("removed");
+        // What cannot be counted is not none.
+        assert!(kept.snapshots().is_err_and(|fault| fault.is_no_domain()));
+        assert!(kept.checkpoints().is_err_and(|fault| fault.is_no_domain()));
     }
 
     #[test]

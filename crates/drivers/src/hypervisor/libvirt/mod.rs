@@ -10,7 +10,13 @@ use std::{
     time::Duration,
 };
 
-use ferry_core::{api::agent::Role, id::VmId, migration::Presence, units::ByteCount, vm::VmFacts};
+use ferry_core::{
+    api::agent::Role,
+    id::VmId,
+    migration::Presence,
+    units::ByteCount,
+    vm::{VmFacts, VmFile},
+};
 
 use self::{
     definitions::{Definitions, there},
@@ -20,6 +26,7 @@ use super::{
     DISK_SOCKET, DiskCopy, DiskCopyRequest, DiskSize, DomainEvent, EventSink, Hypervisor, HypervisorError,
     HypervisorHost, MEMORY_SOCKET, MigrateRequest, MigrationStats, RPC_SOCKET,
     definition::{self, Form},
+    files_below, images_to_ask,
     rpc::{Bound, definition::check_definition},
 };
 
@@ -126,13 +133,15 @@ impl Hypervisor for Libvirt {
     }
 
     fn files_in_use(&self) -> Result<BTreeSet<PathBuf>, HypervisorError> {
-        let mut files = BTreeSet::new();
+        let (mut used, mut images) = (BTreeSet::new(), BTreeSet::new());
         for domain in self.live()?.connection.domains().map_err(unreachable)? {
-            // One that arrives uses files that another host gave up for it, and those are not ours to remove.
-            let facts = definitions::read_now(&domain)?;
-            files.extend(facts.into_iter().flat_map(|facts| facts.files).map(|file| file.place));
+            let (running, kept) = definitions::files_now(&domain)?;
+            used.extend(running.iter().chain(&kept).flat_map(VmFile::places).cloned());
+            // The definition by which a VM runs tells what lies below its disks; the one that is kept does not.
+            images.extend(images_to_ask(kept.iter().filter(|file| !running.iter().any(|own| own.place == file.place))));
         }
-        Ok(files)
+        used.extend(files_below(images)?);
+        Ok(used)
     }
 
     fn presence(&self, vm: VmId, role: Role) -> Result<Presence, HypervisorError> {
@@ -392,4 +401,46 @@ fn version(number: u64) -> String {
 
 fn milliseconds(duration: Duration) -> u64 {
     u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{path::Path, process::Command};
+
+    use super::*;
+
+    #[test]
+    fn files_of_both_definitions_and_below_their_disks_are_in_use() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let (base, top) = (folder.path().join("base.raw"), folder.path().join("top.qcow2"));
+        std::fs::write(&base, [0; 4096]).expect("written");
+        let mut tool = Command::new("qemu-img");
+        tool.args(["create", "-q", "-f", "qcow2", "-F", "raw", "-b"]).arg(&base).arg(&top);
+        assert!(tool.status().expect("qemu-img is installed").success());
+        // libvirt's own in-process driver: no daemon is needed.
+        let libvirt = Libvirt::new("test:///default");
+        let define = |disk: &Path, format: &str| {
+            let xml = format!(
+                "<domain type='test'><name>db</name><uuid>0d7a4d0e-4f57-4f3e-9a80-0c6a4b6ad008</uuid><memory>1024</memory>\
+                 <os><type>hvm</type></os><devices><disk type='file' device='disk'><driver name='qemu' type='{format}'/>\
+                 <source file='{}'/><target dev='vda'/></disk></devices></domain>",
+                disk.display()
+            );
+            libvirt.live().expect("connected").connection.define(&xml).expect("defined")
+        };
+        define(Path::new("/running.raw"), "raw").create().expect("started");
+        // What it uses at its next start only.
+        define(&top, "qcow2");
+        let used = libvirt.files_in_use().expect("told");
+        for path in [Path::new("/running.raw"), &top, &base] {
+            assert!(used.contains(path), "{}: {used:?}", path.display());
+        }
+        let mut broken = std::fs::read(&top).expect("readable");
+        // The length of its base's name.
+        broken[16..20].fill(0xff);
+        std::fs::write(&top, broken).expect("written");
+        // What cannot be read is not left out.
+        let error = libvirt.files_in_use().expect_err("a broken header");
+        assert!(error.to_string().contains("top.qcow2"), "{error}");
+    }
 }

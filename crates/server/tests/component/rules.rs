@@ -1,0 +1,357 @@
+//! Rules for files of VMs: what moves, what stays, what is refused, each by every way that a file may move.
+
+use std::{fs, path::Path, sync::Arc};
+
+use ferry_core::{
+    api::server::{MigrateVm, MoveDisk, MoveStorage},
+    finding::{Finding, FindingId, Severity},
+    id::VmId,
+    migration::Phase,
+    units::ByteCount,
+    vm::{DiskFormat, FileRole, Oddity, VmFile, VmState},
+};
+use ferry_drivers::{
+    hypervisor::{
+        Hypervisor as _,
+        fake::{FakeGuest, Point},
+    },
+    share::fake::SOFT,
+};
+
+use crate::{
+    moves::reached,
+    support::{Host, Lab, UNC, in_lab, refusal, unc, wait_for},
+};
+
+/// How a file may move.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Path3 {
+    /// On its host, while the VM runs.
+    Storage,
+    /// Along with the running VM.
+    Along,
+    /// With the VM, which is shut off.
+    Offline,
+}
+
+const ALL: [Path3; 3] = [Path3::Storage, Path3::Along, Path3::Offline];
+
+fn disk_to(device: &str, to: &str, format: Option<DiskFormat>) -> Vec<MoveDisk> {
+    vec![MoveDisk { device: device.into(), to: Some(to.to_owned()), format }]
+}
+
+/// What stands against a move of disk `vda` of VM `db`, which is put into the state that the way needs.
+async fn against(lab: &Lab, kvm1: &Host, kvm2: &Host, vm: VmId, how: Path3) -> Vec<Finding> {
+    let host = if how == Path3::Storage { kvm1 } else { kvm2 };
+    against_to(lab, kvm1, vm, how, &host.on_host("new").display().to_string(), None).await
+}
+
+async fn against_to(
+    lab: &Lab,
+    kvm1: &Host,
+    vm: VmId,
+    how: Path3,
+    to: &str,
+    format: Option<DiskFormat>,
+) -> Vec<Finding> {
+    let state = if how == Path3::Offline { VmState::ShutOff } else { VmState::Running };
+    match state {
+        VmState::ShutOff => kvm1.hypervisor.destroy(vm).expect("ended"),
+        _ => kvm1.hypervisor.start(vm).expect("started"),
+    }
+    lab.wait_for_state("db", state).await;
+    let disks = disk_to("vda", to, format);
+    if how == Path3::Storage {
+        let body = MoveStorage { disks, ..MoveStorage::default() };
+        return lab.client.try_move_storage("db", &body).await.expect("tried").findings;
+    }
+    let offline = how == Path3::Offline;
+    let body = MigrateVm { destination: "kvm2".into(), disks, offline, ..MigrateVm::default() };
+    lab.client.try_migrate("db", &body).await.expect("tried").findings
+}
+
+fn ids(findings: &[Finding]) -> Vec<(FindingId, Severity)> {
+    findings.iter().map(|finding| (finding.id, finding.severity)).collect()
+}
+
+fn overlay(base: &Path, top: &Path) {
+    fs::create_dir_all(top.parent().expect("a folder")).expect("made");
+    let mut tool = std::process::Command::new("qemu-img");
+    tool.args(["create", "-q", "-f", "qcow2", "-F", "raw", "-b"]).arg(base).arg(top);
+    assert!(tool.status().expect("qemu-img is installed").success());
+}
+
+/// A VM `db` whose one disk is a file on the share, and two hosts with a folder `new`; it is on the first, shut off.
+async fn db(lab: &Lab, change: impl FnOnce(&mut FakeGuest)) -> (Host, Host, VmId) {
+    let (kvm1, kvm2, _) = lab.two_hosts().await;
+    for host in [&kvm1, &kvm2] {
+        fs::create_dir_all(host.on_host("new")).expect("made");
+    }
+    fs::create_dir_all(kvm1.on_share("db")).expect("made");
+    fs::write(kvm1.on_share("db/disk.raw"), vec![7; 1 << 20]).expect("written");
+    let vm = lab.define(&kvm1, "db", change).await;
+    (kvm1, kvm2, vm)
+}
+
+#[test]
+fn what_another_vm_needs_is_never_taken_away() {
+    in_lab(async |lab| {
+        let (kvm1, kvm2, vm) = db(lab, |_| {}).await;
+        for how in ALL {
+            assert_eq!(against(lab, &kvm1, &kvm2, vm, how).await, [], "{how:?}: nobody else uses it");
+        }
+        let top = |host: &Host| host.on_share("clone/top.qcow2");
+        for (row, host, runs, is_overlay) in [
+            ("the same file", &kvm1, false, false),
+            ("the same file, on another host", &kvm2, true, false),
+            ("a clone that runs", &kvm1, true, true),
+            ("a clone that is shut off", &kvm1, false, true),
+            ("a clone that runs on another host", &kvm2, true, true),
+            ("a clone that is shut off on another host", &kvm2, false, true),
+        ] {
+            let base = host.on_share("db/disk.raw");
+            let mut guest = FakeGuest::new("clone", &[if is_overlay { top(host) } else { base.clone() }]);
+            if is_overlay {
+                overlay(&base, &top(host));
+                guest.facts.files[0].format = Some(DiskFormat::Qcow2);
+                // The definition of a VM that is shut off does not tell.
+                if runs {
+                    guest.facts.files[0].below = vec![base];
+                    guest.facts.files[0].has_backing = true;
+                }
+            }
+            let clone = host.hypervisor.define(guest).expect("defined");
+            if runs {
+                host.hypervisor.start(clone).expect("started");
+            }
+            wait_for(row, async || {
+                let seen = lab.client.vm("clone").await;
+                seen.is_ok_and(|vm| vm.facts.files[0].below.is_empty() != is_overlay)
+            })
+            .await;
+            for how in ALL {
+                let findings = against(lab, &kvm1, &kvm2, vm, how).await;
+                assert_eq!(ids(&findings), [(FindingId::DiskTwice, Severity::Blocks)], "{row}, {how:?}: {findings:#?}");
+                assert!(findings[0].message.contains("VM clone on"), "{row}: {findings:?}");
+            }
+            host.hypervisor.destroy(clone).expect("ended");
+            host.hypervisor.undefine(clone).expect("removed");
+            wait_for("it is gone", async || lab.client.vm("clone").await.is_err()).await;
+        }
+    });
+}
+
+#[test]
+fn a_base_that_a_clone_began_to_need_during_the_move_stays() {
+    in_lab(async |lab| {
+        let (kvm1, kvm2, _) = db(lab, |_| {}).await;
+        let disks = disk_to("vda", &kvm2.on_host("new").display().to_string(), None);
+        let hold = Arc::new(kvm2.hypervisor.faults().hold(Point::Define));
+        let body = MigrateVm { destination: "kvm2".into(), disks, offline: true, ..MigrateVm::default() };
+        let job = lab.client.migrate("db", &body).await.expect("accepted");
+        reached(&hold).await;
+        let base = kvm1.on_share("db/disk.raw");
+        overlay(&base, &kvm1.on_host("clone.qcow2"));
+        let mut guest = FakeGuest::new("clone", &[kvm1.on_host("clone.qcow2")]);
+        guest.facts.files[0].format = Some(DiskFormat::Qcow2);
+        kvm1.hypervisor.define(guest).expect("defined");
+        hold.release();
+        lab.ends(&job, Phase::Succeeded).await;
+        assert!(base.exists(), "the clone is nothing without it");
+    });
+}
+
+#[test]
+fn a_shareable_disk_stays_while_the_others_move() {
+    in_lab(async |lab| {
+        let (kvm1, _kvm2, _) = lab.two_hosts().await;
+        fs::create_dir_all(kvm1.on_host("new")).expect("made");
+        let files = ["quorum", "data"].map(|name| kvm1.on_share(&format!("db/{name}.raw")));
+        let guest = |guest: &mut FakeGuest| {
+            guest.facts.files = FakeGuest::new("db", &files).facts.files;
+            guest.facts.files[0].shareable = true;
+        };
+        let vm = lab.run(&kvm1, "db", guest).await;
+        lab.wait_for_state("db", VmState::Running).await;
+        let to = kvm1.on_host("new").display().to_string();
+        let all = MoveStorage { to: Some(to.clone()), ..MoveStorage::default() };
+        let plan = lab.client.try_move_storage("db", &all).await.expect("tried");
+        assert_eq!(ids(&plan.findings), [(FindingId::DiskShareable, Severity::Warns)]);
+        assert!(plan.findings[0].fix.contains("Shut down every VM that uses it"), "{plan:?}");
+        let named = MoveStorage { disks: disk_to("vda", &to, None), ..MoveStorage::default() };
+        assert_eq!(refusal(lab.client.move_storage("db", &named).await).1, [FindingId::DiskShareable]);
+        let job = lab.client.move_storage("db", &all).await.expect("accepted");
+        lab.ends(&job, Phase::Succeeded).await;
+        let facts = kvm1.hypervisor.vm(vm).expect("reachable").expect("there");
+        let places: Vec<_> = facts.files.into_iter().map(|file| file.place).collect();
+        assert_eq!(places, [files[0].clone(), kvm1.on_host("new/data.raw")]);
+        assert!(files[0].exists() && !files[1].exists());
+    });
+}
+
+fn add_nvram(guest: &mut FakeGuest, place: &Path) {
+    let nvram = VmFile {
+        role: FileRole::Nvram,
+        device: "nvram".into(),
+        place: place.to_owned(),
+        format: None,
+        unmaps: false,
+        detects_zeroes: false,
+        ..guest.facts.files[0].clone()
+    };
+    guest.facts.files.push(nvram);
+}
+
+#[test]
+fn uefi_variables_move_along_alone_where_every_disk_is_on_a_share() {
+    in_lab(async |lab| {
+        let (kvm1, kvm2, vm) = db(lab, |guest| {
+            let share = guest.facts.files[0].place.clone();
+            add_nvram(guest, &share.with_file_name("vars.fd"));
+        })
+        .await;
+        fs::write(kvm1.on_share("db/vars.fd"), vec![5; 540 << 10]).expect("written");
+        kvm1.hypervisor.start(vm).expect("started");
+        lab.wait_for_state("db", VmState::Running).await;
+        let disks = disk_to("nvram", &kvm2.on_host("new").display().to_string(), None);
+        let body = MigrateVm { destination: "kvm2".into(), disks, ..MigrateVm::default() };
+        let job = lab.client.migrate("db", &body).await.expect("accepted");
+        lab.ends(&job, Phase::Succeeded).await;
+        let facts = kvm2.hypervisor.vm(vm).expect("reachable").expect("there");
+        let places: Vec<_> = facts.files.into_iter().map(|file| file.place).collect();
+        assert_eq!(places, [kvm2.on_share("db/disk.raw"), kvm2.on_host("new/vars.fd")]);
+        assert!(!kvm1.on_share("db/vars.fd").exists() && kvm1.on_share("db/disk.raw").exists());
+        // Where the destination does not reach them, and nobody says where they go, the move is refused.
+        let (status, found) = refusal(lab.migrate("db", "kvm1").await);
+        assert_eq!((status, found), (409, vec![FindingId::DiskNotShared]));
+    });
+}
+
+#[test]
+fn uefi_variables_move_along_with_the_running_vm() {
+    in_lab(async |lab| {
+        let (kvm1, kvm2, _) = lab.two_hosts().await;
+        fs::create_dir_all(kvm2.on_host("new")).expect("made");
+        fs::create_dir_all(kvm1.on_host("old")).expect("made");
+        let (old, new) = (kvm1.on_host("old/vars.fd"), kvm2.on_host("new/vars.fd"));
+        fs::write(&old, vec![5; 540 << 10]).expect("written");
+        fs::write(kvm1.on_host("old/vda.raw"), vec![7; 1 << 20]).expect("written");
+        let guest = |guest: &mut FakeGuest| {
+            guest.facts.files = FakeGuest::new("db", &[kvm1.on_host("old/vda.raw")]).facts.files;
+            add_nvram(guest, &old);
+        };
+        let vm = lab.run(&kvm1, "db", guest).await;
+        lab.wait_for_state("db", VmState::Running).await;
+        let storage = Some(kvm2.on_host("new").display().to_string());
+        let body = MigrateVm { destination: "kvm2".into(), storage, ..MigrateVm::default() };
+        let tried = lab.client.try_migrate("db", &body).await.expect("tried");
+        assert!(tried.why.contains("vda, nvram"), "{tried:?}");
+
+        fs::write(&new, "precious").expect("written");
+        assert_eq!(refusal(lab.client.migrate("db", &body).await).1, [FindingId::FileExists]);
+        fs::remove_file(&new).expect("removed");
+
+        kvm1.hypervisor.faults().fail(Point::Pass(1), "no such luck");
+        let job = lab.client.migrate("db", &body).await.expect("accepted");
+        lab.ends(&job, Phase::Failed).await;
+        assert!(old.exists() && !new.exists(), "everything is taken back");
+
+        let job = lab.client.migrate("db", &body).await.expect("accepted");
+        lab.ends(&job, Phase::Succeeded).await;
+        let facts = kvm2.hypervisor.vm(vm).expect("reachable").expect("there");
+        assert_eq!(facts.files[1].place, new);
+        // QEMU writes what the guest has there; it must fit.
+        assert_eq!(fs::metadata(&new).expect("there").len(), 540 << 10);
+        assert!(!old.exists(), "the old file is gone");
+        assert_eq!((kvm1.leftovers(), kvm2.leftovers()), (Vec::new(), Vec::new()));
+    });
+}
+
+#[test]
+fn snapshots_inside_of_an_image_are_not_lost_silently() {
+    in_lab(async |lab| {
+        let qcow2 = |guest: &mut FakeGuest| guest.facts.files[0].format = Some(DiskFormat::Qcow2);
+        let (kvm1, kvm2, vm) = db(lab, qcow2).await;
+        let image = kvm1.on_share("db/disk.raw");
+        for arguments in [&["create", "-q", "-f", "qcow2"][..], &["snapshot", "-c", "one"]] {
+            let mut tool = std::process::Command::new("qemu-img");
+            tool.args(arguments).arg(&image);
+            if arguments[0] == "create" {
+                tool.arg("4M");
+            }
+            assert!(tool.status().expect("qemu-img is installed").success());
+        }
+        for how in [Path3::Storage, Path3::Along] {
+            let findings = against(lab, &kvm1, &kvm2, vm, how).await;
+            assert_eq!(ids(&findings), [(FindingId::VmSnapshot, Severity::Blocks)], "{how:?}: {findings:#?}");
+            assert!(findings[0].message.contains("vda") && findings[0].fix.contains("qemu-img snapshot -d"));
+        }
+        // Byte by byte they come along.
+        assert_eq!(against(lab, &kvm1, &kvm2, vm, Path3::Offline).await, []);
+    });
+}
+
+#[test]
+fn an_encrypted_disk_moves_byte_by_byte_or_not_at_all() {
+    in_lab(async |lab| {
+        let encrypted = |guest: &mut FakeGuest| guest.facts.files[0].oddities = vec![Oddity::Encrypted];
+        let (kvm1, kvm2, vm) = db(lab, encrypted).await;
+        for (how, severity) in
+            [(Path3::Storage, Severity::Blocks), (Path3::Along, Severity::Blocks), (Path3::Offline, Severity::Warns)]
+        {
+            let findings = against(lab, &kvm1, &kvm2, vm, how).await;
+            let first = &findings[0];
+            assert_eq!((first.id, first.severity), (FindingId::DiskEncrypted, severity), "{how:?}: {findings:#?}");
+        }
+    });
+}
+
+#[test]
+fn room_is_counted_for_the_whole_chain_and_for_copies_that_are_not_thin() {
+    in_lab(async |lab| {
+        // What the guest sees is 8 MiB; the image takes next to nothing, the one below it 4 MiB.
+        let (kvm1, _kvm2, vm) = db(lab, |guest| {
+            let base = guest.facts.files[0].place.with_file_name("base.raw");
+            guest.facts.files[0].below = vec![base];
+        })
+        .await;
+        let disk = fs::File::create(kvm1.on_share("db/disk.raw")).expect("made");
+        disk.set_len(8 << 20).expect("sparse");
+        fs::write(kvm1.on_share("db/base.raw"), vec![7; 4 << 20]).expect("written");
+        let to = format!("{UNC}\\new");
+        fs::create_dir_all(kvm1.on_share("new")).expect("made");
+        let (qcow2, raw) = (Some(DiskFormat::Qcow2), Some(DiskFormat::Raw));
+        for (row, free, format, fits) in [
+            ("room for the image, not for its chain", 2, qcow2, false),
+            ("room for the chain", 6, qcow2, true),
+            ("room for the chain, not for all of the disk", 6, raw, false),
+            ("room for all of the disk", 12, raw, true),
+        ] {
+            lab.file_servers.change(&unc(), |export| export.space.free = ByteCount::mib(free));
+            for how in [Path3::Storage, Path3::Along] {
+                let findings = against_to(lab, &kvm1, vm, how, &to, format).await;
+                let refused = findings.iter().any(|finding| finding.id == FindingId::FileSpace);
+                assert_eq!(refused, !fits, "{row}, {how:?}: {findings:#?}");
+            }
+        }
+    });
+}
+
+#[test]
+fn what_shows_errors_to_the_guest_is_said_once_by_every_way() {
+    in_lab(async |lab| {
+        fs::write(lab.folder("export").join(SOFT), "").expect("written");
+        let (kvm1, _kvm2, vm) = db(lab, |guest| guest.facts.files[0].stops_on_error = false).await;
+        fs::create_dir_all(kvm1.on_share("new")).expect("made");
+        for how in ALL {
+            let to = format!("{UNC}\\new");
+            let findings = against_to(lab, &kvm1, vm, how, &to, None).await;
+            let count = |id: FindingId| findings.iter().filter(|finding| finding.id == id).count();
+            assert_eq!(count(FindingId::DiskUnsafe), 1, "{how:?}: {findings:#?}");
+            // Each host that would use the share.
+            let hosts = if how == Path3::Storage { 1 } else { 2 };
+            assert_eq!(count(FindingId::ShareSoft), hosts, "{how:?}: {findings:#?}");
+            assert!(findings.iter().all(|finding| finding.severity == Severity::Warns), "{how:?}: {findings:#?}");
+        }
+    });
+}
