@@ -1,80 +1,262 @@
 //! Any bytes from client, server or the other carrier pass an NBD recogniser in bounded memory, or end the channel.
-//! Any bytes are an index of blocks, or an error.
+//! Whatever a client asks, the disk and the replies are those that they would be without. Any bytes are an index of
+//! blocks, or an error.
 #![no_main]
 
-use std::sync::Arc;
+use std::{collections::BTreeSet, sync::Arc, sync::LazyLock};
 
 use ferry_wire::{
     channel::Inspect,
     nbd::{
-        self, Held, Image,
-        seed::{SeedIndex, SeedKey},
+        self, Held, Image, NbdMeter,
+        seed::{BLOCK_BYTES, SeedIndex, SeedKey},
     },
 };
 use libfuzzer_sys::fuzz_target;
 
 const KEY: SeedKey = SeedKey([7; 32]);
-/// What one pass may let out beyond what came in and a piece that was held: a request for each part in flight.
-const OUT_BYTES_MAX: usize = (1 << 20) + 28 * (1 << 17);
+const PAGE: usize = 4096;
+const BLOCK: usize = BLOCK_BYTES as usize;
+/// Four blocks and some pages.
+const DISK_BYTES: usize = 4 * BLOCK + 3 * PAGE;
+/// What one pass may let out beyond what came in: what was held back, which is never more than a disk's WRITE here or
+/// a MiB, and for each byte that came the requests of a fifth of a part, which falls into 64 ranges at the most.
+const HELD_BYTES_MAX: usize = 1 << 20;
+const OUT_PER_BYTE_MAX: usize = 28 * 64 / 5 + 2;
+const READ: u16 = 0;
+const WRITE: u16 = 1;
+const TRIM: u16 = 4;
+const WRITE_ZEROES: u16 = 6;
+const FUA: u16 = 1;
+
+/// What the seed holds: blocks of data, one of zeroes, one with pages of zeroes.
+static SEED: LazyLock<Vec<u8>> = LazyLock::new(|| {
+    let byte = |at: usize| match (at / BLOCK, at / PAGE % 3) {
+        (1, _) | (2, 0) => 0,
+        (block, _) => (block * 50 + at % 201) as u8,
+    };
+    (0..DISK_BYTES).map(byte).collect()
+});
+static INDEX: LazyLock<SeedIndex> = LazyLock::new(|| {
+    let mut index = SeedIndex::new(KEY);
+    (0..).zip(SEED.chunks(BLOCK)).for_each(|(number, block)| index.insert(number, block));
+    index
+});
 
 fuzz_target!(|bytes: &[u8]| {
     let Some((&kind, bytes)) = bytes.split_first() else { return };
     if kind & 0x80 != 0 {
         if let Ok(index) = SeedIndex::decode(bytes) {
-            assert_eq!(SeedIndex::decode(&index.encode()).expect("its own bytes"), index);
+            let again = SeedIndex::decode(&index.encode()).expect("its own bytes");
+            assert_eq!((again.blocks(), again.encode()), (index.blocks(), index.encode()));
         }
         return;
     }
-    let (image, held) = match kind & 3 {
-        0 => (Image::Unknown, Held::Unknown),
-        1 => (Image::Zeroes, Held::Zeroes),
-        2 => (Image::Seed(index()), Held::Seed(KEY)),
-        _ => (Image::Seed(index()), Held::Zeroes),
-    };
-    let (mut near_requests, mut near_replies) = nbd::source(image, Arc::default());
-    let (mut far_requests, mut far_replies) = nbd::destination(held, Arc::default());
-    let mut feed = |which: u8, bytes: &[u8]| -> Result<(), String> {
-        match which & 3 {
-            0 => pass(&mut near_requests, bytes).and_then(|out| pass(&mut far_requests, &out)),
-            1 => pass(&mut far_replies, bytes).and_then(|out| pass(&mut near_replies, &out)),
-            2 => pass(&mut far_requests, bytes),
-            _ => pass(&mut near_replies, bytes),
-        }
-        .map(drop)
-    };
+    let mut line = Line::new(kind & 3);
     if kind & 4 == 0 {
-        for (which, bytes) in handshake() {
-            feed(which, &bytes).expect("nothing is wrong yet");
-        }
-    }
-    let mut rest = bytes;
-    while let [which, count, more @ ..] = rest {
-        let (chunk, more) = more.split_at(usize::from(*count).min(more.len()));
-        // The channel ends.
-        if feed(*which, chunk).is_err() {
-            return;
-        }
-        rest = more;
+        line.shake_hands();
+        let cut = 1 + (usize::from(kind >> 4) & 7) * 700;
+        let asked = bytes.len().min(64) & !3;
+        let (asks, rest) = bytes.split_at(if kind & 8 == 0 { asked } else { 0 });
+        asks.chunks(4).for_each(|ask| line.ask(ask, cut));
+        line.check();
+        line.feed_all(rest);
+    } else {
+        line.feed_all(bytes);
     }
 });
 
-fn pass(inspect: &mut impl Inspect, bytes: &[u8]) -> Result<Vec<u8>, String> {
+/// Both ends between a client and a server, of which both know what the disk must hold.
+struct Line {
+    there: [Box<dyn Inspect>; 2],
+    back: [Box<dyn Inspect>; 2],
+    near: Arc<NbdMeter>,
+    far: Arc<NbdMeter>,
+    server: Server,
+    expected: Vec<u8>,
+    received: Vec<u8>,
+    waiting: BTreeSet<u64>,
+    cookie: u64,
+}
+
+impl Line {
+    fn new(kind: u8) -> Self {
+        let page = |at: usize| SEED[at * PAGE..DISK_BYTES.min((at + 1) * PAGE)].iter().any(|byte| *byte != 0);
+        let data =
+            (0..DISK_BYTES / PAGE).filter(|at| page(*at)).map(|at| ((at * PAGE) as u64, ((at + 1) * PAGE) as u64));
+        let (image, held, disk) = match kind {
+            0 => (Image::Unknown, Held::Unknown, SEED.clone()),
+            1 => (Image::Zeroes, Held::Zeroes, vec![0; DISK_BYTES]),
+            2 => (Image::Seed(INDEX.clone()), Held::Seed { key: KEY, data: None }, SEED.clone()),
+            _ => (Image::Seed(INDEX.clone()), Held::Seed { key: KEY, data: Some(data.collect()) }, SEED.clone()),
+        };
+        let (near, far) = (Arc::<NbdMeter>::default(), Arc::<NbdMeter>::default());
+        let (outbound, inbound) = nbd::source(image, Arc::clone(&near));
+        let (far_inbound, far_outbound) = nbd::destination(held, Arc::clone(&far));
+        Self {
+            there: [Box::new(outbound), Box::new(far_inbound)],
+            back: [Box::new(far_outbound), Box::new(inbound)],
+            near,
+            far,
+            server: Server { disk: disk.clone(), input: Vec::new() },
+            expected: disk,
+            received: Vec::new(),
+            waiting: BTreeSet::new(),
+            cookie: 0,
+        }
+    }
+
+    fn shake_hands(&mut self) {
+        for (is_server, bytes) in handshake() {
+            let hops = if is_server { &mut self.back } else { &mut self.there };
+            through(hops, &bytes, bytes.len()).expect("nothing is wrong yet");
+        }
+    }
+
+    /// One request of a client that does nothing wrong: what, where, how much, and of what content.
+    fn ask(&mut self, ask: &[u8], cut: usize) {
+        let [what, place, count, content] = *ask else { return };
+        let command = [WRITE, WRITE, WRITE, WRITE, WRITE_ZEROES, READ, 3, TRIM][usize::from(what & 7)];
+        // By pages, by blocks, or by neither.
+        let grain = [PAGE, BLOCK, 512, 1000][usize::from(what >> 3 & 3)];
+        let offset = usize::from(place) * grain % DISK_BYTES;
+        let length = (usize::from(count) * grain % (2 * BLOCK)).min(DISK_BYTES - offset);
+        let flags = if what & 0x20 != 0 && matches!(command, WRITE | WRITE_ZEROES) { FUA } else { 0 };
+        let payload: Vec<u8> = (offset..offset + length).map(|at| byte(content, at)).collect();
+        match command {
+            WRITE => self.expected[offset..offset + length].copy_from_slice(&payload),
+            WRITE_ZEROES => self.expected[offset..offset + length].fill(0),
+            _ => {}
+        }
+        self.cookie += 1;
+        self.waiting.insert(self.cookie);
+        let mut bytes = head(flags, command, self.cookie, offset as u64, length as u32);
+        if command == WRITE {
+            bytes.extend(payload);
+        }
+        let served = through(&mut self.there, &bytes, cut).expect("a client that does nothing wrong");
+        let replies = self.server.work(&served);
+        let replies = through(&mut self.back, &replies, cut).expect("a server that does nothing wrong");
+        self.received.extend(replies);
+        let wanted = if command == READ { length } else { 0 };
+        assert_eq!(self.received.len(), 16 + wanted, "one reply, with what was asked for");
+        assert_eq!(self.received[..8], [0x67, 0x44, 0x66, 0x98, 0, 0, 0, 0], "it went well");
+        assert_eq!(self.received[8..16], self.cookie.to_be_bytes());
+        if command == READ {
+            assert!(self.received[16..] == self.expected[offset..offset + length], "another content was read");
+        }
+        self.received.clear();
+        self.waiting.remove(&self.cookie);
+    }
+
+    fn check(&self) {
+        assert!(self.server.disk == self.expected, "the disk holds something else");
+        assert!(self.waiting.is_empty());
+        assert_eq!((self.far.mismatches(), self.near.referenced_bytes()), (0, self.far.referenced_bytes()));
+    }
+
+    /// Bytes from anybody: who, how many, and which.
+    fn feed_all(&mut self, mut rest: &[u8]) {
+        while let [which, count, more @ ..] = rest {
+            let (chunk, more) = more.split_at(usize::from(*count).min(more.len()));
+            let passed = match which & 3 {
+                0 => through(&mut self.there, chunk, chunk.len()),
+                1 => through(&mut self.back, chunk, chunk.len()),
+                2 => pass(&mut self.there[1], chunk),
+                _ => pass(&mut self.back[1], chunk),
+            };
+            // The channel ends.
+            if passed.is_err() {
+                return;
+            }
+            rest = more;
+        }
+    }
+}
+
+/// The byte that a content has at a place of the disk.
+fn byte(content: u8, at: usize) -> u8 {
+    let page = at / PAGE;
+    match content & 7 {
+        0 => 0,
+        1 | 2 => SEED[at],
+        // Some pages of it are others.
+        3 if page % (2 + usize::from(content >> 3)) == 0 => content,
+        3 => SEED[at],
+        4 if page % (2 + usize::from(content >> 3)) == 0 => 0,
+        4 => content,
+        5 if at % PAGE == usize::from(content) => 1,
+        5 => 0,
+        _ => content ^ at as u8,
+    }
+}
+
+struct Server {
+    disk: Vec<u8>,
+    input: Vec<u8>,
+}
+
+impl Server {
+    /// Its replies to all that is whole.
+    fn work(&mut self, bytes: &[u8]) -> Vec<u8> {
+        self.input.extend_from_slice(bytes);
+        let mut replies = Vec::new();
+        while self.input.len() >= 28 {
+            let number = |at: usize| u64::from_be_bytes(self.input[at..at + 8].try_into().expect("eight"));
+            let command = u16::from_be_bytes([self.input[6], self.input[7]]);
+            let (cookie, offset) = (number(8), number(16) as usize);
+            let length = u32::from_be_bytes(self.input[24..28].try_into().expect("four")) as usize;
+            let payload = if command == WRITE { length } else { 0 };
+            if self.input.len() < 28 + payload {
+                break;
+            }
+            assert!(offset + length <= self.disk.len(), "beyond the end");
+            let request: Vec<u8> = self.input.drain(..28 + payload).collect();
+            replies.extend([0x67, 0x44, 0x66, 0x98, 0, 0, 0, 0]);
+            replies.extend(cookie.to_be_bytes());
+            match command {
+                WRITE => self.disk[offset..offset + length].copy_from_slice(&request[28..]),
+                WRITE_ZEROES => self.disk[offset..offset + length].fill(0),
+                READ => replies.extend_from_slice(&self.disk[offset..offset + length]),
+                _ => {}
+            }
+        }
+        replies
+    }
+}
+
+fn head(flags: u16, command: u16, cookie: u64, offset: u64, length: u32) -> Vec<u8> {
+    let mut bytes = vec![0x25, 0x60, 0x95, 0x13];
+    bytes.extend(flags.to_be_bytes());
+    bytes.extend(command.to_be_bytes());
+    bytes.extend(cookie.to_be_bytes());
+    bytes.extend(offset.to_be_bytes());
+    bytes.extend(length.to_be_bytes());
+    bytes
+}
+
+fn through(hops: &mut [Box<dyn Inspect>; 2], bytes: &[u8], cut: usize) -> Result<Vec<u8>, String> {
+    let mut passed = bytes.to_vec();
+    for hop in hops {
+        let mut out = Vec::new();
+        for piece in passed.chunks(cut.max(1)) {
+            out.extend(pass(hop, piece)?);
+        }
+        passed = out;
+    }
+    Ok(passed)
+}
+
+fn pass(inspect: &mut Box<dyn Inspect>, bytes: &[u8]) -> Result<Vec<u8>, String> {
     let mut out = Vec::new();
     inspect.pass(bytes, &mut out)?;
-    assert!(out.len() <= 2 * bytes.len() + OUT_BYTES_MAX, "{} bytes became {}", bytes.len(), out.len());
+    let most = HELD_BYTES_MAX + OUT_PER_BYTE_MAX * bytes.len();
+    assert!(out.len() <= most, "{} bytes became {}", bytes.len(), out.len());
     Ok(out)
 }
 
-fn index() -> SeedIndex {
-    let mut bytes = b"FerryS\0\x01".to_vec();
-    bytes.extend_from_slice(&KEY.0);
-    bytes.extend_from_slice(&[0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 2]);
-    bytes.extend_from_slice(&[1; 32]);
-    SeedIndex::decode(&bytes).expect("well formed")
-}
-
-/// Until the first request: who speaks, and what.
-fn handshake() -> Vec<(u8, Vec<u8>)> {
+/// Until the first request: whether the server speaks, and what.
+fn handshake() -> Vec<(bool, Vec<u8>)> {
     let option_reply = |kind: u32, data: &[u8]| {
         let mut bytes = 0x0003_e889_0455_65a9_u64.to_be_bytes().to_vec();
         for word in [7, kind, data.len() as u32] {
@@ -83,12 +265,14 @@ fn handshake() -> Vec<(u8, Vec<u8>)> {
         bytes.extend_from_slice(data);
         bytes
     };
-    // A disk of 1 MiB whose server takes everything.
-    let export = [0, 0, 0, 0, 0, 0, 0, 0x10, 0, 0, 0x05, 0x7d];
+    // A disk whose server takes everything.
+    let mut export = vec![0, 0];
+    export.extend((DISK_BYTES as u64).to_be_bytes());
+    export.extend([0x05, 0x7d]);
     vec![
-        (1, b"NBDMAGICIHAVEOPT\0\x03".to_vec()),
-        (0, b"\0\0\0\x03IHAVEOPT\0\0\0\x07\0\0\0\x06\0\0\0\0\0\0".to_vec()),
-        (1, option_reply(3, &export)),
-        (1, option_reply(1, &[])),
+        (true, b"NBDMAGICIHAVEOPT\0\x03".to_vec()),
+        (false, b"\0\0\0\x03IHAVEOPT\0\0\0\x07\0\0\0\x06\0\0\0\0\0\0".to_vec()),
+        (true, option_reply(3, &export)),
+        (true, option_reply(1, &[])),
     ]
 }

@@ -78,6 +78,7 @@ impl Agent {
             Observer::start(config.clone(), Arc::clone(&hypervisor), Arc::clone(&shares), enrolment.watch_host());
         let migrations = Registry::load(&config, Arc::clone(&hypervisor), launcher)?;
         migrations.find_again().await;
+        tokio::spawn(migration::seeds::sweep_for_ever(Arc::downgrade(&migrations.seeds())));
         let storage = StorageMoves::load(&config, Arc::clone(&hypervisor))?;
         let offline = Arc::new(OfflineMoves::load(&config, Arc::clone(&hypervisor), migrations.seeds())?);
         Ok(Arc::new(Self { config, key, enrolment, hypervisor, shares, observer, migrations, offline, storage }))

@@ -100,7 +100,7 @@ fn inspectors(what: &str, chunk: &[u8], mib: usize, meter: &Arc<Meter>) -> Resul
             let started = Instant::now();
             let index = SeedIndex::scan(&file, KEY)?;
             println!("scanned {mib} MiB in {:.2} s", started.elapsed().as_secs_f64());
-            (Image::Seed(index), Held::Seed(KEY))
+            (Image::Seed(index), Held::Seed { key: KEY, data: None })
         }
         _ => return Ok((near, far)),
     };

@@ -189,12 +189,13 @@ mod tests {
 
     proptest! {
         #[test]
-        fn hellos_survive_the_wire(session: u128, secret: [u8; 32], kind in 0..4u8, index: u16, lane in 0..8u8) {
+        fn hellos_survive_the_wire(session: u128, secret: [u8; 32], kind in 0..5u8, index: u16, lane in 0..8u8) {
             let channel = match kind {
                 0 => Channel::Control,
                 1 => Channel::Rpc,
                 2 => Channel::Memory(index),
-                _ => Channel::Disk(index),
+                3 => Channel::Disk(index),
+                _ => Channel::Seed(index),
             };
             let hello = Hello { lane, lanes: 8, ..Hello::new(SessionId(Uuid::from_u128(session)), Secret(secret), channel, Codec::Raw) };
             prop_assert_eq!(Hello::decode(&hello.encode()).expect("legal"), hello);

@@ -4,13 +4,13 @@
 use std::{
     collections::{BTreeMap, VecDeque},
     os::unix::fs::FileExt as _,
-    sync::Arc,
+    sync::{Arc, Mutex},
 };
 
 use ferry_wire::{
     channel::Inspect,
     nbd::{
-        self, Held, Image, NbdMeter,
+        self, Held, Image, Keeper, NbdMeter,
         seed::{BLOCK_BYTES, SeedIndex, SeedKey},
     },
 };
@@ -63,7 +63,10 @@ struct Server {
     stage: Stage,
     /// How many bytes of data it was given.
     data_bytes: usize,
+    requests: usize,
     strict: bool,
+    /// It takes no pages of zeroes as data either where none of these is set: there it holds nothing.
+    filled: Option<Vec<bool>>,
     /// Errors of writes to pages from here on.
     broken_from: usize,
 }
@@ -77,7 +80,7 @@ enum Stage {
 }
 
 impl Server {
-    /// With `strict`, it takes no pages of zeroes as data, nor zeroes that must be allocated.
+    /// With `strict`, it takes no long zeroes as data, nor zeroes that must be allocated.
     fn new(disk: Vec<u8>, flags: u16, strict: bool) -> Self {
         let mut output = b"NBDMAGICIHAVEOPT".to_vec();
         output.extend_from_slice(&[0, 3]);
@@ -89,7 +92,9 @@ impl Server {
             replies: Vec::new(),
             stage: Stage::ClientFlags,
             data_bytes: 0,
+            requests: 0,
             strict,
+            filled: None,
             broken_from: usize::MAX,
         }
     }
@@ -165,6 +170,7 @@ impl Server {
             return false;
         }
         let request: Vec<u8> = self.input.drain(..28 + payload).collect();
+        self.requests += 1;
         if command == DISCONNECT {
             self.stage = Stage::Over;
             return true;
@@ -179,9 +185,16 @@ impl Server {
                 self.data_bytes += length;
                 self.disk[offset..end].copy_from_slice(&request[28..]);
                 let pages = offset.next_multiple_of(PAGE)..end / PAGE * PAGE;
+                let mut zero_pages = 0;
                 for page in pages.step_by(PAGE) {
                     let is_zero = request[28 + page - offset..][..PAGE].iter().all(|byte| *byte == 0);
-                    assert!(!self.strict || !is_zero, "a page of zeroes was written as data");
+                    zero_pages = if is_zero { zero_pages + 1 } else { 0 };
+                    assert!(!self.strict || zero_pages < 32, "long zeroes were written as data");
+                    let is_filled = self.filled.as_ref().is_none_or(|filled| filled[page / PAGE]);
+                    assert!(!is_zero || is_filled || flags & FUA != 0, "zeroes were written where nothing was");
+                }
+                if let Some(filled) = &mut self.filled {
+                    filled[offset / PAGE..end.div_ceil(PAGE)].fill(true);
                 }
             }
             WRITE_ZEROES => {
@@ -284,6 +297,8 @@ enum Knowledge {
     Nothing,
     Zeroes,
     Seed,
+    /// As a seed, and where its data lie.
+    Mapped,
     /// The source knows something, the destination does not.
     SourceOnly,
 }
@@ -303,7 +318,13 @@ impl Knowledge {
         match self {
             Self::Nothing => (Image::Unknown, Held::Unknown),
             Self::Zeroes => (Image::Zeroes, Held::Zeroes),
-            Self::Seed => (Image::Seed(index()), Held::Seed(KEY)),
+            Self::Seed => (Image::Seed(index()), Held::Seed { key: KEY, data: None }),
+            Self::Mapped => {
+                let disk = seed_disk();
+                let ranges = disk.chunks(PAGE).enumerate().filter(|(_, page)| page.iter().any(|byte| *byte != 0));
+                let data = ranges.map(|(page, bytes)| ((page * PAGE) as u64, (page * PAGE + bytes.len()) as u64));
+                (Image::Seed(index()), Held::Seed { key: KEY, data: Some(data.collect()) })
+            }
             Self::SourceOnly => (Image::Seed(index()), Held::Unknown),
         }
     }
@@ -359,6 +380,9 @@ impl Line {
             line.back =
                 vec![(Some(Box::new(far_outbound)), VecDeque::new()), (Some(Box::new(inbound)), VecDeque::new())];
             line.server.strict = flags & SEND_WRITE_ZEROES != 0;
+            let is_thin = line.server.strict && matches!(knowledge, Knowledge::Zeroes | Knowledge::Mapped);
+            let is_data = |page: &[u8]| page.iter().any(|byte| *byte != 0);
+            line.server.filled = is_thin.then(|| line.server.disk.chunks(PAGE).map(is_data).collect());
         }
         line
     }
@@ -483,7 +507,8 @@ proptest! {
     fn the_disk_and_the_replies_are_those_without(
         asks in prop::collection::vec(any_ask(), 0..24),
         knowledge in prop_oneof![
-            Just(Knowledge::Nothing), Just(Knowledge::Zeroes), Just(Knowledge::Seed), Just(Knowledge::SourceOnly)
+            Just(Knowledge::Nothing), Just(Knowledge::Zeroes), Just(Knowledge::Seed), Just(Knowledge::Mapped),
+            Just(Knowledge::SourceOnly)
         ],
         has_zeroes in prop::bool::weighted(0.9),
         depth in 1..16usize,
@@ -608,5 +633,219 @@ fn what_is_not_understood_after_the_handshake_ends_the_channel() {
         let hop = if is_request { &mut line.there[0] } else { &mut line.back[1] };
         let mut out = Vec::new();
         assert!(hop.0.as_mut().expect("the source's").pass(&bytes, &mut out).is_err(), "{bytes:?}");
+    }
+}
+
+#[test]
+fn data_and_short_zeroes_that_must_be_written_are_one_request() {
+    let pages = 64 * PAGE;
+    // Where nothing was, zeroes stay away, and each page of data is a request of its own.
+    for (knowledge, first, second) in [(Knowledge::Nothing, 1, 1), (Knowledge::Zeroes, 32, 1), (Knowledge::Seed, 1, 1)]
+    {
+        let mut line = Line::new(Some(knowledge), FLAGS, 3, 100_000);
+        line.run(&[write(0, pages, &[2, 0])], 1);
+        assert_eq!(line.server.requests, first + 1, "{knowledge:?}");
+        let mut line = Line::new(Some(knowledge), FLAGS, 3, 100_000);
+        // Long zeroes stay zeroes: data, zeroes, and data with short zeroes in one.
+        let mixed: Vec<u8> =
+            (0..64).map(|page| if (20..40).contains(&page) || page % 2 == 1 { 0 } else { 3 }).collect();
+        line.run(&[write(0, pages, &[2]), write(0, pages, &[3, 0]), write(0, pages, &mixed)], 1);
+        assert_eq!(line.server.requests, 1 + second + 3 + 1, "{knowledge:?}");
+        // Alone they are no data.
+        let mut line = Line::new(Some(knowledge), FLAGS, 3, 100_000);
+        line.run(&[write(0, PAGE, &[2]), write(0, PAGE, &[0])], 1);
+        assert_eq!((line.server.requests, line.server.data_bytes), (3, PAGE), "{knowledge:?}");
+    }
+}
+
+/// Both ends, byte by byte.
+struct Ends {
+    there: [Box<dyn Inspect>; 2],
+    back: [Box<dyn Inspect>; 2],
+}
+
+impl Ends {
+    fn new(keeper: impl Keeper + 'static) -> Self {
+        let (outbound, inbound) = nbd::source(Image::Unknown, Arc::default());
+        let (far_inbound, far_outbound) = nbd::destination(keeper, Arc::default());
+        Self { there: [Box::new(outbound), Box::new(far_inbound)], back: [Box::new(far_outbound), Box::new(inbound)] }
+    }
+
+    fn pass(hops: &mut [Box<dyn Inspect>; 2], bytes: &[u8]) -> Vec<u8> {
+        let mut passed = bytes.to_vec();
+        for hop in hops {
+            let mut out = Vec::new();
+            passed.chunks(3).for_each(|piece| hop.pass(piece, &mut out).expect("nothing is wrong"));
+            passed = out;
+        }
+        passed
+    }
+
+    /// What the server gets of what the client says.
+    fn there(&mut self, bytes: &[u8]) -> Vec<u8> {
+        Self::pass(&mut self.there, bytes)
+    }
+
+    fn back(&mut self, bytes: &[u8]) -> Vec<u8> {
+        Self::pass(&mut self.back, bytes)
+    }
+
+    fn greet(&mut self, server_flags: u16, client_flags: u32) {
+        let greeting = [b"NBDMAGICIHAVEOPT".as_slice(), &server_flags.to_be_bytes()].concat();
+        assert_eq!(self.back(&greeting), greeting);
+        assert_eq!(self.there(&client_flags.to_be_bytes()), client_flags.to_be_bytes());
+    }
+}
+
+fn option(number: u32, data: &[u8]) -> Vec<u8> {
+    [b"IHAVEOPT".as_slice(), &number.to_be_bytes(), &(data.len() as u32).to_be_bytes(), data].concat()
+}
+
+fn option_reply(number: u32, kind: u32, data: &[u8]) -> Vec<u8> {
+    let magic = 0x0003_e889_0455_65a9_u64.to_be_bytes();
+    [&magic[..], &number.to_be_bytes(), &kind.to_be_bytes(), &(data.len() as u32).to_be_bytes(), data].concat()
+}
+
+/// The data of INFO and GO.
+fn choice(name: &str) -> Vec<u8> {
+    [&(name.len() as u32).to_be_bytes(), name.as_bytes(), &[0, 0]].concat()
+}
+
+fn export(size_bytes: u64, flags: u16) -> Vec<u8> {
+    [&size_bytes.to_be_bytes()[..], &flags.to_be_bytes()].concat()
+}
+
+fn info_export(size_bytes: u64) -> Vec<u8> {
+    [&[0, 0], export(size_bytes, FLAGS).as_slice()].concat()
+}
+
+fn info_block_size(least: u32) -> Vec<u8> {
+    [&[0, 3][..], &least.to_be_bytes(), &least.max(4096).to_be_bytes(), &(32_u32 << 20).to_be_bytes()].concat()
+}
+
+type Asked = Arc<Mutex<Vec<(String, u64)>>>;
+
+/// Notes what it is asked, and says that all is zero.
+struct Notes(Asked);
+
+impl Keeper for Notes {
+    fn held(&mut self, export: &str, size_bytes: u64) -> Held {
+        self.0.lock().expect("alone").push((export.to_owned(), size_bytes));
+        Held::Zeroes
+    }
+
+    fn changed(&mut self, _offset: u64) {}
+}
+
+/// Whether a WRITE of a page of zeroes goes in parts, of which an image that holds zeroes needs nothing.
+fn is_understood(ends: &mut Ends) -> bool {
+    let served = ends.there(&write(0, PAGE, &[0]).bytes(1, &[]));
+    match be16(&served, 6) {
+        READ => true,
+        WRITE => {
+            assert_eq!(served.len(), 28 + PAGE);
+            false
+        }
+        WRITE_ZEROES => panic!("it was told that all is zero"),
+        other => panic!("command {other}"),
+    }
+}
+
+#[test]
+fn an_export_that_is_chosen_by_its_name_alone_is_understood() {
+    for (server_flags, client_flags, padding) in [(3, 3, 0), (3, 1, 124), (1, 1, 124)] {
+        let asked = Asked::default();
+        let mut ends = Ends::new(Notes(Arc::clone(&asked)));
+        ends.greet(server_flags, client_flags);
+        let chosen = option(1, b"drive-virtio-disk0");
+        assert_eq!(ends.there(&chosen), chosen);
+        let told = [export(1 << 20, FLAGS), vec![0; padding]].concat();
+        let expected = [export(1 << 20, FLAGS & !MULTI_CONN), vec![0; padding]].concat();
+        assert_eq!(ends.back(&told), expected);
+        assert!(is_understood(&mut ends), "{server_flags} {client_flags}");
+        assert_eq!(*asked.lock().expect("alone"), [("drive-virtio-disk0".to_owned(), 1 << 20)]);
+    }
+}
+
+#[test]
+fn what_is_said_of_another_export_does_not_count() {
+    const INFO: u32 = 6;
+    for (first, second, understood) in [(65536, None, true), (65536, Some(4096), true), (512, Some(65536), false)] {
+        let asked = Asked::default();
+        let mut ends = Ends::new(Notes(Arc::clone(&asked)));
+        ends.greet(3, 3);
+        for (number, name, size_bytes, least) in [(INFO, "one", 1 << 30, Some(first)), (GO, "other", 1 << 20, second)] {
+            let said = option(number, &choice(name));
+            assert_eq!(ends.there(&said), said);
+            if let Some(least) = least {
+                ends.back(&option_reply(number, 3, &info_block_size(least)));
+            }
+            let told = ends.back(&option_reply(number, 3, &info_export(size_bytes)));
+            assert_eq!(be16(&told, 30), FLAGS & !MULTI_CONN);
+            ends.back(&option_reply(number, 1, &[]));
+        }
+        assert_eq!(is_understood(&mut ends), understood, "{first} {second:?}");
+        assert_eq!(*asked.lock().expect("alone"), [("other".to_owned(), 1 << 20)]);
+    }
+}
+
+#[test]
+fn of_a_second_choice_nothing_is_known() {
+    let asked = Asked::default();
+    let mut ends = Ends::new(Notes(Arc::clone(&asked)));
+    ends.greet(3, 3);
+    ends.there(&option(GO, &choice("one")));
+    ends.back(&option_reply(GO, 3, &info_export(1 << 20)));
+    ends.back(&option_reply(GO, 1 << 31 | 6, b"not that one"));
+    ends.there(&option(GO, &choice("other")));
+    ends.back(&option_reply(GO, 3, &info_export(1 << 20)));
+    ends.back(&option_reply(GO, 1, &[]));
+    let served = ends.there(&write(0, PAGE, &[0]).bytes(1, &[]));
+    assert_eq!(be16(&served, 6), WRITE_ZEROES, "it may hold anything");
+    assert_eq!(*asked.lock().expect("alone"), [("one".to_owned(), 1 << 20)]);
+}
+
+#[test]
+fn a_server_that_was_not_kept_from_an_option_is_carried_as_it_is() {
+    const STRUCTURED_REPLY: u32 = 8;
+    // The source's end is not understood either, and hides nothing.
+    let (mut requests, mut replies) = nbd::destination(Held::Zeroes, Arc::default());
+    pass(&mut replies, b"NBDMAGICIHAVEOPT\0\x03").expect("passed");
+    pass(&mut requests, &[0, 0, 0, 3]).expect("passed");
+    pass(&mut requests, &option(STRUCTURED_REPLY, &[])).expect("passed");
+    let granted = option_reply(STRUCTURED_REPLY, 1, &[]);
+    assert_eq!(pass(&mut replies, &granted).expect("passed"), granted);
+    let rest = [option(GO, &choice("")), b"requests of a form that is not known".to_vec()].concat();
+    assert_eq!(pass(&mut requests, &rest).expect("passed"), rest);
+    let rest = [option_reply(GO, 3, &info_export(1 << 20)), b"replies of a form that is not known".to_vec()].concat();
+    assert_eq!(pass(&mut replies, &rest).expect("passed"), rest);
+}
+
+#[test]
+fn parts_that_are_none_end_the_channel() {
+    let block = BLOCK_BYTES as u32;
+    let parts = |offset: u64, length: u32, parts: &[(u8, u32)]| {
+        let mut bytes = Ask { command: 0xf001, ..write(offset as usize, length as usize, &[0]) }.bytes(1, &[]);
+        for (kind, length) in parts {
+            bytes.push(*kind);
+            bytes.extend_from_slice(&length.to_be_bytes());
+        }
+        bytes
+    };
+    for (what, knowledge, bytes) in [
+        ("an unknown kind", Knowledge::Nothing, parts(0, 4096, &[(9, 4096)])),
+        ("an empty part", Knowledge::Nothing, parts(0, 4096, &[(1, 0)])),
+        ("no parts", Knowledge::Nothing, parts(0, 0, &[])),
+        ("longer than its WRITE", Knowledge::Nothing, parts(0, 4096, &[(1, 4097)])),
+        ("longer than what is left", Knowledge::Nothing, parts(0, 8192, &[(1, 4096), (2, 4097)])),
+        ("too long a WRITE", Knowledge::Nothing, parts(0, (32 << 20) + 1, &[])),
+        ("a block between two", Knowledge::Seed, parts(4096, 4 * block, &[(3, block)])),
+        ("half a block", Knowledge::Seed, parts(0, 4 * block, &[(3, block / 2)])),
+        ("a block of no seed", Knowledge::Zeroes, [parts(0, block, &[(3, block)]), vec![1; 16]].concat()),
+    ] {
+        let mut line = Line::new(Some(knowledge), FLAGS, 1, 100);
+        line.shake_hands(&mut Vec::new());
+        let mut out = Vec::new();
+        assert!(line.there[1].0.as_mut().expect("the destination's").pass(&bytes, &mut out).is_err(), "{what}");
     }
 }

@@ -16,7 +16,7 @@ use tracing::warn;
 
 use super::seeds::{Seeds, Sown};
 use crate::{
-    AgentError, files,
+    AgentError,
     storage::{Needs, Reach},
 };
 
@@ -49,11 +49,45 @@ impl Arrival {
     }
 }
 
-/// Where the files will be, if nothing stands against them. Changes nothing. Blocks.
+/// Where the files will be, if nothing stands against them. Changes nothing: seeds of others count as room where removing
+/// them would make enough. Blocks.
 ///
 /// # Errors
 /// `file.exists`, `file.space`, or a place that is outside of where files may be or does not answer.
 pub fn checked(reach: &Reach, vm: VmId, wanted: &[DiskArrival], seeds: &Seeds) -> Result<Vec<Arrival>, AgentError> {
+    let (arrivals, needs) = placed(reach, vm, wanted, seeds)?;
+    if !needs.missing(reach).iter().all(|(device, bytes)| seeds.removable(vm, *device) >= *bytes) {
+        needs.are_met(reach)?;
+    }
+    Ok(arrivals)
+}
+
+/// As [`checked`], and removes seeds of others where their room is needed. Blocks.
+///
+/// # Errors
+/// As [`checked`], and when no room could be made.
+pub(super) fn with_room(
+    reach: &Reach,
+    vm: VmId,
+    wanted: &[DiskArrival],
+    seeds: &Seeds,
+) -> Result<Vec<Arrival>, AgentError> {
+    let arrivals = checked(reach, vm, wanted, seeds)?;
+    let missing = placed(reach, vm, wanted, seeds)?.1.missing(reach);
+    if missing.is_empty() {
+        return Ok(arrivals);
+    }
+    for (device, bytes) in missing {
+        seeds.make_room(vm, device, bytes);
+    }
+    // Whether there is room now is asked of the file system.
+    let (arrivals, needs) = placed(reach, vm, wanted, seeds)?;
+    needs.are_met(reach)?;
+    Ok(arrivals)
+}
+
+/// Where the files will be, and what they need.
+fn placed(reach: &Reach, vm: VmId, wanted: &[DiskArrival], seeds: &Seeds) -> Result<(Vec<Arrival>, Needs), AgentError> {
     if wanted.len() > DISKS_MAX {
         return Err(AgentError::Carrier(format!("No VM has more than {DISKS_MAX} disks")));
     }
@@ -68,7 +102,7 @@ pub fn checked(reach: &Reach, vm: VmId, wanted: &[DiskArrival], seeds: &Seeds) -
                 "See what the host reaches with `ferry host show`",
             )
         })?;
-        let held = seeds.held(vm, disk);
+        let held = seeds.held(vm, disk, &path);
         let takes = copy_takes(disk.virtual_size, disk.allocated, arrives_thick(disk.format, &disk.to));
         // Where libvirt itself puts UEFI variables no disk is put, and they are small.
         if disk.device != NVRAM || !path.to_str().is_some_and(is_libvirts_nvram) {
@@ -80,12 +114,7 @@ pub fn checked(reach: &Reach, vm: VmId, wanted: &[DiskArrival], seeds: &Seeds) -
         let (device, format, virtual_size) = (disk.device.clone(), disk.format, disk.virtual_size);
         arrivals.push(Arrival { device, path, format, virtual_size, made: false, sown: None });
     }
-    match needs.are_met(reach) {
-        Err(error) if !seeds.make_room() => Err(error),
-        // What is left of other attempts stands in nobody's way.
-        Err(_) => checked(reach, vm, wanted, seeds),
-        Ok(()) => Ok(arrivals),
-    }
+    Ok((arrivals, needs))
 }
 
 /// Makes one file, thin and empty. Blocks.
@@ -107,7 +136,7 @@ pub(crate) fn remove(
     vm: VmId,
     arrivals: &[Arrival],
     hypervisor: &dyn Hypervisor,
-    seeds: Option<&Seeds>,
+    seeds: &Seeds,
 ) -> Result<(), AgentError> {
     if !arrivals.iter().any(|arrival| arrival.made) {
         return Ok(());
@@ -118,10 +147,7 @@ pub(crate) fn remove(
             warn!(file = %arrival.path.display(), "a new file stays: a VM uses it");
             continue;
         }
-        if let Some(sown) = &arrival.sown {
-            files::remove(&sown.index)?;
-        }
-        if seeds.is_some_and(|seeds| seeds.keep(vm, arrival)) {
+        if seeds.keep(vm, arrival) {
             continue;
         }
         image::remove(&arrival.path).map_err(|source| AgentError::File { path: arrival.path.clone(), source })?;
@@ -153,4 +179,78 @@ pub(crate) fn exists(path: &std::path::Path) -> AgentError {
 
 fn refused(id: FindingId, object: impl std::fmt::Display, message: String, fix: &str) -> AgentError {
     AgentError::refused(409, Finding::blocks(id, object, message, fix))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{os::unix::fs::FileExt as _, sync::Arc};
+
+    use ferry_core::{
+        id::{HostId, JobId},
+        location::Location,
+    };
+    use ferry_drivers::{
+        places::{Places, Roots},
+        share::fake::{FakeFileServers, FakeShares},
+    };
+    use uuid::Uuid;
+
+    use super::*;
+    use crate::{config::Config, shares::Shares, storage::Reserved};
+
+    #[test]
+    fn a_lack_of_room_that_seeds_do_not_end_is_refused_and_costs_none_of_them() {
+        let (folder, host) = (tempfile::tempdir().expect("a folder"), HostId(Uuid::from_u128(1)));
+        let config =
+            Config { state_dir: folder.path().to_owned(), ..Config::new("127.0.0.1:0".parse().expect("an address")) };
+        let seeds = Seeds::load(&config).expect("loaded");
+        let at = |name: &str| Location::Local { host, path: folder.path().join(name).display().to_string() };
+        let file = folder.path().join("old.raw");
+        make_file(&file);
+        let old = Arrival {
+            device: "vda".into(),
+            path: file,
+            format: DiskFormat::Raw,
+            virtual_size: ByteCount::mib(8),
+            made: true,
+            sown: None,
+        };
+        assert!(seeds.keep(VmId(Uuid::from_u128(8)), &old));
+        let kept = || {
+            let names = std::fs::read_dir(folder.path()).expect("there").flatten().map(|entry| entry.file_name());
+            names.filter(|name| name.to_string_lossy().ends_with(".ferry-seed")).count()
+        };
+        let wanted = [DiskArrival {
+            device: "vda".into(),
+            to: at("new.raw"),
+            format: DiskFormat::Raw,
+            virtual_size: ByteCount::mib(8),
+            allocated: ByteCount::mib(8),
+        }];
+        let driver = Arc::new(FakeShares::new(FakeFileServers::new()));
+        let reach = |reserved| Reach {
+            places: Places::new(host, Vec::new()),
+            roots: Roots::new(host, vec![folder.path().to_owned()], Vec::new()),
+            shares: Arc::new(Shares::load(&config, driver.clone()).expect("loaded")),
+            reserved,
+        };
+        let vm = VmId(Uuid::from_u128(9));
+        for (reserved, fits) in [(Vec::new(), true), (vec![reserve(&at("other.raw"))], false)] {
+            let reach = reach(reserved);
+            let found = checked(&reach, vm, &wanted, &seeds).map(|arrivals| arrivals.len());
+            assert_eq!(found.is_ok(), fits, "{found:?}");
+            let made = with_room(&reach, vm, &wanted, &seeds).map_err(|error| error.to_string());
+            assert!(fits == made.is_ok() && (fits || made.is_err_and(|said| said.contains("job 7"))));
+            assert_eq!(kept(), 1);
+        }
+    }
+
+    fn make_file(path: &std::path::Path) {
+        std::fs::File::create(path).expect("made").write_all_at(&vec![7; 8 << 20], 0).expect("written");
+    }
+
+    /// More than any file system has.
+    fn reserve(to: &Location) -> Reserved {
+        Reserved { job: JobId(7), to: to.clone(), still: ByteCount(1 << 60) }
+    }
 }

@@ -30,12 +30,13 @@ use ferry_wire::{
     control::{Control, ControlSender, Message},
     hello::Channel,
     meter::Meter,
-    nbd::{self, Held, seed::SeedKey},
+    nbd::{self, Held, Keeper, seed::SeedKey},
     session::{Acceptor, SessionKey},
 };
 use tokio::{
     io::AsyncWriteExt as _,
     net::{TcpStream, UnixStream},
+    sync::mpsc,
 };
 use tokio_rustls::TlsStream;
 use tracing::{error, info, warn};
@@ -44,12 +45,15 @@ use super::{
     arrivals::Arrival,
     carrier::{Board, blocking, channel_ended, past_pivot},
     journal::{Journal, Task},
+    seeds,
 };
 use crate::{AgentError, config::Config, error::chain};
 
 /// How often a resume that failed is tried again, and how many times: libvirt may be restarting.
 const RESUME_EVERY: Duration = Duration::from_millis(250);
 const RESUMES_MAX: u32 = 120;
+/// Pieces of what a file holds that wait for the source: each is of 64 MiB of data at the most.
+const TOLD_PIECES: usize = 4;
 
 pub(super) struct Destination {
     shared: Arc<Shared>,
@@ -66,6 +70,10 @@ struct Shared {
     resuming: tokio::sync::Mutex<()>,
     /// Disks that come along, in the order in which their channels come.
     arrivals: Vec<Arrival>,
+    /// What is known of their files, until it is used: once.
+    held: Mutex<Vec<Option<Held>>>,
+    /// To the source.
+    control: Mutex<Option<ControlSender>>,
 }
 
 impl Destination {
@@ -105,7 +113,9 @@ impl Destination {
             stopped_at: Mutex::new(None),
             ran_at: Mutex::new(None),
             resuming: tokio::sync::Mutex::new(()),
+            held: Mutex::new(arrivals.iter().map(known_at_first).collect()),
             arrivals: arrivals.clone(),
+            control: Mutex::default(),
         });
         shared.board.spawn(accept(acceptor, Arc::clone(&shared)));
         Ok(Self { shared, address })
@@ -189,6 +199,7 @@ async fn accept(mut acceptor: Acceptor, shared: Arc<Shared>) {
 
 async fn hear(mut control: Control, shared: Arc<Shared>) {
     let sender = control.sender();
+    *shared.control.lock().expect("nobody panics while holding it") = Some(sender.clone());
     while let Some(message) = control.receive().await {
         match message {
             Message::Stopped => {
@@ -322,34 +333,115 @@ async fn carry_disk(index: u16, peer: TlsStream<TcpStream>, shared: Arc<Shared>)
     info!(index, "a disk begins to arrive");
     let (reader, writer) = local.into_split();
     let mut options = Options::new(shared.downtime_limit, Arc::clone(&shared.meter));
-    let (requests, replies) = nbd::destination(held(&shared.arrivals, index), Arc::default());
+    let (requests, replies) =
+        nbd::destination(Files { place: usize::from(index), shared: Arc::clone(&shared) }, Arc::default());
     options.inbound = Some(Box::new(requests));
     options.outbound = Some(Box::new(replies));
     channel_ended("disk", carry(peer, reader, writer, options).await);
 }
 
-/// What is known of the file behind a channel: libvirt opens one for each disk, in the definition's order. Nothing is
-/// promised of zeroes while another of the files holds something: should the order ever be another, a file would keep
-/// what the guest had erased.
-fn held(arrivals: &[Arrival], index: u16) -> Held {
-    let any_is_sown = arrivals.iter().any(|arrival| arrival.sown.is_some());
-    match arrivals.get(usize::from(index)) {
-        Some(Arrival { sown: Some(sown), .. }) => Held::Seed(SeedKey(sown.key.0)),
-        Some(_) if !any_is_sown => Held::Zeroes,
-        Some(_) | None => Held::Unknown,
+/// What is known of a file before anybody looked into it.
+fn known_at_first(arrival: &Arrival) -> Option<Held> {
+    Some(match &arrival.sown {
+        None => Held::Zeroes,
+        Some(sown) => Held::Seed { key: SeedKey(sown.key.0), data: None },
+    })
+}
+
+/// Which of the disks is behind an export: the one that its name tells, or that comes at this place. libvirt opens a
+/// channel for each disk, in the definition's order. `None` if there is none such of this size.
+fn which(arrivals: &[Arrival], place: usize, export: &str, size_bytes: u64) -> Option<usize> {
+    let place = match device_of(export) {
+        Some(device) => arrivals.iter().position(|arrival| arrival.device == device)?,
+        None => place,
+    };
+    arrivals.get(place).filter(|arrival| arrival.virtual_size.0 == size_bytes).map(|_| place)
+}
+
+/// The disk that libvirt means by the name of an export, if that tells: `drive-virtio-disk` and its number (libvirt 11.3,
+/// `qemuAliasDiskDriveFromDisk`). Names of disks on other buses tell where they are plugged in.
+fn device_of(export: &str) -> Option<String> {
+    let mut number: u32 = export.strip_prefix("drive-virtio-disk")?.parse().ok()?;
+    // vda to vdz, vdaa and so on.
+    let mut letters = Vec::new();
+    loop {
+        letters.push(b'a' + (number % 26) as u8);
+        number = match number / 26 {
+            0 => break,
+            rest => rest - 1,
+        };
+    }
+    letters.reverse();
+    Some(format!("vd{}", String::from_utf8(letters).expect("they are letters")))
+}
+
+/// The files of disks that come along, for one channel.
+struct Files {
+    /// Of the disk: as the channel came, until the export tells.
+    place: usize,
+    shared: Arc<Shared>,
+}
+
+impl Keeper for Files {
+    fn held(&mut self, export: &str, size_bytes: u64) -> Held {
+        let Some(place) = which(&self.shared.arrivals, self.place, export, size_bytes) else {
+            warn!(export, size_bytes, place = self.place, "nothing is known of the disk behind this export");
+            return Held::Unknown;
+        };
+        self.place = place;
+        let mut held = self.shared.held.lock().expect("nobody panics while holding it");
+        let held = held.get_mut(place).and_then(Option::take);
+        info!(export, disk = self.shared.arrivals[place].device, known = held.is_some(), "a disk's copy begins");
+        held.unwrap_or_default()
+    }
+
+    fn changed(&mut self, offset: u64) {
+        let device = self.shared.arrivals.get(self.place).map_or("", |arrival| arrival.device.as_str());
+        error!(disk = device, offset, "the unfinished copy was changed while it was used");
+        let reason =
+            format!("The unfinished copy of disk {device} was changed meanwhile: something else writes to its file");
+        let control = self.shared.control.lock().expect("nobody panics while holding it").clone();
+        if let Some(control) = control {
+            control.send_now(Message::GaveUp { reason: reason.clone() });
+        }
+        self.shared.board.tell(|known| known.error = Some(reason));
     }
 }
 
-/// Tells the source what the file of a disk holds.
+/// Tells the source what the file of a disk holds, while it is read.
 async fn tell_seed(index: u16, mut peer: TlsStream<TcpStream>, shared: Arc<Shared>) {
-    let sown = shared.arrivals.get(usize::from(index)).and_then(|arrival| arrival.sown.as_ref());
-    let told = async {
-        let mut file = tokio::fs::File::open(&sown.ok_or(std::io::ErrorKind::NotFound)?.index).await?;
-        tokio::io::copy(&mut file, &mut peer).await?;
+    let place = usize::from(index);
+    let Some(arrival) = shared.arrivals.get(place).cloned() else { return };
+    let Some(sown) = &arrival.sown else { return };
+    let (key, disk, begun) = (SeedKey(sown.key.0), arrival.device.clone(), Instant::now());
+    let (told, mut to_tell) = mpsc::channel(TOLD_PIECES);
+    let known = Arc::clone(&shared);
+    let reading = tokio::task::spawn_blocking(move || {
+        let found = |data| {
+            let mut held = known.held.lock().expect("nobody panics while holding it");
+            // Unless its copy began already.
+            if let Some(Some(held)) = held.get_mut(place) {
+                *held = Held::Seed { key, data: Some(data) };
+            }
+        };
+        seeds::look(&arrival.path, arrival.format, key, found, |piece| told.blocking_send(piece).is_ok())
+    });
+    let mut bytes = 0;
+    let telling = async {
+        while let Some(piece) = to_tell.recv().await {
+            bytes += piece.len();
+            peer.write_all(&piece).await?;
+            peer.flush().await?;
+        }
         peer.shutdown().await
     };
-    if let Err(error) = told.await {
-        warn!(index, %error, "the source is not told what is here already");
+    let outcome = telling.await;
+    // Nobody listens any more: the file is not read to its end.
+    drop(to_tell);
+    let read = reading.await.unwrap_or_else(|error| Err(std::io::Error::other(error)));
+    match outcome.and(read) {
+        Ok(()) => info!(disk, bytes, took_ms = begun.elapsed().as_millis() as u64, "the source knows what is here"),
+        Err(error) => warn!(disk, bytes, %error, "the source is not told all of what is here"),
     }
 }
 
@@ -368,5 +460,43 @@ struct GateKeeper(Gate);
 impl Inspect for GateKeeper {
     fn pass(&mut self, bytes: &[u8], out: &mut Vec<u8>) -> Result<(), String> {
         self.0.pass(bytes, out).map_err(|refusal| chain(&refusal))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use ferry_core::{units::ByteCount, vm::DiskFormat};
+
+    use super::*;
+
+    #[test]
+    fn an_export_is_the_disk_that_its_name_tells_or_the_one_at_its_place_if_the_size_is_right() {
+        let arrival = |device: &str, mib| Arrival {
+            device: device.into(),
+            path: PathBuf::from("/x"),
+            format: DiskFormat::Raw,
+            virtual_size: ByteCount::mib(mib),
+            made: true,
+            sown: None,
+        };
+        let arrivals = [arrival("vda", 64), arrival("vdc", 32), arrival("sda", 16)];
+        for (place, export, mib, expected) in [
+            (0, "drive-virtio-disk0", 64, Some(0)),
+            (0, "drive-virtio-disk2", 32, Some(1)),
+            (1, "drive-virtio-disk0", 64, Some(0)),
+            (1, "drive-virtio-disk1", 32, None),
+            (2, "drive-scsi0-0-0-0", 16, Some(2)),
+            (1, "drive-ua-mine", 32, Some(1)),
+            (0, "", 64, Some(0)),
+            (0, "drive-virtio-disk0", 65, None),
+            (2, "drive-scsi0-0-0-0", 64, None),
+            (3, "drive-scsi0-0-0-1", 64, None),
+        ] {
+            assert_eq!(which(&arrivals, place, export, mib << 20), expected, "{place} {export} {mib}");
+        }
+        for (number, device) in [(0, "vda"), (25, "vdz"), (26, "vdaa"), (27, "vdab"), (701, "vdzz"), (702, "vdaaa")] {
+            assert_eq!(device_of(&format!("drive-virtio-disk{number}")).as_deref(), Some(device));
+        }
+        assert_eq!((device_of("drive-virtio-disk"), device_of("drive-virtio-disk-1")), (None, None));
     }
 }

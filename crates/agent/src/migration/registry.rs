@@ -174,7 +174,7 @@ impl Registry {
                     return ready(answer, &known);
                 }
                 // Its carrier is gone, and what was made for it is made again.
-                self.remove_arrivals(&known, false).await?;
+                self.remove_arrivals(&known).await?;
             }
             None => self.must_not_be_here(vm).await?,
         }
@@ -184,7 +184,7 @@ impl Registry {
             true => Vec::new(),
             false => {
                 let seeds = Arc::clone(&self.seeds);
-                off_thread(move || arrivals::checked(&reach, vm, &wanted, &seeds)).await?
+                off_thread(move || arrivals::with_room(&reach, vm, &wanted, &seeds)).await?
             }
         };
         let mounted = mounts.iter().map(|mount| PathBuf::from(&mount.path));
@@ -195,7 +195,7 @@ impl Registry {
         let answer = match self.begin(&journal).await {
             Ok(answer) => answer,
             Err(error) => {
-                self.remove_arrivals(&journal, true).await?;
+                self.remove_arrivals(&journal).await?;
                 return Err(error);
             }
         };
@@ -227,7 +227,7 @@ impl Registry {
                 Err(error) => Err(error),
             };
             if let Err(error) = made {
-                self.remove_arrivals(&journal, false).await?;
+                self.remove_arrivals(&journal).await?;
                 self.forget(&journal).await?;
                 return Err(error);
             }
@@ -236,10 +236,10 @@ impl Registry {
     }
 
     /// Removes the files that were made for disks that do not come, or keeps them for the next attempt.
-    async fn remove_arrivals(&self, journal: &Journal, keep: bool) -> Result<(), AgentError> {
+    async fn remove_arrivals(&self, journal: &Journal) -> Result<(), AgentError> {
         let (arrivals, hypervisor) = (journal.task.arrivals().to_vec(), Arc::clone(&self.hypervisor));
-        let (vm, seeds) = (journal.task.vm(), keep.then(|| Arc::clone(&self.seeds)));
-        off_thread(move || arrivals::remove(vm, &arrivals, &*hypervisor, seeds.as_deref())).await
+        let (vm, seeds) = (journal.task.vm(), Arc::clone(&self.seeds));
+        off_thread(move || arrivals::remove(vm, &arrivals, &*hypervisor, &seeds)).await
     }
 
     /// Whether new files for disks of a VM can be made. Blocks.
@@ -424,7 +424,7 @@ impl Registry {
                     hypervisor.undefine(vm)
                 })
                 .await?;
-                self.remove_arrivals(&journal, true).await?;
+                self.remove_arrivals(&journal).await?;
             }
         }
         made_to_fail("agent-undone")?;

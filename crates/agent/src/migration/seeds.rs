@@ -1,24 +1,30 @@
 //! Copies of disks that were not finished, kept for the next attempt: it sends only what differs.
 //!
 //! ```text
-//! undone ─▶ keep: file ─▶ file.ferry-seed, its blocks are hashed ─▶ a new move of the same disk ─▶ take: back to a file
-//!                                └─ a day later, when room is needed, or when there are too many ─▶ removed
+//! undone ─▶ keep: file ─▶ VM-device-time.ferry-seed ─▶ a new attempt ─▶ take: back to a file ─▶ look: read and hashed
+//!                           └─ a day later, when there are too many, or when room is needed ─▶ removed
 //! ```
+//! To keep and to take is to rename: nothing has to be done, or to be waited for, in between. What a file holds is read
+//! by the carrier of the attempt that uses it, before anything is written to it ([`look`]).
+//!
 //! A seed is a guess, never the truth: each block that the source names by its hash is read and compared when it is
 //! used (`ferry_wire::nbd`), and everything else of the disk is sent.
 
 use std::{
+    collections::HashSet,
     fs,
-    io::Write as _,
+    io::{self, Read as _},
+    os::unix::fs::{FileExt as _, MetadataExt as _},
     path::{Path, PathBuf},
-    sync::{Arc, Mutex},
-    time::{Duration, SystemTime, UNIX_EPOCH},
+    sync::{Arc, Mutex, Weak},
+    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
 use ferry_core::{api::agent::DiskArrival, id::VmId, pin::Secret, units::ByteCount, vm::DiskFormat};
 use ferry_drivers::image;
-use ferry_wire::nbd::seed::{BLOCK_BYTES, SeedIndex, SeedKey};
+use ferry_wire::nbd::seed::{BLOCK_BYTES, RUN_BLOCKS_MAX, SeedIndex, SeedKey};
 use serde::{Deserialize, Serialize};
+use tokio::sync::Notify;
 use tracing::{info, warn};
 
 use super::arrivals::Arrival;
@@ -28,13 +34,13 @@ use crate::{AgentError, config::Config, error::chain, files};
 const KEPT_FOR: Duration = Duration::from_secs(24 * 60 * 60);
 /// Seeds of one host.
 const SEEDS_MAX: usize = 16;
+/// How often it is seen to it that seeds are neither too old nor too many; also when one was kept.
+const SWEEP_EVERY: Duration = Duration::from_secs(60 * 60);
 /// A copy that holds less is made anew in no time.
 const WORTH_KEEPING: ByteCount = ByteCount::mib(4);
-/// Blocks of one seed: what lies behind is sent again. 64 GiB of data.
-const BLOCKS_MAX: usize = 1 << 20;
-/// Largest index of a seed, as it is stored and sent.
-pub(super) const INDEX_BYTES_MAX: u64 = 64 << 20;
-/// What is appended to the name of a file that is a seed.
+/// While a file is read, the source hears something so often at least: it waits for no dead end.
+const TOLD_EVERY: Duration = Duration::from_secs(1);
+/// How the name of a file ends that is a seed.
 const ENDING: &str = "ferry-seed";
 
 /// What is written down of a seed.
@@ -46,8 +52,6 @@ struct Page {
     virtual_size: ByteCount,
     /// The file.
     path: PathBuf,
-    /// Of its hashes.
-    key: Secret,
     /// Unix milliseconds.
     kept_at_ms: u64,
 }
@@ -55,57 +59,70 @@ struct Page {
 /// A seed that became the file of a disk which comes.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Sown {
-    /// Of its hashes.
+    /// Of the hashes of this attempt.
     pub key: Secret,
-    /// Where its index is.
-    pub index: PathBuf,
 }
 
 /// The seeds of a host.
 pub struct Seeds {
     folder: PathBuf,
-    /// Held by whoever changes something.
-    turn: Arc<Mutex<()>>,
+    /// Pages of seeds that are being changed. Nobody waits for another: a share that does not answer holds up what is
+    /// done with its own seeds.
+    busy: Mutex<HashSet<PathBuf>>,
+    kept: Arc<Notify>,
+}
+
+/// A seed that nobody else changes meanwhile.
+struct Claim<'a> {
+    busy: &'a Mutex<HashSet<PathBuf>>,
+    page: PathBuf,
+}
+
+impl Drop for Claim<'_> {
+    fn drop(&mut self) {
+        self.busy.lock().expect("nobody panics while holding it").remove(&self.page);
+    }
 }
 
 impl Seeds {
-    /// Finds the seeds that were kept, and removes those that are too old.
+    /// Finds the seeds that were kept.
     ///
     /// # Errors
-    /// When the folder cannot be made or read.
+    /// When the folder cannot be made.
     pub fn load(config: &Config) -> Result<Self, AgentError> {
         let folder = config.state_dir.join("seeds");
         files::ensure_private_dir(&folder)?;
-        let seeds = Self { folder, turn: Arc::default() };
-        seeds.sweep(SEEDS_MAX);
-        Ok(seeds)
+        Ok(Self::of(folder))
     }
 
-    /// Keeps the file of a disk that did not come, if that is worth it; whether it did. Blocks; its blocks are hashed
-    /// afterwards, on a thread of their own. Nobody may write to the file any more.
+    fn of(folder: PathBuf) -> Self {
+        Self { folder, busy: Mutex::default(), kept: Arc::default() }
+    }
+
+    /// Keeps the file of a disk that did not come, if that is worth it; whether it did. Blocks. Nobody may write to the
+    /// file any more.
     pub(crate) fn keep(&self, vm: VmId, arrival: &Arrival) -> bool {
-        let _turn = self.turn.lock().expect("nobody panics while holding it");
         if !arrival.made || image::allocated(&arrival.path).unwrap_or_default() < WORTH_KEEPING {
             return false;
         }
-        let mut path = arrival.path.clone().into_os_string();
-        path.push(format!(".{ENDING}"));
+        let Some(_claim) = self.claim(vm, &arrival.device) else { return false };
+        // A seed of the same disk is older.
+        if self.page(vm, &arrival.device).is_some_and(|older| !self.remove(&older)) {
+            return false;
+        }
+        let kept_at_ms = now_ms();
+        let name = format!("{}-{kept_at_ms}.{ENDING}", name_of(vm, &arrival.device));
         let page = Page {
             vm,
             device: arrival.device.clone(),
             format: arrival.format,
             virtual_size: arrival.virtual_size,
-            path: path.into(),
-            key: ferry_trust::random_secret(),
-            kept_at_ms: now_ms(),
+            path: arrival.path.with_file_name(name),
+            kept_at_ms,
         };
-        self.sweep(SEEDS_MAX - 1);
-        // A seed of the same disk is older.
-        if let Some(older) = self.page(vm, &arrival.device) {
-            self.remove(&older);
-        }
+        // Written down first: a seed of which nobody knows would stay for ever.
         let kept = files::write_json(&self.page_path(vm, &arrival.device), &page).and_then(|()| {
-            let renamed = fs::rename(&arrival.path, &page.path);
+            let renamed = image::rename_new(&arrival.path, &page.path);
             renamed.map_err(|source| AgentError::File { path: arrival.path.clone(), source })
         });
         if let Err(error) = kept {
@@ -114,65 +131,72 @@ impl Seeds {
             return false;
         }
         info!(%vm, disk = page.device, file = %page.path.display(), "an unfinished copy is kept for the next attempt");
-        let (turn, index_path) = (Arc::clone(&self.turn), self.index_path(vm, &page.device));
-        std::thread::spawn(move || {
-            let made = index(&page).and_then(|index| {
-                // The seed may have been taken or removed meanwhile.
-                let _turn = turn.lock().expect("nobody panics while holding it");
-                if page.path.exists() { write_index(&index_path, &index) } else { Ok(()) }
-            });
-            if let Err(error) = made {
-                warn!(disk = page.device, %error, "an unfinished copy could not be read: the next attempt begins anew");
-            }
-        });
+        self.kept.notify_one();
         true
     }
 
     /// Makes the seed of a disk the file of a disk that comes: renamed to `path`, where nothing may be. `None` if there
-    /// is none that fits; one that does not is removed. Blocks.
+    /// is none that fits; one of another format or size is removed. Blocks.
     pub(crate) fn take(&self, vm: VmId, wanted: &DiskArrival, path: &Path) -> Option<Sown> {
-        let _turn = self.turn.lock().expect("nobody panics while holding it");
+        let _claim = self.claim(vm, &wanted.device)?;
         let page = self.page(vm, &wanted.device)?;
-        let index = self.index_path(vm, &wanted.device);
-        let fits = (page.format, page.virtual_size) == (wanted.format, wanted.virtual_size) && index.exists();
-        // Not on another file system, and never over a file that is there.
-        let taken = fits && !path.exists() && fs::rename(&page.path, path).is_ok();
-        let sown = index.with_extension("sown");
-        if taken && fs::rename(&index, &sown).is_ok() {
-            let _ = files::remove(&self.page_path(vm, &wanted.device));
-            return Some(Sown { key: page.key, index: sown });
+        if !page.is_of(wanted) || !page.is_whole().unwrap_or_default() {
+            self.remove(&page);
+            return None;
         }
-        if taken {
-            // It is not known what the file holds: that is of no use, and not of this name.
-            let _ = image::remove(path);
+        // Not on another file system, and never over a file that is there: the seed stays then.
+        if let Err(error) = image::rename_new(&page.path, path) {
+            info!(%vm, disk = page.device, %error, "an unfinished copy is not used");
+            return None;
         }
-        self.remove(&page);
-        None
+        if let Err(error) = files::remove(&self.page_path(vm, &wanted.device)) {
+            // It names a file that is not there any more.
+            warn!(%vm, disk = page.device, error = %chain(&error), "what was written down of a seed could not be removed");
+        }
+        Some(Sown { key: ferry_trust::random_secret() })
     }
 
-    /// As [`Self::take`], for whoever finds out by itself what the file holds: whether it has. Blocks.
-    pub(crate) fn take_file(&self, vm: VmId, wanted: &DiskArrival, path: &Path) -> bool {
-        let _turn = self.turn.lock().expect("nobody panics while holding it");
-        let Some(page) = self.page(vm, &wanted.device) else { return false };
-        let fits = (page.format, page.virtual_size) == (wanted.format, wanted.virtual_size);
-        let taken = fits && !path.exists() && fs::rename(&page.path, path).is_ok();
-        // Its page and its index go, and its file if it was not taken.
-        self.remove(&page);
-        taken
-    }
-
-    /// What the seed of a disk takes, if there is one: so much less room is needed for the disk.
-    pub(crate) fn held(&self, vm: VmId, wanted: &DiskArrival) -> ByteCount {
-        let page = self.page(vm, &wanted.device).filter(|page| page.virtual_size == wanted.virtual_size);
+    /// What the seed of a disk takes that would become the file at `path`, if there is one: so much less room is needed.
+    pub(crate) fn held(&self, vm: VmId, wanted: &DiskArrival, path: &Path) -> ByteCount {
+        let page = self.page(vm, &wanted.device).filter(|page| page.is_of(wanted));
+        let device = path.parent().and_then(device_of);
+        let page = page.filter(|page| device.is_some() && device_of(&page.path) == device);
         page.and_then(|page| image::allocated(&page.path).ok()).unwrap_or_default()
     }
 
-    /// Removes every seed: room is needed. Whether there were any.
-    pub(super) fn make_room(&self) -> bool {
-        let _turn = self.turn.lock().expect("nobody panics while holding it");
-        let pages = self.pages();
-        pages.iter().for_each(|page| self.remove(page));
-        !pages.is_empty()
+    /// What seeds take on a file system, by its device number, but for those of one VM. Blocks.
+    pub(crate) fn removable(&self, but: VmId, device: u64) -> ByteCount {
+        ByteCount(self.removable_pages(but, device).iter().map(|(_, taken)| taken.0).sum())
+    }
+
+    /// Removes seeds on a file system, by its device number, but none of one VM, until so much is free again: the oldest
+    /// first, no more than are needed, and none at all if all of them were not enough. What became free. Blocks.
+    pub(crate) fn make_room(&self, but: VmId, device: u64, needed: ByteCount) -> ByteCount {
+        let mut pages = self.removable_pages(but, device);
+        if pages.iter().map(|(_, taken)| taken.0).sum::<u64>() < needed.0 {
+            return ByteCount(0);
+        }
+        pages.sort_by_key(|(page, _)| page.kept_at_ms);
+        let mut freed = ByteCount(0);
+        for (page, taken) in pages {
+            if freed >= needed {
+                break;
+            }
+            if self.claim(page.vm, &page.device).is_some_and(|_claim| self.remove(&page)) {
+                info!(vm = %page.vm, disk = page.device, "an unfinished copy is removed: room is needed");
+                freed.0 += taken.0;
+            }
+        }
+        freed
+    }
+
+    fn removable_pages(&self, but: VmId, device: u64) -> Vec<(Page, ByteCount)> {
+        let others = self.pages().into_iter().filter(|page| page.vm != but);
+        let one = |page: Page| {
+            let metadata = fs::symlink_metadata(&page.path).ok().filter(|metadata| metadata.dev() == device)?;
+            Some((page, ByteCount(metadata.blocks() * 512)))
+        };
+        others.filter_map(one).collect()
     }
 
     /// Removes what is too old, and the oldest beyond `most`.
@@ -181,20 +205,32 @@ impl Seeds {
         pages.sort_by_key(|page| std::cmp::Reverse(page.kept_at_ms));
         let oldest = now_ms().saturating_sub(KEPT_FOR.as_millis() as u64);
         for (place, page) in pages.iter().enumerate() {
-            if place >= most || page.kept_at_ms < oldest {
+            if (place >= most || page.kept_at_ms < oldest)
+                && let Some(_claim) = self.claim(page.vm, &page.device)
+                // It may have been taken, and another be kept, since it was looked at.
+                && self.page(page.vm, &page.device).as_ref() == Some(page)
+            {
                 self.remove(page);
             }
         }
     }
 
-    fn remove(&self, page: &Page) {
-        let paths = [page.path.clone(), self.index_path(page.vm, &page.device), self.page_path(page.vm, &page.device)];
-        for path in paths {
-            if let Err(error) = image::remove(&path) {
+    /// Whether all of it is gone.
+    fn remove(&self, page: &Page) -> bool {
+        for path in [&page.path, &self.page_path(page.vm, &page.device)] {
+            if let Err(error) = image::remove(path) {
                 warn!(file = %path.display(), %error, "a part of an unfinished copy could not be removed");
-                return;
+                return false;
             }
         }
+        true
+    }
+
+    fn claim(&self, vm: VmId, device: &str) -> Option<Claim<'_>> {
+        let page = self.page_path(vm, device);
+        let is_free = self.busy.lock().expect("nobody panics while holding it").insert(page.clone());
+        // No claim is made that is not given: its end would free the seed.
+        if is_free { Some(Claim { busy: &self.busy, page }) } else { None }
     }
 
     fn pages(&self) -> Vec<Page> {
@@ -208,37 +244,105 @@ impl Seeds {
     }
 
     fn page_path(&self, vm: VmId, device: &str) -> PathBuf {
-        // A device's name comes from a definition: only its letters and digits make a file's name.
-        let device: String = device.chars().filter(char::is_ascii_alphanumeric).collect();
-        self.folder.join(format!("{vm}-{device}.json"))
-    }
-
-    fn index_path(&self, vm: VmId, device: &str) -> PathBuf {
-        self.page_path(vm, device).with_extension("index")
+        self.folder.join(format!("{}.json", name_of(vm, device)))
     }
 }
 
-/// What a file holds. Reads all of its data.
-fn index(page: &Page) -> std::io::Result<SeedIndex> {
-    let mut index = SeedIndex::new(SeedKey(page.key.0));
-    let file = fs::File::open(&page.path)?;
-    let mut block = vec![0; BLOCK_BYTES as usize];
-    for extent in image::extents(&page.path, page.format)? {
-        let mut at = extent.start.next_multiple_of(BLOCK_BYTES);
-        while at + BLOCK_BYTES <= extent.start + extent.length && index.blocks() < BLOCKS_MAX {
-            std::os::unix::fs::FileExt::read_exact_at(&file, &mut block, extent.offset + (at - extent.start))?;
-            index.insert(at / BLOCK_BYTES, &block);
-            at += BLOCK_BYTES;
+impl Page {
+    fn is_of(&self, wanted: &DiskArrival) -> bool {
+        (self.format, self.virtual_size) == (wanted.format, wanted.virtual_size)
+    }
+
+    /// Whether the file is an image of the disk's size. A raw one that is shorter, as a file that was not copied to its
+    /// end, gets its length.
+    fn is_whole(&self) -> io::Result<bool> {
+        match self.format {
+            DiskFormat::Raw => {
+                let length = fs::symlink_metadata(&self.path)?.len();
+                if length < self.virtual_size.0 {
+                    fs::OpenOptions::new().read(true).write(true).open(&self.path)?.set_len(self.virtual_size.0)?;
+                }
+                Ok(length <= self.virtual_size.0)
+            }
+            DiskFormat::Qcow2 => {
+                // QEMU's `docs/interop/qcow2`: `QFI\xfb`, and the virtual size as a big-endian number from byte 24 on.
+                let mut head = [0; 32];
+                fs::File::open(&self.path)?.read_exact(&mut head)?;
+                Ok(head.starts_with(b"QFI\xfb") && head[24..] == self.virtual_size.0.to_be_bytes())
+            }
         }
     }
-    Ok(index)
 }
 
-fn write_index(path: &Path, index: &SeedIndex) -> std::io::Result<()> {
-    let making = path.with_extension("making");
-    let mut file = fs::File::create(&making)?;
-    file.write_all(&index.encode())?;
-    fs::rename(&making, path)
+/// Sees to it that seeds are neither too old nor too many, for as long as there is somebody to keep them.
+pub(crate) async fn sweep_for_ever(seeds: Weak<Seeds>) {
+    while let Some(here) = seeds.upgrade() {
+        let kept = Arc::clone(&here.kept);
+        // Not two at a time: a share that does not answer is waited for.
+        if tokio::task::spawn_blocking(move || here.sweep(SEEDS_MAX)).await.is_err() {
+            return;
+        }
+        let _ = tokio::time::timeout(SWEEP_EVERY, kept.notified()).await;
+    }
+}
+
+/// What a file of this VM's disk is called, without what belongs to its kind.
+fn name_of(vm: VmId, device: &str) -> String {
+    // A device's name comes from a definition: only its letters and digits make a file's name.
+    let device: String = device.chars().filter(char::is_ascii_alphanumeric).collect();
+    format!("{vm}-{device}")
+}
+
+fn device_of(path: &Path) -> Option<u64> {
+    fs::metadata(path).ok().map(|metadata| metadata.dev())
+}
+
+/// Reads what an image holds that nobody writes meanwhile: tells first where its data lie, from where to where, then the
+/// bytes of its index ([`SeedIndex::encode`]) piece by piece, until `tell` says that nobody listens. Blocks for as long as
+/// reading takes.
+///
+/// # Errors
+/// When it cannot be read. What was told until then is right.
+pub(super) fn look(
+    path: &Path,
+    format: DiskFormat,
+    key: SeedKey,
+    found: impl FnOnce(Vec<(u64, u64)>),
+    mut tell: impl FnMut(Vec<u8>) -> bool,
+) -> io::Result<()> {
+    let extents = image::extents(path, format)?;
+    let file = fs::File::open(path)?;
+    found(extents.iter().map(|extent| (extent.start, extent.start + extent.length)).collect());
+    let mut is_heard = tell(SeedIndex::new(key).encode());
+    let (mut index, mut blocks, mut told_at) = (SeedIndex::new(key), 0, Instant::now());
+    // A block is what all parts of it hold that touch it, and zeroes between them.
+    let (mut number, mut block) = (None, vec![0; BLOCK_BYTES as usize]);
+    for extent in &extents {
+        let (mut at, end) = (extent.start, extent.start + extent.length);
+        while at < end && is_heard {
+            let here = at / BLOCK_BYTES;
+            if number != Some(here) {
+                if let Some(number) = number.replace(here) {
+                    index.insert(number, &block);
+                    blocks += 1;
+                }
+                if blocks >= RUN_BLOCKS_MAX || (blocks > 0 && told_at.elapsed() >= TOLD_EVERY) {
+                    is_heard = tell(index.runs());
+                    (index, blocks, told_at) = (SeedIndex::new(key), 0, Instant::now());
+                }
+                block.fill(0);
+            }
+            let part_end = end.min((here + 1) * BLOCK_BYTES);
+            let part = &mut block[(at % BLOCK_BYTES) as usize..][..(part_end - at) as usize];
+            file.read_exact_at(part, extent.offset + (at - extent.start))?;
+            at = part_end;
+        }
+    }
+    if let Some(number) = number {
+        index.insert(number, &block);
+        tell(index.runs());
+    }
+    Ok(())
 }
 
 fn now_ms() -> u64 {
@@ -247,21 +351,31 @@ fn now_ms() -> u64 {
 
 #[cfg(test)]
 mod tests {
-    use std::{os::unix::fs::FileExt as _, time::Instant};
+    use std::process::Command;
 
     use ferry_core::{id::HostId, location::Location};
     use uuid::Uuid;
 
     use super::*;
 
-    fn seeds(folder: &Path) -> Seeds {
-        Seeds { folder: folder.to_owned(), turn: Arc::default() }
+    const KEY: SeedKey = SeedKey([4; 32]);
+
+    fn vm(number: u128) -> VmId {
+        VmId(Uuid::from_u128(number))
     }
 
-    fn arrival(path: PathBuf, format: DiskFormat) -> Arrival {
+    fn arrival(path: PathBuf, format: DiskFormat, size: ByteCount) -> Arrival {
         let owner = (nix::unistd::geteuid().as_raw(), nix::unistd::getegid().as_raw());
-        image::create(&path, format, ByteCount::mib(64), owner).expect("made");
-        Arrival { device: "vda".into(), path, format, virtual_size: ByteCount::mib(64), made: true, sown: None }
+        image::create(&path, format, size, owner).expect("made");
+        Arrival { device: "vda".into(), path, format, virtual_size: size, made: true, sown: None }
+    }
+
+    /// A raw one of 64 MiB that holds six.
+    fn filled(path: PathBuf) -> Arrival {
+        let arrival = arrival(path, DiskFormat::Raw, ByteCount::mib(64));
+        let file = fs::File::options().write(true).open(&arrival.path).expect("there");
+        file.write_all_at(&vec![7; 6 << 20], 1 << 20).expect("written");
+        arrival
     }
 
     fn wanted(arrival: &Arrival) -> DiskArrival {
@@ -274,96 +388,238 @@ mod tests {
         }
     }
 
-    fn wait_for_index(seeds: &Seeds, vm: VmId) {
-        let until = Instant::now() + Duration::from_secs(20);
-        while !seeds.index_path(vm, "vda").exists() {
-            assert!(Instant::now() < until, "it is not hashed in time");
-            std::thread::yield_now();
+    fn looked(path: &Path, format: DiskFormat) -> (Vec<(u64, u64)>, SeedIndex) {
+        let (mut data, mut bytes) = (Vec::new(), Vec::new());
+        let tell = |piece: Vec<u8>| {
+            bytes.extend(piece);
+            true
+        };
+        look(path, format, KEY, |found| data = found, tell).expect("read");
+        (data, SeedIndex::decode(&bytes).expect("whole"))
+    }
+
+    /// What is in the folder, but for what is called so.
+    fn others(folder: &Path, known: &str) -> Vec<String> {
+        let names = fs::read_dir(folder).expect("there").flatten().map(|entry| entry.file_name());
+        names.map(|name| name.to_string_lossy().into_owned()).filter(|name| name != known).collect()
+    }
+
+    #[test]
+    fn an_unfinished_copy_becomes_the_file_of_the_next_attempt_at_once_also_after_a_restart() {
+        let (folder, pages) = (tempfile::tempdir().expect("a folder"), tempfile::tempdir().expect("a folder"));
+        let disk = filled(folder.path().join("disk.raw"));
+        assert!(Seeds::of(pages.path().to_owned()).keep(vm(7), &disk));
+        assert!(!disk.path.exists(), "its name is free");
+        let kept = others(folder.path(), "");
+        assert!(kept.len() == 1 && kept[0].starts_with(&vm(7).to_string()) && kept[0].ends_with(ENDING), "{kept:?}");
+        let (seeds, elsewhere) = (Seeds::of(pages.path().to_owned()), folder.path().join("other.raw"));
+        assert!(seeds.held(vm(7), &wanted(&disk), &elsewhere) >= ByteCount::mib(6));
+        assert_eq!(seeds.held(vm(7), &wanted(&disk), Path::new("/proc/disk.raw")), ByteCount(0), "not from here");
+        let larger = DiskArrival { virtual_size: ByteCount::mib(65), ..wanted(&disk) };
+        assert_eq!(seeds.held(vm(7), &larger, &elsewhere), ByteCount(0));
+        assert!(seeds.take(vm(8), &wanted(&disk), &elsewhere).is_none(), "another VM's");
+        assert!(seeds.take(vm(7), &wanted(&disk), &elsewhere).is_some());
+        let (data, index) = looked(&elsewhere, DiskFormat::Raw);
+        assert_eq!((data, index.blocks() as u64), (vec![(1 << 20, 7 << 20)], (6 << 20) / BLOCK_BYTES));
+        assert_eq!(seeds.take(vm(7), &wanted(&disk), &elsewhere), None, "it is taken once");
+        assert_eq!((others(folder.path(), "other.raw"), others(pages.path(), "")), (vec![], vec![]));
+        // And again: nothing was written down of what it holds that could be another's.
+        assert!(seeds.keep(vm(7), &Arrival { path: elsewhere.clone(), ..disk.clone() }));
+        assert!(seeds.take(vm(7), &wanted(&disk), &disk.path).is_some());
+    }
+
+    #[test]
+    fn blocks_with_holes_inside_are_known() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let plain = folder.path().join("plain.raw");
+        fs::File::create(&plain).expect("made").set_len(9 << 30).expect("sparse");
+        // From 8 GiB on, parts of a cluster of qcow2 are 16 KiB.
+        let images = [(DiskFormat::Raw, "disk.raw"), (DiskFormat::Qcow2, "disk.qcow2")];
+        let images = images.map(|(format, name)| arrival(folder.path().join(name), format, ByteCount::gib(9)));
+        let writes = ["write -P 3 1M 16k", "write -P 4 1072k 16k", "write -P 5 3M 512k", "write -P 6 5120k 4k"];
+        for (path, format) in images.iter().map(|image| (&image.path, image.format)).chain([(&plain, DiskFormat::Raw)])
+        {
+            let mut tool = Command::new("qemu-io");
+            for write in writes {
+                tool.args(["-c", write]);
+            }
+            let done = tool.args(["-f", format.name()]).arg(path).output().expect("qemu-io is installed");
+            assert!(done.status.success(), "{done:?}");
+        }
+        let expected = SeedIndex::scan(&fs::File::open(&plain).expect("there"), KEY).expect("read");
+        assert_eq!(expected.blocks(), 10);
+        for image in images {
+            let (data, index) = looked(&image.path, image.format);
+            assert_eq!(index, expected, "{:?}", image.format);
+            assert!(data.iter().map(|(start, end)| end - start).sum::<u64>() < 1 << 20, "{data:?}");
         }
     }
 
     #[test]
-    fn an_unfinished_copy_becomes_the_file_of_the_next_attempt_with_what_it_holds() {
+    fn a_file_is_read_for_as_long_as_somebody_listens() {
         let folder = tempfile::tempdir().expect("a folder");
-        let (seeds, vm) = (seeds(folder.path()), VmId(Uuid::from_u128(7)));
-        let arrival = arrival(folder.path().join("disk.raw"), DiskFormat::Raw);
-        let file = fs::File::options().write(true).open(&arrival.path).expect("there");
-        file.write_all_at(&vec![7; 6 << 20], 1 << 20).expect("written");
-        assert!(seeds.keep(vm, &arrival));
-        assert!(!arrival.path.exists(), "its name is free");
-        wait_for_index(&seeds, vm);
-        assert!(seeds.held(vm, &wanted(&arrival)) >= ByteCount::mib(6));
-        let elsewhere = folder.path().join("other.raw");
-        let sown = seeds.take(vm, &wanted(&arrival), &elsewhere).expect("it fits");
-        let index = SeedIndex::decode(&fs::read(&sown.index).expect("there")).expect("whole");
-        assert_eq!(index.blocks() as u64, (6 << 20) / BLOCK_BYTES);
-        assert_eq!(fs::read(&elsewhere).expect("there")[1 << 20], 7);
-        assert_eq!(seeds.take(vm, &wanted(&arrival), &elsewhere), None, "it is taken once");
-    }
-
-    #[test]
-    fn an_overlay_format_is_read_by_what_its_tables_say() {
-        let folder = tempfile::tempdir().expect("a folder");
-        let (seeds, vm) = (seeds(folder.path()), VmId(Uuid::from_u128(8)));
-        let arrival = arrival(folder.path().join("disk.qcow2"), DiskFormat::Qcow2);
-        let write = format!("write -P 9 5M {}", 6 << 20);
-        let mut tool = std::process::Command::new("qemu-io");
-        let done = tool.args(["-f", "qcow2", "-c", &write]).arg(&arrival.path).output().expect("qemu-io is installed");
-        assert!(done.status.success(), "{done:?}");
-        assert!(seeds.keep(vm, &arrival));
-        wait_for_index(&seeds, vm);
-        let sown = seeds.take(vm, &wanted(&arrival), &arrival.path).expect("it fits");
-        let index = SeedIndex::decode(&fs::read(&sown.index).expect("there")).expect("whole");
-        assert_eq!(index.blocks() as u64, (6 << 20) / BLOCK_BYTES);
+        let disk = arrival(folder.path().join("disk.raw"), DiskFormat::Raw, ByteCount::mib(256));
+        let file = fs::File::options().write(true).open(&disk.path).expect("there");
+        file.write_all_at(&vec![7; 200 << 20], 0).expect("written");
+        let mut pieces = 0;
+        let tell = |piece: Vec<u8>| {
+            assert!(piece.len() <= 12 + 16 * RUN_BLOCKS_MAX);
+            pieces += 1;
+            pieces < 2
+        };
+        look(&disk.path, disk.format, KEY, |_| {}, tell).expect("read");
+        assert!(pieces <= 3, "{pieces} pieces");
+        assert_eq!(looked(&disk.path, disk.format).1.blocks(), 3200);
     }
 
     #[test]
     fn what_is_of_no_use_is_not_kept_and_what_does_not_fit_is_removed() {
-        let folder = tempfile::tempdir().expect("a folder");
-        let (seeds, vm) = (seeds(folder.path()), VmId(Uuid::from_u128(9)));
-        let empty = arrival(folder.path().join("empty.raw"), DiskFormat::Raw);
-        assert!(!seeds.keep(vm, &empty), "it holds nothing");
-        let filled = |name: &str| {
-            let arrival = arrival(folder.path().join(name), DiskFormat::Raw);
-            let file = fs::File::options().write(true).open(&arrival.path).expect("there");
-            file.write_all_at(&vec![7; 6 << 20], 0).expect("written");
-            arrival
-        };
-        let one = filled("one.raw");
-        assert!(!seeds.keep(vm, &Arrival { made: false, ..one.clone() }), "it is not ours");
-        assert!(seeds.keep(vm, &one));
-        wait_for_index(&seeds, vm);
+        let (folder, pages) = (tempfile::tempdir().expect("a folder"), tempfile::tempdir().expect("a folder"));
+        let seeds = Seeds::of(pages.path().to_owned());
+        let empty = arrival(folder.path().join("empty.raw"), DiskFormat::Raw, ByteCount::mib(64));
+        assert!(!seeds.keep(vm(9), &empty), "it holds nothing");
+        let one = filled(folder.path().join("one.raw"));
+        assert!(!seeds.keep(vm(9), &Arrival { made: false, ..one.clone() }), "it is not ours");
+        assert!(seeds.keep(vm(9), &one));
         let larger = DiskArrival { virtual_size: ByteCount::mib(65), ..wanted(&one) };
-        assert_eq!(seeds.take(vm, &larger, &one.path), None);
+        assert_eq!(seeds.take(vm(9), &larger, &one.path), None);
         assert_eq!(seeds.pages(), []);
-        assert!(seeds.keep(vm, &filled("two.raw")));
-        assert!(seeds.make_room() && !seeds.make_room());
-        let left = fs::read_dir(folder.path()).expect("there").flatten();
-        let left: Vec<_> = left.map(|entry| entry.file_name()).filter(|name| name != "empty.raw").collect();
-        assert!(left.iter().all(|name| !name.to_string_lossy().ends_with(ENDING)), "{left:?}");
+        // Nor what is not what was written down.
+        assert!(seeds.keep(vm(9), &filled(folder.path().join("two.raw"))));
+        let kept = seeds.pages()[0].path.clone();
+        fs::File::options().write(true).open(&kept).expect("there").set_len(65 << 20).expect("longer");
+        assert_eq!(seeds.take(vm(9), &wanted(&one), &one.path), None);
+        assert!(!kept.exists() && !one.path.exists());
+        // A raw file that was not copied to its end gets its length.
+        assert!(seeds.keep(vm(9), &filled(folder.path().join("three.raw"))));
+        let kept = seeds.pages()[0].path.clone();
+        fs::File::options().write(true).open(&kept).expect("there").set_len(9 << 20).expect("shorter");
+        assert!(seeds.take(vm(9), &wanted(&one), &one.path).is_some());
+        assert_eq!(fs::metadata(&one.path).expect("there").len(), 64 << 20);
+        let disk = arrival(folder.path().join("disk.qcow2"), DiskFormat::Qcow2, ByteCount::mib(64));
+        let page = Page {
+            vm: vm(9),
+            device: "vda".into(),
+            format: disk.format,
+            virtual_size: disk.virtual_size,
+            path: disk.path,
+            kept_at_ms: 1,
+        };
+        assert!(page.is_whole().expect("read"));
+        assert!(!Page { virtual_size: ByteCount::mib(65), ..page }.is_whole().expect("read"));
+    }
+
+    #[test]
+    fn nothing_is_renamed_over_a_file_and_the_seed_stays_then() {
+        let (folder, pages) = (tempfile::tempdir().expect("a folder"), tempfile::tempdir().expect("a folder"));
+        let seeds = Seeds::of(pages.path().to_owned());
+        let disk = filled(folder.path().join("disk.raw"));
+        assert!(seeds.keep(vm(9), &disk));
+        fs::write(&disk.path, "precious").expect("written");
+        assert_eq!(seeds.take(vm(9), &wanted(&disk), &disk.path), None);
+        assert_eq!(fs::read(&disk.path).expect("there"), b"precious");
+        let nowhere = Path::new("/proc/disk.raw");
+        assert_eq!(seeds.take(vm(9), &wanted(&disk), nowhere), None);
+        let free = folder.path().join("free.raw");
+        assert!(seeds.take(vm(9), &wanted(&disk), &free).is_some(), "it stayed");
+        let error = image::rename_new(&free, &disk.path).expect_err("it is there");
+        assert_eq!(error.kind(), io::ErrorKind::AlreadyExists);
+        // The name of a file that is kept is that of no other, whatever lies around.
+        let mut occupied = disk.path.clone().into_os_string();
+        occupied.push(format!(".{ENDING}"));
+        fs::write(&occupied, "precious").expect("written");
+        assert!(seeds.keep(vm(9), &Arrival { path: free, ..disk }));
+        assert_eq!(fs::read(&occupied).expect("there"), b"precious");
+    }
+
+    #[test]
+    fn one_who_is_busy_with_a_seed_keeps_nobody_from_the_others() {
+        let (folder, pages) = (tempfile::tempdir().expect("a folder"), tempfile::tempdir().expect("a folder"));
+        let seeds = Seeds::of(pages.path().to_owned());
+        for number in [1, 2] {
+            assert!(seeds.keep(vm(number), &filled(folder.path().join(format!("{number}.raw")))));
+        }
+        let (mut one, free) = (filled(folder.path().join("one.raw")), folder.path().join("free.raw"));
+        let claim = seeds.claim(vm(1), "vda").expect("free");
+        assert_eq!(seeds.take(vm(1), &wanted(&one), &free), None);
+        seeds.sweep(0);
+        assert_eq!(seeds.pages().len(), 1, "the other one is removed");
+        drop(claim);
+        assert!(seeds.take(vm(1), &wanted(&one), &free).is_some());
+        one.device = "vdb".into();
+        assert!(seeds.keep(vm(1), &one), "another disk");
+    }
+
+    fn put(seeds: &Seeds, number: u64, path: PathBuf, kept_at_ms: u64) {
+        let (vm, device) = (vm(u128::from(number)), "vda".to_owned());
+        let (format, virtual_size) = (DiskFormat::Raw, ByteCount::mib(1));
+        let page = Page { vm, device, format, virtual_size, path, kept_at_ms };
+        files::write_json(&seeds.page_path(page.vm, "vda"), &page).expect("written");
+    }
+
+    #[test]
+    fn room_is_made_where_it_is_needed_by_the_oldest_and_only_if_that_is_enough() {
+        let (folder, pages) = (tempfile::tempdir().expect("a folder"), tempfile::tempdir().expect("a folder"));
+        let seeds = Seeds::of(pages.path().to_owned());
+        let here = device_of(folder.path()).expect("there");
+        let path = |number: u64| folder.path().join(format!("{number}.{ENDING}"));
+        let now = now_ms();
+        for number in 1..=4 {
+            fs::write(path(number), vec![1; 1 << 20]).expect("written");
+            // The oldest has the largest number.
+            put(&seeds, number, path(number), now - number);
+        }
+        // One that cannot be removed, and is the oldest of all.
+        fs::create_dir(path(5)).expect("made");
+        fs::write(path(5).join("inside"), "x").expect("written");
+        put(&seeds, 5, path(5), 7);
+        let left = || (1..=4).filter(|number| path(*number).exists()).collect::<Vec<_>>();
+        let all = seeds.removable(vm(9), here);
+        assert!(all >= ByteCount::mib(4), "{all}");
+        assert!(seeds.removable(vm(4), here) < all, "its own does not count");
+        assert_eq!(seeds.removable(vm(9), here + 1), ByteCount(0), "another file system");
+        for (but, device, needed) in [(9, here + 1, 1), (9, here, all.0 + 1)] {
+            assert_eq!(seeds.make_room(vm(but), device, ByteCount(needed)), ByteCount(0));
+            assert_eq!(left(), [1, 2, 3, 4], "nothing is removed in vain");
+        }
+        let freed = seeds.make_room(vm(4), here, ByteCount((1 << 20) + 1));
+        assert!(freed >= ByteCount::mib(2), "{freed}");
+        assert_eq!(left(), [1, 4], "the oldest, but neither the VM's own nor more than are needed");
+        assert!(path(5).exists());
+        assert!(seeds.make_room(vm(9), here, ByteCount(1)) >= ByteCount::mib(1), "what cannot be removed is no end");
+        assert_eq!(left(), [1]);
     }
 
     #[test]
     fn old_ones_and_too_many_are_removed() {
         let folder = tempfile::tempdir().expect("a folder");
-        let seeds = seeds(folder.path());
+        let seeds = Seeds::of(folder.path().to_owned());
         for number in 0..20_u64 {
             let path = folder.path().join(format!("{number}.{ENDING}"));
             fs::write(&path, "x").expect("written");
-            let page = Page {
-                vm: VmId(Uuid::from_u128(u128::from(number))),
-                device: "vda".into(),
-                format: DiskFormat::Raw,
-                virtual_size: ByteCount::mib(1),
-                path,
-                key: ferry_trust::random_secret(),
-                kept_at_ms: if number < 2 { 5 } else { now_ms() - number },
-            };
-            files::write_json(&seeds.page_path(page.vm, "vda"), &page).expect("written");
+            put(&seeds, number, path, if number < 2 { 5 } else { now_ms() - number });
         }
         seeds.sweep(SEEDS_MAX);
         let left = seeds.pages();
         assert_eq!(left.len(), SEEDS_MAX);
         assert!(left.iter().all(|page| page.kept_at_ms > 5 && page.path.exists()));
+    }
+
+    #[tokio::test]
+    async fn seeds_are_looked_after_by_themselves_for_as_long_as_somebody_keeps_them() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let seeds = Arc::new(Seeds::of(folder.path().to_owned()));
+        put(&seeds, 1, folder.path().join(format!("1.{ENDING}")), 5);
+        let task = tokio::spawn(sweep_for_ever(Arc::downgrade(&seeds)));
+        let swept = async {
+            while !seeds.pages().is_empty() {
+                tokio::task::yield_now().await;
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(20), swept).await.expect("swept at once");
+        let kept = Arc::clone(&seeds.kept);
+        drop(seeds);
+        kept.notify_one();
+        tokio::time::timeout(Duration::from_secs(20), task).await.expect("it ends").expect("it ends well");
     }
 }

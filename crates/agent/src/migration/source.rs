@@ -17,7 +17,7 @@ use std::{
 };
 
 use ferry_core::{
-    api::agent::{PrepareSource, Role, Stage},
+    api::agent::{ArrivalFile, PrepareSource, Role, Stage},
     convergence::{Measure, Situation, measure, still_max},
     finding::{Finding, FindingId},
     id::VmId,
@@ -42,7 +42,6 @@ use ferry_wire::{
     session::{Dialer, SessionKey},
 };
 use tokio::{
-    io::AsyncReadExt as _,
     net::UnixListener,
     sync::{Notify, watch},
 };
@@ -51,7 +50,6 @@ use tracing::{debug, error, info, warn};
 use super::{
     carrier::{Board, blocking, channel_ended, past_pivot},
     journal::{Journal, Task},
-    seeds::INDEX_BYTES_MAX,
 };
 use crate::{AgentError, config::Config, error::chain, files};
 
@@ -62,8 +60,11 @@ const ABORT_DEADLINE: Duration = Duration::from_secs(25);
 /// How often a VM that libvirt left paused is tried to be run, and how many times: until the destination's copy is gone.
 const RUN_EVERY: Duration = Duration::from_millis(250);
 const RUNS_MAX: u32 = 480;
-/// How long the destination may take to tell what a file holds: the carrier must be ready soon.
-const SEED_DEADLINE: Duration = Duration::from_secs(8);
+/// How long the destination may be silent while it tells what a file holds. It says something each second while it reads
+/// the file, but first it looks for up to a minute where the file's data lie.
+const SEED_SILENCE: Duration = Duration::from_secs(90);
+/// Of the indexes of a VM's disks together: 256 GiB of data. What lies behind is sent again.
+const INDEX_BYTES_MAX: u64 = 64 << 20;
 
 pub(super) struct Source {
     shared: Arc<Shared>,
@@ -78,7 +79,9 @@ struct Shared {
     limited_from: Mutex<Instant>,
     /// Bytes on the wire when disks were looked at last.
     disks_sent: AtomicU64,
-    /// What is known of the new files of the disks that move along, until their channels come.
+    /// The new files of the disks that move along.
+    files: Vec<ArrivalFile>,
+    /// What is known of them, until their channels come.
     images: Mutex<Vec<Option<Image>>>,
     /// When the VM was stopped for the hand-over.
     stopped_at: Arc<Mutex<Option<Instant>>>,
@@ -141,7 +144,6 @@ impl Source {
         .await?;
         let (rpc, memory) = (listen(socket_dir, RPC_SOCKET)?, listen(socket_dir, MEMORY_SOCKET)?);
         let disks = if along.is_empty() { None } else { Some(listen(socket_dir, DISK_SOCKET)?) };
-        let images = ask_seeds(&dialer, task).await;
         let shared = Arc::new(Shared {
             request: MigrateRequest {
                 vm: task.vm,
@@ -165,7 +167,8 @@ impl Source {
             limited_from: Mutex::new(Instant::now()),
             disks_sent: AtomicU64::new(0),
             stopped_at,
-            images: Mutex::new(images),
+            files: task.destination.files.clone(),
+            images: Mutex::default(),
             cut: watch::Sender::new(false),
             broken: Mutex::default(),
             _watch: Mutex::new(watch),
@@ -247,38 +250,38 @@ fn disks_along(task: &PrepareSource) -> Vec<DiskAlong> {
         .collect()
 }
 
-/// What the destination's files hold already. That it is not told only means that more is sent.
-async fn ask_seeds(dialer: &Dialer, task: &PrepareSource) -> Vec<Option<Image>> {
-    let until = tokio::time::Instant::now() + SEED_DEADLINE;
+/// What the destination's files hold already, which it reads now. That it is not told only means that more is sent.
+async fn ask_seeds(shared: &Shared) -> Vec<Option<Image>> {
+    let mut left = INDEX_BYTES_MAX;
     let mut images = Vec::new();
-    for (index, file) in (0..).zip(&task.destination.files) {
+    for (index, file) in (0..).zip(&shared.files) {
         let asked = async {
-            let mut peer =
-                dialer.open(Channel::Seed(index)).await.map_err(|error| chain(&error))?.take(INDEX_BYTES_MAX);
-            let mut bytes = Vec::new();
-            peer.read_to_end(&mut bytes).await.map_err(|error| error.to_string())?;
-            SeedIndex::decode(&bytes).map_err(|error| error.to_string())
+            let mut peer = shared.dialer.open(Channel::Seed(index)).await?;
+            SeedIndex::receive(&mut peer, SEED_SILENCE, left).await
         };
-        let image = match file.sown {
+        images.push(Some(match file.sown {
             false => Image::Zeroes,
-            true => match tokio::time::timeout_at(until, asked).await {
-                Ok(Ok(index)) => {
+            true => match asked.await {
+                Ok(index) => {
                     info!(disk = file.device, blocks = index.blocks(), "the destination holds an unfinished copy");
+                    left = left.saturating_sub(index.runs().len() as u64);
                     Image::Seed(index)
                 }
-                Ok(Err(reason)) => {
-                    warn!(disk = file.device, reason, "the destination does not say what it holds");
-                    Image::Unknown
-                }
-                Err(_) => {
-                    warn!(disk = file.device, "the destination does not say in time what it holds");
+                Err(error) => {
+                    warn!(disk = file.device, error = %chain(&error), "the destination does not say what it holds");
                     Image::Unknown
                 }
             },
-        };
-        images.push(Some(image));
+        }));
     }
     images
+}
+
+/// Returns soon after the move was to be ended.
+async fn ended(shared: &Shared) {
+    while !shared.aborting.load(Ordering::SeqCst) {
+        tokio::time::sleep(LOOK_EVERY).await;
+    }
 }
 
 fn listen(dir: &Path, name: &str) -> Result<UnixListener, AgentError> {
@@ -289,6 +292,12 @@ fn listen(dir: &Path, name: &str) -> Result<UnixListener, AgentError> {
 
 async fn perform(shared: Arc<Shared>) {
     let board = &shared.board;
+    // Before libvirt's call: from then on the files are written, and its time limit counts.
+    let images = tokio::select! {
+        images = ask_seeds(&shared) => images,
+        () = ended(&shared) => Vec::new(),
+    };
+    *shared.images.lock().expect("nobody panics while holding it") = images;
     let started = Instant::now();
     let request = shared.request.clone();
     let over = Arc::new(Notify::new());
@@ -537,7 +546,17 @@ async fn hear(mut control: Control, shared: Arc<Shared>) {
     while let Some(message) = control.receive().await {
         match message {
             Message::Running => info!("the VM runs at the destination"),
-            Message::GaveUp { reason } => warn!(reason, "the destination's carrier gave up"),
+            Message::GaveUp { reason } => {
+                warn!(reason, "the destination's carrier gave up");
+                // It explains what libvirt's call will fail of.
+                shared.board.change(|known| {
+                    let explains = known.stage == Stage::Performing && known.error.is_none();
+                    if explains {
+                        known.error = Some(reason);
+                    }
+                    explains
+                });
+            }
             Message::Stopped | Message::HandedOver | Message::Ping { .. } | Message::Pong { .. } | Message::Unknown => {
             }
         }

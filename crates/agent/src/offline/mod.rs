@@ -331,7 +331,7 @@ impl OfflineMoves {
                 Form::Adopted => ByteCount(0),
                 Form::Part(part) => {
                     let part = image::allocated(part).unwrap_or_default();
-                    let held = self.seeds.held(vm, &as_disk(file)).max(part);
+                    let held = self.seeds.held(vm, &as_disk(file), &path).max(part);
                     ByteCount(file.allocated.0.saturating_sub(held.0))
                 }
                 Form::Whole => file.allocated,

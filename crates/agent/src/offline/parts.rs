@@ -78,7 +78,7 @@ fn make(
             at += 1;
         });
     })?;
-    if there.is_ok() || seeds.take_file(vm, &as_disk(file), part) {
+    if there.is_ok() || seeds.take(vm, &as_disk(file), part).is_some() {
         return Ok(());
     }
     image::create(part, DiskFormat::Raw, ByteCount(0), owner)
@@ -141,5 +141,5 @@ pub(super) fn remove_all(page: &Move, hypervisor: &dyn Hypervisor, seeds: &Seeds
         sown: None,
     };
     let left: Vec<_> = request.files.iter().zip(&arrivals).map(one).collect();
-    arrivals::remove(request.vm, &left, hypervisor, Some(seeds))
+    arrivals::remove(request.vm, &left, hypervisor, seeds)
 }

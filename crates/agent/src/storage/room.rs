@@ -1,6 +1,6 @@
 //! Whether there is room for new files: by file system or share, over all of them together.
 
-use std::{collections::BTreeMap, path::Path};
+use std::{collections::BTreeMap, os::unix::fs::MetadataExt as _, path::Path};
 
 use ferry_core::{
     finding::FindingId,
@@ -30,6 +30,8 @@ struct Need {
     needed: ByteCount,
     free: ByteCount,
     folder: String,
+    /// The number of the file system that the folder is on.
+    device: u64,
 }
 
 /// Room that a copy which goes on will still take.
@@ -63,7 +65,9 @@ impl Needs {
             // What was written names the file.
             let written = folder.written().strip_suffix(&name).unwrap_or(folder.written());
             let written = written.trim_end_matches(['/', '\\']).to_owned();
-            let need = Need { needed: ByteCount(0), free, folder: written };
+            let fault = |source| AgentError::File { path: folder.path().to_owned(), source };
+            let device = folder.path().metadata().map_err(fault)?.dev();
+            let need = Need { needed: ByteCount(0), free, folder: written, device };
             let entry = self.0.entry(room).or_insert(need);
             entry.needed = ByteCount(entry.needed.0.saturating_add(space_needed(allocated).0));
         }
@@ -75,20 +79,25 @@ impl Needs {
     /// # Errors
     /// `file.space` for the first that has not.
     pub(crate) fn are_met(&self, reach: &Reach) -> Result<(), AgentError> {
-        let room_of = |reserved: &Reserved| {
-            let (folder, _) = reach.roots.open_parent(&reserved.to).ok()?;
-            Some(room_in(reach, &reserved.to, folder.path()).ok()??.0)
+        self.against(&others(reach))
+    }
+
+    /// How much room is missing, by the number of the file system.
+    pub(crate) fn missing(&self, reach: &Reach) -> Vec<(u64, ByteCount)> {
+        self.missing_beside(&others(reach))
+    }
+
+    fn missing_beside(&self, others: &[(Room, JobId, ByteCount)]) -> Vec<(u64, ByteCount)> {
+        let one = |(room, need): (&Room, &Need)| {
+            let reserved = others.iter().filter(|(taken, ..)| taken == room).map(|(_, _, still)| still.0);
+            let needed = reserved.fold(need.needed.0, u64::saturating_add);
+            (need.device, ByteCount(needed.saturating_sub(need.free.0)))
         };
-        let others: Vec<(Room, JobId, ByteCount)> = reach
-            .reserved
-            .iter()
-            .filter_map(|reserved| Some((room_of(reserved)?, reserved.job, reserved.still)))
-            .collect();
-        self.against(&others)
+        self.0.iter().map(one).filter(|(_, bytes)| bytes.0 > 0).collect()
     }
 
     fn against(&self, others: &[(Room, JobId, ByteCount)]) -> Result<(), AgentError> {
-        for (room, Need { needed, free, folder }) in &self.0 {
+        for (room, Need { needed, free, folder, .. }) in &self.0 {
             let here = || others.iter().filter(|(taken, ..)| taken == room);
             let reserved: u64 = here().map(|(_, _, still)| still.0).fold(0, u64::saturating_add);
             if needed.0.saturating_add(reserved) <= free.0 {
@@ -119,6 +128,15 @@ impl Needs {
     }
 }
 
+/// What other jobs' copies will still take, and of which room.
+fn others(reach: &Reach) -> Vec<(Room, JobId, ByteCount)> {
+    let room_of = |reserved: &Reserved| {
+        let (folder, _) = reach.roots.open_parent(&reserved.to).ok()?;
+        Some(room_in(reach, &reserved.to, folder.path()).ok()??.0)
+    };
+    reach.reserved.iter().filter_map(|reserved| Some((room_of(reserved)?, reserved.job, reserved.still))).collect()
+}
+
 /// Whose room a new file takes, and what is free there; `None` if nobody tells.
 fn room_in(reach: &Reach, to: &Location, folder: &Path) -> Result<Option<(Room, ByteCount)>, AgentError> {
     match to {
@@ -143,6 +161,7 @@ mod tests {
                 needed: ByteCount(needed * MIB),
                 free: ByteCount(free * MIB),
                 folder: format!("/folder{device}"),
+                device: *device,
             };
             (Room::FileSystem(*device), need)
         };
@@ -173,5 +192,14 @@ mod tests {
                 Some(text) => assert!(outcome.as_ref().is_err_and(|said| said.contains(text)), "{row}: {outcome:?}"),
             }
         }
+    }
+
+    #[test]
+    fn what_is_missing_is_told_for_each_file_system() {
+        let other = |device: u64, still: u64| (Room::FileSystem(device), JobId(7), ByteCount(still * MIB));
+        let needs = needs(&[(1, 60, 100), (2, 60, 50), (3, 60, 60)]);
+        assert_eq!(needs.missing_beside(&[]), [(2, ByteCount::mib(10))]);
+        let beside = [other(1, 41), other(2, 1), other(3, 0), other(4, 9)];
+        assert_eq!(needs.missing_beside(&beside), [(1, ByteCount::mib(1)), (2, ByteCount::mib(11))]);
     }
 }

@@ -382,11 +382,6 @@ fn again_once(pair: &mut Pair) -> anyhow::Result<Again> {
     let ended = wait_for("the job ends", VERIFY_DEADLINE, || show().ok().filter(|job| job.phase.ended()))?;
     ensure!(ended.phase == Phase::Cancelled, "It was not cut off: {}", ended.summary);
     pair.observer.wait_on(&name, pair.name(pair.at), SECONDS_30)?;
-    // The destination reads what it kept once, to know what it holds.
-    wait_for("what the destination kept is known", VERIFY_DEADLINE, || {
-        let found = pair.ferry.lab.hosts[to].run(&["find", "/run/ferry-agent/seeds", "-name", "*.index"]).ok()?;
-        (found.lines().count() == 1).then_some(())
-    })?;
     let (retry, retry_ms) = sent_by_move(pair, to)?;
     let (whole, whole_ms) = sent_by_move(pair, 1 - to)?;
     Ok(Again { copied: copied as f64, retry, retry_ms, whole, whole_ms })

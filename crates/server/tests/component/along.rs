@@ -149,6 +149,30 @@ fn what_fails_or_is_cancelled_leaves_the_vm_and_its_files_as_they_were() {
 }
 
 #[test]
+fn what_a_failed_move_has_copied_is_taken_by_a_retry_at_once() {
+    in_lab(async |lab| {
+        let (kvm1, kvm2, vm) = half_shared(lab).await;
+        // More than can be made anew in no time.
+        let large = [content(0), content(1), content(2), content(3)].concat();
+        fs::write(old(&kvm1), &large).expect("written");
+        let kept = || {
+            let names = fs::read_dir(kvm2.on_host("new")).expect("there").flatten().map(|entry| entry.file_name());
+            names.filter(|name| name.to_string_lossy().ends_with(".ferry-seed")).count()
+        };
+        kvm1.hypervisor.faults().fail(Point::Pass(1), "no such luck");
+        let job = lab.client.migrate("db", &to_new(&kvm2)).await.expect("accepted");
+        let job = lab.ends(&job, Phase::Failed).await;
+        assert!(!new(&kvm2).exists() && kept() == 1);
+        lab.client.try_migrate("db", &to_new(&kvm2)).await.expect("tried");
+        assert_eq!(kept(), 1, "it was only tried");
+        let again = lab.client.restart_job(job.id).await.expect("restarted");
+        lab.ends(&again, Phase::Succeeded).await;
+        assert_eq!((in_use(&kvm2, vm)[0].clone(), kept()), (new(&kvm2), 0));
+        assert!(fs::read(new(&kvm2)).expect("readable") == large);
+    });
+}
+
+#[test]
 fn a_server_that_is_restarted_while_a_disk_moves_along_finishes_the_move() {
     in_lab(async |lab| {
         let (kvm1, kvm2, vm) = half_shared(lab).await;

@@ -2,11 +2,14 @@
 //!
 //! The client's request is a *group* of requests to the server, which have cookies of their own. A group ends when
 //! nothing more of it is to come from the source and all that was asked is answered.
+//!
+//! Data, and short zeroes behind them that must reach the server anyway, become one request: where pages of both
+//! alternate, each would be one.
 
 use std::{collections::HashMap, sync::Arc, sync::atomic::Ordering::Relaxed};
 
 use super::{
-    End, Held, NbdMeter, PAGE_BYTES,
+    End, Held, Keeper, NbdMeter, PAGE_BYTES,
     handshake::{Handshake, Role},
     protocol::{
         DISCONNECT, EIO, FUA, NO_HOLE, PART_HEAD_BYTES, PARTS, PartKind, READ, REPLY_BYTES, REQUEST_BYTES,
@@ -19,11 +22,14 @@ use super::{
 pub(super) struct Destination {
     handshake: Handshake,
     meter: Arc<NbdMeter>,
+    /// The first request came: what is known of the image is known.
+    has_begun: bool,
     key: Option<SeedKey>,
     /// What was written of an image that reads as zeroes elsewhere.
     written: Option<Written>,
     requests: RequestsAt,
     request_held: Vec<u8>,
+    joined: Joined,
     replies: RepliesAt,
     reply_held: Vec<u8>,
     groups: HashMap<u64, Group>,
@@ -58,13 +64,30 @@ enum Wanted {
     Data(u32),
     /// Only the reply matters.
     Reply(u32),
-    /// They are a block that should have this hash.
-    Block(BlockHash),
+    /// They are the block at this offset, that should have this hash.
+    Block { offset: u64, expected: BlockHash },
+}
+
+/// Parts of a WRITE that follow each other and become one request. The first are data.
+#[derive(Default)]
+struct Joined {
+    start: u64,
+    bytes: Vec<u8>,
+    /// How many of the bytes came as zeroes.
+    zeroes: u64,
 }
 
 enum RequestsAt {
     Head,
-    Payload { left: u64, write: Option<Write> },
+    Payload {
+        left: u64,
+        write: Option<Write>,
+    },
+    /// The data of a part that is joined with others.
+    Data {
+        left: u64,
+        write: Write,
+    },
     PartHead(Write),
     Hash(Write),
     Ended,
@@ -74,7 +97,7 @@ enum RepliesAt {
     Head,
     Data { left: u64 },
     Dropped { left: u64, group: u64 },
-    Block { left: u64, group: u64, hasher: Box<blake3::Hasher>, expected: BlockHash },
+    Block { left: u64, group: u64, hasher: Box<blake3::Hasher>, offset: u64, expected: BlockHash },
 }
 
 /// A WRITE that comes in parts.
@@ -89,26 +112,49 @@ struct Write {
 
 /// Requests to the server without a reply: as many parts as sixteen of QEMU's longest requests can have.
 const ASKED_MAX: usize = 1 << 17;
+/// Zeroes that are shorter go with the data in front of them: a request costs more than they do.
+const JOINED_ZEROES_MAX: u64 = 64 << 10;
+/// Longest request that is put together: what QEMU's mirror writes at once.
+const JOINED_BYTES_MAX: u64 = 1 << 20;
 
 impl Destination {
-    pub(super) fn new(held: Held, meter: Arc<NbdMeter>) -> Self {
-        let (key, written) = match held {
-            Held::Unknown => (None, None),
-            Held::Zeroes => (None, Some(Written::default())),
-            Held::Seed(key) => (Some(key), None),
-        };
+    pub(super) fn new(keeper: Box<dyn Keeper>, meter: Arc<NbdMeter>) -> Self {
         Self {
-            handshake: Handshake::new(Role::Destination { has_seed: key.is_some() }),
+            handshake: Handshake::new(Role::Destination(keeper)),
             meter,
-            key,
-            written,
+            has_begun: false,
+            key: None,
+            written: None,
             requests: RequestsAt::Head,
             request_held: Vec::new(),
+            joined: Joined::default(),
             replies: RepliesAt::Head,
             reply_held: Vec::new(),
             groups: HashMap::new(),
             asked: HashMap::new(),
             next: 0,
+        }
+    }
+
+    /// The handshake is over.
+    fn begin(&mut self) {
+        self.has_begun = true;
+        let held = self.handshake.take_held();
+        // A server that takes no single pages would refuse what is left of a request, and the page that is read instead.
+        if !self.handshake.is_fine_grained() {
+            return;
+        }
+        match held {
+            Held::Unknown => {}
+            Held::Zeroes => self.written = Some(Written::default()),
+            Held::Seed { key, data } => {
+                self.key = Some(key);
+                self.written = data.map(|data| {
+                    let mut written = Written::default();
+                    data.iter().for_each(|(start, end)| written.mark(*start, *end));
+                    written
+                });
+            }
         }
     }
 
@@ -153,23 +199,55 @@ impl Destination {
             return Err("a part that is longer than its WRITE".to_owned());
         }
         let request = Request { flags: write.flags, command: WRITE, cookie: 0, offset: write.at, length };
+        let (start, end, whole) = (write.at, request.end(), u64::from(length));
         match kind {
             PartKind::Zeroes => {
-                self.zero(write.group, Request { flags: write.flags & FUA, command: WRITE_ZEROES, ..request }, out)?;
-                write.at = request.end();
+                write.at = end;
+                let zeroes = Request { flags: write.flags & FUA, command: WRITE_ZEROES, ..request };
+                if self.joined.takes_zeroes(whole) && self.left_of(&zeroes) == [(start, end)] {
+                    self.joined.zeroes += whole;
+                    self.joined.bytes.resize(self.joined.bytes.len() + length as usize, 0);
+                } else {
+                    self.end_joined(&write, out)?;
+                    self.zero(write.group, zeroes, out)?;
+                }
                 self.next_part(write, out)
             }
             PartKind::Data => {
-                self.mark(write.at, request.end());
-                self.ask(write.group, request, Wanted::Nothing, out)?;
-                write.at = request.end();
-                Ok(RequestsAt::Payload { left: u64::from(length), write: Some(write) })
+                write.at = end;
+                self.mark(start, end);
+                if !self.joined.has_room(whole) {
+                    self.end_joined(&write, out)?;
+                }
+                // Nothing is held back that has nothing to be joined with.
+                if self.joined.bytes.is_empty() && (end == write.end || !self.joined.has_room(whole)) {
+                    self.ask(write.group, request, Wanted::Nothing, out)?;
+                    return Ok(RequestsAt::Payload { left: whole, write: Some(write) });
+                }
+                if self.joined.bytes.is_empty() {
+                    self.joined.start = start;
+                }
+                Ok(RequestsAt::Data { left: whole, write })
             }
-            PartKind::Held if u64::from(length) == BLOCK_BYTES && write.at.is_multiple_of(BLOCK_BYTES) => {
+            PartKind::Held if whole == BLOCK_BYTES && start.is_multiple_of(BLOCK_BYTES) => {
+                self.end_joined(&write, out)?;
                 Ok(RequestsAt::Hash(write))
             }
             PartKind::Held => Err("a held block that is none".to_owned()),
         }
+    }
+
+    /// What was joined becomes a request.
+    fn end_joined(&mut self, write: &Write, out: &mut Vec<u8>) -> Result<(), String> {
+        let length = u32::try_from(self.joined.bytes.len()).expect("at most a MiB is joined");
+        if length > 0 {
+            let request = Request { flags: write.flags, command: WRITE, cookie: 0, offset: self.joined.start, length };
+            self.ask(write.group, request, Wanted::Nothing, out)?;
+            out.extend_from_slice(&self.joined.bytes);
+            self.joined.bytes.clear();
+            self.joined.zeroes = 0;
+        }
+        Ok(())
     }
 
     fn named_block(&mut self, mut write: Write, out: &mut Vec<u8>) -> Result<RequestsAt, String> {
@@ -179,7 +257,7 @@ impl Destination {
         let hash = self.request_held.as_slice().try_into().expect("the hash is whole");
         self.request_held.clear();
         let read = Request { flags: 0, command: READ, cookie: 0, offset: write.at, length: BLOCK_BYTES as u32 };
-        self.ask(write.group, read, Wanted::Block(hash), out)?;
+        self.ask(write.group, read, Wanted::Block { offset: write.at, expected: hash }, out)?;
         write.at = read.end();
         self.next_part(write, out)
     }
@@ -188,19 +266,25 @@ impl Destination {
         if write.at < write.end {
             return Ok(RequestsAt::PartHead(write));
         }
+        self.end_joined(&write, out)?;
         self.close(write.group, write.end - 1, out)?;
         Ok(RequestsAt::Head)
     }
 
-    /// Asks for zeroes, or a TRIM, but only where there can be anything else.
-    fn zero(&mut self, group: u64, request: Request, out: &mut Vec<u8>) -> Result<(), String> {
+    /// What of a request for zeroes, or a TRIM, must reach the server.
+    fn left_of(&self, request: &Request) -> Vec<(u64, u64)> {
         // What must be on stable storage, or is not there at all, is the server's business.
         let is_ours = request.flags & FUA == 0 && request.end() <= self.handshake.export().size_bytes;
-        let Some(written) = self.written.as_ref().filter(|_| is_ours) else {
-            return self.ask(group, request, Wanted::Nothing, out);
-        };
+        match self.written.as_ref().filter(|_| is_ours) {
+            Some(written) => written.ranges(request.offset, request.end()),
+            None => vec![(request.offset, request.end())],
+        }
+    }
+
+    /// Asks for zeroes, or a TRIM, but only where there can be anything else.
+    fn zero(&mut self, group: u64, request: Request, out: &mut Vec<u8>) -> Result<(), String> {
         let mut spared = u64::from(request.length);
-        for (start, end) in written.ranges(request.offset, request.end()) {
+        for (start, end) in self.left_of(&request) {
             spared -= end - start;
             let length = u32::try_from(end - start).expect("it lies within the request");
             self.ask(group, Request { offset: start, length, ..request }, Wanted::Nothing, out)?;
@@ -261,11 +345,11 @@ impl Destination {
             Wanted::Reply(length) if is_good => {
                 self.replies = RepliesAt::Dropped { left: u64::from(length), group };
             }
-            Wanted::Block(expected) if is_good => {
+            Wanted::Block { offset, expected } if is_good => {
                 let hasher = Box::new(self.key.ok_or("a block for no seed")?.hasher());
-                self.replies = RepliesAt::Block { left: BLOCK_BYTES, group, hasher, expected };
+                self.replies = RepliesAt::Block { left: BLOCK_BYTES, group, hasher, offset, expected };
             }
-            Wanted::Nothing | Wanted::Reply(_) | Wanted::Block(_) => self.answered(group, reply.error, out),
+            Wanted::Nothing | Wanted::Reply(_) | Wanted::Block { .. } => self.answered(group, reply.error, out),
         }
         Ok(())
     }
@@ -283,20 +367,36 @@ impl Destination {
         }
     }
 
-    fn compared(&mut self, group: u64, found: BlockHash, expected: BlockHash, out: &mut Vec<u8>) {
-        if found == expected {
+    fn compared(&mut self, group: u64, offset: u64, is_same: bool, out: &mut Vec<u8>) {
+        if is_same {
             self.meter.referenced.fetch_add(BLOCK_BYTES, Relaxed);
             self.answered(group, 0, out);
         } else {
             self.meter.mismatches.fetch_add(1, Relaxed);
+            self.handshake.changed(offset);
             self.answered(group, EIO, out);
         }
+    }
+}
+
+impl Joined {
+    fn has_room(&self, length: u64) -> bool {
+        self.bytes.len() as u64 + length <= JOINED_BYTES_MAX
+    }
+
+    /// No more than there are data: few bytes of a peer do not become many, and thin stays thin.
+    fn takes_zeroes(&self, length: u64) -> bool {
+        let data = self.bytes.len() as u64 - self.zeroes;
+        length < JOINED_ZEROES_MAX && self.has_room(length) && self.zeroes + length <= data
     }
 }
 
 impl End for Destination {
     fn requests(&mut self, mut bytes: &[u8], out: &mut Vec<u8>) -> Result<(), String> {
         self.handshake.client(&mut bytes, out)?;
+        if !bytes.is_empty() && !self.has_begun {
+            self.begin();
+        }
         while !bytes.is_empty() {
             self.requests = match std::mem::replace(&mut self.requests, RequestsAt::Ended) {
                 RequestsAt::Head => match gather(&mut self.request_held, REQUEST_BYTES, &mut bytes) {
@@ -318,6 +418,10 @@ impl End for Destination {
                         Some(write) => self.next_part(write, out)?,
                         None => RequestsAt::Head,
                     }
+                }
+                RequestsAt::Data { mut left, write } => {
+                    pass_on(&mut left, &mut bytes, &mut self.joined.bytes);
+                    if left > 0 { RequestsAt::Data { left, write } } else { self.next_part(write, out)? }
                 }
                 RequestsAt::Ended => return Err("an NBD client that goes on after its goodbye".to_owned()),
             };
@@ -348,12 +452,12 @@ impl End for Destination {
                         self.answered(group, 0, out);
                     }
                 }
-                RepliesAt::Block { left, group, hasher, expected } => {
+                RepliesAt::Block { left, group, hasher, offset, expected } => {
                     hasher.update(take(left, &mut bytes));
                     if *left == 0 {
-                        let (group, found, expected) = (*group, cut(&hasher.finalize()), *expected);
+                        let (group, offset, is_same) = (*group, *offset, cut(&hasher.finalize()) == *expected);
                         self.replies = RepliesAt::Head;
-                        self.compared(group, found, expected, out);
+                        self.compared(group, offset, is_same, out);
                     }
                 }
             }

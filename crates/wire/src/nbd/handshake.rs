@@ -12,7 +12,8 @@
 //!
 //! *Flags of the export.* The destination adds what it understands of `protocol`'s parts, and takes away that
 //! several connections see the same: what was written is known for each connection alone. The source reads and
-//! removes what was added.
+//! removes what was added. Only now, when the export has a name and a size, the destination's keeper says what is known
+//! of the image behind it.
 //!
 //! Words that stand first in a message pass on byte by byte while they are right, so that a stranger's first bytes
 //! are never kept back.
@@ -20,20 +21,19 @@
 use std::collections::VecDeque;
 
 use super::{
-    PAGE_BYTES,
+    Held, Keeper, PAGE_BYTES,
     protocol::{
         CAN_MULTI_CONN, FIXED_NEW_STYLE, GREETING_MAGIC, HOLDS_A_SEED, INFO_BLOCK_SIZE, INFO_EXPORT, NO_PADDING,
         OPTION_EXPORT_NAME, OPTION_EXTENDED_HEADERS, OPTION_GO, OPTION_INFO, OPTION_MAGIC, OPTION_REPLY_MAGIC,
         OPTION_STARTTLS, OPTION_STRUCTURED_REPLY, READ_ONLY, REPLY_ACK, REPLY_INFO, REPLY_IS_ERROR, SEND_WRITE_ZEROES,
-        TAKES_PARTS, gather, pass_on, u16_at, u32_at, u64_at,
+        TAKES_PARTS, gather, pass_on, take, u16_at, u32_at, u64_at,
     },
 };
 
 /// Which end it is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Role {
     Source,
-    Destination { has_seed: bool },
+    Destination(Box<dyn Keeper>),
 }
 
 /// What the server says of the export that was chosen. All zero until it has.
@@ -56,7 +56,12 @@ pub(super) struct Handshake {
     asked: VecDeque<u32>,
     server_flags: u16,
     client_flags: u16,
+    /// What the client said with the last option that chooses an export.
+    choice: Vec<u8>,
     export: Export,
+    /// The keeper was asked.
+    has_asked: bool,
+    held: Held,
     block_bytes_min: u32,
 }
 
@@ -120,6 +125,8 @@ const EXPORT_BYTES: usize = 10;
 const PADDING_BYTES: u64 = 124;
 /// The longest information that is looked into.
 const INFO_BYTES_MAX: u32 = 14;
+/// The longest name of an export, with its length.
+const CHOICE_BYTES_MAX: usize = 4 + 4096;
 
 impl Handshake {
     pub(super) fn new(role: Role) -> Self {
@@ -133,13 +140,28 @@ impl Handshake {
             asked: VecDeque::new(),
             server_flags: 0,
             client_flags: 0,
+            choice: Vec::new(),
             export: Export::default(),
+            has_asked: false,
+            held: Held::Unknown,
             block_bytes_min: 0,
         }
     }
 
     pub(super) fn export(&self) -> Export {
         self.export
+    }
+
+    /// What is known of the image behind the export. Told once.
+    pub(super) fn take_held(&mut self) -> Held {
+        std::mem::take(&mut self.held)
+    }
+
+    /// A block was named and is another.
+    pub(super) fn changed(&mut self, offset: u64) {
+        if let Role::Destination(keeper) = &mut self.role {
+            keeper.changed(offset);
+        }
     }
 
     /// Passes bytes of the client. What is left in `bytes` are requests.
@@ -182,18 +204,28 @@ impl Handshake {
                     }
                     self.option(out)?;
                 }
-                (Phase::Options, ClientAt::OptionData { left, .. }) => pass_on(left, bytes, out),
+                (Phase::Options, ClientAt::OptionData { left, option }) => {
+                    let passed = take(left, bytes);
+                    out.extend_from_slice(passed);
+                    if matches!(*option, OPTION_GO | OPTION_EXPORT_NAME) {
+                        let room = CHOICE_BYTES_MAX.saturating_sub(self.choice.len());
+                        self.choice.extend_from_slice(&passed[..passed.len().min(room)]);
+                    }
+                }
             }
         }
     }
 
     fn option(&mut self, out: &mut Vec<u8>) -> Result<(), String> {
         let (option, length) = (u32_at(&self.client_held, 0), u32_at(&self.client_held, 4));
-        let hidden = self.role == Role::Source && !PLAIN.contains(&option);
+        let hidden = self.is_source() && !PLAIN.contains(&option);
         if self.asked.len() >= ASKED_MAX || (hidden && option > HIDDEN_MAX) {
             return self.give_up("an NBD option that is known");
         }
         self.client_held.clear();
+        if matches!(option, OPTION_GO | OPTION_EXPORT_NAME) {
+            self.choice.clear();
+        }
         let number = if hidden { HIDDEN | option } else { option };
         out.extend_from_slice(&number.to_be_bytes());
         out.extend_from_slice(&length.to_be_bytes());
@@ -280,10 +312,14 @@ impl Handshake {
     fn reply(&mut self, out: &mut Vec<u8>) -> Result<(), String> {
         let (number, kind, length) =
             (u32_at(&self.server_held, 0), u32_at(&self.server_held, 4), u32_at(&self.server_held, 8));
-        let is_hidden = self.role == Role::Source && number & !HIDDEN_MAX == HIDDEN;
+        let is_hidden = self.is_source() && number & !HIDDEN_MAX == HIDDEN;
         let option = if is_hidden { number & HIDDEN_MAX } else { number };
-        if self.asked.front() != Some(&option) || (is_hidden && kind & REPLY_IS_ERROR == 0) {
+        if self.asked.front() != Some(&option) {
             return self.give_up("the reply to an NBD option that was asked");
+        }
+        if !PLAIN.contains(&option) && kind & REPLY_IS_ERROR == 0 {
+            // The other end did not hide it, or this server knows what none should.
+            return self.give_up("the refusal of an NBD option that changes requests or replies");
         }
         self.server_held.clear();
         for word in [option, kind, length] {
@@ -307,7 +343,11 @@ impl Handshake {
         self.server = ServerAt::Magic(0);
         match then {
             Then::MoreReplies => {}
-            Then::NextOption => drop(self.asked.pop_front()),
+            Then::NextOption => {
+                self.asked.pop_front();
+                // It was of another export, or of none.
+                self.block_bytes_min = 0;
+            }
             Then::Transmission => {
                 self.asked.pop_front();
                 if !self.asked.is_empty() {
@@ -326,6 +366,13 @@ impl Handshake {
         match (u16_at(&self.server_held, 0), self.server_held.len()) {
             (INFO_EXPORT, 12) => {
                 let (size_bytes, flags) = (u64_at(&self.server_held, 2), u16_at(&self.server_held, 10));
+                if option == OPTION_GO {
+                    // The name's length comes first.
+                    let choice = std::mem::take(&mut self.choice);
+                    let (length, name) = choice.split_at_checked(4).unwrap_or_default();
+                    let length = if length.is_empty() { 0 } else { u32_at(length, 0) as usize };
+                    self.ask_keeper(&name[..name.len().min(length)], size_bytes);
+                }
                 let (known, shown) = self.flags(flags);
                 self.server_held[10..].copy_from_slice(&shown.to_be_bytes());
                 if option == OPTION_GO {
@@ -341,6 +388,8 @@ impl Handshake {
 
     fn export_after_name(&mut self, out: &mut Vec<u8>) {
         let (size_bytes, flags) = (u64_at(&self.server_held, 0), u16_at(&self.server_held, 8));
+        let name = std::mem::take(&mut self.choice);
+        self.ask_keeper(&name, size_bytes);
         let (known, shown) = self.flags(flags);
         self.server_held[8..].copy_from_slice(&shown.to_be_bytes());
         self.export = Export { size_bytes, flags: known };
@@ -349,29 +398,42 @@ impl Handshake {
         self.server = ServerAt::Padding { left: if no_padding { 0 } else { PADDING_BYTES } };
     }
 
+    /// The export is chosen. Of a second one over the same connection nothing is known.
+    fn ask_keeper(&mut self, name: &[u8], size_bytes: u64) {
+        self.held = match &mut self.role {
+            Role::Destination(keeper) if !self.has_asked => keeper.held(&String::from_utf8_lossy(name), size_bytes),
+            Role::Destination(_) | Role::Source => Held::Unknown,
+        };
+        self.has_asked = true;
+    }
+
     /// The flags of an export as this end knows them, and as it passes them on.
     fn flags(&self, said: u16) -> (u16, u16) {
         let plain = said & !(TAKES_PARTS | HOLDS_A_SEED);
         match self.role {
             Role::Source => (said, plain),
-            Role::Destination { has_seed } => {
+            Role::Destination(_) => {
                 let mut flags = plain & !CAN_MULTI_CONN;
                 if flags & SEND_WRITE_ZEROES != 0 && flags & READ_ONLY == 0 && self.is_fine_grained() {
-                    flags |= TAKES_PARTS | if has_seed { HOLDS_A_SEED } else { 0 };
+                    flags |= TAKES_PARTS | if matches!(self.held, Held::Seed { .. }) { HOLDS_A_SEED } else { 0 };
                 }
                 (flags, flags)
             }
         }
     }
 
-    /// Whether single pages may be written.
-    fn is_fine_grained(&self) -> bool {
+    fn is_source(&self) -> bool {
+        matches!(self.role, Role::Source)
+    }
+
+    /// Whether single pages may be read and written.
+    pub(super) fn is_fine_grained(&self) -> bool {
         u64::from(self.block_bytes_min) <= PAGE_BYTES
     }
 
     /// From here on nothing is understood, and all is passed on as it is.
     fn give_up(&mut self, expected: &str) -> Result<(), String> {
-        let was_changed = self.role == Role::Source && self.asked.iter().any(|option| !PLAIN.contains(option));
+        let was_changed = self.is_source() && self.asked.iter().any(|option| !PLAIN.contains(option));
         if was_changed || matches!(self.client, ClientAt::Done) {
             return Err(format!("something else than {expected}"));
         }

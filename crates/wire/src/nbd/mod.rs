@@ -6,8 +6,8 @@
 //! ```
 //! A mirror writes more than the disk holds: zeroes, and what the destination has already. So
 //! - pages of zeroes are not sent as data and not written as data, and nothing asks the server to allocate for them;
-//! - zeroes for what was never written of an image made for this copy do not reach the server at all, because a disk
-//!   with `discard=ignore` would be filled by them;
+//! - zeroes for what reads as zeroes anyway, of an image made for this copy or of a seed, do not reach the server at
+//!   all, because a disk with `discard=ignore` would be filled by them;
 //! - blocks which the destination's image holds at the same place ([`seed`]) are named by their hash. The destination
 //!   reads and compares them before it answers.
 //!
@@ -20,8 +20,8 @@
 //! first request makes the connection opaque from that byte on; what is not understood later ends the channel, and
 //! with it the copy: the VM stays at the source. A request that its client leaves unfinished is dropped with it.
 //!
-//! *Bounds.* At most 1 MiB of an unfinished WRITE is held back at the source, at the destination no more than the head of
-//! a request; 1024 requests in flight; [`Held::Zeroes`] costs 64 MiB at the most, for terabytes.
+//! *Bounds.* At most 1 MiB of an unfinished WRITE is held back at either end; 1024 requests in flight; what is known of
+//! where an image was written costs 64 MiB at the most, for terabytes.
 
 mod destination;
 mod handshake;
@@ -64,8 +64,34 @@ pub enum Held {
     Unknown,
     /// It was made for this copy and reads as zeroes.
     Zeroes,
-    /// It holds blocks that the source may name, hashed with this key.
-    Seed(SeedKey),
+    /// It holds blocks that the source may name.
+    Seed {
+        /// They are hashed with it.
+        key: SeedKey,
+        /// From where to where, in bytes, it may read as something else than zeroes, if that is known.
+        data: Option<Vec<(u64, u64)>>,
+    },
+}
+
+/// Who knows the images at the destination.
+pub trait Keeper: Send {
+    /// What is known of the image behind the export that the client chose, by its name and size in bytes. Asked once for
+    /// a connection at the most. What is told must not be told of the same image again: it would be written meanwhile.
+    fn held(&mut self, export: &str, size_bytes: u64) -> Held;
+
+    /// The block at this offset is not what the source was told that it is; the client was told of an error.
+    fn changed(&mut self, offset: u64);
+}
+
+/// One image that is known, whatever it is called.
+impl Keeper for Held {
+    fn held(&mut self, _export: &str, _size_bytes: u64) -> Held {
+        std::mem::take(self)
+    }
+
+    fn changed(&mut self, offset: u64) {
+        tracing::error!(offset, "a block is not what the source was told that it is");
+    }
 }
 
 /// What was spared, of one or several connections of one end.
@@ -100,9 +126,13 @@ pub fn source(image: Image, meter: Arc<NbdMeter>) -> (impl Inspect + use<>, impl
     (Requests(Arc::clone(&end)), Replies(end))
 }
 
-/// The inspectors of the destination's end: inbound (requests for the server), outbound (its replies).
-pub fn destination(held: Held, meter: Arc<NbdMeter>) -> (impl Inspect + use<>, impl Inspect + use<>) {
-    let end = Arc::new(Mutex::new(destination::Destination::new(held, meter)));
+/// The inspectors of the destination's end: inbound (requests for the server), outbound (its replies). `keeper` knows the
+/// images.
+pub fn destination<K: Keeper + 'static>(
+    keeper: K,
+    meter: Arc<NbdMeter>,
+) -> (impl Inspect + use<K>, impl Inspect + use<K>) {
+    let end = Arc::new(Mutex::new(destination::Destination::new(Box::new(keeper), meter)));
     (Requests(Arc::clone(&end)), Replies(end))
 }
 

@@ -1,11 +1,13 @@
 //! What an image at the destination already holds: keyed hashes of its blocks, for the source to compare with.
 
-use std::{collections::BTreeMap, fmt, fs::File, io, os::unix::fs::FileExt as _};
+use std::{collections::BTreeMap, fmt, fs::File, io, os::unix::fs::FileExt as _, time::Duration};
 
 use nix::{
     errno::Errno,
     unistd::{Whence, lseek},
 };
+use tokio::io::{AsyncRead, AsyncReadExt as _};
+use tracing::warn;
 
 use super::{
     all_zero,
@@ -19,9 +21,13 @@ pub const BLOCK_BYTES: u64 = 64 << 10;
 /// Of each hash so much is kept.
 pub(super) const HASH_BYTES: usize = 16;
 /// `FerryS` and the version of the form.
-const MAGIC: [u8; 8] = *b"FerryS\0\x01";
+const MAGIC: [u8; 8] = *b"FerryS\0\x02";
 const HEAD_BYTES: usize = MAGIC.len() + 32;
 const RUN_HEAD_BYTES: usize = 12;
+/// Blocks of one run: 64 MiB of data, 16 KiB of hashes.
+pub const RUN_BLOCKS_MAX: usize = 1024;
+/// Of a block that the image no longer holds. No block is named that has it by chance.
+const FORGOTTEN: BlockHash = [0; HASH_BYTES];
 
 /// A block's keyed BLAKE3 hash, cut to 128 bits. Who does not know the key cannot make two blocks with the same one.
 pub(super) type BlockHash = [u8; HASH_BYTES];
@@ -51,29 +57,46 @@ pub(super) fn cut(hash: &blake3::Hash) -> BlockHash {
     *hash.as_bytes().first_chunk().expect("a hash has 32 bytes")
 }
 
-/// The blocks of an image that are not all zero, by where they lie. 64 GiB of data need about 40 MiB of memory.
+/// The blocks of an image that are not all zero, by where they lie. 256 GiB of data need about 64 MiB of memory; where
+/// every second block is zero, five times as much.
 #[derive(Clone, PartialEq, Eq)]
 pub struct SeedIndex {
     key: SeedKey,
-    blocks: BTreeMap<u64, BlockHash>,
+    /// Blocks that follow each other, by the first of them.
+    runs: BTreeMap<u64, Vec<BlockHash>>,
 }
 
 impl fmt::Debug for SeedIndex {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(formatter, "SeedIndex({} blocks)", self.blocks.len())
+        write!(formatter, "SeedIndex({} blocks)", self.blocks())
     }
 }
 
 impl SeedIndex {
     /// Of an image of which nothing is known yet.
     pub fn new(key: SeedKey) -> Self {
-        Self { key, blocks: BTreeMap::new() }
+        Self { key, runs: BTreeMap::new() }
     }
 
-    /// The image holds this block, of [`BLOCK_BYTES`], at its place. One that is all zero is left out.
+    /// The image holds this block, of [`BLOCK_BYTES`], at its place. One that is all zero is left out, and one that does
+    /// not lie behind those that are known.
     pub fn insert(&mut self, block: u64, bytes: &[u8]) {
-        if bytes.len() as u64 == BLOCK_BYTES && !all_zero(bytes) {
-            self.blocks.insert(block, self.key.hash(bytes));
+        if bytes.len() as u64 == BLOCK_BYTES && block >= self.end() && !all_zero(bytes) {
+            self.append(block, self.key.hash(bytes));
+        }
+    }
+
+    /// The block behind the last.
+    fn end(&self) -> u64 {
+        self.runs.last_key_value().map_or(0, |(first, run)| first + run.len() as u64)
+    }
+
+    fn append(&mut self, block: u64, hash: BlockHash) {
+        match self.runs.last_entry() {
+            Some(mut last) if last.get().len() < RUN_BLOCKS_MAX && last.key() + last.get().len() as u64 == block => {
+                last.get_mut().push(hash);
+            }
+            _ => drop(self.runs.insert(block, vec![hash])),
         }
     }
 
@@ -88,7 +111,7 @@ impl SeedIndex {
     /// # Errors
     /// Where the file cannot be read, or becomes shorter meanwhile.
     pub fn scan(file: &File, key: SeedKey) -> io::Result<Self> {
-        let mut index = Self { key, blocks: BTreeMap::new() };
+        let mut index = Self::new(key);
         let count = file.metadata()?.len() / BLOCK_BYTES;
         let mut bytes = vec![0; BLOCK_BYTES as usize];
         let mut next = 0;
@@ -97,9 +120,7 @@ impl SeedIndex {
             let hole = seek(file, data, Whence::SeekHole)?.unwrap_or(count * BLOCK_BYTES);
             for block in next.max(data / BLOCK_BYTES)..count.min(hole.div_ceil(BLOCK_BYTES)) {
                 file.read_exact_at(&mut bytes, block * BLOCK_BYTES)?;
-                if !all_zero(&bytes) {
-                    index.blocks.insert(block, key.hash(&bytes));
-                }
+                index.insert(block, &bytes);
                 next = block + 1;
             }
             next = next.max(data / BLOCK_BYTES);
@@ -109,35 +130,40 @@ impl SeedIndex {
 
     /// How many blocks it knows.
     pub fn blocks(&self) -> usize {
-        self.blocks.len()
+        self.runs.values().flatten().filter(|hash| **hash != FORGOTTEN).count()
     }
 
     /// The bytes for the source: the key, and each run of blocks with its hashes.
     ///
     /// ```text
-    /// magic and version 8 bytes · key 32 bytes · runs: first block u64 · count u32 · count hashes of 16 bytes
+    /// magic and version 8 bytes · key 32 bytes · runs: first block u64 · count u32, at most 1024 · count hashes of 16 bytes
     /// ```
+    /// A run without blocks is a sign of life. Of an index that is made piece by piece, the bytes are those of an empty
+    /// one, then the [`runs`](Self::runs) of each piece.
     pub fn encode(&self) -> Vec<u8> {
-        let mut bytes = Vec::with_capacity(HEAD_BYTES + RUN_HEAD_BYTES + self.blocks.len() * HASH_BYTES);
+        let mut bytes = Vec::with_capacity(HEAD_BYTES);
         bytes.extend_from_slice(&MAGIC);
         bytes.extend_from_slice(&self.key.0);
-        // Where the count of the run that is being written stands, and the block that would continue it.
-        let mut run: Option<(usize, u64)> = None;
-        for (block, hash) in &self.blocks {
-            let at = match run {
-                Some((at, next)) if next == *block && u32_at(&bytes, at) < u32::MAX => at,
-                _ => {
-                    bytes.extend_from_slice(&block.to_be_bytes());
-                    bytes.extend_from_slice(&[0; 4]);
-                    bytes.len() - 4
-                }
-            };
-            let count = u32_at(&bytes, at) + 1;
-            bytes[at..at + 4].copy_from_slice(&count.to_be_bytes());
-            bytes.extend_from_slice(hash);
-            run = Some((at, block + 1));
+        self.put_runs(&mut bytes);
+        bytes
+    }
+
+    /// The bytes behind the key; of an index without blocks, a sign of life.
+    pub fn runs(&self) -> Vec<u8> {
+        let mut bytes = Vec::new();
+        self.put_runs(&mut bytes);
+        if bytes.is_empty() {
+            bytes.extend_from_slice(&[0; RUN_HEAD_BYTES]);
         }
         bytes
+    }
+
+    fn put_runs(&self, bytes: &mut Vec<u8>) {
+        for (first, run) in &self.runs {
+            bytes.extend_from_slice(&first.to_be_bytes());
+            bytes.extend_from_slice(&(run.len() as u32).to_be_bytes());
+            run.iter().for_each(|hash| bytes.extend_from_slice(hash));
+        }
     }
 
     /// Reads what [`Self::encode`] wrote. Allocates no more than a few times the bytes it gets.
@@ -145,41 +171,106 @@ impl SeedIndex {
     /// # Errors
     /// [`WireError::Protocol`] for another form or version, and for blocks out of order.
     pub fn decode(bytes: &[u8]) -> Result<Self, WireError> {
-        let bad = |what: &str| WireError::Protocol(format!("an index of blocks with {what}"));
-        let (head, mut rest) = bytes.split_at_checked(HEAD_BYTES).ok_or_else(|| bad("no head"))?;
-        let key = head.strip_prefix(&MAGIC).ok_or_else(|| bad("another form or version"))?;
-        let mut index =
-            Self { key: SeedKey(key.try_into().expect("the head's length was asked for")), blocks: BTreeMap::new() };
-        let mut least = 0;
-        while !rest.is_empty() {
-            let (head, after) = rest.split_at_checked(RUN_HEAD_BYTES).ok_or_else(|| bad("a run that is cut off"))?;
-            let (first, count) = (u64_at(head, 0), u32_at(head, 8));
-            let end = first.checked_add(u64::from(count)).filter(|end| *end <= u64::MAX / BLOCK_BYTES);
-            let end = end.ok_or_else(|| bad("a block beyond the last"))?;
-            if first < least || count == 0 {
-                return Err(bad("runs out of order"));
-            }
-            let length = usize::try_from(u64::from(count) * HASH_BYTES as u64).map_err(|_| bad("too long a run"))?;
-            let (hashes, after) = after.split_at_checked(length).ok_or_else(|| bad("a run that is cut off"))?;
-            let (hashes, _) = hashes.as_chunks::<HASH_BYTES>();
-            index.blocks.extend((first..end).zip(hashes.iter().copied()));
-            (rest, least) = (after, end);
+        let mut index = None;
+        let mut rest = bytes;
+        while let Some(behind) = Self::take(&mut index, rest)? {
+            rest = behind;
         }
-        Ok(index)
+        match index {
+            Some(index) if rest.is_empty() => Ok(index),
+            Some(_) => Err(bad("a run that is cut off")),
+            None => Err(bad("no head")),
+        }
+    }
+
+    /// Reads the head or the next run from the front of `bytes`; what is behind it, or `None` if it is not whole.
+    fn take<'a>(index: &mut Option<Self>, bytes: &'a [u8]) -> Result<Option<&'a [u8]>, WireError> {
+        let Some(index) = index else {
+            let Some((head, behind)) = bytes.split_at_checked(HEAD_BYTES) else { return Ok(None) };
+            let key = head.strip_prefix(&MAGIC).ok_or_else(|| bad("another form or version"))?;
+            *index = Some(Self::new(SeedKey(key.try_into().expect("the head's length was asked for"))));
+            return Ok(Some(behind));
+        };
+        let Some((head, behind)) = bytes.split_at_checked(RUN_HEAD_BYTES) else { return Ok(None) };
+        let (first, count) = (u64_at(head, 0), u32_at(head, 8) as usize);
+        if count == 0 {
+            return Ok(Some(behind));
+        }
+        let end = first.checked_add(count as u64).filter(|end| *end <= u64::MAX / BLOCK_BYTES);
+        if end.is_none() || count > RUN_BLOCKS_MAX {
+            return Err(bad("too long a run"));
+        }
+        if first < index.end() {
+            return Err(bad("runs out of order"));
+        }
+        let Some((hashes, behind)) = behind.split_at_checked(count * HASH_BYTES) else { return Ok(None) };
+        let (hashes, _) = hashes.as_chunks::<HASH_BYTES>();
+        index.runs.insert(first, hashes.to_vec());
+        Ok(Some(behind))
+    }
+
+    /// Reads an index that comes piece by piece, of at most `bytes_max`, until its end, or until nothing came for
+    /// `silence_max`. What came until then counts: each block that is known is one that need not be sent.
+    ///
+    /// # Errors
+    /// [`WireError::Protocol`] as [`Self::decode`]; [`WireError::Timeout`] and [`WireError::Peer`] if not even its head
+    /// came.
+    pub async fn receive(
+        peer: &mut (impl AsyncRead + Unpin),
+        silence_max: Duration,
+        bytes_max: u64,
+    ) -> Result<Self, WireError> {
+        let (mut index, mut held) = (None, Vec::new());
+        let mut limited = peer.take(bytes_max);
+        loop {
+            let read = match tokio::time::timeout(silence_max, limited.read_buf(&mut held)).await {
+                Ok(read) => read.map_err(WireError::Peer),
+                Err(_) => Err(WireError::Timeout("no more is said of what the destination holds")),
+            };
+            match (read, &index) {
+                (Ok(0), None) => return Err(bad("no head")),
+                (Err(error), None) => return Err(error),
+                (Ok(0), Some(_)) => break,
+                (Err(error), Some(_)) => {
+                    warn!(%error, "the rest of what the destination holds is not known");
+                    break;
+                }
+                (Ok(_), _) => {}
+            }
+            let mut rest = held.as_slice();
+            while let Some(behind) = Self::take(&mut index, rest)? {
+                rest = behind;
+            }
+            let taken = held.len() - rest.len();
+            held.drain(..taken);
+        }
+        index.ok_or_else(|| bad("no head"))
     }
 
     /// The hash of `bytes`, if the image holds this very block there.
     pub(super) fn held(&self, block: u64, bytes: &[u8]) -> Option<BlockHash> {
-        self.blocks.get(&block).copied().filter(|hash| *hash == self.key.hash(bytes))
+        let (first, run) = self.runs.range(..=block).next_back()?;
+        let hash = *run.get(usize::try_from(block - first).ok()?)?;
+        (hash != FORGOTTEN && hash == self.key.hash(bytes)).then_some(hash)
     }
 
     /// The image no longer holds what it did between bytes `start` and `end`.
     pub(super) fn forget(&mut self, start: u64, end: u64) {
-        let touched = start / BLOCK_BYTES..end.div_ceil(BLOCK_BYTES);
-        while let Some((&block, _)) = self.blocks.range(touched.clone()).next() {
-            self.blocks.remove(&block);
+        let (from, to) = (start / BLOCK_BYTES, end.div_ceil(BLOCK_BYTES));
+        for (first, run) in self.runs.range_mut(..to).rev() {
+            let (run_from, run_to) = (from.saturating_sub(*first), (to - first).min(run.len() as u64));
+            if run_from >= run.len() as u64 {
+                return;
+            }
+            if run_from < run_to {
+                run[run_from as usize..run_to as usize].fill(FORGOTTEN);
+            }
         }
     }
+}
+
+fn bad(what: &str) -> WireError {
+    WireError::Protocol(format!("an index of blocks with {what}"))
 }
 
 /// `None` where there is nothing such behind `offset`.
@@ -195,13 +286,24 @@ fn seek(file: &File, offset: u64, whence: Whence) -> io::Result<Option<u64>> {
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
+    use tokio::io::AsyncWriteExt as _;
 
     use super::*;
 
     const KEY: SeedKey = SeedKey([3; 32]);
 
     fn index(blocks: impl IntoIterator<Item = (u64, BlockHash)>) -> SeedIndex {
-        SeedIndex { key: KEY, blocks: blocks.into_iter().collect() }
+        let mut index = SeedIndex::new(KEY);
+        blocks.into_iter().for_each(|(block, hash)| index.append(block, hash));
+        index
+    }
+
+    fn known(index: &SeedIndex) -> Vec<u64> {
+        let run = |(first, run): (&u64, &Vec<BlockHash>)| {
+            let blocks = (*first..).zip(run.clone());
+            blocks.filter(|(_, hash)| *hash != FORGOTTEN).map(|(block, _)| block).collect::<Vec<_>>()
+        };
+        index.runs.iter().flat_map(run).collect()
     }
 
     #[test]
@@ -214,10 +316,9 @@ mod tests {
         }
         file.write_all_at(&vec![0; 2 * block], 50 * BLOCK_BYTES).expect("written");
         let index = SeedIndex::scan(&file, KEY).expect("read");
-        assert_eq!(index.blocks.keys().copied().collect::<Vec<_>>(), [0, 3, 4, 99]);
+        assert_eq!(known(&index), [0, 3, 4, 99]);
         let mut bytes = vec![0; block];
         bytes[..4].copy_from_slice(b"data");
-        assert_eq!(index.held(4, &bytes), index.blocks.get(&4).copied());
         assert!(index.held(4, &bytes).is_some() && index.held(3, &bytes).is_none() && index.held(5, &bytes).is_none());
         bytes[block - 1] = 1;
         assert!(index.held(4, &bytes).is_none());
@@ -225,11 +326,43 @@ mod tests {
 
     #[test]
     fn what_was_touched_is_forgotten() {
-        let mut index = index((0..6).map(|block| (block, [0; 16])));
+        let mut index = index((0..6).chain([9, 10]).map(|block| (block, [1; 16])));
         index.forget(BLOCK_BYTES - 1, BLOCK_BYTES);
         index.forget(3 * BLOCK_BYTES + 5, 4 * BLOCK_BYTES + 1);
         index.forget(5 * BLOCK_BYTES, 5 * BLOCK_BYTES);
-        assert_eq!(index.blocks.into_keys().collect::<Vec<_>>(), [1, 2, 5]);
+        assert_eq!(known(&index), [1, 2, 5, 9, 10]);
+        index.forget(6 * BLOCK_BYTES, 9 * BLOCK_BYTES);
+        assert_eq!(known(&index), [1, 2, 5, 9, 10]);
+        index.forget(5 * BLOCK_BYTES, 9 * BLOCK_BYTES + 1);
+        assert_eq!(known(&index), [1, 2, 10]);
+        assert_eq!(index.blocks(), 3);
+    }
+
+    #[tokio::test]
+    async fn an_index_comes_piece_by_piece_and_what_came_before_silence_counts() {
+        const PATIENCE: Duration = Duration::from_secs(20);
+        let piece = |block: u64| index([(block, [1; 16]), (block + 1, [2; 16])]).runs();
+        let sign = SeedIndex::new(KEY).runs();
+        let all = [SeedIndex::new(KEY).encode(), piece(3), sign, piece(9)].concat();
+        for chunk in [1, 7, all.len()] {
+            let (mut near, mut far) = tokio::io::duplex(chunk);
+            let sent = all.clone();
+            tokio::spawn(async move { far.write_all(&sent).await });
+            let whole = SeedIndex::receive(&mut near, PATIENCE, u64::MAX).await.expect("whole");
+            assert_eq!((known(&whole), whole.key()), (vec![3, 4, 9, 10], KEY));
+        }
+        let limit = (HEAD_BYTES + RUN_HEAD_BYTES + 2 * HASH_BYTES + 5) as u64;
+        let part = SeedIndex::receive(&mut all.as_slice(), PATIENCE, limit).await.expect("a part");
+        assert_eq!(known(&part), [3, 4], "no more is read than may be");
+        for (sent, expected) in [(0, None), (HEAD_BYTES - 1, None), (all.len() - 3, Some(vec![3, 4]))] {
+            let (mut near, mut far) = tokio::io::duplex(1 << 16);
+            far.write_all(&all[..sent]).await.expect("room");
+            // The other end stays open and says no more.
+            let part = SeedIndex::receive(&mut near, Duration::from_millis(50), u64::MAX).await;
+            assert_eq!(part.as_ref().ok().map(known), expected, "{sent}: {part:?}");
+        }
+        let hostile = [SeedIndex::new(KEY).encode(), piece(3), piece(2)].concat();
+        assert!(SeedIndex::receive(&mut hostile.as_slice(), PATIENCE, u64::MAX).await.is_err(), "out of order");
     }
 
     #[test]
@@ -246,11 +379,11 @@ mod tests {
         for (what, bytes) in [
             ("nothing", Vec::new()),
             ("no head", good[..HEAD_BYTES - 1].to_vec()),
-            ("another version", with(7, 2)),
+            ("another version", with(7, 1)),
             ("a cut run", good[..good.len() - 1].to_vec()),
             ("a cut head", good[..second + 3].to_vec()),
-            ("a count that nothing backs", with(run + 8, 0xff)),
-            ("no blocks", with(second + 11, 0)),
+            ("a count that nothing backs", with(run + 11, 3)),
+            ("too long a run", with(run + 8, 0xff)),
             ("runs that overlap", with(second + 7, 2)),
             ("a block beyond the last", with(second, 0xff)),
         ] {
