@@ -46,6 +46,8 @@ use crate::{
 
 /// Largest body: a request of a migration holds a few hundred paths at most.
 const BODY_BYTES_MAX: usize = 1 << 20;
+/// How long a request may wait for file systems: a little less than the server waits for it.
+const ANSWER_WAIT: Duration = Duration::from_secs(80);
 /// How long requests in flight may go on when the agent is ended.
 const GRACE: Duration = Duration::from_secs(2);
 
@@ -325,7 +327,8 @@ async fn check_arrivals(
     Path(vm): Path<VmId>,
     Body(wanted): Body<Vec<DiskArrival>>,
 ) -> Result<StatusCode, Refusal> {
-    blocking(&agent, move |agent| agent.migrations.check_arrivals(&reach(agent, None)?, vm, &wanted)).await?;
+    let reach = reach(&agent, None)?;
+    bounded(&agent, move |agent| agent.migrations.check_arrivals(&reach, vm, &wanted)).await?;
     Ok(StatusCode::NO_CONTENT)
 }
 
@@ -338,6 +341,7 @@ async fn prepare_destination(
 ) -> Answered<DestinationReady> {
     let mounts = agent.shares.mounts(&request.shares)?;
     let reach = reach(&agent, Some(job))?;
+    let _claim = Arc::clone(&reach.claim);
     Ok(Json(agent.migrations.prepare_destination(job, generation, request, mounts, reach).await?))
 }
 
@@ -406,17 +410,39 @@ async fn release(
     Ok(StatusCode::NO_CONTENT)
 }
 
-/// What a job that makes new files needs to know of this host's places, and of the others' copies there.
-fn reach(agent: &Agent, job: Option<JobId>) -> Result<Reach, AgentError> {
+/// What a job that makes new files needs to know of this host's places, and of the others' copies there. Asks no file
+/// system: what does is asked by whoever checks the room, on a thread of its own. The room is the request's as long as
+/// the claim in it lives.
+fn reach(agent: &Arc<Agent>, job: Option<JobId>) -> Result<Reach, AgentError> {
     let host = *agent.enrolment.watch_host().borrow();
     let places = agent.shares.places(host.unwrap_or(HostId(Uuid::nil())));
-    let all = [agent.storage.reserved(), agent.migrations.reserved(), agent.offline.reserved()].concat();
-    let reserved = all.into_iter().filter(|reserved| Some(reserved.job) != job).collect();
-    Ok(Reach { places, roots: places::roots(agent)?, shares: Arc::clone(&agent.shares), reserved })
+    let all = Arc::clone(agent);
+    let reserved = Box::new(move || {
+        let all = [all.storage.reserved(), all.migrations.reserved(), all.offline.reserved()].concat();
+        all.into_iter().filter(|reserved| Some(reserved.job) != job).collect()
+    });
+    let (shares, qemu_conf) = (Arc::clone(&agent.shares), agent.config.qemu_conf.clone());
+    Ok(Reach { places, roots: places::roots(agent)?, shares, qemu_conf, reserved, claim: agent.claims.claim(job) })
+}
+
+/// As [`blocking`], for what asks file systems that may not answer. The thread ends when they do; whatever it holds is of
+/// this job alone.
+async fn bounded<T: Send + 'static>(
+    agent: &Arc<Agent>,
+    call: impl FnOnce(&Agent) -> Result<T, AgentError> + Send + 'static,
+) -> Result<T, AgentError> {
+    match tokio::time::timeout(ANSWER_WAIT, blocking(agent, call)).await {
+        Ok(outcome) => outcome,
+        Err(_) => Err(AgentError::Carrier(format!(
+            "A file system of this host gave no answer within {} s",
+            ANSWER_WAIT.as_secs()
+        ))),
+    }
 }
 
 async fn check_storage(State(agent): Shared, Body(request): Body<PrepareStorage>) -> Answered<Vec<ByteCount>> {
-    Ok(Json(blocking(&agent, move |agent| agent.storage.check(&request, &reach(agent, None)?)).await?))
+    let reach = reach(&agent, None)?;
+    Ok(Json(bounded(&agent, move |agent| agent.storage.check(&request, &reach)).await?))
 }
 
 async fn prepare_storage(
@@ -424,12 +450,12 @@ async fn prepare_storage(
     Path((job, generation)): Attempt,
     Body(request): Body<PrepareStorage>,
 ) -> Answered<StorageReport> {
-    let call = move |agent: &Agent| agent.storage.prepare(job, generation, request, &reach(agent, Some(job))?);
-    Ok(Json(blocking(&agent, call).await?))
+    let reach = reach(&agent, Some(job))?;
+    Ok(Json(bounded(&agent, move |agent| agent.storage.prepare(job, generation, request, &reach)).await?))
 }
 
 async fn perform_storage(State(agent): Shared, Path((job, generation)): Attempt) -> Answered<StorageReport> {
-    Ok(Json(blocking(&agent, move |agent| agent.storage.perform(job, generation)).await?))
+    Ok(Json(bounded(&agent, move |agent| agent.storage.perform(job, generation)).await?))
 }
 
 async fn report_storage(
@@ -445,7 +471,7 @@ async fn report_storage(
 }
 
 async fn abort_storage(State(agent): Shared, Path((job, generation)): Attempt) -> Answered<StorageReport> {
-    Ok(Json(blocking(&agent, move |agent| agent.storage.abort(job, generation)).await?))
+    Ok(Json(bounded(&agent, move |agent| agent.storage.abort(job, generation)).await?))
 }
 
 async fn confirm_storage(
@@ -453,14 +479,14 @@ async fn confirm_storage(
     Path((job, generation)): Attempt,
     Body(request): Body<ConfirmStorage>,
 ) -> Answered<StorageReport> {
-    let report = blocking(&agent, move |agent| agent.storage.confirm(job, generation, request)).await?;
+    let report = bounded(&agent, move |agent| agent.storage.confirm(job, generation, request)).await?;
     // libvirt tells nobody that a VM uses another file.
     agent.observer.look_again().await;
     Ok(Json(report))
 }
 
 async fn release_storage(State(agent): Shared, Path((job, generation)): Attempt) -> Result<StatusCode, Refusal> {
-    blocking(&agent, move |agent| agent.storage.release(job, generation)).await?;
+    bounded(&agent, move |agent| agent.storage.release(job, generation)).await?;
     agent.observer.look_again().await;
     Ok(StatusCode::NO_CONTENT)
 }
@@ -484,7 +510,8 @@ async fn get_files(
 }
 
 async fn check_offline(State(agent): Shared, Body(request): Body<CheckOffline>) -> Result<StatusCode, Refusal> {
-    blocking(&agent, move |agent| agent.offline.check(&request, &reach(agent, None)?)).await?;
+    let reach = reach(&agent, None)?;
+    bounded(&agent, move |agent| agent.offline.check(&request, &reach)).await?;
     Ok(StatusCode::NO_CONTENT)
 }
 
@@ -495,6 +522,7 @@ async fn receive_offline(
 ) -> Answered<OfflineReady> {
     let mounts = agent.shares.mounts(&request.shares)?;
     let reach = reach(&agent, Some(job))?;
+    let _claim = Arc::clone(&reach.claim);
     Ok(Json(agent.offline.prepare_destination(job, generation, request, mounts, reach).await?))
 }
 

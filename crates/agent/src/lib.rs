@@ -31,8 +31,13 @@ use ferry_trust::KeyPair;
 pub use error::AgentError;
 
 use crate::{
-    config::Config, enrolment::Enrolment, migration::Registry, observer::Observer, offline::OfflineMoves,
-    shares::Shares, storage::StorageMoves,
+    config::Config,
+    enrolment::Enrolment,
+    migration::Registry,
+    observer::Observer,
+    offline::OfflineMoves,
+    shares::Shares,
+    storage::{Claims, StorageMoves},
 };
 
 /// Everything that the control API works on.
@@ -55,6 +60,8 @@ pub struct Agent {
     pub offline: Arc<OfflineMoves>,
     /// The storage moves.
     pub storage: StorageMoves,
+    /// Room that requests were promised.
+    pub claims: Arc<Claims>,
 }
 
 impl Agent {
@@ -81,6 +88,18 @@ impl Agent {
         tokio::spawn(migration::seeds::sweep_for_ever(Arc::downgrade(&migrations.seeds())));
         let storage = StorageMoves::load(&config, Arc::clone(&hypervisor))?;
         let offline = Arc::new(OfflineMoves::load(&config, Arc::clone(&hypervisor), migrations.seeds())?);
-        Ok(Arc::new(Self { config, key, enrolment, hypervisor, shares, observer, migrations, offline, storage }))
+        let claims = Arc::default();
+        Ok(Arc::new(Self {
+            config,
+            key,
+            enrolment,
+            hypervisor,
+            shares,
+            observer,
+            migrations,
+            offline,
+            storage,
+            claims,
+        }))
     }
 }

@@ -265,7 +265,7 @@ pub struct MoveStorageArguments {
     /// Offer each place from now on: it becomes a storage location of the host
     #[arg(long)]
     pub add_default: bool,
-    /// Read no faster than this. MiB per second and disk
+    /// Read no faster than this. MiB per second, all disks together
     #[arg(long, value_name = "MIB_PER_S", value_parser = clap::value_parser!(u64).range(1..=1_000_000))]
     pub bandwidth: Option<u64>,
     /// Only say what would happen

@@ -106,6 +106,8 @@ finding_ids! {
     FileExists = "file.exists": "A file is there already; Ferry overwrites none.",
     FilePlace = "file.place": "The place cannot be used on the host.",
     FileSpace = "file.space": "The file system has not enough free space.",
+    FileKept = "file.kept": "A file stays that the move would have removed.",
+    DefinitionNotKept = "definition.not-kept": "No copy of the definition could be kept beside the disks.",
     HostUnknown = "host.unknown": "No host of that name is in the inventory.",
     HostUnreachable = "host.unreachable": "The host's agent does not answer.",
     HostTwice = "host.added-twice": "A host with this machine id or libvirt host UUID is already there.",

@@ -133,6 +133,84 @@ pub fn next(disks: &[(&str, bool, DiskNow)]) -> Next {
     }
 }
 
+/// What becomes of a file at the end of a move.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fate {
+    /// It is removed.
+    Goes,
+    /// It stays, as it should.
+    Stays,
+    /// It stays, and somebody should know: it may hold what no other file holds.
+    StaysTold,
+}
+
+/// What is known of a new file when its move is forgotten.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct NewFile {
+    /// This attempt made it.
+    pub made: bool,
+    /// A definition of a VM of this host names it.
+    pub in_use: bool,
+    /// It was asked to switch the disk over to it. From then on it may hold writes that the guest was told are done.
+    pub switch_asked: bool,
+    /// Every disk of the move was switched over.
+    pub moved: bool,
+    /// The VM has a process on this host, which neither arrives nor is handed over, and that process uses the old file.
+    pub old_file_runs: bool,
+}
+
+/// Decides what becomes of a new file when its move is forgotten. That nobody here names it proves nothing once the
+/// disk may have been switched over: the VM may run on another host, or have ended without a definition that is kept.
+/// Only a process that uses the old file does.
+pub fn new_file(file: &NewFile) -> Fate {
+    match file {
+        NewFile { made: false, .. } | NewFile { in_use: true, .. } => Fate::Stays,
+        NewFile { moved: true, .. } => Fate::StaysTold,
+        NewFile { switch_asked: true, old_file_runs, .. } if !old_file_runs => Fate::StaysTold,
+        NewFile { .. } => Fate::Goes,
+    }
+}
+
+/// What is known of an old file when its disk has moved.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct OldFile {
+    /// Whether the host keeps a definition of the VM; `None`: the host does not know the VM, or it arrives or leaves.
+    pub persistent: Option<bool>,
+    /// A definition of a VM of this host names it.
+    pub in_use: bool,
+    /// The VM's process uses the new file, and its kept definition names it.
+    pub new_file_is_used: bool,
+}
+
+/// Why an old file stays.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum OldFileStays {
+    /// The VM is not on this host, or not whole: where it starts from next is not known.
+    NotHere,
+    /// The VM's definition is not this host's: it still names the old file.
+    Transient,
+    /// A definition names it.
+    InUse,
+    /// The definition by which the VM starts next does not name the new file.
+    NewFileUnused,
+}
+
+/// Decides whether an old file stays, and why; `None`: it goes.
+pub fn old_file(file: &OldFile) -> Option<OldFileStays> {
+    match (file.persistent, file) {
+        (None, _) => Some(OldFileStays::NotHere),
+        (Some(false), _) => Some(OldFileStays::Transient),
+        (Some(true), OldFile { in_use: true, .. }) => Some(OldFileStays::InUse),
+        (Some(true), OldFile { new_file_is_used: false, .. }) => Some(OldFileStays::NewFileUnused),
+        (Some(true), OldFile { .. }) => None,
+    }
+}
+
+/// What each of several copies may read per second so that all together stay below the cap.
+pub fn share_of_cap(cap_bytes_per_s: u64, copies: usize) -> u64 {
+    (cap_bytes_per_s / copies.max(1) as u64).max(1)
+}
+
 /// Bytes that must be free for a copy of `allocated`: 5 % more than it takes, and a mebibyte for what describes it.
 pub fn space_needed(allocated: ByteCount) -> ByteCount {
     ByteCount(allocated.0.saturating_add(allocated.0 / 20).saturating_add(1 << 20))
@@ -312,6 +390,15 @@ enum Copier {
     Carrier,
 }
 
+/// What was planned, judged again by what the VM is now, as a job may have waited: the disks that have not moved yet, and
+/// what was found of them.
+pub fn plan_again(vm: &VmFacts, disks: &[DiskMove]) -> Planned {
+    let in_use = |disk: &DiskMove| vm.files.iter().any(|file| file.device == disk.device && file.place == disk.to);
+    let left = disks.iter().filter(|disk| !in_use(disk));
+    let named = left.map(|disk| (disk.device.clone(), Some(disk.to.clone()), Some(disk.format))).collect();
+    plan(vm, &Wanted { all: None, named })
+}
+
 /// What concerns the whole VM.
 fn whole(vm: &VmFacts) -> Vec<Finding> {
     let mut findings = Vec::new();
@@ -329,6 +416,17 @@ fn whole(vm: &VmFacts) -> Vec<Finding> {
             &vm.name,
             format!("VM {} has {} snapshots, which name its files", vm.name, vm.snapshots),
             format!("Remove them: `virsh snapshot-list {0}`, `virsh snapshot-delete {0}`", vm.name),
+        ));
+    }
+    if vm.state == VmState::Running && !vm.persistent {
+        findings.push(Finding::warns(
+            FindingId::FileKept,
+            &vm.name,
+            format!(
+                "The host keeps no definition of VM {}: the one that it starts from names its old files, which stay",
+                vm.name
+            ),
+            "Name the new files in that definition, then remove the old ones",
         ));
     }
     findings
@@ -383,6 +481,15 @@ fn plan_file(
     let told = named_format(to);
     let format = named.and_then(|(.., format)| *format).or(told).or(file.format).unwrap_or(DiskFormat::Qcow2);
     let to = file_in(to, file, format, disks);
+    if to == file.place && file.format.is_some_and(|now| now != format) {
+        findings.push(Finding::blocks(
+            FindingId::FileExists,
+            &file.device,
+            format!("Disk {} would get its own file in another format", file.device),
+            format!("Give it another file: `--disk {}=PLACE,format={}`", file.device, format.name()),
+        ));
+        return;
+    }
     findings.extend(misnamed(&file.device, &to, format));
     findings.extend(remarks(file, format, &to, copier));
     if vm.files.iter().filter(|other| other.uses(&file.place)).count() > 1 {
@@ -726,6 +833,11 @@ mod tests {
             (two(), named("vdz", Some(local("/n"))), FindingId::DiskUnknown),
             (two(), named("vda", None), FindingId::FilePlace),
             (two(), named("vda", Some(local("/n"))), FindingId::DiskTwice),
+            (
+                two(),
+                Wanted { all: None, named: vec![("vda".into(), Some(local("/a/x.raw")), Some(DiskFormat::Qcow2))] },
+                FindingId::FileExists,
+            ),
         ] {
             let findings = plan(&vm, &wanted).findings;
             let blocks: Vec<_> = findings.iter().filter(|finding| finding.severity == Severity::Blocks).collect();
@@ -967,6 +1079,68 @@ mod tests {
                 Next::Fail(_) => prop_assert!(!all(&[DiskNow::Copying, DiskNow::Ready, DiskNow::New])),
             }
         }
+    }
+
+    #[test]
+    fn a_new_file_goes_only_while_it_cannot_hold_what_no_other_holds() {
+        use Fate::{Goes, Stays, StaysTold};
+        let fresh = NewFile { made: true, in_use: false, switch_asked: false, moved: false, old_file_runs: false };
+        let asked = NewFile { switch_asked: true, ..fresh };
+        for (row, file, fate) in [
+            ("a copy that was begun", fresh, Goes),
+            ("of another attempt", NewFile { made: false, ..fresh }, Stays),
+            ("named by a definition", NewFile { in_use: true, ..fresh }, Stays),
+            ("the VM went away after the switch-over was asked for", asked, StaysTold),
+            ("it was asked for and did not happen", NewFile { old_file_runs: true, ..asked }, Goes),
+            ("it happened", NewFile { in_use: true, ..asked }, Stays),
+            ("all moved", NewFile { moved: true, in_use: true, ..asked }, Stays),
+            ("all moved, and the VM went away", NewFile { moved: true, ..asked }, StaysTold),
+            (
+                "all moved, and the VM came back with the old",
+                NewFile { moved: true, old_file_runs: true, ..asked },
+                StaysTold,
+            ),
+            ("a journal that says little", NewFile { moved: true, ..fresh }, StaysTold),
+        ] {
+            assert_eq!(new_file(&file), fate, "{row}");
+        }
+    }
+
+    #[test]
+    fn an_old_file_goes_only_when_every_definition_uses_the_new_one() {
+        use OldFileStays::{InUse, NewFileUnused, NotHere, Transient};
+        let moved = OldFile { persistent: Some(true), in_use: false, new_file_is_used: true };
+        for (file, stays) in [
+            (moved, None),
+            (OldFile { persistent: None, ..moved }, Some(NotHere)),
+            (OldFile { persistent: Some(false), ..moved }, Some(Transient)),
+            (OldFile { in_use: true, ..moved }, Some(InUse)),
+            (OldFile { new_file_is_used: false, ..moved }, Some(NewFileUnused)),
+        ] {
+            assert_eq!(old_file(&file), stays, "{file:?}");
+        }
+    }
+
+    #[test]
+    fn a_cap_is_shared_by_the_copies_that_go_on_at_once() {
+        assert_eq!([share_of_cap(90, 3), share_of_cap(90, 0), share_of_cap(1, 2)], [30, 90, 1]);
+    }
+
+    #[test]
+    fn what_was_planned_is_judged_again_by_what_the_vm_is_now() {
+        let now = vm(vec![disk("vda", "/new/x.raw"), disk("vdb", "/b/y.raw")]);
+        let moved = |device: &str, from: &str, to: &str| DiskMove {
+            device: device.into(),
+            from: local(from),
+            to: local(to),
+            format: DiskFormat::Raw,
+        };
+        let disks = [moved("vda", "/a/x.raw", "/new/x.raw"), moved("vdb", "/b/y.raw", "/new/y.raw")];
+        assert_eq!(plan_again(&now, &disks), Planned { disks: vec![disks[1].clone()], findings: Vec::new() });
+        let mut changed = VmFacts { snapshots: 1, ..now };
+        changed.files[1].shareable = true;
+        let found: Vec<FindingId> = plan_again(&changed, &disks).findings.iter().map(|finding| finding.id).collect();
+        assert_eq!(found, [FindingId::VmSnapshot, FindingId::DiskShareable]);
     }
 
     #[test]

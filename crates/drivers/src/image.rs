@@ -6,15 +6,24 @@ use std::{
     os::unix::fs::{FileExt as _, MetadataExt as _, OpenOptionsExt as _, chown},
     path::{Component, Path, PathBuf},
     process::{Command, Stdio},
-    time::Duration,
+    thread,
+    time::{Duration, Instant},
 };
 
 use ferry_core::{units::ByteCount, vm::DiskFormat};
+use nix::{
+    errno::Errno,
+    fcntl::{AT_FDCWD, RenameFlags, renameat2},
+};
 
 use crate::run::run;
 
 /// QEMU's tool writes a few kilobytes; a file server may be slow.
 const MAKE_WITHIN: Duration = Duration::from_secs(30);
+/// How long a file may be busy after it was closed: closing a file is not waited for on a FUSE mount, and its file server
+/// renames none that is open.
+const BUSY_MAX: Duration = Duration::from_secs(5);
+const BUSY_PAUSE: Duration = Duration::from_millis(20);
 /// It reads tables, of large images some megabytes.
 const MAP_WITHIN: Duration = Duration::from_secs(60);
 
@@ -38,6 +47,57 @@ pub fn create(path: &Path, format: DiskFormat, size: ByteCount, owner: (u32, u32
         let _ = fs::remove_file(path);
     }
     filled
+}
+
+/// Gives an image that was made under another name of the same folder its own. Ok promises that nothing had that name
+/// before, and that it is on disk.
+///
+/// # Errors
+/// [`io::ErrorKind::AlreadyExists`], with what is there untouched; any other, with the image under either name or both.
+pub fn name(made: &Path, path: &Path) -> io::Result<()> {
+    let until = Instant::now() + BUSY_MAX;
+    loop {
+        match try_name(made, path) {
+            Err(error) if error.kind() == io::ErrorKind::ResourceBusy && Instant::now() < until => {
+                thread::sleep(BUSY_PAUSE);
+            }
+            outcome => return outcome,
+        }
+    }
+}
+
+fn try_name(made: &Path, path: &Path) -> io::Result<()> {
+    match renameat2(AT_FDCWD, made, AT_FDCWD, path, RenameFlags::RENAME_NOREPLACE) {
+        Ok(()) => sync_name(path),
+        // Not every mount of a share can do that.
+        Err(Errno::EINVAL | Errno::ENOSYS | Errno::EOPNOTSUPP) => name_by_link(made, path),
+        Err(errno) => Err(errno.into()),
+    }
+}
+
+/// A link replaces nothing, either. Where there are none, the name is free a moment before it is taken.
+fn name_by_link(made: &Path, path: &Path) -> io::Result<()> {
+    match fs::hard_link(made, path) {
+        Ok(()) => fs::remove_file(made)?,
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => return Err(error),
+        Err(_) if path.symlink_metadata().is_ok() => return Err(io::ErrorKind::AlreadyExists.into()),
+        Err(_) => fs::rename(made, path)?,
+    }
+    sync_name(path)
+}
+
+/// Whether two names are of one file.
+///
+/// # Errors
+/// The file system's; a name that is not there is none of the other's.
+pub fn is_same(one: &Path, other: &Path) -> io::Result<bool> {
+    let identity = |path: &Path| match path.symlink_metadata() {
+        Ok(found) => Ok(Some((found.dev(), found.ino()))),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(error),
+    };
+    let (one, other) = (identity(one)?, identity(other)?);
+    Ok(one.is_some() && one == other)
 }
 
 fn fill(file: &File, path: &Path, format: DiskFormat, size: ByteCount) -> io::Result<()> {
@@ -512,6 +572,26 @@ mod tests {
             rename(&from, &to).expect("renamed");
             assert!(!from.exists() && to.exists());
             fs::remove_file(&to).expect("removed");
+        }
+    }
+
+    #[test]
+    fn an_image_gets_its_name_only_where_nothing_has_it() {
+        type Named = fn(&Path, &Path) -> io::Result<()>;
+        for named in [name as Named, name_by_link as Named] {
+            let folder = tempfile::tempdir().expect("a folder");
+            let (made, path) = (folder.path().join("made"), folder.path().join("vda.raw"));
+            fs::write(&made, "new").expect("written");
+            fs::write(&path, "precious").expect("written");
+            assert_eq!(named(&made, &path).expect_err("it is there").kind(), io::ErrorKind::AlreadyExists);
+            assert_eq!(fs::read(&path).expect("there"), b"precious");
+            assert!(!is_same(&made, &path).expect("looked at"));
+            fs::remove_file(&path).expect("removed");
+            named(&made, &path).expect("named");
+            assert_eq!(fs::read(&path).expect("there"), b"new");
+            assert!(!made.exists() && !is_same(&made, &path).expect("looked at"));
+            fs::hard_link(&path, &made).expect("linked");
+            assert!(is_same(&made, &path).expect("looked at"));
         }
     }
 

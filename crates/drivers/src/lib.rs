@@ -8,3 +8,5 @@ pub mod image;
 pub mod places;
 mod run;
 pub mod share;
+
+pub use run::within;

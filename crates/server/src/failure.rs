@@ -161,6 +161,8 @@ pub(crate) fn status_of(id: FindingId) -> u16 {
         | Id::FileExists
         | Id::FilePlace
         | Id::FileSpace
+        | Id::FileKept
+        | Id::DefinitionNotKept
         | Id::HostTwice
         | Id::HostBusy
         | Id::HostMaintenance

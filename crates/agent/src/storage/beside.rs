@@ -32,19 +32,51 @@ fn is_ours(path: &Path, vm: VmId) -> io::Result<bool> {
     Ok(text.starts_with(HEAD) && text.contains(&format!("<uuid>{vm}</uuid>")))
 }
 
-/// Keeps a definition beside a disk. Ok: whether it did; what is there and not Ferry's own of this VM stays.
+/// Keeps a definition beside a disk. Ok: its file; `None` if there is one that is not Ferry's own of this VM, which stays.
 ///
 /// # Errors
 /// The file system's; what was there is whole.
-pub(super) fn keep(vm: VmId, name: &str, definition: &str, disk: &Path) -> io::Result<bool> {
-    let Some(path) = path(name, disk) else { return Ok(false) };
+pub(super) fn keep(vm: VmId, name: &str, definition: &str, disk: &Path) -> io::Result<Option<PathBuf>> {
+    let Some(path) = path(name, disk) else { return Ok(None) };
     match is_ours(&path, vm) {
         Ok(true) => {}
-        Ok(false) => return Ok(false),
+        Ok(false) => return Ok(None),
         Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-        Err(error) if error.kind() == io::ErrorKind::InvalidData => return Ok(false),
+        Err(error) if error.kind() == io::ErrorKind::InvalidData => return Ok(None),
         Err(error) => return Err(error),
     }
+    write(vm, definition, &path)?;
+    Ok(Some(path))
+}
+
+/// Makes what Ferry keeps beside a disk say what is so now; Ok if it keeps nothing there.
+///
+/// # Errors
+/// The file system's; what was there is whole.
+pub(super) fn refresh(vm: VmId, name: &str, definition: &str, disk: &Path) -> io::Result<()> {
+    match path(name, disk) {
+        Some(path) if matches!(is_ours(&path, vm), Ok(true)) => write(vm, definition, &path),
+        _ => Ok(()),
+    }
+}
+
+/// Moves what Ferry keeps beside a disk to where the disk went, and makes it say what is so now; Ok if it keeps nothing
+/// there.
+///
+/// # Errors
+/// The file system's, also when another file is there; what was there is whole.
+pub(super) fn follow(vm: VmId, name: &str, definition: &str, from: &Path, to: &Path) -> io::Result<()> {
+    let is_kept = path(name, from).is_some_and(|path| matches!(is_ours(&path, vm), Ok(true)));
+    if !is_kept {
+        return Ok(());
+    }
+    match keep(vm, name, definition, to)? {
+        Some(kept) => remove(vm, name, from, Some(&kept)),
+        None => Err(io::Error::other(format!("another file {name}.xml is beside {}", to.display()))),
+    }
+}
+
+fn write(vm: VmId, definition: &str, path: &Path) -> io::Result<()> {
     let making = path.with_extension(format!("xml.{vm}"));
     let written = (|| {
         // Left by an agent that died while it wrote.
@@ -53,20 +85,21 @@ pub(super) fn keep(vm: VmId, name: &str, definition: &str, disk: &Path) -> io::R
         file.write_all(HEAD.as_bytes())?;
         file.write_all(definition.as_bytes())?;
         file.sync_all()?;
-        fs::rename(&making, &path)
+        fs::rename(&making, path)
     })();
     if written.is_err() {
         let _ = fs::remove_file(&making);
     }
-    written.map(|()| true)
+    written
 }
 
-/// Removes what Ferry kept beside a disk that has moved, if anything.
+/// Removes what Ferry kept beside a disk that has moved, if anything but `kept`.
 ///
 /// # Errors
 /// The file system's.
-pub(super) fn remove(vm: VmId, name: &str, disk: &Path) -> io::Result<()> {
+pub(super) fn remove(vm: VmId, name: &str, disk: &Path, kept: Option<&Path>) -> io::Result<()> {
     match path(name, disk) {
+        Some(path) if Some(path.as_path()) == kept => Ok(()),
         Some(path) if matches!(is_ours(&path, vm), Ok(true)) => ferry_drivers::image::remove(&path),
         _ => Ok(()),
     }
@@ -84,27 +117,38 @@ mod tests {
         let (vm, other) = (VmId(Uuid::from_u128(1)), VmId(Uuid::from_u128(2)));
         let (disk, file) = (folder.path().join("disk.raw"), folder.path().join("web01.xml"));
         let text = |vm: VmId, more: &str| format!("<domain><uuid>{vm}</uuid>{more}</domain>");
-        assert!(keep(vm, "web01", &text(vm, "one"), &disk).expect("kept"));
-        assert!(keep(vm, "web01", &text(vm, "two"), &disk).expect("kept"));
+        let is_kept = |vm: VmId, more: &str| {
+            let kept = keep(vm, "web01", &text(vm, more), &disk).expect("looked at");
+            assert!(kept.as_ref().is_none_or(|kept| *kept == file));
+            kept.is_some()
+        };
+        refresh(vm, "web01", &text(vm, ""), &disk).expect("nothing is kept there");
+        assert!(!file.exists());
+        assert!(is_kept(vm, "one") && is_kept(vm, "two"));
         assert!(fs::read_to_string(&file).expect("there").ends_with(&text(vm, "two")));
+        refresh(vm, "web01", &text(vm, "three"), &disk).expect("made new");
+        assert!(fs::read_to_string(&file).expect("there").ends_with(&text(vm, "three")));
         // Of another VM of this name, an administrator's, a link: they stay.
-        assert!(!keep(other, "web01", &text(other, ""), &disk).expect("looked at"));
-        remove(other, "web01", &disk).expect("looked at");
-        assert!(file.exists());
-        remove(vm, "web01", &disk).expect("removed");
+        assert!(!is_kept(other, ""));
+        refresh(other, "web01", &text(other, ""), &disk).expect("looked at");
+        remove(other, "web01", &disk, None).expect("looked at");
+        remove(vm, "web01", &disk, Some(&file)).expect("it is the one that is kept");
+        assert!(fs::read_to_string(&file).expect("there").ends_with(&text(vm, "three")));
+        remove(vm, "web01", &disk, None).expect("removed");
         assert!(!file.exists());
         for foreign in [text(vm, ""), "\u{feff}".to_owned(), String::new()] {
             fs::write(&file, &foreign).expect("written");
-            assert!(!keep(vm, "web01", &text(vm, ""), &disk).expect("looked at"));
-            remove(vm, "web01", &disk).expect("looked at");
+            assert!(!is_kept(vm, ""));
+            refresh(vm, "web01", &text(vm, ""), &disk).expect("looked at");
+            remove(vm, "web01", &disk, None).expect("looked at");
             assert_eq!(fs::read_to_string(&file).expect("there"), foreign);
         }
         fs::remove_file(&file).expect("removed");
         std::os::unix::fs::symlink("/etc/passwd", &file).expect("linked");
-        assert!(!keep(vm, "web01", &text(vm, ""), &disk).expect("looked at"));
+        assert!(!is_kept(vm, ""));
         assert_eq!(fs::read_dir(folder.path()).expect("there").count(), 1, "nothing is left");
         for name in ["", "..", "a/b", ".hidden"] {
-            assert!(!keep(vm, name, "", &disk).expect("refused"), "{name}");
+            assert!(keep(vm, name, "", &disk).expect("refused").is_none(), "{name}");
         }
     }
 }

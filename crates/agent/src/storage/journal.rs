@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 
 use ferry_core::{
     api::agent::{PrepareStorage, StorageStage},
+    finding::Finding,
     id::{Generation, JobId},
     units::ByteCount,
 };
@@ -20,10 +21,31 @@ pub(super) struct Disk {
     pub(super) from: PathBuf,
     /// The new file.
     pub(super) to: PathBuf,
-    /// The new file was made by this attempt: it may be removed by it.
+    /// The new file was made by this attempt: it may be removed by it. Written down when it is whole and before it gets
+    /// its name: as long as there is a file of [`Journal::making`]'s name, `to` is not this attempt's.
     pub(super) made: bool,
     /// What the old file took.
     pub(super) allocated: ByteCount,
+    /// It was asked to switch the disk over: the new file may hold what no other file holds. A journal that does not say
+    /// is of an agent that did not write it down.
+    #[serde(default = "was_asked")]
+    pub(super) switch_asked: bool,
+}
+
+fn was_asked() -> bool {
+    true
+}
+
+/// What is wanted of a move. Never taken back to less, but by whoever finds that it is too late.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub(super) enum Wish {
+    /// It goes on, also after a restart.
+    #[default]
+    GoOn,
+    /// It ends, if no disk is being switched over yet.
+    End,
+    /// It ends wherever it is, also between two disks.
+    Forget,
 }
 
 /// One file for each move.
@@ -36,11 +58,22 @@ pub(super) struct Journal {
     pub(super) disks: Vec<Disk>,
     pub(super) stage: StorageStage,
     pub(super) error: Option<String>,
+    #[serde(default)]
+    pub(super) wish: Wish,
+    #[serde(default)]
+    pub(super) findings: Vec<Finding>,
 }
 
 impl Journal {
     fn path(folder: &Path, job: JobId) -> PathBuf {
         folder.join(format!("{job}.json"))
+    }
+
+    /// What the new file of a disk is called until it is whole: a name that nobody else takes, so that what an agent that
+    /// died left behind is known to be its own.
+    pub(super) fn making(&self, disk: usize) -> PathBuf {
+        let name = format!(".ferry-new-{}-{}-{disk}", self.job, self.generation);
+        self.disks[disk].to.with_file_name(name)
     }
 
     /// On the disk when it returns.

@@ -11,10 +11,11 @@ mod beside;
 mod journal;
 mod room;
 mod run;
+mod turns;
 
 use std::{
     collections::BTreeMap,
-    path::PathBuf,
+    path::{Path, PathBuf},
     sync::{Arc, Mutex, MutexGuard},
     time::Duration,
 };
@@ -23,22 +24,27 @@ use ferry_core::{
     api::agent::{ConfirmStorage, PrepareStorage, StorageReport, StorageStage},
     finding::{Finding, FindingId},
     id::{Generation, JobId},
-    storage::{DiskMove, copy_takes, is_thick},
+    location::Location,
+    storage::{
+        DiskMove, DiskProgress, DiskStage, Fate, NewFile, OldFile, OldFileStays, copy_takes, is_thick, new_file, old_file,
+    },
     units::ByteCount,
-    vm::{VmFacts, VmState},
+    vm::{DiskFormat, VmFacts, VmFile, VmState},
 };
 use ferry_drivers::{
-    hypervisor::{Hypervisor, HypervisorError},
+    hypervisor::{Hypervisor, HypervisorError, files_of},
     image,
     places::{Places, Roots, RootsError},
 };
 use tokio::sync::watch;
 use tracing::{info, warn};
 
-pub(crate) use self::room::{Needs, Reserved};
+pub use self::room::Claims;
+pub(crate) use self::room::{Claim, Needs, Reserved};
 use self::{
-    journal::{Disk, Journal},
+    journal::{Disk, Journal, Wish},
     run::Move,
+    turns::Turns,
 };
 use crate::{
     AgentError,
@@ -66,8 +72,12 @@ pub struct Reach {
     pub roots: Roots,
     /// Who knows how much room a share has.
     pub shares: Arc<Shares>,
-    /// Room that other jobs' copies will still take.
-    pub(crate) reserved: Vec<Reserved>,
+    /// libvirt's settings, which name the user that QEMU runs as.
+    pub(crate) qemu_conf: PathBuf,
+    /// Asks what room other jobs' copies will still take. Blocks.
+    pub(crate) reserved: Box<dyn Fn() -> Vec<Reserved> + Send + Sync>,
+    /// What the request was promised.
+    pub(crate) claim: Arc<Claim>,
 }
 
 /// The storage moves.
@@ -75,8 +85,7 @@ pub struct StorageMoves {
     folder: PathBuf,
     hypervisor: Arc<dyn Hypervisor>,
     moves: Mutex<BTreeMap<JobId, Arc<Move>>>,
-    /// Held by the request that changes a move.
-    turn: Mutex<()>,
+    turns: Turns,
     ended: Mutex<BTreeMap<JobId, Generation>>,
 }
 
@@ -90,7 +99,8 @@ impl StorageMoves {
         files::ensure_private_dir(&folder)?;
         let mut moves = BTreeMap::new();
         for journal in Journal::read_all(&folder)? {
-            let goes_on = matches!(journal.stage, StorageStage::Copying | StorageStage::Switching);
+            let is_open = matches!(journal.stage, StorageStage::Copying | StorageStage::Switching);
+            let goes_on = is_open || (journal.stage == StorageStage::Prepared && journal.wish != Wish::GoOn);
             info!(job = %journal.job, vm = %journal.request.vm, goes_on, "found a storage move again");
             let job = journal.job;
             let found = Move::new(&folder, Arc::clone(&hypervisor), journal);
@@ -99,7 +109,7 @@ impl StorageMoves {
             }
             moves.insert(job, found);
         }
-        Ok(Self { folder, hypervisor, moves: Mutex::new(moves), turn: Mutex::default(), ended: Mutex::default() })
+        Ok(Self { folder, hypervisor, moves: Mutex::new(moves), turns: Turns::default(), ended: Mutex::default() })
     }
 
     fn moves(&self) -> MutexGuard<'_, BTreeMap<JobId, Arc<Move>>> {
@@ -132,7 +142,7 @@ impl StorageMoves {
         request: PrepareStorage,
         reach: &Reach,
     ) -> Result<StorageReport, AgentError> {
-        let _turn = self.turn.lock().expect("nobody panics while holding it");
+        let _turn = self.turns.take(job)?;
         made_to_fail("agent-prepare-storage")?;
         let ended = self.ended.lock().expect("nobody panics while holding it").get(&job).copied();
         let known = self.moves().get(&job).cloned();
@@ -142,6 +152,9 @@ impl StorageMoves {
         }
         if let Some(known) = known {
             if known.journal().generation == generation {
+                if known.report().stage == StorageStage::Prepared {
+                    self.make_all_files(&known)?;
+                }
                 return Ok(known.report());
             }
             self.forget(&known)?;
@@ -150,28 +163,43 @@ impl StorageMoves {
             return Err(AgentError::Carrier(format!("This host moves {MOVES_MAX} VMs' storage already")));
         }
         let disks = self.checked(&request, reach)?;
-        let owner = self.hypervisor.process_owner()?;
-        let journal = Journal { job, generation, request, disks, stage: StorageStage::Prepared, error: None };
+        let journal = Journal {
+            job,
+            generation,
+            request,
+            disks,
+            stage: StorageStage::Prepared,
+            error: None,
+            wish: Wish::GoOn,
+            findings: Vec::new(),
+        };
         journal.write(&self.folder)?;
         let prepared = Move::new(&self.folder, Arc::clone(&self.hypervisor), journal);
-        if let Err(error) = self.make_files(&prepared, owner) {
-            self.forget(&prepared)?;
-            return Err(error);
-        }
         self.moves().insert(job, Arc::clone(&prepared));
+        self.make_all_files(&prepared)?;
         made_to_fail("agent-prepared-storage")?;
         Ok(prepared.report())
     }
 
-    /// Room that copies which go on will still take.
+    /// Room that copies which go on will still take. Blocks for a bounded time.
     pub(crate) fn reserved(&self) -> Vec<Reserved> {
-        let journals: Vec<Journal> = self.moves().values().map(|known| known.journal()).collect();
-        let goes_on = |stage| matches!(stage, StorageStage::Prepared | StorageStage::Copying);
-        let of_one = |journal: &Journal| -> Vec<Reserved> {
-            let disks = journal.disks.iter().zip(&journal.request.disks).filter(|(disk, _)| disk.made);
-            disks.map(|(disk, wanted)| Reserved::new(journal.job, &wanted.to, &disk.to, disk.allocated)).collect()
+        let known: Vec<Arc<Move>> = self.moves().values().cloned().collect();
+        let of_one = |known: &Arc<Move>| -> Vec<Reserved> {
+            let (journal, report) = (known.journal(), known.report());
+            let takes = matches!(journal.stage, StorageStage::Prepared | StorageStage::Copying);
+            let disks = journal.disks.iter().zip(&journal.request.disks).zip(&report.disks);
+            let coming = disks
+                .filter(|((disk, _), progress)| takes && disk.from != disk.to && progress.stage != DiskStage::Moved);
+            let one = |((disk, wanted), progress): ((&Disk, &DiskMove), &DiskProgress)| match wanted.to {
+                Location::Local { .. } => Reserved::new(journal.job, &wanted.to, &disk.to, disk.allocated),
+                Location::Share { .. } => {
+                    let DiskProgress { copied, total, .. } = progress;
+                    Reserved::copied(journal.job, &wanted.to, disk.allocated, *copied, *total)
+                }
+            };
+            coming.map(one).collect()
         };
-        journals.iter().filter(|journal| goes_on(journal.stage)).flat_map(of_one).collect()
+        known.iter().flat_map(of_one).collect()
     }
 
     /// What stands against a move, without changing anything. Blocks.
@@ -207,7 +235,8 @@ impl StorageMoves {
                 })
             };
             let disk = self.checked_disk(&facts, wanted, path(&wanted.from)?, path(&wanted.to)?)?;
-            if disk.from != disk.to && !disk.made {
+            // One that an earlier attempt moved takes its room already.
+            if !facts.files.iter().any(|file| file.device == disk.device && file.place == disk.to) {
                 needs.add(reach, &wanted.to, disk.allocated)?;
             }
             disks.push(disk);
@@ -229,7 +258,7 @@ impl StorageMoves {
         let size = self.hypervisor.disk_size(facts.id, device)?;
         let chain = file.map_or(size.allocated, |file| chain_takes(file, size.allocated));
         let allocated = copy_takes(size.virtual_size, chain, file.is_some_and(|file| is_thick(file, wanted)));
-        let disk = Disk { device: device.clone(), from, to, made: false, allocated };
+        let disk = Disk { device: device.clone(), from, to, made: false, allocated, switch_asked: false };
         if in_use.as_ref() == Some(&disk.to) {
             // An earlier attempt moved it.
             return Ok(disk);
@@ -246,35 +275,34 @@ impl StorageMoves {
             holds_no_snapshots(file, &facts.name)?;
         }
         if disk.to.symlink_metadata().is_ok() {
-            return Err(refused(
-                FindingId::FileExists,
-                disk.to.display(),
-                format!("{} is there already", disk.to.display()),
-                "Remove it if nothing needs it, or choose another place",
-            ));
+            return Err(exists(&disk.to));
         }
         Ok(disk)
     }
 
-    fn make_files(&self, prepared: &Move, owner: (u32, u32)) -> Result<(), AgentError> {
-        let journal = prepared.journal();
+    /// Makes those of the new files that are not made yet. After an error it is forgotten; if it cannot be, it stays known
+    /// until it can.
+    fn make_all_files(&self, prepared: &Move) -> Result<(), AgentError> {
+        let made = self.make_files(prepared);
+        if made.is_err()
+            && let Err(error) = self.forget(prepared)
+        {
+            warn!(job = %prepared.journal().job, error = %chain(&error), "what a storage move made could not be removed yet");
+        }
+        made
+    }
+
+    fn make_files(&self, prepared: &Move) -> Result<(), AgentError> {
+        let owner = self.hypervisor.process_owner()?;
+        let journal = settled(prepared)?;
         let vm = journal.request.vm;
         let facts = self.hypervisor.vm(vm)?.ok_or(HypervisorError::NoVm(vm))?;
         for (index, (disk, wanted)) in journal.disks.iter().zip(&journal.request.disks).enumerate() {
-            if facts.files.iter().any(|file| file.place == disk.to) {
+            if facts.files.iter().any(|file| file.place == disk.to) || disk.made {
                 continue;
             }
             let size = self.hypervisor.disk_size(vm, &disk.device)?.virtual_size;
-            image::create(&disk.to, wanted.format, size, owner).map_err(|source| match source.kind() {
-                std::io::ErrorKind::AlreadyExists => refused(
-                    FindingId::FileExists,
-                    disk.to.display(),
-                    format!("{} is there already", disk.to.display()),
-                    "Remove it if nothing needs it, or choose another place",
-                ),
-                _ => AgentError::File { path: disk.to.clone(), source },
-            })?;
-            prepared.write(|page| page.disks[index].made = true)?;
+            make_file(prepared, index, wanted.format, size, owner)?;
         }
         Ok(())
     }
@@ -284,7 +312,7 @@ impl StorageMoves {
     /// # Errors
     /// When the attempt is not known.
     pub fn perform(&self, job: JobId, generation: Generation) -> Result<StorageReport, AgentError> {
-        let _turn = self.turn.lock().expect("nobody panics while holding it");
+        let _turn = self.turns.take(job)?;
         let known = self.known(job, generation)?;
         known.start().map_err(|error| AgentError::Carrier(error.to_string()))?;
         Ok(known.report())
@@ -303,18 +331,21 @@ impl StorageMoves {
     /// # Errors
     /// `job.past-pivot`; when libvirt does not end the copies.
     pub fn abort(&self, job: JobId, generation: Generation) -> Result<StorageReport, AgentError> {
-        let _turn = self.turn.lock().expect("nobody panics while holding it");
+        let _turn = self.turns.take(job)?;
         let known = self.known(job, generation)?;
-        if known.report().stage == StorageStage::Prepared || known.report().stage == StorageStage::Copying {
-            known.end(END_WITHIN);
+        let is_early = |stage| matches!(stage, StorageStage::Prepared | StorageStage::Copying);
+        if is_early(known.report().stage) && !known.end(Wish::End, END_WITHIN)? && is_early(known.report().stage) {
+            return Err(AgentError::Carrier(format!("The storage move of job {job} does not end")));
         }
+        made_to_fail("agent-storage-ending")?;
         match known.report().stage {
             StorageStage::Aborted | StorageStage::Failed => {}
             StorageStage::Prepared | StorageStage::Copying => {
-                self.abandon_all(&known)?;
+                known.abandon_all()?;
                 known.write(|page| page.stage = StorageStage::Aborted)?;
             }
             StorageStage::Switching | StorageStage::Moved | StorageStage::Confirmed => {
+                known.go_on()?;
                 return Err(AgentError::refused(
                     409,
                     Finding::blocks(
@@ -326,14 +357,8 @@ impl StorageMoves {
                 ));
             }
         }
+        known.say(self.new_files_that_stay(&settled(&known)?)?)?;
         Ok(known.report())
-    }
-
-    fn abandon_all(&self, known: &Move) -> Result<(), AgentError> {
-        for disk in &known.journal().disks {
-            known.abandon(&disk.device)?;
-        }
-        Ok(())
     }
 
     /// Removes the old files, unless they are to stay or something uses them. Blocks. Repeating it is safe.
@@ -346,7 +371,7 @@ impl StorageMoves {
         generation: Generation,
         request: ConfirmStorage,
     ) -> Result<StorageReport, AgentError> {
-        let _turn = self.turn.lock().expect("nobody panics while holding it");
+        let _turn = self.turns.take(job)?;
         let known = self.known(job, generation)?;
         match known.report().stage {
             StorageStage::Confirmed => return Ok(known.report()),
@@ -355,52 +380,87 @@ impl StorageMoves {
         }
         made_to_fail("agent-storage-confirm")?;
         let journal = known.journal();
+        let facts = self.hypervisor.vm(journal.request.vm)?;
+        let definition = match facts {
+            Some(_) => Some(self.hypervisor.kept_definition(journal.request.vm)?),
+            None => None,
+        };
         if !request.keep_source {
-            let used = self.hypervisor.files_in_use()?;
-            for disk in journal.disks.iter().filter(|disk| disk.from != disk.to) {
-                if used.contains(&disk.from) || !used.contains(&disk.to) {
-                    warn!(vm = %journal.request.vm, disk = disk.device, "an old file stays: something uses it");
-                    continue;
-                }
-                image::remove(&disk.from).map_err(|source| AgentError::File { path: disk.from.clone(), source })?;
-            }
+            known.say(self.remove_old_files(&journal, facts.as_ref(), definition.as_deref())?)?;
         }
-        if journal.request.whole {
-            self.keep_definition(&journal, request.keep_source);
+        if let Some(definition) = &definition {
+            known.say(keep_definition(&journal, facts.as_ref(), definition, request.keep_source))?;
         }
         made_to_fail("agent-storage-removed")?;
         known.write(|page| page.stage = StorageStage::Confirmed)?;
         Ok(known.report())
     }
 
-    /// The definition goes where the disks went. The disks have moved whatever becomes of it.
-    fn keep_definition(&self, journal: &Journal, keep_source: bool) {
-        let (vm, name) = (journal.request.vm, &journal.request.vm_name);
-        let Some(disk) = journal.disks.first() else { return };
-        let kept = self.hypervisor.kept_definition(vm).map_err(|error| chain(&error));
-        let kept = kept.and_then(|text| beside::keep(vm, name, &text, &disk.to).map_err(|error| error.to_string()));
-        match kept {
-            Ok(true) => {}
-            Ok(false) => {
-                warn!(%vm, beside = %disk.to.display(), "no copy of the definition is kept: another file is there")
-            }
-            Err(error) => warn!(%vm, beside = %disk.to.display(), error, "no copy of the definition could be kept"),
-        }
-        if !keep_source && disk.from.parent() != disk.to.parent() {
-            for old in &journal.disks {
-                if let Err(error) = beside::remove(vm, name, &old.from) {
-                    warn!(%vm, beside = %old.from.display(), %error, "the old copy of the definition could not be removed");
+    /// Removes the old files that nobody will use again. Ok: which stay, and why.
+    fn remove_old_files(
+        &self,
+        journal: &Journal,
+        facts: Option<&VmFacts<PathBuf>>,
+        definition: Option<&str>,
+    ) -> Result<Vec<Finding>, AgentError> {
+        let whole = facts.filter(|facts| facts.state != VmState::Incoming);
+        // One that cannot be read names no new file.
+        let next = definition.and_then(|text| files_of(text).ok()).unwrap_or_default();
+        let used = self.hypervisor.files_in_use()?;
+        let mut findings = Vec::new();
+        for disk in journal.disks.iter().filter(|disk| disk.from != disk.to) {
+            let is_new = |file: &VmFile<PathBuf>| file.device == disk.device && file.place == disk.to;
+            let stays = old_file(&OldFile {
+                persistent: whole.map(|facts| facts.persistent),
+                in_use: used.contains(&disk.from),
+                new_file_is_used: whole.is_some_and(|facts| facts.files.iter().any(is_new)) && next.iter().any(is_new),
+            });
+            match stays {
+                Some(_) if disk.from.symlink_metadata().is_err() => {}
+                Some(why) => findings.push(old_file_stays(&journal.request.vm_name, disk, why)),
+                None => {
+                    image::remove(&disk.from).map_err(|source| AgentError::File { path: disk.from.clone(), source })?;
                 }
             }
         }
+        Ok(findings)
     }
 
-    /// Forgets it; what it made and no VM uses is removed. Blocks. Ok if it is not known.
+    /// The new files that stay though the move did not end well, for whoever looks after them.
+    fn new_files_that_stay(&self, journal: &Journal) -> Result<Vec<Finding>, AgentError> {
+        let fates = self.fates(journal)?;
+        let told = fates
+            .iter()
+            .zip(&journal.disks)
+            .filter(|(fate, disk)| **fate == Fate::StaysTold && disk.to.symlink_metadata().is_ok());
+        Ok(told.map(|(_, disk)| new_file_stays(&journal.request.vm_name, disk)).collect())
+    }
+
+    /// What becomes of each new file, now that no copy goes on.
+    fn fates(&self, journal: &Journal) -> Result<Vec<Fate>, AgentError> {
+        let facts = self.hypervisor.vm(journal.request.vm)?;
+        let used = self.hypervisor.files_in_use()?;
+        let runs = facts.filter(|facts| matches!(facts.state, VmState::Running | VmState::Paused));
+        let moved = matches!(journal.stage, StorageStage::Moved | StorageStage::Confirmed);
+        let one = |disk: &Disk| {
+            let is_old = |file: &VmFile<PathBuf>| file.device == disk.device && file.place == disk.from;
+            new_file(&NewFile {
+                made: disk.made,
+                in_use: used.contains(&disk.to),
+                switch_asked: disk.switch_asked,
+                moved,
+                old_file_runs: runs.as_ref().is_some_and(|facts| facts.files.iter().any(is_old)),
+            })
+        };
+        Ok(journal.disks.iter().map(one).collect())
+    }
+
+    /// Forgets it; what it made and cannot be needed is removed. Blocks. Ok if it is not known.
     ///
     /// # Errors
     /// When its copies cannot be ended or its files not be removed.
     pub fn release(&self, job: JobId, generation: Generation) -> Result<(), AgentError> {
-        let _turn = self.turn.lock().expect("nobody panics while holding it");
+        let _turn = self.turns.take(job)?;
         if let Ok(known) = self.known(job, generation) {
             self.forget(&known)?;
         }
@@ -413,19 +473,162 @@ impl StorageMoves {
     }
 
     fn forget(&self, known: &Move) -> Result<(), AgentError> {
-        let journal = known.journal();
-        if !known.end(END_WITHIN) {
-            return Err(AgentError::Carrier(format!("The storage move of job {} does not end", journal.job)));
+        if !known.end(Wish::Forget, END_WITHIN)? {
+            return Err(AgentError::Carrier(format!("The storage move of job {} does not end", known.journal().job)));
         }
-        self.abandon_all(known)?;
-        let used = self.hypervisor.files_in_use()?;
-        for disk in journal.disks.iter().filter(|disk| disk.made && !used.contains(&disk.to)) {
-            image::remove(&disk.to).map_err(|source| AgentError::File { path: disk.to.clone(), source })?;
+        known.abandon_all()?;
+        let journal = settled(known)?;
+        for (fate, disk) in self.fates(&journal)?.into_iter().zip(&journal.disks) {
+            match fate {
+                Fate::Goes => {
+                    image::remove(&disk.to).map_err(|source| AgentError::File { path: disk.to.clone(), source })?;
+                }
+                Fate::Stays => {}
+                Fate::StaysTold => {
+                    let (vm, file) = (journal.request.vm, disk.to.display());
+                    warn!(%vm, disk = disk.device, %file, "a new file stays: it may hold the newest data of its disk");
+                }
+            }
         }
         journal.remove(&self.folder)?;
         self.moves().remove(&journal.job);
         Ok(())
     }
+}
+
+/// Makes the file of a disk: under a name of the move's own first, so that a file of this name is somebody's or whole.
+fn make_file(
+    prepared: &Move,
+    index: usize,
+    format: DiskFormat,
+    size: ByteCount,
+    owner: (u32, u32),
+) -> Result<(), AgentError> {
+    let journal = prepared.journal();
+    let (making, to) = (journal.making(index), &journal.disks[index].to);
+    let fault = |source: std::io::Error| match source.kind() {
+        std::io::ErrorKind::AlreadyExists => exists(to),
+        _ => AgentError::File { path: to.clone(), source },
+    };
+    image::create(&making, format, size, owner).map_err(fault)?;
+    made_to_fail("agent-storage-file-made")?;
+    prepared.write(|page| page.disks[index].made = true)?;
+    image::name(&making, to).map_err(fault)?;
+    made_to_fail("agent-storage-file-named")
+}
+
+/// The journal with whether each new file is this attempt's, wherever the making of it was interrupted. What has another
+/// name still is removed.
+fn settled(known: &Move) -> Result<Journal, AgentError> {
+    let journal = known.journal();
+    for (index, disk) in journal.disks.iter().enumerate() {
+        let making = journal.making(index);
+        let fault = |source| AgentError::File { path: making.clone(), source };
+        if making.symlink_metadata().is_err() {
+            continue;
+        }
+        // Two names for a moment, where a file is named by a link. Written down while there is still something to see.
+        let made = image::is_same(&making, &disk.to).map_err(fault)?;
+        known.write(|page| page.disks[index].made = made)?;
+        image::remove(&making).map_err(fault)?;
+    }
+    Ok(known.journal())
+}
+
+/// The definition goes where the disks went, and what is kept of it elsewhere follows. The disks have moved whatever
+/// becomes of it.
+fn keep_definition(
+    journal: &Journal,
+    facts: Option<&VmFacts<PathBuf>>,
+    definition: &str,
+    keep_source: bool,
+) -> Vec<Finding> {
+    let (vm, name) = (journal.request.vm, &journal.request.vm_name);
+    let mut findings = Vec::new();
+    let mut failed = |beside: &Path, why: String| {
+        findings.push(Finding::warns(
+            FindingId::DefinitionNotKept,
+            beside.display(),
+            format!("The definition of VM {name} beside {} is not of now: {why}", beside.display()),
+            format!("See to the file {name}.xml there; `virsh dumpxml --inactive {name}` gives the definition"),
+        ));
+    };
+    let mut kept = None;
+    if journal.request.whole
+        && let Some(disk) = journal.disks.first()
+    {
+        match beside::keep(vm, name, definition, &disk.to) {
+            Ok(Some(path)) => kept = Some(path),
+            Ok(None) => failed(&disk.to, "another file is there".to_owned()),
+            Err(error) => failed(&disk.to, error.to_string()),
+        }
+    }
+    let is_used =
+        |folder: Option<&Path>| facts.is_some_and(|facts| facts.files.iter().any(|file| file.place.parent() == folder));
+    for disk in &journal.disks {
+        let done = match journal.request.whole {
+            true if keep_source => Ok(()),
+            true => beside::remove(vm, name, &disk.from, kept.as_deref()),
+            // Chosen disks moved: what is beside one that was the last in its folder goes with it.
+            false if keep_source || is_used(disk.from.parent()) => beside::refresh(vm, name, definition, &disk.from),
+            false => beside::follow(vm, name, definition, &disk.from, &disk.to),
+        };
+        if let Err(error) = done {
+            failed(&disk.from, error.to_string());
+        }
+    }
+    // What is beside the disks that stayed names those that moved.
+    let used = facts.map(|facts| facts.files.iter().map(|file| &file.place)).into_iter().flatten();
+    for disk in used.filter(|_| !journal.request.whole) {
+        if let Err(error) = beside::refresh(vm, name, definition, disk) {
+            failed(disk, error.to_string());
+        }
+    }
+    findings
+}
+
+fn old_file_stays(vm: &str, disk: &Disk, why: OldFileStays) -> Finding {
+    let file = disk.from.display();
+    let (why, fix) = match why {
+        OldFileStays::NotHere => {
+            ("the VM is not on this host any more", "Look where the VM is and which files it uses")
+        }
+        OldFileStays::Transient => (
+            "the host keeps no definition of the VM, and the one that it starts from names it",
+            "Name the new file in that definition, then remove the old one",
+        ),
+        OldFileStays::InUse => ("a definition names it", "Remove it when no definition names it any more"),
+        OldFileStays::NewFileUnused => (
+            "the definition by which the VM starts next does not name the new file",
+            "Name the new file with `virsh edit`, then remove the old one",
+        ),
+    };
+    let message = format!("The old file {file} of disk {} of VM {vm} stays: {why}", disk.device);
+    Finding::warns(FindingId::FileKept, file, message, fix)
+}
+
+fn new_file_stays(vm: &str, disk: &Disk) -> Finding {
+    let file = disk.to.display();
+    Finding::warns(
+        FindingId::FileKept,
+        file,
+        format!(
+            "The new file {} of disk {} of VM {vm} stays: the disk may have been switched over to it, and the VM does not \
+             run on this host with the old one",
+            disk.to.display(),
+            disk.device
+        ),
+        "Look where the VM is and which file it uses, or was using when it ended; remove the other",
+    )
+}
+
+fn exists(path: &Path) -> AgentError {
+    refused(
+        FindingId::FileExists,
+        path.display(),
+        format!("{} is there already", path.display()),
+        "Remove it if nothing needs it, or choose another place",
+    )
 }
 
 fn refused(id: FindingId, object: impl std::fmt::Display, message: String, fix: &str) -> AgentError {

@@ -1,6 +1,19 @@
 //! Whether there is room for new files: by file system or share, over all of them together.
+//!
+//! ```text
+//! Needs::add, for each file ─▶ Needs::are_met: claim ─▶ look at earlier claims and at what goes on ─▶ yes or no
+//! ```
+//! A claim stands from the check until the files are written down as a job's own. Of two requests that come at once, the
+//! later sees the earlier's claim, so that no room is given away twice; nobody waits for anybody.
 
-use std::{collections::BTreeMap, os::unix::fs::MetadataExt as _, path::Path};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fs,
+    os::unix::fs::MetadataExt as _,
+    path::Path,
+    sync::{Arc, Mutex, MutexGuard},
+    time::Duration,
+};
 
 use ferry_core::{
     finding::FindingId,
@@ -9,10 +22,13 @@ use ferry_core::{
     storage::space_needed,
     units::ByteCount,
 };
-use ferry_drivers::image;
+use ferry_drivers::{image, places::QemuUser, within};
 
 use super::{Reach, outside, refused};
 use crate::AgentError;
+
+/// Longest wait for the size of another job's file: its share may be dead, and this job's may not.
+const SIZE_WAIT: Duration = Duration::from_secs(2);
 
 /// What room is counted by: a share, or a file system of this host.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -23,7 +39,11 @@ enum Room {
 
 /// What new files need, and what is free there.
 #[derive(Default)]
-pub(crate) struct Needs(BTreeMap<Room, Need>);
+pub(crate) struct Needs {
+    rooms: BTreeMap<Room, Need>,
+    /// Shares and folders that were found usable.
+    usable: BTreeSet<String>,
+}
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Need {
@@ -46,21 +66,114 @@ pub(crate) struct Reserved {
 }
 
 impl Reserved {
-    /// Of a file that will take about as much as `allocated`, and is at `path` on this host.
+    /// Of a file that will take about as much as `allocated`, and is at `path` on this host. Blocks for 2 s at most.
     pub(crate) fn new(job: JobId, to: &Location, path: &Path, allocated: ByteCount) -> Self {
-        let taken = image::allocated(path).unwrap_or_default();
+        let path = path.to_owned();
+        let sizes = within(SIZE_WAIT, move || Some((image::allocated(&path).ok()?, fs::metadata(&path).ok()?.len())));
+        let taken = match sizes.flatten() {
+            Some((taken, length)) if is_told(to, taken, length, allocated) => taken,
+            _ => ByteCount(0),
+        };
         let still = ByteCount(space_needed(allocated).0.saturating_sub(taken.0));
+        Self { job, to: to.clone(), still }
+    }
+
+    /// Of a file that takes what was copied of its disk, wherever it is.
+    pub(crate) fn copied(job: JobId, to: &Location, allocated: ByteCount, copied: ByteCount, total: ByteCount) -> Self {
+        let left = match total.0 {
+            0 => 1.0,
+            total => 1.0 - copied.0.min(total) as f64 / total as f64,
+        };
+        let still = ByteCount((space_needed(allocated).0 as f64 * left).ceil() as u64);
         Self { job, to: to.clone(), still }
     }
 }
 
+/// Whether a file takes what its mount says. Many mounts of shares say a file's length, which a raw image has from the
+/// outset; one that is still shorter than what goes into it grows by what it takes.
+fn is_told(to: &Location, taken: ByteCount, length: u64, allocated: ByteCount) -> bool {
+    match to {
+        Location::Local { .. } => true,
+        Location::Share { .. } => taken.0 < length || length < allocated.0,
+    }
+}
+
+/// What rooms requests have been promised whose files are not written down yet.
+#[derive(Default)]
+pub struct Claims(Mutex<ClaimTable>);
+
+#[derive(Default)]
+struct ClaimTable {
+    begun: u64,
+    /// By the order in which they came.
+    open: BTreeMap<u64, Vec<(Room, JobId, ByteCount)>>,
+}
+
+impl Claims {
+    /// For a request of a job; `None`: one that only asks.
+    pub(crate) fn claim(self: &Arc<Self>, job: Option<JobId>) -> Arc<Claim> {
+        let number = {
+            let mut table = self.table();
+            table.begun += 1;
+            table.begun
+        };
+        Arc::new(Claim { claims: Arc::clone(self), number, job })
+    }
+
+    fn table(&self) -> MutexGuard<'_, ClaimTable> {
+        self.0.lock().expect("nobody panics while holding it")
+    }
+}
+
+/// What one request has been promised, until it is dropped: hold it until the files are in what the job has reserved.
+pub(crate) struct Claim {
+    claims: Arc<Claims>,
+    number: u64,
+    job: Option<JobId>,
+}
+
+impl Claim {
+    /// Claims rooms, and tells what others claimed before.
+    fn put(&self, rooms: &BTreeMap<Room, Need>) -> Vec<(Room, JobId, ByteCount)> {
+        let mut table = self.claims.table();
+        if let Some(job) = self.job {
+            let claimed = rooms.iter().map(|(room, need)| (*room, job, need.needed)).collect();
+            table.open.insert(self.number, claimed);
+        }
+        let before = table.open.iter().filter(|(number, _)| **number != self.number).flat_map(|(_, claimed)| claimed);
+        before.filter(|(_, job, _)| Some(*job) != self.job).copied().collect()
+    }
+
+    fn withdraw(&self) {
+        self.claims.table().open.remove(&self.number);
+    }
+}
+
+impl Drop for Claim {
+    fn drop(&mut self) {
+        self.withdraw();
+    }
+}
+
 impl Needs {
-    /// Counts a file that will take about as much as `allocated`.
+    /// Counts a file that will take about as much as `allocated`. The place is seen to be usable: its share is mounted and
+    /// answers, and QEMU's user can write a file in its folder.
     ///
     /// # Errors
-    /// When the place is outside of where files may be, or does not answer.
+    /// When the place is outside of where files may be, does not answer, or cannot hold files of VMs.
     pub(crate) fn add(&mut self, reach: &Reach, to: &Location, allocated: ByteCount) -> Result<(), AgentError> {
+        // Without its share the folder is one of this host's own, beneath the mount point.
+        if let Location::Share { share, .. } = to
+            && self.usable.insert(share.to_string())
+        {
+            reach.shares.check(*share)?;
+        }
         let (folder, name) = reach.roots.open_parent(to).map_err(|error| outside(&error))?;
+        if self.usable.insert(folder.path().display().to_string()) {
+            let conf = fs::read_to_string(&reach.qemu_conf).unwrap_or_default();
+            let writable = reach.roots.check_writable(&folder_of(to), QemuUser::of_conf(&conf));
+            writable.map_err(|error| outside(&error))?;
+        }
         if let Some((room, free)) = room_in(reach, to, folder.path())? {
             // What was written names the file.
             let written = folder.written().strip_suffix(&name).unwrap_or(folder.written());
@@ -68,23 +181,39 @@ impl Needs {
             let fault = |source| AgentError::File { path: folder.path().to_owned(), source };
             let device = folder.path().metadata().map_err(fault)?.dev();
             let need = Need { needed: ByteCount(0), free, folder: written, device };
-            let entry = self.0.entry(room).or_insert(need);
+            let entry = self.rooms.entry(room).or_insert(need);
             entry.needed = ByteCount(entry.needed.0.saturating_add(space_needed(allocated).0));
         }
         Ok(())
     }
 
-    /// Whether each place has room for all that goes there, beside what goes on there already.
+    /// Whether each place has room for all that goes there, beside what goes on there already and what others were
+    /// promised. Ok promises the room to the request until its claim is dropped.
     ///
     /// # Errors
     /// `file.space` for the first that has not.
     pub(crate) fn are_met(&self, reach: &Reach) -> Result<(), AgentError> {
-        self.against(&others(reach))
+        let met = self.against(&self.others(reach));
+        if met.is_err() {
+            reach.claim.withdraw();
+        }
+        met
     }
 
-    /// How much room is missing, by the number of the file system.
+    /// How much room is missing, by the number of the file system. What is needed is claimed, as by [`Self::are_met`].
     pub(crate) fn missing(&self, reach: &Reach) -> Vec<(u64, ByteCount)> {
-        self.missing_beside(&others(reach))
+        self.missing_beside(&self.others(reach))
+    }
+
+    /// What others take, once this is claimed.
+    fn others(&self, reach: &Reach) -> Vec<(Room, JobId, ByteCount)> {
+        let claimed = reach.claim.put(&self.rooms);
+        // After the claims: who gives one up has its files among the reserved by then.
+        let reserved: Vec<(Room, JobId, ByteCount)> = (reach.reserved)()
+            .iter()
+            .filter_map(|reserved| Some((room_of(reach, &reserved.to)?, reserved.job, reserved.still)))
+            .collect();
+        together(&claimed, &reserved)
     }
 
     fn missing_beside(&self, others: &[(Room, JobId, ByteCount)]) -> Vec<(u64, ByteCount)> {
@@ -93,11 +222,11 @@ impl Needs {
             let needed = reserved.fold(need.needed.0, u64::saturating_add);
             (need.device, ByteCount(needed.saturating_sub(need.free.0)))
         };
-        self.0.iter().map(one).filter(|(_, bytes)| bytes.0 > 0).collect()
+        self.rooms.iter().map(one).filter(|(_, bytes)| bytes.0 > 0).collect()
     }
 
     fn against(&self, others: &[(Room, JobId, ByteCount)]) -> Result<(), AgentError> {
-        for (room, Need { needed, free, folder, .. }) in &self.0 {
+        for (room, Need { needed, free, folder, .. }) in &self.rooms {
             let here = || others.iter().filter(|(taken, ..)| taken == room);
             let reserved: u64 = here().map(|(_, _, still)| still.0).fold(0, u64::saturating_add);
             if needed.0.saturating_add(reserved) <= free.0 {
@@ -128,13 +257,45 @@ impl Needs {
     }
 }
 
-/// What other jobs' copies will still take, and of which room.
-fn others(reach: &Reach) -> Vec<(Room, JobId, ByteCount)> {
-    let room_of = |reserved: &Reserved| {
-        let (folder, _) = reach.roots.open_parent(&reserved.to).ok()?;
-        Some(room_in(reach, &reserved.to, folder.path()).ok()??.0)
+/// What each job takes of each room: what it was promised, or what its files still take. One may have both for a moment.
+fn together(
+    claimed: &[(Room, JobId, ByteCount)],
+    reserved: &[(Room, JobId, ByteCount)],
+) -> Vec<(Room, JobId, ByteCount)> {
+    let sums = |all: &[(Room, JobId, ByteCount)]| {
+        let mut sums: BTreeMap<(Room, JobId), u64> = BTreeMap::new();
+        for (room, job, bytes) in all {
+            let sum = sums.entry((*room, *job)).or_default();
+            *sum = sum.saturating_add(bytes.0);
+        }
+        sums
     };
-    reach.reserved.iter().filter_map(|reserved| Some((room_of(reserved)?, reserved.job, reserved.still))).collect()
+    let mut all = sums(claimed);
+    for (whose, bytes) in sums(reserved) {
+        let known = all.entry(whose).or_default();
+        *known = bytes.max(*known);
+    }
+    all.into_iter().map(|((room, job), bytes)| (room, job, ByteCount(bytes))).collect()
+}
+
+/// The folder of a file, as a location.
+fn folder_of(to: &Location) -> Location {
+    let folder = |path: &str| Path::new(path).parent().map(|folder| folder.display().to_string()).unwrap_or_default();
+    match to {
+        Location::Share { share, path } => Location::Share { share: *share, path: folder(path) },
+        Location::Local { host, path } => Location::Local { host: *host, path: folder(path) },
+    }
+}
+
+/// Whose room a file takes. A share is not asked: it may be dead.
+fn room_of(reach: &Reach, to: &Location) -> Option<Room> {
+    match to {
+        Location::Share { share, .. } => Some(Room::Share(*share)),
+        Location::Local { .. } => {
+            let (folder, _) = reach.roots.open_parent(to).ok()?;
+            Some(Room::FileSystem(image::free(folder.path()).ok()?.0))
+        }
+    }
 }
 
 /// Whose room a new file takes, and what is free there; `None` if nobody tells.
@@ -165,7 +326,48 @@ mod tests {
             };
             (Room::FileSystem(*device), need)
         };
-        Needs(rooms.iter().map(one).collect())
+        Needs { rooms: rooms.iter().map(one).collect(), ..Needs::default() }
+    }
+
+    #[test]
+    fn of_two_requests_at_once_the_later_sees_the_earlier() {
+        let claims = Arc::new(Claims::default());
+        let (first, asks) = (claims.claim(Some(JobId(1))), claims.claim(None));
+        let second = claims.claim(Some(JobId(2)));
+        let of = |job: u64, mib: u64| (Room::FileSystem(1), JobId(job), ByteCount(mib * MIB));
+        let need = needs(&[(1, 60, 100)]);
+        assert_eq!(asks.put(&need.rooms), []);
+        assert_eq!(first.put(&need.rooms), [], "who only asks claims nothing");
+        assert_eq!(second.put(&need.rooms), [of(1, 60)]);
+        assert!(need.against(&second.put(&need.rooms)).is_err());
+        second.withdraw();
+        assert_eq!(asks.put(&need.rooms), [of(1, 60)]);
+        assert_eq!(claims.claim(Some(JobId(1))).put(&need.rooms), [], "a job does not stand in its own way");
+        drop(first);
+        assert_eq!(second.put(&need.rooms), []);
+        // For a moment a job has both, and neither is counted twice.
+        assert_eq!(together(&[of(1, 60)], &[of(1, 20), of(1, 30), of(2, 5)]), [of(1, 60), of(2, 5)]);
+    }
+
+    #[test]
+    fn what_a_mount_says_of_a_file_counts_only_where_it_can_be_so() {
+        let share = Location::Share { share: ShareId(uuid::Uuid::nil()), path: "vda.raw".into() };
+        let local = Location::Local { host: ferry_core::id::HostId(uuid::Uuid::nil()), path: "/vda.raw".into() };
+        let mib = |count: u64| ByteCount(count * MIB);
+        for (to, taken, length, allocated, told) in [
+            (&local, 64, 64, 8, true),
+            (&share, 64, 64, 8, false),
+            (&share, 64, 64, 64, false),
+            (&share, 2, 64, 8, true),
+            // An image that grows.
+            (&share, 2, 2, 8, true),
+        ] {
+            assert_eq!(is_told(to, mib(taken), length * MIB, mib(allocated)), told, "{to:?} {taken} {length}");
+        }
+        let still = |copied, total| Reserved::copied(JobId(1), &share, mib(100), mib(copied), mib(total)).still;
+        assert_eq!(still(0, 0), space_needed(mib(100)), "nothing is known yet");
+        assert_eq!(still(200, 200), ByteCount(0));
+        assert!(still(100, 200) > mib(50) && still(100, 200) < mib(60));
     }
 
     #[test]

@@ -1,14 +1,16 @@
 //! One storage move while it goes on: looks at every disk, does what comes next, and looks again.
 
 use std::{
+    panic::{AssertUnwindSafe, catch_unwind},
     path::Path,
-    sync::{Arc, Condvar, Mutex, MutexGuard},
+    sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
 use ferry_core::{
     api::agent::{StorageReport, StorageStage},
-    storage::{DiskNow, DiskProgress, DiskStage, Next, next},
+    finding::Finding,
+    storage::{DiskNow, DiskProgress, DiskStage, Next, next, share_of_cap},
     units::ByteCount,
 };
 use ferry_drivers::{
@@ -18,7 +20,7 @@ use ferry_drivers::{
 use tokio::sync::watch;
 use tracing::{info, warn};
 
-use super::journal::Journal;
+use super::journal::{Journal, Wish};
 use crate::error::chain;
 
 /// How often disks are looked at.
@@ -33,15 +35,25 @@ pub(super) struct Move {
     hypervisor: Arc<dyn Hypervisor>,
     journal: Mutex<Journal>,
     news: watch::Sender<StorageReport>,
-    wish: Mutex<Wish>,
+    thread: Mutex<Thread>,
     changed: Condvar,
 }
 
 /// What requests want of the thread, and whether there is one.
 #[derive(Clone, Copy, Default)]
-struct Wish {
-    ends: bool,
+struct Thread {
+    wish: Wish,
     runs: bool,
+}
+
+/// Says that the thread has ended, however it ended.
+struct Ended<'a>(&'a Move);
+
+impl Drop for Ended<'_> {
+    fn drop(&mut self) {
+        self.0.thread.lock().unwrap_or_else(PoisonError::into_inner).runs = false;
+        self.0.changed.notify_all();
+    }
 }
 
 /// What a look led to.
@@ -85,13 +97,14 @@ impl Move {
             stage: journal.stage,
             disks: disks.collect(),
             error: journal.error.clone(),
+            findings: journal.findings.clone(),
         };
         Arc::new(Self {
             folder: folder.to_owned(),
             hypervisor,
             journal: Mutex::new(journal),
             news: watch::Sender::new(report),
-            wish: Mutex::default(),
+            thread: Mutex::default(),
             changed: Condvar::new(),
         })
     }
@@ -114,7 +127,7 @@ impl Move {
 
     /// Changes the journal. On the disk when it returns.
     pub(super) fn write(&self, change: impl FnOnce(&mut Journal)) -> Result<(), crate::AgentError> {
-        let (stage, error) = {
+        let (stage, error, findings) = {
             let mut page = self.page();
             let mut changed = page.clone();
             change(&mut changed);
@@ -122,10 +135,21 @@ impl Move {
                 changed.write(&self.folder)?;
                 *page = changed;
             }
-            (page.stage, page.error.clone())
+            (page.stage, page.error.clone(), page.findings.clone())
         };
-        self.tell(|report| (report.stage, report.error) = (stage, error));
+        self.tell(|report| (report.stage, report.error, report.findings) = (stage, error, findings));
         Ok(())
+    }
+
+    /// Adds what somebody should know of. On the disk when it returns.
+    pub(super) fn say(&self, findings: Vec<Finding>) -> Result<(), crate::AgentError> {
+        self.write(|page| {
+            for finding in findings {
+                if !page.findings.contains(&finding) {
+                    page.findings.push(finding);
+                }
+            }
+        })
     }
 
     fn tell(&self, change: impl FnOnce(&mut StorageReport)) {
@@ -141,43 +165,92 @@ impl Move {
         });
     }
 
-    /// Starts the thread, unless it runs or the move has ended.
+    /// Starts the thread, unless it runs or the move has ended. One that shall end ends its copies.
     pub(super) fn start(self: &Arc<Self>) -> std::io::Result<()> {
-        let stage = self.page().stage;
+        let (stage, wish) = {
+            let page = self.page();
+            (page.stage, page.wish)
+        };
         if !matches!(stage, StorageStage::Prepared | StorageStage::Copying | StorageStage::Switching) {
             return Ok(());
         }
         {
-            let mut wish = self.wishes();
-            if wish.runs || wish.ends {
+            let mut thread = self.thread();
+            if thread.runs || thread.wish != Wish::GoOn {
                 return Ok(());
             }
-            wish.runs = true;
+            (thread.runs, thread.wish) = (true, wish);
         }
         let this = Arc::clone(self);
         let name = format!("storage-{}", self.page().job);
         let started = std::thread::Builder::new().name(name).spawn(move || {
-            this.run();
-            this.wishes().runs = false;
-            this.changed.notify_all();
+            let _ended = Ended(&this);
+            let ran = catch_unwind(AssertUnwindSafe(|| match this.must_end(stage) {
+                false => this.run(),
+                true => this.wind_up(),
+            }));
+            if ran.is_err() {
+                this.fail("the agent's part of it panicked, which its log tells");
+            }
         });
         if started.is_err() {
-            self.wishes().runs = false;
+            self.thread().runs = false;
         }
         started.map(drop)
     }
 
-    fn wishes(&self) -> MutexGuard<'_, Wish> {
-        self.wish.lock().expect("nobody panics while holding it")
+    fn thread(&self) -> MutexGuard<'_, Thread> {
+        self.thread.lock().expect("nobody panics while holding it")
     }
 
-    /// Ends the thread before the first disk is switched over. Whether it has ended within `deadline`, or there was none.
-    pub(super) fn end(&self, deadline: Duration) -> bool {
-        let mut wish = self.wishes();
-        wish.ends = true;
+    /// Ends the thread, as far as the wish goes. Whether it has ended within `deadline`, or there was none. The wish is
+    /// on the disk before anything else: a restarted agent does not go on.
+    pub(super) fn end(&self, wish: Wish, deadline: Duration) -> Result<bool, crate::AgentError> {
+        self.write(|page| page.wish = page.wish.max(wish))?;
+        let mut thread = self.thread();
+        thread.wish = thread.wish.max(wish);
         self.changed.notify_all();
-        let ended = self.changed.wait_timeout_while(wish, deadline, |wish| wish.runs);
-        !ended.expect("nobody panics while holding it").0.runs
+        let ended = self.changed.wait_timeout_while(thread, deadline, |thread| thread.runs);
+        Ok(!ended.expect("nobody panics while holding it").0.runs)
+    }
+
+    /// It was too late to end it.
+    pub(super) fn go_on(self: &Arc<Self>) -> Result<(), crate::AgentError> {
+        self.write(|page| page.wish = Wish::GoOn)?;
+        self.thread().wish = Wish::GoOn;
+        self.start().map_err(|error| crate::AgentError::Carrier(error.to_string()))
+    }
+
+    /// Whether the thread does nothing more, if the move stands at `stage`.
+    fn must_end(&self, stage: StorageStage) -> bool {
+        match self.thread().wish {
+            Wish::GoOn => false,
+            Wish::End => stage != StorageStage::Switching,
+            Wish::Forget => true,
+        }
+    }
+
+    /// Ends what an earlier life of this process was told to end: copies would go on in QEMU for ever.
+    fn wind_up(&self) {
+        let Journal { request, job, stage, .. } = self.journal();
+        for _ in 0..PATIENCE_LOOKS {
+            let ended = self.abandon_all().map_err(|error| chain(&error)).and_then(|()| {
+                self.write(|page| match stage {
+                    StorageStage::Switching => {
+                        page.stage = StorageStage::Failed;
+                        page.error = Some("it was given up between two disks".to_owned());
+                    }
+                    _ => page.stage = StorageStage::Aborted,
+                })
+                .map_err(|error| chain(&error))
+            });
+            match ended {
+                Ok(()) => return info!(vm = %request.vm, %job, "a storage move that was to end has ended"),
+                Err(reason) => info!(vm = %request.vm, %job, reason, "a storage move that was to end waits"),
+            }
+            std::thread::sleep(LOOK_EVERY);
+        }
+        warn!(vm = %request.vm, %job, "the copies of a storage move that was to end could not be ended");
     }
 
     fn run(&self) {
@@ -208,10 +281,14 @@ impl Move {
                     return;
                 }
             }
-            let wish = self.wishes();
-            let waited = self.changed.wait_timeout_while(wish, pause, |wish| !wish.ends);
-            let ends = waited.expect("nobody panics while holding it").0.ends;
-            if ends && self.page().stage != StorageStage::Switching {
+            let stage = self.page().stage;
+            if !self.must_end(stage) {
+                let before = self.thread();
+                let was = before.wish;
+                let waited = self.changed.wait_timeout_while(before, pause, |thread| thread.wish == was);
+                drop(waited.expect("nobody panics while holding it"));
+            }
+            if self.must_end(stage) {
                 return;
             }
         }
@@ -233,12 +310,14 @@ impl Move {
             Next::Begin(index) => {
                 stage(StorageStage::Copying)?;
                 let (disk, wanted) = (&journal.disks[index], &journal.request.disks[index]);
+                let cap = journal.request.bandwidth_bytes_per_s;
+                let at_once = now.iter().filter(|now| **now != DiskNow::New).count();
                 self.hypervisor.copy_disk(&DiskCopyRequest {
                     vm: journal.request.vm,
                     device: disk.device.clone(),
                     to: disk.to.clone(),
                     format: wanted.format,
-                    bandwidth_bytes_per_s: journal.request.bandwidth_bytes_per_s,
+                    bandwidth_bytes_per_s: cap.map(|cap| share_of_cap(cap, at_once)),
                 })?;
                 begun[index] = true;
             }
@@ -251,10 +330,15 @@ impl Move {
             }
             Next::Pivot(index) => {
                 fail::fail_point!("agent-storage-ready");
-                if self.wishes().ends && journal.stage != StorageStage::Switching {
+                if self.must_end(journal.stage) {
                     return Ok(Looked::Waits);
                 }
-                stage(StorageStage::Switching)?;
+                // From here on the new file may hold what no other file holds.
+                let asked = self.write(|page| {
+                    page.stage = StorageStage::Switching;
+                    page.disks[index].switch_asked = true;
+                });
+                asked.map_err(|error| Trouble::Lasting(chain(&error)))?;
                 fail::fail_point!("agent-storage-pivot", |_| Err(Trouble::Lasting("A test made it fail".to_owned())));
                 let device = &journal.disks[index].device;
                 if let Err(error) = self.hypervisor.pivot_disk(journal.request.vm, device) {
@@ -325,10 +409,8 @@ impl Move {
     fn fail(&self, reason: &str) {
         let journal = self.journal();
         // Copies that are left would go on for ever.
-        for disk in &journal.disks {
-            if let Err(error) = self.abandon(disk.device.as_str()) {
-                warn!(vm = %journal.request.vm, error = %chain(&error), "a copy of a disk could not be ended");
-            }
+        if let Err(error) = self.abandon_all() {
+            warn!(vm = %journal.request.vm, error = %chain(&error), "a copy of a disk could not be ended");
         }
         let written = self.write(|page| {
             page.stage = StorageStage::Failed;
@@ -339,8 +421,17 @@ impl Move {
         }
     }
 
+    /// Ends every copy that is this move's.
+    ///
+    /// # Errors
+    /// The first that could not be ended; the others are.
+    pub(super) fn abandon_all(&self) -> Result<(), HypervisorError> {
+        let ended: Vec<_> = self.journal().disks.iter().map(|disk| self.abandon(&disk.device)).collect();
+        ended.into_iter().collect()
+    }
+
     /// Ends the copy of a disk if it is this move's.
-    pub(super) fn abandon(&self, device: &str) -> Result<(), HypervisorError> {
+    fn abandon(&self, device: &str) -> Result<(), HypervisorError> {
         let journal = self.journal();
         let vm = journal.request.vm;
         let Some(disk) = journal.disks.iter().find(|disk| disk.device == device) else { return Ok(()) };

@@ -85,6 +85,8 @@ impl Host {
     async fn start(name: &str, folder: &TempDir, world: &World, servers: &FakeFileServers, key: &KeyPair) -> Self {
         let dir = folder.path().join(name);
         std::fs::create_dir_all(dir.join("local")).expect("made");
+        // QEMU's user is whoever runs the tests.
+        std::fs::write(dir.join("qemu.conf"), "user = \"+0\"\n").expect("written");
         let config = Config {
             data_ports: "21000-23000".into(),
             state_dir: dir.join("state"),

@@ -48,6 +48,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::{
+    finding::Finding,
     host::HostFacts,
     id::{Generation, HostId, Incarnation, JobId, SessionId, ShareId, VmId},
     job::{Figures, OnStall, Progress},
@@ -347,7 +348,7 @@ pub struct PrepareStorage {
     pub vm_name: String,
     /// Each disk once.
     pub disks: Vec<DiskMove>,
-    /// Cap on what is read, bytes per second and disk; `None`: no cap.
+    /// Cap on what is read, bytes per second, for all disks together; `None`: no cap.
     pub bandwidth_bytes_per_s: Option<u64>,
     /// The whole VM moves, not chosen disks: a copy of its definition is kept beside its first disk.
     #[serde(default)]
@@ -401,6 +402,9 @@ pub struct StorageReport {
     pub disks: Vec<DiskProgress>,
     /// Why it failed: what was attempted, on what, and why.
     pub error: Option<String>,
+    /// What somebody should know of: files that stay though the move would have removed them.
+    #[serde(default)]
+    pub findings: Vec<Finding>,
 }
 
 /// A file of a VM that is shut off.

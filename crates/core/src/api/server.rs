@@ -335,7 +335,7 @@ pub struct MoveStorage {
     /// Each folder that is named becomes a storage location of the host, if it is none yet.
     #[serde(default)]
     pub add_default: bool,
-    /// Cap on what is read, bytes per second and disk.
+    /// Cap on what is read, bytes per second, for all disks together.
     #[serde(default)]
     pub bandwidth_bytes_per_s: Option<u64>,
     /// Only say what would happen.

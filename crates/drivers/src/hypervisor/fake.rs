@@ -95,6 +95,8 @@ struct State {
     reachable: bool,
     facts: HypervisorHost,
     vms: BTreeMap<VmId, Vm>,
+    /// Definitions that were edited while their VMs run.
+    edited: BTreeMap<VmId, VmFacts<PathBuf>>,
     watches: BTreeMap<u64, Arc<EventSink>>,
     watches_begun: u64,
     /// Connections of other daemons.
@@ -167,6 +169,7 @@ impl FakeHypervisor {
                 reachable: true,
                 facts,
                 vms: BTreeMap::new(),
+                edited: BTreeMap::new(),
                 watches: BTreeMap::new(),
                 watches_begun: 0,
                 callers: Vec::new(),
@@ -209,6 +212,14 @@ impl FakeHypervisor {
         self.host.state().vms.insert(vm, entry);
         self.host.notify(DomainEvent::Changed(vm));
         Ok(vm)
+    }
+
+    /// Changes the definition by which a running VM starts next, as `virsh edit` does. A pivot leaves it alone.
+    pub fn edit(&self, vm: VmId, change: impl FnOnce(&mut VmFacts<PathBuf>)) {
+        let mut state = self.host.state();
+        let Some(mut facts) = state.vms.get(&vm).map(|entry| entry.facts.clone()) else { return };
+        change(&mut facts);
+        state.edited.insert(vm, facts);
     }
 
     /// Pauses a running VM, as an administrator or an I/O error would. Nothing happens if it does not run.
@@ -367,7 +378,9 @@ impl Hypervisor for FakeHypervisor {
 
     fn files_in_use(&self) -> Result<BTreeSet<PathBuf>, HypervisorError> {
         let state = self.host.call(Point::Vms, || "Could not list the files of VMs".to_owned())?;
-        let files: Vec<_> = state.vms.values().flat_map(|vm| vm.facts.files.clone()).collect();
+        let now = state.vms.values().flat_map(|vm| &vm.facts.files);
+        let next = state.edited.values().flat_map(|facts| &facts.files);
+        let files: Vec<_> = now.chain(next).cloned().collect();
         drop(state);
         let mut used: BTreeSet<PathBuf> = files.iter().flat_map(VmFile::places).cloned().collect();
         used.extend(files_below(images_to_ask(&files))?);
@@ -485,7 +498,8 @@ impl Hypervisor for FakeHypervisor {
 
     fn kept_definition(&self, vm: VmId) -> Result<String, HypervisorError> {
         let mut state = self.host.call(Point::Vms, || format!("Could not read the definition of VM {vm}"))?;
-        Ok(guest::definition_xml(&no_vm(&mut state, vm)?.facts))
+        let facts = no_vm(&mut state, vm)?.facts.clone();
+        Ok(guest::definition_xml(state.edited.get(&vm).unwrap_or(&facts)))
     }
 
     fn define(&self, definition: &str, bound: &Bound) -> Result<(), HypervisorError> {

@@ -425,6 +425,14 @@ pub(crate) fn files_below(images: BTreeSet<PathBuf>) -> Result<BTreeSet<PathBuf>
     }
 }
 
+/// The files that a definition names, in its order.
+///
+/// # Errors
+/// [`HypervisorError::Definition`] if it is none.
+pub fn files_of(definition: &str) -> Result<Vec<VmFile<PathBuf>>, HypervisorError> {
+    Ok(definition::parse(definition)?.files)
+}
+
 /// What a path is called at the destination, by the first folder that holds it, or the first file that it is.
 pub fn translated(path: &Path, folders: &[(PathBuf, PathBuf)]) -> Option<PathBuf> {
     let in_folder = |rest: &Path, there: &Path| match rest.as_os_str().is_empty() {

@@ -8,12 +8,12 @@ use ferry_core::{
         agent::PrepareStorage,
         server::{JobView, MoveDisk, MoveStorage, PlannedDisk, StoragePlan},
     },
-    finding::{Finding, FindingId, any_blocks},
+    finding::{Finding, FindingId, Severity, any_blocks},
     id::Generation,
     job::JobKind,
     location::Location,
     preflight::{busy, soft_shares},
-    storage::{Planned, Wanted, is_file, plan},
+    storage::{Planned, Wanted, is_file, plan, plan_again},
     vm::VmFacts,
 };
 
@@ -143,8 +143,19 @@ async fn add_defaults(app: &Arc<App>, host: &Host, body: &MoveStorage) -> Result
     Ok(())
 }
 
+/// What stands against a job's moves by what is known now: it may have waited since it was accepted. What the host itself
+/// finds is not among it.
+pub(crate) fn blocks_now(app: &App, host: &Host, request: &PrepareStorage) -> Vec<Finding> {
+    // A VM that is not there any more is the host's to tell.
+    let Some(vm) = host.seen().vm(request.vm).cloned() else { return Vec::new() };
+    let Planned { disks, mut findings } = plan_again(&vm, &request.disks);
+    findings.extend(used_by_others(app, &vm, &disks));
+    findings.retain(|finding| finding.severity == Severity::Blocks);
+    findings
+}
+
 /// Files that another VM needs, on any host, for itself or below an overlay: they would be taken away from it.
-pub(super) fn used_by_others(app: &App, vm: &VmFacts, disks: &[ferry_core::storage::DiskMove]) -> Vec<Finding> {
+pub(crate) fn used_by_others(app: &App, vm: &VmFacts, disks: &[ferry_core::storage::DiskMove]) -> Vec<Finding> {
     let mut findings = Vec::new();
     for (host, seen) in app.inventory.placed() {
         for other in seen.vms().iter().filter(|other| other.id != vm.id) {

@@ -1,16 +1,16 @@
 //! A move of a running VM's disks to other files of its host, step by step:
 //!
-//! 1. **Preflight** asks the host anew what stands against it: a job may have waited.
+//! 1. **Preflight** asks anew what stands against it, of what is known and of the host: a job may have waited.
 //! 2. **Reserve** comes before the first change: from here on no other job touches the VM.
 //! 3. **PrepareDestination** makes the new files, thin and empty. What fails for reasons of places has failed by now.
 //! 4. **Perform** copies all disks, and switches them over one after the other when all are ready. Before the first is
 //!    switched over it can be taken back. An error after that leaves some disks moved and others not, which is a legal
 //!    state: the VM runs, and another attempt of the job moves the others.
-//! 5. **Confirm** removes the old files, which nobody uses any more.
+//! 5. **Confirm** removes the old files that nobody uses any more; the job says which stay.
 //! 6. **Release** lets the agent forget the move, and gives the VM free.
 //!
-//! Which file a disk uses is asked of the host. New files are removed only when no VM uses them, old ones only when
-//! every disk has moved.
+//! Which file a disk uses is asked of the host. New files are removed only while they cannot hold what no other file
+//! holds, old ones only when every disk has moved and every definition names the new files.
 
 use std::{
     sync::{Arc, Mutex},
@@ -20,7 +20,7 @@ use std::{
 use ferry_client::{ClientError, agent::Attempt};
 use ferry_core::{
     api::agent::{ConfirmStorage, PrepareStorage, StorageReport, StorageStage},
-    finding::FindingId,
+    finding::{Finding, FindingId},
     id::Generation,
     migration::Step,
     storage::{DiskProgress, DiskStage},
@@ -31,11 +31,12 @@ use serde::{Deserialize, Serialize};
 use super::executor::{Saga, StepFailed};
 use crate::{
     App,
+    app::move_storage::blocks_now,
     clock::now_ms,
     failure::describe,
     inventory::{Host, Seen},
     jobs::Running,
-    store::JobRecord,
+    store::{JobRecord, LogEntry},
 };
 
 /// How long the agent may hold the question how the move stands.
@@ -82,6 +83,8 @@ pub(crate) struct MoveStorage {
     host: Arc<Host>,
     running: Arc<Running>,
     last: Mutex<Vec<DiskProgress>>,
+    /// The job's, with what was found meanwhile.
+    findings: Mutex<Vec<Finding>>,
 }
 
 impl MoveStorage {
@@ -94,11 +97,42 @@ impl MoveStorage {
         let name = &record.job.source;
         let host = app.inventory.by_id(name.id).ok_or_else(|| format!("host {} is not in the inventory", name.name))?;
         let last = Mutex::new(plan.disks.clone());
-        Ok(Self { app, record, plan, host, running, last })
+        let findings = Mutex::new(record.job.findings.clone());
+        Ok(Self { app, record, plan, host, running, last, findings })
     }
 
     fn attempt(&self) -> Attempt {
         Attempt { job: self.record.id, generation: self.plan.generation }
+    }
+
+    async fn preflight(&self) -> Result<(), StepFailed> {
+        self.app.inventory.refresh(&self.host).await;
+        let blocks = blocks_now(&self.app, &self.host, &self.plan.request);
+        if !blocks.is_empty() {
+            self.found(&blocks).await?;
+            let messages: Vec<&str> = blocks.iter().map(|finding| finding.message.as_str()).collect();
+            return Err(StepFailed(messages.join("; ")));
+        }
+        let checked = self.host.agent.check_storage(&self.plan.request).await;
+        checked.map(drop).map_err(|error| self.failed(&error))
+    }
+
+    /// Keeps what was found, among the job's findings and in its log.
+    async fn found(&self, found: &[Finding]) -> Result<(), StepFailed> {
+        let (fresh, all) = {
+            let mut known = self.findings.lock().expect("nobody panics with it");
+            let fresh: Vec<Finding> = found.iter().filter(|finding| !known.contains(finding)).cloned().collect();
+            known.extend(fresh.iter().cloned());
+            (fresh, known.clone())
+        };
+        if fresh.is_empty() {
+            return Ok(());
+        }
+        let note = |finding: &Finding| LogEntry::Note(format!("{}. {}", finding.message, finding.fix));
+        let notes: Vec<LogEntry> = fresh.iter().map(note).collect();
+        let store = &self.app.store;
+        store.put_findings(self.record.id, &all).await.map_err(|error| StepFailed(error.to_string()))?;
+        store.append(self.record.id, &notes, now_ms()).await.map_err(|error| StepFailed(error.to_string()))
     }
 
     async fn reserve(&self) -> Result<(), StepFailed> {
@@ -179,7 +213,7 @@ impl MoveStorage {
         match self.host.agent.confirm_storage(self.attempt(), &body).await {
             Ok(report) => {
                 self.take(&report);
-                Ok(())
+                self.found(&report.findings).await
             }
             Err(error) => Err(self.failed(&error)),
         }
@@ -215,8 +249,9 @@ impl MoveStorage {
     async fn undo_files(&self) -> Result<(), StepFailed> {
         match self.host.agent.abort_storage(self.attempt()).await {
             Err(error) if error.problem().is_none() => return Err(self.failed(&error)),
+            Ok(report) => self.found(&report.findings).await?,
             // It ended by itself, or it is not known: then it has nothing but what release removes.
-            Ok(_) | Err(_) => {}
+            Err(_) => {}
         }
         self.host.agent.release_storage(self.attempt()).await.map_err(|error| self.failed(&error))
     }
@@ -264,10 +299,7 @@ impl Saga for MoveStorage {
 
     async fn run(&self, step: Step) -> Result<(), StepFailed> {
         match step {
-            Step::Preflight => {
-                let checked = self.host.agent.check_storage(&self.plan.request).await;
-                checked.map(drop).map_err(|error| self.failed(&error))
-            }
+            Step::Preflight => self.preflight().await,
             Step::Reserve => self.reserve().await,
             Step::PrepareDestination => {
                 let prepared = self.host.agent.prepare_storage(self.attempt(), &self.plan.request).await;

@@ -269,3 +269,40 @@ fn what_cannot_work_is_refused_with_the_reason_and_nothing_is_made() {
         assert_eq!(fs::read_dir(kvm1.on_host("new")).expect("there").count(), 1);
     });
 }
+
+#[test]
+fn a_job_says_which_files_stay_and_why() {
+    in_lab(async |lab| {
+        let (kvm1, _kvm2, _) = two_disks(lab).await;
+        lab.run(&kvm1, "temp", |guest| guest.facts.persistent = false).await;
+        lab.wait_for_state("temp", VmState::Running).await;
+        let old = kvm1.on_share("temp/disk.raw");
+        let job = lab.client.move_storage("temp", &all_to(&local(&kvm1))).await.expect("accepted");
+        let job = lab.ends(&job, Phase::Succeeded).await;
+        let said = format!("The old file {} of disk vda of VM temp stays", old.display());
+        let finding = job.findings.iter().find(|finding| finding.message.contains(&said));
+        assert_eq!(finding.map(|finding| finding.id), Some(FindingId::FileKept), "{job:#?}");
+        assert!(job.log.iter().any(|line| line.message.contains(&said)), "{:#?}", job.log);
+        assert!(old.exists() && new(&kvm1, "disk.raw").exists());
+    });
+}
+
+#[test]
+fn what_stands_against_a_job_that_waited_is_found_when_it_begins() {
+    in_lab(async |lab| {
+        let (kvm1, _kvm2, _) = two_disks(lab).await;
+        lab.run(&kvm1, "mail", |_| {}).await;
+        lab.wait_for_state("mail", VmState::Running).await;
+        lab.client.set_host("kvm1", &SetHost { live_limit: None, storage_limit: Some(1) }).await.expect("set");
+        let (first, hold) = held(lab, &kvm1, Point::CopyPart).await;
+        let second = lab.client.move_storage("mail", &all_to(&local(&kvm1))).await.expect("accepted");
+        let disk = kvm1.on_share("mail/disk.raw");
+        lab.define(&kvm1, "thief", |guest| guest.facts.files[0].place = disk.clone()).await;
+        hold.release();
+        lab.ends(&first, Phase::Succeeded).await;
+        let second = lab.ends(&second, Phase::Failed).await;
+        assert!(second.summary.contains("thief"), "{}", second.summary);
+        assert!(second.findings.iter().any(|finding| finding.id == FindingId::DiskTwice), "{second:#?}");
+        assert!(disk.exists() && !new(&kvm1, "disk.raw").exists());
+    });
+}

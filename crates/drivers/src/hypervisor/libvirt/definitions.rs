@@ -148,7 +148,7 @@ pub(super) fn there<T>(read: Result<T, Fault>) -> Result<Option<T>, HypervisorEr
     match read {
         Ok(read) => Ok(Some(read)),
         Err(fault) if fault.is_no_domain() => Ok(None),
-        Err(fault) => Err(super::failed("Could not read a VM's state and definition")(fault)),
+        Err(fault) => Err(super::asked("Could not read a VM's state and definition")(fault)),
     }
 }
 
@@ -210,6 +210,23 @@ mod tests {
     use uuid::Uuid;
 
     use super::*;
+
+    #[test]
+    fn a_connection_that_breaks_within_a_question_says_nothing_of_the_vm() {
+        let read = |code, broken| there::<()>(Err(Fault::test(code, broken)));
+        for (code, broken) in [
+            // The daemon was restarted; the VM was busy for 30 s.
+            (virt_sys::VIR_ERR_SYSTEM_ERROR, true),
+            (virt_sys::VIR_ERR_INTERNAL_ERROR, true),
+            (virt_sys::VIR_ERR_OPERATION_TIMEOUT, false),
+        ] {
+            let error = read(code, broken).expect_err("no answer");
+            assert!(matches!(error, HypervisorError::Unreachable(_)), "{error}");
+        }
+        let refused = read(virt_sys::VIR_ERR_INTERNAL_ERROR, false).expect_err("refused");
+        assert!(matches!(refused, HypervisorError::Failed { .. }), "{refused}");
+        assert!(matches!(read(virt_sys::VIR_ERR_NO_DOMAIN, false), Ok(None)));
+    }
 
     #[test]
     fn a_busy_vm_keeps_nobody_and_is_not_asked_again_meanwhile() {

@@ -29,6 +29,8 @@ const COPY_GRANULARITY_BYTES: u32 = 16 << 10;
 #[derive(Clone, Debug)]
 pub(super) struct Fault {
     code: c_uint,
+    /// The connection itself broke while the call was under way.
+    broken: bool,
     pub(super) message: String,
 }
 
@@ -38,14 +40,34 @@ impl Fault {
         unsafe {
             let error = virt_sys::virGetLastError();
             if error.is_null() {
-                return Self { code: 0, message: "libvirt gave no reason".to_owned() };
+                return Self::own("libvirt gave no reason");
             }
-            Self { code: (*error).code as c_uint, message: text((*error).message).unwrap_or_default() }
+            Self {
+                code: (*error).code as c_uint,
+                broken: (*error).domain as c_uint == virt_sys::VIR_FROM_RPC,
+                message: text((*error).message).unwrap_or_default(),
+            }
         }
     }
 
     fn own(message: &str) -> Self {
-        Self { code: 0, message: message.to_owned() }
+        Self { code: 0, broken: false, message: message.to_owned() }
+    }
+
+    #[cfg(test)]
+    pub(super) fn test(code: c_uint, broken: bool) -> Self {
+        Self { code, broken, message: "a test".to_owned() }
+    }
+
+    /// Whether it says nothing of the VM: the daemon went away meanwhile, or the VM was busy for too long.
+    pub(super) fn passes(&self) -> bool {
+        let codes = [
+            virt_sys::VIR_ERR_RPC,
+            virt_sys::VIR_ERR_NO_CONNECT,
+            virt_sys::VIR_ERR_INVALID_CONN,
+            virt_sys::VIR_ERR_OPERATION_TIMEOUT,
+        ];
+        self.broken || codes.contains(&self.code)
     }
 
     pub(super) fn is_no_domain(&self) -> bool {
@@ -120,7 +142,7 @@ fn ensure_event_loop() -> Done<()> {
             }
         })
         .clone()
-        .map_err(|message| Fault { code: 0, message })
+        .map_err(|message| Fault { code: 0, broken: false, message })
 }
 
 /// A connection to libvirt.
@@ -478,10 +500,14 @@ impl Domain {
         }
     }
 
-    /// Ends what a disk is busy with, on the copy (`pivot`) or on the old file; returns when it has ended.
+    /// Ends what a disk is busy with: on the copy (`pivot`), and returns when it has ended; or on the old file, and returns
+    /// when it was asked to. QEMU may not be able to end it while the new file's place does not answer.
     pub(super) fn end_disk_job(&self, device: &str, pivot: bool) -> Done<()> {
         let device = c_string(device)?;
-        let flags = if pivot { virt_sys::VIR_DOMAIN_BLOCK_JOB_ABORT_PIVOT } else { 0 };
+        let flags = match pivot {
+            true => virt_sys::VIR_DOMAIN_BLOCK_JOB_ABORT_PIVOT,
+            false => virt_sys::VIR_DOMAIN_BLOCK_JOB_ABORT_ASYNC,
+        };
         // SAFETY: the domain and the string are valid.
         check(unsafe { virt_sys::virDomainBlockJobAbort(self.0, device.as_ptr(), flags) }).map(drop)
     }

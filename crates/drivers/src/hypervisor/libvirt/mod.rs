@@ -7,7 +7,8 @@ use std::{
     collections::BTreeSet,
     path::PathBuf,
     sync::{Arc, Mutex, MutexGuard, OnceLock},
-    time::Duration,
+    thread,
+    time::{Duration, Instant},
 };
 
 use ferry_core::{
@@ -29,6 +30,10 @@ use super::{
     files_below, images_to_ask,
     rpc::{Bound, definition::check_definition},
 };
+
+/// How long QEMU may take to end the copy of a disk: it waits for writes that are under way.
+const ABANDON_WITHIN: Duration = Duration::from_secs(15);
+const ABANDON_PAUSE: Duration = Duration::from_millis(20);
 
 /// libvirt on this host, over one connection that is opened again when libvirtd was restarted.
 pub struct Libvirt {
@@ -115,6 +120,38 @@ fn failed(what: impl Into<String>) -> impl FnOnce(Fault) -> HypervisorError {
     move |fault| match fault.is_aborted() {
         true => HypervisorError::Aborted { what },
         false => HypervisorError::Failed { what, reason: fault.message },
+    }
+}
+
+/// As [`failed`], for what may be asked again: a fault that says nothing of the VM is one of libvirt's own.
+fn asked(what: impl Into<String>) -> impl FnOnce(Fault) -> HypervisorError {
+    let what = what.into();
+    move |fault| match fault.passes() {
+        true => HypervisorError::Unreachable(format!("{what}: {}", fault.message)),
+        false => failed(what)(fault),
+    }
+}
+
+/// Waits until a disk is not being copied any more.
+fn wait_for_no_copy(domain: &Domain, device: &str, what: &str) -> Result<(), HypervisorError> {
+    let until = Instant::now() + ABANDON_WITHIN;
+    loop {
+        let has_ended = match domain.disk_job(device) {
+            Ok(Some(_)) => false,
+            // In this order: libvirt knows the copy until QEMU has given up the new file.
+            Ok(None) => there(domain.xml(ffi::Xml::Live))?.is_none_or(|xml| definition::mirror(&xml, device).is_none()),
+            Err(fault) if fault.is_no_domain() => true,
+            Err(_) if matches!(domain.state(), Ok(PowerState::Off)) => true,
+            Err(fault) => return Err(asked(what)(fault)),
+        };
+        if has_ended {
+            return Ok(());
+        }
+        if Instant::now() >= until {
+            let reason = format!("QEMU did not end it within {} s", ABANDON_WITHIN.as_secs());
+            return Err(HypervisorError::Failed { what: what.to_owned(), reason });
+        }
+        thread::sleep(ABANDON_PAUSE);
     }
 }
 
@@ -339,7 +376,7 @@ impl Hypervisor for Libvirt {
             reason: format!("the path {} is not UTF-8", to.display()),
         })?;
         let what = format!("Could not copy disk {device} of VM {vm} to {}", to.display());
-        self.need(*vm)?.copy_disk(device, &target, *bandwidth_bytes_per_s).map_err(failed(what))
+        self.need(*vm)?.copy_disk(device, &target, *bandwidth_bytes_per_s).map_err(asked(what))
     }
 
     fn disk_copy(&self, vm: VmId, device: &str) -> Result<Option<DiskCopy>, HypervisorError> {
@@ -368,14 +405,15 @@ impl Hypervisor for Libvirt {
 
     fn abandon_disk_copy(&self, vm: VmId, device: &str) -> Result<(), HypervisorError> {
         let Some(domain) = self.find(vm)? else { return Ok(()) };
+        let what = format!("Could not end the copy of disk {device} of VM {vm}");
         match domain.end_disk_job(device, false) {
-            Ok(()) => Ok(()),
+            Ok(()) => wait_for_no_copy(&domain, device, &what),
             // libvirt has no code of its own for "there is none".
             Err(_) if matches!(domain.disk_job(device), Ok(None)) || matches!(domain.state(), Ok(PowerState::Off)) => {
                 Ok(())
             }
             Err(fault) if fault.is_no_domain() => Ok(()),
-            Err(fault) => Err(failed(format!("Could not end the copy of disk {device} of VM {vm}"))(fault)),
+            Err(fault) => Err(asked(what)(fault)),
         }
     }
 

@@ -1,0 +1,463 @@
+//! Moves of a running VM's disks, asked of an agent over its API: what of the files stays, whatever happens when.
+
+mod site;
+
+use std::{
+    fs,
+    os::unix::fs::PermissionsExt as _,
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use ferry_client::{ClientError, agent::Attempt};
+use ferry_core::{
+    api::agent::{ConfirmStorage, PrepareStorage, StorageReport, StorageStage},
+    finding::FindingId,
+    id::{Generation, JobId, VmId},
+    location::Location,
+    storage::DiskMove,
+    units::ByteCount,
+    vm::DiskFormat,
+};
+use ferry_drivers::hypervisor::{
+    Hypervisor as _,
+    fake::{FakeGuest, Hold, Point},
+};
+use site::{SHARE, SOON, Site, reached, refusal};
+
+/// Bytes of each disk.
+const SIZE: usize = 3 << 20;
+
+/// A VM with two disks on the first host, in folders of their own.
+struct Disks {
+    site: Site,
+    vm: VmId,
+    old: [PathBuf; 2],
+}
+
+fn attempt(job: u64) -> Attempt {
+    Attempt { job: JobId(job), generation: Generation(1) }
+}
+
+impl Disks {
+    async fn new(change: impl FnOnce(&mut FakeGuest)) -> Self {
+        let site = Site::new().await;
+        let top = site.hosts[0].config.storage_roots[0].clone();
+        let old = ["a/vda.raw", "b/vdb.raw"].map(|name| top.join(name));
+        let vm = Self::run(&site, "db", &old, change);
+        for folder in ["new", "other"] {
+            fs::create_dir(top.join(folder)).expect("made");
+        }
+        Self { site, vm, old }
+    }
+
+    fn run(site: &Site, name: &str, disks: &[PathBuf], change: impl FnOnce(&mut FakeGuest)) -> VmId {
+        for (number, disk) in disks.iter().enumerate() {
+            fs::create_dir_all(disk.parent().expect("a folder")).expect("made");
+            fs::write(disk, vec![number as u8 + 1; SIZE]).expect("written");
+        }
+        site.run_vm(name, |guest| {
+            guest.facts.files = FakeGuest::new(name, disks).facts.files;
+            change(guest);
+        })
+    }
+
+    fn path(&self, inside: &str) -> PathBuf {
+        self.site.hosts[0].config.storage_roots[0].join(inside)
+    }
+
+    fn local(&self, path: &Path) -> Location {
+        let host = self.site.hosts[0].agent.enrolment.watch_host().borrow().expect("enrolled");
+        Location::Local { host, path: path.display().to_string() }
+    }
+
+    /// From the files that the VM uses to these.
+    fn request(&self, to: &[(&str, Location)]) -> PrepareStorage {
+        let facts = self.site.hosts[0].hypervisor.vm(self.vm).expect("reachable").expect("there");
+        let from = |device: &str| facts.files.iter().find(|file| file.device == device).expect("a disk").place.clone();
+        let one = |(device, to): &(&str, Location)| DiskMove {
+            device: (*device).to_owned(),
+            from: self.local(&from(device)),
+            to: to.clone(),
+            format: DiskFormat::Raw,
+        };
+        PrepareStorage {
+            vm: self.vm,
+            vm_name: "db".to_owned(),
+            disks: to.iter().map(one).collect(),
+            bandwidth_bytes_per_s: None,
+            whole: false,
+        }
+    }
+
+    /// Both into a folder.
+    fn both(&self) -> PrepareStorage {
+        let to = |name: &str| self.local(&self.path(name));
+        self.request(&[("vda", to("new/vda.raw")), ("vdb", to("new/vdb.raw"))])
+    }
+
+    fn new_files(&self) -> [PathBuf; 2] {
+        ["new/vda.raw", "new/vdb.raw"].map(|name| self.path(name))
+    }
+
+    async fn begin(&self, job: u64, request: &PrepareStorage) {
+        let client = &self.site.hosts[0].client;
+        client.prepare_storage(attempt(job), request).await.expect("prepared");
+        client.perform_storage(attempt(job)).await.expect("begun");
+    }
+
+    async fn until(&self, job: u64, stages: &[StorageStage]) -> StorageReport {
+        let until = Instant::now() + SOON;
+        let mut after = 0;
+        loop {
+            let asked = self.site.hosts[0].client.report_storage(attempt(job), after, Duration::from_secs(2)).await;
+            let report = asked.expect("a report");
+            if stages.contains(&report.stage) {
+                return report;
+            }
+            assert!(Instant::now() < until, "{stages:?} was not reached: {report:?}");
+            after = report.sequence;
+        }
+    }
+
+    async fn moved(&self, job: u64, request: &PrepareStorage) {
+        self.begin(job, request).await;
+        let report = self.until(job, &[StorageStage::Moved, StorageStage::Failed]).await;
+        assert_eq!(report.stage, StorageStage::Moved, "{report:?}");
+    }
+
+    async fn confirm(&self, job: u64) -> StorageReport {
+        let confirm = ConfirmStorage { keep_source: false };
+        self.site.hosts[0].client.confirm_storage(attempt(job), &confirm).await.expect("confirmed")
+    }
+
+    async fn release(&self, job: u64) {
+        self.site.hosts[0].client.release_storage(attempt(job)).await.expect("released");
+        assert!(!self.journal(job).exists());
+    }
+
+    fn journal(&self, job: u64) -> PathBuf {
+        self.site.hosts[0].config.state_dir.join(format!("storage/{job}.json"))
+    }
+
+    async fn held(&self, point: Point) -> Arc<Hold> {
+        Arc::new(self.site.hosts[0].hypervisor.faults().hold(point))
+    }
+
+    /// The VM went away: its process ends here, and the host knows it no more.
+    fn goes_away(&self) {
+        self.site.hosts[0].hypervisor.undefine(self.vm).expect("undefined");
+        self.site.hosts[0].hypervisor.crash(self.vm);
+        assert!(!self.site.hosts[0].knows(self.vm));
+    }
+}
+
+/// The files that findings of a kind name.
+fn named(report: &StorageReport, id: FindingId) -> Vec<PathBuf> {
+    report.findings.iter().filter(|finding| finding.id == id).map(|finding| finding.object.clone().into()).collect()
+}
+
+fn are_there(files: &[PathBuf]) -> Vec<bool> {
+    files.iter().map(|file| file.exists()).collect()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_new_file_that_was_switched_over_to_outlives_the_vms_going_away() {
+    // Between two disks.
+    let disks = Disks::new(|_| {}).await;
+    let hold = disks.held(Point::PivotedDisk).await;
+    disks.begin(1, &disks.both()).await;
+    reached(&hold).await;
+    disks.goes_away();
+    hold.release();
+    disks.until(1, &[StorageStage::Failed]).await;
+    let report = disks.site.hosts[0].client.abort_storage(attempt(1)).await.expect("it has ended");
+    assert_eq!(named(&report, FindingId::FileKept), disks.new_files()[..1], "{report:?}");
+    disks.release(1).await;
+    assert_eq!(are_there(&disks.new_files()), [true, false], "the second held nothing new");
+    assert_eq!(are_there(&disks.old), [true, true]);
+
+    // Before the old files go, which then stay, and after.
+    for confirms_first in [false, true] {
+        let disks = Disks::new(|_| {}).await;
+        disks.moved(1, &disks.both()).await;
+        if confirms_first {
+            assert_eq!(disks.confirm(1).await.findings, []);
+        }
+        disks.goes_away();
+        let report = disks.confirm(1).await;
+        let stay = if confirms_first { &[][..] } else { &disks.old[..] };
+        assert_eq!(named(&report, FindingId::FileKept), stay, "{report:?}");
+        disks.release(1).await;
+        assert_eq!(are_there(&disks.new_files()), [true, true]);
+        assert_eq!(are_there(&disks.old), [!confirms_first, !confirms_first]);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_journal_of_a_move_long_over_takes_no_file_away() {
+    let mut disks = Disks::new(|_| {}).await;
+    disks.moved(1, &disks.both()).await;
+    disks.confirm(1).await;
+    disks.goes_away();
+    // An agent that did not write down what was asked left it, and jobs are counted anew.
+    let text = fs::read_to_string(disks.journal(1)).expect("there");
+    let mut journal: serde_json::Value = serde_json::from_str(&text).expect("a journal");
+    journal["stage"] = "failed".into();
+    for disk in journal["disks"].as_array_mut().expect("disks") {
+        disk.as_object_mut().expect("a disk").remove("switch_asked").expect("it says so");
+    }
+    fs::write(disks.journal(1), journal.to_string()).expect("written");
+    disks.site.hosts[0].restart_agent(&disks.site.key).await;
+    disks.release(1).await;
+    assert_eq!(are_there(&disks.new_files()), [true, true]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_old_files_of_a_vm_without_a_kept_definition_stay() {
+    let disks = Disks::new(|guest| guest.facts.persistent = false).await;
+    disks.moved(1, &disks.both()).await;
+    let report = disks.confirm(1).await;
+    assert_eq!(named(&report, FindingId::FileKept), disks.old, "{report:?}");
+    assert!(report.findings[0].message.contains("keeps no definition"), "{report:?}");
+    // Its process ends, and nothing names a file any more.
+    disks.site.hosts[0].hypervisor.crash(disks.vm);
+    disks.release(1).await;
+    assert_eq!((are_there(&disks.old), are_there(&disks.new_files())), (vec![true, true], vec![true, true]));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_old_file_stays_until_the_next_start_uses_the_new_one() {
+    let disks = Disks::new(|_| {}).await;
+    disks.moved(1, &disks.both()).await;
+    // An edit that waits for the next start, of a definition from before the move.
+    let old = disks.old[0].clone();
+    disks.site.hosts[0].hypervisor.edit(disks.vm, |facts| facts.files[0].place = old);
+    let report = disks.confirm(1).await;
+    assert_eq!(named(&report, FindingId::FileKept), disks.old[..1], "{report:?}");
+    assert_eq!(are_there(&disks.old), [true, false]);
+    disks.release(1).await;
+
+    // One that names neither.
+    let request = disks.request(&[("vdb", disks.local(&disks.path("other/vdb.raw")))]);
+    disks.moved(2, &request).await;
+    let other = disks.path("a/other.raw");
+    disks.site.hosts[0].hypervisor.edit(disks.vm, |facts| facts.files[1].place = other);
+    let report = disks.confirm(2).await;
+    assert_eq!(named(&report, FindingId::FileKept), disks.new_files()[1..], "{report:?}");
+    assert!(report.findings[0].message.contains("does not name the new file"), "{report:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn no_room_is_asked_for_disks_that_have_moved() {
+    let disks = Disks::new(|_| {}).await;
+    let on_share = |name: &str| Location::Share { share: SHARE, path: name.to_owned() };
+    let mut request = disks.request(&[("vda", on_share("vda.raw")), ("vdb", on_share("vdb.raw"))]);
+    let one = PrepareStorage { disks: request.disks[..1].to_vec(), ..request.clone() };
+    disks.moved(1, &one).await;
+    disks.confirm(1).await;
+    disks.release(1).await;
+    // Room for one of them.
+    disks.site.servers.change(&disks.site.unc, |export| export.space.free = ByteCount(SIZE as u64 * 3 / 2));
+    let client = &disks.site.hosts[0].client;
+    client.check_storage(&request).await.expect("only the second needs room");
+    request.disks[0].to = on_share("again.raw");
+    request.disks[0].from = on_share("vda.raw");
+    assert_eq!(refusal(client.check_storage(&request).await).1, FindingId::FileSpace);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_copy_of_the_definition_follows_and_a_foreign_file_is_told_of() {
+    let disks = Disks::new(|_| {}).await;
+    let to = |name: &str| disks.local(&disks.path(name));
+    // The second disk leaves the folder that the first comes to.
+    let whole = |request: PrepareStorage| PrepareStorage { whole: true, ..request };
+    let request = whole(disks.request(&[("vda", to("b/vda.raw")), ("vdb", to("other/vdb.raw"))]));
+    disks.moved(1, &request).await;
+    assert_eq!(disks.confirm(1).await.findings, []);
+    let beside = |folder: &str| fs::read_to_string(disks.path(folder).join("db.xml"));
+    assert!(beside("b").expect("kept").contains("b/vda.raw"));
+
+    // One disk goes on. What is kept says so: beside the disk, as long as it is there, then where it goes.
+    disks.moved(2, &disks.request(&[("vdb", to("new/vdb.raw"))])).await;
+    assert_eq!(disks.confirm(2).await.findings, []);
+    assert!(beside("b").expect("kept").contains("new/vdb.raw"));
+    disks.moved(4, &disks.request(&[("vda", to("other/vda.raw"))])).await;
+    assert_eq!(disks.confirm(4).await.findings, []);
+    assert!(beside("other").expect("kept").contains("other/vda.raw"));
+    assert!(beside("b").is_err(), "no disk is there any more");
+
+    fs::write(disks.path("a/db.xml"), "an administrator's").expect("written");
+    let request = whole(disks.request(&[("vda", to("a/vda.raw")), ("vdb", to("a/vdb.raw"))]));
+    disks.moved(3, &request).await;
+    let report = disks.confirm(3).await;
+    assert_eq!(named(&report, FindingId::DefinitionNotKept), [disks.path("a/vda.raw")], "{report:?}");
+    assert_eq!(beside("a").expect("there"), "an administrator's");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_move_that_hangs_holds_up_no_other() {
+    let disks = Disks::new(|_| {}).await;
+    let mail = [disks.path("mail/vda.raw")];
+    let vm = Disks::run(&disks.site, "mail", &mail, |_| {});
+    let mut request = disks.request(&[("vda", disks.local(&disks.path("new/mail.raw")))]);
+    (request.vm, request.disks[0].from) = (vm, disks.local(&mail[0]));
+    let client = &disks.site.hosts[0].client;
+    client.prepare_storage(attempt(2), &request).await.expect("prepared");
+
+    let hold = disks.held(Point::CopyDisk).await;
+    disks.begin(1, &disks.both()).await;
+    reached(&hold).await;
+    let aborts = tokio::spawn({
+        let client = client.clone();
+        async move { client.abort_storage(attempt(1)).await }
+    });
+    tokio::time::timeout(SOON / 2, client.abort_storage(attempt(2))).await.expect("at once").expect("ended");
+    client.release_storage(attempt(2)).await.expect("released");
+    assert!(!aborts.is_finished());
+    hold.release();
+    aborts.await.expect("no panic").expect("ended");
+    disks.release(1).await;
+    assert_eq!(fs::read_dir(disks.path("new")).expect("there").count(), 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_agent_that_dies_while_it_makes_files_leaves_none_that_it_does_not_know() {
+    for named_by_link in [false, true] {
+        let mut disks = Disks::new(|_| {}).await;
+        let request = disks.both();
+        disks.site.hosts[0].client.prepare_storage(attempt(1), &request).await.expect("prepared");
+        // As it is when it dies before a file gets its name, or between its two names.
+        let [vda, vdb] = disks.new_files();
+        let folder = disks.path("new");
+        let making = |number: usize| folder.join(format!(".ferry-new-1-1-{number}"));
+        match named_by_link {
+            true => fs::hard_link(&vda, making(0)).expect("linked"),
+            false => fs::rename(&vda, making(0)).expect("renamed"),
+        }
+        fs::rename(&vdb, making(1)).expect("renamed");
+        disks.site.hosts[0].restart_agent(&disks.site.key).await;
+
+        disks.site.hosts[0].client.prepare_storage(attempt(1), &request).await.expect("it makes what is missing");
+        assert_eq!(are_there(&[vda.clone(), vdb.clone(), making(0), making(1)]), [true, true, false, false]);
+
+        // Somebody else's file is not taken for its own.
+        fs::rename(&vdb, making(1)).expect("renamed");
+        fs::write(&vdb, "precious").expect("written");
+        let again = disks.site.hosts[0].client.prepare_storage(attempt(1), &request).await;
+        assert_eq!(refusal(again).1, FindingId::FileExists);
+        assert_eq!(are_there(&[vda, making(0), making(1), disks.journal(1)]), [false; 4]);
+        assert_eq!(fs::read(&vdb).expect("there"), b"precious");
+    }
+}
+
+#[cfg(feature = "failpoints")]
+#[tokio::test(flavor = "multi_thread")]
+async fn what_could_not_be_made_and_not_be_forgotten_stays_known() {
+    let disks = Disks::new(|_| {}).await;
+    fail::cfg("agent-storage-file-named", "return").expect("a failpoint");
+    let hypervisor = disks.site.hosts[0].hypervisor.clone();
+    fail::cfg_callback("agent-storage-file-made", move || hypervisor.set_reachable(false)).expect("a failpoint");
+    let client = &disks.site.hosts[0].client;
+    client.prepare_storage(attempt(1), &disks.both()).await.expect_err("a test made it fail");
+    assert_eq!(are_there(&disks.new_files()), [true, false]);
+    assert!(disks.journal(1).exists());
+    fail::remove("agent-storage-file-named");
+    fail::remove("agent-storage-file-made");
+    disks.site.hosts[0].hypervisor.set_reachable(true);
+    client.report_storage(attempt(1), 0, Duration::ZERO).await.expect("it is known");
+    disks.release(1).await;
+    assert_eq!(are_there(&disks.new_files()), [false, false]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn nothing_is_made_beneath_a_mount_point_or_where_qemu_cannot_write() {
+    let disks = Disks::new(|_| {}).await;
+    let host = &disks.site.hosts[0];
+    let request = disks.request(&[("vda", Location::Share { share: SHARE, path: "vda.raw".to_owned() })]);
+    fs::remove_file(host.mount()).expect("unmounted");
+    fs::create_dir(host.mount()).expect("a mount point");
+    assert_eq!(refusal(host.client.prepare_storage(attempt(1), &request).await).1, FindingId::ShareMount);
+    assert_eq!(fs::read_dir(host.mount()).expect("there").count(), 0);
+
+    let closed = disks.path("new");
+    fs::write(&host.config.qemu_conf, "user = \"nobody\"\n").expect("written");
+    fs::set_permissions(&closed, fs::Permissions::from_mode(0o500)).expect("closed");
+    assert_eq!(refusal(host.client.prepare_storage(attempt(1), &disks.both()).await).1, FindingId::PlaceNotWritable);
+    assert_eq!(fs::read_dir(&closed).expect("there").count(), 0);
+}
+
+#[cfg(feature = "failpoints")]
+#[tokio::test(flavor = "multi_thread")]
+async fn a_move_that_was_to_end_does_not_go_on_after_a_restart() {
+    let mut disks = Disks::new(|_| {}).await;
+    let hold = disks.held(Point::CopyPart).await;
+    disks.begin(1, &disks.both()).await;
+    reached(&hold).await;
+    // The agent dies when it has written the wish down and before it acts.
+    fail::cfg("agent-storage-ending", "return").expect("a failpoint");
+    let aborts = tokio::spawn({
+        let client = disks.site.hosts[0].client.clone();
+        async move { client.abort_storage(attempt(1)).await }
+    });
+    let (journal, is_written) = (disks.journal(1), |text: String| text.contains("\"wish\": \"End\""));
+    site::wait_until("the wish is written", || fs::read_to_string(&journal).is_ok_and(is_written)).await;
+    hold.release();
+    aborts.await.expect("no panic").expect_err("a test made it fail");
+    fail::remove("agent-storage-ending");
+    disks.site.hosts[0].restart_agent(&disks.site.key).await;
+    let report = disks.until(1, &[StorageStage::Aborted, StorageStage::Moved]).await;
+    assert_eq!(report.stage, StorageStage::Aborted, "{report:?}");
+    for device in ["vda", "vdb"] {
+        assert_eq!(disks.site.hosts[0].hypervisor.disk_copy(disks.vm, device).expect("reachable"), None);
+    }
+    let performed = disks.site.hosts[0].client.perform_storage(attempt(1)).await.expect("it has ended");
+    assert_eq!(performed.stage, StorageStage::Aborted);
+    disks.release(1).await;
+    assert_eq!((are_there(&disks.old), are_there(&disks.new_files())), (vec![true, true], vec![false, false]));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn too_late_a_wish_to_end_holds_up_nothing() {
+    let disks = Disks::new(|_| {}).await;
+    let hold = disks.held(Point::PivotDisk).await;
+    disks.begin(1, &disks.both()).await;
+    reached(&hold).await;
+    let asked: Result<StorageReport, ClientError> = disks.site.hosts[0].client.abort_storage(attempt(1)).await;
+    assert_eq!(refusal(asked).1, FindingId::JobPastPivot);
+    hold.release();
+    disks.until(1, &[StorageStage::Moved]).await;
+    assert_eq!(disks.confirm(1).await.findings, []);
+    disks.release(1).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn libvirt_that_is_away_for_a_look_fails_no_move() {
+    let disks = Disks::new(|_| {}).await;
+    let hold = disks.held(Point::CopyPart).await;
+    disks.begin(1, &disks.both()).await;
+    reached(&hold).await;
+    let faults = disks.site.hosts[0].hypervisor.faults();
+    faults.cut(Point::CopyDisk);
+    faults.cut(Point::Vms);
+    faults.cut(Point::PivotDisk);
+    faults.cut(Point::PivotedDisk);
+    hold.release();
+    let report = disks.until(1, &[StorageStage::Moved, StorageStage::Failed]).await;
+    assert_eq!(report.stage, StorageStage::Moved, "{report:?}");
+    disks.confirm(1).await;
+    disks.release(1).await;
+}
+
+#[cfg(feature = "failpoints")]
+#[tokio::test(flavor = "multi_thread")]
+async fn a_move_whose_thread_panics_has_failed_and_can_be_forgotten() {
+    let disks = Disks::new(|_| {}).await;
+    fail::cfg("agent-storage-ready", "1*panic").expect("a failpoint");
+    disks.begin(1, &disks.both()).await;
+    let report = disks.until(1, &[StorageStage::Failed, StorageStage::Moved]).await;
+    assert!(report.error.is_some_and(|error| error.contains("panicked")));
+    disks.release(1).await;
+    assert_eq!((are_there(&disks.old), are_there(&disks.new_files())), (vec![true, true], vec![false, false]));
+}
