@@ -334,6 +334,15 @@ async fn check_arrivals(
 
 type Attempt = Path<(JobId, Generation)>;
 
+/// Runs an operation on a migration to its end, also if whoever asked goes away meanwhile: a half of it is worse than
+/// either none or all. It owns its turn, so a repeated request waits for it.
+async fn to_its_end<T: Send + 'static>(
+    operation: impl Future<Output = Result<T, AgentError>> + Send + 'static,
+) -> Result<T, AgentError> {
+    let outcome = tokio::spawn(operation).await;
+    outcome.unwrap_or_else(|error| Err(AgentError::Carrier(error.to_string())))
+}
+
 async fn prepare_destination(
     State(agent): Shared,
     Path((job, generation)): Attempt,
@@ -341,8 +350,12 @@ async fn prepare_destination(
 ) -> Answered<DestinationReady> {
     let mounts = agent.shares.mounts(&request.shares)?;
     let reach = reach(&agent, Some(job))?;
-    let _claim = Arc::clone(&reach.claim);
-    Ok(Json(agent.migrations.prepare_destination(job, generation, request, mounts, reach).await?))
+    let claim = Arc::clone(&reach.claim);
+    let prepare = async move {
+        let _claim = claim;
+        agent.migrations.prepare_destination(job, generation, request, mounts, reach).await
+    };
+    Ok(Json(to_its_end(prepare).await?))
 }
 
 async fn prepare_source(
@@ -352,7 +365,8 @@ async fn prepare_source(
 ) -> Answered<SourceReady> {
     let shares: Vec<ShareId> = request.destination.mounts.iter().map(|mount| mount.share).collect();
     let mounts = agent.shares.mounts(&shares)?;
-    Ok(Json(agent.migrations.prepare_source(job, generation, request, &mounts).await?))
+    let prepare = async move { agent.migrations.prepare_source(job, generation, request, &mounts).await };
+    Ok(Json(to_its_end(prepare).await?))
 }
 
 async fn perform(State(agent): Shared, Path((job, generation)): Attempt) -> Answered<MigrationReport> {
@@ -360,11 +374,11 @@ async fn perform(State(agent): Shared, Path((job, generation)): Attempt) -> Answ
 }
 
 async fn resume(State(agent): Shared, Path((job, generation)): Attempt) -> Answered<MigrationReport> {
-    Ok(Json(agent.migrations.resume(job, generation).await?))
+    Ok(Json(to_its_end(async move { agent.migrations.resume(job, generation).await }).await?))
 }
 
 async fn abort(State(agent): Shared, Path((job, generation)): Attempt) -> Answered<MigrationReport> {
-    Ok(Json(agent.migrations.abort(job, generation).await?))
+    Ok(Json(to_its_end(async move { agent.migrations.abort(job, generation).await }).await?))
 }
 
 async fn confirm(
@@ -372,10 +386,13 @@ async fn confirm(
     Path((job, generation)): Attempt,
     Body(request): Body<ConfirmRequest>,
 ) -> Answered<MigrationReport> {
-    let report = agent.migrations.confirm(job, generation, request).await?;
-    // libvirt tells nobody that autostart was set; the next move asks what it is.
-    agent.observer.look_again().await;
-    Ok(Json(report))
+    let confirm = async move {
+        let report = agent.migrations.confirm(job, generation, request).await?;
+        // libvirt tells nobody that autostart was set; the next move asks what it is.
+        agent.observer.look_again().await;
+        Ok(report)
+    };
+    Ok(Json(to_its_end(confirm).await?))
 }
 
 #[derive(Deserialize)]
@@ -406,7 +423,8 @@ async fn release(
     Path((job, generation)): Attempt,
     Query(release): Query<Release>,
 ) -> Result<StatusCode, Refusal> {
-    agent.migrations.release(job, generation, release.keep_hold).await?;
+    let keep_hold = release.keep_hold;
+    to_its_end(async move { agent.migrations.release(job, generation, keep_hold).await }).await?;
     Ok(StatusCode::NO_CONTENT)
 }
 

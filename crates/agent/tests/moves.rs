@@ -7,6 +7,7 @@ use std::{sync::Arc, time::Duration};
 use ferry_core::{
     api::agent::{ConfirmRequest, Stage},
     finding::FindingId,
+    id::VmId,
     job::OnStall,
     migration::{Presence, Verdict},
 };
@@ -194,6 +195,143 @@ async fn a_guest_that_writes_too_fast_is_slowed_or_may_stand_still_for_longer() 
         site.finish(&job, false).await;
         site.assert_settled(vm, 1);
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_vm_that_was_shut_down_during_its_move_has_its_autostart_again() {
+    let site = Site::new().await;
+    let vm = site.run_vm("web01", |guest| guest.facts.autostart = true);
+    let job = Job::new(1, 1, vm, "web01", 0);
+    let pass = Arc::new(site.hosts[0].hypervisor.faults().hold(Point::Pass(2)));
+    site.prepare(&job).await;
+    site.perform(&job).await;
+    reached(&pass).await;
+    site.hosts[0].hypervisor.destroy(vm).expect("it ends");
+    pass.release();
+    site.wait_stage(&job, 0, &[Stage::Failed]).await;
+    assert_eq!(site.verdict(&job).await, Verdict::Source);
+    site.undo(&job).await;
+    assert!(site.hosts[0].autostarts(vm) && !site.hosts[0].holds(vm));
+    assert!(!site.hosts[1].knows(vm));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_was_begun_is_done_also_when_whoever_asked_is_gone() {
+    let site = Site::new().await;
+    let vm = site.run_vm("web01", |_| {});
+    let job = Job::new(1, 1, vm, "web01", 0);
+    site.prepare(&job).await;
+    site.perform(&job).await;
+    site.follow(&job).await;
+    let request = ConfirmRequest { autostart: false, keep_source: false };
+    site.hosts[1].client.confirm(job.attempt, &request).await.expect("confirmed");
+    let undefine = Arc::new(site.hosts[0].hypervisor.faults().hold(Point::Undefine));
+    let asked = tokio::spawn({
+        let (client, attempt) = (site.hosts[0].client.clone(), job.attempt);
+        async move { client.confirm(attempt, &request).await }
+    });
+    reached(&undefine).await;
+    asked.abort();
+    assert!(asked.await.is_err(), "it has gone");
+    // The agent has time to see that.
+    for _ in 0..20 {
+        site.hosts[0].client.report(job.attempt, 0, Duration::ZERO).await.expect("a report");
+    }
+    undefine.release();
+    site.wait_stage(&job, 0, &[Stage::Confirmed]).await;
+    site.finish(&job, false).await;
+    site.assert_settled(vm, 1);
+}
+
+#[cfg(feature = "failpoints")]
+#[tokio::test(flavor = "multi_thread")]
+async fn a_destination_that_cannot_be_made_ready_leaves_no_file_and_keeps_unfinished_copies() {
+    let site = Site::new().await;
+    let host = &site.hosts[1];
+    let vm = VmId(uuid::Uuid::from_u128(7));
+    let (vda, first) = host.arrival("vda");
+    let (vdb, second) = host.arrival("vdb");
+    let seed = first.with_extension("raw.ferry-seed");
+    let disks = vec![vda, vdb];
+    let job = |number| Job { disks: disks.clone(), ..Job::new(number, 1, vm, "db", 0) };
+    let taken_back = |what: &str| {
+        assert!(seed.exists() && !first.exists() && !second.exists(), "{what}");
+        assert_eq!(host.leftovers(), Vec::<std::path::PathBuf>::new(), "{what}");
+    };
+    site.prepare_destination(&job(1)).await.expect("ready");
+    std::fs::write(&first, vec![7; 6 << 20]).expect("a part came");
+    site.undo_destination_only(&job(1)).await;
+    taken_back("the first attempt");
+    wait_for_index(host).await;
+    for (number, point) in [(2, "agent-make-arrival"), (3, "carrier-after-prepare")] {
+        // The second disk cannot be made; the carrier cannot begin.
+        fail::cfg(point, if number == 2 { "1*off->1*return" } else { "1*return" }).expect("a failpoint");
+        site.prepare_destination(&job(number)).await.expect_err("it was made to fail");
+        fail::remove(point);
+        taken_back(point);
+        wait_for_index(host).await;
+    }
+    site.prepare_destination(&job(4)).await.expect("ready");
+    assert!(first.exists() && second.exists() && !seed.exists());
+    site.undo_destination_only(&job(4)).await;
+    taken_back("at last");
+}
+
+#[cfg(feature = "failpoints")]
+async fn wait_for_index(host: &site::Host) {
+    let folder = host.config.state_dir.join("seeds");
+    wait_until("the unfinished copy is hashed", || {
+        let names = std::fs::read_dir(&folder).expect("there").map(|entry| entry.expect("read").path());
+        names.into_iter().any(|path| path.extension().is_some_and(|ending| ending == "index"))
+    })
+    .await;
+}
+
+#[cfg(feature = "failpoints")]
+#[tokio::test(flavor = "multi_thread")]
+async fn an_undo_removes_what_it_made_once_and_never_what_took_its_name() {
+    let site = Site::new().await;
+    let host = &site.hosts[1];
+    let vm = VmId(uuid::Uuid::from_u128(7));
+    let (vda, first) = host.arrival("vda");
+    let (vdb, second) = host.arrival("vdb");
+    let job = Job { disks: vec![vda, vdb], ..Job::new(1, 1, vm, "db", 0) };
+    site.prepare_destination(&job).await.expect("ready");
+    std::fs::rename(&first, first.with_extension("aside")).expect("there");
+    std::fs::write(&first, "precious").expect("written");
+    // It takes everything back, and cannot say so.
+    fail::cfg("agent-undone", "1*return").expect("a failpoint");
+    host.client.abort(job.attempt).await.expect_err("it was made to fail");
+    assert_eq!(std::fs::read(&first).expect("it stays"), b"precious");
+    assert!(!second.exists());
+    std::fs::write(&second, "precious, too").expect("written");
+    site.undo_destination_only(&job).await;
+    assert_eq!(std::fs::read(&first).expect("it stays"), b"precious");
+    assert_eq!(std::fs::read(&second).expect("it stays"), b"precious, too");
+    assert_eq!(host.leftovers(), Vec::<std::path::PathBuf>::new());
+}
+
+#[cfg(feature = "failpoints")]
+#[tokio::test(flavor = "multi_thread")]
+async fn a_file_that_was_made_but_not_written_down_is_removed_all_the_same() {
+    let mut site = Site::new().await;
+    let vm = VmId(uuid::Uuid::from_u128(7));
+    let (vda, first) = site.hosts[1].arrival("vda");
+    let job = Job { disks: vec![vda], ..Job::new(1, 1, vm, "db", 0) };
+    site.prepare_destination(&job).await.expect("ready");
+    // As if the agent had died between the file and the word of it.
+    let page = site.hosts[1].config.journal_dir().join("1.json");
+    let mut journal: serde_json::Value = serde_json::from_slice(&std::fs::read(&page).expect("there")).expect("JSON");
+    let arrival = &mut journal["task"]["arrivals"][0];
+    assert_eq!(arrival["made"], true);
+    (arrival["made"], arrival["mark"]) = (false.into(), "making".into());
+    site.hosts[1].kill_carriers();
+    std::fs::write(&page, journal.to_string()).expect("written");
+    let key = &site.key;
+    site.hosts[1].restart_agent(key).await;
+    site.undo_destination_only(&job).await;
+    assert!(!first.exists());
+    assert_eq!(site.hosts[1].leftovers(), Vec::<std::path::PathBuf>::new());
 }
 
 #[tokio::test(flavor = "multi_thread")]

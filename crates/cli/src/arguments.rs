@@ -315,7 +315,7 @@ pub struct MigrateArguments {
     /// Switch over when the rest fits into this. Milliseconds
     #[arg(long, value_name = "MS", value_parser = clap::value_parser!(u32).range(10..=10_000))]
     pub max_downtime: Option<u32>,
-    /// Send no faster than this. MiB per second
+    /// Send no faster than this, memory and, before it, each disk that moves along. MiB per second
     #[arg(long, value_name = "MIB_PER_S", value_parser = clap::value_parser!(u64).range(1..=1_000_000))]
     pub bandwidth: Option<u64>,
     /// The move's time limit. Seconds

@@ -1,6 +1,7 @@
 //! Follows a job until it ends: a bar on a terminal, lines elsewhere.
 
 use std::{
+    collections::{BTreeMap, VecDeque},
     io::{self, IsTerminal as _},
     time::{Duration, Instant},
 };
@@ -11,8 +12,7 @@ use ferry_core::{
     id::JobId,
     job::Progress,
     migration::Phase,
-    storage::DiskProgress,
-    units::ByteCount,
+    storage::{DiskProgress, DiskStage},
 };
 use indicatif::{ProgressBar, ProgressStyle};
 
@@ -79,7 +79,39 @@ async fn next_of(events: &mut ferry_client::server::EventStream, job: JobId) -> 
     }
 }
 
+/// How fast disks are: from how far they were over the last moments.
+#[derive(Default)]
+struct Rates(BTreeMap<String, VecDeque<(Duration, u64)>>);
+
+/// A rate is that of so long at most, and not told of less than [`RATE_MIN`].
+const RATE_MAX: Duration = Duration::from_secs(10);
+const RATE_MIN: Duration = Duration::from_secs(1);
+
+impl Rates {
+    /// Takes how far disks are at `at`.
+    fn take(&mut self, disks: &[DiskProgress], at: Duration) {
+        for disk in disks {
+            let seen = self.0.entry(disk.device.clone()).or_default();
+            seen.push_back((at, disk.copied.0));
+            while seen.len() > 2 && at.saturating_sub(seen[1].0) >= RATE_MAX {
+                seen.pop_front();
+            }
+        }
+    }
+
+    /// Bytes per second; `None` if it is not known, or nothing moves.
+    fn of(&self, device: &str) -> Option<u64> {
+        let seen = self.0.get(device)?;
+        let ((began, from), (now, to)) = (seen.front()?, seen.back()?);
+        let span = now.saturating_sub(*began);
+        let rate = (to.saturating_sub(*from) as f64 / span.as_secs_f64().max(f64::MIN_POSITIVE)) as u64;
+        Some(rate).filter(|rate| span >= RATE_MIN && *rate > 0)
+    }
+}
+
 struct Shown {
+    rates: Rates,
+    began: Instant,
     bar: Option<ProgressBar>,
     output: Output,
     last_line: Option<Instant>,
@@ -94,11 +126,13 @@ impl Shown {
                 .progress_chars("█▌ ");
             ProgressBar::new(1_000).with_style(style)
         });
-        Self { bar, output: *output, last_line: None, last_step: None }
+        let (rates, began) = (Rates::default(), Instant::now());
+        Self { rates, began, bar, output: *output, last_line: None, last_step: None }
     }
 
     fn show(&mut self, view: &JobView) {
-        let (title, text, done) = now(view);
+        self.rates.take(&view.disks, self.began.elapsed());
+        let (title, text, done) = now(view, &self.rates);
         if let Some(bar) = &self.bar {
             bar.set_prefix(title);
             bar.set_message(text);
@@ -122,7 +156,7 @@ impl Shown {
 }
 
 /// What goes on, more of it, and how much is done in thousandths.
-fn now(view: &JobView) -> (String, String, u64) {
+fn now(view: &JobView, rates: &Rates) -> (String, String, u64) {
     if view.phase == Phase::Queued {
         return ("waits for its turn".to_owned(), first_sentence(&view.summary), 0);
     }
@@ -133,19 +167,35 @@ fn now(view: &JobView) -> (String, String, u64) {
     }
     let step = view.steps.iter().rev().find(|step| step.started_at_ms.is_some());
     let title = step.map_or_else(|| view.phase.title().to_owned(), |step| step.title.clone());
-    if !view.disks.is_empty() {
-        let sum = |of: fn(&DiskProgress) -> u64| view.disks.iter().map(of).sum::<u64>();
-        let (copied, total) = (sum(|disk| disk.copied.0), sum(|disk| disk.total.0));
-        let each: Vec<String> =
-            view.disks.iter().map(|disk| format!("{} {}", disk.device, disk.stage.title())).collect();
-        let text = format!("{} of {} · {}", ByteCount(copied), ByteCount(total), each.join(", "));
-        return (title, text, copied.saturating_mul(1_000).checked_div(total).unwrap_or(0));
+    // While disks are copied nothing is known of the memory.
+    let memory = view.progress.as_ref().filter(|progress| progress.memory_total.0 > 0);
+    let mut parts: Vec<String> = view.disks.iter().map(|disk| disk_line(disk, rates)).collect();
+    parts.extend(memory.map(|progress| match view.disks.is_empty() {
+        true => line(progress),
+        false => format!("memory {}", line(progress)),
+    }));
+    let sum = |of: fn(&DiskProgress) -> u64| view.disks.iter().map(of).sum::<u64>();
+    let done = sum(|disk| disk.copied.0) + memory.map_or(0, |progress| progress.memory_done.0);
+    let total = sum(|disk| disk.total.0) + memory.map_or(0, |progress| progress.memory_total.0);
+    (title, parts.join(" · "), done.saturating_mul(1_000).checked_div(total).unwrap_or(0))
+}
+
+fn disk_line(disk: &DiskProgress, rates: &Rates) -> String {
+    let DiskProgress { device, stage, copied, total, .. } = disk;
+    match stage {
+        DiskStage::Copying => {
+            let rate = rates.of(device);
+            let left = rate.map(|rate| total.0.saturating_sub(copied.0).saturating_mul(1_000) / rate);
+            let rate = rate.map_or_else(|| "–".to_owned(), |rate| format!("{:.0} MiB/s", mib(rate)));
+            let left = left.map_or_else(|| "–".to_owned(), render::duration);
+            format!("{device} {copied} of {total}, {rate}, {left} left")
+        }
+        DiskStage::Waiting | DiskStage::Ready | DiskStage::Moved => format!("{device} {}", stage.title()),
     }
-    let done = view
-        .progress
-        .as_ref()
-        .map_or(0, |progress| progress.memory_done.0.saturating_mul(1_000) / progress.memory_total.0.max(1));
-    (title, view.progress.as_ref().map(line).unwrap_or_default(), done)
+}
+
+fn mib(bytes: u64) -> f64 {
+    bytes as f64 / f64::from(1 << 20)
 }
 
 fn first_sentence(text: &str) -> String {
@@ -153,7 +203,6 @@ fn first_sentence(text: &str) -> String {
 }
 
 fn line(progress: &Progress) -> String {
-    let mib = |bytes: u64| bytes as f64 / f64::from(1 << 20);
     let left = progress.left_ms.map_or_else(|| "–".to_owned(), render::duration);
     format!(
         "{} of {} · {:.0} MiB/s · dirty {:.0} MiB/s · pass {} · {left} left",
@@ -163,4 +212,115 @@ fn line(progress: &Progress) -> String {
         mib(progress.dirty_bytes_per_s),
         progress.iteration
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use ferry_core::{job::JobKind, units::ByteCount};
+
+    use super::*;
+
+    fn job() -> JobView {
+        JobView {
+            id: JobId(1),
+            kind: JobKind::LiveVsm,
+            parent: None,
+            children: Vec::new(),
+            vm: None,
+            vm_name: "db".to_owned(),
+            source: "kvm1".to_owned(),
+            destination: "kvm2".to_owned(),
+            attempt: 1,
+            waits: None,
+            phase: Phase::Migrating,
+            summary: String::new(),
+            by: "admin".to_owned(),
+            accepted_at_ms: 0,
+            ended_at_ms: None,
+            steps: Vec::new(),
+            progress: None,
+            disks: Vec::new(),
+            figures: None,
+            findings: Vec::new(),
+            log: Vec::new(),
+        }
+    }
+
+    fn disk(device: &str, stage: DiskStage, copied: u64) -> DiskProgress {
+        let (copied, total) = (ByteCount::mib(copied), ByteCount::mib(1024));
+        DiskProgress { device: device.to_owned(), stage, copied, total, ..DiskProgress::default() }
+    }
+
+    #[test]
+    fn disks_are_shown_with_rate_and_time_left_and_then_the_memory_beside_them() {
+        let mut view = job();
+        let mut rates = Rates::default();
+        let memory = |done| Progress {
+            memory_total: ByteCount::mib(1024),
+            memory_done: ByteCount::mib(done),
+            rate_bytes_per_s: 100 << 20,
+            dirty_bytes_per_s: 3 << 20,
+            iteration: 1,
+            left_ms: Some(5_000),
+            ..Progress::default()
+        };
+        let unknown = Progress { iteration: 1, ..Progress::default() };
+        let vda = |stage, copied| disk("vda", stage, copied);
+        let (waiting, ready) = (disk("vdb", DiskStage::Waiting, 0), disk("vdb", DiskStage::Ready, 1024));
+        for (at_s, disks, progress, text, done) in [
+            (
+                0,
+                vec![vda(DiskStage::Copying, 0), waiting.clone()],
+                None,
+                "vda 0 B of 1.0 GiB, –, – left · vdb waiting",
+                0,
+            ),
+            (
+                4,
+                vec![vda(DiskStage::Copying, 512), waiting],
+                Some(unknown),
+                "vda 512.0 MiB of 1.0 GiB, 128 MiB/s, 4.0 s left · vdb waiting",
+                250,
+            ),
+            (
+                8,
+                vec![vda(DiskStage::Ready, 1024), ready.clone()],
+                Some(memory(0)),
+                "vda ready · vdb ready · memory 0 B of 1.0 GiB · 100 MiB/s · dirty 3 MiB/s · pass 1 · 5.0 s left",
+                666,
+            ),
+            (
+                9,
+                vec![vda(DiskStage::Ready, 1024), ready],
+                Some(memory(512)),
+                "vda ready · vdb ready · memory 512.0 MiB of 1.0 GiB · 100 MiB/s · dirty 3 MiB/s · pass 1 · 5.0 s left",
+                833,
+            ),
+            (
+                10,
+                vec![],
+                Some(memory(512)),
+                "512.0 MiB of 1.0 GiB · 100 MiB/s · dirty 3 MiB/s · pass 1 · 5.0 s left",
+                500,
+            ),
+        ] {
+            (view.disks, view.progress) = (disks, progress);
+            rates.take(&view.disks, Duration::from_secs(at_s));
+            let (_, shown, thousandths) = now(&view, &rates);
+            assert_eq!((shown.as_str(), thousandths), (text, done));
+        }
+    }
+
+    #[test]
+    fn a_rate_is_that_of_the_last_moments() {
+        let mut rates = Rates::default();
+        for second in 0..=60 {
+            // Fast at first, then slow.
+            let copied = if second <= 30 { second * 100 } else { 3_000 + (second - 30) * 10 };
+            rates.take(&[disk("vda", DiskStage::Copying, copied)], Duration::from_secs(second));
+        }
+        assert_eq!(rates.of("vda"), Some(10 << 20));
+        assert_eq!(rates.of("vdb"), None, "it was never seen");
+        assert!(rates.0["vda"].len() <= 12, "what is old is forgotten");
+    }
 }

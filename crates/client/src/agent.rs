@@ -220,7 +220,8 @@ impl AgentClient {
         attempt: Attempt,
         body: &PrepareDestination,
     ) -> Result<DestinationReady, ClientError> {
-        self.peer.json(self.migration(Method::PUT, attempt, Some("destination")).json(body)).await
+        let request = self.migration(Method::PUT, attempt, Some("destination")).timeout(STORAGE_DEADLINE);
+        self.peer.json(request.json(body)).await
     }
 
     /// Makes the source ready: its carrier is connected, the VM held.
@@ -228,7 +229,8 @@ impl AgentClient {
     /// # Errors
     /// As [`Self::enrol`].
     pub async fn prepare_source(&self, attempt: Attempt, body: &PrepareSource) -> Result<SourceReady, ClientError> {
-        self.peer.json(self.migration(Method::PUT, attempt, Some("source")).json(body)).await
+        let request = self.migration(Method::PUT, attempt, Some("source")).timeout(STORAGE_DEADLINE);
+        self.peer.json(request.json(body)).await
     }
 
     /// Starts the move at the source; Ok when it was started.
@@ -270,7 +272,8 @@ impl AgentClient {
     /// # Errors
     /// As [`Self::enrol`].
     pub async fn confirm(&self, attempt: Attempt, body: &ConfirmRequest) -> Result<MigrationReport, ClientError> {
-        self.peer.json(self.migration(Method::PUT, attempt, Some("confirm")).json(body)).await
+        let request = self.migration(Method::PUT, attempt, Some("confirm")).timeout(STORAGE_DEADLINE);
+        self.peer.json(request.json(body)).await
     }
 
     /// Cleans everything of the attempt; with `keep_hold` the VM stays held against a start on this host.
@@ -278,7 +281,7 @@ impl AgentClient {
     /// # Errors
     /// As [`Self::enrol`].
     pub async fn release(&self, attempt: Attempt, keep_hold: bool) -> Result<(), ClientError> {
-        let request = self.migration(Method::DELETE, attempt, None);
+        let request = self.migration(Method::DELETE, attempt, None).timeout(STORAGE_DEADLINE);
         self.peer.done(request.query(&[("keep_hold", keep_hold.to_string())])).await
     }
 

@@ -1,7 +1,8 @@
-//! What is done about a live move that does not come to its end: at its time limit, and when the VM stands still for too
-//! long.
+//! What is done about a live move that does not come to its end: at its time limit, when the VM stands still for too
+//! long, and when a disk that moves along does not answer any more.
 //!
 //! ```text
+//! disks ── one has not answered for 25 s ─▶ ends, the VM stays: each of its writes waits for both files meanwhile
 //! precopy ── time limit ─┬─ abort, autoconverge ─▶ ends, the VM stays
 //!                        └─ pause ─▶ the VM may stand still for up to 30 s ── a minute later ─▶ ends, the VM stays
 //! switchover ── the VM stands still for far longer than it may ─▶ ends, the VM runs on at the source
@@ -19,6 +20,9 @@ const PAUSE_GRACE: Duration = Duration::from_secs(60);
 /// busy destination, disks that are opened over the network.
 const STILL_MARGIN: Duration = Duration::from_secs(10);
 const STILL_FACTOR: u32 = 3;
+/// For so long the other end of a disk may leave every request unanswered. A guest gives up its own writes after 30 s or
+/// more; a file server that is restarted is back sooner.
+pub const SILENT_MAX: Duration = Duration::from_secs(25);
 
 /// A move, as it is now.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -33,6 +37,32 @@ pub struct Situation {
     pub downtime_limit: Duration,
     /// For how long the VM stands still already; `None`: it runs.
     pub still: Option<Duration>,
+    /// For how long a disk that moves along has answered none of the requests it was sent; zero: it answers, or nothing
+    /// was asked.
+    pub silent: Duration,
+}
+
+/// Tells for how long the other end of a disk has answered nothing.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Answers {
+    answered: u64,
+    /// Since when it is waited, on the caller's clock.
+    since: Option<Duration>,
+}
+
+impl Answers {
+    /// Takes what is counted at `now`: requests that wait for an answer, and answers so far. Gives for how long some have
+    /// waited without any answer.
+    pub fn silent(&mut self, waiting: u64, answered: u64, now: Duration) -> Duration {
+        let heard = self.answered != answered;
+        self.answered = answered;
+        self.since = match self.since {
+            _ if waiting == 0 => None,
+            Some(since) if !heard => Some(since),
+            Some(_) | None => Some(now),
+        };
+        self.since.map_or(Duration::ZERO, |since| now.saturating_sub(since))
+    }
 }
 
 /// What to do.
@@ -46,6 +76,8 @@ pub enum Measure {
     EndSlow,
     /// End the move: the VM stands still for too long.
     EndStill,
+    /// End the move: a disk that moves along does not answer, and the guest's writes wait for it.
+    EndSilent,
 }
 
 /// What to do about a move now.
@@ -53,6 +85,9 @@ pub fn measure(now: &Situation) -> Measure {
     let pause_max = Duration::from_millis(u64::from(OnStall::PAUSE_MAX_MS));
     if now.still.is_some_and(|still| still > still_max(now.downtime_limit)) {
         return Measure::EndStill;
+    }
+    if now.silent > SILENT_MAX {
+        return Measure::EndSilent;
     }
     // The VM stands still already: its end is near, and ending the move would only make it longer.
     if now.elapsed <= now.timeout || now.still.is_some() {
@@ -98,6 +133,7 @@ mod tests {
                 timeout: s(100),
                 downtime_limit: Duration::from_millis(300),
                 still: still.map(s),
+                silent: Duration::ZERO,
             };
             assert_eq!(measure(&now), expected, "{now:?}");
         }
@@ -111,10 +147,53 @@ mod tests {
             timeout: s(100),
             downtime_limit: s(30),
             still: None,
+            silent: Duration::ZERO,
         };
         assert_eq!(measure(&allowed), Measure::GoOn);
         assert_eq!(measure(&Situation { elapsed: s(161), ..allowed }), Measure::EndSlow);
         assert_eq!(measure(&Situation { still: Some(s(90)), ..allowed }), Measure::GoOn);
         assert_eq!(measure(&Situation { still: Some(s(101)), ..allowed }), Measure::EndStill);
+    }
+
+    #[test]
+    fn a_disk_that_does_not_answer_ends_the_move_long_before_its_time_limit() {
+        let answers = Situation {
+            on_stall: OnStall::Abort,
+            elapsed: s(60),
+            timeout: s(3600),
+            downtime_limit: Duration::from_millis(300),
+            still: None,
+            silent: s(25),
+        };
+        for (row, situation, expected) in [
+            ("it may be slow", answers, Measure::GoOn),
+            ("it is silent", Situation { silent: s(26), ..answers }, Measure::EndSilent),
+            (
+                "pausing helps nobody",
+                Situation { silent: s(26), on_stall: OnStall::Pause, ..answers },
+                Measure::EndSilent,
+            ),
+            ("nor does waiting", Situation { silent: s(26), still: Some(s(1)), ..answers }, Measure::EndSilent),
+        ] {
+            assert_eq!(measure(&situation), expected, "{row}");
+        }
+    }
+
+    #[test]
+    fn a_disk_is_silent_only_while_it_is_asked_and_says_nothing() {
+        let mut disk = Answers::default();
+        for (row, waiting, answered, now, expected) in [
+            ("nothing was asked yet", 0, 0, 10, 0),
+            ("it is asked", 3, 0, 20, 0),
+            ("it has not answered since", 3, 0, 30, 10),
+            ("it answered one of them", 2, 1, 40, 0),
+            ("and then no more, though more was asked", 9, 1, 50, 10),
+            ("all is answered", 0, 10, 60, 0),
+            ("nobody asks", 0, 10, 160, 0),
+            ("it is asked again after a long time", 1, 10, 170, 0),
+            ("in vain", 1, 10, 200, 30),
+        ] {
+            assert_eq!(disk.silent(waiting, answered, s(now)), s(expected), "{row}");
+        }
     }
 }

@@ -97,6 +97,7 @@ finding_ids! {
     DiskReadOnly = "disk.read-only": "The disk or medium is read only: it stays where it is.",
     DiskNotAFile = "disk.not-a-file": "The disk is no file: Ferry does not move it.",
     DiskTwice = "disk.twice": "Two disks or VMs use the same file.",
+    DiskMovedMeanwhile = "disk.moved-meanwhile": "The disk uses another file than when the move was asked for.",
     DiskThick = "disk.thick": "The copy would take the disk's whole virtual size.",
     DiskFlattened = "disk.flattened": "The disk is an overlay; its copy holds the whole chain.",
     DiskNvram = "disk.nvram": "UEFI variables cannot be moved on one host while the VM runs.",

@@ -361,6 +361,9 @@ pub fn verdict(source: Presence, destination: Presence, finish_delivered: bool) 
         (Running | Paused, Absent | Receiving | Arrived | HandedOver | Paused | Unknown) => Verdict::Source,
         // The source's process is gone: with a complete copy at the destination, that copy is the VM.
         (Absent, Arrived | Paused) => Verdict::Destination,
+        // It was handed over and has ended since (the guest shut down, or its process died): what the destination has of
+        // its definition and its disks is newer. Of files on a share both have the same.
+        (Absent, Absent) if finish_delivered => Verdict::Destination,
         // Nothing runs anywhere (the guest shut down, or the source died first): the definition is at the source.
         (Absent, Absent | Receiving | HandedOver) => Verdict::Source,
         (HandedOver, Arrived | Paused) if finish_delivered => Verdict::Destination,
@@ -473,6 +476,18 @@ mod tests {
         assert_eq!(verdict(Presence::Unknown, Presence::Arrived, false), Verdict::Undecided);
         assert_eq!(verdict(Presence::Unknown, Presence::Arrived, true), Verdict::Destination);
         assert_eq!(verdict(Presence::HandedOver, Presence::Unknown, false), Verdict::Undecided);
+    }
+
+    #[test]
+    fn a_vm_that_ended_after_the_hand_over_is_the_destinations() {
+        for (row, source, destination, delivered, expected) in [
+            ("the guest shut down meanwhile", Presence::Absent, Presence::Absent, false, Verdict::Source),
+            ("it was handed over first", Presence::Absent, Presence::Absent, true, Verdict::Destination),
+            ("it came only halfway", Presence::Absent, Presence::Receiving, true, Verdict::Source),
+            ("the source's libvirt goes on with it", Presence::HandedOver, Presence::Absent, true, Verdict::Source),
+        ] {
+            assert_eq!(verdict(source, destination, delivered), expected, "{row}");
+        }
     }
 
     #[test]

@@ -49,43 +49,6 @@ pub fn create(path: &Path, format: DiskFormat, size: ByteCount, owner: (u32, u32
     filled
 }
 
-/// Gives an image that was made under another name of the same folder its own. Ok promises that nothing had that name
-/// before, and that it is on disk.
-///
-/// # Errors
-/// [`io::ErrorKind::AlreadyExists`], with what is there untouched; any other, with the image under either name or both.
-pub fn name(made: &Path, path: &Path) -> io::Result<()> {
-    let until = Instant::now() + BUSY_MAX;
-    loop {
-        match try_name(made, path) {
-            Err(error) if error.kind() == io::ErrorKind::ResourceBusy && Instant::now() < until => {
-                thread::sleep(BUSY_PAUSE);
-            }
-            outcome => return outcome,
-        }
-    }
-}
-
-fn try_name(made: &Path, path: &Path) -> io::Result<()> {
-    match renameat2(AT_FDCWD, made, AT_FDCWD, path, RenameFlags::RENAME_NOREPLACE) {
-        Ok(()) => sync_name(path),
-        // Not every mount of a share can do that.
-        Err(Errno::EINVAL | Errno::ENOSYS | Errno::EOPNOTSUPP) => name_by_link(made, path),
-        Err(errno) => Err(errno.into()),
-    }
-}
-
-/// A link replaces nothing, either. Where there are none, the name is free a moment before it is taken.
-fn name_by_link(made: &Path, path: &Path) -> io::Result<()> {
-    match fs::hard_link(made, path) {
-        Ok(()) => fs::remove_file(made)?,
-        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => return Err(error),
-        Err(_) if path.symlink_metadata().is_ok() => return Err(io::ErrorKind::AlreadyExists.into()),
-        Err(_) => fs::rename(made, path)?,
-    }
-    sync_name(path)
-}
-
 /// Whether two names are of one file.
 ///
 /// # Errors
@@ -353,18 +316,28 @@ pub fn remove(path: &Path) -> io::Result<()> {
 }
 
 /// Gives a file a name that no other has. Ok promises that the name is on disk. May be repeated after a crash in between.
+/// Takes [`BUSY_MAX`] at most where something still has it open.
 ///
 /// # Errors
 /// [`io::ErrorKind::AlreadyExists`], with both files untouched; the file system's.
 pub fn rename_new(from: &Path, to: &Path) -> io::Result<()> {
-    use nix::{
-        errno::Errno,
-        fcntl::{AT_FDCWD, RenameFlags, renameat2},
-    };
+    let until = Instant::now() + BUSY_MAX;
+    loop {
+        match try_rename_new(from, to) {
+            Err(error) if error.kind() == io::ErrorKind::ResourceBusy && Instant::now() < until => {
+                thread::sleep(BUSY_PAUSE);
+            }
+            outcome => return outcome,
+        }
+    }
+}
+
+fn try_rename_new(from: &Path, to: &Path) -> io::Result<()> {
     match renameat2(AT_FDCWD, from, AT_FDCWD, to, RenameFlags::RENAME_NOREPLACE) {
         Ok(()) => sync_name(to),
         // Not every file system knows how, as most mounts of shares.
         Err(Errno::EINVAL | Errno::ENOSYS | Errno::EOPNOTSUPP) => rename_new_by_hand(from, to),
+        // It was being renamed when the host ended.
         Err(Errno::EEXIST) if is_same(from, to)? => fs::remove_file(from).and_then(|()| sync_name(to)),
         Err(error) => Err(error.into()),
     }
@@ -383,12 +356,6 @@ fn rename_new_by_hand(from: &Path, to: &Path) -> io::Result<()> {
         Err(_) => fs::rename(from, to)?,
     }
     sync_name(to)
-}
-
-/// Whether both are names of one file: it was being renamed when the host ended.
-fn is_same(one: &Path, other: &Path) -> io::Result<bool> {
-    let (one, other) = (one.symlink_metadata()?, other.symlink_metadata()?);
-    Ok(one.is_file() && (one.dev(), one.ino()) == (other.dev(), other.ino()) && one.nlink() > 1)
 }
 
 /// What a file takes on its file system, as far as that tells: a mount of a share may say the file's length.
@@ -578,7 +545,7 @@ mod tests {
     #[test]
     fn an_image_gets_its_name_only_where_nothing_has_it() {
         type Named = fn(&Path, &Path) -> io::Result<()>;
-        for named in [name as Named, name_by_link as Named] {
+        for named in [rename_new as Named, rename_new_by_hand as Named] {
             let folder = tempfile::tempdir().expect("a folder");
             let (made, path) = (folder.path().join("made"), folder.path().join("vda.raw"));
             fs::write(&made, "new").expect("written");

@@ -152,6 +152,7 @@ pub(crate) fn status_of(id: FindingId) -> u16 {
         | Id::DiskReadOnly
         | Id::DiskNotAFile
         | Id::DiskTwice
+        | Id::DiskMovedMeanwhile
         | Id::DiskThick
         | Id::DiskFlattened
         | Id::DiskNvram

@@ -212,6 +212,14 @@ fn disks(record: &JobRecord, now: &Now) -> Vec<DiskProgress> {
     }
 }
 
+/// Whether a disk is still to be copied.
+fn is_copied(disk: &DiskProgress) -> bool {
+    match disk.stage {
+        DiskStage::Waiting | DiskStage::Copying => true,
+        DiskStage::Ready | DiskStage::Moved => false,
+    }
+}
+
 /// How a storage move stands, and what to do if somebody has to.
 fn summary_of_storage(record: &JobRecord, phase: Phase, events: &[LogEvent], now: &Now) -> String {
     let NewJob { vm_name: vm, source: host, .. } = &record.job;
@@ -373,6 +381,9 @@ fn summary(record: &JobRecord, phase: Phase, events: &[LogEvent], now: &Now) -> 
                  `ferry job dismiss {id}`."
             )
         }
+        Phase::Migrating if disks(record, now).iter().any(is_copied) => format!(
+            "VM {vm} runs on {source} while its disks are copied to {destination}; its memory moves when they are ready."
+        ),
         Phase::Migrating => {
             format!("VM {vm} runs on {source} while its memory moves to {destination}.")
         }
@@ -391,7 +402,8 @@ fn summary(record: &JobRecord, phase: Phase, events: &[LogEvent], now: &Now) -> 
         ),
         Phase::Failed if let Some(by) = dismissed => format!(
             "VM {vm} stays on {source}; {by} gave up what was left: {why}. \
-             {destination} may hold a paused copy of it: look with `virsh list --all` there, and destroy it if so."
+             What is left of the move is taken away when both hosts answer; until then {destination} may hold a paused \
+             copy of it, which is not to be run."
         ),
         Phase::Succeeded => format!("VM {vm} runs on {destination}."),
         Phase::Cancelled => format!(

@@ -285,6 +285,17 @@ impl Jobs {
         self.tasks.spawn(task.instrument(span));
     }
 
+    /// Runs something beside the jobs, until it ends or the server stops.
+    pub(crate) fn beside(&self, task: impl Future<Output = ()> + Send + 'static) {
+        let stop = self.stop.clone();
+        self.tasks.spawn(async move {
+            tokio::select! {
+                () = stop.cancelled() => {}
+                () = task => {}
+            }
+        });
+    }
+
     /// Ends a job's task, if there is one. When it returns nothing writes to the job's log any more.
     pub(crate) async fn dismiss(&self, job: JobId) {
         if let Some(running) = self.running(job) {

@@ -141,6 +141,7 @@ async fn take_up(app: &Arc<App>) -> anyhow::Result<()> {
         app.inventory.add(record, agent);
     }
     app.jobs.take_up(app, app.store.open_jobs_with_logs().await?);
+    saga::leftovers::take_up(app).await?;
     Ok(())
 }
 

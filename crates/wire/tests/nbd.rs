@@ -279,6 +279,8 @@ async fn a_thin_disk_arrives_thin() {
         // All that is not data is told to be zero, and of none of it the server hears.
         assert!(copy.line.far_nbd.elided_bytes() >= DISK_BYTES - data - data / 50);
         assert!(copier != "nbdcopy" || copy.line.nbd.elided_bytes() >= 5 * MIB);
+        // Each request was answered, and none waits for an answer.
+        assert!(copy.line.nbd.answered() > 0 && copy.line.nbd.waiting() == 0);
         assert!(copy.sent <= data + data / 50, "{} bytes were sent", copy.sent);
         let needed = if format == "qcow2" { clusters_of_data(&folder.path().join("from.raw")) } else { data };
         assert!(copy.allocated <= needed + needed / 50 + MIB, "{copier} {format} {discard}: {}", copy.allocated);

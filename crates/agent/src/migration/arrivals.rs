@@ -1,6 +1,6 @@
 //! The files that disks get which come along with a VM: checked, made before it comes, and removed if it does not.
 
-use std::path::PathBuf;
+use std::{collections::BTreeSet, io, path::PathBuf};
 
 use ferry_core::{
     api::agent::{ArrivalFile, DiskArrival},
@@ -14,7 +14,10 @@ use ferry_drivers::{hypervisor::Hypervisor, image};
 use serde::{Deserialize, Serialize};
 use tracing::warn;
 
-use super::seeds::{Seeds, Sown};
+use super::{
+    mark::Mark,
+    seeds::{Seeds, Sown},
+};
 use crate::{
     AgentError,
     storage::{Needs, Reach},
@@ -36,12 +39,20 @@ pub struct Arrival {
     pub virtual_size: ByteCount,
     /// This attempt made the file: it may remove it.
     pub made: bool,
+    /// How the file is known again.
+    #[serde(default)]
+    pub mark: Mark,
     /// The file was an unfinished copy: what it holds need not be sent.
     #[serde(default)]
     pub sown: Option<Sown>,
 }
 
 impl Arrival {
+    /// Whether a file of this attempt is or may be there.
+    pub(super) fn is_left(&self) -> bool {
+        self.made || self.mark == Mark::Making
+    }
+
     /// As the source's agent is told.
     pub(super) fn file(&self) -> ArrivalFile {
         let (device, path) = (self.device.clone(), self.path.display().to_string());
@@ -112,20 +123,23 @@ fn placed(reach: &Reach, vm: VmId, wanted: &[DiskArrival], seeds: &Seeds) -> Res
             return Err(exists(&path));
         }
         let (device, format, virtual_size) = (disk.device.clone(), disk.format, disk.virtual_size);
-        arrivals.push(Arrival { device, path, format, virtual_size, made: false, sown: None });
+        arrivals.push(Arrival { device, path, format, virtual_size, made: false, mark: Mark::Path, sown: None });
     }
     Ok((arrivals, needs))
 }
 
-/// Makes one file, thin and empty. Blocks.
+/// Makes one file, thin and empty; gives how it is known again. Blocks.
 ///
 /// # Errors
 /// `file.exists`, with what is there untouched; the file system's, with nothing left.
-pub(super) fn make(arrival: &Arrival, owner: (u32, u32)) -> Result<(), AgentError> {
-    image::create(&arrival.path, arrival.format, arrival.virtual_size, owner).map_err(|source| match source.kind() {
-        std::io::ErrorKind::AlreadyExists => exists(&arrival.path),
-        _ => AgentError::File { path: arrival.path.clone(), source },
-    })
+pub(super) fn make(arrival: &Arrival, owner: (u32, u32)) -> Result<Mark, AgentError> {
+    image::create(&arrival.path, arrival.format, arrival.virtual_size, owner).map_err(|source| {
+        match source.kind() {
+            std::io::ErrorKind::AlreadyExists => exists(&arrival.path),
+            _ => AgentError::File { path: arrival.path.clone(), source },
+        }
+    })?;
+    Ok(Mark::of(&arrival.path).unwrap_or_default())
 }
 
 /// Removes what was made and no VM uses, or keeps it as seeds. Blocks.
@@ -142,20 +156,40 @@ pub(crate) fn remove(
         return Ok(());
     }
     let used = hypervisor.files_in_use()?;
-    for arrival in arrivals.iter().filter(|arrival| arrival.made) {
-        if used.contains(&arrival.path) {
-            warn!(file = %arrival.path.display(), "a new file stays: a VM uses it");
-            continue;
-        }
-        if seeds.keep(vm, arrival) {
-            continue;
-        }
-        image::remove(&arrival.path).map_err(|source| AgentError::File { path: arrival.path.clone(), source })?;
-    }
-    Ok(())
+    arrivals.iter().filter(|arrival| arrival.made).try_for_each(|arrival| remove_one(vm, arrival, &used, seeds))
 }
 
-/// What the files take now that the disks are here.
+/// Removes one file of this attempt, or keeps it as a seed; leaves what is in use, and what is another file by now. Blocks.
+///
+/// # Errors
+/// When it is not known whether it is ours, or it cannot be removed.
+pub(super) fn remove_one(
+    vm: VmId,
+    arrival: &Arrival,
+    used: &BTreeSet<PathBuf>,
+    seeds: &Seeds,
+) -> Result<(), AgentError> {
+    let fault = |source| AgentError::File { path: arrival.path.clone(), source };
+    if used.contains(&arrival.path) {
+        warn!(file = %arrival.path.display(), "a new file stays: a VM or another move uses it");
+        return Ok(());
+    }
+    match arrival.mark.is_of(&arrival.path, arrival.format, arrival.virtual_size) {
+        Ok(true) => {}
+        Ok(false) => {
+            warn!(file = %arrival.path.display(), "a file stays: it is not the one that was made for the move");
+            return Ok(());
+        }
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        Err(error) => return Err(fault(error)),
+    }
+    if seeds.keep(vm, arrival) {
+        return Ok(());
+    }
+    image::remove(&arrival.path).map_err(fault)
+}
+
+/// What the files take now that the disks are here. Blocks.
 pub(super) fn arrived(arrivals: &[Arrival]) -> Vec<DiskProgress> {
     let one = |arrival: &Arrival| DiskProgress {
         device: arrival.device.clone(),

@@ -54,6 +54,8 @@ const RESUME_EVERY: Duration = Duration::from_millis(250);
 const RESUMES_MAX: u32 = 120;
 /// Pieces of what a file holds that wait for the source: each is of 64 MiB of data at the most.
 const TOLD_PIECES: usize = 4;
+/// How often what the guest writes meanwhile is written out.
+const WRITE_OUT_EVERY: Duration = Duration::from_secs(1);
 
 pub(super) struct Destination {
     shared: Arc<Shared>,
@@ -322,9 +324,31 @@ async fn carry_rpc(peer: TlsStream<TcpStream>, shared: Arc<Shared>) {
 async fn carry_memory(index: u16, peer: TlsStream<TcpStream>, shared: Arc<Shared>) {
     let Some(local) = connect(shared.board.hypervisor.reach(&shared.bound.memory_socket)).await else { return };
     info!(index, "memory begins to arrive");
+    if index == 0 && !shared.arrivals.is_empty() {
+        shared.board.spawn(write_out(Arc::clone(&shared)));
+    }
     let (reader, writer) = local.into_split();
     let options = Options::new(shared.downtime_limit, Arc::clone(&shared.meter));
     channel_ended("memory", carry(peer, reader, writer, options).await);
+}
+
+/// Memory comes when every disk is here, and what the guest writes from then on waits in this host's page cache. It is
+/// written out as it comes: QEMU flushes the disks while the guest stands still, and that has little to do then. Ends
+/// before that.
+async fn write_out(shared: Arc<Shared>) {
+    loop {
+        tokio::time::sleep(WRITE_OUT_EVERY).await;
+        let stopped = shared.stopped_at.lock().expect("nobody panics while holding it").is_some();
+        if stopped || shared.board.known().stage != Stage::Performing {
+            return;
+        }
+        let paths: Vec<PathBuf> = shared.arrivals.iter().map(|arrival| arrival.path.clone()).collect();
+        // One after the other and one at a time. What goes wrong is found by QEMU, too, which does something about it.
+        let written = tokio::task::spawn_blocking(move || {
+            paths.iter().for_each(|path| drop(std::fs::File::open(path).and_then(|file| file.sync_data())));
+        });
+        let _ = written.await;
+    }
 }
 
 /// QEMU's server for disks takes one connection for each.

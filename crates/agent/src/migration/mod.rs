@@ -13,6 +13,8 @@ mod destination;
 pub mod hold;
 pub mod journal;
 mod launch;
+mod looks;
+pub mod mark;
 mod registry;
 pub mod seeds;
 mod source;

@@ -1,7 +1,7 @@
 //! Which migrations there are, and what the agent does around their carriers.
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, BTreeSet, HashMap},
     fs,
     os::unix::fs::PermissionsExt as _,
     path::PathBuf,
@@ -33,6 +33,8 @@ use super::{
     hold,
     journal::{CarrierState, Journal, Task},
     launch::{self, Launcher, is_session_dir, make_socket_dir},
+    looks::{Looks, off_thread},
+    mark::Mark,
     seeds::Seeds,
     source::run_again,
 };
@@ -64,6 +66,7 @@ pub struct Registry {
     /// Held by the request that changes a migration: one at a time for each.
     turns: Mutex<HashMap<JobId, Arc<tokio::sync::Mutex<()>>>>,
     seeds: Arc<Seeds>,
+    looks: Looks,
     /// Last attempts of jobs that were released.
     ended: Mutex<BTreeMap<JobId, Generation>>,
 }
@@ -96,6 +99,7 @@ impl Registry {
             entries: Mutex::new(entries),
             turns: Mutex::default(),
             seeds: Arc::new(Seeds::load(config)?),
+            looks: Looks::default(),
             ended: Mutex::new(ended),
         })
     }
@@ -145,7 +149,8 @@ impl Registry {
     /// Makes ready to receive.
     ///
     /// # Errors
-    /// `request.stale`, `vm.uuid-taken`, or why the carrier could not be started; nothing is left then.
+    /// `request.stale`, `vm.uuid-taken`, or why the carrier could not be started. Nothing is left then; a file that could
+    /// not be removed is written down, and goes when this is undone.
     pub async fn prepare_destination(
         &self,
         job: JobId,
@@ -174,10 +179,11 @@ impl Registry {
                     return ready(answer, &known);
                 }
                 // Its carrier is gone, and what was made for it is made again.
-                self.remove_arrivals(&known).await?;
+                self.remove_arrivals(known).await?;
             }
             None => self.must_not_be_here(vm).await?,
         }
+        self.must_have_room(job)?;
         let session = request.session;
         let (wanted, disks) = (request.disks.clone(), request.disks.clone());
         let arrivals = match wanted.is_empty() {
@@ -190,12 +196,15 @@ impl Registry {
         let mounted = mounts.iter().map(|mount| PathBuf::from(&mount.path));
         let roots = mounted.chain(arrivals.iter().map(|arrival| arrival.path.clone())).collect();
         let task = Task::Destination { request, roots, arrivals };
-        let journal = self.journal(job, generation, task, session, socket_dir.clone(), false);
-        let journal = self.make_arrivals(journal, &disks).await?;
-        let answer = match self.begin(&journal).await {
+        let mut journal = self.journal(job, generation, task, session, socket_dir.clone(), false);
+        let begun = async {
+            self.make_arrivals(&mut journal, &disks).await?;
+            self.begin(&journal).await
+        };
+        let answer = match begun.await {
             Ok(answer) => answer,
             Err(error) => {
-                self.remove_arrivals(&journal).await?;
+                self.give_up(journal).await;
                 return Err(error);
             }
         };
@@ -205,41 +214,96 @@ impl Registry {
         ready(answer, &journal)
     }
 
-    /// Makes the files of disks that come along, each written down when it is there. After an error none is left.
-    async fn make_arrivals(&self, mut journal: Journal, wanted: &[DiskArrival]) -> Result<Journal, AgentError> {
-        let count = journal.task.arrivals().len();
-        for index in 0..count {
+    /// Makes the files of disks that come along. Each is written down before, since this process may die in between, and
+    /// after. What is there after an error is in the journal.
+    async fn make_arrivals(&self, journal: &mut Journal, wanted: &[DiskArrival]) -> Result<(), AgentError> {
+        for index in 0..journal.task.arrivals().len() {
             let owner = blocking(&self.hypervisor, |hypervisor| hypervisor.process_owner()).await?;
+            made_to_fail("agent-make-arrival")?;
+            self.note_arrival(journal, index, |arrival| arrival.mark = Mark::Making)?;
             let (arrival, wanted) = (journal.task.arrivals()[index].clone(), wanted[index].clone());
             let (seeds, vm) = (Arc::clone(&self.seeds), journal.task.vm());
             let make = move || match seeds.take(vm, &wanted, &arrival.path) {
-                Some(sown) => Ok(Some(sown)),
-                None => arrivals::make(&arrival, owner).map(|()| None),
+                Some(sown) => Ok((Some(sown), Mark::of(&arrival.path).unwrap_or_default())),
+                None => arrivals::make(&arrival, owner).map(|mark| (None, mark)),
             };
-            let made = match off_thread(make).await {
-                Ok(sown) => {
-                    if let Task::Destination { arrivals, .. } = &mut journal.task {
-                        arrivals[index].made = true;
-                        arrivals[index].sown = sown;
-                    }
-                    self.put(&journal)
+            match off_thread(make).await {
+                Ok((sown, mark)) => self.note_arrival(journal, index, |arrival| {
+                    (arrival.made, arrival.mark, arrival.sown) = (true, mark, sown);
+                })?,
+                Err(error) => {
+                    // What is there now, if anything, was not made by this.
+                    self.note_arrival(journal, index, |arrival| arrival.mark = Mark::Path)?;
+                    return Err(error);
                 }
-                Err(error) => Err(error),
-            };
-            if let Err(error) = made {
-                self.remove_arrivals(&journal).await?;
-                self.forget(&journal).await?;
-                return Err(error);
             }
+        }
+        Ok(())
+    }
+
+    /// Writes down how it stands with the file of one disk.
+    fn note_arrival(
+        &self,
+        journal: &mut Journal,
+        index: usize,
+        change: impl FnOnce(&mut Arrival),
+    ) -> Result<(), AgentError> {
+        if let Task::Destination { arrivals, .. } = &mut journal.task {
+            change(&mut arrivals[index]);
+        }
+        self.put(journal)
+    }
+
+    /// Takes back what was made for a migration that could not be begun. What cannot be taken back now stays written down
+    /// for the undo.
+    async fn give_up(&self, journal: Journal) {
+        let job = journal.job;
+        let given_up = async {
+            let journal = self.remove_arrivals(journal).await?;
+            self.forget(&journal).await
+        };
+        if let Err(error) = given_up.await {
+            warn!(%job, error = %chain(&error), "what was made for a move that could not begin is still here");
+        }
+    }
+
+    /// Removes the files that were made for disks that do not come, or keeps them for the next attempt; each is written
+    /// down as gone at once: whatever has its name afterwards is not ours.
+    async fn remove_arrivals(&self, mut journal: Journal) -> Result<Journal, AgentError> {
+        if !journal.task.arrivals().iter().any(Arrival::is_left) {
+            return Ok(journal);
+        }
+        let used = Arc::new(self.files_in_use(&journal).await?);
+        for index in 0..journal.task.arrivals().len() {
+            let arrival = journal.task.arrivals()[index].clone();
+            if !arrival.is_left() {
+                continue;
+            }
+            let (vm, used, seeds) = (journal.task.vm(), Arc::clone(&used), Arc::clone(&self.seeds));
+            off_thread(move || arrivals::remove_one(vm, &arrival, &used, &seeds)).await?;
+            self.note_arrival(&mut journal, index, |arrival| {
+                (arrival.made, arrival.mark, arrival.sown) = (false, Mark::Path, None);
+            })?;
         }
         Ok(journal)
     }
 
-    /// Removes the files that were made for disks that do not come, or keeps them for the next attempt.
-    async fn remove_arrivals(&self, journal: &Journal) -> Result<(), AgentError> {
-        let (arrivals, hypervisor) = (journal.task.arrivals().to_vec(), Arc::clone(&self.hypervisor));
-        let (vm, seeds) = (journal.task.vm(), Arc::clone(&self.seeds));
-        off_thread(move || arrivals::remove(vm, &arrivals, &*hypervisor, &seeds)).await
+    /// Files that VMs of this host name, and those of other migrations: they are not to be removed for this one.
+    async fn files_in_use(&self, journal: &Journal) -> Result<BTreeSet<PathBuf>, AgentError> {
+        let mut used = blocking(&self.hypervisor, |hypervisor| hypervisor.files_in_use()).await?;
+        for other in self.entries().values().filter(|other| other.job != journal.job) {
+            match &other.task {
+                Task::Destination { arrivals, .. } => {
+                    let left = arrivals.iter().filter(|arrival| arrival.is_left());
+                    used.extend(left.map(|arrival| arrival.path.clone()));
+                }
+                Task::Source { along, .. } if !other.confirmed => {
+                    used.extend(along.iter().map(|(_, path)| path.clone()));
+                }
+                Task::Source { .. } => {}
+            }
+        }
+        Ok(used)
     }
 
     /// Whether new files for disks of a VM can be made. Blocks.
@@ -295,10 +359,14 @@ impl Registry {
         let along = files_along(&facts, &request)?;
         let translate = nvram_along(&along, &request).into_iter();
         let translate = translate.chain(translation(mounts, &request.destination.mounts)).collect();
+        self.must_have_room(job)?;
         let task = Task::Source { request, translate, persistent: facts.persistent, along };
         let autostart = known.map_or(facts.autostart, |known| known.autostart);
         let journal = self.journal(job, generation, task, session, socket_dir, autostart);
-        self.begin(&journal).await?;
+        if let Err(error) = self.begin(&journal).await {
+            self.forget(&journal).await?;
+            return Err(error);
+        }
         if let Err(error) = self.hold(&journal).await {
             if let Err(error) = self.let_go(&journal).await {
                 warn!(%vm, error = %chain(&error), "what was changed for the move could not be taken back");
@@ -424,7 +492,7 @@ impl Registry {
                     hypervisor.undefine(vm)
                 })
                 .await?;
-                self.remove_arrivals(&journal).await?;
+                journal = self.remove_arrivals(journal).await?;
             }
         }
         made_to_fail("agent-undone")?;
@@ -459,17 +527,20 @@ impl Registry {
         }
     }
 
-    /// Makes the move final: at the source the definition goes, at the destination autostart is set.
+    /// Makes the move final. The destination is asked first: its Ok promises that the VM is here, with the files that came
+    /// for it, and autostart is set. Then the source's definition and old files go.
     ///
     /// # Errors
-    /// When libvirt refuses; repeating it is safe. At the source also while the VM has a process here.
+    /// When libvirt refuses; repeating it is safe. At the destination also while the VM or a file of it is not here, at
+    /// the source while the VM has a process here.
     pub async fn confirm(&self, job: JobId, generation: Generation, request: ConfirmRequest) -> Reported {
         let _turn = self.turn(job).await;
         made_to_fail("agent-confirm")?;
         let mut journal = self.find(job, generation)?;
         let (vm, role) = (journal.task.vm(), journal.task.role());
-        if role == Role::Source {
-            self.wait_ended(&journal).await;
+        match role {
+            Role::Source => self.wait_ended(&journal).await,
+            Role::Destination => self.must_be_here(&journal).await?,
         }
         blocking(&self.hypervisor, move |hypervisor| match role {
             Role::Source => match hypervisor.presence(vm, role)? {
@@ -491,9 +562,45 @@ impl Registry {
         self.put(&journal)?;
         let mut report = self.report_of(&journal, 0, Duration::ZERO).await?;
         if role == Role::Destination {
-            report.disks = arrivals::arrived(journal.task.arrivals());
+            let arrivals = journal.task.arrivals().to_vec();
+            let what = format!("The disks of VM {vm}");
+            report.disks = self.looks.look(&what, move || arrivals::arrived(&arrivals)).await?;
         }
         Ok(report)
+    }
+
+    /// Destination: the VM is here and not only arriving, and so are the files that came for it. Until this is so the
+    /// source's files may be the only good ones.
+    async fn must_be_here(&self, journal: &Journal) -> Result<(), AgentError> {
+        let Task::Destination { request, arrivals, .. } = &journal.task else { return Ok(()) };
+        if journal.confirmed || (arrivals.is_empty() && !request.persistent) {
+            return Ok(());
+        }
+        let vm = journal.task.vm();
+        let not_here =
+            |why: String| AgentError::Carrier(format!("VM {vm} cannot be confirmed at the destination yet: {why}"));
+        let report = self.report_of(journal, 0, Duration::ZERO).await?;
+        match report.presence {
+            Presence::Running | Presence::Paused | Presence::Absent => {}
+            // Somebody paused it, or its storage failed, after it had run here.
+            Presence::Arrived if matches!(report.stage, Stage::Resumed | Stage::Confirmed) => {}
+            Presence::Arrived | Presence::Receiving | Presence::HandedOver | Presence::Unknown => {
+                return Err(not_here(format!("it is {:?} there", report.presence)));
+            }
+        }
+        let facts = blocking(&self.hypervisor, move |hypervisor| hypervisor.vm(vm)).await?;
+        let facts = facts.ok_or_else(|| not_here("the host does not know it".to_owned()))?;
+        for arrival in arrivals {
+            if !facts.files.iter().any(|file| file.place == arrival.path) {
+                return Err(not_here(format!("it does not use {}", arrival.path.display())));
+            }
+        }
+        let paths: Vec<PathBuf> = arrivals.iter().map(|arrival| arrival.path.clone()).collect();
+        let missing = move || paths.into_iter().find(|path| !path.is_file());
+        match self.looks.look(&format!("The disks of VM {vm}"), missing).await? {
+            None => Ok(()),
+            Some(path) => Err(not_here(format!("its file {} is not there", path.display()))),
+        }
     }
 
     /// Source: the files of disks that moved along, which nobody uses any more.
@@ -502,12 +609,11 @@ impl Registry {
         if along.is_empty() {
             return Ok(());
         }
-        let (along, vm, hypervisor) = (along.clone(), journal.task.vm(), Arc::clone(&self.hypervisor));
+        let (along, vm, used) = (along.clone(), journal.task.vm(), self.files_in_use(journal).await?);
         off_thread(move || {
-            let used = hypervisor.files_in_use()?;
             for (device, path) in along {
                 if used.contains(&path) {
-                    warn!(%vm, disk = device, "an old file stays: another VM uses it");
+                    warn!(%vm, disk = device, "an old file stays: another VM or move uses it");
                     continue;
                 }
                 image::remove(&path).map_err(|source| AgentError::File { path, source })?;
@@ -563,6 +669,10 @@ impl Registry {
         } else if !settled {
             warn!(%vm, "the VM stays held: it is not known that it is not elsewhere");
         }
+        // Its undo could not know whether the VM was elsewhere. Whoever releases it after that says that it is not.
+        if journal.aborted && !keep_hold && journal.autostart && defined && presence == Presence::Absent {
+            blocking(&self.hypervisor, move |hypervisor| hypervisor.set_autostart(vm, true)).await?;
+        }
         let state = self.carrier_state(journal).unwrap_or_default();
         if presence == Presence::Paused && state.stopped && !state.finish_delivered {
             tokio::spawn(run_again(Arc::clone(&self.hypervisor), vm));
@@ -614,6 +724,9 @@ impl Registry {
             return Ok(Some(known));
         }
         let known = if known.confirmed { known } else { self.undo(known).await? };
+        if known.task.role() == Role::Source {
+            self.release_source(&known, false).await?;
+        }
         self.forget(&known).await?;
         Ok(None)
     }
@@ -635,18 +748,19 @@ impl Registry {
         Journal { job, generation, task, socket_dir, control, autostart, here: false, confirmed: false, aborted: false }
     }
 
-    /// Writes the journal, then starts the carrier, and waits until it is ready. After an error nothing is left.
-    async fn begin(&self, journal: &Journal) -> Result<Answer, AgentError> {
-        if self.entries().len() >= MIGRATIONS_MAX {
-            return Err(AgentError::Carrier(format!("This host takes part in {MIGRATIONS_MAX} migrations already")));
+    /// Whether one more migration may begin here.
+    fn must_have_room(&self, job: JobId) -> Result<(), AgentError> {
+        if self.entries().keys().filter(|known| **known != job).count() < MIGRATIONS_MAX {
+            return Ok(());
         }
+        Err(AgentError::Carrier(format!("This host takes part in {MIGRATIONS_MAX} migrations already")))
+    }
+
+    /// Writes the journal, then starts the carrier, and waits until it is ready. After an error it is to be forgotten.
+    async fn begin(&self, journal: &Journal) -> Result<Answer, AgentError> {
         make_socket_dir(&journal.socket_dir, self.process_owner().await?)?;
         self.put(journal)?;
-        let started = launch::launch(&self.launcher, &self.config, &self.hypervisor, journal).await;
-        if started.is_err() {
-            self.forget(journal).await?;
-        }
-        started
+        launch::launch(&self.launcher, &self.config, &self.hypervisor, journal).await
     }
 
     async fn process_owner(&self) -> Result<u32, AgentError> {
@@ -760,14 +874,6 @@ fn made_to_fail(point: &str) -> Result<(), AgentError> {
 
 fn ended_path(config: &Config) -> PathBuf {
     config.state_dir.join("ended.json")
-}
-
-/// Runs what blocks on a thread of its own.
-async fn off_thread<T: Send + 'static>(
-    call: impl FnOnce() -> Result<T, AgentError> + Send + 'static,
-) -> Result<T, AgentError> {
-    let outcome = tokio::task::spawn_blocking(call).await;
-    outcome.unwrap_or_else(|error| Err(AgentError::Carrier(error.to_string())))
 }
 
 /// What UEFI variables that move along are called here, and at the destination.

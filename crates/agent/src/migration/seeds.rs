@@ -357,6 +357,7 @@ mod tests {
     use uuid::Uuid;
 
     use super::*;
+    use crate::migration::mark::Mark;
 
     const KEY: SeedKey = SeedKey([4; 32]);
 
@@ -367,7 +368,15 @@ mod tests {
     fn arrival(path: PathBuf, format: DiskFormat, size: ByteCount) -> Arrival {
         let owner = (nix::unistd::geteuid().as_raw(), nix::unistd::getegid().as_raw());
         image::create(&path, format, size, owner).expect("made");
-        Arrival { device: "vda".into(), path, format, virtual_size: size, made: true, sown: None }
+        Arrival {
+            device: "vda".into(),
+            path,
+            format,
+            virtual_size: size,
+            made: true,
+            mark: Mark::default(),
+            sown: None,
+        }
     }
 
     /// A raw one of 64 MiB that holds six.

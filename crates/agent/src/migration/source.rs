@@ -7,6 +7,7 @@
 //! ```
 
 use std::{
+    collections::BTreeMap,
     net::SocketAddr,
     path::Path,
     sync::{
@@ -18,7 +19,7 @@ use std::{
 
 use ferry_core::{
     api::agent::{ArrivalFile, PrepareSource, Role, Stage},
-    convergence::{Measure, Situation, measure, still_max},
+    convergence::{Answers, Measure, SILENT_MAX, Situation, measure, still_max},
     finding::{Finding, FindingId},
     id::VmId,
     job::{OnStall, Progress},
@@ -38,7 +39,7 @@ use ferry_wire::{
     control::{Control, ControlSender, Message},
     hello::Channel,
     meter::Meter,
-    nbd::{self, Image, seed::SeedIndex},
+    nbd::{self, Image, NbdMeter, seed::SeedIndex},
     session::{Dialer, SessionKey},
 };
 use tokio::{
@@ -83,6 +84,8 @@ struct Shared {
     files: Vec<ArrivalFile>,
     /// What is known of them, until their channels come.
     images: Mutex<Vec<Option<Image>>>,
+    /// What the channels of disks count, as long as they are there.
+    disk_counts: Mutex<BTreeMap<u16, Arc<NbdMeter>>>,
     /// When the VM was stopped for the hand-over.
     stopped_at: Arc<Mutex<Option<Instant>>>,
     dialer: Dialer,
@@ -169,6 +172,7 @@ impl Source {
             stopped_at,
             files: task.destination.files.clone(),
             images: Mutex::default(),
+            disk_counts: Mutex::default(),
             cut: watch::Sender::new(false),
             broken: Mutex::default(),
             _watch: Mutex::new(watch),
@@ -331,6 +335,10 @@ async fn show_progress(shared: &Shared, started: Instant) -> ! {
     let vm = board.vm;
     loop {
         tokio::time::sleep(LOOK_EVERY).await;
+        // Each question would wait for QEMU, which hands over now.
+        if shared.stopped_at.lock().expect("nobody panics while holding it").is_some() {
+            continue;
+        }
         let stats = blocking(&board.hypervisor, move |hypervisor| hypervisor.migration_stats(vm)).await;
         let Ok(Some(stats)) = stats else { continue };
         let devices: Vec<String> = shared.request.disks.iter().map(|disk| disk.device.clone()).collect();
@@ -356,15 +364,29 @@ async fn show_progress(shared: &Shared, started: Instant) -> ! {
     }
 }
 
-/// Bytes never go back.
+/// Bytes never go back. Nor does a disk that is ready: what the guest writes from then on goes to both files at once.
 fn disk_progress(disk: &mut DiskProgress, looked: Option<(ByteCount, ByteCount)>) {
     let Some((copied, total)) = looked else { return };
     disk.copied = disk.copied.max(copied);
     disk.total = disk.total.max(total);
-    disk.stage = match disk.total.0 > 0 && disk.copied == disk.total {
+    disk.stage = match disk.stage == DiskStage::Ready || (disk.total.0 > 0 && disk.copied == disk.total) {
         true => DiskStage::Ready,
         false => DiskStage::Copying,
     };
+}
+
+/// The disk of which nothing was heard for longest while something was asked, and for how long.
+fn most_silent(shared: &Shared, heard: &mut BTreeMap<u16, Answers>, now: Duration) -> (String, Duration) {
+    let counts = shared.disk_counts.lock().expect("nobody panics while holding it");
+    heard.retain(|index, _| counts.contains_key(index));
+    let each = counts.iter().map(|(index, count)| {
+        let answers = heard.entry(*index).or_default();
+        (*index, answers.silent(count.waiting(), count.answered(), now))
+    });
+    let most = each.max_by_key(|(_, silent)| *silent);
+    let (index, silent) = most.unwrap_or_default();
+    let device = shared.request.disks.get(usize::from(index)).map_or("of the VM", |disk| disk.device.as_str());
+    (device.to_owned(), silent)
 }
 
 async fn watch_over(shared: &Shared) -> ! {
@@ -372,15 +394,19 @@ async fn watch_over(shared: &Shared) -> ! {
     let board = &shared.board;
     let vm = board.vm;
     let mut downtime_limit = shared.request.downtime_limit;
+    let (began, mut heard) = (Instant::now(), BTreeMap::new());
     loop {
         tokio::time::sleep(LOOK_EVERY).await;
+        let (device, silent) = most_silent(shared, &mut heard, began.elapsed());
+        let delivered = shared.delivered.load(Ordering::SeqCst);
         let stopped_at = *shared.stopped_at.lock().expect("nobody panics while holding it");
         let measure = measure(&Situation {
             on_stall: shared.on_stall,
             elapsed: shared.limited_from.lock().expect("nobody panics while holding it").elapsed(),
             timeout: shared.timeout,
             downtime_limit,
-            still: stopped_at.filter(|_| !shared.delivered.load(Ordering::SeqCst)).map(|at| at.elapsed()),
+            still: stopped_at.filter(|_| !delivered).map(|at| at.elapsed()),
+            silent: if delivered { Duration::ZERO } else { silent },
         });
         match measure {
             Measure::GoOn => {}
@@ -401,6 +427,11 @@ async fn watch_over(shared: &Shared) -> ! {
                 shared.cut.send_replace(true);
                 end(shared, format!("The VM stood still for {still} s at the end of the move, far longer than it may"))
                     .await;
+            }
+            Measure::EndSilent => {
+                let silent = SILENT_MAX.as_secs();
+                shared.cut.send_replace(true);
+                end(shared, format!("The destination has not answered for disk {device} for {silent} s, and the guest's writes waited for it: its storage or the link hangs")).await;
             }
         }
     }
@@ -614,11 +645,15 @@ async fn carry_each(listener: UnixListener, channel: fn(u16) -> Channel, shared:
         };
         let meter = if matches!(channel, Channel::Disk(_)) { &shared.disk_meter } else { &shared.meter };
         let mut options = Options::new(shared.request.downtime_limit, Arc::clone(meter));
+        let mut disk = None;
         if let Channel::Disk(index) = channel {
             // One connection for each disk: of another, should there be one, nothing is known.
             let mut images = shared.images.lock().expect("nobody panics while holding it");
             let image = images.get_mut(usize::from(index)).and_then(Option::take).unwrap_or_default();
-            let (requests, replies) = nbd::source(image, Arc::default());
+            let count = Arc::<NbdMeter>::default();
+            let (requests, replies) = nbd::source(image, Arc::clone(&count));
+            shared.disk_counts.lock().expect("nobody panics while holding it").insert(index, count);
+            disk = Some(index);
             options.outbound = Some(Box::new(requests));
             options.inbound = Some(Box::new(replies));
         }
@@ -628,6 +663,9 @@ async fn carry_each(listener: UnixListener, channel: fn(u16) -> Channel, shared:
             tokio::select! {
                 outcome = carry(peer, reader, writer, options) => drop(channel_ended(name, outcome)),
                 () = cut(&ended) => warn!(channel = name, "the channel was ended with the move"),
+            }
+            if let Some(index) = disk {
+                ended.disk_counts.lock().expect("nobody panics while holding it").remove(&index);
             }
         });
     }
@@ -705,4 +743,26 @@ fn hand_over(shared: &Arc<Shared>) {
     let board = Arc::clone(&shared.board);
     board.tell(|known| known.state.finish_delivered = true);
     shared.board.spawn(async move { board.write_down().await });
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_disk_that_is_ready_stays_ready_while_the_guest_writes() {
+        let mut disk = DiskProgress::default();
+        for (looked, expected, copied) in [
+            (None, DiskStage::Waiting, 0),
+            (Some((0, 0)), DiskStage::Copying, 0),
+            (Some((50, 100)), DiskStage::Copying, 50),
+            (Some((40, 100)), DiskStage::Copying, 50),
+            (Some((100, 100)), DiskStage::Ready, 100),
+            (Some((100, 120)), DiskStage::Ready, 100),
+            (Some((120, 120)), DiskStage::Ready, 120),
+        ] {
+            disk_progress(&mut disk, looked.map(|(copied, total)| (ByteCount(copied), ByteCount(total))));
+            assert_eq!((disk.stage, disk.copied), (expected, ByteCount(copied)), "{looked:?}");
+        }
+    }
 }

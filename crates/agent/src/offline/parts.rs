@@ -24,6 +24,7 @@ use crate::{
     AgentError,
     migration::{
         arrivals::{self, exists},
+        mark::Mark,
         seeds::Seeds,
     },
 };
@@ -138,6 +139,7 @@ pub(super) fn remove_all(page: &Move, hypervisor: &dyn Hypervisor, seeds: &Seeds
         format: DiskFormat::Raw,
         virtual_size: file.length,
         made: arrival.made,
+        mark: Mark::default(),
         sown: None,
     };
     let left: Vec<_> = request.files.iter().zip(&arrivals).map(one).collect();

@@ -26,7 +26,8 @@ use ferry_core::{
     id::{Generation, JobId},
     location::Location,
     storage::{
-        DiskMove, DiskProgress, DiskStage, Fate, NewFile, OldFile, OldFileStays, copy_takes, is_thick, new_file, old_file,
+        DiskMove, DiskProgress, DiskStage, Fate, NewFile, OldFile, OldFileStays, copy_takes, is_thick, new_file,
+        old_file,
     },
     units::ByteCount,
     vm::{DiskFormat, VmFacts, VmFile, VmState},
@@ -513,7 +514,7 @@ fn make_file(
     image::create(&making, format, size, owner).map_err(fault)?;
     made_to_fail("agent-storage-file-made")?;
     prepared.write(|page| page.disks[index].made = true)?;
-    image::name(&making, to).map_err(fault)?;
+    image::rename_new(&making, to).map_err(fault)?;
     made_to_fail("agent-storage-file-named")
 }
 

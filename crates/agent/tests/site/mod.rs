@@ -15,15 +15,17 @@ use ferry_client::{
 };
 use ferry_core::{
     api::agent::{
-        AttachRequest, ConfirmRequest, DestinationReady, EnrolRequest, MigrationReport, PrepareDestination,
-        PrepareSource, SourceReady, Stage,
+        AttachRequest, ConfirmRequest, DestinationReady, DiskArrival, EnrolRequest, MigrationReport,
+        PrepareDestination, PrepareSource, SourceReady, Stage,
     },
     finding::FindingId,
     id::{Generation, HostId, JobId, SessionId, ShareId, VmId},
     job::OnStall,
-    location::UncPath,
+    location::{Location, UncPath},
     migration::{Presence, Verdict, verdict},
     pin::{EnrolmentToken, Secret},
+    units::ByteCount,
+    vm::DiskFormat,
 };
 use ferry_drivers::{
     hypervisor::{
@@ -134,6 +136,20 @@ impl Host {
         self.config.share_root.join(SHARE.to_string())
     }
 
+    /// A raw disk of 64 MiB that comes, and its new file on this host.
+    pub fn arrival(&self, device: &str) -> (DiskArrival, PathBuf) {
+        let host = (*self.agent.enrolment.watch_host().borrow()).expect("it is enrolled");
+        let path = self.config.storage_roots[0].join(format!("{device}.raw"));
+        let arrival = DiskArrival {
+            device: device.to_owned(),
+            to: Location::Local { host, path: path.display().to_string() },
+            format: DiskFormat::Raw,
+            virtual_size: ByteCount::mib(64),
+            allocated: ByteCount::mib(8),
+        };
+        (arrival, path)
+    }
+
     pub fn holds(&self, vm: VmId) -> bool {
         self.config.state_dir.join("holds").join(vm.to_string()).exists()
     }
@@ -217,7 +233,7 @@ impl Site {
             shares: vec![SHARE],
             persistent: true,
             downtime_limit_ms: 300,
-            disks: Vec::new(),
+            disks: job.disks.clone(),
         };
         self.hosts[job.to].client.prepare_destination(job.attempt, &body).await
     }
@@ -316,6 +332,8 @@ pub struct Job {
     pub secret: Secret,
     pub timeout_ms: u64,
     pub on_stall: OnStall,
+    /// Disks that the destination gets new files for.
+    pub disks: Vec<DiskArrival>,
 }
 
 impl Job {
@@ -330,6 +348,7 @@ impl Job {
             secret: random_secret(),
             timeout_ms: 60_000,
             on_stall: OnStall::Abort,
+            disks: Vec::new(),
         }
     }
 }

@@ -294,7 +294,7 @@ pub struct MigrateVm {
     /// QEMU switches over when the rest fits into this. Milliseconds, 10 to 10,000; default 300.
     #[serde(default)]
     pub downtime_limit_ms: Option<u32>,
-    /// Cap on what is sent, bytes per second.
+    /// Cap on what is sent, bytes per second: of memory, and, before that, of each disk that moves along by itself.
     #[serde(default)]
     pub bandwidth_bytes_per_s: Option<u64>,
     /// The time limit of the move, from libvirt's migrate call. Milliseconds; default one hour.

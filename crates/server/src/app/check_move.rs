@@ -9,7 +9,7 @@ use ferry_core::{
     preflight::{LiveFacts, NamedShare, Sameness, candidate, reaches, shares_of},
     storage::{DiskMove, Planned, Wanted, plan_along},
     units::ByteCount,
-    vm::VmFacts,
+    vm::{FileRole, VmFacts},
 };
 use futures_util::future::join_all;
 
@@ -134,7 +134,7 @@ async fn judge(app: &App, vm: VmId, asked: &Asked<'_>, along: Along<'_>, occasio
     let there = at_destination.side(destination);
     let Planned { disks: along, findings: mut planned } = match along {
         Along::Wanted(wanted) => plan_along(facts, wanted, destination.record.id, |place| reaches(&there, place)),
-        Along::Decided(disks) => Planned { disks: disks.to_vec(), findings: Vec::new() },
+        Along::Decided(disks) => Planned { disks: disks.to_vec(), findings: moved_meanwhile(facts, disks) },
     };
     planned.extend(used_by_others(app, facts, &along));
     let proofs = shares_of(facts).into_iter().filter(|share| uses(at_source, *share) && uses(at_destination, *share));
@@ -183,6 +183,27 @@ async fn judge(app: &App, vm: VmId, asked: &Asked<'_>, along: Along<'_>, occasio
         ..candidate
     };
     Checked { findings, candidate, vm: Some(facts.clone()), along }
+}
+
+/// What stands against a move that was decided a while ago: the VM uses another file by now, and that one would be copied
+/// while the one that was decided about would be removed.
+fn moved_meanwhile(vm: &VmFacts, along: &[DiskMove]) -> Vec<Finding> {
+    let one = |disk: &DiskMove| {
+        let mut files = vm.files.iter().filter(|file| file.device == disk.device && file.role == FileRole::Disk);
+        files.find(|file| file.place != disk.from)?;
+        Some(Finding::blocks(
+            FindingId::DiskMovedMeanwhile,
+            &disk.device,
+            format!("Disk {} of VM {} uses another file by now than when the move was asked for", disk.device, vm.name),
+            "Start a new move with `ferry vm migrate`",
+        ))
+    };
+    along.iter().filter_map(one).collect()
+}
+
+/// Other VMs, of any host, that name a file of these disks.
+pub(crate) fn used_by_another(app: &App, vm: &VmFacts, along: &[DiskMove]) -> Vec<Finding> {
+    used_by_others(app, vm, along)
 }
 
 /// The disks that move along as the destination is to take them, with their sizes as the source says now.

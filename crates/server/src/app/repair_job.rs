@@ -5,7 +5,7 @@
 //! | restart | failed, cancelled | another attempt in the same job |
 //! | retry | stuck, or waiting for a host | what is tried again and again is tried now |
 //! | undo | before the switchover | what was done is taken back: the VM stays |
-//! | dismiss | stuck, or waiting for a host | nothing more is done, what is left stays |
+//! | dismiss | stuck, or waiting for a host | nothing more is done for it; of a live move whose VM is at the source what is left goes when both hosts answer |
 
 use std::sync::Arc;
 
@@ -26,7 +26,7 @@ use crate::{
     clock::now_ms,
     failure::Failure,
     jobs::events,
-    saga::plan::Plan,
+    saga::{leftovers, plan::Plan},
     store::{JobRecord, LogEntry, Restarted},
 };
 
@@ -134,6 +134,7 @@ pub(crate) async fn dismiss_job(app: &Arc<App>, reference: &str, by: &str) -> Re
         if is_taken_back(newest_attempt(&log)) {
             clean_what_answers(app, &record).await;
         }
+        leftovers::look_after(app, record.clone());
     }
     app.publish_job(record.id).await;
     show_jobs::again(app, &title, record.id).await

@@ -11,8 +11,9 @@
 //!    that the source does. See [`super::perform`].
 //! 6. **Resume**: the destination's carrier runs the VM by itself as soon as it may, without waiting for this server.
 //!    The step sees that it happened, and asks for it when the carrier could not know that it may.
-//! 7. **Confirm** removes the source's definition and gives the destination its autostart: before it the source could
-//!    still say what the VM was; after it there is one definition in the world.
+//! 7. **Confirm** asks the destination first: that the VM is there, with the files that came for it, and has its
+//!    autostart. Only then it removes the source's definition and old files, which may be the only good ones until it is
+//!    known: before it the source could still say what the VM was; after it there is one definition in the world.
 //! 8. **Release** takes the carriers, sockets, holds and journals away, and gives the VM free.
 //!
 //! A source that does not answer in 7 or 8 does not endanger the VM: it runs at the destination, and the hold at the
@@ -34,7 +35,7 @@ use ferry_core::{
     api::agent::{
         ConfirmRequest, DestinationReady, DiskArrival, MigrationReport, PrepareDestination, PrepareSource, Role,
     },
-    finding::{Finding, Severity, any_blocks},
+    finding::{Finding, FindingId, Severity, any_blocks},
     id::{Generation, SessionId, ShareId},
     job::{Figures, OnStall},
     migration::Step,
@@ -177,8 +178,9 @@ impl Migrate {
         )
         .await;
         let checked = checked.map_err(|failure| StepFailed(failure.into_problem().title))?;
-        if checked.findings != self.record.job.findings {
-            let stored = self.app.store.put_findings(self.record.id, &checked.findings).await;
+        let findings = with_planned(&self.record.job.findings, &checked.findings);
+        if findings != self.record.job.findings {
+            let stored = self.app.store.put_findings(self.record.id, &findings).await;
             stored.map_err(|error| StepFailed(error.to_string()))?;
         }
         if any_blocks(&checked.findings) {
@@ -293,8 +295,11 @@ impl Migrate {
     async fn perform(&self) -> Result<(), StepFailed> {
         let outcome = perform::perform(&self.ends(), |report| self.take(report), || self.started()).await;
         let figures = *self.figures.lock().expect("nobody panics with it");
-        if !self.plan.along.is_empty() {
-            self.keep().await?;
+        // Whoever has the VM has it, whether or not this can be written down.
+        if !self.plan.along.is_empty()
+            && let Err(StepFailed(error)) = self.keep().await
+        {
+            tracing::warn!(error, "How far the disks are could not be stored");
         }
         if outcome.is_ok()
             && let Err(error) = self.app.store.put_figures(self.record.id, &figures).await
@@ -320,30 +325,38 @@ impl Migrate {
     }
 
     async fn confirm(&self) -> Result<(), StepFailed> {
-        let keep_source = self.plan.keep_source;
-        let body = ConfirmRequest { autostart: self.autostart.load(Ordering::SeqCst), keep_source };
-        let (source, destination) = tokio::join!(
-            self.source.agent.confirm(self.attempt(), &body),
-            self.destination.agent.confirm(self.attempt(), &body),
-        );
-        match destination {
+        let along = !self.plan.along.is_empty();
+        let autostart = self.autostart.load(Ordering::SeqCst);
+        let body = ConfirmRequest { autostart, keep_source: self.plan.keep_source };
+        match self.destination.agent.confirm(self.attempt(), &body).await {
             Ok(report) => self.take(&report),
-            // An agent that lost its journal cannot set what is not to be set.
-            Err(error) if is_unknown(&error) && !body.autostart => {}
+            // An agent that lost its journal cannot set what is not to be set; nor can it say that files are there.
+            Err(error) if is_unknown(&error) && !along && !autostart => {}
             Err(error) => return Err(failed(&self.destination, &error)),
         }
-        match source {
+        let keep_source = body.keep_source || (along && self.is_used_by_another().await);
+        match self.source.agent.confirm(self.attempt(), &ConfirmRequest { keep_source, ..body }).await {
             Ok(report) => self.take(&report),
             Err(error) if is_unknown(&error) && self.is_gone_at_source().await => {}
             Err(error) => return Err(failed(&self.source, &error)),
         }
-        if !self.plan.along.is_empty() {
+        if along {
             let disks = self.disks.lock().expect("nobody panics with it").clone();
             let allocated = ByteCount(disks.iter().map(|disk| disk.allocated_after.0).sum());
             self.figures.lock().expect("nobody panics with it").allocated_destination = allocated;
             self.keep().await?;
         }
         Ok(())
+    }
+
+    /// Whether another VM, of any host, names an old file by now: then all of them stay.
+    async fn is_used_by_another(&self) -> bool {
+        let seen = self.app.inventory.refresh(&self.destination).await;
+        let used = seen.vm(self.record.job.vm).map(|vm| check_move::used_by_another(&self.app, vm, &self.plan.along));
+        for finding in used.iter().flatten() {
+            tracing::warn!(why = finding.message, "The old files stay");
+        }
+        used.is_some_and(|used| !used.is_empty())
     }
 
     async fn is_gone_at_source(&self) -> bool {
@@ -466,6 +479,15 @@ impl Saga for Migrate {
     }
 }
 
+/// What is found now, with what was found only when it was decided which disks move along and how.
+fn with_planned(stored: &[Finding], found: &[Finding]) -> Vec<Finding> {
+    let is_planned = |finding: &&Finding| match finding.id {
+        FindingId::DiskFlattened | FindingId::DiskThick => !found.contains(finding),
+        _ => false,
+    };
+    found.iter().chain(stored.iter().filter(is_planned)).cloned().collect()
+}
+
 fn messages(findings: Vec<Finding>) -> StepFailed {
     let messages: Vec<String> = findings.into_iter().map(|finding| finding.message).collect();
     StepFailed(messages.join("; "))
@@ -502,5 +524,24 @@ fn merged(one: Figures, other: Figures) -> Figures {
         iterations: one.iterations.max(other.iterations),
         allocated_source: ByteCount(one.allocated_source.0.max(other.allocated_source.0)),
         allocated_destination: ByteCount(one.allocated_destination.0.max(other.allocated_destination.0)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_found_at_the_start_takes_nothing_of_what_was_planned_away() {
+        let warns = |id, object: &str| Finding::warns(id, object, "A message", "A fix");
+        let stored = [
+            warns(FindingId::DiskThick, "vda"),
+            warns(FindingId::DiskFlattened, "vdb"),
+            warns(FindingId::DiskUnsafe, "vdc"),
+        ];
+        let now = [warns(FindingId::HostMemory, "kvm2"), warns(FindingId::DiskThick, "vda")];
+        let merged = with_planned(&stored, &now);
+        assert_eq!(merged, [now[0].clone(), now[1].clone(), stored[1].clone()]);
+        assert_eq!(with_planned(&merged, &now), merged, "again");
     }
 }

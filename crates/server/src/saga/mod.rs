@@ -4,6 +4,7 @@ mod ends;
 pub(crate) mod executor;
 #[cfg(test)]
 mod executor_sweep;
+pub(crate) mod leftovers;
 pub(crate) mod migrate;
 pub(crate) mod move_offline;
 pub(crate) mod move_storage;

@@ -288,7 +288,8 @@ pub(super) async fn resume(ends: &Ends<'_, impl MoveAgent>) -> Result<Option<Mig
                 ends.running.wait_for(Some(awaited.clone()));
                 return Err(StepFailed(awaited));
             }
-            if destination == Presence::Running {
+            // Absent: it was shut down, or died, after it was handed over, and there is nothing to run.
+            if matches!(destination, Presence::Running | Presence::Absent) {
                 ends.running.wait_for(None);
                 return Ok(None);
             }

@@ -4,11 +4,14 @@ use std::{fs, path::PathBuf, sync::Arc};
 
 use ferry_core::{
     admission::Slot,
-    api::server::{JobView, MigrateMany, MigrateVm, MoveDisk, SetHost},
+    api::{
+        agent::ConfirmRequest,
+        server::{JobView, MigrateMany, MigrateVm, MoveDisk, MoveStorage, SetHost},
+    },
     finding::FindingId,
-    id::VmId,
-    job::{JobKind, MoveKind},
-    migration::Phase,
+    id::{Generation, VmId},
+    job::{JobKind, MoveKind, StepState},
+    migration::{Phase, Step},
     storage::DiskStage,
     vm::VmState,
 };
@@ -258,5 +261,117 @@ fn several_vms_take_their_disks_along_in_one_request() {
         assert_eq!(parent.children.len(), 2);
         assert_eq!(in_use(&kvm2, vm)[0], new(&kvm2));
         assert!(!old(&kvm1).exists());
+    });
+}
+
+#[cfg(feature = "failpoints")]
+#[test]
+fn source_files_stay_until_the_destination_has_said_that_the_vm_is_there_with_its_own() {
+    in_lab(async |lab| {
+        let (kvm1, mut kvm2, vm) = half_shared(lab).await;
+        fail::cfg("saga-intent-Confirm", "pause").expect("a failpoint");
+        let job = lab.client.migrate("db", &to_new(&kvm2)).await.expect("accepted");
+        let begun = |job: &JobView| {
+            let mut steps = job.steps.iter();
+            steps.any(|step| step.step == Step::Confirm && step.state == StepState::Running)
+        };
+        lab.wait_for_job(job.id, begun).await;
+        kvm2.stop().await;
+        fail::remove("saga-intent-Confirm");
+        let stuck = lab.wait_for_job(job.id, |job| job.phase == Phase::Stuck).await;
+        assert!(stuck.summary.contains("kvm2"), "{}", stuck.summary);
+        assert_eq!(fs::read(old(&kvm1)).expect("it stays"), content(0));
+        assert!(kvm1.hypervisor.vm(vm).expect("reachable").is_some(), "and so does the definition");
+        // The host is back, and its file is not.
+        let aside = kvm2.on_host("new/aside.raw");
+        fs::rename(new(&kvm2), &aside).expect("there");
+        kvm2.start().await;
+        let request = ConfirmRequest { autostart: false, keep_source: false };
+        let asked = kvm2.agent().migrations.confirm(job.id, Generation(job.accepted_at_ms), request).await;
+        assert!(asked.expect_err("refused").to_string().contains("vda.raw is not there"));
+        assert!(old(&kvm1).exists());
+        fs::rename(&aside, new(&kvm2)).expect("there");
+        lab.ends(&job, Phase::Succeeded).await;
+        assert!(!old(&kvm1).exists());
+        assert_eq!(in_use(&kvm2, vm)[0], new(&kvm2));
+        assert_eq!((kvm1.leftovers(), kvm2.leftovers()), (Vec::new(), Vec::new()));
+    });
+}
+
+#[test]
+fn a_vm_that_dies_between_hand_over_and_resume_is_the_destinations_with_its_disks() {
+    in_lab(async |lab| {
+        let (kvm1, kvm2, vm) = half_shared(lab).await;
+        let (job, hold) = held(lab, &kvm2, Point::Resume, &to_new(&kvm2)).await;
+        kvm2.hypervisor.destroy(vm).expect("its process dies");
+        hold.release();
+        lab.ends(&job, Phase::Succeeded).await;
+        assert_eq!(in_use(&kvm2, vm)[0], new(&kvm2));
+        assert_eq!(fs::read(new(&kvm2)).expect("there"), content(0));
+        assert!(!old(&kvm1).exists() && kvm1.hypervisor.vm(vm).expect("reachable").is_none());
+        assert_eq!((kvm1.leftovers(), kvm2.leftovers()), (Vec::new(), Vec::new()));
+        lab.client.start_vm("db").await.expect("it is started where it is");
+    });
+}
+
+#[test]
+fn a_restarted_move_does_not_trust_what_was_planned_of_files_that_are_others_by_now() {
+    in_lab(async |lab| {
+        let (kvm1, kvm2, vm) = half_shared(lab).await;
+        kvm2.hypervisor.faults().fail(Point::Prepare, "no such luck");
+        let job = lab.client.migrate("db", &to_new(&kvm2)).await.expect("accepted");
+        lab.ends(&job, Phase::Failed).await;
+        let disk = MoveDisk { device: "vda".into(), to: Some(kvm1.on_host("").display().to_string()), format: None };
+        let elsewhere = MoveStorage { disks: vec![disk], ..MoveStorage::default() };
+        let moved = lab.client.move_storage("db", &elsewhere).await.expect("accepted");
+        lab.ends(&moved, Phase::Succeeded).await;
+        fs::create_dir_all(old(&kvm1).parent().expect("a folder")).expect("made");
+        fs::write(old(&kvm1), "another's").expect("written");
+        let again = lab.client.restart_job(job.id).await.expect("restarted");
+        let failed = lab.wait_for_job(again.id, |job| job.phase == Phase::Failed && job.attempt == 2).await;
+        assert!(failed.summary.contains("another file by now"), "{}", failed.summary);
+        assert!(failed.findings.iter().any(|finding| finding.id == FindingId::DiskMovedMeanwhile), "{failed:#?}");
+        assert_eq!(fs::read(old(&kvm1)).expect("untouched"), b"another's");
+        assert_eq!(in_use(&kvm1, vm)[0], kvm1.on_host("vda.raw"));
+    });
+}
+
+#[test]
+fn what_a_dismissed_move_left_goes_when_its_hosts_answer_also_after_a_restart_of_the_server() {
+    in_lab(async |lab| {
+        let (mut kvm1, mut kvm2, vm) = half_shared(lab).await;
+        let nothing_is_left = async |lab: &Lab, kvm1: &Host, kvm2: &Host| {
+            let is_clean = async || !new(kvm2).exists() && kvm1.leftovers().is_empty() && kvm2.leftovers().is_empty();
+            crate::support::wait_for("nothing is left", is_clean).await;
+            assert_eq!(lab.running_on(vm), crate::moves::only("kvm1"));
+            assert_eq!(fs::read(old(kvm1)).expect("there"), content(0));
+        };
+        // The source is away, and it is not known who has the VM.
+        let (job, hold) = held(lab, &kvm1, Point::DiskAlong, &to_new(&kvm2)).await;
+        kvm1.stop().await;
+        kvm1.hypervisor.faults().fail(Point::Pass(1), "no such luck");
+        hold.release();
+        let waits = |job: &JobView| job.phase == Phase::Migrating && job.summary.contains("who has it is not known");
+        lab.wait_for_job(job.id, waits).await;
+        let dismissed = lab.client.dismiss_job(job.id).await.expect("dismissed");
+        assert_eq!(dismissed.phase, Phase::Failed);
+        assert!(new(&kvm2).exists(), "nothing is guessed");
+        kvm1.start().await;
+        nothing_is_left(lab, &kvm1, &kvm2).await;
+
+        // The destination is away, and the server is restarted before it is back.
+        let (job, hold) = held(lab, &kvm1, Point::DiskAlong, &to_new(&kvm2)).await;
+        kvm2.stop().await;
+        kvm1.hypervisor.faults().fail(Point::Pass(1), "no such luck");
+        hold.release();
+        lab.wait_for_job(job.id, |job| job.phase == Phase::Stuck).await;
+        assert_eq!(lab.client.dismiss_job(job.id).await.expect("dismissed").phase, Phase::Failed);
+        assert!(new(&kvm2).exists());
+        lab.stop_server().await;
+        lab.start_server().await;
+        kvm2.start().await;
+        nothing_is_left(lab, &kvm1, &kvm2).await;
+        let again = lab.client.migrate("db", &to_new(&kvm2)).await.expect("accepted");
+        lab.ends(&again, Phase::Succeeded).await;
     });
 }

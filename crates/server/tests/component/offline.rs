@@ -18,7 +18,7 @@ use ferry_drivers::hypervisor::{
 
 use crate::{
     moves::reached,
-    support::{Host, Lab, in_lab, refusal},
+    support::{Host, Lab, in_lab, refusal, wait_for},
 };
 
 /// Larger than what is thrown away when a copy is not finished.

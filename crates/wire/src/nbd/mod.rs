@@ -100,6 +100,8 @@ pub struct NbdMeter {
     elided: AtomicU64,
     referenced: AtomicU64,
     mismatches: AtomicU64,
+    waiting: AtomicU64,
+    answered: AtomicU64,
 }
 
 impl NbdMeter {
@@ -117,6 +119,16 @@ impl NbdMeter {
     /// Blocks that the destination's image should have held and did not. The client was told of an error.
     pub fn mismatches(&self) -> u64 {
         self.mismatches.load(Relaxed)
+    }
+
+    /// At the source: requests of the client that were not answered yet.
+    pub fn waiting(&self) -> u64 {
+        self.waiting.load(Relaxed)
+    }
+
+    /// At the source: requests of the client that were answered.
+    pub fn answered(&self) -> u64 {
+        self.answered.load(Relaxed)
     }
 }
 

@@ -90,6 +90,7 @@ impl Source {
         if self.asked.insert(request.cookie, follows).is_some() {
             return Err("two NBD requests with one cookie".to_owned());
         }
+        self.meter.waiting.fetch_add(1, Relaxed);
         if request.command == WRITE && request.length > 0 && self.handshake.export().flags & TAKES_PARTS != 0 {
             return Ok(RequestsAt::Write(Write { request, at: request.offset }));
         }
@@ -165,6 +166,8 @@ impl End for Source {
                     let reply = Reply::decode(self.reply_held.as_slice().try_into().expect("the head is whole"))?;
                     let follows = self.asked.remove(&reply.cookie).ok_or("an NBD reply that nobody waits for")?;
                     self.reply_held.clear();
+                    self.meter.waiting.fetch_sub(1, Relaxed);
+                    self.meter.answered.fetch_add(1, Relaxed);
                     reply.put(out);
                     if reply.error == 0 && follows > 0 {
                         self.replies = RepliesAt::Data { left: u64::from(follows) };

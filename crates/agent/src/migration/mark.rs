@@ -1,0 +1,146 @@
+//! How a file that was made for a disk is known again when it is to be removed: by then its path may be another file's.
+
+use std::{
+    fs::File,
+    io::{self, Read as _},
+    os::unix::fs::MetadataExt as _,
+    path::Path,
+    time::{SystemTime, UNIX_EPOCH},
+};
+
+use ferry_core::{units::ByteCount, vm::DiskFormat};
+use ferry_drivers::image;
+use nix::sys::statfs::{FUSE_SUPER_MAGIC, statfs};
+use serde::{Deserialize, Serialize};
+
+/// Mounts of the kernel's SMB client. It keeps the number that the file server gives a file; the time at which a file was
+/// made is some servers' guess.
+const SMB_MAGICS: [u32; 2] = [0xff53_4d42, 0xfe53_4d42];
+
+/// What is written down of the file of a disk that comes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Mark {
+    /// Only its path is known: an earlier version wrote it down, or its mount tells nothing that lasts.
+    #[default]
+    Path,
+    /// It is about to be made: what is there is ours only if it holds nothing.
+    Making,
+    /// It is this one.
+    File {
+        /// Its number on its file system.
+        inode: u64,
+        /// When it was made, nanoseconds since 1970, if its file system tells.
+        born_ns: Option<u64>,
+    },
+}
+
+impl Mark {
+    /// Of the file that is at `path` now. Blocks.
+    ///
+    /// # Errors
+    /// When there is none, or it cannot be asked.
+    pub(super) fn of(path: &Path) -> io::Result<Self> {
+        let facts = path.symlink_metadata()?;
+        let kind = statfs(path)?.filesystem_type();
+        // Its numbers are made up by the program behind it, and again after a while.
+        if kind == FUSE_SUPER_MAGIC {
+            return Ok(Self::Path);
+        }
+        // Signed on some machines, and of different width: the magic numbers are of 32 bits.
+        let is_smb = SMB_MAGICS.contains(&(kind.0 as u32));
+        let since_1970 = |born: SystemTime| born.duration_since(UNIX_EPOCH).ok().map(|since| since.as_nanos() as u64);
+        let born_ns = facts.created().ok().filter(|_| !is_smb).and_then(since_1970);
+        Ok(Self::File { inode: facts.ino(), born_ns })
+    }
+
+    /// Whether the file at `path` is the marked one. Blocks.
+    ///
+    /// # Errors
+    /// When there is none, or it cannot be asked.
+    pub(super) fn is_of(self, path: &Path, format: DiskFormat, size: ByteCount) -> io::Result<bool> {
+        match self {
+            Self::Path => path.symlink_metadata().map(|_| true),
+            Self::Making => holds_nothing(path, format, size),
+            Self::File { .. } => Self::of(path).map(|now| now == self),
+        }
+    }
+}
+
+/// Whether a file is as it is just after it was made, or while it is made: empty, of this size.
+fn holds_nothing(path: &Path, format: DiskFormat, size: ByteCount) -> io::Result<bool> {
+    let facts = path.symlink_metadata()?;
+    if !facts.is_file() {
+        return Ok(false);
+    }
+    let is_whole = match format {
+        DiskFormat::Raw => facts.len() == size.0,
+        DiskFormat::Qcow2 => qcow2_size(path).is_ok_and(|found| found == size),
+    };
+    let is_empty = || image::extents(path, format).is_ok_and(|extents| extents.is_empty());
+    Ok(facts.len() == 0 || (is_whole && is_empty()))
+}
+
+/// What the head of a qcow2 image says that the guest sees: 32 bytes, the magic number first, the size last.
+fn qcow2_size(path: &Path) -> io::Result<ByteCount> {
+    let mut head = [0; 32];
+    File::open(path)?.read_exact(&mut head)?;
+    if !head.starts_with(b"QFI\xfb") {
+        return Err(io::ErrorKind::InvalidData.into());
+    }
+    let size = head.last_chunk().expect("8 of 32 bytes");
+    Ok(ByteCount(u64::from_be_bytes(*size)))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use super::*;
+
+    const SIZE: ByteCount = ByteCount::mib(1);
+
+    fn make(path: &Path, format: DiskFormat) {
+        let owner = (nix::unistd::geteuid().as_raw(), nix::unistd::getegid().as_raw());
+        image::create(path, format, SIZE, owner).expect("made");
+    }
+
+    #[test]
+    fn a_file_is_known_again_and_one_that_took_its_name_is_not() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let (path, elsewhere) = (folder.path().join("a.raw"), folder.path().join("b.raw"));
+        make(&path, DiskFormat::Raw);
+        let mark = Mark::of(&path).expect("there");
+        fs::write(&path, "the guest's").expect("written");
+        assert!(mark.is_of(&path, DiskFormat::Raw, SIZE).expect("there"), "what it holds does not matter");
+        fs::rename(&path, &elsewhere).expect("renamed");
+        assert!(mark.is_of(&elsewhere, DiskFormat::Raw, SIZE).expect("there"), "nor does its name");
+        make(&path, DiskFormat::Raw);
+        assert!(!mark.is_of(&path, DiskFormat::Raw, SIZE).expect("there"), "another of its name and kind");
+        let text = serde_json::to_string(&mark).expect("text");
+        assert_eq!(serde_json::from_str::<Mark>(&text).expect("the same"), mark);
+    }
+
+    #[test]
+    fn what_was_about_to_be_made_is_ours_only_while_it_holds_nothing() {
+        let folder = tempfile::tempdir().expect("a folder");
+        for format in [DiskFormat::Raw, DiskFormat::Qcow2] {
+            let path = folder.path().join(format!("disk.{}", format.name()));
+            let is_ours = |size| Mark::Making.is_of(&path, format, size);
+            assert!(is_ours(SIZE).is_err(), "it is not there");
+            fs::write(&path, "").expect("written");
+            assert!(is_ours(SIZE).expect("there"), "it was begun");
+            fs::remove_file(&path).expect("there");
+            make(&path, format);
+            assert!(is_ours(SIZE).expect("there"), "{format:?}");
+            assert!(!is_ours(ByteCount::mib(2)).expect("there"), "it is of another size");
+            let mut tool = std::process::Command::new("qemu-io");
+            let done = tool.args(["-f", format.name(), "-c", "write -P 9 0 64k"]).arg(&path).output();
+            assert!(done.expect("qemu-io is installed").status.success());
+            assert!(!is_ours(SIZE).expect("there"), "somebody wrote to it");
+        }
+        let link = folder.path().join("link");
+        std::os::unix::fs::symlink("disk.raw", &link).expect("made");
+        assert!(!Mark::Making.is_of(&link, DiskFormat::Raw, SIZE).expect("there"));
+    }
+}

@@ -1,0 +1,164 @@
+//! What a live move that was dismissed has left at its hosts: taken away when both answer, if the VM is the source's.
+//!
+//! ```text
+//! dismissed ─▶ both hosts are asked ─┬─ the VM is the source's ─▶ abort and release at both, the source first
+//!                   ▲                ├─ it is the destination's ─▶ nothing: that is what was accepted
+//!                   └─── later ◀─────┴─ it is not known yet, or a host does not answer
+//! ```
+//! Meanwhile the VM is reserved: another move of it would meet half of this one.
+
+use std::{sync::Arc, time::Duration};
+
+use ferry_client::ClientError;
+use ferry_core::{
+    job::JobKind,
+    migration::{LogEvent, Step, Verdict, newest_attempt, verdict},
+};
+
+use super::{
+    ends::{End, Ends},
+    migrate::{Plan, is_unknown},
+    presence,
+};
+use crate::{
+    App,
+    clock::now_ms,
+    inventory::Host,
+    jobs::{Running, events},
+    store::{JobRecord, StoreError},
+};
+
+/// How often it is looked whether both hosts answer: nobody is asked for that.
+const LOOK_EVERY: Duration = Duration::from_secs(1);
+/// How often hosts are asked that answer and are not of one mind, or refuse.
+const ASK_EVERY: Duration = Duration::from_secs(30);
+/// After a start of the server, jobs are looked at that are no older than 30 days, and no more than so many.
+const LOOKED_AT_FOR_MS: u64 = 30 * 24 * 60 * 60 * 1000;
+const LOOKED_AT_MAX: u32 = 1000;
+
+/// Looks after what a dismissed job has left, until nothing can be done about it any more.
+pub(crate) fn look_after(app: &Arc<App>, record: JobRecord) {
+    let looked_after = app.clone();
+    app.jobs.beside(async move {
+        loop {
+            match clean(&looked_after, &record).await {
+                Ok(Some(pause)) => tokio::time::sleep(pause).await,
+                Ok(None) => return,
+                Err(error) => {
+                    let error = &error as &dyn std::error::Error;
+                    tracing::warn!(job = record.id.0, error, "What a dismissed job left is not looked after");
+                    return;
+                }
+            }
+        }
+    });
+}
+
+/// Looks after what jobs have left that were dismissed in an earlier life of the server.
+///
+/// # Errors
+/// The database's.
+pub(crate) async fn take_up(app: &Arc<App>) -> Result<(), StoreError> {
+    let since_ms = now_ms().saturating_sub(LOOKED_AT_FOR_MS);
+    for (record, log) in app.store.jobs(since_ms, LOOKED_AT_MAX).await? {
+        if may_have_left(record.job.kind, &events(&log)) {
+            look_after(app, record);
+        }
+    }
+    Ok(())
+}
+
+/// Whether a job of this kind and log was dismissed before the switchover was known, with its hosts prepared.
+fn may_have_left(kind: JobKind, log: &[LogEvent]) -> bool {
+    let attempt = newest_attempt(log);
+    let has = |event| attempt.contains(&event);
+    match kind {
+        JobKind::Live | JobKind::LiveVsm => {
+            attempt.iter().any(|event| matches!(event, LogEvent::Dismissed { .. }))
+                && has(LogEvent::Intent { step: Step::PrepareDestination })
+                && !has(LogEvent::Succeeded { step: Step::Perform })
+        }
+        JobKind::Storage | JobKind::Offline | JobKind::Several | JobKind::Drain => false,
+    }
+}
+
+/// One look: when to look again; `None`: nothing is left to be done.
+async fn clean(app: &Arc<App>, record: &JobRecord) -> Result<Option<Duration>, StoreError> {
+    // It may have been restarted, or forgotten.
+    if !may_have_left(record.job.kind, &events(&app.store.log(record.id).await?)) {
+        return Ok(None);
+    }
+    let hosts = (app.inventory.by_id(record.job.source.id), app.inventory.by_id(record.job.destination.id));
+    let ((Some(source), Some(destination)), Ok(plan)) = (hosts, Plan::from_json(&record.job.plan)) else {
+        return Ok(None);
+    };
+    if !source.seen().reachable || !destination.seen().reachable {
+        return Ok(Some(LOOK_EVERY));
+    }
+    if app.store.reserve(record.job.vm, record.id).await? != record.id {
+        return Ok(Some(ASK_EVERY));
+    }
+    let again = clean_reserved(record, &plan, &source, &destination).await;
+    app.store.unreserve(record.id).await?;
+    Ok(again)
+}
+
+async fn clean_reserved(record: &JobRecord, plan: &Plan, source: &Host, destination: &Host) -> Option<Duration> {
+    let running = Running::default();
+    let ends = Ends {
+        vm: record.job.vm,
+        attempt: ferry_client::agent::Attempt { job: record.id, generation: plan.generation },
+        source: End { name: source.name(), agent: &source.agent },
+        destination: End { name: destination.name(), agent: &destination.agent },
+        running: &running,
+    };
+    let (at_source, at_destination, delivered) = presence::ask(&ends).await;
+    match verdict(at_source, at_destination, delivered) {
+        Verdict::Source => {}
+        Verdict::Destination => return None,
+        Verdict::DestinationNeedsSource | Verdict::Undecided | Verdict::SplitBrain => return Some(ASK_EVERY),
+    }
+    for end in [&ends.source, &ends.destination] {
+        let cleaned = async {
+            gone(end.agent.abort(ends.attempt).await.map(drop))?;
+            gone(end.agent.release(ends.attempt, false).await)
+        };
+        if let Err(error) = cleaned.await {
+            tracing::info!(job = record.id.0, host = end.name, error = error.chain(), "A host is cleaned later");
+            return Some(ASK_EVERY);
+        }
+    }
+    tracing::info!(job = record.id.0, "Nothing is left of a dismissed job");
+    None
+}
+
+/// An agent that knows nothing of the attempt has nothing of it.
+fn gone(answer: Result<(), ClientError>) -> Result<(), ClientError> {
+    match answer {
+        Err(error) if is_unknown(&error) => Ok(()),
+        other => other,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_a_live_move_that_was_dismissed_before_its_switchover_is_looked_after() {
+        let begun = vec![LogEvent::Accepted, LogEvent::Intent { step: Step::PrepareDestination }];
+        let with = |more: &[LogEvent]| [begun.clone(), more.to_vec()].concat();
+        let dismissed = LogEvent::Dismissed { by: "admin".into() };
+        let arrived = LogEvent::Succeeded { step: Step::Perform };
+        for (row, kind, log, expected) in [
+            ("it goes on", JobKind::Live, begun.clone(), false),
+            ("it was dismissed", JobKind::LiveVsm, with(std::slice::from_ref(&dismissed)), true),
+            ("nothing was prepared", JobKind::Live, vec![LogEvent::Accepted, dismissed.clone()], false),
+            ("the VM had arrived", JobKind::Live, with(&[arrived, dismissed.clone()]), false),
+            ("another attempt began", JobKind::Live, with(&[dismissed.clone(), LogEvent::Accepted]), false),
+            ("others see to theirs", JobKind::Offline, with(&[dismissed]), false),
+        ] {
+            assert_eq!(may_have_left(kind, &log), expected, "{row}");
+        }
+    }
+}
