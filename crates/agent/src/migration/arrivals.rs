@@ -230,7 +230,11 @@ mod tests {
     use uuid::Uuid;
 
     use super::*;
-    use crate::{config::Config, shares::Shares, storage::Reserved};
+    use crate::{
+        config::Config,
+        shares::Shares,
+        storage::{Claims, Reserved},
+    };
 
     #[test]
     fn a_lack_of_room_that_seeds_do_not_end_is_refused_and_costs_none_of_them() {
@@ -247,6 +251,7 @@ mod tests {
             format: DiskFormat::Raw,
             virtual_size: ByteCount::mib(8),
             made: true,
+            mark: Mark::default(),
             sown: None,
         };
         assert!(seeds.keep(VmId(Uuid::from_u128(8)), &old));
@@ -262,11 +267,16 @@ mod tests {
             allocated: ByteCount::mib(8),
         }];
         let driver = Arc::new(FakeShares::new(FakeFileServers::new()));
-        let reach = |reserved| Reach {
+        let qemu_conf = folder.path().join("qemu.conf");
+        std::fs::write(&qemu_conf, "user = \"+0\"\n").expect("written");
+        let claims: Arc<Claims> = Arc::default();
+        let reach = |reserved: Vec<Reserved>| Reach {
             places: Places::new(host, Vec::new()),
             roots: Roots::new(host, vec![folder.path().to_owned()], Vec::new()),
             shares: Arc::new(Shares::load(&config, driver.clone()).expect("loaded")),
-            reserved,
+            qemu_conf: qemu_conf.clone(),
+            reserved: Box::new(move || reserved.clone()),
+            claim: claims.claim(None),
         };
         let vm = VmId(Uuid::from_u128(9));
         for (reserved, fits) in [(Vec::new(), true), (vec![reserve(&at("other.raw"))], false)] {

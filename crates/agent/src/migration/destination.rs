@@ -501,6 +501,7 @@ mod tests {
             format: DiskFormat::Raw,
             virtual_size: ByteCount::mib(mib),
             made: true,
+            mark: crate::migration::mark::Mark::default(),
             sown: None,
         };
         let arrivals = [arrival("vda", 64), arrival("vdc", 32), arrival("sda", 16)];
