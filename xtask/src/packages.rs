@@ -31,8 +31,9 @@ const TO_BUILD: [Package; 4] = [any("gcc"), any("libc6-dev"), any("pkg-config"),
 const TO_TEST: [Package; 2] = [since("qemu-utils", "1:9.0"), any("libnbd-bin")];
 
 /// To run the lab.
-const TO_RUN: [Package; 17] = [
+const TO_RUN: [Package; 18] = [
     since("qemu-system-x86", "1:9.0"),
+    any("ovmf"),
     since("libvirt-daemon", "10.9"),
     since("libvirt-daemon-driver-qemu", "10.9"),
     since("libvirt-clients", "10.9"),

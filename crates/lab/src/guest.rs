@@ -17,6 +17,10 @@ use crate::{
     local,
 };
 
+/// Debian's firmware, and what its variables are at first.
+const UEFI_CODE: &str = "/usr/share/OVMF/OVMF_CODE_4M.fd";
+const UEFI_VARIABLES: &str = "/usr/share/OVMF/OVMF_VARS_4M.fd";
+
 /// A ticker to be defined.
 #[derive(Clone, Debug)]
 pub struct Ticker {
@@ -40,6 +44,8 @@ pub struct Ticker {
     pub disks: Vec<Disk>,
     /// It boots Debian from its first disk, and writes and verifies a file there instead of the disks themselves.
     pub debian: bool,
+    /// It boots by UEFI, whose variables are in a file of its host.
+    pub uefi: bool,
 }
 
 impl Ticker {
@@ -56,6 +62,7 @@ impl Ticker {
             address,
             disks: vec![Disk::new(Place::Share, DiskFormat::Raw)],
             debian: false,
+            uefi: false,
         }
     }
 
@@ -103,6 +110,11 @@ impl Ticker {
         if self.debian && index == 0 { disk.copy(&debian::image()?, path) } else { disk.make(path) }
     }
 
+    /// Where its UEFI variables are, on its first host: libvirt's own place.
+    pub fn uefi_variables(&self) -> String {
+        format!("/var/lib/libvirt/qemu/nvram/{}_VARS.fd", self.name)
+    }
+
     /// Where its local disks are made.
     fn local_folder(&self) -> PathBuf {
         Path::new(local::FOLDER).join(&self.name)
@@ -118,6 +130,16 @@ impl Ticker {
         } else {
             String::new()
         };
+        let uefi = if self.uefi {
+            let variables = self.uefi_variables();
+            format!(
+                "
+    <loader readonly='yes' type='pflash'>{UEFI_CODE}</loader>
+    <nvram template='{UEFI_VARIABLES}'>{variables}</nvram>"
+            )
+        } else {
+            String::new()
+        };
         let folder = folder.display();
         let mac = format!("52:54:00:77:00:{:02x}", self.address);
         format!(
@@ -127,7 +149,7 @@ impl Ticker {
   <memory unit='MiB'>{memory_mib}</memory>
   <vcpu>1</vcpu>
   <os>
-    <type arch='x86_64' machine='q35'>hvm</type>
+    <type arch='x86_64' machine='q35'>hvm</type>{uefi}
     <kernel>{folder}/vmlinuz</kernel>
     <initrd>{folder}/initramfs.img</initrd>
     <cmdline>console=ttyS0 quiet panic=1 ticker.name={name} ticker.ip={ip} ticker.memory_mib={pattern_mib} ticker.dirty_mib_per_s={dirty_mib_per_s} ticker.writes_per_s={writes_per_s} ticker.stride_kib={stride_kib}{root}</cmdline>

@@ -175,7 +175,7 @@ fn wait_job(ferry: &Ferry, job: &JobView, what: &str, is: impl Fn(&JobView) -> b
 
 /// Files of disks in the folder of a host; unfinished copies that are kept are none.
 fn files_on(ferry: &Ferry, host: &str) -> Vec<String> {
-    let line = ["find", LOCAL, "-maxdepth", "1", "-name", "disk*", "!", "-name", "*.ferry-*"];
+    let line = ["find", LOCAL, "-type", "f", "-name", "disk*", "!", "-name", "*.ferry-*"];
     let mut files: Vec<String> = ferry.lab.host(host).run(&line).expect("listed").lines().map(str::to_owned).collect();
     files.sort_unstable();
     files
@@ -258,6 +258,38 @@ fn two_disks_move_along_whatever_was_cancelled_or_got_full_before() {
     assert_eq!((files_on(&ferry, "kvm1").len(), files_on(&ferry, "kvm2").len()), (2, 0));
     observer.wait_verified("ticker", 1, VERIFY).expect("verified");
     judge(&observer.heard("ticker")).expect("no promise is broken");
+}
+
+#[test]
+fn uefi_variables_move_along_with_their_running_vm() {
+    let mut ferry = Ferry::up_bare(2, &[]).expect("hosts");
+    ferry.enrol().expect("enrolled");
+    ferry.add_share("vms").expect("a share");
+    let observer = Observer::start(&ferry.lab).expect("observers");
+    let ticker = Ticker { memory_mib: 192, pattern_mib: 12, uefi: true, ..Ticker::new("ticker", 101) };
+    start_ticker(&ferry, &ticker, 0).expect("a guest");
+    observer.wait_on("ticker", "kvm1", BOOT).expect("it boots");
+    let of = |host: &str| ferry.lab.host(host).file(&ticker.uefi_variables());
+    let before = std::fs::read(of("kvm1")).expect("libvirt made it");
+    assert_ne!(before, std::fs::read("/usr/share/OVMF/OVMF_VARS_4M.fd").expect("installed"), "the firmware wrote some");
+
+    for (from, to, verified) in [("kvm1", "kvm2", 1), ("kvm2", "kvm1", 2)] {
+        let job: JobView = ferry.json(&["vm", "migrate", "ticker", "--to", to, "--wait"]).expect("it ends");
+        assert_eq!(job.phase, Phase::Succeeded, "{job:#?}");
+        observer.wait_on("ticker", to, SECONDS_30).expect("it runs there alone");
+        let arrived = wait_for("QEMU has written them", SECONDS_30, || {
+            std::fs::read(of(to)).ok().filter(|found| *found == before).map(drop)
+        });
+        arrived.expect("they are there as they were");
+        assert!(!of(from).exists(), "they are left on {from}");
+        observer.wait_verified("ticker", verified, VERIFY).expect("verified");
+        judge(&observer.heard("ticker")).expect("no promise is broken");
+    }
+
+    // It starts with them where it is.
+    ferry.lab.host("kvm1").virsh(&["destroy", "ticker"]).expect("ended");
+    wait_for("Ferry knows", SECONDS_30, || ferry.must(&["vm", "start", "ticker"]).ok()).expect("started");
+    observer.wait_on("ticker", "kvm1", BOOT).expect("it boots again");
 }
 
 #[test]
