@@ -251,40 +251,32 @@ async fn a_destination_that_cannot_be_made_ready_leaves_no_file_and_keeps_unfini
     let vm = VmId(uuid::Uuid::from_u128(7));
     let (vda, first) = host.arrival("vda");
     let (vdb, second) = host.arrival("vdb");
-    let seed = first.with_extension("raw.ferry-seed");
+    let folder = first.parent().expect("a folder").to_owned();
+    let is_kept = || {
+        let names = std::fs::read_dir(&folder).expect("there").map(|entry| entry.expect("read").path());
+        names.into_iter().any(|path| path.extension().is_some_and(|ending| ending == "ferry-seed"))
+    };
     let disks = vec![vda, vdb];
     let job = |number| Job { disks: disks.clone(), ..Job::new(number, 1, vm, "db", 0) };
     let taken_back = |what: &str| {
-        assert!(seed.exists() && !first.exists() && !second.exists(), "{what}");
+        assert!(is_kept() && !first.exists() && !second.exists(), "{what}");
         assert_eq!(host.leftovers(), Vec::<std::path::PathBuf>::new(), "{what}");
     };
     site.prepare_destination(&job(1)).await.expect("ready");
     std::fs::write(&first, vec![7; 6 << 20]).expect("a part came");
     site.undo_destination_only(&job(1)).await;
     taken_back("the first attempt");
-    wait_for_index(host).await;
     for (number, point) in [(2, "agent-make-arrival"), (3, "carrier-after-prepare")] {
         // The second disk cannot be made; the carrier cannot begin.
         fail::cfg(point, if number == 2 { "1*off->1*return" } else { "1*return" }).expect("a failpoint");
         site.prepare_destination(&job(number)).await.expect_err("it was made to fail");
         fail::remove(point);
         taken_back(point);
-        wait_for_index(host).await;
     }
     site.prepare_destination(&job(4)).await.expect("ready");
-    assert!(first.exists() && second.exists() && !seed.exists());
+    assert!(first.exists() && second.exists() && !is_kept());
     site.undo_destination_only(&job(4)).await;
     taken_back("at last");
-}
-
-#[cfg(feature = "failpoints")]
-async fn wait_for_index(host: &site::Host) {
-    let folder = host.config.state_dir.join("seeds");
-    wait_until("the unfinished copy is hashed", || {
-        let names = std::fs::read_dir(&folder).expect("there").map(|entry| entry.expect("read").path());
-        names.into_iter().any(|path| path.extension().is_some_and(|ending| ending == "index"))
-    })
-    .await;
 }
 
 #[cfg(feature = "failpoints")]

@@ -229,7 +229,7 @@ pub(crate) async fn check(
 /// What it means that other VMs name files which move. Media and what VMs boot from may serve several: they stay anyway.
 fn used_by_others(app: &App, vm: &VmFacts, files: &mut [FileMove], destination: &str, decided: bool) -> Vec<Finding> {
     let placed = app.inventory.placed();
-    let names = |other: &VmFacts, place: &Location| other.files.iter().any(|file| file.place == *place);
+    let names = |other: &VmFacts, place: &Location| other.files.iter().any(|file| file.uses(place));
     let mut findings = Vec::new();
     for file in files.iter_mut().filter(|file| matches!(file.role, FileRole::Disk | FileRole::Nvram)) {
         for (host, seen) in &placed {
