@@ -290,7 +290,10 @@ fn what_could_not_be_taken_back_is_when_its_host_is_back() {
         let (job, hold) = held_move(lab, &kvm1, "web01", "kvm2").await;
         let (client, id) = (lab.client.clone(), job.id);
         kvm2.stop().await;
+        let abort = Arc::new(kvm1.hypervisor.faults().hold(Point::Abort));
         let cancel = tokio::spawn(async move { client.cancel_job(id).await });
+        reached(&abort).await;
+        abort.release();
         hold.release();
         let _ = cancel.await.expect("it ends");
         let seen = lab.wait_for_job(job.id, |job| job.phase == Phase::Stuck).await;
