@@ -194,7 +194,7 @@ fn assert_untouched(ferry: &Ferry, observer: &Observer, old: &[String]) {
 fn two_disks_move_along_whatever_was_cancelled_or_got_full_before() {
     let data = |format| Disk { data_mib: DATA_MIB, ..Disk::new(Place::Local, format) };
     let disks = vec![data(DiskFormat::Raw), data(DiskFormat::Qcow2)];
-    let (observer, ferry) = with_disks(disks, 200, "before-resume=1*off->1*sleep(3000)");
+    let (observer, ferry) = with_disks(disks, 200, "before-resume=sleep(3000)");
     let old = files_on(&ferry, "kvm1");
     assert_eq!(old.len(), 2, "{old:?}");
     let cancel = |job: &JobView| ferry.ferry(&["job", "cancel", &job.id.to_string()]).expect("run");
