@@ -304,13 +304,14 @@ fn in_json(json: &str) -> Option<String> {
     }
 }
 
-/// Removes a file; Ok if there is none.
+/// Removes a file; Ok if there is none in its folder.
 ///
 /// # Errors
-/// The file system's.
+/// The file system's; [`io::ErrorKind::NotFound`] if the folder is not there: what it lies on may be mounted again later,
+/// with the file.
 pub fn remove(path: &Path) -> io::Result<()> {
     match fs::remove_file(path) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        Err(error) if error.kind() == io::ErrorKind::NotFound && path.parent().is_some_and(Path::is_dir) => Ok(()),
         other => other,
     }
 }
@@ -579,5 +580,7 @@ mod tests {
         );
         remove(&path).expect("removed");
         remove(&path).expect("gone, as asked");
+        let error = remove(&nowhere).expect_err("whether it is there is not known");
+        assert_eq!(error.kind(), io::ErrorKind::NotFound);
     }
 }

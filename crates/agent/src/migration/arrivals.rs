@@ -180,7 +180,8 @@ pub(super) fn remove_one(
             warn!(file = %arrival.path.display(), "a file stays: it is not the one that was made for the move");
             return Ok(());
         }
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        // Gone, or its folder is: then it is not known.
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return image::remove(&arrival.path).map_err(fault),
         Err(error) => return Err(fault(error)),
     }
     if seeds.keep(vm, arrival) {

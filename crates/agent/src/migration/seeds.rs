@@ -218,7 +218,10 @@ impl Seeds {
     /// Whether all of it is gone.
     fn remove(&self, page: &Page) -> bool {
         for path in [&page.path, &self.page_path(page.vm, &page.device)] {
-            if let Err(error) = image::remove(path) {
+            if let Err(error) = image::remove(path)
+                // A guess whose folder is gone is of no use.
+                && error.kind() != io::ErrorKind::NotFound
+            {
                 warn!(file = %path.display(), %error, "a part of an unfinished copy could not be removed");
                 return false;
             }
