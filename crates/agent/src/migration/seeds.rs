@@ -5,7 +5,7 @@
 //!                           └─ a day later, when there are too many, or when room is needed ─▶ removed
 //! ```
 //! To keep and to take is to rename: nothing has to be done, or to be waited for, in between. What a file holds is read
-//! by the carrier of the attempt that uses it, before anything is written to it ([`look`]).
+//! by the carrier of the attempt that uses it, before anything is written to it (`look`).
 //!
 //! A seed is a guess, never the truth: each block that the source names by its hash is read and compared when it is
 //! used (`ferry_wire::nbd`), and everything else of the disk is sent.
