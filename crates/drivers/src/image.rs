@@ -317,7 +317,7 @@ pub fn remove(path: &Path) -> io::Result<()> {
 }
 
 /// Gives a file a name that no other has. Ok promises that the name is on disk. May be repeated after a crash in between.
-/// Takes [`BUSY_MAX`] at most where something still has it open.
+/// Takes a few seconds at most where something still has it open.
 ///
 /// # Errors
 /// [`io::ErrorKind::AlreadyExists`], with both files untouched; the file system's.
