@@ -54,7 +54,7 @@ impl Looks {
 }
 
 /// Runs what blocks on a thread of its own.
-pub(super) async fn off_thread<T: Send + 'static>(
+pub(crate) async fn off_thread<T: Send + 'static>(
     call: impl FnOnce() -> Result<T, AgentError> + Send + 'static,
 ) -> Result<T, AgentError> {
     let outcome = tokio::task::spawn_blocking(call).await;

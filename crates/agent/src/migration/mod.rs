@@ -13,7 +13,7 @@ mod destination;
 pub mod hold;
 pub mod journal;
 mod launch;
-mod looks;
+pub(crate) mod looks;
 pub mod mark;
 mod registry;
 pub mod seeds;

@@ -56,7 +56,7 @@ use crate::{
     config::Config,
     error::chain,
     files,
-    migration::{arrivals::exists, hold, seeds::Seeds, translation},
+    migration::{arrivals::exists, hold, looks::off_thread, seeds::Seeds, translation},
     storage::{Needs, Reach, Reserved},
 };
 
@@ -939,13 +939,6 @@ fn as_disk(file: &OfflineFile) -> DiskArrival {
         virtual_size: file.length,
         allocated: file.allocated,
     }
-}
-
-async fn off_thread<T: Send + 'static>(
-    call: impl FnOnce() -> Result<T, AgentError> + Send + 'static,
-) -> Result<T, AgentError> {
-    let outcome = tokio::task::spawn_blocking(call).await;
-    outcome.unwrap_or_else(|error| Err(AgentError::Carrier(error.to_string())))
 }
 
 fn refused(id: FindingId, object: impl std::fmt::Display, message: String, fix: &str) -> AgentError {
