@@ -113,6 +113,9 @@ enum LabChore {
         /// How many hosts.
         #[arg(long, default_value_t = 2)]
         hosts: usize,
+        /// Stock hosts: whole Debian systems (two of release 13, then one of 12), without Ferry. They take minutes to boot.
+        #[arg(long)]
+        stock: bool,
     },
     /// List the labs that stand, their hosts and what runs there.
     Status,
@@ -170,7 +173,12 @@ fn run(chore: Chore) -> anyhow::Result<u8> {
         Chore::Test { no_lab, filter } => chore::test(no_lab, filter.as_deref()),
         Chore::Check => chore::check(),
         Chore::Fuzz { seconds } => chore::fuzz(seconds),
-        Chore::Lab(LabChore::Up { hosts }) => chore::lab(Build::Tested, &["up", "--hosts", &hosts.to_string()]),
+        Chore::Lab(LabChore::Up { hosts, stock }) => {
+            let hosts = hosts.to_string();
+            let mut arguments = vec!["up", "--hosts", &hosts];
+            arguments.extend(stock.then_some("--stock"));
+            chore::lab(Build::Tested, &arguments)
+        }
         Chore::Lab(LabChore::Status) => chore::lab(Build::Tested, &["status"]),
         Chore::Lab(LabChore::Shell { host, command }) => {
             let mut arguments = vec!["shell", &host, "--"];

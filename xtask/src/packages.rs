@@ -31,7 +31,7 @@ const TO_BUILD: [Package; 4] = [any("gcc"), any("libc6-dev"), any("pkg-config"),
 const TO_TEST: [Package; 2] = [since("qemu-utils", "1:9.0"), any("libnbd-bin")];
 
 /// To run the lab.
-const TO_RUN: [Package; 18] = [
+const TO_RUN: [Package; 19] = [
     since("qemu-system-x86", "1:9.0"),
     any("ovmf"),
     since("libvirt-daemon", "10.9"),
@@ -48,6 +48,7 @@ const TO_RUN: [Package; 18] = [
     any("mount"),
     any("e2fsprogs"),
     any("debootstrap"),
+    any("mmdebstrap"),
     any("cpio"),
     any("xz-utils"),
 ];

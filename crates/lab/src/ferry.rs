@@ -148,6 +148,17 @@ impl Ferry {
         Ok(Self { agents, server, files, lab })
     }
 
+    /// A lab without hosts, with the file server and Ferry's server: hosts of another kind join it.
+    ///
+    /// # Errors
+    /// What failed, with what it said.
+    pub fn up_empty() -> anyhow::Result<Self> {
+        let lab = Lab::up_empty()?;
+        let files = lab.file_server("fs1", FABRIC_IP, "")?;
+        let server = start_server(&lab)?;
+        Ok(Self { agents: Vec::new(), server, files, lab })
+    }
+
     /// Adds every host to the server.
     ///
     /// # Errors

@@ -87,8 +87,22 @@ impl Lab {
     /// # Errors
     /// What could not be made; what was made is taken down.
     pub fn up_with(host_count: usize, local_mib: u32) -> anyhow::Result<Self> {
-        ensure!(nix::unistd::geteuid().is_root(), "The lab makes network namespaces, which needs root");
         ensure!((1..=20).contains(&host_count), "A lab has 1 to 20 hosts");
+        let mut lab = Self::up_empty()?;
+        for index in 1..=host_count {
+            let host = Host::up(&lab, index, local_mib)?;
+            lab.hosts.push(host);
+        }
+        lab.write_inventory()?;
+        Ok(lab)
+    }
+
+    /// A lab without hosts: its fabric, and the programs under test.
+    ///
+    /// # Errors
+    /// What could not be made; what was made is taken down.
+    pub fn up_empty() -> anyhow::Result<Self> {
+        ensure!(nix::unistd::geteuid().is_root(), "The lab makes network namespaces, which needs root");
         let programs = Programs::find()?;
         let id = Uuid::new_v4().simple().to_string()[..6].to_owned();
         let folder = std::env::temp_dir().join(format!("ferry-lab-{id}"));
@@ -112,11 +126,6 @@ impl Lab {
         }
         lab.boot = cache::boot(&programs.ticker, &lab.folder)?;
         lab.make_fabric()?;
-        for index in 1..=host_count {
-            let host = Host::up(&lab, index, local_mib)?;
-            lab.hosts.push(host);
-        }
-        lab.write_inventory()?;
         Ok(lab)
     }
 

@@ -25,3 +25,4 @@ pub mod observe;
 pub mod run;
 pub mod samba;
 pub mod site;
+pub mod stock;

@@ -8,6 +8,7 @@ use ferry_lab::{
     guard, host,
     lab::{Lab, in_host_of, standing},
     run::DEADLINE,
+    stock::{self, image::Release, site::StockSite},
 };
 
 /// Real hosts on one machine.
@@ -28,6 +29,9 @@ enum Command {
         /// Size of each host's own disk. MiB.
         #[arg(long, default_value_t = ferry_lab::local::DEFAULT_MIB, value_parser = clap::value_parser!(u32).range(64..))]
         local_mib: u32,
+        /// Stock hosts: whole Debian systems (two of release 13, then one of 12), without Ferry. They take minutes to boot.
+        #[arg(long, conflicts_with = "local_mib")]
+        stock: bool,
     },
     /// List the labs that stand, their hosts and what runs there.
     Status,
@@ -120,7 +124,16 @@ enum What {
 
 fn main() -> anyhow::Result<()> {
     match Arguments::parse().command {
-        Command::Up { hosts, local_mib } => {
+        Command::Up { hosts, stock: true, .. } => {
+            let site = StockSite::boot(&stock_releases(hosts))?;
+            for machine in &site.machines {
+                eprintln!("{} {} is up ({})", machine.name, machine.ip, machine.release.name());
+            }
+            println!("{}", site.ferry.lab.folder.display());
+            site.keep();
+            Ok(())
+        }
+        Command::Up { hosts, local_mib, stock: false } => {
             let lab = Lab::up_with(hosts, local_mib)?;
             for host in &lab.hosts {
                 host.start_libvirt()?;
@@ -133,6 +146,10 @@ fn main() -> anyhow::Result<()> {
         Command::Status => {
             for folder in standing() {
                 println!("{}", folder.display());
+                for (name, agent) in stock::site::machines_of(&folder) {
+                    let list = agent.run("virsh -c qemu:///system list --all", DEADLINE)?;
+                    println!("{name}\n{}", list.out);
+                }
                 for index in 1..=20 {
                     let Ok(mut command) = in_host_of(&folder, &format!("kvm{index}")) else { break };
                     command.args(["virsh", "-c", "qemu:///system", "list", "--all"]);
@@ -146,6 +163,16 @@ fn main() -> anyhow::Result<()> {
                 Some(folder) => folder,
                 None => standing().pop().context("No lab stands; `cargo xtask lab up` builds one")?,
             };
+            if let Some((_, agent)) = stock::site::machines_of(&folder).into_iter().find(|(name, _)| *name == host) {
+                anyhow::ensure!(
+                    !command.is_empty(),
+                    "{host} is a machine of its own: say which command shall run there"
+                );
+                let said = agent.run(&command.join(" "), stock::site::MOVE_WITHIN)?;
+                print!("{}", said.out);
+                eprint!("{}", said.err);
+                std::process::exit(said.code.unwrap_or(1));
+            }
             let mut inside = in_host_of(&folder, &host)?;
             if command.is_empty() {
                 inside.arg("bash");
@@ -177,4 +204,9 @@ fn main() -> anyhow::Result<()> {
         Command::Init { folder, name } => host::init(&folder, &name),
         Command::Guard { folder } => guard::guard(&folder),
     }
+}
+
+/// Debian 13, and a Debian 12 as the last where there are more than two.
+fn stock_releases(hosts: usize) -> Vec<Release> {
+    (1..=hosts).map(|index| if index == hosts && hosts > 2 { Release::Bookworm } else { Release::Trixie }).collect()
 }

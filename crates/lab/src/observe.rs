@@ -67,17 +67,26 @@ pub struct Observer {
 }
 
 impl Observer {
-    /// Starts to listen.
+    /// Starts to listen at the ports of the lab's hosts.
     ///
     /// # Errors
     /// When tcpdump cannot be started.
     pub fn start(lab: &Lab) -> anyhow::Result<Self> {
+        let ports = lab.hosts.iter().map(|host| (host.name.clone(), host.port.clone()));
+        Self::start_at(lab, ports)
+    }
+
+    /// Starts to listen at ports of the fabric, each with the name of the host behind it.
+    ///
+    /// # Errors
+    /// When tcpdump cannot be started.
+    pub fn start_at(lab: &Lab, ports: impl IntoIterator<Item = (String, String)>) -> anyhow::Result<Self> {
         let beats = Arc::new(Mutex::new(Vec::new()));
         let mut children = Vec::new();
-        for host in &lab.hosts {
-            let (child, mut packets) = tcpdump(lab, host, "in", "udp dst port 7007")?;
+        for (name, port) in ports {
+            let (child, mut packets) = tcpdump(lab, &port, "in", "udp dst port 7007")?;
             children.push(child);
-            let (beats, name) = (Arc::clone(&beats), host.name.clone());
+            let beats = Arc::clone(&beats);
             std::thread::spawn(move || {
                 while let Some((at, packet)) = packets.next_packet() {
                     if let Some(beat) = beat_in(&packet) {
@@ -221,7 +230,7 @@ impl Capture {
         let others: Vec<String> =
             lab.hosts.iter().filter(|other| other.ip != host.ip).map(|other| format!("host {}", other.ip)).collect();
         let filter = format!("tcp and host {} and ({})", host.ip, others.join(" or "));
-        let (child, mut packets) = tcpdump(lab, host, "inout", &filter)?;
+        let (child, mut packets) = tcpdump(lab, &host.port, "inout", &filter)?;
         let (bytes, hits) = (Arc::new(AtomicU64::new(0)), Arc::new(AtomicU64::new(0)));
         let (count, found) = (Arc::clone(&bytes), Arc::clone(&hits));
         std::thread::spawn(move || {
@@ -260,11 +269,9 @@ fn beat_in(packet: &[u8]) -> Option<Beat> {
     serde_json::from_slice(&text[..=end]).ok()
 }
 
-fn tcpdump(lab: &Lab, host: &Host, direction: &str, filter: &str) -> anyhow::Result<(Child, Packets)> {
+fn tcpdump(lab: &Lab, port: &str, direction: &str, filter: &str) -> anyhow::Result<(Child, Packets)> {
     let mut command = lab.in_fabric("tcpdump");
-    command.args([
-        "-i", &host.port, "-Q", direction, "-n", "-Z", "root", "-s", "0", "-U", "-B", "32768", "-w", "-", filter,
-    ]);
+    command.args(["-i", port, "-Q", direction, "-n", "-Z", "root", "-s", "0", "-U", "-B", "32768", "-w", "-", filter]);
     let mut child = command
         .stdin(Stdio::null())
         .stdout(Stdio::piped())

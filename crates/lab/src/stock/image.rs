@@ -1,0 +1,198 @@
+//! Disks of stock hosts: Debian as its installer leaves it, built once from Debian's own packages and kept in the cache.
+//!
+//! What the lab adds: QEMU's guest agent (through which it speaks to the machine), a unit that names the network
+//! interfaces as the lab asks, and an NFS server for whoever starts it. libvirt, AppArmor and systemd are as packaged.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::Command,
+    time::Duration,
+};
+
+use anyhow::{Context as _, bail, ensure};
+
+use crate::{
+    cache,
+    run::{checked, run},
+};
+
+/// What an administrator installs to run VMs, and what the lab needs besides. What Ferry's packages depend on is there:
+/// a stock host has no network to take packages from.
+const PACKAGES: &str = "systemd-sysv,systemd-timesyncd-,linux-image-amd64,initramfs-tools,libvirt-daemon-system,libvirt-clients,\
+                        qemu-system-x86,qemu-utils,apparmor,apparmor-utils-,cifs-utils,smbclient,nfs-common,\
+                        nfs-kernel-server,iproute2,iputils-ping,udev,dbus,kmod,procps,qemu-guest-agent";
+/// Its virtual size; a quarter is taken.
+const SIZE: &str = "5G";
+/// Raised when the build below changes: what is kept is built anew.
+const RECIPE: u32 = 1;
+/// The modules that the first file system must hold: with all of them a machine without KVM boots 20 s later.
+const BOOT_MODULES: &str = "virtio_pci\nvirtio_blk\next4\n";
+/// Runs what the lab wrote for this machine, before the network and libvirt are up.
+const UNIT: &str = "[Unit]\nDescription=Set up what the lab asks for\nDefaultDependencies=no\n\
+                    After=local-fs.target systemd-udev-trigger.service\nWants=network-pre.target\n\
+                    Before=network-pre.target sysinit.target\n\n\
+                    [Service]\nType=oneshot\nRemainAfterExit=yes\nExecStart=mkdir -p /lab\n\
+                    ExecStart=mount -t 9p -o trans=virtio,version=9p2000.L,msize=262144 lab /lab\n\
+                    ExecStart=sh /lab/boot\n\n[Install]\nWantedBy=sysinit.target\n";
+/// Services of a Debian that has a network and a terminal, and that only cost time here.
+const MASKED: [&str; 6] = [
+    "apt-daily.timer",
+    "apt-daily-upgrade.timer",
+    "e2scrub_all.timer",
+    "man-db.timer",
+    "serial-getty@ttyS0.service",
+    "getty@tty1.service",
+];
+const BUILD_WITHIN: Duration = Duration::from_secs(900);
+
+/// Which Debian a machine runs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Release {
+    /// 12: libvirt 9.0, QEMU 7.2.
+    Bookworm,
+    /// 13: libvirt 11.3, QEMU 10.0.
+    Trixie,
+}
+
+impl Release {
+    /// Debian's name of it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Bookworm => "bookworm",
+            Self::Trixie => "trixie",
+        }
+    }
+}
+
+/// What a machine boots from.
+#[derive(Clone, Debug)]
+pub struct Image {
+    /// The root disk, raw. Never written: each machine has an overlay over it.
+    pub disk: PathBuf,
+    /// Debian's kernel.
+    pub kernel: PathBuf,
+    /// Its first file system.
+    pub initrd: PathBuf,
+}
+
+impl Image {
+    fn of(folder: &Path) -> Self {
+        Self { disk: folder.join("disk.raw"), kernel: folder.join("vmlinuz"), initrd: folder.join("initrd.img") }
+    }
+
+    fn is_whole(&self) -> bool {
+        [&self.disk, &self.kernel, &self.initrd].iter().all(|path| path.is_file())
+    }
+}
+
+/// The image of a release, built if it is not there: takes some two minutes.
+///
+/// # Errors
+/// When it cannot be built: it needs Debian's mirror, once.
+pub fn image(release: Release) -> anyhow::Result<Image> {
+    let recipe = format!("{RECIPE} {} {SIZE} {PACKAGES}\n{BOOT_MODULES}{UNIT}{MASKED:?}\n", release.name());
+    let place = cache::folder().join(format!("stock-{}", release.name()));
+    let done = Image::of(&place);
+    if fs::read_to_string(place.join("recipe")).is_ok_and(|built| built == recipe) && done.is_whole() {
+        return Ok(done);
+    }
+    eprintln!("building the disk of a stock Debian host ({})", release.name());
+    let work = cache::folder().join(format!("stock-{}", uuid::Uuid::new_v4().simple()));
+    fs::create_dir_all(&work).with_context(|| format!("Could not make {}", work.display()))?;
+    let built = build(&work, release).and_then(|()| Ok(fs::write(work.join("recipe"), &recipe)?));
+    if let Err(error) = built {
+        let _ = fs::remove_dir_all(&work);
+        return Err(error);
+    }
+    // Several labs may do this at once: the last to rename wins, and all are the same.
+    let old = work.with_extension("old");
+    let _ = fs::rename(&place, &old);
+    let moved = fs::rename(&work, &place);
+    for folder in [old, work].iter().filter(|folder| folder.exists()) {
+        fs::remove_dir_all(folder)?;
+    }
+    ensure!(moved.is_ok() || done.is_whole(), "{} could not be made", place.display());
+    Ok(done)
+}
+
+/// Makes the files of an [`Image`] in `work`.
+fn build(work: &Path, release: Release) -> anyhow::Result<()> {
+    let root = work.join("root");
+    let early = format!(
+        "mkdir -p \"$1/etc/initramfs-tools/conf.d\" \"$1/usr/share/initramfs-tools/modules.d\"; \
+         echo MODULES=list >\"$1/etc/initramfs-tools/conf.d/lab\"; \
+         printf '{}' >\"$1/usr/share/initramfs-tools/modules.d/lab\"",
+        BOOT_MODULES.replace('\n', "\\n")
+    );
+    // In a mount namespace of its own: what the packages' scripts mount ends with it, whatever happens.
+    let mut command = Command::new("unshare");
+    command.args(["--mount", "mmdebstrap", "--quiet", "--mode=root", "--variant=apt"]);
+    command.args(apt_options()?.iter().map(|option| format!("--aptopt={option}")));
+    command.args(["--aptopt=Acquire::Languages \"none\"", "--dpkgopt=path-exclude=/usr/share/doc/*"]);
+    command.arg(format!("--essential-hook={early}")).arg(format!("--include={PACKAGES}"));
+    command.arg(release.name()).arg(&root).arg(mirror()?);
+    checked(command, BUILD_WITHIN)?;
+    for line in fs::read_to_string("/proc/self/mountinfo")?.lines() {
+        ensure!(!line.contains(&*root.to_string_lossy()), "Something is still mounted: {line}");
+    }
+    furnish(&root)?;
+    let image = Image::of(work);
+    for (prefix, place) in [("vmlinuz-", &image.kernel), ("initrd.img-", &image.initrd)] {
+        let boot = fs::read_dir(root.join("boot"))?.flatten().map(|entry| entry.path());
+        let found = boot.filter(|path| path.file_name().is_some_and(|name| name.to_string_lossy().starts_with(prefix)));
+        let source = found.max().with_context(|| format!("{} has no {prefix}", release.name()))?;
+        fs::copy(source, place)?;
+    }
+    let options = "lazy_itable_init=1,lazy_journal_init=1,root_owner=0:0";
+    let (root_text, disk_text) = (root.display().to_string(), image.disk.display().to_string());
+    let mut command = Command::new("mke2fs");
+    command.args(["-q", "-t", "ext4", "-m", "0", "-L", "root", "-E", options, "-d", &root_text, &disk_text, SIZE]);
+    checked(command, BUILD_WITHIN)?;
+    fs::remove_dir_all(&root)?;
+    Ok(())
+}
+
+/// What the lab writes into a system before it becomes a disk.
+fn furnish(root: &Path) -> anyhow::Result<()> {
+    fs::write(root.join("etc/fstab"), "LABEL=root / ext4 defaults,noatime 0 0\n")?;
+    // Each machine makes its own at its first boot.
+    fs::write(root.join("etc/machine-id"), "")?;
+    let _ = fs::remove_file(root.join("etc/hostname"));
+    let units = root.join("etc/systemd/system");
+    fs::write(units.join("lab.service"), UNIT)?;
+    fs::create_dir_all(units.join("sysinit.target.wants"))?;
+    std::os::unix::fs::symlink("../lab.service", units.join("sysinit.target.wants/lab.service"))?;
+    for unit in MASKED {
+        let place = units.join(unit);
+        if !place.exists() {
+            std::os::unix::fs::symlink("/dev/null", place).with_context(|| format!("Could not mask {unit}"))?;
+        }
+    }
+    // Started by whoever wants it: a host that serves nothing is the rule.
+    for unit in ["multi-user.target.wants/nfs-server.service", "multi-user.target.wants/nfs-blkmap.service"] {
+        let _ = fs::remove_file(units.join(unit));
+    }
+    Ok(())
+}
+
+/// The settings with which this machine's apt fetches packages (proxies, checks): the new system's must, too.
+fn apt_options() -> anyhow::Result<Vec<String>> {
+    let said = run("apt-config", &["dump", "--no-empty"])?;
+    let fetches = ["Acquire::Check-", "Acquire::http", "Acquire::https", "Acquire::Retries"];
+    let lines = said.lines().filter(|line| fetches.iter().any(|start| line.starts_with(start)));
+    Ok(lines.map(|line| line.trim_end_matches(';').to_owned()).collect())
+}
+
+/// From where apt takes this machine's release: the others lie beside it.
+fn mirror() -> anyhow::Result<String> {
+    let text = fs::read_to_string("/etc/os-release").context("Could not read /etc/os-release")?;
+    let name = text.lines().find_map(|line| line.strip_prefix("VERSION_CODENAME="));
+    let release = name.context("/etc/os-release names no release")?.trim_matches('"');
+    let said = run("apt-get", &["indextargets", "--format", "$(RELEASE) $(REPO_URI)", "Created-By: Packages"])?;
+    let found = said.lines().find_map(|line| line.trim().split_once(' ').filter(|(name, _)| *name == release));
+    match found {
+        Some((_, uri)) => Ok(uri.to_owned()),
+        None => bail!("apt knows no source of {release}"),
+    }
+}

@@ -1,0 +1,218 @@
+//! One stock host: a whole machine, emulated, with its network interfaces on the lab's bridges.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::{Command, Stdio},
+    time::Duration,
+};
+
+use anyhow::{Context as _, ensure};
+use uuid::Uuid;
+
+use super::{
+    guest_agent::GuestAgent,
+    image::{self, Release},
+};
+use crate::{
+    lab::{FABRIC_IP, Lab, NETWORK, Program},
+    run::{DEADLINE, Said, checked, run, wait_for},
+};
+
+/// The network over which hosts exchange VMs: apart from the one that guests and the server use.
+pub const MIGRATION_NETWORK: &str = "10.78.0";
+/// Its bridge in the fabric.
+pub const MIGRATION_BRIDGE: &str = "br1";
+/// Memory of a machine: libvirt, an agent, and some guests of 128 MiB. MiB.
+const MEMORY_MIB: u32 = 2048;
+/// How long a machine may take until libvirt answers there: 50 s alone, more where several boot at once.
+const BOOT_WITHIN: Duration = Duration::from_secs(420);
+/// How long a shell line may take there unless said otherwise.
+pub const LINE_WITHIN: Duration = Duration::from_secs(120);
+/// How long the guest agent may take to say that it is there, while a machine boots.
+const PING_WITHIN: Duration = Duration::from_secs(3);
+
+/// A machine that runs as long as its lab.
+pub struct Machine {
+    /// stock1, stock2, …
+    pub name: String,
+    /// Its address in the network of server and guests.
+    pub ip: String,
+    /// Its address in the migration network.
+    pub migration_ip: String,
+    /// Its port in the fabric's `br0`, at which guests are heard.
+    pub port: String,
+    /// What it runs.
+    pub release: Release,
+    /// What the machine sees as `/lab`.
+    pub folder: PathBuf,
+    agent: GuestAgent,
+    program: Program,
+}
+
+impl Machine {
+    /// Starts a machine; [`Machine::wait_up`] waits until libvirt answers there.
+    ///
+    /// # Errors
+    /// What could not be made or started.
+    pub fn start(lab: &Lab, index: u8, release: Release) -> anyhow::Result<Self> {
+        let image = image::image(release)?;
+        let name = format!("stock{index}");
+        let (ip, migration_ip) = (format!("{NETWORK}.{}", 30 + index), format!("{MIGRATION_NETWORK}.{}", 30 + index));
+        let folder = lab.folder.join(&name);
+        fs::create_dir(&folder)?;
+        let overlay = lab.folder.join(format!("{name}.qcow2"));
+        let backing = image.disk.display().to_string();
+        run("qemu-img", &["create", "-q", "-f", "qcow2", "-F", "raw", "-b", &backing, &overlay.display().to_string()])?;
+        let nics = [Nic::add(lab, index, 0)?, Nic::add(lab, index, 1)?];
+        fs::write(folder.join("boot"), boot_script(&nics, &ip, &migration_ip))?;
+        let socket = lab.folder.join(format!("{name}.sock"));
+        let mut command = lab.in_fabric("qemu-system-x86_64");
+        command.args(["-accel", "tcg,thread=multi", "-machine", "q35", "-cpu", "max", "-smp", "2", "-m"]);
+        command.arg(MEMORY_MIB.to_string()).arg("-uuid").arg(Uuid::new_v4().to_string());
+        command.arg("-kernel").arg(&image.kernel).arg("-initrd").arg(&image.initrd);
+        command.args(["-append", &format!("root=LABEL=root ro console=ttyS0 quiet systemd.hostname={name}")]);
+        // Lost with the lab anyway: nothing waits for the machine's own disk.
+        command.arg("-drive").arg(format!("file={},if=virtio,format=qcow2,cache=unsafe", overlay.display()));
+        for nic in &nics {
+            command.arg("-netdev").arg(format!("tap,id={0},ifname={0},script=no,downscript=no", nic.tap));
+            command.arg("-device").arg(format!("virtio-net-pci,netdev={},mac={}", nic.tap, nic.mac));
+        }
+        command.arg("-virtfs").arg(format!("local,path={},mount_tag=lab,security_model=none", folder.display()));
+        command.args(["-device", "virtio-serial", "-chardev"]);
+        command.arg(format!("socket,id=agent,path={},server=on,wait=off", socket.display()));
+        command.args(["-device", "virtserialport,chardev=agent,name=org.qemu.guest_agent.0"]);
+        command.arg("-serial").arg(format!("file:{}", lab.folder.join(format!("{name}.console")).display()));
+        command.args(["-monitor", "none", "-display", "none", "-no-reboot"]);
+        let program = Program::start(&name, command, &lab.folder.join(format!("{name}.log")))?;
+        let port = nics[0].tap.clone();
+        Ok(Self { name, ip, migration_ip, port, release, folder, agent: GuestAgent::new(&socket), program })
+    }
+
+    /// Waits until the machine has booted and libvirt answers.
+    ///
+    /// # Errors
+    /// When it does not in time: with the last lines of its console.
+    pub fn wait_up(&mut self) -> anyhow::Result<()> {
+        let (agent, program) = (&self.agent, &mut self.program);
+        let answered = wait_for(&format!("{} has booted", self.name), BOOT_WITHIN, || {
+            (!program.runs() || agent.answers(PING_WITHIN)).then_some(())
+        });
+        answered.with_context(|| self.console())?;
+        ensure!(self.program.runs(), "{} does not run: {}", self.name, self.program.said());
+        // `is-system-running` waits for every service that starts at boot, libvirt's among them.
+        let said = self.try_run("systemctl is-system-running --wait", BOOT_WITHIN)?;
+        ensure!(said.out.contains("running"), "{} is {}: {}", self.name, said.out.trim(), self.failed_units());
+        self.run("virsh -q -c qemu:///system list").map(drop)
+    }
+
+    /// Runs a shell line in the machine; it must end well within [`LINE_WITHIN`].
+    ///
+    /// # Errors
+    /// With what it said.
+    pub fn run(&self, line: &str) -> anyhow::Result<String> {
+        let said = self.try_run(line, LINE_WITHIN)?;
+        ensure!(said.ok(), "{}: {line:?} ended with {:?}: {}{}", self.name, said.code, said.out, said.err);
+        Ok(said.out)
+    }
+
+    /// Runs a shell line in the machine, however it ends.
+    ///
+    /// # Errors
+    /// When it has not ended at the deadline.
+    pub fn try_run(&self, line: &str, deadline: Duration) -> anyhow::Result<Said> {
+        self.agent.run(line, deadline).with_context(|| format!("{} runs {line:?}", self.name))
+    }
+
+    /// The socket of the machine's guest agent.
+    pub fn socket(&self) -> PathBuf {
+        self.folder.with_extension("sock")
+    }
+
+    /// Gives the machine a file, and its path there.
+    ///
+    /// # Errors
+    /// When it cannot be copied.
+    pub fn give(&self, file: &Path) -> anyhow::Result<String> {
+        let name = file.file_name().and_then(|name| name.to_str()).context("A file has a name")?;
+        fs::copy(file, self.folder.join(name)).with_context(|| format!("Could not copy {}", file.display()))?;
+        Ok(format!("/lab/{name}"))
+    }
+
+    /// What the kernel's audit refused since it booted: AppArmor's denials, a line each.
+    ///
+    /// # Errors
+    /// When the machine cannot be asked.
+    pub fn denials(&self) -> anyhow::Result<Vec<String>> {
+        let log = self.run("journalctl -q -b -k --no-pager -o cat --grep 'apparmor=\"DENIED\"' || true")?;
+        Ok(log.lines().map(str::to_owned).collect())
+    }
+
+    /// The last lines of the machine's console.
+    fn console(&self) -> String {
+        let text = fs::read(self.folder.with_extension("console")).unwrap_or_default();
+        let text = String::from_utf8_lossy(&text).into_owned();
+        let last: Vec<&str> = text.lines().rev().take(20).collect();
+        last.into_iter().rev().collect::<Vec<_>>().join("\n")
+    }
+
+    fn failed_units(&self) -> String {
+        let said = self.try_run("systemctl --failed --no-legend --plain; journalctl -q -b -p err -n 20", LINE_WITHIN);
+        said.map(|said| said.out).unwrap_or_else(|error| format!("{error:#}"))
+    }
+}
+
+/// A network interface of a machine: a tap device on one of the fabric's bridges.
+struct Nic {
+    tap: String,
+    mac: String,
+}
+
+impl Nic {
+    fn add(lab: &Lab, machine: u8, number: u8) -> anyhow::Result<Self> {
+        let tap = format!("s{machine}n{number}");
+        let bridge = if number == 0 { "br0" } else { MIGRATION_BRIDGE };
+        let fabric = lab.fabric();
+        for line in [format!("tuntap add {tap} mode tap"), format!("link set {tap} master {bridge} up")] {
+            let mut command = Command::new("ip");
+            command.args(["-n", &fabric]).args(line.split(' ')).stdin(Stdio::null());
+            checked(command, DEADLINE)?;
+        }
+        Ok(Self { tap, mac: format!("02:77:01:{number:02x}:00:{machine:02x}") })
+    }
+}
+
+/// What a machine does before its network is up: a bridge for guests as administrators have it, an address of the
+/// migration network on the second interface, and the names of the lab.
+fn boot_script(nics: &[Nic; 2], ip: &str, migration_ip: &str) -> String {
+    let [first, second] = nics;
+    let names: String =
+        (1..=9).map(|index| format!("{NETWORK}.{} stock{index}.ferry.lab stock{index}\\n", 30 + index)).collect();
+    format!(
+        "set -e
+named() {{
+    for _ in $(seq 300); do
+        for nic in /sys/class/net/*; do
+            if [ \"$(cat \"$nic/address\")\" = \"$1\" ] && [ -e \"$nic/device\" ]; then basename \"$nic\"; return; fi
+        done
+        sleep 0.1
+    done
+    exit 1
+}}
+ip link set lo up
+ip link add br0 address {bridge_mac} type bridge forward_delay 0
+nic=$(named {first_mac})
+ip link set \"$nic\" master br0 up
+ip link set br0 up
+ip addr add {ip}/24 dev br0
+nic=$(named {second_mac})
+ip link set \"$nic\" name mig0
+ip link set mig0 up
+ip addr add {migration_ip}/24 dev mig0
+printf '127.0.0.1 localhost\\n{names}{FABRIC_IP} fs1.ferry.lab server.ferry.lab\\n' >/etc/hosts
+",
+        bridge_mac = first.mac.replace("02:77:01", "02:77:02"),
+        first_mac = first.mac,
+        second_mac = second.mac,
+    )
+}

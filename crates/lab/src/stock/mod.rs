@@ -1,0 +1,14 @@
+//! Stock hosts: whole Debian systems as hosts of a lab, with Debian's own kernel, systemd, AppArmor and libvirt.
+//!
+//! ```text
+//! fabric namespace   br0 10.77.0.254 · Samba · ferry-server · observers      br1 (migration network)
+//!   ├─ s1n0 ── stock1  Debian 13, emulated: br0 with its guests ·  mig0 ───────┤
+//!   ├─ s2n0 ── stock2  …                                          mig0 ───────┤
+//! ```
+//! They are slow (emulated processors, and their guests are emulated once more), and show what namespace hosts cannot:
+//! confinement, units, the kernel's SMB and NFS clients, delay on a link. Ferry comes to them by its packages.
+
+pub mod guest_agent;
+pub mod image;
+pub mod machine;
+pub mod site;

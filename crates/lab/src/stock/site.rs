@@ -1,0 +1,256 @@
+//! Stock hosts with Ferry on them, installed as an administrator does.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::Command,
+    thread,
+    time::Duration,
+};
+
+use anyhow::{Context as _, ensure};
+use ferry_core::api::server::{JobView, VmView};
+
+use super::{
+    guest_agent::GuestAgent,
+    image::{self, Release},
+    machine::{MIGRATION_BRIDGE, Machine},
+};
+use crate::{
+    ferry::Ferry,
+    guest::Ticker,
+    observe::Observer,
+    run::{DEADLINE, checked, run_within, wait_for},
+    samba::{PASSWORD, USER},
+};
+
+/// Where the packages of Ferry are, unless the caller says otherwise.
+const PACKAGES: &str = "FERRY_LAB_PACKAGES";
+/// How long a guest may take to be heard: it boots on processors that are emulated twice.
+pub const GUEST_BOOT: Duration = Duration::from_secs(300);
+/// How long a move may take.
+pub const MOVE_WITHIN: Duration = Duration::from_secs(400);
+/// How long a guest may take to verify all that it has.
+pub const VERIFY_WITHIN: Duration = Duration::from_secs(300);
+/// How long a package may take to be installed.
+const INSTALL_WITHIN: Duration = Duration::from_secs(180);
+
+/// Machines with agents, a file server, and Ferry's server and command line in the fabric.
+pub struct StockSite {
+    /// What is heard of the guests.
+    pub observer: Observer,
+    /// stock1, stock2, …
+    pub machines: Vec<Machine>,
+    /// Server, file server, command line.
+    pub ferry: Ferry,
+}
+
+impl StockSite {
+    /// Boots a machine of each release, installs Ferry there, and adds them as hosts.
+    ///
+    /// # Errors
+    /// What failed, with what it said.
+    pub fn up(releases: &[Release]) -> anyhow::Result<Self> {
+        let packages = packages()?;
+        let mut site = Self::boot(releases)?;
+        let agent = find(&packages, "ferry-agent_")?;
+        let set_up: Vec<anyhow::Result<String>> = thread::scope(|scope| {
+            let threads: Vec<_> =
+                site.machines.iter().map(|machine| scope.spawn(|| install_agent(machine, &agent))).collect();
+            threads.into_iter().map(|thread| thread.join().expect("no panic")).collect()
+        });
+        for (index, token) in set_up.into_iter().enumerate() {
+            let machine = &site.machines[index];
+            let address = format!("{}:7421", machine.ip);
+            let token = token.with_context(|| format!("Ferry is not installed on {}", machine.name))?;
+            site.ferry.must(&["host", "add", &address, "--name", &machine.name, "--token", &token])?;
+        }
+        site.observer = Observer::start_at(&site.ferry.lab, site.ports())?;
+        Ok(site)
+    }
+
+    /// Boots a machine of each release, as it comes from Debian.
+    ///
+    /// # Errors
+    /// What failed, with what it said.
+    pub fn boot(releases: &[Release]) -> anyhow::Result<Self> {
+        for release in releases {
+            // Not while machines boot, and not several at once.
+            image::image(*release)?;
+        }
+        let ferry = Ferry::up_empty()?;
+        for line in [
+            format!("link add {MIGRATION_BRIDGE} type bridge forward_delay 0"),
+            format!("link set {MIGRATION_BRIDGE} up"),
+        ] {
+            let mut command = Command::new("ip");
+            command.args(["-n", &ferry.lab.fabric()]).args(line.split(' '));
+            checked(command, DEADLINE)?;
+        }
+        let mut machines = Vec::new();
+        for (index, release) in releases.iter().enumerate() {
+            machines.push(Machine::start(&ferry.lab, u8::try_from(index + 1)?, *release)?);
+        }
+        let booted: Vec<anyhow::Result<()>> = thread::scope(|scope| {
+            let threads: Vec<_> = machines.iter_mut().map(|machine| scope.spawn(|| machine.wait_up())).collect();
+            threads.into_iter().map(|thread| thread.join().expect("no panic")).collect()
+        });
+        booted.into_iter().collect::<anyhow::Result<()>>()?;
+        let inventory: Vec<(&str, PathBuf)> =
+            machines.iter().map(|machine| (machine.name.as_str(), machine.socket())).collect();
+        fs::write(ferry.lab.folder.join(INVENTORY), serde_json::to_vec(&inventory)?)?;
+        let observer = Observer::start_at(&ferry.lab, [])?;
+        Ok(Self { observer, machines, ferry })
+    }
+
+    /// Lets machines and servers stand after this owner.
+    pub fn keep(self) {
+        let Self { observer, machines, ferry } = self;
+        drop(observer);
+        machines.into_iter().for_each(std::mem::forget);
+        let Ferry { server, lab, .. } = ferry;
+        std::mem::forget(server);
+        lab.keep();
+    }
+
+    fn ports(&self) -> Vec<(String, String)> {
+        self.machines.iter().map(|machine| (machine.name.clone(), machine.port.clone())).collect()
+    }
+
+    /// Adds the file server's share as `name` and has Ferry mount it on each machine.
+    ///
+    /// # Errors
+    /// What the command line said.
+    pub fn add_smb_share(&self, name: &str) -> anyhow::Result<()> {
+        self.ferry.must(&["share", "add", name, &self.ferry.files.unc()])?;
+        let password = self.ferry.password_file(PASSWORD)?;
+        for machine in &self.machines {
+            let line = ["share", "attach", name, "--host", &machine.name, "--user", USER, "--password-file", &password];
+            self.ferry.must(&line)?;
+        }
+        Ok(())
+    }
+
+    /// Where a machine has mounted the file server's share.
+    ///
+    /// # Errors
+    /// When it is not mounted.
+    pub fn smb_mount(&self, machine: usize) -> anyhow::Result<PathBuf> {
+        let said = self.machines[machine].run("findmnt -n -t cifs -o TARGET")?;
+        Ok(said.lines().next().context("No share is mounted")?.trim().into())
+    }
+
+    /// Makes a guest's files on the file server's share, and defines and starts it on a machine; returns when it is heard
+    /// from there.
+    ///
+    /// # Errors
+    /// What libvirt said.
+    pub fn start_ticker(&self, ticker: &Ticker, machine: usize) -> anyhow::Result<()> {
+        let host = &self.machines[machine];
+        let definition = ticker.prepare(&self.ferry.lab, &self.ferry.files.share, &self.smb_mount(machine)?)?;
+        let file = host.folder.join(format!("{}.xml", ticker.name));
+        fs::write(&file, definition)?;
+        host.run(&format!("virsh -q define /lab/{0}.xml && virsh -q start {0}", ticker.name))?;
+        self.observer.wait_on(&ticker.name, &host.name, GUEST_BOOT)?;
+        wait_for(&format!("{} appears in the inventory", ticker.name), DEADLINE, || {
+            let vms: Vec<VmView> = self.ferry.json(&["vm", "list"]).ok()?;
+            vms.iter().any(|vm| vm.facts.name == ticker.name && vm.host == host.name).then_some(())
+        })
+    }
+
+    /// Moves a guest by Ferry's command line to a machine, and waits until the guest is heard from there alone.
+    ///
+    /// # Errors
+    /// With what the command line said, or who is heard.
+    pub fn migrate(&self, name: &str, to: &str, how: &[&str]) -> anyhow::Result<JobView> {
+        let mut words = vec!["vm", "migrate", name, "--to", to, "--wait"];
+        words.extend(how);
+        let job = self.job(&words)?;
+        self.observer.wait_on(name, to, DEADLINE)?;
+        Ok(job)
+    }
+
+    /// Runs a command line that ends with a job's end, whose view it prints.
+    ///
+    /// # Errors
+    /// With what the command line said.
+    pub fn job(&self, words: &[&str]) -> anyhow::Result<JobView> {
+        let mut all = vec!["--json"];
+        all.extend(words);
+        let said = run_within(self.ferry.command(&all)?, MOVE_WITHIN)?;
+        ensure!(said.ok(), "ferry {} ended with {:?}: {}{}", words.join(" "), said.code, said.out, said.err);
+        serde_json::from_str(said.out.lines().last().unwrap_or_default())
+            .with_context(|| format!("It said {}", said.out))
+    }
+
+    /// Makes sure that nothing was denied on any machine.
+    ///
+    /// # Errors
+    /// With the denials.
+    pub fn nothing_denied(&self) -> anyhow::Result<()> {
+        for machine in &self.machines {
+            let denials = machine.denials()?;
+            ensure!(denials.is_empty(), "{} denied:\n{}", machine.name, denials.join("\n"));
+        }
+        Ok(())
+    }
+}
+
+/// What is written of the machines for commands of other processes: names and sockets of their guest agents.
+const INVENTORY: &str = "machines.json";
+
+/// The machines of a lab that another process built: names and guest agents.
+pub fn machines_of(folder: &Path) -> Vec<(String, GuestAgent)> {
+    let text = fs::read(folder.join(INVENTORY)).unwrap_or_default();
+    let machines: Vec<(String, PathBuf)> = serde_json::from_slice(&text).unwrap_or_default();
+    machines.into_iter().map(|(name, socket)| (name, GuestAgent::new(&socket))).collect()
+}
+
+/// A guest as stock hosts carry it: small, and slow to dirty, for their processors are emulated.
+pub fn small_ticker(name: &str, address: u8) -> Ticker {
+    Ticker { memory_mib: 128, pattern_mib: 8, dirty_mib_per_s: 1, writes_per_s: 20, ..Ticker::new(name, address) }
+}
+
+/// Installs the agent from its package and sets it up; gives the enrolment token.
+fn install_agent(machine: &Machine, package: &Path) -> anyhow::Result<String> {
+    let path = machine.give(package)?;
+    // What the package depends on is there: no other package is needed, and none could be fetched.
+    let said = machine.try_run(&format!("dpkg -i {path}"), INSTALL_WITHIN)?;
+    ensure!(said.ok(), "dpkg -i {path} ended with {:?}: {}{}", said.code, said.out, said.err);
+    let line = format!("ferry-agent setup --listen {}:7421 --yes", machine.ip);
+    let said = machine.try_run(&line, INSTALL_WITHIN)?;
+    ensure!(said.ok(), "{line} ended with {:?}: {}{}", said.code, said.out, said.err);
+    let token = said.out.lines().last().context("ferry-agent setup printed no token")?.to_owned();
+    // VMs travel in a network of their own.
+    machine.run(&format!(
+        "sed -i 's/^data_address = .*/data_address = \"{}\"/' /etc/ferry/agent.toml",
+        machine.migration_ip
+    ))?;
+    machine.run("systemctl enable --now ferry-agent && systemctl is-active ferry-agent")?;
+    Ok(token)
+}
+
+/// The folder with Ferry's packages.
+///
+/// # Errors
+/// When nobody said where it is.
+pub fn packages() -> anyhow::Result<PathBuf> {
+    let folder = std::env::var_os(PACKAGES).with_context(|| {
+        format!("{PACKAGES} does not say where Ferry's packages are: `cargo xtask` builds them and says it")
+    })?;
+    Ok(PathBuf::from(folder))
+}
+
+/// The package whose file name begins so.
+///
+/// # Errors
+/// When it is not there.
+pub fn find(folder: &Path, prefix: &str) -> anyhow::Result<PathBuf> {
+    let entries = fs::read_dir(folder).with_context(|| format!("Could not read {}", folder.display()))?;
+    let is = |path: &PathBuf| {
+        let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        name.starts_with(prefix) && name.ends_with(".deb")
+    };
+    let found = entries.flatten().map(|entry| entry.path()).find(is);
+    found.with_context(|| format!("{} holds no package {prefix}*.deb", folder.display()))
+}
