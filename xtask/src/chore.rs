@@ -2,13 +2,14 @@
 
 use std::{
     fs,
+    path::Path,
     process::{Command, ExitStatus, Stdio},
 };
 
 use anyhow::{Context as _, ensure};
 
 use crate::{
-    packages,
+    package, packages,
     programs::{self, Build, FEATURES, cargo, root},
     sudo::{as_root, is_root},
 };
@@ -17,39 +18,83 @@ const WHY: &str = "the lab makes network namespaces, mounts and virtual machines
 /// Labs at once: each starts two hosts with emulated processors.
 const LABS_AT_ONCE: &str = "2";
 /// The tests that build labs, as nextest's filter language names them.
-const LAB_TESTS: &str = "package(ferry-lab) and kind(test)";
+const LAB_TESTS: &str = "(package(ferry-lab) and kind(test) and not binary(stock))";
+/// The tests that boot whole machines.
+const STOCK_TESTS: &str = "(package(ferry-lab) and binary(stock))";
+/// Those of them that every run has.
+const STOCK_SMOKE_TESTS: &str = "package(ferry-lab) and binary(stock) and test(/^smoke/)";
+
+/// Runs the lab's program as root, with Ferry's packages for stock hosts.
+pub(crate) fn stock(build: Build, arguments: &[&str]) -> anyhow::Result<u8> {
+    packages::ensure_for_lab()?;
+    let built = package::package(build)?;
+    run_lab(build, arguments, &[("FERRY_LAB_PACKAGES", &built.folder)])
+}
 
 /// Runs the lab's program as root.
 pub(crate) fn lab(build: Build, arguments: &[&str]) -> anyhow::Result<u8> {
     packages::ensure_for_lab()?;
+    run_lab(build, arguments, &[])
+}
+
+fn run_lab(build: Build, arguments: &[&str], environment: &[(&str, &Path)]) -> anyhow::Result<u8> {
     programs::build(build)?;
     let program = build.folder().join("ferry-lab");
     let mut command = as_root(program.to_str().context("The target folder's name is not UTF-8")?, WHY)?;
-    command.args(arguments).env("FERRY_LAB_PROGRAMS", build.folder());
+    command.args(arguments).env("FERRY_LAB_PROGRAMS", build.folder()).envs(environment.iter().copied());
     Ok(code(command.status()?))
 }
 
-/// Runs every test. What nextest says is said last.
-pub(crate) fn test(no_lab: bool, filter: Option<&str>) -> anyhow::Result<u8> {
-    if no_lab {
-        packages::ensure_for_tests()?;
-    } else {
-        packages::ensure_for_lab()?;
+/// Which tests are run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Tests {
+    /// Those that need no hosts.
+    NoLab,
+    /// Those, the ones with real hosts, and the first of those with stock hosts.
+    All,
+    /// All of those with stock hosts, and no others.
+    Stock,
+}
+
+/// Runs tests. What nextest says is said last.
+pub(crate) fn test(tests: Tests, filter: Option<&str>) -> anyhow::Result<u8> {
+    match tests {
+        Tests::NoLab => packages::ensure_for_tests()?,
+        Tests::All | Tests::Stock => packages::ensure_for_lab()?,
     }
     packages::ensure_nextest()?;
-    let first = code(nextest(&format!("not ({LAB_TESTS})"), filter).status()?);
-    if no_lab {
-        return Ok(first);
+    let mut outcomes = Vec::new();
+    if tests != Tests::Stock {
+        outcomes.push(code(nextest(&format!("not ({LAB_TESTS} or {STOCK_TESTS})"), filter).status()?));
     }
-    programs::build(Build::Tested)?;
-    let mut lab = nextest(LAB_TESTS, filter);
-    lab.args(["--test-threads", LABS_AT_ONCE]).env("FERRY_LAB_PROGRAMS", Build::Tested.folder());
+    if tests == Tests::All {
+        programs::build(Build::Tested)?;
+        outcomes.push(lab_tests(LAB_TESTS, LABS_AT_ONCE, filter, &[])?);
+        outcomes.push(stock_tests(STOCK_SMOKE_TESTS, filter)?);
+    }
+    if tests == Tests::Stock {
+        programs::build(Build::Tested)?;
+        outcomes.push(stock_tests(STOCK_TESTS, filter)?);
+    }
+    Ok(outcomes.into_iter().find(|code| *code != 0).unwrap_or(0))
+}
+
+/// Tests with whole machines, which are installed from the packages of the tested build.
+fn stock_tests(tests: &str, filter: Option<&str>) -> anyhow::Result<u8> {
+    let built = package::package(Build::Tested)?;
+    lab_tests(tests, "1", filter, &[("FERRY_LAB_PACKAGES", &built.folder)])
+}
+
+/// Tests with real hosts, as root.
+fn lab_tests(tests: &str, at_once: &str, filter: Option<&str>, environment: &[(&str, &Path)]) -> anyhow::Result<u8> {
+    let mut lab = nextest(tests, filter);
+    lab.args(["--test-threads", at_once]).env("FERRY_LAB_PROGRAMS", Build::Tested.folder());
+    lab.envs(environment.iter().copied());
     if !is_root() {
         as_root("true", WHY)?.status()?;
         lab.env("CARGO_TARGET_X86_64_UNKNOWN_LINUX_GNU_RUNNER", "sudo --preserve-env");
     }
-    let second = code(lab.status()?);
-    Ok(if first == 0 { second } else { first })
+    Ok(code(lab.status()?))
 }
 
 fn nextest(tests: &str, filter: Option<&str>) -> Command {

@@ -10,6 +10,7 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand, ValueEnum};
 
+use chore::Tests;
 use programs::Build;
 
 /// Every chore of the project.
@@ -27,6 +28,10 @@ enum Chore {
         /// Which: by default a live move over the share; `storage`: the disks of a running VM move.
         #[arg(value_enum)]
         what: Option<What>,
+        /// Between stock hosts, whole Debian systems with Ferry's packages: over SMB, over NFS, with nothing shared, and
+        /// from the release before.
+        #[arg(long, conflicts_with_all = ["what", "keep", "sabotage"])]
+        stock: bool,
         /// Print one JSON object as the last line.
         #[arg(long)]
         json: bool,
@@ -42,6 +47,9 @@ enum Chore {
         /// Leave out the lab: runs without root once the packages are installed.
         #[arg(long)]
         no_lab: bool,
+        /// Run all tests with stock hosts (whole Debian systems), and no others; without it a few of them are run.
+        #[arg(long, conflicts_with = "no_lab")]
+        stock: bool,
         /// Run only tests whose names hold this.
         filter: Option<String>,
     },
@@ -143,7 +151,12 @@ fn main() -> ExitCode {
 
 fn run(chore: Chore) -> anyhow::Result<u8> {
     match chore {
-        Chore::Demo { what, json, keep, sabotage } => {
+        Chore::Demo { stock: true, json, .. } => {
+            let mut arguments = vec!["demo", "--stock"];
+            arguments.extend(json.then_some("--json"));
+            chore::stock(Build::Tested, &arguments)
+        }
+        Chore::Demo { what, stock: false, json, keep, sabotage } => {
             let mut arguments = vec!["demo"];
             arguments.extend(what.map(|What::Storage| "storage"));
             arguments.extend(json.then_some("--json"));
@@ -170,7 +183,14 @@ fn run(chore: Chore) -> anyhow::Result<u8> {
             arguments.extend(json.then_some("--json"));
             chore::lab(Build::Tested, &arguments)
         }
-        Chore::Test { no_lab, filter } => chore::test(no_lab, filter.as_deref()),
+        Chore::Test { no_lab, stock, filter } => {
+            let tests = match (no_lab, stock) {
+                (true, _) => Tests::NoLab,
+                (false, true) => Tests::Stock,
+                (false, false) => Tests::All,
+            };
+            chore::test(tests, filter.as_deref())
+        }
         Chore::Check => chore::check(),
         Chore::Fuzz { seconds } => chore::fuzz(seconds),
         Chore::Lab(LabChore::Up { hosts, stock }) => {

@@ -19,9 +19,9 @@ use ferry_core::{
     api::{
         agent::{
             AttachRequest, CheckOffline, ConfirmRequest, ConfirmStorage, DestinationReady, DiskArrival, DiskSize,
-            EPOCH_HEADER, EnrolRequest, FileSize, MigrationReport, Observation, OfflineReady, OfflineReport, Power,
-            PowerRequest, PrepareDestination, PrepareSource, PrepareStorage, ReceiveOffline, SendOffline, ShareToken,
-            SourceReady, StorageReport,
+            EPOCH_HEADER, EnrolRequest, FileSize, LockStep, MigrationReport, Observation, OfflineReady, OfflineReport,
+            Power, PowerRequest, PrepareDestination, PrepareSource, PrepareStorage, ReceiveOffline, SendOffline,
+            ShareToken, SourceReady, StorageReport,
         },
         problem::{PROBLEM_MEDIA_TYPE, Problem},
     },
@@ -106,6 +106,7 @@ pub fn router(agent: Arc<Agent>) -> Router {
         .route("/v1/observe", get(observe))
         .route("/v1/shares/{share}", put(attach_share).delete(detach_share))
         .route("/v1/shares/{share}/token/{name}", put(write_token).get(read_token).delete(remove_token))
+        .route("/v1/shares/{share}/locks/{name}", put(try_locks).delete(end_lock_trial))
         .route("/v1/places", get(get_places))
         .route("/v1/directory", get(list_directory))
         .route("/v1/directory/check", put(check_directory))
@@ -288,6 +289,24 @@ async fn remove_token(
     Path((share, name)): Path<(ShareId, String)>,
 ) -> Result<StatusCode, Refusal> {
     blocking(&agent, move |agent| agent.shares.remove_token(share, &name)).await?;
+    Ok(StatusCode::NO_CONTENT)
+}
+
+async fn try_locks(
+    State(agent): Shared,
+    Path((share, name)): Path<(ShareId, String)>,
+    Body(step): Body<LockStep>,
+) -> Result<StatusCode, Refusal> {
+    let call = move |agent: &Agent| agent.lock_trials.step(&name, &agent.shares.lock_path(share, &name)?, step);
+    blocking(&agent, call).await?;
+    Ok(StatusCode::NO_CONTENT)
+}
+
+async fn end_lock_trial(
+    State(agent): Shared,
+    Path((share, name)): Path<(ShareId, String)>,
+) -> Result<StatusCode, Refusal> {
+    blocking(&agent, move |agent| agent.lock_trials.end(&name, &agent.shares.lock_path(share, &name)?)).await?;
     Ok(StatusCode::NO_CONTENT)
 }
 

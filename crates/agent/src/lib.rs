@@ -14,6 +14,7 @@ mod error;
 pub mod files;
 pub mod host;
 pub mod http;
+pub mod lock_trials;
 pub mod migration;
 pub mod observer;
 pub mod offline;
@@ -33,6 +34,7 @@ pub use error::AgentError;
 use crate::{
     config::Config,
     enrolment::Enrolment,
+    lock_trials::LockTrials,
     migration::Registry,
     observer::Observer,
     offline::OfflineMoves,
@@ -52,6 +54,8 @@ pub struct Agent {
     pub hypervisor: Arc<dyn Hypervisor>,
     /// The file shares of this host.
     pub shares: Arc<Shares>,
+    /// Trials of QEMU's locks on them.
+    pub lock_trials: Arc<LockTrials>,
     /// What the host has.
     pub observer: Observer,
     /// The migrations.
@@ -95,6 +99,7 @@ impl Agent {
             enrolment,
             hypervisor,
             shares,
+            lock_trials: Arc::default(),
             observer,
             migrations,
             offline,

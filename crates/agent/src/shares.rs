@@ -36,9 +36,12 @@ struct Entry {
 }
 
 impl Entry {
-    fn view(&self, trouble: Option<String>, space: Option<Space>, soft: bool) -> AttachedShare {
+    /// How it is; of its mount, what `driver` says, if it was looked at.
+    fn view(&self, trouble: Option<String>, space: Option<Space>, driver: Option<&dyn ShareDriver>) -> AttachedShare {
         let (free, total) = space.map(|space| (space.free, space.total)).unzip();
-        AttachedShare { id: self.id, unc: self.unc.clone(), mode: self.mode, trouble, free, total, soft }
+        let soft = driver.is_some_and(|driver| !driver.waits(&self.path));
+        let server_locks = driver.is_some_and(|driver| !driver.locks_stay(&self.path));
+        AttachedShare { id: self.id, unc: self.unc.clone(), mode: self.mode, trouble, free, total, soft, server_locks }
     }
 }
 
@@ -73,7 +76,7 @@ impl Shares {
         let path = config.state_dir.join("shares.json");
         let entries: Vec<Entry> = files::read_json(&path)?.unwrap_or_default();
         let unknown = "The agent has just been started and has not looked at it yet";
-        let views = entries.iter().map(|entry| entry.view(Some(unknown.to_owned()), None, false)).collect();
+        let views = entries.iter().map(|entry| entry.view(Some(unknown.to_owned()), None, None)).collect();
         let (root, entries) = (config.share_root.clone(), Mutex::new(entries));
         Ok(Self { path, root, driver, entries, views: watch::Sender::new(views) })
     }
@@ -107,7 +110,7 @@ impl Shares {
             self.publish(|views| {
                 let Some(view) = views.iter_mut().find(|view| view.id == entry.id) else { return };
                 let known = view.free.zip(view.total).map(|(free, total)| Space { free, total });
-                *view = entry.view(trouble, space.unwrap_or(known), !self.driver.waits(&entry.path));
+                *view = entry.view(trouble, space.unwrap_or(known), Some(&*self.driver));
             });
         }
     }
@@ -172,7 +175,7 @@ impl Shares {
         let credentials = request.credentials.clone().filter(|_| mode == AttachMode::Mounted);
         let space = self.driver.space(unc, request.credentials.as_ref(), &path);
         let entry = Entry { id, unc: unc.clone(), mode, path, credentials };
-        let view = entry.view(None, space, !self.driver.waits(&entry.path));
+        let view = entry.view(None, space, Some(&*self.driver));
         self.change(|entries| {
             entries.retain(|other| other.id != id);
             entries.push(entry);
@@ -299,7 +302,20 @@ impl Shares {
         }
     }
 
+    /// Where the scratch image of a trial of QEMU's locks is.
+    ///
+    /// # Errors
+    /// When the name is not one, or the share is not attached.
+    pub fn lock_path(&self, id: ShareId, name: &str) -> Result<PathBuf, AgentError> {
+        self.scratch_path(id, "locks", name)
+    }
+
     fn token_path(&self, id: ShareId, name: &str) -> Result<PathBuf, AgentError> {
+        self.scratch_path(id, "token", name)
+    }
+
+    /// A file of Ferry's own at the top of a share.
+    fn scratch_path(&self, id: ShareId, kind: &str, name: &str) -> Result<PathBuf, AgentError> {
         let legal = !name.is_empty()
             && name.len() <= TOKEN_NAME_MAX
             && name.chars().all(|letter| letter.is_ascii_alphanumeric() || letter == '-');
@@ -309,12 +325,12 @@ impl Shares {
                 Finding::blocks(
                     FindingId::RequestInvalid,
                     name,
-                    "A token file is named by letters, digits and dashes",
+                    "A scratch file is named by letters, digits and dashes",
                     "This is a fault of the server program",
                 ),
             ));
         }
-        Ok(self.path_of(id)?.join(format!(".ferry-token-{name}")))
+        Ok(self.path_of(id)?.join(format!(".ferry-{kind}-{name}")))
     }
 
     fn path_of(&self, id: ShareId) -> Result<PathBuf, AgentError> {

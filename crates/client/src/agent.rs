@@ -5,9 +5,9 @@ use std::time::Duration;
 use ferry_core::{
     api::agent::{
         AttachRequest, CheckOffline, ConfirmRequest, ConfirmStorage, DestinationReady, DiskArrival, DiskSize,
-        EPOCH_HEADER, EnrolRequest, FileSize, MigrationReport, Observation, OfflineReady, OfflineReport, Power,
-        PowerRequest, PrepareDestination, PrepareSource, PrepareStorage, ReceiveOffline, SendOffline, ShareToken,
-        SourceReady, StorageReport,
+        EPOCH_HEADER, EnrolRequest, FileSize, LockStep, MigrationReport, Observation, OfflineReady, OfflineReport,
+        Power, PowerRequest, PrepareDestination, PrepareSource, PrepareStorage, ReceiveOffline, SendOffline,
+        ShareToken, SourceReady, StorageReport,
     },
     host::HostFacts,
     id::{Generation, Incarnation, JobId, ShareId, VmId},
@@ -157,6 +157,22 @@ impl AgentClient {
     /// As [`Self::enrol`].
     pub async fn remove_token(&self, share: ShareId, name: &str) -> Result<(), ClientError> {
         self.peer.done(self.token(Method::DELETE, share, name)).await
+    }
+
+    /// Does one step of a trial of QEMU's locks on a share.
+    ///
+    /// # Errors
+    /// As [`Self::enrol`]; a problem with the finding `share.locks` when they do not work.
+    pub async fn try_locks(&self, share: ShareId, name: &str, step: LockStep) -> Result<(), ClientError> {
+        self.peer.done(self.locks(Method::PUT, share, name).json(&step)).await
+    }
+
+    /// Ends a trial of QEMU's locks, whatever came of it; Ok also if there is none.
+    ///
+    /// # Errors
+    /// As [`Self::enrol`].
+    pub async fn end_lock_trial(&self, share: ShareId, name: &str) -> Result<(), ClientError> {
+        self.peer.done(self.locks(Method::DELETE, share, name)).await
     }
 
     /// What the host offers for files: its storage roots and its shares.
@@ -460,6 +476,10 @@ impl AgentClient {
 
     fn token(&self, method: Method, share: ShareId, name: &str) -> RequestBuilder {
         self.call(method, &["shares", &share.to_string(), "token", name])
+    }
+
+    fn locks(&self, method: Method, share: ShareId, name: &str) -> RequestBuilder {
+        self.call(method, &["shares", &share.to_string(), "locks", name])
     }
 
     fn migration(&self, method: Method, attempt: Attempt, verb: Option<&str>) -> RequestBuilder {

@@ -130,6 +130,7 @@ finding_ids! {
     ShareDialect = "share.dialect": "The server speaks no SMB 3 dialect.",
     SharePassword = "share.password": "The file server refused the user or password.",
     ShareUnreachable = "share.unreachable": "The file server does not answer.",
+    ShareLocks = "share.locks": "QEMU's locks do not work on the share as it is mounted: a VM that is moved could not go on.",
     ShareSoft = "share.soft": "The share is mounted so that guests see errors while its file server is away.",
     ShareMount = "share.mount": "The share could not be mounted, or the adopted path is not a mount of it.",
     PlaceForm = "place.form": "The text is neither an absolute path nor a UNC path of a share.",

@@ -12,7 +12,7 @@ use crate::{
     job::MoveKind,
     location::{Location, UncPath},
     offline::{checkpoints, tpm_by_hand},
-    share::AttachedShare,
+    share::{AttachMode, AttachedShare},
     storage::DiskMove,
     units::ByteCount,
     vm::{FileRole, Oddity, VmFacts, VmFile, VmState},
@@ -109,6 +109,8 @@ pub enum Sameness {
     Different,
     /// It could not be tried, and why.
     NotProven(String),
+    /// They are, but QEMU's locks do not work there: a VM that was handed over could not run. Says what went wrong.
+    LocksFail(String),
 }
 
 /// A share, as findings name it.
@@ -211,6 +213,9 @@ fn judge(facts: &LiveFacts<'_>, live: bool) -> Vec<Finding> {
         if file.is(Oddity::Encrypted) && (stays || !live) {
             findings.push(needs_secret(facts, file));
         }
+    }
+    for side in [&facts.source, &facts.destination] {
+        findings.extend(server_locks(side, &shares_of(facts.vm)));
     }
     sameness(facts, &mut findings);
     let places: Vec<&Location> = facts.vm.files.iter().flat_map(VmFile::places).collect();
@@ -574,13 +579,56 @@ pub fn soft_shares<'a>(side: &Side<'_>, places: impl Iterator<Item = &'a Locatio
     soft.map(warn).collect()
 }
 
+/// Shares among `used` whose mount on a host makes QEMU's locks those of the file server. There a running QEMU cannot
+/// write what it has locked itself as soon as a second host has opened the file, which is what a move does.
+fn server_locks(side: &Side<'_>, used: &BTreeSet<ShareId>) -> Vec<Finding> {
+    let bad = side.shares.iter().filter(|share| share.server_locks && used.contains(&share.id));
+    let block = |share: &AttachedShare| {
+        let fix = match share.mode {
+            AttachMode::Mounted => format!(
+                "Move the VMs that use it elsewhere or stop them, then `ferry share detach` and `ferry share attach` it on {}",
+                side.name
+            ),
+            AttachMode::Adopted => format!(
+                "Stop the VMs that use it on {}, unmount it there, and mount it again with `-o nobrl` besides its other options",
+                side.name
+            ),
+        };
+        Finding::blocks(
+            FindingId::ShareLocks,
+            &share.unc,
+            format!(
+                "{} is mounted without `nobrl` on {}: QEMU's locks become the file server's, and a VM that is moved could \
+                 not run again",
+                share.unc, side.name
+            ),
+            fix,
+        )
+    };
+    bad.map(block).collect()
+}
+
 fn sameness(facts: &LiveFacts<'_>, findings: &mut Vec<Finding>) {
     let (source, destination) = (facts.source.name, facts.destination.name);
     for share in shares_of(facts.vm) {
         let name = share_name(facts, share);
+        // Said already, with the reason.
+        let told = findings.iter().any(|finding| finding.id == FindingId::ShareLocks);
         match facts.sameness.get(&share) {
             None | Some(Sameness::Proven) => {}
             Some(Sameness::Different) => findings.push(not_same(&name, source, destination)),
+            Some(Sameness::LocksFail(_)) if told => {}
+            Some(Sameness::LocksFail(why)) => findings.push(Finding::blocks(
+                FindingId::ShareLocks,
+                &name,
+                format!(
+                    "QEMU on {destination} could not take over from QEMU on {source} what lies on share {name}: {why}"
+                ),
+                format!(
+                    "Look at the mount options of the share on {source} and {destination} (for SMB: `nobrl`), then attach \
+                     it again"
+                ),
+            )),
             Some(Sameness::NotProven(why)) => findings.push(Finding::blocks(
                 FindingId::ShareNotSame,
                 &name,
@@ -657,6 +705,7 @@ mod tests {
             free: None,
             total: None,
             soft: false,
+            server_locks: false,
         }
     }
 
@@ -892,6 +941,30 @@ mod tests {
             },
             FindingId::ShareNotSame,
             &["vms", "read only"],
+        ),
+        (
+            "the kernel's SMB client without nobrl, mounted by Ferry",
+            |f| f.destination.shares[0].server_locks = true,
+            FindingId::ShareLocks,
+            &["kvm2", "nobrl", "ferry share attach"],
+        ),
+        (
+            "the same, mounted by the administrator of the source; it was seen as well",
+            |f| {
+                f.source.shares[0] =
+                    AttachedShare { server_locks: true, mode: AttachMode::Adopted, ..f.source.shares[0].clone() };
+                f.sameness.insert(SHARE, Sameness::LocksFail("refused".into()));
+            },
+            FindingId::ShareLocks,
+            &["kvm1", "unmount", "-o nobrl"],
+        ),
+        (
+            "locks that let nobody take over",
+            |f| {
+                f.sameness.insert(SHARE, Sameness::LocksFail("byte 201 is locked".into()));
+            },
+            FindingId::ShareLocks,
+            &["vms", "kvm1", "kvm2", "byte 201 is locked", "nobrl"],
         ),
         (
             "no memory",

@@ -35,4 +35,8 @@ pub struct AttachedShare {
     /// Programs see errors while the file server is away, instead of waiting: a mount of the kernel's without `hard`.
     #[serde(default)]
     pub soft: bool,
+    /// QEMU's locks become locks of the file server, which keep QEMU itself from the file: a mount of the kernel's SMB
+    /// client without `nobrl`. An agent of an earlier version does not say.
+    #[serde(default)]
+    pub server_locks: bool,
 }

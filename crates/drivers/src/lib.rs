@@ -5,6 +5,7 @@
 
 pub mod hypervisor;
 pub mod image;
+pub mod lock_trial;
 pub mod places;
 mod run;
 pub mod share;

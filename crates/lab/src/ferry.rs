@@ -3,6 +3,7 @@
 use std::{fs, path::PathBuf, process::Command, thread, time::Duration};
 
 use anyhow::{Context as _, ensure};
+use ferry_core::{api::server::JobView, id::JobId};
 use nix::sched::{CloneFlags, setns};
 use serde::de::DeserializeOwned;
 
@@ -244,6 +245,31 @@ impl Ferry {
         all.extend(arguments);
         let out = self.must(&all)?;
         parse_last(&out).with_context(|| format!("ferry {} said {out}", arguments.join(" ")))
+    }
+
+    /// How a job stands.
+    ///
+    /// # Errors
+    /// What the command line said.
+    pub fn job(&self, id: JobId) -> anyhow::Result<JobView> {
+        self.json(&["job", "show", &id.to_string()])
+    }
+
+    /// Waits until a job is as `is` wants it.
+    ///
+    /// # Errors
+    /// When it is not in time, or ended before: how it stands then.
+    pub fn wait_job(
+        &self,
+        id: JobId,
+        what: &str,
+        deadline: Duration,
+        is: impl Fn(&JobView) -> bool,
+    ) -> anyhow::Result<JobView> {
+        let seen = wait_for(what, deadline, || self.job(id).ok().filter(|job| is(job) || job.phase.ended()));
+        let seen = seen.with_context(|| format!("{:#?}", self.job(id)))?;
+        ensure!(is(&seen), "{what}: it ended before: {seen:#?}");
+        Ok(seen)
     }
 
     /// Where a host has a share mounted, as its definitions must name it.

@@ -56,14 +56,17 @@ enum Command {
         /// Which: by default a live move over the share.
         #[arg(value_enum)]
         what: Option<What>,
+        /// Between stock hosts, whole Debian systems with Ferry's packages.
+        #[arg(long, conflicts_with = "what")]
+        stock: bool,
         /// Print one JSON object as the last line.
         #[arg(long)]
         json: bool,
         /// Leave lab and server running.
-        #[arg(long, conflicts_with = "what")]
+        #[arg(long, conflicts_with_all = ["what", "stock"])]
         keep: bool,
         /// Break something on purpose: the demo must fail.
-        #[arg(long, conflicts_with = "what")]
+        #[arg(long, conflicts_with_all = ["what", "stock"])]
         sabotage: Option<ferry_lab::demo::Sabotage>,
     },
     /// Measure Ferry against what is there without it.
@@ -190,8 +193,9 @@ fn main() -> anyhow::Result<()> {
             }
             Ok(())
         }
+        Command::Demo { stock: true, json, .. } => stock::demo::run(json),
         Command::Demo { what: Some(What::Storage), json, .. } => ferry_lab::demo_storage::run(json),
-        Command::Demo { what: None, json, keep, sabotage } => ferry_lab::demo::run(json, keep, sabotage),
+        Command::Demo { what: None, stock: false, json, keep, sabotage } => ferry_lab::demo::run(json, keep, sabotage),
         Command::Bench { bench, runs, report } => ferry_lab::bench::run(bench, runs, report.as_deref()),
         Command::Chaos { runs, seed, kind, sabotage, storage, json } => {
             let runs = if sabotage.is_some() { 1 } else { runs };

@@ -5,7 +5,7 @@ use std::{
     time::Duration,
 };
 
-use anyhow::{Context as _, ensure};
+use anyhow::Context as _;
 use ferry_core::{api::server::JobView, id::JobId};
 
 use crate::{
@@ -100,7 +100,7 @@ impl Site {
     /// # Errors
     /// What the command line said.
     pub fn job(&self, id: JobId) -> anyhow::Result<JobView> {
-        self.ferry.json(&["job", "show", &id.to_string()])
+        self.ferry.job(id)
     }
 
     /// Waits until a job is as `is` wants it.
@@ -108,10 +108,7 @@ impl Site {
     /// # Errors
     /// When it is not in time, or ended before: how it stands then.
     pub fn wait_job(&self, id: JobId, what: &str, is: impl Fn(&JobView) -> bool) -> anyhow::Result<JobView> {
-        let seen = wait_for(what, END, || self.job(id).ok().filter(|job| is(job) || job.phase.ended()));
-        let seen = seen.with_context(|| format!("{:#?}", self.job(id)))?;
-        ensure!(is(&seen), "{what}: it ended before: {seen:#?}");
-        Ok(seen)
+        self.ferry.wait_job(id, what, END, is)
     }
 
     /// Waits until a job has ended.

@@ -176,6 +176,7 @@ pub(crate) fn status_of(id: FindingId) -> u16 {
         | Id::ShareInUse
         | Id::ShareNotAttached
         | Id::ShareNotSame
+        | Id::ShareLocks
         | Id::ShareSoft
         | Id::StorageTooMany
         | Id::RequestStale

@@ -1,14 +1,16 @@
-//! Shows that two hosts' mounts are of one share: a file written on one side is read on the other.
+//! Shows that two hosts' mounts are of one share: a file written on one side is read on the other; and that QEMU's locks
+//! let a VM be handed over there: a scratch image is locked, let go and taken in the order of a hand-over.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     sync::{Arc, Mutex},
     time::{Duration, Instant},
 };
 
 use ferry_client::ClientError;
 use ferry_core::{
-    api::agent::ShareToken,
+    api::agent::{LockStep, ShareToken},
+    finding::FindingId,
     id::{Incarnation, ShareId},
     preflight::Sameness,
 };
@@ -27,33 +29,72 @@ const LOOK_AGAIN: Duration = Duration::from_millis(100);
 /// The share and the agents' lives: a restarted agent may have mounted anew.
 type Key = (ShareId, Option<Incarnation>, Option<Incarnation>);
 
-/// Proofs of the last seconds.
+/// What was shown of shares.
 #[derive(Debug)]
 pub(crate) struct Proofs {
+    /// When mounts were last shown to be of one share.
     proven: Mutex<BTreeMap<Key, Instant>>,
+    /// Between which hosts, in this direction, QEMU's locks were shown to work. That takes programs of the hosts some
+    /// tenths of a second, and changes only when something is mounted anew: by a restarted agent, or as it is attached.
+    locks: Mutex<BTreeSet<Key>>,
     tasks: TaskTracker,
 }
 
 impl Proofs {
     pub(crate) fn new(tasks: TaskTracker) -> Self {
-        Self { proven: Mutex::default(), tasks }
+        Self { proven: Mutex::default(), locks: Mutex::default(), tasks }
+    }
+
+    /// Forgets what was shown of a share: it is attached anew.
+    pub(crate) fn forget(&self, share: ShareId) {
+        self.proven.lock().expect("nobody panics with it").retain(|(of, ..), _| *of != share);
+        self.locks.lock().expect("nobody panics with it").retain(|(of, ..)| *of != share);
     }
 
     /// As [`Self::prove`], but takes a proof of the last seconds.
-    pub(crate) async fn recent(&self, share: ShareId, one: &Arc<Host>, other: &Arc<Host>) -> Sameness {
-        let key = key(share, one, other);
-        {
+    pub(crate) async fn recent(&self, share: ShareId, source: &Arc<Host>, destination: &Arc<Host>) -> Sameness {
+        let known = {
             let mut proven = self.proven.lock().expect("nobody panics with it");
             proven.retain(|_, at| at.elapsed() < PROOF_AGE_MAX);
-            if proven.contains_key(&key) {
-                return Sameness::Proven;
-            }
+            proven.contains_key(&unordered(key(share, source, destination)))
+        };
+        if known { self.locks(share, source, destination).await } else { self.prove(share, source, destination).await }
+    }
+
+    /// Writes a new file by one host and reads it by the other; then tries QEMU's locks, unless it is known that they
+    /// work.
+    pub(crate) async fn prove(&self, share: ShareId, source: &Arc<Host>, destination: &Arc<Host>) -> Sameness {
+        match self.same(share, source, destination).await {
+            Sameness::Proven => self.locks(share, source, destination).await,
+            not => not,
         }
-        self.prove(share, one, other).await
+    }
+
+    /// Whether a VM of the source can be handed over to the destination on this share.
+    async fn locks(&self, share: ShareId, source: &Arc<Host>, destination: &Arc<Host>) -> Sameness {
+        let key = key(share, source, destination);
+        if self.locks.lock().expect("nobody panics with it").contains(&key) {
+            return Sameness::Proven;
+        }
+        let name = Uuid::new_v4().simple().to_string();
+        let outcome = hand_over(share, &name, source, destination).await;
+        for host in [source, destination] {
+            let (host, name) = (Arc::clone(host), name.clone());
+            // Nobody waits for it: it is not part of the proof.
+            self.tasks.spawn(async move {
+                if let Err(error) = host.agent.end_lock_trial(share, &name).await {
+                    tracing::info!(host = host.name(), share = %share, error = error.chain(), "A trial of locks was left behind");
+                }
+            });
+        }
+        if outcome == Sameness::Proven {
+            self.locks.lock().expect("nobody panics with it").insert(key);
+        }
+        outcome
     }
 
     /// Writes a new file by one host and reads it by the other.
-    pub(crate) async fn prove(&self, share: ShareId, one: &Arc<Host>, other: &Arc<Host>) -> Sameness {
+    async fn same(&self, share: ShareId, one: &Arc<Host>, other: &Arc<Host>) -> Sameness {
         let name = Uuid::new_v4().simple().to_string();
         let token = ShareToken { content: Uuid::new_v4().simple().to_string() };
         if let Err(error) = one.agent.write_token(share, &name, &token).await {
@@ -68,7 +109,10 @@ impl Proofs {
             }
         });
         if sameness == Sameness::Proven {
-            self.proven.lock().expect("nobody panics with it").insert(key(share, one, other), Instant::now());
+            self.proven
+                .lock()
+                .expect("nobody panics with it")
+                .insert(unordered(key(share, one, other)), Instant::now());
         }
         sameness
     }
@@ -91,8 +135,39 @@ async fn look_for(share: ShareId, name: &str, token: &ShareToken, host: &Host) -
     }
 }
 
-fn key(share: ShareId, one: &Host, other: &Host) -> Key {
+/// The steps of a hand-over, each by the host whose QEMU does it.
+async fn hand_over(share: ShareId, name: &str, source: &Host, destination: &Host) -> Sameness {
+    let steps = [
+        (source, LockStep::Hold),
+        (destination, LockStep::Open),
+        (source, LockStep::LetGo),
+        (destination, LockStep::Take),
+        (source, LockStep::Check),
+    ];
+    for (host, step) in steps {
+        match host.agent.try_locks(share, name, step).await {
+            Ok(()) => {}
+            // An agent of an earlier version knows nothing of locks: moves go on as they did with it.
+            Err(ClientError::Refused(problem)) if problem.status == 404 => return Sameness::Proven,
+            Err(ClientError::Refused(problem)) => {
+                let locks = problem.findings.iter().find(|finding| finding.id == FindingId::ShareLocks);
+                return match locks {
+                    Some(finding) => Sameness::LocksFail(format!("{} ({})", finding.message, host.name())),
+                    None => Sameness::NotProven(describe(host.name(), &ClientError::Refused(problem))),
+                };
+            }
+            Err(error) => return Sameness::NotProven(describe(host.name(), &error)),
+        }
+    }
+    Sameness::Proven
+}
+
+fn key(share: ShareId, source: &Host, destination: &Host) -> Key {
     let life = |host: &Host| host.seen().observation.map(|observation| observation.incarnation);
-    let (one, other) = (life(one), life(other));
+    (share, life(source), life(destination))
+}
+
+/// The same for both directions.
+fn unordered((share, one, other): Key) -> Key {
     (share, one.min(other), one.max(other))
 }

@@ -11,6 +11,8 @@
 //! PUT    /v1/shares/{share}/token/{name}             ShareToken          writes a token file on the share
 //! GET    /v1/shares/{share}/token/{name}                                 → ShareToken
 //! DELETE /v1/shares/{share}/token/{name}
+//! PUT    /v1/shares/{share}/locks/{name}             LockStep            → 204               (one step of a trial of QEMU's locks)
+//! DELETE /v1/shares/{share}/locks/{name}                                                     ends a trial, whatever came of it
 //! GET    /v1/places                                                      → [OfferedPlace]  (storage roots and shares)
 //! GET    /v1/directory?on=local&host=&path= | ?on=share&share=&path=     → DirectoryListing (the query is a Location)
 //! PUT    /v1/directory/check                         Location            → 204               (QEMU can write files there)
@@ -125,6 +127,30 @@ impl std::fmt::Debug for ShareCredentials {
 pub struct ShareToken {
     /// Up to 64 letters and digits.
     pub content: String,
+}
+
+/// A step of the trial whether QEMU's locks let a VM be handed over on a share: two hosts take them on a scratch image in
+/// the order in which the QEMUs of a hand-over do.
+///
+/// ```text
+/// source        Hold ─────────────────── LetGo ────────── Check
+///                open, locked, written    write, close     reads what the destination wrote
+/// destination            Open ────────────────── Take
+///                         open beside it          lock, read, write
+/// ```
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum LockStep {
+    /// The source makes the image, and QEMU's tool opens, locks and writes it, as a running VM's QEMU has it.
+    Hold,
+    /// The destination opens the image without a lock, as an incoming VM's QEMU does.
+    Open,
+    /// The source's QEMU writes once more, now that the file is open on two hosts, and closes it.
+    LetGo,
+    /// The destination takes the locks that a running VM's QEMU has, reads what the source wrote last, and writes.
+    Take,
+    /// The source reads what the destination wrote.
+    Check,
 }
 
 /// What a VM shall do.

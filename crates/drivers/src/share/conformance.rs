@@ -81,6 +81,7 @@ fn what_one_host_writes_the_other_reads(site: &Site<'_>) {
     site.first.attach(&site.unc, &site.credentials, &here).expect("attached");
     site.second.attach(&site.unc, &site.credentials, &there).expect("attached");
     assert!(site.first.waits(&here), "what Ferry mounts is mounted hard");
+    assert!(site.first.locks_stay(&here), "what Ferry mounts leaves QEMU's locks on the host");
     assert!(!there.join("token").exists());
     fs::write(here.join("token"), "4711").expect("written");
     assert_eq!(fs::read_to_string(there.join("token")).expect("read"), "4711");

@@ -14,6 +14,8 @@ use super::{ShareDriver, ShareError, ShareFacts};
 
 /// A share with a file of this name at its top is mounted so that programs see errors.
 pub const SOFT: &str = ".soft";
+/// A file of this name in an export makes its mounts ones on which QEMU's locks are the file server's.
+pub const SERVER_LOCKS: &str = ".server-locks";
 
 /// File servers that any number of [`FakeShares`] reach. Clones are the same servers.
 #[derive(Clone, Debug, Default)]
@@ -153,6 +155,10 @@ impl ShareDriver for FakeShares {
         fs::create_dir_all(parent)
             .and_then(|()| symlink(&export.directory, mountpoint))
             .map_err(|error| refuse(error.to_string()))
+    }
+
+    fn locks_stay(&self, path: &Path) -> bool {
+        !path.join(SERVER_LOCKS).exists()
     }
 
     fn waits(&self, path: &Path) -> bool {

@@ -188,6 +188,9 @@ pub trait ShareDriver: Send + Sync + 'static {
     /// if that is not known.
     fn waits(&self, path: &Path) -> bool;
 
+    /// Whether QEMU's locks on files below `path` stay among the programs of this host; true if that is not known.
+    fn locks_stay(&self, path: &Path) -> bool;
+
     /// Unmounts what [`ShareDriver::attach`] mounted. Ok if nothing is mounted there.
     ///
     /// # Errors

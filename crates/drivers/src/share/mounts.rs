@@ -83,6 +83,13 @@ pub fn waits(mount: &Mount) -> bool {
     !matches!(mount.kind.as_str(), "cifs" | "smb3") || mount.options.split(',').any(|option| option == "hard")
 }
 
+/// Whether QEMU's locks stay among the host's own programs. The kernel's SMB client makes them locks of the file server
+/// unless it was mounted with `nobrl` (mount.cifs(8)), and those are mandatory: a shared lock keeps its own holder from
+/// writing, and an exclusive one is refused to who holds the shared one.
+pub fn locks_stay(mount: &Mount) -> bool {
+    !matches!(mount.kind.as_str(), "cifs" | "smb3") || mount.options.split(',').any(|option| option == "nobrl")
+}
+
 /// Whether the top of the share appears at `path`, which `mount` holds. Err says what is there instead.
 pub fn shows(mount: &Mount, path: &Path, unc: &UncPath) -> Result<(), String> {
     let inside = path.strip_prefix(&mount.point).unwrap_or(Path::new(""));
@@ -168,6 +175,21 @@ mod tests {
                 let text = format!("68 22 0:40 / /srv/a rw - {kind} //fs1.ferry.test/vms {options}\n");
                 assert_eq!(waits(&parse(&text)[0]), hard, "{text}");
             }
+        }
+    }
+
+    #[test]
+    fn a_mount_of_the_kernel_whose_locks_are_the_servers_is_told() {
+        for (kind, options, expected) in [
+            ("cifs", "rw,vers=3.1.1,hard,nobrl,echo=60", true),
+            ("smb3", "rw,nobrl", true),
+            ("cifs", "rw,vers=3.1.1,hard", false),
+            ("smb3", "rw,brl", false),
+            ("fuse.smbnetfs", "rw", true),
+            ("nfs4", "rw,vers=4.2", true),
+        ] {
+            let text = format!("68 22 0:40 / /srv/a rw - {kind} //fs1.ferry.test/vms {options}\n");
+            assert_eq!(locks_stay(&parse(&text)[0]), expected, "{text}");
         }
     }
 

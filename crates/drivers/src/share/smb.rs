@@ -81,7 +81,9 @@ impl SmbShares {
             "3.0.2" => "3.02",
             other => other,
         };
-        let mut options = format!("vers={version},hard,nosuid,nodev,credentials={}", file.path().display());
+        // `nobrl`: QEMU's locks stay on the host. As the server's they are mandatory, and a VM that was handed over could
+        // never take them.
+        let mut options = format!("vers={version},hard,nobrl,nosuid,nodev,credentials={}", file.path().display());
         if let Some(user) = qemu_user() {
             // cifs shows files as owned by one user, and QEMU must be able to write them.
             options.push_str(&format!(",uid={},gid={},file_mode=0660,dir_mode=0770", user.uid, user.gid));
@@ -197,6 +199,10 @@ impl ShareDriver for SmbShares {
 
     fn waits(&self, path: &Path) -> bool {
         mount_at(path).ok().flatten().is_none_or(|mount| mounts::waits(&mount))
+    }
+
+    fn locks_stay(&self, path: &Path) -> bool {
+        mount_at(path).ok().flatten().is_none_or(|mount| mounts::locks_stay(&mount))
     }
 
     fn detach(&self, unc: &UncPath, mountpoint: &Path) -> Result<(), ShareError> {

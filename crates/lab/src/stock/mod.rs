@@ -8,6 +8,7 @@
 //! They are slow (emulated processors, and their guests are emulated once more), and show what namespace hosts cannot:
 //! confinement, units, the kernel's SMB and NFS clients, delay on a link. Ferry comes to them by its packages.
 
+pub mod demo;
 pub mod guest_agent;
 pub mod image;
 pub mod machine;

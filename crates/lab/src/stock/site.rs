@@ -19,6 +19,7 @@ use super::{
 use crate::{
     ferry::Ferry,
     guest::Ticker,
+    lab::NETWORK,
     observe::Observer,
     run::{DEADLINE, checked, run_within, wait_for},
     samba::{PASSWORD, USER},
@@ -26,6 +27,8 @@ use crate::{
 
 /// Where the packages of Ferry are, unless the caller says otherwise.
 const PACKAGES: &str = "FERRY_LAB_PACKAGES";
+/// Debian's own folder for images, on each machine's own disk.
+pub const IMAGES: &str = "/var/lib/libvirt/images";
 /// How long a guest may take to be heard: it boots on processors that are emulated twice.
 pub const GUEST_BOOT: Duration = Duration::from_secs(300);
 /// How long a move may take.
@@ -131,6 +134,26 @@ impl StockSite {
         Ok(())
     }
 
+    /// Has a machine serve a folder by NFS, adds it as a share, and has Ferry mount it on others; gives its place.
+    ///
+    /// # Errors
+    /// What the command line or the NFS server said.
+    pub fn add_nfs_share(&self, name: &str, server: usize, on: &[usize]) -> anyhow::Result<String> {
+        let host = &self.machines[server];
+        // As an administrator exports a folder to hosts whose root makes images and whose QEMU writes them.
+        host.run(&format!(
+            "mkdir -p /srv/{name} && chown 64055:64055 /srv/{name} && \
+             echo '/srv/{name} {NETWORK}.0/24(rw,no_root_squash,no_subtree_check,fsid=1)' >>/etc/exports && \
+             systemctl start nfs-server && exportfs -ra"
+        ))?;
+        let url = format!("nfs://{}.ferry.lab/srv/{name}", host.name);
+        self.ferry.must(&["share", "add", name, &url])?;
+        for machine in on {
+            self.ferry.must(&["share", "attach", name, "--host", &self.machines[*machine].name])?;
+        }
+        Ok(url)
+    }
+
     /// Where a machine has mounted the file server's share.
     ///
     /// # Errors
@@ -140,22 +163,42 @@ impl StockSite {
         Ok(said.lines().next().context("No share is mounted")?.trim().into())
     }
 
-    /// Makes a guest's files on the file server's share, and defines and starts it on a machine; returns when it is heard
-    /// from there.
+    /// Starts guests on machines, all at once; returns when each is heard, and has verified what it has.
     ///
     /// # Errors
-    /// What libvirt said.
-    pub fn start_ticker(&self, ticker: &Ticker, machine: usize) -> anyhow::Result<()> {
+    /// What libvirt said, or who is not heard.
+    pub fn start_tickers(&self, guests: &[(&Ticker, usize)]) -> anyhow::Result<()> {
+        for (ticker, machine) in guests {
+            self.define_and_start(ticker, *machine)?;
+        }
+        for (ticker, machine) in guests {
+            let host = &self.machines[*machine];
+            self.observer.wait_on(&ticker.name, &host.name, GUEST_BOOT)?;
+            self.observer.wait_verified(&ticker.name, 0, VERIFY_WITHIN)?;
+            wait_for(&format!("{} appears in the inventory", ticker.name), DEADLINE, || {
+                let vms: Vec<VmView> = self.ferry.json(&["vm", "list"]).ok()?;
+                vms.iter().any(|vm| vm.facts.name == ticker.name && vm.host == host.name).then_some(())
+            })?;
+        }
+        Ok(())
+    }
+
+    /// Makes a guest's files on the file server's share, and defines and starts it on a machine.
+    fn define_and_start(&self, ticker: &Ticker, machine: usize) -> anyhow::Result<()> {
         let host = &self.machines[machine];
         let definition = ticker.prepare(&self.ferry.lab, &self.ferry.files.share, &self.smb_mount(machine)?)?;
         let file = host.folder.join(format!("{}.xml", ticker.name));
         fs::write(&file, definition)?;
         host.run(&format!("virsh -q define /lab/{0}.xml && virsh -q start {0}", ticker.name))?;
-        self.observer.wait_on(&ticker.name, &host.name, GUEST_BOOT)?;
-        wait_for(&format!("{} appears in the inventory", ticker.name), DEADLINE, || {
-            let vms: Vec<VmView> = self.ferry.json(&["vm", "list"]).ok()?;
-            vms.iter().any(|vm| vm.facts.name == ticker.name && vm.host == host.name).then_some(())
-        })
+        Ok(())
+    }
+
+    /// Moves a guest's disks to a place, while it runs.
+    ///
+    /// # Errors
+    /// With what the command line said.
+    pub fn move_storage(&self, name: &str, place: &str) -> anyhow::Result<JobView> {
+        self.job(&["vm", "move-storage", name, "--to", place, "--wait"])
     }
 
     /// Moves a guest by Ferry's command line to a machine, and waits until the guest is heard from there alone.

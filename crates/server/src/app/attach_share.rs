@@ -26,6 +26,7 @@ pub(crate) async fn attach_share(
     let request = AttachRequest { unc: share.unc.clone(), credentials: body.credentials, at: body.at };
     let attached = host.agent.attach_share(share.id, &request).await;
     attached.map_err(|error| Failure::of_agent(&title, host.name(), &error))?;
+    app.proofs.forget(share.id);
     host.wait_until(|seen| seen.has_share(share.id)).await;
     if let Some(other) = differing(app, &share, &host).await {
         // What was there before this request is not taken away: a VM may use it.
@@ -48,6 +49,15 @@ async fn differing(app: &App, share: &ShareRecord, host: &Arc<Host>) -> Option<A
         match app.proofs.prove(share.id, host, &other).await {
             // One proof is enough: the others were shown to be the same as this one when they were attached.
             Sameness::Proven => return None,
+            // The same: what a move would be refused for is said when one is asked for, and may be mended until then.
+            Sameness::LocksFail(why) => {
+                tracing::warn!(
+                    share = share.name,
+                    why,
+                    "QEMU's locks do not work on a share: no VM can be moved on it"
+                );
+                return None;
+            }
             Sameness::Different => return Some(other),
             // The check before a move asks again, and refuses if it cannot be shown then.
             Sameness::NotProven(why) => {

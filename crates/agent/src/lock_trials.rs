@@ -1,0 +1,131 @@
+//! Trials of QEMU's locks on shares, as the server asks for them step by step (`ferry_drivers::lock_trial`).
+//!
+//! What a step leaves open is closed by the next one, by the end of the trial, or when [`TRIAL_MAX`] is over: a server
+//! that dies in the middle leaves no process behind.
+
+use std::{
+    collections::BTreeMap,
+    path::Path,
+    sync::{Arc, Mutex, Weak},
+    time::{Duration, Instant},
+};
+
+use ferry_core::{
+    api::agent::LockStep,
+    finding::{Finding, FindingId},
+};
+use ferry_drivers::lock_trial::{self, Holder, LockTrialError, Taker};
+
+use crate::{AgentError, error::chain};
+
+/// Longest life of a trial: five steps of some seconds each at most.
+const TRIAL_MAX: Duration = Duration::from_secs(60);
+/// Trials at once: one for each share and pair of hosts that is looked at.
+const TRIALS_MAX: usize = 32;
+
+/// The open ends of trials.
+#[derive(Debug, Default)]
+pub struct LockTrials {
+    open: Mutex<BTreeMap<String, Open>>,
+}
+
+#[derive(Debug)]
+struct Open {
+    end: End,
+    until: Instant,
+}
+
+#[derive(Debug)]
+enum End {
+    Source(Holder),
+    Destination(Taker),
+}
+
+impl LockTrials {
+    /// Does one step of trial `name`, whose image is at `path`. Blocks for some seconds at most.
+    ///
+    /// # Errors
+    /// `share.locks` when the locks do not work; what could not be tried is a fault.
+    pub fn step(self: &Arc<Self>, name: &str, path: &Path, step: LockStep) -> Result<(), AgentError> {
+        match step {
+            LockStep::Hold => {
+                let holder = Holder::start(path).map_err(told)?;
+                self.keep(name, End::Source(holder))
+            }
+            LockStep::Open => {
+                let taker = Taker::open(path).map_err(told)?;
+                self.keep(name, End::Destination(taker))
+            }
+            LockStep::LetGo => match self.take(name) {
+                Some(End::Source(holder)) => holder.let_go().map_err(told),
+                Some(End::Destination(_)) | None => Err(out_of_order()),
+            },
+            LockStep::Take => match self.take(name) {
+                Some(End::Destination(taker)) => taker.take().map_err(told),
+                Some(End::Source(_)) | None => Err(out_of_order()),
+            },
+            LockStep::Check => lock_trial::check(path).map_err(told),
+        }
+    }
+
+    /// Ends a trial, whatever came of it, and removes its image. Ok if there is none.
+    ///
+    /// # Errors
+    /// When the image cannot be removed.
+    pub fn end(&self, name: &str, path: &Path) -> Result<(), AgentError> {
+        drop(self.take(name));
+        lock_trial::remove(path).map_err(told)
+    }
+
+    fn keep(self: &Arc<Self>, name: &str, end: End) -> Result<(), AgentError> {
+        let mut open = self.open.lock().expect("nobody panics while holding it");
+        if open.len() >= TRIALS_MAX {
+            return Err(AgentError::Carrier(format!("{TRIALS_MAX} trials of locks are under way")));
+        }
+        open.insert(name.to_owned(), Open { end, until: Instant::now() + TRIAL_MAX });
+        drop(open);
+        let trials = Arc::downgrade(self);
+        std::thread::spawn(move || close_late(&trials));
+        Ok(())
+    }
+
+    fn take(&self, name: &str) -> Option<End> {
+        self.open.lock().expect("nobody panics while holding it").remove(name).map(|open| open.end)
+    }
+}
+
+/// Closes what nobody closed in time.
+fn close_late(trials: &Weak<LockTrials>) {
+    std::thread::sleep(TRIAL_MAX);
+    if let Some(trials) = trials.upgrade() {
+        let now = Instant::now();
+        trials.open.lock().expect("nobody panics while holding it").retain(|_, open| open.until > now);
+    }
+}
+
+fn told(error: LockTrialError) -> AgentError {
+    match error {
+        LockTrialError::Fails(why) => AgentError::refused(
+            409,
+            Finding::blocks(
+                FindingId::ShareLocks,
+                "share",
+                why,
+                "Look at the mount options of the share (for SMB: `nobrl`), then attach it again",
+            ),
+        ),
+        error @ LockTrialError::Host { .. } => AgentError::Carrier(chain(&error)),
+    }
+}
+
+fn out_of_order() -> AgentError {
+    AgentError::refused(
+        409,
+        Finding::blocks(
+            FindingId::RequestInvalid,
+            "locks",
+            "The step before this one was not done here, or its time is over",
+            "Try again",
+        ),
+    )
+}

@@ -1,0 +1,365 @@
+//! Whether QEMU's locks let a VM be handed over on a share, tried on a scratch image as two QEMUs do it.
+//!
+//! ```text
+//! source        Holder::start ────────────── let_go ────────── check
+//!                qemu-io: open, lock, write    write, close      reads what the destination wrote
+//! destination                  Taker::open ──────────── take
+//!                               opens beside it          locks, reads, writes
+//! ```
+//! On the kernel's SMB client without `nobrl` a second open takes the file's lease away; from then on locks are the
+//! server's, and mandatory: QEMU's shared locks keep its own writes out, and the test for the write lock meets the lock
+//! that QEMU holds itself ("Failed to get "write" lock", for ever). A new open by the same host would get the lease back
+//! and see nothing of it, so the destination keeps the file open from before the source closes it, as a QEMU that
+//! receives a VM does. None of QEMU's tools before 10.0 opens an image so; the locks are those of its
+//! `block/file-posix.c`, which have stayed the same since 2.10.
+
+use std::{
+    fs::{self, File, OpenOptions},
+    io::{self, Write as _},
+    os::{
+        fd::AsFd as _,
+        unix::fs::{FileExt as _, OpenOptionsExt as _},
+    },
+    path::{Path, PathBuf},
+    process::{Child, Command, Stdio},
+    thread,
+    time::{Duration, Instant},
+};
+
+use nix::{
+    errno::Errno,
+    fcntl::{FcntlArg, fcntl},
+    libc,
+};
+use thiserror::Error;
+
+/// Size of the scratch image: QEMU opens nothing smaller than a sector.
+const IMAGE_BYTES: usize = 64 << 10;
+/// The part that is written and read.
+const BLOCK: usize = 4096;
+/// What the source writes first, what it writes last, and what the destination writes.
+const HELD: u8 = 0x41;
+const LET_GO: u8 = 0x42;
+const TAKEN: u8 = 0x43;
+/// How long a write of the other host may take to be seen, and a tool to begin or end.
+const STEP_WAIT: Duration = Duration::from_secs(5);
+const LOOK_EVERY: Duration = Duration::from_millis(10);
+/// Where QEMU's lock bytes begin: what somebody does with the file, and what somebody does not let others do.
+const PERMISSIONS: i64 = 100;
+const REFUSALS: i64 = 200;
+/// Bits of what a running VM's disk does (consistent read, write, resize) and refuses to others (write, resize).
+const DOES: [i64; 3] = [0, 1, 3];
+const REFUSES: [i64; 2] = [1, 3];
+
+/// Why a trial failed.
+#[derive(Debug, Error)]
+pub enum LockTrialError {
+    /// The locks do not work: a VM that was handed over would not run.
+    #[error("{0}")]
+    Fails(String),
+    /// It could not be tried.
+    #[error("Could not {what}")]
+    Host {
+        /// What was attempted.
+        what: String,
+        /// Why it failed.
+        #[source]
+        source: io::Error,
+    },
+}
+
+fn host(what: impl Into<String>) -> impl FnOnce(io::Error) -> LockTrialError {
+    let what = what.into();
+    move |source| LockTrialError::Host { what, source }
+}
+
+/// The source's side: QEMU's own tool, which has the image open.
+#[derive(Debug)]
+pub struct Holder {
+    path: PathBuf,
+    tool: Child,
+}
+
+impl Holder {
+    /// Makes the image at `path` and has `qemu-io` open, lock and write it. Ok promises that the write is seen.
+    ///
+    /// # Errors
+    /// [`LockTrialError`]; the image may be there then.
+    pub fn start(path: &Path) -> Result<Self, LockTrialError> {
+        let made = OpenOptions::new().write(true).create_new(true).open(path);
+        // Written, not truncated to its size: some mounts cannot do that.
+        made.and_then(|mut file| file.write_all(&vec![0; IMAGE_BYTES]))
+            .map_err(host(format!("make {}", path.display())))?;
+        let tool = Command::new("qemu-io")
+            .args(["-f", "raw", "-t", "none"])
+            .arg(path)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .env("LC_ALL", "C.UTF-8")
+            .spawn()
+            .map_err(host("run qemu-io (Debian package qemu-utils)"))?;
+        let mut holder = Self { path: path.to_owned(), tool };
+        holder.say(&format!("write -P {HELD} 0 {BLOCK}\nflush\n"))?;
+        let path = holder.path.clone();
+        let written = wait_until(|| holder.has_ended() || block(&path).is_ok_and(|read| read == [HELD; BLOCK]));
+        if written && !holder.has_ended() {
+            return Ok(holder);
+        }
+        Err(LockTrialError::Fails(format!("a first write failed: {}", holder.end())))
+    }
+
+    /// Writes once more, now that another host has opened the image, and closes it.
+    ///
+    /// # Errors
+    /// [`LockTrialError::Fails`] when the write is not in the file afterwards.
+    pub fn let_go(mut self) -> Result<(), LockTrialError> {
+        // Told by the file below, should it be gone.
+        let _ = self.say(&format!("write -P {LET_GO} 0 {BLOCK}\nflush\nquit\n"));
+        let path = self.path.clone();
+        let said = self.end();
+        match block(&path) {
+            Ok(read) if read == [LET_GO; BLOCK] => Ok(()),
+            Ok(_) => Err(LockTrialError::Fails(format!(
+                "a QEMU that has an image open may not write its first sector any more as soon as another host has opened \
+                 it: {said}"
+            ))),
+            Err(error) => Err(host(format!("read {}", path.display()))(error)),
+        }
+    }
+
+    fn say(&mut self, commands: &str) -> Result<(), LockTrialError> {
+        let pipe = self.tool.stdin.as_mut().expect("it was piped, and is taken at the end");
+        pipe.write_all(commands.as_bytes()).and_then(|()| pipe.flush()).map_err(host("speak to qemu-io"))
+    }
+
+    fn has_ended(&mut self) -> bool {
+        !matches!(self.tool.try_wait(), Ok(None))
+    }
+
+    /// Ends the tool, by itself or by force; gives its last line.
+    fn end(&mut self) -> String {
+        drop(self.tool.stdin.take());
+        if !wait_until(|| self.has_ended()) {
+            let _ = self.tool.kill();
+            return "qemu-io gave no answer in time".to_owned();
+        }
+        let read = |stream: Option<&mut dyn io::Read>| {
+            let mut text = String::new();
+            let _ = stream.map(|stream| stream.read_to_string(&mut text));
+            text
+        };
+        let errors = read(self.tool.stderr.as_mut().map(|stream| stream as &mut dyn io::Read));
+        let output = read(self.tool.stdout.as_mut().map(|stream| stream as &mut dyn io::Read));
+        let lines = errors.lines().chain(output.lines()).map(|line| line.trim_start_matches("qemu-io>").trim());
+        let failed = |line: &&str| line.contains("failed") || line.contains("Failed") || line.contains("rror");
+        lines.filter(failed).next_back().unwrap_or("qemu-io did not say why").to_owned()
+    }
+}
+
+impl Drop for Holder {
+    fn drop(&mut self) {
+        let _ = self.tool.kill();
+        let _ = self.tool.wait();
+    }
+}
+
+/// The destination's side: the image, open as an incoming VM's QEMU has it.
+#[derive(Debug)]
+pub struct Taker {
+    file: File,
+}
+
+impl Taker {
+    /// Opens the image without a lock. Ok promises that it holds what the source wrote.
+    ///
+    /// # Errors
+    /// [`LockTrialError`].
+    pub fn open(path: &Path) -> Result<Self, LockTrialError> {
+        let what = || format!("open {}", path.display());
+        // Another host's new file may be seen late.
+        let seen = wait_until(|| block(path).is_ok_and(|read| read == [HELD; BLOCK]));
+        let file = open(path, true).map_err(host(what()))?;
+        if seen { Ok(Self { file }) } else { Err(stale("the source wrote before")) }
+    }
+
+    /// Takes the locks of a running VM's QEMU, reads what the source wrote last, and writes.
+    ///
+    /// # Errors
+    /// [`LockTrialError::Fails`].
+    pub fn take(self) -> Result<(), LockTrialError> {
+        for byte in DOES.map(|bit| PERMISSIONS + bit).into_iter().chain(REFUSES.map(|bit| REFUSALS + bit)) {
+            lock(&self.file, byte)?;
+        }
+        // Whether anybody refuses what this one does, or does what this one refuses.
+        for byte in DOES.map(|bit| REFUSALS + bit).into_iter().chain(REFUSES.map(|bit| PERMISSIONS + bit)) {
+            test(&self.file, byte)?;
+        }
+        if !wait_until(|| read(&self.file).is_ok_and(|read| read == [LET_GO; BLOCK])) {
+            return Err(stale("the source wrote last"));
+        }
+        let written = write(&self.file, TAKEN).and_then(|()| self.file.sync_data());
+        written.map_err(|error| {
+            LockTrialError::Fails(format!("a QEMU that took over may not write the first sector: {error}"))
+        })
+    }
+}
+
+/// The source reads what the destination wrote.
+///
+/// # Errors
+/// [`LockTrialError`].
+pub fn check(path: &Path) -> Result<(), LockTrialError> {
+    if wait_until(|| block(path).is_ok_and(|read| read == [TAKEN; BLOCK])) {
+        return Ok(());
+    }
+    block(path).map_err(host(format!("read {}", path.display())))?;
+    Err(stale("the destination wrote"))
+}
+
+fn stale(what: &str) -> LockTrialError {
+    let seconds = STEP_WAIT.as_secs();
+    LockTrialError::Fails(format!("what {what} is not seen on the other host within {seconds} s"))
+}
+
+/// A shared lock on one byte, held until the file is closed.
+fn lock(file: &File, byte: i64) -> Result<(), LockTrialError> {
+    let wanted = range(byte, libc::F_RDLCK);
+    match fcntl(file.as_fd(), FcntlArg::F_OFD_SETLK(&wanted)) {
+        // A file system without locks: QEMU goes on without them as well.
+        Ok(_) | Err(Errno::ENOLCK | Errno::ENOSYS | Errno::EOPNOTSUPP) => Ok(()),
+        Err(error) => Err(LockTrialError::Fails(format!("QEMU's lock of byte {byte} is refused: {error}"))),
+    }
+}
+
+/// Whether an exclusive lock on one byte could be had: nobody else has a shared one.
+fn test(file: &File, byte: i64) -> Result<(), LockTrialError> {
+    let mut wanted = range(byte, libc::F_WRLCK);
+    match fcntl(file.as_fd(), FcntlArg::F_OFD_GETLK(&mut wanted)) {
+        Ok(_) if i32::from(wanted.l_type) == libc::F_UNLCK => Ok(()),
+        Ok(_) => Err(LockTrialError::Fails(format!(
+            "QEMU would say \"Failed to get \"write\" lock\": byte {byte} stays locked although the source has closed the file"
+        ))),
+        Err(Errno::ENOLCK | Errno::ENOSYS | Errno::EOPNOTSUPP) => Ok(()),
+        Err(error) => Err(LockTrialError::Fails(format!("QEMU's test of byte {byte} is refused: {error}"))),
+    }
+}
+
+fn range(byte: i64, kind: i32) -> libc::flock {
+    libc::flock {
+        l_type: kind as i16,
+        l_whence: libc::SEEK_SET as i16,
+        l_start: byte,
+        l_len: 1,
+        // Locks of open files have no owner.
+        l_pid: 0,
+    }
+}
+
+/// A block at an address that O_DIRECT takes.
+#[repr(align(4096))]
+struct Aligned([u8; BLOCK]);
+
+/// Opens as QEMU does with `cache='none'`: past the page cache, where the mount can.
+fn open(path: &Path, writes: bool) -> io::Result<File> {
+    let mut options = OpenOptions::new();
+    options.read(true).write(writes);
+    match options.clone().custom_flags(libc::O_DIRECT).open(path) {
+        Err(error) if error.raw_os_error() == Some(libc::EINVAL) => options.open(path),
+        opened => opened,
+    }
+}
+
+fn block(path: &Path) -> io::Result<[u8; BLOCK]> {
+    read(&open(path, false)?)
+}
+
+fn read(file: &File) -> io::Result<[u8; BLOCK]> {
+    let mut block = Aligned([0; BLOCK]);
+    file.read_exact_at(&mut block.0, 0)?;
+    Ok(block.0)
+}
+
+fn write(file: &File, pattern: u8) -> io::Result<()> {
+    file.write_all_at(&Aligned([pattern; BLOCK]).0, 0)
+}
+
+/// Whether it is so before [`STEP_WAIT`] is over.
+fn wait_until(mut is: impl FnMut() -> bool) -> bool {
+    let until = Instant::now() + STEP_WAIT;
+    loop {
+        if is() {
+            return true;
+        }
+        if Instant::now() >= until {
+            return false;
+        }
+        thread::sleep(LOOK_EVERY);
+    }
+}
+
+/// Removes the image; Ok if there is none.
+///
+/// # Errors
+/// [`LockTrialError::Host`].
+pub fn remove(path: &Path) -> Result<(), LockTrialError> {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(host(format!("remove {}", path.display()))(error)),
+        _ => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn folder() -> (tempfile::TempDir, PathBuf) {
+        let folder = tempfile::tempdir().expect("a folder");
+        let path = folder.path().join("scratch");
+        (folder, path)
+    }
+
+    #[test]
+    fn a_hand_over_passes_where_locks_work() {
+        let (_folder, path) = folder();
+        let holder = Holder::start(&path).expect("held");
+        let taker = Taker::open(&path).expect("open beside it");
+        holder.let_go().expect("let go");
+        taker.take().expect("taken");
+        check(&path).expect("seen");
+        remove(&path).expect("removed");
+        remove(&path).expect("gone already");
+    }
+
+    #[test]
+    fn who_takes_before_the_source_lets_go_meets_qemus_own_locks() {
+        let (_folder, path) = folder();
+        let holder = Holder::start(&path).expect("held");
+        let error = Taker::open(&path).expect("open beside it").take().expect_err("it is held");
+        assert!(matches!(&error, LockTrialError::Fails(why) if why.contains("write")), "{error:?}");
+        drop(holder);
+    }
+
+    #[test]
+    fn a_lock_that_stays_is_found_after_the_source_let_go() {
+        let (_folder, path) = folder();
+        let holder = Holder::start(&path).expect("held");
+        let taker = Taker::open(&path).expect("open beside it");
+        // What a file server that forgets to unlock looks like.
+        let left = File::options().read(true).open(&path).expect("open");
+        lock(&left, REFUSALS + 1).expect("locked");
+        holder.let_go().expect("let go");
+        let error = taker.take().expect_err("somebody refuses writes");
+        assert!(matches!(&error, LockTrialError::Fails(why) if why.contains("byte 201")), "{error:?}");
+    }
+
+    #[test]
+    fn what_the_other_host_did_not_write_is_told() {
+        let (_folder, path) = folder();
+        let holder = Holder::start(&path).expect("held");
+        let taker = Taker::open(&path).expect("open beside it");
+        holder.let_go().expect("let go");
+        write(&open(&path, true).expect("open"), HELD).expect("as if the last write had not come");
+        assert!(matches!(taker.take(), Err(LockTrialError::Fails(why)) if why.contains("wrote last")));
+    }
+}
