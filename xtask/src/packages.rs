@@ -31,7 +31,7 @@ const TO_BUILD: [Package; 4] = [any("gcc"), any("libc6-dev"), any("pkg-config"),
 const TO_TEST: [Package; 2] = [since("qemu-utils", "1:9.0"), any("libnbd-bin")];
 
 /// To make packages, and to look into them.
-const TO_PACKAGE: [Package; 5] = [any("binutils"), any("dpkg-dev"), any("groff"), any("gzip"), any("rpm")];
+const TO_PACKAGE: [Package; 5] = [any("binutils"), any("dpkg-dev"), any("groff-base"), any("rpm"), any("systemd")];
 
 /// To run the lab.
 const TO_RUN: [Package; 19] = [

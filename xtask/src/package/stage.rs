@@ -57,7 +57,7 @@ pub(super) fn stage(inputs: &Inputs, package: &Package, format: Format, root: &P
     let (licence, place) = format.licence(name);
     stage.copy(&inputs.sources.join(licence), &place)?;
     let docs = format!("/usr/share/doc/{name}");
-    stage.compressed(&fs::read(inputs.sources.join("CHANGELOG.md"))?, &format!("{docs}/changelog.gz"))?;
+    stage.compressed(&fs::read(inputs.sources.join("CHANGELOG.md"))?, &format!("{docs}/CHANGELOG.md.gz"))?;
     let crates = (inputs.crates)(package.krate)?;
     stage.compressed(crates.as_bytes(), &format!("{docs}/crates.gz"))?;
     for file in package.files {

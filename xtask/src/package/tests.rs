@@ -99,7 +99,7 @@ fn the_agents_packages_hold_these_files_and_no_others() {
         ("/usr/lib/systemd/system/ferry-agent.service", "-rw-r--r-- root root"),
         ("/usr/lib/tmpfiles.d/ferry-agent.conf", "-rw-r--r-- root root"),
         ("/usr/share/bash-completion/completions/ferry-agent", "-rw-r--r-- root root"),
-        ("/usr/share/doc/ferry-agent/changelog.gz", "-rw-r--r-- root root"),
+        ("/usr/share/doc/ferry-agent/CHANGELOG.md.gz", "-rw-r--r-- root root"),
         ("/usr/share/doc/ferry-agent/copyright", "-rw-r--r-- root root"),
         ("/usr/share/doc/ferry-agent/crates.gz", "-rw-r--r-- root root"),
         ("/usr/share/doc/ferry-agent/examples/agent.toml", "-rw-r--r-- root root"),
@@ -304,26 +304,29 @@ fn the_agents_mounts_are_seen_by_libvirt_and_its_carriers_outlive_it() {
     }
 }
 
-/// What `systemd-analyze` says of a unit, with a program in its place; `None` where there is no systemd.
-fn analyzed(name: &str, arguments: &[&str]) -> Option<Output> {
-    let version = Command::new("systemd-analyze").arg("--version").output().ok()?;
-    assert!(version.status.success());
+/// What `systemd-analyze` says of a unit, with a program that is there in its program's place.
+fn analyzed(name: &str, arguments: &[&str], change: (&str, &str)) -> Output {
     let folder = tempfile::tempdir().expect("a folder");
     let file = format!("{name}.service");
     let text = fs::read_to_string(root().join("packaging").join(name).join(&file)).expect("there");
     let own = std::env::current_exe().expect("it runs").display().to_string();
-    fs::write(folder.path().join(&file), text.replace(&format!("/usr/bin/{name}"), &own)).expect("written");
+    let text = text.replace(&format!("/usr/bin/{name}"), &own).replace(change.0, change.1);
+    fs::write(folder.path().join(&file), text).expect("written");
     let output = Command::new("systemd-analyze").args(arguments).arg(folder.path().join(&file)).output();
-    Some(output.expect("it runs"))
+    output.expect("it runs")
 }
 
 #[test]
 fn systemd_understands_the_units() {
+    let about = |name: &str, change: (&str, &str)| {
+        let output = analyzed(name, &["verify", "--man=no"], change);
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        said.lines().filter(|line| line.contains(name)).map(str::to_owned).collect::<Vec<_>>()
+    };
     for name in ["ferry-agent", "ferry-server"] {
-        let Some(output) = analyzed(name, &["verify", "--man=no"]) else { return };
-        let said = String::from_utf8_lossy(&output.stderr);
-        let about: Vec<&str> = said.lines().filter(|line| line.contains(name)).collect();
-        assert!(about.is_empty(), "{about:?}");
+        assert_eq!(about(name, ("", "")), Vec::<String>::new());
+        let wrong = about(name, ("RestartSec=", "RestartSecs="));
+        assert!(wrong.iter().any(|line| line.contains("RestartSecs")), "what is wrong is seen: {wrong:?}");
     }
 }
 
@@ -331,9 +334,11 @@ fn systemd_understands_the_units() {
 fn the_server_may_do_little() {
     // Tenths of systemd's own measure, of at most 100.
     let arguments = ["security", "--offline=yes", "--no-pager", "--threshold=15"];
-    let Some(output) = analyzed("ferry-server", &arguments) else { return };
+    let output = analyzed("ferry-server", &arguments, ("", ""));
     let said = String::from_utf8_lossy(&output.stdout);
     assert!(output.status.success(), "{said}{}", String::from_utf8_lossy(&output.stderr));
+    let more = analyzed("ferry-server", &arguments, ("SystemCallFilter=", "# "));
+    assert!(!more.status.success(), "what it may do more is seen");
 }
 
 // The scripts of Debian's packages, run below a folder, with stand-ins for systemd's programs.
@@ -544,6 +549,23 @@ fn purging_the_agent_keeps_the_veto_against_a_second_start_while_a_vm_is_held() 
             assert!(machine.path(path).exists(), "{path}");
         }
     }
+}
+
+#[test]
+fn purging_the_agent_takes_back_its_rule_for_apparmor_and_no_other() {
+    let machine = host();
+    let ours = "# ferry: begin. Written by set-up.\n/run/ferry/m/*/x.sock rw,\n# ferry: end\n";
+    let (folder, file) =
+        ("etc/apparmor.d/abstractions/libvirt-qemu.d", "etc/apparmor.d/local/abstractions/libvirt-qemu");
+    machine.put(&format!("{folder}/ferry"), ours);
+    machine.put(&format!("{folder}/mine"), "/mine rw,\n");
+    machine.put(file, &format!("/before r,\n{ours}/after r,\n"));
+    machine.run("ferry-agent", "postrm", &["remove"]);
+    assert!(machine.path(folder).join("ferry").exists());
+    machine.run("ferry-agent", "postrm", &["purge"]);
+    assert!(!machine.path(folder).join("ferry").exists());
+    assert!(machine.path(folder).join("mine").exists());
+    assert_eq!(fs::read_to_string(machine.path(file)).expect("there"), "/before r,\n/after r,\n");
 }
 
 #[test]
