@@ -103,6 +103,15 @@ fn nextest(tests: &str, filter: Option<&str>) -> Command {
     command
 }
 
+/// Makes packages. Their names are all that it prints on stdout.
+pub(crate) fn package(build: Build) -> anyhow::Result<u8> {
+    let packages = package::package(build)?;
+    for name in &packages.names {
+        println!("{}", packages.folder.join(name).display());
+    }
+    Ok(0)
+}
+
 /// Runs every fuzz target for some seconds. An input that breaks a promise is kept in `fuzz/artifacts`.
 pub(crate) fn fuzz(seconds: u32) -> anyhow::Result<u8> {
     packages::ensure_for_build()?;
@@ -160,7 +169,7 @@ pub(crate) fn check() -> anyhow::Result<u8> {
         ("formatting", cargo(&["fmt", "--check"])),
         ("lints", cargo(&lints)),
         ("documentation", docs),
-        ("architecture", cargo(&["test", "--locked", "--quiet", "-p", "xtask"])),
+        ("architecture", cargo(&["test", "--locked", "--quiet", "-p", "xtask", "--test", "architecture"])),
     ];
     let mut failed = Vec::new();
     for (name, mut command) in checks {

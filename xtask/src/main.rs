@@ -2,6 +2,7 @@
 //! needs it installs itself, and says so.
 
 mod chore;
+mod package;
 mod packages;
 mod programs;
 mod sudo;
@@ -58,6 +59,12 @@ enum Chore {
     /// Hosts to try things on.
     #[command(subcommand)]
     Lab(LabChore),
+    /// Make packages of Ferry for Debian and for systems with RPM; prints their files' names.
+    Package {
+        /// As users have them, or as tests want them: quickly built, with failpoints.
+        #[arg(long, value_enum, default_value_t)]
+        profile: Profile,
+    },
     /// Feed random bytes to everything that parses a peer's bytes.
     Fuzz {
         /// Seconds for each target.
@@ -105,6 +112,23 @@ enum Chore {
 enum What {
     /// The disks of a running VM move.
     Storage,
+}
+
+/// How packaged programs are built.
+#[derive(Clone, Copy, Default, ValueEnum)]
+enum Profile {
+    #[default]
+    Release,
+    Debug,
+}
+
+impl Profile {
+    fn build(self) -> Build {
+        match self {
+            Self::Release => Build::Released,
+            Self::Debug => Build::Tested,
+        }
+    }
 }
 
 #[derive(Clone, Copy, ValueEnum)]
@@ -192,6 +216,7 @@ fn run(chore: Chore) -> anyhow::Result<u8> {
             chore::test(tests, filter.as_deref())
         }
         Chore::Check => chore::check(),
+        Chore::Package { profile } => chore::package(profile.build()),
         Chore::Fuzz { seconds } => chore::fuzz(seconds),
         Chore::Lab(LabChore::Up { hosts, stock }) => {
             let hosts = hosts.to_string();

@@ -30,6 +30,9 @@ const TO_BUILD: [Package; 4] = [any("gcc"), any("libc6-dev"), any("pkg-config"),
 /// To test without the lab: a server and clients of NBD.
 const TO_TEST: [Package; 2] = [since("qemu-utils", "1:9.0"), any("libnbd-bin")];
 
+/// To make packages, and to look into them.
+const TO_PACKAGE: [Package; 5] = [any("binutils"), any("dpkg-dev"), any("groff-base"), any("rpm"), any("systemd")];
+
 /// To run the lab.
 const TO_RUN: [Package; 19] = [
     since("qemu-system-x86", "1:9.0"),
@@ -63,13 +66,19 @@ pub(crate) fn ensure_for_build() -> anyhow::Result<()> {
 
 /// Installs what is missing to build, and to run the tests that need no lab.
 pub(crate) fn ensure_for_tests() -> anyhow::Result<()> {
-    let all: Vec<&Package> = TO_BUILD.iter().chain(&TO_TEST).collect();
-    ensure_all(&all, "disks are tested with programs that speak NBD")
+    let all: Vec<&Package> = TO_BUILD.iter().chain(&TO_TEST).chain(&TO_PACKAGE).collect();
+    ensure_all(&all, "disks are tested with programs that speak NBD, packages with the tools that make them")
+}
+
+/// Installs what is missing to build Ferry and its packages.
+pub(crate) fn ensure_for_packages() -> anyhow::Result<()> {
+    let all: Vec<&Package> = TO_BUILD.iter().chain(&TO_PACKAGE).collect();
+    ensure_all(&all, "packages are made with the tools of both formats")
 }
 
 /// Installs what is missing to build, to test and to run the lab.
 pub(crate) fn ensure_for_lab() -> anyhow::Result<()> {
-    let all: Vec<&Package> = TO_BUILD.iter().chain(&TO_TEST).chain(&TO_RUN).collect();
+    let all: Vec<&Package> = TO_BUILD.iter().chain(&TO_TEST).chain(&TO_PACKAGE).chain(&TO_RUN).collect();
     ensure_all(&all, "the lab needs packages, and makes network namespaces, mounts and virtual machines")
 }
 

@@ -12,6 +12,9 @@ const GUEST_TARGET: &str = "x86_64-unknown-linux-gnu";
 /// Features under which everything is built, checked and tested: tests stop and fail programs at named points.
 pub(crate) const FEATURES: &str = "ferry-agent/failpoints,ferry-server/failpoints,ferry-lab/lab";
 
+/// The crates of the programs that users install.
+const SHIPPED: [&str; 3] = ["ferry-cli", "ferry-server", "ferry-agent"];
+
 /// The workspace's folder.
 pub(crate) fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).parent().map(Path::to_owned).unwrap_or_default()
@@ -57,6 +60,22 @@ impl Build {
             Self::Released => ["--release", "--quiet"],
         }
     }
+}
+
+/// Builds the programs that users install, and nothing else if it can be left out.
+///
+/// # Errors
+/// When the compiler does.
+pub(crate) fn build_shipped(build: Build) -> anyhow::Result<()> {
+    eprintln!("building Ferry's programs");
+    let mut programs = cargo(&["build", "--locked", "--bins"]);
+    match build {
+        // With the rest of the workspace: built alone, its crates would be built twice.
+        Build::Tested => programs.arg("--workspace"),
+        Build::Released => programs.args(SHIPPED.iter().flat_map(|name| ["-p", name])),
+    };
+    ensure!(programs.args(build.arguments()).status()?.success(), "Ferry does not build");
+    Ok(())
 }
 
 /// Builds Ferry's programs, the lab and the guest.

@@ -190,6 +190,14 @@ mod tests {
     use super::*;
 
     #[test]
+    fn the_packaged_example_shows_every_setting_as_set_up_writes_it() {
+        let example = include_str!("../../../packaging/ferry-agent/agent.toml");
+        let shown: toml::Table = toml::from_str(example).expect("settings");
+        let config = Config::new("192.0.2.11:7421".parse().expect("an address"));
+        assert_eq!(shown, toml::Table::try_from(config).expect("settings"));
+    }
+
+    #[test]
     fn a_configuration_is_checked_and_named_when_wrong() {
         let folder = tempfile::tempdir().expect("a folder");
         let path = folder.path().join("agent.toml");

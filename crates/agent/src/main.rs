@@ -2,7 +2,7 @@
 
 use std::{net::SocketAddr, path::PathBuf, sync::Arc};
 
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory as _, Parser, Subcommand};
 use ferry_agent::{
     Agent,
     config::{Config, DEFAULT_PATH},
@@ -11,6 +11,7 @@ use ferry_agent::{
     setup,
 };
 use ferry_drivers::{hypervisor::libvirt::Libvirt, share::smb::SmbShares};
+use ferry_manual::Section;
 use tokio::signal::unix::{SignalKind, signal};
 use tracing::info;
 
@@ -50,6 +51,12 @@ enum Command {
         #[arg(long)]
         said: PathBuf,
     },
+    /// Write man pages and completions into a folder. For packages.
+    #[command(hide = true)]
+    Manual {
+        /// The folder.
+        folder: PathBuf,
+    },
 }
 
 fn main() -> anyhow::Result<()> {
@@ -73,6 +80,7 @@ fn main() -> anyhow::Result<()> {
             let _ = std::fs::remove_file(&said);
             outcome
         }
+        Command::Manual { folder } => Ok(ferry_manual::write(Arguments::command(), Section::Administrator, &folder)?),
     };
     failpoints.teardown();
     outcome
@@ -108,4 +116,20 @@ async fn carry(config: &std::path::Path, journal: &std::path::Path) -> anyhow::R
     let config = Config::load(config)?;
     let hypervisor = Arc::new(Libvirt::new(&config.libvirt_uri));
     Ok(carrier::run(config, journal, hypervisor).await?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_manual_has_a_page_for_each_command_that_people_type() {
+        let folder = tempfile::tempdir().expect("a folder");
+        ferry_manual::write(Arguments::command(), Section::Administrator, folder.path()).expect("written");
+        let entries = std::fs::read_dir(folder.path()).expect("a folder");
+        let names = entries.map(|entry| entry.expect("an entry").file_name().into_string().expect("UTF-8"));
+        let mut pages: Vec<String> = names.filter(|name| name.ends_with(".8")).collect();
+        pages.sort();
+        assert_eq!(pages, ["ferry-agent-run.8", "ferry-agent-setup.8", "ferry-agent-token.8", "ferry-agent.8"]);
+    }
 }

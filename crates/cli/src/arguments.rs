@@ -55,6 +55,12 @@ pub enum Command {
     Job(JobCommand),
     /// Store server, pin and token, so that they need not be given again
     Login,
+    /// Write man pages and completions into a folder. For packages
+    #[command(hide = true)]
+    Manual {
+        /// The folder
+        folder: PathBuf,
+    },
 }
 
 /// `ferry host …`

@@ -67,4 +67,14 @@ mod tests {
         assert_eq!(config.database(), Path::new("/var/lib/ferry-server/ferry.db"));
         assert!(toml::from_str::<Config>("listne = \"10.0.0.9:7420\"").is_err());
     }
+
+    #[test]
+    fn the_packaged_file_says_what_holds_without_it() {
+        let packaged = include_str!("../../../packaging/ferry-server/server.toml");
+        assert_eq!(toml::from_str::<Config>(packaged).expect("settings"), Config::default());
+        let settings = packaged.lines().filter_map(|line| line.strip_prefix('#')).filter(|line| !line.starts_with(' '));
+        let said: Config = toml::from_str(&settings.collect::<Vec<_>>().join("\n")).expect("settings");
+        let database = Some(Config::default().database());
+        assert_eq!(said, Config { database, ..Config::default() });
+    }
 }

@@ -2,7 +2,8 @@
 
 use std::path::PathBuf;
 
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory as _, Parser, Subcommand};
+use ferry_manual::Section;
 use ferry_server::{Server, config::Config, openapi_document, renew_token};
 use tokio::signal::unix::{SignalKind, signal};
 use tracing_subscriber::EnvFilter;
@@ -31,6 +32,12 @@ enum Command {
     },
     /// Print the OpenAPI document of the REST API
     Openapi,
+    /// Write man pages and completions into a folder. For packages
+    #[command(hide = true)]
+    Manual {
+        /// The folder
+        folder: PathBuf,
+    },
 }
 
 fn main() -> anyhow::Result<()> {
@@ -46,6 +53,7 @@ fn main() -> anyhow::Result<()> {
             print!("{}", openapi_document());
             Ok(())
         }
+        Command::Manual { folder } => Ok(ferry_manual::write(Arguments::command(), Section::Administrator, &folder)?),
     }
 }
 
@@ -64,4 +72,20 @@ async fn run(config: Config) -> anyhow::Result<()> {
 async fn token(config: &Config) -> anyhow::Result<()> {
     println!("{}", renew_token(config).await?.display());
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_manual_has_a_page_for_each_command_that_people_type() {
+        let folder = tempfile::tempdir().expect("a folder");
+        ferry_manual::write(Arguments::command(), Section::Administrator, folder.path()).expect("written");
+        let entries = std::fs::read_dir(folder.path()).expect("a folder");
+        let names = entries.map(|entry| entry.expect("an entry").file_name().into_string().expect("UTF-8"));
+        let mut pages: Vec<String> = names.filter(|name| name.ends_with(".8")).collect();
+        pages.sort();
+        assert_eq!(pages, ["ferry-server-openapi.8", "ferry-server-run.8", "ferry-server-token.8", "ferry-server.8"]);
+    }
 }

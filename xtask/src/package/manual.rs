@@ -1,0 +1,63 @@
+//! Man pages and completions, which the programs write themselves.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::{Command, Stdio},
+};
+
+use anyhow::{Context as _, ensure};
+
+/// Lets a program write its own into `folder`, and checks them.
+///
+/// # Errors
+/// When it does not, or a shell or the formatter does not understand what it wrote.
+pub(super) fn write(program: &Path, folder: &Path) -> anyhow::Result<()> {
+    let mut command = Command::new(program);
+    let written = command.arg("manual").arg(folder).stdin(Stdio::null()).status();
+    let name = program.display();
+    ensure!(written.with_context(|| format!("Could not run {name}"))?.success(), "{name} wrote no manual");
+    check(folder)
+}
+
+/// # Errors
+/// Naming the first file that is not understood.
+pub(super) fn check(folder: &Path) -> anyhow::Result<()> {
+    let mut pages = Vec::new();
+    for entry in fs::read_dir(folder)? {
+        let path = entry?.path();
+        let name = path.file_name().and_then(|name| name.to_str()).context("A file's name is not UTF-8")?;
+        if name.ends_with(".bash") {
+            understood(Command::new("bash").arg("-n").arg(&path), &path)?;
+        } else if name.ends_with(".fish") {
+            understood_if_there(Command::new("fish").arg("--no-execute").arg(&path), &path)?;
+        } else if name.starts_with('_') {
+            understood_if_there(Command::new("zsh").arg("-n").arg(&path), &path)?;
+        } else {
+            pages.push(path);
+        }
+    }
+    render(pages)
+}
+
+/// All at once: the formatter takes long to start.
+fn render(mut pages: Vec<PathBuf>) -> anyhow::Result<()> {
+    pages.sort();
+    let mut groff = Command::new("groff");
+    groff.args(["-man", "-Kutf8", "-Tutf8", "-ww", "-z"]).args(&pages);
+    understood(&mut groff, pages.first().context("There is no page")?)
+}
+
+fn understood(command: &mut Command, what: &Path) -> anyhow::Result<()> {
+    let name = command.get_program().to_string_lossy().into_owned();
+    let output = command.stdin(Stdio::null()).output().with_context(|| format!("Could not run {name}"))?;
+    let said = String::from_utf8_lossy(&output.stderr);
+    ensure!(output.status.success() && said.is_empty(), "{name} does not understand {}: {said}", what.display());
+    Ok(())
+}
+
+/// Not every shell is on every machine.
+fn understood_if_there(command: &mut Command, what: &Path) -> anyhow::Result<()> {
+    let there = Command::new(command.get_program()).arg("--version").stdout(Stdio::null()).status();
+    if there.is_ok_and(|status| status.success()) { understood(command, what) } else { Ok(()) }
+}
