@@ -1,13 +1,19 @@
 //! Program `ferry-agent`.
 
-use std::{net::SocketAddr, path::PathBuf, sync::Arc};
+use std::{
+    net::{SocketAddr, TcpListener},
+    path::PathBuf,
+    sync::Arc,
+};
 
+use anyhow::Context as _;
 use clap::{Parser, Subcommand};
 use ferry_agent::{
     Agent,
     config::{Config, DEFAULT_PATH},
     http,
     migration::{Launcher, carrier},
+    notify::{self, Standing},
     setup,
 };
 use ferry_drivers::{hypervisor::libvirt::Libvirt, share::smb::SmbShares};
@@ -81,6 +87,8 @@ fn main() -> anyhow::Result<()> {
 #[tokio::main]
 async fn run(path: &std::path::Path) -> anyhow::Result<()> {
     let config = Config::load(path)?;
+    let listen = config.listen;
+    let listener = TcpListener::bind(listen).with_context(|| format!("Could not listen at {listen}"))?;
     let hypervisor = Arc::new(Libvirt::new(&config.libvirt_uri));
     let shares = Arc::new(SmbShares::new(config.state_dir.join("shares")));
     let launcher = Launcher::Process { program: std::env::current_exe()?, config: path.to_owned() };
@@ -91,9 +99,12 @@ async fn run(path: &std::path::Path) -> anyhow::Result<()> {
             _ = term.recv() => {}
             _ = int.recv() => {}
         }
+        notify::tell(Standing::Stopping);
         info!("the agent ends; carriers of running migrations go on");
     };
-    http::serve(agent, stop).await?;
+    // Whoever connects from now on is answered, also while libvirt is asked for the first time.
+    notify::tell(Standing::Ready);
+    http::serve_on(agent, listener, stop).await?;
     Ok(())
 }
 
