@@ -9,6 +9,7 @@
 mod chains;
 pub mod checks;
 pub mod config;
+mod confinement;
 pub mod enrolment;
 mod error;
 pub mod files;
@@ -89,6 +90,7 @@ impl Agent {
         let observer =
             Observer::start(config.clone(), Arc::clone(&hypervisor), Arc::clone(&shares), enrolment.watch_host());
         let migrations = Registry::load(&config, Arc::clone(&hypervisor), launcher)?;
+        confinement::selinux::label_sessions(&config);
         tokio::spawn(migration::seeds::sweep_for_ever(Arc::downgrade(&migrations.seeds())));
         let storage = StorageMoves::load(&config, Arc::clone(&hypervisor))?;
         let offline = Arc::new(OfflineMoves::load(&config, Arc::clone(&hypervisor), migrations.seeds())?);

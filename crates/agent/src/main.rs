@@ -41,6 +41,9 @@ enum Command {
         /// Restart libvirt without asking, if it must read what was changed; running VMs go on.
         #[arg(long)]
         yes: bool,
+        /// Take away what setup wrote into AppArmor, SELinux and libvirt's hooks, and do nothing else.
+        #[arg(long, conflicts_with_all = ["listen", "yes"])]
+        remove: bool,
     },
     /// Print a new enrolment token, good for one use.
     Token,
@@ -67,7 +70,8 @@ fn main() -> anyhow::Result<()> {
     let failpoints = fail::FailScenario::setup();
     ferry_trust::install_provider();
     let outcome = match arguments.command {
-        Command::Setup { listen, yes } => setup::run(&arguments.config, listen, yes),
+        Command::Setup { remove: true, .. } => setup::remove(&Config::load(&arguments.config)?),
+        Command::Setup { listen, yes, remove: false } => setup::run(&arguments.config, listen, yes),
         Command::Token => setup::print_token(&Config::load(&arguments.config)?),
         Command::Run => run(&arguments.config),
         Command::Carry { journal, said } => {

@@ -158,6 +158,7 @@ impl FakeHypervisor {
             memory_total: ByteCount::gib(16),
             libvirt_version: "11.3.0".to_owned(),
             qemu_version: "10.0.2".to_owned(),
+            confined_by: Vec::new(),
         };
         let host = Arc::new(Host {
             name: name.to_owned(),
