@@ -5,11 +5,15 @@ use std::{
     fmt, fs,
     net::{IpAddr, SocketAddr, TcpListener},
     path::Path,
+    process::Command,
 };
 
-use ferry_drivers::hypervisor::{Hypervisor, HypervisorHost};
+use ferry_drivers::{
+    hypervisor::{Hypervisor, HypervisorHost},
+    share::smb::{has_mount_cifs, kernel_has_cifs},
+};
 
-use crate::config::Config;
+use crate::{config::Config, confinement};
 
 /// Versions that Ferry is tested with, major and minor.
 const LIBVIRT_TESTED: (u32, u32) = (11, 3);
@@ -20,6 +24,18 @@ const PROGRAMS: [(&str, &str); 2] = [("smbclient", "smbclient"), ("qemu-img", "q
 
 /// Ports that are tried: as many as a host moves VMs at once, and more.
 const PORTS_MAX: usize = 64;
+
+/// What a connection must be able to hold for 1 Gb/s at 100 ms, or 10 Gb/s at 10 ms: twice what is under way.
+const BUFFER_BYTES: u64 = 25_000_000;
+/// What is advised: the next power of two, as such limits are written.
+const BUFFER_BYTES_WANTED: u64 = 32 << 20;
+/// Of one move at once, with one disk: memory and disk, at both ends of a host that sends and receives.
+const CONNECTIONS_OF_A_MOVE: u64 = 4;
+/// `tcp_mem` counts in pages; larger ones only make it more.
+const PAGE_BYTES: u64 = 4096;
+
+/// The unit that runs an agent.
+const UNIT: &str = "ferry-agent.service";
 
 /// One thing looked at.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -48,17 +64,23 @@ pub fn all(config: &Config, hypervisor: &dyn Hypervisor) -> Vec<Check> {
     let text = |path: &str| fs::read_to_string(path).unwrap_or_default();
     let mut checks = Vec::new();
     match hypervisor.host() {
-        Ok(host) => checks.extend(versions(&host)),
+        Ok(host) => {
+            checks.extend(versions(&host));
+            checks.extend(confinement::checks(config, &host));
+        }
         Err(error) => checks.push(Check::Missing(format!(
             "{error}: install package libvirt-daemon-system (on Debian 12 from backports) and start libvirtd"
         ))),
     }
     checks.push(kvm(Path::new("/dev/kvm")));
     checks.extend(PROGRAMS.map(|(name, package)| program(&path, name, package)));
-    checks.extend(smb_client(&text("/proc/filesystems"), &path));
+    checks.extend(smb_client(kernel_has_cifs(), has_mount_cifs(), &path));
     checks.extend(memory(&text("/proc/meminfo")));
     checks.push(control_address(config.listen));
     checks.push(carrier_ports(config));
+    let tcp = |name: &str| text(&format!("/proc/sys/net/ipv4/{name}"));
+    checks.push(long_links(&tcp("tcp_rmem"), &tcp("tcp_wmem"), &tcp("tcp_mem")));
+    checks.extend(unit(&systemd_says(UNIT)));
     checks
 }
 
@@ -97,13 +119,79 @@ fn program(path: &OsStr, name: &str, package: &str) -> Check {
     }
 }
 
-fn smb_client(filesystems: &str, path: &OsStr) -> Vec<Check> {
-    if filesystems.lines().any(|line| line.trim_start() == "cifs") {
-        return vec![Check::Good("the kernel has the SMB client (cifs)".to_owned())];
+/// How shares are mounted: by the kernel, if it has the client and mount its helper.
+fn smb_client(kernel: bool, helper: bool, path: &OsStr) -> Vec<Check> {
+    match (kernel, helper) {
+        (true, true) => vec![Check::Good("the kernel has the SMB client (cifs)".to_owned())],
+        (true, false) => vec![Check::Missing(
+            "the kernel has the SMB client (cifs), and mount has no helper for it: install package cifs-utils"
+                .to_owned(),
+        )],
+        (false, _) => {
+            let slow = "the kernel has no SMB client (cifs), nor a module of it; shares are mounted by smbnetfs, which is \
+                        slow for small writes";
+            vec![program(path, "smbnetfs", "smbnetfs"), Check::Odd(slow.to_owned())]
+        }
     }
-    let slow = "the kernel has no SMB client (cifs); shares are mounted by smbnetfs, which is slow for small writes: \
-                load the module cifs, if there is one";
-    vec![program(path, "smbnetfs", "smbnetfs"), Check::Odd(slow.to_owned())]
+}
+
+/// Whether Linux lets a connection grow so far that it fills a long link: it does by itself, up to these maxima.
+fn long_links(rmem: &str, wmem: &str, mem: &str) -> Check {
+    let number = |text: &str| text.split_whitespace().last().and_then(|word| word.parse::<u64>().ok());
+    let (Some(rmem), Some(wmem)) = (number(rmem), number(wmem)) else {
+        return Check::Odd("net.ipv4.tcp_rmem and tcp_wmem cannot be read".to_owned());
+    };
+    // Half of a buffer is window: the rest is what the kernel needs to keep it.
+    let reach = |rtt_ms: u64| rmem.min(wmem) / 2 * 1000 / rtt_ms / 1_000_000;
+    let reached = format!("a connection carries {} MB/s at 10 ms, {} MB/s at 100 ms", reach(10), reach(100));
+    let most = number(mem).map_or(u64::MAX, |pages| pages.saturating_mul(PAGE_BYTES));
+    if rmem.min(wmem) >= BUFFER_BYTES && most >= CONNECTIONS_OF_A_MOVE * BUFFER_BYTES {
+        return Check::Good(format!("TCP buffers are large enough for long links: {reached}"));
+    }
+    let mut lines = vec![
+        format!("net.ipv4.tcp_rmem = 4096 131072 {BUFFER_BYTES_WANTED}"),
+        format!("net.ipv4.tcp_wmem = 4096 16384 {BUFFER_BYTES_WANTED}"),
+    ];
+    if most < CONNECTIONS_OF_A_MOVE * BUFFER_BYTES {
+        let pages = CONNECTIONS_OF_A_MOVE * BUFFER_BYTES_WANTED / PAGE_BYTES;
+        lines.push(format!("net.ipv4.tcp_mem = {} {} {pages}", pages / 2, pages / 4 * 3));
+    }
+    Check::Odd(format!(
+        "TCP buffers are small for long links: {reached}. For 1 Gb/s at 100 ms, or 10 Gb/s at 10 ms, write into /etc/sysctl.d/60-ferry.conf and run `sysctl --system`: {}",
+        lines.join("; ")
+    ))
+}
+
+/// What systemd says of a unit; nothing where it does not run.
+fn systemd_says(unit: &str) -> String {
+    let properties = "--property=LoadState,KillMode,RuntimeDirectory,RuntimeDirectoryPreserve";
+    let said = Command::new("systemctl").args(["show", properties, unit]).output();
+    said.map(|output| String::from_utf8_lossy(&output.stdout).into_owned()).unwrap_or_default()
+}
+
+/// Whether carriers outlive the agent: systemd ends everything of a unit with it, if it is not told otherwise. `None`
+/// without systemd.
+fn unit(said: &str) -> Option<Check> {
+    let value = |name: &str| said.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix('='));
+    let lost = |why: &str, line: &str| {
+        Check::Missing(format!(
+            "{why}, so a restart of {UNIT} ends moves: run `systemctl edit {UNIT}` and write {line} below [Service]"
+        ))
+    };
+    let kill_mode = value("KillMode")?;
+    let folder = value("RuntimeDirectory").unwrap_or_default();
+    Some(match (value("LoadState")?, kill_mode) {
+        ("loaded", "process" | "none") if !folder.is_empty() && value("RuntimeDirectoryPreserve") == Some("no") => {
+            lost("systemd removes the folder of sockets with the agent", "RuntimeDirectoryPreserve=yes")
+        }
+        ("loaded", "process" | "none") => Check::Good(format!("moves go on while {UNIT} is restarted")),
+        ("loaded", mode) => {
+            lost(&format!("systemd ends carriers with the agent (KillMode={mode})"), "KillMode=process")
+        }
+        (_, _) => Check::Odd(format!(
+            "there is no {UNIT}: whatever runs the agent must not end its carriers with it (in a unit: KillMode=process)"
+        )),
+    })
 }
 
 fn memory(meminfo: &str) -> Option<Check> {
@@ -161,8 +249,10 @@ mod tests {
         assert_eq!(program(path, "smbclient", "smbclient"), Check::Good("smbclient".to_owned()));
         let Check::Missing(text) = program(path, "qemu-img", "qemu-utils") else { panic!("it is not there") };
         assert!(text.contains("install package qemu-utils"));
-        assert_eq!(smb_client("nodev\tsysfs\n\tcifs\n", path).len(), 1);
-        assert!(matches!(smb_client("nodev\tsysfs\n", path)[..], [Check::Missing(_), Check::Odd(_)]));
+        assert!(matches!(smb_client(true, true, path)[..], [Check::Good(_)]));
+        let [Check::Missing(text)] = &smb_client(true, false, path)[..] else { panic!("mount cannot do it") };
+        assert!(text.contains("install package cifs-utils"));
+        assert!(matches!(smb_client(false, true, path)[..], [Check::Missing(_), Check::Odd(_)]));
         assert!(matches!(kvm(&folder.path().join("kvm")), Check::Odd(_)));
     }
 
@@ -174,6 +264,7 @@ mod tests {
             memory_total: ferry_core::units::ByteCount(0),
             libvirt_version: libvirt.to_owned(),
             qemu_version: qemu.to_owned(),
+            confined_by: Vec::new(),
         };
         assert!(versions(&host("11.3.0", "10.0.2")).iter().all(|check| matches!(check, Check::Good(_))));
         assert!(versions(&host("12.0.0", "10.10.0")).iter().all(|check| matches!(check, Check::Good(_))));
@@ -190,6 +281,46 @@ mod tests {
         let ports = format!("{0}-{0}", address.port());
         let config = Config { data_ports: ports, ..Config::new(address) };
         assert!(matches!(carrier_ports(&config), Check::Missing(_)));
+    }
+
+    #[test]
+    fn what_long_links_reach_is_told_with_the_lines_to_write() {
+        // As Linux has them by default on a machine of 4 GiB.
+        let found = long_links("4096\t131072\t6291456\n", "4096\t16384\t4194304\n", "46365\t61822\t92730\n");
+        let Check::Odd(text) = found else { panic!("{found:?}") };
+        for words in [
+            "209 MB/s at 10 ms, 20 MB/s at 100 ms",
+            "net.ipv4.tcp_rmem = 4096 131072 33554432",
+            "net.ipv4.tcp_wmem = 4096 16384 33554432",
+            "sysctl --system",
+        ] {
+            assert!(text.contains(words), "{text}");
+        }
+        assert!(!text.contains("tcp_mem"), "{text}");
+        let large = "4096 131072 33554432";
+        assert!(matches!(long_links(large, large, "46365 61822 92730"), Check::Good(_)));
+        let Check::Odd(text) = long_links(large, large, "1 2 3") else { panic!("all of them share three pages") };
+        assert!(text.contains("net.ipv4.tcp_mem = 16384 24576 32768"), "{text}");
+        assert!(matches!(long_links("", "", ""), Check::Odd(_)));
+    }
+
+    #[test]
+    fn a_unit_that_ends_carriers_is_told_with_the_line_to_write() {
+        let said = |load: &str, mode: &str, folder: &str, keep: &str| {
+            unit(&format!(
+                "LoadState={load}\nKillMode={mode}\nRuntimeDirectory={folder}\nRuntimeDirectoryPreserve={keep}\n"
+            ))
+        };
+        for mode in ["control-group", "mixed"] {
+            let Some(Check::Missing(text)) = said("loaded", mode, "", "no") else { panic!("{mode} ends carriers") };
+            assert!(text.contains(mode) && text.contains("KillMode=process"), "{text}");
+        }
+        let Some(Check::Missing(text)) = said("loaded", "process", "ferry", "no") else { panic!("sockets go") };
+        assert!(text.contains("RuntimeDirectoryPreserve=yes"), "{text}");
+        assert!(matches!(said("loaded", "process", "ferry", "yes"), Some(Check::Good(_))));
+        assert!(matches!(said("loaded", "process", "", "no"), Some(Check::Good(_))));
+        assert!(matches!(said("not-found", "control-group", "", "no"), Some(Check::Odd(_))));
+        assert_eq!(unit(""), None);
     }
 
     #[test]

@@ -49,6 +49,9 @@ pub struct Config {
     /// libvirt's folder of hook scripts.
     #[serde(default = "default_hooks")]
     pub hooks_dir: PathBuf,
+    /// AppArmor's folder of profiles.
+    #[serde(default = "default_apparmor")]
+    pub apparmor_dir: PathBuf,
     /// What tells this machine from a clone of it.
     #[serde(default = "default_machine_id")]
     pub machine_id: PathBuf,
@@ -86,6 +89,10 @@ fn default_hooks() -> PathBuf {
     "/etc/libvirt/hooks".into()
 }
 
+fn default_apparmor() -> PathBuf {
+    "/etc/apparmor.d".into()
+}
+
 fn default_machine_id() -> PathBuf {
     "/etc/machine-id".into()
 }
@@ -104,6 +111,7 @@ impl Config {
             libvirt_uri: default_uri(),
             qemu_conf: default_qemu_conf(),
             hooks_dir: default_hooks(),
+            apparmor_dir: default_apparmor(),
             machine_id: default_machine_id(),
         }
     }

@@ -78,6 +78,31 @@ impl Enrolment {
         if *server == Some(wanted) {
             return Ok(());
         }
+        self.check_secret(request)?;
+        // Another server counts its lives on its own.
+        let mut epoch = self.epoch.lock().expect("nobody panics while holding it");
+        files::write_json(&self.epoch_path, &0)?;
+        *epoch = 0;
+        files::write_json(&self.server_path, &wanted)?;
+        files::remove(&self.secret_path)?;
+        *server = Some(wanted);
+        self.host.send_replace(Some(wanted.host));
+        Ok(())
+    }
+
+    /// Whether [`Enrolment::enrol`] would take it. Changes nothing.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn check(&self, pin: Pin, request: &EnrolRequest) -> Result<(), AgentError> {
+        let server = *self.server.lock().expect("nobody panics while holding it");
+        match server == Some(Server { host: request.host, pin }) {
+            true => Ok(()),
+            false => self.check_secret(request),
+        }
+    }
+
+    fn check_secret(&self, request: &EnrolRequest) -> Result<(), AgentError> {
         let pending: Option<Pending> = files::read_json(&self.secret_path)?;
         if !pending.is_some_and(|pending| same_secret(&pending.secret, &request.secret)) {
             return Err(AgentError::refused(
@@ -90,14 +115,6 @@ impl Enrolment {
                 ),
             ));
         }
-        // Another server counts its lives on its own.
-        let mut epoch = self.epoch.lock().expect("nobody panics while holding it");
-        files::write_json(&self.epoch_path, &0)?;
-        *epoch = 0;
-        files::write_json(&self.server_path, &wanted)?;
-        files::remove(&self.secret_path)?;
-        *server = Some(wanted);
-        self.host.send_replace(Some(wanted.host));
         Ok(())
     }
 

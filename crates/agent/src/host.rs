@@ -8,9 +8,9 @@ use ferry_core::{
     host::HostFacts,
     units::ByteCount,
 };
-use ferry_drivers::hypervisor::{Hypervisor, HypervisorError};
+use ferry_drivers::hypervisor::{Hypervisor, HypervisorError, HypervisorHost};
 
-use crate::{config::Config, setup};
+use crate::{config::Config, confinement, setup};
 
 /// Asks the kernel and the hypervisor. Blocks.
 ///
@@ -19,6 +19,7 @@ use crate::{config::Config, setup};
 pub fn facts(config: &Config, hypervisor: &dyn Hypervisor) -> Result<HostFacts, HypervisorError> {
     let host = hypervisor.host()?;
     let text = |path: &str| fs::read_to_string(path).unwrap_or_default().trim().to_owned();
+    let findings = findings(config, &host);
     Ok(HostFacts {
         hostname: text("/proc/sys/kernel/hostname"),
         machine_id: fs::read_to_string(&config.machine_id).unwrap_or_default().trim().to_owned(),
@@ -30,12 +31,12 @@ pub fn facts(config: &Config, hypervisor: &dyn Hypervisor) -> Result<HostFacts, 
         qemu_version: host.qemu_version,
         agent_version: env!("CARGO_PKG_VERSION").to_owned(),
         api_versions: API_VERSIONS.to_vec(),
-        findings: findings(config),
+        findings,
     })
 }
 
 /// What is wrong with the host's set-up.
-fn findings(config: &Config) -> Vec<Finding> {
+fn findings(config: &Config, host: &HypervisorHost) -> Vec<Finding> {
     let mut findings = Vec::new();
     let conf = fs::read_to_string(&config.qemu_conf).unwrap_or_default();
     let root = config.share_root.display().to_string();
@@ -55,6 +56,7 @@ fn findings(config: &Config) -> Vec<Finding> {
             "Run `ferry-agent setup` on the host and restart libvirtd",
         ));
     }
+    findings.extend(confinement::findings(config, host));
     findings
 }
 

@@ -33,6 +33,7 @@ use ferry_core::{
     share::AttachedShare,
     units::ByteCount,
 };
+use ferry_drivers::hypervisor::HypervisorError;
 use ferry_trust::{Clients, server_config};
 use serde::{Deserialize, de::DeserializeOwned};
 use tracing::{error, info};
@@ -48,6 +49,9 @@ use crate::{
 const BODY_BYTES_MAX: usize = 1 << 20;
 /// How long a request may wait for file systems: a little less than the server waits for it.
 const ANSWER_WAIT: Duration = Duration::from_secs(80);
+/// How long libvirt may take to say what the host is: less than the server waits. At its first connection it looks at every
+/// emulator, which took 15 s on a slow host.
+const HOST_WAIT: Duration = Duration::from_secs(25);
 /// How long requests in flight may go on when the agent is ended.
 const GRACE: Duration = Duration::from_secs(2);
 
@@ -148,16 +152,7 @@ pub fn router(agent: Arc<Agent>) -> Router {
 /// Serves until `stop` is told, then lets requests in flight end. Carriers go on.
 ///
 /// # Errors
-/// When the address cannot be listened at.
-pub async fn serve(agent: Arc<Agent>, stop: impl Future<Output = ()> + Send + 'static) -> anyhow::Result<SocketAddr> {
-    let listener = TcpListener::bind(agent.config.listen)?;
-    serve_on(agent, listener, stop).await
-}
-
-/// As [`serve`], on a listener that is there.
-///
-/// # Errors
-/// When it cannot be listened at.
+/// When the listener cannot be used.
 pub async fn serve_on(
     agent: Arc<Agent>,
     listener: TcpListener,
@@ -215,13 +210,27 @@ async fn enrol(
     Extension(Caller(pin)): Extension<Caller>,
     Body(request): Body<EnrolRequest>,
 ) -> Answered<HostFacts> {
+    agent.enrolment.check(pin, &request)?;
+    // Before the secret is used up: a server that hears nothing of the host does not add it, and asks again.
+    let facts = host_facts(&agent).await?;
     agent.enrolment.enrol(pin, &request)?;
     info!(server = %pin, host = %request.host, "enrolled with a server");
-    get_host(State(agent)).await
+    Ok(Json(facts))
 }
 
 async fn get_host(State(agent): Shared) -> Answered<HostFacts> {
-    Ok(Json(blocking(&agent, |agent| Ok(host::facts(&agent.config, &*agent.hypervisor)?)).await?))
+    Ok(Json(host_facts(&agent).await?))
+}
+
+async fn host_facts(agent: &Arc<Agent>) -> Result<HostFacts, AgentError> {
+    let facts = blocking(agent, |agent| Ok(host::facts(&agent.config, &*agent.hypervisor)?));
+    match tokio::time::timeout(HOST_WAIT, facts).await {
+        Ok(facts) => facts,
+        Err(_) => Err(AgentError::Hypervisor(HypervisorError::Unreachable(format!(
+            "it gave no answer within {} s; the agent goes on asking it, so try again",
+            HOST_WAIT.as_secs()
+        )))),
+    }
 }
 
 #[derive(Deserialize)]
@@ -249,7 +258,7 @@ async fn observe(State(agent): Shared, Query(cursor): Query<Cursor>) -> Answered
     };
     match found {
         Some(observation) => Ok(Json(observation)),
-        None => Err(Refusal(AgentError::Hypervisor(ferry_drivers::hypervisor::HypervisorError::Unreachable(
+        None => Err(Refusal(AgentError::Hypervisor(HypervisorError::Unreachable(
             "it has not answered since the agent was started".to_owned(),
         )))),
     }

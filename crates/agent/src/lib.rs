@@ -9,6 +9,7 @@
 mod chains;
 pub mod checks;
 pub mod config;
+mod confinement;
 pub mod enrolment;
 mod error;
 pub mod files;
@@ -16,6 +17,7 @@ pub mod host;
 pub mod http;
 pub mod lock_trials;
 pub mod migration;
+pub mod notify;
 pub mod observer;
 pub mod offline;
 pub mod places;
@@ -69,8 +71,8 @@ pub struct Agent {
 }
 
 impl Agent {
-    /// Puts an agent together: attaches the shares that were attached before, finds its migrations again, and starts
-    /// to observe.
+    /// Puts an agent together from its own files: libvirt and file servers may not answer, and nobody waits for them here.
+    /// Attaches the shares that were attached before, finds its migrations again and observes meanwhile.
     ///
     /// # Errors
     /// When its own files cannot be read or written.
@@ -88,12 +90,12 @@ impl Agent {
         let observer =
             Observer::start(config.clone(), Arc::clone(&hypervisor), Arc::clone(&shares), enrolment.watch_host());
         let migrations = Registry::load(&config, Arc::clone(&hypervisor), launcher)?;
-        migrations.find_again().await;
+        confinement::selinux::label_sessions(&config);
         tokio::spawn(migration::seeds::sweep_for_ever(Arc::downgrade(&migrations.seeds())));
         let storage = StorageMoves::load(&config, Arc::clone(&hypervisor))?;
         let offline = Arc::new(OfflineMoves::load(&config, Arc::clone(&hypervisor), migrations.seeds())?);
         let claims = Arc::default();
-        Ok(Arc::new(Self {
+        let agent = Arc::new(Self {
             config,
             key,
             enrolment,
@@ -105,6 +107,9 @@ impl Agent {
             offline,
             storage,
             claims,
-        }))
+        });
+        let finder = Arc::clone(&agent);
+        tokio::spawn(async move { finder.migrations.find_again().await });
+        Ok(agent)
     }
 }

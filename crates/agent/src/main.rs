@@ -1,13 +1,19 @@
 //! Program `ferry-agent`.
 
-use std::{net::SocketAddr, path::PathBuf, sync::Arc};
+use std::{
+    net::{SocketAddr, TcpListener},
+    path::PathBuf,
+    sync::Arc,
+};
 
+use anyhow::Context as _;
 use clap::{CommandFactory as _, Parser, Subcommand};
 use ferry_agent::{
     Agent,
     config::{Config, DEFAULT_PATH},
     http,
     migration::{Launcher, carrier},
+    notify::{self, Standing},
     setup,
 };
 use ferry_drivers::{hypervisor::libvirt::Libvirt, share::smb::SmbShares};
@@ -36,6 +42,9 @@ enum Command {
         /// Restart libvirt without asking, if it must read what was changed; running VMs go on.
         #[arg(long)]
         yes: bool,
+        /// Take away what setup wrote into AppArmor, SELinux and libvirt's hooks, and do nothing else.
+        #[arg(long, conflicts_with_all = ["listen", "yes"])]
+        remove: bool,
     },
     /// Print a new enrolment token, good for one use.
     Token,
@@ -68,7 +77,8 @@ fn main() -> anyhow::Result<()> {
     let failpoints = fail::FailScenario::setup();
     ferry_trust::install_provider();
     let outcome = match arguments.command {
-        Command::Setup { listen, yes } => setup::run(&arguments.config, listen, yes),
+        Command::Setup { remove: true, .. } => setup::remove(&Config::load(&arguments.config)?),
+        Command::Setup { listen, yes, remove: false } => setup::run(&arguments.config, listen, yes),
         Command::Token => setup::print_token(&Config::load(&arguments.config)?),
         Command::Run => run(&arguments.config),
         Command::Carry { journal, said } => {
@@ -89,6 +99,8 @@ fn main() -> anyhow::Result<()> {
 #[tokio::main]
 async fn run(path: &std::path::Path) -> anyhow::Result<()> {
     let config = Config::load(path)?;
+    let listen = config.listen;
+    let listener = TcpListener::bind(listen).with_context(|| format!("Could not listen at {listen}"))?;
     let hypervisor = Arc::new(Libvirt::new(&config.libvirt_uri));
     let shares = Arc::new(SmbShares::new(config.state_dir.join("shares")));
     let launcher = Launcher::Process { program: std::env::current_exe()?, config: path.to_owned() };
@@ -99,9 +111,12 @@ async fn run(path: &std::path::Path) -> anyhow::Result<()> {
             _ = term.recv() => {}
             _ = int.recv() => {}
         }
+        notify::tell(Standing::Stopping);
         info!("the agent ends; carriers of running migrations go on");
     };
-    http::serve(agent, stop).await?;
+    // Whoever connects from now on is answered, also while libvirt is asked for the first time.
+    notify::tell(Standing::Ready);
+    http::serve_on(agent, listener, stop).await?;
     Ok(())
 }
 

@@ -12,8 +12,10 @@ use anyhow::Context as _;
 use ferry_drivers::hypervisor::libvirt::Libvirt;
 use ferry_trust::KeyPair;
 
-use crate::{checks, config::Config, enrolment::Enrolment, files};
+use crate::{checks, config::Config, confinement, enrolment::Enrolment, files};
 
+/// The daemon of all drivers, and the modular one of QEMU: one of them serves a host's VMs.
+const LIBVIRT_UNITS: [&str; 2] = ["libvirtd.service", "virtqemud.service"];
 const HOOK_MARK: &str = "# ferry: veto a second start of a VM that is being moved";
 
 /// Does it. Prints what it does to stderr, and the token as the last line of stdout. With `restart`, libvirt is
@@ -26,6 +28,7 @@ pub fn run(config_path: &Path, listen: Option<SocketAddr>, restart: bool) -> any
     make_folders(&config)?;
     let shared = ensure_shared(&config)?;
     let hooked = ensure_hook(&config)?;
+    confinement::ensure(&config)?;
     if shared || hooked {
         restart_libvirt(restart);
     }
@@ -83,16 +86,52 @@ fn ensure_hook(config: &Config) -> anyhow::Result<bool> {
 
 /// Running VMs go on while libvirt is restarted.
 fn restart_libvirt(wanted: bool) {
-    let has_systemd = Path::new("/run/systemd/system").is_dir();
-    if wanted && has_systemd {
-        let restarted =
-            Command::new("systemctl").args(["try-restart", "libvirtd.service", "virtqemud.service"]).status();
-        if restarted.is_ok_and(|status| status.success()) {
-            eprintln!("✓ libvirt was restarted, and has read both");
-            return;
-        }
+    let systemctl = |arguments: &[&str]| Command::new("systemctl").args(arguments).output();
+    let shown = systemctl(&["show", "--property=Id,LoadState,ActiveState", LIBVIRT_UNITS[0], LIBVIRT_UNITS[1]]);
+    let shown = shown.map(|output| String::from_utf8_lossy(&output.stdout).into_owned()).unwrap_or_default();
+    let (running, idle) = (units(&shown, "ActiveState=active"), units(&shown, "LoadState=loaded"));
+    if running.is_empty() && !idle.is_empty() {
+        eprintln!("✓ {} does not run now, and reads both when it is started", idle.join(" or "));
+        return;
     }
-    eprintln!("! restart libvirtd (or virtqemud) now, so that it reads both; running VMs go on");
+    let names = if running.is_empty() { LIBVIRT_UNITS.join(" or ") } else { running.join(" and ") };
+    if !wanted || running.is_empty() {
+        eprintln!("! restart {names} now, so that it reads both; running VMs go on");
+        return;
+    }
+    match systemctl(&[&["restart"], &running[..]].concat()) {
+        Ok(output) if output.status.success() => eprintln!("✓ {names} was restarted, and has read both"),
+        Ok(_) | Err(_) => eprintln!("! {names} could not be restarted: see `systemctl status {}`", running.join(" ")),
+    }
+}
+
+/// The units of which `systemctl show` says a line: lines `NAME=VALUE`, with an empty line between two units.
+fn units<'a>(shown: &'a str, line: &str) -> Vec<&'a str> {
+    let such = shown.split("\n\n").filter(|unit| unit.lines().any(|said| said == line));
+    such.filter_map(|unit| unit.lines().find_map(|said| said.strip_prefix("Id="))).collect()
+}
+
+/// Takes away what [`run`] wrote outside the agent's own folders, but for the line in qemu.conf: VMs may use shares without
+/// Ferry, and need it for that.
+///
+/// # Errors
+/// While a VM is held: without the hook it could be started twice. What could not be removed; it may be repeated.
+pub fn remove(config: &Config) -> anyhow::Result<()> {
+    let held: Vec<String> = fs::read_dir(config.holds_dir())
+        .into_iter()
+        .flatten()
+        .filter_map(|entry| Some(entry.ok()?.file_name().display().to_string()))
+        .collect();
+    anyhow::ensure!(held.is_empty(), "VMs are held, and could be started twice without the hook: {}", held.join(", "));
+    confinement::remove(config)?;
+    let hook = hook_path(config);
+    match fs::remove_file(&hook) {
+        Ok(()) => eprintln!("✓ {} was removed", hook.display()),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+        Err(error) => return Err(error).with_context(|| format!("Could not remove {}", hook.display())),
+    }
+    eprintln!("Restart libvirtd or virtqemud, so that it knows; {} stays as it is", config.qemu_conf.display());
+    Ok(())
 }
 
 /// Prints a new token.
@@ -246,6 +285,46 @@ mod tests {
         }
         assert!(knows_shared("shared_filesystems = [ \"/srv\" ]", root), "a folder above it will do");
         assert!(!knows_shared("shared_filesystems = [ \"/srv/fer\" ]", root));
+    }
+
+    #[test]
+    fn the_daemon_that_runs_is_restarted_and_no_other() {
+        let one = |name: &str, (load, active): (&str, &str)| {
+            format!("Id={name}.service\nLoadState={load}\nActiveState={active}\n")
+        };
+        let shown = |libvirtd, virtqemud| format!("{}\n{}", one("libvirtd", libvirtd), one("virtqemud", virtqemud));
+        let (runs, idle, none) = (("loaded", "active"), ("loaded", "inactive"), ("not-found", "inactive"));
+        for (libvirtd, virtqemud, active, loaded) in [
+            (runs, none, vec!["libvirtd.service"], vec!["libvirtd.service"]),
+            (idle, runs, vec!["virtqemud.service"], vec!["libvirtd.service", "virtqemud.service"]),
+            (idle, none, vec![], vec!["libvirtd.service"]),
+        ] {
+            let shown = shown(libvirtd, virtqemud);
+            assert_eq!(units(&shown, "ActiveState=active"), active, "{shown}");
+            assert_eq!(units(&shown, "LoadState=loaded"), loaded, "{shown}");
+        }
+        assert_eq!(units("", "LoadState=loaded"), [""; 0], "without systemd");
+    }
+
+    #[test]
+    fn what_was_written_is_removed_but_not_while_a_vm_is_held() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let config = Config {
+            state_dir: folder.path().join("state"),
+            hooks_dir: folder.path().join("hooks"),
+            apparmor_dir: folder.path().join("apparmor.d"),
+            ..Config::new("127.0.0.1:1".parse().expect("an address"))
+        };
+        install_hook(&config).expect("installed");
+        let held = config.holds_dir().join("0d7a4d0e-4f57-4f3e-9a80-0c6a4b6ad001");
+        fs::create_dir_all(config.holds_dir()).expect("made");
+        fs::write(&held, "job 7").expect("held");
+        let error = remove(&config).expect_err("it is held").to_string();
+        assert!(error.contains("0d7a4d0e") && hook_is_installed(&config), "{error}");
+        fs::remove_file(held).expect("released");
+        remove(&config).expect("removed");
+        assert!(!hook_path(&config).exists());
+        remove(&config).expect("twice");
     }
 
     #[test]

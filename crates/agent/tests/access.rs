@@ -13,7 +13,7 @@ use ferry_core::{
     share::AttachMode,
     vm::VmState,
 };
-use ferry_drivers::hypervisor::Hypervisor;
+use ferry_drivers::hypervisor::{Hypervisor, fake::Point};
 use ferry_trust::{KeyPair, random_secret};
 use site::{SHARE, SOON, Site, enrol, refusal, serve};
 use uuid::Uuid;
@@ -42,6 +42,38 @@ async fn a_new_token_gives_an_agent_to_another_server() {
     enrol(&site.hosts[0], &other).await.expect("with a new token");
     assert!(other.host().await.is_ok());
     assert_eq!(refusal(site.hosts[0].client.host().await), (403, FindingId::AuthKey));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_secret_is_used_up_only_when_the_host_could_be_told() {
+    let site = Site::new().await;
+    let host = &site.hosts[0];
+    let token = host.agent.enrolment.new_token(host.agent.key.pin()).expect("a token");
+    let (other, _stop) = serve(host.agent.clone(), &site.hosts[1].agent.key);
+    // A server makes another id for the host each time that it is asked to add it.
+    let enrol = async || other.enrol(&EnrolRequest { secret: token.secret, host: HostId(Uuid::new_v4()) }).await;
+    host.hypervisor.set_reachable(false);
+    let error = enrol().await.expect_err("libvirt does not answer");
+    assert_eq!(error.problem().map(|problem| problem.status), Some(500), "{}", error.chain());
+    assert_eq!(refusal(other.host().await), (403, FindingId::AuthKey), "it is not that server's yet");
+    host.hypervisor.set_reachable(true);
+    enrol().await.expect("with the same token");
+    assert_eq!(refusal(enrol().await), (403, FindingId::AuthEnrolment), "now it is used up");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_agent_is_there_at_once_also_when_libvirt_gives_no_answer() {
+    let mut site = Site::new().await;
+    // Whoever asks libvirt hangs: the agent that ends, the one that begins, and its observer.
+    let hangs = site.hosts[0].hypervisor.faults().hold_all(Point::Host);
+    tokio::time::timeout(SOON, site.hosts[0].restart_agent(&site.key)).await.expect("it does not wait for libvirt");
+    let foreign = KeyPair::generate().expect("keys");
+    let (stranger, _stop) = serve(site.hosts[0].agent.clone(), &foreign);
+    assert_eq!(refusal(stranger.host().await), (403, FindingId::AuthKey), "it answers");
+    let places = site.hosts[0].client.places().await.expect("what needs no libvirt works");
+    assert!(!places.is_empty());
+    hangs.release();
+    assert!(site.hosts[0].client.host().await.is_ok(), "the rest is known as soon as libvirt answers");
 }
 
 #[tokio::test(flavor = "multi_thread")]

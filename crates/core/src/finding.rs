@@ -118,6 +118,7 @@ finding_ids! {
     HostMemory = "host.memory": "The destination has not enough free memory for the VM.",
     HostSharedFilesystems = "host.shared-filesystems": "libvirt on the host does not know that the share root is shared.",
     HostHook = "host.hook": "The hook script that vetoes a second start is missing or not effective.",
+    HostConfinement = "host.confinement": "What confines VMs on the host does not let them use the sockets of moves.",
     HostSetup = "host.setup": "The host is not set up as Ferry needs it.",
     HostVersion = "host.version": "The host's agent speaks no protocol version that this server speaks.",
     ShareUnknown = "share.unknown": "No share of that name is in the inventory.",

@@ -1020,6 +1020,19 @@ mod tests {
             FindingId::HostSharedFilesystems,
             &["kvm2", "ferry-agent setup"],
         ),
+        (
+            "confinement without the rule",
+            |f| {
+                f.destination.facts.findings.push(Finding::blocks(
+                    FindingId::HostConfinement,
+                    "this host",
+                    "AppArmor does not let VMs use the sockets of moves",
+                    "Run `ferry-agent setup`",
+                ));
+            },
+            FindingId::HostConfinement,
+            &["kvm2", "ferry-agent setup"],
+        ),
     ];
 
     #[test]

@@ -171,6 +171,7 @@ pub(crate) fn status_of(id: FindingId) -> u16 {
         | Id::HostMemory
         | Id::HostSharedFilesystems
         | Id::HostHook
+        | Id::HostConfinement
         | Id::HostSetup
         | Id::ShareTwice
         | Id::ShareInUse

@@ -126,12 +126,13 @@ impl Registry {
     }
 
     /// Looks after the migrations of an earlier life: logs which carriers still run, and runs a VM that was handed
-    /// over to a carrier that died before it could.
+    /// over to a carrier that died before it could. Requests come meanwhile: each migration is looked at in its turn, as it
+    /// is then.
     pub async fn find_again(&self) {
-        // Known before the first move needs it; if libvirt does not answer now, it is asked again then.
-        let _ = self.process_owner().await;
-        let journals: Vec<Journal> = self.entries().values().cloned().collect();
-        for journal in journals {
+        let jobs: Vec<JobId> = self.entries().keys().copied().collect();
+        for job in jobs {
+            let _turn = self.turn(job).await;
+            let Some(journal) = self.entries().get(&job).cloned() else { continue };
             let alive = self.ask(&journal, Ask::Report { after: 0, wait_ms: 0 }).await.is_some();
             info!(job = %journal.job, role = ?journal.task.role(), vm = %journal.task.vm(), alive, "found a migration again");
             let state = self.carrier_state(&journal).unwrap_or_default();
@@ -144,6 +145,8 @@ impl Registry {
                 warn!(vm = %journal.task.vm(), error = %chain(&error), "a VM that was handed over could not be resumed");
             }
         }
+        // Known before the first move needs it; if libvirt does not answer now, it is asked again then.
+        let _ = self.process_owner().await;
     }
 
     /// Makes ready to receive.

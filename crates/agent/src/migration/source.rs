@@ -52,7 +52,7 @@ use super::{
     carrier::{Board, blocking, channel_ended, past_pivot},
     journal::{Journal, Task},
 };
-use crate::{AgentError, config::Config, error::chain, files};
+use crate::{AgentError, config::Config, confinement::selinux, error::chain, files};
 
 /// How often progress is asked of libvirt.
 const LOOK_EVERY: Duration = Duration::from_millis(200);
@@ -145,8 +145,8 @@ impl Source {
             }))
         })
         .await?;
-        let (rpc, memory) = (listen(socket_dir, RPC_SOCKET)?, listen(socket_dir, MEMORY_SOCKET)?);
-        let disks = if along.is_empty() { None } else { Some(listen(socket_dir, DISK_SOCKET)?) };
+        let (rpc, memory) = (listen(socket_dir, RPC_SOCKET)?, listen_for_qemu(socket_dir, MEMORY_SOCKET)?);
+        let disks = if along.is_empty() { None } else { Some(listen_for_qemu(socket_dir, DISK_SOCKET)?) };
         let shared = Arc::new(Shared {
             request: MigrateRequest {
                 vm: task.vm,
@@ -292,6 +292,10 @@ fn listen(dir: &Path, name: &str) -> Result<UnixListener, AgentError> {
     let path = dir.join(name);
     files::remove(&path)?;
     UnixListener::bind(&path).map_err(|source| AgentError::File { path, source })
+}
+
+fn listen_for_qemu(dir: &Path, name: &str) -> Result<UnixListener, AgentError> {
+    selinux::for_qemu(|| Ok(listen(dir, name))).map_err(|source| AgentError::File { path: dir.join(name), source })?
 }
 
 async fn perform(shared: Arc<Shared>) {

@@ -96,6 +96,7 @@ impl Host {
             share_root: dir.join("srv"),
             qemu_conf: dir.join("qemu.conf"),
             hooks_dir: dir.join("hooks"),
+            apparmor_dir: dir.join("apparmor.d"),
             storage_roots: vec![dir.join("local"), dir.join("missing")],
             ..Config::new("127.0.0.1:0".parse().expect("an address"))
         };

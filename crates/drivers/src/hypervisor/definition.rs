@@ -33,6 +33,15 @@ pub(super) fn process_owner(capabilities: &str) -> Option<(u32, u32)> {
     Some((number(user)?, number(group)?))
 }
 
+/// What libvirt confines VMs with, in its capabilities: each `<secmodel>` but `dac`, which is plain users and modes, and
+/// `none`.
+pub(super) fn confined_by(capabilities: &str) -> Vec<String> {
+    let Ok(document) = Document::parse(capabilities) else { return Vec::new() };
+    let Some(host) = child(document.root_element(), "host") else { return Vec::new() };
+    let models = children(host, "secmodel").filter_map(|model| child(model, "model")?.text());
+    models.filter(|model| !["dac", "none"].contains(model)).map(str::to_owned).collect()
+}
+
 /// The facts that a definition holds. State, persistence, autostart and snapshots are not in it.
 pub(super) fn parse(xml: &str) -> Result<VmFacts<PathBuf>, HypervisorError> {
     let nil = VmId(Uuid::nil());
@@ -725,5 +734,18 @@ mod tests {
                    <baselabel type='kvm'>+64055:+104</baselabel></secmodel></host></capabilities>";
         assert_eq!(process_owner(xml), Some((64055, 104)));
         assert_eq!(process_owner("<capabilities><host/></capabilities>"), None);
+    }
+
+    #[test]
+    fn what_confines_vms_is_read_from_capabilities() {
+        let with = |model: &str| {
+            format!(
+                "<capabilities><host><secmodel><model>{model}</model><doi>0</doi></secmodel><secmodel><model>dac</model>\
+                 <baselabel type='kvm'>+64055:+104</baselabel></secmodel></host></capabilities>"
+            )
+        };
+        assert_eq!(confined_by(&with("apparmor")), ["apparmor"]);
+        assert_eq!(confined_by(&with("none")), [""; 0]);
+        assert_eq!(confined_by("<capabilities/>"), [""; 0]);
     }
 }

@@ -87,6 +87,8 @@ pub struct HypervisorHost {
     pub libvirt_version: String,
     /// QEMU's version, `10.0.2`.
     pub qemu_version: String,
+    /// What libvirt confines its VMs with, in its own words: `apparmor`, `selinux`.
+    pub confined_by: Vec<String>,
 }
 
 /// What happened to a VM.

@@ -306,24 +306,43 @@ fn unmount(point: &Path, how: MntFlags, unc: &UncPath) -> Result<(), ShareError>
     Ok(())
 }
 
-/// Whether the kernel has the cifs client, loaded or as a module, and its mount helper is installed.
+/// Whether the kernel has the cifs client, and its mount helper is installed.
 fn kernel_mounts_cifs() -> bool {
-    let helper = ["/sbin/mount.cifs", "/usr/sbin/mount.cifs"].iter().any(|path| Path::new(path).exists());
-    let loaded = || {
-        let text = fs::read_to_string("/proc/filesystems").unwrap_or_default();
-        text.lines().any(|line| line.trim_start_matches("nodev").trim() == "cifs")
-    };
-    let module = || {
-        let release = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
-        let modules = Path::new("/lib/modules").join(release.trim()).join("modules.dep");
-        fs::read_to_string(modules).is_ok_and(|text| text.contains("/cifs.ko"))
-    };
-    helper && (loaded() || module())
+    kernel_has_cifs() && has_mount_cifs()
+}
+
+/// Whether the helper that `mount` needs for cifs is installed (Debian package cifs-utils).
+pub fn has_mount_cifs() -> bool {
+    ["/sbin/mount.cifs", "/usr/sbin/mount.cifs"].iter().any(|path| Path::new(path).exists())
+}
+
+/// Whether the kernel has the cifs client: loaded, or as a module, which a mount loads.
+pub fn kernel_has_cifs() -> bool {
+    let text = |path: &Path| fs::read_to_string(path).unwrap_or_default();
+    let release = text(Path::new("/proc/sys/kernel/osrelease"));
+    let modules = Path::new("/lib/modules").join(release.trim()).join("modules.dep");
+    has_cifs(&text(Path::new("/proc/filesystems")), &text(&modules))
+}
+
+fn has_cifs(filesystems: &str, modules: &str) -> bool {
+    let loaded = filesystems.lines().any(|line| line.trim_start_matches("nodev").trim() == "cifs");
+    // Before the colon stands the module itself, after it what it needs; its file may be compressed.
+    let of_itself = |line: &str| line.split(':').next().is_some_and(|module| module.contains("/cifs.ko"));
+    loaded || modules.lines().any(of_itself)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_kernel_has_cifs_also_when_its_module_is_not_loaded() {
+        let modules = "kernel/fs/smb/client/cifs.ko.xz: kernel/fs/smb/common/cifs_md4.ko.xz\n";
+        assert!(has_cifs("nodev\tsysfs\n", modules));
+        assert!(has_cifs("nodev\tcifs\n", ""));
+        assert!(!has_cifs("nodev\tsysfs\n", "kernel/fs/smb/common/cifs_md4.ko.xz:\n"));
+        assert!(!has_cifs("nodev\tsysfs\n", "kernel/x.ko: kernel/fs/smb/client/cifs.ko\n"));
+    }
 
     #[test]
     fn the_space_of_a_mount_is_read() {

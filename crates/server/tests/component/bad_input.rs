@@ -214,6 +214,16 @@ const ROWS: &[(&str, Spoil, u16, Id)] = &[
         409,
         Id::HostHook,
     ),
+    (
+        "AppArmor without the rule",
+        spoil!(f => {
+            f.kvm2.hypervisor.set_host(|host| host.confined_by = vec!["apparmor".to_owned()]);
+            f.kvm2_says(Id::HostConfinement).await;
+            ("web01", "kvm2")
+        }),
+        409,
+        Id::HostConfinement,
+    ),
 ];
 
 #[test]

@@ -118,6 +118,7 @@ impl Lab {
         config.share_root = folder.join("srv");
         config.qemu_conf = folder.join("qemu.conf");
         config.hooks_dir = folder.join("hooks");
+        config.apparmor_dir = folder.join("apparmor.d");
         config.storage_roots = vec![folder.join("local")];
         config.machine_id = folder.join("machine-id");
         std::fs::write(&config.machine_id, Uuid::new_v4().simple().to_string()).expect("written");

@@ -11,7 +11,7 @@ const HOLD_MAX: Duration = Duration::from_secs(60);
 /// A place in the fake's doings at which something can go wrong.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Point {
-    /// [`super::Hypervisor::host`]
+    /// [`super::Hypervisor::host`] and [`super::Hypervisor::process_owner`]
     Host,
     /// [`super::Hypervisor::vms`] and [`super::Hypervisor::vm`]
     Vms,

@@ -89,6 +89,7 @@ impl Libvirt {
             memory_total: ByteCount::kib(node.memory_kib),
             libvirt_version: version(live.connection.library_version().map_err(unreachable)?),
             qemu_version: version(live.connection.hypervisor_version().map_err(unreachable)?),
+            confined_by: definition::confined_by(&capabilities),
         };
         let owner = definition::process_owner(&capabilities).ok_or_else(|| missing("which user QEMU runs as"))?;
         Ok(live.host.get_or_init(|| (host, owner)).clone())
