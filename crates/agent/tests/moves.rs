@@ -101,6 +101,100 @@ async fn the_vm_stays_at_the_source_when_the_finish_reply_is_lost() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_vm_whose_disks_the_destination_does_not_get_runs_on_at_the_source() {
+    for locks_hold in [false, true] {
+        let site = Site::new().await;
+        let vm = site.run_vm("web01", |guest| guest.facts.autostart = true);
+        let job = Job::new(1, 1, vm, "web01", 0);
+        site.world.set_locks_hold(locks_hold);
+        site.world.set_locked_out("two", true);
+        site.prepare(&job).await;
+        site.perform(&job).await;
+        let (source, destination) = site.follow(&job).await;
+        assert_eq!((source.stage, destination.stage), (Stage::Failed, Stage::Failed));
+        assert!(!source.finish_delivered && !destination.finish_delivered);
+        let error = source.error.expect("it says why");
+        let path = site.hosts[1].path("web01.raw").display().to_string();
+        for words in ["vda", &path, "Failed to get \"write\" lock", "fuser", "the VM runs at the source"] {
+            assert!(error.contains(words), "{words}: {error}");
+        }
+        assert_eq!(site.presences(&job), (Presence::Running, Presence::Absent), "its copy is gone");
+        assert_eq!(site.verdict(&job).await, Verdict::Source);
+        site.undo(&job).await;
+        assert!(site.hosts[0].autostarts(vm));
+        site.assert_settled(vm, 0);
+        site.world.set_locked_out("two", false);
+        move_again(&site, 2, &job).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_vm_is_handed_over_when_it_cannot_be_seen_whether_its_disks_are_there() {
+    let site = Site::new().await;
+    let vm = site.run_vm("web01", |_| {});
+    let job = Job::new(1, 1, vm, "web01", 0);
+    site.hosts[1].hypervisor.faults().fail(Point::EnsureDisks, "libvirt is being restarted");
+    site.prepare(&job).await;
+    site.perform(&job).await;
+    let (source, destination) = site.follow(&job).await;
+    assert_eq!((source.stage, destination.stage), (Stage::Delivered, Stage::Resumed));
+    site.finish(&job, false).await;
+    site.assert_settled(vm, 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_destination_that_does_not_see_its_disks_in_time_leaves_the_vm_at_the_source() {
+    let site = Site::new().await;
+    let vm = site.run_vm("web01", |_| {});
+    let job = Job::new(1, 1, vm, "web01", 0);
+    let looking = site.hosts[1].hypervisor.faults().hold(Point::EnsureDisks);
+    site.prepare(&job).await;
+    site.perform(&job).await;
+    let (source, _) = site.follow(&job).await;
+    assert_eq!(source.stage, Stage::Failed);
+    assert!(source.error.is_some_and(|error| error.contains("not seen to have its disks")));
+    assert_eq!(site.presences(&job), (Presence::Running, Presence::Absent));
+    looking.release();
+    site.undo(&job).await;
+    site.assert_settled(vm, 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn whoever_dies_while_the_destination_looks_for_its_disks_the_vm_runs_on_at_the_source() {
+    for locked_out in [false, true] {
+        for point in [Point::EnsureDisks, Point::Destroy] {
+            // A copy that has its disks is not destroyed before the undo.
+            if point == Point::Destroy && !locked_out {
+                continue;
+            }
+            for dying in [0, 1] {
+                let mut site = Site::new().await;
+                let vm = site.run_vm("web01", |_| {});
+                let job = Job::new(1, 1, vm, "web01", 0);
+                // A source's carrier that died does not run the VM again that libvirt left paused.
+                site.world.set_locks_hold(dying == 1);
+                site.world.set_locked_out("two", locked_out);
+                let held = Arc::new(site.hosts[1].hypervisor.faults().hold(point));
+                site.prepare(&job).await;
+                site.perform(&job).await;
+                reached(&held).await;
+                site.hosts[dying].kill_carriers();
+                site.wait_stage(&job, 0, &[Stage::Failed]).await;
+                wait_until("the source's libvirt has heard of it", || {
+                    matches!(site.presences(&job).0, Presence::Running | Presence::Paused)
+                })
+                .await;
+                held.release();
+                assert_eq!(site.verdict(&job).await, Verdict::Source, "{point:?} {dying}");
+                site.undo(&job).await;
+                wait_until("it runs at the source", || site.presences(&job).0 == Presence::Running).await;
+                site.assert_settled(vm, 0);
+            }
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn the_vm_stays_at_the_source_when_the_destination_refuses() {
     let site = Site::new().await;
     let vm = site.run_vm("web01", |_| {});

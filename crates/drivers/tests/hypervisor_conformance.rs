@@ -4,7 +4,10 @@
 //! them, `/proc/PID/root` of a process in each; each has libvirtd, QEMU and the folder `/srv/ferry/conformance`,
 //! which is one and the same. Needs root.
 
-use std::path::{Path, PathBuf};
+use std::{
+    any::Any,
+    path::{Path, PathBuf},
+};
 
 use ferry_core::{api::agent::Role, id::VmId};
 use ferry_drivers::hypervisor::{
@@ -44,17 +47,35 @@ fn the_fake_passes_the_suite_and_never_runs_a_vm_twice() {
         host.set_reachable(false);
         host.set_reachable(true);
     };
+    let take_disk = |role: Role, _: &Path| -> Box<dyn Any> {
+        let host = match role {
+            Role::Source => "kvm1",
+            Role::Destination => "kvm2",
+        };
+        world.set_locked_out(host, true);
+        Box::new(Taken(world.clone(), host))
+    };
     let see = Path::to_owned;
     conformance::run(&Site {
         source: Side { hypervisor: &source, see: &see },
         destination: Side { hypervisor: &destination, see: &see },
         define: &define,
         folder: folders.clone(),
+        take_disk: &take_disk,
         restart: &restart,
         run_dir: base.path().join("run"),
     });
     for vm in vms.into_inner() {
         assert!(world.most_at_once(vm) <= 1, "{:?}", world.history(vm));
+    }
+}
+
+/// A fake host on which something else has the disks, until this is dropped.
+struct Taken(World, &'static str);
+
+impl Drop for Taken {
+    fn drop(&mut self) {
+        self.0.set_locked_out(self.1, false);
     }
 }
 
@@ -72,6 +93,7 @@ mod libvirt {
     use std::{os::unix::fs::chown, process::Command};
 
     use ferry_drivers::hypervisor::{Hypervisor, libvirt::Libvirt};
+    use nix::{fcntl, libc};
     use uuid::Uuid;
 
     use super::*;
@@ -94,12 +116,32 @@ mod libvirt {
             destination: Side { hypervisor: &there, see: &see(destination) },
             define: &define,
             folder: (FOLDER.into(), FOLDER.into()),
+            take_disk: &|role, path| match role {
+                Role::Source => lock(&see(source)(path)),
+                Role::Destination => lock(&see(destination)(path)),
+            },
             restart: &|role| match role {
                 Role::Source => restart(source),
                 Role::Destination => restart(destination),
             },
             run_dir: "/run/ferry-conformance".into(),
         });
+    }
+
+    /// Locks a file as another QEMU does that has it and lets nobody else write, until what this gives is dropped. The
+    /// VM that has it now is not asked.
+    fn lock(path: &Path) -> Box<dyn Any> {
+        const NOBODY_WRITES: libc::off_t = 201;
+        let file = std::fs::File::open(path).expect("there");
+        let lock = libc::flock {
+            l_type: libc::F_RDLCK as _,
+            l_whence: libc::SEEK_SET as _,
+            l_start: NOBODY_WRITES,
+            l_len: 1,
+            l_pid: 0,
+        };
+        fcntl::fcntl(&file, fcntl::FcntlArg::F_OFD_SETLK(&lock)).expect("locked");
+        Box::new(file)
     }
 
     /// Restarts libvirtd from inside the host.

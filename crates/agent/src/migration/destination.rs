@@ -3,8 +3,9 @@
 //!
 //! ```text
 //! Prepared ─first channel▶ Performing ─hand-over told by the source▶ Delivered ─resume▶ Resumed
-//!                              └─ the source gave up, or abort ─▶ Failed | Aborted: the VM runs at the source
+//!                              └─ no disks here, the source gave up, or abort ─▶ Failed | Aborted: the VM runs at the source
 //! ```
+//! A VM whose process does not get its disks here is not taken over at all: `takeover.rs`.
 //! libvirt alone would run the VM twice when the reply to its Finish call is lost. So the VM arrives paused, and is
 //! resumed here: at once when the source's carrier saw the reply delivered, or when the server, having asked both
 //! hosts, says that the VM is here. Otherwise it stays paused.
@@ -22,10 +23,11 @@ use ferry_core::{
 };
 use ferry_drivers::hypervisor::{
     DISK_SOCKET, HypervisorError, MEMORY_SOCKET,
-    rpc::{Bound, Gate},
+    rpc::{Bound, Gate, Tap},
 };
 use ferry_trust::{Clients, KeyPair, server_config};
 use ferry_wire::{
+    WireError,
     channel::{Inspect, Options, carry},
     control::{Control, ControlSender, Message},
     hello::Channel,
@@ -46,6 +48,7 @@ use super::{
     carrier::{Board, blocking, channel_ended, past_pivot},
     journal::{Journal, Task},
     seeds,
+    takeover::relay,
 };
 use crate::{AgentError, config::Config, error::chain};
 
@@ -56,20 +59,22 @@ const RESUMES_MAX: u32 = 120;
 const TOLD_PIECES: usize = 4;
 /// How often what the guest writes meanwhile is written out.
 const WRITE_OUT_EVERY: Duration = Duration::from_secs(1);
+/// libvirt's replies that wait for the source: a few of some hundred bytes.
+const REPLIES_BYTES: usize = 64 << 10;
 
 pub(super) struct Destination {
     shared: Arc<Shared>,
     address: String,
 }
 
-struct Shared {
-    board: Arc<Board>,
-    bound: Bound,
+pub(super) struct Shared {
+    pub(super) board: Arc<Board>,
+    pub(super) bound: Bound,
     downtime_limit: Duration,
     meter: Arc<Meter>,
     stopped_at: Mutex<Option<Instant>>,
     ran_at: Mutex<Option<Instant>>,
-    resuming: tokio::sync::Mutex<()>,
+    pub(super) resuming: tokio::sync::Mutex<()>,
     /// Disks that come along, in the order in which their channels come.
     arrivals: Vec<Arrival>,
     /// What is known of their files, until it is used: once.
@@ -308,16 +313,27 @@ async fn run(shared: &Shared) -> Result<(), HypervisorError> {
     outcome
 }
 
-/// libvirt's calls, through the gate, to the local libvirtd.
+/// libvirt's calls, through the gate, to the local libvirtd, and its replies, past the take-over, to the source.
 async fn carry_rpc(peer: TlsStream<TcpStream>, shared: Arc<Shared>) {
     let socket = shared.board.hypervisor.rpc_socket();
     let Some(local) = connect(socket).await else { return };
-    let options = Options {
-        inbound: Some(Box::new(GateKeeper(Gate::new(shared.bound.clone())))),
-        ..Options::new(shared.downtime_limit, Arc::default())
-    };
+    let tap = Arc::new(Mutex::new(Tap::default()));
+    let gate = GateKeeper { gate: Gate::new(shared.bound.clone()), tap: Arc::clone(&tap) };
+    let options = Options { inbound: Some(Box::new(gate)), ..Options::new(shared.downtime_limit, Arc::default()) };
     let (reader, writer) = local.into_split();
-    channel_ended("rpc", carry(peer, reader, writer, options).await);
+    let (to_source, replies) = tokio::io::duplex(REPLIES_BYTES);
+    let relay = async {
+        match relay(reader, to_source, tap, &shared).await {
+            // The other direction may not have ended.
+            Ok(()) => std::future::pending().await,
+            Err(error) => Err(WireError::Local(error)),
+        }
+    };
+    let outcome = tokio::select! {
+        outcome = carry(peer, replies, writer, options) => outcome,
+        outcome = relay => outcome,
+    };
+    channel_ended("rpc", outcome);
 }
 
 /// QEMU takes any connection for its main channel: exactly one is made for each that the source's side opened.
@@ -479,11 +495,19 @@ async fn connect(socket: PathBuf) -> Option<UnixStream> {
     }
 }
 
-struct GateKeeper(Gate);
+/// Calls of the source's libvirtd, on their way in.
+struct GateKeeper {
+    gate: Gate,
+    tap: Arc<Mutex<Tap>>,
+}
 
 impl Inspect for GateKeeper {
     fn pass(&mut self, bytes: &[u8], out: &mut Vec<u8>) -> Result<(), String> {
-        self.0.pass(bytes, out).map_err(|refusal| chain(&refusal))
+        let before = out.len();
+        self.gate.pass(bytes, out).map_err(|refusal| chain(&refusal))?;
+        // Before libvirt has them: its reply cannot come first.
+        let mut tap = self.tap.lock().expect("nobody panics while holding it");
+        tap.calls(&out[before..]).map_err(|error| error.to_string())
     }
 }
 

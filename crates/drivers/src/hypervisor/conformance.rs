@@ -8,6 +8,7 @@ mod copies;
 mod moves;
 
 use std::{
+    any::Any,
     path::{Path, PathBuf},
     sync::{Arc, Condvar, Mutex},
     time::{Duration, Instant},
@@ -89,6 +90,8 @@ pub struct Site<'a> {
     pub define: &'a dyn Fn(Role, &str) -> VmId,
     /// The common folder, as the source and as the destination has it.
     pub folder: (PathBuf, PathBuf),
+    /// Has something else on a host take a disk's file, so that no VM there gets it, until what this gives is dropped.
+    pub take_disk: &'a dyn Fn(Role, &Path) -> Box<dyn Any>,
     /// Restarts a host's daemon; its VMs go on.
     pub restart: &'a dyn Fn(Role),
     /// A folder of both hosts in which folders of sessions may be made.
@@ -126,6 +129,8 @@ fn an_unknown_vm_is_told_from_a_fault(site: &Site<'_>) {
     for result in [here.start(vm), here.shutdown(vm), here.resume(vm), here.set_autostart(vm, true)] {
         assert!(matches!(result, Err(HypervisorError::NoVm(unknown)) if unknown == vm), "{result:?}");
     }
+    let result = here.ensure_disks(vm);
+    assert!(matches!(result, Err(HypervisorError::NoVm(unknown)) if unknown == vm), "{result:?}");
     here.destroy(vm).expect("there is no process, as asked");
     here.undefine(vm).expect("there is no definition, as asked");
     here.abort_migration(vm).expect("there is no migration, as asked");

@@ -57,8 +57,8 @@ pub use self::{
     world::{Moment, World},
 };
 use super::{
-    DiskCopy, DiskCopyRequest, DiskSize, DomainEvent, EventSink, Hypervisor, HypervisorError, HypervisorHost,
-    MigrateRequest, MigrationStats, files_below, images_to_ask,
+    DiskCopy, DiskCopyRequest, DiskRefused, DiskSize, DomainEvent, EventSink, Hypervisor, HypervisorError,
+    HypervisorHost, MigrateRequest, MigrationStats, files_below, images_to_ask,
 };
 use super::{
     definition::{self, Form},
@@ -462,6 +462,23 @@ impl Hypervisor for FakeHypervisor {
             other => other,
         });
         Ok(())
+    }
+
+    fn ensure_disks(&self, vm: VmId) -> Result<Vec<DiskRefused>, HypervisorError> {
+        let what = || format!("Could not see whether VM {vm} has its disks");
+        let mut state = self.host.call(Point::EnsureDisks, what)?;
+        let entry = no_vm(&mut state, vm)?;
+        if matches!(entry.process, Process::Off) {
+            return failed(what(), "domain is not running");
+        }
+        let refused = |file: &VmFile<PathBuf>| DiskRefused {
+            device: file.device.clone(),
+            path: file.place.clone(),
+            reason: LOCKED.to_owned(),
+        };
+        let disks = entry.facts.files.iter().filter(|file| file.role == FileRole::Disk).map(refused).collect();
+        let is_locked = self.host.world.is_locked_for(vm, &self.host.name);
+        Ok(if is_locked { disks } else { Vec::new() })
     }
 
     fn destroy(&self, vm: VmId) -> Result<(), HypervisorError> {

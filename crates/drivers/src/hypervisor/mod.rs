@@ -196,6 +196,17 @@ pub struct DiskSize {
     pub allocated: ByteCount,
 }
 
+/// A disk that a VM's process does not get.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DiskRefused {
+    /// The disk's name in the definition, `vda`; empty if the file is none of a disk's own.
+    pub device: String,
+    /// Its file.
+    pub path: PathBuf,
+    /// The hypervisor's words.
+    pub reason: String,
+}
+
 /// Where events go. Called from a thread of the driver; must not block.
 pub type EventSink = Box<dyn Fn(DomainEvent) + Send + Sync>;
 
@@ -245,6 +256,14 @@ pub trait Hypervisor: Send + Sync + 'static {
     /// # Errors
     /// [`HypervisorError::NoVm`], [`HypervisorError::Failed`] (also by the hook's veto).
     fn start(&self, vm: VmId) -> Result<(), HypervisorError>;
+
+    /// Destination, once [`Presence::Arrived`]: sees that the VM's process has its disks, without which it cannot run,
+    /// and has it try once more to get those that it has not. Gives the disks that it does not get: none if it has all, or
+    /// if the hypervisor cannot tell (QEMU before 10.0). The VM stays paused.
+    ///
+    /// # Errors
+    /// [`HypervisorError::NoVm`], [`HypervisorError::Unreachable`], [`HypervisorError::Failed`]: it is not known.
+    fn ensure_disks(&self, vm: VmId) -> Result<Vec<DiskRefused>, HypervisorError>;
 
     /// Asks the guest to shut itself down; returns when it was asked.
     ///

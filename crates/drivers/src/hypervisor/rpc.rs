@@ -2,10 +2,11 @@
 //!
 //! A peer-to-peer migration makes the source's libvirtd a root client of the destination's. [`Gate`] stands at the
 //! destination and lets through only the calls of one move of one VM; everything else is refused. [`Tap`] stands
-//! at the source, passes everything and tells when the Finish reply passes: its delivery is the point of no return.
+//! at both ends, passes everything and tells when the Finish reply passes: its delivery at the source is the point of no
+//! return, and at the destination it can still be turned into an error.
 //!
 //! ```text
-//! source's libvirtd ── Tap ══ carriers ══ Gate ── destination's libvirtd
+//! source's libvirtd ── Tap ══ carriers ══ Gate, Tap ── destination's libvirtd
 //! calls, in order:   AuthList · SupportsFeature* · Open · SupportsFeature* · RegisterCloseCallback
 //!                    · Prepare … (memory flows) … · Finish · UnregisterCloseCallback · Close      keepalive at any time
 //! ```
@@ -196,9 +197,21 @@ pub struct FinishReply {
     /// Whether the destination has the VM: the call did not cancel, and the reply is no error. Once the source's
     /// libvirtd has read that, it ends the source's copy, and nothing else can make it run that copy again.
     pub destination_has_it: bool,
+    header: Header,
+    /// Where the reply begins and ends in what it was appended to.
+    place: (usize, usize),
 }
 
-/// Follows both directions of the channel at the source and tells when the reply to Finish passes.
+impl FinishReply {
+    /// Puts libvirt's error with this message in the place of the reply, in the `out` that it was appended to. The
+    /// source's libvirtd keeps its copy then, and runs it on.
+    pub fn refuse(&self, out: &mut Vec<u8>, message: &str) {
+        let (start, end) = self.place;
+        out.splice(start..end, self.header.refusal_reply(message));
+    }
+}
+
+/// Follows both directions of the channel and tells when the reply to Finish passes.
 #[derive(Debug, Default)]
 pub struct Tap {
     calls: Splitter,
@@ -256,7 +269,11 @@ impl Tap {
                 && (header.program, header.procedure, header.kind) == (REMOTE_PROGRAM, FINISH, Kind::Reply)
                 && header.serial == serial
             {
-                seen = Some(FinishReply { destination_has_it: header.status == STATUS_OK && !cancelled });
+                seen = Some(FinishReply {
+                    destination_has_it: header.status == STATUS_OK && !cancelled,
+                    header,
+                    place: (out.len(), out.len() + message.bytes.len()),
+                });
             }
             out.extend_from_slice(message.bytes);
             Ok(())

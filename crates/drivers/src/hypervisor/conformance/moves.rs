@@ -16,6 +16,7 @@ const CONTENT: &[u8] = b"in the middle of the disk";
 
 pub(super) fn run(site: &Site<'_>) {
     a_moved_vm_arrives_paused_and_runs_when_resumed(site);
+    a_copy_that_does_not_get_its_disk_says_so_and_runs_once_it_does(site);
     a_move_without_definition_leaves_none_behind_at_the_destination(site);
     the_vm_stays_at_the_source_when_the_finish_reply_is_lost(site);
     an_aborted_move_leaves_the_vm_at_the_source(site);
@@ -114,6 +115,8 @@ fn a_moved_vm_arrives_paused_and_runs_when_resumed(site: &Site<'_>) {
     }
 
     let there = site.destination.hypervisor;
+    assert_eq!(there.ensure_disks(vm).expect("it is asked"), [], "it has its disks");
+    assert_eq!(attempt.destination(), Presence::Arrived, "and does not run yet");
     there.resume(vm).expect("resumed");
     assert_eq!(attempt.destination(), Presence::Running);
     let facts = there.vm(vm).expect("reachable").expect("there");
@@ -125,6 +128,26 @@ fn a_moved_vm_arrives_paused_and_runs_when_resumed(site: &Site<'_>) {
 
     let left = site.source.hypervisor.vm(vm).expect("reachable").expect("the definition stays until it is removed");
     assert_eq!(left.state, VmState::ShutOff);
+    attempt.clean();
+}
+
+fn a_copy_that_does_not_get_its_disk_says_so_and_runs_once_it_does(site: &Site<'_>) {
+    let attempt = Attempt::begin(site, "ferry-taken-disk", Mishap::None);
+    let disk = site.folder.1.join("ferry-taken-disk.raw");
+    let taken = (site.take_disk)(Role::Destination, &disk);
+    attempt.migrate().expect("libvirt does not mind");
+    assert_eq!(attempt.destination(), Presence::Arrived);
+    let there = site.destination.hypervisor;
+    for _ in 0..2 {
+        let refused = there.ensure_disks(attempt.vm).expect("it is asked");
+        let [refused] = &refused[..] else { panic!("one disk: {refused:?}") };
+        assert_eq!((refused.device.as_str(), &refused.path), ("vda", &disk));
+        assert!(refused.reason.contains("lock"), "{refused:?}");
+    }
+    there.resume(attempt.vm).expect_err("it cannot run");
+    drop(taken);
+    assert_eq!(there.ensure_disks(attempt.vm).expect("it is asked"), []);
+    there.resume(attempt.vm).expect("resumed");
     attempt.clean();
 }
 

@@ -17,6 +17,8 @@ struct Record {
     locks_hold: bool,
     /// Hosts with a copy of a VM that has its disks open for writing, as QEMU has from arrival to hand-over.
     writers: BTreeMap<VmId, BTreeSet<String>>,
+    /// Hosts on which something else has the disks.
+    locked_out: BTreeSet<String>,
 }
 
 /// A VM's vCPUs began or ceased to run somewhere.
@@ -67,12 +69,23 @@ impl World {
         self.record().locks_hold = hold;
     }
 
+    /// On a host that is locked out no VM gets its disks: something else has them there, or locks fail there.
+    pub fn set_locked_out(&self, host: &str, locked_out: bool) {
+        let mut record = self.record();
+        if locked_out {
+            record.locked_out.insert(host.to_owned());
+        } else {
+            record.locked_out.remove(host);
+        }
+    }
+
     pub(super) fn note(&self, vm: VmId, host: &str, runs: bool) {
         self.record().moments.push(Moment { vm, host: host.to_owned(), runs });
     }
 
     pub(super) fn note_writer(&self, vm: VmId, host: &str, writes: bool) {
         let mut record = self.record();
+        let writes = writes && !record.locked_out.contains(host);
         let writers = record.writers.entry(vm).or_default();
         if writes {
             writers.insert(host.to_owned());
@@ -85,7 +98,7 @@ impl World {
     pub(super) fn is_locked_for(&self, vm: VmId, host: &str) -> bool {
         let record = self.record();
         let others = record.writers.get(&vm).is_some_and(|writers| writers.iter().any(|writer| writer != host));
-        record.locks_hold && others
+        record.locked_out.contains(host) || (record.locks_hold && others)
     }
 
     fn record(&self) -> MutexGuard<'_, Record> {

@@ -2,10 +2,12 @@
 
 mod definitions;
 mod ffi;
+mod locks;
+mod monitor;
 
 use std::{
     collections::BTreeSet,
-    path::PathBuf,
+    path::{Path, PathBuf},
     sync::{Arc, Mutex, MutexGuard, OnceLock},
     thread,
     time::{Duration, Instant},
@@ -24,7 +26,7 @@ use self::{
     ffi::{Connection, Domain, Fault, PausedReason, PowerState},
 };
 use super::{
-    DISK_SOCKET, DiskCopy, DiskCopyRequest, DiskSize, DomainEvent, EventSink, Hypervisor, HypervisorError,
+    DISK_SOCKET, DiskCopy, DiskCopyRequest, DiskRefused, DiskSize, DomainEvent, EventSink, Hypervisor, HypervisorError,
     HypervisorHost, MEMORY_SOCKET, MigrateRequest, MigrationStats, RPC_SOCKET,
     definition::{self, Form},
     files_below, images_to_ask,
@@ -34,6 +36,8 @@ use super::{
 /// How long QEMU may take to end the copy of a disk: it waits for writes that are under way.
 const ABANDON_WITHIN: Duration = Duration::from_secs(15);
 const ABANDON_PAUSE: Duration = Duration::from_millis(20);
+/// Where libvirt writes down the processes of its VMs, `NAME.pid`.
+const PROCESSES: &str = "/run/libvirt/qemu";
 
 /// libvirt on this host, over one connection that is opened again when libvirtd was restarted.
 pub struct Libvirt {
@@ -225,6 +229,22 @@ impl Hypervisor for Libvirt {
             PowerState::Running => Ok(()),
             PowerState::Paused(_) | PowerState::Off => domain.create().map_err(failed(&what)),
         }
+    }
+
+    fn ensure_disks(&self, vm: VmId) -> Result<Vec<DiskRefused>, HypervisorError> {
+        let what = format!("Could not see whether VM {vm} has its disks");
+        let live = self.live()?;
+        let domain = self.need(vm)?;
+        let name = domain.name().map_err(asked(&what))?;
+        let files = definition::parse(&domain.xml(ffi::Xml::Live).map_err(asked(&what))?)?.files;
+        if locks::has_all(&Path::new(PROCESSES).join(format!("{name}.pid")), &files) {
+            return Ok(Vec::new());
+        }
+        // Asked for nothing, an older QEMU would cost the VM its good name all the same.
+        if live.connection.hypervisor_version().map_err(asked(&what))? < monitor::SINCE {
+            return Ok(Vec::new());
+        }
+        monitor::activate(&domain, &files, &what)
     }
 
     fn shutdown(&self, vm: VmId) -> Result<(), HypervisorError> {
@@ -444,7 +464,7 @@ fn milliseconds(duration: Duration) -> u64 {
 
 #[cfg(test)]
 mod tests {
-    use std::{path::Path, process::Command};
+    use std::process::Command;
 
     use super::*;
 

@@ -278,8 +278,10 @@ fn nothing_passes_in_a_stream_that_cannot_be_followed() {
 #[test]
 fn the_tap_tells_who_has_the_vm_after_finish() {
     let reply = |serial, status| Header::call(FINISH, serial).reply(status).message(&[0; 8]);
-    let has_it = Some(FinishReply { destination_has_it: true });
-    let has_it_not = Some(FinishReply { destination_has_it: false });
+    let (has_it, has_it_not) = (Some(true), Some(false));
+    let told = |seen: Result<Option<FinishReply>, LengthError>| {
+        seen.map(|reply| reply.map(|reply| reply.destination_has_it)).expect("well formed")
+    };
     for (cancelled, serial, status, expected) in
         [(false, 5, 0, has_it), (true, 5, 0, has_it_not), (false, 5, 1, has_it_not), (false, 6, 0, None)]
     {
@@ -287,9 +289,9 @@ fn the_tap_tells_who_has_the_vm_after_finish() {
         tap.calls(&call(FINISH, &FinishCall { cancelled, ..good_finish() }.body())).expect("well formed");
         let bytes = reply(serial, status);
         let (first, second) = bytes.split_at(30);
-        assert_eq!(tap.replies(first, &mut out), Ok(None));
+        assert_eq!(told(tap.replies(first, &mut out)), None);
         assert!(out.is_empty(), "half a message is held back");
-        assert_eq!(tap.replies(second, &mut out), Ok(expected), "{cancelled} {serial} {status}");
+        assert_eq!(told(tap.replies(second, &mut out)), expected, "{cancelled} {serial} {status}");
         assert_eq!(out, bytes);
     }
 }
@@ -299,7 +301,33 @@ fn a_finish_that_cannot_be_read_is_not_taken_for_a_hand_over() {
     let (mut tap, mut out) = (Tap::default(), Vec::new());
     tap.calls(&call(FINISH, &[0; 5])).expect("well formed");
     let seen = tap.replies(&Header::call(FINISH, 5).reply(STATUS_OK).message(&[]), &mut out);
-    assert_eq!(seen, Ok(Some(FinishReply { destination_has_it: false })));
+    assert!(seen.expect("well formed").is_some_and(|reply| !reply.destination_has_it));
+}
+
+#[test]
+fn a_refused_finish_reply_is_an_error_with_its_words_and_nothing_else_changes() {
+    let keepalive = Header { program: KEEPALIVE_PROGRAM, procedure: 2, kind: Kind::Message, ..Header::call(0, 0) };
+    let finish = Header::call(FINISH, 5).reply(STATUS_OK).message(&[0; 8]);
+    let (mut tap, mut out) = (Tap::default(), Vec::new());
+    tap.calls(&call(FINISH, &good_finish().body())).expect("well formed");
+    let stream = [keepalive.message(&[]), finish, keepalive.message(&[])].concat();
+    let reply = tap.replies(&stream, &mut out).expect("well formed").expect("it is among them");
+    assert_eq!((reply.destination_has_it, &out), (true, &stream));
+    reply.refuse(&mut out, "Disk vda is locked");
+    let (mut source, mut passed, mut words) = (Tap::default(), Vec::new(), Vec::new());
+    source.calls(&call(FINISH, &good_finish().body())).expect("well formed");
+    let heard = source.replies(&out, &mut passed).expect("well formed").expect("there is a reply to Finish");
+    assert!(!heard.destination_has_it, "the source keeps the VM");
+    Splitter::default()
+        .push::<LengthError>(&passed, |message| {
+            let mut reader = Reader::new(message.body);
+            let _ = (reader.i32(), reader.i32());
+            words.push((message.header.program, reader.optional_text().ok().flatten().map(str::to_owned)));
+            Ok(())
+        })
+        .expect("well formed");
+    let told = (REMOTE_PROGRAM, Some("Disk vda is locked".to_owned()));
+    assert_eq!(words, [(KEEPALIVE_PROGRAM, None), told, (KEEPALIVE_PROGRAM, None)]);
 }
 
 proptest! {

@@ -1,0 +1,139 @@
+//! What the destination's libvirt answers, on its way to the source. The reply to Finish waits here until the VM's process
+//! is seen to have its disks: once the source's libvirtd has read it, the source's copy ends.
+//!
+//! ```text
+//! libvirtd ─▶ relay ─ Finish: the copy is here ─▶ has it its disks? ─ yes, or it cannot be told ─▶ reply ─▶ source
+//!                                                        └─ no ─▶ the copy is destroyed ─▶ error ─▶ source: it runs on
+//! ```
+//! Until the reply has left, the source has the VM, whatever happens here: it runs on when this channel ends.
+
+use std::{
+    sync::{Arc, Mutex},
+    time::{Duration, Instant},
+};
+
+use ferry_core::api::agent::Stage;
+use ferry_drivers::hypervisor::{DiskRefused, rpc::Tap};
+use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
+use tracing::{error, info, warn};
+
+use super::{carrier::blocking, destination::Shared};
+use crate::error::chain;
+
+/// How long it may take to see whether the VM has its disks; milliseconds in fact. The guest stands still meanwhile, and
+/// a source whose guest stood still for ten seconds ends the move by itself.
+const DISKS_WITHIN: Duration = Duration::from_secs(5);
+/// What is read of libvirt's replies at once.
+const READ_BYTES: usize = 16 << 10;
+
+/// Passes libvirt's replies on until there are no more.
+///
+/// # Errors
+/// Of either end, or bytes that are no replies: the channel is to end.
+pub(super) async fn relay(
+    mut libvirt: impl AsyncRead + Unpin,
+    mut source: impl AsyncWrite + Unpin,
+    tap: Arc<Mutex<Tap>>,
+    shared: &Shared,
+) -> std::io::Result<()> {
+    let (mut buffer, mut out) = (vec![0; READ_BYTES], Vec::new());
+    loop {
+        let length = libvirt.read(&mut buffer).await?;
+        if length == 0 {
+            return source.shutdown().await;
+        }
+        out.clear();
+        let seen = {
+            let mut tap = tap.lock().expect("nobody panics while holding it");
+            tap.replies(&buffer[..length], &mut out).map_err(std::io::Error::other)?
+        };
+        if let Some(reply) = seen.filter(|reply| reply.destination_has_it)
+            && let Err(reason) = take_over(shared).await
+        {
+            reply.refuse(&mut out, &reason);
+        }
+        source.write_all(&out).await?;
+    }
+}
+
+/// Ok: nothing is known that keeps the VM from running here. After an error, which says why it cannot, its copy was ended
+/// and is not run any more.
+async fn take_over(shared: &Shared) -> Result<(), String> {
+    let (board, vm) = (&shared.board, shared.board.vm);
+    let begun = Instant::now();
+    let asked = blocking(&board.hypervisor, move |hypervisor| hypervisor.ensure_disks(vm));
+    let reason = match tokio::time::timeout(DISKS_WITHIN, asked).await {
+        Ok(Ok(refused)) if refused.is_empty() => {
+            info!(%vm, took_us = begun.elapsed().as_micros() as u64, "nothing keeps the VM from running here");
+            return Ok(());
+        }
+        Ok(Ok(refused)) => describe(&shared.bound.name, &refused),
+        Ok(Err(error)) => {
+            // libvirt is being restarted, or is too old: as good or bad a time to run the VM as without this look.
+            warn!(%vm, error = %chain(&error), "it cannot be seen whether the VM has its disks here");
+            return Ok(());
+        }
+        Err(_) => format!(
+            "VM {} cannot run at the destination: it was not seen to have its disks there within {} s. Look at the \
+             storage of that host, and move the VM again",
+            shared.bound.name,
+            DISKS_WITHIN.as_secs()
+        ),
+    };
+    // A resume comes before this or not at all.
+    let _one_at_a_time = shared.resuming.lock().await;
+    if board.known().state.finish_delivered {
+        return Ok(());
+    }
+    error!(%vm, reason, "the VM is not taken over; the source keeps it");
+    // Before the source hears of it: what this copy has of the disks, the source needs to run on.
+    if let Err(error) = blocking(&board.hypervisor, move |hypervisor| hypervisor.destroy(vm)).await {
+        warn!(%vm, error = %chain(&error), "the copy that cannot run could not be ended yet");
+    }
+    board.tell(|known| {
+        if matches!(known.stage, Stage::Prepared | Stage::Performing) {
+            known.stage = Stage::Failed;
+        }
+        known.error = Some(reason.clone());
+    });
+    Err(reason)
+}
+
+/// What is wrong, and what to do.
+fn describe(name: &str, refused: &[DiskRefused]) -> String {
+    let one = |disk: &DiskRefused| {
+        let device = if disk.device.is_empty() { "a file" } else { disk.device.as_str() };
+        format!("{device} ({}): {}", disk.path.display(), disk.reason)
+    };
+    let all: Vec<String> = refused.iter().map(one).collect();
+    let path = refused.first().map(|disk| disk.path.display().to_string()).unwrap_or_default();
+    format!(
+        "VM {name} cannot run at the destination, where QEMU does not get its disks: {}. Look there with `fuser -v {path}` \
+         what else uses the file; on an SMB share see that it is mounted with `nobrl` on both hosts; then move the VM again",
+        all.join("; ")
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_told_names_each_disk_with_its_file_the_reason_and_what_to_do() {
+        let refused = |device: &str, path: &str| DiskRefused {
+            device: device.to_owned(),
+            path: path.into(),
+            reason: "Failed to get \"write\" lock".to_owned(),
+        };
+        let told = describe("web01", &[refused("vda", "/srv/a.raw"), refused("", "/srv/base.qcow2")]);
+        for words in [
+            "web01",
+            "vda (/srv/a.raw): Failed to get \"write\" lock",
+            "a file (/srv/base.qcow2)",
+            "`fuser -v /srv/a.raw`",
+            "nobrl",
+        ] {
+            assert!(told.contains(words), "{words}: {told}");
+        }
+    }
+}

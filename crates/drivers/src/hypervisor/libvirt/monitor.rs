@@ -1,0 +1,159 @@
+//! What QEMU is asked itself, past libvirt: whether it gets the disks of a VM that came.
+//!
+//! The QEMU of a VM that arrives paused has not taken its disks. libvirt (since 11.1, `qemuMigrationBlockNodesReactivate`)
+//! has it take them within Finish, by `blockdev-set-active` (QEMU since 10.0), and if that fails only logs a warning. With
+//! an older libvirt, or after such a failure, we ask for it: QEMU tries, says why not, and the VM stays paused.
+
+use std::path::PathBuf;
+
+use ferry_core::vm::VmFile;
+use serde::Deserialize;
+use serde_json::{Value, json};
+
+use super::ffi::Domain;
+use crate::hypervisor::{DiskRefused, HypervisorError};
+
+/// The QEMU that can be asked, as libvirt numbers it.
+pub(super) const SINCE: u64 = 10_000_000;
+
+/// QEMU's answer; libvirt puts a number beside it.
+#[derive(Debug, Deserialize)]
+#[serde(untagged)]
+enum Answer<T> {
+    Return {
+        #[serde(rename = "return")]
+        value: T,
+    },
+    Error {
+        error: Refusal,
+    },
+}
+
+#[derive(Debug, Deserialize)]
+struct Refusal {
+    class: String,
+    desc: String,
+}
+
+/// An image, or a file below one, of `query-named-block-nodes`.
+#[derive(Debug, Deserialize)]
+struct Node {
+    #[serde(rename = "node-name")]
+    name: String,
+    /// Its file's name.
+    file: String,
+    /// Since 10.0.
+    #[serde(default)]
+    active: Option<bool>,
+}
+
+/// Has QEMU take the disks that it has not; gives those that it does not get.
+pub(super) fn activate(
+    domain: &Domain,
+    files: &[VmFile<PathBuf>],
+    what: &str,
+) -> Result<Vec<DiskRefused>, HypervisorError> {
+    activate_by(files, |command| {
+        let told = domain.monitor(&command.to_string()).map_err(super::asked(what))?;
+        serde_json::from_str(&told)
+            .map_err(|error| HypervisorError::Failed { what: what.to_owned(), reason: error.to_string() })
+    })
+}
+
+fn activate_by(
+    files: &[VmFile<PathBuf>],
+    mut ask: impl FnMut(Value) -> Result<Value, HypervisorError>,
+) -> Result<Vec<DiskRefused>, HypervisorError> {
+    match read::<Value>(ask(set_active(None))?)? {
+        Answer::Return { .. } => return Ok(Vec::new()),
+        Answer::Error { error } if error.class == "CommandNotFound" => return Ok(Vec::new()),
+        // It stopped at the first, and does not say which that is.
+        Answer::Error { .. } => {}
+    }
+    let nodes: Vec<Node> = match read(ask(json!({ "execute": "query-named-block-nodes" }))?)? {
+        Answer::Return { value } => value,
+        Answer::Error { error } => return Err(unreadable(error.desc)),
+    };
+    let mut refused: Vec<DiskRefused> = Vec::new();
+    for node in nodes.iter().filter(|node| node.active == Some(false)) {
+        let path = PathBuf::from(&node.file);
+        // An image and the file that it lies in are two.
+        if refused.iter().any(|other| other.path == path) {
+            continue;
+        }
+        if let Answer::Error { error: Refusal { desc: reason, .. } } =
+            read::<Value>(ask(set_active(Some(&node.name)))?)?
+        {
+            let of_disk = files.iter().find(|file| file.place == path || file.below.contains(&path));
+            let device = of_disk.map(|file| file.device.clone()).unwrap_or_default();
+            refused.push(DiskRefused { device, path, reason });
+        }
+    }
+    Ok(refused)
+}
+
+/// The command that activates one node, or all.
+fn set_active(node: Option<&str>) -> Value {
+    let arguments = match node {
+        Some(node) => json!({ "active": true, "node-name": node }),
+        None => json!({ "active": true }),
+    };
+    json!({ "execute": "blockdev-set-active", "arguments": arguments })
+}
+
+fn read<T: for<'a> Deserialize<'a>>(answer: Value) -> Result<Answer<T>, HypervisorError> {
+    serde_json::from_value(answer).map_err(|error| unreadable(error.to_string()))
+}
+
+fn unreadable(reason: String) -> HypervisorError {
+    HypervisorError::Failed { what: "Could not ask QEMU for its disks".to_owned(), reason }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::hypervisor::fake::FakeGuest;
+
+    fn error(class: &str, desc: &str) -> Value {
+        json!({ "id": "libvirt-7", "error": { "class": class, "desc": desc } })
+    }
+
+    #[test]
+    fn a_disk_that_qemu_does_not_get_is_named_with_its_words() {
+        let files = FakeGuest::new("db", &["/srv/a.raw".into(), "/srv/b.qcow2".into()]).facts.files;
+        let node = |name: &str, file: &str, active: bool| json!({ "node-name": name, "file": file, "active": active, "ro": false });
+        let nodes = [
+            node("a-storage", "/srv/a.raw", false),
+            node("b-storage", "/srv/b.qcow2", false),
+            node("b-format", "/srv/b.qcow2", false),
+            node("c-storage", "/srv/c.raw", true),
+        ];
+        let mut asked = Vec::new();
+        let refused = activate_by(&files, |command| {
+            let node = command["arguments"]["node-name"].as_str().map(str::to_owned);
+            asked.push(node.clone().unwrap_or_else(|| command["execute"].as_str().expect("a command").to_owned()));
+            Ok(match (command["execute"].as_str(), node.as_deref()) {
+                (Some("query-named-block-nodes"), _) => json!({ "return": nodes }),
+                (_, Some("a-storage")) => json!({ "return": {} }),
+                _ => error("GenericError", "Failed to get \"write\" lock"),
+            })
+        });
+        let reason = "Failed to get \"write\" lock".to_owned();
+        let expected = DiskRefused { device: "vdb".into(), path: "/srv/b.qcow2".into(), reason };
+        assert_eq!(refused.expect("told"), [expected]);
+        assert_eq!(asked, ["blockdev-set-active", "query-named-block-nodes", "a-storage", "b-storage"]);
+    }
+
+    #[test]
+    fn a_qemu_that_gives_its_disks_or_cannot_tell_is_asked_once() {
+        for answer in [json!({ "return": {}, "id": "libvirt-7" }), error("CommandNotFound", "not found")] {
+            let mut asked = 0;
+            let refused = activate_by(&[], |_| {
+                asked += 1;
+                Ok(answer.clone())
+            });
+            assert_eq!((refused.expect("told"), asked), (Vec::new(), 1));
+        }
+        assert!(activate_by(&[], |_| Ok(json!({ "event": "STOP" }))).is_err(), "that is no answer");
+    }
+}
