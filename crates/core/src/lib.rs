@@ -20,5 +20,6 @@ pub mod placement;
 pub mod preflight;
 pub mod share;
 pub mod storage;
+pub mod switchover;
 pub mod units;
 pub mod vm;

@@ -1,10 +1,13 @@
 //! How fast one channel carries bytes between two UNIX sockets over TLS on loopback.
-//! `cargo run --release -p ferry-wire --example throughput [MiB] [plain|random|nbd|nbd-opaque|nbd-zeroes|nbd-seed]`
+//! `cargo run --release -p ferry-wire --example throughput [MiB] [plain|random|nbd|nbd-opaque|nbd-zeroes|nbd-seed]
+//! [round trip in ms] [MB/s]`
 //!
 //! - `plain`: one byte again and again; `random`: bytes that do not repeat.
 //! - `nbd`: those bytes as WRITEs of 1 MiB, sixteen at once as QEMU's mirror does, through the recogniser, to a server
 //!   that only answers; `nbd-zeroes`: pages of zeroes; `nbd-seed`: bytes that the destination's image holds.
 //! - `nbd-opaque`: as `nbd`, without the recogniser.
+//!
+//! With a round trip, the bytes go through a relay that delays them, at this rate.
 
 use std::{
     collections::VecDeque,
@@ -24,8 +27,9 @@ use ferry_wire::{
         self, Held, Image,
         seed::{SeedIndex, SeedKey},
     },
-    session::{Acceptor, Dialer, SessionKey},
+    session::{Acceptor, Dialer, SessionKey, widen},
 };
+use link::Link;
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _, BufReader},
     net::{
@@ -33,6 +37,9 @@ use tokio::{
         unix::{OwnedReadHalf, OwnedWriteHalf},
     },
 };
+
+#[path = "../tests/link/mod.rs"]
+mod link;
 
 const MIB: usize = 1 << 20;
 const KEY: SeedKey = SeedKey([1; 32]);
@@ -71,6 +78,10 @@ async fn main() -> Result<(), Fault> {
         meter.waiting_max() >> 10
     );
     Ok(())
+}
+
+fn argument(number: usize) -> Result<Option<u64>, Fault> {
+    Ok(std::env::args().nth(number).map(|text| text.parse()).transpose()?)
 }
 
 fn noise(length: usize) -> Vec<u8> {
@@ -117,12 +128,24 @@ async fn line(near_options: Options, far_options: Options) -> Result<(UnixStream
     let key = SessionKey { session: SessionId(uuid::Uuid::new_v4()), secret: random_secret() };
     let tls = server_config(&destination, Clients::Only(source.pin()))?;
     let mut acceptor = Acceptor::bind([127, 0, 0, 1].into(), 0..=0, tls, key).await?;
-    let dialer = Dialer::new(acceptor.address(), client_config(Some(&source), destination.pin())?, key);
+    let address = match argument(3)? {
+        None => acceptor.address(),
+        Some(trip_ms) => {
+            let link = Link {
+                rate_bytes_per_s: argument(4)?.unwrap_or(125) * 1_000_000,
+                round_trip: Duration::from_millis(trip_ms),
+                queue: Duration::from_millis(200),
+            };
+            link.before(acceptor.address()).await?
+        }
+    };
+    let dialer = Dialer::new(address, client_config(Some(&source), destination.pin())?, key);
     let (dialed, accepted) = tokio::join!(dialer.open(Channel::Memory(0)), acceptor.accept());
     let (_, accepted) = accepted.ok_or("not accepted")?;
     let (feed, near) = UnixStream::pair()?;
     let (far, drain) = UnixStream::pair()?;
     let dialed = dialed?;
+    widen(&dialed);
     tokio::spawn(async move {
         let (reader, writer) = near.into_split();
         carry(dialed, reader, writer, near_options).await

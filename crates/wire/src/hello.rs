@@ -13,8 +13,8 @@ use uuid::Uuid;
 
 use crate::{WireError, frame::Codec};
 
-/// The newest protocol version that this program speaks.
-pub const VERSION_MAX: u16 = 1;
+/// The newest protocol version that this program speaks. 2: windows of more than 8 MiB.
+pub const VERSION_MAX: u16 = 2;
 /// The oldest.
 pub const VERSION_MIN: u16 = 1;
 /// Size of a hello.

@@ -8,7 +8,8 @@
 //! channel carries both directions: an end has one sender and one receiver, written as mirror files.
 //!
 //! The plain stream that leaves a receiver is byte-identical to what entered the sender: checked per frame, and over
-//! the whole channel when it ends. What was accepted and not yet delivered is bounded by [`window`]. An inspector
+//! the whole channel when it ends. What was accepted and not yet delivered is bounded by [`window`], and for all
+//! channels of a carrier together by [`traffic`]. An inspector
 //! ([`channel::Inspect`]) stands before the sender or behind the receiver and may change what passes.
 //!
 //! Only [`nbd`] knows what bytes mean: those of a disk's channel. Nothing else here does.
@@ -23,6 +24,7 @@ pub mod nbd;
 mod receiver;
 mod sender;
 pub mod session;
+pub mod traffic;
 pub mod window;
 
 use std::io;

@@ -11,6 +11,7 @@ use crate::{
     WireError,
     channel::{INBOUND_BYTES_MAX, Inspect, Shared},
     frame::{Chain, HEADER_BYTES, Header, verify},
+    traffic::ARRIVED_BYTES_MAX,
 };
 
 /// Reads frames until the peer's stream is complete and the peer has closed; data go to `filled`.
@@ -36,6 +37,9 @@ pub(crate) async fn deframe<P: AsyncRead + Unpin>(
                 if waiting + u64::from(plain) > INBOUND_BYTES_MAX {
                     return Err(broken("more bytes than the window allows"));
                 }
+                if shared.add_received(u64::from(plain)) > ARRIVED_BYTES_MAX {
+                    return Err(broken("more bytes than the channels of a carrier may hold"));
+                }
                 let mut chunk = to_fill.try_recv().unwrap_or_default();
                 chunk.resize(plain as usize, 0);
                 peer.read_exact(&mut chunk).await.map_err(WireError::Peer)?;
@@ -51,6 +55,7 @@ pub(crate) async fn deframe<P: AsyncRead + Unpin>(
                     return Err(broken("an acknowledgement of what was not sent"));
                 }
                 shared.acked.store(delivered, Ordering::Release);
+                shared.traffic.take_in_flight(delivered - before);
                 shared.window_open.notify_one();
             }
             Header::End { total, checksum } => {

@@ -6,15 +6,16 @@ use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 
 use crate::{
     WireError,
-    channel::{Inspect, Shared},
+    channel::{FRAMES_MAX, Inspect, Shared},
     frame::{Chain, DATA_BYTES_MAX, Header, REASON_BYTES_MAX},
     window::Pace,
 };
 
 /// How long a last word to the peer may take.
 const ABORT_DEADLINE: Duration = Duration::from_millis(500);
-/// Frames whose round trip is still measured; more are simply not measured.
-const TIMED_FRAMES_MAX: usize = 64;
+/// Less room than this in the window is none: its acknowledgements make more, and a frame of a few bytes costs as much
+/// as a whole one.
+const ROOM_BYTES_MIN: u64 = 16 << 10;
 
 pub(crate) struct Sender<'a, P, R> {
     peer: P,
@@ -32,6 +33,7 @@ pub(crate) struct Sender<'a, P, R> {
     acked: u64,
     acknowledged: u64,
     ended: bool,
+    /// What is in flight: of each frame where it ends, and when it was sent. At most [`FRAMES_MAX`].
     timed: VecDeque<(u64, Duration)>,
 }
 
@@ -40,19 +42,13 @@ where
     P: AsyncWrite + Unpin,
     R: AsyncRead + Unpin,
 {
-    pub(crate) fn new(
-        peer: P,
-        local: R,
-        inspect: Option<Box<dyn Inspect>>,
-        downtime_limit: Duration,
-        shared: &'a Shared,
-    ) -> Self {
+    pub(crate) fn new(peer: P, local: R, inspect: Option<Box<dyn Inspect>>, pace: Pace, shared: &'a Shared) -> Self {
         Self {
             peer,
             local: Some(local),
             inspect,
             shared,
-            pace: Pace::new(downtime_limit),
+            pace,
             chunk: vec![0; DATA_BYTES_MAX],
             passed: Vec::new(),
             passed_sent: 0,
@@ -77,7 +73,7 @@ where
                 self.peer.shutdown().await.or_else(ignore_closed).map_err(WireError::Peer)?;
                 return Ok(());
             }
-            let room = self.pace.window().saturating_sub(self.sent - self.acked).min(DATA_BYTES_MAX as u64) as usize;
+            let room = self.room();
             let has_passed = self.passed_sent < self.passed.len();
             if has_passed && room > 0 {
                 self.send_passed(room).await?;
@@ -100,6 +96,17 @@ where
                     }
                 }
             }
+        }
+    }
+
+    /// How many bytes may be accepted now.
+    fn room(&self) -> usize {
+        let in_flight = self.sent - self.acked;
+        let room = self.pace.window().saturating_sub(in_flight).min(self.shared.traffic.room(in_flight));
+        if room < ROOM_BYTES_MIN || self.timed.len() >= FRAMES_MAX {
+            0
+        } else {
+            room.min(DATA_BYTES_MAX as u64) as usize
         }
     }
 
@@ -142,10 +149,9 @@ where
         self.sent += count as u64;
         // Before the frame goes out, so that its acknowledgement never comes first.
         self.shared.sent.store(self.sent, Ordering::Release);
+        self.shared.traffic.add_in_flight(count as u64);
         self.shared.meter.add_sent(count as u64);
-        if self.timed.len() < TIMED_FRAMES_MAX {
-            self.timed.push_back((self.sent, self.shared.started.elapsed()));
-        }
+        self.timed.push_back((self.sent, self.shared.started.elapsed()));
     }
 
     async fn end(&mut self) -> Result<(), WireError> {
@@ -171,7 +177,7 @@ where
         }
         self.shared.meter.add_acked(acked - self.acked);
         self.acked = acked;
-        self.pace.delivered(now, acked);
+        self.pace.delivered(now, acked, self.shared.traffic.law());
     }
 
     async fn send_ack(&mut self) -> Result<(), WireError> {

@@ -1,27 +1,40 @@
 //! A session's connections: the source dials, the destination accepts.
 
-use std::{net::SocketAddr, ops::RangeInclusive, sync::Arc, time::Duration};
+use std::{
+    net::SocketAddr,
+    ops::RangeInclusive,
+    os::fd::AsFd,
+    sync::{
+        Arc,
+        atomic::{AtomicU16, Ordering},
+    },
+    time::Duration,
+};
 
 use ferry_core::{id::SessionId, pin::Secret};
 use ferry_trust::same_secret;
+use nix::sys::socket::{setsockopt, sockopt};
 use rustls::{ClientConfig, ServerConfig, pki_types::ServerName};
 use tokio::{
-    net::{TcpListener, TcpStream},
+    net::{TcpListener, TcpSocket, TcpStream},
     sync::{Semaphore, mpsc},
 };
 use tokio_rustls::{TlsAcceptor, TlsConnector, TlsStream};
-use tracing::warn;
+use tracing::{debug, warn};
 
 use crate::{
     WireError,
     frame::Codec,
     hello::{Channel, Hello, answer, common_version, introduce, listen},
+    window::{BUDGET_BYTES, window_bytes_max},
 };
 
 /// A connection that is not introduced by then is dropped.
 const HANDSHAKE_DEADLINE: Duration = Duration::from_secs(5);
 /// Connections that may be unintroduced at once: a session has a handful.
 const HANDSHAKES_MAX: usize = 16;
+/// Connections that the kernel keeps until they are accepted.
+const BACKLOG: u32 = 128;
 
 /// What two carriers must both know to meet.
 #[derive(Clone, Copy, Debug)]
@@ -38,12 +51,19 @@ pub struct Dialer {
     address: SocketAddr,
     connector: TlsConnector,
     key: SessionKey,
+    /// What the destination speaks; 0 before it was asked.
+    version: Arc<AtomicU16>,
 }
 
 impl Dialer {
     /// Will dial `address` with a configuration that pins the destination's key.
     pub fn new(address: SocketAddr, tls: Arc<ClientConfig>, key: SessionKey) -> Self {
-        Self { address, connector: TlsConnector::from(tls), key }
+        Self { address, connector: TlsConnector::from(tls), key, version: Arc::default() }
+    }
+
+    /// The largest window that the destination takes, known when a connection to it is open.
+    pub fn window_max(&self) -> u64 {
+        window_bytes_max(self.version.load(Ordering::Acquire))
     }
 
     /// Opens a connection for `channel`. Ok promises that the destination accepted it for this session.
@@ -52,11 +72,13 @@ impl Dialer {
     /// [`WireError::Peer`], [`WireError::Refused`] with the destination's reason, [`WireError::Timeout`].
     pub async fn open(&self, channel: Channel) -> Result<TlsStream<TcpStream>, WireError> {
         let dial = async {
-            let tcp = TcpStream::connect(self.address).await.map_err(WireError::Peer)?;
+            let tcp = socket_for(self.address).map_err(WireError::Peer)?;
+            let tcp = tcp.connect(self.address).await.map_err(WireError::Peer)?;
             tcp.set_nodelay(true).map_err(WireError::Peer)?;
             let name = ServerName::try_from("ferry.invalid").expect("a valid name");
             let mut stream = self.connector.connect(name, tcp).await.map_err(WireError::Peer)?;
-            introduce(&mut stream, &Hello::new(self.key.session, self.key.secret, channel, Codec::Raw)).await?;
+            let hello = Hello::new(self.key.session, self.key.secret, channel, Codec::Raw);
+            self.version.store(introduce(&mut stream, &hello).await?, Ordering::Release);
             Ok(TlsStream::from(stream))
         };
         tokio::time::timeout(HANDSHAKE_DEADLINE, dial)
@@ -70,6 +92,8 @@ impl Dialer {
 pub struct Acceptor {
     address: SocketAddr,
     accepted: mpsc::Receiver<(Channel, TlsStream<TcpStream>)>,
+    /// What the source speaks; 0 before it came.
+    version: Arc<AtomicU16>,
     task: tokio::task::JoinHandle<()>,
 }
 
@@ -86,7 +110,7 @@ impl Acceptor {
     ) -> Result<Self, WireError> {
         let mut last = std::io::Error::from(std::io::ErrorKind::InvalidInput);
         for port in ports {
-            match TcpListener::bind((ip, port)).await {
+            match bind((ip, port).into()) {
                 Ok(listener) => return Self::start(listener, tls, key),
                 Err(error) => last = error,
             }
@@ -97,13 +121,19 @@ impl Acceptor {
     fn start(listener: TcpListener, tls: Arc<ServerConfig>, key: SessionKey) -> Result<Self, WireError> {
         let address = listener.local_addr().map_err(WireError::Local)?;
         let (found, accepted) = mpsc::channel(HANDSHAKES_MAX);
-        let task = tokio::spawn(accept_all(listener, TlsAcceptor::from(tls), key, found));
-        Ok(Self { address, accepted, task })
+        let version = Arc::<AtomicU16>::default();
+        let task = tokio::spawn(accept_all(listener, TlsAcceptor::from(tls), key, found, Arc::clone(&version)));
+        Ok(Self { address, accepted, version, task })
     }
 
     /// Where it listens.
     pub fn address(&self) -> SocketAddr {
         self.address
+    }
+
+    /// The largest window that the source takes, known when a connection from it is open.
+    pub fn window_max(&self) -> u64 {
+        window_bytes_max(self.version.load(Ordering::Acquire))
     }
 
     /// The next connection that showed the session's secret; `None` when listening ended.
@@ -118,11 +148,38 @@ impl Drop for Acceptor {
     }
 }
 
+/// A socket whose receive buffer is not smaller than a window. It has to be told before the connection is made: what a
+/// connection can announce is settled with its first packet. The kernel fills the buffer only while this process does not
+/// read, which it always does.
+fn socket_for(address: SocketAddr) -> std::io::Result<TcpSocket> {
+    let socket = if address.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
+    if let Err(error) = setsockopt(&socket.as_fd(), sockopt::RcvBufForce, &(BUDGET_BYTES as usize)) {
+        debug!(%error, "the receive buffer stays what net.ipv4.tcp_rmem allows");
+    }
+    Ok(socket)
+}
+
+/// Lets a whole window be in flight on a connection. Only for one whose sender keeps to a window: whatever is written
+/// to any other is taken, and waits.
+pub fn widen(stream: &TlsStream<TcpStream>) {
+    if let Err(error) = setsockopt(&stream.get_ref().0.as_fd(), sockopt::SndBufForce, &(BUDGET_BYTES as usize)) {
+        debug!(%error, "the send buffer stays what net.ipv4.tcp_wmem allows");
+    }
+}
+
+fn bind(address: SocketAddr) -> std::io::Result<TcpListener> {
+    let socket = socket_for(address)?;
+    socket.set_reuseaddr(true)?;
+    socket.bind(address)?;
+    socket.listen(BACKLOG)
+}
+
 async fn accept_all(
     listener: TcpListener,
     tls: TlsAcceptor,
     key: SessionKey,
     found: mpsc::Sender<(Channel, TlsStream<TcpStream>)>,
+    spoken: Arc<AtomicU16>,
 ) {
     let pending = Arc::new(Semaphore::new(HANDSHAKES_MAX));
     loop {
@@ -136,13 +193,14 @@ async fn accept_all(
                 continue;
             }
         };
-        let (tls, found) = (tls.clone(), found.clone());
+        let (tls, found, spoken) = (tls.clone(), found.clone(), Arc::clone(&spoken));
         tokio::spawn(async move {
             let _permit = permit;
             let greeted = tokio::time::timeout(HANDSHAKE_DEADLINE, greet(tcp, tls, key)).await;
             match greeted.unwrap_or(Err(WireError::Timeout("no hello came"))) {
-                Ok(connection) => {
-                    let _ = found.send(connection).await;
+                Ok((channel, stream, version)) => {
+                    spoken.store(version, Ordering::Release);
+                    let _ = found.send((channel, stream)).await;
                 }
                 Err(error) => warn!(%from, error = %report(&error), "a connection to the carrier was refused"),
             }
@@ -154,7 +212,7 @@ async fn greet(
     tcp: TcpStream,
     tls: TlsAcceptor,
     key: SessionKey,
-) -> Result<(Channel, TlsStream<TcpStream>), WireError> {
+) -> Result<(Channel, TlsStream<TcpStream>, u16), WireError> {
     tcp.set_nodelay(true).map_err(WireError::Peer)?;
     let mut stream = TlsStream::from(tls.accept(tcp).await.map_err(WireError::Peer)?);
     let hello = listen(&mut stream).await?;
@@ -169,7 +227,7 @@ async fn greet(
     match (refusal, version) {
         (None, Some(version)) => {
             answer(&mut stream, Ok(version)).await?;
-            Ok((hello.channel, stream))
+            Ok((hello.channel, stream, version))
         }
         (refusal, _) => {
             let reason = refusal.unwrap_or("no common version");

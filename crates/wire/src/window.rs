@@ -4,40 +4,68 @@
 //! waits is sent while the guest stands still: bytes waiting in the carriers are downtime. So the total of bytes that
 //! an end accepted and the other end has not yet delivered (all stages, both carriers, socket buffers) is bounded by
 //! a window, and the window follows the rate.
+//!
+//! A long link holds more than may wait: rate times round trip fly on it. In [`Law::Bulk`] the window is twice that,
+//! so that the link stays full while a lost packet is sent again or an acknowledgement is late; in [`Law::Tail`] it is
+//! what keeps the link busy. From one to the other the window glides: while it shrinks, QEMU sees three quarters of the
+//! link's rate; while it grows in the tail, at most five quarters.
 
 use std::time::Duration;
 
+pub use ferry_core::switchover::Law;
+
 /// Never below: one frame must fit, and a slow start must not starve the link. 20 ms at 100 Mb/s.
 pub const WINDOW_BYTES_MIN: u64 = 256 << 10;
-/// Never above: bounds a carrier's memory (both directions of a few channels stay below 64 MiB).
-pub const WINDOW_BYTES_MAX: u64 = 8 << 20;
+/// What waits without flying never takes more: a queue of this size keeps any link busy whose round trip is short, and
+/// a larger one only leaves the CPU's caches.
+pub const WAITING_BYTES_MAX: u64 = 8 << 20;
+/// All windows of a carrier together, in each direction: 10 Gb/s over 100 ms, twice. It is a carrier's memory when the
+/// destination's QEMU takes bytes more slowly than the link brings them, and the kernel's at the source.
+pub const BUDGET_BYTES: u64 = 256 << 20;
 /// The share of the downtime limit that waiting bytes may take.
 pub const DOWNTIME_SHARE: f64 = 0.1;
-/// How many round trips' worth of bytes must be in flight for the link to be busy: one is on the way while the
-/// acknowledgement of the last one returns.
-const ROUND_TRIPS: f64 = 2.0;
+/// Round trips' worth of bytes in flight in bulk: one is on the way while the acknowledgement of the last one returns
+/// or a lost packet is sent again.
+const BULK_TRIPS: f64 = 2.0;
+/// In the tail: one round trip fills the link, and as much more is late now and then.
+const TAIL_TRIPS: f64 = 1.25;
+
+/// The largest window that a peer takes which speaks this version of the protocol.
+pub fn window_bytes_max(version: u16) -> u64 {
+    if version < 2 { WAITING_BYTES_MAX } else { BUDGET_BYTES }
+}
 
 /// The window for a measured rate: at most [`DOWNTIME_SHARE`] of what the link moves in `downtime_limit`, but enough to
-/// keep a link of round-trip time `round_trip` busy, within the two bounds.
-pub fn window_bytes(rate_bytes_per_s: f64, round_trip: Duration, downtime_limit: Duration) -> u64 {
+/// keep a link of round-trip time `round_trip` busy, within the bounds.
+pub fn window_bytes(law: Law, rate_bytes_per_s: f64, round_trip: Duration, downtime_limit: Duration) -> u64 {
+    let trips = match law {
+        Law::Bulk => BULK_TRIPS,
+        Law::Tail => TAIL_TRIPS,
+    };
     let waiting = rate_bytes_per_s * downtime_limit.as_secs_f64() * DOWNTIME_SHARE;
-    let flying = rate_bytes_per_s * round_trip.as_secs_f64() * ROUND_TRIPS;
-    // The cast saturates; NaN becomes 0.
-    (waiting.max(flying) as u64).clamp(WINDOW_BYTES_MIN, WINDOW_BYTES_MAX)
+    let flying = rate_bytes_per_s * round_trip.as_secs_f64() * trips;
+    // The casts saturate; NaN becomes 0.
+    (waiting as u64).min(WAITING_BYTES_MAX).max(flying as u64).clamp(WINDOW_BYTES_MIN, BUDGET_BYTES)
 }
 
 /// Measures the rate and round trip from acknowledgements, and finds out by trial how much must be in flight.
 ///
-/// The rate is only what the window lets through: where a hop is slow to answer (a busy CPU, a long link), a window
-/// sized by the rate keeps the rate low, and the rate the window. So the window is doubled on trial, and stays so
-/// while that pays; and halved on trial, and stays so while that costs nothing.
+/// The rate is only what the window lets through: where a hop is slow to answer (a busy CPU), a window sized by the rate
+/// keeps the rate low, and the rate the window. So in bulk the window is doubled on trial, and stays so while that pays;
+/// and halved on trial, and stays so while that costs nothing. On a long link the law itself has more in flight than
+/// trials ever try.
 #[derive(Debug)]
 pub struct Pace {
     downtime_limit: Duration,
+    /// What the peer takes.
+    window_max: u64,
     rate_bytes_per_s: f64,
     round_trip: Option<Duration>,
     since: Duration,
+    /// Of that interval's start.
     delivered: u64,
+    /// Of the last call.
+    seen: u64,
     /// Whether the window held the sender back since the interval began.
     held_back: bool,
     /// What trials have shown to be worth having in flight.
@@ -56,7 +84,7 @@ enum Trial {
     Halved(f64),
 }
 
-/// Over how long the rate is averaged: a tenth of a usual downtime limit.
+/// Over how long the rate is averaged, or over a round trip if that is longer: a tenth of a usual downtime limit.
 const INTERVAL: Duration = Duration::from_millis(30);
 /// A doubled window stays if the rate rises by as much: less is noise, or a queue in front of a full link.
 const WORTH_DOUBLING: f64 = 1.25;
@@ -64,16 +92,22 @@ const WORTH_DOUBLING: f64 = 1.25;
 const COST_OF_HALVING: f64 = 0.9;
 /// Intervals of rest after a trial that failed: about a second.
 const REST: u32 = 32;
+/// Of so many delivered bytes one is not accepted anew while the window shrinks, and one more is while it grows in the
+/// tail: QEMU takes the rate at which it is read for the link's.
+const GLIDE: u64 = 4;
 
 impl Pace {
-    /// Nothing is known yet: the smallest window.
-    pub fn new(downtime_limit: Duration) -> Self {
+    /// Nothing is known yet: the smallest window. It never grows beyond `window_max`, which is [`WINDOW_BYTES_MIN`] or
+    /// more.
+    pub fn new(downtime_limit: Duration, window_max: u64) -> Self {
         Self {
             downtime_limit,
+            window_max: window_max.clamp(WINDOW_BYTES_MIN, BUDGET_BYTES),
             rate_bytes_per_s: 0.0,
             round_trip: None,
             since: Duration::ZERO,
             delivered: 0,
+            seen: 0,
             held_back: false,
             proven: WINDOW_BYTES_MIN,
             trial: Trial::Rest(0),
@@ -102,24 +136,46 @@ impl Pace {
     }
 
     /// At `now` (since the channel's start), `delivered` bytes in all were delivered.
-    pub fn delivered(&mut self, now: Duration, delivered: u64) {
+    pub fn delivered(&mut self, now: Duration, delivered: u64, law: Law) {
         let elapsed = now.saturating_sub(self.since);
-        if elapsed < INTERVAL {
-            return;
+        let round_trip = self.round_trip.unwrap_or_default();
+        if elapsed >= INTERVAL.max(round_trip) {
+            let rate = delivered.saturating_sub(self.delivered) as f64 / elapsed.as_secs_f64();
+            self.since = now;
+            self.delivered = delivered;
+            let held_back = std::mem::take(&mut self.held_back);
+            self.average(rate, held_back);
+            self.next_trial(rate, held_back, law);
         }
-        let rate = delivered.saturating_sub(self.delivered) as f64 / elapsed.as_secs_f64();
-        // A quiet guest says nothing about the link: the rate falls slowly and rises at once.
-        self.rate_bytes_per_s =
-            if rate > self.rate_bytes_per_s { rate } else { self.rate_bytes_per_s * 0.7 + rate * 0.3 };
-        self.since = now;
-        self.delivered = delivered;
-        let held_back = std::mem::take(&mut self.held_back);
-        self.next_trial(rate, held_back);
-        let law = window_bytes(self.rate_bytes_per_s, self.round_trip.unwrap_or_default(), self.downtime_limit);
-        self.window = law.max(self.proven).clamp(WINDOW_BYTES_MIN, WINDOW_BYTES_MAX);
+        let target = window_bytes(law, self.rate_bytes_per_s, round_trip, self.downtime_limit).max(self.proven);
+        self.glide(target.min(self.window_max), delivered.saturating_sub(self.seen), law);
+        self.seen = delivered;
     }
 
-    fn next_trial(&mut self, rate: f64, held_back: bool) {
+    /// The rate rises at once. It falls slowly, and only while the window holds the sender back: a quiet guest says
+    /// nothing about the link.
+    fn average(&mut self, rate: f64, held_back: bool) {
+        if rate > self.rate_bytes_per_s {
+            self.rate_bytes_per_s = rate;
+        } else if held_back {
+            self.rate_bytes_per_s = self.rate_bytes_per_s * 0.7 + rate * 0.3;
+        }
+    }
+
+    /// Moves the window towards `target` as `fresh` bytes are delivered. In bulk it may double in a round trip.
+    fn glide(&mut self, target: u64, fresh: u64, law: Law) {
+        let growth = match law {
+            Law::Bulk => fresh,
+            Law::Tail => fresh / GLIDE,
+        };
+        self.window = if target > self.window {
+            target.min(self.window + growth)
+        } else {
+            target.max(self.window.saturating_sub(fresh / GLIDE))
+        };
+    }
+
+    fn next_trial(&mut self, rate: f64, held_back: bool, law: Law) {
         self.trial = match self.trial {
             Trial::Doubled(before) if rate >= before * WORTH_DOUBLING => Trial::Rest(0),
             Trial::Doubled(_) => {
@@ -128,19 +184,19 @@ impl Pace {
             }
             Trial::Halved(before) if rate >= before * COST_OF_HALVING => Trial::Rest(REST),
             Trial::Halved(_) => {
-                self.proven = (self.proven * 2).min(WINDOW_BYTES_MAX);
+                self.proven = (self.proven * 2).min(WAITING_BYTES_MAX);
                 Trial::Rest(REST)
             }
             Trial::Rest(left) => Trial::Rest(left.saturating_sub(1)),
         };
-        // Only a sender that is held back shows what a window is worth.
-        if self.trial != Trial::Rest(0) || !held_back {
+        // Only a sender that is held back shows what a window is worth. In the tail nothing is tried.
+        if self.trial != Trial::Rest(0) || !held_back || law == Law::Tail {
             return;
         }
-        let may_double = self.proven < WINDOW_BYTES_MAX;
+        let may_double = self.proven < WAITING_BYTES_MAX;
         if may_double {
             // What the law allows anyway is proven enough.
-            self.proven = (self.proven.max(self.window) * 2).min(WINDOW_BYTES_MAX);
+            self.proven = (self.proven.max(self.window) * 2).min(WAITING_BYTES_MAX);
             self.trial = Trial::Doubled(rate);
         } else {
             self.proven /= 2;
@@ -157,80 +213,154 @@ mod tests {
 
     const LIMIT: Duration = Duration::from_millis(300);
 
+    fn any_law() -> impl Strategy<Value = Law> {
+        prop_oneof![Just(Law::Bulk), Just(Law::Tail)]
+    }
+
     #[test]
     fn waiting_bytes_take_a_tenth_of_the_downtime_limit() {
         for (rate, window) in [
             (0.0, WINDOW_BYTES_MIN),
             (12.5e6, 375_000),
             (125e6, 3_750_000),
-            (1e9, WINDOW_BYTES_MAX),
+            (1e9, WAITING_BYTES_MAX),
             (f64::NAN, WINDOW_BYTES_MIN),
         ] {
-            assert_eq!(window_bytes(rate, Duration::ZERO, LIMIT), window, "{rate}");
+            for law in [Law::Bulk, Law::Tail] {
+                assert_eq!(window_bytes(law, rate, Duration::ZERO, LIMIT), window, "{rate}");
+            }
         }
     }
 
     #[test]
-    fn a_long_link_is_kept_busy() {
-        // 50 ms of round trip at 10 MB/s hold 500 kB; twice that flies.
-        assert_eq!(window_bytes(10e6, Duration::from_millis(50), LIMIT), 1_000_000);
+    fn a_long_link_is_full_in_bulk_and_busy_in_the_tail() {
+        for (rate, trip_ms, bulk, tail) in [
+            // 500 kB fly.
+            (10e6, 50, 1_000_000, 625_000),
+            // What may wait is more than what flies.
+            (10e6, 1, 300_000, 300_000),
+            (125e6, 50, 12_500_000, 7_812_500),
+            (125e6, 200, 50_000_000, 31_250_000),
+            (1.25e9, 50, 125_000_000, 78_125_000),
+            (12.5e9, 50, BUDGET_BYTES, BUDGET_BYTES),
+        ] {
+            let trip = Duration::from_millis(trip_ms);
+            let windows = [Law::Bulk, Law::Tail].map(|law| window_bytes(law, rate, trip, LIMIT));
+            assert_eq!(windows, [bulk, tail], "{rate} over {trip_ms} ms");
+        }
+    }
+
+    #[test]
+    fn a_peer_of_the_first_version_is_sent_no_more_than_it_takes() {
+        assert_eq!([0, 1, 2].map(window_bytes_max), [8 << 20, 8 << 20, BUDGET_BYTES]);
+        let mut pace = Pace::new(LIMIT, window_bytes_max(1));
+        pace.round_trip(Duration::from_millis(100));
+        let (mut now, mut total) = (Duration::ZERO, 0);
+        run(&mut pace, &mut now, &mut total, 10.0, Law::Bulk, |window| window as f64 / 0.1);
+        assert_eq!(pace.window(), 8 << 20);
+    }
+
+    #[test]
+    fn the_window_glides_from_one_law_to_the_other() {
+        // 100 MB/s over 100 ms: 20 MB in bulk, 12.5 MB in the tail.
+        let (mut pace, mut now, mut total) = (Pace::new(LIMIT, BUDGET_BYTES), Duration::ZERO, 0);
+        pace.round_trip(Duration::from_millis(100));
+        run(&mut pace, &mut now, &mut total, 5.0, Law::Bulk, |window| (window as f64 / 0.1).min(100e6));
+        assert_eq!(pace.window(), 20_000_000);
+        let mut windows = vec![pace.window()];
+        for _ in 0..40 {
+            run(&mut pace, &mut now, &mut total, 0.01, Law::Tail, |_| 100e6);
+            windows.push(pace.window());
+        }
+        // A million bytes in each of these looks: three quarters of them are accepted anew.
+        assert!(windows.windows(2).all(|pair| pair[0] - pair[1] <= 250_000), "{windows:?}");
+        assert_eq!((windows[29], windows[31]), (12_750_000, 12_500_000));
+        run(&mut pace, &mut now, &mut total, 0.05, Law::Bulk, |_| 100e6);
+        assert_eq!(pace.window(), 17_500_000);
+    }
+
+    #[test]
+    fn a_quiet_guest_does_not_make_the_link_slow() {
+        let (mut pace, mut now, mut total) = (Pace::new(LIMIT, BUDGET_BYTES), Duration::ZERO, 0);
+        run(&mut pace, &mut now, &mut total, 1.0, Law::Bulk, |_| 50e6);
+        for _ in 0..1_000 {
+            now += Duration::from_millis(10);
+            total += 1_000;
+            pace.delivered(now, total, Law::Tail);
+        }
+        // One interval was half busy.
+        assert!(pace.rate_bytes_per_s() > 35e6, "{}", pace.rate_bytes_per_s());
+        // A link that is slow is held against.
+        run(&mut pace, &mut now, &mut total, 1.0, Law::Tail, |_| 5e6);
+        assert!(pace.rate_bytes_per_s() < 6e6, "{}", pace.rate_bytes_per_s());
     }
 
     proptest! {
         #[test]
         fn the_window_keeps_its_bounds_and_rises_with_the_rate(rate in 0.0..1e12f64, more in 0.0..1e12f64, trip_us in 0..1_000_000u64, limit_ms in 0..10_000u64) {
             let (trip, limit) = (Duration::from_micros(trip_us), Duration::from_millis(limit_ms));
-            let window = window_bytes(rate, trip, limit);
-            prop_assert!((WINDOW_BYTES_MIN..=WINDOW_BYTES_MAX).contains(&window));
-            prop_assert!(window_bytes(rate + more, trip, limit) >= window);
+            let [bulk, tail] = [Law::Bulk, Law::Tail].map(|law| window_bytes(law, rate, trip, limit));
+            prop_assert!((WINDOW_BYTES_MIN..=BUDGET_BYTES).contains(&tail));
+            prop_assert!((tail..=BUDGET_BYTES).contains(&bulk));
+            for (law, window) in [(Law::Bulk, bulk), (Law::Tail, tail)] {
+                prop_assert!(window_bytes(law, rate + more, trip, limit) >= window);
+            }
+            // What waits beside what flies is little.
+            let waits = tail.saturating_sub((rate * trip.as_secs_f64() * TAIL_TRIPS) as u64) as f64;
+            prop_assert!(waits <= (rate * limit.as_secs_f64() * DOWNTIME_SHARE).max(WINDOW_BYTES_MIN as f64));
         }
 
         #[test]
-        fn any_history_keeps_the_bounds(acks in prop::collection::vec((0..100_000u64, 0..1u64 << 30), 0..100)) {
-            let mut pace = Pace::new(LIMIT);
+        fn any_history_keeps_the_bounds(acks in prop::collection::vec((0..100_000u64, 0..1u64 << 30, any_law()), 0..100), window_max in WINDOW_BYTES_MIN..=BUDGET_BYTES) {
+            let mut pace = Pace::new(LIMIT, window_max);
             let (mut now, mut total) = (Duration::ZERO, 0);
-            for (after_us, bytes) in acks {
+            for (after_us, bytes, law) in acks {
                 now += Duration::from_micros(after_us);
                 total += bytes;
                 pace.round_trip(Duration::from_micros(after_us));
                 if bytes % 2 == 0 {
                     pace.held_back();
                 }
-                pace.delivered(now, total);
-                prop_assert!((WINDOW_BYTES_MIN..=WINDOW_BYTES_MAX).contains(&pace.window()));
+                pace.delivered(now, total, law);
+                prop_assert!((WINDOW_BYTES_MIN..=window_max).contains(&pace.window()));
             }
         }
     }
 
     /// A link that delivers `rate_of(window)` bytes per second, for `seconds`.
-    fn run(pace: &mut Pace, now: &mut Duration, total: &mut u64, seconds: f64, rate_of: impl Fn(u64) -> f64) {
+    fn run(pace: &mut Pace, now: &mut Duration, total: &mut u64, seconds: f64, law: Law, rate_of: impl Fn(u64) -> f64) {
         for _ in 0..(seconds * 100.0) as u32 {
             *now += Duration::from_millis(10);
             *total += (rate_of(pace.window()) * 0.01) as u64;
             pace.held_back();
-            pace.delivered(*now, *total);
+            pace.delivered(*now, *total, law);
         }
     }
 
     #[test]
     fn a_hop_that_is_slow_to_answer_gets_a_window_that_fills_it() {
         // 50 ms until an answer comes, whatever is sent, up to 1 GB/s: only more in flight makes it faster.
-        let (mut pace, mut now, mut total) = (Pace::new(LIMIT), Duration::ZERO, 0);
-        run(&mut pace, &mut now, &mut total, 3.0, |window| (window as f64 / 0.05).min(1e9));
-        assert!(pace.window() > WINDOW_BYTES_MAX / 3, "{}", pace.window());
+        let (mut pace, mut now, mut total) = (Pace::new(LIMIT, BUDGET_BYTES), Duration::ZERO, 0);
+        run(&mut pace, &mut now, &mut total, 3.0, Law::Bulk, |window| (window as f64 / 0.05).min(1e9));
+        assert!(pace.window() > WAITING_BYTES_MAX / 3, "{}", pace.window());
     }
 
     #[test]
     fn a_full_link_is_not_queued_upon() {
-        // 12.5 MB/s whatever the window: the law alone decides, but for the short trials.
-        let (mut pace, mut now, mut total) = (Pace::new(LIMIT), Duration::ZERO, 0);
-        let (mut above, mut looked) = (0, 0);
-        run(&mut pace, &mut now, &mut total, 1.0, |_| 12.5e6);
-        for _ in 0..400 {
-            run(&mut pace, &mut now, &mut total, 0.01, |_| 12.5e6);
-            looked += 1;
-            above += u32::from(pace.window() > 400_000);
-        }
-        assert!(above * 8 < looked, "{above} of {looked} above the law");
+        // 12.5 MB/s whatever the window: the law alone decides, but for the short trials of bulk.
+        let (mut pace, mut now, mut total) = (Pace::new(LIMIT, BUDGET_BYTES), Duration::ZERO, 0);
+        run(&mut pace, &mut now, &mut total, 1.0, Law::Bulk, |_| 12.5e6);
+        let mut above = |law: Law| {
+            let mut above = 0;
+            for _ in 0..400 {
+                run(&mut pace, &mut now, &mut total, 0.01, law, |_| 12.5e6);
+                above += u32::from(pace.window() > 400_000);
+            }
+            above
+        };
+        let (bulk, tail) = (above(Law::Bulk), above(Law::Tail));
+        assert!(bulk * 5 < 400, "{bulk} of 400 above the law");
+        // A trial may be under way when the tail begins.
+        assert!(tail < 20, "{tail} of 400 above the law in the tail");
     }
 }

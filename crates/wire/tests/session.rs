@@ -16,7 +16,7 @@ use ferry_wire::{
     hello::Channel,
     meter::Meter,
     session::{Acceptor, Dialer, SessionKey},
-    window::{WINDOW_BYTES_MAX, WINDOW_BYTES_MIN},
+    window::{WAITING_BYTES_MAX, WINDOW_BYTES_MIN},
 };
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _, DuplexStream, duplex, split},
@@ -155,7 +155,7 @@ async fn a_receiver_that_stands_still_bounds_what_is_accepted() {
     far.shutdown().await.expect("closed");
     within(far.read_to_end(&mut all)).await.expect("whole");
     assert_eq!(all.len(), total);
-    assert!(meter.waiting_max() <= WINDOW_BYTES_MAX);
+    assert!(meter.waiting_max() <= WAITING_BYTES_MAX);
     within(feed).await.expect("no panic").expect("all taken");
     within(source).await.expect("no panic").expect("complete");
     within(destination).await.expect("no panic").expect("complete");
@@ -265,7 +265,7 @@ async fn what_an_inspector_lets_out_at_once_stays_within_the_window() {
     let mut all = Vec::new();
     within(far.read_to_end(&mut all)).await.expect("whole");
     assert!(all.iter().copied().eq(there.iter().flat_map(|byte| std::iter::repeat_n(*byte, 512))));
-    assert!(meter.waiting_max() <= WINDOW_BYTES_MAX, "{} waited", meter.waiting_max());
+    assert!(meter.waiting_max() <= WAITING_BYTES_MAX, "{} waited", meter.waiting_max());
     within(source).await.expect("no panic").expect("complete");
     within(destination).await.expect("no panic").expect("complete");
 }

@@ -33,7 +33,9 @@ use ferry_wire::{
     hello::Channel,
     meter::Meter,
     nbd::{self, Held, Keeper, seed::SeedKey},
-    session::{Acceptor, SessionKey},
+    session::{Acceptor, SessionKey, widen},
+    traffic::Traffic,
+    window::WINDOW_BYTES_MIN,
 };
 use tokio::{
     io::AsyncWriteExt as _,
@@ -72,6 +74,7 @@ pub(super) struct Shared {
     pub(super) bound: Bound,
     downtime_limit: Duration,
     meter: Arc<Meter>,
+    traffic: Arc<Traffic>,
     stopped_at: Mutex<Option<Instant>>,
     ran_at: Mutex<Option<Instant>>,
     pub(super) resuming: tokio::sync::Mutex<()>,
@@ -117,6 +120,7 @@ impl Destination {
             downtime_limit: Duration::from_millis(u64::from(task.downtime_limit_ms)),
             board,
             meter: Arc::default(),
+            traffic: Arc::default(),
             stopped_at: Mutex::new(None),
             ran_at: Mutex::new(None),
             resuming: tokio::sync::Mutex::new(()),
@@ -176,6 +180,7 @@ async fn accept(mut acceptor: Acceptor, shared: Arc<Shared>) {
     while let Some((channel, peer)) = acceptor.accept().await {
         let shared = Arc::clone(&shared);
         let board = Arc::clone(&shared.board);
+        let window_max = acceptor.window_max();
         match channel {
             Channel::Control => {
                 board.spawn(hear(Control::start(peer), shared));
@@ -191,11 +196,11 @@ async fn accept(mut acceptor: Acceptor, shared: Arc<Shared>) {
                 board.spawn(carry_rpc(peer, shared));
             }
             Channel::Memory(index) => {
-                board.spawn(carry_memory(index, peer, shared));
+                board.spawn(carry_memory(index, peer, window_max, shared));
             }
             Channel::Disk(_) if shared.bound.disks.is_empty() => warn!("a disk channel came, and none is expected"),
             Channel::Disk(index) => {
-                board.spawn(carry_disk(index, peer, shared));
+                board.spawn(carry_disk(index, peer, window_max, shared));
             }
             Channel::Seed(index) => {
                 board.spawn(tell_seed(index, peer, shared));
@@ -319,7 +324,11 @@ async fn carry_rpc(peer: TlsStream<TcpStream>, shared: Arc<Shared>) {
     let Some(local) = connect(socket).await else { return };
     let tap = Arc::new(Mutex::new(Tap::default()));
     let gate = GateKeeper { gate: Gate::new(shared.bound.clone()), tap: Arc::clone(&tap) };
-    let options = Options { inbound: Some(Box::new(gate)), ..Options::new(shared.downtime_limit, Arc::default()) };
+    let options = Options {
+        inbound: Some(Box::new(gate)),
+        window_max: WINDOW_BYTES_MIN,
+        ..Options::new(shared.downtime_limit, Arc::default())
+    };
     let (reader, writer) = local.into_split();
     let (to_source, replies) = tokio::io::duplex(REPLIES_BYTES);
     let relay = async {
@@ -336,15 +345,22 @@ async fn carry_rpc(peer: TlsStream<TcpStream>, shared: Arc<Shared>) {
     channel_ended("rpc", outcome);
 }
 
+/// For a channel of memory or of a disk.
+fn bulk_options(peer: &TlsStream<TcpStream>, window_max: u64, shared: &Shared) -> Options {
+    widen(peer);
+    let traffic = Arc::clone(&shared.traffic);
+    Options { traffic, window_max, ..Options::new(shared.downtime_limit, Arc::clone(&shared.meter)) }
+}
+
 /// QEMU takes any connection for its main channel: exactly one is made for each that the source's side opened.
-async fn carry_memory(index: u16, peer: TlsStream<TcpStream>, shared: Arc<Shared>) {
+async fn carry_memory(index: u16, peer: TlsStream<TcpStream>, window_max: u64, shared: Arc<Shared>) {
     let Some(local) = connect(shared.board.hypervisor.reach(&shared.bound.memory_socket)).await else { return };
     info!(index, "memory begins to arrive");
     if index == 0 && !shared.arrivals.is_empty() {
         shared.board.spawn(write_out(Arc::clone(&shared)));
     }
     let (reader, writer) = local.into_split();
-    let options = Options::new(shared.downtime_limit, Arc::clone(&shared.meter));
+    let options = bulk_options(&peer, window_max, &shared);
     channel_ended("memory", carry(peer, reader, writer, options).await);
 }
 
@@ -368,11 +384,11 @@ async fn write_out(shared: Arc<Shared>) {
 }
 
 /// QEMU's server for disks takes one connection for each.
-async fn carry_disk(index: u16, peer: TlsStream<TcpStream>, shared: Arc<Shared>) {
+async fn carry_disk(index: u16, peer: TlsStream<TcpStream>, window_max: u64, shared: Arc<Shared>) {
     let Some(local) = connect(shared.board.hypervisor.reach(&shared.bound.disk_socket)).await else { return };
     info!(index, "a disk begins to arrive");
     let (reader, writer) = local.into_split();
-    let mut options = Options::new(shared.downtime_limit, Arc::clone(&shared.meter));
+    let mut options = bulk_options(&peer, window_max, &shared);
     let (requests, replies) =
         nbd::destination(Files { place: usize::from(index), shared: Arc::clone(&shared) }, Arc::default());
     options.inbound = Some(Box::new(requests));

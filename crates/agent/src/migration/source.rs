@@ -25,6 +25,7 @@ use ferry_core::{
     job::{OnStall, Progress},
     migration::Presence,
     storage::{DiskProgress, DiskStage},
+    switchover::{self, Outlook},
     units::ByteCount,
     vm::NVRAM,
 };
@@ -40,7 +41,9 @@ use ferry_wire::{
     hello::Channel,
     meter::Meter,
     nbd::{self, Image, NbdMeter, seed::SeedIndex},
-    session::{Dialer, SessionKey},
+    session::{Dialer, SessionKey, widen},
+    traffic::Traffic,
+    window::WINDOW_BYTES_MIN,
 };
 use tokio::{
     net::UnixListener,
@@ -74,6 +77,8 @@ pub(super) struct Source {
 struct Shared {
     board: Arc<Board>,
     request: MigrateRequest,
+    /// As QEMU was told last.
+    downtime_limit: Mutex<Duration>,
     timeout: Duration,
     on_stall: OnStall,
     /// Since when the time limit counts.
@@ -89,6 +94,8 @@ struct Shared {
     /// When the VM was stopped for the hand-over.
     stopped_at: Arc<Mutex<Option<Instant>>>,
     dialer: Dialer,
+    /// Of memory and disks.
+    traffic: Arc<Traffic>,
     meter: Arc<Meter>,
     /// Of the disks that move along.
     disk_meter: Arc<Meter>,
@@ -158,10 +165,12 @@ impl Source {
                 auto_converge: task.on_stall == OnStall::Autoconverge,
                 disks: disks_along(task),
             },
+            downtime_limit: Mutex::new(Duration::from_millis(u64::from(task.downtime_limit_ms))),
             on_stall: task.on_stall,
             board,
             timeout: Duration::from_millis(task.timeout_ms),
             dialer,
+            traffic: Arc::default(),
             meter: Arc::default(),
             disk_meter: Arc::default(),
             control: sender,
@@ -337,6 +346,7 @@ async fn follow(shared: Arc<Shared>, started: Instant, over: Arc<Notify>) {
 async fn show_progress(shared: &Shared, started: Instant) -> ! {
     let board = &shared.board;
     let vm = board.vm;
+    let (mut looked_at, mut remained) = (Instant::now(), ByteCount(0));
     loop {
         tokio::time::sleep(LOOK_EVERY).await;
         // Each question would wait for QEMU, which hands over now.
@@ -344,7 +354,16 @@ async fn show_progress(shared: &Shared, started: Instant) -> ! {
             continue;
         }
         let stats = blocking(&board.hypervisor, move |hypervisor| hypervisor.migration_stats(vm)).await;
-        let Ok(Some(stats)) = stats else { continue };
+        let stats = match stats {
+            Ok(Some(stats)) => stats,
+            Ok(None) => continue,
+            Err(_) => {
+                follow_law(shared, None);
+                continue;
+            }
+        };
+        follow_law(shared, Some(outlook(shared, &stats, remained, looked_at.elapsed())));
+        (looked_at, remained) = (Instant::now(), stats.memory_remaining);
         let devices: Vec<String> = shared.request.disks.iter().map(|disk| disk.device.clone()).collect();
         let look = move |hypervisor: &dyn Hypervisor| {
             let one = |device: &String| hypervisor.disk_along(vm, device);
@@ -366,6 +385,31 @@ async fn show_progress(shared: &Shared, started: Instant) -> ! {
             }
         });
     }
+}
+
+/// What is known of the memory; `remained` is what remained at the look before.
+fn outlook(shared: &Shared, stats: &MigrationStats, remained: ByteCount, since_look: Duration) -> Outlook {
+    let fell = remained.0.saturating_sub(stats.memory_remaining.0);
+    Outlook {
+        total: stats.memory_total,
+        remaining: stats.memory_remaining,
+        rate_bytes_per_s: stats.rate_bytes_per_s,
+        falling_bytes_per_s: (fell as f64 / since_look.as_secs_f64()) as u64,
+        downtime_limit: *shared.downtime_limit.lock().expect("nobody panics while holding it"),
+        round_trip: shared.control.round_trip(),
+        since_look,
+    }
+}
+
+/// Lets the windows follow the law of memory, those of disks too: they are drained while the VM stands still.
+fn follow_law(shared: &Shared, outlook: Option<Outlook>) {
+    let before = shared.traffic.law();
+    let law = switchover::law(before, outlook.as_ref());
+    if law != before {
+        let in_flight = shared.traffic.in_flight();
+        debug!(vm = %shared.board.vm, ?law, ?outlook, in_flight, "another law for the windows");
+    }
+    shared.traffic.set_law(law);
 }
 
 /// Bytes never go back. Nor does a disk that is ready: what the guest writes from then on goes to both files at once.
@@ -397,13 +441,13 @@ async fn watch_over(shared: &Shared) -> ! {
     *shared.limited_from.lock().expect("nobody panics while holding it") = Instant::now();
     let board = &shared.board;
     let vm = board.vm;
-    let mut downtime_limit = shared.request.downtime_limit;
     let (began, mut heard) = (Instant::now(), BTreeMap::new());
     loop {
         tokio::time::sleep(LOOK_EVERY).await;
         let (device, silent) = most_silent(shared, &mut heard, began.elapsed());
         let delivered = shared.delivered.load(Ordering::SeqCst);
         let stopped_at = *shared.stopped_at.lock().expect("nobody panics while holding it");
+        let downtime_limit = *shared.downtime_limit.lock().expect("nobody panics while holding it");
         let measure = measure(&Situation {
             on_stall: shared.on_stall,
             elapsed: shared.limited_from.lock().expect("nobody panics while holding it").elapsed(),
@@ -418,7 +462,7 @@ async fn watch_over(shared: &Shared) -> ! {
                 warn!(%vm, limit_s = limit.as_secs(), "the move takes too long: the VM may stand still for longer");
                 let set = move |hypervisor: &dyn Hypervisor| hypervisor.set_downtime_limit(vm, limit);
                 match blocking(&board.hypervisor, set).await {
-                    Ok(()) => downtime_limit = limit,
+                    Ok(()) => *shared.downtime_limit.lock().expect("nobody panics while holding it") = limit,
                     Err(error) => warn!(%vm, %error, "libvirt did not take the downtime limit"),
                 }
             }
@@ -618,6 +662,7 @@ async fn carry_rpc(listener: UnixListener, shared: Arc<Shared>) {
         let options = Options {
             outbound: Some(Box::new(Calls(Arc::clone(&tap)))),
             inbound: Some(Box::new(Replies { tap, finish: None, shared: Arc::clone(&shared) })),
+            window_max: WINDOW_BYTES_MIN,
             ..Options::new(shared.request.downtime_limit, Arc::default())
         };
         let (reader, writer) = local.into_split();
@@ -648,7 +693,12 @@ async fn carry_each(listener: UnixListener, channel: fn(u16) -> Channel, shared:
             }
         };
         let meter = if matches!(channel, Channel::Disk(_)) { &shared.disk_meter } else { &shared.meter };
-        let mut options = Options::new(shared.request.downtime_limit, Arc::clone(meter));
+        widen(&peer);
+        let mut options = Options {
+            traffic: Arc::clone(&shared.traffic),
+            window_max: shared.dialer.window_max(),
+            ..Options::new(shared.request.downtime_limit, Arc::clone(meter))
+        };
         let mut disk = None;
         if let Channel::Disk(index) = channel {
             // One connection for each disk: of another, should there be one, nothing is known.
