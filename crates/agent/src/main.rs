@@ -16,7 +16,7 @@ use ferry_agent::{
     notify::{self, Standing},
     setup,
 };
-use ferry_drivers::{hypervisor::libvirt::Libvirt, share::smb::SmbShares};
+use ferry_drivers::{hypervisor::libvirt::Libvirt, share::host::HostShares};
 use ferry_manual::Section;
 use tokio::signal::unix::{SignalKind, signal};
 use tracing::info;
@@ -102,7 +102,7 @@ async fn run(path: &std::path::Path) -> anyhow::Result<()> {
     let listen = config.listen;
     let listener = TcpListener::bind(listen).with_context(|| format!("Could not listen at {listen}"))?;
     let hypervisor = Arc::new(Libvirt::new(&config.libvirt_uri));
-    let shares = Arc::new(SmbShares::new(config.state_dir.join("shares")));
+    let shares = Arc::new(HostShares::new(config.state_dir.join("shares")));
     let launcher = Launcher::Process { program: std::env::current_exe()?, config: path.to_owned() };
     let agent = Agent::start(config, hypervisor, shares, launcher).await?;
     let (mut term, mut int) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);

@@ -180,16 +180,23 @@ pub fn knows_shared(conf: &str, root: &str) -> bool {
 /// The qemu.conf with `root` added to `shared_filesystems`; `None` if it is there. All else stays as it is.
 fn with_shared(conf: &str, root: &str) -> anyhow::Result<Option<String>> {
     anyhow::ensure!(!root.contains(['"', '\n']), "The share root {root:?} cannot be written into qemu.conf");
-    if knows_shared(conf, root) {
-        return Ok(None);
-    }
-    let Some((start, end, mut list)) = shared_setting(conf) else {
+    let Some(line) = missing_line(conf, root) else { return Ok(None) };
+    let Some((start, end, _)) = shared_setting(conf) else {
         let gap = if conf.is_empty() || conf.ends_with('\n') { "" } else { "\n" };
-        return Ok(Some(format!("{conf}{gap}shared_filesystems = [ \"{root}\" ]\n")));
+        return Ok(Some(format!("{conf}{gap}{line}\n")));
     };
-    list.push(root.to_owned());
+    Ok(Some(format!("{}{line}{}", &conf[..start], &conf[end..])))
+}
+
+/// The setting that a qemu.conf must have so that libvirt knows `path` as shared, too; `None` if it has it.
+pub fn missing_line(conf: &str, path: &str) -> Option<String> {
+    if knows_shared(conf, path) {
+        return None;
+    }
+    let mut list = shared_setting(conf).map(|(_, _, list)| list).unwrap_or_default();
+    list.push(path.to_owned());
     let quoted: Vec<String> = list.iter().map(|path| format!("\"{path}\"")).collect();
-    Ok(Some(format!("{}shared_filesystems = [ {} ]{}", &conf[..start], quoted.join(", "), &conf[end..])))
+    Some(format!("shared_filesystems = [ {} ]", quoted.join(", ")))
 }
 
 /// The setting's first and last byte and its list. Comments are no settings.

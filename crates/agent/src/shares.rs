@@ -11,28 +11,33 @@ use ferry_core::{
     api::agent::{AttachRequest, ShareCredentials, ShareMount, ShareToken},
     finding::{Finding, FindingId},
     id::{HostId, ShareId},
-    location::UncPath,
     place::Space,
     share::{AttachMode, AttachedShare},
+    share_source::ShareSource,
 };
 use ferry_drivers::{
-    places::{Places, ShareRoot},
-    share::ShareDriver,
+    places::{Places, QemuUser, RootsError, ShareRoot},
+    share::{ShareDriver, ShareError},
 };
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 use tracing::{debug, info, warn};
 
-use crate::{AgentError, config::Config, error::chain, files};
+use crate::{AgentError, config::Config, error::chain, files, setup};
 
 #[derive(Clone, Debug, Serialize, Deserialize)]
 struct Entry {
     id: ShareId,
-    unc: UncPath,
+    /// Called `unc` in the file: an earlier version of the agent wrote it so.
+    #[serde(rename = "unc")]
+    source: ShareSource,
     mode: AttachMode,
     path: PathBuf,
-    /// Needed to mount it again after a restart of the host. The file is readable by root alone.
+    /// Needed to mount an SMB share again after a restart of the host. The file is readable by root alone.
     credentials: Option<ShareCredentials>,
+    /// Of a share that is a path: what was mounted there when it was attached. Nothing else tells that it still is.
+    #[serde(default)]
+    mounted: Option<String>,
 }
 
 impl Entry {
@@ -41,7 +46,9 @@ impl Entry {
         let (free, total) = space.map(|space| (space.free, space.total)).unzip();
         let soft = driver.is_some_and(|driver| !driver.waits(&self.path));
         let server_locks = driver.is_some_and(|driver| !driver.locks_stay(&self.path));
-        AttachedShare { id: self.id, unc: self.unc.clone(), mode: self.mode, trouble, free, total, soft, server_locks }
+        let at = matches!(self.source, ShareSource::Path(_)).then(|| self.path.display().to_string());
+        let (id, source, mode) = (self.id, self.source.clone(), self.mode);
+        AttachedShare { id, source, mode, trouble, free, total, soft, server_locks, at }
     }
 }
 
@@ -49,6 +56,7 @@ impl Entry {
 pub struct Shares {
     path: PathBuf,
     root: PathBuf,
+    qemu_conf: PathBuf,
     driver: Arc<dyn ShareDriver>,
     entries: Mutex<Vec<Entry>>,
     /// How each was when it was looked at last, for whoever must not wait for a dead mount.
@@ -77,8 +85,8 @@ impl Shares {
         let entries: Vec<Entry> = files::read_json(&path)?.unwrap_or_default();
         let unknown = "The agent has just been started and has not looked at it yet";
         let views = entries.iter().map(|entry| entry.view(Some(unknown.to_owned()), None, None)).collect();
-        let (root, entries) = (config.share_root.clone(), Mutex::new(entries));
-        Ok(Self { path, root, driver, entries, views: watch::Sender::new(views) })
+        let (root, qemu_conf) = (config.share_root.clone(), config.qemu_conf.clone());
+        Ok(Self { path, root, qemu_conf, driver, entries: Mutex::new(entries), views: watch::Sender::new(views) })
     }
 
     /// How shares are, as they were looked at last.
@@ -105,8 +113,8 @@ impl Shares {
     /// Looks at every share. Blocks for seconds when a mount hangs.
     fn look(&self, asks_space: bool) {
         for entry in self.copy() {
-            let trouble = self.driver.check(&entry.unc, &entry.path).err().map(|error| chain(&error));
-            let space = asks_space.then(|| self.driver.space(&entry.unc, entry.credentials.as_ref(), &entry.path));
+            let trouble = self.is_usable(&entry).err().map(|error| chain(&error));
+            let space = asks_space.then(|| self.driver.space(&entry.source, entry.credentials.as_ref(), &entry.path));
             self.publish(|views| {
                 let Some(view) = views.iter_mut().find(|view| view.id == entry.id) else { return };
                 let known = view.free.zip(view.total).map(|(free, total)| Space { free, total });
@@ -125,23 +133,35 @@ impl Shares {
 
     fn attach_again(&self, first: bool) {
         for entry in self.copy() {
-            let (AttachMode::Mounted, Some(credentials)) = (entry.mode, &entry.credentials) else { continue };
-            if self.driver.check(&entry.unc, &entry.path).is_ok() {
+            if entry.mode == AttachMode::Adopted || self.is_usable(&entry).is_ok() {
                 continue;
             }
             // Safe to repeat: a mount that is there is left as it is, unless the process behind it is gone.
-            match self.driver.attach(&entry.unc, credentials, &entry.path) {
+            match self.driver.attach(&entry.source, entry.credentials.as_ref(), &entry.path) {
                 // It was detached meanwhile.
                 Ok(()) if self.copy().iter().all(|other| other.id != entry.id) => {
-                    let _ = self.driver.detach(&entry.unc, &entry.path);
+                    let _ = self.driver.detach(&entry.source, &entry.path);
                 }
-                Ok(()) => info!(share = %entry.unc, "a share was mounted again"),
+                Ok(()) => info!(share = %entry.source, "a share was mounted again"),
                 Err(error) if first => {
-                    warn!(share = %entry.unc, %error, "a share could not be mounted again; it is tried on");
+                    warn!(share = %entry.source, %error, "a share could not be mounted again; it is tried on");
                 }
-                Err(error) => debug!(share = %entry.unc, %error, "a share could not be mounted again yet"),
+                Err(error) => debug!(share = %entry.source, %error, "a share could not be mounted again yet"),
             }
         }
+    }
+
+    /// Whether a share's files can be used now.
+    fn is_usable(&self, entry: &Entry) -> Result<(), ShareError> {
+        self.driver.check(&entry.source, &entry.path)?;
+        let Some(before) = &entry.mounted else { return Ok(()) };
+        let now = self.driver.mounted(&entry.path).map(|mounted| mounted.what);
+        if now.as_ref() == Some(before) {
+            return Ok(());
+        }
+        let now = now.unwrap_or_else(|| "nothing".to_owned());
+        let found = format!("{now} is mounted there, and it was {before} when the share was attached");
+        Err(ShareError::NotAMount { share: entry.source.clone(), at: entry.path.clone(), found })
     }
 
     /// Attaches a share. Blocks. Repeating it is safe.
@@ -149,32 +169,33 @@ impl Shares {
     /// # Errors
     /// What the driver refuses; nothing is left attached.
     pub fn attach(&self, id: ShareId, request: &AttachRequest) -> Result<AttachedShare, AgentError> {
-        let unc = &request.unc;
-        if let Some(credentials) = &request.credentials {
-            self.driver.probe(unc, credentials)?;
+        let source = &request.source;
+        check_login(request)?;
+        if request.credentials.is_some() {
+            self.driver.probe(source, request.credentials.as_ref())?;
         }
-        let (mode, path) = match (&request.at, &request.credentials) {
-            (Some(at), _) => (AttachMode::Adopted, self.adopt(unc, Path::new(at))?),
-            (None, Some(credentials)) => {
+        let (mode, path) = match (&request.at, source) {
+            (Some(at), _) => (AttachMode::Adopted, self.adopt(id, source, Path::new(at))?),
+            (None, ShareSource::Path(shared)) => {
+                (AttachMode::Adopted, self.adopt(id, source, Path::new(shared.as_str()))?)
+            }
+            (None, ShareSource::Smb(_) | ShareSource::Nfs(_)) => {
                 let point = self.root.join(id.to_string());
-                self.driver.attach(unc, credentials, &point)?;
+                self.driver.attach(source, request.credentials.as_ref(), &point)?;
                 (AttachMode::Mounted, point)
             }
-            (None, None) => {
-                return Err(AgentError::refused(
-                    422,
-                    Finding::blocks(
-                        FindingId::SharePassword,
-                        unc,
-                        format!("No user and password were given for {unc}"),
-                        "Give them with `--user` and `--password-file`, or adopt a mount of your own with `--at PATH`",
-                    ),
-                ));
-            }
         };
+        if let Err(refused) = self.check_ownership(id, source, &path) {
+            self.let_go(id, mode, source, &path);
+            return Err(refused);
+        }
         let credentials = request.credentials.clone().filter(|_| mode == AttachMode::Mounted);
-        let space = self.driver.space(unc, request.credentials.as_ref(), &path);
-        let entry = Entry { id, unc: unc.clone(), mode, path, credentials };
+        let space = self.driver.space(source, request.credentials.as_ref(), &path);
+        let mounted = match source {
+            ShareSource::Path(_) => self.driver.mounted(&path).map(|mounted| mounted.what),
+            ShareSource::Smb(_) | ShareSource::Nfs(_) => None,
+        };
+        let entry = Entry { id, source: source.clone(), mode, path, credentials, mounted };
         let view = entry.view(None, space, Some(&*self.driver));
         self.change(|entries| {
             entries.retain(|other| other.id != id);
@@ -187,25 +208,95 @@ impl Shares {
         Ok(view)
     }
 
-    /// An administrator's own mount: below the share root, which libvirt knows as shared.
-    fn adopt(&self, unc: &UncPath, path: &Path) -> Result<PathBuf, AgentError> {
-        if !path.starts_with(&self.root) {
-            return Err(AgentError::refused(
-                422,
-                Finding::blocks(
-                    FindingId::ShareMount,
-                    path.display(),
-                    format!(
-                        "{} does not lie below {}, which libvirt knows as shared",
-                        path.display(),
-                        self.root.display()
-                    ),
-                    format!("Mount {unc} below {} instead", self.root.display()),
-                ),
+    /// Takes back a mount that this request made.
+    fn let_go(&self, id: ShareId, mode: AttachMode, source: &ShareSource, path: &Path) {
+        let was_there = self.entry(id).is_ok();
+        if mode == AttachMode::Mounted
+            && !was_there
+            && let Err(error) = self.driver.detach(source, path)
+        {
+            warn!(share = %source, %error, "a share stays mounted that was not attached");
+        }
+    }
+
+    /// An administrator's own mount.
+    fn adopt(&self, id: ShareId, source: &ShareSource, path: &Path) -> Result<PathBuf, AgentError> {
+        if let Some(other) = self.copy().into_iter().find(|other| other.id != id && other.path == path) {
+            return Err(not_adopted(
+                path,
+                format!("{} is attached on this host as share {}", path.display(), other.source),
+                "Attach the share at another path, or use the one that is there",
             ));
         }
-        self.driver.adopt(unc, path)?;
+        let below_root = path.starts_with(&self.root);
+        if !below_root && source.wants_login() {
+            return Err(not_adopted(
+                path,
+                format!("{} does not lie below {}, which libvirt knows as shared", path.display(), self.root.display()),
+                format!("Mount {source} below {} instead", self.root.display()),
+            ));
+        }
+        self.driver.adopt(source, path)?;
+        if !below_root {
+            self.check_libvirt(path)?;
+        }
         Ok(path.to_owned())
+    }
+
+    /// libvirt must know that files there are shared: by the type of the file system, or because qemu.conf says so.
+    fn check_libvirt(&self, path: &Path) -> Result<(), AgentError> {
+        let mounted = self.driver.mounted(path);
+        if mounted.as_ref().is_some_and(|mounted| mounted.is_known_as_shared()) {
+            return Ok(());
+        }
+        let conf = fs::read_to_string(&self.qemu_conf).unwrap_or_default();
+        let Some(line) = setup::missing_line(&conf, &path.display().to_string()) else { return Ok(()) };
+        let kind = mounted.map_or_else(|| "unknown".to_owned(), |mounted| mounted.kind);
+        Err(AgentError::refused(
+            422,
+            Finding::blocks(
+                FindingId::HostSharedFilesystems,
+                path.display(),
+                format!(
+                    "libvirt does not know that {} is shared: it lies on a file system of type {kind}, and {} does not list it",
+                    path.display(),
+                    self.qemu_conf.display()
+                ),
+                format!(
+                    "Write `{line}` into {} on the host, restart libvirtd (or virtqemud), then attach the share again",
+                    self.qemu_conf.display()
+                ),
+            ),
+        ))
+    }
+
+    /// What the agent makes, QEMU's user must be able to write: found by trying. A server that takes root for nobody does
+    /// not let root make files there and give them away. SMB knows no owners.
+    fn check_ownership(&self, id: ShareId, source: &ShareSource, path: &Path) -> Result<(), AgentError> {
+        if matches!(source, ShareSource::Smb(_)) {
+            return Ok(());
+        }
+        let conf = fs::read_to_string(&self.qemu_conf).unwrap_or_default();
+        let top = ShareRoot { id, source: source.clone(), mount: path.to_owned() };
+        match top.check_writable(QemuUser::of_conf(&conf)) {
+            Ok(()) => Ok(()),
+            Err(error @ (RootsError::NotWritable { .. } | RootsError::Unreadable { .. })) => Err(AgentError::refused(
+                422,
+                Finding::blocks(
+                    FindingId::PlaceNotWritable,
+                    source,
+                    format!("{error}; files that Ferry makes there cannot be given to QEMU"),
+                    how_to_own(source),
+                ),
+            )),
+            Err(
+                error @ (RootsError::Outside { .. }
+                | RootsError::NotAttached { .. }
+                | RootsError::Missing { .. }
+                | RootsError::NotADirectory { .. }
+                | RootsError::Stuck { .. }),
+            ) => Err(error.into()),
+        }
     }
 
     /// Detaches a share. Blocks. Ok if it is not attached. An adopted mount stays mounted.
@@ -215,7 +306,7 @@ impl Shares {
     pub fn detach(&self, id: ShareId) -> Result<(), AgentError> {
         if let Some(entry) = self.copy().into_iter().find(|entry| entry.id == id) {
             if entry.mode == AttachMode::Mounted {
-                self.driver.detach(&entry.unc, &entry.path)?;
+                self.driver.detach(&entry.source, &entry.path)?;
             }
             self.change(|entries| entries.retain(|other| other.id != id))?;
             self.publish(|views| views.retain(|other| other.id != id));
@@ -230,7 +321,7 @@ impl Shares {
 
     /// The tops of the shares' mounts.
     pub fn roots(&self) -> Vec<ShareRoot> {
-        let root = |entry: Entry| ShareRoot { id: entry.id, unc: entry.unc, mount: entry.path };
+        let root = |entry: Entry| ShareRoot { id: entry.id, source: entry.source, mount: entry.path };
         self.copy().into_iter().map(root).collect()
     }
 
@@ -239,8 +330,7 @@ impl Shares {
     /// # Errors
     /// `share.not-attached`, or what is wrong with it.
     pub fn check(&self, id: ShareId) -> Result<(), AgentError> {
-        let entry = self.entry(id)?;
-        Ok(self.driver.check(&entry.unc, &entry.path)?)
+        Ok(self.is_usable(&self.entry(id)?)?)
     }
 
     /// Free and total bytes of a share now, where they can be known. Blocks, for some seconds if its file server is dead.
@@ -249,7 +339,7 @@ impl Shares {
     /// `share.not-attached`.
     pub fn space(&self, id: ShareId) -> Result<Option<Space>, AgentError> {
         let entry = self.entry(id)?;
-        Ok(self.driver.space(&entry.unc, entry.credentials.as_ref(), &entry.path))
+        Ok(self.driver.space(&entry.source, entry.credentials.as_ref(), &entry.path))
     }
 
     /// The mount points of some shares.
@@ -365,6 +455,44 @@ impl Shares {
     }
 }
 
+/// User and password are given where the file server wants them, and nowhere else.
+fn check_login(request: &AttachRequest) -> Result<(), AgentError> {
+    let source = &request.source;
+    let (message, fix) = match (source.wants_login(), &request.credentials, &request.at) {
+        (true, None, None) => (
+            format!("No user and password were given for {source}"),
+            "Give them with `--user` and `--password-file`, or adopt a mount of your own with `--at PATH`",
+        ),
+        (false, Some(_), _) => (
+            format!("{source} takes no user and password: the server, or who mounted it, decides by the host"),
+            "Attach it without `--user`",
+        ),
+        (true, Some(_), _) | (true, None, Some(_)) | (false, None, _) => return Ok(()),
+    };
+    Err(AgentError::refused(422, Finding::blocks(FindingId::SharePassword, source, message, fix)))
+}
+
+fn not_adopted(path: &Path, message: String, fix: impl Into<String>) -> AgentError {
+    AgentError::refused(422, Finding::blocks(FindingId::ShareMount, path.display(), message, fix))
+}
+
+fn how_to_own(source: &ShareSource) -> String {
+    match source {
+        ShareSource::Nfs(nfs) => format!(
+            "Export it read-write, and with root as root: on {}, write `{} HOST(rw,sync,no_subtree_check,no_root_squash)` into \
+             /etc/exports, with the name or network of this host for HOST, run `exportfs -ra`, and attach the share again; QEMU's \
+             user must be able to pass the exported directory (mode 0711 or more)",
+            nfs.server(),
+            nfs.export()
+        ),
+        ShareSource::Smb(_) | ShareSource::Path(_) => {
+            "Let root of this host make files there and give them to QEMU's user, and QEMU's user pass the directory (mode 0711 \
+             or more); then attach the share again"
+                .to_owned()
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use std::fs;
@@ -385,17 +513,17 @@ mod tests {
         fs::create_dir(&config.state_dir).expect("made");
         let export = FakeExport::new(folder.path().join("export"));
         fs::create_dir(&export.directory).expect("made");
-        let (servers, unc): (_, UncPath) =
+        let (servers, source): (_, ShareSource) =
             (FakeFileServers::new(), r"\\fs1.ferry.test\vms".parse().expect("a UNC path"));
-        servers.export(&unc, export.clone());
+        servers.export(&source, export.clone());
         let load = || Shares::load(&config, Arc::new(FakeShares::new(servers.clone()))).expect("a table");
         let (id, credentials) = (ShareId(Uuid::from_u128(5)), Some(export.credentials()));
-        load().attach(id, &AttachRequest { unc: unc.clone(), credentials, at: None }).expect("attached");
+        load().attach(id, &AttachRequest { source: source.clone(), credentials, at: None }).expect("attached");
 
         // The host boots: its mounts are gone, and the file server is not up yet.
         let mountpoint = config.share_root.join(id.to_string());
         fs::remove_file(&mountpoint).expect("a mount of the fake is a link");
-        servers.change(&unc, |export| export.is_up = false);
+        servers.change(&source, |export| export.is_up = false);
         let shares = load();
         let trouble = |shares: &Shares| {
             shares.look(false);
@@ -403,7 +531,7 @@ mod tests {
         };
         shares.attach_again(true);
         assert!(trouble(&shares).is_some());
-        servers.change(&unc, |export| export.is_up = true);
+        servers.change(&source, |export| export.is_up = true);
         shares.attach_again(false);
         assert_eq!(trouble(&shares), None);
         assert!(mountpoint.exists());

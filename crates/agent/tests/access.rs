@@ -131,7 +131,7 @@ async fn a_share_is_refused_by_finding_and_nothing_is_attached() {
     let client = &site.hosts[0].client;
     let id = ShareId(Uuid::new_v4());
     let attempt = |password: &str, at: Option<String>| AttachRequest {
-        unc: site.unc.clone(),
+        source: (&site.unc).into(),
         credentials: Some(ShareCredentials { user: "ferry".into(), password: password.into() }),
         at,
     };

@@ -169,14 +169,19 @@ pub enum StorageCommand {
 /// `ferry share …`
 #[derive(Debug, Subcommand)]
 pub enum ShareCommand {
-    /// Add a share
+    /// Add a share: an SMB share, an NFS export, or a path that is the same on several hosts
     ///
-    /// Example: ferry share add vms '\\fs1.example.org\vms'
+    /// Examples: ferry share add vms '\\fs1.example.org\vms'; ferry share add vms nfs://fs1.example.org/export/vms;
+    /// ferry share add vms --path /mnt/vms
     Add {
         /// How to call it
         name: String,
-        /// \\SERVER.DOMAIN\SHARE
-        unc: String,
+        /// \\SERVER.DOMAIN\SHARE or nfs://SERVER.DOMAIN/EXPORT
+        #[arg(required_unless_present = "path", conflicts_with = "path")]
+        source: Option<String>,
+        /// A directory of CephFS, GlusterFS, GFS2, OCFS2 or whatever you have mounted on several hosts
+        #[arg(long)]
+        path: Option<String>,
     },
     /// List the shares
     List,
@@ -198,7 +203,7 @@ pub enum ShareCommand {
         /// Read the password from this file; without it FERRY_SHARE_PASSWORD is taken
         #[arg(long)]
         password_file: Option<PathBuf>,
-        /// Adopt the mount that is there on the host
+        /// Adopt the mount that is there on the host; for a share that is a path, where this host has it if not there
         #[arg(long)]
         at: Option<String>,
     },

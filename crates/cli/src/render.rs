@@ -96,7 +96,7 @@ pub(crate) fn host(host: &HostView) -> String {
     let shares = host
         .shares
         .iter()
-        .map(|share| vec![share.unc.to_string(), format!("{:?}", share.mode).to_lowercase(), share_state(share)]);
+        .map(|share| vec![share.source.to_string(), format!("{:?}", share.mode).to_lowercase(), share_state(share)]);
     text += &format!("\n{}\n", table(&["SHARE", "MODE", "STATE"], shares.collect()));
     if !host.storage_locations.is_empty() {
         text += &format!("\n{}\n", storage_locations(&host.storage_locations));
@@ -117,7 +117,7 @@ pub(crate) fn host(host: &HostView) -> String {
 pub(crate) fn shares(shares: &[ShareView]) -> String {
     let row = |share: &ShareView| {
         let hosts: Vec<&str> = share.hosts.iter().map(|on| on.host.as_str()).collect();
-        vec![share.name.clone(), share.unc.to_string(), hosts.join(", ")]
+        vec![share.name.clone(), share.source.to_string(), hosts.join(", ")]
     };
     table(&["SHARE", "PATH", "ATTACHED ON"], shares.iter().map(row).collect())
 }
@@ -127,7 +127,7 @@ pub(crate) fn share(share: &ShareView) -> String {
         vec![on.host.clone(), format!("{:?}", on.attached.mode).to_lowercase(), share_state(&on.attached)]
     };
     let rows = share.hosts.iter().map(row).collect();
-    format!("Share {}\n  path       {}\n\n{}", share.name, share.unc, table(&["HOST", "MODE", "STATE"], rows))
+    format!("Share {}\n  path       {}\n\n{}", share.name, share.source, table(&["HOST", "MODE", "STATE"], rows))
 }
 
 pub(crate) fn vms(vms: &[VmView]) -> String {

@@ -19,6 +19,7 @@ pub mod place;
 pub mod placement;
 pub mod preflight;
 pub mod share;
+pub mod share_source;
 pub mod storage;
 pub mod switchover;
 pub mod units;

@@ -109,24 +109,47 @@ impl FromStr for UncPath {
         let (Some(server), Some(share), None) = (parts.next(), parts.next(), parts.next()) else {
             return Err(form());
         };
-        let name = |text: &str, extra: &[char]| {
-            !text.is_empty()
-                && text.len() <= 253
-                && !text.starts_with(['-', '.'])
-                && text.chars().all(|c| c.is_ascii_alphanumeric() || extra.contains(&c))
-        };
-        if !name(server, &['-', '.']) || !name(share, &['-', '_', '.', '$']) || share.len() > 80 {
+        if !is_name(share, &['-', '_', '.', '$']) || share.len() > 80 {
             return Err(form());
         }
-        if server.parse::<std::net::Ipv4Addr>().is_ok() || !server.trim_end_matches('.').contains('.') {
-            return Err(UncError::NotQualified {
+        let server = server_name(server).map_err(|error| match error {
+            ServerNameError::Form => form(),
+            ServerNameError::NotQualified => UncError::NotQualified {
                 unc: format!("\\\\{server}\\{share}"),
                 server: server.to_owned(),
                 share: share.to_owned(),
-            });
-        }
-        Ok(Self { server: server.trim_end_matches('.').to_ascii_lowercase(), share: share.to_owned() })
+            },
+        })?;
+        Ok(Self { server, share: share.to_owned() })
     }
+}
+
+/// Why a text is not the full name of a server.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum ServerNameError {
+    /// It is no name.
+    Form,
+    /// It has no domain, or is an address.
+    NotQualified,
+}
+
+/// A server's fully qualified name, in lower case.
+pub(crate) fn server_name(text: &str) -> Result<String, ServerNameError> {
+    if !is_name(text, &['-', '.']) {
+        return Err(ServerNameError::Form);
+    }
+    let name = text.trim_end_matches('.');
+    if name.parse::<std::net::Ipv4Addr>().is_ok() || !name.contains('.') {
+        return Err(ServerNameError::NotQualified);
+    }
+    Ok(name.to_ascii_lowercase())
+}
+
+fn is_name(text: &str, extra: &[char]) -> bool {
+    !text.is_empty()
+        && text.len() <= 253
+        && !text.starts_with(['-', '.'])
+        && text.chars().all(|c| c.is_ascii_alphanumeric() || extra.contains(&c))
 }
 
 impl fmt::Display for UncPath {

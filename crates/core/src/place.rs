@@ -1,7 +1,7 @@
 //! Places where files may be: as an administrator writes them, as hosts offer them, and what is in them.
 //!
 //! ```text
-//! text ── parse ─▶ Place (UNC path or local path) ── locate ─▶ Location      what is stored and asked of agents
+//! text ── parse ─▶ Place (UNC path, NFS path or local path) ── locate ─▶ Location      what is stored and asked of agents
 //! text ◀──────────────────── written ──────────────────────── Location      what is shown
 //! ```
 
@@ -15,13 +15,9 @@ use crate::{
     id::{HostId, ShareId},
     location::{Location, UncError, UncPath},
     share::AttachedShare,
+    share_source::{self, BadPath, NAME_BYTES_MAX, NfsExport, ShareSource, SourceError, below},
     units::ByteCount,
 };
-
-/// Longest path that Linux takes, in bytes.
-const PATH_BYTES_MAX: usize = 4095;
-/// Longest name of a file or directory that Linux takes, in bytes.
-const NAME_BYTES_MAX: usize = 255;
 
 /// Entries of a directory that are listed; a person looks for one of them, and an answer stays below 300 KiB.
 pub const ENTRIES_MAX: usize = 1_000;
@@ -105,7 +101,9 @@ pub enum Place {
         /// Path inside it, `/` between components; empty for its top.
         path: String,
     },
-    /// `/directory`, on a host.
+    /// `nfs://server.domain/export/directory`. Where the export ends, only the inventory knows.
+    Nfs(NfsExport),
+    /// `/directory`: on a host, or on a share that is a path.
     Local {
         /// Absolute, without `.`, `..` and doubled slashes.
         path: String,
@@ -116,7 +114,7 @@ pub enum Place {
 #[derive(Clone, Debug, Error, PartialEq, Eq)]
 pub enum PlaceError {
     /// It begins with neither a slash nor two backslashes.
-    #[error("{text:?} is neither an absolute path nor a UNC path: {why}")]
+    #[error("{text:?} is neither an absolute path nor a UNC path nor an NFS path: {why}")]
     Relative {
         /// What was given.
         text: String,
@@ -132,20 +130,25 @@ pub enum PlaceError {
     /// What stands for server and share is none.
     #[error(transparent)]
     Unc(#[from] UncError),
+    /// What stands for server and export is none.
+    #[error(transparent)]
+    Nfs(#[from] SourceError),
 }
 
 impl PlaceError {
     /// The finding that tells a user.
     pub fn finding(&self) -> Finding {
         let (text, fix) = match self {
-            Self::Relative { text, .. } => {
-                (text, "Write /DIRECTORY, or '\\\\server.domain\\share\\directory' in single quotes")
-            }
+            Self::Relative { text, .. } => (
+                text,
+                "Write /DIRECTORY, nfs://server.domain/export/directory, or '\\\\server.domain\\share\\directory' in single quotes",
+            ),
             Self::Climbs(text) => (text, "Write the path that is meant, without \"..\""),
             Self::Form(text) => {
                 (text, "Use names of at most 255 bytes without control characters, 4095 bytes together")
             }
             Self::Unc(error) => return error.finding(error.text()),
+            Self::Nfs(error) => return error.finding(error.text().escape_debug()),
         };
         Finding::blocks(FindingId::PlaceForm, text.escape_debug(), self.to_string(), fix)
     }
@@ -155,7 +158,16 @@ impl FromStr for Place {
     type Err = PlaceError;
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
-        if text.starts_with("\\\\") || text.starts_with("//") {
+        if share_source::is_nfs(text) {
+            return match text.parse() {
+                Ok(nfs) => Ok(Self::Nfs(nfs)),
+                Err(SourceError::Nfs(_)) if text.split('/').any(|name| name == "..") => {
+                    Err(PlaceError::Climbs(text.to_owned()))
+                }
+                Err(error) => Err(error.into()),
+            };
+        }
+        if share_source::is_unc(text) {
             let slashed = text.replace('\\', "/");
             let mut parts = slashed[2..].splitn(3, '/');
             let (server, share) = (parts.next().unwrap_or_default(), parts.next().unwrap_or_default());
@@ -176,15 +188,10 @@ impl FromStr for Place {
 
 /// The names of a path, without empty ones and `.`.
 fn components<'a>(text: &str, path: &'a str) -> Result<Vec<&'a str>, PlaceError> {
-    let names: Vec<&str> = path.split('/').filter(|name| !name.is_empty() && *name != ".").collect();
-    if names.contains(&"..") {
-        return Err(PlaceError::Climbs(text.to_owned()));
-    }
-    let too_long = path.len() > PATH_BYTES_MAX || names.iter().any(|name| name.len() > NAME_BYTES_MAX);
-    if too_long || path.contains(char::is_control) {
-        return Err(PlaceError::Form(text.chars().take(NAME_BYTES_MAX).collect()));
-    }
-    Ok(names)
+    share_source::components(path).map_err(|bad| match bad {
+        BadPath::Climbs => PlaceError::Climbs(text.to_owned()),
+        BadPath::Form => PlaceError::Form(text.chars().take(NAME_BYTES_MAX).collect()),
+    })
 }
 
 fn why_relative(text: &str) -> &'static str {
@@ -200,8 +207,8 @@ fn why_relative(text: &str) -> &'static str {
 impl fmt::Display for Place {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Share { unc, path } if path.is_empty() => unc.fmt(f),
-            Self::Share { unc, path } => write!(f, "{unc}\\{}", path.replace('/', "\\")),
+            Self::Share { unc, path } => f.write_str(&ShareSource::from(unc).written(path)),
+            Self::Nfs(nfs) => nfs.fmt(f),
             Self::Local { path } => f.write_str(path),
         }
     }
@@ -214,29 +221,67 @@ pub struct KnownShare<'a> {
     pub id: ShareId,
     /// Its name.
     pub name: &'a str,
-    /// Its UNC path.
-    pub unc: &'a UncPath,
+    /// What stands behind it.
+    pub source: &'a ShareSource,
 }
 
-/// The location that a place means on a host.
+/// The location that a place means on a host, which has the shares `attached`. The closest share holds it.
 ///
 /// # Errors
 /// `share.unknown`, with the command that adds the share.
-pub fn locate(place: &Place, host: HostId, shares: &[KnownShare<'_>]) -> Result<Location, Finding> {
-    match place {
-        Place::Local { path } => Ok(Location::Local { host, path: path.clone() }),
-        Place::Share { unc, path } => match shares.iter().find(|share| share.unc.same_as(unc)) {
-            Some(share) => Ok(Location::Share { share: share.id, path: path.clone() }),
-            None => Err(Finding::blocks(
-                FindingId::ShareUnknown,
-                unc,
-                format!("Share {unc} was not added to Ferry"),
-                format!(
-                    "Add it with `ferry share add NAME '{unc}'`, then attach it with `ferry share attach NAME --host HOST`"
-                ),
-            )),
-        },
+pub fn locate(
+    place: &Place,
+    host: HostId,
+    shares: &[KnownShare<'_>],
+    attached: &[AttachedShare],
+) -> Result<Location, Finding> {
+    let on_share = match place {
+        Place::Share { unc, path } => {
+            shares.iter().find(|share| share.source.same_as(&unc.into())).map(|share| (share.id, path.as_str()))
+        }
+        Place::Nfs(nfs) => closest(shares.iter().filter_map(|share| Some((share.id, inside_export(share, nfs)?)))),
+        Place::Local { path } => {
+            let by_name = shares.iter().filter_map(|share| Some((share.id, inside_path(share.source, path)?)));
+            let by_mount = attached.iter().filter_map(|share| Some((share.id, below(share.at.as_ref()?, path)?)));
+            closest(by_name.chain(by_mount))
+        }
+    };
+    match (on_share, place) {
+        (Some((share, path)), _) => Ok(Location::Share { share, path: path.to_owned() }),
+        (None, Place::Local { path }) => Ok(Location::Local { host, path: path.clone() }),
+        (None, Place::Share { unc, .. }) => Err(unknown(&unc.into())),
+        (None, Place::Nfs(nfs)) => Err(unknown(&nfs.into())),
     }
+}
+
+/// The share that leaves the least of a path.
+fn closest<'a>(found: impl Iterator<Item = (ShareId, &'a str)>) -> Option<(ShareId, &'a str)> {
+    found.min_by_key(|(_, inside)| inside.len())
+}
+
+fn inside_export<'a>(share: &KnownShare<'_>, nfs: &'a NfsExport) -> Option<&'a str> {
+    match share.source {
+        ShareSource::Nfs(export) => export.holds(nfs),
+        ShareSource::Smb(_) | ShareSource::Path(_) => None,
+    }
+}
+
+fn inside_path<'a>(source: &ShareSource, path: &'a str) -> Option<&'a str> {
+    match source {
+        ShareSource::Path(top) => below(top.as_str(), path),
+        ShareSource::Smb(_) | ShareSource::Nfs(_) => None,
+    }
+}
+
+fn unknown(source: &ShareSource) -> Finding {
+    Finding::blocks(
+        FindingId::ShareUnknown,
+        source,
+        format!("Share {source} was not added to Ferry"),
+        format!(
+            "Add it with `ferry share add NAME '{source}'`, then attach it with `ferry share attach NAME --host HOST`"
+        ),
+    )
 }
 
 /// Whether a host has what a location lies on: a share must be attached there.
@@ -254,12 +299,12 @@ pub fn reachable(
         return Ok(());
     }
     let known = shares.iter().find(|known| known.id == *share);
-    let (name, unc) =
-        known.map_or(("NAME".to_owned(), share.to_string()), |known| (known.name.to_owned(), known.unc.to_string()));
+    let (name, source) =
+        known.map_or(("NAME".to_owned(), share.to_string()), |known| (known.name.to_owned(), known.source.to_string()));
     Err(Finding::blocks(
         FindingId::ShareNotAttached,
-        &unc,
-        format!("Share {unc} is not attached on host {host}"),
+        &source,
+        format!("Share {source} is not attached on host {host}"),
         format!("Attach it with `ferry share attach {name} --host {host}`"),
     ))
 }
@@ -269,7 +314,7 @@ pub fn written(location: &Location, shares: &[KnownShare<'_>]) -> String {
     match location {
         Location::Local { path, .. } => path.clone(),
         Location::Share { share, path } => match shares.iter().find(|known| known.id == *share) {
-            Some(known) => Place::Share { unc: known.unc.clone(), path: path.clone() }.to_string(),
+            Some(known) => known.source.written(path),
             None => format!("share {share}: {path}"),
         },
     }
@@ -286,8 +331,13 @@ mod tests {
     const HOST: HostId = HostId(Uuid::from_u128(1));
     const VMS: ShareId = ShareId(Uuid::from_u128(2));
 
-    fn unc() -> UncPath {
+    fn source() -> ShareSource {
         "\\\\fs1.contoso.com\\vms".parse().expect("well formed")
+    }
+
+    fn attached(id: ShareId, source: &ShareSource, at: Option<&str>) -> AttachedShare {
+        let (source, at, mode) = (source.clone(), at.map(str::to_owned), AttachMode::Adopted);
+        AttachedShare { id, source, mode, trouble: None, free: None, total: None, soft: false, server_locks: false, at }
     }
 
     #[test]
@@ -303,6 +353,7 @@ mod tests {
             ("/var//lib/./libvirt/images/", "/var/lib/libvirt/images"),
             ("/back\\slash", "/back\\slash"),
             ("/..hidden", "/..hidden"),
+            ("nfs://FS1.contoso.com/srv/vms//a/", "nfs://fs1.contoso.com/srv/vms/a"),
             ("/", "/"),
         ] {
             let place: Place = text.parse().expect(text);
@@ -333,6 +384,10 @@ mod tests {
             ("\\\\fs1.contoso.com", FindingId::ShareForm, "not a UNC path"),
             ("\\\\fs1.contoso.com\\..\\x", FindingId::ShareForm, "not a UNC path"),
             ("//", FindingId::ShareForm, "not a UNC path"),
+            ("nfs://fs1.contoso.com", FindingId::ShareForm, "not an NFS export"),
+            ("nfs://fs1.contoso.com/a\nb", FindingId::ShareForm, "not an NFS export"),
+            ("nfs://fs1.contoso.com/a/../b", FindingId::PlaceForm, "\"..\""),
+            ("nfs://fs1/vms/a", FindingId::ShareNotQualified, "without a domain"),
         ] {
             let finding = text.parse::<Place>().expect_err(text).finding();
             assert_eq!(finding.id, id, "{text}");
@@ -343,34 +398,58 @@ mod tests {
 
     #[test]
     fn a_unc_path_of_an_unknown_or_detached_share_says_how_to_get_it() {
-        let (unc, other): (_, Place) = (unc(), "//fs2.contoso.com/vms/a".parse().expect("well formed"));
-        let shares = [KnownShare { id: VMS, name: "vms", unc: &unc }];
+        let (source, other): (_, Place) = (source(), "//fs2.contoso.com/vms/a".parse().expect("well formed"));
+        let shares = [KnownShare { id: VMS, name: "vms", source: &source }];
         let place: Place = "//fs1.contoso.com/VMS/a/b".parse().expect("well formed");
-        let location = locate(&place, HOST, &shares).expect("known");
+        let location = locate(&place, HOST, &shares, &[]).expect("known");
         assert_eq!(location, Location::Share { share: VMS, path: "a/b".into() });
         assert_eq!(written(&location, &shares), "\\\\fs1.contoso.com\\vms\\a\\b");
-        let unknown = locate(&other, HOST, &shares).expect_err("not added");
+        let unknown = locate(&other, HOST, &shares, &[]).expect_err("not added");
         assert_eq!(unknown.id, FindingId::ShareUnknown);
         assert!(unknown.fix.contains("ferry share add NAME '\\\\fs2.contoso.com\\vms'"), "{}", unknown.fix);
 
         let detached = reachable(&location, "kvm1", &[], &shares).expect_err("not attached");
         assert_eq!(detached.id, FindingId::ShareNotAttached);
         assert!(detached.fix.contains("ferry share attach vms --host kvm1"), "{}", detached.fix);
-        let mode = AttachMode::Mounted;
-        let attached = AttachedShare {
-            id: VMS,
-            unc: unc.clone(),
-            mode,
-            trouble: None,
-            free: None,
-            total: None,
-            soft: false,
-            server_locks: false,
-        };
-        assert_eq!(reachable(&location, "kvm1", &[attached], &shares), Ok(()));
+        assert_eq!(reachable(&location, "kvm1", &[attached(VMS, &source, None)], &shares), Ok(()));
         let local = Location::Local { host: HOST, path: "/x".into() };
         assert_eq!(reachable(&local, "kvm1", &[], &shares), Ok(()));
-        assert_eq!(locate(&"/x".parse().expect("absolute"), HOST, &[]), Ok(local));
+        assert_eq!(locate(&"/x".parse().expect("absolute"), HOST, &[], &[]), Ok(local));
+    }
+
+    #[test]
+    fn a_place_is_on_the_closest_share_that_holds_it() {
+        let id = |number| ShareId(Uuid::from_u128(number));
+        let sources: Vec<ShareSource> =
+            ["nfs://fs1.contoso.com/srv", "nfs://fs1.contoso.com/srv/vms", "/mnt/vms", "/mnt/vms/deep"]
+                .map(|text| text.parse().expect(text))
+                .into();
+        let known = |(number, source)| KnownShare { id: id(number), name: "x", source };
+        let shares: Vec<KnownShare<'_>> = (0..).zip(&sources).map(known).collect();
+        // On this host the administrator has /mnt/vms elsewhere.
+        let here = [attached(id(2), &sources[2], Some("/data/vms"))];
+        let on = |number, path: &str| Location::Share { share: id(number), path: path.into() };
+        let local = |path: &str| Location::Local { host: HOST, path: path.into() };
+        for (text, location) in [
+            ("nfs://fs1.contoso.com/srv/iso", on(0, "iso")),
+            ("nfs://fs1.contoso.com/srv/vms/a/b", on(1, "a/b")),
+            ("nfs://fs1.contoso.com/srv/vms", on(1, "")),
+            ("nfs://fs1.contoso.com/srv/vmsx", on(0, "vmsx")),
+            ("/mnt/vms/a", on(2, "a")),
+            ("/mnt/vms/deep/a", on(3, "a")),
+            ("/data/vms/a", on(2, "a")),
+            ("/data/vmsx", local("/data/vmsx")),
+            ("/mnt", local("/mnt")),
+        ] {
+            let place: Place = text.parse().expect(text);
+            let found = locate(&place, HOST, &shares, &here).expect(text);
+            assert_eq!(found, location, "{text}");
+            let again: Place = written(&found, &shares).parse().expect("what is shown can be written");
+            assert_eq!(locate(&again, HOST, &shares, &here), Ok(location), "{text}");
+        }
+        let elsewhere: Place = "nfs://fs2.contoso.com/srv".parse().expect("well formed");
+        let unknown = locate(&elsewhere, HOST, &shares, &here).expect_err("not added");
+        assert_eq!(unknown.id, FindingId::ShareUnknown);
     }
 
     proptest! {
@@ -382,10 +461,13 @@ mod tests {
         }
 
         #[test]
-        fn no_place_climbs(text in "(/|//f[.]s/v/)?([a-z.]{0,3}[/\\\\]){0,5}") {
+        fn no_place_climbs(text in "(/|//f[.]s/v/|nfs://f[.]s/)?([a-z.]{0,3}[/\\\\]){0,5}") {
             match text.parse::<Place>() {
                 Ok(Place::Share { path, .. } | Place::Local { path }) => {
                     prop_assert!(!path.split('/').any(|name| name == ".." || name == "."), "{}", path);
+                }
+                Ok(Place::Nfs(nfs)) => {
+                    prop_assert!(!nfs.export().split('/').any(|name| name == ".." || name == "."), "{}", nfs);
                 }
                 Err(error) => prop_assert!(!error.finding().message.is_empty()),
             }

@@ -10,9 +10,10 @@ use crate::{
     host::HostFacts,
     id::{JobId, ShareId, VmId},
     job::MoveKind,
-    location::{Location, UncPath},
+    location::Location,
     offline::{checkpoints, tpm_by_hand},
     share::{AttachMode, AttachedShare},
+    share_source::ShareSource,
     storage::DiskMove,
     units::ByteCount,
     vm::{FileRole, Oddity, VmFacts, VmFile, VmState},
@@ -118,8 +119,8 @@ pub enum Sameness {
 pub struct NamedShare {
     /// Its name in Ferry.
     pub name: String,
-    /// Its UNC path.
-    pub unc: UncPath,
+    /// What stands behind it.
+    pub source: ShareSource,
 }
 
 /// One host of a move.
@@ -568,10 +569,10 @@ pub fn soft_shares<'a>(side: &Side<'_>, places: impl Iterator<Item = &'a Locatio
     let warn = |share: &AttachedShare| {
         Finding::warns(
             FindingId::ShareSoft,
-            &share.unc,
+            &share.source,
             format!(
                 "{} is mounted without `hard` on {}: guests see errors while its file server is away",
-                share.unc, side.name
+                share.source, side.name
             ),
             format!("Mount it anew with `-o hard` on {}, or let Ferry mount it", side.name),
         )
@@ -596,11 +597,11 @@ fn server_locks(side: &Side<'_>, used: &BTreeSet<ShareId>) -> Vec<Finding> {
         };
         Finding::blocks(
             FindingId::ShareLocks,
-            &share.unc,
+            &share.source,
             format!(
                 "{} is mounted without `nobrl` on {}: QEMU's locks become the file server's, and a VM that is moved could \
                  not run again",
-                share.unc, side.name
+                share.source, side.name
             ),
             fix,
         )
@@ -699,13 +700,14 @@ mod tests {
     fn attached() -> AttachedShare {
         AttachedShare {
             id: SHARE,
-            unc: "\\\\fs1.ferry.lab\\vms".parse().expect("well formed"),
+            source: "\\\\fs1.ferry.lab\\vms".parse().expect("well formed"),
             mode: AttachMode::Mounted,
             trouble: None,
             free: None,
             total: None,
             soft: false,
             server_locks: false,
+            at: None,
         }
     }
 
@@ -793,7 +795,7 @@ mod tests {
         }
 
         fn findings(&self) -> Vec<Finding> {
-            let shares = BTreeMap::from([(SHARE, NamedShare { name: "vms".into(), unc: attached().unc })]);
+            let shares = BTreeMap::from([(SHARE, NamedShare { name: "vms".into(), source: attached().source })]);
             live(&LiveFacts {
                 vm: &self.vm,
                 busy: self.busy,

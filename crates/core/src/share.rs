@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::{id::ShareId, location::UncPath, units::ByteCount};
+use crate::{id::ShareId, share_source::ShareSource, units::ByteCount};
 
 /// How a host reaches a share.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -21,8 +21,9 @@ pub enum AttachMode {
 pub struct AttachedShare {
     /// The share.
     pub id: ShareId,
-    /// Its UNC path.
-    pub unc: UncPath,
+    /// What stands behind it. Called `unc` between processes: earlier versions know no other name.
+    #[serde(rename = "unc")]
+    pub source: ShareSource,
     /// Who mounted it.
     pub mode: AttachMode,
     /// Whether its files can be used now; `None` if so, else why not.
@@ -39,4 +40,7 @@ pub struct AttachedShare {
     /// client without `nobrl`. An agent of an earlier version does not say.
     #[serde(default)]
     pub server_locks: bool,
+    /// Where the administrator has it on this host, if it is a path: not always the one by which it was added.
+    #[serde(default)]
+    pub at: Option<String>,
 }

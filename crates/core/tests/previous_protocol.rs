@@ -3,13 +3,18 @@
 
 use ferry_core::{
     api::{
-        agent::{ConfirmRequest, DestinationReady, MigrationReport, PrepareDestination, PrepareSource, SourceReady},
+        agent::{
+            AttachRequest, ConfirmRequest, DestinationReady, MigrationReport, PrepareDestination, PrepareSource,
+            SourceReady,
+        },
         server::{HostView, MigrateVm},
     },
     id::{Generation, SessionId, VmId},
     job::OnStall,
+    location::UncPath,
     pin::{Pin, Secret},
     share::AttachedShare,
+    share_source::ShareSource,
     units::ByteCount,
     vm::VmFacts,
 };
@@ -87,7 +92,8 @@ fn what_an_agent_of_the_version_before_answers_is_understood() {
     let vm: VmFacts = read(VM);
     assert_eq!((vm.checkpoints, vm.files[0].below.len(), vm.files[0].oddities.len()), (0, 0, 0));
     let share: AttachedShare = read(ATTACHED_SHARE);
-    assert_eq!((share.free, share.total), (Some(ByteCount(7)), None));
+    assert_eq!((share.free, share.total, share.at), (Some(ByteCount(7)), None, None));
+    assert_eq!(share.source.to_string(), r"\\fs1.contoso.com\vms");
 }
 
 #[test]
@@ -96,6 +102,20 @@ fn an_agent_of_the_version_before_understands_what_is_asked_now() {
     let text = serde_json::to_string(&now).expect("JSON");
     let previous: PreviousPrepareSource = read(&text);
     assert_eq!(previous.session, SessionId(Uuid::from_u128(7)));
+}
+
+/// What the agent before this one took as [`AttachRequest`].
+#[derive(Debug, Deserialize)]
+struct PreviousAttachRequest {
+    unc: UncPath,
+}
+
+#[test]
+fn agents_of_both_versions_understand_what_share_is_asked_for() {
+    let text = r#"{"unc": "\\\\fs1.contoso.com\\vms", "credentials": null, "at": null}"#;
+    let asked: AttachRequest = read(text);
+    let unc = read::<PreviousAttachRequest>(&serde_json::to_string(&asked).expect("JSON")).unc;
+    assert_eq!(asked.source, ShareSource::Smb(unc));
 }
 
 #[test]

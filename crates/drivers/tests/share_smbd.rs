@@ -16,13 +16,14 @@ use ferry_core::{
     api::agent::ShareCredentials,
     finding::FindingId,
     id::{HostId, ShareId},
-    location::{Location, UncPath},
+    location::Location,
     place::EntryKind,
+    share_source::ShareSource,
     units::ByteCount,
 };
 use ferry_drivers::{
     places::{QemuUser, Roots, ShareRoot},
-    share::{ShareDriver, ShareError, conformance, smb::SmbShares},
+    share::{ShareDriver, ShareError, conformance, host::HostShares},
 };
 use uuid::Uuid;
 
@@ -140,7 +141,7 @@ fn wait_until(what: &str, mut holds: impl FnMut() -> bool) {
     }
 }
 
-fn unc(share: &str) -> UncPath {
+fn unc(share: &str) -> ShareSource {
     format!("\\\\fs1.ferry.test\\{share}").parse().expect("well formed")
 }
 
@@ -158,10 +159,10 @@ fn the_smb_driver_keeps_what_every_share_driver_keeps() {
     let mounts = directory.path().join("mounts");
     fs::create_dir(&mounts).expect("made");
     conformance::run(&conformance::Site {
-        first: &SmbShares::new(directory.path().join("work/first")),
-        second: &SmbShares::new(directory.path().join("work/second")),
-        unc: unc("vms"),
-        credentials: credentials(),
+        first: &HostShares::new(directory.path().join("work/first")),
+        second: &HostShares::new(directory.path().join("work/second")),
+        share: unc("vms"),
+        credentials: Some(credentials()),
         directory: mounts,
         set_up: &|is_up| if is_up { samba.borrow_mut().start() } else { samba.borrow_mut().stop() },
     });
@@ -182,13 +183,13 @@ fn directories_on_a_share_are_listed_checked_and_kept_inside() {
     }
     let directory = tempfile::tempdir().expect("a directory");
     let mut samba = Samba::new(directory.path(), "server min protocol = SMB3_00");
-    let driver = SmbShares::new(directory.path().join("work"));
+    let driver = HostShares::new(directory.path().join("work"));
     let at = directory.path().join("mount");
-    driver.attach(&unc("vms"), &credentials(), &at).expect("attached");
+    driver.attach(&unc("vms"), Some(&credentials()), &at).expect("attached");
     fs::create_dir(at.join("dir")).expect("made");
     fs::write(at.join("dir/disk.raw"), [7; 5000]).expect("written");
     let (host, share) = (HostId(Uuid::from_u128(1)), ShareId(Uuid::from_u128(2)));
-    let roots = Roots::new(host, Vec::new(), vec![ShareRoot { id: share, unc: unc("vms"), mount: at.clone() }]);
+    let roots = Roots::new(host, Vec::new(), vec![ShareRoot { id: share, source: unc("vms"), mount: at.clone() }]);
     let on_share = |path: &str| Location::Share { share, path: path.into() };
     let listing = roots.list(&on_share("dir")).expect("listed");
     let seen: Vec<_> = listing.entries.iter().map(|entry| (entry.name.as_str(), entry.kind, entry.size)).collect();
@@ -213,11 +214,12 @@ fn a_server_that_speaks_only_smb_2_is_refused() {
     }
     let directory = tempfile::tempdir().expect("a directory");
     let mut samba = Samba::new(directory.path(), "server max protocol = SMB2_10");
-    let driver = SmbShares::new(directory.path().join("work"));
+    let driver = HostShares::new(directory.path().join("work"));
     let at = directory.path().join("mount");
-    for result in
-        [driver.probe(&unc("vms"), &credentials()).map(|_| ()), driver.attach(&unc("vms"), &credentials(), &at)]
-    {
+    for result in [
+        driver.probe(&unc("vms"), Some(&credentials())).map(|_| ()),
+        driver.attach(&unc("vms"), Some(&credentials()), &at),
+    ] {
         assert!(matches!(result, Err(ShareError::Dialect { .. })), "{result:?}");
     }
     samba.stop();
@@ -230,9 +232,9 @@ fn a_mount_whose_process_died_is_told_and_replaced() {
     }
     let directory = tempfile::tempdir().expect("a directory");
     let mut samba = Samba::new(directory.path(), "server min protocol = SMB3_00");
-    let driver = SmbShares::new(directory.path().join("work"));
+    let driver = HostShares::new(directory.path().join("work"));
     let at = directory.path().join("mount");
-    driver.attach(&unc("vms"), &credentials(), &at).expect("attached");
+    driver.attach(&unc("vms"), Some(&credentials()), &at).expect("attached");
     fs::write(at.join("file"), "x").expect("written");
     let mut killed = 0;
     for entry in fs::read_dir("/proc").expect("mounted").flatten() {
@@ -246,7 +248,7 @@ fn a_mount_whose_process_died_is_told_and_replaced() {
         eprintln!("not run: the kernel mounts the share itself");
     } else {
         wait_until("the dead mount is told", || driver.check(&unc("vms"), &at).is_err());
-        driver.attach(&unc("vms"), &credentials(), &at).expect("attached again");
+        driver.attach(&unc("vms"), Some(&credentials()), &at).expect("attached again");
         assert_eq!(fs::read_to_string(at.join("file")).expect("read"), "x");
     }
     driver.detach(&unc("vms"), &at).expect("detached");

@@ -66,7 +66,7 @@ fn bench(environment: &[(&str, &str)]) -> Bench {
             let request = EnrolRequest { secret: token.secret, host: HostId(Uuid::new_v4()) };
             client.1.enrol(&request).await.expect("enrolled");
             let request = AttachRequest {
-                unc: bench.files.unc().parse().expect("a UNC path"),
+                source: bench.files.unc().parse().expect("a UNC path"),
                 credentials: Some(ShareCredentials { user: USER.into(), password: PASSWORD.into() }),
                 at: None,
             };

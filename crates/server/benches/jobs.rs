@@ -230,7 +230,7 @@ fn main() {
     in_lab(async |lab| {
         let mut hosts = Vec::new();
         lab.client
-            .add_share(&ferry_core::api::server::AddShare { name: "vms".into(), unc: support::UNC.into() })
+            .add_share(&ferry_core::api::server::AddShare { name: "vms".into(), source: support::UNC.into() })
             .await
             .expect("added");
         for name in NAMES {

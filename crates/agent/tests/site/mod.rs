@@ -196,7 +196,7 @@ impl Site {
         ];
         for host in &hosts {
             enrol(host, &host.client).await.expect("enrolled");
-            let request = AttachRequest { unc: unc.clone(), credentials: credentials.clone(), at: None };
+            let request = AttachRequest { source: (&unc).into(), credentials: credentials.clone(), at: None };
             host.client.attach_share(SHARE, &request).await.expect("attached");
         }
         Self { world, servers, unc, key, hosts, folder }

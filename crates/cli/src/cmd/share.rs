@@ -12,8 +12,9 @@ use crate::{Failure, Output, arguments::ShareCommand, connection, render};
 
 pub(crate) async fn run(command: ShareCommand, client: &ServerClient, output: &Output) -> Result<(), Failure> {
     match command {
-        ShareCommand::Add { name, unc } => {
-            output.data(&client.add_share(&AddShare { name, unc }).await?, render::share);
+        ShareCommand::Add { name, source, path } => {
+            let source = written(source, path)?;
+            output.data(&client.add_share(&AddShare { name, source }).await?, render::share);
         }
         ShareCommand::List => output.data(&client.shares().await?, |list| render::shares(list)),
         ShareCommand::Show { share } => output.data(&client.share(&share).await?, render::share),
@@ -33,6 +34,20 @@ pub(crate) async fn run(command: ShareCommand, client: &ServerClient, output: &O
     Ok(())
 }
 
+/// A path is meant only where `--path` says so: `/server/share` is a UNC path that lost a slash.
+fn written(source: Option<String>, path: Option<String>) -> Result<String, Failure> {
+    let is_path = |text: &str| text.starts_with('/') && !text.starts_with("//");
+    match (source, path) {
+        (Some(source), None) if is_path(&source) => {
+            Err(Failure::Usage(format!("Write `--path {source}` if {source} is a directory that several hosts share")))
+        }
+        (None, Some(path)) if !is_path(&path) => {
+            Err(Failure::Usage(format!("--path takes an absolute path, as in /mnt/vms, not {path:?}")))
+        }
+        (source, path) => Ok(source.or(path).unwrap_or_default()),
+    }
+}
+
 /// A password is never an argument: every user of the machine could read it there.
 fn credentials(user: Option<String>, password_file: Option<PathBuf>) -> Result<Option<ShareCredentials>, Failure> {
     let Some(user) = user else { return Ok(None) };
@@ -43,4 +58,25 @@ fn credentials(user: Option<String>, password_file: Option<PathBuf>) -> Result<O
         })?,
     };
     Ok(Some(ShareCredentials { user, password }))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_path_is_taken_for_a_share_only_where_it_is_said() {
+        let add = |source: &str, path: &str| {
+            let given = |text: &str| (!text.is_empty()).then(|| text.to_owned());
+            written(given(source), given(path)).ok()
+        };
+        assert_eq!(add("nfs://fs1.x.org/vms", "").as_deref(), Some("nfs://fs1.x.org/vms"));
+        assert_eq!(add("//fs1.x.org/vms", "").as_deref(), Some("//fs1.x.org/vms"));
+        assert_eq!(add("", "/mnt/vms").as_deref(), Some("/mnt/vms"));
+        for (source, path) in
+            [("/fs1.x.org/vms", ""), ("", "mnt/vms"), ("", "//fs1.x.org/vms"), ("", "nfs://fs1.x.org/a")]
+        {
+            assert_eq!(add(source, path), None, "{source} {path}");
+        }
+    }
 }

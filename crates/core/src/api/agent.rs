@@ -54,11 +54,12 @@ use crate::{
     host::HostFacts,
     id::{Generation, HostId, Incarnation, JobId, SessionId, ShareId, VmId},
     job::{Figures, OnStall, Progress},
-    location::{Location, UncPath},
+    location::Location,
     migration::Presence,
     offline::FileMove,
     pin::{Pin, Secret},
     share::AttachedShare,
+    share_source::ShareSource,
     storage::{DiskMove, DiskProgress},
     units::ByteCount,
     vm::{DiskFormat, VmFacts},
@@ -98,11 +99,12 @@ pub struct Observation {
 /// How a share is to be reached.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct AttachRequest {
-    /// What to reach.
-    pub unc: UncPath,
-    /// Who logs in, if the agent is to mount it. Needed also for an adopted mount when the share is to be probed.
+    /// What to reach. Called `unc` between processes: earlier versions know no other name.
+    #[serde(rename = "unc")]
+    pub source: ShareSource,
+    /// Who logs in, if the agent is to mount an SMB share. Needed also for an adopted mount when the share is to be probed.
     pub credentials: Option<ShareCredentials>,
-    /// The administrator's own mount of it, below the host's share root, to be adopted.
+    /// The administrator's own mount of it, to be adopted. A share that is a path is adopted there, or where its name says.
     pub at: Option<String>,
 }
 

@@ -49,11 +49,12 @@ use crate::{
     host::HostFacts,
     id::{HostId, JobId, ShareId, VmId},
     job::{Figures, JobKind, MoveKind, OnStall, Progress, StepView},
-    location::{Location, UncPath},
+    location::Location,
     migration::Phase,
     pin::Pin,
     place::{DirectoryListing, OfferedPlace},
     share::AttachedShare,
+    share_source::ShareSource,
     storage::{DiskMove, DiskProgress},
     units::ByteCount,
     vm::{DiskFormat, VmFacts, VmState},
@@ -216,8 +217,10 @@ pub struct VmRow {
 pub struct AddShare {
     /// How it is called in Ferry.
     pub name: String,
-    /// `\\server.domain\share`. Text, so that a refusal can name what is wrong with it.
-    pub unc: String,
+    /// `\\server.domain\share`, `nfs://server.domain/export` or `/path`. Text, so that a refusal can name what is wrong
+    /// with it. Called `unc` between processes: earlier versions know no other name.
+    #[serde(rename = "unc")]
+    pub source: String,
 }
 
 /// Attaches a share on a host.
@@ -238,8 +241,9 @@ pub struct ShareView {
     pub id: ShareId,
     /// Its name.
     pub name: String,
-    /// Its UNC path.
-    pub unc: UncPath,
+    /// What stands behind it: `\\server.domain\share`, `nfs://server.domain/export` or `/path`.
+    #[serde(rename = "unc")]
+    pub source: ShareSource,
     /// Hosts that have it attached.
     pub hosts: Vec<ShareOnHost>,
 }

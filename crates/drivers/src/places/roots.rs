@@ -20,8 +20,9 @@ use std::{
 use ferry_core::{
     finding::{Finding, FindingId},
     id::{HostId, ShareId},
-    location::{Location, UncPath},
-    place::{DirectoryListing, Place, Space},
+    location::Location,
+    place::{DirectoryListing, Space},
+    share_source::ShareSource,
 };
 use nix::{
     errno::Errno,
@@ -30,6 +31,7 @@ use nix::{
     unistd::{UnlinkatFlags, unlinkat},
 };
 use thiserror::Error;
+use uuid::Uuid;
 
 use super::{access, access::QemuUser, listing};
 use crate::run::within;
@@ -49,7 +51,7 @@ pub struct ShareRoot {
     /// The share.
     pub id: ShareId,
     /// How administrators call it.
-    pub unc: UncPath,
+    pub source: ShareSource,
     /// The top of its mount.
     pub mount: PathBuf,
 }
@@ -149,6 +151,18 @@ impl RootsError {
     }
 }
 
+impl ShareRoot {
+    /// As [`Roots::check_writable`], of the top of the share.
+    ///
+    /// # Errors
+    /// Those of [`Roots::check_writable`].
+    pub fn check_writable(&self, user: Option<QemuUser>) -> Result<(), RootsError> {
+        let location = Location::Share { share: self.id, path: String::new() };
+        let only = Roots { host: HostId(Uuid::nil()), local: Vec::new(), shares: vec![self.clone()] };
+        only.check_writable(&location, user)
+    }
+}
+
 impl Roots {
     /// The host's storage roots and the shares attached on it.
     pub fn new(host: HostId, local: Vec<PathBuf>, shares: Vec<ShareRoot>) -> Self {
@@ -212,7 +226,7 @@ impl Roots {
         match location {
             Location::Local { path, .. } => path.clone(),
             Location::Share { share, path } => match self.shares.iter().find(|root| root.id == *share) {
-                Some(root) => Place::Share { unc: root.unc.clone(), path: path.clone() }.to_string(),
+                Some(root) => root.source.written(path),
                 None => format!("share {share}: {path}"),
             },
         }
@@ -244,16 +258,16 @@ impl Roots {
             }
             Location::Local { path, .. } => {
                 let path = Path::new(path);
-                let refused = || match self.on_share(path) {
-                    Some(place) => RootsError::Outside {
-                        path: path.display().to_string(),
-                        why: "is on a share, whose files are named by its UNC path".to_owned(),
-                        fix: format!("Write {place}"),
-                    },
-                    None => self.outside(location, "lies in none of the host's storage roots"),
-                };
+                let refused = || self.outside(location, "lies in none of the host's storage roots");
+                let depth = |root: &PathBuf| root.components().count();
                 let holds = |root: &&PathBuf| path.starts_with(root);
-                let root = self.local.iter().filter(holds).max_by_key(|root| root.components().count());
+                let root = self.local.iter().filter(holds).max_by_key(|root| depth(root));
+                let share = self.shares.iter().filter(|share| path.starts_with(&share.mount));
+                let share = share.max_by_key(|share| depth(&share.mount));
+                // A share may be mounted inside a storage root; what lies on it is not this host's own.
+                if let Some(share) = share.filter(|share| root.is_none_or(|root| depth(root) <= depth(&share.mount))) {
+                    return Err(on_share(share, path).unwrap_or_else(refused));
+                }
                 let root = root.ok_or_else(refused)?;
                 let inside = path.strip_prefix(root).ok().and_then(normal).ok_or_else(refused)?;
                 Ok((root, inside))
@@ -261,17 +275,10 @@ impl Roots {
         }
     }
 
-    /// What an administrator means who writes a path below the mount of a share.
-    fn on_share(&self, path: &Path) -> Option<Place> {
-        let root = self.shares.iter().find(|root| path.starts_with(&root.mount))?;
-        let inside = path.strip_prefix(&root.mount).ok().and_then(normal)?;
-        Some(Place::Share { unc: root.unc.clone(), path: inside.display().to_string() })
-    }
-
     fn outside(&self, location: &Location, why: &str) -> RootsError {
         let roots: Vec<String> = self.local.iter().map(|root| root.display().to_string()).collect();
         let fix = format!(
-            "Choose a directory in a share (by its UNC path) or in {}; other directories become storage roots by \
+            "Choose a directory in a share (by the share's own path) or in {}; other directories become storage roots by \
              storage_roots in the configuration of the host's agent",
             if roots.is_empty() { "a storage root".to_owned() } else { roots.join(" or ") }
         );
@@ -344,6 +351,16 @@ impl Directory {
     pub(super) fn unreadable(&self, source: Errno) -> RootsError {
         RootsError::Unreadable { path: self.written.clone(), source }
     }
+}
+
+/// Tells an administrator who writes a path below the mount of a share what he means; `None` if it leads out of it.
+fn on_share(share: &ShareRoot, path: &Path) -> Option<RootsError> {
+    let inside = path.strip_prefix(&share.mount).ok().and_then(normal)?;
+    Some(RootsError::Outside {
+        path: path.display().to_string(),
+        why: "is on a share, whose files are named by the share's own path".to_owned(),
+        fix: format!("Write {}", share.source.written(&inside.to_string_lossy())),
+    })
 }
 
 /// Opens the directory `inside` a root, whose own path may lead through symbolic links.

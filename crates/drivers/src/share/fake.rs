@@ -8,9 +8,9 @@ use std::{
     sync::{Arc, Mutex, MutexGuard},
 };
 
-use ferry_core::{api::agent::ShareCredentials, location::UncPath, place::Space, units::ByteCount};
+use ferry_core::{api::agent::ShareCredentials, place::Space, share_source::ShareSource, units::ByteCount};
 
-use super::{ShareDriver, ShareError, ShareFacts};
+use super::{Mounted, ShareDriver, ShareError, ShareFacts};
 
 /// A share with a file of this name at its top is mounted so that programs see errors.
 pub const SOFT: &str = ".soft";
@@ -19,7 +19,7 @@ pub const SERVER_LOCKS: &str = ".server-locks";
 
 /// File servers that any number of [`FakeShares`] reach. Clones are the same servers.
 #[derive(Clone, Debug, Default)]
-pub struct FakeFileServers(Arc<Mutex<BTreeMap<(String, String), FakeExport>>>);
+pub struct FakeFileServers(Arc<Mutex<BTreeMap<String, (ShareSource, FakeExport)>>>);
 
 /// What a share of a fake server is.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -36,6 +36,8 @@ pub struct FakeExport {
     pub is_up: bool,
     /// Free and total bytes that it tells.
     pub space: Space,
+    /// The type of its file system, as the kernel names it.
+    pub kind: String,
 }
 
 impl FakeExport {
@@ -48,6 +50,7 @@ impl FakeExport {
             dialect: Some("3.1.1".into()),
             is_up: true,
             space: Space { total: ByteCount::gib(40), free: ByteCount::gib(10) },
+            kind: "nfs4".into(),
         }
     }
 
@@ -64,30 +67,32 @@ impl FakeFileServers {
     }
 
     /// Adds a share, or replaces it.
-    pub fn export(&self, unc: &UncPath, export: FakeExport) {
-        self.locked().insert(key(unc), export);
+    pub fn export(&self, share: impl Into<ShareSource>, export: FakeExport) {
+        let share = share.into();
+        self.locked().insert(share.key(), (share, export));
     }
 
     /// Changes a share that was added before.
-    pub fn change(&self, unc: &UncPath, change: impl FnOnce(&mut FakeExport)) {
-        change(self.locked().get_mut(&key(unc)).expect("the share was exported before"));
+    pub fn change(&self, share: impl Into<ShareSource>, change: impl FnOnce(&mut FakeExport)) {
+        change(&mut self.locked().get_mut(&share.into().key()).expect("the share was exported before").1);
     }
 
-    fn get(&self, unc: &UncPath) -> Option<FakeExport> {
-        self.locked().get(&key(unc)).cloned()
+    fn get(&self, share: &ShareSource) -> Option<FakeExport> {
+        self.locked().get(&share.key()).map(|(_, export)| export.clone())
     }
 
-    fn knows_server(&self, unc: &UncPath) -> bool {
-        self.locked().keys().any(|(server, _)| server == unc.server())
+    fn knows_server(&self, share: &ShareSource) -> bool {
+        self.locked().values().any(|(known, _)| known.server() == share.server())
     }
 
-    fn locked(&self) -> MutexGuard<'_, BTreeMap<(String, String), FakeExport>> {
+    /// The share whose files lie in `directory`.
+    fn behind(&self, directory: &Path) -> Option<FakeExport> {
+        self.locked().values().find(|(_, export)| export.directory == directory).map(|(_, export)| export.clone())
+    }
+
+    fn locked(&self) -> MutexGuard<'_, BTreeMap<String, (ShareSource, FakeExport)>> {
         self.0.lock().expect("nobody panics while holding it")
     }
-}
-
-fn key(unc: &UncPath) -> (String, String) {
-    (unc.server().to_owned(), unc.share().to_ascii_lowercase())
 }
 
 /// Shares of one host. A mount is a symbolic link to the share's directory.
@@ -106,49 +111,60 @@ impl FakeShares {
     ///
     /// # Errors
     /// The link cannot be made.
-    pub fn mount_by_hand(&self, unc: &UncPath, path: &Path) -> io::Result<()> {
-        let export = self.servers.get(unc).ok_or(io::ErrorKind::NotFound)?;
+    pub fn mount_by_hand(&self, share: impl Into<ShareSource>, path: &Path) -> io::Result<()> {
+        let export = self.servers.get(&share.into()).ok_or(io::ErrorKind::NotFound)?;
         symlink(export.directory, path)
     }
 
-    fn up(&self, unc: &UncPath) -> Result<FakeExport, ShareError> {
-        let export = self.servers.get(unc);
+    fn up(&self, share: &ShareSource) -> Result<FakeExport, ShareError> {
+        let export = self.servers.get(share);
         match export {
             Some(export) if export.is_up => Ok(export),
-            None if self.servers.knows_server(unc) => Err(ShareError::NoShare { unc: unc.clone() }),
-            _ => Err(ShareError::Unreachable { unc: unc.clone(), reason: "NT_STATUS_HOST_UNREACHABLE".into() }),
+            None if self.servers.knows_server(share) => Err(ShareError::NoShare { share: share.clone() }),
+            _ => Err(ShareError::Unreachable { share: share.clone(), reason: "NT_STATUS_HOST_UNREACHABLE".into() }),
         }
     }
 
     /// What a link at `path` points to.
-    fn mounted(path: &Path) -> Option<PathBuf> {
+    fn mounted_at(path: &Path) -> Option<PathBuf> {
         fs::read_link(path).ok()
     }
 }
 
 impl ShareDriver for FakeShares {
-    fn probe(&self, unc: &UncPath, credentials: &ShareCredentials) -> Result<ShareFacts, ShareError> {
-        let export = self.up(unc)?;
-        let Some(dialect) = export.dialect.clone() else {
-            return Err(ShareError::Dialect { unc: unc.clone(), reason: "NT_STATUS_NOT_SUPPORTED".into() });
-        };
-        if *credentials != export.credentials() {
-            let user = credentials.user.clone();
-            return Err(ShareError::Password { unc: unc.clone(), user, reason: "NT_STATUS_LOGON_FAILURE".into() });
+    fn probe(&self, share: &ShareSource, credentials: Option<&ShareCredentials>) -> Result<ShareFacts, ShareError> {
+        let export = self.up(share)?;
+        if !share.wants_login() {
+            return Ok(ShareFacts { dialect: None, space: None });
         }
-        Ok(ShareFacts { dialect, space: Some(export.space) })
+        let Some(dialect) = export.dialect.clone() else {
+            return Err(ShareError::Dialect { share: share.clone(), reason: "NT_STATUS_NOT_SUPPORTED".into() });
+        };
+        if credentials != Some(&export.credentials()) {
+            let user = credentials.map(|credentials| credentials.user.clone()).unwrap_or_default();
+            return Err(ShareError::Password { share: share.clone(), user, reason: "NT_STATUS_LOGON_FAILURE".into() });
+        }
+        Ok(ShareFacts { dialect: Some(dialect), space: Some(export.space) })
     }
 
-    fn attach(&self, unc: &UncPath, credentials: &ShareCredentials, mountpoint: &Path) -> Result<(), ShareError> {
-        let refuse = |reason: String| ShareError::Mount { unc: unc.clone(), at: mountpoint.to_owned(), reason };
-        if let Some(found) = Self::mounted(mountpoint) {
-            return match self.servers.get(unc) {
-                Some(export) if export.directory == found => self.check(unc, mountpoint),
+    fn attach(
+        &self,
+        share: &ShareSource,
+        credentials: Option<&ShareCredentials>,
+        mountpoint: &Path,
+    ) -> Result<(), ShareError> {
+        let refuse = |reason: String| ShareError::Mount { share: share.clone(), at: mountpoint.to_owned(), reason };
+        if matches!(share, ShareSource::Path(_)) {
+            return Err(refuse("a path is adopted".to_owned()));
+        }
+        if let Some(found) = Self::mounted_at(mountpoint) {
+            return match self.servers.get(share) {
+                Some(export) if export.directory == found => self.check(share, mountpoint),
                 _ => Err(refuse(format!("{} is mounted there", found.display()))),
             };
         }
-        self.probe(unc, credentials)?;
-        let export = self.up(unc)?;
+        self.probe(share, credentials)?;
+        let export = self.up(share)?;
         let parent = mountpoint.parent().unwrap_or(Path::new("/"));
         // The driver makes a missing mount point; one that is there and empty is covered by the mount.
         let _ = fs::remove_dir(mountpoint);
@@ -165,70 +181,107 @@ impl ShareDriver for FakeShares {
         !path.join(SOFT).exists()
     }
 
-    fn adopt(&self, unc: &UncPath, path: &Path) -> Result<(), ShareError> {
-        self.check(unc, path)
+    fn adopt(&self, share: &ShareSource, path: &Path) -> Result<(), ShareError> {
+        self.check(share, path)
     }
 
-    fn detach(&self, unc: &UncPath, mountpoint: &Path) -> Result<(), ShareError> {
-        let refuse = |reason: String| ShareError::Mount { unc: unc.clone(), at: mountpoint.to_owned(), reason };
-        let Some(found) = Self::mounted(mountpoint) else { return Ok(()) };
-        if self.servers.get(unc).is_none_or(|export| export.directory != found) {
+    fn mounted(&self, path: &Path) -> Option<Mounted> {
+        let directory = Self::mounted_at(path)?;
+        Some(Mounted { kind: self.servers.behind(&directory)?.kind, what: directory.display().to_string() })
+    }
+
+    fn detach(&self, share: &ShareSource, mountpoint: &Path) -> Result<(), ShareError> {
+        let refuse = |reason: String| ShareError::Mount { share: share.clone(), at: mountpoint.to_owned(), reason };
+        if matches!(share, ShareSource::Path(_)) {
+            return Ok(());
+        }
+        let Some(found) = Self::mounted_at(mountpoint) else { return Ok(()) };
+        if self.servers.get(share).is_none_or(|export| export.directory != found) {
             return Err(refuse(format!("{} is mounted there", found.display())));
         }
         fs::remove_file(mountpoint).map_err(|error| refuse(error.to_string()))
     }
 
-    fn check(&self, unc: &UncPath, path: &Path) -> Result<(), ShareError> {
-        let known = self.servers.get(unc).map(|export| export.directory);
-        match Self::mounted(path) {
-            Some(found) if Some(&found) == known.as_ref() => self.up(unc).map(|_| ()),
-            found => Err(ShareError::NotAMount {
-                unc: unc.clone(),
+    fn check(&self, share: &ShareSource, path: &Path) -> Result<(), ShareError> {
+        let known = self.servers.get(share).map(|export| export.directory);
+        match (share, Self::mounted_at(path)) {
+            // A path is whatever is mounted there.
+            (ShareSource::Path(_), Some(_)) => Ok(()),
+            (_, Some(found)) if Some(&found) == known.as_ref() => self.up(share).map(|_| ()),
+            (_, found) => Err(ShareError::NotAMount {
+                share: share.clone(),
                 at: path.to_owned(),
                 found: found.map_or("nothing is mounted there".into(), |found| found.display().to_string()),
             }),
         }
     }
 
-    fn space(&self, unc: &UncPath, _credentials: Option<&ShareCredentials>, path: &Path) -> Option<Space> {
-        self.check(unc, path).ok()?;
-        self.servers.get(unc).map(|export| export.space)
+    fn space(&self, share: &ShareSource, _credentials: Option<&ShareCredentials>, path: &Path) -> Option<Space> {
+        self.check(share, path).ok()?;
+        let directory = Self::mounted_at(path)?;
+        self.servers.behind(&directory).map(|export| export.space)
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::share::conformance::{Site, run};
+    use crate::share::conformance::{PathSite, Site, run, run_paths};
 
-    #[test]
-    fn the_fake_keeps_what_every_share_driver_keeps() {
+    fn keeps(share: &str, credentials: Option<ShareCredentials>) {
         let directory = tempfile::tempdir().expect("a directory");
         let backing = directory.path().join("backing");
         fs::create_dir(&backing).expect("made");
         let servers = FakeFileServers::new();
-        let unc: UncPath = "\\\\fs1.ferry.test\\vms".parse().expect("well formed");
-        let export = FakeExport::new(&backing);
-        let credentials = export.credentials();
-        servers.export(&unc, export);
+        let share: ShareSource = share.parse().expect(share);
+        servers.export(&share, FakeExport::new(&backing));
         run(&Site {
             first: &FakeShares::new(servers.clone()),
             second: &FakeShares::new(servers.clone()),
-            unc: unc.clone(),
+            share: share.clone(),
             credentials,
             directory: directory.path().to_owned(),
-            set_up: &|is_up| servers.change(&unc, |export| export.is_up = is_up),
+            set_up: &|is_up| servers.change(&share, |export| export.is_up = is_up),
+        });
+    }
+
+    #[test]
+    fn the_fake_keeps_what_every_share_driver_keeps() {
+        keeps("\\\\fs1.ferry.test\\vms", Some(FakeExport::new("/").credentials()));
+        keeps("nfs://fs1.ferry.test/srv/vms", None);
+    }
+
+    #[test]
+    fn the_fake_keeps_what_every_driver_keeps_of_paths() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let servers = FakeFileServers::new();
+        let at = |name: &str| directory.path().join(name);
+        for (share, name) in [("/mnt/vms", "backing"), ("/mnt/other", "other")] {
+            fs::create_dir(at(name)).expect("made");
+            servers.export(&share.parse::<ShareSource>().expect(share), FakeExport::new(at(name)));
+        }
+        let driver = FakeShares::new(servers.clone());
+        let mount = |share: &str, path: &Path| {
+            driver.mount_by_hand(&share.parse::<ShareSource>().expect(share), path).expect("mounted");
+        };
+        run_paths(&PathSite {
+            driver: &driver,
+            share: "/mnt/vms".parse().expect("a path"),
+            paths: [at("a"), at("b")],
+            mount: &|path| mount("/mnt/vms", path),
+            mount_other: &|path| mount("/mnt/other", path),
+            unmount: &|path| fs::remove_file(path).expect("a link"),
         });
     }
 
     #[test]
     fn a_server_without_smb_3_is_refused() {
         let servers = FakeFileServers::new();
-        let unc: UncPath = "\\\\old.ferry.test\\vms".parse().expect("well formed");
+        let share: ShareSource = "\\\\old.ferry.test\\vms".parse().expect("well formed");
         let export = FakeExport { dialect: None, ..FakeExport::new("/nowhere") };
         let credentials = export.credentials();
-        servers.export(&unc, export);
-        let result = FakeShares::new(servers).probe(&unc, &credentials);
+        servers.export(&share, export);
+        let result = FakeShares::new(servers).probe(&share, Some(&credentials));
         assert!(matches!(result, Err(ShareError::Dialect { .. })));
     }
 }

@@ -1,10 +1,15 @@
 //! A file share on one host: probed, mounted or adopted, watched. The content of the share is the caller's business.
 //!
-//! [`smb::SmbShares`] is the real driver, [`fake::FakeShares`] the one for tests; [`conformance`] is what both keep.
+//! [`host::HostShares`] is the real driver, for shares of every kind; [`fake::FakeShares`] is the one for tests;
+//! [`conformance`] is what both keep.
 
+mod calls;
 pub mod conformance;
 pub mod fake;
+pub mod host;
 mod mounts;
+mod nfs;
+mod path;
 pub mod smb;
 
 use std::{
@@ -16,16 +21,16 @@ use std::{
 use ferry_core::{
     api::agent::ShareCredentials,
     finding::{Finding, FindingId},
-    location::UncPath,
     place::Space,
+    share_source::ShareSource,
 };
 use thiserror::Error;
 
 /// What a file server said of a share.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ShareFacts {
-    /// The SMB dialect, `3.1.1`.
-    pub dialect: String,
+    /// The SMB dialect, `3.1.1`; other kinds agree on theirs when they mount.
+    pub dialect: Option<String>,
     /// Free and total bytes, if it told.
     pub space: Option<Space>,
 }
@@ -34,70 +39,70 @@ pub struct ShareFacts {
 #[derive(Debug, Error)]
 pub enum ShareError {
     /// The file server does not answer.
-    #[error("The file server of {unc} does not answer: {reason}")]
+    #[error("The file server of {share} does not answer: {reason}")]
     Unreachable {
         /// The share.
-        unc: UncPath,
-        /// What the SMB client said.
+        share: ShareSource,
+        /// What the client said.
         reason: String,
     },
     /// The file server has no such share.
-    #[error("The file server of {unc} has no share of that name")]
+    #[error("The file server of {share} has no share of that name")]
     NoShare {
         /// The share.
-        unc: UncPath,
+        share: ShareSource,
     },
     /// The file server refused the user or the password.
-    #[error("The file server of {unc} refused user {user:?}: {reason}")]
+    #[error("The file server of {share} refused user {user:?}: {reason}")]
     Password {
         /// The share.
-        unc: UncPath,
+        share: ShareSource,
         /// The user.
         user: String,
-        /// What the SMB client said.
+        /// What the client said.
         reason: String,
     },
     /// The file server speaks no SMB 3 dialect.
-    #[error("The file server of {unc} speaks no SMB 3 dialect: {reason}")]
+    #[error("The file server of {share} speaks no SMB 3 dialect: {reason}")]
     Dialect {
         /// The share.
-        unc: UncPath,
-        /// What the SMB client said.
+        share: ShareSource,
+        /// What the client said.
         reason: String,
     },
     /// It could not be mounted, or something else is mounted there.
-    #[error("Could not mount {unc} at {}: {reason}", .at.display())]
+    #[error("Could not mount {share} at {}: {reason}", .at.display())]
     Mount {
         /// The share.
-        unc: UncPath,
+        share: ShareSource,
         /// Where.
         at: PathBuf,
         /// Why.
         reason: String,
     },
     /// A path that shall be adopted is not a mount of the share.
-    #[error("{} is not a mount of {unc}: {found}", .at.display())]
+    #[error("{} is not a mount of {share}: {found}", .at.display())]
     NotAMount {
         /// The share.
-        unc: UncPath,
+        share: ShareSource,
         /// The path.
         at: PathBuf,
         /// What is there.
         found: String,
     },
     /// Its files are in use, so it stays mounted.
-    #[error("{unc} at {} is in use", .at.display())]
+    #[error("{share} at {} is in use", .at.display())]
     Busy {
         /// The share.
-        unc: UncPath,
+        share: ShareSource,
         /// Where.
         at: PathBuf,
     },
     /// It is mounted and does not answer in time.
-    #[error("{unc} at {} gave no answer within {} s", .at.display(), .waited.as_secs())]
+    #[error("{share} at {} gave no answer within {} s", .at.display(), .waited.as_secs())]
     Stuck {
         /// The share.
-        unc: UncPath,
+        share: ShareSource,
         /// Where.
         at: PathBuf,
         /// How long was waited.
@@ -118,34 +123,30 @@ impl ShareError {
     /// The finding that tells a user.
     pub fn finding(&self) -> Finding {
         let (id, object, fix) = match self {
-            Self::Unreachable { unc, .. } | Self::Stuck { unc, .. } => (
-                FindingId::ShareUnreachable,
-                unc.to_string(),
-                format!("Check that {} resolves on this host and answers on TCP port 445", unc.server()),
-            ),
-            Self::NoShare { unc } => (
-                FindingId::ShareUnreachable,
-                unc.to_string(),
-                format!("Check the share's name; the server's administrator knows the shares of {}", unc.server()),
-            ),
-            Self::Password { unc, .. } => {
-                (FindingId::SharePassword, unc.to_string(), "Give the right user and password".to_owned())
+            Self::Unreachable { share, .. } | Self::Stuck { share, .. } => {
+                (FindingId::ShareUnreachable, share.to_string(), how_to_reach(share))
             }
-            Self::Dialect { unc, .. } => (
+            Self::NoShare { share } => (
+                FindingId::ShareUnreachable,
+                share.to_string(),
+                "Check the share's name; the file server's administrator knows its shares".to_owned(),
+            ),
+            Self::Password { share, .. } => {
+                (FindingId::SharePassword, share.to_string(), "Give the right user and password".to_owned())
+            }
+            Self::Dialect { share, .. } => (
                 FindingId::ShareDialect,
-                unc.to_string(),
-                format!("Enable SMB 3 on {}; older dialects lose locks and writes on a reconnect", unc.server()),
+                share.to_string(),
+                "Enable SMB 3 on the file server; older dialects lose locks and writes on a reconnect".to_owned(),
             ),
             Self::Mount { at, .. } => (
                 FindingId::ShareMount,
                 at.display().to_string(),
                 "Mend what the message names, then attach the share again".to_owned(),
             ),
-            Self::NotAMount { unc, at, .. } => (
-                FindingId::ShareMount,
-                at.display().to_string(),
-                format!("Mount {unc} at {} by its full name first, or let Ferry mount it", at.display()),
-            ),
+            Self::NotAMount { share, at, .. } => {
+                (FindingId::ShareMount, at.display().to_string(), how_to_mount(share, at))
+            }
             Self::Busy { at, .. } => (
                 FindingId::ShareInUse,
                 at.display().to_string(),
@@ -162,27 +163,81 @@ impl ShareError {
     }
 }
 
+fn how_to_reach(share: &ShareSource) -> String {
+    let answers =
+        |server: &str, port| format!("Check that {server} resolves on this host and answers on TCP port {port}");
+    match share {
+        ShareSource::Smb(unc) => answers(unc.server(), 445),
+        ShareSource::Nfs(nfs) => answers(nfs.server(), nfs::PORT),
+        ShareSource::Path(_) => "Check the file system that is mounted there on this host".to_owned(),
+    }
+}
+
+fn how_to_mount(share: &ShareSource, at: &Path) -> String {
+    match share {
+        ShareSource::Smb(_) => {
+            format!("Mount {share} at {} by its full name first, or let Ferry mount it", at.display())
+        }
+        ShareSource::Nfs(nfs) => format!(
+            "Mount {}:{} at {} by its full name first, or let Ferry mount it",
+            nfs.server(),
+            nfs.export(),
+            at.display()
+        ),
+        ShareSource::Path(_) => format!(
+            "Mount the shared file system on this host and name its directory; attach the share again if what is mounted \
+             at {} was changed on purpose",
+            at.display()
+        ),
+    }
+}
+
+/// What is mounted at a path, told so that two answers can be compared.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Mounted {
+    /// The type of the file system, as the kernel names it.
+    pub kind: String,
+    /// Type, device or server, and directory in it: the same as long as nobody mounts something else.
+    pub what: String,
+}
+
+impl Mounted {
+    /// Whether libvirt takes every file on such a file system for shared.
+    pub fn is_known_as_shared(&self) -> bool {
+        mounts::is_known_as_shared(&self.kind)
+    }
+}
+
 /// File shares of one host. All calls block, each for a bounded time: also when the file server or the mount is dead.
 pub trait ShareDriver: Send + Sync + 'static {
-    /// Logs in to the share and asks what it is. Ok promises SMB 3, a valid user and an existing share.
+    /// Asks the file server. Ok promises that it answers; of an SMB share also SMB 3, a valid user and that it exists.
     ///
     /// # Errors
     /// [`ShareError::Unreachable`], [`ShareError::NoShare`], [`ShareError::Password`], [`ShareError::Dialect`],
     /// [`ShareError::Host`].
-    fn probe(&self, unc: &UncPath, credentials: &ShareCredentials) -> Result<ShareFacts, ShareError>;
+    fn probe(&self, share: &ShareSource, credentials: Option<&ShareCredentials>) -> Result<ShareFacts, ShareError>;
 
     /// Mounts the share at `mountpoint`, which is made if it is missing. Ok if it is mounted there already; a dead
-    /// mount of it is replaced. Ok promises that its files can be used below `mountpoint`.
+    /// mount of it is replaced. Ok promises that its files can be used below `mountpoint`. A path is not mounted.
     ///
     /// # Errors
     /// Those of [`ShareDriver::probe`], [`ShareError::Mount`]. After an error nothing new is mounted.
-    fn attach(&self, unc: &UncPath, credentials: &ShareCredentials, mountpoint: &Path) -> Result<(), ShareError>;
+    fn attach(
+        &self,
+        share: &ShareSource,
+        credentials: Option<&ShareCredentials>,
+        mountpoint: &Path,
+    ) -> Result<(), ShareError>;
 
-    /// Makes sure that `path` is the top of a mount of the share that somebody else made.
+    /// Makes sure that `path` is the top of a mount of the share that somebody else made; of a share that is a path, that
+    /// it is a directory on something else than the host's root file system.
     ///
     /// # Errors
     /// [`ShareError::NotAMount`], [`ShareError::Stuck`], [`ShareError::Host`].
-    fn adopt(&self, unc: &UncPath, path: &Path) -> Result<(), ShareError>;
+    fn adopt(&self, share: &ShareSource, path: &Path) -> Result<(), ShareError>;
+
+    /// What is mounted at `path`, or holds it; `None` if that is not known.
+    fn mounted(&self, path: &Path) -> Option<Mounted>;
 
     /// Whether programs wait, instead of seeing errors, while the file server of the share mounted at `path` is away; true
     /// if that is not known.
@@ -195,15 +250,15 @@ pub trait ShareDriver: Send + Sync + 'static {
     ///
     /// # Errors
     /// [`ShareError::Busy`], [`ShareError::Mount`] (something else is mounted there), [`ShareError::Stuck`].
-    fn detach(&self, unc: &UncPath, mountpoint: &Path) -> Result<(), ShareError>;
+    fn detach(&self, share: &ShareSource, mountpoint: &Path) -> Result<(), ShareError>;
 
     /// Makes sure that the share's files can be used at `path` now.
     ///
     /// # Errors
     /// [`ShareError::NotAMount`], [`ShareError::Stuck`], [`ShareError::Unreachable`].
-    fn check(&self, unc: &UncPath, path: &Path) -> Result<(), ShareError>;
+    fn check(&self, share: &ShareSource, path: &Path) -> Result<(), ShareError>;
 
     /// Free and total bytes of the share mounted at `path`, where they can be known. Some mounts do not tell; then the
     /// file server is asked, which needs credentials.
-    fn space(&self, unc: &UncPath, credentials: Option<&ShareCredentials>, path: &Path) -> Option<Space>;
+    fn space(&self, share: &ShareSource, credentials: Option<&ShareCredentials>, path: &Path) -> Option<Space>;
 }

@@ -6,7 +6,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use ferry_core::location::UncPath;
+use ferry_core::{location::UncPath, share_source::NfsExport};
 
 /// One mount.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -15,9 +15,9 @@ pub struct Mount {
     pub root: PathBuf,
     /// Where it appears.
     pub point: PathBuf,
-    /// `cifs`, `fuse.smbnetfs`, …
+    /// `cifs`, `fuse.smbnetfs`, `nfs4`, …
     pub kind: String,
-    /// `//server/share` for cifs.
+    /// `//server/share` for cifs, `server:/export` for NFS.
     pub source: String,
     /// The file system's own options, with commas between them.
     pub options: String,
@@ -77,10 +77,50 @@ pub fn holding<'a>(mounts: &'a [Mount], path: &Path) -> Option<&'a Mount> {
         .map(|(_, mount)| mount)
 }
 
-/// Whether programs wait while the file server is away. The kernel's client gives them errors unless it was mounted
-/// `hard` (mount.cifs(8)); of other clients nothing is known that could be chosen.
+/// Whether programs wait while the file server is away. The kernel's SMB client gives them errors unless it was mounted
+/// `hard` (mount.cifs(8)), its NFS client only if it was mounted `soft` or `softerr` (nfs(5)); of others nothing is known
+/// that could be chosen.
 pub fn waits(mount: &Mount) -> bool {
-    !matches!(mount.kind.as_str(), "cifs" | "smb3") || mount.options.split(',').any(|option| option == "hard")
+    let has = |name: &str| mount.options.split(',').any(|option| option == name);
+    match mount.kind.as_str() {
+        "cifs" | "smb3" => has("hard"),
+        "nfs" | "nfs4" => !has("soft") && !has("softerr"),
+        _ => true,
+    }
+}
+
+/// Whether libvirt itself takes files on a file system of this type for shared (`virFileIsSharedFS`, the same from
+/// libvirt 9.0 to 11; later ones know more).
+pub fn is_known_as_shared(kind: &str) -> bool {
+    const KNOWN: [&str; 12] = [
+        "nfs",
+        "nfs4",
+        "gfs2",
+        "ocfs2",
+        "afs",
+        "smb3",
+        "cifs",
+        "ceph",
+        "gpfs",
+        "acfs",
+        "fuse.glusterfs",
+        "fuse.quobyte",
+    ];
+    KNOWN.contains(&kind)
+}
+
+/// Whether the top of the export appears at `path`, which `mount` holds. Err says what is there instead.
+pub fn shows_export(mount: &Mount, path: &Path, nfs: &NfsExport) -> Result<(), String> {
+    if !matches!(mount.kind.as_str(), "nfs" | "nfs4") {
+        return Err(format!("it lies on a file system of type {}", mount.kind));
+    }
+    let (server, export) = mount.source.split_once(":/").unwrap_or_default();
+    let is_server = server.trim_end_matches('.').eq_ignore_ascii_case(nfs.server());
+    if !is_server || export.trim_matches('/') != nfs.export().trim_matches('/') {
+        return Err(format!("{} is mounted there", mount.source));
+    }
+    let top = mount.root == Path::new("/") && path == mount.point;
+    if top { Ok(()) } else { Err("it is a directory inside the export, not its top".to_owned()) }
 }
 
 /// Whether QEMU's locks stay among the host's own programs. The kernel's SMB client makes them locks of the file server
@@ -134,6 +174,10 @@ mod tests {
         69 22 0:40 /sub /srv/sub rw - cifs //fs1.ferry.test/vms rw\n\
         70 22 0:41 / /srv/short rw - cifs //fs1/vms rw\n\
         71 22 0:42 / /srv/deep rw - cifs //fs1.ferry.test/vms/deep rw\n\
+        72 22 0:43 / /srv/four rw - nfs4 FS1.ferry.test:/srv/vms rw,vers=4.2,hard\n\
+        73 22 0:44 / /srv/three rw - nfs fs1.ferry.test:/srv/vms/ rw,vers=3,soft\n\
+        74 22 0:43 / /srv/inner rw - nfs4 fs1.ferry.test:/srv/vms/inner rw\n\
+        75 22 0:43 / /srv/brief rw - nfs4 fs1:/srv/vms rw\n\
         nonsense\n";
 
     fn unc() -> UncPath {
@@ -159,6 +203,46 @@ mod tests {
             let mount = holding(&mounts, Path::new(path)).expect("at least the root");
             let shown = shows(mount, Path::new(path), &unc());
             assert_eq!(shown.is_ok(), is_it, "{path}: {shown:?}");
+        }
+    }
+
+    #[test]
+    fn a_path_is_the_export_only_at_the_top_of_a_mount_of_it_by_its_full_name() {
+        let mounts = parse(TEXT);
+        let nfs = "nfs://fs1.ferry.test/srv/vms".parse().expect("an export");
+        for (path, is_it) in [
+            ("/srv/four", true),
+            ("/srv/three", true),
+            ("/srv/four/a", false),
+            ("/srv/inner", false),
+            ("/srv/brief", false),
+            ("/srv/with space", false),
+            ("/srv/plain", false),
+        ] {
+            let mount = holding(&mounts, Path::new(path)).expect("at least the root");
+            let shown = shows_export(mount, Path::new(path), &nfs);
+            assert_eq!(shown.is_ok(), is_it, "{path}: {shown:?}");
+        }
+    }
+
+    #[test]
+    fn a_mount_of_nfs_is_told_if_it_is_soft() {
+        for (options, expected) in [("rw,vers=4.2,hard", true), ("rw", true), ("rw,soft", false), ("softerr,rw", false)]
+        {
+            for kind in ["nfs", "nfs4"] {
+                let text = format!("68 22 0:40 / /srv/a rw - {kind} fs1.ferry.test:/vms {options}\n");
+                assert_eq!(waits(&parse(&text)[0]), expected, "{text}");
+            }
+        }
+    }
+
+    #[test]
+    fn file_systems_that_libvirt_knows_as_shared_are_told_from_others() {
+        for kind in ["nfs4", "ceph", "gfs2", "ocfs2", "gpfs", "fuse.glusterfs"] {
+            assert!(is_known_as_shared(kind), "{kind}");
+        }
+        for kind in ["ext4", "tmpfs", "fuse", "fuse.sshfs", "fuse.smbnetfs", "9p", ""] {
+            assert!(!is_known_as_shared(kind), "{kind}");
         }
     }
 

@@ -17,30 +17,22 @@ use std::{
     time::Duration,
 };
 
-use ferry_core::{api::agent::ShareCredentials, location::UncPath, place::Space, units::ByteCount};
-use nix::{
-    errno::Errno,
-    mount::{MntFlags, umount2},
-};
+use ferry_core::{api::agent::ShareCredentials, location::UncPath, place::Space};
+use nix::{errno::Errno, mount::MntFlags};
 
 use self::password::{SecretFile, SplitUser};
 use super::{
-    ShareDriver, ShareError, ShareFacts,
-    mounts::{self, Mount},
+    ShareError, ShareFacts,
+    calls::{LOOK_WAIT, MOUNT_WAIT, all_mounts, ask_space, host, look, mount_at, must, unmount},
+    mounts,
 };
 use crate::{
     places::qemu_user,
-    run::{Ended, run, within},
+    run::{run, within},
 };
 
 /// Longest wait for a login. smbclient itself gives up on a silent server after about 10 s.
 const PROBE_WAIT: Duration = Duration::from_secs(20);
-/// Longest wait for a mount to stand, the server having just answered.
-const MOUNT_WAIT: Duration = Duration::from_secs(20);
-/// Longest wait for a look at a mounted share. A file server that is slower cannot carry a VM's disk.
-const LOOK_WAIT: Duration = Duration::from_secs(5);
-/// Longest wait for an unmount: cifs writes back what it holds.
-const UNMOUNT_WAIT: Duration = Duration::from_secs(20);
 
 /// SMB shares of this host.
 #[derive(Debug)]
@@ -77,9 +69,9 @@ impl SmbShares {
         facts: &ShareFacts,
     ) -> Result<(), ShareError> {
         let file = self.password_file(credentials, SecretFile::for_mount_cifs)?;
-        let version = match facts.dialect.as_str() {
-            "3.0.2" => "3.02",
-            other => other,
+        let version = match facts.dialect.as_deref() {
+            Some("3.0.2") => "3.02",
+            other => other.unwrap_or("3"),
         };
         // `nobrl`: QEMU's locks stay on the host. As the server's they are mandatory, and a VM that was handed over could
         // never take them.
@@ -163,8 +155,9 @@ impl SmbShares {
     }
 }
 
-impl ShareDriver for SmbShares {
-    fn probe(&self, unc: &UncPath, credentials: &ShareCredentials) -> Result<ShareFacts, ShareError> {
+/// What [`super::ShareDriver`] asks, of an SMB share.
+impl SmbShares {
+    pub(super) fn probe(&self, unc: &UncPath, credentials: &ShareCredentials) -> Result<ShareFacts, ShareError> {
         password::check(unc, credentials)?;
         let file = self.password_file(credentials, SecretFile::for_smbclient)?;
         let outcome = run(&mut client::command(unc, file.path()), PROBE_WAIT)
@@ -172,10 +165,15 @@ impl ShareDriver for SmbShares {
         client::read(&outcome, unc, &credentials.user)
     }
 
-    fn attach(&self, unc: &UncPath, credentials: &ShareCredentials, mountpoint: &Path) -> Result<(), ShareError> {
+    pub(super) fn attach(
+        &self,
+        unc: &UncPath,
+        credentials: &ShareCredentials,
+        mountpoint: &Path,
+    ) -> Result<(), ShareError> {
         if let Some(mount) = mount_at(mountpoint)? {
             if let Err(found) = mounts::shows(&mount, mountpoint, unc) {
-                return Err(ShareError::Mount { unc: unc.clone(), at: mountpoint.to_owned(), reason: found });
+                return Err(ShareError::Mount { share: unc.into(), at: mountpoint.to_owned(), reason: found });
             }
             // Only a mount whose process is gone is replaced: behind any other one a VM may have files open.
             if !is_orphaned(mountpoint) {
@@ -193,22 +191,10 @@ impl ShareDriver for SmbShares {
         look(mountpoint, unc, mountpoint)
     }
 
-    fn adopt(&self, unc: &UncPath, path: &Path) -> Result<(), ShareError> {
-        self.check(unc, path)
-    }
-
-    fn waits(&self, path: &Path) -> bool {
-        mount_at(path).ok().flatten().is_none_or(|mount| mounts::waits(&mount))
-    }
-
-    fn locks_stay(&self, path: &Path) -> bool {
-        mount_at(path).ok().flatten().is_none_or(|mount| mounts::locks_stay(&mount))
-    }
-
-    fn detach(&self, unc: &UncPath, mountpoint: &Path) -> Result<(), ShareError> {
+    pub(super) fn detach(&self, unc: &UncPath, mountpoint: &Path) -> Result<(), ShareError> {
         if let Some(mount) = mount_at(mountpoint)? {
             if let Err(found) = mounts::shows(&mount, mountpoint, unc) {
-                return Err(ShareError::Mount { unc: unc.clone(), at: mountpoint.to_owned(), reason: found });
+                return Err(ShareError::Mount { share: unc.into(), at: mountpoint.to_owned(), reason: found });
             }
             unmount(mountpoint, MntFlags::empty(), unc)?;
         }
@@ -218,69 +204,24 @@ impl ShareDriver for SmbShares {
         Ok(())
     }
 
-    fn check(&self, unc: &UncPath, path: &Path) -> Result<(), ShareError> {
-        let not_a_mount = |found: String| ShareError::NotAMount { unc: unc.clone(), at: path.to_owned(), found };
+    pub(super) fn check(&self, unc: &UncPath, path: &Path) -> Result<(), ShareError> {
+        let not_a_mount = |found: String| ShareError::NotAMount { share: unc.into(), at: path.to_owned(), found };
         let all = all_mounts()?;
         let mount = mounts::holding(&all, path).ok_or_else(|| not_a_mount("it is no absolute path".to_owned()))?;
         mounts::shows(mount, path, unc).map_err(not_a_mount)?;
         look(path, unc, path)
     }
 
-    fn space(&self, unc: &UncPath, credentials: Option<&ShareCredentials>, path: &Path) -> Option<Space> {
+    pub(super) fn space(&self, unc: &UncPath, credentials: Option<&ShareCredentials>, path: &Path) -> Option<Space> {
         let all = all_mounts().ok()?;
         let mount = mounts::holding(&all, path)?;
         // Of what is mounted there instead, nobody asked.
         mounts::shows(mount, path, unc).ok()?;
         if mount.kind != "fuse.smbnetfs" {
-            let outcome = run(Command::new("stat").args(["-f", "-c", "%b %a %S", "--"]).arg(path), LOOK_WAIT).ok()?;
-            return stat_space(&outcome.output);
+            return ask_space(path, unc).ok()?;
         }
         // smbnetfs answers zeros; the file server tells.
         self.probe(unc, credentials?).ok()?.space
-    }
-}
-
-/// Total and free blocks and their size, as `stat -f` prints them.
-fn stat_space(output: &str) -> Option<Space> {
-    let mut numbers = output.split_whitespace().map(str::parse::<u64>);
-    let mut next = || numbers.next()?.ok();
-    let (total, free, block_bytes) = (next()?, next()?, next()?);
-    let bytes = |blocks: u64| blocks.checked_mul(block_bytes).map(ByteCount);
-    (total > 0).then_some(())?;
-    Some(Space { total: bytes(total)?, free: bytes(free)? })
-}
-
-fn host(what: String) -> impl FnOnce(io::Error) -> ShareError {
-    move |source| ShareError::Host { what, source }
-}
-
-fn all_mounts() -> Result<Vec<Mount>, ShareError> {
-    let text = fs::read_to_string("/proc/self/mountinfo").map_err(host("read /proc/self/mountinfo".to_owned()))?;
-    Ok(mounts::parse(&text))
-}
-
-fn mount_at(point: &Path) -> Result<Option<Mount>, ShareError> {
-    Ok(mounts::at(&all_mounts()?, point).cloned())
-}
-
-/// Runs `command`, which mounts something for `unc` at `at`.
-fn must(command: &mut Command, wait: Duration, unc: &UncPath, at: &Path) -> Result<(), ShareError> {
-    let program = command.get_program().to_string_lossy().into_owned();
-    let outcome = run(command, wait).map_err(host(format!("run {program}")))?;
-    if outcome.is_ok() {
-        return Ok(());
-    }
-    Err(ShareError::Mount { unc: unc.clone(), at: at.to_owned(), reason: format!("{program}: {}", outcome.reason()) })
-}
-
-/// Reads the first entry of the directory: the file server must answer for that.
-fn look(path: &Path, unc: &UncPath, at: &Path) -> Result<(), ShareError> {
-    let outcome = run(Command::new("find").arg(path).args(["-maxdepth", "0", "-empty"]), LOOK_WAIT)
-        .map_err(host("run find".to_owned()))?;
-    match outcome.ended {
-        Ended::TimedOut => Err(ShareError::Stuck { unc: unc.clone(), at: at.to_owned(), waited: LOOK_WAIT }),
-        Ended::Exited(status) if status.success() => Ok(()),
-        Ended::Exited(_) => Err(ShareError::Unreachable { unc: unc.clone(), reason: outcome.reason() }),
     }
 }
 
@@ -289,21 +230,6 @@ fn is_orphaned(path: &Path) -> bool {
     let path = path.to_owned();
     let seen = within(LOOK_WAIT, move || fs::metadata(path).err().and_then(|error| error.raw_os_error()));
     seen == Some(Some(Errno::ENOTCONN as i32))
-}
-
-/// Unmounts everything that is mounted at `point`.
-fn unmount(point: &Path, how: MntFlags, unc: &UncPath) -> Result<(), ShareError> {
-    while mount_at(point)?.is_some() {
-        let target = point.to_owned();
-        let (unc, at) = (unc.clone(), point.to_owned());
-        match within(UNMOUNT_WAIT, move || umount2(&target, how | MntFlags::UMOUNT_NOFOLLOW)) {
-            Some(Ok(()) | Err(Errno::EINVAL)) => {}
-            Some(Err(Errno::EBUSY)) => return Err(ShareError::Busy { unc, at }),
-            Some(Err(error)) => return Err(ShareError::Mount { unc, at, reason: format!("umount: {error}") }),
-            None => return Err(ShareError::Stuck { unc, at, waited: UNMOUNT_WAIT }),
-        }
-    }
-    Ok(())
 }
 
 /// Whether the kernel has the cifs client, and its mount helper is installed.
@@ -342,14 +268,5 @@ mod tests {
         assert!(has_cifs("nodev\tcifs\n", ""));
         assert!(!has_cifs("nodev\tsysfs\n", "kernel/fs/smb/common/cifs_md4.ko.xz:\n"));
         assert!(!has_cifs("nodev\tsysfs\n", "kernel/x.ko: kernel/fs/smb/client/cifs.ko\n"));
-    }
-
-    #[test]
-    fn the_space_of_a_mount_is_read() {
-        let space = Space { total: ByteCount::kib(8), free: ByteCount::kib(4) };
-        assert_eq!(stat_space("2 1 4096\n"), Some(space));
-        for nothing in ["", "0 0 4096", "1 2", "x 1 1", "stat: cannot read"] {
-            assert_eq!(stat_space(nothing), None, "{nothing}");
-        }
     }
 }

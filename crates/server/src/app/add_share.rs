@@ -4,7 +4,7 @@ use ferry_core::{
     api::server::{AddShare, ShareView},
     finding::{Finding, FindingId},
     id::ShareId,
-    location::{UncError, UncPath},
+    share_source::{ShareSource, SourceError},
 };
 use uuid::Uuid;
 
@@ -18,21 +18,22 @@ use crate::{
 pub(crate) async fn add_share(app: &App, body: &AddShare) -> Result<ShareView, Failure> {
     let title = format!("Could not add share {}", body.name);
     check_name(&title, &body.name)?;
-    let unc: UncPath = body.unc.parse().map_err(|error: UncError| Failure::found(&title, error.finding(&body.name)))?;
+    let source: ShareSource =
+        body.source.parse().map_err(|error: SourceError| Failure::found(&title, error.finding(&body.name)))?;
     for share in app.store.shares().await? {
         if share.name == body.name {
             return Err(twice(&title, &body.name, format!("A share named {} was added before", body.name)));
         }
-        if share.unc.same_as(&unc) {
-            return Err(twice(&title, &body.name, format!("Share {unc} was added before, as {}", share.name)));
+        if share.source.same_as(&source) {
+            return Err(twice(&title, &body.name, format!("Share {source} was added before, as {}", share.name)));
         }
     }
-    let share = ShareRecord { id: ShareId(Uuid::new_v4()), name: body.name.clone(), unc };
+    let share = ShareRecord { id: ShareId(Uuid::new_v4()), name: body.name.clone(), source };
     app.store.add_share(&share).await.map_err(|error| match error {
         StoreError::Duplicate => twice(&title, &body.name, format!("Share {} was added at the same time", body.name)),
         other => Failure::Store(other),
     })?;
-    tracing::info!(share = share.name, unc = %share.unc, "A share was added");
+    tracing::info!(share = share.name, source = %share.source, "A share was added");
     Ok(show_shares::view(app, share))
 }
 

@@ -2,12 +2,15 @@
 
 use std::sync::Arc;
 
+use ferry_client::ClientError;
 use ferry_core::{
     api::{
         agent::AttachRequest,
         server::{AttachShare, ShareView},
     },
+    finding::{Finding, FindingId},
     preflight::{Sameness, not_same},
+    share_source::ShareSource,
 };
 
 use super::show_shares;
@@ -23,9 +26,9 @@ pub(crate) async fn attach_share(
     let share = show_shares::find(app, &title, share).await?;
     let host = app.inventory.find(host).map_err(|finding| Failure::found(&title, finding))?;
     let was_attached = host.seen().has_share(share.id);
-    let request = AttachRequest { unc: share.unc.clone(), credentials: body.credentials, at: body.at };
+    let request = AttachRequest { source: share.source.clone(), credentials: body.credentials, at: body.at };
     let attached = host.agent.attach_share(share.id, &request).await;
-    attached.map_err(|error| Failure::of_agent(&title, host.name(), &error))?;
+    attached.map_err(|error| not_attached(&title, host.name(), &share.source, &error))?;
     app.proofs.forget(share.id);
     host.wait_until(|seen| seen.has_share(share.id)).await;
     if let Some(other) = differing(app, &share, &host).await {
@@ -38,6 +41,23 @@ pub(crate) async fn attach_share(
     }
     tracing::info!(host = host.name(), share = share.name, "A share was attached");
     Ok(show_shares::view(app, share))
+}
+
+/// Why an agent did not attach a share. One of an earlier version knows SMB shares alone.
+fn not_attached(title: &str, host: &str, source: &ShareSource, error: &ClientError) -> Failure {
+    let not_understood = error.problem().is_some_and(|problem| {
+        problem.status == 400 && problem.findings.iter().any(|finding| finding.id == FindingId::RequestInvalid)
+    });
+    if !not_understood || matches!(source, ShareSource::Smb(_)) {
+        return Failure::of_agent(title, host, error);
+    }
+    let finding = Finding::blocks(
+        FindingId::HostVersion,
+        host,
+        format!("The agent on host {host} is of an earlier version, which knows SMB shares alone"),
+        format!("Bring the agent on host {host} to the version of the server"),
+    );
+    Failure::found(title, finding)
 }
 
 /// A host whose mount is shown to be of another share.

@@ -263,5 +263,5 @@ fn gone(vm: VmId, source: &Host, destination: &Host, at_source: &Seen) -> Checke
 
 pub(super) async fn named_shares(app: &App) -> Result<BTreeMap<ShareId, NamedShare>, Failure> {
     let shares = app.store.shares().await?;
-    Ok(shares.into_iter().map(|share| (share.id, NamedShare { name: share.name, unc: share.unc })).collect())
+    Ok(shares.into_iter().map(|share| (share.id, NamedShare { name: share.name, source: share.source })).collect())
 }

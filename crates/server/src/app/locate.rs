@@ -1,4 +1,4 @@
-//! What an administrator means by a path or UNC path on a host.
+//! What an administrator means by a path, UNC path or NFS path on a host.
 
 use ferry_client::ClientError;
 use ferry_core::{
@@ -16,14 +16,15 @@ use crate::{
 
 /// The shares of the inventory, as `core` asks for them.
 pub(super) fn known(shares: &[ShareRecord]) -> Vec<KnownShare<'_>> {
-    shares.iter().map(|share| KnownShare { id: share.id, name: &share.name, unc: &share.unc }).collect()
+    shares.iter().map(|share| KnownShare { id: share.id, name: &share.name, source: &share.source }).collect()
 }
 
 /// The location that a text means on a host, whether the host can reach it or not.
 pub(super) fn meant(title: &str, host: &Host, shares: &[ShareRecord], text: &str) -> Result<Location, Failure> {
     let place: Place =
         text.parse().map_err(|error: ferry_core::place::PlaceError| Failure::found(title, error.finding()))?;
-    locate(&place, host.record.id, &known(shares)).map_err(|finding| Failure::found(title, finding))
+    let found = locate(&place, host.record.id, &known(shares), attached(&host.seen()));
+    found.map_err(|finding| Failure::found(title, finding))
 }
 
 /// As [`meant`], on a share that the host has attached, or on the host itself.

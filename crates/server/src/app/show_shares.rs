@@ -41,5 +41,5 @@ pub(super) fn view(app: &App, share: ShareRecord) -> ShareView {
                 .map(|attached| ShareOnHost { host: host.name().to_owned(), attached: attached.clone() }),
         );
     }
-    ShareView { id: share.id, name: share.name, unc: share.unc, hosts }
+    ShareView { id: share.id, name: share.name, source: share.source, hosts }
 }

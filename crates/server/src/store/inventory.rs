@@ -3,8 +3,8 @@
 use ferry_core::{
     admission::Limits,
     id::{HostId, ShareId},
-    location::UncPath,
     pin::Pin,
+    share_source::ShareSource,
 };
 use sqlx::Row as _;
 
@@ -45,8 +45,8 @@ pub struct ShareRecord {
     pub id: ShareId,
     /// Its name.
     pub name: String,
-    /// Its UNC path.
-    pub unc: UncPath,
+    /// What stands behind it.
+    pub source: ShareSource,
 }
 
 impl Store {
@@ -135,21 +135,23 @@ impl Store {
     pub async fn shares(&self) -> Result<Vec<ShareRecord>, StoreError> {
         let rows = sqlx::query("SELECT id, name, unc FROM share ORDER BY name").fetch_all(&self.readers).await?;
         rows.iter()
-            .map(|row| Ok(ShareRecord { id: parsed(row, "id")?, name: row.try_get("name")?, unc: parsed(row, "unc")? }))
+            .map(|row| {
+                Ok(ShareRecord { id: parsed(row, "id")?, name: row.try_get("name")?, source: parsed(row, "unc")? })
+            })
             .collect()
     }
 
     /// Adds a share.
     ///
     /// # Errors
-    /// [`StoreError::Duplicate`] when name or UNC path is there already.
+    /// [`StoreError::Duplicate`] when name or source is there already.
     pub async fn add_share(&self, share: &ShareRecord) -> Result<(), StoreError> {
         let mut transaction = self.begin().await?;
         sqlx::query("INSERT INTO share (id, name, unc, unc_key) VALUES ($1, $2, $3, $4)")
             .bind(share.id.to_string())
             .bind(&share.name)
-            .bind(share.unc.to_string())
-            .bind(share.unc.to_string().to_ascii_lowercase())
+            .bind(share.source.to_string())
+            .bind(share.source.key())
             .execute(&mut *transaction)
             .await
             .map_err(or_duplicate)?;

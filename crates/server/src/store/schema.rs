@@ -26,7 +26,8 @@ const FIRST: &[&str] = &[
     "CREATE TABLE host (
         id TEXT PRIMARY KEY, name TEXT NOT NULL UNIQUE, address TEXT NOT NULL, pin TEXT NOT NULL UNIQUE,
         machine_id TEXT NOT NULL UNIQUE, hypervisor_uuid TEXT NOT NULL UNIQUE)",
-    // unc_key is the UNC path in lower case: SMB compares without case.
+    // unc is the text of the share's source, whatever its kind; unc_key that by which two are told to be one, a UNC path in
+    // lower case: SMB compares without case.
     "CREATE TABLE share (
         id TEXT PRIMARY KEY, name TEXT NOT NULL UNIQUE, unc TEXT NOT NULL, unc_key TEXT NOT NULL UNIQUE)",
     // plan, findings and figures are JSON: facts of the job that are never searched.

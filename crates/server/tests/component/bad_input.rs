@@ -330,8 +330,9 @@ fn a_host_that_is_not_there_is_not_added() {
 #[test]
 fn a_share_needs_a_good_path_and_is_added_once() {
     in_lab(async |lab| {
-        let add =
-            async |name: &str, unc: &str| lab.client.add_share(&AddShare { name: name.into(), unc: unc.into() }).await;
+        let add = async |name: &str, unc: &str| {
+            lab.client.add_share(&AddShare { name: name.into(), source: unc.into() }).await
+        };
         assert_eq!(refusal(add("vms", "\\\\fs1\\vms").await), (400, vec![Id::ShareNotQualified]));
         assert_eq!(refusal(add("vms", "fs1.ferry.lab:vms").await), (400, vec![Id::ShareForm]));
         assert_eq!(refusal(add("v/s", "\\\\fs1.ferry.lab\\vms").await), (400, vec![Id::RequestInvalid]));
@@ -348,7 +349,7 @@ fn a_share_that_cannot_be_used_is_not_attached() {
     in_lab(async |lab| {
         let kvm1 = lab.host("kvm1").await;
         lab.add(&kvm1).await.expect("added");
-        lab.client.add_share(&AddShare { name: "vms".into(), unc: unc().to_string() }).await.expect("added");
+        lab.client.add_share(&AddShare { name: "vms".into(), source: unc().to_string() }).await.expect("added");
         let attach = async |share: &str, host: &str, password: &str| {
             let mut credentials = FakeExport::new("/").credentials();
             credentials.password = password.into();
@@ -374,7 +375,7 @@ fn another_share_of_the_same_name_is_not_attached() {
         let (kvm1, mut kvm2) = (lab.host("kvm1").await, lab.host("kvm2").await);
         lab.add(&kvm1).await.expect("added");
         lab.add(&kvm2).await.expect("added");
-        lab.client.add_share(&AddShare { name: "vms".into(), unc: unc().to_string() }).await.expect("added");
+        lab.client.add_share(&AddShare { name: "vms".into(), source: unc().to_string() }).await.expect("added");
         lab.attach(&kvm1).await.expect("attached");
         let elsewhere = FakeFileServers::new();
         elsewhere.export(&unc(), FakeExport::new(lab.folder("other")));

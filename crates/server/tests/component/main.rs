@@ -8,6 +8,7 @@ mod moves;
 mod offline;
 mod places;
 mod rules;
+mod shares;
 mod storage;
 mod support;
 mod trust;

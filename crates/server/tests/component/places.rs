@@ -91,7 +91,10 @@ fn what_cannot_be_a_storage_location_is_refused_and_nothing_is_changed() {
         symlink(lab.folder("elsewhere"), kvm1.on_host("link")).expect("a link");
         symlink("/etc", kvm1.on_share("etc")).expect("a link");
         symlink("loop", kvm1.on_host("loop")).expect("a link");
-        lab.client.add_share(&AddShare { name: "iso".into(), unc: "//fs1.ferry.lab/iso".into() }).await.expect("added");
+        lab.client
+            .add_share(&AddShare { name: "iso".into(), source: "//fs1.ferry.lab/iso".into() })
+            .await
+            .expect("added");
         let mount = kvm1.on_share("").display().to_string();
         for (text, status, id) in [
             ("images".to_owned(), 400, Id::PlaceForm),
@@ -161,7 +164,7 @@ fn a_share_with_a_storage_location_is_not_forgotten_and_its_trouble_is_shown() {
     in_lab(async |lab| {
         let kvm1 = lab.host("kvm1").await;
         lab.add(&kvm1).await.expect("added");
-        lab.client.add_share(&AddShare { name: "vms".into(), unc: UNC.into() }).await.expect("added");
+        lab.client.add_share(&AddShare { name: "vms".into(), source: UNC.into() }).await.expect("added");
         lab.attach(&kvm1).await.expect("attached");
         add(lab, "kvm1", UNC).await.expect("added");
         lab.client.detach_share("vms", "kvm1").await.expect("detached");
@@ -184,7 +187,7 @@ fn browsing_shows_what_the_host_offers_with_free_space_and_who_has_it_too() {
         let export = FakeExport::new(lab.folder("iso"));
         let credentials = Some(export.credentials());
         lab.file_servers.export(&iso, export);
-        lab.client.add_share(&AddShare { name: "iso".into(), unc: iso.to_string() }).await.expect("added");
+        lab.client.add_share(&AddShare { name: "iso".into(), source: iso.to_string() }).await.expect("added");
         lab.client.attach_share("iso", "kvm1", &AttachShare { credentials, at: None }).await.expect("attached");
         lab.file_servers.change(&unc(), |export| export.space.free = ByteCount::gib(7));
         let places = offered(lab, "kvm1").await;

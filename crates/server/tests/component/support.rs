@@ -98,7 +98,7 @@ impl Lab {
         let (kvm1, kvm2) = (self.host("kvm1").await, self.host("kvm2").await);
         self.add(&kvm1).await.expect("added");
         self.add(&kvm2).await.expect("added");
-        self.client.add_share(&AddShare { name: "vms".into(), unc: UNC.into() }).await.expect("added");
+        self.client.add_share(&AddShare { name: "vms".into(), source: UNC.into() }).await.expect("added");
         self.attach(&kvm1).await.expect("attached");
         self.attach(&kvm2).await.expect("attached");
         let vm = self.define(&kvm1, "web01", |_| {}).await;

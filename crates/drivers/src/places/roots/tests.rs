@@ -5,10 +5,8 @@ use std::{
     os::unix::{ffi::OsStrExt, fs::symlink},
 };
 
-use ferry_core::place::{ENTRIES_MAX, EntryKind};
-use uuid::Uuid;
-
 use super::*;
+use ferry_core::place::{ENTRIES_MAX, EntryKind};
 
 const HOST: HostId = HostId(Uuid::from_u128(1));
 const VMS: ShareId = ShareId(Uuid::from_u128(2));
@@ -25,8 +23,8 @@ impl Site {
         for name in ["local/a/b", "mount/dir/sub", "outside/secret"] {
             fs::create_dir_all(folder.path().join(name)).expect("made");
         }
-        let unc = "\\\\fs1.contoso.com\\vms".parse().expect("a UNC path");
-        let shares = vec![ShareRoot { id: VMS, unc, mount: folder.path().join("mount") }];
+        let source = "\\\\fs1.contoso.com\\vms".parse().expect("a UNC path");
+        let shares = vec![ShareRoot { id: VMS, source, mount: folder.path().join("mount") }];
         let roots = Roots::new(HOST, vec![folder.path().join("local")], shares);
         Self { folder, roots }
     }
@@ -132,6 +130,21 @@ fn a_path_below_a_mount_point_is_refused_with_the_unc_path_to_write() {
     let finding = site.roots.open(&Location::Local { host: HOST, path }).expect_err("refused").finding();
     assert_eq!(finding.id, FindingId::PlaceOutside);
     assert_eq!(finding.fix, "Write \\\\fs1.contoso.com\\vms\\dir");
+}
+
+#[test]
+fn a_path_below_a_share_inside_a_storage_root_is_on_the_share() {
+    let site = Site::new();
+    fs::create_dir_all(site.path("local/vms/dir/own")).expect("made");
+    let root = |path: &str| ShareRoot { id: VMS, source: path.parse().expect("a path"), mount: site.path("local/vms") };
+    let roots =
+        |local: &[&str]| Roots::new(HOST, local.iter().map(|path| site.path(path)).collect(), vec![root("/mnt/vms")]);
+    let finding = roots(&["local"]).open(&site.local("/vms/dir")).expect_err("refused").finding();
+    assert_eq!((finding.id, finding.fix.as_str()), (FindingId::PlaceOutside, "Write /mnt/vms/dir"));
+    assert!(roots(&["local"]).open(&share("dir")).is_ok());
+    assert!(roots(&["local"]).open(&site.local("/a")).is_ok(), "beside it is the host's own");
+    let deeper = roots(&["local", "local/vms/dir/own"]);
+    assert!(deeper.open(&site.local("/vms/dir/own")).is_ok(), "a storage root inside a share is what was configured");
 }
 
 #[test]

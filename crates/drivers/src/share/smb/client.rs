@@ -2,7 +2,7 @@
 
 use std::{path::Path, process::Command};
 
-use ferry_core::{location::UncPath, place::Space, units::ByteCount};
+use ferry_core::{location::UncPath, place::Space, share_source::ShareSource, units::ByteCount};
 
 use crate::{
     run::{Ended, Outcome},
@@ -26,7 +26,7 @@ pub fn command(unc: &UncPath, password_file: &Path) -> Command {
 /// What the answer means. NT status codes are SMB's own and do not change with the program's version.
 pub fn read(outcome: &Outcome, unc: &UncPath, user: &str) -> Result<ShareFacts, ShareError> {
     if outcome.is_ok() {
-        return Ok(ShareFacts { dialect: dialect(&outcome.output), space: space(&outcome.output) });
+        return Ok(ShareFacts { dialect: Some(dialect(&outcome.output)), space: space(&outcome.output) });
     }
     const NO_COMMON_DIALECT: [&str; 4] = [
         "NT_STATUS_NOT_SUPPORTED",
@@ -49,16 +49,16 @@ pub fn read(outcome: &Outcome, unc: &UncPath, user: &str) -> Result<ShareFacts, 
         "NT_STATUS_LOGON_TYPE_NOT_GRANTED",
     ];
     let failed = failure(outcome);
-    let unc = unc.clone();
+    let share: ShareSource = unc.into();
     let holds = |codes: &[&str]| codes.iter().any(|code| failed.contains(code));
     Err(if failed.contains("Protocol negotiation") && holds(&NO_COMMON_DIALECT) {
-        ShareError::Dialect { unc, reason: failed }
+        ShareError::Dialect { share, reason: failed }
     } else if holds(&REFUSED_USER) {
-        ShareError::Password { unc, user: user.to_owned(), reason: failed }
+        ShareError::Password { share, user: user.to_owned(), reason: failed }
     } else if failed.contains("NT_STATUS_BAD_NETWORK_NAME") {
-        ShareError::NoShare { unc }
+        ShareError::NoShare { share }
     } else {
-        ShareError::Unreachable { unc, reason: failed }
+        ShareError::Unreachable { share, reason: failed }
     })
 }
 
@@ -118,8 +118,8 @@ mod tests {
                     \t\t264212084 blocks of size 1024. 80103620 blocks available\nTotal number of bytes: 0\n";
         let facts = read(&outcome(0, text)).expect("a login");
         let space = Space { total: ByteCount::kib(264_212_084), free: ByteCount::kib(80_103_620) };
-        assert_eq!(facts, ShareFacts { dialect: "3.1.1".into(), space: Some(space) });
-        assert_eq!(read(&outcome(0, "")).expect("a login"), ShareFacts { dialect: "3".into(), space: None });
+        assert_eq!(facts, ShareFacts { dialect: Some("3.1.1".into()), space: Some(space) });
+        assert_eq!(read(&outcome(0, "")).expect("a login"), ShareFacts { dialect: Some("3".into()), space: None });
     }
 
     #[test]

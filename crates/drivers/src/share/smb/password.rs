@@ -84,8 +84,8 @@ impl<'a> SplitUser<'a> {
 /// Refuses credentials that the files above cannot carry: a line break would become another option.
 pub fn check(unc: &UncPath, credentials: &ShareCredentials) -> Result<(), ShareError> {
     let refuse = |reason: &str| {
-        let (unc, user) = (unc.clone(), credentials.user.clone());
-        Err(ShareError::Password { unc, user, reason: reason.to_owned() })
+        let (share, user) = (unc.into(), credentials.user.clone());
+        Err(ShareError::Password { share, user, reason: reason.to_owned() })
     };
     let SplitUser { name, password, .. } = SplitUser::of(credentials);
     if name.is_empty() {

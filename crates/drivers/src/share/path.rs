@@ -1,0 +1,49 @@
+//! Paths that an administrator says are the same on several hosts: whatever file system he has mounted there.
+
+use std::{fs, io, path::Path};
+
+use ferry_core::{place::Space, share_source::SharedPath};
+
+use super::{
+    ShareError,
+    calls::{LOOK_WAIT, all_mounts, ask_space, look},
+    mounts,
+};
+use crate::run::within;
+
+/// A directory by its own name: VMs name their files by it, and links are not followed when a file is looked up there.
+pub fn adopt(shared: &SharedPath, path: &Path) -> Result<(), ShareError> {
+    let refused = |found: String| ShareError::NotAMount { share: shared.into(), at: path.to_owned(), found };
+    let asked = path.to_owned();
+    let seen: Option<io::Result<_>> =
+        within(LOOK_WAIT, move || Ok((fs::canonicalize(&asked)?, fs::metadata(&asked)?.is_dir())));
+    match seen {
+        None => Err(ShareError::Stuck { share: shared.into(), at: path.to_owned(), waited: LOOK_WAIT }),
+        Some(Err(error)) => Err(refused(error.to_string())),
+        Some(Ok((_, false))) => Err(refused("it is not a directory".to_owned())),
+        Some(Ok((own, true))) if own != path => Err(refused(format!("its own name is {}", own.display()))),
+        Some(Ok((_, true))) => check(shared, path),
+    }
+}
+
+pub fn check(shared: &SharedPath, path: &Path) -> Result<(), ShareError> {
+    on_its_own(shared, path)?;
+    look(path, shared, path)
+}
+
+pub fn space(shared: &SharedPath, path: &Path) -> Option<Space> {
+    on_its_own(shared, path).ok()?;
+    ask_space(path, shared).ok()?
+}
+
+/// After a start of the host the directory is there before what is mounted on it: then it lies on the root file system.
+fn on_its_own(shared: &SharedPath, path: &Path) -> Result<(), ShareError> {
+    let refused =
+        |found: &str| ShareError::NotAMount { share: shared.into(), at: path.to_owned(), found: found.to_owned() };
+    let all = all_mounts()?;
+    let mount = mounts::holding(&all, path).ok_or_else(|| refused("it is no absolute path"))?;
+    if mount.point == Path::new("/") {
+        return Err(refused("it lies on the host's root file system"));
+    }
+    Ok(())
+}
