@@ -17,7 +17,7 @@ use ferry_core::{
 };
 use ferry_drivers::{
     places::{Places, ShareRoot},
-    share::ShareDriver,
+    share::{ShareDriver, file_system_of},
 };
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
@@ -38,7 +38,8 @@ struct Entry {
 impl Entry {
     fn view(&self, trouble: Option<String>, space: Option<Space>, soft: bool) -> AttachedShare {
         let (free, total) = space.map(|space| (space.free, space.total)).unzip();
-        AttachedShare { id: self.id, unc: self.unc.clone(), mode: self.mode, trouble, free, total, soft }
+        let file_system = file_system_of(&self.path);
+        AttachedShare { id: self.id, unc: self.unc.clone(), mode: self.mode, trouble, free, total, soft, file_system }
     }
 }
 

@@ -357,8 +357,16 @@ mod tests {
         assert_eq!(detached.id, FindingId::ShareNotAttached);
         assert!(detached.fix.contains("ferry share attach vms --host kvm1"), "{}", detached.fix);
         let mode = AttachMode::Mounted;
-        let attached =
-            AttachedShare { id: VMS, unc: unc.clone(), mode, trouble: None, free: None, total: None, soft: false };
+        let attached = AttachedShare {
+            id: VMS,
+            unc: unc.clone(),
+            mode,
+            trouble: None,
+            free: None,
+            total: None,
+            soft: false,
+            file_system: None,
+        };
         assert_eq!(reachable(&location, "kvm1", &[attached], &shares), Ok(()));
         let local = Location::Local { host: HOST, path: "/x".into() };
         assert_eq!(reachable(&local, "kvm1", &[], &shares), Ok(()));

@@ -18,6 +18,7 @@ pub mod mark;
 mod registry;
 pub mod seeds;
 mod source;
+mod vouch;
 
 pub use launch::Launcher;
 pub use registry::Registry;
