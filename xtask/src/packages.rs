@@ -34,11 +34,17 @@ const TO_TEST: [Package; 2] = [since("qemu-utils", "1:9.0"), any("libnbd-bin")];
 const TO_PACKAGE: [Package; 5] = [any("binutils"), any("dpkg-dev"), any("groff-base"), any("rpm"), any("systemd")];
 
 /// To run the lab.
-const TO_RUN: [Package; 19] = [
+const TO_RUN: [Package; 24] = [
     since("qemu-system-x86", "1:9.0"),
     any("ovmf"),
     since("libvirt-daemon", "10.9"),
     since("libvirt-daemon-driver-qemu", "10.9"),
+    // What a stock host has besides: networks, storage pools and what definitions may ask of the rest.
+    since("libvirt-daemon-driver-network", "10.9"),
+    since("libvirt-daemon-driver-storage", "10.9"),
+    since("libvirt-daemon-driver-nwfilter", "10.9"),
+    since("libvirt-daemon-driver-nodedev", "10.9"),
+    since("libvirt-daemon-driver-secret", "10.9"),
     since("libvirt-clients", "10.9"),
     since("samba", "2:4.20"),
     since("smbclient", "2:4.20"),

@@ -8,6 +8,7 @@ use std::{
     process::Command,
 };
 
+use ferry_core::release::{Release, SHARED_FILESYSTEMS_SINCE, knows_shared_filesystems};
 use ferry_drivers::{
     hypervisor::{Hypervisor, HypervisorHost},
     share::smb::{has_mount_cifs, kernel_has_cifs},
@@ -15,9 +16,9 @@ use ferry_drivers::{
 
 use crate::{config::Config, confinement};
 
-/// Versions that Ferry is tested with, major and minor.
-const LIBVIRT_TESTED: (u32, u32) = (11, 3);
-const QEMU_TESTED: (u32, u32) = (10, 0);
+/// The oldest releases that Ferry was tried with, those of Debian 12.
+const LIBVIRT_TRIED: Release = Release::new(9, 0);
+const QEMU_TRIED: Release = Release::new(7, 2);
 
 /// Programs that an agent runs, and the Debian packages that hold them.
 const PROGRAMS: [(&str, &str); 2] = [("smbclient", "smbclient"), ("qemu-img", "qemu-utils")];
@@ -68,9 +69,9 @@ pub fn all(config: &Config, hypervisor: &dyn Hypervisor) -> Vec<Check> {
             checks.extend(versions(&host));
             checks.extend(confinement::checks(config, &host));
         }
-        Err(error) => checks.push(Check::Missing(format!(
-            "{error}: install package libvirt-daemon-system (on Debian 12 from backports) and start libvirtd"
-        ))),
+        Err(error) => {
+            checks.push(Check::Missing(format!("{error}: install package libvirt-daemon-system and start libvirtd")))
+        }
     }
     checks.push(kvm(Path::new("/dev/kvm")));
     checks.extend(PROGRAMS.map(|(name, package)| program(&path, name, package)));
@@ -85,19 +86,22 @@ pub fn all(config: &Config, hypervisor: &dyn Hypervisor) -> Vec<Check> {
 }
 
 fn versions(host: &HypervisorHost) -> [Check; 2] {
-    let one = |name: &str, version: &str, tested: (u32, u32)| {
-        let mut numbers = version.split('.').map(|number| number.parse::<u32>().unwrap_or(0));
-        let found = (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0));
-        if found < tested {
-            let (major, minor) = tested;
-            let text =
-                format!("{name} {version} is older than {major}.{minor}, which Ferry is tested with: upgrade it");
-            Check::Odd(text)
-        } else {
-            Check::Good(format!("{name} {version}"))
+    let one = |name: &str, version: &str, oldest: Release| {
+        if Release::of(version).is_none_or(|release| release < oldest) {
+            return Check::Odd(format!(
+                "{name} {version} is older than {oldest}, the oldest that Ferry was tried with: upgrade it"
+            ));
         }
+        if name == "libvirt" && !knows_shared_filesystems(version) {
+            return Check::Odd(format!(
+                "{name} {version} cannot be told which file systems are shared, {SHARED_FILESYSTEMS_SINCE} can: VMs whose \
+                 files stay on a share move live from SMB shares with cache='none' on their disks, and from file systems \
+                 that libvirt knows, as NFS"
+            ));
+        }
+        Check::Good(format!("{name} {version}"))
     };
-    [one("libvirt", &host.libvirt_version, LIBVIRT_TESTED), one("QEMU", &host.qemu_version, QEMU_TESTED)]
+    [one("libvirt", &host.libvirt_version, LIBVIRT_TRIED), one("QEMU", &host.qemu_version, QEMU_TRIED)]
 }
 
 /// Opening it is what QEMU does first.
@@ -268,7 +272,11 @@ mod tests {
         };
         assert!(versions(&host("11.3.0", "10.0.2")).iter().all(|check| matches!(check, Check::Good(_))));
         assert!(versions(&host("12.0.0", "10.10.0")).iter().all(|check| matches!(check, Check::Good(_))));
-        assert!(versions(&host("9.0.0", "7.2.19")).iter().all(|check| matches!(check, Check::Odd(_))));
+        let [libvirt, qemu] = versions(&host("9.0.0", "7.2.19"));
+        let Check::Odd(text) = libvirt else { panic!("{libvirt:?}") };
+        assert!(text.contains("10.9") && text.contains("cache='none'"), "{text}");
+        assert!(matches!(qemu, Check::Good(_)));
+        assert!(versions(&host("8.0.0", "6.2.0")).iter().all(|check| matches!(check, Check::Odd(_))));
     }
 
     #[test]

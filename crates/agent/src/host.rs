@@ -6,6 +6,7 @@ use ferry_core::{
     api::agent::API_VERSIONS,
     finding::{Finding, FindingId},
     host::HostFacts,
+    release::knows_shared_filesystems,
     units::ByteCount,
 };
 use ferry_drivers::hypervisor::{Hypervisor, HypervisorError, HypervisorHost};
@@ -18,8 +19,9 @@ use crate::{config::Config, confinement, setup};
 /// When libvirt does not answer.
 pub fn facts(config: &Config, hypervisor: &dyn Hypervisor) -> Result<HostFacts, HypervisorError> {
     let host = hypervisor.host()?;
+    let libvirt_version = libvirt_version(&host);
     let text = |path: &str| fs::read_to_string(path).unwrap_or_default().trim().to_owned();
-    let findings = findings(config, &host);
+    let findings = findings(config, &host, &libvirt_version);
     Ok(HostFacts {
         hostname: text("/proc/sys/kernel/hostname"),
         machine_id: fs::read_to_string(&config.machine_id).unwrap_or_default().trim().to_owned(),
@@ -27,7 +29,7 @@ pub fn facts(config: &Config, hypervisor: &dyn Hypervisor) -> Result<HostFacts, 
         cpus: host.cpus,
         memory_total: host.memory_total,
         memory_free: memory_available(&text("/proc/meminfo")).unwrap_or(host.memory_total),
-        libvirt_version: host.libvirt_version,
+        libvirt_version,
         qemu_version: host.qemu_version,
         agent_version: env!("CARGO_PKG_VERSION").to_owned(),
         api_versions: API_VERSIONS.to_vec(),
@@ -35,12 +37,19 @@ pub fn facts(config: &Config, hypervisor: &dyn Hypervisor) -> Result<HostFacts, 
     })
 }
 
-/// What is wrong with the host's set-up.
-fn findings(config: &Config, host: &HypervisorHost) -> Vec<Finding> {
+/// The version of this host's libvirt. A test may say another one.
+pub(crate) fn libvirt_version(host: &HypervisorHost) -> String {
+    fail::fail_point!("libvirt-version", |said| said.unwrap_or_default());
+    host.libvirt_version.clone()
+}
+
+/// What is wrong with the host's set-up. A libvirt that cannot be told which file systems are shared is judged by each
+/// move, file by file: [`ferry_core::release`].
+fn findings(config: &Config, host: &HypervisorHost, libvirt_version: &str) -> Vec<Finding> {
     let mut findings = Vec::new();
     let conf = fs::read_to_string(&config.qemu_conf).unwrap_or_default();
     let root = config.share_root.display().to_string();
-    if !setup::knows_shared(&conf, &root) {
+    if knows_shared_filesystems(libvirt_version) && !setup::knows_shared(&conf, &root) {
         findings.push(Finding::blocks(
             FindingId::HostSharedFilesystems,
             "host",
@@ -69,6 +78,25 @@ fn memory_available(meminfo: &str) -> Option<ByteCount> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn only_a_libvirt_that_can_be_told_of_shared_file_systems_must_be() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let mut config = Config::new("127.0.0.1:1".parse().expect("an address"));
+        config.qemu_conf = folder.path().join("qemu.conf");
+        config.hooks_dir = folder.path().join("hooks");
+        let host = HypervisorHost {
+            uuid: String::new(),
+            cpus: 1,
+            memory_total: ByteCount(0),
+            libvirt_version: String::new(),
+            qemu_version: String::new(),
+            confined_by: Vec::new(),
+        };
+        let found = |version| findings(&config, &host, version).iter().map(|finding| finding.id).collect::<Vec<_>>();
+        assert_eq!(found("11.3.0"), [FindingId::HostSharedFilesystems, FindingId::HostHook]);
+        assert_eq!(found("9.0.0"), [FindingId::HostHook]);
+    }
 
     #[test]
     fn available_memory_is_read() {

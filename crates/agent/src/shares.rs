@@ -17,7 +17,7 @@ use ferry_core::{
 };
 use ferry_drivers::{
     places::{Places, QemuUser, RootsError, ShareRoot},
-    share::{ShareDriver, ShareError},
+    share::{ShareDriver, ShareError, file_system_of},
 };
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
@@ -47,8 +47,8 @@ impl Entry {
         let soft = driver.is_some_and(|driver| !driver.waits(&self.path));
         let server_locks = driver.is_some_and(|driver| !driver.locks_stay(&self.path));
         let at = matches!(self.source, ShareSource::Path(_)).then(|| self.path.display().to_string());
-        let (id, source, mode) = (self.id, self.source.clone(), self.mode);
-        AttachedShare { id, source, mode, trouble, free, total, soft, server_locks, at }
+        let (id, source, mode, file_system) = (self.id, self.source.clone(), self.mode, file_system_of(&self.path));
+        AttachedShare { id, source, mode, trouble, free, total, soft, server_locks, at, file_system }
     }
 }
 

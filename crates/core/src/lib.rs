@@ -18,6 +18,7 @@ pub mod pin;
 pub mod place;
 pub mod placement;
 pub mod preflight;
+pub mod release;
 pub mod share;
 pub mod share_source;
 pub mod storage;

@@ -337,7 +337,18 @@ mod tests {
 
     fn attached(id: ShareId, source: &ShareSource, at: Option<&str>) -> AttachedShare {
         let (source, at, mode) = (source.clone(), at.map(str::to_owned), AttachMode::Adopted);
-        AttachedShare { id, source, mode, trouble: None, free: None, total: None, soft: false, server_locks: false, at }
+        AttachedShare {
+            id,
+            source,
+            mode,
+            trouble: None,
+            free: None,
+            total: None,
+            soft: false,
+            server_locks: false,
+            at,
+            file_system: None,
+        }
     }
 
     #[test]

@@ -5,13 +5,17 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use crate::{
-    api::{agent::API_VERSIONS, server::Candidate},
+    api::{
+        agent::{API_VERSIONS, Role},
+        server::Candidate,
+    },
     finding::{Finding, FindingId, any_blocks},
     host::HostFacts,
     id::{JobId, ShareId, VmId},
     job::MoveKind,
     location::Location,
     offline::{checkpoints, tpm_by_hand},
+    release::{Release, distrusted, trusts},
     share::{AttachMode, AttachedShare},
     share_source::ShareSource,
     storage::DiskMove,
@@ -215,6 +219,9 @@ fn judge(facts: &LiveFacts<'_>, live: bool) -> Vec<Finding> {
             findings.push(needs_secret(facts, file));
         }
     }
+    if live {
+        files_trusted(facts, &mut findings);
+    }
     for side in [&facts.source, &facts.destination] {
         findings.extend(server_locks(side, &shares_of(facts.vm)));
     }
@@ -391,6 +398,7 @@ fn destination_room(facts: &LiveFacts<'_>, findings: &mut Vec<Finding>) {
             ));
         }
     }
+    machine_type(facts, findings);
     for other in destination.vms {
         if other.id == vm.id {
             findings.push(Finding::blocks(
@@ -409,6 +417,47 @@ fn destination_room(facts: &LiveFacts<'_>, findings: &mut Vec<Finding>) {
                 format!("Host {} already has another VM named {} (UUID {})", destination.name, vm.name, other.id),
                 format!("Rename one of them: `virsh domrename {} NEW-NAME` on {}", vm.name, destination.name),
             ));
+        }
+    }
+}
+
+/// QEMU knows the machine types of its own release and of earlier ones.
+fn machine_type(facts: &LiveFacts<'_>, findings: &mut Vec<Finding>) {
+    let (vm, destination) = (facts.vm, &facts.destination);
+    let (Some(machine), Some(host)) = (vm.machine.as_deref(), destination.facts) else { return };
+    let (Some(needed), Some(has)) = (Release::of_machine(machine), Release::of(&host.qemu_version)) else { return };
+    if needed > has {
+        findings.push(Finding::blocks(
+            FindingId::VmMachine,
+            &vm.name,
+            format!(
+                "VM {} has machine type {machine}, and QEMU {} on {} is older than that",
+                vm.name, host.qemu_version, destination.name
+            ),
+            format!(
+                "Choose a host with QEMU {needed} or later; or, while the VM is shut off, set an earlier machine type                  (`virsh edit {}`): guests may see other devices then",
+                vm.name
+            ),
+        ));
+    }
+}
+
+/// Both hosts' libvirts must take files that stay on shares for shared, or need not.
+fn files_trusted(facts: &LiveFacts<'_>, findings: &mut Vec<Finding>) {
+    for (side, role) in [(&facts.source, Role::Source), (&facts.destination, Role::Destination)] {
+        let Some(version) = side.facts.map(|host| host.libvirt_version.as_str()) else { continue };
+        let attached = |file: &VmFile| match &file.place {
+            Location::Share { share, .. } => {
+                side.shares.iter().find(|attached| attached.id == *share && attached.trouble.is_none())
+            }
+            Location::Local { .. } => None,
+        };
+        // What is not reached is told as that.
+        let stays = facts.vm.files.iter().filter(|file| !facts.along.iter().any(|disk| disk.device == file.device));
+        let files: Vec<_> =
+            stays.filter_map(|file| attached(file).map(|share| (file, share.file_system.as_ref()))).collect();
+        for (found, (file, on)) in trusts(version, role, &files).into_iter().zip(&files) {
+            findings.extend(distrusted(found, (side.name, version), (&facts.vm.name, file), *on));
         }
     }
 }
@@ -516,6 +565,9 @@ fn not_a_file(facts: &LiveFacts<'_>, file: &VmFile) -> Finding {
     let kind = file.kind.as_deref().unwrap_or_default();
     let fix = match kind {
         "nvdimm" => "Detach it before the move, or move the VM by hand while it is shut off".to_owned(),
+        "volume" => {
+            format!("Start its pool (`virsh pool-list --all` and `virsh pool-start` on {source}), then ask again")
+        }
         _ if kind.starts_with("filesystem") => {
             format!("Unmount it in the guest and detach it: `virsh detach-device {vm} FILE` on {source}")
         }
@@ -670,7 +722,12 @@ mod tests {
     use uuid::Uuid;
 
     use super::*;
-    use crate::{finding::Severity, id::HostId, share::AttachMode, vm::DiskFormat};
+    use crate::{
+        finding::Severity,
+        id::HostId,
+        share::{AttachMode, FileSystem},
+        vm::DiskFormat,
+    };
 
     const VM: VmId = VmId(Uuid::from_u128(1));
     const SHARE: ShareId = ShareId(Uuid::from_u128(2));
@@ -708,6 +765,7 @@ mod tests {
             soft: false,
             server_locks: false,
             at: None,
+            file_system: Some(FileSystem { kind: "cifs".into(), fixed_owner: true }),
         }
     }
 
@@ -746,6 +804,7 @@ mod tests {
             format: Some(DiskFormat::Raw),
             unmaps: true,
             detects_zeroes: true,
+            bypasses_cache: true,
             below: Vec::new(),
             oddities: Vec::new(),
             kind: None,
@@ -779,6 +838,7 @@ mod tests {
             host_devices: Vec::new(),
             tpm: false,
             networks: Vec::new(),
+            machine: Some("pc-q35-10.0".into()),
         }
     }
 
@@ -866,6 +926,36 @@ mod tests {
             |f| f.vm.files = vec![no_file("network rbd", local("pool/image"))],
             FindingId::DiskNotShared,
             &["vda", "pool/image", "network rbd"],
+        ),
+        (
+            "volume without a place",
+            |f| f.vm.files = vec![no_file("volume", local("default/web01.raw"))],
+            FindingId::DiskNotShared,
+            &["vda", "default/web01.raw", "virsh pool-start"],
+        ),
+        (
+            "machine type of a later QEMU",
+            |f| f.destination.facts.qemu_version = "7.2.22".into(),
+            FindingId::VmMachine,
+            &["web01", "kvm2", "pc-q35-10.0", "7.2.22", "QEMU 10.0 or later"],
+        ),
+        (
+            "page cache with an old libvirt at the source",
+            |f| {
+                f.source.facts.libvirt_version = "9.0.0".into();
+                f.vm.files[0].bypasses_cache = false;
+            },
+            FindingId::HostRelease,
+            &["web01 vda", "kvm1", "9.0.0", "cache='none'", "10.9"],
+        ),
+        (
+            "old libvirt at the destination, which gives files back",
+            |f| {
+                f.destination.facts.libvirt_version = "9.0.0".into();
+                f.destination.shares[0].file_system = Some(FileSystem { kind: "ext4".into(), fixed_owner: false });
+            },
+            FindingId::HostRelease,
+            &["web01 vda", "kvm2", "9.0.0", "ext4", "10.9"],
         ),
         (
             "folder below a mount",
@@ -1051,6 +1141,22 @@ mod tests {
             }
             assert!(!finding.message.ends_with('.') && !finding.fix.is_empty(), "{row}: {text}");
         }
+    }
+
+    #[test]
+    fn old_releases_stand_against_nothing_that_they_can_do() {
+        let mut fixture = Fixture::new();
+        for host in [&mut fixture.source, &mut fixture.destination] {
+            host.facts.libvirt_version = "9.0.0".into();
+            host.facts.qemu_version = "7.2.22".into();
+        }
+        fixture.vm.machine = Some("pc-q35-7.2".into());
+        assert_eq!(fixture.findings(), []);
+        // A disk that moves along is not asked about.
+        fixture.vm.files[0].bypasses_cache = false;
+        let (from, to) = (on_share(), local("/n/x.raw"));
+        fixture.along = vec![DiskMove { device: "vda".into(), from, to, format: DiskFormat::Raw }];
+        assert_eq!(fixture.findings(), []);
     }
 
     #[test]

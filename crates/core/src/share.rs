@@ -43,4 +43,17 @@ pub struct AttachedShare {
     /// Where the administrator has it on this host, if it is a path: not always the one by which it was added.
     #[serde(default)]
     pub at: Option<String>,
+    /// What it appears as on the host, once that was looked at. An agent of an earlier version does not say.
+    #[serde(default)]
+    pub file_system: Option<FileSystem>,
+}
+
+/// A file system as a host has it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
+pub struct FileSystem {
+    /// The kernel's word: `cifs`, `nfs4`, `fuse.smbnetfs`.
+    pub kind: String,
+    /// Whether the mount says whose every file is, and whoever gives one to another changes nothing.
+    pub fixed_owner: bool,
 }

@@ -732,6 +732,7 @@ mod tests {
             format: Some(DiskFormat::Raw),
             unmaps: true,
             detects_zeroes: true,
+            bypasses_cache: true,
             below: Vec::new(),
             oddities: Vec::new(),
             kind: None,
@@ -753,6 +754,7 @@ mod tests {
             host_devices: Vec::new(),
             tpm: false,
             networks: Vec::new(),
+            machine: None,
         }
     }
 

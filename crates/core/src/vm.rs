@@ -50,6 +50,10 @@ pub struct VmFacts<F = Location> {
     pub tpm: bool,
     /// Names of the bridges and libvirt networks its interfaces use.
     pub networks: Vec<String>,
+    /// The machine type that its definition names: `pc-q35-10.0` of one that runs. An agent of an earlier version does not
+    /// say.
+    #[serde(default)]
+    pub machine: Option<String>,
 }
 
 /// One file of a VM.
@@ -81,6 +85,9 @@ pub struct VmFile<F = Location> {
     /// place, where the file they come from does not tell that they are holes.
     #[serde(default)]
     pub detects_zeroes: bool,
+    /// Whether QEMU reads and writes past its host's page cache (libvirt `cache='none'` or `'directsync'`).
+    #[serde(default)]
+    pub bypasses_cache: bool,
     /// What it needs besides: the files below an overlay, and the file that it is being copied to. Of a VM that is shut
     /// off the definition does not tell; then it is what the image's header says, as far as that could be read.
     #[serde(default = "Vec::new")]
@@ -134,6 +141,7 @@ impl<F: PartialEq> VmFile<F> {
     pub fn what(&self) -> String {
         match self.kind.as_deref() {
             Some("block") => "a block device".to_owned(),
+            Some("volume") => "a volume that no storage pool of its host can tell the place of".to_owned(),
             Some(kind) if kind.starts_with("network") => format!("a network disk ({kind})"),
             Some("nvdimm") => "a memory device kept in a file (nvdimm)".to_owned(),
             Some(kind) if kind.starts_with("filesystem") => format!("a folder of its host ({kind})"),
@@ -208,6 +216,7 @@ impl<F> VmFacts<F> {
                     format: file.format,
                     unmaps: file.unmaps,
                     detects_zeroes: file.detects_zeroes,
+                    bypasses_cache: file.bypasses_cache,
                 })
                 .collect(),
             id: self.id,
@@ -222,6 +231,7 @@ impl<F> VmFacts<F> {
             host_devices: self.host_devices,
             tpm: self.tpm,
             networks: self.networks,
+            machine: self.machine,
         }
     }
 }

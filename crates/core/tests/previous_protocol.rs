@@ -77,6 +77,7 @@ fn read<T: DeserializeOwned>(text: &str) -> T {
 fn what_a_server_of_the_version_before_asks_is_understood() {
     let asked: PrepareSource = read(PREPARE_SOURCE);
     assert_eq!((asked.timeout_ms, asked.on_stall), (3_600_000, OnStall::Abort));
+    assert!(!asked.shares_proven, "what was not said was not shown");
     let asked: PrepareDestination = read(PREPARE_DESTINATION);
     assert!(asked.persistent);
     let asked: ConfirmRequest = read(r#"{"autostart": true}"#);
@@ -91,8 +92,10 @@ fn what_an_agent_of_the_version_before_answers_is_understood() {
     assert!(!ready.autostart);
     let vm: VmFacts = read(VM);
     assert_eq!((vm.checkpoints, vm.files[0].below.len(), vm.files[0].oddities.len()), (0, 0, 0));
+    assert_eq!((vm.machine, vm.files[0].bypasses_cache), (None, false));
     let share: AttachedShare = read(ATTACHED_SHARE);
-    assert_eq!((share.free, share.total, share.at), (Some(ByteCount(7)), None, None));
+    assert_eq!((share.free, share.total), (Some(ByteCount(7)), None));
+    assert_eq!((share.at, share.file_system), (None, None));
     assert_eq!(share.source.to_string(), r"\\fs1.contoso.com\vms");
 }
 

@@ -9,7 +9,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use ferry_core::{api::agent::Role, id::VmId};
+use ferry_core::{api::agent::Role, id::VmId, vm::FileRole};
 use ferry_drivers::hypervisor::{
     conformance::{self, Side, Site},
     fake::{FakeGuest, FakeHypervisor, World},
@@ -39,6 +39,19 @@ fn the_fake_passes_the_suite_and_never_runs_a_vm_twice() {
         vms.borrow_mut().push(vm);
         vm
     };
+    let define_volume = |name: &str, pool: &str| -> VmId {
+        let (volume, file) = (format!("{pool}/{name}.raw"), folders.0.join(format!("{name}.raw")));
+        let mut guest = FakeGuest::new(name, &[volume.clone().into()]);
+        let disk = &mut guest.facts.files[0];
+        (disk.role, disk.kind) = (FileRole::NotAFile, Some("volume".to_owned()));
+        std::fs::write(&file, []).expect("written");
+        if pool == conformance::POOL {
+            source.add_volume(volume, file);
+        }
+        let vm = source.define(guest).expect("defined");
+        vms.borrow_mut().push(vm);
+        vm
+    };
     let restart = |role: Role| {
         let host = match role {
             Role::Source => &source,
@@ -60,6 +73,7 @@ fn the_fake_passes_the_suite_and_never_runs_a_vm_twice() {
         source: Side { hypervisor: &source, see: &see },
         destination: Side { hypervisor: &destination, see: &see },
         define: &define,
+        define_volume: &define_volume,
         folder: folders.clone(),
         take_disk: &take_disk,
         restart: &restart,
@@ -103,6 +117,7 @@ mod libvirt {
     pub(super) fn run(source: &Path, destination: &Path) {
         let uri = |root: &Path| format!("qemu:///system?socket={}", root.join("run/libvirt/libvirt-sock").display());
         let (here, there) = (Libvirt::new(uri(source)), Libvirt::new(uri(destination)));
+        virsh(source, &["pool-create-as", conformance::POOL, "dir", "--target", FOLDER]);
         let define = |role: Role, name: &str| match role {
             Role::Source => define(&here, source, name),
             Role::Destination => define(&there, destination, name),
@@ -115,6 +130,7 @@ mod libvirt {
             source: Side { hypervisor: &here, see: &see(source) },
             destination: Side { hypervisor: &there, see: &see(destination) },
             define: &define,
+            define_volume: &|name, pool| define_volume(&here, source, name, pool),
             folder: (FOLDER.into(), FOLDER.into()),
             take_disk: &|role, path| match role {
                 Role::Source => lock(&see(source)(path)),
@@ -156,30 +172,44 @@ mod libvirt {
 
     /// A VM without an operating system: its firmware finds no disk to boot and idles.
     fn define(libvirt: &Libvirt, root: &Path, name: &str) -> VmId {
-        let vm = VmId(Uuid::new_v4());
         let disk = format!("{FOLDER}/{name}.raw");
+        make_disk(libvirt, root, &disk);
+        define_with(root, name, "file", &format!("file='{disk}'"))
+    }
+
+    /// The same with a volume. A pool knows what is in its folder once it has looked.
+    fn define_volume(libvirt: &Libvirt, root: &Path, name: &str, pool: &str) -> VmId {
+        make_disk(libvirt, root, &format!("{FOLDER}/{name}.raw"));
+        virsh(root, &["pool-refresh", conformance::POOL]);
+        define_with(root, name, "volume", &format!("pool='{pool}' volume='{name}.raw'"))
+    }
+
+    fn make_disk(libvirt: &Libvirt, root: &Path, disk: &str) {
         let seen = root.join(disk.trim_start_matches('/'));
         std::fs::File::create(&seen).and_then(|file| file.set_len(16 << 20)).expect("the common folder is writable");
         let (user, group) = libvirt.process_owner().expect("reachable");
         chown(&seen, Some(user), Some(group)).expect("permitted");
+    }
+
+    fn define_with(root: &Path, name: &str, kind: &str, source: &str) -> VmId {
+        let vm = VmId(Uuid::new_v4());
         let xml = format!(
             "<domain type='qemu'><name>{name}</name><uuid>{vm}</uuid><memory unit='MiB'>64</memory><vcpu>1</vcpu>\
              <os><type arch='x86_64' machine='q35'>hvm</type></os><devices>\
-             <disk type='file' device='disk'><driver name='qemu' type='raw' cache='none' error_policy='stop'/>\
-             <source file='{disk}'/><target dev='vda' bus='virtio'/></disk>\
+             <disk type='{kind}' device='disk'><driver name='qemu' type='raw' cache='none' error_policy='stop'/>\
+             <source {source}/><target dev='vda' bus='virtio'/></disk>\
              <controller type='usb' model='none'/><memballoon model='none'/></devices></domain>"
         );
         let file = tempfile::NamedTempFile::new().expect("a file");
         std::fs::write(file.path(), xml).expect("written");
-        let socket = root.join("run/libvirt/libvirt-sock");
-        let output = Command::new("virsh")
-            .arg("-c")
-            .arg(format!("qemu:///system?socket={}", socket.display()))
-            .arg("define")
-            .arg(file.path())
-            .output()
-            .expect("virsh is installed");
-        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        virsh(root, &["define", &file.path().display().to_string()]);
         vm
+    }
+
+    fn virsh(root: &Path, arguments: &[&str]) {
+        let socket = root.join("run/libvirt/libvirt-sock");
+        let uri = format!("qemu:///system?socket={}", socket.display());
+        let output = Command::new("virsh").args(["-c", &uri]).args(arguments).output().expect("virsh is installed");
+        assert!(output.status.success(), "{arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
     }
 }

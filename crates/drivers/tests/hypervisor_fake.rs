@@ -51,6 +51,7 @@ fn pair() -> Pair {
         downtime_limit: Duration::from_millis(300),
         bandwidth_bytes_per_s: None,
         auto_converge: false,
+        vouched: false,
     };
     Pair { base, world, source, destination, vm, request }
 }

@@ -146,6 +146,7 @@ impl Bench {
                     timeout_ms: 120_000,
                     on_stall: ferry_core::job::OnStall::default(),
                     disks: Vec::new(),
+                    shares_proven: true,
                 },
             )
             .await

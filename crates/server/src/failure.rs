@@ -145,6 +145,7 @@ pub(crate) fn status_of(id: FindingId) -> u16 {
         | Id::VmHostDevice
         | Id::VmNameTaken
         | Id::VmUuidTaken
+        | Id::VmMachine
         | Id::DiskNotShared
         | Id::DiskUnsafe
         | Id::DiskUnknown
@@ -170,6 +171,7 @@ pub(crate) fn status_of(id: FindingId) -> u16 {
         | Id::HostNone
         | Id::HostMemory
         | Id::HostSharedFilesystems
+        | Id::HostRelease
         | Id::HostHook
         | Id::HostConfinement
         | Id::HostSetup

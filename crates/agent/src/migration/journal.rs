@@ -29,6 +29,9 @@ pub enum Task {
         /// Disks that move along, with the files they use here.
         #[serde(default)]
         along: Vec<(String, PathBuf)>,
+        /// Whether it was shown that both hosts reach the files that stay, and libvirt cannot be told so.
+        #[serde(default)]
+        vouched: bool,
     },
     /// Receive it.
     Destination {

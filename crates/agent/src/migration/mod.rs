@@ -19,6 +19,7 @@ mod registry;
 pub mod seeds;
 mod source;
 mod takeover;
+mod vouch;
 
 pub use launch::Launcher;
 pub use registry::Registry;

@@ -37,6 +37,7 @@ use super::{
     mark::Mark,
     seeds::Seeds,
     source::run_again,
+    vouch,
 };
 use crate::{
     AgentError,
@@ -363,7 +364,10 @@ impl Registry {
         let translate = nvram_along(&along, &request).into_iter();
         let translate = translate.chain(translation(mounts, &request.destination.mounts)).collect();
         self.must_have_room(job)?;
-        let task = Task::Source { request, translate, persistent: facts.persistent, along };
+        let (judged, asked) = (facts.clone(), request.clone());
+        let vouched =
+            blocking(&self.hypervisor, move |hypervisor| Ok(vouch::vouched(hypervisor, &judged, &asked))).await??;
+        let task = Task::Source { request, translate, persistent: facts.persistent, along, vouched };
         let autostart = known.map_or(facts.autostart, |known| known.autostart);
         let journal = self.journal(job, generation, task, session, socket_dir, autostart);
         if let Err(error) = self.begin(&journal).await {

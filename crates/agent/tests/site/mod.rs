@@ -251,6 +251,7 @@ impl Site {
             timeout_ms: job.timeout_ms,
             on_stall: job.on_stall,
             disks: Vec::new(),
+            shares_proven: true,
         };
         self.hosts[job.from].client.prepare_source(job.attempt, &body).await
     }

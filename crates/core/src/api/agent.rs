@@ -291,6 +291,10 @@ pub struct PrepareSource {
     /// Disks that move along, with the files they use here. A server of an earlier version does not say.
     #[serde(default)]
     pub disks: Vec<DiskMove>,
+    /// It was shown that every share the VM goes on using is the same for both hosts. A server of an earlier version does
+    /// not say.
+    #[serde(default)]
+    pub shares_proven: bool,
 }
 
 /// What the end of a successful move needs: given to the destination and to the source.

@@ -6,6 +6,7 @@
 mod carriers;
 mod copies;
 mod moves;
+mod volumes;
 
 use std::{
     any::Any,
@@ -80,6 +81,9 @@ pub struct Side<'a> {
     pub see: &'a dyn Fn(&Path) -> PathBuf,
 }
 
+/// The storage pool of a site's source.
+pub const POOL: &str = "ferry-pool";
+
 /// Two hosts that reach one folder, each under its own path.
 pub struct Site<'a> {
     /// Where VMs begin.
@@ -88,6 +92,9 @@ pub struct Site<'a> {
     pub destination: Side<'a>,
     /// Defines a stopped, persistent VM of that name on a host, with one disk `vda` in the common folder.
     pub define: &'a dyn Fn(Role, &str) -> VmId,
+    /// As `define` at the source, where the disk is volume `NAME.raw` of a storage pool of that name. The source has one
+    /// pool, [`POOL`], whose target is the common folder; the destination has none.
+    pub define_volume: &'a dyn Fn(&str, &str) -> VmId,
     /// The common folder, as the source and as the destination has it.
     pub folder: (PathBuf, PathBuf),
     /// Has something else on a host take a disk's file, so that no VM there gets it, until what this gives is dropped.
@@ -107,6 +114,7 @@ pub fn run(site: &Site<'_>) {
     a_definition_goes_to_another_host(site);
     a_dropped_watch_reports_nothing_more(site);
     a_restarted_daemon_is_reached_again_and_its_watches_say_that_it_was_lost(site);
+    volumes::run(site);
     copies::run(site);
     moves::run(site);
 }

@@ -76,7 +76,70 @@ pub(super) fn parse(xml: &str) -> Result<VmFacts<PathBuf>, HypervisorError> {
         host_devices,
         tpm: named("tpm").any(|tpm| host_tpm(tpm).is_none()),
         networks: named("interface").filter_map(network).collect(),
+        machine: child(domain, "os").and_then(|os| child(os, "type")?.attribute("machine")).map(str::to_owned),
     })
+}
+
+/// What a volume of a storage pool is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Volume {
+    /// A file.
+    File(PathBuf),
+    /// A block device.
+    Block(PathBuf),
+    /// A folder.
+    Folder(PathBuf),
+    /// Something on the network, by its name there.
+    Network(String),
+}
+
+impl Volume {
+    /// A volume at `path` of the pool with this definition; `None` if that is none.
+    pub(super) fn of(pool: &str, path: String) -> Option<Self> {
+        let document = Document::parse(pool).ok()?;
+        Some(match document.root_element().attribute("type")? {
+            "dir" | "fs" | "netfs" => Self::File(path.into()),
+            "logical" | "disk" | "iscsi" | "scsi" | "mpath" | "zfs" => Self::Block(path.into()),
+            // Its images are folders.
+            "vstorage" => Self::Folder(path.into()),
+            _ => Self::Network(path),
+        })
+    }
+}
+
+/// The definition with every volume that `place` knows named by what it is, and all else as it was: the names of pools
+/// mean nothing to another host. What is on the network has no form of its own; it becomes what [`parse`] tells it by.
+pub(super) fn resolved(xml: &str, mut place: impl FnMut(&str, &str) -> Option<Volume>) -> String {
+    // Most definitions name none, and whether this is a definition says whoever reads it.
+    let document = match xml.contains("volume") {
+        true => Document::parse(xml),
+        false => return xml.to_owned(),
+    };
+    let Ok(document) = document else { return xml.to_owned() };
+    let mut edits: Vec<(Range<usize>, String)> = Vec::new();
+    for node in document.descendants().filter(|node| is_storage(*node) && node.attribute("type") == Some("volume")) {
+        let Some(source) = child(node, "source") else { continue };
+        let names = source.attribute("pool").zip(source.attribute("volume"));
+        let Some(volume) = names.and_then(|(pool, volume)| place(pool, volume)) else { continue };
+        edits.extend(named_by_itself(node, source, &volume).into_iter().flatten());
+    }
+    spliced(xml, edits)
+}
+
+/// Edits that name a volume by what it is.
+fn named_by_itself(node: Node<'_, '_>, source: Node<'_, '_>, volume: &Volume) -> Option<Vec<(Range<usize>, String)>> {
+    let (kind, attribute, name) = match volume {
+        Volume::File(path) => ("file", "file", path.to_str()?),
+        Volume::Block(path) => ("block", "dev", path.to_str()?),
+        Volume::Folder(path) => ("dir", "dir", path.to_str()?),
+        Volume::Network(name) => ("network", "name", name.as_str()),
+    };
+    let mut edits = vec![(node.attribute_node("type")?.range_value(), kind.to_owned())];
+    edits.push((source.attribute_node("pool")?.range(), format!("{attribute}='{}'", escaped(name))));
+    // How libvirt reaches a volume of a pool of targets; nothing else has it.
+    let rest = ["volume", "mode"].into_iter().filter_map(|name| source.attribute_node(name));
+    edits.extend(rest.map(|attribute| (attribute.range(), String::new())));
+    Some(edits)
 }
 
 /// Where a disk is being copied to, and whether the copy has caught up; `None` if it is not being copied.
@@ -141,12 +204,17 @@ pub(super) fn translate(
             edits.push((range, escaped(there)));
         }
     }
-    let mut edited = xml.to_owned();
+    Ok(spliced(xml, edits))
+}
+
+/// The text with each range replaced.
+fn spliced(text: &str, mut edits: Vec<(Range<usize>, String)>) -> String {
+    let mut edited = text.to_owned();
     edits.sort_by_key(|(range, _)| range.start);
     for (range, text) in edits.into_iter().rev() {
         edited.replace_range(range, &text);
     }
-    Ok(edited)
+    edited
 }
 
 /// The disk that moves along which an element is, or is a part of.
@@ -185,9 +253,12 @@ fn moved_along(disk: Node<'_, '_>, to: &DiskAlong, form: Form) -> Option<Vec<(Ra
 
 /// The source of a disk, of a file in its backing chain or mirror, or of UEFI variables in the long form.
 fn is_disk_source(node: Node<'_, '_>) -> bool {
-    node.parent().is_some_and(|parent| {
-        ["disk", "backingStore", "mirror", "dataStore", "nvram"].iter().any(|tag| parent.has_tag_name(*tag))
-    })
+    node.parent().is_some_and(is_storage)
+}
+
+/// What has a source: a disk, a file in its backing chain or mirror, or UEFI variables in the long form.
+fn is_storage(node: Node<'_, '_>) -> bool {
+    ["disk", "backingStore", "mirror", "dataStore", "nvram"].iter().any(|tag| node.has_tag_name(*tag))
 }
 
 /// What an element below `os` names: the file is its text.
@@ -238,6 +309,7 @@ fn disk(node: Node<'_, '_>) -> Option<VmFile<PathBuf>> {
         format: setting("type").and_then(format),
         unmaps: setting("discard") == Some("unmap"),
         detects_zeroes: setting("detect_zeroes").is_some_and(|how| matches!(how, "on" | "unmap")),
+        bypasses_cache: setting("cache").is_some_and(|mode| matches!(mode, "none" | "directsync")),
         below: below(node, source),
         oddities: oddities(node, source),
         kind,
@@ -353,6 +425,7 @@ fn no_disk(place: PathBuf, kind: Option<String>) -> VmFile<PathBuf> {
         format: None,
         unmaps: false,
         detects_zeroes: false,
+        bypasses_cache: false,
         below: Vec::new(),
         oddities: Vec::new(),
         kind,
@@ -405,7 +478,8 @@ fn host_tpm(node: Node<'_, '_>) -> Option<String> {
 
 fn network(node: Node<'_, '_>) -> Option<String> {
     let source = child(node, "source")?;
-    ["bridge", "network", "dev"].iter().find_map(|name| source.attribute(*name)).map(str::to_owned)
+    // libvirt says of a network that runs through which bridge it does, too.
+    ["network", "bridge", "dev"].iter().find_map(|name| source.attribute(*name)).map(str::to_owned)
 }
 
 fn child<'a, 'input>(node: Node<'a, 'input>, tag: &'static str) -> Option<Node<'a, 'input>> {
@@ -539,6 +613,81 @@ mod tests {
     }
 
     #[test]
+    fn a_volume_is_told_and_named_by_what_its_pool_says_that_it_is() {
+        let place = |pool: &str, volume: &str| {
+            let path = PathBuf::from(format!("/pools/{pool}/{volume}"));
+            match pool {
+                "dir" => Some(Volume::File(path)),
+                "vg" => Some(Volume::Block(path)),
+                "fs" => Some(Volume::Folder(path)),
+                "rbd" => Some(Volume::Network(format!("images/{volume}"))),
+                _ => None,
+            }
+        };
+        for (source, role, kind, told) in [
+            ("pool='dir' volume='a&amp;b.raw' index='1'", FileRole::Disk, None, "/pools/dir/a&b.raw"),
+            ("volume='a.raw' pool='dir'", FileRole::Disk, None, "/pools/dir/a.raw"),
+            ("pool='vg' volume='lv' mode='host'", FileRole::NotAFile, Some("block"), "/pools/vg/lv"),
+            ("pool='fs' volume='d'", FileRole::NotAFile, Some("dir"), "/pools/fs/d"),
+            ("pool='rbd' volume='img'", FileRole::NotAFile, Some("network"), "images/img"),
+            ("pool='gone' volume='v'", FileRole::NotAFile, Some("volume"), "gone/v"),
+        ] {
+            let xml = XML.replace(
+                "<disk type='block' device='disk'><source dev='/dev/sdq'/>",
+                &format!("<disk type='volume' device='disk'><source {source}/>"),
+            );
+            let resolved = resolved(&xml, place);
+            let facts = parse(&resolved).expect("parsed");
+            let file = facts.files.iter().find(|file| file.device == "vdb").expect("there");
+            assert_eq!((file.role, file.kind.as_deref()), (role, kind), "{source}");
+            assert_eq!((file.place.to_str(), file.shareable), (Some(told), true), "{source}");
+            assert_eq!(resolved.contains("pool="), kind == Some("volume"), "{resolved}");
+            assert_eq!(resolved.contains("index='1'/"), xml.contains("index='1'/"), "all else stays: {resolved}");
+        }
+        assert_eq!(resolved(XML, |_, _| panic!("it names no volume")), XML);
+        assert_eq!(resolved("no definition of a volume", place), "no definition of a volume");
+    }
+
+    #[test]
+    fn what_a_volume_is_says_the_type_of_its_pool() {
+        let of = |kind: &str| Volume::of(&format!("<pool type='{kind}'><name>p</name></pool>"), "/p/v".into());
+        assert_eq!(of("dir"), Some(Volume::File("/p/v".into())));
+        assert_eq!(of("netfs"), Some(Volume::File("/p/v".into())));
+        assert_eq!(of("logical"), Some(Volume::Block("/p/v".into())));
+        assert_eq!(of("rbd"), Some(Volume::Network("/p/v".into())));
+        assert_eq!(Volume::of("<pool/>", "/p/v".into()), None);
+    }
+
+    #[test]
+    fn a_resolved_volume_goes_to_another_host_as_a_file() {
+        let xml = XML.replace(
+            "type='block' device='disk'><source dev='/dev/sdq'/>",
+            "type='volume'><source pool='p' volume='v'/>",
+        );
+        let folders = [(PathBuf::from("/"), PathBuf::from("/new"))];
+        let resolved = resolved(&xml, |pool, volume| Some(Volume::File(format!("/{pool}/{volume}").into())));
+        let edited = translate(&resolved, vm(), &folders, &[], Form::Live).expect("all known");
+        assert!(edited.contains("<disk type='file'><source file='/new/p/v' /><target dev='vdb'"), "{edited}");
+    }
+
+    #[test]
+    fn how_a_disk_is_cached_and_the_machine_type_are_read() {
+        for (driver, bypasses) in [
+            ("<driver name='qemu' cache='none'/>", true),
+            ("<driver name='qemu' cache='directsync'/>", true),
+            ("<driver name='qemu' cache='writeback'/>", false),
+            ("<driver name='qemu'/>", false),
+            ("", false),
+        ] {
+            let file = one(&format!("<disk type='file'>{driver}<source file='/a'/></disk>"));
+            assert_eq!(file.bypasses_cache, bypasses, "{driver}");
+        }
+        assert_eq!(parse(XML).expect("parsed").machine, None);
+        let named = XML.replace("<type>hvm", "<type arch='x86_64' machine='pc-q35-10.0'>hvm");
+        assert_eq!(parse(&named).expect("parsed").machine.as_deref(), Some("pc-q35-10.0"));
+    }
+
+    #[test]
     fn what_a_copy_would_not_keep_is_seen() {
         for (inside, expected) in [
             (
@@ -597,6 +746,7 @@ mod tests {
                        <interface type='vdpa'><source dev='/dev/vhost-vdpa-0'/></interface>\
                        <interface type='hostdev'><source><address type='pci' bus='0x02'/></source></interface>\
                        <interface type='bridge'><source bridge='br0'/></interface>\
+                       <interface type='network'><source network='lan' portid='p' bridge='br1'/></interface>\
                        <tpm model='tpm-tis'><backend type='passthrough'><device path='/dev/tpm0'/></backend></tpm>";
         let nvram = "<os><nvram type='block'><source dev='/dev/vars'/></nvram></os>";
         let xml = format!("<domain><name>a</name><uuid>{}</uuid>{nvram}<devices>{devices}</devices></domain>", vm());
@@ -618,7 +768,7 @@ mod tests {
             facts.host_devices,
             ["interface vdpa /dev/vhost-vdpa-0", "interface hostdev pci:0x02", "tpm /dev/tpm0"]
         );
-        assert!(!facts.tpm && facts.networks.contains(&"br0".to_owned()));
+        assert!(!facts.tpm && ["br0", "lan"].iter().all(|name| facts.networks.contains(&(*name).to_owned())));
     }
 
     #[test]
@@ -718,6 +868,7 @@ mod tests {
         fn no_text_panics_the_parser(text: String) {
             let _ = parse(&text);
             let _ = translate(&text, vm(), &[], &[], Form::Live);
+            let _ = resolved(&text, |_, _| None);
         }
     }
 

@@ -58,10 +58,10 @@ pub use self::{
 };
 use super::{
     DiskCopy, DiskCopyRequest, DiskRefused, DiskSize, DomainEvent, EventSink, Hypervisor, HypervisorError,
-    HypervisorHost, MigrateRequest, MigrationStats, files_below, images_to_ask,
+    HypervisorHost, MigrateRequest, MigrationStats, files_below, has_a_place, images_to_ask,
 };
 use super::{
-    definition::{self, Form},
+    definition::{self, Form, Volume},
     rpc::{Bound, definition::check_definition},
 };
 
@@ -97,6 +97,10 @@ struct State {
     vms: BTreeMap<VmId, Vm>,
     /// Definitions that were edited while their VMs run.
     edited: BTreeMap<VmId, VmFacts<PathBuf>>,
+    /// What storage pools have, by `pool/volume`.
+    volumes: BTreeMap<PathBuf, PathBuf>,
+    /// Moves that left this host without its asking whether the files are shared.
+    vouched: BTreeSet<VmId>,
     watches: BTreeMap<u64, Arc<EventSink>>,
     watches_begun: u64,
     /// Connections of other daemons.
@@ -171,6 +175,8 @@ impl FakeHypervisor {
                 facts,
                 vms: BTreeMap::new(),
                 edited: BTreeMap::new(),
+                volumes: BTreeMap::new(),
+                vouched: BTreeSet::new(),
                 watches: BTreeMap::new(),
                 watches_begun: 0,
                 callers: Vec::new(),
@@ -213,6 +219,17 @@ impl FakeHypervisor {
         self.host.state().vms.insert(vm, entry);
         self.host.notify(DomainEvent::Changed(vm));
         Ok(vm)
+    }
+
+    /// Makes a file a volume, `pool/volume`, of a storage pool of this host. A guest with a file of that name and of kind
+    /// `volume` uses it.
+    pub fn add_volume(&self, name: impl Into<PathBuf>, file: impl Into<PathBuf>) {
+        self.host.state().volumes.insert(name.into(), file.into());
+    }
+
+    /// Whether the last move of a VM from here was one of files of which libvirt need not know that they are shared.
+    pub fn was_vouched(&self, vm: VmId) -> bool {
+        self.host.state().vouched.contains(&vm)
     }
 
     /// Changes the definition by which a running VM starts next, as `virsh edit` does. A pivot leaves it alone.
@@ -343,6 +360,25 @@ impl Host {
     }
 }
 
+impl State {
+    /// A definition with every volume named by what it is.
+    fn text(&self, xml: &str) -> String {
+        definition::resolved(xml, |pool, volume| {
+            let file = self.volumes.get(&Path::new(pool).join(volume))?;
+            Some(Volume::File(file.clone()))
+        })
+    }
+
+    /// Facts with every volume told by what it is, read as libvirt's are.
+    fn resolved(&self, facts: VmFacts<PathBuf>) -> Result<VmFacts<PathBuf>, HypervisorError> {
+        if facts.files.iter().all(|file| file.kind.as_deref() != Some("volume")) {
+            return Ok(facts);
+        }
+        let read = definition::parse(&self.text(&guest::definition_xml(&facts)))?;
+        Ok(VmFacts { files: read.files, ..facts })
+    }
+}
+
 impl Vm {
     fn facts(&self) -> VmFacts<PathBuf> {
         let state = match self.process {
@@ -369,20 +405,22 @@ impl Hypervisor for FakeHypervisor {
     }
 
     fn vms(&self) -> Result<Vec<VmFacts<PathBuf>>, HypervisorError> {
-        Ok(self.host.call(Point::Vms, || "Could not list VMs".to_owned())?.vms.values().map(Vm::facts).collect())
+        let state = self.host.call(Point::Vms, || "Could not list VMs".to_owned())?;
+        state.vms.values().map(|vm| state.resolved(vm.facts())).collect()
     }
 
     fn vm(&self, vm: VmId) -> Result<Option<VmFacts<PathBuf>>, HypervisorError> {
         let state = self.host.call(Point::Vms, || format!("Could not read VM {vm}"))?;
-        Ok(state.vms.get(&vm).map(Vm::facts))
+        state.vms.get(&vm).map(|vm| state.resolved(vm.facts())).transpose()
     }
 
     fn files_in_use(&self) -> Result<BTreeSet<PathBuf>, HypervisorError> {
         let state = self.host.call(Point::Vms, || "Could not list the files of VMs".to_owned())?;
-        let now = state.vms.values().flat_map(|vm| &vm.facts.files);
-        let next = state.edited.values().flat_map(|facts| &facts.files);
-        let files: Vec<_> = now.chain(next).cloned().collect();
+        let all = state.vms.values().map(|vm| &vm.facts).chain(state.edited.values());
+        let all = all.map(|facts| state.resolved(facts.clone())).collect::<Result<Vec<_>, _>>()?;
         drop(state);
+        let files: Vec<_> = all.into_iter().flat_map(|facts| facts.files).collect();
+        files.iter().try_for_each(has_a_place)?;
         let mut used: BTreeSet<PathBuf> = files.iter().flat_map(VmFile::places).cloned().collect();
         used.extend(files_below(images_to_ask(&files))?);
         Ok(used)
@@ -511,13 +549,15 @@ impl Hypervisor for FakeHypervisor {
         if !matches!(entry.process, Process::Off) {
             return failed(what(), "it is not shut off");
         }
-        definition::translate(&guest::definition_xml(&entry.facts), vm, paths, &[], Form::Kept)
+        let xml = guest::definition_xml(&entry.facts);
+        definition::translate(&state.text(&xml), vm, paths, &[], Form::Kept)
     }
 
     fn kept_definition(&self, vm: VmId) -> Result<String, HypervisorError> {
         let mut state = self.host.call(Point::Vms, || format!("Could not read the definition of VM {vm}"))?;
         let facts = no_vm(&mut state, vm)?.facts.clone();
-        Ok(guest::definition_xml(state.edited.get(&vm).unwrap_or(&facts)))
+        let xml = guest::definition_xml(state.edited.get(&vm).unwrap_or(&facts));
+        Ok(state.text(&xml))
     }
 
     fn define(&self, definition: &str, bound: &Bound) -> Result<(), HypervisorError> {

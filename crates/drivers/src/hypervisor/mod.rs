@@ -121,6 +121,8 @@ pub struct MigrateRequest {
     pub auto_converge: bool,
     /// Disks that move along, before memory.
     pub disks: Vec<DiskAlong>,
+    /// Whether it was shown that both hosts reach the same files, so that the source's libvirt need not know it.
+    pub vouched: bool,
 }
 
 /// A disk that moves along with its VM.
@@ -412,6 +414,24 @@ pub fn images_to_ask<'a>(files: impl IntoIterator<Item = &'a VmFile<PathBuf>>) -
         file.role == FileRole::Disk && file.format != Some(DiskFormat::Raw) && file.below.is_empty()
     };
     files.into_iter().filter(may_have).map(|file| file.place.clone()).collect()
+}
+
+/// Refuses a disk of which nobody can say where its file is. A medium is read only: no file that Ferry removes is one.
+///
+/// # Errors
+/// [`HypervisorError::Failed`], naming the volume.
+pub(crate) fn has_a_place(file: &VmFile<PathBuf>) -> Result<(), HypervisorError> {
+    if file.kind.as_deref() != Some("volume") {
+        return Ok(());
+    }
+    Err(HypervisorError::Failed {
+        what: "Could not list the files of VMs".to_owned(),
+        reason: format!(
+            "disk {} of one is volume {}, of which no storage pool says where it is: start the pool, or undefine the VM",
+            file.device,
+            file.place.display()
+        ),
+    })
 }
 
 /// What lies below images, by their headers. Takes [`BELOW_WITHIN`] at most.

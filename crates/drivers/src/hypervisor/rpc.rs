@@ -41,6 +41,8 @@ pub const FLAG_PAUSED: u32 = 1 << 5;
 pub const FLAG_NON_SHARED_DISK: u32 = 1 << 6;
 /// `VIR_MIGRATE_CHANGE_PROTECTION`: libvirt's own lock against changes during the move.
 pub const FLAG_CHANGE_PROTECTION: u32 = 1 << 8;
+/// `VIR_MIGRATE_UNSAFE`: the source's libvirt need not know that files are shared. Means nothing to a destination.
+pub const FLAG_UNSAFE: u32 = 1 << 9;
 /// `VIR_MIGRATE_ABORT_ON_ERROR`
 pub const FLAG_ABORT_ON_ERROR: u32 = 1 << 12;
 /// `VIR_MIGRATE_AUTO_CONVERGE`
@@ -50,7 +52,7 @@ pub const FLAG_SYNCHRONOUS_WRITES: u32 = 1 << 18;
 
 const FLAGS_NEEDED: u32 = FLAG_LIVE | FLAG_PEER2PEER | FLAG_PAUSED;
 const FLAGS_ALLOWED: u32 =
-    FLAGS_NEEDED | FLAG_PERSIST_DEST | FLAG_CHANGE_PROTECTION | FLAG_ABORT_ON_ERROR | FLAG_AUTO_CONVERGE;
+    FLAGS_NEEDED | FLAG_PERSIST_DEST | FLAG_CHANGE_PROTECTION | FLAG_UNSAFE | FLAG_ABORT_ON_ERROR | FLAG_AUTO_CONVERGE;
 /// With disks that move along.
 const FLAGS_OF_DISKS: u32 = FLAG_NON_SHARED_DISK | FLAG_SYNCHRONOUS_WRITES;
 

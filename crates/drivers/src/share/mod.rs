@@ -26,6 +26,8 @@ use ferry_core::{
 };
 use thiserror::Error;
 
+pub use self::mounts::file_system_of;
+
 /// What a file server said of a share.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ShareFacts {

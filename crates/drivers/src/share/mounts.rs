@@ -1,4 +1,5 @@
-//! What is mounted where, and whether it is a given share. Pure: the text of `/proc/self/mountinfo` is an argument.
+//! What is mounted where, and whether it is a given share. Pure but for [`file_system_of`]: the text of
+//! `/proc/self/mountinfo` is an argument.
 
 use std::{
     ffi::OsString,
@@ -6,7 +7,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use ferry_core::{location::UncPath, share_source::NfsExport};
+use ferry_core::{location::UncPath, share::FileSystem, share_source::NfsExport};
 
 /// One mount.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -130,6 +131,28 @@ pub fn locks_stay(mount: &Mount) -> bool {
     !matches!(mount.kind.as_str(), "cifs" | "smb3") || mount.options.split(',').any(|option| option == "nobrl")
 }
 
+/// Options of the kernel's SMB client with which files have owners of their own (mount.cifs(8)): without them the mount
+/// says whose all are, and chown(2) changes nothing.
+const OWNER_OPTIONS: [&str; 6] = ["cifsacl", "modefromsid", "idsfromsid", "posix", "unix", "setuids"];
+
+/// What a mount is to libvirt, which gives files to the users of its VMs.
+pub fn file_system(mount: &Mount) -> FileSystem {
+    let has_owners = || mount.options.split(',').any(|option| OWNER_OPTIONS.contains(&option));
+    let fixed_owner = match mount.kind.as_str() {
+        "cifs" | "smb3" => !has_owners(),
+        "fuse.smbnetfs" => true,
+        _ => false,
+    };
+    FileSystem { kind: mount.kind.clone(), fixed_owner }
+}
+
+/// What holds a path, which must be canonical, in this process's view; `None` if the kernel does not tell. Looks at no
+/// file: the file server may be away.
+pub fn file_system_of(path: &Path) -> Option<FileSystem> {
+    let mounts = parse(&std::fs::read_to_string("/proc/self/mountinfo").ok()?);
+    holding(&mounts, path).map(file_system)
+}
+
 /// Whether the top of the share appears at `path`, which `mount` holds. Err says what is there instead.
 pub fn shows(mount: &Mount, path: &Path, unc: &UncPath) -> Result<(), String> {
     let inside = path.strip_prefix(&mount.point).unwrap_or(Path::new(""));
@@ -182,6 +205,26 @@ mod tests {
 
     fn unc() -> UncPath {
         "\\\\fs1.ferry.test\\vms".parse().expect("a UNC path")
+    }
+
+    #[test]
+    fn only_a_mount_that_says_whose_its_files_are_has_fixed_owners() {
+        for (kind, options, fixed_owner) in [
+            ("cifs", "rw,vers=3.1.1,cache=strict,uid=64055,forceuid,gid=104,nounix,nobrl,hard", true),
+            ("smb3", "rw,vers=3.0", true),
+            ("cifs", "rw,vers=3.1.1,cifsacl", false),
+            ("cifs", "rw,vers=3.1.1,posix,posixpaths", false),
+            ("fuse.smbnetfs", "rw,user_id=0,group_id=0,allow_other", true),
+            ("fuse.sshfs", "rw", false),
+            ("nfs4", "rw,vers=4.2", false),
+            ("ext4", "rw", false),
+        ] {
+            let line = format!("70 22 0:41 / /srv/a rw - {kind} source {options}\n");
+            let found = file_system(&parse(&line)[0]);
+            assert_eq!(found, FileSystem { kind: kind.to_owned(), fixed_owner }, "{options}");
+        }
+        let proc = file_system_of(Path::new("/proc/self/mountinfo")).expect("it is mounted");
+        assert_eq!((proc.kind.as_str(), proc.fixed_owner), ("proc", false));
     }
 
     #[test]

@@ -251,6 +251,8 @@ impl Migrate {
             timeout_ms: self.plan.timeout_ms,
             on_stall: self.plan.on_stall,
             disks: self.plan.along.clone(),
+            // Preflight of this attempt has: it lets none through of which it could not be.
+            shares_proven: true,
         };
         let ready = self.source.agent.prepare_source(self.attempt(), &body).await;
         let ready = ready.map_err(|error| failed(&self.source, &error))?;

@@ -42,6 +42,7 @@ async fn shut_off(lab: &Lab) -> (Host, Host, VmId) {
             format: None,
             unmaps: false,
             detects_zeroes: false,
+            bypasses_cache: true,
             ..guest.facts.files[0].clone()
         };
         guest.facts.files.push(nvram);

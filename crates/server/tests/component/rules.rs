@@ -197,6 +197,7 @@ fn add_nvram(guest: &mut FakeGuest, place: &Path) {
         format: None,
         unmaps: false,
         detects_zeroes: false,
+        bypasses_cache: true,
         ..guest.facts.files[0].clone()
     };
     guest.facts.files.push(nvram);

@@ -8,6 +8,8 @@ use std::{
     time::{Duration, Instant},
 };
 
+use ferry_core::release::knows_shared_filesystems;
+
 use super::*;
 use crate::{hypervisor::DiskAlong, image};
 
@@ -29,9 +31,9 @@ pub(super) fn run(site: &Site<'_>) {
 }
 
 /// One attempt to move a VM that runs at the source.
-struct Attempt<'a> {
+pub(super) struct Attempt<'a> {
     site: &'a Site<'a>,
-    vm: VmId,
+    pub(super) vm: VmId,
     name: String,
     request: MigrateRequest,
     carriers: Carriers,
@@ -42,7 +44,7 @@ impl<'a> Attempt<'a> {
         Self::begin_with(site, (site.define)(Role::Source, name), name, mishap, Vec::new())
     }
 
-    fn begin_with(site: &'a Site<'a>, vm: VmId, name: &str, mishap: Mishap, disks: Vec<DiskAlong>) -> Self {
+    pub(super) fn begin_with(site: &'a Site<'a>, vm: VmId, name: &str, mishap: Mishap, disks: Vec<DiskAlong>) -> Self {
         site.source.hypervisor.start(vm).expect("started");
         let session: String = Uuid::new_v4().simple().to_string().chars().take(8).collect();
         let socket_dir = site.run_dir.join(session);
@@ -56,11 +58,13 @@ impl<'a> Attempt<'a> {
             bandwidth_bytes_per_s: None,
             auto_converge: true,
             disks,
+            // The common folder is one and the same, and its disks are not cached.
+            vouched: !knows_shared_filesystems(&site.source.hypervisor.host().expect("reachable").libvirt_version),
         };
         Self { site, vm, name: name.to_owned(), request, carriers }
     }
 
-    fn migrate(&self) -> Result<(), HypervisorError> {
+    pub(super) fn migrate(&self) -> Result<(), HypervisorError> {
         self.site.source.hypervisor.migrate(&self.request)
     }
 
@@ -68,7 +72,7 @@ impl<'a> Attempt<'a> {
         self.site.source.hypervisor.presence(self.vm, Role::Source).expect("reachable")
     }
 
-    fn destination(&self) -> Presence {
+    pub(super) fn destination(&self) -> Presence {
         self.site.destination.hypervisor.presence(self.vm, Role::Destination).expect("reachable")
     }
 
@@ -92,7 +96,7 @@ impl<'a> Attempt<'a> {
         assert_eq!(self.site.source.hypervisor.migration_stats(self.vm).expect("reachable"), None);
     }
 
-    fn clean(self) {
+    pub(super) fn clean(self) {
         for side in [&self.site.source, &self.site.destination] {
             side.hypervisor.destroy(self.vm).expect("ended");
             side.hypervisor.undefine(self.vm).expect("undefined");

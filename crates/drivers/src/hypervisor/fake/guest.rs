@@ -37,6 +37,7 @@ impl FakeGuest {
             format: Some(DiskFormat::Raw),
             unmaps: true,
             detects_zeroes: true,
+            bypasses_cache: true,
             below: Vec::new(),
             oddities: Vec::new(),
             kind: None,
@@ -56,6 +57,7 @@ impl FakeGuest {
                 host_devices: Vec::new(),
                 tpm: false,
                 networks: Vec::new(),
+                machine: Some("pc-q35-10.0".to_owned()),
             },
             resident: ByteCount::mib(4),
             dirty_ratio: 0.5,
@@ -135,11 +137,12 @@ pub(super) fn checksum(bytes: &[u8]) -> u64 {
 /// The definition as libvirt would write it, as far as a fake guest has one.
 pub(super) fn definition_xml(facts: &VmFacts<PathBuf>) -> String {
     let mut xml = format!(
-        "<domain type='qemu'><name>{}</name><uuid>{}</uuid><memory unit='b'>{}</memory><vcpu>{}</vcpu><os><type>hvm</type>",
+        "<domain type='qemu'><name>{}</name><uuid>{}</uuid><memory unit='b'>{}</memory><vcpu>{}</vcpu><os><type{}>hvm</type>",
         escaped(&facts.name),
         facts.id,
         facts.memory.0,
-        facts.vcpus
+        facts.vcpus,
+        facts.machine.as_deref().map(|machine| format!(" machine='{}'", escaped(machine))).unwrap_or_default()
     );
     let mut devices = String::new();
     for file in &facts.files {
@@ -149,9 +152,14 @@ pub(super) fn definition_xml(facts: &VmFacts<PathBuf>) -> String {
         let _ = match file.role {
             FileRole::Nvram | FileRole::Boot => write!(xml, "<{device}>{path}</{device}>"),
             FileRole::Disk | FileRole::Media | FileRole::NotAFile => {
-                let (kind, source) = match file.role {
-                    FileRole::NotAFile => (file.kind.as_deref().unwrap_or("block"), "dev"),
-                    FileRole::Disk | FileRole::Media | FileRole::Nvram | FileRole::Boot => ("file", "file"),
+                let kind = match file.role {
+                    FileRole::NotAFile => file.kind.as_deref().unwrap_or("block"),
+                    FileRole::Disk | FileRole::Media | FileRole::Nvram | FileRole::Boot => "file",
+                };
+                let source = match (kind, path.split_once('/')) {
+                    ("volume", Some((pool, volume))) => format!("pool='{pool}' volume='{volume}'"),
+                    ("file", _) => format!("file='{path}'"),
+                    _ => format!("dev='{path}'"),
                 };
                 let chain = file.below.iter().rev().fold("<backingStore/>".to_owned(), |chain, below| {
                     let below = escaped(&below.display().to_string());
@@ -161,11 +169,12 @@ pub(super) fn definition_xml(facts: &VmFacts<PathBuf>) -> String {
                 let policy = if file.stops_on_error { " error_policy='stop'" } else { "" };
                 let format = file.format.map(|format| format!(" type='{}'", format.name())).unwrap_or_default();
                 let discard = if file.unmaps { " discard='unmap'" } else { "" };
+                let cache = if file.bypasses_cache { " cache='none'" } else { "" };
                 let zeroes = if file.detects_zeroes { " detect_zeroes='unmap'" } else { "" };
                 let mark = |set: bool, text: &'static str| if set { text } else { "" };
                 write!(
                     devices,
-                    "<disk type='{kind}' device='{drive}'><driver name='qemu'{format}{policy}{discard}{zeroes}/><source {source}='{path}'/>\
+                    "<disk type='{kind}' device='{drive}'><driver name='qemu'{format}{cache}{policy}{discard}{zeroes}/><source {source}/>\
                      {chain}<target dev='{device}'/>{}{}{}{}</disk>",
                     mark(file.shareable, "<shareable/>"),
                     mark(file.read_only, "<readonly/>"),
@@ -202,6 +211,7 @@ mod tests {
             format: None,
             unmaps: false,
             detects_zeroes: false,
+            bypasses_cache: false,
             ..guest.facts.files[0].clone()
         });
         guest.facts.files[1].below = vec!["/srv/b1.qcow2".into(), "/srv/b2.raw".into()];

@@ -20,7 +20,8 @@ use crate::hypervisor::{
     DISK_SOCKET, HypervisorError, MEMORY_SOCKET, MigrateRequest, MigrationStats, RPC_SOCKET,
     definition::{self, Form},
     rpc::{
-        FLAG_LIVE, FLAG_NON_SHARED_DISK, FLAG_PAUSED, FLAG_PEER2PEER, FLAG_PERSIST_DEST, FinishCall, PrepareCall,
+        FLAG_LIVE, FLAG_NON_SHARED_DISK, FLAG_PAUSED, FLAG_PEER2PEER, FLAG_PERSIST_DEST, FLAG_UNSAFE, FinishCall,
+        PrepareCall,
         message::{
             AUTH_LIST, CLOSE, FINISH, Header, Kind, LengthError, OPEN, PREPARE, REGISTER_CLOSE_CALLBACK,
             REMOTE_PROGRAM, STATUS_OK, SUPPORTS_FEATURE, Splitter, UNREGISTER_CLOSE_CALLBACK,
@@ -108,6 +109,13 @@ fn begin(host: &Host, request: &MigrateRequest, what: &str) -> Result<Definition
     let vm = request.vm;
     let refuse = |reason: &str| HypervisorError::Failed { what: what.to_owned(), reason: reason.to_owned() };
     let mut state = host.state();
+    let xml = state.vms.get(&vm).map(|entry| guest::definition_xml(&entry.facts)).ok_or(HypervisorError::NoVm(vm))?;
+    let xml = state.text(&xml);
+    match request.vouched {
+        true => drop(state.vouched.insert(vm)),
+        false => drop(state.vouched.remove(&vm)),
+    }
+    let facts = state.resolved(state.vms.get(&vm).ok_or(HypervisorError::NoVm(vm))?.facts())?;
     let entry = state.vms.get_mut(&vm).ok_or(HypervisorError::NoVm(vm))?;
     if !matches!(entry.process, Process::Running(_)) {
         return Err(refuse("domain is not running"));
@@ -118,12 +126,10 @@ fn begin(host: &Host, request: &MigrateRequest, what: &str) -> Result<Definition
     if !entry.facts.host_devices.is_empty() {
         return Err(refuse("cannot migrate a domain with host devices"));
     }
-    let xml = guest::definition_xml(&entry.facts);
     let translated = |form| definition::translate(&xml, vm, &request.translate, &request.disks, form);
     let live = translated(Form::Live)?;
     let persistent = if request.persistent { Some(translated(Form::Kept)?) } else { None };
-    let file =
-        |device: &str| entry.facts.files.iter().find(|file| file.device == device).map(|file| file.place.clone());
+    let file = |device: &str| facts.files.iter().find(|file| file.device == device).map(|file| file.place.clone());
     let disks: Option<Vec<_>> =
         request.disks.iter().map(|disk| Some((disk.device.clone(), file(&disk.device)?))).collect();
     let disks = disks.ok_or_else(|| refuse("disk target not found"))?;
@@ -139,6 +145,7 @@ fn perform(host: &Host, request: &MigrateRequest, definitions: &Definitions) -> 
         | FLAG_PEER2PEER
         | FLAG_PAUSED
         | flag(request.persistent, FLAG_PERSIST_DEST)
+        | flag(request.vouched, FLAG_UNSAFE)
         | flag(!request.disks.is_empty(), FLAG_NON_SHARED_DISK);
     let uri = TypedParameter::text("migrate_uri", format!("unix://{}", memory_path.display()));
     let name = TypedParameter::text("destination_name", &definitions.name);

@@ -18,7 +18,7 @@ use ferry_core::{
     vm::{VmFacts, VmFile, VmState},
 };
 
-use super::ffi::{Domain, Fault, PausedReason, PowerState, Xml};
+use super::ffi::{Connection, Domain, Fault, PausedReason, PowerState, Xml};
 use crate::hypervisor::{HypervisorError, definition};
 
 /// How long one VM may keep a look at all of them.
@@ -43,23 +43,31 @@ struct State {
 impl Definitions {
     /// Facts of every domain that is still there. A busy one takes [`READ_WITHIN`], [`WAITING_MAX`] of them at most, and
     /// its definition is the one it had last.
-    pub(super) fn read(&self, domains: Vec<Domain>) -> Result<Vec<VmFacts<PathBuf>>, HypervisorError> {
+    pub(super) fn read(
+        &self,
+        connection: &Arc<Connection>,
+        domains: Vec<Domain>,
+    ) -> Result<Vec<VmFacts<PathBuf>>, HypervisorError> {
         let mut all = Vec::with_capacity(domains.len());
         for domain in domains {
-            all.extend(self.read_one(domain)?);
+            all.extend(self.read_one(connection, domain)?);
         }
         self.state().known.retain(|vm, _| all.iter().any(|facts| facts.id == *vm));
         Ok(all)
     }
 
-    fn read_one(&self, domain: Domain) -> Result<Option<VmFacts<PathBuf>>, HypervisorError> {
+    fn read_one(
+        &self,
+        connection: &Arc<Connection>,
+        domain: Domain,
+    ) -> Result<Option<VmFacts<PathBuf>>, HypervisorError> {
         let Some((id, power)) = there(identity(&domain))? else { return Ok(None) };
         if arrives(power, &domain) {
             let last = self.state().known.get(&id).cloned();
             return filled(&domain, last.map_or_else(|| bare(&domain, id), Ok)?, power);
         }
-        let asked = domain.clone();
-        match self.within((id, domain.process()), move || asked.xml(Xml::Live)) {
+        let (asked, connection) = (domain.clone(), Arc::clone(connection));
+        match self.within((id, domain.process()), move || text(&connection, &asked, Xml::Live)) {
             Some(Ok(xml)) => {
                 let facts = definition::parse(&xml)?;
                 self.state().known.insert(id, facts.clone());
@@ -109,20 +117,36 @@ fn lock(state: &Mutex<State>) -> MutexGuard<'_, State> {
     state.lock().expect("nobody panics while holding it")
 }
 
+/// A definition that names volumes of storage pools by what they are, as far as libvirt can tell: where it has no storage
+/// driver, or the pool is not active, they stay as they are.
+pub(super) fn text(connection: &Connection, domain: &Domain, form: Xml) -> Result<String, Fault> {
+    let place = |pool: &str, volume: &str| match connection.volume(pool, volume) {
+        Ok(found) => Some(found),
+        Err(fault) => {
+            tracing::debug!(pool, volume, reason = fault.message, "where a volume is could not be told");
+            None
+        }
+    };
+    Ok(definition::resolved(&domain.xml(form)?, place))
+}
+
 /// Facts of one domain, waiting for its definition if it is busy with anything but its arrival; `None` if it went away.
-pub(super) fn read_now(domain: &Domain) -> Result<Option<VmFacts<PathBuf>>, HypervisorError> {
+pub(super) fn read_now(connection: &Connection, domain: &Domain) -> Result<Option<VmFacts<PathBuf>>, HypervisorError> {
     let Some((id, power)) = there(identity(domain))? else { return Ok(None) };
     if arrives(power, domain) {
         return filled(domain, bare(domain, id)?, power);
     }
-    let Some(xml) = there(domain.xml(Xml::Live))? else { return Ok(None) };
+    let Some(xml) = there(text(connection, domain, Xml::Live))? else { return Ok(None) };
     filled(domain, definition::parse(&xml)?, power)
 }
 
 /// The files by the definition that a VM runs by, and by the one that is kept of it. Waits for one that is being started.
 /// One that is being received has none yet.
 #[allow(clippy::type_complexity, reason = "two lists of the same")]
-pub(super) fn files_now(domain: &Domain) -> Result<(Vec<VmFile<PathBuf>>, Vec<VmFile<PathBuf>>), HypervisorError> {
+pub(super) fn files_now(
+    connection: &Connection,
+    domain: &Domain,
+) -> Result<(Vec<VmFile<PathBuf>>, Vec<VmFile<PathBuf>>), HypervisorError> {
     let nothing = (Vec::new(), Vec::new());
     let Some((_, power)) = there(identity(domain))? else { return Ok(nothing) };
     // It uses files that another host gave up for it, and those are not ours to remove.
@@ -130,7 +154,7 @@ pub(super) fn files_now(domain: &Domain) -> Result<(Vec<VmFile<PathBuf>>, Vec<Vm
         return Ok(nothing);
     }
     let files = |form| -> Result<Vec<_>, HypervisorError> {
-        let xml = there(domain.xml(form))?;
+        let xml = there(text(connection, domain, form))?;
         Ok(xml.map(|xml| definition::parse(&xml)).transpose()?.map(|facts| facts.files).unwrap_or_default())
     };
     let Some(persistent) = there(domain.persistent())? else { return Ok(nothing) };
@@ -180,6 +204,7 @@ fn bare(domain: &Domain, id: VmId) -> Result<VmFacts<PathBuf>, HypervisorError> 
         host_devices: Vec::new(),
         tpm: false,
         networks: Vec::new(),
+        machine: None,
     })
 }
 

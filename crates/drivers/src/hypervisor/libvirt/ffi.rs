@@ -15,7 +15,7 @@ use std::{
 use ferry_core::{id::VmId, units::ByteCount};
 use uuid::Uuid;
 
-use crate::hypervisor::{DiskSize, MigrationStats};
+use crate::hypervisor::{DiskSize, MigrationStats, definition::Volume};
 
 /// A connection whose daemon is silent for [`KEEPALIVE_COUNT`] times this is dead. Seconds.
 const KEEPALIVE_SECONDS: c_int = 5;
@@ -214,6 +214,33 @@ impl Connection {
         }
     }
 
+    /// What a volume of a pool is. Looks at no file: a pool's file server may be away.
+    pub(super) fn volume(&self, pool: &str, volume: &str) -> Done<Volume> {
+        let (pool, volume) = (c_string(pool)?, c_string(volume)?);
+        // SAFETY: the connection is open, both strings live through the calls; what is found is given back once it was
+        // asked.
+        let (definition, path) = unsafe {
+            let pool = virt_sys::virStoragePoolLookupByName(self.0, pool.as_ptr());
+            if pool.is_null() {
+                return Err(Fault::last());
+            }
+            let found = virt_sys::virStorageVolLookupByName(pool, volume.as_ptr());
+            let told = match found.is_null() {
+                true => Err(Fault::last()),
+                false => take_text(virt_sys::virStorageVolGetPath(found)).and_then(|path| {
+                    let definition = take_text(virt_sys::virStoragePoolGetXMLDesc(pool, 0))?;
+                    Ok((definition, path))
+                }),
+            };
+            if !found.is_null() {
+                virt_sys::virStorageVolFree(found);
+            }
+            virt_sys::virStoragePoolFree(pool);
+            told?
+        };
+        Volume::of(&definition, path).ok_or_else(|| Fault::own("the pool's definition is odd"))
+    }
+
     pub(super) fn capabilities(&self) -> Done<String> {
         // SAFETY: the connection is open; the string is ours.
         take_text(unsafe { virt_sys::virConnectGetCapabilities(self.0) })
@@ -265,6 +292,9 @@ pub(super) enum Xml {
     Live,
     Migratable,
     Inactive,
+    /// As [`Xml::Inactive`], without what libvirt adds by itself and earlier releases do not know (the `itco` watchdog of
+    /// q35, since 9.1): for other hosts.
+    Portable,
     /// As [`Xml::Inactive`], without passwords.
     Public,
 }
@@ -280,6 +310,8 @@ pub(super) struct Migrate<'a> {
     pub(super) persistent_xml: Option<&'a str>,
     pub(super) bandwidth_mib_per_s: Option<u64>,
     pub(super) auto_converge: bool,
+    /// libvirt need not know itself that the files are shared.
+    pub(super) vouched: bool,
 }
 
 /// A domain.
@@ -348,6 +380,11 @@ impl Domain {
             Xml::Live => 0,
             Xml::Migratable => virt_sys::VIR_DOMAIN_XML_MIGRATABLE | virt_sys::VIR_DOMAIN_XML_SECURE,
             Xml::Inactive => virt_sys::VIR_DOMAIN_XML_INACTIVE | virt_sys::VIR_DOMAIN_XML_SECURE,
+            Xml::Portable => {
+                virt_sys::VIR_DOMAIN_XML_INACTIVE
+                    | virt_sys::VIR_DOMAIN_XML_SECURE
+                    | virt_sys::VIR_DOMAIN_XML_MIGRATABLE
+            }
             Xml::Public => virt_sys::VIR_DOMAIN_XML_INACTIVE,
         };
         // SAFETY: the domain is valid; the string is ours.
@@ -445,6 +482,9 @@ impl Domain {
             }
             // Without synchronous writes: see docs/adr/0011.
             flags |= virt_sys::VIR_MIGRATE_NON_SHARED_DISK;
+        }
+        if migrate.vouched {
+            flags |= virt_sys::VIR_MIGRATE_UNSAFE;
         }
         if migrate.auto_converge {
             flags |= virt_sys::VIR_MIGRATE_AUTO_CONVERGE;

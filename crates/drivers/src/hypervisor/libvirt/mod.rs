@@ -29,7 +29,7 @@ use super::{
     DISK_SOCKET, DiskCopy, DiskCopyRequest, DiskRefused, DiskSize, DomainEvent, EventSink, Hypervisor, HypervisorError,
     HypervisorHost, MEMORY_SOCKET, MigrateRequest, MigrationStats, RPC_SOCKET,
     definition::{self, Form},
-    files_below, images_to_ask,
+    files_below, has_a_place, images_to_ask,
     rpc::{Bound, definition::check_definition},
 };
 
@@ -50,7 +50,7 @@ pub struct Libvirt {
 
 /// A connection, and what does not change while it lives.
 struct Live {
-    connection: Connection,
+    connection: Arc<Connection>,
     /// Asked once: for its capabilities libvirt may start every QEMU there is to probe it, each time, where
     /// `/dev/kvm` is there and cannot be used (2 s seen).
     host: OnceLock<(HypervisorHost, (u32, u32))>,
@@ -72,7 +72,7 @@ impl Libvirt {
         if let Some(live) = slot.as_ref().filter(|live| live.connection.is_alive()) {
             return Ok(Arc::clone(live));
         }
-        let connection = Connection::open(&self.uri).map_err(unreachable)?;
+        let connection = Arc::new(Connection::open(&self.uri).map_err(unreachable)?);
         let live = Arc::new(Live { connection, host: OnceLock::new() });
         *slot = Some(Arc::clone(&live));
         Ok(live)
@@ -97,6 +97,11 @@ impl Libvirt {
         };
         let owner = definition::process_owner(&capabilities).ok_or_else(|| missing("which user QEMU runs as"))?;
         Ok(live.host.get_or_init(|| (host, owner)).clone())
+    }
+
+    /// A definition, for another host or for people: volumes of storage pools are named by what they are.
+    fn text(&self, domain: &Domain, form: ffi::Xml, what: &str) -> Result<String, HypervisorError> {
+        definitions::text(&self.live()?.connection, domain, form).map_err(failed(what))
     }
 
     fn aborting(&self) -> MutexGuard<'_, BTreeSet<VmId>> {
@@ -166,18 +171,22 @@ impl Hypervisor for Libvirt {
     }
 
     fn vms(&self) -> Result<Vec<VmFacts<PathBuf>>, HypervisorError> {
-        let domains = self.live()?.connection.domains().map_err(unreachable)?;
-        self.definitions.read(domains)
+        let live = self.live()?;
+        let domains = live.connection.domains().map_err(unreachable)?;
+        self.definitions.read(&live.connection, domains)
     }
 
     fn vm(&self, vm: VmId) -> Result<Option<VmFacts<PathBuf>>, HypervisorError> {
-        Ok(self.find(vm)?.map(|domain| definitions::read_now(&domain)).transpose()?.flatten())
+        let live = self.live()?;
+        Ok(self.find(vm)?.map(|domain| definitions::read_now(&live.connection, &domain)).transpose()?.flatten())
     }
 
     fn files_in_use(&self) -> Result<BTreeSet<PathBuf>, HypervisorError> {
         let (mut used, mut images) = (BTreeSet::new(), BTreeSet::new());
-        for domain in self.live()?.connection.domains().map_err(unreachable)? {
-            let (running, kept) = definitions::files_now(&domain)?;
+        let live = self.live()?;
+        for domain in live.connection.domains().map_err(unreachable)? {
+            let (running, kept) = definitions::files_now(&live.connection, &domain)?;
+            running.iter().chain(&kept).try_for_each(has_a_place)?;
             used.extend(running.iter().chain(&kept).flat_map(VmFile::places).cloned());
             // The definition by which a VM runs tells what lies below its disks; the one that is kept does not.
             images.extend(images_to_ask(kept.iter().filter(|file| !running.iter().any(|own| own.place == file.place))));
@@ -300,13 +309,13 @@ impl Hypervisor for Libvirt {
         if domain.saved().map_err(failed(&what))? {
             return refused("its state was saved: start it, or remove that with `virsh managedsave-remove`");
         }
-        let xml = domain.xml(ffi::Xml::Inactive).map_err(failed(&what))?;
+        let xml = self.text(&domain, ffi::Xml::Portable, &what)?;
         definition::translate(&xml, vm, paths, &[], Form::Kept)
     }
 
     fn kept_definition(&self, vm: VmId) -> Result<String, HypervisorError> {
         let what = format!("Could not read the definition of VM {vm}");
-        self.need(vm)?.xml(ffi::Xml::Public).map_err(failed(what))
+        self.text(&self.need(vm)?, ffi::Xml::Public, &what)
     }
 
     fn define(&self, definition: &str, bound: &Bound) -> Result<(), HypervisorError> {
@@ -325,11 +334,11 @@ impl Hypervisor for Libvirt {
         self.aborting().remove(&vm);
         let domain = self.need(vm)?;
         let what = format!("Could not migrate VM {vm}");
-        let read = |form| domain.xml(form).map_err(failed(&what));
+        let read = |form| self.text(&domain, form, &what);
         let translate = |xml: &str, form| definition::translate(xml, vm, &request.translate, &request.disks, form);
         let live = translate(&read(ffi::Xml::Migratable)?, Form::Live)?;
         let kept = match request.persistent {
-            true => Some(translate(&read(ffi::Xml::Inactive)?, Form::Kept)?),
+            true => Some(translate(&read(ffi::Xml::Portable)?, Form::Kept)?),
             false => None,
         };
         let disks: Vec<&str> = request.disks.iter().map(|disk| disk.device.as_str()).collect();
@@ -346,6 +355,7 @@ impl Hypervisor for Libvirt {
                 persistent_xml: kept.as_deref(),
                 // libvirt counts in MiB/s; zero would mean no cap.
                 auto_converge: request.auto_converge,
+                vouched: request.vouched,
                 bandwidth_mib_per_s: request.bandwidth_bytes_per_s.map(|bytes| (bytes >> 20).max(1)),
             })
             .map_err(|fault| match self.aborting().remove(&vm) {
@@ -467,6 +477,22 @@ mod tests {
     use std::process::Command;
 
     use super::*;
+
+    #[test]
+    fn nothing_is_linked_that_libvirt_9_lacks() {
+        // What this program needs of a library is named in it by the library's version of then: LIBVIRT_5.6.0.
+        let program = std::fs::read(std::env::current_exe().expect("a path")).expect("readable");
+        let named = |at: usize| {
+            let text = &program[at + "LIBVIRT_".len()..];
+            let end = text.iter().position(|byte| *byte == 0)?;
+            let mut numbers = std::str::from_utf8(&text[..end]).ok()?.split('.').map(str::parse::<u32>);
+            Some((numbers.next()?.ok()?, numbers.next()?.ok()?))
+        };
+        let found = program.windows("LIBVIRT_".len()).enumerate().filter(|(_, text)| text == b"LIBVIRT_");
+        let versions: BTreeSet<_> = found.filter_map(|(at, _)| named(at)).collect();
+        assert!(versions.len() > 5, "the driver is linked: {versions:?}");
+        assert!(versions.iter().all(|version| *version <= (9, 0)), "{versions:?}");
+    }
 
     #[test]
     fn files_of_both_definitions_and_below_their_disks_are_in_use() {

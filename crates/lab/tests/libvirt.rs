@@ -1,0 +1,140 @@
+//! What libvirt's other drivers give a VM: networks and volumes of storage pools.
+#![cfg(feature = "lab")]
+
+use std::{fs, path::Path, time::Duration};
+
+use ferry_core::{
+    api::{
+        problem::Problem,
+        server::{JobView, VmView},
+    },
+    finding::FindingId,
+    migration::Phase,
+    vm::FileRole,
+};
+use ferry_lab::{
+    demo::start_ticker,
+    ferry::Ferry,
+    guest::Ticker,
+    host::Host,
+    observe::{Observer, judge},
+    run::wait_for,
+};
+
+const BOOT: Duration = Duration::from_secs(90);
+const SECONDS_20: Duration = Duration::from_secs(20);
+const VERIFY: Duration = Duration::from_secs(120);
+
+/// A guest that moves in a few seconds.
+fn small(name: &str, address: u8) -> Ticker {
+    Ticker { memory_mib: 256, pattern_mib: 24, dirty_mib_per_s: 2, ..Ticker::new(name, address) }
+}
+
+/// Gives a host the network `lan`, whose VMs are on its bridge.
+fn add_network(host: &Host) {
+    let xml = "<network><name>lan</name><forward mode='bridge'/><bridge name='br0'/></network>";
+    fs::write(host.path("/run/lan.xml"), xml).expect("written");
+    host.virsh(&["net-define", "/run/lan.xml"]).expect("defined");
+    host.virsh(&["net-start", "lan"]).expect("started");
+}
+
+/// The guest's definition with its disk as a volume of pool `vms`, and its interface in the network `lan`.
+fn of_pool_and_network(definition: &str, file: &Path) -> String {
+    let (disk, interface) = (format!("<source file='{}'/>", file.display()), "type='bridge'><source bridge='br0'/>");
+    assert!(definition.contains(&disk) && definition.contains(interface), "{definition}");
+    definition
+        .replace("<disk type='file'", "<disk type='volume'")
+        .replace(&disk, "<source pool='vms' volume='disk.raw'/>")
+        .replace(interface, "type='network'><source network='lan'/>")
+}
+
+#[test]
+fn a_vm_of_a_network_and_a_storage_pool_moves_there_and_back() {
+    let ferry = Ferry::up(2).expect("Ferry on two hosts");
+    let observer = Observer::start(&ferry.lab).expect("observers");
+    let (home, away) = (&ferry.lab.hosts[0], &ferry.lab.hosts[1]);
+    for host in [home, away] {
+        for list in ["net-list", "pool-list", "nwfilter-list", "nodedev-list", "secret-list"] {
+            host.virsh(&[list]).unwrap_or_else(|error| panic!("{}: virsh {list}: {error:#}", host.name));
+        }
+        add_network(host);
+    }
+    let ticker = small("ticker", 101);
+    let mounts = [home, away].map(|host| ferry.mount_of(host).expect("mounted"));
+    let [folder, folder_away] = mounts.map(|mount| mount.join("ticker"));
+    let definition = ticker.prepare(&ferry.lab, &ferry.files.share, &ferry.mount_of(home).expect("mounted"));
+    let definition = of_pool_and_network(&definition.expect("prepared"), &folder.join("disk.raw"));
+    fs::write(home.path("/run/ticker.xml"), definition).expect("written");
+    let target = folder.display().to_string();
+    home.virsh(&["pool-create-as", "vms", "dir", "--target", &target]).expect("a pool");
+    home.virsh(&["define", "/run/ticker.xml"]).expect("defined");
+    home.virsh(&["start", "ticker"]).expect("started");
+    observer.wait_on("ticker", "kvm1", BOOT).expect("it boots");
+
+    let seen: VmView = ferry.json(&["vm", "show", "ticker"]).expect("shown");
+    let disk = seen.facts.files.iter().find(|file| file.device == "vda").expect("there");
+    assert_eq!((disk.role, disk.kind.as_deref()), (FileRole::Disk, None), "a volume is told as its file: {disk:?}");
+    assert_eq!(seen.facts.networks, ["lan"]);
+
+    for (destination, folder, host) in [("kvm2", &folder_away, away), ("kvm1", &folder, home)] {
+        let job: JobView = ferry.json(&["vm", "migrate", "ticker", "--to", destination, "--wait"]).expect("it moves");
+        assert_eq!(job.phase, Phase::Succeeded, "{job:?}");
+        observer.wait_on("ticker", destination, SECONDS_20).expect("it runs there alone");
+        let file = folder.join("disk.raw").display().to_string();
+        for form in [&["dumpxml", "ticker"][..], &["dumpxml", "ticker", "--inactive"]] {
+            let text = host.virsh(form).expect("defined");
+            assert!(text.contains(&format!("<source file='{file}'")) && !text.contains("pool='vms'"), "{text}");
+            assert!(text.contains("network='lan'"), "{text}");
+        }
+    }
+    observer.wait_verified("ticker", 1, VERIFY).expect("verified");
+    judge(&observer.heard("ticker")).expect("no promise is broken");
+}
+
+/// Takes what `ferry-agent setup` wrote out of libvirt's configuration: what an old libvirt makes of it.
+fn forget_shared_file_systems(host: &Host) {
+    let conf = host.folder.join("etc-libvirt/qemu.conf");
+    let text = fs::read_to_string(&conf).expect("there");
+    let kept: Vec<&str> = text.lines().filter(|line| !line.starts_with("shared_filesystems")).collect();
+    assert!(kept.len() < text.lines().count(), "{text}");
+    fs::write(&conf, kept.join("\n") + "\n").expect("written");
+    host.run(&["pkill", "-x", "libvirtd"]).expect("ended");
+    wait_for("libvirtd has ended", SECONDS_20, || host.pids("libvirtd -d -l").is_empty().then_some(()))
+        .expect("it ends");
+    host.start_libvirt().expect("it starts");
+}
+
+#[test]
+fn an_old_libvirt_moves_a_vm_on_ferrys_word_alone() {
+    let mut ferry = Ferry::up_bare(2, &[("FAILPOINTS", "libvirt-version=return(9.0.0)")]).expect("hosts");
+    ferry.lab.hosts.iter().for_each(forget_shared_file_systems);
+    ferry.enrol().expect("enrolled");
+    ferry.add_share("vms").expect("a share");
+    let observer = Observer::start(&ferry.lab).expect("observers");
+    let ticker = small("ticker", 101);
+    start_ticker(&ferry, &ticker, 0).expect("a guest");
+    observer.wait_on("ticker", "kvm1", BOOT).expect("it boots");
+    let mount = ferry.mount_of(&ferry.lab.hosts[0]).expect("mounted");
+    for destination in ["kvm2", "kvm1"] {
+        let job: JobView = ferry.json(&["vm", "migrate", "ticker", "--to", destination, "--wait"]).expect("it moves");
+        assert_eq!(job.phase, Phase::Succeeded, "{job:?}");
+        observer.wait_on("ticker", destination, SECONDS_20).expect("it runs there alone");
+    }
+    observer.wait_verified("ticker", 1, VERIFY).expect("verified");
+    judge(&observer.heard("ticker")).expect("no promise is broken");
+
+    // With writes that may be in the source's page cache only, nobody vouches.
+    let cached = small("cached", 102);
+    let definition = cached.prepare(&ferry.lab, &ferry.files.share, &mount).expect("prepared");
+    let home = &ferry.lab.hosts[0];
+    fs::write(home.path("/run/cached.xml"), definition.replace(" cache='none'", "")).expect("written");
+    home.virsh(&["define", "/run/cached.xml"]).expect("defined");
+    home.virsh(&["start", "cached"]).expect("started");
+    observer.wait_on("cached", "kvm1", BOOT).expect("it boots");
+    let said = ferry.ferry(&["--json", "vm", "migrate", "cached", "--to", "kvm2", "--wait"]).expect("it ends");
+    let problem: Problem = serde_json::from_str(said.out.lines().last().unwrap_or_default())
+        .unwrap_or_else(|error| panic!("{error}: {said:?}"));
+    let blocking: Vec<_> = problem.findings.iter().map(|finding| (finding.id, finding.object.as_str())).collect();
+    assert!(blocking.contains(&(FindingId::HostRelease, "cached vda")), "{problem:?}");
+    observer.wait_on("cached", "kvm1", SECONDS_20).expect("it runs where it was");
+}
