@@ -287,6 +287,7 @@ fn the_agents_mounts_are_seen_by_libvirt_and_its_carriers_outlive_it() {
     for key in unit.keys().filter(|key| !["ExecStart"].contains(&key.as_str())) {
         assert!(!hides.iter().any(|start| key.starts_with(start)), "{key} would hide the agent's mounts from libvirt");
     }
+    assert!(!unit.contains_key("RestrictSUIDSGID"), "with it openat2 fails, by which the agent opens files of VMs");
     for (key, value) in [
         ("KillMode", "process"),
         ("RuntimeDirectory", "ferry"),

@@ -1,11 +1,11 @@
 //! AppArmor: libvirt makes a profile for each VM, which includes its abstraction for QEMU, which includes what
-//! administrators add. A profile is compiled when its VM starts, so a VM that runs already has the rule only after its
-//! profile was loaded anew, as libvirt itself does when a disk is added.
+//! administrators add. A profile is compiled when its QEMU is started, at the destination for the move, and nothing has to
+//! be restarted for the rule. The source's QEMU does without it, also one that has run since before: libvirt connects the
+//! channel of memory itself, and lets QEMU connect to the disks' socket by a rule of its own for that VM.
 
 use std::{
     fs, io,
     path::{Path, PathBuf},
-    process::Command,
 };
 
 use anyhow::Context as _;
@@ -13,8 +13,6 @@ use ferry_drivers::hypervisor::{DISK_SOCKET, MEMORY_SOCKET};
 
 use crate::config::Config;
 
-/// The profiles that the kernel has, and how it keeps to each.
-const PROFILES: &str = "/sys/kernel/security/apparmor/profiles";
 /// libvirt's abstraction, below AppArmor's folder. Never changed.
 const ABSTRACTION: &str = "abstractions/libvirt-qemu";
 /// What it includes, the newer first: releases that take both say that the other one will go.
@@ -96,14 +94,6 @@ fn has_rule(text: &str, rule: &str) -> bool {
     text.lines().any(|line| line.trim() == rule)
 }
 
-/// VMs' profiles among those that the kernel has: `libvirt-UUID (enforce)`. Those of their helpers come with them.
-fn of_vms(profiles: &str) -> impl Iterator<Item = &str> {
-    profiles.lines().filter_map(|line| {
-        let name = line.split_once(" (")?.0;
-        uuid::Uuid::try_parse(name.strip_prefix("libvirt-")?).ok().map(|_| name)
-    })
-}
-
 /// What AppArmor's folder is to hold.
 struct Wanted {
     path: PathBuf,
@@ -149,7 +139,7 @@ pub(crate) fn write(config: &Config) -> anyhow::Result<(PathBuf, bool)> {
     Ok((path, false))
 }
 
-/// Writes the rule, and loads the profiles of VMs that run anew, each time: an earlier run may have ended in between.
+/// Writes the rule, if AppArmor and libvirt are there, whether it is in force now or not.
 pub(crate) fn ensure(config: &Config) -> anyhow::Result<()> {
     if !config.apparmor_dir.join(ABSTRACTION).exists() {
         return Ok(());
@@ -157,11 +147,10 @@ pub(crate) fn ensure(config: &Config) -> anyhow::Result<()> {
     let (path, known) = write(config)?;
     let now = if known { "lets" } else { "now lets" };
     eprintln!("✓ AppArmor {now} VMs use the sockets of moves: {}", path.display());
-    load_again(config);
     Ok(())
 }
 
-/// Takes the rule away. VMs that run keep it until their profile is loaded anew, which is done.
+/// Takes the rule away. A VM that came here keeps it until it is started anew.
 pub(crate) fn remove(config: &Config) -> anyhow::Result<()> {
     for place in [Place::Folder, Place::File] {
         let path = place.path(&config.apparmor_dir);
@@ -175,7 +164,6 @@ pub(crate) fn remove(config: &Config) -> anyhow::Result<()> {
             false => fs::write(&path, rest).with_context(|| format!("Could not write {}", path.display()))?,
         }
         eprintln!("✓ AppArmor's rule was taken out of {}", path.display());
-        load_again(config);
     }
     Ok(())
 }
@@ -185,30 +173,6 @@ fn read(path: &Path) -> anyhow::Result<String> {
         Ok(text) => Ok(text),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(String::new()),
         Err(error) => Err(error).with_context(|| format!("Could not read {}", path.display())),
-    }
-}
-
-/// A VM that ends meanwhile takes its profile with it; one that could not be loaded stays as it was.
-fn load_again(config: &Config) {
-    let profiles = fs::read_to_string(PROFILES).unwrap_or_default();
-    let mut loaded = 0;
-    for name in of_vms(&profiles) {
-        let path = config.apparmor_dir.join("libvirt").join(name);
-        match Command::new("apparmor_parser").arg("-r").arg(&path).output() {
-            Ok(output) if output.status.success() => loaded += 1,
-            Ok(_) if !path.exists() => {}
-            Ok(output) => {
-                let said = String::from_utf8_lossy(&output.stderr).trim().to_owned();
-                eprintln!("! {} could not be loaded ({said}): restart its VM before it is moved", path.display());
-            }
-            Err(error) => {
-                eprintln!("! apparmor_parser could not be run ({error}): restart running VMs before they are moved");
-                return;
-            }
-        }
-    }
-    if loaded > 0 {
-        eprintln!("✓ the profiles of {loaded} running VMs were loaded again");
     }
 }
 
@@ -248,14 +212,6 @@ mod tests {
             assert!(!rest.contains("ferry"), "{rest}");
         }
         assert!(!has_rule(&format!("# {RULE}\n"), RULE), "a comment is no rule");
-    }
-
-    #[test]
-    fn profiles_of_running_vms_are_told_from_others() {
-        let profiles = "libvirt-2f6dd7b3-1c6e-4a52-8b2c-6d1f0d1f8a11 (enforce)\n\
-                        libvirt-2f6dd7b3-1c6e-4a52-8b2c-6d1f0d1f8a11//passt (enforce)\n\
-                        libvirtd (enforce)\nlibvirtd//qemu_bridge_helper (enforce)\nlibvirt-guests (complain)\n";
-        assert_eq!(of_vms(profiles).collect::<Vec<_>>(), ["libvirt-2f6dd7b3-1c6e-4a52-8b2c-6d1f0d1f8a11"]);
     }
 
     #[test]

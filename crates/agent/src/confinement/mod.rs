@@ -89,7 +89,7 @@ pub(crate) fn checks(config: &Config, host: &HypervisorHost) -> Vec<Check> {
     checks
 }
 
-/// Writes the rules, and makes them count for VMs that run already. Prints what it does to stderr.
+/// Writes the rules. Prints what it does to stderr.
 ///
 /// # Errors
 /// What could not be done; it may be repeated.
