@@ -575,6 +575,20 @@ async fn a_destination_that_has_the_vm_already_refuses_it() {
     assert!(site.hosts[1].knows(vm) && site.hosts[1].leftovers().is_empty());
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn an_old_libvirt_is_not_vouched_for_where_it_would_give_files_away() {
+    let site = Site::new().await;
+    let vm = site.run_vm("web01", |guest| guest.facts.autostart = true);
+    let job = Job::new(1, 1, vm, "web01", 0);
+    // The test's folder is on a file system whose files have owners.
+    site.hosts[0].hypervisor.set_host(|host| host.libvirt_version = "9.0.0".to_owned());
+    let ready = site.prepare_destination(&job).await.expect("the destination is ready");
+    assert_eq!(refusal(site.prepare_source(&job, ready).await), (409, FindingId::HostRelease));
+    site.undo_destination_only(&job).await;
+    assert!(site.hosts[0].autostarts(vm));
+    site.assert_settled(vm, 0);
+}
+
 async fn move_again(site: &Site, number: u64, job: &Job) {
     let again = Job::new(number, 1, job.vm, &job.name, job.from);
     site.prepare(&again).await;

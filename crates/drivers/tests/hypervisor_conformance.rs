@@ -2,7 +2,8 @@
 //!
 //! `FERRY_CONFORMANCE_SOURCE` and `FERRY_CONFORMANCE_DESTINATION` are the roots of two hosts as this process sees
 //! them, `/proc/PID/root` of a process in each; each has libvirtd, QEMU and the folder `/srv/ferry/conformance`,
-//! which is one and the same. Needs root.
+//! which is one and the same. Needs root. `FERRY_CONFORMANCE_MACHINE` is the machine type of the VMs, for hosts with QEMUs of
+//! two releases.
 
 use std::{
     any::Any,
@@ -193,9 +194,10 @@ mod libvirt {
 
     fn define_with(root: &Path, name: &str, kind: &str, source: &str) -> VmId {
         let vm = VmId(Uuid::new_v4());
+        let machine = std::env::var("FERRY_CONFORMANCE_MACHINE").unwrap_or_else(|_| "q35".to_owned());
         let xml = format!(
             "<domain type='qemu'><name>{name}</name><uuid>{vm}</uuid><memory unit='MiB'>64</memory><vcpu>1</vcpu>\
-             <os><type arch='x86_64' machine='q35'>hvm</type></os><devices>\
+             <os><type arch='x86_64' machine='{machine}'>hvm</type></os><devices>\
              <disk type='{kind}' device='disk'><driver name='qemu' type='raw' cache='none' error_policy='stop'/>\
              <source {source}/><target dev='vda' bus='virtio'/></disk>\
              <controller type='usb' model='none'/><memballoon model='none'/></devices></domain>"

@@ -81,6 +81,17 @@ impl Pair {
 }
 
 #[test]
+fn a_libvirt_that_cannot_be_told_of_shares_moves_a_vm_when_somebody_vouches() {
+    let mut pair = pair();
+    pair.source.set_host(|host| host.libvirt_version = "9.0.0".to_owned());
+    pair.fails_with("Unsafe migration");
+    assert_eq!(pair.presences(), (Presence::Running, Presence::Absent));
+    pair.request.vouched = true;
+    pair.source.migrate(&pair.request).expect("moved");
+    assert_eq!(pair.presences(), (Presence::Absent, Presence::Arrived));
+}
+
+#[test]
 fn memory_arrives_as_it_was_when_the_guest_stopped() {
     let pair = pair();
     let hold = pair.source.faults().hold(Point::Finish);

@@ -99,8 +99,6 @@ struct State {
     edited: BTreeMap<VmId, VmFacts<PathBuf>>,
     /// What storage pools have, by `pool/volume`.
     volumes: BTreeMap<PathBuf, PathBuf>,
-    /// Moves that left this host without its asking whether the files are shared.
-    vouched: BTreeSet<VmId>,
     watches: BTreeMap<u64, Arc<EventSink>>,
     watches_begun: u64,
     /// Connections of other daemons.
@@ -176,7 +174,6 @@ impl FakeHypervisor {
                 vms: BTreeMap::new(),
                 edited: BTreeMap::new(),
                 volumes: BTreeMap::new(),
-                vouched: BTreeSet::new(),
                 watches: BTreeMap::new(),
                 watches_begun: 0,
                 callers: Vec::new(),
@@ -225,11 +222,6 @@ impl FakeHypervisor {
     /// `volume` uses it.
     pub fn add_volume(&self, name: impl Into<PathBuf>, file: impl Into<PathBuf>) {
         self.host.state().volumes.insert(name.into(), file.into());
-    }
-
-    /// Whether the last move of a VM from here was one of files of which libvirt need not know that they are shared.
-    pub fn was_vouched(&self, vm: VmId) -> bool {
-        self.host.state().vouched.contains(&vm)
     }
 
     /// Changes the definition by which a running VM starts next, as `virsh edit` does. A pivot leaves it alone.

@@ -10,7 +10,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use ferry_core::{id::VmId, units::ByteCount};
+use ferry_core::{id::VmId, release::knows_shared_filesystems, units::ByteCount};
 
 use super::{
     Host, Outgoing, Point, Process, Struck,
@@ -111,14 +111,16 @@ fn begin(host: &Host, request: &MigrateRequest, what: &str) -> Result<Definition
     let mut state = host.state();
     let xml = state.vms.get(&vm).map(|entry| guest::definition_xml(&entry.facts)).ok_or(HypervisorError::NoVm(vm))?;
     let xml = state.text(&xml);
-    match request.vouched {
-        true => drop(state.vouched.insert(vm)),
-        false => drop(state.vouched.remove(&vm)),
-    }
+    let knows_shared = knows_shared_filesystems(&state.facts.libvirt_version);
+    let stays = |device: &str| !request.disks.iter().any(|disk| disk.device == device);
     let facts = state.resolved(state.vms.get(&vm).ok_or(HypervisorError::NoVm(vm))?.facts())?;
     let entry = state.vms.get_mut(&vm).ok_or(HypervisorError::NoVm(vm))?;
     if !matches!(entry.process, Process::Running(_)) {
         return Err(refuse("domain is not running"));
+    }
+    // A later release is told so by its configuration.
+    if !knows_shared && !request.vouched && facts.files.iter().any(|file| stays(&file.device)) {
+        return Err(refuse("Unsafe migration: Migration without shared storage is unsafe"));
     }
     if entry.outgoing.is_some() {
         return Err(refuse("another migration job is already running for this domain"));
