@@ -27,7 +27,8 @@ pub struct Release {
 /// that did earlier loses nothing: what stands in for it works there, too.
 pub const SHARED_FILESYSTEMS_SINCE: Release = Release::new(10, 9);
 
-/// File systems that libvirt knows to be shared by itself, in each release since 9.0: `virFileIsSharedFS`.
+/// File systems that libvirt knows to be shared by itself, in each release since 9.0 (`virFileIsSharedFS`). Later ones know
+/// more.
 const KNOWN_SHARED: [&str; 10] =
     ["nfs", "nfs4", "gfs2", "ocfs2", "afs", "ceph", "gpfs", "acfs", "fuse.glusterfs", "fuse.quobyte"];
 
@@ -66,6 +67,11 @@ pub fn knows_shared_filesystems(libvirt_version: &str) -> bool {
     Release::of(libvirt_version).is_none_or(|release| release >= SHARED_FILESYSTEMS_SINCE)
 }
 
+/// Whether libvirt itself takes every file on a file system of this type for shared.
+pub fn is_known_as_shared(kind: &str) -> bool {
+    KNOWN_SHARED.contains(&kind)
+}
+
 /// What a host's libvirt makes of a file that a VM goes on using through a live move.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Trust {
@@ -95,7 +101,7 @@ pub fn trusts<F>(libvirt_version: &str, role: Role, files: &[(&VmFile<F>, Option
 }
 
 fn trust<F>(libvirt_version: &str, role: Role, file: &VmFile<F>, on: Option<&FileSystem>) -> Trust {
-    let knows = on.is_some_and(|on| KNOWN_SHARED.contains(&on.kind.as_str()));
+    let knows = on.is_some_and(|on| is_known_as_shared(&on.kind));
     if !is_written(file) || knows || knows_shared_filesystems(libvirt_version) {
         return Trust::Known;
     }
@@ -197,6 +203,17 @@ mod tests {
             ("s390-ccw-virtio-9.1", Some(Release::new(9, 1))),
         ] {
             assert_eq!(Release::of_machine(machine), release, "{machine}");
+        }
+    }
+
+    #[test]
+    fn file_systems_that_libvirt_knows_as_shared_are_told_from_others() {
+        for kind in ["nfs4", "ceph", "gfs2", "ocfs2", "gpfs", "fuse.glusterfs"] {
+            assert!(is_known_as_shared(kind), "{kind}");
+        }
+        // It knows SMB 1 by its number, and nobody mounts that any more.
+        for kind in ["cifs", "smb3", "ext4", "tmpfs", "fuse", "fuse.sshfs", "fuse.smbnetfs", "9p", ""] {
+            assert!(!is_known_as_shared(kind), "{kind}");
         }
     }
 

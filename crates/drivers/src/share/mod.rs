@@ -22,6 +22,7 @@ use ferry_core::{
     api::agent::ShareCredentials,
     finding::{Finding, FindingId},
     place::Space,
+    release::is_known_as_shared,
     share_source::ShareSource,
 };
 use thiserror::Error;
@@ -206,7 +207,7 @@ pub struct Mounted {
 impl Mounted {
     /// Whether libvirt takes every file on such a file system for shared.
     pub fn is_known_as_shared(&self) -> bool {
-        mounts::is_known_as_shared(&self.kind)
+        is_known_as_shared(&self.kind)
     }
 }
 

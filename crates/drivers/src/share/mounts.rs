@@ -90,26 +90,6 @@ pub fn waits(mount: &Mount) -> bool {
     }
 }
 
-/// Whether libvirt itself takes files on a file system of this type for shared (`virFileIsSharedFS`, the same from
-/// libvirt 9.0 to 11; later ones know more).
-pub fn is_known_as_shared(kind: &str) -> bool {
-    const KNOWN: [&str; 12] = [
-        "nfs",
-        "nfs4",
-        "gfs2",
-        "ocfs2",
-        "afs",
-        "smb3",
-        "cifs",
-        "ceph",
-        "gpfs",
-        "acfs",
-        "fuse.glusterfs",
-        "fuse.quobyte",
-    ];
-    KNOWN.contains(&kind)
-}
-
 /// Whether the top of the export appears at `path`, which `mount` holds. Err says what is there instead.
 pub fn shows_export(mount: &Mount, path: &Path, nfs: &NfsExport) -> Result<(), String> {
     if !matches!(mount.kind.as_str(), "nfs" | "nfs4") {
@@ -276,16 +256,6 @@ mod tests {
                 let text = format!("68 22 0:40 / /srv/a rw - {kind} fs1.ferry.test:/vms {options}\n");
                 assert_eq!(waits(&parse(&text)[0]), expected, "{text}");
             }
-        }
-    }
-
-    #[test]
-    fn file_systems_that_libvirt_knows_as_shared_are_told_from_others() {
-        for kind in ["nfs4", "ceph", "gfs2", "ocfs2", "gpfs", "fuse.glusterfs"] {
-            assert!(is_known_as_shared(kind), "{kind}");
-        }
-        for kind in ["ext4", "tmpfs", "fuse", "fuse.sshfs", "fuse.smbnetfs", "9p", ""] {
-            assert!(!is_known_as_shared(kind), "{kind}");
         }
     }
 
