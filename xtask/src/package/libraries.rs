@@ -15,12 +15,14 @@ struct Library {
 }
 
 /// What Debian 12 and Red Hat Enterprise Linux 9 both have; the C library is older there, libvirt here.
-const LIBRARIES: [Library; 5] = [
+const LIBRARIES: [Library; 6] = [
     Library { name: "ld-linux-", nodes: "GLIBC_", newest: &[2, 34] },
     Library { name: "libc.so.", nodes: "GLIBC_", newest: &[2, 34] },
     Library { name: "libm.so.", nodes: "GLIBC_", newest: &[2, 34] },
     Library { name: "libgcc_s.so.", nodes: "GCC_", newest: &[11, 0, 0] },
     Library { name: "libvirt.so.", nodes: "LIBVIRT_", newest: &[9, 0, 0] },
+    // Of the same package as the one before.
+    Library { name: "libvirt-qemu.so.", nodes: "LIBVIRT_QEMU_", newest: &[9, 0, 0] },
 ];
 
 /// Reads a program's libraries and their versions, and judges them.
@@ -78,6 +80,7 @@ mod tests {
     const GOOD: &str = "
 Dynamic Section:
   NEEDED               libvirt.so.0
+  NEEDED               libvirt-qemu.so.0
   NEEDED               libc.so.6
   NEEDED               ld-linux-x86-64.so.2
   SONAME               x
@@ -89,6 +92,8 @@ Version References:
   required from libvirt.so.0:
     0x0d5c2a22 0x00 02 LIBVIRT_9.0.0
     0x0d5c2a23 0x00 04 LIBVIRT_0.10.2
+  required from libvirt-qemu.so.0:
+    0x0b5c2a22 0x00 06 LIBVIRT_QEMU_0.8.3
 ";
 
     #[test]
@@ -98,6 +103,7 @@ Version References:
             ("LIBVIRT_9.0.0", "LIBVIRT_9.1.0", "it asks libvirt.so.0 for LIBVIRT_9.1.0"),
             ("LIBVIRT_9.0.0", "LIBVIRT_10.2.0", "it asks libvirt.so.0 for LIBVIRT_10.2.0"),
             ("LIBVIRT_9.0.0", "LIBVIRT_PRIVATE_9.0.0", "it asks libvirt.so.0 for LIBVIRT_PRIVATE_9.0.0"),
+            ("QEMU_0.8.3", "QEMU_10.1.0", "it asks libvirt-qemu.so.0 for LIBVIRT_QEMU_10.1.0"),
             ("GLIBC_2.34", "GLIBC_2.38", "it asks libc.so.6 for GLIBC_2.38"),
             ("NEEDED               libc.so.6", "NEEDED               libssl.so.3", "it links libssl.so.3"),
         ] {

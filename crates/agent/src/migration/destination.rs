@@ -3,12 +3,12 @@
 //!
 //! ```text
 //! Prepared ─first channel▶ Performing ─hand-over told by the source▶ Delivered ─resume▶ Resumed
-//!                              └─ no disks here, the source gave up, or abort ─▶ Failed | Aborted: the VM runs at the source
+//!                              └─ the source gave up, or abort ─▶ Failed | Aborted: the VM runs at the source
 //! ```
-//! A VM whose process does not get its disks here is not taken over at all: `takeover.rs`.
 //! libvirt alone would run the VM twice when the reply to its Finish call is lost. So the VM arrives paused, and is
 //! resumed here: at once when the source's carrier saw the reply delivered, or when the server, having asked both
-//! hosts, says that the VM is here. Otherwise it stays paused.
+//! hosts, says that the VM is here. Otherwise it stays paused. One whose process does not get its disks here is not taken
+//! over at all: `takeover.rs`.
 
 use std::{
     path::PathBuf,

@@ -12,7 +12,6 @@ use std::{
     time::{Duration, Instant},
 };
 
-use ferry_core::api::agent::Stage;
 use ferry_drivers::hypervisor::{DiskRefused, rpc::Tap};
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 use tracing::{error, info, warn};
@@ -69,7 +68,7 @@ async fn take_over(shared: &Shared) -> Result<(), String> {
         }
         Ok(Ok(refused)) => describe(&shared.bound.name, &refused),
         Ok(Err(error)) => {
-            // libvirt is being restarted, or is too old: as good or bad a time to run the VM as without this look.
+            // libvirt may be being restarted. The VM is asked to run again and again.
             warn!(%vm, error = %chain(&error), "it cannot be seen whether the VM has its disks here");
             return Ok(());
         }
@@ -90,12 +89,8 @@ async fn take_over(shared: &Shared) -> Result<(), String> {
     if let Err(error) = blocking(&board.hypervisor, move |hypervisor| hypervisor.destroy(vm)).await {
         warn!(%vm, error = %chain(&error), "the copy that cannot run could not be ended yet");
     }
-    board.tell(|known| {
-        if matches!(known.stage, Stage::Prepared | Stage::Performing) {
-            known.stage = Stage::Failed;
-        }
-        known.error = Some(reason.clone());
-    });
+    // The end of the move is the source's to tell, in the words of the reply.
+    board.tell(|known| known.error = Some(reason.clone()));
     Err(reason)
 }
 
