@@ -31,8 +31,9 @@ use crate::{
 
 /// A connection that is not introduced by then is dropped.
 const HANDSHAKE_DEADLINE: Duration = Duration::from_secs(5);
-/// Connections that may be unintroduced at once: a session has a handful.
-const HANDSHAKES_MAX: usize = 16;
+/// Connections that may be unintroduced at once: a session has a handful, and strangers shall not be in its way. More
+/// are closed at once: none waits unread in the kernel, which would keep a window's worth of what a stranger sends.
+const HANDSHAKES_MAX: usize = 128;
 /// Connections that the kernel keeps until they are accepted.
 const BACKLOG: u32 = 128;
 
@@ -183,7 +184,6 @@ async fn accept_all(
 ) {
     let pending = Arc::new(Semaphore::new(HANDSHAKES_MAX));
     loop {
-        let Ok(permit) = Arc::clone(&pending).acquire_owned().await else { return };
         let (tcp, from) = match listener.accept().await {
             Ok(accepted) => accepted,
             Err(error) => {
@@ -192,6 +192,10 @@ async fn accept_all(
                 tokio::task::yield_now().await;
                 continue;
             }
+        };
+        let Ok(permit) = Arc::clone(&pending).try_acquire_owned() else {
+            warn!(%from, "too many connections are not introduced; this one was closed");
+            continue;
         };
         let (tls, found, spoken) = (tls.clone(), found.clone(), Arc::clone(&spoken));
         tokio::spawn(async move {

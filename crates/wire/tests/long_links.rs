@@ -118,6 +118,7 @@ async fn a_peer_of_the_first_version_caps_a_long_link() {
     let mut fed = Fed::over(LINK, window_bytes_max(1)).await;
     fed.read(30_000_000).await;
     let rate = fed.read(40_000_000).await;
+    println!("{:.1} MB/s", rate / 1e6);
     assert!(rate <= 0.75 * LINK.rate_bytes_per_s as f64, "{rate} bytes/s");
     assert!(fed.meter.waiting_max() <= window_bytes_max(1), "{} waited", fed.meter.waiting_max());
 }

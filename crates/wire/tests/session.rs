@@ -20,6 +20,7 @@ use ferry_wire::{
 };
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _, DuplexStream, duplex, split},
+    net::TcpStream,
     task::JoinHandle,
 };
 use uuid::Uuid;
@@ -218,6 +219,19 @@ async fn a_wrong_secret_session_or_key_is_refused_and_the_next_is_served() {
     let (good, accepted) = tokio::join!(pair.dialer.open(Channel::Rpc), pair.acceptor.accept());
     good.expect("served");
     assert_eq!(accepted.expect("it listens").0, Channel::Rpc);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn strangers_who_say_nothing_do_not_hold_up_the_source() {
+    let mut pair = pair().await;
+    let mut strangers = Vec::new();
+    for _ in 0..100 {
+        strangers.push(within(TcpStream::connect(pair.acceptor.address())).await.expect("it listens"));
+    }
+    let (good, accepted) = tokio::join!(pair.dialer.open(Channel::Control), within(pair.acceptor.accept()));
+    good.expect("served");
+    assert_eq!(accepted.expect("it listens").0, Channel::Control);
+    drop(strangers);
 }
 
 struct Watch {
