@@ -151,9 +151,9 @@ impl Holder {
         };
         let errors = read(self.tool.stderr.as_mut().map(|stream| stream as &mut dyn io::Read));
         let output = read(self.tool.stdout.as_mut().map(|stream| stream as &mut dyn io::Read));
-        let lines = errors.lines().chain(output.lines()).map(|line| line.trim_start_matches("qemu-io>").trim());
+        let mut lines = errors.lines().chain(output.lines()).map(|line| line.trim_start_matches("qemu-io>").trim());
         let failed = |line: &&str| line.contains("failed") || line.contains("Failed") || line.contains("rror");
-        lines.filter(failed).next_back().unwrap_or("qemu-io did not say why").to_owned()
+        lines.rfind(failed).unwrap_or("qemu-io did not say why").to_owned()
     }
 }
 

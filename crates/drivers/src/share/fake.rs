@@ -258,11 +258,11 @@ mod tests {
         let at = |name: &str| directory.path().join(name);
         for (share, name) in [("/mnt/vms", "backing"), ("/mnt/other", "other")] {
             fs::create_dir(at(name)).expect("made");
-            servers.export(&share.parse::<ShareSource>().expect(share), FakeExport::new(at(name)));
+            servers.export(share.parse::<ShareSource>().expect(share), FakeExport::new(at(name)));
         }
         let driver = FakeShares::new(servers.clone());
         let mount = |share: &str, path: &Path| {
-            driver.mount_by_hand(&share.parse::<ShareSource>().expect(share), path).expect("mounted");
+            driver.mount_by_hand(share.parse::<ShareSource>().expect(share), path).expect("mounted");
         };
         run_paths(&PathSite {
             driver: &driver,
