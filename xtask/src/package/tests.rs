@@ -300,6 +300,11 @@ fn the_agents_mounts_are_seen_by_libvirt_and_its_carriers_outlive_it() {
     ] {
         assert_eq!(unit.get(key).map(Vec::as_slice), Some(&[value.to_owned()][..]), "{key}");
     }
+    let dropped = unit.get("CapabilityBoundingSet").map(|lines| lines.join(" ")).expect("what it can do without");
+    // Mounts; buffers of sockets for long links; the locks of QEMU's open files; files of VMs that are not root's.
+    for needed in ["CAP_SYS_ADMIN", "CAP_NET_ADMIN", "CAP_SYS_PTRACE", "CAP_DAC_OVERRIDE", "CAP_CHOWN", "CAP_KILL"] {
+        assert!(!dropped.contains(needed), "the agent needs {needed}");
+    }
     for key in ["Requires", "BindsTo", "PartOf", "Requisite"] {
         assert!(!unit.contains_key(key), "{key}: a restart of libvirt would be one of the agent");
     }
