@@ -28,7 +28,7 @@ pub fn run(config_path: &Path, listen: Option<SocketAddr>, restart: bool) -> any
     make_folders(&config)?;
     let shared = ensure_shared(&config)?;
     let hooked = ensure_hook(&config)?;
-    confinement::ensure(&config)?;
+    confinement::ensure(&config)?.iter().for_each(|done| eprintln!("✓ {done}"));
     if shared || hooked {
         restart_libvirt(restart);
     }
@@ -123,7 +123,7 @@ pub fn remove(config: &Config) -> anyhow::Result<()> {
         .filter_map(|entry| Some(entry.ok()?.file_name().display().to_string()))
         .collect();
     anyhow::ensure!(held.is_empty(), "VMs are held, and could be started twice without the hook: {}", held.join(", "));
-    confinement::remove(config)?;
+    confinement::remove(config)?.iter().for_each(|done| eprintln!("✓ {done}"));
     let hook = hook_path(config);
     match fs::remove_file(&hook) {
         Ok(()) => eprintln!("✓ {} was removed", hook.display()),

@@ -139,19 +139,19 @@ pub(crate) fn write(config: &Config) -> anyhow::Result<(PathBuf, bool)> {
     Ok((path, false))
 }
 
-/// Writes the rule, if AppArmor and libvirt are there, whether it is in force now or not.
-pub(crate) fn ensure(config: &Config) -> anyhow::Result<()> {
+/// Writes the rule, if AppArmor and libvirt are there, whether it is in force now or not. Ok says what was done.
+pub(crate) fn ensure(config: &Config) -> anyhow::Result<Option<String>> {
     if !config.apparmor_dir.join(ABSTRACTION).exists() {
-        return Ok(());
+        return Ok(None);
     }
     let (path, known) = write(config)?;
     let now = if known { "lets" } else { "now lets" };
-    eprintln!("✓ AppArmor {now} VMs use the sockets of moves: {}", path.display());
-    Ok(())
+    Ok(Some(format!("AppArmor {now} VMs use the sockets of moves: {}", path.display())))
 }
 
-/// Takes the rule away. A VM that came here keeps it until it is started anew.
-pub(crate) fn remove(config: &Config) -> anyhow::Result<()> {
+/// Takes the rule away. A VM that came here keeps it until it is started anew. Ok says what was done.
+pub(crate) fn remove(config: &Config) -> anyhow::Result<Vec<String>> {
+    let mut done = Vec::new();
     for place in [Place::Folder, Place::File] {
         let path = place.path(&config.apparmor_dir);
         let text = read(&path)?;
@@ -163,9 +163,9 @@ pub(crate) fn remove(config: &Config) -> anyhow::Result<()> {
             true => fs::remove_file(&path).with_context(|| format!("Could not remove {}", path.display()))?,
             false => fs::write(&path, rest).with_context(|| format!("Could not write {}", path.display()))?,
         }
-        eprintln!("✓ AppArmor's rule was taken out of {}", path.display());
+        done.push(format!("AppArmor's rule was taken out of {}", path.display()));
     }
-    Ok(())
+    Ok(done)
 }
 
 fn read(path: &Path) -> anyhow::Result<String> {

@@ -89,22 +89,22 @@ pub(crate) fn checks(config: &Config, host: &HypervisorHost) -> Vec<Check> {
     checks
 }
 
-/// Writes the rules. Prints what it does to stderr.
+/// Writes the rules. Ok says what was done, a sentence each.
 ///
 /// # Errors
 /// What could not be done; it may be repeated.
-pub(crate) fn ensure(config: &Config) -> anyhow::Result<()> {
-    apparmor::ensure(config)?;
-    selinux::ensure(config)
+pub(crate) fn ensure(config: &Config) -> anyhow::Result<Vec<String>> {
+    Ok([apparmor::ensure(config)?, selinux::ensure(config)?].into_iter().flatten().collect())
 }
 
-/// Takes the rules away again.
+/// Takes the rules away again. Ok says what was done, a sentence each.
 ///
 /// # Errors
 /// What could not be done; it may be repeated.
-pub(crate) fn remove(config: &Config) -> anyhow::Result<()> {
-    apparmor::remove(config)?;
-    selinux::remove(config)
+pub(crate) fn remove(config: &Config) -> anyhow::Result<Vec<String>> {
+    let mut done = apparmor::remove(config)?;
+    done.extend(selinux::remove(config)?);
+    Ok(done)
 }
 
 /// What qemu.conf says of VMs whose definition does not say: libvirt's own default is to confine.

@@ -109,10 +109,10 @@ pub(crate) fn missing(config: &Config) -> Option<String> {
     (!installed || !wanted.store.exists()).then(|| format!("its policy has no module {MODULE} for this agent"))
 }
 
-/// Installs the module, and labels what is there.
-pub(crate) fn ensure(config: &Config) -> anyhow::Result<()> {
+/// Installs the module, and labels what is there. Ok says what was done.
+pub(crate) fn ensure(config: &Config) -> anyhow::Result<Option<String>> {
     if !is_on() {
-        return Ok(());
+        return Ok(None);
     }
     if missing(config).is_some() {
         let wanted = wanted(config).map_err(anyhow::Error::msg)?;
@@ -124,23 +124,22 @@ pub(crate) fn ensure(config: &Config) -> anyhow::Result<()> {
             return Err(error);
         }
     }
-    eprintln!("✓ SELinux lets VMs use the sockets of moves: policy module {MODULE}");
     for path in [&config.run_dir, &config.hooks_dir] {
         run(Command::new("restorecon").arg("-R").arg(path))?;
     }
-    Ok(())
+    Ok(Some(format!("SELinux lets VMs use the sockets of moves: policy module {MODULE}")))
 }
 
-/// Removes the module.
-pub(crate) fn remove(config: &Config) -> anyhow::Result<()> {
+/// Removes the module. Ok says what was done.
+pub(crate) fn remove(config: &Config) -> anyhow::Result<Option<String>> {
     let path = module_path(config);
     if !is_on() || !path.exists() {
-        return Ok(());
+        return Ok(None);
     }
     run(Command::new("semodule").args(["-r", MODULE]))?;
     fs::remove_file(&path).with_context(|| format!("Could not remove {}", path.display()))?;
-    eprintln!("✓ SELinux's policy module {MODULE} was removed");
-    run(Command::new("restorecon").arg("-R").arg(&config.run_dir))
+    run(Command::new("restorecon").arg("-R").arg(&config.run_dir))?;
+    Ok(Some(format!("SELinux's policy module {MODULE} was removed")))
 }
 
 fn run(command: &mut Command) -> anyhow::Result<()> {
