@@ -37,7 +37,7 @@ pub fn run(config_path: &Path, listen: Option<SocketAddr>, restart: bool) -> any
     }
     let key = KeyPair::load_or_create(&config.key_path())?;
     let token = Enrolment::load(&config)?.new_token(key.pin())?;
-    eprintln!("\nStart `ferry-agent run`, then add this host with:");
+    eprintln!("\nStart the agent (`systemctl start ferry-agent`), then add this host with:");
     eprintln!("  ferry host add {} --name NAME --token TOKEN\nThe token, good for one use:", config.listen);
     println!("{token}");
     Ok(())

@@ -12,11 +12,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use ferry_core::{
-    finding::FindingId,
-    id::ShareId,
-    share_source::ShareSource,
-};
+use ferry_core::{finding::FindingId, id::ShareId, share_source::ShareSource};
 use ferry_drivers::{
     places::{QemuUser, ShareRoot},
     share::{ShareDriver, conformance, host::HostShares},
@@ -103,7 +99,8 @@ impl Server {
 impl Drop for Server {
     fn drop(&mut self) {
         for name in ["vms", "other"] {
-            let _ = Command::new("exportfs").args(["-u", &format!("127.0.0.1:{}", self.top.join(name).display())]).status();
+            let _ =
+                Command::new("exportfs").args(["-u", &format!("127.0.0.1:{}", self.top.join(name).display())]).status();
         }
     }
 }
