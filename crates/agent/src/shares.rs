@@ -102,6 +102,7 @@ impl Shares {
             let looked = tokio::task::spawn_blocking(move || {
                 if look % LOOKS_PER_MOUNT == 0 {
                     shares.attach_again(look == 0);
+                    shares.mount_anew();
                 }
                 shares.look(look % LOOKS_PER_SPACE == 0);
             });
@@ -147,6 +148,26 @@ impl Shares {
                     warn!(share = %entry.source, %error, "a share could not be mounted again; it is tried on");
                 }
                 Err(error) => debug!(share = %entry.source, %error, "a share could not be mounted again yet"),
+            }
+        }
+    }
+
+    /// Mounts anew, where nothing uses it, what an earlier version mounted so that QEMU's locks are the file server's.
+    fn mount_anew(&self) {
+        for entry in self.copy() {
+            if entry.mode == AttachMode::Adopted || self.driver.locks_stay(&entry.path) {
+                continue;
+            }
+            // What could not be mounted again stays: VMs can be started on it.
+            let answers = self.driver.probe(&entry.source, entry.credentials.as_ref());
+            if let Err(error) = answers.and_then(|_| self.driver.detach(&entry.source, &entry.path)) {
+                debug!(share = %entry.source, %error, "a share is not mounted anew yet");
+                continue;
+            }
+            match self.driver.attach(&entry.source, entry.credentials.as_ref(), &entry.path) {
+                Ok(()) => info!(share = %entry.source, "a share was mounted anew: QEMU's locks stay on this host"),
+                // It is tried on, as any share that is not mounted.
+                Err(error) => warn!(share = %entry.source, %error, "a share could not be mounted anew"),
             }
         }
     }
@@ -502,38 +523,83 @@ mod tests {
 
     use super::*;
 
+    /// A host with a share that was attached by an agent before.
+    struct Site {
+        _folder: tempfile::TempDir,
+        config: Config,
+        servers: FakeFileServers,
+        source: ShareSource,
+        mountpoint: PathBuf,
+    }
+
+    impl Site {
+        fn new() -> Self {
+            let folder = tempfile::tempdir().expect("a folder");
+            let config = Config {
+                state_dir: folder.path().join("state"),
+                share_root: folder.path().join("srv"),
+                ..Config::new("127.0.0.1:1".parse().expect("an address"))
+            };
+            fs::create_dir(&config.state_dir).expect("made");
+            let export = FakeExport::new(folder.path().join("export"));
+            fs::create_dir(&export.directory).expect("made");
+            let (servers, source): (_, ShareSource) =
+                (FakeFileServers::new(), r"\\fs1.ferry.test\vms".parse().expect("a UNC path"));
+            servers.export(&source, export.clone());
+            let (id, credentials) = (ShareId(Uuid::from_u128(5)), Some(export.credentials()));
+            let mountpoint = config.share_root.join(id.to_string());
+            let site = Self { _folder: folder, config, servers, source: source.clone(), mountpoint };
+            site.load().attach(id, &AttachRequest { source, credentials, at: None }).expect("attached");
+            site
+        }
+
+        fn load(&self) -> Shares {
+            Shares::load(&self.config, Arc::new(FakeShares::new(self.servers.clone()))).expect("a table")
+        }
+
+        fn unmount(&self) {
+            fs::remove_file(&self.mountpoint).expect("a mount of the fake is a link");
+        }
+
+        fn set_up(&self, is_up: bool) {
+            self.servers.change(&self.source, |export| export.is_up = is_up);
+        }
+    }
+
+    fn seen(shares: &Shares) -> AttachedShare {
+        shares.look(false);
+        shares.watch().borrow()[0].clone()
+    }
+
     #[test]
     fn a_share_whose_file_server_was_away_at_the_start_is_mounted_later() {
-        let folder = tempfile::tempdir().expect("a folder");
-        let config = Config {
-            state_dir: folder.path().join("state"),
-            share_root: folder.path().join("srv"),
-            ..Config::new("127.0.0.1:1".parse().expect("an address"))
-        };
-        fs::create_dir(&config.state_dir).expect("made");
-        let export = FakeExport::new(folder.path().join("export"));
-        fs::create_dir(&export.directory).expect("made");
-        let (servers, source): (_, ShareSource) =
-            (FakeFileServers::new(), r"\\fs1.ferry.test\vms".parse().expect("a UNC path"));
-        servers.export(&source, export.clone());
-        let load = || Shares::load(&config, Arc::new(FakeShares::new(servers.clone()))).expect("a table");
-        let (id, credentials) = (ShareId(Uuid::from_u128(5)), Some(export.credentials()));
-        load().attach(id, &AttachRequest { source: source.clone(), credentials, at: None }).expect("attached");
-
+        let site = Site::new();
         // The host boots: its mounts are gone, and the file server is not up yet.
-        let mountpoint = config.share_root.join(id.to_string());
-        fs::remove_file(&mountpoint).expect("a mount of the fake is a link");
-        servers.change(&source, |export| export.is_up = false);
-        let shares = load();
-        let trouble = |shares: &Shares| {
-            shares.look(false);
-            shares.watch().borrow()[0].trouble.clone()
-        };
+        site.unmount();
+        site.set_up(false);
+        let shares = site.load();
         shares.attach_again(true);
-        assert!(trouble(&shares).is_some());
-        servers.change(&source, |export| export.is_up = true);
+        assert!(seen(&shares).trouble.is_some());
+        site.set_up(true);
         shares.attach_again(false);
-        assert_eq!(trouble(&shares), None);
-        assert!(mountpoint.exists());
+        assert_eq!(seen(&shares).trouble, None);
+        assert!(site.mountpoint.exists());
+    }
+
+    #[test]
+    fn a_mount_of_an_earlier_version_is_made_anew_when_its_file_server_answers() {
+        let site = Site::new();
+        let shares = site.load();
+        assert!(!seen(&shares).server_locks, "what is mounted now leaves locks on the host");
+        site.unmount();
+        let earlier = FakeShares::new(site.servers.clone());
+        earlier.mount_with_server_locks(&site.source, &site.mountpoint).expect("mounted");
+        site.set_up(false);
+        shares.mount_anew();
+        assert!(seen(&shares).server_locks && site.mountpoint.exists(), "what could not be mounted again stays");
+        site.set_up(true);
+        shares.mount_anew();
+        let view = seen(&shares);
+        assert_eq!((view.server_locks, view.trouble), (false, None));
     }
 }

@@ -219,13 +219,15 @@ fn judge(facts: &LiveFacts<'_>, live: bool) -> Vec<Finding> {
             findings.push(needs_secret(facts, file));
         }
     }
+    // Where two QEMUs have a file open, one after the other: not that of a disk that moves along, nor of a VM that is off.
+    let handed_over = if live { shares_that_stay(facts) } else { BTreeSet::new() };
     if live {
         files_trusted(facts, &mut findings);
     }
     for side in [&facts.source, &facts.destination] {
-        findings.extend(server_locks(side, &shares_of(facts.vm)));
+        findings.extend(server_locks(side, &handed_over));
     }
-    sameness(facts, &mut findings);
+    sameness(facts, &handed_over, &mut findings);
     let places: Vec<&Location> = facts.vm.files.iter().flat_map(VmFile::places).collect();
     findings.extend(soft_shares(&facts.source, places.iter().copied()));
     findings.extend(soft_shares(&facts.destination, places.into_iter().chain(facts.along.iter().map(|disk| &disk.to))));
@@ -638,12 +640,14 @@ fn server_locks(side: &Side<'_>, used: &BTreeSet<ShareId>) -> Vec<Finding> {
     let bad = side.shares.iter().filter(|share| share.server_locks && used.contains(&share.id));
     let block = |share: &AttachedShare| {
         let fix = match share.mode {
+            // A VM that is shut off and defined keeps the share attached, so nobody is sent to detach it.
             AttachMode::Mounted => format!(
-                "Move the VMs that use it elsewhere or stop them, then `ferry share detach` and `ferry share attach` it on {}",
+                "Shut down the VMs on {} that use it: as soon as none does, Ferry mounts it anew there, with `nobrl`",
                 side.name
             ),
             AttachMode::Adopted => format!(
-                "Stop the VMs that use it on {}, unmount it there, and mount it again with `-o nobrl` besides its other options",
+                "Stop the VMs that use it on {}, unmount it there, and mount it again with `-o nobrl` besides its other \
+                 options; `-o remount,nobrl` changes nothing for files that are open",
                 side.name
             ),
         };
@@ -661,7 +665,14 @@ fn server_locks(side: &Side<'_>, used: &BTreeSet<ShareId>) -> Vec<Finding> {
     bad.map(block).collect()
 }
 
-fn sameness(facts: &LiveFacts<'_>, findings: &mut Vec<Finding>) {
+/// Shares with files of the VM that do not move along.
+fn shares_that_stay(facts: &LiveFacts<'_>) -> BTreeSet<ShareId> {
+    let moves = |file: &VmFile| facts.along.iter().any(|disk| disk.device == file.device);
+    let files = facts.vm.files.iter().filter(|file| !moves(file)).cloned().collect();
+    shares_of(&VmFacts { files, ..facts.vm.clone() })
+}
+
+fn sameness(facts: &LiveFacts<'_>, handed_over: &BTreeSet<ShareId>, findings: &mut Vec<Finding>) {
     let (source, destination) = (facts.source.name, facts.destination.name);
     for share in shares_of(facts.vm) {
         let name = share_name(facts, share);
@@ -670,7 +681,7 @@ fn sameness(facts: &LiveFacts<'_>, findings: &mut Vec<Finding>) {
         match facts.sameness.get(&share) {
             None | Some(Sameness::Proven) => {}
             Some(Sameness::Different) => findings.push(not_same(&name, source, destination)),
-            Some(Sameness::LocksFail(_)) if told => {}
+            Some(Sameness::LocksFail(_)) if told || !handed_over.contains(&share) => {}
             Some(Sameness::LocksFail(why)) => findings.push(Finding::blocks(
                 FindingId::ShareLocks,
                 &name,
@@ -855,8 +866,12 @@ mod tests {
         }
 
         fn findings(&self) -> Vec<Finding> {
+            self.judged(live)
+        }
+
+        fn judged(&self, how: fn(&LiveFacts<'_>) -> Vec<Finding>) -> Vec<Finding> {
             let shares = BTreeMap::from([(SHARE, NamedShare { name: "vms".into(), source: attached().source })]);
-            live(&LiveFacts {
+            how(&LiveFacts {
                 vm: &self.vm,
                 busy: self.busy,
                 source: self.source.side(),
@@ -1038,7 +1053,7 @@ mod tests {
             "the kernel's SMB client without nobrl, mounted by Ferry",
             |f| f.destination.shares[0].server_locks = true,
             FindingId::ShareLocks,
-            &["kvm2", "nobrl", "ferry share attach"],
+            &["kvm2", "nobrl", "Shut down", "Ferry mounts it anew"],
         ),
         (
             "the same, mounted by the administrator of the source; it was seen as well",
@@ -1048,7 +1063,7 @@ mod tests {
                 f.sameness.insert(SHARE, Sameness::LocksFail("refused".into()));
             },
             FindingId::ShareLocks,
-            &["kvm1", "unmount", "-o nobrl"],
+            &["kvm1", "unmount", "-o nobrl", "remount,nobrl` changes nothing"],
         ),
         (
             "locks that let nobody take over",
@@ -1193,6 +1208,21 @@ mod tests {
         // What does not use it does not care.
         fixture.vm.files.clear();
         assert_eq!(fixture.findings(), []);
+    }
+
+    #[test]
+    fn locks_do_not_matter_where_no_qemu_takes_over_from_another() {
+        let mut fixture = Fixture::new();
+        fixture.source.shares[0].server_locks = true;
+        fixture.sameness.insert(SHARE, Sameness::LocksFail("refused".into()));
+        assert_eq!(fixture.findings().len(), 1, "the disk stays on the share");
+        // It leaves the share with the VM.
+        let (from, to) = (on_share(), local("/n/x.raw"));
+        fixture.along = vec![DiskMove { device: "vda".into(), from, to, format: DiskFormat::Raw }];
+        assert_eq!(fixture.findings(), []);
+        fixture.along.clear();
+        let off = fixture.judged(offline);
+        assert_eq!(off.iter().find(|finding| finding.id == FindingId::ShareLocks), None, "{off:#?}");
     }
 
     #[test]

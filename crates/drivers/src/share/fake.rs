@@ -3,7 +3,7 @@
 use std::{
     collections::BTreeMap,
     fs, io,
-    os::unix::fs::symlink,
+    os::unix::{ffi::OsStrExt as _, fs::symlink},
     path::{Path, PathBuf},
     sync::{Arc, Mutex, MutexGuard},
 };
@@ -14,8 +14,6 @@ use super::{Mounted, ShareDriver, ShareError, ShareFacts};
 
 /// A share with a file of this name at its top is mounted so that programs see errors.
 pub const SOFT: &str = ".soft";
-/// A file of this name in an export makes its mounts ones on which QEMU's locks are the file server's.
-pub const SERVER_LOCKS: &str = ".server-locks";
 
 /// File servers that any number of [`FakeShares`] reach. Clones are the same servers.
 #[derive(Clone, Debug, Default)]
@@ -116,6 +114,16 @@ impl FakeShares {
         symlink(export.directory, path)
     }
 
+    /// Mounts the share at `path` as an earlier version did: QEMU's locks are the file server's. Such a mount is a link to the
+    /// directory by another spelling.
+    ///
+    /// # Errors
+    /// The link cannot be made.
+    pub fn mount_with_server_locks(&self, share: &ShareSource, path: &Path) -> io::Result<()> {
+        let export = self.servers.get(share).ok_or(io::ErrorKind::NotFound)?;
+        symlink(export.directory.join("."), path)
+    }
+
     fn up(&self, share: &ShareSource) -> Result<FakeExport, ShareError> {
         let export = self.servers.get(share);
         match export {
@@ -174,7 +182,7 @@ impl ShareDriver for FakeShares {
     }
 
     fn locks_stay(&self, path: &Path) -> bool {
-        !path.join(SERVER_LOCKS).exists()
+        !Self::mounted(path).is_some_and(|found| found.as_os_str().as_bytes().ends_with(b"/."))
     }
 
     fn waits(&self, path: &Path) -> bool {
