@@ -182,7 +182,7 @@ impl ShareDriver for FakeShares {
     }
 
     fn locks_stay(&self, path: &Path) -> bool {
-        !Self::mounted(path).is_some_and(|found| found.as_os_str().as_bytes().ends_with(b"/."))
+        !Self::mounted_at(path).is_some_and(|found| found.as_os_str().as_bytes().ends_with(b"/."))
     }
 
     fn waits(&self, path: &Path) -> bool {
