@@ -141,10 +141,13 @@ impl FakeShares {
 
 impl ShareDriver for FakeShares {
     fn probe(&self, share: &ShareSource, credentials: Option<&ShareCredentials>) -> Result<ShareFacts, ShareError> {
-        let export = self.up(share)?;
-        if !share.wants_login() {
-            return Ok(ShareFacts { dialect: None, space: None });
-        }
+        let export = match self.up(share) {
+            // Without a login the server says only that it is there.
+            Ok(_) | Err(ShareError::NoShare { .. }) if !share.wants_login() => {
+                return Ok(ShareFacts { dialect: None, space: None });
+            }
+            reached => reached?,
+        };
         let Some(dialect) = export.dialect.clone() else {
             return Err(ShareError::Dialect { share: share.clone(), reason: "NT_STATUS_NOT_SUPPORTED".into() });
         };
@@ -172,7 +175,10 @@ impl ShareDriver for FakeShares {
             };
         }
         self.probe(share, credentials)?;
-        let export = self.up(share)?;
+        let export = self.up(share).map_err(|error| match error {
+            ShareError::NoShare { .. } => refuse("the server exports no such directory".to_owned()),
+            other => other,
+        })?;
         let parent = mountpoint.parent().unwrap_or(Path::new("/"));
         // The driver makes a missing mount point; one that is there and empty is covered by the mount.
         let _ = fs::remove_dir(mountpoint);

@@ -1,6 +1,10 @@
 //! Shares that are not SMB: NFS exports, and paths that an administrator has on several hosts.
 
-use std::{fs, os::unix::fs::symlink, path::PathBuf};
+use std::{
+    fs,
+    os::unix::fs::{PermissionsExt as _, symlink},
+    path::PathBuf,
+};
 
 use ferry_client::ClientError;
 use ferry_core::{
@@ -133,7 +137,7 @@ fn a_path_that_libvirt_does_not_know_as_shared_is_attached_when_qemu_conf_lists_
             panic!("not answered");
         };
         let finding = &problem.findings[0];
-        assert_eq!((problem.status, finding.id), (422, Id::HostSharedFilesystems));
+        assert_eq!((problem.status, finding.id), (409, Id::HostSharedFilesystems));
         assert!(finding.message.contains("fuse.odd"), "{finding:?}");
         let line = finding.fix.split('`').nth(1).expect("the line to write").to_owned();
         let conf = fs::read_to_string(&kvm1.config.qemu_conf).expect("read");
@@ -182,7 +186,8 @@ fn a_share_on_which_qemus_user_gets_no_file_is_not_attached() {
         let source: ShareSource = NFS.parse().expect("an export");
         lab.file_servers.export(&source, FakeExport::new(&backing));
         add(lab, "nfs", NFS).await;
-        // QEMU's user cannot pass the folder of the test.
+        // QEMU's user cannot pass the directory.
+        fs::set_permissions(&backing, fs::Permissions::from_mode(0o700)).expect("set");
         let conf = fs::read_to_string(&kvm1.config.qemu_conf).expect("read").replace("+0", "nobody");
         fs::write(&kvm1.config.qemu_conf, conf).expect("written");
         let ClientError::Refused(problem) = attach(lab, "nfs", "kvm1", None).await.expect_err("refused") else {
