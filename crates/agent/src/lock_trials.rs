@@ -16,7 +16,7 @@ use ferry_core::{
 };
 use ferry_drivers::lock_trial::{self, Holder, LockTrialError, Taker};
 
-use crate::{AgentError, error::chain};
+use crate::{AgentError, error::chain, shares::remove_scratch};
 
 /// Longest life of a trial: five steps of some seconds each at most.
 const TRIAL_MAX: Duration = Duration::from_secs(60);
@@ -74,7 +74,7 @@ impl LockTrials {
     /// When the image cannot be removed.
     pub fn end(&self, name: &str, path: &Path) -> Result<(), AgentError> {
         drop(self.take(name));
-        lock_trial::remove(path).map_err(told)
+        remove_scratch(path)
     }
 
     fn keep(self: &Arc<Self>, name: &str, end: End) -> Result<(), AgentError> {

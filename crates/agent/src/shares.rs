@@ -393,24 +393,12 @@ impl Shares {
         }
     }
 
-    /// Removes a token file. Blocks, for some seconds if the other host's close has not reached the file server yet
-    /// (SMB answers a sharing violation, which mounts give as EBUSY).
+    /// Removes a token file. Blocks, for some seconds if another host still has it open.
     ///
     /// # Errors
     /// When the name is not one, or the share cannot be written.
     pub fn remove_token(&self, id: ShareId, name: &str) -> Result<(), AgentError> {
-        let path = self.token_path(id, name)?;
-        let until = Instant::now() + BUSY_MAX;
-        loop {
-            match files::remove(&path) {
-                Err(AgentError::File { source, .. })
-                    if source.kind() == std::io::ErrorKind::ResourceBusy && Instant::now() < until =>
-                {
-                    std::thread::sleep(BUSY_PAUSE);
-                }
-                outcome => return outcome,
-            }
-        }
+        remove_scratch(&self.token_path(id, name)?)
     }
 
     /// Where the scratch image of a trial of QEMU's locks is.
@@ -510,6 +498,25 @@ fn how_to_own(source: &ShareSource) -> String {
             "Let root of this host make files there and give them to QEMU's user, and QEMU's user pass the directory (mode 0711 \
              or more); then attach the share again"
                 .to_owned()
+        }
+    }
+}
+
+/// Removes a file that two hosts had open; Ok if there is none. Blocks, for some seconds if the other host's close has not
+/// reached the file server yet (SMB answers a sharing violation, which mounts give as EBUSY).
+///
+/// # Errors
+/// When it cannot be removed.
+pub fn remove_scratch(path: &Path) -> Result<(), AgentError> {
+    let until = Instant::now() + BUSY_MAX;
+    loop {
+        match files::remove(path) {
+            Err(AgentError::File { source, .. })
+                if source.kind() == std::io::ErrorKind::ResourceBusy && Instant::now() < until =>
+            {
+                std::thread::sleep(BUSY_PAUSE);
+            }
+            outcome => return outcome,
         }
     }
 }

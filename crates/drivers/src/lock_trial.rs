@@ -14,7 +14,7 @@
 //! `block/file-posix.c`, which have stayed the same since 2.10.
 
 use std::{
-    fs::{self, File, OpenOptions},
+    fs::{File, OpenOptions},
     io::{self, Write as _},
     os::{
         fd::AsFd as _,
@@ -298,17 +298,6 @@ fn wait_until(mut is: impl FnMut() -> bool) -> bool {
     }
 }
 
-/// Removes the image; Ok if there is none.
-///
-/// # Errors
-/// [`LockTrialError::Host`].
-pub fn remove(path: &Path) -> Result<(), LockTrialError> {
-    match fs::remove_file(path) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(host(format!("remove {}", path.display()))(error)),
-        _ => Ok(()),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -327,8 +316,6 @@ mod tests {
         holder.let_go().expect("let go");
         taker.take().expect("taken");
         check(&path).expect("seen");
-        remove(&path).expect("removed");
-        remove(&path).expect("gone already");
     }
 
     #[test]

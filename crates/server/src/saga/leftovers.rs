@@ -30,20 +30,39 @@ use crate::{
 
 /// How often it is looked whether both hosts answer: nobody is asked for that.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
-/// How often hosts are asked that answer and are not of one mind, or refuse.
-const ASK_EVERY: Duration = Duration::from_secs(30);
+/// How often hosts are asked that answer and are not of one mind, or refuse: at first soon, for an agent that has just been
+/// started may not know all yet; then twice as late each time, up to this.
+const ASK_PAUSE_MAX: Duration = Duration::from_secs(30);
 /// After a start of the server, jobs are looked at that are no older than 30 days, and no more than so many.
 const LOOKED_AT_FOR_MS: u64 = 30 * 24 * 60 * 60 * 1000;
 const LOOKED_AT_MAX: u32 = 1000;
+
+/// What came of a look.
+enum Looked {
+    /// Nothing is left to be done.
+    Done,
+    /// A host does not answer.
+    Away,
+    /// The hosts answer and are not of one mind, or one refuses.
+    NotYet,
+}
 
 /// Looks after what a dismissed job has left, until nothing can be done about it any more.
 pub(crate) fn look_after(app: &Arc<App>, record: JobRecord) {
     let looked_after = app.clone();
     app.jobs.beside(async move {
+        let mut pause = LOOK_EVERY;
         loop {
             match clean(&looked_after, &record).await {
-                Ok(Some(pause)) => tokio::time::sleep(pause).await,
-                Ok(None) => return,
+                Ok(Looked::Done) => return,
+                Ok(Looked::Away) => {
+                    pause = LOOK_EVERY;
+                    tokio::time::sleep(LOOK_EVERY).await;
+                }
+                Ok(Looked::NotYet) => {
+                    tokio::time::sleep(pause).await;
+                    pause = (pause * 2).min(ASK_PAUSE_MAX);
+                }
                 Err(error) => {
                     let error = &error as &dyn std::error::Error;
                     tracing::warn!(job = record.id.0, error, "What a dismissed job left is not looked after");
@@ -82,28 +101,28 @@ fn may_have_left(kind: JobKind, log: &[LogEvent]) -> bool {
     }
 }
 
-/// One look: when to look again; `None`: nothing is left to be done.
-async fn clean(app: &Arc<App>, record: &JobRecord) -> Result<Option<Duration>, StoreError> {
+/// One look.
+async fn clean(app: &Arc<App>, record: &JobRecord) -> Result<Looked, StoreError> {
     // It may have been restarted, or forgotten.
     if !may_have_left(record.job.kind, &events(&app.store.log(record.id).await?)) {
-        return Ok(None);
+        return Ok(Looked::Done);
     }
     let hosts = (app.inventory.by_id(record.job.source.id), app.inventory.by_id(record.job.destination.id));
     let ((Some(source), Some(destination)), Ok(plan)) = (hosts, Plan::from_json(&record.job.plan)) else {
-        return Ok(None);
+        return Ok(Looked::Done);
     };
     if !source.seen().reachable || !destination.seen().reachable {
-        return Ok(Some(LOOK_EVERY));
+        return Ok(Looked::Away);
     }
     if app.store.reserve(record.job.vm, record.id).await? != record.id {
-        return Ok(Some(ASK_EVERY));
+        return Ok(Looked::NotYet);
     }
-    let again = clean_reserved(record, &plan, &source, &destination).await;
+    let looked = clean_reserved(record, &plan, &source, &destination).await;
     app.store.unreserve(record.id).await?;
-    Ok(again)
+    Ok(looked)
 }
 
-async fn clean_reserved(record: &JobRecord, plan: &Plan, source: &Host, destination: &Host) -> Option<Duration> {
+async fn clean_reserved(record: &JobRecord, plan: &Plan, source: &Host, destination: &Host) -> Looked {
     let running = Running::default();
     let ends = Ends {
         vm: record.job.vm,
@@ -115,8 +134,8 @@ async fn clean_reserved(record: &JobRecord, plan: &Plan, source: &Host, destinat
     let (at_source, at_destination, delivered) = presence::ask(&ends).await;
     match verdict(at_source, at_destination, delivered) {
         Verdict::Source => {}
-        Verdict::Destination => return None,
-        Verdict::DestinationNeedsSource | Verdict::Undecided | Verdict::SplitBrain => return Some(ASK_EVERY),
+        Verdict::Destination => return Looked::Done,
+        Verdict::DestinationNeedsSource | Verdict::Undecided | Verdict::SplitBrain => return Looked::NotYet,
     }
     for end in [&ends.source, &ends.destination] {
         let cleaned = async {
@@ -125,11 +144,11 @@ async fn clean_reserved(record: &JobRecord, plan: &Plan, source: &Host, destinat
         };
         if let Err(error) = cleaned.await {
             tracing::info!(job = record.id.0, host = end.name, error = error.chain(), "A host is cleaned later");
-            return Some(ASK_EVERY);
+            return Looked::NotYet;
         }
     }
     tracing::info!(job = record.id.0, "Nothing is left of a dismissed job");
-    None
+    Looked::Done
 }
 
 /// An agent that knows nothing of the attempt has nothing of it.
