@@ -4,7 +4,7 @@ use std::{
     io,
     net::{SocketAddr, TcpListener},
     sync::Arc,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use axum::{
@@ -45,6 +45,9 @@ use crate::{
     tls::{Caller, PinAcceptor},
 };
 
+/// How long an address may still be in use by an agent that has just ended.
+const ADDRESS_WAIT: Duration = Duration::from_secs(10);
+const ADDRESS_PAUSE: Duration = Duration::from_millis(50);
 /// Largest body: a request of a migration holds a few hundred paths at most.
 const BODY_BYTES_MAX: usize = 1 << 20;
 /// How long a request may wait for file systems: a little less than the server waits for it.
@@ -147,6 +150,22 @@ pub fn router(agent: Arc<Agent>) -> Router {
         .merge(enrolled)
         .layer(DefaultBodyLimit::max(BODY_BYTES_MAX))
         .with_state(agent)
+}
+
+/// Listens at `address`. Waits up to 10 s for it to be free: an agent that was just killed may not have let it go.
+///
+/// # Errors
+/// When it stays in use, or is none of this host's.
+pub async fn listen(address: SocketAddr) -> std::io::Result<TcpListener> {
+    let until = Instant::now() + ADDRESS_WAIT;
+    loop {
+        match TcpListener::bind(address) {
+            Err(error) if error.kind() == std::io::ErrorKind::AddrInUse && Instant::now() < until => {
+                tokio::time::sleep(ADDRESS_PAUSE).await;
+            }
+            outcome => return outcome,
+        }
+    }
 }
 
 /// Serves until `stop` is told, then lets requests in flight end. Carriers go on.

@@ -1,10 +1,6 @@
 //! Program `ferry-agent`.
 
-use std::{
-    net::{SocketAddr, TcpListener},
-    path::PathBuf,
-    sync::Arc,
-};
+use std::{net::SocketAddr, path::PathBuf, sync::Arc};
 
 use anyhow::Context as _;
 use clap::{CommandFactory as _, Parser, Subcommand};
@@ -100,7 +96,7 @@ fn main() -> anyhow::Result<()> {
 async fn run(path: &std::path::Path) -> anyhow::Result<()> {
     let config = Config::load(path)?;
     let listen = config.listen;
-    let listener = TcpListener::bind(listen).with_context(|| format!("Could not listen at {listen}"))?;
+    let listener = http::listen(listen).await.with_context(|| format!("Could not listen at {listen}"))?;
     let hypervisor = Arc::new(Libvirt::new(&config.libvirt_uri));
     let shares = Arc::new(HostShares::new(config.state_dir.join("shares")));
     let launcher = Launcher::Process { program: std::env::current_exe()?, config: path.to_owned() };

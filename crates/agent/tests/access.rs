@@ -173,3 +173,16 @@ async fn a_server_that_waits_for_news_is_told_that_the_agent_obeys_another() {
     let answer = tokio::time::timeout(SOON, waiting).await.expect("at once").expect("no panic");
     assert_eq!(refusal(answer), (403, FindingId::AuthKey));
 }
+
+#[tokio::test]
+async fn an_agent_waits_until_the_one_before_it_has_let_its_address_go() {
+    let before = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
+    let address = before.local_addr().expect("bound");
+    let mut after = std::pin::pin!(ferry_agent::http::listen(address));
+    let first = tokio::time::timeout(Duration::from_millis(1), &mut after).await;
+    assert!(first.is_err(), "it is in use");
+    drop(before);
+    assert_eq!(after.await.expect("free").local_addr().expect("bound"), address);
+    let elsewhere = ferry_agent::http::listen("192.0.2.1:7421".parse().expect("an address")).await;
+    assert!(elsewhere.is_err(), "an address of another host is no matter of waiting");
+}
