@@ -1,6 +1,6 @@
 //! Trials of QEMU's locks on shares, as the server asks for them step by step (`ferry_drivers::lock_trial`).
 //!
-//! What a step leaves open is closed by the next one, by the end of the trial, or when [`TRIAL_MAX`] is over: a server
+//! What a step leaves open is closed by the next one, by the end of the trial, or after a minute: a server
 //! that dies in the middle leaves no process behind.
 
 use std::{

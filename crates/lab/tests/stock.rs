@@ -6,12 +6,20 @@
 
 use std::time::Duration;
 
-use ferry_core::{api::server::JobView, migration::Phase};
+use ferry_core::{
+    api::server::{Candidate, JobView},
+    finding::{Finding, FindingId},
+    migration::Phase,
+};
 use ferry_lab::{
     observe::judge,
+    run::wait_for,
+    samba::{PASSWORD, USER},
     stock::{
+        demo,
         image::Release::Trixie,
-        site::{MOVE_WITHIN, StockSite, VERIFY_WITHIN, find, packages, small_ticker},
+        machine::Machine,
+        site::{GUEST_BOOT, MOVE_WITHIN, StockSite, VERIFY_WITHIN, find, packages, small_ticker},
     },
 };
 
@@ -83,7 +91,79 @@ fn smoke_a_vm_moves_there_and_back_while_agents_are_restarted_and_upgraded() {
 }
 
 /// Whether a VM of the machine runs under a profile of its own.
-fn confined(machine: &ferry_lab::stock::machine::Machine) -> bool {
+fn confined(machine: &Machine) -> bool {
     let said = machine.run("cat /proc/$(pgrep -f guest=ticker -o)/attr/current 2>/dev/null || true").expect("asked");
     said.starts_with("libvirt-") && said.contains("enforce")
+}
+
+/// Seen to fail at its last move: the job succeeds, and the guest from Debian 12 is not heard on Debian 13.
+#[test]
+#[ignore = "the guest that comes from Debian 12 is silent on Debian 13: it is not known yet why"]
+fn vms_move_over_smb_over_nfs_with_nothing_shared_and_from_debian_12_to_13() {
+    demo::run(true).expect("every move keeps its promises, and nothing is denied");
+}
+
+/// What stands against the guest's move to the other machine.
+fn against(site: &StockSite) -> Vec<Finding> {
+    let tried: Vec<Candidate> =
+        site.ferry.json(&["vm", "migrate", "ticker", "--to", "stock2", "--dry-run"]).expect("tried");
+    let [candidate] = &tried[..] else { panic!("one host was named: {tried:#?}") };
+    candidate.findings.clone()
+}
+
+/// Waits until this one finding stands against the move, or none of its kind does.
+fn wait_for_finding(site: &StockSite, id: FindingId, expected: bool) -> Option<Finding> {
+    let found = || against(site).into_iter().find(|finding| finding.id == id);
+    let seen = wait_for(&format!("{id} is {expected}"), Duration::from_secs(60), || {
+        let found = found();
+        (found.is_some() == expected).then_some(found)
+    });
+    seen.expect("what stands against a move follows the hosts")
+}
+
+#[test]
+#[ignore = "written, and not run to its end yet"]
+fn what_keeps_a_vm_from_moving_is_said_beforehand_and_its_fix_works() {
+    let site = StockSite::up(&[Trixie, Trixie]).expect("two stock hosts");
+    let [one, two] = &site.machines[..] else { panic!("two were asked for") };
+    // As mount.cifs mounts it when nothing else is said.
+    let mount = |machine: &Machine, options: &str| {
+        machine
+            .run(&format!(
+                "mkdir -p /srv/ferry/own; printf 'username={USER}\npassword={PASSWORD}\n' >/root/smb; mount -t cifs -o \
+                 vers=3.1.1,hard{options},credentials=/root/smb,uid=libvirt-qemu,gid=libvirt-qemu,file_mode=0660,dir_mode=0770 \
+                 //fs1.ferry.lab/vms /srv/ferry/own"
+            ))
+            .expect("mounted");
+    };
+    mount(one, "");
+    mount(two, "");
+    site.ferry.must(&["share", "add", "vms", &site.ferry.files.unc()]).expect("added");
+    for name in ["stock1", "stock2"] {
+        site.ferry.must(&["share", "attach", "vms", "--host", name, "--at", "/srv/ferry/own"]).expect("adopted");
+    }
+    let said = site.ferry.server.said();
+    assert!(said.contains("QEMU's locks do not work on a share"), "the trial of the locks saw it as well: {said}");
+    site.start_tickers(&[(&small_ticker("ticker", 101), 0)]).expect("a guest");
+    let locks: Vec<Finding> = against(&site).into_iter().filter(|found| found.id == FindingId::ShareLocks).collect();
+    assert_eq!(locks.len(), 2, "each host's mount: {locks:#?}");
+    assert!(locks.iter().all(|finding| finding.fix.contains("-o nobrl")), "{locks:#?}");
+    // What the fix says, word for word: stop the VM, unmount, mount again with `nobrl` besides.
+    one.run("virsh -q destroy ticker && umount /srv/ferry/own").expect("stopped and unmounted");
+    two.run("umount /srv/ferry/own").expect("unmounted");
+    mount(one, ",nobrl");
+    mount(two, ",nobrl");
+    one.run("virsh -q start ticker").expect("started");
+    site.observer.wait_on("ticker", "stock1", GUEST_BOOT).expect("it runs");
+    assert_eq!(wait_for_finding(&site, FindingId::ShareLocks, false), None);
+
+    // The rule is gone, as after somebody has cleaned up: said, refused, and mended by the words of the fix.
+    two.run("rm /etc/apparmor.d/abstractions/libvirt-qemu.d/ferry").expect("removed");
+    let missing = wait_for_finding(&site, FindingId::HostConfinement, true).expect("found");
+    let fix = missing.fix.split('`').nth(1).expect("the command to run").to_owned();
+    two.run(&fix).expect("the fix works");
+    assert_eq!(wait_for_finding(&site, FindingId::HostConfinement, false), None);
+    site.migrate("ticker", "stock2", &[]).expect("it moves");
+    verified(&site, "ticker");
+    site.nothing_denied().expect("nothing");
 }
