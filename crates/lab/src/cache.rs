@@ -8,7 +8,7 @@ use std::{
     time::Duration,
 };
 
-use anyhow::{Context as _, bail};
+use anyhow::{Context as _, bail, ensure};
 
 use crate::run::{checked, run};
 
@@ -40,6 +40,65 @@ pub struct Boot {
 pub fn folder() -> PathBuf {
     let base = std::env::var_os("XDG_CACHE_HOME").map(PathBuf::from).filter(|path| path.is_absolute());
     base.unwrap_or_else(|| "/var/cache".into()).join("ferry")
+}
+
+/// What was built by `recipe` is kept in a folder `name` of the cache: gives that folder, where `build` makes it anew if it
+/// is not there, not whole, or of another recipe. `what` says on stderr what is built.
+///
+/// # Errors
+/// When it cannot be built.
+pub fn kept(
+    name: &str,
+    what: &str,
+    recipe: &str,
+    is_whole: impl Fn(&Path) -> bool,
+    build: impl FnOnce(&Path) -> anyhow::Result<()>,
+) -> anyhow::Result<PathBuf> {
+    let place = folder().join(name);
+    if fs::read_to_string(place.join("recipe")).is_ok_and(|built| built == recipe) && is_whole(&place) {
+        return Ok(place);
+    }
+    eprintln!("building {what}");
+    let work = folder().join(format!("{name}-{}", uuid::Uuid::new_v4().simple()));
+    fs::create_dir_all(&work).with_context(|| format!("Could not make {}", work.display()))?;
+    let built = build(&work).and_then(|()| Ok(fs::write(work.join("recipe"), recipe)?));
+    if let Err(error) = built {
+        let _ = fs::remove_dir_all(&work);
+        return Err(error);
+    }
+    // Several labs may do this at once: the last to rename wins, and all are the same.
+    let old = work.with_extension("old");
+    let _ = fs::rename(&place, &old);
+    let moved = fs::rename(&work, &place);
+    for folder in [old, work].iter().filter(|folder| folder.exists()) {
+        fs::remove_dir_all(folder)?;
+    }
+    ensure!(moved.is_ok() || is_whole(&place), "{} could not be made", place.display());
+    Ok(place)
+}
+
+/// The machine's release: its kernel is the guests', and its mirror is known.
+///
+/// # Errors
+/// When the machine does not say.
+pub fn release() -> anyhow::Result<String> {
+    let text = fs::read_to_string("/etc/os-release").context("Could not read /etc/os-release")?;
+    let name = text.lines().find_map(|line| line.strip_prefix("VERSION_CODENAME="));
+    Ok(name.context("/etc/os-release names no release")?.trim_matches('"').to_owned())
+}
+
+/// From where apt takes the machine's release; others lie beside it.
+///
+/// # Errors
+/// When apt knows no such place.
+pub fn mirror() -> anyhow::Result<String> {
+    let release = release()?;
+    let said = run("apt-get", &["indextargets", "--format", "$(RELEASE) $(REPO_URI)", "Created-By: Packages"])?;
+    let found = said.lines().find_map(|line| line.trim().split_once(' ').filter(|(name, _)| *name == release));
+    match found {
+        Some((_, uri)) => Ok(uri.to_owned()),
+        None => bail!("apt knows no source of {release}"),
+    }
 }
 
 /// The kernel, downloaded if it is not there, and an initramfs around `ticker`.

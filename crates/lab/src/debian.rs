@@ -5,12 +5,9 @@
 
 use std::{fs, os::unix::fs::symlink, path::Path, path::PathBuf, process::Command, time::Duration};
 
-use anyhow::{Context as _, bail, ensure};
+use anyhow::{Context as _, ensure};
 
-use crate::{
-    cache,
-    run::{checked, run},
-};
+use crate::{cache, run::checked};
 
 /// A file on the guest's root file system, which the ticker writes and verifies instead of the whole disk.
 pub const DATA_FILE: &str = "/var/lib/ticker.data";
@@ -18,6 +15,8 @@ pub const DATA_FILE: &str = "/var/lib/ticker.data";
 const PACKAGES: &str = "systemd-sysv,python3,perl,nginx-light,procps,iproute2,less,ca-certificates";
 /// Its virtual size.
 const SIZE: &str = "4G";
+/// Its name in the cache.
+const DISK: &str = "disk.raw";
 /// Raised when the build below changes: what is kept is built anew.
 const RECIPE: u32 = 1;
 /// Starts the ticker where its initramfs left it.
@@ -30,39 +29,20 @@ const BUILD_WITHIN: Duration = Duration::from_secs(900);
 /// # Errors
 /// When it cannot be built: it needs Debian's mirror, once.
 pub fn image() -> anyhow::Result<PathBuf> {
-    let release = release()?;
+    let release = cache::release()?;
     let recipe = format!("{RECIPE} {release} {SIZE} {PACKAGES}\n{UNIT}");
-    let place = cache::folder().join("debian");
-    let done = place.join("disk.raw");
-    if fs::read_to_string(place.join("recipe")).is_ok_and(|built| built == recipe) && done.is_file() {
-        return Ok(done);
-    }
-    eprintln!("building the disk of the Debian guest");
-    let work = cache::folder().join(format!("debian-{}", uuid::Uuid::new_v4().simple()));
-    fs::create_dir_all(&work).with_context(|| format!("Could not make {}", work.display()))?;
-    let built = build(&work, &release).and_then(|()| Ok(fs::write(work.join("recipe"), &recipe)?));
-    if let Err(error) = built {
-        let _ = fs::remove_dir_all(&work);
-        return Err(error);
-    }
-    // Several labs may do this at once: the last to rename wins, and all are the same.
-    let old = work.with_extension("old");
-    let _ = fs::rename(&place, &old);
-    let moved = fs::rename(&work, &place);
-    for folder in [old, work].iter().filter(|folder| folder.exists()) {
-        fs::remove_dir_all(folder)?;
-    }
-    ensure!(moved.is_ok() || done.is_file(), "{} could not be made", place.display());
-    Ok(done)
+    let is_whole = |place: &Path| place.join(DISK).is_file();
+    let place = cache::kept("debian", "the disk of the Debian guest", &recipe, is_whole, |work| build(work, &release))?;
+    Ok(place.join(DISK))
 }
 
 /// Makes `disk.raw` in `work`.
 fn build(work: &Path, release: &str) -> anyhow::Result<()> {
-    let (root, disk) = (work.join("root"), work.join("disk.raw"));
+    let (root, disk) = (work.join("root"), work.join(DISK));
     // In a mount namespace of its own: what the packages' scripts mount ends with it, whatever happens.
     let mut command = Command::new("unshare");
     command.args(["--mount", "debootstrap", "--variant=minbase", &format!("--include={PACKAGES}"), release]);
-    command.arg(&root).arg(mirror(release)?);
+    command.arg(&root).arg(cache::mirror()?);
     checked(command, BUILD_WITHIN)?;
     for line in fs::read_to_string("/proc/self/mountinfo")?.lines() {
         ensure!(!line.contains(&*root.to_string_lossy()), "Something is still mounted: {line}");
@@ -89,21 +69,4 @@ fn build(work: &Path, release: &str) -> anyhow::Result<()> {
     checked(command, BUILD_WITHIN)?;
     fs::remove_dir_all(&root)?;
     Ok(())
-}
-
-/// The machine's release: its kernel is the guests', and its mirror is known.
-fn release() -> anyhow::Result<String> {
-    let text = fs::read_to_string("/etc/os-release").context("Could not read /etc/os-release")?;
-    let name = text.lines().find_map(|line| line.strip_prefix("VERSION_CODENAME="));
-    Ok(name.context("/etc/os-release names no release")?.trim_matches('"').to_owned())
-}
-
-/// From where apt takes a release.
-fn mirror(release: &str) -> anyhow::Result<String> {
-    let said = run("apt-get", &["indextargets", "--format", "$(RELEASE) $(REPO_URI)", "Created-By: Packages"])?;
-    let found = said.lines().find_map(|line| line.trim().split_once(' ').filter(|(name, _)| *name == release));
-    match found {
-        Some((_, uri)) => Ok(uri.to_owned()),
-        None => bail!("apt knows no source of {release}"),
-    }
 }

@@ -10,7 +10,7 @@ use std::{
     time::Duration,
 };
 
-use anyhow::{Context as _, bail, ensure};
+use anyhow::{Context as _, ensure};
 
 use crate::{
     cache,
@@ -92,28 +92,10 @@ impl Image {
 /// When it cannot be built: it needs Debian's mirror, once.
 pub fn image(release: Release) -> anyhow::Result<Image> {
     let recipe = format!("{RECIPE} {} {SIZE} {PACKAGES}\n{BOOT_MODULES}{UNIT}{MASKED:?}\n", release.name());
-    let place = cache::folder().join(format!("stock-{}", release.name()));
-    let done = Image::of(&place);
-    if fs::read_to_string(place.join("recipe")).is_ok_and(|built| built == recipe) && done.is_whole() {
-        return Ok(done);
-    }
-    eprintln!("building the disk of a stock Debian host ({})", release.name());
-    let work = cache::folder().join(format!("stock-{}", uuid::Uuid::new_v4().simple()));
-    fs::create_dir_all(&work).with_context(|| format!("Could not make {}", work.display()))?;
-    let built = build(&work, release).and_then(|()| Ok(fs::write(work.join("recipe"), &recipe)?));
-    if let Err(error) = built {
-        let _ = fs::remove_dir_all(&work);
-        return Err(error);
-    }
-    // Several labs may do this at once: the last to rename wins, and all are the same.
-    let old = work.with_extension("old");
-    let _ = fs::rename(&place, &old);
-    let moved = fs::rename(&work, &place);
-    for folder in [old, work].iter().filter(|folder| folder.exists()) {
-        fs::remove_dir_all(folder)?;
-    }
-    ensure!(moved.is_ok() || done.is_whole(), "{} could not be made", place.display());
-    Ok(done)
+    let (name, what) =
+        (format!("stock-{}", release.name()), format!("the disk of a stock Debian host ({})", release.name()));
+    let is_whole = |place: &Path| Image::of(place).is_whole();
+    Ok(Image::of(&cache::kept(&name, &what, &recipe, is_whole, |work| build(work, release))?))
 }
 
 /// Makes the files of an [`Image`] in `work`.
@@ -131,7 +113,7 @@ fn build(work: &Path, release: Release) -> anyhow::Result<()> {
     command.args(apt_options()?.iter().map(|option| format!("--aptopt={option}")));
     command.args(["--aptopt=Acquire::Languages \"none\"", "--dpkgopt=path-exclude=/usr/share/doc/*"]);
     command.arg(format!("--essential-hook={early}")).arg(format!("--include={PACKAGES}"));
-    command.arg(release.name()).arg(&root).arg(mirror()?);
+    command.arg(release.name()).arg(&root).arg(cache::mirror()?);
     checked(command, BUILD_WITHIN)?;
     for line in fs::read_to_string("/proc/self/mountinfo")?.lines() {
         ensure!(!line.contains(&*root.to_string_lossy()), "Something is still mounted: {line}");
@@ -182,17 +164,4 @@ fn apt_options() -> anyhow::Result<Vec<String>> {
     let fetches = ["Acquire::Check-", "Acquire::http", "Acquire::https", "Acquire::Retries"];
     let lines = said.lines().filter(|line| fetches.iter().any(|start| line.starts_with(start)));
     Ok(lines.map(|line| line.trim_end_matches(';').to_owned()).collect())
-}
-
-/// From where apt takes this machine's release: the others lie beside it.
-fn mirror() -> anyhow::Result<String> {
-    let text = fs::read_to_string("/etc/os-release").context("Could not read /etc/os-release")?;
-    let name = text.lines().find_map(|line| line.strip_prefix("VERSION_CODENAME="));
-    let release = name.context("/etc/os-release names no release")?.trim_matches('"');
-    let said = run("apt-get", &["indextargets", "--format", "$(RELEASE) $(REPO_URI)", "Created-By: Packages"])?;
-    let found = said.lines().find_map(|line| line.trim().split_once(' ').filter(|(name, _)| *name == release));
-    match found {
-        Some((_, uri)) => Ok(uri.to_owned()),
-        None => bail!("apt knows no source of {release}"),
-    }
 }
