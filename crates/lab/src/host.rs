@@ -19,6 +19,8 @@ use crate::{
 
 /// How long libvirtd may take to answer.
 const LIBVIRT_DEADLINE: Duration = Duration::from_secs(30);
+/// libvirt gives the calls that it is at work on 30 s when it is told to end (its `virnetdaemon.c`).
+const LIBVIRT_ENDS_WITHIN: Duration = Duration::from_secs(45);
 
 /// A host that stands as long as its lab.
 pub struct Host {
@@ -158,6 +160,18 @@ impl Host {
             self.try_run(&["virsh", "-c", "qemu:///system", "list"]).ok().filter(Said::ok)
         })?;
         Ok(())
+    }
+
+    /// Ends libvirtd, as its unit would; QEMU runs on.
+    ///
+    /// # Errors
+    /// When it does not.
+    pub fn end_libvirt(&self) -> anyhow::Result<()> {
+        wait_for(&format!("libvirtd on {} has ended", self.name), LIBVIRT_ENDS_WITHIN, || {
+            // Again and again: one that is still starting forgets that it was told to end.
+            let _ = self.try_run(&["pkill", "-x", "libvirtd"]);
+            self.pids("libvirtd -d -l").is_empty().then_some(())
+        })
     }
 
     /// Lets only the agents' ports through between hosts; `open` takes the wall away.

@@ -18,7 +18,6 @@ use ferry_lab::{
     guest::Ticker,
     host::Host,
     observe::{Observer, judge},
-    run::wait_for,
 };
 
 const BOOT: Duration = Duration::from_secs(90);
@@ -98,9 +97,7 @@ fn forget_shared_file_systems(host: &Host) {
     let kept: Vec<&str> = text.lines().filter(|line| !line.starts_with("shared_filesystems")).collect();
     assert!(kept.len() < text.lines().count(), "{text}");
     fs::write(&conf, kept.join("\n") + "\n").expect("written");
-    host.run(&["pkill", "-x", "libvirtd"]).expect("ended");
-    wait_for("libvirtd has ended", SECONDS_20, || host.pids("libvirtd -d -l").is_empty().then_some(()))
-        .expect("it ends");
+    host.end_libvirt().expect("it ends");
     host.start_libvirt().expect("it starts");
 }
 
