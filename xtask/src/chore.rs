@@ -100,6 +100,8 @@ fn lab_tests(tests: &str, at_once: &str, filter: Option<&str>, environment: &[(&
 fn nextest(tests: &str, filter: Option<&str>) -> Command {
     let mut command = cargo(&["nextest", "run", "--locked", "--workspace", "--features", FEATURES]);
     command.args(["--no-fail-fast", "--no-tests", "pass", "-E", tests]).args(filter);
+    // A test says what went wrong in its message: of a long log, a backtrace would be all that is kept.
+    command.env("RUST_BACKTRACE", "0");
     command
 }
 
