@@ -24,6 +24,9 @@ const STOCK_TESTS: &str = "(package(ferry-lab) and binary(stock))";
 /// Those of them that every run has.
 const STOCK_SMOKE_TESTS: &str = "package(ferry-lab) and binary(stock) and test(/^smoke/)";
 
+/// The drivers' tests that need an NFS server, which a stock host runs.
+const NFS_TESTS: &str = "share_nfs";
+
 /// Runs the lab's program as root, with Ferry's packages for stock hosts.
 pub(crate) fn stock(build: Build, arguments: &[&str]) -> anyhow::Result<u8> {
     packages::ensure_for_lab()?;
@@ -70,19 +73,21 @@ pub(crate) fn test(tests: Tests, filter: Option<&str>) -> anyhow::Result<u8> {
     if tests == Tests::All {
         programs::build(Build::Tested)?;
         outcomes.push(lab_tests(LAB_TESTS, LABS_AT_ONCE, filter, &[])?);
-        outcomes.push(stock_tests(STOCK_SMOKE_TESTS, filter)?);
+        outcomes.push(stock_tests(STOCK_SMOKE_TESTS, filter, &[])?);
     }
     if tests == Tests::Stock {
         programs::build(Build::Tested)?;
-        outcomes.push(stock_tests(STOCK_TESTS, filter)?);
+        let nfs = programs::test_program(NFS_TESTS)?;
+        outcomes.push(stock_tests(STOCK_TESTS, filter, &[("FERRY_LAB_NFS_TESTS", &nfs)])?);
     }
     Ok(outcomes.into_iter().find(|code| *code != 0).unwrap_or(0))
 }
 
 /// Tests with whole machines, which are installed from the packages of the tested build.
-fn stock_tests(tests: &str, filter: Option<&str>) -> anyhow::Result<u8> {
+fn stock_tests(tests: &str, filter: Option<&str>, environment: &[(&str, &Path)]) -> anyhow::Result<u8> {
     let built = package::package(Build::Tested)?;
-    lab_tests(tests, "1", filter, &[("FERRY_LAB_PACKAGES", &built.folder)])
+    let environment = [environment, &[("FERRY_LAB_PACKAGES", &built.folder)]].concat();
+    lab_tests(tests, "1", filter, &environment)
 }
 
 /// Tests with real hosts, as root.

@@ -5,7 +5,8 @@ use std::{
     process::Command,
 };
 
-use anyhow::ensure;
+use anyhow::{Context as _, ensure};
+use serde_json::Value;
 
 const GUEST_TARGET: &str = "x86_64-unknown-linux-gnu";
 
@@ -93,4 +94,20 @@ pub(crate) fn build(build: Build) -> anyhow::Result<()> {
     guest.env("RUSTFLAGS", "-C target-feature=+crt-static").arg("--target-dir").arg(target().join("guest"));
     ensure!(guest.status()?.success(), "The ticker does not build");
     Ok(())
+}
+
+/// The program of an integration test, built as nextest builds it.
+///
+/// # Errors
+/// When it does not build, or there is no such test.
+pub(crate) fn test_program(test: &str) -> anyhow::Result<PathBuf> {
+    let mut command = cargo(&["test", "--locked", "--quiet", "--workspace", "--features", FEATURES, "--no-run"]);
+    let said =
+        command.arg("--message-format=json-render-diagnostics").stderr(std::process::Stdio::inherit()).output()?;
+    ensure!(said.status.success(), "The tests do not build");
+    let messages =
+        said.stdout.split(|byte| *byte == b'\n').filter_map(|line| serde_json::from_slice::<Value>(line).ok());
+    let is_it = |message: &Value| message["target"]["name"] == test && message["target"]["kind"][0] == "test";
+    let found = messages.filter(is_it).find_map(|message| message["executable"].as_str().map(PathBuf::from));
+    found.with_context(|| format!("There is no test {test}"))
 }

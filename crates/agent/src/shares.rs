@@ -23,7 +23,7 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 use tracing::{debug, info, warn};
 
-use crate::{AgentError, config::Config, error::chain, files, setup};
+use crate::{AgentError, config::Config, files, setup};
 
 #[derive(Clone, Debug, Serialize, Deserialize)]
 struct Entry {
@@ -42,13 +42,14 @@ struct Entry {
 
 impl Entry {
     /// How it is; of its mount, what `driver` says, if it was looked at.
-    fn view(&self, trouble: Option<String>, space: Option<Space>, driver: Option<&dyn ShareDriver>) -> AttachedShare {
+    fn view(&self, finding: Option<Finding>, space: Option<Space>, driver: Option<&dyn ShareDriver>) -> AttachedShare {
+        let trouble = finding.as_ref().map(|finding| finding.message.clone());
         let (free, total) = space.map(|space| (space.free, space.total)).unzip();
         let soft = driver.is_some_and(|driver| !driver.waits(&self.path));
         let server_locks = driver.is_some_and(|driver| !driver.locks_stay(&self.path));
         let at = matches!(self.source, ShareSource::Path(_)).then(|| self.path.display().to_string());
         let (id, source, mode, file_system) = (self.id, self.source.clone(), self.mode, file_system_of(&self.path));
-        AttachedShare { id, source, mode, trouble, free, total, soft, server_locks, at, file_system }
+        AttachedShare { id, source, mode, trouble, finding, free, total, soft, server_locks, at, file_system }
     }
 }
 
@@ -83,8 +84,11 @@ impl Shares {
     pub fn load(config: &Config, driver: Arc<dyn ShareDriver>) -> Result<Self, AgentError> {
         let path = config.state_dir.join("shares.json");
         let entries: Vec<Entry> = files::read_json(&path)?.unwrap_or_default();
-        let unknown = "The agent has just been started and has not looked at it yet";
-        let views = entries.iter().map(|entry| entry.view(Some(unknown.to_owned()), None, None)).collect();
+        let unknown = |entry: &Entry| {
+            let message = "The agent has just been started and has not looked at it yet";
+            Finding::blocks(FindingId::ShareUnreachable, &entry.source, message, "Try again in some seconds")
+        };
+        let views = entries.iter().map(|entry| entry.view(Some(unknown(entry)), None, None)).collect();
         let (root, qemu_conf) = (config.share_root.clone(), config.qemu_conf.clone());
         Ok(Self { path, root, qemu_conf, driver, entries: Mutex::new(entries), views: watch::Sender::new(views) })
     }
@@ -114,7 +118,7 @@ impl Shares {
     /// Looks at every share. Blocks for seconds when a mount hangs.
     fn look(&self, asks_space: bool) {
         for entry in self.copy() {
-            let trouble = self.is_usable(&entry).err().map(|error| chain(&error));
+            let trouble = self.is_usable(&entry).err().map(|error| self.told(&entry, error));
             let space = asks_space.then(|| self.driver.space(&entry.source, entry.credentials.as_ref(), &entry.path));
             self.publish(|views| {
                 let Some(view) = views.iter_mut().find(|view| view.id == entry.id) else { return };
@@ -122,6 +126,29 @@ impl Shares {
                 *view = entry.view(trouble, space.unwrap_or(known), Some(&*self.driver));
             });
         }
+    }
+
+    /// What stands against a share's use. Why a mount does not answer, only the file server can tell.
+    fn told(&self, entry: &Entry, error: ShareError) -> Finding {
+        let asked = match error {
+            ShareError::Stuck { .. } | ShareError::Host { .. } | ShareError::Mount { .. } => {
+                self.driver.probe(&entry.source, entry.credentials.as_ref()).err()
+            }
+            _ => None,
+        };
+        let error = asked.unwrap_or(error);
+        let mut finding = error.finding();
+        finding.fix = match error {
+            ShareError::Password { .. } if entry.mode == AttachMode::Mounted => "Let the file server take the password of \
+                 the mount again: VMs that stand still go on by themselves. Then move or stop those of this host, detach \
+                 the share, and attach it with the new password"
+                .to_owned(),
+            ShareError::Unreachable { .. } | ShareError::Stuck { .. } => {
+                format!("{}. VMs on it stand still until then, and go on by themselves", finding.fix)
+            }
+            _ => finding.fix,
+        };
+        finding
     }
 
     fn publish(&self, change: impl FnOnce(&mut Vec<AttachedShare>)) {

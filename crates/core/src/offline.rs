@@ -322,6 +322,7 @@ mod tests {
             tpm: false,
             networks: Vec::new(),
             machine: None,
+            emulated: false,
         }
     }
 

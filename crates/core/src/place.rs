@@ -342,6 +342,7 @@ mod tests {
             source,
             mode,
             trouble: None,
+            finding: None,
             free: None,
             total: None,
             soft: false,

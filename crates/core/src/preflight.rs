@@ -15,7 +15,7 @@ use crate::{
     job::MoveKind,
     location::Location,
     offline::{checkpoints, tpm_by_hand},
-    release::{Release, distrusted, trusts},
+    release::{MOVES_EMULATED_SINCE, Release, distrusted, trusts},
     share::{AttachMode, AttachedShare},
     share_source::ShareSource,
     storage::DiskMove,
@@ -401,6 +401,7 @@ fn destination_room(facts: &LiveFacts<'_>, findings: &mut Vec<Finding>) {
         }
     }
     machine_type(facts, findings);
+    emulation(facts, findings);
     for other in destination.vms {
         if other.id == vm.id {
             findings.push(Finding::blocks(
@@ -439,6 +440,26 @@ fn machine_type(facts: &LiveFacts<'_>, findings: &mut Vec<Finding>) {
             format!(
                 "Choose a host with QEMU {needed} or later; or, while the VM is shut off, set an earlier machine type                  (`virsh edit {}`): guests may see other devices then",
                 vm.name
+            ),
+        ));
+    }
+}
+
+/// What QEMU emulates, an old one does not move whole.
+fn emulation(facts: &LiveFacts<'_>, findings: &mut Vec<Finding>) {
+    let (vm, source) = (facts.vm, &facts.source);
+    let Some(host) = source.facts.filter(|_| vm.emulated) else { return };
+    if Release::of(&host.qemu_version).is_some_and(|release| release < MOVES_EMULATED_SINCE) {
+        findings.push(Finding::warns(
+            FindingId::HostRelease,
+            &vm.name,
+            format!(
+                "QEMU {} on {} emulates the processors of VM {}, and forgets some of the pages that it changes during a live \
+                 move: the guest may crash at its destination",
+                host.qemu_version, source.name, vm.name
+            ),
+            format!(
+                "Shut the VM down and move it with `--offline`; or run it by KVM, or by QEMU {MOVES_EMULATED_SINCE} or later"
             ),
         ));
     }
@@ -514,20 +535,38 @@ fn share_reach(facts: &LiveFacts<'_>, object: &str, what: &str, share: ShareId, 
     let name = share_name(facts, share);
     for side in [&facts.source, &facts.destination] {
         let attached = side.shares.iter().find(|attached| attached.id == share);
-        let trouble = match attached {
-            None if side.reachable => Some("is not attached on it".to_owned()),
-            Some(AttachedShare { trouble: Some(trouble), .. }) => Some(format!("cannot be used on it: {trouble}")),
-            None | Some(AttachedShare { trouble: None, .. }) => None,
-        };
-        if let Some(trouble) = trouble {
-            findings.push(Finding::blocks(
+        match attached {
+            None if side.reachable => findings.push(Finding::blocks(
                 FindingId::ShareNotAttached,
                 object,
-                format!("{what} on share {name}, and host {} does not reach it: the share {trouble}", side.name),
+                format!(
+                    "{what} on share {name}, and host {} does not reach it: the share is not attached on it",
+                    side.name
+                ),
                 format!("Attach the share: `ferry share attach {name} --host {}`", side.name),
-            ));
+            )),
+            Some(AttachedShare { trouble: Some(trouble), finding, .. }) => {
+                let finding = share_in_trouble(&name, side.name, trouble, finding.as_ref());
+                // Once for all files that lie there.
+                if !findings.contains(&finding) {
+                    findings.push(finding);
+                }
+            }
+            None | Some(AttachedShare { trouble: None, .. }) => {}
         }
     }
+}
+
+/// An attached share that a host cannot use, told as its agent tells it.
+fn share_in_trouble(share: &str, host: &str, trouble: &str, finding: Option<&Finding>) -> Finding {
+    let (id, fix) = match finding {
+        Some(finding) => (finding.id, finding.fix.clone()),
+        None => (
+            FindingId::ShareUnreachable,
+            format!("See that the share works on {host}; if it was mounted otherwise, attach it again"),
+        ),
+    };
+    Finding::blocks(id, share, format!("Host {host} cannot use share {share}: {trouble}"), fix)
 }
 
 /// A file that a disk which stays needs below it.
@@ -771,6 +810,7 @@ mod tests {
             source: "\\\\fs1.ferry.lab\\vms".parse().expect("well formed"),
             mode: AttachMode::Mounted,
             trouble: None,
+            finding: None,
             free: None,
             total: None,
             soft: false,
@@ -850,6 +890,7 @@ mod tests {
             tpm: false,
             networks: Vec::new(),
             machine: Some("pc-q35-10.0".into()),
+            emulated: false,
         }
     }
 
@@ -1029,9 +1070,22 @@ mod tests {
         ),
         (
             "share in trouble",
+            |f| {
+                // One of several files on it: told once.
+                f.vm.files.push(VmFile { device: "vdb".into(), ..disk(on_share()) });
+                let share = &mut f.destination.shares[0];
+                let (message, fix) = ("the server refused user root", "Let it take the password again");
+                share.finding = Some(Finding::blocks(FindingId::SharePassword, "share", message, fix));
+                share.trouble = Some(message.into());
+            },
+            FindingId::SharePassword,
+            &["vms", "kvm2", "the server refused user root", "Let it take the password again"],
+        ),
+        (
+            "share in trouble, as an earlier agent tells it",
             |f| f.destination.shares[0].trouble = Some("the mount does not answer".into()),
-            FindingId::ShareNotAttached,
-            &["kvm2", "the mount does not answer"],
+            FindingId::ShareUnreachable,
+            &["vms", "kvm2", "the mount does not answer"],
         ),
         (
             "two shares of one name",
@@ -1171,6 +1225,21 @@ mod tests {
         fixture.vm.files[0].bypasses_cache = false;
         let (from, to) = (on_share(), local("/n/x.raw"));
         fixture.along = vec![DiskMove { device: "vda".into(), from, to, format: DiskFormat::Raw }];
+        assert_eq!(fixture.findings(), []);
+    }
+
+    #[test]
+    fn an_emulated_vm_of_an_old_qemu_is_warned_of() {
+        let mut fixture = Fixture::new();
+        fixture.vm.machine = Some("pc-q35-7.2".into());
+        fixture.source.facts.qemu_version = "7.2.22".into();
+        assert_eq!(fixture.findings(), [], "KVM's kernel keeps the bitmap");
+        fixture.vm.emulated = true;
+        let findings = fixture.findings();
+        let [finding] = &findings[..] else { panic!("{findings:#?}") };
+        assert_eq!((finding.id, finding.severity), (FindingId::HostRelease, Severity::Warns));
+        assert!(finding.message.contains("QEMU 7.2.22 on kvm1") && finding.fix.contains("`--offline`"), "{finding:?}");
+        fixture.source.facts.qemu_version = "10.0.2".into();
         assert_eq!(fixture.findings(), []);
     }
 

@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::{id::ShareId, share_source::ShareSource, units::ByteCount};
+use crate::{finding::Finding, id::ShareId, share_source::ShareSource, units::ByteCount};
 
 /// How a host reaches a share.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -28,6 +28,9 @@ pub struct AttachedShare {
     pub mode: AttachMode,
     /// Whether its files can be used now; `None` if so, else why not.
     pub trouble: Option<String>,
+    /// The same, with its kind and what to do about it. An agent of an earlier version does not say.
+    #[serde(default)]
+    pub finding: Option<Finding>,
     /// Free bytes, where the file server tells.
     pub free: Option<ByteCount>,
     /// All bytes, where the file server tells. An agent of an earlier version does not say.

@@ -755,6 +755,7 @@ mod tests {
             tpm: false,
             networks: Vec::new(),
             machine: None,
+            emulated: false,
         }
     }
 

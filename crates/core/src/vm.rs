@@ -54,6 +54,9 @@ pub struct VmFacts<F = Location> {
     /// say.
     #[serde(default)]
     pub machine: Option<String>,
+    /// Whether QEMU emulates its processors (libvirt's type `qemu`). An agent of an earlier version does not say.
+    #[serde(default)]
+    pub emulated: bool,
 }
 
 /// One file of a VM.
@@ -232,6 +235,7 @@ impl<F> VmFacts<F> {
             tpm: self.tpm,
             networks: self.networks,
             machine: self.machine,
+            emulated: self.emulated,
         }
     }
 }

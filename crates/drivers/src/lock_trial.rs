@@ -106,7 +106,8 @@ impl Holder {
         if written && !holder.has_ended() {
             return Ok(holder);
         }
-        Err(LockTrialError::Fails(format!("a first write failed: {}", holder.end())))
+        let said = holder.end()?;
+        Err(LockTrialError::Fails(format!("a first write failed: {said}")))
     }
 
     /// Writes once more, now that another host has opened the image, and closes it.
@@ -117,7 +118,7 @@ impl Holder {
         // Told by the file below, should it be gone.
         let _ = self.say(&format!("write -P {LET_GO} 0 {BLOCK}\nflush\nquit\n"));
         let path = self.path.clone();
-        let said = self.end();
+        let said = self.end()?;
         match block(&path) {
             Ok(read) if read == [LET_GO; BLOCK] => Ok(()),
             Ok(_) => Err(LockTrialError::Fails(format!(
@@ -137,12 +138,20 @@ impl Holder {
         !matches!(self.tool.try_wait(), Ok(None))
     }
 
-    /// Ends the tool, by itself or by force; gives its last line.
-    fn end(&mut self) -> String {
+    /// Waits for the tool's end; gives its last line.
+    ///
+    /// # Errors
+    /// When it still waits for the file: nothing is known of the locks then. A server of NFS 4 lets clients wait up to 90 s
+    /// for locks after its start.
+    fn end(&mut self) -> Result<String, LockTrialError> {
         drop(self.tool.stdin.take());
         if !wait_until(|| self.has_ended()) {
             let _ = self.tool.kill();
-            return "qemu-io gave no answer in time".to_owned();
+            let seconds = STEP_WAIT.as_secs();
+            let why = format!(
+                "it still waits for the file server after {seconds} s; servers that have just started let wait"
+            );
+            return Err(host("write with qemu-io")(io::Error::new(io::ErrorKind::TimedOut, why)));
         }
         let read = |stream: Option<&mut dyn io::Read>| {
             let mut text = String::new();
@@ -153,7 +162,7 @@ impl Holder {
         let output = read(self.tool.stdout.as_mut().map(|stream| stream as &mut dyn io::Read));
         let mut lines = errors.lines().chain(output.lines()).map(|line| line.trim_start_matches("qemu-io>").trim());
         let failed = |line: &&str| line.contains("failed") || line.contains("Failed") || line.contains("rror");
-        lines.rfind(failed).unwrap_or("qemu-io did not say why").to_owned()
+        Ok(lines.rfind(failed).unwrap_or("qemu-io did not say why").to_owned())
     }
 }
 
@@ -348,5 +357,19 @@ mod tests {
         holder.let_go().expect("let go");
         write(&open(&path, true).expect("open"), HELD).expect("as if the last write had not come");
         assert!(matches!(taker.take(), Err(LockTrialError::Fails(why)) if why.contains("wrote last")));
+    }
+
+    /// As while a file server lets its clients wait.
+    #[test]
+    fn a_tool_that_still_waits_tells_nothing_of_the_locks() {
+        let (_folder, path) = folder();
+        let holder = Holder::start(&path).expect("held");
+        let pid = nix::unistd::Pid::from_raw(i32::try_from(holder.tool.id()).expect("a process id"));
+        nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGSTOP).expect("stopped");
+        let error = holder.let_go().expect_err("it never answers");
+        assert!(
+            matches!(&error, LockTrialError::Host { source, .. } if source.kind() == io::ErrorKind::TimedOut),
+            "{error:?}"
+        );
     }
 }

@@ -1,6 +1,6 @@
 //! The demo: a running VM moves between two real hosts, and what was promised is proven from outside.
 
-use std::{fs, io::Write as _, net::UdpSocket, os::unix::fs::FileExt as _, time::Duration};
+use std::{fs, io::Write as _, os::unix::fs::FileExt as _, time::Duration};
 
 use anyhow::{Context as _, ensure};
 use clap::ValueEnum;
@@ -8,7 +8,7 @@ use ferry_core::api::server::{JobView, VmView};
 use serde::Serialize;
 
 use crate::{
-    ferry::{Ferry, in_fabric},
+    ferry::Ferry,
     guest::Ticker,
     observe::{Capture, Heard, Observer, judge},
     run::wait_for,
@@ -187,10 +187,7 @@ fn read_sector(ferry: &Ferry, ticker: &Ticker) -> anyhow::Result<Vec<u8>> {
 
 fn break_on_purpose(ferry: &Ferry, ticker: &Ticker, sabotage: Sabotage, old_sector: &[u8]) -> anyhow::Result<()> {
     match sabotage {
-        Sabotage::Page => in_fabric(&ferry.lab, || {
-            UdpSocket::bind("0.0.0.0:0")?.send_to(b"flip", (ticker.ip(), 7007))?;
-            Ok(())
-        }),
+        Sabotage::Page => ticker.ask(&ferry.lab, "flip"),
         Sabotage::Sector => {
             // A write that was acknowledged is taken back: the sector holds what it held before, whole and well formed.
             wait_for("the guest wrote its first sector again", Duration::from_secs(60), || {

@@ -2,21 +2,25 @@
 
 use std::{
     fs,
+    net::UdpSocket,
     path::{Path, PathBuf},
 };
 
-use anyhow::Context as _;
+use anyhow::{Context as _, ensure};
 use ferry_core::vm::DiskFormat;
 use uuid::Uuid;
 
 use crate::{
     debian,
+    ferry::in_fabric,
     host::Host,
     images::{Disk, Place},
     lab::{Lab, NETWORK},
     local,
 };
 
+/// Where a guest listens, and where it sends what it tells.
+const PORT: u16 = 7007;
 /// Debian's firmware, and what its variables are at first.
 const UEFI_CODE: &str = "/usr/share/OVMF/OVMF_CODE_4M.fd";
 const UEFI_VARIABLES: &str = "/usr/share/OVMF/OVMF_VARS_4M.fd";
@@ -120,6 +124,17 @@ impl Ticker {
         Path::new(local::FOLDER).join(&self.name)
     }
 
+    /// Asks something of the guest: `flip`, `restless` (its main module says what that does).
+    ///
+    /// # Errors
+    /// When no datagram can be sent.
+    pub fn ask(&self, lab: &Lab, request: &str) -> anyhow::Result<()> {
+        in_fabric(lab, || {
+            UdpSocket::bind("0.0.0.0:0")?.send_to(request.as_bytes(), (self.ip(), PORT))?;
+            Ok(())
+        })
+    }
+
     /// Its definition, with its files on the share in `folder`.
     pub fn definition(&self, folder: &Path) -> String {
         let Self { name, uuid, memory_mib, pattern_mib, dirty_mib_per_s, writes_per_s, stride_kib, .. } = self;
@@ -183,6 +198,20 @@ impl Ticker {
             device = device(index),
         )
     }
+}
+
+/// A definition that [`Ticker::prepare`] gave, with its disk `file` as a volume of the storage pool `vms`, and its interface
+/// in the network `lan`.
+///
+/// # Errors
+/// When it has no such disk or interface.
+pub fn of_pool_and_network(definition: &str, file: &Path) -> anyhow::Result<String> {
+    let (disk, interface) = (format!("<source file='{}'/>", file.display()), "type='bridge'><source bridge='br0'/>");
+    ensure!(definition.contains(&disk) && definition.contains(interface), "{definition}");
+    Ok(definition
+        .replace("<disk type='file'", "<disk type='volume'")
+        .replace(&disk, "<source pool='vms' volume='disk.raw'/>")
+        .replace(interface, "type='network'><source network='lan'/>"))
 }
 
 /// The name of a guest's disk: vda, vdb, …

@@ -56,9 +56,20 @@ impl FileServer {
         );
         let conf = folder.join("smb.conf");
         fs::write(&conf, text)?;
+        let server = Self { name: format!("{name}.ferry.lab"), share, folder };
+        server.set_password(PASSWORD)?;
+        server.start_daemon(lab)?;
+        Ok(server)
+    }
+
+    /// Sets the password of [`USER`]: whoever logs in from now on needs it.
+    ///
+    /// # Errors
+    /// When Samba does not take it.
+    pub fn set_password(&self, password: &str) -> anyhow::Result<()> {
         let mut child = Command::new("smbpasswd")
             .arg("-c")
-            .arg(&conf)
+            .arg(self.folder.join("smb.conf"))
             .args(["-a", "-s", USER])
             .stdin(Stdio::piped())
             .stdout(Stdio::null())
@@ -66,12 +77,10 @@ impl FileServer {
             .spawn()
             .context("Could not run smbpasswd")?;
         if let Some(mut pipe) = child.stdin.take() {
-            std::io::Write::write_all(&mut pipe, format!("{PASSWORD}\n{PASSWORD}\n").as_bytes())?;
+            std::io::Write::write_all(&mut pipe, format!("{password}\n{password}\n").as_bytes())?;
         }
         anyhow::ensure!(wait(&mut child, DEADLINE)? == Some(0), "smbpasswd failed");
-        let server = Self { name: format!("{name}.ferry.lab"), share, folder };
-        server.start_daemon(lab)?;
-        Ok(server)
+        Ok(())
     }
 
     /// Starts smbd (again) and waits until it answers.

@@ -1,7 +1,7 @@
 //! What libvirt's other drivers give a VM: networks and volumes of storage pools.
 #![cfg(feature = "lab")]
 
-use std::{fs, path::Path, time::Duration};
+use std::{fs, time::Duration};
 
 use ferry_core::{
     api::{
@@ -15,7 +15,7 @@ use ferry_core::{
 use ferry_lab::{
     demo::start_ticker,
     ferry::Ferry,
-    guest::Ticker,
+    guest::{Ticker, of_pool_and_network},
     host::Host,
     observe::{Observer, judge},
 };
@@ -37,16 +37,6 @@ fn add_network(host: &Host) {
     host.virsh(&["net-start", "lan"]).expect("started");
 }
 
-/// The guest's definition with its disk as a volume of pool `vms`, and its interface in the network `lan`.
-fn of_pool_and_network(definition: &str, file: &Path) -> String {
-    let (disk, interface) = (format!("<source file='{}'/>", file.display()), "type='bridge'><source bridge='br0'/>");
-    assert!(definition.contains(&disk) && definition.contains(interface), "{definition}");
-    definition
-        .replace("<disk type='file'", "<disk type='volume'")
-        .replace(&disk, "<source pool='vms' volume='disk.raw'/>")
-        .replace(interface, "type='network'><source network='lan'/>")
-}
-
 #[test]
 fn a_vm_of_a_network_and_a_storage_pool_moves_there_and_back() {
     let ferry = Ferry::up(2).expect("Ferry on two hosts");
@@ -62,7 +52,8 @@ fn a_vm_of_a_network_and_a_storage_pool_moves_there_and_back() {
     let mounts = [home, away].map(|host| ferry.mount_of(host).expect("mounted"));
     let [folder, folder_away] = mounts.map(|mount| mount.join("ticker"));
     let definition = ticker.prepare(&ferry.lab, &ferry.files.share, &ferry.mount_of(home).expect("mounted"));
-    let definition = of_pool_and_network(&definition.expect("prepared"), &folder.join("disk.raw"));
+    let definition =
+        of_pool_and_network(&definition.expect("prepared"), &folder.join("disk.raw")).expect("its own form");
     fs::write(home.path("/run/ticker.xml"), definition).expect("written");
     let target = folder.display().to_string();
     home.virsh(&["pool-create-as", "vms", "dir", "--target", &target]).expect("a pool");

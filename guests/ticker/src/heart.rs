@@ -7,7 +7,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use crate::{Found, Wanted};
+use crate::{Found, Wanted, restless};
 
 /// Where heartbeats go.
 const PORT: u16 = 7007;
@@ -36,7 +36,7 @@ pub(crate) fn run(wanted: &Wanted, found: &Found) -> ! {
     };
     let started = Instant::now();
     println!("ticker: beats");
-    let mut count = 0u64;
+    let (mut count, mut rests) = (0u64, true);
     loop {
         count += 1;
         let beat = format!(
@@ -62,6 +62,10 @@ pub(crate) fn run(wanted: &Wanted, found: &Found) -> ! {
             if &request[..length] == b"flip" {
                 println!("ticker: one byte of memory is changed on request");
                 found.flip.store(true, Relaxed);
+            }
+            if rests && &request[..length] == b"restless" {
+                rests = false;
+                restless::start();
             }
         }
         thread::sleep(EVERY);

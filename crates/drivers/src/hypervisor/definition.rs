@@ -77,6 +77,7 @@ pub(super) fn parse(xml: &str) -> Result<VmFacts<PathBuf>, HypervisorError> {
         tpm: named("tpm").any(|tpm| host_tpm(tpm).is_none()),
         networks: named("interface").filter_map(network).collect(),
         machine: child(domain, "os").and_then(|os| child(os, "type")?.attribute("machine")).map(str::to_owned),
+        emulated: domain.attribute("type") == Some("qemu"),
     })
 }
 
@@ -685,6 +686,8 @@ mod tests {
         assert_eq!(parse(XML).expect("parsed").machine, None);
         let named = XML.replace("<type>hvm", "<type arch='x86_64' machine='pc-q35-10.0'>hvm");
         assert_eq!(parse(&named).expect("parsed").machine.as_deref(), Some("pc-q35-10.0"));
+        assert!(parse(XML).expect("parsed").emulated);
+        assert!(!parse(&XML.replace("<domain type='qemu'", "<domain type='kvm'")).expect("parsed").emulated);
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! Breaks each promise on purpose, past Ferry: a harness that reports nothing must be seen to report something.
 
-use std::{fs, net::UdpSocket, time::Duration};
+use std::{fs, time::Duration};
 
 use clap::ValueEnum;
 
@@ -9,7 +9,7 @@ use super::{
     judge::Broken,
     stage::Stage,
 };
-use crate::{ferry::in_fabric, observe::Observer, run::wait_for};
+use crate::{observe::Observer, run::wait_for};
 
 /// How long a move may take, and a second copy to boot.
 const MOVE_DEADLINE: Duration = Duration::from_secs(60);
@@ -68,11 +68,7 @@ pub fn commit(
         }
         Sabotage::Split => second_copy(stage, observer, aim),
         Sabotage::Corrupt => {
-            let guest = guest(stage, aim);
-            in_fabric(&stage.ferry.lab, || {
-                UdpSocket::bind("0.0.0.0:0")?.send_to(b"flip", (guest.ip(), 7007))?;
-                Ok(())
-            })?;
+            guest(stage, aim).ask(&stage.ferry.lab, "flip")?;
             Ok(format!("a byte of {}'s memory changed", aim.guest))
         }
         Sabotage::Stuck => unreachable!("done above"),

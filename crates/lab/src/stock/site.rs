@@ -126,7 +126,15 @@ impl StockSite {
     /// What the command line said.
     pub fn add_smb_share(&self, name: &str) -> anyhow::Result<()> {
         self.ferry.must(&["share", "add", name, &self.ferry.files.unc()])?;
-        let password = self.ferry.password_file(PASSWORD)?;
+        self.attach_smb_share(name, PASSWORD)
+    }
+
+    /// Has Ferry mount the file server's share on each machine.
+    ///
+    /// # Errors
+    /// What the command line said.
+    pub fn attach_smb_share(&self, name: &str, password: &str) -> anyhow::Result<()> {
+        let password = self.ferry.password_file(password)?;
         for machine in &self.machines {
             let line = ["share", "attach", name, "--host", &machine.name, "--user", USER, "--password-file", &password];
             self.ferry.must(&line)?;
@@ -175,12 +183,20 @@ impl StockSite {
             let host = &self.machines[*machine];
             self.observer.wait_on(&ticker.name, &host.name, GUEST_BOOT)?;
             self.observer.wait_verified(&ticker.name, 0, VERIFY_WITHIN)?;
-            wait_for(&format!("{} appears in the inventory", ticker.name), DEADLINE, || {
-                let vms: Vec<VmView> = self.ferry.json(&["vm", "list"]).ok()?;
-                vms.iter().any(|vm| vm.facts.name == ticker.name && vm.host == host.name).then_some(())
-            })?;
+            self.wait_listed(&ticker.name, &host.name)?;
         }
         Ok(())
+    }
+
+    /// Waits until Ferry knows a VM on a machine.
+    ///
+    /// # Errors
+    /// When it does not in time.
+    pub fn wait_listed(&self, name: &str, machine: &str) -> anyhow::Result<()> {
+        wait_for(&format!("{name} appears in the inventory"), DEADLINE, || {
+            let vms: Vec<VmView> = self.ferry.json(&["vm", "list"]).ok()?;
+            vms.iter().any(|vm| vm.facts.name == name && vm.host == machine).then_some(())
+        })
     }
 
     /// Makes a guest's files on the file server's share, and defines and starts it on a machine.

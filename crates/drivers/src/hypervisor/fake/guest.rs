@@ -58,6 +58,7 @@ impl FakeGuest {
                 tpm: false,
                 networks: Vec::new(),
                 machine: Some("pc-q35-10.0".to_owned()),
+                emulated: false,
             },
             resident: ByteCount::mib(4),
             dirty_ratio: 0.5,

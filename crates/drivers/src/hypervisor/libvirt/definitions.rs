@@ -205,6 +205,7 @@ fn bare(domain: &Domain, id: VmId) -> Result<VmFacts<PathBuf>, HypervisorError> 
         tpm: false,
         networks: Vec::new(),
         machine: None,
+        emulated: false,
     })
 }
 

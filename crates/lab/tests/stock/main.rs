@@ -4,6 +4,9 @@
 //! `cargo xtask test --stock` runs all.
 #![cfg(feature = "lab")]
 
+mod links;
+mod shares;
+
 use std::time::Duration;
 
 use ferry_core::{
@@ -96,10 +99,7 @@ fn confined(machine: &Machine) -> bool {
     said.starts_with("libvirt-") && said.contains("enforce")
 }
 
-/// Seen to fail at its last move: the job succeeds, and the kernel of the guest from Debian 12 crashes on Debian 13 within a
-/// second ("exited with irqs disabled"), QEMU running.
 #[test]
-#[ignore = "the kernel of the guest that comes from Debian 12 crashes on Debian 13: it is not known yet whose fault it is"]
 fn vms_move_over_smb_over_nfs_with_nothing_shared_and_from_debian_12_to_13() {
     demo::run(true).expect("every move keeps its promises, and nothing is denied");
 }
