@@ -14,6 +14,11 @@ const MARK: [u64; 2] = [u64::from_le_bytes(*b"FERRY-PL"), u64::from_le_bytes(*b"
 /// Pages verified before the dirtying is looked at again.
 const SLICE: usize = 64;
 
+/// Between two slices: at least so long, and so many times as long as the slice took. A guest whose processor is emulated,
+/// twice on stock hosts, would have nothing else to do, nor its host.
+const PAUSE_MIN: Duration = Duration::from_millis(2);
+const REST: u32 = 3;
+
 type Page = [u64; WORDS];
 
 fn word(index: usize, version: u64, at: usize) -> u64 {
@@ -62,6 +67,7 @@ pub(crate) fn run(wanted: &Wanted, found: &Found) -> ! {
             fill(&mut pages[next], next, versions[next]);
             dirtied += 1;
         }
+        let begun = Instant::now();
         for _ in 0..SLICE {
             verify(&pages[verified], verified, versions[verified], found);
             verified = (verified + 1) % count;
@@ -69,7 +75,7 @@ pub(crate) fn run(wanted: &Wanted, found: &Found) -> ! {
                 found.page_passes.fetch_add(1, Relaxed);
             }
         }
-        thread::sleep(Duration::from_millis(2));
+        thread::sleep(PAUSE_MIN.max(begun.elapsed() * REST));
     }
 }
 
