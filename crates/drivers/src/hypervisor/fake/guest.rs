@@ -138,7 +138,8 @@ pub(super) fn checksum(bytes: &[u8]) -> u64 {
 /// The definition as libvirt would write it, as far as a fake guest has one.
 pub(super) fn definition_xml(facts: &VmFacts<PathBuf>) -> String {
     let mut xml = format!(
-        "<domain type='qemu'><name>{}</name><uuid>{}</uuid><memory unit='b'>{}</memory><vcpu>{}</vcpu><os><type{}>hvm</type>",
+        "<domain type='{}'><name>{}</name><uuid>{}</uuid><memory unit='b'>{}</memory><vcpu>{}</vcpu><os><type{}>hvm</type>",
+        if facts.emulated { "qemu" } else { "kvm" },
         escaped(&facts.name),
         facts.id,
         facts.memory.0,
