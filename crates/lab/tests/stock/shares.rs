@@ -45,7 +45,6 @@ fn wait_until_free(site: &StockSite) {
 }
 
 #[test]
-#[ignore = "written, and not run to its end yet"]
 fn vms_outlive_their_file_servers_and_ferry_says_what_is_wrong_with_them() {
     let site = StockSite::up(&[Trixie, Trixie]).expect("two stock hosts");
     let files = &site.ferry.files;
@@ -103,7 +102,6 @@ fn vms_outlive_their_file_servers_and_ferry_says_what_is_wrong_with_them() {
 }
 
 #[test]
-#[ignore = "written, and not run to its end yet"]
 fn nfs_is_kept_by_the_kernels_own_server_and_client() {
     let program = std::env::var("FERRY_LAB_NFS_TESTS").expect("`cargo xtask test --stock` says where the tests are");
     let site = StockSite::boot(&[Trixie]).expect("a stock host");
