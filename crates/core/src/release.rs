@@ -28,7 +28,7 @@ pub struct Release {
 pub const SHARED_FILESYSTEMS_SINCE: Release = Release::new(10, 9);
 
 /// The first release of QEMU that is known to move VMs whole whose processors it emulates. 7.2.22 loses pages (5 of 24 moves of
-/// an idle guest between two of it, and 4 of 20 to 10.0, ended in a crash of the guest's kernel; 0 of 16 between two of 10.0):
+/// an idle guest between two of it, and 4 of 30 to 10.0, ended in a crash of the guest's kernel; 0 of 16 between two of 10.0):
 /// it clears bits of its dirty bitmap without telling the emulated processor's TLB, whose later writes then set none. Only
 /// memory whose size is no multiple of 256 KiB, which libvirt does not make, goes another way (0 of 24). Releases between
 /// were not tried. Under KVM the kernel keeps the bitmap.
