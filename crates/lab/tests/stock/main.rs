@@ -112,14 +112,16 @@ fn against(site: &StockSite) -> Vec<Finding> {
     candidate.findings.clone()
 }
 
+/// How long a finding may take to appear after what it tells of, or to go, unless a test says otherwise.
+const FOUND_WITHIN: Duration = Duration::from_secs(60);
+
 /// Waits until this one finding stands against the move, or none of its kind does.
-fn wait_for_finding(site: &StockSite, id: FindingId, expected: bool) -> Option<Finding> {
-    let found = || against(site).into_iter().find(|finding| finding.id == id);
-    let seen = wait_for(&format!("{id} is {expected}"), Duration::from_secs(60), || {
-        let found = found();
+fn wait_for_finding(site: &StockSite, id: FindingId, expected: bool, within: Duration) -> Option<Finding> {
+    let seen = wait_for(&format!("{id} is {expected}"), within, || {
+        let found = against(site).into_iter().find(|finding| finding.id == id);
         (found.is_some() == expected).then_some(found)
     });
-    seen.expect("what stands against a move follows the hosts")
+    seen.unwrap_or_else(|error| panic!("what stands against a move follows the hosts: {error:#}: {:#?}", against(site)))
 }
 
 #[test]
@@ -156,14 +158,14 @@ fn what_keeps_a_vm_from_moving_is_said_beforehand_and_its_fix_works() {
     mount(two, ",nobrl");
     one.run("virsh -q start ticker").expect("started");
     site.observer.wait_on("ticker", "stock1", GUEST_BOOT).expect("it runs");
-    assert_eq!(wait_for_finding(&site, FindingId::ShareLocks, false), None);
+    assert_eq!(wait_for_finding(&site, FindingId::ShareLocks, false, FOUND_WITHIN), None);
 
     // The rule is gone, as after somebody has cleaned up: said, refused, and mended by the words of the fix.
     two.run("rm /etc/apparmor.d/abstractions/libvirt-qemu.d/ferry").expect("removed");
-    let missing = wait_for_finding(&site, FindingId::HostConfinement, true).expect("found");
+    let missing = wait_for_finding(&site, FindingId::HostConfinement, true, FOUND_WITHIN).expect("found");
     let fix = missing.fix.split('`').nth(1).expect("the command to run").to_owned();
     two.run(&fix).expect("the fix works");
-    assert_eq!(wait_for_finding(&site, FindingId::HostConfinement, false), None);
+    assert_eq!(wait_for_finding(&site, FindingId::HostConfinement, false, FOUND_WITHIN), None);
     site.migrate("ticker", "stock2", &[]).expect("it moves");
     verified(&site, "ticker");
     site.nothing_denied().expect("nothing");

@@ -20,7 +20,7 @@ use ferry_lab::{
     },
 };
 
-use crate::{against, verified};
+use crate::{against, verified, wait_for_finding};
 
 /// How long a file server may be away for a VM to outlive it: a failover.
 const FAILOVER: Duration = Duration::from_secs(60);
@@ -31,10 +31,7 @@ const NFS_WITHIN: Duration = Duration::from_secs(400);
 
 /// Waits until something of this kind stands against the guest's move to the other machine.
 fn wait_until_told(site: &StockSite, id: FindingId) -> Finding {
-    let told = wait_for(&format!("{id} stands against the move"), NOTICED_WITHIN, || {
-        against(site).into_iter().find(|finding| finding.id == id)
-    });
-    told.unwrap_or_else(|error| panic!("{error:#}: {:#?}", against(site)))
+    wait_for_finding(site, id, true, NOTICED_WITHIN).expect("it was waited for")
 }
 
 /// Waits until nothing stands against the move.
