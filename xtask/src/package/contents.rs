@@ -20,11 +20,14 @@ pub(super) struct Package {
 }
 
 /// Other packages, by their names in one family of distributions.
+#[derive(Clone, Copy)]
 pub(super) struct Relations {
     /// Without these it does nothing.
     pub(super) needs: &'static [&'static str],
     /// Hosts usually have these.
     pub(super) wants: &'static [&'static str],
+    /// Some hosts have these.
+    pub(super) suggests: &'static [&'static str],
 }
 
 /// A file as it is in `packaging/NAME`, readable by everybody.
@@ -43,7 +46,7 @@ const fn config(from: &'static str, to: &'static str) -> File {
     File { from, to, config: true }
 }
 
-const NOTHING: Relations = Relations { needs: &[], wants: &[] };
+const NOTHING: Relations = Relations { needs: &[], wants: &[], suggests: &[] };
 
 pub(super) const PACKAGES: [Package; 3] = [
     Package {
@@ -99,10 +102,12 @@ pub(super) const PACKAGES: [Package; 3] = [
         deb: Relations {
             needs: &["mount", "qemu-utils"],
             wants: &["cifs-utils", "libvirt-daemon-system", "qemu-system", "smbclient"],
+            suggests: &["nfs-common"],
         },
         rpm: Relations {
             needs: &["qemu-img", "util-linux"],
             wants: &["cifs-utils", "libvirt-daemon-driver-qemu", "qemu-kvm", "samba-client"],
+            suggests: &["nfs-utils"],
         },
     },
 ];

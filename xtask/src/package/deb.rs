@@ -60,8 +60,10 @@ fn control(inputs: &Inputs, package: &Package, architecture: &str, libraries: &s
         inputs.version,
         needs.join(", ")
     );
-    if !package.deb.wants.is_empty() {
-        control.push_str(&format!("Recommends: {}\n", package.deb.wants.join(", ")));
+    for (relation, names) in [("Recommends", package.deb.wants), ("Suggests", package.deb.suggests)] {
+        if !names.is_empty() {
+            control.push_str(&format!("{relation}: {}\n", names.join(", ")));
+        }
     }
     control.push_str(&format!("Description: {}\n", package.summary));
     for line in package.description {

@@ -6,7 +6,7 @@ use anyhow::{Context as _, ensure};
 
 use super::{
     Inputs,
-    contents::Package,
+    contents::{Package, Relations},
     stage::{Format, Staged, stage},
 };
 
@@ -59,7 +59,8 @@ fn text(inputs: &Inputs, package: &Package, root: &Path, files: &[Staged]) -> an
         "Name: {}\nVersion: {}\nRelease: 1\nSummary: {}\nLicense: Apache-2.0\n",
         package.name, inputs.version, package.summary
     );
-    for (relation, names) in [("Requires", package.rpm.needs), ("Recommends", package.rpm.wants)] {
+    let Relations { needs, wants, suggests } = package.rpm;
+    for (relation, names) in [("Requires", needs), ("Recommends", wants), ("Suggests", suggests)] {
         for name in names {
             spec.push_str(&format!("{relation}: {name}\n"));
         }

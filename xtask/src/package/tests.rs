@@ -173,6 +173,15 @@ fn packages_say_what_they_need_and_that_they_are_no_release() {
         for need in package.rpm.needs {
             assert!(needs.lines().any(|line| line == *need), "{needs}");
         }
+        for (query, field_name, deb, rpm) in [
+            ("--recommends", "Recommends", package.deb.wants, package.rpm.wants),
+            ("--suggests", "Suggests", package.deb.suggests, package.rpm.suggests),
+        ] {
+            assert_eq!(field(name, field_name), deb.join(", "));
+            let listed: BTreeSet<String> =
+                said("rpm", &["-qp", query], &file(name, "rpm")).lines().map(str::to_owned).collect();
+            assert_eq!(listed, rpm.iter().map(|name| (*name).to_owned()).collect());
+        }
         for line in package.description {
             assert!(line.len() < 80 && field(name, "Description").contains(line), "{line}");
         }
