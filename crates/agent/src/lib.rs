@@ -23,6 +23,7 @@ pub mod offline;
 pub mod places;
 pub mod setup;
 pub mod shares;
+mod stalls;
 pub mod storage;
 pub mod tls;
 
@@ -110,6 +111,7 @@ impl Agent {
         });
         let finder = Arc::clone(&agent);
         tokio::spawn(async move { finder.migrations.find_again().await });
+        tokio::spawn(stalls::look_after(Arc::downgrade(&agent)));
         Ok(agent)
     }
 }

@@ -65,6 +65,11 @@ impl Observer {
         }
     }
 
+    /// What the host has, as it was looked at last; `None` if libvirt has not answered yet.
+    pub fn latest(&self) -> Option<Observation> {
+        self.latest.borrow().clone()
+    }
+
     /// What the host has, as soon as it is newer than the cursor; after `wait` (at most [`WAIT_MAX`]) whatever it is.
     /// `None` if libvirt has not answered yet.
     pub async fn newer(&self, cursor: Option<(Incarnation, Generation)>, wait: Duration) -> Option<Observation> {

@@ -131,9 +131,11 @@ impl Shares {
     /// What stands against a share's use. Why a mount does not answer, only the file server can tell.
     fn told(&self, entry: &Entry, error: ShareError) -> Finding {
         let asked = match error {
-            ShareError::Stuck { .. } | ShareError::Host { .. } | ShareError::Mount { .. } => {
-                self.driver.probe(&entry.source, entry.credentials.as_ref()).err()
-            }
+            // Of a login that the server refuses, the kernel says no more than "Permission denied".
+            ShareError::Stuck { .. }
+            | ShareError::Unreachable { .. }
+            | ShareError::Host { .. }
+            | ShareError::Mount { .. } => self.driver.probe(&entry.source, entry.credentials.as_ref()).err(),
             _ => None,
         };
         let error = asked.unwrap_or(error);
@@ -635,5 +637,39 @@ mod tests {
         shares.mount_anew();
         let view = seen(&shares);
         assert_eq!((view.server_locks, view.trouble), (false, None));
+    }
+
+    #[test]
+    fn why_a_mount_does_not_answer_is_told_by_its_file_server() {
+        let site = Site::new();
+        let shares = site.load();
+        let mut entry = shares.copy().remove(0);
+        let waited = Duration::from_secs(5);
+        let stuck = || ShareError::Stuck { share: site.source.clone(), at: site.mountpoint.clone(), waited };
+        // The server itself is well: no more is known than that the mount does not answer.
+        let told = shares.told(&entry, stuck());
+        assert_eq!(told.id, FindingId::ShareUnreachable);
+        assert!(told.message.contains("gave no answer"), "{told:#?}");
+        site.set_up(false);
+        let told = shares.told(&entry, stuck());
+        assert_eq!(told.id, FindingId::ShareUnreachable);
+        assert!(told.message.contains("NT_STATUS_HOST_UNREACHABLE"), "the server's own answer: {told:#?}");
+        assert!(told.fix.ends_with("VMs on it stand still until then, and go on by themselves"), "{told:#?}");
+        site.set_up(true);
+        site.servers.change(&site.source, |export| export.password = "another".to_owned());
+        let reason = "Permission denied".to_owned();
+        let unreachable = ShareError::Unreachable { share: site.source.clone(), reason };
+        assert_eq!(shares.told(&entry, unreachable).id, FindingId::SharePassword);
+        let told = shares.told(&entry, stuck());
+        assert_eq!(told.id, FindingId::SharePassword);
+        assert!(told.fix.starts_with("Let the file server take the password of the mount again"), "{told:#?}");
+        // Of an administrator's own mount Ferry has no password that could be another one.
+        entry.mode = AttachMode::Adopted;
+        assert!(!shares.told(&entry, stuck()).fix.contains("attach it with the new password"));
+        // What is no mount at all needs no server to tell.
+        let (share, at) = (site.source.clone(), site.mountpoint.clone());
+        let unmounted = ShareError::NotAMount { share, at, found: "nothing is mounted there".to_owned() };
+        let expected = unmounted.finding();
+        assert_eq!(shares.told(&entry, unmounted), expected);
     }
 }

@@ -8,6 +8,8 @@ pub mod admission;
 pub mod api;
 pub mod convergence;
 pub mod finding;
+#[cfg(test)]
+mod fixtures;
 pub mod host;
 pub mod id;
 pub mod job;
@@ -21,6 +23,7 @@ pub mod preflight;
 pub mod release;
 pub mod share;
 pub mod share_source;
+pub mod stall;
 pub mod storage;
 pub mod switchover;
 pub mod units;

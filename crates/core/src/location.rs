@@ -31,6 +31,16 @@ pub enum Location {
     },
 }
 
+impl Location {
+    /// The share it lies on, if it lies on one.
+    pub fn share(&self) -> Option<ShareId> {
+        match self {
+            Self::Share { share, .. } => Some(*share),
+            Self::Local { .. } => None,
+        }
+    }
+}
+
 /// A UNC path of a share: `\\server\share`, with a fully qualified server name.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]

@@ -273,8 +273,8 @@ mod tests {
     use super::*;
     use crate::{
         finding::Severity,
-        id::{HostId, ShareId, VmId},
-        units::ByteCount,
+        fixtures,
+        id::{HostId, ShareId},
         vm::DiskFormat,
     };
 
@@ -283,47 +283,17 @@ mod tests {
     }
 
     fn file(role: FileRole, device: &str, path: &str) -> VmFile {
-        VmFile {
-            role,
-            device: device.into(),
-            place: local(path),
-            read_only: false,
-            shareable: false,
-            has_backing: false,
-            stops_on_error: true,
-            format: Some(DiskFormat::Raw),
-            unmaps: true,
-            detects_zeroes: true,
-            bypasses_cache: true,
-            below: Vec::new(),
-            oddities: Vec::new(),
-            kind: None,
-        }
+        VmFile { role, ..fixtures::disk(device, local(path)) }
     }
 
     fn vm() -> VmFacts {
-        VmFacts {
-            id: VmId(Uuid::from_u128(9)),
-            name: "web01".into(),
-            state: VmState::ShutOff,
-            persistent: true,
-            autostart: false,
-            vcpus: 1,
-            memory: ByteCount::mib(64),
-            files: vec![
-                file(FileRole::Disk, "vda", "/a/disk.raw"),
-                file(FileRole::Disk, "vdb", "/b/disk.raw"),
-                file(FileRole::Media, "sda", "/iso/debian.iso"),
-                file(FileRole::Nvram, "nvram", "/a/vars.fd"),
-            ],
-            snapshots: 0,
-            checkpoints: 0,
-            host_devices: Vec::new(),
-            tpm: false,
-            networks: Vec::new(),
-            machine: None,
-            emulated: false,
-        }
+        let files = vec![
+            file(FileRole::Disk, "vda", "/a/disk.raw"),
+            file(FileRole::Disk, "vdb", "/b/disk.raw"),
+            file(FileRole::Media, "sda", "/iso/debian.iso"),
+            file(FileRole::Nvram, "nvram", "/a/vars.fd"),
+        ];
+        VmFacts { state: VmState::ShutOff, ..fixtures::vm(9, files) }
     }
 
     fn to(path: &str) -> Wanted {

@@ -18,6 +18,7 @@ use crate::{
     release::{MOVES_EMULATED_SINCE, Release, distrusted, trusts},
     share::{AttachMode, AttachedShare},
     share_source::ShareSource,
+    stall::Stall,
     storage::DiskMove,
     units::ByteCount,
     vm::{FileRole, Oddity, VmFacts, VmFile, VmState},
@@ -263,14 +264,7 @@ pub fn reaches(side: &Side<'_>, place: &Location) -> bool {
 
 /// The shares that a VM's files lie on.
 pub fn shares_of(vm: &VmFacts) -> BTreeSet<ShareId> {
-    vm.files
-        .iter()
-        .flat_map(VmFile::places)
-        .filter_map(|place| match place {
-            Location::Share { share, .. } => Some(*share),
-            Location::Local { .. } => None,
-        })
-        .collect()
+    vm.files.iter().flat_map(VmFile::places).filter_map(Location::share).collect()
 }
 
 fn vm_state(facts: &LiveFacts<'_>, findings: &mut Vec<Finding>) {
@@ -283,15 +277,7 @@ fn vm_state(facts: &LiveFacts<'_>, findings: &mut Vec<Finding>) {
             format!("VM {} is shut off on {}", vm.name, facts.source.name),
             format!("Start it first: `ferry vm start {}`; or move it as it is with `--offline`", vm.name),
         )),
-        VmState::Paused => findings.push(Finding::blocks(
-            FindingId::VmPaused,
-            &vm.name,
-            format!("VM {} is paused on {}", vm.name, facts.source.name),
-            format!(
-                "Find out why (`virsh domstate --reason {}` on {}), then `virsh resume {}`",
-                vm.name, facts.source.name, vm.name
-            ),
-        )),
+        VmState::Paused => findings.push(paused(vm, facts.source.name)),
         VmState::Incoming => findings.push(Finding::blocks(
             FindingId::VmBusy,
             &vm.name,
@@ -299,6 +285,31 @@ fn vm_state(facts: &LiveFacts<'_>, findings: &mut Vec<Finding>) {
             "Wait for that move to end; `ferry job list` shows it",
         )),
     }
+}
+
+fn paused(vm: &VmFacts, host: &str) -> Finding {
+    let name = &vm.name;
+    let (message, fix) = match &vm.stall {
+        None => (
+            format!("VM {name} is paused on {host}"),
+            format!("Find out why (`virsh domstate --reason {name}` on {host}), then `virsh resume {name}`"),
+        ),
+        Some(Stall { devices, full: true }) => (
+            format!("VM {name} stands still on {host}: there is no room for what it writes to {}", devices.join(", ")),
+            format!(
+                "Make room where its disk lies. On a share that tells its free space the VM is then run again by itself; \
+                 else `virsh resume {name}` on {host}"
+            ),
+        ),
+        Some(Stall { devices, full: false }) => (
+            format!("VM {name} stands still on {host}: {} could not be read or written", devices.join(", ")),
+            format!(
+                "See that its storage answers. Where that is a share, the VM is run again by itself; else \
+                 `virsh resume {name}` on {host}"
+            ),
+        ),
+    };
+    Finding::blocks(FindingId::VmPaused, name, message, fix)
 }
 
 /// The finding of a VM that a job moves.
@@ -652,12 +663,7 @@ fn file_remarks(facts: &LiveFacts<'_>, file: &VmFile, findings: &mut Vec<Finding
 
 /// Warns of shares among the places whose mount on a host gives the guest errors while the file server is away.
 pub fn soft_shares<'a>(side: &Side<'_>, places: impl Iterator<Item = &'a Location>) -> Vec<Finding> {
-    let used: BTreeSet<ShareId> = places
-        .filter_map(|place| match place {
-            Location::Share { share, .. } => Some(*share),
-            Location::Local { .. } => None,
-        })
-        .collect();
+    let used: BTreeSet<ShareId> = places.filter_map(Location::share).collect();
     let soft = side.shares.iter().filter(|share| share.soft && used.contains(&share.id));
     let warn = |share: &AttachedShare| {
         Finding::warns(
@@ -774,6 +780,7 @@ mod tests {
     use super::*;
     use crate::{
         finding::Severity,
+        fixtures,
         id::HostId,
         share::{AttachMode, FileSystem},
         vm::DiskFormat,
@@ -805,19 +812,7 @@ mod tests {
     }
 
     fn attached() -> AttachedShare {
-        AttachedShare {
-            id: SHARE,
-            source: "\\\\fs1.ferry.lab\\vms".parse().expect("well formed"),
-            mode: AttachMode::Mounted,
-            trouble: None,
-            finding: None,
-            free: None,
-            total: None,
-            soft: false,
-            server_locks: false,
-            at: None,
-            file_system: Some(FileSystem { kind: "cifs".into(), fixed_owner: true }),
-        }
+        fixtures::attached(SHARE.0.as_u128())
     }
 
     fn host(name: &'static str) -> Host {
@@ -844,22 +839,7 @@ mod tests {
     }
 
     fn disk(place: Location) -> VmFile {
-        VmFile {
-            role: FileRole::Disk,
-            device: "vda".into(),
-            place,
-            read_only: false,
-            shareable: false,
-            has_backing: false,
-            stops_on_error: true,
-            format: Some(DiskFormat::Raw),
-            unmaps: true,
-            detects_zeroes: true,
-            bypasses_cache: true,
-            below: Vec::new(),
-            oddities: Vec::new(),
-            kind: None,
-        }
+        fixtures::disk("vda", place)
     }
 
     fn no_file(kind: &str, place: Location) -> VmFile {
@@ -875,23 +855,7 @@ mod tests {
     }
 
     fn vm() -> VmFacts {
-        VmFacts {
-            id: VM,
-            name: "web01".into(),
-            state: VmState::Running,
-            persistent: true,
-            autostart: false,
-            vcpus: 1,
-            memory: ByteCount::gib(1),
-            files: vec![disk(on_share())],
-            snapshots: 0,
-            checkpoints: 0,
-            host_devices: Vec::new(),
-            tpm: false,
-            networks: Vec::new(),
-            machine: Some("pc-q35-10.0".into()),
-            emulated: false,
-        }
+        fixtures::vm(VM.0.as_u128(), vec![disk(on_share())])
     }
 
     impl Fixture {
@@ -948,6 +912,24 @@ mod tests {
     const ROWS: &[(&str, Spoil, FindingId, &[&str])] = &[
         ("stopped", |f| f.vm.state = VmState::ShutOff, FindingId::VmNotRunning, &["web01", "ferry vm start web01"]),
         ("paused", |f| f.vm.state = VmState::Paused, FindingId::VmPaused, &["web01", "virsh resume web01"]),
+        (
+            "a disk that could not be read",
+            |f| {
+                f.vm.state = VmState::Paused;
+                f.vm.stall = Some(Stall { devices: vec!["vda".into()], full: false });
+            },
+            FindingId::VmPaused,
+            &["web01", "vda could not be read", "run again by itself", "virsh resume web01"],
+        ),
+        (
+            "a disk without room",
+            |f| {
+                f.vm.state = VmState::Paused;
+                f.vm.stall = Some(Stall { devices: vec!["vda".into()], full: true });
+            },
+            FindingId::VmPaused,
+            &["web01", "no room for what it writes to vda", "Make room", "virsh resume web01"],
+        ),
         ("incoming", |f| f.vm.state = VmState::Incoming, FindingId::VmBusy, &["web01", "ferry job list"]),
         ("already there", |f| f.destination.name = "kvm1", FindingId::VmAlreadyThere, &["web01", "kvm1"]),
         ("busy", |f| f.busy = Some(JobId(7)), FindingId::VmBusy, &["web01", "ferry job watch 7"]),

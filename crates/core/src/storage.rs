@@ -706,7 +706,8 @@ mod tests {
     use super::*;
     use crate::{
         finding::Severity,
-        id::{HostId, ShareId, VmId},
+        fixtures,
+        id::{HostId, ShareId},
     };
 
     const HOST: HostId = HostId(Uuid::from_u128(1));
@@ -721,42 +722,11 @@ mod tests {
     }
 
     fn disk(device: &str, path: &str) -> VmFile {
-        VmFile {
-            role: FileRole::Disk,
-            device: device.into(),
-            place: local(path),
-            read_only: false,
-            shareable: false,
-            has_backing: false,
-            stops_on_error: true,
-            format: Some(DiskFormat::Raw),
-            unmaps: true,
-            detects_zeroes: true,
-            bypasses_cache: true,
-            below: Vec::new(),
-            oddities: Vec::new(),
-            kind: None,
-        }
+        fixtures::disk(device, local(path))
     }
 
     fn vm(files: Vec<VmFile>) -> VmFacts {
-        VmFacts {
-            id: VmId(Uuid::from_u128(3)),
-            name: "web01".into(),
-            state: VmState::Running,
-            persistent: true,
-            autostart: false,
-            vcpus: 1,
-            memory: ByteCount::mib(512),
-            files,
-            snapshots: 0,
-            checkpoints: 0,
-            host_devices: Vec::new(),
-            tpm: false,
-            networks: Vec::new(),
-            machine: None,
-            emulated: false,
-        }
+        fixtures::vm(3, files)
     }
 
     const THERE: HostId = HostId(Uuid::from_u128(4));

@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::{id::VmId, location::Location, units::ByteCount};
+use crate::{id::VmId, location::Location, stall::Stall, units::ByteCount};
 
 /// Whether a VM runs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -57,6 +57,10 @@ pub struct VmFacts<F = Location> {
     /// Whether QEMU emulates its processors (libvirt's type `qemu`). An agent of an earlier version does not say.
     #[serde(default)]
     pub emulated: bool,
+    /// Of one that is paused: that QEMU stopped it, since a disk could not be read or written. An agent of an earlier version
+    /// does not say.
+    #[serde(default)]
+    pub stall: Option<Stall>,
 }
 
 /// One file of a VM.
@@ -236,6 +240,7 @@ impl<F> VmFacts<F> {
             networks: self.networks,
             machine: self.machine,
             emulated: self.emulated,
+            stall: self.stall,
         }
     }
 }

@@ -216,7 +216,7 @@ impl Board {
 }
 
 /// Runs a blocking call of the hypervisor on a thread of its own.
-pub(super) async fn blocking<T: Send + 'static>(
+pub(crate) async fn blocking<T: Send + 'static>(
     hypervisor: &Arc<dyn Hypervisor>,
     call: impl FnOnce(&dyn Hypervisor) -> Result<T, HypervisorError> + Send + 'static,
 ) -> Result<T, HypervisorError> {

@@ -121,6 +121,11 @@ impl Registry {
         reserved
     }
 
+    /// Whether a VM is being moved, from or to here.
+    pub(crate) fn moves(&self, vm: VmId) -> bool {
+        self.entries().values().any(|journal| journal.task.vm() == vm)
+    }
+
     /// Unfinished copies of disks.
     pub(crate) fn seeds(&self) -> Arc<Seeds> {
         Arc::clone(&self.seeds)

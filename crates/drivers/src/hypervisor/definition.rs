@@ -78,6 +78,7 @@ pub(super) fn parse(xml: &str) -> Result<VmFacts<PathBuf>, HypervisorError> {
         networks: named("interface").filter_map(network).collect(),
         machine: child(domain, "os").and_then(|os| child(os, "type")?.attribute("machine")).map(str::to_owned),
         emulated: domain.attribute("type") == Some("qemu"),
+        stall: None,
     })
 }
 

@@ -44,6 +44,7 @@ use ferry_core::{
     api::agent::Role,
     id::VmId,
     migration::Presence,
+    stall::Stall,
     units::ByteCount,
     vm::{FileRole, VmFacts, VmFile, VmState},
 };
@@ -240,6 +241,16 @@ impl FakeHypervisor {
         });
     }
 
+    /// Stops a running VM since a disk could not be read or written, or for want of room. Nothing happens if it does not
+    /// run.
+    pub fn stall(&self, vm: VmId, device: &str, full: bool) {
+        let stall = Stall { devices: vec![device.to_owned()], full };
+        if let Some(entry) = self.host.state().vms.get_mut(&vm) {
+            entry.facts.stall = Some(stall);
+        }
+        self.pause(vm);
+    }
+
     /// The guest, or somebody, ends the VM's process.
     pub fn crash(&self, vm: VmId) {
         self.host.shift(vm, |_| Process::Off);
@@ -379,7 +390,8 @@ impl Vm {
             Process::Paused(_) | Process::Arrived(_) => VmState::Paused,
             Process::HandedOver(_) | Process::Receiving(_) | Process::Received(_) => VmState::Incoming,
         };
-        VmFacts { state, ..self.facts.clone() }
+        let stall = self.facts.stall.clone().filter(|_| matches!(self.process, Process::Paused(_)));
+        VmFacts { state, stall, ..self.facts.clone() }
     }
 }
 
@@ -480,7 +492,7 @@ impl Hypervisor for FakeHypervisor {
             Process::Paused(_) | Process::Arrived(_) if self.host.world.is_locked_for(vm, &self.host.name) => {
                 return failed(what(), LOCKED);
             }
-            Process::Paused(_) | Process::Arrived(_) => {}
+            Process::Paused(_) | Process::Arrived(_) => no_vm(&mut state, vm)?.facts.stall = None,
             Process::Off => return failed(what(), "domain is not running"),
             Process::HandedOver(_) | Process::Receiving(_) | Process::Received(_) => {
                 return failed(what(), "domain is being migrated");

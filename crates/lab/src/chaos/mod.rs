@@ -9,8 +9,8 @@
 //! job neither ended nor says what it waits for and which command helps.
 //!
 //! Limits of the lab: the share is a FUSE mount that fails writes while the file server is away, so QEMU stops the
-//! guest, and the harness runs it again as an administrator would. A link is cut between two hosts' addresses; the
-//! file server and Ferry's server are still reached.
+//! guest, and its host's agent runs it again. A link is cut between two hosts' addresses; the file server and Ferry's
+//! server are still reached.
 
 mod faults;
 mod judge;

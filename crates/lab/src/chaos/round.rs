@@ -278,9 +278,6 @@ impl Round<'_> {
         let until = calm + patience;
         loop {
             self.ask_jobs();
-            if self.plan.kind == Kind::Smbd && self.all_ended() {
-                self.stage.run_again_after_disk_error();
-            }
             let excuses = self.excuses();
             let is_well = |name: &str| judge::is_well(&self.observer.heard(name), calm, now());
             let unwell: Vec<&str> =

@@ -87,17 +87,6 @@ impl Stage {
         Ok(jobs)
     }
 
-    /// Runs a guest again that QEMU stopped when its disk failed, as an administrator does once the file server is
-    /// back. Nothing else that is paused is touched.
-    pub fn run_again_after_disk_error(&self) {
-        for (host, guest) in self.hosts().iter().flat_map(|host| self.guests.iter().map(move |guest| (host, guest))) {
-            let state = host.virsh(&["domstate", "--reason", &guest.name]).unwrap_or_default();
-            if state.trim() == "paused (I/O error)" {
-                let _ = host.virsh(&["resume", &guest.name]);
-            }
-        }
-    }
-
     /// Boots a host again that died in the run, with libvirt and its agent.
     ///
     /// # Errors

@@ -48,6 +48,13 @@ impl GuestAgent {
     /// # Errors
     /// When the agent does not answer, or the script has not ended at the deadline (it is left running then).
     pub fn run(&self, script: &str, deadline: Duration) -> anyhow::Result<Said> {
+        let said = self.run_to_end(script, deadline);
+        // The agent serves one connection at a time: whoever looks into the machine beside a test gets its turn.
+        self.connection.lock().expect("no panic").take();
+        said
+    }
+
+    fn run_to_end(&self, script: &str, deadline: Duration) -> anyhow::Result<Said> {
         let until = Instant::now() + deadline;
         let started = self.ask(&json!({"execute": "guest-exec", "arguments": {
             "path": "/bin/sh", "arg": ["-c", script], "capture-output": true,

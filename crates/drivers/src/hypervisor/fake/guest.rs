@@ -59,6 +59,7 @@ impl FakeGuest {
                 networks: Vec::new(),
                 machine: Some("pc-q35-10.0".to_owned()),
                 emulated: false,
+                stall: None,
             },
             resident: ByteCount::mib(4),
             dirty_ratio: 0.5,

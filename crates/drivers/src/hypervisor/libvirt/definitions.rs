@@ -14,6 +14,7 @@ use std::{
 
 use ferry_core::{
     id::VmId,
+    stall::Stall,
     units::ByteCount,
     vm::{VmFacts, VmFile, VmState},
 };
@@ -183,7 +184,7 @@ fn arrives(power: PowerState, domain: &Domain) -> bool {
         PowerState::Paused(PausedReason::Migration | PausedReason::StartingUp) => true,
         // A VM without a process and without a definition that is kept has a process in a moment.
         PowerState::Off => domain.persistent().is_ok_and(|persistent| !persistent),
-        PowerState::Running | PowerState::Paused(PausedReason::Other) => false,
+        PowerState::Running | PowerState::Paused(PausedReason::Other | PausedReason::IoError) => false,
     }
 }
 
@@ -206,6 +207,7 @@ fn bare(domain: &Domain, id: VmId) -> Result<VmFacts<PathBuf>, HypervisorError> 
         networks: Vec::new(),
         machine: None,
         emulated: false,
+        stall: None,
     })
 }
 
@@ -228,7 +230,18 @@ fn filled(
     let counted = domain.snapshots().and_then(|snapshots| Ok((snapshots, domain.checkpoints()?)));
     let Some((snapshots, checkpoints)) = there(counted)? else { return Ok(None) };
     (facts.snapshots, facts.checkpoints) = (snapshots, checkpoints);
+    facts.stall = match power {
+        PowerState::Paused(PausedReason::IoError) => stall(domain),
+        _ => None,
+    };
     Ok(Some(facts))
+}
+
+/// Which disks stopped the VM. A VM that goes on, or ends, while it is asked was stopped by none.
+fn stall(domain: &Domain) -> Option<Stall> {
+    let errors = domain.disk_errors().ok().filter(|errors| !errors.is_empty())?;
+    let full = errors.iter().any(|(_, full)| *full);
+    Some(Stall { devices: errors.into_iter().map(|(device, _)| device).collect(), full })
 }
 
 #[cfg(test)]

@@ -275,6 +275,8 @@ impl Connection {
 pub(super) enum PausedReason {
     Migration,
     StartingUp,
+    /// QEMU stopped it: a disk could not be read or written.
+    IoError,
     Other,
 }
 
@@ -368,6 +370,7 @@ impl Domain {
                 PowerState::Paused(match reason as c_uint {
                     virt_sys::VIR_DOMAIN_PAUSED_MIGRATION => PausedReason::Migration,
                     virt_sys::VIR_DOMAIN_PAUSED_STARTING_UP => PausedReason::StartingUp,
+                    virt_sys::VIR_DOMAIN_PAUSED_IOERROR => PausedReason::IoError,
                     _ => PausedReason::Other,
                 })
             }
@@ -428,6 +431,22 @@ impl Domain {
             Err(fault) if fault.code == virt_sys::VIR_ERR_NO_SUPPORT => Ok(0),
             Err(fault) => Err(fault),
         }
+    }
+
+    /// The disks that could not be read or written since the VM ran last, each with whether for want of room.
+    pub(super) fn disk_errors(&self) -> Done<Vec<(String, bool)>> {
+        // SAFETY: the domain is valid; without a list the disks are only counted.
+        let count = check(unsafe { virt_sys::virDomainGetDiskErrors(self.0, ptr::null_mut(), 0, 0) })?;
+        let nothing = || virt_sys::virDomainDiskError { disk: ptr::null_mut(), error: 0 };
+        let mut errors: Vec<_> = (0..count).map(|_| nothing()).collect();
+        // SAFETY: the domain is valid, the list is ours and as long as is said.
+        let filled =
+            check(unsafe { virt_sys::virDomainGetDiskErrors(self.0, errors.as_mut_ptr(), errors.len() as c_uint, 0) })?;
+        let told = errors.iter().take(filled as usize).map(|error| {
+            let is_full = error.error == virt_sys::VIR_DOMAIN_DISK_ERROR_NO_SPACE as c_int;
+            Ok((take_text(error.disk)?, is_full))
+        });
+        told.collect()
     }
 
     pub(super) fn create(&self) -> Done<()> {
@@ -812,6 +831,23 @@ mod tests {
         // What cannot be counted is not none.
         assert!(kept.snapshots().is_err_and(|fault| fault.is_no_domain()));
         assert!(kept.checkpoints().is_err_and(|fault| fault.is_no_domain()));
+    }
+
+    #[test]
+    fn disks_that_failed_are_told_from_those_that_are_full() {
+        let disks = ["vda", "vdb"].map(|name| {
+            format!("<disk type='file'><source file='/tmp/{name}'/><target dev='{name}' bus='virtio'/></disk>")
+        });
+        let definition = format!(
+            "<domain type='test'><name>disks</name><uuid>0d7a4d0e-4f57-4f3e-9a80-0c6a4b6ad010</uuid>\
+             <memory>1024</memory><os><type>hvm</type></os><devices>{}</devices></domain>",
+            disks.concat()
+        );
+        let domain = connection().define(&definition).expect("defined");
+        domain.create().expect("started");
+        // libvirt's own driver for tests has every disk of a VM that runs fail, each in another way.
+        let errors = domain.disk_errors().expect("told");
+        assert_eq!(errors, [("vda".to_owned(), false), ("vdb".to_owned(), true)]);
     }
 
     #[test]

@@ -206,11 +206,14 @@ impl Hypervisor for Libvirt {
             (PowerState::Running, _) => Presence::Running,
             (PowerState::Off, _) => Presence::Absent,
             (PowerState::Paused(PausedReason::Migration), Role::Source) => Presence::HandedOver,
-            (PowerState::Paused(PausedReason::Other | PausedReason::StartingUp), Role::Source) => Presence::Paused,
+            (
+                PowerState::Paused(PausedReason::Other | PausedReason::IoError | PausedReason::StartingUp),
+                Role::Source,
+            ) => Presence::Paused,
             (PowerState::Paused(PausedReason::Migration | PausedReason::StartingUp), Role::Destination) => {
                 Presence::Receiving
             }
-            (PowerState::Paused(PausedReason::Other), Role::Destination) => Presence::Arrived,
+            (PowerState::Paused(PausedReason::Other | PausedReason::IoError), Role::Destination) => Presence::Arrived,
         })
     }
 

@@ -1,0 +1,34 @@
+//! VMs that QEMU stopped because their file server was away.
+
+mod site;
+
+use ferry_core::vm::VmState;
+use ferry_drivers::hypervisor::Hypervisor;
+use site::{Job, Site, wait_until};
+
+#[tokio::test(flavor = "multi_thread")]
+async fn vms_that_a_file_server_stopped_go_on_when_it_is_back_and_no_others() {
+    let site = Site::new().await;
+    let host = &site.hosts[0];
+    let state = |vm| host.hypervisor.vm(vm).expect("reachable").expect("there").state;
+    let [stopped, own, moved, paused] = ["stopped", "own", "moved", "paused"].map(|name| site.run_vm(name, |_| ()));
+    let job = Job::new(1, 1, moved, "moved", 0);
+    site.prepare(&job).await;
+    let has_trouble = |expected: bool| host.agent.shares.watch().borrow()[0].trouble.is_some() == expected;
+    site.servers.change(&site.unc, |export| export.is_up = false);
+    wait_until("the share is in trouble", || has_trouble(true)).await;
+    host.hypervisor.pause(paused);
+    host.hypervisor.stall(own, "vdz", false);
+    host.hypervisor.stall(moved, "vda", false);
+    // Last: what is done for it is not left undone for those above because they were not seen yet.
+    host.hypervisor.stall(stopped, "vda", false);
+    site.servers.change(&site.unc, |export| export.is_up = true);
+    wait_until("it goes on", || state(stopped) == VmState::Running).await;
+    assert!(has_trouble(false), "not before its share answers");
+    for (vm, why) in [(own, "no disk on the share stopped it"), (moved, "it is moved"), (paused, "somebody paused it")]
+    {
+        assert_eq!(state(vm), VmState::Paused, "{why}");
+    }
+    site.undo(&job).await;
+    wait_until("it is not moved any more", || state(moved) == VmState::Running).await;
+}

@@ -1,0 +1,70 @@
+//! VMs as the tables of tests begin with them: nothing stands against what is asked of them.
+
+use uuid::Uuid;
+
+use crate::{
+    id::{ShareId, VmId},
+    location::Location,
+    share::{AttachMode, AttachedShare, FileSystem},
+    units::ByteCount,
+    vm::{DiskFormat, FileRole, VmFacts, VmFile, VmState},
+};
+
+/// A raw disk at `place`.
+pub(crate) fn disk(device: &str, place: Location) -> VmFile {
+    VmFile {
+        role: FileRole::Disk,
+        device: device.into(),
+        place,
+        read_only: false,
+        shareable: false,
+        has_backing: false,
+        stops_on_error: true,
+        format: Some(DiskFormat::Raw),
+        unmaps: true,
+        detects_zeroes: true,
+        bypasses_cache: true,
+        below: Vec::new(),
+        oddities: Vec::new(),
+        kind: None,
+    }
+}
+
+/// A persistent VM that runs.
+pub(crate) fn vm(id: u128, files: Vec<VmFile>) -> VmFacts {
+    VmFacts {
+        id: VmId(Uuid::from_u128(id)),
+        name: "web01".into(),
+        state: VmState::Running,
+        persistent: true,
+        autostart: false,
+        vcpus: 1,
+        memory: ByteCount::gib(1),
+        files,
+        snapshots: 0,
+        checkpoints: 0,
+        host_devices: Vec::new(),
+        tpm: false,
+        networks: Vec::new(),
+        machine: Some("pc-q35-10.0".into()),
+        emulated: false,
+        stall: None,
+    }
+}
+
+/// A share that Ferry mounted, well.
+pub(crate) fn attached(id: u128) -> AttachedShare {
+    AttachedShare {
+        id: ShareId(Uuid::from_u128(id)),
+        source: "\\\\fs1.ferry.lab\\vms".parse().expect("well formed"),
+        mode: AttachMode::Mounted,
+        trouble: None,
+        finding: None,
+        free: None,
+        total: None,
+        soft: false,
+        server_locks: false,
+        at: None,
+        file_system: Some(FileSystem { kind: "cifs".into(), fixed_owner: true }),
+    }
+}

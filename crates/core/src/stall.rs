@@ -1,0 +1,129 @@
+//! VMs that QEMU stopped because a disk could not be read or written, and when they may go on.
+//!
+//! With `error_policy='stop'` QEMU stops the VM, keeps the request that failed, and does it again when the VM goes on: the
+//! guest sees nothing but time. On the kernel's SMB client a read past the page cache that is under way when the file server
+//! goes away fails, whatever the mount's options are (Linux 6.12, seen on stock hosts: `docs/shares.md`), so each restart of a
+//! file server stops VMs that only had to wait.
+
+use std::{collections::BTreeMap, time::Duration};
+
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    id::VmId,
+    share::AttachedShare,
+    units::ByteCount,
+    vm::{VmFacts, VmState},
+};
+
+/// Shortest time between two times that the same VM is run again.
+pub const PAUSE_MIN: Duration = Duration::from_secs(5);
+/// Longest. A VM that was left alone for twice as long begins anew with [`PAUSE_MIN`].
+pub const PAUSE_MAX: Duration = Duration::from_secs(300);
+
+/// Room on a share from which a VM that stopped for want of it goes on.
+pub const ROOM_MIN: ByteCount = ByteCount::mib(64);
+
+/// Why QEMU stopped a VM.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
+pub struct Stall {
+    /// The disks that could not be read or written, by their names in the definition.
+    pub devices: Vec<String>,
+    /// For want of room.
+    pub full: bool,
+}
+
+/// Whether a VM stands still for a reason that is over: each disk that failed lies on a share that answers now, and has
+/// room again if that was the reason. An error of another disk is one that an administrator must see.
+pub fn may_go_on(vm: &VmFacts, shares: &[AttachedShare]) -> bool {
+    let Some(stall) = vm.stall.as_ref().filter(|stall| vm.state == VmState::Paused && !stall.devices.is_empty()) else {
+        return false;
+    };
+    let has_room = |share: &AttachedShare| !stall.full || share.free.is_some_and(|free| free >= ROOM_MIN);
+    stall.devices.iter().all(|device| {
+        let file = vm.files.iter().find(|file| file.device == *device);
+        let lies_on = file.and_then(|file| file.place.share());
+        shares.iter().any(|share| Some(share.id) == lies_on && share.trouble.is_none() && has_room(share))
+    })
+}
+
+/// When VMs were run again: one that stops again at once is tried ever more seldom.
+#[derive(Debug, Default)]
+pub struct Tries(BTreeMap<VmId, Try>);
+
+#[derive(Clone, Copy, Debug)]
+struct Try {
+    at: Duration,
+    pause: Duration,
+}
+
+impl Tries {
+    /// Whether it is this VM's turn at `now`, which is then noted. Times are since any fixed moment.
+    pub fn due(&mut self, vm: VmId, now: Duration) -> bool {
+        self.0.retain(|_, last| now.saturating_sub(last.at) < PAUSE_MAX * 2);
+        let pause = match self.0.get(&vm) {
+            Some(last) if now.saturating_sub(last.at) < last.pause => return false,
+            Some(last) => (last.pause * 2).min(PAUSE_MAX),
+            None => PAUSE_MIN,
+        };
+        self.0.insert(vm, Try { at: now, pause });
+        true
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use uuid::Uuid;
+
+    use super::*;
+    use crate::{
+        fixtures::{attached, disk, vm},
+        id::{HostId, ShareId},
+        location::Location,
+    };
+
+    #[test]
+    fn only_a_vm_whose_share_answers_again_goes_on() {
+        let on = |share| Location::Share { share: ShareId(Uuid::from_u128(share)), path: "web01/disk.raw".into() };
+        let here = Location::Local { host: HostId(Uuid::from_u128(1)), path: "/var/lib/libvirt/images/own.raw".into() };
+        let files = vec![disk("vda", on(5)), disk("vdb", on(6)), disk("vdc", here)];
+        let away = AttachedShare { trouble: Some("it gave no answer".into()), ..attached(6) };
+        let shares = [attached(5), away];
+        let stalled = |devices: &[&str], full| VmFacts {
+            state: VmState::Paused,
+            stall: Some(Stall { devices: devices.iter().map(|device| (*device).to_owned()).collect(), full }),
+            ..vm(1, files.clone())
+        };
+        assert!(may_go_on(&stalled(&["vda"], false), &shares));
+        let with_room = |free| [AttachedShare { free: Some(ByteCount(free)), ..attached(5) }];
+        assert!(may_go_on(&stalled(&["vda"], true), &with_room(ROOM_MIN.0)));
+        assert!(!may_go_on(&stalled(&["vda"], true), &with_room(ROOM_MIN.0 - 1)));
+        for (what, stays) in [
+            ("its share is away", stalled(&["vdb"], false)),
+            ("one of two is away", stalled(&["vda", "vdb"], false)),
+            ("a disk of its host's own failed", stalled(&["vda", "vdc"], false)),
+            ("it is not known whether its share is full still", stalled(&["vda"], true)),
+            ("it is not known which disk", stalled(&[], false)),
+            ("such a disk is not known", stalled(&["vdx"], false)),
+            ("somebody paused it", VmFacts { stall: None, ..stalled(&["vda"], false) }),
+            ("it runs", VmFacts { state: VmState::Running, ..stalled(&["vda"], false) }),
+        ] {
+            assert!(!may_go_on(&stays, &shares), "{what}");
+        }
+        assert!(!may_go_on(&stalled(&["vda"], false), &[]), "the share is not attached");
+    }
+
+    #[test]
+    fn a_vm_that_stops_again_at_once_is_tried_ever_more_seldom() {
+        let (mut tries, vm, other) = (Tries::default(), VmId(Uuid::from_u128(1)), VmId(Uuid::from_u128(2)));
+        let due_at: Vec<u64> = (0..2000).filter(|second| tries.due(vm, Duration::from_secs(*second))).collect();
+        assert_eq!(&due_at[..7], [0, 5, 15, 35, 75, 155, 315]);
+        assert!(due_at.windows(2).skip(6).all(|pair| pair[1] - pair[0] == PAUSE_MAX.as_secs()), "{due_at:?}");
+        assert!(tries.due(other, Duration::from_secs(2000)), "each VM has its own");
+        let later = Duration::from_secs(2000) + PAUSE_MAX * 2;
+        for (after, is_due) in [(0, true), (4, false), (5, true), (14, false), (15, true)] {
+            assert_eq!(tries.due(vm, later + Duration::from_secs(after)), is_due, "{after} s after it begins anew");
+        }
+    }
+}
