@@ -184,7 +184,7 @@ fn arrives(power: PowerState, domain: &Domain) -> bool {
         PowerState::Paused(PausedReason::Migration | PausedReason::StartingUp) => true,
         // A VM without a process and without a definition that is kept has a process in a moment.
         PowerState::Off => domain.persistent().is_ok_and(|persistent| !persistent),
-        PowerState::Running | PowerState::Paused(PausedReason::Other | PausedReason::IoError) => false,
+        PowerState::Running | PowerState::Paused(PausedReason::Other | PausedReason::ByQemu) => false,
     }
 }
 
@@ -231,7 +231,7 @@ fn filled(
     let Some((snapshots, checkpoints)) = there(counted)? else { return Ok(None) };
     (facts.snapshots, facts.checkpoints) = (snapshots, checkpoints);
     facts.stall = match power {
-        PowerState::Paused(PausedReason::IoError) => stall(domain),
+        PowerState::Paused(PausedReason::ByQemu) => stall(domain),
         _ => None,
     };
     Ok(Some(facts))

@@ -275,8 +275,9 @@ impl Connection {
 pub(super) enum PausedReason {
     Migration,
     StartingUp,
-    /// QEMU stopped it: a disk could not be read or written.
-    IoError,
+    /// QEMU stopped it by itself: a disk could not be read or written, or libvirt does not know why. QEMU (10.0) tells of
+    /// such errors once a second at most, so of a VM that stops again at once libvirt hears only that it stopped.
+    ByQemu,
     Other,
 }
 
@@ -370,7 +371,7 @@ impl Domain {
                 PowerState::Paused(match reason as c_uint {
                     virt_sys::VIR_DOMAIN_PAUSED_MIGRATION => PausedReason::Migration,
                     virt_sys::VIR_DOMAIN_PAUSED_STARTING_UP => PausedReason::StartingUp,
-                    virt_sys::VIR_DOMAIN_PAUSED_IOERROR => PausedReason::IoError,
+                    virt_sys::VIR_DOMAIN_PAUSED_IOERROR | virt_sys::VIR_DOMAIN_PAUSED_UNKNOWN => PausedReason::ByQemu,
                     _ => PausedReason::Other,
                 })
             }

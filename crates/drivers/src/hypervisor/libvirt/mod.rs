@@ -207,13 +207,13 @@ impl Hypervisor for Libvirt {
             (PowerState::Off, _) => Presence::Absent,
             (PowerState::Paused(PausedReason::Migration), Role::Source) => Presence::HandedOver,
             (
-                PowerState::Paused(PausedReason::Other | PausedReason::IoError | PausedReason::StartingUp),
+                PowerState::Paused(PausedReason::Other | PausedReason::ByQemu | PausedReason::StartingUp),
                 Role::Source,
             ) => Presence::Paused,
             (PowerState::Paused(PausedReason::Migration | PausedReason::StartingUp), Role::Destination) => {
                 Presence::Receiving
             }
-            (PowerState::Paused(PausedReason::Other | PausedReason::IoError), Role::Destination) => Presence::Arrived,
+            (PowerState::Paused(PausedReason::Other | PausedReason::ByQemu), Role::Destination) => Presence::Arrived,
         })
     }
 
