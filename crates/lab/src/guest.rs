@@ -124,7 +124,7 @@ impl Ticker {
         Path::new(local::FOLDER).join(&self.name)
     }
 
-    /// Asks something of the guest: `flip`, `restless` (its main module says what that does).
+    /// Asks something of the guest: `flip`, `restless`, `rest` (its main module says what that does).
     ///
     /// # Errors
     /// When no datagram can be sent.

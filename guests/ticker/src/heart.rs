@@ -36,7 +36,7 @@ pub(crate) fn run(wanted: &Wanted, found: &Found) -> ! {
     };
     let started = Instant::now();
     println!("ticker: beats");
-    let (mut count, mut rests) = (0u64, true);
+    let (mut count, mut toss) = (0u64, None);
     loop {
         count += 1;
         let beat = format!(
@@ -63,9 +63,15 @@ pub(crate) fn run(wanted: &Wanted, found: &Found) -> ! {
                 println!("ticker: one byte of memory is changed on request");
                 found.flip.store(true, Relaxed);
             }
-            if rests && &request[..length] == b"restless" {
-                rests = false;
-                restless::start();
+            if toss.is_none() && &request[..length] == b"restless" {
+                toss = restless::start();
+            }
+            if &request[..length] == b"rest"
+                && let Some(mut other) = toss.take()
+            {
+                // One that ended by itself is what was asked for.
+                let _ = other.kill();
+                let _ = other.wait();
             }
         }
         thread::sleep(EVERY);

@@ -3,7 +3,8 @@
 //! Its threads: [`memory`] keeps pages with a checkable pattern and dirties them at a set rate, [`disk`] writes sectors
 //! of each disk, whose expected sequence numbers it keeps in memory, and [`heart`] tells the world by UDP broadcast, every
 //! 10 ms, how far it counted and what the others found. A datagram `flip` to its port changes one byte of its
-//! memory, so that a test can see that it would be found; `restless` gives it no rest any more ([`restless`]).
+//! memory, so that a test can see that it would be found; `restless` gives it no rest ([`restless`]) until
+//! `rest`.
 //!
 //! Options on the kernel's command line: `ticker.name=`, `ticker.ip=`, `ticker.memory_mib=`, `ticker.dirty_mib_per_s=`,
 //! `ticker.writes_per_s=` (of each disk), `ticker.stride_kib=` (from one sector to the next), `ticker.disks=` (paths with

@@ -5,23 +5,25 @@
 
 use std::{
     io::{self, Read, Write},
-    process::{Command, Stdio},
+    process::{Child, Command, Stdio},
     thread,
 };
 
 /// The first argument of the process that this one starts.
 pub(crate) const TOSS: &str = "toss";
 
-/// Starts the other process, and a thread that hands the byte back to it.
-pub(crate) fn start() {
-    let other = Command::new("/proc/self/exe").arg(TOSS).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn();
-    match other {
-        Ok(mut other) => {
-            let (Some(mut there), Some(back)) = (other.stdin.take(), other.stdout.take()) else { return };
-            thread::spawn(move || there.write_all(b"x").and_then(|()| toss(back, there)));
-        }
-        Err(error) => println!("ticker: it will rest: {error}"),
-    }
+/// Starts the other process, and a thread that hands the byte back to it. Ending the process ends both.
+pub(crate) fn start() -> Option<Child> {
+    let mut other = Command::new("/proc/self/exe")
+        .arg(TOSS)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .inspect_err(|error| println!("ticker: it will rest: {error}"))
+        .ok()?;
+    let (mut there, back) = (other.stdin.take()?, other.stdout.take()?);
+    thread::spawn(move || there.write_all(b"x").and_then(|()| toss(back, there)));
+    Some(other)
 }
 
 /// Hands on whatever byte comes, until there is nobody any more.

@@ -1,7 +1,8 @@
 //! Disks of stock hosts: Debian as its installer leaves it, built once from Debian's own packages and kept in the cache.
 //!
 //! What the lab adds: QEMU's guest agent (through which it speaks to the machine), a unit that names the network
-//! interfaces as the lab asks, and an NFS server for whoever starts it. libvirt, AppArmor and systemd are as packaged.
+//! interfaces as the lab asks, and an NFS server for whoever starts it. libvirt, AppArmor and systemd are as packaged. It
+//! has been started once, as every host has: what a first start makes, as AppArmor's compiled profiles, is there.
 
 use std::{
     fs,
@@ -12,9 +13,11 @@ use std::{
 
 use anyhow::{Context as _, ensure};
 
+use super::{guest_agent::GuestAgent, machine};
 use crate::{
     cache,
-    run::{checked, run},
+    lab::Program,
+    run::{checked, run, wait_for},
 };
 
 /// What an administrator installs to run VMs, and what the lab needs besides. What Ferry's packages depend on is there:
@@ -25,7 +28,7 @@ const PACKAGES: &str = "systemd-sysv,systemd-timesyncd-,linux-image-amd64,initra
 /// Its virtual size; a quarter is taken.
 const SIZE: &str = "5G";
 /// Raised when the build below changes: what is kept is built anew.
-const RECIPE: u32 = 1;
+const RECIPE: u32 = 2;
 /// The modules that the first file system must hold: with all of them a machine without KVM boots 20 s later.
 const BOOT_MODULES: &str = "virtio_pci\nvirtio_blk\next4\n";
 /// Runs what the lab wrote for this machine, before the network and libvirt are up.
@@ -45,6 +48,8 @@ const MASKED: [&str; 6] = [
     "getty@tty1.service",
 ];
 const BUILD_WITHIN: Duration = Duration::from_secs(900);
+/// How long its guest agent may take to say that it is there.
+const ANSWER_WITHIN: Duration = Duration::from_secs(3);
 
 /// Which Debian a machine runs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -132,6 +137,35 @@ fn build(work: &Path, release: Release) -> anyhow::Result<()> {
     command.args(["-q", "-t", "ext4", "-m", "0", "-L", "root", "-E", options, "-d", &root_text, &disk_text, SIZE]);
     checked(command, BUILD_WITHIN)?;
     fs::remove_dir_all(&root)?;
+    start_once(&image, work)
+}
+
+/// Starts the system, waits until all of its services are there, has it forget who it is, and shuts it down.
+fn start_once(image: &Image, work: &Path) -> anyhow::Result<()> {
+    let place = work.join("first");
+    let (folder, socket) = (place.join("lab"), place.join("agent.sock"));
+    fs::create_dir_all(&folder)?;
+    fs::write(folder.join("boot"), "")?;
+    // It ends with whoever builds, however that ends.
+    let mut command = Command::new("setpriv");
+    command.args(["--pdeathsig", "KILL", machine::EMULATOR]).args(machine::emulated(image, "first", &folder, &socket));
+    command.arg("-drive").arg(format!("file={},if=virtio,format=raw,cache=unsafe,discard=unmap", image.disk.display()));
+    let mut program = Program::start("a new stock host", command, &place.join("log"))?;
+    let agent = GuestAgent::new(&socket);
+    wait_for("the new system has started", machine::BOOT_WITHIN, || {
+        (!program.runs() || agent.answers(ANSWER_WITHIN)).then_some(())
+    })?;
+    ensure!(program.runs(), "The new system does not run: {}", program.said());
+    let started = agent.run("systemctl is-system-running --wait", machine::BOOT_WITHIN)?;
+    ensure!(started.out.contains("running"), "The new system is {}", started.out.trim());
+    let forget = "rm -rf /var/log/journal /var/lib/systemd/random-seed && \
+                  : >/etc/machine-id && sync";
+    let forgot = agent.run(forget, machine::LINE_WITHIN)?;
+    ensure!(forgot.ok(), "The new system: {}{}", forgot.out, forgot.err);
+    // Its agent may end before it answers.
+    let _ = agent.run("systemctl --no-block poweroff", machine::LINE_WITHIN);
+    wait_for("the new system is shut down", machine::LINE_WITHIN, || (!program.runs()).then_some(()))?;
+    fs::remove_dir_all(&place)?;
     Ok(())
 }
 

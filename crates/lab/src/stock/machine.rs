@@ -12,7 +12,7 @@ use uuid::Uuid;
 
 use super::{
     guest_agent::GuestAgent,
-    image::{self, Release},
+    image::{self, Image, Release},
 };
 use crate::{
     lab::{FABRIC_IP, Lab, NETWORK, Program},
@@ -26,7 +26,7 @@ pub const MIGRATION_BRIDGE: &str = "br1";
 /// Memory of a machine: libvirt, an agent, and some guests of 128 MiB. MiB.
 const MEMORY_MIB: u32 = 2048;
 /// How long a machine may take until libvirt answers there: 50 s alone, more where several boot at once.
-const BOOT_WITHIN: Duration = Duration::from_secs(420);
+pub(super) const BOOT_WITHIN: Duration = Duration::from_secs(420);
 /// How long a shell line may take there unless said otherwise.
 pub const LINE_WITHIN: Duration = Duration::from_secs(120);
 /// How long the guest agent may take to say that it is there, while a machine boots.
@@ -67,25 +67,14 @@ impl Machine {
         let nics = [Nic::add(lab, index, 0)?, Nic::add(lab, index, 1)?];
         fs::write(folder.join("boot"), boot_script(&nics, &ip, &migration_ip))?;
         let socket = lab.folder.join(format!("{name}.sock"));
-        let mut command = lab.in_fabric("qemu-system-x86_64");
-        // Without virtualisation of its own: QEMU emulates AMD's, and guests boot by KVM in the machine, but its kernel
-        // crashed under it ("corrupted stack end"), and guests stood still. libvirt need not probe each QEMU twice either.
-        command.args(["-accel", "tcg,thread=multi", "-machine", "q35", "-cpu", "max,svm=off", "-smp", "2", "-m"]);
-        command.arg(MEMORY_MIB.to_string()).arg("-uuid").arg(Uuid::new_v4().to_string());
-        command.arg("-kernel").arg(&image.kernel).arg("-initrd").arg(&image.initrd);
-        command.args(["-append", &format!("root=LABEL=root ro console=ttyS0 quiet systemd.hostname={name}")]);
+        let mut command = lab.in_fabric(EMULATOR);
+        command.args(emulated(&image, &name, &folder, &socket));
         // Lost with the lab anyway: nothing waits for the machine's own disk.
         command.arg("-drive").arg(format!("file={},if=virtio,format=qcow2,cache=unsafe", overlay.display()));
         for nic in &nics {
             command.arg("-netdev").arg(format!("tap,id={0},ifname={0},script=no,downscript=no", nic.tap));
             command.arg("-device").arg(format!("virtio-net-pci,netdev={},mac={}", nic.tap, nic.mac));
         }
-        command.arg("-virtfs").arg(format!("local,path={},mount_tag=lab,security_model=none", folder.display()));
-        command.args(["-device", "virtio-serial", "-chardev"]);
-        command.arg(format!("socket,id=agent,path={},server=on,wait=off", socket.display()));
-        command.args(["-device", "virtserialport,chardev=agent,name=org.qemu.guest_agent.0"]);
-        command.arg("-serial").arg(format!("file:{}", lab.folder.join(format!("{name}.console")).display()));
-        command.args(["-monitor", "none", "-display", "none", "-no-reboot"]);
         let program = Program::start(&name, command, &lab.folder.join(format!("{name}.log")))?;
         let port = nics[0].tap.clone();
         Ok(Self { name, ip, migration_ip, port, release, folder, agent: GuestAgent::new(&socket), program })
@@ -162,6 +151,31 @@ impl Machine {
         let said = self.try_run("systemctl --failed --no-legend --plain; journalctl -q -b -p err -n 20", LINE_WITHIN);
         said.map(|said| said.out).unwrap_or_else(|error| format!("{error:#}"))
     }
+}
+
+/// What runs machines.
+pub(super) const EMULATOR: &str = "qemu-system-x86_64";
+
+/// What the emulator is told of a machine but for its disk and its network. The machine sees `folder` as what it mounts at
+/// `/lab`; beside `folder` lies its console.
+pub(super) fn emulated(image: &Image, name: &str, folder: &Path, socket: &Path) -> Vec<String> {
+    let memory = MEMORY_MIB.to_string();
+    // Without virtualisation of its own: QEMU emulates AMD's, and guests boot by KVM in the machine, but its kernel crashed
+    // under it ("corrupted stack end"), and guests stood still. libvirt need not probe each QEMU twice either. Four levels
+    // of page tables are walked faster than five.
+    let processor = ["-accel", "tcg,thread=multi", "-machine", "q35", "-cpu", "max,svm=off,la57=off", "-smp", "2"];
+    let kernel = image.kernel.display().to_string();
+    let initrd = image.initrd.display().to_string();
+    let line = format!("root=LABEL=root ro console=ttyS0 quiet mitigations=off systemd.hostname={name}");
+    let uuid = Uuid::new_v4().to_string();
+    let machine = ["-m", &memory, "-uuid", &uuid, "-kernel", &kernel, "-initrd", &initrd, "-append", &line];
+    let shared = format!("local,path={},mount_tag=lab,security_model=none", folder.display());
+    let channel = format!("socket,id=agent,path={},server=on,wait=off", socket.display());
+    let agent = "virtserialport,chardev=agent,name=org.qemu.guest_agent.0";
+    let console = format!("file:{}", folder.with_extension("console").display());
+    let devices = ["-virtfs", &shared, "-device", "virtio-serial", "-chardev", &channel, "-device", agent];
+    let ends = ["-serial", &console, "-monitor", "none", "-display", "none", "-nic", "none", "-no-reboot"];
+    [&processor[..], &machine[..], &devices[..], &ends[..]].concat().into_iter().map(str::to_owned).collect()
 }
 
 /// A network interface of a machine: a tap device on one of the fabric's bridges.

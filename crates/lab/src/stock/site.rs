@@ -177,7 +177,7 @@ impl StockSite {
     /// What libvirt said, or who is not heard.
     pub fn start_tickers(&self, guests: &[(&Ticker, usize)]) -> anyhow::Result<()> {
         for (ticker, machine) in guests {
-            self.define_and_start(ticker, *machine)?;
+            self.define_and_start(ticker, *machine, |definition, _| Ok(definition))?;
         }
         for (ticker, machine) in guests {
             let host = &self.machines[*machine];
@@ -199,10 +199,21 @@ impl StockSite {
         })
     }
 
-    /// Makes a guest's files on the file server's share, and defines and starts it on a machine.
-    fn define_and_start(&self, ticker: &Ticker, machine: usize) -> anyhow::Result<()> {
+    /// Makes a guest's files on the file server's share, and defines and starts it on a machine. `change` makes its
+    /// definition another one; it is told the guest's folder there.
+    ///
+    /// # Errors
+    /// What libvirt said, or `change`.
+    pub fn define_and_start(
+        &self,
+        ticker: &Ticker,
+        machine: usize,
+        change: impl FnOnce(String, &Path) -> anyhow::Result<String>,
+    ) -> anyhow::Result<()> {
         let host = &self.machines[machine];
-        let definition = ticker.prepare(&self.ferry.lab, &self.ferry.files.share, &self.smb_mount(machine)?)?;
+        let mount = self.smb_mount(machine)?;
+        let definition = ticker.prepare(&self.ferry.lab, &self.ferry.files.share, &mount)?;
+        let definition = change(definition, &mount.join(&ticker.name))?;
         let file = host.folder.join(format!("{}.xml", ticker.name));
         fs::write(&file, definition)?;
         host.run(&format!("virsh -q define /lab/{0}.xml && virsh -q start {0}", ticker.name))?;
