@@ -4,7 +4,7 @@ use std::{fs, io::Write as _, os::unix::fs::FileExt as _, time::Duration};
 
 use anyhow::{Context as _, ensure};
 use clap::ValueEnum;
-use ferry_core::api::server::{JobView, VmView};
+use ferry_core::api::server::JobView;
 use serde::Serialize;
 
 use crate::{
@@ -109,11 +109,7 @@ pub fn start_ticker(ferry: &Ferry, ticker: &Ticker, host: usize) -> anyhow::Resu
     fs::write(host.path(&name), definition)?;
     host.virsh(&["define", &name])?;
     host.virsh(&["start", &ticker.name])?;
-    // The inventory hears of it by itself.
-    wait_for(&format!("{} appears in the inventory", ticker.name), Duration::from_secs(30), || {
-        let vms: Vec<VmView> = ferry.json(&["vm", "list"]).ok()?;
-        vms.iter().any(|vm| vm.facts.name == ticker.name && vm.host == host.name).then_some(())
-    })
+    ferry.wait_listed(&ticker.name, &host.name)
 }
 
 /// Moves a running ticker through Ferry's command line, `how` being more options of it, and judges what was seen from

@@ -3,7 +3,10 @@
 use std::{fs, path::PathBuf, process::Command, thread, time::Duration};
 
 use anyhow::{Context as _, ensure};
-use ferry_core::{api::server::JobView, id::JobId};
+use ferry_core::{
+    api::server::{JobView, VmView},
+    id::JobId,
+};
 use nix::sched::{CloneFlags, setns};
 use serde::de::DeserializeOwned;
 
@@ -16,6 +19,8 @@ use crate::{
 
 /// Where an agent's configuration is, inside its host.
 pub const AGENT_CONFIG: &str = "/run/ferry-etc/agent.toml";
+/// What the command line of an agent holds, and that of a carrier does not.
+const AGENT: &str = "ferry-agent run";
 const READY_DEADLINE: Duration = Duration::from_secs(30);
 
 /// Runs `work` in a thread whose sockets are the fabric's.
@@ -108,6 +113,45 @@ pub struct Ferry {
 }
 
 impl Ferry {
+    /// Waits until the inventory has a VM on a host, and on no other.
+    ///
+    /// # Errors
+    /// When it does not in time.
+    pub fn wait_listed(&self, vm: &str, host: &str) -> anyhow::Result<()> {
+        wait_for(&format!("the inventory has {vm} on {host} alone"), READY_DEADLINE, || {
+            let vms: Vec<VmView> = self.json(&["vm", "list"]).ok()?;
+            let on: Vec<&str> =
+                vms.iter().filter(|view| view.facts.name == vm).map(|view| view.host.as_str()).collect();
+            (on == [host]).then_some(())
+        })
+    }
+
+    /// Kills a host's agent, as `kill -9` does; carriers go on.
+    ///
+    /// # Errors
+    /// When it does not end.
+    pub fn kill_agent(&mut self, host: usize) -> anyhow::Result<()> {
+        let on = &self.lab.hosts[host];
+        for pid in on.pids(AGENT) {
+            // One that has ended in the meantime is as good.
+            on.try_run(&["kill", "-9", &pid.to_string()])?;
+        }
+        wait_for(&format!("the agent of {} has ended", on.name), READY_DEADLINE, || {
+            on.pids(AGENT).is_empty().then_some(())
+        })?;
+        self.agents[host].program.kill();
+        Ok(())
+    }
+
+    /// Starts a host's agent again, which was killed.
+    ///
+    /// # Errors
+    /// When it does not listen in time.
+    pub fn start_agent(&mut self, host: usize, environment: &[(&str, &str)]) -> anyhow::Result<()> {
+        self.agents[host].program = Agent::run(&self.lab, &self.lab.hosts[host], environment)?;
+        Ok(())
+    }
+
     /// A lab of `hosts` with server and agents enrolled, the share `vms` attached everywhere, and the firewall set.
     ///
     /// # Errors

@@ -36,7 +36,7 @@ pub struct Host {
     pub share_root: PathBuf,
     /// Its port in the fabric.
     pub port: String,
-    namespace: String,
+    pub(crate) namespace: String,
 }
 
 /// A command inside the host whose first process is `init`.

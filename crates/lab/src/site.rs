@@ -10,7 +10,7 @@ use ferry_core::{api::server::JobView, id::JobId};
 
 use crate::{
     demo::start_ticker,
-    ferry::{Agent, Ferry, start_server_with},
+    ferry::{Ferry, start_server_with},
     guest::Ticker,
     host::Host,
     images::Disk,
@@ -155,12 +155,7 @@ impl Site {
     /// # Errors
     /// When it cannot be killed.
     pub fn kill_agent(&mut self) -> anyhow::Result<()> {
-        for pid in self.host().pids("ferry-agent run") {
-            // One that has ended in the meantime is as good.
-            self.host().try_run(&["kill", "-9", &pid.to_string()])?;
-        }
-        self.ferry.agents[0].program.kill();
-        Ok(())
+        self.ferry.kill_agent(0)
     }
 
     /// Starts the agent again.
@@ -168,8 +163,7 @@ impl Site {
     /// # Errors
     /// When it does not listen.
     pub fn start_agent(&mut self, failpoints: &str) -> anyhow::Result<()> {
-        let program = Agent::run(&self.ferry.lab, self.host(), &[("FAILPOINTS", failpoints)])?;
-        self.ferry.agents[0].program = program;
+        self.ferry.start_agent(0, &[("FAILPOINTS", failpoints)])?;
         Ok(())
     }
 

@@ -11,7 +11,7 @@ use std::{
 use ferry_core::{api::server::JobView, migration::Phase};
 use ferry_lab::{
     demo::{Sabotage, measure, start_ticker},
-    ferry::{Agent, Ferry},
+    ferry::Ferry,
     guest::Ticker,
     lab::{Lab, Programs},
     local,
@@ -64,12 +64,8 @@ fn a_move_goes_on_while_its_agents_are_killed_and_restarted() {
     })
     .expect("it moves");
     for index in 0..2 {
-        let host = &ferry.lab.hosts[index];
-        for pid in host.pids("ferry-agent run") {
-            host.run(&["kill", "-9", &pid.to_string()]).expect("killed");
-        }
-        ferry.agents[index].program.kill();
-        ferry.agents[index].program = Agent::run(&ferry.lab, host, &[]).expect("the agent starts again");
+        ferry.kill_agent(index).expect("killed");
+        ferry.start_agent(index, &[]).expect("the agent starts again");
     }
     assert_eq!(look(&ferry).expect("known").phase, Phase::Migrating, "the move was to outlive the restarts");
     ferry.lab.hosts[0].set_link_rate(None).expect("unshaped");

@@ -106,19 +106,13 @@ fn an_agent_that_dies_while_a_disk_is_copied_goes_on_when_it_is_back() {
         view.disks.first().is_some_and(|disk| disk.stage == DiskStage::Copying && disk.copied.0 > 0).then_some(())
     });
     copying.expect("it is copied");
-    let host = &ferry.lab.hosts[0];
-    for pid in host.pids("ferry-agent run") {
-        host.run(&["kill", "-9", &pid.to_string()]).expect("killed");
-    }
-    ferry.agents[0].program.kill();
+    ferry.kill_agent(0).expect("killed");
     let waits = wait_for("the job says what it waits for", SECONDS_30, || {
         show(&ferry).summary.contains("Waits for: ").then_some(())
     });
     waits.expect("it says so");
     assert_eq!(disk(&ferry), old, "nothing is switched over without an agent");
-    let host = &ferry.lab.hosts[0];
-    let program = ferry_lab::ferry::Agent::run(&ferry.lab, host, &[]).expect("started again");
-    ferry.agents[0].program = program;
+    ferry.start_agent(0, &[]).expect("started again");
     let ended = wait_for("the job ends", VERIFY, || Some(show(&ferry)).filter(|job| job.phase.ended()));
     let ended = ended.expect("it ends");
     assert_eq!(ended.phase, Phase::Succeeded, "{ended:#?}");

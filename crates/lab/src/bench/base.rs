@@ -6,7 +6,7 @@ use std::{fs, time::Duration};
 use anyhow::{Context as _, ensure};
 use ferry_core::api::server::JobView;
 
-use super::{Figure, MIB, MOVE_DEADLINE, Run, Side, Sides, Watch, median, port_bytes, verdicts, virsh_migrate};
+use super::{Figure, MIB, MOVE_DEADLINE, Run, Side, Sides, Watch, device_bytes, median, verdicts, virsh_migrate};
 use crate::{
     demo::start_ticker,
     ferry::Ferry,
@@ -63,12 +63,13 @@ fn one_link(
                 (figures.total_ms as f64, cpu_ms, figures.wire.0 as f64)
             }
             Side::Virsh => {
-                let ready = virsh_migrate(ferry, &ticker.name, from, to, &["--unsafe"])?;
-                let before = port_bytes(ferry, from)?;
+                let address = &ferry.lab.hosts[to].ip;
+                let ready = virsh_migrate(ferry, &ticker.name, (from, to), address, &["--unsafe"])?;
+                let before = device_bytes(ferry, from, "eth0")?;
                 watch = Watch::begin(observer, &ticker.name)?;
                 ready.go()?;
                 let (total_ms, cpu_ms) = watch.end()?;
-                (total_ms, cpu_ms, (port_bytes(ferry, from)? - before) as f64)
+                (total_ms, cpu_ms, (device_bytes(ferry, from, "eth0")? - before) as f64)
             }
         };
         observer.wait_on(&ticker.name, &ferry.lab.hosts[to].name, Duration::from_secs(20))?;

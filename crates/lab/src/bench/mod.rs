@@ -1,6 +1,7 @@
 //! Benchmarks: Ferry against what is there without it, in one lab, alternating, so that the machine's noise meets both.
 
 mod base;
+mod link;
 mod storage;
 
 use std::{
@@ -28,6 +29,8 @@ const MIB: f64 = 1_048_576.0;
 pub enum Bench {
     /// One move of a ticker guest of 512 MiB over the share.
     Base,
+    /// One move of a ticker guest of 2 GiB over long links.
+    Link,
     /// Moves of disks: on one host, with their VM to another, and again after they were cut off.
     Storage,
 }
@@ -40,6 +43,7 @@ pub fn run(bench: Bench, runs: usize, report: Option<&Path>) -> anyhow::Result<(
     ensure!(runs > 0, "Nothing is measured in no runs");
     let (name, tables) = match bench {
         Bench::Base => ("base", base::run(runs)?),
+        Bench::Link => ("link", link::run(runs)?),
         Bench::Storage => ("storage", storage::run(runs)?),
     };
     let text = format!("{runs} runs each, alternating; median (least – most).\n{tables}");
@@ -220,9 +224,9 @@ fn busy_ms() -> anyhow::Result<f64> {
     Ok(busy.sum::<f64>() * 10.0)
 }
 
-/// Bytes that a host sent.
-fn port_bytes(ferry: &Ferry, host: usize) -> anyhow::Result<u64> {
-    let text = ferry.lab.hosts[host].run(&["cat", "/sys/class/net/eth0/statistics/tx_bytes"])?;
+/// Bytes that a host sent through one of its devices.
+fn device_bytes(ferry: &Ferry, host: usize, device: &str) -> anyhow::Result<u64> {
+    let text = ferry.lab.hosts[host].run(&["cat", &format!("/sys/class/net/{device}/statistics/tx_bytes")])?;
     Ok(text.trim().parse()?)
 }
 
@@ -236,9 +240,15 @@ fn job(ferry: &Ferry, line: &[&str]) -> anyhow::Result<JobView> {
     Ok(serde_json::from_str(said.out.lines().last().unwrap_or_default())?)
 }
 
-/// Moves a VM by `virsh migrate --live --p2p` with `more` options. What its definition names on the share is
-/// translated: it lies elsewhere on each host.
-fn virsh_migrate(ferry: &Ferry, vm: &str, from: usize, to: usize, more: &[&str]) -> anyhow::Result<Ready> {
+/// Moves a VM by `virsh migrate --live --p2p` with `more` options to a host that is called `address`. What its definition
+/// names on the share is translated: it lies elsewhere on each host.
+fn virsh_migrate(
+    ferry: &Ferry,
+    vm: &str,
+    (from, to): (usize, usize),
+    address: &str,
+    more: &[&str],
+) -> anyhow::Result<Ready> {
     let (source, destination) = (&ferry.lab.hosts[from], &ferry.lab.hosts[to]);
     let (here, there) = (ferry.mount_of(source)?, ferry.mount_of(destination)?);
     let translated = |flag: &str, name: &str| -> anyhow::Result<String> {
@@ -250,8 +260,8 @@ fn virsh_migrate(ferry: &Ferry, vm: &str, from: usize, to: usize, more: &[&str])
     let (live, kept) = (translated("--migratable", "live")?, translated("--inactive", "kept")?);
     let mut command = source.command("virsh");
     command.args(["-q", "-c", "qemu:///system", "migrate", "--live", "--p2p", "--persistent", "--undefinesource"]);
-    command.args(more).args([vm, &format!("qemu+tcp://{}/system", destination.ip)]);
-    command.args(["--migrateuri", &format!("tcp://{}", destination.ip), "--xml", &live, "--persistent-xml", &kept]);
+    command.args(more).args([vm, &format!("qemu+tcp://{address}/system")]);
+    command.args(["--migrateuri", &format!("tcp://{address}"), "--xml", &live, "--persistent-xml", &kept]);
     Ok(Ready(command))
 }
 

@@ -16,7 +16,7 @@ use ferry_core::{
     vm::{DiskFormat, FileRole},
 };
 
-use super::{Figure, MIB, Ready, Run, Side, Sides, Watch, job, median, port_bytes, range, verdicts, virsh_migrate};
+use super::{Figure, MIB, Ready, Run, Side, Sides, Watch, device_bytes, job, median, range, verdicts, virsh_migrate};
 use crate::{
     demo::start_ticker,
     ferry::Ferry,
@@ -261,14 +261,14 @@ fn shared_nothing_once(pair: &mut Pair, side: Side) -> anyhow::Result<Moved> {
     let (from, to, name) = (pair.at, 1 - pair.at, pair.guest.name.clone());
     let old = pair.real(&pair.disk()?);
     let held = images::nonzero(&old, DiskFormat::Raw)? as f64;
-    let before = port_bytes(&pair.ferry, from)?;
+    let before = device_bytes(&pair.ferry, from, "eth0")?;
     let run = {
         let (watch, (total_ms, cpu_ms)) = match side {
             Side::Ferry => along_by_ferry(pair, &name, to)?,
             Side::Virsh => along_by_virsh(pair, &name, from, to)?,
         };
         pair.observer.wait_on(&name, pair.name(to), SECONDS_30)?;
-        let bytes = (port_bytes(&pair.ferry, from)? - before) as f64;
+        let bytes = (device_bytes(&pair.ferry, from, "eth0")? - before) as f64;
         Run { total_ms, gap_ms: watch.gap_ms()?, bytes, cpu_ms }
     };
     pair.at = to;
@@ -305,7 +305,8 @@ fn along_by_virsh<'a>(
     destination.run(&["mkdir", "-p", &folder])?;
     let size = fs::metadata(pair.real(&disk))?.len().to_string();
     destination.run(&["qemu-img", "create", "-q", "-f", "raw", &disk, &size])?;
-    let ready = virsh_migrate(&pair.ferry, name, from, to, &["--copy-storage-all"])?;
+    let address = &pair.ferry.lab.hosts[to].ip;
+    let ready = virsh_migrate(&pair.ferry, name, (from, to), address, &["--copy-storage-all"])?;
     let watch = Watch::begin(&pair.observer, name)?;
     ready.go()?;
     let ended = watch.end()?;

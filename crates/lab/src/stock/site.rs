@@ -9,7 +9,7 @@ use std::{
 };
 
 use anyhow::{Context as _, ensure};
-use ferry_core::api::server::{JobView, VmView};
+use ferry_core::api::server::JobView;
 
 use super::{
     guest_agent::GuestAgent,
@@ -21,7 +21,7 @@ use crate::{
     guest::Ticker,
     lab::NETWORK,
     observe::Observer,
-    run::{DEADLINE, checked, run_within, wait_for},
+    run::{DEADLINE, checked, run_within},
     samba::{PASSWORD, USER},
 };
 
@@ -183,20 +183,9 @@ impl StockSite {
             let host = &self.machines[*machine];
             self.observer.wait_on(&ticker.name, &host.name, GUEST_BOOT)?;
             self.observer.wait_verified(&ticker.name, 0, VERIFY_WITHIN)?;
-            self.wait_listed(&ticker.name, &host.name)?;
+            self.ferry.wait_listed(&ticker.name, &host.name)?;
         }
         Ok(())
-    }
-
-    /// Waits until Ferry knows a VM on a machine.
-    ///
-    /// # Errors
-    /// When it does not in time.
-    pub fn wait_listed(&self, name: &str, machine: &str) -> anyhow::Result<()> {
-        wait_for(&format!("{name} appears in the inventory"), DEADLINE, || {
-            let vms: Vec<VmView> = self.ferry.json(&["vm", "list"]).ok()?;
-            vms.iter().any(|vm| vm.facts.name == name && vm.host == machine).then_some(())
-        })
     }
 
     /// Makes a guest's files on the file server's share, and defines and starts it on a machine. `change` makes its
