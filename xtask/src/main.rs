@@ -94,7 +94,8 @@ enum Chore {
     },
     /// Measure: Ferry against virsh, in turns, in the lab, or the server by itself.
     Bench {
-        /// What to measure: `base` is one move of a ticker guest of 512 MiB; `storage` is moves of disks, on one host and
+        /// What to measure: `base` is one move of a ticker guest of 512 MiB; `link` is one of 2 GiB
+        /// over long links; `storage` is moves of disks, on one host and
         /// between two that share nothing; `jobs` is what the server's jobs cost.
         #[arg(default_value = "base")]
         name: String,

@@ -31,8 +31,12 @@ pub(crate) fn target() -> PathBuf {
 pub(crate) fn cargo(arguments: &[&str]) -> Command {
     let mut command = Command::new("cargo");
     command.args(arguments).current_dir(root());
-    // The outer cargo's settings are xtask's own, not those of what it builds.
-    command.env_remove("CARGO_MANIFEST_DIR");
+    // What the outer cargo says is of xtask, not of what it builds. Build scripts that look at it would run again, and with
+    // them most of the workspace be built again, whenever cargo is called by xtask and by hand in turns.
+    let is_of_xtask = |name: &str| name.starts_with("CARGO_PKG_") || name.starts_with("CARGO_MANIFEST_");
+    for (name, _) in std::env::vars_os().filter(|(name, _)| name.to_str().is_some_and(is_of_xtask)) {
+        command.env_remove(name);
+    }
     command
 }
 
