@@ -4,14 +4,13 @@ use uuid::Uuid;
 
 use crate::{
     id::{ShareId, VmId},
-    location::Location,
     share::{AttachMode, AttachedShare, FileSystem},
     units::ByteCount,
     vm::{DiskFormat, FileRole, VmFacts, VmFile, VmState},
 };
 
 /// A raw disk at `place`.
-pub(crate) fn disk(device: &str, place: Location) -> VmFile {
+pub(crate) fn disk<F>(device: &str, place: F) -> VmFile<F> {
     VmFile {
         role: FileRole::Disk,
         device: device.into(),

@@ -326,7 +326,7 @@ mod tests {
     use uuid::Uuid;
 
     use super::*;
-    use crate::share::AttachMode;
+    use crate::{fixtures, share::AttachMode};
 
     const HOST: HostId = HostId(Uuid::from_u128(1));
     const VMS: ShareId = ShareId(Uuid::from_u128(2));
@@ -337,19 +337,7 @@ mod tests {
 
     fn attached(id: ShareId, source: &ShareSource, at: Option<&str>) -> AttachedShare {
         let (source, at, mode) = (source.clone(), at.map(str::to_owned), AttachMode::Adopted);
-        AttachedShare {
-            id,
-            source,
-            mode,
-            trouble: None,
-            finding: None,
-            free: None,
-            total: None,
-            soft: false,
-            server_locks: false,
-            at,
-            file_system: None,
-        }
+        AttachedShare { source, at, mode, file_system: None, ..fixtures::attached(id.0.as_u128()) }
     }
 
     #[test]

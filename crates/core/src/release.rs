@@ -168,25 +168,10 @@ pub fn distrusted<F>(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{finding::Severity, vm::DiskFormat};
+    use crate::{finding::Severity, fixtures};
 
     fn disk() -> VmFile<()> {
-        VmFile {
-            role: FileRole::Disk,
-            device: "vda".into(),
-            place: (),
-            read_only: false,
-            shareable: false,
-            has_backing: false,
-            stops_on_error: true,
-            format: Some(DiskFormat::Raw),
-            unmaps: true,
-            detects_zeroes: true,
-            bypasses_cache: true,
-            below: Vec::new(),
-            oddities: Vec::new(),
-            kind: None,
-        }
+        fixtures::disk("vda", ())
     }
 
     fn fs(kind: &str, fixed_owner: bool) -> Option<FileSystem> {

@@ -148,7 +148,10 @@ impl Machine {
     }
 
     fn failed_units(&self) -> String {
-        let said = self.try_run("systemctl --failed --no-legend --plain; journalctl -q -b -p err -n 20", LINE_WITHIN);
+        let said = self.try_run(
+            "systemctl --failed --no-legend --plain; journalctl -q -b -u lab -n 20; journalctl -q -b -p err -n 20",
+            LINE_WITHIN,
+        );
         said.map(|said| said.out).unwrap_or_else(|error| format!("{error:#}"))
     }
 }
@@ -199,7 +202,8 @@ impl Nic {
 }
 
 /// What a machine does before its network is up: a bridge for guests as administrators have it, an address of the
-/// migration network on the second interface, and the names of the lab.
+/// migration network on the second interface, and the names of the lab. It waits for its kernel to find the interfaces,
+/// which takes 30 s where several machines boot at once.
 fn boot_script(nics: &[Nic; 2], ip: &str, migration_ip: &str) -> String {
     let [first, second] = nics;
     let names: String =
@@ -207,7 +211,7 @@ fn boot_script(nics: &[Nic; 2], ip: &str, migration_ip: &str) -> String {
     format!(
         "set -e
 named() {{
-    for _ in $(seq 300); do
+    for _ in $(seq 1200); do
         for nic in /sys/class/net/*; do
             if [ \"$(cat \"$nic/address\")\" = \"$1\" ] && [ -e \"$nic/device\" ]; then basename \"$nic\"; return; fi
         done

@@ -11,6 +11,7 @@ use ferry_core::{
     finding::{Finding, FindingId, any_blocks},
 };
 use ferry_lab::{
+    guest::of_pool_and_network,
     run::wait_for,
     samba::{PASSWORD, USER},
     stock::{
@@ -119,23 +120,19 @@ fn add_network_and_pool(machine: &Machine, folder: &Path) {
 }
 
 #[test]
+#[ignore = "written, and not run to its end yet"]
 fn a_vm_of_a_network_and_a_storage_pool_moves_there_and_back() {
     let site = StockSite::up(&[Trixie, Trixie]).expect("two stock hosts");
     site.add_smb_share("vms").expect("mounted");
-    let ticker = small_ticker("ticker", 101);
-    let mount = site.smb_mount(0).expect("mounted");
-    let folder = mount.join("ticker");
-    let definition = ticker.prepare(&site.ferry.lab, &site.ferry.files.share, &mount).expect("prepared");
-    for machine in &site.machines {
-        add_network_and_pool(machine, &folder);
-    }
-    let definition =
-        ferry_lab::guest::of_pool_and_network(&definition, &folder.join("disk.raw")).expect("as it is made");
-    let one = &site.machines[0];
-    fs::write(one.folder.join("ticker.xml"), definition).expect("written");
-    one.run("virsh -q define /lab/ticker.xml && virsh -q start ticker").expect("started");
+    let in_network_and_pool = |definition: String, folder: &Path| {
+        for machine in &site.machines {
+            add_network_and_pool(machine, folder);
+        }
+        of_pool_and_network(&definition, &folder.join("disk.raw"))
+    };
+    site.define_and_start(&small_ticker("ticker", 101), 0, in_network_and_pool).expect("started");
     site.observer.wait_on("ticker", "stock1", GUEST_BOOT).expect("it boots");
-    site.wait_listed("ticker", "stock1").expect("Ferry knows it");
+    site.ferry.wait_listed("ticker", "stock1").expect("Ferry knows it");
     for to in ["stock2", "stock1"] {
         site.migrate("ticker", to, &[]).expect("it moves");
         verified(&site, "ticker");
