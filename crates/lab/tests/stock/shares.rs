@@ -120,7 +120,7 @@ fn add_network_and_pool(machine: &Machine, folder: &Path) {
 }
 
 #[test]
-#[ignore = "written, and not run to its end yet"]
+#[ignore = "libvirt of Debian 13 does not start such a VM: QEMU is refused the volume's file (Permission denied)"]
 fn a_vm_of_a_network_and_a_storage_pool_moves_there_and_back() {
     let site = StockSite::up(&[Trixie, Trixie]).expect("two stock hosts");
     site.add_smb_share("vms").expect("mounted");
