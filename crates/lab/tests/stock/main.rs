@@ -125,7 +125,6 @@ fn wait_for_finding(site: &StockSite, id: FindingId, expected: bool, within: Dur
 }
 
 #[test]
-#[ignore = "not run again since it judges the guest from its second start on; all before that passed"]
 fn what_keeps_a_vm_from_moving_is_said_beforehand_and_its_fix_works() {
     let site = StockSite::up(&[Trixie, Trixie]).expect("two stock hosts");
     let [one, two] = &site.machines[..] else { panic!("two were asked for") };
