@@ -66,8 +66,8 @@ impl Observer {
     }
 
     /// What the host has, as it was looked at last; `None` if libvirt has not answered yet.
-    pub fn latest(&self) -> Option<Observation> {
-        self.latest.borrow().clone()
+    pub fn latest(&self) -> watch::Ref<'_, Option<Observation>> {
+        self.latest.borrow()
     }
 
     /// What the host has, as soon as it is newer than the cursor; after `wait` (at most [`WAIT_MAX`]) whatever it is.

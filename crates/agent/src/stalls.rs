@@ -23,17 +23,22 @@ const LOOK_EVERY: Duration = Duration::from_secs(2);
 pub(crate) async fn look_after(agent: Weak<Agent>) {
     let (begun, mut tries) = (Instant::now(), Tries::default());
     while let Some(agent) = agent.upgrade() {
-        if let Some(seen) = agent.observer.latest() {
-            for vm in seen.vms.iter().filter(|vm| may_go_on(vm, &seen.shares)) {
-                // A VM that is moved is its carriers' to run.
-                if !agent.migrations.moves(vm.id) && tries.due(vm.id, begun.elapsed()) {
-                    run_again(&agent, vm).await;
-                }
+        for vm in stopped(&agent) {
+            // A VM that is moved is its carriers' to run.
+            if !agent.migrations.moves(vm.id) && tries.due(vm.id, begun.elapsed()) {
+                run_again(&agent, &vm).await;
             }
         }
         drop(agent);
         tokio::time::sleep(LOOK_EVERY).await;
     }
+}
+
+/// The VMs that may go on. Nearly always none: only they are copied.
+fn stopped(agent: &Agent) -> Vec<VmFacts> {
+    let seen = agent.observer.latest();
+    let Some(seen) = seen.as_ref() else { return Vec::new() };
+    seen.vms.iter().filter(|vm| may_go_on(vm, &seen.shares)).cloned().collect()
 }
 
 async fn run_again(agent: &Agent, vm: &VmFacts) {

@@ -14,7 +14,7 @@ use ferry_core::{
 use super::plan::{GUESTS, HOSTS};
 use crate::{
     demo::start_ticker,
-    ferry::{Agent, Ferry},
+    ferry::Ferry,
     guest::Ticker,
     host::Host,
     images::{Disk, Place},
@@ -117,8 +117,7 @@ impl Stage {
     /// When it does not listen in time.
     pub fn start_agent(&mut self, host: usize) -> anyhow::Result<()> {
         self.ferry.agents[host].program.kill();
-        self.ferry.agents[host].program = Agent::run(&self.ferry.lab, &self.ferry.lab.hosts[host], &[])?;
-        Ok(())
+        self.ferry.start_agent(host, &[])
     }
 
     /// Makes ready for the next run: guests that run nowhere are started anew, and the inventory must show every guest
