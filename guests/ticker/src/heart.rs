@@ -74,6 +74,6 @@ pub(crate) fn run(wanted: &Wanted, found: &Found) -> ! {
                 let _ = other.wait();
             }
         }
-        thread::sleep(EVERY);
+        thread::sleep(EVERY * wanted.slower);
     }
 }

@@ -7,9 +7,10 @@
 //! `rest`.
 //!
 //! Options on the kernel's command line: `ticker.name=`, `ticker.ip=`, `ticker.memory_mib=`, `ticker.dirty_mib_per_s=`,
-//! `ticker.writes_per_s=` (of each disk), `ticker.stride_kib=` (from one sector to the next), `ticker.disks=` (paths with
-//! commas between them; all virtio disks if not given), `ticker.root=` (a disk with a whole system, which is booted and
-//! has to start `/run/ticker`).
+//! `ticker.writes_per_s=` (of each disk), `ticker.slower=` (it beats, dirties and verifies so many times slower: where its
+//! processor is emulated twice, it would have no rest otherwise), `ticker.stride_kib=` (from one sector to the next),
+//! `ticker.disks=` (paths with commas between them; all virtio disks if not given), `ticker.root=` (a disk with a whole
+//! system, which is booted and has to start `/run/ticker`).
 
 mod disk;
 mod heart;
@@ -69,6 +70,8 @@ pub(crate) struct Wanted {
     pub(crate) memory_mib: usize,
     pub(crate) dirty_mib_per_s: usize,
     pub(crate) writes_per_s: u32,
+    /// At least 1.
+    pub(crate) slower: u32,
     pub(crate) stride_kib: usize,
     /// Empty: all.
     pub(crate) disks: Vec<PathBuf>,
@@ -86,6 +89,7 @@ impl Wanted {
             memory_mib: number("memory_mib", 64),
             dirty_mib_per_s: number("dirty_mib_per_s", 4),
             writes_per_s: number("writes_per_s", 60) as u32,
+            slower: number("slower", 1).max(1) as u32,
             stride_kib: number("stride_kib", 4),
             disks: value("disks").map(|list| list.split(',').map(PathBuf::from).collect()).unwrap_or_default(),
         }

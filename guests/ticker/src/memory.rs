@@ -14,8 +14,8 @@ const MARK: [u64; 2] = [u64::from_le_bytes(*b"FERRY-PL"), u64::from_le_bytes(*b"
 /// Pages verified before the dirtying is looked at again.
 const SLICE: usize = 64;
 
-/// Between two slices: at least so long, and so many times as long as the slice took. A guest whose processor is emulated,
-/// twice on stock hosts, would have nothing else to do, nor its host.
+/// Between two slices: at least so long, and so many times as long as the slice took. A guest whose processor is emulated
+/// would have nothing else to do, nor its host.
 const PAUSE_MIN: Duration = Duration::from_millis(2);
 const REST: u32 = 3;
 
@@ -48,7 +48,7 @@ pub(crate) fn run(wanted: &Wanted, found: &Found) -> ! {
         fill(page, index, 1);
     }
     println!("ticker: {count} pages are filled");
-    let per_second = (wanted.dirty_mib_per_s << 20) / size_of::<Page>();
+    let per_second = (wanted.dirty_mib_per_s << 20) / size_of::<Page>() / wanted.slower as usize;
     let started = Instant::now();
     let (mut dirtied, mut next, mut verified) = (0usize, 0usize, 0usize);
     loop {
@@ -75,7 +75,7 @@ pub(crate) fn run(wanted: &Wanted, found: &Found) -> ! {
                 found.page_passes.fetch_add(1, Relaxed);
             }
         }
-        thread::sleep(PAUSE_MIN.max(begun.elapsed() * REST));
+        thread::sleep(PAUSE_MIN.max(begun.elapsed() * REST * wanted.slower));
     }
 }
 

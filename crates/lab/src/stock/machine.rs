@@ -169,7 +169,8 @@ pub(super) fn emulated(image: &Image, name: &str, folder: &Path, socket: &Path) 
     let processor = ["-accel", "tcg,thread=multi", "-machine", "q35", "-cpu", "max,svm=off,la57=off", "-smp", "2"];
     let kernel = image.kernel.display().to_string();
     let initrd = image.initrd.display().to_string();
-    let line = format!("root=LABEL=root ro console=ttyS0 quiet mitigations=off systemd.hostname={name}");
+    // Interfaces keep the names by which the boot script finds them: udev would rename them while it does.
+    let line = format!("root=LABEL=root ro console=ttyS0 quiet mitigations=off net.ifnames=0 systemd.hostname={name}");
     let uuid = Uuid::new_v4().to_string();
     let machine = ["-m", &memory, "-uuid", &uuid, "-kernel", &kernel, "-initrd", &initrd, "-append", &line];
     let shared = format!("local,path={},mount_tag=lab,security_model=none", folder.display());

@@ -265,9 +265,10 @@ pub fn machines_of(folder: &Path) -> Vec<(String, GuestAgent)> {
     machines.into_iter().map(|(name, socket)| (name, GuestAgent::new(&socket))).collect()
 }
 
-/// A guest as stock hosts carry it: small, and slow to dirty, for their processors are emulated.
+/// A guest as stock hosts carry it: small and slow, for its processor is emulated by one that is.
 pub fn small_ticker(name: &str, address: u8) -> Ticker {
-    Ticker { memory_mib: 128, pattern_mib: 8, dirty_mib_per_s: 1, writes_per_s: 20, ..Ticker::new(name, address) }
+    let ticker = Ticker::new(name, address);
+    Ticker { memory_mib: 128, pattern_mib: 4, dirty_mib_per_s: 1, slower: 12, writes_per_s: 10, ..ticker }
 }
 
 /// Installs the agent from its package and sets it up; gives the enrolment token.

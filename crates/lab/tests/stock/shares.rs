@@ -1,7 +1,6 @@
 //! Shares by the kernel's own clients: servers that go away, passwords that change, NFS of each version.
 
 use std::{
-    fs,
     path::Path,
     time::{Duration, Instant},
 };
@@ -11,13 +10,11 @@ use ferry_core::{
     finding::{Finding, FindingId, any_blocks},
 };
 use ferry_lab::{
-    guest::of_pool_and_network,
     run::wait_for,
     samba::{PASSWORD, USER},
     stock::{
-        image::Release::Trixie,
         machine::Machine,
-        site::{GUEST_BOOT, StockSite, small_ticker},
+        site::{StockSite, small_ticker},
     },
 };
 
@@ -42,9 +39,8 @@ fn wait_until_free(site: &StockSite) {
     free.unwrap_or_else(|error| panic!("{error:#}: {:#?}", against(site)));
 }
 
-#[test]
-fn vms_outlive_their_file_servers_and_ferry_says_what_is_wrong_with_them() {
-    let site = StockSite::up(&[Trixie, Trixie]).expect("two stock hosts");
+/// Starts a guest on stock1, and leaves it there.
+pub(crate) fn vms_outlive_their_file_servers_and_ferry_says_what_is_wrong_with_them(site: &StockSite) {
     let files = &site.ferry.files;
     site.ferry.must(&["share", "add", "vms", &files.unc()]).expect("added");
     let wrong = site.ferry.password_file("not the password").expect("written");
@@ -56,32 +52,32 @@ fn vms_outlive_their_file_servers_and_ferry_says_what_is_wrong_with_them() {
     assert_eq!(ids, [FindingId::SharePassword], "{problem:#?}");
     site.attach_smb_share("vms", PASSWORD).expect("mounted");
     site.start_tickers(&[(&small_ticker("ticker", 101), 0)]).expect("a guest");
-    wait_until_free(&site);
+    wait_until_free(site);
 
     // A failover that takes a minute.
     files.stop().expect("stopped");
     let stopped = Instant::now();
-    let told = wait_until_told(&site, FindingId::ShareUnreachable);
+    let told = wait_until_told(site, FindingId::ShareUnreachable);
     assert!(told.message.contains("cannot use share vms") && told.fix.contains("fs1.ferry.lab"), "{told:#?}");
-    let both = || against(&site).iter().filter(|finding| finding.id == FindingId::ShareUnreachable).count() == 2;
+    let both = || against(site).iter().filter(|finding| finding.id == FindingId::ShareUnreachable).count() == 2;
     wait_for("it is said once for each host", NOTICED_WITHIN, || both().then_some(()))
         .expect("no finding for each file");
     wait_for("the failover takes its time", FAILOVER * 2, || (stopped.elapsed() > FAILOVER).then_some(()))
         .expect("time");
     files.start_daemon(&site.ferry.lab).expect("it serves again");
-    verified(&site, "ticker");
-    wait_until_free(&site);
+    verified(site, "ticker");
+    wait_until_free(site);
 
     // The password is another one now, which hosts notice when they must log in again.
     files.set_password("another password").expect("changed");
     files.stop().expect("stopped");
     files.start_daemon(&site.ferry.lab).expect("it serves again");
-    let told = wait_until_told(&site, FindingId::SharePassword);
+    let told = wait_until_told(site, FindingId::SharePassword);
     // What the fix says, in its order: the old password again, …
     assert!(told.fix.starts_with("Let the file server take the password of the mount again"), "{told:#?}");
     files.set_password(PASSWORD).expect("changed back");
-    verified(&site, "ticker");
-    wait_until_free(&site);
+    verified(site, "ticker");
+    wait_until_free(site);
     // … then host by host the VMs away, the share detached, and attached with the new one.
     files.set_password("another password").expect("changed");
     for (host, away) in [("stock2", None), ("stock1", Some("stock2"))] {
@@ -95,47 +91,14 @@ fn vms_outlive_their_file_servers_and_ferry_says_what_is_wrong_with_them() {
             .expect("attached");
     }
     site.migrate("ticker", "stock1", &[]).expect("it moves");
-    verified(&site, "ticker");
-    site.nothing_denied().expect("nothing");
+    verified(site, "ticker");
 }
 
-#[test]
-fn nfs_is_kept_by_the_kernels_own_server_and_client() {
+pub(crate) fn nfs_is_kept_by_the_kernels_own_server_and_client(machine: &Machine) {
     let program = std::env::var("FERRY_LAB_NFS_TESTS").expect("`cargo xtask test --stock` says where the tests are");
-    let site = StockSite::boot(&[Trixie]).expect("a stock host");
-    let machine = &site.machines[0];
     let place = machine.give(Path::new(&program)).expect("given");
     let said = machine.try_run(&format!("{place} --ignored --test-threads 1"), NFS_WITHIN).expect("it ends");
     assert!(said.ok(), "{}{}", said.out, said.err);
     // None of them was left out.
     assert!(said.out.contains("test result: ok. 3 passed; 0 failed; 0 ignored"), "{}", said.out);
-}
-
-/// Gives a machine the network `lan`, whose VMs are on its bridge, and the pool `vms` in a folder.
-fn add_network_and_pool(machine: &Machine, folder: &Path) {
-    let xml = "<network><name>lan</name><forward mode='bridge'/><bridge name='br0'/></network>";
-    fs::write(machine.folder.join("lan.xml"), xml).expect("written");
-    machine.run("virsh -q net-define /lab/lan.xml && virsh -q net-start lan").expect("a network");
-    machine.run(&format!("virsh -q pool-create-as vms dir --target {}", folder.display())).expect("a pool");
-}
-
-#[test]
-#[ignore = "libvirt of Debian 13 does not start such a VM: QEMU is refused the volume's file (Permission denied)"]
-fn a_vm_of_a_network_and_a_storage_pool_moves_there_and_back() {
-    let site = StockSite::up(&[Trixie, Trixie]).expect("two stock hosts");
-    site.add_smb_share("vms").expect("mounted");
-    let in_network_and_pool = |definition: String, folder: &Path| {
-        for machine in &site.machines {
-            add_network_and_pool(machine, folder);
-        }
-        of_pool_and_network(&definition, &folder.join("disk.raw"))
-    };
-    site.define_and_start(&small_ticker("ticker", 101), 0, in_network_and_pool).expect("started");
-    site.observer.wait_on("ticker", "stock1", GUEST_BOOT).expect("it boots");
-    site.ferry.wait_listed("ticker", "stock1").expect("Ferry knows it");
-    for to in ["stock2", "stock1"] {
-        site.migrate("ticker", to, &[]).expect("it moves");
-        verified(&site, "ticker");
-    }
-    site.nothing_denied().expect("nothing");
 }
