@@ -124,6 +124,7 @@ pub fn router(agent: Arc<Agent>) -> Router {
         .route("/v1/migrations/{job}/{generation}/source", put(prepare_source))
         .route("/v1/migrations/{job}/{generation}/perform", put(perform))
         .route("/v1/migrations/{job}/{generation}/resume", put(resume))
+        .route("/v1/migrations/{job}/{generation}/end-copy", put(end_copy))
         .route("/v1/migrations/{job}/{generation}/abort", put(abort))
         .route("/v1/migrations/{job}/{generation}/confirm", put(confirm))
         .route("/v1/migrations/{job}/{generation}", get(report))
@@ -422,6 +423,10 @@ async fn perform(State(agent): Shared, Path((job, generation)): Attempt) -> Answ
 
 async fn resume(State(agent): Shared, Path((job, generation)): Attempt) -> Answered<MigrationReport> {
     Ok(Json(to_its_end(async move { agent.migrations.resume(job, generation).await }).await?))
+}
+
+async fn end_copy(State(agent): Shared, Path((job, generation)): Attempt) -> Answered<MigrationReport> {
+    Ok(Json(to_its_end(async move { agent.migrations.end_copy(job, generation).await }).await?))
 }
 
 async fn abort(State(agent): Shared, Path((job, generation)): Attempt) -> Answered<MigrationReport> {

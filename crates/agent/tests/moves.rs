@@ -303,7 +303,7 @@ async fn a_vm_that_was_shut_down_during_its_move_has_its_autostart_again() {
     site.hosts[0].hypervisor.destroy(vm).expect("it ends");
     pass.release();
     site.wait_stage(&job, 0, &[Stage::Failed]).await;
-    assert_eq!(site.verdict(&job).await, Verdict::Source);
+    assert_eq!(site.verdict(&job).await, Verdict::SourceUnlessElsewhere);
     site.undo(&job).await;
     assert!(site.hosts[0].autostarts(vm) && !site.hosts[0].holds(vm));
     assert!(!site.hosts[1].knows(vm));
@@ -475,7 +475,7 @@ async fn a_copy_whose_carrier_dies_before_the_hand_over_is_known_waits_for_the_v
     reached(&resuming).await;
     site.wait_stage(&job, 0, &[Stage::Delivered]).await;
     site.hosts[1].kill_carriers();
-    assert_eq!(site.presences(&job), (Presence::Absent, Presence::Arrived));
+    assert_eq!(site.presences(&job), (Presence::Off, Presence::Arrived));
     assert_eq!(site.verdict(&job).await, Verdict::Destination);
     assert_eq!(refusal(site.hosts[0].client.abort(job.attempt).await), (409, FindingId::JobPastPivot));
     resuming.release();
@@ -483,6 +483,67 @@ async fn a_copy_whose_carrier_dies_before_the_hand_over_is_known_waits_for_the_v
     assert_eq!((report.stage, report.presence), (Stage::Resumed, Presence::Running));
     site.finish(&job, false).await;
     site.assert_settled(vm, 1);
+}
+
+/// A source whose libvirtd is restarted once the memory is sent: it knows of no migration then.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_vm_that_libvirt_left_paused_runs_where_it_is_whole() {
+    for arrived in [false, true] {
+        let site = Site::new().await;
+        let vm = site.run_vm("web01", |guest| guest.facts.autostart = true);
+        let job = Job::new(1, 1, vm, "web01", 0);
+        let [one, two] = &site.hosts;
+        one.hypervisor.forget_migrations();
+        match arrived {
+            false => one.hypervisor.faults().cut(Point::Finish),
+            true => two.hypervisor.faults().cut(Point::FinishReply),
+        }
+        site.prepare(&job).await;
+        site.perform(&job).await;
+        site.wait_stage(&job, 0, &[Stage::Failed]).await;
+        let there = if arrived { Presence::Arrived } else { Presence::Absent };
+        wait_until("it is left", || site.presences(&job) == (Presence::Left, there)).await;
+        if arrived {
+            assert_eq!(site.verdict(&job).await, Verdict::Destination);
+            one.client.end_copy(job.attempt).await.expect("what is left has the disks");
+            assert_eq!(site.presences(&job), (Presence::Off, Presence::Arrived));
+            two.client.resume(job.attempt).await.expect("it runs there");
+            site.finish(&job, true).await;
+            site.assert_settled(vm, 1);
+        } else {
+            assert_eq!(site.verdict(&job).await, Verdict::Source);
+            one.client.abort(job.attempt).await.expect("ended");
+            assert!(one.holds(vm) && !one.autostarts(vm), "the destination has not said that it will not run it");
+            two.client.abort(job.attempt).await.expect("ended");
+            for host in [one, two] {
+                host.client.release(job.attempt, false).await.expect("released");
+            }
+            wait_until("it runs again", || site.presences(&job).0 == Presence::Running).await;
+            assert!(one.autostarts(vm));
+            site.assert_settled(vm, 0);
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_vm_that_was_complete_at_the_destination_is_not_taken_away_there_when_it_is_off() {
+    let site = Site::new().await;
+    let vm = site.run_vm("web01", |_| {});
+    let job = Job::new(1, 1, vm, "web01", 0);
+    let [one, two] = &site.hosts;
+    one.hypervisor.forget_migrations();
+    two.hypervisor.faults().cut(Point::FinishReply);
+    site.prepare(&job).await;
+    site.perform(&job).await;
+    site.wait_stage(&job, 0, &[Stage::Failed]).await;
+    // Somebody ran it, and shut it off, while nobody knew who has it.
+    two.hypervisor.resume(vm).expect("run by hand");
+    two.hypervisor.crash(vm);
+    assert_eq!(site.presences(&job), (Presence::Left, Presence::Off));
+    assert_eq!(site.verdict(&job).await, Verdict::Destination);
+    assert_eq!(refusal(two.client.abort(job.attempt).await), (409, FindingId::JobPastPivot));
+    assert!(two.knows(vm));
+    assert!(one.holds(vm));
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -275,6 +275,14 @@ impl AgentClient {
         self.put_migration(attempt, "resume").await
     }
 
+    /// Ends the process that libvirt left of the VM at the source, after the verdict said that it is the destination's.
+    ///
+    /// # Errors
+    /// As [`Self::enrol`]; refused while the VM is there in another way than left paused.
+    pub async fn end_copy(&self, attempt: Attempt) -> Result<MigrationReport, ClientError> {
+        self.put_migration(attempt, "end-copy").await
+    }
+
     /// Ends the move before the point of no return; refused with `job.past-pivot` after it.
     ///
     /// # Errors

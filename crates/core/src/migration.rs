@@ -320,11 +320,17 @@ pub enum Presence {
     Paused,
     /// Source: its process here has sent everything and waits for the outcome (libvirt: paused, migration).
     HandedOver,
+    /// Source: as handed over, but libvirt has no migration of it any more, since it was restarted meanwhile: it neither
+    /// runs the copy nor ends it, whatever became of the other.
+    Left,
     /// Destination: its process here is still receiving.
     Receiving,
     /// Destination: all state is here, the copy is paused until it is resumed.
     Arrived,
-    /// No process here.
+    /// Defined here, without a process. At the destination of a live move this proves that its copy was complete: libvirt
+    /// keeps the definition only then.
+    Off,
+    /// Not known here.
     Absent,
     /// The host does not answer.
     Unknown,
@@ -337,10 +343,10 @@ pub enum Presence {
 pub enum Verdict {
     /// The source: what the destination holds may be destroyed.
     Source,
-    /// The destination: its copy is the VM and may be resumed.
+    /// The source, unless another host has it: it has no process at either, and may have been moved on by hand.
+    SourceUnlessElsewhere,
+    /// The destination: its copy is the VM and may be resumed, once no process is left at the source.
     Destination,
-    /// Post-copy: the destination runs but still needs the source's memory; never clean the source.
-    DestinationNeedsSource,
     /// Not known yet: wait and ask again, never guess.
     Undecided,
     /// Both run it: stop and call an administrator.
@@ -352,26 +358,29 @@ pub enum Verdict {
 /// `finish_delivered` is whether the Finish reply is known to have reached the source's libvirtd: that libvirtd
 /// ends its copy then, and nothing else can make it run it again.
 pub fn verdict(source: Presence, destination: Presence, finish_delivered: bool) -> Verdict {
-    use Presence::{Absent, Arrived, HandedOver, Paused, Receiving, Running, Unknown};
+    use Presence::{Absent, Arrived, HandedOver, Left, Off, Paused, Receiving, Running, Unknown};
     match (source, destination) {
         (Running, Running) => Verdict::SplitBrain,
         // Resume happens only after delivery, so a destination that runs is the VM.
-        (Absent | HandedOver | Unknown | Paused | Receiving | Arrived, Running) => Verdict::Destination,
+        (Off | Absent | HandedOver | Left | Unknown | Paused | Receiving | Arrived, Running) => Verdict::Destination,
         // A source that runs was never told to end: the destination holds at most a paused copy.
-        (Running | Paused, Absent | Receiving | Arrived | HandedOver | Paused | Unknown) => Verdict::Source,
-        // The source's process is gone: with a complete copy at the destination, that copy is the VM.
-        (Absent, Arrived | Paused) => Verdict::Destination,
+        (Running | Paused, Off | Absent | Receiving | Arrived | HandedOver | Left | Paused | Unknown) => {
+            Verdict::Source
+        }
+        // The source's process is gone, or stands still until somebody else decides: with a complete copy at the
+        // destination, that copy is the VM. It may have run and ended there since; the source's cannot have.
+        (Off | Absent | Left, Arrived | Paused | Off) => Verdict::Destination,
         // It was handed over and has ended since (the guest shut down, or its process died): what the destination has of
         // its definition and its disks is newer. Of files on a share both have the same.
-        (Absent, Absent) if finish_delivered => Verdict::Destination,
-        // Nothing runs anywhere (the guest shut down, or the source died first): the definition is at the source.
-        (Absent, Absent | Receiving | HandedOver) => Verdict::Source,
-        (HandedOver, Arrived | Paused) if finish_delivered => Verdict::Destination,
+        (Off | Absent | Left, Absent) if finish_delivered => Verdict::Destination,
+        // Nothing runs at either (the guest shut down, or the source died first): the definition is at the source.
+        (Off | Absent, Absent) => Verdict::SourceUnlessElsewhere,
+        (Off | Absent, Receiving | HandedOver | Left) => Verdict::Source,
         // The source waits for a reply that cannot come any more: it is the only copy.
-        (HandedOver, Absent) => Verdict::Source,
-        (HandedOver, Arrived | Paused | Receiving | HandedOver | Unknown) => Verdict::Undecided,
-        (Unknown, Arrived | Paused) if finish_delivered => Verdict::Destination,
-        (Unknown | Receiving | Arrived, _) | (Absent, Unknown) => Verdict::Undecided,
+        (HandedOver | Left, Absent) => Verdict::Source,
+        (HandedOver | Unknown, Arrived | Paused | Off) if finish_delivered => Verdict::Destination,
+        (HandedOver | Left, _) => Verdict::Undecided,
+        (Unknown | Receiving | Arrived, _) | (Off | Absent, Unknown) => Verdict::Undecided,
     }
 }
 
@@ -431,10 +440,12 @@ mod tests {
         assert_eq!(phase(&log), Phase::Succeeded);
     }
 
-    const PRESENCES: [Presence; 7] = [
+    const PRESENCES: [Presence; 9] = [
         Presence::Running,
         Presence::Paused,
         Presence::HandedOver,
+        Presence::Left,
+        Presence::Off,
         Presence::Receiving,
         Presence::Arrived,
         Presence::Absent,
@@ -450,21 +461,22 @@ mod tests {
                     match verdict {
                         // Resuming the destination must be safe: the source cannot run, now or later.
                         Verdict::Destination => {
-                            let source_cannot_run = matches!(source, Presence::Absent) || delivered;
+                            let gone = matches!(source, Presence::Absent | Presence::Off | Presence::Left);
+                            let source_cannot_run = gone || delivered;
                             assert!(
                                 source != Presence::Running && (destination == Presence::Running || source_cannot_run),
                                 "{source:?} {destination:?} {delivered}"
                             );
                         }
                         // Destroying the destination's copy must be safe: it does not run, and the source can.
-                        Verdict::Source => assert!(
+                        Verdict::Source | Verdict::SourceUnlessElsewhere => assert!(
                             destination != Presence::Running && source != Presence::Unknown,
                             "{source:?} {destination:?} {delivered}"
                         ),
                         Verdict::SplitBrain => {
                             assert_eq!((source, destination), (Presence::Running, Presence::Running));
                         }
-                        Verdict::Undecided | Verdict::DestinationNeedsSource => {}
+                        Verdict::Undecided => {}
                     }
                 }
             }
@@ -479,12 +491,30 @@ mod tests {
     }
 
     #[test]
-    fn a_vm_that_ended_after_the_hand_over_is_the_destinations() {
+    fn who_has_a_vm_without_a_process_depends_on_what_is_left_of_it() {
+        use Presence::{Absent, Arrived, HandedOver, Left, Off, Paused, Receiving};
+        use Verdict::{Destination, Source, SourceUnlessElsewhere, Undecided};
         for (row, source, destination, delivered, expected) in [
-            ("the guest shut down meanwhile", Presence::Absent, Presence::Absent, false, Verdict::Source),
-            ("it was handed over first", Presence::Absent, Presence::Absent, true, Verdict::Destination),
-            ("it came only halfway", Presence::Absent, Presence::Receiving, true, Verdict::Source),
-            ("the source's libvirt goes on with it", Presence::HandedOver, Presence::Absent, true, Verdict::Source),
+            ("the guest shut down meanwhile", Off, Absent, false, SourceUnlessElsewhere),
+            ("so did one without a definition", Absent, Absent, false, SourceUnlessElsewhere),
+            ("it was handed over first, and ended there", Off, Absent, true, Destination),
+            ("it ran and was shut off at the destination", Off, Off, false, Destination),
+            ("the source comes back after that", Absent, Off, false, Destination),
+            ("it came only halfway", Off, Receiving, true, Source),
+            ("the source's libvirt goes on with it", HandedOver, Absent, true, Source),
+            ("the source's libvirt has not said its last word", HandedOver, Off, false, Undecided),
+            ("the source's libvirtd was restarted before Finish", Left, Absent, false, Source),
+            ("it was restarted then, and libvirt still ends the other copy", Left, Receiving, false, Undecided),
+            ("it was restarted after Finish", Left, Arrived, false, Destination),
+            ("somebody ran and stopped the copy since", Left, Paused, false, Destination),
+            ("somebody shut it off since", Left, Off, false, Destination),
+            (
+                "it was handed over and ended there, and libvirt did not end what is here",
+                Left,
+                Absent,
+                true,
+                Destination,
+            ),
         ] {
             assert_eq!(verdict(source, destination, delivered), expected, "{row}");
         }

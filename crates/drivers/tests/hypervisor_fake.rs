@@ -88,7 +88,7 @@ fn a_libvirt_that_cannot_be_told_of_shares_moves_a_vm_when_somebody_vouches() {
     assert_eq!(pair.presences(), (Presence::Running, Presence::Absent));
     pair.request.vouched = true;
     pair.source.migrate(&pair.request).expect("moved");
-    assert_eq!(pair.presences(), (Presence::Absent, Presence::Arrived));
+    assert_eq!(pair.presences(), (Presence::Off, Presence::Arrived));
 }
 
 #[test]
@@ -107,7 +107,7 @@ fn memory_arrives_as_it_was_when_the_guest_stopped() {
     });
     let stats = pair.destination.completed_stats(pair.vm).expect("reachable").expect("counted");
     assert!(stats.iteration > 2 && stats.memory_processed > stats.memory_total, "{stats:?}");
-    pair.wait_for((Presence::Absent, Presence::Arrived));
+    pair.wait_for((Presence::Off, Presence::Arrived));
 }
 
 #[test]
@@ -129,7 +129,7 @@ fn whatever_fails_before_the_point_of_no_return_leaves_the_vm_at_the_source() {
         assert!(pair.destination.vm(pair.vm).expect("reachable").is_none(), "{point:?} left something behind");
         // Each entry of the plan strikes once.
         pair.source.migrate(&pair.request).expect("moved");
-        pair.wait_for((Presence::Absent, Presence::Arrived));
+        pair.wait_for((Presence::Off, Presence::Arrived));
     }
 }
 
@@ -158,7 +158,7 @@ fn a_lost_finish_reply_leaves_a_paused_copy_and_locks_keep_the_source_paused() {
         assert_eq!(pair.source.resume(pair.vm).is_err(), locks_hold);
         pair.destination.destroy(pair.vm).expect("dropped");
         pair.source.resume(pair.vm).expect("resumed");
-        pair.wait_for((Presence::Running, Presence::Absent));
+        pair.wait_for((Presence::Running, Presence::Off));
     }
 }
 
@@ -201,5 +201,5 @@ fn a_daemon_that_is_away_answers_nothing_and_moves_nothing() {
     assert!(matches!(pair.destination.vms(), Err(HypervisorError::Unreachable(_))));
     pair.destination.set_reachable(true);
     pair.source.migrate(&pair.request).expect("moved");
-    pair.wait_for((Presence::Absent, Presence::Arrived));
+    pair.wait_for((Presence::Off, Presence::Arrived));
 }

@@ -206,7 +206,7 @@ impl Board {
             sequence: known.sequence,
             stage: known.stage,
             finish_delivered: known.state.finish_delivered,
-            presence: presence.unwrap_or(Presence::Unknown),
+            presence: known.state.sees(presence.unwrap_or(Presence::Unknown)),
             progress: known.progress,
             disks: known.disks,
             figures: known.state.figures,

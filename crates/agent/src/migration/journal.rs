@@ -8,6 +8,7 @@ use ferry_core::{
     api::agent::{PrepareDestination, PrepareSource, Role},
     id::{Generation, JobId, VmId},
     job::Figures,
+    migration::Presence,
 };
 use serde::{Deserialize, Serialize};
 
@@ -88,6 +89,9 @@ pub struct Journal {
     pub autostart: bool,
     /// Destination: both hosts were asked, and the VM is here. From then on it is never destroyed.
     pub here: bool,
+    /// Destination: its undo saw a copy that had not been run, and ends it: what is left of it is this undo's.
+    #[serde(default)]
+    pub ending: bool,
     /// The source's definition is gone, or autostart is set at the destination.
     pub confirmed: bool,
     /// It was undone.
@@ -105,8 +109,21 @@ pub struct CarrierState {
     pub finish_delivered: bool,
     /// Destination: the VM was resumed.
     pub resumed: bool,
+    /// Destination: its complete copy was given up before the source was told of it, and is ended here.
+    #[serde(default)]
+    pub given_up: bool,
     /// What it took so far.
     pub figures: Figures,
+}
+
+impl CarrierState {
+    /// What a host has of the VM, seen with the knowledge of this page: what is left of a copy that was given up is no VM.
+    pub fn sees(&self, presence: Presence) -> Presence {
+        match presence {
+            Presence::Off if self.given_up => Presence::Absent,
+            seen => seen,
+        }
+    }
 }
 
 impl Journal {

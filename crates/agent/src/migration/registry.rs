@@ -490,15 +490,27 @@ impl Registry {
         }
         match self.ask(&journal, Ask::Abort).await {
             Some(answer) => drop(reported(answer)?),
-            None => self.abort_without_carrier(&journal).await?,
+            None => self.abort_without_carrier(&journal)?,
+        }
+        if role == Role::Source {
+            // Its carrier may have lost libvirt, which goes on by itself then.
+            self.end_migration(vm).await?;
         }
         let presence = blocking(&self.hypervisor, move |hypervisor| hypervisor.presence(vm, role)).await?;
-        match (role, presence) {
+        match (role, self.carrier_state(&journal)?.sees(presence)) {
             // It may have moved, if its carrier died before it could tell: release lets it go, not this.
-            (Role::Source, Presence::Absent) => {}
+            (Role::Source, Presence::Absent | Presence::Off | Presence::Left) => {}
+            (Role::Source, Presence::HandedOver) => return Err(not_ended(vm)),
             (Role::Source, _) => self.let_go(&journal).await?,
             (Role::Destination, Presence::Running) => return Err(AgentError::refused(409, *past_pivot(vm))),
+            (Role::Destination, Presence::Off) if !journal.ending => {
+                return Err(AgentError::refused(409, was_complete(vm)));
+            }
             (Role::Destination, _) => {
+                if presence != Presence::Absent {
+                    journal.ending = true;
+                    self.put(&journal)?;
+                }
                 blocking(&self.hypervisor, move |hypervisor| {
                     hypervisor.destroy(vm)?;
                     hypervisor.undefine(vm)
@@ -513,30 +525,46 @@ impl Registry {
         Ok(journal)
     }
 
-    async fn abort_without_carrier(&self, journal: &Journal) -> Result<(), AgentError> {
-        let vm = journal.task.vm();
+    fn abort_without_carrier(&self, journal: &Journal) -> Result<(), AgentError> {
         let state = self.carrier_state(journal)?;
         if state.finish_delivered || state.resumed {
-            return Err(AgentError::refused(409, *past_pivot(vm)));
+            return Err(AgentError::refused(409, *past_pivot(journal.task.vm())));
         }
-        if journal.task.role() == Role::Destination {
-            return Ok(());
-        }
+        Ok(())
+    }
+
+    /// Source: sees that libvirt has no migration of the VM any more.
+    async fn end_migration(&self, vm: VmId) -> Result<(), AgentError> {
         let until = Instant::now() + END_DEADLINE;
         loop {
             let moving = blocking(&self.hypervisor, move |hypervisor| {
-                let ended = hypervisor.abort_migration(vm);
-                if hypervisor.migration_stats(vm)?.is_none() { Ok(None) } else { Ok(Some(ended)) }
+                if hypervisor.migration_stats(vm)?.is_none() {
+                    return Ok(None);
+                }
+                Ok(Some(hypervisor.abort_migration(vm)))
             });
             match moving.await? {
                 None => return Ok(()),
                 Some(Err(error)) if Instant::now() > until => return Err(error.into()),
-                Some(_) if Instant::now() > until => {
-                    return Err(AgentError::Carrier(format!("libvirt does not end the move of VM {vm}")));
-                }
+                Some(_) if Instant::now() > until => return Err(not_ended(vm)),
                 Some(_) => tokio::time::sleep(END_LOOK).await,
             }
         }
+    }
+
+    /// Source: ends the process that libvirt left of the VM here, for the destination has the VM and needs its disks. Ok if
+    /// there is none.
+    ///
+    /// # Errors
+    /// `job.unknown`, `request.stale`; when the VM is not left here, but is: nothing is done then.
+    pub async fn end_copy(&self, job: JobId, generation: Generation) -> Reported {
+        let _turn = self.turn(job).await;
+        let journal = self.find(job, generation)?;
+        let vm = journal.task.vm();
+        if journal.task.role() == Role::Source {
+            blocking(&self.hypervisor, move |hypervisor| end_left_copy(hypervisor, vm)).await?;
+        }
+        self.report_of(&journal, 0, Duration::ZERO).await
     }
 
     /// Makes the move final. The destination is asked first: its Ok promises that the VM is here, with the files that came
@@ -555,13 +583,10 @@ impl Registry {
             Role::Destination => self.must_be_here(&journal).await?,
         }
         blocking(&self.hypervisor, move |hypervisor| match role {
-            Role::Source => match hypervisor.presence(vm, role)? {
-                Presence::Absent => hypervisor.undefine(vm),
-                presence => Err(HypervisorError::Failed {
-                    what: format!("Could not remove the definition of VM {vm} at the source"),
-                    reason: format!("the VM still has a process here ({presence:?})"),
-                }),
-            },
+            Role::Source => {
+                end_left_copy(hypervisor, vm)?;
+                hypervisor.undefine(vm)
+            }
             Role::Destination if request.autostart => hypervisor.set_autostart(vm, true),
             Role::Destination => Ok(()),
         })
@@ -593,10 +618,10 @@ impl Registry {
             |why: String| AgentError::Carrier(format!("VM {vm} cannot be confirmed at the destination yet: {why}"));
         let report = self.report_of(journal, 0, Duration::ZERO).await?;
         match report.presence {
-            Presence::Running | Presence::Paused | Presence::Absent => {}
+            Presence::Running | Presence::Paused | Presence::Off | Presence::Absent => {}
             // Somebody paused it, or its storage failed, after it had run here.
             Presence::Arrived if matches!(report.stage, Stage::Resumed | Stage::Confirmed) => {}
-            Presence::Arrived | Presence::Receiving | Presence::HandedOver | Presence::Unknown => {
+            Presence::Arrived | Presence::Receiving | Presence::HandedOver | Presence::Left | Presence::Unknown => {
                 return Err(not_here(format!("it is {:?} there", report.presence)));
             }
         }
@@ -675,18 +700,22 @@ impl Registry {
         })
         .await?;
         // Neither confirmed nor undone: a definition without a process may be of a VM that runs elsewhere.
-        let settled = journal.confirmed || journal.aborted || !defined || presence != Presence::Absent;
+        let off = matches!(presence, Presence::Absent | Presence::Off);
+        let settled = journal.confirmed || journal.aborted || !defined || !off;
         if settled && !keep_hold {
             hold::release(&self.config.holds_dir(), vm)?;
         } else if !settled {
             warn!(%vm, "the VM stays held: it is not known that it is not elsewhere");
         }
         // Its undo could not know whether the VM was elsewhere. Whoever releases it after that says that it is not.
-        if journal.aborted && !keep_hold && journal.autostart && defined && presence == Presence::Absent {
+        let was_open = off || presence == Presence::Left;
+        if journal.aborted && !keep_hold && journal.autostart && defined && was_open {
             blocking(&self.hypervisor, move |hypervisor| hypervisor.set_autostart(vm, true)).await?;
         }
         let state = self.carrier_state(journal).unwrap_or_default();
-        if presence == Presence::Paused && state.stopped && !state.finish_delivered {
+        let stopped_here = presence == Presence::Paused && state.stopped && !state.finish_delivered;
+        // libvirt says of a copy that is left who stopped it: nobody else will run it.
+        if stopped_here || (presence == Presence::Left && journal.aborted) {
             tokio::spawn(run_again(Arc::clone(&self.hypervisor), vm));
         }
         Ok(())
@@ -757,7 +786,8 @@ impl Registry {
             Role::Destination => "destination",
         };
         let control = self.config.controls_dir().join(format!("{}.{end}", session.0.simple()));
-        Journal { job, generation, task, socket_dir, control, autostart, here: false, confirmed: false, aborted: false }
+        let (here, ending, confirmed, aborted) = (false, false, false, false);
+        Journal { job, generation, task, socket_dir, control, autostart, here, ending, confirmed, aborted }
     }
 
     /// Whether one more migration may begin here.
@@ -811,7 +841,7 @@ impl Registry {
         let mut state = self.carrier_state(journal)?;
         state.finish_delivered |= journal.here;
         let presence = blocking(&self.hypervisor, move |hypervisor| hypervisor.presence(vm, role)).await;
-        let presence = presence.unwrap_or(Presence::Unknown);
+        let presence = state.sees(presence.unwrap_or(Presence::Unknown));
         let stage = match (role, state.resumed || presence == Presence::Running, state.finish_delivered) {
             (Role::Destination, true, _) => Stage::Resumed,
             (_, _, true) => Stage::Delivered,
@@ -882,6 +912,35 @@ fn made_to_fail(point: &str) -> Result<(), AgentError> {
     fail::fail_point!(point, |_| Err(AgentError::Carrier(format!("A test made it fail at {point}"))));
     let _ = point;
     Ok(())
+}
+
+/// Source: ends a process that libvirt left paused. Fails if the VM is here in another way.
+fn end_left_copy(hypervisor: &dyn Hypervisor, vm: VmId) -> Result<(), HypervisorError> {
+    match hypervisor.presence(vm, Role::Source)? {
+        Presence::Absent | Presence::Off => Ok(()),
+        Presence::Left => {
+            info!(%vm, "the destination has the VM: what libvirt left of it here is ended");
+            hypervisor.destroy(vm)
+        }
+        presence => Err(HypervisorError::Failed {
+            what: format!("Could not end what is left of VM {vm} at the source"),
+            reason: format!("the VM still has a process here ({presence:?})"),
+        }),
+    }
+}
+
+fn not_ended(vm: VmId) -> AgentError {
+    AgentError::Carrier(format!("libvirt does not end the move of VM {vm}"))
+}
+
+/// The VM was at the destination, and may have run there: it is shut off by now.
+fn was_complete(vm: VmId) -> Finding {
+    Finding::blocks(
+        FindingId::JobPastPivot,
+        vm,
+        format!("VM {vm} was complete at the destination and is shut off there: nothing of it is removed"),
+        format!("Start it where its disks are newest; at the other host remove it with `virsh undefine {vm}`"),
+    )
 }
 
 fn ended_path(config: &Config) -> PathBuf {

@@ -235,6 +235,7 @@ impl Source {
             let _ = tokio::time::timeout(LOOK_EVERY, ended).await;
         }
         match board.known().stage {
+            Stage::Failed | Stage::Aborted if shared.delivered.load(Ordering::SeqCst) => Err(past_pivot(board.vm)),
             Stage::Failed | Stage::Aborted => Ok(()),
             Stage::Delivered | Stage::Resumed | Stage::Confirmed => Err(past_pivot(board.vm)),
             Stage::Prepared | Stage::Performing => Err(Box::new(Finding::blocks(
@@ -577,8 +578,8 @@ async fn give_up(shared: &Arc<Shared>, error: HypervisorError) {
     let presence = presence.unwrap_or(Presence::Unknown);
     let whereabouts = match presence {
         Presence::Running => "the VM runs at the source",
-        Presence::Paused | Presence::HandedOver => "the VM is at the source, paused",
-        Presence::Absent => "the VM has no process at the source",
+        Presence::Paused | Presence::HandedOver | Presence::Left => "the VM is at the source, paused",
+        Presence::Absent | Presence::Off => "the VM has no process at the source",
         Presence::Receiving | Presence::Arrived | Presence::Unknown => "libvirt at the source does not say what it has",
     };
     let broken = shared.broken.lock().expect("nobody panics while holding it").clone();
@@ -607,7 +608,7 @@ pub(super) async fn run_again(hypervisor: Arc<dyn Hypervisor>, vm: VmId) {
     warn!(%vm, "libvirt left the VM paused at the source; it is run as soon as its disks are free");
     for _ in 0..RUNS_MAX {
         let outcome = blocking(&hypervisor, move |hypervisor| match hypervisor.presence(vm, Role::Source)? {
-            Presence::Paused => hypervisor.resume(vm),
+            Presence::Paused | Presence::Left => hypervisor.resume(vm),
             _ => Ok(()),
         });
         match outcome.await {

@@ -85,8 +85,15 @@ async fn take_over(shared: &Shared) -> Result<(), String> {
         return Ok(());
     }
     error!(%vm, reason, "the VM is not taken over; the source keeps it");
+    // Written down first: a definition without a process would tell of a VM that has run here.
+    board.tell(|known| known.state.given_up = true);
+    board.write_down().await;
     // Before the source hears of it: what this copy has of the disks, the source needs to run on.
-    if let Err(error) = blocking(&board.hypervisor, move |hypervisor| hypervisor.destroy(vm)).await {
+    let ended = blocking(&board.hypervisor, move |hypervisor| {
+        hypervisor.destroy(vm)?;
+        hypervisor.undefine(vm)
+    });
+    if let Err(error) = ended.await {
         warn!(%vm, error = %chain(&error), "the copy that cannot run could not be ended yet");
     }
     // The end of the move is the source's to tell, in the words of the reply.

@@ -24,6 +24,7 @@
 //! PUT    /v1/migrations/{job}/{generation}/perform                       → MigrationReport   (returns when started)
 //! GET    /v1/migrations/{job}/{generation}?after=&wait_ms=               → MigrationReport   (long poll on `sequence`)
 //! PUT    /v1/migrations/{job}/{generation}/resume                        → MigrationReport   (destination; verdict said Destination)
+//! PUT    /v1/migrations/{job}/{generation}/end-copy                      → MigrationReport   (source; verdict said Destination)
 //! PUT    /v1/migrations/{job}/{generation}/abort                         → MigrationReport   (before the point of no return)
 //! PUT    /v1/migrations/{job}/{generation}/confirm   ConfirmRequest      → MigrationReport
 //! DELETE /v1/migrations/{job}/{generation}           ?keep_hold=         → 204               (release)

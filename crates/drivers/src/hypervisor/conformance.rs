@@ -157,7 +157,7 @@ fn a_vm_is_listed_started_and_ended(site: &Site<'_>) {
     assert_eq!((disk.role, disk.device.as_str()), (FileRole::Disk, "vda"));
     assert!(disk.place.starts_with(&site.folder.0), "{disk:?}");
     assert!(here.vms().expect("reachable").contains(&facts));
-    assert_eq!(here.presence(vm, Role::Source).expect("reachable"), Presence::Absent);
+    assert_eq!(here.presence(vm, Role::Source).expect("reachable"), Presence::Off);
 
     assert!(matches!(here.shutdown(vm), Err(HypervisorError::Failed { .. })), "it does not run");
     watch.forget();
@@ -172,7 +172,7 @@ fn a_vm_is_listed_started_and_ended(site: &Site<'_>) {
     watch.forget();
     here.destroy(vm).expect("ended");
     watch.wait("its end is reported", |event| event == DomainEvent::Changed(vm));
-    assert_eq!(here.presence(vm, Role::Source).expect("reachable"), Presence::Absent);
+    assert_eq!(here.presence(vm, Role::Source).expect("reachable"), Presence::Off);
     here.destroy(vm).expect("there is no process, as asked");
     here.undefine(vm).expect("undefined");
     assert!(here.vm(vm).expect("reachable").is_none());

@@ -102,6 +102,7 @@ struct State {
     volumes: BTreeMap<PathBuf, PathBuf>,
     watches: BTreeMap<u64, Arc<EventSink>>,
     watches_begun: u64,
+    forgets_migrations: bool,
     /// Connections of other daemons.
     callers: Vec<UnixStream>,
 }
@@ -123,6 +124,8 @@ enum Process {
     Paused(Memory),
     /// Everything is sent; the outcome is not known.
     HandedOver(Memory),
+    /// As handed over, and the daemon was restarted meanwhile: it knows of no migration.
+    Left(Memory),
     /// An incoming copy that is not whole yet.
     Receiving(Arc<destination::Incoming>),
     /// An incoming copy that is whole: Finish did not come yet.
@@ -177,6 +180,7 @@ impl FakeHypervisor {
                 volumes: BTreeMap::new(),
                 watches: BTreeMap::new(),
                 watches_begun: 0,
+                forgets_migrations: false,
                 callers: Vec::new(),
             }),
             changed: Condvar::new(),
@@ -273,6 +277,12 @@ impl FakeHypervisor {
         watches.values().for_each(|sink| sink(DomainEvent::ConnectionLost));
     }
 
+    /// From now on a move that fails in its hand-over fails since the daemon was restarted: it knows of no migration then,
+    /// and neither runs the source's copy nor ends it.
+    pub fn forget_migrations(&self) {
+        self.host.state().forgets_migrations = true;
+    }
+
     /// Checksum of a VM's memory while it has a process that is whole; changes while it runs and is moved.
     pub fn memory_checksum(&self, vm: VmId) -> Option<u64> {
         match &self.host.state().vms.get(&vm)?.process {
@@ -280,6 +290,7 @@ impl FakeHypervisor {
             Process::Running(memory)
             | Process::Paused(memory)
             | Process::HandedOver(memory)
+            | Process::Left(memory)
             | Process::Received(memory)
             | Process::Arrived(memory) => Some(guest::checksum(&memory.bytes)),
         }
@@ -334,7 +345,9 @@ impl Host {
         }
         let writes = match &entry.process {
             Process::Running(_) | Process::Paused(_) | Process::Arrived(_) => true,
-            Process::Off | Process::HandedOver(_) | Process::Receiving(_) | Process::Received(_) => false,
+            Process::Off | Process::HandedOver(_) | Process::Left(_) | Process::Receiving(_) | Process::Received(_) => {
+                false
+            }
         };
         self.world.note_writer(vm, &self.name, writes);
         if matches!(entry.process, Process::Off) {
@@ -388,7 +401,9 @@ impl Vm {
             Process::Off => VmState::ShutOff,
             Process::Running(_) => VmState::Running,
             Process::Paused(_) | Process::Arrived(_) => VmState::Paused,
-            Process::HandedOver(_) | Process::Receiving(_) | Process::Received(_) => VmState::Incoming,
+            Process::HandedOver(_) | Process::Left(_) | Process::Receiving(_) | Process::Received(_) => {
+                VmState::Incoming
+            }
         };
         let stall = self.facts.stall.clone().filter(|_| matches!(self.process, Process::Paused(_)));
         VmFacts { state, stall, ..self.facts.clone() }
@@ -433,10 +448,12 @@ impl Hypervisor for FakeHypervisor {
     fn presence(&self, vm: VmId, _role: Role) -> Result<Presence, HypervisorError> {
         let state = self.host.call(Point::Presence, || format!("Could not read the state of VM {vm}"))?;
         Ok(match state.vms.get(&vm).map(|entry| &entry.process) {
-            None | Some(Process::Off) => Presence::Absent,
+            None => Presence::Absent,
+            Some(Process::Off) => Presence::Off,
             Some(Process::Running(_)) => Presence::Running,
             Some(Process::Paused(_)) => Presence::Paused,
             Some(Process::HandedOver(_)) => Presence::HandedOver,
+            Some(Process::Left(_)) => Presence::Left,
             Some(Process::Receiving(_) | Process::Received(_)) => Presence::Receiving,
             Some(Process::Arrived(_)) => Presence::Arrived,
         })
@@ -459,6 +476,7 @@ impl Hypervisor for FakeHypervisor {
             Process::Running(_) => return Ok(()),
             Process::Paused(_)
             | Process::HandedOver(_)
+            | Process::Left(_)
             | Process::Receiving(_)
             | Process::Received(_)
             | Process::Arrived(_) => return failed(what(), "domain is already running"),
@@ -492,7 +510,7 @@ impl Hypervisor for FakeHypervisor {
             Process::Paused(_) | Process::Arrived(_) if self.host.world.is_locked_for(vm, &self.host.name) => {
                 return failed(what(), LOCKED);
             }
-            Process::Paused(_) | Process::Arrived(_) => no_vm(&mut state, vm)?.facts.stall = None,
+            Process::Paused(_) | Process::Left(_) | Process::Arrived(_) => no_vm(&mut state, vm)?.facts.stall = None,
             Process::Off => return failed(what(), "domain is not running"),
             Process::HandedOver(_) | Process::Receiving(_) | Process::Received(_) => {
                 return failed(what(), "domain is being migrated");
@@ -500,7 +518,7 @@ impl Hypervisor for FakeHypervisor {
         }
         drop(state);
         self.host.shift(vm, |process| match process {
-            Process::Paused(memory) | Process::Arrived(memory) => Process::Running(memory),
+            Process::Paused(memory) | Process::Left(memory) | Process::Arrived(memory) => Process::Running(memory),
             other => other,
         });
         Ok(())

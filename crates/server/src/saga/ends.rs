@@ -6,9 +6,14 @@ use ferry_client::{
     ClientError,
     agent::{AgentClient, Attempt},
 };
-use ferry_core::{api::agent::MigrationReport, id::VmId, vm::VmState};
+use ferry_core::{
+    api::agent::MigrationReport,
+    id::{HostId, VmId},
+    vm::VmState,
+};
+use futures_util::future::{BoxFuture, FutureExt as _, join_all};
 
-use crate::jobs::Running;
+use crate::{inventory::Inventory, jobs::Running};
 
 /// What is asked of an agent while it is decided who has the VM.
 pub(super) trait MoveAgent: Sync {
@@ -25,6 +30,8 @@ pub(super) trait MoveAgent: Sync {
     fn abort(&self, attempt: Attempt) -> impl Future<Output = Result<MigrationReport, ClientError>> + Send;
     /// As [`AgentClient::resume`].
     fn resume(&self, attempt: Attempt) -> impl Future<Output = Result<MigrationReport, ClientError>> + Send;
+    /// As [`AgentClient::end_copy`].
+    fn end_copy(&self, attempt: Attempt) -> impl Future<Output = Result<MigrationReport, ClientError>> + Send;
     /// What the host has of a VM when it looks now; `None`: nothing.
     fn state_of(&self, vm: VmId) -> impl Future<Output = Result<Option<VmState>, ClientError>> + Send;
 }
@@ -46,9 +53,36 @@ impl MoveAgent for AgentClient {
         Self::resume(self, attempt).await
     }
 
+    async fn end_copy(&self, attempt: Attempt) -> Result<MigrationReport, ClientError> {
+        Self::end_copy(self, attempt).await
+    }
+
     async fn state_of(&self, vm: VmId) -> Result<Option<VmState>, ClientError> {
         let observation = self.look().await?;
         Ok(observation.vms.iter().find(|facts| facts.id == vm).map(|facts| facts.state))
+    }
+}
+
+/// What a host, by its name, has of a VM.
+pub(super) type Told = (String, Result<Option<VmState>, ClientError>);
+
+/// Hosts that are neither end of the move.
+pub(super) trait Others: Sync {
+    /// What each has of a VM when it looks now.
+    fn state_of(&self, vm: VmId) -> BoxFuture<'_, Vec<Told>>;
+}
+
+/// Every host of the inventory but the ends.
+pub(super) struct OtherHosts<'a> {
+    pub(super) inventory: &'a Inventory,
+    pub(super) ends: [HostId; 2],
+}
+
+impl Others for OtherHosts<'_> {
+    fn state_of(&self, vm: VmId) -> BoxFuture<'_, Vec<Told>> {
+        let others = self.inventory.hosts().into_iter().filter(|host| !self.ends.contains(&host.record.id));
+        let asked = others.map(|host| async move { (host.name().to_owned(), host.agent.state_of(vm).await) });
+        join_all(asked).boxed()
     }
 }
 
@@ -61,11 +95,11 @@ pub(super) struct End<'a, A> {
 }
 
 /// Both ends of one attempt.
-#[derive(Debug)]
 pub(super) struct Ends<'a, A> {
     pub(super) vm: VmId,
     pub(super) attempt: Attempt,
     pub(super) source: End<'a, A>,
     pub(super) destination: End<'a, A>,
+    pub(super) others: &'a dyn Others,
     pub(super) running: &'a Running,
 }

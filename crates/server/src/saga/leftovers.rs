@@ -1,7 +1,7 @@
 //! What a live move that was dismissed has left at its hosts: taken away when both answer, if the VM is the source's.
 //!
 //! ```text
-//! dismissed ─▶ both hosts are asked ─┬─ the VM is the source's ─▶ abort and release at both, the source first
+//! dismissed ─▶ both hosts are asked ─┬─ the VM is the source's ─▶ abort and release at both, the destination first
 //!                   ▲                ├─ it is the destination's ─▶ nothing: that is what was accepted
 //!                   └─── later ◀─────┴─ it is not known yet, or a host does not answer
 //! ```
@@ -12,18 +12,18 @@ use std::{sync::Arc, time::Duration};
 use ferry_client::ClientError;
 use ferry_core::{
     job::JobKind,
-    migration::{LogEvent, Step, Verdict, newest_attempt, verdict},
+    migration::{LogEvent, Step, Verdict, newest_attempt},
 };
 
 use super::{
-    ends::{End, Ends},
+    ends::{End, Ends, OtherHosts},
     migrate::{Plan, is_unknown},
     presence,
 };
 use crate::{
     App,
     clock::now_ms,
-    inventory::Host,
+    inventory::{Host, Inventory},
     jobs::{Running, events},
     store::{JobRecord, StoreError},
 };
@@ -117,27 +117,37 @@ async fn clean(app: &Arc<App>, record: &JobRecord) -> Result<Looked, StoreError>
     if app.store.reserve(record.job.vm, record.id).await? != record.id {
         return Ok(Looked::NotYet);
     }
-    let looked = clean_reserved(record, &plan, &source, &destination).await;
+    let looked = clean_reserved(record, &plan, &source, &destination, &app.inventory).await;
     app.store.unreserve(record.id).await?;
     Ok(looked)
 }
 
-async fn clean_reserved(record: &JobRecord, plan: &Plan, source: &Host, destination: &Host) -> Looked {
+async fn clean_reserved(
+    record: &JobRecord,
+    plan: &Plan,
+    source: &Host,
+    destination: &Host,
+    inventory: &Inventory,
+) -> Looked {
     let running = Running::default();
     let ends = Ends {
         vm: record.job.vm,
         attempt: ferry_client::agent::Attempt { job: record.id, generation: plan.generation },
         source: End { name: source.name(), agent: &source.agent },
         destination: End { name: destination.name(), agent: &destination.agent },
+        others: &OtherHosts { inventory, ends: [source.record.id, destination.record.id] },
         running: &running,
     };
-    let (at_source, at_destination, delivered) = presence::ask(&ends).await;
-    match verdict(at_source, at_destination, delivered) {
+    match presence::decide(&ends, false).await.verdict {
         Verdict::Source => {}
-        Verdict::Destination => return Looked::Done,
-        Verdict::DestinationNeedsSource | Verdict::Undecided | Verdict::SplitBrain => return Looked::NotYet,
+        Verdict::Destination => {
+            tracing::info!(job = record.id.0, "What a dismissed job left is the destination's: nothing is taken back");
+            return Looked::Done;
+        }
+        Verdict::SourceUnlessElsewhere | Verdict::Undecided | Verdict::SplitBrain => return Looked::NotYet,
     }
-    for end in [&ends.source, &ends.destination] {
+    // The destination first: only once it is sure not to run the VM may the source be let go.
+    for end in [&ends.destination, &ends.source] {
         let cleaned = async {
             gone(end.agent.abort(ends.attempt).await.map(drop))?;
             gone(end.agent.release(ends.attempt, false).await)

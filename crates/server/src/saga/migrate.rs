@@ -38,7 +38,7 @@ use ferry_core::{
     finding::{Finding, FindingId, Severity, any_blocks},
     id::{Generation, SessionId, ShareId},
     job::{Figures, OnStall},
-    migration::Step,
+    migration::{Presence, Step},
     pin::Secret,
     storage::{DiskMove, DiskProgress},
     units::ByteCount,
@@ -48,7 +48,7 @@ use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use super::{
-    ends::{End, Ends},
+    ends::{End, Ends, OtherHosts},
     executor::{Saga, StepFailed},
     perform,
 };
@@ -156,12 +156,17 @@ impl Migrate {
         Attempt { job: self.record.id, generation: self.plan.generation }
     }
 
-    fn ends(&self) -> Ends<'_, AgentClient> {
+    fn others(&self) -> OtherHosts<'_> {
+        OtherHosts { inventory: &self.app.inventory, ends: [self.source.record.id, self.destination.record.id] }
+    }
+
+    fn ends<'a>(&'a self, others: &'a OtherHosts<'a>) -> Ends<'a, AgentClient> {
         Ends {
             vm: self.record.job.vm,
             attempt: self.attempt(),
             source: End { name: self.source.name(), agent: &self.source.agent },
             destination: End { name: self.destination.name(), agent: &self.destination.agent },
+            others,
             running: &self.running,
         }
     }
@@ -295,7 +300,7 @@ impl Migrate {
     }
 
     async fn perform(&self) -> Result<(), StepFailed> {
-        let outcome = perform::perform(&self.ends(), |report| self.take(report), || self.started()).await;
+        let outcome = perform::perform(&self.ends(&self.others()), |report| self.take(report), || self.started()).await;
         let figures = *self.figures.lock().expect("nobody panics with it");
         // Whoever has the VM has it, whether or not this can be written down.
         if !self.plan.along.is_empty()
@@ -320,7 +325,7 @@ impl Migrate {
     }
 
     async fn resume(&self) -> Result<(), StepFailed> {
-        if let Some(report) = perform::resume(&self.ends()).await? {
+        if let Some(report) = perform::resume(&self.ends(&self.others())).await? {
             self.take(&report);
         }
         Ok(())
@@ -394,7 +399,14 @@ impl Migrate {
     }
 
     async fn undo_source(&self) -> Result<(), StepFailed> {
-        gone_or(&self.source, self.source.agent.abort(self.attempt()).await.map(drop))?;
+        let aborted = self.source.agent.abort(self.attempt()).await;
+        let runs_here =
+            matches!(&aborted, Ok(report) if matches!(report.presence, Presence::Running | Presence::Paused));
+        gone_or(&self.source, aborted.map(drop))?;
+        if !runs_here {
+            // The source may be let go only when the destination is sure not to run the VM.
+            gone_or(&self.destination, self.destination.agent.abort(self.attempt()).await.map(drop))?;
+        }
         gone_or(&self.source, self.source.agent.release(self.attempt(), false).await)
     }
 
@@ -436,7 +448,7 @@ impl Saga for Migrate {
             | Step::Confirm
             | Step::Release => false,
             // The move may be over since long.
-            Step::Perform => perform::has_arrived(&self.ends()).await,
+            Step::Perform => perform::has_arrived(&self.ends(&self.others())).await,
         }
     }
 

@@ -10,7 +10,7 @@ use ferry_client::ClientError;
 use ferry_core::{
     api::agent::{MigrationReport, Stage},
     id::VmId,
-    migration::{Presence, Verdict, verdict},
+    migration::{Presence, Verdict},
 };
 use tokio::sync::watch;
 
@@ -192,19 +192,19 @@ async fn settle(ends: &Ends<'_, impl MoveAgent>, cause: String) -> Result<(), St
     let mut pause = PAUSE_FIRST;
     let mut delivered = false;
     loop {
-        let (source, destination, delivered_now) = presence::ask(ends).await;
-        delivered |= delivered_now;
-        match verdict(source, destination, delivered) {
+        let decision = presence::decide(ends, delivered).await;
+        delivered = decision.delivered;
+        match decision.verdict {
             Verdict::Source => {
                 ends.running.wait_for(None);
-                return Err(StepFailed(cause + &condition(source, ends.vm)));
+                return Err(StepFailed(cause + &condition(decision.source, ends.vm)));
             }
             Verdict::Destination => {
                 ends.running.wait_for(None);
                 return Ok(());
             }
-            Verdict::DestinationNeedsSource | Verdict::Undecided | Verdict::SplitBrain => {
-                ends.running.wait_for(Some(presence::awaited(ends, source, destination)));
+            Verdict::SourceUnlessElsewhere | Verdict::Undecided | Verdict::SplitBrain => {
+                ends.running.wait_for(Some(decision.awaited));
             }
         }
         ends.running.pause(pause).await;
@@ -215,8 +215,10 @@ async fn settle(ends: &Ends<'_, impl MoveAgent>, cause: String) -> Result<(), St
 /// How the VM is at the source, if it does not run there.
 fn condition(source: Presence, vm: VmId) -> String {
     match source {
-        Presence::Absent => format!(". It does not run there any more: start it with `ferry vm start {vm}`"),
-        Presence::Paused | Presence::HandedOver => {
+        Presence::Absent | Presence::Off => {
+            format!(". It does not run there any more: start it with `ferry vm start {vm}`")
+        }
+        Presence::Paused | Presence::HandedOver | Presence::Left => {
             ". It is paused there, and goes on as soon as its disks are free; see `ferry vm list`".to_owned()
         }
         Presence::Running | Presence::Receiving | Presence::Arrived | Presence::Unknown => String::new(),
@@ -282,16 +284,25 @@ pub(super) async fn resume(ends: &Ends<'_, impl MoveAgent>) -> Result<Option<Mig
     let report = match resumed_by_itself(ends).await {
         Some(report) => report,
         None => {
-            let (source, destination, delivered) = presence::ask(ends).await;
-            if verdict(source, destination, delivered) != Verdict::Destination {
-                let awaited = presence::awaited(ends, source, destination);
+            // It was known to be the destination's: whatever is not there any more has been.
+            let decision = presence::decide(ends, true).await;
+            if decision.verdict != Verdict::Destination {
+                let awaited = match decision.verdict {
+                    Verdict::Source => format!("Host {} has the VM again", ends.source.name),
+                    _ => decision.awaited,
+                };
                 ends.running.wait_for(Some(awaited.clone()));
                 return Err(StepFailed(awaited));
             }
-            // Absent: it was shut down, or died, after it was handed over, and there is nothing to run.
-            if matches!(destination, Presence::Running | Presence::Absent) {
+            // Off or not there: it was shut down, or died, after it was handed over, and there is nothing to run.
+            if matches!(decision.destination, Presence::Running | Presence::Off | Presence::Absent) {
                 ends.running.wait_for(None);
                 return Ok(None);
+            }
+            if decision.source == Presence::Left {
+                // First: what is left of it there has the disks.
+                let ended = ends.source.agent.end_copy(ends.attempt).await;
+                ended.map_err(|error| StepFailed(describe(ends.source.name, &error)))?;
             }
             let asked = ends.destination.agent.resume(ends.attempt).await;
             asked.map_err(|error| StepFailed(describe(ends.destination.name, &error)))?

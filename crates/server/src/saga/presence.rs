@@ -3,18 +3,57 @@
 use std::time::Duration;
 
 use ferry_client::ClientError;
-use ferry_core::{migration::Presence, vm::VmState};
+use ferry_core::{
+    migration::{Presence, Verdict, verdict},
+    vm::VmState,
+};
 
 use super::ends::{End, Ends, MoveAgent};
 
 /// A host that does not say within this is not known.
 const ASK_DEADLINE: Duration = Duration::from_secs(8);
 
-/// What source and destination say now, and whether one of them knows that the Finish reply was delivered.
-pub(super) async fn ask(ends: &Ends<'_, impl MoveAgent>) -> (Presence, Presence, bool) {
+/// What was found out when the hosts were asked.
+pub(super) struct Decision {
+    pub(super) source: Presence,
+    pub(super) destination: Presence,
+    /// Whether one of them knows that the Finish reply was delivered, now or when it was asked before.
+    pub(super) delivered: bool,
+    /// Never [`Verdict::SourceUnlessElsewhere`]: every other host was asked then.
+    pub(super) verdict: Verdict,
+    /// What has to happen where it is not decided; else it says nothing.
+    pub(super) awaited: String,
+}
+
+/// Asks both hosts now, and all others where neither has a process of the VM.
+pub(super) async fn decide(ends: &Ends<'_, impl MoveAgent>, delivered_before: bool) -> Decision {
     let ((source, by_source), (destination, by_destination)) =
         tokio::join!(ask_one(ends, &ends.source), ask_one(ends, &ends.destination));
-    (source, destination, by_source || by_destination)
+    let delivered = delivered_before || by_source || by_destination;
+    let (verdict, awaited) = match verdict(source, destination, delivered) {
+        Verdict::SourceUnlessElsewhere => match elsewhere(ends).await {
+            None => (Verdict::Source, String::new()),
+            Some(awaited) => (Verdict::Undecided, awaited),
+        },
+        decided @ (Verdict::Source | Verdict::Destination) => (decided, String::new()),
+        open @ (Verdict::Undecided | Verdict::SplitBrain) => (open, awaited(ends, source, destination)),
+    };
+    Decision { source, destination, delivered, verdict, awaited }
+}
+
+/// Why it is not known that no other host has the VM; `None`: none has.
+async fn elsewhere(ends: &Ends<'_, impl MoveAgent>) -> Option<String> {
+    let neither = format!("Neither {} nor {} runs the VM", ends.source.name, ends.destination.name);
+    let Ok(told) = tokio::time::timeout(ASK_DEADLINE, ends.others.state_of(ends.vm)).await else {
+        return Some(format!("{neither}, and a host does not say whether it was moved on to there"));
+    };
+    told.into_iter().find_map(|(name, state)| match state {
+        Ok(None) => None,
+        Ok(Some(_)) => Some(format!(
+            "{neither}, and host {name} has it: it was moved on by hand. Dismiss the job if it belongs there"
+        )),
+        Err(_) => Some(format!("{neither}, and host {name} does not say whether it was moved on to there")),
+    })
 }
 
 async fn ask_one<A: MoveAgent>(ends: &Ends<'_, A>, end: &End<'_, A>) -> (Presence, bool) {
@@ -34,12 +73,13 @@ async fn from_facts<A: MoveAgent>(ends: &Ends<'_, A>, end: &End<'_, A>) -> Prese
     match end.agent.state_of(ends.vm).await {
         Ok(Some(VmState::Running)) => Presence::Running,
         Ok(Some(VmState::Paused | VmState::Incoming)) | Err(_) => Presence::Unknown,
-        Ok(Some(VmState::ShutOff) | None) => Presence::Absent,
+        Ok(Some(VmState::ShutOff)) => Presence::Off,
+        Ok(None) => Presence::Absent,
     }
 }
 
 /// What has to happen so that it is known who has the VM.
-pub(super) fn awaited(ends: &Ends<'_, impl MoveAgent>, source: Presence, destination: Presence) -> String {
+fn awaited(ends: &Ends<'_, impl MoveAgent>, source: Presence, destination: Presence) -> String {
     let (source_name, destination_name) = (ends.source.name, ends.destination.name);
     match (source, destination) {
         (Presence::Running, Presence::Running) => format!(
@@ -56,12 +96,16 @@ pub(super) fn awaited(ends: &Ends<'_, impl MoveAgent>, source: Presence, destina
             Presence::Running
             | Presence::Paused
             | Presence::HandedOver
+            | Presence::Left
+            | Presence::Off
             | Presence::Receiving
             | Presence::Arrived
             | Presence::Absent,
             Presence::Running
             | Presence::Paused
             | Presence::HandedOver
+            | Presence::Left
+            | Presence::Off
             | Presence::Receiving
             | Presence::Arrived
             | Presence::Absent,

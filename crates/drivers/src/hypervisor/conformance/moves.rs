@@ -110,7 +110,7 @@ fn a_moved_vm_arrives_paused_and_runs_when_resumed(site: &Site<'_>) {
     let attempt = Attempt::begin(site, "ferry-moved", Mishap::None);
     let vm = attempt.vm;
     attempt.migrate().expect("moved");
-    assert_eq!((attempt.source(), attempt.destination()), (Presence::Absent, Presence::Arrived));
+    assert_eq!((attempt.source(), attempt.destination()), (Presence::Off, Presence::Arrived));
     watch.wait("that the vCPUs stop is reported", |event| event == DomainEvent::StoppedForMigration(vm));
     assert!(attempt.carriers.finish_delivered(), "the tap saw the reply to Finish pass");
     for side in [&site.source, &site.destination] {
@@ -170,11 +170,11 @@ fn the_vm_stays_at_the_source_when_the_finish_reply_is_lost(site: &Site<'_>) {
     let attempt = Attempt::begin(site, "ferry-unheard", Mishap::LoseFinishReply);
     attempt.migrate().expect_err("the reply was lost");
     // libvirt runs the source's copy again, unless the file server's locks say that the other copy has the disk: then
-    // it stays paused until that copy is gone and somebody resumes it. An old libvirt (9.0) says of that what it says of
-    // one that is being handed over.
+    // it stays paused until that copy is gone and somebody resumes it. An old libvirt (9.0) says of that that it is paused
+    // for a migration, of which there is none any more.
     let old = attempt.request.vouched;
     let may_be =
-        |presence| matches!(presence, Presence::Running | Presence::Paused) || old && presence == Presence::HandedOver;
+        |presence| matches!(presence, Presence::Running | Presence::Paused) || old && presence == Presence::Left;
     assert!(may_be(attempt.source()), "{:?}", attempt.source());
     assert_eq!(attempt.destination(), Presence::Arrived);
     assert!(!attempt.carriers.finish_delivered());
@@ -229,7 +229,7 @@ fn with_a_disk_to_move<'a>(
 fn a_disk_moves_along_with_its_vm(site: &Site<'_>) {
     let (attempt, [old, new]) = with_a_disk_to_move(site, "ferry-along", |length| length);
     attempt.migrate().expect("moved");
-    assert_eq!((attempt.source(), attempt.destination()), (Presence::Absent, Presence::Arrived));
+    assert_eq!((attempt.source(), attempt.destination()), (Presence::Off, Presence::Arrived));
     let there = site.destination.hypervisor;
     there.resume(attempt.vm).expect("resumed");
     let used = there.files_in_use().expect("reachable");
@@ -292,6 +292,6 @@ fn a_vm_that_does_not_run_is_not_moved(site: &Site<'_>) {
     site.source.hypervisor.destroy(attempt.vm).expect("ended");
     let result = attempt.migrate();
     assert!(matches!(result, Err(HypervisorError::Failed { .. })), "{result:?}");
-    assert_eq!((attempt.source(), attempt.destination()), (Presence::Absent, Presence::Absent));
+    assert_eq!((attempt.source(), attempt.destination()), (Presence::Off, Presence::Absent));
     attempt.clean();
 }

@@ -91,7 +91,9 @@ pub(super) fn migrate(host: &Arc<Host>, request: &MigrateRequest) -> Result<(), 
             // As libvirt does: whatever the destination has, a source that was not told otherwise runs on, if locks
             // let it.
             let is_locked = host.world.is_locked_for(vm, &host.name);
+            let forgets = host.state().forgets_migrations;
             host.shift(vm, |process| match process {
+                Process::HandedOver(memory) if forgets => Process::Left(memory),
                 Process::HandedOver(memory) if is_locked => Process::Paused(memory),
                 Process::HandedOver(memory) => Process::Running(memory),
                 other => other,

@@ -197,15 +197,18 @@ impl Hypervisor for Libvirt {
 
     fn presence(&self, vm: VmId, role: Role) -> Result<Presence, HypervisorError> {
         let Some(domain) = self.find(vm)? else { return Ok(Presence::Absent) };
-        let state = match domain.state() {
-            Ok(state) => state,
-            Err(fault) if fault.is_no_domain() => return Ok(Presence::Absent),
-            Err(fault) => return Err(HypervisorError::Unreachable(fault.message)),
-        };
+        let Some(state) = there(domain.state())? else { return Ok(Presence::Absent) };
         Ok(match (state, role) {
             (PowerState::Running, _) => Presence::Running,
-            (PowerState::Off, _) => Presence::Absent,
-            (PowerState::Paused(PausedReason::Migration), Role::Source) => Presence::HandedOver,
+            (PowerState::Off, _) => Presence::Off,
+            (PowerState::Paused(PausedReason::Migration), Role::Source) => {
+                // In this order: a migration that ends in between changes the state first.
+                match there(domain.job_stats(false))?.flatten() {
+                    Some(_) => Presence::HandedOver,
+                    None if there(domain.state())? == Some(state) => Presence::Left,
+                    None => return self.presence(vm, role),
+                }
+            }
             (
                 PowerState::Paused(PausedReason::Other | PausedReason::ByQemu | PausedReason::StartingUp),
                 Role::Source,
