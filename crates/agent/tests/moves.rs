@@ -511,7 +511,7 @@ async fn a_vm_that_libvirt_left_paused_runs_where_it_is_whole() {
             site.finish(&job, true).await;
             site.assert_settled(vm, 1);
         } else {
-            assert_eq!(site.verdict(&job).await, Verdict::Source);
+            assert_eq!(site.verdict(&job).await, Verdict::SourceUnlessElsewhere);
             one.client.abort(job.attempt).await.expect("ended");
             assert!(one.holds(vm) && !one.autostarts(vm), "the destination has not said that it will not run it");
             two.client.abort(job.attempt).await.expect("ended");
@@ -544,6 +544,9 @@ async fn a_vm_that_was_complete_at_the_destination_is_not_taken_away_there_when_
     assert_eq!(refusal(two.client.abort(job.attempt).await), (409, FindingId::JobPastPivot));
     assert!(two.knows(vm));
     assert!(one.holds(vm));
+    // What the refusal advises, where the source's disks are the newest: its definition goes, and then the move is undone.
+    two.hypervisor.undefine(vm).expect("removed");
+    two.client.abort(job.attempt).await.expect("nothing of it is here");
 }
 
 #[tokio::test(flavor = "multi_thread")]

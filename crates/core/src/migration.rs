@@ -343,7 +343,7 @@ pub enum Presence {
 pub enum Verdict {
     /// The source: what the destination holds may be destroyed.
     Source,
-    /// The source, unless another host has it: it has no process at either, and may have been moved on by hand.
+    /// The source, unless another host has it: it runs at neither, and may have been moved on by hand.
     SourceUnlessElsewhere,
     /// The destination: its copy is the VM and may be resumed, once no process is left at the source.
     Destination,
@@ -373,11 +373,12 @@ pub fn verdict(source: Presence, destination: Presence, finish_delivered: bool) 
         // It was handed over and has ended since (the guest shut down, or its process died): what the destination has of
         // its definition and its disks is newer. Of files on a share both have the same.
         (Off | Absent | Left, Absent) if finish_delivered => Verdict::Destination,
-        // Nothing runs at either (the guest shut down, or the source died first): the definition is at the source.
-        (Off | Absent, Absent) => Verdict::SourceUnlessElsewhere,
+        // Nothing runs at either (the guest shut down, or the source died first): the definition is at the source, or a
+        // copy that stands still. It may also have been run at the destination by hand, and moved on.
+        (Off | Absent | Left, Absent) => Verdict::SourceUnlessElsewhere,
         (Off | Absent, Receiving | HandedOver | Left) => Verdict::Source,
         // The source waits for a reply that cannot come any more: it is the only copy.
-        (HandedOver | Left, Absent) => Verdict::Source,
+        (HandedOver, Absent) => Verdict::Source,
         (HandedOver | Unknown, Arrived | Paused | Off) if finish_delivered => Verdict::Destination,
         (HandedOver | Left, _) => Verdict::Undecided,
         (Unknown | Receiving | Arrived, _) | (Off | Absent, Unknown) => Verdict::Undecided,
@@ -503,7 +504,7 @@ mod tests {
             ("it came only halfway", Off, Receiving, true, Source),
             ("the source's libvirt goes on with it", HandedOver, Absent, true, Source),
             ("the source's libvirt has not said its last word", HandedOver, Off, false, Undecided),
-            ("the source's libvirtd was restarted before Finish", Left, Absent, false, Source),
+            ("the source's libvirtd was restarted before Finish", Left, Absent, false, SourceUnlessElsewhere),
             ("it was restarted then, and libvirt still ends the other copy", Left, Receiving, false, Undecided),
             ("it was restarted after Finish", Left, Arrived, false, Destination),
             ("somebody ran and stopped the copy since", Left, Paused, false, Destination),

@@ -25,10 +25,16 @@ pub(super) struct Decision {
     pub(super) awaited: String,
 }
 
-/// Asks both hosts now, and all others where neither has a process of the VM.
+/// Asks both hosts now, and all others where neither runs the VM.
 pub(super) async fn decide(ends: &Ends<'_, impl MoveAgent>, delivered_before: bool) -> Decision {
-    let ((source, by_source), (destination, by_destination)) =
+    let ((source, by_source), (before, by_destination)) =
         tokio::join!(ask_one(ends, &ends.source), ask_one(ends, &ends.destination));
+    // A host may take seconds to answer. What the destination says counts only if it is the same before and after the
+    // source's answer: two answers of different times could be true of no moment.
+    let destination = match ask_one(ends, &ends.destination).await.0 {
+        after if after == before => after,
+        _ => Presence::Unknown,
+    };
     let delivered = delivered_before || by_source || by_destination;
     let (verdict, awaited) = match verdict(source, destination, delivered) {
         Verdict::SourceUnlessElsewhere => match elsewhere(ends).await {
