@@ -156,6 +156,11 @@ impl World {
         self.past.push(format!("{}: {what}", self.moment));
     }
 
+    /// Whether all that could happen by itself has happened to a VM that was moved on by hand.
+    fn waits_for_a_human(&self) -> bool {
+        self.elsewhere && self.moment > WAITS_SINCE
+    }
+
     /// Whether the destination's copy could run now.
     fn may_run(&self) -> bool {
         let side = &self.destination;
@@ -751,11 +756,9 @@ async fn play(number: u64) -> (World, Phase) {
         let watch = async {
             loop {
                 tokio::task::yield_now().await;
-                let world_now = lock(&world);
-                if world_now.elsewhere && world_now.moment > WAITS_SINCE {
+                if lock(&world).waits_for_a_human() {
                     waits.cancel();
                 }
-                drop(world_now);
                 if lock(&world).moment_of_the_server(&cancelled) {
                     died.cancel();
                 }
