@@ -16,6 +16,7 @@ use ferry_core::{
     migration::Phase,
 };
 use ferry_lab::{
+    guest::Ticker,
     observe::{judge, now},
     run::wait_for,
     samba::{PASSWORD, USER},
@@ -27,9 +28,9 @@ use ferry_lab::{
     },
 };
 
-/// Slow enough for a move to last until an agent has been restarted, or upgraded. MiB/s.
-const FOR_A_RESTART: &str = "2";
-const FOR_AN_UPGRADE: &str = "1";
+/// Slow enough for a move to last until agents have been restarted, or upgraded; fast enough for it to end (with 1 it did
+/// not within 400 s). MiB/s.
+const SLOWLY: &str = "2";
 
 /// Waits until the guest has verified all it has, and judges what was heard of it so far.
 fn verified(site: &StockSite, name: &str) {
@@ -38,8 +39,8 @@ fn verified(site: &StockSite, name: &str) {
 }
 
 /// Begins a move that is slow, does something as soon as memory moves, and waits until the VM is at its destination.
-fn move_during(site: &StockSite, name: &str, to: &str, bandwidth: &str, work: impl FnOnce()) -> JobView {
-    let words = ["vm", "migrate", name, "--to", to, "--bandwidth", bandwidth];
+fn move_during(site: &StockSite, name: &str, to: &str, work: impl FnOnce()) -> JobView {
+    let words = ["vm", "migrate", name, "--to", to, "--bandwidth", SLOWLY];
     let begun: JobView = site.ferry.json(&words).expect("accepted");
     let moves = |job: &JobView| {
         job.phase == Phase::Migrating && job.progress.as_ref().is_some_and(|progress| progress.sent.0 > 0)
@@ -66,10 +67,12 @@ fn smoke_a_vm_moves_there_and_back_while_agents_are_restarted_and_upgraded() {
             assert!(mount.trim().split(',').any(|found| found == option), "{}: {mount}", machine.name);
         }
     }
-    site.start_tickers(&[(&small_ticker("ticker", 101), 0)]).expect("a guest");
+    // Busy, so that its moves last: one that rests has moved before agents are upgraded.
+    let ticker = Ticker { pattern_mib: 8, writes_per_s: 20, slower: 1, ..small_ticker("ticker", 101) };
+    site.start_tickers(&[(&ticker, 0)]).expect("a guest");
     assert!(confined(one) && !confined(two), "QEMU is confined where it runs");
 
-    move_during(&site, "ticker", "stock2", FOR_A_RESTART, || {
+    move_during(&site, "ticker", "stock2", || {
         for machine in [one, two] {
             machine.run("systemctl restart ferry-agent && systemctl is-active ferry-agent").expect("restarted");
         }
@@ -79,7 +82,7 @@ fn smoke_a_vm_moves_there_and_back_while_agents_are_restarted_and_upgraded() {
 
     // The same version again: what an upgrade does to a host.
     let package = find(&packages().expect("built"), "ferry-agent_").expect("built");
-    move_during(&site, "ticker", "stock1", FOR_AN_UPGRADE, || {
+    move_during(&site, "ticker", "stock1", || {
         for machine in [one, two] {
             let path = machine.give(&package).expect("given");
             machine.run(&format!("dpkg -i {path} && systemctl is-active ferry-agent")).expect("upgraded");
