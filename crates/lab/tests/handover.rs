@@ -80,8 +80,9 @@ fn a_vm_runs_again_by_itself_when_its_sources_libvirtd_died_in_the_hand_over() {
 #[test]
 fn a_vm_that_was_run_by_hand_and_shut_off_is_not_taken_away_when_its_source_comes_back() {
     let (observer, mut ferry) = with_guest();
-    let home = ["kvm1", "kvm2"].map(|name| ferry.lab.host(name).run(&["mkdir", "-p", LOCAL]).expect("a folder"));
-    assert_eq!(home.len(), 2);
+    for host in &ferry.lab.hosts {
+        host.run(&["mkdir", "-p", LOCAL]).expect("a folder");
+    }
     let job: JobView = ferry.json(&["vm", "move-storage", "ticker", "--to", LOCAL, "--wait"]).expect("it ends");
     assert_eq!(job.phase, Phase::Succeeded, "{job:#?}");
     let job = move_until_complete(&ferry, "kvm2", &["--storage", LOCAL]);
