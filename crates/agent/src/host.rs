@@ -1,11 +1,11 @@
 //! What the agent says of its host.
 
-use std::fs;
+use std::{fs, path::Path};
 
 use ferry_core::{
     api::agent::API_VERSIONS,
     finding::{Finding, FindingId},
-    host::HostFacts,
+    host::{HostFacts, HugePages},
     release::knows_shared_filesystems,
     units::ByteCount,
 };
@@ -29,6 +29,7 @@ pub fn facts(config: &Config, hypervisor: &dyn Hypervisor) -> Result<HostFacts, 
         cpus: host.cpus,
         memory_total: host.memory_total,
         memory_free: memory_available(&text("/proc/meminfo")).unwrap_or(host.memory_total),
+        huge_pages: huge_pages(Path::new("/sys/kernel/mm/hugepages"), &text("/proc/meminfo")),
         libvirt_version,
         qemu_version: host.qemu_version,
         agent_version: env!("CARGO_PKG_VERSION").to_owned(),
@@ -71,8 +72,28 @@ fn findings(config: &Config, host: &HypervisorHost, libvirt_version: &str) -> Ve
 
 /// `MemAvailable` of `/proc/meminfo`.
 fn memory_available(meminfo: &str) -> Option<ByteCount> {
-    let line = meminfo.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
+    line_of(meminfo, "MemAvailable:")
+}
+
+fn line_of(meminfo: &str, name: &str) -> Option<ByteCount> {
+    let line = meminfo.lines().find_map(|line| line.strip_prefix(name))?;
     line.trim().strip_suffix("kB")?.trim().parse().ok().map(ByteCount::kib)
+}
+
+/// Each size has a folder `hugepages-2048kB`. A kernel without them has none.
+fn huge_pages(folder: &Path, meminfo: &str) -> Vec<HugePages> {
+    let usual = line_of(meminfo, "Hugepagesize:");
+    let one = |entry: fs::DirEntry| {
+        let name = entry.file_name().into_string().ok()?;
+        let size = ByteCount::kib(name.strip_prefix("hugepages-")?.strip_suffix("kB")?.parse().ok()?);
+        let count =
+            |file: &str| -> Option<u64> { fs::read_to_string(entry.path().join(file)).ok()?.trim().parse().ok() };
+        let free = count("free_hugepages")?.saturating_sub(count("resv_hugepages").unwrap_or(0));
+        Some(HugePages { size, free, usual: usual == Some(size) })
+    };
+    let mut pages: Vec<HugePages> = fs::read_dir(folder).into_iter().flatten().flatten().filter_map(one).collect();
+    pages.sort_by_key(|pages| pages.size);
+    pages
 }
 
 #[cfg(test)]
@@ -96,6 +117,25 @@ mod tests {
         let found = |version| findings(&config, &host, version).iter().map(|finding| finding.id).collect::<Vec<_>>();
         assert_eq!(found("11.3.0"), [FindingId::HostSharedFilesystems, FindingId::HostHook]);
         assert_eq!(found("9.0.0"), [FindingId::HostHook]);
+    }
+
+    #[test]
+    fn huge_pages_are_read_by_their_size() {
+        let folder = tempfile::tempdir().expect("a folder");
+        for (name, free, promised) in
+            [("hugepages-1048576kB", "3", "0"), ("hugepages-2048kB", "512", "12"), ("other", "9", "0")]
+        {
+            let place = folder.path().join(name);
+            fs::create_dir(&place).expect("made");
+            fs::write(place.join("free_hugepages"), format!("{free}\n")).expect("written");
+            fs::write(place.join("resv_hugepages"), format!("{promised}\n")).expect("written");
+        }
+        let expected = [
+            HugePages { size: ByteCount::mib(2), free: 500, usual: true },
+            HugePages { size: ByteCount::gib(1), free: 3, usual: false },
+        ];
+        assert_eq!(huge_pages(folder.path(), "HugePages_Free: 515\nHugepagesize:       2048 kB\n"), expected);
+        assert!(huge_pages(&folder.path().join("none"), "").is_empty());
     }
 
     #[test]

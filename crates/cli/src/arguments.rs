@@ -347,6 +347,9 @@ pub struct MigrateArguments {
     /// The VM is shut off and moves so, with its files; refused for a VM that runs
     #[arg(long)]
     pub offline: bool,
+    /// Move it even if the destination's memory may not do, counting what other moves were promised
+    #[arg(long)]
+    pub overcommit: bool,
 }
 
 /// What to do with a move that does not converge.

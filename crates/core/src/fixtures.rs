@@ -3,6 +3,7 @@
 use uuid::Uuid;
 
 use crate::{
+    host::HostFacts,
     id::{ShareId, VmId},
     share::{AttachMode, AttachedShare, FileSystem},
     units::ByteCount,
@@ -39,6 +40,8 @@ pub(crate) fn vm(id: u128, files: Vec<VmFile>) -> VmFacts {
         autostart: false,
         vcpus: 1,
         memory: ByteCount::gib(1),
+        memory_now: None,
+        huge_page: None,
         files,
         snapshots: 0,
         checkpoints: 0,
@@ -48,6 +51,24 @@ pub(crate) fn vm(id: u128, files: Vec<VmFile>) -> VmFacts {
         machine: Some("pc-q35-10.0".into()),
         emulated: false,
         stall: None,
+    }
+}
+
+/// A host with 4 GiB free.
+pub(crate) fn host(name: &str) -> HostFacts {
+    HostFacts {
+        hostname: name.into(),
+        machine_id: name.into(),
+        hypervisor_uuid: name.into(),
+        cpus: 2,
+        memory_total: ByteCount::gib(8),
+        memory_free: ByteCount::gib(4),
+        huge_pages: Vec::new(),
+        libvirt_version: "11.3.0".into(),
+        qemu_version: "10.0.2".into(),
+        agent_version: "0.1.0".into(),
+        api_versions: vec![1],
+        findings: Vec::new(),
     }
 }
 

@@ -14,6 +14,7 @@ pub mod host;
 pub mod id;
 pub mod job;
 pub mod location;
+pub mod memory;
 pub mod migration;
 pub mod offline;
 pub mod pin;

@@ -14,19 +14,15 @@ use crate::{
     id::{JobId, ShareId, VmId},
     job::MoveKind,
     location::Location,
+    memory::{self, Need},
     offline::{checkpoints, tpm_by_hand},
     release::{MOVES_EMULATED_SINCE, Release, distrusted, trusts},
     share::{AttachMode, AttachedShare},
     share_source::ShareSource,
     stall::Stall,
     storage::DiskMove,
-    units::ByteCount,
     vm::{FileRole, Oddity, VmFacts, VmFile, VmState},
 };
-
-/// Memory that the destination keeps free beyond the VM's own: QEMU's own needs (video memory, device buffers,
-/// page tables) measured below 100 MiB for a small guest, rounded up.
-pub const MEMORY_MARGIN: ByteCount = ByteCount::mib(128);
 
 /// A VM on a host, as the inventory has it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -162,6 +158,10 @@ pub struct LiveFacts<'a> {
     pub sameness: &'a BTreeMap<ShareId, Sameness>,
     /// Disks that move along: the destination need not reach the files that they use now.
     pub along: &'a [DiskMove],
+    /// Memory of the destination that other moves were promised.
+    pub promised: &'a [Need],
+    /// Somebody takes it that the destination's memory may not do.
+    pub overcommit: bool,
 }
 
 /// What stands against a live move, blocking findings first.
@@ -398,18 +398,7 @@ fn destination_room(facts: &LiveFacts<'_>, findings: &mut Vec<Finding>) {
     let (vm, destination) = (facts.vm, &facts.destination);
     // It takes memory when it is started, not before.
     if let Some(host) = destination.facts.filter(|_| vm.state != VmState::ShutOff) {
-        let needed = ByteCount(vm.memory.0.saturating_add(MEMORY_MARGIN.0));
-        if host.memory_free < needed {
-            findings.push(Finding::blocks(
-                FindingId::HostMemory,
-                destination.name,
-                format!(
-                    "VM {} needs {needed} ({} and {MEMORY_MARGIN} for QEMU), and host {} has {} free",
-                    vm.name, vm.memory, destination.name, host.memory_free
-                ),
-                "Free memory there, or choose another host with `ferry vm hosts`",
-            ));
-        }
+        findings.extend(memory::findings(vm, destination.name, host, facts.promised, facts.overcommit));
     }
     machine_type(facts, findings);
     emulation(facts, findings);
@@ -820,19 +809,7 @@ mod tests {
             name,
             reachable: true,
             maintenance: false,
-            facts: HostFacts {
-                hostname: name.into(),
-                machine_id: name.into(),
-                hypervisor_uuid: name.into(),
-                cpus: 2,
-                memory_total: ByteCount::gib(8),
-                memory_free: ByteCount::gib(4),
-                libvirt_version: "11.3.0".into(),
-                qemu_version: "10.0.2".into(),
-                agent_version: "0.1.0".into(),
-                api_versions: vec![1],
-                findings: Vec::new(),
-            },
+            facts: fixtures::host(name),
             vms: Vec::new(),
             shares: vec![attached()],
         }
@@ -884,6 +861,8 @@ mod tests {
                 shares: &shares,
                 sameness: &self.sameness,
                 along: &self.along,
+                promised: &[],
+                overcommit: false,
             })
         }
     }

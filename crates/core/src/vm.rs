@@ -37,6 +37,12 @@ pub struct VmFacts<F = Location> {
     pub vcpus: u32,
     /// Memory the guest may use.
     pub memory: ByteCount,
+    /// What it has of that now: its balloon holds the rest. An agent of an earlier version does not say.
+    #[serde(default)]
+    pub memory_now: Option<ByteCount>,
+    /// The size of the huge pages that its memory is in; zero: what is usual on its host.
+    #[serde(default)]
+    pub huge_page: Option<ByteCount>,
     /// Every file the definition names: disks, media, NVRAM.
     pub files: Vec<VmFile<F>>,
     /// Snapshots that libvirt keeps for it.
@@ -233,6 +239,8 @@ impl<F> VmFacts<F> {
             autostart: self.autostart,
             vcpus: self.vcpus,
             memory: self.memory,
+            memory_now: self.memory_now,
+            huge_page: self.huge_page,
             snapshots: self.snapshots,
             checkpoints: self.checkpoints,
             host_devices: self.host_devices,

@@ -8,7 +8,10 @@
 
 use std::{
     collections::BTreeMap,
-    sync::{Arc, Mutex, MutexGuard},
+    sync::{
+        Arc, Mutex, MutexGuard,
+        atomic::{AtomicU64, Ordering},
+    },
     time::Duration,
 };
 
@@ -17,10 +20,12 @@ use ferry_core::{
     api::server::{JobView, Place, WaitView},
     id::{HostId, JobId},
     job::{JobKind, Progress},
+    memory::{Need, left},
     migration::{LogEvent, Phase, newest_attempt, phase},
     storage::DiskProgress,
+    units::ByteCount,
 };
-use tokio::sync::Notify;
+use tokio::sync::{Notify, watch};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tracing::Instrument as _;
 
@@ -37,6 +42,9 @@ use crate::{
     store::{JobRecord, LogEntry, LogRow, StoreError},
 };
 
+/// How long a job that waits keeps its slots: longer than an agent's restart takes.
+const WAITS_WITH_SLOTS: Duration = Duration::from_secs(30);
+
 /// What is known of a running job beyond its log, and how it is told to stop.
 #[derive(Debug, Default)]
 pub(crate) struct Running {
@@ -49,6 +57,10 @@ pub(crate) struct Running {
     ended: CancellationToken,
     retry: Notify,
     changed: Notify,
+    waiting: watch::Sender<bool>,
+    /// Memory that was promised to it, and where; those that began before it come first.
+    promised: Mutex<Option<(HostId, Need)>>,
+    begun: u64,
 }
 
 impl Running {
@@ -64,6 +76,16 @@ impl Running {
         self.changed();
     }
 
+    /// It was promised memory of a host.
+    pub(crate) fn takes(&self, host: HostId, need: Need) {
+        *self.promised.lock().expect("nobody panics with it") = Some((host, need));
+    }
+
+    /// How much of the guest's memory has arrived.
+    pub(crate) fn arrived(&self) -> ByteCount {
+        self.now.lock().expect("nobody panics with it").progress.as_ref().map_or(ByteCount(0), |now| now.memory_done)
+    }
+
     /// Listeners will be told how the job stands; changes in quick succession are told as one.
     pub(crate) fn changed(&self) {
         self.changed.notify_one();
@@ -76,6 +98,7 @@ impl Running {
             if let Some(what) = &what {
                 tracing::warn!(what, "The job waits");
             }
+            self.waiting.send_replace(what.is_some());
             now.waits_for = what;
             self.changed.notify_one();
         }
@@ -94,6 +117,18 @@ impl Running {
     /// Returns after `pause`, or when [`Self::retry`] is called meanwhile.
     pub(crate) async fn pause(&self, pause: Duration) {
         let _ = tokio::time::timeout(pause, self.retry.notified()).await;
+    }
+
+    /// Returns once it has waited for `patience` without a break.
+    async fn has_waited(&self, patience: Duration) {
+        let mut waiting = self.waiting.subscribe();
+        loop {
+            // The sender lives as long as what it is a part of.
+            let _ = waiting.wait_for(|waits| *waits).await;
+            if tokio::time::timeout(patience, waiting.wait_for(|waits| !*waits)).await.is_err() {
+                return;
+            }
+        }
     }
 
     fn now(&self) -> Now {
@@ -117,6 +152,8 @@ pub(crate) struct Jobs {
     queue: Mutex<Queue>,
     tasks: TaskTracker,
     stop: CancellationToken,
+    /// How many have begun.
+    begun: AtomicU64,
 }
 
 /// What a job takes of its hosts.
@@ -135,12 +172,25 @@ fn claim(record: &JobRecord) -> Claim {
 
 impl Jobs {
     pub(crate) fn new(tasks: TaskTracker, stop: CancellationToken) -> Self {
-        Self { running: Mutex::default(), queue: Mutex::default(), tasks, stop }
+        Self { running: Mutex::default(), queue: Mutex::default(), tasks, stop, begun: AtomicU64::new(0) }
     }
 
     /// What is known of a job that runs.
     pub(crate) fn running(&self, job: JobId) -> Option<Arc<Running>> {
         self.running.lock().expect("nobody panics with it").get(&job).cloned()
+    }
+
+    /// Memory of a host that jobs were promised which began before this one, and that has not arrived there yet: of two
+    /// that begin together, one comes first.
+    pub(crate) fn promised_before(&self, job: JobId, host: HostId) -> Vec<Need> {
+        let running = self.running.lock().expect("nobody panics with it");
+        let own = running.get(&job).map_or(u64::MAX, |running| running.begun);
+        let before = running.values().filter(|other| other.begun < own);
+        let one = |other: &Arc<Running>| {
+            let (at, need) = (*other.promised.lock().expect("nobody panics with it"))?;
+            (at == host).then(|| left(need, other.arrived()))
+        };
+        before.filter_map(one).collect()
     }
 
     fn queue(&self) -> MutexGuard<'_, Queue> {
@@ -256,7 +306,8 @@ impl Jobs {
     /// Runs a job until it ends or the server stops. Stopping is no end: the next life of the server goes on from the
     /// log.
     fn start(&self, app: &Arc<App>, record: JobRecord, log: &[LogEvent]) {
-        let running = Arc::new(Running::default());
+        let begun = self.begun.fetch_add(1, Ordering::Relaxed);
+        let running = Arc::new(Running { begun, ..Running::default() });
         self.running.lock().expect("nobody panics with it").insert(record.id, running.clone());
         if newest_attempt(log).iter().any(|event| matches!(event, LogEvent::CancelRequested { .. })) {
             running.cancelled.cancel();
@@ -272,6 +323,7 @@ impl Jobs {
             tokio::select! {
                 () = stop.cancelled() => return,
                 () = keep_telling(&app, id, &running) => {}
+                () = free_when_it_waits(&app, id, &running) => {}
                 () = running.dismissed.cancelled() => {}
                 () = run(app.clone(), record, running.clone()) => {}
             }
@@ -311,6 +363,13 @@ async fn keep_telling(app: &App, job: JobId, running: &Running) {
         app.publish_job(job).await;
         running.changed.notified().await;
     }
+}
+
+/// A job that waits for a host without power, or for a human, does not keep others waiting. Never ends.
+async fn free_when_it_waits(app: &Arc<App>, job: JobId, running: &Running) {
+    running.has_waited(WAITS_WITH_SLOTS).await;
+    app.jobs.give_slots_back(app, job);
+    std::future::pending().await
 }
 
 async fn run(app: Arc<App>, record: JobRecord, running: Arc<Running>) {
@@ -381,5 +440,61 @@ impl App {
             Ok(None) => {}
             Err(error) => tracing::warn!(error = &error as &dyn std::error::Error, "A job could not be shown"),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use uuid::Uuid;
+
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn only_a_wait_without_a_break_counts() {
+        let running = Arc::new(Running::default());
+        let patience = Duration::from_secs(30);
+        let waits = |what: &str| running.wait_for(Some(what.to_owned()));
+        let begun = tokio::time::Instant::now();
+        let waited = tokio::spawn({
+            let running = running.clone();
+            async move { running.has_waited(patience).await }
+        });
+        for _ in 0..3 {
+            waits("an agent");
+            tokio::time::sleep(patience - Duration::from_secs(1)).await;
+            running.wait_for(None);
+            tokio::time::sleep(patience * 2).await;
+            assert!(!waited.is_finished());
+        }
+        let waits_from = begun.elapsed();
+        waits("an agent");
+        tokio::time::sleep(Duration::from_secs(10)).await;
+        waits("the same for another reason");
+        waited.await.expect("it has waited");
+        assert_eq!(begun.elapsed() - waits_from, patience);
+    }
+
+    #[test]
+    fn of_two_jobs_that_begin_together_the_first_has_the_memory() {
+        let jobs = Jobs::new(TaskTracker::new(), CancellationToken::new());
+        let (host, other) = (HostId(Uuid::from_u128(1)), HostId(Uuid::from_u128(2)));
+        let need = |mib| Need { page: None, bytes: ByteCount::mib(mib) };
+        // The later number began first.
+        for (begun, job, at, mib) in [(0, 9, host, 100), (1, 4, host, 20), (2, 5, other, 3), (3, 6, host, 7)] {
+            let running = Arc::new(Running { begun, ..Running::default() });
+            running.takes(at, need(mib));
+            jobs.running.lock().expect("nobody panics").insert(JobId(job), running);
+        }
+        for (job, at, expected) in [
+            (9, host, vec![]),
+            (4, host, vec![need(100)]),
+            (6, host, vec![need(20), need(100)]),
+            (6, other, vec![need(3)]),
+        ] {
+            assert_eq!(jobs.promised_before(JobId(job), at), expected, "{job}");
+        }
+        let progress = Progress { memory_done: ByteCount::mib(60), ..Progress::default() };
+        jobs.running(JobId(9)).expect("it runs").progress(progress);
+        assert_eq!(jobs.promised_before(JobId(4), host), [need(40)], "what has arrived is not promised any more");
     }
 }

@@ -56,6 +56,7 @@ async fn migrate(arguments: MigrateArguments, client: &ServerClient, output: &Ou
         disks: arguments.disks,
         keep_source: arguments.keep_source,
         offline: arguments.offline,
+        overcommit: arguments.overcommit,
     };
     if arguments.dry_run {
         let mut candidates = Vec::with_capacity(arguments.vms.len());

@@ -320,6 +320,9 @@ pub struct MigrateVm {
     /// The VM is shut off and moves so, with its files. Refused for a VM that runs; never chosen for one.
     #[serde(default)]
     pub offline: bool,
+    /// The destination's memory may not do, counting what other moves were promised: that is taken.
+    #[serde(default)]
+    pub overcommit: bool,
 }
 
 /// Moves disks of a running VM to other files of its host.

@@ -70,6 +70,8 @@ pub(super) fn parse(xml: &str) -> Result<VmFacts<PathBuf>, HypervisorError> {
         autostart: false,
         vcpus: text("vcpu").and_then(|count| count.parse().ok()).unwrap_or(1),
         memory: child(domain, "memory").and_then(memory).unwrap_or_default(),
+        memory_now: child(domain, "currentMemory").and_then(memory),
+        huge_page: child(domain, "memoryBacking").and_then(|backing| child(backing, "hugepages")).map(huge_page),
         files,
         snapshots: 0,
         checkpoints: 0,
@@ -439,9 +441,13 @@ fn format(name: &str) -> Option<DiskFormat> {
 }
 
 fn memory(node: Node<'_, '_>) -> Option<ByteCount> {
-    let count: u64 = node.text()?.trim().parse().ok()?;
+    scaled(node.text()?.trim(), node.attribute("unit"))
+}
+
+fn scaled(count: &str, unit: Option<&str>) -> Option<ByteCount> {
+    let count: u64 = count.parse().ok()?;
     // Units as libvirt's documentation of "scaled integers" has them.
-    let scale: u64 = match node.attribute("unit").unwrap_or("KiB") {
+    let scale: u64 = match unit.unwrap_or("KiB") {
         "b" | "bytes" => 1,
         "KB" => 1000,
         "k" | "KiB" => 1 << 10,
@@ -453,6 +459,13 @@ fn memory(node: Node<'_, '_>) -> Option<ByteCount> {
         _ => return None,
     };
     count.checked_mul(scale).map(ByteCount)
+}
+
+/// The size of a VM's huge pages; zero: what is usual on its host.
+fn huge_page(node: Node<'_, '_>) -> ByteCount {
+    let page = child(node, "page");
+    let size = page.and_then(|page| scaled(page.attribute("size")?, page.attribute("unit")));
+    size.unwrap_or_default()
 }
 
 fn host_device(node: Node<'_, '_>) -> String {

@@ -6,6 +6,7 @@ use ferry_core::{
     api::{agent::DiskArrival, server::Candidate},
     finding::{Finding, FindingId, any_blocks},
     id::{HostId, JobId, ShareId, VmId},
+    memory::Need,
     preflight::{LiveFacts, NamedShare, Sameness, candidate, reaches, shares_of},
     storage::{DiskMove, Planned, Wanted, plan_along},
     units::ByteCount,
@@ -13,7 +14,7 @@ use ferry_core::{
 };
 use futures_util::future::join_all;
 
-use super::{move_storage::used_by_others, show_vms};
+use super::{move_storage::used_by_others, promised::Promised, show_vms};
 use crate::{
     App,
     failure::{Failure, fault_finding},
@@ -28,7 +29,7 @@ pub(crate) enum Occasion {
     /// The same, with others: what was shown for them need not be shown again.
     OneOfSeveral(Option<JobId>),
     /// The job itself begins: what was shown for the request some moments ago need not be shown again.
-    JobStart,
+    JobStart(JobId),
 }
 
 /// Which disks move along with the VM.
@@ -58,6 +59,7 @@ pub(crate) async fn candidates(app: &App, reference: &str) -> Result<Vec<Candida
     let (source, vm) = show_vms::find(app, &title, reference)?;
     let busy = show_vms::moving(app).await?.get(&vm.id).copied();
     let shares = named_shares(app).await?;
+    let promised = Promised::read(app).await?;
     let source_seen = source.seen();
     let one = |destination: Arc<Host>| {
         let seen = destination.seen();
@@ -72,6 +74,8 @@ pub(crate) async fn candidates(app: &App, reference: &str) -> Result<Vec<Candida
             shares: &shares,
             sameness: &BTreeMap::new(),
             along: &along,
+            promised: &promised.at(destination.record.id, vm.id),
+            overcommit: false,
         })
     };
     Ok(app.inventory.hosts().into_iter().map(one).collect())
@@ -84,11 +88,22 @@ pub(crate) async fn deeply(
     source: &Arc<Host>,
     destination: &Arc<Host>,
     along: Along<'_>,
+    overcommit: bool,
     occasion: Occasion,
 ) -> Result<Checked, Failure> {
     let (at_source, at_destination, shares) =
         tokio::join!(app.inventory.refresh(source), app.inventory.refresh(destination), named_shares(app));
-    let asked = Asked { source: (source, &at_source), destination: (destination, &at_destination), shares: &shares? };
+    let promised = match occasion {
+        Occasion::JobStart(job) => app.jobs.promised_before(job, destination.record.id),
+        Occasion::Request(_) | Occasion::OneOfSeveral(_) => Promised::read(app).await?.at(destination.record.id, vm),
+    };
+    let asked = Asked {
+        source: (source, &at_source),
+        destination: (destination, &at_destination),
+        shares: &shares?,
+        promised: &promised,
+        overcommit,
+    };
     Ok(judge(app, vm, &asked, along, occasion).await)
 }
 
@@ -98,9 +113,11 @@ pub(crate) async fn all_deeply(
     vms: &[(Arc<Host>, VmFacts)],
     destination: &Arc<Host>,
     wanted: &Wanted,
+    overcommit: bool,
 ) -> Result<Vec<Checked>, Failure> {
     let moving = show_vms::moving(app).await?;
     let shares = named_shares(app).await?;
+    let promised = Promised::read(app).await?;
     let at_destination = app.inventory.refresh(destination).await;
     let mut at_sources: BTreeMap<HostId, Seen> = BTreeMap::new();
     let mut checked = Vec::with_capacity(vms.len());
@@ -112,7 +129,13 @@ pub(crate) async fn all_deeply(
                 at_sources.entry(source.record.id).or_insert(seen)
             }
         };
-        let asked = Asked { source: (source, at_source), destination: (destination, &at_destination), shares: &shares };
+        let asked = Asked {
+            source: (source, at_source),
+            destination: (destination, &at_destination),
+            shares: &shares,
+            promised: &promised.at(destination.record.id, vm.id),
+            overcommit,
+        };
         let occasion = Occasion::OneOfSeveral(moving.get(&vm.id).copied());
         checked.push(judge(app, vm.id, &asked, Along::Wanted(wanted), occasion).await);
     }
@@ -124,6 +147,10 @@ struct Asked<'a> {
     source: (&'a Arc<Host>, &'a Seen),
     destination: (&'a Arc<Host>, &'a Seen),
     shares: &'a BTreeMap<ShareId, NamedShare>,
+    /// Memory of the destination that other moves were promised.
+    promised: &'a [Need],
+    /// Whether somebody takes it that the destination's memory may not do.
+    overcommit: bool,
 }
 
 async fn judge(app: &App, vm: VmId, asked: &Asked<'_>, along: Along<'_>, occasion: Occasion) -> Checked {
@@ -141,7 +168,7 @@ async fn judge(app: &App, vm: VmId, asked: &Asked<'_>, along: Along<'_>, occasio
     let prove = |share| async move {
         let sameness = match occasion {
             Occasion::Request(_) => app.proofs.prove(share, source, destination).await,
-            Occasion::OneOfSeveral(_) | Occasion::JobStart => app.proofs.recent(share, source, destination).await,
+            Occasion::OneOfSeveral(_) | Occasion::JobStart(_) => app.proofs.recent(share, source, destination).await,
         };
         (share, sameness)
     };
@@ -152,13 +179,15 @@ async fn judge(app: &App, vm: VmId, asked: &Asked<'_>, along: Along<'_>, occasio
         vm: facts,
         busy: match occasion {
             Occasion::Request(busy) | Occasion::OneOfSeveral(busy) => busy,
-            Occasion::JobStart => None,
+            Occasion::JobStart(_) => None,
         },
         source: at_source.side(source),
         destination: at_destination.side(destination),
         shares: asked.shares,
         sameness: &sameness,
         along: &along,
+        promised: asked.promised,
+        overcommit: asked.overcommit,
     });
     let mut findings = planned;
     findings.extend(candidate.findings.clone());

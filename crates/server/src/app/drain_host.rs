@@ -8,6 +8,7 @@ use ferry_core::{
     finding::{Finding, FindingId, Severity},
     id::HostId,
     job::JobKind,
+    memory::room,
     placement::{Room, spread},
     vm::{VmFacts, VmState},
 };
@@ -16,6 +17,7 @@ use uuid::Uuid;
 use super::{
     check_move, migrate_many,
     migrate_vm::{host_name, new_move},
+    promised::Promised,
     show_hosts,
 };
 use crate::{
@@ -62,7 +64,7 @@ pub(crate) async fn drain_host(
             leaving.push((vm, hosts));
         }
     }
-    let children = place(app, &host, leaving, &mut stay, by);
+    let children = place(app, &host, leaving, &Promised::read(app).await?, &mut stay, by);
     let destination = wanted.map_or(HostName { id: HostId(Uuid::nil()), name: String::new() }, |host| host_name(&host));
     let parent = migrate_many::parent(JobKind::Drain, host_name(&host), destination, &children, by);
     migrate_many::create(app, &title, NewJob { findings: stay, ..parent }, children).await
@@ -97,12 +99,13 @@ fn place(
     app: &App,
     source: &Host,
     leaving: Vec<(&VmFacts, Vec<HostId>)>,
+    promised: &Promised,
     stay: &mut Vec<Finding>,
     by: &str,
 ) -> Vec<NewJob> {
     let free = |host: Arc<Host>| {
         let observation = host.seen().observation?;
-        Some(Room { host: host.record.id, free: observation.host.memory_free })
+        Some(Room { host: host.record.id, free: room(&observation.host, &promised.all(host.record.id)) })
     };
     let rooms: Vec<Room> = app.inventory.hosts().into_iter().filter_map(free).collect();
     let wishes: Vec<_> = leaving.iter().map(|(vm, hosts)| migrate_many::leaving(vm, hosts.clone())).collect();

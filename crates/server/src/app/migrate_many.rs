@@ -10,8 +10,9 @@ use ferry_core::{
     finding::{Finding, FindingId, any_blocks},
     id::{HostId, VmId},
     job::JobKind,
+    memory::{MARGIN, need, room},
     placement::{Leaving, Room, spread},
-    preflight::{MEMORY_MARGIN, busy_by},
+    preflight::busy_by,
     units::ByteCount,
     vm::VmFacts,
 };
@@ -20,7 +21,9 @@ use uuid::Uuid;
 use super::{
     check_move, invalid,
     migrate_vm::{check_numbers, host_name, new_move, say_accepted},
-    move_storage, show_jobs, show_vms,
+    move_storage,
+    promised::Promised,
+    show_jobs, show_vms,
 };
 use crate::{
     App,
@@ -55,7 +58,7 @@ pub(crate) async fn migrate_many(app: &Arc<App>, body: &MigrateMany, by: &str) -
     }
     let vms = find_all(app, &title, &body.vms)?;
     let wanted = move_storage::wanted(app, &title, &destination, body.how.storage.as_ref(), &[]).await?;
-    let checked = check_move::all_deeply(app, &vms, &destination, &wanted).await?;
+    let checked = check_move::all_deeply(app, &vms, &destination, &wanted, body.how.overcommit).await?;
     let (mut blocked, mut children) = (Vec::new(), Vec::new());
     for ((source, vm), checked) in vms.iter().zip(checked) {
         if any_blocks(&checked.findings) {
@@ -66,7 +69,9 @@ pub(crate) async fn migrate_many(app: &Arc<App>, body: &MigrateMany, by: &str) -
             children.push(NewJob { findings: checked.findings, ..new });
         }
     }
-    blocked.extend(room_for_all(&destination, &vms));
+    if !body.how.overcommit {
+        blocked.extend(room_for_all(&destination, &vms, &Promised::read(app).await?));
+    }
     if any_blocks(&blocked) {
         return Err(Failure::refused(title, blocked));
     }
@@ -131,9 +136,9 @@ fn find_all(app: &App, title: &str, references: &[String]) -> Result<Vec<(Arc<Ho
 }
 
 /// Each may fit where all do not.
-fn room_for_all(destination: &Host, vms: &[(Arc<Host>, VmFacts)]) -> Option<Finding> {
+fn room_for_all(destination: &Host, vms: &[(Arc<Host>, VmFacts)], promised: &Promised) -> Option<Finding> {
     let here = destination.record.id;
-    let free = destination.seen().observation.as_ref()?.host.memory_free;
+    let free = room(&destination.seen().observation.as_ref()?.host, &promised.all(here));
     let leaving: Vec<Leaving> = vms.iter().map(|(_, vm)| leaving(vm, vec![here])).collect();
     let left = spread(&leaving, &[Room { host: here, free }]).iter().filter(|place| place.is_none()).count();
     let needed = ByteCount(leaving.iter().map(|vm| vm.memory.0).sum());
@@ -142,16 +147,19 @@ fn room_for_all(destination: &Host, vms: &[(Arc<Host>, VmFacts)]) -> Option<Find
             FindingId::HostMemory,
             destination.name(),
             format!(
-                "The {} VMs need {needed} together, and host {} has {free} free: {left} of them find no room",
+                "The {} VMs need {needed} together, and host {} has {free} free beside what other moves were promised: {left} \
+                 of them find no room",
                 vms.len(),
                 destination.name()
             ),
-            "Free memory there, or move fewer VMs",
+            "Free memory there, or move fewer VMs; `--overcommit` moves them all the same",
         )
     })
 }
 
 /// A VM that needs a place, with what QEMU needs beside its memory.
 pub(super) fn leaving(vm: &VmFacts, hosts: Vec<HostId>) -> Leaving {
-    Leaving { vm: vm.id, memory: ByteCount(vm.memory.0.saturating_add(MEMORY_MARGIN.0)), hosts }
+    let need = need(vm);
+    // Huge pages are apart from what is counted here.
+    Leaving { vm: vm.id, memory: if need.page.is_none() { need.bytes } else { MARGIN }, hosts }
 }

@@ -7,6 +7,7 @@ use ferry_core::{
     finding::any_blocks,
     id::{Generation, SessionId, ShareId},
     job::JobKind,
+    memory::need,
     preflight::{busy, shares_of},
     storage::DiskMove,
     vm::VmFacts,
@@ -53,7 +54,8 @@ pub(crate) async fn migrate_vm(app: &Arc<App>, reference: &str, body: &MigrateVm
     let moving = show_vms::moving(app).await?.get(&vm.id).copied();
     let wanted = move_storage::wanted(app, &title, &destination, body.storage.as_ref(), &body.disks).await?;
     let along = Along::Wanted(&wanted);
-    let checked = check_move::deeply(app, vm.id, &source, &destination, along, Occasion::Request(moving)).await?;
+    let occasion = Occasion::Request(moving);
+    let checked = check_move::deeply(app, vm.id, &source, &destination, along, body.overcommit, occasion).await?;
     if body.dry_run {
         return Ok(Moved::Tried(checked.candidate));
     }
@@ -103,6 +105,8 @@ pub(super) fn new_move(
         bandwidth_bytes_per_s: how.bandwidth_bytes_per_s,
         timeout_ms: how.timeout_ms.unwrap_or(TIMEOUT_MS),
         on_stall: how.on_stall,
+        need: need(vm),
+        overcommit: how.overcommit,
         persistent: vm.persistent,
         autostart: vm.autostart,
         shares: shares_that_stay(vm, &along),

@@ -208,6 +208,9 @@ pub(crate) async fn check(
         shares: &shares,
         sameness: &sameness,
         along: &along,
+        // It takes memory when it is started.
+        promised: &[],
+        overcommit: false,
     }));
     let mut sized = Sized::default();
     if !any_blocks(&findings) {

@@ -38,6 +38,7 @@ use ferry_core::{
     finding::{Finding, FindingId, Severity, any_blocks},
     id::{Generation, SessionId, ShareId},
     job::{Figures, OnStall},
+    memory::Need,
     migration::{Presence, Step},
     pin::Secret,
     storage::{DiskMove, DiskProgress},
@@ -80,6 +81,12 @@ pub(crate) struct Plan {
     /// As asked for.
     #[serde(default)]
     pub(crate) on_stall: OnStall,
+    /// What the VM takes of the destination's memory.
+    #[serde(default)]
+    pub(crate) need: Need,
+    /// As asked for.
+    #[serde(default)]
+    pub(crate) overcommit: bool,
     /// Whether the source keeps a definition of the VM.
     pub(crate) persistent: bool,
     /// Whether the source starts the VM at boot: what it says when it holds the VM, which clears it there, and what
@@ -146,6 +153,7 @@ impl Migrate {
             app.inventory.by_id(name.id).ok_or_else(|| format!("host {} is not in the inventory", name.name))
         };
         let (source, destination) = (host(&record.job.source)?, host(&record.job.destination)?);
+        running.takes(destination.record.id, plan.need);
         let figures = Mutex::new(record.figures.unwrap_or_default());
         let autostart = AtomicBool::new(plan.autostart);
         let disks = Mutex::new(plan.progress.clone());
@@ -179,7 +187,8 @@ impl Migrate {
             &self.source,
             &self.destination,
             along,
-            Occasion::JobStart,
+            self.plan.overcommit,
+            Occasion::JobStart(self.record.id),
         )
         .await;
         let checked = checked.map_err(|failure| StepFailed(failure.into_problem().title))?;

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use ferry_client::ClientError;
 use ferry_core::{
     admission::{Limits, Slot},
     api::server::{DrainHost, JobView, MigrateMany, MigrateVm, SetHost},
@@ -9,6 +10,7 @@ use ferry_core::{
     id::JobId,
     job::JobKind,
     migration::Phase,
+    units::ByteCount,
 };
 use ferry_drivers::hypervisor::fake::{Hold, Point};
 
@@ -75,6 +77,49 @@ fn a_third_move_waits_and_says_for_what_and_a_higher_limit_lets_it_go_at_once() 
             let body = SetHost { live_limit: Some(bad), storage_limit: None };
             assert_eq!(refusal(lab.client.set_host("kvm1", &body).await), (400, vec![FindingId::RequestInvalid]));
         }
+    });
+}
+
+/// What a host has free by now, less than a tenth of it: other programs of this machine take and give memory meanwhile.
+async fn parts_of_free_memory(lab: &Lab, host: &str, tenths: u64) -> ByteCount {
+    let free = lab.client.host(host).await.expect("shown").facts.expect("known").memory_free;
+    ByteCount(free.0 / 10 * tenths)
+}
+
+#[test]
+fn memory_that_a_move_was_promised_is_not_promised_again_unless_somebody_takes_that() {
+    in_lab(async |lab| {
+        let (kvm1, _kvm2, _) = lab.two_hosts().await;
+        let much = parts_of_free_memory(lab, "kvm2", 6).await;
+        for name in ["db", "mail"] {
+            lab.run(&kvm1, name, |guest| guest.facts.memory = much).await;
+        }
+        let (first, hold) = held_move(lab, &kvm1, "db", "kvm2").await;
+        // Each would find room by itself, and the kernel shows nothing of the first yet.
+        let refused = lab.migrate("mail", "kvm2").await;
+        let Err(ClientError::Refused(problem)) = refused else { panic!("{refused:?}") };
+        let [finding] = &problem.findings[..] else { panic!("{problem:#?}") };
+        assert_eq!(finding.id, FindingId::HostMemory);
+        assert!(
+            finding.message.contains("promised to other moves") && finding.fix.contains("`--overcommit`"),
+            "{finding:?}"
+        );
+        let hosts = lab.client.candidates("mail").await.expect("listed");
+        let there = hosts.iter().find(|candidate| candidate.host == "kvm2").expect("listed");
+        assert_eq!(there.kind, None, "the quick look says the same: {there:?}");
+        assert_eq!(refusal(lab.client.migrate_many(&several(&["web01", "mail"], "kvm2")).await).0, 409);
+
+        let how = MigrateVm { destination: "kvm2".into(), overcommit: true, ..MigrateVm::default() };
+        let second = lab.client.migrate("mail", &how).await.expect("somebody takes it");
+        hold.release();
+        lab.ends(&first, Phase::Succeeded).await;
+        let done = lab.ends(&second, Phase::Succeeded).await;
+        let kept: Vec<FindingId> = done.findings.iter().map(|finding| finding.id).collect();
+        assert!(kept.contains(&FindingId::HostMemory), "the job remembers that it was known: {done:#?}");
+        // Nothing is promised any more.
+        lab.run(&kvm1, "last", |guest| guest.facts.memory = much).await;
+        let third = lab.migrate("last", "kvm2").await.expect("there is room");
+        lab.ends(&third, Phase::Succeeded).await;
     });
 }
 

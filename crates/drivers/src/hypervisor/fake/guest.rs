@@ -51,6 +51,8 @@ impl FakeGuest {
                 autostart: false,
                 vcpus: 1,
                 memory: ByteCount::mib(512),
+                memory_now: None,
+                huge_page: None,
                 files: disks.iter().zip('a'..='z').map(disk).collect(),
                 snapshots: 0,
                 checkpoints: 0,

@@ -199,6 +199,8 @@ fn bare(domain: &Domain, id: VmId) -> Result<VmFacts<PathBuf>, HypervisorError> 
         autostart: false,
         vcpus: 0,
         memory: ByteCount(0),
+        memory_now: None,
+        huge_page: None,
         files: Vec::new(),
         snapshots: 0,
         checkpoints: 0,

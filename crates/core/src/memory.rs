@@ -1,0 +1,186 @@
+//! Whether a VM finds its memory at its destination, beside what is promised there to other moves.
+//!
+//! | the VM | needs | of what the host has |
+//! |---|---|---|
+//! | as usual | what its guest has now | that QEMU may take (`MemAvailable`), less what is promised |
+//! | with a balloon | that; a warning where it could not have all that it may ask for | the same |
+//! | in huge pages | all of it, in pages of that size | free pages of that size, less what is promised |
+//!
+//! QEMU takes plain memory as pages arrive, so the kernel shows it as free while moves that will fill it have begun: what
+//! moves were promised and have not filled yet is taken off.
+
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    finding::{Finding, FindingId},
+    host::HostFacts,
+    units::ByteCount,
+    vm::VmFacts,
+};
+
+/// What QEMU itself needs besides the guest's memory: some 60 to 100 MiB were measured.
+pub const MARGIN: ByteCount = ByteCount::mib(128);
+
+/// Memory of one kind.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Need {
+    /// The size of its huge pages; `None`: plain memory, with [`MARGIN`].
+    pub page: Option<ByteCount>,
+    /// How much.
+    pub bytes: ByteCount,
+}
+
+/// What a VM takes where it comes.
+pub fn need(vm: &VmFacts) -> Need {
+    match vm.huge_page {
+        Some(page) => Need { page: Some(page), bytes: vm.memory },
+        None => Need { page: None, bytes: plus_margin(guest_now(vm)) },
+    }
+}
+
+fn guest_now(vm: &VmFacts) -> ByteCount {
+    vm.memory_now.map_or(vm.memory, |now| now.min(vm.memory))
+}
+
+fn plus_margin(bytes: ByteCount) -> ByteCount {
+    ByteCount(bytes.0.saturating_add(MARGIN.0))
+}
+
+/// What of a need is not at the destination yet, when so much of the guest's memory has arrived.
+pub fn left(need: Need, arrived: ByteCount) -> Need {
+    Need { bytes: ByteCount(need.bytes.0.saturating_sub(arrived.0)), ..need }
+}
+
+/// The size of the pages, where the VM names none as is usual on the host.
+fn page_of(host: &HostFacts, need: &Need) -> Option<ByteCount> {
+    let usual = || host.huge_pages.iter().find(|pages| pages.usual).map_or(ByteCount(0), |pages| pages.size);
+    need.page.map(|page| if page.0 == 0 { usual() } else { page })
+}
+
+/// What a host has free of a kind of memory, and how much of that is promised.
+fn free(host: &HostFacts, page: Option<ByteCount>, promised: &[Need]) -> (ByteCount, ByteCount) {
+    let all = match page {
+        None => host.memory_free,
+        Some(_) => {
+            let of_size = host.huge_pages.iter().filter(|pages| Some(pages.size) == page);
+            ByteCount(of_size.map(|pages| pages.size.0.saturating_mul(pages.free)).fold(0, u64::saturating_add))
+        }
+    };
+    let same = |need: &&Need| page_of(host, need) == page;
+    let taken = promised.iter().filter(same).map(|need| need.bytes.0);
+    (all, ByteCount(taken.fold(0, u64::saturating_add)))
+}
+
+/// Plain memory that a host has free and has promised to nobody.
+pub fn room(host: &HostFacts, promised: &[Need]) -> ByteCount {
+    let (free, promised) = free(host, None, promised);
+    ByteCount(free.0.saturating_sub(promised.0))
+}
+
+/// What stands against a VM's memory at the host `name`. With `overcommit` it is only said.
+pub fn findings(vm: &VmFacts, name: &str, host: &HostFacts, promised: &[Need], overcommit: bool) -> Vec<Finding> {
+    let need = need(vm);
+    let page = page_of(host, &need);
+    let (free, promised) = free(host, page, promised);
+    let open = free.0.saturating_sub(promised.0);
+    let has = match promised.0 {
+        0 => format!("host {name} has {free} free"),
+        _ => format!("host {name} has {free} free, of which {promised} are promised to other moves"),
+    };
+    let (vm_name, most) = (&vm.name, vm.memory);
+    let finding = |blocks: bool, message: String, fix: &str| {
+        let make = if blocks && !overcommit { Finding::blocks } else { Finding::warns };
+        vec![make(FindingId::HostMemory, name.to_owned(), message, fix.to_owned())]
+    };
+    let choose =
+        "Free memory there, or choose another host with `ferry vm hosts`; `--overcommit` moves it all the same";
+    if need.bytes.0 > open {
+        return match page {
+            // QEMU does not start without them.
+            Some(page) => vec![Finding::blocks(
+                FindingId::HostMemory,
+                name,
+                format!("VM {vm_name} needs {most} in huge pages of {page}, of which {has}"),
+                "Set more of them aside there (`vm.nr_hugepages`), or choose another host with `ferry vm hosts`",
+            )],
+            None => finding(
+                true,
+                format!("VM {vm_name} needs {} ({} and {MARGIN} for QEMU), and {has}", need.bytes, guest_now(vm)),
+                choose,
+            ),
+        };
+    }
+    if page.is_none() && plus_margin(most).0 > open {
+        let now = guest_now(vm);
+        return finding(
+            false,
+            format!("VM {vm_name} has {now} now and may ask for up to {most}, and {has}"),
+            "Keep its balloon as it is there, or choose another host with `ferry vm hosts`",
+        );
+    }
+    Vec::new()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{finding::Severity, fixtures, host::HugePages};
+
+    fn host(free_mib: u64, huge: &[(u64, u64)]) -> HostFacts {
+        let huge_pages = huge
+            .iter()
+            .map(|(mib, free)| HugePages { size: ByteCount::mib(*mib), free: *free, usual: *mib == 2 })
+            .collect();
+        HostFacts { memory_free: ByteCount::mib(free_mib), huge_pages, ..fixtures::host("kvm2") }
+    }
+
+    fn vm(mib: u64, now: Option<u64>, page: Option<u64>) -> VmFacts {
+        let (memory_now, huge_page) = (now.map(ByteCount::mib), page.map(ByteCount::mib));
+        VmFacts { memory: ByteCount::mib(mib), memory_now, huge_page, ..fixtures::vm(1, Vec::new()) }
+    }
+
+    fn promise(mib: u64, page: Option<u64>) -> Need {
+        Need { page: page.map(ByteCount::mib), bytes: ByteCount::mib(mib) }
+    }
+
+    #[test]
+    fn memory_is_judged_for_what_it_is() {
+        use Severity::{Blocks, Warns};
+        let plain = || vm(1024, None, None);
+        let (ballooned, huge) = (vm(8192, Some(1024), None), vm(1024, None, Some(2)));
+        let usual = vm(1024, None, Some(0));
+        for (row, vm, host, promised, overcommit, expected) in [
+            ("it fits", plain(), host(1152, &[]), vec![], false, None),
+            ("it does not", plain(), host(1151, &[]), vec![], false, Some(Blocks)),
+            ("somebody takes that", plain(), host(1151, &[]), vec![], true, Some(Warns)),
+            ("promised to another", plain(), host(2048, &[]), vec![promise(1024, None)], false, Some(Blocks)),
+            ("promised of another kind", plain(), host(2048, &[]), vec![promise(1024, Some(2))], false, None),
+            ("more promised than there is", plain(), host(64, &[]), vec![promise(1024, None)], false, Some(Blocks)),
+            ("a balloon, with all room", ballooned.clone(), host(8320, &[]), vec![], false, None),
+            ("a balloon, with room for now", ballooned.clone(), host(1152, &[]), vec![], false, Some(Warns)),
+            ("a balloon, without", ballooned, host(1100, &[]), vec![], false, Some(Blocks)),
+            ("huge pages, and no other memory", huge.clone(), host(16, &[(2, 512)]), vec![], false, None),
+            ("huge pages of another size", huge.clone(), host(9999, &[(1024, 9)]), vec![], false, Some(Blocks)),
+            ("too few huge pages", huge.clone(), host(9999, &[(2, 511)]), vec![], false, Some(Blocks)),
+            ("huge pages as usual there", usual.clone(), host(16, &[(1024, 0), (2, 512)]), vec![], false, None),
+            ("too few of the usual", usual, host(16, &[(1024, 9), (2, 511)]), vec![], false, Some(Blocks)),
+            ("they cannot be overcommitted", huge.clone(), host(9999, &[(2, 511)]), vec![], true, Some(Blocks)),
+            ("promised huge pages", huge, host(16, &[(2, 600)]), vec![promise(256, Some(2))], false, Some(Blocks)),
+        ] {
+            let found = findings(&vm, "kvm2", &host, &promised, overcommit);
+            assert_eq!(found.first().map(|finding| finding.severity), expected, "{row}: {found:?}");
+        }
+        let told = &findings(&plain(), "kvm2", &host(1500, &[]), &[promise(700, None)], false)[0];
+        for words in ["web01", "1.1 GiB", "1.0 GiB", "kvm2 has 1.5 GiB free", "700.0 MiB are promised to other moves"] {
+            assert!(told.message.contains(words), "{words}: {told:?}");
+        }
+    }
+
+    #[test]
+    fn what_has_arrived_is_not_promised_any_more() {
+        let need = need(&vm(1024, None, None));
+        assert_eq!(left(need, ByteCount::mib(1000)).bytes, ByteCount::mib(152));
+        assert_eq!(left(need, ByteCount::gib(9)).bytes, ByteCount(0));
+        assert_eq!(room(&host(1000, &[]), &[promise(300, None), promise(9, Some(2))]), ByteCount::mib(700));
+    }
+}
