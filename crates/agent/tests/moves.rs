@@ -5,7 +5,7 @@ mod site;
 use std::{sync::Arc, time::Duration};
 
 use ferry_core::{
-    api::agent::{ConfirmRequest, Stage},
+    api::agent::{ConfirmRequest, MigrationReport, Stage},
     finding::FindingId,
     id::VmId,
     job::OnStall,
@@ -481,6 +481,27 @@ async fn a_copy_whose_carrier_dies_before_the_hand_over_is_known_waits_for_the_v
     resuming.release();
     let report = site.hosts[1].client.resume(job.attempt).await.expect("resumed by verdict");
     assert_eq!((report.stage, report.presence), (Stage::Resumed, Presence::Running));
+    site.finish(&job, false).await;
+    site.assert_settled(vm, 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn why_a_vm_that_was_handed_over_does_not_run_is_told_until_it_does() {
+    let site = Site::new().await;
+    let vm = site.run_vm("web01", |_| {});
+    let job = Job::new(1, 1, vm, "web01", 0);
+    let two = &site.hosts[1];
+    two.hypervisor.faults().fail_always(Point::Resume, "its disk is not there");
+    site.prepare(&job).await;
+    site.perform(&job).await;
+    let told =
+        |report: &MigrationReport| report.error.as_deref().is_some_and(|why| why.contains("its disk is not there"));
+    let report = site.wait_report(&job, 1, told).await;
+    assert_eq!((report.stage, report.presence), (Stage::Delivered, Presence::Arrived));
+    assert_eq!(refusal(two.client.abort(job.attempt).await), (409, FindingId::JobPastPivot), "it is the only copy");
+    two.hypervisor.faults().clear();
+    let report = site.wait_stage(&job, 1, &[Stage::Resumed]).await;
+    assert_eq!((report.error, report.presence), (None, Presence::Running));
     site.finish(&job, false).await;
     site.assert_settled(vm, 1);
 }

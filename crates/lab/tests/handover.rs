@@ -16,6 +16,7 @@ use ferry_lab::{
 const BOOT: Duration = Duration::from_secs(90);
 const VERIFY: Duration = Duration::from_secs(120);
 const SECONDS_30: Duration = Duration::from_secs(30);
+const A_MINUTE: Duration = Duration::from_secs(60);
 /// A folder that each host has for itself.
 const LOCAL: &str = "/var/lib/libvirt/images";
 /// The source's carrier keeps the reply to Finish back for so long: the copy is complete, and nobody has said so.
@@ -25,13 +26,23 @@ const ENDS_WITHIN: Duration = Duration::from_secs(90);
 
 /// Two hosts, and a small guest on the first. Each move's reply to Finish is kept back.
 fn with_guest() -> (Observer, Ferry) {
-    let mut ferry = Ferry::up_bare(2, &[("FAILPOINTS", KEPT_BACK)]).expect("hosts");
+    with_guests(2, &[("FAILPOINTS", KEPT_BACK)], &["ticker"])
+}
+
+/// Hosts, and small guests: one on each of the first.
+fn with_guests(hosts: usize, environment: &[(&str, &str)], names: &[&str]) -> (Observer, Ferry) {
+    let mut ferry = Ferry::up_bare(hosts, environment).expect("hosts");
     ferry.enrol().expect("enrolled");
     ferry.add_share("vms").expect("a share");
     let observer = Observer::start(&ferry.lab).expect("observers");
-    let ticker = Ticker { memory_mib: 128, pattern_mib: 12, dirty_mib_per_s: 1, ..Ticker::new("ticker", 101) };
-    start_ticker(&ferry, &ticker, 0).expect("a guest");
-    observer.wait_on("ticker", "kvm1", BOOT).expect("it boots");
+    for (host, name) in names.iter().enumerate() {
+        let small =
+            Ticker { memory_mib: 128, pattern_mib: 12, dirty_mib_per_s: 1, ..Ticker::new(name, 101 + host as u8) };
+        start_ticker(&ferry, &small, host).expect("a guest");
+    }
+    for (host, name) in names.iter().enumerate() {
+        observer.wait_on(name, &ferry.lab.hosts[host].name, BOOT).expect("it boots");
+    }
     (observer, ferry)
 }
 
@@ -53,6 +64,55 @@ fn kill(host: &Host, pattern: &str) {
         host.pids(pattern).is_empty().then_some(())
     })
     .expect("ended");
+}
+
+/// The first host loses its power: nobody hears of it.
+fn power_off(ferry: &mut Ferry) {
+    ferry.lab.host("kvm1").set_link(false).expect("cut off");
+    ferry.kill_agent(0).expect("killed");
+    for pattern in ["ferry-agent", "^libvirtd", "qemu-system"] {
+        kill(ferry.lab.host("kvm1"), pattern);
+    }
+}
+
+/// It comes back; its VMs do not run.
+fn power_on(ferry: &mut Ferry) {
+    ferry.lab.host("kvm1").set_link(true).expect("joined");
+    ferry.lab.host("kvm1").start_libvirt().expect("started");
+    ferry.start_agent(0, &[]).expect("started");
+}
+
+#[test]
+fn a_source_without_power_keeps_no_memory_and_no_slots_of_the_destination() {
+    let (observer, mut ferry) = with_guests(3, &[], &["ticker", "other"]);
+    ferry.must(&["host", "set", "kvm2", "--live-limit", "1"]).expect("set");
+    let job: JobView = ferry.json(&["vm", "migrate", "ticker", "--to", "kvm2", "--bandwidth", "1"]).expect("begun");
+    let moves = |job: &JobView| job.progress.as_ref().is_some_and(|progress| progress.sent.0 > 0);
+    ferry.wait_job(job.id, "memory moves", ENDS_WITHIN, moves).expect("it moves");
+    let other: JobView = ferry.json(&["vm", "migrate", "other", "--to", "kvm3"]).expect("accepted");
+    assert_eq!(ferry.job(other.id).expect("told").phase, Phase::Queued, "kvm2 has one slot");
+    power_off(&mut ferry);
+    let begun = Instant::now();
+    wait_for("the copy that is not complete has ended", A_MINUTE, || {
+        ferry.lab.host("kvm2").pids("guest=ticker").is_empty().then_some(())
+    })
+    .expect("its memory is given back");
+    let freed = begun.elapsed();
+    let begins = |job: &JobView| job.phase != Phase::Queued;
+    ferry.wait_job(other.id, "another move of kvm2 begins", A_MINUTE, begins).expect("its slot is given back");
+    assert!(begun.elapsed() < A_MINUTE, "{:?}", begun.elapsed());
+    println!("memory was given back after {freed:?}, slots after {:?}", begun.elapsed());
+    let ended = ferry.wait_job(other.id, "it ends", ENDS_WITHIN, |job| job.phase.ended()).expect("it ends");
+    assert_eq!(ended.phase, Phase::Succeeded, "{ended:#?}");
+    assert!(!ferry.job(job.id).expect("told").phase.ended(), "it is not known what the source has of its VM");
+    power_on(&mut ferry);
+    let ended = ferry.wait_job(job.id, "it is taken back", ENDS_WITHIN, |job| job.phase.ended()).expect("it ends");
+    assert_eq!(ended.phase, Phase::Failed, "{ended:#?}");
+    // What the job says, word for word.
+    let fix = ended.summary.split('`').nth(1).unwrap_or_else(|| panic!("what to do: {ended:#?}"));
+    let words: Vec<&str> = fix.split(' ').skip(1).collect();
+    ferry.must(&words).expect("started");
+    observer.wait_on("ticker", "kvm1", BOOT).expect("it runs at the source");
 }
 
 #[test]
@@ -86,11 +146,7 @@ fn a_vm_that_was_run_by_hand_and_shut_off_is_not_taken_away_when_its_source_come
     let job: JobView = ferry.json(&["vm", "move-storage", "ticker", "--to", LOCAL, "--wait"]).expect("it ends");
     assert_eq!(job.phase, Phase::Succeeded, "{job:#?}");
     let job = move_until_complete(&ferry, "kvm2", &["--storage", LOCAL]);
-    // The source loses its power.
-    ferry.kill_agent(0).expect("killed");
-    for pattern in ["ferry-agent", "^libvirtd", "qemu-system"] {
-        kill(ferry.lab.host("kvm1"), pattern);
-    }
+    power_off(&mut ferry);
     ferry
         .wait_job(job.id, "it waits for the source", ENDS_WITHIN, |job| job.summary.contains("does not answer"))
         .expect("it waits");
@@ -103,8 +159,7 @@ fn a_vm_that_was_run_by_hand_and_shut_off_is_not_taken_away_when_its_source_come
     there.virsh(&["destroy", "ticker"]).expect("and shut off");
     let list = there.virsh(&["domblklist", "ticker"]).expect("listed");
     let disk = list.split_whitespace().find(|word| word.starts_with('/')).expect("a disk").to_owned();
-    ferry.lab.host("kvm1").start_libvirt().expect("started");
-    ferry.start_agent(0, &[]).expect("started");
+    power_on(&mut ferry);
     wait_for("what the job left is looked at", ENDS_WITHIN, || {
         ferry.server.said().contains("What a dismissed job left is the destination's").then_some(())
     })

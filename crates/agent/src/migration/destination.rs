@@ -22,7 +22,7 @@ use ferry_core::{
     vm::NVRAM,
 };
 use ferry_drivers::hypervisor::{
-    DISK_SOCKET, HypervisorError, MEMORY_SOCKET,
+    DISK_SOCKET, MEMORY_SOCKET,
     rpc::{Bound, Gate, Tap},
 };
 use ferry_trust::{Clients, KeyPair, server_config};
@@ -40,7 +40,7 @@ use ferry_wire::{
 use tokio::{
     io::AsyncWriteExt as _,
     net::{TcpStream, UnixStream},
-    sync::mpsc,
+    sync::{mpsc, watch},
 };
 use tokio_rustls::TlsStream;
 use tracing::{error, info, warn};
@@ -54,9 +54,12 @@ use super::{
 };
 use crate::{AgentError, config::Config, error::chain};
 
-/// How often a resume that failed is tried again, and how many times: libvirt may be restarting.
-const RESUME_EVERY: Duration = Duration::from_millis(250);
-const RESUMES_MAX: u32 = 120;
+/// How long after one that failed a resume is tried again: libvirt may be restarting, or a file server away. Twice as long
+/// each time.
+const RESUME_PAUSE_FIRST: Duration = Duration::from_millis(250);
+const RESUME_PAUSE_MAX: Duration = Duration::from_secs(2);
+/// How long whoever asks for a resume waits for it. It is tried on after that.
+const RESUME_ANSWER_WITHIN: Duration = Duration::from_secs(20);
 /// Pieces of what a file holds that wait for the source: each is of 64 MiB of data at the most.
 const TOLD_PIECES: usize = 4;
 /// How often what the guest writes meanwhile is written out.
@@ -84,6 +87,8 @@ pub(super) struct Shared {
     held: Mutex<Vec<Option<Held>>>,
     /// To the source.
     control: Mutex<Option<ControlSender>>,
+    /// Whether the channels are to end.
+    cut: watch::Sender<bool>,
 }
 
 impl Destination {
@@ -127,6 +132,7 @@ impl Destination {
             held: Mutex::new(arrivals.iter().map(known_at_first).collect()),
             arrivals: arrivals.clone(),
             control: Mutex::default(),
+            cut: watch::Sender::new(false),
         });
         shared.board.spawn(accept(acceptor, Arc::clone(&shared)));
         Ok(Self { shared, address })
@@ -137,10 +143,14 @@ impl Destination {
         self.address.clone()
     }
 
-    /// Runs the VM: the server asked both hosts, and the VM is here.
+    /// Runs the VM: the server asked both hosts, and the VM is here. It is tried until it runs; an error says only that it
+    /// does not yet.
     pub(super) async fn resume_by_verdict(&self) -> Result<(), Box<Finding>> {
-        let board = &self.shared.board;
-        resume(&self.shared, None).await;
+        let (board, name) = (&self.shared.board, &self.shared.bound.name);
+        let shared = Arc::clone(&self.shared);
+        board.spawn(async move { resume(&shared, None).await });
+        let over = board.wait_for(|known| matches!(known.stage, Stage::Resumed | Stage::Aborted));
+        let _ = tokio::time::timeout(RESUME_ANSWER_WITHIN, over).await;
         let known = board.known();
         if known.stage == Stage::Resumed {
             return Ok(());
@@ -148,9 +158,12 @@ impl Destination {
         let reason = known.error.unwrap_or_else(|| format!("this end of the move is {:?}", known.stage));
         Err(Box::new(Finding::blocks(
             FindingId::HostSetup,
-            board.vm,
-            format!("VM {} could not be resumed at the destination: {reason}", board.vm),
-            format!("If it is paused on this host, it is the only copy: run it with `virsh resume {}`", board.vm),
+            name,
+            format!("VM {name} is at the destination alone, and cannot run there yet: {reason}"),
+            format!(
+                "Mend what is said there: it is tried until the VM runs. Or give up what it has in memory with \
+                 `virsh destroy {name}` on the destination: it is shut off there then, with its disks"
+            ),
         )))
     }
 
@@ -233,9 +246,13 @@ async fn hear(mut control: Control, shared: Arc<Shared>) {
     }
     let board = &shared.board;
     if matches!(board.known().stage, Stage::Prepared | Stage::Performing) {
-        // Not a failure by itself: the hand-over may have happened. Who has the VM is asked of both hosts.
-        warn!("the control connection from the source is gone; the VM stays paused here until it is known who has it");
+        // Not a failure by itself: the hand-over may have happened. Who has the VM is asked of both hosts. With its
+        // connection libvirt ends a copy that is not complete, and gives its memory back: a source without power will not.
+        warn!(
+            "the control connection from the source is gone; a complete copy stays paused here until it is known who has it"
+        );
         board.tell(|known| known.error = Some("The connection to the source's carrier is gone".to_owned()));
+        shared.cut.send_replace(true);
     }
 }
 
@@ -249,29 +266,27 @@ async fn handed_over(shared: Arc<Shared>, control: ControlSender) {
     resume(&shared, Some(&control)).await;
 }
 
-/// Runs the VM. From the first line on it is never destroyed here.
+/// Runs the VM, if nothing else does already. From the first line on it is never destroyed here.
 async fn resume(shared: &Shared, control: Option<&ControlSender>) {
     let board = &shared.board;
-    let _one_at_a_time = shared.resuming.lock().await;
-    // One change with the look: an abort comes before it or not at all.
-    let begun = board.change(|known| {
-        let begins = known.stage != Stage::Aborted && !known.state.resumed;
-        if begins {
-            known.state.finish_delivered = true;
-            known.stage = Stage::Delivered;
-        }
-        begins
-    });
+    let begun = {
+        let _no_take_over = shared.resuming.lock().await;
+        // One change with the look: an abort comes before it or not at all.
+        board.change(|known| {
+            let begins = known.stage != Stage::Aborted && !known.state.finish_delivered;
+            if begins {
+                known.state.finish_delivered = true;
+                known.stage = Stage::Delivered;
+            }
+            begins
+        })
+    };
     if !begun {
         return;
     }
     // The guest stands still: what is written down is written beside the call, not before it. Should this process die
     // in between, libvirt says that the VM runs, or it is still paused and the hand-over is known at the source.
-    let (outcome, ()) = tokio::join!(run(shared), board.write_down());
-    if let Err(error) = outcome {
-        board.tell(|known| known.error = Some(chain(&error)));
-        return;
-    }
+    tokio::join!(run(shared), board.write_down());
     let stopped = *shared.stopped_at.lock().expect("nobody panics while holding it");
     let ran = *shared.ran_at.lock().expect("nobody panics while holding it");
     // The message took half a round trip; the guest stood still meanwhile.
@@ -296,26 +311,33 @@ async fn resume(shared: &Shared, control: Option<&ControlSender>) {
     board.write_down().await;
 }
 
-/// Asks libvirt to run the VM until it does.
-async fn run(shared: &Shared) -> Result<(), HypervisorError> {
+/// Asks libvirt to run the VM until it does: it is the only copy, and does not wait for a server that is away or gave up.
+async fn run(shared: &Shared) {
     let (board, vm) = (&shared.board, shared.board.vm);
-    let mut outcome = Ok(());
-    for attempt in 0..RESUMES_MAX {
-        outcome = blocking(&board.hypervisor, move |hypervisor| hypervisor.resume(vm)).await;
-        match &outcome {
-            Ok(()) => {
-                *shared.ran_at.lock().expect("nobody panics while holding it") = Some(Instant::now());
-                break;
-            }
-            Err(error) => {
-                if attempt == 0 {
-                    warn!(%vm, error = %chain(error), "the VM could not be resumed; it is tried again");
-                }
-                tokio::time::sleep(RESUME_EVERY).await;
-            }
+    let resume = || blocking(&board.hypervisor, move |hypervisor| hypervisor.resume(vm));
+    until_done(resume, |error| {
+        let reason = chain(&error);
+        let news = board.change(|known| {
+            let news = known.error.as_ref() != Some(&reason);
+            known.error = Some(reason.clone());
+            news
+        });
+        if news {
+            warn!(%vm, reason, "the VM could not be resumed; it is tried until it runs");
         }
+    })
+    .await;
+    *shared.ran_at.lock().expect("nobody panics while holding it") = Some(Instant::now());
+}
+
+/// Tries until it is done, however long that takes; tells of each failure.
+async fn until_done<E, F: Future<Output = Result<(), E>>>(attempt: impl Fn() -> F, failed: impl Fn(E)) {
+    let mut pause = RESUME_PAUSE_FIRST;
+    while let Err(error) = attempt().await {
+        failed(error);
+        tokio::time::sleep(pause).await;
+        pause = (pause * 2).min(RESUME_PAUSE_MAX);
     }
-    outcome
 }
 
 /// libvirt's calls, through the gate, to the local libvirtd, and its replies, past the take-over, to the source.
@@ -338,11 +360,23 @@ async fn carry_rpc(peer: TlsStream<TcpStream>, shared: Arc<Shared>) {
             Err(error) => Err(WireError::Local(error)),
         }
     };
-    let outcome = tokio::select! {
-        outcome = carry(peer, replies, writer, options) => outcome,
-        outcome = relay => outcome,
+    let carried = async {
+        tokio::select! {
+            outcome = carry(peer, replies, writer, options) => outcome,
+            outcome = relay => outcome,
+        }
     };
-    channel_ended("rpc", outcome);
+    until_cut("rpc", &shared, carried).await;
+}
+
+/// Carries a channel until it ends, or the channels are to end.
+async fn until_cut(name: &str, shared: &Shared, carried: impl Future<Output = Result<(), WireError>>) {
+    let mut cut = shared.cut.subscribe();
+    tokio::select! {
+        outcome = carried => drop(channel_ended(name, outcome)),
+        // The sender lives as long as what it is a part of.
+        _ = cut.wait_for(|cut| *cut) => warn!(channel = name, "the channel was ended with the move"),
+    }
 }
 
 /// For a channel of memory or of a disk.
@@ -361,7 +395,7 @@ async fn carry_memory(index: u16, peer: TlsStream<TcpStream>, window_max: u64, s
     }
     let (reader, writer) = local.into_split();
     let options = bulk_options(&peer, window_max, &shared);
-    channel_ended("memory", carry(peer, reader, writer, options).await);
+    until_cut("memory", &shared, carry(peer, reader, writer, options)).await;
 }
 
 /// Memory comes when every disk is here, and what the guest writes from then on waits in this host's page cache. It is
@@ -393,7 +427,7 @@ async fn carry_disk(index: u16, peer: TlsStream<TcpStream>, window_max: u64, sha
         nbd::destination(Files { place: usize::from(index), shared: Arc::clone(&shared) }, Arc::default());
     options.inbound = Some(Box::new(requests));
     options.outbound = Some(Box::new(replies));
-    channel_ended("disk", carry(peer, reader, writer, options).await);
+    until_cut("disk", &shared, carry(peer, reader, writer, options)).await;
 }
 
 /// What is known of a file before anybody looked into it.
@@ -532,6 +566,16 @@ mod tests {
     use ferry_core::{units::ByteCount, vm::DiskFormat};
 
     use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_vm_that_cannot_run_is_tried_for_as_long_as_that_is_so() {
+        let begun = tokio::time::Instant::now();
+        let (until, failures) = (Duration::from_secs(24 * 60 * 60), std::cell::Cell::new(0));
+        let attempt = || async { if begun.elapsed() < until { Err("its disks are not there") } else { Ok(()) } };
+        until_done(attempt, |_| failures.set(failures.get() + 1)).await;
+        assert!(begun.elapsed() >= until && begun.elapsed() < until + RESUME_PAUSE_MAX, "{:?}", begun.elapsed());
+        assert!((43_000..43_300).contains(&failures.get()), "{failures:?}: neither hastily nor rarely");
+    }
 
     #[test]
     fn an_export_is_the_disk_that_its_name_tells_or_the_one_at_its_place_if_the_size_is_right() {

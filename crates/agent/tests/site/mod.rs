@@ -262,15 +262,20 @@ impl Site {
 
     /// One end's report as soon as it is at one of `stages`.
     pub async fn wait_stage(&self, job: &Job, host: usize, stages: &[Stage]) -> MigrationReport {
+        self.wait_report(job, host, |report| stages.contains(&report.stage)).await
+    }
+
+    /// One end's report as soon as it is as asked.
+    pub async fn wait_report(&self, job: &Job, host: usize, is: impl Fn(&MigrationReport) -> bool) -> MigrationReport {
         let until = Instant::now() + SOON;
         let mut after = 0;
         loop {
             let report = self.hosts[host].client.report(job.attempt, after, Duration::from_secs(2)).await;
             let report = report.expect("a report");
-            if stages.contains(&report.stage) {
+            if is(&report) {
                 return report;
             }
-            assert!(Instant::now() < until, "{stages:?} was not reached: {report:?}");
+            assert!(Instant::now() < until, "what was waited for did not come: {report:?}");
             after = report.sequence;
         }
     }
