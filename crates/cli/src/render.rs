@@ -22,6 +22,8 @@ fn state(state: VmState) -> &'static str {
     match state {
         VmState::Running => "running",
         VmState::Paused => "paused",
+        VmState::Crashed => "crashed",
+        VmState::Suspended => "suspended",
         VmState::Incoming => "arriving",
         VmState::ShutOff => "shut off",
     }

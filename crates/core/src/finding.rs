@@ -80,6 +80,8 @@ finding_ids! {
     VmNotRunning = "vm.not-running": "The VM is shut off, and a live move was asked for.",
     VmRunning = "vm.running": "The VM is not shut off, and an offline move was asked for.",
     VmPaused = "vm.paused": "The VM is paused, and a live move was asked for.",
+    VmCrashed = "vm.crashed": "The VM's guest crashed, and its process is kept.",
+    VmSuspended = "vm.suspended": "The VM's guest suspended itself to memory.",
     VmAlreadyThere = "vm.already-there": "The VM already runs on the destination.",
     VmRunsTwice = "vm.runs-twice": "The same UUID runs on two hosts.",
     VmBusy = "vm.busy": "Another job moves this VM.",

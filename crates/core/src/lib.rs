@@ -20,6 +20,7 @@ pub mod offline;
 pub mod pin;
 pub mod place;
 pub mod placement;
+pub mod power;
 pub mod preflight;
 pub mod release;
 pub mod share;

@@ -318,6 +318,8 @@ pub enum Presence {
     Running,
     /// It has a process here that was paused before or apart from the migration, or by an I/O error.
     Paused,
+    /// It ran here until its guest crashed or suspended itself: its process is here, and is nobody's to run.
+    Halted,
     /// Source: its process here has sent everything and waits for the outcome (libvirt: paused, migration).
     HandedOver,
     /// Source: as handed over, but libvirt has no migration of it any more, since it was restarted meanwhile: it neither
@@ -358,15 +360,17 @@ pub enum Verdict {
 /// `finish_delivered` is whether the Finish reply is known to have reached the source's libvirtd: that libvirtd
 /// ends its copy then, and nothing else can make it run it again.
 pub fn verdict(source: Presence, destination: Presence, finish_delivered: bool) -> Verdict {
-    use Presence::{Absent, Arrived, HandedOver, Left, Off, Paused, Receiving, Running, Unknown};
+    use Presence::{Absent, Arrived, Halted, HandedOver, Left, Off, Paused, Receiving, Running, Unknown};
     match (source, destination) {
-        (Running, Running) => Verdict::SplitBrain,
-        // Resume happens only after delivery, so a destination that runs is the VM.
-        (Off | Absent | HandedOver | Left | Unknown | Paused | Receiving | Arrived, Running) => Verdict::Destination,
+        (Running, Running) | (Running | Halted, Halted) => Verdict::SplitBrain,
+        // Resume happens only after delivery, so a destination that runs is the VM, or that has run it.
+        (Off | Absent | HandedOver | Left | Unknown | Paused | Halted | Receiving | Arrived, Running)
+        | (Off | Absent | HandedOver | Left | Unknown | Receiving | Arrived, Halted) => Verdict::Destination,
         // A source that runs was never told to end: the destination holds at most a paused copy.
-        (Running | Paused, Off | Absent | Receiving | Arrived | HandedOver | Left | Paused | Unknown) => {
+        (Running | Paused | Halted, Off | Absent | Receiving | Arrived | HandedOver | Left | Paused | Unknown) => {
             Verdict::Source
         }
+        (Paused, Halted) => Verdict::Undecided,
         // The source's process is gone, or stands still until somebody else decides: with a complete copy at the
         // destination, that copy is the VM. It may have run and ended there since; the source's cannot have.
         (Off | Absent | Left, Arrived | Paused | Off) => Verdict::Destination,
@@ -441,9 +445,10 @@ mod tests {
         assert_eq!(phase(&log), Phase::Succeeded);
     }
 
-    const PRESENCES: [Presence; 9] = [
+    const PRESENCES: [Presence; 10] = [
         Presence::Running,
         Presence::Paused,
+        Presence::Halted,
         Presence::HandedOver,
         Presence::Left,
         Presence::Off,
@@ -464,18 +469,20 @@ mod tests {
                         Verdict::Destination => {
                             let gone = matches!(source, Presence::Absent | Presence::Off | Presence::Left);
                             let source_cannot_run = gone || delivered;
+                            let has_run = matches!(destination, Presence::Running | Presence::Halted);
                             assert!(
-                                source != Presence::Running && (destination == Presence::Running || source_cannot_run),
+                                source != Presence::Running && (has_run || source_cannot_run),
                                 "{source:?} {destination:?} {delivered}"
                             );
                         }
-                        // Destroying the destination's copy must be safe: it does not run, and the source can.
+                        // Destroying the destination's copy must be safe: it never ran, and the source can.
                         Verdict::Source | Verdict::SourceUnlessElsewhere => assert!(
-                            destination != Presence::Running && source != Presence::Unknown,
+                            !matches!(destination, Presence::Running | Presence::Halted) && source != Presence::Unknown,
                             "{source:?} {destination:?} {delivered}"
                         ),
                         Verdict::SplitBrain => {
-                            assert_eq!((source, destination), (Presence::Running, Presence::Running));
+                            let ran = |presence| matches!(presence, Presence::Running | Presence::Halted);
+                            assert!(ran(source) && ran(destination), "{source:?} {destination:?}");
                         }
                         Verdict::Undecided => {}
                     }
@@ -493,14 +500,19 @@ mod tests {
 
     #[test]
     fn who_has_a_vm_without_a_process_depends_on_what_is_left_of_it() {
-        use Presence::{Absent, Arrived, HandedOver, Left, Off, Paused, Receiving};
-        use Verdict::{Destination, Source, SourceUnlessElsewhere, Undecided};
+        use Presence::{Absent, Arrived, Halted, HandedOver, Left, Off, Paused, Receiving, Running};
+        use Verdict::{Destination, Source, SourceUnlessElsewhere, SplitBrain, Undecided};
         for (row, source, destination, delivered, expected) in [
             ("the guest shut down meanwhile", Off, Absent, false, SourceUnlessElsewhere),
             ("so did one without a definition", Absent, Absent, false, SourceUnlessElsewhere),
             ("it was handed over first, and ended there", Off, Absent, true, Destination),
             ("it ran and was shut off at the destination", Off, Off, false, Destination),
             ("the source comes back after that", Absent, Off, false, Destination),
+            ("its guest crashed at the source", Halted, Arrived, false, Source),
+            ("its guest crashed once it ran at the destination", HandedOver, Halted, false, Destination),
+            ("so it did, and the source's process is gone", Off, Halted, false, Destination),
+            ("it ran at both, and crashed at one", Running, Halted, true, SplitBrain),
+            ("its guest crashed at the source, and it runs at the destination", Halted, Running, false, Destination),
             ("it came only halfway", Off, Receiving, true, Source),
             ("the source's libvirt goes on with it", HandedOver, Absent, true, Source),
             ("the source's libvirt has not said its last word", HandedOver, Off, false, Undecided),

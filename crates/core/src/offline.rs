@@ -5,8 +5,9 @@ use serde::{Deserialize, Serialize};
 use crate::{
     finding::{Finding, FindingId},
     location::Location,
+    power::not_shut_off,
     storage::{Wanted, in_folder, is_file, misnamed},
-    vm::{FileRole, Oddity, VmFacts, VmFile, VmState},
+    vm::{FileRole, Oddity, VmFacts, VmFile},
 };
 
 /// One file and where it goes, byte by byte.
@@ -149,14 +150,8 @@ pub fn plan_offline(vm: &VmFacts, wanted: &Wanted, is_reached: impl Fn(&Location
 fn whole(vm: &VmFacts) -> Vec<Finding> {
     let name = &vm.name;
     let mut findings = Vec::new();
+    findings.extend(not_shut_off(vm));
     let mut blocks = |id, message: String, fix: String| findings.push(Finding::blocks(id, name, message, fix));
-    if vm.state != VmState::ShutOff {
-        blocks(
-            FindingId::VmRunning,
-            format!("VM {name} is not shut off: an offline move is never made of a VM that runs"),
-            "Leave `--offline` out to move it while it runs, or shut it down first".to_owned(),
-        );
-    }
     if vm.snapshots > 0 {
         blocks(
             FindingId::VmSnapshot,
@@ -275,7 +270,7 @@ mod tests {
         finding::Severity,
         fixtures,
         id::{HostId, ShareId},
-        vm::DiskFormat,
+        vm::{DiskFormat, VmState},
     };
 
     fn local(path: &str) -> Location {
@@ -348,9 +343,11 @@ mod tests {
     #[test]
     fn what_cannot_move_is_refused() {
         type Spoil = fn(&mut VmFacts, &mut Wanted);
-        let rows: [(&str, Spoil, FindingId); 17] = [
+        let rows: [(&str, Spoil, FindingId); 19] = [
             ("running", |vm, _| vm.state = VmState::Running, FindingId::VmRunning),
             ("paused", |vm, _| vm.state = VmState::Paused, FindingId::VmRunning),
+            ("crashed", |vm, _| vm.state = VmState::Crashed, FindingId::VmRunning),
+            ("suspended", |vm, _| vm.state = VmState::Suspended, FindingId::VmRunning),
             ("incoming", |vm, _| vm.state = VmState::Incoming, FindingId::VmRunning),
             ("snapshots", |vm, _| vm.snapshots = 1, FindingId::VmSnapshot),
             ("checkpoints", |vm, _| vm.checkpoints = 1, FindingId::VmCheckpoint),

@@ -16,10 +16,10 @@ use crate::{
     location::Location,
     memory::{self, Need},
     offline::{checkpoints, tpm_by_hand},
+    power::stands_still,
     release::{MOVES_EMULATED_SINCE, Release, distrusted, trusts},
     share::{AttachMode, AttachedShare},
     share_source::ShareSource,
-    stall::Stall,
     storage::DiskMove,
     vm::{FileRole, Oddity, VmFacts, VmFile, VmState},
 };
@@ -270,46 +270,16 @@ pub fn shares_of(vm: &VmFacts) -> BTreeSet<ShareId> {
 fn vm_state(facts: &LiveFacts<'_>, findings: &mut Vec<Finding>) {
     let vm = facts.vm;
     match vm.state {
-        VmState::Running => {}
         VmState::ShutOff => findings.push(Finding::blocks(
             FindingId::VmNotRunning,
             &vm.name,
             format!("VM {} is shut off on {}", vm.name, facts.source.name),
             format!("Start it first: `ferry vm start {}`; or move it as it is with `--offline`", vm.name),
         )),
-        VmState::Paused => findings.push(paused(vm, facts.source.name)),
-        VmState::Incoming => findings.push(Finding::blocks(
-            FindingId::VmBusy,
-            &vm.name,
-            format!("VM {} is the receiving end of a move on {}", vm.name, facts.source.name),
-            "Wait for that move to end; `ferry job list` shows it",
-        )),
+        VmState::Running | VmState::Paused | VmState::Crashed | VmState::Suspended | VmState::Incoming => {
+            findings.extend(stands_still(vm, Some(facts.source.name)));
+        }
     }
-}
-
-fn paused(vm: &VmFacts, host: &str) -> Finding {
-    let name = &vm.name;
-    let (message, fix) = match &vm.stall {
-        None => (
-            format!("VM {name} is paused on {host}"),
-            format!("Find out why (`virsh domstate --reason {name}` on {host}), then `virsh resume {name}`"),
-        ),
-        Some(Stall { devices, full: true }) => (
-            format!("VM {name} stands still on {host}: there is no room for what it writes to {}", devices.join(", ")),
-            format!(
-                "Make room where its disk lies. On a share that tells its free space the VM is then run again by itself; \
-                 else `virsh resume {name}` on {host}"
-            ),
-        ),
-        Some(Stall { devices, full: false }) => (
-            format!("VM {name} stands still on {host}: {} could not be read or written", devices.join(", ")),
-            format!(
-                "See that its storage answers. Where that is a share, the VM is run again by itself; else \
-                 `virsh resume {name}` on {host}"
-            ),
-        ),
-    };
-    Finding::blocks(FindingId::VmPaused, name, message, fix)
 }
 
 /// The finding of a VM that a job moves.
@@ -767,6 +737,7 @@ mod tests {
     use uuid::Uuid;
 
     use super::*;
+    use crate::stall::Stall;
     use crate::{
         finding::Severity,
         fixtures,
@@ -908,6 +879,18 @@ mod tests {
             },
             FindingId::VmPaused,
             &["web01", "no room for what it writes to vda", "Make room", "virsh resume web01"],
+        ),
+        (
+            "crashed",
+            |f| f.vm.state = VmState::Crashed,
+            FindingId::VmCrashed,
+            &["web01 crashed on kvm1", "virsh dump web01", "`virsh destroy web01` on kvm1"],
+        ),
+        (
+            "suspended",
+            |f| f.vm.state = VmState::Suspended,
+            FindingId::VmSuspended,
+            &["web01", "`virsh dompmwakeup web01` on kvm1"],
         ),
         ("incoming", |f| f.vm.state = VmState::Incoming, FindingId::VmBusy, &["web01", "ferry job list"]),
         ("already there", |f| f.destination.name = "kvm1", FindingId::VmAlreadyThere, &["web01", "kvm1"]),

@@ -12,6 +12,7 @@ use crate::{
     finding::{Finding, FindingId},
     id::HostId,
     location::Location,
+    power::not_running,
     units::ByteCount,
     vm::{DiskFormat, FileRole, NVRAM, Oddity, VmFacts, VmFile, VmState},
 };
@@ -402,14 +403,7 @@ pub fn plan_again(vm: &VmFacts, disks: &[DiskMove]) -> Planned {
 /// What concerns the whole VM.
 fn whole(vm: &VmFacts) -> Vec<Finding> {
     let mut findings = Vec::new();
-    if vm.state != VmState::Running {
-        findings.push(Finding::blocks(
-            FindingId::VmNotRunning,
-            &vm.name,
-            format!("VM {} does not run", vm.name),
-            format!("Start it with `ferry vm start {}`", vm.name),
-        ));
-    }
+    findings.extend(not_running(vm));
     if vm.snapshots > 0 {
         findings.push(Finding::blocks(
             FindingId::VmSnapshot,
@@ -802,6 +796,8 @@ mod tests {
         let named = |device: &str, to: Option<Location>| Wanted { all: None, named: vec![(device.into(), to, None)] };
         for (vm, wanted, id) in [
             (VmFacts { state: VmState::ShutOff, ..two() }, named("vda", Some(local("/n"))), FindingId::VmNotRunning),
+            (VmFacts { state: VmState::Crashed, ..two() }, named("vda", Some(local("/n"))), FindingId::VmCrashed),
+            (VmFacts { state: VmState::Suspended, ..two() }, named("vda", Some(local("/n"))), FindingId::VmSuspended),
             (VmFacts { snapshots: 2, ..two() }, named("vda", Some(local("/n"))), FindingId::VmSnapshot),
             (two(), named("vdz", Some(local("/n"))), FindingId::DiskUnknown),
             (two(), named("vda", None), FindingId::FilePlace),

@@ -11,6 +11,11 @@ use crate::{id::VmId, location::Location, stall::Stall, units::ByteCount};
 pub enum VmState {
     /// Its vCPUs run.
     Running,
+    /// Its guest crashed, and its process is kept as its definition asks (libvirt `on_crash` `preserve`, with a panic
+    /// device).
+    Crashed,
+    /// Its guest suspended itself to memory, and has a process that waits to be woken (libvirt: pmsuspended).
+    Suspended,
     /// It has a process whose vCPUs stand still, by an administrator's wish or an I/O error.
     Paused,
     /// It has a process that waits for an incoming migration, or is the paused copy that one left.

@@ -1,14 +1,14 @@
 //! VMs that are shut off move between real hosts, with their files.
 #![cfg(feature = "lab")]
 
-use std::time::Duration;
+use std::{fs, path::Path, time::Duration};
 
 use ferry_core::{
-    api::server::{Candidate, JobView},
+    api::server::{Candidate, JobView, VmView},
     finding::FindingId,
     job::JobKind,
     migration::Phase,
-    vm::DiskFormat,
+    vm::{DiskFormat, VmState},
 };
 use ferry_lab::{
     demo::start_ticker,
@@ -108,4 +108,86 @@ fn a_vm_that_is_shut_off_moves_with_its_files_and_an_interrupted_move_goes_on_wh
     let started = ferry.ferry(&["vm", "start", "ticker"]).expect("run");
     assert!(started.ok(), "{}{}", started.out, started.err);
     observer.wait_on("ticker", "kvm2", BOOT).expect("it boots there");
+}
+
+/// A guest without a kernel, whose boot sector does one thing and halts.
+fn boot_sector(name: &str, code: &[u8], folder: &Path) -> String {
+    let disk = folder.join("disk.raw").display().to_string();
+    let code: Vec<u8> = code.iter().copied().chain([0xf4, 0xeb, 0xfd]).collect();
+    let mut sector = vec![0; 1 << 20];
+    sector[..code.len()].copy_from_slice(&code);
+    sector[510..512].copy_from_slice(&[0x55, 0xaa]);
+    fs::create_dir_all(folder).expect("made");
+    fs::write(&disk, sector).expect("written");
+    let uuid = uuid::Uuid::new_v4();
+    format!(
+        "<domain type='qemu'><name>{name}</name><uuid>{uuid}</uuid><memory unit='MiB'>64</memory><vcpu>1</vcpu>
+  <os><type arch='x86_64' machine='q35'>hvm</type></os><features><acpi/></features>
+  <on_crash>preserve</on_crash><pm><suspend-to-mem enabled='yes'/></pm>
+  <devices>
+    <disk type='file' device='disk'><driver name='qemu' type='raw' cache='none' error_policy='stop'/>
+      <source file='{disk}'/><target dev='vda' bus='virtio'/></disk>
+    <panic model='isa'/><memballoon model='none'/>
+  </devices>
+</domain>"
+    )
+}
+
+#[test]
+fn a_guest_that_crashed_or_sleeps_has_a_process_and_is_neither_started_nor_moved() {
+    let ferry = Ferry::up(2).expect("Ferry on two hosts");
+    let home = &ferry.lab.hosts[0];
+    let mount = ferry.mount_of(home).expect("mounted");
+    // mov dx, 0x505; mov al, 1; out dx, al: it tells its panic device that it crashed.
+    let crashes: &[u8] = &[0xba, 0x05, 0x05, 0xb0, 0x01, 0xee];
+    // mov dx, 0x604; mov ax, 0x2400; out dx, ax: it suspends itself to memory by the q35's ACPI control register.
+    let sleeps: &[u8] = &[0xba, 0x04, 0x06, 0xb8, 0x00, 0x24, 0xef];
+    for (name, code, state, word, id) in [
+        ("crash01", crashes, VmState::Crashed, "crashed", FindingId::VmCrashed),
+        ("sleep01", sleeps, VmState::Suspended, "suspended", FindingId::VmSuspended),
+    ] {
+        let xml = boot_sector(name, code, &ferry.files.share.join(name));
+        let xml = xml.replace(&ferry.files.share.display().to_string(), &mount.display().to_string());
+        fs::write(home.path(&format!("/run/{name}.xml")), xml).expect("written");
+        home.virsh(&["define", &format!("/run/{name}.xml")]).expect("defined");
+        home.virsh(&["start", name]).expect("started");
+        let shown = |wanted: VmState| {
+            let seen = wait_for(&format!("{name} is {wanted:?}"), SECONDS_30, || {
+                let seen: VmView = ferry.json(&["vm", "show", name]).ok()?;
+                (seen.facts.state == wanted).then_some(())
+            });
+            seen.unwrap_or_else(|error| panic!("{error:#}: {:?}", home.virsh(&["domstate", name, "--reason"])));
+        };
+        shown(state);
+        let list = ferry.must(&["vm", "list"]).expect("listed");
+        assert!(list.lines().any(|line| line.contains(name) && line.contains(word)), "{list}");
+
+        let before = home.virsh(&["domstate", name]).expect("told");
+        for (how, expected) in [(&[][..], id), (&["--offline"][..], FindingId::VmRunning)] {
+            let line = [&["vm", "migrate", name, "--to", "kvm2", "--dry-run"][..], how].concat();
+            let tried: Vec<Candidate> = ferry.json(&line).expect("tried");
+            assert!(
+                tried[0].kind.is_none() && tried[0].findings.iter().any(|found| found.id == expected),
+                "{tried:#?}"
+            );
+            let moved = ferry.ferry(&[&["vm", "migrate", name, "--to", "kvm2"][..], how].concat()).expect("run");
+            assert!(!moved.ok() && moved.err.contains(expected.as_str()), "{}{}", moved.out, moved.err);
+        }
+        let started = ferry.ferry(&["vm", "start", name]).expect("run");
+        assert!(!started.ok() && started.err.contains(id.as_str()), "{}{}", started.out, started.err);
+        assert_eq!(home.virsh(&["domstate", name]).expect("told"), before, "it was left as it is");
+        assert!(!ferry.lab.hosts[1].virsh(&["list", "--all", "--name"]).expect("listed").contains(name));
+
+        // As its fix says.
+        if state == VmState::Crashed {
+            home.virsh(&["destroy", name]).expect("ended");
+            shown(VmState::ShutOff);
+            let moved: JobView =
+                ferry.json(&["vm", "migrate", name, "--to", "kvm2", "--offline", "--wait"]).expect("moved");
+            assert_eq!(moved.phase, Phase::Succeeded, "{moved:#?}");
+        } else {
+            home.virsh(&["dompmwakeup", name]).expect("woken");
+            shown(VmState::Running);
+        }
+    }
 }

@@ -135,6 +135,8 @@ pub(crate) fn status_of(id: FindingId) -> u16 {
         | Id::VmNotRunning
         | Id::VmRunning
         | Id::VmPaused
+        | Id::VmCrashed
+        | Id::VmSuspended
         | Id::VmAlreadyThere
         | Id::VmRunsTwice
         | Id::VmBusy

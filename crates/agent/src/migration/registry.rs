@@ -502,7 +502,9 @@ impl Registry {
             (Role::Source, Presence::Absent | Presence::Off | Presence::Left) => {}
             (Role::Source, Presence::HandedOver) => return Err(not_ended(vm)),
             (Role::Source, _) => self.let_go(&journal).await?,
-            (Role::Destination, Presence::Running) => return Err(AgentError::refused(409, *past_pivot(vm))),
+            (Role::Destination, Presence::Running | Presence::Halted) => {
+                return Err(AgentError::refused(409, *past_pivot(vm)));
+            }
             (Role::Destination, Presence::Off) if !journal.ending => {
                 return Err(AgentError::refused(409, was_complete(vm)));
             }
@@ -618,7 +620,7 @@ impl Registry {
             |why: String| AgentError::Carrier(format!("VM {vm} cannot be confirmed at the destination yet: {why}"));
         let report = self.report_of(journal, 0, Duration::ZERO).await?;
         match report.presence {
-            Presence::Running | Presence::Paused | Presence::Off | Presence::Absent => {}
+            Presence::Running | Presence::Halted | Presence::Paused | Presence::Off | Presence::Absent => {}
             // Somebody paused it, or its storage failed, after it had run here.
             Presence::Arrived if matches!(report.stage, Stage::Resumed | Stage::Confirmed) => {}
             Presence::Arrived | Presence::Receiving | Presence::HandedOver | Presence::Left | Presence::Unknown => {
@@ -842,7 +844,8 @@ impl Registry {
         state.finish_delivered |= journal.here;
         let presence = blocking(&self.hypervisor, move |hypervisor| hypervisor.presence(vm, role)).await;
         let presence = state.sees(presence.unwrap_or(Presence::Unknown));
-        let stage = match (role, state.resumed || presence == Presence::Running, state.finish_delivered) {
+        let has_run = state.resumed || matches!(presence, Presence::Running | Presence::Halted);
+        let stage = match (role, has_run, state.finish_delivered) {
             (Role::Destination, true, _) => Stage::Resumed,
             (_, _, true) => Stage::Delivered,
             // libvirt goes on with a migration whose caller died; without the channels it fails soon.

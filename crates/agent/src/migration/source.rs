@@ -579,6 +579,7 @@ async fn give_up(shared: &Arc<Shared>, error: HypervisorError) {
     let whereabouts = match presence {
         Presence::Running => "the VM runs at the source",
         Presence::Paused | Presence::HandedOver | Presence::Left => "the VM is at the source, paused",
+        Presence::Halted => "the VM is at the source, and its guest crashed or suspended itself",
         Presence::Absent | Presence::Off => "the VM has no process at the source",
         Presence::Receiving | Presence::Arrived | Presence::Unknown => "libvirt at the source does not say what it has",
     };

@@ -33,9 +33,10 @@ use ferry_core::{
     id::{Generation, JobId, VmId},
     location::Location,
     offline::FileMove,
+    power::not_shut_off,
     storage::{DiskProgress, DiskStage},
     units::ByteCount,
-    vm::{DiskFormat, FileRole, VmFacts, VmState},
+    vm::{DiskFormat, FileRole, VmFacts},
 };
 use ferry_drivers::{
     hypervisor::{
@@ -895,15 +896,10 @@ pub fn files_of(hypervisor: &dyn Hypervisor, vm: VmId, only: Option<&[&str]>) ->
 
 fn shut_off(hypervisor: &dyn Hypervisor, vm: VmId) -> Result<VmFacts<PathBuf>, AgentError> {
     let facts = hypervisor.vm(vm)?.ok_or(HypervisorError::NoVm(vm))?;
-    if facts.state == VmState::ShutOff {
-        return Ok(facts);
+    match not_shut_off(&facts) {
+        None => Ok(facts),
+        Some(finding) => Err(AgentError::refused(409, finding)),
     }
-    Err(refused(
-        FindingId::VmRunning,
-        &facts.name,
-        format!("VM {} is not shut off: an offline move is never made of a VM that runs", facts.name),
-        "Leave `--offline` out to move it while it runs, or shut it down first",
-    ))
 }
 
 /// Refuses an image that is nothing without other files: the definition of a VM that is shut off does not tell.

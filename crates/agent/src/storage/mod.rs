@@ -25,6 +25,7 @@ use ferry_core::{
     finding::{Finding, FindingId},
     id::{Generation, JobId},
     location::Location,
+    power::not_running,
     storage::{
         DiskMove, DiskProgress, DiskStage, Fate, NewFile, OldFile, OldFileStays, copy_takes, is_thick, new_file,
         old_file,
@@ -214,13 +215,8 @@ impl StorageMoves {
     fn checked(&self, request: &PrepareStorage, reach: &Reach) -> Result<Vec<Disk>, AgentError> {
         let vm = request.vm;
         let facts = self.hypervisor.vm(vm)?.ok_or(HypervisorError::NoVm(vm))?;
-        if facts.state != VmState::Running {
-            return Err(refused(
-                FindingId::VmNotRunning,
-                &facts.name,
-                format!("VM {} does not run on this host", facts.name),
-                "Start it, or move its files offline",
-            ));
+        if let Some(finding) = not_running(&facts) {
+            return Err(AgentError::refused(409, finding));
         }
         let mut disks = Vec::with_capacity(request.disks.len());
         let mut needs = Needs::default();
@@ -441,7 +437,10 @@ impl StorageMoves {
     fn fates(&self, journal: &Journal) -> Result<Vec<Fate>, AgentError> {
         let facts = self.hypervisor.vm(journal.request.vm)?;
         let used = self.hypervisor.files_in_use()?;
-        let runs = facts.filter(|facts| matches!(facts.state, VmState::Running | VmState::Paused));
+        let runs = facts.filter(|facts| match facts.state {
+            VmState::Running | VmState::Paused | VmState::Crashed | VmState::Suspended => true,
+            VmState::Incoming | VmState::ShutOff => false,
+        });
         let moved = matches!(journal.stage, StorageStage::Moved | StorageStage::Confirmed);
         let one = |disk: &Disk| {
             let is_old = |file: &VmFile<PathBuf>| file.device == disk.device && file.place == disk.from;

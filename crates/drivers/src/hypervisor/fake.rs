@@ -132,6 +132,10 @@ enum Process {
     Received(Memory),
     /// An incoming copy after Finish.
     Arrived(Memory),
+    /// Its guest crashed.
+    Crashed(Memory),
+    /// Its guest suspended itself to memory.
+    Suspended(Memory),
 }
 
 /// A migration that leaves this host.
@@ -255,6 +259,22 @@ impl FakeHypervisor {
         self.pause(vm);
     }
 
+    /// The guest of a running VM crashes, and its process is kept. Nothing happens if it does not run.
+    pub fn panic(&self, vm: VmId) {
+        self.host.shift(vm, |process| match process {
+            Process::Running(memory) => Process::Crashed(memory),
+            other => other,
+        });
+    }
+
+    /// The guest of a running VM suspends itself to memory. Nothing happens if it does not run.
+    pub fn suspend(&self, vm: VmId) {
+        self.host.shift(vm, |process| match process {
+            Process::Running(memory) => Process::Suspended(memory),
+            other => other,
+        });
+    }
+
     /// The guest, or somebody, ends the VM's process.
     pub fn crash(&self, vm: VmId) {
         self.host.shift(vm, |_| Process::Off);
@@ -292,7 +312,9 @@ impl FakeHypervisor {
             | Process::HandedOver(memory)
             | Process::Left(memory)
             | Process::Received(memory)
-            | Process::Arrived(memory) => Some(guest::checksum(&memory.bytes)),
+            | Process::Arrived(memory)
+            | Process::Crashed(memory)
+            | Process::Suspended(memory) => Some(guest::checksum(&memory.bytes)),
         }
     }
 }
@@ -344,7 +366,11 @@ impl Host {
             self.world.note(vm, &self.name, runs);
         }
         let writes = match &entry.process {
-            Process::Running(_) | Process::Paused(_) | Process::Arrived(_) => true,
+            Process::Running(_)
+            | Process::Paused(_)
+            | Process::Arrived(_)
+            | Process::Crashed(_)
+            | Process::Suspended(_) => true,
             Process::Off | Process::HandedOver(_) | Process::Left(_) | Process::Receiving(_) | Process::Received(_) => {
                 false
             }
@@ -401,6 +427,8 @@ impl Vm {
             Process::Off => VmState::ShutOff,
             Process::Running(_) => VmState::Running,
             Process::Paused(_) | Process::Arrived(_) => VmState::Paused,
+            Process::Crashed(_) => VmState::Crashed,
+            Process::Suspended(_) => VmState::Suspended,
             Process::HandedOver(_) | Process::Left(_) | Process::Receiving(_) | Process::Received(_) => {
                 VmState::Incoming
             }
@@ -456,6 +484,7 @@ impl Hypervisor for FakeHypervisor {
             Some(Process::Left(_)) => Presence::Left,
             Some(Process::Receiving(_) | Process::Received(_)) => Presence::Receiving,
             Some(Process::Arrived(_)) => Presence::Arrived,
+            Some(Process::Crashed(_) | Process::Suspended(_)) => Presence::Halted,
         })
     }
 
@@ -479,7 +508,9 @@ impl Hypervisor for FakeHypervisor {
             | Process::Left(_)
             | Process::Receiving(_)
             | Process::Received(_)
-            | Process::Arrived(_) => return failed(what(), "domain is already running"),
+            | Process::Arrived(_)
+            | Process::Crashed(_)
+            | Process::Suspended(_) => return failed(what(), "domain is already running"),
         }
         if self.host.world.is_locked_for(vm, &self.host.name) {
             return failed(what(), LOCKED);
@@ -512,6 +543,7 @@ impl Hypervisor for FakeHypervisor {
             }
             Process::Paused(_) | Process::Left(_) | Process::Arrived(_) => no_vm(&mut state, vm)?.facts.stall = None,
             Process::Off => return failed(what(), "domain is not running"),
+            Process::Crashed(_) | Process::Suspended(_) => return failed(what(), "its guest does not run"),
             Process::HandedOver(_) | Process::Receiving(_) | Process::Received(_) => {
                 return failed(what(), "domain is being migrated");
             }

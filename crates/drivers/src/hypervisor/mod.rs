@@ -253,7 +253,7 @@ pub trait Hypervisor: Send + Sync + 'static {
     /// [`HypervisorError::Unreachable`].
     fn watch(&self, sink: EventSink) -> Result<Box<dyn Send>, HypervisorError>;
 
-    /// Starts a VM that has a definition. Ok if it runs already.
+    /// Starts a VM that has a definition and no process. Ok if it runs already.
     ///
     /// # Errors
     /// [`HypervisorError::NoVm`], [`HypervisorError::Failed`] (also by the hook's veto).
@@ -276,7 +276,7 @@ pub trait Hypervisor: Send + Sync + 'static {
     /// Runs a paused VM. Ok if it runs already.
     ///
     /// # Errors
-    /// [`HypervisorError::NoVm`], [`HypervisorError::Failed`].
+    /// [`HypervisorError::NoVm`], [`HypervisorError::Failed`]: also if its guest crashed or suspended itself.
     fn resume(&self, vm: VmId) -> Result<(), HypervisorError>;
 
     /// Ends a VM's process. Ok if there is none.

@@ -55,7 +55,11 @@ pub(crate) async fn drain_host(
     let vms: Vec<VmFacts> = seen.observation.map(|observation| observation.vms.clone()).unwrap_or_default();
     let is_moved = |vm: &VmFacts| moving.iter().any(|job| job.job.vm == vm.id);
     let mut leaving = Vec::new();
-    for vm in vms.iter().filter(|vm| matches!(vm.state, VmState::Running | VmState::Paused) && !is_moved(vm)) {
+    let leaves = |vm: &&VmFacts| match vm.state {
+        VmState::Running | VmState::Paused | VmState::Crashed | VmState::Suspended => !is_moved(vm),
+        VmState::Incoming | VmState::ShutOff => false,
+    };
+    for vm in vms.iter().filter(leaves) {
         let candidates = check_move::candidates(app, &format!("{}/{}", host.name(), vm.id)).await?;
         let hosts = open_hosts(app, &candidates, wanted.as_deref());
         if hosts.is_empty() {

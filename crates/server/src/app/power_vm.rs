@@ -5,6 +5,7 @@ use std::sync::Arc;
 use ferry_core::{
     api::{agent::Power, server::VmView},
     finding::{Finding, FindingId},
+    power::stands_still,
     preflight::busy,
     vm::VmState,
 };
@@ -34,7 +35,14 @@ pub(crate) async fn power_vm(app: &Arc<App>, reference: &str, power: Power) -> R
             );
             return Err(Failure::found(title, finding));
         }
-        (Power::Start | Power::Shutdown, _) => {}
+        (Power::Start, VmState::Paused | VmState::Crashed | VmState::Suspended | VmState::Incoming)
+        | (Power::Shutdown, VmState::Crashed | VmState::Suspended) => {
+            if let Some(finding) = stands_still(&vm, Some(host.name())) {
+                return Err(Failure::found(title, finding));
+            }
+        }
+        (Power::Start, VmState::ShutOff)
+        | (Power::Shutdown, VmState::Running | VmState::Paused | VmState::Incoming) => {}
     }
     let done = host.agent.power(vm.id, power).await;
     done.map_err(|error| Failure::of_agent(&title, host.name(), &error))?;

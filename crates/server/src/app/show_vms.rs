@@ -66,7 +66,8 @@ pub(super) fn view(app: &App, jobs: &BTreeMap<VmId, JobId>, host: &str, facts: V
 fn shown(placed: &[(Arc<Host>, Seen)]) -> Vec<(&Arc<Host>, &VmFacts)> {
     let all: Vec<_> = placed.iter().flat_map(|(host, seen)| seen.vms().iter().map(move |vm| (host, vm))).collect();
     let rank = |state: VmState| match state {
-        VmState::Running => 3,
+        VmState::Running => 4,
+        VmState::Crashed | VmState::Suspended => 3,
         VmState::Paused => 2,
         VmState::Incoming => 1,
         VmState::ShutOff => 0,

@@ -409,8 +409,7 @@ impl Migrate {
 
     async fn undo_source(&self) -> Result<(), StepFailed> {
         let aborted = self.source.agent.abort(self.attempt()).await;
-        let runs_here =
-            matches!(&aborted, Ok(report) if matches!(report.presence, Presence::Running | Presence::Paused));
+        let runs_here = matches!(&aborted, Ok(report) if matches!(report.presence, Presence::Running | Presence::Paused | Presence::Halted));
         gone_or(&self.source, aborted.map(drop))?;
         if !runs_here {
             // The source may be let go only when the destination is sure not to run the VM.

@@ -221,6 +221,7 @@ fn condition(source: Presence, vm: VmId) -> String {
         Presence::Paused | Presence::HandedOver | Presence::Left => {
             ". It is paused there, and goes on as soon as its disks are free; see `ferry vm list`".to_owned()
         }
+        Presence::Halted => format!(". Its guest crashed or suspended itself there: see `ferry vm show {vm}`"),
         Presence::Running | Presence::Receiving | Presence::Arrived | Presence::Unknown => String::new(),
     }
 }
@@ -294,8 +295,8 @@ pub(super) async fn resume(ends: &Ends<'_, impl MoveAgent>) -> Result<Option<Mig
                 ends.running.wait_for(Some(awaited.clone()));
                 return Err(StepFailed(awaited));
             }
-            // Off or not there: it was shut down, or died, after it was handed over, and there is nothing to run.
-            if matches!(decision.destination, Presence::Running | Presence::Off | Presence::Absent) {
+            // It was shut down, or died, or crashed after it was handed over, and there is nothing to run.
+            if matches!(decision.destination, Presence::Running | Presence::Halted | Presence::Off | Presence::Absent) {
                 ends.running.wait_for(None);
                 return Ok(None);
             }

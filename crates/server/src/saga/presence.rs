@@ -78,6 +78,7 @@ async fn ask_one<A: MoveAgent>(ends: &Ends<'_, A>, end: &End<'_, A>) -> (Presenc
 async fn from_facts<A: MoveAgent>(ends: &Ends<'_, A>, end: &End<'_, A>) -> Presence {
     match end.agent.state_of(ends.vm).await {
         Ok(Some(VmState::Running)) => Presence::Running,
+        Ok(Some(VmState::Crashed | VmState::Suspended)) => Presence::Halted,
         Ok(Some(VmState::Paused | VmState::Incoming)) | Err(_) => Presence::Unknown,
         Ok(Some(VmState::ShutOff)) => Presence::Off,
         Ok(None) => Presence::Absent,
@@ -101,6 +102,7 @@ fn awaited(ends: &Ends<'_, impl MoveAgent>, source: Presence, destination: Prese
         (
             Presence::Running
             | Presence::Paused
+            | Presence::Halted
             | Presence::HandedOver
             | Presence::Left
             | Presence::Off
@@ -109,6 +111,7 @@ fn awaited(ends: &Ends<'_, impl MoveAgent>, source: Presence, destination: Prese
             | Presence::Absent,
             Presence::Running
             | Presence::Paused
+            | Presence::Halted
             | Presence::HandedOver
             | Presence::Left
             | Presence::Off

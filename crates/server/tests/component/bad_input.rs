@@ -82,6 +82,28 @@ const ROWS: &[(&str, Spoil, u16, Id)] = &[
         409,
         Id::VmPaused,
     ),
+    (
+        "guest crashed",
+        spoil!(f => {
+            let vm = f.lab.run(&f.kvm1, "bad", |_| {}).await;
+            f.kvm1.hypervisor.panic(vm);
+            f.lab.wait_for_state("bad", VmState::Crashed).await;
+            ("bad", "kvm2")
+        }),
+        409,
+        Id::VmCrashed,
+    ),
+    (
+        "guest suspended to memory",
+        spoil!(f => {
+            let vm = f.lab.run(&f.kvm1, "bad", |_| {}).await;
+            f.kvm1.hypervisor.suspend(vm);
+            f.lab.wait_for_state("bad", VmState::Suspended).await;
+            ("bad", "kvm2")
+        }),
+        409,
+        Id::VmSuspended,
+    ),
     ("VM already there", spoil!(_f => { ("web01", "kvm1") }), 409, Id::VmAlreadyThere),
     ("host unknown", spoil!(_f => { ("web01", "kvm9") }), 404, Id::HostUnknown),
     (

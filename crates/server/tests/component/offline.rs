@@ -13,7 +13,7 @@ use ferry_core::{
 };
 use ferry_drivers::hypervisor::{
     Hypervisor as _,
-    fake::{FakeGuest, Hold, Point},
+    fake::{FakeGuest, FakeHypervisor, Hold, Point},
 };
 
 use crate::{
@@ -129,16 +129,25 @@ fn a_vm_that_runs_is_never_moved_offline_nor_the_other_way_round() {
         let (kvm1, kvm2, vm) = shut_off(lab).await;
         let live = MigrateVm { offline: false, ..to_new(&kvm2) };
         assert!(refusal(lab.client.migrate("db", &live).await).1.contains(&FindingId::VmNotRunning));
-        for state in [VmState::Running, VmState::Paused] {
+        type Stop = fn(&FakeHypervisor, VmId);
+        let stops: [(VmState, Stop); 4] = [
+            (VmState::Running, |_, _| {}),
+            (VmState::Paused, FakeHypervisor::pause),
+            (VmState::Crashed, FakeHypervisor::panic),
+            (VmState::Suspended, FakeHypervisor::suspend),
+        ];
+        for (state, stop) in stops {
             kvm1.hypervisor.start(vm).expect("started");
-            if state == VmState::Paused {
-                kvm1.hypervisor.pause(vm);
-            }
+            stop(&kvm1.hypervisor, vm);
             lab.wait_for_state("db", state).await;
             assert_eq!(refusal(lab.client.migrate("db", &to_new(&kvm2)).await), (409, vec![FindingId::VmRunning]));
+            if state != VmState::Running {
+                assert_eq!(refusal(lab.client.start_vm("db").await).0, 409);
+                assert_eq!(kvm1.hypervisor.vm(vm).expect("reachable").expect("there").state, state, "left as it is");
+            }
+            kvm1.hypervisor.destroy(vm).expect("ended");
+            lab.wait_for_state("db", VmState::ShutOff).await;
         }
-        kvm1.hypervisor.destroy(vm).expect("ended");
-        lab.wait_for_state("db", VmState::ShutOff).await;
         assert_at_source(&kvm1, &kvm2, vm);
 
         // Started while the job waited for its turn.

@@ -184,7 +184,10 @@ fn arrives(power: PowerState, domain: &Domain) -> bool {
         PowerState::Paused(PausedReason::Migration | PausedReason::StartingUp) => true,
         // A VM without a process and without a definition that is kept has a process in a moment.
         PowerState::Off => domain.persistent().is_ok_and(|persistent| !persistent),
-        PowerState::Running | PowerState::Paused(PausedReason::Other | PausedReason::ByQemu) => false,
+        PowerState::Running
+        | PowerState::Crashed
+        | PowerState::Suspended
+        | PowerState::Paused(PausedReason::Other | PausedReason::ByQemu) => false,
     }
 }
 
@@ -223,6 +226,8 @@ fn filled(
         _ if arrives(power, domain) => VmState::Incoming,
         PowerState::Running => VmState::Running,
         PowerState::Paused(_) => VmState::Paused,
+        PowerState::Crashed => VmState::Crashed,
+        PowerState::Suspended => VmState::Suspended,
         PowerState::Off => VmState::ShutOff,
     };
     // A transient VM has neither of these two.

@@ -286,6 +286,10 @@ pub(super) enum PausedReason {
 pub(super) enum PowerState {
     Running,
     Paused(PausedReason),
+    /// Its guest crashed, and its process is kept.
+    Crashed,
+    /// Its guest suspended it to memory.
+    Suspended,
     Off,
 }
 
@@ -367,15 +371,18 @@ impl Domain {
             virt_sys::VIR_DOMAIN_RUNNING | virt_sys::VIR_DOMAIN_BLOCKED | virt_sys::VIR_DOMAIN_SHUTDOWN => {
                 PowerState::Running
             }
-            virt_sys::VIR_DOMAIN_PAUSED | virt_sys::VIR_DOMAIN_PMSUSPENDED => {
-                PowerState::Paused(match reason as c_uint {
-                    virt_sys::VIR_DOMAIN_PAUSED_MIGRATION => PausedReason::Migration,
-                    virt_sys::VIR_DOMAIN_PAUSED_STARTING_UP => PausedReason::StartingUp,
-                    virt_sys::VIR_DOMAIN_PAUSED_IOERROR | virt_sys::VIR_DOMAIN_PAUSED_UNKNOWN => PausedReason::ByQemu,
-                    _ => PausedReason::Other,
-                })
-            }
-            _ => PowerState::Off,
+            virt_sys::VIR_DOMAIN_PAUSED => PowerState::Paused(match reason as c_uint {
+                virt_sys::VIR_DOMAIN_PAUSED_MIGRATION => PausedReason::Migration,
+                virt_sys::VIR_DOMAIN_PAUSED_STARTING_UP => PausedReason::StartingUp,
+                virt_sys::VIR_DOMAIN_PAUSED_IOERROR | virt_sys::VIR_DOMAIN_PAUSED_UNKNOWN => PausedReason::ByQemu,
+                _ => PausedReason::Other,
+            }),
+            // libvirt says so only of a process that is kept: one that ended is shut off, whatever ended it.
+            virt_sys::VIR_DOMAIN_CRASHED => PowerState::Crashed,
+            virt_sys::VIR_DOMAIN_PMSUSPENDED => PowerState::Suspended,
+            virt_sys::VIR_DOMAIN_SHUTOFF => PowerState::Off,
+            // What is not known to be shut off is not taken for it.
+            _ => PowerState::Paused(PausedReason::Other),
         })
     }
 

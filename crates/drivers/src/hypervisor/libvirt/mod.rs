@@ -133,6 +133,14 @@ fn failed(what: impl Into<String>) -> impl FnOnce(Fault) -> HypervisorError {
     }
 }
 
+/// Why a VM is not run whose guest ended that itself.
+const CRASHED: &str = "its guest crashed, and its process is kept as its definition asks";
+const SUSPENDED: &str = "its guest suspended itself to memory: wake it with `virsh dompmwakeup`";
+
+fn left_as_it_is(what: String, reason: &str) -> HypervisorError {
+    HypervisorError::Failed { what, reason: reason.to_owned() }
+}
+
 /// As [`failed`], for what may be asked again: a fault that says nothing of the VM is one of libvirt's own.
 fn asked(what: impl Into<String>) -> impl FnOnce(Fault) -> HypervisorError {
     let what = what.into();
@@ -200,6 +208,7 @@ impl Hypervisor for Libvirt {
         let Some(state) = there(domain.state())? else { return Ok(Presence::Absent) };
         Ok(match (state, role) {
             (PowerState::Running, _) => Presence::Running,
+            (PowerState::Crashed | PowerState::Suspended, _) => Presence::Halted,
             (PowerState::Off, _) => Presence::Off,
             (PowerState::Paused(PausedReason::Migration), Role::Source) => {
                 // In this order: a migration that ends in between changes the state first.
@@ -242,6 +251,8 @@ impl Hypervisor for Libvirt {
         let what = format!("Could not start VM {vm}");
         match domain.state().map_err(failed(&what))? {
             PowerState::Running => Ok(()),
+            PowerState::Crashed => Err(left_as_it_is(what, CRASHED)),
+            PowerState::Suspended => Err(left_as_it_is(what, SUSPENDED)),
             PowerState::Paused(_) | PowerState::Off => domain.create().map_err(failed(&what)),
         }
     }
@@ -268,13 +279,21 @@ impl Hypervisor for Libvirt {
 
     fn resume(&self, vm: VmId) -> Result<(), HypervisorError> {
         let domain = self.need(vm)?;
+        let what = format!("Could not resume VM {vm}");
+        match domain.state().map_err(failed(&what))? {
+            PowerState::Running => return Ok(()),
+            // libvirt would run it.
+            PowerState::Crashed => return Err(left_as_it_is(what, CRASHED)),
+            PowerState::Suspended => return Err(left_as_it_is(what, SUSPENDED)),
+            PowerState::Paused(_) | PowerState::Off => {}
+        }
         match domain.resume() {
             Ok(()) => Ok(()),
             // libvirt refuses to resume what runs; that is what was asked for.
             Err(fault) => match domain.state() {
                 Ok(PowerState::Running) => Ok(()),
-                Ok(PowerState::Paused(_) | PowerState::Off) | Err(_) => {
-                    Err(failed(format!("Could not resume VM {vm}"))(fault))
+                Ok(PowerState::Paused(_) | PowerState::Crashed | PowerState::Suspended | PowerState::Off) | Err(_) => {
+                    Err(failed(what)(fault))
                 }
             },
         }
@@ -287,9 +306,8 @@ impl Hypervisor for Libvirt {
             Err(fault) if fault.is_no_domain() => Ok(()),
             Err(fault) => match domain.state() {
                 Ok(PowerState::Off) => Ok(()),
-                Ok(PowerState::Running | PowerState::Paused(_)) | Err(_) => {
-                    Err(failed(format!("Could not end the process of VM {vm}"))(fault))
-                }
+                Ok(PowerState::Running | PowerState::Paused(_) | PowerState::Crashed | PowerState::Suspended)
+                | Err(_) => Err(failed(format!("Could not end the process of VM {vm}"))(fault)),
             },
         }
     }
