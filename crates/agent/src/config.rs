@@ -23,7 +23,8 @@ const STORAGE_ROOTS_MAX: usize = 16;
 pub struct Config {
     /// Where the control API listens. The server and nobody else must reach it.
     pub listen: SocketAddr,
-    /// Where carriers listen for other hosts' carriers; the address of the migration network.
+    /// Where carriers listen for other hosts' carriers, and these reach them: this host's address in the migration network,
+    /// never a wildcard.
     pub data_address: IpAddr,
     /// Ports of the carriers, `FIRST-LAST`: one per incoming migration.
     #[serde(default = "default_ports")]
@@ -127,6 +128,12 @@ impl Config {
         config.ports().ok_or_else(|| {
             bad(format!("data_ports = {:?}; write the first and last port, as in \"7430-7493\"", config.data_ports))
         })?;
+        if config.data_address.is_unspecified() {
+            return Err(bad(format!(
+                "data_address = \"{}\" is no address that other hosts reach; write that of this host in the network of moves",
+                config.data_address
+            )));
+        }
         if config.storage_roots == default_storage_roots() {
             // A configuration of an earlier version may have its share root there.
             config.storage_roots.retain(|root| !overlap(root, &config.share_root));
@@ -213,6 +220,8 @@ mod tests {
         let config = Config::load(&path).expect("good");
         assert_eq!(config, Config::new("10.0.0.1:7421".parse().expect("an address")));
         assert_eq!(config.ports(), Some(7430..=7493));
+        fs::write(&path, "listen = '0.0.0.0:7421'\ndata_address = '10.0.0.1'\n").expect("written");
+        Config::load(&path).expect("the server may reach the control API by any address");
         let shared =
             "listen = '10.0.0.1:7421'\ndata_address = '10.0.0.1'\nshare_root = '/var/lib/libvirt/images/ferry'\n";
         fs::write(&path, shared).expect("written");
@@ -220,6 +229,8 @@ mod tests {
         for (text, word) in [
             ("listen = '10.0.0.1:7421'\ndata_address = '10.0.0.1'\ndata_ports = '9-1'", "data_ports"),
             ("listen = 'x'\ndata_address = '10.0.0.1'", "listen"),
+            ("listen = '0.0.0.0:7421'\ndata_address = '0.0.0.0'", "data_address"),
+            ("listen = '[::]:7421'\ndata_address = '::'", "data_address"),
             ("listen = '10.0.0.1:7421'\ndata_address = '10.0.0.1'\nshare_rot = '/x'", "share_rot"),
             ("listen = '10.0.0.1:7421'\ndata_address = '10.0.0.1'\nstorage_roots = ['images']", "absolute"),
             ("listen = '10.0.0.1:7421'\ndata_address = '10.0.0.1'\nstorage_roots = ['/a/../b']", "absolute"),

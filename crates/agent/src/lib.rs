@@ -85,6 +85,9 @@ impl Agent {
     ) -> Result<Arc<Self>, AgentError> {
         ferry_trust::install_provider();
         files::ensure_private_dir(&config.state_dir)?;
+        // A hook that finds no such folder vetoes every start.
+        files::ensure_private_dir(&config.holds_dir())?;
+        setup::refresh_hook(&config);
         let key = KeyPair::load_or_create(&config.key_path())?;
         let enrolment = Enrolment::load(&config)?;
         let shares = Arc::new(Shares::load(&config, share_driver)?);

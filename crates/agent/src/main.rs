@@ -44,6 +44,11 @@ enum Command {
     },
     /// Print a new enrolment token, good for one use.
     Token,
+    /// Print the VMs that are held here while a move of them has not ended well: libvirt does not start them.
+    Holds {
+        #[command(subcommand)]
+        command: Option<HoldsCommand>,
+    },
     /// Serve the control API until ended.
     Run,
     /// Carry one side of one migration. Started by the agent.
@@ -64,6 +69,15 @@ enum Command {
     },
 }
 
+#[derive(Subcommand)]
+enum HoldsCommand {
+    /// Let a VM be started here again: only if the server is gone, and the VM runs on no other host.
+    Release {
+        /// Its name or UUID.
+        vm: String,
+    },
+}
+
 fn main() -> anyhow::Result<()> {
     let arguments = Arguments::parse();
     let filter = tracing_subscriber::EnvFilter::try_from_env("FERRY_LOG")
@@ -76,6 +90,14 @@ fn main() -> anyhow::Result<()> {
         Command::Setup { remove: true, .. } => setup::remove(&Config::load(&arguments.config)?),
         Command::Setup { listen, yes, remove: false } => setup::run(&arguments.config, listen, yes),
         Command::Token => setup::print_token(&Config::load(&arguments.config)?),
+        Command::Holds { command } => {
+            let config = Config::load(&arguments.config)?;
+            let hypervisor = Libvirt::new(&config.libvirt_uri);
+            match command {
+                None => setup::print_holds(&config, &hypervisor),
+                Some(HoldsCommand::Release { vm }) => setup::release_hold(&config, &hypervisor, &vm),
+            }
+        }
         Command::Run => run(&arguments.config),
         Command::Carry { journal, said } => {
             let outcome = carry(&arguments.config, &journal);
@@ -116,7 +138,7 @@ async fn run(path: &std::path::Path) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Two threads: one for the bytes of each direction. A carrier must not take the guests' CPUs.
+/// Two threads for all channels, of which each is one task: a carrier must not take the guests' CPUs.
 #[tokio::main(flavor = "multi_thread", worker_threads = 2)]
 async fn carry(config: &std::path::Path, journal: &std::path::Path) -> anyhow::Result<()> {
     // A session of its own: who ends the agent's by a signal from a terminal does not mean its carriers.
@@ -141,6 +163,8 @@ mod tests {
         let names = entries.map(|entry| entry.expect("an entry").file_name().into_string().expect("UTF-8"));
         let mut pages: Vec<String> = names.filter(|name| name.ends_with(".8")).collect();
         pages.sort();
-        assert_eq!(pages, ["ferry-agent-run.8", "ferry-agent-setup.8", "ferry-agent-token.8", "ferry-agent.8"]);
+        let expected = ["holds-release", "holds", "run", "setup", "token"].map(|page| format!("ferry-agent-{page}.8"));
+        assert_eq!(pages[..5], expected);
+        assert_eq!(pages[5..], ["ferry-agent.8"]);
     }
 }

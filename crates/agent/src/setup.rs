@@ -9,10 +9,11 @@ use std::{
 };
 
 use anyhow::Context as _;
-use ferry_drivers::hypervisor::libvirt::Libvirt;
+use ferry_core::vm::VmState;
+use ferry_drivers::hypervisor::{Hypervisor, libvirt::Libvirt};
 use ferry_trust::KeyPair;
 
-use crate::{checks, config::Config, confinement, enrolment::Enrolment, files};
+use crate::{checks, config::Config, confinement, enrolment::Enrolment, files, migration::hold};
 
 /// The daemon of all drivers, and the modular one of QEMU: one of them serves a host's VMs.
 const LIBVIRT_UNITS: [&str; 2] = ["libvirtd.service", "virtqemud.service"];
@@ -46,6 +47,8 @@ pub fn run(config_path: &Path, listen: Option<SocketAddr>, restart: bool) -> any
 fn make_folders(config: &Config) -> anyhow::Result<()> {
     files::ensure_private_dir(&config.state_dir)?;
     files::ensure_private_dir(&config.journal_dir())?;
+    // Without it the hook vetoes every start.
+    files::ensure_private_dir(&config.holds_dir())?;
     for dir in [&config.run_dir, &config.sessions_dir(), &config.share_root] {
         fs::create_dir_all(dir).with_context(|| format!("Could not make {}", dir.display()))?;
     }
@@ -117,12 +120,12 @@ fn units<'a>(shown: &'a str, line: &str) -> Vec<&'a str> {
 /// # Errors
 /// While a VM is held: without the hook it could be started twice. What could not be removed; it may be repeated.
 pub fn remove(config: &Config) -> anyhow::Result<()> {
-    let held: Vec<String> = fs::read_dir(config.holds_dir())
-        .into_iter()
-        .flatten()
-        .filter_map(|entry| Some(entry.ok()?.file_name().display().to_string()))
-        .collect();
-    anyhow::ensure!(held.is_empty(), "VMs are held, and could be started twice without the hook: {}", held.join(", "));
+    let held: Vec<String> = hold::all(&config.holds_dir())?.iter().map(|(vm, _)| vm.to_string()).collect();
+    anyhow::ensure!(
+        held.is_empty(),
+        "VMs are held, and could be started twice without the hook: {}; see `ferry-agent holds`",
+        held.join(", ")
+    );
     confinement::remove(config)?.iter().for_each(|done| eprintln!("✓ {done}"));
     let hook = hook_path(config);
     match fs::remove_file(&hook) {
@@ -131,6 +134,48 @@ pub fn remove(config: &Config) -> anyhow::Result<()> {
         Err(error) => return Err(error).with_context(|| format!("Could not remove {}", hook.display())),
     }
     eprintln!("Restart libvirtd or virtqemud, so that it knows; {} stays as it is", config.qemu_conf.display());
+    Ok(())
+}
+
+/// Prints the VMs that are held, a line each: UUID, name, and why. libvirt tells names, if it answers.
+///
+/// # Errors
+/// When the holds cannot be read.
+pub fn print_holds(config: &Config, hypervisor: &dyn Hypervisor) -> anyhow::Result<()> {
+    let held = hold::all(&config.holds_dir())?;
+    if held.is_empty() {
+        eprintln!("No VM is held on this host");
+        return Ok(());
+    }
+    let known = hypervisor.vms().unwrap_or_default();
+    for (vm, why) in held {
+        let name = known.iter().find(|facts| facts.id == vm).map_or("-", |facts| &facts.name);
+        println!("{vm}  {name}  {}", why.trim());
+    }
+    Ok(())
+}
+
+/// Lets a VM go that is held, by its name or UUID: for a host whose server is gone, and cannot say any more how a move
+/// ended. That the VM runs nowhere else is for who asks to know.
+///
+/// # Errors
+/// When it is not held; when libvirt does not answer; while libvirt moves it.
+pub fn release_hold(config: &Config, hypervisor: &dyn Hypervisor, reference: &str) -> anyhow::Result<()> {
+    let known = hypervisor.vms().context("Could not ask libvirt whether it moves the VM; its hold stays")?;
+    let found = known.iter().find(|facts| facts.name == reference || facts.id.to_string() == reference);
+    let vm = found.map(|facts| facts.id).or_else(|| reference.parse().ok());
+    let vm = vm.filter(|vm| hold::is_held(&config.holds_dir(), *vm));
+    let vm =
+        vm.with_context(|| format!("VM {reference} is not held here; `ferry-agent holds` lists those that are"))?;
+    let name = found.map_or_else(|| vm.to_string(), |facts| facts.name.clone());
+    let arrives = found.is_some_and(|facts| facts.state == VmState::Incoming);
+    anyhow::ensure!(
+        !arrives && hypervisor.migration_stats(vm)?.is_none(),
+        "libvirt moves VM {name} now, and its hold stays: wait for the end (`virsh domjobinfo {name}`)"
+    );
+    hold::release(&config.holds_dir(), vm)?;
+    eprintln!("✓ VM {name} may be started on this host again: start it only if it runs on no other");
+    eprintln!("! if this host shall start it at boot, say so: `virsh autostart {name}`");
     Ok(())
 }
 
@@ -232,6 +277,20 @@ pub fn hook_is_installed(config: &Config) -> bool {
     executable && fs::read_to_string(&path).is_ok_and(|text| text == hook_script(config))
 }
 
+/// Writes the hook anew that an earlier version wrote; where there is none, or another's, nothing is done. libvirt needs no
+/// restart for it.
+pub fn refresh_hook(config: &Config) {
+    let path = hook_path(config);
+    let is_ours = fs::read_to_string(&path).is_ok_and(|text| text.contains(HOOK_MARK));
+    if !is_ours || hook_is_installed(config) {
+        return;
+    }
+    match install_hook(config) {
+        Ok(path) => tracing::info!(hook = %path.display(), "the hook of an earlier version was written anew"),
+        Err(error) => tracing::warn!(error = format!("{error:#}"), "the hook of an earlier version stays"),
+    }
+}
+
 fn install_hook(config: &Config) -> anyhow::Result<PathBuf> {
     let path = hook_path(config);
     let folder = path.parent().expect("it lies in qemu.d");
@@ -247,11 +306,19 @@ fn hook_script(config: &Config) -> String {
         r#"#!/bin/sh
 {HOOK_MARK}
 # libvirt calls: NAME prepare begin -, with the definition on stdin; a non-zero end vetoes the start.
+# What cannot be told vetoes, too: a VM that is held may be running on another host.
 [ "$2" = prepare ] || exit 0
 holds='{holds}'
-[ -d "$holds" ] || exit 0
+if ! ls "$holds" >/dev/null 2>&1; then
+    echo "Ferry cannot tell whether VM $1 is held: $holds is not there, or cannot be read. Mount its file system, or run" \
+        "'ferry-agent setup'; where Ferry is not used any more, remove $0" >&2
+    exit 1
+fi
 uuid=$(sed -n 's|.*<uuid>\([0-9a-fA-F-]*\)</uuid>.*|\1|p' | head -n 1 | tr 'A-F' 'a-f')
-[ -n "$uuid" ] || exit 0
+if [ -z "$uuid" ]; then
+    echo "Ferry cannot tell whether VM $1 is held: its definition shows no UUID" >&2
+    exit 1
+fi
 if [ -e "$holds/$uuid" ]; then
     echo "VM $1 is held by Ferry: $(cat "$holds/$uuid" 2>/dev/null)" >&2
     exit 1
@@ -268,6 +335,9 @@ mod tests {
         io::Write as _,
         process::{Command, Stdio},
     };
+
+    use ferry_core::id::JobId;
+    use ferry_drivers::hypervisor::fake::{FakeGuest, FakeHypervisor, World};
 
     use super::*;
 
@@ -343,11 +413,14 @@ mod tests {
             ..Config::new("127.0.0.1:1".parse().expect("an address"))
         };
         assert!(!hook_is_installed(&config));
+        refresh_hook(&config);
+        assert!(!hook_path(&config).exists(), "only set-up installs it");
         let hook = install_hook(&config).expect("installed");
+        fs::write(&hook, format!("#!/bin/sh\n{HOOK_MARK}\nexit 0\n")).expect("of an earlier version");
+        assert!(!hook_is_installed(&config));
+        refresh_hook(&config);
         assert!(hook_is_installed(&config));
         let held = "0d7a4d0e-4f57-4f3e-9a80-0c6a4b6ad001";
-        fs::create_dir_all(config.holds_dir()).expect("made");
-        fs::write(config.holds_dir().join(held), "job 7").expect("held");
         let call = |uuid: &str, operation: &str| {
             let mut child = Command::new(&hook)
                 .args(["web01", operation, "begin", "-"])
@@ -362,8 +435,48 @@ mod tests {
             (output.status.success(), String::from_utf8_lossy(&output.stderr).into_owned())
         };
         let (allowed, said) = call(held, "prepare");
+        assert!(!allowed && said.contains("web01") && said.contains("ferry-agent setup"), "without the folder: {said}");
+        assert!(call(held, "release").0, "only a start is vetoed");
+        fs::create_dir_all(config.holds_dir()).expect("made");
+        assert!(call(held, "prepare").0, "it is not held");
+        fs::write(config.holds_dir().join(held), "job 7").expect("held");
+        assert!(!call("", "prepare").0, "without a UUID");
+        let (allowed, said) = call(held, "prepare");
         assert!(!allowed && said.contains("job 7") && said.contains("web01"), "{said}");
         assert!(call(held, "release").0, "only a start is vetoed");
         assert!(call("11111111-4f57-4f3e-9a80-0c6a4b6ad001", "prepare").0);
+    }
+
+    #[test]
+    fn a_hold_is_released_by_hand_unless_libvirt_moves_the_vm() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let config = Config {
+            state_dir: folder.path().join("state"),
+            ..Config::new("127.0.0.1:1".parse().expect("an address"))
+        };
+        let dir = folder.path().join("l");
+        fs::create_dir_all(&dir).expect("made");
+        let hypervisor = FakeHypervisor::new("kvm1", dir, &World::default()).expect("a host");
+        let disk = folder.path().join("web01.raw");
+        let vm = hypervisor.define(FakeGuest::new("web01", &[disk])).expect("defined");
+        let holds = config.holds_dir();
+        for reference in ["web01".to_owned(), vm.to_string()] {
+            hold::ensure(&holds, vm, JobId(7)).expect("held");
+            assert_eq!(hold::all(&holds).expect("read")[0].0, vm);
+            release_hold(&config, &hypervisor, &reference).expect("released");
+            assert!(!hold::is_held(&holds, vm), "{reference}");
+        }
+        let said = release_hold(&config, &hypervisor, "web01").expect_err("it is not held").to_string();
+        assert!(said.contains("web01") && said.contains("ferry-agent holds"), "{said}");
+
+        // Of one that has no definition here any more only the UUID is known.
+        let gone = "0d7a4d0e-4f57-4f3e-9a80-0c6a4b6ad001";
+        hold::ensure(&holds, gone.parse().expect("a UUID"), JobId(8)).expect("held");
+        release_hold(&config, &hypervisor, gone).expect("released");
+
+        hold::ensure(&holds, vm, JobId(7)).expect("held");
+        hypervisor.set_reachable(false);
+        release_hold(&config, &hypervisor, "web01").expect_err("libvirt does not say whether it moves it");
+        assert!(hold::is_held(&holds, vm));
     }
 }
