@@ -22,14 +22,16 @@ pub fn facts(config: &Config, hypervisor: &dyn Hypervisor) -> Result<HostFacts, 
     let libvirt_version = libvirt_version(&host);
     let text = |path: &str| fs::read_to_string(path).unwrap_or_default().trim().to_owned();
     let findings = findings(config, &host, &libvirt_version);
+    let meminfo = text("/proc/meminfo");
+    let (memory_total, memory_free) = memory(&meminfo, host.memory_total);
     Ok(HostFacts {
         hostname: text("/proc/sys/kernel/hostname"),
         machine_id: fs::read_to_string(&config.machine_id).unwrap_or_default().trim().to_owned(),
         hypervisor_uuid: host.uuid,
         cpus: host.cpus,
-        memory_total: host.memory_total,
-        memory_free: memory_available(&text("/proc/meminfo")).unwrap_or(host.memory_total),
-        huge_pages: huge_pages(Path::new("/sys/kernel/mm/hugepages"), &text("/proc/meminfo")),
+        memory_total,
+        memory_free,
+        huge_pages: huge_pages(Path::new("/sys/kernel/mm/hugepages"), &meminfo),
         libvirt_version,
         qemu_version: host.qemu_version,
         agent_version: env!("CARGO_PKG_VERSION").to_owned(),
@@ -70,9 +72,11 @@ fn findings(config: &Config, host: &HypervisorHost, libvirt_version: &str) -> Ve
     findings
 }
 
-/// `MemAvailable` of `/proc/meminfo`.
-fn memory_available(meminfo: &str) -> Option<ByteCount> {
-    line_of(meminfo, "MemAvailable:")
+/// Memory of the host, and what of it is free, as one page of `/proc/meminfo` says both: what libvirt takes for the node's
+/// size (`node`) may be less than what the kernel has free. It stands in for what the page does not say.
+fn memory(meminfo: &str, node: ByteCount) -> (ByteCount, ByteCount) {
+    let total = line_of(meminfo, "MemTotal:").unwrap_or(node);
+    (total, line_of(meminfo, "MemAvailable:").unwrap_or(total).min(total))
 }
 
 fn line_of(meminfo: &str, name: &str) -> Option<ByteCount> {
@@ -139,9 +143,20 @@ mod tests {
     }
 
     #[test]
-    fn available_memory_is_read() {
-        let text = "MemTotal:       24603356 kB\nMemFree: 1 kB\nMemAvailable:   23996548 kB\n";
-        assert_eq!(memory_available(text), Some(ByteCount::kib(23_996_548)));
-        assert_eq!(memory_available("MemTotal: 1 kB"), None);
+    fn no_more_memory_is_free_than_there_is() {
+        let (node, kib) = (ByteCount::gib(7), ByteCount::kib);
+        for (text, total, free) in [
+            (
+                "MemTotal:       24603356 kB\nMemFree: 1 kB\nMemAvailable:   23996548 kB\n",
+                kib(24_603_356),
+                kib(23_996_548),
+            ),
+            ("MemAvailable:   23996548 kB\n", node, node),
+            ("MemAvailable:   1024 kB\n", node, kib(1024)),
+            ("MemTotal:       2048 kB\n", kib(2048), kib(2048)),
+            ("", node, node),
+        ] {
+            assert_eq!(memory(text, node), (total, free), "{text}");
+        }
     }
 }
