@@ -464,19 +464,8 @@ async fn report(
     Ok(Json(agent.migrations.report(job, generation, news.after, wait).await?))
 }
 
-#[derive(Deserialize)]
-struct Release {
-    #[serde(default)]
-    keep_hold: bool,
-}
-
-async fn release(
-    State(agent): Shared,
-    Path((job, generation)): Attempt,
-    Query(release): Query<Release>,
-) -> Result<StatusCode, Refusal> {
-    let keep_hold = release.keep_hold;
-    to_its_end(async move { agent.migrations.release(job, generation, keep_hold).await }).await?;
+async fn release(State(agent): Shared, Path((job, generation)): Attempt) -> Result<StatusCode, Refusal> {
+    to_its_end(async move { agent.migrations.release(job, generation).await }).await?;
     Ok(StatusCode::NO_CONTENT)
 }
 

@@ -310,6 +310,23 @@ async fn a_vm_that_was_shut_down_during_its_move_has_its_autostart_again() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn what_the_gate_refuses_fails_the_move_in_its_own_words() {
+    let site = Site::new().await;
+    let vm = site.run_vm("web01", |_| {});
+    // The destination is told of a VM of another name.
+    let job = Job::new(1, 1, vm, "web02", 0);
+    site.prepare(&job).await;
+    site.perform(&job).await;
+    let (source, _) = site.follow(&job).await;
+    let error = source.error.expect("why");
+    assert!(source.stage == Stage::Failed && error.contains("refused libvirt call"), "{:?}: {error}", source.stage);
+    assert!(error.contains("web01"), "it says what is wrong: {error}");
+    assert!(!error.contains("channel"), "nothing broke: {error}");
+    site.undo(&job).await;
+    site.assert_settled(vm, 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn what_was_begun_is_done_also_when_whoever_asked_is_gone() {
     let site = Site::new().await;
     let vm = site.run_vm("web01", |_| {});
@@ -537,7 +554,7 @@ async fn a_vm_that_libvirt_left_paused_runs_where_it_is_whole() {
             assert!(one.holds(vm) && !one.autostarts(vm), "the destination has not said that it will not run it");
             two.client.abort(job.attempt).await.expect("ended");
             for host in [one, two] {
-                host.client.release(job.attempt, false).await.expect("released");
+                host.client.release(job.attempt).await.expect("released");
             }
             wait_until("it runs again", || site.presences(&job).0 == Presence::Running).await;
             assert!(one.autostarts(vm));
@@ -610,7 +627,7 @@ async fn requests_may_be_repeated_and_older_ones_are_refused() {
             .expect("confirmed");
     }
     site.finish(&job, true).await;
-    site.hosts[0].client.release(job.attempt, false).await.expect("released twice");
+    site.hosts[0].client.release(job.attempt).await.expect("released twice");
     assert_eq!(refusal(site.prepare_destination(&job).await), stale, "what was released does not begin again");
     assert_eq!(
         refusal(site.hosts[0].client.report(job.attempt, 0, Duration::ZERO).await),

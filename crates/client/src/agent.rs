@@ -300,13 +300,12 @@ impl AgentClient {
         self.peer.json(request.json(body)).await
     }
 
-    /// Cleans everything of the attempt; with `keep_hold` the VM stays held against a start on this host.
+    /// Cleans everything of the attempt.
     ///
     /// # Errors
     /// As [`Self::enrol`].
-    pub async fn release(&self, attempt: Attempt, keep_hold: bool) -> Result<(), ClientError> {
-        let request = self.migration(Method::DELETE, attempt, None).timeout(STORAGE_DEADLINE);
-        self.peer.done(request.query(&[("keep_hold", keep_hold.to_string())])).await
+    pub async fn release(&self, attempt: Attempt) -> Result<(), ClientError> {
+        self.peer.done(self.migration(Method::DELETE, attempt, None).timeout(STORAGE_DEADLINE)).await
     }
 
     /// What each disk of a storage move takes now; nothing is changed.

@@ -4,7 +4,8 @@
 //! agent ─ control socket (JSON lines) ─▶ serve ─▶ Side::perform / resume / abort
 //!                                          └───── Board: the report, and news of it
 //! ```
-//! The control socket speaks [`CONTROL_VERSION`]; a carrier of the version before is served by a newer agent.
+//! The control socket speaks [`CONTROL_VERSION`]: a carrier refuses an agent that speaks another, and says so. An agent that
+//! learns another version goes on speaking this one to carriers that were started before it.
 
 use std::{
     path::{Path, PathBuf},
@@ -303,8 +304,53 @@ async fn serve(
     let (reader, mut writer) = stream.into_split();
     let mut line = String::new();
     BufReader::new(reader.take(LINE_BYTES_MAX)).read_line(&mut line).await?;
-    let request: Request = serde_json::from_str(&line).map_err(std::io::Error::other)?;
-    let outcome = match request.ask {
+    let ask = understood(&line)?;
+    let leaves = matches!(ask, Ok(Ask::Leave));
+    let outcome = match ask {
+        Err(finding) => Err(finding),
+        Ok(ask) => done(ask, board, side).await,
+    };
+    let answer = match outcome {
+        Ok(()) => Answer::Report { report: Box::new(board.report().await), address },
+        Err(finding) => Answer::Refused { finding },
+    };
+    let mut text = serde_json::to_string(&answer).map_err(std::io::Error::other)?;
+    text.push('\n');
+    let answered = writer.write_all(text.as_bytes()).await;
+    // After the answer: the process ends with it.
+    if leaves {
+        leave.notify_one();
+    }
+    answered
+}
+
+/// What a line asks for, or why that is not known: it is of an agent that speaks another version.
+///
+/// # Errors
+/// It is no request at all.
+fn understood(line: &str) -> std::io::Result<Result<Ask, Box<Finding>>> {
+    /// What every version begins with.
+    #[derive(Deserialize)]
+    struct Versioned {
+        version: u32,
+    }
+    let Versioned { version } = serde_json::from_str(line).map_err(std::io::Error::other)?;
+    if version != CONTROL_VERSION {
+        return Ok(Err(Box::new(Finding::blocks(
+            FindingId::HostVersion,
+            "host",
+            format!(
+                "The carrier of a move speaks version {CONTROL_VERSION} of its control socket, the agent {version}"
+            ),
+            "Bring the agent back to the version that began the move until it has ended",
+        ))));
+    }
+    let request: Request = serde_json::from_str(line).map_err(std::io::Error::other)?;
+    Ok(Ok(request.ask))
+}
+
+async fn done(ask: Ask, board: &Board, side: &Side) -> Result<(), Box<Finding>> {
+    match ask {
         Ask::Report { after, wait_ms } => {
             let wait = Duration::from_millis(wait_ms).min(WAIT_MAX);
             let _ = tokio::time::timeout(wait, board.wait_for(|known| known.sequence > after)).await;
@@ -326,19 +372,7 @@ async fn serve(
             Side::Destination(destination) => destination.abort(),
         },
         Ask::Leave => Ok(()),
-    };
-    let answer = match outcome {
-        Ok(()) => Answer::Report { report: Box::new(board.report().await), address },
-        Err(finding) => Answer::Refused { finding },
-    };
-    let mut text = serde_json::to_string(&answer).map_err(std::io::Error::other)?;
-    text.push('\n');
-    let answered = writer.write_all(text.as_bytes()).await;
-    // After the answer: the process ends with it.
-    if request.ask == Ask::Leave {
-        leave.notify_one();
     }
-    answered
 }
 
 /// Asks a carrier at its control socket.
@@ -384,6 +418,26 @@ pub(super) fn channel_ended(name: &str, outcome: Result<(), ferry_wire::WireErro
             let reason = chain(&error);
             error!(channel = name, error = reason, "channel failed");
             Some(reason)
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_request_of_another_version_is_refused_before_it_is_read() {
+        let line = |version: u32, ask: &str| format!("{{\"version\": {version}, \"ask\": \"{ask}\"}}");
+        let told = understood(&line(CONTROL_VERSION, "abort")).expect("a request");
+        assert_eq!(told.expect("of this version"), Ask::Abort);
+        for (version, ask) in [(2, "abort"), (2, "something new"), (0, "abort")] {
+            let finding = understood(&line(version, ask)).expect("a request").expect_err("of another version");
+            let both = finding.message.contains("version 1") && finding.message.contains(&version.to_string());
+            assert!(finding.id == FindingId::HostVersion && both, "{finding:?}");
+        }
+        for line in ["", "{}", "{\"ask\": \"abort\"}", &line(CONTROL_VERSION, "something new")] {
+            understood(line).expect_err("no request");
         }
     }
 }

@@ -23,7 +23,7 @@ use ferry_core::{
 };
 use ferry_drivers::hypervisor::{
     DISK_SOCKET, MEMORY_SOCKET,
-    rpc::{Bound, Gate, Tap},
+    rpc::{Bound, Gate, Refusal, Tap},
 };
 use ferry_trust::{Clients, KeyPair, server_config};
 use ferry_wire::{
@@ -32,7 +32,7 @@ use ferry_wire::{
     control::{Control, ControlSender, Message},
     hello::Channel,
     meter::Meter,
-    nbd::{self, Held, Keeper, seed::SeedKey},
+    nbd::{self, Held, Keeper, NbdMeter, seed::SeedKey},
     session::{Acceptor, SessionKey, widen},
     traffic::Traffic,
     window::WINDOW_BYTES_MIN,
@@ -64,6 +64,8 @@ const RESUME_ANSWER_WITHIN: Duration = Duration::from_secs(20);
 const TOLD_PIECES: usize = 4;
 /// How often what the guest writes meanwhile is written out.
 const WRITE_OUT_EVERY: Duration = Duration::from_secs(1);
+/// Refused calls that wait to be answered. libvirt asks one thing after the other.
+const REFUSALS_MAX: usize = 4;
 /// libvirt's replies that wait for the source: a few of some hundred bytes.
 const REPLIES_BYTES: usize = 64 << 10;
 
@@ -345,7 +347,8 @@ async fn carry_rpc(peer: TlsStream<TcpStream>, shared: Arc<Shared>) {
     let socket = shared.board.hypervisor.rpc_socket();
     let Some(local) = connect(socket).await else { return };
     let tap = Arc::new(Mutex::new(Tap::default()));
-    let gate = GateKeeper { gate: Gate::new(shared.bound.clone()), tap: Arc::clone(&tap) };
+    let (refuse, refusals) = mpsc::channel(REFUSALS_MAX);
+    let gate = GateKeeper { gate: Gate::new(shared.bound.clone()), tap: Arc::clone(&tap), refuse };
     let options = Options {
         inbound: Some(Box::new(gate)),
         window_max: WINDOW_BYTES_MIN,
@@ -354,7 +357,7 @@ async fn carry_rpc(peer: TlsStream<TcpStream>, shared: Arc<Shared>) {
     let (reader, writer) = local.into_split();
     let (to_source, replies) = tokio::io::duplex(REPLIES_BYTES);
     let relay = async {
-        match relay(reader, to_source, tap, &shared).await {
+        match relay(reader, refusals, to_source, tap, &shared).await {
             // The other direction may not have ended.
             Ok(()) => std::future::pending().await,
             Err(error) => Err(WireError::Local(error)),
@@ -423,11 +426,19 @@ async fn carry_disk(index: u16, peer: TlsStream<TcpStream>, window_max: u64, sha
     info!(index, "a disk begins to arrive");
     let (reader, writer) = local.into_split();
     let mut options = bulk_options(&peer, window_max, &shared);
-    let (requests, replies) =
-        nbd::destination(Files { place: usize::from(index), shared: Arc::clone(&shared) }, Arc::default());
+    let spared: Arc<NbdMeter> = Arc::default();
+    let files = Files { place: usize::from(index), shared: Arc::clone(&shared) };
+    let (requests, replies) = nbd::destination(files, Arc::clone(&spared));
     options.inbound = Some(Box::new(requests));
     options.outbound = Some(Box::new(replies));
     until_cut("disk", &shared, carry(peer, reader, writer, options)).await;
+    info!(
+        index,
+        zero_bytes = spared.elided_bytes(),
+        held_bytes = spared.referenced_bytes(),
+        mismatches = spared.mismatches(),
+        "what was not written anew of a disk"
+    );
 }
 
 /// What is known of a file before anybody looked into it.
@@ -549,12 +560,35 @@ async fn connect(socket: PathBuf) -> Option<UnixStream> {
 struct GateKeeper {
     gate: Gate,
     tap: Arc<Mutex<Tap>>,
+    /// Replies to what is refused, on their way to the source.
+    refuse: mpsc::Sender<Vec<u8>>,
+}
+
+impl GateKeeper {
+    /// Has the source's libvirtd told in its own words, and passes what it says to take its leave.
+    ///
+    /// # Errors
+    /// The stream cannot be followed, or the source goes on with what is refused.
+    fn tell(&mut self, refusal: Refusal, out: &mut Vec<u8>) -> Result<(), String> {
+        let mut next = Some(refusal);
+        while let Some(refusal) = next {
+            let reason = chain(&refusal);
+            error!(reason, "a call of the source's libvirtd is refused");
+            if refusal.reply.is_empty() || self.refuse.try_send(refusal.reply).is_err() {
+                return Err(reason);
+            }
+            next = self.gate.pass(&[], out).err();
+        }
+        Ok(())
+    }
 }
 
 impl Inspect for GateKeeper {
     fn pass(&mut self, bytes: &[u8], out: &mut Vec<u8>) -> Result<(), String> {
         let before = out.len();
-        self.gate.pass(bytes, out).map_err(|refusal| chain(&refusal))?;
+        if let Err(refusal) = self.gate.pass(bytes, out) {
+            self.tell(refusal, out)?;
+        }
         // Before libvirt has them: its reply cannot come first.
         let mut tap = self.tap.lock().expect("nobody panics while holding it");
         tap.calls(&out[before..]).map_err(|error| error.to_string())

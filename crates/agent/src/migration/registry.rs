@@ -675,11 +675,11 @@ impl Registry {
         }
     }
 
-    /// Forgets it: the carrier leaves, its sockets and journal go, the hold is released unless `keep_hold`.
+    /// Forgets it: the carrier leaves, its sockets and journal go, the hold is released.
     ///
     /// # Errors
     /// `request.stale`, or files that cannot be removed; repeating it is safe. Ok if it is not known.
-    pub async fn release(&self, job: JobId, generation: Generation, keep_hold: bool) -> Result<(), AgentError> {
+    pub async fn release(&self, job: JobId, generation: Generation) -> Result<(), AgentError> {
         let _turn = self.turn(job).await;
         made_to_fail("agent-release")?;
         let journal = match self.find(job, generation) {
@@ -688,14 +688,14 @@ impl Registry {
             Err(error) => return Err(error),
         };
         if journal.task.role() == Role::Source {
-            self.release_source(&journal, keep_hold).await?;
+            self.release_source(&journal).await?;
         }
         self.remember_ended(&journal)?;
         made_to_fail("agent-released")?;
         self.forget(&journal).await
     }
 
-    async fn release_source(&self, journal: &Journal, keep_hold: bool) -> Result<(), AgentError> {
+    async fn release_source(&self, journal: &Journal) -> Result<(), AgentError> {
         let vm = journal.task.vm();
         let (presence, defined) = blocking(&self.hypervisor, move |hypervisor| {
             Ok((hypervisor.presence(vm, Role::Source)?, hypervisor.vm(vm)?.is_some()))
@@ -704,14 +704,14 @@ impl Registry {
         // Neither confirmed nor undone: a definition without a process may be of a VM that runs elsewhere.
         let off = matches!(presence, Presence::Absent | Presence::Off);
         let settled = journal.confirmed || journal.aborted || !defined || !off;
-        if settled && !keep_hold {
+        if settled {
             hold::release(&self.config.holds_dir(), vm)?;
-        } else if !settled {
+        } else {
             warn!(%vm, "the VM stays held: it is not known that it is not elsewhere");
         }
         // Its undo could not know whether the VM was elsewhere. Whoever releases it after that says that it is not.
         let was_open = off || presence == Presence::Left;
-        if journal.aborted && !keep_hold && journal.autostart && defined && was_open {
+        if journal.aborted && journal.autostart && defined && was_open {
             blocking(&self.hypervisor, move |hypervisor| hypervisor.set_autostart(vm, true)).await?;
         }
         let state = self.carrier_state(journal).unwrap_or_default();
@@ -768,7 +768,7 @@ impl Registry {
         }
         let known = if known.confirmed { known } else { self.undo(known).await? };
         if known.task.role() == Role::Source {
-            self.release_source(&known, false).await?;
+            self.release_source(&known).await?;
         }
         self.forget(&known).await?;
         Ok(None)

@@ -13,7 +13,10 @@ use std::{
 };
 
 use ferry_drivers::hypervisor::{DiskRefused, rpc::Tap};
-use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
+use tokio::{
+    io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _},
+    sync::mpsc,
+};
 use tracing::{error, info, warn};
 
 use super::{carrier::blocking, destination::Shared};
@@ -22,22 +25,40 @@ use crate::error::chain;
 /// How long it may take to see whether the VM has its disks; milliseconds in fact. The guest stands still meanwhile, and
 /// a source whose guest stood still for ten seconds ends the move by itself.
 const DISKS_WITHIN: Duration = Duration::from_secs(5);
+/// How long the source's libvirtd has to take its leave after something was refused: it tells why in its own words then.
+const LEAVE_WITHIN: Duration = Duration::from_secs(5);
 /// What is read of libvirt's replies at once.
 const READ_BYTES: usize = 16 << 10;
 
-/// Passes libvirt's replies on until there are no more.
+/// Passes libvirt's replies on until there are no more, and between them those to calls that never reached it.
 ///
 /// # Errors
-/// Of either end, or bytes that are no replies: the channel is to end.
+/// Of either end, or bytes that are no replies, or a source that stays after it was refused: the channel is to end.
 pub(super) async fn relay(
     mut libvirt: impl AsyncRead + Unpin,
+    mut refusals: mpsc::Receiver<Vec<u8>>,
     mut source: impl AsyncWrite + Unpin,
     tap: Arc<Mutex<Tap>>,
     shared: &Shared,
 ) -> std::io::Result<()> {
     let (mut buffer, mut out) = (vec![0; READ_BYTES], Vec::new());
+    let mut leave_by = None;
     loop {
-        let length = libvirt.read(&mut buffer).await?;
+        let stays = async {
+            match leave_by {
+                Some(until) => tokio::time::sleep_until(until).await,
+                None => std::future::pending().await,
+            }
+        };
+        let length = tokio::select! {
+            read = libvirt.read(&mut buffer) => read?,
+            Some(reply) = refusals.recv() => {
+                source.write_all(&reply).await?;
+                leave_by = Some(leave_by.unwrap_or_else(|| tokio::time::Instant::now() + LEAVE_WITHIN));
+                continue;
+            }
+            () = stays => return Err(std::io::Error::other("the source was refused, and does not leave")),
+        };
         if length == 0 {
             return source.shutdown().await;
         }

@@ -295,15 +295,15 @@ impl Site {
         let (source, destination) = (&self.hosts[job.from].client, &self.hosts[job.to].client);
         destination.confirm(job.attempt, &ConfirmRequest { autostart, keep_source: false }).await.expect("confirmed");
         source.confirm(job.attempt, &ConfirmRequest { autostart: false, keep_source: false }).await.expect("confirmed");
-        source.release(job.attempt, false).await.expect("released");
-        destination.release(job.attempt, false).await.expect("released");
+        source.release(job.attempt).await.expect("released");
+        destination.release(job.attempt).await.expect("released");
     }
 
     /// As the server does: newest first.
     pub async fn undo(&self, job: &Job) {
         for client in [&self.hosts[job.from].client, &self.hosts[job.to].client] {
             client.abort(job.attempt).await.expect("undone");
-            client.release(job.attempt, false).await.expect("released");
+            client.release(job.attempt).await.expect("released");
         }
     }
 
@@ -396,6 +396,6 @@ impl Site {
     pub async fn undo_destination_only(&self, job: &Job) {
         let client = &self.hosts[job.to].client;
         client.abort(job.attempt).await.expect("undone");
-        client.release(job.attempt, false).await.expect("released");
+        client.release(job.attempt).await.expect("released");
     }
 }

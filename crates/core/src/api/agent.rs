@@ -27,7 +27,7 @@
 //! PUT    /v1/migrations/{job}/{generation}/end-copy                      → MigrationReport   (source; verdict said Destination)
 //! PUT    /v1/migrations/{job}/{generation}/abort                         → MigrationReport   (before the point of no return)
 //! PUT    /v1/migrations/{job}/{generation}/confirm   ConfirmRequest      → MigrationReport
-//! DELETE /v1/migrations/{job}/{generation}           ?keep_hold=         → 204               (release)
+//! DELETE /v1/migrations/{job}/{generation}                               → 204               (release)
 //! GET    /v1/vms/{vm}/files?only=                        → [FileSize]         (while it is shut off)
 //! PUT    /v1/offline-moves/check                     CheckOffline        → 204               (destination; changes nothing)
 //! PUT    /v1/offline-moves/{job}/{generation}/destination  ReceiveOffline → OfflineReady

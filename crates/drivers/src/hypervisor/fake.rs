@@ -142,6 +142,8 @@ enum Process {
 #[derive(Default)]
 struct Outgoing {
     stats: MigrationStats,
+    /// Bytes of disks that were sent.
+    disks: ByteCount,
     downtime_limit: Duration,
     abort: bool,
     /// Whether it is too late to abort.
@@ -657,7 +659,7 @@ impl Hypervisor for FakeHypervisor {
         let what = || format!("Could not read how far the disks of VM {vm} are");
         let mut state = self.host.call(Point::Vms, what)?;
         let outgoing = state.vms.get_mut(&vm).and_then(|entry| entry.outgoing.as_ref());
-        Ok(outgoing.map(|outgoing| (outgoing.stats.disk_total, outgoing.stats.disk_total)))
+        Ok(outgoing.map(|outgoing| (outgoing.disks, outgoing.disks)))
     }
 
     fn set_downtime_limit(&self, vm: VmId, limit: Duration) -> Result<(), HypervisorError> {

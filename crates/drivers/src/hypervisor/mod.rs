@@ -153,12 +153,6 @@ pub struct MigrationStats {
     pub iteration: u32,
     /// Milliseconds, QEMU's figure.
     pub downtime_ms: u64,
-    /// Milliseconds since the start.
-    pub elapsed_ms: u64,
-    /// Disks that move along.
-    pub disk_total: ByteCount,
-    /// What of them is still to be looked at.
-    pub disk_remaining: ByteCount,
 }
 
 /// What a copy of a running VM's disk to another file needs.

@@ -230,11 +230,6 @@ fn moved_meanwhile(vm: &VmFacts, along: &[DiskMove]) -> Vec<Finding> {
     along.iter().filter_map(one).collect()
 }
 
-/// Other VMs, of any host, that name a file of these disks.
-pub(crate) fn used_by_another(app: &App, vm: &VmFacts, along: &[DiskMove]) -> Vec<Finding> {
-    used_by_others(app, vm, along)
-}
-
 /// The disks that move along as the destination is to take them, with their sizes as the source says now.
 pub(crate) async fn arrivals(source: &Host, vm: VmId, along: &[DiskMove]) -> Result<Vec<DiskArrival>, Vec<Finding>> {
     let sizes = source.agent.disks(vm).await.map_err(|error| told(source, &error))?;

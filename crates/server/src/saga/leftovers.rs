@@ -150,7 +150,7 @@ async fn clean_reserved(
     for end in [&ends.destination, &ends.source] {
         let cleaned = async {
             gone(end.agent.abort(ends.attempt).await.map(drop))?;
-            gone(end.agent.release(ends.attempt, false).await)
+            gone(end.agent.release(ends.attempt).await)
         };
         if let Err(error) = cleaned.await {
             tracing::info!(job = record.id.0, host = end.name, error = error.chain(), "A host is cleaned later");

@@ -55,7 +55,10 @@ use super::{
 };
 use crate::{
     App,
-    app::check_move::{self, Along, Occasion},
+    app::{
+        check_move::{self, Along, Occasion},
+        move_storage::used_by_others,
+    },
     clock::now_ms,
     failure::describe,
     inventory::{Host, Seen},
@@ -368,7 +371,7 @@ impl Migrate {
     /// Whether another VM, of any host, names an old file by now: then all of them stay.
     async fn is_used_by_another(&self) -> bool {
         let seen = self.app.inventory.refresh(&self.destination).await;
-        let used = seen.vm(self.record.job.vm).map(|vm| check_move::used_by_another(&self.app, vm, &self.plan.along));
+        let used = seen.vm(self.record.job.vm).map(|vm| used_by_others(&self.app, vm, &self.plan.along));
         for finding in used.iter().flatten() {
             tracing::warn!(why = finding.message, "The old files stay");
         }
@@ -381,10 +384,8 @@ impl Migrate {
     }
 
     async fn release(&self) -> Result<(), StepFailed> {
-        let (source, destination) = tokio::join!(
-            self.source.agent.release(self.attempt(), false),
-            self.destination.agent.release(self.attempt(), false)
-        );
+        let (source, destination) =
+            tokio::join!(self.source.agent.release(self.attempt()), self.destination.agent.release(self.attempt()));
         gone_or(&self.destination, destination)?;
         gone_or(&self.source, source)?;
         let figures = {
@@ -415,12 +416,12 @@ impl Migrate {
             // The source may be let go only when the destination is sure not to run the VM.
             gone_or(&self.destination, self.destination.agent.abort(self.attempt()).await.map(drop))?;
         }
-        gone_or(&self.source, self.source.agent.release(self.attempt(), false).await)
+        gone_or(&self.source, self.source.agent.release(self.attempt()).await)
     }
 
     async fn undo_destination(&self) -> Result<(), StepFailed> {
         gone_or(&self.destination, self.destination.agent.abort(self.attempt()).await.map(drop))?;
-        gone_or(&self.destination, self.destination.agent.release(self.attempt(), false).await)?;
+        gone_or(&self.destination, self.destination.agent.release(self.attempt()).await)?;
         self.wait_until_seen(&self.source, &self.destination).await;
         Ok(())
     }

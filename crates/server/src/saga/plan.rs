@@ -65,7 +65,7 @@ impl Plan {
     /// Takes away what one host has of it.
     pub(crate) async fn release(&self, agent: &AgentClient, attempt: Attempt) -> Result<(), ClientError> {
         match self {
-            Self::Live(_) => agent.release(attempt, false).await,
+            Self::Live(_) => agent.release(attempt).await,
             Self::Offline(_) => agent.release_offline(attempt).await,
             Self::Storage(_) => agent.release_storage(attempt).await,
         }

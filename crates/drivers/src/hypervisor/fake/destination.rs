@@ -374,7 +374,7 @@ fn receive(incoming: &Incoming) -> io::Result<(Memory, MigrationStats)> {
     loop {
         match word(&mut stream)? {
             MEMORY_END if word(&mut stream)? == guest::checksum(&bytes) => {
-                let mut words = [0; 6];
+                let mut words = [0; 5];
                 for counted in &mut words {
                     *counted = word(&mut stream)?;
                 }

@@ -221,7 +221,7 @@ fn send_disk(host: &Host, vm: VmId, device: &str, file: &Path, socket: &Path) ->
     stream.write_all(&opening).map_err(because("cannot send a disk"))?;
     for part in content.chunks(1 << 20) {
         with_memory(host, vm, |_, outgoing| {
-            outgoing.stats.disk_total.0 += part.len() as u64;
+            outgoing.disks.0 += part.len() as u64;
         })?;
         stream.write_all(part).map_err(because("cannot send a disk"))?;
     }
@@ -328,31 +328,28 @@ fn count(stats: &mut MigrationStats, sent: usize, left: usize, total: usize, pas
     stats.memory_processed = ByteCount(stats.memory_processed.0 + bytes(sent).0);
     stats.memory_remaining = bytes(left);
     stats.iteration = pass;
-    stats.elapsed_ms = elapsed.as_millis() as u64;
     stats.rate_bytes_per_s = (stats.memory_processed.0 as f64 / elapsed.as_secs_f64().max(1e-6)) as u64;
 }
 
 /// Counts as they travel to the destination.
-fn words_of(stats: &MigrationStats) -> [u64; 6] {
+fn words_of(stats: &MigrationStats) -> [u64; 5] {
     [
         stats.memory_total.0,
         stats.memory_processed.0,
         stats.rate_bytes_per_s,
         u64::from(stats.iteration),
         stats.downtime_ms,
-        stats.elapsed_ms,
     ]
 }
 
-pub(super) fn stats_of(words: [u64; 6]) -> MigrationStats {
-    let [total, processed, rate, iteration, downtime_ms, elapsed_ms] = words;
+pub(super) fn stats_of(words: [u64; 5]) -> MigrationStats {
+    let [total, processed, rate, iteration, downtime_ms] = words;
     MigrationStats {
         memory_total: ByteCount(total),
         memory_processed: ByteCount(processed),
         rate_bytes_per_s: rate,
         iteration: iteration as u32,
         downtime_ms,
-        elapsed_ms,
         ..MigrationStats::default()
     }
 }

@@ -614,9 +614,6 @@ impl Domain {
             dirty_bytes_per_s: params.get(c"memory_dirty_rate").unwrap_or(0).saturating_mul(page),
             iteration: params.get(c"memory_iteration").unwrap_or(0) as u32,
             downtime_ms: params.get(c"downtime").unwrap_or(0),
-            elapsed_ms: params.get(c"time_elapsed").unwrap_or(0),
-            disk_total: bytes(c"disk_total"),
-            disk_remaining: bytes(c"disk_remaining"),
         }))
     }
 }
