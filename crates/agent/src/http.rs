@@ -50,6 +50,8 @@ const ADDRESS_WAIT: Duration = Duration::from_secs(10);
 const ADDRESS_PAUSE: Duration = Duration::from_millis(50);
 /// Largest body: a request of a migration holds a few hundred paths at most.
 const BODY_BYTES_MAX: usize = 1 << 20;
+/// Longest answer in which people's words are looked for: a report of a move holds some lines for each of its disks.
+const ANSWER_BYTES_MAX: usize = 4 << 20;
 /// How long a request may wait for file systems: a little less than the server waits for it.
 const ANSWER_WAIT: Duration = Duration::from_secs(80);
 /// How long libvirt may take to say what the host is: less than the server waits. At its first connection it looks at every
@@ -207,10 +209,33 @@ async fn authorise(
     if let Some(epoch) = epoch {
         agent.enrolment.enter_epoch(epoch)?;
     }
-    let response = next.run(request).await;
+    let is_of_a_move = ["/v1/migrations/", "/v1/offline-moves/", "/v1/storage-moves/"]
+        .iter()
+        .any(|prefix| request.uri().path().starts_with(prefix));
+    let mut response = next.run(request).await;
+    if is_of_a_move || !response.status().is_success() {
+        response = told_to_people(&agent, response).await;
+    }
     // A long poll may have outlived its caller's right to the answer.
     agent.enrolment.authorise(pin)?;
     Ok(response)
+}
+
+/// The answer with what people read in it told in their words. One that is no JSON, or too long, goes as it is.
+async fn told_to_people(agent: &Agent, response: Response) -> Response {
+    let (mut parts, body) = response.into_parts();
+    let Ok(bytes) = axum::body::to_bytes(body, ANSWER_BYTES_MAX).await else {
+        return (StatusCode::INTERNAL_SERVER_ERROR, "The answer is too long").into_response();
+    };
+    let body = match serde_json::from_slice::<serde_json::Value>(&bytes) {
+        Ok(mut answer) => {
+            agent.told().rewrite(&mut answer);
+            parts.headers.remove(header::CONTENT_LENGTH);
+            answer.to_string().into()
+        }
+        Err(_) => bytes,
+    };
+    Response::from_parts(parts, body.into())
 }
 
 /// Runs what blocks on a thread of its own.

@@ -26,6 +26,7 @@ pub mod shares;
 mod stalls;
 pub mod storage;
 pub mod tls;
+mod told;
 
 use std::sync::Arc;
 
@@ -43,6 +44,7 @@ use crate::{
     offline::OfflineMoves,
     shares::Shares,
     storage::{Claims, StorageMoves},
+    told::Told,
 };
 
 /// Everything that the control API works on.
@@ -116,5 +118,18 @@ impl Agent {
         tokio::spawn(async move { finder.migrations.find_again().await });
         tokio::spawn(stalls::look_after(Arc::downgrade(&agent)));
         Ok(agent)
+    }
+
+    /// What users call files on shares and VMs, here and on the other hosts of this host's moves.
+    pub(crate) fn told(&self) -> Told {
+        let here = self.shares.roots();
+        let there = self.migrations.mounts_elsewhere().into_iter().filter_map(|mount| {
+            let share = here.iter().find(|root| root.id == mount.share)?;
+            Some((mount.path.into(), share.source.clone()))
+        });
+        let mounts = here.iter().map(|root| (root.mount.clone(), root.source.clone())).chain(there).collect();
+        let seen = self.observer.latest();
+        let vms = seen.iter().flat_map(|seen| &seen.vms).map(|vm| (vm.id, vm.name.clone()));
+        Told { mounts, names: vms.chain(self.migrations.names()).collect() }
     }
 }

@@ -610,7 +610,9 @@ fn needs_secret(facts: &LiveFacts<'_>, file: &VmFile) -> Finding {
 
 fn file_remarks(facts: &LiveFacts<'_>, file: &VmFile, findings: &mut Vec<Finding>) {
     let vm = &facts.vm.name;
-    if file.role == FileRole::Disk && !file.read_only && !file.stops_on_error {
+    let will_be = facts.along.iter().find(|disk| disk.device == file.device).map_or(&file.place, |disk| &disk.to);
+    let has_server = will_be.share().is_some();
+    if file.role == FileRole::Disk && !file.read_only && !file.stops_on_error && has_server {
         findings.push(Finding::warns(
             FindingId::DiskUnsafe,
             format!("{vm} {}", file.device),

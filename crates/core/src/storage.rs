@@ -77,6 +77,18 @@ pub struct DiskProgress {
     pub allocated_after: ByteCount,
 }
 
+impl DiskProgress {
+    /// Takes how far the hypervisor says it is: `copied` of `total` bytes. True: all there was to look at has been. Of a copy
+    /// that has nothing to look at libvirt says "1 of 1", which is no figure of the disk.
+    pub fn looked(&mut self, copied: ByteCount, total: ByteCount) -> bool {
+        if total.0 > 1 {
+            self.total = self.total.max(total);
+            self.copied = self.copied.max(copied).min(self.total);
+        }
+        total.0 > 0 && copied >= total
+    }
+}
+
 /// What the hypervisor says of one disk now.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum DiskNow {
@@ -787,6 +799,24 @@ mod tests {
             let named = Wanted { all: None, named: vec![("vda".into(), Some(local("/new")), None)] };
             let blocked = plan(&vm, &named).findings.iter().any(|finding| finding.severity == Severity::Blocks);
             assert_eq!(blocked, !moves, "{file:?}");
+        }
+    }
+
+    #[test]
+    fn how_far_a_disk_is_never_goes_back_and_is_told_in_bytes_of_the_disk() {
+        let mut disk = DiskProgress::default();
+        for (copied, total, all, expected) in [
+            (0, 0, false, (0, 0)),
+            (1, 1, true, (0, 0)),
+            (10, 100, false, (10, 100)),
+            (5, 100, false, (10, 100)),
+            (110, 120, false, (110, 120)),
+            (100, 100, true, (110, 120)),
+            (1, 1, true, (110, 120)),
+            (120, 120, true, (120, 120)),
+        ] {
+            assert_eq!(disk.looked(ByteCount(copied), ByteCount(total)), all, "{copied} of {total}");
+            assert_eq!((disk.copied.0, disk.total.0), expected, "{copied} of {total}");
         }
     }
 

@@ -35,8 +35,11 @@ pub(crate) fn view(record: &JobRecord, log: &[LogRow], now: &Now) -> JobView {
     let phase = phase(&events);
     let start = log.iter().rposition(|row| row.entry == LogEntry::Event(LogEvent::Accepted)).unwrap_or(0);
     let kind = record.job.kind;
-    let steps = Step::of(kind).iter().map(|step| step_view(*step, kind, &log[start..])).collect();
-    let summary = summary(record, phase, newest_attempt(&events), now);
+    let mut steps: Vec<StepView> = Step::of(kind).iter().map(|step| step_view(*step, kind, &log[start..])).collect();
+    for message in steps.iter_mut().filter_map(|step| step.message.as_mut()) {
+        *message = by_name(&record.job, message);
+    }
+    let summary = by_name(&record.job, &summary(record, phase, newest_attempt(&events), now));
     JobView {
         vm: Some(record.job.vm),
         attempt: attempt(&events),
@@ -48,6 +51,11 @@ pub(crate) fn view(record: &JobRecord, log: &[LogRow], now: &Now) -> JobView {
         ended_at_ms: log.last().filter(|_| phase.ended()).map(|row| row.at_ms),
         ..bare(record, log, phase, summary)
     }
+}
+
+/// A text of a job with its VM by its name: hosts know it by its UUID.
+fn by_name(job: &NewJob, text: &str) -> String {
+    text.replace(&job.vm.to_string(), &job.vm_name)
 }
 
 /// A job whose work is done by others, as people see it: its phase is folded from theirs.
@@ -96,7 +104,11 @@ fn bare(record: &JobRecord, log: &[LogRow], phase: Phase, summary: String) -> Jo
         disks: Vec::new(),
         figures: None,
         findings: job.findings.clone(),
-        log: log.iter().skip(skipped).map(|row| LogLine { at_ms: row.at_ms, message: line(row, job) }).collect(),
+        log: log
+            .iter()
+            .skip(skipped)
+            .map(|row| LogLine { at_ms: row.at_ms, message: by_name(job, &line(row, job)) })
+            .collect(),
     }
 }
 

@@ -886,6 +886,26 @@ impl Registry {
         }
     }
 
+    /// Where shares are mounted on the destinations of this host's moves.
+    pub(crate) fn mounts_elsewhere(&self) -> Vec<ShareMount> {
+        let entries = self.entries();
+        let mounts = entries.values().filter_map(|journal| match &journal.task {
+            Task::Source { request, .. } => Some(&request.destination.mounts),
+            Task::Destination { .. } => None,
+        });
+        mounts.flatten().cloned().collect()
+    }
+
+    /// The names of VMs that arrive.
+    pub(crate) fn names(&self) -> Vec<(VmId, String)> {
+        let entries = self.entries();
+        let names = entries.values().filter_map(|journal| match &journal.task {
+            Task::Source { .. } => None,
+            Task::Destination { request, .. } => Some((request.vm, request.vm_name.clone())),
+        });
+        names.collect()
+    }
+
     fn put(&self, journal: &Journal) -> Result<(), AgentError> {
         journal.write(&self.config.journal_dir())?;
         self.entries().insert(journal.job, journal.clone());

@@ -417,9 +417,8 @@ fn follow_law(shared: &Shared, outlook: Option<Outlook>) {
 /// Bytes never go back. Nor does a disk that is ready: what the guest writes from then on goes to both files at once.
 fn disk_progress(disk: &mut DiskProgress, looked: Option<(ByteCount, ByteCount)>) {
     let Some((copied, total)) = looked else { return };
-    disk.copied = disk.copied.max(copied);
-    disk.total = disk.total.max(total);
-    disk.stage = match disk.stage == DiskStage::Ready || (disk.total.0 > 0 && disk.copied == disk.total) {
+    let all = disk.looked(copied, total);
+    disk.stage = match disk.stage == DiskStage::Ready || (all && disk.copied == disk.total) {
         true => DiskStage::Ready,
         false => DiskStage::Copying,
     };

@@ -382,8 +382,7 @@ impl Move {
                     DiskNow::Old | DiskNow::CopiedElsewhere | DiskNow::Elsewhere => progress.stage,
                 };
                 if let Some(copy) = &copy {
-                    progress.total = copy.total;
-                    progress.copied = ByteCount(copy.copied.0.max(progress.copied.0).min(copy.total.0));
+                    progress.looked(copy.copied, copy.total);
                 }
                 if now == DiskNow::New {
                     progress.copied = progress.total;

@@ -1,0 +1,161 @@
+//! What users read of this host: files on shares by what they call them, never by mount points, and VMs by their names.
+//!
+//! Done where answers leave the agent, so that no message needs to know of it. What stands between backticks is for this
+//! host's own shell, and stays.
+
+use std::path::PathBuf;
+
+use ferry_core::{id::VmId, share_source::ShareSource};
+use serde_json::Value;
+
+/// Fields of answers that people read, as problems, findings and reports have them.
+const FOR_PEOPLE: [&str; 9] = ["title", "detail", "object", "message", "fix", "error", "reason", "remarks", "trouble"];
+
+/// What is rewritten.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Told {
+    /// Mount points, here or on the other host of a move, and what users call them.
+    pub(crate) mounts: Vec<(PathBuf, ShareSource)>,
+    /// VMs by name.
+    pub(crate) names: Vec<(VmId, String)>,
+}
+
+impl Told {
+    /// Rewrites every text for people in a JSON answer.
+    pub(crate) fn rewrite(&self, answer: &mut Value) {
+        match answer {
+            Value::Object(fields) => {
+                for (name, value) in fields {
+                    match value {
+                        Value::String(text) if FOR_PEOPLE.contains(&name.as_str()) => *text = self.text(text),
+                        Value::Array(items) if FOR_PEOPLE.contains(&name.as_str()) => {
+                            for item in items {
+                                match item {
+                                    Value::String(text) => *text = self.text(text),
+                                    other => self.rewrite(other),
+                                }
+                            }
+                        }
+                        other => self.rewrite(other),
+                    }
+                }
+            }
+            Value::Array(items) => items.iter_mut().for_each(|item| self.rewrite(item)),
+            Value::Null | Value::Bool(_) | Value::Number(_) | Value::String(_) => {}
+        }
+    }
+
+    /// A text as users read it.
+    pub(crate) fn text(&self, text: &str) -> String {
+        // Every second piece stands between backticks.
+        let piece = |(index, piece): (usize, &str)| match index % 2 {
+            0 => self.plain(piece),
+            _ => self.named(piece),
+        };
+        text.split('`').enumerate().map(piece).collect::<Vec<_>>().join("`")
+    }
+
+    /// A VM is named in commands, too: libvirt and Ferry take the name.
+    fn named(&self, text: &str) -> String {
+        self.names.iter().fold(text.to_owned(), |text, (vm, name)| text.replace(&vm.to_string(), name))
+    }
+
+    fn plain(&self, text: &str) -> String {
+        let mut mounts: Vec<(String, &ShareSource)> =
+            self.mounts.iter().map(|(mount, source)| (format!("{}/", mount.display()), source)).collect();
+        // The closest mount holds a path.
+        mounts.sort_by_key(|(mount, _)| std::cmp::Reverse(mount.len()));
+        let mut told = String::new();
+        let mut rest = text;
+        let mut before = None;
+        while let Some(next) = rest.chars().next() {
+            // A path begins where no other goes on.
+            let begins =
+                next == '/' && !before.is_some_and(|before: char| before.is_alphanumeric() || "/._-".contains(before));
+            let held = mounts
+                .iter()
+                .filter(|_| begins)
+                .find_map(|(mount, source)| rest.strip_prefix(mount.as_str()).map(|inside| (inside, source)));
+            match held {
+                Some((inside, source)) => {
+                    let end = inside.find(|each: char| each.is_whitespace() || "'\"`,;:()".contains(each));
+                    let (path, after) = inside.split_at(end.unwrap_or(inside.len()));
+                    told += &source.written(path);
+                    before = path.chars().last().or(Some('/'));
+                    rest = after;
+                }
+                None => {
+                    told.push(next);
+                    before = Some(next);
+                    rest = &rest[next.len_utf8()..];
+                }
+            }
+        }
+        self.named(&told)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use uuid::Uuid;
+
+    use super::*;
+
+    fn told() -> Told {
+        let source = |text: &str| text.parse::<ShareSource>().expect("well formed");
+        Told {
+            mounts: vec![
+                ("/srv/ferry/a".into(), source(r"\\fs1.ferry.test\vms")),
+                ("/srv/ferry/a/deep".into(), source("nfs://fs2.ferry.test/deep")),
+                ("/run/shares-of-kvm2/a".into(), source(r"\\fs1.ferry.test\vms")),
+            ],
+            names: vec![(VmId(Uuid::from_u128(7)), "web01".to_owned())],
+        }
+    }
+
+    #[test]
+    fn files_on_shares_and_vms_are_told_as_users_call_them() {
+        let vm = VmId(Uuid::from_u128(7));
+        for (text, expected) in [
+            ("/srv/ferry/a/db/x.raw is there already", r"\\fs1.ferry.test\vms\db\x.raw is there already".to_owned()),
+            (
+                "Could not open '/run/shares-of-kvm2/a/x.raw': no",
+                r"Could not open '\\fs1.ferry.test\vms\x.raw': no".to_owned(),
+            ),
+            ("vda (/srv/ferry/a/deep/x.raw): locked", "vda (nfs://fs2.ferry.test/deep/x.raw): locked".to_owned()),
+            ("/srv/ferry/ab/x.raw", "/srv/ferry/ab/x.raw".to_owned()),
+            ("/data/srv/ferry/a/x.raw", "/data/srv/ferry/a/x.raw".to_owned()),
+            ("/srv/ferry/a is no mount", "/srv/ferry/a is no mount".to_owned()),
+            ("Look with `fuser -v /srv/ferry/a/x.raw`", "Look with `fuser -v /srv/ferry/a/x.raw`".to_owned()),
+            ("größer als /srv/ferry/a/ü.raw", r"größer als \\fs1.ferry.test\vms\ü.raw".to_owned()),
+        ] {
+            assert_eq!(told().text(text), expected);
+        }
+        assert_eq!(told().text(&format!("Could not start VM {vm}: no")), "Could not start VM web01: no");
+        assert_eq!(told().text(&format!("Try `virsh start {vm}`")), "Try `virsh start web01`");
+    }
+
+    #[test]
+    fn only_what_people_read_is_rewritten() {
+        let path = "/srv/ferry/a/x.raw";
+        let mut answer = serde_json::json!({
+            "mounts": [{"share": "s", "path": path}],
+            "error": path,
+            "findings": [{"object": path, "message": path, "fix": "Nothing"}],
+            "remarks": [path],
+            "disks": [{"to": path}],
+        });
+        told().rewrite(&mut answer);
+        let shown = r"\\fs1.ferry.test\vms\x.raw";
+        assert_eq!(answer["mounts"][0]["path"], path);
+        assert_eq!(answer["disks"][0]["to"], path);
+        for text in [
+            &answer["error"],
+            &answer["findings"][0]["object"],
+            &answer["findings"][0]["message"],
+            &answer["remarks"][0],
+        ] {
+            assert_eq!(text, shown);
+        }
+    }
+}
