@@ -112,6 +112,9 @@ pub enum HostCommand {
         /// All of them to this host; else each to the host that has most memory free
         #[arg(long)]
         to: Option<String>,
+        /// Copy disks that the destination does not reach to this folder there; else to its first storage location
+        #[arg(long, value_name = "PLACE")]
+        storage: Option<String>,
         /// Stay and show progress until the last has ended
         #[arg(long)]
         wait: bool,

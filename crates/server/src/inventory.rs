@@ -234,6 +234,20 @@ impl Inventory {
         host.seen()
     }
 
+    /// Makes a host's agent look now: what it answers is no older than the question. One that cannot look is asked as by
+    /// [`Self::refresh`].
+    pub(crate) async fn look(self: &Arc<Self>, host: &Host) -> Seen {
+        match tokio::time::timeout(REFRESH_DEADLINE, host.agent.look()).await {
+            Ok(Ok(observation)) => {
+                if self.take_observation(host, observation) {
+                    self.watch_for_twins();
+                }
+                host.seen()
+            }
+            Ok(Err(_)) | Err(_) => self.refresh(host).await,
+        }
+    }
+
     /// Makes a host's agent look until it is seen as `is_so` likes, for at most [`LOOK_WITHIN`].
     pub(crate) async fn look_until(&self, host: &Host, is_so: impl Fn(&Seen) -> bool) {
         let looking = async {

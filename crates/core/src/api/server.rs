@@ -195,6 +195,9 @@ pub struct DrainHost {
     /// All of them to this host; else each to the host that has most memory free.
     #[serde(default)]
     pub destination: Option<String>,
+    /// Disks that the destination does not reach go to this folder of it; else to its first storage location, if it has one.
+    #[serde(default)]
+    pub storage: Option<String>,
 }
 
 /// A VM in a list.

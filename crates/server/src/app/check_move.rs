@@ -4,13 +4,14 @@ use std::{collections::BTreeMap, sync::Arc};
 
 use ferry_core::{
     api::{agent::DiskArrival, server::Candidate},
-    finding::{Finding, FindingId, any_blocks},
+    finding::{Finding, FindingId, Severity, any_blocks},
     id::{HostId, JobId, ShareId, VmId},
+    location::Location,
     memory::Need,
     preflight::{LiveFacts, NamedShare, Sameness, candidate, reaches, shares_of},
     storage::{DiskMove, Planned, Wanted, plan_along},
     units::ByteCount,
-    vm::{FileRole, VmFacts},
+    vm::{FileRole, VmFacts, VmState},
 };
 use futures_util::future::join_all;
 
@@ -57,6 +58,18 @@ pub(crate) struct Checked {
 pub(crate) async fn candidates(app: &App, reference: &str) -> Result<Vec<Candidate>, Failure> {
     let title = format!("Could not look for hosts for VM {reference}");
     let (source, vm) = show_vms::find(app, &title, reference)?;
+    // What moves along without a word: UEFI variables that lie where libvirt has them.
+    let judged = judge_all(app, &source, &vm, |_| None).await?;
+    Ok(judged.into_iter().map(|(candidate, _)| candidate).collect())
+}
+
+/// As [`candidates`], each host with what moves along to it; disks that it does not reach go to its place of `storage`.
+pub(super) async fn judge_all(
+    app: &App,
+    source: &Host,
+    vm: &VmFacts,
+    storage: impl Fn(&Host) -> Option<Location>,
+) -> Result<Vec<(Candidate, Vec<DiskMove>)>, Failure> {
     let busy = show_vms::moving(app).await?.get(&vm.id).copied();
     let shares = named_shares(app).await?;
     let promised = Promised::read(app).await?;
@@ -64,21 +77,38 @@ pub(crate) async fn candidates(app: &App, reference: &str) -> Result<Vec<Candida
     let one = |destination: Arc<Host>| {
         let seen = destination.seen();
         let there = seen.side(&destination);
-        // What moves along without a word: UEFI variables that lie where libvirt has them.
-        let along = plan_along(&vm, &Wanted::default(), destination.record.id, |place| reaches(&there, place)).disks;
-        candidate(&LiveFacts {
-            vm: &vm,
+        let wanted = Wanted { all: storage(&destination), named: Vec::new() };
+        let planned = plan_along(vm, &wanted, destination.record.id, |place| reaches(&there, place));
+        let mut candidate = candidate(&LiveFacts {
+            vm,
             busy,
-            source: source_seen.side(&source),
+            source: source_seen.side(source),
             destination: there,
             shares: &shares,
             sameness: &BTreeMap::new(),
-            along: &along,
+            along: &planned.disks,
             promised: &promised.at(destination.record.id, vm.id),
             overcommit: false,
-        })
+        });
+        let mut more = planned.findings;
+        more.extend(used_by_others(app, vm, &planned.disks));
+        if let Some(first) = more.iter().find(|finding| finding.severity == Severity::Blocks)
+            && candidate.kind.take().is_some()
+        {
+            candidate.why.clone_from(&first.message);
+        }
+        candidate.findings.extend(more);
+        candidate.findings.sort_by_key(|finding| std::cmp::Reverse(finding.severity));
+        (candidate, planned.disks)
     };
     Ok(app.inventory.hosts().into_iter().map(one).collect())
+}
+
+/// What a host has, asked now: that a VM does not run counts only if its host says so once it has looked.
+async fn ask(app: &App, host: &Arc<Host>, vm: VmId) -> Seen {
+    let seen = app.inventory.refresh(host).await;
+    let runs = seen.vm(vm).is_some_and(|facts| facts.state == VmState::Running);
+    if runs || !seen.reachable { seen } else { app.inventory.look(host).await }
 }
 
 /// One host as the destination of a VM; both hosts are asked now, and that the shares are the same is shown.
@@ -92,7 +122,7 @@ pub(crate) async fn deeply(
     occasion: Occasion,
 ) -> Result<Checked, Failure> {
     let (at_source, at_destination, shares) =
-        tokio::join!(app.inventory.refresh(source), app.inventory.refresh(destination), named_shares(app));
+        tokio::join!(ask(app, source, vm), app.inventory.refresh(destination), named_shares(app));
     let promised = match occasion {
         Occasion::JobStart(job) => app.jobs.promised_before(job, destination.record.id),
         Occasion::Request(_) | Occasion::OneOfSeveral(_) => Promised::read(app).await?.at(destination.record.id, vm),

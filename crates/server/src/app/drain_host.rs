@@ -1,21 +1,26 @@
 //! Drains a host: nothing is placed there from now on, and every running VM moves away. A VM that cannot is named with
 //! the reason and the fix; the others go.
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
 
 use ferry_core::{
     api::server::{Candidate, DrainHost, HostView, JobView, MigrateVm},
     finding::{Finding, FindingId, Severity},
     id::HostId,
     job::JobKind,
+    location::Location,
     memory::room,
     placement::{Room, spread},
+    storage::DiskMove,
     vm::{VmFacts, VmState},
 };
 use uuid::Uuid;
 
 use super::{
-    check_move, migrate_many,
+    check_move, locate, migrate_many,
     migrate_vm::{host_name, new_move},
     promised::Promised,
     show_hosts,
@@ -41,7 +46,7 @@ pub(crate) async fn drain_host(
         let message = format!("Host {} cannot take its own VMs", host.name());
         return Err(super::invalid(&title, host.name(), message, "Name another host, or none"));
     }
-    let seen = app.inventory.refresh(&host).await;
+    let seen = app.inventory.look(&host).await;
     if let Some(trouble) = seen.trouble.filter(|_| !seen.reachable) {
         return Err(Failure::found(title, trouble));
     }
@@ -55,15 +60,17 @@ pub(crate) async fn drain_host(
     let vms: Vec<VmFacts> = seen.observation.map(|observation| observation.vms.clone()).unwrap_or_default();
     let is_moved = |vm: &VmFacts| moving.iter().any(|job| job.job.vm == vm.id);
     let mut leaving = Vec::new();
+    let places = places(app, &title, &host, wanted.as_deref(), body.storage.as_ref()).await?;
     let leaves = |vm: &&VmFacts| match vm.state {
         VmState::Running | VmState::Paused | VmState::Crashed | VmState::Suspended => !is_moved(vm),
         VmState::Incoming | VmState::ShutOff => false,
     };
     for vm in vms.iter().filter(leaves) {
-        let candidates = check_move::candidates(app, &format!("{}/{}", host.name(), vm.id)).await?;
+        let candidates = check_move::judge_all(app, &host, vm, |host| places.get(&host.record.id).cloned()).await?;
         let hosts = open_hosts(app, &candidates, wanted.as_deref());
         if hosts.is_empty() {
-            stay.push(nowhere(vm, &candidates, wanted.as_deref(), host.name()));
+            let candidates: Vec<Candidate> = candidates.into_iter().map(|(candidate, _)| candidate).collect();
+            stay.push(nowhere(&vm.name, &candidates, wanted.as_deref().map(Host::name), host.name()));
         } else {
             leaving.push((vm, hosts));
         }
@@ -90,11 +97,41 @@ async fn set_maintenance(app: &App, host: &Host, maintenance: bool) -> Result<()
     Ok(())
 }
 
-fn open_hosts(app: &App, candidates: &[Candidate], wanted: Option<&Host>) -> Vec<HostId> {
-    let may = candidates.iter().filter(|candidate| candidate.kind.is_some());
-    may.filter_map(|candidate| app.inventory.find(&candidate.host).ok())
-        .map(|host| host.record.id)
-        .filter(|id| wanted.is_none_or(|wanted| wanted.record.id == *id))
+/// Where disks go on each host that they may go to and that does not reach them: the place that was asked for, or its first
+/// storage location.
+async fn places(
+    app: &App,
+    title: &str,
+    source: &Host,
+    wanted: Option<&Host>,
+    storage: Option<&String>,
+) -> Result<BTreeMap<HostId, Location>, Failure> {
+    let Some(text) = storage else {
+        let locations = app.store.storage_locations().await?;
+        return Ok(locations.into_iter().filter_map(|(host, all)| Some((host, all.into_iter().next()?))).collect());
+    };
+    let shares = app.store.shares().await?;
+    if let Some(wanted) = wanted {
+        return Ok([(wanted.record.id, locate::within_reach(title, wanted, &shares, text)?)].into());
+    }
+    let hosts: Vec<_> = app.inventory.hosts().into_iter().filter(|host| host.record.id != source.record.id).collect();
+    // One that has no such place takes what needs none.
+    let found: Vec<_> =
+        hosts.iter().map(|host| Ok((host.record.id, locate::within_reach(title, host, &shares, text)?))).collect();
+    match found.iter().all(Result::is_err) {
+        true => found.into_iter().collect(),
+        false => Ok(found.into_iter().filter_map(Result::ok).collect()),
+    }
+}
+
+fn open_hosts(
+    app: &App,
+    candidates: &[(Candidate, Vec<DiskMove>)],
+    wanted: Option<&Host>,
+) -> BTreeMap<HostId, Vec<DiskMove>> {
+    let may = candidates.iter().filter(|(candidate, _)| candidate.kind.is_some());
+    may.filter_map(|(candidate, along)| Some((app.inventory.find(&candidate.host).ok()?.record.id, along.clone())))
+        .filter(|(id, _)| wanted.is_none_or(|wanted| wanted.record.id == *id))
         .collect()
 }
 
@@ -102,7 +139,7 @@ fn open_hosts(app: &App, candidates: &[Candidate], wanted: Option<&Host>) -> Vec
 fn place(
     app: &App,
     source: &Host,
-    leaving: Vec<(&VmFacts, Vec<HostId>)>,
+    leaving: Vec<(&VmFacts, BTreeMap<HostId, Vec<DiskMove>>)>,
     promised: &Promised,
     stay: &mut Vec<Finding>,
     by: &str,
@@ -112,13 +149,15 @@ fn place(
         Some(Room { host: host.record.id, free: room(&observation.host, &promised.all(host.record.id)) })
     };
     let rooms: Vec<Room> = app.inventory.hosts().into_iter().filter_map(free).collect();
-    let wishes: Vec<_> = leaving.iter().map(|(vm, hosts)| migrate_many::leaving(vm, hosts.clone())).collect();
+    let wishes: Vec<_> =
+        leaving.iter().map(|(vm, hosts)| migrate_many::leaving(vm, hosts.keys().copied().collect())).collect();
     let mut children = Vec::new();
-    for ((vm, _), chosen) in leaving.into_iter().zip(spread(&wishes, &rooms)) {
+    for ((vm, mut hosts), chosen) in leaving.into_iter().zip(spread(&wishes, &rooms)) {
         match chosen.and_then(|id| app.inventory.by_id(id)) {
             Some(destination) => {
                 let how = MigrateVm { destination: destination.name().to_owned(), ..MigrateVm::default() };
-                children.push(new_move(source, &destination, vm, &how, Vec::new(), by));
+                let along = hosts.remove(&destination.record.id).unwrap_or_default();
+                children.push(new_move(source, &destination, vm, &how, along, by));
             }
             None => stay.push(Finding::blocks(
                 FindingId::HostNone,
@@ -131,25 +170,33 @@ fn place(
     children
 }
 
-/// Why a VM can go to none of the hosts.
-fn nowhere(vm: &VmFacts, candidates: &[Candidate], wanted: Option<&Host>, source: &str) -> Finding {
+/// Why a VM can go to none of the hosts; and all that has to be done so that it can go to the one that lacks least.
+fn nowhere(vm: &str, candidates: &[Candidate], wanted: Option<&str>, source: &str) -> Finding {
     let asked = |candidate: &&Candidate| match wanted {
-        Some(wanted) => candidate.host == wanted.name(),
+        Some(wanted) => candidate.host == wanted,
         None => candidate.host != source,
     };
-    let mut reasons: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
-    for candidate in candidates.iter().filter(asked) {
-        let blocking = candidate.findings.iter().filter(|finding| finding.severity == Severity::Blocks);
-        for finding in blocking {
-            reasons.entry(&finding.message).or_default().push(&finding.fix);
-        }
-    }
-    let fix = reasons.values().flatten().next().copied().unwrap_or("Add another host with `ferry host add`");
-    let message = match reasons.len() {
-        0 => "There is no other host".to_owned(),
-        _ => reasons.keys().copied().collect::<Vec<_>>().join("; "),
+    let blocking = |candidate: &Candidate| -> Vec<Finding> {
+        candidate.findings.iter().filter(|finding| finding.severity == Severity::Blocks).cloned().collect()
     };
-    Finding::blocks(FindingId::HostNone, &vm.name, message, format!("{fix}; then `ferry host drain {source}` again"))
+    let blocked: Vec<(&str, Vec<Finding>)> =
+        candidates.iter().filter(asked).map(|candidate| (candidate.host.as_str(), blocking(candidate))).collect();
+    let reasons: BTreeSet<&str> =
+        blocked.iter().flat_map(|(_, all)| all).map(|finding| finding.message.as_str()).collect();
+    let (message, fix) = match blocked.iter().min_by_key(|(_, all)| all.len()) {
+        None => ("There is no other host".to_owned(), "Add another host with `ferry host add`".to_owned()),
+        Some((host, all)) => {
+            let mut fixes: Vec<&str> = Vec::new();
+            for finding in all {
+                if !fixes.contains(&finding.fix.as_str()) {
+                    fixes.push(&finding.fix);
+                }
+            }
+            let to = if blocked.len() > 1 { format!("So that it can go to {host}: ") } else { String::new() };
+            (reasons.into_iter().collect::<Vec<_>>().join("; "), to + &fixes.join("; and "))
+        }
+    };
+    Finding::blocks(FindingId::HostNone, vm, message, format!("{fix}; then `ferry host drain {source}` again"))
 }
 
 fn comes(vm: &str, job: ferry_core::id::JobId, host: &str) -> Finding {
@@ -161,4 +208,43 @@ fn comes(vm: &str, job: ferry_core::id::JobId, host: &str) -> Finding {
             "Wait for it (`ferry job watch {job}`) or cancel it (`ferry job cancel {job}`), then `ferry host drain {host}` again"
         ),
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_vm_that_stays_has_the_whole_fix_for_the_host_that_lacks_least() {
+        let finding = |what: &str| {
+            Finding::blocks(FindingId::DiskNotShared, "web01", format!("{what} is wrong"), format!("Mend {what}"))
+        };
+        let candidate = |host: &str, whats: &[&str]| Candidate {
+            host: host.to_owned(),
+            kind: None,
+            why: String::new(),
+            findings: whats
+                .iter()
+                .map(|what| finding(what))
+                .chain([Finding::warns(FindingId::DiskUnsafe, "web01", "It is odd", "Change it")])
+                .collect(),
+        };
+        let three = [candidate("kvm1", &[]), candidate("kvm2", &["a", "b", "c"]), candidate("kvm3", &["b", "a", "b"])];
+        let two = [candidate("kvm1", &[]), candidate("kvm2", &["a", "b"]), candidate("kvm3", &["c"])];
+        for (candidates, wanted, message, fix) in [
+            (
+                &three[..],
+                None,
+                "a is wrong; b is wrong; c is wrong",
+                "So that it can go to kvm2: Mend a; and Mend b; and Mend c",
+            ),
+            (&three[..], Some("kvm3"), "a is wrong; b is wrong", "Mend b; and Mend a"),
+            (&two[..], None, "a is wrong; b is wrong; c is wrong", "So that it can go to kvm3: Mend c"),
+            (&two[..1], None, "There is no other host", "Add another host with `ferry host add`"),
+        ] {
+            let found = nowhere("web01", candidates, wanted, "kvm1");
+            assert_eq!(found.message, message);
+            assert_eq!(found.fix, format!("{fix}; then `ferry host drain kvm1` again"));
+        }
+    }
 }

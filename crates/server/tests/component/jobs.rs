@@ -11,11 +11,16 @@ use ferry_core::{
     job::JobKind,
     migration::Phase,
     units::ByteCount,
+    vm::VmState,
 };
-use ferry_drivers::hypervisor::fake::{Hold, Point};
+use ferry_drivers::hypervisor::{
+    Hypervisor as _,
+    fake::{Hold, Point},
+};
 
 use crate::{
     moves::{only, reached},
+    rules::add_nvram,
     support::{Host, Lab, in_lab, refusal, wait_for},
 };
 
@@ -275,11 +280,37 @@ fn a_drained_host_is_left_by_every_vm_that_can_and_gets_no_other_until_it_is_res
         let back = lab.migrate("web01", "kvm1").await.expect("accepted");
         lab.ends(&back, Phase::Succeeded).await;
 
-        let there = DrainHost { destination: Some("kvm2".into()) };
+        let there = DrainHost { destination: Some("kvm2".into()), storage: None };
         let job = lab.client.drain_host("kvm3", &there).await.expect("accepted");
         assert!(job.children.iter().all(|child| child.destination == "kvm2"));
         lab.ends(&job, Phase::Succeeded).await;
         assert_eq!(refusal(lab.client.drain_host("kvm2", &there).await), (400, vec![FindingId::RequestInvalid]));
+    });
+}
+
+#[test]
+fn a_drain_plans_what_moves_along_for_the_host_that_it_chose_and_asks_how_vms_are_now() {
+    in_lab(async |lab| {
+        let (kvm1, kvm2, web01) = lab.two_hosts().await;
+        let variables = kvm1.on_host("nvram/uefi_VARS.fd");
+        lab.run(&kvm1, "uefi", |guest| add_nvram(guest, &variables)).await;
+        let local = kvm1.on_host("cache.raw");
+        lab.run(&kvm1, "cache", |guest| guest.facts.files[0].place = local.clone()).await;
+        // Paused when it was seen last.
+        kvm1.hypervisor.pause(web01);
+        lab.wait_for_state("web01", VmState::Paused).await;
+        kvm1.hypervisor.resume(web01).expect("resumed");
+
+        let place = kvm2.on_host("drained").display().to_string();
+        std::fs::create_dir_all(&place).expect("made");
+        let drain = DrainHost { destination: None, storage: Some(place) };
+        let job = lab.client.drain_host("kvm1", &drain).await.expect("accepted");
+        assert_eq!(job.findings, [], "each can go");
+        let job = lab.ends(&job, Phase::Succeeded).await;
+        assert!(job.summary.starts_with("3 of 3"), "{}", job.summary);
+        for vm in ["web01", "uefi", "cache"] {
+            assert_eq!(lab.client.vm(vm).await.expect("known").host, "kvm2");
+        }
     });
 }
 
@@ -375,6 +406,7 @@ fn each_job_that_ended_leaves_a_record() {
         assert!(record.changes.iter().any(|change| change.contains("runs on kvm2")), "{record:?}");
         let record = &page.records[3];
         assert!(record.changes.is_empty() && record.summary.contains("no room"), "{record:?}");
+        assert!(!record.summary.contains(&vm.to_string()), "VMs are told by name: {record:?}");
         let after = lab.client.audit(None, Some(children[1])).await.expect("answered");
         assert_eq!(after.records.len(), 1);
         let later = record.accepted_at_ms;

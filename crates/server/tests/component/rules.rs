@@ -189,7 +189,8 @@ fn a_shareable_disk_stays_while_the_others_move() {
     });
 }
 
-fn add_nvram(guest: &mut FakeGuest, place: &Path) {
+/// Gives a guest UEFI variables in a file.
+pub fn add_nvram(guest: &mut FakeGuest, place: &Path) {
     let nvram = VmFile {
         role: FileRole::Nvram,
         device: "nvram".into(),
