@@ -129,15 +129,12 @@ impl Ticker {
         Path::new(local::FOLDER).join(&self.name)
     }
 
-    /// Asks something of the guest: `flip`, `restless`, `rest` (its main module says what that does).
+    /// Asks something of the guest: `flip`, `restless`, `hasten`, `rest` (its main module says what that does).
     ///
     /// # Errors
     /// When no datagram can be sent.
     pub fn ask(&self, lab: &Lab, request: &str) -> anyhow::Result<()> {
-        in_fabric(lab, || {
-            UdpSocket::bind("0.0.0.0:0")?.send_to(request.as_bytes(), (self.ip(), PORT))?;
-            Ok(())
-        })
+        ask(lab, &self.ip(), request)
     }
 
     /// Its definition, with its files on the share in `folder`.
@@ -203,6 +200,23 @@ impl Ticker {
             device = device(index),
         )
     }
+}
+
+/// Asks every guest of a lab, as [`Ticker::ask`] asks one.
+///
+/// # Errors
+/// When no datagram can be sent.
+pub fn ask_all(lab: &Lab, request: &str) -> anyhow::Result<()> {
+    ask(lab, &format!("{NETWORK}.255"), request)
+}
+
+fn ask(lab: &Lab, address: &str, request: &str) -> anyhow::Result<()> {
+    in_fabric(lab, || {
+        let socket = UdpSocket::bind("0.0.0.0:0")?;
+        socket.set_broadcast(true)?;
+        socket.send_to(request.as_bytes(), (address, PORT))?;
+        Ok(())
+    })
 }
 
 /// A definition that [`Ticker::prepare`] gave, with its disk `file` as a volume of the storage pool `vms`, and its interface

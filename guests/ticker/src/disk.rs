@@ -90,6 +90,7 @@ fn run(device: &Path, number: usize, wanted: &Wanted, found: &Found) {
             found.sector_passes[number].fetch_add(1, Relaxed);
         }
         // What the disk took counts; after a stop there is no need to catch up.
+        let pause = if found.hastens.load(Relaxed) { Duration::ZERO } else { pause };
         due = (due + pause).max(Instant::now());
         thread::sleep(due.saturating_duration_since(Instant::now()));
     }

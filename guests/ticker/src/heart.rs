@@ -66,12 +66,16 @@ pub(crate) fn run(wanted: &Wanted, found: &Found) -> ! {
             if toss.is_none() && &request[..length] == b"restless" {
                 toss = restless::start();
             }
-            if &request[..length] == b"rest"
-                && let Some(mut other) = toss.take()
-            {
-                // One that ended by itself is what was asked for.
-                let _ = other.kill();
-                let _ = other.wait();
+            if &request[..length] == b"hasten" {
+                found.hastens.store(true, Relaxed);
+            }
+            if &request[..length] == b"rest" {
+                found.hastens.store(false, Relaxed);
+                if let Some(mut other) = toss.take() {
+                    // One that ended by itself is what was asked for.
+                    let _ = other.kill();
+                    let _ = other.wait();
+                }
             }
         }
         thread::sleep(EVERY * wanted.slower);

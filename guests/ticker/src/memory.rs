@@ -75,7 +75,8 @@ pub(crate) fn run(wanted: &Wanted, found: &Found) -> ! {
                 found.page_passes.fetch_add(1, Relaxed);
             }
         }
-        thread::sleep(PAUSE_MIN.max(begun.elapsed() * REST * wanted.slower));
+        let rest = REST * if found.hastens.load(Relaxed) { 1 } else { wanted.slower };
+        thread::sleep(PAUSE_MIN.max(begun.elapsed() * rest));
     }
 }
 

@@ -7,7 +7,7 @@ use serde::Serialize;
 
 use super::{
     image::Release::{Bookworm, Trixie},
-    site::{IMAGES, StockSite, VERIFY_WITHIN, small_ticker},
+    site::{IMAGES, StockSite, small_ticker},
 };
 use crate::{
     demo::{Measured, say},
@@ -30,13 +30,13 @@ struct Document {
 /// # Errors
 /// What could not be done, or which promise was broken.
 pub fn run(json: bool) -> anyhow::Result<()> {
-    say("booting two stock Debian 13 systems and a Debian 12, and installing Ferry's packages there");
+    say("starting two stock Debian 13 systems and a Debian 12, and installing Ferry's packages there");
     let site = StockSite::up(&[Trixie, Trixie, Bookworm])?;
     site.add_smb_share("vms")?;
     let nfs = site.add_nfs_share("vault", 2, &[0, 1])?;
-    say("booting a guest on stock3 (Debian 12), its disk on the SMB share");
+    say("starting a guest on stock3 (Debian 12), its disk on the SMB share");
     let ticker = small_ticker(VM, 101);
-    site.start_tickers(&[(&ticker, 2)])?;
+    site.start_guest(&ticker, 2)?;
     let mut proof = Proof { site: &site, migrations: Vec::new() };
     // QEMU 7.2 forgets pages of an emulated guest that rests (`ferry_core::release`): this one does not meanwhile.
     ticker.ask(&site.ferry.lab, "restless")?;
@@ -76,7 +76,7 @@ impl Proof<'_> {
                 "moved: {prepared} ms until libvirt's call, {memory} ms in it, {after} ms after; it verifies now"
             ));
         }
-        self.site.observer.wait_verified(VM, 1, VERIFY_WITHIN)?;
+        self.site.verify(VM)?;
         let heard = self.site.observer.heard(VM);
         judge(&heard)?;
         let around: Vec<_> = heard.iter().filter(|heard| heard.at >= begun && heard.at <= moved).cloned().collect();

@@ -12,6 +12,7 @@ use std::{
 };
 
 use anyhow::{Context as _, ensure};
+use uuid::Uuid;
 
 use super::{guest_agent::GuestAgent, machine};
 use crate::{
@@ -31,6 +32,8 @@ const SIZE: &str = "5G";
 const RECIPE: u32 = 2;
 /// The modules that the first file system must hold: with all of them a machine without KVM boots 20 s later.
 const BOOT_MODULES: &str = "virtio_pci\nvirtio_blk\next4\n";
+/// How a machine mounts the folder that it shares with the lab.
+pub(super) const FOLDER_OPTIONS: &str = "trans=virtio,version=9p2000.L,msize=262144";
 /// Runs what the lab wrote for this machine, before the network and libvirt are up.
 const UNIT: &str = "[Unit]\nDescription=Set up what the lab asks for\nDefaultDependencies=no\n\
                     After=local-fs.target systemd-udev-trigger.service\nWants=network-pre.target\n\
@@ -148,7 +151,13 @@ fn start_once(image: &Image, work: &Path) -> anyhow::Result<()> {
     fs::write(folder.join("boot"), "")?;
     // It ends with whoever builds, however that ends.
     let mut command = Command::new("setpriv");
-    command.args(["--pdeathsig", "KILL", machine::EMULATOR]).args(machine::emulated(image, "first", &folder, &socket));
+    command.args(["--pdeathsig", "KILL", machine::EMULATOR]).args(machine::emulated(
+        image,
+        "first",
+        Uuid::new_v4(),
+        &folder,
+        &socket,
+    ));
     command.arg("-drive").arg(format!("file={},if=virtio,format=raw,cache=unsafe,discard=unmap", image.disk.display()));
     let mut program = Program::start("a new stock host", command, &place.join("log"))?;
     let agent = GuestAgent::new(&socket);

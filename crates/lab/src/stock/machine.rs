@@ -13,9 +13,12 @@ use uuid::Uuid;
 use super::{
     guest_agent::GuestAgent,
     image::{self, Image, Release},
+    qmp::Qmp,
 };
 use crate::{
+    cache,
     lab::{FABRIC_IP, Lab, NETWORK, Program},
+    observe::now,
     run::{DEADLINE, Said, checked, run, wait_for},
 };
 
@@ -31,6 +34,12 @@ pub(super) const BOOT_WITHIN: Duration = Duration::from_secs(420);
 pub const LINE_WITHIN: Duration = Duration::from_secs(120);
 /// How long the guest agent may take to say that it is there, while a machine boots.
 const PING_WITHIN: Duration = Duration::from_secs(3);
+/// The machines' UUIDs follow this one.
+const UUIDS: u128 = 0x7d1f_3a52_8c0e_4b6d_9a41_5e2f_0b3c_9700;
+/// How long a machine's state may take to be written.
+const SAVE_WITHIN: Duration = Duration::from_secs(120);
+/// Raised when what is done before a state is kept changes: what is kept is made anew.
+const STATE: u32 = 2;
 
 /// A machine that runs as long as its lab.
 pub struct Machine {
@@ -51,40 +60,53 @@ pub struct Machine {
 }
 
 impl Machine {
-    /// Starts a machine; [`Machine::wait_up`] waits until libvirt answers there.
+    /// Starts a machine; [`Machine::wait_up`] waits until libvirt answers there. It goes on from the state that one of its
+    /// kind had when it had booted, which is made (with a boot) when it is not kept.
     ///
     /// # Errors
     /// What could not be made or started.
     pub fn start(lab: &Lab, index: u8, release: Release) -> anyhow::Result<Self> {
-        let image = image::image(release)?;
         let name = format!("stock{index}");
         let (ip, migration_ip) = (format!("{NETWORK}.{}", 30 + index), format!("{MIGRATION_NETWORK}.{}", 30 + index));
         let folder = lab.folder.join(&name);
         fs::create_dir(&folder)?;
-        let overlay = lab.folder.join(format!("{name}.qcow2"));
-        let backing = image.disk.display().to_string();
-        run("qemu-img", &["create", "-q", "-f", "qcow2", "-F", "raw", "-b", &backing, &overlay.display().to_string()])?;
         let nics = [Nic::add(lab, index, 0)?, Nic::add(lab, index, 1)?];
-        fs::write(folder.join("boot"), boot_script(&nics, &ip, &migration_ip))?;
-        let socket = lab.folder.join(format!("{name}.sock"));
-        let mut command = lab.in_fabric(EMULATOR);
-        command.args(emulated(&image, &name, &folder, &socket));
-        // Lost with the lab anyway: nothing waits for the machine's own disk.
-        command.arg("-drive").arg(format!("file={},if=virtio,format=qcow2,cache=unsafe", overlay.display()));
-        for nic in &nics {
-            command.arg("-netdev").arg(format!("tap,id={0},ifname={0},script=no,downscript=no", nic.tap));
-            command.arg("-device").arg(format!("virtio-net-pci,netdev={},mac={}", nic.tap, nic.mac));
-        }
-        let program = Program::start(&name, command, &lab.folder.join(format!("{name}.log")))?;
-        let port = nics[0].tap.clone();
-        Ok(Self { name, ip, migration_ip, port, release, folder, agent: GuestAgent::new(&socket), program })
+        let script = boot_script(&nics, &ip, &migration_ip);
+        fs::write(folder.join("boot"), &script)?;
+        let image = image::image(release)?;
+        let frame = Frame {
+            lab,
+            name,
+            ip,
+            migration_ip,
+            folder,
+            release,
+            uuid: Uuid::from_u128(UUIDS + u128::from(index)),
+            nics,
+            image,
+        };
+        let (kept, what) = (format!("stock-{}-{index}", release.name()), format!("{} as it has booted", frame.name));
+        let recipe = frame.recipe(&script)?;
+        let is_whole = |place: &Path| Booted::of(place).is_whole();
+        let booted = Booted::of(&cache::kept(&kept, &what, &recipe, is_whole, |work| frame.boot_and_save(work))?);
+        let overlay = lab.folder.join(format!("{}.qcow2", frame.name));
+        add_layer(&overlay, &booted.disk, "qcow2")?;
+        frame.run(&overlay, Some(&booted.state))
     }
 
-    /// Waits until the machine has booted and libvirt answers.
+    /// Waits until the machine answers, and libvirt there.
     ///
     /// # Errors
     /// When it does not in time: with the last lines of its console.
     pub fn wait_up(&mut self) -> anyhow::Result<()> {
+        self.wait_booted()?;
+        // It sees another folder than the one it booted with, and slept some time.
+        self.run(&format!("mount -t 9p -o {} lab /lab && date -s @{}", image::FOLDER_OPTIONS, now().as_secs()))?;
+        self.run("virsh -q -c qemu:///system list").map(drop)
+    }
+
+    /// Waits until every service of the machine has started.
+    fn wait_booted(&mut self) -> anyhow::Result<()> {
         let (agent, program) = (&self.agent, &mut self.program);
         let answered = wait_for(&format!("{} has booted", self.name), BOOT_WITHIN, || {
             (!program.runs() || agent.answers(PING_WITHIN)).then_some(())
@@ -94,7 +116,26 @@ impl Machine {
         // `is-system-running` waits for every service that starts at boot, libvirt's among them.
         let said = self.try_run("systemctl is-system-running --wait", BOOT_WITHIN)?;
         ensure!(said.out.contains("running"), "{} is {}: {}", self.name, said.out.trim(), self.failed_units());
-        self.run("virsh -q -c qemu:///system list").map(drop)
+        Ok(())
+    }
+
+    /// Writes the machine's state to a file, and ends it.
+    fn save(self, state: &Path) -> anyhow::Result<()> {
+        // QEMU saves no machine that has a folder of another mounted. Timers would all run at once when it wakes days later.
+        self.run("virsh -q -c qemu:///system list && systemctl stop '*.timer' && sync && umount /lab")?;
+        let mut qmp = Qmp::connect(&qmp_socket(&self.folder), DEADLINE)?;
+        // It runs on until all is written: one that is stopped before would stand still when it is started from this.
+        qmp.ask("migrate-set-parameters", serde_json::json!({"max-bandwidth": 8_u64 << 30}))?;
+        qmp.ask("migrate", serde_json::json!({"uri": format!("exec:cat >'{}'", state.display())}))?;
+        wait_for(&format!("{} is saved", self.name), SAVE_WITHIN, || {
+            let info = qmp.ask("query-migrate", serde_json::json!({}));
+            let status = info.map(|info| info["status"].as_str().unwrap_or_default().to_owned());
+            match status.as_deref() {
+                Ok("completed") => Some(Ok(())),
+                Ok("failed" | "cancelled") | Err(_) => Some(Err(anyhow::anyhow!("{}: {status:?}", self.name))),
+                Ok(_) => None,
+            }
+        })?
     }
 
     /// Runs a shell line in the machine; it must end well within [`LINE_WITHIN`].
@@ -156,12 +197,100 @@ impl Machine {
     }
 }
 
+/// A machine that has booted: what it wrote to its disk, and all else.
+struct Booted {
+    disk: PathBuf,
+    state: PathBuf,
+}
+
+impl Booted {
+    fn of(folder: &Path) -> Self {
+        Self { disk: folder.join("disk.qcow2"), state: folder.join("state") }
+    }
+
+    fn is_whole(&self) -> bool {
+        self.disk.is_file() && self.state.is_file()
+    }
+}
+
+/// A machine before it runs.
+struct Frame<'a> {
+    lab: &'a Lab,
+    name: String,
+    ip: String,
+    migration_ip: String,
+    folder: PathBuf,
+    release: Release,
+    uuid: Uuid,
+    nics: [Nic; 2],
+    image: Image,
+}
+
+impl Frame<'_> {
+    /// What a state that is kept depends on.
+    fn recipe(&self, script: &str) -> anyhow::Result<String> {
+        let version = run(EMULATOR, &["--version"])?;
+        let nowhere = Path::new("/");
+        let arguments = emulated(&self.image, &self.name, self.uuid, nowhere, nowhere).join(" ");
+        // The image is never written: it is another one when it was made at another time.
+        let made = fs::metadata(&self.image.disk)?.modified()?;
+        Ok(format!("{STATE} {made:?}\n{version}{arguments}\n{script}"))
+    }
+
+    /// Boots the machine, and keeps what it is then.
+    fn boot_and_save(&self, work: &Path) -> anyhow::Result<()> {
+        let booted = Booted::of(work);
+        add_layer(&booted.disk, &self.image.disk, "raw")?;
+        let mut machine = self.run(&booted.disk, None)?;
+        machine.wait_booted()?;
+        machine.save(&booted.state)
+    }
+
+    /// Runs the machine: from its boot, or from a state.
+    fn run(&self, disk: &Path, state: Option<&Path>) -> anyhow::Result<Machine> {
+        let socket = self.folder.with_extension("sock");
+        let mut command = self.lab.in_fabric(EMULATOR);
+        command.args(emulated(&self.image, &self.name, self.uuid, &self.folder, &socket));
+        // Lost with the lab anyway: nothing waits for the machine's own disk.
+        command.arg("-drive").arg(format!("file={},if=virtio,format=qcow2,cache=unsafe", disk.display()));
+        for nic in &self.nics {
+            command.arg("-netdev").arg(format!("tap,id={0},ifname={0},script=no,downscript=no", nic.tap));
+            command.arg("-device").arg(format!("virtio-net-pci,netdev={},mac={}", nic.tap, nic.mac));
+        }
+        if let Some(state) = state {
+            command.arg("-incoming").arg(format!("exec:cat '{}'", state.display()));
+        }
+        let program = Program::start(&self.name, command, &self.lab.folder.join(format!("{}.log", self.name)))?;
+        Ok(Machine {
+            name: self.name.clone(),
+            ip: self.ip.clone(),
+            migration_ip: self.migration_ip.clone(),
+            port: self.nics[0].tap.clone(),
+            release: self.release,
+            folder: self.folder.clone(),
+            agent: GuestAgent::new(&socket),
+            program,
+        })
+    }
+}
+
+/// Makes a disk that holds what will be written over another, which is not written any more.
+fn add_layer(disk: &Path, over: &Path, format: &str) -> anyhow::Result<()> {
+    let (disk, over) = (disk.display().to_string(), over.display().to_string());
+    run("qemu-img", &["create", "-q", "-f", "qcow2", "-F", format, "-b", &over, &disk]).map(drop)
+}
+
+/// Where QEMU is told what to do with a machine.
+fn qmp_socket(folder: &Path) -> PathBuf {
+    folder.with_extension("qmp")
+}
+
 /// What runs machines.
 pub(super) const EMULATOR: &str = "qemu-system-x86_64";
 
 /// What the emulator is told of a machine but for its disk and its network. The machine sees `folder` as what it mounts at
 /// `/lab`; beside `folder` lies its console.
-pub(super) fn emulated(image: &Image, name: &str, folder: &Path, socket: &Path) -> Vec<String> {
+pub(super) fn emulated(image: &Image, name: &str, uuid: Uuid, folder: &Path, socket: &Path) -> Vec<String> {
     let memory = MEMORY_MIB.to_string();
     // Without virtualisation of its own: QEMU emulates AMD's, and guests boot by KVM in the machine, but its kernel crashed
     // under it ("corrupted stack end"), and guests stood still. libvirt need not probe each QEMU twice either. Four levels
@@ -171,14 +300,16 @@ pub(super) fn emulated(image: &Image, name: &str, folder: &Path, socket: &Path) 
     let initrd = image.initrd.display().to_string();
     // Interfaces keep the names by which the boot script finds them: udev would rename them while it does.
     let line = format!("root=LABEL=root ro console=ttyS0 quiet mitigations=off net.ifnames=0 systemd.hostname={name}");
-    let uuid = Uuid::new_v4().to_string();
+    let uuid = uuid.to_string();
     let machine = ["-m", &memory, "-uuid", &uuid, "-kernel", &kernel, "-initrd", &initrd, "-append", &line];
     let shared = format!("local,path={},mount_tag=lab,security_model=none", folder.display());
     let channel = format!("socket,id=agent,path={},server=on,wait=off", socket.display());
     let agent = "virtserialport,chardev=agent,name=org.qemu.guest_agent.0";
     let console = format!("file:{}", folder.with_extension("console").display());
     let devices = ["-virtfs", &shared, "-device", "virtio-serial", "-chardev", &channel, "-device", agent];
-    let ends = ["-serial", &console, "-monitor", "none", "-display", "none", "-nic", "none", "-no-reboot"];
+    let qmp = format!("unix:{},server=on,wait=off", qmp_socket(folder).display());
+    let ends =
+        ["-serial", &console, "-qmp", &qmp, "-monitor", "none", "-display", "none", "-nic", "none", "-no-reboot"];
     [&processor[..], &machine[..], &devices[..], &ends[..]].concat().into_iter().map(str::to_owned).collect()
 }
 

@@ -12,4 +12,5 @@ pub mod demo;
 pub mod guest_agent;
 pub mod image;
 pub mod machine;
+mod qmp;
 pub mod site;

@@ -2,6 +2,7 @@
 
 use std::{
     fs,
+    hash::{DefaultHasher, Hash as _, Hasher as _},
     path::{Path, PathBuf},
     process::Command,
     thread,
@@ -10,6 +11,7 @@ use std::{
 
 use anyhow::{Context as _, ensure};
 use ferry_core::api::server::JobView;
+use uuid::Uuid;
 
 use super::{
     guest_agent::GuestAgent,
@@ -17,11 +19,12 @@ use super::{
     machine::{MIGRATION_BRIDGE, Machine},
 };
 use crate::{
+    cache::{self, Boot},
     ferry::Ferry,
-    guest::Ticker,
-    lab::NETWORK,
+    guest::{Ticker, ask_all},
+    lab::{NETWORK, Programs},
     observe::Observer,
-    run::{DEADLINE, checked, run_within},
+    run::{DEADLINE, checked, run, run_within},
     samba::{PASSWORD, USER},
 };
 
@@ -34,7 +37,9 @@ pub const GUEST_BOOT: Duration = Duration::from_secs(300);
 /// How long a move may take.
 pub const MOVE_WITHIN: Duration = Duration::from_secs(400);
 /// How long a guest may take to verify all that it has.
-pub const VERIFY_WITHIN: Duration = Duration::from_secs(300);
+const VERIFY_WITHIN: Duration = Duration::from_secs(300);
+/// The guests' UUIDs follow this one: a guest that is kept has the same each time.
+const UUIDS: u128 = 0x3b9c_64e1_07d5_4f2a_8e63_c18d_72a4_5500;
 /// How long a package may take to be installed.
 const INSTALL_WITHIN: Duration = Duration::from_secs(180);
 
@@ -90,15 +95,19 @@ impl StockSite {
             command.args(["-n", &ferry.lab.fabric()]).args(line.split(' '));
             checked(command, DEADLINE)?;
         }
-        let mut machines = Vec::new();
-        for (index, release) in releases.iter().enumerate() {
-            machines.push(Machine::start(&ferry.lab, u8::try_from(index + 1)?, *release)?);
-        }
-        let booted: Vec<anyhow::Result<()>> = thread::scope(|scope| {
-            let threads: Vec<_> = machines.iter_mut().map(|machine| scope.spawn(|| machine.wait_up())).collect();
+        let started: Vec<anyhow::Result<Machine>> = thread::scope(|scope| {
+            let lab = &ferry.lab;
+            let start = |(index, release): (u8, &Release)| {
+                let release = *release;
+                scope.spawn(move || {
+                    let mut machine = Machine::start(lab, index, release)?;
+                    machine.wait_up().map(|()| machine)
+                })
+            };
+            let threads: Vec<_> = (1..).zip(releases).map(start).collect();
             threads.into_iter().map(|thread| thread.join().expect("no panic")).collect()
         });
-        booted.into_iter().collect::<anyhow::Result<()>>()?;
+        let machines = started.into_iter().collect::<anyhow::Result<Vec<Machine>>>()?;
         let inventory: Vec<(&str, PathBuf)> =
             machines.iter().map(|machine| (machine.name.as_str(), machine.socket())).collect();
         fs::write(ferry.lab.folder.join(INVENTORY), serde_json::to_vec(&inventory)?)?;
@@ -171,42 +180,67 @@ impl StockSite {
         Ok(said.lines().next().context("No share is mounted")?.trim().into())
     }
 
-    /// Starts guests on machines, all at once; returns when each is heard, and has verified what it has.
+    /// Starts a guest on a machine, with its files on the file server's share; returns when it is heard, and Ferry lists it.
+    /// It goes on from the state in which it was kept when it had booted and verified all that it has; it is booted for
+    /// that when nothing is kept.
     ///
     /// # Errors
-    /// What libvirt said, or who is not heard.
-    pub fn start_tickers(&self, guests: &[(&Ticker, usize)]) -> anyhow::Result<()> {
-        for (ticker, machine) in guests {
-            self.define_and_start(ticker, *machine, |definition, _| Ok(definition))?;
-        }
-        for (ticker, machine) in guests {
-            let host = &self.machines[*machine];
-            self.observer.wait_on(&ticker.name, &host.name, GUEST_BOOT)?;
-            self.observer.wait_verified(&ticker.name, 0, VERIFY_WITHIN)?;
-            self.ferry.wait_listed(&ticker.name, &host.name)?;
-        }
-        Ok(())
+    /// What libvirt said, or that the guest is not heard.
+    pub fn start_guest(&self, ticker: &Ticker, machine: usize) -> anyhow::Result<()> {
+        self.start_changed_guest(ticker, machine, |definition, _| Ok(definition))
     }
 
-    /// Makes a guest's files on the file server's share, and defines and starts it on a machine. `change` makes its
-    /// definition another one; it is told the guest's folder there.
+    /// As [`Self::start_guest`]. `change` makes its definition another one; it is told the guest's folder there.
     ///
     /// # Errors
-    /// What libvirt said, or `change`.
-    pub fn define_and_start(
+    /// As well those of `change`.
+    pub fn start_changed_guest(
         &self,
         ticker: &Ticker,
         machine: usize,
         change: impl FnOnce(String, &Path) -> anyhow::Result<String>,
     ) -> anyhow::Result<()> {
-        let host = &self.machines[machine];
-        let mount = self.smb_mount(machine)?;
-        let definition = ticker.prepare(&self.ferry.lab, &self.ferry.files.share, &mount)?;
-        let definition = change(definition, &mount.join(&ticker.name))?;
-        let file = host.folder.join(format!("{}.xml", ticker.name));
-        fs::write(&file, definition)?;
-        host.run(&format!("virsh -q define /lab/{0}.xml && virsh -q start {0}", ticker.name))?;
-        Ok(())
+        let (host, name) = (&self.machines[machine], &ticker.name);
+        let (share, mount) = (&self.ferry.files.share, self.smb_mount(machine)?);
+        let (backing, folder) = (share.join(name), mount.join(name));
+        let definition = ticker.prepare(&self.ferry.lab, share, &mount)?;
+        let definition = change(definition, &folder)?;
+        fs::write(host.folder.join(format!("{name}.xml")), &definition)?;
+        host.run(&format!("virsh -q define /lab/{name}.xml"))?;
+        let kept = KeptGuest::of(&cache::kept(
+            &format!("stock-guest-{name}-{}-{}-{}", host.release.name(), ticker.pattern_mib, ticker.slower),
+            &format!("the guest {name} as it has booted"),
+            &kept_guest_recipe(host, &self.ferry.lab.boot, &any_folder(&definition, &folder))?,
+            |place| KeptGuest::of(place).is_whole(),
+            |work| {
+                host.run(&format!("virsh -q start {name}"))?;
+                self.observer.wait_on(name, &host.name, GUEST_BOOT)?;
+                self.verify(name)?;
+                host.run(&format!("virsh -q save {name} /lab/{name}.state"))?;
+                let definition = host.run(&format!("virsh save-image-dumpxml /lab/{name}.state"))?;
+                let kept = KeptGuest::of(work);
+                fs::write(&kept.definition, any_folder(&definition, &folder))?;
+                fs::copy(host.folder.join(format!("{name}.state")), &kept.state)?;
+                copy_sparse(&backing.join(DISK), &kept.disk)
+            },
+        )?);
+        copy_sparse(&kept.disk, &backing.join(DISK))?;
+        fs::copy(&kept.state, host.folder.join(format!("{name}.state")))?;
+        let definition = fs::read_to_string(&kept.definition)?.replace(ANY_FOLDER, &folder.display().to_string());
+        fs::write(host.folder.join(format!("{name}.xml")), definition)?;
+        host.run(&format!("virsh -q restore /lab/{name}.state --xml /lab/{name}.xml"))?;
+        self.observer.wait_on(name, &host.name, GUEST_BOOT)?;
+        self.ferry.wait_listed(name, &host.name)
+    }
+
+    /// Waits until a guest has verified all that it has, as fast as it can.
+    ///
+    /// # Errors
+    /// When it has not in time.
+    pub fn verify(&self, name: &str) -> anyhow::Result<()> {
+        ask_all(&self.ferry.lab, "hasten")?;
+        self.observer.wait_verified(name, 1, VERIFY_WITHIN)?;
+        ask_all(&self.ferry.lab, "rest")
     }
 
     /// Moves a guest's disks to a place, while it runs.
@@ -265,10 +299,52 @@ pub fn machines_of(folder: &Path) -> Vec<(String, GuestAgent)> {
     machines.into_iter().map(|(name, socket)| (name, GuestAgent::new(&socket))).collect()
 }
 
+/// A guest's disk in its folder.
+const DISK: &str = "disk.raw";
+/// Stands for a guest's folder in a definition that is kept: shares are mounted at different places.
+const ANY_FOLDER: &str = "@folder@";
+
+fn any_folder(definition: &str, folder: &Path) -> String {
+    definition.replace(&folder.display().to_string(), ANY_FOLDER)
+}
+
+/// A guest as it was when it had booted: what libvirt saved, with its definition and its disk.
+struct KeptGuest {
+    state: PathBuf,
+    definition: PathBuf,
+    disk: PathBuf,
+}
+
+impl KeptGuest {
+    fn of(folder: &Path) -> Self {
+        Self { state: folder.join("state"), definition: folder.join("definition.xml"), disk: folder.join(DISK) }
+    }
+
+    fn is_whole(&self) -> bool {
+        [&self.state, &self.definition, &self.disk].iter().all(|path| path.is_file())
+    }
+}
+
+/// What the state of a guest depends on.
+fn kept_guest_recipe(host: &Machine, boot: &Boot, definition: &str) -> anyhow::Result<String> {
+    let mut hasher = DefaultHasher::new();
+    // The initramfs is packed anew for each lab, around this.
+    for file in [&boot.kernel, &Programs::find()?.ticker] {
+        fs::read(file)?.hash(&mut hasher);
+    }
+    let versions = host.run("dpkg-query -W libvirt-daemon qemu-system-x86")?;
+    Ok(format!("{:x}\n{versions}{definition}", hasher.finish()))
+}
+
+fn copy_sparse(from: &Path, to: &Path) -> anyhow::Result<()> {
+    run("cp", &["--sparse=always".as_ref(), from.as_os_str(), to.as_os_str()]).map(drop)
+}
+
 /// A guest as stock hosts carry it: small and slow, for its processor is emulated by one that is.
 pub fn small_ticker(name: &str, address: u8) -> Ticker {
     let ticker = Ticker::new(name, address);
-    Ticker { memory_mib: 128, pattern_mib: 4, dirty_mib_per_s: 1, slower: 12, writes_per_s: 10, ..ticker }
+    let uuid = Uuid::from_u128(UUIDS + u128::from(address));
+    Ticker { uuid, memory_mib: 128, pattern_mib: 4, dirty_mib_per_s: 1, slower: 12, writes_per_s: 10, ..ticker }
 }
 
 /// Installs the agent from its package and sets it up; gives the enrolment token.

@@ -24,7 +24,7 @@ use ferry_lab::{
         demo,
         image::Release::Trixie,
         machine::Machine,
-        site::{GUEST_BOOT, MOVE_WITHIN, StockSite, VERIFY_WITHIN, find, packages, small_ticker},
+        site::{MOVE_WITHIN, StockSite, find, packages, small_ticker},
     },
 };
 
@@ -34,7 +34,7 @@ const SLOWLY: &str = "2";
 
 /// Waits until the guest has verified all it has, and judges what was heard of it so far.
 fn verified(site: &StockSite, name: &str) {
-    site.observer.wait_verified(name, 1, VERIFY_WITHIN).expect("verified");
+    site.verify(name).expect("verified");
     judge(&site.observer.heard(name)).expect("nothing was lost");
 }
 
@@ -69,7 +69,7 @@ fn smoke_a_vm_moves_there_and_back_while_agents_are_restarted_and_upgraded() {
     }
     // Busy, so that its moves last: one that rests has moved before agents are upgraded.
     let ticker = Ticker { pattern_mib: 8, writes_per_s: 20, slower: 1, ..small_ticker("ticker", 101) };
-    site.start_tickers(&[(&ticker, 0)]).expect("a guest");
+    site.start_guest(&ticker, 0).expect("a guest");
     assert!(confined(one) && !confined(two), "QEMU is confined where it runs");
 
     move_during(&site, "ticker", "stock2", || {
@@ -166,7 +166,7 @@ fn what_keeps_a_vm_from_moving_is_said(site: &StockSite) {
     }
     let said = site.ferry.server.said();
     assert!(said.contains("QEMU's locks do not work on a share"), "the trial of the locks saw it as well: {said}");
-    site.start_tickers(&[(&small_ticker("ticker", 101), 0)]).expect("a guest");
+    site.start_guest(&small_ticker("ticker", 101), 0).expect("a guest");
     let locks: Vec<Finding> = against(site).into_iter().filter(|found| found.id == FindingId::ShareLocks).collect();
     assert_eq!(locks.len(), 2, "each host's mount: {locks:#?}");
     assert!(locks.iter().all(|finding| finding.fix.contains("-o nobrl")), "{locks:#?}");
@@ -175,10 +175,9 @@ fn what_keeps_a_vm_from_moving_is_said(site: &StockSite) {
     two.run("umount /srv/ferry/own").expect("unmounted");
     mount(one, ",nobrl");
     mount(two, ",nobrl");
-    // It counts from one again.
+    // It counts anew.
     let begun = now();
-    one.run("virsh -q start ticker").expect("started");
-    site.observer.wait_on("ticker", "stock1", GUEST_BOOT).expect("it runs");
+    site.start_guest(&small_ticker("ticker", 101), 0).expect("started");
     assert_eq!(wait_for_finding(site, FindingId::ShareLocks, false, FOUND_WITHIN), None);
 
     // The rule is gone, as after somebody has cleaned up: said, refused, and mended by the words of the fix.
@@ -188,7 +187,7 @@ fn what_keeps_a_vm_from_moving_is_said(site: &StockSite) {
     two.run(&fix).expect("the fix works");
     assert_eq!(wait_for_finding(site, FindingId::HostConfinement, false, FOUND_WITHIN), None);
     site.migrate("ticker", "stock2", &[]).expect("it moves");
-    site.observer.wait_verified("ticker", 1, VERIFY_WITHIN).expect("verified");
+    site.verify("ticker").expect("verified");
     let heard = site.observer.heard("ticker");
     judge(&heard.into_iter().filter(|heard| heard.at >= begun).collect::<Vec<_>>()).expect("nothing was lost");
 }

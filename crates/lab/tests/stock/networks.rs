@@ -6,7 +6,7 @@ use ferry_lab::{
     guest::of_pool_and_network,
     stock::{
         machine::Machine,
-        site::{GUEST_BOOT, StockSite, small_ticker},
+        site::{StockSite, small_ticker},
     },
 };
 
@@ -33,9 +33,7 @@ pub(crate) fn a_vm_of_a_network_and_a_storage_pool_moves_there_and_back(site: &S
         }
         of_pool_and_network(&definition, &folder.join("disk.raw"))
     };
-    site.define_and_start(&small_ticker("pooled", 102), 0, in_network_and_pool).expect("started");
-    site.observer.wait_on("pooled", "stock1", GUEST_BOOT).expect("it boots");
-    site.ferry.wait_listed("pooled", "stock1").expect("Ferry knows it");
+    site.start_changed_guest(&small_ticker("pooled", 102), 0, in_network_and_pool).expect("started");
     for to in ["stock2", "stock1"] {
         site.migrate("pooled", to, &[]).expect("it moves");
         verified(site, "pooled");

@@ -51,7 +51,7 @@ pub(crate) fn vms_outlive_their_file_servers_and_ferry_says_what_is_wrong_with_t
     let ids: Vec<FindingId> = problem.findings.iter().map(|finding| finding.id).collect();
     assert_eq!(ids, [FindingId::SharePassword], "{problem:#?}");
     site.attach_smb_share("vms", PASSWORD).expect("mounted");
-    site.start_tickers(&[(&small_ticker("ticker", 101), 0)]).expect("a guest");
+    site.start_guest(&small_ticker("ticker", 101), 0).expect("a guest");
     wait_until_free(site);
 
     // A failover that takes a minute.
