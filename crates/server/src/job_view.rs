@@ -147,15 +147,10 @@ fn summary_of_parent(record: &JobRecord, phase: Phase, children: &[JobView]) -> 
     for finding in &record.job.findings {
         text += &format!(" {} stays: {}.", finding.object, finding.message);
     }
-    if phase == Phase::Failed || phase == Phase::Cancelled {
-        let again: Vec<String> = children
-            .iter()
-            .filter(|child| matches!(child.phase, Phase::Failed | Phase::Cancelled))
-            .map(|child| format!("`ferry job restart {}`", child.id))
-            .collect();
-        if !again.is_empty() {
-            text += &format!(" Try again with {}.", again.join(", "));
-        }
+    // Each of its parts tells its own: together they are restarted by this job's number.
+    let may_be_restarted = phase == Phase::Failed || phase == Phase::Cancelled;
+    if may_be_restarted && failed + cancelled > 0 {
+        text += &format!(" Try those again that did not move: `ferry job restart {}`.", record.id);
     }
     text
 }

@@ -239,6 +239,8 @@ fn cancelling_several_moves_cancels_those_that_have_not_switched_over() {
             assert_eq!(lab.client.vm(vm).await.expect("known").host, "kvm1");
         }
         wait_for("nothing is left", async || kvm1.leftovers().is_empty() && kvm2.leftovers().is_empty()).await;
+        assert!(ended.summary.contains(&format!("`ferry job restart {}`", parent.id)), "{}", ended.summary);
+        assert_eq!(ended.summary.matches("ferry job").count(), 1, "of its parts each tells its own: {}", ended.summary);
         let again = lab.client.restart_job(parent.id).await.expect("restarted");
         assert!(lab.ends(&again, Phase::Succeeded).await.summary.starts_with("3 of 3"));
         assert_eq!(refusal(lab.client.cancel_job(parent.id).await), (409, vec![FindingId::JobEnded]));
