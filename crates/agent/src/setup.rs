@@ -448,7 +448,7 @@ mod tests {
     }
 
     #[test]
-    fn a_hold_is_released_by_hand_unless_libvirt_moves_the_vm() {
+    fn a_hold_is_released_by_hand_by_the_vms_name_or_uuid_if_libvirt_answers() {
         let folder = tempfile::tempdir().expect("a folder");
         let config = Config {
             state_dir: folder.path().join("state"),

@@ -4,6 +4,7 @@ mod site;
 
 use std::{sync::Arc, time::Duration};
 
+use ferry_agent::setup::release_hold;
 use ferry_core::{
     api::agent::{ConfirmRequest, MigrationReport, Stage},
     finding::FindingId,
@@ -307,6 +308,24 @@ async fn a_vm_that_was_shut_down_during_its_move_has_its_autostart_again() {
     site.undo(&job).await;
     assert!(site.hosts[0].autostarts(vm) && !site.hosts[0].holds(vm));
     assert!(!site.hosts[1].knows(vm));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_hold_is_not_released_by_hand_while_libvirt_moves_the_vm() {
+    let site = Site::new().await;
+    let vm = site.run_vm("web01", |_| {});
+    let job = Job::new(1, 1, vm, "web01", 0);
+    let source = &site.hosts[0];
+    let pass = Arc::new(source.hypervisor.faults().hold(Point::Pass(2)));
+    site.prepare(&job).await;
+    site.perform(&job).await;
+    reached(&pass).await;
+    let said = release_hold(&source.config, &*source.hypervisor, "web01").expect_err("it moves").to_string();
+    assert!(said.contains("web01") && source.holds(vm), "{said}");
+    pass.release();
+    site.follow(&job).await;
+    site.finish(&job, false).await;
+    site.assert_settled(vm, 1);
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -1196,6 +1196,10 @@ mod tests {
         let findings = fixture.findings();
         assert_eq!(findings.len(), 1);
         assert_eq!((findings[0].id, findings[0].severity), (FindingId::DiskUnsafe, Severity::Warns));
+        // No file server is behind a disk on a file system of the host.
+        let (from, to) = (on_share(), local("/n/x.raw"));
+        fixture.along = vec![DiskMove { device: "vda".into(), from, to, format: DiskFormat::Raw }];
+        assert_eq!(fixture.findings(), []);
     }
 
     #[test]

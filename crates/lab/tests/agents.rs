@@ -174,8 +174,8 @@ impl Bench {
                 .confirm(attempt, &ConfirmRequest { autostart: false, keep_source: false })
                 .await
                 .expect("confirmed");
-            source.release(attempt, false).await.expect("released");
-            destination.release(attempt, false).await.expect("released");
+            source.release(attempt).await.expect("released");
+            destination.release(attempt).await.expect("released");
         }
         (report, other)
     }
@@ -211,7 +211,7 @@ fn a_lost_finish_reply_never_runs_the_vm_twice() {
     bench.talk(async |bench| {
         for (_, client) in bench.clients().into_iter().rev() {
             client.abort(attempt).await.expect("undone");
-            client.release(attempt, false).await.expect("released");
+            client.release(attempt).await.expect("released");
         }
     });
     bench.observer.wait_on("ticker", "kvm1", SECONDS_20).expect("it goes on at the source");
@@ -232,12 +232,13 @@ fn the_way_to_the_other_libvirt_is_open_to_nothing_but_this_move() {
     // The source's administrator takes libvirt's place.
     let said = host.try_run(&["timeout", "20", "virsh", "-c", &uri, "list", "--all"]).expect("it ends");
     assert!(!said.ok() && !said.out.contains("Id"), "{said:?}");
+    assert!(said.err.contains("refused libvirt call"), "libvirt tells why: {said:?}");
     let refused = |agent: &Agent| agent.program.said().contains("Refused libvirt call");
     assert!(bench.agents.iter().any(refused), "nobody said that it was refused");
     bench.talk(async |bench| {
         for (_, client) in bench.clients().into_iter().rev() {
             client.abort(attempt).await.expect("undone");
-            client.release(attempt, false).await.expect("released");
+            client.release(attempt).await.expect("released");
         }
     });
     bench.observer.wait_on("ticker", "kvm1", SECONDS_20).expect("it goes on at the source");
