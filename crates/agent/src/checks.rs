@@ -14,7 +14,7 @@ use ferry_drivers::{
     share::smb::{has_mount_cifs, kernel_has_cifs},
 };
 
-use crate::{config::Config, confinement};
+use crate::{config::Config, confinement, host};
 
 /// The oldest releases that Ferry was tried with, those of Debian 12.
 const LIBVIRT_TRIED: Release = Release::new(9, 0);
@@ -82,6 +82,8 @@ pub fn all(config: &Config, hypervisor: &dyn Hypervisor) -> Vec<Check> {
     let tcp = |name: &str| text(&format!("/proc/sys/net/ipv4/{name}"));
     checks.push(long_links(&tcp("tcp_rmem"), &tcp("tcp_wmem"), &tcp("tcp_mem")));
     checks.extend(unit(&systemd_says(UNIT)));
+    let damaged = host::damaged(config).into_iter();
+    checks.extend(damaged.map(|finding| Check::Odd(format!("{}. {}", finding.message, finding.fix))));
     checks
 }
 

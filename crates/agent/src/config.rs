@@ -164,6 +164,31 @@ impl Config {
         self.state_dir.join("holds")
     }
 
+    /// Journals of offline moves.
+    pub fn offline_dir(&self) -> PathBuf {
+        self.state_dir.join("offline")
+    }
+
+    /// Journals of storage moves.
+    pub fn storage_dir(&self) -> PathBuf {
+        self.state_dir.join("storage")
+    }
+
+    /// What is known of unfinished copies.
+    pub fn seeds_dir(&self) -> PathBuf {
+        self.state_dir.join("seeds")
+    }
+
+    /// Attempts that were released.
+    pub fn ended_path(&self) -> PathBuf {
+        self.state_dir.join("ended.json")
+    }
+
+    /// The shares that are attached.
+    pub fn shares_path(&self) -> PathBuf {
+        self.state_dir.join("shares.json")
+    }
+
     /// Control sockets of carriers. Only root enters.
     pub fn controls_dir(&self) -> PathBuf {
         self.run_dir.join("c")

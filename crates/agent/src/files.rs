@@ -4,12 +4,14 @@ use std::{
     fs::{self, DirBuilder, File},
     io,
     os::unix::fs::DirBuilderExt as _,
-    path::Path,
+    path::{Path, PathBuf},
 };
 
+use nix::errno::Errno;
 use serde::{Serialize, de::DeserializeOwned};
+use tracing::warn;
 
-use crate::AgentError;
+use crate::{AgentError, error::chain};
 
 fn fault(path: &Path) -> impl FnOnce(io::Error) -> AgentError {
     let path = path.to_owned();
@@ -48,6 +50,69 @@ pub fn read_json<T: DeserializeOwned>(path: &Path) -> Result<Option<T>, AgentErr
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
         Err(error) => Err(fault(path)(error)),
     }
+}
+
+/// What a damaged file is called once it is put aside: its name, this, and a number.
+const ASIDE: &str = ".damaged-";
+/// Damaged files of one name that are kept apart; a further one takes the place of the last.
+const ASIDE_MAX: u32 = 9;
+
+/// As [`read_json`]; but a file that holds something else, or that its disk does not give back, is put aside, and is as if
+/// there was none. It stays there, and is told of ([`put_aside`]), until somebody removes it.
+///
+/// # Errors
+/// [`AgentError::File`]; also when it cannot be put aside.
+pub fn read_or_put_aside<T: DeserializeOwned>(path: &Path) -> Result<Option<T>, AgentError> {
+    let error = match read_json(path) {
+        Ok(read) => return Ok(read),
+        Err(error) => error,
+    };
+    let is_damaged = match &error {
+        AgentError::Content { .. } => true,
+        AgentError::File { source, .. } => {
+            matches!(source.raw_os_error(), Some(code) if code == Errno::EIO as i32 || code == Errno::EUCLEAN as i32)
+        }
+        _ => false,
+    };
+    if !is_damaged {
+        return Err(error);
+    }
+    let aside = (1..ASIDE_MAX).map(|number| aside(path, number)).find(|aside| aside.symlink_metadata().is_err());
+    let aside = aside.unwrap_or_else(|| self::aside(path, ASIDE_MAX));
+    fs::rename(path, &aside).map_err(fault(path))?;
+    warn!(file = %path.display(), aside = %aside.display(), error = %chain(&error), "a damaged file was put aside");
+    Ok(None)
+}
+
+fn aside(path: &Path, number: u32) -> PathBuf {
+    let mut name = path.as_os_str().to_owned();
+    name.push(format!("{ASIDE}{number}"));
+    PathBuf::from(name)
+}
+
+/// Every page in a folder, `NAME.json`, whose name is one; damaged ones are put aside.
+///
+/// # Errors
+/// As [`read_or_put_aside`].
+pub fn read_pages<T: DeserializeOwned>(folder: &Path, is_one: impl Fn(&str) -> bool) -> Result<Vec<T>, AgentError> {
+    let mut pages = Vec::new();
+    for entry in fs::read_dir(folder).map_err(fault(folder))? {
+        let path = entry.map_err(fault(folder))?.path();
+        let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+        if name.strip_suffix(".json").is_some_and(&is_one) {
+            pages.extend(read_or_put_aside(&path)?);
+        }
+    }
+    Ok(pages)
+}
+
+/// The files that were put aside in a folder, by name.
+pub fn put_aside(folder: &Path) -> Vec<PathBuf> {
+    let entries = fs::read_dir(folder).into_iter().flatten().flatten().map(|entry| entry.path());
+    let is_aside = |path: &PathBuf| path.file_name().is_some_and(|name| name.to_string_lossy().contains(ASIDE));
+    let mut found: Vec<PathBuf> = entries.filter(is_aside).collect();
+    found.sort();
+    found
 }
 
 /// Removes a file; Ok if there is none.

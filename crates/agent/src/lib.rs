@@ -10,6 +10,7 @@ mod chains;
 pub mod checks;
 pub mod config;
 mod confinement;
+mod ended;
 pub mod enrolment;
 mod error;
 pub mod files;
@@ -78,7 +79,8 @@ impl Agent {
     /// Attaches the shares that were attached before, finds its migrations again and observes meanwhile.
     ///
     /// # Errors
-    /// When its own files cannot be read or written.
+    /// When its own files cannot be read or written. One that is damaged is put aside and told of, unless it says which
+    /// server may call.
     pub async fn start(
         config: Config,
         hypervisor: Arc<dyn Hypervisor>,
@@ -98,8 +100,9 @@ impl Agent {
         let migrations = Registry::load(&config, Arc::clone(&hypervisor), launcher)?;
         confinement::selinux::label_sessions(&config);
         tokio::spawn(migration::seeds::sweep_for_ever(Arc::downgrade(&migrations.seeds())));
-        let storage = StorageMoves::load(&config, Arc::clone(&hypervisor))?;
-        let offline = Arc::new(OfflineMoves::load(&config, Arc::clone(&hypervisor), migrations.seeds())?);
+        let storage = StorageMoves::load(&config, Arc::clone(&hypervisor), migrations.ended())?;
+        let offline = OfflineMoves::load(&config, Arc::clone(&hypervisor), migrations.seeds(), migrations.ended())?;
+        let offline = Arc::new(offline);
         let claims = Arc::default();
         let agent = Arc::new(Self {
             config,

@@ -82,8 +82,8 @@ impl Shares {
     /// # Errors
     /// When the table cannot be read.
     pub fn load(config: &Config, driver: Arc<dyn ShareDriver>) -> Result<Self, AgentError> {
-        let path = config.state_dir.join("shares.json");
-        let entries: Vec<Entry> = files::read_json(&path)?.unwrap_or_default();
+        let path = config.shares_path();
+        let entries: Vec<Entry> = files::read_or_put_aside(&path)?.unwrap_or_default();
         let unknown = |entry: &Entry| {
             let message = "The agent has just been started and has not looked at it yet";
             Finding::blocks(FindingId::ShareUnreachable, &entry.source, message, "Try again in some seconds")

@@ -598,7 +598,7 @@ async fn a_vm_that_was_complete_at_the_destination_is_not_taken_away_there_when_
     two.hypervisor.crash(vm);
     assert_eq!(site.presences(&job), (Presence::Left, Presence::Off));
     assert_eq!(site.verdict(&job).await, Verdict::Destination);
-    assert_eq!(refusal(two.client.abort(job.attempt).await), (409, FindingId::JobPastPivot));
+    assert_eq!(refusal(two.client.abort(job.attempt).await), (409, FindingId::JobUndecided));
     assert!(two.knows(vm));
     assert!(one.holds(vm));
     // What the refusal advises, where the source's disks are the newest: its definition goes, and then the move is undone.
@@ -616,9 +616,49 @@ async fn a_copy_that_was_given_up_is_not_run() {
     site.perform(&job).await;
     site.follow(&job).await;
     site.hosts[1].client.abort(job.attempt).await.expect("destroyed");
-    assert_eq!(refusal(site.hosts[1].client.resume(job.attempt).await), (409, FindingId::JobEnded));
+    assert_eq!(refusal(site.hosts[1].client.resume(job.attempt).await), (409, FindingId::RequestStale));
     site.undo(&job).await;
     site.assert_settled(vm, 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_number_that_begins_again_takes_nothing_from_the_vm_that_had_it() {
+    let site = Site::new().await;
+    let (one, other) = (site.run_vm("web01", |_| {}), site.run_vm("db", |_| {}));
+    let first = Job::new(1, 1, one, "web01", 0);
+    // Handed over, and paused at the destination: its only copy.
+    site.hosts[1].hypervisor.faults().fail_always(Point::Resume, "no such luck");
+    site.prepare(&first).await;
+    site.perform(&first).await;
+    site.wait_stage(&first, 0, &[Stage::Delivered]).await;
+    // The server's database was lost; its first job is of another VM.
+    let again = Job::new(1, 2, other, "db", 0);
+    assert_eq!(refusal(site.prepare_destination(&again).await), (409, FindingId::JobOpen));
+    assert_eq!(site.presences(&first).1, Presence::Arrived);
+    // The same before the switchover, at the source.
+    let back = Job::new(2, 1, other, "db", 0);
+    site.prepare(&back).await;
+    let taken = Job::new(2, 2, one, "web01", 0);
+    let ready =
+        site.prepare_destination(&Job::new(3, 1, VmId(uuid::Uuid::from_u128(9)), "x", 0)).await.expect("an answer");
+    assert_eq!(refusal(site.prepare_source(&taken, ready).await), (409, FindingId::JobOpen));
+    assert!(site.hosts[0].holds(other), "it is still being moved");
+    site.hosts[1].hypervisor.faults().clear();
+    site.hosts[1].client.resume(first.attempt).await.expect("resumed");
+    site.finish(&first, false).await;
+    site.undo(&back).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_release_that_overtakes_its_request_lets_it_do_nothing_also_after_a_restart() {
+    let mut site = Site::new().await;
+    let vm = site.run_vm("web01", |_| {});
+    let job = Job::new(1, 1, vm, "web01", 0);
+    site.hosts[1].client.release(job.attempt, false).await.expect("not known");
+    let Site { hosts, key, .. } = &mut site;
+    hosts[1].restart_agent(key).await;
+    assert_eq!(refusal(site.prepare_destination(&job).await), (409, FindingId::RequestStale));
+    assert_eq!(site.hosts[1].leftovers(), Vec::<std::path::PathBuf>::new());
 }
 
 #[tokio::test(flavor = "multi_thread")]

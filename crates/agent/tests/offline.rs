@@ -275,6 +275,27 @@ async fn the_source_knows_what_to_take_back_before_it_changes_anything() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_released_attempt_is_not_begun_again_and_a_number_of_another_vm_takes_nothing() {
+    let mut lot = Lot::new().await;
+    lot.prepare(1).await;
+    lot.undo(1).await;
+    lot.restart_agent(1).await;
+    assert_eq!(refusal(lot.receive(1).await), (409, FindingId::RequestStale));
+    lot.assert_at_source();
+
+    lot.prepare(2).await;
+    let (ready, vm) = (lot.receive(2).await.expect("repeated"), lot.vm);
+    let other = FakeGuest::new("db", &[lot.source().path("old/vda.raw")]);
+    lot.vm = lot.source().hypervisor.define(other).expect("defined");
+    assert_eq!(refusal(lot.receive(3).await), (409, FindingId::JobOpen));
+    assert_eq!(refusal(lot.send(3, ready).await), (409, FindingId::JobOpen));
+    lot.vm = vm;
+    assert!(lot.source().holds(vm), "it is still being moved");
+    lot.undo(2).await;
+    lot.assert_at_source();
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_request_that_nobody_waits_for_ends_before_the_next_of_its_job_and_holds_up_no_other_job() {
     let lot = Lot::new().await;
     lot.prepare(1).await;

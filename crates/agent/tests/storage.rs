@@ -215,6 +215,28 @@ async fn a_journal_of_a_move_long_over_takes_no_file_away() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_released_attempt_is_not_begun_again_and_a_number_of_another_vm_takes_nothing() {
+    let mut disks = Disks::new(|_| {}).await;
+    let request = disks.both();
+    disks.site.hosts[0].client.prepare_storage(attempt(1), &request).await.expect("prepared");
+    disks.site.hosts[0].client.abort_storage(attempt(1)).await.expect("ended");
+    disks.release(1).await;
+    disks.site.hosts[0].restart_agent(&disks.site.key).await;
+    let client = &disks.site.hosts[0].client;
+    assert_eq!(refusal(client.prepare_storage(attempt(1), &request).await), (409, FindingId::RequestStale));
+    assert_eq!(are_there(&disks.new_files()), [false, false]);
+
+    let other = Disks::run(&disks.site, "mail", &[disks.path("c/vda.raw")], |_| {});
+    client.prepare_storage(attempt(2), &request).await.expect("prepared");
+    let next = Attempt { generation: Generation(2), ..attempt(2) };
+    let taken = PrepareStorage { vm: other, vm_name: "mail".to_owned(), ..request };
+    assert_eq!(refusal(client.prepare_storage(next, &taken).await), (409, FindingId::JobOpen));
+    assert_eq!(are_there(&disks.new_files()), [true, true], "they are those of the first VM's move");
+    client.abort_storage(attempt(2)).await.expect("ended");
+    disks.release(2).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn the_old_files_of_a_vm_without_a_kept_definition_stay() {
     let disks = Disks::new(|guest| guest.facts.persistent = false).await;
     disks.moved(1, &disks.both()).await;

@@ -49,12 +49,12 @@ impl Finding {
 }
 
 macro_rules! finding_ids {
-    ($($variant:ident = $text:literal: $doc:literal,)*) => {
+    ($($(#[$more:meta])* $variant:ident = $text:literal: $doc:literal,)*) => {
         /// The stable id of a kind of finding. Text form: `area.what`.
         #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
         #[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
         pub enum FindingId {
-            $(#[doc = $doc] #[serde(rename = $text)] $variant,)*
+            $(#[doc = $doc] #[serde(rename = $text)] $(#[$more])* $variant,)*
         }
 
         impl FindingId {
@@ -91,6 +91,9 @@ finding_ids! {
     VmLocalMedia = "vm.local-media": "An inserted medium lies on the source host only.",
     VmHostDevice = "vm.host-device": "The VM uses a device of its host.",
     VmNameTaken = "vm.name-taken": "Another VM on the destination has this name.",
+    // As agents of the version before say it.
+    #[serde(alias = "host.setup")]
+    VmNotResumed = "vm.not-resumed": "The VM was handed over and could not be run at the destination yet.",
     VmUuidTaken = "vm.uuid-taken": "The destination already has a VM of this UUID.",
     VmMachine = "vm.machine-type": "The destination's QEMU is older than the machine type of the VM.",
     DiskNotShared = "disk.not-shared": "A file of the VM does not lie on a share that both hosts reach.",
@@ -123,7 +126,7 @@ finding_ids! {
     HostRelease = "host.release": "libvirt on the host is too old for this move.",
     HostHook = "host.hook": "The hook script that vetoes a second start is missing or not effective.",
     HostConfinement = "host.confinement": "What confines VMs on the host does not let them use the sockets of moves.",
-    HostSetup = "host.setup": "The host is not set up as Ferry needs it.",
+    HostDamaged = "host.damaged-file": "A file of the host's agent was damaged, and is put aside: what it said is not known there any more.",
     HostVersion = "host.version": "The host's agent speaks no protocol version that this server speaks.",
     ShareUnknown = "share.unknown": "No share of that name is in the inventory.",
     ShareTwice = "share.added-twice": "The share is already in the inventory.",
@@ -155,7 +158,9 @@ finding_ids! {
     JobUnknown = "job.unknown": "No job of that number is known.",
     JobEnded = "job.ended": "The job has already ended.",
     JobOpen = "job.open": "The job has not ended.",
-    JobPastPivot = "job.past-pivot": "The VM has switched over; the move can no longer be cancelled.",
+    JobPastPivot = "job.past-pivot": "The VM, or a disk of it, has switched over; the move can no longer be cancelled.",
+    JobUndecided = "job.undecided": "It is not known yet which host has the VM.",
+    JobUnreadable = "job.unreadable": "What is stored of the job cannot be read.",
 }
 
 impl fmt::Display for FindingId {
@@ -172,6 +177,12 @@ pub fn any_blocks(findings: &[Finding]) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_an_agent_of_the_version_before_says_of_a_vm_that_it_cannot_run_is_understood() {
+        assert_eq!(serde_json::from_str::<FindingId>("\"host.setup\"").expect("read"), FindingId::VmNotResumed);
+        assert_eq!(serde_json::to_string(&FindingId::VmNotResumed).expect("text"), "\"vm.not-resumed\"");
+    }
 
     #[test]
     fn every_id_is_unique_and_explained_in_the_docs() {

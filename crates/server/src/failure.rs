@@ -50,6 +50,15 @@ impl Failure {
         }
     }
 
+    /// What the database failed with apart from what was refused: the one may be tried again, the other is an answer.
+    pub(crate) fn apart<T>(answer: Result<T, Self>) -> Result<Result<T, Box<Problem>>, StoreError> {
+        match answer {
+            Ok(value) => Ok(Ok(value)),
+            Err(Self::Refused(problem)) => Ok(Err(problem)),
+            Err(Self::Store(error)) => Err(error),
+        }
+    }
+
     /// The problem that the caller gets.
     pub(crate) fn into_problem(self) -> Problem {
         match self {
@@ -121,6 +130,11 @@ pub(crate) fn describe(host: &str, error: &ClientError) -> String {
     }
 }
 
+/// Whether an agent refused something for this reason.
+pub(crate) fn has_finding(error: &ClientError, id: FindingId) -> bool {
+    error.problem().is_some_and(|problem| problem.findings.iter().any(|finding| finding.id == id))
+}
+
 /// The HTTP status of a refusal by this finding.
 pub(crate) fn status_of(id: FindingId) -> u16 {
     use FindingId as Id;
@@ -146,6 +160,7 @@ pub(crate) fn status_of(id: FindingId) -> u16 {
         | Id::VmLocalMedia
         | Id::VmHostDevice
         | Id::VmNameTaken
+        | Id::VmNotResumed
         | Id::VmUuidTaken
         | Id::VmMachine
         | Id::DiskNotShared
@@ -176,7 +191,7 @@ pub(crate) fn status_of(id: FindingId) -> u16 {
         | Id::HostRelease
         | Id::HostHook
         | Id::HostConfinement
-        | Id::HostSetup
+        | Id::HostDamaged
         | Id::ShareTwice
         | Id::ShareInUse
         | Id::ShareNotAttached
@@ -188,7 +203,9 @@ pub(crate) fn status_of(id: FindingId) -> u16 {
         | Id::RequestIdempotency
         | Id::JobEnded
         | Id::JobOpen
-        | Id::JobPastPivot => 409,
+        | Id::JobPastPivot
+        | Id::JobUndecided
+        | Id::JobUnreadable => 409,
         Id::ShareDialect
         | Id::SharePassword
         | Id::ShareMount

@@ -19,6 +19,7 @@ use std::{
 use ferry_core::{
     api::agent::Stage,
     finding::{Finding, FindingId},
+    id::VmId,
     vm::NVRAM,
 };
 use ferry_drivers::hypervisor::{
@@ -157,16 +158,7 @@ impl Destination {
         if known.stage == Stage::Resumed {
             return Ok(());
         }
-        let reason = known.error.unwrap_or_else(|| format!("this end of the move is {:?}", known.stage));
-        Err(Box::new(Finding::blocks(
-            FindingId::HostSetup,
-            name,
-            format!("VM {name} is at the destination alone, and cannot run there yet: {reason}"),
-            format!(
-                "Mend what is said there: it is tried until the VM runs. Or give up what it has in memory with \
-                 `virsh destroy {name}` on the destination: it is shut off there then, with its disks"
-            ),
-        )))
+        Err(not_resumed(board.vm, name, known.stage, known.error))
     }
 
     /// Ends it before the point of no return. The agent destroys the copy afterwards.
@@ -266,6 +258,20 @@ async fn handed_over(shared: Arc<Shared>, control: ControlSender) {
     })
     .await;
     resume(&shared, Some(&control)).await;
+}
+
+/// Why a VM that was handed over does not run yet.
+fn not_resumed(vm: VmId, name: &str, stage: Stage, error: Option<String>) -> Box<Finding> {
+    let reason = error.unwrap_or_else(|| format!("this end of the move is {stage:?}"));
+    Box::new(Finding::blocks(
+        FindingId::VmNotResumed,
+        vm,
+        format!("VM {name} is at the destination alone, and cannot run there yet: {reason}"),
+        format!(
+            "Mend what is said there: it is tried until the VM runs. Or give up what it has in memory with \
+             `virsh destroy {name}` on the destination: it is shut off there then, with its disks"
+        ),
+    ))
 }
 
 /// Runs the VM, if nothing else does already. From the first line on it is never destroyed here.
@@ -609,6 +615,14 @@ mod tests {
         until_done(attempt, |_| failures.set(failures.get() + 1)).await;
         assert!(begun.elapsed() >= until && begun.elapsed() < until + RESUME_PAUSE_MAX, "{:?}", begun.elapsed());
         assert!((43_000..43_300).contains(&failures.get()), "{failures:?}: neither hastily nor rarely");
+    }
+
+    #[test]
+    fn a_vm_that_cannot_be_run_yet_is_said_to_be_that() {
+        for (error, reason) in [(Some("no lock".to_owned()), "no lock"), (None, "Aborted")] {
+            let told = not_resumed(VmId(uuid::Uuid::nil()), Stage::Aborted, error);
+            assert!(told.id == FindingId::VmNotResumed && told.message.ends_with(reason), "{told:?}");
+        }
     }
 
     #[test]

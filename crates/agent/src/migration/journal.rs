@@ -145,22 +145,12 @@ impl Journal {
         files::write_json(&Self::path(folder, self.job), self)
     }
 
-    /// Every page in a folder. A damaged one is an error: a migration must not be forgotten silently.
+    /// Every page in a folder. A damaged one is put aside.
     ///
     /// # Errors
-    /// When one cannot be read.
+    /// When the folder cannot be read, or a page not be put aside.
     pub fn read_all(folder: &Path) -> Result<Vec<Self>, AgentError> {
-        let fault = |source| AgentError::File { path: folder.to_owned(), source };
-        let mut journals = Vec::new();
-        for entry in std::fs::read_dir(folder).map_err(fault)? {
-            let path = entry.map_err(fault)?.path();
-            let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
-            let is_page = name.strip_suffix(".json").is_some_and(|stem| stem.parse::<JobId>().is_ok());
-            if is_page && let Some(journal) = files::read_json(&path)? {
-                journals.push(journal);
-            }
-        }
-        Ok(journals)
+        files::read_pages(folder, |stem| stem.parse::<JobId>().is_ok())
     }
 
     /// What the carrier wrote, if anything.

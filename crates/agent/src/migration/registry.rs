@@ -1,7 +1,7 @@
 //! Which migrations there are, and what the agent does around their carriers.
 
 use std::{
-    collections::{BTreeMap, BTreeSet, HashMap},
+    collections::{BTreeSet, HashMap},
     fs,
     os::unix::fs::PermissionsExt as _,
     path::PathBuf,
@@ -42,6 +42,7 @@ use super::{
 use crate::{
     AgentError,
     config::Config,
+    ended::{Asked, Ended, stale},
     error::chain,
     files,
     storage::{Reach, Reserved},
@@ -53,8 +54,6 @@ const MIGRATIONS_MAX: usize = 64;
 const END_DEADLINE: Duration = Duration::from_secs(25);
 /// How often it is asked meanwhile.
 const END_LOOK: Duration = Duration::from_millis(200);
-/// Ended jobs whose last attempt is remembered: a request that was under way for so long does not come.
-const ENDED_MAX: usize = 256;
 
 /// The migrations.
 pub struct Registry {
@@ -68,8 +67,7 @@ pub struct Registry {
     turns: Mutex<HashMap<JobId, Arc<tokio::sync::Mutex<()>>>>,
     seeds: Arc<Seeds>,
     looks: Looks,
-    /// Last attempts of jobs that were released.
-    ended: Mutex<BTreeMap<JobId, Generation>>,
+    ended: Arc<Ended>,
 }
 
 type Reported = Result<MigrationReport, AgentError>;
@@ -78,7 +76,7 @@ impl Registry {
     /// Reads the journals.
     ///
     /// # Errors
-    /// When one cannot be read: a migration must not be forgotten silently.
+    /// When its folders cannot be used.
     pub fn load(config: &Config, hypervisor: Arc<dyn Hypervisor>, launcher: Launcher) -> Result<Self, AgentError> {
         files::ensure_private_dir(&config.journal_dir())?;
         files::ensure_private_dir(&config.holds_dir())?;
@@ -91,7 +89,6 @@ impl Registry {
         }
         let journals = Journal::read_all(&config.journal_dir())?;
         let entries = journals.into_iter().map(|journal| (journal.job, journal)).collect();
-        let ended = files::read_json(&ended_path(config))?.unwrap_or_default();
         Ok(Self {
             config: config.clone(),
             hypervisor,
@@ -101,7 +98,7 @@ impl Registry {
             turns: Mutex::default(),
             seeds: Arc::new(Seeds::load(config)?),
             looks: Looks::default(),
-            ended: Mutex::new(ended),
+            ended: Arc::new(Ended::load(config)?),
         })
     }
 
@@ -129,6 +126,11 @@ impl Registry {
     /// Unfinished copies of disks.
     pub(crate) fn seeds(&self) -> Arc<Seeds> {
         Arc::clone(&self.seeds)
+    }
+
+    /// Attempts that were released, of all kinds.
+    pub(crate) fn ended(&self) -> Arc<Ended> {
+        Arc::clone(&self.ended)
     }
 
     /// Looks after the migrations of an earlier life: logs which carriers still run, and runs a VM that was handed
@@ -182,7 +184,7 @@ impl Registry {
                 Err(AgentError::Carrier("The carrier does not say where it listens".to_owned()))
             }
         };
-        match self.take_up(job, generation).await? {
+        match self.take_up(Asked { job, generation, vm }).await? {
             Some(known) => {
                 if let Some(answer) = self.ask(&known, Ask::Report { after: 0, wait_ms: 0 }).await {
                     return ready(answer, &known);
@@ -351,7 +353,7 @@ impl Registry {
         let _turn = self.turn(job).await;
         made_to_fail("agent-prepare-source")?;
         let (vm, session) = (request.vm, request.session);
-        let known = self.take_up(job, generation).await?;
+        let known = self.take_up(Asked { job, generation, vm }).await?;
         if let Some(known) = &known
             && self.ask(known, Ask::Report { after: 0, wait_ms: 0 }).await.is_some()
         {
@@ -434,7 +436,7 @@ impl Registry {
     /// Runs the VM here: the server asked both hosts, and it is here.
     ///
     /// # Errors
-    /// Why it could not be resumed; `job.ended` if the copy was given up.
+    /// Why it could not be resumed; `request.stale` if the copy was given up.
     pub async fn resume(&self, job: JobId, generation: Generation) -> Reported {
         let _turn = self.turn(job).await;
         made_to_fail("agent-resume")?;
@@ -444,7 +446,7 @@ impl Registry {
             return Err(AgentError::refused(
                 409,
                 Finding::blocks(
-                    FindingId::JobEnded,
+                    FindingId::RequestStale,
                     vm,
                     format!("This host's part of job {job} is not to run VM {vm}"),
                     "Ask both hosts again who has the VM",
@@ -471,7 +473,8 @@ impl Registry {
     /// again; at the destination, nothing of it is left.
     ///
     /// # Errors
-    /// `job.past-pivot` (409); at the destination also when its copy could not be destroyed.
+    /// `job.past-pivot` (409); `job.undecided` (409) while it is not known who has the VM; at the destination also when its
+    /// copy could not be destroyed.
     pub async fn abort(&self, job: JobId, generation: Generation) -> Reported {
         let _turn = self.turn(job).await;
         made_to_fail("agent-abort")?;
@@ -684,13 +687,13 @@ impl Registry {
         made_to_fail("agent-release")?;
         let journal = match self.find(job, generation) {
             Ok(journal) => journal,
-            Err(AgentError::Refused { status: 404, .. }) => return Ok(()),
+            Err(AgentError::Refused { status: 404, .. }) => return self.ended.remember(job, generation),
             Err(error) => return Err(error),
         };
         if journal.task.role() == Role::Source {
             self.release_source(&journal).await?;
         }
-        self.remember_ended(&journal)?;
+        self.ended.remember(job, generation)?;
         made_to_fail("agent-released")?;
         self.forget(&journal).await
     }
@@ -723,15 +726,6 @@ impl Registry {
         Ok(())
     }
 
-    fn remember_ended(&self, journal: &Journal) -> Result<(), AgentError> {
-        let mut ended = self.ended.lock().expect("nobody panics while holding it");
-        ended.insert(journal.job, journal.generation);
-        while ended.len() > ENDED_MAX {
-            ended.pop_first();
-        }
-        files::write_json(&ended_path(&self.config), &*ended)
-    }
-
     /// The carrier leaves, and every file of the migration goes.
     async fn forget(&self, journal: &Journal) -> Result<(), AgentError> {
         let folder = self.config.journal_dir();
@@ -753,17 +747,12 @@ impl Registry {
         Ok(())
     }
 
-    /// What is known of this attempt; an older one, whose end was never asked for, is undone first.
-    async fn take_up(&self, job: JobId, generation: Generation) -> Result<Option<Journal>, AgentError> {
-        let ended = self.ended.lock().expect("nobody panics while holding it").get(&job).copied();
-        if let Some(ended) = ended.filter(|ended| *ended >= generation) {
-            return Err(stale(job, generation, ended));
-        }
-        let Some(known) = self.entries().get(&job).cloned() else { return Ok(None) };
-        if known.generation > generation {
-            return Err(stale(job, generation, known.generation));
-        }
-        if known.generation == generation {
+    /// What is known of this attempt; an older one of the same VM, whose end was never asked for, is undone first.
+    async fn take_up(&self, asked: Asked) -> Result<Option<Journal>, AgentError> {
+        let known = self.entries().get(&asked.job).cloned();
+        self.ended.admit(asked, known.as_ref().map(|known| (known.generation, known.task.vm())))?;
+        let Some(known) = known else { return Ok(None) };
+        if known.generation == asked.generation {
             return Ok(Some(known));
         }
         let known = if known.confirmed { known } else { self.undo(known).await? };
@@ -959,15 +948,11 @@ fn not_ended(vm: VmId) -> AgentError {
 /// The VM was at the destination, and may have run there: it is shut off by now.
 fn was_complete(vm: VmId) -> Finding {
     Finding::blocks(
-        FindingId::JobPastPivot,
+        FindingId::JobUndecided,
         vm,
         format!("VM {vm} was complete at the destination and is shut off there: nothing of it is removed"),
         format!("Start it where its disks are newest; at the other host remove it with `virsh undefine {vm}`"),
     )
-}
-
-fn ended_path(config: &Config) -> PathBuf {
-    config.state_dir.join("ended.json")
 }
 
 /// What UEFI variables that move along are called here, and at the destination.
@@ -1014,16 +999,4 @@ fn reported(answer: Answer) -> Reported {
         Answer::Report { report, .. } => Ok(*report),
         Answer::Refused { finding } => Err(AgentError::Refused { status: 409, finding }),
     }
-}
-
-fn stale(job: JobId, asked: Generation, known: Generation) -> AgentError {
-    AgentError::refused(
-        409,
-        Finding::blocks(
-            FindingId::RequestStale,
-            job,
-            format!("The request is of attempt {asked} of job {job}, and attempt {known} is known here"),
-            "Nothing: an older life of the server asked",
-        ),
-    )
 }

@@ -90,8 +90,10 @@ impl Seeds {
     /// # Errors
     /// When the folder cannot be made.
     pub fn load(config: &Config) -> Result<Self, AgentError> {
-        let folder = config.state_dir.join("seeds");
+        let folder = config.seeds_dir();
         files::ensure_private_dir(&folder)?;
+        // Pages are read when they are needed. Of a damaged one nobody would ever hear.
+        files::read_pages::<Page>(&folder, |_| true)?;
         Ok(Self::of(folder))
     }
 

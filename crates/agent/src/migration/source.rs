@@ -234,17 +234,22 @@ impl Source {
             let ended = board.wait_for(|known| known.stage != Stage::Performing);
             let _ = tokio::time::timeout(LOOK_EVERY, ended).await;
         }
-        match board.known().stage {
-            Stage::Failed | Stage::Aborted if shared.delivered.load(Ordering::SeqCst) => Err(past_pivot(board.vm)),
-            Stage::Failed | Stage::Aborted => Ok(()),
-            Stage::Delivered | Stage::Resumed | Stage::Confirmed => Err(past_pivot(board.vm)),
-            Stage::Prepared | Stage::Performing => Err(Box::new(Finding::blocks(
-                FindingId::JobPastPivot,
-                board.vm,
-                format!("libvirt did not end the move of VM {} within {} s", board.vm, ABORT_DEADLINE.as_secs()),
-                "Ask again; until libvirt's call ends it is not known who has the VM",
-            ))),
-        }
+        aborted(board.vm, board.known().stage, shared.delivered.load(Ordering::SeqCst))
+    }
+}
+
+/// Whether a move has ended with the VM here, after it was asked to end.
+fn aborted(vm: VmId, stage: Stage, delivered: bool) -> Result<(), Box<Finding>> {
+    match stage {
+        Stage::Failed | Stage::Aborted if delivered => Err(past_pivot(vm)),
+        Stage::Failed | Stage::Aborted => Ok(()),
+        Stage::Delivered | Stage::Resumed | Stage::Confirmed => Err(past_pivot(vm)),
+        Stage::Prepared | Stage::Performing => Err(Box::new(Finding::blocks(
+            FindingId::JobUndecided,
+            vm,
+            format!("libvirt did not end the move of VM {vm} within {} s", ABORT_DEADLINE.as_secs()),
+            "Ask again; until libvirt's call ends it is not known who has the VM",
+        ))),
     }
 }
 
@@ -803,7 +808,25 @@ fn hand_over(shared: &Arc<Shared>) {
 
 #[cfg(test)]
 mod tests {
+    use uuid::Uuid;
+
     use super::*;
+
+    #[test]
+    fn only_a_vm_that_was_handed_over_is_said_to_have_switched_over() {
+        use Stage::{Aborted, Confirmed, Delivered, Failed, Performing, Prepared, Resumed};
+        for stage in [Prepared, Performing, Delivered, Resumed, Confirmed, Failed, Aborted] {
+            for delivered in [false, true] {
+                let told = aborted(VmId(Uuid::nil()), stage, delivered).err().map(|finding| finding.id);
+                let expected = match stage {
+                    Failed | Aborted => delivered.then_some(FindingId::JobPastPivot),
+                    Delivered | Resumed | Confirmed => Some(FindingId::JobPastPivot),
+                    Prepared | Performing => Some(FindingId::JobUndecided),
+                };
+                assert_eq!(told, expected, "{stage:?} {delivered}");
+            }
+        }
+    }
 
     #[test]
     fn a_disk_that_is_ready_stays_ready_while_the_guest_writes() {

@@ -144,18 +144,8 @@ impl Journal {
         files::remove(&self.path(folder))
     }
 
-    /// Every page of a folder. A damaged one is an error: a move must not be forgotten silently.
+    /// Every page of a folder; damaged ones are put aside.
     pub(super) fn read_all(folder: &Path) -> Result<Vec<Self>, AgentError> {
-        let fault = |source| AgentError::File { path: folder.to_owned(), source };
-        let mut journals = Vec::new();
-        for entry in std::fs::read_dir(folder).map_err(fault)? {
-            let path = entry.map_err(fault)?.path();
-            if path.extension().is_some_and(|ending| ending == "json")
-                && let Some(journal) = files::read_json(&path)?
-            {
-                journals.push(journal);
-            }
-        }
-        Ok(journals)
+        files::read_pages(folder, |stem| stem.parse::<JobId>().is_ok())
     }
 }

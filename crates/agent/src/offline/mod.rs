@@ -55,6 +55,7 @@ use self::{
 use crate::{
     AgentError,
     config::Config,
+    ended::{Asked, Ended},
     error::chain,
     files,
     migration::{arrivals::exists, hold, looks::off_thread, seeds::Seeds, translation},
@@ -65,8 +66,6 @@ use crate::{
 const MOVES_MAX: usize = 64;
 /// Files of one VM: more than it has.
 const FILES_MAX: usize = 64;
-/// Ended jobs whose last attempt is remembered.
-const ENDED_MAX: usize = 256;
 
 /// The offline moves.
 pub struct OfflineMoves {
@@ -77,7 +76,7 @@ pub struct OfflineMoves {
     moves: Mutex<BTreeMap<JobId, Arc<Move>>>,
     /// Held by the request that changes a move: one at a time for each.
     turns: Mutex<HashMap<JobId, Arc<tokio::sync::Mutex<()>>>>,
-    ended: Mutex<BTreeMap<JobId, Generation>>,
+    released: Arc<Ended>,
 }
 
 /// How far files are; not written down.
@@ -193,9 +192,14 @@ impl OfflineMoves {
     /// Reads the journals. What was being copied has failed: another attempt sends what differs.
     ///
     /// # Errors
-    /// When one cannot be read: a move must not be forgotten silently.
-    pub fn load(config: &Config, hypervisor: Arc<dyn Hypervisor>, seeds: Arc<Seeds>) -> Result<Self, AgentError> {
-        let folder = config.state_dir.join("offline");
+    /// When its folder cannot be used.
+    pub(crate) fn load(
+        config: &Config,
+        hypervisor: Arc<dyn Hypervisor>,
+        seeds: Arc<Seeds>,
+        released: Arc<Ended>,
+    ) -> Result<Self, AgentError> {
+        let folder = config.offline_dir();
         files::ensure_private_dir(&folder)?;
         let mut moves = BTreeMap::new();
         for journal in Journal::read_all(&folder)? {
@@ -219,7 +223,7 @@ impl OfflineMoves {
             seeds,
             moves: Mutex::new(moves),
             turns: Mutex::default(),
-            ended: Mutex::default(),
+            released,
         })
     }
 
@@ -273,16 +277,11 @@ impl OfflineMoves {
         reserved
     }
 
-    /// What is known of the attempt; another one of the job is taken back. `None`: it is new.
-    async fn take_up(&self, job: JobId, generation: Generation) -> Result<Option<Arc<Move>>, AgentError> {
-        let ended = self.ended.lock().expect("nobody panics while holding it").get(&job).copied();
-        let known = self.moves().get(&job).cloned();
-        let newest = ended.max(known.as_ref().map(|known| known.journal().generation));
-        if newest.is_some_and(|newest| newest > generation) || ended == Some(generation) {
-            let message = format!("The agent has already taken a newer request of job {job}");
-            let fix = "Nothing: the newer request counts";
-            return Err(AgentError::refused(409, Finding::blocks(FindingId::RequestStale, job, message, fix)));
-        }
+    /// What is known of the attempt; an older one of the job is taken back. `None`: it is new.
+    async fn take_up(&self, asked: Asked) -> Result<Option<Arc<Move>>, AgentError> {
+        let (known, generation) = (self.moves().get(&asked.job).cloned(), asked.generation);
+        let newest = known.as_ref().map(|known| known.journal());
+        self.released.admit(asked, newest.map(|newest| (newest.generation, newest.task.vm())))?;
         match known {
             Some(known) if known.journal().generation == generation => Ok(Some(known)),
             Some(older) => {
@@ -406,7 +405,7 @@ impl OfflineMoves {
         mounts: Vec<ShareMount>,
         reach: Reach,
     ) -> Result<OfflineReady, AgentError> {
-        let page = match self.take_up(job, generation).await? {
+        let page = match self.take_up(Asked { job, generation, vm: request.vm }).await? {
             Some(known) => known,
             None => {
                 let (this, wanted) = (Arc::clone(&self), request.clone());
@@ -490,7 +489,7 @@ impl OfflineMoves {
         mounts: Vec<ShareMount>,
         reach: Reach,
     ) -> Result<OfflineReport, AgentError> {
-        let page = match self.take_up(job, generation).await? {
+        let page = match self.take_up(Asked { job, generation, vm: request.vm }).await? {
             Some(known) => known,
             None => {
                 let this = Arc::clone(&self);
@@ -792,12 +791,7 @@ impl OfflineMoves {
             if let Ok(known) = this.known(job, generation) {
                 this.forget(&known).await?;
             }
-            let mut ended = this.ended.lock().expect("nobody panics while holding it");
-            ended.entry(job).and_modify(|known| *known = generation.max(*known)).or_insert(generation);
-            while ended.len() > ENDED_MAX {
-                ended.pop_first();
-            }
-            Ok(())
+            this.released.remember(job, generation)
         })
         .await
     }

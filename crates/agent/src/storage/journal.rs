@@ -85,16 +85,8 @@ impl Journal {
         files::remove(&Self::path(folder, self.job))
     }
 
-    /// Every journal there is.
+    /// Every journal there is; damaged ones are put aside.
     pub(super) fn read_all(folder: &Path) -> Result<Vec<Self>, AgentError> {
-        let fault = |source| AgentError::File { path: folder.to_owned(), source };
-        let mut journals = Vec::new();
-        for entry in std::fs::read_dir(folder).map_err(fault)? {
-            let path = entry.map_err(fault)?.path();
-            if path.extension().is_some_and(|extension| extension == "json") {
-                journals.extend(files::read_json(&path)?);
-            }
-        }
-        Ok(journals)
+        files::read_pages(folder, |stem| stem.parse::<JobId>().is_ok())
     }
 }

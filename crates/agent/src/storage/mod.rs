@@ -51,6 +51,7 @@ use self::{
 use crate::{
     AgentError,
     config::Config,
+    ended::{Asked, Ended},
     error::chain,
     files,
     places::{chain_takes, holds_no_snapshots},
@@ -63,8 +64,6 @@ const MOVES_MAX: usize = 64;
 const DISKS_MAX: usize = 64;
 /// How long libvirt may take to end the copies of a move.
 const END_WITHIN: Duration = Duration::from_secs(20);
-/// Ended jobs whose last attempt is remembered: a request that was under way for so long does not come.
-const ENDED_MAX: usize = 256;
 
 /// The places of this host.
 pub struct Reach {
@@ -88,16 +87,20 @@ pub struct StorageMoves {
     hypervisor: Arc<dyn Hypervisor>,
     moves: Mutex<BTreeMap<JobId, Arc<Move>>>,
     turns: Turns,
-    ended: Mutex<BTreeMap<JobId, Generation>>,
+    ended: Arc<Ended>,
 }
 
 impl StorageMoves {
     /// Reads the journals, and goes on with what went on.
     ///
     /// # Errors
-    /// When one cannot be read: a move must not be forgotten silently.
-    pub fn load(config: &Config, hypervisor: Arc<dyn Hypervisor>) -> Result<Self, AgentError> {
-        let folder = config.state_dir.join("storage");
+    /// When its folder cannot be used, or a move that goes on not be started.
+    pub(crate) fn load(
+        config: &Config,
+        hypervisor: Arc<dyn Hypervisor>,
+        ended: Arc<Ended>,
+    ) -> Result<Self, AgentError> {
+        let folder = config.storage_dir();
         files::ensure_private_dir(&folder)?;
         let mut moves = BTreeMap::new();
         for journal in Journal::read_all(&folder)? {
@@ -111,7 +114,7 @@ impl StorageMoves {
             }
             moves.insert(job, found);
         }
-        Ok(Self { folder, hypervisor, moves: Mutex::new(moves), turns: Turns::default(), ended: Mutex::default() })
+        Ok(Self { folder, hypervisor, moves: Mutex::new(moves), turns: Turns::default(), ended })
     }
 
     fn moves(&self) -> MutexGuard<'_, BTreeMap<JobId, Arc<Move>>> {
@@ -146,12 +149,10 @@ impl StorageMoves {
     ) -> Result<StorageReport, AgentError> {
         let _turn = self.turns.take(job)?;
         made_to_fail("agent-prepare-storage")?;
-        let ended = self.ended.lock().expect("nobody panics while holding it").get(&job).copied();
         let known = self.moves().get(&job).cloned();
-        let newest = ended.max(known.as_ref().map(|known| known.journal().generation));
-        if newest.is_some_and(|newest| newest > generation) || ended == Some(generation) {
-            return Err(stale(job));
-        }
+        let newest = known.as_ref().map(|known| known.journal());
+        let newest = newest.map(|newest| (newest.generation, newest.request.vm));
+        self.ended.admit(Asked { job, generation, vm: request.vm }, newest)?;
         if let Some(known) = known {
             if known.journal().generation == generation {
                 if known.report().stage == StorageStage::Prepared {
@@ -464,12 +465,7 @@ impl StorageMoves {
         if let Ok(known) = self.known(job, generation) {
             self.forget(&known)?;
         }
-        let mut ended = self.ended.lock().expect("nobody panics while holding it");
-        ended.entry(job).and_modify(|known| *known = generation.max(*known)).or_insert(generation);
-        while ended.len() > ENDED_MAX {
-            ended.pop_first();
-        }
-        Ok(())
+        self.ended.remember(job, generation)
     }
 
     fn forget(&self, known: &Move) -> Result<(), AgentError> {
@@ -633,18 +629,6 @@ fn exists(path: &Path) -> AgentError {
 
 fn refused(id: FindingId, object: impl std::fmt::Display, message: String, fix: &str) -> AgentError {
     AgentError::refused(409, Finding::blocks(id, object, message, fix))
-}
-
-fn stale(job: JobId) -> AgentError {
-    AgentError::refused(
-        409,
-        Finding::blocks(
-            FindingId::RequestStale,
-            job,
-            format!("The agent has already taken a newer request of job {job}"),
-            "Nothing: the newer request counts",
-        ),
-    )
 }
 
 fn outside(error: &RootsError) -> AgentError {

@@ -1,0 +1,173 @@
+//! Attempts of jobs that were released here, of whatever kind: a late request of one of them does nothing. Kept over
+//! restarts of the agent.
+
+use std::{
+    collections::BTreeMap,
+    path::PathBuf,
+    sync::{Mutex, MutexGuard},
+};
+
+use ferry_core::{
+    finding::{Finding, FindingId},
+    id::{Generation, JobId, VmId},
+};
+
+use crate::{AgentError, config::Config, files};
+
+/// Jobs whose last attempt is remembered: a request that was under way for so long does not come.
+const ENDED_MAX: usize = 256;
+
+/// The last attempts of jobs that were released.
+pub(crate) struct Ended {
+    path: PathBuf,
+    attempts: Mutex<BTreeMap<JobId, Generation>>,
+}
+
+impl Ended {
+    /// Reads what was kept.
+    ///
+    /// # Errors
+    /// When a damaged file cannot be put aside.
+    pub(crate) fn load(config: &Config) -> Result<Self, AgentError> {
+        let path = config.ended_path();
+        let attempts = files::read_or_put_aside(&path)?.unwrap_or_default();
+        Ok(Self { path, attempts: Mutex::new(attempts) })
+    }
+
+    fn attempts(&self) -> MutexGuard<'_, BTreeMap<JobId, Generation>> {
+        self.attempts.lock().expect("nobody panics while holding it")
+    }
+
+    /// Whether an attempt may be taken up, of a job of which this one is known to go on.
+    ///
+    /// # Errors
+    /// `request.stale`, `job.open`.
+    pub(crate) fn admit(&self, asked: Asked, known: Option<(Generation, VmId)>) -> Result<(), AgentError> {
+        let ended = self.attempts().get(&asked.job).copied();
+        admit(asked, known, ended)
+    }
+
+    /// Remembers an attempt that was released; whether or not it was known, a request of it may be under way still.
+    ///
+    /// # Errors
+    /// When it is not on disk afterwards.
+    pub(crate) fn remember(&self, job: JobId, generation: Generation) -> Result<(), AgentError> {
+        let mut attempts = self.attempts();
+        attempts.entry(job).and_modify(|known| *known = generation.max(*known)).or_insert(generation);
+        // Generations are times; numbers of jobs begin again when the server's database was lost.
+        while attempts.len() > ENDED_MAX
+            && let Some((oldest, _)) = attempts.iter().min_by_key(|(_, generation)| **generation)
+        {
+            let oldest = *oldest;
+            attempts.remove(&oldest);
+        }
+        files::write_json(&self.path, &*attempts)
+    }
+}
+
+/// A request to begin an attempt.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Asked {
+    pub(crate) job: JobId,
+    pub(crate) generation: Generation,
+    pub(crate) vm: VmId,
+}
+
+fn admit(asked: Asked, known: Option<(Generation, VmId)>, ended: Option<Generation>) -> Result<(), AgentError> {
+    let Asked { job, generation, vm } = asked;
+    if let Some(ended) = ended.filter(|ended| *ended >= generation) {
+        return Err(stale(job, generation, ended));
+    }
+    match known {
+        // Numbers began again. What this host has of the other VM may be the only copy of it.
+        Some((_, other)) if other != vm => Err(AgentError::refused(
+            409,
+            Finding::blocks(
+                FindingId::JobOpen,
+                job,
+                format!(
+                    "This host still has a part in an earlier job of number {job}, which moved VM {other}, and does nothing to \
+                     it for VM {vm}"
+                ),
+                format!(
+                    "Ask for the move again: the next job has another number. See where VM {other} is with `ferry vm list`"
+                ),
+            ),
+        )),
+        Some((known, _)) if known > generation => Err(stale(job, generation, known)),
+        Some(_) | None => Ok(()),
+    }
+}
+
+/// What is told of a request of an attempt that is not the newest.
+pub(crate) fn stale(job: JobId, asked: Generation, known: Generation) -> AgentError {
+    AgentError::refused(
+        409,
+        Finding::blocks(
+            FindingId::RequestStale,
+            job,
+            format!("The request is of attempt {asked} of job {job}, and attempt {known} is known here"),
+            "Nothing: an older life of the server asked",
+        ),
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use uuid::Uuid;
+
+    use super::*;
+
+    fn site() -> (tempfile::TempDir, Config) {
+        let folder = tempfile::tempdir().expect("a folder");
+        let mut config = Config::new("127.0.0.1:1".parse().expect("an address"));
+        config.state_dir = folder.path().to_owned();
+        (folder, config)
+    }
+
+    fn told(answer: Result<(), AgentError>) -> Option<FindingId> {
+        match answer {
+            Ok(()) => None,
+            Err(AgentError::Refused { finding, .. }) => Some(finding.id),
+            Err(error) => panic!("{error}"),
+        }
+    }
+
+    #[test]
+    fn an_attempt_is_taken_up_if_it_is_the_newest_and_of_the_same_vm() {
+        let (one, other) = (VmId(Uuid::from_u128(1)), VmId(Uuid::from_u128(2)));
+        let asked = Asked { job: JobId(7), generation: Generation(5), vm: one };
+        let stale = Some(FindingId::RequestStale);
+        for (row, known, ended, expected) in [
+            ("it is new", None, None, None),
+            ("it is repeated", Some((5, one)), None, None),
+            ("an older one was not released", Some((4, one)), None, None),
+            ("a newer one goes on", Some((6, one)), None, stale),
+            ("it was released", None, Some(5), stale),
+            ("an older one was released", None, Some(4), None),
+            ("the number was another VM's", Some((4, other)), None, Some(FindingId::JobOpen)),
+        ] {
+            let known = known.map(|(generation, vm)| (Generation(generation), vm));
+            assert_eq!(told(admit(asked, known, ended.map(Generation))), expected, "{row}");
+        }
+    }
+
+    #[test]
+    fn what_was_released_is_known_after_a_restart_and_the_oldest_is_forgotten_first() {
+        let (_folder, config) = site();
+        let vm = VmId(Uuid::nil());
+        let ended = Ended::load(&config).expect("empty");
+        for number in 0..ENDED_MAX as u64 {
+            ended.remember(JobId(1000 + number), Generation(number)).expect("kept");
+        }
+        // The database was lost: numbers are low again, and times are not.
+        ended.remember(JobId(1), Generation(10_000)).expect("kept");
+        ended.remember(JobId(1), Generation(9_000)).expect("kept");
+        let ended = Ended::load(&config).expect("read");
+        let is_ended = |job, generation| {
+            told(ended.admit(Asked { job: JobId(job), generation: Generation(generation), vm }, None)).is_some()
+        };
+        assert!(is_ended(1, 10_000) && !is_ended(1, 10_001));
+        assert!(is_ended(1001, 1) && !is_ended(1000, 0));
+    }
+}
