@@ -458,7 +458,7 @@ pub enum JobCommand {
         /// Its number
         job: JobId,
     },
-    /// Give up a stuck job: nothing more is done for it, and what is left stays
+    /// Give up a job that does not end by itself: nothing more is done for it, and what is left stays
     Dismiss {
         /// Its number
         job: JobId,

@@ -13,7 +13,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::job::JobKind;
+use crate::{job::JobKind, vm::VmState};
 
 /// One step of a migration, in order.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
@@ -178,7 +178,46 @@ pub enum LogEvent {
     Dismissed {
         /// Who.
         by: String,
+        /// What hosts said of the VM then: both ends, and every other host that has it. Empty: they were not asked.
+        #[serde(default)]
+        told: Vec<Told>,
     },
+}
+
+/// What a host said of a VM when it was asked.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
+pub struct Told {
+    /// The host's name.
+    pub host: String,
+    /// What it has of the VM.
+    pub has: Has,
+}
+
+/// What a host has of a VM, as far as it says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
+#[serde(rename_all = "snake_case")]
+pub enum Has {
+    /// It knows the VM, in this state.
+    It(VmState),
+    /// It does not know the VM.
+    Nothing,
+    /// It does not answer.
+    NoAnswer,
+}
+
+/// Whether a job goes on to its end without anybody's doing. `in_vain`: it waits for something, what it does fails, or
+/// nobody drives it. `ends`: what its hosts say of the VM, asked now. A job that does not may be dismissed.
+pub fn ends_by_itself(phase: Phase, in_vain: bool, ends: &[Has]) -> bool {
+    match phase {
+        Phase::Queued | Phase::Succeeded | Phase::Cancelled | Phase::Failed => true,
+        Phase::Stuck => false,
+        // Without a VM there is nothing to move, to finish or to take back, whatever the job is about to do.
+        Phase::Preparing | Phase::Migrating | Phase::Completing | Phase::RollingBack => {
+            !in_vain && !ends.contains(&Has::NoAnswer) && ends.iter().any(|has| matches!(has, Has::It(_)))
+        }
+    }
 }
 
 /// Where a migration stands.
@@ -549,7 +588,7 @@ mod tests {
 
     #[test]
     fn a_dismissed_job_has_ended_where_the_vm_is() {
-        let dismissed = LogEvent::Dismissed { by: "admin".into() };
+        let dismissed = LogEvent::Dismissed { by: "admin".into(), told: Vec::new() };
         let mut log = opening();
         log.extend(Step::ALL[..4].iter().flat_map(|step| done(*step)));
         let before: Vec<_> = log.iter().cloned().chain([dismissed.clone()]).collect();
@@ -557,6 +596,36 @@ mod tests {
         log.extend(done(Step::Perform));
         log.push(dismissed);
         assert_eq!(phase(&log), Phase::Succeeded);
+    }
+
+    #[test]
+    fn a_dismissal_of_an_older_server_is_read() {
+        let read: LogEvent = serde_json::from_str(r#"{"event":"dismissed","by":"admin"}"#).expect("read");
+        assert_eq!(read, LogEvent::Dismissed { by: "admin".into(), told: Vec::new() });
+    }
+
+    #[test]
+    fn a_job_that_cannot_end_may_be_dismissed_and_no_other() {
+        use Has::{It, NoAnswer, Nothing};
+        let open = [Phase::Preparing, Phase::Migrating, Phase::Completing, Phase::RollingBack];
+        for phase in open {
+            for (row, in_vain, ends, expected) in [
+                ("the VM is at the source", false, [It(VmState::Running), Nothing], true),
+                ("the VM is at the destination", false, [Nothing, It(VmState::Paused)], true),
+                ("it is at both while it moves", false, [It(VmState::Running), It(VmState::Incoming)], true),
+                ("it fails, or waits", true, [It(VmState::Running), Nothing], false),
+                ("the VM was destroyed and undefined by hand", false, [Nothing, Nothing], false),
+                ("a host says nothing", false, [It(VmState::Running), NoAnswer], false),
+                ("neither says anything", false, [NoAnswer, NoAnswer], false),
+            ] {
+                assert_eq!(ends_by_itself(phase, in_vain, &ends), expected, "{phase:?}: {row}");
+            }
+        }
+        let here = [It(VmState::Running), Nothing];
+        assert!(!ends_by_itself(Phase::Stuck, false, &here));
+        for phase in [Phase::Queued, Phase::Succeeded, Phase::Cancelled, Phase::Failed] {
+            assert!(ends_by_itself(phase, true, &[NoAnswer, NoAnswer]), "{phase:?}: cancelled, or over");
+        }
     }
 
     fn any_event() -> impl Strategy<Value = LogEvent> {
@@ -571,7 +640,7 @@ mod tests {
             Just(LogEvent::CancelRequested { by: String::new() }),
             step.clone().prop_map(|step| LogEvent::Undone { step }),
             step.prop_map(|step| LogEvent::UndoFailed { step, message: String::new() }),
-            Just(LogEvent::Dismissed { by: String::new() }),
+            Just(LogEvent::Dismissed { by: String::new(), told: Vec::new() }),
         ]
     }
 

@@ -28,7 +28,7 @@ fn is_copied(job: &JobView, least: u64) -> bool {
 /// The disk is where it was and as it was, and nothing of the move is left.
 fn assert_untouched(site: &Site, job: &JobView, old: &str, new: &str) {
     assert_eq!(site.disk("vda").expect("a disk"), old);
-    assert!(job.summary.contains("runs on kvm1 with its old files"), "{}", job.summary);
+    assert!(job.summary.contains("on kvm1 has its old files"), "{}", job.summary);
     assert!(!site.real(new).exists(), "{new} is left");
     site.verify().expect("verified");
     assert!(holds_data(&site.real(old), Raw, DATA_MIB).expect("read"));

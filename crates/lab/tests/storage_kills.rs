@@ -218,7 +218,7 @@ fn a_move_that_fails_between_two_disks_says_which_moved_and_is_finished_by_a_res
     let pair = Pair::start(&site);
     let ended = site.wait_ended(pair.job.id).expect("it ends");
     assert_eq!(ended.phase, Phase::Failed, "{ended:#?}");
-    assert!(ended.summary.contains("runs on kvm1 with some disks moved and others not"), "{}", ended.summary);
+    assert!(ended.summary.contains("on kvm1 has some disks moved and others not"), "{}", ended.summary);
     assert!(ended.summary.contains("vda moved, vdb not"), "{}", ended.summary);
     let stages: Vec<DiskStage> = ended.disks.iter().map(|disk| disk.stage).collect();
     assert!(stages[0] == DiskStage::Moved && stages[1] != DiskStage::Moved, "{stages:?}");

@@ -2,9 +2,11 @@
 
 use ferry_core::{
     api::server::{ChildView, JobView, LogLine, WaitView},
+    id::JobId,
     job::{JobKind, Progress, StepState, StepView},
-    migration::{LogEvent, Phase, Step, attempt, newest_attempt, phase},
+    migration::{Has, LogEvent, Phase, Step, Told, attempt, newest_attempt, phase},
     storage::{DiskProgress, DiskStage},
+    vm::VmState,
 };
 
 use crate::{
@@ -25,6 +27,10 @@ pub(crate) struct Now {
     pub(crate) disks: Vec<DiskProgress>,
     /// What the job waits for, if that is not plain from its step.
     pub(crate) waits_for: Option<String>,
+    /// Why what must be done was tried in vain so far.
+    pub(crate) in_vain: Option<String>,
+    /// Why the database does not keep what is to be kept.
+    pub(crate) unkept: Option<String>,
     /// What it waits for in the queue.
     pub(crate) waits: Option<WaitView>,
 }
@@ -39,7 +45,8 @@ pub(crate) fn view(record: &JobRecord, log: &[LogRow], now: &Now) -> JobView {
     for message in steps.iter_mut().filter_map(|step| step.message.as_mut()) {
         *message = by_name(&record.job, message);
     }
-    let summary = by_name(&record.job, &summary(record, phase, newest_attempt(&events), now));
+    let summary =
+        by_name(&record.job, &(summary(record, phase, newest_attempt(&events), now) + &waits(record.id, phase, now)));
     JobView {
         vm: Some(record.job.vm),
         attempt: attempt(&events),
@@ -227,62 +234,53 @@ fn is_copied(disk: &DiskProgress) -> bool {
     }
 }
 
-/// How a storage move stands, and what to do if somebody has to.
-fn summary_of_storage(record: &JobRecord, phase: Phase, events: &[LogEvent], now: &Now) -> String {
-    let NewJob { vm_name: vm, source: host, .. } = &record.job;
-    let (id, host) = (record.id, &host.name);
+/// What went wrong last.
+fn why(events: &[LogEvent]) -> &str {
     let failure = events.iter().rev().find_map(|event| match event {
         LogEvent::Failed { message, .. } | LogEvent::UndoFailed { message, .. } => Some(message.as_str()),
         _ => None,
     });
-    let why = failure.unwrap_or("the log says why");
-    let dismissed = events.iter().find_map(|event| match event {
-        LogEvent::Dismissed { by } => Some(by),
-        _ => None,
-    });
-    let waits = |what: &String| format!(" Waits for: {what}. Ask again now with `ferry job retry {id}`.");
-    let waits = now.waits_for.as_ref().map(waits).unwrap_or_default();
+    failure.unwrap_or("the log says why")
+}
+
+/// How a storage move stands, and what to do if somebody has to.
+fn summary_of_storage(record: &JobRecord, phase: Phase, events: &[LogEvent], now: &Now) -> String {
+    let NewJob { vm_name: vm, source: host, .. } = &record.job;
+    let (id, host) = (record.id, &host.name);
+    let why = why(events);
     let disks = disks(record, now);
     let moved = disks.iter().filter(|disk| disk.stage == DiskStage::Moved).count();
     let again = format!("mend the cause, then try again with `ferry job restart {id}`");
     let tries = format!("Ferry keeps trying: `ferry job retry {id}` tries now, `ferry job dismiss {id}` gives it up");
     match phase {
         Phase::Queued => match &now.waits {
-            Some(wait) => format!("VM {vm} runs on {host}; {}.", waits_in_queue(wait)),
-            None => format!("VM {vm} runs on {host}; the move of its disks waits for its turn."),
+            Some(wait) => format!("The disks of VM {vm} on {host} move later; {}.", waits_in_queue(wait)),
+            None => format!("The disks of VM {vm} on {host} move later; the move waits for its turn."),
         },
-        Phase::Preparing => format!("VM {vm} runs on {host}; the move of its disks is being prepared."),
-        Phase::Migrating => format!(
-            "VM {vm} runs on {host} while its disks are copied; {moved} of {} use their new files.{waits}",
-            disks.len()
-        ),
+        Phase::Preparing => format!("The move of the disks of VM {vm} on {host} is being prepared."),
+        Phase::Migrating => {
+            format!("The disks of VM {vm} on {host} are copied; {moved} of {} use their new files.", disks.len())
+        }
         Phase::Completing => {
-            format!("VM {vm} runs on {host} with its new files; the old ones are being removed.{waits}")
+            format!("VM {vm} on {host} has its new files; the old ones are being removed.")
         }
         Phase::RollingBack => {
-            format!("VM {vm} runs on {host}; what was prepared for its disks is being taken back.{waits}")
+            format!("VM {vm} on {host} keeps its old files; what was prepared for its disks is being taken back.")
         }
-        Phase::Succeeded if let Some(by) = dismissed => {
-            format!("VM {vm} runs on {host} with its new files; {by} gave up what was left: {why}.")
-        }
-        Phase::Succeeded => format!("VM {vm} runs on {host} with its disks where they were asked for."),
-        Phase::Failed | Phase::Cancelled if moved > 0 && dismissed.is_none() => format!(
-            "VM {vm} runs on {host} with some disks moved and others not: {why}. \
+        Phase::Succeeded => format!("VM {vm} on {host} has its disks where they were asked for."),
+        Phase::Failed | Phase::Cancelled if moved > 0 => format!(
+            "VM {vm} on {host} has some disks moved and others not: {why}. \
              Every disk is whole; {again}, which moves what is left."
         ),
         Phase::Cancelled => format!(
-            "VM {vm} runs on {host} with its old files: the move was cancelled, and its new files are removed. \
+            "VM {vm} on {host} has its old files: the move was cancelled, and its new files are removed. \
              Move them after all with `ferry job restart {id}`."
         ),
-        Phase::Failed if let Some(by) = dismissed => format!(
-            "VM {vm} runs on {host}; {by} gave up what was left: {why}. See which files it uses with \
-             `ferry vm show {vm}`; new files that it does not use may be left."
-        ),
         Phase::Failed => {
-            format!("VM {vm} runs on {host} with its old files: {why}. New files are removed; {again}.")
+            format!("VM {vm} on {host} has its old files: {why}. New files are removed; {again}.")
         }
         Phase::Stuck => {
-            format!("VM {vm} runs on {host}, but the move of its disks cannot be ended yet: {why}. {tries}.")
+            format!("The move of the disks of VM {vm} on {host} cannot be ended yet: {why}. {tries}.")
         }
     }
 }
@@ -291,17 +289,7 @@ fn summary_of_storage(record: &JobRecord, phase: Phase, events: &[LogEvent], now
 fn summary_of_offline(record: &JobRecord, phase: Phase, events: &[LogEvent], now: &Now) -> String {
     let NewJob { vm_name: vm, source, destination, .. } = &record.job;
     let (id, source, destination) = (record.id, &source.name, &destination.name);
-    let failure = events.iter().rev().find_map(|event| match event {
-        LogEvent::Failed { message, .. } | LogEvent::UndoFailed { message, .. } => Some(message.as_str()),
-        _ => None,
-    });
-    let why = failure.unwrap_or("the log says why");
-    let dismissed = events.iter().find_map(|event| match event {
-        LogEvent::Dismissed { by } => Some(by),
-        _ => None,
-    });
-    let waits = |what: &String| format!(" Waits for: {what}. Ask again now with `ferry job retry {id}`.");
-    let waits = now.waits_for.as_ref().map(waits).unwrap_or_default();
+    let why = why(events);
     let kept = format!(
         "what was copied to {destination} is removed, or kept for a day so that `ferry job restart {id}` sends the rest"
     );
@@ -313,25 +301,17 @@ fn summary_of_offline(record: &JobRecord, phase: Phase, events: &[LogEvent], now
         },
         Phase::Preparing => format!("VM {vm} is shut off on {source}; its move to {destination} is being prepared."),
         Phase::Migrating => {
-            format!("VM {vm} is shut off, and held so, on {source} while its files are copied to {destination}.{waits}")
+            format!("VM {vm} is shut off, and held so, on {source} while its files are copied to {destination}.")
         }
         Phase::Completing => {
-            format!("VM {vm} is shut off on {destination}; what was left on {source} is being removed.{waits}")
+            format!("VM {vm} is shut off on {destination}; what was left on {source} is being removed.")
         }
         Phase::RollingBack => {
-            format!("VM {vm} stays on {source}, shut off; what was prepared is being taken back.{waits}")
+            format!("VM {vm} stays on {source}, shut off; what was prepared is being taken back.")
         }
-        Phase::Succeeded if let Some(by) = dismissed => format!(
-            "VM {vm} is on {destination}; {by} gave up what was left: {why}. Do not start it on {source}; remove what \
-             is left there: `virsh undefine {vm}`."
-        ),
         Phase::Succeeded => {
             format!("VM {vm} is shut off on {destination}, with its files. Start it with `ferry vm start {vm}`.")
         }
-        Phase::Failed if let Some(by) = dismissed => format!(
-            "VM {vm} stays on {source}, shut off; {by} gave up what was left: {why}. Files of it may be left on \
-             {destination}; it may be held on {source} against a start until that agent has answered."
-        ),
         Phase::Cancelled => format!("VM {vm} stays on {source}, shut off: the move was cancelled; {kept}."),
         Phase::Failed => format!("VM {vm} stays on {source}, shut off: {why}. Mend the cause; {kept}."),
         Phase::Stuck if events.iter().any(|event| matches!(event, LogEvent::UndoFailed { .. })) => format!(
@@ -345,8 +325,78 @@ fn summary_of_offline(record: &JobRecord, phase: Phase, events: &[LogEvent], now
     }
 }
 
+/// What an open job waits for, and what may be done about it.
+fn waits(id: JobId, phase: Phase, now: &Now) -> String {
+    if phase.ended() {
+        return String::new();
+    }
+    let mut text = String::new();
+    // A stuck one says so already.
+    if let Some(what) = now.waits_for.as_ref().or(now.in_vain.as_ref()).filter(|_| phase != Phase::Stuck) {
+        text += &format!(
+            " Waits for: {what}. Ask again now with `ferry job retry {id}`. If that never comes, see where the VM is \
+             (`ferry vm list`) and give the job up with `ferry job dismiss {id}`."
+        );
+    }
+    if let Some(why) = &now.unkept {
+        text += &format!(
+            " Waits for the server's database, which cannot be read or written: {why}. Give it room and a disk that works; \
+             the job goes on by itself then."
+        );
+    }
+    text
+}
+
+/// Who has a VM, as hosts said.
+pub(crate) fn whereabouts(vm: &str, told: &[Told]) -> String {
+    if told.is_empty() {
+        return format!("VM {vm}: nobody asked where it is");
+    }
+    let one = |Told { host, has }: &Told| match has {
+        Has::It(VmState::Running) => format!("runs on {host}"),
+        Has::It(VmState::ShutOff) => format!("is shut off on {host}"),
+        Has::It(_) => format!("has a process on {host} that stands still"),
+        Has::Nothing => format!("is not known on {host}"),
+        Has::NoAnswer => format!("{host} does not answer"),
+    };
+    format!("VM {vm}: {}", told.iter().map(one).collect::<Vec<_>>().join(", "))
+}
+
+/// How a job stands that was given up: what was said of the VM then, and what may be left.
+fn summary_of_dismissed(record: &JobRecord, phase: Phase, by: &str, told: &[Told], why: &str) -> String {
+    let NewJob { vm_name: vm, source, destination, kind, .. } = &record.job;
+    let (source, destination) = (&source.name, &destination.name);
+    let left = match (kind, phase) {
+        (JobKind::Storage, Phase::Succeeded) => "Its disks have moved; old files may be left".to_owned(),
+        (JobKind::Storage, _) => {
+            format!("See which files it uses with `ferry vm show {vm}`; new files that it does not use may be left")
+        }
+        (_, Phase::Succeeded) => format!(
+            "It was handed over to {destination}: do not start it on {source}, and remove what is left there with \
+             `virsh undefine {vm}`"
+        ),
+        (JobKind::Offline, _) => format!(
+            "Files of it may be left on {destination}; it may be held on {source} against a start until that agent has \
+             answered"
+        ),
+        (_, _) => format!(
+            "If it is {source}'s, what is left of the move is taken away when both hosts answer; until then {destination} may \
+             hold a paused copy of it, which is not to be run"
+        ),
+    };
+    let seen = whereabouts(vm, told);
+    format!("{by} gave up what was left: {why}. When it was given up: {seen}. {left}.")
+}
+
 /// Where the VM is, and what to do if somebody has to.
 fn summary(record: &JobRecord, phase: Phase, events: &[LogEvent], now: &Now) -> String {
+    let dismissed = events.iter().find_map(|event| match event {
+        LogEvent::Dismissed { by, told } => Some((by, told)),
+        _ => None,
+    });
+    if let Some((by, told)) = dismissed {
+        return summary_of_dismissed(record, phase, by, told, why(events));
+    }
     match record.job.kind {
         JobKind::Storage => return summary_of_storage(record, phase, events, now),
         JobKind::Offline => return summary_of_offline(record, phase, events, now),
@@ -354,18 +404,8 @@ fn summary(record: &JobRecord, phase: Phase, events: &[LogEvent], now: &Now) -> 
     }
     let NewJob { vm_name: vm, source, destination, .. } = &record.job;
     let (id, source, destination) = (record.id, &source.name, &destination.name);
-    let failure = events.iter().rev().find_map(|event| match event {
-        LogEvent::Failed { message, .. } | LogEvent::UndoFailed { message, .. } => Some(message.as_str()),
-        _ => None,
-    });
     let resumed = events.contains(&LogEvent::Succeeded { step: Step::Resume });
-    let dismissed = events.iter().find_map(|event| match event {
-        LogEvent::Dismissed { by } => Some(by),
-        _ => None,
-    });
-    let waits = |what: &String| format!(" Waits for: {what}. Ask again now with `ferry job retry {id}`.");
-    let waits = now.waits_for.as_ref().map(waits).unwrap_or_default();
-    let why = failure.unwrap_or("the log says why");
+    let why = why(events);
     let tries = format!("Ferry keeps trying: `ferry job retry {id}` tries now, `ferry job dismiss {id}` gives it up");
     let left = match record.job.kind {
         JobKind::LiveVsm => {
@@ -375,18 +415,14 @@ fn summary(record: &JobRecord, phase: Phase, events: &[LogEvent], now: &Now) -> 
     };
     match phase {
         Phase::Queued => match &now.waits {
-            Some(wait) => format!("VM {vm} runs on {source}; {}.", waits_in_queue(wait)),
-            None => format!("VM {vm} runs on {source}; the move waits for its turn."),
+            Some(wait) => format!("VM {vm} stays on {source} until then: {}.", waits_in_queue(wait)),
+            None => format!("VM {vm} stays on {source} until then: the move waits for its turn."),
         },
         Phase::Preparing => {
-            format!("VM {vm} runs on {source}; its move to {destination} is being prepared.")
+            format!("VM {vm} is on {source}; its move to {destination} is being prepared.")
         }
         Phase::Migrating if now.waits_for.is_some() => {
-            format!(
-                "VM {vm} is on its way from {source} to {destination}; who has it is not known yet.{waits} \
-                 If that host never comes back, see where the VM is (`ferry vm list`) and give the job up with \
-                 `ferry job dismiss {id}`."
-            )
+            format!("VM {vm} is on its way from {source} to {destination}; who has it is not known yet.")
         }
         Phase::Migrating if disks(record, now).iter().any(is_copied) => format!(
             "VM {vm} runs on {source} while its disks are copied to {destination}; its memory moves when they are ready."
@@ -395,24 +431,15 @@ fn summary(record: &JobRecord, phase: Phase, events: &[LogEvent], now: &Now) -> 
             format!("VM {vm} runs on {source} while its memory moves to {destination}.")
         }
         Phase::Completing if resumed => {
-            format!("VM {vm} runs on {destination}; the move is being finished.{waits}")
+            format!("VM {vm} has moved to {destination}; the move is being finished.")
         }
         Phase::Completing => {
-            format!("VM {vm} is at {destination} and is being resumed there.{waits}")
+            format!("VM {vm} is at {destination} and is being resumed there.")
         }
         Phase::RollingBack => {
-            format!("VM {vm} stays on {source}; what was prepared is being taken back.{waits}")
+            format!("VM {vm} stays on {source}; what was prepared is being taken back.")
         }
-        Phase::Succeeded if let Some(by) = dismissed => format!(
-            "VM {vm} moved to {destination}; {by} gave up what was left: {why}. \
-             Do not start it on {source}; when that host is back, remove what is left there: `virsh undefine {vm}`."
-        ),
-        Phase::Failed if let Some(by) = dismissed => format!(
-            "VM {vm} stays on {source}; {by} gave up what was left: {why}. \
-             What is left of the move is taken away when both hosts answer; until then {destination} may hold a paused \
-             copy of it, which is not to be run."
-        ),
-        Phase::Succeeded => format!("VM {vm} runs on {destination}."),
+        Phase::Succeeded => format!("VM {vm} has moved to {destination}."),
         Phase::Cancelled => format!(
             "VM {vm} stays on {source}: the move was cancelled. {left}. \
              Move it after all with `ferry job restart {id}`."
@@ -428,7 +455,7 @@ fn summary(record: &JobRecord, phase: Phase, events: &[LogEvent], now: &Now) -> 
             )
         }
         Phase::Stuck if resumed => format!(
-            "VM {vm} runs on {destination}, but the move could not be finished yet: {why}. \
+            "VM {vm} has moved to {destination}, but the move could not be finished yet: {why}. \
              Do not start the VM on {source}. {tries}."
         ),
         Phase::Stuck => format!(
@@ -476,7 +503,10 @@ fn line(row: &LogRow, job: &NewJob) -> String {
         LogEvent::Succeeded { step } => format!("{}: done", step.title_in(job.kind)),
         LogEvent::Failed { step, message } => format!("{}: failed: {message}", step.title_in(job.kind)),
         LogEvent::CancelRequested { by } => format!("{by} asked to cancel"),
-        LogEvent::Dismissed { by } => format!("{by} accepted what is; nothing more is done"),
+        LogEvent::Dismissed { by, told } if told.is_empty() => format!("{by} accepted what is; nothing more is done"),
+        LogEvent::Dismissed { by, told } => {
+            format!("{by} accepted what is; nothing more is done: {}", whereabouts(&job.vm_name, told))
+        }
         LogEvent::Undone { step } => format!("{}: taken back", step.title_in(job.kind)),
         LogEvent::UndoFailed { step, message } => {
             format!("{}: could not be taken back: {message}", step.title_in(job.kind))
@@ -487,8 +517,8 @@ fn line(row: &LogRow, job: &NewJob) -> String {
 #[cfg(test)]
 mod tests {
     use ferry_core::{
-        id::{HostId, JobId, VmId},
-        job::JobKind,
+        id::{HostId, VmId},
+        migration::StepClass,
     };
     use uuid::Uuid;
 
@@ -534,6 +564,69 @@ mod tests {
         assert_eq!(view.steps[0].state, StepState::Undone);
         assert_eq!(view.steps[0].message.as_deref(), Some("Host kvm2 is away"));
         assert_eq!(view.steps[1].state, StepState::Waiting);
+    }
+
+    #[test]
+    fn where_a_vm_is_whose_job_was_given_up_is_what_hosts_said_then() {
+        let mut log = vec![at(5, LogEvent::Accepted), at(5, LogEvent::AttemptStarted { attempt: 1 })];
+        let of = |kind, log: &[LogRow]| {
+            let mut record = record();
+            record.job.kind = kind;
+            view(&record, log, &Now::default()).summary
+        };
+        let told = |has: [Has; 2]| {
+            let told = |(host, has): (&str, Has)| Told { host: host.into(), has };
+            at(
+                9,
+                LogEvent::Dismissed {
+                    by: "admin".into(),
+                    told: ["kvm1", "kvm2"].into_iter().zip(has).map(told).collect(),
+                },
+            )
+        };
+        let gone = "VM web01: is not known on kvm1, is not known on kvm2";
+        for arrived in [false, true] {
+            if arrived {
+                log.push(at(7, LogEvent::Intent { step: Step::Perform }));
+                log.push(at(8, LogEvent::Succeeded { step: Step::Perform }));
+            }
+            for kind in [JobKind::Live, JobKind::LiveVsm, JobKind::Storage, JobKind::Offline] {
+                log.push(told([Has::Nothing, Has::Nothing]));
+                let summary = of(kind, &log);
+                assert!(summary.contains(gone), "{summary}");
+                for claim in ["runs on", "stays on", "shut off on", "has moved to"] {
+                    assert!(!summary.contains(claim), "{kind:?} {claim}: {summary}");
+                }
+                log.pop();
+                log.push(told([Has::It(VmState::Running), Has::NoAnswer]));
+                let summary = of(kind, &log);
+                assert!(summary.contains("VM web01: runs on kvm1, kvm2 does not answer"), "{summary}");
+                log.pop();
+            }
+        }
+    }
+
+    #[test]
+    fn a_job_that_waits_for_the_database_says_so_in_every_phase_and_nothing_else() {
+        let mut log = vec![at(5, LogEvent::Accepted)];
+        let now = Now { unkept: Some("the disk is full".into()), ..Now::default() };
+        let says = |log: &[LogRow], kind| {
+            let mut record = record();
+            record.job.kind = kind;
+            let summary = view(&record, log, &now).summary;
+            assert!(summary.contains("database") && summary.contains("the disk is full"), "{summary}");
+            assert!(!summary.contains("not known yet"), "{summary}");
+        };
+        for kind in [JobKind::Live, JobKind::Storage, JobKind::Offline] {
+            says(&log, kind);
+        }
+        for step in Step::ALL {
+            log.push(at(6, LogEvent::Intent { step }));
+            says(&log, JobKind::Live);
+            log.push(at(6, LogEvent::Failed { step, message: "away".into() }));
+            says(&log[..log.len() - usize::from(step.class() != StepClass::Retriable)], JobKind::Live);
+            log.pop();
+        }
     }
 
     #[test]

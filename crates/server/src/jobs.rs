@@ -1,7 +1,7 @@
 //! Jobs while they wait and while they run. What is kept of a job is its log; here is only what a restart may lose.
 //!
 //! ```text
-//! enqueue ─▶ queue ─ a look: core::admission::admit ─▶ store.admit ─▶ saga::executor::drive ─▶ ended
+//! enqueue ─▶ queue ─ a look: core::admission::admit ─▶ task: store.admit ─▶ saga::executor::drive ─▶ ended
 //!              ▲                                                              │
 //!              └──────────── a look after each end, limit and new job ────────┘
 //! ```
@@ -34,7 +34,7 @@ use crate::{
     clock::now_ms,
     job_view::{Now, view, view_of_parent},
     saga::{
-        executor::{Patience, drive},
+        executor::{Patience, Saga, drive},
         migrate::Migrate,
         move_offline::MoveOffline,
         move_storage::MoveStorage,
@@ -44,6 +44,9 @@ use crate::{
 
 /// How long a job that waits keeps its slots: longer than an agent's restart takes.
 const WAITS_WITH_SLOTS: Duration = Duration::from_secs(30);
+/// How often a database that fails is tried again.
+const KEEP_PAUSE_FIRST: Duration = Duration::from_millis(100);
+const KEEP_PAUSE_MAX: Duration = Duration::from_secs(5);
 
 /// What is known of a running job beyond its log, and how it is told to stop.
 #[derive(Debug, Default)]
@@ -91,22 +94,66 @@ impl Running {
         self.changed.notify_one();
     }
 
+    /// Changes what is known; listeners are told if it is something else than before.
+    fn say<T: PartialEq>(&self, of: impl FnOnce(&mut Now) -> &mut T, value: T) -> bool {
+        let mut now = self.now.lock().expect("nobody panics with it");
+        let known = of(&mut now);
+        let news = *known != value;
+        if news {
+            *known = value;
+            self.changed.notify_one();
+        }
+        news
+    }
+
     /// Says what the job waits for, or that it does not wait any more.
     pub(crate) fn wait_for(&self, what: Option<String>) {
-        let mut now = self.now.lock().expect("nobody panics with it");
-        if now.waits_for != what {
-            if let Some(what) = &what {
-                tracing::warn!(what, "The job waits");
+        let waits = what.is_some();
+        if self.say(|now| &mut now.waits_for, what.clone())
+            && let Some(what) = what
+        {
+            tracing::warn!(what, "The job waits");
+        }
+        self.waiting.send_if_modified(|before| std::mem::replace(before, waits) != waits);
+    }
+
+    /// Says why what must be done has been tried in vain so far; `None`: it is done.
+    pub(crate) fn in_vain(&self, why: Option<String>) {
+        self.say(|now| &mut now.in_vain, why);
+    }
+
+    /// Asks the database until it answers. Meanwhile the job shows that it waits for it.
+    pub(crate) async fn kept<T, F>(&self, attempt: impl Fn() -> F) -> T
+    where
+        F: Future<Output = Result<T, StoreError>>,
+    {
+        let mut pause = KEEP_PAUSE_FIRST;
+        loop {
+            let error = match attempt().await {
+                Ok(kept) => {
+                    self.say(|now| &mut now.unkept, None);
+                    return kept;
+                }
+                Err(error) => error,
+            };
+            let why = error.chain();
+            if self.say(|now| &mut now.unkept, Some(why.clone())) {
+                tracing::error!(why, "The job waits for the database");
             }
-            self.waiting.send_replace(what.is_some());
-            now.waits_for = what;
-            self.changed.notify_one();
+            self.pause(pause).await;
+            pause = (pause * 2).min(KEEP_PAUSE_MAX);
         }
     }
 
-    /// Whether it waits for something that a host or somebody must do.
+    /// Whether it waits for something that a host, the database or somebody must do, or has tried in vain so far.
     pub(crate) fn waits(&self) -> bool {
-        self.now.lock().expect("nobody panics with it").waits_for.is_some()
+        let now = self.now.lock().expect("nobody panics with it");
+        now.waits_for.is_some() || now.in_vain.is_some() || now.unkept.is_some()
+    }
+
+    /// Whether nobody drives the job any more: its task has ended, and the job has not.
+    pub(crate) fn is_left(&self) -> bool {
+        self.ended.is_cancelled()
     }
 
     /// What is tried again and again is tried now.
@@ -213,7 +260,7 @@ impl Jobs {
                     if now != Phase::Stuck {
                         self.queue().holding.insert(record.id, claim(&record));
                     }
-                    self.start(app, record, &log);
+                    self.start(app, record, Start::GoesOn);
                 }
             }
         }
@@ -273,8 +320,7 @@ impl Jobs {
             }
         }
         for record in begun {
-            let app = app.clone();
-            self.tasks.spawn(async move { app.jobs.begin(&app, record).await });
+            self.start(app, record, Start::Begins);
         }
     }
 
@@ -289,29 +335,12 @@ impl Jobs {
         Some(WaitView { position: wait.position as u32, places: wait.places.into_iter().map(place).collect() })
     }
 
-    async fn begin(&self, app: &Arc<App>, record: JobRecord) {
-        let id = record.id;
-        match app.store.admit(id, now_ms()).await {
-            Ok(Some(log)) => self.start(app, record, &log),
-            // It was cancelled in between.
-            Ok(None) => self.give_slots_back(app, id),
-            Err(error) => {
-                let error = &error as &dyn std::error::Error;
-                tracing::error!(job = id.0, error, "The job cannot begin; it does at the next start of the server");
-                self.give_slots_back(app, id);
-            }
-        }
-    }
-
     /// Runs a job until it ends or the server stops. Stopping is no end: the next life of the server goes on from the
     /// log.
-    fn start(&self, app: &Arc<App>, record: JobRecord, log: &[LogEvent]) {
+    fn start(&self, app: &Arc<App>, record: JobRecord, start: Start) {
         let begun = self.begun.fetch_add(1, Ordering::Relaxed);
         let running = Arc::new(Running { begun, ..Running::default() });
         self.running.lock().expect("nobody panics with it").insert(record.id, running.clone());
-        if newest_attempt(log).iter().any(|event| matches!(event, LogEvent::CancelRequested { .. })) {
-            running.cancelled.cancel();
-        }
         let (app, stop) = (app.clone(), self.stop.clone());
         let span = tracing::info_span!("job", id = record.id.0, vm = record.job.vm_name);
         let task = async move {
@@ -322,19 +351,30 @@ impl Jobs {
             let _ended = running.ended.clone().drop_guard();
             tokio::select! {
                 () = stop.cancelled() => return,
+                // Who gives it up sees to the rest.
+                () = running.dismissed.cancelled() => return,
                 () = keep_telling(&app, id, &running) => {}
                 () = free_when_it_waits(&app, id, &running) => {}
-                () = running.dismissed.cancelled() => {}
-                () = run(app.clone(), record, running.clone()) => {}
+                () = run(app.clone(), record, running.clone(), start) => {}
             }
-            app.jobs.running.lock().expect("nobody panics with it").remove(&id);
-            app.jobs.give_slots_back(&app, id);
+            app.jobs.leave(&app, id);
             app.publish_job(id).await;
             if let Some(parent) = parent {
                 app.publish_job(parent).await;
             }
         };
         self.tasks.spawn(task.instrument(span));
+    }
+
+    /// Forgets a job whose task has ended: it takes nothing of its hosts any more.
+    pub(crate) fn leave(&self, app: &Arc<App>, job: JobId) {
+        self.running.lock().expect("nobody panics with it").remove(&job);
+        self.give_slots_back(app, job);
+    }
+
+    /// Goes on with a job whose task was ended by [`Self::dismiss`], or by nobody.
+    pub(crate) fn go_on(&self, app: &Arc<App>, record: JobRecord) {
+        self.start(app, record, Start::GoesOn);
     }
 
     /// Runs something beside the jobs, until it ends or the server stops.
@@ -348,7 +388,8 @@ impl Jobs {
         });
     }
 
-    /// Ends a job's task, if there is one. When it returns nothing writes to the job's log any more.
+    /// Ends a job's task, if there is one. When it returns nothing writes to the job's log any more. [`Self::leave`] or
+    /// [`Self::go_on`] comes next.
     pub(crate) async fn dismiss(&self, job: JobId) {
         if let Some(running) = self.running(job) {
             running.dismissed.cancel();
@@ -372,29 +413,52 @@ async fn free_when_it_waits(app: &Arc<App>, job: JobId, running: &Running) {
     std::future::pending().await
 }
 
-async fn run(app: Arc<App>, record: JobRecord, running: Arc<Running>) {
-    let (id, store) = (record.id, app.store.clone());
-    let driven = match record.job.kind {
-        JobKind::Storage => match MoveStorage::new(app, record, running) {
-            Ok(saga) => drive(&store, id, &saga, Patience::USUAL).await,
-            Err(error) => return tracing::error!(error, "The job cannot be taken up"),
-        },
-        JobKind::Offline => match MoveOffline::new(app, record, running) {
-            Ok(saga) => drive(&store, id, &saga, Patience::USUAL).await,
-            Err(error) => return tracing::error!(error, "The job cannot be taken up"),
-        },
-        JobKind::Live | JobKind::LiveVsm | JobKind::Several | JobKind::Drain => {
-            match Migrate::new(app, record, running) {
-                Ok(saga) => drive(&store, id, &saga, Patience::USUAL).await,
-                Err(error) => return tracing::error!(error, "The job cannot be taken up"),
-            }
+/// How the task of a job starts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Start {
+    /// Its turn has come.
+    Begins,
+    /// It was begun before.
+    GoesOn,
+}
+
+async fn run(app: Arc<App>, record: JobRecord, running: Arc<Running>, start: Start) {
+    let (id, kind, store) = (record.id, record.job.kind, &app.store);
+    if start == Start::Begins {
+        running.kept(|| store.admit(id, now_ms())).await;
+    }
+    let log = events(&running.kept(|| store.log(id)).await);
+    // It may have been cancelled while it waited.
+    if phase(&log).ended() {
+        return;
+    }
+    if newest_attempt(&log).iter().any(|event| matches!(event, LogEvent::CancelRequested { .. })) {
+        running.cancelled.cancel();
+    }
+    match kind {
+        JobKind::Storage => {
+            drive_to_end(&app, id, MoveStorage::new(app.clone(), record, running.clone()), &running).await
         }
-    };
-    match driven {
-        Ok(phase) => tracing::info!(phase = phase.title(), "The job has ended"),
+        JobKind::Offline => {
+            drive_to_end(&app, id, MoveOffline::new(app.clone(), record, running.clone()), &running).await
+        }
+        JobKind::Live | JobKind::LiveVsm | JobKind::Several | JobKind::Drain => {
+            drive_to_end(&app, id, Migrate::new(app.clone(), record, running.clone()), &running).await;
+        }
+    }
+}
+
+/// Drives a job; one that cannot be driven says why until it is dismissed.
+async fn drive_to_end(app: &Arc<App>, job: JobId, saga: Result<impl Saga, String>, running: &Running) {
+    match saga {
+        Ok(saga) => {
+            let phase = drive(&app.store, job, &saga, Patience::USUAL).await;
+            tracing::info!(phase = phase.title(), "The job has ended");
+        }
         Err(error) => {
-            let error = &error as &dyn std::error::Error;
-            tracing::error!(error, "The job cannot go on; it is taken up at the next start");
+            running.wait_for(Some(format!("Job {job} cannot go on: {error}")));
+            app.jobs.give_slots_back(app, job);
+            std::future::pending().await
         }
     }
 }

@@ -620,7 +620,7 @@ mod tests {
     #[test]
     fn a_vm_that_cannot_be_run_yet_is_said_to_be_that() {
         for (error, reason) in [(Some("no lock".to_owned()), "no lock"), (None, "Aborted")] {
-            let told = not_resumed(VmId(uuid::Uuid::nil()), Stage::Aborted, error);
+            let told = not_resumed(VmId(uuid::Uuid::nil()), "web01", Stage::Aborted, error);
             assert!(told.id == FindingId::VmNotResumed && told.message.ends_with(reason), "{told:?}");
         }
     }

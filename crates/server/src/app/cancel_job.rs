@@ -14,7 +14,7 @@ use super::show_jobs;
 use crate::{
     App,
     clock::now_ms,
-    failure::Failure,
+    failure::{Failure, has_finding},
     jobs::events,
     saga::plan::Plan,
     store::{JobRecord, LogEntry},
@@ -103,10 +103,7 @@ async fn ask_host(app: &App, title: &str, record: &JobRecord) -> Result<(), Fail
         return Ok(());
     };
     let answer = plan.abort(&host.agent, plan.attempt(record)).await;
-    let too_late = answer.err().is_some_and(|error| {
-        let findings = error.problem().map(|problem| problem.findings.clone()).unwrap_or_default();
-        findings.iter().any(|finding| finding.id == FindingId::JobPastPivot)
-    });
+    let too_late = answer.err().is_some_and(|error| has_finding(&error, FindingId::JobPastPivot));
     if too_late { Err(past_pivot(title, record)) } else { Ok(()) }
 }
 

@@ -5,7 +5,9 @@
 //! | restart | failed, cancelled | another attempt in the same job |
 //! | retry | stuck, or waiting for a host | what is tried again and again is tried now |
 //! | undo | before the switchover | what was done is taken back: the VM stays |
-//! | dismiss | stuck, or waiting for a host | nothing more is done for it; of a live move whose VM is at the source what is left goes when both hosts answer |
+//! | dismiss | it does not end by itself | nothing more is done for it; of a live move whose VM is at the source what is left goes when both hosts answer |
+//!
+//! Whether a job ends by itself is asked of its hosts: [`ferry_core::migration::ends_by_itself`].
 
 use std::sync::Arc;
 
@@ -13,9 +15,10 @@ use ferry_core::{
     api::server::JobView,
     finding::{Finding, FindingId},
     job::JobKind,
-    migration::{LogEvent, Phase, newest_attempt, phase},
+    migration::{Has, LogEvent, Phase, Told, ends_by_itself, newest_attempt, phase},
     preflight::busy_by,
 };
+use futures_util::future::join_all;
 
 use super::{
     cancel_job::{cancel_job, ended, is_taken_back, past_pivot},
@@ -25,9 +28,11 @@ use crate::{
     App,
     clock::now_ms,
     failure::Failure,
+    inventory::Host,
+    job_view::whereabouts,
     jobs::events,
     saga::{leftovers, plan::Plan},
-    store::{JobRecord, LogEntry, Restarted},
+    store::{JobRecord, LogEntry, NewJob, Restarted, StoreError},
 };
 
 /// Another attempt; of a job with parts, of each that did not succeed.
@@ -55,7 +60,7 @@ async fn restart(app: &Arc<App>, title: &str, record: &JobRecord, by: &str) -> R
     let now = now_ms();
     let plan = Plan::of(record).map_err(|error| {
         let message = format!("The plan of job {} cannot be read: {error}", record.id);
-        Failure::found(title, Finding::blocks(FindingId::JobEnded, record.id, message, "Start a new move"))
+        Failure::found(title, Finding::blocks(FindingId::JobUnreadable, record.id, message, "Start a new move"))
     })?;
     for host in [&record.job.source, &record.job.destination] {
         if app.inventory.by_id(host.id).is_none() {
@@ -71,9 +76,9 @@ async fn restart(app: &Arc<App>, title: &str, record: &JobRecord, by: &str) -> R
         Restarted::Busy(other) => return Err(Failure::found(title, busy_by(&record.job.vm_name, other))),
     }
     tracing::info!(job = record.id.0, by, "Another attempt was asked for");
-    if let Some(stored) = app.store.job(record.id).await? {
-        app.jobs.enqueue(app, [stored]);
-    }
+    // Not read again: that could fail, and it waits by now.
+    let stored = JobRecord { job: NewJob { plan, ..record.job.clone() }, figures: None, ..record.clone() };
+    app.jobs.enqueue(app, [stored]);
     app.publish_job(record.id).await;
     Ok(())
 }
@@ -99,12 +104,12 @@ pub(crate) async fn undo_job(app: &Arc<App>, reference: &str, by: &str) -> Resul
     let title = format!("Could not undo job {reference}");
     let (record, log) = one(app, &title, reference).await?;
     match phase(&log) {
-        Phase::Succeeded | Phase::Completing => Err(past_pivot(&title, &record)),
+        Phase::Completing => Err(past_pivot(&title, &record)),
         Phase::Stuck if !is_taken_back(newest_attempt(&log)) => Err(past_pivot(&title, &record)),
         // Its own undoing is what is stuck.
         Phase::Stuck | Phase::RollingBack => retry_job(app, reference, by).await,
         Phase::Queued | Phase::Preparing | Phase::Migrating => cancel_job(app, reference, by).await,
-        now @ (Phase::Cancelled | Phase::Failed) => Err(ended(&title, &record, now.title())),
+        now @ (Phase::Succeeded | Phase::Cancelled | Phase::Failed) => Err(ended(&title, &record, now.title())),
     }
 }
 
@@ -116,28 +121,64 @@ pub(crate) async fn dismiss_job(app: &Arc<App>, reference: &str, by: &str) -> Re
     if now.ended() {
         return Err(ended(&title, &record, now.title()));
     }
-    let running = app.jobs.running(record.id);
-    let waits = running.as_ref().is_some_and(|running| running.waits());
-    if now != Phase::Stuck && !waits {
-        let message = format!("Job {} is {} and goes on by itself", record.id, now.title());
+    let told = ask_all(app, &record).await;
+    let in_vain = app.jobs.running(record.id).is_none_or(|running| running.waits() || running.is_left());
+    let ends: Vec<Has> = told.iter().filter(|told| is_end(&record, &told.host)).map(|told| told.has).collect();
+    if ends_by_itself(now, in_vain, &ends) {
+        let where_it_is = whereabouts(&record.job.vm_name, &told);
+        let message = format!("Job {} is {} and goes on by itself: {where_it_is}", record.id, now.title());
         let fix = format!("Wait for it (`ferry job watch {0}`) or cancel it (`ferry job cancel {0}`)", record.id);
         return Err(Failure::found(title, Finding::blocks(FindingId::JobOpen, record.id, message, fix)));
     }
     // The task ends first: it must not write on after the end.
     app.jobs.dismiss(record.id).await;
-    let log = events(&app.store.log(record.id).await?);
-    if !phase(&log).ended() {
-        let event = LogEntry::Event(LogEvent::Dismissed { by: by.to_owned() });
-        app.store.append(record.id, &[event], now_ms()).await?;
-        app.store.unreserve(record.id).await?;
-        tracing::warn!(job = record.id.0, by, "The job was dismissed");
-        if is_taken_back(newest_attempt(&log)) {
-            clean_what_answers(app, &record).await;
+    match give_up(app, &record, by, told).await {
+        Ok(()) => app.jobs.leave(app, record.id),
+        Err(error) => {
+            app.jobs.go_on(app, record);
+            return Err(error.into());
         }
-        leftovers::look_after(app, record.clone());
     }
     app.publish_job(record.id).await;
     show_jobs::again(app, &title, record.id).await
+}
+
+/// What both ends of a job say of its VM when they are asked now, and who else has it.
+async fn ask_all(app: &Arc<App>, record: &JobRecord) -> Vec<Told> {
+    let ask = |host: Arc<Host>| async move {
+        let seen = app.inventory.refresh(&host).await;
+        let has = match (seen.reachable, seen.vm(record.job.vm)) {
+            (false, _) => Has::NoAnswer,
+            (true, None) => Has::Nothing,
+            (true, Some(facts)) => Has::It(facts.state),
+        };
+        Told { host: host.name().to_owned(), has }
+    };
+    let mut told = join_all(app.inventory.hosts().into_iter().map(ask)).await;
+    told.retain(|told| is_end(record, &told.host) || matches!(told.has, Has::It(_)));
+    told
+}
+
+fn is_end(record: &JobRecord, host: &str) -> bool {
+    [&record.job.source.name, &record.job.destination.name].into_iter().any(|end| end == host)
+}
+
+/// Writes that nothing more is done, unless the job has ended meanwhile. Its task has.
+async fn give_up(app: &Arc<App>, record: &JobRecord, by: &str, told: Vec<Told>) -> Result<(), StoreError> {
+    let log = events(&app.store.log(record.id).await?);
+    if phase(&log).ended() {
+        return Ok(());
+    }
+    // First: a job that has ended must not keep its VM from others. An open one does without it.
+    app.store.unreserve(record.id).await?;
+    let event = LogEntry::Event(LogEvent::Dismissed { by: by.to_owned(), told });
+    app.store.append(record.id, &[event], now_ms()).await?;
+    tracing::warn!(job = record.id.0, by, "The job was dismissed");
+    if is_taken_back(newest_attempt(&log)) {
+        clean_what_answers(app, record).await;
+    }
+    leftovers::look_after(app, record.clone());
+    Ok(())
 }
 
 /// The VM stays at the source: what a host that answers still has of the move is in nobody's way then. A host that does

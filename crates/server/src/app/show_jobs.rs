@@ -4,13 +4,17 @@ use ferry_core::{
     api::server::{AuditPage, AuditRecord, JobView},
     finding::{Finding, FindingId},
     id::JobId,
-    migration::Phase,
+    job::{JobKind, StepState},
+    location::Location,
+    migration::Step,
+    storage::{DiskMove, DiskStage},
 };
 
 use crate::{
     App,
     failure::Failure,
-    store::{JobRecord, LogRow},
+    saga::plan::Plan,
+    store::{JobRecord, LogRow, ShareRecord},
 };
 
 /// Jobs that a list holds if nothing else was asked for, and at most.
@@ -33,25 +37,62 @@ pub(crate) async fn audit(app: &App, since_ms: Option<u64>, after: Option<u64>) 
     let after = JobId(after.unwrap_or(0).min(i64::MAX as u64));
     let jobs = app.store.jobs_after(after, since_ms.unwrap_or(0), AUDIT_MAX).await?;
     let next = if jobs.len() as u32 == AUDIT_MAX { jobs.last().map(|(last, _)| last.id) } else { None };
+    let shares = app.store.shares().await?;
     let mut records = Vec::with_capacity(jobs.len());
     for (record, log) in jobs {
         let view = app.view_of(&record, &log).await?;
-        records.extend(view.ended_at_ms.map(|ended_at_ms| audit_record(view, ended_at_ms)));
+        records.extend(view.ended_at_ms.map(|ended_at_ms| audit_record(&record, view, ended_at_ms, &shares)));
     }
     Ok(AuditPage { records, next })
 }
 
-fn audit_record(job: JobView, ended_at_ms: u64) -> AuditRecord {
-    let moved = job.vm.is_some() && job.phase == Phase::Succeeded;
-    let changes = if moved {
-        vec![
-            format!("VM {} runs on {}", job.vm_name, job.destination),
-            format!("definition of VM {} added on {}", job.vm_name, job.destination),
-            format!("definition of VM {} removed from {}", job.vm_name, job.source),
-        ]
-    } else {
-        Vec::new()
-    };
+/// What is different since a job, by what it did: also one that did not succeed may have moved disks.
+fn changes(job: &JobView, record: &JobRecord, shares: &[ShareRecord]) -> Vec<String> {
+    let (vm, source, destination) = (&job.vm_name, &job.source, &job.destination);
+    let is_done = |step| job.steps.iter().any(|view| view.step == step && view.state == StepState::Done);
+    let mut changes = Vec::new();
+    match record.job.kind {
+        JobKind::Several | JobKind::Drain => {}
+        JobKind::Storage => {
+            let wanted = Plan::of(record).map(Plan::disks).unwrap_or_default();
+            let moved = |disk: &&DiskMove| {
+                job.disks.iter().any(|view| view.device == disk.device && view.stage == DiskStage::Moved)
+            };
+            changes.extend(wanted.iter().filter(moved).map(|disk| {
+                let (from, to) = (named(&disk.from, shares), named(&disk.to, shares));
+                format!("disk {} of VM {vm} on {source} moved from {from} to {to}", disk.device)
+            }));
+        }
+        JobKind::Live | JobKind::LiveVsm | JobKind::Offline if is_done(Step::Perform) => {
+            changes.push(match record.job.kind {
+                JobKind::Offline => format!("VM {vm} moved from {source} to {destination}, shut off"),
+                _ => format!("VM {vm} moved from {source} to {destination}, running"),
+            });
+            changes.extend(job.disks.iter().map(|disk| format!("file {} of VM {vm} moved along", disk.device)));
+            if Plan::of(record).is_ok_and(|plan| plan.is_persistent()) {
+                changes.push(format!("definition of VM {vm} added on {destination}"));
+                let removed = is_done(Step::Confirm).then(|| format!("definition of VM {vm} removed from {source}"));
+                changes.extend(removed);
+            }
+        }
+        JobKind::Live | JobKind::LiveVsm | JobKind::Offline => {}
+    }
+    changes
+}
+
+/// A place, as people know it.
+fn named(location: &Location, shares: &[ShareRecord]) -> String {
+    match location {
+        Location::Local { path, .. } => path.clone(),
+        Location::Share { share, path } => match shares.iter().find(|known| known.id == *share) {
+            Some(known) => format!("{path} on share {}", known.name),
+            None => format!("{path} on a share that was removed"),
+        },
+    }
+}
+
+fn audit_record(record: &JobRecord, job: JobView, ended_at_ms: u64, shares: &[ShareRecord]) -> AuditRecord {
+    let changes = changes(&job, record, shares);
     AuditRecord {
         job: job.id,
         parent: job.parent,

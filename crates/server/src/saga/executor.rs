@@ -8,6 +8,9 @@
 //! ```
 //! An intent is on the disk before the first side effect of its step, so after a crash the newest intent without an
 //! outcome is the step to look at: `probe` says whether it was done, else it is run again.
+//!
+//! While the database cannot be written or read, nothing is done: what is to be written waits, and is written when it can
+//! be. See [`Running::kept`].
 
 use std::{future::Future, time::Duration};
 
@@ -18,7 +21,7 @@ use ferry_core::{
 
 use crate::{
     clock::now_ms,
-    jobs::events,
+    jobs::{Running, events},
     store::{LogEntry, Store, StoreError},
 };
 
@@ -55,12 +58,14 @@ pub(crate) trait Saga: Sync {
     fn run(&self, step: Step) -> impl Future<Output = Result<(), StepFailed>> + Send;
     /// Takes the step's effects back, also if only some or none of them are there.
     fn undo(&self, step: Step) -> impl Future<Output = Result<(), StepFailed>> + Send;
-    /// The log has grown.
-    fn logged(&self);
+    /// What is shown of the job while it runs.
+    fn running(&self) -> &Running;
     /// What must be done could not be done often enough to show it; it is tried on.
     fn stuck(&self);
     /// Returns after `pause`, or when somebody wants it to be tried now.
-    fn pause(&self, pause: Duration) -> impl Future<Output = ()> + Send;
+    fn pause(&self, pause: Duration) -> impl Future<Output = ()> + Send {
+        self.running().pause(pause)
+    }
 }
 
 /// How often a step that must be done is tried, and how fast.
@@ -137,31 +142,23 @@ fn next(log: &[LogEvent], steps: &[Step]) -> Next {
 }
 
 /// Drives a job until its log has ended. May be dropped at any point and called again: nothing is lost.
-///
-/// # Errors
-/// The database's: without it nothing may be done.
-pub(crate) async fn drive(
-    log: &impl Log,
-    job: JobId,
-    saga: &impl Saga,
-    patience: Patience,
-) -> Result<Phase, StoreError> {
+pub(crate) async fn drive(log: &impl Log, job: JobId, saga: &impl Saga, patience: Patience) -> Phase {
     // An intent without outcome that is there already was written by an earlier life.
     let mut inherited = true;
     loop {
-        let events = log.events(job).await?;
+        let events = saga.running().kept(|| log.events(job)).await;
         match next(&events, saga.steps()) {
-            Next::End => return Ok(phase(&events)),
-            Next::Begin(step) => append(log, job, saga, &[LogEvent::Intent { step }]).await?,
+            Next::End => return phase(&events),
+            Next::Begin(step) => append(log, job, saga, &[LogEvent::Intent { step }]).await,
             Next::Continue(step) => {
                 stop_here(format!("saga-intent-{step:?}")).await;
                 let done = inherited && saga.probe(step).await;
-                if done || run(log, job, saga, step, patience).await? {
+                if done || run(log, job, saga, step, patience).await {
                     stop_here(format!("saga-done-{step:?}")).await;
-                    append_success(log, job, saga, step).await?;
+                    append_success(log, job, saga, step).await;
                 }
             }
-            Next::Undo(step) => undo(log, job, saga, step, patience).await?,
+            Next::Undo(step) => undo(log, job, saga, step, patience).await,
         }
         inherited = false;
     }
@@ -184,30 +181,28 @@ async fn stop_here(point: String) {
 async fn stop_here(_point: String) {}
 
 /// Whether the step is done; if not, its failure is in the log.
-async fn run(log: &impl Log, job: JobId, saga: &impl Saga, step: Step, patience: Patience) -> Result<bool, StoreError> {
+async fn run(log: &impl Log, job: JobId, saga: &impl Saga, step: Step, patience: Patience) -> bool {
     match step.class() {
         StepClass::Compensable | StepClass::Pivot => {
-            let Err(StepFailed(message)) = saga.run(step).await else {
-                return Ok(true);
-            };
-            append(log, job, saga, &[LogEvent::Failed { step, message }]).await?;
-            Ok(false)
+            let Err(StepFailed(message)) = saga.run(step).await else { return true };
+            append(log, job, saga, &[LogEvent::Failed { step, message }]).await;
+            false
         }
         StepClass::Retriable => {
             let stuck = |message| LogEvent::Failed { step, message };
-            repeat(log, job, saga, patience, || saga.run(step), stuck).await?;
-            Ok(true)
+            repeat(log, job, saga, patience, || saga.run(step), stuck).await;
+            true
         }
     }
 }
 
-async fn undo(log: &impl Log, job: JobId, saga: &impl Saga, step: Step, patience: Patience) -> Result<(), StoreError> {
+async fn undo(log: &impl Log, job: JobId, saga: &impl Saga, step: Step, patience: Patience) {
     let stuck = |message| LogEvent::UndoFailed { step, message };
-    repeat(log, job, saga, patience, || saga.undo(step), stuck).await?;
-    append(log, job, saga, &[LogEvent::Undone { step }]).await
+    repeat(log, job, saga, patience, || saga.undo(step), stuck).await;
+    append(log, job, saga, &[LogEvent::Undone { step }]).await;
 }
 
-/// Tries until it is done; says once in the log that it is stuck.
+/// Tries until it is done. That it was tried in vain is shown from the first time on; the log says once that it is stuck.
 async fn repeat<F: Future<Output = Result<(), StepFailed>>>(
     log: &impl Log,
     job: JobId,
@@ -215,32 +210,34 @@ async fn repeat<F: Future<Output = Result<(), StepFailed>>>(
     patience: Patience,
     attempt: impl Fn() -> F,
     stuck: impl Fn(String) -> LogEvent,
-) -> Result<(), StoreError> {
+) {
     let mut pause = patience.pause_first;
     let mut failures = 0;
     while let Err(StepFailed(message)) = attempt().await {
         failures += 1;
+        saga.running().in_vain(Some(message.clone()));
         if failures == patience.tries_before_stuck {
             tracing::warn!(job = job.0, message, "The job is stuck; it is tried on");
-            append(log, job, saga, &[stuck(message)]).await?;
+            append(log, job, saga, &[stuck(message)]).await;
             saga.stuck();
         }
         saga.pause(pause).await;
         pause = (pause * 2).min(patience.pause_max);
     }
-    Ok(())
+    saga.running().in_vain(None);
 }
 
 /// Writes that a step is done, together with the intent of the one after it: one wait for the disk, not two.
-async fn append_success(log: &impl Log, job: JobId, saga: &impl Saga, step: Step) -> Result<(), StoreError> {
+async fn append_success(log: &impl Log, job: JobId, saga: &impl Saga, step: Step) {
     let mut events = vec![LogEvent::Succeeded { step }];
     let following = saga.steps().iter().find(|other| **other > step);
     events.extend(following.map(|step| LogEvent::Intent { step: *step }));
-    append(log, job, saga, &events).await
+    append(log, job, saga, &events).await;
 }
 
-async fn append(log: &impl Log, job: JobId, saga: &impl Saga, events: &[LogEvent]) -> Result<(), StoreError> {
-    log.append(job, events).await?;
-    saga.logged();
-    Ok(())
+/// On the disk when it returns. A line that is there twice, since the database failed after it had written it, says what
+/// it says once.
+async fn append(log: &impl Log, job: JobId, saga: &impl Saga, events: &[LogEvent]) {
+    saga.running().kept(|| log.append(job, events)).await;
+    saga.running().changed();
 }

@@ -16,7 +16,10 @@ use tokio::sync::Notify;
 use uuid::Uuid;
 
 use super::executor::{Log, Patience, Saga, StepFailed, drive};
-use crate::store::{Created, HostName, LogEntry, NewJob, Store, StoreError};
+use crate::{
+    jobs::Running,
+    store::{Created, HostName, LogEntry, NewJob, Store, StoreError},
+};
 
 /// What happens when a step is run or undone.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -44,9 +47,14 @@ struct Life {
     died: Notify,
     store: Store,
     job: JobId,
+    running: Running,
 }
 
 impl Life {
+    fn new(world: Arc<Mutex<World>>, store: &Store, job: JobId) -> Self {
+        Self { world, died: Notify::new(), store: store.clone(), job, running: Running::default() }
+    }
+
     fn world(&self) -> std::sync::MutexGuard<'_, World> {
         self.world.lock().expect("nobody panics with it")
     }
@@ -128,13 +136,11 @@ impl Saga for Life {
         .await
     }
 
-    fn logged(&self) {}
+    fn running(&self) -> &Running {
+        &self.running
+    }
 
     fn stuck(&self) {}
-
-    async fn pause(&self, pause: Duration) {
-        tokio::time::sleep(pause).await;
-    }
 }
 
 const IMPATIENT: Patience =
@@ -143,7 +149,7 @@ const IMPATIENT: Patience =
 /// A database with one job whose turn has come.
 async fn with_job() -> (Store, JobId, tempfile::TempDir) {
     let folder = tempfile::tempdir().expect("a folder");
-    let store = Store::open(&folder.path().join("ferry.db")).await.expect("a database");
+    let store = Store::open_small(&folder.path().join("ferry.db"), None).await;
     let host = |name: &str| HostName { id: HostId(Uuid::nil()), name: name.into() };
     let job = NewJob {
         kind: JobKind::Live,
@@ -167,9 +173,9 @@ async fn play(world: World) -> (Phase, World, Vec<LogEvent>) {
     let (store, job, _folder) = with_job().await;
     let world = Arc::new(Mutex::new(world));
     let phase = loop {
-        let life = Life { world: world.clone(), died: Notify::new(), store: store.clone(), job };
+        let life = Life::new(world.clone(), &store, job);
         tokio::select! {
-            phase = drive(&store, job, &life, IMPATIENT) => break phase.expect("the database works"),
+            phase = drive(&store, job, &life, IMPATIENT) => break phase,
             () = life.died.notified() => {}
         }
     };
@@ -294,13 +300,13 @@ async fn a_server_that_dies_at_any_durable_write_goes_on_from_there() {
                 let run_faults = fault.map(|fault| (Step::Perform, fault)).into_iter().collect();
                 let world = Arc::new(Mutex::new(World { run_faults, ..World::default() }));
                 let died = Notify::new();
-                let life = Life { world: world.clone(), died: Notify::new(), store: store.clone(), job };
+                let life = Life::new(world.clone(), &store, job);
                 let log = DyingLog { store: &store, died: &died, left: Mutex::new(Some(write)), written };
                 let survived = tokio::select! {
-                    phase = drive(&log, job, &life, IMPATIENT) => Some(phase.expect("the database works")),
+                    phase = drive(&log, job, &life, IMPATIENT) => Some(phase),
                     () = died.notified() => None,
                 };
-                let phase = drive(&store, job, &life, IMPATIENT).await.expect("the database works");
+                let phase = drive(&store, job, &life, IMPATIENT).await;
                 // A failure that is not on the disk did not happen: the next life tries again, and this time it works.
                 assert!(phase == Phase::Succeeded || fault.is_some(), "write {write}: {phase:?}");
                 let done = if phase == Phase::Succeeded { BTreeSet::from(Step::ALL) } else { BTreeSet::new() };
@@ -313,6 +319,114 @@ async fn a_server_that_dies_at_any_durable_write_goes_on_from_there() {
             }
         }
     }
+}
+
+/// A database that fails once at each of its writes, before it has written or after.
+struct FailingLog<'a> {
+    store: &'a Store,
+    /// What was written last, and whether that was said to have failed.
+    last: Mutex<(Vec<LogEvent>, bool)>,
+    written: bool,
+}
+
+impl Log for FailingLog<'_> {
+    async fn events(&self, job: JobId) -> Result<Vec<LogEvent>, StoreError> {
+        Log::events(self.store, job).await
+    }
+
+    async fn append(&self, job: JobId, events: &[LogEvent]) -> Result<(), StoreError> {
+        let fails = {
+            let mut last = self.last.lock().expect("nobody panics with it");
+            let fails = *last != (events.to_vec(), true);
+            *last = (events.to_vec(), fails);
+            fails
+        };
+        if !fails || self.written {
+            Log::append(self.store, job, events).await?;
+        }
+        if fails { Err(StoreError::Database(sqlx::Error::PoolTimedOut)) } else { Ok(()) }
+    }
+}
+
+/// A job whose database fails at each write.
+async fn with_failing_writes(step: Step, fault: Option<Fault>, written: bool) {
+    let (store, job, _folder) = with_job().await;
+    let run_faults = fault.map(|fault| (step, fault)).into_iter().collect();
+    let world = Arc::new(Mutex::new(World { run_faults, ..World::default() }));
+    let life = Life::new(world.clone(), &store, job);
+    let log = FailingLog { store: &store, last: Mutex::default(), written };
+    let phase = drive(&log, job, &life, IMPATIENT).await;
+    let fails = fault.is_some() && step.class() != StepClass::Retriable;
+    let expected = match fails {
+        true => (Phase::Failed, BTreeSet::new()),
+        false => (Phase::Succeeded, BTreeSet::from(Step::ALL)),
+    };
+    let effects = std::mem::take(&mut life.world().effects);
+    assert_eq!((phase, effects), expected, "{step:?} {fault:?} written: {written}");
+    assert!(!life.running.waits(), "{step:?}: nothing is waited for any more");
+    store.close().await;
+}
+
+#[tokio::test]
+async fn a_write_that_fails_changes_nothing_but_the_time_that_a_job_takes() {
+    let mut jobs = Vec::new();
+    for step in Step::ALL {
+        for fault in [None, Some(Fault::FailsBefore)] {
+            jobs.extend([false, true].map(|written| with_failing_writes(step, fault, written)));
+        }
+    }
+    futures_util::future::join_all(jobs).await;
+}
+
+/// Returns when the job shows that it waits for its database.
+async fn waits(running: &Running) {
+    let waiting = async {
+        while !running.waits() {
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(30), waiting).await.expect("it waits");
+}
+
+#[tokio::test]
+async fn a_full_disk_is_waited_for_and_the_job_goes_on_from_where_it_was() {
+    let (roomy, job, folder) = with_job().await;
+    let store = Store::open_small(&folder.path().join("ferry.db"), Some(roomy.pages().await)).await;
+    let life = Life::new(Arc::default(), &store, job);
+    // To the last byte: not even a short line finds room.
+    for length in [500, 50, 0] {
+        while store.append(job, &[LogEntry::Note("x".repeat(length))], 1).await.is_ok() {}
+    }
+    let driving = drive(&store, job, &life, IMPATIENT);
+    let freed = async {
+        waits(&life.running).await;
+        assert_eq!(life.world().effects, BTreeSet::new(), "no step is run whose intent is not on the disk");
+        roomy.remove_notes().await;
+    };
+    let (phase, ()) = tokio::time::timeout(Duration::from_secs(60), async { tokio::join!(driving, freed) })
+        .await
+        .expect("it goes on");
+    assert_eq!((phase, life.world().effects.clone()), (Phase::Succeeded, BTreeSet::from(Step::ALL)));
+    assert!(!life.running.waits());
+    store.close().await;
+    roomy.close().await;
+}
+
+#[tokio::test]
+async fn a_busy_database_is_waited_for_and_the_job_goes_on_from_where_it_was() {
+    let (store, job, _folder) = with_job().await;
+    let life = Life::new(Arc::default(), &store, job);
+    let busy = store.occupy().await;
+    let freed = async {
+        waits(&life.running).await;
+        drop(busy);
+    };
+    let driving = drive(&store, job, &life, IMPATIENT);
+    let (phase, ()) = tokio::time::timeout(Duration::from_secs(60), async { tokio::join!(driving, freed) })
+        .await
+        .expect("it goes on");
+    assert_eq!((phase, life.world().effects.clone()), (Phase::Succeeded, BTreeSet::from(Step::ALL)));
+    store.close().await;
 }
 
 /// Not a promise that a test can keep on a busy machine: `cargo xtask bench jobs` runs it.

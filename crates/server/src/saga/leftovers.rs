@@ -59,14 +59,16 @@ pub(crate) fn look_after(app: &Arc<App>, record: JobRecord) {
                     pause = LOOK_EVERY;
                     tokio::time::sleep(LOOK_EVERY).await;
                 }
-                Ok(Looked::NotYet) => {
+                looked @ (Ok(Looked::NotYet) | Err(_)) => {
+                    if let Err(error) = looked {
+                        tracing::warn!(
+                            job = record.id.0,
+                            error = error.chain(),
+                            "What a dismissed job left is looked after later"
+                        );
+                    }
                     tokio::time::sleep(pause).await;
                     pause = (pause * 2).min(ASK_PAUSE_MAX);
-                }
-                Err(error) => {
-                    let error = &error as &dyn std::error::Error;
-                    tracing::warn!(job = record.id.0, error, "What a dismissed job left is not looked after");
-                    return;
                 }
             }
         }
@@ -177,7 +179,7 @@ mod tests {
     fn only_a_live_move_that_was_dismissed_before_its_switchover_is_looked_after() {
         let begun = vec![LogEvent::Accepted, LogEvent::Intent { step: Step::PrepareDestination }];
         let with = |more: &[LogEvent]| [begun.clone(), more.to_vec()].concat();
-        let dismissed = LogEvent::Dismissed { by: "admin".into() };
+        let dismissed = LogEvent::Dismissed { by: "admin".into(), told: Vec::new() };
         let arrived = LogEvent::Succeeded { step: Step::Perform };
         for (row, kind, log, expected) in [
             ("it goes on", JobKind::Live, begun.clone(), false),

@@ -19,12 +19,9 @@
 //! A source that does not answer in 7 or 8 does not endanger the VM: it runs at the destination, and the hold at the
 //! source vetoes a second start until the source was cleaned. So these steps are repeated until they are done.
 
-use std::{
-    sync::{
-        Arc, Mutex,
-        atomic::{AtomicBool, Ordering},
-    },
-    time::Duration,
+use std::sync::{
+    Arc, Mutex,
+    atomic::{AtomicBool, Ordering},
 };
 
 use ferry_client::{
@@ -60,7 +57,7 @@ use crate::{
         move_storage::used_by_others,
     },
     clock::now_ms,
-    failure::describe,
+    failure::{Failure, describe},
     inventory::{Host, Seen},
     jobs::Running,
     store::{HostName, JobRecord},
@@ -183,22 +180,15 @@ impl Migrate {
     }
 
     async fn preflight(&self) -> Result<(), StepFailed> {
-        let along = Along::Decided(&self.plan.along);
-        let checked = check_move::deeply(
-            &self.app,
-            self.record.job.vm,
-            &self.source,
-            &self.destination,
-            along,
-            self.plan.overcommit,
-            Occasion::JobStart(self.record.id),
-        )
-        .await;
-        let checked = checked.map_err(|failure| StepFailed(failure.into_problem().title))?;
+        let along = || Along::Decided(&self.plan.along);
+        let (vm, source, destination) = (self.record.job.vm, &self.source, &self.destination);
+        let (overcommit, occasion) = (self.plan.overcommit, Occasion::JobStart(self.record.id));
+        let check = || check_move::deeply(&self.app, vm, source, destination, along(), overcommit, occasion);
+        let checked = self.running.kept(|| async { Failure::apart(check().await) }).await;
+        let checked = checked.map_err(|problem| StepFailed(problem.title))?;
         let findings = with_planned(&self.record.job.findings, &checked.findings);
         if findings != self.record.job.findings {
-            let stored = self.app.store.put_findings(self.record.id, &findings).await;
-            stored.map_err(|error| StepFailed(error.to_string()))?;
+            self.running.kept(|| self.app.store.put_findings(self.record.id, &findings)).await;
         }
         if any_blocks(&checked.findings) {
             let blocking = checked.findings.iter().filter(|finding| finding.severity == Severity::Blocks);
@@ -209,8 +199,7 @@ impl Migrate {
     }
 
     async fn reserve(&self) -> Result<(), StepFailed> {
-        let holder = self.app.store.reserve(self.record.job.vm, self.record.id).await;
-        match holder.map_err(|error| StepFailed(error.to_string()))? {
+        match self.running.kept(|| self.app.store.reserve(self.record.job.vm, self.record.id)).await {
             job if job == self.record.id => Ok(()),
             other => Err(StepFailed(format!("Job {other} has reserved VM {}", self.record.job.vm_name))),
         }
@@ -274,17 +263,17 @@ impl Migrate {
         let ready = self.source.agent.prepare_source(self.attempt(), &body).await;
         let ready = ready.map_err(|error| failed(&self.source, &error))?;
         if self.autostart.swap(ready.autostart, Ordering::SeqCst) != ready.autostart {
-            self.keep().await?;
+            self.keep().await;
         }
         Ok(())
     }
 
     /// Stores what is known by now of what was planned.
-    async fn keep(&self) -> Result<(), StepFailed> {
+    async fn keep(&self) {
         let progress = self.disks.lock().expect("nobody panics with it").clone();
         let plan = Plan { autostart: self.autostart.load(Ordering::SeqCst), progress, ..self.plan.clone() };
-        let stored = self.app.store.put_plan(self.record.id, &plan.to_json()).await;
-        stored.map_err(|error| StepFailed(error.to_string()))
+        let plan = plan.to_json();
+        self.running.kept(|| self.app.store.put_plan(self.record.id, &plan)).await;
     }
 
     /// Keeps how disks stand. Each end knows other things of them; what is zero is not known.
@@ -314,16 +303,11 @@ impl Migrate {
     async fn perform(&self) -> Result<(), StepFailed> {
         let outcome = perform::perform(&self.ends(&self.others()), |report| self.take(report), || self.started()).await;
         let figures = *self.figures.lock().expect("nobody panics with it");
-        // Whoever has the VM has it, whether or not this can be written down.
-        if !self.plan.along.is_empty()
-            && let Err(StepFailed(error)) = self.keep().await
-        {
-            tracing::warn!(error, "How far the disks are could not be stored");
+        if !self.plan.along.is_empty() {
+            self.keep().await;
         }
-        if outcome.is_ok()
-            && let Err(error) = self.app.store.put_figures(self.record.id, &figures).await
-        {
-            tracing::warn!(error = &error as &dyn std::error::Error, "Figures could not be stored");
+        if outcome.is_ok() {
+            self.running.kept(|| self.app.store.put_figures(self.record.id, &figures)).await;
         }
         outcome
     }
@@ -363,7 +347,7 @@ impl Migrate {
             let disks = self.disks.lock().expect("nobody panics with it").clone();
             let allocated = ByteCount(disks.iter().map(|disk| disk.allocated_after.0).sum());
             self.figures.lock().expect("nobody panics with it").allocated_destination = allocated;
-            self.keep().await?;
+            self.keep().await;
         }
         Ok(())
     }
@@ -394,8 +378,8 @@ impl Migrate {
             *figures
         };
         let store = &self.app.store;
-        store.put_figures(self.record.id, &figures).await.map_err(|error| StepFailed(error.to_string()))?;
-        store.unreserve(self.record.id).await.map_err(|error| StepFailed(error.to_string()))?;
+        self.running.kept(|| store.put_figures(self.record.id, &figures)).await;
+        self.running.kept(|| store.unreserve(self.record.id)).await;
         self.wait_until_seen(&self.destination, &self.source).await;
         Ok(())
     }
@@ -478,7 +462,8 @@ impl Saga for Migrate {
         match step {
             Step::Preflight => Ok(()),
             Step::Reserve => {
-                self.app.store.unreserve(self.record.id).await.map_err(|error| StepFailed(error.to_string()))
+                self.running.kept(|| self.app.store.unreserve(self.record.id)).await;
+                Ok(())
             }
             Step::PrepareDestination => self.undo_destination().await,
             Step::PrepareSource => self.undo_source().await,
@@ -488,17 +473,13 @@ impl Saga for Migrate {
         }
     }
 
-    fn logged(&self) {
-        self.running.changed();
+    fn running(&self) -> &Running {
+        &self.running
     }
 
     fn stuck(&self) {
         // No bytes go any more; what is left does not keep others waiting.
         self.app.jobs.give_slots_back(&self.app, self.record.id);
-    }
-
-    async fn pause(&self, pause: Duration) {
-        self.running.pause(pause).await;
     }
 }
 

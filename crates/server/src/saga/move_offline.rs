@@ -20,7 +20,7 @@ use std::{
     time::Duration,
 };
 
-use ferry_client::{ClientError, agent::Attempt};
+use ferry_client::agent::Attempt;
 use ferry_core::{
     api::agent::{ConfirmRequest, OfflineReady, OfflineReport, OfflineStage, ReceiveOffline, Role, SendOffline},
     finding::{FindingId, Severity, any_blocks},
@@ -43,7 +43,7 @@ use crate::{
     App,
     app::move_offline::{Sized, What, check, sizes},
     clock::now_ms,
-    failure::describe,
+    failure::{Failure, describe, has_finding},
     inventory::{Host, Seen},
     jobs::Running,
     store::{HostName, JobRecord, LogEntry},
@@ -136,9 +136,10 @@ impl MoveOffline {
     }
 
     async fn preflight(&self) -> Result<(), StepFailed> {
-        let what = What::Decided(&self.plan.files);
-        let checked = check(&self.app, self.record.job.vm, &self.source, &self.destination, what, None).await;
-        let checked = checked.map_err(|failure| StepFailed(failure.into_problem().title))?;
+        let (vm, source, destination) = (self.record.job.vm, &self.source, &self.destination);
+        let check = || check(&self.app, vm, source, destination, What::Decided(&self.plan.files), None);
+        let checked = self.running.kept(|| async { Failure::apart(check().await) }).await;
+        let checked = checked.map_err(|problem| StepFailed(problem.title))?;
         if any_blocks(&checked.findings) {
             let blocking = checked.findings.iter().filter(|finding| finding.severity == Severity::Blocks);
             let messages: Vec<&str> = blocking.map(|finding| finding.message.as_str()).collect();
@@ -148,8 +149,7 @@ impl MoveOffline {
     }
 
     async fn reserve(&self) -> Result<(), StepFailed> {
-        let holder = self.app.store.reserve(self.record.job.vm, self.record.id).await;
-        match holder.map_err(|error| StepFailed(error.to_string()))? {
+        match self.running.kept(|| self.app.store.reserve(self.record.job.vm, self.record.id)).await {
             job if job == self.record.id => Ok(()),
             other => Err(StepFailed(format!("Job {other} has reserved VM {}", self.record.job.vm_name))),
         }
@@ -206,7 +206,7 @@ impl MoveOffline {
     async fn perform(&self) -> Result<(), StepFailed> {
         let copied = self.copy().await;
         if let Err(error) = copied {
-            self.keep_or_warn().await;
+            self.keep().await;
             if self.inherited.load(Relaxed) && !self.surely_ends_there().await {
                 return Ok(());
             }
@@ -217,7 +217,7 @@ impl MoveOffline {
                 Ok(report) => {
                     self.running.wait_for(None);
                     self.take(&report);
-                    self.keep_or_warn().await;
+                    self.keep().await;
                     return Ok(());
                 }
                 // It said no, or that something failed: whether it has the VM it says when it is asked to end.
@@ -225,7 +225,7 @@ impl MoveOffline {
                     if self.surely_ends_there().await {
                         return Err(failed(&self.destination, &error));
                     }
-                    self.keep_or_warn().await;
+                    self.keep().await;
                     return Ok(());
                 }
                 Err(error) => {
@@ -260,7 +260,7 @@ impl MoveOffline {
         match self.destination.agent.abort_offline(self.attempt()).await {
             Ok(report) => Ok(!matches!(report.stage, OfflineStage::Defined | OfflineStage::Confirmed)),
             Err(error) if is_unknown(&error) => Ok(true),
-            Err(error) if has(&error, FindingId::JobPastPivot) => Ok(false),
+            Err(error) if has_finding(&error, FindingId::JobPastPivot) => Ok(false),
             Err(error) => {
                 let (vm, host) = (&self.record.job.vm_name, self.destination.name());
                 let StepFailed(why) = failed(&self.destination, &error);
@@ -313,7 +313,7 @@ impl MoveOffline {
     }
 
     /// Keeps what is known of files and bytes, so that it is known after the job's end.
-    async fn keep(&self) -> Result<(), StepFailed> {
+    async fn keep(&self) {
         let (progress, wire) = self.last.lock().expect("nobody panics with it").clone();
         let sum = |of: fn(&DiskProgress) -> ByteCount| ByteCount(progress.iter().map(|file| of(file).0).sum());
         let figures = Figures {
@@ -325,17 +325,10 @@ impl MoveOffline {
             allocated_destination: sum(|file| file.allocated_after),
             ..Figures::default()
         };
-        let plan = Plan { progress, ..self.plan.clone() };
+        let plan = Plan { progress, ..self.plan.clone() }.to_json();
         let store = &self.app.store;
-        store.put_plan(self.record.id, &plan.to_json()).await.map_err(|error| StepFailed(error.to_string()))?;
-        store.put_figures(self.record.id, &figures).await.map_err(|error| StepFailed(error.to_string()))
-    }
-
-    /// As [`Self::keep`], where it is more important how the move itself went.
-    async fn keep_or_warn(&self) {
-        if let Err(error) = self.keep().await {
-            tracing::warn!(error = error.0, "How the files stand could not be stored");
-        }
+        self.running.kept(|| store.put_plan(self.record.id, &plan)).await;
+        self.running.kept(|| store.put_figures(self.record.id, &figures)).await;
     }
 
     /// Each end knows other things; what is zero is not known.
@@ -368,7 +361,7 @@ impl MoveOffline {
         let body = ConfirmRequest { autostart: self.plan.autostart, keep_source: self.plan.keep_source };
         match self.destination.agent.confirm_offline(self.attempt(), &body).await {
             Ok(report) => self.take(&report),
-            Err(error) if has(&error, FindingId::VmUnknown) => self.has_moved_on().await?,
+            Err(error) if has_finding(&error, FindingId::VmUnknown) => self.has_moved_on().await?,
             Err(error) => return Err(failed(&self.destination, &error)),
         }
         match self.source.agent.confirm_offline(self.attempt(), &body).await {
@@ -376,7 +369,8 @@ impl MoveOffline {
             Err(error) if is_unknown(&error) && self.is_gone_at_source().await => {}
             Err(error) => return Err(failed(&self.source, &error)),
         }
-        self.keep().await
+        self.keep().await;
+        Ok(())
     }
 
     /// The VM was defined at the destination and is not there any more. If another host has it, somebody moved it on, and
@@ -407,10 +401,8 @@ impl MoveOffline {
     /// Writes into the job's log what people should know.
     async fn note(&self, remarks: Vec<String>) {
         let notes: Vec<LogEntry> = remarks.into_iter().map(LogEntry::Note).collect();
-        if !notes.is_empty()
-            && let Err(error) = self.app.store.append(self.record.id, &notes, now_ms()).await
-        {
-            tracing::warn!(%error, ?notes, "What should be known of the move could not be stored");
+        if !notes.is_empty() {
+            self.running.kept(|| self.app.store.append(self.record.id, &notes, now_ms())).await;
         }
     }
 
@@ -422,8 +414,8 @@ impl MoveOffline {
     async fn release(&self) -> Result<(), StepFailed> {
         gone_or(&self.destination, self.destination.agent.release_offline(self.attempt()).await)?;
         gone_or(&self.source, self.source.agent.release_offline(self.attempt()).await)?;
-        self.keep().await?;
-        self.app.store.unreserve(self.record.id).await.map_err(|error| StepFailed(error.to_string()))?;
+        self.keep().await;
+        self.running.kept(|| self.app.store.unreserve(self.record.id)).await;
         // So that whoever sees the job's end sees the VM where it is, and there only.
         let vm = self.record.job.vm;
         let inventory = &self.app.inventory;
@@ -438,11 +430,6 @@ impl MoveOffline {
         gone_or(host, host.agent.abort_offline(self.attempt()).await.map(drop))?;
         gone_or(host, host.agent.release_offline(self.attempt()).await)
     }
-}
-
-/// Whether an agent refused something for this reason.
-fn has(error: &ClientError, id: FindingId) -> bool {
-    error.problem().is_some_and(|problem| problem.findings.iter().any(|finding| finding.id == id))
 }
 
 impl Saga for MoveOffline {
@@ -477,7 +464,8 @@ impl Saga for MoveOffline {
         match step {
             Step::Preflight => Ok(()),
             Step::Reserve => {
-                self.app.store.unreserve(self.record.id).await.map_err(|error| StepFailed(error.to_string()))
+                self.running.kept(|| self.app.store.unreserve(self.record.id)).await;
+                Ok(())
             }
             // The destination first has to say that it will not have the VM: only then is the VM free at the source.
             Step::PrepareSource => {
@@ -494,15 +482,11 @@ impl Saga for MoveOffline {
         }
     }
 
-    fn logged(&self) {
-        self.running.changed();
+    fn running(&self) -> &Running {
+        &self.running
     }
 
     fn stuck(&self) {
         self.app.jobs.give_slots_back(&self.app, self.record.id);
-    }
-
-    async fn pause(&self, pause: Duration) {
-        self.running.pause(pause).await;
     }
 }

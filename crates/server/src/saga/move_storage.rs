@@ -33,7 +33,7 @@ use crate::{
     App,
     app::move_storage::blocks_now,
     clock::now_ms,
-    failure::describe,
+    failure::{describe, has_finding},
     inventory::{Host, Seen},
     jobs::Running,
     store::{JobRecord, LogEntry},
@@ -109,7 +109,7 @@ impl MoveStorage {
         self.app.inventory.refresh(&self.host).await;
         let blocks = blocks_now(&self.app, &self.host, &self.plan.request);
         if !blocks.is_empty() {
-            self.found(&blocks).await?;
+            self.found(&blocks).await;
             let messages: Vec<&str> = blocks.iter().map(|finding| finding.message.as_str()).collect();
             return Err(StepFailed(messages.join("; ")));
         }
@@ -118,7 +118,7 @@ impl MoveStorage {
     }
 
     /// Keeps what was found, among the job's findings and in its log.
-    async fn found(&self, found: &[Finding]) -> Result<(), StepFailed> {
+    async fn found(&self, found: &[Finding]) {
         let (fresh, all) = {
             let mut known = self.findings.lock().expect("nobody panics with it");
             let fresh: Vec<Finding> = found.iter().filter(|finding| !known.contains(finding)).cloned().collect();
@@ -126,18 +126,17 @@ impl MoveStorage {
             (fresh, known.clone())
         };
         if fresh.is_empty() {
-            return Ok(());
+            return;
         }
         let note = |finding: &Finding| LogEntry::Note(format!("{}. {}", finding.message, finding.fix));
         let notes: Vec<LogEntry> = fresh.iter().map(note).collect();
         let store = &self.app.store;
-        store.put_findings(self.record.id, &all).await.map_err(|error| StepFailed(error.to_string()))?;
-        store.append(self.record.id, &notes, now_ms()).await.map_err(|error| StepFailed(error.to_string()))
+        self.running.kept(|| store.put_findings(self.record.id, &all)).await;
+        self.running.kept(|| store.append(self.record.id, &notes, now_ms())).await;
     }
 
     async fn reserve(&self) -> Result<(), StepFailed> {
-        let holder = self.app.store.reserve(self.record.job.vm, self.record.id).await;
-        match holder.map_err(|error| StepFailed(error.to_string()))? {
+        match self.running.kept(|| self.app.store.reserve(self.record.job.vm, self.record.id)).await {
             job if job == self.record.id => Ok(()),
             other => Err(StepFailed(format!("Job {other} has reserved VM {}", self.record.job.vm_name))),
         }
@@ -163,7 +162,7 @@ impl MoveStorage {
             };
             let report = match asked {
                 Ok(report) => report,
-                Err(error) if is(&error, FindingId::JobPastPivot) => {
+                Err(error) if has_finding(&error, FindingId::JobPastPivot) => {
                     past_pivot = true;
                     continue;
                 }
@@ -197,10 +196,8 @@ impl MoveStorage {
     /// Keeps how the disks stand, so that it is known after the job's end.
     async fn keep(&self) {
         let disks = self.last.lock().expect("nobody panics with it").clone();
-        let plan = Plan { disks, ..self.plan.clone() };
-        if let Err(error) = self.app.store.put_plan(self.record.id, &plan.to_json()).await {
-            tracing::warn!(error = &error as &dyn std::error::Error, "How the disks stand could not be stored");
-        }
+        let plan = Plan { disks, ..self.plan.clone() }.to_json();
+        self.running.kept(|| self.app.store.put_plan(self.record.id, &plan)).await;
     }
 
     fn take(&self, report: &StorageReport) {
@@ -213,7 +210,8 @@ impl MoveStorage {
         match self.host.agent.confirm_storage(self.attempt(), &body).await {
             Ok(report) => {
                 self.take(&report);
-                self.found(&report.findings).await
+                self.found(&report.findings).await;
+                Ok(())
             }
             Err(error) => Err(self.failed(&error)),
         }
@@ -231,8 +229,8 @@ impl MoveStorage {
             ..ferry_core::job::Figures::default()
         };
         let store = &self.app.store;
-        store.put_figures(self.record.id, &figures).await.map_err(|error| StepFailed(error.to_string()))?;
-        store.unreserve(self.record.id).await.map_err(|error| StepFailed(error.to_string()))?;
+        self.running.kept(|| store.put_figures(self.record.id, &figures)).await;
+        self.running.kept(|| store.unreserve(self.record.id)).await;
         // So that whoever sees the job's end sees the VM with its new files.
         let moved = |seen: &Seen| {
             seen.vm(self.record.job.vm).is_some_and(|vm| {
@@ -249,7 +247,7 @@ impl MoveStorage {
     async fn undo_files(&self) -> Result<(), StepFailed> {
         match self.host.agent.abort_storage(self.attempt()).await {
             Err(error) if error.problem().is_none() => return Err(self.failed(&error)),
-            Ok(report) => self.found(&report.findings).await?,
+            Ok(report) => self.found(&report.findings).await,
             // It ended by itself, or it is not known: then it has nothing but what release removes.
             Err(_) => {}
         }
@@ -277,10 +275,6 @@ fn told(report: &StorageReport) -> String {
         return why;
     }
     format!("{why} ({} moved, {} not: another attempt moves what is left)", moved.join(", "), stayed.join(", "))
-}
-
-fn is(error: &ClientError, id: FindingId) -> bool {
-    error.problem().is_some_and(|problem| problem.findings.iter().any(|finding| finding.id == id))
 }
 
 impl Saga for MoveStorage {
@@ -317,7 +311,8 @@ impl Saga for MoveStorage {
         match step {
             Step::Preflight => Ok(()),
             Step::Reserve => {
-                self.app.store.unreserve(self.record.id).await.map_err(|error| StepFailed(error.to_string()))
+                self.running.kept(|| self.app.store.unreserve(self.record.id)).await;
+                Ok(())
             }
             Step::PrepareDestination => self.undo_files().await,
             Step::PrepareSource | Step::Perform | Step::Resume | Step::Confirm | Step::Release => {
@@ -326,15 +321,11 @@ impl Saga for MoveStorage {
         }
     }
 
-    fn logged(&self) {
-        self.running.changed();
+    fn running(&self) -> &Running {
+        &self.running
     }
 
     fn stuck(&self) {
         self.app.jobs.give_slots_back(&self.app, self.record.id);
-    }
-
-    async fn pause(&self, pause: Duration) {
-        self.running.pause(pause).await;
     }
 }

@@ -9,6 +9,7 @@ use std::time::Duration;
 use ferry_client::ClientError;
 use ferry_core::{
     api::agent::{MigrationReport, Stage},
+    finding::FindingId,
     id::VmId,
     migration::{Presence, Verdict},
 };
@@ -19,7 +20,7 @@ use super::{
     executor::StepFailed,
     presence,
 };
-use crate::failure::describe;
+use crate::failure::{describe, has_finding};
 
 /// How long an agent may hold the question how far it is.
 const POLL_WAIT: Duration = Duration::from_secs(5);
@@ -62,7 +63,7 @@ pub(super) async fn perform(
 ) -> Result<(), StepFailed> {
     if ends.running.cancelled.is_cancelled() {
         // Also after a restart: if it had been started before, this ends it, or settling finds it arrived.
-        abort(ends).await;
+        let _ = abort(ends).await;
         return settle(ends, "The move was cancelled".to_owned()).await;
     }
     match ends.source.agent.perform(ends.attempt).await {
@@ -73,7 +74,7 @@ pub(super) async fn perform(
         // It may have been started: the reports will say.
         Err(error) if error.is_unreachable() => {}
         Err(error) => {
-            abort(ends).await;
+            let _ = abort(ends).await;
             return settle(ends, describe(ends.source.name, &error)).await;
         }
     }
@@ -121,7 +122,7 @@ async fn steer(
                 return settle(ends, cause).await;
             }
             Course::Abort(cause) if abort_reason.is_none() => {
-                abort(ends).await;
+                let _ = abort(ends).await;
                 abort_reason = Some(cause);
             }
             Course::Abort(_) => {}
@@ -144,7 +145,11 @@ fn failed_by_itself(source: &Side) -> bool {
 async fn cancel_when_asked(ends: &Ends<'_, impl MoveAgent>) {
     ends.running.cancelled.cancelled().await;
     let mut pause = PAUSE_FIRST;
-    while !abort(ends).await {
+    while let Err(error) = abort(ends).await {
+        // Else it has switched over, and will be seen to.
+        if !has_finding(&error, FindingId::JobPastPivot) {
+            ends.running.wait_for(Some(describe(ends.source.name, &error)));
+        }
         ends.running.pause(pause).await;
         pause = (pause * 2).min(PAUSE_MAX);
     }
@@ -226,13 +231,13 @@ fn condition(source: Presence, vm: VmId) -> String {
     }
 }
 
-/// Asks the source to end the move; whether it did. It refuses after the point of no return.
-async fn abort(ends: &Ends<'_, impl MoveAgent>) -> bool {
+/// Asks the source to end the move. It refuses after the point of no return.
+async fn abort(ends: &Ends<'_, impl MoveAgent>) -> Result<(), ClientError> {
     let answer = ends.source.agent.abort(ends.attempt).await;
     if let Err(error) = &answer {
         tracing::info!(host = ends.source.name, error = error.chain(), "The source did not end the move");
     }
-    answer.is_ok()
+    answer.map(drop)
 }
 
 /// Keeps `sender` at what one end reports, and says when nothing is heard of it. Never ends.

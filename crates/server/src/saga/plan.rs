@@ -4,7 +4,7 @@ use ferry_client::{
     ClientError,
     agent::{AgentClient, Attempt},
 };
-use ferry_core::{id::Generation, job::JobKind};
+use ferry_core::{id::Generation, job::JobKind, storage::DiskMove};
 
 use super::{migrate, move_offline, move_storage};
 use crate::store::JobRecord;
@@ -51,6 +51,23 @@ impl Plan {
     /// The attempt, as the agents know it.
     pub(crate) fn attempt(&self, record: &JobRecord) -> Attempt {
         Attempt { job: record.id, generation: self.generation() }
+    }
+
+    /// Disks that move on their host, or along.
+    pub(crate) fn disks(self) -> Vec<DiskMove> {
+        match self {
+            Self::Live(plan) => plan.along,
+            Self::Offline(_) => Vec::new(),
+            Self::Storage(plan) => plan.request.disks,
+        }
+    }
+
+    /// Whether its source keeps a definition of the VM.
+    pub(crate) fn is_persistent(&self) -> bool {
+        match self {
+            Self::Live(plan) => plan.persistent,
+            Self::Offline(_) | Self::Storage(_) => true,
+        }
     }
 
     /// Ends it at one host, before the point of no return.

@@ -564,7 +564,7 @@ impl MoveAgent for Agent {
             let may_run = world.may_run();
             let side = self.known(world)?;
             if side.aborted {
-                return Err(refused(409, FindingId::JobEnded));
+                return Err(refused(409, FindingId::RequestStale));
             }
             side.here = true;
             if may_run {
@@ -734,7 +734,9 @@ impl Saga for Life {
         }
     }
 
-    fn logged(&self) {}
+    fn running(&self) -> &Running {
+        &self.running
+    }
 
     fn stuck(&self) {}
 
@@ -766,7 +768,7 @@ async fn play(number: u64) -> (World, Phase) {
             }
         };
         tokio::select! {
-            phase = drive(&log, JobId(1), &life, Patience::USUAL) => break phase.expect("memory does not fail"),
+            phase = drive(&log, JobId(1), &life, Patience::USUAL) => break phase,
             () = waits.cancelled() => break phase(&lock(&world).log),
             () = died.cancelled() => {}
             () = watch => {}

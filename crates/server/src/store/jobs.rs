@@ -296,15 +296,6 @@ impl Store {
         rows.iter().map(log_row).collect()
     }
 
-    /// One job.
-    ///
-    /// # Errors
-    /// The database's.
-    pub async fn job(&self, job: JobId) -> Result<Option<JobRecord>, StoreError> {
-        let query = sqlx::query("SELECT * FROM job WHERE id = $1").bind(job.0 as i64);
-        query.fetch_optional(&self.readers).await?.as_ref().map(record).transpose()
-    }
-
     /// The newest jobs that were accepted at `since_ms` or later, newest first, each with its log.
     ///
     /// # Errors

@@ -9,7 +9,7 @@ mod storage_locations;
 use std::{path::Path, time::Duration};
 
 use sqlx::{
-    Row as _, Sqlite, SqlitePool, Transaction,
+    Connection as _, Row as _, Sqlite, SqlitePool, Transaction,
     sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteRow, SqliteSynchronous},
 };
 use thiserror::Error;
@@ -22,6 +22,9 @@ pub use jobs::{Created, CreatedMany, HostName, JobRecord, LogEntry, LogRow, NewJ
 const READERS_MAX: u32 = 4;
 /// A writer waits this long for another process (`ferry-server token`) at most.
 const BUSY_MAX: Duration = Duration::from_secs(5);
+
+/// A request waits this long for its turn with a database that is busy: longer than [`BUSY_MAX`].
+const TURN_MAX: Duration = Duration::from_secs(10);
 
 /// Why the database did not do it.
 #[derive(Debug, Error)]
@@ -50,6 +53,14 @@ pub enum StoreError {
     },
 }
 
+impl StoreError {
+    /// It and its causes, in one line.
+    pub(crate) fn chain(&self) -> String {
+        let causes = std::iter::successors(Some(self as &dyn std::error::Error), |error| error.source());
+        causes.map(ToString::to_string).collect::<Vec<_>>().join(": ")
+    }
+}
+
 /// The open database. Cheap to clone.
 #[derive(Clone, Debug)]
 pub struct Store {
@@ -63,24 +74,65 @@ impl Store {
     /// # Errors
     /// [`StoreError::Newer`] for a file of a newer program, which is left as it is.
     pub async fn open(path: &Path) -> Result<Self, StoreError> {
+        Self::open_with(Self::options(path), TURN_MAX).await
+    }
+
+    fn options(path: &Path) -> SqliteConnectOptions {
         // FULL: an intent must be on the disk before its side effect happens.
-        let options = SqliteConnectOptions::new()
+        SqliteConnectOptions::new()
             .filename(path)
             .create_if_missing(true)
             .journal_mode(SqliteJournalMode::Wal)
             .synchronous(SqliteSynchronous::Full)
-            .busy_timeout(BUSY_MAX);
-        let writer = SqlitePoolOptions::new().max_connections(1).connect_with(options.clone()).await?;
-        let readers = SqlitePoolOptions::new().max_connections(READERS_MAX).connect_with(options).await?;
+            .busy_timeout(BUSY_MAX)
+    }
+
+    async fn open_with(options: SqliteConnectOptions, turn_max: Duration) -> Result<Self, StoreError> {
+        let pool = |connections| {
+            let pool = SqlitePoolOptions::new().max_connections(connections).acquire_timeout(turn_max);
+            // SQLite itself ends a transaction that a full disk or an I/O error broke; sqlx takes it for open then, for ever.
+            pool.before_acquire(|connection, _| Box::pin(async move { Ok(!connection.is_in_transaction()) }))
+        };
+        let writer = pool(1).connect_with(options.clone()).await?;
+        let readers = pool(READERS_MAX).connect_with(options).await?;
         let store = Self { writer, readers };
         store.migrate().await?;
         Ok(store)
+    }
+
+    /// As [`Self::open`]; nobody waits long for a turn, and the file grows to so many pages and no further, as on a full disk.
+    #[cfg(test)]
+    pub(crate) async fn open_small(path: &Path, pages: Option<u32>) -> Self {
+        let options = Self::options(path);
+        let options = match pages {
+            Some(pages) => options.pragma("max_page_count", pages.to_string()),
+            None => options,
+        };
+        Self::open_with(options, Duration::from_millis(200)).await.expect("a database")
     }
 
     /// Closes every connection; what was committed stays.
     pub async fn close(&self) {
         self.readers.close().await;
         self.writer.close().await;
+    }
+
+    /// Takes the one writer, until what is returned is dropped.
+    #[cfg(test)]
+    pub(crate) async fn occupy(&self) -> impl Sized + use<> {
+        self.begin().await.expect("free")
+    }
+
+    /// How many pages the file has.
+    #[cfg(test)]
+    pub(crate) async fn pages(&self) -> u32 {
+        sqlx::query_scalar("PRAGMA page_count").fetch_one(&self.readers).await.expect("a number")
+    }
+
+    /// Removes what is written for people only.
+    #[cfg(test)]
+    pub(crate) async fn remove_notes(&self) {
+        sqlx::query("DELETE FROM job_log WHERE note IS NOT NULL").execute(&self.writer).await.expect("removed");
     }
 
     async fn begin(&self) -> Result<Transaction<'static, Sqlite>, StoreError> {

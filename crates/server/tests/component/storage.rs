@@ -88,8 +88,14 @@ fn disks_move_to_the_host_and_one_comes_back() {
 
         let job = lab.client.move_storage("db", &all_to(&local(&kvm1))).await.expect("accepted");
         let job = lab.ends(&job, Phase::Succeeded).await;
-        assert!(job.summary.contains("db runs on kvm1"), "{}", job.summary);
+        assert!(job.summary.contains("db on kvm1 has its disks"), "{}", job.summary);
         assert!(job.disks.iter().all(|disk| disk.stage == DiskStage::Moved && disk.copied == disk.total), "{job:#?}");
+        let record = lab.client.audit(None, None).await.expect("answered").records.pop().expect("it has ended");
+        let moved = |disk: &str| {
+            let new = new(&kvm1, &format!("{disk}.raw"));
+            format!("disk {disk} of VM db on kvm1 moved from db/{disk}.raw on share vms to {}", new.display())
+        };
+        assert_eq!(record.changes, [moved("vda"), moved("vdb")]);
         let figures = job.figures.expect("known");
         assert!(figures.allocated_source.0 > 0 && figures.allocated_destination.0 > 0, "{figures:?}");
         assert_eq!(in_use(&kvm1, vm), [new(&kvm1, "vda.raw"), new(&kvm1, "vdb.raw")]);
@@ -128,7 +134,7 @@ fn until_the_first_disk_is_switched_over_everything_is_taken_back() {
 
         let (job, hold) = held(lab, &kvm1, Point::CopyPart).await;
         let summary = lab.client.job(job.id).await.expect("known").summary;
-        assert!(summary.contains("while its disks are copied"), "{summary}");
+        assert!(summary.contains("are copied"), "{summary}");
         let asked = tokio::spawn({
             let (client, job) = (lab.client.clone(), job.id);
             async move { client.cancel_job(job).await }
@@ -141,7 +147,7 @@ fn until_the_first_disk_is_switched_over_everything_is_taken_back() {
         hold.release();
         asked.await.expect("no panic").expect("not too late");
         let job = lab.ends(&job, Phase::Cancelled).await;
-        assert!(job.summary.contains("with its old files"), "{}", job.summary);
+        assert!(job.summary.contains("has its old files"), "{}", job.summary);
         stays(&kvm1);
 
         for (point, reason) in [(Point::CopyDisk, "no such node"), (Point::CopyPart, "the copy of disk")] {
