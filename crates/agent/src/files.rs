@@ -1,12 +1,14 @@
 //! Files that only root reads, written whole or not at all.
 
 use std::{
+    collections::BTreeSet,
     fs::{self, DirBuilder, File},
     io,
     os::unix::fs::DirBuilderExt as _,
     path::{Path, PathBuf},
 };
 
+use ferry_drivers::identity::InUse;
 use nix::errno::Errno;
 use serde::{Serialize, de::DeserializeOwned};
 use tracing::warn;
@@ -113,6 +115,14 @@ pub fn put_aside(folder: &Path) -> Vec<PathBuf> {
     let mut found: Vec<PathBuf> = entries.filter(is_aside).collect();
     found.sort();
     found
+}
+
+/// Used files by what they are. Blocks, for some seconds if a file server is away.
+///
+/// # Errors
+/// [`AgentError::File`].
+pub fn in_use(paths: BTreeSet<PathBuf>) -> Result<InUse, AgentError> {
+    InUse::of(paths).map_err(fault(Path::new("/proc/self/mountinfo")))
 }
 
 /// Removes a file; Ok if there is none.

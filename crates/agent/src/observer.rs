@@ -189,7 +189,7 @@ fn gather(
 ) -> Result<Observation, HypervisorError> {
     let places = shares.places(id.unwrap_or(HostId(Uuid::nil())));
     let mut vms = hypervisor.vms()?;
-    chains.fill(&mut vms);
+    chains.fill(&mut vms, &places);
     let mut vms: Vec<_> = vms.into_iter().map(|facts| facts.map_places(|path| places.location(&path))).collect();
     vms.sort_by(|one, other| (&one.name, one.id).cmp(&(&other.name, other.id)));
     Ok(Observation {

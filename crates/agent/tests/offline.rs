@@ -92,6 +92,7 @@ impl Lot {
             device: "vda".into(),
             role: FileRole::Disk,
             from: on_share("old/vda.raw"),
+            real: None,
             to: on_share("new/vda.raw"),
             shareable: false,
             kept: false,

@@ -4,7 +4,7 @@ mod site;
 
 use std::{
     fs,
-    os::unix::fs::PermissionsExt as _,
+    os::unix::fs::{PermissionsExt as _, symlink},
     path::{Path, PathBuf},
     sync::Arc,
     time::{Duration, Instant},
@@ -79,6 +79,7 @@ impl Disks {
         let one = |(device, to): &(&str, Location)| DiskMove {
             device: (*device).to_owned(),
             from: self.local(&from(device)),
+            real: None,
             to: to.clone(),
             format: DiskFormat::Raw,
         };
@@ -269,6 +270,69 @@ async fn an_old_file_stays_until_the_next_start_uses_the_new_one() {
     let report = disks.confirm(2).await;
     assert_eq!(named(&report, FindingId::FileKept), disks.new_files()[1..], "{report:?}");
     assert!(report.findings[0].message.contains("does not name the new file"), "{report:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_old_file_that_is_used_by_another_name_or_is_a_link_stays() {
+    let disks = Disks::new(|_| {}).await;
+    // The first is the base of a clone that is shut off, which names it through a link; the second is a link itself.
+    symlink("a", disks.path("store")).expect("made");
+    let (clone, data) = (disks.path("other/clone.qcow2"), disks.path("b/data.raw"));
+    let mut tool = std::process::Command::new("qemu-img");
+    tool.args(["create", "-q", "-f", "qcow2", "-F", "raw", "-b"]).arg(disks.path("store/vda.raw")).arg(&clone);
+    assert!(tool.status().expect("qemu-img is installed").success());
+    let mut guest = FakeGuest::new("clone", &[clone]);
+    guest.facts.files[0].format = Some(DiskFormat::Qcow2);
+    disks.site.hosts[0].hypervisor.define(guest).expect("defined");
+    fs::rename(&disks.old[1], &data).expect("renamed");
+    symlink("data.raw", &disks.old[1]).expect("made");
+
+    disks.moved(1, &disks.both()).await;
+    let report = disks.confirm(1).await;
+    assert_eq!(named(&report, FindingId::FileKept), disks.old, "{report:?}");
+    assert!(report.findings[0].message.contains("perhaps by another name"), "{report:?}");
+    assert!(report.findings[1].message.contains("a symbolic link"), "{report:?}");
+    disks.release(1).await;
+    assert!(disks.old[0].is_file() && disks.old[1].is_symlink() && data.is_file());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_new_file_that_is_another_one_by_now_or_is_used_by_another_name_stays() {
+    let disks = Disks::new(|_| {}).await;
+    disks.site.hosts[0].client.prepare_storage(attempt(1), &disks.both()).await.expect("prepared");
+    let [vda, vdb] = disks.new_files();
+    fs::remove_file(&vda).expect("there");
+    fs::write(&vda, "precious").expect("written");
+    symlink("new", disks.path("store")).expect("made");
+    let guest = FakeGuest::new("other", &[disks.path("store/vdb.raw")]);
+    disks.site.hosts[0].hypervisor.define(guest).expect("defined");
+    disks.release(1).await;
+    assert_eq!(fs::read(&vda).expect("there"), b"precious");
+    assert!(vdb.exists(), "a VM uses it");
+}
+
+#[cfg(feature = "failpoints")]
+#[tokio::test(flavor = "multi_thread")]
+async fn a_new_file_is_removed_once_and_never_what_took_its_name() {
+    let mut disks = Disks::new(|_| {}).await;
+    disks.site.hosts[0].client.prepare_storage(attempt(1), &disks.both()).await.expect("prepared");
+    let [vda, vdb] = disks.new_files();
+    // An earlier version did not write down what its files were.
+    let text = fs::read_to_string(disks.journal(1)).expect("there");
+    let mut journal: serde_json::Value = serde_json::from_str(&text).expect("a journal");
+    for disk in journal["disks"].as_array_mut().expect("disks") {
+        disk.as_object_mut().expect("a disk").remove("mark").expect("it says so");
+    }
+    fs::write(disks.journal(1), journal.to_string()).expect("written");
+    disks.site.hosts[0].restart_agent(&disks.site.key).await;
+    fail::cfg("agent-storage-new-file-removed", "return").expect("a failpoint");
+    disks.site.hosts[0].client.release_storage(attempt(1)).await.expect_err("it was made to fail");
+    assert_eq!(are_there(&[vda.clone(), vdb.clone()]), [false, true]);
+    fs::write(&vda, "precious").expect("written");
+    fail::remove("agent-storage-new-file-removed");
+    disks.release(1).await;
+    assert_eq!(fs::read(&vda).expect("there"), b"precious");
+    assert!(!vdb.exists());
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -25,6 +25,8 @@ pub(crate) fn disk<F>(device: &str, place: F) -> VmFile<F> {
         detects_zeroes: true,
         bypasses_cache: true,
         below: Vec::new(),
+        real: None,
+        real_below: Vec::new(),
         oddities: Vec::new(),
         kind: None,
     }

@@ -19,6 +19,9 @@ pub struct FileMove {
     pub role: FileRole,
     /// Where it is.
     pub from: Location,
+    /// What that is with every link and further mount followed, where it is another name.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub real: Option<Location>,
     /// Where it goes; nothing may be there before, but a disk that VMs share and that came with another of them.
     pub to: Location,
     /// Whether several VMs may use it at once (libvirt `<shareable/>`).
@@ -34,6 +37,11 @@ impl FileMove {
     /// does not know of.
     pub fn is_removed(&self) -> bool {
         matches!(self.role, FileRole::Disk | FileRole::Nvram) && !self.kept
+    }
+
+    /// Whether a file of a VM is this one, or needs it below an overlay, by whichever of its names.
+    pub fn is_needed_by(&self, file: &VmFile) -> bool {
+        [Some(&self.from), self.real.as_ref()].into_iter().flatten().any(|name| file.uses(name))
     }
 }
 
@@ -132,9 +140,10 @@ pub fn plan_offline(vm: &VmFacts, wanted: &Wanted, is_reached: impl Fn(&Location
                     planned.findings.extend(file.format.and_then(|format| misnamed(&file.device, to, format)));
                 }
                 let to = file_in(to, file, &planned.files);
-                let (device, role, from) = (file.device.clone(), file.role, file.place.clone());
+                let (device, role, from, real) =
+                    (file.device.clone(), file.role, file.place.clone(), file.real.clone());
                 let shareable = file.shareable && role == FileRole::Disk;
-                planned.files.push(FileMove { device, role, from, to, shareable, kept: false });
+                planned.files.push(FileMove { device, role, from, real, to, shareable, kept: false });
             }
             None => planned.findings.push(Finding::blocks(
                 FindingId::FilePlace,
@@ -236,7 +245,7 @@ fn refusal(vm: &VmFacts, file: &VmFile) -> Option<Finding> {
             "Start the VM and move it live, which copies the whole chain; or flatten the disk with `qemu-img rebase`",
         );
     }
-    if vm.files.iter().filter(|other| other.uses(&file.place)).count() > 1 {
+    if vm.files.iter().filter(|other| other.needs(file)).count() > 1 {
         return blocks(
             FindingId::DiskTwice,
             format!("Another disk of VM {name} uses the file of disk {device}, too"),

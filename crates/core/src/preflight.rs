@@ -1170,7 +1170,7 @@ mod tests {
         // A disk that moves along is not asked about.
         fixture.vm.files[0].bypasses_cache = false;
         let (from, to) = (on_share(), local("/n/x.raw"));
-        fixture.along = vec![DiskMove { device: "vda".into(), from, to, format: DiskFormat::Raw }];
+        fixture.along = vec![DiskMove { device: "vda".into(), from, real: None, to, format: DiskFormat::Raw }];
         assert_eq!(fixture.findings(), []);
     }
 
@@ -1212,7 +1212,7 @@ mod tests {
         assert!(finding.message.contains("kvm2") && finding.fix.contains("virsh secret-define"), "{finding:?}");
         // Of one that cannot move along is said that, and not this.
         let (from, to) = (on_share(), local("/n/x.raw"));
-        fixture.along = vec![DiskMove { device: "vda".into(), from, to, format: DiskFormat::Raw }];
+        fixture.along = vec![DiskMove { device: "vda".into(), from, real: None, to, format: DiskFormat::Raw }];
         assert_eq!(fixture.findings(), []);
     }
 
@@ -1237,7 +1237,7 @@ mod tests {
         assert_eq!(fixture.findings().len(), 1, "the disk stays on the share");
         // It leaves the share with the VM.
         let (from, to) = (on_share(), local("/n/x.raw"));
-        fixture.along = vec![DiskMove { device: "vda".into(), from, to, format: DiskFormat::Raw }];
+        fixture.along = vec![DiskMove { device: "vda".into(), from, real: None, to, format: DiskFormat::Raw }];
         assert_eq!(fixture.findings(), []);
         fixture.along.clear();
         let off = fixture.judged(offline);

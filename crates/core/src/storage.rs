@@ -6,6 +6,8 @@
 //! Which file a disk uses is asked of the hypervisor, never remembered: so a move that was ended anywhere, also between
 //! two disks, is taken up where it is.
 
+use std::fmt;
+
 use serde::{Deserialize, Serialize};
 
 use crate::{
@@ -25,10 +27,26 @@ pub struct DiskMove {
     pub device: String,
     /// The file it uses.
     pub from: Location,
+    /// What that is with every link and further mount followed, where it is another name.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub real: Option<Location>,
     /// The file it is to use; must not be there before.
     pub to: Location,
     /// How the new file is laid out.
     pub format: DiskFormat,
+}
+
+impl DiskMove {
+    /// Whether a file of a VM is the one that this leaves, by whichever of its names.
+    pub fn leaves(&self, file: &VmFile) -> bool {
+        let names = [Some(&file.place), file.real.as_ref()];
+        names.into_iter().flatten().any(|name| *name == self.from || self.real.as_ref() == Some(name))
+    }
+
+    /// Whether a file of a VM is the one that this leaves, or needs it below an overlay, by whichever of its names.
+    pub fn leaves_what_is_used(&self, file: &VmFile) -> bool {
+        [Some(&self.from), self.real.as_ref()].into_iter().flatten().any(|name| file.uses(name))
+    }
 }
 
 /// How far a disk is.
@@ -184,13 +202,50 @@ pub fn new_file(file: &NewFile) -> Fate {
     }
 }
 
+/// Why a file is not removed, whatever it was to a move.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Obstacle {
+    /// A VM names it, or what lies below a disk of one is this file, by this or another name.
+    InUse,
+    /// It is a symbolic link: without it, what it leads to would stay and nobody would know whose it is.
+    Link,
+    /// It is a device, a folder or a socket: not ours to remove.
+    Irregular,
+}
+
+impl Obstacle {
+    /// For people, after "stays: ".
+    pub fn why(self) -> &'static str {
+        match self {
+            Self::InUse => "a VM uses it, or a definition names it, perhaps by another name",
+            Self::Link => "it is a symbolic link, and Ferry removes neither links nor what they lead to",
+            Self::Irregular => "it is no regular file",
+        }
+    }
+
+    /// What to do.
+    pub fn fix(self) -> &'static str {
+        match self {
+            Self::InUse => "Remove it when no VM and no definition uses it any more",
+            Self::Link => "Remove the link and the file that it leads to, when nothing needs them",
+            Self::Irregular => "Nothing, if it is a device; else remove it when nothing needs it",
+        }
+    }
+}
+
+/// Tells that the old file of a disk stays.
+pub fn old_file_kept(vm: &str, device: &str, file: impl fmt::Display, why: &str, fix: &str) -> Finding {
+    let message = format!("The old file {file} of disk {device} of VM {vm} stays: {why}");
+    Finding::warns(FindingId::FileKept, file, message, fix)
+}
+
 /// What is known of an old file when its disk has moved.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct OldFile {
     /// Whether the host keeps a definition of the VM; `None`: the host does not know the VM, or it arrives or leaves.
     pub persistent: Option<bool>,
-    /// A definition of a VM of this host names it.
-    pub in_use: bool,
+    /// What stands against its removal, whatever it was to the move.
+    pub obstacle: Option<Obstacle>,
     /// The VM's process uses the new file, and its kept definition names it.
     pub new_file_is_used: bool,
 }
@@ -202,8 +257,8 @@ pub enum OldFileStays {
     NotHere,
     /// The VM's definition is not this host's: it still names the old file.
     Transient,
-    /// A definition names it.
-    InUse,
+    /// Whatever it was to the move, it is not to be removed.
+    Stands(Obstacle),
     /// The definition by which the VM starts next does not name the new file.
     NewFileUnused,
 }
@@ -213,7 +268,7 @@ pub fn old_file(file: &OldFile) -> Option<OldFileStays> {
     match (file.persistent, file) {
         (None, _) => Some(OldFileStays::NotHere),
         (Some(false), _) => Some(OldFileStays::Transient),
-        (Some(true), OldFile { in_use: true, .. }) => Some(OldFileStays::InUse),
+        (Some(true), OldFile { obstacle: Some(obstacle), .. }) => Some(OldFileStays::Stands(*obstacle)),
         (Some(true), OldFile { new_file_is_used: false, .. }) => Some(OldFileStays::NewFileUnused),
         (Some(true), OldFile { .. }) => None,
     }
@@ -375,7 +430,8 @@ fn plan_nvram(file: &VmFile, wanted: &Wanted, there: HostId, is_reached: bool, p
             None => return,
         },
     };
-    let disk = DiskMove { device: file.device.clone(), from: file.place.clone(), to, format };
+    let (device, from, real) = (file.device.clone(), file.place.clone(), file.real.clone());
+    let disk = DiskMove { device, from, real, to, format };
     planned.disks.push(disk);
 }
 
@@ -498,7 +554,7 @@ fn plan_file(
     }
     findings.extend(misnamed(&file.device, &to, format));
     findings.extend(remarks(file, format, &to, copier));
-    if vm.files.iter().filter(|other| other.uses(&file.place)).count() > 1 {
+    if vm.files.iter().filter(|other| other.needs(file)).count() > 1 {
         findings.push(Finding::blocks(
             FindingId::DiskTwice,
             &file.device,
@@ -506,7 +562,8 @@ fn plan_file(
             "Give each disk a file of its own",
         ));
     }
-    disks.push(DiskMove { device: file.device.clone(), from: file.place.clone(), to, format });
+    let (device, from, real) = (file.device.clone(), file.place.clone(), file.real.clone());
+    disks.push(DiskMove { device, from, real, to, format });
 }
 
 /// Why a file stays where it is. Who names such a file is refused.
@@ -1014,7 +1071,13 @@ mod tests {
         ] {
             assert_eq!(copy_takes(mib(100), mib(chain), thick), mib(takes), "{row}");
         }
-        let to = |to: Location| DiskMove { device: "vda".into(), from: local("/a/x.raw"), to, format: DiskFormat::Raw };
+        let to = |to: Location| DiskMove {
+            device: "vda".into(),
+            from: local("/a/x.raw"),
+            real: None,
+            to,
+            format: DiskFormat::Raw,
+        };
         assert!(is_thick(&disk("vda", "/a/x.raw"), &to(share("x.raw"))));
         assert!(!is_thick(&disk("vda", "/a/x.raw"), &to(local("/n/x.raw"))));
         assert!(arrives_thick(DiskFormat::Raw, &share("x")) && !arrives_thick(DiskFormat::Qcow2, &share("x")));
@@ -1107,13 +1170,15 @@ mod tests {
 
     #[test]
     fn an_old_file_goes_only_when_every_definition_uses_the_new_one() {
-        use OldFileStays::{InUse, NewFileUnused, NotHere, Transient};
-        let moved = OldFile { persistent: Some(true), in_use: false, new_file_is_used: true };
+        use OldFileStays::{NewFileUnused, NotHere, Stands, Transient};
+        let moved = OldFile { persistent: Some(true), obstacle: None, new_file_is_used: true };
         for (file, stays) in [
             (moved, None),
             (OldFile { persistent: None, ..moved }, Some(NotHere)),
             (OldFile { persistent: Some(false), ..moved }, Some(Transient)),
-            (OldFile { in_use: true, ..moved }, Some(InUse)),
+            (OldFile { obstacle: Some(Obstacle::InUse), ..moved }, Some(Stands(Obstacle::InUse))),
+            (OldFile { obstacle: Some(Obstacle::Link), ..moved }, Some(Stands(Obstacle::Link))),
+            (OldFile { obstacle: Some(Obstacle::Irregular), ..moved }, Some(Stands(Obstacle::Irregular))),
             (OldFile { new_file_is_used: false, ..moved }, Some(NewFileUnused)),
         ] {
             assert_eq!(old_file(&file), stays, "{file:?}");
@@ -1131,6 +1196,7 @@ mod tests {
         let moved = |device: &str, from: &str, to: &str| DiskMove {
             device: device.into(),
             from: local(from),
+            real: None,
             to: local(to),
             format: DiskFormat::Raw,
         };

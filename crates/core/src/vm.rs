@@ -110,6 +110,12 @@ pub struct VmFile<F = Location> {
     /// off the definition does not tell; then it is what the image's header says, as far as that could be read.
     #[serde(default = "Vec::new")]
     pub below: Vec<F>,
+    /// What `place` is with every link and further mount followed, where that is another name. Only to know a file again:
+    /// it is read and named by `place`.
+    pub real: Option<F>,
+    /// The same of `below`, of those that have another name.
+    #[serde(default = "Vec::new")]
+    pub real_below: Vec<F>,
     /// What a copy would not keep, or stands in its way.
     #[serde(default)]
     pub oddities: Vec<Oddity>,
@@ -139,9 +145,17 @@ pub enum Oddity {
 pub const NVRAM: &str = "nvram";
 
 impl<F: PartialEq> VmFile<F> {
-    /// Whether the VM needs what is at a place for this.
+    /// Whether the VM needs what is at a place for this, by whichever of its names.
     pub fn uses(&self, place: &F) -> bool {
-        self.place == *place || self.below.contains(place)
+        self.place == *place
+            || self.real.as_ref() == Some(place)
+            || self.below.contains(place)
+            || self.real_below.contains(place)
+    }
+
+    /// Whether the VM needs another file for this, by whichever of the names of both.
+    pub fn needs(&self, other: &Self) -> bool {
+        self.uses(&other.place) || other.real.as_ref().is_some_and(|real| self.uses(real))
     }
 
     /// Whether a copy would not keep this, or it stands in its way.
@@ -225,6 +239,8 @@ impl<F> VmFacts<F> {
                     device: file.device,
                     place: rewrite(file.place),
                     below: file.below.into_iter().map(&mut rewrite).collect(),
+                    real: file.real.map(&mut rewrite),
+                    real_below: file.real_below.into_iter().map(&mut rewrite).collect(),
                     oddities: file.oddities,
                     kind: file.kind,
                     read_only: file.read_only,

@@ -278,6 +278,12 @@ fn file_named(name: &str, image: &Path) -> Option<PathBuf> {
         return None;
     }
     let joined = image.parent().unwrap_or(Path::new("/")).join(name);
+    // Behind a link, `..` is not the folder before it in the path.
+    if joined.components().any(|part| part == Component::ParentDir)
+        && let (Some(Ok(folder)), Some(name)) = (joined.parent().map(Path::canonicalize), joined.file_name())
+    {
+        return Some(folder.join(name));
+    }
     let mut plain = PathBuf::new();
     for part in joined.components() {
         match part {
@@ -304,12 +310,16 @@ fn in_json(json: &str) -> Option<String> {
     }
 }
 
-/// Removes a file; Ok if there is none in its folder.
+/// Removes a regular file; Ok if there is none in its folder.
 ///
 /// # Errors
-/// The file system's; [`io::ErrorKind::NotFound`] if the folder is not there: what it lies on may be mounted again later,
+/// [`io::ErrorKind::InvalidInput`] for a link, a device or anything else that is no regular file, with what is there
+/// untouched; the file system's; [`io::ErrorKind::NotFound`] if the folder is not there: what it lies on may be mounted again later,
 /// with the file.
 pub fn remove(path: &Path) -> io::Result<()> {
+    if path.symlink_metadata().is_ok_and(|facts| !facts.is_file()) {
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, "it is no regular file, and is not removed"));
+    }
     match fs::remove_file(path) {
         Err(error) if error.kind() == io::ErrorKind::NotFound && path.parent().is_some_and(Path::is_dir) => Ok(()),
         other => other,

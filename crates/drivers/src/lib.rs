@@ -4,6 +4,7 @@
 //! libvirt's domains appear here and nowhere above.
 
 pub mod hypervisor;
+pub mod identity;
 pub mod image;
 pub mod lock_trial;
 pub mod places;

@@ -48,6 +48,11 @@ impl Places {
         }
     }
 
+    /// The directories of the shares.
+    pub fn mounts(&self) -> impl Iterator<Item = &Path> {
+        self.mounts.iter().map(|(_, mount)| mount.as_path())
+    }
+
     /// The path of a location on this host; `None` if the share is not here, the file is another host's, or the location
     /// leads out of its share.
     pub fn path(&self, location: &Location) -> Option<PathBuf> {

@@ -16,6 +16,7 @@ use ferry_core::{
     vm::{VmFacts, VmState},
 };
 use ferry_trust::KeyPair;
+use futures_util::future::join_all;
 use tokio::sync::watch;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
@@ -246,6 +247,12 @@ impl Inventory {
             }
             Ok(Err(_)) | Err(_) => self.refresh(host).await,
         }
+    }
+
+    /// Asks every host now, all at once.
+    pub(crate) async fn refresh_all(self: &Arc<Self>) {
+        let hosts = self.hosts();
+        join_all(hosts.iter().map(|host| self.refresh(host))).await;
     }
 
     /// Makes a host's agent look until it is seen as `is_so` likes, for at most [`LOOK_WITHIN`].

@@ -1,6 +1,6 @@
 //! The files that disks get which come along with a VM: checked, made before it comes, and removed if it does not.
 
-use std::{collections::BTreeSet, io, path::PathBuf};
+use std::path::PathBuf;
 
 use ferry_core::{
     api::agent::{ArrivalFile, DiskArrival},
@@ -10,12 +10,11 @@ use ferry_core::{
     units::ByteCount,
     vm::{DiskFormat, NVRAM},
 };
-use ferry_drivers::{hypervisor::Hypervisor, image};
+use ferry_drivers::{identity::InUse, image};
 use serde::{Deserialize, Serialize};
-use tracing::warn;
 
 use super::{
-    mark::Mark,
+    mark::{Made, Mark},
     seeds::{Seeds, Sown},
 };
 use crate::{
@@ -142,52 +141,14 @@ pub(super) fn make(arrival: &Arrival, owner: (u32, u32)) -> Result<Mark, AgentEr
     Ok(Mark::of(&arrival.path).unwrap_or_default())
 }
 
-/// Removes what was made and no VM uses, or keeps it as seeds. Blocks.
-///
-/// # Errors
-/// When it is not known what is in use, or a file cannot be removed.
-pub(crate) fn remove(
-    vm: VmId,
-    arrivals: &[Arrival],
-    hypervisor: &dyn Hypervisor,
-    seeds: &Seeds,
-) -> Result<(), AgentError> {
-    if !arrivals.iter().any(|arrival| arrival.made) {
-        return Ok(());
-    }
-    let used = hypervisor.files_in_use()?;
-    arrivals.iter().filter(|arrival| arrival.made).try_for_each(|arrival| remove_one(vm, arrival, &used, seeds))
-}
-
 /// Removes one file of this attempt, or keeps it as a seed; leaves what is in use, and what is another file by now. Blocks.
 ///
 /// # Errors
 /// When it is not known whether it is ours, or it cannot be removed.
-pub(super) fn remove_one(
-    vm: VmId,
-    arrival: &Arrival,
-    used: &BTreeSet<PathBuf>,
-    seeds: &Seeds,
-) -> Result<(), AgentError> {
-    let fault = |source| AgentError::File { path: arrival.path.clone(), source };
-    if used.contains(&arrival.path) {
-        warn!(file = %arrival.path.display(), "a new file stays: a VM or another move uses it");
-        return Ok(());
-    }
-    match arrival.mark.is_of(&arrival.path, arrival.format, arrival.virtual_size) {
-        Ok(true) => {}
-        Ok(false) => {
-            warn!(file = %arrival.path.display(), "a file stays: it is not the one that was made for the move");
-            return Ok(());
-        }
-        // Gone, or its folder is: then it is not known.
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return image::remove(&arrival.path).map_err(fault),
-        Err(error) => return Err(fault(error)),
-    }
-    if seeds.keep(vm, arrival) {
-        return Ok(());
-    }
-    image::remove(&arrival.path).map_err(fault)
+pub(crate) fn remove_one(vm: VmId, arrival: &Arrival, used: &InUse, seeds: &Seeds) -> Result<(), AgentError> {
+    let Arrival { path, mark, format, virtual_size, .. } = arrival;
+    let made = Made { path, mark: *mark, format: *format, virtual_size: *virtual_size };
+    made.remove(used, || seeds.keep(vm, arrival))
 }
 
 /// What the files take now that the disks are here. Blocks.

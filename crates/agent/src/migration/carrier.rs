@@ -211,6 +211,7 @@ impl Board {
             progress: known.progress,
             disks: known.disks,
             figures: known.state.figures,
+            findings: Vec::new(),
             error: known.error,
         }
     }

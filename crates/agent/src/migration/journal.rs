@@ -33,6 +33,9 @@ pub enum Task {
         /// Whether it was shown that both hosts reach the files that stay, and libvirt cannot be told so.
         #[serde(default)]
         vouched: bool,
+        /// The VM's name; empty in what an earlier version wrote down.
+        #[serde(default)]
+        name: String,
     },
     /// Receive it.
     Destination {

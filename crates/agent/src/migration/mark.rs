@@ -1,4 +1,5 @@
-//! How a file that was made for a disk is known again when it is to be removed: by then its path may be another file's.
+//! How a file that was made for a disk is known again when it is to be removed, in every kind of move: by then its path
+//! may be another file's.
 
 use std::{
     fs::File,
@@ -9,9 +10,12 @@ use std::{
 };
 
 use ferry_core::{units::ByteCount, vm::DiskFormat};
-use ferry_drivers::image;
+use ferry_drivers::{identity::InUse, image};
 use nix::sys::statfs::{FUSE_SUPER_MAGIC, statfs};
 use serde::{Deserialize, Serialize};
+use tracing::warn;
+
+use crate::AgentError;
 
 /// Mounts of the kernel's SMB client. It keeps the number that the file server gives a file; the time at which a file was
 /// made is some servers' guess.
@@ -40,7 +44,7 @@ impl Mark {
     ///
     /// # Errors
     /// When there is none, or it cannot be asked.
-    pub(super) fn of(path: &Path) -> io::Result<Self> {
+    pub(crate) fn of(path: &Path) -> io::Result<Self> {
         let facts = path.symlink_metadata()?;
         let kind = statfs(path)?.filesystem_type();
         // Its numbers are made up by the program behind it, and again after a while.
@@ -58,11 +62,58 @@ impl Mark {
     ///
     /// # Errors
     /// When there is none, or it cannot be asked.
-    pub(super) fn is_of(self, path: &Path, format: DiskFormat, size: ByteCount) -> io::Result<bool> {
+    pub(crate) fn is_of(self, path: &Path, format: DiskFormat, size: ByteCount) -> io::Result<bool> {
         match self {
             Self::Path => path.symlink_metadata().map(|_| true),
             Self::Making => holds_nothing(path, format, size),
             Self::File { .. } => Self::of(path).map(|now| now == self),
+        }
+    }
+}
+
+/// A file that a move made for a disk.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Made<'a> {
+    /// Where it was made, or what it was named then.
+    pub(crate) path: &'a Path,
+    /// How it is known again.
+    pub(crate) mark: Mark,
+    /// How it was laid out.
+    pub(crate) format: DiskFormat,
+    /// What the guest sees.
+    pub(crate) virtual_size: ByteCount,
+}
+
+impl Made<'_> {
+    /// Whether this file is there still and nobody uses it: only then it is the move's to take away or to rename. Blocks.
+    ///
+    /// # Errors
+    /// When that is not known. [`io::ErrorKind::NotFound`] if there is none of its name.
+    pub(crate) fn is_ours(&self, used: &InUse) -> io::Result<bool> {
+        if let Some(obstacle) = used.obstacle(self.path)? {
+            warn!(file = %self.path.display(), why = obstacle.why(), "a new file stays");
+            return Ok(false);
+        }
+        let is_it = self.mark.is_of(self.path, self.format, self.virtual_size)?;
+        if !is_it {
+            warn!(file = %self.path.display(), "a file stays: it is not the one that was made for the move");
+        }
+        Ok(is_it)
+    }
+
+    /// Takes the file away, unless `keep` does something better with it; leaves what is in use, and what is another file by
+    /// now. Whoever asks writes down that this was done: whatever has the name afterwards is not the move's. Blocks.
+    ///
+    /// # Errors
+    /// When it is not known whether it is ours, or it cannot be removed.
+    pub(crate) fn remove(&self, used: &InUse, keep: impl FnOnce() -> bool) -> Result<(), AgentError> {
+        let fault = |source| AgentError::File { path: self.path.to_owned(), source };
+        match self.is_ours(used) {
+            Ok(true) if keep() => Ok(()),
+            Ok(false) => Ok(()),
+            // Not there: gone, or its folder is, and then it is not known.
+            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(fault(error)),
+            Ok(true) | Err(_) => image::remove(self.path).map_err(fault),
         }
     }
 }

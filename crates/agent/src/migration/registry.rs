@@ -1,7 +1,7 @@
 //! Which migrations there are, and what the agent does around their carriers.
 
 use std::{
-    collections::{BTreeSet, HashMap},
+    collections::{BTreeMap, BTreeSet, HashMap},
     fs,
     os::unix::fs::PermissionsExt as _,
     path::PathBuf,
@@ -17,11 +17,12 @@ use ferry_core::{
     finding::{Finding, FindingId},
     id::{Generation, JobId, SessionId, VmId},
     migration::Presence,
-    storage::DiskMove,
+    storage::{DiskMove, old_file_kept},
     vm::{FileRole, NVRAM, VmFacts},
 };
 use ferry_drivers::{
     hypervisor::{Hypervisor, HypervisorError},
+    identity::InUse,
     image,
 };
 use tokio::sync::{OnceCell, OwnedMutexGuard};
@@ -300,7 +301,7 @@ impl Registry {
     }
 
     /// Files that VMs of this host name, and those of other migrations: they are not to be removed for this one.
-    async fn files_in_use(&self, journal: &Journal) -> Result<BTreeSet<PathBuf>, AgentError> {
+    async fn files_in_use(&self, journal: &Journal) -> Result<InUse, AgentError> {
         let mut used = blocking(&self.hypervisor, |hypervisor| hypervisor.files_in_use()).await?;
         for other in self.entries().values().filter(|other| other.job != journal.job) {
             match &other.task {
@@ -314,7 +315,7 @@ impl Registry {
                 Task::Source { .. } => {}
             }
         }
-        Ok(used)
+        off_thread(move || files::in_use(used)).await
     }
 
     /// Whether new files for disks of a VM can be made. Blocks.
@@ -374,7 +375,8 @@ impl Registry {
         let (judged, asked) = (facts.clone(), request.clone());
         let vouched =
             blocking(&self.hypervisor, move |hypervisor| Ok(vouch::vouched(hypervisor, &judged, &asked))).await??;
-        let task = Task::Source { request, translate, persistent: facts.persistent, along, vouched };
+        let (persistent, name) = (facts.persistent, facts.name);
+        let task = Task::Source { request, translate, persistent, along, vouched, name };
         let autostart = known.map_or(facts.autostart, |known| known.autostart);
         let journal = self.journal(job, generation, task, session, socket_dir, autostart);
         if let Err(error) = self.begin(&journal).await {
@@ -596,13 +598,12 @@ impl Registry {
             Role::Destination => Ok(()),
         })
         .await?;
-        if !request.keep_source {
-            self.remove_old_files(&journal).await?;
-        }
+        let kept = if request.keep_source { Vec::new() } else { self.remove_old_files(&journal).await? };
         made_to_fail("agent-confirmed")?;
         journal.confirmed = true;
         self.put(&journal)?;
         let mut report = self.report_of(&journal, 0, Duration::ZERO).await?;
+        report.findings = kept;
         if role == Role::Destination {
             let arrivals = journal.task.arrivals().to_vec();
             let what = format!("The disks of VM {vm}");
@@ -645,22 +646,28 @@ impl Registry {
         }
     }
 
-    /// Source: the files of disks that moved along, which nobody uses any more.
-    async fn remove_old_files(&self, journal: &Journal) -> Result<(), AgentError> {
-        let Task::Source { along, .. } = &journal.task else { return Ok(()) };
+    /// Source: removes the files of disks that moved along, which nobody uses any more. Gives those that stay, and why.
+    async fn remove_old_files(&self, journal: &Journal) -> Result<Vec<Finding>, AgentError> {
+        let Task::Source { along, name, .. } = &journal.task else { return Ok(Vec::new()) };
         if along.is_empty() {
-            return Ok(());
+            return Ok(Vec::new());
         }
-        let (along, vm, used) = (along.clone(), journal.task.vm(), self.files_in_use(journal).await?);
+        let (along, name) = (along.clone(), name.clone());
+        let (vm, used) = (journal.task.vm(), self.files_in_use(journal).await?);
         off_thread(move || {
+            let mut kept = Vec::new();
             for (device, path) in along {
-                if used.contains(&path) {
-                    warn!(%vm, disk = device, "an old file stays: another VM or move uses it");
-                    continue;
+                let fault = |source| AgentError::File { path: path.clone(), source };
+                match used.obstacle(&path).map_err(fault)? {
+                    Some(obstacle) => {
+                        let (why, fix) = (obstacle.why(), obstacle.fix());
+                        warn!(%vm, disk = device, file = %path.display(), why, "an old file stays");
+                        kept.push(old_file_kept(&name, &device, path.display(), why, fix));
+                    }
+                    None => image::remove(&path).map_err(fault)?,
                 }
-                image::remove(&path).map_err(|source| AgentError::File { path, source })?;
             }
-            Ok(())
+            Ok(kept)
         })
         .await
     }
@@ -855,6 +862,7 @@ impl Registry {
             progress: None,
             disks: Vec::new(),
             figures: state.figures,
+            findings: Vec::new(),
             error: Some(format!("The process that carried the move at the {end} is gone")),
         })
     }

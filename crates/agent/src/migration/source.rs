@@ -121,7 +121,7 @@ impl Shared {
 impl Source {
     /// Connects to the destination and listens where libvirt will connect.
     pub(super) async fn start(config: &Config, journal: &Journal, board: Arc<Board>) -> Result<Self, AgentError> {
-        let Task::Source { request: task, translate, persistent, along, vouched } = &journal.task else {
+        let Task::Source { request: task, translate, persistent, along, vouched, .. } = &journal.task else {
             return Err(AgentError::Carrier("The journal is not one of a source".to_owned()));
         };
         let socket_dir = &journal.socket_dir;

@@ -5,11 +5,16 @@ use std::path::{Path, PathBuf};
 use ferry_core::{
     api::agent::{OfflineStage, ReceiveOffline, Role, SendOffline},
     id::{Generation, JobId, VmId},
+    units::ByteCount,
+    vm::DiskFormat,
 };
 use serde::{Deserialize, Serialize};
 
 use super::stamp::Stamp;
-use crate::{AgentError, files};
+use crate::{
+    AgentError, files,
+    migration::mark::{Made, Mark},
+};
 
 /// One end's part.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -51,6 +56,9 @@ pub(super) struct Arrival {
     pub(super) form: Form,
     /// This attempt makes the file, or has: it may remove it.
     pub(super) made: bool,
+    /// How the file is known again.
+    #[serde(default)]
+    pub(super) mark: Mark,
     /// It is whole, and on disk.
     #[serde(default)]
     pub(super) arrived: bool,
@@ -73,6 +81,16 @@ pub(super) enum Form {
 }
 
 impl Arrival {
+    /// The file, as it is called while it comes.
+    pub(super) fn made_file(&self) -> Made<'_> {
+        Made { path: self.file(), ..self.named_file() }
+    }
+
+    /// The file, as it is called when it is whole.
+    pub(super) fn named_file(&self) -> Made<'_> {
+        Made { path: &self.path, mark: self.mark, format: DiskFormat::Raw, virtual_size: ByteCount(0) }
+    }
+
     /// What is written while the file comes.
     pub(super) fn file(&self) -> &Path {
         match &self.form {

@@ -58,7 +58,7 @@ use crate::{
     ended::{Asked, Ended},
     error::chain,
     files,
-    migration::{arrivals::exists, hold, looks::off_thread, seeds::Seeds, translation},
+    migration::{arrivals::exists, hold, looks::off_thread, mark::Mark, seeds::Seeds, translation},
     storage::{Needs, Reach, Reserved},
 };
 
@@ -340,7 +340,7 @@ impl OfflineMoves {
             if arrivals.iter().any(|other| other.path == path) {
                 return Err(exists(&path));
             }
-            arrivals.push(Arrival { path, form, made: false, arrived: false, named: false });
+            arrivals.push(Arrival { path, form, made: false, mark: Mark::default(), arrived: false, named: false });
         }
         let mut missing = Vec::with_capacity(absent.len());
         for file in absent {
@@ -757,13 +757,14 @@ impl OfflineMoves {
         if request.keep_source {
             return Ok(remarks);
         }
-        let used = self.hypervisor.files_in_use()?;
+        let used = files::in_use(self.hypervisor.files_in_use()?)?;
         for (index, (file, path)) in of.files.iter().zip(paths).enumerate() {
-            if !file.file.is_removed() || !path.exists() {
+            let fault = |source| AgentError::File { path: path.clone(), source };
+            if !file.file.is_removed() || path.symlink_metadata().is_err() {
                 continue;
             }
-            let stays = if used.contains(path) {
-                Some("a VM uses it")
+            let stays = if let Some(obstacle) = used.obstacle(path).map_err(fault)? {
+                Some(obstacle.why())
             } else if stamps.get(index).is_some_and(|stamp| !stamp.is_of(path, &file.file.from)) {
                 Some("something has written to it since it was copied")
             } else {
@@ -774,7 +775,7 @@ impl OfflineMoves {
                     warn!(vm = %of.vm, file = %path.display(), why, "an old file stays");
                     remarks.push(format!("The old file {} stays: {why}", path.display()));
                 }
-                None => image::remove(path).map_err(|source| AgentError::File { path: path.clone(), source })?,
+                None => image::remove(path).map_err(fault)?,
             }
         }
         Ok(remarks)

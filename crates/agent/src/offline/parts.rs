@@ -14,17 +14,16 @@ use std::{
 
 use ferry_core::{api::agent::OfflineFile, id::VmId, units::ByteCount, vm::DiskFormat};
 use ferry_drivers::{hypervisor::Hypervisor, image};
-use tracing::warn;
 
 use super::{
     Move, as_disk,
-    journal::{Form, Task},
+    journal::{Arrival, Form, Task},
 };
 use crate::{
-    AgentError,
+    AgentError, files,
     migration::{
         arrivals::{self, exists},
-        mark::Mark,
+        mark::{Made, Mark},
         seeds::Seeds,
     },
 };
@@ -51,9 +50,9 @@ pub(super) fn make_all(page: &Move, hypervisor: &dyn Hypervisor, seeds: &Seeds) 
     }
     let Task::Destination { request, arrivals, .. } = page.journal().task else { return Ok(()) };
     let owner = hypervisor.process_owner()?;
-    for (index, (file, arrival)) in request.files.iter().zip(&arrivals).enumerate() {
+    for (file, arrival) in request.files.iter().zip(&arrivals) {
         if let Form::Part(part) = &arrival.form {
-            make(page, index, part, seeds, (request.vm, file), owner)?;
+            make(page, part, seeds, (request.vm, file), owner)?;
         }
     }
     Ok(())
@@ -61,7 +60,6 @@ pub(super) fn make_all(page: &Move, hypervisor: &dyn Hypervisor, seeds: &Seeds) 
 
 fn make(
     page: &Move,
-    index: usize,
     part: &Path,
     seeds: &Seeds,
     (vm, file): (VmId, &OfflineFile),
@@ -72,18 +70,24 @@ fn make(
         return Err(exists(part));
     }
     // Before it is made: of this name, it is this VM's, whoever made it.
-    let mut at = 0;
+    note(page, part, |arrival| (arrival.made, arrival.mark) = (true, Mark::default()))?;
+    if there.is_err() && seeds.take(vm, &as_disk(file), part).is_none() {
+        let fault = |source| AgentError::File { path: part.to_owned(), source };
+        image::create(part, DiskFormat::Raw, ByteCount(0), owner).map_err(fault)?;
+    }
+    let mark = Mark::of(part).unwrap_or_default();
+    note(page, part, |arrival| arrival.mark = mark)
+}
+
+/// Writes down how it stands with the file of this name.
+fn note(page: &Move, file: &Path, change: impl Fn(&mut Arrival)) -> Result<(), AgentError> {
     page.write(|journal| {
         journal.task.each_arrival(|arrival| {
-            arrival.made |= at == index;
-            at += 1;
+            if arrival.file() == file {
+                change(arrival);
+            }
         });
-    })?;
-    if there.is_ok() || seeds.take(vm, &as_disk(file), part).is_some() {
-        return Ok(());
-    }
-    image::create(part, DiskFormat::Raw, ByteCount(0), owner)
-        .map_err(|source| AgentError::File { path: part.to_owned(), source })
+    })
 }
 
 /// Gives the files that have come their own names. Blocks. May be repeated.
@@ -120,28 +124,38 @@ pub(super) fn name_all(page: &Move) -> Result<(), AgentError> {
 pub(super) fn remove_all(page: &Move, hypervisor: &dyn Hypervisor, seeds: &Seeds) -> Result<(), AgentError> {
     *page.ended.lock().expect("nobody panics while holding it") = true;
     let Task::Destination { request, arrivals, .. } = page.journal().task else { return Ok(()) };
-    if arrivals.iter().any(|arrival| arrival.named) {
-        let used = hypervisor.files_in_use()?;
-        for arrival in arrivals.iter().filter(|arrival| arrival.named) {
-            let Form::Part(part) = &arrival.form else { continue };
-            if used.contains(&arrival.path) {
-                warn!(file = %arrival.path.display(), "a new file stays: a VM uses it");
-            } else if !part.exists() && arrival.path.is_file() {
-                let renamed = image::rename_new(&arrival.path, part);
-                renamed.map_err(|source| AgentError::File { path: arrival.path.clone(), source })?;
-            }
-        }
-        page.write(|journal| journal.task.each_arrival(|arrival| arrival.named = false))?;
+    if !arrivals.iter().any(|arrival| arrival.made || arrival.named) {
+        return Ok(());
     }
-    let one = |(file, arrival): (&OfflineFile, &super::journal::Arrival)| arrivals::Arrival {
-        device: file.file.device.clone(),
-        path: arrival.file().to_owned(),
-        format: DiskFormat::Raw,
-        virtual_size: file.length,
-        made: arrival.made,
-        mark: Mark::default(),
-        sown: None,
-    };
-    let left: Vec<_> = request.files.iter().zip(&arrivals).map(one).collect();
-    arrivals::remove(request.vm, &left, hypervisor, seeds)
+    let used = files::in_use(hypervisor.files_in_use()?)?;
+    for arrival in arrivals.iter().filter(|arrival| arrival.named) {
+        let fault = |source| AgentError::File { path: arrival.path.clone(), source };
+        let Form::Part(part) = &arrival.form else { continue };
+        if part.symlink_metadata().is_ok() {
+            continue;
+        }
+        match arrival.named_file().is_ours(&used) {
+            Ok(true) => image::rename_new(&arrival.path, part).map_err(fault)?,
+            Ok(false) => {}
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(error) => return Err(fault(error)),
+        }
+    }
+    page.write(|journal| journal.task.each_arrival(|arrival| arrival.named = false))?;
+    for (file, arrival) in request.files.iter().zip(&arrivals).filter(|(_, arrival)| arrival.made) {
+        let Made { path, mark, format, .. } = arrival.made_file();
+        let disk = arrivals::Arrival {
+            device: file.file.device.clone(),
+            path: path.to_owned(),
+            format,
+            virtual_size: file.length,
+            made: true,
+            mark,
+            sown: None,
+        };
+        arrivals::remove_one(request.vm, &disk, &used, seeds)?;
+        // Written down at once: whatever has its name afterwards is not ours.
+        note(page, path, |arrival| arrival.made = false)?;
+    }
+    Ok(())
 }

@@ -10,7 +10,10 @@ use ferry_core::{
 };
 use serde::{Deserialize, Serialize};
 
-use crate::{AgentError, files};
+use crate::{
+    AgentError, files,
+    migration::mark::{Made, Mark},
+};
 
 /// One disk: its files on this host.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -24,6 +27,9 @@ pub(super) struct Disk {
     /// The new file was made by this attempt: it may be removed by it. Written down when it is whole and before it gets
     /// its name: as long as there is a file of [`Journal::making`]'s name, `to` is not this attempt's.
     pub(super) made: bool,
+    /// How the new file is known again.
+    #[serde(default)]
+    pub(super) mark: Mark,
     /// What the old file took.
     pub(super) allocated: ByteCount,
     /// It was asked to switch the disk over: the new file may hold what no other file holds. A journal that does not say
@@ -74,6 +80,12 @@ impl Journal {
     pub(super) fn making(&self, disk: usize) -> PathBuf {
         let name = format!(".ferry-new-{}-{}-{disk}", self.job, self.generation);
         self.disks[disk].to.with_file_name(name)
+    }
+
+    /// The new file of a disk.
+    pub(super) fn made(&self, disk: usize) -> Made<'_> {
+        let (Disk { to, mark, .. }, format) = (&self.disks[disk], self.request.disks[disk].format);
+        Made { path: to, mark: *mark, format, virtual_size: ByteCount(0) }
     }
 
     /// On the disk when it returns.

@@ -14,7 +14,7 @@ mod run;
 mod turns;
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     path::{Path, PathBuf},
     sync::{Arc, Mutex, MutexGuard},
     time::Duration,
@@ -28,13 +28,14 @@ use ferry_core::{
     power::not_running,
     storage::{
         DiskMove, DiskProgress, DiskStage, Fate, NewFile, OldFile, OldFileStays, copy_takes, is_thick, new_file,
-        old_file,
+        old_file, old_file_kept,
     },
     units::ByteCount,
     vm::{DiskFormat, VmFacts, VmFile, VmState},
 };
 use ferry_drivers::{
     hypervisor::{Hypervisor, HypervisorError, files_of},
+    identity::InUse,
     image,
     places::{Places, Roots, RootsError},
 };
@@ -54,6 +55,7 @@ use crate::{
     ended::{Asked, Ended},
     error::chain,
     files,
+    migration::mark::Mark,
     places::{chain_takes, holds_no_snapshots},
     shares::Shares,
 };
@@ -256,7 +258,15 @@ impl StorageMoves {
         let size = self.hypervisor.disk_size(facts.id, device)?;
         let chain = file.map_or(size.allocated, |file| chain_takes(file, size.allocated));
         let allocated = copy_takes(size.virtual_size, chain, file.is_some_and(|file| is_thick(file, wanted)));
-        let disk = Disk { device: device.clone(), from, to, made: false, allocated, switch_asked: false };
+        let disk = Disk {
+            device: device.clone(),
+            from,
+            to,
+            made: false,
+            mark: Mark::default(),
+            allocated,
+            switch_asked: false,
+        };
         if in_use.as_ref() == Some(&disk.to) {
             // An earlier attempt moved it.
             return Ok(disk);
@@ -404,21 +414,20 @@ impl StorageMoves {
         let whole = facts.filter(|facts| facts.state != VmState::Incoming);
         // One that cannot be read names no new file.
         let next = definition.and_then(|text| files_of(text).ok()).unwrap_or_default();
-        let used = self.hypervisor.files_in_use()?;
+        let used = files::in_use(self.hypervisor.files_in_use()?)?;
         let mut findings = Vec::new();
         for disk in journal.disks.iter().filter(|disk| disk.from != disk.to) {
             let is_new = |file: &VmFile<PathBuf>| file.device == disk.device && file.place == disk.to;
+            let fault = |source| AgentError::File { path: disk.from.clone(), source };
             let stays = old_file(&OldFile {
                 persistent: whole.map(|facts| facts.persistent),
-                in_use: used.contains(&disk.from),
+                obstacle: used.obstacle(&disk.from).map_err(fault)?,
                 new_file_is_used: whole.is_some_and(|facts| facts.files.iter().any(is_new)) && next.iter().any(is_new),
             });
             match stays {
                 Some(_) if disk.from.symlink_metadata().is_err() => {}
                 Some(why) => findings.push(old_file_stays(&journal.request.vm_name, disk, why)),
-                None => {
-                    image::remove(&disk.from).map_err(|source| AgentError::File { path: disk.from.clone(), source })?;
-                }
+                None => image::remove(&disk.from).map_err(fault)?,
             }
         }
         Ok(findings)
@@ -426,7 +435,7 @@ impl StorageMoves {
 
     /// The new files that stay though the move did not end well, for whoever looks after them.
     fn new_files_that_stay(&self, journal: &Journal) -> Result<Vec<Finding>, AgentError> {
-        let fates = self.fates(journal)?;
+        let fates = self.fates(journal, &self.used(journal)?)?;
         let told = fates
             .iter()
             .zip(&journal.disks)
@@ -435,9 +444,8 @@ impl StorageMoves {
     }
 
     /// What becomes of each new file, now that no copy goes on.
-    fn fates(&self, journal: &Journal) -> Result<Vec<Fate>, AgentError> {
+    fn fates(&self, journal: &Journal, used: &InUse) -> Result<Vec<Fate>, AgentError> {
         let facts = self.hypervisor.vm(journal.request.vm)?;
-        let used = self.hypervisor.files_in_use()?;
         let runs = facts.filter(|facts| match facts.state {
             VmState::Running | VmState::Paused | VmState::Crashed | VmState::Suspended => true,
             VmState::Incoming | VmState::ShutOff => false,
@@ -445,15 +453,24 @@ impl StorageMoves {
         let moved = matches!(journal.stage, StorageStage::Moved | StorageStage::Confirmed);
         let one = |disk: &Disk| {
             let is_old = |file: &VmFile<PathBuf>| file.device == disk.device && file.place == disk.from;
-            new_file(&NewFile {
+            let fault = |source| AgentError::File { path: disk.to.clone(), source };
+            Ok(new_file(&NewFile {
                 made: disk.made,
-                in_use: used.contains(&disk.to),
+                in_use: disk.made && used.obstacle(&disk.to).map_err(fault)?.is_some(),
                 switch_asked: disk.switch_asked,
                 moved,
                 old_file_runs: runs.as_ref().is_some_and(|facts| facts.files.iter().any(is_old)),
-            })
+            }))
         };
-        Ok(journal.disks.iter().map(one).collect())
+        journal.disks.iter().map(one).collect()
+    }
+
+    /// Files that VMs of this host use. Not asked when nothing was made.
+    fn used(&self, journal: &Journal) -> Result<InUse, AgentError> {
+        match journal.disks.iter().any(|disk| disk.made) {
+            true => files::in_use(self.hypervisor.files_in_use()?),
+            false => files::in_use(BTreeSet::new()),
+        }
     }
 
     /// Forgets it; what it made and cannot be needed is removed. Blocks. Ok if it is not known.
@@ -474,10 +491,14 @@ impl StorageMoves {
         }
         known.abandon_all()?;
         let journal = settled(known)?;
-        for (fate, disk) in self.fates(&journal)?.into_iter().zip(&journal.disks) {
+        let used = self.used(&journal)?;
+        for (index, (fate, disk)) in self.fates(&journal, &used)?.into_iter().zip(&journal.disks).enumerate() {
             match fate {
                 Fate::Goes => {
-                    image::remove(&disk.to).map_err(|source| AgentError::File { path: disk.to.clone(), source })?;
+                    journal.made(index).remove(&used, || false)?;
+                    // Written down at once: whatever has its name afterwards is not ours.
+                    known.write(|page| page.disks[index].made = false)?;
+                    made_to_fail("agent-storage-new-file-removed")?;
                 }
                 Fate::Stays => {}
                 Fate::StaysTold => {
@@ -508,7 +529,8 @@ fn make_file(
     };
     image::create(&making, format, size, owner).map_err(fault)?;
     made_to_fail("agent-storage-file-made")?;
-    prepared.write(|page| page.disks[index].made = true)?;
+    let mark = Mark::of(&making).unwrap_or_default();
+    prepared.write(|page| (page.disks[index].made, page.disks[index].mark) = (true, mark))?;
     image::rename_new(&making, to).map_err(fault)?;
     made_to_fail("agent-storage-file-named")
 }
@@ -593,14 +615,13 @@ fn old_file_stays(vm: &str, disk: &Disk, why: OldFileStays) -> Finding {
             "the host keeps no definition of the VM, and the one that it starts from names it",
             "Name the new file in that definition, then remove the old one",
         ),
-        OldFileStays::InUse => ("a definition names it", "Remove it when no definition names it any more"),
+        OldFileStays::Stands(obstacle) => (obstacle.why(), obstacle.fix()),
         OldFileStays::NewFileUnused => (
             "the definition by which the VM starts next does not name the new file",
             "Name the new file with `virsh edit`, then remove the old one",
         ),
     };
-    let message = format!("The old file {file} of disk {} of VM {vm} stays: {why}", disk.device);
-    Finding::warns(FindingId::FileKept, file, message, fix)
+    old_file_kept(vm, &disk.device, file, why, fix)
 }
 
 fn new_file_stays(vm: &str, disk: &Disk) -> Finding {

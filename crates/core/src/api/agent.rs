@@ -368,6 +368,9 @@ pub struct MigrationReport {
     pub disks: Vec<DiskProgress>,
     /// What it took, as far as this end knows: the source knows bytes and iterations, the destination the downtime.
     pub figures: Figures,
+    /// What somebody should know of what stays; told when the move is confirmed.
+    #[serde(default)]
+    pub findings: Vec<Finding>,
     /// Why it failed: what was attempted, on what, with the chain of causes, and where the VM is.
     pub error: Option<String>,
 }

@@ -315,6 +315,8 @@ fn disk(node: Node<'_, '_>) -> Option<VmFile<PathBuf>> {
         detects_zeroes: setting("detect_zeroes").is_some_and(|how| matches!(how, "on" | "unmap")),
         bypasses_cache: setting("cache").is_some_and(|mode| matches!(mode, "none" | "directsync")),
         below: below(node, source),
+        real: None,
+        real_below: Vec::new(),
         oddities: oddities(node, source),
         kind,
     })
@@ -431,6 +433,8 @@ fn no_disk(place: PathBuf, kind: Option<String>) -> VmFile<PathBuf> {
         detects_zeroes: false,
         bypasses_cache: false,
         below: Vec::new(),
+        real: None,
+        real_below: Vec::new(),
         oddities: Vec::new(),
         kind,
     }

@@ -402,10 +402,16 @@ pub trait Hypervisor: Send + Sync + 'static {
 }
 
 /// Disk images that only their own headers tell what lies below: of those that are raw nothing does, whatever they begin
-/// with.
+/// with. An overlay may also lie on a device.
 pub fn images_to_ask<'a>(files: impl IntoIterator<Item = &'a VmFile<PathBuf>>) -> BTreeSet<PathBuf> {
     let may_have = |file: &&VmFile<PathBuf>| {
-        file.role == FileRole::Disk && file.format != Some(DiskFormat::Raw) && file.below.is_empty()
+        let is_image = match file.role {
+            FileRole::Disk => file.format != Some(DiskFormat::Raw),
+            FileRole::NotAFile => file.kind.as_deref() == Some("block") && file.format == Some(DiskFormat::Qcow2),
+            FileRole::Media => file.format == Some(DiskFormat::Qcow2),
+            FileRole::Nvram | FileRole::Boot => false,
+        };
+        is_image && file.below.is_empty()
     };
     files.into_iter().filter(may_have).map(|file| file.place.clone()).collect()
 }

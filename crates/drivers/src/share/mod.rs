@@ -28,6 +28,7 @@ use ferry_core::{
 use thiserror::Error;
 
 pub use self::mounts::file_system_of;
+pub(crate) use self::mounts::{Mount, every_name, holding, parse, shown};
 
 /// What a file server said of a share.
 #[derive(Clone, Debug, PartialEq, Eq)]

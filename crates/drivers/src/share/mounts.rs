@@ -12,6 +12,8 @@ use ferry_core::{location::UncPath, share::FileSystem, share_source::NfsExport};
 /// One mount.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Mount {
+    /// The kernel's number of the file system, `0:40`.
+    pub device: String,
     /// The directory of the file system that appears at `point`.
     pub root: PathBuf,
     /// Where it appears.
@@ -32,9 +34,10 @@ pub fn parse(mountinfo: &str) -> Vec<Mount> {
 /// `36 35 98:0 /root /point rw,noatime master:1 - kind source options`, from proc(5).
 fn line(line: &str) -> Option<Mount> {
     let (before, after) = line.split_once(" - ")?;
-    let mut before = before.split(' ').skip(3);
+    let mut before = before.split(' ').skip(2);
     let mut after = after.split(' ');
     Some(Mount {
+        device: before.next()?.to_owned(),
         root: path(before.next()?),
         point: path(before.next()?),
         kind: after.next()?.to_owned(),
@@ -76,6 +79,46 @@ pub fn holding<'a>(mounts: &'a [Mount], path: &Path) -> Option<&'a Mount> {
         .filter(|(_, mount)| path.starts_with(&mount.point))
         .max_by_key(|(order, mount)| (mount.point.components().count(), *order))
         .map(|(_, mount)| mount)
+}
+
+/// What a mount shows, by names that every mount of the same has: which file system, and which directory of it. A share
+/// that is mounted twice has two numbers, and one name.
+pub fn shown(mount: &Mount) -> (String, PathBuf) {
+    let inside = mount.root.strip_prefix("/").unwrap_or(&mount.root);
+    match mount.kind.as_str() {
+        "cifs" | "smb3" => ("smb".to_owned(), Path::new(&mount.source.replace('\\', "/").to_lowercase()).join(inside)),
+        "nfs" | "nfs4" => {
+            let (server, export) = mount.source.split_once(':').unwrap_or_default();
+            (format!("nfs {}", server.trim_end_matches('.').to_lowercase()), Path::new(export).join(inside))
+        }
+        _ => (mount.device.clone(), mount.root.clone()),
+    }
+}
+
+/// Every path at which the file of a canonical path is seen: through this mount and others of the same, the shortest
+/// first. Looks at no file.
+pub fn every_name(mounts: &[Mount], canonical: &Path) -> Vec<PathBuf> {
+    let Some((mount, inside)) =
+        holding(mounts, canonical).and_then(|mount| Some((mount, canonical.strip_prefix(&mount.point).ok()?)))
+    else {
+        return vec![canonical.to_owned()];
+    };
+    let (system, directory) = shown(mount);
+    // An empty path would leave a `/` at the end.
+    let join =
+        |top: &Path, inside: &Path| if inside.as_os_str().is_empty() { top.to_owned() } else { top.join(inside) };
+    let place = join(&directory, inside);
+    let through = |other: &Mount| {
+        let (other_system, top) = shown(other);
+        let inside = place.strip_prefix(top).ok().filter(|_| other_system == system)?;
+        let name = join(&other.point, inside);
+        // Another mount may lie over it.
+        (holding(mounts, &name) == Some(other)).then_some(name)
+    };
+    let mut names: Vec<PathBuf> = mounts.iter().filter_map(through).collect();
+    names.sort_by_key(|name| (name.components().count(), name.clone()));
+    names.dedup();
+    if names.is_empty() { vec![canonical.to_owned()] } else { names }
 }
 
 /// Whether programs wait while the file server is away. The kernel's SMB client gives them errors unless it was mounted

@@ -193,7 +193,7 @@ async fn judge(app: &App, vm: VmId, asked: &Asked<'_>, along: Along<'_>, occasio
         Along::Wanted(wanted) => plan_along(facts, wanted, destination.record.id, |place| reaches(&there, place)),
         Along::Decided(disks) => Planned { disks: disks.to_vec(), findings: moved_meanwhile(facts, disks) },
     };
-    planned.extend(used_by_others(app, facts, &along));
+    planned.extend(used_by_others(app, facts.id, &along));
     let proofs = shares_of(facts).into_iter().filter(|share| uses(at_source, *share) && uses(at_destination, *share));
     let prove = |share| async move {
         let sameness = match occasion {

@@ -10,7 +10,6 @@ use ferry_core::{
     finding::{Finding, FindingId, Severity, any_blocks},
     id::{Generation, JobId, SessionId, VmId},
     job::{JobKind, MoveKind},
-    location::Location,
     offline::{FileMove, OtherUser, PlannedOffline, plan_offline, shared_with},
     preflight::{LiveFacts, Sameness, busy, offline, reaches, shares_of},
     storage::{DiskMove, Wanted},
@@ -175,18 +174,13 @@ pub(crate) async fn check(
             PlannedOffline { files: files.to_vec(), findings: planned.findings }
         }
     };
-    let as_disk = |file: &FileMove| DiskMove {
-        device: file.device.clone(),
-        from: file.from.clone(),
-        to: file.to.clone(),
-        format: DiskFormat::Raw,
-    };
     let mut along: Vec<DiskMove> = files.iter().map(as_disk).collect();
     if any_blocks(&findings) {
         // What was said of a file is said once.
         let rest = facts.files.iter().map(|file| DiskMove {
             device: file.device.clone(),
             from: file.place.clone(),
+            real: file.real.clone(),
             to: file.place.clone(),
             format: DiskFormat::Raw,
         });
@@ -229,14 +223,26 @@ pub(crate) async fn check(
     Ok(Checked { vm: Some(facts), sized, findings })
 }
 
+/// A file as if it were a disk of a VM that runs.
+pub(crate) fn as_disk(file: &FileMove) -> DiskMove {
+    DiskMove {
+        device: file.device.clone(),
+        from: file.from.clone(),
+        real: file.real.clone(),
+        to: file.to.clone(),
+        format: DiskFormat::Raw,
+    }
+}
+
 /// What it means that other VMs name files which move. Media and what VMs boot from may serve several: they stay anyway.
 fn used_by_others(app: &App, vm: &VmFacts, files: &mut [FileMove], destination: &str, decided: bool) -> Vec<Finding> {
     let placed = app.inventory.placed();
-    let names = |other: &VmFacts, place: &Location| other.files.iter().any(|file| file.uses(place));
+    let needs = |other: &VmFacts, of: &FileMove| other.files.iter().any(|file| of.is_needed_by(file));
     let mut findings = Vec::new();
     for file in files.iter_mut().filter(|file| matches!(file.role, FileRole::Disk | FileRole::Nvram)) {
         for (host, seen) in &placed {
-            for other in seen.vms().iter().filter(|other| other.id != vm.id && names(other, &file.from)) {
+            let others = seen.vms().iter().filter(|other| other.id != vm.id && needs(other, file));
+            for other in others.collect::<Vec<_>>() {
                 let is_shut_off = other.state == VmState::ShutOff;
                 let other = OtherUser { vm: &other.name, host: host.name(), is_shut_off };
                 let found = shared_with(&vm.name, file, other, destination);

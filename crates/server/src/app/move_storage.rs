@@ -9,12 +9,11 @@ use ferry_core::{
         server::{JobView, MoveDisk, MoveStorage, PlannedDisk, StoragePlan},
     },
     finding::{Finding, FindingId, Severity, any_blocks},
-    id::Generation,
+    id::{Generation, VmId},
     job::JobKind,
     location::Location,
     preflight::{busy, soft_shares},
-    storage::{Planned, Wanted, is_file, plan, plan_again},
-    vm::VmFacts,
+    storage::{DiskMove, Planned, Wanted, is_file, plan, plan_again},
 };
 
 use super::{
@@ -54,7 +53,7 @@ pub(crate) async fn move_storage(
     if let Some(job) = show_vms::moving(app).await?.get(&vm.id) {
         findings.push(busy(&vm, *job));
     }
-    findings.extend(used_by_others(app, &vm, &disks));
+    findings.extend(used_by_others(app, vm.id, &disks));
     findings.extend(soft_shares(&host.seen().side(&host), disks.iter().map(|disk| &disk.to)));
     if disks.is_empty() && !any_blocks(&findings) {
         findings.push(Finding::blocks(
@@ -149,18 +148,25 @@ pub(crate) fn blocks_now(app: &App, host: &Host, request: &PrepareStorage) -> Ve
     // A VM that is not there any more is the host's to tell.
     let Some(vm) = host.seen().vm(request.vm).cloned() else { return Vec::new() };
     let Planned { disks, mut findings } = plan_again(&vm, &request.disks);
-    findings.extend(used_by_others(app, &vm, &disks));
+    findings.extend(used_by_others(app, vm.id, &disks));
     findings.retain(|finding| finding.severity == Severity::Blocks);
     findings
 }
 
+/// Why old files of a VM stay, in words: what VMs of any host, asked now, need of them.
+pub(crate) async fn needed_by_others_now(app: &App, vm: VmId, disks: &[DiskMove]) -> Vec<String> {
+    app.inventory.refresh_all().await;
+    let found = used_by_others(app, vm, disks);
+    found.into_iter().map(|finding| format!("The old files stay: {}", finding.message)).collect()
+}
+
 /// Files that another VM needs, on any host, for itself or below an overlay: they would be taken away from it.
-pub(crate) fn used_by_others(app: &App, vm: &VmFacts, disks: &[ferry_core::storage::DiskMove]) -> Vec<Finding> {
+pub(crate) fn used_by_others(app: &App, vm: VmId, disks: &[DiskMove]) -> Vec<Finding> {
     let mut findings = Vec::new();
     for (host, seen) in app.inventory.placed() {
-        for other in seen.vms().iter().filter(|other| other.id != vm.id) {
-            for disk in disks.iter().filter(|disk| other.files.iter().any(|file| file.uses(&disk.from))) {
-                let is_base = !other.files.iter().any(|file| file.place == disk.from);
+        for other in seen.vms().iter().filter(|other| other.id != vm) {
+            for disk in disks.iter().filter(|disk| other.files.iter().any(|file| disk.leaves_what_is_used(file))) {
+                let is_base = !other.files.iter().any(|file| disk.leaves(file));
                 let fix = match is_base {
                     true => {
                         "Leave it where it is; or make the other VM's disk an image of its own with `virsh blockpull`"

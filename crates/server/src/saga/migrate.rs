@@ -48,13 +48,13 @@ use uuid::Uuid;
 use super::{
     ends::{End, Ends, OtherHosts},
     executor::{Saga, StepFailed},
-    perform,
+    note, perform,
 };
 use crate::{
     App,
     app::{
         check_move::{self, Along, Occasion},
-        move_storage::used_by_others,
+        move_storage::needed_by_others_now,
     },
     clock::now_ms,
     failure::{Failure, describe},
@@ -337,9 +337,18 @@ impl Migrate {
             Err(error) if is_unknown(&error) && !along && !autostart => {}
             Err(error) => return Err(failed(&self.destination, &error)),
         }
-        let keep_source = body.keep_source || (along && self.is_used_by_another().await);
+        // Another VM, of any host, may need an old file by now: then all of them stay.
+        let needed = match along && !body.keep_source {
+            true => needed_by_others_now(&self.app, self.record.job.vm, &self.plan.along).await,
+            false => Vec::new(),
+        };
+        let keep_source = body.keep_source || !needed.is_empty();
         match self.source.agent.confirm(self.attempt(), &ConfirmRequest { keep_source, ..body }).await {
-            Ok(report) => self.take(&report),
+            Ok(report) => {
+                self.take(&report);
+                let said = report.findings.iter().map(|finding| format!("{}. {}", finding.message, finding.fix));
+                note(&self.app, &self.running, &self.record, needed.into_iter().chain(said).collect()).await;
+            }
             Err(error) if is_unknown(&error) && self.is_gone_at_source().await => {}
             Err(error) => return Err(failed(&self.source, &error)),
         }
@@ -350,16 +359,6 @@ impl Migrate {
             self.keep().await;
         }
         Ok(())
-    }
-
-    /// Whether another VM, of any host, names an old file by now: then all of them stay.
-    async fn is_used_by_another(&self) -> bool {
-        let seen = self.app.inventory.refresh(&self.destination).await;
-        let used = seen.vm(self.record.job.vm).map(|vm| used_by_others(&self.app, vm, &self.plan.along));
-        for finding in used.iter().flatten() {
-            tracing::warn!(why = finding.message, "The old files stay");
-        }
-        used.is_some_and(|used| !used.is_empty())
     }
 
     async fn is_gone_at_source(&self) -> bool {

@@ -38,15 +38,19 @@ use uuid::Uuid;
 use super::{
     executor::{Saga, StepFailed},
     migrate::{failed, gone_or, is_unknown},
+    note,
 };
 use crate::{
     App,
-    app::move_offline::{Sized, What, check, sizes},
+    app::{
+        move_offline::{Sized, What, as_disk, check, sizes},
+        move_storage::needed_by_others_now,
+    },
     clock::now_ms,
     failure::{Failure, describe, has_finding},
     inventory::{Host, Seen},
     jobs::Running,
-    store::{HostName, JobRecord, LogEntry},
+    store::{HostName, JobRecord},
 };
 
 /// How long the agent may hold the question how the move stands.
@@ -364,8 +368,17 @@ impl MoveOffline {
             Err(error) if has_finding(&error, FindingId::VmUnknown) => self.has_moved_on().await?,
             Err(error) => return Err(failed(&self.destination, &error)),
         }
+        // Another VM, of any host, may need an old file by now: then all of them stay.
+        let removed: Vec<_> = self.plan.files.iter().filter(|file| file.is_removed()).map(as_disk).collect();
+        let needed = match body.keep_source || removed.is_empty() {
+            true => Vec::new(),
+            false => needed_by_others_now(&self.app, self.record.job.vm, &removed).await,
+        };
+        let body = ConfirmRequest { keep_source: body.keep_source || !needed.is_empty(), ..body };
         match self.source.agent.confirm_offline(self.attempt(), &body).await {
-            Ok(report) => self.note(report.remarks).await,
+            Ok(report) => {
+                note(&self.app, &self.running, &self.record, needed.into_iter().chain(report.remarks).collect()).await
+            }
             Err(error) if is_unknown(&error) && self.is_gone_at_source().await => {}
             Err(error) => return Err(failed(&self.source, &error)),
         }
@@ -384,10 +397,10 @@ impl MoveOffline {
         };
         match self.app.inventory.placed().into_iter().find_map(elsewhere) {
             Some(host) => {
-                let note = format!(
+                let said = format!(
                     "VM {name} has left host {destination} already; host {host} has it: its autostart is as it is there"
                 );
-                self.note(vec![note]).await;
+                note(&self.app, &self.running, &self.record, vec![said]).await;
                 Ok(())
             }
             None => Err(StepFailed(format!(
@@ -395,14 +408,6 @@ impl MoveOffline {
                  definition and its old files, and holds it: define it on {destination} again with what `virsh dumpxml` says on \
                  {source}, with the paths of the new files"
             ))),
-        }
-    }
-
-    /// Writes into the job's log what people should know.
-    async fn note(&self, remarks: Vec<String>) {
-        let notes: Vec<LogEntry> = remarks.into_iter().map(LogEntry::Note).collect();
-        if !notes.is_empty() {
-            self.running.kept(|| self.app.store.append(self.record.id, &notes, now_ms())).await;
         }
     }
 

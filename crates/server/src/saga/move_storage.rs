@@ -28,10 +28,13 @@ use ferry_core::{
 };
 use serde::{Deserialize, Serialize};
 
-use super::executor::{Saga, StepFailed};
+use super::{
+    executor::{Saga, StepFailed},
+    note,
+};
 use crate::{
     App,
-    app::move_storage::blocks_now,
+    app::move_storage::{blocks_now, needed_by_others_now},
     clock::now_ms,
     failure::{describe, has_finding},
     inventory::{Host, Seen},
@@ -206,10 +209,16 @@ impl MoveStorage {
     }
 
     async fn confirm(&self) -> Result<(), StepFailed> {
-        let body = ConfirmStorage { keep_source: self.plan.keep_source };
+        // Another VM, of any host, may need an old file by now: then all of them stay.
+        let needed = match self.plan.keep_source {
+            true => Vec::new(),
+            false => needed_by_others_now(&self.app, self.record.job.vm, &self.plan.request.disks).await,
+        };
+        let body = ConfirmStorage { keep_source: self.plan.keep_source || !needed.is_empty() };
         match self.host.agent.confirm_storage(self.attempt(), &body).await {
             Ok(report) => {
                 self.take(&report);
+                note(&self.app, &self.running, &self.record, needed).await;
                 self.found(&report.findings).await;
                 Ok(())
             }

@@ -362,6 +362,7 @@ mod tests {
             progress: None,
             disks: Vec::new(),
             figures: Figures::default(),
+            findings: Vec::new(),
             error: None,
         }))
     }

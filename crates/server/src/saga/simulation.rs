@@ -410,6 +410,7 @@ impl Agent {
             progress: None,
             disks: Vec::new(),
             figures: Figures::default(),
+            findings: Vec::new(),
             error: None,
         })
     }

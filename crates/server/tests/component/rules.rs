@@ -1,9 +1,14 @@
 //! Rules for files of VMs: what moves, what stays, what is refused, each by every way that a file may move.
 
-use std::{fs, path::Path, sync::Arc};
+use std::{
+    fs,
+    os::unix::fs::symlink,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
 
 use ferry_core::{
-    api::server::{MigrateVm, MoveDisk, MoveStorage},
+    api::server::{JobView, MigrateVm, MoveDisk, MoveStorage},
     finding::{Finding, FindingId, Severity},
     id::VmId,
     migration::Phase,
@@ -13,7 +18,7 @@ use ferry_core::{
 use ferry_drivers::{
     hypervisor::{
         Hypervisor as _,
-        fake::{FakeGuest, Point},
+        fake::{FakeGuest, Hold, Point},
     },
     share::fake::SOFT,
 };
@@ -81,6 +86,16 @@ fn overlay(base: &Path, top: &Path) {
     assert!(tool.status().expect("qemu-img is installed").success());
 }
 
+/// Another name of the folder `db` of the share, on one host: a folder of its own that is a link.
+fn alias(host: &Host) -> PathBuf {
+    let alias = host.on_host("store");
+    let _ = fs::create_dir_all(host.on_host(""));
+    if !alias.is_symlink() {
+        symlink(host.on_share("db"), &alias).expect("made");
+    }
+    alias
+}
+
 /// A VM `db` whose one disk is a file on the share, and two hosts with a folder `new`; it is on the first, shut off.
 async fn db(lab: &Lab, change: impl FnOnce(&mut FakeGuest)) -> (Host, Host, VmId) {
     let (kvm1, kvm2, _) = lab.two_hosts().await;
@@ -101,15 +116,22 @@ fn what_another_vm_needs_is_never_taken_away() {
             assert_eq!(against(lab, &kvm1, &kvm2, vm, how).await, [], "{how:?}: nobody else uses it");
         }
         let top = |host: &Host| host.on_share("clone/top.qcow2");
-        for (row, host, runs, is_overlay) in [
-            ("the same file", &kvm1, false, false),
-            ("the same file, on another host", &kvm2, true, false),
-            ("a clone that runs", &kvm1, true, true),
-            ("a clone that is shut off", &kvm1, false, true),
-            ("a clone that runs on another host", &kvm2, true, true),
-            ("a clone that is shut off on another host", &kvm2, false, true),
+        for (row, host, runs, is_overlay, by_alias) in [
+            ("the same file", &kvm1, false, false, false),
+            ("the same file, on another host", &kvm2, true, false, false),
+            ("a clone that runs", &kvm1, true, true, false),
+            ("a clone that is shut off", &kvm1, false, true, false),
+            ("a clone that runs on another host", &kvm2, true, true, false),
+            ("a clone that is shut off on another host", &kvm2, false, true, false),
+            ("the same file by another name", &kvm1, true, false, true),
+            ("the same file by another name, on another host", &kvm2, false, false, true),
+            ("a clone by another name", &kvm1, false, true, true),
+            ("a clone that runs by another name, on another host", &kvm2, true, true, true),
         ] {
-            let base = host.on_share("db/disk.raw");
+            let base = match by_alias {
+                true => alias(host).join("disk.raw"),
+                false => host.on_share("db/disk.raw"),
+            };
             let mut guest = FakeGuest::new("clone", &[if is_overlay { top(host) } else { base.clone() }]);
             if is_overlay {
                 overlay(&base, &top(host));
@@ -126,7 +148,11 @@ fn what_another_vm_needs_is_never_taken_away() {
             }
             wait_for(row, async || {
                 let seen = lab.client.vm("clone").await;
-                seen.is_ok_and(|vm| vm.facts.files[0].below.is_empty() != is_overlay)
+                seen.is_ok_and(|vm| {
+                    let file = &vm.facts.files[0];
+                    let is_followed = if is_overlay { !file.real_below.is_empty() } else { file.real.is_some() };
+                    file.below.is_empty() != is_overlay && is_followed == by_alias
+                })
             })
             .await;
             for how in ALL {
@@ -141,24 +167,80 @@ fn what_another_vm_needs_is_never_taken_away() {
     });
 }
 
+/// Begins a move of `db` to the folders `new`, and holds it when the copy is done and nothing was removed yet.
+async fn held(lab: &Lab, kvm1: &Host, kvm2: &Host, vm: VmId, how: Path3) -> (JobView, Arc<Hold>) {
+    if how != Path3::Offline {
+        kvm1.hypervisor.start(vm).expect("started");
+        lab.wait_for_state("db", VmState::Running).await;
+    }
+    let (host, point) = match how {
+        Path3::Storage => (kvm1, Point::PivotDisk),
+        Path3::Along => (kvm2, Point::Resume),
+        Path3::Offline => (kvm2, Point::Define),
+    };
+    let disks = disk_to("vda", &host.on_host("new").display().to_string(), None);
+    let hold = Arc::new(host.hypervisor.faults().hold(point));
+    let job = match how {
+        Path3::Storage => lab.client.move_storage("db", &MoveStorage { disks, ..MoveStorage::default() }).await,
+        Path3::Along | Path3::Offline => {
+            let offline = how == Path3::Offline;
+            let body = MigrateVm { destination: "kvm2".into(), disks, offline, ..MigrateVm::default() };
+            lab.client.migrate("db", &body).await
+        }
+    };
+    let job = job.expect("accepted");
+    reached(&hold).await;
+    (job, hold)
+}
+
+/// What the job tells of files that stay.
+fn stays(job: &JobView) -> String {
+    let told = job.findings.iter().map(|finding| finding.message.as_str());
+    told.chain(job.log.iter().map(|line| line.message.as_str())).filter(|text| text.contains("stay")).collect()
+}
+
 #[test]
-fn a_base_that_a_clone_began_to_need_during_the_move_stays() {
-    in_lab(async |lab| {
-        let (kvm1, kvm2, _) = db(lab, |_| {}).await;
-        let disks = disk_to("vda", &kvm2.on_host("new").display().to_string(), None);
-        let hold = Arc::new(kvm2.hypervisor.faults().hold(Point::Define));
-        let body = MigrateVm { destination: "kvm2".into(), disks, offline: true, ..MigrateVm::default() };
-        let job = lab.client.migrate("db", &body).await.expect("accepted");
-        reached(&hold).await;
-        let base = kvm1.on_share("db/disk.raw");
-        overlay(&base, &kvm1.on_host("clone.qcow2"));
-        let mut guest = FakeGuest::new("clone", &[kvm1.on_host("clone.qcow2")]);
-        guest.facts.files[0].format = Some(DiskFormat::Qcow2);
-        kvm1.hypervisor.define(guest).expect("defined");
-        hold.release();
-        lab.ends(&job, Phase::Succeeded).await;
-        assert!(base.exists(), "the clone is nothing without it");
-    });
+fn a_base_that_a_clone_began_to_need_during_the_move_stays_by_whatever_name_and_on_whichever_host() {
+    for how in ALL {
+        for on_another_host in [false, true] {
+            in_lab(async |lab| {
+                let (kvm1, kvm2, vm) = db(lab, |_| {}).await;
+                let (job, hold) = held(lab, &kvm1, &kvm2, vm, how).await;
+                let host = if on_another_host { &kvm2 } else { &kvm1 };
+                let top = host.on_host("clone.qcow2");
+                overlay(&alias(host).join("disk.raw"), &top);
+                let mut guest = FakeGuest::new("clone", &[top]);
+                guest.facts.files[0].format = Some(DiskFormat::Qcow2);
+                host.hypervisor.define(guest).expect("defined");
+                wait_for("its base is known", async || {
+                    lab.client.vm("clone").await.is_ok_and(|vm| !vm.facts.files[0].real_below.is_empty())
+                })
+                .await;
+                hold.release();
+                let job = lab.ends(&job, Phase::Succeeded).await;
+                assert!(kvm1.on_share("db/disk.raw").exists(), "{how:?}: the clone is nothing without it");
+                assert!(!stays(&job).is_empty(), "{how:?}: {job:#?}");
+            });
+        }
+    }
+}
+
+#[test]
+fn an_image_that_is_a_link_keeps_it_and_the_job_says_so() {
+    // A move of a VM that is shut off reads no link, and fails.
+    for how in [Path3::Storage, Path3::Along] {
+        in_lab(async |lab| {
+            let (kvm1, kvm2, vm) = db(lab, |_| {}).await;
+            let (link, data) = (kvm1.on_share("db/disk.raw"), kvm1.on_share("db/data.raw"));
+            fs::rename(&link, &data).expect("renamed");
+            symlink("data.raw", &link).expect("made");
+            let (job, hold) = held(lab, &kvm1, &kvm2, vm, how).await;
+            hold.release();
+            let job = lab.ends(&job, Phase::Succeeded).await;
+            assert!(link.is_symlink() && data.is_file(), "{how:?}");
+            assert!(stays(&job).contains("symbolic link"), "{how:?}: {job:#?}");
+        });
+    }
 }
 
 #[test]

@@ -39,6 +39,8 @@ impl FakeGuest {
             detects_zeroes: true,
             bypasses_cache: true,
             below: Vec::new(),
+            real: None,
+            real_below: Vec::new(),
             oddities: Vec::new(),
             kind: None,
         };
