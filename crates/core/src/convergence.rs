@@ -2,7 +2,8 @@
 //! long, and when a disk that moves along does not answer any more.
 //!
 //! ```text
-//! disks ── one has not answered for 25 s ─▶ ends, the VM stays: each of its writes waits for both files meanwhile
+//! disks ─┬─ one has not answered for 10 min, or for 25 s while the VM stands still ─▶ ends, the VM stays
+//!        └─ none has got on for the time limit ─▶ ends, the VM stays
 //! precopy ── time limit ─┬─ abort, autoconverge ─▶ ends, the VM stays
 //!                        └─ pause ─▶ the VM may stand still for up to 30 s ── a minute later ─▶ ends, the VM stays
 //! switchover ── the VM stands still for far longer than it may ─▶ ends, the VM runs on at the source
@@ -12,7 +13,7 @@
 
 use std::time::Duration;
 
-use crate::job::OnStall;
+use crate::{job::OnStall, units::ByteCount};
 
 /// How long QEMU gets to find its moment, once the VM may stand still for longer.
 const PAUSE_GRACE: Duration = Duration::from_secs(60);
@@ -20,16 +21,20 @@ const PAUSE_GRACE: Duration = Duration::from_secs(60);
 /// busy destination, disks that are opened over the network.
 const STILL_MARGIN: Duration = Duration::from_secs(10);
 const STILL_FACTOR: u32 = 3;
-/// For so long the other end of a disk may leave every request unanswered. A guest gives up its own writes after 30 s or
-/// more; a file server that is restarted is back sooner.
-pub const SILENT_MAX: Duration = Duration::from_secs(25);
+/// For so long the other end of a disk may leave every request unanswered. Copies are made in the background, and no write of
+/// the guest waits for them; a host with much memory takes minutes to write out what slow storage has not taken yet.
+const SILENT_MAX: Duration = Duration::from_secs(600);
+/// The same while the VM stands still, which waits for it then.
+const SILENT_STILL_MAX: Duration = Duration::from_secs(25);
+/// A disk gets on when this part of it less remains: what gets on by less does not come to an end in reasonable time.
+const STEPS: u64 = 1 << 16;
 
 /// A move, as it is now.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Situation {
     /// What was asked for.
     pub on_stall: OnStall,
-    /// Since libvirt's migrate call.
+    /// Since libvirt's migrate call, or since a disk got on last, while disks are copied.
     pub elapsed: Duration,
     /// The time limit.
     pub timeout: Duration,
@@ -65,6 +70,31 @@ impl Answers {
     }
 }
 
+/// Tells whether disks that are copied get on, whatever traffic there is: a guest may write all that is copied again.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Remains {
+    /// The least that remained of each disk, bytes.
+    least: Vec<Option<u64>>,
+}
+
+impl Remains {
+    /// Takes how much of each disk was copied and is to be copied, if that is told, in one order. Whether less remains of
+    /// one than ever did, by a part that counts. It is so a bounded number of times.
+    pub fn get_on(&mut self, disks: &[Option<(ByteCount, ByteCount)>]) -> bool {
+        self.least.resize(disks.len().max(self.least.len()), None);
+        let mut get_on = false;
+        for (least, disk) in self.least.iter_mut().zip(disks) {
+            let Some((copied, total)) = disk else { continue };
+            let now = total.0.saturating_sub(copied.0);
+            let is_less = |least: u64| now < least && (now == 0 || least - now >= total.0 / STEPS);
+            if least.is_none_or(is_less) {
+                (*least, get_on) = (Some(now), true);
+            }
+        }
+        get_on
+    }
+}
+
 /// What to do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Measure {
@@ -72,11 +102,11 @@ pub enum Measure {
     GoOn,
     /// Tell QEMU that the VM may stand still for so long.
     AllowDowntime(Duration),
-    /// End the move: it takes longer than its time limit.
+    /// End the move: it takes longer than its time limit, or its disks have not got on for that long.
     EndSlow,
     /// End the move: the VM stands still for too long.
     EndStill,
-    /// End the move: a disk that moves along does not answer, and the guest's writes wait for it.
+    /// End the move: a disk that moves along does not answer.
     EndSilent,
 }
 
@@ -86,7 +116,7 @@ pub fn measure(now: &Situation) -> Measure {
     if now.still.is_some_and(|still| still > still_max(now.downtime_limit)) {
         return Measure::EndStill;
     }
-    if now.silent > SILENT_MAX {
+    if now.silent > if now.still.is_some() { SILENT_STILL_MAX } else { SILENT_MAX } {
         return Measure::EndSilent;
     }
     // The VM stands still already: its end is near, and ending the move would only make it longer.
@@ -163,19 +193,40 @@ mod tests {
             timeout: s(3600),
             downtime_limit: Duration::from_millis(300),
             still: None,
-            silent: s(25),
+            silent: s(600),
         };
+        let (silent, pause) = (s(601), OnStall::Pause);
         for (row, situation, expected) in [
-            ("it may be slow", answers, Measure::GoOn),
-            ("it is silent", Situation { silent: s(26), ..answers }, Measure::EndSilent),
-            (
-                "pausing helps nobody",
-                Situation { silent: s(26), on_stall: OnStall::Pause, ..answers },
-                Measure::EndSilent,
-            ),
-            ("nor does waiting", Situation { silent: s(26), still: Some(s(1)), ..answers }, Measure::EndSilent),
+            ("it writes out its memory for minutes", answers, Measure::GoOn),
+            ("it is silent", Situation { silent, ..answers }, Measure::EndSilent),
+            ("pausing helps nobody", Situation { silent, on_stall: pause, ..answers }, Measure::EndSilent),
+            ("the VM waits", Situation { silent: s(26), still: Some(s(1)), ..answers }, Measure::EndSilent),
+            ("not for long yet", Situation { silent: s(25), still: Some(s(1)), ..answers }, Measure::GoOn),
         ] {
             assert_eq!(measure(&situation), expected, "{row}");
+        }
+    }
+
+    #[test]
+    fn disks_get_on_only_when_less_of_one_remains_than_ever_and_not_without_end() {
+        let at = |copied: u64, total: u64| Some((ByteCount::mib(copied), ByteCount::mib(total)));
+        let a_little_more = Some((ByteCount((362 << 20) + (16 << 10)), ByteCount::mib(2400)));
+        let mut remains = Remains::default();
+        for (row, disks, expected) in [
+            ("nothing is told yet", vec![None, None], false),
+            ("they begin", vec![at(0, 2048), None], true),
+            ("one gets on", vec![at(10, 2048), None], true),
+            ("the other begins", vec![at(10, 2048), at(0, 64)], true),
+            ("what is copied is written again", vec![at(110, 2148), at(0, 64)], false),
+            ("and more than that", vec![at(210, 2400), at(0, 64)], false),
+            ("less remains again, but not less than ever", vec![at(362, 2400), at(0, 64)], false),
+            ("by too little to come to an end", vec![a_little_more, at(0, 64)], false),
+            ("less than ever", vec![at(370, 2400), at(0, 64)], true),
+            ("one that stands still does not hide the other", vec![at(370, 2400), at(1, 64)], true),
+            ("the very end counts, however little it is", vec![at(370, 2400), at(64, 64)], true),
+            ("it is nothing new after that", vec![at(370, 2400), at(65, 65)], false),
+        ] {
+            assert_eq!(remains.get_on(&disks), expected, "{row}");
         }
     }
 

@@ -12,7 +12,10 @@
 
 use std::{
     path::PathBuf,
-    sync::{Arc, Mutex},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicBool, Ordering},
+    },
     time::{Duration, Instant},
 };
 
@@ -88,6 +91,8 @@ pub(super) struct Shared {
     arrivals: Vec<Arrival>,
     /// What is known of their files, until it is used: once.
     held: Mutex<Vec<Option<Held>>>,
+    /// Whether what comes is written out already.
+    writes_out: AtomicBool,
     /// To the source.
     control: Mutex<Option<ControlSender>>,
     /// Whether the channels are to end.
@@ -134,6 +139,7 @@ impl Destination {
             resuming: tokio::sync::Mutex::new(()),
             held: Mutex::new(arrivals.iter().map(known_at_first).collect()),
             arrivals: arrivals.clone(),
+            writes_out: AtomicBool::default(),
             control: Mutex::default(),
             cut: watch::Sender::new(false),
         });
@@ -399,17 +405,14 @@ fn bulk_options(peer: &TlsStream<TcpStream>, window_max: u64, shared: &Shared) -
 async fn carry_memory(index: u16, peer: TlsStream<TcpStream>, window_max: u64, shared: Arc<Shared>) {
     let Some(local) = connect(shared.board.hypervisor.reach(&shared.bound.memory_socket)).await else { return };
     info!(index, "memory begins to arrive");
-    if index == 0 && !shared.arrivals.is_empty() {
-        shared.board.spawn(write_out(Arc::clone(&shared)));
-    }
     let (reader, writer) = local.into_split();
     let options = bulk_options(&peer, window_max, &shared);
     until_cut("memory", &shared, carry(peer, reader, writer, options)).await;
 }
 
-/// Memory comes when every disk is here, and what the guest writes from then on waits in this host's page cache. It is
-/// written out as it comes: QEMU flushes the disks while the guest stands still, and that has little to do then. Ends
-/// before that.
+/// What comes for a disk waits in this host's page cache. It is written out as it comes, from the first byte: QEMU flushes
+/// a disk before it says that it is in sync, and again while the guest stands still, and that has little to do then. Ends
+/// before the guest stands still.
 async fn write_out(shared: Arc<Shared>) {
     loop {
         tokio::time::sleep(WRITE_OUT_EVERY).await;
@@ -430,10 +433,13 @@ async fn write_out(shared: Arc<Shared>) {
 async fn carry_disk(index: u16, peer: TlsStream<TcpStream>, window_max: u64, shared: Arc<Shared>) {
     let Some(local) = connect(shared.board.hypervisor.reach(&shared.bound.disk_socket)).await else { return };
     info!(index, "a disk begins to arrive");
+    if !shared.writes_out.swap(true, Ordering::SeqCst) {
+        shared.board.spawn(write_out(Arc::clone(&shared)));
+    }
     let (reader, writer) = local.into_split();
     let mut options = bulk_options(&peer, window_max, &shared);
     let spared: Arc<NbdMeter> = Arc::default();
-    let files = Files { place: usize::from(index), shared: Arc::clone(&shared) };
+    let files = Files { place: None, shared: Arc::clone(&shared) };
     let (requests, replies) = nbd::destination(files, Arc::clone(&spared));
     options.inbound = Some(Box::new(requests));
     options.outbound = Some(Box::new(replies));
@@ -455,14 +461,18 @@ fn known_at_first(arrival: &Arrival) -> Option<Held> {
     })
 }
 
-/// Which of the disks is behind an export: the one that its name tells, or that comes at this place. libvirt opens a
-/// channel for each disk, in the definition's order. `None` if there is none such of this size.
-fn which(arrivals: &[Arrival], place: usize, export: &str, size_bytes: u64) -> Option<usize> {
-    let place = match device_of(export) {
-        Some(device) => arrivals.iter().position(|arrival| arrival.device == device)?,
-        None => place,
-    };
-    arrivals.get(place).filter(|arrival| arrival.virtual_size.0 == size_bytes).map(|_| place)
+/// Which of the disks is behind an export: the one that its name tells, or else the only one of its size. The order in
+/// which channels come tells nothing: of two disks of one size either may be behind it. `None` if it is not known.
+fn which(arrivals: &[Arrival], export: &str, size_bytes: u64) -> Option<usize> {
+    let has_size = |arrival: &Arrival| arrival.virtual_size.0 == size_bytes;
+    if let Some(device) = device_of(export) {
+        return arrivals.iter().position(|arrival| arrival.device == device && has_size(arrival));
+    }
+    let mut of_size = arrivals.iter().enumerate().filter(|(_, arrival)| has_size(arrival));
+    match (of_size.next(), of_size.next()) {
+        (Some((place, _)), None) => Some(place),
+        (None, _) | (Some(_), Some(_)) => None,
+    }
 }
 
 /// The disk that libvirt means by the name of an export, if that tells: `drive-virtio-disk` and its number (libvirt 11.3,
@@ -484,18 +494,18 @@ fn device_of(export: &str) -> Option<String> {
 
 /// The files of disks that come along, for one channel.
 struct Files {
-    /// Of the disk: as the channel came, until the export tells.
-    place: usize,
+    /// Of the disk, once the export tells.
+    place: Option<usize>,
     shared: Arc<Shared>,
 }
 
 impl Keeper for Files {
     fn held(&mut self, export: &str, size_bytes: u64) -> Held {
-        let Some(place) = which(&self.shared.arrivals, self.place, export, size_bytes) else {
-            warn!(export, size_bytes, place = self.place, "nothing is known of the disk behind this export");
+        let Some(place) = which(&self.shared.arrivals, export, size_bytes) else {
+            warn!(export, size_bytes, "which disk is behind this export is not known: all of it is written");
             return Held::Unknown;
         };
-        self.place = place;
+        self.place = Some(place);
         let mut held = self.shared.held.lock().expect("nobody panics while holding it");
         let held = held.get_mut(place).and_then(Option::take);
         info!(export, disk = self.shared.arrivals[place].device, known = held.is_some(), "a disk's copy begins");
@@ -503,7 +513,8 @@ impl Keeper for Files {
     }
 
     fn changed(&mut self, offset: u64) {
-        let device = self.shared.arrivals.get(self.place).map_or("", |arrival| arrival.device.as_str());
+        let device =
+            self.place.and_then(|place| self.shared.arrivals.get(place)).map_or("", |arrival| arrival.device.as_str());
         error!(disk = device, offset, "the unfinished copy was changed while it was used");
         let reason =
             format!("The unfinished copy of disk {device} was changed meanwhile: something else writes to its file");
@@ -606,6 +617,7 @@ mod tests {
     use ferry_core::{units::ByteCount, vm::DiskFormat};
 
     use super::*;
+    use crate::migration::mark::Mark;
 
     #[tokio::test(start_paused = true)]
     async fn a_vm_that_cannot_run_is_tried_for_as_long_as_that_is_so() {
@@ -626,30 +638,31 @@ mod tests {
     }
 
     #[test]
-    fn an_export_is_the_disk_that_its_name_tells_or_the_one_at_its_place_if_the_size_is_right() {
+    fn an_export_is_the_disk_that_its_name_tells_or_the_only_one_of_its_size_and_never_one_at_its_place() {
         let arrival = |device: &str, mib| Arrival {
             device: device.into(),
             path: PathBuf::from("/x"),
             format: DiskFormat::Raw,
             virtual_size: ByteCount::mib(mib),
             made: true,
-            mark: crate::migration::mark::Mark::default(),
+            mark: Mark::default(),
             sown: None,
         };
-        let arrivals = [arrival("vda", 64), arrival("vdc", 32), arrival("sda", 16)];
-        for (place, export, mib, expected) in [
-            (0, "drive-virtio-disk0", 64, Some(0)),
-            (0, "drive-virtio-disk2", 32, Some(1)),
-            (1, "drive-virtio-disk0", 64, Some(0)),
-            (1, "drive-virtio-disk1", 32, None),
-            (2, "drive-scsi0-0-0-0", 16, Some(2)),
-            (1, "drive-ua-mine", 32, Some(1)),
-            (0, "", 64, Some(0)),
-            (0, "drive-virtio-disk0", 65, None),
-            (2, "drive-scsi0-0-0-0", 64, None),
-            (3, "drive-scsi0-0-0-1", 64, None),
+        let arrivals =
+            [arrival("vda", 64), arrival("vdc", 32), arrival("sda", 16), arrival("sdb", 8), arrival("sdc", 8)];
+        for (export, mib, expected) in [
+            ("drive-virtio-disk0", 64, Some(0)),
+            ("drive-virtio-disk2", 32, Some(1)),
+            ("drive-virtio-disk1", 32, None),
+            ("drive-virtio-disk0", 65, None),
+            ("drive-scsi0-0-0-0", 16, Some(2)),
+            ("drive-ua-mine", 32, Some(1)),
+            ("", 64, Some(0)),
+            ("drive-scsi0-0-0-1", 8, None),
+            ("drive-scsi0-0-0-2", 8, None),
+            ("drive-scsi0-0-0-9", 9, None),
         ] {
-            assert_eq!(which(&arrivals, place, export, mib << 20), expected, "{place} {export} {mib}");
+            assert_eq!(which(&arrivals, export, mib << 20), expected, "{export} {mib}");
         }
         for (number, device) in [(0, "vda"), (25, "vdz"), (26, "vdaa"), (27, "vdab"), (701, "vdzz"), (702, "vdaaa")] {
             assert_eq!(device_of(&format!("drive-virtio-disk{number}")).as_deref(), Some(device));

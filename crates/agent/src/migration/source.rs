@@ -12,14 +12,14 @@ use std::{
     path::Path,
     sync::{
         Arc, Mutex,
-        atomic::{AtomicBool, AtomicU64, Ordering},
+        atomic::{AtomicBool, Ordering},
     },
     time::{Duration, Instant},
 };
 
 use ferry_core::{
     api::agent::{ArrivalFile, PrepareSource, Role, Stage},
-    convergence::{Answers, Measure, SILENT_MAX, Situation, measure, still_max},
+    convergence::{Answers, Measure, Remains, Situation, measure, still_max},
     finding::{Finding, FindingId},
     id::VmId,
     job::{OnStall, Progress},
@@ -83,8 +83,6 @@ struct Shared {
     on_stall: OnStall,
     /// Since when the time limit counts.
     limited_from: Mutex<Instant>,
-    /// Bytes on the wire when disks were looked at last.
-    disks_sent: AtomicU64,
     /// The new files of the disks that move along.
     files: Vec<ArrivalFile>,
     /// What is known of them, until their channels come.
@@ -178,7 +176,6 @@ impl Source {
             aborting: AtomicBool::new(false),
             delivered: AtomicBool::new(false),
             limited_from: Mutex::new(Instant::now()),
-            disks_sent: AtomicU64::new(0),
             stopped_at,
             files: task.destination.files.clone(),
             images: Mutex::default(),
@@ -353,7 +350,7 @@ async fn follow(shared: Arc<Shared>, started: Instant, over: Arc<Notify>) {
 async fn show_progress(shared: &Shared, started: Instant) -> ! {
     let board = &shared.board;
     let vm = board.vm;
-    let (mut looked_at, mut remained) = (Instant::now(), ByteCount(0));
+    let (mut looked_at, mut remained, mut remains) = (Instant::now(), ByteCount(0), Remains::default());
     loop {
         tokio::time::sleep(LOOK_EVERY).await;
         // Each question would wait for QEMU, which hands over now.
@@ -381,7 +378,7 @@ async fn show_progress(shared: &Shared, started: Instant) -> ! {
             false => blocking(&board.hypervisor, look).await.unwrap_or_default(),
         };
         let wire = shared.wire();
-        if stats.memory_total.0 == 0 && shared.disks_sent.swap(wire, Ordering::SeqCst) != wire {
+        if stats.memory_total.0 == 0 && remains.get_on(&looked) {
             // Its time limit is for the memory: disks take as long as they take, while they get on.
             *shared.limited_from.lock().expect("nobody panics while holding it") = Instant::now();
         }
@@ -474,7 +471,17 @@ async fn watch_over(shared: &Shared) -> ! {
             }
             Measure::EndSlow => {
                 let limit = shared.timeout.as_secs();
-                end(shared, format!("The move took longer than its limit of {limit} s: the guest writes faster than its memory is sent, or the link is slow")).await;
+                let copies_disks = !shared.request.disks.is_empty()
+                    && board.known().progress.is_none_or(|progress| progress.memory_total.0 == 0);
+                let reason = match copies_disks {
+                    true => format!(
+                        "The copies of the disks have not got on for {limit} s, the time limit of the move: the guest writes faster than the link or the destination's storage takes it"
+                    ),
+                    false => format!(
+                        "The move took longer than its limit of {limit} s: the guest writes faster than its memory is sent, or the link is slow"
+                    ),
+                };
+                end(shared, reason).await;
             }
             Measure::EndStill => {
                 let still = still_max(downtime_limit).as_secs();
@@ -483,9 +490,9 @@ async fn watch_over(shared: &Shared) -> ! {
                     .await;
             }
             Measure::EndSilent => {
-                let silent = SILENT_MAX.as_secs();
+                let silent = silent.as_secs();
                 shared.cut.send_replace(true);
-                end(shared, format!("The destination has not answered for disk {device} for {silent} s, and the guest's writes waited for it: its storage or the link hangs")).await;
+                end(shared, format!("The destination has not answered for disk {device} for {silent} s: its storage or the link hangs")).await;
             }
         }
     }
