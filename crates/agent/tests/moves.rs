@@ -654,7 +654,7 @@ async fn a_release_that_overtakes_its_request_lets_it_do_nothing_also_after_a_re
     let mut site = Site::new().await;
     let vm = site.run_vm("web01", |_| {});
     let job = Job::new(1, 1, vm, "web01", 0);
-    site.hosts[1].client.release(job.attempt, false).await.expect("not known");
+    site.hosts[1].client.release(job.attempt).await.expect("not known");
     let Site { hosts, key, .. } = &mut site;
     hosts[1].restart_agent(key).await;
     assert_eq!(refusal(site.prepare_destination(&job).await), (409, FindingId::RequestStale));

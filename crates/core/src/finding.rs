@@ -121,7 +121,7 @@ finding_ids! {
     HostBusy = "host.busy": "The host still takes part in a job.",
     HostMaintenance = "host.maintenance": "The host is in maintenance: nothing is placed there.",
     HostNone = "host.none": "No other host can take the VM.",
-    HostMemory = "host.memory": "The destination has not enough free memory for the VM.",
+    HostMemory = "host.memory": "The destination has not enough memory for the VM beside what other moves were promised.",
     HostSharedFilesystems = "host.shared-filesystems": "libvirt on the host does not know that the share root, or a path that shall be a share, is shared.",
     HostRelease = "host.release": "libvirt on the host is too old for this move.",
     HostHook = "host.hook": "The hook script that vetoes a second start is missing or not effective.",

@@ -745,6 +745,7 @@ mod tests {
         fixtures,
         id::HostId,
         share::{AttachMode, FileSystem},
+        units::ByteCount,
         vm::DiskFormat,
     };
 
@@ -1198,7 +1199,7 @@ mod tests {
         assert_eq!((findings[0].id, findings[0].severity), (FindingId::DiskUnsafe, Severity::Warns));
         // No file server is behind a disk on a file system of the host.
         let (from, to) = (on_share(), local("/n/x.raw"));
-        fixture.along = vec![DiskMove { device: "vda".into(), from, to, format: DiskFormat::Raw }];
+        fixture.along = vec![DiskMove { device: "vda".into(), from, real: None, to, format: DiskFormat::Raw }];
         assert_eq!(fixture.findings(), []);
     }
 

@@ -252,7 +252,7 @@ impl Inventory {
     /// Asks every host now, all at once.
     pub(crate) async fn refresh_all(self: &Arc<Self>) {
         let hosts = self.hosts();
-        join_all(hosts.iter().map(|host| self.refresh(host))).await;
+        join_all(hosts.iter().map(|host| self.look(host))).await;
     }
 
     /// Makes a host's agent look until it is seen as `is_so` likes, for at most [`LOOK_WITHIN`].

@@ -1,7 +1,7 @@
 //! Which migrations there are, and what the agent does around their carriers.
 
 use std::{
-    collections::{BTreeMap, BTreeSet, HashMap},
+    collections::HashMap,
     fs,
     os::unix::fs::PermissionsExt as _,
     path::PathBuf,

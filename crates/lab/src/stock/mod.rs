@@ -7,6 +7,9 @@
 //! ```
 //! They are slow (emulated processors, and their guests are emulated once more), and show what namespace hosts cannot:
 //! confinement, units, the kernel's SMB and NFS clients, delay on a link. Ferry comes to them by its packages.
+//!
+//! Machines, and guests on them, are booted once: what they were then is kept in the cache, and they go on from there
+//! (`docs/adr/0020`).
 
 pub mod demo;
 pub mod guest_agent;

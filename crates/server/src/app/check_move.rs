@@ -91,7 +91,7 @@ pub(super) async fn judge_all(
             overcommit: false,
         });
         let mut more = planned.findings;
-        more.extend(used_by_others(app, vm, &planned.disks));
+        more.extend(used_by_others(app, vm.id, &planned.disks));
         if let Some(first) = more.iter().find(|finding| finding.severity == Severity::Blocks)
             && candidate.kind.take().is_some()
         {
