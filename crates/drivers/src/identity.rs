@@ -90,7 +90,7 @@ pub struct InUse {
 }
 
 impl InUse {
-    /// Of the paths of used files. Blocks, for [`LOOK_WITHIN`] at most: a file server that is away holds up nobody for
+    /// Of the paths of used files. Blocks, for 20 s at most: a file server that is away holds up nobody for
     /// longer, and of no file on it is said that it is not used.
     ///
     /// # Errors

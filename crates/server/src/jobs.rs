@@ -31,6 +31,7 @@ use tracing::Instrument as _;
 
 use crate::{
     App,
+    app::promised::memory_of,
     clock::now_ms,
     job_view::{Now, view, view_of_parent},
     saga::{
@@ -61,8 +62,9 @@ pub(crate) struct Running {
     retry: Notify,
     changed: Notify,
     waiting: watch::Sender<bool>,
-    /// Memory that was promised to it, and where; those that began before it come first.
-    promised: Mutex<Option<(HostId, Need)>>,
+    /// Memory that was promised to it, and where.
+    promised: Option<(HostId, Need)>,
+    /// Its place among those that have begun: the earlier comes first.
     begun: u64,
 }
 
@@ -77,11 +79,6 @@ impl Running {
     pub(crate) fn disks(&self, disks: Vec<DiskProgress>) {
         self.now.lock().expect("nobody panics with it").disks = disks;
         self.changed();
-    }
-
-    /// It was promised memory of a host.
-    pub(crate) fn takes(&self, host: HostId, need: Need) {
-        *self.promised.lock().expect("nobody panics with it") = Some((host, need));
     }
 
     /// How much of the guest's memory has arrived.
@@ -234,7 +231,7 @@ impl Jobs {
         let own = running.get(&job).map_or(u64::MAX, |running| running.begun);
         let before = running.values().filter(|other| other.begun < own);
         let one = |other: &Arc<Running>| {
-            let (at, need) = (*other.promised.lock().expect("nobody panics with it"))?;
+            let (at, need) = other.promised?;
             (at == host).then(|| left(need, other.arrived()))
         };
         before.filter_map(one).collect()
@@ -338,9 +335,15 @@ impl Jobs {
     /// Runs a job until it ends or the server stops. Stopping is no end: the next life of the server goes on from the
     /// log.
     fn start(&self, app: &Arc<App>, record: JobRecord, start: Start) {
-        let begun = self.begun.fetch_add(1, Ordering::Relaxed);
-        let running = Arc::new(Running { begun, ..Running::default() });
-        self.running.lock().expect("nobody panics with it").insert(record.id, running.clone());
+        let promised = memory_of(&record);
+        let running = {
+            // Whoever has a later place finds those before it.
+            let mut all = self.running.lock().expect("nobody panics with it");
+            let begun = self.begun.fetch_add(1, Ordering::Relaxed);
+            let running = Arc::new(Running { promised, begun, ..Running::default() });
+            all.insert(record.id, running.clone());
+            running
+        };
         let (app, stop) = (app.clone(), self.stop.clone());
         let span = tracing::info_span!("job", id = record.id.0, vm = record.job.vm_name);
         let task = async move {
@@ -545,8 +548,7 @@ mod tests {
         let need = |mib| Need { page: None, bytes: ByteCount::mib(mib) };
         // The later number began first.
         for (begun, job, at, mib) in [(0, 9, host, 100), (1, 4, host, 20), (2, 5, other, 3), (3, 6, host, 7)] {
-            let running = Arc::new(Running { begun, ..Running::default() });
-            running.takes(at, need(mib));
+            let running = Arc::new(Running { begun, promised: Some((at, need(mib))), ..Running::default() });
             jobs.running.lock().expect("nobody panics").insert(JobId(job), running);
         }
         for (job, at, expected) in [

@@ -15,7 +15,7 @@ pub(crate) mod migrate_vm;
 pub(crate) mod move_offline;
 pub(crate) mod move_storage;
 pub(crate) mod power_vm;
-mod promised;
+pub(crate) mod promised;
 pub(crate) mod remove_host;
 pub(crate) mod remove_share;
 pub(crate) mod remove_storage_location;

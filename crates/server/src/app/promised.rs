@@ -6,7 +6,19 @@ use ferry_core::{
     memory::{Need, left},
 };
 
-use crate::{App, saga::migrate::Plan, store::StoreError};
+use crate::{
+    App,
+    saga::migrate::Plan,
+    store::{JobRecord, StoreError},
+};
+
+/// The memory that a job was promised, and at which host; `None`: it is no live move.
+pub(crate) fn memory_of(record: &JobRecord) -> Option<(HostId, Need)> {
+    let job = &record.job;
+    let is_live = matches!(job.kind, JobKind::Live | JobKind::LiveVsm);
+    let plan = is_live.then(|| Plan::from_json(&job.plan).ok())??;
+    Some((job.destination.id, plan.need))
+}
 
 /// What each accepted move was promised.
 pub(crate) struct Promised(Vec<(VmId, HostId, Need)>);
@@ -15,12 +27,10 @@ impl Promised {
     /// Of all moves that have not ended.
     pub(crate) async fn read(app: &App) -> Result<Self, StoreError> {
         let open = app.store.open_jobs().await?;
-        let one = |record: &crate::store::JobRecord| {
-            let job = &record.job;
-            let plan =
-                matches!(job.kind, JobKind::Live | JobKind::LiveVsm).then(|| Plan::from_json(&job.plan).ok())??;
+        let one = |record: &JobRecord| {
+            let (host, need) = memory_of(record)?;
             let arrived = app.jobs.running(record.id).map(|running| running.arrived()).unwrap_or_default();
-            Some((job.vm, job.destination.id, left(plan.need, arrived)))
+            Some((record.job.vm, host, left(need, arrived)))
         };
         Ok(Self(open.iter().filter_map(one).collect()))
     }

@@ -153,7 +153,6 @@ impl Migrate {
             app.inventory.by_id(name.id).ok_or_else(|| format!("host {} is not in the inventory", name.name))
         };
         let (source, destination) = (host(&record.job.source)?, host(&record.job.destination)?);
-        running.takes(destination.record.id, plan.need);
         let figures = Mutex::new(record.figures.unwrap_or_default());
         let autostart = AtomicBool::new(plan.autostart);
         let disks = Mutex::new(plan.progress.clone());
