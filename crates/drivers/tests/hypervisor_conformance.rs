@@ -161,13 +161,14 @@ mod libvirt {
         Box::new(file)
     }
 
-    /// Restarts libvirtd from inside the host.
+    /// Restarts libvirtd from inside the host. One whose threads are busy gives them 30 s to end (libvirt,
+    /// `virNetDaemonQuit`), and ends then.
     fn restart(root: &Path) {
         let process = root.components().nth(2).expect("/proc/PID/root").as_os_str();
         let script = "pid=$(cat /run/libvirtd.pid 2>/dev/null || cat /run/libvirt/libvirtd.pid); kill $pid; \
                       while kill -0 $pid 2>/dev/null; do sleep 0.05; done; libvirtd -d";
         let status =
-            Command::new("nsenter").arg("-t").arg(process).args(["-a", "timeout", "30", "sh", "-c", script]).status();
+            Command::new("nsenter").arg("-t").arg(process).args(["-a", "timeout", "60", "sh", "-c", script]).status();
         assert!(status.expect("nsenter is installed").success());
     }
 
