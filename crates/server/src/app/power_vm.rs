@@ -19,6 +19,12 @@ pub(crate) async fn power_vm(app: &Arc<App>, reference: &str, power: Power) -> R
         Power::Shutdown => format!("Could not shut VM {reference} down"),
     };
     let (host, vm) = show_vms::find(app, &title, reference)?;
+    // Asked, not remembered: a host that lost its power meanwhile does not run what it ran.
+    let seen = app.inventory.look(&host).await;
+    if let Some(trouble) = seen.trouble.clone().filter(|_| !seen.reachable) {
+        return Err(Failure::found(title, trouble));
+    }
+    let vm = seen.vm(vm.id).cloned().unwrap_or(vm);
     let jobs = show_vms::moving(app).await?;
     if let Some(job) = jobs.get(&vm.id) {
         return Err(Failure::found(title, busy(&vm, *job)));

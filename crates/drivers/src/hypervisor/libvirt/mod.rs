@@ -281,11 +281,11 @@ impl Hypervisor for Libvirt {
         let domain = self.need(vm)?;
         let what = format!("Could not resume VM {vm}");
         match domain.state().map_err(failed(&what))? {
-            PowerState::Running => return Ok(()),
             // libvirt would run it.
             PowerState::Crashed => return Err(left_as_it_is(what, CRASHED)),
             PowerState::Suspended => return Err(left_as_it_is(what, SUSPENDED)),
-            PowerState::Paused(_) | PowerState::Off => {}
+            // One that runs is asked for, too: a libvirt that was restarted answers once it has taken the VM up again.
+            PowerState::Running | PowerState::Paused(_) | PowerState::Off => {}
         }
         match domain.resume() {
             Ok(()) => Ok(()),
