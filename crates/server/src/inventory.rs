@@ -249,8 +249,8 @@ impl Inventory {
         }
     }
 
-    /// Asks every host now, all at once.
-    pub(crate) async fn refresh_all(self: &Arc<Self>) {
+    /// Makes every host's agent look now, all at once.
+    pub(crate) async fn look_at_all(self: &Arc<Self>) {
         let hosts = self.hosts();
         join_all(hosts.iter().map(|host| self.look(host))).await;
     }

@@ -35,12 +35,16 @@ const BOOT_MODULES: &str = "virtio_pci\nvirtio_blk\next4\n";
 /// How a machine mounts the folder that it shares with the lab.
 pub(super) const FOLDER_OPTIONS: &str = "trans=virtio,version=9p2000.L,msize=262144";
 /// Runs what the lab wrote for this machine, before the network and libvirt are up.
-const UNIT: &str = "[Unit]\nDescription=Set up what the lab asks for\nDefaultDependencies=no\n\
+fn unit() -> String {
+    format!(
+        "[Unit]\nDescription=Set up what the lab asks for\nDefaultDependencies=no\n\
                     After=local-fs.target systemd-udev-trigger.service\nWants=network-pre.target\n\
                     Before=network-pre.target sysinit.target\n\n\
                     [Service]\nType=oneshot\nRemainAfterExit=yes\nExecStart=mkdir -p /lab\n\
-                    ExecStart=mount -t 9p -o trans=virtio,version=9p2000.L,msize=262144 lab /lab\n\
-                    ExecStart=sh /lab/boot\n\n[Install]\nWantedBy=sysinit.target\n";
+                    ExecStart=mount -t 9p -o {FOLDER_OPTIONS} lab /lab\n\
+                    ExecStart=sh /lab/boot\n\n[Install]\nWantedBy=sysinit.target\n"
+    )
+}
 /// Services of a Debian that has a network and a terminal, and that only cost time here.
 const MASKED: [&str; 6] = [
     "apt-daily.timer",
@@ -99,7 +103,7 @@ impl Image {
 /// # Errors
 /// When it cannot be built: it needs Debian's mirror, once.
 pub fn image(release: Release) -> anyhow::Result<Image> {
-    let recipe = format!("{RECIPE} {} {SIZE} {PACKAGES}\n{BOOT_MODULES}{UNIT}{MASKED:?}\n", release.name());
+    let recipe = format!("{RECIPE} {} {SIZE} {PACKAGES}\n{BOOT_MODULES}{}{MASKED:?}\n", release.name(), unit());
     let (name, what) =
         (format!("stock-{}", release.name()), format!("the disk of a stock Debian host ({})", release.name()));
     let is_whole = |place: &Path| Image::of(place).is_whole();
@@ -185,7 +189,7 @@ fn furnish(root: &Path) -> anyhow::Result<()> {
     fs::write(root.join("etc/machine-id"), "")?;
     let _ = fs::remove_file(root.join("etc/hostname"));
     let units = root.join("etc/systemd/system");
-    fs::write(units.join("lab.service"), UNIT)?;
+    fs::write(units.join("lab.service"), unit())?;
     fs::create_dir_all(units.join("sysinit.target.wants"))?;
     std::os::unix::fs::symlink("../lab.service", units.join("sysinit.target.wants/lab.service"))?;
     for unit in MASKED {

@@ -59,7 +59,7 @@ pub(crate) async fn candidates(app: &App, reference: &str) -> Result<Vec<Candida
     let title = format!("Could not look for hosts for VM {reference}");
     let (source, vm) = show_vms::find(app, &title, reference)?;
     // What moves along without a word: UEFI variables that lie where libvirt has them.
-    let judged = judge_all(app, &source, &vm, |_| None).await?;
+    let judged = judge_all(app, &source, &vm, &Promised::read(app).await?, |_| None).await?;
     Ok(judged.into_iter().map(|(candidate, _)| candidate).collect())
 }
 
@@ -68,11 +68,11 @@ pub(super) async fn judge_all(
     app: &App,
     source: &Host,
     vm: &VmFacts,
+    promised: &Promised,
     storage: impl Fn(&Host) -> Option<Location>,
 ) -> Result<Vec<(Candidate, Vec<DiskMove>)>, Failure> {
     let busy = show_vms::moving(app).await?.get(&vm.id).copied();
     let shares = named_shares(app).await?;
-    let promised = Promised::read(app).await?;
     let source_seen = source.seen();
     let one = |destination: Arc<Host>| {
         let seen = destination.seen();
@@ -143,11 +143,11 @@ pub(crate) async fn all_deeply(
     vms: &[(Arc<Host>, VmFacts)],
     destination: &Arc<Host>,
     wanted: &Wanted,
+    promised: &Promised,
     overcommit: bool,
 ) -> Result<Vec<Checked>, Failure> {
     let moving = show_vms::moving(app).await?;
     let shares = named_shares(app).await?;
-    let promised = Promised::read(app).await?;
     let at_destination = app.inventory.refresh(destination).await;
     let mut at_sources: BTreeMap<HostId, Seen> = BTreeMap::new();
     let mut checked = Vec::with_capacity(vms.len());

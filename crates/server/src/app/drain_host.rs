@@ -60,13 +60,15 @@ pub(crate) async fn drain_host(
     let vms: Vec<VmFacts> = seen.observation.map(|observation| observation.vms.clone()).unwrap_or_default();
     let is_moved = |vm: &VmFacts| moving.iter().any(|job| job.job.vm == vm.id);
     let mut leaving = Vec::new();
+    let promised = Promised::read(app).await?;
     let places = places(app, &title, &host, wanted.as_deref(), body.storage.as_ref()).await?;
     let leaves = |vm: &&VmFacts| match vm.state {
         VmState::Running | VmState::Paused | VmState::Crashed | VmState::Suspended => !is_moved(vm),
         VmState::Incoming | VmState::ShutOff => false,
     };
     for vm in vms.iter().filter(leaves) {
-        let candidates = check_move::judge_all(app, &host, vm, |host| places.get(&host.record.id).cloned()).await?;
+        let candidates =
+            check_move::judge_all(app, &host, vm, &promised, |host| places.get(&host.record.id).cloned()).await?;
         let hosts = open_hosts(app, &candidates, wanted.as_deref());
         if hosts.is_empty() {
             let candidates: Vec<Candidate> = candidates.into_iter().map(|(candidate, _)| candidate).collect();
@@ -75,7 +77,7 @@ pub(crate) async fn drain_host(
             leaving.push((vm, hosts));
         }
     }
-    let children = place(app, &host, leaving, &Promised::read(app).await?, &mut stay, by);
+    let children = place(app, &host, leaving, &promised, &mut stay, by);
     let destination = wanted.map_or(HostName { id: HostId(Uuid::nil()), name: String::new() }, |host| host_name(&host));
     let parent = migrate_many::parent(JobKind::Drain, host_name(&host), destination, &children, by);
     migrate_many::create(app, &title, NewJob { findings: stay, ..parent }, children).await

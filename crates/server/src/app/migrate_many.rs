@@ -58,7 +58,8 @@ pub(crate) async fn migrate_many(app: &Arc<App>, body: &MigrateMany, by: &str) -
     }
     let vms = find_all(app, &title, &body.vms)?;
     let wanted = move_storage::wanted(app, &title, &destination, body.how.storage.as_ref(), &[]).await?;
-    let checked = check_move::all_deeply(app, &vms, &destination, &wanted, body.how.overcommit).await?;
+    let (promised, overcommit) = (Promised::read(app).await?, body.how.overcommit);
+    let checked = check_move::all_deeply(app, &vms, &destination, &wanted, &promised, overcommit).await?;
     let (mut blocked, mut children) = (Vec::new(), Vec::new());
     for ((source, vm), checked) in vms.iter().zip(checked) {
         if any_blocks(&checked.findings) {
@@ -69,8 +70,8 @@ pub(crate) async fn migrate_many(app: &Arc<App>, body: &MigrateMany, by: &str) -
             children.push(NewJob { findings: checked.findings, ..new });
         }
     }
-    if !body.how.overcommit {
-        blocked.extend(room_for_all(&destination, &vms, &Promised::read(app).await?));
+    if !overcommit {
+        blocked.extend(room_for_all(&destination, &vms, &promised));
     }
     if any_blocks(&blocked) {
         return Err(Failure::refused(title, blocked));

@@ -155,7 +155,7 @@ pub(crate) fn blocks_now(app: &App, host: &Host, request: &PrepareStorage) -> Ve
 
 /// Why old files of a VM stay, in words: what VMs of any host, asked now, need of them.
 pub(crate) async fn needed_by_others_now(app: &App, vm: VmId, disks: &[DiskMove]) -> Vec<String> {
-    app.inventory.refresh_all().await;
+    app.inventory.look_at_all().await;
     let found = used_by_others(app, vm, disks);
     found.into_iter().map(|finding| format!("The old files stay: {}", finding.message)).collect()
 }
