@@ -39,7 +39,7 @@ const UUIDS: u128 = 0x7d1f_3a52_8c0e_4b6d_9a41_5e2f_0b3c_9700;
 /// How long a machine's state may take to be written.
 const SAVE_WITHIN: Duration = Duration::from_secs(120);
 /// Raised when what is done before a state is kept changes: what is kept is made anew.
-const STATE: u32 = 2;
+const STATE: u32 = 3;
 
 /// A machine that runs as long as its lab.
 pub struct Machine {
@@ -122,7 +122,10 @@ impl Machine {
     /// Writes the machine's state to a file, and ends it.
     fn save(self, state: &Path) -> anyhow::Result<()> {
         // QEMU saves no machine that has a folder of another mounted. Timers would all run at once when it wakes days later.
-        self.run("virsh -q -c qemu:///system list && systemctl stop '*.timer' && sync && umount /lab")?;
+        // libvirt has asked each QEMU what it can, as on every host that has run a VM: it writes that down.
+        self.run(
+            "virsh -q -c qemu:///system capabilities >/dev/null && systemctl stop '*.timer' && sync && umount /lab",
+        )?;
         let mut qmp = Qmp::connect(&qmp_socket(&self.folder), DEADLINE)?;
         // It runs on until all is written: one that is stopped before would stand still when it is started from this.
         qmp.ask("migrate-set-parameters", serde_json::json!({"max-bandwidth": 8_u64 << 30}))?;

@@ -62,11 +62,7 @@ impl StockSite {
         let packages = packages()?;
         let mut site = Self::boot(releases)?;
         let agent = find(&packages, "ferry-agent_")?;
-        let set_up: Vec<anyhow::Result<String>> = thread::scope(|scope| {
-            let threads: Vec<_> =
-                site.machines.iter().map(|machine| scope.spawn(|| install_agent(machine, &agent))).collect();
-            threads.into_iter().map(|thread| thread.join().expect("no panic")).collect()
-        });
+        let set_up = at_once(&site.machines, |machine| install_agent(machine, &agent));
         for (index, token) in set_up.into_iter().enumerate() {
             let machine = &site.machines[index];
             let address = format!("{}:7421", machine.ip);
@@ -95,17 +91,10 @@ impl StockSite {
             command.args(["-n", &ferry.lab.fabric()]).args(line.split(' '));
             checked(command, DEADLINE)?;
         }
-        let started: Vec<anyhow::Result<Machine>> = thread::scope(|scope| {
-            let lab = &ferry.lab;
-            let start = |(index, release): (u8, &Release)| {
-                let release = *release;
-                scope.spawn(move || {
-                    let mut machine = Machine::start(lab, index, release)?;
-                    machine.wait_up().map(|()| machine)
-                })
-            };
-            let threads: Vec<_> = (1..).zip(releases).map(start).collect();
-            threads.into_iter().map(|thread| thread.join().expect("no panic")).collect()
+        let numbered: Vec<(u8, Release)> = (1..).zip(releases.iter().copied()).collect();
+        let started = at_once(&numbered, |(index, release)| {
+            let mut machine = Machine::start(&ferry.lab, *index, *release)?;
+            machine.wait_up().map(|()| machine)
         });
         let machines = started.into_iter().collect::<anyhow::Result<Vec<Machine>>>()?;
         let inventory: Vec<(&str, PathBuf)> =
@@ -144,11 +133,18 @@ impl StockSite {
     /// What the command line said.
     pub fn attach_smb_share(&self, name: &str, password: &str) -> anyhow::Result<()> {
         let password = self.ferry.password_file(password)?;
-        for machine in &self.machines {
-            let line = ["share", "attach", name, "--host", &machine.name, "--user", USER, "--password-file", &password];
-            self.ferry.must(&line)?;
-        }
-        Ok(())
+        let machines: Vec<&Machine> = self.machines.iter().collect();
+        self.attach(name, &machines, &["--user", USER, "--password-file", &password])
+    }
+
+    /// Has Ferry mount a share on machines, on all at once.
+    fn attach(&self, share: &str, machines: &[&Machine], how: &[&str]) -> anyhow::Result<()> {
+        let attach = |machine: &Machine| {
+            let mut line = vec!["share", "attach", share, "--host", &machine.name];
+            line.extend(how);
+            self.ferry.must(&line)
+        };
+        at_once(machines, |machine| attach(machine)).into_iter().try_for_each(|attached| attached.map(drop))
     }
 
     /// Has a machine serve a folder by NFS, adds it as a share, and has Ferry mount it on others; gives its place.
@@ -165,9 +161,8 @@ impl StockSite {
         ))?;
         let url = format!("nfs://{}.ferry.lab/srv/{name}", host.name);
         self.ferry.must(&["share", "add", name, &url])?;
-        for machine in on {
-            self.ferry.must(&["share", "attach", name, "--host", &self.machines[*machine].name])?;
-        }
+        let machines: Vec<&Machine> = on.iter().map(|machine| &self.machines[*machine]).collect();
+        self.attach(name, &machines, &[])?;
         Ok(url)
     }
 
@@ -238,6 +233,8 @@ impl StockSite {
     /// # Errors
     /// When it has not in time.
     pub fn verify(&self, name: &str) -> anyhow::Result<()> {
+        // A guest that is restless leaves its only processor to nothing else.
+        ask_all(&self.ferry.lab, "rest")?;
         ask_all(&self.ferry.lab, "hasten")?;
         self.observer.wait_verified(name, 1, VERIFY_WITHIN)?;
         ask_all(&self.ferry.lab, "rest")
@@ -287,6 +284,14 @@ impl StockSite {
         }
         Ok(())
     }
+}
+
+/// Does something for each of them, for all at once; gives what came of it, in their order.
+fn at_once<T: Sync, R: Send>(of: &[T], work: impl Fn(&T) -> R + Sync) -> Vec<R> {
+    thread::scope(|scope| {
+        let threads: Vec<_> = of.iter().map(|one| scope.spawn(|| work(one))).collect();
+        threads.into_iter().map(|thread| thread.join().expect("no panic")).collect()
+    })
 }
 
 /// What is written of the machines for commands of other processes: names and sockets of their guest agents.
@@ -362,7 +367,7 @@ fn install_agent(machine: &Machine, package: &Path) -> anyhow::Result<String> {
         "sed -i 's/^data_address = .*/data_address = \"{}\"/' /etc/ferry/agent.toml",
         machine.migration_ip
     ))?;
-    machine.run("systemctl enable --now ferry-agent && systemctl is-active ferry-agent")?;
+    machine.run("systemctl start ferry-agent && systemctl is-active ferry-agent")?;
     Ok(token)
 }
 

@@ -16,7 +16,6 @@ use ferry_core::{
     migration::Phase,
 };
 use ferry_lab::{
-    guest::Ticker,
     observe::{judge, now},
     run::wait_for,
     samba::{PASSWORD, USER},
@@ -28,9 +27,8 @@ use ferry_lab::{
     },
 };
 
-/// Slow enough for a move to last until agents have been restarted, or upgraded; fast enough for it to end (with 1 it did
-/// not within 400 s). MiB/s.
-const SLOWLY: &str = "2";
+/// What the source's link carries until a test has shown what it wants: a guest's memory would take ten minutes.
+const SLOWLY: &str = "tbf rate 1mbit burst 16k latency 400ms";
 
 /// Waits until the guest has verified all it has, and judges what was heard of it so far.
 fn verified(site: &StockSite, name: &str) {
@@ -38,21 +36,23 @@ fn verified(site: &StockSite, name: &str) {
     judge(&site.observer.heard(name)).expect("nothing was lost");
 }
 
-/// Begins a move that is slow, does something as soon as memory moves, and waits until the VM is at its destination.
-fn move_during(site: &StockSite, name: &str, to: &str, work: impl FnOnce()) -> JobView {
-    let words = ["vm", "migrate", name, "--to", to, "--bandwidth", SLOWLY];
-    let begun: JobView = site.ferry.json(&words).expect("accepted");
+/// Begins a move that its link holds back, does something as soon as memory moves, frees the link, and waits until the VM is
+/// at its destination.
+fn move_during(site: &StockSite, name: &str, from: &Machine, to: &Machine, work: impl FnOnce()) -> JobView {
+    from.run(&format!("tc qdisc replace dev mig0 root {SLOWLY}")).expect("held back");
+    let begun: JobView = site.ferry.json(&["vm", "migrate", name, "--to", &to.name]).expect("accepted");
     let moves = |job: &JobView| {
         job.phase == Phase::Migrating && job.progress.as_ref().is_some_and(|progress| progress.sent.0 > 0)
     };
     site.ferry.wait_job(begun.id, "memory moves", MOVE_WITHIN, moves).expect("it moves");
     work();
     let job = site.ferry.job(begun.id).expect("told");
-    assert_eq!(job.phase, Phase::Migrating, "the move was over too early to show anything: {job:#?}");
+    assert_eq!(job.phase, Phase::Migrating, "it moves on meanwhile: {job:#?}");
+    from.run("tc qdisc del dev mig0 root").expect("freed");
     let ended = site.ferry.wait_job(begun.id, "the move ends", MOVE_WITHIN, |job| job.phase.ended());
     let job = ended.expect("it ends");
     assert_eq!(job.phase, Phase::Succeeded, "{job:#?}");
-    site.observer.wait_on(name, to, Duration::from_secs(60)).expect("it runs there alone");
+    site.observer.wait_on(name, &to.name, Duration::from_secs(60)).expect("it runs there alone");
     job
 }
 
@@ -67,12 +67,10 @@ fn smoke_a_vm_moves_there_and_back_while_agents_are_restarted_and_upgraded() {
             assert!(mount.trim().split(',').any(|found| found == option), "{}: {mount}", machine.name);
         }
     }
-    // Busy, so that its moves last: one that rests has moved before agents are upgraded.
-    let ticker = Ticker { pattern_mib: 8, writes_per_s: 20, slower: 1, ..small_ticker("ticker", 101) };
-    site.start_guest(&ticker, 0).expect("a guest");
+    site.start_guest(&small_ticker("ticker", 101), 0).expect("a guest");
     assert!(confined(one) && !confined(two), "QEMU is confined where it runs");
 
-    move_during(&site, "ticker", "stock2", || {
+    move_during(&site, "ticker", one, two, || {
         for machine in [one, two] {
             machine.run("systemctl restart ferry-agent && systemctl is-active ferry-agent").expect("restarted");
         }
@@ -82,7 +80,7 @@ fn smoke_a_vm_moves_there_and_back_while_agents_are_restarted_and_upgraded() {
 
     // The same version again: what an upgrade does to a host.
     let package = find(&packages().expect("built"), "ferry-agent_").expect("built");
-    move_during(&site, "ticker", "stock1", || {
+    move_during(&site, "ticker", two, one, || {
         for machine in [one, two] {
             let path = machine.give(&package).expect("given");
             machine.run(&format!("dpkg -i {path} && systemctl is-active ferry-agent")).expect("upgraded");
