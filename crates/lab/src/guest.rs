@@ -44,6 +44,8 @@ pub struct Ticker {
     pub writes_per_s: u32,
     /// Beats, dirties and verifies so many times slower than it would: at least 1.
     pub slower: u32,
+    /// What its kernel is told besides.
+    pub kernel: &'static str,
     /// From one sector that is written to the next: 4 keeps them together, more scatters the 128 over the disks.
     pub stride_kib: u32,
     /// Last part of its address, 100 to 199.
@@ -67,6 +69,7 @@ impl Ticker {
             dirty_mib_per_s: 8,
             writes_per_s: 60,
             slower: 1,
+            kernel: "",
             stride_kib: 4,
             address,
             disks: vec![Disk::new(Place::Share, DiskFormat::Raw)],
@@ -139,7 +142,9 @@ impl Ticker {
 
     /// Its definition, with its files on the share in `folder`.
     pub fn definition(&self, folder: &Path) -> String {
-        let Self { name, uuid, memory_mib, pattern_mib, dirty_mib_per_s, writes_per_s, slower, stride_kib, .. } = self;
+        let Self {
+            name, uuid, memory_mib, pattern_mib, dirty_mib_per_s, writes_per_s, slower, kernel, stride_kib, ..
+        } = self;
         let disks: String =
             self.disks.iter().enumerate().map(|(index, disk)| self.disk_xml(index, disk, folder)).collect();
         let root = if self.debian {
@@ -169,7 +174,7 @@ impl Ticker {
     <type arch='x86_64' machine='q35'>hvm</type>{uefi}
     <kernel>{folder}/vmlinuz</kernel>
     <initrd>{folder}/initramfs.img</initrd>
-    <cmdline>console=ttyS0 quiet panic=1 {BOOT_OPTIONS} ticker.name={name} ticker.ip={ip} ticker.memory_mib={pattern_mib} ticker.dirty_mib_per_s={dirty_mib_per_s} ticker.writes_per_s={writes_per_s} ticker.slower={slower} ticker.stride_kib={stride_kib}{root}</cmdline>
+    <cmdline>console=ttyS0 quiet panic=1 {BOOT_OPTIONS} {kernel} ticker.name={name} ticker.ip={ip} ticker.memory_mib={pattern_mib} ticker.dirty_mib_per_s={dirty_mib_per_s} ticker.writes_per_s={writes_per_s} ticker.slower={slower} ticker.stride_kib={stride_kib}{root}</cmdline>
   </os>
   <features><acpi/></features>
   <on_poweroff>destroy</on_poweroff><on_reboot>destroy</on_reboot><on_crash>destroy</on_crash>
