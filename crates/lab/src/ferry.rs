@@ -13,7 +13,7 @@ use serde::de::DeserializeOwned;
 use crate::{
     host::Host,
     lab::{FABRIC_IP, Lab, Program},
-    run::{Said, run_within, wait_for},
+    run::{Said, at_once, run_within, wait_for},
     samba::{FileServer, PASSWORD, USER},
 };
 
@@ -170,23 +170,13 @@ impl Ferry {
     pub fn up_bare(hosts: usize, environment: &[(&str, &str)]) -> anyhow::Result<Self> {
         let lab = Lab::up(hosts)?;
         let files = lab.file_server("fs1", FABRIC_IP, "")?;
-        let (lab_ref, environment) = (&lab, &environment);
         // Hosts do not know of each other: they start at once.
-        let started: Vec<anyhow::Result<Agent>> = thread::scope(|scope| {
-            let starting: Vec<_> = lab_ref
-                .hosts
-                .iter()
-                .map(|host| {
-                    scope.spawn(move || {
-                        host.set_firewall(false)?;
-                        let agent = Agent::start(lab_ref, host, environment)?;
-                        // libvirt asks QEMU what it can do once, which takes a while: not in the first move.
-                        host.run(&["virsh", "-q", "domcapabilities", "--virttype", "qemu", "--machine", "q35"])?;
-                        Ok(agent)
-                    })
-                })
-                .collect();
-            starting.into_iter().map(|thread| thread.join().expect("no panic")).collect()
+        let started = at_once(&lab.hosts, |host| {
+            host.set_firewall(false)?;
+            let agent = Agent::start(&lab, host, environment)?;
+            // libvirt asks QEMU what it can do once, which takes a while: not in the first move.
+            host.run(&["virsh", "-q", "domcapabilities", "--virttype", "qemu", "--machine", "q35"])?;
+            anyhow::Ok(agent)
         });
         let agents = started.into_iter().collect::<anyhow::Result<Vec<_>>>()?;
         let server = start_server(&lab)?;

@@ -120,3 +120,14 @@ pub fn wait_for<T>(what: &str, deadline: Duration, mut is: impl FnMut() -> Optio
         thread::sleep(Duration::from_millis(20));
     }
 }
+
+/// Does something for each of them, for all at once; gives what came of it, in their order.
+///
+/// # Panics
+/// When `work` does.
+pub fn at_once<T: Sync, R: Send>(of: &[T], work: impl Fn(&T) -> R + Sync) -> Vec<R> {
+    thread::scope(|scope| {
+        let threads: Vec<_> = of.iter().map(|one| scope.spawn(|| work(one))).collect();
+        threads.into_iter().map(|thread| thread.join().expect("no panic")).collect()
+    })
+}

@@ -159,6 +159,23 @@ impl Machine {
         self.agent.run(line, deadline).with_context(|| format!("{} runs {line:?}", self.name))
     }
 
+    /// Gives what the machine sends over the migration network a queueing discipline of the kernel's (tc(8)): its kind and
+    /// options.
+    ///
+    /// # Errors
+    /// What `tc` said.
+    pub fn shape(&self, discipline: &str) -> anyhow::Result<()> {
+        self.run(&format!("tc qdisc replace dev mig0 root {discipline}")).map(drop)
+    }
+
+    /// Takes that away.
+    ///
+    /// # Errors
+    /// What `tc` said, as when nothing was shaped.
+    pub fn unshape(&self) -> anyhow::Result<()> {
+        self.run("tc qdisc del dev mig0 root").map(drop)
+    }
+
     /// The socket of the machine's guest agent.
     pub fn socket(&self) -> PathBuf {
         self.folder.with_extension("sock")

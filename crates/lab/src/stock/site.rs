@@ -5,7 +5,6 @@ use std::{
     hash::{DefaultHasher, Hash as _, Hasher as _},
     path::{Path, PathBuf},
     process::Command,
-    thread,
     time::Duration,
 };
 
@@ -24,7 +23,7 @@ use crate::{
     guest::{Ticker, ask_all},
     lab::{NETWORK, Programs},
     observe::Observer,
-    run::{DEADLINE, checked, run, run_within},
+    run::{DEADLINE, at_once, checked, run, run_within},
     samba::{PASSWORD, USER},
 };
 
@@ -139,12 +138,11 @@ impl StockSite {
 
     /// Has Ferry mount a share on machines, on all at once.
     fn attach(&self, share: &str, machines: &[&Machine], how: &[&str]) -> anyhow::Result<()> {
-        let attach = |machine: &Machine| {
-            let mut line = vec!["share", "attach", share, "--host", &machine.name];
-            line.extend(how);
+        let attached = at_once(machines, |machine| {
+            let line = [&["share", "attach", share, "--host", &machine.name], how].concat();
             self.ferry.must(&line)
-        };
-        at_once(machines, |machine| attach(machine)).into_iter().try_for_each(|attached| attached.map(drop))
+        });
+        attached.into_iter().try_for_each(|attached| attached.map(drop))
     }
 
     /// Has a machine serve a folder by NFS, adds it as a share, and has Ferry mount it on others; gives its place.
@@ -284,14 +282,6 @@ impl StockSite {
         }
         Ok(())
     }
-}
-
-/// Does something for each of them, for all at once; gives what came of it, in their order.
-fn at_once<T: Sync, R: Send>(of: &[T], work: impl Fn(&T) -> R + Sync) -> Vec<R> {
-    thread::scope(|scope| {
-        let threads: Vec<_> = of.iter().map(|one| scope.spawn(|| work(one))).collect();
-        threads.into_iter().map(|thread| thread.join().expect("no panic")).collect()
-    })
 }
 
 /// What is written of the machines for commands of other processes: names and sockets of their guest agents.

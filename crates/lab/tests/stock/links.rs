@@ -8,7 +8,7 @@ use crate::verified;
 /// Gives both directions of the migration network what netem is told; a round trip has both.
 fn set_links(site: &StockSite, netem: &str) {
     for machine in &site.machines {
-        machine.run(&format!("tc qdisc replace dev mig0 root netem {netem} limit 20000")).expect("shaped");
+        machine.shape(&format!("netem {netem} limit 20000")).expect("shaped");
     }
 }
 
@@ -38,6 +38,6 @@ pub(crate) fn vms_move_over_long_links(site: &StockSite) {
         verified(site, "ticker");
     }
     for machine in &site.machines {
-        machine.run("tc qdisc del dev mig0 root").expect("as it was");
+        machine.unshape().expect("as it was");
     }
 }

@@ -39,7 +39,7 @@ fn verified(site: &StockSite, name: &str) {
 /// Begins a move that its link holds back, does something as soon as memory moves, frees the link, and waits until the VM is
 /// at its destination.
 fn move_during(site: &StockSite, name: &str, from: &Machine, to: &Machine, work: impl FnOnce()) -> JobView {
-    from.run(&format!("tc qdisc replace dev mig0 root {SLOWLY}")).expect("held back");
+    from.shape(SLOWLY).expect("held back");
     let begun: JobView = site.ferry.json(&["vm", "migrate", name, "--to", &to.name]).expect("accepted");
     let moves = |job: &JobView| {
         job.phase == Phase::Migrating && job.progress.as_ref().is_some_and(|progress| progress.sent.0 > 0)
@@ -48,7 +48,7 @@ fn move_during(site: &StockSite, name: &str, from: &Machine, to: &Machine, work:
     work();
     let job = site.ferry.job(begun.id).expect("told");
     assert_eq!(job.phase, Phase::Migrating, "it moves on meanwhile: {job:#?}");
-    from.run("tc qdisc del dev mig0 root").expect("freed");
+    from.unshape().expect("freed");
     let ended = site.ferry.wait_job(begun.id, "the move ends", MOVE_WITHIN, |job| job.phase.ended());
     let job = ended.expect("it ends");
     assert_eq!(job.phase, Phase::Succeeded, "{job:#?}");
