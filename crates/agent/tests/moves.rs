@@ -172,8 +172,8 @@ async fn whoever_dies_while_the_destination_looks_for_its_disks_the_vm_runs_on_a
                 let mut site = Site::new().await;
                 let vm = site.run_vm("web01", |_| {});
                 let job = Job::new(1, 1, vm, "web01", 0);
-                // A source's carrier that died does not run the VM again that libvirt left paused.
-                site.world.set_locks_hold(dying == 1);
+                // Whatever the other copy has of the disks then.
+                site.world.set_locks_hold(true);
                 site.world.set_locked_out("two", locked_out);
                 let held = Arc::new(site.hosts[1].hypervisor.faults().hold(point));
                 site.prepare(&job).await;
@@ -182,7 +182,7 @@ async fn whoever_dies_while_the_destination_looks_for_its_disks_the_vm_runs_on_a
                 site.hosts[dying].kill_carriers();
                 site.wait_stage(&job, 0, &[Stage::Failed]).await;
                 wait_until("the source's libvirt has heard of it", || {
-                    matches!(site.presences(&job).0, Presence::Running | Presence::Paused)
+                    matches!(site.presences(&job).0, Presence::Running | Presence::Stopped)
                 })
                 .await;
                 held.release();
@@ -604,6 +604,26 @@ async fn a_vm_that_was_complete_at_the_destination_is_not_taken_away_there_when_
     // What the refusal advises, where the source's disks are the newest: its definition goes, and then the move is undone.
     two.hypervisor.undefine(vm).expect("removed");
     two.client.abort(job.attempt).await.expect("nothing of it is here");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_copy_is_old_once_the_guest_has_run_on_at_the_source_and_shut_itself_down() {
+    let site = Site::new().await;
+    let vm = site.run_vm("web01", |guest| guest.facts.autostart = true);
+    let job = Job::new(1, 1, vm, "web01", 0);
+    let [one, two] = &site.hosts;
+    two.hypervisor.faults().cut(Point::FinishReply);
+    site.prepare(&job).await;
+    site.perform(&job).await;
+    site.wait_stage(&job, 0, &[Stage::Failed]).await;
+    assert_eq!(site.presences(&job), (Presence::Running, Presence::Arrived));
+    one.hypervisor.shutdown(vm).expect("its guest obeys");
+    assert_eq!(site.presences(&job), (Presence::Ended, Presence::Arrived));
+    assert_eq!(site.verdict(&job).await, Verdict::Source, "its disks are newer than that copy's memory");
+    site.undo(&job).await;
+    assert!(!two.knows(vm) && !one.holds(vm) && one.autostarts(vm));
+    one.hypervisor.start(vm).expect("it is the source's");
+    site.assert_settled(vm, 0);
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -147,13 +147,13 @@ fn a_channel_that_breaks_before_finish_leaves_no_copy_behind() {
 }
 
 #[test]
-fn a_lost_finish_reply_leaves_a_paused_copy_and_locks_keep_the_source_paused() {
+fn a_lost_finish_reply_leaves_a_paused_copy_and_locks_keep_the_source_stopped() {
     for locks_hold in [false, true] {
         let pair = pair();
         pair.world.set_locks_hold(locks_hold);
         pair.destination.faults().cut(Point::FinishReply);
         pair.source.migrate(&pair.request).expect_err("the reply was lost");
-        let source = if locks_hold { Presence::Paused } else { Presence::Running };
+        let source = if locks_hold { Presence::Stopped } else { Presence::Running };
         pair.wait_for((source, Presence::Arrived));
         assert_eq!(pair.source.resume(pair.vm).is_err(), locks_hold);
         pair.destination.destroy(pair.vm).expect("dropped");

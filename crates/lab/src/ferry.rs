@@ -316,6 +316,41 @@ impl Ferry {
         let path = shares.first().and_then(|share| share["path"].as_str()).context("No share is attached")?;
         Ok(path.into())
     }
+
+    /// Another program of a host has a guest's disk on the share, with locks as QEMU has them, until it is to give it back.
+    /// Each host's mount has locks of its own: QEMUs of other hosts do not know of it.
+    ///
+    /// # Errors
+    /// When it does not get the disk.
+    pub fn take_disk<'a>(&'a self, host: &'a Host, guest: &str) -> anyhow::Result<TakenDisk<'a>> {
+        let path = self.mount_of(host)?.join(guest).join("disk.raw").display().to_string();
+        let mut command = host.command("qemu-io");
+        command.args(["-f", "raw", "-c", "sleep 600000", &path]);
+        let _program = Program::start("qemu-io", command, &self.lab.folder.join("qemu-io.said"))?;
+        wait_for("another program has the disk", READY_DEADLINE, || {
+            let locked = "grep -q OFDLCK /proc/$(pgrep -x qemu-io)/fdinfo/*";
+            host.try_run(&["sh", "-c", locked]).ok().filter(Said::ok)
+        })?;
+        Ok(TakenDisk { path, host, _program })
+    }
+}
+
+/// A disk that another program has.
+pub struct TakenDisk<'a> {
+    /// Where it is on that host.
+    pub path: String,
+    host: &'a Host,
+    _program: Program,
+}
+
+impl TakenDisk<'_> {
+    /// Ends the program.
+    ///
+    /// # Errors
+    /// When it has ended before.
+    pub fn give_back(self) -> anyhow::Result<()> {
+        self.host.run(&["pkill", "-x", "qemu-io"]).map(drop)
+    }
 }
 
 fn parse_last<T: DeserializeOwned>(out: &str) -> anyhow::Result<T> {

@@ -206,7 +206,11 @@ fn a_lost_finish_reply_never_runs_the_vm_twice() {
     assert_eq!(source.stage, Stage::Failed, "{source:?}");
     assert!(!source.finish_delivered && !destination.finish_delivered);
     assert_eq!(destination.presence, Presence::Arrived, "{destination:?}");
-    assert_eq!(verdict(source.presence, destination.presence, false), Verdict::Source, "{source:?} {destination:?}");
+    assert_eq!(
+        verdict(source.presence, destination.presence, false, false),
+        Verdict::Source,
+        "{source:?} {destination:?}"
+    );
     let attempt = Attempt { job: JobId(1), generation: Generation(1) };
     bench.talk(async |bench| {
         for (_, client) in bench.clients().into_iter().rev() {

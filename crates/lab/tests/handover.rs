@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use ferry_core::{api::server::JobView, migration::Phase};
 use ferry_lab::{
     demo::start_ticker,
-    ferry::Ferry,
+    ferry::{AGENT_CONFIG, Ferry},
     guest::Ticker,
     host::Host,
     observe::{Observer, judge, now},
@@ -137,6 +137,64 @@ fn a_vm_runs_again_by_itself_when_its_sources_libvirtd_died_in_the_hand_over() {
     let listed = ferry.lab.host("kvm1").virsh(&["list", "--all", "--name"]).expect("listed");
     assert_eq!(listed.trim(), "", "nothing is left at the source");
     judge(&observer.heard("ticker")).expect("never heard from two hosts");
+}
+
+#[test]
+fn a_vm_runs_again_by_itself_when_its_sources_carrier_was_killed_in_the_hand_over() {
+    let (observer, ferry) = with_guest();
+    let job = move_until_complete(&ferry, "kvm2", &[]);
+    let source = ferry.lab.host("kvm1");
+    // libvirt cannot run the source's copy again, as where QEMU's locks reach from host to host.
+    let taken = ferry.take_disk(source, "ticker").expect("locked");
+    kill(source, "ferry-agent carry");
+    wait_for("libvirt has tried in vain", ENDS_WITHIN, || {
+        let said = source.virsh(&["domstate", "ticker", "--reason"]).unwrap_or_default();
+        said.contains("api error").then_some(())
+    })
+    .expect("it stands still");
+    let ended = ferry.wait_job(job.id, "the job ends", ENDS_WITHIN, |job| job.phase.ended()).expect("it ends");
+    assert_eq!(ended.phase, Phase::Failed, "{ended:#?}");
+    let listed = ferry.lab.host("kvm2").virsh(&["list", "--all", "--name"]).expect("listed");
+    assert_eq!(listed.trim(), "", "nothing is left at the destination");
+    let since = now();
+    taken.give_back().expect("ended");
+    wait_for("it is heard again", SECONDS_30, || {
+        observer.last("ticker").filter(|heard| heard.at > since && heard.host == "kvm1").map(drop)
+    })
+    .expect("it runs");
+    observer.wait_verified("ticker", 1, VERIFY).expect("verified");
+    judge(&observer.heard("ticker")).expect("never heard from two hosts");
+}
+
+#[test]
+fn a_vm_that_was_moved_on_by_hand_to_a_host_that_nobody_knows_is_not_the_sources() {
+    let (observer, mut ferry) = with_guest();
+    let job = move_until_complete(&ferry, "kvm2", &[]);
+    power_off(&mut ferry);
+    let remembers = |job: &JobView| job.log.iter().any(|line| line.message.contains("All of the VM is on kvm2"));
+    ferry.wait_job(job.id, "the copy is remembered", ENDS_WITHIN, remembers).expect("seen");
+    let there = ferry.lab.host("kvm2");
+    there.virsh(&["resume", "ticker"]).expect("run by hand");
+    observer.wait_on("ticker", "kvm2", SECONDS_30).expect("it runs");
+    // As a move to a host that is not in the inventory leaves kvm2: without process and definition.
+    there.virsh(&["destroy", "ticker"]).expect("it is gone");
+    there.virsh(&["undefine", "ticker", "--nvram"]).expect("all of it");
+    power_on(&mut ferry);
+    let waits = |job: &JobView| job.summary.contains("moved on or removed there by hand");
+    let seen = ferry.wait_job(job.id, "nobody has it", ENDS_WITHIN, waits).expect("it says so");
+    assert_eq!(seen.phase, Phase::Migrating, "{seen:#?}");
+    let starts =
+        || ferry.lab.host("kvm1").try_run(&["virsh", "-c", "qemu:///system", "start", "ticker"]).expect("ends");
+    assert!(starts().err.contains("held by Ferry"), "{:?}", starts());
+    // Nobody has it anywhere: what the job says, word for word.
+    let fix = seen.summary.split('`').find(|words| words.starts_with("ferry-agent holds release")).expect("what to do");
+    let program = ferry.lab.program("ferry-agent").display().to_string();
+    let words = fix.split(' ').skip(1).chain(["--config", AGENT_CONFIG]);
+    let command: Vec<&str> = [program.as_str()].into_iter().chain(words).collect();
+    ferry.must(&["job", "dismiss", &job.id.to_string()]).expect("dismissed");
+    ferry.lab.host("kvm1").run(&command).expect("released");
+    assert!(Said::ok(&starts()), "it is the source's by somebody's word");
+    observer.wait_on("ticker", "kvm1", BOOT).expect("it runs at the source");
 }
 
 #[test]

@@ -139,28 +139,18 @@ fn a_vm_whose_disk_something_else_has_at_the_destination_runs_on_at_the_source()
     let ticker = small("ticker", 101);
     let (observer, ferry) = with_guest(&ticker);
     let away = &ferry.lab.hosts[1];
-    let disk = ferry.mount_of(away).expect("mounted").join("ticker/disk.raw").display().to_string();
-    // Each host's mount has locks of its own: the guest's QEMU does not know of it.
-    let mut other = away.command("qemu-io");
-    other.args(["-f", "raw", "-c", "sleep 600000", &disk]);
-    let other = Program::start("qemu-io", other, &ferry.lab.folder.join("qemu-io.said")).expect("started");
-    wait_for("it has the disk", SECONDS_20, || {
-        let locked = "grep -q OFDLCK /proc/$(pgrep -x qemu-io)/fdinfo/*";
-        away.try_run(&["sh", "-c", locked]).ok().filter(Said::ok)
-    })
-    .expect("locked");
+    let taken = ferry.take_disk(away, "ticker").expect("locked");
     let said = ferry.ferry(&["--json", "vm", "migrate", "ticker", "--to", "kvm2", "--wait"]).expect("it ends");
     assert_eq!(said.code, Some(1), "{said:?}");
     let job: JobView = serde_json::from_str(said.out.lines().last().unwrap_or_default()).expect("the job");
     assert_eq!(job.phase, Phase::Failed, "{job:?}");
-    for words in ["vda", &disk, "Failed to get", "lock", "fuser -v", "the VM runs at the source"] {
+    for words in ["vda", &taken.path, "Failed to get", "lock", "fuser -v", "the VM runs at the source"] {
         assert!(job.summary.contains(words), "{words}: {}", job.summary);
     }
     observer.wait_on("ticker", "kvm1", SECONDS_20).expect("it goes on at the source");
     observer.wait_verified("ticker", 1, VERIFY).expect("verified");
     assert_eq!(away.virsh(&["list", "--all", "--name"]).expect("listed").trim(), "", "nothing is left there");
-    away.run(&["pkill", "-x", "qemu-io"]).expect("ended");
-    drop(other);
+    taken.give_back().expect("ended");
     let job: JobView = ferry.json(&["vm", "migrate", "ticker", "--to", "kvm2", "--wait"]).expect("it moves");
     assert_eq!(job.phase, Phase::Succeeded, "{job:?}");
     observer.wait_on("ticker", "kvm2", SECONDS_20).expect("it runs there");

@@ -205,6 +205,7 @@ fn step_view(step: Step, kind: JobKind, log: &[LogRow]) -> StepView {
             | LogEvent::Failed { .. }
             | LogEvent::Undone { .. }
             | LogEvent::UndoFailed { .. }
+            | LogEvent::Arrived
             | LogEvent::Dismissed { .. } => {}
         }
     }
@@ -503,6 +504,11 @@ fn line(row: &LogRow, job: &NewJob) -> String {
         LogEvent::Succeeded { step } => format!("{}: done", step.title_in(job.kind)),
         LogEvent::Failed { step, message } => format!("{}: failed: {message}", step.title_in(job.kind)),
         LogEvent::CancelRequested { by } => format!("{by} asked to cancel"),
+        LogEvent::Arrived => format!(
+            "All of the VM is on {}, and {} does not say that it runs there: no source of it is let go while it is not known \
+             where it is",
+            job.destination.name, job.source.name
+        ),
         LogEvent::Dismissed { by, told } if told.is_empty() => format!("{by} accepted what is; nothing more is done"),
         LogEvent::Dismissed { by, told } => {
             format!("{by} accepted what is; nothing more is done: {}", whereabouts(&job.vm_name, told))

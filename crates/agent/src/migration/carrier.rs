@@ -207,6 +207,7 @@ impl Board {
             sequence: known.sequence,
             stage: known.stage,
             finish_delivered: known.state.finish_delivered,
+            gave_up: known.state.given_up,
             presence: known.state.sees(presence.unwrap_or(Presence::Unknown)),
             progress: known.progress,
             disks: known.disks,

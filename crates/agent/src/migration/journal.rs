@@ -106,8 +106,6 @@ pub struct Journal {
 pub struct CarrierState {
     /// The carrier's process, 0 for one inside the agent.
     pub pid: u32,
-    /// Source: the vCPUs were stopped for the hand-over. If it failed, they are to be run again.
-    pub stopped: bool,
     /// The Finish reply has reached the source's libvirtd.
     pub finish_delivered: bool,
     /// Destination: the VM was resumed.
@@ -115,15 +113,20 @@ pub struct CarrierState {
     /// Destination: its complete copy was given up before the source was told of it, and is ended here.
     #[serde(default)]
     pub given_up: bool,
+    /// Source: libvirt has no migration of the VM any more, and it runs on here. The copy at the destination is old from then on.
+    #[serde(default)]
+    pub ran_on: bool,
     /// What it took so far.
     pub figures: Figures,
 }
 
 impl CarrierState {
-    /// What a host has of the VM, seen with the knowledge of this page: what is left of a copy that was given up is no VM.
+    /// What a host has of the VM, seen with the knowledge of this page: what is left of a copy that was given up is no VM, and
+    /// what ran on and has no process any more has ended here.
     pub fn sees(&self, presence: Presence) -> Presence {
         match presence {
             Presence::Off if self.given_up => Presence::Absent,
+            Presence::Off if self.ran_on => Presence::Ended,
             seen => seen,
         }
     }

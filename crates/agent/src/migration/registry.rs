@@ -504,7 +504,8 @@ impl Registry {
         let presence = blocking(&self.hypervisor, move |hypervisor| hypervisor.presence(vm, role)).await?;
         match (role, self.carrier_state(&journal)?.sees(presence)) {
             // It may have moved, if its carrier died before it could tell: release lets it go, not this.
-            (Role::Source, Presence::Absent | Presence::Off | Presence::Left) => {}
+            (Role::Source, Presence::Absent | Presence::Off | Presence::Ended | Presence::Left | Presence::Stopped) => {
+            }
             (Role::Source, Presence::HandedOver) => return Err(not_ended(vm)),
             (Role::Source, _) => self.let_go(&journal).await?,
             (Role::Destination, Presence::Running | Presence::Halted) => {
@@ -627,7 +628,13 @@ impl Registry {
             Presence::Running | Presence::Halted | Presence::Paused | Presence::Off | Presence::Absent => {}
             // Somebody paused it, or its storage failed, after it had run here.
             Presence::Arrived if matches!(report.stage, Stage::Resumed | Stage::Confirmed) => {}
-            Presence::Arrived | Presence::Receiving | Presence::HandedOver | Presence::Left | Presence::Unknown => {
+            Presence::Arrived
+            | Presence::Receiving
+            | Presence::HandedOver
+            | Presence::Left
+            | Presence::Stopped
+            | Presence::Ended
+            | Presence::Unknown => {
                 return Err(not_here(format!("it is {:?} there", report.presence)));
             }
         }
@@ -712,7 +719,7 @@ impl Registry {
         })
         .await?;
         // Neither confirmed nor undone: a definition without a process may be of a VM that runs elsewhere.
-        let off = matches!(presence, Presence::Absent | Presence::Off);
+        let off = matches!(presence, Presence::Absent | Presence::Off | Presence::Ended);
         let settled = journal.confirmed || journal.aborted || !defined || !off;
         if settled {
             hold::release(&self.config.holds_dir(), vm)?;
@@ -720,14 +727,13 @@ impl Registry {
             warn!(%vm, "the VM stays held: it is not known that it is not elsewhere");
         }
         // Its undo could not know whether the VM was elsewhere. Whoever releases it after that says that it is not.
-        let was_open = off || presence == Presence::Left;
+        let was_stopped = matches!(presence, Presence::Left | Presence::Stopped);
+        let was_open = off || was_stopped;
         if journal.aborted && journal.autostart && defined && was_open {
             blocking(&self.hypervisor, move |hypervisor| hypervisor.set_autostart(vm, true)).await?;
         }
-        let state = self.carrier_state(journal).unwrap_or_default();
-        let stopped_here = presence == Presence::Paused && state.stopped && !state.finish_delivered;
-        // libvirt says of a copy that is left who stopped it: nobody else will run it.
-        if stopped_here || (presence == Presence::Left && journal.aborted) {
+        // libvirt says of such a copy who stopped it: nobody else will run it.
+        if was_stopped && journal.aborted {
             tokio::spawn(run_again(Arc::clone(&self.hypervisor), vm));
         }
         Ok(())
@@ -830,6 +836,7 @@ impl Registry {
         } else if journal.confirmed {
             report.stage = Stage::Confirmed;
         }
+        report.gave_up |= journal.ending;
         Ok(report)
     }
 
@@ -858,6 +865,7 @@ impl Registry {
             sequence: u64::MAX,
             stage,
             finish_delivered: state.finish_delivered,
+            gave_up: state.given_up,
             presence,
             progress: None,
             disks: Vec::new(),
@@ -937,8 +945,8 @@ fn made_to_fail(point: &str) -> Result<(), AgentError> {
 /// Source: ends a process that libvirt left paused. Fails if the VM is here in another way.
 fn end_left_copy(hypervisor: &dyn Hypervisor, vm: VmId) -> Result<(), HypervisorError> {
     match hypervisor.presence(vm, Role::Source)? {
-        Presence::Absent | Presence::Off => Ok(()),
-        Presence::Left => {
+        Presence::Absent | Presence::Off | Presence::Ended => Ok(()),
+        Presence::Left | Presence::Stopped => {
             info!(%vm, "the destination has the VM: what libvirt left of it here is ended");
             hypervisor.destroy(vm)
         }

@@ -134,8 +134,7 @@ impl Source {
         })?;
         let control = Control::start(stream);
         let sender = control.sender();
-        // Weak: the hypervisor keeps the sink, and the board keeps the hypervisor.
-        let (stopped, vm, seen) = (sender.clone(), task.vm, Arc::downgrade(&board));
+        let (stopped, vm) = (sender.clone(), task.vm);
         let stopped_at: Arc<Mutex<Option<Instant>>> = Arc::default();
         let note = Arc::clone(&stopped_at);
         let watch = blocking(&board.hypervisor, move |hypervisor| {
@@ -143,9 +142,6 @@ impl Source {
                 if event == DomainEvent::StoppedForMigration(vm) {
                     stopped.send_now(Message::Stopped);
                     note.lock().expect("nobody panics while holding it").get_or_insert_with(Instant::now);
-                    if let Some(board) = seen.upgrade() {
-                        board.tell(|known| known.state.stopped = true);
-                    }
                 }
             }))
         })
@@ -585,13 +581,23 @@ async fn settle(shared: &Arc<Shared>, started: Instant, outcome: Result<(), Hype
 async fn give_up(shared: &Arc<Shared>, error: HypervisorError) {
     let board = &shared.board;
     let vm = board.vm;
-    let presence = blocking(&board.hypervisor, move |hypervisor| hypervisor.presence(vm, Role::Source)).await;
-    let presence = presence.unwrap_or(Presence::Unknown);
+    let looked = blocking(&board.hypervisor, move |hypervisor| {
+        // In this order: of a migration that still goes on it is not known that the VM runs on.
+        let moves = hypervisor.migration_stats(vm)?.is_some();
+        Ok((hypervisor.presence(vm, Role::Source)?, moves))
+    });
+    let (presence, moves) = looked.await.unwrap_or((Presence::Unknown, true));
+    if presence == Presence::Running && !moves {
+        board.tell(|known| known.state.ran_on = true);
+        board.write_down().await;
+    }
     let whereabouts = match presence {
         Presence::Running => "the VM runs at the source",
-        Presence::Paused | Presence::HandedOver | Presence::Left => "the VM is at the source, paused",
+        Presence::Paused | Presence::Stopped | Presence::HandedOver | Presence::Left => {
+            "the VM is at the source, paused"
+        }
         Presence::Halted => "the VM is at the source, and its guest crashed or suspended itself",
-        Presence::Absent | Presence::Off => "the VM has no process at the source",
+        Presence::Absent | Presence::Off | Presence::Ended => "the VM has no process at the source",
         Presence::Receiving | Presence::Arrived | Presence::Unknown => "libvirt at the source does not say what it has",
     };
     let broken = shared.broken.lock().expect("nobody panics while holding it").clone();
@@ -609,30 +615,38 @@ async fn give_up(shared: &Arc<Shared>, error: HypervisorError) {
         known.stage = if aborted && limit.is_none() { Stage::Aborted } else { Stage::Failed };
         known.error = Some(reason);
     });
-    if presence == Presence::Paused && board.known().state.stopped {
-        board.spawn(run_again(Arc::clone(&board.hypervisor), vm));
+    if presence == Presence::Stopped {
+        let shared = Arc::clone(shared);
+        board.spawn(async move {
+            if run_again(Arc::clone(&shared.board.hypervisor), vm).await {
+                shared.board.tell(|known| known.state.ran_on = true);
+                shared.board.write_down().await;
+            }
+        });
     }
 }
 
 /// Runs a VM again that was stopped for a hand-over that failed. libvirt does so itself, but cannot while the copy at
-/// the destination has the disk's lock; that copy is never run, and is destroyed when the move is undone.
-pub(super) async fn run_again(hypervisor: Arc<dyn Hypervisor>, vm: VmId) {
+/// the destination has the disk's lock; that copy is never run, and is destroyed when the move is undone. Gives whether it is
+/// not paused any more.
+pub(super) async fn run_again(hypervisor: Arc<dyn Hypervisor>, vm: VmId) -> bool {
     warn!(%vm, "libvirt left the VM paused at the source; it is run as soon as its disks are free");
     for _ in 0..RUNS_MAX {
         let outcome = blocking(&hypervisor, move |hypervisor| match hypervisor.presence(vm, Role::Source)? {
-            Presence::Paused | Presence::Left => hypervisor.resume(vm),
+            Presence::Stopped | Presence::Left => hypervisor.resume(vm),
             _ => Ok(()),
         });
         match outcome.await {
             Ok(()) => {
                 info!(%vm, "the VM is not paused any more");
-                return;
+                return true;
             }
             Err(error) => debug!(%vm, error = %chain(&error), "the VM could not be run yet"),
         }
         tokio::time::sleep(RUN_EVERY).await;
     }
     error!(%vm, "the VM is still paused at the source; run it with `virsh resume`");
+    false
 }
 
 async fn hear(mut control: Control, shared: Arc<Shared>) {

@@ -312,7 +312,7 @@ impl Site {
         let ask = |host: usize| self.hosts[host].client.report(job.attempt, 0, Duration::ZERO);
         let (source, destination) = (ask(job.from).await.expect("a report"), ask(job.to).await.expect("a report"));
         let delivered = source.finish_delivered || destination.finish_delivered;
-        verdict(source.presence, destination.presence, delivered)
+        verdict(source.presence, destination.presence, delivered, false)
     }
 
     /// The VM runs on this host alone, it never ran twice, and nothing of the move is left.

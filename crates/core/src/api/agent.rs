@@ -359,6 +359,9 @@ pub struct MigrationReport {
     pub stage: Stage,
     /// Whether the Finish reply is known to have reached the source's libvirtd.
     pub finish_delivered: bool,
+    /// Destination: this host's agent has ended the copy here, complete or not, or is about to. Somebody else has not.
+    #[serde(default)]
+    pub gave_up: bool,
     /// What this host says of the VM, asked when the report was made.
     pub presence: Presence,
     /// Source: how much is done.

@@ -111,6 +111,8 @@ struct Vm {
     facts: VmFacts<PathBuf>,
     guest: FakeGuest,
     process: Process,
+    /// It is off since its guest shut itself down.
+    shut_down: bool,
     outgoing: Option<Outgoing>,
     /// By the disk's name.
     copies: BTreeMap<String, copies::Copy>,
@@ -124,6 +126,8 @@ enum Process {
     Paused(Memory),
     /// Everything is sent; the outcome is not known.
     HandedOver(Memory),
+    /// The hand-over failed, and the other copy's locks keep it from running.
+    Stopped(Memory),
     /// As handed over, and the daemon was restarted meanwhile: it knows of no migration.
     Left(Memory),
     /// An incoming copy that is not whole yet.
@@ -222,8 +226,15 @@ impl FakeHypervisor {
         }
         let vm = guest.facts.id;
         let facts = guest.facts.clone();
-        let entry =
-            Vm { facts, guest, process: Process::Off, outgoing: None, copies: BTreeMap::new(), completed: None };
+        let entry = Vm {
+            facts,
+            guest,
+            process: Process::Off,
+            shut_down: false,
+            outgoing: None,
+            copies: BTreeMap::new(),
+            completed: None,
+        };
         self.host.state().vms.insert(vm, entry);
         self.host.notify(DomainEvent::Changed(vm));
         Ok(vm)
@@ -311,6 +322,7 @@ impl FakeHypervisor {
             Process::Off | Process::Receiving(_) => None,
             Process::Running(memory)
             | Process::Paused(memory)
+            | Process::Stopped(memory)
             | Process::HandedOver(memory)
             | Process::Left(memory)
             | Process::Received(memory)
@@ -363,6 +375,7 @@ impl Host {
         let ran = matches!(entry.process, Process::Running(_));
         entry.process = change(std::mem::replace(&mut entry.process, Process::Off));
         let runs = matches!(entry.process, Process::Running(_));
+        entry.shut_down &= !runs;
         let handed_over = matches!(entry.process, Process::HandedOver(_));
         if ran != runs {
             self.world.note(vm, &self.name, runs);
@@ -373,9 +386,12 @@ impl Host {
             | Process::Arrived(_)
             | Process::Crashed(_)
             | Process::Suspended(_) => true,
-            Process::Off | Process::HandedOver(_) | Process::Left(_) | Process::Receiving(_) | Process::Received(_) => {
-                false
-            }
+            Process::Off
+            | Process::Stopped(_)
+            | Process::HandedOver(_)
+            | Process::Left(_)
+            | Process::Receiving(_)
+            | Process::Received(_) => false,
         };
         self.world.note_writer(vm, &self.name, writes);
         if matches!(entry.process, Process::Off) {
@@ -428,7 +444,7 @@ impl Vm {
         let state = match self.process {
             Process::Off => VmState::ShutOff,
             Process::Running(_) => VmState::Running,
-            Process::Paused(_) | Process::Arrived(_) => VmState::Paused,
+            Process::Paused(_) | Process::Stopped(_) | Process::Arrived(_) => VmState::Paused,
             Process::Crashed(_) => VmState::Crashed,
             Process::Suspended(_) => VmState::Suspended,
             Process::HandedOver(_) | Process::Left(_) | Process::Receiving(_) | Process::Received(_) => {
@@ -475,13 +491,16 @@ impl Hypervisor for FakeHypervisor {
         Ok(used)
     }
 
-    fn presence(&self, vm: VmId, _role: Role) -> Result<Presence, HypervisorError> {
+    fn presence(&self, vm: VmId, role: Role) -> Result<Presence, HypervisorError> {
         let state = self.host.call(Point::Presence, || format!("Could not read the state of VM {vm}"))?;
+        let shut_down = state.vms.get(&vm).is_some_and(|entry| entry.shut_down);
         Ok(match state.vms.get(&vm).map(|entry| &entry.process) {
             None => Presence::Absent,
+            Some(Process::Off) if shut_down && role == Role::Source => Presence::Ended,
             Some(Process::Off) => Presence::Off,
             Some(Process::Running(_)) => Presence::Running,
             Some(Process::Paused(_)) => Presence::Paused,
+            Some(Process::Stopped(_)) => Presence::Stopped,
             Some(Process::HandedOver(_)) => Presence::HandedOver,
             Some(Process::Left(_)) => Presence::Left,
             Some(Process::Receiving(_) | Process::Received(_)) => Presence::Receiving,
@@ -506,6 +525,7 @@ impl Hypervisor for FakeHypervisor {
             Process::Off => {}
             Process::Running(_) => return Ok(()),
             Process::Paused(_)
+            | Process::Stopped(_)
             | Process::HandedOver(_)
             | Process::Left(_)
             | Process::Receiving(_)
@@ -532,6 +552,9 @@ impl Hypervisor for FakeHypervisor {
         drop(state);
         // Fake guests obey at once.
         self.crash(vm);
+        if let Some(entry) = self.host.state().vms.get_mut(&vm) {
+            entry.shut_down = true;
+        }
         Ok(())
     }
 
@@ -540,10 +563,14 @@ impl Hypervisor for FakeHypervisor {
         let mut state = self.host.call(Point::Resume, what)?;
         match no_vm(&mut state, vm)?.process {
             Process::Running(_) => return Ok(()),
-            Process::Paused(_) | Process::Arrived(_) if self.host.world.is_locked_for(vm, &self.host.name) => {
+            Process::Paused(_) | Process::Stopped(_) | Process::Arrived(_)
+                if self.host.world.is_locked_for(vm, &self.host.name) =>
+            {
                 return failed(what(), LOCKED);
             }
-            Process::Paused(_) | Process::Left(_) | Process::Arrived(_) => no_vm(&mut state, vm)?.facts.stall = None,
+            Process::Paused(_) | Process::Stopped(_) | Process::Left(_) | Process::Arrived(_) => {
+                no_vm(&mut state, vm)?.facts.stall = None;
+            }
             Process::Off => return failed(what(), "domain is not running"),
             Process::Crashed(_) | Process::Suspended(_) => return failed(what(), "its guest does not run"),
             Process::HandedOver(_) | Process::Receiving(_) | Process::Received(_) => {
@@ -552,7 +579,9 @@ impl Hypervisor for FakeHypervisor {
         }
         drop(state);
         self.host.shift(vm, |process| match process {
-            Process::Paused(memory) | Process::Left(memory) | Process::Arrived(memory) => Process::Running(memory),
+            Process::Paused(memory) | Process::Stopped(memory) | Process::Left(memory) | Process::Arrived(memory) => {
+                Process::Running(memory)
+            }
             other => other,
         });
         Ok(())
@@ -626,8 +655,15 @@ impl Hypervisor for FakeHypervisor {
             return failed(what(), "domain already exists with another UUID");
         }
         let guest = FakeGuest { facts: facts.clone(), ..FakeGuest::new(&facts.name, &[]) };
-        let entry =
-            Vm { facts, guest, process: Process::Off, outgoing: None, copies: BTreeMap::new(), completed: None };
+        let entry = Vm {
+            facts,
+            guest,
+            process: Process::Off,
+            shut_down: false,
+            outgoing: None,
+            copies: BTreeMap::new(),
+            completed: None,
+        };
         state.vms.insert(bound.vm, entry);
         drop(state);
         self.host.notify(DomainEvent::Changed(bound.vm));

@@ -1,6 +1,10 @@
 //! Both ends of one attempt to move a VM, and what is asked of their agents.
 
-use std::{future::Future, time::Duration};
+use std::{
+    future::Future,
+    sync::atomic::{AtomicBool, Ordering},
+    time::Duration,
+};
 
 use ferry_client::{
     ClientError,
@@ -8,11 +12,13 @@ use ferry_client::{
 };
 use ferry_core::{
     api::agent::MigrationReport,
-    id::{HostId, VmId},
+    id::{HostId, JobId, VmId},
+    migration::{LogEvent, newest_attempt},
     vm::VmState,
 };
 use futures_util::future::{BoxFuture, FutureExt as _, join_all};
 
+use super::executor::Log;
 use crate::{inventory::Inventory, jobs::Running};
 
 /// What is asked of an agent while it is decided who has the VM.
@@ -32,6 +38,8 @@ pub(super) trait MoveAgent: Sync {
     fn resume(&self, attempt: Attempt) -> impl Future<Output = Result<MigrationReport, ClientError>> + Send;
     /// As [`AgentClient::end_copy`].
     fn end_copy(&self, attempt: Attempt) -> impl Future<Output = Result<MigrationReport, ClientError>> + Send;
+    /// As [`AgentClient::release`].
+    fn release(&self, attempt: Attempt) -> impl Future<Output = Result<(), ClientError>> + Send;
     /// What the host has of a VM when it looks now; `None`: nothing.
     fn state_of(&self, vm: VmId) -> impl Future<Output = Result<Option<VmState>, ClientError>> + Send;
 }
@@ -55,6 +63,10 @@ impl MoveAgent for AgentClient {
 
     async fn end_copy(&self, attempt: Attempt) -> Result<MigrationReport, ClientError> {
         Self::end_copy(self, attempt).await
+    }
+
+    async fn release(&self, attempt: Attempt) -> Result<(), ClientError> {
+        Self::release(self, attempt).await
     }
 
     async fn state_of(&self, vm: VmId) -> Result<Option<VmState>, ClientError> {
@@ -86,6 +98,50 @@ impl Others for OtherHosts<'_> {
     }
 }
 
+/// What is kept of what the hosts of an attempt said, for as long as it lasts.
+pub(super) trait Memory: Sync {
+    /// Whether a complete copy was seen at the destination, of which nobody knows that Ferry has ended it.
+    fn arrived(&self) -> BoxFuture<'_, bool>;
+    /// Keeps that one was seen. On the disk when it returns; once is enough.
+    fn keep_arrived(&self) -> BoxFuture<'_, ()>;
+}
+
+/// In the log of the job.
+pub(super) struct Logged<'a, L> {
+    pub(super) log: &'a L,
+    pub(super) job: JobId,
+    pub(super) running: &'a Running,
+    /// Whether the destination has ended its copy for Ferry, and forgotten the attempt since.
+    pub(super) ended_there: AtomicBool,
+}
+
+impl<'a, L> Logged<'a, L> {
+    pub(super) fn new(log: &'a L, job: JobId, running: &'a Running) -> Self {
+        Self { log, job, running, ended_there: AtomicBool::new(false) }
+    }
+}
+
+impl<L: Log> Memory for Logged<'_, L> {
+    fn arrived(&self) -> BoxFuture<'_, bool> {
+        async {
+            let log = self.running.kept(|| self.log.events(self.job)).await;
+            !self.ended_there.load(Ordering::SeqCst) && newest_attempt(&log).contains(&LogEvent::Arrived)
+        }
+        .boxed()
+    }
+
+    fn keep_arrived(&self) -> BoxFuture<'_, ()> {
+        async {
+            let log = self.running.kept(|| self.log.events(self.job)).await;
+            if !newest_attempt(&log).contains(&LogEvent::Arrived) {
+                self.running.kept(|| self.log.append(self.job, &[LogEvent::Arrived])).await;
+                self.running.changed();
+            }
+        }
+        .boxed()
+    }
+}
+
 /// One end.
 #[derive(Debug)]
 pub(super) struct End<'a, A> {
@@ -101,5 +157,6 @@ pub(super) struct Ends<'a, A> {
     pub(super) source: End<'a, A>,
     pub(super) destination: End<'a, A>,
     pub(super) others: &'a dyn Others,
+    pub(super) memory: &'a dyn Memory,
     pub(super) running: &'a Running,
 }

@@ -110,6 +110,7 @@ fn next(log: &[LogEvent], steps: &[Step]) -> Next {
             | LogEvent::Admitted
             | LogEvent::AttemptStarted { .. }
             | LogEvent::UndoFailed { .. }
+            | LogEvent::Arrived
             | LogEvent::Dismissed { .. } => {}
             LogEvent::Intent { step } => {
                 open.push(*step);

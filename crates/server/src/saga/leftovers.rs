@@ -7,23 +7,26 @@
 //! ```
 //! Meanwhile the VM is reserved: another move of it would meet half of this one.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{Arc, atomic::Ordering},
+    time::Duration,
+};
 
-use ferry_client::ClientError;
 use ferry_core::{
     job::JobKind,
     migration::{LogEvent, Step, Verdict, newest_attempt},
 };
 
 use super::{
-    ends::{End, Ends, OtherHosts},
-    migrate::{Plan, is_unknown},
-    presence,
+    ends::{End, Ends, Logged, OtherHosts},
+    executor::StepFailed,
+    migrate::Plan,
+    presence, undo,
 };
 use crate::{
     App,
     clock::now_ms,
-    inventory::{Host, Inventory},
+    inventory::Host,
     jobs::{Running, events},
     store::{JobRecord, StoreError},
 };
@@ -52,8 +55,9 @@ pub(crate) fn look_after(app: &Arc<App>, record: JobRecord) {
     let looked_after = app.clone();
     app.jobs.beside(async move {
         let mut pause = LOOK_EVERY;
+        let mut ended_there = false;
         loop {
-            match clean(&looked_after, &record).await {
+            match clean(&looked_after, &record, &mut ended_there).await {
                 Ok(Looked::Done) => return,
                 Ok(Looked::Away) => {
                     pause = LOOK_EVERY;
@@ -103,8 +107,8 @@ fn may_have_left(kind: JobKind, log: &[LogEvent]) -> bool {
     }
 }
 
-/// One look.
-async fn clean(app: &Arc<App>, record: &JobRecord) -> Result<Looked, StoreError> {
+/// One look. `ended_there`: the destination is clean; it has forgotten by now that it is.
+async fn clean(app: &Arc<App>, record: &JobRecord, ended_there: &mut bool) -> Result<Looked, StoreError> {
     // It may have been restarted, or forgotten.
     if !may_have_left(record.job.kind, &events(&app.store.log(record.id).await?)) {
         return Ok(Looked::Done);
@@ -119,25 +123,28 @@ async fn clean(app: &Arc<App>, record: &JobRecord) -> Result<Looked, StoreError>
     if app.store.reserve(record.job.vm, record.id).await? != record.id {
         return Ok(Looked::NotYet);
     }
-    let looked = clean_reserved(record, &plan, &source, &destination, &app.inventory).await;
+    let looked = clean_reserved(app, record, &plan, [&source, &destination], ended_there).await;
     app.store.unreserve(record.id).await?;
     Ok(looked)
 }
 
 async fn clean_reserved(
+    app: &App,
     record: &JobRecord,
     plan: &Plan,
-    source: &Host,
-    destination: &Host,
-    inventory: &Inventory,
+    [source, destination]: [&Host; 2],
+    ended_there: &mut bool,
 ) -> Looked {
     let running = Running::default();
+    let memory = Logged::new(&app.store, record.id, &running);
+    memory.ended_there.store(*ended_there, Ordering::SeqCst);
     let ends = Ends {
         vm: record.job.vm,
         attempt: ferry_client::agent::Attempt { job: record.id, generation: plan.generation },
         source: End { name: source.name(), agent: &source.agent },
         destination: End { name: destination.name(), agent: &destination.agent },
-        others: &OtherHosts { inventory, ends: [source.record.id, destination.record.id] },
+        others: &OtherHosts { inventory: &app.inventory, ends: [source.record.id, destination.record.id] },
+        memory: &memory,
         running: &running,
     };
     match presence::decide(&ends, false).await.verdict {
@@ -146,29 +153,23 @@ async fn clean_reserved(
             tracing::info!(job = record.id.0, "What a dismissed job left is the destination's: nothing is taken back");
             return Looked::Done;
         }
-        Verdict::SourceUnlessElsewhere | Verdict::Undecided | Verdict::SplitBrain => return Looked::NotYet,
-    }
-    // The destination first: only once it is sure not to run the VM may the source be let go.
-    for end in [&ends.destination, &ends.source] {
-        let cleaned = async {
-            gone(end.agent.abort(ends.attempt).await.map(drop))?;
-            gone(end.agent.release(ends.attempt).await)
-        };
-        if let Err(error) = cleaned.await {
-            tracing::info!(job = record.id.0, host = end.name, error = error.chain(), "A host is cleaned later");
+        Verdict::SourceUnlessElsewhere | Verdict::Lost | Verdict::Undecided | Verdict::SplitBrain => {
             return Looked::NotYet;
         }
     }
+    // The destination first: only once it is sure not to run the VM may the source be let go.
+    let cleaned = async {
+        undo::destination(&ends).await?;
+        *ended_there = true;
+        memory.ended_there.store(true, Ordering::SeqCst);
+        undo::source(&ends).await
+    };
+    if let Err(StepFailed(why)) = cleaned.await {
+        tracing::info!(job = record.id.0, why, "What a dismissed job left is taken away later");
+        return Looked::NotYet;
+    }
     tracing::info!(job = record.id.0, "Nothing is left of a dismissed job");
     Looked::Done
-}
-
-/// An agent that knows nothing of the attempt has nothing of it.
-fn gone(answer: Result<(), ClientError>) -> Result<(), ClientError> {
-    match answer {
-        Err(error) if is_unknown(&error) => Ok(()),
-        other => other,
-    }
 }
 
 #[cfg(test)]

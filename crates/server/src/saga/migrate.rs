@@ -36,7 +36,7 @@ use ferry_core::{
     id::{Generation, SessionId, ShareId},
     job::{Figures, OnStall},
     memory::Need,
-    migration::{Presence, Step},
+    migration::Step,
     pin::Secret,
     storage::{DiskMove, DiskProgress},
     units::ByteCount,
@@ -46,9 +46,10 @@ use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use super::{
-    ends::{End, Ends, OtherHosts},
+    ends::{End, Ends, Logged, Memory, OtherHosts},
     executor::{Saga, StepFailed},
     note, perform,
+    undo::{self, is_unknown},
 };
 use crate::{
     App,
@@ -60,7 +61,7 @@ use crate::{
     failure::{Failure, describe},
     inventory::{Host, Seen},
     jobs::Running,
-    store::{HostName, JobRecord},
+    store::{HostName, JobRecord, Store},
 };
 
 /// What the saga must know again after a restart. Stored with the job.
@@ -167,13 +168,18 @@ impl Migrate {
         OtherHosts { inventory: &self.app.inventory, ends: [self.source.record.id, self.destination.record.id] }
     }
 
-    fn ends<'a>(&'a self, others: &'a OtherHosts<'a>) -> Ends<'a, AgentClient> {
+    fn memory(&self) -> Logged<'_, Store> {
+        Logged::new(&self.app.store, self.record.id, &self.running)
+    }
+
+    fn ends<'a>(&'a self, others: &'a OtherHosts<'a>, memory: &'a dyn Memory) -> Ends<'a, AgentClient> {
         Ends {
             vm: self.record.job.vm,
             attempt: self.attempt(),
             source: End { name: self.source.name(), agent: &self.source.agent },
             destination: End { name: self.destination.name(), agent: &self.destination.agent },
             others,
+            memory,
             running: &self.running,
         }
     }
@@ -300,7 +306,9 @@ impl Migrate {
     }
 
     async fn perform(&self) -> Result<(), StepFailed> {
-        let outcome = perform::perform(&self.ends(&self.others()), |report| self.take(report), || self.started()).await;
+        let outcome =
+            perform::perform(&self.ends(&self.others(), &self.memory()), |report| self.take(report), || self.started())
+                .await;
         let figures = *self.figures.lock().expect("nobody panics with it");
         if !self.plan.along.is_empty() {
             self.keep().await;
@@ -320,7 +328,7 @@ impl Migrate {
     }
 
     async fn resume(&self) -> Result<(), StepFailed> {
-        if let Some(report) = perform::resume(&self.ends(&self.others())).await? {
+        if let Some(report) = perform::resume(&self.ends(&self.others(), &self.memory())).await? {
             self.take(&report);
         }
         Ok(())
@@ -391,19 +399,11 @@ impl Migrate {
     }
 
     async fn undo_source(&self) -> Result<(), StepFailed> {
-        let aborted = self.source.agent.abort(self.attempt()).await;
-        let runs_here = matches!(&aborted, Ok(report) if matches!(report.presence, Presence::Running | Presence::Paused | Presence::Halted));
-        gone_or(&self.source, aborted.map(drop))?;
-        if !runs_here {
-            // The source may be let go only when the destination is sure not to run the VM.
-            gone_or(&self.destination, self.destination.agent.abort(self.attempt()).await.map(drop))?;
-        }
-        gone_or(&self.source, self.source.agent.release(self.attempt()).await)
+        undo::source(&self.ends(&self.others(), &self.memory())).await
     }
 
     async fn undo_destination(&self) -> Result<(), StepFailed> {
-        gone_or(&self.destination, self.destination.agent.abort(self.attempt()).await.map(drop))?;
-        gone_or(&self.destination, self.destination.agent.release(self.attempt()).await)?;
+        undo::destination(&self.ends(&self.others(), &self.memory())).await?;
         self.wait_until_seen(&self.source, &self.destination).await;
         Ok(())
     }
@@ -439,7 +439,7 @@ impl Saga for Migrate {
             | Step::Confirm
             | Step::Release => false,
             // The move may be over since long.
-            Step::Perform => perform::has_arrived(&self.ends(&self.others())).await,
+            Step::Perform => perform::has_arrived(&self.ends(&self.others(), &self.memory())).await,
         }
     }
 
@@ -498,11 +498,6 @@ fn messages(findings: Vec<Finding>) -> StepFailed {
 /// What a host said against a step.
 pub(super) fn failed(host: &Host, error: &ClientError) -> StepFailed {
     StepFailed(describe(host.name(), error))
-}
-
-/// Whether the agent knows nothing of the attempt.
-pub(super) fn is_unknown(error: &ClientError) -> bool {
-    error.problem().is_some_and(|problem| problem.status == 404)
 }
 
 /// For what takes something away: an agent that knows nothing of the attempt has nothing of it.

@@ -13,6 +13,7 @@ pub(crate) mod plan;
 mod presence;
 #[cfg(test)]
 mod simulation;
+mod undo;
 
 use crate::{
     App,

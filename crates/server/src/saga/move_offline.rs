@@ -37,8 +37,9 @@ use uuid::Uuid;
 
 use super::{
     executor::{Saga, StepFailed},
-    migrate::{failed, gone_or, is_unknown},
+    migrate::{failed, gone_or},
     note,
+    undo::is_unknown,
 };
 use crate::{
     App,

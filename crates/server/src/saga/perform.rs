@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use ferry_client::ClientError;
 use ferry_core::{
-    api::agent::{MigrationReport, Stage},
+    api::agent::{MigrationReport, Role, Stage},
     finding::FindingId,
     id::VmId,
     migration::{Presence, Verdict},
@@ -16,7 +16,7 @@ use ferry_core::{
 use tokio::sync::watch;
 
 use super::{
-    ends::{End, Ends, MoveAgent},
+    ends::{Ends, MoveAgent},
     executor::StepFailed,
     presence,
 };
@@ -81,8 +81,8 @@ pub(super) async fn perform(
     let (source_sender, mut source) = watch::channel(Side::Unheard);
     let (destination_sender, mut destination) = watch::channel(Side::Unheard);
     tokio::select! {
-        never = follow(ends, &ends.source, source_sender) => never,
-        never = follow(ends, &ends.destination, destination_sender) => never,
+        never = follow(ends, Role::Source, source_sender) => never,
+        never = follow(ends, Role::Destination, destination_sender) => never,
         outcome = steer(ends, &mut source, &mut destination, take) => outcome,
     }
 }
@@ -208,7 +208,7 @@ async fn settle(ends: &Ends<'_, impl MoveAgent>, cause: String) -> Result<(), St
                 ends.running.wait_for(None);
                 return Ok(());
             }
-            Verdict::SourceUnlessElsewhere | Verdict::Undecided | Verdict::SplitBrain => {
+            Verdict::SourceUnlessElsewhere | Verdict::Lost | Verdict::Undecided | Verdict::SplitBrain => {
                 ends.running.wait_for(Some(decision.awaited));
             }
         }
@@ -220,10 +220,10 @@ async fn settle(ends: &Ends<'_, impl MoveAgent>, cause: String) -> Result<(), St
 /// How the VM is at the source, if it does not run there.
 fn condition(source: Presence, vm: VmId) -> String {
     match source {
-        Presence::Absent | Presence::Off => {
+        Presence::Absent | Presence::Off | Presence::Ended => {
             format!(". It does not run there any more: start it with `ferry vm start {vm}`")
         }
-        Presence::Paused | Presence::HandedOver | Presence::Left => {
+        Presence::Paused | Presence::Stopped | Presence::HandedOver | Presence::Left => {
             ". It is paused there, and goes on as soon as its disks are free; see `ferry vm list`".to_owned()
         }
         Presence::Halted => format!(". Its guest crashed or suspended itself there: see `ferry vm show {vm}`"),
@@ -241,7 +241,11 @@ async fn abort(ends: &Ends<'_, impl MoveAgent>) -> Result<(), ClientError> {
 }
 
 /// Keeps `sender` at what one end reports, and says when nothing is heard of it. Never ends.
-async fn follow<A: MoveAgent>(ends: &Ends<'_, A>, end: &End<'_, A>, sender: watch::Sender<Side>) -> ! {
+async fn follow(ends: &Ends<'_, impl MoveAgent>, role: Role, sender: watch::Sender<Side>) -> ! {
+    let end = match role {
+        Role::Source => &ends.source,
+        Role::Destination => &ends.destination,
+    };
     let mut after = 0;
     let mut pause = PAUSE_FIRST;
     loop {
@@ -269,7 +273,12 @@ async fn follow<A: MoveAgent>(ends: &Ends<'_, A>, end: &End<'_, A>, sender: watc
                     ClientError::Refused(problem) if problem.status == 404 => {
                         sender.send_replace(Side::Lost);
                     }
-                    _ => ends.running.wait_for(Some(describe(end.name, &error))),
+                    _ => {
+                        ends.running.wait_for(Some(describe(end.name, &error)));
+                        if role == Role::Source {
+                            presence::remember(ends).await;
+                        }
+                    }
                 }
                 ends.running.pause(pause).await;
                 pause = (pause * 2).min(PAUSE_MAX);
@@ -343,7 +352,6 @@ async fn resumed_by_itself(ends: &Ends<'_, impl MoveAgent>) -> Option<MigrationR
 #[cfg(test)]
 mod tests {
     use ferry_core::{
-        api::agent::Role,
         id::{Generation, JobId},
         job::Figures,
     };
@@ -358,6 +366,7 @@ mod tests {
             sequence: 1,
             stage,
             finish_delivered: false,
+            gave_up: false,
             presence: Presence::Unknown,
             progress: None,
             disks: Vec::new(),

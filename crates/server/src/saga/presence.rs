@@ -2,13 +2,16 @@
 
 use std::time::Duration;
 
-use ferry_client::ClientError;
 use ferry_core::{
-    migration::{Presence, Verdict, verdict},
+    api::agent::MigrationReport,
+    migration::{Presence, Verdict, is_to_be_remembered, verdict},
     vm::VmState,
 };
 
-use super::ends::{End, Ends, MoveAgent};
+use super::{
+    ends::{End, Ends, MoveAgent},
+    undo::is_unknown,
+};
 
 /// A host that does not say within this is not known.
 const ASK_DEADLINE: Duration = Duration::from_secs(8);
@@ -27,24 +30,45 @@ pub(super) struct Decision {
 
 /// Asks both hosts now, and all others where neither runs the VM.
 pub(super) async fn decide(ends: &Ends<'_, impl MoveAgent>, delivered_before: bool) -> Decision {
-    let ((source, by_source), (before, by_destination)) =
-        tokio::join!(ask_one(ends, &ends.source), ask_one(ends, &ends.destination));
+    let (here, there) = tokio::join!(ask_one(ends, &ends.source), ask_one(ends, &ends.destination));
+    let (source, before) = (here.presence, there.presence);
     // A host may take seconds to answer. What the destination says counts only if it is the same before and after the
     // source's answer: two answers of different times could be true of no moment.
-    let destination = match ask_one(ends, &ends.destination).await.0 {
-        after if after == before => after,
-        _ => Presence::Unknown,
-    };
-    let delivered = delivered_before || by_source || by_destination;
-    let (verdict, awaited) = match verdict(source, destination, delivered) {
+    let after = ask_one(ends, &ends.destination).await;
+    let destination = if after.presence == before { before } else { Presence::Unknown };
+    let delivered = delivered_before || here.delivered || there.delivered;
+    if is_to_be_remembered(source, destination) && !after.gave_up {
+        ends.memory.keep_arrived().await;
+    }
+    let arrived = !after.gave_up && ends.memory.arrived().await;
+    let (verdict, awaited) = match verdict(source, destination, delivered, arrived) {
         Verdict::SourceUnlessElsewhere => match elsewhere(ends).await {
             None => (Verdict::Source, String::new()),
             Some(awaited) => (Verdict::Undecided, awaited),
         },
+        Verdict::Lost => (Verdict::Lost, elsewhere(ends).await.unwrap_or_else(|| lost(ends))),
         decided @ (Verdict::Source | Verdict::Destination) => (decided, String::new()),
         open @ (Verdict::Undecided | Verdict::SplitBrain) => (open, awaited(ends, source, destination)),
     };
     Decision { source, destination, delivered, verdict, awaited }
+}
+
+/// Asks the destination alone, while the source does not answer: what it has may be taken from it before both do.
+pub(super) async fn remember(ends: &Ends<'_, impl MoveAgent>) {
+    let there = ask_one(ends, &ends.destination).await;
+    if is_to_be_remembered(Presence::Unknown, there.presence) && !there.gave_up {
+        ends.memory.keep_arrived().await;
+    }
+}
+
+/// What is to be done about a VM that was at the destination once, and is at no host that can be asked.
+fn lost(ends: &Ends<'_, impl MoveAgent>) -> String {
+    let (source, destination, vm) = (ends.source.name, ends.destination.name, ends.vm);
+    format!(
+        "Neither {source} nor {destination} runs the VM, nor any other host, and {destination} had all of it: it was moved on or \
+         removed there by hand. Where it is, it goes on; {source} does not start it. If it is nowhere, dismiss the job, let \
+         {source} have it with `ferry-agent holds release {vm}` there, and start it"
+    )
 }
 
 /// Why it is not known that no other host has the VM; `None`: none has.
@@ -62,15 +86,25 @@ async fn elsewhere(ends: &Ends<'_, impl MoveAgent>) -> Option<String> {
     })
 }
 
-async fn ask_one<A: MoveAgent>(ends: &Ends<'_, A>, end: &End<'_, A>) -> (Presence, bool) {
+/// What one end said.
+struct Answer {
+    presence: Presence,
+    delivered: bool,
+    gave_up: bool,
+}
+
+async fn ask_one<A: MoveAgent>(ends: &Ends<'_, A>, end: &End<'_, A>) -> Answer {
+    let only = |presence| Answer { presence, delivered: false, gave_up: false };
     let asked = async {
         match end.agent.report(ends.attempt, 0, Duration::ZERO).await {
-            Ok(report) => (report.presence, report.finish_delivered),
-            Err(ClientError::Refused(problem)) if problem.status == 404 => (from_facts(ends, end).await, false),
-            Err(_) => (Presence::Unknown, false),
+            Ok(MigrationReport { presence, finish_delivered: delivered, gave_up, .. }) => {
+                Answer { presence, delivered, gave_up }
+            }
+            Err(error) if is_unknown(&error) => only(from_facts(ends, end).await),
+            Err(_) => only(Presence::Unknown),
         }
     };
-    tokio::time::timeout(ASK_DEADLINE, asked).await.unwrap_or((Presence::Unknown, false))
+    tokio::time::timeout(ASK_DEADLINE, asked).await.unwrap_or(only(Presence::Unknown))
 }
 
 /// The agent has lost the attempt: its list of VMs still shows some of the truth. A paused or receiving process may be
@@ -102,19 +136,23 @@ fn awaited(ends: &Ends<'_, impl MoveAgent>, source: Presence, destination: Prese
         (
             Presence::Running
             | Presence::Paused
+            | Presence::Stopped
             | Presence::Halted
             | Presence::HandedOver
             | Presence::Left
             | Presence::Off
+            | Presence::Ended
             | Presence::Receiving
             | Presence::Arrived
             | Presence::Absent,
             Presence::Running
             | Presence::Paused
+            | Presence::Stopped
             | Presence::Halted
             | Presence::HandedOver
             | Presence::Left
             | Presence::Off
+            | Presence::Ended
             | Presence::Receiving
             | Presence::Arrived
             | Presence::Absent,

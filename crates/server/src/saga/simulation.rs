@@ -7,8 +7,11 @@
 //! dest.     Receiving Receiving  Arrived      Arrived ─ told by its carrier, or asked by its agent ─▶ Running
 //! ```
 //! A libvirtd of the source that dies once the memory is sent leaves the source's copy as it is (`Left`), whatever the
-//! destination has. An administrator who sees a VM stand still runs the copy that is at the destination, may shut it off
-//! there, or move it on to a third host.
+//! destination has. Where the storage locks disks, a source's copy does not run on as long as the destination's has them
+//! (`Stopped`); its carrier runs it as soon as they are free. A guest may crash wherever it runs (`Halted`), or shut itself down
+//! (`Ended`, which libvirt knows here for good). A source may lose its power, and is away for long then. An administrator
+//! who sees a VM stand still runs the copy that is at the destination, may shut it off there, or move it on to a third host:
+//! one of the inventory, or, once the server has seen that it was there, one that Ferry does not know.
 //!
 //! At every moment: the VM never runs twice, and one whole copy is somewhere. At the end: all is done or all is taken back.
 
@@ -34,9 +37,9 @@ use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 use super::{
-    ends::{End, Ends, MoveAgent, Others, Told},
+    ends::{End, Ends, Logged, Memory, MoveAgent, Others, Told},
     executor::{Log, Patience, Saga, StepFailed, drive},
-    perform,
+    perform, undo,
 };
 use crate::{jobs::Running, store::StoreError};
 
@@ -45,7 +48,7 @@ const MOVES: u64 = 10_000;
 /// Nothing goes wrong any more after so many moments; a job that does not end soon after that hangs.
 const FAULTS_UNTIL: u32 = 300;
 const MOMENTS_MAX: u32 = 3_000;
-/// A job whose VM was moved on by hand, which nobody told Ferry, waits for a human: after so many moments it does.
+/// A job whose VM somebody moved on, or ran against what was decided, waits for a human: after so many moments it does.
 const WAITS_SINCE: u32 = 1_000;
 
 /// Chance, the same for each run of a number.
@@ -89,6 +92,7 @@ struct Side {
     sequence: u64,
     finish_delivered: bool,
     here: bool,
+    ran_on: bool,
     ending: bool,
     aborted: bool,
     confirmed: bool,
@@ -108,6 +112,7 @@ impl Side {
             sequence: 0,
             finish_delivered: false,
             here: false,
+            ran_on: false,
             ending: false,
             aborted: false,
             confirmed: false,
@@ -118,6 +123,11 @@ impl Side {
     fn to(&mut self, stage: Stage) {
         self.stage = stage;
         self.sequence += 1;
+    }
+
+    /// Whether its process keeps others from the disks, where the storage locks them.
+    fn has_disks(&self) -> bool {
+        matches!(self.process, Presence::Arrived | Presence::Running | Presence::Halted)
     }
 }
 
@@ -130,8 +140,22 @@ struct World {
     log: Vec<LogEvent>,
     past: Vec<String>,
     reserved: bool,
+    /// The source has no power until then.
+    dark_until: u32,
+    /// It ended with the power of its source, before another copy was complete: what it has of definition and disks is the VM.
+    died_there: bool,
+    /// The source has run since the destination's copy was complete, which is old.
+    ran_on: bool,
     /// A third host has the VM.
     elsewhere: bool,
+    /// Ferry does not know that host.
+    unknown: bool,
+    /// The destination's copy was run by hand when it had been decided that the VM is the source's.
+    against: bool,
+    /// How many times in succession the server was told of a complete copy at the destination, when it asked who has the VM.
+    told: u32,
+    /// It was told so often that it must know.
+    seen: bool,
     /// The storage keeps the destination's copy from running while the source's has the disks.
     locks_hold: bool,
 }
@@ -147,7 +171,14 @@ impl World {
             log: vec![LogEvent::Accepted, LogEvent::Admitted, LogEvent::AttemptStarted { attempt: 1 }],
             past: Vec::new(),
             reserved: false,
+            dark_until: 0,
+            died_there: false,
+            ran_on: false,
             elsewhere: false,
+            unknown: false,
+            against: false,
+            told: 0,
+            seen: false,
             locks_hold: number.is_multiple_of(2),
         }
     }
@@ -156,16 +187,27 @@ impl World {
         self.past.push(format!("{}: {what}", self.moment));
     }
 
-    /// Whether all that could happen by itself has happened to a VM that was moved on by hand.
+    /// Whether all that could happen by itself has happened to a VM that somebody has taken into his own hands.
     fn waits_for_a_human(&self) -> bool {
-        self.elsewhere && self.moment > WAITS_SINCE
+        (self.elsewhere || self.against) && self.moment > WAITS_SINCE
     }
 
     /// Whether the destination's copy could run now.
     fn may_run(&self) -> bool {
         let side = &self.destination;
-        let gets_disks = !self.locks_hold || self.source.process == Presence::Off;
+        let gets_disks = !self.locks_hold || matches!(self.source.process, Presence::Off | Presence::Stopped);
         side.libvirt_is_up && side.process == Presence::Arrived && gets_disks
+    }
+
+    /// The destination has answered the question who has the VM. It is asked twice for one verdict, and once by a server that
+    /// was away: after four answers one verdict at least is behind us.
+    fn tell(&mut self, answer: &Reported) {
+        let has_all = |report: &MigrationReport| {
+            matches!(report.presence, Presence::Arrived | Presence::Running | Presence::Halted | Presence::Off)
+        };
+        let complete = answer.as_ref().is_ok_and(|report| has_all(report) && !report.gave_up);
+        self.told = if complete && self.source.process != Presence::Running { self.told + 1 } else { 0 };
+        self.seen |= self.told >= 4;
     }
 
     fn side(&mut self, role: Role) -> &mut Side {
@@ -184,21 +226,27 @@ impl World {
                 self.break_something();
             }
         } else {
+            self.dark_until = 0;
             for role in [Role::Source, Role::Destination] {
                 (self.side(role).agent_is_up, self.side(role).libvirt_is_up) = (true, true);
             }
         }
+        if self.moment < self.dark_until && self.chance.one_in(6) {
+            self.by_hand();
+        }
         for role in [Role::Source, Role::Destination] {
-            if self.chance.one_in(6) {
+            let dark = role == Role::Source && self.moment < self.dark_until;
+            if !dark && self.chance.one_in(6) {
                 self.side(role).agent_is_up = true;
             }
-            if self.chance.one_in(6) {
+            if !dark && self.chance.one_in(6) {
                 self.side(role).libvirt_is_up = true;
             }
         }
         if self.chance.one_in(2) {
             self.go_on();
         }
+        self.ran_on |= self.source.process == Presence::Running && self.destination.process == Presence::Arrived;
         self.check();
     }
 
@@ -215,6 +263,8 @@ impl World {
                 self.flight = Flight::Finishing;
                 self.destination.process = Presence::Arrived;
             }
+            // The moment at which most depends on it.
+            Flight::Finishing if self.moment < FAULTS_UNTIL && self.chance.one_in(8) => self.lose_power(),
             Flight::Finishing => {
                 self.flight = Flight::Delivered;
                 self.note("delivered");
@@ -236,6 +286,12 @@ impl World {
                 }
             }
         }
+        // The source's carrier runs what libvirt could not run again.
+        let free = !self.destination.has_disks();
+        if self.source.carrier && self.source.libvirt_is_up && self.source.process == Presence::Stopped && free {
+            (self.source.process, self.source.ran_on) = (Presence::Running, true);
+            self.note("run again by the carrier");
+        }
         // The destination's carrier runs the VM when it knows that it may.
         let may_run = self.may_run();
         let side = &mut self.destination;
@@ -253,13 +309,14 @@ impl World {
         }
         let dies = self.moment < FAULTS_UNTIL && self.chance.one_in(150);
         if dies {
+            self.told = 0;
             self.note("the server dies");
         }
         dies
     }
 
     fn break_something(&mut self) {
-        match self.chance.next() % 9 {
+        match self.chance.next() % 12 {
             0 => self.kill_carrier(Role::Source),
             1 => self.kill_carrier(Role::Destination),
             2 => self.source.agent_is_up = false,
@@ -284,6 +341,8 @@ impl World {
                 self.fail_flight();
             }
             6 | 7 => self.by_hand(),
+            8 => self.end_guest(),
+            9 if self.chance.one_in(4) => self.lose_power(),
             _ => {
                 self.note("a cancel");
                 let phase = phase(&self.log);
@@ -294,12 +353,54 @@ impl World {
         }
     }
 
+    /// The source loses its power, and has no process when it is back.
+    fn lose_power(&mut self) {
+        let complete = self.destination.has_disks() || self.destination.process == Presence::Off || self.elsewhere;
+        let process = self.source.process;
+        if process == Presence::Running && complete && !self.source.ran_on {
+            // That it ran on is known to nobody: its carrier, which would have written it down, was killed before.
+            return;
+        }
+        let had_it = matches!(process, Presence::Running | Presence::Halted | Presence::Ended);
+        self.died_there |= process != Presence::Absent && (had_it || !complete);
+        if process != Presence::Absent {
+            self.source.process = if self.source.ran_on { Presence::Ended } else { Presence::Off };
+        }
+        self.note("the source loses its power");
+        self.kill_carrier(Role::Source);
+        self.fail_flight();
+        (self.source.agent_is_up, self.source.libvirt_is_up) = (false, false);
+        self.dark_until = self.moment + 100;
+    }
+
+    /// A guest crashes where it runs, and its process is kept, or it shuts itself down. libvirt ends a move of it.
+    fn end_guest(&mut self) {
+        for role in [Role::Source, Role::Destination] {
+            if self.side(role).process == Presence::Running && self.chance.one_in(4) {
+                let (crashes, off) = (self.chance.one_in(2), [Presence::Ended, Presence::Off]);
+                let ends = if crashes { Presence::Halted } else { off[usize::from(role == Role::Destination)] };
+                self.note(&format!("the guest at the {role:?} ends: {ends:?}"));
+                self.side(role).process = ends;
+                if role == Role::Source {
+                    self.fail_flight();
+                }
+            }
+        }
+    }
+
     /// What an administrator does by `virsh` about a VM that stands still, or has been run so.
     fn by_hand(&mut self) {
-        let still = matches!(self.source.process, Presence::Off | Presence::Left);
+        let still = match self.source.process {
+            Presence::Off | Presence::Left => true,
+            // Its carrier runs it when the disks are free, whoever had them.
+            Presence::Stopped => !self.source.carrier,
+            _ => false,
+        };
         match self.destination.process {
             Presence::Arrived if still && self.may_run() => {
                 self.note("run by hand");
+                let decided = |event: &LogEvent| matches!(event, LogEvent::Failed { step: Step::Perform, .. });
+                self.against = self.log.iter().any(decided);
                 self.destination.process = Presence::Running;
             }
             Presence::Running if self.chance.one_in(2) => {
@@ -307,7 +408,9 @@ impl World {
                 self.destination.process = Presence::Off;
             }
             Presence::Running if self.chance.one_in(2) => {
-                self.note("moved on by hand");
+                // What nobody ever told Ferry, nor any host can tell, it cannot know.
+                self.unknown = self.seen && self.chance.one_in(2);
+                self.note(if self.unknown { "moved on to an unknown host" } else { "moved on by hand" });
                 (self.destination.process, self.elsewhere) = (Presence::Absent, true);
             }
             _ => {}
@@ -332,8 +435,11 @@ impl World {
         self.note("libvirt's call fails");
         self.flight = Flight::Failed;
         if self.source.process == Presence::HandedOver {
-            self.source.process = Presence::Running;
+            let locked = self.locks_hold && self.destination.has_disks();
+            self.source.process = if locked { Presence::Stopped } else { Presence::Running };
         }
+        // Its carrier writes it down.
+        self.source.ran_on |= self.source.carrier && self.source.process == Presence::Running;
         if self.source.carrier && matches!(self.source.stage, Stage::Prepared | Stage::Performing) {
             self.source.to(Stage::Failed);
         }
@@ -343,8 +449,15 @@ impl World {
         let (source, destination) = (self.source.process, self.destination.process);
         let runs = [source, destination].iter().filter(|process| **process == Presence::Running).count();
         assert!(runs + usize::from(self.elsewhere) < 2, "it runs twice: {:#?}\n{:#?}", self.log, self.past);
-        let has = matches!(destination, Presence::Arrived | Presence::Running | Presence::Off);
-        let whole = !matches!(source, Presence::Absent | Presence::Off) || has || self.elsewhere;
+        let has = matches!(destination, Presence::Arrived | Presence::Running | Presence::Halted | Presence::Off);
+        assert!(
+            !self.ran_on || destination != Presence::Running,
+            "an old copy runs: {:#?}\n{:#?}",
+            self.log,
+            self.past
+        );
+        let here = source != Presence::Absent && (source != Presence::Off || self.died_there);
+        let whole = here || has || self.elsewhere;
         assert!(whole, "it is lost: {:#?}\n{:#?}", self.log, self.past);
     }
 }
@@ -395,7 +508,7 @@ impl Agent {
             _ if side.aborted => Stage::Aborted,
             _ if side.confirmed => Stage::Confirmed,
             (true, _) => side.stage,
-            (false, Role::Destination) if process == Presence::Running => Stage::Resumed,
+            (false, Role::Destination) if matches!(process, Presence::Running | Presence::Halted) => Stage::Resumed,
             (false, _) if side.finish_delivered || side.here => Stage::Delivered,
             (false, _) => Stage::Failed,
         };
@@ -406,6 +519,7 @@ impl Agent {
             sequence: side.sequence,
             stage,
             finish_delivered: side.finish_delivered || side.here,
+            gave_up: side.ending,
             presence: process,
             progress: None,
             disks: Vec::new(),
@@ -434,34 +548,14 @@ impl Agent {
             let role = self.role;
             let side = self.known(world)?;
             if role == Role::Source {
-                let gone = matches!(side.process, Presence::Absent | Presence::Off | Presence::Left);
+                let left = matches!(side.process, Presence::Left | Presence::Stopped);
+                let gone = left || matches!(side.process, Presence::Absent | Presence::Off | Presence::Ended);
                 if !side.libvirt_is_up || !gone {
                     return Err(refused(409, FindingId::JobOpen));
                 }
                 side.process = Presence::Absent;
             }
             side.confirmed = true;
-            Ok(())
-        })
-        .await
-    }
-
-    async fn release(&self) -> Result<(), ClientError> {
-        self.call(|world| {
-            let side = world.side(self.role);
-            if side.known && !side.libvirt_is_up && self.role == Role::Source {
-                return Err(refused(409, FindingId::JobOpen));
-            }
-            if side.confirmed || side.aborted || side.process != Presence::Off {
-                side.held = false;
-            }
-            if side.aborted && side.process == Presence::Left {
-                side.process = Presence::Running;
-            }
-            (side.known, side.carrier, side.ended) = (false, false, true);
-            if world.flight == Flight::Memory || world.flight == Flight::Stopped || world.flight == Flight::Finishing {
-                world.fail_flight();
-            }
             Ok(())
         })
         .await
@@ -509,7 +603,11 @@ impl MoveAgent for Agent {
                 lock(&self.world).tick();
             }
         }
-        self.call(|world| self.report_of(world)).await
+        let answer = self.call(|world| self.report_of(world)).await;
+        if wait.is_zero() && self.role == Role::Destination {
+            lock(&self.world).tell(&answer);
+        }
+        answer
     }
 
     async fn abort(&self, _: Attempt) -> Reported {
@@ -537,11 +635,11 @@ impl MoveAgent for Agent {
                         _ => world.fail_flight(),
                     }
                     // It may have moved, or may be run at the destination: then the hold stays.
-                    world.source.held = world.source.process != Presence::Running;
+                    world.source.held = !matches!(world.source.process, Presence::Running | Presence::Halted);
                 }
                 Role::Destination => {
                     match side.process {
-                        Presence::Running => return Err(past_pivot()),
+                        Presence::Running | Presence::Halted => return Err(past_pivot()),
                         Presence::Off if !side.ending => return Err(past_pivot()),
                         Presence::Absent => {}
                         _ => side.ending = true,
@@ -578,11 +676,39 @@ impl MoveAgent for Agent {
         .await
     }
 
+    async fn release(&self, _: Attempt) -> Result<(), ClientError> {
+        self.call(|world| {
+            let free = !world.locks_hold || !world.destination.has_disks();
+            let elsewhere = world.elsewhere && self.role == Role::Source;
+            let side = world.side(self.role);
+            if side.known && !side.libvirt_is_up && self.role == Role::Source {
+                return Err(refused(409, FindingId::JobOpen));
+            }
+            if side.confirmed || side.aborted || side.process != Presence::Off {
+                side.held = false;
+            }
+            assert!(
+                side.held || !elsewhere || side.process == Presence::Absent,
+                "a source is let go of what is elsewhere"
+            );
+            if side.aborted && matches!(side.process, Presence::Left | Presence::Stopped) {
+                assert!(free, "it is let go while the other copy has its disks");
+                side.process = Presence::Running;
+            }
+            (side.known, side.carrier, side.ended) = (false, false, true);
+            if world.flight == Flight::Memory || world.flight == Flight::Stopped || world.flight == Flight::Finishing {
+                world.fail_flight();
+            }
+            Ok(())
+        })
+        .await
+    }
+
     async fn end_copy(&self, _: Attempt) -> Reported {
         self.call(|world| {
             let side = self.known(world)?;
             match side.process {
-                Presence::Absent | Presence::Off => {}
+                Presence::Absent | Presence::Off | Presence::Ended => {}
                 Presence::Left if side.libvirt_is_up => side.process = Presence::Off,
                 _ => return Err(refused(409, FindingId::JobOpen)),
             }
@@ -599,7 +725,8 @@ impl MoveAgent for Agent {
             }
             Ok(match side.process {
                 Presence::Running => Some(VmState::Running),
-                Presence::Off => Some(VmState::ShutOff),
+                Presence::Halted => Some(VmState::Crashed),
+                Presence::Off | Presence::Ended => Some(VmState::ShutOff),
                 Presence::Absent => None,
                 _ => Some(VmState::Paused),
             })
@@ -615,7 +742,7 @@ impl Others for Mutex<World> {
         world.tick();
         let state = match world.moment < FAULTS_UNTIL && world.chance.one_in(4) {
             true => Err(away()),
-            false => Ok(world.elsewhere.then_some(VmState::Running)),
+            false => Ok((world.elsewhere && !world.unknown).then_some(VmState::Running)),
         };
         ready(vec![("kvm3".to_owned(), state)]).boxed()
     }
@@ -642,22 +769,33 @@ struct Life {
     source: Agent,
     destination: Agent,
     running: Running,
+    log: MemoryLog,
 }
 
 impl Life {
     fn new(world: &Shared) -> Self {
         let agent = |role| Agent { world: world.clone(), role };
         let (source, destination) = (agent(Role::Source), agent(Role::Destination));
-        Self { world: world.clone(), source, destination, running: Running::default() }
+        let (running, log) = (Running::default(), MemoryLog(world.clone()));
+        Self { world: world.clone(), source, destination, running, log }
     }
 
-    fn ends(&self) -> Ends<'_, Agent> {
+    fn memory(&self) -> Logged<'_, MemoryLog> {
+        Logged::new(&self.log, JobId(1), &self.running)
+    }
+
+    fn attempt(&self) -> Attempt {
+        Attempt { job: JobId(1), generation: Generation(1) }
+    }
+
+    fn ends<'a>(&'a self, memory: &'a dyn Memory) -> Ends<'a, Agent> {
         Ends {
             vm: VmId(Uuid::nil()),
-            attempt: Attempt { job: JobId(1), generation: Generation(1) },
+            attempt: self.attempt(),
             source: End { name: "kvm1", agent: &self.source },
             destination: End { name: "kvm2", agent: &self.destination },
             others: &*self.world,
+            memory,
             running: &self.running,
         }
     }
@@ -680,7 +818,7 @@ impl Saga for Life {
     }
 
     async fn probe(&self, step: Step) -> bool {
-        step == Step::Perform && perform::has_arrived(&self.ends()).await
+        step == Step::Perform && perform::has_arrived(&self.ends(&self.memory())).await
     }
 
     async fn run(&self, step: Step) -> Result<(), StepFailed> {
@@ -695,15 +833,15 @@ impl Saga for Life {
                 self.destination.prepare().await.map_err(failed)?;
                 self.source.prepare().await.map_err(failed)
             }
-            Step::Perform => perform::perform(&self.ends(), |_| {}, || {}).await,
-            Step::Resume => perform::resume(&self.ends()).await.map(drop),
+            Step::Perform => perform::perform(&self.ends(&self.memory()), |_| {}, || {}).await,
+            Step::Resume => perform::resume(&self.ends(&self.memory())).await.map(drop),
             Step::Confirm => {
                 gone_or(self.destination.confirm().await)?;
                 self.source.confirm().await.map_err(failed)
             }
             Step::Release => {
-                gone_or(self.destination.release().await)?;
-                gone_or(self.source.release().await)?;
+                gone_or(self.destination.release(self.attempt()).await)?;
+                gone_or(self.source.release(self.attempt()).await)?;
                 lock(&self.world).reserved = false;
                 Ok(())
             }
@@ -711,26 +849,14 @@ impl Saga for Life {
     }
 
     async fn undo(&self, step: Step) -> Result<(), StepFailed> {
-        let attempt = self.ends().attempt;
         match step {
             Step::Preflight => Ok(()),
             Step::Reserve => {
                 lock(&self.world).reserved = false;
                 Ok(())
             }
-            Step::PrepareDestination => {
-                gone_or(self.destination.abort(attempt).await)?;
-                gone_or(self.destination.release().await)
-            }
-            Step::PrepareSource => {
-                let aborted = self.source.abort(attempt).await;
-                let runs_here = matches!(&aborted, Ok(report) if report.presence == Presence::Running);
-                gone_or(aborted)?;
-                if !runs_here {
-                    gone_or(self.destination.abort(attempt).await)?;
-                }
-                gone_or(self.source.release().await)
-            }
+            Step::PrepareDestination => undo::destination(&self.ends(&self.memory())).await,
+            Step::PrepareSource => undo::source(&self.ends(&self.memory())).await,
             Step::Perform | Step::Resume | Step::Confirm | Step::Release => panic!("{step:?} is taken back"),
         }
     }
@@ -817,19 +943,25 @@ fn ten_thousand_moves_with_faults_neither_lose_nor_double_a_vm() {
                 assert_eq!(here, (Presence::Absent, false, false), "{}", story());
                 let process = match destination.process {
                     // An administrator has seen to it.
-                    Presence::Off => Presence::Off,
+                    seen @ (Presence::Off | Presence::Halted) => seen,
                     Presence::Absent if world.elsewhere => Presence::Absent,
                     _ => Presence::Running,
                 };
                 assert_eq!(there, (process, false, false), "{}", story());
             }
             Phase::Failed | Phase::Cancelled => {
-                assert_eq!(here, (Presence::Running, false, false), "{}", story());
+                let process = match source.process {
+                    seen @ (Presence::Halted | Presence::Ended) => seen,
+                    Presence::Off if world.died_there => Presence::Off,
+                    _ => Presence::Running,
+                };
+                assert_eq!(here, (process, false, false), "{}", story());
                 assert_eq!(there, (Presence::Absent, false, false), "{}", story());
             }
-            // It is not known whether it is to be believed that the VM is elsewhere: nothing is taken away or let go.
-            Phase::Migrating if world.elsewhere => {
-                assert!(matches!(source.process, Presence::Off | Presence::Left) && source.held, "{}", story());
+            // Somebody has it in his own hands: nothing is taken away or let go.
+            Phase::Migrating | Phase::RollingBack | Phase::Stuck if world.elsewhere || world.against => {
+                let still = matches!(source.process, Presence::Off | Presence::Left | Presence::Stopped);
+                assert!(still && source.held, "{}", story());
                 continue;
             }
             _ => panic!("it has not ended: {}", story()),

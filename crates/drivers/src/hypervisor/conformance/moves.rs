@@ -170,11 +170,11 @@ fn the_vm_stays_at_the_source_when_the_finish_reply_is_lost(site: &Site<'_>) {
     let attempt = Attempt::begin(site, "ferry-unheard", Mishap::LoseFinishReply);
     attempt.migrate().expect_err("the reply was lost");
     // libvirt runs the source's copy again, unless the file server's locks say that the other copy has the disk: then
-    // it stays paused until that copy is gone and somebody resumes it. An old libvirt (9.0) says of that that it is paused
+    // it stays stopped until that copy is gone and somebody resumes it. An old libvirt (9.0) says of that that it is paused
     // for a migration, of which there is none any more.
     let old = attempt.request.vouched;
     let may_be =
-        |presence| matches!(presence, Presence::Running | Presence::Paused) || old && presence == Presence::Left;
+        |presence| matches!(presence, Presence::Running | Presence::Stopped) || old && presence == Presence::Left;
     assert!(may_be(attempt.source()), "{:?}", attempt.source());
     assert_eq!(attempt.destination(), Presence::Arrived);
     assert!(!attempt.carriers.finish_delivered());

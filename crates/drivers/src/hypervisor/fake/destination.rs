@@ -259,6 +259,7 @@ fn prepare(host: &Arc<Host>, call: &PrepareCall) -> Result<VmId, String> {
         guest: FakeGuest { facts: facts.clone(), ..FakeGuest::new(&facts.name, &[]) },
         facts: facts.clone(),
         process: Process::Off,
+        shut_down: false,
         outgoing: None,
         copies: BTreeMap::new(),
         completed: None,

@@ -94,7 +94,7 @@ pub(super) fn migrate(host: &Arc<Host>, request: &MigrateRequest) -> Result<(), 
             let forgets = host.state().forgets_migrations;
             host.shift(vm, |process| match process {
                 Process::HandedOver(memory) if forgets => Process::Left(memory),
-                Process::HandedOver(memory) if is_locked => Process::Paused(memory),
+                Process::HandedOver(memory) if is_locked => Process::Stopped(memory),
                 Process::HandedOver(memory) => Process::Running(memory),
                 other => other,
             });

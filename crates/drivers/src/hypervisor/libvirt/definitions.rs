@@ -187,7 +187,7 @@ fn arrives(power: PowerState, domain: &Domain) -> bool {
         PowerState::Running
         | PowerState::Crashed
         | PowerState::Suspended
-        | PowerState::Paused(PausedReason::Other | PausedReason::ByQemu) => false,
+        | PowerState::Paused(PausedReason::Other | PausedReason::ByQemu | PausedReason::NotRunAgain) => false,
     }
 }
 

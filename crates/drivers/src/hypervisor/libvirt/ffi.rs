@@ -278,6 +278,8 @@ pub(super) enum PausedReason {
     /// QEMU stopped it by itself: a disk could not be read or written, or libvirt does not know why. QEMU (10.0) tells of
     /// such errors once a second at most, so of a VM that stops again at once libvirt hears only that it stopped.
     ByQemu,
+    /// libvirt stopped it for something that failed, and could not run it again.
+    NotRunAgain,
     Other,
 }
 
@@ -363,18 +365,30 @@ impl Domain {
         Some(unsafe { virt_sys::virDomainGetID(self.0) }).filter(|id| *id != c_uint::MAX)
     }
 
-    pub(super) fn state(&self) -> Done<PowerState> {
+    fn state_and_reason(&self) -> Done<(c_uint, c_uint)> {
         let (mut state, mut reason) = (0, 0);
         // SAFETY: the domain is valid, the numbers are ours.
         check(unsafe { virt_sys::virDomainGetState(self.0, &raw mut state, &raw mut reason, 0) })?;
-        Ok(match state as c_uint {
+        Ok((state as c_uint, reason as c_uint))
+    }
+
+    /// Whether it is off since its QEMU ended in order: its guest shut down. Forgotten when libvirtd is restarted.
+    pub(super) fn shut_itself_down(&self) -> Done<bool> {
+        let off = (virt_sys::VIR_DOMAIN_SHUTOFF, virt_sys::VIR_DOMAIN_SHUTOFF_SHUTDOWN);
+        Ok(self.state_and_reason()? == off)
+    }
+
+    pub(super) fn state(&self) -> Done<PowerState> {
+        let (state, reason) = self.state_and_reason()?;
+        Ok(match state {
             virt_sys::VIR_DOMAIN_RUNNING | virt_sys::VIR_DOMAIN_BLOCKED | virt_sys::VIR_DOMAIN_SHUTDOWN => {
                 PowerState::Running
             }
-            virt_sys::VIR_DOMAIN_PAUSED => PowerState::Paused(match reason as c_uint {
+            virt_sys::VIR_DOMAIN_PAUSED => PowerState::Paused(match reason {
                 virt_sys::VIR_DOMAIN_PAUSED_MIGRATION => PausedReason::Migration,
                 virt_sys::VIR_DOMAIN_PAUSED_STARTING_UP => PausedReason::StartingUp,
                 virt_sys::VIR_DOMAIN_PAUSED_IOERROR | virt_sys::VIR_DOMAIN_PAUSED_UNKNOWN => PausedReason::ByQemu,
+                virt_sys::VIR_DOMAIN_PAUSED_API_ERROR => PausedReason::NotRunAgain,
                 _ => PausedReason::Other,
             }),
             // libvirt says so only of a process that is kept: one that ended is shut off, whatever ended it.

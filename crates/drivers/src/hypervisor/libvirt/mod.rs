@@ -209,6 +209,7 @@ impl Hypervisor for Libvirt {
         Ok(match (state, role) {
             (PowerState::Running, _) => Presence::Running,
             (PowerState::Crashed | PowerState::Suspended, _) => Presence::Halted,
+            (PowerState::Off, Role::Source) if there(domain.shut_itself_down())? == Some(true) => Presence::Ended,
             (PowerState::Off, _) => Presence::Off,
             (PowerState::Paused(PausedReason::Migration), Role::Source) => {
                 // In this order: a migration that ends in between changes the state first.
@@ -218,6 +219,7 @@ impl Hypervisor for Libvirt {
                     None => return self.presence(vm, role),
                 }
             }
+            (PowerState::Paused(PausedReason::NotRunAgain), Role::Source) => Presence::Stopped,
             (
                 PowerState::Paused(PausedReason::Other | PausedReason::ByQemu | PausedReason::StartingUp),
                 Role::Source,
@@ -225,7 +227,10 @@ impl Hypervisor for Libvirt {
             (PowerState::Paused(PausedReason::Migration | PausedReason::StartingUp), Role::Destination) => {
                 Presence::Receiving
             }
-            (PowerState::Paused(PausedReason::Other | PausedReason::ByQemu), Role::Destination) => Presence::Arrived,
+            (
+                PowerState::Paused(PausedReason::Other | PausedReason::ByQemu | PausedReason::NotRunAgain),
+                Role::Destination,
+            ) => Presence::Arrived,
         })
     }
 
