@@ -115,6 +115,9 @@ pub enum HostCommand {
         /// Copy disks that the destination does not reach to this folder there; else to its first storage location
         #[arg(long, value_name = "PLACE")]
         storage: Option<String>,
+        /// Move VMs even if the memory of their destinations may not do, counting what other moves were promised
+        #[arg(long)]
+        overcommit: bool,
         /// Stay and show progress until the last has ended
         #[arg(long)]
         wait: bool,

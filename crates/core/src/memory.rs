@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     finding::{Finding, FindingId},
-    host::HostFacts,
+    host::{HostFacts, HugePages},
     units::ByteCount,
     vm::VmFacts,
 };
@@ -46,9 +46,23 @@ fn plus_margin(bytes: ByteCount) -> ByteCount {
     ByteCount(bytes.0.saturating_add(MARGIN.0))
 }
 
-/// What of a need is not at the destination yet, when so much of the guest's memory has arrived.
-pub fn left(need: Need, arrived: ByteCount) -> Need {
-    Need { bytes: ByteCount(need.bytes.0.saturating_sub(arrived.0)), ..need }
+/// How far a move is with the memory that it was promised.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Arrived {
+    /// So much of the guest's memory has been received.
+    pub memory: ByteCount,
+    /// Whether the process that receives it is there: libvirt has it take its huge pages when it starts (`prealloc`).
+    pub receives: bool,
+}
+
+/// What of a need the destination's kernel shows as free still.
+pub fn left(need: Need, arrived: Arrived) -> Need {
+    let bytes = match need.page {
+        Some(_) if arrived.receives => 0,
+        Some(_) => need.bytes.0,
+        None => need.bytes.0.saturating_sub(arrived.memory.0),
+    };
+    Need { bytes: ByteCount(bytes), ..need }
 }
 
 /// The size of the pages, where the VM names none as is usual on the host.
@@ -71,10 +85,60 @@ fn free(host: &HostFacts, page: Option<ByteCount>, promised: &[Need]) -> (ByteCo
     (all, ByteCount(taken.fold(0, u64::saturating_add)))
 }
 
-/// Plain memory that a host has free and has promised to nobody.
-pub fn room(host: &HostFacts, promised: &[Need]) -> ByteCount {
-    let (free, promised) = free(host, None, promised);
-    ByteCount(free.0.saturating_sub(promised.0))
+/// Memory of each kind that a host has free and has promised to nobody.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Stock {
+    plain: ByteCount,
+    huge: Vec<Huge>,
+}
+
+/// Huge pages of one size.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Huge {
+    page: ByteCount,
+    open: ByteCount,
+    usual: bool,
+}
+
+impl Huge {
+    /// Whether a VM gets these pages that names this size; zero: none.
+    fn is(&self, page: ByteCount) -> bool {
+        if page.0 == 0 { self.usual } else { self.page == page }
+    }
+}
+
+impl Stock {
+    /// What a host has beside what is promised.
+    pub fn of(host: &HostFacts, promised: &[Need]) -> Self {
+        let open = |page| {
+            let (free, promised) = free(host, page, promised);
+            ByteCount(free.0.saturating_sub(promised.0))
+        };
+        let huge = |pages: &HugePages| Huge { page: pages.size, open: open(Some(pages.size)), usual: pages.usual };
+        Self { plain: open(None), huge: host.huge_pages.iter().map(huge).collect() }
+    }
+
+    /// What is open of the kind that is needed.
+    pub fn open(&self, need: &Need) -> ByteCount {
+        match need.page {
+            None => self.plain,
+            Some(page) => self.huge.iter().find(|huge| huge.is(page)).map_or(ByteCount(0), |huge| huge.open),
+        }
+    }
+
+    /// Takes what is needed, or what is there of it. QEMU's own memory is plain also where the guest's is not.
+    pub fn take(&mut self, need: &Need) {
+        let less = |open: &mut ByteCount, bytes: ByteCount| open.0 = open.0.saturating_sub(bytes.0);
+        match need.page {
+            None => less(&mut self.plain, need.bytes),
+            Some(page) => {
+                less(&mut self.plain, MARGIN);
+                if let Some(huge) = self.huge.iter_mut().find(|huge| huge.is(page)) {
+                    less(&mut huge.open, need.bytes);
+                }
+            }
+        }
+    }
 }
 
 /// What stands against a VM's memory at the host `name`. With `overcommit` it is only said.
@@ -124,7 +188,7 @@ pub fn findings(vm: &VmFacts, name: &str, host: &HostFacts, promised: &[Need], o
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{finding::Severity, fixtures, host::HugePages};
+    use crate::{finding::Severity, fixtures};
 
     fn host(free_mib: u64, huge: &[(u64, u64)]) -> HostFacts {
         let huge_pages = huge
@@ -178,9 +242,38 @@ mod tests {
 
     #[test]
     fn what_has_arrived_is_not_promised_any_more() {
-        let need = need(&vm(1024, None, None));
-        assert_eq!(left(need, ByteCount::mib(1000)).bytes, ByteCount::mib(152));
-        assert_eq!(left(need, ByteCount::gib(9)).bytes, ByteCount(0));
-        assert_eq!(room(&host(1000, &[]), &[promise(300, None), promise(9, Some(2))]), ByteCount::mib(700));
+        let (plain, huge) = (need(&vm(1024, None, None)), need(&vm(1024, None, Some(2))));
+        for (row, need, memory, receives, expected) in [
+            ("nothing has", plain, 0, false, 1152),
+            ("the process is there, and takes pages as they come", plain, 0, true, 1152),
+            ("most of it has", plain, 1000, true, 152),
+            ("more than was promised has", plain, 9999, true, 0),
+            ("huge pages are taken when the process starts", huge, 0, false, 1024),
+            ("all of them at once", huge, 0, true, 0),
+        ] {
+            let arrived = Arrived { memory: ByteCount::mib(memory), receives };
+            assert_eq!(left(need, arrived).bytes, ByteCount::mib(expected), "{row}");
+        }
+    }
+
+    #[test]
+    fn a_stock_has_each_kind_by_itself_and_gives_no_more_than_there_is() {
+        let host = host(1000, &[(2, 512), (1024, 4)]);
+        let stock = Stock::of(&host, &[promise(300, None), promise(1000, Some(2)), promise(8, Some(0))]);
+        let open = |stock: &Stock| {
+            [None, Some(2), Some(0), Some(1024), Some(64)].map(|page| stock.open(&promise(1, page)).0 >> 20)
+        };
+        assert_eq!(open(&stock), [700, 16, 16, 4096, 0], "a page of no size is of the usual one");
+        for (row, need, expected) in [
+            ("plain", promise(100, None), [600, 16, 16, 4096, 0]),
+            ("of a size", promise(1024, Some(1024)), [572, 16, 16, 3072, 0]),
+            ("as usual", promise(10, Some(0)), [572, 6, 6, 4096, 0]),
+            ("of a size that is not there", promise(10, Some(64)), [572, 16, 16, 4096, 0]),
+            ("more than there is", promise(9000, Some(2)), [572, 0, 0, 4096, 0]),
+        ] {
+            let mut stock = stock.clone();
+            stock.take(&need);
+            assert_eq!(open(&stock), expected, "{row}");
+        }
     }
 }

@@ -2,6 +2,7 @@
 
 use ferry_core::{
     api::server::{ChildView, JobView, LogLine, WaitView},
+    finding::{Severity, any_blocks},
     id::JobId,
     job::{JobKind, Progress, StepState, StepView},
     migration::{Has, LogEvent, Phase, Step, Told, attempt, newest_attempt, phase},
@@ -67,7 +68,7 @@ fn by_name(job: &NewJob, text: &str) -> String {
 
 /// A job whose work is done by others, as people see it: its phase is folded from theirs.
 pub(crate) fn view_of_parent(record: &JobRecord, log: &[LogRow], children: &[JobView]) -> JobView {
-    let phase = phase_of_parent(children, !record.job.findings.is_empty());
+    let phase = phase_of_parent(children, any_blocks(&record.job.findings));
     let summary = summary_of_parent(record, phase, children);
     let children_ended = children.iter().filter_map(|child| child.ended_at_ms).max();
     let child = |child: &JobView| ChildView {
@@ -152,7 +153,10 @@ fn summary_of_parent(record: &JobRecord, phase: Phase, children: &[JobView]) -> 
     }
     text += ".";
     for finding in &record.job.findings {
-        text += &format!(" {} stays: {}.", finding.object, finding.message);
+        text += &match finding.severity {
+            Severity::Blocks => format!(" {} stays: {}.", finding.object, finding.message),
+            Severity::Warns => format!(" {}, which was taken by `--overcommit`.", finding.message),
+        };
     }
     // Each of its parts tells its own: together they are restarted by this job's number.
     let may_be_restarted = phase == Phase::Failed || phase == Phase::Cancelled;

@@ -20,9 +20,9 @@ use ferry_core::{
     api::server::{JobView, Place, WaitView},
     id::{HostId, JobId},
     job::{JobKind, Progress},
-    memory::{Need, left},
+    memory::{Arrived, Need, left},
     migration::{LogEvent, Phase, newest_attempt, phase},
-    storage::DiskProgress,
+    storage::{DiskProgress, DiskStage},
     units::ByteCount,
 };
 use tokio::sync::{Notify, watch};
@@ -81,9 +81,12 @@ impl Running {
         self.changed();
     }
 
-    /// How much of the guest's memory has arrived.
-    pub(crate) fn arrived(&self) -> ByteCount {
-        self.now.lock().expect("nobody panics with it").progress.as_ref().map_or(ByteCount(0), |now| now.memory_done)
+    /// How far it is with the memory that it was promised. Disks are copied to the process that receives the memory, too.
+    pub(crate) fn arrived(&self) -> Arrived {
+        let now = self.now.lock().expect("nobody panics with it");
+        let memory = now.progress.as_ref().map_or(ByteCount(0), |progress| progress.memory_done);
+        let flows = now.progress.as_ref().is_some_and(|progress| progress.memory_total.0 > 0);
+        Arrived { memory, receives: flows || now.disks.iter().any(|disk| disk.stage != DiskStage::Waiting) }
     }
 
     /// Listeners will be told how the job stands; changes in quick succession are told as one.
@@ -562,5 +565,13 @@ mod tests {
         let progress = Progress { memory_done: ByteCount::mib(60), ..Progress::default() };
         jobs.running(JobId(9)).expect("it runs").progress(progress);
         assert_eq!(jobs.promised_before(JobId(4), host), [need(40)], "what has arrived is not promised any more");
+        let huge = Need { page: Some(ByteCount::mib(2)), bytes: ByteCount::mib(50) };
+        let running = Arc::new(Running { begun: 4, promised: Some((other, huge)), ..Running::default() });
+        jobs.running.lock().expect("nobody panics").insert(JobId(7), running.clone());
+        for (stage, expected) in [(DiskStage::Waiting, 50), (DiskStage::Copying, 0)] {
+            running.disks(vec![DiskProgress { stage, ..DiskProgress::default() }]);
+            let left = Need { bytes: ByteCount::mib(expected), ..huge };
+            assert_eq!(jobs.promised_before(JobId(8), other), [need(3), left], "{stage:?}");
+        }
     }
 }

@@ -27,8 +27,9 @@ pub(crate) async fn run(command: HostCommand, client: &ServerClient, output: &Ou
             let body = SetHost { live_limit, storage_limit };
             output.data(&client.set_host(&host, &body).await?, render::host);
         }
-        HostCommand::Drain { host, to, storage, wait } => {
-            let accepted = client.drain_host(&host, &DrainHost { destination: to, storage }).await?;
+        HostCommand::Drain { host, to, storage, overcommit, wait } => {
+            let body = DrainHost { destination: to, storage, overcommit };
+            let accepted = client.drain_host(&host, &body).await?;
             job::accepted(&accepted, wait, client, output).await?;
         }
         HostCommand::Resume { host } => output.data(&client.resume_host(&host).await?, render::host),

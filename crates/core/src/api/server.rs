@@ -198,6 +198,9 @@ pub struct DrainHost {
     /// Disks that the destination does not reach go to this folder of it; else to its first storage location, if it has one.
     #[serde(default)]
     pub storage: Option<String>,
+    /// The memory of the destinations may not do, counting what other moves were promised: that is taken.
+    #[serde(default)]
+    pub overcommit: bool,
 }
 
 /// A VM in a list.
@@ -487,6 +490,9 @@ pub struct AuditRecord {
     pub changes: Vec<String>,
     /// Why it did not succeed, and where the VM is.
     pub summary: String,
+    /// Whether it was asked to go on although the destination's memory may not do.
+    #[serde(default)]
+    pub overcommit: bool,
 }
 
 /// A job.

@@ -59,7 +59,7 @@ pub(crate) async fn candidates(app: &App, reference: &str) -> Result<Vec<Candida
     let title = format!("Could not look for hosts for VM {reference}");
     let (source, vm) = show_vms::find(app, &title, reference)?;
     // What moves along without a word: UEFI variables that lie where libvirt has them.
-    let judged = judge_all(app, &source, &vm, &Promised::read(app).await?, |_| None).await?;
+    let judged = judge_all(app, &source, &vm, &Promised::read(app).await?, false, |_| None).await?;
     Ok(judged.into_iter().map(|(candidate, _)| candidate).collect())
 }
 
@@ -69,6 +69,7 @@ pub(super) async fn judge_all(
     source: &Host,
     vm: &VmFacts,
     promised: &Promised,
+    overcommit: bool,
     storage: impl Fn(&Host) -> Option<Location>,
 ) -> Result<Vec<(Candidate, Vec<DiskMove>)>, Failure> {
     let busy = show_vms::moving(app).await?.get(&vm.id).copied();
@@ -88,7 +89,7 @@ pub(super) async fn judge_all(
             sameness: &BTreeMap::new(),
             along: &planned.disks,
             promised: &promised.at(destination.record.id, vm.id),
-            overcommit: false,
+            overcommit,
         });
         let mut more = planned.findings;
         more.extend(used_by_others(app, vm.id, &planned.disks));

@@ -12,8 +12,7 @@ use ferry_core::{
     id::HostId,
     job::JobKind,
     location::Location,
-    memory::room,
-    placement::{Room, spread},
+    placement::{Chosen, Leaving, Room, spread},
     storage::DiskMove,
     vm::{VmFacts, VmState},
 };
@@ -66,9 +65,9 @@ pub(crate) async fn drain_host(
         VmState::Running | VmState::Paused | VmState::Crashed | VmState::Suspended => !is_moved(vm),
         VmState::Incoming | VmState::ShutOff => false,
     };
+    let to = |host: &Host| places.get(&host.record.id).cloned();
     for vm in vms.iter().filter(leaves) {
-        let candidates =
-            check_move::judge_all(app, &host, vm, &promised, |host| places.get(&host.record.id).cloned()).await?;
+        let candidates = check_move::judge_all(app, &host, vm, &promised, body.overcommit, to).await?;
         let hosts = open_hosts(app, &candidates, wanted.as_deref());
         if hosts.is_empty() {
             let candidates: Vec<Candidate> = candidates.into_iter().map(|(candidate, _)| candidate).collect();
@@ -77,9 +76,9 @@ pub(crate) async fn drain_host(
             leaving.push((vm, hosts));
         }
     }
-    let children = place(app, &host, leaving, &promised, &mut stay, by);
+    let children = place(app, &host, leaving, &promised, body.overcommit, &mut stay, by);
     let destination = wanted.map_or(HostName { id: HostId(Uuid::nil()), name: String::new() }, |host| host_name(&host));
-    let parent = migrate_many::parent(JobKind::Drain, host_name(&host), destination, &children, by);
+    let parent = migrate_many::parent(JobKind::Drain, host_name(&host), destination, &children, body.overcommit, by);
     migrate_many::create(app, &title, NewJob { findings: stay, ..parent }, children).await
 }
 
@@ -126,50 +125,73 @@ async fn places(
     }
 }
 
-fn open_hosts(
-    app: &App,
-    candidates: &[(Candidate, Vec<DiskMove>)],
-    wanted: Option<&Host>,
-) -> BTreeMap<HostId, Vec<DiskMove>> {
+/// How a VM would move to a host: what moves along, and what should be known.
+type How = (Vec<DiskMove>, Vec<Finding>);
+
+fn open_hosts(app: &App, candidates: &[(Candidate, Vec<DiskMove>)], wanted: Option<&Host>) -> BTreeMap<HostId, How> {
     let may = candidates.iter().filter(|(candidate, _)| candidate.kind.is_some());
-    may.filter_map(|(candidate, along)| Some((app.inventory.find(&candidate.host).ok()?.record.id, along.clone())))
-        .filter(|(id, _)| wanted.is_none_or(|wanted| wanted.record.id == *id))
-        .collect()
+    may.filter_map(|(candidate, along)| {
+        let id = app.inventory.find(&candidate.host).ok()?.record.id;
+        Some((id, (along.clone(), candidate.findings.clone())))
+    })
+    .filter(|(id, _)| wanted.is_none_or(|wanted| wanted.record.id == *id))
+    .collect()
 }
 
 /// A move for each VM that finds room; the others stay.
 fn place(
     app: &App,
     source: &Host,
-    leaving: Vec<(&VmFacts, BTreeMap<HostId, Vec<DiskMove>>)>,
+    leaving: Vec<(&VmFacts, BTreeMap<HostId, How>)>,
     promised: &Promised,
+    overcommit: bool,
     stay: &mut Vec<Finding>,
     by: &str,
 ) -> Vec<NewJob> {
-    let free = |host: Arc<Host>| {
-        let observation = host.seen().observation?;
-        Some(Room { host: host.record.id, free: room(&observation.host, &promised.all(host.record.id)) })
-    };
-    let rooms: Vec<Room> = app.inventory.hosts().into_iter().filter_map(free).collect();
+    let room = |host: Arc<Host>| Some(Room { host: host.record.id, stock: migrate_many::stock(&host, promised)? });
+    let rooms: Vec<Room> = app.inventory.hosts().into_iter().filter_map(room).collect();
     let wishes: Vec<_> =
         leaving.iter().map(|(vm, hosts)| migrate_many::leaving(vm, hosts.keys().copied().collect())).collect();
+    let chosen = spread(&wishes, &rooms, overcommit);
+    stay.extend(beyond(app, &wishes, &chosen, &rooms));
     let mut children = Vec::new();
-    for ((vm, mut hosts), chosen) in leaving.into_iter().zip(spread(&wishes, &rooms)) {
-        match chosen.and_then(|id| app.inventory.by_id(id)) {
+    for ((vm, mut hosts), chosen) in leaving.into_iter().zip(chosen) {
+        match chosen.and_then(|chosen| app.inventory.by_id(chosen.host)) {
             Some(destination) => {
-                let how = MigrateVm { destination: destination.name().to_owned(), ..MigrateVm::default() };
-                let along = hosts.remove(&destination.record.id).unwrap_or_default();
-                children.push(new_move(source, &destination, vm, &how, along, by));
+                let how = MigrateVm { destination: destination.name().to_owned(), overcommit, ..MigrateVm::default() };
+                let (along, findings) = hosts.remove(&destination.record.id).unwrap_or_default();
+                children.push(NewJob { findings, ..new_move(source, &destination, vm, &how, along, by) });
             }
             None => stay.push(Finding::blocks(
                 FindingId::HostNone,
                 &vm.name,
                 format!("No host has room for its {} beside the VMs that leave with it", vm.memory),
-                format!("Free memory on another host, then `ferry host drain {}` again", source.name()),
+                match vm.huge_page {
+                    None => format!(
+                        "Free memory on another host, then `ferry host drain {0}` again; `ferry host drain {0} --overcommit` moves \
+                         it all the same",
+                        source.name()
+                    ),
+                    Some(_) => format!(
+                        "Set more huge pages aside on another host (`vm.nr_hugepages`), then `ferry host drain {}` again",
+                        source.name()
+                    ),
+                },
             )),
         }
     }
     children
+}
+
+/// What is taken of each host beyond the memory that it has.
+fn beyond(app: &App, wishes: &[Leaving], chosen: &[Option<Chosen>], rooms: &[Room]) -> Vec<Finding> {
+    let one = |room: &Room| {
+        let goes_there = |chosen: &Option<Chosen>| chosen.is_some_and(|chosen| chosen.host == room.host);
+        let there = wishes.iter().zip(chosen).filter(|(_, chosen)| goes_there(chosen));
+        let (vms, chosen): (Vec<Leaving>, Vec<Option<Chosen>>) = there.map(|(vm, to)| (vm.clone(), *to)).unzip();
+        migrate_many::not_for_all(app.inventory.by_id(room.host)?.name(), &room.stock, &vms, &chosen)
+    };
+    rooms.iter().filter_map(one).collect()
 }
 
 /// Why a VM can go to none of the hosts; and all that has to be done so that it can go to the one that lacks least.

@@ -10,8 +10,8 @@ use ferry_core::{
     finding::{Finding, FindingId, any_blocks},
     id::{HostId, VmId},
     job::JobKind,
-    memory::{MARGIN, need, room},
-    placement::{Leaving, Room, spread},
+    memory::{Need, Stock, need},
+    placement::{Chosen, Leaving, Room, spread},
     preflight::busy_by,
     units::ByteCount,
     vm::VmFacts,
@@ -30,6 +30,7 @@ use crate::{
     clock::now_ms,
     failure::Failure,
     inventory::Host,
+    saga::plan::Parts,
     store::{CreatedMany, HostName, JobRecord, NewJob},
 };
 
@@ -70,8 +71,10 @@ pub(crate) async fn migrate_many(app: &Arc<App>, body: &MigrateMany, by: &str) -
             children.push(NewJob { findings: checked.findings, ..new });
         }
     }
-    if !overcommit {
-        blocked.extend(room_for_all(&destination, &vms, &promised));
+    // What somebody takes for all of them together is kept with the job that they are parts of.
+    let together: Vec<Finding> = room_for_all(&destination, &vms, &promised, overcommit).into_iter().collect();
+    if any_blocks(&together) {
+        blocked.extend(together.clone());
     }
     if any_blocks(&blocked) {
         return Err(Failure::refused(title, blocked));
@@ -79,12 +82,20 @@ pub(crate) async fn migrate_many(app: &Arc<App>, body: &MigrateMany, by: &str) -
     let nowhere = HostName { id: HostId(Uuid::nil()), name: String::new() };
     let sources: BTreeMap<_, _> = vms.iter().map(|(source, _)| (source.record.id, host_name(source))).collect();
     let source = if sources.len() == 1 { sources.into_values().next() } else { None };
-    let parent = parent(JobKind::Several, source.unwrap_or(nowhere), host_name(&destination), &children, by);
-    create(app, &title, parent, children).await
+    let source = source.unwrap_or(nowhere);
+    let parent = parent(JobKind::Several, source, host_name(&destination), &children, overcommit, by);
+    create(app, &title, NewJob { findings: together, ..parent }, children).await
 }
 
 /// A job whose work is done by `children`.
-pub(super) fn parent(kind: JobKind, source: HostName, destination: HostName, children: &[NewJob], by: &str) -> NewJob {
+pub(super) fn parent(
+    kind: JobKind,
+    source: HostName,
+    destination: HostName,
+    children: &[NewJob],
+    overcommit: bool,
+    by: &str,
+) -> NewJob {
     NewJob {
         kind,
         parent: None,
@@ -94,7 +105,7 @@ pub(super) fn parent(kind: JobKind, source: HostName, destination: HostName, chi
         destination,
         by: by.to_owned(),
         accepted_at_ms: now_ms(),
-        plan: String::new(),
+        plan: Parts { overcommit }.to_json(),
         findings: Vec::new(),
     }
 }
@@ -137,30 +148,68 @@ fn find_all(app: &App, title: &str, references: &[String]) -> Result<Vec<(Arc<Ho
 }
 
 /// Each may fit where all do not.
-fn room_for_all(destination: &Host, vms: &[(Arc<Host>, VmFacts)], promised: &Promised) -> Option<Finding> {
+fn room_for_all(
+    destination: &Host,
+    vms: &[(Arc<Host>, VmFacts)],
+    promised: &Promised,
+    overcommit: bool,
+) -> Option<Finding> {
     let here = destination.record.id;
-    let free = room(&destination.seen().observation.as_ref()?.host, &promised.all(here));
+    let stock = stock(destination, promised)?;
     let leaving: Vec<Leaving> = vms.iter().map(|(_, vm)| leaving(vm, vec![here])).collect();
-    let left = spread(&leaving, &[Room { host: here, free }]).iter().filter(|place| place.is_none()).count();
-    let needed = ByteCount(leaving.iter().map(|vm| vm.memory.0).sum());
-    (left > 0 && vms.len() > 1).then(|| {
-        Finding::blocks(
-            FindingId::HostMemory,
-            destination.name(),
-            format!(
-                "The {} VMs need {needed} together, and host {} has {free} free beside what other moves were promised: {left} \
-                 of them find no room",
-                vms.len(),
-                destination.name()
-            ),
-            "Free memory there, or move fewer VMs; `--overcommit` moves them all the same",
+    let chosen = spread(&leaving, &[Room { host: here, stock: stock.clone() }], overcommit);
+    // Of one alone that is found already.
+    not_for_all(destination.name(), &stock, &leaving, &chosen).filter(|_| vms.len() > 1)
+}
+
+/// What a host has open.
+pub(super) fn stock(host: &Host, promised: &Promised) -> Option<Stock> {
+    Some(Stock::of(&host.seen().observation.as_ref()?.host, &promised.all(host.record.id)))
+}
+
+/// The finding that the host's memory does not do for all VMs of `leaving` for which it, or nothing, was chosen: it blocks
+/// where some find no room, and is only said where somebody takes that they have none.
+pub(super) fn not_for_all(
+    host: &str,
+    stock: &Stock,
+    leaving: &[Leaving],
+    chosen: &[Option<Chosen>],
+) -> Option<Finding> {
+    let none: Vec<&Leaving> =
+        leaving.iter().zip(chosen).filter(|(_, chosen)| chosen.is_none()).map(|(vm, _)| vm).collect();
+    let beyond = chosen.iter().flatten().filter(|chosen| chosen.beyond).count();
+    // Of one kind: they are told with what there is of it.
+    let kind = none.first().map(|vm| vm.need.page).or((beyond > 0).then_some(None))?;
+    let of_kind = || leaving.iter().filter(|vm| vm.need.page == kind);
+    let needed = ByteCount(of_kind().map(|vm| vm.need.bytes.0).fold(0, u64::saturating_add));
+    let free = stock.open(&Need { page: kind, bytes: ByteCount(0) });
+    let what = match kind {
+        None => String::new(),
+        Some(ByteCount(0)) => " in huge pages of the usual size".to_owned(),
+        Some(page) => format!(" in huge pages of {page}"),
+    };
+    let left = none.iter().filter(|vm| vm.need.page == kind).count();
+    let message = |left: usize| {
+        let count = of_kind().count();
+        format!(
+            "The {count} VMs need {needed}{what} together, and host {host} has {free} free beside what other moves were \
+             promised: {left} of them find no room"
         )
+    };
+    let choose = "Free memory there, or move fewer VMs; `--overcommit` moves them all the same";
+    Some(match (left, kind) {
+        (0, _) => Finding::warns(FindingId::HostMemory, host, message(beyond), choose),
+        (left, None) => Finding::blocks(FindingId::HostMemory, host, message(left), choose),
+        (left, Some(_)) => Finding::blocks(
+            FindingId::HostMemory,
+            host,
+            message(left),
+            "Set more of them aside there (`vm.nr_hugepages`), or move fewer VMs",
+        ),
     })
 }
 
-/// A VM that needs a place, with what QEMU needs beside its memory.
+/// A VM that needs a place.
 pub(super) fn leaving(vm: &VmFacts, hosts: Vec<HostId>) -> Leaving {
-    let need = need(vm);
-    // Huge pages are apart from what is counted here.
-    Leaving { vm: vm.id, memory: if need.page.is_none() { need.bytes } else { MARGIN }, hosts }
+    Leaving { vm: vm.id, need: need(vm), hosts }
 }

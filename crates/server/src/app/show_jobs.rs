@@ -111,6 +111,7 @@ fn audit_record(record: &JobRecord, job: JobView, ended_at_ms: u64, shares: &[Sh
         downtime_ms: job.figures.map(|figures| figures.downtime_ms),
         changes,
         summary: job.summary,
+        overcommit: Plan::overcommits(record),
     }
 }
 

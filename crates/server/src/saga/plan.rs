@@ -5,9 +5,30 @@ use ferry_client::{
     agent::{AgentClient, Attempt},
 };
 use ferry_core::{id::Generation, job::JobKind, storage::DiskMove};
+use serde::{Deserialize, Serialize};
 
 use super::{migrate, move_offline, move_storage};
 use crate::store::JobRecord;
+
+/// What is kept of a job whose work is done by others.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Parts {
+    /// As asked for.
+    #[serde(default)]
+    pub(crate) overcommit: bool,
+}
+
+impl Parts {
+    /// As it is stored.
+    pub(crate) fn to_json(self) -> String {
+        serde_json::to_string(&self).expect("our types have text keys only")
+    }
+
+    /// As it was stored: earlier versions kept nothing.
+    pub(crate) fn of(record: &JobRecord) -> Self {
+        serde_json::from_str(&record.job.plan).unwrap_or_default()
+    }
+}
 
 /// A job's plan, by its kind.
 pub(crate) enum Plan {
@@ -59,6 +80,14 @@ impl Plan {
             Self::Live(plan) => plan.along,
             Self::Offline(_) => Vec::new(),
             Self::Storage(plan) => plan.request.disks,
+        }
+    }
+
+    /// Whether somebody took it that the destination's memory may not do.
+    pub(crate) fn overcommits(record: &JobRecord) -> bool {
+        match record.job.kind.is_parent() {
+            true => Parts::of(record).overcommit,
+            false => matches!(Self::of(record), Ok(Self::Live(plan)) if plan.overcommit),
         }
     }
 

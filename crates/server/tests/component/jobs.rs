@@ -6,7 +6,7 @@ use ferry_client::ClientError;
 use ferry_core::{
     admission::{Limits, Slot},
     api::server::{DrainHost, JobView, MigrateMany, MigrateVm, SetHost},
-    finding::FindingId,
+    finding::{FindingId, Severity},
     id::JobId,
     job::JobKind,
     migration::Phase,
@@ -282,11 +282,58 @@ fn a_drained_host_is_left_by_every_vm_that_can_and_gets_no_other_until_it_is_res
         let back = lab.migrate("web01", "kvm1").await.expect("accepted");
         lab.ends(&back, Phase::Succeeded).await;
 
-        let there = DrainHost { destination: Some("kvm2".into()), storage: None };
+        let there = DrainHost { destination: Some("kvm2".into()), ..DrainHost::default() };
         let job = lab.client.drain_host("kvm3", &there).await.expect("accepted");
         assert!(job.children.iter().all(|child| child.destination == "kvm2"));
         lab.ends(&job, Phase::Succeeded).await;
         assert_eq!(refusal(lab.client.drain_host("kvm2", &there).await), (400, vec![FindingId::RequestInvalid]));
+    });
+}
+
+#[test]
+fn a_drain_takes_memory_that_may_not_do_only_if_somebody_wants_it_and_its_jobs_remember_that() {
+    in_lab(async |lab| {
+        let (kvm1, _kvm2, _) = lab.two_hosts().await;
+        let much = parts_of_free_memory(lab, "kvm2", 6).await;
+        let more = parts_of_free_memory(lab, "kvm2", 20).await;
+        for (name, memory) in [("db", much), ("mail", much), ("large", more)] {
+            lab.run(&kvm1, name, |guest| guest.facts.memory = memory).await;
+        }
+        // No host has pages of this size.
+        lab.run(&kvm1, "huge", |guest| guest.facts.huge_page = Some(ByteCount::mib(3))).await;
+        let names = |job: &JobView| {
+            let mut names: Vec<_> = job.children.iter().map(|child| child.vm_name.clone()).collect();
+            names.sort_unstable();
+            names
+        };
+
+        let job = lab.client.drain_host("kvm1", &DrainHost::default()).await.expect("accepted");
+        assert_eq!(names(&job), ["db", "web01"]);
+        for stays in ["mail", "large"] {
+            let finding = job.findings.iter().find(|finding| finding.object == stays).expect("told");
+            assert!(
+                finding.fix.contains("`--overcommit`") || finding.fix.contains("kvm1 --overcommit`"),
+                "{finding:?}"
+            );
+        }
+        lab.ends(&job, Phase::Failed).await;
+
+        let overcommit = DrainHost { overcommit: true, ..DrainHost::default() };
+        let job = lab.client.drain_host("kvm1", &overcommit).await.expect("accepted");
+        assert_eq!(names(&job), ["large", "mail"]);
+        let [huge, memory] = &job.findings[..] else { panic!("{:#?}", job.findings) };
+        assert_eq!((huge.object.as_str(), huge.severity), ("huge", Severity::Blocks));
+        assert_eq!((memory.id, memory.severity), (FindingId::HostMemory, Severity::Warns), "{memory:?}");
+        assert!(memory.message.contains("1 of them find no room"), "{memory:?}");
+        let job = lab.ends(&job, Phase::Failed).await;
+        assert!(job.summary.starts_with("2 of 2 VMs moved.") && job.summary.contains("huge stays"), "{}", job.summary);
+        assert!(job.summary.contains("taken by `--overcommit`"), "{}", job.summary);
+        let large = job.children.iter().find(|child| child.vm_name == "large").expect("it went");
+        let kept = lab.client.job(large.id).await.expect("known").findings;
+        assert!(kept.iter().any(|finding| finding.id == FindingId::HostMemory), "the part remembers it: {kept:#?}");
+        let records = lab.client.audit(None, None).await.expect("answered").records;
+        let taken: Vec<bool> = records.iter().map(|record| record.overcommit).collect();
+        assert_eq!(taken, [false, false, false, true, true, true], "{records:#?}");
     });
 }
 
@@ -305,7 +352,7 @@ fn a_drain_plans_what_moves_along_for_the_host_that_it_chose_and_asks_how_vms_ar
 
         let place = kvm2.on_host("drained").display().to_string();
         std::fs::create_dir_all(&place).expect("made");
-        let drain = DrainHost { destination: None, storage: Some(place) };
+        let drain = DrainHost { storage: Some(place), ..DrainHost::default() };
         let job = lab.client.drain_host("kvm1", &drain).await.expect("accepted");
         assert_eq!(job.findings, [], "each can go");
         let job = lab.ends(&job, Phase::Succeeded).await;
