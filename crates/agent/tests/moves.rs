@@ -6,11 +6,14 @@ use std::{sync::Arc, time::Duration};
 
 use ferry_agent::setup::release_hold;
 use ferry_core::{
-    api::agent::{ConfirmRequest, MigrationReport, Stage},
+    api::agent::{ConfirmRequest, DiskArrival, MigrationReport, Stage},
     finding::FindingId,
     id::VmId,
     job::OnStall,
+    location::Location,
     migration::{Presence, Verdict},
+    storage::DiskMove,
+    units::ByteCount,
 };
 use ferry_drivers::hypervisor::{Hypervisor, fake::Point};
 use site::{Job, Site, reached, refusal, wait_until};
@@ -289,6 +292,58 @@ async fn a_guest_that_writes_too_fast_is_slowed_or_may_stand_still_for_longer() 
         assert_eq!((source.stage, destination.stage), (Stage::Delivered, Stage::Resumed), "{on_stall:?}");
         site.finish(&job, false).await;
         site.assert_settled(vm, 1);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_vm_whose_disks_are_behind_is_not_handed_over_until_they_are_not() {
+    for (catches_up, timeout_ms) in [(false, 1_000), (true, 60_000)] {
+        let site = Site::new().await;
+        let (source, folder) = (&site.hosts[0].hypervisor, &site.hosts[0].config.storage_roots[0]);
+        let old = folder.join("old.raw");
+        std::fs::create_dir_all(folder).expect("made");
+        std::fs::write(&old, vec![7; 1 << 20]).expect("written");
+        let vm = site.run_vm("web01", |guest| {
+            guest.facts.files[0].place = old.clone();
+            (guest.resident, guest.dirty_ratio) = (ByteCount::mib(16), 1.0);
+        });
+        let (vda, _) = site.hosts[1].arrival("vda");
+        let host = (*site.hosts[0].agent.enrolment.watch_host().borrow()).expect("it is enrolled");
+        let from = Location::Local { host, path: old.display().to_string() };
+        let along = DiskMove { device: "vda".into(), from, real: None, to: vda.to.clone(), format: vda.format };
+        let vda = DiskArrival { virtual_size: ByteCount::mib(1), ..vda };
+        // All memory but what is sent in the first pass fits into this.
+        let limit_ms = 9_000;
+        let (disks, along) = (vec![vda], vec![along]);
+        let job = Job { timeout_ms, disks, along, downtime_limit_ms: limit_ms, ..Job::new(1, 1, vm, "web01", 0) };
+        let pass = Arc::new(source.faults().hold(Point::Pass(2)));
+        site.prepare(&job).await;
+        site.perform(&job).await;
+        reached(&pass).await;
+        source.write_to_disks(vm, ByteCount(1 << 50));
+        wait_until("disks leave nothing to memory", || source.downtime_limit(vm) == Some(Duration::from_millis(1)))
+            .await;
+        let report = site.wait_report(&job, 0, |report| {
+            report.progress.and_then(|progress| progress.downtime_ms).is_some_and(|still| still > 60_000)
+        });
+        assert_eq!(report.await.stage, Stage::Performing);
+        if catches_up {
+            source.write_to_disks(vm, ByteCount(0));
+            let all = Some(Duration::from_millis(u64::from(limit_ms)));
+            wait_until("disks leave all to memory", || source.downtime_limit(vm) == all).await;
+        }
+        pass.release();
+        let (source, destination) = site.follow(&job).await;
+        if catches_up {
+            assert_eq!((source.stage, destination.stage), (Stage::Delivered, Stage::Resumed));
+            site.finish(&job, false).await;
+        } else {
+            assert_eq!(source.stage, Stage::Failed);
+            let error = source.error.expect("told");
+            assert!(error.contains("writes to its disks") && error.contains("1.0 PiB"), "{error}");
+            site.undo(&job).await;
+        }
+        site.assert_settled(vm, usize::from(catches_up));
     }
 }
 

@@ -204,8 +204,10 @@ fn first_sentence(text: &str) -> String {
 
 fn line(progress: &Progress) -> String {
     let left = progress.left_ms.map_or_else(|| "–".to_owned(), render::duration);
+    let still = progress.downtime_ms.map(render::duration);
+    let still = still.map(|still| format!(" · downtime now {still}")).unwrap_or_default();
     format!(
-        "{} of {} · {:.0} MiB/s · dirty {:.0} MiB/s · pass {} · {left} left",
+        "{} of {} · {:.0} MiB/s · dirty {:.0} MiB/s · pass {} · {left} left{still}",
         progress.memory_done,
         progress.memory_total,
         mib(progress.rate_bytes_per_s),
@@ -299,8 +301,8 @@ mod tests {
             (
                 10,
                 vec![],
-                Some(memory(512)),
-                "512.0 MiB of 1.0 GiB · 100 MiB/s · dirty 3 MiB/s · pass 1 · 5.0 s left",
+                Some(Progress { downtime_ms: Some(1_500), ..memory(512) }),
+                "512.0 MiB of 1.0 GiB · 100 MiB/s · dirty 3 MiB/s · pass 1 · 5.0 s left · downtime now 1.5 s",
                 500,
             ),
         ] {

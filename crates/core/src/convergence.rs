@@ -4,8 +4,9 @@
 //! ```text
 //! disks ─┬─ one has not answered for 10 min, or for 25 s while the VM stands still ─▶ ends, the VM stays
 //!        └─ none has got on for the time limit ─▶ ends, the VM stays
-//! precopy ── time limit ─┬─ abort, autoconverge ─▶ ends, the VM stays
-//!                        └─ pause ─▶ the VM may stand still for up to 30 s ── a minute later ─▶ ends, the VM stays
+//! precopy ─┬─ the rest of disks takes a part of the downtime limit ─▶ the rest of memory may take the other part
+//!          └─ time limit ─┬─ abort, autoconverge ─▶ ends, the VM stays
+//!                         └─ pause ─▶ the VM may stand still for up to 30 s ── a minute later ─▶ ends, the VM stays
 //! switchover ── the VM stands still for far longer than it may ─▶ ends, the VM runs on at the source
 //! ```
 //! QEMU estimates how long the rest will take and stops the VM when that is short enough. The estimate is of the rate so
@@ -13,7 +14,11 @@
 
 use std::time::Duration;
 
-use crate::{job::OnStall, units::ByteCount};
+use crate::{
+    disk_rest::{is_news, share},
+    job::OnStall,
+    units::ByteCount,
+};
 
 /// How long QEMU gets to find its moment, once the VM may stand still for longer.
 const PAUSE_GRACE: Duration = Duration::from_secs(60);
@@ -38,8 +43,13 @@ pub struct Situation {
     pub elapsed: Duration,
     /// The time limit.
     pub timeout: Duration,
-    /// How long the VM may stand still, as QEMU was told last.
+    /// How long the VM may stand still.
     pub downtime_limit: Duration,
+    /// How much of that its memory may take, as QEMU was told last.
+    pub memory_limit: Duration,
+    /// How long the rest of disks that move along would keep the VM standing still; `None`: it is not known, or memory does
+    /// not flow yet.
+    pub disk_rest: Option<Duration>,
     /// For how long the VM stands still already; `None`: it runs.
     pub still: Option<Duration>,
     /// For how long a disk that moves along has answered none of the requests it was sent; zero: it answers, or nothing
@@ -100,8 +110,13 @@ impl Remains {
 pub enum Measure {
     /// Nothing.
     GoOn,
-    /// Tell QEMU that the VM may stand still for so long.
-    AllowDowntime(Duration),
+    /// The VM may stand still for so long. QEMU is to be told what of that its memory may take.
+    AllowDowntime {
+        /// In all.
+        limit: Duration,
+        /// Of that, beside the rest of disks.
+        memory: Duration,
+    },
     /// End the move: it takes longer than its time limit, or its disks have not got on for that long.
     EndSlow,
     /// End the move: the VM stands still for too long.
@@ -120,13 +135,22 @@ pub fn measure(now: &Situation) -> Measure {
         return Measure::EndSilent;
     }
     // The VM stands still already: its end is near, and ending the move would only make it longer.
-    if now.elapsed <= now.timeout || now.still.is_some() {
+    if now.still.is_some() {
         return Measure::GoOn;
+    }
+    let allow = |limit| Measure::AllowDowntime { limit, memory: share(limit, now.disk_rest) };
+    let memory = share(now.downtime_limit, now.disk_rest);
+    let go_on = match is_news(now.memory_limit, memory, now.downtime_limit) {
+        true => allow(now.downtime_limit),
+        false => Measure::GoOn,
+    };
+    if now.elapsed <= now.timeout {
+        return go_on;
     }
     match now.on_stall {
         OnStall::Abort | OnStall::Autoconverge => Measure::EndSlow,
-        OnStall::Pause if now.downtime_limit < pause_max => Measure::AllowDowntime(pause_max),
-        OnStall::Pause if now.elapsed <= now.timeout + PAUSE_GRACE => Measure::GoOn,
+        OnStall::Pause if now.downtime_limit < pause_max => allow(pause_max),
+        OnStall::Pause if now.elapsed <= now.timeout + PAUSE_GRACE => go_on,
         OnStall::Pause => Measure::EndSlow,
     }
 }
@@ -151,7 +175,7 @@ mod tests {
             (OnStall::Abort, 101, None, Measure::EndSlow),
             (OnStall::Autoconverge, 100, None, Measure::GoOn),
             (OnStall::Autoconverge, 101, None, Measure::EndSlow),
-            (OnStall::Pause, 101, None, Measure::AllowDowntime(s(30))),
+            (OnStall::Pause, 101, None, Measure::AllowDowntime { limit: s(30), memory: s(30) }),
             (OnStall::Abort, 101, Some(1), Measure::GoOn),
             (OnStall::Abort, 50, Some(12), Measure::EndStill),
             (OnStall::Pause, 50, Some(12), Measure::EndStill),
@@ -162,6 +186,8 @@ mod tests {
                 elapsed: s(elapsed),
                 timeout: s(100),
                 downtime_limit: Duration::from_millis(300),
+                memory_limit: Duration::from_millis(300),
+                disk_rest: None,
                 still: still.map(s),
                 silent: Duration::ZERO,
             };
@@ -176,6 +202,8 @@ mod tests {
             elapsed: s(130),
             timeout: s(100),
             downtime_limit: s(30),
+            memory_limit: s(30),
+            disk_rest: Some(s(1)),
             still: None,
             silent: Duration::ZERO,
         };
@@ -186,12 +214,64 @@ mod tests {
     }
 
     #[test]
+    fn what_is_left_of_disks_counts_as_what_is_left_of_memory() {
+        let ms = Duration::from_millis;
+        let before = Situation {
+            on_stall: OnStall::Abort,
+            elapsed: s(50),
+            timeout: s(100),
+            downtime_limit: ms(300),
+            memory_limit: ms(300),
+            disk_rest: None,
+            still: None,
+            silent: Duration::ZERO,
+        };
+        let of = |memory| Measure::AllowDowntime { limit: ms(300), memory };
+        let late = Situation { elapsed: s(101), disk_rest: Some(s(40)), memory_limit: ms(1), ..before };
+        let paused = Situation { downtime_limit: s(30), on_stall: OnStall::Pause, ..late };
+        for (row, situation, expected) in [
+            ("disks are not known", before, Measure::GoOn),
+            ("little is left of them", Situation { disk_rest: Some(ms(20)), ..before }, Measure::GoOn),
+            ("they take a part", Situation { disk_rest: Some(ms(100)), ..before }, of(ms(200))),
+            ("that is told", Situation { disk_rest: Some(ms(100)), memory_limit: ms(200), ..before }, Measure::GoOn),
+            ("far too much is left", Situation { disk_rest: Some(s(40)), ..before }, of(ms(1))),
+            ("it is gone", Situation { disk_rest: Some(ms(0)), memory_limit: ms(1), ..before }, of(ms(300))),
+            (
+                "too late: it stands still",
+                Situation { disk_rest: Some(s(40)), still: Some(ms(1)), ..before },
+                Measure::GoOn,
+            ),
+            ("at the time limit it ends", late, Measure::EndSlow),
+            (
+                "or may stand still for longer, with its disks",
+                Situation { on_stall: OnStall::Pause, disk_rest: Some(s(10)), ..late },
+                Measure::AllowDowntime { limit: s(30), memory: s(20) },
+            ),
+            (
+                "but not for longer than that",
+                Situation { on_stall: OnStall::Pause, ..late },
+                Measure::AllowDowntime { limit: s(30), memory: ms(1) },
+            ),
+            ("disks that are not in time end it, too", Situation { elapsed: s(161), ..paused }, Measure::EndSlow),
+            (
+                "disks got on meanwhile",
+                Situation { disk_rest: Some(s(5)), ..paused },
+                Measure::AllowDowntime { limit: s(30), memory: s(25) },
+            ),
+        ] {
+            assert_eq!(measure(&situation), expected, "{row}");
+        }
+    }
+
+    #[test]
     fn a_disk_that_does_not_answer_ends_the_move_long_before_its_time_limit() {
         let answers = Situation {
             on_stall: OnStall::Abort,
             elapsed: s(60),
             timeout: s(3600),
             downtime_limit: Duration::from_millis(300),
+            memory_limit: Duration::from_millis(300),
+            disk_rest: None,
             still: None,
             silent: s(600),
         };

@@ -112,6 +112,10 @@ pub struct Progress {
     pub elapsed_ms: u64,
     /// Milliseconds that are expected to be left; `None` while it is not known or does not converge.
     pub left_ms: Option<u64>,
+    /// Milliseconds for which the VM would stand still if it were switched over now: what is left of its memory and of disks
+    /// that move along. `None` while it is not known.
+    #[serde(default)]
+    pub downtime_ms: Option<u64>,
 }
 
 /// What a finished move took, from events, not estimates.

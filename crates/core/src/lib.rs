@@ -7,6 +7,7 @@
 pub mod admission;
 pub mod api;
 pub mod convergence;
+pub mod disk_rest;
 pub mod finding;
 #[cfg(test)]
 mod fixtures;

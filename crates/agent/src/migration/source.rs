@@ -20,6 +20,7 @@ use std::{
 use ferry_core::{
     api::agent::{ArrivalFile, PrepareSource, Role, Stage},
     convergence::{Answers, Measure, Remains, Situation, measure, still_max},
+    disk_rest::{Rest, Rests},
     finding::{Finding, FindingId},
     id::VmId,
     job::{OnStall, Progress},
@@ -77,8 +78,12 @@ pub(super) struct Source {
 struct Shared {
     board: Arc<Board>,
     request: MigrateRequest,
-    /// As QEMU was told last.
+    /// For how long the VM may stand still.
     downtime_limit: Mutex<Duration>,
+    /// How much of that its memory may take, as QEMU was told last.
+    memory_limit: Mutex<Duration>,
+    /// What is left of disks, once memory flows.
+    disk_rest: Mutex<Rest>,
     timeout: Duration,
     on_stall: OnStall,
     /// Since when the time limit counts.
@@ -161,6 +166,8 @@ impl Source {
                 vouched: *vouched,
             },
             downtime_limit: Mutex::new(Duration::from_millis(u64::from(task.downtime_limit_ms))),
+            memory_limit: Mutex::new(Duration::from_millis(u64::from(task.downtime_limit_ms))),
+            disk_rest: Mutex::default(),
             on_stall: task.on_stall,
             board,
             timeout: Duration::from_millis(task.timeout_ms),
@@ -347,6 +354,7 @@ async fn show_progress(shared: &Shared, started: Instant) -> ! {
     let board = &shared.board;
     let vm = board.vm;
     let (mut looked_at, mut remained, mut remains) = (Instant::now(), ByteCount(0), Remains::default());
+    let mut rests = Rests::default();
     loop {
         tokio::time::sleep(LOOK_EVERY).await;
         // Each question would wait for QEMU, which hands over now.
@@ -374,12 +382,16 @@ async fn show_progress(shared: &Shared, started: Instant) -> ! {
             false => blocking(&board.hypervisor, look).await.unwrap_or_default(),
         };
         let wire = shared.wire();
+        let flows = (stats.memory_total.0 > 0).then_some(stats.rate_bytes_per_s);
+        let rest = rests.look(started.elapsed(), &looked, flows);
+        let rest = if flows.is_some() { rest } else { Rest::default() };
+        *shared.disk_rest.lock().expect("nobody panics while holding it") = rest;
         if stats.memory_total.0 == 0 && remains.get_on(&looked) {
             // Its time limit is for the memory: disks take as long as they take, while they get on.
             *shared.limited_from.lock().expect("nobody panics while holding it") = Instant::now();
         }
         board.tell(|known| {
-            known.progress = Some(progress(known.progress, &stats, wire, started));
+            known.progress = Some(progress(known.progress, &stats, rest, wire, started));
             for (disk, looked) in known.disks.iter_mut().zip(looked) {
                 disk_progress(disk, looked);
             }
@@ -447,21 +459,32 @@ async fn watch_over(shared: &Shared) -> ! {
         let delivered = shared.delivered.load(Ordering::SeqCst);
         let stopped_at = *shared.stopped_at.lock().expect("nobody panics while holding it");
         let downtime_limit = *shared.downtime_limit.lock().expect("nobody panics while holding it");
+        let rest = *shared.disk_rest.lock().expect("nobody panics while holding it");
         let measure = measure(&Situation {
             on_stall: shared.on_stall,
             elapsed: shared.limited_from.lock().expect("nobody panics while holding it").elapsed(),
             timeout: shared.timeout,
             downtime_limit,
+            memory_limit: *shared.memory_limit.lock().expect("nobody panics while holding it"),
+            disk_rest: rest.time,
             still: stopped_at.filter(|_| !delivered).map(|at| at.elapsed()),
             silent: if delivered { Duration::ZERO } else { silent },
         });
         match measure {
             Measure::GoOn => {}
-            Measure::AllowDowntime(limit) => {
-                warn!(%vm, limit_s = limit.as_secs(), "the move takes too long: the VM may stand still for longer");
-                let set = move |hypervisor: &dyn Hypervisor| hypervisor.set_downtime_limit(vm, limit);
+            Measure::AllowDowntime { limit, memory } => {
+                if limit > downtime_limit {
+                    warn!(%vm, limit_s = limit.as_secs(), "the move takes too long: the VM may stand still for longer");
+                } else {
+                    let (memory_ms, disks) = (memory.as_millis(), rest.bytes);
+                    debug!(%vm, memory_ms, %disks, "what is left of disks leaves another part of the limit to memory");
+                }
+                let set = move |hypervisor: &dyn Hypervisor| hypervisor.set_downtime_limit(vm, memory);
                 match blocking(&board.hypervisor, set).await {
-                    Ok(()) => *shared.downtime_limit.lock().expect("nobody panics while holding it") = limit,
+                    Ok(()) => {
+                        *shared.downtime_limit.lock().expect("nobody panics while holding it") = limit;
+                        *shared.memory_limit.lock().expect("nobody panics while holding it") = memory;
+                    }
                     Err(error) => warn!(%vm, %error, "libvirt did not take the downtime limit"),
                 }
             }
@@ -469,11 +492,17 @@ async fn watch_over(shared: &Shared) -> ! {
                 let limit = shared.timeout.as_secs();
                 let copies_disks = !shared.request.disks.is_empty()
                     && board.known().progress.is_none_or(|progress| progress.memory_total.0 == 0);
-                let reason = match copies_disks {
-                    true => format!(
+                let too_much = rest.time.filter(|time| *time > downtime_limit);
+                let reason = match (copies_disks, too_much) {
+                    (true, _) => format!(
                         "The copies of the disks have not got on for {limit} s, the time limit of the move: the guest writes faster than the link or the destination's storage takes it"
                     ),
-                    false => format!(
+                    (false, Some(time)) => format!(
+                        "The move took longer than its limit of {limit} s: the guest writes to its disks faster than that is copied; what is left of them, {}, would keep the VM standing still for {} ms",
+                        rest.bytes,
+                        time.as_millis()
+                    ),
+                    (false, None) => format!(
                         "The move took longer than its limit of {limit} s: the guest writes faster than its memory is sent, or the link is slow"
                     ),
                 };
@@ -511,9 +540,14 @@ async fn cut(shared: &Shared) {
 }
 
 /// Progress never goes back: what is done is what was done before, or more.
-fn progress(before: Option<Progress>, stats: &MigrationStats, wire: u64, started: Instant) -> Progress {
+fn progress(before: Option<Progress>, stats: &MigrationStats, rest: Rest, wire: u64, started: Instant) -> Progress {
     let done = stats.memory_total.0.saturating_sub(stats.memory_remaining.0);
     let net = stats.rate_bytes_per_s.saturating_sub(stats.dirty_bytes_per_s);
+    let takes_ms = |rate: u64| stats.memory_remaining.0.saturating_mul(1000).checked_div(rate);
+    let disks_ms = match rest {
+        Rest { bytes: ByteCount(0), .. } => Some(0),
+        Rest { time, .. } => time.map(|time| time.as_millis() as u64),
+    };
     Progress {
         memory_total: stats.memory_total,
         memory_done: ByteCount(done.max(before.map_or(0, |before| before.memory_done.0))),
@@ -523,7 +557,8 @@ fn progress(before: Option<Progress>, stats: &MigrationStats, wire: u64, started
         dirty_bytes_per_s: stats.dirty_bytes_per_s,
         iteration: stats.iteration.max(1),
         elapsed_ms: started.elapsed().as_millis() as u64,
-        left_ms: (net > 0).then(|| stats.memory_remaining.0.saturating_mul(1000) / net),
+        left_ms: takes_ms(net).map(|memory| memory.saturating_add(disks_ms.unwrap_or(0))),
+        downtime_ms: takes_ms(stats.rate_bytes_per_s).and_then(|memory| Some(memory.saturating_add(disks_ms?))),
     }
 }
 

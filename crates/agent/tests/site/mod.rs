@@ -24,6 +24,7 @@ use ferry_core::{
     location::{Location, UncPath},
     migration::{Presence, Verdict, verdict},
     pin::{EnrolmentToken, Secret},
+    storage::DiskMove,
     units::ByteCount,
     vm::DiskFormat,
 };
@@ -246,11 +247,11 @@ impl Site {
             destination_pin: self.hosts[job.to].agent.key.pin(),
             destination: ready,
             vm: job.vm,
-            downtime_limit_ms: 300,
+            downtime_limit_ms: job.downtime_limit_ms,
             bandwidth_bytes_per_s: None,
             timeout_ms: job.timeout_ms,
             on_stall: job.on_stall,
-            disks: Vec::new(),
+            disks: job.along.clone(),
             shares_proven: true,
         };
         self.hosts[job.from].client.prepare_source(job.attempt, &body).await
@@ -341,6 +342,9 @@ pub struct Job {
     pub on_stall: OnStall,
     /// Disks that the destination gets new files for.
     pub disks: Vec<DiskArrival>,
+    /// As the source is told of them.
+    pub along: Vec<DiskMove>,
+    pub downtime_limit_ms: u32,
 }
 
 impl Job {
@@ -356,6 +360,8 @@ impl Job {
             timeout_ms: 60_000,
             on_stall: OnStall::Abort,
             disks: Vec::new(),
+            along: Vec::new(),
+            downtime_limit_ms: 300,
         }
     }
 }

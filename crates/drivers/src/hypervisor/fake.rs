@@ -148,6 +148,8 @@ struct Outgoing {
     stats: MigrationStats,
     /// Bytes of disks that were sent.
     disks: ByteCount,
+    /// Bytes of disks that the guest wrote and that are not copied yet.
+    dirty_disks: ByteCount,
     downtime_limit: Duration,
     abort: bool,
     /// Whether it is too late to abort.
@@ -252,6 +254,18 @@ impl FakeHypervisor {
         let Some(mut facts) = state.vms.get(&vm).map(|entry| entry.facts.clone()) else { return };
         change(&mut facts);
         state.edited.insert(vm, facts);
+    }
+
+    /// What a VM that is being moved has written to its disks and is not copied yet, until it is another time.
+    pub fn write_to_disks(&self, vm: VmId, dirty: ByteCount) {
+        if let Some(outgoing) = self.host.state().vms.get_mut(&vm).and_then(|entry| entry.outgoing.as_mut()) {
+            outgoing.dirty_disks = dirty;
+        }
+    }
+
+    /// For how long the rest of the memory may take of a VM that is being moved.
+    pub fn downtime_limit(&self, vm: VmId) -> Option<Duration> {
+        self.host.state().vms.get(&vm)?.outgoing.as_ref().map(|outgoing| outgoing.downtime_limit)
     }
 
     /// Pauses a running VM, as an administrator or an I/O error would. Nothing happens if it does not run.
@@ -695,7 +709,8 @@ impl Hypervisor for FakeHypervisor {
         let what = || format!("Could not read how far the disks of VM {vm} are");
         let mut state = self.host.call(Point::Vms, what)?;
         let outgoing = state.vms.get_mut(&vm).and_then(|entry| entry.outgoing.as_ref());
-        Ok(outgoing.map(|outgoing| (outgoing.disks, outgoing.disks)))
+        let total = |outgoing: &Outgoing| ByteCount(outgoing.disks.0 + outgoing.dirty_disks.0);
+        Ok(outgoing.map(|outgoing| (outgoing.disks, total(outgoing))))
     }
 
     fn set_downtime_limit(&self, vm: VmId, limit: Duration) -> Result<(), HypervisorError> {
