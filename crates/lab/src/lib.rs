@@ -9,6 +9,7 @@
 //! labs stand side by side. A guardian process takes a lab down when its owner ends, however it ends.
 
 pub mod bench;
+pub mod broken_disk;
 pub mod cable;
 pub mod cache;
 pub mod chaos;
