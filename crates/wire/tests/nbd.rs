@@ -1,5 +1,7 @@
 //! Disks through two carriers between real programs: qemu-nbd serves the image, qemu-img, nbdcopy and nbdinfo ask.
 
+mod scan;
+
 use std::{
     fs::{self, File},
     os::unix::fs::{FileExt as _, MetadataExt as _},
@@ -21,6 +23,7 @@ use nix::{
     sys::signal::{Signal, kill},
     unistd::Pid,
 };
+use scan::scan;
 use tempfile::TempDir;
 use tokio::{
     io::{AsyncBufReadExt as _, AsyncWriteExt as _, BufReader, Lines, duplex},
@@ -290,7 +293,7 @@ async fn a_thin_disk_arrives_thin() {
 /// What a qcow2 image must allocate: it knows nothing smaller than a cluster.
 fn clusters_of_data(path: &Path) -> u64 {
     let file = File::open(path).expect("there");
-    let index = SeedIndex::scan(&file, KEY).expect("read");
+    let index = scan(&file, KEY);
     index.blocks() as u64 * 64 * KIB
 }
 
@@ -303,7 +306,7 @@ async fn a_seed_spares_what_it_holds() {
     let without = copy(&folder, "raw", "unmap", "qemu-img", Image::Zeroes, Held::Zeroes).await.sent;
     // The copy is kept, and a fifth of its blocks is no longer what the disk holds.
     let seed = fs::OpenOptions::new().read(true).write(true).open(&to).expect("kept");
-    let all = SeedIndex::scan(&seed, KEY).expect("read").blocks();
+    let all = scan(&seed, KEY).blocks();
     // Whole blocks of the long files: qemu-img writes the short ones in less than blocks.
     let held = 12 * MIB + 3 * MIB + 256 * KIB;
     for at in (0..DISK_BYTES / (64 * KIB)).filter(|block| block % 5 == 0) {
@@ -314,7 +317,7 @@ async fn a_seed_spares_what_it_holds() {
             seed.write_all_at(&block, at * 64 * KIB).expect("written");
         }
     }
-    let index = SeedIndex::decode(&SeedIndex::scan(&seed, KEY).expect("read").encode()).expect("its own bytes");
+    let index = SeedIndex::decode(&scan(&seed, KEY).encode()).expect("its own bytes");
     assert_eq!(index.blocks(), all);
     let with = copy(&folder, "raw", "unmap", "qemu-img", Image::Seed(index), Held::Seed { key: KEY, data: None }).await;
     println!(
@@ -340,7 +343,7 @@ async fn a_seed_that_changed_underneath_fails_the_copy() {
     let (from, to) = (folder.path().join("from.raw"), folder.path().join("to.raw"));
     make_disk(&from);
     make_disk(&to);
-    let index = SeedIndex::scan(&File::open(&to).expect("there"), KEY).expect("read");
+    let index = scan(&File::open(&to).expect("there"), KEY);
     fs::OpenOptions::new()
         .write(true)
         .open(&to)
@@ -458,7 +461,7 @@ async fn qemus_mirror_arrives_thin_and_spares_what_is_held() {
             let (image, held) = if round == 1 {
                 (Image::Zeroes, Held::Zeroes)
             } else {
-                let index = SeedIndex::scan(&File::open(&to).expect("there"), KEY).expect("read");
+                let index = scan(&File::open(&to).expect("there"), KEY);
                 (Image::Seed(index), Held::Seed { key: KEY, data: Some(data_of(&to, "raw").await) })
             };
             let server = Server::start(folder.path(), "raw", discard, &to).await;

@@ -320,10 +320,11 @@ pub trait Hypervisor: Send + Sync + 'static {
     /// After an error, who has the VM is to be asked with [`Hypervisor::presence`] at both ends.
     fn migrate(&self, request: &MigrateRequest) -> Result<(), HypervisorError>;
 
-    /// How far a running migration is; `None` if there is none.
+    /// How far a running migration is; `None` if there is none, also of a VM that the host does not know or that has no
+    /// process.
     ///
     /// # Errors
-    /// [`HypervisorError::Unreachable`].
+    /// [`HypervisorError::Unreachable`], [`HypervisorError::Failed`]: there may be one.
     fn migration_stats(&self, vm: VmId) -> Result<Option<MigrationStats>, HypervisorError>;
 
     /// How far one disk of a running migration is: bytes looked at, and bytes to look at; `None` if it is not known.

@@ -1,11 +1,7 @@
 //! What an image at the destination already holds: keyed hashes of its blocks, for the source to compare with.
 
-use std::{collections::BTreeMap, fmt, fs::File, io, os::unix::fs::FileExt as _, time::Duration};
+use std::{collections::BTreeMap, fmt, time::Duration};
 
-use nix::{
-    errno::Errno,
-    unistd::{Whence, lseek},
-};
 use tokio::io::{AsyncRead, AsyncReadExt as _};
 use tracing::warn;
 
@@ -103,29 +99,6 @@ impl SeedIndex {
     /// The key of its hashes.
     pub fn key(&self) -> SeedKey {
         self.key
-    }
-
-    /// Reads all data of a raw image; holes are skipped, and so is what is left behind the last whole block. Moves the
-    /// file's position. Takes as long as reading does.
-    ///
-    /// # Errors
-    /// Where the file cannot be read, or becomes shorter meanwhile.
-    pub fn scan(file: &File, key: SeedKey) -> io::Result<Self> {
-        let mut index = Self::new(key);
-        let count = file.metadata()?.len() / BLOCK_BYTES;
-        let mut bytes = vec![0; BLOCK_BYTES as usize];
-        let mut next = 0;
-        while next < count {
-            let Some(data) = seek(file, next * BLOCK_BYTES, Whence::SeekData)? else { break };
-            let hole = seek(file, data, Whence::SeekHole)?.unwrap_or(count * BLOCK_BYTES);
-            for block in next.max(data / BLOCK_BYTES)..count.min(hole.div_ceil(BLOCK_BYTES)) {
-                file.read_exact_at(&mut bytes, block * BLOCK_BYTES)?;
-                index.insert(block, &bytes);
-                next = block + 1;
-            }
-            next = next.max(data / BLOCK_BYTES);
-        }
-        Ok(index)
     }
 
     /// How many blocks it knows.
@@ -273,16 +246,6 @@ fn bad(what: &str) -> WireError {
     WireError::Protocol(format!("an index of blocks with {what}"))
 }
 
-/// `None` where there is nothing such behind `offset`.
-fn seek(file: &File, offset: u64, whence: Whence) -> io::Result<Option<u64>> {
-    let offset = i64::try_from(offset).map_err(|_| io::Error::from(io::ErrorKind::FileTooLarge))?;
-    match lseek(file, offset, whence) {
-        Ok(found) => Ok(Some(found as u64)),
-        Err(Errno::ENXIO) => Ok(None),
-        Err(error) => Err(error.into()),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
@@ -307,18 +270,18 @@ mod tests {
     }
 
     #[test]
-    fn a_scan_finds_blocks_of_data_and_skips_holes_zeroes_and_the_tail() {
-        let file = tempfile::tempfile().expect("a file");
+    fn an_index_holds_blocks_of_data_and_neither_zeroes_nor_a_part_nor_what_comes_out_of_order() {
         let block = BLOCK_BYTES as usize;
-        file.set_len(100 * BLOCK_BYTES + 5000).expect("sparse");
-        for at in [0, 3 * BLOCK_BYTES + 4096, 4 * BLOCK_BYTES, 99 * BLOCK_BYTES, 100 * BLOCK_BYTES] {
-            file.write_all_at(b"data", at).expect("written");
-        }
-        file.write_all_at(&vec![0; 2 * block], 50 * BLOCK_BYTES).expect("written");
-        let index = SeedIndex::scan(&file, KEY).expect("read");
-        assert_eq!(known(&index), [0, 3, 4, 99]);
-        let mut bytes = vec![0; block];
+        let (mut bytes, mut inside) = (vec![0; block], vec![0; block]);
         bytes[..4].copy_from_slice(b"data");
+        inside[4096..4100].copy_from_slice(b"data");
+        let mut index = SeedIndex::new(KEY);
+        for (at, content) in [(0, &bytes), (3, &inside), (4, &bytes), (50, &vec![0; block]), (99, &bytes)] {
+            index.insert(at, content);
+        }
+        index.insert(60, &bytes);
+        index.insert(100, &bytes[..5000]);
+        assert_eq!(known(&index), [0, 3, 4, 99]);
         assert!(index.held(4, &bytes).is_some() && index.held(3, &bytes).is_none() && index.held(5, &bytes).is_none());
         bytes[block - 1] = 1;
         assert!(index.held(4, &bytes).is_none());

@@ -70,6 +70,16 @@ impl Fault {
         self.broken || codes.contains(&self.code)
     }
 
+    /// Whether the daemon went away meanwhile.
+    pub(super) fn is_away(&self) -> bool {
+        self.passes() && (self.broken || self.code != virt_sys::VIR_ERR_OPERATION_TIMEOUT)
+    }
+
+    /// Whether the VM is in no state for the question: it has no process.
+    pub(super) fn is_invalid_now(&self) -> bool {
+        self.code == virt_sys::VIR_ERR_OPERATION_INVALID
+    }
+
     pub(super) fn is_no_domain(&self) -> bool {
         self.code == virt_sys::VIR_ERR_NO_DOMAIN
     }

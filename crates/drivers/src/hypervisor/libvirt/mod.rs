@@ -133,6 +133,18 @@ fn failed(what: impl Into<String>) -> impl FnOnce(Fault) -> HypervisorError {
     }
 }
 
+/// What libvirt tells of a job: nothing of a VM that is not there any more or has no process. Other faults are none of
+/// these: there may be a job.
+fn none_if_gone<T>(
+    told: Result<Option<T>, Fault>,
+    what: impl FnOnce() -> String,
+) -> Result<Option<T>, HypervisorError> {
+    match told {
+        Err(fault) if fault.is_no_domain() || fault.is_invalid_now() => Ok(None),
+        told => told.map_err(asked(what())),
+    }
+}
+
 /// Why a VM is not run whose guest ended that itself.
 const CRASHED: &str = "its guest crashed, and its process is kept as its definition asks";
 const SUSPENDED: &str = "its guest suspended itself to memory: wake it with `virsh dompmwakeup`";
@@ -395,13 +407,16 @@ impl Hypervisor for Libvirt {
 
     fn migration_stats(&self, vm: VmId) -> Result<Option<MigrationStats>, HypervisorError> {
         let Some(domain) = self.find(vm)? else { return Ok(None) };
-        Ok(domain.job_stats(false).ok().flatten())
+        none_if_gone(domain.job_stats(false), || format!("Could not read the migration of VM {vm}"))
     }
 
     fn disk_along(&self, vm: VmId, device: &str) -> Result<Option<(ByteCount, ByteCount)>, HypervisorError> {
         let Some(domain) = self.find(vm)? else { return Ok(None) };
-        // While the memory is handed over libvirt may refuse to look; then it is not known.
-        let job = domain.disk_job(device).ok().flatten();
+        let job = match domain.disk_job(device) {
+            Err(fault) if fault.is_away() => return Err(unreachable(fault)),
+            // While the memory is handed over libvirt may refuse to look; then it is not known.
+            job => job.ok().flatten(),
+        };
         Ok(job.map(|(cur, end)| (ByteCount(cur.min(end)), ByteCount(end))))
     }
 
@@ -412,7 +427,7 @@ impl Hypervisor for Libvirt {
 
     fn completed_stats(&self, vm: VmId) -> Result<Option<MigrationStats>, HypervisorError> {
         let Some(domain) = self.find(vm)? else { return Ok(None) };
-        Ok(domain.job_stats(true).ok().flatten())
+        none_if_gone(domain.job_stats(true), || format!("Could not read what the migration of VM {vm} took"))
     }
 
     fn abort_migration(&self, vm: VmId) -> Result<(), HypervisorError> {
@@ -506,6 +521,28 @@ mod tests {
     use std::process::Command;
 
     use super::*;
+
+    #[test]
+    fn no_job_a_vm_that_is_gone_and_a_daemon_that_is_away_are_three_things() {
+        let read = |told: Result<Option<u8>, Fault>| none_if_gone(told, || "Could not look".to_owned());
+        assert!(matches!(read(Ok(Some(1))), Ok(Some(1))));
+        assert!(matches!(read(Ok(None)), Ok(None)));
+        for (code, broken, expected) in [
+            (virt_sys::VIR_ERR_NO_DOMAIN, false, "none"),
+            (virt_sys::VIR_ERR_OPERATION_INVALID, false, "none"),
+            (virt_sys::VIR_ERR_OPERATION_TIMEOUT, false, "unreachable"),
+            (virt_sys::VIR_ERR_SYSTEM_ERROR, true, "unreachable"),
+            (virt_sys::VIR_ERR_INTERNAL_ERROR, false, "failed"),
+        ] {
+            let found = match read(Err(Fault::test(code, broken))) {
+                Ok(None) => "none",
+                Err(HypervisorError::Unreachable(_)) => "unreachable",
+                Err(HypervisorError::Failed { .. }) => "failed",
+                other => panic!("{other:?}"),
+            };
+            assert_eq!(found, expected, "{code}");
+        }
+    }
 
     #[test]
     fn nothing_is_linked_that_libvirt_9_lacks() {

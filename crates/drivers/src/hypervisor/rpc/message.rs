@@ -214,10 +214,6 @@ impl Splitter {
         Ok(())
     }
 
-    /// Whether the stream stands between two messages.
-    pub fn is_at_boundary(&self) -> bool {
-        self.pending.is_empty()
-    }
 }
 
 /// Length of the message at the front of `bytes`, once its length word is there.
@@ -264,7 +260,7 @@ mod tests {
                     })
                     .expect("well formed");
             }
-            prop_assert!(splitter.is_at_boundary());
+            prop_assert!(splitter.pending.is_empty(), "the stream stands between two messages");
             prop_assert_eq!(found, bodies);
         }
     }
