@@ -168,8 +168,8 @@ fn place(
                 format!("No host has room for its {} beside the VMs that leave with it", vm.memory),
                 match vm.huge_page {
                     None => format!(
-                        "Free memory on another host, then `ferry host drain {0}` again; `ferry host drain {0} --overcommit` moves \
-                         it all the same",
+                        "Free memory on another host, then `ferry host drain {0}` again; \
+                         `ferry host drain {0} --overcommit` moves it all the same",
                         source.name()
                     ),
                     Some(_) => format!(

@@ -296,7 +296,9 @@ fn a_drain_takes_memory_that_may_not_do_only_if_somebody_wants_it_and_its_jobs_r
         let (kvm1, _kvm2, _) = lab.two_hosts().await;
         let much = parts_of_free_memory(lab, "kvm2", 6).await;
         let more = parts_of_free_memory(lab, "kvm2", 20).await;
-        for (name, memory) in [("db", much), ("mail", much), ("large", more)] {
+        // The larger chooses first.
+        let less = ByteCount(much.0 - (64 << 20));
+        for (name, memory) in [("db", much), ("mail", less), ("large", more)] {
             lab.run(&kvm1, name, |guest| guest.facts.memory = memory).await;
         }
         // No host has pages of this size.
