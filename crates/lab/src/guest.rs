@@ -54,6 +54,8 @@ pub struct Ticker {
     pub disks: Vec<Disk>,
     /// It boots Debian from its first disk, and writes and verifies a file there instead of the disks themselves.
     pub debian: bool,
+    /// It has a panic device, and its process stays when it crashes.
+    pub stays_after_crash: bool,
     /// It boots by UEFI, whose variables are in a file of its host.
     pub uefi: bool,
 }
@@ -74,6 +76,7 @@ impl Ticker {
             address,
             disks: vec![Disk::new(Place::Share, DiskFormat::Raw)],
             debian: false,
+            stays_after_crash: false,
             uefi: false,
         }
     }
@@ -132,7 +135,7 @@ impl Ticker {
         Path::new(local::FOLDER).join(&self.name)
     }
 
-    /// Asks something of the guest: `flip`, `restless`, `hasten`, `rest` (its main module says what that does).
+    /// Asks something of the guest: `flip`, `crash`, `restless`, `hasten`, `rest` (its main module says what that does).
     ///
     /// # Errors
     /// When no datagram can be sent.
@@ -162,6 +165,8 @@ impl Ticker {
         } else {
             String::new()
         };
+        let (on_crash, panic) =
+            if self.stays_after_crash { ("preserve", "<panic model='isa'/>") } else { ("destroy", "") };
         let folder = folder.display();
         let mac = format!("52:54:00:77:00:{:02x}", self.address);
         format!(
@@ -177,11 +182,11 @@ impl Ticker {
     <cmdline>console=ttyS0 quiet panic=1 {BOOT_OPTIONS} {kernel} ticker.name={name} ticker.ip={ip} ticker.memory_mib={pattern_mib} ticker.dirty_mib_per_s={dirty_mib_per_s} ticker.writes_per_s={writes_per_s} ticker.slower={slower} ticker.stride_kib={stride_kib}{root}</cmdline>
   </os>
   <features><acpi/></features>
-  <on_poweroff>destroy</on_poweroff><on_reboot>destroy</on_reboot><on_crash>destroy</on_crash>
+  <on_poweroff>destroy</on_poweroff><on_reboot>destroy</on_reboot><on_crash>{on_crash}</on_crash>
   <devices>
 {disks}    <interface type='bridge'><source bridge='br0'/><mac address='{mac}'/><model type='virtio'/></interface>
     <serial type='file'><source path='/var/log/libvirt/qemu/{name}.serial'/><target port='0'/></serial>
-    <memballoon model='none'/>
+    <memballoon model='none'/>{panic}
   </devices>
 </domain>
 ",

@@ -13,6 +13,7 @@ pub mod broken_disk;
 pub mod cable;
 pub mod cache;
 pub mod chaos;
+pub mod clones;
 pub mod debian;
 pub mod demo;
 pub mod demo_storage;

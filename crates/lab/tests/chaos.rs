@@ -2,17 +2,22 @@
 //! `cargo xtask chaos` does the same as often as is asked for.
 #![cfg(feature = "lab")]
 
-use ferry_lab::chaos::{Broken, Kind, Moment, Options, Sabotage, run, run_along};
+use ferry_lab::chaos::{Broken, Kind, Moment, Options, Report, Sabotage, run, run_along};
 
 /// Any will do: of this one's twelve plans nine are aimed at the hand-over, and nothing is away for long.
 const SEED: u64 = 382;
 
 /// Plays each kind once and looks at nothing but what was broken.
-fn survive(kinds: &[Kind]) {
+fn survive(kinds: &[Kind]) -> Report {
+    survive_with(kinds, false)
+}
+
+fn survive_with(kinds: &[Kind], storage: bool) -> Report {
     let runs = kinds.len() as u64;
-    let options = Options { runs, seed: Some(SEED), kinds: kinds.to_vec(), sabotage: None, storage: false };
+    let options = Options { runs, seed: Some(SEED), kinds: kinds.to_vec(), sabotage: None, storage };
     let report = run(&options).expect("every run is played");
     assert!(report.is_good(), "{}{}", report.table(), report.findings());
+    report
 }
 
 #[test]
@@ -37,6 +42,32 @@ fn no_vm_is_lost_when_a_carrier_a_receiver_a_link_or_a_host_fails() {
         Kind::SourceHost,
         Kind::DestinationHost,
     ]);
+}
+
+#[test]
+fn no_vm_is_lost_when_its_sources_libvirtd_dies_before_or_after_the_hand_over_is_finished() {
+    survive(&[Kind::SourceLibvirtdBeforeFinish, Kind::SourceLibvirtdAfterFinish]);
+}
+
+#[test]
+fn no_vm_is_lost_when_an_administrator_acts_in_the_middle_of_its_move() {
+    let report = survive(&[
+        Kind::AdminResumeSource,
+        Kind::AdminResumeDestination,
+        Kind::AdminDestroySource,
+        Kind::AdminDestroyDestination,
+        Kind::AdminMigrate,
+        Kind::AdminStart,
+        Kind::GuestCrash,
+    ]);
+    // A move may be over before an administrator has typed his line.
+    assert!(report.hits() >= 4, "{}", report.table());
+}
+
+#[test]
+fn a_disk_that_clones_know_by_other_names_stays_when_it_moves() {
+    let report = survive_with(&[Kind::Alias; 3], true);
+    assert!(report.hits() >= 2, "{}", report.table());
 }
 
 /// Whatever can fail while a guest takes its disk along. A receiver is there before the hand-over only.

@@ -21,6 +21,11 @@ const A_MINUTE: Duration = Duration::from_secs(60);
 const LOCAL: &str = "/var/lib/libvirt/images";
 /// The source's carrier keeps the reply to Finish back for so long: the copy is complete, and nobody has said so.
 const KEPT_BACK: &str = "drop-finish-reply=1*sleep(10000)";
+/// The source's carrier ends libvirt's channel with the call to Finish in it, after so long: the destination never hears it.
+const LOST: &str = "lose-finish-call=1*return(5000)";
+/// What libvirt writes down of a VM, and that all of its memory was sent.
+const STATUS: &str = "/run/libvirt/qemu/ticker.xml";
+const ALL_SENT: &str = "phase='perform3_done'";
 /// How long libvirt may take to end a move.
 const ENDS_WITHIN: Duration = Duration::from_secs(90);
 
@@ -136,6 +141,36 @@ fn a_vm_runs_again_by_itself_when_its_sources_libvirtd_died_in_the_hand_over() {
     observer.wait_verified("ticker", 1, VERIFY).expect("verified");
     let listed = ferry.lab.host("kvm1").virsh(&["list", "--all", "--name"]).expect("listed");
     assert_eq!(listed.trim(), "", "nothing is left at the source");
+    judge(&observer.heard("ticker")).expect("never heard from two hosts");
+}
+
+#[test]
+fn a_vm_runs_again_by_itself_when_its_sources_libvirtd_died_before_finish() {
+    let (observer, ferry) = with_guests(2, &[("FAILPOINTS", LOST)], &["ticker"]);
+    let job: JobView = ferry.json(&["vm", "migrate", "ticker", "--to", "kvm2"]).expect("begun");
+    let status = ferry.lab.host("kvm1").path(STATUS);
+    wait_for("all of its memory was sent", ENDS_WITHIN, || {
+        std::fs::read_to_string(&status).unwrap_or_default().contains(ALL_SENT).then_some(())
+    })
+    .expect("sent");
+    kill(ferry.lab.host("kvm1"), "^libvirtd");
+    let kept = std::fs::read_to_string(&status).expect("written down");
+    assert!(kept.contains(ALL_SENT), "it died before it heard of Finish: {kept}");
+    let since = now();
+    ferry.lab.host("kvm1").start_libvirt().expect("started");
+    let begun = Instant::now();
+    wait_for("it is heard again", SECONDS_30, || {
+        observer.last("ticker").filter(|heard| heard.at > since && heard.host == "kvm1").map(drop)
+    })
+    .expect("it runs");
+    println!("it was heard from kvm1 {:?} after libvirtd of kvm1 was back", begun.elapsed());
+    let ended = ferry.wait_job(job.id, "the job ends", ENDS_WITHIN, |job| job.phase.ended()).expect("it ends");
+    assert_eq!(ended.phase, Phase::Failed, "{ended:#?}");
+    assert!(ended.summary.contains("stays on kvm1"), "{}", ended.summary);
+    observer.wait_on("ticker", "kvm1", SECONDS_30).expect("on one host");
+    observer.wait_verified("ticker", 1, VERIFY).expect("verified");
+    let listed = ferry.lab.host("kvm2").virsh(&["list", "--all", "--name"]).expect("listed");
+    assert_eq!(listed.trim(), "", "nothing is left at the destination");
     judge(&observer.heard("ticker")).expect("never heard from two hosts");
 }
 

@@ -16,9 +16,8 @@ use ferry_lab::{
     demo::{measure, start_ticker},
     ferry::Ferry,
     guest::Ticker,
-    lab::Program,
     observe::{Observer, judge},
-    run::{Said, wait_for},
+    run::wait_for,
 };
 
 const BOOT: Duration = Duration::from_secs(90);

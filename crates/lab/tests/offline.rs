@@ -11,6 +11,7 @@ use ferry_core::{
     vm::{DiskFormat, VmState},
 };
 use ferry_lab::{
+    clones::{self, Alias},
     demo::start_ticker,
     ferry::{Agent, Ferry},
     guest::Ticker,
@@ -192,21 +193,6 @@ fn a_guest_that_crashed_or_sleeps_has_a_process_and_is_neither_started_nor_moved
     }
 }
 
-/// A clone that was never started: an overlay, and a machine that needs nothing else.
-fn clone_of(host: &ferry_lab::host::Host, name: &str, base: &str) {
-    let top = format!("/var/lib/libvirt/{name}.qcow2");
-    host.run(&["qemu-img", "create", "-q", "-f", "qcow2", "-F", "raw", "-b", base, &top]).expect("an overlay");
-    let definition = format!(
-        "<domain type='qemu'><name>{name}</name><memory unit='MiB'>64</memory><vcpu>1</vcpu>
-          <os><type arch='x86_64' machine='q35'>hvm</type></os>
-          <devices><disk type='file' device='disk'><driver name='qemu' type='qcow2'/><source file='{top}'/>
-            <target dev='vda' bus='virtio'/></disk></devices></domain>"
-    );
-    let path = format!("/run/{name}.xml");
-    std::fs::write(host.path(&path), definition).expect("written");
-    host.virsh(&["define", &path]).expect("defined");
-}
-
 #[test]
 fn a_template_that_a_clone_names_through_a_link_or_a_bind_mount_stays_and_the_clone_starts() {
     let mut ferry = Ferry::up_bare(2, &[]).expect("hosts");
@@ -219,9 +205,8 @@ fn a_template_that_a_clone_names_through_a_link_or_a_bind_mount_stays_and_the_cl
     kvm1.virsh(&["destroy", "golden"]).expect("ended");
     let base = kvm1.run(&["find", &format!("{LOCAL}/golden"), "-name", "*.raw"]).expect("listed").trim().to_owned();
     let (folder, name) = base.rsplit_once('/').expect("a path");
-    kvm1.run(&["ln", "-s", folder, "/var/lib/libvirt/linked"]).expect("a link");
-    kvm1.run(&["mkdir", "/var/lib/libvirt/bound"]).expect("a folder");
-    kvm1.run(&["mount", "--bind", folder, "/var/lib/libvirt/bound"]).expect("bound");
+    Alias::Link.make(kvm1, folder, "/var/lib/libvirt/linked").expect("a link");
+    Alias::Bind.make(kvm1, folder, "/var/lib/libvirt/bound").expect("bound");
     let aliases = ["linked", "bound"].map(|alias| format!("/var/lib/libvirt/{alias}/{name}"));
     let line = ["vm", "migrate", "golden", "--to", "kvm2", "--storage", LOCAL, "--offline"];
     let tried = || -> Vec<Candidate> { ferry.json(&[&line[..], &["--dry-run"]].concat()).expect("tried") };
@@ -230,7 +215,7 @@ fn a_template_that_a_clone_names_through_a_link_or_a_bind_mount_stays_and_the_cl
     let free = wait_for("it may move", SECONDS_30, || tried()[0].kind.is_some().then_some(()));
     free.expect("nothing stands against it");
     for alias in &aliases {
-        clone_of(kvm1, "clone", alias);
+        clones::define(kvm1, "clone", alias, DiskFormat::Raw).expect("a clone");
         let refused = wait_for("the clone is in the way", SECONDS_30, || {
             let findings = tried().remove(0).findings;
             findings.iter().any(|finding| finding.id == FindingId::DiskTwice).then_some(())
@@ -249,7 +234,7 @@ fn a_template_that_a_clone_names_through_a_link_or_a_bind_mount_stays_and_the_cl
         wait_for("the disk is copied", END, || show(&ferry).disks.first().filter(|disk| disk.copied.0 > 0).map(drop));
     begun.expect("it is");
     for (number, alias) in aliases.iter().enumerate() {
-        clone_of(kvm1, &format!("clone{number}"), alias);
+        clones::define(kvm1, &format!("clone{number}"), alias, DiskFormat::Raw).expect("a clone");
     }
     let ended = wait_for("the job ends", END, || Some(show(&ferry)).filter(|job| job.phase.ended())).expect("it ends");
     assert_eq!(ended.phase, Phase::Succeeded, "{ended:#?}");

@@ -7,7 +7,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use crate::{Found, Wanted, restless};
+use crate::{Found, Wanted, restless, sys};
 
 /// Where heartbeats go.
 const PORT: u16 = 7007;
@@ -62,6 +62,9 @@ pub(crate) fn run(wanted: &Wanted, found: &Found) -> ! {
             if &request[..length] == b"flip" {
                 println!("ticker: one byte of memory is changed on request");
                 found.flip.store(true, Relaxed);
+            }
+            if &request[..length] == b"crash" {
+                sys::crash();
             }
             if toss.is_none() && &request[..length] == b"restless" {
                 toss = restless::start();

@@ -806,15 +806,29 @@ fn cut_here(direction: &str, before: u32, after: u32) -> Result<(), String> {
     Ok(())
 }
 
+/// Lets a test lose the call to Finish: the failpoint tells after how many milliseconds the channel ends instead.
+fn lose_here() -> Result<(), String> {
+    fail::fail_point!("lose-finish-call", |ms| {
+        let ms = ms.and_then(|ms| ms.parse().ok()).unwrap_or_default();
+        std::thread::sleep(Duration::from_millis(ms));
+        Err("the Finish call was lost".to_owned())
+    });
+    // Without failpoints nothing is lost.
+    Ok(())
+}
+
 /// Calls of the source's libvirtd, on their way out.
 struct Calls(Arc<Mutex<Tap>>);
 
 impl Inspect for Calls {
     fn pass(&mut self, bytes: &[u8], out: &mut Vec<u8>) -> Result<(), String> {
         let mut tap = self.0.lock().expect("nobody panics while holding it");
-        let before = tap.passed().calls;
+        let (before, had_finish) = (tap.passed().calls, tap.has_seen_finish());
         tap.calls(bytes).map_err(|error| error.to_string())?;
         cut_here("call", before, tap.passed().calls)?;
+        if !had_finish && tap.has_seen_finish() {
+            lose_here()?;
+        }
         out.extend_from_slice(bytes);
         Ok(())
     }

@@ -238,6 +238,11 @@ impl Tap {
         self.passed
     }
 
+    /// Whether the source's libvirtd has asked to finish.
+    pub fn has_seen_finish(&self) -> bool {
+        self.finish.is_some()
+    }
+
     /// Listens to bytes from the source's libvirtd, which go on as they are.
     ///
     /// # Errors

@@ -242,7 +242,7 @@ fn job(ferry: &Ferry, line: &[&str]) -> anyhow::Result<JobView> {
 
 /// Moves a VM by `virsh migrate --live --p2p` with `more` options to a host that is called `address`. What its definition
 /// names on the share is translated: it lies elsewhere on each host.
-fn virsh_migrate(
+pub(crate) fn virsh_migrate(
     ferry: &Ferry,
     vm: &str,
     (from, to): (usize, usize),
@@ -266,10 +266,10 @@ fn virsh_migrate(
 }
 
 /// A command that is ready to be measured.
-struct Ready(std::process::Command);
+pub(crate) struct Ready(std::process::Command);
 
 impl Ready {
-    fn go(self) -> anyhow::Result<String> {
+    pub(crate) fn go(self) -> anyhow::Result<String> {
         crate::run::checked(self.0, MOVE_DEADLINE)
     }
 }

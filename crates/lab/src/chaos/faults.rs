@@ -12,7 +12,12 @@ use nix::{
     unistd::Pid,
 };
 
-use super::{plan::Kind, stage::Stage};
+use super::{
+    admin::{self, Act},
+    alias::{self, Aliased},
+    plan::Kind,
+    stage::Stage,
+};
 use crate::{ferry::start_server, host::Host, observe::Observer, run::wait_for};
 
 /// How long a process that a move brings with it, a carrier or a receiving QEMU, may take to appear.
@@ -21,6 +26,10 @@ const APPEAR_DEADLINE: Duration = Duration::from_secs(3);
 const LOOK_EVERY: Duration = Duration::from_millis(10);
 /// A guest that was heard from its source so long after the destination's QEMU was stopped had not been handed over.
 const PROOF_DEADLINE: Duration = Duration::from_secs(1);
+/// How long the source's libvirtd may take from the guest's stop until it has asked the destination's to finish.
+const ASKS_WITHIN: Duration = Duration::from_secs(1);
+/// How long the destination's may take to finish then.
+const FINISHES_WITHIN: Duration = Duration::from_secs(5);
 /// The table that cuts a link; no other program of the lab touches it.
 const CUT: &str = "chaos";
 
@@ -60,17 +69,34 @@ impl Process {
     }
 }
 
-/// Inflicts a fault. Gives what was done, or `None` when there was nothing to hit (any more).
+/// What was done.
+pub struct Hit {
+    /// In words.
+    pub told: String,
+    /// What somebody did to the VM besides, which may have ended it.
+    pub act: Option<Act>,
+    /// What needs the old file of a disk that moved.
+    pub aliased: Option<Aliased>,
+}
+
+impl Hit {
+    /// Nothing that is to be remembered.
+    pub fn plain(told: String) -> Self {
+        Self { told, act: None, aliased: None }
+    }
+}
+
+/// Inflicts the fault of a run. Gives what was done, or `None` when there was nothing to hit (any more).
 ///
 /// # Errors
 /// When the lab does not take it.
-pub fn inflict(stage: &mut Stage, observer: &Observer, kind: Kind, aim: &Aim) -> anyhow::Result<Option<String>> {
+pub fn inflict(stage: &mut Stage, observer: &Observer, kind: Kind, aim: &Aim, run: u64) -> anyhow::Result<Option<Hit>> {
     let (source, destination) = (aim.source, aim.destination);
     let at = |place: usize, stage: &Stage| stage.hosts()[place].name.clone();
     let killed = |what: &str, place: usize, stage: &Stage, count: usize| {
         (count > 0).then(|| format!("{what} of {} killed", at(place, stage)))
     };
-    Ok(match kind {
+    let told = match kind {
         Kind::Server => {
             stage.ferry.server.kill();
             Some("server killed".to_owned())
@@ -99,7 +125,24 @@ pub fn inflict(stage: &mut Stage, observer: &Observer, kind: Kind, aim: &Aim) ->
             cut(&stage.hosts()[source], &stage.hosts()[destination])?;
             Some(format!("link of {} and {} cut", at(source, stage), at(destination, stage)))
         }
-    })
+        Kind::SourceLibvirtdBeforeFinish => kill_unanswered(stage, observer, aim),
+        Kind::SourceLibvirtdAfterFinish => kill_before_it_hears(stage, observer, aim),
+        Kind::AdminResumeSource
+        | Kind::AdminResumeDestination
+        | Kind::AdminDestroySource
+        | Kind::AdminDestroyDestination
+        | Kind::AdminMigrate
+        | Kind::AdminStart
+        | Kind::GuestCrash => {
+            let act = admin::act(stage, observer, kind, aim)?;
+            return Ok(act.map(|act| Hit { act: Some(act.clone()), ..Hit::plain(act.told) }));
+        }
+        Kind::Alias => {
+            let aliased = alias::define(stage, aim, run)?;
+            return Ok(aliased.map(|one| Hit { aliased: Some(one.clone()), ..Hit::plain(one.told) }));
+        }
+    };
+    Ok(told.map(Hit::plain))
 }
 
 /// Starts again what was killed. A whole host is the stage's own business.
@@ -114,7 +157,12 @@ pub fn heal(stage: &mut Stage, kind: Kind, aim: &Aim) -> anyhow::Result<()> {
         }
         Kind::SourceAgent => stage.start_agent(aim.source),
         Kind::DestinationAgent => stage.start_agent(aim.destination),
-        Kind::SourceLibvirtd => stage.hosts()[aim.source].start_libvirt(),
+        Kind::SourceLibvirtd | Kind::SourceLibvirtdAfterFinish => start_libvirtd(&stage.hosts()[aim.source]),
+        Kind::SourceLibvirtdBeforeFinish => {
+            let started = start_libvirtd(&stage.hosts()[aim.source]);
+            signal_libvirtd(&stage.hosts()[aim.destination], Signal::SIGCONT);
+            started
+        }
         Kind::DestinationLibvirtd => stage.hosts()[aim.destination].start_libvirt(),
         Kind::Smbd => stage.ferry.files.start_daemon(&stage.ferry.lab),
         Kind::Link => [aim.source, aim.destination]
@@ -124,8 +172,21 @@ pub fn heal(stage: &mut Stage, kind: Kind, aim: &Aim) -> anyhow::Result<()> {
         | Kind::DestinationCarrier
         | Kind::DestinationQemu
         | Kind::SourceHost
-        | Kind::DestinationHost => Ok(()),
+        | Kind::DestinationHost
+        | Kind::AdminResumeSource
+        | Kind::AdminResumeDestination
+        | Kind::AdminDestroySource
+        | Kind::AdminDestroyDestination
+        | Kind::AdminMigrate
+        | Kind::AdminStart
+        | Kind::GuestCrash
+        | Kind::Alias => Ok(()),
     }
+}
+
+/// Starts it again, unless it runs: then there was nothing to hit.
+fn start_libvirtd(host: &Host) -> anyhow::Result<()> {
+    if processes(host.init).iter().any(is_libvirtd) { Ok(()) } else { host.start_libvirt() }
 }
 
 /// Whether a guest has a QEMU on a host.
@@ -240,6 +301,45 @@ fn kill_receiver(stage: &Stage, observer: &Observer, aim: &Aim) -> Option<String
     }
     receiver.signal(Signal::SIGKILL);
     Some(format!("QEMU of {} on {} killed", aim.guest, destination.name))
+}
+
+/// Kills the source's libvirtd in the hand-over while the destination's stands still, until it is healed: it has not
+/// finished the hand-over.
+fn kill_unanswered(stage: &Stage, observer: &Observer, aim: &Aim) -> Option<String> {
+    let (source, destination) = (&stage.hosts()[aim.source], &stage.hosts()[aim.destination]);
+    signal_libvirtd(destination, Signal::SIGSTOP);
+    if observer.last(&aim.guest).is_none_or(|heard| heard.host != source.name) {
+        signal_libvirtd(destination, Signal::SIGCONT);
+        return None;
+    }
+    kill_now(source, is_libvirtd);
+    Some(format!("libvirtd of {} killed, that of {} stopped", source.name, destination.name))
+}
+
+/// Kills the source's libvirtd once the destination's has finished the hand-over. The source's is stopped before it can
+/// hear so; the destination's stands still until that is done.
+fn kill_before_it_hears(stage: &Stage, observer: &Observer, aim: &Aim) -> Option<String> {
+    let (source, destination) = (&stage.hosts()[aim.source], &stage.hosts()[aim.destination]);
+    signal_libvirtd(destination, Signal::SIGSTOP);
+    std::thread::sleep(ASKS_WITHIN);
+    signal_libvirtd(source, Signal::SIGSTOP);
+    let heard = observer.last(&aim.guest).filter(|heard| heard.host == source.name);
+    let stands_still = heard.is_some_and(|heard| heard.at + ASKS_WITHIN / 2 < crate::observe::now());
+    signal_libvirtd(destination, Signal::SIGCONT);
+    let is_complete = || {
+        let said = destination.virsh(&["domstate", &aim.guest, "--reason"]).unwrap_or_default();
+        (said.starts_with("paused") && !said.contains("migrat") && !said.contains("start")).then_some(())
+    };
+    if !stands_still || wait_for("its copy is complete", FINISHES_WITHIN, is_complete).is_err() {
+        signal_libvirtd(source, Signal::SIGCONT);
+        return None;
+    }
+    kill_now(source, is_libvirtd);
+    Some(format!("libvirtd of {} killed, the copy on {} being complete", source.name, destination.name))
+}
+
+fn signal_libvirtd(host: &Host, signal: Signal) {
+    processes(host.init).iter().filter(|one| is_libvirtd(one)).for_each(|libvirtd| libvirtd.signal(signal));
 }
 
 /// Every process of the host goes with its first. Before that nothing leaves the host any more: a machine without

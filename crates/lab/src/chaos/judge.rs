@@ -26,7 +26,7 @@ const SECTORS_VERIFIED: u64 = 2 * SECTORS as u64 + 2;
 /// A promise that was broken.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Broken {
-    /// No host runs the VM, though a host that had it lives.
+    /// No host runs the VM, though a host that had it lives; or a file that a VM needs is gone.
     Lost,
     /// Two hosts run the VM.
     Split,
@@ -129,6 +129,13 @@ pub fn excuse(heard: &[Heard], death: &Death, copy_ended: bool) -> Option<String
     }
     let silent_since = last.at < death.at + QUIET;
     (copy_ended && silent_since).then(|| format!("it had just been handed over to {}, which died", death.host))
+}
+
+/// What is wrong with a guest that had to run again within a time.
+pub fn late(name: &str, heard: &[Heard], from: Duration, within: Duration) -> Option<Case> {
+    let runs = heard.iter().any(|heard| heard.at > from && heard.at <= from + within);
+    let text = || format!("{name} did not run again within {} s", within.as_secs());
+    (!runs).then(|| Case { broken: Broken::Lost, text: text() })
 }
 
 /// Whether a guest is heard from exactly one host now, and has verified memory and disk since `calm`.
@@ -317,6 +324,15 @@ mod tests {
         assert!(excuse(&moved, &death, false).is_some());
         let went_on = [heard("a", 0, 1), heard("a", 9_000, 2)];
         assert_eq!(excuse(&went_on, &death, true), None, "it ran on and ended later");
+    }
+
+    #[test]
+    fn a_vm_that_runs_again_too_late_is_lost_and_in_time_is_not() {
+        let (from, within) = (Duration::from_secs(10), Duration::from_secs(30));
+        for (at_ms, is_late) in [(9_999, true), (10_001, false), (40_000, false), (40_001, true)] {
+            let found = late("vm", &[heard("a", 0, 1), heard("b", at_ms, 2)], from, within);
+            assert_eq!(found.map(|case| case.broken), is_late.then_some(Broken::Lost), "{at_ms}");
+        }
     }
 
     #[test]

@@ -4,14 +4,19 @@
 //! plan (pure: seed, run) ─▶ round ─ moves, faults ─▶ stage (a lab with Ferry and guests)
 //!                             └─ heartbeats, disk, jobs ─▶ judge (pure) ─▶ report
 //! ```
+//! Faults are what fails, and what people do besides: an administrator's own `virsh` (`admin.rs`), a guest that crashes, a
+//! clone that knows a disk by another name (`alias.rs`).
+//!
 //! Judged are, 90 s after the last fault or as soon as all is well: *lost*, no host runs a VM though a host that had
-//! it lives; *split*, one VM is heard from two hosts; *corrupt*, a page or an acknowledged sector is wrong; *stuck*, a
+//! it lives and nobody shut it off, or a file that a VM needs is gone; *split*, one VM is heard from two hosts; *corrupt*, a page or an acknowledged sector is wrong; *stuck*, a
 //! job neither ended nor says what it waits for and which command helps.
 //!
 //! Limits of the lab: the share is a FUSE mount that fails writes while the file server is away, so QEMU stops the
 //! guest, and its host's agent runs it again. A link is cut between two hosts' addresses; the file server and Ferry's
 //! server are still reached.
 
+mod admin;
+mod alias;
 mod faults;
 mod judge;
 mod plan;
@@ -69,14 +74,13 @@ pub struct Options {
 /// # Errors
 /// When no stage can be built, or runs cannot be played at all.
 pub fn run(options: &Options) -> anyhow::Result<Report> {
+    let unfit = options.kinds.iter().find(|kind| kind.needs_storage() && !options.storage);
+    if let Some(kind) = unfit {
+        anyhow::bail!("{kind} happens to disks that move: add --storage");
+    }
     let seed = options.seed.unwrap_or_else(|| crate::observe::now().as_millis() as u64);
     let plans = (1..=options.runs).map(|number| {
-        let planned = || Plan::new(seed, number, &options.kinds);
-        match (options.sabotage, options.storage) {
-            (Some(_), _) => plain(seed),
-            (None, true) => planned().with_storage(),
-            (None, false) => planned(),
-        }
+        if options.sabotage.is_some() { plain(seed) } else { Plan::new(seed, number, &options.kinds, options.storage) }
     });
     let deed = options.sabotage.map_or(Deed::Fault, Deed::Sabotage);
     campaign(seed, plans, deed, options.storage)

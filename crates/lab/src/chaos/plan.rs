@@ -24,6 +24,10 @@ const PHASE_MS_MAX: u64 = 2_000;
 const AWAY_MS: (u64, u64) = (2_000, 20_000);
 /// How long a link is cut. Milliseconds.
 const CUT_MS: (u64, u64) = (1_000, 60_000);
+/// What keeps the reply to a hand-over back begins with it: later there is nothing to keep back.
+const AT_ONCE_MS_MAX: u64 = 20;
+/// A clone is made at the begin of a copy: once it ends, what becomes of the old file is decided.
+const CLONE_MS_MAX: u64 = 500;
 /// Caps that stretch a move to some seconds. MiB per second.
 const BANDWIDTH_MIB_PER_S: (u64, u64) = (10, 40);
 
@@ -54,9 +58,94 @@ pub enum Kind {
     DestinationHost,
     /// Nothing passes between source and destination.
     Link,
+    /// The source's libvirtd is killed in the hand-over, before the destination's has finished it: that one stands still.
+    SourceLibvirtdBeforeFinish,
+    /// The source's libvirtd is killed in the hand-over, after the destination's has finished it and before it hears so.
+    SourceLibvirtdAfterFinish,
+    /// An administrator runs the VM at the source (`virsh resume`).
+    AdminResumeSource,
+    /// An administrator runs the VM at the destination (`virsh resume`).
+    AdminResumeDestination,
+    /// An administrator ends the VM's process at the source (`virsh destroy`).
+    AdminDestroySource,
+    /// An administrator ends the VM's process at the destination (`virsh destroy`).
+    AdminDestroyDestination,
+    /// An administrator moves the VM on to a third host once it has arrived (`virsh migrate`).
+    AdminMigrate,
+    /// An administrator starts the VM at the source as soon as its process there has ended (`virsh start`): that must be
+    /// vetoed.
+    AdminStart,
+    /// The guest crashes; its QEMU stays.
+    GuestCrash,
+    /// A clone is defined whose backing file is the disk that moves, under another name.
+    Alias,
 }
 
 impl Kind {
+    /// All that can come in a run, with disks that move or without.
+    pub fn all(storage: bool) -> Vec<Self> {
+        Self::value_variants().iter().copied().filter(|kind| storage || !kind.needs_storage()).collect()
+    }
+
+    /// Whether there is nothing to hit unless a disk moves.
+    pub fn needs_storage(self) -> bool {
+        self == Self::Alias
+    }
+
+    /// Whether source and destination must be two hosts.
+    fn needs_two_hosts(self) -> bool {
+        match self {
+            Self::SourceCarrier
+            | Self::DestinationCarrier
+            | Self::DestinationQemu
+            | Self::Link
+            | Self::SourceLibvirtdBeforeFinish
+            | Self::SourceLibvirtdAfterFinish
+            | Self::AdminResumeDestination
+            | Self::AdminDestroyDestination
+            | Self::AdminMigrate
+            | Self::AdminStart => true,
+            Self::Server
+            | Self::SourceAgent
+            | Self::DestinationAgent
+            | Self::SourceLibvirtd
+            | Self::DestinationLibvirtd
+            | Self::Smbd
+            | Self::SourceHost
+            | Self::DestinationHost
+            | Self::AdminResumeSource
+            | Self::AdminDestroySource
+            | Self::GuestCrash
+            | Self::Alias => false,
+        }
+    }
+
+    /// When it can come at all.
+    fn comes(self) -> Comes {
+        match self {
+            // A receiving QEMU is only there before the hand-over, and a guest that stands still cannot crash.
+            Self::DestinationQemu | Self::GuestCrash => Comes::Before,
+            Self::SourceLibvirtdBeforeFinish | Self::SourceLibvirtdAfterFinish | Self::AdminStart => Comes::InHandOver,
+            Self::AdminMigrate => Comes::Afterwards,
+            Self::Alias => Comes::AtCopy,
+            Self::Server
+            | Self::SourceAgent
+            | Self::DestinationAgent
+            | Self::SourceCarrier
+            | Self::DestinationCarrier
+            | Self::SourceLibvirtd
+            | Self::DestinationLibvirtd
+            | Self::Smbd
+            | Self::SourceHost
+            | Self::DestinationHost
+            | Self::Link
+            | Self::AdminResumeSource
+            | Self::AdminResumeDestination
+            | Self::AdminDestroySource
+            | Self::AdminDestroyDestination => Comes::Anytime,
+        }
+    }
+
     /// Whether a whole host goes, which stays away until the run is judged.
     pub fn is_host(self) -> bool {
         matches!(self, Self::SourceHost | Self::DestinationHost)
@@ -64,8 +153,51 @@ impl Kind {
 
     /// Whether it is started again by the harness within the run. Carriers and QEMUs are Ferry's and libvirt's own.
     pub fn is_healed(self) -> bool {
-        !self.is_host() && !matches!(self, Self::SourceCarrier | Self::DestinationCarrier | Self::DestinationQemu)
+        match self {
+            Self::Server
+            | Self::SourceAgent
+            | Self::DestinationAgent
+            | Self::SourceLibvirtd
+            | Self::DestinationLibvirtd
+            | Self::Smbd
+            | Self::Link
+            | Self::SourceLibvirtdBeforeFinish
+            | Self::SourceLibvirtdAfterFinish => true,
+            Self::SourceCarrier
+            | Self::DestinationCarrier
+            | Self::DestinationQemu
+            | Self::SourceHost
+            | Self::DestinationHost
+            | Self::AdminResumeSource
+            | Self::AdminResumeDestination
+            | Self::AdminDestroySource
+            | Self::AdminDestroyDestination
+            | Self::AdminMigrate
+            | Self::AdminStart
+            | Self::GuestCrash
+            | Self::Alias => false,
+        }
     }
+
+    /// Whether the VM must run again by itself within a time once what was killed is back.
+    pub fn runs_again_soon(self) -> bool {
+        matches!(self, Self::SourceLibvirtdBeforeFinish | Self::SourceLibvirtdAfterFinish)
+    }
+}
+
+/// When a kind of fault can come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Comes {
+    /// At any moment; half of them are aimed at the hand-over.
+    Anytime,
+    /// Before the hand-over: the move is slowed down.
+    Before,
+    /// When the guest has just stopped for it.
+    InHandOver,
+    /// Once the guest is heard from the destination.
+    Afterwards,
+    /// While a disk is copied.
+    AtCopy,
 }
 
 impl fmt::Display for Kind {
@@ -86,6 +218,8 @@ pub enum Moment {
     Memory(u64),
     /// So long after the first move's guest was stopped for its hand-over. Milliseconds.
     HandOver(u64),
+    /// So long after the first move's guest was heard from its destination. Milliseconds.
+    Arrival(u64),
 }
 
 impl fmt::Display for Moment {
@@ -95,6 +229,7 @@ impl fmt::Display for Moment {
             Self::Disks(ms) => format!("disks+{ms}ms"),
             Self::Memory(ms) => format!("memory+{ms}ms"),
             Self::HandOver(ms) => format!("hand-over+{ms}ms"),
+            Self::Arrival(ms) => format!("arrival+{ms}ms"),
         };
         f.pad(&text)
     }
@@ -156,42 +291,50 @@ pub struct Plan {
 }
 
 impl Plan {
-    /// The plan of a run. `kinds` are those to choose from; none means all. With kinds given, they come in turn, so
-    /// that as many runs as kinds have each once.
-    pub fn new(seed: u64, run: u64, kinds: &[Kind]) -> Self {
+    /// The plan of a run, with disks that move or without. `kinds` are those to choose from; none means all. With kinds
+    /// given, they come in turn, so that as many runs as kinds have each once.
+    pub fn new(seed: u64, run: u64, kinds: &[Kind], storage: bool) -> Self {
         // A stream of its own for each run: run 7 is the same in a campaign of 10 and of 1,000.
         let mut random = SplitMix64::new(SplitMix64::new(seed ^ run.wrapping_mul(0x9e37_79b9_7f4a_7c15)).next());
         let kind = match kinds {
-            [] => *random.pick(Kind::value_variants()),
+            [] => *random.pick(&Kind::all(storage)),
             some => some[((run - 1) % some.len() as u64) as usize],
         };
-        // A receiving QEMU is only there before the hand-over: its move is slowed down, and the fault is not aimed.
-        let before = kind == Kind::DestinationQemu;
-        let aimed = random.chance(50) && !before;
-        let moment = if aimed {
-            Moment::HandOver(random.below(OFFSET_MS_MAX + 1))
+        let comes = kind.comes();
+        let half = random.chance(50);
+        let aimed = comes == Comes::InHandOver || comes == Comes::Anytime && half;
+        let (offset_ms, moment) = if aimed {
+            let offset_ms = random.below(OFFSET_MS_MAX + 1);
+            (offset_ms, Moment::HandOver(offset_ms))
         } else {
-            Moment::After(random.below(FAULT_MS_MAX + 1))
+            let offset_ms = random.below(FAULT_MS_MAX + 1);
+            (offset_ms, Moment::After(offset_ms))
+        };
+        let moment = match comes {
+            Comes::Anytime | Comes::Before => moment,
+            Comes::InHandOver => Moment::HandOver(offset_ms % (AT_ONCE_MS_MAX + 1)),
+            Comes::Afterwards => Moment::Arrival(offset_ms % (OFFSET_MS_MAX + 1)),
+            Comes::AtCopy => Moment::Disks(offset_ms % (CLONE_MS_MAX + 1)),
         };
         let away_ms = if kind == Kind::Link { random.skewed(CUT_MS, 4) } else { random.skewed(AWAY_MS, 3) };
-        let mut moves = vec![random.a_move(0, aimed)];
-        if before {
+        let mut moves = vec![random.a_move(0, aimed || comes == Comes::Afterwards)];
+        if comes == Comes::Before {
             moves[0].bandwidth_mib_per_s = Some(BANDWIDTH_MIB_PER_S.0);
         }
         if random.chance(40) {
             let second = random.a_move(DELAY_MS_MAX, false);
             moves.push(Move { guest: 1 - moves[0].guest, ..second });
         }
-        Self { seed, run, moves, kind, moment, away_ms }
+        let plan = Self { seed, run, moves, kind, moment, away_ms };
+        if storage { plan.with_storage() } else { plan }
     }
 
     /// The same with disks that move, alone or along with their guests; their copies take some seconds.
-    pub fn with_storage(mut self) -> Self {
+    fn with_storage(mut self) -> Self {
         // A stream of its own: what is planned without storage stays as it is.
         let mut random =
             SplitMix64::new(SplitMix64::new(!self.seed ^ self.run.wrapping_mul(0x9e37_79b9_7f4a_7c15)).next());
-        let needs_two_hosts =
-            matches!(self.kind, Kind::SourceCarrier | Kind::DestinationCarrier | Kind::DestinationQemu | Kind::Link);
+        let needs_two_hosts = self.kind.needs_two_hosts();
         for (index, one) in self.moves.iter_mut().enumerate() {
             let place = *random.pick(&[Place::Share, Place::Local]);
             let format = *random.pick(&[DiskFormat::Raw, DiskFormat::Qcow2]);
@@ -202,13 +345,27 @@ impl Plan {
                 one.bandwidth_mib_per_s = Some(one.bandwidth_mib_per_s.unwrap_or(cap));
             }
         }
-        if self.moves[0].files.is_some_and(|files| files.guest_stays) {
+        let first = &mut self.moves[0];
+        let stays = first.files.is_some_and(|files| files.guest_stays);
+        if self.kind == Kind::AdminMigrate {
+            // Plain `virsh migrate` finds the disk at the third host.
+            first.files = first.files.map(|files| Files { place: Place::Share, ..files });
+        }
+        match self.kind.comes() {
             // It never stands still.
-            self.moment = Moment::After(random.below(FAULT_MS_MAX + 1));
-        } else if self.kind != Kind::DestinationQemu && random.chance(50) {
-            let offset_ms = random.below(PHASE_MS_MAX + 1);
-            self.moment = if random.chance(50) { Moment::Disks(offset_ms) } else { Moment::Memory(offset_ms) };
-            self.moves[0].bandwidth_mib_per_s = Some(self.moves[0].bandwidth_mib_per_s.unwrap_or(cap_of(&mut random)));
+            Comes::Anytime | Comes::Before if stays => self.moment = Moment::After(random.below(FAULT_MS_MAX + 1)),
+            Comes::Anytime if random.chance(50) => {
+                let offset_ms = random.below(PHASE_MS_MAX + 1);
+                self.moment = if random.chance(50) { Moment::Disks(offset_ms) } else { Moment::Memory(offset_ms) };
+                first.bandwidth_mib_per_s = Some(first.bandwidth_mib_per_s.unwrap_or(cap_of(&mut random)));
+            }
+            Comes::Anytime | Comes::Before => {}
+            // It is waited for: a cap would make that long.
+            Comes::InHandOver | Comes::Afterwards => first.bandwidth_mib_per_s = None,
+            Comes::AtCopy => {
+                first.bandwidth_mib_per_s = Some(BANDWIDTH_MIB_PER_S.0);
+                first.cancel_ms = None;
+            }
         }
         self
     }
@@ -232,6 +389,7 @@ impl Plan {
             Moment::Disks(_) => 1,
             Moment::Memory(_) => 2,
             Moment::HandOver(_) => 3,
+            Moment::Arrival(_) => 4,
         };
         Self { seed, run, moves: vec![one], kind, moment, away_ms }
     }
@@ -334,17 +492,18 @@ mod tests {
     #[test]
     fn a_seed_replays_its_plans_whatever_the_number_of_runs() {
         for run in 1..=50 {
-            assert_eq!(Plan::new(7, run, &[]), Plan::new(7, run, &[]));
+            assert_eq!(Plan::new(7, run, &[], false), Plan::new(7, run, &[], false));
         }
-        let kinds = |seed| (1..=50).map(|run| Plan::new(seed, run, &[]).kind).collect::<Vec<_>>();
+        let kinds = |seed| (1..=50).map(|run| Plan::new(seed, run, &[], false).kind).collect::<Vec<_>>();
         assert_ne!(kinds(7), kinds(8));
     }
 
     #[test]
     fn plans_stay_within_their_bounds_and_reach_everything() {
-        let plans: Vec<Plan> = (1..=1_000).map(|run| Plan::new(3, run, &[])).collect();
+        let plans: Vec<Plan> = (1..=1_000).map(|run| Plan::new(3, run, &[], false)).collect();
         for kind in Kind::value_variants() {
-            assert!(plans.iter().any(|plan| plan.kind == *kind), "{kind} never comes");
+            let comes = plans.iter().any(|plan| plan.kind == *kind);
+            assert_eq!(comes, !kind.needs_storage(), "{kind} comes: {comes}");
         }
         let aimed = plans.iter().filter(|plan| matches!(plan.moment, Moment::HandOver(_))).count();
         assert!((400..=550).contains(&aimed), "{aimed} of 1,000 are aimed at the hand-over");
@@ -362,7 +521,7 @@ mod tests {
 
     #[test]
     fn with_storage_disks_move_everywhere_in_every_way_and_the_rest_stays() {
-        let plans: Vec<Plan> = (1..=500).map(|run| Plan::new(5, run, &[]).with_storage()).collect();
+        let plans: Vec<Plan> = (1..=500).map(|run| Plan::new(5, run, &[], true)).collect();
         let files: Vec<Files> = plans.iter().flat_map(|plan| &plan.moves).filter_map(|one| one.files).collect();
         for place in [Place::Share, Place::Local] {
             for format in [DiskFormat::Raw, DiskFormat::Qcow2] {
@@ -375,19 +534,40 @@ mod tests {
             assert!(plans.iter().filter(|plan| in_phase(plan.moment)).count() > 50);
         }
         for (plan, run) in plans.iter().zip(1..) {
-            let plain = Plan::new(5, run, &[]);
-            assert_eq!((plan.kind, plan.moves.len()), (plain.kind, plain.moves.len()));
-            assert_eq!(*plan, Plan::new(5, run, &[]).with_storage());
+            assert_eq!(plan.moves.len(), Plan::new(5, run, &[], false).moves.len());
+            assert_eq!(*plan, Plan::new(5, run, &[], true));
             let stays = plan.moves[0].files.is_some_and(|files| files.guest_stays);
-            assert!(!stays || matches!(plan.moment, Moment::After(_)), "{plan}");
-            assert!(!stays || plan.kind != Kind::Link, "{plan}");
+            assert!(!stays || matches!(plan.moment, Moment::After(_)) || plan.kind == Kind::Alias, "{plan}");
+            assert!(!stays || !plan.kind.needs_two_hosts(), "{plan}");
+        }
+        for kind in Kind::value_variants() {
+            assert!(plans.iter().any(|plan| plan.kind == *kind), "{kind} never comes");
+        }
+    }
+
+    #[test]
+    fn what_can_come_at_one_moment_only_comes_then_with_storage_too() {
+        for storage in [false, true] {
+            for (kind, is_then) in [
+                (Kind::SourceLibvirtdBeforeFinish, (|moment| matches!(moment, Moment::HandOver(0..=20))) as fn(_) -> _),
+                (Kind::SourceLibvirtdAfterFinish, |moment| matches!(moment, Moment::HandOver(0..=20))),
+                (Kind::AdminMigrate, |moment| matches!(moment, Moment::Arrival(0..=250))),
+                (Kind::AdminStart, |moment| matches!(moment, Moment::HandOver(0..=20))),
+                (Kind::GuestCrash, |moment| matches!(moment, Moment::After(_))),
+                (Kind::Alias, |moment| matches!(moment, Moment::Disks(0..=500))),
+            ] {
+                for run in 1..=100 {
+                    let plan = Plan::new(11, run, &[kind], storage);
+                    assert!(is_then(plan.moment), "{plan}");
+                }
+            }
         }
     }
 
     #[test]
     fn given_kinds_come_in_turn() {
         let kinds = [Kind::Smbd, Kind::Link];
-        let planned: Vec<Kind> = (1..=4).map(|run| Plan::new(1, run, &kinds).kind).collect();
+        let planned: Vec<Kind> = (1..=4).map(|run| Plan::new(1, run, &kinds, false).kind).collect();
         assert_eq!(planned, [Kind::Smbd, Kind::Link, Kind::Smbd, Kind::Link]);
     }
 }

@@ -140,11 +140,11 @@ impl Report {
 
     /// Kinds of faults and what came of them, then the same in words.
     pub fn table(&self) -> String {
-        let mut text = "\nfault                runs  hit  in silence  succeeded  failed  cancelled  open  refused  gone with host  lost  split  corrupt  stuck\n".to_owned();
+        let mut text = "\nfault                         runs  hit  in silence  succeeded  failed  cancelled  open  refused     gone or off  lost  split  corrupt  stuck\n".to_owned();
         for (kind, row) in &self.rows {
             let broken = |broken| row.broken.get(&broken).copied().unwrap_or(0);
             text += &format!(
-                "{kind:<20} {:>4} {:>4} {:>11} {:>10} {:>7} {:>10} {:>5} {:>8} {:>15} {:>5} {:>6} {:>8} {:>6}\n",
+                "{kind:<29} {:>4} {:>4} {:>11} {:>10} {:>7} {:>10} {:>5} {:>8} {:>15} {:>5} {:>6} {:>8} {:>6}\n",
                 row.runs,
                 row.hits,
                 row.in_silence,
@@ -164,7 +164,7 @@ impl Report {
         text += &format!(
             "\n{} runs with seed {}: {} faults hit, {} of them while the guest was silent for its hand-over. \
              {} moves succeeded, {} failed, {} were cancelled, {} were still open, {} were refused. \
-             {} guests went with the host that had them. \
+             {} guests went with the host that had them, or were shut off. \
              Lost: {}. Split: {}. Corrupt: {}. Stuck: {}.\n",
             self.runs,
             self.seed,
@@ -207,7 +207,7 @@ impl Report {
 pub(super) fn line(plan: &Plan, deed: Deed, outcome: &Outcome, took: Duration) -> String {
     let hit = outcome.hit.as_deref().unwrap_or("nothing to hit any more");
     let what = match deed {
-        Deed::Fault => format!("{:<19} {:<17}", plan.kind, plan.moment),
+        Deed::Fault => format!("{:<29} {:<17}", plan.kind, plan.moment),
         Deed::Sabotage(_) => deed.title(plan),
     };
     let mut jobs: Vec<String> =
@@ -236,7 +236,7 @@ pub(super) fn line(plan: &Plan, deed: Deed, outcome: &Outcome, took: Duration) -
         }
     }
     for excused in &outcome.excused {
-        text += &format!("\n      gone with its host: {excused}");
+        text += &format!("\n      gone or off: {excused}");
     }
     for case in &outcome.cases {
         text += &format!("\n      {}: {}", case.broken.to_string().to_uppercase(), case.text);

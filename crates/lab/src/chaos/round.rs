@@ -19,7 +19,9 @@ use ferry_core::{
 };
 
 use super::{
-    faults::{self, Aim, Processor, inflict},
+    admin::{self, Act},
+    alias::Aliased,
+    faults::{self, Aim, Hit, Processor, inflict},
     judge::{self, Broken, Case, Death, Silence},
     plan::{Files, Kind, Moment, Move, Plan},
     sabotage::{self, Sabotage},
@@ -50,8 +52,13 @@ const SILENT: Duration = Duration::from_millis(60);
 const START_DEADLINE: Duration = Duration::from_secs(90);
 /// How long all is watched after it is well, for a second copy.
 const AFTERWARDS: Duration = Duration::from_millis(1_500);
-/// While a host is away some jobs cannot end, and a guest that it had cannot return: this long they are waited for.
+/// While a host is away some jobs cannot end, and a guest that it had cannot return: this long they are waited for. So it
+/// is with a guest that somebody shut off.
 const AWAY_PATIENCE: Duration = Duration::from_secs(12);
+/// How long a guest may take to run again once its source's libvirtd is back, which had died in the hand-over.
+const RUNS_WITHIN: Duration = Duration::from_secs(30);
+/// How long a guest may take to be heard from its destination.
+const ARRIVAL_DEADLINE: Duration = Duration::from_secs(30);
 /// libvirt ends the source's copy within this of a complete hand-over.
 const COPY_ENDS: Duration = Duration::from_secs(3);
 const LOOK_EVERY: Duration = Duration::from_millis(250);
@@ -97,7 +104,7 @@ pub struct Outcome {
     pub refused: Vec<String>,
     /// Broken promises.
     pub cases: Vec<Case>,
-    /// Guests that went with a host that died, and why.
+    /// Guests that went with a host that died, or were shut off, and why.
     pub excused: Vec<String>,
     /// What the harness could not make ready again; then a new stage is needed.
     pub untidy: Option<String>,
@@ -115,6 +122,12 @@ struct Round<'a> {
     jobs: Vec<JobView>,
     answers: bool,
     death: Option<Death>,
+    /// What somebody did to the first move's guest.
+    act: Option<Act>,
+    /// What needs its old disk.
+    aliased: Option<Aliased>,
+    /// The first move's guest must run again within [`RUNS_WITHIN`] of this.
+    due: Option<(String, Duration)>,
     /// Guests that have no QEMU any more on the living host that they were last heard from when a host had died.
     ended_copies: Vec<String>,
 }
@@ -134,6 +147,9 @@ pub fn play(stage: &mut Stage, plan: &Plan, deed: Deed) -> anyhow::Result<Outcom
         jobs: Vec::new(),
         answers: true,
         death: None,
+        act: None,
+        aliased: None,
+        due: None,
         ended_copies: Vec::new(),
     };
     round.play(deed)
@@ -161,6 +177,9 @@ impl Round<'_> {
         let patience = if deed == Deed::Fault { PATIENCE } else { PATIENCE_WITH_SABOTAGE };
         let excuses = self.settle(now(), patience)?;
         let mut cases = self.judge(&excuses);
+        if cases.is_empty() {
+            cases = self.judge_afterwards(&excuses)?;
+        }
         let back = self.death.take().map_or(Ok(()), |death| self.welcome_back(&death, &excuses, &mut cases));
         // Before it is tidied: guests that are started anew are none of this run's.
         let heard = self.stage.guests.iter().map(|guest| (guest.name.clone(), self.observer.heard(&guest.name)));
@@ -219,10 +238,15 @@ impl Round<'_> {
                     sleep(Duration::from_millis(offset_ms));
                 }
             }
+            Moment::Arrival(offset_ms) => {
+                if self.wait_arrival(&aim) {
+                    sleep(Duration::from_millis(offset_ms));
+                }
+            }
         }
         let kind = self.plan.kind;
         let at = now();
-        let hit = inflict(self.stage, &self.observer, kind, &aim)?;
+        let hit = inflict(self.stage, &self.observer, kind, &aim, self.plan.run)?;
         if kind.is_host() {
             self.note_death(if kind == Kind::SourceHost { aim.source } else { aim.destination }, at);
         }
@@ -230,7 +254,12 @@ impl Round<'_> {
             sleep(Duration::from_millis(self.plan.away_ms));
         }
         faults::heal(self.stage, kind, &aim)?;
-        Ok((hit, at))
+        if hit.is_some() && kind.runs_again_soon() {
+            self.due = Some((aim.guest, now()));
+        }
+        let Some(Hit { told, act, aliased }) = hit else { return Ok((None, at)) };
+        (self.act, self.aliased) = (act, aliased);
+        Ok((Some(told), at))
     }
 
     /// Whether the disk of the move was seen as `is` wants it; not if the job ended before, or never in time.
@@ -259,6 +288,13 @@ impl Round<'_> {
         false
     }
 
+    /// Whether the guest was heard from its destination; not if its job ended before, or never in time.
+    fn wait_arrival(&self, aim: &Aim) -> bool {
+        let destination = &self.stage.hosts()[aim.destination].name;
+        let arrived = || self.observer.last(&aim.guest).is_some_and(|heard| heard.host == *destination).then_some(());
+        wait_for("it arrives", ARRIVAL_DEADLINE, arrived).is_ok()
+    }
+
     /// Notes which guests have no QEMU any more where they were heard last, on a host that lives.
     fn note_death(&mut self, place: usize, at: Duration) {
         self.death = Some(Death { host: self.stage.hosts()[place].name.clone(), at });
@@ -283,7 +319,8 @@ impl Round<'_> {
             let unwell: Vec<&str> =
                 self.stage.guests.iter().map(|guest| guest.name.as_str()).filter(|name| !is_well(name)).collect();
             let all_is_well = unwell.is_empty() && self.all_ended();
-            let none_can_return = self.death.as_ref().is_some_and(|death| now() > death.at + AWAY_PATIENCE)
+            let gone_at = self.death.as_ref().map(|death| death.at).or(self.act.as_ref().map(|act| act.done));
+            let none_can_return = gone_at.is_some_and(|at| now() > at + AWAY_PATIENCE)
                 && unwell.iter().all(|name| excuses.contains_key(*name))
                 && self.jobs.iter().all(|job| judge::of_job(job, self.answers).is_none());
             if all_is_well || none_can_return || now() > until {
@@ -310,7 +347,25 @@ impl Round<'_> {
         let mut cases = self.judge_guests(excuses);
         cases.extend(self.jobs.iter().filter_map(|job| judge::of_job(job, self.answers)));
         cases.extend(self.judge_disks(excuses));
+        let late = self
+            .due
+            .as_ref()
+            .and_then(|(name, from)| judge::late(name, &self.observer.heard(name), *from, RUNS_WITHIN));
+        // One that does not run at all is lost already.
+        cases.extend(late.filter(|_| !cases.iter().any(|case| case.broken == Broken::Lost)));
         cases
+    }
+
+    /// What is seen only by doing more: a guest that was shut off starts again, and so does a clone.
+    fn judge_afterwards(&self, excuses: &BTreeMap<String, String>) -> anyhow::Result<Vec<Case>> {
+        let mut cases = match &self.aliased {
+            Some(aliased) => aliased.judge(self.stage, &self.observer)?,
+            None => Vec::new(),
+        };
+        if let Some(act) = self.act.as_ref().filter(|act| excuses.contains_key(&act.guest)) {
+            cases.extend(admin::start_again(self.stage, &self.observer, act));
+        }
+        Ok(cases)
     }
 
     fn judge_guests(&self, excuses: &BTreeMap<String, String>) -> Vec<Case> {
@@ -330,10 +385,12 @@ impl Round<'_> {
     }
 
     fn excuses(&self) -> BTreeMap<String, String> {
-        let Some(death) = &self.death else { return BTreeMap::new() };
         let excuse = |name: &String| {
             let heard = self.observer.heard(name);
-            let why = judge::excuse(&heard, death, self.ended_copies.contains(name))?;
+            let dead =
+                self.death.as_ref().and_then(|death| judge::excuse(&heard, death, self.ended_copies.contains(name)));
+            let by_act = || admin::excuse(&heard, self.act.as_ref().filter(|act| act.guest == *name)?);
+            let why = dead.or_else(by_act)?;
             Some((name.clone(), format!("{name}: {why}")))
         };
         self.stage.guests.iter().filter_map(|guest| excuse(&guest.name)).collect()

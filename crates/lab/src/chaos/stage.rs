@@ -25,6 +25,8 @@ use crate::{
 
 /// How long a guest may take to boot and be heard.
 const BOOT_DEADLINE: Duration = Duration::from_secs(90);
+/// A guest that runs is heard within this.
+const HEARD_DEADLINE: Duration = Duration::from_secs(5);
 /// How long the inventory may take to show what is there.
 const SEEN_DEADLINE: Duration = Duration::from_secs(30);
 /// How long a question to the server may take. A server that was killed refuses at once.
@@ -127,14 +129,17 @@ impl Stage {
     /// What is not ready in time; then only a new stage helps.
     pub fn tidy(&mut self, observer: &Observer) -> anyhow::Result<()> {
         for index in 0..GUESTS {
-            if observer.runs_on(&self.guests[index].name).is_empty() {
+            let name = &self.guests[index].name;
+            // A busy machine lets a guest be silent for a moment.
+            let heard = wait_for("it is heard", HEARD_DEADLINE, || (!observer.runs_on(name).is_empty()).then_some(()));
+            if heard.is_err() {
                 self.start_anew(index, observer)?;
             }
         }
         for guest in &self.guests {
-            let hosts = observer.runs_on(&guest.name);
-            ensure!(hosts.len() == 1, "{} is heard from {hosts:?}", guest.name);
-            self.wait_seen(guest, &hosts[0])?;
+            let one = || <[String; 1]>::try_from(observer.runs_on(&guest.name)).ok();
+            let heard = wait_for(&format!("{} is heard from one host", guest.name), HEARD_DEADLINE, one)?;
+            self.wait_seen(guest, &heard[0])?;
         }
         self.nothing_is_left()
     }
@@ -175,22 +180,32 @@ impl Stage {
         files.map(|entry| entry.path()).filter(is_disk).collect()
     }
 
-    /// The disk of a guest on the host that runs it, where it really lies, as libvirt says.
+    /// The disk of a guest on a host, as the host's libvirt names it.
+    ///
+    /// # Errors
+    /// When libvirt does not say it.
+    pub fn disk_path_of(&self, name: &str, host: &str) -> anyhow::Result<String> {
+        let host = self.ferry.lab.host(host);
+        let list = host.virsh(&["domblklist", name])?;
+        let path = list.lines().find_map(|line| line.trim_start().strip_prefix("vda")).map(str::trim);
+        Ok(path.with_context(|| format!("{name} has no disk on {}: {list}", host.name))?.to_owned())
+    }
+
+    /// The disk of a guest on a host, where it really lies, as libvirt says.
     ///
     /// # Errors
     /// When libvirt does not say it.
     pub fn disk_of(&self, name: &str, host: &str) -> anyhow::Result<(PathBuf, DiskFormat)> {
-        let host = self.ferry.lab.host(host);
-        let list = host.virsh(&["domblklist", name])?;
-        let path = list.lines().find_map(|line| line.trim_start().strip_prefix("vda")).map(str::trim);
-        let path = path.with_context(|| format!("{name} has no disk on {}: {list}", host.name))?;
+        let path = self.disk_path_of(name, host)?;
         let format = if path.ends_with(".qcow2") { DiskFormat::Qcow2 } else { DiskFormat::Raw };
-        let inside = self
-            .ferry
-            .mount_of(host)
-            .ok()
-            .and_then(|mount| Path::new(path).strip_prefix(mount).ok().map(Path::to_owned));
-        Ok((inside.map_or_else(|| host.file(path), |inside| self.ferry.files.share.join(inside)), format))
+        Ok((self.file_of(self.ferry.lab.host(host), &path), format))
+    }
+
+    /// Where a file of a host really lies, which may be on the share.
+    pub fn file_of(&self, host: &Host, path: &str) -> PathBuf {
+        let mount = self.ferry.mount_of(host).ok();
+        let inside = mount.and_then(|mount| Path::new(path).strip_prefix(mount).ok().map(Path::to_owned));
+        inside.map_or_else(|| host.file(path), |inside| self.ferry.files.share.join(inside))
     }
 
     /// Each guest has one disk, wherever: what moves made and removed is gone.
@@ -255,6 +270,7 @@ fn guest(index: usize, storage: bool) -> Ticker {
         dirty_mib_per_s: 4,
         // All of its disk is verified within some two seconds.
         writes_per_s: 150,
+        stays_after_crash: true,
         disks: vec![Disk { data_mib: if storage { DATA_MIB } else { 0 }, ..Disk::new(Place::Share, DiskFormat::Raw) }],
         ..Ticker::new(&name, address)
     }

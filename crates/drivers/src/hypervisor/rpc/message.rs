@@ -213,7 +213,6 @@ impl Splitter {
         self.pending.drain(..start);
         Ok(())
     }
-
 }
 
 /// Length of the message at the front of `bytes`, once its length word is there.

@@ -1,0 +1,359 @@
+//! What people do to a VM that moves, past Ferry: an administrator's own `virsh`, and a guest that crashes.
+//!
+//! ```text
+//! act ─▶ settle ─▶ is it off since, and by the act? ── no ──▶ judged as any other
+//!                    └─ yes ─▶ one host has it, with its newest data ─▶ `ferry vm start` ─▶ it runs, whole
+//! ```
+//! A VM that an administrator ended is off. One whose incomplete copy he ended is at the source, and runs there.
+
+use std::time::{Duration, Instant};
+
+use super::{
+    faults::{self, Aim},
+    judge::{self, Broken, Case},
+    plan::Kind,
+    stage::Stage,
+};
+use crate::{
+    bench::virsh_migrate,
+    host::Host,
+    images,
+    observe::{Heard, Observer, now},
+    run::{Said, wait_for},
+};
+
+/// What was on its way when the process ended is heard for so long afterwards.
+const UNDERWAY: Duration = Duration::from_millis(300);
+/// A guest that was not heard for so long stood still.
+const STILL: Duration = Duration::from_millis(60);
+/// How long a guest may take to crash, and an administrator tries to start what he is refused.
+const CRASH_WITHIN: Duration = Duration::from_secs(3);
+const STARTS_FOR: Duration = Duration::from_secs(5);
+/// How long Ferry may take to see that a VM is off, and the VM to boot.
+const START_WITHIN: Duration = Duration::from_secs(30);
+const BOOT_WITHIN: Duration = Duration::from_secs(90);
+const LOOK_EVERY: Duration = Duration::from_millis(50);
+
+/// What was done.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum What {
+    /// `virsh resume` at this host.
+    Resume(usize),
+    /// `virsh destroy` at the source.
+    DestroySource,
+    /// `virsh destroy` at the destination.
+    DestroyDestination,
+    /// `virsh migrate` to a third host.
+    Migrate,
+    /// `virsh start` at the source.
+    Start,
+    /// The guest crashes.
+    Crash,
+}
+
+impl What {
+    fn of(kind: Kind, aim: &Aim) -> Option<Self> {
+        match kind {
+            Kind::AdminResumeSource => Some(Self::Resume(aim.source)),
+            Kind::AdminResumeDestination => Some(Self::Resume(aim.destination)),
+            Kind::AdminDestroySource => Some(Self::DestroySource),
+            Kind::AdminDestroyDestination => Some(Self::DestroyDestination),
+            Kind::AdminMigrate => Some(Self::Migrate),
+            Kind::AdminStart => Some(Self::Start),
+            Kind::GuestCrash => Some(Self::Crash),
+            Kind::Server
+            | Kind::SourceAgent
+            | Kind::DestinationAgent
+            | Kind::SourceCarrier
+            | Kind::DestinationCarrier
+            | Kind::SourceLibvirtd
+            | Kind::DestinationLibvirtd
+            | Kind::DestinationQemu
+            | Kind::Smbd
+            | Kind::SourceHost
+            | Kind::DestinationHost
+            | Kind::Link
+            | Kind::SourceLibvirtdBeforeFinish
+            | Kind::SourceLibvirtdAfterFinish
+            | Kind::Alias => None,
+        }
+    }
+}
+
+/// An act that met the VM.
+#[derive(Clone, Debug)]
+pub struct Act {
+    what: What,
+    /// The guest.
+    pub guest: String,
+    /// The host that it was done at.
+    host: String,
+    /// When it was done, by the machine's clock.
+    pub done: Duration,
+    /// In words.
+    pub told: String,
+}
+
+/// Acts. `None`: there was nothing to act on (any more).
+///
+/// # Errors
+/// When the lab does not take it.
+pub fn act(stage: &Stage, observer: &Observer, kind: Kind, aim: &Aim) -> anyhow::Result<Option<Act>> {
+    let Some(what) = What::of(kind, aim) else { return Ok(None) };
+    let name = &aim.guest;
+    let (source, destination) = (&stage.hosts()[aim.source], &stage.hosts()[aim.destination]);
+    let (host, told) = match what {
+        What::Resume(place) => by_virsh(&stage.hosts()[place], "resume", name)?,
+        What::DestroySource => by_virsh(source, "destroy", name)?,
+        What::DestroyDestination => by_virsh(destination, "destroy", name)?,
+        What::Migrate => (destination, move_on(stage, observer, aim)?),
+        What::Start => (source, start_what_is_held(source, name)?),
+        What::Crash => crash(stage, observer, aim)?,
+    };
+    let act = |told| Act { what, guest: name.clone(), host: host.name.clone(), done: now(), told };
+    Ok(told.map(act))
+}
+
+/// Does something to a VM by `virsh`. Nothing is told when the host does not know it, or has no process of it to end.
+fn by_virsh<'a>(host: &'a Host, verb: &str, name: &str) -> anyhow::Result<(&'a Host, Option<String>)> {
+    let said = host.try_run(&["virsh", "-q", "-c", "qemu:///system", verb, name])?;
+    let line = format!("`virsh {verb} {name}` on {}", host.name);
+    let told = match (said.ok(), verb) {
+        (true, _) => Some(line),
+        (false, "resume") if !said.err.contains("failed to get domain") => {
+            Some(format!("{line} (refused: {})", said.err.trim().replace('\n', " ")))
+        }
+        (false, _) => None,
+    };
+    Ok((host, told))
+}
+
+/// To the host that is neither source nor destination.
+fn move_on(stage: &Stage, observer: &Observer, aim: &Aim) -> anyhow::Result<Option<String>> {
+    let (from, name) = (aim.destination, &aim.guest);
+    if observer.last(name).is_none_or(|heard| heard.host != stage.hosts()[from].name) {
+        return Ok(None);
+    }
+    let Some(to) = (0..stage.hosts().len()).find(|place| ![aim.source, from].contains(place)) else { return Ok(None) };
+    let (here, there) = (&stage.hosts()[from], &stage.hosts()[to]);
+    there.set_firewall(true)?;
+    let moved = virsh_migrate(&stage.ferry, name, (from, to), &there.ip, &["--unsafe"]).and_then(|ready| ready.go());
+    there.set_firewall(false)?;
+    let line = format!("`virsh migrate {name}` from {} to {}", here.name, there.name);
+    Ok(Some(match moved {
+        Ok(_) => line,
+        Err(error) => {
+            let why = format!("{error:#}");
+            let why = why.rsplit("error:").next().unwrap_or_default().trim().replace('\n', " ");
+            format!("{line} (refused: {why})")
+        }
+    }))
+}
+
+/// Tries to start the VM at the source, until the source does not know it any more. As long as libvirt moves it, it lets
+/// that wait, and starts it right afterwards.
+fn start_what_is_held(source: &Host, name: &str) -> anyhow::Result<Option<String>> {
+    let (until, mut vetoed) = (Instant::now() + STARTS_FOR, 0);
+    while Instant::now() < until {
+        let said = source.try_run(&["virsh", "-q", "-c", "qemu:///system", "start", name])?;
+        if said.ok() {
+            return Ok(Some(format!("`virsh start {name}` on {} (not vetoed)", source.name)));
+        }
+        if said.err.contains("failed to get domain") {
+            break;
+        }
+        vetoed += u32::from(said.err.contains("held by Ferry"));
+    }
+    Ok((vetoed > 0).then(|| format!("`virsh start {name}` on {} (vetoed {vetoed} time(s))", source.name)))
+}
+
+/// libvirt does not say that a guest crashed while it moves it: then its silence tells.
+fn crash<'a>(stage: &'a Stage, observer: &Observer, aim: &Aim) -> anyhow::Result<(&'a Host, Option<String>)> {
+    let (source, destination) = (&stage.hosts()[aim.source], &stage.hosts()[aim.destination]);
+    let guest = stage.guests.iter().find(|guest| guest.name == aim.guest);
+    let until = Instant::now() + CRASH_WITHIN;
+    while Instant::now() < until {
+        if let Some(guest) = guest {
+            guest.ask(&stage.ferry.lab, "crash")?;
+        }
+        let crashed =
+            [source, destination].into_iter().find(|host| state(host, &aim.guest).is_some_and(|is| is == "crashed"));
+        if let Some(host) = crashed {
+            return Ok((host, Some(format!("guest {} crashed on {}", aim.guest, host.name))));
+        }
+        std::thread::sleep(LOOK_EVERY);
+    }
+    let silent = observer.last(&aim.guest).is_none_or(|heard| heard.at + CRASH_WITHIN / 2 < now());
+    Ok((source, silent.then(|| format!("guest {} crashed on {}, which libvirt does not say", aim.guest, source.name))))
+}
+
+fn state(host: &Host, name: &str) -> Option<String> {
+    host.virsh(&["domstate", name]).ok().map(|said| said.trim().to_owned())
+}
+
+/// Why a guest is silent by an act, and may be: it is not heard since, and what was ended was the VM.
+pub fn excuse(heard: &[Heard], act: &Act) -> Option<String> {
+    let last = heard.last()?;
+    if last.at > act.done + UNDERWAY {
+        return None;
+    }
+    match act.what {
+        What::DestroySource => Some(format!("an administrator ended it on {}", act.host)),
+        // Heard from the source until then, it was an incomplete copy that was ended.
+        What::DestroyDestination if last.host == act.host || last.at + STILL < act.done => {
+            Some(format!("an administrator ended it on {}", act.host))
+        }
+        What::Crash => Some(format!("its guest crashed on {}", act.host)),
+        What::DestroyDestination | What::Resume(_) | What::Migrate | What::Start => None,
+    }
+}
+
+/// What a host has of a VM.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Has {
+    host: String,
+    process: bool,
+    defined: bool,
+}
+
+/// The host that has a VM that is off by the act.
+///
+/// # Errors
+/// When that is not one host, or it has the VM otherwise than the act left it.
+fn who_has(what: What, all: &[Has]) -> Result<&str, String> {
+    let having: Vec<&Has> = all.iter().filter(|has| has.process || has.defined).collect();
+    let told: Vec<String> = having
+        .iter()
+        .map(|has| format!("{} ({})", has.host, if has.process { "with a process" } else { "defined" }))
+        .collect();
+    let crashed = what == What::Crash;
+    match having[..] {
+        [one] if one.process == crashed => Ok(&one.host),
+        [_] if crashed => Err(format!("crashed and has no process any more, but is at {}", told[0])),
+        [_] => Err(format!("was shut off by an administrator and does not run, but is at {}", told[0])),
+        [] => Err("was shut off and is nowhere any more".to_owned()),
+        [..] => Err(format!("is at more than one host: {}", told.join(", "))),
+    }
+}
+
+/// Starts a VM again that is off by the act, and judges where it was and what it has. `data_mib` of its disk are to be as
+/// they were made.
+pub fn start_again(stage: &Stage, observer: &Observer, act: &Act) -> Vec<Case> {
+    let name = &act.guest;
+    let case = |broken, text: String| vec![Case { broken, text: format!("{name} {text}") }];
+    let has = |host: &Host| Has {
+        host: host.name.clone(),
+        process: faults::has_qemu(host, name),
+        defined: state(host, name).is_some(),
+    };
+    let all: Vec<Has> = stage.hosts().iter().map(has).collect();
+    let host = match who_has(act.what, &all) {
+        Ok(host) => stage.ferry.lab.host(host),
+        Err(text) => return case(Broken::Lost, text),
+    };
+    if let Err(text) = newest_data(stage, observer, name, &host.name) {
+        return case(Broken::Corrupt, text);
+    }
+    if act.what == What::Crash
+        && let Err(error) = host.virsh(&["destroy", name])
+    {
+        return case(Broken::Stuck, format!("crashed and cannot be ended on {}: {error:#}", host.name));
+    }
+    let since = now();
+    if let Err(text) = start(stage, name) {
+        return case(
+            Broken::Lost,
+            format!("is off on {}, and `ferry vm start {name}` does not start it: {text}", host.name),
+        );
+    }
+    let lives = || -> Vec<Heard> { observer.heard(name).into_iter().filter(|heard| heard.at >= since).collect() };
+    let well = wait_for("it is well", BOOT_WITHIN, || judge::is_well(&lives(), since, now()).then_some(()));
+    let mut cases = judge::of_guest(name, &lives(), now(), None);
+    if well.is_err() && cases.is_empty() {
+        cases = case(Broken::Lost, format!("was started again on {} and is not well", host.name));
+    }
+    cases
+}
+
+/// What the disk holds of what the guest was told to be written before it ended.
+fn newest_data(stage: &Stage, observer: &Observer, name: &str, host: &str) -> Result<(), String> {
+    let told = |error: anyhow::Error| format!("{error:#}");
+    let (path, format) = stage.disk_of(name, host).map_err(told)?;
+    let writes = observer.last(name).map_or(0, |heard| heard.beat.writes);
+    if !images::holds_data(&path, format, stage.data_mib()).map_err(told)? {
+        return Err(format!("is off, and {} does not hold the data that were in it", path.display()));
+    }
+    let disk = images::head(&path, format, judge::DISK_BYTES).map_err(told)?;
+    judge::of_disk(judge::sum_of_sequences(&disk)?, writes, None)
+}
+
+fn start(stage: &Stage, name: &str) -> Result<(), String> {
+    let mut last = String::new();
+    let started = wait_for("it starts", START_WITHIN, || {
+        let said = stage.ferry.ferry(&["vm", "start", name]);
+        last = said.as_ref().map_or_else(|error| format!("{error:#}"), |said| said.err.trim().to_owned());
+        said.is_ok_and(|said| Said::ok(&said)).then_some(())
+    });
+    started.map_err(|_| last)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::observe::Beat;
+
+    fn heard(host: &str, at_ms: u64) -> Heard {
+        let beat = Beat {
+            vm: "vm".into(),
+            count: at_ms,
+            pages: 0,
+            page_passes: 0,
+            bad_pages: 0,
+            sectors: 0,
+            sector_passes: 0,
+            bad_sectors: 0,
+            writes: 0,
+        };
+        Heard { host: host.into(), at: Duration::from_millis(at_ms), beat }
+    }
+
+    #[test]
+    fn only_the_end_of_the_vm_itself_excuses_its_silence() {
+        // Silent since 1,000 ms, last heard from the source `a` or the destination `b`.
+        for (what, at, last, done_ms, excused) in [
+            (What::DestroySource, "a", "a", 1_010, true),
+            (What::DestroySource, "a", "a", 690, false),
+            (What::DestroyDestination, "b", "b", 1_010, true),
+            // It beat at the source until the copy was ended: it must go on there.
+            (What::DestroyDestination, "b", "a", 1_010, false),
+            // It stood still in the hand-over.
+            (What::DestroyDestination, "b", "a", 1_100, true),
+            (What::Crash, "a", "a", 1_010, true),
+            (What::Resume(0), "a", "a", 1_010, false),
+            (What::Migrate, "b", "b", 1_010, false),
+            (What::Start, "a", "b", 1_010, false),
+        ] {
+            let done = Duration::from_millis(done_ms);
+            let act = Act { what, guest: "vm".into(), host: at.into(), done, told: String::new() };
+            assert_eq!(excuse(&[heard(last, 1_000)], &act).is_some(), excused, "{act:?} {last}");
+        }
+    }
+
+    #[test]
+    fn a_vm_that_is_off_is_at_one_host_as_it_was_left() {
+        let has = |process, defined| move |host: &str| Has { host: host.into(), process, defined };
+        let (nothing, defined, process) = (has(false, false), has(false, true), has(true, true));
+        assert_eq!(who_has(What::DestroySource, &[defined("a"), nothing("b")]), Ok("a"));
+        assert_eq!(who_has(What::Crash, &[nothing("a"), process("b")]), Ok("b"));
+        for (what, all, word) in [
+            (What::DestroySource, [defined("a"), defined("b")], "more than one"),
+            (What::DestroySource, [nothing("a"), nothing("b")], "nowhere"),
+            (What::DestroySource, [process("a"), nothing("b")], "does not run"),
+            (What::Crash, [defined("a"), nothing("b")], "no process any more"),
+            (What::Crash, [process("a"), defined("b")], "more than one"),
+        ] {
+            let told = who_has(what, &all).expect_err(word);
+            assert!(told.contains(word), "{told}");
+        }
+    }
+}
