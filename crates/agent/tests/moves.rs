@@ -662,23 +662,30 @@ async fn a_vm_that_was_complete_at_the_destination_is_not_taken_away_there_when_
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_copy_is_old_once_the_guest_has_run_on_at_the_source_and_shut_itself_down() {
-    let site = Site::new().await;
-    let vm = site.run_vm("web01", |guest| guest.facts.autostart = true);
-    let job = Job::new(1, 1, vm, "web01", 0);
-    let [one, two] = &site.hosts;
-    two.hypervisor.faults().cut(Point::FinishReply);
-    site.prepare(&job).await;
-    site.perform(&job).await;
-    site.wait_stage(&job, 0, &[Stage::Failed]).await;
-    assert_eq!(site.presences(&job), (Presence::Running, Presence::Arrived));
-    one.hypervisor.shutdown(vm).expect("its guest obeys");
-    assert_eq!(site.presences(&job), (Presence::Ended, Presence::Arrived));
-    assert_eq!(site.verdict(&job).await, Verdict::Source, "its disks are newer than that copy's memory");
-    site.undo(&job).await;
-    assert!(!two.knows(vm) && !one.holds(vm) && one.autostarts(vm));
-    one.hypervisor.start(vm).expect("it is the source's");
-    site.assert_settled(vm, 0);
+async fn a_copy_is_old_once_the_vm_has_run_on_at_the_source_and_ended_there() {
+    for shuts_down in [true, false] {
+        let site = Site::new().await;
+        let vm = site.run_vm("web01", |guest| guest.facts.autostart = true);
+        let job = Job::new(1, 1, vm, "web01", 0);
+        let [one, two] = &site.hosts;
+        two.hypervisor.faults().cut(Point::FinishReply);
+        site.prepare(&job).await;
+        site.perform(&job).await;
+        site.wait_stage(&job, 0, &[Stage::Failed]).await;
+        assert_eq!(site.presences(&job), (Presence::Running, Presence::Arrived));
+        match shuts_down {
+            true => one.hypervisor.shutdown(vm).expect("its guest obeys"),
+            // Its process is killed: libvirt does not say that its guest ended it.
+            false => one.hypervisor.crash(vm),
+        }
+        let seen = one.client.report(job.attempt, 0, Duration::ZERO).await.expect("known");
+        assert_eq!(seen.presence, Presence::Ended, "{shuts_down}");
+        assert_eq!(site.verdict(&job).await, Verdict::Source, "its disks are newer than that copy's memory");
+        site.undo(&job).await;
+        assert!(!two.knows(vm) && !one.holds(vm) && one.autostarts(vm));
+        one.hypervisor.start(vm).expect("it is the source's");
+        site.assert_settled(vm, 0);
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

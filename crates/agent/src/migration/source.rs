@@ -662,19 +662,19 @@ async fn give_up(shared: &Arc<Shared>, error: HypervisorError) {
 }
 
 /// Runs a VM again that was stopped for a hand-over that failed. libvirt does so itself, but cannot while the copy at
-/// the destination has the disk's lock; that copy is never run, and is destroyed when the move is undone. Gives whether it is
-/// not paused any more.
+/// the destination has the disk's lock; that copy is never run, and is destroyed when the move is undone. Gives whether it
+/// runs here.
 pub(super) async fn run_again(hypervisor: Arc<dyn Hypervisor>, vm: VmId) -> bool {
     warn!(%vm, "libvirt left the VM paused at the source; it is run as soon as its disks are free");
     for _ in 0..RUNS_MAX {
         let outcome = blocking(&hypervisor, move |hypervisor| match hypervisor.presence(vm, Role::Source)? {
-            Presence::Stopped | Presence::Left => hypervisor.resume(vm),
-            _ => Ok(()),
+            Presence::Stopped | Presence::Left => hypervisor.resume(vm).map(|()| true),
+            presence => Ok(presence == Presence::Running),
         });
         match outcome.await {
-            Ok(()) => {
-                info!(%vm, "the VM is not paused any more");
-                return true;
+            Ok(runs) => {
+                info!(%vm, runs, "the VM is not paused any more");
+                return runs;
             }
             Err(error) => debug!(%vm, error = %chain(&error), "the VM could not be run yet"),
         }
