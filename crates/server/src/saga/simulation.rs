@@ -353,6 +353,11 @@ impl World {
         }
     }
 
+    /// Whether the server has decided that the VM is the source's.
+    fn is_decided(&self) -> bool {
+        self.log.iter().any(|event| matches!(event, LogEvent::Failed { step: Step::Perform, .. }))
+    }
+
     /// The source loses its power, and has no process when it is back.
     fn lose_power(&mut self) {
         let complete = self.destination.has_disks() || self.destination.process == Presence::Off || self.elsewhere;
@@ -361,7 +366,8 @@ impl World {
             // That it ran on is known to nobody: its carrier, which would have written it down, was killed before.
             return;
         }
-        let had_it = matches!(process, Presence::Running | Presence::Halted | Presence::Ended);
+        // Or it was decided that it has it.
+        let had_it = self.is_decided() || matches!(process, Presence::Running | Presence::Halted | Presence::Ended);
         self.died_there |= process != Presence::Absent && (had_it || !complete);
         if process != Presence::Absent {
             self.source.process = if self.source.ran_on { Presence::Ended } else { Presence::Off };
@@ -399,8 +405,7 @@ impl World {
         match self.destination.process {
             Presence::Arrived if still && self.may_run() => {
                 self.note("run by hand");
-                let decided = |event: &LogEvent| matches!(event, LogEvent::Failed { step: Step::Perform, .. });
-                self.against = self.log.iter().any(decided);
+                self.against = self.is_decided();
                 self.destination.process = Presence::Running;
             }
             Presence::Running if self.chance.one_in(2) => {
