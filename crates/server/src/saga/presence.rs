@@ -37,7 +37,9 @@ pub(super) async fn decide(ends: &Ends<'_, impl MoveAgent>, delivered_before: bo
     let after = ask_one(ends, &ends.destination).await;
     let destination = if after.presence == before { before } else { Presence::Unknown };
     let delivered = delivered_before || here.delivered || there.delivered;
-    if is_to_be_remembered(source, destination) && !after.gave_up {
+    // Either answer is enough: somebody may have run it between the two.
+    let complete = [before, after.presence].into_iter().any(|told| is_to_be_remembered(source, told));
+    if complete && !after.gave_up {
         ends.memory.keep_arrived().await;
     }
     let arrived = !after.gave_up && ends.memory.arrived().await;

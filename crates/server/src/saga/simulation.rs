@@ -692,15 +692,15 @@ impl MoveAgent for Agent {
             if side.confirmed || side.aborted || side.process != Presence::Off {
                 side.held = false;
             }
-            assert!(
-                side.held || !elsewhere || side.process == Presence::Absent,
-                "a source is let go of what is elsewhere"
-            );
-            if side.aborted && matches!(side.process, Presence::Left | Presence::Stopped) {
-                assert!(free, "it is let go while the other copy has its disks");
+            let let_go = !side.held && side.process != Presence::Absent;
+            let runs_again = side.aborted && matches!(side.process, Presence::Left | Presence::Stopped);
+            if runs_again {
                 side.process = Presence::Running;
             }
             (side.known, side.carrier, side.ended) = (false, false, true);
+            let story = || format!("{:#?}\n{:#?}", world.log, world.past);
+            assert!(!let_go || !elsewhere, "a source is let go of what is elsewhere: {}", story());
+            assert!(!runs_again || free, "it is let go while the other copy has its disks: {}", story());
             if world.flight == Flight::Memory || world.flight == Flight::Stopped || world.flight == Flight::Finishing {
                 world.fail_flight();
             }
