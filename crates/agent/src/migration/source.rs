@@ -623,8 +623,7 @@ async fn give_up(shared: &Arc<Shared>, error: HypervisorError) {
     });
     let (presence, moves) = looked.await.unwrap_or((Presence::Unknown, true));
     if presence == Presence::Running && !moves {
-        board.tell(|known| known.state.ran_on = true);
-        board.write_down().await;
+        note_that_it_runs_on(board).await;
     }
     let whereabouts = match presence {
         Presence::Running => "the VM runs at the source",
@@ -654,11 +653,16 @@ async fn give_up(shared: &Arc<Shared>, error: HypervisorError) {
         let shared = Arc::clone(shared);
         board.spawn(async move {
             if run_again(Arc::clone(&shared.board.hypervisor), vm).await {
-                shared.board.tell(|known| known.state.ran_on = true);
-                shared.board.write_down().await;
+                note_that_it_runs_on(&shared.board).await;
             }
         });
     }
+}
+
+/// From now on the copy at the destination is old: on the disk when it returns.
+async fn note_that_it_runs_on(board: &Board) {
+    board.tell(|known| known.state.ran_on = true);
+    board.write_down().await;
 }
 
 /// Runs a VM again that was stopped for a hand-over that failed. libvirt does so itself, but cannot while the copy at

@@ -227,17 +227,7 @@ impl FakeHypervisor {
             std::fs::OpenOptions::new().create(true).append(true).open(&file.place)?;
         }
         let vm = guest.facts.id;
-        let facts = guest.facts.clone();
-        let entry = Vm {
-            facts,
-            guest,
-            process: Process::Off,
-            shut_down: false,
-            outgoing: None,
-            copies: BTreeMap::new(),
-            completed: None,
-        };
-        self.host.state().vms.insert(vm, entry);
+        self.host.state().vms.insert(vm, Vm::off(guest));
         self.host.notify(DomainEvent::Changed(vm));
         Ok(vm)
     }
@@ -454,6 +444,19 @@ impl State {
 }
 
 impl Vm {
+    /// A guest that does not run.
+    fn off(guest: FakeGuest) -> Self {
+        Self {
+            facts: guest.facts.clone(),
+            guest,
+            process: Process::Off,
+            shut_down: false,
+            outgoing: None,
+            copies: BTreeMap::new(),
+            completed: None,
+        }
+    }
+
     fn facts(&self) -> VmFacts<PathBuf> {
         let state = match self.process {
             Process::Off => VmState::ShutOff,
@@ -669,16 +672,7 @@ impl Hypervisor for FakeHypervisor {
             return failed(what(), "domain already exists with another UUID");
         }
         let guest = FakeGuest { facts: facts.clone(), ..FakeGuest::new(&facts.name, &[]) };
-        let entry = Vm {
-            facts,
-            guest,
-            process: Process::Off,
-            shut_down: false,
-            outgoing: None,
-            copies: BTreeMap::new(),
-            completed: None,
-        };
-        state.vms.insert(bound.vm, entry);
+        state.vms.insert(bound.vm, Vm::off(guest));
         drop(state);
         self.host.notify(DomainEvent::Changed(bound.vm));
         Ok(())

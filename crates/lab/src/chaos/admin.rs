@@ -236,8 +236,7 @@ fn who_has(what: What, all: &[Has]) -> Result<&str, String> {
     }
 }
 
-/// Starts a VM again that is off by the act, and judges where it was and what it has. `data_mib` of its disk are to be as
-/// they were made.
+/// Starts a VM again that is off by the act, and judges where it was and what it has.
 pub fn start_again(stage: &Stage, observer: &Observer, act: &Act) -> Vec<Case> {
     let name = &act.guest;
     let case = |broken, text: String| vec![Case { broken, text: format!("{name} {text}") }];

@@ -49,7 +49,7 @@ use super::{
     ends::{End, Ends, Logged, Memory, OtherHosts},
     executor::{Saga, StepFailed},
     note, perform,
-    undo::{self, is_unknown},
+    undo::{self, gone_or, is_unknown},
 };
 use crate::{
     App,
@@ -376,8 +376,8 @@ impl Migrate {
     async fn release(&self) -> Result<(), StepFailed> {
         let (source, destination) =
             tokio::join!(self.source.agent.release(self.attempt()), self.destination.agent.release(self.attempt()));
-        gone_or(&self.destination, destination)?;
-        gone_or(&self.source, source)?;
+        gone_or(self.destination.name(), destination)?;
+        gone_or(self.source.name(), source)?;
         let figures = {
             let mut figures = self.figures.lock().expect("nobody panics with it");
             figures.total_ms = now_ms().saturating_sub(self.record.job.accepted_at_ms);
@@ -498,14 +498,6 @@ fn messages(findings: Vec<Finding>) -> StepFailed {
 /// What a host said against a step.
 pub(super) fn failed(host: &Host, error: &ClientError) -> StepFailed {
     StepFailed(describe(host.name(), error))
-}
-
-/// For what takes something away: an agent that knows nothing of the attempt has nothing of it.
-pub(super) fn gone_or(host: &Host, answer: Result<(), ClientError>) -> Result<(), StepFailed> {
-    match answer {
-        Err(error) if !is_unknown(&error) => Err(failed(host, &error)),
-        _ => Ok(()),
-    }
 }
 
 fn merged(one: Figures, other: Figures) -> Figures {

@@ -37,9 +37,9 @@ use uuid::Uuid;
 
 use super::{
     executor::{Saga, StepFailed},
-    migrate::{failed, gone_or},
+    migrate::failed,
     note,
-    undo::is_unknown,
+    undo::{gone_or, is_unknown},
 };
 use crate::{
     App,
@@ -418,8 +418,8 @@ impl MoveOffline {
     }
 
     async fn release(&self) -> Result<(), StepFailed> {
-        gone_or(&self.destination, self.destination.agent.release_offline(self.attempt()).await)?;
-        gone_or(&self.source, self.source.agent.release_offline(self.attempt()).await)?;
+        gone_or(self.destination.name(), self.destination.agent.release_offline(self.attempt()).await)?;
+        gone_or(self.source.name(), self.source.agent.release_offline(self.attempt()).await)?;
         self.keep().await;
         self.running.kept(|| self.app.store.unreserve(self.record.id)).await;
         // So that whoever sees the job's end sees the VM where it is, and there only.
@@ -433,8 +433,8 @@ impl MoveOffline {
     }
 
     async fn take_back(&self, host: &Host) -> Result<(), StepFailed> {
-        gone_or(host, host.agent.abort_offline(self.attempt()).await.map(drop))?;
-        gone_or(host, host.agent.release_offline(self.attempt()).await)
+        gone_or(host.name(), host.agent.abort_offline(self.attempt()).await.map(drop))?;
+        gone_or(host.name(), host.agent.release_offline(self.attempt()).await)
     }
 }
 

@@ -42,7 +42,7 @@ pub(super) async fn decide(ends: &Ends<'_, impl MoveAgent>, delivered_before: bo
     if complete && !after.gave_up {
         ends.memory.keep_arrived().await;
     }
-    let arrived = !after.gave_up && ends.memory.arrived().await;
+    let arrived = !after.gave_up && (complete || ends.memory.arrived().await);
     let (verdict, awaited) = match verdict(source, destination, delivered, arrived) {
         Verdict::SourceUnlessElsewhere => match elsewhere(ends).await {
             None => (Verdict::Source, String::new()),

@@ -39,7 +39,8 @@ use uuid::Uuid;
 use super::{
     ends::{End, Ends, Logged, Memory, MoveAgent, Others, Told},
     executor::{Log, Patience, Saga, StepFailed, drive},
-    perform, undo,
+    perform,
+    undo::{self, gone_or},
 };
 use crate::{jobs::Running, store::StoreError};
 
@@ -92,6 +93,7 @@ struct Side {
     sequence: u64,
     finish_delivered: bool,
     here: bool,
+    /// The carrier has written down that the VM ran on here.
     ran_on: bool,
     ending: bool,
     aborted: bool,
@@ -145,7 +147,7 @@ struct World {
     /// It ended with the power of its source, before another copy was complete: what it has of definition and disks is the VM.
     died_there: bool,
     /// The source has run since the destination's copy was complete, which is old.
-    ran_on: bool,
+    copy_is_old: bool,
     /// A third host has the VM.
     elsewhere: bool,
     /// Ferry does not know that host.
@@ -173,7 +175,7 @@ impl World {
             reserved: false,
             dark_until: 0,
             died_there: false,
-            ran_on: false,
+            copy_is_old: false,
             elsewhere: false,
             unknown: false,
             against: false,
@@ -246,7 +248,7 @@ impl World {
         if self.chance.one_in(2) {
             self.go_on();
         }
-        self.ran_on |= self.source.process == Presence::Running && self.destination.process == Presence::Arrived;
+        self.copy_is_old |= self.source.process == Presence::Running && self.destination.process == Presence::Arrived;
         self.check();
     }
 
@@ -383,8 +385,11 @@ impl World {
     fn end_guest(&mut self) {
         for role in [Role::Source, Role::Destination] {
             if self.side(role).process == Presence::Running && self.chance.one_in(4) {
-                let (crashes, off) = (self.chance.one_in(2), [Presence::Ended, Presence::Off]);
-                let ends = if crashes { Presence::Halted } else { off[usize::from(role == Role::Destination)] };
+                let ends = match (self.chance.one_in(2), role) {
+                    (true, _) => Presence::Halted,
+                    (false, Role::Source) => Presence::Ended,
+                    (false, Role::Destination) => Presence::Off,
+                };
                 self.note(&format!("the guest at the {role:?} ends: {ends:?}"));
                 self.side(role).process = ends;
                 if role == Role::Source {
@@ -456,7 +461,7 @@ impl World {
         assert!(runs + usize::from(self.elsewhere) < 2, "it runs twice: {:#?}\n{:#?}", self.log, self.past);
         let has = matches!(destination, Presence::Arrived | Presence::Running | Presence::Halted | Presence::Off);
         assert!(
-            !self.ran_on || destination != Presence::Running,
+            !self.copy_is_old || destination != Presence::Running,
             "an old copy runs: {:#?}\n{:#?}",
             self.log,
             self.past
@@ -810,13 +815,6 @@ fn failed(error: ClientError) -> StepFailed {
     StepFailed(error.chain())
 }
 
-fn gone_or<T>(answer: Result<T, ClientError>) -> Result<(), StepFailed> {
-    match answer {
-        Err(error) if error.problem().is_none_or(|problem| problem.status != 404) => Err(failed(error)),
-        _ => Ok(()),
-    }
-}
-
 impl Saga for Life {
     fn steps(&self) -> &'static [Step] {
         &Step::ALL
@@ -841,12 +839,12 @@ impl Saga for Life {
             Step::Perform => perform::perform(&self.ends(&self.memory()), |_| {}, || {}).await,
             Step::Resume => perform::resume(&self.ends(&self.memory())).await.map(drop),
             Step::Confirm => {
-                gone_or(self.destination.confirm().await)?;
+                gone_or("kvm2", self.destination.confirm().await)?;
                 self.source.confirm().await.map_err(failed)
             }
             Step::Release => {
-                gone_or(self.destination.release(self.attempt()).await)?;
-                gone_or(self.source.release(self.attempt()).await)?;
+                gone_or("kvm2", self.destination.release(self.attempt()).await)?;
+                gone_or("kvm1", self.source.release(self.attempt()).await)?;
                 lock(&self.world).reserved = false;
                 Ok(())
             }

@@ -5,7 +5,7 @@ use ferry_client::ClientError;
 use ferry_core::migration::{Presence, Verdict};
 
 use super::{
-    ends::{End, Ends, MoveAgent},
+    ends::{Ends, MoveAgent},
     executor::StepFailed,
     presence,
 };
@@ -16,9 +16,9 @@ pub(super) async fn source(ends: &Ends<'_, impl MoveAgent>) -> Result<(), StepFa
     let aborted = ends.source.agent.abort(ends.attempt).await;
     let has_it = |presence| matches!(presence, Presence::Running | Presence::Paused | Presence::Halted);
     let is_here = matches!(&aborted, Ok(report) if has_it(report.presence));
-    gone_or(&ends.source, aborted.map(drop))?;
+    gone_or(ends.source.name, aborted.map(drop))?;
     if !is_here {
-        gone_or(&ends.destination, ends.destination.agent.abort(ends.attempt).await.map(drop))?;
+        gone_or(ends.destination.name, ends.destination.agent.abort(ends.attempt).await.map(drop))?;
         // Somebody may have run the copy there since it was asked who has the VM, and moved it on.
         if ends.memory.arrived().await {
             let decision = presence::decide(ends, false).await;
@@ -27,19 +27,19 @@ pub(super) async fn source(ends: &Ends<'_, impl MoveAgent>) -> Result<(), StepFa
             }
         }
     }
-    gone_or(&ends.source, ends.source.agent.release(ends.attempt).await)
+    gone_or(ends.source.name, ends.source.agent.release(ends.attempt).await)
 }
 
 /// The destination's part: its copy goes, with all that came for it.
 pub(super) async fn destination(ends: &Ends<'_, impl MoveAgent>) -> Result<(), StepFailed> {
-    gone_or(&ends.destination, ends.destination.agent.abort(ends.attempt).await.map(drop))?;
-    gone_or(&ends.destination, ends.destination.agent.release(ends.attempt).await)
+    gone_or(ends.destination.name, ends.destination.agent.abort(ends.attempt).await.map(drop))?;
+    gone_or(ends.destination.name, ends.destination.agent.release(ends.attempt).await)
 }
 
 /// For what takes something away: an agent that knows nothing of the attempt has nothing of it.
-pub(super) fn gone_or<A>(end: &End<'_, A>, answer: Result<(), ClientError>) -> Result<(), StepFailed> {
+pub(super) fn gone_or(host: &str, answer: Result<(), ClientError>) -> Result<(), StepFailed> {
     match answer {
-        Err(error) if !is_unknown(&error) => Err(StepFailed(describe(end.name, &error))),
+        Err(error) if !is_unknown(&error) => Err(StepFailed(describe(host, &error))),
         _ => Ok(()),
     }
 }

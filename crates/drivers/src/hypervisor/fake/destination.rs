@@ -19,7 +19,7 @@ use ferry_core::{
 };
 
 use super::{
-    BTreeMap, FakeGuest, Host, Memory, Point, Process, Struck, Vm, end_listener,
+    FakeGuest, Host, Memory, Point, Process, Struck, Vm, end_listener,
     guest::{self, PAGE_BYTES},
     source::{MEMORY_END, MEMORY_MAGIC, stats_of},
 };
@@ -255,15 +255,10 @@ fn prepare(host: &Arc<Host>, call: &PrepareCall) -> Result<VmId, String> {
     let (dropped, channel) = (AtomicBool::new(false), Mutex::new(None));
     let incoming = Arc::new(Incoming { dropped, channel, listener, socket, disks });
     let mut state = host.state();
-    let entry = state.vms.entry(vm).or_insert_with(|| Vm {
-        guest: FakeGuest { facts: facts.clone(), ..FakeGuest::new(&facts.name, &[]) },
-        facts: facts.clone(),
-        process: Process::Off,
-        shut_down: false,
-        outgoing: None,
-        copies: BTreeMap::new(),
-        completed: None,
-    });
+    let entry = state
+        .vms
+        .entry(vm)
+        .or_insert_with(|| Vm::off(FakeGuest { facts: facts.clone(), ..FakeGuest::new(&facts.name, &[]) }));
     // What arrives brings its own definition; that it is kept here is settled in Finish.
     entry.facts = VmFacts { persistent: entry.facts.persistent, autostart: entry.facts.autostart, ..facts };
     entry.process = Process::Receiving(Arc::clone(&incoming));
