@@ -135,7 +135,7 @@ impl Ticker {
         Path::new(local::FOLDER).join(&self.name)
     }
 
-    /// Asks something of the guest: `flip`, `crash`, `restless`, `hasten`, `rest` (its main module says what that does).
+    /// Asks something of the guest, once: `flip`, `crash` (its main module says what that does).
     ///
     /// # Errors
     /// When no datagram can be sent.

@@ -11,13 +11,13 @@ use std::{
         Arc, Mutex,
         atomic::{AtomicU64, Ordering::Relaxed},
     },
-    time::{Duration, SystemTime, UNIX_EPOCH},
+    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
 use anyhow::{Context as _, bail, ensure};
 use serde::Deserialize;
 
-use crate::{host::Host, lab::Lab, run::wait_for};
+use crate::{guest::ask_all, host::Host, lab::Lab, run::wait_for};
 
 /// What stands in every page of a ticker's memory.
 pub const MARK: &[u8; 16] = b"FERRY-PLAINTEXT!";
@@ -25,6 +25,11 @@ pub const MARK: &[u8; 16] = b"FERRY-PLAINTEXT!";
 const HEADERS: usize = 14 + 20 + 8;
 /// A guest whose heartbeat was not heard from a host for so long does not run there.
 const SILENCE: Duration = Duration::from_millis(700);
+/// How long a guest may take to say that it heard a request: one whose processor is emulated twice may not beat for some
+/// seconds after a move.
+const HEARS_WITHIN: Duration = Duration::from_secs(120);
+/// How long after a request it is sent again.
+const ASK_EVERY: Duration = Duration::from_secs(1);
 
 /// One heartbeat, as it stands on the wire.
 #[derive(Clone, Debug, Deserialize)]
@@ -47,6 +52,8 @@ pub struct Beat {
     pub bad_sectors: u64,
     /// Sectors written.
     pub writes: u64,
+    /// Which of `rest`, `hasten` and `restless` it was asked last.
+    pub asked: String,
 }
 
 /// A heartbeat that was heard.
@@ -142,11 +149,31 @@ impl Observer {
     pub fn wait_verified(&self, vm: &str, passes: u64, deadline: Duration) -> anyhow::Result<()> {
         let last = || self.heard(vm).pop().map(|heard| heard.beat);
         let before = last().context("The guest was never heard")?;
-        wait_for(&format!("{vm} verifies its memory and disk"), deadline, || {
+        let verified = wait_for(&format!("{vm} verifies its memory and disk"), deadline, || {
             let now = last()?;
             // The pass that was running when this began does not count.
             (now.page_passes > before.page_passes + passes && now.sector_passes > before.sector_passes + passes)
                 .then_some(())
+        });
+        verified.with_context(|| format!("{vm} said {before:?} when this began, and {:?} last", self.last(vm)))
+    }
+
+    /// Asks a guest for `rest`, `hasten` or `restless`, as often as it takes until a heartbeat says that it heard: a datagram
+    /// may be lost.
+    ///
+    /// # Errors
+    /// When it did not hear in time.
+    pub fn ask(&self, lab: &Lab, vm: &str, request: &str) -> anyhow::Result<()> {
+        let began = now();
+        let mut sent = None;
+        wait_for(&format!("{vm} hears `{request}`"), HEARS_WITHIN, || {
+            if sent.is_none_or(|sent: Instant| sent.elapsed() > ASK_EVERY) {
+                sent = Some(Instant::now());
+                // One that cannot be sent now is sent again.
+                let _ = ask_all(lab, request);
+            }
+            let last = self.last(vm)?;
+            (last.at > began && last.beat.asked == request).then_some(())
         })
     }
 }
@@ -323,6 +350,7 @@ mod tests {
             sector_passes: 0,
             bad_sectors: 0,
             writes: 0,
+            asked: "rest".into(),
         };
         Heard { host: host.into(), at: Duration::from_millis(at_ms), beat }
     }

@@ -36,12 +36,12 @@ pub(crate) fn run(wanted: &Wanted, found: &Found) -> ! {
     };
     let started = Instant::now();
     println!("ticker: beats");
-    let (mut count, mut toss) = (0u64, None);
+    let (mut count, mut toss, mut asked) = (0u64, None, "rest");
     loop {
         count += 1;
         let beat = format!(
             "{{\"vm\":\"{}\",\"count\":{count},\"up_ms\":{},\"pages\":{},\"page_passes\":{},\"bad_pages\":{},\
-             \"sectors\":{},\"sector_passes\":{},\"bad_sectors\":{},\"writes\":{}}}",
+             \"sectors\":{},\"sector_passes\":{},\"bad_sectors\":{},\"writes\":{},\"asked\":\"{asked}\"}}",
             wanted.name,
             started.elapsed().as_millis(),
             found.pages.load(Relaxed),
@@ -66,13 +66,18 @@ pub(crate) fn run(wanted: &Wanted, found: &Found) -> ! {
             if &request[..length] == b"crash" {
                 sys::crash();
             }
-            if toss.is_none() && &request[..length] == b"restless" {
-                toss = restless::start();
+            if &request[..length] == b"restless" {
+                asked = "restless";
+                if toss.is_none() {
+                    toss = restless::start();
+                }
             }
             if &request[..length] == b"hasten" {
+                asked = "hasten";
                 found.hastens.store(true, Relaxed);
             }
             if &request[..length] == b"rest" {
+                asked = "rest";
                 found.hastens.store(false, Relaxed);
                 if let Some(mut other) = toss.take() {
                     // One that ended by itself is what was asked for.

@@ -4,7 +4,8 @@
 //! of each disk, whose expected sequence numbers it keeps in memory, and [`heart`] tells the world by UDP broadcast, every
 //! 10 ms, how far it counted and what the others found. A datagram `flip` to its port changes one byte of its
 //! memory, so that a test can see that it would be found; `crash` tells its panic device that it crashed; `restless` gives
-//! it no rest ([`restless`]), and `hasten` has it verify as fast as it can, until `rest`.
+//! it no rest ([`restless`]), and `hasten` has it verify as fast as it can, until `rest`. Each heartbeat tells which of these
+//! three it heard last: a datagram may be lost.
 //!
 //! Options on the kernel's command line: `ticker.name=`, `ticker.ip=`, `ticker.memory_mib=`, `ticker.dirty_mib_per_s=`,
 //! `ticker.writes_per_s=` (of each disk), `ticker.slower=` (it beats, dirties and verifies so many times slower: where its

@@ -312,6 +312,7 @@ mod tests {
             sector_passes: 0,
             bad_sectors: 0,
             writes: 0,
+            asked: "rest".into(),
         };
         Heard { host: host.into(), at: Duration::from_millis(at_ms), beat }
     }

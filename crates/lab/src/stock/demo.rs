@@ -39,7 +39,7 @@ pub fn run(json: bool) -> anyhow::Result<()> {
     site.start_guest(&ticker, 2)?;
     let mut proof = Proof { site: &site, migrations: Vec::new() };
     // QEMU 7.2 forgets pages of an emulated guest that rests (`ferry_core::release`): this one does not until it verifies.
-    ticker.ask(&site.ferry.lab, "restless")?;
+    site.observer.ask(&site.ferry.lab, VM, "restless")?;
     proof.migrate("from Debian 12 to Debian 13, over the kernel's SMB client", "stock1", &[])?;
     proof.migrate("over the kernel's SMB client", "stock2", &[])?;
     proof.site.move_storage(VM, &nfs)?;

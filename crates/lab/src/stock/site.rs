@@ -20,7 +20,7 @@ use super::{
 use crate::{
     cache::{self, Boot},
     ferry::Ferry,
-    guest::{Ticker, ask_all},
+    guest::Ticker,
     lab::{NETWORK, Programs},
     observe::Observer,
     run::{DEADLINE, at_once, checked, run, run_within},
@@ -232,10 +232,10 @@ impl StockSite {
     /// When it has not in time.
     pub fn verify(&self, name: &str) -> anyhow::Result<()> {
         // A guest that is restless leaves its only processor to nothing else.
-        ask_all(&self.ferry.lab, "rest")?;
-        ask_all(&self.ferry.lab, "hasten")?;
+        self.observer.ask(&self.ferry.lab, name, "rest")?;
+        self.observer.ask(&self.ferry.lab, name, "hasten")?;
         self.observer.wait_verified(name, 1, VERIFY_WITHIN)?;
-        ask_all(&self.ferry.lab, "rest")
+        self.observer.ask(&self.ferry.lab, name, "rest")
     }
 
     /// Moves a guest's disks to a place, while it runs.
