@@ -1,7 +1,10 @@
 //! Runs VMs again that QEMU stopped because their file server was away.
 //!
 //! Nothing more than what a share that is mounted `hard` promises: VMs on it wait, and go on by themselves. Whether a VM may
-//! is [`ferry_core::stall`]'s to say.
+//! is [`ferry_core::stall`]'s to say. One that runs, and is only taken for a stopped one ([`Hypervisor::see_running`]), is seen
+//! to: nobody else could, and it would be refused every move.
+//!
+//! [`Hypervisor::see_running`]: ferry_drivers::hypervisor::Hypervisor::see_running
 
 use std::{
     sync::Weak,
@@ -21,11 +24,14 @@ const LOOK_EVERY: Duration = Duration::from_secs(2);
 
 /// Looks after stopped VMs as long as the agent lives.
 pub(crate) async fn look_after(agent: Weak<Agent>) {
-    let (begun, mut tries) = (Instant::now(), Tries::default());
+    let (begun, mut looks, mut tries) = (Instant::now(), Tries::default(), Tries::default());
     while let Some(agent) = agent.upgrade() {
-        for vm in stopped(&agent) {
+        for (vm, may_go_on) in stopped(&agent) {
             // A VM that is moved is its carriers' to run.
-            if !agent.migrations.moves(vm.id) && tries.due(vm.id, begun.elapsed()) {
+            if agent.migrations.moves(vm.id) || looks.due(vm.id, begun.elapsed()) && see_running(&agent, &vm).await {
+                continue;
+            }
+            if may_go_on && tries.due(vm.id, begun.elapsed()) {
                 run_again(&agent, &vm).await;
             }
         }
@@ -34,11 +40,28 @@ pub(crate) async fn look_after(agent: Weak<Agent>) {
     }
 }
 
-/// The VMs that may go on. Nearly always none: only they are copied.
-fn stopped(agent: &Agent) -> Vec<VmFacts> {
+/// The VMs that a disk's error stopped, with whether they may go on. Nearly always none: only they are copied.
+fn stopped(agent: &Agent) -> Vec<(VmFacts, bool)> {
     let seen = agent.observer.latest();
     let Some(seen) = seen.as_ref() else { return Vec::new() };
-    seen.vms.iter().filter(|vm| may_go_on(vm, &seen.shares)).cloned().collect()
+    let stopped = seen.vms.iter().filter(|vm| vm.state == VmState::Paused && vm.stall.is_some());
+    stopped.map(|vm| (vm.clone(), may_go_on(vm, &seen.shares))).collect()
+}
+
+/// Whether it runs.
+async fn see_running(agent: &Agent, vm: &VmFacts) -> bool {
+    let id = vm.id;
+    match blocking(&agent.hypervisor, move |hypervisor| hypervisor.see_running(id)).await {
+        Ok(true) => {
+            info!(vm = vm.name, "a VM that was taken for one that a disk's error had stopped runs");
+            true
+        }
+        Ok(false) => false,
+        Err(error) => {
+            warn!(vm = vm.name, error = %chain(&error), "a VM stands still, and it is not known whether it does");
+            false
+        }
+    }
 }
 
 async fn run_again(agent: &Agent, vm: &VmFacts) {

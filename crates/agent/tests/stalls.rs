@@ -32,3 +32,20 @@ async fn vms_that_a_file_server_stopped_go_on_when_it_is_back_and_no_others() {
     site.undo(&job).await;
     wait_until("it is not moved any more", || state(moved) == VmState::Running).await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_vm_that_runs_and_is_taken_for_a_stopped_one_is_seen_to_run_wherever_its_disks_are() {
+    let site = Site::new().await;
+    let host = &site.hosts[0];
+    let facts = |vm| host.hypervisor.vm(vm).expect("reachable").expect("there");
+    let vms = [("shared", "vda"), ("own", "vdz")].map(|(name, device)| (site.run_vm(name, |_| ()), device));
+    for (vm, device) in vms {
+        host.hypervisor.hear_late(vm, device);
+        host.hypervisor.resume(vm).expect("as an administrator tries");
+        assert_eq!(facts(vm).state, VmState::Paused, "that does not help");
+    }
+    for (vm, _) in vms {
+        wait_until("it is seen to run", || facts(vm).state == VmState::Running).await;
+        assert_eq!(facts(vm).stall, None);
+    }
+}

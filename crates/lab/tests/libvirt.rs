@@ -1,4 +1,4 @@
-//! What libvirt's other drivers give a VM: networks and volumes of storage pools.
+//! What libvirt's other drivers give a VM: networks and volumes of storage pools; and what libvirt knows of a VM.
 #![cfg(feature = "lab")]
 
 use std::{fs, time::Duration};
@@ -10,14 +10,16 @@ use ferry_core::{
     },
     finding::FindingId,
     migration::Phase,
-    vm::FileRole,
+    vm::{DiskFormat, FileRole, VmState},
 };
 use ferry_lab::{
     demo::start_ticker,
     ferry::Ferry,
     guest::{Ticker, of_pool_and_network},
     host::Host,
+    images::{Disk, Place},
     observe::{Observer, judge},
+    run::wait_for,
 };
 
 const BOOT: Duration = Duration::from_secs(90);
@@ -125,4 +127,55 @@ fn an_old_libvirt_moves_a_vm_on_ferrys_word_alone() {
     let blocking: Vec<_> = problem.findings.iter().map(|finding| (finding.id, finding.object.as_str())).collect();
     assert!(blocking.contains(&(FindingId::HostRelease, "cached vda")), "{problem:?}");
     observer.wait_on("cached", "kvm1", SECONDS_20).expect("it runs where it was");
+}
+
+/// QEMU tells of a disk's errors once a second at most.
+const ERRORS_TOLD: Duration = Duration::from_secs(1);
+/// A machine that is busy may take longer than that for what must come between two of them.
+const ATTEMPTS: u32 = 5;
+const STOPPED_BY_AN_ERROR: &str = "paused (I/O error)";
+
+/// Starts a guest for whose disk there is no room, has it fail twice within a second, and runs it with room. Whether libvirt
+/// takes it for stopped afterwards, though it is heard.
+fn is_told_late(host: &Host, ticker: &Ticker, observer: &Observer) -> bool {
+    let state =
+        || host.virsh(&["domstate", "--reason", "ticker"]).map(|said| said.trim().to_owned()).unwrap_or_default();
+    host.fill(64 << 10).expect("it is full");
+    host.virsh(&["start", "ticker"]).expect("started");
+    wait_for("it finds no room", BOOT, || (state() == STOPPED_BY_AN_ERROR).then_some(())).expect("it stops");
+    host.virsh(&["resume", "ticker"]).expect("it runs");
+    // libvirt hears that it stopped, and not why.
+    wait_for("it finds none again", ERRORS_TOLD, || state().starts_with("paused").then_some(()))
+        .expect("it stops again");
+    host.unfill().expect("there is room");
+    host.virsh(&["resume", "ticker"]).expect("it runs");
+    let late = wait_for("libvirt hears late", ERRORS_TOLD * 2, || {
+        (state() == STOPPED_BY_AN_ERROR && observer.runs_on("ticker") == [host.name.as_str()]).then_some(())
+    });
+    if late.is_err() {
+        host.virsh(&["destroy", "ticker"]).expect("ended");
+        host.run(&["rm", "-rf", "/var/lib/libvirt/images/ticker"]).expect("removed");
+        ticker.make_local_disks(host).expect("made anew");
+    }
+    late.is_ok()
+}
+
+#[test]
+fn a_vm_that_runs_and_of_whose_disks_error_libvirt_hears_late_is_seen_to_run() {
+    let ferry = Ferry::up(2).expect("Ferry on two hosts");
+    let observer = Observer::start(&ferry.lab).expect("observers");
+    let home = &ferry.lab.hosts[0];
+    let ticker = Ticker { disks: vec![Disk::new(Place::Local, DiskFormat::Raw)], ..small("ticker", 101) };
+    ticker.make_local_disks(home).expect("a disk");
+    let mount = ferry.mount_of(home).expect("mounted");
+    let definition = ticker.prepare(&ferry.lab, &ferry.files.share, &mount).expect("prepared");
+    fs::write(home.path("/run/ticker.xml"), definition).expect("written");
+    home.virsh(&["define", "/run/ticker.xml"]).expect("defined");
+    assert!((0..ATTEMPTS).any(|_| is_told_late(home, &ticker, &observer)), "libvirt never took it for stopped");
+
+    let shown = || ferry.json::<VmView>(&["vm", "show", "ticker"]).expect("shown").facts.state;
+    wait_for("it is seen to run", SECONDS_20, || (shown() == VmState::Running).then_some(())).expect("it is");
+    assert_eq!(home.virsh(&["domstate", "ticker"]).expect("told").trim(), "running");
+    observer.wait_verified("ticker", 1, VERIFY).expect("verified");
+    judge(&observer.heard("ticker")).expect("no promise is broken");
 }

@@ -139,6 +139,8 @@ fn an_unknown_vm_is_told_from_a_fault(site: &Site<'_>) {
     }
     let result = here.ensure_disks(vm);
     assert!(matches!(result, Err(HypervisorError::NoVm(unknown)) if unknown == vm), "{result:?}");
+    let result = here.see_running(vm);
+    assert!(matches!(result, Err(HypervisorError::NoVm(unknown)) if unknown == vm), "{result:?}");
     here.destroy(vm).expect("there is no process, as asked");
     here.undefine(vm).expect("there is no definition, as asked");
     here.abort_migration(vm).expect("there is no migration, as asked");
@@ -167,6 +169,7 @@ fn a_vm_is_listed_started_and_ended(site: &Site<'_>) {
     assert_eq!(here.vm(vm).expect("reachable").expect("there").state, VmState::Running);
     here.start(vm).expect("it runs, as asked");
     here.resume(vm).expect("it runs, as asked");
+    assert!(!here.see_running(vm).expect("it is asked"), "nobody took it for another");
     here.abort_migration(vm).expect("there is no migration, as asked");
 
     watch.forget();

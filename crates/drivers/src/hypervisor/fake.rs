@@ -111,6 +111,8 @@ struct Vm {
     facts: VmFacts<PathBuf>,
     guest: FakeGuest,
     process: Process,
+    /// It runs, and is taken for one that an error stopped.
+    runs_unseen: bool,
     /// It is off since its guest shut itself down.
     shut_down: bool,
     outgoing: Option<Outgoing>,
@@ -274,6 +276,14 @@ impl FakeHypervisor {
             entry.facts.stall = Some(stall);
         }
         self.pause(vm);
+    }
+
+    /// A running VM is taken for one that an error of a disk stopped: the hypervisor heard late of one that is over.
+    pub fn hear_late(&self, vm: VmId, device: &str) {
+        if let Some(entry) = self.host.state().vms.get_mut(&vm) {
+            entry.facts.stall = Some(Stall { devices: vec![device.to_owned()], full: false });
+            entry.runs_unseen = true;
+        }
     }
 
     /// The guest of a running VM crashes, and its process is kept. Nothing happens if it does not run.
@@ -450,6 +460,7 @@ impl Vm {
             facts: guest.facts.clone(),
             guest,
             process: Process::Off,
+            runs_unseen: false,
             shut_down: false,
             outgoing: None,
             copies: BTreeMap::new(),
@@ -460,6 +471,7 @@ impl Vm {
     fn facts(&self) -> VmFacts<PathBuf> {
         let state = match self.process {
             Process::Off => VmState::ShutOff,
+            Process::Running(_) if self.runs_unseen => VmState::Paused,
             Process::Running(_) => VmState::Running,
             Process::Paused(_) | Process::Stopped(_) | Process::Arrived(_) => VmState::Paused,
             Process::Crashed(_) => VmState::Crashed,
@@ -468,7 +480,7 @@ impl Vm {
                 VmState::Incoming
             }
         };
-        let stall = self.facts.stall.clone().filter(|_| matches!(self.process, Process::Paused(_)));
+        let stall = self.facts.stall.clone().filter(|_| self.runs_unseen || matches!(self.process, Process::Paused(_)));
         VmFacts { state, stall, ..self.facts.clone() }
     }
 }
@@ -619,6 +631,20 @@ impl Hypervisor for FakeHypervisor {
         let disks = entry.facts.files.iter().filter(|file| file.role == FileRole::Disk).map(refused).collect();
         let is_locked = self.host.world.is_locked_for(vm, &self.host.name);
         Ok(if is_locked { disks } else { Vec::new() })
+    }
+
+    fn see_running(&self, vm: VmId) -> Result<bool, HypervisorError> {
+        let mut state = self.host.call(Point::SeeRunning, || format!("Could not see whether VM {vm} runs"))?;
+        let entry = no_vm(&mut state, vm)?;
+        let unseen = std::mem::take(&mut entry.runs_unseen) && matches!(entry.process, Process::Running(_));
+        if unseen {
+            entry.facts.stall = None;
+        }
+        drop(state);
+        if unseen {
+            self.host.shift(vm, |process| process);
+        }
+        Ok(unseen)
     }
 
     fn destroy(&self, vm: VmId) -> Result<(), HypervisorError> {

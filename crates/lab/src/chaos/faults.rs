@@ -233,10 +233,22 @@ pub fn kill_qemu(host: &Host, guest: &str) -> bool {
 
 /// Stops the server for good: it holds its connections and answers nothing.
 pub fn stop_server(stage: &Stage) -> anyhow::Result<()> {
-    let servers = in_network(&stage.ferry.lab.fabric(), |comm| comm == "ferry-server")?;
+    server(stage).map(|server| server.signal(Signal::SIGSTOP))
+}
+
+/// Does something while the server stands still.
+pub fn without_server<T>(stage: &Stage, work: impl FnOnce() -> anyhow::Result<T>) -> anyhow::Result<T> {
+    let server = server(stage)?;
+    server.signal(Signal::SIGSTOP);
+    let done = work();
+    server.signal(Signal::SIGCONT);
+    done
+}
+
+fn server(stage: &Stage) -> anyhow::Result<Process> {
+    let mut servers = in_network(&stage.ferry.lab.fabric(), |comm| comm == "ferry-server")?;
     anyhow::ensure!(servers.len() == 1, "{} servers run in the fabric", servers.len());
-    servers[0].signal(Signal::SIGSTOP);
-    Ok(())
+    Ok(servers.remove(0))
 }
 
 fn is_agent(process: &Process) -> bool {

@@ -8,8 +8,9 @@
 //! clone that knows a disk by another name (`alias.rs`).
 //!
 //! Judged are, 90 s after the last fault or as soon as all is well: *lost*, no host runs a VM though a host that had
-//! it lives and nobody shut it off, or a file that a VM needs is gone; *split*, one VM is heard from two hosts; *corrupt*, a page or an acknowledged sector is wrong; *stuck*, a
-//! job neither ended nor says what it waits for and which command helps.
+//! it lives and nobody shut it off, or a file that a VM needs is gone; *split*, one VM is heard from two hosts; *corrupt*, a
+//! page or an acknowledged sector is wrong; *stuck*, a job neither ended nor says what it waits for and which command helps,
+//! or a guest is heard that its libvirt takes for one that does not run.
 //!
 //! Limits of the lab: the share is a FUSE mount that fails writes while the file server is away, so QEMU stops the
 //! guest, and its host's agent runs it again. A link is cut between two hosts' addresses; the file server and Ferry's

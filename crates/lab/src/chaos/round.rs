@@ -59,6 +59,8 @@ const AWAY_PATIENCE: Duration = Duration::from_secs(12);
 const RUNS_WITHIN: Duration = Duration::from_secs(30);
 /// How long a guest may take to be heard from its destination.
 const ARRIVAL_DEADLINE: Duration = Duration::from_secs(30);
+/// How long libvirt may take a guest that is heard for one that does not run.
+const KNOWN_WITHIN: Duration = Duration::from_secs(20);
 /// libvirt ends the source's copy within this of a complete hand-over.
 const COPY_ENDS: Duration = Duration::from_secs(3);
 const LOOK_EVERY: Duration = Duration::from_millis(250);
@@ -356,16 +358,31 @@ impl Round<'_> {
         cases
     }
 
-    /// What is seen only by doing more: a guest that was shut off starts again, and so does a clone.
+    /// What is seen only by doing more: what libvirt says of guests that are heard; and a guest that was shut off starts again,
+    /// and so does a clone.
     fn judge_afterwards(&self, excuses: &BTreeMap<String, String>) -> anyhow::Result<Vec<Case>> {
-        let mut cases = match &self.aliased {
-            Some(aliased) => aliased.judge(self.stage, &self.observer)?,
-            None => Vec::new(),
-        };
+        let mut cases = self.judge_states(excuses);
+        if let Some(aliased) = &self.aliased {
+            cases.extend(aliased.judge(self.stage, &self.observer)?);
+        }
         if let Some(act) = self.act.as_ref().filter(|act| excuses.contains_key(&act.guest)) {
             cases.extend(admin::start_again(self.stage, &self.observer, act));
         }
         Ok(cases)
+    }
+
+    /// A guest that runs and is not known to do so is refused every move.
+    fn judge_states(&self, excuses: &BTreeMap<String, String>) -> Vec<Case> {
+        let names = self.stage.guests.iter().map(|guest| &guest.name).filter(|name| !excuses.contains_key(*name));
+        let judged = names.filter_map(|name| {
+            let [host] = <[String; 1]>::try_from(self.observer.runs_on(name)).ok()?;
+            let place = self.stage.host_index(&host).ok()?;
+            let state = || admin::state(&self.stage.hosts()[place], name);
+            let known = wait_for("it is known to run", KNOWN_WITHIN, || (state()? == "running").then_some(()));
+            let text = || format!("{name} is heard from {host}, and is {:?} to its libvirt", state());
+            known.is_err().then(|| Case { broken: Broken::Stuck, text: text() })
+        });
+        judged.collect()
     }
 
     fn judge_guests(&self, excuses: &BTreeMap<String, String>) -> Vec<Case> {

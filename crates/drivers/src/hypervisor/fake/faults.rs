@@ -25,6 +25,8 @@ pub enum Point {
     Shutdown,
     /// [`super::Hypervisor::resume`]
     Resume,
+    /// [`super::Hypervisor::see_running`]
+    SeeRunning,
     /// [`super::Hypervisor::ensure_disks`]
     EnsureDisks,
     /// [`super::Hypervisor::destroy`]

@@ -316,6 +316,23 @@ impl Hypervisor for Libvirt {
         }
     }
 
+    fn see_running(&self, vm: VmId) -> Result<bool, HypervisorError> {
+        let what = format!("Could not see whether VM {vm} runs");
+        let live = self.live()?;
+        let domain = self.need(vm)?;
+        if domain.state().map_err(asked(&what))? != PowerState::Paused(PausedReason::ByQemu)
+            || live.connection.hypervisor_version().map_err(asked(&what))? < monitor::SINCE
+            || !monitor::runs(&domain, &what)?
+        {
+            return Ok(false);
+        }
+        // libvirt hears that it runs from QEMU, which says so only when it did not run before. Were nobody there to resume
+        // it, it would be a VM that stands still as libvirt says.
+        monitor::stop(&domain, &what)?;
+        domain.resume().map_err(failed(what))?;
+        Ok(true)
+    }
+
     fn destroy(&self, vm: VmId) -> Result<(), HypervisorError> {
         let Some(domain) = self.find(vm)? else { return Ok(()) };
         match domain.destroy() {

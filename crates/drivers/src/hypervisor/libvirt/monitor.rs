@@ -1,4 +1,5 @@
-//! What QEMU is asked itself, past libvirt: whether it gets the disks of a VM that came.
+//! What QEMU is asked itself, past libvirt: whether it gets the disks of a VM that came, and whether a VM runs of which libvirt
+//! believes that a disk's error stopped it.
 //!
 //! The QEMU of a VM that arrives paused has not taken its disks. libvirt (since 11.1, `qemuMigrationBlockNodesReactivate`)
 //! has it take them within Finish, by `blockdev-set-active` (QEMU since 10.0), and if that fails only logs a warning. With
@@ -53,11 +54,34 @@ pub(super) fn activate(
     files: &[VmFile<PathBuf>],
     what: &str,
 ) -> Result<Vec<DiskRefused>, HypervisorError> {
-    activate_by(files, |command| {
-        let told = domain.monitor(&command.to_string()).map_err(super::asked(what))?;
-        serde_json::from_str(&told)
-            .map_err(|error| HypervisorError::Failed { what: what.to_owned(), reason: error.to_string() })
-    })
+    activate_by(files, |command| ask(domain, &command, what))
+}
+
+/// Whether the VM's vCPUs run.
+pub(super) fn runs(domain: &Domain, what: &str) -> Result<bool, HypervisorError> {
+    let status = match read::<Value>(ask(domain, &json!({ "execute": "query-status" }), what)?)? {
+        Answer::Return { value } => value,
+        Answer::Error { error } => return Err(refused(what, error)),
+    };
+    Ok(status["running"] == true)
+}
+
+/// Stops the VM's vCPUs.
+pub(super) fn stop(domain: &Domain, what: &str) -> Result<(), HypervisorError> {
+    match read::<Value>(ask(domain, &json!({ "execute": "stop" }), what)?)? {
+        Answer::Return { .. } => Ok(()),
+        Answer::Error { error } => Err(refused(what, error)),
+    }
+}
+
+fn ask(domain: &Domain, command: &Value, what: &str) -> Result<Value, HypervisorError> {
+    let told = domain.monitor(&command.to_string()).map_err(super::asked(what))?;
+    serde_json::from_str(&told)
+        .map_err(|error| HypervisorError::Failed { what: what.to_owned(), reason: error.to_string() })
+}
+
+fn refused(what: &str, error: Refusal) -> HypervisorError {
+    HypervisorError::Failed { what: what.to_owned(), reason: error.desc }
 }
 
 fn activate_by(
@@ -106,7 +130,7 @@ fn read<T: for<'a> Deserialize<'a>>(answer: Value) -> Result<Answer<T>, Hypervis
 }
 
 fn unreadable(reason: String) -> HypervisorError {
-    HypervisorError::Failed { what: "Could not ask QEMU for its disks".to_owned(), reason }
+    HypervisorError::Failed { what: "QEMU was asked, and its answer says nothing".to_owned(), reason }
 }
 
 #[cfg(test)]
