@@ -156,7 +156,9 @@ struct World {
     against: bool,
     /// How many times in succession the server was told of a complete copy at the destination, when it asked who has the VM.
     told: u32,
-    /// It was told so often that it must know.
+    /// For how many moments in succession a complete copy was there to be told of, while the source did not answer.
+    there: u32,
+    /// It was told so often, or could have asked so often, that it must know.
     seen: bool,
     /// The storage keeps the destination's copy from running while the source's has the disks.
     locks_hold: bool,
@@ -180,6 +182,7 @@ impl World {
             unknown: false,
             against: false,
             told: 0,
+            there: 0,
             seen: false,
             locks_hold: number.is_multiple_of(2),
         }
@@ -204,10 +207,7 @@ impl World {
     /// The destination has answered the question who has the VM. It is asked twice for one verdict, and once by a server that
     /// was away: after four answers one verdict at least is behind us.
     fn tell(&mut self, answer: &Reported) {
-        let has_all = |report: &MigrationReport| {
-            matches!(report.presence, Presence::Arrived | Presence::Running | Presence::Halted | Presence::Off)
-        };
-        let complete = answer.as_ref().is_ok_and(|report| has_all(report) && !report.gave_up);
+        let complete = answer.as_ref().is_ok_and(|report| is_complete(report.presence) && !report.gave_up);
         self.told = if complete && self.source.process != Presence::Running { self.told + 1 } else { 0 };
         self.seen |= self.told >= 4;
     }
@@ -236,6 +236,10 @@ impl World {
         if self.moment < self.dark_until && self.chance.one_in(6) {
             self.by_hand();
         }
+        // Between a verdict and what is done about it.
+        if self.moment < FAULTS_UNTIL && self.is_decided() && self.chance.one_in(2) {
+            self.by_hand();
+        }
         for role in [Role::Source, Role::Destination] {
             let dark = role == Role::Source && self.moment < self.dark_until;
             if !dark && self.chance.one_in(6) {
@@ -249,6 +253,12 @@ impl World {
             self.go_on();
         }
         self.copy_is_old |= self.source.process == Presence::Running && self.destination.process == Presence::Arrived;
+        let side = &self.destination;
+        let answers = side.agent_is_up && side.libvirt_is_up && side.known && !self.source.agent_is_up;
+        let complete = is_complete(side.process) && !side.ending && self.source.process != Presence::Running;
+        self.there = if answers && complete { self.there + 1 } else { 0 };
+        // The source is asked every few moments.
+        self.seen |= self.there >= 40;
         self.check();
     }
 
@@ -472,6 +482,11 @@ impl World {
     }
 }
 
+/// Whether a destination has all of the VM.
+fn is_complete(process: Presence) -> bool {
+    matches!(process, Presence::Arrived | Presence::Running | Presence::Halted | Presence::Off)
+}
+
 type Shared = Arc<Mutex<World>>;
 
 fn lock(world: &Shared) -> MutexGuard<'_, World> {
@@ -606,7 +621,13 @@ impl MoveAgent for Agent {
     async fn report(&self, _: Attempt, after: u64, wait: Duration) -> Reported {
         if !wait.is_zero() {
             for _ in 0..5 {
-                if self.known(&mut lock(&self.world)).is_ok_and(|side| side.sequence > after) {
+                let has_news = {
+                    let mut world = lock(&self.world);
+                    let is_there = world.side(self.role).agent_is_up;
+                    // One that is not there lets nobody wait.
+                    !is_there || self.known(&mut world).is_ok_and(|side| side.sequence > after)
+                };
+                if has_news {
                     break;
                 }
                 tokio::time::sleep(wait / 5).await;
