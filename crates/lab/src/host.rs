@@ -17,6 +17,17 @@ use crate::{
     run::{DEADLINE, Said, checked, run, run_within, wait_for},
 };
 
+/// Names a folder with the daemons of a modular libvirt, which hosts run instead of libvirtd. Debian has none; they must be of
+/// the version that the machine has, whose library and drivers they load.
+const MODULAR: &str = "FERRY_LAB_MODULAR_LIBVIRT";
+/// Those beside the one that serves QEMU.
+const BESIDE_QEMU: [&str; 5] = ["virtnetworkd", "virtstoraged", "virtsecretd", "virtnwfilterd", "virtnodedevd"];
+
+/// The daemon of a host that serves QEMU, as its process is named.
+pub fn libvirt_daemon() -> &'static str {
+    if std::env::var_os(MODULAR).is_some() { "virtqemud" } else { "libvirtd" }
+}
+
 /// How long libvirtd may take to answer.
 const LIBVIRT_DEADLINE: Duration = Duration::from_secs(30);
 /// libvirt gives the calls that it is at work on 30 s when it is told to end (its `virnetdaemon.c`).
@@ -146,20 +157,33 @@ impl Host {
     /// # Errors
     /// When they do not.
     pub fn start_libvirt(&self) -> anyhow::Result<()> {
-        for pid in ["/run/libvirtd.pid", "/run/libvirt/libvirtd.pid"] {
-            let _ = fs::remove_file(self.path(pid));
+        let daemon = libvirt_daemon();
+        for folder in ["/run", "/run/libvirt"] {
+            let _ = fs::remove_file(self.path(&format!("{folder}/{daemon}.pid")));
         }
-        if self.try_run(&["pgrep", "-x", "virtlogd"])?.ok() {
-            // It outlives a restart of libvirtd.
-        } else {
-            self.run(&["virtlogd", "-d"])?;
+        // They outlive a restart of the one that serves QEMU.
+        self.start_once("virtlogd", None)?;
+        match std::env::var(MODULAR) {
+            Ok(folder) => {
+                BESIDE_QEMU.iter().try_for_each(|beside| self.start_once(beside, Some(&folder)))?;
+                self.start_once(daemon, Some(&folder))?;
+            }
+            // It listens for other hosts, too, as plain `virsh migrate` needs it: the firewall is what keeps them out.
+            Err(_) => drop(self.run(&[daemon, "-d", "-l"])?),
         }
-        // It listens for other hosts, too, as plain `virsh migrate` needs it: the firewall is what keeps them out.
-        self.run(&["libvirtd", "-d", "-l"])?;
         wait_for(&format!("libvirtd on {} answers", self.name), LIBVIRT_DEADLINE, || {
             self.try_run(&["virsh", "-c", "qemu:///system", "list"]).ok().filter(Said::ok)
         })?;
         Ok(())
+    }
+
+    /// Starts a daemon of libvirt's, from this folder or the machine's own, if it does not run.
+    fn start_once(&self, daemon: &str, folder: Option<&str>) -> anyhow::Result<()> {
+        if self.try_run(&["pgrep", "-x", daemon])?.ok() {
+            return Ok(());
+        }
+        let path = format!("PATH={}/usr/sbin:/usr/bin", folder.map(|folder| format!("{folder}:")).unwrap_or_default());
+        self.run(&["env", &path, daemon, "-d"]).map(drop)
     }
 
     /// Ends libvirtd, as its unit would; QEMU runs on.
@@ -169,8 +193,8 @@ impl Host {
     pub fn end_libvirt(&self) -> anyhow::Result<()> {
         wait_for(&format!("libvirtd on {} has ended", self.name), LIBVIRT_ENDS_WITHIN, || {
             // Again and again: one that is still starting forgets that it was told to end.
-            let _ = self.try_run(&["pkill", "-x", "libvirtd"]);
-            self.pids("libvirtd -d -l").is_empty().then_some(())
+            let _ = self.try_run(&["pkill", "-x", libvirt_daemon()]);
+            self.pids(&format!("{} -d", libvirt_daemon())).is_empty().then_some(())
         })
     }
 
@@ -268,12 +292,23 @@ fn make_files(folder: &Path, name: &str) -> anyhow::Result<()> {
     let hosts: String = (1..=20).map(|index| format!("{NETWORK}.{index} kvm{index}.ferry.lab kvm{index}\n")).collect();
     let servers = "10.77.0.254 fs1.ferry.lab\n10.77.0.253 fs2.ferry.lab\n10.77.0.252 old.ferry.lab\n";
     fs::write(folder.join("hosts"), format!("127.0.0.1 localhost\n{hosts}{servers}"))?;
+    let of_all = format!(
+        "host_uuid = \"{id}\"\nauth_unix_ro = \"none\"\nauth_unix_rw = \"none\"\nlog_level = 3\nlog_outputs = \"3:file:/var/log/libvirt/libvirtd.log\"\n"
+    );
     fs::write(
         folder.join("etc-libvirt/libvirtd.conf"),
-        format!(
-            "host_uuid = \"{id}\"\nauth_unix_ro = \"none\"\nauth_unix_rw = \"none\"\nlisten_tls = 0\nlisten_tcp = 1\nauth_tcp = \"none\"\nlog_level = 3\nlog_outputs = \"3:file:/var/log/libvirt/libvirtd.log\"\n"
-        ),
+        format!("{of_all}listen_tls = 0\nlisten_tcp = 1\nauth_tcp = \"none\"\n"),
     )?;
+    if std::env::var_os(MODULAR).is_some() {
+        for daemon in BESIDE_QEMU.iter().chain(&[libvirt_daemon()]) {
+            fs::write(folder.join(format!("etc-libvirt/{daemon}.conf")), &of_all)?;
+        }
+        // Where nothing is said, Debian's library looks for libvirtd alone.
+        fs::write(
+            folder.join("etc-libvirt/libvirt.conf"),
+            "remote_mode = \"direct\"\nuri_default = \"qemu:///system\"\n",
+        )?;
+    }
     // As the packaged user: as root, real permission faults would stay hidden.
     fs::write(
         folder.join("etc-libvirt/qemu.conf"),

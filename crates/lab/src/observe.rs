@@ -385,7 +385,7 @@ mod tests {
     fn a_brace_in_a_packets_headers_hides_no_heartbeat() {
         let mut packet = vec![b'{'; HEADERS];
         packet.extend(
-            br#"{"vm":"a","count":7,"pages":0,"page_passes":0,"bad_pages":0,"sectors":0,"sector_passes":0,"bad_sectors":0,"writes":0}"#,
+            br#"{"vm":"a","count":7,"pages":0,"page_passes":0,"bad_pages":0,"sectors":0,"sector_passes":0,"bad_sectors":0,"writes":0,"asked":"rest"}"#,
         );
         assert_eq!(beat_in(&packet).expect("a beat").count, 7);
         assert!(beat_in(&packet[..HEADERS - 1]).is_none() && beat_in(&packet[..HEADERS]).is_none());

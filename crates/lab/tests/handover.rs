@@ -8,7 +8,7 @@ use ferry_lab::{
     demo::start_ticker,
     ferry::{AGENT_CONFIG, Ferry},
     guest::Ticker,
-    host::Host,
+    host::{Host, libvirt_daemon},
     observe::{Observer, judge, now},
     run::{Said, wait_for},
 };
@@ -76,7 +76,7 @@ fn power_off(ferry: &mut Ferry) {
     ferry.lab.host("kvm1").set_link(false).expect("cut off");
     ferry.kill_agent(0).expect("killed");
     // Its mounts go with it: one that is left would hang, and take the VM's files for its own when the host is back.
-    for pattern in ["ferry-agent", "^libvirtd", "qemu-system", "smbnetfs"] {
+    for pattern in ["ferry-agent", &format!("^{}", libvirt_daemon()), "qemu-system", "smbnetfs"] {
         kill(ferry.lab.host("kvm1"), pattern);
     }
 }
@@ -126,7 +126,7 @@ fn a_source_without_power_keeps_no_memory_and_no_slots_of_the_destination() {
 fn a_vm_runs_again_by_itself_when_its_sources_libvirtd_died_in_the_hand_over() {
     let (observer, ferry) = with_guest();
     let job = move_until_complete(&ferry, "kvm2", &[]);
-    kill(ferry.lab.host("kvm1"), "^libvirtd");
+    kill(ferry.lab.host("kvm1"), &format!("^{}", libvirt_daemon()));
     let (begun, since) = (Instant::now(), now());
     ferry.lab.host("kvm1").start_libvirt().expect("started");
     // It stood still before: what was heard then is not of this life.
@@ -153,7 +153,7 @@ fn a_vm_runs_again_by_itself_when_its_sources_libvirtd_died_before_finish() {
         std::fs::read_to_string(&status).unwrap_or_default().contains(ALL_SENT).then_some(())
     })
     .expect("sent");
-    kill(ferry.lab.host("kvm1"), "^libvirtd");
+    kill(ferry.lab.host("kvm1"), &format!("^{}", libvirt_daemon()));
     let kept = std::fs::read_to_string(&status).expect("written down");
     assert!(kept.contains(ALL_SENT), "it died before it heard of Finish: {kept}");
     let since = now();

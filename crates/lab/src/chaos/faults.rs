@@ -18,7 +18,12 @@ use super::{
     plan::Kind,
     stage::Stage,
 };
-use crate::{ferry::start_server, host::Host, observe::Observer, run::wait_for};
+use crate::{
+    ferry::start_server,
+    host::{Host, libvirt_daemon},
+    observe::Observer,
+    run::wait_for,
+};
 
 /// How long a process that a move brings with it, a carrier or a receiving QEMU, may take to appear.
 const APPEAR_DEADLINE: Duration = Duration::from_secs(3);
@@ -256,7 +261,7 @@ fn is_agent(process: &Process) -> bool {
 }
 
 fn is_libvirtd(process: &Process) -> bool {
-    process.is("libvirtd")
+    process.is(libvirt_daemon())
 }
 
 fn is_qemu(process: &Process, guest: &str) -> bool {

@@ -406,7 +406,9 @@ impl Round<'_> {
             let heard = self.observer.heard(name);
             let dead =
                 self.death.as_ref().and_then(|death| judge::excuse(&heard, death, self.ended_copies.contains(name)));
-            let by_act = || admin::excuse(&heard, self.act.as_ref().filter(|act| act.guest == *name)?);
+            let crashed =
+                |host: &str| admin::state(self.stage.ferry.lab.host(host), name).as_deref() == Some("crashed");
+            let by_act = || admin::excuse(&heard, self.act.as_ref().filter(|act| act.guest == *name)?, crashed);
             let why = dead.or_else(by_act)?;
             Some((name.clone(), format!("{name}: {why}")))
         };
