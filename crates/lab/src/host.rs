@@ -19,7 +19,7 @@ use crate::{
 
 /// Names a folder with the daemons of a modular libvirt, which hosts run instead of libvirtd. Debian has none; they must be of
 /// the version that the machine has, whose library and drivers they load.
-const MODULAR: &str = "FERRY_LAB_MODULAR_LIBVIRT";
+pub(crate) const MODULAR: &str = "FERRY_LAB_MODULAR_LIBVIRT";
 /// Those beside the one that serves QEMU.
 const BESIDE_QEMU: [&str; 5] = ["virtnetworkd", "virtstoraged", "virtsecretd", "virtnwfilterd", "virtnodedevd"];
 

@@ -36,7 +36,7 @@ pub(crate) fn run(wanted: &Wanted, found: &Found) -> ! {
     };
     let started = Instant::now();
     println!("ticker: beats");
-    let (mut count, mut toss, mut asked) = (0u64, None, "rest");
+    let (mut count, mut toss, mut asked, mut crashed) = (0u64, None, "rest", false);
     loop {
         count += 1;
         let beat = format!(
@@ -63,7 +63,8 @@ pub(crate) fn run(wanted: &Wanted, found: &Found) -> ! {
                 println!("ticker: one byte of memory is changed on request");
                 found.flip.store(true, Relaxed);
             }
-            if &request[..length] == b"crash" {
+            if &request[..length] == b"crash" && !crashed {
+                crashed = true;
                 sys::crash();
             }
             if &request[..length] == b"restless" {

@@ -3,7 +3,7 @@
 //! Its threads: [`memory`] keeps pages with a checkable pattern and dirties them at a set rate, [`disk`] writes sectors
 //! of each disk, whose expected sequence numbers it keeps in memory, and [`heart`] tells the world by UDP broadcast, every
 //! 10 ms, how far it counted and what the others found. A datagram `flip` to its port changes one byte of its
-//! memory, so that a test can see that it would be found; `crash` tells its panic device that it crashed; `restless` gives
+//! memory, so that a test can see that it would be found; `crash` tells its panic device, once, that it crashed; `restless` gives
 //! it no rest ([`restless`]), and `hasten` has it verify as fast as it can, until `rest`. Each heartbeat tells which of these
 //! three it heard last: a datagram may be lost.
 //!

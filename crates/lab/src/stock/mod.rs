@@ -15,5 +15,6 @@ pub mod demo;
 pub mod guest_agent;
 pub mod image;
 pub mod machine;
+mod modular;
 mod qmp;
 pub mod site;

@@ -16,11 +16,13 @@ use super::{
     guest_agent::GuestAgent,
     image::{self, Release},
     machine::{MIGRATION_BRIDGE, Machine},
+    modular,
 };
 use crate::{
     cache::{self, Boot},
     ferry::Ferry,
     guest::Ticker,
+    host::MODULAR,
     lab::{NETWORK, Programs},
     observe::Observer,
     run::{DEADLINE, at_once, checked, run, run_within},
@@ -61,7 +63,14 @@ impl StockSite {
         let packages = packages()?;
         let mut site = Self::boot(releases)?;
         let agent = find(&packages, "ferry-agent_")?;
-        let set_up = at_once(&site.machines, |machine| install_agent(machine, &agent));
+        let modular = std::env::var_os(MODULAR);
+        let set_up = at_once(&site.machines, |machine| {
+            let Some(folder) = &modular else { return install_agent(machine, &agent) };
+            modular::install(machine, Path::new(folder))?;
+            let token = install_agent(machine, &agent)?;
+            machine.run("pgrep -x virtqemud && ! pgrep -x libvirtd").context("libvirtd runs")?;
+            Ok(token)
+        });
         for (index, token) in set_up.into_iter().enumerate() {
             let machine = &site.machines[index];
             let address = format!("{}:7421", machine.ip);

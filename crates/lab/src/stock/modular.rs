@@ -1,0 +1,38 @@
+//! libvirt's modular daemons on stock hosts, as distributions with them have it: a unit and sockets for each, and no libvirtd.
+//! Debian has none: they are given.
+
+use std::{fs, path::Path};
+
+use anyhow::Context as _;
+
+use super::machine::Machine;
+
+/// Replaces a machine's libvirtd. `folder` holds the daemons, their units below `units`, and virtqemud's AppArmor profile
+/// below `apparmor`.
+///
+/// # Errors
+/// What could not be given to the machine, or what it said.
+pub(super) fn install(machine: &Machine, folder: &Path) -> anyhow::Result<()> {
+    let mut sockets = Vec::new();
+    for (below, place) in [("", "/usr/sbin/"), ("units", "/usr/lib/systemd/system/"), ("apparmor", "/etc/apparmor.d/")]
+    {
+        let folder = folder.join(below);
+        for entry in fs::read_dir(&folder).with_context(|| format!("Could not read {}", folder.display()))? {
+            let path = entry?.path();
+            if path.is_file() {
+                let given = machine.give(&path)?;
+                machine.run(&format!("cp {given} {place}"))?;
+                sockets.extend(path.file_name().and_then(|name| name.to_str()).map(str::to_owned));
+            }
+        }
+    }
+    sockets.retain(|name| name.ends_with("d.socket"));
+    machine.run(&format!(
+        "apparmor_parser -r /etc/apparmor.d/usr.sbin.virtqemud && \
+         printf 'remote_mode = \"direct\"\\nuri_default = \"qemu:///system\"\\n' >/etc/libvirt/libvirt.conf && \
+         systemctl disable -q --now libvirtd.socket libvirtd-ro.socket libvirtd-admin.socket libvirtd.service && \
+         systemctl daemon-reload && systemctl enable -q --now {} && virsh -q list",
+        sockets.join(" ")
+    ))?;
+    Ok(())
+}
