@@ -176,6 +176,12 @@ fn a_vm_that_runs_and_of_whose_disks_error_libvirt_hears_late_is_seen_to_run() {
     let shown = || ferry.json::<VmView>(&["vm", "show", "ticker"]).expect("shown").facts.state;
     wait_for("it is seen to run", SECONDS_20, || (shown() == VmState::Running).then_some(())).expect("it is");
     assert_eq!(home.virsh(&["domstate", "ticker"]).expect("told").trim(), "running");
+
+    // For that it is stopped for a moment. An agent that dies in it leaves it so.
+    home.virsh(&["qemu-monitor-command", "ticker", r#"{"execute":"stop"}"#]).expect("stopped");
+    let silent = || observer.runs_on("ticker").is_empty().then_some(());
+    wait_for("it stands still", SECONDS_20, silent).expect("it does");
+    observer.wait_on("ticker", "kvm1", SECONDS_20).expect("it runs again");
     observer.wait_verified("ticker", 1, VERIFY).expect("verified");
     judge(&observer.heard("ticker")).expect("no promise is broken");
 }

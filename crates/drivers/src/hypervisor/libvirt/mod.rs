@@ -322,13 +322,15 @@ impl Hypervisor for Libvirt {
         let domain = self.need(vm)?;
         if domain.state().map_err(asked(&what))? != PowerState::Paused(PausedReason::ByQemu)
             || live.connection.hypervisor_version().map_err(asked(&what))? < monitor::SINCE
-            || !monitor::runs(&domain, &what)?
         {
             return Ok(false);
         }
-        // libvirt hears that it runs from QEMU, which says so only when it did not run before. Were nobody there to resume
-        // it, it would be a VM that stands still as libvirt says.
-        monitor::stop(&domain, &what)?;
+        match monitor::status(&domain, &what)? {
+            monitor::Status::Stands => return Ok(false),
+            // libvirt hears that it runs from QEMU, which says so only when it did not run before.
+            monitor::Status::Runs => monitor::stop(&domain, &what)?,
+            monitor::Status::LeftStopped => {}
+        }
         domain.resume().map_err(failed(what))?;
         Ok(true)
     }

@@ -57,13 +57,32 @@ pub(super) fn activate(
     activate_by(files, |command| ask(domain, &command, what))
 }
 
-/// Whether the VM's vCPUs run.
-pub(super) fn runs(domain: &Domain, what: &str) -> Result<bool, HypervisorError> {
-    let status = match read::<Value>(ask(domain, &json!({ "execute": "query-status" }), what)?)? {
-        Answer::Return { value } => value,
-        Answer::Error { error } => return Err(refused(what, error)),
-    };
-    Ok(status["running"] == true)
+/// What QEMU says of a VM that a disk's error has stopped, as libvirt says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Status {
+    /// It runs.
+    Runs,
+    /// [`stop`] did it, and whoever called that did not come to run it again.
+    LeftStopped,
+    /// The error did it.
+    Stands,
+}
+
+/// Asks whether the VM's vCPUs run.
+pub(super) fn status(domain: &Domain, what: &str) -> Result<Status, HypervisorError> {
+    match read::<Value>(ask(domain, &json!({ "execute": "query-status" }), what)?)? {
+        Answer::Return { value } => Ok(read_status(&value)),
+        Answer::Error { error } => Err(refused(what, error)),
+    }
+}
+
+fn read_status(value: &Value) -> Status {
+    match value["status"].as_str() {
+        Some("running") => Status::Runs,
+        // A disk's error is `io-error`, and what libvirt stops it gives another reason for.
+        Some("paused") => Status::LeftStopped,
+        _ => Status::Stands,
+    }
 }
 
 /// Stops the VM's vCPUs.
@@ -166,6 +185,20 @@ mod tests {
         let expected = DiskRefused { device: "vdb".into(), path: "/srv/b.qcow2".into(), reason };
         assert_eq!(refused.expect("told"), [expected]);
         assert_eq!(asked, ["blockdev-set-active", "query-named-block-nodes", "a-storage", "b-storage"]);
+    }
+
+    #[test]
+    fn a_vm_that_was_left_stopped_is_told_from_one_that_an_error_stopped() {
+        for (status, running, expected) in [
+            ("running", true, Status::Runs),
+            ("paused", false, Status::LeftStopped),
+            ("io-error", false, Status::Stands),
+            ("finish-migrate", false, Status::Stands),
+            ("guest-panicked", false, Status::Stands),
+        ] {
+            assert_eq!(read_status(&json!({ "status": status, "running": running })), expected, "{status}");
+        }
+        assert_eq!(read_status(&json!({})), Status::Stands);
     }
 
     #[test]
