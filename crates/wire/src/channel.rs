@@ -9,7 +9,8 @@
 //! does not read its local socket holds up one direction only, as a plain socket would.
 //!
 //! A channel's memory: a frame at the sender; the peer's window, and up to 16 MiB of chunks to be filled again, at the
-//! receiver; 64 KiB in each direction of TLS (rustls's own limit). What the sender has in flight is held by the kernel.
+//! receiver; in TLS a frame on its way out, and 256 KiB that were read ahead. What the sender has in flight is held by the
+//! kernel.
 
 use std::sync::{
     Arc,
@@ -152,7 +153,6 @@ impl Shared {
     pub(crate) fn add_delivered(&self, bytes: u64) {
         self.delivered.fetch_add(bytes, Ordering::AcqRel);
         self.traffic.take_arrived(bytes);
-        self.ack_due.notify_one();
     }
 }
 

@@ -12,7 +12,11 @@ use crate::{
     channel::{INBOUND_BYTES_MAX, Inspect, Shared},
     frame::{Chain, HEADER_BYTES, Header, verify},
     traffic::ARRIVED_BYTES_MAX,
+    window::WINDOW_BYTES_MIN,
 };
+
+/// While more chunks wait, so many bytes are acknowledged at once: a quarter of the smallest window.
+const ACK_BYTES: usize = (WINDOW_BYTES_MIN / 4) as usize;
 
 /// Reads frames until the peer's stream is complete and the peer has closed; data go to `filled`.
 pub(crate) async fn deframe<P: AsyncRead + Unpin>(
@@ -99,6 +103,7 @@ pub(crate) async fn write<W: AsyncWrite + Unpin>(
     shared: &Shared,
 ) -> Result<(), WireError> {
     let mut passed = Vec::new();
+    let mut unacknowledged = 0;
     while let Some(chunk) = to_write.recv().await {
         match &mut inspect {
             None => local.write_all(&chunk).await.map_err(WireError::Local)?,
@@ -111,6 +116,11 @@ pub(crate) async fn write<W: AsyncWrite + Unpin>(
         }
         shared.meter.add_received(chunk.len() as u64);
         shared.add_delivered(chunk.len() as u64);
+        unacknowledged += chunk.len();
+        if to_write.is_empty() || unacknowledged >= ACK_BYTES {
+            unacknowledged = 0;
+            shared.ack_due.notify_one();
+        }
         // A full return queue only means that this buffer is not used again.
         let _ = emptied.try_send(chunk);
     }

@@ -16,6 +16,7 @@ use ferry_trust::same_secret;
 use nix::sys::socket::{setsockopt, sockopt};
 use rustls::{ClientConfig, ServerConfig, pki_types::ServerName};
 use tokio::{
+    io::BufReader,
     net::{TcpListener, TcpSocket, TcpStream},
     sync::{Semaphore, mpsc},
 };
@@ -24,7 +25,7 @@ use tracing::{debug, warn};
 
 use crate::{
     WireError,
-    frame::Codec,
+    frame::{Codec, DATA_BYTES_MAX, HEADER_BYTES},
     hello::{Channel, Hello, answer, common_version, introduce, listen},
     window::{BUDGET_BYTES, window_bytes_max},
 };
@@ -36,6 +37,14 @@ const HANDSHAKE_DEADLINE: Duration = Duration::from_secs(5);
 const HANDSHAKES_MAX: usize = 128;
 /// Connections that the kernel keeps until they are accepted.
 const BACKLOG: u32 = 128;
+
+/// What is read from the kernel at once, below TLS, which asks for a record of 16 KiB at the most.
+const READ_AHEAD_BYTES: usize = 256 << 10;
+/// What TLS takes before it must be written: a whole frame, which the kernel then gets at once.
+const TLS_BYTES_MAX: usize = DATA_BYTES_MAX + HEADER_BYTES;
+
+/// A connection between two carriers.
+pub type Connection = TlsStream<BufReader<TcpStream>>;
 
 /// What two carriers must both know to meet.
 #[derive(Clone, Copy, Debug)]
@@ -71,13 +80,14 @@ impl Dialer {
     ///
     /// # Errors
     /// [`WireError::Peer`], [`WireError::Refused`] with the destination's reason, [`WireError::Timeout`].
-    pub async fn open(&self, channel: Channel) -> Result<TlsStream<TcpStream>, WireError> {
+    pub async fn open(&self, channel: Channel) -> Result<Connection, WireError> {
         let dial = async {
             let tcp = socket_for(self.address).map_err(WireError::Peer)?;
             let tcp = tcp.connect(self.address).await.map_err(WireError::Peer)?;
             tcp.set_nodelay(true).map_err(WireError::Peer)?;
             let name = ServerName::try_from("ferry.invalid").expect("a valid name");
-            let mut stream = self.connector.connect(name, tcp).await.map_err(WireError::Peer)?;
+            let mut stream = self.connector.connect(name, read_ahead(tcp)).await.map_err(WireError::Peer)?;
+            stream.get_mut().1.set_buffer_limit(Some(TLS_BYTES_MAX));
             let hello = Hello::new(self.key.session, self.key.secret, channel, Codec::Raw);
             self.version.store(introduce(&mut stream, &hello).await?, Ordering::Release);
             Ok(TlsStream::from(stream))
@@ -92,7 +102,7 @@ impl Dialer {
 #[derive(Debug)]
 pub struct Acceptor {
     address: SocketAddr,
-    accepted: mpsc::Receiver<(Channel, TlsStream<TcpStream>)>,
+    accepted: mpsc::Receiver<(Channel, Connection)>,
     /// What the source speaks; 0 before it came.
     version: Arc<AtomicU16>,
     task: tokio::task::JoinHandle<()>,
@@ -138,7 +148,7 @@ impl Acceptor {
     }
 
     /// The next connection that showed the session's secret; `None` when listening ended.
-    pub async fn accept(&mut self) -> Option<(Channel, TlsStream<TcpStream>)> {
+    pub async fn accept(&mut self) -> Option<(Channel, Connection)> {
         self.accepted.recv().await
     }
 }
@@ -162,10 +172,16 @@ fn socket_for(address: SocketAddr) -> std::io::Result<TcpSocket> {
 
 /// Lets a whole window be in flight on a connection. Only for one whose sender keeps to a window: whatever is written
 /// to any other is taken, and waits.
-pub fn widen(stream: &TlsStream<TcpStream>) {
-    if let Err(error) = setsockopt(&stream.get_ref().0.as_fd(), sockopt::SndBufForce, &(BUDGET_BYTES as usize)) {
+pub fn widen(stream: &Connection) {
+    if let Err(error) =
+        setsockopt(&stream.get_ref().0.get_ref().as_fd(), sockopt::SndBufForce, &(BUDGET_BYTES as usize))
+    {
         debug!(%error, "the send buffer stays what net.ipv4.tcp_wmem allows");
     }
+}
+
+fn read_ahead(tcp: TcpStream) -> BufReader<TcpStream> {
+    BufReader::with_capacity(READ_AHEAD_BYTES, tcp)
 }
 
 fn bind(address: SocketAddr) -> std::io::Result<TcpListener> {
@@ -179,7 +195,7 @@ async fn accept_all(
     listener: TcpListener,
     tls: TlsAcceptor,
     key: SessionKey,
-    found: mpsc::Sender<(Channel, TlsStream<TcpStream>)>,
+    found: mpsc::Sender<(Channel, Connection)>,
     spoken: Arc<AtomicU16>,
 ) {
     let pending = Arc::new(Semaphore::new(HANDSHAKES_MAX));
@@ -212,13 +228,11 @@ async fn accept_all(
     }
 }
 
-async fn greet(
-    tcp: TcpStream,
-    tls: TlsAcceptor,
-    key: SessionKey,
-) -> Result<(Channel, TlsStream<TcpStream>, u16), WireError> {
+async fn greet(tcp: TcpStream, tls: TlsAcceptor, key: SessionKey) -> Result<(Channel, Connection, u16), WireError> {
     tcp.set_nodelay(true).map_err(WireError::Peer)?;
-    let mut stream = TlsStream::from(tls.accept(tcp).await.map_err(WireError::Peer)?);
+    let mut stream = tls.accept(read_ahead(tcp)).await.map_err(WireError::Peer)?;
+    stream.get_mut().1.set_buffer_limit(Some(TLS_BYTES_MAX));
+    let mut stream = TlsStream::from(stream);
     let hello = listen(&mut stream).await?;
     let refusal = if hello.session != key.session || !same_secret(&hello.secret, &key.secret) {
         Some("unknown session")

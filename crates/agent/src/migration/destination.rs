@@ -37,16 +37,15 @@ use ferry_wire::{
     hello::Channel,
     meter::Meter,
     nbd::{self, Held, Keeper, NbdMeter, seed::SeedKey},
-    session::{Acceptor, SessionKey, widen},
+    session::{Acceptor, Connection, SessionKey, widen},
     traffic::Traffic,
     window::WINDOW_BYTES_MIN,
 };
 use tokio::{
     io::AsyncWriteExt as _,
-    net::{TcpStream, UnixStream},
+    net::UnixStream,
     sync::{mpsc, watch},
 };
-use tokio_rustls::TlsStream;
 use tracing::{error, info, warn};
 
 use super::{
@@ -355,7 +354,7 @@ async fn until_done<E, F: Future<Output = Result<(), E>>>(attempt: impl Fn() -> 
 }
 
 /// libvirt's calls, through the gate, to the local libvirtd, and its replies, past the take-over, to the source.
-async fn carry_rpc(peer: TlsStream<TcpStream>, shared: Arc<Shared>) {
+async fn carry_rpc(peer: Connection, shared: Arc<Shared>) {
     let socket = shared.board.hypervisor.rpc_socket();
     let Some(local) = connect(socket).await else { return };
     let tap = Arc::new(Mutex::new(Tap::default()));
@@ -395,14 +394,14 @@ async fn until_cut(name: &str, shared: &Shared, carried: impl Future<Output = Re
 }
 
 /// For a channel of memory or of a disk.
-fn bulk_options(peer: &TlsStream<TcpStream>, window_max: u64, shared: &Shared) -> Options {
+fn bulk_options(peer: &Connection, window_max: u64, shared: &Shared) -> Options {
     widen(peer);
     let traffic = Arc::clone(&shared.traffic);
     Options { traffic, window_max, ..Options::new(shared.downtime_limit, Arc::clone(&shared.meter)) }
 }
 
 /// QEMU takes any connection for its main channel: exactly one is made for each that the source's side opened.
-async fn carry_memory(index: u16, peer: TlsStream<TcpStream>, window_max: u64, shared: Arc<Shared>) {
+async fn carry_memory(index: u16, peer: Connection, window_max: u64, shared: Arc<Shared>) {
     let Some(local) = connect(shared.board.hypervisor.reach(&shared.bound.memory_socket)).await else { return };
     info!(index, "memory begins to arrive");
     let (reader, writer) = local.into_split();
@@ -430,7 +429,7 @@ async fn write_out(shared: Arc<Shared>) {
 }
 
 /// QEMU's server for disks takes one connection for each.
-async fn carry_disk(index: u16, peer: TlsStream<TcpStream>, window_max: u64, shared: Arc<Shared>) {
+async fn carry_disk(index: u16, peer: Connection, window_max: u64, shared: Arc<Shared>) {
     let Some(local) = connect(shared.board.hypervisor.reach(&shared.bound.disk_socket)).await else { return };
     info!(index, "a disk begins to arrive");
     if !shared.writes_out.swap(true, Ordering::SeqCst) {
@@ -527,7 +526,7 @@ impl Keeper for Files {
 }
 
 /// Tells the source what the file of a disk holds, while it is read.
-async fn tell_seed(index: u16, mut peer: TlsStream<TcpStream>, shared: Arc<Shared>) {
+async fn tell_seed(index: u16, mut peer: Connection, shared: Arc<Shared>) {
     let place = usize::from(index);
     let Some(arrival) = shared.arrivals.get(place).cloned() else { return };
     let Some(sown) = &arrival.sown else { return };

@@ -20,7 +20,7 @@ use ferry_wire::{
     WireError,
     file::{FileMeter, compare, receive, send, send_same},
     hello::Channel,
-    session::{Acceptor, Dialer, SessionKey},
+    session::{Acceptor, Connection, Dialer, SessionKey},
 };
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tracing::{info, warn};
@@ -75,11 +75,9 @@ pub(super) async fn take(mut acceptor: Acceptor, moves: Arc<OfflineMoves>, page:
     }
 }
 
-type Peer = tokio_rustls::TlsStream<tokio::net::TcpStream>;
-
 async fn take_file(
     index: usize,
-    peer: &mut Peer,
+    peer: &mut Connection,
     moves: &Arc<OfflineMoves>,
     page: &Arc<Move>,
 ) -> Result<(), AgentError> {
@@ -108,7 +106,7 @@ async fn take_file(
     })
 }
 
-async fn take_definition(peer: &mut Peer, moves: &Arc<OfflineMoves>, page: &Arc<Move>) -> Result<(), AgentError> {
+async fn take_definition(peer: &mut Connection, moves: &Arc<OfflineMoves>, page: &Arc<Move>) -> Result<(), AgentError> {
     let taken = async {
         let mut text = String::new();
         (&mut *peer).take(DEFINITION_BYTES_MAX).read_to_string(&mut text).await?;
