@@ -21,9 +21,11 @@ use crate::run::run;
 const SIZE: u64 = 256 << 20;
 const ROOM: &str = "size=32m";
 
-/// A disk that can be broken, and mended.
+/// A disk that can be broken, and mended. Dropped in the thread that mounted it, it is gone; who has files of it open keeps
+/// them.
 pub struct BrokenDisk {
     ballast: PathBuf,
+    mounts: [String; 2],
 }
 
 impl BrokenDisk {
@@ -44,7 +46,7 @@ impl BrokenDisk {
         fs::File::create(&image)?.set_len(SIZE)?;
         run("mkfs.ext4", &["-q", "-O", "^has_journal", &image])?;
         run("mount", &["-o", "loop,noinit_itable", &image, &at_text])?;
-        Ok(Self { ballast: below.join("ballast") })
+        Ok(Self { ballast: below.join("ballast"), mounts: [at_text, below_text] })
     }
 
     /// From now on it takes no new blocks. What was written before is on it.
@@ -69,5 +71,14 @@ impl BrokenDisk {
     /// What failed.
     pub fn mend(&self) -> anyhow::Result<()> {
         Ok(fs::remove_file(&self.ballast)?)
+    }
+}
+
+impl Drop for BrokenDisk {
+    fn drop(&mut self) {
+        for mount in &self.mounts {
+            // What cannot be unmounted goes with the thread; the lab's folder stays then.
+            let _ = run("umount", &["-l", mount]);
+        }
     }
 }
