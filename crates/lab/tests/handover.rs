@@ -228,7 +228,9 @@ fn a_vm_that_was_moved_on_by_hand_to_a_host_that_nobody_knows_is_not_the_sources
     let command: Vec<&str> = [program.as_str()].into_iter().chain(words).collect();
     ferry.must(&["job", "dismiss", &job.id.to_string()]).expect("dismissed");
     ferry.lab.host("kvm1").run(&command).expect("released");
-    assert!(Said::ok(&starts()), "it is the source's by somebody's word");
+    // It is the source's by somebody's word. The host mounts its share meanwhile.
+    wait_for("it starts", SECONDS_30, || Said::ok(&starts()).then_some(()))
+        .unwrap_or_else(|_| panic!("{:?}", starts()));
     observer.wait_on("ticker", "kvm1", BOOT).expect("it runs at the source");
 }
 
