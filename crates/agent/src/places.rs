@@ -8,12 +8,12 @@ use std::{
 
 use ferry_core::{
     api::agent::DiskSize,
+    files::space::copy_takes,
     finding::{Finding, FindingId},
     id::VmId,
     location::Location,
     place::{DirectoryListing, OfferedPlace},
     share::AttachedShare,
-    storage::copy_takes,
     units::ByteCount,
     vm::{DiskFormat, FileRole, VmFile},
 };

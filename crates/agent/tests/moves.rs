@@ -7,12 +7,12 @@ use std::{sync::Arc, time::Duration};
 use ferry_agent::setup::release_hold;
 use ferry_core::{
     api::agent::{ConfirmRequest, DiskArrival, MigrationReport, Stage},
+    files::DiskMove,
     finding::FindingId,
     id::VmId,
     job::OnStall,
     location::Location,
     migration::{Presence, Verdict},
-    storage::DiskMove,
     units::ByteCount,
 };
 use ferry_drivers::hypervisor::{Hypervisor, fake::Point};

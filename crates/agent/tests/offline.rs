@@ -10,10 +10,10 @@ use ferry_core::{
         CheckOffline, ConfirmRequest, OfflineFile, OfflineReady, OfflineReport, OfflineStage, ReceiveOffline,
         SendOffline,
     },
+    files::FileMove,
     finding::FindingId,
     id::{Generation, JobId, SessionId, VmId},
     location::Location,
-    offline::FileMove,
     units::ByteCount,
     vm::FileRole,
 };

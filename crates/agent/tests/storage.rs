@@ -13,10 +13,10 @@ use std::{
 use ferry_client::{ClientError, agent::Attempt};
 use ferry_core::{
     api::agent::{ConfirmStorage, PrepareStorage, StorageReport, StorageStage},
+    files::DiskMove,
     finding::FindingId,
     id::{Generation, JobId, VmId},
     location::Location,
-    storage::DiskMove,
     units::ByteCount,
     vm::DiskFormat,
 };

@@ -9,10 +9,10 @@ use std::{
 use ferry_client::server::ServerClient;
 use ferry_core::{
     api::server::{Event, JobView},
+    files::{DiskProgress, DiskStage},
     id::JobId,
     job::Progress,
     migration::Phase,
-    storage::{DiskProgress, DiskStage},
 };
 use indicatif::{ProgressBar, ProgressStyle};
 

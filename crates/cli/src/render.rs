@@ -4,11 +4,11 @@ mod places;
 
 use ferry_core::{
     api::server::{Candidate, ChildView, HostView, JobView, PlannedDisk, ShareView, StoragePlan, VmView},
+    files::DiskProgress,
     job::{JobKind, StepState, StepView},
     location::Location,
     migration::Phase,
     share::AttachedShare,
-    storage::DiskProgress,
     units::ByteCount,
     vm::{FileRole, VmState},
 };

@@ -9,18 +9,18 @@ use crate::{
         agent::{API_VERSIONS, Role},
         server::Candidate,
     },
+    files::DiskMove,
+    files::plan::{checkpoints, tpm_by_hand},
     finding::{Finding, FindingId, any_blocks},
     host::HostFacts,
     id::{JobId, ShareId, VmId},
     job::MoveKind,
     location::Location,
     memory::{self, Need},
-    offline::{checkpoints, tpm_by_hand},
     power::stands_still,
     release::{MOVES_EMULATED_SINCE, Release, distrusted, trusts},
     share::{AttachMode, AttachedShare},
     share_source::ShareSource,
-    storage::DiskMove,
     vm::{FileRole, Oddity, VmFacts, VmFile, VmState},
 };
 
@@ -170,7 +170,7 @@ pub fn live(facts: &LiveFacts<'_>) -> Vec<Finding> {
 }
 
 /// What hosts and shares have against a move of a VM that is shut off, blocking findings first; what the VM itself has
-/// against it says [`crate::offline::plan_offline`].
+/// against it says [`crate::files::plan::plan_offline`].
 pub fn offline(facts: &LiveFacts<'_>) -> Vec<Finding> {
     judge(facts, false)
 }

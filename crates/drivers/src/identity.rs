@@ -14,7 +14,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use ferry_core::storage::Obstacle;
+use ferry_core::files::cleanup::Obstacle;
 
 use crate::share::{Mount, every_name, holding, parse, shown};
 

@@ -6,10 +6,10 @@ use std::time::Duration;
 
 use ferry_core::{
     api::server::{Candidate, JobView},
+    files::{DiskProgress, DiskStage},
     finding::FindingId,
     job::{JobKind, MoveKind},
     migration::Phase,
-    storage::{DiskProgress, DiskStage},
     vm::DiskFormat,
 };
 use ferry_lab::{

@@ -3,7 +3,7 @@
 
 use std::{fs, time::Duration};
 
-use ferry_core::{api::server::JobView, migration::Phase, storage::DiskStage};
+use ferry_core::{api::server::JobView, files::DiskStage, migration::Phase};
 use ferry_lab::{
     demo::start_ticker,
     ferry::Ferry,

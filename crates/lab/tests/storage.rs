@@ -5,9 +5,9 @@ use std::time::Duration;
 
 use ferry_core::{
     api::server::{JobView, StoragePlan},
+    files::DiskStage,
     finding::FindingId,
     migration::Phase,
-    storage::DiskStage,
 };
 use ferry_lab::{
     demo::start_ticker,

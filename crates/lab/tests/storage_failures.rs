@@ -3,8 +3,8 @@
 
 use ferry_core::{
     api::server::JobView,
+    files::DiskStage,
     migration::Phase,
-    storage::DiskStage,
     vm::DiskFormat::{Qcow2, Raw},
 };
 use ferry_lab::{

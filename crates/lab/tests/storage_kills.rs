@@ -3,7 +3,7 @@
 
 use std::time::{Duration, Instant};
 
-use ferry_core::{api::server::JobView, migration::Phase, storage::DiskStage, vm::DiskFormat::Raw};
+use ferry_core::{api::server::JobView, files::DiskStage, migration::Phase, vm::DiskFormat::Raw};
 use ferry_lab::{
     images::{Disk, Place},
     local::FOLDER as LOCAL,

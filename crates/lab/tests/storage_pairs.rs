@@ -5,8 +5,8 @@ use std::time::{Duration, Instant};
 
 use ferry_core::{
     api::server::JobView,
+    files::DiskStage,
     migration::Phase,
-    storage::DiskStage,
     vm::DiskFormat::{Qcow2, Raw},
 };
 use ferry_lab::{

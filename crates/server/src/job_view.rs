@@ -2,11 +2,11 @@
 
 use ferry_core::{
     api::server::{ChildView, JobView, LogLine, WaitView},
+    files::{DiskProgress, DiskStage},
     finding::{Severity, any_blocks},
     id::JobId,
     job::{JobKind, Progress, StepState, StepView},
     migration::{Has, LogEvent, Phase, Step, Told, attempt, newest_attempt, phase},
-    storage::{DiskProgress, DiskStage},
     vm::VmState,
 };
 

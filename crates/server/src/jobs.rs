@@ -18,11 +18,11 @@ use std::{
 use ferry_core::{
     admission::{Admission, Claim, Slot, Wait, Waiting, admit, share_a_place},
     api::server::{JobView, Place, WaitView},
+    files::{DiskProgress, DiskStage},
     id::{HostId, JobId},
     job::{JobKind, Progress},
     memory::{Arrived, Need, left},
     migration::{LogEvent, Phase, newest_attempt, phase},
-    storage::{DiskProgress, DiskStage},
     units::ByteCount,
 };
 use tokio::sync::{Notify, watch};

@@ -4,9 +4,13 @@ use std::path::PathBuf;
 
 use ferry_core::{
     api::agent::{ArrivalFile, DiskArrival},
+    files::{
+        DiskProgress, DiskStage,
+        plan::is_libvirts_nvram,
+        space::{arrives_thick, copy_takes},
+    },
     finding::{Finding, FindingId},
     id::VmId,
-    storage::{DiskProgress, DiskStage, arrives_thick, copy_takes, is_libvirts_nvram},
     units::ByteCount,
     vm::{DiskFormat, NVRAM},
 };

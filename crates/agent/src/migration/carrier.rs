@@ -15,11 +15,11 @@ use std::{
 
 use ferry_core::{
     api::agent::{MigrationReport, Role, Stage},
+    files::DiskProgress,
     finding::{Finding, FindingId},
     id::{Generation, JobId, VmId},
     job::Progress,
     migration::Presence,
-    storage::DiskProgress,
 };
 use ferry_drivers::hypervisor::{Hypervisor, HypervisorError};
 use serde::{Deserialize, Serialize};

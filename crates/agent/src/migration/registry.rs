@@ -14,10 +14,10 @@ use ferry_core::{
         ConfirmRequest, DestinationReady, DiskArrival, MigrationReport, PrepareDestination, PrepareSource, Role,
         ShareMount, SourceReady, Stage,
     },
+    files::{DiskMove, cleanup::old_file_kept},
     finding::{Finding, FindingId},
     id::{Generation, JobId, SessionId, VmId},
     migration::Presence,
-    storage::{DiskMove, old_file_kept},
     vm::{FileRole, NVRAM, VmFacts},
 };
 use ferry_drivers::{

@@ -11,7 +11,7 @@ use std::{
 
 use ferry_core::{
     api::agent::{OfflineStage, ReceiveOffline, SendOffline},
-    storage::DiskStage,
+    files::DiskStage,
     units::ByteCount,
 };
 use ferry_drivers::hypervisor::Hypervisor;

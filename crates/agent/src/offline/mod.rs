@@ -29,12 +29,11 @@ use ferry_core::{
         CheckOffline, ConfirmRequest, DiskArrival, FileSize, OfflineFile, OfflineReady, OfflineReport, OfflineStage,
         ReceiveOffline, Role, SendOffline, ShareMount,
     },
+    files::{DiskProgress, DiskStage, FileMove},
     finding::{Finding, FindingId},
     id::{Generation, JobId, VmId},
     location::Location,
-    offline::FileMove,
     power::not_shut_off,
-    storage::{DiskProgress, DiskStage},
     units::ByteCount,
     vm::{DiskFormat, FileRole, VmFacts},
 };

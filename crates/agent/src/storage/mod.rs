@@ -22,14 +22,15 @@ use std::{
 
 use ferry_core::{
     api::agent::{ConfirmStorage, PrepareStorage, StorageReport, StorageStage},
+    files::{
+        DiskMove, DiskProgress, DiskStage,
+        cleanup::{Cleanup, NewFile, OldFile, OldFileStays, new_file, old_file, old_file_kept},
+        space::{copy_takes, is_thick},
+    },
     finding::{Finding, FindingId},
     id::{Generation, JobId},
     location::Location,
     power::not_running,
-    storage::{
-        DiskMove, DiskProgress, DiskStage, Fate, NewFile, OldFile, OldFileStays, copy_takes, is_thick, new_file,
-        old_file, old_file_kept,
-    },
     units::ByteCount,
     vm::{DiskFormat, VmFacts, VmFile, VmState},
 };
@@ -439,12 +440,12 @@ impl StorageMoves {
         let told = fates
             .iter()
             .zip(&journal.disks)
-            .filter(|(fate, disk)| **fate == Fate::StaysTold && disk.to.symlink_metadata().is_ok());
+            .filter(|(fate, disk)| **fate == Cleanup::KeepAndReport && disk.to.symlink_metadata().is_ok());
         Ok(told.map(|(_, disk)| new_file_stays(&journal.request.vm_name, disk)).collect())
     }
 
     /// What becomes of each new file, now that no copy goes on.
-    fn fates(&self, journal: &Journal, used: &InUse) -> Result<Vec<Fate>, AgentError> {
+    fn fates(&self, journal: &Journal, used: &InUse) -> Result<Vec<Cleanup>, AgentError> {
         let facts = self.hypervisor.vm(journal.request.vm)?;
         let runs = facts.filter(|facts| match facts.state {
             VmState::Running | VmState::Paused | VmState::Crashed | VmState::Suspended => true,
@@ -494,14 +495,14 @@ impl StorageMoves {
         let used = self.used(&journal)?;
         for (index, (fate, disk)) in self.fates(&journal, &used)?.into_iter().zip(&journal.disks).enumerate() {
             match fate {
-                Fate::Goes => {
+                Cleanup::Remove => {
                     journal.made(index).remove(&used, || false)?;
                     // Written down at once: whatever has its name afterwards is not ours.
                     known.write(|page| page.disks[index].made = false)?;
                     made_to_fail("agent-storage-new-file-removed")?;
                 }
-                Fate::Stays => {}
-                Fate::StaysTold => {
+                Cleanup::Keep => {}
+                Cleanup::KeepAndReport => {
                     let (vm, file) = (journal.request.vm, disk.to.display());
                     warn!(%vm, disk = disk.device, %file, "a new file stays: it may hold the newest data of its disk");
                 }

@@ -16,10 +16,10 @@ use std::{
 };
 
 use ferry_core::{
+    files::space::space_needed,
     finding::FindingId,
     id::{JobId, ShareId},
     location::Location,
-    storage::space_needed,
     units::ByteCount,
 };
 use ferry_drivers::{image, places::QemuUser, within};

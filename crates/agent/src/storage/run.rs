@@ -9,8 +9,11 @@ use std::{
 
 use ferry_core::{
     api::agent::{StorageReport, StorageStage},
+    files::{
+        DiskProgress, DiskStage,
+        block_copy::{DiskNow, Next, next, share_of_cap},
+    },
     finding::Finding,
-    storage::{DiskNow, DiskProgress, DiskStage, Next, next, share_of_cap},
     units::ByteCount,
 };
 use ferry_drivers::{

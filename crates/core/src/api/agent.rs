@@ -51,17 +51,16 @@
 use serde::{Deserialize, Serialize};
 
 use crate::{
+    files::{DiskMove, DiskProgress, FileMove},
     finding::Finding,
     host::HostFacts,
     id::{Generation, HostId, Incarnation, JobId, SessionId, ShareId, VmId},
     job::{Figures, OnStall, Progress},
     location::Location,
     migration::Presence,
-    offline::FileMove,
     pin::{Pin, Secret},
     share::AttachedShare,
     share_source::ShareSource,
-    storage::{DiskMove, DiskProgress},
     units::ByteCount,
     vm::{DiskFormat, VmFacts},
 };

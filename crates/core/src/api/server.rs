@@ -45,6 +45,7 @@ use serde::{Deserialize, Serialize};
 use crate::{
     admission::{Limits, Slot},
     api::agent::ShareCredentials,
+    files::{DiskMove, DiskProgress},
     finding::Finding,
     host::HostFacts,
     id::{HostId, JobId, ShareId, VmId},
@@ -55,7 +56,6 @@ use crate::{
     place::{DirectoryListing, OfferedPlace},
     share::AttachedShare,
     share_source::ShareSource,
-    storage::{DiskMove, DiskProgress},
     units::ByteCount,
     vm::{DiskFormat, VmFacts, VmState},
 };

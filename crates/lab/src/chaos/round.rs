@@ -15,7 +15,7 @@ use std::{
 use anyhow::Context as _;
 use ferry_core::{
     api::server::JobView,
-    storage::{DiskProgress, DiskStage},
+    files::{DiskProgress, DiskStage},
 };
 
 use super::{

@@ -4,12 +4,15 @@ use std::{collections::BTreeMap, sync::Arc};
 
 use ferry_core::{
     api::{agent::DiskArrival, server::Candidate},
+    files::{
+        DiskMove,
+        plan::{Planned, Requested, plan_live},
+    },
     finding::{Finding, FindingId, Severity, any_blocks},
     id::{HostId, JobId, ShareId, VmId},
     location::Location,
     memory::Need,
     preflight::{LiveFacts, NamedShare, Sameness, candidate, reaches, shares_of},
-    storage::{DiskMove, Planned, Wanted, plan_along},
     units::ByteCount,
     vm::{FileRole, VmFacts, VmState},
 };
@@ -37,7 +40,7 @@ pub(crate) enum Occasion {
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Along<'a> {
     /// What somebody wants: it is decided by what the destination reaches now.
-    Wanted(&'a Wanted),
+    Wanted(&'a Requested),
     /// What was decided before.
     Decided(&'a [DiskMove]),
 }
@@ -78,8 +81,8 @@ pub(super) async fn judge_all(
     let one = |destination: Arc<Host>| {
         let seen = destination.seen();
         let there = seen.side(&destination);
-        let wanted = Wanted { all: storage(&destination), named: Vec::new() };
-        let planned = plan_along(vm, &wanted, destination.record.id, |place| reaches(&there, place));
+        let wanted = Requested { all: storage(&destination), named: Vec::new() };
+        let planned = plan_live(vm, &wanted, destination.record.id, |place| reaches(&there, place));
         let mut candidate = candidate(&LiveFacts {
             vm,
             busy,
@@ -143,7 +146,7 @@ pub(crate) async fn all_deeply(
     app: &App,
     vms: &[(Arc<Host>, VmFacts)],
     destination: &Arc<Host>,
-    wanted: &Wanted,
+    wanted: &Requested,
     promised: &Promised,
     overcommit: bool,
 ) -> Result<Vec<Checked>, Failure> {
@@ -191,7 +194,7 @@ async fn judge(app: &App, vm: VmId, asked: &Asked<'_>, along: Along<'_>, occasio
     };
     let there = at_destination.side(destination);
     let Planned { disks: along, findings: mut planned } = match along {
-        Along::Wanted(wanted) => plan_along(facts, wanted, destination.record.id, |place| reaches(&there, place)),
+        Along::Wanted(wanted) => plan_live(facts, wanted, destination.record.id, |place| reaches(&there, place)),
         Along::Decided(disks) => Planned { disks: disks.to_vec(), findings: moved_meanwhile(facts, disks) },
     };
     planned.extend(used_by_others(app, facts.id, &along));

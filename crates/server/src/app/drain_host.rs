@@ -8,12 +8,12 @@ use std::{
 
 use ferry_core::{
     api::server::{Candidate, DrainHost, HostView, JobView, MigrateVm},
+    files::DiskMove,
     finding::{Finding, FindingId, Severity},
     id::HostId,
     job::JobKind,
     location::Location,
     placement::{Chosen, Leaving, Room, spread},
-    storage::DiskMove,
     vm::{VmFacts, VmState},
 };
 use uuid::Uuid;

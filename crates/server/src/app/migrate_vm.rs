@@ -4,12 +4,12 @@ use std::sync::Arc;
 
 use ferry_core::{
     api::server::{Candidate, JobView, MigrateVm},
+    files::DiskMove,
     finding::any_blocks,
     id::{Generation, SessionId, ShareId},
     job::JobKind,
     memory::need,
     preflight::{busy, shares_of},
-    storage::DiskMove,
     vm::VmFacts,
 };
 use uuid::Uuid;

@@ -7,12 +7,15 @@ use ferry_core::{
         agent::{CheckOffline, OfflineFile},
         server::{Candidate, MigrateVm},
     },
+    files::{
+        DiskMove, FileMove, OtherUser,
+        plan::{PlannedOffline, Requested, plan_offline},
+        shared_with,
+    },
     finding::{Finding, FindingId, Severity, any_blocks},
     id::{Generation, JobId, SessionId, VmId},
     job::{JobKind, MoveKind},
-    offline::{FileMove, OtherUser, PlannedOffline, plan_offline, shared_with},
     preflight::{LiveFacts, Sameness, busy, offline, reaches, shares_of},
-    storage::{DiskMove, Wanted},
     units::ByteCount,
     vm::{DiskFormat, FileRole, VmFacts, VmState},
 };
@@ -93,7 +96,7 @@ pub(super) async fn move_offline(
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum What<'a> {
     /// What somebody wants: it is decided by what the destination reaches now.
-    Wanted(&'a Wanted),
+    Wanted(&'a Requested),
     /// What was decided before.
     Decided(&'a [FileMove]),
 }
@@ -170,7 +173,7 @@ pub(crate) async fn check(
     let PlannedOffline { mut files, mut findings } = match what {
         What::Wanted(wanted) => plan_offline(&facts, wanted, |place| reaches(&there, place)),
         What::Decided(files) => {
-            let planned = plan_offline(&facts, &Wanted::default(), |_| true);
+            let planned = plan_offline(&facts, &Requested::default(), |_| true);
             PlannedOffline { files: files.to_vec(), findings: planned.findings }
         }
     };

@@ -8,12 +8,15 @@ use ferry_core::{
         agent::PrepareStorage,
         server::{JobView, MoveDisk, MoveStorage, PlannedDisk, StoragePlan},
     },
+    files::{
+        DiskMove,
+        plan::{Planned, Requested, is_file, plan_again, plan_storage},
+    },
     finding::{Finding, FindingId, Severity, any_blocks},
     id::{Generation, VmId},
     job::JobKind,
     location::Location,
     preflight::{busy, soft_shares},
-    storage::{DiskMove, Planned, Wanted, is_file, plan, plan_again},
 };
 
 use super::{
@@ -49,7 +52,7 @@ pub(crate) async fn move_storage(
     app.inventory.refresh(&host).await;
     let (host, vm) = show_vms::find(app, &title, reference)?;
     let wanted = wanted(app, &title, &host, body.to.as_ref(), &body.disks).await?;
-    let Planned { disks, mut findings } = plan(&vm, &wanted);
+    let Planned { disks, mut findings } = plan_storage(&vm, &wanted);
     if let Some(job) = show_vms::moving(app).await?.get(&vm.id) {
         findings.push(busy(&vm, *job));
     }
@@ -124,13 +127,13 @@ pub(super) async fn wanted(
     host: &Host,
     all: Option<&String>,
     disks: &[MoveDisk],
-) -> Result<Wanted, Failure> {
+) -> Result<Requested, Failure> {
     let shares = app.store.shares().await?;
     let place = |text: Option<&String>| -> Result<Option<Location>, Failure> {
         text.map(|text| locate::within_reach(title, host, &shares, text)).transpose()
     };
     let named = disks.iter().map(|disk| Ok((disk.device.clone(), place(disk.to.as_ref())?, disk.format)));
-    Ok(Wanted { all: place(all)?, named: named.collect::<Result<_, Failure>>()? })
+    Ok(Requested { all: place(all)?, named: named.collect::<Result<_, Failure>>()? })
 }
 
 /// Makes the folders that were named storage locations of the host.

@@ -2,12 +2,12 @@
 
 use ferry_core::{
     api::server::{AuditPage, AuditRecord, JobView},
+    files::{DiskMove, DiskStage},
     finding::{Finding, FindingId},
     id::JobId,
     job::{JobKind, StepState},
     location::Location,
     migration::Step,
-    storage::{DiskMove, DiskStage},
 };
 
 use crate::{

@@ -32,13 +32,13 @@ use ferry_core::{
     api::agent::{
         ConfirmRequest, DestinationReady, DiskArrival, MigrationReport, PrepareDestination, PrepareSource, Role,
     },
+    files::{DiskMove, DiskProgress},
     finding::{Finding, FindingId, Severity, any_blocks},
     id::{Generation, SessionId, ShareId},
     job::{Figures, OnStall},
     memory::Need,
     migration::Step,
     pin::Secret,
-    storage::{DiskMove, DiskProgress},
     units::ByteCount,
     vm::VmState,
 };

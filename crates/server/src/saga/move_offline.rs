@@ -23,13 +23,12 @@ use std::{
 use ferry_client::agent::Attempt;
 use ferry_core::{
     api::agent::{ConfirmRequest, OfflineReady, OfflineReport, OfflineStage, ReceiveOffline, Role, SendOffline},
+    files::{DiskProgress, FileMove},
     finding::{FindingId, Severity, any_blocks},
     id::{Generation, SessionId, ShareId},
     job::Figures,
     migration::Step,
-    offline::FileMove,
     pin::Secret,
-    storage::DiskProgress,
     units::ByteCount,
 };
 use serde::{Deserialize, Serialize};

@@ -20,10 +20,10 @@ use std::{
 use ferry_client::{ClientError, agent::Attempt};
 use ferry_core::{
     api::agent::{ConfirmStorage, PrepareStorage, StorageReport, StorageStage},
+    files::{DiskProgress, DiskStage},
     finding::{Finding, FindingId},
     id::Generation,
     migration::Step,
-    storage::{DiskProgress, DiskStage},
     units::ByteCount,
 };
 use serde::{Deserialize, Serialize};
@@ -243,7 +243,7 @@ impl MoveStorage {
         // So that whoever sees the job's end sees the VM with its new files.
         let moved = |seen: &Seen| {
             seen.vm(self.record.job.vm).is_some_and(|vm| {
-                let uses = |disk: &ferry_core::storage::DiskMove| {
+                let uses = |disk: &ferry_core::files::DiskMove| {
                     vm.files.iter().any(|file| file.device == disk.device && file.place == disk.to)
                 };
                 self.plan.request.disks.iter().all(uses)

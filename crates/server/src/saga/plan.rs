@@ -4,7 +4,7 @@ use ferry_client::{
     ClientError,
     agent::{AgentClient, Attempt},
 };
-use ferry_core::{id::Generation, job::JobKind, storage::DiskMove};
+use ferry_core::{files::DiskMove, id::Generation, job::JobKind};
 use serde::{Deserialize, Serialize};
 
 use super::{migrate, move_offline, move_storage};

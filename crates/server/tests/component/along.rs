@@ -8,11 +8,11 @@ use ferry_core::{
         agent::ConfirmRequest,
         server::{JobView, MigrateMany, MigrateVm, MoveDisk, MoveStorage, SetHost},
     },
+    files::DiskStage,
     finding::FindingId,
     id::{Generation, VmId},
     job::{JobKind, MoveKind, StepState},
     migration::{Phase, Step},
-    storage::DiskStage,
     vm::VmState,
 };
 use ferry_drivers::hypervisor::{

@@ -4,11 +4,11 @@ use std::{fs, path::PathBuf, sync::Arc};
 
 use ferry_core::{
     api::server::{JobView, MigrateVm, MoveDisk},
+    files::DiskStage,
     finding::FindingId,
     id::VmId,
     job::{JobKind, MoveKind},
     migration::Phase,
-    storage::DiskStage,
     vm::{FileRole, VmFile, VmState},
 };
 use ferry_drivers::hypervisor::{

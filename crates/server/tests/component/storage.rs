@@ -5,11 +5,11 @@ use std::{fs, path::PathBuf, sync::Arc};
 use ferry_core::{
     admission::Slot,
     api::server::{JobView, MoveDisk, MoveStorage, SetHost},
+    files::DiskStage,
     finding::FindingId,
     id::VmId,
     location::Location,
     migration::Phase,
-    storage::DiskStage,
     vm::VmState,
 };
 use ferry_drivers::hypervisor::{

@@ -1,95 +1,13 @@
-//! Moves of a VM that is shut off, with its files: what goes where.
+//! Which files of a VM that is shut off go where.
 
-use serde::{Deserialize, Serialize};
-
+use super::{Requested, in_folder, is_file, misnamed};
 use crate::{
+    files::FileMove,
     finding::{Finding, FindingId},
     location::Location,
     power::not_shut_off,
-    storage::{Wanted, in_folder, is_file, misnamed},
     vm::{FileRole, Oddity, VmFacts, VmFile},
 };
-
-/// One file and where it goes, byte by byte.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct FileMove {
-    /// The device's name in the definition, or `nvram`, `kernel`, `initrd`, `dtb`.
-    pub device: String,
-    /// What it is to the VM.
-    pub role: FileRole,
-    /// Where it is.
-    pub from: Location,
-    /// What that is with every link and further mount followed, where it is another name.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub real: Option<Location>,
-    /// Where it goes; nothing may be there before, but a disk that VMs share and that came with another of them.
-    pub to: Location,
-    /// Whether several VMs may use it at once (libvirt `<shareable/>`).
-    #[serde(default)]
-    pub shareable: bool,
-    /// The old file stays: another VM names it, too.
-    #[serde(default)]
-    pub kept: bool,
-}
-
-impl FileMove {
-    /// Whether the old file goes away after the move. Media and what a VM boots from may serve others, whom libvirt
-    /// does not know of.
-    pub fn is_removed(&self) -> bool {
-        matches!(self.role, FileRole::Disk | FileRole::Nvram) && !self.kept
-    }
-
-    /// Whether a file of a VM is this one, or needs it below an overlay, by whichever of its names.
-    pub fn is_needed_by(&self, file: &VmFile) -> bool {
-        [Some(&self.from), self.real.as_ref()].into_iter().flatten().any(|name| file.uses(name))
-    }
-}
-
-/// Another VM that names a file which moves.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct OtherUser<'a> {
-    /// Its name.
-    pub vm: &'a str,
-    /// The host that has it.
-    pub host: &'a str,
-    /// Whether it is shut off.
-    pub is_shut_off: bool,
-}
-
-/// What it means for a move of VM `vm` to `destination` that another VM names one of its files. A disk that is meant to be
-/// shared is copied and kept for the other, which takes up the copy when it moves; of any other file that is an error.
-pub fn shared_with(vm: &str, file: &FileMove, other: OtherUser<'_>, destination: &str) -> Finding {
-    let (device, OtherUser { vm: name, host, .. }) = (&file.device, other);
-    if !file.shareable || file.role != FileRole::Disk {
-        return Finding::blocks(
-            FindingId::DiskTwice,
-            device,
-            format!("VM {name} on {host} uses the file of disk {device}, too"),
-            "Give each VM files of its own",
-        );
-    }
-    if !other.is_shut_off {
-        return Finding::blocks(
-            FindingId::DiskShareable,
-            device,
-            format!("VM {name} on {host} uses disk {device} of VM {vm}, too, and is not shut off"),
-            format!(
-                "Shut it down (`ferry vm shutdown {name}`), and start none of the VMs that use the disk before all of them \
-                 have moved"
-            ),
-        );
-    }
-    Finding::warns(
-        FindingId::DiskShareable,
-        device,
-        format!("The old file of disk {device} stays: VM {name} on {host} uses it, too"),
-        format!(
-            "When VM {vm} has moved, move VM {name} with the disk to the same place, `ferry vm migrate {name} --to \
-             {destination} --storage PLACE --offline`: it takes up the file that is there, and the old one goes. Start neither \
-             before that"
-        ),
-    )
-}
 
 /// What moves, and what stands against it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -102,7 +20,7 @@ pub struct PlannedOffline {
 
 /// Decides which files of a VM move when it is shut off: those that are named, and those that the destination does not
 /// reach. All of them need a place, or the move is refused: nothing is left behind.
-pub fn plan_offline(vm: &VmFacts, wanted: &Wanted, is_reached: impl Fn(&Location) -> bool) -> PlannedOffline {
+pub fn plan_offline(vm: &VmFacts, wanted: &Requested, is_reached: impl Fn(&Location) -> bool) -> PlannedOffline {
     let mut planned = PlannedOffline { files: Vec::new(), findings: whole(vm) };
     for (device, ..) in wanted.named.iter().filter(|(device, ..)| !vm.files.iter().any(|file| file.device == *device)) {
         planned.findings.push(Finding::blocks(
@@ -276,6 +194,7 @@ mod tests {
 
     use super::*;
     use crate::{
+        files::{OtherUser, shared_with},
         finding::Severity,
         fixtures,
         id::{HostId, ShareId},
@@ -300,8 +219,8 @@ mod tests {
         VmFacts { state: VmState::ShutOff, ..fixtures::vm(9, files) }
     }
 
-    fn to(path: &str) -> Wanted {
-        Wanted { all: Some(local(path)), named: Vec::new() }
+    fn to(path: &str) -> Requested {
+        Requested { all: Some(local(path)), named: Vec::new() }
     }
 
     #[test]
@@ -317,14 +236,14 @@ mod tests {
 
         let reached = plan_offline(&vm(), &to("/n"), |place| *place == local("/iso/debian.iso"));
         assert_eq!(reached.files.len(), 3);
-        let none = plan_offline(&vm(), &Wanted::default(), |_| true);
+        let none = plan_offline(&vm(), &Requested::default(), |_| true);
         assert_eq!(none, PlannedOffline::default());
     }
 
     #[test]
     fn a_named_file_goes_where_it_is_named() {
         let share = Location::Share { share: ShareId(Uuid::from_u128(2)), path: "x/y.raw".into() };
-        let wanted = Wanted { all: None, named: vec![("vdb".into(), Some(share.clone()), None)] };
+        let wanted = Requested { all: None, named: vec![("vdb".into(), Some(share.clone()), None)] };
         let planned = plan_offline(&vm(), &wanted, |_| true);
         assert_eq!(planned.files.iter().map(|file| (&*file.device, &file.to)).collect::<Vec<_>>(), [("vdb", &share)]);
     }
@@ -351,7 +270,7 @@ mod tests {
 
     #[test]
     fn what_cannot_move_is_refused() {
-        type Spoil = fn(&mut VmFacts, &mut Wanted);
+        type Spoil = fn(&mut VmFacts, &mut Requested);
         let rows: [(&str, Spoil, FindingId); 19] = [
             ("running", |vm, _| vm.state = VmState::Running, FindingId::VmRunning),
             ("paused", |vm, _| vm.state = VmState::Paused, FindingId::VmRunning),
@@ -404,9 +323,9 @@ mod tests {
         }
         let mut vm_with_overlay = vm();
         vm_with_overlay.files[1].below = vec![local("/a/disk.raw")];
-        let named = Wanted { all: None, named: vec![("vda".into(), Some(local("/n")), None)] };
+        let named = Requested { all: None, named: vec![("vda".into(), Some(local("/n")), None)] };
         assert_eq!(plan_offline(&vm_with_overlay, &named, |_| true).findings[0].id, FindingId::DiskTwice);
-        let unknown = Wanted { named: vec![("vdz".into(), None, None)], ..to("/n") };
+        let unknown = Requested { named: vec![("vdz".into(), None, None)], ..to("/n") };
         assert_eq!(plan_offline(&vm(), &unknown, |_| false).findings[0].id, FindingId::DiskUnknown);
     }
 }

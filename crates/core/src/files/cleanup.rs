@@ -1,0 +1,162 @@
+//! What becomes of old and new files of disks at the end of a move. A file that may hold what no other file holds stays.
+
+use std::fmt;
+
+use crate::finding::{Finding, FindingId};
+
+/// What becomes of a file at the end of a move.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Cleanup {
+    /// It is removed.
+    Remove,
+    /// It stays, as it should.
+    Keep,
+    /// It stays, and the administrator is told: it may hold what no other file holds.
+    KeepAndReport,
+}
+
+/// What is known of a new file when its move is forgotten.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct NewFile {
+    /// This attempt made it.
+    pub made: bool,
+    /// A definition of a VM of this host names it.
+    pub in_use: bool,
+    /// It was asked to switch the disk over to it. From then on it may hold writes that the guest was told are done.
+    pub switch_asked: bool,
+    /// Every disk of the move was switched over.
+    pub moved: bool,
+    /// The VM has a process on this host, which neither arrives nor is handed over, and that process uses the old file.
+    pub old_file_runs: bool,
+}
+
+/// Decides what becomes of a new file when its move is forgotten. That nobody here names it proves nothing once the
+/// disk may have been switched over: the VM may run on another host, or have ended without a definition that is kept.
+/// Only a process that uses the old file does.
+pub fn new_file(file: &NewFile) -> Cleanup {
+    match file {
+        NewFile { made: false, .. } | NewFile { in_use: true, .. } => Cleanup::Keep,
+        NewFile { moved: true, .. } => Cleanup::KeepAndReport,
+        NewFile { switch_asked: true, old_file_runs, .. } if !old_file_runs => Cleanup::KeepAndReport,
+        NewFile { .. } => Cleanup::Remove,
+    }
+}
+
+/// Why a file is not removed, whatever it was to a move.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Obstacle {
+    /// A VM names it, or what lies below a disk of one is this file, by this or another name.
+    InUse,
+    /// It is a symbolic link: without it, what it leads to would stay and nobody would know whose it is.
+    Link,
+    /// It is a device, a folder or a socket: not ours to remove.
+    Irregular,
+}
+
+impl Obstacle {
+    /// For people, after "stays: ".
+    pub fn why(self) -> &'static str {
+        match self {
+            Self::InUse => "a VM uses it, or a definition names it, perhaps by another name",
+            Self::Link => "it is a symbolic link, and Ferry removes neither links nor what they lead to",
+            Self::Irregular => "it is no regular file",
+        }
+    }
+
+    /// What to do.
+    pub fn fix(self) -> &'static str {
+        match self {
+            Self::InUse => "Remove it when no VM and no definition uses it any more",
+            Self::Link => "Remove the link and the file that it leads to, when nothing needs them",
+            Self::Irregular => "Nothing, if it is a device; else remove it when nothing needs it",
+        }
+    }
+}
+
+/// Tells that the old file of a disk stays.
+pub fn old_file_kept(vm: &str, device: &str, file: impl fmt::Display, why: &str, fix: &str) -> Finding {
+    let message = format!("The old file {file} of disk {device} of VM {vm} stays: {why}");
+    Finding::warns(FindingId::FileKept, file, message, fix)
+}
+
+/// What is known of an old file when its disk has moved.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct OldFile {
+    /// Whether the host keeps a definition of the VM; `None`: the host does not know the VM, or it arrives or leaves.
+    pub persistent: Option<bool>,
+    /// What stands against its removal, whatever it was to the move.
+    pub obstacle: Option<Obstacle>,
+    /// The VM's process uses the new file, and its kept definition names it.
+    pub new_file_is_used: bool,
+}
+
+/// Why an old file stays.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum OldFileStays {
+    /// The VM is not on this host, or not whole: where it starts from next is not known.
+    NotHere,
+    /// The VM's definition is not this host's: it still names the old file.
+    Transient,
+    /// Whatever it was to the move, it is not to be removed.
+    Stands(Obstacle),
+    /// The definition by which the VM starts next does not name the new file.
+    NewFileUnused,
+}
+
+/// Decides whether an old file stays, and why; `None`: it goes.
+pub fn old_file(file: &OldFile) -> Option<OldFileStays> {
+    match (file.persistent, file) {
+        (None, _) => Some(OldFileStays::NotHere),
+        (Some(false), _) => Some(OldFileStays::Transient),
+        (Some(true), OldFile { obstacle: Some(obstacle), .. }) => Some(OldFileStays::Stands(*obstacle)),
+        (Some(true), OldFile { new_file_is_used: false, .. }) => Some(OldFileStays::NewFileUnused),
+        (Some(true), OldFile { .. }) => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_new_file_goes_only_while_it_cannot_hold_what_no_other_holds() {
+        use Cleanup::{Keep, KeepAndReport, Remove};
+        let fresh = NewFile { made: true, in_use: false, switch_asked: false, moved: false, old_file_runs: false };
+        let asked = NewFile { switch_asked: true, ..fresh };
+        for (row, file, fate) in [
+            ("a copy that was begun", fresh, Remove),
+            ("of another attempt", NewFile { made: false, ..fresh }, Keep),
+            ("named by a definition", NewFile { in_use: true, ..fresh }, Keep),
+            ("the VM went away after the switch-over was asked for", asked, KeepAndReport),
+            ("it was asked for and did not happen", NewFile { old_file_runs: true, ..asked }, Remove),
+            ("it happened", NewFile { in_use: true, ..asked }, Keep),
+            ("all moved", NewFile { moved: true, in_use: true, ..asked }, Keep),
+            ("all moved, and the VM went away", NewFile { moved: true, ..asked }, KeepAndReport),
+            (
+                "all moved, and the VM came back with the old",
+                NewFile { moved: true, old_file_runs: true, ..asked },
+                KeepAndReport,
+            ),
+            ("a journal that says little", NewFile { moved: true, ..fresh }, KeepAndReport),
+        ] {
+            assert_eq!(new_file(&file), fate, "{row}");
+        }
+    }
+
+    #[test]
+    fn an_old_file_goes_only_when_every_definition_uses_the_new_one() {
+        use OldFileStays::{NewFileUnused, NotHere, Stands, Transient};
+        let moved = OldFile { persistent: Some(true), obstacle: None, new_file_is_used: true };
+        for (file, stays) in [
+            (moved, None),
+            (OldFile { persistent: None, ..moved }, Some(NotHere)),
+            (OldFile { persistent: Some(false), ..moved }, Some(Transient)),
+            (OldFile { obstacle: Some(Obstacle::InUse), ..moved }, Some(Stands(Obstacle::InUse))),
+            (OldFile { obstacle: Some(Obstacle::Link), ..moved }, Some(Stands(Obstacle::Link))),
+            (OldFile { obstacle: Some(Obstacle::Irregular), ..moved }, Some(Stands(Obstacle::Irregular))),
+            (OldFile { new_file_is_used: false, ..moved }, Some(NewFileUnused)),
+        ] {
+            assert_eq!(old_file(&file), stays, "{file:?}");
+        }
+    }
+}

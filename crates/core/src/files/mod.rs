@@ -1,0 +1,217 @@
+//! Files of VMs that move: which file goes where ([`plan`]), how a running move of disks goes on ([`block_copy`]), how much
+//! room copies take ([`space`]), and what becomes of old and new files at the end ([`cleanup`]).
+
+pub mod block_copy;
+pub mod cleanup;
+pub mod plan;
+pub mod space;
+
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    finding::{Finding, FindingId},
+    location::Location,
+    units::ByteCount,
+    vm::{DiskFormat, FileRole, VmFile},
+};
+
+/// One disk and where it goes.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
+pub struct DiskMove {
+    /// The disk's name in the definition, `vda`.
+    pub device: String,
+    /// The file it uses.
+    pub from: Location,
+    /// What that is with every link and further mount followed, where it is another name.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub real: Option<Location>,
+    /// The file it is to use; must not be there before.
+    pub to: Location,
+    /// How the new file is laid out.
+    pub format: DiskFormat,
+}
+
+impl DiskMove {
+    /// Whether a file of a VM is the one that this leaves, by whichever of its names.
+    pub fn leaves(&self, file: &VmFile) -> bool {
+        let names = [Some(&file.place), file.real.as_ref()];
+        names.into_iter().flatten().any(|name| *name == self.from || self.real.as_ref() == Some(name))
+    }
+
+    /// Whether a file of a VM is the one that this leaves, or needs it below an overlay, by whichever of its names.
+    pub fn leaves_what_is_used(&self, file: &VmFile) -> bool {
+        [Some(&self.from), self.real.as_ref()].into_iter().flatten().any(|name| file.uses(name))
+    }
+}
+
+/// Who copies a disk.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Copier {
+    /// QEMU, from file to file, by the settings of the disk.
+    Hypervisor,
+    /// QEMU through Ferry's carriers, which keep holes whatever the settings.
+    Carrier,
+}
+
+/// How far a disk is.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
+#[serde(rename_all = "snake_case")]
+pub enum DiskStage {
+    /// Nothing was copied yet.
+    #[default]
+    Waiting,
+    /// It is being copied; the VM uses the old file.
+    Copying,
+    /// The copy is complete and every write goes to both files; the VM uses the old file.
+    Ready,
+    /// The VM uses the new file.
+    Moved,
+}
+
+impl DiskStage {
+    /// For people.
+    pub fn title(self) -> &'static str {
+        match self {
+            Self::Waiting => "waiting",
+            Self::Copying => "copying",
+            Self::Ready => "ready",
+            Self::Moved => "moved",
+        }
+    }
+}
+
+/// How far a disk is, in bytes.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
+pub struct DiskProgress {
+    /// The disk's name in the definition.
+    pub device: String,
+    /// How far it is.
+    pub stage: DiskStage,
+    /// Bytes of the disk that were looked at. Never goes back.
+    pub copied: ByteCount,
+    /// Bytes to look at: the virtual size, and what the guest writes meanwhile.
+    pub total: ByteCount,
+    /// What the old file took on its file system before, as far as that tells.
+    pub allocated_before: ByteCount,
+    /// What the new file takes, once the disk is moved; zero before.
+    pub allocated_after: ByteCount,
+}
+
+impl DiskProgress {
+    /// Takes how far the hypervisor says it is: `copied` of `total` bytes. True: all there was to look at has been. Of a copy
+    /// that has nothing to look at libvirt says "1 of 1", which is no figure of the disk.
+    pub fn looked(&mut self, copied: ByteCount, total: ByteCount) -> bool {
+        if total.0 > 1 {
+            self.total = self.total.max(total);
+            self.copied = self.copied.max(copied).min(self.total);
+        }
+        total.0 > 0 && copied >= total
+    }
+}
+
+/// One file and where it goes, byte by byte.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FileMove {
+    /// The device's name in the definition, or `nvram`, `kernel`, `initrd`, `dtb`.
+    pub device: String,
+    /// What it is to the VM.
+    pub role: FileRole,
+    /// Where it is.
+    pub from: Location,
+    /// What that is with every link and further mount followed, where it is another name.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub real: Option<Location>,
+    /// Where it goes; nothing may be there before, but a disk that VMs share and that came with another of them.
+    pub to: Location,
+    /// Whether several VMs may use it at once (libvirt `<shareable/>`).
+    #[serde(default)]
+    pub shareable: bool,
+    /// The old file stays: another VM names it, too.
+    #[serde(default)]
+    pub kept: bool,
+}
+
+impl FileMove {
+    /// Whether the old file goes away after the move. Media and what a VM boots from may serve others, whom libvirt
+    /// does not know of.
+    pub fn is_removed(&self) -> bool {
+        matches!(self.role, FileRole::Disk | FileRole::Nvram) && !self.kept
+    }
+
+    /// Whether a file of a VM is this one, or needs it below an overlay, by whichever of its names.
+    pub fn is_needed_by(&self, file: &VmFile) -> bool {
+        [Some(&self.from), self.real.as_ref()].into_iter().flatten().any(|name| file.uses(name))
+    }
+}
+
+/// Another VM that names a file which moves.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct OtherUser<'a> {
+    /// Its name.
+    pub vm: &'a str,
+    /// The host that has it.
+    pub host: &'a str,
+    /// Whether it is shut off.
+    pub is_shut_off: bool,
+}
+
+/// What it means for a move of VM `vm` to `destination` that another VM names one of its files. A disk that is meant to be
+/// shared is copied and kept for the other, which takes up the copy when it moves; of any other file that is an error.
+pub fn shared_with(vm: &str, file: &FileMove, other: OtherUser<'_>, destination: &str) -> Finding {
+    let (device, OtherUser { vm: name, host, .. }) = (&file.device, other);
+    if !file.shareable || file.role != FileRole::Disk {
+        return Finding::blocks(
+            FindingId::DiskTwice,
+            device,
+            format!("VM {name} on {host} uses the file of disk {device}, too"),
+            "Give each VM files of its own",
+        );
+    }
+    if !other.is_shut_off {
+        return Finding::blocks(
+            FindingId::DiskShareable,
+            device,
+            format!("VM {name} on {host} uses disk {device} of VM {vm}, too, and is not shut off"),
+            format!(
+                "Shut it down (`ferry vm shutdown {name}`), and start none of the VMs that use the disk before all of them \
+                 have moved"
+            ),
+        );
+    }
+    Finding::warns(
+        FindingId::DiskShareable,
+        device,
+        format!("The old file of disk {device} stays: VM {name} on {host} uses it, too"),
+        format!(
+            "When VM {vm} has moved, move VM {name} with the disk to the same place, `ferry vm migrate {name} --to \
+             {destination} --storage PLACE --offline`: it takes up the file that is there, and the old one goes. Start neither \
+             before that"
+        ),
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn how_far_a_disk_is_never_goes_back_and_is_told_in_bytes_of_the_disk() {
+        let mut disk = DiskProgress::default();
+        for (copied, total, all, expected) in [
+            (0, 0, false, (0, 0)),
+            (1, 1, true, (0, 0)),
+            (10, 100, false, (10, 100)),
+            (5, 100, false, (10, 100)),
+            (110, 120, false, (110, 120)),
+            (100, 100, true, (110, 120)),
+            (1, 1, true, (110, 120)),
+            (120, 120, true, (120, 120)),
+        ] {
+            assert_eq!(disk.looked(ByteCount(copied), ByteCount(total)), all, "{copied} of {total}");
+            assert_eq!((disk.copied.0, disk.total.0), expected, "{copied} of {total}");
+        }
+    }
+}

@@ -1,0 +1,106 @@
+//! How much room copies of disks take.
+
+use super::{Copier, DiskMove};
+use crate::{
+    location::Location,
+    units::ByteCount,
+    vm::{DiskFormat, VmFile},
+};
+
+/// Bytes that must be free for a copy of `allocated`: 5 % more than it takes, and a mebibyte for what describes it.
+pub fn space_needed(allocated: ByteCount) -> ByteCount {
+    ByteCount(allocated.0.saturating_add(allocated.0 / 20).saturating_add(1 << 20))
+}
+
+/// What a copy of a disk may take, as far as is known: what the disk's file and those below it take, at most what the
+/// guest sees; all of that where the copy may not be thin.
+pub fn copy_takes(virtual_size: ByteCount, chain: ByteCount, is_thick: bool) -> ByteCount {
+    if is_thick { virtual_size } else { chain.min(virtual_size) }
+}
+
+/// Whether a copy that the hypervisor makes from file to file may not be thin.
+pub fn is_thick<F>(file: &VmFile<F>, disk: &DiskMove) -> bool {
+    thick(file, disk.format, &disk.from, &disk.to, Copier::Hypervisor).is_some()
+}
+
+/// Whether the file of a disk that comes from another host may not be thin.
+pub fn arrives_thick(format: DiskFormat, to: &Location) -> bool {
+    format == DiskFormat::Raw && matches!(to, Location::Share { .. })
+}
+
+/// Why a copy may not be thin, and what helps. All seen with QEMU 10.0, which copies by the settings of the disk.
+pub(super) fn thick<F>(
+    file: &VmFile<F>,
+    format: DiskFormat,
+    from: &Location,
+    to: &Location,
+    copier: Copier,
+) -> Option<(&'static str, String)> {
+    let qcow2 = format!("Choose qcow2: `--disk {}=PLACE,format=qcow2`", file.device);
+    let set = |what: &str| format!("Set {what} for the disk while the VM is shut off");
+    match (from, format, to) {
+        _ if arrives_thick(format, to) => Some(("a raw file on a share may not keep its holes", qcow2)),
+        _ if copier == Copier::Carrier => None,
+        // The holes of a file on a share are not known: they are read as zeros.
+        (Location::Share { .. }, ..) if !file.detects_zeroes => {
+            Some(("its definition does not say detect_zeroes='unmap'", set("discard='unmap' detect_zeroes='unmap'")))
+        }
+        (_, DiskFormat::Raw, _) if !file.unmaps => Some(("its definition does not say discard='unmap'", qcow2)),
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use uuid::Uuid;
+
+    use super::*;
+    use crate::{
+        fixtures,
+        id::{HostId, ShareId},
+    };
+
+    const HOST: HostId = HostId(Uuid::from_u128(1));
+    const SHARE: ShareId = ShareId(Uuid::from_u128(2));
+
+    fn local(path: &str) -> Location {
+        Location::Local { host: HOST, path: path.into() }
+    }
+
+    fn share(path: &str) -> Location {
+        Location::Share { share: SHARE, path: path.into() }
+    }
+
+    fn disk(device: &str, path: &str) -> VmFile {
+        fixtures::disk(device, local(path))
+    }
+
+    #[test]
+    fn a_copy_takes_its_chain_and_all_of_the_disk_where_it_is_thick() {
+        let mib = ByteCount::mib;
+        for (row, chain, thick, takes) in [
+            ("thin", 10, false, 10),
+            ("a chain that holds more than the disk", 130, false, 100),
+            ("thick", 10, true, 100),
+        ] {
+            assert_eq!(copy_takes(mib(100), mib(chain), thick), mib(takes), "{row}");
+        }
+        let to = |to: Location| DiskMove {
+            device: "vda".into(),
+            from: local("/a/x.raw"),
+            real: None,
+            to,
+            format: DiskFormat::Raw,
+        };
+        assert!(is_thick(&disk("vda", "/a/x.raw"), &to(share("x.raw"))));
+        assert!(!is_thick(&disk("vda", "/a/x.raw"), &to(local("/n/x.raw"))));
+        assert!(arrives_thick(DiskFormat::Raw, &share("x")) && !arrives_thick(DiskFormat::Qcow2, &share("x")));
+    }
+
+    #[test]
+    fn a_copy_needs_a_little_more_than_it_takes() {
+        assert_eq!(space_needed(ByteCount(0)), ByteCount::mib(1));
+        assert_eq!(space_needed(ByteCount::mib(100)), ByteCount::mib(106));
+        assert_eq!(space_needed(ByteCount(u64::MAX)), ByteCount(u64::MAX));
+    }
+}
