@@ -172,11 +172,12 @@ pub(crate) fn check() -> anyhow::Result<u8> {
         "-D",
         "warnings",
     ];
-    let checks: [(&str, Command); 4] = [
+    let checks: [(&str, Command); 5] = [
         ("formatting", cargo(&["fmt", "--check"])),
         ("lints", cargo(&lints)),
         ("documentation", docs),
         ("architecture", cargo(&["test", "--locked", "--quiet", "-p", "xtask", "--test", "architecture"])),
+        ("structure", cargo(&["test", "--locked", "--quiet", "-p", "xtask", "--test", "structure"])),
     ];
     let mut failed = Vec::new();
     for (name, mut command) in checks {

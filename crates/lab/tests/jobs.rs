@@ -117,11 +117,9 @@ fn wherever_the_management_channel_is_cut_the_vm_runs_once() {
             let said = ferry.ferry(&["--json", "vm", "migrate", "ticker", "--to", to, "--wait"]).expect("it ends");
             let text = said.out.lines().last().unwrap_or_default();
             let job: JobView = serde_json::from_str(text).unwrap_or_else(|_| panic!("no job: {said:?}"));
-            let here = match job.phase {
-                Phase::Succeeded => to,
-                Phase::Failed => from.as_str(),
-                _ => panic!("cut before {direction} {number}: {job:#?}"),
-            };
+            let ended = [Phase::Succeeded, Phase::Failed].contains(&job.phase);
+            assert!(ended, "cut before {direction} {number}: {job:#?}");
+            let here = if job.phase == Phase::Succeeded { to } else { &from };
             at = here.to_owned();
             observer
                 .wait_on("ticker", here, SECONDS_30)

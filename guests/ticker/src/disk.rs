@@ -10,7 +10,10 @@ use std::{
     time::{Duration, Instant},
 };
 
-use crate::{DISKS_MAX, Found, Wanted};
+use crate::{
+    found::{DISKS_MAX, Found},
+    wanted::Wanted,
+};
 
 const SECTOR: usize = 4096;
 /// Sectors in use: few, so that each is written again often.

@@ -7,7 +7,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use crate::{Found, Wanted, restless, sys};
+use crate::{found::Found, restless, sys, wanted::Wanted};
 
 /// Where heartbeats go.
 const PORT: u16 = 7007;

@@ -14,90 +14,18 @@
 //! system, which is booted and has to start `/run/ticker`).
 
 mod disk;
+mod found;
 mod heart;
 mod memory;
 mod restless;
 mod root;
 mod sys;
+mod wanted;
 
-use std::{
-    fs,
-    path::PathBuf,
-    sync::{
-        Arc,
-        atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::Relaxed},
-    },
-    thread,
-};
+use std::{fs, sync::Arc, thread};
 
-/// Disks that are written at most.
-pub(crate) const DISKS_MAX: usize = 8;
-
-/// What the threads found. All only rise.
-#[derive(Default)]
-pub(crate) struct Found {
-    /// Pages compared with what they must hold.
-    pub(crate) pages: AtomicU64,
-    /// Whole passes over all pages.
-    pub(crate) page_passes: AtomicU64,
-    /// Pages that held something else.
-    pub(crate) bad_pages: AtomicU64,
-    /// Sectors read back and compared.
-    pub(crate) sectors: AtomicU64,
-    /// Disks that are written.
-    pub(crate) disks: AtomicUsize,
-    /// Whole passes over all sectors of each disk.
-    pub(crate) sector_passes: [AtomicU64; DISKS_MAX],
-    /// Sectors that held something else, or could not be read or written.
-    pub(crate) bad_sectors: AtomicU64,
-    /// Sectors written.
-    pub(crate) writes: AtomicU64,
-    /// One byte of memory is to be changed.
-    pub(crate) flip: AtomicBool,
-    /// It verifies as fast as it can.
-    pub(crate) hastens: AtomicBool,
-}
-
-impl Found {
-    /// Whole passes over all sectors of every disk: as many as the slowest has made.
-    pub(crate) fn whole_passes(&self) -> u64 {
-        let disks = &self.sector_passes[..self.disks.load(Relaxed)];
-        disks.iter().map(|passes| passes.load(Relaxed)).min().unwrap_or(0)
-    }
-}
-
-/// What the kernel's command line asks for.
-pub(crate) struct Wanted {
-    pub(crate) name: String,
-    pub(crate) ip: std::net::Ipv4Addr,
-    pub(crate) memory_mib: usize,
-    pub(crate) dirty_mib_per_s: usize,
-    pub(crate) writes_per_s: u32,
-    /// At least 1.
-    pub(crate) slower: u32,
-    pub(crate) stride_kib: usize,
-    /// Empty: all.
-    pub(crate) disks: Vec<PathBuf>,
-}
-
-impl Wanted {
-    fn from_command_line(line: &str) -> Self {
-        let value = |key: &str| {
-            line.split_whitespace().find_map(|word| word.strip_prefix("ticker.")?.strip_prefix(key)?.strip_prefix('='))
-        };
-        let number = |key: &str, default: usize| value(key).and_then(|text| text.parse().ok()).unwrap_or(default);
-        Self {
-            name: value("name").unwrap_or("ticker").to_owned(),
-            ip: value("ip").and_then(|text| text.parse().ok()).unwrap_or(std::net::Ipv4Addr::new(10, 77, 0, 101)),
-            memory_mib: number("memory_mib", 64),
-            dirty_mib_per_s: number("dirty_mib_per_s", 4),
-            writes_per_s: number("writes_per_s", 60) as u32,
-            slower: number("slower", 1).max(1) as u32,
-            stride_kib: number("stride_kib", 4),
-            disks: value("disks").map(|list| list.split(',').map(PathBuf::from).collect()).unwrap_or_default(),
-        }
-    }
-}
+use found::Found;
+use wanted::Wanted;
 
 fn main() {
     if std::env::args().nth(1).as_deref() == Some(restless::TOSS) {

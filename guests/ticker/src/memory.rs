@@ -6,7 +6,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use crate::{Found, Wanted};
+use crate::{found::Found, wanted::Wanted};
 
 const WORDS: usize = 512;
 /// What a capture of the link is searched for: it stands in every page.

@@ -5,8 +5,8 @@ use std::{fs, os::unix::fs::PermissionsExt as _, path::Path, process::Command};
 use anyhow::{Context as _, ensure};
 
 use super::{
-    Inputs,
     contents::Package,
+    inputs::Inputs,
     stage::{Format, Staged, stage},
 };
 

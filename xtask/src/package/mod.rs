@@ -2,6 +2,7 @@
 
 mod contents;
 mod deb;
+mod inputs;
 mod libraries;
 mod manual;
 mod rpm;
@@ -23,6 +24,7 @@ use crate::{
     programs::{self, Build, cargo, root, target},
 };
 use contents::PACKAGES;
+use inputs::Inputs;
 
 /// The version of all of Ferry.
 const VERSION: &str = env!("CARGO_PKG_VERSION");
@@ -35,21 +37,6 @@ pub(crate) struct Packages {
     pub(crate) folder: PathBuf,
     /// Their files' names.
     pub(crate) names: Vec<String>,
-}
-
-/// What packages are made from.
-struct Inputs {
-    /// The workspace.
-    sources: PathBuf,
-    /// Where the programs lie.
-    programs: PathBuf,
-    /// Where each program has a folder with its pages and completions.
-    manuals: PathBuf,
-    /// Lists what is linked into the program of a crate.
-    crates: fn(&str) -> anyhow::Result<String>,
-    version: String,
-    /// The time of all files, seconds since 1970.
-    date: u64,
 }
 
 /// Builds the programs and their packages; does nothing when they are as they would become.

@@ -5,8 +5,8 @@ use std::{collections::BTreeSet, fs, path::Path, process::Command};
 use anyhow::{Context as _, ensure};
 
 use super::{
-    Inputs,
     contents::{Package, Relations},
+    inputs::Inputs,
     stage::{Format, Staged, stage},
 };
 

@@ -9,7 +9,7 @@ use std::{
 
 use anyhow::{Context as _, ensure};
 
-use super::{Inputs, contents::Package};
+use super::{contents::Package, inputs::Inputs};
 
 /// The formats, where they differ in what lies where.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

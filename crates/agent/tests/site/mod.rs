@@ -285,9 +285,10 @@ impl Site {
     pub async fn follow(&self, job: &Job) -> (MigrationReport, MigrationReport) {
         let ended = [Stage::Delivered, Stage::Failed, Stage::Aborted];
         let source = self.wait_stage(job, job.from, &ended).await;
-        let destination = match source.stage {
-            Stage::Delivered => self.wait_stage(job, job.to, &[Stage::Resumed]).await,
-            _ => self.hosts[job.to].client.report(job.attempt, 0, Duration::ZERO).await.expect("a report"),
+        let destination = if source.stage == Stage::Delivered {
+            self.wait_stage(job, job.to, &[Stage::Resumed]).await
+        } else {
+            self.hosts[job.to].client.report(job.attempt, 0, Duration::ZERO).await.expect("a report")
         };
         (source, destination)
     }

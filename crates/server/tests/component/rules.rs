@@ -59,12 +59,13 @@ async fn against_to(
     to: &str,
     format: Option<DiskFormat>,
 ) -> Vec<Finding> {
-    let state = if how == Path3::Offline { VmState::ShutOff } else { VmState::Running };
-    match state {
-        VmState::ShutOff => kvm1.hypervisor.destroy(vm).expect("ended"),
-        _ => kvm1.hypervisor.start(vm).expect("started"),
+    if how == Path3::Offline {
+        kvm1.hypervisor.destroy(vm).expect("ended");
+        lab.wait_for_state("db", VmState::ShutOff).await;
+    } else {
+        kvm1.hypervisor.start(vm).expect("started");
+        lab.wait_for_state("db", VmState::Running).await;
     }
-    lab.wait_for_state("db", state).await;
     let disks = disk_to("vda", to, format);
     if how == Path3::Storage {
         let body = MoveStorage { disks, ..MoveStorage::default() };
