@@ -18,6 +18,7 @@ use ferry_core::{
     vm::{DiskFormat, FileRole, VmFile},
 };
 use ferry_drivers::{
+    file,
     hypervisor::HypervisorError,
     image,
     places::{QemuUser, Roots},
@@ -130,7 +131,7 @@ fn nvram_size(path: &Path, format: Option<DiskFormat>) -> Result<ByteCount, Agen
 
 /// What the files of a disk take together, of which the topmost takes `top`: a copy holds all of them.
 pub(crate) fn chain_takes(file: &VmFile<PathBuf>, top: ByteCount) -> ByteCount {
-    let below = file.below.iter().map(|path| image::allocated(path).unwrap_or_default().0);
+    let below = file.below.iter().map(|path| file::allocated(path).unwrap_or_default().0);
     ByteCount(below.fold(top.0, u64::saturating_add))
 }
 

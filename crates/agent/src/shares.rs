@@ -1,10 +1,10 @@
 //! The shares attached on this host: kept in a file, attached again when the agent starts.
 
 use std::{
-    fs,
+    fs, io,
     path::{Path, PathBuf},
     sync::{Arc, Mutex},
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use ferry_core::{
@@ -17,6 +17,7 @@ use ferry_core::{
 };
 use ferry_drivers::{
     places::{Places, QemuUser, RootsError, ShareRoot},
+    retry_busy,
     share::{ShareDriver, ShareError, file_system_of},
 };
 use serde::{Deserialize, Serialize};
@@ -66,9 +67,6 @@ pub struct Shares {
 
 /// Longest name of a token file.
 const TOKEN_NAME_MAX: usize = 64;
-/// How long a token file may be busy after it was read: closing a file is not waited for on a FUSE mount.
-const BUSY_MAX: Duration = Duration::from_secs(5);
-const BUSY_PAUSE: Duration = Duration::from_millis(50);
 /// How often shares are looked at.
 const LOOK_EVERY: Duration = Duration::from_secs(5);
 /// At every so many looks what is not mounted is tried to be.
@@ -537,16 +535,11 @@ fn how_to_own(source: &ShareSource) -> String {
 /// # Errors
 /// When it cannot be removed.
 pub fn remove_scratch(path: &Path) -> Result<(), AgentError> {
-    let until = Instant::now() + BUSY_MAX;
-    loop {
-        match files::remove(path) {
-            Err(AgentError::File { source, .. })
-                if source.kind() == std::io::ErrorKind::ResourceBusy && Instant::now() < until =>
-            {
-                std::thread::sleep(BUSY_PAUSE);
-            }
-            outcome => return outcome,
+    match retry_busy(|| fs::remove_file(path)) {
+        Err(source) if source.kind() != io::ErrorKind::NotFound => {
+            Err(AgentError::File { path: path.to_owned(), source })
         }
+        Ok(()) | Err(_) => Ok(()),
     }
 }
 

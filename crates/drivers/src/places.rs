@@ -2,6 +2,7 @@
 //! where files may be.
 
 mod access;
+mod directory;
 mod listing;
 mod roots;
 
@@ -14,7 +15,8 @@ use ferry_core::{
 
 pub use access::QemuUser;
 pub(crate) use access::qemu_user;
-pub use roots::{Directory, Roots, RootsError, ShareRoot};
+pub use directory::{Directory, RootsError};
+pub use roots::{Roots, ShareRoot};
 
 /// Where a host has mounted its shares. Pure: symlinks are not followed.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -14,7 +14,7 @@ use ferry_core::{
     units::ByteCount,
     vm::{DiskFormat, NVRAM},
 };
-use ferry_drivers::{identity::InUse, image};
+use ferry_drivers::{file, identity::InUse, image};
 use serde::{Deserialize, Serialize};
 
 use super::{
@@ -162,7 +162,7 @@ pub(super) fn arrived(arrivals: &[Arrival]) -> Vec<DiskProgress> {
         stage: DiskStage::Moved,
         copied: arrival.virtual_size,
         total: arrival.virtual_size,
-        allocated_after: image::allocated(&arrival.path).unwrap_or_default(),
+        allocated_after: file::allocated(&arrival.path).unwrap_or_default(),
         ..DiskProgress::default()
     };
     arrivals.iter().map(one).collect()

@@ -10,7 +10,7 @@ use std::{
 };
 
 use ferry_core::{units::ByteCount, vm::DiskFormat};
-use ferry_drivers::{identity::InUse, image};
+use ferry_drivers::{file, identity::InUse, image};
 use nix::sys::statfs::{FUSE_SUPER_MAGIC, statfs};
 use serde::{Deserialize, Serialize};
 use tracing::warn;
@@ -113,7 +113,7 @@ impl Made<'_> {
             Ok(false) => Ok(()),
             // Not there: gone, or its folder is, and then it is not known.
             Err(error) if error.kind() != io::ErrorKind::NotFound => Err(fault(error)),
-            Ok(true) | Err(_) => image::remove(self.path).map_err(fault),
+            Ok(true) | Err(_) => file::remove(self.path).map_err(fault),
         }
     }
 }

@@ -21,9 +21,9 @@ use ferry_core::{
     vm::{FileRole, NVRAM, VmFacts},
 };
 use ferry_drivers::{
+    file,
     hypervisor::{Hypervisor, HypervisorError},
     identity::InUse,
-    image,
 };
 use tokio::sync::{OnceCell, OwnedMutexGuard};
 use tracing::{info, warn};
@@ -671,7 +671,7 @@ impl Registry {
                         warn!(%vm, disk = device, file = %path.display(), why, "an old file stays");
                         kept.push(old_file_kept(&name, &device, path.display(), why, fix));
                     }
-                    None => image::remove(&path).map_err(fault)?,
+                    None => file::remove(&path).map_err(fault)?,
                 }
             }
             Ok(kept)

@@ -21,7 +21,7 @@ use std::{
 };
 
 use ferry_core::{api::agent::DiskArrival, id::VmId, pin::Secret, units::ByteCount, vm::DiskFormat};
-use ferry_drivers::image;
+use ferry_drivers::{file, image};
 use ferry_wire::nbd::seed::{BLOCK_BYTES, RUN_BLOCKS_MAX, SeedIndex, SeedKey};
 use serde::{Deserialize, Serialize};
 use tokio::sync::Notify;
@@ -104,7 +104,7 @@ impl Seeds {
     /// Keeps the file of a disk that did not come, if that is worth it; whether it did. Blocks. Nobody may write to the
     /// file any more.
     pub(crate) fn keep(&self, vm: VmId, arrival: &Arrival) -> bool {
-        if !arrival.made || image::allocated(&arrival.path).unwrap_or_default() < WORTH_KEEPING {
+        if !arrival.made || file::allocated(&arrival.path).unwrap_or_default() < WORTH_KEEPING {
             return false;
         }
         let Some(_claim) = self.claim(vm, &arrival.device) else { return false };
@@ -124,7 +124,7 @@ impl Seeds {
         };
         // Written down first: a seed of which nobody knows would stay for ever.
         let kept = files::write_json(&self.page_path(vm, &arrival.device), &page).and_then(|()| {
-            let renamed = image::rename_new(&arrival.path, &page.path);
+            let renamed = file::rename_new(&arrival.path, &page.path);
             renamed.map_err(|source| AgentError::File { path: arrival.path.clone(), source })
         });
         if let Err(error) = kept {
@@ -147,7 +147,7 @@ impl Seeds {
             return None;
         }
         // Not on another file system, and never over a file that is there: the seed stays then.
-        if let Err(error) = image::rename_new(&page.path, path) {
+        if let Err(error) = file::rename_new(&page.path, path) {
             info!(%vm, disk = page.device, %error, "an unfinished copy is not used");
             return None;
         }
@@ -163,7 +163,7 @@ impl Seeds {
         let page = self.page(vm, &wanted.device).filter(|page| page.is_of(wanted));
         let device = path.parent().and_then(device_of);
         let page = page.filter(|page| device.is_some() && device_of(&page.path) == device);
-        page.and_then(|page| image::allocated(&page.path).ok()).unwrap_or_default()
+        page.and_then(|page| file::allocated(&page.path).ok()).unwrap_or_default()
     }
 
     /// What seeds take on a file system, by its device number, but for those of one VM. Blocks.
@@ -220,7 +220,7 @@ impl Seeds {
     /// Whether all of it is gone.
     fn remove(&self, page: &Page) -> bool {
         for path in [&page.path, &self.page_path(page.vm, &page.device)] {
-            if let Err(error) = image::remove(path)
+            if let Err(error) = file::remove(path)
                 // A guess whose folder is gone is of no use.
                 && error.kind() != io::ErrorKind::NotFound
             {
@@ -541,7 +541,7 @@ mod tests {
         assert_eq!(seeds.take(vm(9), &wanted(&disk), nowhere), None);
         let free = folder.path().join("free.raw");
         assert!(seeds.take(vm(9), &wanted(&disk), &free).is_some(), "it stayed");
-        let error = image::rename_new(&free, &disk.path).expect_err("it is there");
+        let error = file::rename_new(&free, &disk.path).expect_err("it is there");
         assert_eq!(error.kind(), io::ErrorKind::AlreadyExists);
         // The name of a file that is kept is that of no other, whatever lies around.
         let mut occupied = disk.path.clone().into_os_string();

@@ -38,11 +38,11 @@ use ferry_core::{
     vm::{DiskFormat, FileRole, VmFacts},
 };
 use ferry_drivers::{
+    file,
     hypervisor::{
         Hypervisor, HypervisorError,
         rpc::{Bound, definition::check_definition},
     },
-    image,
 };
 use tokio::{sync::watch, task::JoinHandle};
 use tracing::{info, warn};
@@ -157,7 +157,7 @@ impl Move {
             for (file, arrival) in files.iter_mut().zip(arrivals) {
                 file.stage = DiskStage::Moved;
                 file.copied = file.total;
-                file.allocated_after = image::allocated(&arrival.path).unwrap_or_default();
+                file.allocated_after = file::allocated(&arrival.path).unwrap_or_default();
             }
         }
         let autostart = matches!(journal.task, Task::Source { autostart: true, .. });
@@ -329,7 +329,7 @@ impl OfflineMoves {
             let still = match &form {
                 Form::Adopted => ByteCount(0),
                 Form::Part(part) => {
-                    let part = image::allocated(part).unwrap_or_default();
+                    let part = file::allocated(part).unwrap_or_default();
                     let held = self.seeds.held(vm, &as_disk(file), &path).max(part);
                     ByteCount(file.allocated.0.saturating_sub(held.0))
                 }
@@ -774,7 +774,7 @@ impl OfflineMoves {
                     warn!(vm = %of.vm, file = %path.display(), why, "an old file stays");
                     remarks.push(format!("The old file {} stays: {why}", path.display()));
                 }
-                None => image::remove(path).map_err(fault)?,
+                None => file::remove(path).map_err(fault)?,
             }
         }
         Ok(remarks)
@@ -882,7 +882,7 @@ pub fn files_of(hypervisor: &dyn Hypervisor, vm: VmId, only: Option<&[&str]>) ->
             found => found.map_err(fault)?,
         };
         let length = ByteCount(found.len());
-        let allocated = image::allocated(&file.place).map_err(fault)?;
+        let allocated = file::allocated(&file.place).map_err(fault)?;
         sizes.push(FileSize { device: file.device.clone(), length, allocated: ByteCount(allocated.0.min(length.0)) });
     }
     Ok(sizes)

@@ -13,7 +13,7 @@ use std::{
 };
 
 use ferry_core::{api::agent::OfflineFile, id::VmId, units::ByteCount, vm::DiskFormat};
-use ferry_drivers::{hypervisor::Hypervisor, image};
+use ferry_drivers::{file, hypervisor::Hypervisor, image};
 
 use super::{
     Move, as_disk,
@@ -101,7 +101,7 @@ pub(super) fn name_all(page: &Move) -> Result<(), AgentError> {
     })?;
     for arrival in page.journal().task.arrivals() {
         let Form::Part(part) = &arrival.form else { continue };
-        match image::rename_new(part, &arrival.path) {
+        match file::rename_new(part, &arrival.path) {
             Ok(()) => {}
             Err(error) if error.kind() == io::ErrorKind::NotFound && arrival.path.is_file() => {}
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
@@ -135,7 +135,7 @@ pub(super) fn remove_all(page: &Move, hypervisor: &dyn Hypervisor, seeds: &Seeds
             continue;
         }
         match arrival.named_file().is_ours(&used) {
-            Ok(true) => image::rename_new(&arrival.path, part).map_err(fault)?,
+            Ok(true) => file::rename_new(&arrival.path, part).map_err(fault)?,
             Ok(false) => {}
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}
             Err(error) => return Err(fault(error)),

@@ -80,7 +80,7 @@ fn write(vm: VmId, definition: &str, path: &Path) -> io::Result<()> {
     let making = path.with_extension(format!("xml.{vm}"));
     let written = (|| {
         // Left by an agent that died while it wrote.
-        ferry_drivers::image::remove(&making)?;
+        ferry_drivers::file::remove(&making)?;
         let mut file = fs::File::options().write(true).read(true).create_new(true).mode(0o600).open(&making)?;
         file.write_all(HEAD.as_bytes())?;
         file.write_all(definition.as_bytes())?;
@@ -100,7 +100,7 @@ fn write(vm: VmId, definition: &str, path: &Path) -> io::Result<()> {
 pub(super) fn remove(vm: VmId, name: &str, disk: &Path, kept: Option<&Path>) -> io::Result<()> {
     match path(name, disk) {
         Some(path) if Some(path.as_path()) == kept => Ok(()),
-        Some(path) if matches!(is_ours(&path, vm), Ok(true)) => ferry_drivers::image::remove(&path),
+        Some(path) if matches!(is_ours(&path, vm), Ok(true)) => ferry_drivers::file::remove(&path),
         _ => Ok(()),
     }
 }

@@ -35,6 +35,7 @@ use ferry_core::{
     vm::{DiskFormat, VmFacts, VmFile, VmState},
 };
 use ferry_drivers::{
+    file,
     hypervisor::{Hypervisor, HypervisorError, files_of},
     identity::InUse,
     image,
@@ -428,7 +429,7 @@ impl StorageMoves {
             match stays {
                 Some(_) if disk.from.symlink_metadata().is_err() => {}
                 Some(why) => findings.push(old_file_stays(&journal.request.vm_name, disk, why)),
-                None => image::remove(&disk.from).map_err(fault)?,
+                None => file::remove(&disk.from).map_err(fault)?,
             }
         }
         Ok(findings)
@@ -532,7 +533,7 @@ fn make_file(
     made_to_fail("agent-storage-file-made")?;
     let mark = Mark::of(&making).unwrap_or_default();
     prepared.write(|page| (page.disks[index].made, page.disks[index].mark) = (true, mark))?;
-    image::rename_new(&making, to).map_err(fault)?;
+    file::rename_new(&making, to).map_err(fault)?;
     made_to_fail("agent-storage-file-named")
 }
 
@@ -547,9 +548,9 @@ fn settled(known: &Move) -> Result<Journal, AgentError> {
             continue;
         }
         // Two names for a moment, where a file is named by a link. Written down while there is still something to see.
-        let made = image::is_same(&making, &disk.to).map_err(fault)?;
+        let made = file::is_same(&making, &disk.to).map_err(fault)?;
         known.write(|page| page.disks[index].made = made)?;
-        image::remove(&making).map_err(fault)?;
+        file::remove(&making).map_err(fault)?;
     }
     Ok(known.journal())
 }

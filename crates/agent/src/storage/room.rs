@@ -22,7 +22,7 @@ use ferry_core::{
     location::Location,
     units::ByteCount,
 };
-use ferry_drivers::{image, places::QemuUser, within};
+use ferry_drivers::{file, places::QemuUser, within};
 
 use super::{Reach, outside, refused};
 use crate::AgentError;
@@ -69,7 +69,7 @@ impl Reserved {
     /// Of a file that will take about as much as `allocated`, and is at `path` on this host. Blocks for 2 s at most.
     pub(crate) fn new(job: JobId, to: &Location, path: &Path, allocated: ByteCount) -> Self {
         let path = path.to_owned();
-        let sizes = within(SIZE_WAIT, move || Some((image::allocated(&path).ok()?, fs::metadata(&path).ok()?.len())));
+        let sizes = within(SIZE_WAIT, move || Some((file::allocated(&path).ok()?, fs::metadata(&path).ok()?.len())));
         let taken = match sizes.flatten() {
             Some((taken, length)) if is_told(to, taken, length, allocated) => taken,
             _ => ByteCount(0),
@@ -293,7 +293,7 @@ fn room_of(reach: &Reach, to: &Location) -> Option<Room> {
         Location::Share { share, .. } => Some(Room::Share(*share)),
         Location::Local { .. } => {
             let (folder, _) = reach.roots.open_parent(to).ok()?;
-            Some(Room::FileSystem(image::free(folder.path()).ok()?.0))
+            Some(Room::FileSystem(file::free(folder.path()).ok()?.0))
         }
     }
 }
@@ -304,7 +304,7 @@ fn room_in(reach: &Reach, to: &Location, folder: &Path) -> Result<Option<(Room, 
         Location::Share { share, .. } => Ok(reach.shares.space(*share)?.map(|space| (Room::Share(*share), space.free))),
         Location::Local { .. } => {
             let fault = |source| AgentError::File { path: folder.to_owned(), source };
-            let (device, free) = image::free(folder).map_err(fault)?;
+            let (device, free) = file::free(folder).map_err(fault)?;
             Ok(free.map(|free| (Room::FileSystem(device), free)))
         }
     }

@@ -17,8 +17,8 @@ use ferry_core::{
     units::ByteCount,
 };
 use ferry_drivers::{
+    file,
     hypervisor::{DiskCopyRequest, Hypervisor, HypervisorError},
-    image,
 };
 use tokio::sync::watch;
 use tracing::{info, warn};
@@ -375,7 +375,7 @@ impl Move {
                 (Some(_), Some(_)) => DiskNow::Copying,
                 (Some(_) | None, None) | (None, Some(_)) => DiskNow::Elsewhere,
             };
-            let after = if now == DiskNow::New { image::allocated(&disk.to).unwrap_or_default() } else { ByteCount(0) };
+            let after = if now == DiskNow::New { file::allocated(&disk.to).unwrap_or_default() } else { ByteCount(0) };
             self.tell(|report| {
                 let progress = &mut report.disks[index];
                 progress.stage = match now {
@@ -401,7 +401,7 @@ impl Move {
     fn explained(&self, journal: &Journal, now: &[DiskNow], reason: &str) -> String {
         let full = journal.disks.iter().zip(now).filter(|(_, now)| **now == DiskNow::Old).find_map(|(disk, _)| {
             let folder = disk.to.parent()?;
-            let (_, free) = image::free(folder).ok()?;
+            let (_, free) = file::free(folder).ok()?;
             free.filter(|free| *free < ByteCount::mib(16))
                 .map(|free| format!("; the file system of the new file has {} MiB left", free.0 >> 20))
         });

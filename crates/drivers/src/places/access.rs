@@ -1,26 +1,15 @@
 //! Whether QEMU can use a directory: asked of the kernel, as QEMU's user.
 
-use std::{
-    os::unix::fs::fchown,
-    process::Command,
-    thread,
-    time::{Duration, Instant},
-};
+use std::{io, os::unix::fs::fchown, process::Command, time::Duration};
 
-use nix::{
-    errno::Errno,
-    unistd::{Uid, User, geteuid},
-};
+use nix::unistd::{Uid, User, geteuid};
 use uuid::Uuid;
 
-use super::roots::{Directory, RootsError};
-use crate::run::run;
+use super::directory::{Directory, RootsError};
+use crate::{busy::retry_busy, run::run};
 
 /// Longest wait for the kernel's answer.
 const ASK_WAIT: Duration = Duration::from_secs(5);
-/// How long the file may be busy after it was closed: closing a file is not waited for on a FUSE mount.
-const BUSY_MAX: Duration = Duration::from_secs(5);
-const BUSY_PAUSE: Duration = Duration::from_millis(20);
 
 /// The user as which libvirt runs QEMU.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -91,16 +80,12 @@ fn ask(directory: &Directory, name: &str, user: &User) -> Result<(), RootsError>
 }
 
 fn remove(directory: &Directory, name: &str) -> Result<(), RootsError> {
-    let until = Instant::now() + BUSY_MAX;
-    loop {
-        match directory.remove_file(name) {
-            Ok(()) | Err(Errno::ENOENT) => return Ok(()),
-            Err(Errno::EBUSY | Errno::ETXTBSY) if Instant::now() < until => thread::sleep(BUSY_PAUSE),
-            Err(errno) => {
-                let reason = format!("file {name} was made and could not be removed ({errno})");
-                return Err(RootsError::NotWritable { path: directory.written().to_owned(), reason });
-            }
-        }
+    match retry_busy(|| Ok(directory.remove_file(name)?)) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(RootsError::NotWritable {
+            path: directory.written().to_owned(),
+            reason: format!("file {name} was made and could not be removed ({error})"),
+        }),
+        Ok(()) | Err(_) => Ok(()),
     }
 }
 

@@ -16,7 +16,7 @@ use nix::{
     },
 };
 
-use super::roots::{Directory, RootsError};
+use super::directory::{Directory, RootsError};
 
 /// `stat` counts what a file takes in these, whatever the file system's own blocks are.
 const STAT_BLOCK_BYTES: u64 = 512;

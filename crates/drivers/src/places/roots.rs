@@ -11,29 +11,23 @@
 //! [`Roots::check_writable`] have deadlines; who calls [`Roots::open`] brings his own.
 
 use std::{
-    fs::File,
-    os::fd::OwnedFd,
-    path::{Component, Path, PathBuf},
+    path::{Path, PathBuf},
     time::Duration,
 };
 
 use ferry_core::{
-    finding::{Finding, FindingId},
     id::{HostId, ShareId},
     location::Location,
     place::{DirectoryListing, Space},
     share_source::ShareSource,
 };
-use nix::{
-    errno::Errno,
-    fcntl::{OFlag, OpenHow, ResolveFlag, open, openat2},
-    sys::{stat::Mode, statvfs::fstatvfs},
-    unistd::{UnlinkatFlags, unlinkat},
-};
-use thiserror::Error;
 use uuid::Uuid;
 
-use super::{access, access::QemuUser, listing};
+use super::{
+    access::{self, QemuUser},
+    directory::{Directory, RootsError, normal, open_below},
+    listing,
+};
 use crate::run::within;
 
 /// Longest wait for a directory to be read. A thousand files on a slow file server take some seconds.
@@ -42,8 +36,6 @@ const LIST_WAIT: Duration = Duration::from_secs(20);
 const SPACE_WAIT: Duration = Duration::from_secs(5);
 /// Longest wait for the check that a file can be made.
 const CHECK_WAIT: Duration = Duration::from_secs(20);
-/// The kernel gives up on a `..` in a link when something was renamed meanwhile; a second try does nearly always.
-const TRIES_MAX: usize = 16;
 
 /// A share that is mounted on this host.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -62,93 +54,6 @@ pub struct Roots {
     host: HostId,
     local: Vec<PathBuf>,
     shares: Vec<ShareRoot>,
-}
-
-/// Why a location cannot be used. Each variant is something that a caller treats differently.
-#[derive(Debug, Error)]
-pub enum RootsError {
-    /// It lies outside of every root, or leads there.
-    #[error("{path} {why}")]
-    Outside {
-        /// As an administrator writes it.
-        path: String,
-        /// In which way.
-        why: String,
-        /// What to do.
-        fix: String,
-    },
-    /// Its share is not attached on this host.
-    #[error("The share of {path} is not attached on this host")]
-    NotAttached {
-        /// Share and path.
-        path: String,
-    },
-    /// There is nothing.
-    #[error("{path} is not there")]
-    Missing {
-        /// As an administrator writes it.
-        path: String,
-    },
-    /// It is something else.
-    #[error("{path} is not a directory")]
-    NotADirectory {
-        /// As an administrator writes it.
-        path: String,
-    },
-    /// The system refused it.
-    #[error("Could not read {path}: {source}")]
-    Unreadable {
-        /// As an administrator writes it.
-        path: String,
-        /// Why.
-        source: Errno,
-    },
-    /// Files cannot be made there, or QEMU's user cannot write them.
-    #[error("{path} cannot hold files of VMs: {reason}")]
-    NotWritable {
-        /// As an administrator writes it.
-        path: String,
-        /// Why.
-        reason: String,
-    },
-    /// The file system does not answer.
-    #[error("{path} gave no answer within {} s", .waited.as_secs())]
-    Stuck {
-        /// As an administrator writes it.
-        path: String,
-        /// How long was waited.
-        waited: Duration,
-    },
-}
-
-impl RootsError {
-    /// The finding that tells a user.
-    pub fn finding(&self) -> Finding {
-        let (id, path, fix) = match self {
-            Self::Outside { path, fix, .. } => (FindingId::PlaceOutside, path, fix.clone()),
-            Self::NotAttached { path } => {
-                (FindingId::ShareNotAttached, path, "Attach it with `ferry share attach`".to_owned())
-            }
-            Self::Missing { path } => {
-                (FindingId::PlaceMissing, path, "Make the directory on the host, or choose another".to_owned())
-            }
-            Self::NotADirectory { path } => {
-                (FindingId::PlaceNotADirectory, path, "Choose the directory that holds it".to_owned())
-            }
-            Self::Unreadable { path, .. } | Self::Stuck { path, .. } => (
-                FindingId::PlaceUnreadable,
-                path,
-                "Check the directory, its file system and links on the host".to_owned(),
-            ),
-            Self::NotWritable { path, .. } => (
-                FindingId::PlaceNotWritable,
-                path,
-                "Let QEMU's user into the directory, see that its file system is writable, or choose another"
-                    .to_owned(),
-            ),
-        };
-        Finding::blocks(id, path, self.to_string(), fix)
-    }
 }
 
 impl ShareRoot {
@@ -286,73 +191,6 @@ impl Roots {
     }
 }
 
-/// A directory that was opened, and stays this one.
-#[derive(Debug)]
-pub struct Directory {
-    root: OwnedFd,
-    fd: OwnedFd,
-    inside: PathBuf,
-    path: PathBuf,
-    written: String,
-}
-
-impl Directory {
-    /// Its path on this host, as libvirt and QEMU are given it. Whoever may rename directories in the root can make it
-    /// mean another one; it stays in the root only as far as they do not.
-    pub fn path(&self) -> &Path {
-        &self.path
-    }
-
-    /// As an administrator writes it.
-    pub fn written(&self) -> &str {
-        &self.written
-    }
-
-    /// Total and free bytes of what holds it; `None` where the file system does not tell, as smbnetfs.
-    pub fn space(&self) -> Option<Space> {
-        let stat = fstatvfs(&self.fd).ok().filter(|stat| stat.blocks() > 0)?;
-        let bytes = |blocks: u64| blocks.checked_mul(stat.fragment_size()).map(ferry_core::units::ByteCount);
-        Some(Space { total: bytes(stat.blocks())?, free: bytes(stat.blocks_available())? })
-    }
-
-    /// Makes a new file in it, readable and writable by its owner alone.
-    ///
-    /// # Errors
-    /// [`RootsError::NotWritable`], also when the name is there already or is no plain name.
-    pub fn create_file(&self, name: &str) -> Result<File, RootsError> {
-        let plain = normal(Path::new(name)).is_some_and(|path| path.components().count() == 1);
-        let flags = OFlag::O_RDWR | OFlag::O_CREAT | OFlag::O_EXCL;
-        let made = if plain { beneath(&self.fd, Path::new(name), flags) } else { Err(Errno::EINVAL) };
-        made.map(File::from).map_err(|errno| RootsError::NotWritable {
-            path: self.written.clone(),
-            reason: format!("a file {name:?} could not be made ({errno})"),
-        })
-    }
-
-    /// Removes a file from it.
-    ///
-    /// # Errors
-    /// The system's.
-    pub fn remove_file(&self, name: &str) -> Result<(), Errno> {
-        unlinkat(&self.fd, name, UnlinkatFlags::NoRemoveDir)
-    }
-
-    /// The directory itself, for calls that work relative to it.
-    pub(super) fn fd(&self) -> &OwnedFd {
-        &self.fd
-    }
-
-    /// What a name in it leads to, if that lies in the same root.
-    pub(super) fn follow(&self, name: &Path) -> Result<OwnedFd, Errno> {
-        beneath(&self.root, &self.inside.join(name), OFlag::O_PATH)
-    }
-
-    /// The error of a call on it.
-    pub(super) fn unreadable(&self, source: Errno) -> RootsError {
-        RootsError::Unreadable { path: self.written.clone(), source }
-    }
-}
-
 /// Tells an administrator who writes a path below the mount of a share what he means; `None` if it leads out of it.
 fn on_share(share: &ShareRoot, path: &Path) -> Option<RootsError> {
     let inside = path.strip_prefix(&share.mount).ok().and_then(normal)?;
@@ -361,62 +199,6 @@ fn on_share(share: &ShareRoot, path: &Path) -> Option<RootsError> {
         why: "is on a share, whose files are named by the share's own path".to_owned(),
         fix: format!("Write {}", share.source.written(&inside.to_string_lossy())),
     })
-}
-
-/// Opens the directory `inside` a root, whose own path may lead through symbolic links.
-fn open_below(top: &Path, inside: PathBuf, written: String) -> Result<Directory, RootsError> {
-    let refused = |errno| refusal(errno, &written);
-    let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
-    let root = open(top, flags, Mode::empty()).map_err(refused)?;
-    let fd = beneath(&root, &inside, OFlag::O_RDONLY | OFlag::O_DIRECTORY).map_err(refused)?;
-    Ok(Directory { root, fd, path: top.join(&inside), inside, written })
-}
-
-/// Opens `path` below `root`. The kernel refuses with EXDEV what leads out: absolute links and too many `..`.
-fn beneath(root: &OwnedFd, path: &Path, flags: OFlag) -> Result<OwnedFd, Errno> {
-    let path = if path.as_os_str().is_empty() { Path::new(".") } else { path };
-    let how = OpenHow::new()
-        .flags(flags | OFlag::O_CLOEXEC)
-        .resolve(ResolveFlag::RESOLVE_BENEATH | ResolveFlag::RESOLVE_NO_MAGICLINKS);
-    let how = if flags.contains(OFlag::O_CREAT) { how.mode(Mode::S_IRUSR | Mode::S_IWUSR) } else { how };
-    let mut opened = Err(Errno::EAGAIN);
-    for _ in 0..TRIES_MAX {
-        opened = openat2(root, path, how);
-        if !matches!(opened, Err(Errno::EAGAIN | Errno::EINTR)) {
-            break;
-        }
-    }
-    opened
-}
-
-fn refusal(errno: Errno, written: &str) -> RootsError {
-    let path = written.to_owned();
-    match errno {
-        Errno::ENOENT => RootsError::Missing { path },
-        Errno::ENOTDIR => RootsError::NotADirectory { path },
-        Errno::EXDEV => RootsError::Outside {
-            path,
-            why: "holds a symbolic link that leads out of its storage root or share, or names its target by an \
-                  absolute path"
-                .to_owned(),
-            fix: "Choose the directory that the link leads to, if it lies in a storage root, or make the link relative"
-                .to_owned(),
-        },
-        source => RootsError::Unreadable { path, source },
-    }
-}
-
-/// The path if it is relative and does not climb, without `.`.
-fn normal(path: &Path) -> Option<PathBuf> {
-    let mut inside = PathBuf::new();
-    for part in path.components() {
-        match part {
-            Component::Normal(name) => inside.push(name),
-            Component::CurDir => {}
-            Component::ParentDir | Component::RootDir | Component::Prefix(_) => return None,
-        }
-    }
-    Some(inside)
 }
 
 #[cfg(test)]

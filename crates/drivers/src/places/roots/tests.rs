@@ -1,12 +1,16 @@
 use std::{
     ffi::OsStr,
-    fs,
+    fs::{self, File},
     io::Write as _,
     os::unix::{ffi::OsStrExt, fs::symlink},
 };
 
+use ferry_core::{
+    finding::FindingId,
+    place::{ENTRIES_MAX, EntryKind},
+};
+
 use super::*;
-use ferry_core::place::{ENTRIES_MAX, EntryKind};
 
 const HOST: HostId = HostId(Uuid::from_u128(1));
 const VMS: ShareId = ShareId(Uuid::from_u128(2));
@@ -191,7 +195,7 @@ fn a_listing_is_sorted_and_tells_kinds_and_sizes() {
     symlink(site.path("outside"), at("out")).expect("a link");
     symlink("sparse.raw", at("thin")).expect("a link");
     fs::create_dir(at("dir")).expect("made");
-    nix::unistd::mkfifo(&at("pipe"), Mode::S_IRUSR).expect("made");
+    nix::unistd::mkfifo(&at("pipe"), nix::sys::stat::Mode::S_IRUSR).expect("made");
     let listing = site.roots.list(&site.local("")).expect("listed");
     let seen: Vec<_> = listing.entries.iter().map(|entry| (entry.name.as_str(), entry.kind)).collect();
     use EntryKind::{Directory, File, Link, Other};
