@@ -1,4 +1,5 @@
-//! How fast one channel carries bytes between two UNIX sockets over TLS on loopback.
+//! How fast one channel carries bytes between two UNIX sockets over TLS on loopback. As in a move, each carrier has a
+//! thread of its own, and so have those that write to one and read from the other.
 //! `cargo run --release -p ferry-wire --example throughput [MiB] [plain|random|nbd|nbd-opaque|nbd-zeroes|nbd-seed]
 //! [round trip in ms] [MB/s]`
 //!
@@ -12,7 +13,10 @@
 use std::{
     collections::VecDeque,
     error::Error,
+    io::{Read as _, Write as _},
+    os::unix::net::UnixStream as LocalStream,
     sync::Arc,
+    thread,
     time::{Duration, Instant},
 };
 
@@ -26,7 +30,7 @@ use ferry_wire::{
         self, Held, Image,
         seed::{BLOCK_BYTES, SeedIndex, SeedKey},
     },
-    session::{Acceptor, Dialer, SessionKey, widen},
+    session::{Acceptor, Dialer, SessionKey, widen, widen_local},
 };
 use link::Link;
 use tokio::{
@@ -35,6 +39,7 @@ use tokio::{
         UnixStream,
         unix::{OwnedReadHalf, OwnedWriteHalf},
     },
+    runtime::{Builder, Handle},
 };
 
 #[path = "../tests/link/mod.rs"]
@@ -46,10 +51,12 @@ const KEY: SeedKey = SeedKey([1; 32]);
 const DEPTH: usize = 16;
 const READ: u16 = 0;
 const WRITE: u16 = 1;
+/// What QEMU reads from a stream at once.
+const QEMU_READ_BYTES: usize = 32 << 10;
 
 type Fault = Box<dyn Error + Send + Sync>;
 
-#[tokio::main]
+#[tokio::main(flavor = "current_thread")]
 async fn main() -> Result<(), Fault> {
     let mib: usize = std::env::args().nth(1).map_or(Ok(2048), |text| text.parse())?;
     let what = std::env::args().nth(2).unwrap_or_else(|| "plain".to_owned());
@@ -63,11 +70,11 @@ async fn main() -> Result<(), Fault> {
     let (feed, drain) = line(near, far).await?;
     let started = Instant::now();
     if what.starts_with("nbd") {
-        let server = tokio::spawn(serve(drain, (mib * MIB) as u64, chunk.clone()));
-        write_disk(feed, chunk, mib).await?;
+        let server = tokio::spawn(serve(tokio_stream(drain)?, (mib * MIB) as u64, chunk.clone()));
+        write_disk(tokio_stream(feed)?, chunk, mib).await?;
         server.await??;
     } else {
-        stream(feed, drain, chunk, mib).await?;
+        stream(feed, drain, chunk, mib)?;
     }
     let seconds = started.elapsed().as_secs_f64();
     println!(
@@ -119,12 +126,21 @@ fn inspectors(what: &str, chunk: &[u8], mib: usize, meter: &Arc<Meter>) -> Resul
     Ok((near, far))
 }
 
+/// The runtime of a carrier, on a thread of its own for as long as this process lives.
+fn carrier() -> Result<Handle, Fault> {
+    let runtime = Builder::new_current_thread().enable_all().build()?;
+    let handle = runtime.handle().clone();
+    thread::spawn(move || runtime.block_on(std::future::pending::<()>()));
+    Ok(handle)
+}
+
 /// Two carriers over TLS; the sockets at their two ends.
-async fn line(near_options: Options, far_options: Options) -> Result<(UnixStream, UnixStream), Fault> {
+async fn line(near_options: Options, far_options: Options) -> Result<(LocalStream, LocalStream), Fault> {
+    let (at_source, at_destination) = (carrier()?, carrier()?);
     let (source, destination) = (KeyPair::generate()?, KeyPair::generate()?);
     let key = SessionKey { session: SessionId(uuid::Uuid::new_v4()), secret: random_secret() };
     let tls = server_config(&destination, Clients::Only(source.pin()))?;
-    let mut acceptor = Acceptor::bind([127, 0, 0, 1].into(), 0..=0, tls, key).await?;
+    let mut acceptor = at_destination.spawn(Acceptor::bind([127, 0, 0, 1].into(), 0..=0, tls, key)).await??;
     let address = match argument(3)? {
         None => acceptor.address(),
         Some(trip_ms) => {
@@ -137,33 +153,37 @@ async fn line(near_options: Options, far_options: Options) -> Result<(UnixStream
         }
     };
     let dialer = Dialer::new(address, client_config(Some(&source), destination.pin())?, key);
-    let (dialed, accepted) = tokio::join!(dialer.open(Channel::Memory(0)), acceptor.accept());
-    let (_, accepted) = accepted.ok_or("not accepted")?;
-    let (feed, near) = UnixStream::pair()?;
-    let (far, drain) = UnixStream::pair()?;
-    let dialed = dialed?;
-    widen(&dialed);
-    tokio::spawn(async move {
-        let (reader, writer) = near.into_split();
+    let accepting = at_destination.spawn(async move { acceptor.accept().await });
+    let dialed = at_source.spawn(async move { dialer.open(Channel::Memory(0)).await }).await??;
+    let (_, accepted) = accepting.await?.ok_or("not accepted")?;
+    let (feed, near) = LocalStream::pair()?;
+    let (far, drain) = LocalStream::pair()?;
+    near.set_nonblocking(true)?;
+    far.set_nonblocking(true)?;
+    at_source.spawn(async move {
+        widen(&dialed);
+        let (reader, writer) = UnixStream::from_std(near).expect("its reactor takes it").into_split();
         carry(dialed, reader, writer, near_options).await
     });
-    tokio::spawn(async move {
+    at_destination.spawn(async move {
+        let far = UnixStream::from_std(far).expect("its reactor takes it");
+        widen_local(&far);
         let (reader, writer) = far.into_split();
         carry(accepted, reader, writer, far_options).await
     });
     Ok((feed, drain))
 }
 
-async fn stream(mut feed: UnixStream, mut drain: UnixStream, chunk: Vec<u8>, mib: usize) -> Result<(), Fault> {
-    tokio::spawn(async move {
-        for _ in 0..mib {
-            feed.write_all(&chunk).await?;
-        }
-        feed.shutdown().await
-    });
-    let mut buffer = vec![0; MIB];
-    while drain.read(&mut buffer).await? > 0 {}
-    Ok(())
+fn stream(mut feed: LocalStream, mut drain: LocalStream, chunk: Vec<u8>, mib: usize) -> Result<(), Fault> {
+    let feeding = thread::spawn(move || (0..mib).try_for_each(|_| feed.write_all(&chunk)));
+    let mut buffer = vec![0; QEMU_READ_BYTES];
+    while drain.read(&mut buffer)? > 0 {}
+    feeding.join().map_err(|_| "the feeder panicked")?.map_err(Fault::from)
+}
+
+fn tokio_stream(stream: LocalStream) -> std::io::Result<UnixStream> {
+    stream.set_nonblocking(true)?;
+    UnixStream::from_std(stream)
 }
 
 fn request(command: u16, cookie: u64, offset: u64, length: u32) -> Vec<u8> {

@@ -1,12 +1,8 @@
 //! One direction out: read from the local socket, frame, write to the peer. Mirror of `receiver.rs`.
 
-use std::{
-    collections::VecDeque,
-    io::{self, IoSlice},
-    sync::atomic::Ordering,
-    time::Duration,
-};
+use std::{collections::VecDeque, io, sync::atomic::Ordering, time::Duration};
 
+use bytes::Buf;
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 
 use crate::{
@@ -215,20 +211,9 @@ async fn write_frame<P: AsyncWrite + Unpin>(
     shared: &Shared,
 ) -> Result<(), WireError> {
     let head = header.encode();
-    let total = head.len() + payload.len();
-    let mut sent = 0;
     // Both at once: a header by itself would be a record and a system call of its own.
-    while sent < total {
-        let parts = match sent.checked_sub(head.len()) {
-            None => [IoSlice::new(&head[sent..]), IoSlice::new(payload)],
-            Some(of_payload) => [IoSlice::new(&payload[of_payload..]), IoSlice::new(&[])],
-        };
-        match peer.write_vectored(&parts).await.map_err(WireError::Peer)? {
-            0 => return Err(WireError::Peer(io::ErrorKind::WriteZero.into())),
-            count => sent += count,
-        }
-    }
-    shared.meter.add_wire(total as u64);
+    peer.write_all_buf(&mut Buf::chain(&head[..], payload)).await.map_err(WireError::Peer)?;
+    shared.meter.add_wire((head.len() + payload.len()) as u64);
     Ok(())
 }
 

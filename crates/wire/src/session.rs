@@ -17,7 +17,7 @@ use nix::sys::socket::{setsockopt, sockopt};
 use rustls::{ClientConfig, ServerConfig, pki_types::ServerName};
 use tokio::{
     io::BufReader,
-    net::{TcpListener, TcpSocket, TcpStream},
+    net::{TcpListener, TcpSocket, TcpStream, UnixStream},
     sync::{Semaphore, mpsc},
 };
 use tokio_rustls::{TlsAcceptor, TlsConnector, TlsStream};
@@ -177,6 +177,14 @@ pub fn widen(stream: &Connection) {
         setsockopt(&stream.get_ref().0.get_ref().as_fd(), sockopt::SndBufForce, &(BUDGET_BYTES as usize))
     {
         debug!(%error, "the send buffer stays what net.ipv4.tcp_wmem allows");
+    }
+}
+
+/// Lets a local reader fall behind by two frames before the carrier has to wait for it, and be woken. What waits there is
+/// gone in a millisecond or two.
+pub fn widen_local(stream: &UnixStream) {
+    if let Err(error) = setsockopt(&stream.as_fd(), sockopt::SndBufForce, &(2 * DATA_BYTES_MAX)) {
+        debug!(%error, "the local send buffer stays what net.core.wmem_default says");
     }
 }
 

@@ -37,7 +37,7 @@ use ferry_wire::{
     hello::Channel,
     meter::Meter,
     nbd::{self, Held, Keeper, NbdMeter, seed::SeedKey},
-    session::{Acceptor, Connection, SessionKey, widen},
+    session::{Acceptor, Connection, SessionKey, widen, widen_local},
     traffic::Traffic,
     window::WINDOW_BYTES_MIN,
 };
@@ -404,6 +404,7 @@ fn bulk_options(peer: &Connection, window_max: u64, shared: &Shared) -> Options 
 async fn carry_memory(index: u16, peer: Connection, window_max: u64, shared: Arc<Shared>) {
     let Some(local) = connect(shared.board.hypervisor.reach(&shared.bound.memory_socket)).await else { return };
     info!(index, "memory begins to arrive");
+    widen_local(&local);
     let (reader, writer) = local.into_split();
     let options = bulk_options(&peer, window_max, &shared);
     until_cut("memory", &shared, carry(peer, reader, writer, options)).await;
@@ -432,6 +433,7 @@ async fn write_out(shared: Arc<Shared>) {
 async fn carry_disk(index: u16, peer: Connection, window_max: u64, shared: Arc<Shared>) {
     let Some(local) = connect(shared.board.hypervisor.reach(&shared.bound.disk_socket)).await else { return };
     info!(index, "a disk begins to arrive");
+    widen_local(&local);
     if !shared.writes_out.swap(true, Ordering::SeqCst) {
         shared.board.spawn(write_out(Arc::clone(&shared)));
     }
