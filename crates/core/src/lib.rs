@@ -15,6 +15,7 @@ pub mod finding;
 mod fixtures;
 pub mod host;
 pub mod id;
+pub mod immovable;
 pub mod job;
 pub mod location;
 pub mod memory;

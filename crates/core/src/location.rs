@@ -39,6 +39,42 @@ impl Location {
             Self::Local { .. } => None,
         }
     }
+
+    /// Its path: inside the share, or on the host.
+    pub fn path(&self) -> &str {
+        let (Self::Share { path, .. } | Self::Local { path, .. }) = self;
+        path
+    }
+
+    /// Another path on the same share or host.
+    pub fn with_path(&self, path: String) -> Self {
+        match self {
+            Self::Share { share, .. } => Self::Share { share: *share, path },
+            Self::Local { host, .. } => Self::Local { host: *host, path },
+        }
+    }
+
+    /// The last name of its path; `None` if that ends in a slash or is empty.
+    pub fn file_name(&self) -> Option<&str> {
+        self.path().rsplit('/').next().filter(|name| !name.is_empty())
+    }
+
+    /// The folder that holds it: the top of the share or host for what lies there.
+    pub fn parent(&self) -> Self {
+        let folder = self.path().rsplit_once('/').map_or("", |(folder, _)| folder);
+        match self {
+            Self::Local { .. } if folder.is_empty() => self.with_path("/".to_owned()),
+            Self::Local { .. } | Self::Share { .. } => self.with_path(folder.to_owned()),
+        }
+    }
+
+    /// What `name` is in this folder.
+    pub fn join(&self, name: &str) -> Self {
+        let path = self.path();
+        let folder = path.trim_end_matches('/');
+        let is_top_of_share = folder.is_empty() && !path.starts_with('/');
+        self.with_path(if is_top_of_share { name.to_owned() } else { format!("{folder}/{name}") })
+    }
 }
 
 /// A UNC path of a share: `\\server\share`, with a fully qualified server name.
@@ -196,7 +232,26 @@ impl utoipa::ToSchema for UncPath {}
 mod tests {
     use proptest::prelude::*;
 
+    use uuid::Uuid;
+
     use super::*;
+
+    #[test]
+    fn a_name_is_put_into_a_folder_and_taken_from_it() {
+        let local = |path: &str| Location::Local { host: HostId(Uuid::nil()), path: path.into() };
+        let share = |path: &str| Location::Share { share: ShareId(Uuid::nil()), path: path.into() };
+        for (folder, parent, file) in [
+            (local("/"), local("/"), local("/x.raw")),
+            (local("/a"), local("/a"), local("/a/x.raw")),
+            (local("/a/"), local("/a"), local("/a/x.raw")),
+            (share(""), share(""), share("x.raw")),
+            (share("a/b/"), share("a/b"), share("a/b/x.raw")),
+        ] {
+            assert_eq!(folder.join("x.raw"), file);
+            assert_eq!((file.parent(), file.file_name()), (parent, Some("x.raw")), "{file:?}");
+        }
+        assert_eq!((local("/a/").file_name(), share("").file_name(), share("x").parent()), (None, None, share("")));
+    }
 
     #[test]
     fn a_unc_path_needs_a_fully_qualified_server() {

@@ -10,10 +10,10 @@ use crate::{
         server::Candidate,
     },
     files::DiskMove,
-    files::plan::{checkpoints, tpm_by_hand},
     finding::{Finding, FindingId, any_blocks},
     host::HostFacts,
     id::{JobId, ShareId, VmId},
+    immovable::immovable,
     job::MoveKind,
     location::Location,
     memory::{self, Need},
@@ -193,7 +193,7 @@ fn judge(facts: &LiveFacts<'_>, live: bool) -> Vec<Finding> {
     }
     if live {
         vm_state(facts, &mut findings);
-        vm_devices(facts, &mut findings);
+        findings.extend(immovable(facts.vm));
     }
     for side in [&facts.source, &facts.destination] {
         host_state(side, &mut findings);
@@ -295,43 +295,6 @@ pub fn busy_by(vm_name: &str, job: JobId) -> Finding {
         format!("Job {job} moves VM {vm_name} now"),
         format!("Wait for it (`ferry job watch {job}`) or cancel it (`ferry job cancel {job}`)"),
     )
-}
-
-fn vm_devices(facts: &LiveFacts<'_>, findings: &mut Vec<Finding>) {
-    let vm = facts.vm;
-    if vm.snapshots > 0 {
-        findings.push(Finding::blocks(
-            FindingId::VmSnapshot,
-            &vm.name,
-            format!(
-                "VM {} has {} snapshot(s), which libvirt does not take along in a live move",
-                vm.name, vm.snapshots
-            ),
-            format!(
-                "Delete them on {}: `virsh snapshot-list {}`, then `virsh snapshot-delete`",
-                facts.source.name, vm.name
-            ),
-        ));
-    }
-    if vm.checkpoints > 0 {
-        findings.push(checkpoints(vm));
-    }
-    for device in &vm.host_devices {
-        findings.push(Finding::blocks(
-            FindingId::VmHostDevice,
-            format!("{} {device}", vm.name),
-            format!("VM {} uses device {device} of host {}", vm.name, facts.source.name),
-            "Detach the device from the VM before the move",
-        ));
-    }
-    if vm.tpm {
-        findings.push(Finding::blocks(
-            FindingId::VmHostDevice,
-            format!("{} tpm", vm.name),
-            format!("VM {} has an emulated TPM whose state lies on host {} only", vm.name, facts.source.name),
-            tpm_by_hand(vm),
-        ));
-    }
 }
 
 fn host_state(side: &Side<'_>, findings: &mut Vec<Finding>) {

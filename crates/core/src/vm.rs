@@ -155,7 +155,12 @@ impl<F: PartialEq> VmFile<F> {
 
     /// Whether the VM needs another file for this, by whichever of the names of both.
     pub fn needs(&self, other: &Self) -> bool {
-        self.uses(&other.place) || other.real.as_ref().is_some_and(|real| self.uses(real))
+        self.uses_either(&other.place, other.real.as_ref())
+    }
+
+    /// Whether the VM needs a file for this that has one or two names.
+    pub fn uses_either(&self, place: &F, real: Option<&F>) -> bool {
+        self.uses(place) || real.is_some_and(|real| self.uses(real))
     }
 
     /// Whether a copy would not keep this, or it stands in its way.

@@ -171,7 +171,7 @@ impl Needs {
         let (folder, name) = reach.roots.open_parent(to).map_err(|error| outside(&error))?;
         if self.usable.insert(folder.path().display().to_string()) {
             let conf = fs::read_to_string(&reach.qemu_conf).unwrap_or_default();
-            let writable = reach.roots.check_writable(&folder_of(to), QemuUser::of_conf(&conf));
+            let writable = reach.roots.check_writable(&to.parent(), QemuUser::of_conf(&conf));
             writable.map_err(|error| outside(&error))?;
         }
         if let Some((room, free)) = room_in(reach, to, folder.path())? {
@@ -276,15 +276,6 @@ fn together(
         *known = bytes.max(*known);
     }
     all.into_iter().map(|((room, job), bytes)| (room, job, ByteCount(bytes))).collect()
-}
-
-/// The folder of a file, as a location.
-fn folder_of(to: &Location) -> Location {
-    let folder = |path: &str| Path::new(path).parent().map(|folder| folder.display().to_string()).unwrap_or_default();
-    match to {
-        Location::Share { share, path } => Location::Share { share: *share, path: folder(path) },
-        Location::Local { host, path } => Location::Local { host: *host, path: folder(path) },
-    }
 }
 
 /// Whose room a file takes. A share is not asked: it may be dead.

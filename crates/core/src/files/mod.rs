@@ -40,18 +40,9 @@ impl DiskMove {
     }
 
     /// Whether a file of a VM is the one that this leaves, or needs it below an overlay, by whichever of its names.
-    pub fn leaves_what_is_used(&self, file: &VmFile) -> bool {
-        [Some(&self.from), self.real.as_ref()].into_iter().flatten().any(|name| file.uses(name))
+    pub fn is_needed_by(&self, file: &VmFile) -> bool {
+        file.uses_either(&self.from, self.real.as_ref())
     }
-}
-
-/// Who copies a disk.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Copier {
-    /// QEMU, from file to file, by the settings of the disk.
-    Hypervisor,
-    /// QEMU through Ferry's carriers, which keep holes whatever the settings.
-    Carrier,
 }
 
 /// How far a disk is.
@@ -143,7 +134,7 @@ impl FileMove {
 
     /// Whether a file of a VM is this one, or needs it below an overlay, by whichever of its names.
     pub fn is_needed_by(&self, file: &VmFile) -> bool {
-        [Some(&self.from), self.real.as_ref()].into_iter().flatten().any(|name| file.uses(name))
+        file.uses_either(&self.from, self.real.as_ref())
     }
 }
 

@@ -1,6 +1,6 @@
 //! How much room copies of disks take.
 
-use super::{Copier, DiskMove};
+use super::DiskMove;
 use crate::{
     location::Location,
     units::ByteCount,
@@ -20,7 +20,7 @@ pub fn copy_takes(virtual_size: ByteCount, chain: ByteCount, is_thick: bool) -> 
 
 /// Whether a copy that the hypervisor makes from file to file may not be thin.
 pub fn is_thick<F>(file: &VmFile<F>, disk: &DiskMove) -> bool {
-    thick(file, disk.format, &disk.from, &disk.to, Copier::Hypervisor).is_some()
+    why_copied_thick(file, disk.format, &disk.from, &disk.to).is_some()
 }
 
 /// Whether the file of a disk that comes from another host may not be thin.
@@ -28,26 +28,36 @@ pub fn arrives_thick(format: DiskFormat, to: &Location) -> bool {
     format == DiskFormat::Raw && matches!(to, Location::Share { .. })
 }
 
-/// Why a copy may not be thin, and what helps. All seen with QEMU 10.0, which copies by the settings of the disk.
-pub(super) fn thick<F>(
+/// Why the file of a disk that comes from another host may not be thin, and what helps. Ferry's carriers keep holes, whatever
+/// the settings of the disk.
+pub(super) fn why_arrives_thick(device: &str, format: DiskFormat, to: &Location) -> Option<(&'static str, String)> {
+    arrives_thick(format, to).then(|| ("a raw file on a share may not keep its holes", choose_qcow2(device)))
+}
+
+/// Why a copy from file to file may not be thin, and what helps. All seen with QEMU 10.0, which copies by the settings of
+/// the disk.
+pub(super) fn why_copied_thick<F>(
     file: &VmFile<F>,
     format: DiskFormat,
     from: &Location,
     to: &Location,
-    copier: Copier,
 ) -> Option<(&'static str, String)> {
-    let qcow2 = format!("Choose qcow2: `--disk {}=PLACE,format=qcow2`", file.device);
     let set = |what: &str| format!("Set {what} for the disk while the VM is shut off");
-    match (from, format, to) {
-        _ if arrives_thick(format, to) => Some(("a raw file on a share may not keep its holes", qcow2)),
-        _ if copier == Copier::Carrier => None,
-        // The holes of a file on a share are not known: they are read as zeros.
-        (Location::Share { .. }, ..) if !file.detects_zeroes => {
-            Some(("its definition does not say detect_zeroes='unmap'", set("discard='unmap' detect_zeroes='unmap'")))
-        }
-        (_, DiskFormat::Raw, _) if !file.unmaps => Some(("its definition does not say discard='unmap'", qcow2)),
-        _ => None,
+    // The holes of a file on a share are not known: they are read as zeros.
+    let holes_are_known = matches!(from, Location::Local { .. });
+    if let Some(why) = why_arrives_thick(&file.device, format, to) {
+        Some(why)
+    } else if !holes_are_known && !file.detects_zeroes {
+        Some(("its definition does not say detect_zeroes='unmap'", set("discard='unmap' detect_zeroes='unmap'")))
+    } else if format == DiskFormat::Raw && !file.unmaps {
+        Some(("its definition does not say discard='unmap'", choose_qcow2(&file.device)))
+    } else {
+        None
     }
+}
+
+fn choose_qcow2(device: &str) -> String {
+    format!("Choose qcow2: `--disk {device}=PLACE,format=qcow2`")
 }
 
 #[cfg(test)]

@@ -90,12 +90,12 @@ pub(super) async fn judge_all(
             destination: there,
             shares: &shares,
             sameness: &BTreeMap::new(),
-            along: &planned.disks,
+            along: &planned.moves,
             promised: &promised.at(destination.record.id, vm.id),
             overcommit,
         });
         let mut more = planned.findings;
-        more.extend(used_by_others(app, vm.id, &planned.disks));
+        more.extend(used_by_others(app, vm.id, &planned.moves));
         if let Some(first) = more.iter().find(|finding| finding.severity == Severity::Blocks)
             && candidate.kind.take().is_some()
         {
@@ -103,7 +103,7 @@ pub(super) async fn judge_all(
         }
         candidate.findings.extend(more);
         candidate.findings.sort_by_key(|finding| std::cmp::Reverse(finding.severity));
-        (candidate, planned.disks)
+        (candidate, planned.moves)
     };
     Ok(app.inventory.hosts().into_iter().map(one).collect())
 }
@@ -193,9 +193,9 @@ async fn judge(app: &App, vm: VmId, asked: &Asked<'_>, along: Along<'_>, occasio
         return gone(vm, source, destination, at_source);
     };
     let there = at_destination.side(destination);
-    let Planned { disks: along, findings: mut planned } = match along {
+    let Planned { moves: along, findings: mut planned } = match along {
         Along::Wanted(wanted) => plan_live(facts, wanted, destination.record.id, |place| reaches(&there, place)),
-        Along::Decided(disks) => Planned { disks: disks.to_vec(), findings: moved_meanwhile(facts, disks) },
+        Along::Decided(disks) => Planned { moves: disks.to_vec(), findings: moved_meanwhile(facts, disks) },
     };
     planned.extend(used_by_others(app, facts.id, &along));
     let proofs = shares_of(facts).into_iter().filter(|share| uses(at_source, *share) && uses(at_destination, *share));

@@ -9,7 +9,7 @@ use ferry_core::{
     },
     files::{
         DiskMove, FileMove, OtherUser,
-        plan::{PlannedOffline, Requested, plan_offline},
+        plan::{Planned, Requested, plan_offline},
         shared_with,
     },
     finding::{Finding, FindingId, Severity, any_blocks},
@@ -170,11 +170,11 @@ pub(crate) async fn check(
         return Ok(Checked { vm: None, sized: Sized::default(), findings });
     };
     let there = at_destination.side(destination);
-    let PlannedOffline { mut files, mut findings } = match what {
+    let Planned { moves: mut files, mut findings } = match what {
         What::Wanted(wanted) => plan_offline(&facts, wanted, |place| reaches(&there, place)),
         What::Decided(files) => {
             let planned = plan_offline(&facts, &Requested::default(), |_| true);
-            PlannedOffline { files: files.to_vec(), findings: planned.findings }
+            Planned { moves: files.to_vec(), findings: planned.findings }
         }
     };
     let mut along: Vec<DiskMove> = files.iter().map(as_disk).collect();

@@ -52,7 +52,7 @@ pub(crate) async fn move_storage(
     app.inventory.refresh(&host).await;
     let (host, vm) = show_vms::find(app, &title, reference)?;
     let wanted = wanted(app, &title, &host, body.to.as_ref(), &body.disks).await?;
-    let Planned { disks, mut findings } = plan_storage(&vm, &wanted);
+    let Planned { moves: disks, mut findings } = plan_storage(&vm, &wanted);
     if let Some(job) = show_vms::moving(app).await?.get(&vm.id) {
         findings.push(busy(&vm, *job));
     }
@@ -150,7 +150,7 @@ async fn add_defaults(app: &Arc<App>, host: &Host, body: &MoveStorage) -> Result
 pub(crate) fn blocks_now(app: &App, host: &Host, request: &PrepareStorage) -> Vec<Finding> {
     // A VM that is not there any more is the host's to tell.
     let Some(vm) = host.seen().vm(request.vm).cloned() else { return Vec::new() };
-    let Planned { disks, mut findings } = plan_again(&vm, &request.disks);
+    let Planned { moves: disks, mut findings } = plan_again(&vm, &request.disks);
     findings.extend(used_by_others(app, vm.id, &disks));
     findings.retain(|finding| finding.severity == Severity::Blocks);
     findings
@@ -168,7 +168,7 @@ pub(crate) fn used_by_others(app: &App, vm: VmId, disks: &[DiskMove]) -> Vec<Fin
     let mut findings = Vec::new();
     for (host, seen) in app.inventory.placed() {
         for other in seen.vms().iter().filter(|other| other.id != vm) {
-            for disk in disks.iter().filter(|disk| other.files.iter().any(|file| disk.leaves_what_is_used(file))) {
+            for disk in disks.iter().filter(|disk| other.files.iter().any(|file| disk.is_needed_by(file))) {
                 let is_base = !other.files.iter().any(|file| disk.leaves(file));
                 let fix = match is_base {
                     true => {

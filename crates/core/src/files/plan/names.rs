@@ -1,0 +1,74 @@
+//! Names of new files.
+
+use crate::{
+    finding::{Finding, FindingId},
+    location::Location,
+    vm::{DiskFormat, VmFile},
+};
+
+/// Where libvirt itself puts UEFI variables; each host has this folder.
+pub const NVRAM_FOLDER: &str = "/var/lib/libvirt/qemu/nvram";
+/// Endings by which a path is known to be one of an image, not of a folder.
+const ENDINGS: [&str; 3] = [".raw", ".img", ".qcow2"];
+
+/// Whether a path is meant as an image's, not a folder's.
+pub fn is_file(path: &str) -> bool {
+    ENDINGS.iter().any(|ending| path.ends_with(ending))
+}
+
+/// Whether a path is meant as a file of UEFI variables, not a folder.
+pub(super) fn is_nvram(path: &str) -> bool {
+    is_file(path) || path.ends_with(".fd")
+}
+
+/// Whether a path is one of UEFI variables where libvirt itself puts them.
+pub fn is_libvirts_nvram(path: &str) -> bool {
+    let name = path.strip_prefix(NVRAM_FOLDER).and_then(|rest| rest.strip_prefix('/'));
+    name.is_some_and(|name| !name.is_empty() && name != ".." && !name.contains('/'))
+}
+
+/// The format that a file's name tells.
+pub(super) fn format_of(place: &Location) -> Option<DiskFormat> {
+    match place.path().rsplit_once('.')?.1 {
+        "raw" => Some(DiskFormat::Raw),
+        "qcow2" => Some(DiskFormat::Qcow2),
+        _ => None,
+    }
+}
+
+/// The finding of a file whose name tells another format than it would have.
+pub(super) fn misnamed(device: &str, place: &Location, format: DiskFormat) -> Option<Finding> {
+    let told = format_of(place).filter(|told| *told != format)?;
+    Some(Finding::blocks(
+        FindingId::FilePlace,
+        device,
+        format!("The new file of disk {device} would be {}, and its name tells {}", format.name(), told.name()),
+        format!("Name it .{}, or give a folder", format.name()),
+    ))
+}
+
+/// A file in a folder, named as the old one: a new image ends in its format, anything else keeps its whole name. Where that
+/// is taken, the device is added, until it is not.
+pub(super) fn in_folder(
+    folder: &Location,
+    file: &VmFile,
+    format: Option<DiskFormat>,
+    is_taken: impl Fn(&Location) -> bool,
+) -> Location {
+    let device = &file.device;
+    let old = file.place.file_name().unwrap_or(device);
+    let mut stem = match format {
+        Some(_) => ENDINGS.iter().find_map(|ending| old.strip_suffix(ending)).unwrap_or(old).to_owned(),
+        None => old.to_owned(),
+    };
+    loop {
+        let place = match format {
+            Some(format) => folder.join(&format!("{stem}.{}", format.name())),
+            None => folder.join(&stem),
+        };
+        if !is_taken(&place) {
+            return place;
+        }
+        stem = if format.is_some() { format!("{stem}-{device}") } else { format!("{device}-{stem}") };
+    }
+}
