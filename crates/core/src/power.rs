@@ -2,8 +2,7 @@
 
 use crate::{
     finding::{Finding, FindingId},
-    stall::Stall,
-    vm::{VmFacts, VmState},
+    vm::{Stall, VmFacts, VmState},
 };
 
 /// Why a VM that has a process does not run, and what to do about it; `None` if it runs, or has no process. `host` is where

@@ -7,8 +7,6 @@
 
 use std::{collections::BTreeMap, time::Duration};
 
-use serde::{Deserialize, Serialize};
-
 use crate::{
     id::VmId,
     share::AttachedShare,
@@ -25,16 +23,6 @@ const RAN: Duration = Duration::from_secs(10);
 
 /// Room on a share from which a VM that stopped for want of it goes on.
 pub const ROOM_MIN: ByteCount = ByteCount::mib(64);
-
-/// Why QEMU stopped a VM.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
-pub struct Stall {
-    /// The disks that could not be read or written, by their names in the definition.
-    pub devices: Vec<String>,
-    /// For want of room.
-    pub full: bool,
-}
 
 /// Whether a VM stands still for a reason that is over: each disk that failed lies on a share that answers now, and has
 /// room again if that was the reason. An error of another disk is one that an administrator must see.
@@ -83,6 +71,7 @@ mod tests {
         fixtures::{attached, disk, vm},
         id::{HostId, ShareId},
         location::Location,
+        vm::Stall,
     };
 
     #[test]

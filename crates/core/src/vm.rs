@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::{id::VmId, location::Location, stall::Stall, units::ByteCount};
+use crate::{id::VmId, location::Location, units::ByteCount};
 
 /// Whether a VM runs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -22,6 +22,16 @@ pub enum VmState {
     Incoming,
     /// It has no process.
     ShutOff,
+}
+
+/// Why QEMU stopped a VM.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
+pub struct Stall {
+    /// The disks that could not be read or written, by their names in the definition.
+    pub devices: Vec<String>,
+    /// For want of room.
+    pub full: bool,
 }
 
 /// A VM as one host has it. `F` says where a file is: a path below `drivers`, a [`Location`] above.

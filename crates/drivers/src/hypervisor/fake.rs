@@ -44,9 +44,8 @@ use ferry_core::{
     api::agent::Role,
     id::VmId,
     migration::Presence,
-    stall::Stall,
     units::ByteCount,
-    vm::{FileRole, VmFacts, VmFile, VmState},
+    vm::{FileRole, Stall, VmFacts, VmFile, VmState},
 };
 use uuid::Uuid;
 

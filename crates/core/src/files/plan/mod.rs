@@ -8,12 +8,15 @@
 //!
 //! What stays has to be reached by both hosts, which [`crate::preflight`] judges.
 
+mod copier;
 mod names;
 mod refusal;
 #[cfg(test)]
 mod tests;
 
 pub use names::{NVRAM_FOLDER, is_file, is_libvirts_nvram};
+
+use copier::Copier;
 
 use super::{
     DiskMove, FileMove,
@@ -113,17 +116,6 @@ pub fn plan_again(vm: &VmFacts, disks: &[DiskMove]) -> Planned {
     plan_storage(vm, &Requested { all: None, named })
 }
 
-/// Who copies the files.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Copier {
-    /// QEMU from file to file, on one host, while the VM runs.
-    Hypervisor,
-    /// QEMU through Ferry's carriers to host `there`, while the VM runs.
-    Carrier { there: HostId },
-    /// Ferry itself to another host, while the VM is shut off.
-    Ferry,
-}
-
 /// A file that moves.
 struct Moving<'a> {
     file: &'a VmFile,
@@ -195,7 +187,7 @@ impl<'a> Walk<'a> {
     fn judge(&mut self, file: &'a VmFile) {
         let named = self.requested.named.iter().find(|(device, ..)| *device == file.device);
         let (is_named, named_format) = (named.is_some(), named.and_then(|(.., format)| *format));
-        if !is_named && !self.moves_unnamed(file) {
+        if !is_named && !self.copier.moves_unnamed(file, self.is_reached) {
             return;
         }
         let to = named.and_then(|(_, to, _)| to.clone()).or_else(|| self.place_of_unnamed(file));
@@ -226,18 +218,6 @@ impl<'a> Walk<'a> {
         self.moves.push(Moving { file, to, format });
     }
 
-    /// Whether a file moves that is not named.
-    fn moves_unnamed(&self, file: &VmFile) -> bool {
-        let is_reached = || file.places().all(self.is_reached);
-        match (self.copier, file.role) {
-            (Copier::Hypervisor, _) | (Copier::Ferry, FileRole::NotAFile) => true,
-            (Copier::Carrier { .. }, FileRole::Disk) => !file.read_only && !is_reached(),
-            (Copier::Carrier { .. }, FileRole::Nvram) => !is_reached(),
-            (Copier::Carrier { .. }, FileRole::Media | FileRole::Boot | FileRole::NotAFile) => false,
-            (Copier::Ferry, FileRole::Disk | FileRole::Media | FileRole::Nvram | FileRole::Boot) => !is_reached(),
-        }
-    }
-
     /// Where a file goes for which no place of its own is requested. UEFI variables of a VM that runs go to libvirt's own
     /// folder if they lie there now, else beside the disks.
     fn place_of_unnamed(&self, file: &VmFile) -> Option<Location> {
@@ -257,10 +237,7 @@ impl<'a> Walk<'a> {
 
     fn no_place(&self, file: &VmFile, is_named: bool) -> Finding {
         let device = &file.device;
-        let option = match self.copier {
-            Copier::Hypervisor => "--to",
-            Copier::Carrier { .. } | Copier::Ferry => "--storage",
-        };
+        let option = self.copier.option();
         let message = match is_named {
             true => format!("No place is given for disk {device}"),
             false => format!("File {device} of VM {} does not lie where the destination reaches it", self.vm.name),

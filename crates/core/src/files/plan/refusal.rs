@@ -1,6 +1,6 @@
 //! Why a file stays where it is, or cannot move.
 
-use super::{Copier, names::is_nvram};
+use super::{copier::Copier, names::is_nvram};
 use crate::{
     finding::{Finding, FindingId},
     location::Location,

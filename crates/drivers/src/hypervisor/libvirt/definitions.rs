@@ -14,9 +14,8 @@ use std::{
 
 use ferry_core::{
     id::VmId,
-    stall::Stall,
     units::ByteCount,
-    vm::{VmFacts, VmFile, VmState},
+    vm::{Stall, VmFacts, VmFile, VmState},
 };
 
 use super::ffi::{Connection, Domain, Fault, PausedReason, PowerState, Xml};

@@ -1,0 +1,108 @@
+//! Facts → findings: what stands against a move, said before anything is changed. A file for each object that is judged.
+//!
+//! Every function here is pure. Each finding names its object and the fix; ids are documented in `docs/findings.md`.
+
+mod facts;
+mod files;
+mod hosts;
+mod resolve;
+mod shares;
+#[cfg(test)]
+mod tests;
+mod vm;
+
+use std::collections::BTreeSet;
+
+pub use facts::{LiveFacts, NamedShare, Sameness, Side};
+pub use resolve::{Placed, resolve_vm, runs_twice};
+pub use shares::{not_same, reaches, shares_of, soft_shares};
+pub use vm::{busy, busy_by};
+
+use crate::{
+    api::server::Candidate,
+    finding::{Finding, FindingId, any_blocks},
+    immovable::immovable,
+    job::MoveKind,
+    location::Location,
+    vm::{Oddity, VmFile},
+};
+
+/// What stands against a live move, blocking findings first.
+pub fn live(facts: &LiveFacts<'_>) -> Vec<Finding> {
+    judge(facts, true)
+}
+
+/// What hosts and shares have against a move of a VM that is shut off, blocking findings first; what the VM itself has
+/// against it says [`crate::files::plan::plan_offline`].
+pub fn offline(facts: &LiveFacts<'_>) -> Vec<Finding> {
+    judge(facts, false)
+}
+
+fn judge(facts: &LiveFacts<'_>, live: bool) -> Vec<Finding> {
+    let mut findings = Vec::new();
+    if facts.source.name == facts.destination.name {
+        findings.push(Finding::blocks(
+            FindingId::VmAlreadyThere,
+            &facts.vm.name,
+            format!("VM {} is already on {}", facts.vm.name, facts.destination.name),
+            "Choose another host; `ferry vm hosts` lists them",
+        ));
+        return findings;
+    }
+    if let Some(job) = facts.busy {
+        // What else there is to find is the doing of that job.
+        findings.push(busy(facts.vm, job));
+        return findings;
+    }
+    if live {
+        findings.extend(vm::state(facts));
+        findings.extend(immovable(facts.vm));
+    }
+    for side in [&facts.source, &facts.destination] {
+        findings.extend(hosts::state(side));
+    }
+    findings.extend(hosts::maintenance(&facts.destination));
+    if facts.destination.reachable {
+        findings.extend(hosts::room(facts));
+    }
+    for file in &facts.vm.files {
+        let stays = facts.moves_to(file).is_none();
+        if stays {
+            files::reach(facts, file, &mut findings);
+        }
+        findings.extend(files::shows_errors(facts, file));
+        if file.is(Oddity::Encrypted) && (stays || !live) {
+            findings.push(files::needs_secret(facts, file));
+        }
+    }
+    // Where two QEMUs have a file open, one after the other: not that of a disk that moves along, nor of a VM that is off.
+    let handed_over = if live { facts.shares_that_stay() } else { BTreeSet::new() };
+    if live {
+        findings.extend(files::trusted(facts));
+    }
+    for side in [&facts.source, &facts.destination] {
+        findings.extend(shares::server_locks(side, &handed_over));
+    }
+    shares::sameness(facts, &handed_over, &mut findings);
+    let places: Vec<&Location> = facts.vm.files.iter().flat_map(VmFile::places).collect();
+    findings.extend(soft_shares(&facts.source, places.iter().copied()));
+    findings.extend(soft_shares(&facts.destination, places.into_iter().chain(facts.along.iter().map(|disk| &disk.to))));
+    findings.sort_by_key(|finding| std::cmp::Reverse(finding.severity));
+    findings
+}
+
+/// One host as the destination of the VM: what kind of move it would be, and why.
+pub fn candidate(facts: &LiveFacts<'_>) -> Candidate {
+    let findings = live(facts);
+    let blocked = any_blocks(&findings);
+    let kind = if facts.along.is_empty() { MoveKind::Live } else { MoveKind::LiveVsm };
+    let why = match findings.first() {
+        Some(first) if blocked => first.message.clone(),
+        _ if kind == MoveKind::Live => "Every file of the VM lies on shares that both hosts reach".to_owned(),
+        _ => {
+            let disks: Vec<&str> = facts.along.iter().map(|disk| disk.device.as_str()).collect();
+            format!("Moves along: {}", disks.join(", "))
+        }
+    };
+    Candidate { host: facts.destination.name.to_owned(), kind: (!blocked).then_some(kind), why, findings }
+}

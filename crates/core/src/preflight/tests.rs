@@ -1,0 +1,518 @@
+//! What stands against a move between two hosts, in tables.
+
+use std::collections::BTreeMap;
+
+use uuid::Uuid;
+
+use super::*;
+use crate::{
+    files::DiskMove,
+    finding::Severity,
+    fixtures,
+    host::HostFacts,
+    id::{HostId, JobId, ShareId, VmId},
+    share::{AttachMode, AttachedShare, FileSystem},
+    units::ByteCount,
+    vm::{DiskFormat, FileRole, Stall, VmFacts, VmState},
+};
+
+const VM: VmId = VmId(Uuid::from_u128(1));
+const SHARE: ShareId = ShareId(Uuid::from_u128(2));
+/// On the first host only.
+const OTHER: ShareId = ShareId(Uuid::from_u128(7));
+const KVM1: HostId = HostId(Uuid::from_u128(3));
+
+/// A VM and two hosts between which nothing stands; each test spoils one fact.
+struct Fixture {
+    vm: VmFacts,
+    busy: Option<JobId>,
+    source: Host,
+    destination: Host,
+    sameness: BTreeMap<ShareId, Sameness>,
+    along: Vec<DiskMove>,
+}
+
+struct Host {
+    name: &'static str,
+    reachable: bool,
+    maintenance: bool,
+    facts: HostFacts,
+    vms: Vec<VmFacts>,
+    shares: Vec<AttachedShare>,
+}
+
+fn attached() -> AttachedShare {
+    fixtures::attached(SHARE.0.as_u128())
+}
+
+fn host(name: &'static str) -> Host {
+    Host {
+        name,
+        reachable: true,
+        maintenance: false,
+        facts: fixtures::host(name),
+        vms: Vec::new(),
+        shares: vec![attached()],
+    }
+}
+
+fn disk(place: Location) -> VmFile {
+    fixtures::disk("vda", place)
+}
+
+fn no_file(kind: &str, place: Location) -> VmFile {
+    VmFile { role: FileRole::NotAFile, kind: Some(kind.into()), ..disk(place) }
+}
+
+fn on_share() -> Location {
+    Location::Share { share: SHARE, path: "web01/disk.raw".into() }
+}
+
+fn local(path: &str) -> Location {
+    Location::Local { host: KVM1, path: path.into() }
+}
+
+fn vm() -> VmFacts {
+    fixtures::vm(VM.0.as_u128(), vec![disk(on_share())])
+}
+
+impl Fixture {
+    fn new() -> Self {
+        Self {
+            vm: vm(),
+            busy: None,
+            source: Host { shares: vec![attached(), AttachedShare { id: OTHER, ..attached() }], ..host("kvm1") },
+            destination: host("kvm2"),
+            sameness: BTreeMap::from([(SHARE, Sameness::Proven)]),
+            along: Vec::new(),
+        }
+    }
+
+    fn findings(&self) -> Vec<Finding> {
+        self.judged(live)
+    }
+
+    fn judged(&self, how: fn(&LiveFacts<'_>) -> Vec<Finding>) -> Vec<Finding> {
+        let shares = BTreeMap::from([(SHARE, NamedShare { name: "vms".into(), source: attached().source })]);
+        how(&LiveFacts {
+            vm: &self.vm,
+            busy: self.busy,
+            source: self.source.side(),
+            destination: self.destination.side(),
+            shares: &shares,
+            sameness: &self.sameness,
+            along: &self.along,
+            promised: &[],
+            overcommit: false,
+        })
+    }
+}
+
+impl Host {
+    fn side(&self) -> Side<'_> {
+        Side {
+            name: self.name,
+            reachable: self.reachable,
+            maintenance: self.maintenance,
+            facts: Some(&self.facts),
+            vms: &self.vms,
+            shares: &self.shares,
+        }
+    }
+}
+
+#[test]
+fn nothing_stands_against_a_good_move() {
+    assert_eq!(Fixture::new().findings(), []);
+}
+
+type Spoil = fn(&mut Fixture);
+
+/// One row each: what is wrong, the id, and words that the finding must hold (the object and the fix).
+const ROWS: &[(&str, Spoil, FindingId, &[&str])] = &[
+    ("stopped", |f| f.vm.state = VmState::ShutOff, FindingId::VmNotRunning, &["web01", "ferry vm start web01"]),
+    ("paused", |f| f.vm.state = VmState::Paused, FindingId::VmPaused, &["web01", "virsh resume web01"]),
+    (
+        "a disk that could not be read",
+        |f| {
+            f.vm.state = VmState::Paused;
+            f.vm.stall = Some(Stall { devices: vec!["vda".into()], full: false });
+        },
+        FindingId::VmPaused,
+        &["web01", "vda could not be read", "run again by itself", "virsh resume web01"],
+    ),
+    (
+        "a disk without room",
+        |f| {
+            f.vm.state = VmState::Paused;
+            f.vm.stall = Some(Stall { devices: vec!["vda".into()], full: true });
+        },
+        FindingId::VmPaused,
+        &["web01", "no room for what it writes to vda", "Make room", "virsh resume web01"],
+    ),
+    (
+        "crashed",
+        |f| f.vm.state = VmState::Crashed,
+        FindingId::VmCrashed,
+        &["web01 crashed on kvm1", "virsh dump web01", "`virsh destroy web01` on kvm1"],
+    ),
+    (
+        "suspended",
+        |f| f.vm.state = VmState::Suspended,
+        FindingId::VmSuspended,
+        &["web01", "`virsh dompmwakeup web01` on kvm1"],
+    ),
+    ("incoming", |f| f.vm.state = VmState::Incoming, FindingId::VmBusy, &["web01", "ferry job list"]),
+    ("already there", |f| f.destination.name = "kvm1", FindingId::VmAlreadyThere, &["web01", "kvm1"]),
+    ("busy", |f| f.busy = Some(JobId(7)), FindingId::VmBusy, &["web01", "ferry job watch 7"]),
+    (
+        "destination in maintenance",
+        |f| f.destination.maintenance = true,
+        FindingId::HostMaintenance,
+        &["kvm2", "ferry host resume kvm2"],
+    ),
+    ("destination away", |f| f.destination.reachable = false, FindingId::HostUnreachable, &["kvm2"]),
+    ("source away", |f| f.source.reachable = false, FindingId::HostUnreachable, &["kvm1"]),
+    (
+        "local disk",
+        |f| f.vm.files.push(disk(local("/srv/data.raw"))),
+        FindingId::DiskNotShared,
+        &["vda", "/srv/data.raw", "kvm1", "kvm2"],
+    ),
+    (
+        "shared local disk",
+        |f| f.vm.files = vec![VmFile { shareable: true, ..disk(local("/srv/quorum.raw")) }],
+        FindingId::DiskNotShared,
+        &["vda", "/srv/quorum.raw", "Shut down every VM that uses it"],
+    ),
+    (
+        "block device",
+        |f| f.vm.files = vec![VmFile { role: FileRole::NotAFile, ..disk(local("/dev/sdb")) }],
+        FindingId::DiskNotShared,
+        &["vda", "/dev/sdb"],
+    ),
+    (
+        "network disk",
+        |f| f.vm.files = vec![no_file("network rbd", local("pool/image"))],
+        FindingId::DiskNotShared,
+        &["vda", "pool/image", "network rbd"],
+    ),
+    (
+        "volume without a place",
+        |f| f.vm.files = vec![no_file("volume", local("default/web01.raw"))],
+        FindingId::DiskNotShared,
+        &["vda", "default/web01.raw", "virsh pool-start"],
+    ),
+    (
+        "machine type of a later QEMU",
+        |f| f.destination.facts.qemu_version = "7.2.22".into(),
+        FindingId::VmMachine,
+        &["web01", "kvm2", "pc-q35-10.0", "7.2.22", "QEMU 10.0 or later"],
+    ),
+    (
+        "page cache with an old libvirt at the source",
+        |f| {
+            f.source.facts.libvirt_version = "9.0.0".into();
+            f.vm.files[0].bypasses_cache = false;
+        },
+        FindingId::HostRelease,
+        &["web01 vda", "kvm1", "9.0.0", "cache='none'", "10.9"],
+    ),
+    (
+        "old libvirt at the destination, which gives files back",
+        |f| {
+            f.destination.facts.libvirt_version = "9.0.0".into();
+            f.destination.shares[0].file_system = Some(FileSystem { kind: "ext4".into(), fixed_owner: false });
+        },
+        FindingId::HostRelease,
+        &["web01 vda", "kvm2", "9.0.0", "ext4", "10.9"],
+    ),
+    (
+        "folder below a mount",
+        |f| f.vm.files = vec![no_file("dir", on_share())],
+        FindingId::DiskNotShared,
+        &["vda", "web01/disk.raw", "type dir"],
+    ),
+    (
+        "filesystem",
+        |f| f.vm.files = vec![VmFile { device: "share".into(), ..no_file("filesystem virtiofs", local("/home")) }],
+        FindingId::DiskNotShared,
+        &["share", "/home", "virsh detach-device web01"],
+    ),
+    (
+        "memory in a file",
+        |f| f.vm.files = vec![VmFile { device: "nvdimm".into(), ..no_file("nvdimm", local("/pmem")) }],
+        FindingId::DiskNotShared,
+        &["nvdimm", "/pmem", "Detach"],
+    ),
+    (
+        "drive with a block device",
+        |f| f.vm.files = vec![no_file("cdrom block", local("/dev/sr0"))],
+        FindingId::VmLocalMedia,
+        &["vda", "/dev/sr0", "virsh change-media web01 vda --eject"],
+    ),
+    (
+        "overlay over a local file",
+        |f| f.vm.files[0].below = vec![local("/base.raw")],
+        FindingId::DiskNotShared,
+        &["vda", "/base.raw", "kvm1", "--disk vda=PLACE"],
+    ),
+    (
+        "overlay over a file on another share",
+        |f| f.vm.files[0].below = vec![Location::Share { share: OTHER, path: "base.raw".into() }],
+        FindingId::ShareNotAttached,
+        &["vda", "base.raw", "ferry share attach", "kvm2"],
+    ),
+    ("checkpoint", |f| f.vm.checkpoints = 2, FindingId::VmCheckpoint, &["2 checkpoint", "--metadata"]),
+    (
+        "local NVRAM",
+        |f| f.vm.files = vec![VmFile { role: FileRole::Nvram, ..disk(local("/var/lib/libvirt/nvram.fd")) }],
+        FindingId::DiskNotShared,
+        &["NVRAM", "/var/lib/libvirt/nvram.fd", "--storage PLACE", "ferry host browse kvm2"],
+    ),
+    (
+        "local medium",
+        |f| f.vm.files.push(VmFile { role: FileRole::Media, device: "sda".into(), ..disk(local("/iso/d.iso")) }),
+        FindingId::VmLocalMedia,
+        &["sda", "/iso/d.iso", "--eject"],
+    ),
+    (
+        "share on the source only",
+        |f| f.destination.shares.clear(),
+        FindingId::ShareNotAttached,
+        &["vms", "kvm2", "web01/disk.raw", "ferry share attach vms --host kvm2"],
+    ),
+    (
+        "share in trouble",
+        |f| {
+            // One of several files on it: told once.
+            f.vm.files.push(VmFile { device: "vdb".into(), ..disk(on_share()) });
+            let share = &mut f.destination.shares[0];
+            let (message, fix) = ("the server refused user root", "Let it take the password again");
+            share.finding = Some(Finding::blocks(FindingId::SharePassword, "share", message, fix));
+            share.trouble = Some(message.into());
+        },
+        FindingId::SharePassword,
+        &["vms", "kvm2", "the server refused user root", "Let it take the password again"],
+    ),
+    (
+        "share in trouble, as an earlier agent tells it",
+        |f| f.destination.shares[0].trouble = Some("the mount does not answer".into()),
+        FindingId::ShareUnreachable,
+        &["vms", "kvm2", "the mount does not answer"],
+    ),
+    (
+        "two shares of one name",
+        |f| {
+            f.sameness.insert(SHARE, Sameness::Different);
+        },
+        FindingId::ShareNotSame,
+        &["vms", "kvm1", "kvm2"],
+    ),
+    (
+        "sameness not shown",
+        |f| {
+            f.sameness.insert(SHARE, Sameness::NotProven("read only".into()));
+        },
+        FindingId::ShareNotSame,
+        &["vms", "read only"],
+    ),
+    (
+        "the kernel's SMB client without nobrl, mounted by Ferry",
+        |f| f.destination.shares[0].server_locks = true,
+        FindingId::ShareLocks,
+        &["kvm2", "nobrl", "Shut down", "Ferry mounts it anew"],
+    ),
+    (
+        "the same, mounted by the administrator of the source; it was seen as well",
+        |f| {
+            f.source.shares[0] =
+                AttachedShare { server_locks: true, mode: AttachMode::Adopted, ..f.source.shares[0].clone() };
+            f.sameness.insert(SHARE, Sameness::LocksFail("refused".into()));
+        },
+        FindingId::ShareLocks,
+        &["kvm1", "unmount", "-o nobrl", "remount,nobrl` changes nothing"],
+    ),
+    (
+        "locks that let nobody take over",
+        |f| {
+            f.sameness.insert(SHARE, Sameness::LocksFail("byte 201 is locked".into()));
+        },
+        FindingId::ShareLocks,
+        &["vms", "kvm1", "kvm2", "byte 201 is locked", "nobrl"],
+    ),
+    (
+        "no memory",
+        |f| f.destination.facts.memory_free = ByteCount::gib(1),
+        FindingId::HostMemory,
+        &["kvm2", "1.1 GiB", "1.0 GiB"],
+    ),
+    ("snapshot", |f| f.vm.snapshots = 2, FindingId::VmSnapshot, &["web01", "snapshot-delete"]),
+    (
+        "host device",
+        |f| f.vm.host_devices.push("pci 0000:01:00.0".into()),
+        FindingId::VmHostDevice,
+        &["0000:01:00.0", "Detach"],
+    ),
+    (
+        "TPM",
+        |f| f.vm.tpm = true,
+        FindingId::VmHostDevice,
+        &["TPM", "/var/lib/libvirt/swtpm/00000000-0000-0000-0000-000000000001", "virsh undefine web01 --keep-nvram"],
+    ),
+    (
+        "UUID taken",
+        |f| f.destination.vms.push(VmFacts { name: "old".into(), state: VmState::ShutOff, ..vm() }),
+        FindingId::VmUuidTaken,
+        &["kvm2", "old", "virsh undefine old"],
+    ),
+    (
+        "name taken",
+        |f| f.destination.vms.push(VmFacts { id: VmId(Uuid::from_u128(9)), ..vm() }),
+        FindingId::VmNameTaken,
+        &["kvm2", "web01", "virsh domrename"],
+    ),
+    (
+        "agent of another time",
+        |f| f.destination.facts.api_versions = vec![7],
+        FindingId::HostVersion,
+        &["kvm2", "[7]", "same version"],
+    ),
+    (
+        "libvirt without shared_filesystems",
+        |f| {
+            f.destination.facts.findings.push(Finding::blocks(
+                FindingId::HostSharedFilesystems,
+                "this host",
+                "libvirt does not know that /srv/ferry is shared",
+                "Run `ferry-agent setup`",
+            ));
+        },
+        FindingId::HostSharedFilesystems,
+        &["kvm2", "ferry-agent setup"],
+    ),
+    (
+        "confinement without the rule",
+        |f| {
+            f.destination.facts.findings.push(Finding::blocks(
+                FindingId::HostConfinement,
+                "this host",
+                "AppArmor does not let VMs use the sockets of moves",
+                "Run `ferry-agent setup`",
+            ));
+        },
+        FindingId::HostConfinement,
+        &["kvm2", "ferry-agent setup"],
+    ),
+];
+
+#[test]
+fn each_fact_that_stands_against_a_move_is_found_alone_and_named() {
+    for (row, spoil, id, words) in ROWS {
+        let mut fixture = Fixture::new();
+        spoil(&mut fixture);
+        let findings = fixture.findings();
+        let [finding] = &findings[..] else { panic!("{row}: {findings:#?}") };
+        assert_eq!((finding.id, finding.severity), (*id, Severity::Blocks), "{row}");
+        let text = format!("{}\n{}\n{}", finding.object, finding.message, finding.fix);
+        for word in *words {
+            assert!(text.contains(word), "{row}: {word:?} is not in {text}");
+        }
+        assert!(!finding.message.ends_with('.') && !finding.fix.is_empty(), "{row}: {text}");
+    }
+}
+
+#[test]
+fn old_releases_stand_against_nothing_that_they_can_do() {
+    let mut fixture = Fixture::new();
+    for host in [&mut fixture.source, &mut fixture.destination] {
+        host.facts.libvirt_version = "9.0.0".into();
+        host.facts.qemu_version = "7.2.22".into();
+    }
+    fixture.vm.machine = Some("pc-q35-7.2".into());
+    assert_eq!(fixture.findings(), []);
+    // A disk that moves along is not asked about.
+    fixture.vm.files[0].bypasses_cache = false;
+    let (from, to) = (on_share(), local("/n/x.raw"));
+    fixture.along = vec![DiskMove { device: "vda".into(), from, real: None, to, format: DiskFormat::Raw }];
+    assert_eq!(fixture.findings(), []);
+}
+
+#[test]
+fn an_emulated_vm_of_an_old_qemu_is_warned_of() {
+    let mut fixture = Fixture::new();
+    fixture.vm.machine = Some("pc-q35-7.2".into());
+    fixture.source.facts.qemu_version = "7.2.22".into();
+    assert_eq!(fixture.findings(), [], "KVM's kernel keeps the bitmap");
+    fixture.vm.emulated = true;
+    let findings = fixture.findings();
+    let [finding] = &findings[..] else { panic!("{findings:#?}") };
+    assert_eq!((finding.id, finding.severity), (FindingId::HostRelease, Severity::Warns));
+    assert!(finding.message.contains("QEMU 7.2.22 on kvm1") && finding.fix.contains("`--offline`"), "{finding:?}");
+    fixture.source.facts.qemu_version = "10.0.2".into();
+    assert_eq!(fixture.findings(), []);
+}
+
+#[test]
+fn a_disk_that_shows_errors_to_the_guest_is_warned_of() {
+    let mut fixture = Fixture::new();
+    fixture.vm.files[0].stops_on_error = false;
+    let findings = fixture.findings();
+    assert_eq!(findings.len(), 1);
+    assert_eq!((findings[0].id, findings[0].severity), (FindingId::DiskUnsafe, Severity::Warns));
+    // No file server is behind a disk on a file system of the host.
+    let (from, to) = (on_share(), local("/n/x.raw"));
+    fixture.along = vec![DiskMove { device: "vda".into(), from, real: None, to, format: DiskFormat::Raw }];
+    assert_eq!(fixture.findings(), []);
+}
+
+#[test]
+fn an_encrypted_disk_needs_its_secret_where_it_goes() {
+    let mut fixture = Fixture::new();
+    fixture.vm.files[0].oddities = vec![Oddity::Encrypted];
+    let findings = fixture.findings();
+    let [finding] = &findings[..] else { panic!("{findings:#?}") };
+    assert_eq!((finding.id, finding.severity), (FindingId::DiskEncrypted, Severity::Warns));
+    assert!(finding.message.contains("kvm2") && finding.fix.contains("virsh secret-define"), "{finding:?}");
+    // Of one that cannot move along is said that, and not this.
+    let (from, to) = (on_share(), local("/n/x.raw"));
+    fixture.along = vec![DiskMove { device: "vda".into(), from, real: None, to, format: DiskFormat::Raw }];
+    assert_eq!(fixture.findings(), []);
+}
+
+#[test]
+fn a_share_that_is_not_mounted_hard_is_warned_of() {
+    let mut fixture = Fixture::new();
+    fixture.destination.shares[0].soft = true;
+    let findings = fixture.findings();
+    let [finding] = &findings[..] else { panic!("{findings:#?}") };
+    assert_eq!((finding.id, finding.severity), (FindingId::ShareSoft, Severity::Warns));
+    assert!(finding.message.contains("kvm2") && finding.fix.contains("-o hard"), "{finding:?}");
+    // What does not use it does not care.
+    fixture.vm.files.clear();
+    assert_eq!(fixture.findings(), []);
+}
+
+#[test]
+fn locks_do_not_matter_where_no_qemu_takes_over_from_another() {
+    let mut fixture = Fixture::new();
+    fixture.source.shares[0].server_locks = true;
+    fixture.sameness.insert(SHARE, Sameness::LocksFail("refused".into()));
+    assert_eq!(fixture.findings().len(), 1, "the disk stays on the share");
+    // It leaves the share with the VM.
+    let (from, to) = (on_share(), local("/n/x.raw"));
+    fixture.along = vec![DiskMove { device: "vda".into(), from, real: None, to, format: DiskFormat::Raw }];
+    assert_eq!(fixture.findings(), []);
+    fixture.along.clear();
+    let off = fixture.judged(offline);
+    assert_eq!(off.iter().find(|finding| finding.id == FindingId::ShareLocks), None, "{off:#?}");
+}
+
+#[test]
+fn blocking_findings_come_first() {
+    let mut fixture = Fixture::new();
+    fixture.vm.files[0].stops_on_error = false;
+    fixture.destination.facts.memory_free = ByteCount(0);
+    let severities: Vec<_> = fixture.findings().iter().map(|finding| finding.severity).collect();
+    assert_eq!(severities, [Severity::Blocks, Severity::Warns]);
+}
