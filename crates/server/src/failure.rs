@@ -50,15 +50,6 @@ impl Failure {
         }
     }
 
-    /// What the database failed with apart from what was refused: the one may be tried again, the other is an answer.
-    pub(crate) fn apart<T>(answer: Result<T, Self>) -> Result<Result<T, Box<Problem>>, StoreError> {
-        match answer {
-            Ok(value) => Ok(Ok(value)),
-            Err(Self::Refused(problem)) => Ok(Err(problem)),
-            Err(Self::Store(error)) => Err(error),
-        }
-    }
-
     /// The problem that the caller gets.
     pub(crate) fn into_problem(self) -> Problem {
         match self {

@@ -12,7 +12,7 @@ use ferry_core::{
     api::{agent::Observation, server::Event},
     finding::{Finding, FindingId},
     id::{HostId, ShareId, VmId},
-    preflight::Side,
+    preflight::{Placed, Side, resolve_vm},
     vm::{VmFacts, VmState},
 };
 use ferry_trust::KeyPair;
@@ -23,8 +23,8 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use crate::{
     clock::now_ms,
     events::Events,
-    failure::fault_finding,
-    store::{HostRecord, HostSettings},
+    failure::{Failure, fault_finding},
+    store::{HostName, HostRecord, HostSettings},
 };
 
 /// How long an agent may hold the question "newer than this?". With the client's grace it is also the deadline
@@ -105,6 +105,11 @@ impl Host {
     /// What an administrator set of it.
     pub(crate) fn settings(&self) -> HostSettings {
         *self.settings.lock().expect("nobody panics with it")
+    }
+
+    /// As a job remembers it.
+    pub(crate) fn named(&self) -> HostName {
+        HostName { id: self.record.id, name: self.record.name.clone() }
     }
 
     /// Its name.
@@ -220,6 +225,22 @@ impl Inventory {
                 "List the hosts with `ferry host list`; add one with `ferry host add`",
             )
         })
+    }
+
+    /// The VM that `reference` (a name, a UUID, or `HOST/NAME`) means, and where it is.
+    pub(crate) fn find_vm(&self, title: &str, reference: &str) -> Result<(Arc<Host>, VmFacts), Failure> {
+        let placed = self.placed();
+        let vms: Vec<_> = placed.iter().flat_map(|(host, seen)| seen.vms().iter().map(move |vm| (host, vm))).collect();
+        let row = |(host, vm): &(&Arc<Host>, &VmFacts)| Placed {
+            host: host.name().to_owned(),
+            id: vm.id,
+            name: vm.name.clone(),
+            state: vm.state,
+        };
+        let rows: Vec<Placed> = vms.iter().map(row).collect();
+        let found = resolve_vm(reference, &rows).map_err(|finding| Failure::found(title, finding))?;
+        let (host, vm) = vms[found];
+        Ok((host.clone(), vm.clone()))
     }
 
     /// Every VM on every host, with the host it is on.

@@ -1,7 +1,9 @@
 //! The control plane: REST API, jobs, inventory. It tells agents what to do and never sees a guest's bytes.
 //!
-//! `http` takes a request, `app` holds one file per use case, `saga` what spans several hosts; `store` is the only
-//! thing that is kept. What hosts have and do is asked of their agents and never stored.
+//! `http` takes a request, `app` holds one file per use case. `preflight` judges it, `plan` is what is kept of it, `jobs`
+//! takes turns and drives `saga`, which spans several hosts; `view` shows how a job stands. `store` is the only thing that is
+//! kept. What hosts have and do is asked of their agents (`inventory`) and never stored. A file imports from below only:
+//! `store < plan < inventory < preflight < jobs::running < view < saga < jobs::driver < app < http`.
 #![expect(clippy::wildcard_enum_match_arm, reason = "matches from before the rule; the last one takes this along")]
 
 mod app;
@@ -12,11 +14,12 @@ mod failure;
 mod first_start;
 mod http;
 mod inventory;
-mod job_view;
 mod jobs;
+mod plan;
+mod preflight;
 mod saga;
-mod sameness;
 mod store;
+mod view;
 
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 
@@ -29,15 +32,16 @@ use ferry_core::pin::Pin;
 use ferry_trust::Clients;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
+use app::App;
 use config::Config;
 use events::Events;
 use inventory::Inventory;
-use jobs::Jobs;
-use sameness::Proofs;
-use store::Store;
+use jobs::driver::Jobs;
+use preflight::{Preflight, identity::Proofs};
+use saga::Context as SagaContext;
 
 pub use first_start::renew_token;
-pub use http::openapi_document;
+pub use http::openapi::openapi_document;
 
 /// Requests that are being answered when the server is told to stop get this long.
 const SHUTDOWN_DEADLINE: Duration = Duration::from_secs(5);
@@ -46,17 +50,6 @@ const FIRST_REQUEST_DEADLINE: Duration = Duration::from_secs(15);
 
 /// How often jobs are looked for that are kept no longer.
 const FORGET_EVERY: Duration = Duration::from_secs(3600);
-
-/// Everything that requests and jobs share.
-pub(crate) struct App {
-    pub(crate) store: Store,
-    pub(crate) inventory: Arc<Inventory>,
-    pub(crate) jobs: Jobs,
-    pub(crate) proofs: Proofs,
-    pub(crate) events: Arc<Events>,
-    /// Cancelled when the server stops: ends event streams.
-    pub(crate) stop: CancellationToken,
-}
 
 /// A server that answers.
 pub struct Server {
@@ -82,14 +75,14 @@ impl Server {
         let events = Arc::new(Events::new());
         let epoch = state.store.next_epoch(clock::now_ms()).await?;
         let inventory = Arc::new(Inventory::new(state.agents_key, epoch, events.clone(), tasks.clone(), stop.clone()));
-        let app = Arc::new(App {
-            store: state.store,
-            inventory,
-            jobs: Jobs::new(tasks.clone(), stop.clone()),
+        let preflight = Arc::new(Preflight {
+            store: state.store.clone(),
+            inventory: inventory.clone(),
             proofs: Proofs::new(tasks.clone()),
-            events,
-            stop,
         });
+        let context = SagaContext { preflight: preflight.clone(), running: Arc::default() };
+        let jobs = Arc::new(Jobs::new(context, events.clone(), tasks.clone(), stop.clone()));
+        let app = Arc::new(App { store: state.store, inventory, preflight, jobs, events, stop });
         take_up(&app).await?;
         tasks.spawn(forget_old_jobs(app.clone(), Duration::from_secs(u64::from(config.retention_days) * 24 * 3600)));
         let tls = ferry_trust::server_config(&state.rest_key, Clients::Anonymous)?;
@@ -103,7 +96,7 @@ impl Server {
             .first_request_timeout(FIRST_REQUEST_DEADLINE)
             .handle(handle.clone())
             .http1_only();
-        let serving = tokio::spawn(server.serve(http::router(app.clone()).into_make_service()));
+        let serving = tokio::spawn(server.serve(http::router::router(app.clone()).into_make_service()));
         tracing::info!(%address, pin = %state.rest_key.pin(), "The server answers");
         Ok(Self { app, handle, tasks, serving, address, pin: state.rest_key.pin(), _lock: state.lock })
     }
@@ -141,9 +134,7 @@ async fn take_up(app: &Arc<App>) -> anyhow::Result<()> {
         let agent = app.inventory.agent(&record.address, record.pin)?;
         app.inventory.add(record, agent);
     }
-    app.jobs.take_up(app, app.store.open_jobs_with_logs().await?);
-    saga::leftovers::take_up(app).await?;
-    Ok(())
+    Ok(app.jobs.take_up().await?)
 }
 
 /// Keeps the database from growing for ever. Never ends by itself.

@@ -14,12 +14,12 @@ use modules::Tree;
 const LINES_MAX: usize = 500;
 
 /// Crates that still have a circle. Each is taken out here when its last circle goes.
-const CIRCULAR: [&str; 6] = ["agent", "core", "drivers", "lab", "server", "wire"];
+const CIRCULAR: [&str; 5] = ["agent", "core", "drivers", "lab", "wire"];
 
 /// Why a file may still be long.
 const NOT_CUT_YET: &str = "it was longer when this rule was made, and waits to be cut by what it decides";
 /// Files that are longer than [`LINES_MAX`], each with the reason.
-const LONG: [(&str, &str); 20] = [
+const LONG: [(&str, &str); 16] = [
     ("crates/agent/src/http.rs", NOT_CUT_YET),
     ("crates/agent/src/migration/destination.rs", NOT_CUT_YET),
     ("crates/agent/src/migration/registry.rs", NOT_CUT_YET),
@@ -36,15 +36,32 @@ const LONG: [(&str, &str); 20] = [
     ("crates/drivers/src/hypervisor/libvirt/mod.rs", NOT_CUT_YET),
     ("crates/drivers/src/hypervisor/rpc.rs", NOT_CUT_YET),
     ("crates/lab/src/chaos/round.rs", NOT_CUT_YET),
-    ("crates/server/src/job_view.rs", NOT_CUT_YET),
-    ("crates/server/src/jobs.rs", NOT_CUT_YET),
-    ("crates/server/src/saga/migrate.rs", NOT_CUT_YET),
-    ("crates/server/src/store/jobs.rs", NOT_CUT_YET),
 ];
 
 /// Layers of crates, from the bottom up, as paths of modules: a file names only what is of its own layer or below. Modules
 /// that are not listed may name, and be named by, all.
-const LAYERS: [(&str, &[&str]); 1] = [("cli", &["failure", "output", "render", "progress", "cmd"])];
+const LAYERS: [(&str, &[&str]); 2] = [
+    ("cli", &["failure", "output", "render", "progress", "cmd"]),
+    (
+        "server",
+        &[
+            "clock",
+            "store",
+            "failure",
+            "events",
+            "plan",
+            "inventory",
+            "preflight",
+            "jobs::running",
+            "view",
+            "saga",
+            "jobs::queue",
+            "jobs::driver",
+            "app",
+            "http",
+        ],
+    ),
+];
 
 fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("xtask lies in the workspace").to_owned()

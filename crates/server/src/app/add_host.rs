@@ -14,9 +14,8 @@ use ferry_core::{
 use std::sync::Arc;
 use uuid::Uuid;
 
-use super::{check_name, invalid, show_hosts};
+use super::{App, check_name, invalid, show_hosts};
 use crate::{
-    App,
     failure::Failure,
     store::{HostRecord, HostSettings, StoreError},
 };

@@ -8,9 +8,8 @@ use ferry_core::{
 };
 use uuid::Uuid;
 
-use super::{check_name, show_shares};
+use super::{App, check_name, show_shares};
 use crate::{
-    App,
     failure::Failure,
     store::{ShareRecord, StoreError},
 };

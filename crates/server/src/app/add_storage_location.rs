@@ -8,17 +8,17 @@ use ferry_core::{
     place::{STORAGE_LOCATIONS_MAX, written},
 };
 
-use super::{locate, show_hosts};
-use crate::{App, failure::Failure};
+use super::{App, show_hosts};
+use crate::{failure::Failure, preflight::places};
 
 pub(crate) async fn add_storage_location(app: &Arc<App>, reference: &str, text: &str) -> Result<HostView, Failure> {
     let title = format!("Could not add a storage location to host {reference}");
     let host = app.inventory.find(reference).map_err(|finding| Failure::found(&title, finding))?;
     let shares = app.store.shares().await?;
-    let location = locate::within_reach(&title, &host, &shares, text)?;
+    let location = places::within_reach(&title, &host, &shares, text)?;
     let checked = host.agent.check_directory(&location).await;
-    checked.map_err(|error| locate::not_looked(&title, host.name(), &error))?;
-    let path = written(&location, &locate::known(&shares));
+    checked.map_err(|error| places::not_looked(&title, host.name(), &error))?;
+    let path = written(&location, &places::known(&shares));
     if !app.store.add_storage_location(host.record.id, &location).await? {
         let finding = Finding::blocks(
             FindingId::StorageTooMany,

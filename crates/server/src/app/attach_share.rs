@@ -13,8 +13,8 @@ use ferry_core::{
     share_source::ShareSource,
 };
 
-use super::show_shares;
-use crate::{App, failure::Failure, inventory::Host, store::ShareRecord};
+use super::{App, show_shares};
+use crate::{failure::Failure, inventory::Host, store::ShareRecord};
 
 pub(crate) async fn attach_share(
     app: &Arc<App>,
@@ -29,7 +29,7 @@ pub(crate) async fn attach_share(
     let request = AttachRequest { source: share.source.clone(), credentials: body.credentials, at: body.at };
     let attached = host.agent.attach_share(share.id, &request).await;
     attached.map_err(|error| not_attached(&title, host.name(), &share.source, &error))?;
-    app.proofs.forget(share.id);
+    app.preflight.proofs.forget(share.id);
     host.wait_until(|seen| seen.has_share(share.id)).await;
     if let Some(other) = differing(app, &share, &host).await {
         // What was there before this request is not taken away: a VM may use it.
@@ -66,7 +66,7 @@ async fn differing(app: &App, share: &ShareRecord, host: &Arc<Host>) -> Option<A
         if other.record.id == host.record.id || !other.seen().reachable || !other.seen().has_share(share.id) {
             continue;
         }
-        match app.proofs.prove(share.id, host, &other).await {
+        match app.preflight.proofs.prove(share.id, host, &other).await {
             // One proof is enough: the others were shown to be the same as this one when they were attached.
             Sameness::Proven => return None,
             // The same: what a move would be refused for is said when one is asked for, and may be mended until then.

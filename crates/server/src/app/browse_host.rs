@@ -8,8 +8,8 @@ use ferry_core::{
     place::{OfferedPlace, written},
 };
 
-use super::locate;
-use crate::{App, failure::Failure, inventory::Host, store::ShareRecord};
+use super::App;
+use crate::{failure::Failure, inventory::Host, preflight::places, store::ShareRecord};
 
 pub(crate) async fn browse_host(
     app: &Arc<App>,
@@ -19,23 +19,23 @@ pub(crate) async fn browse_host(
     let title = format!("Could not browse host {reference}");
     let host = app.inventory.find(reference).map_err(|finding| Failure::found(&title, finding))?;
     let shares = app.store.shares().await?;
-    let not_looked = |error| locate::not_looked(&title, host.name(), &error);
+    let not_looked = |error| places::not_looked(&title, host.name(), &error);
     match location {
         None => {
             let offered = host.agent.places().await.map_err(not_looked)?;
             Ok(PlacesView::Offered { places: offered.into_iter().map(|one| view(app, &host, &shares, one)).collect() })
         }
         Some(text) => {
-            let location = locate::within_reach(&title, &host, &shares, text)?;
+            let location = places::within_reach(&title, &host, &shares, text)?;
             let listing = host.agent.directory(&location).await.map_err(not_looked)?;
-            let path = written(&location, &locate::known(&shares));
+            let path = written(&location, &places::known(&shares));
             Ok(PlacesView::Directory { location, path, listing })
         }
     }
 }
 
 fn view(app: &App, host: &Host, shares: &[ShareRecord], offered: OfferedPlace) -> PlaceView {
-    let path = written(&offered.location, &locate::known(shares));
+    let path = written(&offered.location, &places::known(shares));
     let Location::Share { share, .. } = offered.location else {
         return PlaceView { path, share: None, also_on: Vec::new(), offered };
     };

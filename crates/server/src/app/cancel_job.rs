@@ -10,14 +10,13 @@ use ferry_core::{
     migration::{LogEvent, Phase, Step, StepClass, newest_attempt, phase},
 };
 
-use super::show_jobs;
+use super::{App, show_jobs};
 use crate::{
-    App,
     clock::now_ms,
     failure::{Failure, has_finding},
-    jobs::events,
-    saga::plan::Plan,
-    store::{JobRecord, LogEntry},
+    plan::Plan,
+    saga::participant,
+    store::{JobRecord, LogEntry, LogRow},
 };
 
 pub(crate) async fn cancel_job(app: &Arc<App>, reference: &str, by: &str) -> Result<JobView, Failure> {
@@ -26,7 +25,7 @@ pub(crate) async fn cancel_job(app: &Arc<App>, reference: &str, by: &str) -> Res
     if record.job.kind.is_parent() {
         cancel_parts(app, &title, &record, by).await?;
     } else {
-        cancel(app, &title, &record, &events(&log), by).await?;
+        cancel(app, &title, &record, &LogRow::events(&log), by).await?;
     }
     show_jobs::again(app, &title, record.id).await
 }
@@ -37,9 +36,9 @@ async fn cancel_parts(app: &Arc<App>, title: &str, parent: &JobRecord, by: &str)
     let mut cancelled = 0;
     // Those that wait first: none of them begins because another ended.
     let mut parts = app.store.children(parent.id).await?;
-    parts.sort_by_key(|(_, log)| phase(&events(log)) != Phase::Queued);
+    parts.sort_by_key(|(_, log)| phase(&LogRow::events(log)) != Phase::Queued);
     for (record, log) in parts {
-        match cancel(app, title, &record, &events(&log), by).await {
+        match cancel(app, title, &record, &LogRow::events(&log), by).await {
             Ok(()) => cancelled += 1,
             Err(Failure::Store(error)) => return Err(error.into()),
             Err(failure) => refused = Some(failure),
@@ -66,14 +65,14 @@ async fn cancel(app: &Arc<App>, title: &str, record: &JobRecord, log: &[LogEvent
                 app.store.append(record.id, &[event], now_ms()).await?;
             }
             tracing::info!(job = record.id.0, by, "A cancel was asked for");
-            match app.jobs.running(record.id) {
+            match app.jobs.running().get(record.id) {
                 Some(running) => {
                     running.cancelled.cancel();
                     running.changed();
                 }
                 None => {
-                    app.jobs.take_out(app, record.id);
-                    app.publish_job(record.id).await;
+                    app.jobs.take_out(record.id);
+                    app.jobs.publish(record.id).await;
                 }
             }
             if attempt.contains(&LogEvent::Intent { step: Step::Perform }) {
@@ -102,7 +101,7 @@ async fn ask_host(app: &App, title: &str, record: &JobRecord) -> Result<(), Fail
     let Some(host) = app.inventory.by_id(host.id) else {
         return Ok(());
     };
-    let answer = plan.abort(&host.agent, plan.attempt(record)).await;
+    let answer = participant::abort(&plan, &host.agent, plan.attempt(record)).await;
     let too_late = answer.err().is_some_and(|error| has_finding(&error, FindingId::JobPastPivot));
     if too_late { Err(past_pivot(title, record)) } else { Ok(()) }
 }

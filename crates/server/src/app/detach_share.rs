@@ -8,8 +8,8 @@ use ferry_core::{
     preflight::shares_of,
 };
 
-use super::show_shares;
-use crate::{App, failure::Failure};
+use super::{App, show_shares};
+use crate::failure::Failure;
 
 pub(crate) async fn detach_share(app: &Arc<App>, share: &str, host: &str) -> Result<ShareView, Failure> {
     let title = format!("Could not detach share {share} from host {host}");

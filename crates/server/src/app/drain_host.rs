@@ -19,15 +19,16 @@ use ferry_core::{
 use uuid::Uuid;
 
 use super::{
-    check_move, locate, migrate_many,
-    migrate_vm::{host_name, new_move},
-    promised::Promised,
+    App,
+    accept::{accept_all, parent},
+    migrate_many,
+    migrate_vm::new_move,
     show_hosts,
 };
 use crate::{
-    App,
     failure::Failure,
     inventory::Host,
+    preflight::{live, places, promised::Promised},
     store::{HostName, HostSettings, NewJob},
 };
 
@@ -59,15 +60,15 @@ pub(crate) async fn drain_host(
     let vms: Vec<VmFacts> = seen.observation.map(|observation| observation.vms.clone()).unwrap_or_default();
     let is_moved = |vm: &VmFacts| moving.iter().any(|job| job.job.vm == vm.id);
     let mut leaving = Vec::new();
-    let promised = Promised::read(app).await?;
-    let places = places(app, &title, &host, wanted.as_deref(), body.storage.as_ref()).await?;
+    let promised = app.promised().await?;
+    let places = storage_places(app, &title, &host, wanted.as_deref(), body.storage.as_ref()).await?;
     let leaves = |vm: &&VmFacts| match vm.state {
         VmState::Running | VmState::Paused | VmState::Crashed | VmState::Suspended => !is_moved(vm),
         VmState::Incoming | VmState::ShutOff => false,
     };
     let to = |host: &Host| places.get(&host.record.id).cloned();
     for vm in vms.iter().filter(leaves) {
-        let candidates = check_move::judge_all(app, &host, vm, &promised, body.overcommit, to).await?;
+        let candidates = live::judge_all(&app.preflight, &host, vm, &promised, body.overcommit, to).await?;
         let hosts = open_hosts(app, &candidates, wanted.as_deref());
         if hosts.is_empty() {
             let candidates: Vec<Candidate> = candidates.into_iter().map(|(candidate, _)| candidate).collect();
@@ -77,9 +78,9 @@ pub(crate) async fn drain_host(
         }
     }
     let children = place(app, &host, leaving, &promised, body.overcommit, &mut stay, by);
-    let destination = wanted.map_or(HostName { id: HostId(Uuid::nil()), name: String::new() }, |host| host_name(&host));
-    let parent = migrate_many::parent(JobKind::Drain, host_name(&host), destination, &children, body.overcommit, by);
-    migrate_many::create(app, &title, NewJob { findings: stay, ..parent }, children).await
+    let destination = wanted.map_or(HostName { id: HostId(Uuid::nil()), name: String::new() }, |host| host.named());
+    let parent = parent(JobKind::Drain, host.named(), destination, &children, body.overcommit, by);
+    accept_all(app, &title, NewJob { findings: stay, ..parent }, children).await
 }
 
 /// Ends a host's maintenance.
@@ -100,7 +101,7 @@ async fn set_maintenance(app: &App, host: &Host, maintenance: bool) -> Result<()
 
 /// Where disks go on each host that they may go to and that does not reach them: the place that was asked for, or its first
 /// storage location.
-async fn places(
+async fn storage_places(
     app: &App,
     title: &str,
     source: &Host,
@@ -113,12 +114,12 @@ async fn places(
     };
     let shares = app.store.shares().await?;
     if let Some(wanted) = wanted {
-        return Ok([(wanted.record.id, locate::within_reach(title, wanted, &shares, text)?)].into());
+        return Ok([(wanted.record.id, places::within_reach(title, wanted, &shares, text)?)].into());
     }
     let hosts: Vec<_> = app.inventory.hosts().into_iter().filter(|host| host.record.id != source.record.id).collect();
     // One that has no such place takes what needs none.
     let found: Vec<_> =
-        hosts.iter().map(|host| Ok((host.record.id, locate::within_reach(title, host, &shares, text)?))).collect();
+        hosts.iter().map(|host| Ok((host.record.id, places::within_reach(title, host, &shares, text)?))).collect();
     match found.iter().all(Result::is_err) {
         true => found.into_iter().collect(),
         false => Ok(found.into_iter().filter_map(Result::ok).collect()),

@@ -8,30 +8,26 @@ use std::{
 use ferry_core::{
     api::server::{JobView, MigrateMany},
     finding::{Finding, FindingId, any_blocks},
-    id::{HostId, VmId},
+    id::HostId,
     job::JobKind,
     memory::{Need, Stock, need},
     placement::{Chosen, Leaving, Room, spread},
-    preflight::busy_by,
     units::ByteCount,
     vm::VmFacts,
 };
 use uuid::Uuid;
 
 use super::{
-    check_move, invalid,
-    migrate_vm::{check_numbers, host_name, new_move, say_accepted},
-    move_storage,
-    promised::Promised,
-    show_jobs, show_vms,
+    App,
+    accept::{accept_all, parent},
+    invalid,
+    migrate_vm::{check_numbers, new_move},
 };
 use crate::{
-    App,
-    clock::now_ms,
     failure::Failure,
     inventory::Host,
-    saga::plan::Parts,
-    store::{CreatedMany, HostName, JobRecord, NewJob},
+    preflight::{live, places::wanted, promised::Promised},
+    store::{HostName, NewJob},
 };
 
 /// VMs that one request may name.
@@ -58,9 +54,9 @@ pub(crate) async fn migrate_many(app: &Arc<App>, body: &MigrateMany, by: &str) -
         return Err(invalid(&title, "disks", "Disks can be named for one VM only".to_owned(), fix));
     }
     let vms = find_all(app, &title, &body.vms)?;
-    let wanted = move_storage::wanted(app, &title, &destination, body.how.storage.as_ref(), &[]).await?;
-    let (promised, overcommit) = (Promised::read(app).await?, body.how.overcommit);
-    let checked = check_move::all_deeply(app, &vms, &destination, &wanted, &promised, overcommit).await?;
+    let wanted = wanted(&app.store, &title, &destination, body.how.storage.as_ref(), &[]).await?;
+    let (promised, overcommit) = (app.promised().await?, body.how.overcommit);
+    let checked = live::judge_several(&app.preflight, &vms, &destination, &wanted, &promised, overcommit).await?;
     let (mut blocked, mut children) = (Vec::new(), Vec::new());
     for ((source, vm), checked) in vms.iter().zip(checked) {
         if any_blocks(&checked.findings) {
@@ -80,64 +76,18 @@ pub(crate) async fn migrate_many(app: &Arc<App>, body: &MigrateMany, by: &str) -
         return Err(Failure::refused(title, blocked));
     }
     let nowhere = HostName { id: HostId(Uuid::nil()), name: String::new() };
-    let sources: BTreeMap<_, _> = vms.iter().map(|(source, _)| (source.record.id, host_name(source))).collect();
+    let sources: BTreeMap<_, _> = vms.iter().map(|(source, _)| (source.record.id, source.named())).collect();
     let source = if sources.len() == 1 { sources.into_values().next() } else { None };
     let source = source.unwrap_or(nowhere);
-    let parent = parent(JobKind::Several, source, host_name(&destination), &children, overcommit, by);
-    create(app, &title, NewJob { findings: together, ..parent }, children).await
-}
-
-/// A job whose work is done by `children`.
-pub(super) fn parent(
-    kind: JobKind,
-    source: HostName,
-    destination: HostName,
-    children: &[NewJob],
-    overcommit: bool,
-    by: &str,
-) -> NewJob {
-    NewJob {
-        kind,
-        parent: None,
-        vm: VmId(Uuid::nil()),
-        vm_name: format!("{} VM{}", children.len(), if children.len() == 1 { "" } else { "s" }),
-        source,
-        destination,
-        by: by.to_owned(),
-        accepted_at_ms: now_ms(),
-        plan: Parts { overcommit }.to_json(),
-        findings: Vec::new(),
-    }
-}
-
-/// Stores a parent with its children and lets these wait for their turns.
-pub(super) async fn create(
-    app: &Arc<App>,
-    title: &str,
-    parent: NewJob,
-    children: Vec<NewJob>,
-) -> Result<JobView, Failure> {
-    let (id, ids) = match app.store.create_jobs(&parent, &children).await? {
-        CreatedMany::Jobs(id, ids) => (id, ids),
-        CreatedMany::Busy(vm, other) => {
-            let name = children.iter().find(|child| child.vm == vm).map_or("", |child| &child.vm_name);
-            return Err(Failure::found(title, busy_by(name, other)));
-        }
-    };
-    let record =
-        |(child, job): (_, NewJob)| JobRecord { id: child, job: NewJob { parent: Some(id), ..job }, figures: None };
-    let records: Vec<JobRecord> = ids.into_iter().zip(children).map(record).collect();
-    tracing::info!(job = id.0, vms = records.len(), by = parent.by, "Several moves were accepted");
-    records.iter().for_each(say_accepted);
-    app.jobs.enqueue(app, records);
-    show_jobs::again(app, title, id).await
+    let parent = parent(JobKind::Several, source, destination.named(), &children, overcommit, by);
+    accept_all(app, &title, NewJob { findings: together, ..parent }, children).await
 }
 
 fn find_all(app: &App, title: &str, references: &[String]) -> Result<Vec<(Arc<Host>, VmFacts)>, Failure> {
     let mut seen = BTreeSet::new();
     let mut vms = Vec::with_capacity(references.len());
     for reference in references {
-        let (host, vm) = show_vms::find(app, title, reference)?;
+        let (host, vm) = app.inventory.find_vm(title, reference)?;
         if !seen.insert(vm.id) {
             let message = format!("VM {} was named twice", vm.name);
             return Err(invalid(title, &vm.name, message, "Name each VM once"));

@@ -3,28 +3,32 @@
 use std::sync::Arc;
 
 use ferry_core::{
-    api::server::{Candidate, JobView, MigrateVm},
+    api::server::{Candidate, MigrateVm},
     files::DiskMove,
     finding::any_blocks,
     id::{Generation, SessionId, ShareId},
     job::JobKind,
     memory::need,
-    preflight::{busy, shares_of},
+    preflight::shares_of,
     vm::VmFacts,
 };
 use uuid::Uuid;
 
 use super::{
-    check_move::{self, Along, Occasion},
-    invalid, move_offline, move_storage, show_jobs, show_vms,
+    App,
+    accept::{Moved, accept},
+    invalid, move_offline,
 };
 use crate::{
-    App,
     clock::now_ms,
     failure::Failure,
     inventory::Host,
-    saga::migrate::Plan,
-    store::{Created, HostName, JobRecord, NewJob},
+    plan::live::LivePlan,
+    preflight::{
+        live::{self, Along, Occasion},
+        places::wanted,
+    },
+    store::NewJob,
 };
 
 /// QEMU's own default.
@@ -35,27 +39,26 @@ const BANDWIDTH_MIN: u64 = 1 << 20;
 const TIMEOUT_MS: u64 = 60 * 60 * 1000;
 const TIMEOUTS_MS: std::ops::RangeInclusive<u64> = 1000..=7 * 24 * 60 * 60 * 1000;
 
-/// What came of it.
-pub(crate) enum Moved {
-    /// It was only tried.
-    Tried(Candidate),
-    /// A job does it.
-    Accepted(Box<JobView>),
-}
-
-pub(crate) async fn migrate_vm(app: &Arc<App>, reference: &str, body: &MigrateVm, by: &str) -> Result<Moved, Failure> {
+pub(crate) async fn migrate_vm(
+    app: &Arc<App>,
+    reference: &str,
+    body: &MigrateVm,
+    by: &str,
+) -> Result<Moved<Candidate>, Failure> {
     let title = format!("Could not move VM {reference} to {}", body.destination);
     check_numbers(&title, body)?;
     if body.offline {
         return move_offline::move_offline(app, reference, body, by).await;
     }
-    let (source, vm) = show_vms::find(app, &title, reference)?;
+    let (source, vm) = app.inventory.find_vm(&title, reference)?;
     let destination = app.inventory.find(&body.destination).map_err(|finding| Failure::found(&title, finding))?;
-    let moving = show_vms::moving(app).await?.get(&vm.id).copied();
-    let wanted = move_storage::wanted(app, &title, &destination, body.storage.as_ref(), &body.disks).await?;
-    let along = Along::Wanted(&wanted);
-    let occasion = Occasion::Request(moving);
-    let checked = check_move::deeply(app, vm.id, &source, &destination, along, body.overcommit, occasion).await?;
+    let moving = app.store.moving().await?.get(&vm.id).copied();
+    let wanted = wanted(&app.store, &title, &destination, body.storage.as_ref(), &body.disks).await?;
+    let asked = live::ask_both(&app.preflight, vm.id, &source, &destination).await?;
+    let promised = app.promised().await?.at(destination.record.id, vm.id);
+    let memory = live::Memory { promised: &promised, overcommit: body.overcommit };
+    let (along, occasion) = (Along::Wanted(&wanted), Occasion::Request(moving));
+    let checked = live::judge(&app.preflight, vm.id, &asked, memory, along, occasion).await;
     if body.dry_run {
         return Ok(Moved::Tried(checked.candidate));
     }
@@ -64,27 +67,7 @@ pub(crate) async fn migrate_vm(app: &Arc<App>, reference: &str, body: &MigrateVm
         Some(_) | None => return Err(Failure::refused(title, checked.findings)),
     };
     let job = NewJob { findings: checked.findings, ..new_move(&source, &destination, &vm, body, checked.along, by) };
-    let id = match app.store.create_job(&job).await? {
-        Created::Job(id) => id,
-        Created::Busy(other) => {
-            return Err(Failure::found(title, busy(&vm, other)));
-        }
-    };
-    let record = JobRecord { id, job, figures: None };
-    say_accepted(&record);
-    app.jobs.enqueue(app, [record]);
-    Ok(Moved::Accepted(Box::new(show_jobs::again(app, &title, id).await?)))
-}
-
-pub(super) fn say_accepted(record: &JobRecord) {
-    tracing::info!(
-        job = record.id.0,
-        vm = record.job.vm_name,
-        source = record.job.source.name,
-        destination = record.job.destination.name,
-        by = record.job.by,
-        "A move was accepted"
-    );
+    accept(app, &title, job).await
 }
 
 /// A move of one VM, about which nothing was found.
@@ -97,7 +80,7 @@ pub(super) fn new_move(
     by: &str,
 ) -> NewJob {
     let accepted_at_ms = now_ms();
-    let plan = Plan {
+    let plan = LivePlan {
         session: SessionId(Uuid::new_v4()),
         secret: ferry_trust::random_secret(),
         generation: Generation(accepted_at_ms),
@@ -119,8 +102,8 @@ pub(super) fn new_move(
         parent: None,
         vm: vm.id,
         vm_name: vm.name.clone(),
-        source: host_name(source),
-        destination: host_name(destination),
+        source: source.named(),
+        destination: destination.named(),
         by: by.to_owned(),
         accepted_at_ms,
         plan: plan.to_json(),
@@ -133,10 +116,6 @@ fn shares_that_stay(vm: &VmFacts, along: &[DiskMove]) -> Vec<ShareId> {
     let moves = |device: &str| along.iter().any(|disk| disk.device == device);
     let files = vm.files.iter().filter(|file| !moves(&file.device)).cloned().collect();
     shares_of(&VmFacts { files, ..vm.clone() }).into_iter().collect()
-}
-
-pub(super) fn host_name(host: &Host) -> HostName {
-    HostName { id: host.record.id, name: host.record.name.clone() }
 }
 
 pub(super) fn check_numbers(title: &str, body: &MigrateVm) -> Result<(), Failure> {

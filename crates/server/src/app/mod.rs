@@ -1,34 +1,61 @@
 //! What can be asked of Ferry: one file per use case.
 
+pub(crate) mod accept;
 pub(crate) mod add_host;
 pub(crate) mod add_share;
 pub(crate) mod add_storage_location;
 pub(crate) mod attach_share;
 pub(crate) mod browse_host;
 pub(crate) mod cancel_job;
-pub(crate) mod check_move;
 pub(crate) mod detach_share;
 pub(crate) mod drain_host;
-mod locate;
 pub(crate) mod migrate_many;
 pub(crate) mod migrate_vm;
 pub(crate) mod move_offline;
 pub(crate) mod move_storage;
 pub(crate) mod power_vm;
-pub(crate) mod promised;
 pub(crate) mod remove_host;
 pub(crate) mod remove_share;
 pub(crate) mod remove_storage_location;
 pub(crate) mod repair_job;
 pub(crate) mod set_host;
+pub(crate) mod show_candidates;
 pub(crate) mod show_hosts;
 pub(crate) mod show_jobs;
 pub(crate) mod show_shares;
 pub(crate) mod show_vms;
 
-use ferry_core::finding::{Finding, FindingId};
+use std::sync::Arc;
 
-use crate::failure::Failure;
+use ferry_core::finding::{Finding, FindingId};
+use tokio_util::sync::CancellationToken;
+
+use crate::{
+    events::Events,
+    failure::Failure,
+    inventory::Inventory,
+    jobs::driver::Jobs,
+    preflight::{Preflight, promised::Promised},
+    store::{Store, StoreError},
+};
+
+/// What all use cases share.
+pub(crate) struct App {
+    pub(crate) store: Store,
+    pub(crate) inventory: Arc<Inventory>,
+    pub(crate) preflight: Arc<Preflight>,
+    pub(crate) jobs: Arc<Jobs>,
+    pub(crate) events: Arc<Events>,
+    /// Cancelled when the server stops: ends event streams.
+    pub(crate) stop: CancellationToken,
+}
+
+impl App {
+    /// Memory of hosts that moves were promised which have not ended.
+    async fn promised(&self) -> Result<Promised, StoreError> {
+        Ok(self.jobs.running().promised(&self.store.open_jobs().await?))
+    }
+}
 
 /// Longest name of a host or share.
 const NAME_LENGTH_MAX: usize = 64;

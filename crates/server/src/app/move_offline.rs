@@ -1,40 +1,30 @@
 //! Moves a VM that is shut off, with the files that the destination does not reach. Never a VM that runs.
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::sync::Arc;
 
 use ferry_core::{
-    api::{
-        agent::{CheckOffline, OfflineFile},
-        server::{Candidate, MigrateVm},
-    },
-    files::{
-        DiskMove, FileMove, OtherUser,
-        plan::{Planned, Requested, plan_offline},
-        shared_with,
-    },
-    finding::{Finding, FindingId, Severity, any_blocks},
-    id::{Generation, JobId, SessionId, VmId},
-    job::{JobKind, MoveKind},
-    preflight::{LiveFacts, Sameness, busy, offline, reaches, shares_of},
-    units::ByteCount,
-    vm::{DiskFormat, FileRole, VmFacts, VmState},
+    api::server::{Candidate, MigrateVm},
+    finding::any_blocks,
+    id::{Generation, SessionId},
+    job::JobKind,
+    preflight::shares_of,
+    vm::VmFacts,
 };
-use futures_util::future::join_all;
 use uuid::Uuid;
 
 use super::{
-    check_move::{named_shares, told, uses},
-    migrate_vm::{Moved, host_name, say_accepted},
-    move_storage::wanted,
-    show_jobs, show_vms,
+    App,
+    accept::{Moved, accept},
 };
 use crate::{
-    App,
     clock::now_ms,
     failure::Failure,
-    inventory::Host,
-    saga::move_offline::Plan,
-    store::{Created, JobRecord, NewJob},
+    plan::offline::OfflinePlan,
+    preflight::{
+        offline::{What, check},
+        places::wanted,
+    },
+    store::NewJob,
 };
 
 pub(super) async fn move_offline(
@@ -42,13 +32,13 @@ pub(super) async fn move_offline(
     reference: &str,
     body: &MigrateVm,
     by: &str,
-) -> Result<Moved, Failure> {
+) -> Result<Moved<Candidate>, Failure> {
     let title = format!("Could not move VM {reference} to {}", body.destination);
-    let (source, vm) = show_vms::find(app, &title, reference)?;
+    let (source, vm) = app.inventory.find_vm(&title, reference)?;
     let destination = app.inventory.find(&body.destination).map_err(|finding| Failure::found(&title, finding))?;
-    let moving = show_vms::moving(app).await?.get(&vm.id).copied();
-    let wanted = wanted(app, &title, &destination, body.storage.as_ref(), &body.disks).await?;
-    let checked = check(app, vm.id, &source, &destination, What::Wanted(&wanted), moving).await?;
+    let moving = app.store.moving().await?.get(&vm.id).copied();
+    let wanted = wanted(&app.store, &title, &destination, body.storage.as_ref(), &body.disks).await?;
+    let checked = check(&app.preflight, vm.id, &source, &destination, What::Wanted(&wanted), moving).await?;
     if body.dry_run {
         return Ok(Moved::Tried(checked.candidate(&destination)));
     }
@@ -60,7 +50,7 @@ pub(super) async fn move_offline(
     let accepted_at_ms = now_ms();
     let stay = vm.files.iter().filter(|file| !files.iter().any(|moved| moved.device == file.device));
     let stay = VmFacts { files: stay.cloned().collect(), ..vm.clone() };
-    let plan = Plan {
+    let plan = OfflinePlan {
         session: SessionId(Uuid::new_v4()),
         secret: ferry_trust::random_secret(),
         generation: Generation(accepted_at_ms),
@@ -75,225 +65,12 @@ pub(super) async fn move_offline(
         parent: None,
         vm: vm.id,
         vm_name: vm.name.clone(),
-        source: host_name(&source),
-        destination: host_name(&destination),
+        source: source.named(),
+        destination: destination.named(),
         by: by.to_owned(),
         accepted_at_ms,
         plan: plan.to_json(),
         findings: checked.findings,
     };
-    let id = match app.store.create_job(&job).await? {
-        Created::Job(id) => id,
-        Created::Busy(other) => return Err(Failure::found(title, busy(&vm, other))),
-    };
-    let record = JobRecord { id, job, figures: None };
-    say_accepted(&record);
-    app.jobs.enqueue(app, [record]);
-    Ok(Moved::Accepted(Box::new(show_jobs::again(app, &title, id).await?)))
-}
-
-/// Which files move.
-#[derive(Clone, Copy, Debug)]
-pub(crate) enum What<'a> {
-    /// What somebody wants: it is decided by what the destination reaches now.
-    Wanted(&'a Requested),
-    /// What was decided before.
-    Decided(&'a [FileMove]),
-}
-
-/// What was found.
-pub(crate) struct Checked {
-    /// The VM, as the source has it now; `None`: it is not there any more.
-    pub(crate) vm: Option<VmFacts>,
-    /// What moves, with its size.
-    pub(crate) sized: Sized,
-    /// What stands against it, and what should be known.
-    pub(crate) findings: Vec<Finding>,
-}
-
-/// Files that move, as the source has them now.
-#[derive(Default)]
-pub(crate) struct Sized {
-    /// Those that are there.
-    pub(crate) files: Vec<OfflineFile>,
-    /// UEFI variables that are not there yet: libvirt makes them when the VM is started for the first time.
-    pub(crate) absent: Vec<FileMove>,
-}
-
-impl Checked {
-    /// Every file that moves.
-    fn moves(&self) -> Vec<FileMove> {
-        let there = self.sized.files.iter().map(|file| &file.file);
-        there.chain(&self.sized.absent).cloned().collect()
-    }
-
-    fn candidate(self, destination: &Host) -> Candidate {
-        let blocked = any_blocks(&self.findings);
-        let why = match self.findings.first() {
-            Some(first) if blocked => first.message.clone(),
-            _ if self.sized.files.is_empty() => "Every file of the VM lies on shares that both hosts reach".to_owned(),
-            _ => {
-                let names: Vec<&str> = self.sized.files.iter().map(|file| file.file.device.as_str()).collect();
-                let bytes = ByteCount(self.sized.files.iter().map(|file| file.allocated.0).sum());
-                format!("Moves while it is shut off: {}, {bytes} to copy", names.join(", "))
-            }
-        };
-        Candidate {
-            host: destination.name().to_owned(),
-            kind: (!blocked).then_some(MoveKind::Offline),
-            why,
-            findings: self.findings,
-        }
-    }
-}
-
-/// What stands against it; both hosts are asked now.
-pub(crate) async fn check(
-    app: &App,
-    vm: VmId,
-    source: &Arc<Host>,
-    destination: &Arc<Host>,
-    what: What<'_>,
-    moving: Option<JobId>,
-) -> Result<Checked, Failure> {
-    let (at_source, at_destination, shares) =
-        tokio::join!(app.inventory.refresh(source), app.inventory.refresh(destination), named_shares(app));
-    let shares = shares?;
-    let Some(facts) = at_source.vm(vm).cloned() else {
-        let gone = Finding::blocks(
-            FindingId::VmUnknown,
-            vm,
-            format!("VM {vm} is not on host {} any more", source.name()),
-            "See where it is with `ferry vm list`",
-        );
-        let findings = vec![at_source.trouble.clone().unwrap_or(gone)];
-        return Ok(Checked { vm: None, sized: Sized::default(), findings });
-    };
-    let there = at_destination.side(destination);
-    let Planned { moves: mut files, mut findings } = match what {
-        What::Wanted(wanted) => plan_offline(&facts, wanted, |place| reaches(&there, place)),
-        What::Decided(files) => {
-            let planned = plan_offline(&facts, &Requested::default(), |_| true);
-            Planned { moves: files.to_vec(), findings: planned.findings }
-        }
-    };
-    let mut along: Vec<DiskMove> = files.iter().map(as_disk).collect();
-    if any_blocks(&findings) {
-        // What was said of a file is said once.
-        let rest = facts.files.iter().map(|file| DiskMove {
-            device: file.device.clone(),
-            from: file.place.clone(),
-            real: file.real.clone(),
-            to: file.place.clone(),
-            format: DiskFormat::Raw,
-        });
-        along.extend(rest);
-    }
-    let decided = matches!(what, What::Decided(_));
-    findings.extend(used_by_others(app, &facts, &mut files, destination.name(), decided));
-    let proofs =
-        shares_of(&facts).into_iter().filter(|share| uses(&at_source, *share) && uses(&at_destination, *share));
-    let prove = |share| async move { (share, app.proofs.prove(share, source, destination).await) };
-    let same_host = source.record.id == destination.record.id;
-    let sameness: BTreeMap<_, Sameness> =
-        if same_host { BTreeMap::new() } else { join_all(proofs.map(prove)).await.into_iter().collect() };
-    findings.extend(offline(&LiveFacts {
-        vm: &facts,
-        busy: moving,
-        source: at_source.side(source),
-        destination: there,
-        shares: &shares,
-        sameness: &sameness,
-        along: &along,
-        // It takes memory when it is started.
-        promised: &[],
-        overcommit: false,
-    }));
-    let mut sized = Sized::default();
-    if !any_blocks(&findings) {
-        match sizes(source, vm, &files).await {
-            Ok(found) => {
-                let request = CheckOffline { vm, files: found.files.clone(), absent: found.absent.clone() };
-                if let Err(error) = destination.agent.check_offline(&request).await {
-                    findings.extend(told(destination, &error));
-                }
-                sized = found;
-            }
-            Err(more) => findings.extend(more),
-        }
-    }
-    findings.sort_by_key(|finding| std::cmp::Reverse(finding.severity));
-    Ok(Checked { vm: Some(facts), sized, findings })
-}
-
-/// A file as if it were a disk of a VM that runs.
-pub(crate) fn as_disk(file: &FileMove) -> DiskMove {
-    DiskMove {
-        device: file.device.clone(),
-        from: file.from.clone(),
-        real: file.real.clone(),
-        to: file.to.clone(),
-        format: DiskFormat::Raw,
-    }
-}
-
-/// What it means that other VMs name files which move. Media and what VMs boot from may serve several: they stay anyway.
-fn used_by_others(app: &App, vm: &VmFacts, files: &mut [FileMove], destination: &str, decided: bool) -> Vec<Finding> {
-    let placed = app.inventory.placed();
-    let needs = |other: &VmFacts, of: &FileMove| other.files.iter().any(|file| of.is_needed_by(file));
-    let mut findings = Vec::new();
-    for file in files.iter_mut().filter(|file| matches!(file.role, FileRole::Disk | FileRole::Nvram)) {
-        for (host, seen) in &placed {
-            let others = seen.vms().iter().filter(|other| other.id != vm.id && needs(other, file));
-            for other in others.collect::<Vec<_>>() {
-                let is_shut_off = other.state == VmState::ShutOff;
-                let other = OtherUser { vm: &other.name, host: host.name(), is_shut_off };
-                let found = shared_with(&vm.name, file, other, destination);
-                if found.severity == Severity::Warns && decided && !file.kept {
-                    // The plan removes the old file.
-                    findings.push(Finding::blocks(
-                        FindingId::DiskShareable,
-                        &file.device,
-                        format!(
-                            "VM {} on {} has begun to use disk {} since the job was made",
-                            other.vm, other.host, file.device
-                        ),
-                        format!("Start a new move: `ferry vm migrate {} --to {destination} --offline`", vm.name),
-                    ));
-                    continue;
-                }
-                file.kept |= found.severity == Severity::Warns;
-                findings.push(found);
-            }
-        }
-    }
-    findings
-}
-
-/// What moves, with its size as the source says now.
-pub(crate) async fn sizes(source: &Host, vm: VmId, files: &[FileMove]) -> Result<Sized, Vec<Finding>> {
-    let mut sized = Sized::default();
-    if files.is_empty() {
-        return Ok(sized);
-    }
-    let devices: Vec<&str> = files.iter().map(|file| file.device.as_str()).collect();
-    let sizes = source.agent.files(vm, &devices).await.map_err(|error| told(source, &error))?;
-    for file in files {
-        match sizes.iter().find(|size| size.device == file.device) {
-            Some(size) => {
-                let (length, allocated) = (size.length, size.allocated);
-                sized.files.push(OfflineFile { file: file.clone(), length, allocated });
-            }
-            None if file.role == FileRole::Nvram => sized.absent.push(file.clone()),
-            None => {
-                return Err(vec![Finding::blocks(
-                    FindingId::DiskUnknown,
-                    &file.device,
-                    format!("Host {} does not say how large file {} is", source.name(), file.device),
-                    "Look at the VM with `ferry vm show` and ask again",
-                )]);
-            }
-        }
-    }
-    Ok(sized)
+    accept(app, &title, job).await
 }

@@ -10,22 +10,22 @@ use ferry_core::{
     vm::VmState,
 };
 
-use super::show_vms;
-use crate::{App, failure::Failure, inventory::Seen};
+use super::{App, show_vms};
+use crate::{failure::Failure, inventory::Seen};
 
 pub(crate) async fn power_vm(app: &Arc<App>, reference: &str, power: Power) -> Result<VmView, Failure> {
     let title = match power {
         Power::Start => format!("Could not start VM {reference}"),
         Power::Shutdown => format!("Could not shut VM {reference} down"),
     };
-    let (host, vm) = show_vms::find(app, &title, reference)?;
+    let (host, vm) = app.inventory.find_vm(&title, reference)?;
     // Asked, not remembered: a host that lost its power meanwhile does not run what it ran.
     let seen = app.inventory.look(&host).await;
     if let Some(trouble) = seen.trouble.clone().filter(|_| !seen.reachable) {
         return Err(Failure::found(title, trouble));
     }
     let vm = seen.vm(vm.id).cloned().unwrap_or(vm);
-    let jobs = show_vms::moving(app).await?;
+    let jobs = app.store.moving().await?;
     if let Some(job) = jobs.get(&vm.id) {
         return Err(Failure::found(title, busy(&vm, *job)));
     }

@@ -2,7 +2,8 @@
 
 use ferry_core::finding::{Finding, FindingId};
 
-use crate::{App, failure::Failure};
+use super::App;
+use crate::failure::Failure;
 
 pub(crate) async fn remove_host(app: &App, reference: &str) -> Result<(), Failure> {
     let title = format!("Could not remove host {reference}");

@@ -6,8 +6,8 @@ use ferry_core::{
     place::written,
 };
 
-use super::{locate, show_shares};
-use crate::{App, failure::Failure};
+use super::{App, show_shares};
+use crate::{failure::Failure, preflight::places};
 
 pub(crate) async fn remove_share(app: &App, reference: &str) -> Result<(), Failure> {
     let title = format!("Could not remove share {reference}");
@@ -26,7 +26,7 @@ pub(crate) async fn remove_share(app: &App, reference: &str) -> Result<(), Failu
     let on_it = |location: &&Location| matches!(location, Location::Share { share: on, .. } if *on == share.id);
     for host in app.inventory.hosts() {
         let Some(location) = locations.get(&host.record.id).into_iter().flatten().find(on_it) else { continue };
-        let path = written(location, &locate::known(std::slice::from_ref(&share)));
+        let path = written(location, &places::known(std::slice::from_ref(&share)));
         let finding = Finding::blocks(
             FindingId::ShareInUse,
             &share.name,

@@ -8,15 +8,15 @@ use ferry_core::{
     place::written,
 };
 
-use super::{locate, show_hosts};
-use crate::{App, failure::Failure};
+use super::{App, show_hosts};
+use crate::{failure::Failure, preflight::places};
 
 pub(crate) async fn remove_storage_location(app: &Arc<App>, reference: &str, text: &str) -> Result<HostView, Failure> {
     let title = format!("Could not remove a storage location from host {reference}");
     let host = app.inventory.find(reference).map_err(|finding| Failure::found(&title, finding))?;
     let shares = app.store.shares().await?;
-    let location = locate::meant(&title, &host, &shares, text)?;
-    let path = written(&location, &locate::known(&shares));
+    let location = places::meant(&title, &host, &shares, text)?;
+    let path = written(&location, &places::known(&shares));
     if !app.store.remove_storage_location(host.record.id, &location).await? {
         let finding = Finding::blocks(
             FindingId::StorageUnknown,

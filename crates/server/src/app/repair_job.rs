@@ -21,18 +21,18 @@ use ferry_core::{
 use futures_util::future::join_all;
 
 use super::{
+    App,
     cancel_job::{cancel_job, ended, is_taken_back, past_pivot},
     show_jobs,
 };
 use crate::{
-    App,
     clock::now_ms,
     failure::Failure,
     inventory::Host,
-    job_view::whereabouts,
-    jobs::events,
-    saga::{leftovers, plan::Plan},
-    store::{JobRecord, LogEntry, NewJob, Restarted, StoreError},
+    plan::Plan,
+    saga::participant,
+    store::{JobRecord, LogEntry, LogRow, NewJob, Restarted, StoreError},
+    view::words::whereabouts,
 };
 
 /// Another attempt; of a job with parts, of each that did not succeed.
@@ -45,7 +45,7 @@ pub(crate) async fn restart_job(app: &Arc<App>, reference: &str, by: &str) -> Re
     }
     let mut again = 0;
     for (child, log) in app.store.children(record.id).await? {
-        if matches!(phase(&events(&log)), Phase::Failed | Phase::Cancelled) {
+        if matches!(phase(&LogRow::events(&log)), Phase::Failed | Phase::Cancelled) {
             restart(app, &title, &child, by).await?;
             again += 1;
         }
@@ -78,8 +78,8 @@ async fn restart(app: &Arc<App>, title: &str, record: &JobRecord, by: &str) -> R
     tracing::info!(job = record.id.0, by, "Another attempt was asked for");
     // Not read again: that could fail, and it waits by now.
     let stored = JobRecord { job: NewJob { plan, ..record.job.clone() }, figures: None, ..record.clone() };
-    app.jobs.enqueue(app, [stored]);
-    app.publish_job(record.id).await;
+    app.jobs.enqueue([stored]);
+    app.jobs.publish(record.id).await;
     Ok(())
 }
 
@@ -93,7 +93,7 @@ pub(crate) async fn retry_job(app: &Arc<App>, reference: &str, by: &str) -> Resu
         return Err(Failure::found(title, Finding::blocks(FindingId::JobEnded, record.id, message, fix)));
     }
     note(app, &record, format!("{by} asked to try again now")).await?;
-    if let Some(running) = app.jobs.running(record.id) {
+    if let Some(running) = app.jobs.running().get(record.id) {
         running.retry();
     }
     show_jobs::again(app, &title, record.id).await
@@ -122,7 +122,7 @@ pub(crate) async fn dismiss_job(app: &Arc<App>, reference: &str, by: &str) -> Re
         return Err(ended(&title, &record, now.title()));
     }
     let told = ask_all(app, &record).await;
-    let in_vain = app.jobs.running(record.id).is_none_or(|running| running.waits() || running.is_left());
+    let in_vain = app.jobs.running().get(record.id).is_none_or(|running| running.waits() || running.is_left());
     let ends: Vec<Has> = told.iter().filter(|told| is_end(&record, &told.host)).map(|told| told.has).collect();
     if ends_by_itself(now, in_vain, &ends) {
         let where_it_is = whereabouts(&record.job.vm_name, &told);
@@ -133,13 +133,13 @@ pub(crate) async fn dismiss_job(app: &Arc<App>, reference: &str, by: &str) -> Re
     // The task ends first: it must not write on after the end.
     app.jobs.dismiss(record.id).await;
     match give_up(app, &record, by, told).await {
-        Ok(()) => app.jobs.leave(app, record.id),
+        Ok(()) => app.jobs.leave(record.id),
         Err(error) => {
-            app.jobs.go_on(app, record);
+            app.jobs.go_on(record);
             return Err(error.into());
         }
     }
-    app.publish_job(record.id).await;
+    app.jobs.publish(record.id).await;
     show_jobs::again(app, &title, record.id).await
 }
 
@@ -165,7 +165,7 @@ fn is_end(record: &JobRecord, host: &str) -> bool {
 
 /// Writes that nothing more is done, unless the job has ended meanwhile. Its task has.
 async fn give_up(app: &Arc<App>, record: &JobRecord, by: &str, told: Vec<Told>) -> Result<(), StoreError> {
-    let log = events(&app.store.log(record.id).await?);
+    let log = LogRow::events(&app.store.log(record.id).await?);
     if phase(&log).ended() {
         return Ok(());
     }
@@ -177,7 +177,7 @@ async fn give_up(app: &Arc<App>, record: &JobRecord, by: &str, told: Vec<Told>) 
     if is_taken_back(newest_attempt(&log)) {
         clean_what_answers(app, record).await;
     }
-    leftovers::look_after(app, record.clone());
+    app.jobs.remove_orphans(record.clone());
     Ok(())
 }
 
@@ -197,8 +197,8 @@ async fn clean_what_answers(app: &App, record: &JobRecord) {
             continue;
         };
         let cleaned = async {
-            plan.abort(&host.agent, attempt).await?;
-            plan.release(&host.agent, attempt).await
+            participant::abort(&plan, &host.agent, attempt).await?;
+            participant::release(&plan, &host.agent, attempt).await
         };
         if let Err(error) = cleaned.await {
             tracing::info!(host = host.name(), error = error.chain(), "A host was left as it is");
@@ -216,7 +216,7 @@ async fn one(app: &Arc<App>, title: &str, reference: &str) -> Result<(JobRecord,
         let fix = format!("See them with `ferry job show {}` and name one of them", record.id);
         return Err(super::invalid(title, reference, message, fix));
     }
-    Ok((record, events(&log)))
+    Ok((record, LogRow::events(&log)))
 }
 
 async fn note(app: &App, record: &JobRecord, text: String) -> Result<(), Failure> {

@@ -7,8 +7,8 @@ use ferry_core::{
     api::server::{HostView, SetHost},
 };
 
-use super::{invalid, show_hosts};
-use crate::{App, failure::Failure, store::HostSettings};
+use super::{App, invalid, show_hosts};
+use crate::{failure::Failure, store::HostSettings};
 
 pub(crate) async fn set_host(app: &Arc<App>, reference: &str, body: SetHost) -> Result<HostView, Failure> {
     let title = format!("Could not set limits of host {reference}");
@@ -29,6 +29,6 @@ pub(crate) async fn set_host(app: &Arc<App>, reference: &str, body: SetHost) -> 
     app.store.put_host_settings(host.record.id, settings).await?;
     app.inventory.set(&host, settings);
     tracing::info!(host = host.name(), live = limits.live, storage = limits.storage, "A host's limits were set");
-    app.jobs.look(app);
+    app.jobs.admit();
     show_hosts::shown(app, &host).await
 }

@@ -10,11 +10,11 @@ use ferry_core::{
     place::{reachable, written},
 };
 
-use super::locate;
+use super::App;
 use crate::{
-    App,
     failure::Failure,
     inventory::{Host, Seen},
+    preflight::places,
     store::{JobRecord, ShareRecord},
 };
 
@@ -53,7 +53,7 @@ impl Stored {
     }
 
     fn storage_locations(&self, host: &Host, seen: &Seen) -> Vec<StorageLocation> {
-        let (shares, attached) = (locate::known(&self.shares), locate::attached(seen));
+        let (shares, attached) = (places::known(&self.shares), places::attached(seen));
         let trouble = |location: &Location| match location {
             Location::Local { .. } => None,
             Location::Share { share, .. } => match attached.iter().find(|each| each.id == *share) {

@@ -10,10 +10,10 @@ use ferry_core::{
     migration::Step,
 };
 
+use super::App;
 use crate::{
-    App,
     failure::Failure,
-    saga::plan::Plan,
+    plan::Plan,
     store::{JobRecord, LogRow, ShareRecord},
 };
 
@@ -27,7 +27,7 @@ pub(crate) async fn list(app: &App, since_ms: Option<u64>, limit: Option<u32>) -
     let limit = limit.unwrap_or(JOBS_USUAL).min(JOBS_MAX);
     let mut views = Vec::new();
     for (record, log) in app.store.jobs(since_ms.unwrap_or(0), limit).await? {
-        views.push(JobView { log: Vec::new(), ..app.view_of(&record, &log).await? });
+        views.push(JobView { log: Vec::new(), ..app.jobs.view_of(&record, &log).await? });
     }
     Ok(views)
 }
@@ -40,7 +40,7 @@ pub(crate) async fn audit(app: &App, since_ms: Option<u64>, after: Option<u64>) 
     let shares = app.store.shares().await?;
     let mut records = Vec::with_capacity(jobs.len());
     for (record, log) in jobs {
-        let view = app.view_of(&record, &log).await?;
+        let view = app.jobs.view_of(&record, &log).await?;
         records.extend(view.ended_at_ms.map(|ended_at_ms| audit_record(&record, view, ended_at_ms, &shares)));
     }
     Ok(AuditPage { records, next })
@@ -117,12 +117,12 @@ fn audit_record(record: &JobRecord, job: JobView, ended_at_ms: u64, shares: &[Sh
 
 pub(crate) async fn one(app: &App, reference: &str) -> Result<JobView, Failure> {
     let (record, log) = find(app, &format!("Could not show job {reference}"), reference).await?;
-    Ok(app.view_of(&record, &log).await?)
+    Ok(app.jobs.view_of(&record, &log).await?)
 }
 
 /// As it is now, after something was done about it.
 pub(super) async fn again(app: &App, title: &str, job: JobId) -> Result<JobView, Failure> {
-    app.job_view(job).await?.ok_or_else(|| unknown(title, &job.to_string()))
+    app.jobs.show(job).await?.ok_or_else(|| unknown(title, &job.to_string()))
 }
 
 /// The job of that number, with its log.

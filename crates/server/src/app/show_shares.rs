@@ -5,7 +5,8 @@ use ferry_core::{
     finding::{Finding, FindingId},
 };
 
-use crate::{App, failure::Failure, store::ShareRecord};
+use super::App;
+use crate::{failure::Failure, store::ShareRecord};
 
 pub(crate) async fn list(app: &App) -> Result<Vec<ShareView>, Failure> {
     Ok(app.store.shares().await?.into_iter().map(|share| view(app, share)).collect())

@@ -4,20 +4,19 @@ use std::{collections::BTreeMap, sync::Arc};
 
 use ferry_core::{
     api::server::VmView,
-    finding::Finding,
     id::{JobId, VmId},
-    preflight::{Placed, resolve_vm, runs_twice},
+    preflight::runs_twice,
     vm::{VmFacts, VmState},
 };
 
+use super::App;
 use crate::{
-    App,
     failure::Failure,
     inventory::{Host, Seen},
 };
 
 pub(crate) async fn list(app: &App) -> Result<Vec<VmView>, Failure> {
-    let jobs = moving(app).await?;
+    let jobs = app.store.moving().await?;
     let placed = app.inventory.placed();
     let mut views: Vec<VmView> =
         shown(&placed).into_iter().map(|(host, vm)| view(app, &jobs, host.name(), vm.clone())).collect();
@@ -26,34 +25,9 @@ pub(crate) async fn list(app: &App) -> Result<Vec<VmView>, Failure> {
 }
 
 pub(crate) async fn one(app: &App, reference: &str) -> Result<VmView, Failure> {
-    let jobs = moving(app).await?;
-    let (host, vm) = find(app, &format!("Could not show VM {reference}"), reference)?;
+    let jobs = app.store.moving().await?;
+    let (host, vm) = app.inventory.find_vm(&format!("Could not show VM {reference}"), reference)?;
     Ok(view(app, &jobs, host.name(), vm))
-}
-
-/// The VM that `reference` (a name, a UUID, or `HOST/NAME`) means, and where it is.
-pub(super) fn find(app: &App, title: &str, reference: &str) -> Result<(Arc<Host>, VmFacts), Failure> {
-    resolve(app, reference).map_err(|finding| Failure::found(title, finding))
-}
-
-fn resolve(app: &App, reference: &str) -> Result<(Arc<Host>, VmFacts), Finding> {
-    let placed = app.inventory.placed();
-    let mut rows = Vec::new();
-    let mut facts = Vec::new();
-    for (host, seen) in &placed {
-        for vm in seen.vms() {
-            let host_name = host.name().to_owned();
-            rows.push(Placed { host: host_name, id: vm.id, name: vm.name.clone(), state: vm.state });
-            facts.push((host, vm));
-        }
-    }
-    let (host, vm) = facts[resolve_vm(reference, &rows)?];
-    Ok((host.clone(), vm.clone()))
-}
-
-/// Which job moves which VM.
-pub(super) async fn moving(app: &App) -> Result<BTreeMap<VmId, JobId>, Failure> {
-    Ok(app.store.open_jobs().await?.into_iter().map(|job| (job.job.vm, job.id)).collect())
 }
 
 pub(super) fn view(app: &App, jobs: &BTreeMap<VmId, JobId>, host: &str, facts: VmFacts) -> VmView {

@@ -17,7 +17,7 @@ use ferry_core::{
 
 use super::{AppState, BODY_BYTES_MAX, Caller, problems};
 use crate::{
-    App,
+    app::App,
     clock::now_ms,
     failure::Failure,
     store::{Answer, Begun},

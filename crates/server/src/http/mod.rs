@@ -5,24 +5,17 @@ mod auth;
 mod events;
 mod hosts;
 mod jobs;
-mod openapi;
+pub(crate) mod openapi;
 mod problems;
+pub(crate) mod router;
 mod shares;
 mod vms;
 
 use std::sync::Arc;
 
-use axum::{
-    Router,
-    extract::{DefaultBodyLimit, State},
-    middleware::{from_fn, from_fn_with_state},
-    response::{IntoResponse, Response},
-    routing::{delete, get, post, put},
-};
+use axum::extract::State;
 
-use crate::{App, failure::Failure};
-
-pub use openapi::openapi_document;
+use crate::{app::App, failure::Failure};
 
 /// The largest body that a request of ours has is an enrolment token with a name: far below this.
 const BODY_BYTES_MAX: usize = 64 << 10;
@@ -36,52 +29,3 @@ struct Caller(String);
 
 /// What a handler gives: its answer, or why not.
 type Answer<T> = Result<T, Failure>;
-
-impl IntoResponse for Failure {
-    fn into_response(self) -> Response {
-        problems::response(&self.into_problem())
-    }
-}
-
-/// Every route.
-pub(crate) fn router(app: Arc<App>) -> Router {
-    let v1 = Router::new()
-        .route("/hosts", get(hosts::list).post(hosts::add))
-        .route("/hosts/{host}", get(hosts::show).patch(hosts::set).delete(hosts::remove))
-        .route("/hosts/{host}/places", get(hosts::places))
-        .route(
-            "/hosts/{host}/storage-locations",
-            put(hosts::add_storage_location).merge(delete(hosts::remove_storage_location)),
-        )
-        .route("/hosts/{host}/drain", post(hosts::drain))
-        .route("/hosts/{host}/resume", post(hosts::resume))
-        .route("/shares", get(shares::list).post(shares::add))
-        .route("/shares/{share}", get(shares::show).delete(shares::remove))
-        .route("/shares/{share}/hosts/{host}", put(shares::attach).merge(delete(shares::detach)))
-        .route("/vms", get(vms::list))
-        .route("/vms/{vm}", get(vms::show))
-        .route("/vms/{vm}/start", post(vms::start))
-        .route("/vms/{vm}/shutdown", post(vms::shutdown))
-        .route("/vms/{vm}/hosts", get(vms::hosts))
-        .route("/vms/{vm}/migrate", post(vms::migrate))
-        .route("/vms/{vm}/storage", post(vms::move_storage))
-        .route("/migrations", post(vms::migrate_many))
-        .route("/jobs", get(jobs::list))
-        .route("/jobs/{job}", get(jobs::show))
-        .route("/jobs/{job}/cancel", post(jobs::cancel))
-        .route("/jobs/{job}/restart", post(jobs::restart))
-        .route("/jobs/{job}/retry", post(jobs::retry))
-        .route("/jobs/{job}/undo", post(jobs::undo))
-        .route("/jobs/{job}/dismiss", post(jobs::dismiss))
-        .route("/audit", get(jobs::audit))
-        .route("/events", get(events::listen))
-        .route("/openapi.json", get(openapi::show));
-    Router::new()
-        .nest("/api/v1", v1)
-        .layer(from_fn_with_state(app.clone(), answer_once::answer_once))
-        .layer(DefaultBodyLimit::max(BODY_BYTES_MAX))
-        // Outside of everything that reads a body: who may not call is not listened to.
-        .layer(from_fn_with_state(app.clone(), auth::authenticate))
-        .layer(from_fn(problems::every_error_is_a_problem))
-        .with_state(app)
-}

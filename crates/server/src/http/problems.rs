@@ -15,11 +15,19 @@ use ferry_core::{
     finding::{Finding, FindingId},
 };
 
+use crate::failure::Failure;
+
 /// The library's own error texts are one line.
 const ERROR_TEXT_BYTES_MAX: usize = 4096;
 
+impl IntoResponse for Failure {
+    fn into_response(self) -> Response {
+        response(&self.into_problem())
+    }
+}
+
 /// A problem as an answer.
-pub(super) fn response(problem: &Problem) -> Response {
+fn response(problem: &Problem) -> Response {
     let status = StatusCode::from_u16(problem.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
     let body = serde_json::to_vec(problem).expect("our types have text keys only");
     (status, [(CONTENT_TYPE, HeaderValue::from_static(PROBLEM_MEDIA_TYPE))], body).into_response()

@@ -13,7 +13,7 @@ use ferry_core::api::{
 };
 
 use super::{Answer, AppState, Caller};
-use crate::app::{check_move, migrate_many, migrate_vm, move_storage, power_vm, show_vms};
+use crate::app::{accept::Moved, migrate_many, migrate_vm, move_storage, power_vm, show_candidates, show_vms};
 
 /// Every VM on every host.
 #[utoipa::path(get, path = "/api/v1/vms", tag = "vms", responses((status = 200, body = [VmView])))]
@@ -52,7 +52,7 @@ pub(super) async fn shutdown(State(app): AppState, Path(vm): Path<String>) -> An
     params(("vm" = String, Path, description = "Name, UUID, or HOST/NAME (percent-encoded)")),
     responses((status = 200, body = [Candidate]), (status = 404, body = Problem), (status = 409, body = Problem)))]
 pub(super) async fn hosts(State(app): AppState, Path(vm): Path<String>) -> Answer<Json<Vec<Candidate>>> {
-    Ok(Json(check_move::candidates(&app, &vm).await?))
+    Ok(Json(show_candidates::candidates(&app, &vm).await?))
 }
 
 /// Moves a VM, or says what the move would be.
@@ -69,8 +69,8 @@ pub(super) async fn migrate(
     Json(body): Json<MigrateVm>,
 ) -> Answer<Response> {
     Ok(match migrate_vm::migrate_vm(&app, &vm, &body, &by).await? {
-        migrate_vm::Moved::Tried(candidate) => Json(candidate).into_response(),
-        migrate_vm::Moved::Accepted(job) => (StatusCode::ACCEPTED, Json(job)).into_response(),
+        Moved::Tried(candidate) => Json(candidate).into_response(),
+        Moved::Accepted(job) => (StatusCode::ACCEPTED, Json(job)).into_response(),
     })
 }
 
@@ -88,8 +88,8 @@ pub(super) async fn move_storage(
     Json(body): Json<MoveStorage>,
 ) -> Answer<Response> {
     Ok(match move_storage::move_storage(&app, &vm, &body, &by).await? {
-        move_storage::Moved::Tried(plan) => Json(plan).into_response(),
-        move_storage::Moved::Accepted(job) => (StatusCode::ACCEPTED, Json(job)).into_response(),
+        Moved::Tried(plan) => Json(plan).into_response(),
+        Moved::Accepted(job) => (StatusCode::ACCEPTED, Json(job)).into_response(),
     })
 }
 

@@ -21,8 +21,8 @@ use ferry_core::{
 
 use crate::{
     clock::now_ms,
-    jobs::{Running, events},
-    store::{LogEntry, Store, StoreError},
+    jobs::running::Running,
+    store::{LogEntry, LogRow, Store, StoreError},
 };
 
 /// A step or its undo did not work: what was attempted, on what, and why. One sentence without a full stop.
@@ -39,7 +39,7 @@ pub(crate) trait Log: Sync {
 
 impl Log for Store {
     async fn events(&self, job: JobId) -> Result<Vec<LogEvent>, StoreError> {
-        Ok(events(&self.log(job).await?))
+        Ok(LogRow::events(&self.log(job).await?))
     }
 
     async fn append(&self, job: JobId, events: &[LogEvent]) -> Result<(), StoreError> {
@@ -60,8 +60,6 @@ pub(crate) trait Saga: Sync {
     fn undo(&self, step: Step) -> impl Future<Output = Result<(), StepFailed>> + Send;
     /// What is shown of the job while it runs.
     fn running(&self) -> &Running;
-    /// What must be done could not be done often enough to show it; it is tried on.
-    fn stuck(&self);
     /// Returns after `pause`, or when somebody wants it to be tried now.
     fn pause(&self, pause: Duration) -> impl Future<Output = ()> + Send {
         self.running().pause(pause)
@@ -220,7 +218,7 @@ async fn repeat<F: Future<Output = Result<(), StepFailed>>>(
         if failures == patience.tries_before_stuck {
             tracing::warn!(job = job.0, message, "The job is stuck; it is tried on");
             append(log, job, saga, &[stuck(message)]).await;
-            saga.stuck();
+            saga.running().stuck();
         }
         saga.pause(pause).await;
         pause = (pause * 2).min(patience.pause_max);

@@ -17,7 +17,7 @@ use uuid::Uuid;
 
 use super::executor::{Log, Patience, Saga, StepFailed, drive};
 use crate::{
-    jobs::Running,
+    jobs::running::Running,
     store::{Created, HostName, LogEntry, NewJob, Store, StoreError},
 };
 
@@ -139,8 +139,6 @@ impl Saga for Life {
     fn running(&self) -> &Running {
         &self.running
     }
-
-    fn stuck(&self) {}
 }
 
 const IMPATIENT: Patience =

@@ -24,116 +24,44 @@ use std::sync::{
     atomic::{AtomicBool, Ordering},
 };
 
-use ferry_client::{
-    ClientError,
-    agent::{AgentClient, Attempt},
-};
+use ferry_client::agent::{AgentClient, Attempt};
 use ferry_core::{
     api::agent::{
         ConfirmRequest, DestinationReady, DiskArrival, MigrationReport, PrepareDestination, PrepareSource, Role,
     },
-    files::{DiskMove, DiskProgress},
+    files::DiskProgress,
     finding::{Finding, FindingId, Severity, any_blocks},
-    id::{Generation, SessionId, ShareId},
-    job::{Figures, OnStall},
-    memory::Need,
+    job::Figures,
     migration::Step,
-    pin::Secret,
     units::ByteCount,
     vm::VmState,
 };
-use serde::{Deserialize, Serialize};
-use uuid::Uuid;
 
 use super::{
-    ends::{End, Ends, Logged, Memory, OtherHosts},
+    Context,
     executor::{Saga, StepFailed},
-    note, perform,
-    undo::{self, gone_or, is_unknown},
+    note,
+    participant::{failed, gone_or, is_unknown},
+    participants::{Logged, Memory, OtherHosts, Participant, Participants},
+    perform, undo,
 };
 use crate::{
-    App,
-    app::{
-        check_move::{self, Along, Occasion},
-        move_storage::needed_by_others_now,
-    },
     clock::now_ms,
-    failure::{Failure, describe},
-    inventory::{Host, Seen},
-    jobs::Running,
+    inventory::{Host, Inventory, Seen},
+    jobs::running::Running,
+    plan::live::LivePlan,
+    preflight::{
+        live::{self, Along, Occasion},
+        users::needed_by_others_now,
+    },
     store::{HostName, JobRecord, Store},
 };
 
-/// What the saga must know again after a restart. Stored with the job.
-#[derive(Clone, Debug, Serialize, Deserialize)]
-pub(crate) struct Plan {
-    /// The attempt on the wire.
-    pub(crate) session: SessionId,
-    /// Known to both agents of the session only.
-    pub(crate) secret: Secret,
-    /// Begins at the time of acceptance, so that it rises even if a server starts with an empty database.
-    pub(crate) generation: Generation,
-    /// As asked for.
-    pub(crate) downtime_limit_ms: u32,
-    /// As asked for.
-    pub(crate) bandwidth_bytes_per_s: Option<u64>,
-    /// As asked for.
-    pub(crate) timeout_ms: u64,
-    /// As asked for.
-    #[serde(default)]
-    pub(crate) on_stall: OnStall,
-    /// What the VM takes of the destination's memory.
-    #[serde(default)]
-    pub(crate) need: Need,
-    /// As asked for.
-    #[serde(default)]
-    pub(crate) overcommit: bool,
-    /// Whether the source keeps a definition of the VM.
-    pub(crate) persistent: bool,
-    /// Whether the source starts the VM at boot: what it says when it holds the VM, which clears it there, and what
-    /// Confirm sets at the destination.
-    pub(crate) autostart: bool,
-    /// Shares that the VM's files lie on.
-    pub(crate) shares: Vec<ShareId>,
-    /// Disks that move along.
-    #[serde(default)]
-    pub(crate) along: Vec<DiskMove>,
-    /// Whether their old files stay.
-    #[serde(default)]
-    pub(crate) keep_source: bool,
-    /// How these disks stood when the agents said so last.
-    #[serde(default)]
-    pub(crate) progress: Vec<DiskProgress>,
-}
-
-impl Plan {
-    /// As it is stored.
-    pub(crate) fn to_json(&self) -> String {
-        serde_json::to_string(self).expect("our types have text keys only")
-    }
-
-    /// The same for another attempt: no carrier or request of an earlier one is taken for one of it.
-    pub(crate) fn renewed(&self, now_ms: u64) -> Self {
-        Self {
-            session: SessionId(Uuid::new_v4()),
-            secret: ferry_trust::random_secret(),
-            generation: Generation(now_ms.max(self.generation.0 + 1)),
-            progress: Vec::new(),
-            ..self.clone()
-        }
-    }
-
-    /// As it was stored.
-    pub(crate) fn from_json(text: &str) -> Result<Self, serde_json::Error> {
-        serde_json::from_str(text)
-    }
-}
-
 /// One running move.
 pub(crate) struct Migrate {
-    app: Arc<App>,
+    context: Context,
     record: JobRecord,
-    plan: Plan,
+    plan: LivePlan,
     source: Arc<Host>,
     destination: Arc<Host>,
     running: Arc<Running>,
@@ -148,16 +76,39 @@ impl Migrate {
     ///
     /// # Errors
     /// A message, when the job's hosts or plan are not there any more: both are kept while a job is open.
-    pub(crate) fn new(app: Arc<App>, record: JobRecord, running: Arc<Running>) -> Result<Self, String> {
-        let plan = Plan::from_json(&record.job.plan).map_err(|error| format!("its plan is unreadable: {error}"))?;
+    pub(crate) fn new(context: Context, record: JobRecord, running: Arc<Running>) -> Result<Self, String> {
+        let plan = LivePlan::from_json(&record.job.plan).map_err(|error| format!("its plan is unreadable: {error}"))?;
         let host = |name: &HostName| {
-            app.inventory.by_id(name.id).ok_or_else(|| format!("host {} is not in the inventory", name.name))
+            context
+                .preflight
+                .inventory
+                .by_id(name.id)
+                .ok_or_else(|| format!("host {} is not in the inventory", name.name))
         };
         let (source, destination) = (host(&record.job.source)?, host(&record.job.destination)?);
         let figures = Mutex::new(record.figures.unwrap_or_default());
         let autostart = AtomicBool::new(plan.autostart);
         let disks = Mutex::new(plan.progress.clone());
-        Ok(Self { app, record, plan, source, destination, running, autostart, ready: Mutex::default(), figures, disks })
+        Ok(Self {
+            context,
+            record,
+            plan,
+            source,
+            destination,
+            running,
+            autostart,
+            ready: Mutex::default(),
+            figures,
+            disks,
+        })
+    }
+
+    fn store(&self) -> &Store {
+        &self.context.preflight.store
+    }
+
+    fn inventory(&self) -> &Arc<Inventory> {
+        &self.context.preflight.inventory
     }
 
     fn attempt(&self) -> Attempt {
@@ -165,19 +116,19 @@ impl Migrate {
     }
 
     fn others(&self) -> OtherHosts<'_> {
-        OtherHosts { inventory: &self.app.inventory, ends: [self.source.record.id, self.destination.record.id] }
+        OtherHosts { inventory: self.inventory(), participants: [self.source.record.id, self.destination.record.id] }
     }
 
     fn memory(&self) -> Logged<'_, Store> {
-        Logged::new(&self.app.store, self.record.id, &self.running)
+        Logged::new(self.store(), self.record.id, &self.running)
     }
 
-    fn ends<'a>(&'a self, others: &'a OtherHosts<'a>, memory: &'a dyn Memory) -> Ends<'a, AgentClient> {
-        Ends {
+    fn ends<'a>(&'a self, others: &'a OtherHosts<'a>, memory: &'a dyn Memory) -> Participants<'a, AgentClient> {
+        Participants {
             vm: self.record.job.vm,
             attempt: self.attempt(),
-            source: End { name: self.source.name(), agent: &self.source.agent },
-            destination: End { name: self.destination.name(), agent: &self.destination.agent },
+            source: Participant { name: self.source.name(), agent: &self.source.agent },
+            destination: Participant { name: self.destination.name(), agent: &self.destination.agent },
             others,
             memory,
             running: &self.running,
@@ -185,15 +136,16 @@ impl Migrate {
     }
 
     async fn preflight(&self) -> Result<(), StepFailed> {
-        let along = || Along::Decided(&self.plan.along);
+        let preflight = &self.context.preflight;
         let (vm, source, destination) = (self.record.job.vm, &self.source, &self.destination);
-        let (overcommit, occasion) = (self.plan.overcommit, Occasion::JobStart(self.record.id));
-        let check = || check_move::deeply(&self.app, vm, source, destination, along(), overcommit, occasion);
-        let checked = self.running.kept(|| async { Failure::apart(check().await) }).await;
-        let checked = checked.map_err(|problem| StepFailed(problem.title))?;
+        let asked = self.running.kept(|| live::ask_both(preflight, vm, source, destination)).await;
+        let promised = self.context.running.promised_before(self.record.id, destination.record.id);
+        let memory = live::Memory { promised: &promised, overcommit: self.plan.overcommit };
+        let along = Along::Decided(&self.plan.along);
+        let checked = live::judge(preflight, vm, &asked, memory, along, Occasion::JobStart).await;
         let findings = with_planned(&self.record.job.findings, &checked.findings);
         if findings != self.record.job.findings {
-            self.running.kept(|| self.app.store.put_findings(self.record.id, &findings)).await;
+            self.running.kept(|| self.store().put_findings(self.record.id, &findings)).await;
         }
         if any_blocks(&checked.findings) {
             let blocking = checked.findings.iter().filter(|finding| finding.severity == Severity::Blocks);
@@ -204,7 +156,7 @@ impl Migrate {
     }
 
     async fn reserve(&self) -> Result<(), StepFailed> {
-        match self.running.kept(|| self.app.store.reserve(self.record.job.vm, self.record.id)).await {
+        match self.running.kept(|| self.store().reserve(self.record.job.vm, self.record.id)).await {
             job if job == self.record.id => Ok(()),
             other => Err(StepFailed(format!("Job {other} has reserved VM {}", self.record.job.vm_name))),
         }
@@ -214,7 +166,7 @@ impl Migrate {
         let job = &self.record.job;
         let disks = match self.plan.along.is_empty() {
             true => Vec::new(),
-            false => check_move::arrivals(&self.source, job.vm, &self.plan.along).await.map_err(messages)?,
+            false => live::arrivals(&self.source, job.vm, &self.plan.along).await.map_err(messages)?,
         };
         {
             let mut figures = self.figures.lock().expect("nobody panics with it");
@@ -276,9 +228,9 @@ impl Migrate {
     /// Stores what is known by now of what was planned.
     async fn keep(&self) {
         let progress = self.disks.lock().expect("nobody panics with it").clone();
-        let plan = Plan { autostart: self.autostart.load(Ordering::SeqCst), progress, ..self.plan.clone() };
+        let plan = LivePlan { autostart: self.autostart.load(Ordering::SeqCst), progress, ..self.plan.clone() };
         let plan = plan.to_json();
-        self.running.kept(|| self.app.store.put_plan(self.record.id, &plan)).await;
+        self.running.kept(|| self.store().put_plan(self.record.id, &plan)).await;
     }
 
     /// Keeps how disks stand. Each end knows other things of them; what is zero is not known.
@@ -314,7 +266,7 @@ impl Migrate {
             self.keep().await;
         }
         if outcome.is_ok() {
-            self.running.kept(|| self.app.store.put_figures(self.record.id, &figures)).await;
+            self.running.kept(|| self.store().put_figures(self.record.id, &figures)).await;
         }
         outcome
     }
@@ -346,7 +298,7 @@ impl Migrate {
         }
         // Another VM, of any host, may need an old file by now: then all of them stay.
         let needed = match along && !body.keep_source {
-            true => needed_by_others_now(&self.app, self.record.job.vm, &self.plan.along).await,
+            true => needed_by_others_now(self.inventory(), self.record.job.vm, &self.plan.along).await,
             false => Vec::new(),
         };
         let keep_source = body.keep_source || !needed.is_empty();
@@ -354,7 +306,7 @@ impl Migrate {
             Ok(report) => {
                 self.take(&report);
                 let said = report.findings.iter().map(|finding| format!("{}. {}", finding.message, finding.fix));
-                note(&self.app, &self.running, &self.record, needed.into_iter().chain(said).collect()).await;
+                note(self.store(), &self.running, &self.record, needed.into_iter().chain(said).collect()).await;
             }
             Err(error) if is_unknown(&error) && self.is_gone_at_source().await => {}
             Err(error) => return Err(failed(&self.source, &error)),
@@ -369,7 +321,7 @@ impl Migrate {
     }
 
     async fn is_gone_at_source(&self) -> bool {
-        let seen = self.app.inventory.refresh(&self.source).await;
+        let seen = self.inventory().refresh(&self.source).await;
         seen.reachable && seen.vm(self.record.job.vm).is_none()
     }
 
@@ -383,7 +335,7 @@ impl Migrate {
             figures.total_ms = now_ms().saturating_sub(self.record.job.accepted_at_ms);
             *figures
         };
-        let store = &self.app.store;
+        let store = &self.store();
         self.running.kept(|| store.put_figures(self.record.id, &figures)).await;
         self.running.kept(|| store.unreserve(self.record.id)).await;
         self.wait_until_seen(&self.destination, &self.source).await;
@@ -394,7 +346,7 @@ impl Migrate {
     async fn wait_until_seen(&self, here: &Host, gone: &Host) {
         let vm = self.record.job.vm;
         let is_here = |seen: &Seen| seen.vm(vm).is_some_and(|facts| facts.state != VmState::Incoming);
-        let inventory = &self.app.inventory;
+        let inventory = self.inventory();
         tokio::join!(inventory.look_until(here, is_here), inventory.look_until(gone, |seen| seen.vm(vm).is_none()));
     }
 
@@ -460,7 +412,7 @@ impl Saga for Migrate {
         match step {
             Step::Preflight => Ok(()),
             Step::Reserve => {
-                self.running.kept(|| self.app.store.unreserve(self.record.id)).await;
+                self.running.kept(|| self.store().unreserve(self.record.id)).await;
                 Ok(())
             }
             Step::PrepareDestination => self.undo_destination().await,
@@ -473,11 +425,6 @@ impl Saga for Migrate {
 
     fn running(&self) -> &Running {
         &self.running
-    }
-
-    fn stuck(&self) {
-        // No bytes go any more; what is left does not keep others waiting.
-        self.app.jobs.give_slots_back(&self.app, self.record.id);
     }
 }
 
@@ -493,11 +440,6 @@ fn with_planned(stored: &[Finding], found: &[Finding]) -> Vec<Finding> {
 fn messages(findings: Vec<Finding>) -> StepFailed {
     let messages: Vec<String> = findings.into_iter().map(|finding| finding.message).collect();
     StepFailed(messages.join("; "))
-}
-
-/// What a host said against a step.
-pub(super) fn failed(host: &Host, error: &ClientError) -> StepFailed {
-    StepFailed(describe(host.name(), error))
 }
 
 fn merged(one: Figures, other: Figures) -> Figures {

@@ -23,34 +23,30 @@ use std::{
 use ferry_client::agent::Attempt;
 use ferry_core::{
     api::agent::{ConfirmRequest, OfflineReady, OfflineReport, OfflineStage, ReceiveOffline, Role, SendOffline},
-    files::{DiskProgress, FileMove},
+    files::DiskProgress,
     finding::{FindingId, Severity, any_blocks},
-    id::{Generation, SessionId, ShareId},
     job::Figures,
     migration::Step,
-    pin::Secret,
     units::ByteCount,
 };
-use serde::{Deserialize, Serialize};
-use uuid::Uuid;
 
 use super::{
+    Context,
     executor::{Saga, StepFailed},
-    migrate::failed,
     note,
-    undo::{gone_or, is_unknown},
+    participant::{failed, gone_or, is_unknown},
 };
 use crate::{
-    App,
-    app::{
-        move_offline::{Sized, What, as_disk, check, sizes},
-        move_storage::needed_by_others_now,
-    },
     clock::now_ms,
-    failure::{Failure, describe, has_finding},
-    inventory::{Host, Seen},
-    jobs::Running,
-    store::{HostName, JobRecord},
+    failure::{describe, has_finding},
+    inventory::{Host, Inventory, Seen},
+    jobs::running::Running,
+    plan::offline::OfflinePlan,
+    preflight::{
+        offline::{Sized, What, as_disk, check, sizes},
+        users::needed_by_others_now,
+    },
+    store::{HostName, JobRecord, Store},
 };
 
 /// How long the agent may hold the question how the move stands.
@@ -58,56 +54,11 @@ const REPORT_WAIT: Duration = Duration::from_secs(2);
 /// How long to wait before an agent that does not answer is asked again.
 const ASK_AGAIN: Duration = Duration::from_secs(1);
 
-/// What the saga must know again after a restart. Stored with the job.
-#[derive(Clone, Debug, Serialize, Deserialize)]
-pub(crate) struct Plan {
-    /// The attempt on the wire.
-    pub(crate) session: SessionId,
-    /// Known to both agents of the session only.
-    pub(crate) secret: Secret,
-    /// Begins at the time of acceptance, so that it rises even if a server starts with an empty database.
-    pub(crate) generation: Generation,
-    /// What moves.
-    pub(crate) files: Vec<FileMove>,
-    /// Shares with files that stay.
-    pub(crate) shares: Vec<ShareId>,
-    /// Whether the old files stay.
-    pub(crate) keep_source: bool,
-    /// Whether the source starts the VM at boot.
-    pub(crate) autostart: bool,
-    /// How files stood when the agents said so last.
-    #[serde(default)]
-    pub(crate) progress: Vec<DiskProgress>,
-}
-
-impl Plan {
-    /// As it is stored.
-    pub(crate) fn to_json(&self) -> String {
-        serde_json::to_string(self).expect("our types have text keys only")
-    }
-
-    /// As it was stored.
-    pub(crate) fn from_json(text: &str) -> Result<Self, serde_json::Error> {
-        serde_json::from_str(text)
-    }
-
-    /// The same for another attempt.
-    pub(crate) fn renewed(&self, now_ms: u64) -> Self {
-        Self {
-            session: SessionId(Uuid::new_v4()),
-            secret: ferry_trust::random_secret(),
-            generation: Generation(now_ms.max(self.generation.0 + 1)),
-            progress: Vec::new(),
-            ..self.clone()
-        }
-    }
-}
-
 /// One running offline move.
 pub(crate) struct MoveOffline {
-    app: Arc<App>,
+    context: Context,
     record: JobRecord,
-    plan: Plan,
+    plan: OfflinePlan,
     source: Arc<Host>,
     destination: Arc<Host>,
     running: Arc<Running>,
@@ -123,16 +74,29 @@ impl MoveOffline {
     ///
     /// # Errors
     /// A message, when the job's hosts or plan are not there any more: both are kept while a job is open.
-    pub(crate) fn new(app: Arc<App>, record: JobRecord, running: Arc<Running>) -> Result<Self, String> {
-        let plan = Plan::from_json(&record.job.plan).map_err(|error| format!("its plan is unreadable: {error}"))?;
+    pub(crate) fn new(context: Context, record: JobRecord, running: Arc<Running>) -> Result<Self, String> {
+        let plan =
+            OfflinePlan::from_json(&record.job.plan).map_err(|error| format!("its plan is unreadable: {error}"))?;
         let host = |name: &HostName| {
-            app.inventory.by_id(name.id).ok_or_else(|| format!("host {} is not in the inventory", name.name))
+            context
+                .preflight
+                .inventory
+                .by_id(name.id)
+                .ok_or_else(|| format!("host {} is not in the inventory", name.name))
         };
         let (source, destination) = (host(&record.job.source)?, host(&record.job.destination)?);
         let wire = record.figures.map(|figures| figures.disk_wire).unwrap_or_default();
         let last = Mutex::new((plan.progress.clone(), wire));
         let (ready, inherited) = (Mutex::default(), AtomicBool::new(false));
-        Ok(Self { app, record, plan, source, destination, running, ready, last, inherited })
+        Ok(Self { context, record, plan, source, destination, running, ready, last, inherited })
+    }
+
+    fn store(&self) -> &Store {
+        &self.context.preflight.store
+    }
+
+    fn inventory(&self) -> &Arc<Inventory> {
+        &self.context.preflight.inventory
     }
 
     fn attempt(&self) -> Attempt {
@@ -141,9 +105,9 @@ impl MoveOffline {
 
     async fn preflight(&self) -> Result<(), StepFailed> {
         let (vm, source, destination) = (self.record.job.vm, &self.source, &self.destination);
-        let check = || check(&self.app, vm, source, destination, What::Decided(&self.plan.files), None);
-        let checked = self.running.kept(|| async { Failure::apart(check().await) }).await;
-        let checked = checked.map_err(|problem| StepFailed(problem.title))?;
+        let what = What::Decided(&self.plan.files);
+        let check = || check(&self.context.preflight, vm, source, destination, what, None);
+        let checked = self.running.kept(check).await;
         if any_blocks(&checked.findings) {
             let blocking = checked.findings.iter().filter(|finding| finding.severity == Severity::Blocks);
             let messages: Vec<&str> = blocking.map(|finding| finding.message.as_str()).collect();
@@ -153,7 +117,7 @@ impl MoveOffline {
     }
 
     async fn reserve(&self) -> Result<(), StepFailed> {
-        match self.running.kept(|| self.app.store.reserve(self.record.job.vm, self.record.id)).await {
+        match self.running.kept(|| self.store().reserve(self.record.job.vm, self.record.id)).await {
             job if job == self.record.id => Ok(()),
             other => Err(StepFailed(format!("Job {other} has reserved VM {}", self.record.job.vm_name))),
         }
@@ -329,8 +293,8 @@ impl MoveOffline {
             allocated_destination: sum(|file| file.allocated_after),
             ..Figures::default()
         };
-        let plan = Plan { progress, ..self.plan.clone() }.to_json();
-        let store = &self.app.store;
+        let plan = OfflinePlan { progress, ..self.plan.clone() }.to_json();
+        let store = self.store();
         self.running.kept(|| store.put_plan(self.record.id, &plan)).await;
         self.running.kept(|| store.put_figures(self.record.id, &figures)).await;
     }
@@ -372,12 +336,13 @@ impl MoveOffline {
         let removed: Vec<_> = self.plan.files.iter().filter(|file| file.is_removed()).map(as_disk).collect();
         let needed = match body.keep_source || removed.is_empty() {
             true => Vec::new(),
-            false => needed_by_others_now(&self.app, self.record.job.vm, &removed).await,
+            false => needed_by_others_now(self.inventory(), self.record.job.vm, &removed).await,
         };
         let body = ConfirmRequest { keep_source: body.keep_source || !needed.is_empty(), ..body };
         match self.source.agent.confirm_offline(self.attempt(), &body).await {
             Ok(report) => {
-                note(&self.app, &self.running, &self.record, needed.into_iter().chain(report.remarks).collect()).await
+                note(self.store(), &self.running, &self.record, needed.into_iter().chain(report.remarks).collect())
+                    .await
             }
             Err(error) if is_unknown(&error) && self.is_gone_at_source().await => {}
             Err(error) => return Err(failed(&self.source, &error)),
@@ -395,12 +360,12 @@ impl MoveOffline {
             let is_third = ![self.source.record.id, self.destination.record.id].contains(&host.record.id);
             (is_third && seen.reachable && seen.vm(vm).is_some()).then(|| host.name().to_owned())
         };
-        match self.app.inventory.placed().into_iter().find_map(elsewhere) {
+        match self.inventory().placed().into_iter().find_map(elsewhere) {
             Some(host) => {
                 let said = format!(
                     "VM {name} has left host {destination} already; host {host} has it: its autostart is as it is there"
                 );
-                note(&self.app, &self.running, &self.record, vec![said]).await;
+                note(self.store(), &self.running, &self.record, vec![said]).await;
                 Ok(())
             }
             None => Err(StepFailed(format!(
@@ -412,7 +377,7 @@ impl MoveOffline {
     }
 
     async fn is_gone_at_source(&self) -> bool {
-        let seen = self.app.inventory.refresh(&self.source).await;
+        let seen = self.inventory().refresh(&self.source).await;
         seen.reachable && seen.vm(self.record.job.vm).is_none()
     }
 
@@ -420,10 +385,10 @@ impl MoveOffline {
         gone_or(self.destination.name(), self.destination.agent.release_offline(self.attempt()).await)?;
         gone_or(self.source.name(), self.source.agent.release_offline(self.attempt()).await)?;
         self.keep().await;
-        self.running.kept(|| self.app.store.unreserve(self.record.id)).await;
+        self.running.kept(|| self.store().unreserve(self.record.id)).await;
         // So that whoever sees the job's end sees the VM where it is, and there only.
         let vm = self.record.job.vm;
-        let inventory = &self.app.inventory;
+        let inventory = self.inventory();
         tokio::join!(
             inventory.look_until(&self.destination, |seen: &Seen| seen.vm(vm).is_some()),
             inventory.look_until(&self.source, |seen: &Seen| seen.vm(vm).is_none()),
@@ -469,7 +434,7 @@ impl Saga for MoveOffline {
         match step {
             Step::Preflight => Ok(()),
             Step::Reserve => {
-                self.running.kept(|| self.app.store.unreserve(self.record.id)).await;
+                self.running.kept(|| self.store().unreserve(self.record.id)).await;
                 Ok(())
             }
             // The destination first has to say that it will not have the VM: only then is the VM free at the source.
@@ -489,9 +454,5 @@ impl Saga for MoveOffline {
 
     fn running(&self) -> &Running {
         &self.running
-    }
-
-    fn stuck(&self) {
-        self.app.jobs.give_slots_back(&self.app, self.record.id);
     }
 }

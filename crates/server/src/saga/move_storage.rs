@@ -19,27 +19,27 @@ use std::{
 
 use ferry_client::{ClientError, agent::Attempt};
 use ferry_core::{
-    api::agent::{ConfirmStorage, PrepareStorage, StorageReport, StorageStage},
+    api::agent::{ConfirmStorage, StorageReport, StorageStage},
     files::{DiskProgress, DiskStage},
     finding::{Finding, FindingId},
-    id::Generation,
     migration::Step,
     units::ByteCount,
 };
-use serde::{Deserialize, Serialize};
 
 use super::{
+    Context,
     executor::{Saga, StepFailed},
     note,
+    participant::failed,
 };
 use crate::{
-    App,
-    app::move_storage::{blocks_now, needed_by_others_now},
     clock::now_ms,
     failure::{describe, has_finding},
-    inventory::{Host, Seen},
-    jobs::Running,
-    store::{JobRecord, LogEntry},
+    inventory::{Host, Inventory, Seen},
+    jobs::running::Running,
+    plan::storage::StoragePlan,
+    preflight::{storage::blocks_now, users::needed_by_others_now},
+    store::{JobRecord, LogEntry, Store},
 };
 
 /// How long the agent may hold the question how the move stands.
@@ -47,42 +47,11 @@ const REPORT_WAIT: Duration = Duration::from_secs(2);
 /// How long to wait before an agent that does not answer is asked again.
 const ASK_AGAIN: Duration = Duration::from_secs(1);
 
-/// What the saga must know again after a restart. Stored with the job.
-#[derive(Clone, Debug, Serialize, Deserialize)]
-pub(crate) struct Plan {
-    /// Begins at the time of acceptance, so that it rises even if a server starts with an empty database.
-    pub(crate) generation: Generation,
-    /// What the agent is asked for.
-    pub(crate) request: PrepareStorage,
-    /// Whether the old files stay.
-    pub(crate) keep_source: bool,
-    /// How the disks stood when the agent said so last.
-    #[serde(default)]
-    pub(crate) disks: Vec<DiskProgress>,
-}
-
-impl Plan {
-    /// As it is stored.
-    pub(crate) fn to_json(&self) -> String {
-        serde_json::to_string(self).expect("our types have text keys only")
-    }
-
-    /// As it was stored.
-    pub(crate) fn from_json(text: &str) -> Result<Self, serde_json::Error> {
-        serde_json::from_str(text)
-    }
-
-    /// The same for another attempt.
-    pub(crate) fn renewed(&self, now_ms: u64) -> Self {
-        Self { generation: Generation(now_ms.max(self.generation.0 + 1)), disks: Vec::new(), ..self.clone() }
-    }
-}
-
 /// One running storage move.
 pub(crate) struct MoveStorage {
-    app: Arc<App>,
+    context: Context,
     record: JobRecord,
-    plan: Plan,
+    plan: StoragePlan,
     host: Arc<Host>,
     running: Arc<Running>,
     last: Mutex<Vec<DiskProgress>>,
@@ -95,13 +64,26 @@ impl MoveStorage {
     ///
     /// # Errors
     /// A message, when the job's host or plan is not there any more: both are kept while a job is open.
-    pub(crate) fn new(app: Arc<App>, record: JobRecord, running: Arc<Running>) -> Result<Self, String> {
-        let plan = Plan::from_json(&record.job.plan).map_err(|error| format!("its plan is unreadable: {error}"))?;
+    pub(crate) fn new(context: Context, record: JobRecord, running: Arc<Running>) -> Result<Self, String> {
+        let plan =
+            StoragePlan::from_json(&record.job.plan).map_err(|error| format!("its plan is unreadable: {error}"))?;
         let name = &record.job.source;
-        let host = app.inventory.by_id(name.id).ok_or_else(|| format!("host {} is not in the inventory", name.name))?;
+        let host = context
+            .preflight
+            .inventory
+            .by_id(name.id)
+            .ok_or_else(|| format!("host {} is not in the inventory", name.name))?;
         let last = Mutex::new(plan.disks.clone());
         let findings = Mutex::new(record.job.findings.clone());
-        Ok(Self { app, record, plan, host, running, last, findings })
+        Ok(Self { context, record, plan, host, running, last, findings })
+    }
+
+    fn store(&self) -> &Store {
+        &self.context.preflight.store
+    }
+
+    fn inventory(&self) -> &Arc<Inventory> {
+        &self.context.preflight.inventory
     }
 
     fn attempt(&self) -> Attempt {
@@ -109,8 +91,8 @@ impl MoveStorage {
     }
 
     async fn preflight(&self) -> Result<(), StepFailed> {
-        self.app.inventory.refresh(&self.host).await;
-        let blocks = blocks_now(&self.app, &self.host, &self.plan.request);
+        self.inventory().refresh(&self.host).await;
+        let blocks = blocks_now(self.inventory(), &self.host, &self.plan.request);
         if !blocks.is_empty() {
             self.found(&blocks).await;
             let messages: Vec<&str> = blocks.iter().map(|finding| finding.message.as_str()).collect();
@@ -133,13 +115,13 @@ impl MoveStorage {
         }
         let note = |finding: &Finding| LogEntry::Note(format!("{}. {}", finding.message, finding.fix));
         let notes: Vec<LogEntry> = fresh.iter().map(note).collect();
-        let store = &self.app.store;
+        let store = self.store();
         self.running.kept(|| store.put_findings(self.record.id, &all)).await;
         self.running.kept(|| store.append(self.record.id, &notes, now_ms())).await;
     }
 
     async fn reserve(&self) -> Result<(), StepFailed> {
-        match self.running.kept(|| self.app.store.reserve(self.record.job.vm, self.record.id)).await {
+        match self.running.kept(|| self.store().reserve(self.record.job.vm, self.record.id)).await {
             job if job == self.record.id => Ok(()),
             other => Err(StepFailed(format!("Job {other} has reserved VM {}", self.record.job.vm_name))),
         }
@@ -199,8 +181,8 @@ impl MoveStorage {
     /// Keeps how the disks stand, so that it is known after the job's end.
     async fn keep(&self) {
         let disks = self.last.lock().expect("nobody panics with it").clone();
-        let plan = Plan { disks, ..self.plan.clone() }.to_json();
-        self.running.kept(|| self.app.store.put_plan(self.record.id, &plan)).await;
+        let plan = StoragePlan { disks, ..self.plan.clone() }.to_json();
+        self.running.kept(|| self.store().put_plan(self.record.id, &plan)).await;
     }
 
     fn take(&self, report: &StorageReport) {
@@ -212,13 +194,13 @@ impl MoveStorage {
         // Another VM, of any host, may need an old file by now: then all of them stay.
         let needed = match self.plan.keep_source {
             true => Vec::new(),
-            false => needed_by_others_now(&self.app, self.record.job.vm, &self.plan.request.disks).await,
+            false => needed_by_others_now(self.inventory(), self.record.job.vm, &self.plan.request.disks).await,
         };
         let body = ConfirmStorage { keep_source: self.plan.keep_source || !needed.is_empty() };
         match self.host.agent.confirm_storage(self.attempt(), &body).await {
             Ok(report) => {
                 self.take(&report);
-                note(&self.app, &self.running, &self.record, needed).await;
+                note(self.store(), &self.running, &self.record, needed).await;
                 self.found(&report.findings).await;
                 Ok(())
             }
@@ -237,7 +219,7 @@ impl MoveStorage {
             allocated_destination: sum(|disk| disk.allocated_after),
             ..ferry_core::job::Figures::default()
         };
-        let store = &self.app.store;
+        let store = self.store();
         self.running.kept(|| store.put_figures(self.record.id, &figures)).await;
         self.running.kept(|| store.unreserve(self.record.id)).await;
         // So that whoever sees the job's end sees the VM with its new files.
@@ -249,7 +231,7 @@ impl MoveStorage {
                 self.plan.request.disks.iter().all(uses)
             })
         };
-        self.app.inventory.look_until(&self.host, moved).await;
+        self.inventory().look_until(&self.host, moved).await;
         Ok(())
     }
 
@@ -264,7 +246,7 @@ impl MoveStorage {
     }
 
     fn failed(&self, error: &ClientError) -> StepFailed {
-        StepFailed(describe(self.host.name(), error))
+        failed(&self.host, error)
     }
 }
 
@@ -320,7 +302,7 @@ impl Saga for MoveStorage {
         match step {
             Step::Preflight => Ok(()),
             Step::Reserve => {
-                self.running.kept(|| self.app.store.unreserve(self.record.id)).await;
+                self.running.kept(|| self.store().unreserve(self.record.id)).await;
                 Ok(())
             }
             Step::PrepareDestination => self.undo_files().await,
@@ -332,9 +314,5 @@ impl Saga for MoveStorage {
 
     fn running(&self) -> &Running {
         &self.running
-    }
-
-    fn stuck(&self) {
-        self.app.jobs.give_slots_back(&self.app, self.record.id);
     }
 }

@@ -16,8 +16,8 @@ use ferry_core::{
 use tokio::sync::watch;
 
 use super::{
-    ends::{Ends, MoveAgent},
     executor::StepFailed,
+    participants::{MoveAgent, Participants},
     presence,
 };
 use crate::failure::{describe, has_finding};
@@ -57,7 +57,7 @@ enum Course {
 
 /// Starts the move, or finds it started, and follows it. Ok: the destination has the VM.
 pub(super) async fn perform(
-    ends: &Ends<'_, impl MoveAgent>,
+    ends: &Participants<'_, impl MoveAgent>,
     mut take: impl FnMut(&MigrationReport),
     started: impl FnOnce(),
 ) -> Result<(), StepFailed> {
@@ -89,7 +89,7 @@ pub(super) async fn perform(
 
 /// Decides on each change until the attempt is over.
 async fn steer(
-    ends: &Ends<'_, impl MoveAgent>,
+    ends: &Participants<'_, impl MoveAgent>,
     source: &mut watch::Receiver<Side>,
     destination: &mut watch::Receiver<Side>,
     mut take: impl FnMut(&MigrationReport),
@@ -142,7 +142,7 @@ fn failed_by_itself(source: &Side) -> bool {
 
 /// Waits for the wish to cancel, then asks the source to end the move until it did. After the point of no return it
 /// refuses for good: then the other end of [`steer`] sees the move arrive.
-async fn cancel_when_asked(ends: &Ends<'_, impl MoveAgent>) {
+async fn cancel_when_asked(ends: &Participants<'_, impl MoveAgent>) {
     ends.running.cancelled.cancelled().await;
     let mut pause = PAUSE_FIRST;
     while let Err(error) = abort(ends).await {
@@ -193,7 +193,7 @@ fn course(source: &Side, destination: &Side) -> Course {
 }
 
 /// Asks until it is known who has the VM. Ok: the destination; an error: the source.
-async fn settle(ends: &Ends<'_, impl MoveAgent>, cause: String) -> Result<(), StepFailed> {
+async fn settle(ends: &Participants<'_, impl MoveAgent>, cause: String) -> Result<(), StepFailed> {
     let mut pause = PAUSE_FIRST;
     let mut delivered = false;
     loop {
@@ -232,7 +232,7 @@ fn condition(source: Presence, vm: VmId) -> String {
 }
 
 /// Asks the source to end the move. It refuses after the point of no return.
-async fn abort(ends: &Ends<'_, impl MoveAgent>) -> Result<(), ClientError> {
+async fn abort(ends: &Participants<'_, impl MoveAgent>) -> Result<(), ClientError> {
     let answer = ends.source.agent.abort(ends.attempt).await;
     if let Err(error) = &answer {
         tracing::info!(host = ends.source.name, error = error.chain(), "The source did not end the move");
@@ -241,7 +241,7 @@ async fn abort(ends: &Ends<'_, impl MoveAgent>) -> Result<(), ClientError> {
 }
 
 /// Keeps `sender` at what one end reports, and says when nothing is heard of it. Never ends.
-async fn follow(ends: &Ends<'_, impl MoveAgent>, role: Role, sender: watch::Sender<Side>) -> ! {
+async fn follow(ends: &Participants<'_, impl MoveAgent>, role: Role, sender: watch::Sender<Side>) -> ! {
     let end = match role {
         Role::Source => &ends.source,
         Role::Destination => &ends.destination,
@@ -288,14 +288,14 @@ async fn follow(ends: &Ends<'_, impl MoveAgent>, role: Role, sender: watch::Send
 }
 
 /// Whether the move is over and the destination has the VM: for a server that was away meanwhile.
-pub(super) async fn has_arrived(ends: &Ends<'_, impl MoveAgent>) -> bool {
+pub(super) async fn has_arrived(ends: &Participants<'_, impl MoveAgent>) -> bool {
     let report = ends.destination.agent.report(ends.attempt, 0, Duration::ZERO).await;
     report.is_ok_and(|report| matches!(report.stage, Stage::Delivered | Stage::Resumed | Stage::Confirmed))
 }
 
 /// Sees that the VM runs at the destination: it does so by itself, or is asked to, once it is known that it has the VM.
 /// Ok holds the destination's report, if there is one.
-pub(super) async fn resume(ends: &Ends<'_, impl MoveAgent>) -> Result<Option<MigrationReport>, StepFailed> {
+pub(super) async fn resume(ends: &Participants<'_, impl MoveAgent>) -> Result<Option<MigrationReport>, StepFailed> {
     let report = match resumed_by_itself(ends).await {
         Some(report) => report,
         None => {
@@ -334,7 +334,7 @@ pub(super) async fn resume(ends: &Ends<'_, impl MoveAgent>) -> Result<Option<Mig
 }
 
 /// The destination's report once it has resumed the VM by itself; `None` when it has not in time.
-async fn resumed_by_itself(ends: &Ends<'_, impl MoveAgent>) -> Option<MigrationReport> {
+async fn resumed_by_itself(ends: &Participants<'_, impl MoveAgent>) -> Option<MigrationReport> {
     let waiting = async {
         let mut after = 0;
         loop {

@@ -9,8 +9,8 @@ use ferry_core::{
 };
 
 use super::{
-    ends::{End, Ends, MoveAgent},
-    undo::is_unknown,
+    participant::is_unknown,
+    participants::{MoveAgent, Participant, Participants},
 };
 
 /// A host that does not say within this is not known.
@@ -29,7 +29,7 @@ pub(super) struct Decision {
 }
 
 /// Asks both hosts now, and all others where neither runs the VM.
-pub(super) async fn decide(ends: &Ends<'_, impl MoveAgent>, delivered_before: bool) -> Decision {
+pub(super) async fn decide(ends: &Participants<'_, impl MoveAgent>, delivered_before: bool) -> Decision {
     let (here, there) = tokio::join!(ask_one(ends, &ends.source), ask_one(ends, &ends.destination));
     let (source, before) = (here.presence, there.presence);
     // A host may take seconds to answer. What the destination says counts only if it is the same before and after the
@@ -56,7 +56,7 @@ pub(super) async fn decide(ends: &Ends<'_, impl MoveAgent>, delivered_before: bo
 }
 
 /// Asks the destination alone, while the source does not answer: what it has may be taken from it before both do.
-pub(super) async fn remember(ends: &Ends<'_, impl MoveAgent>) {
+pub(super) async fn remember(ends: &Participants<'_, impl MoveAgent>) {
     let there = ask_one(ends, &ends.destination).await;
     if is_to_be_remembered(Presence::Unknown, there.presence) && !there.gave_up {
         ends.memory.keep_arrived().await;
@@ -64,7 +64,7 @@ pub(super) async fn remember(ends: &Ends<'_, impl MoveAgent>) {
 }
 
 /// What is to be done about a VM that was at the destination once, and is at no host that can be asked.
-fn lost(ends: &Ends<'_, impl MoveAgent>) -> String {
+fn lost(ends: &Participants<'_, impl MoveAgent>) -> String {
     let (source, destination, vm) = (ends.source.name, ends.destination.name, ends.vm);
     format!(
         "Neither {source} nor {destination} runs the VM, nor any other host, and {destination} had all of it: it was moved on or \
@@ -74,7 +74,7 @@ fn lost(ends: &Ends<'_, impl MoveAgent>) -> String {
 }
 
 /// Why it is not known that no other host has the VM; `None`: none has.
-async fn elsewhere(ends: &Ends<'_, impl MoveAgent>) -> Option<String> {
+async fn elsewhere(ends: &Participants<'_, impl MoveAgent>) -> Option<String> {
     let neither = format!("Neither {} nor {} runs the VM", ends.source.name, ends.destination.name);
     let Ok(told) = tokio::time::timeout(ASK_DEADLINE, ends.others.state_of(ends.vm)).await else {
         return Some(format!("{neither}, and a host does not say whether it was moved on to there"));
@@ -95,7 +95,7 @@ struct Answer {
     gave_up: bool,
 }
 
-async fn ask_one<A: MoveAgent>(ends: &Ends<'_, A>, end: &End<'_, A>) -> Answer {
+async fn ask_one<A: MoveAgent>(ends: &Participants<'_, A>, end: &Participant<'_, A>) -> Answer {
     let only = |presence| Answer { presence, delivered: false, gave_up: false };
     let asked = async {
         match end.agent.report(ends.attempt, 0, Duration::ZERO).await {
@@ -111,7 +111,7 @@ async fn ask_one<A: MoveAgent>(ends: &Ends<'_, A>, end: &End<'_, A>) -> Answer {
 
 /// The agent has lost the attempt: its list of VMs still shows some of the truth. A paused or receiving process may be
 /// the only whole copy there is, so of those it is said that nothing is known.
-async fn from_facts<A: MoveAgent>(ends: &Ends<'_, A>, end: &End<'_, A>) -> Presence {
+async fn from_facts<A: MoveAgent>(ends: &Participants<'_, A>, end: &Participant<'_, A>) -> Presence {
     match end.agent.state_of(ends.vm).await {
         Ok(Some(VmState::Running)) => Presence::Running,
         Ok(Some(VmState::Crashed | VmState::Suspended)) => Presence::Halted,
@@ -122,7 +122,7 @@ async fn from_facts<A: MoveAgent>(ends: &Ends<'_, A>, end: &End<'_, A>) -> Prese
 }
 
 /// What has to happen so that it is known who has the VM.
-fn awaited(ends: &Ends<'_, impl MoveAgent>, source: Presence, destination: Presence) -> String {
+fn awaited(ends: &Participants<'_, impl MoveAgent>, source: Presence, destination: Presence) -> String {
     let (source_name, destination_name) = (ends.source.name, ends.destination.name);
     match (source, destination) {
         (Presence::Running, Presence::Running) => format!(

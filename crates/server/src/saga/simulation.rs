@@ -37,12 +37,12 @@ use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 use super::{
-    ends::{End, Ends, Logged, Memory, MoveAgent, Others, Told},
     executor::{Log, Patience, Saga, StepFailed, drive},
-    perform,
-    undo::{self, gone_or},
+    participant::gone_or,
+    participants::{Logged, Memory, MoveAgent, Others, Participant, Participants, Told},
+    perform, undo,
 };
-use crate::{jobs::Running, store::StoreError};
+use crate::{jobs::running::Running, store::StoreError};
 
 /// Unless `FERRY_SIMULATED_MOVES` asks for more.
 const MOVES: u64 = 10_000;
@@ -819,12 +819,12 @@ impl Life {
         Attempt { job: JobId(1), generation: Generation(1) }
     }
 
-    fn ends<'a>(&'a self, memory: &'a dyn Memory) -> Ends<'a, Agent> {
-        Ends {
+    fn ends<'a>(&'a self, memory: &'a dyn Memory) -> Participants<'a, Agent> {
+        Participants {
             vm: VmId(Uuid::nil()),
             attempt: self.attempt(),
-            source: End { name: "kvm1", agent: &self.source },
-            destination: End { name: "kvm2", agent: &self.destination },
+            source: Participant { name: "kvm1", agent: &self.source },
+            destination: Participant { name: "kvm2", agent: &self.destination },
             others: &*self.world,
             memory,
             running: &self.running,
@@ -888,8 +888,6 @@ impl Saga for Life {
     fn running(&self) -> &Running {
         &self.running
     }
-
-    fn stuck(&self) {}
 
     async fn pause(&self, pause: Duration) {
         lock(&self.world).tick();

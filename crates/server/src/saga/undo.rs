@@ -1,18 +1,17 @@
 //! Takes back what a live move has changed at its hosts, after its step failed or somebody gave it up. In this order: a source
 //! that does not run the VM is let go only once the destination has said that it will not run it.
 
-use ferry_client::ClientError;
 use ferry_core::migration::{Presence, Verdict};
 
 use super::{
-    ends::{Ends, MoveAgent},
     executor::StepFailed,
+    participant::gone_or,
+    participants::{MoveAgent, Participants},
     presence,
 };
-use crate::failure::describe;
 
 /// The source's part: it ends the move and is let go.
-pub(super) async fn source(ends: &Ends<'_, impl MoveAgent>) -> Result<(), StepFailed> {
+pub(super) async fn source(ends: &Participants<'_, impl MoveAgent>) -> Result<(), StepFailed> {
     let aborted = ends.source.agent.abort(ends.attempt).await;
     let has_it = |presence| matches!(presence, Presence::Running | Presence::Paused | Presence::Halted);
     let is_here = matches!(&aborted, Ok(report) if has_it(report.presence));
@@ -31,20 +30,7 @@ pub(super) async fn source(ends: &Ends<'_, impl MoveAgent>) -> Result<(), StepFa
 }
 
 /// The destination's part: its copy goes, with all that came for it.
-pub(super) async fn destination(ends: &Ends<'_, impl MoveAgent>) -> Result<(), StepFailed> {
+pub(super) async fn destination(ends: &Participants<'_, impl MoveAgent>) -> Result<(), StepFailed> {
     gone_or(ends.destination.name, ends.destination.agent.abort(ends.attempt).await.map(drop))?;
     gone_or(ends.destination.name, ends.destination.agent.release(ends.attempt).await)
-}
-
-/// For what takes something away: an agent that knows nothing of the attempt has nothing of it.
-pub(super) fn gone_or(host: &str, answer: Result<(), ClientError>) -> Result<(), StepFailed> {
-    match answer {
-        Err(error) if !is_unknown(&error) => Err(StepFailed(describe(host, &error))),
-        _ => Ok(()),
-    }
-}
-
-/// Whether the agent knows nothing of the attempt.
-pub(super) fn is_unknown(error: &ClientError) -> bool {
-    error.problem().is_some_and(|problem| problem.status == 404)
 }

@@ -2,6 +2,7 @@
 
 mod answers;
 mod inventory;
+mod job;
 mod jobs;
 mod schema;
 mod storage_locations;
@@ -16,7 +17,7 @@ use thiserror::Error;
 
 pub use answers::{Answer, Begun};
 pub use inventory::{HostRecord, HostSettings, ShareRecord};
-pub use jobs::{Created, CreatedMany, HostName, JobRecord, LogEntry, LogRow, NewJob, Restarted};
+pub use job::{Created, CreatedMany, HostName, JobRecord, LogEntry, LogRow, NewJob, Restarted};
 
 /// Readers that may look at the database at once: calls of the API are short.
 const READERS_MAX: u32 = 4;

@@ -2,6 +2,8 @@
 
 use ferry_client::ClientError;
 use ferry_core::{
+    api::server::MoveDisk,
+    files::plan::Requested,
     finding::{Finding, FindingId},
     location::Location,
     place::{KnownShare, Place, locate, reachable},
@@ -11,16 +13,16 @@ use ferry_core::{
 use crate::{
     failure::Failure,
     inventory::{Host, Seen},
-    store::ShareRecord,
+    store::{ShareRecord, Store},
 };
 
 /// The shares of the inventory, as `core` asks for them.
-pub(super) fn known(shares: &[ShareRecord]) -> Vec<KnownShare<'_>> {
+pub(crate) fn known(shares: &[ShareRecord]) -> Vec<KnownShare<'_>> {
     shares.iter().map(|share| KnownShare { id: share.id, name: &share.name, source: &share.source }).collect()
 }
 
 /// The location that a text means on a host, whether the host can reach it or not.
-pub(super) fn meant(title: &str, host: &Host, shares: &[ShareRecord], text: &str) -> Result<Location, Failure> {
+pub(crate) fn meant(title: &str, host: &Host, shares: &[ShareRecord], text: &str) -> Result<Location, Failure> {
     let place: Place =
         text.parse().map_err(|error: ferry_core::place::PlaceError| Failure::found(title, error.finding()))?;
     let found = locate(&place, host.record.id, &known(shares), attached(&host.seen()));
@@ -28,19 +30,19 @@ pub(super) fn meant(title: &str, host: &Host, shares: &[ShareRecord], text: &str
 }
 
 /// As [`meant`], on a share that the host has attached, or on the host itself.
-pub(super) fn within_reach(title: &str, host: &Host, shares: &[ShareRecord], text: &str) -> Result<Location, Failure> {
+pub(crate) fn within_reach(title: &str, host: &Host, shares: &[ShareRecord], text: &str) -> Result<Location, Failure> {
     let location = meant(title, host, shares, text)?;
     let found = reachable(&location, host.name(), attached(&host.seen()), &known(shares));
     found.map(|()| location).map_err(|finding| Failure::found(title, finding))
 }
 
 /// The shares that a host has, as its agent said last.
-pub(super) fn attached(seen: &Seen) -> &[AttachedShare] {
+pub(crate) fn attached(seen: &Seen) -> &[AttachedShare] {
     seen.observation.as_ref().map_or(&[], |observation| &observation.shares)
 }
 
 /// Why an agent did not look at a place. One of an earlier version knows no such request.
-pub(super) fn not_looked(title: &str, host: &str, error: &ClientError) -> Failure {
+pub(crate) fn not_looked(title: &str, host: &str, error: &ClientError) -> Failure {
     let is_old = error.problem().is_some_and(|problem| {
         problem.status == 404 && problem.findings.iter().any(|finding| finding.id == FindingId::RequestInvalid)
     });
@@ -54,6 +56,22 @@ pub(super) fn not_looked(title: &str, host: &str, error: &ClientError) -> Failur
         format!("Bring the agent on host {host} to the version of the server"),
     );
     Failure::found(title, finding)
+}
+
+/// What is meant by places and disks, on the host that is to hold the files.
+pub(crate) async fn wanted(
+    store: &Store,
+    title: &str,
+    host: &Host,
+    all: Option<&String>,
+    disks: &[MoveDisk],
+) -> Result<Requested, Failure> {
+    let shares = store.shares().await?;
+    let place = |text: Option<&String>| -> Result<Option<Location>, Failure> {
+        text.map(|text| within_reach(title, host, &shares, text)).transpose()
+    };
+    let named = disks.iter().map(|disk| Ok((disk.device.clone(), place(disk.to.as_ref())?, disk.format)));
+    Ok(Requested { all: place(all)?, named: named.collect::<Result<_, Failure>>()? })
 }
 
 #[cfg(test)]

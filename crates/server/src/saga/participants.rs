@@ -19,7 +19,7 @@ use ferry_core::{
 use futures_util::future::{BoxFuture, FutureExt as _, join_all};
 
 use super::executor::Log;
-use crate::{inventory::Inventory, jobs::Running};
+use crate::{inventory::Inventory, jobs::running::Running};
 
 /// What is asked of an agent while it is decided who has the VM.
 pub(super) trait MoveAgent: Sync {
@@ -87,12 +87,12 @@ pub(super) trait Others: Sync {
 /// Every host of the inventory but the ends.
 pub(super) struct OtherHosts<'a> {
     pub(super) inventory: &'a Inventory,
-    pub(super) ends: [HostId; 2],
+    pub(super) participants: [HostId; 2],
 }
 
 impl Others for OtherHosts<'_> {
     fn state_of(&self, vm: VmId) -> BoxFuture<'_, Vec<Told>> {
-        let others = self.inventory.hosts().into_iter().filter(|host| !self.ends.contains(&host.record.id));
+        let others = self.inventory.hosts().into_iter().filter(|host| !self.participants.contains(&host.record.id));
         let asked = others.map(|host| async move { (host.name().to_owned(), host.agent.state_of(vm).await) });
         join_all(asked).boxed()
     }
@@ -144,18 +144,18 @@ impl<L: Log> Memory for Logged<'_, L> {
 
 /// One end.
 #[derive(Debug)]
-pub(super) struct End<'a, A> {
+pub(super) struct Participant<'a, A> {
     /// The host's name.
     pub(super) name: &'a str,
     pub(super) agent: &'a A,
 }
 
 /// Both ends of one attempt.
-pub(super) struct Ends<'a, A> {
+pub(super) struct Participants<'a, A> {
     pub(super) vm: VmId,
     pub(super) attempt: Attempt,
-    pub(super) source: End<'a, A>,
-    pub(super) destination: End<'a, A>,
+    pub(super) source: Participant<'a, A>,
+    pub(super) destination: Participant<'a, A>,
     pub(super) others: &'a dyn Others,
     pub(super) memory: &'a dyn Memory,
     pub(super) running: &'a Running,

@@ -1,6 +1,6 @@
-//! What stands against a move: quickly for all hosts from what is known, deeply for one by asking both hosts now.
+//! What stands against a live move: quickly for all hosts from what is known, deeply for one by asking both hosts now.
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{borrow::Cow, collections::BTreeMap, sync::Arc};
 
 use ferry_core::{
     api::{agent::DiskArrival, server::Candidate},
@@ -18,11 +18,10 @@ use ferry_core::{
 };
 use futures_util::future::join_all;
 
-use super::{move_storage::used_by_others, promised::Promised, show_vms};
+use super::{Preflight, gone, promised::Promised, told, users::used_by_others, uses};
 use crate::{
-    App,
-    failure::{Failure, fault_finding},
-    inventory::{Host, Seen},
+    inventory::{Host, Inventory, Seen},
+    store::StoreError,
 };
 
 /// Why a move is looked at deeply.
@@ -33,7 +32,7 @@ pub(crate) enum Occasion {
     /// The same, with others: what was shown for them need not be shown again.
     OneOfSeveral(Option<JobId>),
     /// The job itself begins: what was shown for the request some moments ago need not be shown again.
-    JobStart(JobId),
+    JobStart,
 }
 
 /// Which disks move along with the VM.
@@ -57,26 +56,17 @@ pub(crate) struct Checked {
     pub(crate) along: Vec<DiskMove>,
 }
 
-/// Every host as the destination of a VM, from what is known.
-pub(crate) async fn candidates(app: &App, reference: &str) -> Result<Vec<Candidate>, Failure> {
-    let title = format!("Could not look for hosts for VM {reference}");
-    let (source, vm) = show_vms::find(app, &title, reference)?;
-    // What moves along without a word: UEFI variables that lie where libvirt has them.
-    let judged = judge_all(app, &source, &vm, &Promised::read(app).await?, false, |_| None).await?;
-    Ok(judged.into_iter().map(|(candidate, _)| candidate).collect())
-}
-
-/// As [`candidates`], each host with what moves along to it; disks that it does not reach go to its place of `storage`.
-pub(super) async fn judge_all(
-    app: &App,
+/// Every host as the destination of a VM, from what is known, with what moves along to it; disks that it does not reach go to its place of `storage`.
+pub(crate) async fn judge_all(
+    preflight: &Preflight,
     source: &Host,
     vm: &VmFacts,
     promised: &Promised,
     overcommit: bool,
     storage: impl Fn(&Host) -> Option<Location>,
-) -> Result<Vec<(Candidate, Vec<DiskMove>)>, Failure> {
-    let busy = show_vms::moving(app).await?.get(&vm.id).copied();
-    let shares = named_shares(app).await?;
+) -> Result<Vec<(Candidate, Vec<DiskMove>)>, StoreError> {
+    let busy = preflight.store.moving().await?.get(&vm.id).copied();
+    let shares = preflight.shares().await?;
     let source_seen = source.seen();
     let one = |destination: Arc<Host>| {
         let seen = destination.seen();
@@ -95,7 +85,7 @@ pub(super) async fn judge_all(
             overcommit,
         });
         let mut more = planned.findings;
-        more.extend(used_by_others(app, vm.id, &planned.moves));
+        more.extend(used_by_others(&preflight.inventory, vm.id, &planned.moves));
         if let Some(first) = more.iter().find(|finding| finding.severity == Severity::Blocks)
             && candidate.kind.take().is_some()
         {
@@ -105,104 +95,107 @@ pub(super) async fn judge_all(
         candidate.findings.sort_by_key(|finding| std::cmp::Reverse(finding.severity));
         (candidate, planned.moves)
     };
-    Ok(app.inventory.hosts().into_iter().map(one).collect())
+    Ok(preflight.inventory.hosts().into_iter().map(one).collect())
 }
 
 /// What a host has, asked now: that a VM does not run counts only if its host says so once it has looked.
-async fn ask(app: &App, host: &Arc<Host>, vm: VmId) -> Seen {
-    let seen = app.inventory.refresh(host).await;
+async fn ask(inventory: &Arc<Inventory>, host: &Arc<Host>, vm: VmId) -> Seen {
+    let seen = inventory.refresh(host).await;
     let runs = seen.vm(vm).is_some_and(|facts| facts.state == VmState::Running);
-    if runs || !seen.reachable { seen } else { app.inventory.look(host).await }
+    if runs || !seen.reachable { seen } else { inventory.look(host).await }
 }
 
-/// One host as the destination of a VM; both hosts are asked now, and that the shares are the same is shown.
-pub(crate) async fn deeply(
-    app: &App,
+/// Both hosts of a move, and what they said when they were asked.
+pub(crate) struct Asked<'a> {
+    source: (&'a Arc<Host>, Cow<'a, Seen>),
+    destination: (&'a Arc<Host>, Cow<'a, Seen>),
+    shares: Cow<'a, BTreeMap<ShareId, NamedShare>>,
+}
+
+/// Asks both hosts of a move now.
+pub(crate) async fn ask_both<'a>(
+    preflight: &Preflight,
     vm: VmId,
-    source: &Arc<Host>,
-    destination: &Arc<Host>,
-    along: Along<'_>,
-    overcommit: bool,
-    occasion: Occasion,
-) -> Result<Checked, Failure> {
+    source: &'a Arc<Host>,
+    destination: &'a Arc<Host>,
+) -> Result<Asked<'a>, StoreError> {
+    let inventory = &preflight.inventory;
     let (at_source, at_destination, shares) =
-        tokio::join!(ask(app, source, vm), app.inventory.refresh(destination), named_shares(app));
-    let promised = match occasion {
-        Occasion::JobStart(job) => app.jobs.promised_before(job, destination.record.id),
-        Occasion::Request(_) | Occasion::OneOfSeveral(_) => Promised::read(app).await?.at(destination.record.id, vm),
-    };
-    let asked = Asked {
-        source: (source, &at_source),
-        destination: (destination, &at_destination),
-        shares: &shares?,
-        promised: &promised,
-        overcommit,
-    };
-    Ok(judge(app, vm, &asked, along, occasion).await)
+        tokio::join!(ask(inventory, source, vm), inventory.refresh(destination), preflight.shares());
+    Ok(Asked {
+        source: (source, Cow::Owned(at_source)),
+        destination: (destination, Cow::Owned(at_destination)),
+        shares: Cow::Owned(shares?),
+    })
 }
 
 /// One host as the destination of several VMs, in their order. Each host is asked once.
-pub(crate) async fn all_deeply(
-    app: &App,
+pub(crate) async fn judge_several(
+    preflight: &Preflight,
     vms: &[(Arc<Host>, VmFacts)],
     destination: &Arc<Host>,
     wanted: &Requested,
     promised: &Promised,
     overcommit: bool,
-) -> Result<Vec<Checked>, Failure> {
-    let moving = show_vms::moving(app).await?;
-    let shares = named_shares(app).await?;
-    let at_destination = app.inventory.refresh(destination).await;
+) -> Result<Vec<Checked>, StoreError> {
+    let moving = preflight.store.moving().await?;
+    let shares = preflight.shares().await?;
+    let at_destination = preflight.inventory.refresh(destination).await;
     let mut at_sources: BTreeMap<HostId, Seen> = BTreeMap::new();
     let mut checked = Vec::with_capacity(vms.len());
     for (source, vm) in vms {
         let at_source = match at_sources.get(&source.record.id) {
             Some(seen) => seen,
             None => {
-                let seen = app.inventory.refresh(source).await;
+                let seen = preflight.inventory.refresh(source).await;
                 at_sources.entry(source.record.id).or_insert(seen)
             }
         };
         let asked = Asked {
-            source: (source, at_source),
-            destination: (destination, &at_destination),
-            shares: &shares,
-            promised: &promised.at(destination.record.id, vm.id),
-            overcommit,
+            source: (source, Cow::Borrowed(at_source)),
+            destination: (destination, Cow::Borrowed(&at_destination)),
+            shares: Cow::Borrowed(&shares),
         };
+        let memory = Memory { promised: &promised.at(destination.record.id, vm.id), overcommit };
         let occasion = Occasion::OneOfSeveral(moving.get(&vm.id).copied());
-        checked.push(judge(app, vm.id, &asked, Along::Wanted(wanted), occasion).await);
+        checked.push(judge(preflight, vm.id, &asked, memory, Along::Wanted(wanted), occasion).await);
     }
     Ok(checked)
 }
 
-/// Both hosts, and what they said when they were asked.
-struct Asked<'a> {
-    source: (&'a Arc<Host>, &'a Seen),
-    destination: (&'a Arc<Host>, &'a Seen),
-    shares: &'a BTreeMap<ShareId, NamedShare>,
-    /// Memory of the destination that other moves were promised.
-    promised: &'a [Need],
-    /// Whether somebody takes it that the destination's memory may not do.
-    overcommit: bool,
+/// What is taken of the destination's memory.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Memory<'a> {
+    /// What other moves were promised of it.
+    pub(crate) promised: &'a [Need],
+    /// Whether somebody takes it that it may not do.
+    pub(crate) overcommit: bool,
 }
 
-async fn judge(app: &App, vm: VmId, asked: &Asked<'_>, along: Along<'_>, occasion: Occasion) -> Checked {
-    let ((source, at_source), (destination, at_destination)) = (asked.source, asked.destination);
+/// One host as the destination of a VM; that the shares are the same is shown.
+pub(crate) async fn judge(
+    preflight: &Preflight,
+    vm: VmId,
+    asked: &Asked<'_>,
+    memory: Memory<'_>,
+    along: Along<'_>,
+    occasion: Occasion,
+) -> Checked {
+    let ((source, at_source), (destination, at_destination)) = (&asked.source, &asked.destination);
     let Some(facts) = at_source.vm(vm) else {
-        return gone(vm, source, destination, at_source);
+        return not_there(vm, source, destination, at_source);
     };
     let there = at_destination.side(destination);
     let Planned { moves: along, findings: mut planned } = match along {
         Along::Wanted(wanted) => plan_live(facts, wanted, destination.record.id, |place| reaches(&there, place)),
         Along::Decided(disks) => Planned { moves: disks.to_vec(), findings: moved_meanwhile(facts, disks) },
     };
-    planned.extend(used_by_others(app, facts.id, &along));
+    planned.extend(used_by_others(&preflight.inventory, facts.id, &along));
     let proofs = shares_of(facts).into_iter().filter(|share| uses(at_source, *share) && uses(at_destination, *share));
     let prove = |share| async move {
         let sameness = match occasion {
-            Occasion::Request(_) => app.proofs.prove(share, source, destination).await,
-            Occasion::OneOfSeveral(_) | Occasion::JobStart(_) => app.proofs.recent(share, source, destination).await,
+            Occasion::Request(_) => preflight.proofs.prove(share, source, destination).await,
+            Occasion::OneOfSeveral(_) | Occasion::JobStart => preflight.proofs.recent(share, source, destination).await,
         };
         (share, sameness)
     };
@@ -213,15 +206,15 @@ async fn judge(app: &App, vm: VmId, asked: &Asked<'_>, along: Along<'_>, occasio
         vm: facts,
         busy: match occasion {
             Occasion::Request(busy) | Occasion::OneOfSeveral(busy) => busy,
-            Occasion::JobStart(_) => None,
+            Occasion::JobStart => None,
         },
         source: at_source.side(source),
         destination: at_destination.side(destination),
-        shares: asked.shares,
+        shares: &asked.shares,
         sameness: &sameness,
         along: &along,
-        promised: asked.promised,
-        overcommit: asked.overcommit,
+        promised: memory.promised,
+        overcommit: memory.overcommit,
     });
     let mut findings = planned;
     findings.extend(candidate.findings.clone());
@@ -287,29 +280,8 @@ pub(crate) async fn arrivals(source: &Host, vm: VmId, along: &[DiskMove]) -> Res
     along.iter().map(one).collect()
 }
 
-/// What a host says against something.
-pub(super) fn told(host: &Host, error: &ferry_client::ClientError) -> Vec<Finding> {
-    match error.problem() {
-        Some(problem) if !problem.findings.is_empty() => problem.findings.clone(),
-        _ => vec![fault_finding(host.name(), error)],
-    }
-}
-
-/// Whether the share can be used on a host that answers.
-pub(super) fn uses(seen: &Seen, share: ShareId) -> bool {
-    let mut shares = seen.observation.iter().flat_map(|observation| &observation.shares);
-    seen.reachable && shares.any(|attached| attached.id == share && attached.trouble.is_none())
-}
-
-fn gone(vm: VmId, source: &Host, destination: &Host, at_source: &Seen) -> Checked {
-    let finding = at_source.trouble.clone().unwrap_or_else(|| {
-        Finding::blocks(
-            FindingId::VmUnknown,
-            vm,
-            format!("VM {vm} is not on host {} any more", source.name()),
-            "See where it is with `ferry vm list`",
-        )
-    });
+fn not_there(vm: VmId, source: &Host, destination: &Host, at_source: &Seen) -> Checked {
+    let finding = gone(vm, source, at_source);
     let candidate = Candidate {
         host: destination.name().to_owned(),
         kind: None,
@@ -317,9 +289,4 @@ fn gone(vm: VmId, source: &Host, destination: &Host, at_source: &Seen) -> Checke
         findings: vec![finding.clone()],
     };
     Checked { candidate, findings: vec![finding], vm: None, along: Vec::new() }
-}
-
-pub(super) async fn named_shares(app: &App) -> Result<BTreeMap<ShareId, NamedShare>, Failure> {
-    let shares = app.store.shares().await?;
-    Ok(shares.into_iter().map(|share| (share.id, NamedShare { name: share.name, source: share.source })).collect())
 }

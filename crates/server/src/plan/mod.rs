@@ -1,14 +1,24 @@
-//! What a job of any kind keeps for its saga.
+//! What a job of any kind keeps for its next step, its next attempt and the next life of the server: JSON in the job's row.
+//!
+//! Data only. Fields are added with a default, so that what an earlier version stored is read.
 
-use ferry_client::{
-    ClientError,
-    agent::{AgentClient, Attempt},
+pub(crate) mod live;
+pub(crate) mod offline;
+pub(crate) mod storage;
+
+use ferry_client::agent::Attempt;
+use ferry_core::{
+    files::{DiskMove, DiskProgress},
+    id::{Generation, HostId},
+    job::JobKind,
+    memory::Need,
 };
-use ferry_core::{files::DiskMove, id::Generation, job::JobKind};
 use serde::{Deserialize, Serialize};
 
-use super::{migrate, move_offline, move_storage};
 use crate::store::JobRecord;
+use live::LivePlan;
+use offline::OfflinePlan;
+use storage::StoragePlan;
 
 /// What is kept of a job whose work is done by others.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -33,21 +43,21 @@ impl Parts {
 /// A job's plan, by its kind.
 pub(crate) enum Plan {
     /// Of a live move.
-    Live(migrate::Plan),
+    Live(LivePlan),
     /// Of an offline move.
-    Offline(move_offline::Plan),
+    Offline(OfflinePlan),
     /// Of a storage move.
-    Storage(move_storage::Plan),
+    Storage(StoragePlan),
 }
 
 impl Plan {
     /// As it was stored. A job whose work is done by others has none.
     pub(crate) fn of(record: &JobRecord) -> Result<Self, serde_json::Error> {
         match record.job.kind {
-            JobKind::Storage => move_storage::Plan::from_json(&record.job.plan).map(Self::Storage),
-            JobKind::Offline => move_offline::Plan::from_json(&record.job.plan).map(Self::Offline),
+            JobKind::Storage => StoragePlan::from_json(&record.job.plan).map(Self::Storage),
+            JobKind::Offline => OfflinePlan::from_json(&record.job.plan).map(Self::Offline),
             JobKind::Live | JobKind::LiveVsm | JobKind::Several | JobKind::Drain => {
-                migrate::Plan::from_json(&record.job.plan).map(Self::Live)
+                LivePlan::from_json(&record.job.plan).map(Self::Live)
             }
         }
     }
@@ -98,22 +108,22 @@ impl Plan {
             Self::Offline(_) | Self::Storage(_) => true,
         }
     }
+}
 
-    /// Ends it at one host, before the point of no return.
-    pub(crate) async fn abort(&self, agent: &AgentClient, attempt: Attempt) -> Result<(), ClientError> {
-        match self {
-            Self::Live(_) => agent.abort(attempt).await.map(drop),
-            Self::Offline(_) => agent.abort_offline(attempt).await.map(drop),
-            Self::Storage(_) => agent.abort_storage(attempt).await.map(drop),
-        }
+/// How the disks of a job stood when agents said so last. None: it moves none, or nothing was said yet.
+pub(crate) fn progress_of(record: &JobRecord) -> Vec<DiskProgress> {
+    match Plan::of(record) {
+        Ok(Plan::Live(plan)) => plan.progress,
+        Ok(Plan::Offline(plan)) => plan.progress,
+        Ok(Plan::Storage(plan)) => plan.disks,
+        Err(_) => Vec::new(),
     }
+}
 
-    /// Takes away what one host has of it.
-    pub(crate) async fn release(&self, agent: &AgentClient, attempt: Attempt) -> Result<(), ClientError> {
-        match self {
-            Self::Live(_) => agent.release(attempt).await,
-            Self::Offline(_) => agent.release_offline(attempt).await,
-            Self::Storage(_) => agent.release_storage(attempt).await,
-        }
+/// The memory that a job was promised, and at which host; `None`: it is no live move.
+pub(crate) fn memory_of(record: &JobRecord) -> Option<(HostId, Need)> {
+    match Plan::of(record) {
+        Ok(Plan::Live(plan)) => Some((record.job.destination.id, plan.need)),
+        Ok(Plan::Offline(_) | Plan::Storage(_)) | Err(_) => None,
     }
 }

@@ -1,4 +1,4 @@
-//! What a live move that was dismissed has left at its hosts: taken away when both answer, if the VM is the source's.
+//! What a live move that was dismissed has left at its hosts: removed when both answer, if the VM is the source's.
 //!
 //! ```text
 //! dismissed ─▶ both hosts are asked ─┬─ the VM is the source's ─▶ abort and release at both, the destination first
@@ -7,10 +7,7 @@
 //! ```
 //! Meanwhile the VM is reserved: another move of it would meet half of this one.
 
-use std::{
-    sync::{Arc, atomic::Ordering},
-    time::Duration,
-};
+use std::{sync::atomic::Ordering, time::Duration};
 
 use ferry_core::{
     job::JobKind,
@@ -18,79 +15,74 @@ use ferry_core::{
 };
 
 use super::{
-    ends::{End, Ends, Logged, OtherHosts},
+    Context,
     executor::StepFailed,
-    migrate::Plan,
+    participants::{Logged, OtherHosts, Participant, Participants},
     presence, undo,
 };
 use crate::{
-    App,
     clock::now_ms,
     inventory::Host,
-    jobs::{Running, events},
-    store::{JobRecord, StoreError},
+    jobs::running::Running,
+    plan::live::LivePlan,
+    preflight::Preflight,
+    store::{JobRecord, LogRow, Store, StoreError},
 };
 
-/// How often it is looked whether both hosts answer: nobody is asked for that.
-const LOOK_EVERY: Duration = Duration::from_secs(1);
+/// How often the inventory is read for whether both hosts answer: no host is asked for that.
+const ASK_EVERY: Duration = Duration::from_secs(1);
 /// How often hosts are asked that answer and are not of one mind, or refuse: at first soon, for an agent that has just been
 /// started may not know all yet; then twice as late each time, up to this.
 const ASK_PAUSE_MAX: Duration = Duration::from_secs(30);
 /// After a start of the server, jobs are looked at that are no older than 30 days, and no more than so many.
-const LOOKED_AT_FOR_MS: u64 = 30 * 24 * 60 * 60 * 1000;
-const LOOKED_AT_MAX: u32 = 1000;
+const DISMISSED_FOR_MS: u64 = 30 * 24 * 60 * 60 * 1000;
+const DISMISSED_MAX: u32 = 1000;
 
-/// What came of a look.
-enum Looked {
+/// What came of one try.
+enum Cleaned {
     /// Nothing is left to be done.
-    Done,
+    All,
     /// A host does not answer.
     Away,
     /// The hosts answer and are not of one mind, or one refuses.
     NotYet,
 }
 
-/// Looks after what a dismissed job has left, until nothing can be done about it any more.
-pub(crate) fn look_after(app: &Arc<App>, record: JobRecord) {
-    let looked_after = app.clone();
-    app.jobs.beside(async move {
-        let mut pause = LOOK_EVERY;
-        let mut ended_there = false;
-        loop {
-            match clean(&looked_after, &record, &mut ended_there).await {
-                Ok(Looked::Done) => return,
-                Ok(Looked::Away) => {
-                    pause = LOOK_EVERY;
-                    tokio::time::sleep(LOOK_EVERY).await;
+/// Removes what a dismissed job has left. Returns when nothing can be done about it any more.
+pub(crate) async fn remove(context: &Context, record: JobRecord) {
+    let mut pause = ASK_EVERY;
+    let mut ended_there = false;
+    loop {
+        match clean(&context.preflight, &record, &mut ended_there).await {
+            Ok(Cleaned::All) => return,
+            Ok(Cleaned::Away) => {
+                pause = ASK_EVERY;
+                tokio::time::sleep(ASK_EVERY).await;
+            }
+            cleaned @ (Ok(Cleaned::NotYet) | Err(_)) => {
+                if let Err(error) = cleaned {
+                    tracing::warn!(
+                        job = record.id.0,
+                        error = error.chain(),
+                        "What a dismissed job left is removed later"
+                    );
                 }
-                looked @ (Ok(Looked::NotYet) | Err(_)) => {
-                    if let Err(error) = looked {
-                        tracing::warn!(
-                            job = record.id.0,
-                            error = error.chain(),
-                            "What a dismissed job left is looked after later"
-                        );
-                    }
-                    tokio::time::sleep(pause).await;
-                    pause = (pause * 2).min(ASK_PAUSE_MAX);
-                }
+                tokio::time::sleep(pause).await;
+                pause = (pause * 2).min(ASK_PAUSE_MAX);
             }
         }
-    });
+    }
 }
 
-/// Looks after what jobs have left that were dismissed in an earlier life of the server.
+/// The jobs that were dismissed in an earlier life of the server and may have left something.
 ///
 /// # Errors
 /// The database's.
-pub(crate) async fn take_up(app: &Arc<App>) -> Result<(), StoreError> {
-    let since_ms = now_ms().saturating_sub(LOOKED_AT_FOR_MS);
-    for (record, log) in app.store.jobs(since_ms, LOOKED_AT_MAX).await? {
-        if may_have_left(record.job.kind, &events(&log)) {
-            look_after(app, record);
-        }
-    }
-    Ok(())
+pub(crate) async fn left(store: &Store) -> Result<Vec<JobRecord>, StoreError> {
+    let since_ms = now_ms().saturating_sub(DISMISSED_FOR_MS);
+    let jobs = store.jobs(since_ms, DISMISSED_MAX).await?;
+    let left = |(record, log): &(JobRecord, Vec<LogRow>)| may_have_left(record.job.kind, &LogRow::events(log));
+    Ok(jobs.into_iter().filter(left).map(|(record, _)| record).collect())
 }
 
 /// Whether a job of this kind and log was dismissed before the switchover was known, with its hosts prepared.
@@ -107,43 +99,46 @@ fn may_have_left(kind: JobKind, log: &[LogEvent]) -> bool {
     }
 }
 
-/// One look. `ended_there`: the destination is clean; it has forgotten by now that it is.
-async fn clean(app: &Arc<App>, record: &JobRecord, ended_there: &mut bool) -> Result<Looked, StoreError> {
+/// One try. `ended_there`: the destination is clean; it has forgotten by now that it is.
+async fn clean(preflight: &Preflight, record: &JobRecord, ended_there: &mut bool) -> Result<Cleaned, StoreError> {
     // It may have been restarted, or forgotten.
-    if !may_have_left(record.job.kind, &events(&app.store.log(record.id).await?)) {
-        return Ok(Looked::Done);
+    if !may_have_left(record.job.kind, &LogRow::events(&preflight.store.log(record.id).await?)) {
+        return Ok(Cleaned::All);
     }
-    let hosts = (app.inventory.by_id(record.job.source.id), app.inventory.by_id(record.job.destination.id));
-    let ((Some(source), Some(destination)), Ok(plan)) = (hosts, Plan::from_json(&record.job.plan)) else {
-        return Ok(Looked::Done);
+    let hosts = (preflight.inventory.by_id(record.job.source.id), preflight.inventory.by_id(record.job.destination.id));
+    let ((Some(source), Some(destination)), Ok(plan)) = (hosts, LivePlan::from_json(&record.job.plan)) else {
+        return Ok(Cleaned::All);
     };
     if !source.seen().reachable || !destination.seen().reachable {
-        return Ok(Looked::Away);
+        return Ok(Cleaned::Away);
     }
-    if app.store.reserve(record.job.vm, record.id).await? != record.id {
-        return Ok(Looked::NotYet);
+    if preflight.store.reserve(record.job.vm, record.id).await? != record.id {
+        return Ok(Cleaned::NotYet);
     }
-    let looked = clean_reserved(app, record, &plan, [&source, &destination], ended_there).await;
-    app.store.unreserve(record.id).await?;
-    Ok(looked)
+    let cleaned = clean_reserved(preflight, record, &plan, [&source, &destination], ended_there).await;
+    preflight.store.unreserve(record.id).await?;
+    Ok(cleaned)
 }
 
 async fn clean_reserved(
-    app: &App,
+    preflight: &Preflight,
     record: &JobRecord,
-    plan: &Plan,
+    plan: &LivePlan,
     [source, destination]: [&Host; 2],
     ended_there: &mut bool,
-) -> Looked {
+) -> Cleaned {
     let running = Running::default();
-    let memory = Logged::new(&app.store, record.id, &running);
+    let memory = Logged::new(&preflight.store, record.id, &running);
     memory.ended_there.store(*ended_there, Ordering::SeqCst);
-    let ends = Ends {
+    let ends = Participants {
         vm: record.job.vm,
         attempt: ferry_client::agent::Attempt { job: record.id, generation: plan.generation },
-        source: End { name: source.name(), agent: &source.agent },
-        destination: End { name: destination.name(), agent: &destination.agent },
-        others: &OtherHosts { inventory: &app.inventory, ends: [source.record.id, destination.record.id] },
+        source: Participant { name: source.name(), agent: &source.agent },
+        destination: Participant { name: destination.name(), agent: &destination.agent },
+        others: &OtherHosts {
+            inventory: &preflight.inventory,
+            participants: [source.record.id, destination.record.id],
+        },
         memory: &memory,
         running: &running,
     };
@@ -151,10 +146,10 @@ async fn clean_reserved(
         Verdict::Source => {}
         Verdict::Destination => {
             tracing::info!(job = record.id.0, "What a dismissed job left is the destination's: nothing is taken back");
-            return Looked::Done;
+            return Cleaned::All;
         }
         Verdict::SourceUnlessElsewhere | Verdict::Lost | Verdict::Undecided | Verdict::SplitBrain => {
-            return Looked::NotYet;
+            return Cleaned::NotYet;
         }
     }
     // The destination first: only once it is sure not to run the VM may the source be let go.
@@ -166,10 +161,10 @@ async fn clean_reserved(
     };
     if let Err(StepFailed(why)) = cleaned.await {
         tracing::info!(job = record.id.0, why, "What a dismissed job left is taken away later");
-        return Looked::NotYet;
+        return Cleaned::NotYet;
     }
     tracing::info!(job = record.id.0, "Nothing is left of a dismissed job");
-    Looked::Done
+    Cleaned::All
 }
 
 #[cfg(test)]

@@ -1,0 +1,336 @@
+//! Jobs while they run: what is known of each beyond its log, and how it is told to stop.
+
+use std::{
+    collections::BTreeMap,
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+
+use ferry_core::{
+    api::server::WaitView,
+    files::{DiskProgress, DiskStage},
+    id::{HostId, JobId},
+    job::Progress,
+    memory::{Arrived, Need, left},
+    units::ByteCount,
+};
+use tokio::sync::{Notify, watch};
+use tokio_util::sync::{CancellationToken, DropGuard};
+
+use crate::{
+    plan::memory_of,
+    preflight::promised::Promised,
+    store::{JobRecord, StoreError},
+};
+
+/// How long a job that waits keeps its slots: longer than an agent's restart takes.
+const WAITS_WITH_SLOTS: Duration = Duration::from_secs(30);
+/// How often a database that fails is tried again.
+const KEEP_PAUSE_FIRST: Duration = Duration::from_millis(100);
+const KEEP_PAUSE_MAX: Duration = Duration::from_secs(5);
+
+/// What is known of a running job beyond its log.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Now {
+    /// How far the memory is.
+    pub(crate) progress: Option<Progress>,
+    /// How far each disk is.
+    pub(crate) disks: Vec<DiskProgress>,
+    /// What the job waits for, if that is not plain from its step.
+    pub(crate) waits_for: Option<String>,
+    /// Why what must be done was tried in vain so far.
+    pub(crate) in_vain: Option<String>,
+    /// Why the database does not keep what is to be kept.
+    pub(crate) unkept: Option<String>,
+    /// What it waits for in the queue.
+    pub(crate) waits: Option<WaitView>,
+}
+
+/// What is known of a running job beyond its log, and how it is told to stop.
+#[derive(Debug, Default)]
+pub(crate) struct Running {
+    now: Mutex<Now>,
+    /// Somebody asked to cancel it.
+    pub(crate) cancelled: CancellationToken,
+    /// Somebody accepts what is: nothing more is to be done.
+    dismissed: CancellationToken,
+    /// Its task has ended.
+    ended: CancellationToken,
+    /// What must be done was tried in vain often enough to show it.
+    stuck: CancellationToken,
+    retry: Notify,
+    changed: Notify,
+    waiting: watch::Sender<bool>,
+    /// Memory that was promised to it, and where.
+    promised: Option<(HostId, Need)>,
+    /// Its place among those that have begun: the earlier comes first.
+    begun: u64,
+}
+
+impl Running {
+    /// How far the memory is.
+    pub(crate) fn progress(&self, progress: Progress) {
+        self.now.lock().expect("nobody panics with it").progress = Some(progress);
+        self.changed();
+    }
+
+    /// How far each disk is.
+    pub(crate) fn disks(&self, disks: Vec<DiskProgress>) {
+        self.now.lock().expect("nobody panics with it").disks = disks;
+        self.changed();
+    }
+
+    /// How far it is with the memory that it was promised. Disks are copied to the process that receives the memory, too.
+    pub(crate) fn arrived(&self) -> Arrived {
+        let now = self.now.lock().expect("nobody panics with it");
+        let memory = now.progress.as_ref().map_or(ByteCount(0), |progress| progress.memory_done);
+        let flows = now.progress.as_ref().is_some_and(|progress| progress.memory_total.0 > 0);
+        Arrived { memory, receives: flows || now.disks.iter().any(|disk| disk.stage != DiskStage::Waiting) }
+    }
+
+    /// Listeners will be told how the job stands; changes in quick succession are told as one.
+    pub(crate) fn changed(&self) {
+        self.changed.notify_one();
+    }
+
+    /// Changes what is known; listeners are told if it is something else than before.
+    fn say<T: PartialEq>(&self, of: impl FnOnce(&mut Now) -> &mut T, value: T) -> bool {
+        let mut now = self.now.lock().expect("nobody panics with it");
+        let known = of(&mut now);
+        let news = *known != value;
+        if news {
+            *known = value;
+            self.changed.notify_one();
+        }
+        news
+    }
+
+    /// Says what the job waits for, or that it does not wait any more.
+    pub(crate) fn wait_for(&self, what: Option<String>) {
+        let waits = what.is_some();
+        if self.say(|now| &mut now.waits_for, what.clone())
+            && let Some(what) = what
+        {
+            tracing::warn!(what, "The job waits");
+        }
+        self.waiting.send_if_modified(|before| std::mem::replace(before, waits) != waits);
+    }
+
+    /// Says why what must be done has been tried in vain so far; `None`: it is done.
+    pub(crate) fn in_vain(&self, why: Option<String>) {
+        self.say(|now| &mut now.in_vain, why);
+    }
+
+    /// Asks the database until it answers. Meanwhile the job shows that it waits for it.
+    pub(crate) async fn kept<T, F>(&self, attempt: impl Fn() -> F) -> T
+    where
+        F: Future<Output = Result<T, StoreError>>,
+    {
+        let mut pause = KEEP_PAUSE_FIRST;
+        loop {
+            let error = match attempt().await {
+                Ok(kept) => {
+                    self.say(|now| &mut now.unkept, None);
+                    return kept;
+                }
+                Err(error) => error,
+            };
+            let why = error.chain();
+            if self.say(|now| &mut now.unkept, Some(why.clone())) {
+                tracing::error!(why, "The job waits for the database");
+            }
+            self.pause(pause).await;
+            pause = (pause * 2).min(KEEP_PAUSE_MAX);
+        }
+    }
+
+    /// Whether it waits for something that a host, the database or somebody must do, or has tried in vain so far.
+    pub(crate) fn waits(&self) -> bool {
+        let now = self.now.lock().expect("nobody panics with it");
+        now.waits_for.is_some() || now.in_vain.is_some() || now.unkept.is_some()
+    }
+
+    /// Whether nobody drives the job any more: its task has ended, and the job has not.
+    pub(crate) fn is_left(&self) -> bool {
+        self.ended.is_cancelled()
+    }
+
+    /// What is tried again and again is tried now.
+    pub(crate) fn retry(&self) {
+        self.retry.notify_waiters();
+    }
+
+    /// Returns after `pause`, or when [`Self::retry`] is called meanwhile.
+    pub(crate) async fn pause(&self, pause: Duration) {
+        let _ = tokio::time::timeout(pause, self.retry.notified()).await;
+    }
+
+    /// Returns once it has waited for `patience` without a break.
+    async fn has_waited(&self, patience: Duration) {
+        let mut waiting = self.waiting.subscribe();
+        loop {
+            // The sender lives as long as what it is a part of.
+            let _ = waiting.wait_for(|waits| *waits).await;
+            if tokio::time::timeout(patience, waiting.wait_for(|waits| !*waits)).await.is_err() {
+                return;
+            }
+        }
+    }
+
+    /// It takes nothing of its hosts any more: no bytes go, and what is left does not keep others waiting.
+    pub(crate) fn stuck(&self) {
+        self.stuck.cancel();
+    }
+
+    /// Returns when it does not need its slots any more: it is stuck, or has waited for long.
+    pub(crate) async fn needs_no_slots(&self) {
+        tokio::select! {
+            () = self.stuck.cancelled() => {}
+            () = self.has_waited(WAITS_WITH_SLOTS) => {}
+        }
+    }
+
+    /// Ends its task. Returns when that has ended.
+    pub(crate) async fn dismiss(&self) {
+        self.dismissed.cancel();
+        self.ended.cancelled().await;
+    }
+
+    /// Returns when somebody accepts what is.
+    pub(crate) async fn is_dismissed(&self) {
+        self.dismissed.cancelled().await;
+    }
+
+    /// Ends with what is returned.
+    pub(crate) fn until_dropped(&self) -> DropGuard {
+        self.ended.clone().drop_guard()
+    }
+
+    /// Returns at the next change.
+    pub(crate) async fn next_change(&self) {
+        self.changed.notified().await;
+    }
+
+    pub(crate) fn now(&self) -> Now {
+        self.now.lock().expect("nobody panics with it").clone()
+    }
+}
+
+/// The jobs that run: what a restart may lose of them.
+#[derive(Debug, Default)]
+pub(crate) struct RunningJobs {
+    jobs: Mutex<BTreeMap<JobId, Arc<Running>>>,
+    /// How many have begun.
+    begun: AtomicU64,
+}
+
+impl RunningJobs {
+    /// A job begins to run, after all that are there.
+    pub(crate) fn begin(&self, job: JobId, promised: Option<(HostId, Need)>) -> Arc<Running> {
+        // Whoever has a later place finds those before it.
+        let mut all = self.jobs.lock().expect("nobody panics with it");
+        let begun = self.begun.fetch_add(1, Ordering::Relaxed);
+        let running = Arc::new(Running { promised, begun, ..Running::default() });
+        all.insert(job, running.clone());
+        running
+    }
+
+    /// A job does not run any more.
+    pub(crate) fn end(&self, job: JobId) {
+        self.jobs.lock().expect("nobody panics with it").remove(&job);
+    }
+
+    /// What is known of a job that runs.
+    pub(crate) fn get(&self, job: JobId) -> Option<Arc<Running>> {
+        self.jobs.lock().expect("nobody panics with it").get(&job).cloned()
+    }
+
+    /// Memory that moves which have not ended were promised, and that has not arrived.
+    pub(crate) fn promised(&self, open: &[JobRecord]) -> Promised {
+        let one = |record: &JobRecord| {
+            let (host, need) = memory_of(record)?;
+            let arrived = self.get(record.id).map(|running| running.arrived()).unwrap_or_default();
+            Some((record.job.vm, host, left(need, arrived)))
+        };
+        Promised(open.iter().filter_map(one).collect())
+    }
+
+    /// Memory of a host that jobs were promised which began before this one, and that has not arrived there yet: of two
+    /// that begin together, one comes first.
+    pub(crate) fn promised_before(&self, job: JobId, host: HostId) -> Vec<Need> {
+        let running = self.jobs.lock().expect("nobody panics with it");
+        let own = running.get(&job).map_or(u64::MAX, |running| running.begun);
+        let before = running.values().filter(|other| other.begun < own);
+        let one = |other: &Arc<Running>| {
+            let (at, need) = other.promised?;
+            (at == host).then(|| left(need, other.arrived()))
+        };
+        before.filter_map(one).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use uuid::Uuid;
+
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn only_a_wait_without_a_break_counts() {
+        let running = Arc::new(Running::default());
+        let patience = Duration::from_secs(30);
+        let waits = |what: &str| running.wait_for(Some(what.to_owned()));
+        let begun = tokio::time::Instant::now();
+        let waited = tokio::spawn({
+            let running = running.clone();
+            async move { running.has_waited(patience).await }
+        });
+        for _ in 0..3 {
+            waits("an agent");
+            tokio::time::sleep(patience - Duration::from_secs(1)).await;
+            running.wait_for(None);
+            tokio::time::sleep(patience * 2).await;
+            assert!(!waited.is_finished());
+        }
+        let waits_from = begun.elapsed();
+        waits("an agent");
+        tokio::time::sleep(Duration::from_secs(10)).await;
+        waits("the same for another reason");
+        waited.await.expect("it has waited");
+        assert_eq!(begun.elapsed() - waits_from, patience);
+    }
+
+    #[test]
+    fn of_two_jobs_that_begin_together_the_first_has_the_memory() {
+        let jobs = RunningJobs::default();
+        let (host, other) = (HostId(Uuid::from_u128(1)), HostId(Uuid::from_u128(2)));
+        let need = |mib| Need { page: None, bytes: ByteCount::mib(mib) };
+        // The later number began first.
+        for (begun, job, at, mib) in [(0, 9, host, 100), (1, 4, host, 20), (2, 5, other, 3), (3, 6, host, 7)] {
+            let running = Arc::new(Running { begun, promised: Some((at, need(mib))), ..Running::default() });
+            jobs.jobs.lock().expect("nobody panics").insert(JobId(job), running);
+        }
+        for (job, at, expected) in [
+            (9, host, vec![]),
+            (4, host, vec![need(100)]),
+            (6, host, vec![need(20), need(100)]),
+            (6, other, vec![need(3)]),
+        ] {
+            assert_eq!(jobs.promised_before(JobId(job), at), expected, "{job}");
+        }
+        let progress = Progress { memory_done: ByteCount::mib(60), ..Progress::default() };
+        jobs.get(JobId(9)).expect("it runs").progress(progress);
+        assert_eq!(jobs.promised_before(JobId(4), host), [need(40)], "what has arrived is not promised any more");
+        let huge = Need { page: Some(ByteCount::mib(2)), bytes: ByteCount::mib(50) };
+        let running = Arc::new(Running { begun: 4, promised: Some((other, huge)), ..Running::default() });
+        jobs.jobs.lock().expect("nobody panics").insert(JobId(7), running.clone());
+        for (stage, expected) in [(DiskStage::Waiting, 50), (DiskStage::Copying, 0)] {
+            running.disks(vec![DiskProgress { stage, ..DiskProgress::default() }]);
+            let left = Need { bytes: ByteCount::mib(expected), ..huge };
+            assert_eq!(jobs.promised_before(JobId(8), other), [need(3), left], "{stage:?}");
+        }
+    }
+}

@@ -1,0 +1,235 @@
+//! What stands against a move of a VM that is shut off, and which of its files move.
+
+use std::{collections::BTreeMap, sync::Arc};
+
+use ferry_core::{
+    api::{
+        agent::{CheckOffline, OfflineFile},
+        server::Candidate,
+    },
+    files::{
+        DiskMove, FileMove, OtherUser,
+        plan::{Planned, Requested, plan_offline},
+        shared_with,
+    },
+    finding::{Finding, FindingId, Severity, any_blocks},
+    id::{JobId, VmId},
+    job::MoveKind,
+    preflight::{LiveFacts, Sameness, offline, reaches, shares_of},
+    units::ByteCount,
+    vm::{DiskFormat, FileRole, VmFacts, VmState},
+};
+use futures_util::future::join_all;
+
+use super::{Preflight, gone, told, uses};
+use crate::{
+    inventory::{Host, Inventory},
+    store::StoreError,
+};
+
+/// Which files move.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum What<'a> {
+    /// What somebody wants: it is decided by what the destination reaches now.
+    Wanted(&'a Requested),
+    /// What was decided before.
+    Decided(&'a [FileMove]),
+}
+
+/// What was found.
+pub(crate) struct Checked {
+    /// The VM, as the source has it now; `None`: it is not there any more.
+    pub(crate) vm: Option<VmFacts>,
+    /// What moves, with its size.
+    pub(crate) sized: Sized,
+    /// What stands against it, and what should be known.
+    pub(crate) findings: Vec<Finding>,
+}
+
+/// Files that move, as the source has them now.
+#[derive(Default)]
+pub(crate) struct Sized {
+    /// Those that are there.
+    pub(crate) files: Vec<OfflineFile>,
+    /// UEFI variables that are not there yet: libvirt makes them when the VM is started for the first time.
+    pub(crate) absent: Vec<FileMove>,
+}
+
+impl Checked {
+    /// Every file that moves.
+    pub(crate) fn moves(&self) -> Vec<FileMove> {
+        let there = self.sized.files.iter().map(|file| &file.file);
+        there.chain(&self.sized.absent).cloned().collect()
+    }
+
+    pub(crate) fn candidate(self, destination: &Host) -> Candidate {
+        let blocked = any_blocks(&self.findings);
+        let why = match self.findings.first() {
+            Some(first) if blocked => first.message.clone(),
+            _ if self.sized.files.is_empty() => "Every file of the VM lies on shares that both hosts reach".to_owned(),
+            _ => {
+                let names: Vec<&str> = self.sized.files.iter().map(|file| file.file.device.as_str()).collect();
+                let bytes = ByteCount(self.sized.files.iter().map(|file| file.allocated.0).sum());
+                format!("Moves while it is shut off: {}, {bytes} to copy", names.join(", "))
+            }
+        };
+        Candidate {
+            host: destination.name().to_owned(),
+            kind: (!blocked).then_some(MoveKind::Offline),
+            why,
+            findings: self.findings,
+        }
+    }
+}
+
+/// What stands against it; both hosts are asked now.
+pub(crate) async fn check(
+    preflight: &Preflight,
+    vm: VmId,
+    source: &Arc<Host>,
+    destination: &Arc<Host>,
+    what: What<'_>,
+    moving: Option<JobId>,
+) -> Result<Checked, StoreError> {
+    let inventory = &preflight.inventory;
+    let (at_source, at_destination, shares) =
+        tokio::join!(inventory.refresh(source), inventory.refresh(destination), preflight.shares());
+    let shares = shares?;
+    let Some(facts) = at_source.vm(vm).cloned() else {
+        let findings = vec![gone(vm, source, &at_source)];
+        return Ok(Checked { vm: None, sized: Sized::default(), findings });
+    };
+    let there = at_destination.side(destination);
+    let Planned { moves: mut files, mut findings } = match what {
+        What::Wanted(wanted) => plan_offline(&facts, wanted, |place| reaches(&there, place)),
+        What::Decided(files) => {
+            let planned = plan_offline(&facts, &Requested::default(), |_| true);
+            Planned { moves: files.to_vec(), findings: planned.findings }
+        }
+    };
+    let mut along: Vec<DiskMove> = files.iter().map(as_disk).collect();
+    if any_blocks(&findings) {
+        // What was said of a file is said once.
+        let rest = facts.files.iter().map(|file| DiskMove {
+            device: file.device.clone(),
+            from: file.place.clone(),
+            real: file.real.clone(),
+            to: file.place.clone(),
+            format: DiskFormat::Raw,
+        });
+        along.extend(rest);
+    }
+    let decided = matches!(what, What::Decided(_));
+    findings.extend(used_by_others(inventory, &facts, &mut files, destination.name(), decided));
+    let proofs =
+        shares_of(&facts).into_iter().filter(|share| uses(&at_source, *share) && uses(&at_destination, *share));
+    let prove = |share| async move { (share, preflight.proofs.prove(share, source, destination).await) };
+    let same_host = source.record.id == destination.record.id;
+    let sameness: BTreeMap<_, Sameness> =
+        if same_host { BTreeMap::new() } else { join_all(proofs.map(prove)).await.into_iter().collect() };
+    findings.extend(offline(&LiveFacts {
+        vm: &facts,
+        busy: moving,
+        source: at_source.side(source),
+        destination: there,
+        shares: &shares,
+        sameness: &sameness,
+        along: &along,
+        // It takes memory when it is started.
+        promised: &[],
+        overcommit: false,
+    }));
+    let mut sized = Sized::default();
+    if !any_blocks(&findings) {
+        match sizes(source, vm, &files).await {
+            Ok(found) => {
+                let request = CheckOffline { vm, files: found.files.clone(), absent: found.absent.clone() };
+                if let Err(error) = destination.agent.check_offline(&request).await {
+                    findings.extend(told(destination, &error));
+                }
+                sized = found;
+            }
+            Err(more) => findings.extend(more),
+        }
+    }
+    findings.sort_by_key(|finding| std::cmp::Reverse(finding.severity));
+    Ok(Checked { vm: Some(facts), sized, findings })
+}
+
+/// A file as if it were a disk of a VM that runs.
+pub(crate) fn as_disk(file: &FileMove) -> DiskMove {
+    DiskMove {
+        device: file.device.clone(),
+        from: file.from.clone(),
+        real: file.real.clone(),
+        to: file.to.clone(),
+        format: DiskFormat::Raw,
+    }
+}
+
+/// What it means that other VMs name files which move. Media and what VMs boot from may serve several: they stay anyway.
+fn used_by_others(
+    inventory: &Inventory,
+    vm: &VmFacts,
+    files: &mut [FileMove],
+    destination: &str,
+    decided: bool,
+) -> Vec<Finding> {
+    let placed = inventory.placed();
+    let needs = |other: &VmFacts, of: &FileMove| other.files.iter().any(|file| of.is_needed_by(file));
+    let mut findings = Vec::new();
+    for file in files.iter_mut().filter(|file| matches!(file.role, FileRole::Disk | FileRole::Nvram)) {
+        for (host, seen) in &placed {
+            let others = seen.vms().iter().filter(|other| other.id != vm.id && needs(other, file));
+            for other in others.collect::<Vec<_>>() {
+                let is_shut_off = other.state == VmState::ShutOff;
+                let other = OtherUser { vm: &other.name, host: host.name(), is_shut_off };
+                let found = shared_with(&vm.name, file, other, destination);
+                if found.severity == Severity::Warns && decided && !file.kept {
+                    // The plan removes the old file.
+                    findings.push(Finding::blocks(
+                        FindingId::DiskShareable,
+                        &file.device,
+                        format!(
+                            "VM {} on {} has begun to use disk {} since the job was made",
+                            other.vm, other.host, file.device
+                        ),
+                        format!("Start a new move: `ferry vm migrate {} --to {destination} --offline`", vm.name),
+                    ));
+                    continue;
+                }
+                file.kept |= found.severity == Severity::Warns;
+                findings.push(found);
+            }
+        }
+    }
+    findings
+}
+
+/// What moves, with its size as the source says now.
+pub(crate) async fn sizes(source: &Host, vm: VmId, files: &[FileMove]) -> Result<Sized, Vec<Finding>> {
+    let mut sized = Sized::default();
+    if files.is_empty() {
+        return Ok(sized);
+    }
+    let devices: Vec<&str> = files.iter().map(|file| file.device.as_str()).collect();
+    let sizes = source.agent.files(vm, &devices).await.map_err(|error| told(source, &error))?;
+    for file in files {
+        match sizes.iter().find(|size| size.device == file.device) {
+            Some(size) => {
+                let (length, allocated) = (size.length, size.allocated);
+                sized.files.push(OfflineFile { file: file.clone(), length, allocated });
+            }
+            None if file.role == FileRole::Nvram => sized.absent.push(file.clone()),
+            None => {
+                return Err(vec![Finding::blocks(
+                    FindingId::DiskUnknown,
+                    &file.device,
+                    format!("Host {} does not say how large file {} is", source.name(), file.device),
+                    "Look at the VM with `ferry vm show` and ask again",
+                )]);
+            }
+        }
+    }
+    Ok(sized)
+}

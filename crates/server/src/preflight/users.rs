@@ -1,0 +1,43 @@
+//! Who else uses a file that moves: VMs of any host, by both of their definitions and all that lies below their disks.
+
+use std::sync::Arc;
+
+use ferry_core::{
+    files::DiskMove,
+    finding::{Finding, FindingId},
+    id::VmId,
+};
+
+use crate::inventory::Inventory;
+
+/// Why old files of a VM stay, in words: what VMs of any host, asked now, need of them.
+pub(crate) async fn needed_by_others_now(inventory: &Arc<Inventory>, vm: VmId, disks: &[DiskMove]) -> Vec<String> {
+    inventory.look_at_all().await;
+    let found = used_by_others(inventory, vm, disks);
+    found.into_iter().map(|finding| format!("The old files stay: {}", finding.message)).collect()
+}
+
+/// Files that another VM needs, on any host, for itself or below an overlay: they would be taken away from it.
+pub(crate) fn used_by_others(inventory: &Inventory, vm: VmId, disks: &[DiskMove]) -> Vec<Finding> {
+    let mut findings = Vec::new();
+    for (host, seen) in inventory.placed() {
+        for other in seen.vms().iter().filter(|other| other.id != vm) {
+            for disk in disks.iter().filter(|disk| other.files.iter().any(|file| disk.is_needed_by(file))) {
+                let is_base = !other.files.iter().any(|file| disk.leaves(file));
+                let fix = match is_base {
+                    true => {
+                        "Leave it where it is; or make the other VM's disk an image of its own with `virsh blockpull`"
+                    }
+                    false => "Give each VM files of its own",
+                };
+                findings.push(Finding::blocks(
+                    FindingId::DiskTwice,
+                    &disk.device,
+                    format!("VM {} on {} uses the file of disk {}, too", other.name, host.name(), disk.device),
+                    fix,
+                ));
+            }
+        }
+    }
+    findings
+}

@@ -1,0 +1,296 @@
+//! A job as people see it: folded from its log and what is known while it runs.
+//!
+//! One file for each kind's words: [`live`], [`offline`], [`storage`]; [`parent`] for jobs whose work is done by others.
+
+mod bare;
+mod line;
+mod live;
+mod offline;
+mod parent;
+mod storage;
+pub(crate) mod words;
+
+use ferry_core::{
+    api::server::JobView,
+    id::JobId,
+    job::{JobKind, StepState, StepView},
+    migration::{LogEvent, Phase, Step, Told, attempt, newest_attempt, phase},
+};
+
+use crate::{
+    jobs::running::Now,
+    store::{JobRecord, LogEntry, LogRow, NewJob},
+};
+use bare::{bare, by_name};
+pub(crate) use parent::view_of_parent;
+use words::{whereabouts, why};
+
+/// The job as people see it.
+pub(crate) fn view(record: &JobRecord, log: &[LogRow], now: &Now) -> JobView {
+    let events = LogRow::events(log);
+    let phase = phase(&events);
+    let start = log.iter().rposition(|row| row.entry == LogEntry::Event(LogEvent::Accepted)).unwrap_or(0);
+    let kind = record.job.kind;
+    let mut steps: Vec<StepView> = Step::of(kind).iter().map(|step| step_view(*step, kind, &log[start..])).collect();
+    for message in steps.iter_mut().filter_map(|step| step.message.as_mut()) {
+        *message = by_name(&record.job, message);
+    }
+    let summary =
+        by_name(&record.job, &(summary(record, phase, newest_attempt(&events), now) + &waits(record.id, phase, now)));
+    JobView {
+        vm: Some(record.job.vm),
+        attempt: attempt(&events),
+        waits: now.waits.clone().filter(|_| phase == Phase::Queued),
+        steps,
+        progress: now.progress.filter(|_| !phase.ended()),
+        disks: now.disks.clone(),
+        figures: record.figures.filter(|_| phase == Phase::Succeeded || phase == Phase::Completing),
+        ended_at_ms: log.last().filter(|_| phase.ended()).map(|row| row.at_ms),
+        ..bare(record, log, phase, summary)
+    }
+}
+
+fn events(log: &[LogRow]) -> impl Iterator<Item = (u64, &LogEvent)> {
+    log.iter().filter_map(|row| match &row.entry {
+        LogEntry::Event(event) => Some((row.at_ms, event)),
+        LogEntry::Note(_) => None,
+    })
+}
+
+fn step_view(step: Step, kind: JobKind, log: &[LogRow]) -> StepView {
+    let mut view = StepView {
+        step,
+        title: step.title_in(kind).to_owned(),
+        state: StepState::Waiting,
+        started_at_ms: None,
+        ended_at_ms: None,
+        message: None,
+    };
+    for (at_ms, event) in events(log) {
+        let mut end = |state, message: Option<&String>| {
+            view.state = state;
+            view.ended_at_ms = Some(at_ms);
+            if let Some(message) = message {
+                view.message = Some(message.clone());
+            }
+        };
+        match event {
+            LogEvent::Intent { step: of } if *of == step => {
+                view.state = StepState::Running;
+                view.started_at_ms = view.started_at_ms.or(Some(at_ms));
+                view.ended_at_ms = None;
+            }
+            LogEvent::Succeeded { step: of } if *of == step => end(StepState::Done, None),
+            LogEvent::Failed { step: of, message } if *of == step => end(StepState::Failed, Some(message)),
+            LogEvent::Undone { step: of } if *of == step => end(StepState::Undone, None),
+            LogEvent::UndoFailed { step: of, message } if *of == step => end(StepState::UndoFailed, Some(message)),
+            LogEvent::Accepted
+            | LogEvent::Admitted
+            | LogEvent::AttemptStarted { .. }
+            | LogEvent::CancelRequested { .. }
+            | LogEvent::Intent { .. }
+            | LogEvent::Succeeded { .. }
+            | LogEvent::Failed { .. }
+            | LogEvent::Undone { .. }
+            | LogEvent::UndoFailed { .. }
+            | LogEvent::Arrived
+            | LogEvent::Dismissed { .. } => {}
+        }
+    }
+    view
+}
+
+/// What an open job waits for, and what may be done about it.
+fn waits(id: JobId, phase: Phase, now: &Now) -> String {
+    if phase.ended() {
+        return String::new();
+    }
+    let mut text = String::new();
+    // A stuck one says so already.
+    if let Some(what) = now.waits_for.as_ref().or(now.in_vain.as_ref()).filter(|_| phase != Phase::Stuck) {
+        text += &format!(
+            " Waits for: {what}. Ask again now with `ferry job retry {id}`. If that never comes, see where the VM is \
+             (`ferry vm list`) and give the job up with `ferry job dismiss {id}`."
+        );
+    }
+    if let Some(why) = &now.unkept {
+        text += &format!(
+            " Waits for the server's database, which cannot be read or written: {why}. Give it room and a disk that works; \
+             the job goes on by itself then."
+        );
+    }
+    text
+}
+
+/// How a job stands that was given up: what was said of the VM then, and what may be left.
+fn summary_of_dismissed(record: &JobRecord, phase: Phase, by: &str, told: &[Told], why: &str) -> String {
+    let NewJob { vm_name: vm, source, destination, kind, .. } = &record.job;
+    let (source, destination) = (&source.name, &destination.name);
+    let left = match (kind, phase) {
+        (JobKind::Storage, Phase::Succeeded) => "Its disks have moved; old files may be left".to_owned(),
+        (JobKind::Storage, _) => {
+            format!("See which files it uses with `ferry vm show {vm}`; new files that it does not use may be left")
+        }
+        (_, Phase::Succeeded) => format!(
+            "It was handed over to {destination}: do not start it on {source}, and remove what is left there with \
+             `virsh undefine {vm}`"
+        ),
+        (JobKind::Offline, _) => format!(
+            "Files of it may be left on {destination}; it may be held on {source} against a start until that agent has \
+             answered"
+        ),
+        (_, _) => format!(
+            "If it is {source}'s, what is left of the move is taken away when both hosts answer; until then {destination} may \
+             hold a paused copy of it, which is not to be run"
+        ),
+    };
+    let seen = whereabouts(vm, told);
+    format!("{by} gave up what was left: {why}. When it was given up: {seen}. {left}.")
+}
+
+/// Where the VM is, and what to do if somebody has to.
+fn summary(record: &JobRecord, phase: Phase, events: &[LogEvent], now: &Now) -> String {
+    let dismissed = events.iter().find_map(|event| match event {
+        LogEvent::Dismissed { by, told } => Some((by, told)),
+        _ => None,
+    });
+    if let Some((by, told)) = dismissed {
+        return summary_of_dismissed(record, phase, by, told, why(events));
+    }
+    match record.job.kind {
+        JobKind::Storage => storage::summary(record, phase, events, now),
+        JobKind::Offline => offline::summary(record, phase, events, now),
+        JobKind::Live | JobKind::LiveVsm | JobKind::Several | JobKind::Drain => {
+            live::summary(record, phase, events, now)
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use ferry_core::{
+        id::{HostId, VmId},
+        migration::{Has, StepClass},
+        vm::VmState,
+    };
+    use uuid::Uuid;
+
+    use super::*;
+    use crate::store::HostName;
+
+    fn record() -> JobRecord {
+        let host = |name: &str| HostName { id: HostId(Uuid::nil()), name: name.into() };
+        JobRecord {
+            id: JobId(1),
+            job: NewJob {
+                kind: JobKind::Live,
+                parent: None,
+                vm: VmId(Uuid::nil()),
+                vm_name: "web01".into(),
+                source: host("kvm1"),
+                destination: host("kvm2"),
+                by: "admin".into(),
+                accepted_at_ms: 5,
+                plan: String::new(),
+                findings: Vec::new(),
+            },
+            figures: None,
+        }
+    }
+
+    fn at(at_ms: u64, event: LogEvent) -> LogRow {
+        LogRow { at_ms, entry: LogEntry::Event(event) }
+    }
+
+    #[test]
+    fn a_failed_job_says_where_the_vm_is_and_why() {
+        let log = [
+            at(5, LogEvent::Accepted),
+            at(5, LogEvent::AttemptStarted { attempt: 1 }),
+            at(6, LogEvent::Intent { step: Step::Preflight }),
+            at(9, LogEvent::Failed { step: Step::Preflight, message: "Host kvm2 is away".into() }),
+            at(9, LogEvent::Undone { step: Step::Preflight }),
+        ];
+        let view = view(&record(), &log, &Now::default());
+        assert_eq!((view.phase, view.ended_at_ms), (Phase::Failed, Some(9)));
+        assert!(view.summary.contains("web01 stays on kvm1: Host kvm2 is away"), "{}", view.summary);
+        assert_eq!(view.steps[0].state, StepState::Undone);
+        assert_eq!(view.steps[0].message.as_deref(), Some("Host kvm2 is away"));
+        assert_eq!(view.steps[1].state, StepState::Waiting);
+    }
+
+    #[test]
+    fn where_a_vm_is_whose_job_was_given_up_is_what_hosts_said_then() {
+        let mut log = vec![at(5, LogEvent::Accepted), at(5, LogEvent::AttemptStarted { attempt: 1 })];
+        let of = |kind, log: &[LogRow]| {
+            let mut record = record();
+            record.job.kind = kind;
+            view(&record, log, &Now::default()).summary
+        };
+        let told = |has: [Has; 2]| {
+            let told = |(host, has): (&str, Has)| Told { host: host.into(), has };
+            at(
+                9,
+                LogEvent::Dismissed {
+                    by: "admin".into(),
+                    told: ["kvm1", "kvm2"].into_iter().zip(has).map(told).collect(),
+                },
+            )
+        };
+        let gone = "VM web01: is not known on kvm1, is not known on kvm2";
+        for arrived in [false, true] {
+            if arrived {
+                log.push(at(7, LogEvent::Intent { step: Step::Perform }));
+                log.push(at(8, LogEvent::Succeeded { step: Step::Perform }));
+            }
+            for kind in [JobKind::Live, JobKind::LiveVsm, JobKind::Storage, JobKind::Offline] {
+                log.push(told([Has::Nothing, Has::Nothing]));
+                let summary = of(kind, &log);
+                assert!(summary.contains(gone), "{summary}");
+                for claim in ["runs on", "stays on", "shut off on", "has moved to"] {
+                    assert!(!summary.contains(claim), "{kind:?} {claim}: {summary}");
+                }
+                log.pop();
+                log.push(told([Has::It(VmState::Running), Has::NoAnswer]));
+                let summary = of(kind, &log);
+                assert!(summary.contains("VM web01: runs on kvm1, kvm2 does not answer"), "{summary}");
+                log.pop();
+            }
+        }
+    }
+
+    #[test]
+    fn a_job_that_waits_for_the_database_says_so_in_every_phase_and_nothing_else() {
+        let mut log = vec![at(5, LogEvent::Accepted)];
+        let now = Now { unkept: Some("the disk is full".into()), ..Now::default() };
+        let says = |log: &[LogRow], kind| {
+            let mut record = record();
+            record.job.kind = kind;
+            let summary = view(&record, log, &now).summary;
+            assert!(summary.contains("database") && summary.contains("the disk is full"), "{summary}");
+            assert!(!summary.contains("not known yet"), "{summary}");
+        };
+        for kind in [JobKind::Live, JobKind::Storage, JobKind::Offline] {
+            says(&log, kind);
+        }
+        for step in Step::ALL {
+            log.push(at(6, LogEvent::Intent { step }));
+            says(&log, JobKind::Live);
+            log.push(at(6, LogEvent::Failed { step, message: "away".into() }));
+            says(&log[..log.len() - usize::from(step.class() != StepClass::Retriable)], JobKind::Live);
+            log.pop();
+        }
+    }
+
+    #[test]
+    fn a_step_keeps_its_first_start_and_its_last_end() {
+        let log = [
+            at(5, LogEvent::Accepted),
+            at(6, LogEvent::Intent { step: Step::Confirm }),
+            at(7, LogEvent::Failed { step: Step::Confirm, message: "away".into() }),
+            at(9, LogEvent::Succeeded { step: Step::Confirm }),
+        ];
+        let step = &view(&record(), &log, &Now::default()).steps[Step::Confirm as usize];
+        assert_eq!((step.started_at_ms, step.ended_at_ms, step.state), (Some(6), Some(9), StepState::Done));
+    }
+}
