@@ -16,6 +16,8 @@ use ferry_core::vm::{VmFacts, VmFile, VmState};
 use ferry_drivers::{hypervisor::images_to_ask, identity::Mounts, image, places::Places};
 use tracing::{debug, warn};
 
+use crate::lock::lock;
+
 /// How long a look at the host waits for files.
 const READ_WITHIN: Duration = Duration::from_millis(500);
 /// Headers and links change seldom: a file is looked at again after so long.
@@ -132,7 +134,7 @@ impl Chains {
     }
 
     fn locked(&self) -> MutexGuard<'_, State> {
-        self.0.lock().expect("nobody panics while holding it")
+        lock(&self.0)
     }
 }
 

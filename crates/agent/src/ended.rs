@@ -12,7 +12,7 @@ use ferry_core::{
     id::{Generation, JobId, VmId},
 };
 
-use crate::{AgentError, config::Config, files};
+use crate::{AgentError, config::Config, lock::lock, records, refusal::stale};
 
 /// Jobs whose last attempt is remembered: a request that was under way for so long does not come.
 const ENDED_MAX: usize = 256;
@@ -30,12 +30,12 @@ impl Ended {
     /// When a damaged file cannot be put aside.
     pub(crate) fn load(config: &Config) -> Result<Self, AgentError> {
         let path = config.ended_path();
-        let attempts = files::read_or_put_aside(&path)?.unwrap_or_default();
+        let attempts = records::read_or_put_aside(&path)?.unwrap_or_default();
         Ok(Self { path, attempts: Mutex::new(attempts) })
     }
 
     fn attempts(&self) -> MutexGuard<'_, BTreeMap<JobId, Generation>> {
-        self.attempts.lock().expect("nobody panics while holding it")
+        lock(&self.attempts)
     }
 
     /// Whether an attempt may be taken up, of a job of which this one is known to go on.
@@ -61,7 +61,7 @@ impl Ended {
             let oldest = *oldest;
             attempts.remove(&oldest);
         }
-        files::write_json(&self.path, &*attempts)
+        records::write_json(&self.path, &*attempts)
     }
 }
 
@@ -97,19 +97,6 @@ fn admit(asked: Asked, known: Option<(Generation, VmId)>, ended: Option<Generati
         Some((known, _)) if known > generation => Err(stale(job, generation, known)),
         Some(_) | None => Ok(()),
     }
-}
-
-/// What is told of a request of an attempt that is not the newest.
-pub(crate) fn stale(job: JobId, asked: Generation, known: Generation) -> AgentError {
-    AgentError::refused(
-        409,
-        Finding::blocks(
-            FindingId::RequestStale,
-            job,
-            format!("The request is of attempt {asked} of job {job}, and attempt {known} is known here"),
-            "Nothing: an older life of the server asked",
-        ),
-    )
 }
 
 #[cfg(test)]

@@ -15,7 +15,7 @@ use ferry_trust::{random_secret, same_secret};
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 
-use crate::{AgentError, config::Config, files};
+use crate::{AgentError, config::Config, lock::lock, records};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 struct Server {
@@ -46,11 +46,11 @@ impl Enrolment {
     /// When the file cannot be read.
     pub fn load(config: &Config) -> Result<Self, AgentError> {
         let server_path = config.state_dir.join("enrolment.json");
-        let server: Option<Server> = files::read_json(&server_path)?;
+        let server: Option<Server> = records::read_json(&server_path)?;
         let epoch_path = config.state_dir.join("epoch.json");
         Ok(Self {
             secret_path: config.state_dir.join("enrolment.secret"),
-            epoch: Mutex::new(files::read_json(&epoch_path)?.unwrap_or(0)),
+            epoch: Mutex::new(records::read_json(&epoch_path)?.unwrap_or(0)),
             epoch_path,
             server_path,
             server: Mutex::new(server),
@@ -64,7 +64,7 @@ impl Enrolment {
     /// When the secret cannot be stored.
     pub fn new_token(&self, agent_pin: Pin) -> Result<EnrolmentToken, AgentError> {
         let secret = random_secret();
-        files::write_json(&self.secret_path, &Pending { secret })?;
+        records::write_json(&self.secret_path, &Pending { secret })?;
         Ok(EnrolmentToken { agent_pin, secret })
     }
 
@@ -73,18 +73,18 @@ impl Enrolment {
     /// # Errors
     /// `auth.enrolment` (403) for a wrong or used secret.
     pub fn enrol(&self, pin: Pin, request: &EnrolRequest) -> Result<(), AgentError> {
-        let mut server = self.server.lock().expect("nobody panics while holding it");
+        let mut server = lock(&self.server);
         let wanted = Server { host: request.host, pin };
         if *server == Some(wanted) {
             return Ok(());
         }
         self.check_secret(request)?;
         // Another server counts its lives on its own.
-        let mut epoch = self.epoch.lock().expect("nobody panics while holding it");
-        files::write_json(&self.epoch_path, &0)?;
+        let mut epoch = lock(&self.epoch);
+        records::write_json(&self.epoch_path, &0)?;
         *epoch = 0;
-        files::write_json(&self.server_path, &wanted)?;
-        files::remove(&self.secret_path)?;
+        records::write_json(&self.server_path, &wanted)?;
+        records::remove(&self.secret_path)?;
         *server = Some(wanted);
         self.host.send_replace(Some(wanted.host));
         Ok(())
@@ -95,7 +95,7 @@ impl Enrolment {
     /// # Errors
     /// As there.
     pub fn check(&self, pin: Pin, request: &EnrolRequest) -> Result<(), AgentError> {
-        let server = *self.server.lock().expect("nobody panics while holding it");
+        let server = *lock(&self.server);
         match server == Some(Server { host: request.host, pin }) {
             true => Ok(()),
             false => self.check_secret(request),
@@ -103,7 +103,7 @@ impl Enrolment {
     }
 
     fn check_secret(&self, request: &EnrolRequest) -> Result<(), AgentError> {
-        let pending: Option<Pending> = files::read_json(&self.secret_path)?;
+        let pending: Option<Pending> = records::read_json(&self.secret_path)?;
         if !pending.is_some_and(|pending| same_secret(&pending.secret, &request.secret)) {
             return Err(AgentError::refused(
                 403,
@@ -123,7 +123,7 @@ impl Enrolment {
     /// # Errors
     /// `auth.key` (403) if not.
     pub fn authorise(&self, caller: Pin) -> Result<(), AgentError> {
-        match *self.server.lock().expect("nobody panics while holding it") {
+        match *lock(&self.server) {
             Some(server) if server.pin == caller => Ok(()),
             Some(_) | None => Err(AgentError::refused(
                 403,
@@ -143,7 +143,7 @@ impl Enrolment {
     /// # Errors
     /// `request.stale` (409) for an earlier life than the newest; or the number could not be stored.
     pub fn enter_epoch(&self, epoch: u64) -> Result<(), AgentError> {
-        let mut newest = self.epoch.lock().expect("nobody panics while holding it");
+        let mut newest = lock(&self.epoch);
         if epoch < *newest {
             return Err(AgentError::refused(
                 409,
@@ -156,7 +156,7 @@ impl Enrolment {
             ));
         }
         if epoch > *newest {
-            files::write_json(&self.epoch_path, &epoch)?;
+            records::write_json(&self.epoch_path, &epoch)?;
             *newest = epoch;
         }
         Ok(())

@@ -14,7 +14,7 @@ use ferry_core::{
 };
 use ferry_drivers::hypervisor::{Hypervisor, HypervisorError, HypervisorHost};
 
-use crate::{config::Config, confinement, files, setup};
+use crate::{config::Config, confinement, records, setup};
 
 /// Asks the kernel and the hypervisor. Blocks.
 ///
@@ -113,9 +113,9 @@ pub(crate) fn damaged(config: &Config) -> Vec<Finding> {
                 "Remove the file when no job of this host is open (`ferry job list`)".to_owned(),
             ),
         };
-    let in_all = moves.iter().flat_map(|folder| files::put_aside(folder)).map(of_a_move);
-    let copies = files::put_aside(&config.seeds_dir()).into_iter().map(of_a_copy);
-    in_all.chain(copies).chain(files::put_aside(&config.state_dir).into_iter().map(of_the_agent)).collect()
+    let in_all = moves.iter().flat_map(|folder| records::put_aside(folder)).map(of_a_move);
+    let copies = records::put_aside(&config.seeds_dir()).into_iter().map(of_a_copy);
+    in_all.chain(copies).chain(records::put_aside(&config.state_dir).into_iter().map(of_the_agent)).collect()
 }
 
 fn damaged_file(path: &Path, consequence: String, fix: String) -> Finding {

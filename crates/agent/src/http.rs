@@ -1,7 +1,6 @@
 //! The control API: `ferry_core::api::agent` says what each route takes and gives.
 
 use std::{
-    io,
     net::{SocketAddr, TcpListener},
     sync::Arc,
     time::{Duration, Instant},
@@ -40,8 +39,10 @@ use tracing::{error, info};
 use uuid::Uuid;
 
 use crate::{
-    Agent, AgentError, host, offline, places,
-    storage::Reach,
+    Agent, AgentError,
+    blocking::{blocking, blocking_within},
+    files::host_storage::HostStorage,
+    host, offline, places,
     tls::{Caller, PinAcceptor},
 };
 
@@ -238,16 +239,13 @@ async fn told_to_people(agent: &Agent, response: Response) -> Response {
     Response::from_parts(parts, body.into())
 }
 
-/// Runs what blocks on a thread of its own.
-async fn blocking<T: Send + 'static>(
+/// Runs what blocks in the agent.
+async fn on_thread<T: Send + 'static>(
     agent: &Arc<Agent>,
     call: impl FnOnce(&Agent) -> Result<T, AgentError> + Send + 'static,
 ) -> Result<T, AgentError> {
     let agent = Arc::clone(agent);
-    match tokio::task::spawn_blocking(move || call(&agent)).await {
-        Ok(outcome) => outcome,
-        Err(error) => Err(AgentError::Carrier(io::Error::other(error).to_string())),
-    }
+    blocking(move || call(&agent)).await
 }
 
 async fn enrol(
@@ -268,7 +266,7 @@ async fn get_host(State(agent): Shared) -> Answered<HostFacts> {
 }
 
 async fn host_facts(agent: &Arc<Agent>) -> Result<HostFacts, AgentError> {
-    let facts = blocking(agent, |agent| Ok(host::facts(&agent.config, &*agent.hypervisor)?));
+    let facts = on_thread(agent, |agent| Ok(host::facts(&agent.config, &*agent.hypervisor)?));
     match tokio::time::timeout(HOST_WAIT, facts).await {
         Ok(facts) => facts,
         Err(_) => Err(AgentError::Hypervisor(HypervisorError::Unreachable(format!(
@@ -314,11 +312,11 @@ async fn attach_share(
     Path(share): Path<ShareId>,
     Body(request): Body<AttachRequest>,
 ) -> Answered<AttachedShare> {
-    Ok(Json(blocking(&agent, move |agent| agent.shares.attach(share, &request)).await?))
+    Ok(Json(on_thread(&agent, move |agent| agent.shares.attach(share, &request)).await?))
 }
 
 async fn detach_share(State(agent): Shared, Path(share): Path<ShareId>) -> Result<StatusCode, Refusal> {
-    blocking(&agent, move |agent| agent.shares.detach(share)).await?;
+    on_thread(&agent, move |agent| agent.shares.detach(share)).await?;
     Ok(StatusCode::NO_CONTENT)
 }
 
@@ -327,12 +325,12 @@ async fn write_token(
     Path((share, name)): Path<(ShareId, String)>,
     Body(token): Body<ShareToken>,
 ) -> Result<StatusCode, Refusal> {
-    blocking(&agent, move |agent| agent.shares.write_token(share, &name, &token)).await?;
+    on_thread(&agent, move |agent| agent.shares.write_token(share, &name, &token)).await?;
     Ok(StatusCode::NO_CONTENT)
 }
 
 async fn read_token(State(agent): Shared, Path((share, name)): Path<(ShareId, String)>) -> Answered<ShareToken> {
-    match blocking(&agent, move |agent| agent.shares.read_token(share, &name)).await? {
+    match on_thread(&agent, move |agent| agent.shares.read_token(share, &name)).await? {
         Some(token) => Ok(Json(token)),
         None => Err(invalid(404, "The token file is not on the share".to_owned())),
     }
@@ -342,7 +340,7 @@ async fn remove_token(
     State(agent): Shared,
     Path((share, name)): Path<(ShareId, String)>,
 ) -> Result<StatusCode, Refusal> {
-    blocking(&agent, move |agent| agent.shares.remove_token(share, &name)).await?;
+    on_thread(&agent, move |agent| agent.shares.remove_token(share, &name)).await?;
     Ok(StatusCode::NO_CONTENT)
 }
 
@@ -352,7 +350,7 @@ async fn try_locks(
     Body(step): Body<LockStep>,
 ) -> Result<StatusCode, Refusal> {
     let call = move |agent: &Agent| agent.lock_trials.step(&name, &agent.shares.lock_path(share, &name)?, step);
-    blocking(&agent, call).await?;
+    on_thread(&agent, call).await?;
     Ok(StatusCode::NO_CONTENT)
 }
 
@@ -360,20 +358,20 @@ async fn end_lock_trial(
     State(agent): Shared,
     Path((share, name)): Path<(ShareId, String)>,
 ) -> Result<StatusCode, Refusal> {
-    blocking(&agent, move |agent| agent.lock_trials.end(&name, &agent.shares.lock_path(share, &name)?)).await?;
+    on_thread(&agent, move |agent| agent.lock_trials.end(&name, &agent.shares.lock_path(share, &name)?)).await?;
     Ok(StatusCode::NO_CONTENT)
 }
 
 async fn get_places(State(agent): Shared) -> Answered<Vec<OfferedPlace>> {
-    Ok(Json(blocking(&agent, places::offered).await?))
+    Ok(Json(on_thread(&agent, places::offered).await?))
 }
 
 async fn list_directory(State(agent): Shared, Query(location): Query<Location>) -> Answered<DirectoryListing> {
-    Ok(Json(blocking(&agent, move |agent| places::list(agent, &location)).await?))
+    Ok(Json(on_thread(&agent, move |agent| places::list(agent, &location)).await?))
 }
 
 async fn check_directory(State(agent): Shared, Body(location): Body<Location>) -> Result<StatusCode, Refusal> {
-    blocking(&agent, move |agent| places::check(agent, &location)).await?;
+    on_thread(&agent, move |agent| places::check(agent, &location)).await?;
     Ok(StatusCode::NO_CONTENT)
 }
 
@@ -386,13 +384,13 @@ async fn power(
         Power::Start => agent.hypervisor.start(vm).map_err(AgentError::from),
         Power::Shutdown => agent.hypervisor.shutdown(vm).map_err(AgentError::from),
     };
-    blocking(&agent, call).await?;
+    on_thread(&agent, call).await?;
     agent.observer.look_again().await;
     Ok(StatusCode::NO_CONTENT)
 }
 
 async fn get_disks(State(agent): Shared, Path(vm): Path<VmId>) -> Answered<Vec<DiskSize>> {
-    Ok(Json(blocking(&agent, move |agent| places::disks(agent, vm)).await?))
+    Ok(Json(on_thread(&agent, move |agent| places::disks(agent, vm)).await?))
 }
 
 async fn check_arrivals(
@@ -400,8 +398,8 @@ async fn check_arrivals(
     Path(vm): Path<VmId>,
     Body(wanted): Body<Vec<DiskArrival>>,
 ) -> Result<StatusCode, Refusal> {
-    let reach = reach(&agent, None)?;
-    bounded(&agent, move |agent| agent.migrations.check_arrivals(&reach, vm, &wanted)).await?;
+    let storage = host_storage(&agent, None)?;
+    bounded(&agent, move |agent| agent.migrations.check_incoming(&storage, vm, &wanted)).await?;
     Ok(StatusCode::NO_CONTENT)
 }
 
@@ -422,11 +420,11 @@ async fn prepare_destination(
     Body(request): Body<PrepareDestination>,
 ) -> Answered<DestinationReady> {
     let mounts = agent.shares.mounts(&request.shares)?;
-    let reach = reach(&agent, Some(job))?;
-    let claim = Arc::clone(&reach.claim);
+    let storage = host_storage(&agent, Some(job))?;
+    let claim = Arc::clone(&storage.claim);
     let prepare = async move {
         let _claim = claim;
-        agent.migrations.prepare_destination(job, generation, request, mounts, reach).await
+        agent.migrations.prepare_destination(job, generation, request, mounts, storage).await
     };
     Ok(Json(to_its_end(prepare).await?))
 }
@@ -497,7 +495,7 @@ async fn release(State(agent): Shared, Path((job, generation)): Attempt) -> Resu
 /// What a job that makes new files needs to know of this host's places, and of the others' copies there. Asks no file
 /// system: what does is asked by whoever checks the room, on a thread of its own. The room is the request's as long as
 /// the claim in it lives.
-fn reach(agent: &Arc<Agent>, job: Option<JobId>) -> Result<Reach, AgentError> {
+fn host_storage(agent: &Arc<Agent>, job: Option<JobId>) -> Result<HostStorage, AgentError> {
     let host = *agent.enrolment.watch_host().borrow();
     let places = agent.shares.places(host.unwrap_or(HostId(Uuid::nil())));
     let all = Arc::clone(agent);
@@ -506,27 +504,29 @@ fn reach(agent: &Arc<Agent>, job: Option<JobId>) -> Result<Reach, AgentError> {
         all.into_iter().filter(|reserved| Some(reserved.job) != job).collect()
     });
     let (shares, qemu_conf) = (Arc::clone(&agent.shares), agent.config.qemu_conf.clone());
-    Ok(Reach { places, roots: places::roots(agent)?, shares, qemu_conf, reserved, claim: agent.claims.claim(job) })
+    Ok(HostStorage {
+        places,
+        roots: places::roots(agent)?,
+        shares,
+        qemu_conf,
+        reserved,
+        claim: agent.claims.claim(job),
+    })
 }
 
-/// As [`blocking`], for what asks file systems that may not answer. The thread ends when they do; whatever it holds is of
+/// As [`on_thread`], for what asks file systems that may not answer. The thread ends when they do; whatever it holds is of
 /// this job alone.
 async fn bounded<T: Send + 'static>(
     agent: &Arc<Agent>,
     call: impl FnOnce(&Agent) -> Result<T, AgentError> + Send + 'static,
 ) -> Result<T, AgentError> {
-    match tokio::time::timeout(ANSWER_WAIT, blocking(agent, call)).await {
-        Ok(outcome) => outcome,
-        Err(_) => Err(AgentError::Carrier(format!(
-            "A file system of this host gave no answer within {} s",
-            ANSWER_WAIT.as_secs()
-        ))),
-    }
+    let agent = Arc::clone(agent);
+    blocking_within(ANSWER_WAIT, "A file system of this host", move || call(&agent)).await
 }
 
 async fn check_storage(State(agent): Shared, Body(request): Body<PrepareStorage>) -> Answered<Vec<ByteCount>> {
-    let reach = reach(&agent, None)?;
-    Ok(Json(bounded(&agent, move |agent| agent.storage.check(&request, &reach)).await?))
+    let storage = host_storage(&agent, None)?;
+    Ok(Json(bounded(&agent, move |agent| agent.storage.check(&request, &storage)).await?))
 }
 
 async fn prepare_storage(
@@ -534,8 +534,8 @@ async fn prepare_storage(
     Path((job, generation)): Attempt,
     Body(request): Body<PrepareStorage>,
 ) -> Answered<StorageReport> {
-    let reach = reach(&agent, Some(job))?;
-    Ok(Json(bounded(&agent, move |agent| agent.storage.prepare(job, generation, request, &reach)).await?))
+    let storage = host_storage(&agent, Some(job))?;
+    Ok(Json(bounded(&agent, move |agent| agent.storage.prepare(job, generation, request, &storage)).await?))
 }
 
 async fn perform_storage(State(agent): Shared, Path((job, generation)): Attempt) -> Answered<StorageReport> {
@@ -590,12 +590,12 @@ async fn get_files(
         let only: Option<Vec<&str>> = only.as_ref().map(|only| only.split(',').collect());
         offline::files_of(&*agent.hypervisor, vm, only.as_deref())
     };
-    Ok(Json(blocking(&agent, call).await?))
+    Ok(Json(on_thread(&agent, call).await?))
 }
 
 async fn check_offline(State(agent): Shared, Body(request): Body<CheckOffline>) -> Result<StatusCode, Refusal> {
-    let reach = reach(&agent, None)?;
-    bounded(&agent, move |agent| agent.offline.check(&request, &reach)).await?;
+    let storage = host_storage(&agent, None)?;
+    bounded(&agent, move |agent| agent.offline.check(&request, &storage)).await?;
     Ok(StatusCode::NO_CONTENT)
 }
 
@@ -605,9 +605,9 @@ async fn receive_offline(
     Body(request): Body<ReceiveOffline>,
 ) -> Answered<OfflineReady> {
     let mounts = agent.shares.mounts(&request.shares)?;
-    let reach = reach(&agent, Some(job))?;
-    let _claim = Arc::clone(&reach.claim);
-    Ok(Json(agent.offline.prepare_destination(job, generation, request, mounts, reach).await?))
+    let storage = host_storage(&agent, Some(job))?;
+    let _claim = Arc::clone(&storage.claim);
+    Ok(Json(agent.offline.prepare_destination(job, generation, request, mounts, storage).await?))
 }
 
 async fn send_offline(
@@ -617,8 +617,8 @@ async fn send_offline(
 ) -> Answered<OfflineReport> {
     let shares: Vec<ShareId> = request.destination.mounts.iter().map(|mount| mount.share).collect();
     let mounts = agent.shares.mounts(&shares)?;
-    let reach = reach(&agent, Some(job))?;
-    Ok(Json(agent.offline.prepare_source(job, generation, request, mounts, reach).await?))
+    let storage = host_storage(&agent, Some(job))?;
+    Ok(Json(agent.offline.prepare_source(job, generation, request, mounts, storage).await?))
 }
 
 async fn perform_offline(State(agent): Shared, Path((job, generation)): Attempt) -> Answered<OfflineReport> {

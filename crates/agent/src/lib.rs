@@ -1,12 +1,13 @@
 //! One per host, next to libvirtd: observes the host and moves the bytes.
 //!
 //! ```text
-//! http ─▶ shares · places · power · storage · offline · migration::Registry ─▶ one carrier process per migration (migration::carrier)
+//! http ─▶ shares · places · power · storage · offline · live::Registry ─▶ one carrier process per migration (live::carrier)
 //!   └──── observer (what the host has, by events)
 //! ```
 //! An agent never calls the server: requests come, and state goes back as the answer to a question.
 #![expect(clippy::wildcard_enum_match_arm, reason = "matches from before the rule; the last one takes this along")]
 
+mod blocking;
 mod chains;
 pub mod checks;
 pub mod config;
@@ -14,15 +15,20 @@ mod confinement;
 mod ended;
 pub mod enrolment;
 mod error;
-pub mod files;
+mod failpoint;
+mod files;
+mod hold;
 pub mod host;
 pub mod http;
+pub mod live;
+mod lock;
 pub mod lock_trials;
-pub mod migration;
 pub mod notify;
 pub mod observer;
 pub mod offline;
 pub mod places;
+mod records;
+mod refusal;
 pub mod setup;
 pub mod shares;
 mod stalls;
@@ -38,15 +44,8 @@ use ferry_trust::KeyPair;
 pub use error::AgentError;
 
 use crate::{
-    config::Config,
-    enrolment::Enrolment,
-    lock_trials::LockTrials,
-    migration::Registry,
-    observer::Observer,
-    offline::OfflineMoves,
-    shares::Shares,
-    storage::{Claims, StorageMoves},
-    told::Told,
+    config::Config, enrolment::Enrolment, files::space::Claims, live::Registry, lock_trials::LockTrials,
+    observer::Observer, offline::OfflineMoves, shares::Shares, storage::StorageMoves, told::Told,
 };
 
 /// Everything that the control API works on.
@@ -86,12 +85,12 @@ impl Agent {
         config: Config,
         hypervisor: Arc<dyn Hypervisor>,
         share_driver: Arc<dyn ShareDriver>,
-        launcher: migration::Launcher,
+        launcher: live::Launcher,
     ) -> Result<Arc<Self>, AgentError> {
         ferry_trust::install_provider();
-        files::ensure_private_dir(&config.state_dir)?;
+        records::ensure_private_dir(&config.state_dir)?;
         // A hook that finds no such folder vetoes every start.
-        files::ensure_private_dir(&config.holds_dir())?;
+        records::ensure_private_dir(&config.holds_dir())?;
         setup::refresh_hook(&config);
         let key = KeyPair::load_or_create(&config.key_path())?;
         let enrolment = Enrolment::load(&config)?;
@@ -100,9 +99,9 @@ impl Agent {
             Observer::start(config.clone(), Arc::clone(&hypervisor), Arc::clone(&shares), enrolment.watch_host());
         let migrations = Registry::load(&config, Arc::clone(&hypervisor), launcher)?;
         confinement::selinux::label_sessions(&config);
-        tokio::spawn(migration::seeds::sweep_for_ever(Arc::downgrade(&migrations.seeds())));
+        tokio::spawn(files::partial::sweep_for_ever(Arc::downgrade(&migrations.partials())));
         let storage = StorageMoves::load(&config, Arc::clone(&hypervisor), migrations.ended())?;
-        let offline = OfflineMoves::load(&config, Arc::clone(&hypervisor), migrations.seeds(), migrations.ended())?;
+        let offline = OfflineMoves::load(&config, Arc::clone(&hypervisor), migrations.partials(), migrations.ended())?;
         let offline = Arc::new(offline);
         let claims = Arc::default();
         let agent = Arc::new(Self {

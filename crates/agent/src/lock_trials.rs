@@ -16,7 +16,7 @@ use ferry_core::{
 };
 use ferry_drivers::lock_trial::{self, Holder, LockTrialError, Taker};
 
-use crate::{AgentError, error::chain, shares::remove_scratch};
+use crate::{AgentError, error::chain, lock::lock, shares::remove_scratch};
 
 /// Longest life of a trial: five steps of some seconds each at most.
 const TRIAL_MAX: Duration = Duration::from_secs(60);
@@ -78,7 +78,7 @@ impl LockTrials {
     }
 
     fn keep(self: &Arc<Self>, name: &str, end: End) -> Result<(), AgentError> {
-        let mut open = self.open.lock().expect("nobody panics while holding it");
+        let mut open = lock(&self.open);
         if open.len() >= TRIALS_MAX {
             return Err(AgentError::Carrier(format!("{TRIALS_MAX} trials of locks are under way")));
         }
@@ -90,7 +90,7 @@ impl LockTrials {
     }
 
     fn take(&self, name: &str) -> Option<End> {
-        self.open.lock().expect("nobody panics while holding it").remove(name).map(|open| open.end)
+        lock(&self.open).remove(name).map(|open| open.end)
     }
 }
 
@@ -99,7 +99,7 @@ fn close_late(trials: &Weak<LockTrials>) {
     std::thread::sleep(TRIAL_MAX);
     if let Some(trials) = trials.upgrade() {
         let now = Instant::now();
-        trials.open.lock().expect("nobody panics while holding it").retain(|_, open| open.until > now);
+        lock(&trials.open).retain(|_, open| open.until > now);
     }
 }
 

@@ -8,7 +8,7 @@ use ferry_agent::{
     Agent,
     config::{Config, DEFAULT_PATH},
     http,
-    migration::{Launcher, carrier},
+    live::{Launcher, carrier},
     notify::{self, Standing},
     setup,
 };

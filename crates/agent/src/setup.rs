@@ -13,7 +13,7 @@ use ferry_core::vm::VmState;
 use ferry_drivers::hypervisor::{Hypervisor, libvirt::Libvirt};
 use ferry_trust::KeyPair;
 
-use crate::{checks, config::Config, confinement, enrolment::Enrolment, files, migration::hold};
+use crate::{checks, config::Config, confinement, enrolment::Enrolment, hold, records};
 
 /// The daemon of all drivers, and the modular one of QEMU: one of them serves a host's VMs.
 const LIBVIRT_UNITS: [&str; 2] = ["libvirtd.service", "virtqemud.service"];
@@ -45,10 +45,10 @@ pub fn run(config_path: &Path, listen: Option<SocketAddr>, restart: bool) -> any
 }
 
 fn make_folders(config: &Config) -> anyhow::Result<()> {
-    files::ensure_private_dir(&config.state_dir)?;
-    files::ensure_private_dir(&config.journal_dir())?;
+    records::ensure_private_dir(&config.state_dir)?;
+    records::ensure_private_dir(&config.journal_dir())?;
     // Without it the hook vetoes every start.
-    files::ensure_private_dir(&config.holds_dir())?;
+    records::ensure_private_dir(&config.holds_dir())?;
     for dir in [&config.run_dir, &config.sessions_dir(), &config.share_root] {
         fs::create_dir_all(dir).with_context(|| format!("Could not make {}", dir.display()))?;
     }
@@ -184,7 +184,7 @@ pub fn release_hold(config: &Config, hypervisor: &dyn Hypervisor, reference: &st
 /// # Errors
 /// When the agent was not set up.
 pub fn print_token(config: &Config) -> anyhow::Result<()> {
-    files::ensure_private_dir(&config.state_dir)?;
+    records::ensure_private_dir(&config.state_dir)?;
     let key = KeyPair::load_or_create(&config.key_path())?;
     println!("{}", Enrolment::load(config)?.new_token(key.pin())?);
     Ok(())

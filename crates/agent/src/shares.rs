@@ -24,7 +24,7 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 use tracing::{debug, info, warn};
 
-use crate::{AgentError, config::Config, files, setup};
+use crate::{AgentError, config::Config, lock::lock, records, setup};
 
 #[derive(Clone, Debug, Serialize, Deserialize)]
 struct Entry {
@@ -81,7 +81,7 @@ impl Shares {
     /// When the table cannot be read.
     pub fn load(config: &Config, driver: Arc<dyn ShareDriver>) -> Result<Self, AgentError> {
         let path = config.shares_path();
-        let entries: Vec<Entry> = files::read_or_put_aside(&path)?.unwrap_or_default();
+        let entries: Vec<Entry> = records::read_or_put_aside(&path)?.unwrap_or_default();
         let unknown = |entry: &Entry| {
             let message = "The agent has just been started and has not looked at it yet";
             Finding::blocks(FindingId::ShareUnreachable, &entry.source, message, "Try again in some seconds")
@@ -478,14 +478,14 @@ impl Shares {
     }
 
     fn copy(&self) -> Vec<Entry> {
-        self.entries.lock().expect("nobody panics while holding it").clone()
+        lock(&self.entries).clone()
     }
 
     fn change(&self, edit: impl FnOnce(&mut Vec<Entry>)) -> Result<(), AgentError> {
-        let mut entries = self.entries.lock().expect("nobody panics while holding it");
+        let mut entries = lock(&self.entries);
         let mut edited = entries.clone();
         edit(&mut edited);
-        files::write_json(&self.path, &edited)?;
+        records::write_json(&self.path, &edited)?;
         *entries = edited;
         Ok(())
     }

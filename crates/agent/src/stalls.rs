@@ -17,7 +17,7 @@ use ferry_core::{
 };
 use tracing::{info, warn};
 
-use crate::{Agent, error::chain, migration::carrier::blocking};
+use crate::{Agent, blocking::call, error::chain};
 
 /// How often what the host has is looked through.
 const LOOK_EVERY: Duration = Duration::from_secs(2);
@@ -51,7 +51,7 @@ fn stopped(agent: &Agent) -> Vec<(VmFacts, bool)> {
 /// Whether it runs.
 async fn see_running(agent: &Agent, vm: &VmFacts) -> bool {
     let id = vm.id;
-    match blocking(&agent.hypervisor, move |hypervisor| hypervisor.see_running(id)).await {
+    match call(&agent.hypervisor, move |hypervisor| hypervisor.see_running(id)).await {
         Ok(true) => {
             info!(vm = vm.name, "a VM that was taken for one that a disk's error had stopped runs");
             true
@@ -66,7 +66,7 @@ async fn see_running(agent: &Agent, vm: &VmFacts) -> bool {
 
 async fn run_again(agent: &Agent, vm: &VmFacts) {
     let id = vm.id;
-    let resumed = blocking(&agent.hypervisor, move |hypervisor| {
+    let resumed = call(&agent.hypervisor, move |hypervisor| {
         // Somebody may have paused it on purpose since it was looked at.
         let now = hypervisor.vm(id)?.filter(|facts| facts.state == VmState::Paused && facts.stall.is_some());
         now.map(|_| hypervisor.resume(id)).transpose().map(|done| done.is_some())

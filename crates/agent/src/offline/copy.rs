@@ -28,10 +28,9 @@ use tracing::{info, warn};
 use super::{
     Move, OfflineMoves, differs,
     journal::{Form, Task},
-    off_thread, parts,
-    stamp::Stamp,
+    parts,
 };
-use crate::{AgentError, config::Config, error::chain};
+use crate::{AgentError, blocking::blocking, config::Config, error::chain, files::fingerprint::FileFingerprint};
 
 /// Longest definition.
 const DEFINITION_BYTES_MAX: u64 = 1 << 20;
@@ -81,26 +80,26 @@ async fn take_file(
     moves: &Arc<OfflineMoves>,
     page: &Arc<Move>,
 ) -> Result<(), AgentError> {
-    let Task::Destination { request, arrivals, .. } = page.journal().task else { return Ok(()) };
-    let (Some(wanted), Some(arrival)) = (request.files.get(index), arrivals.get(index)) else {
+    let Task::Destination { request, incoming_files, .. } = page.journal().task else { return Ok(()) };
+    let (Some(wanted), Some(incoming_file)) = (request.files.get(index), incoming_files.get(index)) else {
         return Err(AgentError::Carrier(format!("File {index} came, and it is not expected")));
     };
     page.write(|journal| journal.stage = OfflineStage::Copying)?;
     let meter = Arc::<FileMeter>::default();
-    let taken = match arrival.form {
-        Form::Adopted => compare(peer, open(arrival.path.clone(), false).await?, wanted.length.0, meter).await,
+    let taken = match incoming_file.form {
+        Form::Adopted => compare(peer, open(incoming_file.path.clone(), false).await?, wanted.length.0, meter).await,
         Form::Part(_) | Form::Whole => {
             // The version before this one sends its definition last.
             let (making, moves) = (Arc::clone(page), Arc::clone(moves));
-            off_thread(move || parts::make_all(&making, &*moves.hypervisor, &moves.seeds)).await?;
-            receive(peer, open(arrival.file().to_owned(), true).await?, wanted.length.0, meter).await
+            blocking(move || parts::make_all(&making, &*moves.hypervisor, &moves.partials)).await?;
+            receive(peer, open(incoming_file.file().to_owned(), true).await?, wanted.length.0, meter).await
         }
     };
-    taken.map_err(|error| AgentError::Carrier(format!("File {}: {}", arrival.path.display(), chain(&error))))?;
+    taken.map_err(|error| AgentError::Carrier(format!("File {}: {}", incoming_file.path.display(), chain(&error))))?;
     page.write(|journal| {
         let mut at = 0;
-        journal.task.each_arrival(|arrival| {
-            arrival.arrived |= at == index;
+        journal.task.each_incoming(|incoming_file| {
+            incoming_file.arrived |= at == index;
             at += 1;
         });
     })
@@ -111,7 +110,7 @@ async fn take_definition(peer: &mut Connection, moves: &Arc<OfflineMoves>, page:
         let mut text = String::new();
         (&mut *peer).take(DEFINITION_BYTES_MAX).read_to_string(&mut text).await?;
         let (moves, page) = (Arc::clone(moves), Arc::clone(page));
-        let outcome = off_thread(move || moves.take_definition(&page, text)).await;
+        let outcome = blocking(move || moves.take_definition(&page, text)).await;
         let mut verdict = vec![u8::from(outcome.is_err())];
         if let Err(error) = &outcome {
             let mut why = chain(error);
@@ -136,22 +135,25 @@ pub(super) async fn give(config: &Config, hypervisor: Arc<dyn Hypervisor>, page:
     let dialer = dialer(config, &request)?;
     let (vm, files) = (request.vm, paths.clone());
     let places: Vec<_> = request.files.iter().map(|file| file.file.from.clone()).collect();
-    let stamps_now = move || files.iter().zip(&places).map(|(path, place)| Stamp::of(path, place)).collect();
-    let stamps: Vec<Stamp> = off_thread(stamps_now.clone()).await?;
+    let fingerprints_now =
+        move || files.iter().zip(&places).map(|(path, place)| FileFingerprint::of(path, place)).collect();
+    let fingerprints: Vec<FileFingerprint> = blocking(fingerprints_now.clone()).await?;
     page.write(|journal| {
-        if let Task::Source { stamps: before, .. } = &mut journal.task {
-            before.clone_from(&stamps);
+        if let Task::Source { fingerprints: before, .. } = &mut journal.task {
+            before.clone_from(&fingerprints);
         }
     })?;
     let definition = move || Ok(hypervisor.definition(vm, &translate)?);
     // What the destination would not keep is not worth copying files for.
-    give_definition(&dialer, off_thread(definition.clone()).await?).await?;
+    give_definition(&dialer, blocking(definition.clone()).await?).await?;
     for (index, path) in (0_u16..).zip(&paths) {
         let adopted = request.destination.adopted.contains(&request.files[usize::from(index)].file.device);
         give_file(&dialer, index, path, adopted, &page).await?;
     }
-    let after: Vec<Stamp> = off_thread(stamps_now).await?;
-    if let Some(((path, _), _)) = paths.iter().zip(&stamps).zip(&after).find(|((_, before), after)| before != after) {
+    let after: Vec<FileFingerprint> = blocking(fingerprints_now).await?;
+    if let Some(((path, _), _)) =
+        paths.iter().zip(&fingerprints).zip(&after).find(|((_, before), after)| before != after)
+    {
         return Err(AgentError::Carrier(format!(
             "File {} was written to while it was copied, though VM {vm} is shut off: find out what uses it (`fuser -v`), and \
              restart the job when it has ended",
@@ -159,7 +161,7 @@ pub(super) async fn give(config: &Config, hypervisor: Arc<dyn Hypervisor>, page:
         )));
     }
     // It is still shut off, and this is its definition now.
-    give_definition(&dialer, off_thread(definition).await?).await
+    give_definition(&dialer, blocking(definition).await?).await
 }
 
 /// Sends the definition. Ok promises that the destination takes it, and that what came of the VM is written down there.
@@ -240,7 +242,7 @@ async fn give_file(
 
 /// Opens a file, and nothing that a link leads to.
 async fn open(path: PathBuf, write: bool) -> Result<File, AgentError> {
-    off_thread(move || {
+    blocking(move || {
         let mut options = File::options();
         options.read(true).write(write).custom_flags(nix::libc::O_NOFOLLOW);
         options.open(&path).map_err(|source| AgentError::File { path, source })

@@ -10,10 +10,13 @@ use ferry_core::{
 };
 use serde::{Deserialize, Serialize};
 
-use super::stamp::Stamp;
 use crate::{
-    AgentError, files,
-    migration::mark::{Made, Mark},
+    AgentError,
+    files::{
+        fingerprint::FileFingerprint,
+        new_file::{FileIdentity, MadeFile},
+    },
+    records,
 };
 
 /// One end's part.
@@ -30,14 +33,15 @@ pub(super) enum Task {
         /// Whether this host started the VM at boot.
         autostart: bool,
         /// How the files were when the copy began, in the order of the request; empty before.
-        #[serde(default)]
-        stamps: Vec<Stamp>,
+        #[serde(default, rename = "stamps")]
+        fingerprints: Vec<FileFingerprint>,
     },
     /// Receive it.
     Destination {
         request: ReceiveOffline,
         /// The new files, in the order of the request.
-        arrivals: Vec<Arrival>,
+        #[serde(rename = "arrivals")]
+        incoming_files: Vec<IncomingFile>,
         /// Files that are not there at the source either, in the order of the request.
         #[serde(default)]
         absent: Vec<PathBuf>,
@@ -50,15 +54,15 @@ pub(super) enum Task {
 
 /// A file that comes.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub(super) struct Arrival {
+pub(super) struct IncomingFile {
     pub(super) path: PathBuf,
     #[serde(default)]
     pub(super) form: Form,
     /// This attempt makes the file, or has: it may remove it.
     pub(super) made: bool,
     /// How the file is known again.
-    #[serde(default)]
-    pub(super) mark: Mark,
+    #[serde(default, rename = "mark")]
+    pub(super) identity: FileIdentity,
     /// It is whole, and on disk.
     #[serde(default)]
     pub(super) arrived: bool,
@@ -80,15 +84,15 @@ pub(super) enum Form {
     Adopted,
 }
 
-impl Arrival {
+impl IncomingFile {
     /// The file, as it is called while it comes.
-    pub(super) fn made_file(&self) -> Made<'_> {
-        Made { path: self.file(), ..self.named_file() }
+    pub(super) fn as_it_comes(&self) -> MadeFile<'_> {
+        MadeFile { path: self.file(), ..self.as_named() }
     }
 
     /// The file, as it is called when it is whole.
-    pub(super) fn named_file(&self) -> Made<'_> {
-        Made { path: &self.path, mark: self.mark, format: DiskFormat::Raw, virtual_size: ByteCount(0) }
+    pub(super) fn as_named(&self) -> MadeFile<'_> {
+        MadeFile { path: &self.path, identity: self.identity, format: DiskFormat::Raw, virtual_size: ByteCount(0) }
     }
 
     /// What is written while the file comes.
@@ -116,17 +120,17 @@ impl Task {
     }
 
     /// The files that come; none at the source.
-    pub(super) fn arrivals(&self) -> &[Arrival] {
+    pub(super) fn incoming_files(&self) -> &[IncomingFile] {
         match self {
             Self::Source { .. } => &[],
-            Self::Destination { arrivals, .. } => arrivals,
+            Self::Destination { incoming_files, .. } => incoming_files,
         }
     }
 
     /// Changes what is known of files that come.
-    pub(super) fn each_arrival(&mut self, change: impl FnMut(&mut Arrival)) {
-        if let Self::Destination { arrivals, .. } = self {
-            arrivals.iter_mut().for_each(change);
+    pub(super) fn each_incoming(&mut self, change: impl FnMut(&mut IncomingFile)) {
+        if let Self::Destination { incoming_files, .. } = self {
+            incoming_files.iter_mut().for_each(change);
         }
     }
 }
@@ -155,15 +159,35 @@ impl Journal {
     }
 
     pub(super) fn write(&self, folder: &Path) -> Result<(), AgentError> {
-        files::write_json(&self.path(folder), self)
+        records::write_json(&self.path(folder), self)
     }
 
     pub(super) fn remove(&self, folder: &Path) -> Result<(), AgentError> {
-        files::remove(&self.path(folder))
+        records::remove(&self.path(folder))
     }
 
     /// Every page of a folder; damaged ones are put aside.
     pub(super) fn read_all(folder: &Path) -> Result<Vec<Self>, AgentError> {
-        files::read_pages(folder, |stem| stem.parse::<JobId>().is_ok())
+        records::read_all(folder, |stem| stem.parse::<JobId>().is_ok())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::Value;
+
+    use super::*;
+
+    /// An agent that is upgraded in the midst of a move goes on with it.
+    #[test]
+    fn what_the_version_before_wrote_down_is_read_and_written_as_it_was() {
+        for text in [
+            include_str!("../../tests/journals/offline-source.json"),
+            include_str!("../../tests/journals/offline-destination.json"),
+        ] {
+            let journal: Journal = serde_json::from_str(text).expect("a journal");
+            let written = serde_json::to_value(&journal).expect("JSON");
+            assert_eq!(written, serde_json::from_str::<Value>(text).expect("JSON"));
+        }
     }
 }

@@ -3,7 +3,7 @@
 //! ```text
 //! destination: prepare: listen ─▶ take the definition, files, the definition ─▶ define: name files, the VM is here ─▶ confirm
 //! source:      prepare: hold the VM ─▶ perform: send what differs ─▶ confirm: remove definition and old files
-//! before define:  abort, release: new files are removed or kept as seeds; the VM is at the source and free again
+//! before define:  abort, release: new files are removed or kept for the next attempt; the VM is at the source and free again
 //! ```
 //! Whether the destination has the VM decides whose it is: before it is defined there nothing at the source was changed
 //! but that the VM is held against a start; after that nothing at the destination is ever removed.
@@ -14,12 +14,9 @@
 mod copy;
 mod journal;
 mod parts;
-mod stamp;
 
 use std::{
     collections::{BTreeMap, HashMap},
-    fs::File,
-    io::Read as _,
     path::{Path, PathBuf},
     sync::{Arc, Mutex, MutexGuard},
 };
@@ -32,7 +29,6 @@ use ferry_core::{
     files::{DiskProgress, DiskStage, FileMove},
     finding::{Finding, FindingId},
     id::{Generation, JobId, VmId},
-    location::Location,
     power::not_shut_off,
     units::ByteCount,
     vm::{DiskFormat, FileRole, VmFacts},
@@ -43,22 +39,31 @@ use ferry_drivers::{
         Hypervisor, HypervisorError,
         rpc::{Bound, definition::check_definition},
     },
+    image,
 };
 use tokio::{sync::watch, task::JoinHandle};
 use tracing::{info, warn};
 
-use self::{
-    journal::{Arrival, Form, Journal, Task},
-    stamp::Stamp,
-};
+use self::journal::{Form, IncomingFile, Journal, Task};
 use crate::{
     AgentError,
+    blocking::blocking,
     config::Config,
     ended::{Asked, Ended},
     error::chain,
-    files,
-    migration::{arrivals::exists, hold, looks::off_thread, mark::Mark, seeds::Seeds, translation},
-    storage::{Needs, Reach, Reserved},
+    files::{
+        self,
+        fingerprint::FileFingerprint,
+        host_storage::HostStorage,
+        new_file::FileIdentity,
+        partial::PartialCopies,
+        space::{Needs, Reserved},
+    },
+    hold,
+    live::translation,
+    lock::lock,
+    records,
+    refusal::{exists, refused, uuid_taken},
 };
 
 /// Offline moves that one host takes part in at once: far above what slots allow.
@@ -71,7 +76,7 @@ pub struct OfflineMoves {
     config: Config,
     folder: PathBuf,
     hypervisor: Arc<dyn Hypervisor>,
-    seeds: Arc<Seeds>,
+    partials: Arc<PartialCopies>,
     moves: Mutex<BTreeMap<JobId, Arc<Move>>>,
     /// Held by the request that changes a move: one at a time for each.
     turns: Mutex<HashMap<JobId, Arc<tokio::sync::Mutex<()>>>>,
@@ -123,12 +128,12 @@ impl Move {
     }
 
     fn journal(&self) -> Journal {
-        self.journal.lock().expect("nobody panics while holding it").clone()
+        lock(&self.journal).clone()
     }
 
     /// Changes what is written down, and says so when it is.
     fn write(&self, change: impl FnOnce(&mut Journal)) -> Result<(), AgentError> {
-        let mut journal = self.journal.lock().expect("nobody panics while holding it");
+        let mut journal = lock(&self.journal);
         let mut changed = journal.clone();
         change(&mut changed);
         if changed != *journal {
@@ -151,13 +156,13 @@ impl Move {
         let (journal, known) = (self.journal(), self.known.borrow().clone());
         let mut files = known.files;
         let done = matches!(journal.stage, OfflineStage::Defined | OfflineStage::Confirmed);
-        if let Task::Destination { arrivals, .. } = &journal.task
+        if let Task::Destination { incoming_files, .. } = &journal.task
             && done
         {
-            for (file, arrival) in files.iter_mut().zip(arrivals) {
+            for (file, incoming_file) in files.iter_mut().zip(incoming_files) {
                 file.stage = DiskStage::Moved;
                 file.copied = file.total;
-                file.allocated_after = file::allocated(&arrival.path).unwrap_or_default();
+                file.allocated_after = file::allocated(&incoming_file.path).unwrap_or_default();
             }
         }
         let autostart = matches!(journal.task, Task::Source { autostart: true, .. });
@@ -175,7 +180,7 @@ impl Move {
 
     /// Ends what copies. Nothing is written by it afterwards but the block that is being written.
     async fn end(&self) {
-        let task = self.task.lock().expect("nobody panics while holding it").take();
+        let task = lock(&self.task).take();
         if let Some(task) = task {
             task.abort();
             let _ = task.await;
@@ -183,7 +188,7 @@ impl Move {
     }
 
     fn is_busy(&self) -> bool {
-        self.task.lock().expect("nobody panics while holding it").as_ref().is_some_and(|task| !task.is_finished())
+        lock(&self.task).as_ref().is_some_and(|task| !task.is_finished())
     }
 }
 
@@ -195,11 +200,11 @@ impl OfflineMoves {
     pub(crate) fn load(
         config: &Config,
         hypervisor: Arc<dyn Hypervisor>,
-        seeds: Arc<Seeds>,
+        partials: Arc<PartialCopies>,
         released: Arc<Ended>,
     ) -> Result<Self, AgentError> {
         let folder = config.offline_dir();
-        files::ensure_private_dir(&folder)?;
+        records::ensure_private_dir(&folder)?;
         let mut moves = BTreeMap::new();
         for journal in Journal::read_all(&folder)? {
             info!(job = %journal.job, vm = %journal.task.vm(), stage = ?journal.stage, "found an offline move again");
@@ -219,7 +224,7 @@ impl OfflineMoves {
             config: config.clone(),
             folder,
             hypervisor,
-            seeds,
+            partials,
             moves: Mutex::new(moves),
             turns: Mutex::default(),
             released,
@@ -227,7 +232,7 @@ impl OfflineMoves {
     }
 
     fn moves(&self) -> MutexGuard<'_, BTreeMap<JobId, Arc<Move>>> {
-        self.moves.lock().expect("nobody panics while holding it")
+        lock(&self.moves)
     }
 
     fn known(&self, job: JobId, generation: Generation) -> Result<Arc<Move>, AgentError> {
@@ -247,7 +252,7 @@ impl OfflineMoves {
         request: impl Future<Output = Result<T, AgentError>> + Send + 'static,
     ) -> Result<T, AgentError> {
         let turn = {
-            let mut turns = self.turns.lock().expect("nobody panics while holding it");
+            let mut turns = lock(&self.turns);
             turns.retain(|_, turn| Arc::strong_count(turn) > 1);
             Arc::clone(turns.entry(job).or_default())
         };
@@ -263,12 +268,16 @@ impl OfflineMoves {
         let journals: Vec<Journal> = self.moves().values().map(|known| known.journal()).collect();
         let mut reserved = Vec::new();
         for Journal { job, task, stage, .. } in journals {
-            if let Task::Destination { request, arrivals, .. } = task
+            if let Task::Destination { request, incoming_files, .. } = task
                 && matches!(stage, OfflineStage::Prepared | OfflineStage::Copying)
             {
-                let files = request.files.iter().zip(&arrivals).filter(|(_, arrival)| arrival.form != Form::Adopted);
-                let one = |(file, arrival): (&OfflineFile, &Arrival)| {
-                    Reserved::new(job, &file.file.to, arrival.file(), file.allocated)
+                let files = request
+                    .files
+                    .iter()
+                    .zip(&incoming_files)
+                    .filter(|(_, incoming_file)| incoming_file.form != Form::Adopted);
+                let one = |(file, incoming_file): (&OfflineFile, &IncomingFile)| {
+                    Reserved::new(job, &file.file.to, incoming_file.file(), file.allocated)
                 };
                 reserved.extend(files.map(one));
             }
@@ -298,8 +307,8 @@ impl OfflineMoves {
     ///
     /// # Errors
     /// What stands against it.
-    pub fn check(&self, request: &CheckOffline, reach: &Reach) -> Result<(), AgentError> {
-        self.checked(request.vm, &request.files, &request.absent, reach).map(drop)
+    pub fn check(&self, request: &CheckOffline, storage: &HostStorage) -> Result<(), AgentError> {
+        self.checked(request.vm, &request.files, &request.absent, storage).map(drop)
     }
 
     /// Where the files will be, and where those that are not there at the source either.
@@ -308,50 +317,52 @@ impl OfflineMoves {
         vm: VmId,
         wanted: &[OfflineFile],
         absent: &[FileMove],
-        reach: &Reach,
-    ) -> Result<(Vec<Arrival>, Vec<PathBuf>), AgentError> {
+        storage: &HostStorage,
+    ) -> Result<(Vec<IncomingFile>, Vec<PathBuf>), AgentError> {
         if wanted.len() + absent.len() > FILES_MAX {
             return Err(AgentError::Carrier(format!("No VM has more than {FILES_MAX} files")));
         }
         if let Some(facts) = self.hypervisor.vm(vm)? {
-            return Err(refused(
-                FindingId::VmUuidTaken,
-                vm,
-                format!("The destination already has a VM of UUID {vm}: {}", facts.name),
-                "Remove its definition there with `virsh undefine`, if it is a leftover",
-            ));
+            return Err(uuid_taken(vm, &facts.name));
         }
         let mut needs = Needs::default();
-        let mut arrivals: Vec<Arrival> = Vec::with_capacity(wanted.len());
+        let mut incoming_files: Vec<IncomingFile> = Vec::with_capacity(wanted.len());
         for file in wanted {
-            let path = place(reach, &file.file.device, &file.file.to)?;
+            let path = storage.path(&file.file.device, &file.file.to)?;
             let form = self.form(vm, file, &path)?;
             let still = match &form {
                 Form::Adopted => ByteCount(0),
                 Form::Part(part) => {
                     let part = file::allocated(part).unwrap_or_default();
-                    let held = self.seeds.held(vm, &as_disk(file), &path).max(part);
+                    let held = self.partials.held(vm, &as_disk(file), &path).max(part);
                     ByteCount(file.allocated.0.saturating_sub(held.0))
                 }
                 Form::Whole => file.allocated,
             };
-            needs.add(reach, &file.file.to, still)?;
-            if arrivals.iter().any(|other| other.path == path) {
+            needs.add(storage, &file.file.to, still)?;
+            if incoming_files.iter().any(|other| other.path == path) {
                 return Err(exists(&path));
             }
-            arrivals.push(Arrival { path, form, made: false, mark: Mark::default(), arrived: false, named: false });
+            incoming_files.push(IncomingFile {
+                path,
+                form,
+                made: false,
+                identity: FileIdentity::default(),
+                arrived: false,
+                named: false,
+            });
         }
         let mut missing = Vec::with_capacity(absent.len());
         for file in absent {
-            let path = place(reach, &file.device, &file.to)?;
-            needs.add(reach, &file.to, ByteCount(0))?;
-            if path.symlink_metadata().is_ok() || arrivals.iter().any(|other| other.path == path) {
+            let path = storage.path(&file.device, &file.to)?;
+            needs.add(storage, &file.to, ByteCount(0))?;
+            if path.symlink_metadata().is_ok() || incoming_files.iter().any(|other| other.path == path) {
                 return Err(exists(&path));
             }
             missing.push(path);
         }
-        needs.are_met(reach)?;
-        Ok((arrivals, missing))
+        needs.are_met(storage)?;
+        Ok((incoming_files, missing))
     }
 
     /// How a file comes. What is there already is nobody's to overwrite; a disk that VMs share may have come with another.
@@ -359,7 +370,7 @@ impl OfflineMoves {
         let of_another = |page: &Arc<Move>| {
             let journal = page.journal();
             let goes_on = !matches!(journal.stage, OfflineStage::Defined | OfflineStage::Confirmed);
-            goes_on && journal.task.vm() != vm && journal.task.arrivals().iter().any(|other| other.path == path)
+            goes_on && journal.task.vm() != vm && journal.task.incoming_files().iter().any(|other| other.path == path)
         };
         let coming = self.moves().values().find(|page| of_another(page)).map(|page| page.journal().job);
         if let Some(job) = coming {
@@ -390,10 +401,10 @@ impl OfflineMoves {
         generation: Generation,
         request: ReceiveOffline,
         mounts: Vec<ShareMount>,
-        reach: Reach,
+        storage: HostStorage,
     ) -> Result<OfflineReady, AgentError> {
         let this = Arc::clone(self);
-        self.in_turn(job, async move { this.begin_to_receive(job, generation, request, mounts, reach).await }).await
+        self.in_turn(job, async move { this.begin_to_receive(job, generation, request, mounts, storage).await }).await
     }
 
     async fn begin_to_receive(
@@ -402,37 +413,40 @@ impl OfflineMoves {
         generation: Generation,
         request: ReceiveOffline,
         mounts: Vec<ShareMount>,
-        reach: Reach,
+        storage: HostStorage,
     ) -> Result<OfflineReady, AgentError> {
         let page = match self.take_up(Asked { job, generation, vm: request.vm }).await? {
             Some(known) => known,
             None => {
                 let (this, wanted) = (Arc::clone(&self), request.clone());
-                let checked = move || this.checked(wanted.vm, &wanted.files, &wanted.absent, &reach);
-                let (arrivals, absent) = off_thread(checked).await?;
+                let checked = move || this.checked(wanted.vm, &wanted.files, &wanted.absent, &storage);
+                let (incoming_files, absent) = blocking(checked).await?;
                 let mounted = mounts.iter().map(|mount| PathBuf::from(&mount.path));
-                let files = arrivals.iter().map(|arrival| arrival.path.clone()).chain(absent.iter().cloned());
+                let files =
+                    incoming_files.iter().map(|incoming_file| incoming_file.path.clone()).chain(absent.iter().cloned());
                 let roots = mounted.chain(files).collect();
-                let task = Task::Destination { request: request.clone(), arrivals, absent, roots, definition: None };
+                let task =
+                    Task::Destination { request: request.clone(), incoming_files, absent, roots, definition: None };
                 self.put(Journal::new(job, generation, task))?
             }
         };
-        let Task::Destination { arrivals, absent, request: wanted, .. } = page.journal().task else {
+        let Task::Destination { incoming_files, absent, request: wanted, .. } = page.journal().task else {
             return Err(AgentError::Carrier(format!("This host is the source of job {job}")));
         };
         if !page.is_busy() {
             let acceptor = copy::listen(&self.config, &request).await?;
-            *page.address.lock().expect("nobody panics while holding it") = Some(acceptor.address().to_string());
+            *lock(&page.address) = Some(acceptor.address().to_string());
             let taking = tokio::spawn(copy::take(acceptor, Arc::clone(&self), Arc::clone(&page)));
-            *page.task.lock().expect("nobody panics while holding it") = Some(taking);
+            *lock(&page.task) = Some(taking);
         }
-        let address = page.address.lock().expect("nobody panics while holding it").clone().unwrap_or_default();
+        let address = lock(&page.address).clone().unwrap_or_default();
         let shown = |path: &PathBuf| path.display().to_string();
-        let adopted = wanted.files.iter().zip(&arrivals).filter(|(_, arrival)| arrival.form == Form::Adopted);
+        let adopted =
+            wanted.files.iter().zip(&incoming_files).filter(|(_, incoming_file)| incoming_file.form == Form::Adopted);
         Ok(OfflineReady {
             address,
             mounts,
-            paths: arrivals.iter().map(|arrival| shown(&arrival.path)).collect(),
+            paths: incoming_files.iter().map(|incoming_file| shown(&incoming_file.path)).collect(),
             absent: absent.iter().map(shown).collect(),
             adopted: adopted.map(|(file, _)| file.file.device.clone()).collect(),
         })
@@ -453,9 +467,9 @@ impl OfflineMoves {
         check_definition(&text, &bound(&request, roots)).map_err(|error| {
             AgentError::Hypervisor(HypervisorError::Definition { vm: request.vm, reason: error.to_string() })
         })?;
-        parts::make_all(page, &*self.hypervisor, &self.seeds)?;
+        parts::make_all(page, &*self.hypervisor, &self.partials)?;
         page.write(|journal| {
-            if journal.task.arrivals().iter().all(|arrival| arrival.arrived) {
+            if journal.task.incoming_files().iter().all(|incoming_file| incoming_file.arrived) {
                 journal.stage = OfflineStage::Copied;
             }
             if let Task::Destination { definition, .. } = &mut journal.task {
@@ -474,10 +488,10 @@ impl OfflineMoves {
         generation: Generation,
         request: SendOffline,
         mounts: Vec<ShareMount>,
-        reach: Reach,
+        storage: HostStorage,
     ) -> Result<OfflineReport, AgentError> {
         let this = Arc::clone(self);
-        self.in_turn(job, async move { this.begin_to_send(job, generation, request, mounts, reach).await }).await
+        self.in_turn(job, async move { this.begin_to_send(job, generation, request, mounts, storage).await }).await
     }
 
     async fn begin_to_send(
@@ -486,13 +500,13 @@ impl OfflineMoves {
         generation: Generation,
         request: SendOffline,
         mounts: Vec<ShareMount>,
-        reach: Reach,
+        storage: HostStorage,
     ) -> Result<OfflineReport, AgentError> {
         let page = match self.take_up(Asked { job, generation, vm: request.vm }).await? {
             Some(known) => known,
             None => {
                 let this = Arc::clone(&self);
-                let task = off_thread(move || this.source(request, &mounts, &reach)).await?;
+                let task = blocking(move || this.source(request, &mounts, &storage)).await?;
                 // Before the first change: an agent that ends in between must know what it is to take back.
                 self.put(Journal::new(job, generation, task))?
             }
@@ -513,7 +527,7 @@ impl OfflineMoves {
         let journal = page.journal();
         let Task::Source { request, autostart, .. } = journal.task else { return Ok(()) };
         let (holds, hypervisor) = (self.config.holds_dir(), Arc::clone(&self.hypervisor));
-        off_thread(move || {
+        blocking(move || {
             hold::ensure(&holds, request.vm, journal.job)?;
             shut_off(&*hypervisor, request.vm)?;
             if autostart {
@@ -524,12 +538,12 @@ impl OfflineMoves {
         .await
     }
 
-    fn source(&self, request: SendOffline, mounts: &[ShareMount], reach: &Reach) -> Result<Task, AgentError> {
+    fn source(&self, request: SendOffline, mounts: &[ShareMount], storage: &HostStorage) -> Result<Task, AgentError> {
         let facts = shut_off(&*self.hypervisor, request.vm)?;
         let mut paths = Vec::with_capacity(request.files.len());
         for file in &request.files {
             let device = &file.file.device;
-            let path = reach.places.path(&file.file.from);
+            let path = storage.places.path(&file.file.from);
             let path = path.filter(|path| facts.files.iter().any(|of| of.device == *device && of.place == *path));
             let path = path.ok_or_else(|| {
                 refused(
@@ -542,7 +556,7 @@ impl OfflineMoves {
             stands_alone(&path, device)?;
             paths.push(path);
         }
-        let absent: Vec<PathBuf> = request.absent.iter().filter_map(|file| reach.places.path(&file.from)).collect();
+        let absent: Vec<PathBuf> = request.absent.iter().filter_map(|file| storage.places.path(&file.from)).collect();
         let there = &request.destination;
         if paths.len() != there.paths.len() || absent.len() != there.absent.len() {
             return Err(AgentError::Carrier("The destination tells another number of files".to_owned()));
@@ -552,7 +566,7 @@ impl OfflineMoves {
         let translate: Vec<_> = moved.chain(translation(mounts, &there.mounts)).collect();
         // What cannot be said at the destination is found out before anything is copied.
         self.hypervisor.definition(request.vm, &translate)?;
-        Ok(Task::Source { request, paths, translate, autostart: facts.autostart, stamps: Vec::new() })
+        Ok(Task::Source { request, paths, translate, autostart: facts.autostart, fingerprints: Vec::new() })
     }
 
     /// Begins to copy, at the source.
@@ -582,7 +596,7 @@ impl OfflineMoves {
                     warn!(error = %chain(&error), "how the offline move stands could not be written down");
                 }
             });
-            *page.task.lock().expect("nobody panics while holding it") = Some(task);
+            *lock(&page.task) = Some(task);
         }
         Ok(page.report())
     }
@@ -626,7 +640,7 @@ impl OfflineMoves {
         }
         let vm = request.vm;
         let (hypervisor, naming) = (Arc::clone(&self.hypervisor), Arc::clone(&page));
-        off_thread(move || {
+        blocking(move || {
             parts::name_all(&naming)?;
             Ok(hypervisor.define(&definition, &bound(&request, roots))?)
         })
@@ -684,7 +698,7 @@ impl OfflineMoves {
             return Ok(false);
         }
         let (hypervisor, vm) = (Arc::clone(&self.hypervisor), journal.task.vm());
-        off_thread(move || Ok(hypervisor.vm(vm)?.is_some())).await
+        blocking(move || Ok(hypervisor.vm(vm)?.is_some())).await
     }
 
     /// Source: removes definition and old files. Destination: sets autostart. Only for a VM that is defined at the
@@ -722,7 +736,7 @@ impl OfflineMoves {
             let stage = journal.stage;
             return Err(AgentError::Carrier(format!("Job {job} cannot be confirmed here yet: {stage:?}")));
         }
-        let remarks = off_thread(move || match &journal.task {
+        let remarks = blocking(move || match &journal.task {
             Task::Destination { request: of, .. } => {
                 self.hypervisor.vm(of.vm)?.ok_or(HypervisorError::NoVm(of.vm))?;
                 if request.autostart {
@@ -730,7 +744,7 @@ impl OfflineMoves {
                 }
                 Ok(Vec::new())
             }
-            Task::Source { request: of, paths, stamps, .. } => self.leave(&request, of, paths, stamps),
+            Task::Source { request: of, paths, fingerprints, .. } => self.leave(&request, of, paths, fingerprints),
         })
         .await?;
         page.write(|journal| {
@@ -746,7 +760,7 @@ impl OfflineMoves {
         request: &ConfirmRequest,
         of: &SendOffline,
         paths: &[PathBuf],
-        stamps: &[Stamp],
+        fingerprints: &[FileFingerprint],
     ) -> Result<Vec<String>, AgentError> {
         if self.hypervisor.vm(of.vm)?.is_some() {
             shut_off(&*self.hypervisor, of.vm)?;
@@ -764,7 +778,7 @@ impl OfflineMoves {
             }
             let stays = if let Some(obstacle) = used.obstacle(path).map_err(fault)? {
                 Some(obstacle.why())
-            } else if stamps.get(index).is_some_and(|stamp| !stamp.is_of(path, &file.file.from)) {
+            } else if fingerprints.get(index).is_some_and(|fingerprint| !fingerprint.is_of(path, &file.file.from)) {
                 Some("something has written to it since it was copied")
             } else {
                 None
@@ -781,7 +795,7 @@ impl OfflineMoves {
     }
 
     /// Forgets it. Source: the VM is free again, if it is still there. Destination: files of a VM that did not come are
-    /// removed, or kept as seeds. Ok if it is not known.
+    /// removed, or kept for the next attempt. Ok if it is not known.
     ///
     /// # Errors
     /// When something cannot be taken back.
@@ -804,7 +818,7 @@ impl OfflineMoves {
             Task::Source { autostart, .. } => {
                 if autostart && journal.stage != OfflineStage::Confirmed {
                     let hypervisor = Arc::clone(&self.hypervisor);
-                    off_thread(move || match hypervisor.set_autostart(vm, true) {
+                    blocking(move || match hypervisor.set_autostart(vm, true) {
                         Ok(()) | Err(HypervisorError::NoVm(_)) => Ok(()),
                         Err(error) => Err(error.into()),
                     })
@@ -813,9 +827,9 @@ impl OfflineMoves {
                 hold::release(&self.config.holds_dir(), vm)?;
             }
             Task::Destination { .. } if !self.is_here(page).await? => {
-                let (hypervisor, seeds, left) =
-                    (Arc::clone(&self.hypervisor), Arc::clone(&self.seeds), Arc::clone(page));
-                off_thread(move || parts::remove_all(&left, &*hypervisor, &seeds)).await?;
+                let (hypervisor, partials, left) =
+                    (Arc::clone(&self.hypervisor), Arc::clone(&self.partials), Arc::clone(page));
+                blocking(move || parts::remove_all(&left, &*hypervisor, &partials)).await?;
             }
             Task::Destination { .. } => {}
         }
@@ -823,18 +837,6 @@ impl OfflineMoves {
         self.moves().remove(&journal.job);
         Ok(())
     }
-}
-
-/// Where a file goes on this host.
-fn place(reach: &Reach, device: &str, to: &Location) -> Result<PathBuf, AgentError> {
-    reach.places.path(to).ok_or_else(|| {
-        refused(
-            FindingId::FilePlace,
-            device,
-            format!("The place of file {device} cannot be reached on this host"),
-            "See what the host reaches with `ferry host show`",
-        )
-    })
 }
 
 /// What a definition that comes may ask of this host.
@@ -897,20 +899,14 @@ fn shut_off(hypervisor: &dyn Hypervisor, vm: VmId) -> Result<VmFacts<PathBuf>, A
 }
 
 /// Refuses an image that is nothing without other files: the definition of a VM that is shut off does not tell.
-///
-/// QEMU's own format: magic, version, then the offset of the backing file's name at 8; incompatible features at 72, of
-/// which bit 2 says that data are in another file (docs/interop/qcow2 of QEMU).
 fn stands_alone(path: &Path, device: &str) -> Result<(), AgentError> {
-    let fault = |source| AgentError::File { path: path.to_owned(), source };
-    let mut head = Vec::new();
-    File::open(path).map_err(fault)?.take(80).read_to_end(&mut head).map_err(fault)?;
-    if head.len() < 80 || !head.starts_with(b"QFI\xfb") {
-        return Ok(());
-    }
-    let backing = head[8..16].iter().any(|byte| *byte != 0);
-    let version = u32::from_be_bytes([head[4], head[5], head[6], head[7]]);
-    if !backing && (version < 3 || head[79] & 4 == 0) {
-        return Ok(());
+    match image::header(path) {
+        Ok(None) => return Ok(()),
+        Ok(Some(header)) if header.backing.is_none() && header.data_file.is_none() => return Ok(()),
+        Ok(Some(_)) => {}
+        // It names what lies below it, in a way that nobody reads.
+        Err(error) if error.kind() == std::io::ErrorKind::InvalidData => {}
+        Err(source) => return Err(AgentError::File { path: path.to_owned(), source }),
     }
     Err(refused(
         FindingId::DiskFlattened,
@@ -920,7 +916,7 @@ fn stands_alone(path: &Path, device: &str) -> Result<(), AgentError> {
     ))
 }
 
-/// A file as seeds know it: whatever it holds, by its length.
+/// A file as partials know it: whatever it holds, by its length.
 fn as_disk(file: &OfflineFile) -> DiskArrival {
     DiskArrival {
         device: file.file.device.clone(),
@@ -929,8 +925,4 @@ fn as_disk(file: &OfflineFile) -> DiskArrival {
         virtual_size: file.length,
         allocated: file.allocated,
     }
-}
-
-fn refused(id: FindingId, object: impl std::fmt::Display, message: String, fix: &str) -> AgentError {
-    AgentError::refused(409, Finding::blocks(id, object, message, fix))
 }

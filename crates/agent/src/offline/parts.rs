@@ -17,15 +17,17 @@ use ferry_drivers::{file, hypervisor::Hypervisor, image};
 
 use super::{
     Move, as_disk,
-    journal::{Arrival, Form, Task},
+    journal::{Form, IncomingFile, Task},
 };
 use crate::{
-    AgentError, files,
-    migration::{
-        arrivals::{self, exists},
-        mark::{Made, Mark},
-        seeds::Seeds,
+    AgentError,
+    files::{
+        self, incoming,
+        new_file::{FileIdentity, IncomingDisk, MadeFile},
+        partial::PartialCopies,
     },
+    lock::lock,
+    refusal::exists,
 };
 
 /// What is appended to the name of a file that is not whole.
@@ -42,17 +44,17 @@ pub(super) fn part_of(path: &Path, vm: VmId) -> PathBuf {
 ///
 /// # Errors
 /// `file.exists` if something else has the name; the file system's.
-pub(super) fn make_all(page: &Move, hypervisor: &dyn Hypervisor, seeds: &Seeds) -> Result<(), AgentError> {
+pub(super) fn make_all(page: &Move, hypervisor: &dyn Hypervisor, partials: &PartialCopies) -> Result<(), AgentError> {
     // Held so that no file is made after those that were made are removed.
-    let ended = page.ended.lock().expect("nobody panics while holding it");
+    let ended = lock(&page.ended);
     if *ended {
         return Err(AgentError::Carrier(format!("Job {} has ended on this host", page.journal().job)));
     }
-    let Task::Destination { request, arrivals, .. } = page.journal().task else { return Ok(()) };
+    let Task::Destination { request, incoming_files, .. } = page.journal().task else { return Ok(()) };
     let owner = hypervisor.process_owner()?;
-    for (file, arrival) in request.files.iter().zip(&arrivals) {
-        if let Form::Part(part) = &arrival.form {
-            make(page, part, seeds, (request.vm, file), owner)?;
+    for (file, incoming_file) in request.files.iter().zip(&incoming_files) {
+        if let Form::Part(part) = &incoming_file.form {
+            make(page, part, partials, (request.vm, file), owner)?;
         }
     }
     Ok(())
@@ -61,7 +63,7 @@ pub(super) fn make_all(page: &Move, hypervisor: &dyn Hypervisor, seeds: &Seeds) 
 fn make(
     page: &Move,
     part: &Path,
-    seeds: &Seeds,
+    partials: &PartialCopies,
     (vm, file): (VmId, &OfflineFile),
     owner: (u32, u32),
 ) -> Result<(), AgentError> {
@@ -70,21 +72,21 @@ fn make(
         return Err(exists(part));
     }
     // Before it is made: of this name, it is this VM's, whoever made it.
-    note(page, part, |arrival| (arrival.made, arrival.mark) = (true, Mark::default()))?;
-    if there.is_err() && seeds.take(vm, &as_disk(file), part).is_none() {
+    note(page, part, |incoming_file| (incoming_file.made, incoming_file.identity) = (true, FileIdentity::default()))?;
+    if there.is_err() && partials.take(vm, &as_disk(file), part).is_none() {
         let fault = |source| AgentError::File { path: part.to_owned(), source };
         image::create(part, DiskFormat::Raw, ByteCount(0), owner).map_err(fault)?;
     }
-    let mark = Mark::of(part).unwrap_or_default();
-    note(page, part, |arrival| arrival.mark = mark)
+    let identity = FileIdentity::of(part).unwrap_or_default();
+    note(page, part, |incoming_file| incoming_file.identity = identity)
 }
 
 /// Writes down how it stands with the file of this name.
-fn note(page: &Move, file: &Path, change: impl Fn(&mut Arrival)) -> Result<(), AgentError> {
+fn note(page: &Move, file: &Path, change: impl Fn(&mut IncomingFile)) -> Result<(), AgentError> {
     page.write(|journal| {
-        journal.task.each_arrival(|arrival| {
-            if arrival.file() == file {
-                change(arrival);
+        journal.task.each_incoming(|incoming_file| {
+            if incoming_file.file() == file {
+                change(incoming_file);
             }
         });
     })
@@ -97,65 +99,67 @@ fn note(page: &Move, file: &Path, change: impl Fn(&mut Arrival)) -> Result<(), A
 pub(super) fn name_all(page: &Move) -> Result<(), AgentError> {
     // Before the first: a part that is gone has its own name then.
     page.write(|journal| {
-        journal.task.each_arrival(|arrival| arrival.named |= matches!(arrival.form, Form::Part(_)));
+        journal.task.each_incoming(|incoming_file| incoming_file.named |= matches!(incoming_file.form, Form::Part(_)));
     })?;
-    for arrival in page.journal().task.arrivals() {
-        let Form::Part(part) = &arrival.form else { continue };
-        match file::rename_new(part, &arrival.path) {
+    for incoming_file in page.journal().task.incoming_files() {
+        let Form::Part(part) = &incoming_file.form else { continue };
+        match file::rename_new(part, &incoming_file.path) {
             Ok(()) => {}
-            Err(error) if error.kind() == io::ErrorKind::NotFound && arrival.path.is_file() => {}
+            Err(error) if error.kind() == io::ErrorKind::NotFound && incoming_file.path.is_file() => {}
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
                 // Somebody else's: it must not be taken for this one's part later.
                 page.write(|journal| {
-                    journal.task.each_arrival(|other| other.named &= other.path != arrival.path);
+                    journal.task.each_incoming(|other| other.named &= other.path != incoming_file.path);
                 })?;
-                return Err(exists(&arrival.path));
+                return Err(exists(&incoming_file.path));
             }
-            Err(source) => return Err(AgentError::File { path: arrival.path.clone(), source }),
+            Err(source) => return Err(AgentError::File { path: incoming_file.path.clone(), source }),
         }
     }
     Ok(())
 }
 
-/// Removes what was made for a VM that does not come and no VM uses, or keeps it as seeds. Blocks. May be repeated.
+/// Removes what was made for a VM that does not come and no VM uses, or keeps it for the next attempt. Blocks. May be repeated.
 ///
 /// # Errors
 /// When it is not known what is in use, or a file cannot be removed.
-pub(super) fn remove_all(page: &Move, hypervisor: &dyn Hypervisor, seeds: &Seeds) -> Result<(), AgentError> {
-    *page.ended.lock().expect("nobody panics while holding it") = true;
-    let Task::Destination { request, arrivals, .. } = page.journal().task else { return Ok(()) };
-    if !arrivals.iter().any(|arrival| arrival.made || arrival.named) {
+pub(super) fn remove_all(page: &Move, hypervisor: &dyn Hypervisor, partials: &PartialCopies) -> Result<(), AgentError> {
+    *lock(&page.ended) = true;
+    let Task::Destination { request, incoming_files, .. } = page.journal().task else { return Ok(()) };
+    if !incoming_files.iter().any(|incoming_file| incoming_file.made || incoming_file.named) {
         return Ok(());
     }
     let used = files::in_use(hypervisor.files_in_use()?)?;
-    for arrival in arrivals.iter().filter(|arrival| arrival.named) {
-        let fault = |source| AgentError::File { path: arrival.path.clone(), source };
-        let Form::Part(part) = &arrival.form else { continue };
+    for incoming_file in incoming_files.iter().filter(|incoming_file| incoming_file.named) {
+        let fault = |source| AgentError::File { path: incoming_file.path.clone(), source };
+        let Form::Part(part) = &incoming_file.form else { continue };
         if part.symlink_metadata().is_ok() {
             continue;
         }
-        match arrival.named_file().is_ours(&used) {
-            Ok(true) => file::rename_new(&arrival.path, part).map_err(fault)?,
+        match incoming_file.as_named().is_ours(&used) {
+            Ok(true) => file::rename_new(&incoming_file.path, part).map_err(fault)?,
             Ok(false) => {}
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}
             Err(error) => return Err(fault(error)),
         }
     }
-    page.write(|journal| journal.task.each_arrival(|arrival| arrival.named = false))?;
-    for (file, arrival) in request.files.iter().zip(&arrivals).filter(|(_, arrival)| arrival.made) {
-        let Made { path, mark, format, .. } = arrival.made_file();
-        let disk = arrivals::Arrival {
+    page.write(|journal| journal.task.each_incoming(|incoming_file| incoming_file.named = false))?;
+    for (file, incoming_file) in
+        request.files.iter().zip(&incoming_files).filter(|(_, incoming_file)| incoming_file.made)
+    {
+        let MadeFile { path, identity, format, .. } = incoming_file.as_it_comes();
+        let disk = IncomingDisk {
             device: file.file.device.clone(),
             path: path.to_owned(),
             format,
             virtual_size: file.length,
             made: true,
-            mark,
-            sown: None,
+            identity,
+            from_partial: None,
         };
-        arrivals::remove_one(request.vm, &disk, &used, seeds)?;
+        incoming::remove_one(request.vm, &disk, &used, partials)?;
         // Written down at once: whatever has its name afterwards is not ours.
-        note(page, path, |arrival| arrival.made = false)?;
+        note(page, path, |incoming_file| incoming_file.made = false)?;
     }
     Ok(())
 }

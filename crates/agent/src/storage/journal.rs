@@ -11,8 +11,9 @@ use ferry_core::{
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    AgentError, files,
-    migration::mark::{Made, Mark},
+    AgentError,
+    files::new_file::{FileIdentity, MadeFile},
+    records,
 };
 
 /// One disk: its files on this host.
@@ -28,8 +29,8 @@ pub(super) struct Disk {
     /// its name: as long as there is a file of [`Journal::making`]'s name, `to` is not this attempt's.
     pub(super) made: bool,
     /// How the new file is known again.
-    #[serde(default)]
-    pub(super) mark: Mark,
+    #[serde(default, rename = "mark")]
+    pub(super) identity: FileIdentity,
     /// What the old file took.
     pub(super) allocated: ByteCount,
     /// It was asked to switch the disk over: the new file may hold what no other file holds. A journal that does not say
@@ -83,22 +84,38 @@ impl Journal {
     }
 
     /// The new file of a disk.
-    pub(super) fn made(&self, disk: usize) -> Made<'_> {
-        let (Disk { to, mark, .. }, format) = (&self.disks[disk], self.request.disks[disk].format);
-        Made { path: to, mark: *mark, format, virtual_size: ByteCount(0) }
+    pub(super) fn made(&self, disk: usize) -> MadeFile<'_> {
+        let (Disk { to, identity, .. }, format) = (&self.disks[disk], self.request.disks[disk].format);
+        MadeFile { path: to, identity: *identity, format, virtual_size: ByteCount(0) }
     }
 
     /// On the disk when it returns.
     pub(super) fn write(&self, folder: &Path) -> Result<(), AgentError> {
-        files::write_json(&Self::path(folder, self.job), self)
+        records::write_json(&Self::path(folder, self.job), self)
     }
 
     pub(super) fn remove(&self, folder: &Path) -> Result<(), AgentError> {
-        files::remove(&Self::path(folder, self.job))
+        records::remove(&Self::path(folder, self.job))
     }
 
     /// Every journal there is; damaged ones are put aside.
     pub(super) fn read_all(folder: &Path) -> Result<Vec<Self>, AgentError> {
-        files::read_pages(folder, |stem| stem.parse::<JobId>().is_ok())
+        records::read_all(folder, |stem| stem.parse::<JobId>().is_ok())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::Value;
+
+    use super::*;
+
+    /// An agent that is upgraded in the midst of a move goes on with it.
+    #[test]
+    fn what_the_version_before_wrote_down_is_read_and_written_as_it_was() {
+        let text = include_str!("../../tests/journals/storage.json");
+        let journal: Journal = serde_json::from_str(text).expect("a journal");
+        let written = serde_json::to_value(&journal).expect("JSON");
+        assert_eq!(written, serde_json::from_str::<Value>(text).expect("JSON"));
     }
 }

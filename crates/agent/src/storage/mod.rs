@@ -7,9 +7,8 @@
 //! QEMU copies; this says when it begins and when it switches over. A copy goes on while the agent is restarted, and
 //! the agent goes on with it.
 
-mod beside;
+mod definition_copy;
 mod journal;
-mod room;
 mod run;
 mod turns;
 
@@ -39,13 +38,10 @@ use ferry_drivers::{
     hypervisor::{Hypervisor, HypervisorError, files_of},
     identity::InUse,
     image,
-    places::{Places, Roots, RootsError},
 };
 use tokio::sync::watch;
 use tracing::{info, warn};
 
-pub use self::room::Claims;
-pub(crate) use self::room::{Claim, Needs, Reserved};
 use self::{
     journal::{Disk, Journal, Wish},
     run::Move,
@@ -56,10 +52,17 @@ use crate::{
     config::Config,
     ended::{Asked, Ended},
     error::chain,
-    files,
-    migration::mark::Mark,
+    failpoint::made_to_fail,
+    files::{
+        self,
+        host_storage::HostStorage,
+        new_file::FileIdentity,
+        space::{Needs, Reserved},
+    },
+    lock::lock,
     places::{chain_takes, holds_no_snapshots},
-    shares::Shares,
+    records,
+    refusal::{exists, refused},
 };
 
 /// Storage moves that one host takes part in at once: a bound on threads, far above what slots allow.
@@ -68,22 +71,6 @@ const MOVES_MAX: usize = 64;
 const DISKS_MAX: usize = 64;
 /// How long libvirt may take to end the copies of a move.
 const END_WITHIN: Duration = Duration::from_secs(20);
-
-/// The places of this host.
-pub struct Reach {
-    /// Paths of locations.
-    pub places: Places,
-    /// Where files may be.
-    pub roots: Roots,
-    /// Who knows how much room a share has.
-    pub shares: Arc<Shares>,
-    /// libvirt's settings, which name the user that QEMU runs as.
-    pub(crate) qemu_conf: PathBuf,
-    /// Asks what room other jobs' copies will still take. Blocks.
-    pub(crate) reserved: Box<dyn Fn() -> Vec<Reserved> + Send + Sync>,
-    /// What the request was promised.
-    pub(crate) claim: Arc<Claim>,
-}
 
 /// The storage moves.
 pub struct StorageMoves {
@@ -105,7 +92,7 @@ impl StorageMoves {
         ended: Arc<Ended>,
     ) -> Result<Self, AgentError> {
         let folder = config.storage_dir();
-        files::ensure_private_dir(&folder)?;
+        records::ensure_private_dir(&folder)?;
         let mut moves = BTreeMap::new();
         for journal in Journal::read_all(&folder)? {
             let is_open = matches!(journal.stage, StorageStage::Copying | StorageStage::Switching);
@@ -122,7 +109,7 @@ impl StorageMoves {
     }
 
     fn moves(&self) -> MutexGuard<'_, BTreeMap<JobId, Arc<Move>>> {
-        self.moves.lock().expect("nobody panics while holding it")
+        lock(&self.moves)
     }
 
     fn known(&self, job: JobId, generation: Generation) -> Result<Arc<Move>, AgentError> {
@@ -149,7 +136,7 @@ impl StorageMoves {
         job: JobId,
         generation: Generation,
         request: PrepareStorage,
-        reach: &Reach,
+        storage: &HostStorage,
     ) -> Result<StorageReport, AgentError> {
         let _turn = self.turns.take(job)?;
         made_to_fail("agent-prepare-storage")?;
@@ -169,7 +156,7 @@ impl StorageMoves {
         if self.moves().len() >= MOVES_MAX || request.disks.len() > DISKS_MAX {
             return Err(AgentError::Carrier(format!("This host moves {MOVES_MAX} VMs' storage already")));
         }
-        let disks = self.checked(&request, reach)?;
+        let disks = self.checked(&request, storage)?;
         let journal = Journal {
             job,
             generation,
@@ -213,11 +200,11 @@ impl StorageMoves {
     ///
     /// # Errors
     /// As [`Self::prepare`].
-    pub fn check(&self, request: &PrepareStorage, reach: &Reach) -> Result<Vec<ByteCount>, AgentError> {
-        Ok(self.checked(request, reach)?.into_iter().map(|disk| disk.allocated).collect())
+    pub fn check(&self, request: &PrepareStorage, storage: &HostStorage) -> Result<Vec<ByteCount>, AgentError> {
+        Ok(self.checked(request, storage)?.into_iter().map(|disk| disk.allocated).collect())
     }
 
-    fn checked(&self, request: &PrepareStorage, reach: &Reach) -> Result<Vec<Disk>, AgentError> {
+    fn checked(&self, request: &PrepareStorage, storage: &HostStorage) -> Result<Vec<Disk>, AgentError> {
         let vm = request.vm;
         let facts = self.hypervisor.vm(vm)?.ok_or(HypervisorError::NoVm(vm))?;
         if let Some(finding) = not_running(&facts) {
@@ -226,24 +213,15 @@ impl StorageMoves {
         let mut disks = Vec::with_capacity(request.disks.len());
         let mut needs = Needs::default();
         for wanted in &request.disks {
-            let path = |location| {
-                reach.places.path(location).ok_or_else(|| {
-                    refused(
-                        FindingId::FilePlace,
-                        &wanted.device,
-                        format!("A place of disk {} cannot be reached on this host", wanted.device),
-                        "See what the host reaches with `ferry host show`",
-                    )
-                })
-            };
+            let path = |place| storage.path(&wanted.device, place);
             let disk = self.checked_disk(&facts, wanted, path(&wanted.from)?, path(&wanted.to)?)?;
             // One that an earlier attempt moved takes its room already.
             if !facts.files.iter().any(|file| file.device == disk.device && file.place == disk.to) {
-                needs.add(reach, &wanted.to, disk.allocated)?;
+                needs.add(storage, &wanted.to, disk.allocated)?;
             }
             disks.push(disk);
         }
-        needs.are_met(reach)?;
+        needs.are_met(storage)?;
         Ok(disks)
     }
 
@@ -265,7 +243,7 @@ impl StorageMoves {
             from,
             to,
             made: false,
-            mark: Mark::default(),
+            identity: FileIdentity::default(),
             allocated,
             switch_asked: false,
         };
@@ -531,8 +509,8 @@ fn make_file(
     };
     image::create(&making, format, size, owner).map_err(fault)?;
     made_to_fail("agent-storage-file-made")?;
-    let mark = Mark::of(&making).unwrap_or_default();
-    prepared.write(|page| (page.disks[index].made, page.disks[index].mark) = (true, mark))?;
+    let identity = FileIdentity::of(&making).unwrap_or_default();
+    prepared.write(|page| (page.disks[index].made, page.disks[index].identity) = (true, identity))?;
     file::rename_new(&making, to).map_err(fault)?;
     made_to_fail("agent-storage-file-named")
 }
@@ -577,7 +555,7 @@ fn keep_definition(
     if journal.request.whole
         && let Some(disk) = journal.disks.first()
     {
-        match beside::keep(vm, name, definition, &disk.to) {
+        match definition_copy::keep(vm, name, definition, &disk.to) {
             Ok(Some(path)) => kept = Some(path),
             Ok(None) => failed(&disk.to, "another file is there".to_owned()),
             Err(error) => failed(&disk.to, error.to_string()),
@@ -588,10 +566,12 @@ fn keep_definition(
     for disk in &journal.disks {
         let done = match journal.request.whole {
             true if keep_source => Ok(()),
-            true => beside::remove(vm, name, &disk.from, kept.as_deref()),
+            true => definition_copy::remove(vm, name, &disk.from, kept.as_deref()),
             // Chosen disks moved: what is beside one that was the last in its folder goes with it.
-            false if keep_source || is_used(disk.from.parent()) => beside::refresh(vm, name, definition, &disk.from),
-            false => beside::follow(vm, name, definition, &disk.from, &disk.to),
+            false if keep_source || is_used(disk.from.parent()) => {
+                definition_copy::refresh(vm, name, definition, &disk.from)
+            }
+            false => definition_copy::follow(vm, name, definition, &disk.from, &disk.to),
         };
         if let Err(error) = done {
             failed(&disk.from, error.to_string());
@@ -600,7 +580,7 @@ fn keep_definition(
     // What is beside the disks that stayed names those that moved.
     let used = facts.map(|facts| facts.files.iter().map(|file| &file.place)).into_iter().flatten();
     for disk in used.filter(|_| !journal.request.whole) {
-        if let Err(error) = beside::refresh(vm, name, definition, disk) {
+        if let Err(error) = definition_copy::refresh(vm, name, definition, disk) {
             failed(disk, error.to_string());
         }
     }
@@ -639,28 +619,4 @@ fn new_file_stays(vm: &str, disk: &Disk) -> Finding {
         ),
         "Look where the VM is and which file it uses, or was using when it ended; remove the other",
     )
-}
-
-fn exists(path: &Path) -> AgentError {
-    refused(
-        FindingId::FileExists,
-        path.display(),
-        format!("{} is there already", path.display()),
-        "Remove it if nothing needs it, or choose another place",
-    )
-}
-
-fn refused(id: FindingId, object: impl std::fmt::Display, message: String, fix: &str) -> AgentError {
-    AgentError::refused(409, Finding::blocks(id, object, message, fix))
-}
-
-fn outside(error: &RootsError) -> AgentError {
-    AgentError::refused(409, error.finding())
-}
-
-/// Lets a test fail the host's part of a step before or after its effect.
-fn made_to_fail(point: &str) -> Result<(), AgentError> {
-    fail::fail_point!(point, |_| Err(AgentError::Carrier(format!("A test made it fail at {point}"))));
-    let _ = point;
-    Ok(())
 }

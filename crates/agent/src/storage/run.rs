@@ -24,7 +24,7 @@ use tokio::sync::watch;
 use tracing::{info, warn};
 
 use super::journal::{Journal, Wish};
-use crate::error::chain;
+use crate::{error::chain, lock::lock};
 
 /// How often disks are looked at.
 const LOOK_EVERY: Duration = Duration::from_millis(100);
@@ -117,7 +117,7 @@ impl Move {
     }
 
     fn page(&self) -> MutexGuard<'_, Journal> {
-        self.journal.lock().expect("nobody panics while holding it")
+        lock(&self.journal)
     }
 
     pub(super) fn report(&self) -> StorageReport {
@@ -203,7 +203,7 @@ impl Move {
     }
 
     fn thread(&self) -> MutexGuard<'_, Thread> {
-        self.thread.lock().expect("nobody panics while holding it")
+        lock(&self.thread)
     }
 
     /// Ends the thread, as far as the wish goes. Whether it has ended within `deadline`, or there was none. The wish is

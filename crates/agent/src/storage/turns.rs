@@ -8,7 +8,7 @@ use std::{
 
 use ferry_core::id::JobId;
 
-use crate::AgentError;
+use crate::{AgentError, lock::lock};
 
 /// Longest wait for another request about the same move: longer than any takes whose file systems answer.
 const TURN_WAIT: Duration = Duration::from_secs(30);
@@ -52,7 +52,7 @@ impl Turns {
     }
 
     fn taken(&self) -> MutexGuard<'_, BTreeSet<JobId>> {
-        self.taken.lock().expect("nobody panics while holding it")
+        lock(&self.taken)
     }
 }
 

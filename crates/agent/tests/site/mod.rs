@@ -8,7 +8,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use ferry_agent::{Agent, config::Config, http, migration::Launcher};
+use ferry_agent::{Agent, config::Config, http, live::Launcher};
 use ferry_client::{
     ClientError,
     agent::{AgentClient, Attempt},

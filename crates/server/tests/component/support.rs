@@ -9,7 +9,7 @@ use std::{
     time::Duration,
 };
 
-use ferry_agent::{Agent, http, migration::Launcher, setup};
+use ferry_agent::{Agent, http, live::Launcher, setup};
 use ferry_client::{ClientError, server::ServerClient};
 use ferry_core::{
     api::server::{AddHost, AddShare, AttachShare, HostView, JobView, MigrateVm, ShareView},

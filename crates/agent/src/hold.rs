@@ -7,7 +7,7 @@ use std::{
 
 use ferry_core::id::{JobId, VmId};
 
-use crate::{AgentError, files};
+use crate::{AgentError, records};
 
 fn path(holds: &Path, vm: VmId) -> PathBuf {
     holds.join(vm.to_string())
@@ -18,7 +18,7 @@ fn path(holds: &Path, vm: VmId) -> PathBuf {
 /// # Errors
 /// When the file cannot be written.
 pub fn ensure(holds: &Path, vm: VmId, job: JobId) -> Result<(), AgentError> {
-    files::ensure_private_dir(holds)?;
+    records::ensure_private_dir(holds)?;
     let path = path(holds, vm);
     let text = format!("job {job} moves it to another host; see `ferry job show {job}`");
     ferry_trust::write_private(&path, text.as_bytes()).map_err(|source| AgentError::File { path, source })
@@ -29,7 +29,7 @@ pub fn ensure(holds: &Path, vm: VmId, job: JobId) -> Result<(), AgentError> {
 /// # Errors
 /// When the file cannot be removed.
 pub fn release(holds: &Path, vm: VmId) -> Result<(), AgentError> {
-    files::remove(&path(holds, vm))
+    records::remove(&path(holds, vm))
 }
 
 /// The VMs that are held, and what was written down of each. Files of other names are none.

@@ -9,7 +9,7 @@ use crate::AgentError;
 
 /// How a file was at one moment. Whoever writes to it, or puts another file in its place, changes something of it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub(super) struct Stamp {
+pub(crate) struct FileFingerprint {
     /// Zero for a file on a share: not every mount gives a file the same number twice.
     inode: u64,
     length: u64,
@@ -19,12 +19,12 @@ pub(super) struct Stamp {
     changed: (i64, i64),
 }
 
-impl Stamp {
+impl FileFingerprint {
     /// Of a file now. Blocks.
     ///
     /// # Errors
     /// The file system's.
-    pub(super) fn of(path: &Path, place: &Location) -> Result<Self, AgentError> {
+    pub(crate) fn of(path: &Path, place: &Location) -> Result<Self, AgentError> {
         let found = path.metadata().map_err(|source| AgentError::File { path: path.to_owned(), source })?;
         let inode = match place {
             Location::Local { .. } => found.ino(),
@@ -39,9 +39,9 @@ impl Stamp {
     }
 }
 
-impl Stamp {
+impl FileFingerprint {
     /// Whether a file is still as it was. One that cannot be looked at is not. Blocks.
-    pub(super) fn is_of(&self, path: &Path, place: &Location) -> bool {
+    pub(crate) fn is_of(&self, path: &Path, place: &Location) -> bool {
         Self::of(path, place).is_ok_and(|now| now == *self)
     }
 }
@@ -61,15 +61,15 @@ mod tests {
         let (path, other) = (folder.path().join("vda.raw"), folder.path().join("other.raw"));
         let place = Location::Local { host: HostId(Uuid::nil()), path: path.display().to_string() };
         fs::write(&path, "one").expect("written");
-        let before = Stamp::of(&path, &place).expect("there");
+        let before = FileFingerprint::of(&path, &place).expect("there");
         fs::read(&path).expect("read");
-        assert_eq!(Stamp::of(&path, &place).expect("there"), before, "reading changes nothing");
+        assert_eq!(FileFingerprint::of(&path, &place).expect("there"), before, "reading changes nothing");
         fs::write(&other, "two").expect("written");
         fs::rename(&other, &path).expect("renamed");
-        assert_ne!(Stamp::of(&path, &place).expect("there"), before);
-        let before = Stamp::of(&path, &place).expect("there");
+        assert_ne!(FileFingerprint::of(&path, &place).expect("there"), before);
+        let before = FileFingerprint::of(&path, &place).expect("there");
         // As long as the clock of the file system has not gone on, a write is not told from the one before.
-        while Stamp::of(&path, &place).expect("there") == before {
+        while FileFingerprint::of(&path, &place).expect("there") == before {
             fs::write(&path, "2.0").expect("written");
         }
     }

@@ -24,8 +24,8 @@ use ferry_core::{
 };
 use ferry_drivers::{file, places::QemuUser, within};
 
-use super::{Reach, outside, refused};
-use crate::AgentError;
+use super::host_storage::{HostStorage, outside};
+use crate::{AgentError, lock::lock, refusal::refused};
 
 /// Longest wait for the size of another job's file: its share may be dead, and this job's may not.
 const SIZE_WAIT: Duration = Duration::from_secs(2);
@@ -121,7 +121,7 @@ impl Claims {
     }
 
     fn table(&self) -> MutexGuard<'_, ClaimTable> {
-        self.0.lock().expect("nobody panics while holding it")
+        lock(&self.0)
     }
 }
 
@@ -161,20 +161,20 @@ impl Needs {
     ///
     /// # Errors
     /// When the place is outside of where files may be, does not answer, or cannot hold files of VMs.
-    pub(crate) fn add(&mut self, reach: &Reach, to: &Location, allocated: ByteCount) -> Result<(), AgentError> {
+    pub(crate) fn add(&mut self, storage: &HostStorage, to: &Location, allocated: ByteCount) -> Result<(), AgentError> {
         // Without its share the folder is one of this host's own, beneath the mount point.
         if let Location::Share { share, .. } = to
             && self.usable.insert(share.to_string())
         {
-            reach.shares.check(*share)?;
+            storage.shares.check(*share)?;
         }
-        let (folder, name) = reach.roots.open_parent(to).map_err(|error| outside(&error))?;
+        let (folder, name) = storage.roots.open_parent(to).map_err(|error| outside(&error))?;
         if self.usable.insert(folder.path().display().to_string()) {
-            let conf = fs::read_to_string(&reach.qemu_conf).unwrap_or_default();
-            let writable = reach.roots.check_writable(&to.parent(), QemuUser::of_conf(&conf));
+            let conf = fs::read_to_string(&storage.qemu_conf).unwrap_or_default();
+            let writable = storage.roots.check_writable(&to.parent(), QemuUser::of_conf(&conf));
             writable.map_err(|error| outside(&error))?;
         }
-        if let Some((room, free)) = room_in(reach, to, folder.path())? {
+        if let Some((room, free)) = room_in(storage, to, folder.path())? {
             // What was written names the file.
             let written = folder.written().strip_suffix(&name).unwrap_or(folder.written());
             let written = written.trim_end_matches(['/', '\\']).to_owned();
@@ -192,26 +192,26 @@ impl Needs {
     ///
     /// # Errors
     /// `file.space` for the first that has not.
-    pub(crate) fn are_met(&self, reach: &Reach) -> Result<(), AgentError> {
-        let met = self.against(&self.others(reach));
+    pub(crate) fn are_met(&self, storage: &HostStorage) -> Result<(), AgentError> {
+        let met = self.against(&self.others(storage));
         if met.is_err() {
-            reach.claim.withdraw();
+            storage.claim.withdraw();
         }
         met
     }
 
     /// How much room is missing, by the number of the file system. What is needed is claimed, as by [`Self::are_met`].
-    pub(crate) fn missing(&self, reach: &Reach) -> Vec<(u64, ByteCount)> {
-        self.missing_beside(&self.others(reach))
+    pub(crate) fn missing(&self, storage: &HostStorage) -> Vec<(u64, ByteCount)> {
+        self.missing_beside(&self.others(storage))
     }
 
     /// What others take, once this is claimed.
-    fn others(&self, reach: &Reach) -> Vec<(Room, JobId, ByteCount)> {
-        let claimed = reach.claim.put(&self.rooms);
+    fn others(&self, storage: &HostStorage) -> Vec<(Room, JobId, ByteCount)> {
+        let claimed = storage.claim.put(&self.rooms);
         // After the claims: who gives one up has its files among the reserved by then.
-        let reserved: Vec<(Room, JobId, ByteCount)> = (reach.reserved)()
+        let reserved: Vec<(Room, JobId, ByteCount)> = (storage.reserved)()
             .iter()
-            .filter_map(|reserved| Some((room_of(reach, &reserved.to)?, reserved.job, reserved.still)))
+            .filter_map(|reserved| Some((room_of(storage, &reserved.to)?, reserved.job, reserved.still)))
             .collect();
         together(&claimed, &reserved)
     }
@@ -279,20 +279,22 @@ fn together(
 }
 
 /// Whose room a file takes. A share is not asked: it may be dead.
-fn room_of(reach: &Reach, to: &Location) -> Option<Room> {
+fn room_of(storage: &HostStorage, to: &Location) -> Option<Room> {
     match to {
         Location::Share { share, .. } => Some(Room::Share(*share)),
         Location::Local { .. } => {
-            let (folder, _) = reach.roots.open_parent(to).ok()?;
+            let (folder, _) = storage.roots.open_parent(to).ok()?;
             Some(Room::FileSystem(file::free(folder.path()).ok()?.0))
         }
     }
 }
 
 /// Whose room a new file takes, and what is free there; `None` if nobody tells.
-fn room_in(reach: &Reach, to: &Location, folder: &Path) -> Result<Option<(Room, ByteCount)>, AgentError> {
+fn room_in(storage: &HostStorage, to: &Location, folder: &Path) -> Result<Option<(Room, ByteCount)>, AgentError> {
     match to {
-        Location::Share { share, .. } => Ok(reach.shares.space(*share)?.map(|space| (Room::Share(*share), space.free))),
+        Location::Share { share, .. } => {
+            Ok(storage.shares.space(*share)?.map(|space| (Room::Share(*share), space.free)))
+        }
         Location::Local { .. } => {
             let fault = |source| AgentError::File { path: folder.to_owned(), source };
             let (device, free) = file::free(folder).map_err(fault)?;

@@ -15,7 +15,10 @@ use tokio::{runtime::Handle, sync::mpsc};
 use tracing::warn;
 
 use super::{
-    carrier::{self, Answer, Ask},
+    carrier::{
+        self,
+        control::{self, Answer, Ask},
+    },
     journal::Journal,
 };
 use crate::{AgentError, config::Config, error::chain};
@@ -81,7 +84,7 @@ fn run_here(
 async fn wait_ready(journal: &Journal, mut failure: mpsc::Receiver<String>) -> Result<Answer, AgentError> {
     let until = Instant::now() + READY_DEADLINE;
     loop {
-        if let Ok(answer) = carrier::ask(&journal.control, Ask::Report { after: 0, wait_ms: 0 }).await {
+        if let Ok(answer) = control::ask(&journal.control, Ask::Report { after: 0, wait_ms: 0 }).await {
             return Ok(answer);
         }
         if let Ok(reason) = failure.try_recv() {

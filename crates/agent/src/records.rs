@@ -1,14 +1,12 @@
-//! Files that only root reads, written whole or not at all.
+//! The agent's own records: files that only root reads, written whole or not at all.
 
 use std::{
-    collections::BTreeSet,
     fs::{self, DirBuilder, File},
     io,
     os::unix::fs::DirBuilderExt as _,
     path::{Path, PathBuf},
 };
 
-use ferry_drivers::identity::InUse;
 use nix::errno::Errno;
 use serde::{Serialize, de::DeserializeOwned};
 use tracing::warn;
@@ -92,20 +90,20 @@ fn aside(path: &Path, number: u32) -> PathBuf {
     PathBuf::from(name)
 }
 
-/// Every page in a folder, `NAME.json`, whose name is one; damaged ones are put aside.
+/// Every record in a folder, `NAME.json`, whose name is one; damaged ones are put aside.
 ///
 /// # Errors
 /// As [`read_or_put_aside`].
-pub fn read_pages<T: DeserializeOwned>(folder: &Path, is_one: impl Fn(&str) -> bool) -> Result<Vec<T>, AgentError> {
-    let mut pages = Vec::new();
+pub fn read_all<T: DeserializeOwned>(folder: &Path, is_one: impl Fn(&str) -> bool) -> Result<Vec<T>, AgentError> {
+    let mut records = Vec::new();
     for entry in fs::read_dir(folder).map_err(fault(folder))? {
         let path = entry.map_err(fault(folder))?.path();
         let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
         if name.strip_suffix(".json").is_some_and(&is_one) {
-            pages.extend(read_or_put_aside(&path)?);
+            records.extend(read_or_put_aside(&path)?);
         }
     }
-    Ok(pages)
+    Ok(records)
 }
 
 /// The files that were put aside in a folder, by name.
@@ -115,14 +113,6 @@ pub fn put_aside(folder: &Path) -> Vec<PathBuf> {
     let mut found: Vec<PathBuf> = entries.filter(is_aside).collect();
     found.sort();
     found
-}
-
-/// Used files by what they are. Blocks, for some seconds if a file server is away.
-///
-/// # Errors
-/// [`AgentError::File`].
-pub fn in_use(paths: BTreeSet<PathBuf>) -> Result<InUse, AgentError> {
-    InUse::of(paths).map_err(fault(Path::new("/proc/self/mountinfo")))
 }
 
 /// Removes a file; Ok if there is none.

@@ -12,8 +12,7 @@ use ferry_core::{
 };
 use serde::{Deserialize, Serialize};
 
-use super::arrivals::Arrival;
-use crate::{AgentError, files};
+use crate::{AgentError, files::new_file::IncomingDisk, records};
 
 /// What was asked for.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -44,8 +43,8 @@ pub enum Task {
         /// Folders in which the VM's files may lie.
         roots: Vec<PathBuf>,
         /// Disks that come along.
-        #[serde(default)]
-        arrivals: Vec<Arrival>,
+        #[serde(default, rename = "arrivals")]
+        incoming_disks: Vec<IncomingDisk>,
     },
 }
 
@@ -59,10 +58,10 @@ impl Task {
     }
 
     /// Disks that come along; none at the source.
-    pub fn arrivals(&self) -> &[Arrival] {
+    pub fn incoming_disks(&self) -> &[IncomingDisk] {
         match self {
             Self::Source { .. } => &[],
-            Self::Destination { arrivals, .. } => arrivals,
+            Self::Destination { incoming_disks, .. } => incoming_disks,
         }
     }
 
@@ -148,7 +147,7 @@ impl Journal {
     /// # Errors
     /// When it is not on disk afterwards.
     pub fn write(&self, folder: &Path) -> Result<(), AgentError> {
-        files::write_json(&Self::path(folder, self.job), self)
+        records::write_json(&Self::path(folder, self.job), self)
     }
 
     /// Every page in a folder. A damaged one is put aside.
@@ -156,7 +155,7 @@ impl Journal {
     /// # Errors
     /// When the folder cannot be read, or a page not be put aside.
     pub fn read_all(folder: &Path) -> Result<Vec<Self>, AgentError> {
-        files::read_pages(folder, |stem| stem.parse::<JobId>().is_ok())
+        records::read_all(folder, |stem| stem.parse::<JobId>().is_ok())
     }
 
     /// What the carrier wrote, if anything.
@@ -164,6 +163,26 @@ impl Journal {
     /// # Errors
     /// When it cannot be read.
     pub fn carrier_state(folder: &Path, job: JobId) -> Result<CarrierState, AgentError> {
-        Ok(files::read_json(&Self::state_path(folder, job))?.unwrap_or_default())
+        Ok(records::read_json(&Self::state_path(folder, job))?.unwrap_or_default())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::Value;
+
+    use super::*;
+
+    /// An agent that is upgraded in the midst of a move goes on with it.
+    #[test]
+    fn what_the_version_before_wrote_down_is_read_and_written_as_it_was() {
+        for text in [
+            include_str!("../../tests/journals/live-source.json"),
+            include_str!("../../tests/journals/live-destination.json"),
+        ] {
+            let journal: Journal = serde_json::from_str(text).expect("a journal");
+            let written = serde_json::to_value(&journal).expect("JSON");
+            assert_eq!(written, serde_json::from_str::<Value>(text).expect("JSON"));
+        }
     }
 }

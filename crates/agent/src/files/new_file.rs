@@ -1,15 +1,20 @@
-//! How a file that was made for a disk is known again when it is to be removed, in every kind of move: by then its path
-//! may be another file's.
+//! A file that a move made: how it is known again when it is to be removed. By then its name may be another file's.
+//!
+//! ```text
+//! about to be made (Making) ─▶ made: number and time of birth (File) ─▶ removed, or kept for the next attempt,
+//!     written down before            written down after                   if it is still that file and nobody uses it
+//! ```
+//! Live moves make a file at its name; moves of disks and offline moves make it under a name of their own, and give it its
+//! name when it is whole.
 
 use std::{
-    fs::File,
-    io::{self, Read as _},
+    io,
     os::unix::fs::MetadataExt as _,
-    path::Path,
+    path::{Path, PathBuf},
     time::{SystemTime, UNIX_EPOCH},
 };
 
-use ferry_core::{units::ByteCount, vm::DiskFormat};
+use ferry_core::{api::agent::ArrivalFile, pin::Secret, units::ByteCount, vm::DiskFormat};
 use ferry_drivers::{file, identity::InUse, image};
 use nix::sys::statfs::{FUSE_SUPER_MAGIC, statfs};
 use serde::{Deserialize, Serialize};
@@ -24,7 +29,7 @@ const SMB_MAGICS: [u32; 2] = [0xff53_4d42, 0xfe53_4d42];
 /// What is written down of the file of a disk that comes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub enum Mark {
+pub enum FileIdentity {
     /// Only its path is known: an earlier version wrote it down, or its mount tells nothing that lasts.
     #[default]
     Path,
@@ -39,7 +44,7 @@ pub enum Mark {
     },
 }
 
-impl Mark {
+impl FileIdentity {
     /// Of the file that is at `path` now. Blocks.
     ///
     /// # Errors
@@ -73,18 +78,18 @@ impl Mark {
 
 /// A file that a move made for a disk.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Made<'a> {
+pub(crate) struct MadeFile<'a> {
     /// Where it was made, or what it was named then.
     pub(crate) path: &'a Path,
     /// How it is known again.
-    pub(crate) mark: Mark,
+    pub(crate) identity: FileIdentity,
     /// How it was laid out.
     pub(crate) format: DiskFormat,
     /// What the guest sees.
     pub(crate) virtual_size: ByteCount,
 }
 
-impl Made<'_> {
+impl MadeFile<'_> {
     /// Whether this file is there still and nobody uses it: only then it is the move's to take away or to rename. Blocks.
     ///
     /// # Errors
@@ -94,7 +99,7 @@ impl Made<'_> {
             warn!(file = %self.path.display(), why = obstacle.why(), "a new file stays");
             return Ok(false);
         }
-        let is_it = self.mark.is_of(self.path, self.format, self.virtual_size)?;
+        let is_it = self.identity.is_of(self.path, self.format, self.virtual_size)?;
         if !is_it {
             warn!(file = %self.path.display(), "a file stays: it is not the one that was made for the move");
         }
@@ -118,6 +123,47 @@ impl Made<'_> {
     }
 }
 
+/// A disk that comes, and its file on this host.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct IncomingDisk {
+    /// The disk's name in the definition.
+    pub device: String,
+    /// The file.
+    pub path: PathBuf,
+    /// How it is laid out.
+    pub format: DiskFormat,
+    /// What the guest sees.
+    pub virtual_size: ByteCount,
+    /// This attempt made the file: it may remove it.
+    pub made: bool,
+    /// How the file is known again.
+    #[serde(default, rename = "mark")]
+    pub identity: FileIdentity,
+    /// The file was an unfinished copy: what it holds need not be sent.
+    #[serde(default, rename = "sown")]
+    pub from_partial: Option<PartialKey>,
+}
+
+impl IncomingDisk {
+    /// Whether a file of this attempt is or may be there.
+    pub(crate) fn is_left(&self) -> bool {
+        self.made || self.identity == FileIdentity::Making
+    }
+
+    /// As the source's agent is told.
+    pub(crate) fn file(&self) -> ArrivalFile {
+        let (device, path) = (self.device.clone(), self.path.display().to_string());
+        ArrivalFile { device, path, format: self.format, sown: self.from_partial.is_some() }
+    }
+}
+
+/// A partial copy that became the file of a disk which comes.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PartialKey {
+    /// Of the hashes of this attempt.
+    pub key: Secret,
+}
+
 /// Whether a file is as it is just after it was made, or while it is made: empty, of this size.
 fn holds_nothing(path: &Path, format: DiskFormat, size: ByteCount) -> io::Result<bool> {
     let facts = path.symlink_metadata()?;
@@ -126,21 +172,12 @@ fn holds_nothing(path: &Path, format: DiskFormat, size: ByteCount) -> io::Result
     }
     let is_whole = match format {
         DiskFormat::Raw => facts.len() == size.0,
-        DiskFormat::Qcow2 => qcow2_size(path).is_ok_and(|found| found == size),
+        DiskFormat::Qcow2 => {
+            image::header(path).is_ok_and(|header| header.is_some_and(|header| header.virtual_size == size))
+        }
     };
     let is_empty = || image::extents(path, format).is_ok_and(|extents| extents.is_empty());
     Ok(facts.len() == 0 || (is_whole && is_empty()))
-}
-
-/// What the head of a qcow2 image says that the guest sees: 32 bytes, the magic number first, the size last.
-fn qcow2_size(path: &Path) -> io::Result<ByteCount> {
-    let mut head = [0; 32];
-    File::open(path)?.read_exact(&mut head)?;
-    if !head.starts_with(b"QFI\xfb") {
-        return Err(io::ErrorKind::InvalidData.into());
-    }
-    let size = head.last_chunk().expect("8 of 32 bytes");
-    Ok(ByteCount(u64::from_be_bytes(*size)))
 }
 
 #[cfg(test)]
@@ -161,15 +198,15 @@ mod tests {
         let folder = tempfile::tempdir().expect("a folder");
         let (path, elsewhere) = (folder.path().join("a.raw"), folder.path().join("b.raw"));
         make(&path, DiskFormat::Raw);
-        let mark = Mark::of(&path).expect("there");
+        let identity = FileIdentity::of(&path).expect("there");
         fs::write(&path, "the guest's").expect("written");
-        assert!(mark.is_of(&path, DiskFormat::Raw, SIZE).expect("there"), "what it holds does not matter");
+        assert!(identity.is_of(&path, DiskFormat::Raw, SIZE).expect("there"), "what it holds does not matter");
         fs::rename(&path, &elsewhere).expect("renamed");
-        assert!(mark.is_of(&elsewhere, DiskFormat::Raw, SIZE).expect("there"), "nor does its name");
+        assert!(identity.is_of(&elsewhere, DiskFormat::Raw, SIZE).expect("there"), "nor does its name");
         make(&path, DiskFormat::Raw);
-        assert!(!mark.is_of(&path, DiskFormat::Raw, SIZE).expect("there"), "another of its name and kind");
-        let text = serde_json::to_string(&mark).expect("text");
-        assert_eq!(serde_json::from_str::<Mark>(&text).expect("the same"), mark);
+        assert!(!identity.is_of(&path, DiskFormat::Raw, SIZE).expect("there"), "another of its name and kind");
+        let text = serde_json::to_string(&identity).expect("text");
+        assert_eq!(serde_json::from_str::<FileIdentity>(&text).expect("the same"), identity);
     }
 
     #[test]
@@ -177,7 +214,7 @@ mod tests {
         let folder = tempfile::tempdir().expect("a folder");
         for format in [DiskFormat::Raw, DiskFormat::Qcow2] {
             let path = folder.path().join(format!("disk.{}", format.name()));
-            let is_ours = |size| Mark::Making.is_of(&path, format, size);
+            let is_ours = |size| FileIdentity::Making.is_of(&path, format, size);
             assert!(is_ours(SIZE).is_err(), "it is not there");
             fs::write(&path, "").expect("written");
             assert!(is_ours(SIZE).expect("there"), "it was begun");
@@ -192,6 +229,6 @@ mod tests {
         }
         let link = folder.path().join("link");
         std::os::unix::fs::symlink("disk.raw", &link).expect("made");
-        assert!(!Mark::Making.is_of(&link, DiskFormat::Raw, SIZE).expect("there"));
+        assert!(!FileIdentity::Making.is_of(&link, DiskFormat::Raw, SIZE).expect("there"));
     }
 }

@@ -19,8 +19,8 @@ use tokio::{
 };
 use tracing::{error, info, warn};
 
-use super::{carrier::blocking, destination::Shared};
-use crate::error::chain;
+use super::Shared;
+use crate::{blocking::call, error::chain, lock::lock};
 
 /// How long it may take to see whether the VM has its disks; milliseconds in fact. The guest stands still meanwhile, and
 /// a source whose guest stood still for ten seconds ends the move by itself.
@@ -64,7 +64,7 @@ pub(super) async fn relay(
         }
         out.clear();
         let seen = {
-            let mut tap = tap.lock().expect("nobody panics while holding it");
+            let mut tap = lock(&tap);
             tap.replies(&buffer[..length], &mut out).map_err(std::io::Error::other)?
         };
         if let Some(reply) = seen.filter(|reply| reply.destination_has_it)
@@ -81,7 +81,7 @@ pub(super) async fn relay(
 async fn take_over(shared: &Shared) -> Result<(), String> {
     let (board, vm) = (&shared.board, shared.board.vm);
     let begun = Instant::now();
-    let asked = blocking(&board.hypervisor, move |hypervisor| hypervisor.ensure_disks(vm));
+    let asked = call(&board.hypervisor, move |hypervisor| hypervisor.ensure_disks(vm));
     let reason = match tokio::time::timeout(DISKS_WITHIN, asked).await {
         Ok(Ok(refused)) if refused.is_empty() => {
             info!(%vm, took_us = begun.elapsed().as_micros() as u64, "nothing keeps the VM from running here");
@@ -110,7 +110,7 @@ async fn take_over(shared: &Shared) -> Result<(), String> {
     board.tell(|known| known.state.given_up = true);
     board.write_down().await;
     // Before the source hears of it: what this copy has of the disks, the source needs to run on.
-    let ended = blocking(&board.hypervisor, move |hypervisor| {
+    let ended = call(&board.hypervisor, move |hypervisor| {
         hypervisor.destroy(vm)?;
         hypervisor.undefine(vm)
     });

@@ -29,24 +29,33 @@ use tokio::sync::{OnceCell, OwnedMutexGuard};
 use tracing::{info, warn};
 
 use super::{
-    arrivals::{self, Arrival},
-    carrier::{self, Answer, Ask, blocking, past_pivot},
-    hold,
+    carrier::{
+        control::{self, Answer, Ask},
+        source::run_again,
+    },
     journal::{CarrierState, Journal, Task},
     launch::{self, Launcher, is_session_dir, make_socket_dir},
-    looks::{Looks, off_thread},
-    mark::Mark,
-    seeds::Seeds,
-    source::run_again,
     vouch,
 };
 use crate::{
     AgentError,
+    blocking::{Probes, blocking, call},
     config::Config,
-    ended::{Asked, Ended, stale},
+    ended::{Asked, Ended},
     error::chain,
-    files,
-    storage::{Reach, Reserved},
+    failpoint::made_to_fail,
+    files::{
+        self,
+        host_storage::HostStorage,
+        incoming,
+        new_file::{FileIdentity, IncomingDisk},
+        partial::PartialCopies,
+        space::Reserved,
+    },
+    hold,
+    lock::lock,
+    records,
+    refusal::{past_pivot, stale, uuid_taken},
 };
 
 /// Migrations that one host takes part in at once: a bound on processes, far above what slots allow.
@@ -66,8 +75,8 @@ pub struct Registry {
     entries: Mutex<HashMap<JobId, Journal>>,
     /// Held by the request that changes a migration: one at a time for each.
     turns: Mutex<HashMap<JobId, Arc<tokio::sync::Mutex<()>>>>,
-    seeds: Arc<Seeds>,
-    looks: Looks,
+    partials: Arc<PartialCopies>,
+    probes: Probes,
     ended: Arc<Ended>,
 }
 
@@ -79,8 +88,8 @@ impl Registry {
     /// # Errors
     /// When its folders cannot be used.
     pub fn load(config: &Config, hypervisor: Arc<dyn Hypervisor>, launcher: Launcher) -> Result<Self, AgentError> {
-        files::ensure_private_dir(&config.journal_dir())?;
-        files::ensure_private_dir(&config.holds_dir())?;
+        records::ensure_private_dir(&config.journal_dir())?;
+        records::ensure_private_dir(&config.holds_dir())?;
         for (dir, mode) in [(&config.run_dir, 0o711), (&config.sessions_dir(), 0o711), (&config.controls_dir(), 0o700)]
         {
             let fault = |source| AgentError::File { path: dir.clone(), source };
@@ -97,8 +106,8 @@ impl Registry {
             process_owner: OnceCell::new(),
             entries: Mutex::new(entries),
             turns: Mutex::default(),
-            seeds: Arc::new(Seeds::load(config)?),
-            looks: Looks::default(),
+            partials: Arc::new(PartialCopies::load(config)?),
+            probes: Probes::default(),
             ended: Arc::new(Ended::load(config)?),
         })
     }
@@ -108,10 +117,10 @@ impl Registry {
         let journals: Vec<Journal> = self.entries().values().cloned().collect();
         let mut reserved = Vec::new();
         for journal in journals.iter().filter(|journal| !journal.here && !journal.confirmed && !journal.aborted) {
-            if let Task::Destination { request, arrivals, .. } = &journal.task {
-                let files = request.disks.iter().zip(arrivals);
-                let one = |(disk, arrival): (&DiskArrival, &Arrival)| {
-                    Reserved::new(journal.job, &disk.to, &arrival.path, disk.allocated)
+            if let Task::Destination { request, incoming_disks, .. } = &journal.task {
+                let files = request.disks.iter().zip(incoming_disks);
+                let one = |(disk, incoming_disk): (&DiskArrival, &IncomingDisk)| {
+                    Reserved::new(journal.job, &disk.to, &incoming_disk.path, disk.allocated)
                 };
                 reserved.extend(files.map(one));
             }
@@ -125,8 +134,8 @@ impl Registry {
     }
 
     /// Unfinished copies of disks.
-    pub(crate) fn seeds(&self) -> Arc<Seeds> {
-        Arc::clone(&self.seeds)
+    pub(crate) fn partials(&self) -> Arc<PartialCopies> {
+        Arc::clone(&self.partials)
     }
 
     /// Attempts that were released, of all kinds.
@@ -169,7 +178,7 @@ impl Registry {
         generation: Generation,
         request: PrepareDestination,
         mounts: Vec<ShareMount>,
-        reach: Reach,
+        storage: HostStorage,
     ) -> Result<DestinationReady, AgentError> {
         let _turn = self.turn(job).await;
         made_to_fail("agent-prepare-destination")?;
@@ -178,7 +187,7 @@ impl Registry {
         let ready = |answer, journal: &Journal| match answer {
             Answer::Report { address: Some(carrier), .. } => {
                 let socket_dir = socket_dir.display().to_string();
-                let files = journal.task.arrivals().iter().map(Arrival::file).collect();
+                let files = journal.task.incoming_disks().iter().map(IncomingDisk::file).collect();
                 Ok(DestinationReady { carrier, mounts: mounts.clone(), socket_dir, files })
             }
             Answer::Report { address: None, .. } | Answer::Refused { .. } => {
@@ -191,26 +200,26 @@ impl Registry {
                     return ready(answer, &known);
                 }
                 // Its carrier is gone, and what was made for it is made again.
-                self.remove_arrivals(known).await?;
+                self.remove_incoming(known).await?;
             }
             None => self.must_not_be_here(vm).await?,
         }
         self.must_have_room(job)?;
         let session = request.session;
         let (wanted, disks) = (request.disks.clone(), request.disks.clone());
-        let arrivals = match wanted.is_empty() {
+        let incoming_disks = match wanted.is_empty() {
             true => Vec::new(),
             false => {
-                let seeds = Arc::clone(&self.seeds);
-                off_thread(move || arrivals::with_room(&reach, vm, &wanted, &seeds)).await?
+                let partials = Arc::clone(&self.partials);
+                blocking(move || incoming::with_room(&storage, vm, &wanted, &partials)).await?
             }
         };
         let mounted = mounts.iter().map(|mount| PathBuf::from(&mount.path));
-        let roots = mounted.chain(arrivals.iter().map(|arrival| arrival.path.clone())).collect();
-        let task = Task::Destination { request, roots, arrivals };
+        let roots = mounted.chain(incoming_disks.iter().map(|incoming_disk| incoming_disk.path.clone())).collect();
+        let task = Task::Destination { request, roots, incoming_disks };
         let mut journal = self.journal(job, generation, task, session, socket_dir.clone(), false);
         let begun = async {
-            self.make_arrivals(&mut journal, &disks).await?;
+            self.make_incoming(&mut journal, &disks).await?;
             self.begin(&journal).await
         };
         let answer = match begun.await {
@@ -228,24 +237,24 @@ impl Registry {
 
     /// Makes the files of disks that come along. Each is written down before, since this process may die in between, and
     /// after. What is there after an error is in the journal.
-    async fn make_arrivals(&self, journal: &mut Journal, wanted: &[DiskArrival]) -> Result<(), AgentError> {
-        for index in 0..journal.task.arrivals().len() {
-            let owner = blocking(&self.hypervisor, |hypervisor| hypervisor.process_owner()).await?;
+    async fn make_incoming(&self, journal: &mut Journal, wanted: &[DiskArrival]) -> Result<(), AgentError> {
+        for index in 0..journal.task.incoming_disks().len() {
+            let owner = call(&self.hypervisor, |hypervisor| hypervisor.process_owner()).await?;
             made_to_fail("agent-make-arrival")?;
-            self.note_arrival(journal, index, |arrival| arrival.mark = Mark::Making)?;
-            let (arrival, wanted) = (journal.task.arrivals()[index].clone(), wanted[index].clone());
-            let (seeds, vm) = (Arc::clone(&self.seeds), journal.task.vm());
-            let make = move || match seeds.take(vm, &wanted, &arrival.path) {
-                Some(sown) => Ok((Some(sown), Mark::of(&arrival.path).unwrap_or_default())),
-                None => arrivals::make(&arrival, owner).map(|mark| (None, mark)),
+            self.note_incoming(journal, index, |incoming_disk| incoming_disk.identity = FileIdentity::Making)?;
+            let (incoming_disk, wanted) = (journal.task.incoming_disks()[index].clone(), wanted[index].clone());
+            let (partials, vm) = (Arc::clone(&self.partials), journal.task.vm());
+            let make = move || match partials.take(vm, &wanted, &incoming_disk.path) {
+                Some(sown) => Ok((Some(sown), FileIdentity::of(&incoming_disk.path).unwrap_or_default())),
+                None => incoming::make(&incoming_disk, owner).map(|identity| (None, identity)),
             };
-            match off_thread(make).await {
-                Ok((sown, mark)) => self.note_arrival(journal, index, |arrival| {
-                    (arrival.made, arrival.mark, arrival.sown) = (true, mark, sown);
+            match blocking(make).await {
+                Ok((sown, identity)) => self.note_incoming(journal, index, |incoming_disk| {
+                    (incoming_disk.made, incoming_disk.identity, incoming_disk.from_partial) = (true, identity, sown);
                 })?,
                 Err(error) => {
                     // What is there now, if anything, was not made by this.
-                    self.note_arrival(journal, index, |arrival| arrival.mark = Mark::Path)?;
+                    self.note_incoming(journal, index, |incoming_disk| incoming_disk.identity = FileIdentity::Path)?;
                     return Err(error);
                 }
             }
@@ -254,14 +263,14 @@ impl Registry {
     }
 
     /// Writes down how it stands with the file of one disk.
-    fn note_arrival(
+    fn note_incoming(
         &self,
         journal: &mut Journal,
         index: usize,
-        change: impl FnOnce(&mut Arrival),
+        change: impl FnOnce(&mut IncomingDisk),
     ) -> Result<(), AgentError> {
-        if let Task::Destination { arrivals, .. } = &mut journal.task {
-            change(&mut arrivals[index]);
+        if let Task::Destination { incoming_disks, .. } = &mut journal.task {
+            change(&mut incoming_disks[index]);
         }
         self.put(journal)
     }
@@ -271,7 +280,7 @@ impl Registry {
     async fn give_up(&self, journal: Journal) {
         let job = journal.job;
         let given_up = async {
-            let journal = self.remove_arrivals(journal).await?;
+            let journal = self.remove_incoming(journal).await?;
             self.forget(&journal).await
         };
         if let Err(error) = given_up.await {
@@ -281,20 +290,21 @@ impl Registry {
 
     /// Removes the files that were made for disks that do not come, or keeps them for the next attempt; each is written
     /// down as gone at once: whatever has its name afterwards is not ours.
-    async fn remove_arrivals(&self, mut journal: Journal) -> Result<Journal, AgentError> {
-        if !journal.task.arrivals().iter().any(Arrival::is_left) {
+    async fn remove_incoming(&self, mut journal: Journal) -> Result<Journal, AgentError> {
+        if !journal.task.incoming_disks().iter().any(IncomingDisk::is_left) {
             return Ok(journal);
         }
         let used = Arc::new(self.files_in_use(&journal).await?);
-        for index in 0..journal.task.arrivals().len() {
-            let arrival = journal.task.arrivals()[index].clone();
-            if !arrival.is_left() {
+        for index in 0..journal.task.incoming_disks().len() {
+            let incoming_disk = journal.task.incoming_disks()[index].clone();
+            if !incoming_disk.is_left() {
                 continue;
             }
-            let (vm, used, seeds) = (journal.task.vm(), Arc::clone(&used), Arc::clone(&self.seeds));
-            off_thread(move || arrivals::remove_one(vm, &arrival, &used, &seeds)).await?;
-            self.note_arrival(&mut journal, index, |arrival| {
-                (arrival.made, arrival.mark, arrival.sown) = (false, Mark::Path, None);
+            let (vm, used, partials) = (journal.task.vm(), Arc::clone(&used), Arc::clone(&self.partials));
+            blocking(move || incoming::remove_one(vm, &incoming_disk, &used, &partials)).await?;
+            self.note_incoming(&mut journal, index, |incoming_disk| {
+                (incoming_disk.made, incoming_disk.identity, incoming_disk.from_partial) =
+                    (false, FileIdentity::Path, None);
             })?;
         }
         Ok(journal)
@@ -302,12 +312,12 @@ impl Registry {
 
     /// Files that VMs of this host name, and those of other migrations: they are not to be removed for this one.
     async fn files_in_use(&self, journal: &Journal) -> Result<InUse, AgentError> {
-        let mut used = blocking(&self.hypervisor, |hypervisor| hypervisor.files_in_use()).await?;
+        let mut used = call(&self.hypervisor, |hypervisor| hypervisor.files_in_use()).await?;
         for other in self.entries().values().filter(|other| other.job != journal.job) {
             match &other.task {
-                Task::Destination { arrivals, .. } => {
-                    let left = arrivals.iter().filter(|arrival| arrival.is_left());
-                    used.extend(left.map(|arrival| arrival.path.clone()));
+                Task::Destination { incoming_disks, .. } => {
+                    let left = incoming_disks.iter().filter(|incoming_disk| incoming_disk.is_left());
+                    used.extend(left.map(|incoming_disk| incoming_disk.path.clone()));
                 }
                 Task::Source { along, .. } if !other.confirmed => {
                     used.extend(along.iter().map(|(_, path)| path.clone()));
@@ -315,29 +325,21 @@ impl Registry {
                 Task::Source { .. } => {}
             }
         }
-        off_thread(move || files::in_use(used)).await
+        blocking(move || files::in_use(used)).await
     }
 
     /// Whether new files for disks of a VM can be made. Blocks.
     ///
     /// # Errors
     /// What stands against it.
-    pub fn check_arrivals(&self, reach: &Reach, vm: VmId, wanted: &[DiskArrival]) -> Result<(), AgentError> {
-        arrivals::checked(reach, vm, wanted, &self.seeds).map(drop)
+    pub fn check_incoming(&self, storage: &HostStorage, vm: VmId, wanted: &[DiskArrival]) -> Result<(), AgentError> {
+        incoming::checked(storage, vm, wanted, &self.partials).map(drop)
     }
 
     /// A copy that is given up is destroyed with its definition: it must be nothing that was here before.
     async fn must_not_be_here(&self, vm: VmId) -> Result<(), AgentError> {
-        let Some(facts) = blocking(&self.hypervisor, move |hypervisor| hypervisor.vm(vm)).await? else { return Ok(()) };
-        Err(AgentError::refused(
-            409,
-            Finding::blocks(
-                FindingId::VmUuidTaken,
-                vm,
-                format!("The destination already has a VM of UUID {vm}: {}", facts.name),
-                "Remove its definition there with `virsh undefine`, if it is a leftover",
-            ),
-        ))
+        let Some(facts) = call(&self.hypervisor, move |hypervisor| hypervisor.vm(vm)).await? else { return Ok(()) };
+        Err(uuid_taken(vm, &facts.name))
     }
 
     /// Makes ready to send: holds the VM, clears autostart, connects to the destination.
@@ -366,7 +368,7 @@ impl Registry {
         if !is_session_dir(&socket_dir) {
             return Err(AgentError::Carrier(format!("{} is no folder for sockets", socket_dir.display())));
         }
-        let facts = blocking(&self.hypervisor, move |hypervisor| hypervisor.vm(vm)).await?;
+        let facts = call(&self.hypervisor, move |hypervisor| hypervisor.vm(vm)).await?;
         let facts = facts.ok_or(HypervisorError::NoVm(vm))?;
         let along = files_along(&facts, &request)?;
         let translate = nvram_along(&along, &request).into_iter();
@@ -374,7 +376,7 @@ impl Registry {
         self.must_have_room(job)?;
         let (judged, asked) = (facts.clone(), request.clone());
         let vouched =
-            blocking(&self.hypervisor, move |hypervisor| Ok(vouch::vouched(hypervisor, &judged, &asked))).await??;
+            call(&self.hypervisor, move |hypervisor| Ok(vouch::vouched(hypervisor, &judged, &asked))).await??;
         let (persistent, name) = (facts.persistent, facts.name);
         let task = Task::Source { request, translate, persistent, along, vouched, name };
         let autostart = known.map_or(facts.autostart, |known| known.autostart);
@@ -398,7 +400,7 @@ impl Registry {
         let vm = journal.task.vm();
         hold::ensure(&self.config.holds_dir(), vm, journal.job)?;
         if journal.autostart {
-            blocking(&self.hypervisor, move |hypervisor| hypervisor.set_autostart(vm, false)).await?;
+            call(&self.hypervisor, move |hypervisor| hypervisor.set_autostart(vm, false)).await?;
         }
         Ok(())
     }
@@ -408,7 +410,7 @@ impl Registry {
         let vm = journal.task.vm();
         hold::release(&self.config.holds_dir(), vm)?;
         if journal.autostart {
-            blocking(&self.hypervisor, move |hypervisor| hypervisor.set_autostart(vm, true)).await?;
+            call(&self.hypervisor, move |hypervisor| hypervisor.set_autostart(vm, true)).await?;
         }
         Ok(())
     }
@@ -468,7 +470,7 @@ impl Registry {
 
     async fn resume_without_carrier(&self, journal: &Journal) -> Result<(), AgentError> {
         let vm = journal.task.vm();
-        Ok(blocking(&self.hypervisor, move |hypervisor| hypervisor.resume(vm)).await?)
+        Ok(call(&self.hypervisor, move |hypervisor| hypervisor.resume(vm)).await?)
     }
 
     /// Ends it before the point of no return. Ok promises: at the source, the VM stays and may be started and moved
@@ -501,7 +503,7 @@ impl Registry {
             // Its carrier may have lost libvirt, which goes on by itself then.
             self.end_migration(vm).await?;
         }
-        let presence = blocking(&self.hypervisor, move |hypervisor| hypervisor.presence(vm, role)).await?;
+        let presence = call(&self.hypervisor, move |hypervisor| hypervisor.presence(vm, role)).await?;
         match (role, self.carrier_state(&journal)?.sees(presence)) {
             // It may have moved, if its carrier died before it could tell: release lets it go, not this.
             (Role::Source, Presence::Absent | Presence::Off | Presence::Ended | Presence::Left | Presence::Stopped) => {
@@ -519,12 +521,12 @@ impl Registry {
                     journal.ending = true;
                     self.put(&journal)?;
                 }
-                blocking(&self.hypervisor, move |hypervisor| {
+                call(&self.hypervisor, move |hypervisor| {
                     hypervisor.destroy(vm)?;
                     hypervisor.undefine(vm)
                 })
                 .await?;
-                journal = self.remove_arrivals(journal).await?;
+                journal = self.remove_incoming(journal).await?;
             }
         }
         made_to_fail("agent-undone")?;
@@ -545,7 +547,7 @@ impl Registry {
     async fn end_migration(&self, vm: VmId) -> Result<(), AgentError> {
         let until = Instant::now() + END_DEADLINE;
         loop {
-            let moving = blocking(&self.hypervisor, move |hypervisor| {
+            let moving = call(&self.hypervisor, move |hypervisor| {
                 if hypervisor.migration_stats(vm)?.is_none() {
                     return Ok(None);
                 }
@@ -570,7 +572,7 @@ impl Registry {
         let journal = self.find(job, generation)?;
         let vm = journal.task.vm();
         if journal.task.role() == Role::Source {
-            blocking(&self.hypervisor, move |hypervisor| end_left_copy(hypervisor, vm)).await?;
+            call(&self.hypervisor, move |hypervisor| end_left_copy(hypervisor, vm)).await?;
         }
         self.report_of(&journal, 0, Duration::ZERO).await
     }
@@ -590,7 +592,7 @@ impl Registry {
             Role::Source => self.wait_ended(&journal).await,
             Role::Destination => self.must_be_here(&journal).await?,
         }
-        blocking(&self.hypervisor, move |hypervisor| match role {
+        call(&self.hypervisor, move |hypervisor| match role {
             Role::Source => {
                 end_left_copy(hypervisor, vm)?;
                 hypervisor.undefine(vm)
@@ -606,9 +608,9 @@ impl Registry {
         let mut report = self.report_of(&journal, 0, Duration::ZERO).await?;
         report.findings = kept;
         if role == Role::Destination {
-            let arrivals = journal.task.arrivals().to_vec();
+            let incoming_disks = journal.task.incoming_disks().to_vec();
             let what = format!("The disks of VM {vm}");
-            report.disks = self.looks.look(&what, move || arrivals::arrived(&arrivals)).await?;
+            report.disks = self.probes.probe(&what, move || incoming::arrived(&incoming_disks)).await?;
         }
         Ok(report)
     }
@@ -616,8 +618,8 @@ impl Registry {
     /// Destination: the VM is here and not only arriving, and so are the files that came for it. Until this is so the
     /// source's files may be the only good ones.
     async fn must_be_here(&self, journal: &Journal) -> Result<(), AgentError> {
-        let Task::Destination { request, arrivals, .. } = &journal.task else { return Ok(()) };
-        if journal.confirmed || (arrivals.is_empty() && !request.persistent) {
+        let Task::Destination { request, incoming_disks, .. } = &journal.task else { return Ok(()) };
+        if journal.confirmed || (incoming_disks.is_empty() && !request.persistent) {
             return Ok(());
         }
         let vm = journal.task.vm();
@@ -638,16 +640,16 @@ impl Registry {
                 return Err(not_here(format!("it is {:?} there", report.presence)));
             }
         }
-        let facts = blocking(&self.hypervisor, move |hypervisor| hypervisor.vm(vm)).await?;
+        let facts = call(&self.hypervisor, move |hypervisor| hypervisor.vm(vm)).await?;
         let facts = facts.ok_or_else(|| not_here("the host does not know it".to_owned()))?;
-        for arrival in arrivals {
-            if !facts.files.iter().any(|file| file.place == arrival.path) {
-                return Err(not_here(format!("it does not use {}", arrival.path.display())));
+        for incoming_disk in incoming_disks {
+            if !facts.files.iter().any(|file| file.place == incoming_disk.path) {
+                return Err(not_here(format!("it does not use {}", incoming_disk.path.display())));
             }
         }
-        let paths: Vec<PathBuf> = arrivals.iter().map(|arrival| arrival.path.clone()).collect();
+        let paths: Vec<PathBuf> = incoming_disks.iter().map(|incoming_disk| incoming_disk.path.clone()).collect();
         let missing = move || paths.into_iter().find(|path| !path.is_file());
-        match self.looks.look(&format!("The disks of VM {vm}"), missing).await? {
+        match self.probes.probe(&format!("The disks of VM {vm}"), missing).await? {
             None => Ok(()),
             Some(path) => Err(not_here(format!("its file {} is not there", path.display()))),
         }
@@ -661,7 +663,7 @@ impl Registry {
         }
         let (along, name) = (along.clone(), name.clone());
         let (vm, used) = (journal.task.vm(), self.files_in_use(journal).await?);
-        off_thread(move || {
+        blocking(move || {
             let mut kept = Vec::new();
             for (device, path) in along {
                 let fault = |source| AgentError::File { path: path.clone(), source };
@@ -714,7 +716,7 @@ impl Registry {
 
     async fn release_source(&self, journal: &Journal) -> Result<(), AgentError> {
         let vm = journal.task.vm();
-        let (presence, defined) = blocking(&self.hypervisor, move |hypervisor| {
+        let (presence, defined) = call(&self.hypervisor, move |hypervisor| {
             Ok((hypervisor.presence(vm, Role::Source)?, hypervisor.vm(vm)?.is_some()))
         })
         .await?;
@@ -730,7 +732,7 @@ impl Registry {
         let was_stopped = matches!(presence, Presence::Left | Presence::Stopped);
         let was_open = off || was_stopped;
         if journal.aborted && journal.autostart && defined && was_open {
-            blocking(&self.hypervisor, move |hypervisor| hypervisor.set_autostart(vm, true)).await?;
+            call(&self.hypervisor, move |hypervisor| hypervisor.set_autostart(vm, true)).await?;
         }
         // libvirt says of such a copy who stopped it: nobody else will run it.
         if was_stopped && journal.aborted {
@@ -752,10 +754,10 @@ impl Registry {
             Err(source) => return Err(AgentError::File { path: journal.socket_dir.clone(), source }),
         }
         for left in [&journal.control, &path.with_extension("said"), &Journal::state_path(&folder, journal.job)] {
-            files::remove(left)?;
+            records::remove(left)?;
         }
         // Last: until then a repeated request finds what is left.
-        files::remove(&path)?;
+        records::remove(&path)?;
         self.entries().remove(&journal.job);
         Ok(())
     }
@@ -810,13 +812,13 @@ impl Registry {
     }
 
     async fn process_owner(&self) -> Result<u32, AgentError> {
-        let ask = || blocking(&self.hypervisor, |hypervisor| hypervisor.process_owner());
+        let ask = || call(&self.hypervisor, |hypervisor| hypervisor.process_owner());
         Ok(self.process_owner.get_or_try_init(ask).await?.0)
     }
 
     /// Asks the carrier; `None` if it is not there.
     async fn ask(&self, journal: &Journal, ask: Ask) -> Option<Answer> {
-        carrier::ask(&journal.control, ask).await.ok()
+        control::ask(&journal.control, ask).await.ok()
     }
 
     async fn report_of(&self, journal: &Journal, after: u64, wait: Duration) -> Reported {
@@ -826,7 +828,7 @@ impl Registry {
             None => {
                 if after == u64::MAX {
                     // Nothing more will be said of it.
-                    tokio::time::sleep(wait.min(carrier::WAIT_MAX)).await;
+                    tokio::time::sleep(wait.min(control::WAIT_MAX)).await;
                 }
                 self.report_without_carrier(journal).await?
             }
@@ -845,7 +847,7 @@ impl Registry {
         let (vm, role) = (journal.task.vm(), journal.task.role());
         let mut state = self.carrier_state(journal)?;
         state.finish_delivered |= journal.here;
-        let presence = blocking(&self.hypervisor, move |hypervisor| hypervisor.presence(vm, role)).await;
+        let presence = call(&self.hypervisor, move |hypervisor| hypervisor.presence(vm, role)).await;
         let presence = state.sees(presence.unwrap_or(Presence::Unknown));
         let has_run = state.resumed || matches!(presence, Presence::Running | Presence::Halted);
         let stage = match (role, has_run, state.finish_delivered) {
@@ -922,24 +924,17 @@ impl Registry {
     }
 
     fn entries(&self) -> MutexGuard<'_, HashMap<JobId, Journal>> {
-        self.entries.lock().expect("nobody panics while holding it")
+        lock(&self.entries)
     }
 
     async fn turn(&self, job: JobId) -> OwnedMutexGuard<()> {
         let turn = {
-            let mut turns = self.turns.lock().expect("nobody panics while holding it");
+            let mut turns = lock(&self.turns);
             turns.retain(|_, turn| Arc::strong_count(turn) > 1);
             Arc::clone(turns.entry(job).or_default())
         };
         turn.lock_owned().await
     }
-}
-
-/// Lets a test fail the host's part of a step before or after its effect.
-fn made_to_fail(point: &str) -> Result<(), AgentError> {
-    fail::fail_point!(point, |_| Err(AgentError::Carrier(format!("A test made it fail at {point}"))));
-    let _ = point;
-    Ok(())
 }
 
 /// Source: ends a process that libvirt left paused. Fails if the VM is here in another way.

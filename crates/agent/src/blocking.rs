@@ -1,0 +1,133 @@
+//! Work that blocks: calls of libvirt and of file systems.
+//!
+//! It runs on a thread of its own and is never broken off: half of a change is worse than all of it. A caller may give up
+//! waiting; the thread ends when the call does. A file server that is gone blocks a call for as long as it is gone, so
+//! callers that only look go through [`Probes`], which bounds how many such threads there are.
+
+use std::{sync::Arc, time::Duration};
+
+use ferry_drivers::hypervisor::{Hypervisor, HypervisorError};
+use tokio::sync::Semaphore;
+
+use crate::AgentError;
+
+/// How long a probe is waited for.
+const PROBE_WITHIN: Duration = Duration::from_secs(10);
+/// Probes at once, those among them that hang: each is a thread.
+const PROBES_MAX: usize = 8;
+
+/// Runs `call` to its end.
+///
+/// # Errors
+/// Those of `call`.
+pub(crate) async fn blocking<T: Send + 'static>(
+    call: impl FnOnce() -> Result<T, AgentError> + Send + 'static,
+) -> Result<T, AgentError> {
+    let outcome = tokio::task::spawn_blocking(call).await;
+    outcome.unwrap_or_else(|error| Err(AgentError::Carrier(error.to_string())))
+}
+
+/// As [`blocking`], but waits no longer than `deadline`. The call may still take effect after that.
+///
+/// # Errors
+/// Those of `call`; after the deadline one that says that `what` gave no answer.
+pub(crate) async fn blocking_within<T: Send + 'static>(
+    deadline: Duration,
+    what: &str,
+    call: impl FnOnce() -> Result<T, AgentError> + Send + 'static,
+) -> Result<T, AgentError> {
+    within(deadline, what, blocking(call)).await
+}
+
+/// Asks the hypervisor.
+///
+/// # Errors
+/// The hypervisor's.
+pub(crate) async fn call<T: Send + 'static>(
+    hypervisor: &Arc<dyn Hypervisor>,
+    call: impl FnOnce(&dyn Hypervisor) -> Result<T, HypervisorError> + Send + 'static,
+) -> Result<T, HypervisorError> {
+    let hypervisor = Arc::clone(hypervisor);
+    match tokio::task::spawn_blocking(move || call(&*hypervisor)).await {
+        Ok(outcome) => outcome,
+        Err(error) => Err(HypervisorError::Unreachable(error.to_string())),
+    }
+}
+
+async fn within<T>(
+    deadline: Duration,
+    what: &str,
+    answer: impl Future<Output = Result<T, AgentError>>,
+) -> Result<T, AgentError> {
+    tokio::time::timeout(deadline, answer).await.unwrap_or_else(|_| {
+        let deadline = deadline.as_secs();
+        Err(AgentError::Carrier(format!(
+            "{what} gave no answer within {deadline} s: see that its share can be reached"
+        )))
+    })
+}
+
+/// Looks at files that may lie on a share whose server is gone: at few of them at once.
+pub(crate) struct Probes {
+    free: Arc<Semaphore>,
+    within: Duration,
+}
+
+impl Default for Probes {
+    fn default() -> Self {
+        Self { free: Arc::new(Semaphore::new(PROBES_MAX)), within: PROBE_WITHIN }
+    }
+}
+
+impl Probes {
+    /// Runs a call that changes nothing. A call that would be one too many is not begun.
+    ///
+    /// # Errors
+    /// When it has not ended in time, or too many others have not: ask again later. The error names `what`.
+    pub(crate) async fn probe<T: Send + 'static>(
+        &self,
+        what: &str,
+        call: impl FnOnce() -> T + Send + 'static,
+    ) -> Result<T, AgentError> {
+        let free = Arc::clone(&self.free);
+        let probe = async move {
+            let permit = free.acquire_owned().await.expect("it is never closed");
+            blocking(move || {
+                let answer = call();
+                drop(permit);
+                Ok(answer)
+            })
+            .await
+        };
+        within(self.within, what, probe).await
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::mpsc;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_probe_that_hangs_holds_nobody_up_and_many_do_not_pile_up() {
+        let probes = Probes { within: Duration::from_millis(20), ..Probes::default() };
+        let gates: Vec<mpsc::Sender<()>> = {
+            let mut gates = Vec::new();
+            for _ in 0..PROBES_MAX {
+                let (gate, closed) = mpsc::channel::<()>();
+                assert!(probes.probe("disk vda", move || closed.recv()).await.is_err(), "it hangs");
+                gates.push(gate);
+            }
+            gates
+        };
+        let began = Arc::new(std::sync::atomic::AtomicBool::new(false));
+        let note = Arc::clone(&began);
+        let error = probes.probe("disk vdb", move || note.store(true, std::sync::atomic::Ordering::SeqCst)).await;
+        assert!(error.is_err_and(|error| error.to_string().contains("disk vdb")));
+        assert!(!began.load(std::sync::atomic::Ordering::SeqCst), "no thread is begun beyond the bound");
+        drop(gates);
+        let probes = Probes { within: PROBE_WITHIN, ..probes };
+        assert_eq!(probes.probe("disk vdc", || 7).await.expect("they ended"), 7);
+    }
+}

@@ -1,0 +1,525 @@
+//! Copies of disks that were not finished, kept for the next attempt: it sends only what differs.
+//!
+//! ```text
+//! undone ─▶ keep: file ─▶ VM-device-time.ferry-seed ─▶ a new attempt ─▶ take: back to a file ─▶ read and hashed
+//!                           └─ a day later, when there are too many, or when room is needed ─▶ removed
+//! ```
+//! To keep and to take is to rename: nothing has to be done, or to be waited for, in between. What a file holds is read
+//! by the carrier of the attempt that uses it, before anything is written to it (`live::carrier`).
+//!
+//! A partial copy is a guess, never the truth: each block that the source names by its hash is read and compared when it is
+//! used (`ferry_wire::nbd`), and everything else of the disk is sent.
+
+use std::{
+    collections::HashSet,
+    fs, io,
+    os::unix::fs::MetadataExt as _,
+    path::{Path, PathBuf},
+    sync::{Arc, Mutex, Weak},
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
+
+use ferry_core::{api::agent::DiskArrival, id::VmId, units::ByteCount, vm::DiskFormat};
+use ferry_drivers::{file, image};
+use serde::{Deserialize, Serialize};
+use tokio::sync::Notify;
+use tracing::{info, warn};
+
+use super::new_file::{IncomingDisk, PartialKey};
+use crate::{AgentError, config::Config, error::chain, lock::lock, records};
+
+/// How long a partial copy is kept.
+const KEPT_FOR: Duration = Duration::from_secs(24 * 60 * 60);
+/// Partial copies of one host.
+const PARTIALS_MAX: usize = 16;
+/// How often it is seen to it that partial copies are neither too old nor too many; also when one was kept.
+const SWEEP_EVERY: Duration = Duration::from_secs(60 * 60);
+/// A copy that holds less is made anew in no time.
+const WORTH_KEEPING: ByteCount = ByteCount::mib(4);
+/// How the name of a file ends that is a partial copy.
+const ENDING: &str = "ferry-seed";
+
+/// What is written down of a partial copy.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+struct Record {
+    vm: VmId,
+    device: String,
+    format: DiskFormat,
+    virtual_size: ByteCount,
+    /// The file.
+    path: PathBuf,
+    /// Unix milliseconds.
+    kept_at_ms: u64,
+}
+
+/// The partial copies of a host.
+pub struct PartialCopies {
+    folder: PathBuf,
+    /// Records of partial copies that are being changed. Nobody waits for another: a share that does not answer holds up what is
+    /// done with its own partial copies.
+    busy: Mutex<HashSet<PathBuf>>,
+    kept: Arc<Notify>,
+}
+
+/// A partial copy that nobody else changes meanwhile.
+struct Claim<'a> {
+    busy: &'a Mutex<HashSet<PathBuf>>,
+    record: PathBuf,
+}
+
+impl Drop for Claim<'_> {
+    fn drop(&mut self) {
+        lock(self.busy).remove(&self.record);
+    }
+}
+
+impl PartialCopies {
+    /// Finds the partial copies that were kept.
+    ///
+    /// # Errors
+    /// When the folder cannot be made.
+    pub fn load(config: &Config) -> Result<Self, AgentError> {
+        let folder = config.seeds_dir();
+        records::ensure_private_dir(&folder)?;
+        // Records are read when they are needed. Of a damaged one nobody would ever hear.
+        records::read_all::<Record>(&folder, |_| true)?;
+        Ok(Self::of(folder))
+    }
+
+    fn of(folder: PathBuf) -> Self {
+        Self { folder, busy: Mutex::default(), kept: Arc::default() }
+    }
+
+    /// Keeps the file of a disk that did not come, if that is worth it; whether it did. Blocks. Nobody may write to the
+    /// file any more.
+    pub(crate) fn keep(&self, vm: VmId, incoming_disk: &IncomingDisk) -> bool {
+        if !incoming_disk.made || file::allocated(&incoming_disk.path).unwrap_or_default() < WORTH_KEEPING {
+            return false;
+        }
+        let Some(_claim) = self.claim(vm, &incoming_disk.device) else { return false };
+        // A copy of the same disk is older.
+        if self.record(vm, &incoming_disk.device).is_some_and(|older| !self.remove(&older)) {
+            return false;
+        }
+        let kept_at_ms = now_ms();
+        let name = format!("{}-{kept_at_ms}.{ENDING}", name_of(vm, &incoming_disk.device));
+        let record = Record {
+            vm,
+            device: incoming_disk.device.clone(),
+            format: incoming_disk.format,
+            virtual_size: incoming_disk.virtual_size,
+            path: incoming_disk.path.with_file_name(name),
+            kept_at_ms,
+        };
+        // Written down first: a copy of which nobody knows would stay for ever.
+        let kept = records::write_json(&self.record_path(vm, &incoming_disk.device), &record).and_then(|()| {
+            let renamed = file::rename_new(&incoming_disk.path, &record.path);
+            renamed.map_err(|source| AgentError::File { path: incoming_disk.path.clone(), source })
+        });
+        if let Err(error) = kept {
+            warn!(%vm, disk = incoming_disk.device, error = %chain(&error), "an unfinished copy could not be kept");
+            self.remove(&record);
+            return false;
+        }
+        info!(%vm, disk = record.device, file = %record.path.display(), "an unfinished copy is kept for the next attempt");
+        self.kept.notify_one();
+        true
+    }
+
+    /// Makes the partial copy of a disk the file of a disk that comes: renamed to `path`, where nothing may be. `None` if there
+    /// is none that fits; one of another format or size is removed. Blocks.
+    pub(crate) fn take(&self, vm: VmId, wanted: &DiskArrival, path: &Path) -> Option<PartialKey> {
+        let _claim = self.claim(vm, &wanted.device)?;
+        let record = self.record(vm, &wanted.device)?;
+        if !record.is_of(wanted) || !record.is_whole().unwrap_or_default() {
+            self.remove(&record);
+            return None;
+        }
+        // Not on another file system, and never over a file that is there: the seed stays then.
+        if let Err(error) = file::rename_new(&record.path, path) {
+            info!(%vm, disk = record.device, %error, "an unfinished copy is not used");
+            return None;
+        }
+        if let Err(error) = records::remove(&self.record_path(vm, &wanted.device)) {
+            // It names a file that is not there any more.
+            warn!(%vm, disk = record.device, error = %chain(&error), "what was written down of a partial copy could not be removed");
+        }
+        Some(PartialKey { key: ferry_trust::random_secret() })
+    }
+
+    /// What the partial copy of a disk takes that would become the file at `path`, if there is one: so much less room is needed.
+    pub(crate) fn held(&self, vm: VmId, wanted: &DiskArrival, path: &Path) -> ByteCount {
+        let record = self.record(vm, &wanted.device).filter(|record| record.is_of(wanted));
+        let device = path.parent().and_then(device_of);
+        let record = record.filter(|record| device.is_some() && device_of(&record.path) == device);
+        record.and_then(|record| file::allocated(&record.path).ok()).unwrap_or_default()
+    }
+
+    /// What partial copies take on a file system, by its device number, but for those of one VM. Blocks.
+    pub(crate) fn removable(&self, but: VmId, device: u64) -> ByteCount {
+        ByteCount(self.removable_records(but, device).iter().map(|(_, taken)| taken.0).sum())
+    }
+
+    /// Removes partial copies on a file system, by its device number, but none of one VM, until so much is free again: the oldest
+    /// first, no more than are needed, and none at all if all of them were not enough. What became free. Blocks.
+    pub(crate) fn make_room(&self, but: VmId, device: u64, needed: ByteCount) -> ByteCount {
+        let mut records = self.removable_records(but, device);
+        if records.iter().map(|(_, taken)| taken.0).sum::<u64>() < needed.0 {
+            return ByteCount(0);
+        }
+        records.sort_by_key(|(record, _)| record.kept_at_ms);
+        let mut freed = ByteCount(0);
+        for (record, taken) in records {
+            if freed >= needed {
+                break;
+            }
+            if self.claim(record.vm, &record.device).is_some_and(|_claim| self.remove(&record)) {
+                info!(vm = %record.vm, disk = record.device, "an unfinished copy is removed: room is needed");
+                freed.0 += taken.0;
+            }
+        }
+        freed
+    }
+
+    fn removable_records(&self, but: VmId, device: u64) -> Vec<(Record, ByteCount)> {
+        let others = self.records().into_iter().filter(|record| record.vm != but);
+        let one = |record: Record| {
+            let metadata = fs::symlink_metadata(&record.path).ok().filter(|metadata| metadata.dev() == device)?;
+            Some((record, ByteCount(metadata.blocks() * 512)))
+        };
+        others.filter_map(one).collect()
+    }
+
+    /// Removes what is too old, and the oldest beyond `most`.
+    fn sweep(&self, most: usize) {
+        let mut records = self.records();
+        records.sort_by_key(|record| std::cmp::Reverse(record.kept_at_ms));
+        let oldest = now_ms().saturating_sub(KEPT_FOR.as_millis() as u64);
+        for (place, record) in records.iter().enumerate() {
+            if (place >= most || record.kept_at_ms < oldest)
+                && let Some(_claim) = self.claim(record.vm, &record.device)
+                // It may have been taken, and another be kept, since it was looked at.
+                && self.record(record.vm, &record.device).as_ref() == Some(record)
+            {
+                self.remove(record);
+            }
+        }
+    }
+
+    /// Whether all of it is gone.
+    fn remove(&self, record: &Record) -> bool {
+        for path in [&record.path, &self.record_path(record.vm, &record.device)] {
+            if let Err(error) = file::remove(path)
+                // A guess whose folder is gone is of no use.
+                && error.kind() != io::ErrorKind::NotFound
+            {
+                warn!(file = %path.display(), %error, "a part of an unfinished copy could not be removed");
+                return false;
+            }
+        }
+        true
+    }
+
+    fn claim(&self, vm: VmId, device: &str) -> Option<Claim<'_>> {
+        let record = self.record_path(vm, device);
+        let is_free = lock(&self.busy).insert(record.clone());
+        // No claim is made that is not given: its end would free the seed.
+        if is_free { Some(Claim { busy: &self.busy, record }) } else { None }
+    }
+
+    fn records(&self) -> Vec<Record> {
+        let entries = fs::read_dir(&self.folder).into_iter().flatten().flatten().map(|entry| entry.path());
+        let records = entries.filter(|path| path.extension().is_some_and(|ending| ending == "json"));
+        records.filter_map(|path| records::read_json(&path).ok().flatten()).collect()
+    }
+
+    fn record(&self, vm: VmId, device: &str) -> Option<Record> {
+        records::read_json(&self.record_path(vm, device)).ok().flatten()
+    }
+
+    fn record_path(&self, vm: VmId, device: &str) -> PathBuf {
+        self.folder.join(format!("{}.json", name_of(vm, device)))
+    }
+}
+
+impl Record {
+    fn is_of(&self, wanted: &DiskArrival) -> bool {
+        (self.format, self.virtual_size) == (wanted.format, wanted.virtual_size)
+    }
+
+    /// Whether the file is an image of the disk's size. A raw one that is shorter, as a file that was not copied to its
+    /// end, gets its length.
+    fn is_whole(&self) -> io::Result<bool> {
+        match self.format {
+            DiskFormat::Raw => {
+                let length = fs::symlink_metadata(&self.path)?.len();
+                if length < self.virtual_size.0 {
+                    fs::OpenOptions::new().read(true).write(true).open(&self.path)?.set_len(self.virtual_size.0)?;
+                }
+                Ok(length <= self.virtual_size.0)
+            }
+            DiskFormat::Qcow2 => {
+                Ok(image::header(&self.path)?.is_some_and(|header| header.virtual_size == self.virtual_size))
+            }
+        }
+    }
+}
+
+/// Sees to it that partial copies are neither too old nor too many, for as long as there is somebody to keep them.
+pub(crate) async fn sweep_for_ever(partials: Weak<PartialCopies>) {
+    while let Some(here) = partials.upgrade() {
+        let kept = Arc::clone(&here.kept);
+        // Not two at a time: a share that does not answer is waited for.
+        if tokio::task::spawn_blocking(move || here.sweep(PARTIALS_MAX)).await.is_err() {
+            return;
+        }
+        let _ = tokio::time::timeout(SWEEP_EVERY, kept.notified()).await;
+    }
+}
+
+/// What a file of this VM's disk is called, without what belongs to its kind.
+fn name_of(vm: VmId, device: &str) -> String {
+    // A device's name comes from a definition: only its letters and digits make a file's name.
+    let device: String = device.chars().filter(char::is_ascii_alphanumeric).collect();
+    format!("{vm}-{device}")
+}
+
+fn device_of(path: &Path) -> Option<u64> {
+    fs::metadata(path).ok().map(|metadata| metadata.dev())
+}
+
+fn now_ms() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_millis() as u64
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::FileExt as _;
+
+    use ferry_core::{id::HostId, location::Location};
+    use uuid::Uuid;
+
+    use super::*;
+    use crate::files::new_file::FileIdentity;
+
+    fn vm(number: u128) -> VmId {
+        VmId(Uuid::from_u128(number))
+    }
+
+    fn incoming_disk(path: PathBuf, format: DiskFormat, size: ByteCount) -> IncomingDisk {
+        let owner = (nix::unistd::geteuid().as_raw(), nix::unistd::getegid().as_raw());
+        image::create(&path, format, size, owner).expect("made");
+        IncomingDisk {
+            device: "vda".into(),
+            path,
+            format,
+            virtual_size: size,
+            made: true,
+            identity: FileIdentity::default(),
+            from_partial: None,
+        }
+    }
+
+    /// A raw one of 64 MiB that holds six.
+    fn filled(path: PathBuf) -> IncomingDisk {
+        let incoming_disk = incoming_disk(path, DiskFormat::Raw, ByteCount::mib(64));
+        let file = fs::File::options().write(true).open(&incoming_disk.path).expect("there");
+        file.write_all_at(&vec![7; 6 << 20], 1 << 20).expect("written");
+        incoming_disk
+    }
+
+    fn wanted(incoming_disk: &IncomingDisk) -> DiskArrival {
+        DiskArrival {
+            device: incoming_disk.device.clone(),
+            to: Location::Local { host: HostId(Uuid::nil()), path: String::new() },
+            format: incoming_disk.format,
+            virtual_size: incoming_disk.virtual_size,
+            allocated: ByteCount::mib(8),
+        }
+    }
+
+    /// What is in the folder, but for what is called so.
+    fn others(folder: &Path, known: &str) -> Vec<String> {
+        let names = fs::read_dir(folder).expect("there").flatten().map(|entry| entry.file_name());
+        names.map(|name| name.to_string_lossy().into_owned()).filter(|name| name != known).collect()
+    }
+
+    #[test]
+    fn an_unfinished_copy_becomes_the_file_of_the_next_attempt_at_once_also_after_a_restart() {
+        let (folder, records) = (tempfile::tempdir().expect("a folder"), tempfile::tempdir().expect("a folder"));
+        let disk = filled(folder.path().join("disk.raw"));
+        assert!(PartialCopies::of(records.path().to_owned()).keep(vm(7), &disk));
+        assert!(!disk.path.exists(), "its name is free");
+        let kept = others(folder.path(), "");
+        assert!(kept.len() == 1 && kept[0].starts_with(&vm(7).to_string()) && kept[0].ends_with(ENDING), "{kept:?}");
+        let (partials, elsewhere) = (PartialCopies::of(records.path().to_owned()), folder.path().join("other.raw"));
+        assert!(partials.held(vm(7), &wanted(&disk), &elsewhere) >= ByteCount::mib(6));
+        assert_eq!(partials.held(vm(7), &wanted(&disk), Path::new("/proc/disk.raw")), ByteCount(0), "not from here");
+        let larger = DiskArrival { virtual_size: ByteCount::mib(65), ..wanted(&disk) };
+        assert_eq!(partials.held(vm(7), &larger, &elsewhere), ByteCount(0));
+        assert!(partials.take(vm(8), &wanted(&disk), &elsewhere).is_none(), "another VM's");
+        assert!(partials.take(vm(7), &wanted(&disk), &elsewhere).is_some());
+        let extents = image::extents(&elsewhere, DiskFormat::Raw).expect("read");
+        let data: Vec<_> = extents.iter().map(|extent| (extent.start, extent.start + extent.length)).collect();
+        assert_eq!(data, [(1 << 20, 7 << 20)]);
+        let mut held = vec![0; 6 << 20];
+        fs::File::open(&elsewhere).expect("there").read_exact_at(&mut held, 1 << 20).expect("read");
+        assert!(held.iter().all(|byte| *byte == 7), "with all it held");
+        assert_eq!(partials.take(vm(7), &wanted(&disk), &elsewhere), None, "it is taken once");
+        assert_eq!((others(folder.path(), "other.raw"), others(records.path(), "")), (vec![], vec![]));
+        // And again: nothing was written down of what it holds that could be another's.
+        assert!(partials.keep(vm(7), &IncomingDisk { path: elsewhere.clone(), ..disk.clone() }));
+        assert!(partials.take(vm(7), &wanted(&disk), &disk.path).is_some());
+    }
+
+    #[test]
+    fn what_is_of_no_use_is_not_kept_and_what_does_not_fit_is_removed() {
+        let (folder, records) = (tempfile::tempdir().expect("a folder"), tempfile::tempdir().expect("a folder"));
+        let partials = PartialCopies::of(records.path().to_owned());
+        let empty = incoming_disk(folder.path().join("empty.raw"), DiskFormat::Raw, ByteCount::mib(64));
+        assert!(!partials.keep(vm(9), &empty), "it holds nothing");
+        let one = filled(folder.path().join("one.raw"));
+        assert!(!partials.keep(vm(9), &IncomingDisk { made: false, ..one.clone() }), "it is not ours");
+        assert!(partials.keep(vm(9), &one));
+        let larger = DiskArrival { virtual_size: ByteCount::mib(65), ..wanted(&one) };
+        assert_eq!(partials.take(vm(9), &larger, &one.path), None);
+        assert_eq!(partials.records(), []);
+        // Nor what is not what was written down.
+        assert!(partials.keep(vm(9), &filled(folder.path().join("two.raw"))));
+        let kept = partials.records()[0].path.clone();
+        fs::File::options().write(true).open(&kept).expect("there").set_len(65 << 20).expect("longer");
+        assert_eq!(partials.take(vm(9), &wanted(&one), &one.path), None);
+        assert!(!kept.exists() && !one.path.exists());
+        // A raw file that was not copied to its end gets its length.
+        assert!(partials.keep(vm(9), &filled(folder.path().join("three.raw"))));
+        let kept = partials.records()[0].path.clone();
+        fs::File::options().write(true).open(&kept).expect("there").set_len(9 << 20).expect("shorter");
+        assert!(partials.take(vm(9), &wanted(&one), &one.path).is_some());
+        assert_eq!(fs::metadata(&one.path).expect("there").len(), 64 << 20);
+        let disk = incoming_disk(folder.path().join("disk.qcow2"), DiskFormat::Qcow2, ByteCount::mib(64));
+        let record = Record {
+            vm: vm(9),
+            device: "vda".into(),
+            format: disk.format,
+            virtual_size: disk.virtual_size,
+            path: disk.path,
+            kept_at_ms: 1,
+        };
+        assert!(record.is_whole().expect("read"));
+        assert!(!Record { virtual_size: ByteCount::mib(65), ..record }.is_whole().expect("read"));
+    }
+
+    #[test]
+    fn nothing_is_renamed_over_a_file_and_the_seed_stays_then() {
+        let (folder, records) = (tempfile::tempdir().expect("a folder"), tempfile::tempdir().expect("a folder"));
+        let partials = PartialCopies::of(records.path().to_owned());
+        let disk = filled(folder.path().join("disk.raw"));
+        assert!(partials.keep(vm(9), &disk));
+        fs::write(&disk.path, "precious").expect("written");
+        assert_eq!(partials.take(vm(9), &wanted(&disk), &disk.path), None);
+        assert_eq!(fs::read(&disk.path).expect("there"), b"precious");
+        let nowhere = Path::new("/proc/disk.raw");
+        assert_eq!(partials.take(vm(9), &wanted(&disk), nowhere), None);
+        let free = folder.path().join("free.raw");
+        assert!(partials.take(vm(9), &wanted(&disk), &free).is_some(), "it stayed");
+        let error = file::rename_new(&free, &disk.path).expect_err("it is there");
+        assert_eq!(error.kind(), io::ErrorKind::AlreadyExists);
+        // The name of a file that is kept is that of no other, whatever lies around.
+        let mut occupied = disk.path.clone().into_os_string();
+        occupied.push(format!(".{ENDING}"));
+        fs::write(&occupied, "precious").expect("written");
+        assert!(partials.keep(vm(9), &IncomingDisk { path: free, ..disk }));
+        assert_eq!(fs::read(&occupied).expect("there"), b"precious");
+    }
+
+    #[test]
+    fn one_who_is_busy_with_a_seed_keeps_nobody_from_the_others() {
+        let (folder, records) = (tempfile::tempdir().expect("a folder"), tempfile::tempdir().expect("a folder"));
+        let partials = PartialCopies::of(records.path().to_owned());
+        for number in [1, 2] {
+            assert!(partials.keep(vm(number), &filled(folder.path().join(format!("{number}.raw")))));
+        }
+        let (mut one, free) = (filled(folder.path().join("one.raw")), folder.path().join("free.raw"));
+        let claim = partials.claim(vm(1), "vda").expect("free");
+        assert_eq!(partials.take(vm(1), &wanted(&one), &free), None);
+        partials.sweep(0);
+        assert_eq!(partials.records().len(), 1, "the other one is removed");
+        drop(claim);
+        assert!(partials.take(vm(1), &wanted(&one), &free).is_some());
+        one.device = "vdb".into();
+        assert!(partials.keep(vm(1), &one), "another disk");
+    }
+
+    fn put(partials: &PartialCopies, number: u64, path: PathBuf, kept_at_ms: u64) {
+        let (vm, device) = (vm(u128::from(number)), "vda".to_owned());
+        let (format, virtual_size) = (DiskFormat::Raw, ByteCount::mib(1));
+        let record = Record { vm, device, format, virtual_size, path, kept_at_ms };
+        records::write_json(&partials.record_path(record.vm, "vda"), &record).expect("written");
+    }
+
+    #[test]
+    fn room_is_made_where_it_is_needed_by_the_oldest_and_only_if_that_is_enough() {
+        let (folder, records) = (tempfile::tempdir().expect("a folder"), tempfile::tempdir().expect("a folder"));
+        let partials = PartialCopies::of(records.path().to_owned());
+        let here = device_of(folder.path()).expect("there");
+        let path = |number: u64| folder.path().join(format!("{number}.{ENDING}"));
+        let now = now_ms();
+        for number in 1..=4 {
+            fs::write(path(number), vec![1; 1 << 20]).expect("written");
+            // The oldest has the largest number.
+            put(&partials, number, path(number), now - number);
+        }
+        // One that cannot be removed, and is the oldest of all.
+        fs::create_dir(path(5)).expect("made");
+        fs::write(path(5).join("inside"), "x").expect("written");
+        put(&partials, 5, path(5), 7);
+        let left = || (1..=4).filter(|number| path(*number).exists()).collect::<Vec<_>>();
+        let all = partials.removable(vm(9), here);
+        assert!(all >= ByteCount::mib(4), "{all}");
+        assert!(partials.removable(vm(4), here) < all, "its own does not count");
+        assert_eq!(partials.removable(vm(9), here + 1), ByteCount(0), "another file system");
+        for (but, device, needed) in [(9, here + 1, 1), (9, here, all.0 + 1)] {
+            assert_eq!(partials.make_room(vm(but), device, ByteCount(needed)), ByteCount(0));
+            assert_eq!(left(), [1, 2, 3, 4], "nothing is removed in vain");
+        }
+        let freed = partials.make_room(vm(4), here, ByteCount((1 << 20) + 1));
+        assert!(freed >= ByteCount::mib(2), "{freed}");
+        assert_eq!(left(), [1, 4], "the oldest, but neither the VM's own nor more than are needed");
+        assert!(path(5).exists());
+        assert!(partials.make_room(vm(9), here, ByteCount(1)) >= ByteCount::mib(1), "what cannot be removed is no end");
+        assert_eq!(left(), [1]);
+    }
+
+    #[test]
+    fn old_ones_and_too_many_are_removed() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let partials = PartialCopies::of(folder.path().to_owned());
+        for number in 0..20_u64 {
+            let path = folder.path().join(format!("{number}.{ENDING}"));
+            fs::write(&path, "x").expect("written");
+            put(&partials, number, path, if number < 2 { 5 } else { now_ms() - number });
+        }
+        partials.sweep(PARTIALS_MAX);
+        let left = partials.records();
+        assert_eq!(left.len(), PARTIALS_MAX);
+        assert!(left.iter().all(|record| record.kept_at_ms > 5 && record.path.exists()));
+    }
+
+    #[tokio::test]
+    async fn seeds_are_looked_after_by_themselves_for_as_long_as_somebody_keeps_them() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let partials = Arc::new(PartialCopies::of(folder.path().to_owned()));
+        put(&partials, 1, folder.path().join(format!("1.{ENDING}")), 5);
+        let task = tokio::spawn(sweep_for_ever(Arc::downgrade(&partials)));
+        let swept = async {
+            while !partials.records().is_empty() {
+                tokio::task::yield_now().await;
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(20), swept).await.expect("swept at once");
+        let kept = Arc::clone(&partials.kept);
+        drop(partials);
+        kept.notify_one();
+        tokio::time::timeout(Duration::from_secs(20), task).await.expect("it ends").expect("it ends well");
+    }
+}

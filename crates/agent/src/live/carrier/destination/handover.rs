@@ -1,0 +1,152 @@
+//! The point of no return, as the destination sees it. Mirror of `source/handover.rs`, which tells the whole of it.
+//!
+//! A VM arrives paused and complete, and stays so until it is known that the source's copy is gone. It is run here
+//!
+//! - at once, when the source's carrier says that it saw the reply to Finish written to its libvirtd ([`handed_over`]);
+//! - or when the server, having asked both hosts, says that the VM is here (`Destination::resume_by_verdict`).
+//!
+//! From the first line of [`resume`] on this is the only copy: it is never destroyed here, and running it is tried until it
+//! runs. An abort excludes it: whichever changes the board first happens, the other not at all. So does a take-over that
+//! found the VM without its disks (`takeover.rs`): it holds the same lock.
+
+use std::time::{Duration, Instant};
+
+use ferry_core::{
+    api::agent::Stage,
+    finding::{Finding, FindingId},
+    id::VmId,
+};
+use ferry_wire::control::{ControlSender, Message};
+use tracing::{info, warn};
+
+use super::Shared;
+use crate::{blocking::call, error::chain, lock::lock};
+
+/// How long after one that failed a resume is tried again: libvirt may be restarting, or a file server away. Twice as long
+/// each time.
+const RESUME_PAUSE_FIRST: Duration = Duration::from_millis(250);
+
+const RESUME_PAUSE_MAX: Duration = Duration::from_secs(2);
+/// How long whoever asks for a resume waits for it. It is tried on after that.
+pub(super) const RESUME_ANSWER_WITHIN: Duration = Duration::from_secs(20);
+
+pub(super) async fn handed_over(shared: std::sync::Arc<Shared>, control: ControlSender) {
+    // On a thread of its own: a test that pauses it here must not pause the control socket with it.
+    #[cfg(feature = "failpoints")]
+    let _ = tokio::task::spawn_blocking(|| {
+        fail::fail_point!("before-resume");
+    })
+    .await;
+    resume(&shared, Some(&control)).await;
+}
+
+/// Runs the VM, if nothing else does already. From the first line on it is never destroyed here.
+pub(super) async fn resume(shared: &Shared, control: Option<&ControlSender>) {
+    let board = &shared.board;
+    let begun = {
+        let _no_take_over = shared.resuming.lock().await;
+        // One change with the look: an abort comes before it or not at all.
+        board.change(|known| {
+            let begins = known.stage != Stage::Aborted && !known.state.finish_delivered;
+            if begins {
+                known.state.finish_delivered = true;
+                known.stage = Stage::Delivered;
+            }
+            begins
+        })
+    };
+    if !begun {
+        return;
+    }
+    // The guest stands still: what is written down is written beside the call, not before it. Should this process die
+    // in between, libvirt says that the VM runs, or it is still paused and the hand-over is known at the source.
+    tokio::join!(run(shared), board.write_down());
+    let stopped = *lock(&shared.stopped_at);
+    let ran = *lock(&shared.ran_at);
+    // The message took half a round trip; the guest stood still meanwhile.
+    let travel = control.map_or(Duration::ZERO, |control| control.round_trip() / 2);
+    let downtime = stopped.zip(ran).map(|(stopped, ran)| ran.saturating_duration_since(stopped) + travel);
+    let downtime_ms = downtime.map_or(0, |downtime| downtime.as_millis() as u64);
+    info!(vm = %board.vm, downtime_ms, "the VM runs here");
+    let wire = ferry_core::units::ByteCount(shared.meter.wire());
+    board.tell(|known| {
+        known.stage = Stage::Resumed;
+        known.error = None;
+        known.state.resumed = true;
+        known.state.figures.downtime_ms = downtime_ms;
+        known.state.figures.wire = wire;
+    });
+    if let Some(control) = control {
+        control.send_now(Message::Running);
+    }
+    let vm = board.vm;
+    let stats = call(&board.hypervisor, move |hypervisor| hypervisor.completed_stats(vm)).await.ok().flatten();
+    board.tell(|known| known.state.figures.qemu_downtime_ms = stats.map_or(0, |stats| stats.downtime_ms));
+    board.write_down().await;
+}
+
+/// Asks libvirt to run the VM until it does: it is the only copy, and does not wait for a server that is away or gave up.
+async fn run(shared: &Shared) {
+    let (board, vm) = (&shared.board, shared.board.vm);
+    let resume = || call(&board.hypervisor, move |hypervisor| hypervisor.resume(vm));
+    until_done(resume, |error| {
+        let reason = chain(&error);
+        let news = board.change(|known| {
+            let news = known.error.as_ref() != Some(&reason);
+            known.error = Some(reason.clone());
+            news
+        });
+        if news {
+            warn!(%vm, reason, "the VM could not be resumed; it is tried until it runs");
+        }
+    })
+    .await;
+    *lock(&shared.ran_at) = Some(Instant::now());
+}
+
+/// Tries until it is done, however long that takes; tells of each failure.
+async fn until_done<E, F: Future<Output = Result<(), E>>>(attempt: impl Fn() -> F, failed: impl Fn(E)) {
+    let mut pause = RESUME_PAUSE_FIRST;
+    while let Err(error) = attempt().await {
+        failed(error);
+        tokio::time::sleep(pause).await;
+        pause = (pause * 2).min(RESUME_PAUSE_MAX);
+    }
+}
+
+/// Why a VM that was handed over does not run yet.
+pub(super) fn not_resumed(vm: VmId, name: &str, stage: Stage, error: Option<String>) -> Box<Finding> {
+    let reason = error.unwrap_or_else(|| format!("this end of the move is {stage:?}"));
+    Box::new(Finding::blocks(
+        FindingId::VmNotResumed,
+        vm,
+        format!("VM {name} is at the destination alone, and cannot run there yet: {reason}"),
+        format!(
+            "Mend what is said there: it is tried until the VM runs. Or give up what it has in memory with \
+             `virsh destroy {name}` on the destination: it is shut off there then, with its disks"
+        ),
+    ))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_vm_that_cannot_run_is_tried_for_as_long_as_that_is_so() {
+        let begun = tokio::time::Instant::now();
+        let (until, failures) = (Duration::from_secs(24 * 60 * 60), std::cell::Cell::new(0));
+        let attempt = || async { if begun.elapsed() < until { Err("its disks are not there") } else { Ok(()) } };
+        until_done(attempt, |_| failures.set(failures.get() + 1)).await;
+        assert!(begun.elapsed() >= until && begun.elapsed() < until + RESUME_PAUSE_MAX, "{:?}", begun.elapsed());
+        assert!((43_000..43_300).contains(&failures.get()), "{failures:?}: neither hastily nor rarely");
+    }
+
+    #[test]
+    fn a_vm_that_cannot_be_run_yet_is_said_to_be_that() {
+        for (error, reason) in [(Some("no lock".to_owned()), "no lock"), (None, "Aborted")] {
+            let told = not_resumed(VmId(uuid::Uuid::nil()), "web01", Stage::Aborted, error);
+            assert!(told.id == FindingId::VmNotResumed && told.message.ends_with(reason), "{told:?}");
+        }
+    }
+}

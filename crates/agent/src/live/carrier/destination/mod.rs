@@ -1,0 +1,238 @@
+//! The destination's side: accepts the source's connections, lets libvirt's calls through the gate, and runs the VM when
+//! it has been handed over. Mirror of `source/`.
+//!
+//! ```text
+//! Prepared ─first channel▶ Performing ─hand-over told by the source▶ Delivered ─resume▶ Resumed
+//!                              └─ the source gave up, or abort ─▶ Failed | Aborted: the VM runs at the source
+//! ```
+//! `handover.rs` runs the VM, `takeover.rs` refuses one that does not get its disks here; `channels.rs` carries the bytes,
+//! `exports.rs` says which disk is behind a channel, `seed.rs` tells the source what an unfinished copy holds.
+
+mod channels;
+mod exports;
+mod handover;
+mod seed;
+mod takeover;
+
+use std::{
+    sync::{Arc, Mutex, atomic::AtomicBool},
+    time::{Duration, Instant},
+};
+
+use ferry_core::{api::agent::Stage, finding::Finding, vm::NVRAM};
+use ferry_drivers::hypervisor::{DISK_SOCKET, MEMORY_SOCKET, rpc::Bound};
+use ferry_trust::{Clients, KeyPair, server_config};
+use ferry_wire::{
+    control::{Control, ControlSender, Message},
+    hello::Channel,
+    meter::Meter,
+    nbd::Held,
+    session::{Acceptor, SessionKey},
+    traffic::Traffic,
+};
+use tokio::sync::watch;
+use tracing::warn;
+
+use self::{
+    channels::{carry_disk, carry_memory, carry_rpc},
+    exports::known_at_first,
+    handover::{RESUME_ANSWER_WITHIN, handed_over, not_resumed, resume},
+    seed::tell_seed,
+};
+use super::board::Board;
+use crate::{
+    AgentError,
+    config::Config,
+    error::chain,
+    files::new_file::IncomingDisk,
+    live::journal::{Journal, Task},
+    lock::lock,
+    refusal::past_pivot,
+};
+
+pub(super) struct Destination {
+    shared: Arc<Shared>,
+    address: String,
+}
+
+struct Shared {
+    board: Arc<Board>,
+    bound: Bound,
+    downtime_limit: Duration,
+    meter: Arc<Meter>,
+    traffic: Arc<Traffic>,
+    stopped_at: Mutex<Option<Instant>>,
+    ran_at: Mutex<Option<Instant>>,
+    resuming: tokio::sync::Mutex<()>,
+    /// Disks that come along, in the order in which their channels come.
+    incoming_disks: Vec<IncomingDisk>,
+    /// What is known of their files, until it is used: once.
+    held: Mutex<Vec<Option<Held>>>,
+    /// Whether what comes is written out already.
+    writes_out: AtomicBool,
+    /// To the source.
+    control: Mutex<Option<ControlSender>>,
+    /// Whether the channels are to end.
+    cut: watch::Sender<bool>,
+}
+
+impl Destination {
+    /// Listens for the source's carrier.
+    pub(super) async fn start(config: &Config, journal: &Journal, board: Arc<Board>) -> Result<Self, AgentError> {
+        let Task::Destination { request: task, roots, incoming_disks } = &journal.task else {
+            return Err(AgentError::Carrier("The journal is not one of a destination".to_owned()));
+        };
+        let key = KeyPair::load_or_create(&config.key_path())?;
+        let tls = server_config(&key, Clients::Only(task.source_pin))?;
+        let ports = config
+            .ports()
+            .ok_or_else(|| AgentError::Carrier(format!("data_ports = {:?} is no range", config.data_ports)))?;
+        let session = SessionKey { session: task.session, secret: task.secret };
+        let acceptor = Acceptor::bind(config.data_address, ports, tls, session).await.map_err(|error| {
+            AgentError::Carrier(format!(
+                "No port of {} is free at {}: {}",
+                config.data_ports,
+                config.data_address,
+                chain(&error)
+            ))
+        })?;
+        let address = acceptor.address().to_string();
+        let shared = Arc::new(Shared {
+            bound: Bound {
+                vm: task.vm,
+                name: task.vm_name.clone(),
+                roots: roots.clone(),
+                memory_socket: journal.socket_dir.join(MEMORY_SOCKET),
+                disk_socket: journal.socket_dir.join(DISK_SOCKET),
+                // UEFI variables come with the memory, not as a disk.
+                disks: incoming_disks
+                    .iter()
+                    .map(|incoming_disk| incoming_disk.device.clone())
+                    .filter(|name| name != NVRAM)
+                    .collect(),
+            },
+            downtime_limit: Duration::from_millis(u64::from(task.downtime_limit_ms)),
+            board,
+            meter: Arc::default(),
+            traffic: Arc::default(),
+            stopped_at: Mutex::new(None),
+            ran_at: Mutex::new(None),
+            resuming: tokio::sync::Mutex::new(()),
+            held: Mutex::new(incoming_disks.iter().map(known_at_first).collect()),
+            incoming_disks: incoming_disks.clone(),
+            writes_out: AtomicBool::default(),
+            control: Mutex::default(),
+            cut: watch::Sender::new(false),
+        });
+        shared.board.spawn(accept(acceptor, Arc::clone(&shared)));
+        Ok(Self { shared, address })
+    }
+
+    /// Where the source's carrier shall connect.
+    pub(super) fn address(&self) -> String {
+        self.address.clone()
+    }
+
+    /// Runs the VM: the server asked both hosts, and the VM is here. It is tried until it runs; an error says only that it
+    /// does not yet.
+    pub(super) async fn resume_by_verdict(&self) -> Result<(), Box<Finding>> {
+        let (board, name) = (&self.shared.board, &self.shared.bound.name);
+        let shared = Arc::clone(&self.shared);
+        board.spawn(async move { resume(&shared, None).await });
+        let over = board.wait_for(|known| matches!(known.stage, Stage::Resumed | Stage::Aborted));
+        let _ = tokio::time::timeout(RESUME_ANSWER_WITHIN, over).await;
+        let known = board.known();
+        if known.stage == Stage::Resumed {
+            return Ok(());
+        }
+        Err(not_resumed(board.vm, name, known.stage, known.error))
+    }
+
+    /// Ends it before the point of no return. The agent destroys the copy afterwards.
+    pub(super) fn abort(&self) -> Result<(), Box<Finding>> {
+        let board = &self.shared.board;
+        // One change with the look: a resume comes before it or not at all.
+        let mut late = false;
+        board.change(|known| {
+            late = known.state.finish_delivered || known.state.resumed;
+            let ends = !late && known.stage != Stage::Aborted;
+            if ends {
+                known.stage = Stage::Aborted;
+            }
+            ends
+        });
+        if late {
+            return Err(past_pivot(board.vm));
+        }
+        // Channels end, and with them whatever libvirt still does for this migration.
+        board.end_tasks();
+        Ok(())
+    }
+}
+
+async fn accept(mut acceptor: Acceptor, shared: Arc<Shared>) {
+    while let Some((channel, peer)) = acceptor.accept().await {
+        let shared = Arc::clone(&shared);
+        let board = Arc::clone(&shared.board);
+        let window_max = acceptor.window_max();
+        match channel {
+            Channel::Control => {
+                board.spawn(hear(Control::start(peer), shared));
+            }
+            Channel::Rpc => {
+                board.change(|known| {
+                    let begins = known.stage == Stage::Prepared;
+                    if begins {
+                        known.stage = Stage::Performing;
+                    }
+                    begins
+                });
+                board.spawn(carry_rpc(peer, shared));
+            }
+            Channel::Memory(index) => {
+                board.spawn(carry_memory(index, peer, window_max, shared));
+            }
+            Channel::Disk(_) if shared.bound.disks.is_empty() => warn!("a disk channel came, and none is expected"),
+            Channel::Disk(index) => {
+                board.spawn(carry_disk(index, peer, window_max, shared));
+            }
+            Channel::Seed(index) => {
+                board.spawn(tell_seed(index, peer, shared));
+            }
+        }
+    }
+}
+
+async fn hear(mut control: Control, shared: Arc<Shared>) {
+    let sender = control.sender();
+    *lock(&shared.control) = Some(sender.clone());
+    while let Some(message) = control.receive().await {
+        match message {
+            Message::Stopped => {
+                *lock(&shared.stopped_at) = Some(Instant::now());
+            }
+            Message::HandedOver => {
+                shared.board.spawn(handed_over(Arc::clone(&shared), sender.clone()));
+            }
+            Message::GaveUp { reason } => {
+                shared.board.tell(|known| {
+                    if known.stage == Stage::Performing || known.stage == Stage::Prepared {
+                        known.stage = Stage::Failed;
+                        known.error = Some(format!("The source gave up: {reason}"));
+                    }
+                });
+            }
+            Message::Running | Message::Ping { .. } | Message::Pong { .. } | Message::Unknown => {}
+        }
+    }
+    let board = &shared.board;
+    if matches!(board.known().stage, Stage::Prepared | Stage::Performing) {
+        // Not a failure by itself: the hand-over may have happened. Who has the VM is asked of both hosts. With its
+        // connection libvirt ends a copy that is not complete, and gives its memory back: a source without power will not.
+        warn!(
+            "the control connection from the source is gone; a complete copy stays paused here until it is known who has it"
+        );
+        board.tell(|known| known.error = Some("The connection to the source's carrier is gone".to_owned()));
+        shared.cut.send_replace(true);
+    }
+}

@@ -1,0 +1,153 @@
+//! A carrier: one side of one migration, in a process of its own.
+//!
+//! ```text
+//! agent ─ control socket (control.rs) ─▶ serve ─▶ Side::perform / resume / abort (source/, destination/)
+//!                                          └───── Board: the report, and news of it (board.rs)
+//! ```
+
+pub(super) mod board;
+mod channel;
+pub mod control;
+mod destination;
+pub(super) mod source;
+
+use std::{path::Path, sync::Arc, time::Duration};
+
+use ferry_core::{api::agent::Role, finding::Finding};
+use ferry_drivers::hypervisor::Hypervisor;
+use tokio::{
+    io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader},
+    net::{UnixListener, UnixStream},
+};
+use tracing::{debug, info, warn};
+
+use self::{
+    board::Board,
+    control::{Answer, Ask, LINE_BYTES_MAX, WAIT_MAX, understood},
+    destination::Destination,
+    source::Source,
+};
+use super::journal::Journal;
+use crate::{AgentError, config::Config, records};
+
+/// The carrier's tasks, which end when this is dropped.
+struct Tasks(Arc<Board>);
+
+impl Drop for Tasks {
+    fn drop(&mut self) {
+        self.0.end_tasks();
+    }
+}
+
+enum Side {
+    Source(Source),
+    Destination(Destination),
+}
+
+/// Runs one side of a migration until it is told to leave.
+///
+/// # Errors
+/// When it could not make ready; what went wrong later is in the report.
+pub async fn run(config: Config, journal_path: &Path, hypervisor: Arc<dyn Hypervisor>) -> Result<(), AgentError> {
+    ferry_trust::install_provider();
+    let journal: Journal = records::read_json(journal_path)?
+        .ok_or_else(|| AgentError::Carrier(format!("There is no journal {}", journal_path.display())))?;
+    let board = Arc::new(Board::new(&journal, &config.journal_dir(), hypervisor));
+    // Ends with this function, however it ends.
+    let _tasks = Tasks(Arc::clone(&board));
+    board.begin()?;
+    let (side, address) = match journal.task.role() {
+        Role::Source => (Side::Source(Source::start(&config, &journal, Arc::clone(&board)).await?), None),
+        Role::Destination => {
+            let destination = Destination::start(&config, &journal, Arc::clone(&board)).await?;
+            let address = destination.address();
+            (Side::Destination(destination), Some(address))
+        }
+    };
+    let socket = &journal.control;
+    records::remove(socket)?;
+    let listener = UnixListener::bind(socket).map_err(|source| AgentError::File { path: socket.clone(), source })?;
+    fail::fail_point!("carrier-after-prepare", |_| Err(AgentError::Carrier("it was made to fail".to_owned())));
+    info!(job = %board.job, role = ?board.role, vm = %board.vm, "carrier is ready");
+    let leave = Arc::new(tokio::sync::Notify::new());
+    let side = Arc::new(side);
+    loop {
+        let stream = tokio::select! {
+            accepted = listener.accept() => match accepted {
+                Ok((stream, _)) => stream,
+                Err(error) => {
+                    warn!(%error, "a control connection could not be accepted");
+                    continue;
+                }
+            },
+            () = leave.notified() => break,
+        };
+        let (board, side, leave, address) =
+            (Arc::clone(&board), Arc::clone(&side), Arc::clone(&leave), address.clone());
+        tokio::spawn(async move {
+            if let Err(error) = serve(stream, &board, &side, &leave, address).await {
+                // Whoever asked was not interested any more, or is gone.
+                debug!(%error, "a control connection ended early");
+            }
+        });
+    }
+    info!(job = %board.job, role = ?board.role, "carrier leaves");
+    let _ = records::remove(socket);
+    Ok(())
+}
+
+async fn serve(
+    stream: UnixStream,
+    board: &Board,
+    side: &Side,
+    leave: &tokio::sync::Notify,
+    address: Option<String>,
+) -> std::io::Result<()> {
+    let (reader, mut writer) = stream.into_split();
+    let mut line = String::new();
+    BufReader::new(reader.take(LINE_BYTES_MAX)).read_line(&mut line).await?;
+    let ask = understood(&line)?;
+    let leaves = matches!(ask, Ok(Ask::Leave));
+    let outcome = match ask {
+        Err(finding) => Err(finding),
+        Ok(ask) => done(ask, board, side).await,
+    };
+    let answer = match outcome {
+        Ok(()) => Answer::Report { report: Box::new(board.report().await), address },
+        Err(finding) => Answer::Refused { finding },
+    };
+    let mut text = serde_json::to_string(&answer).map_err(std::io::Error::other)?;
+    text.push('\n');
+    let answered = writer.write_all(text.as_bytes()).await;
+    // After the answer: the process ends with it.
+    if leaves {
+        leave.notify_one();
+    }
+    answered
+}
+
+async fn done(ask: Ask, board: &Board, side: &Side) -> Result<(), Box<Finding>> {
+    match ask {
+        Ask::Report { after, wait_ms } => {
+            let wait = Duration::from_millis(wait_ms).min(WAIT_MAX);
+            let _ = tokio::time::timeout(wait, board.wait_for(|known| known.sequence > after)).await;
+            Ok(())
+        }
+        Ask::Perform => match side {
+            Side::Source(source) => {
+                source.perform();
+                Ok(())
+            }
+            Side::Destination(_) => Ok(()),
+        },
+        Ask::Resume => match side {
+            Side::Source(_) => Ok(()),
+            Side::Destination(destination) => destination.resume_by_verdict().await,
+        },
+        Ask::Abort => match side {
+            Side::Source(source) => source.abort().await,
+            Side::Destination(destination) => destination.abort(),
+        },
+        Ask::Leave => Ok(()),
+    }
+}

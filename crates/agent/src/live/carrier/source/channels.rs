@@ -1,0 +1,140 @@
+//! The channels of the source: what libvirt and QEMU open here is opened at the destination, in the same order.
+
+use std::{path::Path, sync::Arc, time::Duration};
+
+use ferry_wire::{
+    channel::{Options, carry},
+    hello::Channel,
+    nbd::{self, Image, NbdMeter, seed::SeedIndex},
+    session::widen,
+    window::WINDOW_BYTES_MIN,
+};
+use tokio::net::UnixListener;
+use tracing::{error, info, warn};
+
+use super::{Shared, cut, handover};
+use crate::{
+    AgentError, confinement::selinux, error::chain, live::carrier::channel::channel_ended, lock::lock, records,
+};
+
+/// How long the destination may be silent while it tells what a file holds. It says something each second while it reads
+/// the file, but first it looks for up to a minute where the file's data lie.
+const SEED_SILENCE: Duration = Duration::from_secs(90);
+
+/// Of the indexes of a VM's disks together: 256 GiB of data. What lies behind is sent again.
+const INDEX_BYTES_MAX: u64 = 64 << 20;
+
+pub(super) fn listen(dir: &Path, name: &str) -> Result<UnixListener, AgentError> {
+    let path = dir.join(name);
+    records::remove(&path)?;
+    UnixListener::bind(&path).map_err(|source| AgentError::File { path, source })
+}
+
+pub(super) fn listen_for_qemu(dir: &Path, name: &str) -> Result<UnixListener, AgentError> {
+    selinux::for_qemu(|| Ok(listen(dir, name))).map_err(|source| AgentError::File { path: dir.join(name), source })?
+}
+
+/// What the destination's files hold already, which it reads now. That it is not told only means that more is sent.
+pub(super) async fn ask_seeds(shared: &Shared) -> Vec<Option<Image>> {
+    let mut left = INDEX_BYTES_MAX;
+    let mut images = Vec::new();
+    for (index, file) in (0..).zip(&shared.files) {
+        let asked = async {
+            let mut peer = shared.dialer.open(Channel::Seed(index)).await?;
+            SeedIndex::receive(&mut peer, SEED_SILENCE, left).await
+        };
+        images.push(Some(match file.sown {
+            false => Image::Zeroes,
+            true => match asked.await {
+                Ok(index) => {
+                    info!(disk = file.device, blocks = index.blocks(), "the destination holds an unfinished copy");
+                    left = left.saturating_sub(index.runs().len() as u64);
+                    Image::Seed(index)
+                }
+                Err(error) => {
+                    warn!(disk = file.device, error = %chain(&error), "the destination does not say what it holds");
+                    Image::Unknown
+                }
+            },
+        }));
+    }
+    images
+}
+
+/// libvirt makes one management connection for a migration.
+pub(super) async fn carry_rpc(listener: UnixListener, shared: Arc<Shared>) {
+    loop {
+        let Ok((local, _)) = listener.accept().await else { return };
+        let peer = match shared.dialer.open(Channel::Rpc).await {
+            Ok(peer) => peer,
+            Err(error) => {
+                error!(error = %chain(&error), "the management channel could not be opened");
+                continue;
+            }
+        };
+        let (calls, replies) = handover::inspectors(&shared);
+        let options = Options {
+            outbound: Some(calls),
+            inbound: Some(replies),
+            window_max: WINDOW_BYTES_MIN,
+            ..Options::new(shared.request.downtime_limit, Arc::default())
+        };
+        let (reader, writer) = local.into_split();
+        let ended = Arc::clone(&shared);
+        shared.board.spawn(async move {
+            let reason = tokio::select! {
+                outcome = carry(peer, reader, writer, options) => channel_ended("rpc", outcome),
+                () = cut(&ended) => Some("it was ended with the move".to_owned()),
+            };
+            if let Some(reason) = reason {
+                *lock(&ended.broken) = Some(reason);
+            }
+        });
+    }
+}
+
+/// Connections are opened at the destination in the order in which they came here.
+pub(super) async fn carry_each(listener: UnixListener, channel: fn(u16) -> Channel, shared: Arc<Shared>) {
+    for index in 0.. {
+        let Ok((local, _)) = listener.accept().await else { return };
+        let channel = channel(index);
+        let name = if matches!(channel, Channel::Disk(_)) { "disk" } else { "memory" };
+        let peer = match shared.dialer.open(channel).await {
+            Ok(peer) => peer,
+            Err(error) => {
+                error!(channel = name, error = %chain(&error), "a channel could not be opened");
+                continue;
+            }
+        };
+        let meter = if matches!(channel, Channel::Disk(_)) { &shared.disk_meter } else { &shared.meter };
+        widen(&peer);
+        let mut options = Options {
+            traffic: Arc::clone(&shared.traffic),
+            window_max: shared.dialer.window_max(),
+            ..Options::new(shared.request.downtime_limit, Arc::clone(meter))
+        };
+        let mut disk = None;
+        if let Channel::Disk(index) = channel {
+            // One connection for each disk: of another, should there be one, nothing is known.
+            let mut images = lock(&shared.images);
+            let image = images.get_mut(usize::from(index)).and_then(Option::take).unwrap_or_default();
+            let count = Arc::<NbdMeter>::default();
+            let (requests, replies) = nbd::source(image, Arc::clone(&count));
+            lock(&shared.disk_counts).insert(index, count);
+            disk = Some(index);
+            options.outbound = Some(Box::new(requests));
+            options.inbound = Some(Box::new(replies));
+        }
+        let (reader, writer) = local.into_split();
+        let ended = Arc::clone(&shared);
+        shared.board.spawn(async move {
+            tokio::select! {
+                outcome = carry(peer, reader, writer, options) => drop(channel_ended(name, outcome)),
+                () = cut(&ended) => warn!(channel = name, "the channel was ended with the move"),
+            }
+            if let Some(index) = disk {
+                lock(&ended.disk_counts).remove(&index);
+            }
+        });
+    }
+}

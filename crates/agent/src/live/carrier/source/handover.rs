@@ -1,0 +1,272 @@
+//! The point of no return, as the source sees it. Mirror of `destination/handover.rs`.
+//!
+//! libvirt's own hand-over runs the VM twice when the reply to its Finish call is lost: the source's libvirtd resumes its
+//! copy, while the destination's already runs. So the VM arrives paused, and running it is a step of ours:
+//!
+//! ```text
+//! source's libvirtd        source's carrier          destination's carrier        destination's libvirtd
+//!   Finish ───────────────▶ Calls ────────────────────▶ gate ────────────────────▶ VM complete, paused
+//!                                                       take-over: it has its disks ◀─── reply
+//!   ends its copy ◀──────── Replies ◀────────────────── reply
+//!                           │ written to libvirtd: THE POINT OF NO RETURN
+//!                           └ HandedOver ─────────────▶ resume ──────────────────▶ VM runs
+//! ```
+//! What is known of the VM at each moment:
+//!
+//! - Before the reply was written, the source has it. Whatever breaks (the channel, either carrier, either host), its
+//!   libvirtd resumes it here or we do ([`run_again`]), and the destination's paused copy is never run but destroyed.
+//! - When `Replies::delivered` is called, the reply is in the socket of the source's libvirtd, which ends its copy. The
+//!   destination is told first, for the guest stands still; then it is written down. Should this process die in between,
+//!   the destination was told, or the source's libvirtd is asked what became of its copy.
+//! - If libvirt's migrate call succeeds, it promises the same, whether or not the reply was seen to pass ([`settle`]).
+//! - If the control connection is gone before that, nobody could tell the destination: the channels are cut, so that the
+//!   reply cannot come any more (`super::hear`). A VM that stands still for too long is ended the same way (`watchdog.rs`).
+//! - After a doubtful end both hosts are asked, and `ferry_core::migration::verdict` says who has the VM.
+
+use std::{
+    sync::{Arc, Mutex, atomic::Ordering},
+    time::{Duration, Instant},
+};
+
+use ferry_core::{
+    api::agent::{Role, Stage},
+    files::DiskStage,
+    id::VmId,
+    migration::Presence,
+    units::ByteCount,
+};
+use ferry_drivers::hypervisor::{
+    Hypervisor, HypervisorError,
+    rpc::{FinishReply, Tap},
+};
+use ferry_wire::{channel::Inspect, control::Message};
+use tracing::{debug, error, info, warn};
+
+use super::Shared;
+use crate::{blocking::call, error::chain, live::carrier::board::Board, lock::lock};
+
+/// How often a VM that libvirt left paused is tried to be run, and how many times: until the destination's copy is gone.
+const RUN_EVERY: Duration = Duration::from_millis(250);
+
+const RUNS_MAX: u32 = 480;
+
+/// What looks at the management channel of this move, in both directions.
+pub(super) fn inspectors(shared: &Arc<Shared>) -> (Box<dyn Inspect>, Box<dyn Inspect>) {
+    let tap = Arc::new(Mutex::new(Tap::default()));
+    let replies = Replies { tap: Arc::clone(&tap), finish: None, shared: Arc::clone(shared) };
+    (Box::new(Calls(tap)), Box::new(replies))
+}
+
+/// Calls of the source's libvirtd, on their way out.
+struct Calls(Arc<Mutex<Tap>>);
+
+impl Inspect for Calls {
+    fn pass(&mut self, bytes: &[u8], out: &mut Vec<u8>) -> Result<(), String> {
+        let mut tap = lock(&self.0);
+        let (before, had_finish) = (tap.passed().calls, tap.has_seen_finish());
+        tap.calls(bytes).map_err(|error| error.to_string())?;
+        cut_here("call", before, tap.passed().calls)?;
+        if !had_finish && tap.has_seen_finish() {
+            lose_here()?;
+        }
+        out.extend_from_slice(bytes);
+        Ok(())
+    }
+}
+
+/// Replies for the source's libvirtd. When the reply to Finish has been written to it, the VM is handed over.
+struct Replies {
+    tap: Arc<Mutex<Tap>>,
+    finish: Option<FinishReply>,
+    shared: Arc<Shared>,
+}
+
+impl Inspect for Replies {
+    fn pass(&mut self, bytes: &[u8], out: &mut Vec<u8>) -> Result<(), String> {
+        let mut tap = lock(&self.tap);
+        let before = tap.passed().replies;
+        let finish = tap.replies(bytes, out).map_err(|error| error.to_string())?;
+        cut_here("reply", before, tap.passed().replies)?;
+        if finish.is_some() {
+            // Lets a test lose the reply: the whole chunk is kept back and the channel ends.
+            fail::fail_point!("drop-finish-reply", |_| Err("the Finish reply was dropped".to_owned()));
+            self.finish = finish;
+        }
+        Ok(())
+    }
+
+    fn delivered(&mut self) {
+        let Some(finish) = self.finish.take() else { return };
+        if !finish.destination_has_it {
+            return;
+        }
+        hand_over(&self.shared);
+    }
+}
+
+/// The VM is the destination's. First that is told to the destination, for the guest stands still; then it is written
+/// down. Should this process die in between, the destination has been told or the source's libvirtd is asked.
+fn hand_over(shared: &Arc<Shared>) {
+    if shared.delivered.swap(true, Ordering::SeqCst) {
+        return;
+    }
+    shared.control.send_now(Message::HandedOver);
+    let board = Arc::clone(&shared.board);
+    board.tell(|known| known.state.finish_delivered = true);
+    shared.board.spawn(async move { board.write_down().await });
+}
+
+/// libvirt's call ended: what it took, and who has the VM as far as this end knows.
+pub(super) async fn settle(shared: &Arc<Shared>, started: Instant, outcome: Result<(), HypervisorError>) {
+    let board = &shared.board;
+    let vm = board.vm;
+    let migrate_ms = started.elapsed().as_millis() as u64;
+    let delivered = match &outcome {
+        Ok(()) => {
+            info!(%vm, migrate_ms, "libvirt's migrate call succeeded");
+            // It promises that the source's copy is gone, whether or not the reply was seen to pass.
+            hand_over(shared);
+            true
+        }
+        Err(error) if shared.delivered.load(Ordering::SeqCst) => {
+            warn!(%vm, error = %chain(error), "libvirt's migrate call failed after the hand-over");
+            true
+        }
+        Err(error) => {
+            let aborted = shared.aborting.load(Ordering::SeqCst);
+            warn!(%vm, error = %chain(error), aborted, "libvirt's migrate call failed");
+            false
+        }
+    };
+    let (wire, disk_wire) = (ByteCount(shared.wire()), ByteCount(shared.disk_meter.wire()));
+    if delivered {
+        board.tell(|known| {
+            known.stage = Stage::Delivered;
+            for disk in &mut known.disks {
+                disk.stage = DiskStage::Moved;
+            }
+            known.state.figures.migrate_ms = migrate_ms;
+            known.state.figures.wire = wire;
+            known.state.figures.disk_wire = disk_wire;
+        });
+    } else if let Err(error) = outcome {
+        give_up(shared, error).await;
+    }
+    let stats = call(&board.hypervisor, move |hypervisor| hypervisor.completed_stats(vm)).await.ok().flatten();
+    board.tell(|known| {
+        let (sent, iterations) = match (stats, known.progress) {
+            (Some(stats), _) => (stats.memory_processed, stats.iteration),
+            (None, Some(last)) => (last.sent, last.iteration),
+            (None, None) => return,
+        };
+        known.state.figures.sent = sent;
+        known.state.figures.iterations = iterations;
+        known.state.figures.qemu_downtime_ms = stats.map_or(0, |stats| stats.downtime_ms);
+    });
+    board.write_down().await;
+}
+
+/// The move failed before the point of no return: the VM is here. What libvirt leaves paused is run again.
+async fn give_up(shared: &Arc<Shared>, error: HypervisorError) {
+    let board = &shared.board;
+    let vm = board.vm;
+    let looked = call(&board.hypervisor, move |hypervisor| {
+        // In this order: of a migration that still goes on it is not known that the VM runs on.
+        let moves = hypervisor.migration_stats(vm)?.is_some();
+        Ok((hypervisor.presence(vm, Role::Source)?, moves))
+    });
+    let (presence, moves) = looked.await.unwrap_or((Presence::Unknown, true));
+    if presence == Presence::Running && !moves {
+        note_that_it_runs_on(board).await;
+    }
+    let whereabouts = match presence {
+        Presence::Running => "the VM runs at the source",
+        Presence::Paused | Presence::Stopped | Presence::HandedOver | Presence::Left => {
+            "the VM is at the source, paused"
+        }
+        Presence::Halted => "the VM is at the source, and its guest crashed or suspended itself",
+        Presence::Absent | Presence::Off | Presence::Ended => "the VM has no process at the source",
+        Presence::Receiving | Presence::Arrived | Presence::Unknown => "libvirt at the source does not say what it has",
+    };
+    let broken = lock(&shared.broken).clone();
+    let broken = broken.map(|broken| format!("; the management channel broke: {broken}")).unwrap_or_default();
+    let aborted = shared.aborting.load(Ordering::SeqCst);
+    let limit = board.known().error;
+    let reason = match &limit {
+        // That a move which this side ended was "ended by request" explains nothing.
+        Some(limit) if matches!(error, HypervisorError::Aborted { .. }) => format!("{limit}; {whereabouts}"),
+        Some(limit) => format!("{limit}: {}{broken}; {whereabouts}", chain(&error)),
+        None => format!("{}{broken}; {whereabouts}", chain(&error)),
+    };
+    shared.control.send_now(Message::GaveUp { reason: reason.clone() });
+    board.tell(|known| {
+        known.stage = if aborted && limit.is_none() { Stage::Aborted } else { Stage::Failed };
+        known.error = Some(reason);
+    });
+    if presence == Presence::Stopped {
+        let shared = Arc::clone(shared);
+        board.spawn(async move {
+            if run_again(Arc::clone(&shared.board.hypervisor), vm).await {
+                note_that_it_runs_on(&shared.board).await;
+            }
+        });
+    }
+}
+
+/// From now on the copy at the destination is old: on the disk when it returns.
+async fn note_that_it_runs_on(board: &Board) {
+    board.tell(|known| known.state.ran_on = true);
+    board.write_down().await;
+}
+
+/// Runs a VM again that was stopped for a hand-over that failed. libvirt does so itself, but cannot while the copy at
+/// the destination has the disk's lock; that copy is never run, and is destroyed when the move is undone. Gives whether it
+/// runs here.
+pub(in crate::live) async fn run_again(hypervisor: Arc<dyn Hypervisor>, vm: VmId) -> bool {
+    warn!(%vm, "libvirt left the VM paused at the source; it is run as soon as its disks are free");
+    for _ in 0..RUNS_MAX {
+        let outcome = call(&hypervisor, move |hypervisor| match hypervisor.presence(vm, Role::Source)? {
+            Presence::Stopped | Presence::Left => hypervisor.resume(vm).map(|()| true),
+            presence => Ok(presence == Presence::Running),
+        });
+        match outcome.await {
+            Ok(runs) => {
+                info!(%vm, runs, "the VM is not paused any more");
+                return runs;
+            }
+            Err(error) => debug!(%vm, error = %chain(&error), "the VM could not be run yet"),
+        }
+        tokio::time::sleep(RUN_EVERY).await;
+    }
+    error!(%vm, "the VM is still paused at the source; run it with `virsh resume`");
+    false
+}
+
+/// Lets a test cut the management channel before one message passes: the failpoint names a file, which holds `call N` or
+/// `reply N`. `before` and `after` count messages without and with those that are about to pass.
+fn cut_here(direction: &str, before: u32, after: u32) -> Result<(), String> {
+    fail::fail_point!("cut-rpc", |file| {
+        let wanted = file.and_then(|file| std::fs::read_to_string(file).ok()).unwrap_or_default();
+        let number = wanted.trim().strip_prefix(direction).and_then(|number| number.trim().parse().ok());
+        match number {
+            Some(number) if before < number && number <= after => {
+                Err(format!("a test cut the channel before {direction} {number}"))
+            }
+            _ => Ok(()),
+        }
+    });
+    // Without failpoints nothing is cut.
+    let _ = (direction, before, after);
+    Ok(())
+}
+
+/// Lets a test lose the call to Finish: the failpoint tells after how many milliseconds the channel ends instead.
+fn lose_here() -> Result<(), String> {
+    fail::fail_point!("lose-finish-call", |ms| {
+        let ms = ms.and_then(|ms| ms.parse().ok()).unwrap_or_default();
+        std::thread::sleep(Duration::from_millis(ms));
+        Err("the Finish call was lost".to_owned())
+    });
+    // Without failpoints nothing is lost.
+    Ok(())
+}

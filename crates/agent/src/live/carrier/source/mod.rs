@@ -1,0 +1,379 @@
+//! The source's side: connects to the destination, makes libvirt's migrate call, and tells when the VM was stopped and
+//! when the hand-over was delivered. Mirror of `destination/`.
+//!
+//! ```text
+//! Prepared ─perform▶ Performing ─Finish reply written to libvirtd▶ Delivered
+//!                        └─ error or abort before that ─▶ Failed | Aborted: the VM runs here
+//! ```
+//! `handover.rs` holds the point of no return; `watchdog.rs` ends a move that does not come to its end; `progress.rs`
+//! shows how far it is; `channels.rs` carries the bytes.
+
+mod channels;
+mod handover;
+mod progress;
+mod watchdog;
+
+use std::{
+    collections::BTreeMap,
+    net::SocketAddr,
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use ferry_core::{
+    api::agent::{ArrivalFile, PrepareSource, Stage},
+    disk_rest::Rest,
+    files::DiskProgress,
+    finding::{Finding, FindingId},
+    id::VmId,
+    job::OnStall,
+    vm::NVRAM,
+};
+use ferry_drivers::hypervisor::{
+    DISK_SOCKET, DiskAlong, DomainEvent, HypervisorError, MEMORY_SOCKET, MigrateRequest, RPC_SOCKET,
+};
+use ferry_trust::{KeyPair, client_config};
+use ferry_wire::{
+    control::{Control, ControlSender, Message},
+    hello::Channel,
+    meter::Meter,
+    nbd::{Image, NbdMeter},
+    session::{Dialer, SessionKey},
+    traffic::Traffic,
+};
+use tokio::sync::{Notify, watch};
+use tracing::{info, warn};
+
+pub(in crate::live) use self::handover::run_again;
+use self::{
+    channels::{ask_seeds, carry_each, carry_rpc, listen, listen_for_qemu},
+    handover::settle,
+    progress::show_progress,
+    watchdog::watch_over,
+};
+use super::board::Board;
+use crate::{
+    AgentError,
+    blocking::call,
+    config::Config,
+    error::chain,
+    live::journal::{Journal, Task},
+    lock::lock,
+    refusal::past_pivot,
+};
+
+/// How often progress is asked of libvirt.
+const LOOK_EVERY: Duration = Duration::from_millis(200);
+
+/// How long libvirt's migrate call may take to end after it was aborted.
+const ABORT_DEADLINE: Duration = Duration::from_secs(25);
+
+pub(super) struct Source {
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    board: Arc<Board>,
+    request: MigrateRequest,
+    /// For how long the VM may stand still.
+    downtime_limit: Mutex<Duration>,
+    /// How much of that its memory may take, as QEMU was told last.
+    memory_limit: Mutex<Duration>,
+    /// What is left of disks, once memory flows.
+    disk_rest: Mutex<Rest>,
+    timeout: Duration,
+    on_stall: OnStall,
+    /// Since when the time limit counts.
+    limited_from: Mutex<Instant>,
+    /// The new files of the disks that move along.
+    files: Vec<ArrivalFile>,
+    /// What is known of them, until their channels come.
+    images: Mutex<Vec<Option<Image>>>,
+    /// What the channels of disks count, as long as they are there.
+    disk_counts: Mutex<BTreeMap<u16, Arc<NbdMeter>>>,
+    /// When the VM was stopped for the hand-over.
+    stopped_at: Arc<Mutex<Option<Instant>>>,
+    dialer: Dialer,
+    /// Of memory and disks.
+    traffic: Arc<Traffic>,
+    meter: Arc<Meter>,
+    /// Of the disks that move along.
+    disk_meter: Arc<Meter>,
+    control: ControlSender,
+    aborting: AtomicBool,
+    delivered: AtomicBool,
+    /// Whether the channels are to end at once. A VM that stands still waits for the reply to Finish, or its QEMU, deaf to
+    /// libvirt, for room in the memory channel; TCP gives up after a quarter of an hour. Without the channels the reply
+    /// cannot come any more, and the VM runs on here.
+    cut: watch::Sender<bool>,
+    /// Why the management channel broke: libvirt itself only says that it did.
+    broken: Mutex<Option<String>>,
+    _watch: Mutex<Box<dyn Send>>,
+}
+
+impl Shared {
+    /// Bytes of memory and disks on the wire so far.
+    fn wire(&self) -> u64 {
+        self.meter.wire() + self.disk_meter.wire()
+    }
+}
+
+impl Source {
+    /// Connects to the destination and listens where libvirt will connect.
+    pub(super) async fn start(config: &Config, journal: &Journal, board: Arc<Board>) -> Result<Self, AgentError> {
+        let Task::Source { request: task, translate, persistent, along, vouched, .. } = &journal.task else {
+            return Err(AgentError::Carrier("The journal is not one of a source".to_owned()));
+        };
+        let socket_dir = &journal.socket_dir;
+        let key = KeyPair::load_or_create(&config.key_path())?;
+        let address: SocketAddr = task.destination.carrier.parse().map_err(|_| {
+            AgentError::Carrier(format!("The destination says that it listens at {:?}", task.destination.carrier))
+        })?;
+        let tls = client_config(Some(&key), task.destination_pin)?;
+        let dialer = Dialer::new(address, tls, SessionKey { session: task.session, secret: task.secret });
+        let stream = dialer.open(Channel::Control).await.map_err(|error| {
+            AgentError::Carrier(format!("Could not reach the destination's carrier at {address}: {}", chain(&error)))
+        })?;
+        let control = Control::start(stream);
+        let sender = control.sender();
+        let (stopped, vm) = (sender.clone(), task.vm);
+        let stopped_at: Arc<Mutex<Option<Instant>>> = Arc::default();
+        let note = Arc::clone(&stopped_at);
+        let watch = call(&board.hypervisor, move |hypervisor| {
+            hypervisor.watch(Box::new(move |event| {
+                if event == DomainEvent::StoppedForMigration(vm) {
+                    stopped.send_now(Message::Stopped);
+                    lock(&note).get_or_insert_with(Instant::now);
+                }
+            }))
+        })
+        .await?;
+        let (rpc, memory) = (listen(socket_dir, RPC_SOCKET)?, listen_for_qemu(socket_dir, MEMORY_SOCKET)?);
+        let disks = if along.is_empty() { None } else { Some(listen_for_qemu(socket_dir, DISK_SOCKET)?) };
+        let shared = Arc::new(Shared {
+            request: MigrateRequest {
+                vm: task.vm,
+                socket_dir: socket_dir.to_owned(),
+                translate: translate.clone(),
+                persistent: *persistent,
+                downtime_limit: Duration::from_millis(u64::from(task.downtime_limit_ms)),
+                bandwidth_bytes_per_s: task.bandwidth_bytes_per_s,
+                auto_converge: task.on_stall == OnStall::Autoconverge,
+                disks: disks_along(task),
+                vouched: *vouched,
+            },
+            downtime_limit: Mutex::new(Duration::from_millis(u64::from(task.downtime_limit_ms))),
+            memory_limit: Mutex::new(Duration::from_millis(u64::from(task.downtime_limit_ms))),
+            disk_rest: Mutex::default(),
+            on_stall: task.on_stall,
+            board,
+            timeout: Duration::from_millis(task.timeout_ms),
+            dialer,
+            traffic: Arc::default(),
+            meter: Arc::default(),
+            disk_meter: Arc::default(),
+            control: sender,
+            aborting: AtomicBool::new(false),
+            delivered: AtomicBool::new(false),
+            limited_from: Mutex::new(Instant::now()),
+            stopped_at,
+            files: task.destination.files.clone(),
+            images: Mutex::default(),
+            disk_counts: Mutex::default(),
+            cut: watch::Sender::new(false),
+            broken: Mutex::default(),
+            _watch: Mutex::new(watch),
+        });
+        let board = &shared.board;
+        board.tell(|known| {
+            let waiting = |disk: &DiskAlong| DiskProgress { device: disk.device.clone(), ..DiskProgress::default() };
+            known.disks = shared.request.disks.iter().map(waiting).collect();
+        });
+        board.spawn(hear(control, Arc::clone(&shared)));
+        board.spawn(carry_rpc(rpc, Arc::clone(&shared)));
+        board.spawn(carry_each(memory, Channel::Memory, Arc::clone(&shared)));
+        if let Some(disks) = disks {
+            board.spawn(carry_each(disks, Channel::Disk, Arc::clone(&shared)));
+        }
+        Ok(Self { shared })
+    }
+
+    /// Begins; returns at once. May be repeated.
+    pub(super) fn perform(&self) {
+        let board = &self.shared.board;
+        let begun = board.change(|known| {
+            let begins = known.stage == Stage::Prepared;
+            if begins {
+                known.stage = Stage::Performing;
+            }
+            begins
+        });
+        if begun {
+            board.spawn(perform(Arc::clone(&self.shared)));
+        }
+    }
+
+    /// Ends it before the point of no return. Ok promises that the VM stays here.
+    pub(super) async fn abort(&self) -> Result<(), Box<Finding>> {
+        let (shared, board) = (&self.shared, &self.shared.board);
+        shared.aborting.store(true, Ordering::SeqCst);
+        board.change(|known| {
+            let ends = known.stage == Stage::Prepared;
+            if ends {
+                known.stage = Stage::Aborted;
+            }
+            ends
+        });
+        let until = Instant::now() + ABORT_DEADLINE;
+        // libvirt takes an abort only while its job is in a phase that can be aborted: ask again until the call ends.
+        while board.known().stage == Stage::Performing && Instant::now() < until {
+            ask_to_abort(board).await;
+            let ended = board.wait_for(|known| known.stage != Stage::Performing);
+            let _ = tokio::time::timeout(LOOK_EVERY, ended).await;
+        }
+        aborted(board.vm, board.known().stage, shared.delivered.load(Ordering::SeqCst))
+    }
+}
+
+/// Whether a move has ended with the VM here, after it was asked to end.
+fn aborted(vm: VmId, stage: Stage, delivered: bool) -> Result<(), Box<Finding>> {
+    match stage {
+        Stage::Failed | Stage::Aborted if delivered => Err(past_pivot(vm)),
+        Stage::Failed | Stage::Aborted => Ok(()),
+        Stage::Delivered | Stage::Resumed | Stage::Confirmed => Err(past_pivot(vm)),
+        Stage::Prepared | Stage::Performing => Err(Box::new(Finding::blocks(
+            FindingId::JobUndecided,
+            vm,
+            format!("libvirt did not end the move of VM {vm} within {} s", ABORT_DEADLINE.as_secs()),
+            "Ask again; until libvirt's call ends it is not known who has the VM",
+        ))),
+    }
+}
+
+async fn ask_to_abort(board: &Board) {
+    let vm = board.vm;
+    if let Err(error) = call(&board.hypervisor, move |hypervisor| hypervisor.abort_migration(vm)).await {
+        warn!(%vm, %error, "libvirt did not take the abort");
+    }
+}
+
+/// Disks that move along, with the files that the destination made for them.
+fn disks_along(task: &PrepareSource) -> Vec<DiskAlong> {
+    // UEFI variables come with the memory, not as a disk.
+    let is_disk = |device: &str| device != NVRAM && task.disks.iter().any(|disk| disk.device == device);
+    let files = task.destination.files.iter().filter(|file| is_disk(&file.device));
+    files
+        .map(|file| DiskAlong { device: file.device.clone(), path: file.path.clone().into(), format: file.format })
+        .collect()
+}
+
+async fn perform(shared: Arc<Shared>) {
+    let board = &shared.board;
+    // Before libvirt's call: from then on the files are written, and its time limit counts.
+    let images = tokio::select! {
+        images = ask_seeds(&shared) => images,
+        () = ended(&shared) => Vec::new(),
+    };
+    *lock(&shared.images) = images;
+    let started = Instant::now();
+    let request = shared.request.clone();
+    let over = Arc::new(Notify::new());
+    let follow = follow(Arc::clone(&shared), started, Arc::clone(&over));
+    let call = async {
+        // An abort may have come between the request and here.
+        let outcome = if shared.aborting.load(Ordering::SeqCst) {
+            Err(HypervisorError::Aborted { what: format!("Could not migrate VM {}", board.vm) })
+        } else {
+            call(&board.hypervisor, move |hypervisor| hypervisor.migrate(&request)).await
+        };
+        over.notify_one();
+        outcome
+    };
+    let ((), outcome) = tokio::join!(follow, call);
+    settle(&shared, started, outcome).await;
+}
+
+/// Shows how far libvirt is, and does something about a move that does not come to its end. These are two: a libvirt that
+/// does not answer is one reason why a move does not come to its end.
+async fn follow(shared: Arc<Shared>, started: Instant, over: Arc<Notify>) {
+    let both = async { tokio::join!(show_progress(&shared, started), watch_over(&shared)) };
+    tokio::select! {
+        () = over.notified() => {}
+        _ = both => {}
+    }
+}
+
+async fn hear(mut control: Control, shared: Arc<Shared>) {
+    while let Some(message) = control.receive().await {
+        match message {
+            Message::Running => info!("the VM runs at the destination"),
+            Message::GaveUp { reason } => {
+                warn!(reason, "the destination's carrier gave up");
+                // It explains what libvirt's call will fail of.
+                shared.board.change(|known| {
+                    let explains = known.stage == Stage::Performing && known.error.is_none();
+                    if explains {
+                        known.error = Some(reason);
+                    }
+                    explains
+                });
+            }
+            Message::Stopped | Message::HandedOver | Message::Ping { .. } | Message::Pong { .. } | Message::Unknown => {
+            }
+        }
+    }
+    if shared.board.known().stage == Stage::Performing && !shared.delivered.load(Ordering::SeqCst) {
+        // Nobody could tell the destination that the VM was handed over.
+        shared.cut.send_replace(true);
+        end(&shared, "The connection to the destination's carrier is gone".to_owned()).await;
+    }
+}
+
+/// Ends a move, for this reason.
+async fn end(shared: &Shared, reason: String) {
+    if !shared.aborting.swap(true, Ordering::SeqCst) {
+        warn!(vm = %shared.board.vm, reason, "the move is ended");
+        shared.board.tell(|known| known.error = Some(reason));
+    }
+    ask_to_abort(&shared.board).await;
+}
+
+/// Returns soon after the move was to be ended.
+async fn ended(shared: &Shared) {
+    while !shared.aborting.load(Ordering::SeqCst) {
+        tokio::time::sleep(LOOK_EVERY).await;
+    }
+}
+
+/// Returns when the channels of this move are to end.
+async fn cut(shared: &Shared) {
+    let mut cut = shared.cut.subscribe();
+    // The sender lives as long as what it is a part of.
+    let _ = cut.wait_for(|cut| *cut).await;
+}
+
+#[cfg(test)]
+mod tests {
+    use uuid::Uuid;
+
+    use super::*;
+
+    #[test]
+    fn only_a_vm_that_was_handed_over_is_said_to_have_switched_over() {
+        use Stage::{Aborted, Confirmed, Delivered, Failed, Performing, Prepared, Resumed};
+        for stage in [Prepared, Performing, Delivered, Resumed, Confirmed, Failed, Aborted] {
+            for delivered in [false, true] {
+                let told = aborted(VmId(Uuid::nil()), stage, delivered).err().map(|finding| finding.id);
+                let expected = match stage {
+                    Failed | Aborted => delivered.then_some(FindingId::JobPastPivot),
+                    Delivered | Resumed | Confirmed => Some(FindingId::JobPastPivot),
+                    Prepared | Performing => Some(FindingId::JobUndecided),
+                };
+                assert_eq!(told, expected, "{stage:?} {delivered}");
+            }
+        }
+    }
+}
