@@ -1,10 +1,10 @@
 //! Runs VMs again that QEMU stopped because their file server was away.
 //!
 //! Nothing more than what a share that is mounted `hard` promises: VMs on it wait, and go on by themselves. Whether a VM may
-//! is [`ferry_core::stall`]'s to say. One that runs, and is only taken for a stopped one ([`Hypervisor::see_running`]), is seen
+//! is [`ferry_core::stall`]'s to say. One that runs, and is only taken for a stopped one ([`Power::see_running`]), is seen
 //! to: nobody else could, and it would be refused every move.
 //!
-//! [`Hypervisor::see_running`]: ferry_drivers::hypervisor::Hypervisor::see_running
+//! [`Power::see_running`]: ferry_drivers::hypervisor::Power::see_running
 
 use std::{
     sync::Weak,

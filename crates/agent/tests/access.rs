@@ -13,7 +13,7 @@ use ferry_core::{
     share::AttachMode,
     vm::VmState,
 };
-use ferry_drivers::hypervisor::{Hypervisor, fake::Point};
+use ferry_drivers::hypervisor::{Power as _, fake::Point};
 use ferry_trust::{KeyPair, random_secret};
 use site::{SHARE, SOON, Site, enrol, refusal, serve};
 use uuid::Uuid;

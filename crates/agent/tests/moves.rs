@@ -15,7 +15,7 @@ use ferry_core::{
     migration::{Presence, Verdict},
     units::ByteCount,
 };
-use ferry_drivers::hypervisor::{Hypervisor, fake::Point};
+use ferry_drivers::hypervisor::{Domains as _, Migration as _, Power as _, fake::Point};
 use site::{Job, Site, reached, refusal, wait_until};
 
 /// The guest dirties twice what is sent meanwhile.

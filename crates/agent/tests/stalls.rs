@@ -3,7 +3,7 @@
 mod site;
 
 use ferry_core::vm::VmState;
-use ferry_drivers::hypervisor::Hypervisor;
+use ferry_drivers::hypervisor::{Domains as _, Power as _};
 use site::{Job, Site, wait_until};
 
 #[tokio::test(flavor = "multi_thread")]

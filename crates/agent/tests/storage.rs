@@ -21,7 +21,7 @@ use ferry_core::{
     vm::DiskFormat,
 };
 use ferry_drivers::hypervisor::{
-    Hypervisor as _,
+    BlockCopy as _, Domains as _,
     fake::{FakeGuest, Hold, Point},
 };
 use site::{SHARE, SOON, Site, reached, refusal};

@@ -107,7 +107,7 @@ fn libvirt_passes_the_suite() {
 mod libvirt {
     use std::{os::unix::fs::chown, process::Command};
 
-    use ferry_drivers::hypervisor::{Hypervisor, libvirt::Libvirt};
+    use ferry_drivers::hypervisor::{HostInfo as _, libvirt::Libvirt};
     use nix::{fcntl, libc};
     use uuid::Uuid;
 

@@ -10,7 +10,7 @@ use std::{
 
 use ferry_core::{api::agent::Role, id::VmId, migration::Presence};
 use ferry_drivers::hypervisor::{
-    Hypervisor, HypervisorError, MEMORY_SOCKET, MigrateRequest, RPC_SOCKET,
+    Domains as _, HypervisorError, MEMORY_SOCKET, MigrateRequest, Migration as _, Power as _, RPC_SOCKET, Sockets as _,
     fake::{FakeGuest, FakeHypervisor, Point, World},
 };
 

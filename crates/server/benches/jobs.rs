@@ -18,7 +18,7 @@ use ferry_core::{
     units::ByteCount,
 };
 use ferry_drivers::hypervisor::{
-    Hypervisor as _,
+    Power as _,
     fake::{FakeGuest, Hold, Point},
 };
 use support::{Host, Lab, in_lab, wait_for};

@@ -30,7 +30,7 @@ use ferry_core::{
 };
 use ferry_drivers::{
     hypervisor::{
-        Hypervisor,
+        Domains as _, Power as _,
         fake::{FakeGuest, FakeHypervisor, World},
     },
     share::fake::{FakeExport, FakeFileServers, FakeShares},

@@ -6,29 +6,25 @@
 mod carriers;
 mod copies;
 mod moves;
+mod site;
 mod volumes;
 
-use std::{
-    any::Any,
-    path::{Path, PathBuf},
-    sync::{Arc, Condvar, Mutex},
-    time::{Duration, Instant},
-};
+use std::{path::PathBuf, sync::Arc};
 
 use ferry_core::{
     api::agent::Role,
     id::VmId,
     migration::Presence,
-    units::ByteCount,
-    vm::{DiskFormat, FileRole, VmState},
+    vm::{FileRole, VmState},
 };
 use uuid::Uuid;
 
-pub use self::carriers::{Carriers, Mishap};
-use super::{DiskCopyRequest, DomainEvent, Hypervisor, HypervisorError, MigrateRequest, rpc::Bound};
-
-/// Nothing that the suite waits for takes longer on a busy machine with emulated CPUs.
-const DEADLINE: Duration = Duration::from_secs(60);
+use self::site::{Watched, wait_until};
+pub use self::{
+    carriers::{Carriers, Mishap},
+    site::{POOL, Side, Site},
+};
+use super::{DomainEvent, HypervisorError, rpc::Bound};
 
 /// The definition of a VM that is shut off, as another host takes it.
 fn a_definition_goes_to_another_host(site: &Site<'_>) {
@@ -71,38 +67,6 @@ fn a_definition_goes_to_another_host(site: &Site<'_>) {
         host.undefine(vm).expect("undefined");
         assert!(host.vm(vm).expect("reachable").is_none());
     }
-}
-
-/// One of the two hosts.
-pub struct Side<'a> {
-    /// Its driver.
-    pub hypervisor: &'a dyn Hypervisor,
-    /// Where this process sees a path of that host.
-    pub see: &'a dyn Fn(&Path) -> PathBuf,
-}
-
-/// The storage pool of a site's source.
-pub const POOL: &str = "ferry-pool";
-
-/// Two hosts that reach one folder, each under its own path.
-pub struct Site<'a> {
-    /// Where VMs begin.
-    pub source: Side<'a>,
-    /// Where they go.
-    pub destination: Side<'a>,
-    /// Defines a stopped, persistent VM of that name on a host, with one disk `vda` in the common folder.
-    pub define: &'a dyn Fn(Role, &str) -> VmId,
-    /// As `define` at the source, where the disk is volume `NAME.raw` of a storage pool of that name. The source has one
-    /// pool, [`POOL`], whose target is the common folder; the destination has none.
-    pub define_volume: &'a dyn Fn(&str, &str) -> VmId,
-    /// The common folder, as the source and as the destination has it.
-    pub folder: (PathBuf, PathBuf),
-    /// Has something else on a host take a disk's file, so that no VM there gets it, until what this gives is dropped.
-    pub take_disk: &'a dyn Fn(Role, &Path) -> Box<dyn Any>,
-    /// Restarts a host's daemon; its VMs go on.
-    pub restart: &'a dyn Fn(Role),
-    /// A folder of both hosts in which folders of sessions may be made.
-    pub run_dir: PathBuf,
 }
 
 /// Runs the whole suite. Leaves no VM behind if it succeeds.
@@ -219,48 +183,4 @@ fn a_restarted_daemon_is_reached_again_and_its_watches_say_that_it_was_lost(site
     here.destroy(vm).expect("ended");
     watch.wait("a new watch reports again", |event| event == DomainEvent::Changed(vm));
     here.undefine(vm).expect("undefined");
-}
-
-/// Events of one host.
-struct Watched {
-    events: Arc<(Mutex<Vec<DomainEvent>>, Condvar)>,
-    _guard: Box<dyn Send>,
-}
-
-impl Watched {
-    fn begin(hypervisor: &dyn Hypervisor) -> Self {
-        let events = Arc::new((Mutex::new(Vec::new()), Condvar::new()));
-        let sink = Arc::clone(&events);
-        let guard = hypervisor
-            .watch(Box::new(move |event| {
-                sink.0.lock().expect("nobody panicked").push(event);
-                sink.1.notify_all();
-            }))
-            .expect("watched");
-        Self { events, _guard: guard }
-    }
-
-    fn forget(&self) {
-        self.events.0.lock().expect("nobody panicked").clear();
-    }
-
-    fn wait(&self, what: &str, wanted: impl Fn(DomainEvent) -> bool) {
-        let events = self.events.0.lock().expect("nobody panicked");
-        let (events, timeout) = self
-            .events
-            .1
-            .wait_timeout_while(events, DEADLINE, |events| !events.iter().copied().any(&wanted))
-            .expect("nobody panicked");
-        assert!(!timeout.timed_out(), "{what}; events: {events:?}");
-    }
-}
-
-/// Asks again until `condition` holds.
-fn wait_until(what: &str, mut condition: impl FnMut() -> bool) {
-    const PAUSE: Duration = Duration::from_millis(5);
-    let end = Instant::now() + DEADLINE;
-    while !condition() {
-        assert!(Instant::now() < end, "waited {DEADLINE:?} in vain: {what}");
-        std::thread::sleep(PAUSE);
-    }
 }

@@ -14,12 +14,11 @@ use nix::mount::MntFlags;
 use super::{
     ShareError, ShareFacts,
     calls::{MOUNT_WAIT, all_mounts, ask_space, host, mount_at, must, unmount},
+    error::NFS_PORT,
     mounts,
 };
 use crate::run::within;
 
-/// Where an NFS server listens.
-pub const PORT: u16 = 2049;
 /// Longest wait for the server to take a connection.
 const CONNECT_WAIT: Duration = Duration::from_secs(5);
 /// Longest wait for the server's name and a connection to one of its addresses.
@@ -41,7 +40,7 @@ pub fn probe(nfs: &NfsExport) -> Result<ShareFacts, ShareError> {
 
 fn connect(server: &str) -> io::Result<()> {
     let mut last = io::Error::from(io::ErrorKind::AddrNotAvailable);
-    for address in (server, PORT).to_socket_addrs()? {
+    for address in (server, NFS_PORT).to_socket_addrs()? {
         match TcpStream::connect_timeout(&address, CONNECT_WAIT) {
             Ok(_) => return Ok(()),
             Err(error) => last = error,

@@ -16,7 +16,7 @@ use ferry_core::{
     vm::VmState,
 };
 use ferry_drivers::hypervisor::{
-    Hypervisor as _,
+    Domains as _, Power as _,
     fake::{FakeGuest, Hold, Point},
 };
 

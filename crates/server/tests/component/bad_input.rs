@@ -317,7 +317,7 @@ fn a_host_is_added_once() {
         std::fs::copy(&kvm1.config.machine_id, &clone.config.machine_id).expect("cloned");
         assert_eq!(refusal(lab.add(&clone).await), twice, "the machine id");
         let sister = lab.host("sister").await;
-        use ferry_drivers::hypervisor::Hypervisor as _;
+        use ferry_drivers::hypervisor::HostInfo as _;
         let uuid = kvm1.hypervisor.host().expect("answered").uuid;
         sister.hypervisor.set_host(|host| host.uuid = uuid);
         assert_eq!(refusal(lab.add(&sister).await), twice, "libvirt's host UUID");

@@ -14,7 +14,7 @@ use ferry_core::{
     vm::VmState,
 };
 use ferry_drivers::hypervisor::{
-    Hypervisor as _,
+    Domains as _, Power as _,
     fake::{Hold, Point},
 };
 

@@ -335,7 +335,7 @@ fn a_vm_that_runs_twice_is_said_to() {
         let (_kvm1, kvm2, vm) = lab.two_hosts().await;
         // Somebody starts a copy by hand, past every check.
         lab.define(&kvm2, "web01", |guest| guest.facts.id = vm).await;
-        use ferry_drivers::hypervisor::Hypervisor as _;
+        use ferry_drivers::hypervisor::Power as _;
         kvm2.hypervisor.start(vm).expect("started");
         let is_said = async || {
             let shown = lab.client.vms().await.expect("answered");

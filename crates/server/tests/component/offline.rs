@@ -12,7 +12,7 @@ use ferry_core::{
     vm::{FileRole, VmFile, VmState},
 };
 use ferry_drivers::hypervisor::{
-    Hypervisor as _,
+    Domains as _, Power as _,
     fake::{FakeGuest, FakeHypervisor, Hold, Point},
 };
 

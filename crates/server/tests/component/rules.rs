@@ -17,7 +17,7 @@ use ferry_core::{
 };
 use ferry_drivers::{
     hypervisor::{
-        Hypervisor as _,
+        Domains as _, Power as _,
         fake::{FakeGuest, Hold, Point},
     },
     share::fake::SOFT,

@@ -13,7 +13,7 @@ use ferry_core::{
     vm::VmState,
 };
 use ferry_drivers::hypervisor::{
-    Hypervisor as _,
+    Domains as _,
     fake::{FakeGuest, Hold, Point},
 };
 

@@ -17,7 +17,7 @@ use std::{
 
 use ferry_core::id::VmId;
 
-use super::{DEADLINE, Side, Site};
+use super::site::{DEADLINE, Side, Site};
 use crate::hypervisor::{
     DISK_SOCKET, DiskAlong, MEMORY_SOCKET, RPC_SOCKET,
     rpc::{Bound, Gate, Tap},

@@ -1,8 +1,14 @@
 //! The claims about copies of a running VM's disks.
 
-use std::{fs, path::PathBuf};
+use std::{
+    fs,
+    path::{Path, PathBuf},
+};
 
-use super::*;
+use ferry_core::{api::agent::Role, id::VmId, migration::Presence, vm::DiskFormat};
+
+use super::site::{Site, wait_until};
+use crate::hypervisor::{DiskCopyRequest, Hypervisor, HypervisorError};
 
 pub(super) fn run(site: &Site<'_>) {
     a_copied_disk_is_used_after_the_pivot_and_not_before(site);

@@ -8,10 +8,24 @@ use std::{
     time::{Duration, Instant},
 };
 
-use ferry_core::release::knows_shared_filesystems;
+use ferry_core::{
+    api::agent::Role,
+    id::VmId,
+    migration::Presence,
+    release::knows_shared_filesystems,
+    units::ByteCount,
+    vm::{DiskFormat, VmState},
+};
+use uuid::Uuid;
 
-use super::*;
-use crate::{hypervisor::DiskAlong, image};
+use super::{
+    carriers::{Carriers, Mishap},
+    site::{Site, Watched, wait_until},
+};
+use crate::{
+    hypervisor::{DiskAlong, DomainEvent, HypervisorError, MigrateRequest},
+    image,
+};
 
 /// What the guests' disks hold.
 const CONTENT: &[u8] = b"in the middle of the disk";

@@ -1,6 +1,15 @@
 //! The claims about disks that are volumes of storage pools.
 
-use super::{moves::Attempt, *};
+use std::path::Path;
+
+use ferry_core::{migration::Presence, vm::FileRole};
+
+use super::{
+    carriers::Mishap,
+    moves::Attempt,
+    site::{POOL, Site},
+};
+use crate::hypervisor::files_of;
 
 pub(super) fn run(site: &Site<'_>) {
     a_volume_is_told_as_the_file_that_it_is(site);
@@ -17,10 +26,10 @@ fn a_volume_is_told_as_the_file_that_it_is(site: &Site<'_>) {
     assert_eq!((disk.role, disk.device.as_str(), &disk.place), (FileRole::Disk, "vda", &file));
     assert!(here.vms().expect("reachable").contains(&facts));
     assert!(here.files_in_use().expect("reachable").contains(&file));
-    let kept = super::super::files_of(&here.kept_definition(vm).expect("kept")).expect("a definition");
+    let kept = files_of(&here.kept_definition(vm).expect("kept")).expect("a definition");
     assert_eq!(kept[0].place, file);
     let definition = here.definition(vm, std::slice::from_ref(&site.folder)).expect("it is shut off");
-    let there = super::super::files_of(&definition).expect("a definition");
+    let there = files_of(&definition).expect("a definition");
     assert_eq!(there[0].place, site.folder.1.join(format!("{name}.raw")), "{definition}");
     here.undefine(vm).expect("undefined");
 }

@@ -5,10 +5,7 @@ use std::{
     net::Shutdown,
     os::unix::net::{UnixListener, UnixStream},
     path::{Path, PathBuf},
-    sync::{
-        Arc, Mutex,
-        atomic::{AtomicBool, Ordering},
-    },
+    sync::{Arc, atomic::Ordering},
     thread,
     time::Duration,
 };
@@ -19,72 +16,24 @@ use ferry_core::{
 };
 
 use super::{
-    FakeGuest, Host, Memory, Point, Process, Struck, Vm, end_listener,
-    guest::{self, PAGE_BYTES},
-    source::{MEMORY_END, MEMORY_MAGIC, stats_of},
+    faults::{Point, Struck},
+    guest::{FakeGuest, Memory},
+    host::{Host, Process, State, Vm},
+    incoming::{Disks, Incoming},
 };
 use crate::hypervisor::{
-    DomainEvent, MigrationStats, definition,
+    DomainEvent, MigrationStats,
     rpc::{
         FLAG_NON_SHARED_DISK, FLAG_PAUSED, FLAG_PERSIST_DEST, FinishCall, PrepareCall,
         message::{FINISH, Header, Kind, LengthError, PREPARE, REMOTE_PROGRAM, STATUS_OK, SUPPORTS_FEATURE, Splitter},
         text_parameter,
         xdr::{TypedValue, Writer},
     },
+    xml::facts::parse,
 };
 
 /// Finish waits this long for memory that is still on its way.
 const ARRIVAL_MAX: Duration = Duration::from_secs(30);
-/// No fake guest is larger.
-const PAGES_MAX: u64 = 1 << 18;
-
-/// A copy that is on its way in.
-pub(super) struct Incoming {
-    dropped: AtomicBool,
-    /// The memory channel, once it is there.
-    channel: Mutex<Option<UnixStream>>,
-    listener: UnixListener,
-    socket: PathBuf,
-    /// Where disks arrive that move along, and their files by name.
-    disks: Option<Disks>,
-}
-
-struct Disks {
-    listener: UnixListener,
-    socket: PathBuf,
-    files: Vec<(String, PathBuf)>,
-}
-
-impl Incoming {
-    /// Ends the thread that receives. Afterwards another copy may listen at the same paths.
-    fn drop_it(&self) {
-        let channel = self.channel.lock().expect("nobody panics while holding it");
-        self.dropped.store(true, Ordering::SeqCst);
-        end_listener(&self.listener);
-        self.end_sockets();
-        if let Some(channel) = &*channel {
-            // One that is closed already is what we want.
-            let _ = channel.shutdown(Shutdown::Both);
-        }
-    }
-
-    /// Nobody connects any more. Not for a copy that was dropped: the paths may be another's by now.
-    fn close(&self) {
-        let _channel = self.channel.lock().expect("nobody panics while holding it");
-        if !self.dropped.load(Ordering::SeqCst) {
-            self.end_sockets();
-        }
-    }
-
-    fn end_sockets(&self) {
-        let _ = std::fs::remove_file(&self.socket);
-        if let Some(disks) = &self.disks {
-            end_listener(&disks.listener);
-            let _ = std::fs::remove_file(&disks.socket);
-        }
-    }
-}
-
 /// Takes connections of other daemons until the host closes.
 pub(super) fn listen(host: &Arc<Host>, socket: &UnixListener) {
     loop {
@@ -200,9 +149,8 @@ impl Session {
         }
         self.host.faults.meet(Point::TakeOver)?;
         let lost = || Refused::Error(format!("no domain with matching uuid '{vm}'"));
-        let receiving = |state: &mut super::State| {
-            state.vms.get(&vm).is_some_and(|entry| matches!(entry.process, Process::Receiving(_)))
-        };
+        let receiving =
+            |state: &mut State| state.vms.get(&vm).is_some_and(|entry| matches!(entry.process, Process::Receiving(_)));
         let (mut state, _) = self
             .host
             .changed
@@ -242,7 +190,7 @@ fn prepare(host: &Arc<Host>, call: &PrepareCall) -> Result<VmId, String> {
         return Err("a fake copy arrives paused only".to_owned());
     }
     let field = |name| text_parameter(&call.parameters, name).ok_or_else(|| format!("parameter {name} is missing"));
-    let facts = definition::parse(field("destination_xml")?).map_err(|error| error.to_string())?;
+    let facts = parse(field("destination_xml")?).map_err(|error| error.to_string())?;
     let vm = facts.id;
     let path = field("migrate_uri")?.strip_prefix("unix://").ok_or("the migration URI is not of a UNIX socket")?;
     check_newcomer(host, &facts)?;
@@ -252,8 +200,7 @@ fn prepare(host: &Arc<Host>, call: &PrepareCall) -> Result<VmId, String> {
     let listener =
         UnixListener::bind(&socket).map_err(|error| format!("Failed to bind {}: {error}", socket.display()))?;
     let disks = listen_for_disks(host, call, &facts)?;
-    let (dropped, channel) = (AtomicBool::new(false), Mutex::new(None));
-    let incoming = Arc::new(Incoming { dropped, channel, listener, socket, disks });
+    let incoming = Arc::new(Incoming::new(listener, socket, disks));
     let mut state = host.state();
     let entry = state
         .vms
@@ -264,12 +211,12 @@ fn prepare(host: &Arc<Host>, call: &PrepareCall) -> Result<VmId, String> {
     entry.process = Process::Receiving(Arc::clone(&incoming));
     drop(state);
     let receiver = Arc::clone(host);
-    if incoming.disks.is_some() {
+    if incoming.has_disks() {
         let incoming = Arc::clone(&incoming);
-        thread::spawn(move || receive_disks(&incoming));
+        thread::spawn(move || incoming.receive_disks());
     }
     thread::spawn(move || {
-        let received = receive(&incoming);
+        let received = incoming.receive();
         incoming.close();
         arrived(&receiver, vm, &incoming, received);
     });
@@ -293,29 +240,6 @@ fn listen_for_disks(host: &Host, call: &PrepareCall, facts: &VmFacts<PathBuf>) -
     let files = facts.files.iter().filter(|file| named(&file.device));
     let files = files.map(|file| (file.device.clone(), file.place.clone())).collect();
     Ok(Some(Disks { listener, socket, files }))
-}
-
-/// Takes disks, one after the other, until the copy's memory is here or it is dropped.
-fn receive_disks(incoming: &Incoming) {
-    let Some(disks) = &incoming.disks else { return };
-    while let Ok((stream, _)) = disks.listener.accept() {
-        // What breaks off is for the source to tell.
-        let _ = receive_disk(disks, stream);
-    }
-}
-
-fn receive_disk(disks: &Disks, mut stream: UnixStream) -> io::Result<()> {
-    let bad = |what: &str| io::Error::new(io::ErrorKind::InvalidData, what);
-    let mut name = vec![0; usize::try_from(word(&mut stream)?.min(64)).unwrap_or(0)];
-    stream.read_exact(&mut name)?;
-    let length = word(&mut stream)?;
-    let found = disks.files.iter().find(|(device, _)| device.as_bytes() == name);
-    let (_, file) = found.ok_or_else(|| bad("there is no such disk"))?;
-    let mut file = std::fs::File::options().write(true).open(file)?;
-    if file.metadata()?.len() != length || io::copy(&mut (&mut stream).take(length), &mut file)? != length {
-        return Err(bad("the sizes differ"));
-    }
-    stream.write_all(&[1])
 }
 
 fn check_newcomer(host: &Host, facts: &VmFacts<PathBuf>) -> Result<(), String> {
@@ -348,43 +272,4 @@ fn arrived(host: &Host, vm: VmId, incoming: &Arc<Incoming>, received: io::Result
         Err(_) if mine(&process) => Process::Off,
         Ok(_) | Err(_) => process,
     });
-}
-
-fn receive(incoming: &Incoming) -> io::Result<(Memory, MigrationStats)> {
-    let (stream, _) = incoming.listener.accept()?;
-    {
-        let mut channel = incoming.channel.lock().expect("nobody panics while holding it");
-        if incoming.dropped.load(Ordering::SeqCst) {
-            return Err(io::ErrorKind::ConnectionAborted.into());
-        }
-        *channel = Some(stream.try_clone()?);
-    }
-    let mut stream = io::BufReader::new(stream);
-    let bad = |what: &str| io::Error::new(io::ErrorKind::InvalidData, what);
-    let (magic, pages) = (word(&mut stream)?, word(&mut stream)?);
-    if magic != MEMORY_MAGIC || pages > PAGES_MAX {
-        return Err(bad("this is no memory stream"));
-    }
-    let dirty_ratio = f64::from_bits(word(&mut stream)?);
-    let mut bytes = vec![0; pages as usize * PAGE_BYTES];
-    loop {
-        match word(&mut stream)? {
-            MEMORY_END if word(&mut stream)? == guest::checksum(&bytes) => {
-                let mut words = [0; 5];
-                for counted in &mut words {
-                    *counted = word(&mut stream)?;
-                }
-                return Ok((Memory::arrived(bytes, dirty_ratio), stats_of(words)));
-            }
-            MEMORY_END => return Err(bad("memory was spoilt on its way")),
-            page if page < pages => stream.read_exact(&mut bytes[page as usize * PAGE_BYTES..][..PAGE_BYTES])?,
-            _ => return Err(bad("there is no such page")),
-        }
-    }
-}
-
-fn word(stream: &mut impl Read) -> io::Result<u64> {
-    let mut bytes = [0; 8];
-    stream.read_exact(&mut bytes)?;
-    Ok(u64::from_be_bytes(bytes))
 }

@@ -11,45 +11,45 @@ const HOLD_MAX: Duration = Duration::from_secs(60);
 /// A place in the fake's doings at which something can go wrong.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Point {
-    /// [`super::Hypervisor::host`] and [`super::Hypervisor::process_owner`]
+    /// [`crate::hypervisor::HostInfo::host`] and [`crate::hypervisor::HostInfo::process_owner`]
     Host,
-    /// [`super::Hypervisor::vms`] and [`super::Hypervisor::vm`]
+    /// [`crate::hypervisor::Domains::vms`] and [`crate::hypervisor::Domains::vm`]
     Vms,
-    /// [`super::Hypervisor::presence`]
+    /// [`crate::hypervisor::Domains::presence`]
     Presence,
-    /// [`super::Hypervisor::watch`]
+    /// [`crate::hypervisor::Domains::watch`]
     Watch,
-    /// [`super::Hypervisor::start`]
+    /// [`crate::hypervisor::Power::start`]
     Start,
-    /// [`super::Hypervisor::shutdown`]
+    /// [`crate::hypervisor::Power::shutdown`]
     Shutdown,
-    /// [`super::Hypervisor::resume`]
+    /// [`crate::hypervisor::Power::resume`]
     Resume,
-    /// [`super::Hypervisor::see_running`]
+    /// [`crate::hypervisor::Power::see_running`]
     SeeRunning,
-    /// [`super::Hypervisor::ensure_disks`]
+    /// [`crate::hypervisor::Migration::ensure_disks`]
     EnsureDisks,
-    /// [`super::Hypervisor::destroy`]
+    /// [`crate::hypervisor::Power::destroy`]
     Destroy,
-    /// [`super::Hypervisor::undefine`]
+    /// [`crate::hypervisor::Domains::undefine`]
     Undefine,
-    /// [`super::Hypervisor::definition`]
+    /// [`crate::hypervisor::Domains::definition`]
     Definition,
-    /// [`super::Hypervisor::define`]
+    /// [`crate::hypervisor::Domains::define`]
     Define,
-    /// [`super::Hypervisor::set_autostart`]
+    /// [`crate::hypervisor::Domains::set_autostart`]
     SetAutostart,
-    /// [`super::Hypervisor::migrate`], before anything else
+    /// [`crate::hypervisor::Migration::migrate`], before anything else
     Migrate,
-    /// [`super::Hypervisor::abort_migration`]
+    /// [`crate::hypervisor::Migration::abort_migration`]
     Abort,
-    /// [`super::Hypervisor::copy_disk`]
+    /// [`crate::hypervisor::BlockCopy::copy_disk`]
     CopyDisk,
     /// Before the next part of a disk is copied. A cut ends the copy, as an I/O error on the new file does.
     CopyPart,
-    /// [`super::Hypervisor::pivot_disk`], before anything else
+    /// [`crate::hypervisor::BlockCopy::pivot_disk`], before anything else
     PivotDisk,
-    /// [`super::Hypervisor::pivot_disk`], when the VM uses the new file already
+    /// [`crate::hypervisor::BlockCopy::pivot_disk`], when the VM uses the new file already
     PivotedDisk,
     /// Source: before a disk that moves along is sent. A cut breaks its channel.
     DiskAlong,

@@ -205,7 +205,7 @@ fn escaped(text: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::hypervisor::definition;
+    use crate::hypervisor::xml::facts::parse;
 
     #[test]
     fn a_fake_definition_reads_back_as_the_facts_it_was_made_of() {
@@ -224,7 +224,7 @@ mod tests {
         guest.facts.files[1].below = vec!["/srv/b1.qcow2".into(), "/srv/b2.raw".into()];
         guest.facts.files[1].has_backing = true;
         guest.facts.files[1].oddities = vec![Oddity::Encrypted, Oddity::Transient];
-        let read = definition::parse(&definition_xml(&guest.facts)).expect("parsed");
+        let read = parse(&definition_xml(&guest.facts)).expect("parsed");
         assert_eq!(VmFacts { persistent: true, ..read }, guest.facts);
     }
 

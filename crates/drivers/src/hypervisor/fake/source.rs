@@ -13,12 +13,13 @@ use std::{
 use ferry_core::{id::VmId, release::knows_shared_filesystems, units::ByteCount};
 
 use super::{
-    Host, Outgoing, Point, Process, Struck,
+    faults::{Point, Struck},
     guest::{self, PAGE_BYTES},
+    host::{Host, Outgoing, Process},
+    incoming::{MEMORY_END, MEMORY_MAGIC},
 };
 use crate::hypervisor::{
     DISK_SOCKET, HypervisorError, MEMORY_SOCKET, MigrateRequest, MigrationStats, RPC_SOCKET,
-    definition::{self, Form},
     rpc::{
         FLAG_LIVE, FLAG_NON_SHARED_DISK, FLAG_PAUSED, FLAG_PEER2PEER, FLAG_PERSIST_DEST, FLAG_UNSAFE, FinishCall,
         PrepareCall,
@@ -28,6 +29,7 @@ use crate::hypervisor::{
         },
         xdr::{Reader, TypedParameter, Writer},
     },
+    xml::edit::{Form, translate},
 };
 
 /// The link as the fake's clock has it: with the downtime limit it says when the rest is small enough. Nothing waits.
@@ -36,10 +38,6 @@ const LINK_BYTES_PER_S: f64 = (1 << 20) as f64;
 const SLOWER: f64 = 0.7;
 /// Pages that leave between two looks at whether somebody wants the move to end.
 const PAGES_PER_BATCH: usize = 64;
-/// First word of the memory stream; then the number of pages and the guest's dirty ratio.
-pub(super) const MEMORY_MAGIC: u64 = 0x4645_5252_5946_414b;
-/// Stands for a page number where the stream ends; then the checksum of all memory, and what the move took.
-pub(super) const MEMORY_END: u64 = u64::MAX;
 /// `VIR_DRV_FEATURE_MIGRATION_PARAMS`
 const FEATURE_MIGRATION_PARAMS: u32 = 13;
 
@@ -130,7 +128,7 @@ fn begin(host: &Host, request: &MigrateRequest, what: &str) -> Result<Definition
     if !entry.facts.host_devices.is_empty() {
         return Err(refuse("cannot migrate a domain with host devices"));
     }
-    let translated = |form| definition::translate(&xml, vm, &request.translate, &request.disks, form);
+    let translated = |form| translate(&xml, vm, &request.translate, &request.disks, form);
     let live = translated(Form::Live)?;
     let persistent = if request.persistent { Some(translated(Form::Kept)?) } else { None };
     let file = |device: &str| facts.files.iter().find(|file| file.device == device).map(|file| file.place.clone());
@@ -340,18 +338,6 @@ fn words_of(stats: &MigrationStats) -> [u64; 5] {
         u64::from(stats.iteration),
         stats.downtime_ms,
     ]
-}
-
-pub(super) fn stats_of(words: [u64; 5]) -> MigrationStats {
-    let [total, processed, rate, iteration, downtime_ms] = words;
-    MigrationStats {
-        memory_total: ByteCount(total),
-        memory_processed: ByteCount(processed),
-        rate_bytes_per_s: rate,
-        iteration: iteration as u32,
-        downtime_ms,
-        ..MigrationStats::default()
-    }
 }
 
 fn stop(host: &Host, vm: VmId) -> Result<(), Trouble> {

@@ -18,8 +18,14 @@ use ferry_core::{
     vm::{Stall, VmFacts, VmFile, VmState},
 };
 
-use super::ffi::{Connection, Domain, Fault, PausedReason, PowerState, Xml};
-use crate::hypervisor::{HypervisorError, definition};
+use super::{
+    faults::{failed, there},
+    ffi::{Connection, Domain, Fault, PausedReason, PowerState, Xml},
+};
+use crate::hypervisor::{
+    HypervisorError,
+    xml::{edit::resolved, facts::parse},
+};
 
 /// How long one VM may keep a look at all of them.
 const READ_WITHIN: Duration = Duration::from_millis(500);
@@ -69,7 +75,7 @@ impl Definitions {
         let (asked, connection) = (domain.clone(), Arc::clone(connection));
         match self.within((id, domain.process()), move || text(&connection, &asked, Xml::Live)) {
             Some(Ok(xml)) => {
-                let facts = definition::parse(&xml)?;
+                let facts = parse(&xml)?;
                 self.state().known.insert(id, facts.clone());
                 filled(&domain, facts, power)
             }
@@ -127,7 +133,7 @@ pub(super) fn text(connection: &Connection, domain: &Domain, form: Xml) -> Resul
             None
         }
     };
-    Ok(definition::resolved(&domain.xml(form)?, place))
+    Ok(resolved(&domain.xml(form)?, place))
 }
 
 /// Facts of one domain, waiting for its definition if it is busy with anything but its arrival; `None` if it went away.
@@ -137,7 +143,7 @@ pub(super) fn read_now(connection: &Connection, domain: &Domain) -> Result<Optio
         return filled(domain, bare(domain, id)?, power);
     }
     let Some(xml) = there(text(connection, domain, Xml::Live))? else { return Ok(None) };
-    filled(domain, definition::parse(&xml)?, power)
+    filled(domain, parse(&xml)?, power)
 }
 
 /// The files by the definition that a VM runs by, and by the one that is kept of it. Waits for one that is being started.
@@ -155,7 +161,7 @@ pub(super) fn files_now(
     }
     let files = |form| -> Result<Vec<_>, HypervisorError> {
         let xml = there(text(connection, domain, form))?;
-        Ok(xml.map(|xml| definition::parse(&xml)).transpose()?.map(|facts| facts.files).unwrap_or_default())
+        Ok(xml.map(|xml| parse(&xml)).transpose()?.map(|facts| facts.files).unwrap_or_default())
     };
     let Some(persistent) = there(domain.persistent())? else { return Ok(nothing) };
     let running = if power == PowerState::Off && persistent { Vec::new() } else { files(Xml::Live)? };
@@ -165,15 +171,6 @@ pub(super) fn files_now(
 
 fn identity(domain: &Domain) -> Result<(VmId, PowerState), Fault> {
     Ok((domain.id()?, domain.state()?))
-}
-
-/// `None` if the domain went away.
-pub(super) fn there<T>(read: Result<T, Fault>) -> Result<Option<T>, HypervisorError> {
-    match read {
-        Ok(read) => Ok(Some(read)),
-        Err(fault) if fault.is_no_domain() => Ok(None),
-        Err(fault) => Err(super::asked("Could not read a VM's state and definition")(fault)),
-    }
 }
 
 /// Whether libvirt makes a process ready for it, receives it, or has just handed it over: its definition is not told
@@ -192,7 +189,7 @@ fn arrives(power: PowerState, domain: &Domain) -> bool {
 
 /// What is known of a VM without its definition.
 fn bare(domain: &Domain, id: VmId) -> Result<VmFacts<PathBuf>, HypervisorError> {
-    let name = domain.name().map_err(super::failed("Could not read a VM's name"))?;
+    let name = domain.name().map_err(failed("Could not read a VM's name"))?;
     Ok(VmFacts {
         id,
         name,
@@ -255,23 +252,6 @@ mod tests {
     use uuid::Uuid;
 
     use super::*;
-
-    #[test]
-    fn a_connection_that_breaks_within_a_question_says_nothing_of_the_vm() {
-        let read = |code, broken| there::<()>(Err(Fault::test(code, broken)));
-        for (code, broken) in [
-            // The daemon was restarted; the VM was busy for 30 s.
-            (virt_sys::VIR_ERR_SYSTEM_ERROR, true),
-            (virt_sys::VIR_ERR_INTERNAL_ERROR, true),
-            (virt_sys::VIR_ERR_OPERATION_TIMEOUT, false),
-        ] {
-            let error = read(code, broken).expect_err("no answer");
-            assert!(matches!(error, HypervisorError::Unreachable(_)), "{error}");
-        }
-        let refused = read(virt_sys::VIR_ERR_INTERNAL_ERROR, false).expect_err("refused");
-        assert!(matches!(refused, HypervisorError::Failed { .. }), "{refused}");
-        assert!(matches!(read(virt_sys::VIR_ERR_NO_DOMAIN, false), Ok(None)));
-    }
 
     #[test]
     fn a_busy_vm_keeps_nobody_and_is_not_asked_again_meanwhile() {

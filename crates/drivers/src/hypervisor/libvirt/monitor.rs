@@ -11,7 +11,7 @@ use ferry_core::vm::VmFile;
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use super::ffi::Domain;
+use super::{faults::asked, ffi::Domain};
 use crate::hypervisor::{DiskRefused, HypervisorError};
 
 /// The QEMU that can be asked, as libvirt numbers it.
@@ -94,7 +94,7 @@ pub(super) fn stop(domain: &Domain, what: &str) -> Result<(), HypervisorError> {
 }
 
 fn ask(domain: &Domain, command: &Value, what: &str) -> Result<Value, HypervisorError> {
-    let told = domain.monitor(&command.to_string()).map_err(super::asked(what))?;
+    let told = domain.monitor(&command.to_string()).map_err(asked(what))?;
     serde_json::from_str(&told)
         .map_err(|error| HypervisorError::Failed { what: what.to_owned(), reason: error.to_string() })
 }

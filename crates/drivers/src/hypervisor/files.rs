@@ -1,0 +1,84 @@
+//! Files of VMs, by what definitions and images say.
+
+use std::{collections::BTreeSet, io, path::PathBuf, sync::mpsc, thread, time::Duration};
+
+use ferry_core::vm::{DiskFormat, FileRole, VmFile};
+
+use super::{HypervisorError, xml::facts};
+use crate::image;
+
+/// How long the headers of images may take that are asked what lies below them: their file server may be away.
+const BELOW_WITHIN: Duration = Duration::from_secs(20);
+
+/// Disk images that only their own headers tell what lies below: of those that are raw nothing does, whatever they begin
+/// with. An overlay may also lie on a device.
+pub fn images_to_ask<'a>(files: impl IntoIterator<Item = &'a VmFile<PathBuf>>) -> BTreeSet<PathBuf> {
+    let may_have = |file: &&VmFile<PathBuf>| {
+        let is_image = match file.role {
+            FileRole::Disk => file.format != Some(DiskFormat::Raw),
+            FileRole::NotAFile => file.kind.as_deref() == Some("block") && file.format == Some(DiskFormat::Qcow2),
+            FileRole::Media => file.format == Some(DiskFormat::Qcow2),
+            FileRole::Nvram | FileRole::Boot => false,
+        };
+        is_image && file.below.is_empty()
+    };
+    files.into_iter().filter(may_have).map(|file| file.place.clone()).collect()
+}
+
+/// Refuses a disk of which nobody can say where its file is. A medium is read only: no file that Ferry removes is one.
+///
+/// # Errors
+/// [`HypervisorError::Failed`], naming the volume.
+pub(crate) fn has_a_place(file: &VmFile<PathBuf>) -> Result<(), HypervisorError> {
+    if file.kind.as_deref() != Some("volume") {
+        return Ok(());
+    }
+    Err(HypervisorError::Failed {
+        what: "Could not list the files of VMs".to_owned(),
+        reason: format!(
+            "disk {} of one is volume {}, of which no storage pool says where it is: start the pool, or undefine the VM",
+            file.device,
+            file.place.display()
+        ),
+    })
+}
+
+/// What lies below images, by their headers. Takes [`BELOW_WITHIN`] at most.
+///
+/// # Errors
+/// [`HypervisorError::Failed`], naming the image.
+pub(crate) fn files_below(images: BTreeSet<PathBuf>) -> Result<BTreeSet<PathBuf>, HypervisorError> {
+    let what = || "Could not read what lies below the disks of VMs".to_owned();
+    let failed = |reason: String| HypervisorError::Failed { what: what(), reason };
+    if images.is_empty() {
+        return Ok(BTreeSet::new());
+    }
+    let (answer, answered) = mpsc::sync_channel(1);
+    let read = move || {
+        let mut found = BTreeSet::new();
+        for path in &images {
+            match image::below(path) {
+                Ok(below) => found.extend(below),
+                Err(error) => {
+                    let _ = answer.send(Err(format!("{}: {error}", path.display())));
+                    return;
+                }
+            }
+        }
+        let _ = answer.send(Ok(found));
+    };
+    let started: io::Result<_> = thread::Builder::new().name("images-below".to_owned()).spawn(read);
+    started.map_err(|error| failed(error.to_string()))?;
+    match answered.recv_timeout(BELOW_WITHIN) {
+        Ok(outcome) => outcome.map_err(failed),
+        Err(_) => Err(failed("the file system of one of them does not answer".to_owned())),
+    }
+}
+
+/// The files that a definition names, in its order.
+///
+/// # Errors
+/// [`HypervisorError::Definition`] if it is none.
+pub fn files_of(definition: &str) -> Result<Vec<VmFile<PathBuf>>, HypervisorError> {
+    Ok(facts::parse(definition)?.files)
+}
