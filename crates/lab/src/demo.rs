@@ -237,8 +237,8 @@ fn print_use(ferry: &Ferry) -> anyhow::Result<()> {
     println!("  cargo xtask lab down                  takes it down");
     println!(
         "  ip netns exec {} env FERRY_SERVER=https://{}:7420 FERRY_PIN={} FERRY_TOKEN_FILE={} {} vm list",
-        ferry.lab.fabric(),
-        crate::lab::FABRIC_IP,
+        ferry.lab.namespace(),
+        crate::fabric::FABRIC_IP,
         pin.trim(),
         state.join("admin.token").display(),
         ferry.lab.program("ferry").display()

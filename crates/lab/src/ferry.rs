@@ -11,8 +11,10 @@ use nix::sched::{CloneFlags, setns};
 use serde::de::DeserializeOwned;
 
 use crate::{
+    fabric::FABRIC_IP,
     host::Host,
-    lab::{FABRIC_IP, Lab, Program},
+    lab::Lab,
+    program::Program,
     run::{Said, at_once, run_within, wait_for},
     samba::{FileServer, PASSWORD, USER},
 };
@@ -31,7 +33,7 @@ const READY_DEADLINE: Duration = Duration::from_secs(30);
 /// # Panics
 /// When `work` does.
 pub fn in_fabric<T: Send>(lab: &Lab, work: impl FnOnce() -> anyhow::Result<T> + Send) -> anyhow::Result<T> {
-    let namespace = fs::File::open(format!("/run/netns/{}", lab.fabric()))?;
+    let namespace = fs::File::open(format!("/run/netns/{}", lab.namespace()))?;
     thread::scope(|scope| {
         let entered = move || {
             setns(&namespace, CloneFlags::CLONE_NEWNET)?;

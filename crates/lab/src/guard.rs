@@ -12,57 +12,19 @@ use std::{
     time::Duration,
 };
 
+use crate::{
+    local::wait_detached,
+    record::{Record, start_time},
+    run::{run, run_within, wait_for},
+};
 use anyhow::Context as _;
 use nix::{
     sys::signal::{Signal, kill},
     unistd::Pid,
 };
-use serde::{Deserialize, Serialize};
-
-use crate::run::{run, run_within, wait_for};
-
-/// What must be taken down. Written before each thing is made.
-#[derive(Clone, Debug, Default, Serialize, Deserialize)]
-pub struct Record {
-    /// Network namespaces.
-    pub namespaces: Vec<String>,
-    /// First processes of hosts, which end all others there: process id and start time.
-    pub processes: Vec<(i32, u64)>,
-}
-
-/// Name of the record in the lab's folder.
-pub const RECORD: &str = "record.json";
 
 /// What an owner writes to let the lab stand.
 const KEEP: u8 = b'k';
-
-impl Record {
-    /// Reads a lab's record.
-    ///
-    /// # Errors
-    /// When there is none.
-    pub fn read(folder: &Path) -> anyhow::Result<Self> {
-        let path = folder.join(RECORD);
-        let text = fs::read(&path).with_context(|| format!("No lab stands in {}", folder.display()))?;
-        Ok(serde_json::from_slice(&text)?)
-    }
-
-    /// Writes it.
-    ///
-    /// # Errors
-    /// When it cannot be written.
-    pub fn write(&self, folder: &Path) -> anyhow::Result<()> {
-        fs::write(folder.join(RECORD), serde_json::to_vec_pretty(self)?)?;
-        Ok(())
-    }
-}
-
-/// When a process was started, in clock ticks since boot; tells it from a later one of the same id.
-pub fn start_time(pid: i32) -> Option<u64> {
-    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-    // The name in parentheses may hold blanks.
-    stat.rsplit_once(") ")?.1.split(' ').nth(19)?.parse().ok()
-}
 
 /// The owner's end of a guardian.
 pub struct Guardian {
@@ -142,7 +104,7 @@ pub fn take_down(folder: &Path) -> anyhow::Result<()> {
         }
     }
     // Mounts of the hosts were in their own namespaces and are gone with them, loop devices a moment later.
-    crate::local::wait_detached(folder)?;
+    wait_detached(folder)?;
     wait_for("the lab's folder can be removed", Duration::from_secs(20), || fs::remove_dir_all(folder).ok())
 }
 

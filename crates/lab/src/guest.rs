@@ -12,10 +12,11 @@ use uuid::Uuid;
 
 use crate::{
     debian,
+    fabric::NETWORK,
     ferry::in_fabric,
     host::Host,
     images::{Disk, Place},
-    lab::{Lab, NETWORK},
+    lab::Lab,
     local,
 };
 

@@ -12,7 +12,7 @@ use nix::sys::wait::{WaitStatus, wait};
 use uuid::Uuid;
 
 use crate::{
-    lab::{FABRIC_IP, Lab, NETWORK},
+    fabric::{FABRIC_IP, Fabric, NETWORK},
     local,
     run::{DEADLINE, Said, checked, run, run_within, wait_for},
 };
@@ -20,6 +20,8 @@ use crate::{
 /// Names a folder with the daemons of a modular libvirt, which hosts run instead of libvirtd. Debian has none; they must be of
 /// the version that the machine has, whose library and drivers they load.
 pub(crate) const MODULAR: &str = "FERRY_LAB_MODULAR_LIBVIRT";
+/// The settings of libvirt's clients where it is modular: where nothing is said, Debian's library looks for libvirtd alone.
+pub(crate) const MODULAR_CLIENT_CONF: &str = "remote_mode = \"direct\"\nuri_default = \"qemu:///system\"\n";
 /// Those beside the one that serves QEMU.
 const BESIDE_QEMU: [&str; 5] = ["virtnetworkd", "virtstoraged", "virtsecretd", "virtnwfilterd", "virtnodedevd"];
 
@@ -28,6 +30,8 @@ pub fn libvirt_daemon() -> &'static str {
     if std::env::var_os(MODULAR).is_some() { "virtqemud" } else { "libvirtd" }
 }
 
+/// What [`Host::fill`] makes.
+const FILLER: &str = "/var/lib/libvirt/images/filler";
 /// How long libvirtd may take to answer.
 const LIBVIRT_DEADLINE: Duration = Duration::from_secs(30);
 /// libvirt gives the calls that it is at work on 30 s when it is told to end (its `virnetdaemon.c`).
@@ -58,16 +62,16 @@ pub(crate) fn enter(init: i32) -> Command {
 }
 
 impl Host {
-    pub(crate) fn up(lab: &Lab, index: usize, local_mib: u32) -> anyhow::Result<Self> {
+    pub(crate) fn up(fabric: &Fabric, index: usize, local_mib: u32) -> anyhow::Result<Self> {
         let name = format!("kvm{index}");
-        let (namespace, port) = (format!("fl{}h{index}", lab.id), format!("h{index}"));
-        let folder = lab.folder.join(&name);
+        let (namespace, port) = (format!("fl{}h{index}", fabric.id), format!("h{index}"));
+        let folder = fabric.folder.join(&name);
         let ip = format!("{NETWORK}.{index}");
-        lab.note_namespace(&namespace)?;
+        fabric.note_namespace(&namespace)?;
         run("ip", &["netns", "add", &namespace])?;
-        let fabric = lab.fabric();
-        run("ip", &["-n", &fabric, "link", "add", &port, "type", "veth", "peer", "name", "eth0", "netns", &namespace])?;
-        run("ip", &["-n", &fabric, "link", "set", &port, "master", "br0", "up"])?;
+        let bridge = fabric.namespace();
+        run("ip", &["-n", &bridge, "link", "add", &port, "type", "veth", "peer", "name", "eth0", "netns", &namespace])?;
+        run("ip", &["-n", &bridge, "link", "set", &port, "master", "br0", "up"])?;
         for line in [
             "link set lo up".to_owned(),
             // Without an address of its own a bridge takes the least of its ports', which a guest's may be: the same on
@@ -83,14 +87,14 @@ impl Host {
         }
         make_files(&folder, &name)?;
         local::make(&folder, local_mib)?;
-        let init = start_init(lab, &namespace, &folder, &name)?;
+        let init = start_init(fabric, &namespace, &folder, &name)?;
         let share_root = PathBuf::from(format!("/run/shares-of-{name}"));
         Ok(Self { name, ip, init, folder, share_root, port, namespace })
     }
 
     /// Starts the host's first process again after it was killed, as a machine boots: what is on its disks is there,
     /// `/run` is empty. In a lab, Ferry's own state and settings lie below `/run`, too; they stay. Gives the process.
-    pub(crate) fn boot_again(&self, lab: &Lab) -> anyhow::Result<i32> {
+    pub(crate) fn boot_again(&self, fabric: &Fabric) -> anyhow::Result<i32> {
         let kept = ["ferry-agent", "ferry-etc"];
         for entry in fs::read_dir(self.folder.join("run"))? {
             let entry = entry?;
@@ -107,7 +111,7 @@ impl Host {
         fs::create_dir_all(self.folder.join("run/libvirt"))?;
         // Its disk is mounted until the last process of its namespace has ended.
         local::wait_detached(&self.folder)?;
-        start_init(lab, &self.namespace, &self.folder, &self.name)
+        start_init(fabric, &self.namespace, &self.folder, &self.name)
     }
 
     /// A command inside the host.
@@ -245,15 +249,41 @@ impl Host {
         let found = self.try_run(&["pgrep", "-f", name]).map(|said| said.out).unwrap_or_default();
         found.lines().filter_map(|line| line.trim().parse().ok()).collect()
     }
+
+    /// A file of the host as the machine reaches it, also on the host's own disk and in its mounts.
+    pub fn file(&self, inside: &str) -> PathBuf {
+        Path::new("/proc").join(self.init.to_string()).join("root").join(inside.trim_start_matches('/'))
+    }
+
+    /// Fills the host's own disk until `bytes_left` are free, or makes the filler smaller.
+    ///
+    /// # Errors
+    /// When less is free without it, or the file system does not take it.
+    pub fn fill(&self, bytes_left: u64) -> anyhow::Result<()> {
+        self.unfill()?;
+        let said = self.run(&["stat", "-f", "-c", "%a %S", local::FOLDER])?;
+        let numbers: Vec<u64> = said.split_whitespace().filter_map(|word| word.parse().ok()).collect();
+        let free = numbers.iter().product::<u64>();
+        ensure!(numbers.len() == 2 && free > bytes_left, "{} has {said} free, not {bytes_left} bytes", self.name);
+        self.run(&["fallocate", "-l", &(free - bytes_left).to_string(), FILLER]).map(drop)
+    }
+
+    /// Takes the filler away.
+    ///
+    /// # Errors
+    /// When it cannot be removed.
+    pub fn unfill(&self) -> anyhow::Result<()> {
+        self.run(&["rm", "-f", FILLER]).map(drop)
+    }
 }
 
 /// Starts the first process of a host, and waits until it has mounted what it must.
-fn start_init(lab: &Lab, namespace: &str, folder: &Path, name: &str) -> anyhow::Result<i32> {
+fn start_init(fabric: &Fabric, namespace: &str, folder: &Path, name: &str) -> anyhow::Result<i32> {
     let mut command = Command::new("ip");
     command
         .args(["netns", "exec", namespace, "unshare", "--mount", "--uts", "--ipc", "--pid", "--fork"])
         .args(["--kill-child", "--mount-proc"])
-        .arg(lab.program("ferry-lab"))
+        .arg(fabric.program("ferry-lab"))
         .arg("init")
         .arg(folder)
         .arg(name)
@@ -268,7 +298,7 @@ fn start_init(lab: &Lab, namespace: &str, folder: &Path, name: &str) -> anyhow::
         let children = fs::read_to_string(format!("/proc/{outer}/task/{outer}/children")).ok()?;
         children.split_whitespace().next()?.parse::<i32>().ok()
     })?;
-    lab.note_process(init)?;
+    fabric.note_process(init)?;
     // Nobody waits for it: the guardian ends it, and init of the machine (or this process's end) reaps it.
     std::thread::spawn(move || {
         let mut child = child;
@@ -303,11 +333,7 @@ fn make_files(folder: &Path, name: &str) -> anyhow::Result<()> {
         for daemon in BESIDE_QEMU.iter().chain(&[libvirt_daemon()]) {
             fs::write(folder.join(format!("etc-libvirt/{daemon}.conf")), &of_all)?;
         }
-        // Where nothing is said, Debian's library looks for libvirtd alone.
-        fs::write(
-            folder.join("etc-libvirt/libvirt.conf"),
-            "remote_mode = \"direct\"\nuri_default = \"qemu:///system\"\n",
-        )?;
+        fs::write(folder.join("etc-libvirt/libvirt.conf"), MODULAR_CLIENT_CONF)?;
     }
     // As the packaged user: as root, real permission faults would stay hidden.
     fs::write(

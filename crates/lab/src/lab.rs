@@ -1,75 +1,34 @@
-//! A lab: the fabric namespace with its bridge, and the hosts on it.
+//! A lab: its fabric, and the hosts on it.
 
 use std::{
     fs,
+    ops::Deref,
     path::{Path, PathBuf},
-    process::{Child, Command, Stdio},
-    sync::Mutex,
+    process::Command,
 };
 
 use anyhow::{Context as _, ensure};
-use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use crate::{
     cache::{self, Boot},
-    guard::{Guardian, Record, start_time},
+    fabric::Fabric,
+    guard::Guardian,
     host::Host,
     local,
-    run::{checked, run},
+    program::Programs,
+    record::{RECORD, Record},
     samba::FileServer,
 };
 
-/// The lab's network; it exists in the lab's namespaces alone.
-pub const NETWORK: &str = "10.77.0";
-/// The fabric's address: file server and Ferry's server.
-pub const FABRIC_IP: &str = "10.77.0.254";
-
-/// Where the programs under test are.
-#[derive(Clone, Debug, Serialize, Deserialize)]
-pub struct Programs {
-    /// The folder of ferry, ferry-server, ferry-agent, ferry-lab.
-    pub folder: PathBuf,
-    /// The ticker.
-    pub ticker: PathBuf,
-}
-
-impl Programs {
-    /// Those that were built beside the running program.
-    ///
-    /// # Errors
-    /// When one is missing: says how to build it.
-    pub fn find() -> anyhow::Result<Self> {
-        let folder = match std::env::var_os("FERRY_LAB_PROGRAMS") {
-            Some(path) => PathBuf::from(path),
-            None => {
-                let here = std::env::current_exe()?;
-                let folder = here.ancestors().skip(1).find(|path| path.join("ferry-agent").is_file());
-                folder.context("The programs are not built; `cargo xtask` builds them")?.to_owned()
-            }
-        };
-        let target = folder.parent().context("A target folder has a parent")?;
-        let ticker = target.join("guest/x86_64-unknown-linux-gnu/release/ferry-ticker");
-        let found = Self { folder, ticker };
-        for name in ["ferry", "ferry-server", "ferry-agent", "ferry-lab"] {
-            ensure!(found.folder.join(name).is_file(), "{name} is not built; `cargo xtask` builds it");
-        }
-        ensure!(found.ticker.is_file(), "The ticker is not built; `cargo xtask` builds it");
-        Ok(found)
-    }
-}
-
 /// A lab that stands until it is dropped.
 pub struct Lab {
-    /// Short, unlike that of any other lab.
-    pub id: String,
-    /// Everything the lab writes is in it.
-    pub folder: PathBuf,
+    /// Its network.
+    pub fabric: Fabric,
     /// Its hosts.
     pub hosts: Vec<Host>,
     /// The guests' kernel.
     pub boot: Boot,
-    record: Mutex<Record>,
     guardian: Option<Guardian>,
 }
 
@@ -90,7 +49,7 @@ impl Lab {
         ensure!((1..=20).contains(&host_count), "A lab has 1 to 20 hosts");
         let mut lab = Self::up_empty()?;
         for index in 1..=host_count {
-            let host = Host::up(&lab, index, local_mib)?;
+            let host = Host::up(&lab.fabric, index, local_mib)?;
             lab.hosts.push(host);
         }
         lab.write_inventory()?;
@@ -110,7 +69,7 @@ impl Lab {
         Record::default().write(&folder)?;
         let guardian = Guardian::start(&programs.folder.join("ferry-lab"), &folder)?;
         let boot = Boot { kernel: PathBuf::new(), initramfs: PathBuf::new() };
-        let mut lab = Self { id, folder, hosts: Vec::new(), boot, record: Mutex::default(), guardian: Some(guardian) };
+        let mut lab = Self { fabric: Fabric::new(id, folder), hosts: Vec::new(), boot, guardian: Some(guardian) };
         // QEMU's user reads the kernel below it.
         nix::sys::stat::fchmodat(
             nix::fcntl::AT_FDCWD,
@@ -125,7 +84,7 @@ impl Lab {
             fs::copy(programs.folder.join(name), bin.join(name))?;
         }
         lab.boot = cache::boot(&programs.ticker, &lab.folder)?;
-        lab.make_fabric()?;
+        lab.fabric.make()?;
         Ok(lab)
     }
 
@@ -137,29 +96,12 @@ impl Lab {
         self.hosts.iter().find(|host| host.name == name).expect("the lab has that host")
     }
 
-    /// The fabric's network namespace.
-    pub fn fabric(&self) -> String {
-        format!("fl{}", self.id)
-    }
-
-    /// Where a program under test was copied to.
-    pub fn program(&self, name: &str) -> PathBuf {
-        self.folder.join("bin").join(name)
-    }
-
-    /// A command that runs in the fabric.
-    pub fn in_fabric(&self, program: impl AsRef<std::ffi::OsStr>) -> Command {
-        let mut command = Command::new("ip");
-        command.args(["netns", "exec", &self.fabric()]).arg(program);
-        command
-    }
-
     /// Starts a file server in the fabric.
     ///
     /// # Errors
     /// When it does not answer in time.
     pub fn file_server(&self, name: &str, address: &str, options: &str) -> anyhow::Result<FileServer> {
-        FileServer::start(self, name, address, options)
+        FileServer::start(&self.fabric, name, address, options)
     }
 
     /// Boots a host again whose first process was killed. libvirt is started by [`Host::start_libvirt`].
@@ -167,7 +109,7 @@ impl Lab {
     /// # Errors
     /// When its first process does not come up.
     pub fn boot_again(&mut self, host: usize) -> anyhow::Result<()> {
-        self.hosts[host].init = self.hosts[host].boot_again(self)?;
+        self.hosts[host].init = self.hosts[host].boot_again(&self.fabric)?;
         self.write_inventory()
     }
 
@@ -178,38 +120,18 @@ impl Lab {
         }
     }
 
-    pub(crate) fn note_namespace(&self, name: &str) -> anyhow::Result<()> {
-        let mut record = self.record.lock().expect("no panic");
-        record.namespaces.push(name.to_owned());
-        record.write(&self.folder)
-    }
-
-    pub(crate) fn note_process(&self, pid: i32) -> anyhow::Result<()> {
-        let started = start_time(pid).context("A process ended at once")?;
-        let mut record = self.record.lock().expect("no panic");
-        record.processes.push((pid, started));
-        record.write(&self.folder)
-    }
-
-    fn make_fabric(&self) -> anyhow::Result<()> {
-        let fabric = self.fabric();
-        self.note_namespace(&fabric)?;
-        run("ip", &["netns", "add", &fabric])?;
-        let ip = |arguments: &[&str]| {
-            let mut command = Command::new("ip");
-            command.args(["-n", &fabric]).args(arguments);
-            checked(command, crate::run::DEADLINE).map(drop)
-        };
-        ip(&["link", "set", "lo", "up"])?;
-        ip(&["link", "add", "br0", "address", "02:77:00:00:00:fe", "type", "bridge", "forward_delay", "0"])?;
-        ip(&["addr", "add", &format!("{FABRIC_IP}/24"), "dev", "br0"])?;
-        ip(&["link", "set", "br0", "up"])
-    }
-
     fn write_inventory(&self) -> anyhow::Result<()> {
         let hosts: Vec<(&str, i32)> = self.hosts.iter().map(|host| (host.name.as_str(), host.init)).collect();
         fs::write(self.folder.join("hosts.json"), serde_json::to_vec(&hosts)?)?;
         Ok(())
+    }
+}
+
+impl Deref for Lab {
+    type Target = Fabric;
+
+    fn deref(&self) -> &Fabric {
+        &self.fabric
     }
 }
 
@@ -219,7 +141,7 @@ pub fn standing() -> Vec<PathBuf> {
     entries
         .map(|entry| entry.path())
         .filter(|path| path.file_name().is_some_and(|name| name.to_string_lossy().starts_with("ferry-lab-")))
-        .filter(|path| path.join(crate::guard::RECORD).is_file())
+        .filter(|path| path.join(RECORD).is_file())
         .collect()
 }
 
@@ -233,59 +155,4 @@ pub fn in_host_of(folder: &Path, name: &str) -> anyhow::Result<Command> {
     let (_, init) =
         hosts.iter().find(|(host, _)| host == name).with_context(|| format!("The lab has no host {name}"))?;
     Ok(crate::host::enter(*init))
-}
-
-/// A program of the lab that runs until it is dropped or killed.
-pub struct Program {
-    child: Child,
-    /// Where it logs.
-    pub log: PathBuf,
-    name: String,
-}
-
-impl Program {
-    /// Starts it; what it writes goes to `log`.
-    ///
-    /// # Errors
-    /// When it cannot be started.
-    pub fn start(name: &str, mut command: Command, log: &Path) -> anyhow::Result<Self> {
-        let file = fs::OpenOptions::new().create(true).append(true).open(log)?;
-        let child = command
-            .stdin(Stdio::null())
-            .stdout(file.try_clone()?)
-            .stderr(file)
-            .spawn()
-            .with_context(|| format!("Could not start {name}"))?;
-        Ok(Self { child, log: log.to_owned(), name: name.to_owned() })
-    }
-
-    /// What it wrote so far.
-    pub fn said(&self) -> String {
-        fs::read_to_string(&self.log).unwrap_or_default()
-    }
-
-    /// Whether it still runs.
-    pub fn runs(&mut self) -> bool {
-        matches!(self.child.try_wait(), Ok(None))
-    }
-
-    /// Ends it at once, as `kill -9` does.
-    pub fn kill(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
-}
-
-impl Drop for Program {
-    fn drop(&mut self) {
-        self.kill();
-        if std::thread::panicking() {
-            let said = self.said();
-            let tail: Vec<&str> = said.lines().rev().take(40).collect();
-            eprintln!("--- last lines of {} ---", self.name);
-            for line in tail.iter().rev() {
-                eprintln!("{line}");
-            }
-        }
-    }
 }

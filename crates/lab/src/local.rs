@@ -9,12 +9,7 @@ use std::{
     time::Duration,
 };
 
-use anyhow::ensure;
-
-use crate::{
-    host::Host,
-    run::{run, wait_for},
-};
+use crate::run::{run, wait_for};
 
 /// Where it is mounted: libvirt's own folder for images, which agents take as a storage location.
 pub const FOLDER: &str = "/var/lib/libvirt/images";
@@ -22,8 +17,6 @@ pub const FOLDER: &str = "/var/lib/libvirt/images";
 pub const DEFAULT_MIB: u32 = 6144;
 /// Its name among a host's private files.
 const IMAGE: &str = "images.ext4";
-/// What [`Host::fill`] makes.
-const FILLER: &str = "/var/lib/libvirt/images/filler";
 /// How long the kernel may take to give a loop device back.
 const DETACH_WITHIN: Duration = Duration::from_secs(20);
 
@@ -52,32 +45,4 @@ pub fn attached(folder: &Path) -> Vec<PathBuf> {
 /// Waits until there are none: mounts end some time after the last process of their namespace.
 pub(crate) fn wait_detached(folder: &Path) -> anyhow::Result<()> {
     wait_for("the loop devices of the lab are given back", DETACH_WITHIN, || attached(folder).is_empty().then_some(()))
-}
-
-impl Host {
-    /// A file of the host as the machine reaches it, also on the host's own disk and in its mounts.
-    pub fn file(&self, inside: &str) -> PathBuf {
-        Path::new("/proc").join(self.init.to_string()).join("root").join(inside.trim_start_matches('/'))
-    }
-
-    /// Fills the host's own disk until `bytes_left` are free, or makes the filler smaller.
-    ///
-    /// # Errors
-    /// When less is free without it, or the file system does not take it.
-    pub fn fill(&self, bytes_left: u64) -> anyhow::Result<()> {
-        self.unfill()?;
-        let said = self.run(&["stat", "-f", "-c", "%a %S", FOLDER])?;
-        let numbers: Vec<u64> = said.split_whitespace().filter_map(|word| word.parse().ok()).collect();
-        let free = numbers.iter().product::<u64>();
-        ensure!(numbers.len() == 2 && free > bytes_left, "{} has {said} free, not {bytes_left} bytes", self.name);
-        self.run(&["fallocate", "-l", &(free - bytes_left).to_string(), FILLER]).map(drop)
-    }
-
-    /// Takes the filler away.
-    ///
-    /// # Errors
-    /// When it cannot be removed.
-    pub fn unfill(&self) -> anyhow::Result<()> {
-        self.run(&["rm", "-f", FILLER]).map(drop)
-    }
 }

@@ -14,7 +14,7 @@ use nix::{
 };
 
 use crate::{
-    lab::{FABRIC_IP, Lab},
+    fabric::{FABRIC_IP, Fabric},
     run::{DEADLINE, checked, wait, wait_for},
 };
 
@@ -33,14 +33,14 @@ pub struct FileServer {
 }
 
 impl FileServer {
-    pub(crate) fn start(lab: &Lab, name: &str, address: &str, options: &str) -> anyhow::Result<Self> {
-        let folder = lab.folder.join(format!("samba-{name}"));
+    pub(crate) fn start(fabric: &Fabric, name: &str, address: &str, options: &str) -> anyhow::Result<Self> {
+        let folder = fabric.folder.join(format!("samba-{name}"));
         let (share, state) = (folder.join("vms"), folder.join("state"));
         fs::create_dir_all(&share)?;
         fs::create_dir_all(&state)?;
         if address != FABRIC_IP {
             let mut command = Command::new("ip");
-            command.args(["-n", &lab.fabric(), "addr", "add", &format!("{address}/24"), "dev", "br0"]);
+            command.args(["-n", &fabric.namespace(), "addr", "add", &format!("{address}/24"), "dev", "br0"]);
             checked(command, DEADLINE)?;
         }
         let state_text = state.display();
@@ -58,7 +58,7 @@ impl FileServer {
         fs::write(&conf, text)?;
         let server = Self { name: format!("{name}.ferry.lab"), share, folder };
         server.set_password(PASSWORD)?;
-        server.start_daemon(lab)?;
+        server.start_daemon(fabric)?;
         Ok(server)
     }
 
@@ -87,10 +87,10 @@ impl FileServer {
     ///
     /// # Errors
     /// When it does not.
-    pub fn start_daemon(&self, lab: &Lab) -> anyhow::Result<()> {
+    pub fn start_daemon(&self, fabric: &Fabric) -> anyhow::Result<()> {
         // One that was killed leaves it behind.
         let _ = fs::remove_file(self.folder.join("state/smbd.pid"));
-        let mut command = lab.in_fabric("smbd");
+        let mut command = fabric.in_fabric("smbd");
         command.arg("-D").arg("-s").arg(self.folder.join("smb.conf"));
         checked(command, DEADLINE)?;
         wait_for("smbd answers", Duration::from_secs(20), || self.pid().filter(|pid| *pid > 1)).map(drop)

@@ -14,9 +14,10 @@ use ferry_core::{
     pin::EnrolmentToken,
 };
 use ferry_lab::{
+    fabric::FABRIC_IP,
     ferry::{Agent, in_fabric},
     guest::Ticker,
-    lab::{FABRIC_IP, Lab},
+    lab::Lab,
     observe::{Capture, Observer, judge},
     samba::{FileServer, PASSWORD, USER},
 };

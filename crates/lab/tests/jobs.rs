@@ -13,8 +13,8 @@ use ferry_lab::{
     demo::start_ticker,
     ferry::Ferry,
     guest::Ticker,
-    lab::Program,
     observe::{Observer, judge},
+    program::Program,
     run::wait_for,
 };
 

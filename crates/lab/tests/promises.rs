@@ -13,9 +13,10 @@ use ferry_lab::{
     demo::{Sabotage, measure, start_ticker},
     ferry::Ferry,
     guest::Ticker,
-    lab::{Lab, Programs},
+    lab::Lab,
     local,
     observe::{Observer, judge},
+    program::Programs,
     run::{run_within, wait_for},
 };
 

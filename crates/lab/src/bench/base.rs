@@ -6,7 +6,9 @@ use std::{fs, time::Duration};
 use anyhow::{Context as _, ensure};
 use ferry_core::api::server::JobView;
 
-use super::{Figure, MIB, MOVE_DEADLINE, Run, Side, Sides, Watch, device_bytes, median, verdicts, virsh_migrate};
+use super::measure::{
+    Figure, MIB, MOVE_DEADLINE, Run, Side, Sides, Watch, device_bytes, median, verdicts, virsh_migrate,
+};
 use crate::{
     demo::start_ticker,
     ferry::Ferry,

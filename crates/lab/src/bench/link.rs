@@ -6,7 +6,7 @@ use std::{fs, time::Duration};
 use anyhow::{Context as _, ensure};
 use ferry_core::{api::server::Candidate, finding::any_blocks};
 
-use super::{Figure, MIB, Run, Side, Sides, Watch, device_bytes, job, median, verdicts, virsh_migrate};
+use super::measure::{Figure, MIB, Run, Side, Sides, Watch, device_bytes, job, median, verdicts, virsh_migrate};
 use crate::{
     cable::{self, Cable},
     demo::start_ticker,

@@ -16,7 +16,9 @@ use ferry_core::{
     vm::{DiskFormat, FileRole},
 };
 
-use super::{Figure, MIB, Ready, Run, Side, Sides, Watch, device_bytes, job, median, range, verdicts, virsh_migrate};
+use super::measure::{
+    Figure, MIB, Ready, Run, Side, Sides, Watch, device_bytes, job, median, range, verdicts, virsh_migrate,
+};
 use crate::{
     demo::start_ticker,
     ferry::Ferry,

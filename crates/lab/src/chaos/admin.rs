@@ -9,9 +9,10 @@
 use std::time::{Duration, Instant};
 
 use super::{
-    faults::{self, Aim},
+    aim::Aim,
     judge::{self, Broken, Case},
-    plan::Kind,
+    kind::Kind,
+    processes::{has_qemu, without_server},
     stage::Stage,
 };
 use crate::{
@@ -110,7 +111,7 @@ pub fn act(stage: &Stage, observer: &Observer, kind: Kind, aim: &Aim) -> anyhow:
         What::DestroyDestination => by_virsh(destination, "destroy", name)?,
         What::Migrate => (destination, move_on(stage, observer, aim)?),
         // A server that is there takes the definition away within a blink of the process's end.
-        What::Start => (source, faults::without_server(stage, || start_what_is_held(source, name))?),
+        What::Start => (source, without_server(stage, || start_what_is_held(source, name))?),
         What::Crash => crash(stage, aim)?,
     };
     let act = |told| Act { what, guest: name.clone(), host: host.name.clone(), done: now(), told };
@@ -253,7 +254,7 @@ pub fn start_again(stage: &Stage, observer: &Observer, act: &Act) -> Vec<Case> {
     let case = |broken, text: String| vec![Case { broken, text: format!("{name} {text}") }];
     let has = |host: &Host| Has {
         host: host.name.clone(),
-        process: faults::has_qemu(host, name),
+        process: has_qemu(host, name),
         defined: state(host, name).is_some(),
     };
     let all: Vec<Has> = stage.hosts().iter().map(has).collect();

@@ -5,7 +5,7 @@ use std::path::Path;
 use ferry_core::{migration::Phase, vm::DiskFormat};
 
 use super::{
-    faults::Aim,
+    aim::Aim,
     judge::{Broken, Case},
     stage::Stage,
 };

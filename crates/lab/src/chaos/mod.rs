@@ -17,10 +17,14 @@
 //! server are still reached.
 
 mod admin;
+mod aim;
 mod alias;
 mod faults;
 mod judge;
+mod kind;
+mod mover;
 mod plan;
+mod processes;
 mod report;
 mod round;
 mod sabotage;
@@ -37,7 +41,8 @@ use anyhow::Context as _;
 
 pub use self::{
     judge::{Broken, Case},
-    plan::{Kind, Moment, Plan},
+    kind::Kind,
+    plan::{Moment, Plan},
     report::Report,
     sabotage::Sabotage,
 };
@@ -46,7 +51,8 @@ use self::{
     round::{Deed, Outcome, play},
     stage::Stage,
 };
-use crate::lab::{Lab, Programs};
+use crate::lab::Lab;
+use crate::program::Programs;
 
 /// Most runs of a campaign.
 pub const RUNS_MAX: u64 = 1_000;

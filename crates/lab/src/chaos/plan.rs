@@ -2,9 +2,9 @@
 
 use std::fmt;
 
-use clap::ValueEnum;
 use ferry_core::vm::DiskFormat;
 
+use super::kind::{Comes, Kind};
 use crate::images::Place;
 
 /// Guests of the stage.
@@ -30,182 +30,6 @@ const AT_ONCE_MS_MAX: u64 = 20;
 const CLONE_MS_MAX: u64 = 500;
 /// Caps that stretch a move to some seconds. MiB per second.
 const BANDWIDTH_MIB_PER_S: (u64, u64) = (10, 40);
-
-/// A kind of fault.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, ValueEnum)]
-pub enum Kind {
-    /// Ferry's server is killed.
-    Server,
-    /// The source's agent is killed.
-    SourceAgent,
-    /// The destination's agent is killed.
-    DestinationAgent,
-    /// The process that carries the move at the source is killed.
-    SourceCarrier,
-    /// The process that carries the move at the destination is killed.
-    DestinationCarrier,
-    /// The source's libvirtd is killed.
-    SourceLibvirtd,
-    /// The destination's libvirtd is killed.
-    DestinationLibvirtd,
-    /// The QEMU that receives is killed while the VM is still heard from the source.
-    DestinationQemu,
-    /// The file server is killed.
-    Smbd,
-    /// Every process of the source is killed at once.
-    SourceHost,
-    /// Every process of the destination is killed at once.
-    DestinationHost,
-    /// Nothing passes between source and destination.
-    Link,
-    /// The source's libvirtd is killed in the hand-over, before the destination's has finished it: that one stands still.
-    SourceLibvirtdBeforeFinish,
-    /// The source's libvirtd is killed in the hand-over, after the destination's has finished it and before it hears so.
-    SourceLibvirtdAfterFinish,
-    /// An administrator runs the VM at the source (`virsh resume`).
-    AdminResumeSource,
-    /// An administrator runs the VM at the destination (`virsh resume`).
-    AdminResumeDestination,
-    /// An administrator ends the VM's process at the source (`virsh destroy`).
-    AdminDestroySource,
-    /// An administrator ends the VM's process at the destination (`virsh destroy`).
-    AdminDestroyDestination,
-    /// An administrator moves the VM on to a third host once it has arrived (`virsh migrate`).
-    AdminMigrate,
-    /// An administrator starts the VM at the source as soon as its process there has ended (`virsh start`): that must be
-    /// vetoed.
-    AdminStart,
-    /// The guest crashes; its QEMU stays.
-    GuestCrash,
-    /// A clone is defined whose backing file is the disk that moves, under another name.
-    Alias,
-}
-
-impl Kind {
-    /// All that can come in a run, with disks that move or without.
-    pub fn all(storage: bool) -> Vec<Self> {
-        Self::value_variants().iter().copied().filter(|kind| storage || !kind.needs_storage()).collect()
-    }
-
-    /// Whether there is nothing to hit unless a disk moves.
-    pub fn needs_storage(self) -> bool {
-        self == Self::Alias
-    }
-
-    /// Whether source and destination must be two hosts.
-    fn needs_two_hosts(self) -> bool {
-        match self {
-            Self::SourceCarrier
-            | Self::DestinationCarrier
-            | Self::DestinationQemu
-            | Self::Link
-            | Self::SourceLibvirtdBeforeFinish
-            | Self::SourceLibvirtdAfterFinish
-            | Self::AdminResumeDestination
-            | Self::AdminDestroyDestination
-            | Self::AdminMigrate
-            | Self::AdminStart => true,
-            Self::Server
-            | Self::SourceAgent
-            | Self::DestinationAgent
-            | Self::SourceLibvirtd
-            | Self::DestinationLibvirtd
-            | Self::Smbd
-            | Self::SourceHost
-            | Self::DestinationHost
-            | Self::AdminResumeSource
-            | Self::AdminDestroySource
-            | Self::GuestCrash
-            | Self::Alias => false,
-        }
-    }
-
-    /// When it can come at all.
-    fn comes(self) -> Comes {
-        match self {
-            // A receiving QEMU is only there before the hand-over, and a guest that stands still cannot crash.
-            Self::DestinationQemu | Self::GuestCrash => Comes::Before,
-            Self::SourceLibvirtdBeforeFinish | Self::SourceLibvirtdAfterFinish | Self::AdminStart => Comes::InHandOver,
-            Self::AdminMigrate => Comes::Afterwards,
-            Self::Alias => Comes::AtCopy,
-            Self::Server
-            | Self::SourceAgent
-            | Self::DestinationAgent
-            | Self::SourceCarrier
-            | Self::DestinationCarrier
-            | Self::SourceLibvirtd
-            | Self::DestinationLibvirtd
-            | Self::Smbd
-            | Self::SourceHost
-            | Self::DestinationHost
-            | Self::Link
-            | Self::AdminResumeSource
-            | Self::AdminResumeDestination
-            | Self::AdminDestroySource
-            | Self::AdminDestroyDestination => Comes::Anytime,
-        }
-    }
-
-    /// Whether a whole host goes, which stays away until the run is judged.
-    pub fn is_host(self) -> bool {
-        matches!(self, Self::SourceHost | Self::DestinationHost)
-    }
-
-    /// Whether it is started again by the harness within the run. Carriers and QEMUs are Ferry's and libvirt's own.
-    pub fn is_healed(self) -> bool {
-        match self {
-            Self::Server
-            | Self::SourceAgent
-            | Self::DestinationAgent
-            | Self::SourceLibvirtd
-            | Self::DestinationLibvirtd
-            | Self::Smbd
-            | Self::Link
-            | Self::SourceLibvirtdBeforeFinish
-            | Self::SourceLibvirtdAfterFinish => true,
-            Self::SourceCarrier
-            | Self::DestinationCarrier
-            | Self::DestinationQemu
-            | Self::SourceHost
-            | Self::DestinationHost
-            | Self::AdminResumeSource
-            | Self::AdminResumeDestination
-            | Self::AdminDestroySource
-            | Self::AdminDestroyDestination
-            | Self::AdminMigrate
-            | Self::AdminStart
-            | Self::GuestCrash
-            | Self::Alias => false,
-        }
-    }
-
-    /// Whether the VM must run again by itself within a time once what was killed is back.
-    pub fn runs_again_soon(self) -> bool {
-        matches!(self, Self::SourceLibvirtdBeforeFinish | Self::SourceLibvirtdAfterFinish)
-    }
-}
-
-/// When a kind of fault can come.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Comes {
-    /// At any moment; half of them are aimed at the hand-over.
-    Anytime,
-    /// Before the hand-over: the move is slowed down.
-    Before,
-    /// When the guest has just stopped for it.
-    InHandOver,
-    /// Once the guest is heard from the destination.
-    Afterwards,
-    /// While a disk is copied.
-    AtCopy,
-}
-
-impl fmt::Display for Kind {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let value = self.to_possible_value().expect("no kind is hidden");
-        f.pad(value.get_name())
-    }
-}
 
 /// When the fault comes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -480,6 +304,8 @@ impl SplitMix64 {
 
 #[cfg(test)]
 mod tests {
+    use clap::ValueEnum as _;
+
     use super::*;
 
     #[test]

@@ -6,9 +6,7 @@
 
 use std::{
     collections::BTreeMap,
-    process::Command,
-    sync::{Arc, Mutex},
-    thread::{JoinHandle, sleep},
+    thread::sleep,
     time::{Duration, Instant},
 };
 
@@ -20,25 +18,27 @@ use ferry_core::{
 
 use super::{
     admin::{self, Act},
+    aim::Aim,
     alias::Aliased,
-    faults::{self, Aim, Hit, Processor, inflict},
+    faults::{self, Hit, inflict},
     judge::{self, Broken, Case, Death, Silence},
-    plan::{Files, Kind, Moment, Move, Plan},
+    kind::Kind,
+    mover::Mover,
+    plan::{Moment, Move, Plan},
+    processes::{Processor, has_qemu},
     sabotage::{self, Sabotage},
-    stage::{Stage, local_folder},
+    stage::Stage,
 };
 use crate::{
-    images::{self, Place},
+    images,
     observe::{Heard, Observer, now},
-    run::{run_within, wait_for},
+    run::wait_for,
 };
 
 /// How long after the last fault everything must be well.
 pub const PATIENCE: Duration = Duration::from_secs(90);
 /// A sabotage is known to heal by nothing: it is not waited for longer than an untouched move takes.
 pub const PATIENCE_WITH_SABOTAGE: Duration = Duration::from_secs(15);
-/// How long a command of the command line may take.
-const COMMAND_DEADLINE: Duration = Duration::from_secs(60);
 /// How long the first move may take to be accepted, and its guest to fall silent. A plain move takes some seconds.
 const ACCEPT_DEADLINE: Duration = Duration::from_secs(10);
 const HAND_OVER_DEADLINE: Duration = Duration::from_secs(8);
@@ -304,7 +304,7 @@ impl Round<'_> {
         let has_copy = |name: &str| {
             let last = self.observer.last(name)?;
             let host = self.stage.hosts().iter().find(|host| host.name == last.host)?;
-            Some(faults::has_qemu(host, name))
+            Some(has_qemu(host, name))
         };
         let names = self.stage.guests.iter().map(|guest| guest.name.clone());
         self.ended_copies = names.filter(|name| has_copy(name) == Some(false)).collect();
@@ -481,88 +481,5 @@ impl Round<'_> {
             return Some(format!("job {} is {}: {}", job.id, job.phase.title(), job.summary));
         }
         self.stage.tidy(&self.observer).err().map(|error| format!("{error:#}"))
-    }
-}
-
-/// Asks for a move, and cancels it when its time comes; a thread of its own, since each command may block.
-struct Mover {
-    said: Arc<Mutex<Said>>,
-    thread: JoinHandle<()>,
-}
-
-#[derive(Default)]
-struct Said {
-    answered: bool,
-    job: Option<JobView>,
-    refusal: Option<String>,
-}
-
-impl Mover {
-    fn start(stage: &Stage, one: &Move, aim: &Aim, run: u64) -> anyhow::Result<Self> {
-        let destination = &stage.hosts()[aim.destination].name;
-        let mut words = vec!["--json", "vm"];
-        let disk = one.files.map(|files| file_of(stage, &aim.guest, files, run));
-        match one.files.filter(|files| files.guest_stays) {
-            Some(_) => words.extend(["move-storage", &aim.guest]),
-            None => words.extend(["migrate", &aim.guest, "--to", destination]),
-        }
-        words.extend(disk.iter().flat_map(|disk| ["--disk", disk]));
-        let mut migrate = stage.ferry.command(&words)?;
-        if let Some(cap) = one.bandwidth_mib_per_s {
-            migrate.args(["--bandwidth", &cap.to_string()]);
-        }
-        let cancel = stage.ferry.command(&["--json", "job", "cancel"])?;
-        let (said, one) = (Arc::new(Mutex::new(Said::default())), *one);
-        let shared = Arc::clone(&said);
-        let thread = std::thread::spawn(move || carry_out(&one, migrate, cancel, &shared));
-        Ok(Self { said, thread })
-    }
-
-    /// `None` while it is not known whether the move was accepted; then its job, if it was.
-    fn answered(&self) -> Option<Option<u64>> {
-        let said = self.said.lock().expect("no panic");
-        said.answered.then(|| said.job.as_ref().map(|job| job.id.0))
-    }
-
-    fn is_over(&self) -> bool {
-        self.thread.is_finished()
-    }
-
-    /// Waits for its commands, each of which has a deadline.
-    fn wait(self) -> Said {
-        self.thread.join().expect("no panic");
-        std::mem::take(&mut *self.said.lock().expect("no panic"))
-    }
-}
-
-/// The new file of a guest's disk: another in each run.
-fn file_of(stage: &Stage, guest: &str, files: Files, run: u64) -> String {
-    let format = files.format.name();
-    let folder = match files.place {
-        Place::Share => format!("{}\\{guest}\\", stage.ferry.files.unc()),
-        Place::Local => format!("{}/", local_folder(guest)),
-    };
-    format!("vda={folder}run{run}.{format},format={format}")
-}
-
-fn carry_out(one: &Move, migrate: Command, mut cancel: Command, said: &Mutex<Said>) {
-    sleep(Duration::from_millis(one.delay_ms));
-    let outcome = run_within(migrate, COMMAND_DEADLINE);
-    let job = match &outcome {
-        Ok(answer) if answer.ok() => serde_json::from_str::<JobView>(answer.out.trim()).ok(),
-        Ok(_) | Err(_) => None,
-    };
-    let id = job.as_ref().map(|job| job.id);
-    let refusal = match (&job, outcome) {
-        (Some(_), _) => None,
-        (None, Ok(answer)) => Some(format!("{}{}", answer.out.trim(), answer.err.trim())),
-        (None, Err(error)) => Some(format!("{error:#}")),
-    };
-    *said.lock().expect("no panic") = Said { answered: true, job, refusal };
-    if let (Some(id), Some(ms)) = (id, one.cancel_ms) {
-        sleep(Duration::from_millis(ms));
-        cancel.arg(id.to_string());
-        // It may come too late, or find no server: the job's end says what became of it.
-        let _ = run_within(cancel, COMMAND_DEADLINE);
     }
 }

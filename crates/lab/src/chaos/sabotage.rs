@@ -5,8 +5,9 @@ use std::{fs, time::Duration};
 use clap::ValueEnum;
 
 use super::{
-    faults::{self, Aim},
+    aim::Aim,
     judge::Broken,
+    processes::{kill_qemu, stop_server},
     stage::Stage,
 };
 use crate::{observe::Observer, run::wait_for};
@@ -54,7 +55,7 @@ pub fn commit(
     let destination = &stage.hosts()[aim.destination];
     wait_for("the move is accepted", MOVE_DEADLINE, || accepted().then_some(()))?;
     if sabotage == Sabotage::Stuck {
-        faults::stop_server(stage)?;
+        stop_server(stage)?;
         return Ok("server stopped for good".to_owned());
     }
     observer.wait_on(&aim.guest, &destination.name, MOVE_DEADLINE)?;
@@ -63,7 +64,7 @@ pub fn commit(
     })?;
     match sabotage {
         Sabotage::Lost => {
-            anyhow::ensure!(faults::kill_qemu(destination, &aim.guest), "{} has no QEMU", aim.guest);
+            anyhow::ensure!(kill_qemu(destination, &aim.guest), "{} has no QEMU", aim.guest);
             Ok(format!("QEMU of {} on {} killed for good", aim.guest, destination.name))
         }
         Sabotage::Split => second_copy(stage, observer, aim),

@@ -14,11 +14,11 @@ use ferry_core::{
 use super::plan::{GUESTS, HOSTS};
 use crate::{
     demo::start_ticker,
+    fabric::FABRIC_IP,
     ferry::Ferry,
     guest::Ticker,
     host::Host,
     images::{Disk, Place},
-    lab::FABRIC_IP,
     observe::Observer,
     run::{Said, run_within, wait_for},
 };

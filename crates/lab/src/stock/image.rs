@@ -4,20 +4,18 @@
 //! interfaces as the lab asks, and an NFS server for whoever starts it. libvirt, AppArmor and systemd are as packaged. It
 //! has been started once, as every host has: what a first start makes, as AppArmor's compiled profiles, is there.
 
-use std::{
-    fs,
-    path::{Path, PathBuf},
-    process::Command,
-    time::Duration,
-};
+use std::{fs, path::Path, process::Command, time::Duration};
 
 use anyhow::{Context as _, ensure};
 use uuid::Uuid;
 
-use super::{guest_agent::GuestAgent, machine};
+use super::{
+    emulator::{self, Image},
+    guest_agent::GuestAgent,
+};
 use crate::{
     cache,
-    lab::Program,
+    program::Program,
     run::{checked, run, wait_for},
 };
 
@@ -74,27 +72,6 @@ impl Release {
             Self::Bookworm => "bookworm",
             Self::Trixie => "trixie",
         }
-    }
-}
-
-/// What a machine boots from.
-#[derive(Clone, Debug)]
-pub struct Image {
-    /// The root disk, raw. Never written: each machine has an overlay over it.
-    pub disk: PathBuf,
-    /// Debian's kernel.
-    pub kernel: PathBuf,
-    /// Its first file system.
-    pub initrd: PathBuf,
-}
-
-impl Image {
-    fn of(folder: &Path) -> Self {
-        Self { disk: folder.join("disk.raw"), kernel: folder.join("vmlinuz"), initrd: folder.join("initrd.img") }
-    }
-
-    fn is_whole(&self) -> bool {
-        [&self.disk, &self.kernel, &self.initrd].iter().all(|path| path.is_file())
     }
 }
 
@@ -155,7 +132,7 @@ fn start_once(image: &Image, work: &Path) -> anyhow::Result<()> {
     fs::write(folder.join("boot"), "")?;
     // It ends with whoever builds, however that ends.
     let mut command = Command::new("setpriv");
-    command.args(["--pdeathsig", "KILL", machine::EMULATOR]).args(machine::emulated(
+    command.args(["--pdeathsig", "KILL", emulator::EMULATOR]).args(emulator::emulated(
         image,
         "first",
         Uuid::new_v4(),
@@ -165,19 +142,19 @@ fn start_once(image: &Image, work: &Path) -> anyhow::Result<()> {
     command.arg("-drive").arg(format!("file={},if=virtio,format=raw,cache=unsafe,discard=unmap", image.disk.display()));
     let mut program = Program::start("a new stock host", command, &place.join("log"))?;
     let agent = GuestAgent::new(&socket);
-    wait_for("the new system has started", machine::BOOT_WITHIN, || {
+    wait_for("the new system has started", emulator::BOOT_WITHIN, || {
         (!program.runs() || agent.answers(ANSWER_WITHIN)).then_some(())
     })?;
     ensure!(program.runs(), "The new system does not run: {}", program.said());
-    let started = agent.run("systemctl is-system-running --wait", machine::BOOT_WITHIN)?;
+    let started = agent.run("systemctl is-system-running --wait", emulator::BOOT_WITHIN)?;
     ensure!(started.out.contains("running"), "The new system is {}", started.out.trim());
     let forget = "rm -rf /var/log/journal /var/lib/systemd/random-seed && \
                   : >/etc/machine-id && sync";
-    let forgot = agent.run(forget, machine::LINE_WITHIN)?;
+    let forgot = agent.run(forget, emulator::LINE_WITHIN)?;
     ensure!(forgot.ok(), "The new system: {}{}", forgot.out, forgot.err);
     // Its agent may end before it answers.
-    let _ = agent.run("systemctl --no-block poweroff", machine::LINE_WITHIN);
-    wait_for("the new system is shut down", machine::LINE_WITHIN, || (!program.runs()).then_some(()))?;
+    let _ = agent.run("systemctl --no-block poweroff", emulator::LINE_WITHIN);
+    wait_for("the new system is shut down", emulator::LINE_WITHIN, || (!program.runs()).then_some(()))?;
     fs::remove_dir_all(&place)?;
     Ok(())
 }

@@ -11,14 +11,17 @@ use anyhow::{Context as _, ensure};
 use uuid::Uuid;
 
 use super::{
+    emulator::{BOOT_WITHIN, EMULATOR, Image, LINE_WITHIN, emulated, qmp_socket},
     guest_agent::GuestAgent,
-    image::{self, Image, Release},
+    image::{self, Release},
     qmp::Qmp,
 };
 use crate::{
     cache,
-    lab::{FABRIC_IP, Lab, NETWORK, Program},
+    fabric::{FABRIC_IP, NETWORK},
+    lab::Lab,
     observe::now,
+    program::Program,
     run::{DEADLINE, Said, checked, run, wait_for},
 };
 
@@ -26,12 +29,6 @@ use crate::{
 pub const MIGRATION_NETWORK: &str = "10.78.0";
 /// Its bridge in the fabric.
 pub const MIGRATION_BRIDGE: &str = "br1";
-/// Memory of a machine: libvirt, an agent, and some guests of 128 MiB. MiB.
-const MEMORY_MIB: u32 = 2048;
-/// How long a machine may take until libvirt answers there: 50 s alone, more where several boot at once.
-pub(super) const BOOT_WITHIN: Duration = Duration::from_secs(420);
-/// How long a shell line may take there unless said otherwise.
-pub const LINE_WITHIN: Duration = Duration::from_secs(120);
 /// How long the guest agent may take to say that it is there, while a machine boots.
 const PING_WITHIN: Duration = Duration::from_secs(3);
 /// The machines' UUIDs follow this one.
@@ -311,39 +308,6 @@ fn add_layer(disk: &Path, over: &Path, format: &str) -> anyhow::Result<()> {
     run("qemu-img", &["create", "-q", "-f", "qcow2", "-F", format, "-b", &over, &disk]).map(drop)
 }
 
-/// Where QEMU is told what to do with a machine.
-fn qmp_socket(folder: &Path) -> PathBuf {
-    folder.with_extension("qmp")
-}
-
-/// What runs machines.
-pub(super) const EMULATOR: &str = "qemu-system-x86_64";
-
-/// What the emulator is told of a machine but for its disk and its network. The machine sees `folder` as what it mounts at
-/// `/lab`; beside `folder` lies its console.
-pub(super) fn emulated(image: &Image, name: &str, uuid: Uuid, folder: &Path, socket: &Path) -> Vec<String> {
-    let memory = MEMORY_MIB.to_string();
-    // Without virtualisation of its own: QEMU emulates AMD's, and guests boot by KVM in the machine, but its kernel crashed
-    // under it ("corrupted stack end"), and guests stood still. libvirt need not probe each QEMU twice either. Four levels
-    // of page tables are walked faster than five.
-    let processor = ["-accel", "tcg,thread=multi", "-machine", "q35", "-cpu", "max,svm=off,la57=off", "-smp", "2"];
-    let kernel = image.kernel.display().to_string();
-    let initrd = image.initrd.display().to_string();
-    // Interfaces keep the names by which the boot script finds them: udev would rename them while it does.
-    let line = format!("root=LABEL=root ro console=ttyS0 quiet mitigations=off net.ifnames=0 systemd.hostname={name}");
-    let uuid = uuid.to_string();
-    let machine = ["-m", &memory, "-uuid", &uuid, "-kernel", &kernel, "-initrd", &initrd, "-append", &line];
-    let shared = format!("local,path={},mount_tag=lab,security_model=none", folder.display());
-    let channel = format!("socket,id=agent,path={},server=on,wait=off", socket.display());
-    let agent = "virtserialport,chardev=agent,name=org.qemu.guest_agent.0";
-    let console = format!("file:{}", folder.with_extension("console").display());
-    let devices = ["-virtfs", &shared, "-device", "virtio-serial", "-chardev", &channel, "-device", agent];
-    let qmp = format!("unix:{},server=on,wait=off", qmp_socket(folder).display());
-    let ends =
-        ["-serial", &console, "-qmp", &qmp, "-monitor", "none", "-display", "none", "-nic", "none", "-no-reboot"];
-    [&processor[..], &machine[..], &devices[..], &ends[..]].concat().into_iter().map(str::to_owned).collect()
-}
-
 /// A network interface of a machine: a tap device on one of the fabric's bridges.
 struct Nic {
     tap: String,
@@ -354,7 +318,7 @@ impl Nic {
     fn add(lab: &Lab, machine: u8, number: u8) -> anyhow::Result<Self> {
         let tap = format!("s{machine}n{number}");
         let bridge = if number == 0 { "br0" } else { MIGRATION_BRIDGE };
-        let fabric = lab.fabric();
+        let fabric = lab.namespace();
         for line in [format!("tuntap add {tap} mode tap"), format!("link set {tap} master {bridge} up")] {
             let mut command = Command::new("ip");
             command.args(["-n", &fabric]).args(line.split(' ')).stdin(Stdio::null());

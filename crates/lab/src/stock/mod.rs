@@ -12,6 +12,7 @@
 //! (`docs/adr/0020`).
 
 pub mod demo;
+pub mod emulator;
 pub mod guest_agent;
 pub mod image;
 pub mod machine;

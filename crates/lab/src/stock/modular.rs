@@ -6,6 +6,7 @@ use std::{fs, path::Path};
 use anyhow::Context as _;
 
 use super::machine::Machine;
+use crate::host::MODULAR_CLIENT_CONF;
 
 /// Replaces a machine's libvirtd. `folder` holds the daemons, their units below `units`, and virtqemud's AppArmor profile
 /// below `apparmor`.
@@ -29,9 +30,10 @@ pub(super) fn install(machine: &Machine, folder: &Path) -> anyhow::Result<()> {
     sockets.retain(|name| name.ends_with("d.socket"));
     machine.run(&format!(
         "apparmor_parser -r /etc/apparmor.d/usr.sbin.virtqemud && \
-         printf 'remote_mode = \"direct\"\\nuri_default = \"qemu:///system\"\\n' >/etc/libvirt/libvirt.conf && \
+         printf '{}' >/etc/libvirt/libvirt.conf && \
          systemctl disable -q --now libvirtd.socket libvirtd-ro.socket libvirtd-admin.socket libvirtd.service && \
          systemctl daemon-reload && systemctl enable -q --now {} && virsh -q list",
+        MODULAR_CLIENT_CONF.replace('\n', "\\n"),
         sockets.join(" ")
     ))?;
     Ok(())

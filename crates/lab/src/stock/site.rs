@@ -20,11 +20,12 @@ use super::{
 };
 use crate::{
     cache::{self, Boot},
+    fabric::NETWORK,
     ferry::Ferry,
     guest::Ticker,
     host::MODULAR,
-    lab::{NETWORK, Programs},
     observe::Observer,
+    program::Programs,
     run::{DEADLINE, at_once, checked, run, run_within},
     samba::{PASSWORD, USER},
 };
@@ -96,7 +97,7 @@ impl StockSite {
             format!("link set {MIGRATION_BRIDGE} up"),
         ] {
             let mut command = Command::new("ip");
-            command.args(["-n", &ferry.lab.fabric()]).args(line.split(' '));
+            command.args(["-n", &ferry.lab.namespace()]).args(line.split(' '));
             checked(command, DEADLINE)?;
         }
         let numbered: Vec<(u8, Release)> = (1..).zip(releases.iter().copied()).collect();

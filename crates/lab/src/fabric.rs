@@ -1,0 +1,77 @@
+//! The lab's own network: a namespace with a bridge, at which its hosts, its file servers and Ferry's server are.
+
+use std::{path::PathBuf, process::Command, sync::Mutex};
+
+use anyhow::Context as _;
+
+use crate::{
+    record::{Record, start_time},
+    run::{DEADLINE, checked, run},
+};
+
+/// The lab's network; it exists in the lab's namespaces alone.
+pub const NETWORK: &str = "10.77.0";
+/// The fabric's address: file server and Ferry's server.
+pub const FABRIC_IP: &str = "10.77.0.254";
+
+/// The network of one lab, with its folder. What is made in it is noted in the lab's record.
+pub struct Fabric {
+    /// Short, unlike that of any other lab.
+    pub id: String,
+    /// Everything the lab writes is in it.
+    pub folder: PathBuf,
+    record: Mutex<Record>,
+}
+
+impl Fabric {
+    /// Of the lab with this folder, which is there. [`Fabric::make`] makes the network.
+    pub(crate) fn new(id: String, folder: PathBuf) -> Self {
+        Self { id, folder, record: Mutex::default() }
+    }
+
+    /// Makes the namespace with the bridge.
+    pub(crate) fn make(&self) -> anyhow::Result<()> {
+        let namespace = self.namespace();
+        self.note_namespace(&namespace)?;
+        run("ip", &["netns", "add", &namespace])?;
+        let ip = |arguments: &[&str]| {
+            let mut command = Command::new("ip");
+            command.args(["-n", &namespace]).args(arguments);
+            checked(command, DEADLINE).map(drop)
+        };
+        ip(&["link", "set", "lo", "up"])?;
+        ip(&["link", "add", "br0", "address", "02:77:00:00:00:fe", "type", "bridge", "forward_delay", "0"])?;
+        ip(&["addr", "add", &format!("{FABRIC_IP}/24"), "dev", "br0"])?;
+        ip(&["link", "set", "br0", "up"])
+    }
+
+    /// The fabric's network namespace.
+    pub fn namespace(&self) -> String {
+        format!("fl{}", self.id)
+    }
+
+    /// Where a program under test was copied to.
+    pub fn program(&self, name: &str) -> PathBuf {
+        self.folder.join("bin").join(name)
+    }
+
+    /// A command that runs in the fabric.
+    pub fn in_fabric(&self, program: impl AsRef<std::ffi::OsStr>) -> Command {
+        let mut command = Command::new("ip");
+        command.args(["netns", "exec", &self.namespace()]).arg(program);
+        command
+    }
+
+    pub(crate) fn note_namespace(&self, name: &str) -> anyhow::Result<()> {
+        let mut record = self.record.lock().expect("no panic");
+        record.namespaces.push(name.to_owned());
+        record.write(&self.folder)
+    }
+
+    pub(crate) fn note_process(&self, pid: i32) -> anyhow::Result<()> {
+        let started = start_time(pid).context("A process ended at once")?;
+        let mut record = self.record.lock().expect("no panic");
+        record.processes.push((pid, started));
+        record.write(&self.folder)
+    }
+}
