@@ -2,6 +2,7 @@
 
 use std::{io, path::PathBuf};
 
+pub use ferry_core::error::chain;
 use ferry_core::{
     api::problem::Problem,
     finding::{Finding, FindingId},
@@ -82,17 +83,6 @@ impl AgentError {
             | Self::Carrier(_) => Problem::fault(self.to_string(), chain(self)),
         }
     }
-}
-
-/// The causes of an error, outermost first.
-pub fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        text = format!("{text}: {error}");
-        cause = error.source();
-    }
-    text
 }
 
 impl From<ShareError> for AgentError {

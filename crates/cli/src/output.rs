@@ -3,7 +3,10 @@
 use std::io::{self, IsTerminal as _, Write as _};
 
 use comfy_table::{ContentArrangement, Table, presets};
-use ferry_core::finding::{Finding, Severity};
+use ferry_core::{
+    error::chain,
+    finding::{Finding, Severity},
+};
 use serde::Serialize;
 
 use crate::Failure;
@@ -55,19 +58,6 @@ impl Output {
             None => self.talk(&format!("error: {}", chain(failure))),
         }
     }
-}
-
-fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        let next = error.to_string();
-        if !text.contains(&next) {
-            text = format!("{text}: {next}");
-        }
-        cause = error.source();
-    }
-    text
 }
 
 /// Findings with their fixes, one below the other.

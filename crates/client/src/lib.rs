@@ -10,7 +10,7 @@ pub mod server;
 
 use std::error::Error;
 
-use ferry_core::{api::problem::Problem, pin::Pin};
+use ferry_core::{api::problem::Problem, error::chain, pin::Pin};
 use thiserror::Error;
 
 /// Why a call did not succeed.
@@ -82,16 +82,6 @@ impl ClientError {
 
     /// The message with its chain of causes, `: ` between them.
     pub fn chain(&self) -> String {
-        let mut text = self.to_string();
-        let mut cause = self.source();
-        while let Some(error) = cause {
-            let message = error.to_string();
-            if !text.ends_with(&message) {
-                text.push_str(": ");
-                text.push_str(&message);
-            }
-            cause = error.source();
-        }
-        text
+        chain(self)
     }
 }

@@ -9,6 +9,7 @@ pub mod admission;
 pub mod api;
 pub mod convergence;
 pub mod disk_rest;
+pub mod error;
 pub mod files;
 pub mod finding;
 #[cfg(test)]

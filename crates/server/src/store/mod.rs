@@ -57,8 +57,7 @@ pub enum StoreError {
 impl StoreError {
     /// It and its causes, in one line.
     pub(crate) fn chain(&self) -> String {
-        let causes = std::iter::successors(Some(self as &dyn std::error::Error), |error| error.source());
-        causes.map(ToString::to_string).collect::<Vec<_>>().join(": ")
+        ferry_core::error::chain(self)
     }
 }
 
