@@ -19,8 +19,7 @@ pub use shares::{not_same, reaches, shares_of, soft_shares};
 pub use vm::{busy, busy_by};
 
 use crate::{
-    api::server::Candidate,
-    finding::{Finding, FindingId, any_blocks},
+    finding::{Finding, FindingId, Severity},
     immovable::immovable,
     job::MoveKind,
     location::Location,
@@ -91,18 +90,35 @@ fn judge(facts: &LiveFacts<'_>, live: bool) -> Vec<Finding> {
     findings
 }
 
-/// One host as the destination of the VM: what kind of move it would be, and why.
-pub fn candidate(facts: &LiveFacts<'_>) -> Candidate {
-    let findings = live(facts);
-    let blocked = any_blocks(&findings);
-    let kind = if facts.along.is_empty() { MoveKind::Live } else { MoveKind::LiveVsm };
-    let why = match findings.first() {
-        Some(first) if blocked => first.message.clone(),
-        _ if kind == MoveKind::Live => "Every file of the VM lies on shares that both hosts reach".to_owned(),
-        _ => {
-            let disks: Vec<&str> = facts.along.iter().map(|disk| disk.device.as_str()).collect();
-            format!("Moves along: {}", disks.join(", "))
+/// What was found of one host as the destination of a VM.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Assessment {
+    /// What kind of move it would be; `None`: it cannot work.
+    pub kind: Option<MoveKind>,
+    /// Why, in one sentence.
+    pub why: String,
+    /// Blocking findings first.
+    pub findings: Vec<Finding>,
+}
+
+impl Assessment {
+    /// A move of this kind for this reason, unless a finding blocks it: then that is the reason.
+    pub fn new(kind: Option<MoveKind>, why: String, mut findings: Vec<Finding>) -> Self {
+        findings.sort_by_key(|finding| std::cmp::Reverse(finding.severity));
+        match findings.iter().find(|finding| finding.severity == Severity::Blocks) {
+            Some(first) => Self { kind: None, why: first.message.clone(), findings },
+            None => Self { kind, why, findings },
         }
+    }
+}
+
+/// Judges one host as the destination of the VM.
+pub fn assess(facts: &LiveFacts<'_>) -> Assessment {
+    let (kind, why) = if facts.along.is_empty() {
+        (MoveKind::Live, "Every file of the VM lies on shares that both hosts reach".to_owned())
+    } else {
+        let disks: Vec<&str> = facts.along.iter().map(|disk| disk.device.as_str()).collect();
+        (MoveKind::LiveVsm, format!("Moves along: {}", disks.join(", ")))
     };
-    Candidate { host: facts.destination.name.to_owned(), kind: (!blocked).then_some(kind), why, findings }
+    Assessment::new(Some(kind), why, live(facts))
 }

@@ -7,7 +7,6 @@ use uuid::Uuid;
 use super::*;
 use crate::{
     files::DiskMove,
-    finding::Severity,
     fixtures,
     host::HostFacts,
     id::{HostId, JobId, ShareId, VmId},
@@ -124,6 +123,16 @@ impl Host {
 #[test]
 fn nothing_stands_against_a_good_move() {
     assert_eq!(Fixture::new().findings(), []);
+}
+
+#[test]
+fn a_host_is_a_candidate_unless_a_finding_blocks_it_which_is_the_reason_then() {
+    let warning = Finding::warns(FindingId::DiskUnsafe, "vda", "It is odd", "Mend it");
+    let block = Finding::blocks(FindingId::HostMemory, "kvm2", "It is full", "Choose another");
+    let good = Assessment::new(Some(MoveKind::Live), "It reaches all".to_owned(), vec![warning.clone()]);
+    assert_eq!((good.kind, good.why.as_str()), (Some(MoveKind::Live), "It reaches all"));
+    let bad = Assessment::new(good.kind, good.why, vec![warning.clone(), block.clone()]);
+    assert_eq!((bad.kind, bad.why.as_str(), bad.findings), (None, "It is full", vec![block, warning]));
 }
 
 type Spoil = fn(&mut Fixture);

@@ -8,17 +8,17 @@ use ferry_core::{
         DiskMove,
         plan::{Planned, Requested, plan_live},
     },
-    finding::{Finding, FindingId, Severity, any_blocks},
+    finding::{Finding, FindingId, any_blocks},
     id::{HostId, JobId, ShareId, VmId},
     location::Location,
     memory::Need,
-    preflight::{LiveFacts, NamedShare, Sameness, candidate, reaches, shares_of},
+    preflight::{Assessment, LiveFacts, NamedShare, Sameness, assess, reaches, shares_of},
     units::ByteCount,
     vm::{FileRole, VmFacts, VmState},
 };
 use futures_util::future::join_all;
 
-use super::{Preflight, gone, promised::Promised, told, users::used_by_others, uses};
+use super::{Preflight, candidate, gone, promised::Promised, told, users::used_by_others, uses};
 use crate::{
     inventory::{Host, Inventory, Seen},
     store::StoreError,
@@ -73,7 +73,7 @@ pub(crate) async fn judge_all(
         let there = seen.side(&destination);
         let wanted = Requested { all: storage(&destination), named: Vec::new() };
         let planned = plan_live(vm, &wanted, destination.record.id, |place| reaches(&there, place));
-        let mut candidate = candidate(&LiveFacts {
+        let Assessment { kind, why, mut findings } = assess(&LiveFacts {
             vm,
             busy,
             source: source_seen.side(source),
@@ -84,16 +84,9 @@ pub(crate) async fn judge_all(
             promised: &promised.at(destination.record.id, vm.id),
             overcommit,
         });
-        let mut more = planned.findings;
-        more.extend(used_by_others(&preflight.inventory, vm.id, &planned.moves));
-        if let Some(first) = more.iter().find(|finding| finding.severity == Severity::Blocks)
-            && candidate.kind.take().is_some()
-        {
-            candidate.why.clone_from(&first.message);
-        }
-        candidate.findings.extend(more);
-        candidate.findings.sort_by_key(|finding| std::cmp::Reverse(finding.severity));
-        (candidate, planned.moves)
+        findings.extend(planned.findings);
+        findings.extend(used_by_others(&preflight.inventory, vm.id, &planned.moves));
+        (candidate(&destination, Assessment::new(kind, why, findings)), planned.moves)
     };
     Ok(preflight.inventory.hosts().into_iter().map(one).collect())
 }
@@ -202,7 +195,7 @@ pub(crate) async fn judge(
     let same_host = source.record.id == destination.record.id;
     let sameness: BTreeMap<ShareId, Sameness> =
         if same_host { BTreeMap::new() } else { join_all(proofs.map(prove)).await.into_iter().collect() };
-    let candidate = candidate(&LiveFacts {
+    let assessed = assess(&LiveFacts {
         vm: facts,
         busy: match occasion {
             Occasion::Request(busy) | Occasion::OneOfSeveral(busy) => busy,
@@ -217,8 +210,8 @@ pub(crate) async fn judge(
         overcommit: memory.overcommit,
     });
     let mut findings = planned;
-    findings.extend(candidate.findings.clone());
-    let mut why = candidate.why;
+    findings.extend(assessed.findings);
+    let mut why = assessed.why;
     if !along.is_empty() && !any_blocks(&findings) {
         match arrivals(source, vm, &along).await {
             Ok(wanted) => {
@@ -230,15 +223,8 @@ pub(crate) async fn judge(
             Err(finding) => findings.extend(finding),
         }
     }
-    findings.sort_by_key(|finding| std::cmp::Reverse(finding.severity));
-    let blocked = any_blocks(&findings);
-    let candidate = Candidate {
-        kind: candidate.kind.filter(|_| !blocked),
-        why: findings.first().filter(|_| blocked).map_or(why, |first| first.message.clone()),
-        findings: findings.clone(),
-        ..candidate
-    };
-    Checked { findings, candidate, vm: Some(facts.clone()), along }
+    let candidate = candidate(destination, Assessment::new(assessed.kind, why, findings));
+    Checked { findings: candidate.findings.clone(), candidate, vm: Some(facts.clone()), along }
 }
 
 /// What stands against a move that was decided a while ago: the VM uses another file by now, and that one would be copied
@@ -282,11 +268,6 @@ pub(crate) async fn arrivals(source: &Host, vm: VmId, along: &[DiskMove]) -> Res
 
 fn not_there(vm: VmId, source: &Host, destination: &Host, at_source: &Seen) -> Checked {
     let finding = gone(vm, source, at_source);
-    let candidate = Candidate {
-        host: destination.name().to_owned(),
-        kind: None,
-        why: finding.message.clone(),
-        findings: vec![finding.clone()],
-    };
+    let candidate = candidate(destination, Assessment::new(None, String::new(), vec![finding.clone()]));
     Checked { candidate, findings: vec![finding], vm: None, along: Vec::new() }
 }

@@ -14,9 +14,10 @@ use std::{collections::BTreeMap, sync::Arc};
 
 use ferry_client::ClientError;
 use ferry_core::{
+    api::server::Candidate,
     finding::{Finding, FindingId},
     id::{ShareId, VmId},
-    preflight::NamedShare,
+    preflight::{Assessment, NamedShare},
 };
 
 use crate::{
@@ -39,6 +40,12 @@ impl Preflight {
         let shares = self.store.shares().await?;
         Ok(shares.into_iter().map(|share| (share.id, NamedShare { name: share.name, source: share.source })).collect())
     }
+}
+
+/// A host as the destination of a VM, as the API tells it.
+fn candidate(host: &Host, assessed: Assessment) -> Candidate {
+    let Assessment { kind, why, findings } = assessed;
+    Candidate { host: host.name().to_owned(), kind, why, findings }
 }
 
 /// What a host says against something.

@@ -15,13 +15,13 @@ use ferry_core::{
     finding::{Finding, FindingId, Severity, any_blocks},
     id::{JobId, VmId},
     job::MoveKind,
-    preflight::{LiveFacts, Sameness, offline, reaches, shares_of},
+    preflight::{Assessment, LiveFacts, Sameness, offline, reaches, shares_of},
     units::ByteCount,
     vm::{DiskFormat, FileRole, VmFacts, VmState},
 };
 use futures_util::future::join_all;
 
-use super::{Preflight, gone, told, uses};
+use super::{Preflight, candidate, gone, told, uses};
 use crate::{
     inventory::{Host, Inventory},
     store::StoreError,
@@ -63,22 +63,15 @@ impl Checked {
     }
 
     pub(crate) fn candidate(self, destination: &Host) -> Candidate {
-        let blocked = any_blocks(&self.findings);
-        let why = match self.findings.first() {
-            Some(first) if blocked => first.message.clone(),
-            _ if self.sized.files.is_empty() => "Every file of the VM lies on shares that both hosts reach".to_owned(),
-            _ => {
-                let names: Vec<&str> = self.sized.files.iter().map(|file| file.file.device.as_str()).collect();
-                let bytes = ByteCount(self.sized.files.iter().map(|file| file.allocated.0).sum());
-                format!("Moves while it is shut off: {}, {bytes} to copy", names.join(", "))
-            }
+        let files = &self.sized.files;
+        let why = if files.is_empty() {
+            "Every file of the VM lies on shares that both hosts reach".to_owned()
+        } else {
+            let names: Vec<&str> = files.iter().map(|file| file.file.device.as_str()).collect();
+            let bytes = ByteCount(files.iter().map(|file| file.allocated.0).sum());
+            format!("Moves while it is shut off: {}, {bytes} to copy", names.join(", "))
         };
-        Candidate {
-            host: destination.name().to_owned(),
-            kind: (!blocked).then_some(MoveKind::Offline),
-            why,
-            findings: self.findings,
-        }
+        candidate(destination, Assessment::new(Some(MoveKind::Offline), why, self.findings))
     }
 }
 
