@@ -10,6 +10,7 @@ use ferry_client::{ClientError, agent::AgentClient};
 use ferry_core::{
     admission::Limits,
     api::{agent::Observation, server::Event},
+    backoff::Backoff,
     finding::{Finding, FindingId},
     id::{HostId, ShareId, VmId},
     preflight::{Placed, Side, resolve_vm},
@@ -31,8 +32,7 @@ use crate::{
 /// after which a silent host counts as unreachable.
 const OBSERVE_WAIT: Duration = Duration::from_secs(5);
 /// How often an unreachable agent is asked.
-const RETRY_FIRST: Duration = Duration::from_millis(100);
-const RETRY_MAX: Duration = Duration::from_secs(3);
+const RETRY: Backoff = Backoff::new(Duration::from_millis(100), Duration::from_secs(3));
 /// How long a host may take to see what a job changed there: libvirt answers late while it ends a migration.
 const LOOK_WITHIN: Duration = Duration::from_secs(15);
 /// How often it is made to look until then.
@@ -302,7 +302,7 @@ impl Inventory {
     }
 
     async fn keep_asking(self: &Arc<Self>, host: &Host) {
-        let mut retry = RETRY_FIRST;
+        let mut retry = RETRY;
         loop {
             let seen = host.seen();
             // After a failure the whole is asked for at once: an agent that is back is seen as such without a wait.
@@ -313,10 +313,9 @@ impl Inventory {
                 self.watch_for_twins();
             }
             if failed {
-                tokio::time::sleep(retry).await;
-                retry = (retry * 2).min(RETRY_MAX);
+                tokio::time::sleep(retry.pause()).await;
             } else {
-                retry = RETRY_FIRST;
+                retry = RETRY;
             }
         }
     }

@@ -11,6 +11,7 @@ use std::{
 
 use ferry_core::{
     api::server::WaitView,
+    backoff::Backoff,
     files::{DiskProgress, DiskStage},
     id::{HostId, JobId},
     job::Progress,
@@ -29,8 +30,7 @@ use crate::{
 /// How long a job that waits keeps its slots: longer than an agent's restart takes.
 const WAITS_WITH_SLOTS: Duration = Duration::from_secs(30);
 /// How often a database that fails is tried again.
-const KEEP_PAUSE_FIRST: Duration = Duration::from_millis(100);
-const KEEP_PAUSE_MAX: Duration = Duration::from_secs(5);
+const KEEP: Backoff = Backoff::new(Duration::from_millis(100), Duration::from_secs(5));
 
 /// What is known of a running job beyond its log.
 #[derive(Clone, Debug, Default)]
@@ -129,7 +129,7 @@ impl Running {
     where
         F: Future<Output = Result<T, StoreError>>,
     {
-        let mut pause = KEEP_PAUSE_FIRST;
+        let mut backoff = KEEP;
         loop {
             let error = match attempt().await {
                 Ok(kept) => {
@@ -142,8 +142,7 @@ impl Running {
             if self.say(|now| &mut now.unkept, Some(why.clone())) {
                 tracing::error!(why, "The job waits for the database");
             }
-            self.pause(pause).await;
-            pause = (pause * 2).min(KEEP_PAUSE_MAX);
+            self.pause(backoff.pause()).await;
         }
     }
 

@@ -15,6 +15,7 @@
 use std::{future::Future, time::Duration};
 
 use ferry_core::{
+    backoff::Backoff,
     id::JobId,
     migration::{LogEvent, Phase, Step, StepClass, newest_attempt, phase},
 };
@@ -69,10 +70,8 @@ pub(crate) trait Saga: Sync {
 /// How often a step that must be done is tried, and how fast.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Patience {
-    /// Pause after the first failure; it doubles.
-    pub(crate) pause_first: Duration,
-    /// Longest pause.
-    pub(crate) pause_max: Duration,
+    /// Pauses after failures.
+    pub(crate) backoff: Backoff,
     /// After this many failures the job shows as stuck; it is tried on.
     pub(crate) tries_before_stuck: u32,
 }
@@ -80,7 +79,7 @@ pub(crate) struct Patience {
 impl Patience {
     /// Stuck is shown after some 13 seconds: longer than an agent's restart takes.
     pub(crate) const USUAL: Self =
-        Self { pause_first: Duration::from_millis(100), pause_max: Duration::from_secs(5), tries_before_stuck: 8 };
+        Self { backoff: Backoff::new(Duration::from_millis(100), Duration::from_secs(5)), tries_before_stuck: 8 };
 }
 
 /// What a log asks for.
@@ -210,7 +209,7 @@ async fn repeat<F: Future<Output = Result<(), StepFailed>>>(
     attempt: impl Fn() -> F,
     stuck: impl Fn(String) -> LogEvent,
 ) {
-    let mut pause = patience.pause_first;
+    let mut backoff = patience.backoff;
     let mut failures = 0;
     while let Err(StepFailed(message)) = attempt().await {
         failures += 1;
@@ -220,8 +219,7 @@ async fn repeat<F: Future<Output = Result<(), StepFailed>>>(
             append(log, job, saga, &[stuck(message)]).await;
             saga.running().stuck();
         }
-        saga.pause(pause).await;
-        pause = (pause * 2).min(patience.pause_max);
+        saga.pause(backoff.pause()).await;
     }
     saga.running().in_vain(None);
 }

@@ -8,6 +8,7 @@ use std::{
 };
 
 use ferry_core::{
+    backoff::Backoff,
     id::{HostId, JobId, VmId},
     job::JobKind,
     migration::{LogEvent, Phase, Step, StepClass},
@@ -142,7 +143,7 @@ impl Saga for Life {
 }
 
 const IMPATIENT: Patience =
-    Patience { pause_first: Duration::ZERO, pause_max: Duration::from_millis(1), tries_before_stuck: 3 };
+    Patience { backoff: Backoff::new(Duration::ZERO, Duration::from_millis(1)), tries_before_stuck: 3 };
 
 /// A database with one job whose turn has come.
 async fn with_job() -> (Store, JobId, tempfile::TempDir) {

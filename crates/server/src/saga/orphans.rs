@@ -10,6 +10,7 @@
 use std::{sync::atomic::Ordering, time::Duration};
 
 use ferry_core::{
+    backoff::Backoff,
     job::JobKind,
     migration::{LogEvent, Step, Verdict, newest_attempt},
 };
@@ -33,7 +34,7 @@ use crate::{
 const ASK_EVERY: Duration = Duration::from_secs(1);
 /// How often hosts are asked that answer and are not of one mind, or refuse: at first soon, for an agent that has just been
 /// started may not know all yet; then twice as late each time, up to this.
-const ASK_PAUSE_MAX: Duration = Duration::from_secs(30);
+const ASK: Backoff = Backoff::new(ASK_EVERY, Duration::from_secs(30));
 /// After a start of the server, jobs are looked at that are no older than 30 days, and no more than so many.
 const DISMISSED_FOR_MS: u64 = 30 * 24 * 60 * 60 * 1000;
 const DISMISSED_MAX: u32 = 1000;
@@ -50,13 +51,13 @@ enum Cleaned {
 
 /// Removes what a dismissed job has left. Returns when nothing can be done about it any more.
 pub(crate) async fn remove(context: &Context, record: JobRecord) {
-    let mut pause = ASK_EVERY;
+    let mut backoff = ASK;
     let mut ended_there = false;
     loop {
         match clean(&context.preflight, &record, &mut ended_there).await {
             Ok(Cleaned::All) => return,
             Ok(Cleaned::Away) => {
-                pause = ASK_EVERY;
+                backoff = ASK;
                 tokio::time::sleep(ASK_EVERY).await;
             }
             cleaned @ (Ok(Cleaned::NotYet) | Err(_)) => {
@@ -67,8 +68,7 @@ pub(crate) async fn remove(context: &Context, record: JobRecord) {
                         "What a dismissed job left is removed later"
                     );
                 }
-                tokio::time::sleep(pause).await;
-                pause = (pause * 2).min(ASK_PAUSE_MAX);
+                tokio::time::sleep(backoff.pause()).await;
             }
         }
     }

@@ -9,6 +9,7 @@ use std::time::Duration;
 use ferry_client::ClientError;
 use ferry_core::{
     api::agent::{MigrationReport, Role, Stage},
+    backoff::Backoff,
     finding::FindingId,
     id::VmId,
     migration::{Presence, Verdict},
@@ -27,8 +28,8 @@ const POLL_WAIT: Duration = Duration::from_secs(5);
 /// How long the destination's carrier has to resume by itself, once the hand-over is done.
 const RESUME_WITHIN: Duration = Duration::from_secs(3);
 /// How often an agent that does not answer, or an undecided hand-over, is asked about.
-const PAUSE_FIRST: Duration = Duration::from_millis(100);
-const PAUSE_MAX: Duration = Duration::from_secs(3);
+const PAUSE: Duration = Duration::from_millis(100);
+const ASK: Backoff = Backoff::new(PAUSE, Duration::from_secs(3));
 
 /// What is known of one end.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -144,14 +145,13 @@ fn failed_by_itself(source: &Side) -> bool {
 /// refuses for good: then the other end of [`steer`] sees the move arrive.
 async fn cancel_when_asked(ends: &Participants<'_, impl MoveAgent>) {
     ends.running.cancelled.cancelled().await;
-    let mut pause = PAUSE_FIRST;
+    let mut backoff = ASK;
     while let Err(error) = abort(ends).await {
         // Else it has switched over, and will be seen to.
         if !has_finding(&error, FindingId::JobPastPivot) {
             ends.running.wait_for(Some(describe(ends.source.name, &error)));
         }
-        ends.running.pause(pause).await;
-        pause = (pause * 2).min(PAUSE_MAX);
+        ends.running.pause(backoff.pause()).await;
     }
 }
 
@@ -194,7 +194,7 @@ fn course(source: &Side, destination: &Side) -> Course {
 
 /// Asks until it is known who has the VM. Ok: the destination; an error: the source.
 async fn settle(ends: &Participants<'_, impl MoveAgent>, cause: String) -> Result<(), StepFailed> {
-    let mut pause = PAUSE_FIRST;
+    let mut backoff = ASK;
     let mut delivered = false;
     loop {
         let decision = presence::decide(ends, delivered).await;
@@ -212,8 +212,7 @@ async fn settle(ends: &Participants<'_, impl MoveAgent>, cause: String) -> Resul
                 ends.running.wait_for(Some(decision.awaited));
             }
         }
-        ends.running.pause(pause).await;
-        pause = (pause * 2).min(PAUSE_MAX);
+        ends.running.pause(backoff.pause()).await;
     }
 }
 
@@ -247,13 +246,13 @@ async fn follow(ends: &Participants<'_, impl MoveAgent>, role: Role, sender: wat
         Role::Destination => &ends.destination,
     };
     let mut after = 0;
-    let mut pause = PAUSE_FIRST;
+    let mut backoff = ASK;
     loop {
         match end.agent.report(ends.attempt, after, POLL_WAIT).await {
             Ok(report) => {
-                if pause != PAUSE_FIRST {
+                if backoff != ASK {
                     ends.running.wait_for(None);
-                    pause = PAUSE_FIRST;
+                    backoff = ASK;
                 }
                 // A lower sequence is that of another life of the carrier's keeper: its next is asked for all the same.
                 after = report.sequence;
@@ -265,7 +264,7 @@ async fn follow(ends: &Participants<'_, impl MoveAgent>, role: Role, sender: wat
                 });
                 // One whose carrier is gone has nothing to wait for and answers at once.
                 if !news {
-                    tokio::time::sleep(PAUSE_FIRST).await;
+                    tokio::time::sleep(PAUSE).await;
                 }
             }
             Err(error) => {
@@ -280,8 +279,7 @@ async fn follow(ends: &Participants<'_, impl MoveAgent>, role: Role, sender: wat
                         }
                     }
                 }
-                ends.running.pause(pause).await;
-                pause = (pause * 2).min(PAUSE_MAX);
+                ends.running.pause(backoff.pause()).await;
             }
         }
     }

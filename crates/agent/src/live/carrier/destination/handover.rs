@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 
 use ferry_core::{
     api::agent::Stage,
+    backoff::Backoff,
     finding::{Finding, FindingId},
     id::VmId,
 };
@@ -24,8 +25,7 @@ use crate::{blocking::call, error::chain, lock::lock};
 
 /// How long after one that failed a resume is tried again: libvirt may be restarting, or a file server away. Twice as long
 /// each time.
-const RESUME_PAUSE_FIRST: Duration = Duration::from_millis(250);
-
+const RESUME: Backoff = Backoff::new(Duration::from_millis(250), RESUME_PAUSE_MAX);
 const RESUME_PAUSE_MAX: Duration = Duration::from_secs(2);
 /// How long whoever asks for a resume waits for it. It is tried on after that.
 pub(super) const RESUME_ANSWER_WITHIN: Duration = Duration::from_secs(20);
@@ -106,11 +106,10 @@ async fn run(shared: &Shared) {
 
 /// Tries until it is done, however long that takes; tells of each failure.
 async fn until_done<E, F: Future<Output = Result<(), E>>>(attempt: impl Fn() -> F, failed: impl Fn(E)) {
-    let mut pause = RESUME_PAUSE_FIRST;
+    let mut backoff = RESUME;
     while let Err(error) = attempt().await {
         failed(error);
-        tokio::time::sleep(pause).await;
-        pause = (pause * 2).min(RESUME_PAUSE_MAX);
+        tokio::time::sleep(backoff.pause()).await;
     }
 }
 
