@@ -10,7 +10,7 @@ use std::{
 
 use ferry_core::release::{Release, SHARED_FILESYSTEMS_SINCE, knows_shared_filesystems};
 use ferry_drivers::{
-    hypervisor::{Hypervisor, HypervisorHost},
+    hypervisor::{HostInfo, HypervisorHost},
     share::smb::{has_mount_cifs, kernel_has_cifs},
 };
 
@@ -60,7 +60,7 @@ impl fmt::Display for Check {
 }
 
 /// Looks at everything.
-pub fn all(config: &Config, hypervisor: &dyn Hypervisor) -> Vec<Check> {
+pub fn all(config: &Config, hypervisor: &dyn HostInfo) -> Vec<Check> {
     let path = std::env::var_os("PATH").unwrap_or_default();
     let text = |path: &str| fs::read_to_string(path).unwrap_or_default();
     let mut checks = Vec::new();

@@ -12,7 +12,7 @@ use ferry_core::{
     release::knows_shared_filesystems,
     units::ByteCount,
 };
-use ferry_drivers::hypervisor::{Hypervisor, HypervisorError, HypervisorHost};
+use ferry_drivers::hypervisor::{HostInfo, HypervisorError, HypervisorHost};
 
 use crate::{config::Config, confinement, records, setup};
 
@@ -20,7 +20,7 @@ use crate::{config::Config, confinement, records, setup};
 ///
 /// # Errors
 /// When libvirt does not answer.
-pub fn facts(config: &Config, hypervisor: &dyn Hypervisor) -> Result<HostFacts, HypervisorError> {
+pub fn facts(config: &Config, hypervisor: &dyn HostInfo) -> Result<HostFacts, HypervisorError> {
     let host = hypervisor.host()?;
     let libvirt_version = libvirt_version(&host);
     let text = |path: &str| fs::read_to_string(path).unwrap_or_default().trim().to_owned();

@@ -10,7 +10,7 @@ use std::{
 
 use anyhow::Context as _;
 use ferry_core::vm::VmState;
-use ferry_drivers::hypervisor::{Hypervisor, libvirt::Libvirt};
+use ferry_drivers::hypervisor::{Domains, Hypervisor, libvirt::Libvirt};
 use ferry_trust::KeyPair;
 
 use crate::{checks, config::Config, confinement, enrolment::Enrolment, hold, records};
@@ -141,7 +141,7 @@ pub fn remove(config: &Config) -> anyhow::Result<()> {
 ///
 /// # Errors
 /// When the holds cannot be read.
-pub fn print_holds(config: &Config, hypervisor: &dyn Hypervisor) -> anyhow::Result<()> {
+pub fn print_holds(config: &Config, hypervisor: &dyn Domains) -> anyhow::Result<()> {
     let held = hold::all(&config.holds_dir())?;
     if held.is_empty() {
         eprintln!("No VM is held on this host");

@@ -9,7 +9,7 @@ use ferry_core::{
     share::FileSystem,
     vm::{VmFacts, VmFile},
 };
-use ferry_drivers::{hypervisor::Hypervisor, share::file_system_of};
+use ferry_drivers::{hypervisor::HostInfo, share::file_system_of};
 
 use crate::{AgentError, host::libvirt_version};
 
@@ -18,7 +18,7 @@ use crate::{AgentError, host::libvirt_version};
 /// # Errors
 /// `host.release` for a file of which Ferry may not give it, or where the files were not shown to be shared.
 pub(super) fn vouched(
-    hypervisor: &dyn Hypervisor,
+    hypervisor: &dyn HostInfo,
     facts: &VmFacts<PathBuf>,
     request: &PrepareSource,
 ) -> Result<bool, AgentError> {

@@ -14,7 +14,7 @@ use ferry_core::{
     files::DiskStage,
     units::ByteCount,
 };
-use ferry_drivers::hypervisor::Hypervisor;
+use ferry_drivers::hypervisor::Domains;
 use ferry_trust::{Clients, KeyPair, client_config, server_config};
 use ferry_wire::{
     WireError,
@@ -130,7 +130,7 @@ async fn take_definition(peer: &mut Connection, moves: &Arc<OfflineMoves>, page:
 
 /// Sends every file that differs, and the definition before and after them. Ok promises that the destination has all of it
 /// on disk, and that nothing wrote to a file meanwhile.
-pub(super) async fn give(config: &Config, hypervisor: Arc<dyn Hypervisor>, page: Arc<Move>) -> Result<(), AgentError> {
+pub(super) async fn give(config: &Config, hypervisor: Arc<dyn Domains>, page: Arc<Move>) -> Result<(), AgentError> {
     let Task::Source { request, paths, translate, .. } = page.journal().task else { return Ok(()) };
     let dialer = dialer(config, &request)?;
     let (vm, files) = (request.vm, paths.clone());

@@ -36,7 +36,7 @@ use ferry_core::{
 use ferry_drivers::{
     file,
     hypervisor::{
-        Hypervisor, HypervisorError,
+        Domains, Hypervisor, HypervisorError,
         rpc::{Bound, definition::check_definition},
     },
     image,
@@ -584,7 +584,7 @@ impl OfflineMoves {
             page.write(|journal| journal.stage = OfflineStage::Copying)?;
             let (this, copied) = (Arc::clone(self), Arc::clone(&page));
             let task = tokio::spawn(async move {
-                let outcome = copy::give(&this.config, Arc::clone(&this.hypervisor), Arc::clone(&copied)).await;
+                let outcome = copy::give(&this.config, this.hypervisor.clone(), Arc::clone(&copied)).await;
                 let written = copied.write(|journal| match &outcome {
                     Ok(()) => journal.stage = OfflineStage::Copied,
                     Err(error) => {
@@ -871,7 +871,7 @@ fn differs(device: &str, path: &Path) -> AgentError {
 ///
 /// # Errors
 /// `vm.running`; a file that is not there.
-pub fn files_of(hypervisor: &dyn Hypervisor, vm: VmId, only: Option<&[&str]>) -> Result<Vec<FileSize>, AgentError> {
+pub fn files_of(hypervisor: &dyn Domains, vm: VmId, only: Option<&[&str]>) -> Result<Vec<FileSize>, AgentError> {
     let facts = shut_off(hypervisor, vm)?;
     let mut sizes = Vec::new();
     for file in facts.files.iter().filter(|file| file.role != FileRole::NotAFile) {
@@ -890,7 +890,7 @@ pub fn files_of(hypervisor: &dyn Hypervisor, vm: VmId, only: Option<&[&str]>) ->
     Ok(sizes)
 }
 
-fn shut_off(hypervisor: &dyn Hypervisor, vm: VmId) -> Result<VmFacts<PathBuf>, AgentError> {
+fn shut_off(hypervisor: &dyn Domains, vm: VmId) -> Result<VmFacts<PathBuf>, AgentError> {
     let facts = hypervisor.vm(vm)?.ok_or(HypervisorError::NoVm(vm))?;
     match not_shut_off(&facts) {
         None => Ok(facts),

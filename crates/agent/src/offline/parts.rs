@@ -13,7 +13,11 @@ use std::{
 };
 
 use ferry_core::{api::agent::OfflineFile, id::VmId, units::ByteCount, vm::DiskFormat};
-use ferry_drivers::{file, hypervisor::Hypervisor, image};
+use ferry_drivers::{
+    file,
+    hypervisor::{Domains, HostInfo},
+    image,
+};
 
 use super::{
     Move, as_disk,
@@ -44,7 +48,7 @@ pub(super) fn part_of(path: &Path, vm: VmId) -> PathBuf {
 ///
 /// # Errors
 /// `file.exists` if something else has the name; the file system's.
-pub(super) fn make_all(page: &Move, hypervisor: &dyn Hypervisor, partials: &PartialCopies) -> Result<(), AgentError> {
+pub(super) fn make_all(page: &Move, hypervisor: &dyn HostInfo, partials: &PartialCopies) -> Result<(), AgentError> {
     // Held so that no file is made after those that were made are removed.
     let ended = lock(&page.ended);
     if *ended {
@@ -123,7 +127,7 @@ pub(super) fn name_all(page: &Move) -> Result<(), AgentError> {
 ///
 /// # Errors
 /// When it is not known what is in use, or a file cannot be removed.
-pub(super) fn remove_all(page: &Move, hypervisor: &dyn Hypervisor, partials: &PartialCopies) -> Result<(), AgentError> {
+pub(super) fn remove_all(page: &Move, hypervisor: &dyn Domains, partials: &PartialCopies) -> Result<(), AgentError> {
     *lock(&page.ended) = true;
     let Task::Destination { request, incoming_files, .. } = page.journal().task else { return Ok(()) };
     if !incoming_files.iter().any(|incoming_file| incoming_file.made || incoming_file.named) {
