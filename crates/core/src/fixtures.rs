@@ -13,46 +13,23 @@ use crate::{
 /// A raw disk at `place`.
 pub(crate) fn disk<F>(device: &str, place: F) -> VmFile<F> {
     VmFile {
-        role: FileRole::Disk,
-        device: device.into(),
-        place,
-        read_only: false,
-        shareable: false,
-        has_backing: false,
-        stops_on_error: true,
         format: Some(DiskFormat::Raw),
         unmaps: true,
         detects_zeroes: true,
         bypasses_cache: true,
-        below: Vec::new(),
-        real: None,
-        real_below: Vec::new(),
-        oddities: Vec::new(),
-        kind: None,
+        ..VmFile::new(FileRole::Disk, device, place)
     }
 }
 
 /// A persistent VM that runs.
 pub(crate) fn vm(id: u128, files: Vec<VmFile>) -> VmFacts {
     VmFacts {
-        id: VmId(Uuid::from_u128(id)),
-        name: "web01".into(),
         state: VmState::Running,
         persistent: true,
-        autostart: false,
         vcpus: 1,
         memory: ByteCount::gib(1),
-        memory_now: None,
-        huge_page: None,
-        files,
-        snapshots: 0,
-        checkpoints: 0,
-        host_devices: Vec::new(),
-        tpm: false,
-        networks: Vec::new(),
         machine: Some("pc-q35-10.0".into()),
-        emulated: false,
-        stall: None,
+        ..VmFacts::new(VmId(Uuid::from_u128(id)), "web01", files)
     }
 }
 

@@ -1,5 +1,7 @@
 //! What is known of a VM: facts that a hypervisor driver reads from its definition and state.
 
+use std::fmt;
+
 use serde::{Deserialize, Serialize};
 
 use crate::{id::VmId, location::Location, units::ByteCount};
@@ -129,9 +131,95 @@ pub struct VmFile<F = Location> {
     /// What a copy would not keep, or stands in its way.
     #[serde(default)]
     pub oddities: Vec<Oddity>,
-    /// What is no file, in the definition's words: `block`, `network rbd`, `nvdimm`.
+    /// What it is if it is no file. An agent of an earlier version may not say.
     #[serde(default)]
-    pub kind: Option<String>,
+    #[cfg_attr(feature = "schema", schema(value_type = Option<String>))]
+    pub kind: Option<NotAFile>,
+}
+
+/// What a VM gets of its host that is no file. In JSON it is text, in the words of the definition.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(from = "String", into = "String")]
+pub enum NotAFile {
+    /// `block`: a block device.
+    Block,
+    /// `volume`: one of a storage pool that cannot tell where it is.
+    Volume,
+    /// `network`, `network rbd`: a disk on the network, by this protocol.
+    Network(Option<String>),
+    /// `filesystem virtiofs`: a folder of the host, by this driver.
+    Filesystem(String),
+    /// `nvdimm`: memory that is kept in a file.
+    Nvdimm,
+    /// `cdrom block`, `floppy network https`: a medium in such a drive, and what it is.
+    Medium(Drive, String),
+    /// Any other type of a disk, such as `nvme`.
+    Other(String),
+}
+
+/// A drive for media.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Drive {
+    /// For CDs and DVDs.
+    CdRom,
+    /// For floppy disks.
+    Floppy,
+}
+
+impl Drive {
+    const ALL: [Self; 2] = [Self::CdRom, Self::Floppy];
+
+    /// As libvirt has it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::CdRom => "cdrom",
+            Self::Floppy => "floppy",
+        }
+    }
+
+    /// The drive that a definition calls so.
+    pub fn of(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|drive| drive.name() == name)
+    }
+}
+
+impl From<String> for NotAFile {
+    fn from(text: String) -> Self {
+        match (text.as_str(), text.split_once(' ')) {
+            ("block", _) => Self::Block,
+            ("volume", _) => Self::Volume,
+            ("nvdimm", _) => Self::Nvdimm,
+            ("network", _) => Self::Network(None),
+            (_, Some(("network", protocol))) => Self::Network(Some(protocol.to_owned())),
+            (_, Some(("filesystem", driver))) => Self::Filesystem(driver.to_owned()),
+            (_, Some((drive, medium))) => match Drive::of(drive) {
+                Some(drive) => Self::Medium(drive, medium.to_owned()),
+                None => Self::Other(text),
+            },
+            (_, None) => Self::Other(text),
+        }
+    }
+}
+
+impl From<NotAFile> for String {
+    fn from(kind: NotAFile) -> Self {
+        kind.to_string()
+    }
+}
+
+impl fmt::Display for NotAFile {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Block => f.write_str("block"),
+            Self::Volume => f.write_str("volume"),
+            Self::Nvdimm => f.write_str("nvdimm"),
+            Self::Network(None) => f.write_str("network"),
+            Self::Network(Some(protocol)) => write!(f, "network {protocol}"),
+            Self::Filesystem(driver) => write!(f, "filesystem {driver}"),
+            Self::Medium(drive, medium) => write!(f, "{} {medium}", drive.name()),
+            Self::Other(kind) => f.write_str(kind),
+        }
+    }
 }
 
 /// Something about a disk that a copy would not keep, or that stands in its way.
@@ -153,6 +241,30 @@ pub enum Oddity {
 
 /// How a device of UEFI variables is called.
 pub const NVRAM: &str = "nvram";
+
+impl<F> VmFile<F> {
+    /// A file of which nothing else is said. An error stops the VM: that only a disk's definition can change.
+    pub fn new(role: FileRole, device: impl Into<String>, place: F) -> Self {
+        Self {
+            role,
+            device: device.into(),
+            place,
+            read_only: false,
+            shareable: false,
+            has_backing: false,
+            stops_on_error: true,
+            format: None,
+            unmaps: false,
+            detects_zeroes: false,
+            bypasses_cache: false,
+            below: Vec::new(),
+            real: None,
+            real_below: Vec::new(),
+            oddities: Vec::new(),
+            kind: None,
+        }
+    }
+}
 
 impl<F: PartialEq> VmFile<F> {
     /// Whether the VM needs what is at a place for this, by whichever of its names.
@@ -180,19 +292,18 @@ impl<F: PartialEq> VmFile<F> {
 
     /// Whether it is a medium in a drive, a file or not.
     pub fn is_medium(&self) -> bool {
-        let kind = self.kind.as_deref().unwrap_or_default();
-        self.role == FileRole::Media || ["cdrom", "floppy"].iter().any(|drive| kind.starts_with(drive))
+        self.role == FileRole::Media || matches!(self.kind, Some(NotAFile::Medium(..)))
     }
 
     /// What is no file, for people.
     pub fn what(&self) -> String {
-        match self.kind.as_deref() {
-            Some("block") => "a block device".to_owned(),
-            Some("volume") => "a volume that no storage pool of its host can tell the place of".to_owned(),
-            Some(kind) if kind.starts_with("network") => format!("a network disk ({kind})"),
-            Some("nvdimm") => "a memory device kept in a file (nvdimm)".to_owned(),
-            Some(kind) if kind.starts_with("filesystem") => format!("a folder of its host ({kind})"),
-            Some(kind) => format!("of type {kind}"),
+        match &self.kind {
+            Some(NotAFile::Block) => "a block device".to_owned(),
+            Some(NotAFile::Volume) => "a volume that no storage pool of its host can tell the place of".to_owned(),
+            Some(kind @ NotAFile::Network(_)) => format!("a network disk ({kind})"),
+            Some(NotAFile::Nvdimm) => "a memory device kept in a file (nvdimm)".to_owned(),
+            Some(kind @ NotAFile::Filesystem(_)) => format!("a folder of its host ({kind})"),
+            Some(kind @ (NotAFile::Medium(..) | NotAFile::Other(_))) => format!("of type {kind}"),
             None => "a block device or a network disk".to_owned(),
         }
     }
@@ -243,6 +354,30 @@ pub enum FileRole {
 }
 
 impl<F> VmFacts<F> {
+    /// A VM that is shut off, with these files, and of which nothing else is said.
+    pub fn new(id: VmId, name: impl Into<String>, files: Vec<VmFile<F>>) -> Self {
+        Self {
+            id,
+            name: name.into(),
+            state: VmState::ShutOff,
+            persistent: false,
+            autostart: false,
+            vcpus: 0,
+            memory: ByteCount(0),
+            memory_now: None,
+            huge_page: None,
+            files,
+            snapshots: 0,
+            checkpoints: 0,
+            host_devices: Vec::new(),
+            tpm: false,
+            networks: Vec::new(),
+            machine: None,
+            emulated: false,
+            stall: None,
+        }
+    }
+
     /// The same facts with every place rewritten by `rewrite`.
     pub fn map_places<G>(self, mut rewrite: impl FnMut(F) -> G) -> VmFacts<G> {
         VmFacts {
@@ -285,6 +420,50 @@ impl<F> VmFacts<F> {
             machine: self.machine,
             emulated: self.emulated,
             stall: self.stall,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn what_is_no_file_is_told_in_the_words_of_its_definition() {
+        for (text, kind, medium, what) in [
+            ("block", NotAFile::Block, false, "a block device"),
+            ("network", NotAFile::Network(None), false, "a network disk (network)"),
+            ("network rbd", NotAFile::Network(Some("rbd".into())), false, "a network disk (network rbd)"),
+            ("nvdimm", NotAFile::Nvdimm, false, "a memory device kept in a file (nvdimm)"),
+            (
+                "filesystem virtiofs",
+                NotAFile::Filesystem("virtiofs".into()),
+                false,
+                "a folder of its host (filesystem virtiofs)",
+            ),
+            ("cdrom block", NotAFile::Medium(Drive::CdRom, "block".into()), true, "of type cdrom block"),
+            (
+                "floppy network https",
+                NotAFile::Medium(Drive::Floppy, "network https".into()),
+                true,
+                "of type floppy network https",
+            ),
+            ("nvme", NotAFile::Other("nvme".into()), false, "of type nvme"),
+        ] {
+            let file = VmFile { kind: Some(kind), ..VmFile::new(FileRole::NotAFile, "vda", ()) };
+            assert_eq!(serde_json::to_value(&file).expect("JSON")["kind"], text);
+            assert_eq!((file.is_medium(), file.what().as_str()), (medium, what), "{text}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn every_text_of_what_is_no_file_reads_back(
+            text in "(block|volume|network|filesystem|nvdimm|cdrom|floppy|[a-z]{0,5})( [a-z ]{0,8})?"
+        ) {
+            prop_assert_eq!(NotAFile::from(text.clone()).to_string(), text);
         }
     }
 }

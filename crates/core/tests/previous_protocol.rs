@@ -16,7 +16,7 @@ use ferry_core::{
     share::AttachedShare,
     share_source::ShareSource,
     units::ByteCount,
-    vm::VmFacts,
+    vm::{NotAFile, VmFacts, VmFile},
 };
 use serde::{Deserialize, de::DeserializeOwned};
 use uuid::Uuid;
@@ -53,6 +53,12 @@ const VM: &str = r#"{
     "files": [{"role": "disk", "device": "vda", "place": {"on": "share", "share": "00000000-0000-0000-0000-000000000005",
         "path": "x.raw"}, "read_only": false, "shareable": false, "has_backing": false, "stops_on_error": true,
         "format": "raw", "unmaps": true, "detects_zeroes": true}]
+}"#;
+
+const NETWORK_DISK: &str = r#"{
+    "role": "not_a_file", "device": "vdb", "place": {"on": "local", "host": "00000000-0000-0000-0000-000000000002",
+        "path": "pool/img"}, "read_only": false, "shareable": false, "has_backing": false, "stops_on_error": false,
+        "kind": "network rbd"
 }"#;
 
 /// What the agent before this one took as [`PrepareSource`].
@@ -105,6 +111,13 @@ fn an_agent_of_the_version_before_understands_what_is_asked_now() {
     let text = serde_json::to_string(&now).expect("JSON");
     let previous: PreviousPrepareSource = read(&text);
     assert_eq!(previous.session, SessionId(Uuid::from_u128(7)));
+}
+
+#[test]
+fn servers_and_agents_of_both_versions_understand_what_is_no_file() {
+    let file: VmFile = read(NETWORK_DISK);
+    assert_eq!(file.kind, Some(NotAFile::Network(Some("rbd".to_owned()))));
+    assert_eq!(serde_json::to_value(&file).expect("JSON")["kind"], "network rbd");
 }
 
 /// What the agent before this one took as [`AttachRequest`].

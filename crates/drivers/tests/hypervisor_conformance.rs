@@ -10,7 +10,11 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use ferry_core::{api::agent::Role, id::VmId, vm::FileRole};
+use ferry_core::{
+    api::agent::Role,
+    id::VmId,
+    vm::{FileRole, NotAFile},
+};
 use ferry_drivers::hypervisor::{
     conformance::{self, Side, Site},
     fake::{FakeGuest, FakeHypervisor, World},
@@ -44,7 +48,7 @@ fn the_fake_passes_the_suite_and_never_runs_a_vm_twice() {
         let (volume, file) = (format!("{pool}/{name}.raw"), folders.0.join(format!("{name}.raw")));
         let mut guest = FakeGuest::new(name, &[volume.clone().into()]);
         let disk = &mut guest.facts.files[0];
-        (disk.role, disk.kind) = (FileRole::NotAFile, Some("volume".to_owned()));
+        (disk.role, disk.kind) = (FileRole::NotAFile, Some(NotAFile::Volume));
         std::fs::write(&file, []).expect("written");
         if pool == conformance::POOL {
             source.add_volume(volume, file);

@@ -65,7 +65,7 @@ fn a_vm_of_a_network_and_a_storage_pool_moves_there_and_back() {
 
     let seen: VmView = ferry.json(&["vm", "show", "ticker"]).expect("shown");
     let disk = seen.facts.files.iter().find(|file| file.device == "vda").expect("there");
-    assert_eq!((disk.role, disk.kind.as_deref()), (FileRole::Disk, None), "a volume is told as its file: {disk:?}");
+    assert_eq!((disk.role, &disk.kind), (FileRole::Disk, &None), "a volume is told as its file: {disk:?}");
     assert_eq!(seen.facts.networks, ["lan"]);
 
     for (destination, folder, host) in [("kvm2", &folder_away, away), ("kvm1", &folder, home)] {

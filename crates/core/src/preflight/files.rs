@@ -6,7 +6,7 @@ use crate::{
     finding::{Finding, FindingId},
     location::Location,
     release::{distrusted, trusts},
-    vm::{FileRole, VmFile},
+    vm::{FileRole, NotAFile, VmFile},
 };
 
 /// A file that stays has to lie where both hosts reach it.
@@ -89,16 +89,17 @@ fn not_a_file(facts: &LiveFacts<'_>, file: &VmFile) -> Finding {
             format!("Eject it: `virsh change-media {vm} {device} --eject` on {source}"),
         );
     }
-    let kind = file.kind.as_deref().unwrap_or_default();
-    let fix = match kind {
-        "nvdimm" => "Detach it before the move, or move the VM by hand while it is shut off".to_owned(),
-        "volume" => {
+    let fix = match &file.kind {
+        Some(NotAFile::Nvdimm) => "Detach it before the move, or move the VM by hand while it is shut off".to_owned(),
+        Some(NotAFile::Volume) => {
             format!("Start its pool (`virsh pool-list --all` and `virsh pool-start` on {source}), then ask again")
         }
-        _ if kind.starts_with("filesystem") => {
+        Some(NotAFile::Filesystem(_)) => {
             format!("Unmount it in the guest and detach it: `virsh detach-device {vm} FILE` on {source}")
         }
-        _ => "Move the disk to a file on a share that both hosts reach".to_owned(),
+        Some(NotAFile::Block | NotAFile::Network(_) | NotAFile::Medium(..) | NotAFile::Other(_)) | None => {
+            "Move the disk to a file on a share that both hosts reach".to_owned()
+        }
     };
     Finding::blocks(
         FindingId::DiskNotShared,

@@ -60,7 +60,7 @@ fn disk(place: Location) -> VmFile {
 }
 
 fn no_file(kind: &str, place: Location) -> VmFile {
-    VmFile { role: FileRole::NotAFile, kind: Some(kind.into()), ..disk(place) }
+    VmFile { role: FileRole::NotAFile, kind: Some(kind.to_owned().into()), ..disk(place) }
 }
 
 fn on_share() -> Location {

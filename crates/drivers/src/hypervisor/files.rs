@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeSet, io, path::PathBuf, sync::mpsc, thread, time::Duration};
 
-use ferry_core::vm::{DiskFormat, FileRole, VmFile};
+use ferry_core::vm::{DiskFormat, FileRole, NotAFile, VmFile};
 
 use super::{HypervisorError, xml::facts};
 use crate::image;
@@ -16,7 +16,7 @@ pub fn images_to_ask<'a>(files: impl IntoIterator<Item = &'a VmFile<PathBuf>>) -
     let may_have = |file: &&VmFile<PathBuf>| {
         let is_image = match file.role {
             FileRole::Disk => file.format != Some(DiskFormat::Raw),
-            FileRole::NotAFile => file.kind.as_deref() == Some("block") && file.format == Some(DiskFormat::Qcow2),
+            FileRole::NotAFile => file.kind == Some(NotAFile::Block) && file.format == Some(DiskFormat::Qcow2),
             FileRole::Media => file.format == Some(DiskFormat::Qcow2),
             FileRole::Nvram | FileRole::Boot => false,
         };
@@ -30,7 +30,7 @@ pub fn images_to_ask<'a>(files: impl IntoIterator<Item = &'a VmFile<PathBuf>>) -
 /// # Errors
 /// [`HypervisorError::Failed`], naming the volume.
 pub(crate) fn has_a_place(file: &VmFile<PathBuf>) -> Result<(), HypervisorError> {
-    if file.kind.as_deref() != Some("volume") {
+    if file.kind != Some(NotAFile::Volume) {
         return Ok(());
     }
     Err(HypervisorError::Failed {

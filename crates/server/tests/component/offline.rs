@@ -35,16 +35,7 @@ async fn shut_off(lab: &Lab) -> (Host, Host, VmId) {
     fs::create_dir_all(kvm2.on_host("new")).expect("made");
     let guest = |guest: &mut FakeGuest| {
         guest.facts.files = FakeGuest::new("db", &files[..2]).facts.files;
-        let nvram = VmFile {
-            role: FileRole::Nvram,
-            device: "nvram".into(),
-            place: files[2].clone(),
-            format: None,
-            unmaps: false,
-            detects_zeroes: false,
-            bypasses_cache: true,
-            ..guest.facts.files[0].clone()
-        };
+        let nvram = VmFile { bypasses_cache: true, ..VmFile::new(FileRole::Nvram, "nvram", files[2].clone()) };
         guest.facts.files.push(nvram);
         guest.facts.autostart = true;
     };

@@ -274,16 +274,7 @@ fn a_shareable_disk_stays_while_the_others_move() {
 
 /// Gives a guest UEFI variables in a file.
 pub fn add_nvram(guest: &mut FakeGuest, place: &Path) {
-    let nvram = VmFile {
-        role: FileRole::Nvram,
-        device: "nvram".into(),
-        place: place.to_owned(),
-        format: None,
-        unmaps: false,
-        detects_zeroes: false,
-        bypasses_cache: true,
-        ..guest.facts.files[0].clone()
-    };
+    let nvram = VmFile { bypasses_cache: true, ..VmFile::new(FileRole::Nvram, "nvram", place.to_owned()) };
     guest.facts.files.push(nvram);
 }
 

@@ -2,7 +2,10 @@
 
 use std::path::Path;
 
-use ferry_core::{migration::Presence, vm::FileRole};
+use ferry_core::{
+    migration::Presence,
+    vm::{FileRole, NotAFile},
+};
 
 use super::{
     carriers::Mishap,
@@ -39,7 +42,7 @@ fn a_volume_of_no_pool_is_told_as_such_and_nothing_is_removed_meanwhile(site: &S
     let vm = (site.define_volume)(name, "ferry-no-pool");
     let facts = here.vm(vm).expect("reachable").expect("it is listed all the same");
     let disk = &facts.files[0];
-    assert_eq!((disk.role, disk.kind.as_deref()), (FileRole::NotAFile, Some("volume")));
+    assert_eq!((disk.role, &disk.kind), (FileRole::NotAFile, &Some(NotAFile::Volume)));
     assert_eq!(disk.place, Path::new("ferry-no-pool").join(format!("{name}.raw")));
     let refused = here.files_in_use().expect_err("its file may be any");
     assert!(refused.to_string().contains("ferry-no-pool"), "{refused}");

@@ -5,7 +5,7 @@ use std::{collections::BTreeSet, fmt::Write, path::PathBuf};
 use ferry_core::{
     id::VmId,
     units::ByteCount,
-    vm::{DiskFormat, FileRole, Oddity, VmFacts, VmFile, VmState},
+    vm::{DiskFormat, FileRole, NotAFile, Oddity, VmFacts, VmFile},
 };
 use uuid::Uuid;
 
@@ -27,43 +27,19 @@ impl FakeGuest {
     /// A persistent guest with 512 MiB, of which 4 MiB are resident, and a disk for each path.
     pub fn new(name: &str, disks: &[PathBuf]) -> Self {
         let disk = |(path, letter): (&PathBuf, char)| VmFile {
-            role: FileRole::Disk,
-            device: format!("vd{letter}"),
-            place: path.clone(),
-            read_only: false,
-            shareable: false,
-            has_backing: false,
-            stops_on_error: true,
             format: Some(DiskFormat::Raw),
             unmaps: true,
             detects_zeroes: true,
             bypasses_cache: true,
-            below: Vec::new(),
-            real: None,
-            real_below: Vec::new(),
-            oddities: Vec::new(),
-            kind: None,
+            ..VmFile::new(FileRole::Disk, format!("vd{letter}"), path.clone())
         };
         Self {
             facts: VmFacts {
-                id: VmId(Uuid::new_v4()),
-                name: name.to_owned(),
-                state: VmState::ShutOff,
                 persistent: true,
-                autostart: false,
                 vcpus: 1,
                 memory: ByteCount::mib(512),
-                memory_now: None,
-                huge_page: None,
-                files: disks.iter().zip('a'..='z').map(disk).collect(),
-                snapshots: 0,
-                checkpoints: 0,
-                host_devices: Vec::new(),
-                tpm: false,
-                networks: Vec::new(),
                 machine: Some("pc-q35-10.0".to_owned()),
-                emulated: false,
-                stall: None,
+                ..VmFacts::new(VmId(Uuid::new_v4()), name, disks.iter().zip('a'..='z').map(disk).collect())
             },
             resident: ByteCount::mib(4),
             dirty_ratio: 0.5,
@@ -160,10 +136,10 @@ pub(super) fn definition_xml(facts: &VmFacts<PathBuf>) -> String {
             FileRole::Nvram | FileRole::Boot => write!(xml, "<{device}>{path}</{device}>"),
             FileRole::Disk | FileRole::Media | FileRole::NotAFile => {
                 let kind = match file.role {
-                    FileRole::NotAFile => file.kind.as_deref().unwrap_or("block"),
-                    FileRole::Disk | FileRole::Media | FileRole::Nvram | FileRole::Boot => "file",
+                    FileRole::NotAFile => file.kind.as_ref().map_or_else(|| "block".to_owned(), NotAFile::to_string),
+                    FileRole::Disk | FileRole::Media | FileRole::Nvram | FileRole::Boot => "file".to_owned(),
                 };
-                let source = match (kind, path.split_once('/')) {
+                let source = match (kind.as_str(), path.split_once('/')) {
                     ("volume", Some((pool, volume))) => format!("pool='{pool}' volume='{volume}'"),
                     ("file", _) => format!("file='{path}'"),
                     _ => format!("dev='{path}'"),
@@ -211,16 +187,7 @@ mod tests {
     fn a_fake_definition_reads_back_as_the_facts_it_was_made_of() {
         let mut guest = FakeGuest::new("a&b", &["/srv/x's.raw".into(), "/srv/<y>.raw".into()]);
         guest.facts.networks.push("br0".to_owned());
-        guest.facts.files.push(VmFile {
-            role: FileRole::Nvram,
-            device: "nvram".to_owned(),
-            place: "/srv/vars.fd".into(),
-            format: None,
-            unmaps: false,
-            detects_zeroes: false,
-            bypasses_cache: false,
-            ..guest.facts.files[0].clone()
-        });
+        guest.facts.files.push(VmFile::new(FileRole::Nvram, "nvram", "/srv/vars.fd".into()));
         guest.facts.files[1].below = vec!["/srv/b1.qcow2".into(), "/srv/b2.raw".into()];
         guest.facts.files[1].has_backing = true;
         guest.facts.files[1].oddities = vec![Oddity::Encrypted, Oddity::Transient];

@@ -11,7 +11,7 @@ use std::{
 use ferry_core::{
     id::VmId,
     units::ByteCount,
-    vm::{VmFacts, VmState},
+    vm::{NotAFile, VmFacts, VmState},
 };
 
 use super::{
@@ -199,7 +199,7 @@ impl State {
 
     /// Facts with every volume told by what it is, read as libvirt's are.
     pub(super) fn resolved(&self, facts: VmFacts<PathBuf>) -> Result<VmFacts<PathBuf>, HypervisorError> {
-        if facts.files.iter().all(|file| file.kind.as_deref() != Some("volume")) {
+        if facts.files.iter().all(|file| file.kind != Some(NotAFile::Volume)) {
             return Ok(facts);
         }
         let read = parse(&self.text(&guest::definition_xml(&facts)))?;

@@ -14,7 +14,6 @@ use std::{
 
 use ferry_core::{
     id::VmId,
-    units::ByteCount,
     vm::{Stall, VmFacts, VmFile, VmState},
 };
 
@@ -190,26 +189,7 @@ fn arrives(power: PowerState, domain: &Domain) -> bool {
 /// What is known of a VM without its definition.
 fn bare(domain: &Domain, id: VmId) -> Result<VmFacts<PathBuf>, HypervisorError> {
     let name = domain.name().map_err(failed("Could not read a VM's name"))?;
-    Ok(VmFacts {
-        id,
-        name,
-        state: VmState::Incoming,
-        persistent: false,
-        autostart: false,
-        vcpus: 0,
-        memory: ByteCount(0),
-        memory_now: None,
-        huge_page: None,
-        files: Vec::new(),
-        snapshots: 0,
-        checkpoints: 0,
-        host_devices: Vec::new(),
-        tpm: false,
-        networks: Vec::new(),
-        machine: None,
-        emulated: false,
-        stall: None,
-    })
+    Ok(VmFacts { state: VmState::Incoming, ..VmFacts::new(id, name, Vec::new()) })
 }
 
 /// The facts with what is told beside the definition; `None` if the domain went away.

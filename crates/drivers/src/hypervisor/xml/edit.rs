@@ -195,7 +195,7 @@ fn escaped(text: &str) -> String {
 
 #[cfg(test)]
 mod tests {
-    use ferry_core::vm::FileRole;
+    use ferry_core::vm::{FileRole, NotAFile};
     use proptest::prelude::*;
 
     use super::*;
@@ -219,10 +219,10 @@ mod tests {
         for (source, role, kind, told) in [
             ("pool='dir' volume='a&amp;b.raw' index='1'", FileRole::Disk, None, "/pools/dir/a&b.raw"),
             ("volume='a.raw' pool='dir'", FileRole::Disk, None, "/pools/dir/a.raw"),
-            ("pool='vg' volume='lv' mode='host'", FileRole::NotAFile, Some("block"), "/pools/vg/lv"),
-            ("pool='fs' volume='d'", FileRole::NotAFile, Some("dir"), "/pools/fs/d"),
-            ("pool='rbd' volume='img'", FileRole::NotAFile, Some("network"), "images/img"),
-            ("pool='gone' volume='v'", FileRole::NotAFile, Some("volume"), "gone/v"),
+            ("pool='vg' volume='lv' mode='host'", FileRole::NotAFile, Some(NotAFile::Block), "/pools/vg/lv"),
+            ("pool='fs' volume='d'", FileRole::NotAFile, Some(NotAFile::Other("dir".into())), "/pools/fs/d"),
+            ("pool='rbd' volume='img'", FileRole::NotAFile, Some(NotAFile::Network(None)), "images/img"),
+            ("pool='gone' volume='v'", FileRole::NotAFile, Some(NotAFile::Volume), "gone/v"),
         ] {
             let xml = XML.replace(
                 "<disk type='block' device='disk'><source dev='/dev/sdq'/>",
@@ -231,9 +231,9 @@ mod tests {
             let resolved = resolved(&xml, place);
             let facts = parse(&resolved).expect("parsed");
             let file = facts.files.iter().find(|file| file.device == "vdb").expect("there");
-            assert_eq!((file.role, file.kind.as_deref()), (role, kind), "{source}");
+            assert_eq!((file.role, file.kind.clone()), (role, kind.clone()), "{source}");
             assert_eq!((file.place.to_str(), file.shareable), (Some(told), true), "{source}");
-            assert_eq!(resolved.contains("pool="), kind == Some("volume"), "{resolved}");
+            assert_eq!(resolved.contains("pool="), kind == Some(NotAFile::Volume), "{resolved}");
             assert_eq!(resolved.contains("index='1'/"), xml.contains("index='1'/"), "all else stays: {resolved}");
         }
         assert_eq!(resolved(XML, |_, _| panic!("it names no volume")), XML);

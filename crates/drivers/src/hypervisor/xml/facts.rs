@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use ferry_core::{
     id::VmId,
     units::ByteCount,
-    vm::{DiskFormat, FileRole, Oddity, VmFacts, VmFile, VmState},
+    vm::{DiskFormat, Drive, FileRole, NotAFile, Oddity, VmFacts, VmFile},
 };
 use roxmltree::{Document, Node};
 use uuid::Uuid;
@@ -34,24 +34,16 @@ pub fn parse(xml: &str) -> Result<VmFacts<PathBuf>, HypervisorError> {
     host_devices.extend(named("interface").filter_map(host_interface));
     host_devices.extend(named("tpm").filter_map(host_tpm));
     Ok(VmFacts {
-        id,
-        name: name.to_owned(),
-        state: VmState::ShutOff,
-        persistent: false,
-        autostart: false,
         vcpus: text("vcpu").and_then(|count| count.parse().ok()).unwrap_or(1),
         memory: child(domain, "memory").and_then(memory).unwrap_or_default(),
         memory_now: child(domain, "currentMemory").and_then(memory),
         huge_page: child(domain, "memoryBacking").and_then(|backing| child(backing, "hugepages")).map(huge_page),
-        files,
-        snapshots: 0,
-        checkpoints: 0,
         host_devices,
         tpm: named("tpm").any(|tpm| host_tpm(tpm).is_none()),
         networks: named("interface").filter_map(network).collect(),
         machine: child(domain, "os").and_then(|os| child(os, "type")?.attribute("machine")).map(str::to_owned),
         emulated: domain.attribute("type") == Some("qemu"),
-        stall: None,
+        ..VmFacts::new(id, name, files)
     })
 }
 
@@ -74,21 +66,21 @@ fn disk(node: Node<'_, '_>) -> Option<VmFile<PathBuf>> {
     let driver = child(node, "driver");
     let setting = |name: &str| driver.and_then(|driver| driver.attribute(name));
     let is_file = node.attribute("type").unwrap_or("file") == "file";
-    let media = matches!(device, "cdrom" | "floppy");
-    let kind = match (is_file, media) {
+    let drive = Drive::of(device);
+    let kind = match (is_file, drive) {
         (true, _) => None,
-        (false, true) => Some(format!("{device} {}", kind_of(node, source))),
-        (false, false) => Some(kind_of(node, source)),
+        (false, Some(drive)) => Some(NotAFile::Medium(drive, kind_of(node, source))),
+        (false, None) => Some(kind_of(node, source).into()),
     };
+    let role = match (is_file, drive) {
+        (false, _) => FileRole::NotAFile,
+        (true, Some(_)) => FileRole::Media,
+        (true, None) => FileRole::Disk,
+    };
+    let name = child(node, "target").and_then(|target| target.attribute("dev")).unwrap_or("disk");
+    let place = if is_file { source.attribute("file")?.into() } else { name_of(source) };
     Some(VmFile {
-        role: match (is_file, media) {
-            (false, _) => FileRole::NotAFile,
-            (true, true) => FileRole::Media,
-            (true, false) => FileRole::Disk,
-        },
-        device: child(node, "target").and_then(|target| target.attribute("dev")).unwrap_or("disk").to_owned(),
-        place: if is_file { source.attribute("file")?.into() } else { name_of(source) },
-        read_only: media || child(node, "readonly").is_some(),
+        read_only: drive.is_some() || child(node, "readonly").is_some(),
         shareable: child(node, "shareable").is_some(),
         has_backing: child(node, "backingStore").is_some_and(|backing| child(backing, "source").is_some()),
         // Without a policy of its own a read is treated as a write.
@@ -99,10 +91,9 @@ fn disk(node: Node<'_, '_>) -> Option<VmFile<PathBuf>> {
         detects_zeroes: setting("detect_zeroes").is_some_and(|how| matches!(how, "on" | "unmap")),
         bypasses_cache: setting("cache").is_some_and(|mode| matches!(mode, "none" | "directsync")),
         below: below(node, source),
-        real: None,
-        real_below: Vec::new(),
         oddities: oddities(node, source),
         kind,
+        ..VmFile::new(role, name, place)
     })
 }
 
@@ -176,13 +167,13 @@ fn boot_file(node: Node<'_, '_>) -> Option<VmFile<PathBuf>> {
         (Some(_), Some(source)) => name_of(source),
         _ => own_text(node).and_then(|text| text.text()).or_else(long_form)?.trim().into(),
     };
-    let kind = kind.and_then(|_| source.map(|source| kind_of(node, source)));
+    let kind = kind.and_then(|_| source.map(|source| kind_of(node, source).into()));
+    let seen = if kind.is_some() { FileRole::NotAFile } else { role };
     Some(VmFile {
-        role: if kind.is_some() { FileRole::NotAFile } else { role },
-        device: node.tag_name().name().to_owned(),
+        kind,
         read_only: role == FileRole::Boot,
         format: node.attribute("format").and_then(format),
-        ..no_disk(place, kind)
+        ..VmFile::new(seen, node.tag_name().name(), place)
     })
 }
 
@@ -190,38 +181,19 @@ fn boot_file(node: Node<'_, '_>) -> Option<VmFile<PathBuf>> {
 fn filesystem(node: Node<'_, '_>) -> VmFile<PathBuf> {
     let driver = child(node, "driver").and_then(|driver| driver.attribute("type")).unwrap_or("9p");
     let target = child(node, "target").and_then(|target| target.attribute("dir"));
-    VmFile {
-        device: target.unwrap_or("filesystem").to_owned(),
-        ..no_disk(child(node, "source").map_or_else(PathBuf::new, name_of), Some(format!("filesystem {driver}")))
-    }
+    let place = child(node, "source").map_or_else(PathBuf::new, name_of);
+    no_file(target.unwrap_or("filesystem"), place, NotAFile::Filesystem(driver.to_owned()))
 }
 
 /// A file that is memory of the guest.
 fn memory_file(node: Node<'_, '_>) -> Option<VmFile<PathBuf>> {
     let path = child(child(node, "source")?, "path")?.text()?.trim().into();
-    Some(VmFile { device: "nvdimm".to_owned(), ..no_disk(path, Some("nvdimm".to_owned())) })
+    Some(no_file("nvdimm", path, NotAFile::Nvdimm))
 }
 
-/// What is no disk.
-fn no_disk(place: PathBuf, kind: Option<String>) -> VmFile<PathBuf> {
-    VmFile {
-        role: FileRole::NotAFile,
-        device: String::new(),
-        place,
-        read_only: false,
-        shareable: false,
-        has_backing: false,
-        stops_on_error: true,
-        format: None,
-        unmaps: false,
-        detects_zeroes: false,
-        bypasses_cache: false,
-        below: Vec::new(),
-        real: None,
-        real_below: Vec::new(),
-        oddities: Vec::new(),
-        kind,
-    }
+/// What is neither a file nor a disk.
+fn no_file(device: &str, place: PathBuf, kind: NotAFile) -> VmFile<PathBuf> {
+    VmFile { kind: Some(kind), ..VmFile::new(FileRole::NotAFile, device, place) }
 }
 
 fn format(name: &str) -> Option<DiskFormat> {
@@ -372,7 +344,8 @@ mod tests {
             ),
         ] {
             let file = one(disk);
-            assert_eq!((file.role, file.kind.as_deref()), (FileRole::NotAFile, Some(kind)), "{disk}");
+            assert_eq!((file.role, file.kind), (FileRole::NotAFile, Some(kind.to_owned().into())), "{disk}");
+            let file = one(disk);
             assert_eq!((file.place, file.device.as_str()), (PathBuf::from(place), "vda"), "{disk}");
             let file = one(disk);
             assert_eq!(file.is_medium(), medium, "{disk}");
@@ -467,14 +440,16 @@ mod tests {
         let files: Vec<_> = facts
             .files
             .iter()
-            .map(|file| (file.role, file.device.as_str(), file.kind.as_deref().expect("told"), file.place.to_str()))
+            .map(|file| {
+                (file.role, file.device.as_str(), file.kind.as_ref().expect("told").to_string(), file.place.to_str())
+            })
             .collect();
         assert_eq!(
             files,
             [
-                (FileRole::NotAFile, "nvram", "block", Some("/dev/vars")),
-                (FileRole::NotAFile, "share", "filesystem virtiofs", Some("/home")),
-                (FileRole::NotAFile, "nvdimm", "nvdimm", Some("/pmem")),
+                (FileRole::NotAFile, "nvram", "block".to_owned(), Some("/dev/vars")),
+                (FileRole::NotAFile, "share", "filesystem virtiofs".to_owned(), Some("/home")),
+                (FileRole::NotAFile, "nvdimm", "nvdimm".to_owned(), Some("/pmem")),
             ]
         );
         assert_eq!(

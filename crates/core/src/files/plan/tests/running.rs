@@ -39,7 +39,7 @@ fn disks_get_files_of_their_names_and_never_the_same() {
 fn every_file_moves_or_is_told_to_stay() {
     use FindingId::{DiskFlattened, DiskNotAFile, DiskNvram, DiskReadOnly, DiskShareable, DiskThick, DiskUnsafe};
     let plain = || disk("vda", "/a/x.raw");
-    let no_file = |kind: &str| VmFile { role: FileRole::NotAFile, kind: Some(kind.into()), ..plain() };
+    let no_file = |kind: &str| VmFile { role: FileRole::NotAFile, kind: Some(kind.to_owned().into()), ..plain() };
     for (file, moves, found) in [
         (plain(), true, None),
         (VmFile { shareable: true, ..plain() }, false, Some(DiskShareable)),

@@ -1,7 +1,10 @@
 //! Files of a VM that is shut off.
 
 use super::*;
-use crate::files::{OtherUser, shared_with};
+use crate::{
+    files::{OtherUser, shared_with},
+    vm::{Drive, NotAFile},
+};
 
 fn file(role: FileRole, device: &str, path: &str) -> VmFile {
     VmFile { role, ..fixtures::disk(device, local(path)) }
@@ -79,7 +82,7 @@ fn what_cannot_move_is_refused() {
             "network disk",
             |vm, _| {
                 vm.files[1].role = FileRole::NotAFile;
-                vm.files[1].kind = Some("network iscsi".into());
+                vm.files[1].kind = Some(NotAFile::Network(Some("iscsi".into())));
             },
             FindingId::DiskNotAFile,
         ),
@@ -87,7 +90,7 @@ fn what_cannot_move_is_refused() {
             "drive with a block device",
             |vm, _| {
                 vm.files[2].role = FileRole::NotAFile;
-                vm.files[2].kind = Some("cdrom block".into());
+                vm.files[2].kind = Some(NotAFile::Medium(Drive::CdRom, "block".into()));
             },
             FindingId::DiskNotAFile,
         ),
