@@ -1,7 +1,7 @@
 //! Any text is a UNC path that reads the same again, or an error.
 #![no_main]
 
-use ferry_core::location::UncPath;
+use ferry_core::unc::UncPath;
 use libfuzzer_sys::fuzz_target;
 
 fuzz_target!(|text: &str| {

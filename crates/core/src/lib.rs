@@ -32,5 +32,6 @@ pub mod share;
 pub mod share_source;
 pub mod stall;
 pub mod switchover;
+pub mod unc;
 pub mod units;
 pub mod vm;

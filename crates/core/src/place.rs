@@ -13,9 +13,10 @@ use thiserror::Error;
 use crate::{
     finding::{Finding, FindingId},
     id::{HostId, ShareId},
-    location::{Location, UncError, UncPath},
+    location::Location,
     share::AttachedShare,
     share_source::{self, BadPath, NAME_BYTES_MAX, NfsExport, ShareSource, SourceError, below},
+    unc::{UncError, UncPath},
     units::ByteCount,
 };
 

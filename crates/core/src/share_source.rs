@@ -12,7 +12,7 @@ use thiserror::Error;
 
 use crate::{
     finding::{Finding, FindingId},
-    location::{ServerNameError, UncError, UncPath, server_name},
+    unc::{ServerNameError, UncError, UncPath, server_name},
 };
 
 /// Longest path that Linux takes, in bytes.

@@ -11,7 +11,6 @@ use ferry_core::{
     },
     id::{Generation, SessionId, VmId},
     job::OnStall,
-    location::UncPath,
     pin::{Pin, Secret},
     share::AttachedShare,
     share_source::ShareSource,
@@ -123,7 +122,8 @@ fn servers_and_agents_of_both_versions_understand_what_is_no_file() {
 /// What the agent before this one took as [`AttachRequest`].
 #[derive(Debug, Deserialize)]
 struct PreviousAttachRequest {
-    unc: UncPath,
+    /// It read the text as a UNC path.
+    unc: String,
 }
 
 #[test]
@@ -131,7 +131,7 @@ fn agents_of_both_versions_understand_what_share_is_asked_for() {
     let text = r#"{"unc": "\\\\fs1.contoso.com\\vms", "credentials": null, "at": null}"#;
     let asked: AttachRequest = read(text);
     let unc = read::<PreviousAttachRequest>(&serde_json::to_string(&asked).expect("JSON")).unc;
-    assert_eq!(asked.source, ShareSource::Smb(unc));
+    assert_eq!(asked.source, ShareSource::Smb(unc.parse().expect("a UNC path")));
 }
 
 #[test]

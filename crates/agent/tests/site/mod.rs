@@ -22,9 +22,10 @@ use ferry_core::{
     finding::FindingId,
     id::{Generation, HostId, JobId, SessionId, ShareId, VmId},
     job::OnStall,
-    location::{Location, UncPath},
+    location::Location,
     migration::{Presence, Verdict, verdict},
     pin::{EnrolmentToken, Secret},
+    unc::UncPath,
     units::ByteCount,
     vm::DiskFormat,
 };

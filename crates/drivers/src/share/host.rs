@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use ferry_core::{api::agent::ShareCredentials, location::UncPath, place::Space, share_source::ShareSource};
+use ferry_core::{api::agent::ShareCredentials, place::Space, share_source::ShareSource, unc::UncPath};
 
 use super::{
     Mounted, ShareDriver, ShareError, ShareFacts,

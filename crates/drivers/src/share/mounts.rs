@@ -7,7 +7,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use ferry_core::{location::UncPath, share::FileSystem, share_source::NfsExport};
+use ferry_core::{share::FileSystem, share_source::NfsExport, unc::UncPath};
 
 /// One mount.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -17,7 +17,7 @@ use std::{
     time::Duration,
 };
 
-use ferry_core::{api::agent::ShareCredentials, location::UncPath, place::Space};
+use ferry_core::{api::agent::ShareCredentials, place::Space, unc::UncPath};
 use nix::{errno::Errno, mount::MntFlags};
 
 use self::password::{SecretFile, SplitUser};

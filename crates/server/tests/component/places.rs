@@ -9,8 +9,9 @@ use ferry_client::ClientError;
 use ferry_core::{
     api::server::{AddShare, AddStorageLocation, AttachShare, HostView, PlaceView, PlacesView},
     finding::FindingId as Id,
-    location::{Location, UncPath},
+    location::Location,
     place::{DirectoryListing, ENTRIES_MAX, EntryKind, STORAGE_LOCATIONS_MAX},
+    unc::UncPath,
     units::ByteCount,
 };
 use ferry_drivers::share::fake::FakeExport;

@@ -15,9 +15,9 @@ use ferry_core::{
     api::server::{AddHost, AddShare, AttachShare, HostView, JobView, MigrateVm, ShareView},
     finding::FindingId,
     id::{JobId, VmId},
-    location::UncPath,
     migration::Phase,
     pin::Pin,
+    unc::UncPath,
     vm::VmState,
 };
 use ferry_drivers::{

@@ -2,7 +2,7 @@
 
 use std::{path::Path, process::Command};
 
-use ferry_core::{location::UncPath, place::Space, share_source::ShareSource, units::ByteCount};
+use ferry_core::{place::Space, share_source::ShareSource, unc::UncPath, units::ByteCount};
 
 use crate::{
     run::{Ended, Outcome},

@@ -8,7 +8,7 @@ use std::{
     sync::atomic::{AtomicU64, Ordering},
 };
 
-use ferry_core::{api::agent::ShareCredentials, location::UncPath};
+use ferry_core::{api::agent::ShareCredentials, unc::UncPath};
 
 use crate::share::ShareError;
 
