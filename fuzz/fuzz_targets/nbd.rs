@@ -3,10 +3,13 @@
 //! blocks, or an error.
 #![no_main]
 
-use std::{collections::BTreeSet, sync::Arc, sync::LazyLock};
+use std::{
+    collections::BTreeSet,
+    sync::{Arc, LazyLock},
+};
 
 use ferry_wire::{
-    channel::Inspect,
+    filter::{Direction, FilterError, Outputs, StreamFilter},
     nbd::{
         self, Held, Image, NbdMeter,
         seed::{BLOCK_BYTES, SeedIndex, SeedKey},
@@ -68,8 +71,8 @@ fuzz_target!(|bytes: &[u8]| {
 
 /// Both ends between a client and a server, of which both know what the disk must hold.
 struct Line {
-    there: [Box<dyn Inspect>; 2],
-    back: [Box<dyn Inspect>; 2],
+    /// The source's, and the destination's.
+    ends: [Box<dyn StreamFilter>; 2],
     near: Arc<NbdMeter>,
     far: Arc<NbdMeter>,
     server: Server,
@@ -91,11 +94,11 @@ impl Line {
             _ => (Image::Seed(INDEX.clone()), Held::Seed { key: KEY, data: Some(data.collect()) }, SEED.clone()),
         };
         let (near, far) = (Arc::<NbdMeter>::default(), Arc::<NbdMeter>::default());
-        let (outbound, inbound) = nbd::source(image, Arc::clone(&near));
-        let (far_inbound, far_outbound) = nbd::destination(held, Arc::clone(&far));
         Self {
-            there: [Box::new(outbound), Box::new(far_inbound)],
-            back: [Box::new(far_outbound), Box::new(inbound)],
+            ends: [
+                Box::new(nbd::source(image, Arc::clone(&near))),
+                Box::new(nbd::destination(held, Arc::clone(&far))),
+            ],
             near,
             far,
             server: Server { disk: disk.clone(), input: Vec::new() },
@@ -108,8 +111,7 @@ impl Line {
 
     fn shake_hands(&mut self) {
         for (is_server, bytes) in handshake() {
-            let hops = if is_server { &mut self.back } else { &mut self.there };
-            through(hops, &bytes, bytes.len()).expect("nothing is wrong yet");
+            self.through(!is_server, &bytes, bytes.len()).expect("nothing is wrong yet");
         }
     }
 
@@ -134,9 +136,9 @@ impl Line {
         if command == WRITE {
             bytes.extend(payload);
         }
-        let served = through(&mut self.there, &bytes, cut).expect("a client that does nothing wrong");
+        let served = self.through(true, &bytes, cut).expect("a client that does nothing wrong");
         let replies = self.server.work(&served);
-        let replies = through(&mut self.back, &replies, cut).expect("a server that does nothing wrong");
+        let replies = self.through(false, &replies, cut).expect("a server that does nothing wrong");
         self.received.extend(replies);
         let wanted = if command == READ { length } else { 0 };
         assert_eq!(self.received.len(), 16 + wanted, "one reply, with what was asked for");
@@ -160,10 +162,10 @@ impl Line {
         while let [which, count, more @ ..] = rest {
             let (chunk, more) = more.split_at(usize::from(*count).min(more.len()));
             let passed = match which & 3 {
-                0 => through(&mut self.there, chunk, chunk.len()),
-                1 => through(&mut self.back, chunk, chunk.len()),
-                2 => pass(&mut self.there[1], chunk),
-                _ => pass(&mut self.back[1], chunk),
+                0 => self.through(true, chunk, chunk.len()),
+                1 => self.through(false, chunk, chunk.len()),
+                2 => self.pass(1, Direction::Inbound, chunk),
+                _ => self.pass(0, Direction::Inbound, chunk),
             };
             // The channel ends.
             if passed.is_err() {
@@ -171,6 +173,30 @@ impl Line {
             }
             rest = more;
         }
+    }
+}
+
+impl Line {
+    /// Through both ends: there, from the client to the server, or back.
+    fn through(&mut self, there: bool, bytes: &[u8], cut: usize) -> Result<Vec<u8>, FilterError> {
+        let mut passed = bytes.to_vec();
+        let way = if there { [0, 1] } else { [1, 0] };
+        for (end, direction) in way.into_iter().zip([Direction::Outbound, Direction::Inbound]) {
+            let mut out = Vec::new();
+            for piece in passed.chunks(cut.max(1)) {
+                out.extend(self.pass(end, direction, piece)?);
+            }
+            passed = out;
+        }
+        Ok(passed)
+    }
+
+    fn pass(&mut self, end: usize, direction: Direction, bytes: &[u8]) -> Result<Vec<u8>, FilterError> {
+        let mut out = Outputs::default();
+        self.ends[end].filter(direction, bytes, &mut out)?;
+        let most = HELD_BYTES_MAX + OUT_PER_BYTE_MAX * bytes.len();
+        assert!(out.back.is_empty() && out.forward.len() <= most, "{} bytes became {}", bytes.len(), out.forward.len());
+        Ok(out.forward)
     }
 }
 
@@ -233,26 +259,6 @@ fn head(flags: u16, command: u16, cookie: u64, offset: u64, length: u32) -> Vec<
     bytes.extend(offset.to_be_bytes());
     bytes.extend(length.to_be_bytes());
     bytes
-}
-
-fn through(hops: &mut [Box<dyn Inspect>; 2], bytes: &[u8], cut: usize) -> Result<Vec<u8>, String> {
-    let mut passed = bytes.to_vec();
-    for hop in hops {
-        let mut out = Vec::new();
-        for piece in passed.chunks(cut.max(1)) {
-            out.extend(pass(hop, piece)?);
-        }
-        passed = out;
-    }
-    Ok(passed)
-}
-
-fn pass(inspect: &mut Box<dyn Inspect>, bytes: &[u8]) -> Result<Vec<u8>, String> {
-    let mut out = Vec::new();
-    inspect.pass(bytes, &mut out)?;
-    let most = HELD_BYTES_MAX + OUT_PER_BYTE_MAX * bytes.len();
-    assert!(out.len() <= most, "{} bytes became {}", bytes.len(), out.len());
-    Ok(out)
 }
 
 /// Until the first request: whether the server speaks, and what.

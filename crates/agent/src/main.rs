@@ -147,18 +147,10 @@ async fn carry(config: &std::path::Path, journal: &std::path::Path) -> anyhow::R
     let (mut int, mut hup) = (signal(SignalKind::interrupt())?, signal(SignalKind::hangup())?);
     tokio::spawn(async move { while int.recv().await.is_some() {} });
     tokio::spawn(async move { while hup.recv().await.is_some() {} });
-    keep_freed_memory();
+    ferry_wire::transport::tcp::keep_freed_memory();
     let config = Config::load(config)?;
     let hypervisor = Arc::new(Libvirt::new(&config.libvirt_uri));
     Ok(carrier::run(config, journal, hypervisor).await?)
-}
-
-/// TLS allocates and frees the records of each frame. glibc would give them back to the kernel each time, since more than
-/// 128 KiB at the end of the heap are free then, and get them again page by page: a tenth of a carrier's time. It keeps
-/// twice the largest block that was ever freed (mallopt(3), `M_TRIM_THRESHOLD`), so one is.
-fn keep_freed_memory() {
-    const BLOCK_BYTES: usize = 2 << 20;
-    drop(std::hint::black_box(vec![0_u8; BLOCK_BYTES]));
 }
 
 #[cfg(test)]

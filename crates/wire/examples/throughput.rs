@@ -30,7 +30,8 @@ use ferry_wire::{
         self, Held, Image,
         seed::{BLOCK_BYTES, SeedIndex, SeedKey},
     },
-    session::{Acceptor, Dialer, SessionKey, widen, widen_local},
+    session::{Acceptor, Dialer, SessionKey},
+    transport::{local, tcp::keep_freed_memory},
 };
 use link::Link;
 use tokio::{
@@ -58,6 +59,7 @@ type Fault = Box<dyn Error + Send + Sync>;
 
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> Result<(), Fault> {
+    keep_freed_memory();
     let mib: usize = std::env::args().nth(1).map_or(Ok(2048), |text| text.parse())?;
     let what = std::env::args().nth(2).unwrap_or_else(|| "plain".to_owned());
     let chunk = match what.as_str() {
@@ -66,7 +68,7 @@ async fn main() -> Result<(), Fault> {
         _ => noise(MIB),
     };
     let meter = Arc::new(Meter::default());
-    let (near, far) = inspectors(&what, &chunk, mib, &meter)?;
+    let (near, far) = options(&what, &chunk, mib, &meter)?;
     let (feed, drain) = line(near, far).await?;
     let started = Instant::now();
     if what.starts_with("nbd") {
@@ -103,7 +105,7 @@ fn noise(length: usize) -> Vec<u8> {
 }
 
 /// What the two ends are run with.
-fn inspectors(what: &str, chunk: &[u8], mib: usize, meter: &Arc<Meter>) -> Result<(Options, Options), Fault> {
+fn options(what: &str, chunk: &[u8], mib: usize, meter: &Arc<Meter>) -> Result<(Options, Options), Fault> {
     let limit = Duration::from_millis(300);
     let (near, far) = (Options::new(limit, Arc::clone(meter)), Options::new(limit, Arc::default()));
     let (image, held) = match what {
@@ -119,10 +121,8 @@ fn inspectors(what: &str, chunk: &[u8], mib: usize, meter: &Arc<Meter>) -> Resul
         }
         _ => return Ok((near, far)),
     };
-    let (outbound, inbound) = nbd::source(image, Arc::default());
-    let near = Options { inbound: Some(Box::new(inbound)), outbound: Some(Box::new(outbound)), ..near };
-    let (inbound, outbound) = nbd::destination(held, Arc::default());
-    let far = Options { inbound: Some(Box::new(inbound)), outbound: Some(Box::new(outbound)), ..far };
+    let near = Options { filter: Some(Box::new(nbd::source(image, Arc::default()))), ..near };
+    let far = Options { filter: Some(Box::new(nbd::destination(held, Arc::default()))), ..far };
     Ok((near, far))
 }
 
@@ -161,13 +161,13 @@ async fn line(near_options: Options, far_options: Options) -> Result<(LocalStrea
     near.set_nonblocking(true)?;
     far.set_nonblocking(true)?;
     at_source.spawn(async move {
-        widen(&dialed);
+        dialed.widen();
         let (reader, writer) = UnixStream::from_std(near).expect("its reactor takes it").into_split();
         carry(dialed, reader, writer, near_options).await
     });
     at_destination.spawn(async move {
         let far = UnixStream::from_std(far).expect("its reactor takes it");
-        widen_local(&far);
+        local::widen(&far);
         let (reader, writer) = far.into_split();
         carry(accepted, reader, writer, far_options).await
     });

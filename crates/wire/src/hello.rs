@@ -1,11 +1,14 @@
-//! The handshake that opens a TLS connection: which session, which channel.
+//! The handshake that opens a pipe: which session, which channel, and what both ends can do.
 //!
 //! ```text
 //! hello   "FERRYWIR" · version min u16 · version max u16 · session 16 · secret 32
 //!         channel kind u8 · zero u8 · channel index u16 · lane u8 · lanes u8 · codec u8 · zero u8
-//! answer  version u16 (0: refused) · reason length u16 · reason
+//! answer  version u16 (0: refused) · length u16 · why not, or from version 3 on the abilities of whoever answers
 //! ```
-//! Both ends are authenticated by TLS before a byte of it is sent; the secret binds the connection to one session.
+//! Both ends are authenticated by the transport before a byte of it is sent; the secret binds the pipe to one session.
+//!
+//! The first pipe of a session asks for what every version has. Its answer tells what the other end can do beyond, and later
+//! pipes ask for no more than that. What is asked for all the same, and is not known here, is answered: "not supported: …".
 
 use ferry_core::{id::SessionId, pin::Secret};
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
@@ -13,29 +16,129 @@ use uuid::Uuid;
 
 use crate::{WireError, frame::Codec};
 
-/// The newest protocol version that this program speaks. 2: windows of more than 8 MiB.
-pub const VERSION_MAX: u16 = 2;
+/// The newest protocol version that this program speaks. 2: windows of more than 8 MiB. 3: answers tell abilities; offline
+/// moves have channels of their own.
+pub const VERSION_MAX: u16 = 3;
 /// The oldest.
 pub const VERSION_MIN: u16 = 1;
 /// Size of a hello.
 pub const HELLO_BYTES: usize = 68;
 
 const MAGIC: &[u8; 8] = b"FERRYWIR";
-const REASON_BYTES_MAX: u16 = 512;
+/// Longest text or abilities of an answer.
+const ANSWER_BYTES_MAX: u16 = 512;
+const ABILITIES_BYTES: usize = 12;
+/// From this version on answers tell abilities, and offline moves have channels of their own.
+const VERSION_OF_ABILITIES: u16 = 3;
 
 /// What a connection carries.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Channel {
     /// Control messages.
     Control,
-    /// Management calls; never behind bulk data.
+    /// Management calls; never behind bulk data. Before version 3 also [`Channel::Definition`].
     Rpc,
     /// Memory, by connection in the order of opening.
     Memory(u16),
-    /// A disk, by connection in the order of opening.
+    /// A disk, by connection in the order of opening. Before version 3 also [`Channel::File`].
     Disk(u16),
     /// What the destination's file of that disk holds already: an index, from the destination, until its end.
     Seed(u16),
+    /// The definition of a VM that is shut off.
+    Definition,
+    /// A file of a VM that is shut off ([`crate::file`]), by its place among them.
+    File(u16),
+}
+
+impl Channel {
+    /// As a peer calls it that speaks this version, or of which nothing is known yet.
+    fn for_version(self, version: u16) -> Self {
+        match self {
+            Self::Definition if version < VERSION_OF_ABILITIES => Self::Rpc,
+            Self::File(index) if version < VERSION_OF_ABILITIES => Self::Disk(index),
+            Self::Control
+            | Self::Rpc
+            | Self::Memory(_)
+            | Self::Disk(_)
+            | Self::Seed(_)
+            | Self::Definition
+            | Self::File(_) => self,
+        }
+    }
+
+    fn to_wire(self) -> (u8, u16) {
+        match self {
+            Self::Control => (0, 0),
+            Self::Rpc => (1, 0),
+            Self::Memory(index) => (2, index),
+            Self::Disk(index) => (3, index),
+            Self::Seed(index) => (4, index),
+            Self::Definition => (5, 0),
+            Self::File(index) => (6, index),
+        }
+    }
+
+    fn from_wire(kind: u8, index: u16) -> Option<Self> {
+        Some(match (kind, index) {
+            (0, 0) => Self::Control,
+            (1, 0) => Self::Rpc,
+            (2, index) => Self::Memory(index),
+            (3, index) => Self::Disk(index),
+            (4, index) => Self::Seed(index),
+            (5, 0) => Self::Definition,
+            (6, index) => Self::File(index),
+            _ => return None,
+        })
+    }
+}
+
+/// What an end can do beyond what every version can.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Abilities {
+    /// Codecs that it decodes: a bit for each number on the wire. [`Codec::Raw`] is always among them.
+    pub codecs: u32,
+    /// Lanes that a channel may have.
+    pub lanes_max: u8,
+    /// Free for what comes: bits that an end does not know mean nothing to it.
+    pub features: u32,
+}
+
+impl Default for Abilities {
+    /// Those of every version.
+    fn default() -> Self {
+        Self { codecs: 1 << Codec::Raw.to_wire(), lanes_max: 1, features: 0 }
+    }
+}
+
+impl Abilities {
+    /// Those of this program.
+    pub fn ours() -> Self {
+        Self::default()
+    }
+
+    fn encode(self) -> [u8; ABILITIES_BYTES] {
+        let mut bytes = [0; ABILITIES_BYTES];
+        bytes[..4].copy_from_slice(&self.codecs.to_le_bytes());
+        bytes[4] = self.lanes_max;
+        bytes[8..].copy_from_slice(&self.features.to_le_bytes());
+        bytes
+    }
+
+    /// Reads what [`Self::encode`] wrote; a newer version may say more behind it.
+    fn decode(bytes: &[u8]) -> Option<Self> {
+        let (bytes, _) = bytes.split_first_chunk::<ABILITIES_BYTES>()?;
+        let u32_at = |at: usize| u32::from_le_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]]);
+        Some(Self { codecs: u32_at(0) | Self::default().codecs, lanes_max: bytes[4].max(1), features: u32_at(8) })
+    }
+}
+
+/// What two ends agreed on when a pipe was opened.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Agreed {
+    /// The protocol's version.
+    pub version: u16,
+    /// What the other end can do.
+    pub peer: Abilities,
 }
 
 /// The first bytes of a connection.
@@ -59,21 +162,32 @@ pub struct Hello {
     pub codec: Codec,
 }
 
+/// Why bytes are no hello that can be served.
+#[derive(Debug)]
+pub enum HelloError {
+    /// They are none.
+    NotOne(WireError),
+    /// They are one, and ask for something that is not known here: a newer program, which gets an answer.
+    NotSupported {
+        /// Of this session,
+        session: SessionId,
+        /// with this secret.
+        secret: Secret,
+        /// What is not supported.
+        what: String,
+    },
+}
+
 impl Hello {
-    /// A hello for the only lane of a channel.
-    pub fn new(session: SessionId, secret: Secret, channel: Channel, codec: Codec) -> Self {
-        Self { version_min: VERSION_MIN, version_max: VERSION_MAX, session, secret, channel, lane: 0, lanes: 1, codec }
+    /// A hello for the only lane of a channel, to a peer that is known to speak `version`; 0: of which nothing is known.
+    pub fn new(session: SessionId, secret: Secret, channel: Channel, version: u16) -> Self {
+        let (version_min, version_max, channel) = (VERSION_MIN, VERSION_MAX, channel.for_version(version));
+        Self { version_min, version_max, session, secret, channel, lane: 0, lanes: 1, codec: Codec::Raw }
     }
 
     /// The hello as it stands on the wire.
     pub fn encode(&self) -> [u8; HELLO_BYTES] {
-        let (kind, index) = match self.channel {
-            Channel::Control => (0, 0),
-            Channel::Rpc => (1, 0),
-            Channel::Memory(index) => (2, index),
-            Channel::Disk(index) => (3, index),
-            Channel::Seed(index) => (4, index),
-        };
+        let (kind, index) = self.channel.to_wire();
         let mut bytes = [0; HELLO_BYTES];
         bytes[..8].copy_from_slice(MAGIC);
         bytes[8..10].copy_from_slice(&self.version_min.to_le_bytes());
@@ -91,38 +205,31 @@ impl Hello {
     /// Reads a hello.
     ///
     /// # Errors
-    /// [`WireError::Protocol`] for anything that is not one.
-    pub fn decode(bytes: &[u8; HELLO_BYTES]) -> Result<Self, WireError> {
-        let bad = |what: &str| WireError::Protocol(format!("hello with {what}"));
+    /// As [`HelloError`] says.
+    pub fn decode(bytes: &[u8; HELLO_BYTES]) -> Result<Self, HelloError> {
         let u16_at = |at: usize| u16::from_le_bytes([bytes[at], bytes[at + 1]]);
+        let not_one = |what: &str| HelloError::NotOne(WireError::Protocol(format!("hello with {what}")));
+        let session = SessionId(Uuid::from_slice(&bytes[12..28]).expect("sixteen bytes"));
+        let secret = Secret(bytes[28..60].try_into().expect("thirty-two bytes"));
+        let unsupported = |what: String| HelloError::NotSupported { session, secret, what };
+        let ([kind, _], index, [lane, lanes, codec]) =
+            ([bytes[60], bytes[61]], u16_at(62), [bytes[64], bytes[65], bytes[66]]);
         if &bytes[..8] != MAGIC {
-            return Err(bad("a wrong magic"));
+            return Err(not_one("a wrong magic"));
         }
-        let index = u16_at(62);
-        let channel = match (bytes[60], index) {
-            (0, 0) => Channel::Control,
-            (1, 0) => Channel::Rpc,
-            (2, index) => Channel::Memory(index),
-            (3, index) => Channel::Disk(index),
-            (4, index) => Channel::Seed(index),
-            _ => return Err(bad("an unknown channel")),
-        };
+        if lane >= lanes {
+            return Err(not_one("a lane out of bounds"));
+        }
         if bytes[61] != 0 || bytes[67] != 0 {
-            return Err(bad("reserved bits set"));
+            return Err(unsupported("what its reserved bits ask for".to_owned()));
         }
-        if bytes[64] >= bytes[65] {
-            return Err(bad("a lane out of bounds"));
+        if lanes > Abilities::ours().lanes_max {
+            return Err(unsupported(format!("{lanes} lanes")));
         }
-        Ok(Self {
-            version_min: u16_at(8),
-            version_max: u16_at(10),
-            session: SessionId(Uuid::from_slice(&bytes[12..28]).expect("sixteen bytes")),
-            secret: Secret(bytes[28..60].try_into().expect("thirty-two bytes")),
-            channel,
-            lane: bytes[64],
-            lanes: bytes[65],
-            codec: Codec::from_wire(bytes[66]).ok_or_else(|| bad("an unknown codec"))?,
-        })
+        let channel =
+            Channel::from_wire(kind, index).ok_or_else(|| unsupported(format!("a channel of kind {kind}, {index}")))?;
+        let codec = Codec::from_wire(codec).ok_or_else(|| unsupported(format!("codec {codec}")))?;
+        Ok(Self { version_min: u16_at(8), version_max: u16_at(10), session, secret, channel, lane, lanes, codec })
     }
 }
 
@@ -132,51 +239,60 @@ pub fn common_version(min: u16, max: u16) -> Option<u16> {
     (version >= min.max(VERSION_MIN)).then_some(version)
 }
 
-/// Sends a hello and waits for the answer. Ok holds the agreed version.
+/// Sends a hello and waits for the answer. Ok holds what was agreed.
 ///
 /// # Errors
 /// [`WireError::Refused`] with the peer's reason; [`WireError::Peer`].
-pub async fn introduce<S: AsyncRead + AsyncWrite + Unpin>(stream: &mut S, hello: &Hello) -> Result<u16, WireError> {
+pub async fn introduce<S: AsyncRead + AsyncWrite + Unpin>(stream: &mut S, hello: &Hello) -> Result<Agreed, WireError> {
     stream.write_all(&hello.encode()).await.map_err(WireError::Peer)?;
     stream.flush().await.map_err(WireError::Peer)?;
     let version = stream.read_u16_le().await.map_err(WireError::Peer)?;
     let length = stream.read_u16_le().await.map_err(WireError::Peer)?;
-    if length > REASON_BYTES_MAX {
-        return Err(WireError::Protocol("an answer with a length out of bounds".to_owned()));
+    let bad = |what: String| Err(WireError::Protocol(format!("an answer with {what}")));
+    if length > ANSWER_BYTES_MAX {
+        return bad("a length out of bounds".to_owned());
     }
-    let mut reason = vec![0; usize::from(length)];
-    stream.read_exact(&mut reason).await.map_err(WireError::Peer)?;
-    match version {
-        0 => Err(WireError::Refused(String::from_utf8_lossy(&reason).into_owned())),
-        version if (hello.version_min..=hello.version_max).contains(&version) => Ok(version),
-        version => Err(WireError::Protocol(format!("an answer with version {version}, which was not offered"))),
+    let mut said = vec![0; usize::from(length)];
+    stream.read_exact(&mut said).await.map_err(WireError::Peer)?;
+    if version == 0 {
+        return Err(WireError::Refused(String::from_utf8_lossy(&said).into_owned()));
+    }
+    if !(hello.version_min..=hello.version_max).contains(&version) {
+        return bad(format!("version {version}, which was not offered"));
+    }
+    let told = if version >= VERSION_OF_ABILITIES { Abilities::decode(&said) } else { Some(Abilities::default()) };
+    match told {
+        Some(peer) => Ok(Agreed { version, peer }),
+        None => bad("no abilities".to_owned()),
     }
 }
 
 /// Reads a hello.
 ///
 /// # Errors
-/// [`WireError::Peer`], [`WireError::Protocol`].
-pub async fn listen<S: AsyncRead + Unpin>(stream: &mut S) -> Result<Hello, WireError> {
+/// As [`Hello::decode`]; [`WireError::Peer`].
+pub async fn listen<S: AsyncRead + Unpin>(stream: &mut S) -> Result<Hello, HelloError> {
     let mut bytes = [0; HELLO_BYTES];
-    stream.read_exact(&mut bytes).await.map_err(WireError::Peer)?;
+    stream.read_exact(&mut bytes).await.map_err(|error| HelloError::NotOne(WireError::Peer(error)))?;
     Hello::decode(&bytes)
 }
 
-/// Answers a hello: the agreed version, or why not.
+/// Answers a hello: the agreed version with our abilities, or why not.
 ///
 /// # Errors
 /// [`WireError::Peer`].
 pub async fn answer<S: AsyncWrite + Unpin>(stream: &mut S, answer: Result<u16, &str>) -> Result<(), WireError> {
-    let (version, reason) = match answer {
-        Ok(version) => (version, ""),
-        Err(reason) => (0, reason),
+    let abilities = Abilities::ours().encode();
+    let (version, said) = match answer {
+        Ok(version) if version >= VERSION_OF_ABILITIES => (version, &abilities[..]),
+        Ok(version) => (version, &[][..]),
+        Err(reason) => (0, reason.as_bytes()),
     };
-    let reason = &reason.as_bytes()[..reason.len().min(usize::from(REASON_BYTES_MAX))];
-    let mut bytes = Vec::with_capacity(4 + reason.len());
+    let said = &said[..said.len().min(usize::from(ANSWER_BYTES_MAX))];
+    let mut bytes = Vec::with_capacity(4 + said.len());
     bytes.extend_from_slice(&version.to_le_bytes());
-    bytes.extend_from_slice(&(reason.len() as u16).to_le_bytes());
-    bytes.extend_from_slice(reason);
+    bytes.extend_from_slice(&(said.len() as u16).to_le_bytes());
+    bytes.extend_from_slice(said);
     stream.write_all(&bytes).await.map_err(WireError::Peer)?;
     stream.flush().await.map_err(WireError::Peer)
 }
@@ -184,20 +300,22 @@ pub async fn answer<S: AsyncWrite + Unpin>(stream: &mut S, answer: Result<u16, &
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
+    use tokio::io::duplex;
 
     use super::*;
 
+    const SECRET: Secret = Secret([7; 32]);
+
+    fn hello(channel: Channel, version: u16) -> Hello {
+        Hello::new(SessionId(Uuid::nil()), SECRET, channel, version)
+    }
+
     proptest! {
         #[test]
-        fn hellos_survive_the_wire(session: u128, secret: [u8; 32], kind in 0..5u8, index: u16, lane in 0..8u8) {
-            let channel = match kind {
-                0 => Channel::Control,
-                1 => Channel::Rpc,
-                2 => Channel::Memory(index),
-                3 => Channel::Disk(index),
-                _ => Channel::Seed(index),
-            };
-            let hello = Hello { lane, lanes: 8, ..Hello::new(SessionId(Uuid::from_u128(session)), Secret(secret), channel, Codec::Raw) };
+        fn hellos_survive_the_wire(session: u128, secret: [u8; 32], kind in 0..7u8, index: u16) {
+            let index = if matches!(kind, 0 | 1 | 5) { 0 } else { index };
+            let channel = Channel::from_wire(kind, index).expect("known");
+            let hello = Hello::new(SessionId(Uuid::from_u128(session)), Secret(secret), channel, VERSION_MAX);
             prop_assert_eq!(Hello::decode(&hello.encode()).expect("legal"), hello);
         }
 
@@ -208,6 +326,14 @@ mod tests {
             bytes[..8].copy_from_slice(MAGIC);
             let _ = Hello::decode(&bytes);
         }
+
+        #[test]
+        fn abilities_survive_the_wire_and_more_may_be_said(codecs: u32, lanes_max in 1..=u8::MAX, features: u32) {
+            let told = Abilities { codecs: codecs | 1, lanes_max, features };
+            let bytes = [&told.encode()[..], &[1, 2, 3]].concat();
+            prop_assert_eq!(Abilities::decode(&bytes), Some(told));
+            prop_assert_eq!(Abilities::decode(&bytes[..ABILITIES_BYTES - 1]), None);
+        }
     }
 
     #[test]
@@ -217,5 +343,57 @@ mod tests {
         assert_eq!(common_version(VERSION_MAX, VERSION_MAX + 1), Some(VERSION_MAX));
         assert_eq!(common_version(VERSION_MAX + 1, VERSION_MAX + 2), None);
         assert_eq!(common_version(0, VERSION_MIN - 1), None);
+    }
+
+    #[test]
+    fn what_a_newer_program_asks_for_can_be_answered() {
+        let good = hello(Channel::Memory(1), 3).encode();
+        for (at, byte, what) in [
+            (60, 9, "a channel of kind 9, 1"),
+            (61, 1, "reserved"),
+            (65, 2, "2 lanes"),
+            (66, 7, "codec 7"),
+            (67, 1, "reserved"),
+        ] {
+            let mut bytes = good;
+            bytes[at] = byte;
+            match Hello::decode(&bytes) {
+                Err(HelloError::NotSupported { secret, what: told, .. }) => {
+                    assert!(secret == SECRET && told.contains(what), "{told}");
+                }
+                other => panic!("{what}: {other:?}"),
+            }
+        }
+    }
+
+    #[test]
+    fn a_peer_of_an_earlier_version_hears_its_own_words() {
+        for (version, definition, file) in [(0, 1, 3), (2, 1, 3), (3, 5, 6)] {
+            let kind = |channel| hello(channel, version).encode()[60];
+            assert_eq!((kind(Channel::Definition), kind(Channel::File(2))), (definition, file), "{version}");
+        }
+    }
+
+    #[tokio::test]
+    async fn two_ends_of_neighbouring_versions_agree_on_the_older() {
+        for (spoken, answered, abilities) in [(2, 2, 0), (3, 3, ABILITIES_BYTES), (4, 3, ABILITIES_BYTES)] {
+            let (mut one, mut other) = duplex(1 << 10);
+            let dialed = Hello { version_max: spoken, ..hello(Channel::Control, 0) };
+            let answering = async {
+                let heard = listen(&mut other).await.expect("a hello");
+                let version = common_version(heard.version_min, heard.version_max).expect("one in common");
+                answer(&mut other, Ok(version)).await.expect("answered");
+                version
+            };
+            let (agreed, version) = tokio::join!(introduce(&mut one, &dialed), answering);
+            assert_eq!(agreed.expect("agreed"), Agreed { version, peer: Abilities::default() });
+            assert_eq!(version, answered);
+            // An earlier version would take what stands behind its answer for a frame.
+            answer(&mut other, Ok(version)).await.expect("answered");
+            drop(other);
+            let mut raw = Vec::new();
+            one.read_to_end(&mut raw).await.expect("whole");
+            assert_eq!(raw.len(), 4 + abilities);
+        }
     }
 }

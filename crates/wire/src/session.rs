@@ -3,31 +3,32 @@
 use std::{
     net::SocketAddr,
     ops::RangeInclusive,
-    os::fd::AsFd,
+    pin::Pin,
     sync::{
         Arc,
         atomic::{AtomicU16, Ordering},
     },
+    task::{Context, Poll},
     time::Duration,
 };
 
-use ferry_core::{id::SessionId, pin::Secret};
+use ferry_core::{error::chain, id::SessionId, pin::Secret};
 use ferry_trust::same_secret;
-use nix::sys::socket::{setsockopt, sockopt};
-use rustls::{ClientConfig, ServerConfig, pki_types::ServerName};
+use rustls::{ClientConfig, ServerConfig};
 use tokio::{
-    io::BufReader,
-    net::{TcpListener, TcpSocket, TcpStream, UnixStream},
+    io::{AsyncRead, AsyncWrite, ReadBuf},
     sync::{Semaphore, mpsc},
 };
-use tokio_rustls::{TlsAcceptor, TlsConnector, TlsStream};
-use tracing::{debug, warn};
+use tracing::warn;
 
 use crate::{
     WireError,
-    frame::{Codec, DATA_BYTES_MAX, HEADER_BYTES},
-    hello::{Channel, Hello, answer, common_version, introduce, listen},
-    window::{BUDGET_BYTES, window_bytes_max},
+    hello::{Abilities, Agreed, Channel, Hello, HelloError, answer, common_version, introduce, listen},
+    transport::{
+        Listener, Opening, Pipe, Transport,
+        tcp::{TcpAcceptor, TcpDialer},
+    },
+    window::window_bytes_max,
 };
 
 /// A connection that is not introduced by then is dropped.
@@ -35,16 +36,30 @@ const HANDSHAKE_DEADLINE: Duration = Duration::from_secs(5);
 /// Connections that may be unintroduced at once: a session has a handful, and strangers shall not be in its way. More
 /// are closed at once: none waits unread in the kernel, which would keep a window's worth of what a stranger sends.
 const HANDSHAKES_MAX: usize = 128;
-/// Connections that the kernel keeps until they are accepted.
-const BACKLOG: u32 = 128;
 
-/// What is read from the kernel at once, below TLS, which asks for a record of 16 KiB at the most.
-const READ_AHEAD_BYTES: usize = 256 << 10;
-/// What TLS takes before it must be written: a whole frame, which the kernel then gets at once.
-const TLS_BYTES_MAX: usize = DATA_BYTES_MAX + HEADER_BYTES;
+/// A connection between two carriers: a pipe, and what was agreed when it was opened.
+pub struct Connection {
+    pipe: Pipe,
+    agreed: Agreed,
+}
 
-/// A connection between two carriers.
-pub type Connection = TlsStream<BufReader<TcpStream>>;
+impl Connection {
+    /// What was agreed when it was opened.
+    pub fn agreed(&self) -> Agreed {
+        self.agreed
+    }
+
+    /// The largest window that the peer takes.
+    pub fn window_max(&self) -> u64 {
+        window_bytes_max(self.agreed.version)
+    }
+
+    /// Lets a whole window be in flight. Only where the sender keeps to a window: whatever is written to any other
+    /// connection is taken, and waits.
+    pub fn widen(&self) {
+        self.pipe.widen();
+    }
+}
 
 /// What two carriers must both know to meet.
 #[derive(Clone, Copy, Debug)]
@@ -58,8 +73,7 @@ pub struct SessionKey {
 /// The source's end: opens connections to the destination's carrier.
 #[derive(Clone)]
 pub struct Dialer {
-    address: SocketAddr,
-    connector: TlsConnector,
+    transport: Arc<dyn Transport>,
     key: SessionKey,
     /// What the destination speaks; 0 before it was asked.
     version: Arc<AtomicU16>,
@@ -68,12 +82,7 @@ pub struct Dialer {
 impl Dialer {
     /// Will dial `address` with a configuration that pins the destination's key.
     pub fn new(address: SocketAddr, tls: Arc<ClientConfig>, key: SessionKey) -> Self {
-        Self { address, connector: TlsConnector::from(tls), key, version: Arc::default() }
-    }
-
-    /// The largest window that the destination takes, known when a connection to it is open.
-    pub fn window_max(&self) -> u64 {
-        window_bytes_max(self.version.load(Ordering::Acquire))
+        Self { transport: Arc::new(TcpDialer::new(address, tls)), key, version: Arc::default() }
     }
 
     /// Opens a connection for `channel`. Ok promises that the destination accepted it for this session.
@@ -82,15 +91,12 @@ impl Dialer {
     /// [`WireError::Peer`], [`WireError::Refused`] with the destination's reason, [`WireError::Timeout`].
     pub async fn open(&self, channel: Channel) -> Result<Connection, WireError> {
         let dial = async {
-            let tcp = socket_for(self.address).map_err(WireError::Peer)?;
-            let tcp = tcp.connect(self.address).await.map_err(WireError::Peer)?;
-            tcp.set_nodelay(true).map_err(WireError::Peer)?;
-            let name = ServerName::try_from("ferry.invalid").expect("a valid name");
-            let mut stream = self.connector.connect(name, read_ahead(tcp)).await.map_err(WireError::Peer)?;
-            stream.get_mut().1.set_buffer_limit(Some(TLS_BYTES_MAX));
-            let hello = Hello::new(self.key.session, self.key.secret, channel, Codec::Raw);
-            self.version.store(introduce(&mut stream, &hello).await?, Ordering::Release);
-            Ok(TlsStream::from(stream))
+            let mut pipe = self.transport.open(channel).await?;
+            let hello = Hello::new(self.key.session, self.key.secret, channel, self.version.load(Ordering::Acquire));
+            let agreed = introduce(&mut pipe, &hello).await?;
+            self.version.store(agreed.version, Ordering::Release);
+            pipe.introduced();
+            Ok(Connection { pipe, agreed })
         };
         tokio::time::timeout(HANDSHAKE_DEADLINE, dial)
             .await
@@ -103,8 +109,6 @@ impl Dialer {
 pub struct Acceptor {
     address: SocketAddr,
     accepted: mpsc::Receiver<(Channel, Connection)>,
-    /// What the source speaks; 0 before it came.
-    version: Arc<AtomicU16>,
     task: tokio::task::JoinHandle<()>,
 }
 
@@ -119,32 +123,16 @@ impl Acceptor {
         tls: Arc<ServerConfig>,
         key: SessionKey,
     ) -> Result<Self, WireError> {
-        let mut last = std::io::Error::from(std::io::ErrorKind::InvalidInput);
-        for port in ports {
-            match bind((ip, port).into()) {
-                Ok(listener) => return Self::start(listener, tls, key),
-                Err(error) => last = error,
-            }
-        }
-        Err(WireError::Local(last))
-    }
-
-    fn start(listener: TcpListener, tls: Arc<ServerConfig>, key: SessionKey) -> Result<Self, WireError> {
-        let address = listener.local_addr().map_err(WireError::Local)?;
+        let listener = TcpAcceptor::bind(ip, ports, tls)?;
+        let address = listener.address()?;
         let (found, accepted) = mpsc::channel(HANDSHAKES_MAX);
-        let version = Arc::<AtomicU16>::default();
-        let task = tokio::spawn(accept_all(listener, TlsAcceptor::from(tls), key, found, Arc::clone(&version)));
-        Ok(Self { address, accepted, version, task })
+        let task = tokio::spawn(accept_all(listener, key, found));
+        Ok(Self { address, accepted, task })
     }
 
     /// Where it listens.
     pub fn address(&self) -> SocketAddr {
         self.address
-    }
-
-    /// The largest window that the source takes, known when a connection from it is open.
-    pub fn window_max(&self) -> u64 {
-        window_bytes_max(self.version.load(Ordering::Acquire))
     }
 
     /// The next connection that showed the session's secret; `None` when listening ended.
@@ -159,56 +147,10 @@ impl Drop for Acceptor {
     }
 }
 
-/// A socket whose receive buffer is not smaller than a window. It has to be told before the connection is made: what a
-/// connection can announce is settled with its first packet. The kernel fills the buffer only while this process does not
-/// read, which it always does.
-fn socket_for(address: SocketAddr) -> std::io::Result<TcpSocket> {
-    let socket = if address.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
-    if let Err(error) = setsockopt(&socket.as_fd(), sockopt::RcvBufForce, &(BUDGET_BYTES as usize)) {
-        debug!(%error, "the receive buffer stays what net.ipv4.tcp_rmem allows");
-    }
-    Ok(socket)
-}
-
-/// Lets a whole window be in flight on a connection. Only for one whose sender keeps to a window: whatever is written
-/// to any other is taken, and waits.
-pub fn widen(stream: &Connection) {
-    if let Err(error) =
-        setsockopt(&stream.get_ref().0.get_ref().as_fd(), sockopt::SndBufForce, &(BUDGET_BYTES as usize))
-    {
-        debug!(%error, "the send buffer stays what net.ipv4.tcp_wmem allows");
-    }
-}
-
-/// Lets a local reader fall behind by two frames before the carrier has to wait for it, and be woken. What waits there is
-/// gone in a millisecond or two.
-pub fn widen_local(stream: &UnixStream) {
-    if let Err(error) = setsockopt(&stream.as_fd(), sockopt::SndBufForce, &(2 * DATA_BYTES_MAX)) {
-        debug!(%error, "the local send buffer stays what net.core.wmem_default says");
-    }
-}
-
-fn read_ahead(tcp: TcpStream) -> BufReader<TcpStream> {
-    BufReader::with_capacity(READ_AHEAD_BYTES, tcp)
-}
-
-fn bind(address: SocketAddr) -> std::io::Result<TcpListener> {
-    let socket = socket_for(address)?;
-    socket.set_reuseaddr(true)?;
-    socket.bind(address)?;
-    socket.listen(BACKLOG)
-}
-
-async fn accept_all(
-    listener: TcpListener,
-    tls: TlsAcceptor,
-    key: SessionKey,
-    found: mpsc::Sender<(Channel, Connection)>,
-    spoken: Arc<AtomicU16>,
-) {
+async fn accept_all<L: Listener>(listener: L, key: SessionKey, found: mpsc::Sender<(Channel, Connection)>) {
     let pending = Arc::new(Semaphore::new(HANDSHAKES_MAX));
     loop {
-        let (tcp, from) = match listener.accept().await {
+        let (from, opening) = match listener.accept().await {
             Ok(accepted) => accepted,
             Err(error) => {
                 // Out of file descriptors, or the peer was gone at once: others are not affected.
@@ -221,49 +163,89 @@ async fn accept_all(
             warn!(%from, "too many connections are not introduced; this one was closed");
             continue;
         };
-        let (tls, found, spoken) = (tls.clone(), found.clone(), Arc::clone(&spoken));
+        let found = found.clone();
         tokio::spawn(async move {
             let _permit = permit;
-            let greeted = tokio::time::timeout(HANDSHAKE_DEADLINE, greet(tcp, tls, key)).await;
+            let greeted = tokio::time::timeout(HANDSHAKE_DEADLINE, greet(opening, key)).await;
             match greeted.unwrap_or(Err(WireError::Timeout("no hello came"))) {
-                Ok((channel, stream, version)) => {
-                    spoken.store(version, Ordering::Release);
-                    let _ = found.send((channel, stream)).await;
-                }
-                Err(error) => warn!(%from, error = %report(&error), "a connection to the carrier was refused"),
+                Ok(accepted) => drop(found.send(accepted).await),
+                Err(error) => warn!(%from, error = %chain(&error), "a connection to the carrier was refused"),
             }
         });
     }
 }
 
-async fn greet(tcp: TcpStream, tls: TlsAcceptor, key: SessionKey) -> Result<(Channel, Connection, u16), WireError> {
-    tcp.set_nodelay(true).map_err(WireError::Peer)?;
-    let mut stream = tls.accept(read_ahead(tcp)).await.map_err(WireError::Peer)?;
-    stream.get_mut().1.set_buffer_limit(Some(TLS_BYTES_MAX));
-    let mut stream = TlsStream::from(stream);
-    let hello = listen(&mut stream).await?;
-    let refusal = if hello.session != key.session || !same_secret(&hello.secret, &key.secret) {
-        Some("unknown session")
-    } else if hello.lanes != 1 {
-        Some("several lanes are not spoken")
-    } else {
-        None
+async fn greet(opening: Opening<'static>, key: SessionKey) -> Result<(Channel, Connection), WireError> {
+    let mut pipe = opening.await?;
+    let refusal = match admit(listen(&mut pipe).await, key) {
+        Ok((channel, version)) => {
+            answer(&mut pipe, Ok(version)).await?;
+            pipe.introduced();
+            // A dialer tells what it asks for, not what it can do.
+            return Ok((channel, Connection { pipe, agreed: Agreed { version, peer: Abilities::default() } }));
+        }
+        Err(refusal) => refusal,
     };
-    let version = common_version(hello.version_min, hello.version_max);
-    match (refusal, version) {
-        (None, Some(version)) => {
-            answer(&mut stream, Ok(version)).await?;
-            Ok((hello.channel, stream, version))
+    if let WireError::Refused(reason) = &refusal {
+        answer(&mut pipe, Err(reason)).await?;
+    }
+    Err(refusal)
+}
+
+/// What a hello asks for, and the version in which it gets it.
+///
+/// # Errors
+/// [`WireError::Refused`] with what is to be answered; others where nothing is.
+fn admit(heard: Result<Hello, HelloError>, key: SessionKey) -> Result<(Channel, u16), WireError> {
+    let is_known = |session: SessionId, secret: &Secret| session == key.session && same_secret(secret, &key.secret);
+    let reason = match heard {
+        Err(HelloError::NotOne(error)) => return Err(error),
+        Err(HelloError::NotSupported { session, secret, what }) if is_known(session, &secret) => {
+            format!("not supported: {what}")
         }
-        (refusal, _) => {
-            let reason = refusal.unwrap_or("no common version");
-            answer(&mut stream, Err(reason)).await?;
-            Err(WireError::Refused(reason.to_owned()))
+        Ok(hello) if is_known(hello.session, &hello.secret) => {
+            match common_version(hello.version_min, hello.version_max) {
+                Some(version) => return Ok((hello.channel, version)),
+                None => "no common version".to_owned(),
+            }
         }
+        Ok(_) | Err(HelloError::NotSupported { .. }) => "unknown session".to_owned(),
+    };
+    Err(WireError::Refused(reason))
+}
+
+impl AsyncRead for Connection {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        out: &mut ReadBuf<'_>,
+    ) -> Poll<std::io::Result<()>> {
+        Pin::new(&mut self.pipe).poll_read(context, out)
     }
 }
 
-fn report(error: &WireError) -> String {
-    use std::error::Error as _;
-    error.source().map_or_else(|| error.to_string(), |source| format!("{error}: {source}"))
+impl AsyncWrite for Connection {
+    fn poll_write(mut self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<std::io::Result<usize>> {
+        Pin::new(&mut self.pipe).poll_write(context, bytes)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        parts: &[std::io::IoSlice<'_>],
+    ) -> Poll<std::io::Result<usize>> {
+        Pin::new(&mut self.pipe).poll_write_vectored(context, parts)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.pipe.is_write_vectored()
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<std::io::Result<()>> {
+        Pin::new(&mut self.pipe).poll_flush(context)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<std::io::Result<()>> {
+        Pin::new(&mut self.pipe).poll_shutdown(context)
+    }
 }

@@ -16,7 +16,7 @@ use ferry_wire::{
     channel::{Options, carry},
     hello::Channel,
     meter::Meter,
-    session::{Acceptor, Dialer, SessionKey, widen},
+    session::{Acceptor, Dialer, SessionKey},
     traffic::Traffic,
     window::{BUDGET_BYTES, Law, Pace, WINDOW_BYTES_MIN, window_bytes, window_bytes_max},
 };
@@ -59,8 +59,8 @@ impl Fed {
         let dialer = Dialer::new(address, tls, key);
         let (dialed, accepted) = tokio::join!(dialer.open(Channel::Memory(0)), acceptor.accept());
         let (dialed, (_, accepted)) = (dialed.expect("accepted"), accepted.expect("it listens"));
-        assert_eq!([dialer.window_max(), acceptor.window_max()], [BUDGET_BYTES; 2]);
-        widen(&dialed);
+        assert_eq!([dialed.window_max(), accepted.window_max()], [BUDGET_BYTES; 2]);
+        dialed.widen();
         let (meter, traffic) = (Arc::<Meter>::default(), Arc::<Traffic>::default());
         let (mut feed, near) = duplex(1 << 20);
         let (far, drain) = duplex(1 << 20);

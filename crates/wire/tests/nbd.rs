@@ -130,18 +130,10 @@ impl Line {
                 let (image, held) = first.take().unwrap_or_default();
                 let served = UnixStream::connect(&server).await.expect("the server listens");
                 let (one, other) = duplex(MIB as usize);
-                let (outbound, inbound) = nbd::source(image, Arc::clone(&our_nbd));
-                let near = Options {
-                    inbound: Some(Box::new(inbound)),
-                    outbound: Some(Box::new(outbound)),
-                    ..Options::new(LIMIT, Arc::clone(&our_meter))
-                };
-                let (inbound, outbound) = nbd::destination(held, Arc::clone(&our_far_nbd));
-                let far = Options {
-                    inbound: Some(Box::new(inbound)),
-                    outbound: Some(Box::new(outbound)),
-                    ..Options::new(LIMIT, Arc::default())
-                };
+                let filter = Box::new(nbd::source(image, Arc::clone(&our_nbd)));
+                let near = Options { filter: Some(filter), ..Options::new(LIMIT, Arc::clone(&our_meter)) };
+                let filter = Box::new(nbd::destination(held, Arc::clone(&our_far_nbd)));
+                let far = Options { filter: Some(filter), ..Options::new(LIMIT, Arc::default()) };
                 tokio::spawn(async move {
                     let (reader, writer) = client.into_split();
                     // How a client leaves is its own business.

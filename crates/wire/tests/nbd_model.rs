@@ -10,7 +10,10 @@ use std::{
 };
 
 use ferry_wire::{
-    channel::Inspect,
+    filter::{
+        Direction::{self, Inbound, Outbound},
+        FilterError, Outputs, StreamFilter,
+    },
     nbd::{
         self, Held, Image, Keeper, NbdMeter,
         seed::{BLOCK_BYTES, SeedIndex, SeedKey},
@@ -345,8 +348,28 @@ impl Dice {
     }
 }
 
-/// An inspector, if there is one, and the bytes that wait in front of it.
-type Hop = (Option<Box<dyn Inspect>>, VecDeque<u8>);
+/// One direction of an end, if there is one, and the bytes that wait in front of it.
+type Hop = (Option<End>, VecDeque<u8>);
+
+/// A direction of an end's filter.
+#[derive(Clone)]
+struct End(Arc<Mutex<dyn StreamFilter>>, Direction);
+
+impl End {
+    /// Outbound and inbound.
+    fn both(filter: impl StreamFilter + 'static) -> (Self, Self) {
+        let filter: Arc<Mutex<dyn StreamFilter>> = Arc::new(Mutex::new(filter));
+        (Self(Arc::clone(&filter), Outbound), Self(filter, Inbound))
+    }
+
+    fn pass(&self, bytes: &[u8], out: &mut Vec<u8>) -> Result<(), FilterError> {
+        let mut outputs = Outputs::default();
+        self.0.lock().expect("whole").filter(self.1, bytes, &mut outputs)?;
+        assert!(outputs.back.is_empty(), "nothing is answered here");
+        out.append(&mut outputs.forward);
+        Ok(())
+    }
+}
 
 /// Requests of a client to a server, through what may stand between them.
 struct Line {
@@ -376,12 +399,10 @@ impl Line {
         };
         if let Some(knowledge) = knowledge {
             let (image, held) = knowledge.ends();
-            let (outbound, inbound) = nbd::source(image, near);
-            let (far_inbound, far_outbound) = nbd::destination(held, far);
-            line.there =
-                vec![(Some(Box::new(outbound)), VecDeque::new()), (Some(Box::new(far_inbound)), VecDeque::new())];
-            line.back =
-                vec![(Some(Box::new(far_outbound)), VecDeque::new()), (Some(Box::new(inbound)), VecDeque::new())];
+            let (outbound, inbound) = End::both(nbd::source(image, near));
+            let (far_outbound, far_inbound) = End::both(nbd::destination(held, far));
+            line.there = vec![(Some(outbound), VecDeque::new()), (Some(far_inbound), VecDeque::new())];
+            line.back = vec![(Some(far_outbound), VecDeque::new()), (Some(inbound), VecDeque::new())];
             line.server.strict = flags & SEND_WRITE_ZEROES != 0;
             let is_thin = line.server.strict && matches!(knowledge, Knowledge::Zeroes | Knowledge::Mapped);
             let is_data = |page: &[u8]| page.iter().any(|byte| *byte != 0);
@@ -391,11 +412,11 @@ impl Line {
     }
 
     fn hop(hops: &mut [Hop], at: usize, count: usize, end: &mut Vec<u8>) {
-        let (inspect, waiting) = &mut hops[at];
+        let (end_of, waiting) = &mut hops[at];
         let bytes: Vec<u8> = waiting.drain(..count.min(waiting.len())).collect();
         let mut out = Vec::new();
-        match inspect {
-            Some(inspect) => inspect.pass(&bytes, &mut out).expect("nothing is wrong"),
+        match end_of {
+            Some(end_of) => end_of.pass(&bytes, &mut out).expect("nothing is wrong"),
             None => out = bytes,
         }
         match hops.get_mut(at + 1) {
@@ -596,9 +617,9 @@ fn what_the_seed_holds_is_named_and_what_it_lost_is_an_error() {
 }
 
 /// Passes `bytes` piece by piece.
-fn pass(inspect: &mut impl Inspect, bytes: &[u8]) -> Result<Vec<u8>, String> {
+fn pass(end: &End, bytes: &[u8]) -> Result<Vec<u8>, FilterError> {
     let mut out = Vec::new();
-    bytes.chunks(3).try_for_each(|piece| inspect.pass(piece, &mut out)).map(|()| out)
+    bytes.chunks(3).try_for_each(|piece| end.pass(piece, &mut out)).map(|()| out)
 }
 
 #[test]
@@ -606,12 +627,12 @@ fn what_is_not_understood_before_the_first_request_passes_as_it_is() {
     let stranger = b"NBDMAGIC\0\0\x42\x02\x81\x86\x12\x53 and then requests".as_slice();
     let not_fixed = b"NBDMAGICIHAVEOPT\0\0 anything".as_slice();
     for greeting in [stranger, not_fixed, b"SSH-2.0"] {
-        let (mut requests, mut replies) = nbd::source(Image::Zeroes, Arc::default());
-        assert_eq!(pass(&mut replies, greeting).expect("passed"), greeting);
-        assert_eq!(pass(&mut requests, b"whatever").expect("passed"), b"whatever");
-        let (mut requests, mut replies) = nbd::destination(Held::Zeroes, Arc::default());
-        assert_eq!(pass(&mut requests, b"what no option begins with").expect("passed"), b"what no option begins with");
-        assert_eq!(pass(&mut replies, greeting).expect("passed"), greeting);
+        let (requests, replies) = End::both(nbd::source(Image::Zeroes, Arc::default()));
+        assert_eq!(pass(&replies, greeting).expect("passed"), greeting);
+        assert_eq!(pass(&requests, b"whatever").expect("passed"), b"whatever");
+        let (replies, requests) = End::both(nbd::destination(Held::Zeroes, Arc::default()));
+        assert_eq!(pass(&requests, b"what no option begins with").expect("passed"), b"what no option begins with");
+        assert_eq!(pass(&replies, greeting).expect("passed"), greeting);
     }
 }
 
@@ -663,18 +684,18 @@ fn data_and_short_zeroes_that_must_be_written_are_one_request() {
 
 /// Both ends, byte by byte.
 struct Ends {
-    there: [Box<dyn Inspect>; 2],
-    back: [Box<dyn Inspect>; 2],
+    there: [End; 2],
+    back: [End; 2],
 }
 
 impl Ends {
     fn new(keeper: impl Keeper + 'static) -> Self {
-        let (outbound, inbound) = nbd::source(Image::Unknown, Arc::default());
-        let (far_inbound, far_outbound) = nbd::destination(keeper, Arc::default());
-        Self { there: [Box::new(outbound), Box::new(far_inbound)], back: [Box::new(far_outbound), Box::new(inbound)] }
+        let (outbound, inbound) = End::both(nbd::source(Image::Unknown, Arc::default()));
+        let (far_outbound, far_inbound) = End::both(nbd::destination(keeper, Arc::default()));
+        Self { there: [outbound, far_inbound], back: [far_outbound, inbound] }
     }
 
-    fn pass(hops: &mut [Box<dyn Inspect>; 2], bytes: &[u8]) -> Vec<u8> {
+    fn pass(hops: &mut [End; 2], bytes: &[u8]) -> Vec<u8> {
         let mut passed = bytes.to_vec();
         for hop in hops {
             let mut out = Vec::new();
@@ -812,16 +833,16 @@ fn of_a_second_choice_nothing_is_known() {
 fn a_server_that_was_not_kept_from_an_option_is_carried_as_it_is() {
     const STRUCTURED_REPLY: u32 = 8;
     // The source's end is not understood either, and hides nothing.
-    let (mut requests, mut replies) = nbd::destination(Held::Zeroes, Arc::default());
-    pass(&mut replies, b"NBDMAGICIHAVEOPT\0\x03").expect("passed");
-    pass(&mut requests, &[0, 0, 0, 3]).expect("passed");
-    pass(&mut requests, &option(STRUCTURED_REPLY, &[])).expect("passed");
+    let (replies, requests) = End::both(nbd::destination(Held::Zeroes, Arc::default()));
+    pass(&replies, b"NBDMAGICIHAVEOPT\0\x03").expect("passed");
+    pass(&requests, &[0, 0, 0, 3]).expect("passed");
+    pass(&requests, &option(STRUCTURED_REPLY, &[])).expect("passed");
     let granted = option_reply(STRUCTURED_REPLY, 1, &[]);
-    assert_eq!(pass(&mut replies, &granted).expect("passed"), granted);
+    assert_eq!(pass(&replies, &granted).expect("passed"), granted);
     let rest = [option(GO, &choice("")), b"requests of a form that is not known".to_vec()].concat();
-    assert_eq!(pass(&mut requests, &rest).expect("passed"), rest);
+    assert_eq!(pass(&requests, &rest).expect("passed"), rest);
     let rest = [option_reply(GO, 3, &info_export(1 << 20)), b"replies of a form that is not known".to_vec()].concat();
-    assert_eq!(pass(&mut replies, &rest).expect("passed"), rest);
+    assert_eq!(pass(&replies, &rest).expect("passed"), rest);
 }
 
 #[test]

@@ -12,10 +12,12 @@ use ferry_core::id::SessionId;
 use ferry_trust::{Clients, KeyPair, client_config, random_secret, server_config};
 use ferry_wire::{
     WireError,
-    channel::{Inspect, Options, carry},
-    hello::Channel,
+    channel::{Options, carry},
+    filter::{Direction, FilterError, Outputs, StreamFilter},
+    hello::{Abilities, Agreed, Channel, Hello, VERSION_MAX},
     meter::Meter,
     session::{Acceptor, Dialer, SessionKey},
+    transport::{Transport as _, tcp::TcpDialer},
     window::{WAITING_BYTES_MAX, WINDOW_BYTES_MIN},
 };
 use tokio::{
@@ -240,17 +242,19 @@ struct Watch {
     delivered: Arc<AtomicUsize>,
 }
 
-impl Inspect for Watch {
-    fn pass(&mut self, bytes: &[u8], out: &mut Vec<u8>) -> Result<(), String> {
+impl StreamFilter for Watch {
+    fn filter(&mut self, direction: Direction, bytes: &[u8], out: &mut Outputs) -> Result<(), FilterError> {
+        assert_eq!(direction, Direction::Inbound, "nothing is sent");
         self.passed += bytes.len();
         if self.passed > self.limit {
-            return Err("too much".to_owned());
+            return Err("too much".into());
         }
-        out.extend_from_slice(bytes);
+        out.forward.extend_from_slice(bytes);
         Ok(())
     }
 
-    fn delivered(&mut self) {
+    fn delivered(&mut self, direction: Direction) {
+        assert_eq!(direction, Direction::Inbound, "nothing is sent");
         self.delivered.store(self.passed, Ordering::SeqCst);
     }
 }
@@ -258,18 +262,18 @@ impl Inspect for Watch {
 /// Makes many bytes of each.
 struct Swell(usize);
 
-impl Inspect for Swell {
-    fn pass(&mut self, bytes: &[u8], out: &mut Vec<u8>) -> Result<(), String> {
-        out.extend(bytes.iter().flat_map(|byte| std::iter::repeat_n(*byte, self.0)));
+impl StreamFilter for Swell {
+    fn filter(&mut self, _direction: Direction, bytes: &[u8], out: &mut Outputs) -> Result<(), FilterError> {
+        out.forward.extend(bytes.iter().flat_map(|byte| std::iter::repeat_n(*byte, self.0)));
         Ok(())
     }
 }
 
 #[tokio::test]
-async fn what_an_inspector_lets_out_at_once_stays_within_the_window() {
+async fn what_a_filter_lets_out_at_once_stays_within_the_window() {
     let (one, other) = duplex(64 << 20);
     let meter = Arc::new(Meter::default());
-    let options = Options { outbound: Some(Box::new(Swell(512))), ..Options::new(LIMIT, Arc::clone(&meter)) };
+    let options = Options { filter: Some(Box::new(Swell(512))), ..Options::new(LIMIT, Arc::clone(&meter)) };
     let (mut near, source) = end(one, options);
     let (mut far, destination) = end(other, Options::new(LIMIT, Arc::default()));
     let there = pattern(64 << 10, 5);
@@ -285,12 +289,12 @@ async fn what_an_inspector_lets_out_at_once_stays_within_the_window() {
 }
 
 #[tokio::test]
-async fn an_inspector_hears_of_delivery_and_its_refusal_ends_the_channel() {
+async fn a_filter_hears_of_delivery_and_its_refusal_ends_the_channel() {
     let (one, other) = duplex(1 << 16);
     let delivered = Arc::new(AtomicUsize::new(0));
     let watch = Watch { limit: 10, passed: 0, delivered: Arc::clone(&delivered) };
     let (mut near, source) = end(one, Options::new(LIMIT, Arc::default()));
-    let options = Options { inbound: Some(Box::new(watch)), ..Options::new(LIMIT, Arc::default()) };
+    let options = Options { filter: Some(Box::new(watch)), ..Options::new(LIMIT, Arc::default()) };
     let (mut far, destination) = end(other, options);
     near.write_all(b"0123456789").await.expect("taken");
     let mut got = [0; 10];
@@ -303,7 +307,76 @@ async fn an_inspector_hears_of_delivery_and_its_refusal_ends_the_channel() {
     .await;
     near.write_all(b"x").await.expect("taken");
     let error = within(destination).await.expect("no panic").expect_err("refused");
-    assert!(matches!(&error, WireError::Refused(why) if why == "too much"), "{error:?}");
+    assert!(matches!(&error, WireError::Filter(why) if why.to_string() == "too much"), "{error:?}");
     let error = within(source).await.expect("no panic").expect_err("told");
     assert!(matches!(&error, WireError::Aborted(why) if why.contains("too much")), "{error:?}");
+}
+
+/// Lets words pass but "no", which it answers.
+struct Answers;
+
+impl StreamFilter for Answers {
+    fn filter(&mut self, direction: Direction, bytes: &[u8], out: &mut Outputs) -> Result<(), FilterError> {
+        match bytes {
+            b"no" => out.back.extend_from_slice(if direction == Direction::Inbound { b"not in" } else { b"not out" }),
+            _ => out.forward.extend_from_slice(bytes),
+        }
+        Ok(())
+    }
+}
+
+#[tokio::test]
+async fn a_filter_answers_what_it_does_not_let_pass() {
+    let (one, other) = duplex(1 << 16);
+    let (mut near, source) = end(one, Options::new(LIMIT, Arc::default()));
+    let options = Options { filter: Some(Box::new(Answers)), ..Options::new(LIMIT, Arc::default()) };
+    let (mut far, destination) = end(other, options);
+    for (asks_near, asked, answer) in
+        [(true, "yes", ""), (true, "no", "not in"), (false, "yes", ""), (false, "no", "not out"), (true, "on", "")]
+    {
+        let (this, that) = if asks_near { (&mut near, &mut far) } else { (&mut far, &mut near) };
+        within(this.write_all(asked.as_bytes())).await.expect("taken");
+        let (hears, words) = if answer.is_empty() { (that, asked) } else { (this, answer) };
+        let mut heard = vec![0; words.len()];
+        within(hears.read_exact(&mut heard)).await.expect("passed");
+        assert_eq!(String::from_utf8_lossy(&heard), words);
+    }
+    near.shutdown().await.expect("closed");
+    far.shutdown().await.expect("closed");
+    for (mut stream, end) in [(near, source), (far, destination)] {
+        let mut rest = Vec::new();
+        within(stream.read_to_end(&mut rest)).await.expect("whole");
+        assert!(rest.is_empty(), "nothing else passed: {rest:?}");
+        within(end).await.expect("no panic").expect("complete");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_not_supported_is_answered_and_the_session_goes_on() {
+    let mut pair = pair().await;
+    let tls = client_config(Some(&pair.source), pair.destination.pin()).expect("config");
+    let transport = TcpDialer::new(pair.acceptor.address(), tls);
+    let hello = Hello::new(pair.key.session, pair.key.secret, Channel::Memory(0), VERSION_MAX);
+    let mut lanes = hello.encode();
+    lanes[65] = 4;
+    let mut codec = hello.encode();
+    codec[66] = 9;
+    for (bytes, what) in [(lanes, "not supported: 4 lanes"), (codec, "not supported: codec 9")] {
+        let mut pipe = within(transport.open(Channel::Memory(0))).await.expect("a pipe");
+        pipe.write_all(&bytes).await.expect("sent");
+        pipe.flush().await.expect("sent");
+        let mut answer = vec![0; 4 + what.len()];
+        within(pipe.read_exact(&mut answer)).await.expect("answered");
+        assert_eq!((answer[0], String::from_utf8_lossy(&answer[4..])), (0, what.into()));
+    }
+    let (good, accepted) = tokio::join!(pair.dialer.open(Channel::Definition), pair.acceptor.accept());
+    let (good, (channel, accepted)) = (good.expect("served"), accepted.expect("it listens"));
+    assert_eq!(channel, Channel::Rpc, "nothing was known of the destination yet");
+    assert_eq!(
+        (good.agreed(), accepted.agreed().version),
+        (Agreed { version: VERSION_MAX, peer: Abilities::ours() }, VERSION_MAX)
+    );
+    let (good, accepted) = tokio::join!(pair.dialer.open(Channel::Definition), pair.acceptor.accept());
+    good.expect("served");
+    assert_eq!(accepted.expect("it listens").0, Channel::Definition);
 }

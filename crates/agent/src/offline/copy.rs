@@ -63,9 +63,14 @@ pub(super) async fn listen(config: &Config, request: &ReceiveOffline) -> Result<
 pub(super) async fn take(mut acceptor: Acceptor, moves: Arc<OfflineMoves>, page: Arc<Move>) {
     while let Some((channel, mut peer)) = acceptor.accept().await {
         let outcome = match channel {
-            Channel::Disk(index) => take_file(usize::from(index), &mut peer, &moves, &page).await,
-            Channel::Rpc => take_definition(&mut peer, &moves, &page).await,
-            other => Err(AgentError::Carrier(format!("A channel {other:?} came, and none is expected"))),
+            // The second of each is what a source says that does not know yet what this host speaks.
+            Channel::File(index) | Channel::Disk(index) => {
+                take_file(usize::from(index), &mut peer, &moves, &page).await
+            }
+            Channel::Definition | Channel::Rpc => take_definition(&mut peer, &moves, &page).await,
+            other @ (Channel::Control | Channel::Memory(_) | Channel::Seed(_)) => {
+                Err(AgentError::Carrier(format!("A channel {other:?} came, and none is expected")))
+            }
         };
         if let Err(error) = outcome {
             // The source hears of it, or notices, and says so to the server.
@@ -167,7 +172,7 @@ pub(super) async fn give(config: &Config, hypervisor: Arc<dyn Domains>, page: Ar
 /// Sends the definition. Ok promises that the destination takes it, and that what came of the VM is written down there.
 async fn give_definition(dialer: &Dialer, definition: String) -> Result<(), AgentError> {
     let told = async {
-        let mut peer = dialer.open(Channel::Rpc).await?;
+        let mut peer = dialer.open(Channel::Definition).await?;
         peer.write_all(definition.as_bytes()).await.map_err(WireError::Peer)?;
         peer.shutdown().await.map_err(WireError::Peer)?;
         let verdict = peer.read_u8().await.map_err(WireError::Peer)?;
@@ -211,7 +216,7 @@ async fn give_file(
         (error, _) => AgentError::Carrier(format!("File {}: {}", path.display(), chain(&error))),
     };
     let file = open(path.to_owned(), false).await?;
-    let mut peer = dialer.open(Channel::Disk(index)).await.map_err(fault)?;
+    let mut peer = dialer.open(Channel::File(index)).await.map_err(fault)?;
     let meter = Arc::<FileMeter>::default();
     let show = |stage: DiskStage| {
         page.tell(|known| {

@@ -10,6 +10,7 @@ use std::{collections::HashMap, sync::Arc, sync::atomic::Ordering::Relaxed};
 
 use super::{
     End, Held, Keeper, NbdMeter, PAGE_BYTES,
+    error::NbdError,
     handshake::{Handshake, Role},
     protocol::{
         DISCONNECT, EIO, FUA, NO_HOLE, PART_HEAD_BYTES, PARTS, PartKind, READ, REPLY_BYTES, REQUEST_BYTES,
@@ -158,7 +159,7 @@ impl Destination {
         }
     }
 
-    fn request(&mut self, out: &mut Vec<u8>) -> Result<RequestsAt, String> {
+    fn request(&mut self, out: &mut Vec<u8>) -> Result<RequestsAt, NbdError> {
         let head = self.request_held.as_slice().try_into().expect("the head is whole");
         let mut request = Request::decode(head)?;
         self.request_held.clear();
@@ -170,13 +171,13 @@ impl Destination {
             return Ok(RequestsAt::Ended);
         }
         if self.groups.len() >= REQUESTS_MAX {
-            return Err(format!("more than {REQUESTS_MAX} NBD requests at once"));
+            return Err(NbdError::TooManyRequests(REQUESTS_MAX));
         }
         let group = self.number();
         self.groups.insert(group, Group { cookie: request.cookie, asked: 0, is_open: true, error: 0 });
         let (start, end) = (request.offset, request.end());
         match request.command {
-            PARTS if request.length == 0 => return Err("a WRITE without parts".to_owned()),
+            PARTS if request.length == 0 => return Err(NbdError::Parts("a WRITE without parts")),
             PARTS => return Ok(RequestsAt::PartHead(Write { group, flags: request.flags, at: start, end })),
             WRITE => {
                 self.mark(start, end);
@@ -191,12 +192,12 @@ impl Destination {
         Ok(if left > 0 { RequestsAt::Payload { left, write: None } } else { RequestsAt::Head })
     }
 
-    fn part(&mut self, mut write: Write, out: &mut Vec<u8>) -> Result<RequestsAt, String> {
+    fn part(&mut self, mut write: Write, out: &mut Vec<u8>) -> Result<RequestsAt, NbdError> {
         let head = self.request_held.as_slice().try_into().expect("the head is whole");
         let (kind, length) = PartKind::decode_head(head)?;
         self.request_held.clear();
         if u64::from(length) > write.end - write.at {
-            return Err("a part that is longer than its WRITE".to_owned());
+            return Err(NbdError::Parts("a part that is longer than its WRITE"));
         }
         let request = Request { flags: write.flags, command: WRITE, cookie: 0, offset: write.at, length };
         let (start, end, whole) = (write.at, request.end(), u64::from(length));
@@ -233,12 +234,12 @@ impl Destination {
                 self.end_joined(&write, out)?;
                 Ok(RequestsAt::Hash(write))
             }
-            PartKind::Held => Err("a held block that is none".to_owned()),
+            PartKind::Held => Err(NbdError::Parts("a held block that is none")),
         }
     }
 
     /// What was joined becomes a request.
-    fn end_joined(&mut self, write: &Write, out: &mut Vec<u8>) -> Result<(), String> {
+    fn end_joined(&mut self, write: &Write, out: &mut Vec<u8>) -> Result<(), NbdError> {
         let length = u32::try_from(self.joined.bytes.len()).expect("at most a MiB is joined");
         if length > 0 {
             let request = Request { flags: write.flags, command: WRITE, cookie: 0, offset: self.joined.start, length };
@@ -250,9 +251,9 @@ impl Destination {
         Ok(())
     }
 
-    fn named_block(&mut self, mut write: Write, out: &mut Vec<u8>) -> Result<RequestsAt, String> {
+    fn named_block(&mut self, mut write: Write, out: &mut Vec<u8>) -> Result<RequestsAt, NbdError> {
         if self.key.is_none() {
-            return Err("a held block of an image that is no seed".to_owned());
+            return Err(NbdError::Parts("a held block of an image that is no seed"));
         }
         let hash = self.request_held.as_slice().try_into().expect("the hash is whole");
         self.request_held.clear();
@@ -262,7 +263,7 @@ impl Destination {
         self.next_part(write, out)
     }
 
-    fn next_part(&mut self, write: Write, out: &mut Vec<u8>) -> Result<RequestsAt, String> {
+    fn next_part(&mut self, write: Write, out: &mut Vec<u8>) -> Result<RequestsAt, NbdError> {
         if write.at < write.end {
             return Ok(RequestsAt::PartHead(write));
         }
@@ -282,7 +283,7 @@ impl Destination {
     }
 
     /// Asks for zeroes, or a TRIM, but only where there can be anything else.
-    fn zero(&mut self, group: u64, request: Request, out: &mut Vec<u8>) -> Result<(), String> {
+    fn zero(&mut self, group: u64, request: Request, out: &mut Vec<u8>) -> Result<(), NbdError> {
         let mut spared = u64::from(request.length);
         for (start, end) in self.left_of(&request) {
             spared -= end - start;
@@ -299,9 +300,9 @@ impl Destination {
         }
     }
 
-    fn ask(&mut self, group: u64, request: Request, of: Wanted, out: &mut Vec<u8>) -> Result<(), String> {
+    fn ask(&mut self, group: u64, request: Request, of: Wanted, out: &mut Vec<u8>) -> Result<(), NbdError> {
         if self.asked.len() >= ASKED_MAX {
-            return Err(format!("more than {ASKED_MAX} parts of NBD requests at once"));
+            return Err(NbdError::TooManyParts(ASKED_MAX));
         }
         let cookie = self.number();
         self.groups.get_mut(&group).expect("an open group is kept").asked += 1;
@@ -312,7 +313,7 @@ impl Destination {
 
     /// Nothing more comes for a group. If all of it is answered, or nothing had to be asked, the server is asked for the
     /// page at `offset`: its reply becomes the client's.
-    fn close(&mut self, group: u64, offset: u64, out: &mut Vec<u8>) -> Result<(), String> {
+    fn close(&mut self, group: u64, offset: u64, out: &mut Vec<u8>) -> Result<(), NbdError> {
         let entry = self.groups.get_mut(&group).expect("an open group is kept");
         entry.is_open = false;
         if entry.asked > 0 {
@@ -330,10 +331,10 @@ impl Destination {
         self.next
     }
 
-    fn reply(&mut self, out: &mut Vec<u8>) -> Result<(), String> {
+    fn reply(&mut self, out: &mut Vec<u8>) -> Result<(), NbdError> {
         let reply = Reply::decode(self.reply_held.as_slice().try_into().expect("the head is whole"))?;
         self.reply_held.clear();
-        let Asked { group, of } = self.asked.remove(&reply.cookie).ok_or("an NBD reply that nobody waits for")?;
+        let Asked { group, of } = self.asked.remove(&reply.cookie).ok_or(NbdError::UnknownReply)?;
         let is_good = reply.error == 0;
         match of {
             Wanted::Data(length) => {
@@ -346,7 +347,7 @@ impl Destination {
                 self.replies = RepliesAt::Dropped { left: u64::from(length), group };
             }
             Wanted::Block { offset, expected } if is_good => {
-                let hasher = Box::new(self.key.ok_or("a block for no seed")?.hasher());
+                let hasher = Box::new(self.key.ok_or(NbdError::Parts("a block for no seed"))?.hasher());
                 self.replies = RepliesAt::Block { left: BLOCK_BYTES, group, hasher, offset, expected };
             }
             Wanted::Nothing | Wanted::Reply(_) | Wanted::Block { .. } => self.answered(group, reply.error, out),
@@ -392,7 +393,7 @@ impl Joined {
 }
 
 impl End for Destination {
-    fn requests(&mut self, mut bytes: &[u8], out: &mut Vec<u8>) -> Result<(), String> {
+    fn requests(&mut self, mut bytes: &[u8], out: &mut Vec<u8>) -> Result<(), NbdError> {
         self.handshake.client(&mut bytes, out)?;
         if !bytes.is_empty() && !self.has_begun {
             self.begin();
@@ -423,13 +424,13 @@ impl End for Destination {
                     pass_on(&mut left, &mut bytes, &mut self.joined.bytes);
                     if left > 0 { RequestsAt::Data { left, write } } else { self.next_part(write, out)? }
                 }
-                RequestsAt::Ended => return Err("an NBD client that goes on after its goodbye".to_owned()),
+                RequestsAt::Ended => return Err(NbdError::AfterGoodbye),
             };
         }
         Ok(())
     }
 
-    fn replies(&mut self, mut bytes: &[u8], out: &mut Vec<u8>) -> Result<(), String> {
+    fn replies(&mut self, mut bytes: &[u8], out: &mut Vec<u8>) -> Result<(), NbdError> {
         self.handshake.server(&mut bytes, out)?;
         while !bytes.is_empty() {
             match &mut self.replies {

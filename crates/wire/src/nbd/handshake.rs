@@ -22,6 +22,7 @@ use std::collections::VecDeque;
 
 use super::{
     Held, Keeper, PAGE_BYTES,
+    error::NbdError,
     protocol::{
         CAN_MULTI_CONN, FIXED_NEW_STYLE, GREETING_MAGIC, HOLDS_A_SEED, INFO_BLOCK_SIZE, INFO_EXPORT, NO_PADDING,
         OPTION_EXPORT_NAME, OPTION_EXTENDED_HEADERS, OPTION_GO, OPTION_INFO, OPTION_MAGIC, OPTION_REPLY_MAGIC,
@@ -168,7 +169,7 @@ impl Handshake {
     ///
     /// # Errors
     /// Where what comes is not understood, and what passed before was changed for what should have come.
-    pub(super) fn client(&mut self, bytes: &mut &[u8], out: &mut Vec<u8>) -> Result<(), String> {
+    pub(super) fn client(&mut self, bytes: &mut &[u8], out: &mut Vec<u8>) -> Result<(), NbdError> {
         loop {
             match (self.phase, &mut self.client) {
                 (Phase::Opaque, _) => {
@@ -177,7 +178,7 @@ impl Handshake {
                     return Ok(());
                 }
                 (_, ClientAt::Done) | (Phase::Transmission, ClientAt::Magic(0)) => return Ok(()),
-                (Phase::Transmission, _) => return Err("an NBD option after the handshake".to_owned()),
+                (Phase::Transmission, _) => return Err(NbdError::LateOption),
                 (Phase::Options, ClientAt::OptionData { left: 0, option }) => {
                     self.client = if *option == OPTION_EXPORT_NAME { ClientAt::Done } else { ClientAt::Magic(0) };
                 }
@@ -216,7 +217,7 @@ impl Handshake {
         }
     }
 
-    fn option(&mut self, out: &mut Vec<u8>) -> Result<(), String> {
+    fn option(&mut self, out: &mut Vec<u8>) -> Result<(), NbdError> {
         let (option, length) = (u32_at(&self.client_held, 0), u32_at(&self.client_held, 4));
         let hidden = self.is_source() && !PLAIN.contains(&option);
         if self.asked.len() >= ASKED_MAX || (hidden && option > HIDDEN_MAX) {
@@ -238,7 +239,7 @@ impl Handshake {
     ///
     /// # Errors
     /// As [`Self::client`].
-    pub(super) fn server(&mut self, bytes: &mut &[u8], out: &mut Vec<u8>) -> Result<(), String> {
+    pub(super) fn server(&mut self, bytes: &mut &[u8], out: &mut Vec<u8>) -> Result<(), NbdError> {
         loop {
             match (self.phase, &mut self.server) {
                 (Phase::Opaque, _) => {
@@ -309,7 +310,7 @@ impl Handshake {
         }
     }
 
-    fn reply(&mut self, out: &mut Vec<u8>) -> Result<(), String> {
+    fn reply(&mut self, out: &mut Vec<u8>) -> Result<(), NbdError> {
         let (number, kind, length) =
             (u32_at(&self.server_held, 0), u32_at(&self.server_held, 4), u32_at(&self.server_held, 8));
         let is_hidden = self.is_source() && number & !HIDDEN_MAX == HIDDEN;
@@ -339,7 +340,7 @@ impl Handshake {
         Ok(())
     }
 
-    fn reply_ended(&mut self, then: Then) -> Result<(), String> {
+    fn reply_ended(&mut self, then: Then) -> Result<(), NbdError> {
         self.server = ServerAt::Magic(0);
         match then {
             Then::MoreReplies => {}
@@ -354,7 +355,7 @@ impl Handshake {
                     return self.give_up("an NBD client that waits for the reply to GO");
                 }
                 if self.export.flags & TAKES_PARTS != 0 && !self.is_fine_grained() {
-                    return Err("The NBD server named its block size after the export".to_owned());
+                    return Err(NbdError::LateBlockSize);
                 }
                 self.phase = Phase::Transmission;
             }
@@ -432,10 +433,10 @@ impl Handshake {
     }
 
     /// From here on nothing is understood, and all is passed on as it is.
-    fn give_up(&mut self, expected: &str) -> Result<(), String> {
+    fn give_up(&mut self, expected: &'static str) -> Result<(), NbdError> {
         let was_changed = self.is_source() && self.asked.iter().any(|option| !PLAIN.contains(option));
         if was_changed || matches!(self.client, ClientAt::Done) {
-            return Err(format!("something else than {expected}"));
+            return Err(NbdError::Unexpected(expected));
         }
         tracing::warn!(expected, "an NBD connection is not understood and is carried as it is");
         self.phase = Phase::Opaque;

@@ -24,6 +24,7 @@
 //! where an image was written costs 64 MiB at the most, for terabytes.
 
 mod destination;
+mod error;
 mod handshake;
 mod parts;
 mod protocol;
@@ -32,11 +33,12 @@ mod source;
 mod written;
 
 use std::sync::{
-    Arc, Mutex,
+    Arc,
     atomic::{AtomicU64, Ordering::Relaxed},
 };
 
-use crate::channel::Inspect;
+use crate::filter::{Direction, FilterError, Outputs, StreamFilter};
+pub use error::NbdError;
 use seed::{SeedIndex, SeedKey};
 
 /// What is told apart: the smallest unit that file systems allocate.
@@ -132,41 +134,36 @@ impl NbdMeter {
     }
 }
 
-/// The inspectors of the source's end: outbound (the client's requests), inbound (the replies to it).
-pub fn source(image: Image, meter: Arc<NbdMeter>) -> (impl Inspect + use<>, impl Inspect + use<>) {
-    let end = Arc::new(Mutex::new(source::Source::new(image, meter)));
-    (Requests(Arc::clone(&end)), Replies(end))
+/// The filter of the source's end.
+pub fn source(image: Image, meter: Arc<NbdMeter>) -> impl StreamFilter + use<> {
+    Filter { end: source::Source::new(image, meter), outbound_is_requests: true }
 }
 
-/// The inspectors of the destination's end: inbound (requests for the server), outbound (its replies). `keeper` knows the
-/// images.
-pub fn destination<K: Keeper + 'static>(
-    keeper: K,
-    meter: Arc<NbdMeter>,
-) -> (impl Inspect + use<K>, impl Inspect + use<K>) {
-    let end = Arc::new(Mutex::new(destination::Destination::new(Box::new(keeper), meter)));
-    (Requests(Arc::clone(&end)), Replies(end))
+/// The filter of the destination's end. `keeper` knows the images.
+pub fn destination<K: Keeper + 'static>(keeper: K, meter: Arc<NbdMeter>) -> impl StreamFilter + use<K> {
+    Filter { end: destination::Destination::new(Box::new(keeper), meter), outbound_is_requests: false }
 }
 
 /// One end: both directions know of each other.
 trait End: Send {
-    fn requests(&mut self, bytes: &[u8], out: &mut Vec<u8>) -> Result<(), String>;
-    fn replies(&mut self, bytes: &[u8], out: &mut Vec<u8>) -> Result<(), String>;
+    fn requests(&mut self, bytes: &[u8], out: &mut Vec<u8>) -> Result<(), NbdError>;
+    fn replies(&mut self, bytes: &[u8], out: &mut Vec<u8>) -> Result<(), NbdError>;
 }
 
-struct Requests<E>(Arc<Mutex<E>>);
-struct Replies<E>(Arc<Mutex<E>>);
-
-impl<E: End> Inspect for Requests<E> {
-    fn pass(&mut self, bytes: &[u8], out: &mut Vec<u8>) -> Result<(), String> {
-        // Both directions of a channel are one task: nobody waits here.
-        self.0.lock().expect("nobody panics while holding it").requests(bytes, out)
-    }
+struct Filter<E> {
+    end: E,
+    /// The client is here, and its requests go to the peer.
+    outbound_is_requests: bool,
 }
 
-impl<E: End> Inspect for Replies<E> {
-    fn pass(&mut self, bytes: &[u8], out: &mut Vec<u8>) -> Result<(), String> {
-        self.0.lock().expect("nobody panics while holding it").replies(bytes, out)
+impl<E: End> StreamFilter for Filter<E> {
+    fn filter(&mut self, direction: Direction, bytes: &[u8], out: &mut Outputs) -> Result<(), FilterError> {
+        let is_request = (direction == Direction::Outbound) == self.outbound_is_requests;
+        let passed = match is_request {
+            true => self.end.requests(bytes, &mut out.forward),
+            false => self.end.replies(bytes, &mut out.forward),
+        };
+        Ok(passed?)
     }
 }
 

@@ -10,6 +10,8 @@
 //! The source does so only if the destination said that it understands: by [`TAKES_PARTS`] and [`HOLDS_A_SEED`] among
 //! the export's flags, where NBD has free bits. Neither QEMU ever sees any of this.
 
+use super::error::NbdError;
+
 /// `NBDMAGIC`, the first word of a server.
 pub(super) const GREETING_MAGIC: u64 = 0x4e42_444d_4147_4943;
 /// `IHAVEOPT`, the second word of a server of the new style, and the first of each option.
@@ -97,9 +99,9 @@ impl Request {
     ///
     /// # Errors
     /// Where the magic number is another, the payload too long, or the end beyond that of any disk.
-    pub(super) fn decode(head: &[u8; REQUEST_BYTES]) -> Result<Self, String> {
+    pub(super) fn decode(head: &[u8; REQUEST_BYTES]) -> Result<Self, NbdError> {
         if u32_at(head, 0) != REQUEST_MAGIC {
-            return Err("something that is no simple NBD request".to_owned());
+            return Err(NbdError::Unexpected("a simple NBD request"));
         }
         let request = Self {
             flags: u16_at(head, 4),
@@ -110,10 +112,10 @@ impl Request {
         };
         let end = request.offset.checked_add(u64::from(request.length));
         if end.is_none_or(|end| end > DISK_BYTES_MAX) {
-            return Err(format!("an NBD request for {} bytes at {}", request.length, request.offset));
+            return Err(NbdError::OutOfBounds { offset: request.offset, length: request.length });
         }
         if matches!(request.command, WRITE | PARTS) && request.length > PAYLOAD_BYTES_MAX {
-            return Err(format!("an NBD request to write {} bytes at once", request.length));
+            return Err(NbdError::TooLong(request.length));
         }
         Ok(request)
     }
@@ -142,9 +144,9 @@ impl Reply {
     ///
     /// # Errors
     /// Where the magic number is another.
-    pub(super) fn decode(head: &[u8; REPLY_BYTES]) -> Result<Self, String> {
+    pub(super) fn decode(head: &[u8; REPLY_BYTES]) -> Result<Self, NbdError> {
         if u32_at(head, 0) != REPLY_MAGIC {
-            return Err("something that is no simple NBD reply".to_owned());
+            return Err(NbdError::Unexpected("a simple NBD reply"));
         }
         Ok(Self { error: u32_at(head, 4), cookie: u64_at(head, 8) })
     }
@@ -175,16 +177,16 @@ impl PartKind {
     ///
     /// # Errors
     /// Where the kind is unknown or the length 0.
-    pub(super) fn decode_head(head: &[u8; PART_HEAD_BYTES]) -> Result<(Self, u32), String> {
+    pub(super) fn decode_head(head: &[u8; PART_HEAD_BYTES]) -> Result<(Self, u32), NbdError> {
         let length = u32_at(head, 1);
         let kind = match head[0] {
             1 => Self::Zeroes,
             2 => Self::Data,
             3 => Self::Held,
-            kind => return Err(format!("a part of the unknown kind {kind}")),
+            kind => return Err(NbdError::UnknownPart(kind)),
         };
         if length == 0 {
-            return Err("an empty part".to_owned());
+            return Err(NbdError::Parts("an empty part"));
         }
         Ok((kind, length))
     }

@@ -4,6 +4,7 @@ use std::{collections::HashMap, sync::Arc, sync::atomic::Ordering::Relaxed};
 
 use super::{
     End, Image, NbdMeter,
+    error::NbdError,
     handshake::{Handshake, Role},
     parts::put_parts,
     protocol::{
@@ -71,7 +72,7 @@ impl Source {
         }
     }
 
-    fn request(&mut self, out: &mut Vec<u8>) -> Result<RequestsAt, String> {
+    fn request(&mut self, out: &mut Vec<u8>) -> Result<RequestsAt, NbdError> {
         let head = self.request_held.as_slice().try_into().expect("the head is whole");
         let request = Request::decode(head)?;
         self.request_held.clear();
@@ -80,15 +81,15 @@ impl Source {
                 request.put(out);
                 return Ok(RequestsAt::Ended);
             }
-            PARTS => return Err(format!("the NBD command {PARTS:#x}, which only carriers may use")),
+            PARTS => return Err(NbdError::CarriersCommand(PARTS)),
             _ => {}
         }
         if self.asked.len() >= REQUESTS_MAX {
-            return Err(format!("more than {REQUESTS_MAX} NBD requests at once"));
+            return Err(NbdError::TooManyRequests(REQUESTS_MAX));
         }
         let follows = if request.command == READ { request.length } else { 0 };
         if self.asked.insert(request.cookie, follows).is_some() {
-            return Err("two NBD requests with one cookie".to_owned());
+            return Err(NbdError::SameCookie);
         }
         self.meter.waiting.fetch_add(1, Relaxed);
         if request.command == WRITE && request.length > 0 && self.handshake.export().flags & TAKES_PARTS != 0 {
@@ -133,7 +134,7 @@ impl Source {
 }
 
 impl End for Source {
-    fn requests(&mut self, mut bytes: &[u8], out: &mut Vec<u8>) -> Result<(), String> {
+    fn requests(&mut self, mut bytes: &[u8], out: &mut Vec<u8>) -> Result<(), NbdError> {
         self.handshake.client(&mut bytes, out)?;
         while !bytes.is_empty() {
             match std::mem::replace(&mut self.requests, RequestsAt::Ended) {
@@ -149,13 +150,13 @@ impl End for Source {
                     let is_complete = self.write(&mut write, &mut bytes, out);
                     self.requests = if is_complete { RequestsAt::Head } else { RequestsAt::Write(write) };
                 }
-                RequestsAt::Ended => return Err("an NBD client that goes on after its goodbye".to_owned()),
+                RequestsAt::Ended => return Err(NbdError::AfterGoodbye),
             }
         }
         Ok(())
     }
 
-    fn replies(&mut self, mut bytes: &[u8], out: &mut Vec<u8>) -> Result<(), String> {
+    fn replies(&mut self, mut bytes: &[u8], out: &mut Vec<u8>) -> Result<(), NbdError> {
         self.handshake.server(&mut bytes, out)?;
         while !bytes.is_empty() {
             match &mut self.replies {
@@ -164,7 +165,7 @@ impl End for Source {
                         return Ok(());
                     }
                     let reply = Reply::decode(self.reply_held.as_slice().try_into().expect("the head is whole"))?;
-                    let follows = self.asked.remove(&reply.cookie).ok_or("an NBD reply that nobody waits for")?;
+                    let follows = self.asked.remove(&reply.cookie).ok_or(NbdError::UnknownReply)?;
                     self.reply_held.clear();
                     self.meter.waiting.fetch_sub(1, Relaxed);
                     self.meter.answered.fetch_add(1, Relaxed);

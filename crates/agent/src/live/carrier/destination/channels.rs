@@ -7,15 +7,20 @@ use std::{
 };
 
 use ferry_core::api::agent::Stage;
-use ferry_drivers::hypervisor::rpc::{Gate, Refusal, Tap};
+use ferry_drivers::hypervisor::rpc::{
+    Gate, Refusal, Tap,
+    message::{LengthError, Splitter},
+};
 use ferry_wire::{
     WireError,
-    channel::{Inspect, Options, carry},
+    channel::{Options, carry},
+    filter::{Direction, FilterError, Outputs, StreamFilter},
     nbd::{self, NbdMeter},
-    session::{Connection, widen, widen_local},
+    session::Connection,
+    transport::local,
     window::WINDOW_BYTES_MIN,
 };
-use tokio::{net::UnixStream, sync::mpsc};
+use tokio::{net::UnixStream, sync::Notify};
 use tracing::{error, info, warn};
 
 use super::{Shared, exports::Files, takeover::relay};
@@ -23,9 +28,6 @@ use crate::{error::chain, live::carrier::channel::channel_ended, lock::lock};
 
 /// How often what the guest writes meanwhile is written out.
 const WRITE_OUT_EVERY: Duration = Duration::from_secs(1);
-
-/// Refused calls that wait to be answered. libvirt asks one thing after the other.
-const REFUSALS_MAX: usize = 4;
 
 /// libvirt's replies that wait for the source: a few of some hundred bytes.
 const REPLIES_BYTES: usize = 64 << 10;
@@ -35,17 +37,22 @@ pub(super) async fn carry_rpc(peer: Connection, shared: Arc<Shared>) {
     let socket = shared.board.hypervisor.rpc_socket();
     let Some(local) = connect(socket).await else { return };
     let tap = Arc::new(Mutex::new(Tap::default()));
-    let (refuse, refusals) = mpsc::channel(REFUSALS_MAX);
-    let gate = GateKeeper { gate: Gate::new(shared.bound.clone()), tap: Arc::clone(&tap), refuse };
+    let refused = Arc::new(Notify::new());
+    let filter = RpcFilter {
+        gate: Gate::new(shared.bound.clone()),
+        tap: Arc::clone(&tap),
+        replies: Splitter::default(),
+        refused: Arc::clone(&refused),
+    };
     let options = Options {
-        inbound: Some(Box::new(gate)),
+        filter: Some(Box::new(filter)),
         window_max: WINDOW_BYTES_MIN,
         ..Options::new(shared.downtime_limit, Arc::default())
     };
     let (reader, writer) = local.into_split();
     let (to_source, replies) = tokio::io::duplex(REPLIES_BYTES);
     let relay = async {
-        match relay(reader, refusals, to_source, tap, &shared).await {
+        match relay(reader, &refused, to_source, tap, &shared).await {
             // The other direction may not have ended.
             Ok(()) => std::future::pending().await,
             Err(error) => Err(WireError::Local(error)),
@@ -60,70 +67,79 @@ pub(super) async fn carry_rpc(peer: Connection, shared: Arc<Shared>) {
     until_cut("rpc", &shared, carried).await;
 }
 
-/// Calls of the source's libvirtd, on their way in.
-struct GateKeeper {
+/// Calls of the source's libvirtd go through the gate; what it refuses is answered in libvirt's own words.
+struct RpcFilter {
     gate: Gate,
     tap: Arc<Mutex<Tap>>,
-    /// Replies to what is refused, on their way to the source.
-    refuse: mpsc::Sender<Vec<u8>>,
+    /// Cuts what libvirt replies into messages: an answer of the gate never comes into the middle of one.
+    replies: Splitter,
+    refused: Arc<Notify>,
 }
 
-impl GateKeeper {
-    /// Has the source's libvirtd told in its own words, and passes what it says to take its leave.
+impl RpcFilter {
+    /// Answers what is refused, and passes what the source's libvirtd says to take its leave.
     ///
     /// # Errors
-    /// The stream cannot be followed, or the source goes on with what is refused.
-    fn tell(&mut self, refusal: Refusal, out: &mut Vec<u8>) -> Result<(), String> {
+    /// The stream cannot be followed.
+    fn answer(&mut self, refusal: Refusal, out: &mut Outputs) -> Result<(), FilterError> {
         let mut next = Some(refusal);
         while let Some(refusal) = next {
-            let reason = chain(&refusal);
-            error!(reason, "a call of the source's libvirtd is refused");
-            if refusal.reply.is_empty() || self.refuse.try_send(refusal.reply).is_err() {
-                return Err(reason);
+            error!(reason = chain(&refusal), "a call of the source's libvirtd is refused");
+            if refusal.reply.is_empty() {
+                return Err(refusal.into());
             }
-            next = self.gate.pass(&[], out).err();
+            out.back.extend_from_slice(&refusal.reply);
+            self.refused.notify_one();
+            next = self.gate.pass(&[], &mut out.forward).err();
         }
         Ok(())
     }
-}
 
-impl Inspect for GateKeeper {
-    fn pass(&mut self, bytes: &[u8], out: &mut Vec<u8>) -> Result<(), String> {
-        let before = out.len();
-        if let Err(refusal) = self.gate.pass(bytes, out) {
-            self.tell(refusal, out)?;
+    fn calls(&mut self, bytes: &[u8], out: &mut Outputs) -> Result<(), FilterError> {
+        let before = out.forward.len();
+        if let Err(refusal) = self.gate.pass(bytes, &mut out.forward) {
+            self.answer(refusal, out)?;
         }
         // Before libvirt has them: its reply cannot come first.
-        let mut tap = lock(&self.tap);
-        tap.calls(&out[before..]).map_err(|error| error.to_string())
+        Ok(lock(&self.tap).calls(&out.forward[before..])?)
+    }
+}
+
+impl StreamFilter for RpcFilter {
+    fn filter(&mut self, direction: Direction, bytes: &[u8], out: &mut Outputs) -> Result<(), FilterError> {
+        match direction {
+            Direction::Inbound => self.calls(bytes, out),
+            Direction::Outbound => Ok(self.replies.push::<LengthError>(bytes, |message| {
+                out.forward.extend_from_slice(message.bytes);
+                Ok(())
+            })?),
+        }
     }
 }
 
 /// QEMU takes any connection for its main channel: exactly one is made for each that the source's side opened.
-pub(super) async fn carry_memory(index: u16, peer: Connection, window_max: u64, shared: Arc<Shared>) {
+pub(super) async fn carry_memory(index: u16, peer: Connection, shared: Arc<Shared>) {
     let Some(local) = connect(shared.board.hypervisor.reach(&shared.bound.memory_socket)).await else { return };
     info!(index, "memory begins to arrive");
-    widen_local(&local);
+    local::widen(&local);
     let (reader, writer) = local.into_split();
-    let options = bulk_options(&peer, window_max, &shared);
+    let options = bulk_options(&peer, &shared);
     until_cut("memory", &shared, carry(peer, reader, writer, options)).await;
 }
 
 /// QEMU's server for disks takes one connection for each.
-pub(super) async fn carry_disk(index: u16, peer: Connection, window_max: u64, shared: Arc<Shared>) {
+pub(super) async fn carry_disk(index: u16, peer: Connection, shared: Arc<Shared>) {
     let Some(local) = connect(shared.board.hypervisor.reach(&shared.bound.disk_socket)).await else { return };
     info!(index, "a disk begins to arrive");
-    widen_local(&local);
+    local::widen(&local);
     if !shared.writes_out.swap(true, Ordering::SeqCst) {
         shared.board.spawn(write_out(Arc::clone(&shared)));
     }
     let (reader, writer) = local.into_split();
-    let mut options = bulk_options(&peer, window_max, &shared);
+    let mut options = bulk_options(&peer, &shared);
     let spared: Arc<NbdMeter> = Arc::default();
     let files = Files::new(Arc::clone(&shared));
-    let (requests, replies) = nbd::destination(files, Arc::clone(&spared));
-    options.inbound = Some(Box::new(requests));
-    options.outbound = Some(Box::new(replies));
+    options.filter = Some(Box::new(nbd::destination(files, Arc::clone(&spared))));
     until_cut("disk", &shared, carry(peer, reader, writer, options)).await;
     info!(
         index,
@@ -155,10 +171,10 @@ async fn write_out(shared: Arc<Shared>) {
 }
 
 /// For a channel of memory or of a disk.
-fn bulk_options(peer: &Connection, window_max: u64, shared: &Shared) -> Options {
-    widen(peer);
+fn bulk_options(peer: &Connection, shared: &Shared) -> Options {
+    peer.widen();
     let traffic = Arc::clone(&shared.traffic);
-    Options { traffic, window_max, ..Options::new(shared.downtime_limit, Arc::clone(&shared.meter)) }
+    Options { traffic, window_max: peer.window_max(), ..Options::new(shared.downtime_limit, Arc::clone(&shared.meter)) }
 }
 
 /// Carries a channel until it ends, or the channels are to end.

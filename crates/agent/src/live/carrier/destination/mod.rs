@@ -174,7 +174,6 @@ async fn accept(mut acceptor: Acceptor, shared: Arc<Shared>) {
     while let Some((channel, peer)) = acceptor.accept().await {
         let shared = Arc::clone(&shared);
         let board = Arc::clone(&shared.board);
-        let window_max = acceptor.window_max();
         match channel {
             Channel::Control => {
                 board.spawn(hear(Control::start(peer), shared));
@@ -190,14 +189,17 @@ async fn accept(mut acceptor: Acceptor, shared: Arc<Shared>) {
                 board.spawn(carry_rpc(peer, shared));
             }
             Channel::Memory(index) => {
-                board.spawn(carry_memory(index, peer, window_max, shared));
+                board.spawn(carry_memory(index, peer, shared));
             }
             Channel::Disk(_) if shared.bound.disks.is_empty() => warn!("a disk channel came, and none is expected"),
             Channel::Disk(index) => {
-                board.spawn(carry_disk(index, peer, window_max, shared));
+                board.spawn(carry_disk(index, peer, shared));
             }
             Channel::Seed(index) => {
                 board.spawn(tell_seed(index, peer, shared));
+            }
+            Channel::Definition | Channel::File(_) => {
+                warn!("a channel of a VM that is shut off came, and none is expected")
             }
         }
     }

@@ -15,7 +15,7 @@ use std::{
 use ferry_drivers::hypervisor::{DiskRefused, rpc::Tap};
 use tokio::{
     io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _},
-    sync::mpsc,
+    sync::Notify,
 };
 use tracing::{error, info, warn};
 
@@ -30,13 +30,13 @@ const LEAVE_WITHIN: Duration = Duration::from_secs(5);
 /// What is read of libvirt's replies at once.
 const READ_BYTES: usize = 16 << 10;
 
-/// Passes libvirt's replies on until there are no more, and between them those to calls that never reached it.
+/// Passes libvirt's replies on until there are no more.
 ///
 /// # Errors
 /// Of either end, or bytes that are no replies, or a source that stays after it was refused: the channel is to end.
 pub(super) async fn relay(
     mut libvirt: impl AsyncRead + Unpin,
-    mut refusals: mpsc::Receiver<Vec<u8>>,
+    refused: &Notify,
     mut source: impl AsyncWrite + Unpin,
     tap: Arc<Mutex<Tap>>,
     shared: &Shared,
@@ -52,8 +52,7 @@ pub(super) async fn relay(
         };
         let length = tokio::select! {
             read = libvirt.read(&mut buffer) => read?,
-            Some(reply) = refusals.recv() => {
-                source.write_all(&reply).await?;
+            () = refused.notified() => {
                 leave_by = Some(leave_by.unwrap_or_else(|| tokio::time::Instant::now() + LEAVE_WITHIN));
                 continue;
             }

@@ -6,7 +6,6 @@ use ferry_wire::{
     channel::{Options, carry},
     hello::Channel,
     nbd::{self, Image, NbdMeter, seed::SeedIndex},
-    session::widen,
     window::WINDOW_BYTES_MIN,
 };
 use tokio::net::UnixListener;
@@ -72,10 +71,8 @@ pub(super) async fn carry_rpc(listener: UnixListener, shared: Arc<Shared>) {
                 continue;
             }
         };
-        let (calls, replies) = handover::inspectors(&shared);
         let options = Options {
-            outbound: Some(calls),
-            inbound: Some(replies),
+            filter: Some(Box::new(handover::Management::new(&shared))),
             window_max: WINDOW_BYTES_MIN,
             ..Options::new(shared.request.downtime_limit, Arc::default())
         };
@@ -107,10 +104,10 @@ pub(super) async fn carry_each(listener: UnixListener, channel: fn(u16) -> Chann
             }
         };
         let meter = if matches!(channel, Channel::Disk(_)) { &shared.disk_meter } else { &shared.meter };
-        widen(&peer);
+        peer.widen();
         let mut options = Options {
             traffic: Arc::clone(&shared.traffic),
-            window_max: shared.dialer.window_max(),
+            window_max: peer.window_max(),
             ..Options::new(shared.request.downtime_limit, Arc::clone(meter))
         };
         let mut disk = None;
@@ -119,11 +116,9 @@ pub(super) async fn carry_each(listener: UnixListener, channel: fn(u16) -> Chann
             let mut images = lock(&shared.images);
             let image = images.get_mut(usize::from(index)).and_then(Option::take).unwrap_or_default();
             let count = Arc::<NbdMeter>::default();
-            let (requests, replies) = nbd::source(image, Arc::clone(&count));
+            options.filter = Some(Box::new(nbd::source(image, Arc::clone(&count))));
             lock(&shared.disk_counts).insert(index, count);
             disk = Some(index);
-            options.outbound = Some(Box::new(requests));
-            options.inbound = Some(Box::new(replies));
         }
         let (reader, writer) = local.into_split();
         let ended = Arc::clone(&shared);

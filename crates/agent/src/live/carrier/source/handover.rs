@@ -5,9 +5,9 @@
 //!
 //! ```text
 //! source's libvirtd        source's carrier          destination's carrier        destination's libvirtd
-//!   Finish ───────────────▶ Calls ────────────────────▶ gate ────────────────────▶ VM complete, paused
+//!   Finish ───────────────▶ calls ────────────────────▶ gate ────────────────────▶ VM complete, paused
 //!                                                       take-over: it has its disks ◀─── reply
-//!   ends its copy ◀──────── Replies ◀────────────────── reply
+//!   ends its copy ◀──────── replies ◀────────────────── reply
 //!                           │ written to libvirtd: THE POINT OF NO RETURN
 //!                           └ HandedOver ─────────────▶ resume ──────────────────▶ VM runs
 //! ```
@@ -15,7 +15,7 @@
 //!
 //! - Before the reply was written, the source has it. Whatever breaks (the channel, either carrier, either host), its
 //!   libvirtd resumes it here or we do ([`run_again`]), and the destination's paused copy is never run but destroyed.
-//! - When `Replies::delivered` is called, the reply is in the socket of the source's libvirtd, which ends its copy. The
+//! - When `Management::delivered` is called, the reply is in the socket of the source's libvirtd, which ends its copy. The
 //!   destination is told first, for the guest stands still; then it is written down. Should this process die in between,
 //!   the destination was told, or the source's libvirtd is asked what became of its copy.
 //! - If libvirt's migrate call succeeds, it promises the same, whether or not the reply was seen to pass ([`settle`]).
@@ -24,7 +24,7 @@
 //! - After a doubtful end both hosts are asked, and `ferry_core::migration::verdict` says who has the VM.
 
 use std::{
-    sync::{Arc, Mutex, atomic::Ordering},
+    sync::{Arc, atomic::Ordering},
     time::{Duration, Instant},
 };
 
@@ -39,7 +39,10 @@ use ferry_drivers::hypervisor::{
     Hypervisor, HypervisorError,
     rpc::{FinishReply, Tap},
 };
-use ferry_wire::{channel::Inspect, control::Message};
+use ferry_wire::{
+    control::Message,
+    filter::{Direction, FilterError, Outputs, StreamFilter},
+};
 use tracing::{debug, error, info, warn};
 
 use super::Shared;
@@ -50,57 +53,57 @@ const RUN_EVERY: Duration = Duration::from_millis(250);
 
 const RUNS_MAX: u32 = 480;
 
-/// What looks at the management channel of this move, in both directions.
-pub(super) fn inspectors(shared: &Arc<Shared>) -> (Box<dyn Inspect>, Box<dyn Inspect>) {
-    let tap = Arc::new(Mutex::new(Tap::default()));
-    let replies = Replies { tap: Arc::clone(&tap), finish: None, shared: Arc::clone(shared) };
-    (Box::new(Calls(tap)), Box::new(replies))
-}
-
-/// Calls of the source's libvirtd, on their way out.
-struct Calls(Arc<Mutex<Tap>>);
-
-impl Inspect for Calls {
-    fn pass(&mut self, bytes: &[u8], out: &mut Vec<u8>) -> Result<(), String> {
-        let mut tap = lock(&self.0);
-        let (before, had_finish) = (tap.passed().calls, tap.has_seen_finish());
-        tap.calls(bytes).map_err(|error| error.to_string())?;
-        cut_here("call", before, tap.passed().calls)?;
-        if !had_finish && tap.has_seen_finish() {
-            lose_here()?;
-        }
-        out.extend_from_slice(bytes);
-        Ok(())
-    }
-}
-
-/// Replies for the source's libvirtd. When the reply to Finish has been written to it, the VM is handed over.
-struct Replies {
-    tap: Arc<Mutex<Tap>>,
+/// Both directions of the source's libvirtd. When the reply to Finish has been written to it, the VM is handed over.
+pub(super) struct Management {
+    tap: Tap,
     finish: Option<FinishReply>,
     shared: Arc<Shared>,
 }
 
-impl Inspect for Replies {
-    fn pass(&mut self, bytes: &[u8], out: &mut Vec<u8>) -> Result<(), String> {
-        let mut tap = lock(&self.tap);
-        let before = tap.passed().replies;
-        let finish = tap.replies(bytes, out).map_err(|error| error.to_string())?;
-        cut_here("reply", before, tap.passed().replies)?;
-        if finish.is_some() {
-            // Lets a test lose the reply: the whole chunk is kept back and the channel ends.
-            fail::fail_point!("drop-finish-reply", |_| Err("the Finish reply was dropped".to_owned()));
-            self.finish = finish;
+impl Management {
+    pub(super) fn new(shared: &Arc<Shared>) -> Self {
+        Self { tap: Tap::default(), finish: None, shared: Arc::clone(shared) }
+    }
+
+    fn calls(&mut self, bytes: &[u8]) -> Result<(), FilterError> {
+        let (before, had_finish) = (self.tap.passed().calls, self.tap.has_seen_finish());
+        self.tap.calls(bytes)?;
+        cut_here("call", before, self.tap.passed().calls)?;
+        if !had_finish && self.tap.has_seen_finish() {
+            lose_here()?;
         }
         Ok(())
     }
 
-    fn delivered(&mut self) {
-        let Some(finish) = self.finish.take() else { return };
-        if !finish.destination_has_it {
-            return;
+    fn replies(&mut self, bytes: &[u8], out: &mut Vec<u8>) -> Result<(), FilterError> {
+        let before = self.tap.passed().replies;
+        let finish = self.tap.replies(bytes, out)?;
+        cut_here("reply", before, self.tap.passed().replies)?;
+        if finish.is_some() {
+            // Lets a test lose the reply: the whole chunk is kept back and the channel ends.
+            fail::fail_point!("drop-finish-reply", |_| Err("the Finish reply was dropped".into()));
+            self.finish = finish;
         }
-        hand_over(&self.shared);
+        Ok(())
+    }
+}
+
+impl StreamFilter for Management {
+    fn filter(&mut self, direction: Direction, bytes: &[u8], out: &mut Outputs) -> Result<(), FilterError> {
+        match direction {
+            Direction::Outbound => {
+                self.calls(bytes)?;
+                out.forward.extend_from_slice(bytes);
+                Ok(())
+            }
+            Direction::Inbound => self.replies(bytes, &mut out.forward),
+        }
+    }
+
+    fn delivered(&mut self, direction: Direction) {
+        if direction == Direction::Inbound && self.finish.take().is_some_and(|finish| finish.destination_has_it) {
+            hand_over(&self.shared);
+        }
     }
 }
 

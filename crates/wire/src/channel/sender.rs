@@ -1,14 +1,16 @@
-//! One direction out: read from the local socket, frame, write to the peer. Mirror of `receiver.rs`.
+//! One direction out: read from the local socket, filter, frame, write to the lane. Mirror of `receiver.rs`.
 
-use std::{collections::VecDeque, io, sync::atomic::Ordering, time::Duration};
+use std::{collections::VecDeque, sync::atomic::Ordering, time::Duration};
 
-use bytes::Buf;
-use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
+use ferry_core::error::chain;
+use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite};
 
+use super::shared::{FRAMES_MAX, Shared};
 use crate::{
     WireError,
-    channel::{FRAMES_MAX, Inspect, Shared},
+    filter::Direction,
     frame::{Chain, DATA_BYTES_MAX, Header, REASON_BYTES_MAX},
+    lane::LaneWriter,
     window::Pace,
 };
 
@@ -18,14 +20,13 @@ const ABORT_DEADLINE: Duration = Duration::from_millis(500);
 /// as a whole one.
 const ROOM_BYTES_MIN: u64 = 16 << 10;
 
-pub(crate) struct Sender<'a, P, R> {
-    peer: P,
+pub(crate) struct Sender<'a, W, R> {
+    lane: LaneWriter<W>,
     local: Option<R>,
-    inspect: Option<Box<dyn Inspect>>,
     shared: &'a Shared,
     pace: Pace,
     chunk: Vec<u8>,
-    /// What the inspector let out, of which so many bytes are sent.
+    /// What the filter let out, of which so many bytes are sent.
     passed: Vec<u8>,
     passed_sent: usize,
     chain: Chain,
@@ -38,16 +39,15 @@ pub(crate) struct Sender<'a, P, R> {
     timed: VecDeque<(u64, Duration)>,
 }
 
-impl<'a, P, R> Sender<'a, P, R>
+impl<'a, W, R> Sender<'a, W, R>
 where
-    P: AsyncWrite + Unpin,
+    W: AsyncWrite + Unpin,
     R: AsyncRead + Unpin,
 {
-    pub(crate) fn new(peer: P, local: R, inspect: Option<Box<dyn Inspect>>, pace: Pace, shared: &'a Shared) -> Self {
+    pub(crate) fn new(lane: LaneWriter<W>, local: R, pace: Pace, shared: &'a Shared) -> Self {
         Self {
-            peer,
+            lane,
             local: Some(local),
-            inspect,
             shared,
             pace,
             chunk: vec![0; DATA_BYTES_MAX],
@@ -71,9 +71,9 @@ where
             if self.ended && inbound_done && self.acked == self.sent {
                 // The last acknowledgement of the peer's stream is out; the peer may close after us.
                 self.send_ack().await?;
-                self.peer.shutdown().await.or_else(ignore_closed).map_err(WireError::Peer)?;
-                return Ok(());
+                return self.lane.close().await;
             }
+            self.take_answers();
             let room = self.room();
             let has_passed = self.passed_sent < self.passed.len();
             if has_passed && room > 0 {
@@ -112,33 +112,40 @@ where
     }
 
     async fn send_data(&mut self, count: usize) -> Result<(), WireError> {
-        let Some(inspect) = &mut self.inspect else {
+        if !self.shared.has_filter {
             let header = Header::raw_data(&self.chunk[..count], self.sent);
             self.account(header, count);
-            write_frame(&mut self.peer, header, &self.chunk[..count], self.shared).await?;
-            return self.peer.flush().await.map_err(WireError::Peer);
-        };
+            return self.lane.write(header, &self.chunk[..count]).await;
+        }
         self.passed.clear();
         self.passed_sent = 0;
-        inspect.pass(&self.chunk[..count], &mut self.passed).map_err(WireError::Refused)?;
+        self.shared.filter(Direction::Outbound, &self.chunk[..count], &mut self.passed)?;
         if self.passed.is_empty() {
-            inspect.delivered();
+            self.shared.filtered_delivered(Direction::Outbound);
         }
         Ok(())
     }
 
-    /// Sends the next of what the inspector let out. That may be more than was read, and more than the window holds.
+    /// What the filter answers to the peer goes behind what it let out. Behind the end of the stream nothing does.
+    fn take_answers(&mut self) {
+        if self.passed_sent == self.passed.len() {
+            self.passed.clear();
+            self.passed_sent = 0;
+        }
+        if !self.ended {
+            self.shared.take_answers(Direction::Outbound, &mut self.passed);
+        }
+    }
+
+    /// Sends the next of what the filter let out. That may be more than was read, and more than the window holds.
     async fn send_passed(&mut self, room: usize) -> Result<(), WireError> {
         let (start, end) = (self.passed_sent, self.passed.len().min(self.passed_sent + room));
         let header = Header::raw_data(&self.passed[start..end], self.sent);
         self.account(header, end - start);
-        write_frame(&mut self.peer, header, &self.passed[start..end], self.shared).await?;
-        self.peer.flush().await.map_err(WireError::Peer)?;
+        self.lane.write(header, &self.passed[start..end]).await?;
         self.passed_sent = end;
-        if end == self.passed.len()
-            && let Some(inspect) = &mut self.inspect
-        {
-            inspect.delivered();
+        if end == self.passed.len() {
+            self.shared.filtered_delivered(Direction::Outbound);
         }
         Ok(())
     }
@@ -159,8 +166,7 @@ where
         self.local = None;
         self.ended = true;
         let header = Header::End { total: self.sent, checksum: self.chain.value() };
-        write_frame(&mut self.peer, header, &[], self.shared).await?;
-        self.peer.flush().await.map_err(WireError::Peer)
+        self.lane.write(header, &[]).await
     }
 
     fn take_acks(&mut self) {
@@ -187,40 +193,18 @@ where
             return Ok(());
         }
         self.acknowledged = delivered;
-        write_frame(&mut self.peer, Header::Ack { delivered }, &[], self.shared).await?;
-        self.peer.flush().await.map_err(WireError::Peer)
+        self.lane.write(Header::Ack { delivered }, &[]).await
     }
 
     /// Tells the peer why this end gives up; best effort, bounded.
     pub(crate) async fn abort(&mut self, error: &WireError) {
-        let reason = error.to_string();
+        let reason = chain(error);
         let reason = &reason.as_bytes()[..reason.len().min(REASON_BYTES_MAX)];
         let header = Header::Abort { length: reason.len() as u32, checksum: xxhash_rust::xxh3::xxh3_64(reason) };
         let last_word = async {
-            write_frame(&mut self.peer, header, reason, self.shared).await?;
-            self.peer.shutdown().await.map_err(WireError::Peer)
+            self.lane.write(header, reason).await?;
+            self.lane.close().await
         };
         let _ = tokio::time::timeout(ABORT_DEADLINE, last_word).await;
-    }
-}
-
-async fn write_frame<P: AsyncWrite + Unpin>(
-    peer: &mut P,
-    header: Header,
-    payload: &[u8],
-    shared: &Shared,
-) -> Result<(), WireError> {
-    let head = header.encode();
-    // Both at once: a header by itself would be a record and a system call of its own.
-    peer.write_all_buf(&mut Buf::chain(&head[..], payload)).await.map_err(WireError::Peer)?;
-    shared.meter.add_wire((head.len() + payload.len()) as u64);
-    Ok(())
-}
-
-/// The peer may close first when both streams are complete.
-fn ignore_closed(error: io::Error) -> io::Result<()> {
-    match error.kind() {
-        io::ErrorKind::NotConnected | io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset => Ok(()),
-        _ => Err(error),
     }
 }

@@ -1,53 +1,42 @@
 //! One channel: both directions between a local socket and the peer.
 //!
 //! ```text
-//! local reader ─▶ sender ─▶ peer        peer ─▶ deframer ─▶ (queue ≤ window) ─▶ writer ─▶ local writer
-//!                   ▲ acks to send ◀──────────────────────────────────────────────┘
-//!                   └ window opens ◀── acks received by the deframer
+//! local reader ─▶ filter ─▶ sender ─▶ lane        lane ─▶ deframe ─▶ (queue ≤ window) ─▶ filter ─▶ writer ─▶ local writer
+//!                             ▲ acks to send ◀─────────────────────────────────────────────────┘
+//!                             └ window opens ◀── acks received by deframe
 //! ```
-//! The deframer never waits for the local socket: what it may hold is bounded by the peer's window. So an end that
-//! does not read its local socket holds up one direction only, as a plain socket would.
+//! Each direction is a *stream*: offsets, checksums, a window and acknowledgements, which knows no sockets. Its frames go
+//! over *lanes* (`lane.rs`). One lane carries all of it today. Several can: what comes early waits in `assembly.rs`, within
+//! the window, and acknowledgements are of the stream, not of a lane.
+//!
+//! Deframing never waits for the local socket: what it may hold is bounded by the peer's window. So an end that does not
+//! read its local socket holds up one direction only, as a plain socket would.
 //!
 //! A channel's memory: a frame at the sender; the peer's window, and up to 16 MiB of chunks to be filled again, at the
 //! receiver; in TLS a frame on its way out, and 256 KiB that were read ahead. What the sender has in flight is held by the
 //! kernel.
 
-use std::sync::{
-    Arc,
-    atomic::{AtomicBool, AtomicU64, Ordering},
-};
-use std::time::{Duration, Instant};
+mod assembly;
+mod receiver;
+mod sender;
+mod shared;
+
+use std::{sync::Arc, time::Duration};
 
 use tokio::{
     io::{AsyncRead, AsyncWrite},
-    sync::{Notify, mpsc},
+    sync::mpsc,
 };
 
 use crate::{
     WireError,
+    filter::StreamFilter,
+    lane,
     meter::Meter,
-    receiver, sender,
     traffic::Traffic,
-    window::{BUDGET_BYTES, Pace, WINDOW_BYTES_MIN},
+    window::{BUDGET_BYTES, Pace},
 };
-
-/// Looks at the plain bytes of one direction as they pass: before they are framed at the sending end, after they are
-/// verified at the receiving end.
-///
-/// Checksums, offsets, acknowledgements and the window are of what is framed: of what an inspector at the sending end
-/// let out, and of what one at the receiving end took. So neither can hold up the window by keeping bytes back; how
-/// many it keeps at most, it says itself.
-pub trait Inspect: Send {
-    /// Takes the next bytes and appends what goes on to `out`: all, some now and the rest later, or, for a disk's
-    /// channel, others that mean the same ([`crate::nbd`]). What it still keeps when the stream ends is dropped.
-    ///
-    /// # Errors
-    /// Why the channel must end. Nothing of `bytes` goes on then.
-    fn pass(&mut self, bytes: &[u8], out: &mut Vec<u8>) -> Result<(), String>;
-
-    /// Everything appended to `out` so far was taken by the socket it was meant for.
-    fn delivered(&mut self) {}
-}
+use shared::{FRAMES_MAX, Shared};
 
 /// What a channel is run with.
 pub struct Options {
@@ -59,51 +48,23 @@ pub struct Options {
     pub traffic: Arc<Traffic>,
     /// The largest window that the peer takes.
     pub window_max: u64,
-    /// Looks at bytes from the peer before they reach the local socket.
-    pub inbound: Option<Box<dyn Inspect>>,
-    /// Looks at bytes from the local socket before they are sent.
-    pub outbound: Option<Box<dyn Inspect>>,
+    /// Takes the plain bytes of both directions as they pass this end.
+    pub filter: Option<Box<dyn StreamFilter>>,
 }
 
 impl Options {
-    /// Without inspectors, alone in its carrier, to a peer that speaks the newest version.
+    /// Without a filter, alone in its carrier, to a peer that speaks the newest version.
     pub fn new(downtime_limit: Duration, meter: Arc<Meter>) -> Self {
-        let traffic = Arc::default();
-        Self { downtime_limit, meter, traffic, window_max: BUDGET_BYTES, inbound: None, outbound: None }
+        Self { downtime_limit, meter, traffic: Arc::default(), window_max: BUDGET_BYTES, filter: None }
     }
 }
 
-/// What the two directions of one end tell each other.
-pub(crate) struct Shared {
-    pub(crate) started: Instant,
-    /// Bytes of the peer's stream that the local socket, or its inspector, took; the sender acknowledges them.
-    pub(crate) delivered: AtomicU64,
-    /// Bytes of the peer's stream that arrived.
-    pub(crate) received: AtomicU64,
-    pub(crate) ack_due: Notify,
-    /// Bytes of our stream that were sent.
-    pub(crate) sent: AtomicU64,
-    /// Bytes of our stream that the peer acknowledged.
-    pub(crate) acked: AtomicU64,
-    pub(crate) window_open: Notify,
-    /// The peer's stream is complete and delivered.
-    pub(crate) inbound_done: AtomicBool,
-    pub(crate) meter: Arc<Meter>,
-    pub(crate) traffic: Arc<Traffic>,
-}
-
-/// Frames in flight, so chunks that wait for the local socket: the largest window in frames of 16 KiB. The byte bounds
-/// are checked by the deframer.
-pub(crate) const FRAMES_MAX: usize = 1 << 14;
 /// Chunks that are kept to be filled again: on a short link no more are in flight. Each keeps the size of the largest
 /// frame that it held: 16 MiB at the most.
 const SPARE_CHUNKS: usize = 64;
-/// More than the peer's window may hold: it breaks the protocol then.
-pub(crate) const INBOUND_BYTES_MAX: u64 = BUDGET_BYTES + WINDOW_BYTES_MIN;
 
 /// Carries both directions until both streams are complete. Ok promises that every byte read from `local` was
-/// delivered at the peer, and every byte of the peer's stream was written to `local`, as far as the inspectors let
-/// them.
+/// delivered at the peer, and every byte of the peer's stream was written to `local`, as far as the filters let them.
 ///
 /// # Errors
 /// The first fault of either direction. The peer is told, and both local halves are dropped, so that whoever is
@@ -114,54 +75,22 @@ where
     R: AsyncRead + Send + Unpin,
     W: AsyncWrite + Send + Unpin,
 {
-    let (peer_reader, peer_writer) = tokio::io::split(peer);
-    let shared = Shared {
-        started: Instant::now(),
-        delivered: AtomicU64::new(0),
-        received: AtomicU64::new(0),
-        ack_due: Notify::new(),
-        sent: AtomicU64::new(0),
-        acked: AtomicU64::new(0),
-        window_open: Notify::new(),
-        inbound_done: AtomicBool::new(false),
-        meter: options.meter,
-        traffic: options.traffic,
-    };
+    let shared = Shared::new(options.meter, options.traffic, options.filter);
+    let (from_peer, to_peer) = lane::split(peer, &shared.meter);
     let (filled, to_write) = mpsc::channel(FRAMES_MAX);
     let (emptied, to_fill) = mpsc::channel(SPARE_CHUNKS);
     let pace = Pace::new(options.downtime_limit, options.window_max);
-    let mut sender = sender::Sender::new(peer_writer, local_reader, options.outbound, pace, &shared);
+    let mut sender = sender::Sender::new(to_peer, local_reader, pace, &shared);
     let outcome = {
         let send = sender.run();
-        let deframe = receiver::deframe(peer_reader, filled, to_fill, &shared);
-        let write = receiver::write(local_writer, to_write, emptied, options.inbound, &shared);
+        let deframe = receiver::deframe(from_peer, filled, to_fill, &shared);
+        let write = receiver::write(local_writer, to_write, emptied, &shared);
         tokio::try_join!(send, deframe, write).map(|_| ())
     };
     if let Err(error) = &outcome {
         sender.abort(error).await;
     }
     outcome
-}
-
-impl Shared {
-    /// Gives how many bytes have arrived in all channels.
-    pub(crate) fn add_received(&self, bytes: u64) -> u64 {
-        self.received.fetch_add(bytes, Ordering::AcqRel);
-        self.traffic.add_arrived(bytes)
-    }
-
-    pub(crate) fn add_delivered(&self, bytes: u64) {
-        self.delivered.fetch_add(bytes, Ordering::AcqRel);
-        self.traffic.take_arrived(bytes);
-    }
-}
-
-impl Drop for Shared {
-    /// What a channel that ends early still had is the others' again.
-    fn drop(&mut self) {
-        self.traffic.take_in_flight(*self.sent.get_mut() - *self.acked.get_mut());
-        self.traffic.take_arrived(*self.received.get_mut() - *self.delivered.get_mut());
-    }
 }
 
 #[cfg(test)]
@@ -175,6 +104,7 @@ mod tests {
     use crate::{
         frame::{HEADER_BYTES, Header},
         traffic::ARRIVED_BYTES_MAX,
+        window::WINDOW_BYTES_MIN,
     };
 
     const LIMIT: Duration = Duration::from_millis(300);

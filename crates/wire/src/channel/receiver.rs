@@ -1,0 +1,137 @@
+//! One direction in: read from the lane, deframe, verify, filter, write to the local socket. Mirror of `sender.rs`.
+
+use std::{io, sync::atomic::Ordering};
+
+use tokio::{
+    io::{AsyncRead, AsyncWrite, AsyncWriteExt as _},
+    sync::mpsc,
+};
+
+use super::{
+    assembly::{Assembly, Frame, LANES, broken},
+    shared::Shared,
+};
+use crate::{
+    WireError,
+    filter::Direction,
+    frame::{Codec, Header, verify},
+    lane::LaneReader,
+    traffic::ARRIVED_BYTES_MAX,
+    window::WINDOW_BYTES_MIN,
+};
+
+/// While more chunks wait, so many bytes are acknowledged at once: a quarter of the smallest window.
+const ACK_BYTES: usize = (WINDOW_BYTES_MIN / 4) as usize;
+
+/// Reads frames until the peer's stream is complete and the peer has closed; data go to `filled`.
+pub(crate) async fn deframe<R: AsyncRead + Unpin>(
+    mut lane: LaneReader<R>,
+    filled: mpsc::Sender<Vec<u8>>,
+    mut to_fill: mpsc::Receiver<Vec<u8>>,
+    shared: &Shared,
+) -> Result<(), WireError> {
+    let mut filled = Some(filled);
+    let mut assembly = Assembly::new(LANES);
+    loop {
+        let Some(header) = lane.header(filled.is_none()).await? else { return Ok(()) };
+        match header {
+            Header::Data { .. } => {
+                let frame = Frame::of(&header).expect("it is one of data");
+                assembly.expects(&frame, shared.delivered.load(Ordering::Acquire))?;
+                if shared.add_received(u64::from(frame.plain)) > ARRIVED_BYTES_MAX {
+                    return Err(broken("more bytes than the channels of a carrier may hold"));
+                }
+                let chunk = read_plain(&mut lane, &frame, to_fill.try_recv().unwrap_or_default()).await?;
+                let queue = filled.as_ref().ok_or_else(|| broken("data after the end of the stream"))?;
+                // The writer is gone only when it failed, which ends the channel with its own error.
+                assembly.take(&frame, chunk, |chunk| {
+                    queue.try_send(chunk).map_err(|_| broken("too many frames in flight"))
+                })?;
+            }
+            Header::Ack { delivered } => {
+                let before = shared.acked.load(Ordering::Acquire);
+                if delivered < before || delivered > shared.sent.load(Ordering::Acquire) {
+                    return Err(broken("an acknowledgement of what was not sent"));
+                }
+                shared.acked.store(delivered, Ordering::Release);
+                shared.traffic.take_in_flight(delivered - before);
+                shared.window_open.notify_one();
+            }
+            Header::End { total, checksum } => assembly.ends(total, checksum)?,
+            Header::Abort { length, checksum } => {
+                let mut reason = vec![0; length as usize];
+                lane.payload(&mut reason).await?;
+                verify(&reason, 0, checksum)?;
+                return Err(WireError::Aborted(String::from_utf8_lossy(&reason).into_owned()));
+            }
+        }
+        if assembly.is_complete() {
+            filled = None;
+        }
+    }
+}
+
+/// The plain bytes of a frame, verified. They are in the memory of `chunk`.
+async fn read_plain<R: AsyncRead + Unpin>(
+    lane: &mut LaneReader<R>,
+    frame: &Frame,
+    mut chunk: Vec<u8>,
+) -> Result<Vec<u8>, WireError> {
+    chunk.resize(frame.coded as usize, 0);
+    lane.payload(&mut chunk).await?;
+    let plain = match frame.codec {
+        Codec::Raw => chunk,
+    };
+    verify(&plain, frame.offset, frame.checksum)?;
+    Ok(plain)
+}
+
+/// Writes chunks to the local socket until the stream is complete, then closes that half.
+pub(crate) async fn write<W: AsyncWrite + Unpin>(
+    mut local: W,
+    mut to_write: mpsc::Receiver<Vec<u8>>,
+    emptied: mpsc::Sender<Vec<u8>>,
+    shared: &Shared,
+) -> Result<(), WireError> {
+    let mut passed = Vec::new();
+    let mut unacknowledged = 0;
+    loop {
+        let chunk = tokio::select! {
+            biased;
+            chunk = to_write.recv() => chunk,
+            () = shared.back_due.notified() => {
+                shared.take_answers(Direction::Inbound, &mut passed);
+                local.write_all(&passed).await.map_err(WireError::Local)?;
+                passed.clear();
+                continue;
+            }
+        };
+        let Some(chunk) = chunk else { break };
+        if shared.has_filter {
+            shared.filter(Direction::Inbound, &chunk, &mut passed)?;
+            local.write_all(&passed).await.map_err(WireError::Local)?;
+            passed.clear();
+            shared.filtered_delivered(Direction::Inbound);
+        } else {
+            local.write_all(&chunk).await.map_err(WireError::Local)?;
+        }
+        shared.meter.add_received(chunk.len() as u64);
+        shared.add_delivered(chunk.len() as u64);
+        unacknowledged += chunk.len();
+        if to_write.is_empty() || unacknowledged >= ACK_BYTES {
+            unacknowledged = 0;
+            shared.ack_due.notify_one();
+        }
+        // A full return queue only means that this buffer is not used again.
+        let _ = emptied.try_send(chunk);
+    }
+    match local.shutdown().await {
+        Ok(()) => {}
+        // The local peer has already gone: it wanted nothing more.
+        Err(error) if matches!(error.kind(), io::ErrorKind::NotConnected | io::ErrorKind::BrokenPipe) => {}
+        Err(error) => return Err(WireError::Local(error)),
+    }
+    shared.inbound_done.store(true, Ordering::Release);
+    shared.ack_due.notify_one();
+    Ok(())
+}

@@ -1,0 +1,141 @@
+//! What the two directions of one end tell each other.
+
+use std::{
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
+    time::Instant,
+};
+
+use tokio::sync::Notify;
+
+use crate::{
+    WireError,
+    filter::{Direction, Outputs, StreamFilter},
+    meter::Meter,
+    traffic::Traffic,
+};
+
+/// Frames in flight, so chunks that wait for the local socket: the largest window in frames of 16 KiB. The byte bounds
+/// are checked when they are deframed.
+pub(crate) const FRAMES_MAX: usize = 1 << 14;
+/// What a filter has answered and the other direction has not yet taken: more is no answer any more.
+const BACK_BYTES_MAX: usize = 1 << 20;
+
+pub(crate) struct Shared {
+    pub(crate) started: Instant,
+    /// Bytes of the peer's stream that the local socket, or the filter, took; the sender acknowledges them.
+    pub(crate) delivered: AtomicU64,
+    /// Bytes of the peer's stream that arrived.
+    pub(crate) received: AtomicU64,
+    /// An acknowledgement is due, or the filter has something for the peer.
+    pub(crate) ack_due: Notify,
+    /// Bytes of our stream that were sent.
+    pub(crate) sent: AtomicU64,
+    /// Bytes of our stream that the peer acknowledged.
+    pub(crate) acked: AtomicU64,
+    pub(crate) window_open: Notify,
+    /// The peer's stream is complete and delivered.
+    pub(crate) inbound_done: AtomicBool,
+    pub(crate) meter: Arc<Meter>,
+    pub(crate) traffic: Arc<Traffic>,
+    /// The filter has something for the local socket.
+    pub(crate) back_due: Notify,
+    pub(crate) has_filter: bool,
+    /// Both directions of an end are one task: nobody waits here.
+    filtered: Mutex<Filtered>,
+}
+
+#[derive(Default)]
+struct Filtered {
+    filter: Option<Box<dyn StreamFilter>>,
+    /// Answers to what came from the local socket, and to what came from the peer.
+    to_local: Vec<u8>,
+    to_peer: Vec<u8>,
+    out: Outputs,
+}
+
+impl Shared {
+    pub(crate) fn new(meter: Arc<Meter>, traffic: Arc<Traffic>, filter: Option<Box<dyn StreamFilter>>) -> Self {
+        Self {
+            started: Instant::now(),
+            delivered: AtomicU64::new(0),
+            received: AtomicU64::new(0),
+            ack_due: Notify::new(),
+            sent: AtomicU64::new(0),
+            acked: AtomicU64::new(0),
+            window_open: Notify::new(),
+            inbound_done: AtomicBool::new(false),
+            meter,
+            traffic,
+            back_due: Notify::new(),
+            has_filter: filter.is_some(),
+            filtered: Mutex::new(Filtered { filter, ..Filtered::default() }),
+        }
+    }
+
+    /// Gives how many bytes have arrived in all channels.
+    pub(crate) fn add_received(&self, bytes: u64) -> u64 {
+        self.received.fetch_add(bytes, Ordering::AcqRel);
+        self.traffic.add_arrived(bytes)
+    }
+
+    pub(crate) fn add_delivered(&self, bytes: u64) {
+        self.delivered.fetch_add(bytes, Ordering::AcqRel);
+        self.traffic.take_arrived(bytes);
+    }
+
+    /// Has the filter take `bytes`; what goes on is in `forward` afterwards, which held nothing.
+    ///
+    /// # Errors
+    /// [`WireError::Filter`].
+    pub(crate) fn filter(&self, direction: Direction, bytes: &[u8], forward: &mut Vec<u8>) -> Result<(), WireError> {
+        let mut filtered = self.filtered.lock().expect("a filter that panics ends the task of both directions");
+        let Filtered { filter: Some(filter), to_local, to_peer, out } = &mut *filtered else { return Ok(()) };
+        std::mem::swap(&mut out.forward, forward);
+        let outcome = filter.filter(direction, bytes, out);
+        std::mem::swap(&mut out.forward, forward);
+        outcome.map_err(WireError::Filter)?;
+        if out.back.is_empty() {
+            return Ok(());
+        }
+        let (answers, due) = match direction {
+            Direction::Outbound => (to_local, &self.back_due),
+            Direction::Inbound => (to_peer, &self.ack_due),
+        };
+        if answers.len() + out.back.len() > BACK_BYTES_MAX {
+            return Err(WireError::Filter("more is answered than is taken".into()));
+        }
+        answers.append(&mut out.back);
+        due.notify_one();
+        Ok(())
+    }
+
+    /// Everything that the filter let out in this direction was taken.
+    pub(crate) fn filtered_delivered(&self, direction: Direction) {
+        let mut filtered = self.filtered.lock().expect("a filter that panics ends the task of both directions");
+        if let Some(filter) = &mut filtered.filter {
+            filter.delivered(direction);
+        }
+    }
+
+    /// Appends what the filter answers in this direction to `out`.
+    pub(crate) fn take_answers(&self, direction: Direction, out: &mut Vec<u8>) {
+        if self.has_filter {
+            let mut filtered = self.filtered.lock().expect("a filter that panics ends the task of both directions");
+            out.append(match direction {
+                Direction::Outbound => &mut filtered.to_peer,
+                Direction::Inbound => &mut filtered.to_local,
+            });
+        }
+    }
+}
+
+impl Drop for Shared {
+    /// What a channel that ends early still had is the others' again.
+    fn drop(&mut self) {
+        self.traffic.take_in_flight(*self.sent.get_mut() - *self.acked.get_mut());
+        self.traffic.take_arrived(*self.received.get_mut() - *self.delivered.get_mut());
+    }
+}

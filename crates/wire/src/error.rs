@@ -1,0 +1,36 @@
+//! Why a channel or session ends badly.
+
+use std::io;
+
+use thiserror::Error;
+
+use crate::filter::FilterError;
+
+/// Why a channel or session ended badly. Bytes counted in the [`crate::meter::Meter`] until then were delivered.
+#[derive(Debug, Error)]
+pub enum WireError {
+    /// The local socket failed.
+    #[error("The local socket failed")]
+    Local(#[source] io::Error),
+    /// The connection to the peer failed or ended before its stream was complete.
+    #[error("The connection to the other agent failed")]
+    Peer(#[source] io::Error),
+    /// The peer sent what the protocol does not allow, or bytes were changed on the way.
+    #[error("The other agent broke the protocol: {0}")]
+    Protocol(String),
+    /// The peer gave up and said why.
+    #[error("The other agent gave up: {0}")]
+    Aborted(String),
+    /// The peer does not take the connection, and said why.
+    #[error("Refused: {0}")]
+    Refused(String),
+    /// This end's filter ended the channel.
+    #[error("Refused")]
+    Filter(#[source] FilterError),
+    /// A deadline passed.
+    #[error("Timed out: {0}")]
+    Timeout(&'static str),
+    /// A file that is there already, and that is not to be changed, holds other bytes.
+    #[error("The destination has the file already, and it holds something else")]
+    Differs,
+}
