@@ -131,7 +131,7 @@ pub struct VmFile<F = Location> {
     /// What a copy would not keep, or stands in its way.
     #[serde(default)]
     pub oddities: Vec<Oddity>,
-    /// What it is if it is no file. An agent of an earlier version may not say.
+    /// What is no file, in the definition's words: `block`, `network rbd`, `nvdimm`.
     #[serde(default)]
     #[cfg_attr(feature = "schema", schema(value_type = Option<String>))]
     pub kind: Option<NotAFile>,
