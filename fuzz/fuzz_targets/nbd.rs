@@ -9,11 +9,9 @@ use std::{
 };
 
 use ferry_wire::{
+    content::index::{BLOCK_BYTES, SeedIndex, SeedKey},
     filter::{Direction, FilterError, Outputs, StreamFilter},
-    nbd::{
-        self, Held, Image, NbdMeter,
-        seed::{BLOCK_BYTES, SeedIndex, SeedKey},
-    },
+    nbd::{self, Held, Image, NbdMeter},
 };
 use libfuzzer_sys::fuzz_target;
 

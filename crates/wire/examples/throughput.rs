@@ -24,12 +24,10 @@ use ferry_core::id::SessionId;
 use ferry_trust::{Clients, KeyPair, client_config, random_secret, server_config};
 use ferry_wire::{
     channel::{Options, carry},
+    content::index::{BLOCK_BYTES, SeedIndex, SeedKey},
     hello::Channel,
     meter::Meter,
-    nbd::{
-        self, Held, Image,
-        seed::{BLOCK_BYTES, SeedIndex, SeedKey},
-    },
+    nbd::{self, Held, Image},
     session::{Acceptor, Dialer, SessionKey},
     transport::{local, tcp::keep_freed_memory},
 };

@@ -15,6 +15,7 @@
 //!
 //! Only [`nbd`] knows what bytes mean: those of a disk's channel. Nothing else here does.
 pub mod channel;
+pub mod content;
 pub mod control;
 mod error;
 pub mod file;

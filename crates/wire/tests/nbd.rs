@@ -13,11 +13,9 @@ use std::{
 
 use ferry_wire::{
     channel::{Options, carry},
+    content::index::{SeedIndex, SeedKey},
     meter::Meter,
-    nbd::{
-        self, Held, Image, NbdMeter,
-        seed::{SeedIndex, SeedKey},
-    },
+    nbd::{self, Held, Image, NbdMeter},
 };
 use nix::{
     sys::signal::{Signal, kill},

@@ -10,14 +10,12 @@ use std::{
 };
 
 use ferry_wire::{
+    content::index::{BLOCK_BYTES, SeedIndex, SeedKey},
     filter::{
         Direction::{self, Inbound, Outbound},
         FilterError, Outputs, StreamFilter,
     },
-    nbd::{
-        self, Held, Image, Keeper, NbdMeter,
-        seed::{BLOCK_BYTES, SeedIndex, SeedKey},
-    },
+    nbd::{self, Held, Image, Keeper, NbdMeter},
 };
 use proptest::prelude::*;
 use scan::scan;

@@ -9,15 +9,20 @@
 use std::{collections::HashMap, sync::Arc, sync::atomic::Ordering::Relaxed};
 
 use super::{
-    End, Held, Keeper, NbdMeter, PAGE_BYTES,
+    end::End,
     error::NbdError,
     handshake::{Handshake, Role},
+    image::{Held, Keeper},
+    meter::NbdMeter,
     protocol::{
         DISCONNECT, EIO, FUA, NO_HOLE, PART_HEAD_BYTES, PARTS, PartKind, READ, REPLY_BYTES, REQUEST_BYTES,
         REQUESTS_MAX, Reply, Request, TRIM, WRITE, WRITE_ZEROES, gather, pass_on, take,
     },
-    seed::{BLOCK_BYTES, BlockHash, HASH_BYTES, SeedKey, cut},
     written::Written,
+};
+use crate::content::{
+    index::{BLOCK_BYTES, BlockHash, HASH_BYTES, SeedKey, cut},
+    sparse::PAGE_BYTES,
 };
 
 pub(super) struct Destination {

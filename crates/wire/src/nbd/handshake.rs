@@ -21,8 +21,8 @@
 use std::collections::VecDeque;
 
 use super::{
-    Held, Keeper, PAGE_BYTES,
     error::NbdError,
+    image::{Held, Keeper},
     protocol::{
         CAN_MULTI_CONN, FIXED_NEW_STYLE, GREETING_MAGIC, HOLDS_A_SEED, INFO_BLOCK_SIZE, INFO_EXPORT, NO_PADDING,
         OPTION_EXPORT_NAME, OPTION_EXTENDED_HEADERS, OPTION_GO, OPTION_INFO, OPTION_MAGIC, OPTION_REPLY_MAGIC,
@@ -30,6 +30,7 @@ use super::{
         TAKES_PARTS, gather, pass_on, take, u16_at, u32_at, u64_at,
     },
 };
+use crate::content::sparse::PAGE_BYTES;
 
 /// Which end it is.
 pub(super) enum Role {

@@ -1,9 +1,9 @@
 //! A payload becomes parts: zeroes, data, and blocks that the destination holds.
 
-use super::{
-    PAGE_BYTES, all_zero,
-    protocol::PartKind,
-    seed::{BLOCK_BYTES, SeedIndex},
+use super::protocol::PartKind;
+use crate::content::{
+    index::{BLOCK_BYTES, SeedIndex},
+    sparse::{PAGE_BYTES, all_zero},
 };
 
 /// What needed not be sent.
@@ -81,9 +81,9 @@ impl Run<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::nbd::{
-        protocol::{PART_HEAD_BYTES, gather},
-        seed::{HASH_BYTES, SeedKey},
+    use crate::{
+        content::index::{HASH_BYTES, SeedKey},
+        nbd::protocol::{PART_HEAD_BYTES, gather},
     };
 
     const PAGE: usize = PAGE_BYTES as usize;

@@ -3,16 +3,18 @@
 use std::{collections::HashMap, sync::Arc, sync::atomic::Ordering::Relaxed};
 
 use super::{
-    End, Image, NbdMeter,
+    end::End,
     error::NbdError,
     handshake::{Handshake, Role},
+    image::Image,
+    meter::NbdMeter,
     parts::put_parts,
     protocol::{
         DISCONNECT, FUA, HOLDS_A_SEED, PARTS, READ, REPLY_BYTES, REQUEST_BYTES, REQUESTS_MAX, Reply, Request,
         TAKES_PARTS, TRIM, WRITE, WRITE_ZEROES, gather, pass_on,
     },
-    seed::SeedIndex,
 };
+use crate::content::index::SeedIndex;
 
 pub(super) struct Source {
     handshake: Handshake,

@@ -5,7 +5,7 @@
 
 use std::collections::BTreeMap;
 
-use super::PAGE_BYTES;
+use crate::content::sparse::PAGE_BYTES;
 
 /// Pages of one bitmap: 128 MiB of disk in 4 KiB of memory.
 const CHUNK_PAGES: u64 = 1 << 15;

@@ -2,7 +2,7 @@
 
 use std::{fs::File, os::unix::fs::FileExt as _};
 
-use ferry_wire::nbd::seed::{BLOCK_BYTES, SeedIndex, SeedKey};
+use ferry_wire::content::index::{BLOCK_BYTES, SeedIndex, SeedKey};
 use nix::{
     errno::Errno,
     unistd::{Whence, lseek},

@@ -4,8 +4,9 @@
 use std::sync::Arc;
 
 use ferry_wire::{
+    content::index::SeedKey,
     control::Message,
-    nbd::{Held, Keeper, seed::SeedKey},
+    nbd::{Held, Keeper},
 };
 use tracing::{error, info, warn};
 

@@ -12,10 +12,8 @@ use std::{
 use ferry_core::vm::DiskFormat;
 use ferry_drivers::image;
 use ferry_wire::{
-    nbd::{
-        Held,
-        seed::{BLOCK_BYTES, RUN_BLOCKS_MAX, SeedIndex, SeedKey},
-    },
+    content::index::{BLOCK_BYTES, RUN_BLOCKS_MAX, SeedIndex, SeedKey},
+    nbd::Held,
     session::Connection,
 };
 use tokio::{io::AsyncWriteExt as _, sync::mpsc};

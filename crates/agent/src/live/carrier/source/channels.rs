@@ -4,8 +4,9 @@ use std::{path::Path, sync::Arc, time::Duration};
 
 use ferry_wire::{
     channel::{Options, carry},
+    content::index::SeedIndex,
     hello::Channel,
-    nbd::{self, Image, NbdMeter, seed::SeedIndex},
+    nbd::{self, Image, NbdMeter},
     window::WINDOW_BYTES_MIN,
 };
 use tokio::net::UnixListener;

@@ -5,17 +5,14 @@ use std::{collections::BTreeMap, fmt, time::Duration};
 use tokio::io::{AsyncRead, AsyncReadExt as _};
 use tracing::warn;
 
-use super::{
-    all_zero,
-    protocol::{u32_at, u64_at},
-};
+use super::sparse::all_zero;
 use crate::WireError;
 
 /// What is compared: large enough that a hash costs next to nothing on the wire, small enough that a changed page
 /// spoils little. A qcow2 cluster.
 pub const BLOCK_BYTES: u64 = 64 << 10;
 /// Of each hash so much is kept.
-pub(super) const HASH_BYTES: usize = 16;
+pub(crate) const HASH_BYTES: usize = 16;
 /// `FerryS` and the version of the form.
 const MAGIC: [u8; 8] = *b"FerryS\0\x02";
 const HEAD_BYTES: usize = MAGIC.len() + 32;
@@ -26,7 +23,7 @@ pub const RUN_BLOCKS_MAX: usize = 1024;
 const FORGOTTEN: BlockHash = [0; HASH_BYTES];
 
 /// A block's keyed BLAKE3 hash, cut to 128 bits. Who does not know the key cannot make two blocks with the same one.
-pub(super) type BlockHash = [u8; HASH_BYTES];
+pub(crate) type BlockHash = [u8; HASH_BYTES];
 
 /// The key of one session's hashes.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -34,7 +31,7 @@ pub struct SeedKey(pub [u8; 32]);
 
 impl SeedKey {
     /// For a block that comes piecewise.
-    pub(super) fn hasher(&self) -> blake3::Hasher {
+    pub(crate) fn hasher(&self) -> blake3::Hasher {
         blake3::Hasher::new_keyed(&self.0)
     }
 
@@ -49,7 +46,7 @@ impl fmt::Debug for SeedKey {
     }
 }
 
-pub(super) fn cut(hash: &blake3::Hash) -> BlockHash {
+pub(crate) fn cut(hash: &blake3::Hash) -> BlockHash {
     *hash.as_bytes().first_chunk().expect("a hash has 32 bytes")
 }
 
@@ -165,7 +162,7 @@ impl SeedIndex {
             return Ok(Some(behind));
         };
         let Some((head, behind)) = bytes.split_at_checked(RUN_HEAD_BYTES) else { return Ok(None) };
-        let (first, count) = (u64_at(head, 0), u32_at(head, 8) as usize);
+        let (first, count) = run_head(head.first_chunk().expect("the head's length was asked for"));
         if count == 0 {
             return Ok(Some(behind));
         }
@@ -221,14 +218,14 @@ impl SeedIndex {
     }
 
     /// The hash of `bytes`, if the image holds this very block there.
-    pub(super) fn held(&self, block: u64, bytes: &[u8]) -> Option<BlockHash> {
+    pub(crate) fn held(&self, block: u64, bytes: &[u8]) -> Option<BlockHash> {
         let (first, run) = self.runs.range(..=block).next_back()?;
         let hash = *run.get(usize::try_from(block - first).ok()?)?;
         (hash != FORGOTTEN && hash == self.key.hash(bytes)).then_some(hash)
     }
 
     /// The image no longer holds what it did between bytes `start` and `end`.
-    pub(super) fn forget(&mut self, start: u64, end: u64) {
+    pub(crate) fn forget(&mut self, start: u64, end: u64) {
         let (from, to) = (start / BLOCK_BYTES, end.div_ceil(BLOCK_BYTES));
         for (first, run) in self.runs.range_mut(..to).rev() {
             let (run_from, run_to) = (from.saturating_sub(*first), (to - first).min(run.len() as u64));
@@ -240,6 +237,12 @@ impl SeedIndex {
             }
         }
     }
+}
+
+/// The first block of a run and how many there are.
+fn run_head(head: &[u8; RUN_HEAD_BYTES]) -> (u64, usize) {
+    let ([first @ .., _, _, _, _], [.., a, b, c, d]) = (head, head);
+    (u64::from_be_bytes(*first), u32::from_be_bytes([*a, *b, *c, *d]) as usize)
 }
 
 fn bad(what: &str) -> WireError {

@@ -1,0 +1,127 @@
+//! The source's end: sends what differs. Mirror of `receiver.rs`.
+
+use std::{
+    fs::File,
+    io,
+    sync::{Arc, atomic::Ordering::Relaxed},
+};
+
+use tokio::{
+    io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _},
+    time::Instant,
+};
+
+use super::{
+    blocks::{BLOCK_BYTES, FILE_BYTES_MAX, Hash, Reader, blocks_of, hash_of},
+    protocol::{
+        DATA, Differing, END, FileMeter, GOES_ON, REASON_BYTES_MAX, SIGN_EVERY, SILENCE_MAX, SYNC_MAX, ZEROES, timely,
+        within, write,
+    },
+};
+use crate::WireError;
+
+/// Sends a file. Ok promises that the destination has the same bytes on disk.
+///
+/// # Errors
+/// [`WireError::Local`] when it cannot be read or changes its length; [`WireError::Aborted`] with the destination's reason;
+/// [`WireError::Peer`], [`WireError::Protocol`], [`WireError::Timeout`].
+pub async fn send<S>(stream: &mut S, file: File, meter: Arc<FileMeter>) -> Result<(), WireError>
+where
+    S: AsyncRead + AsyncWrite + Unpin + Send,
+{
+    give(stream, file, meter, Differing::Sent).await
+}
+
+/// Compares a file with one that the destination has and that stays as it is; the destination calls [`compare`]. Ok
+/// promises that both hold the same bytes.
+///
+/// # Errors
+/// As [`send`]; [`WireError::Differs`].
+pub async fn send_same<S>(stream: &mut S, file: File, meter: Arc<FileMeter>) -> Result<(), WireError>
+where
+    S: AsyncRead + AsyncWrite + Unpin + Send,
+{
+    give(stream, file, meter, Differing::Refused).await
+}
+
+async fn give<S>(stream: &mut S, file: File, meter: Arc<FileMeter>, differing: Differing) -> Result<(), WireError>
+where
+    S: AsyncRead + AsyncWrite + Unpin + Send,
+{
+    let file = Arc::new(file);
+    let length = file.metadata().map_err(WireError::Local)?.len();
+    if length > FILE_BYTES_MAX {
+        return Err(WireError::Local(io::Error::other("the file is larger than 16 TiB")));
+    }
+    let held = read_held(stream, blocks_of(length)).await?;
+    let (mut whole, mut reader, mut spoke) = (blake3::Hasher::new(), Reader::new(&file, length), Instant::now());
+    for block in 0..blocks_of(length) {
+        let bytes = reader.read(block).await?;
+        let hash = bytes.as_deref().map(hash_of);
+        whole.update(&hash.unwrap_or_default());
+        let there = held.get(block as usize).copied().flatten();
+        if hash != there && differing == Differing::Refused {
+            return Err(WireError::Differs);
+        }
+        // The destination waits for a word: a block that it holds changes nothing there.
+        if hash != there || spoke.elapsed() >= SIGN_EVERY {
+            send_block(stream, block, bytes.as_deref()).await?;
+            meter.sent.fetch_add(bytes.map_or(0, |bytes| bytes.len() as u64), Relaxed);
+            spoke = Instant::now();
+        }
+        meter.looked_at.store(((u64::from(block) + 1) * BLOCK_BYTES).min(length), Relaxed);
+    }
+    if file.metadata().map_err(WireError::Local)?.len() != length {
+        return Err(WireError::Local(io::Error::other("the file changed its length while it was read")));
+    }
+    let mut end = vec![END];
+    end.extend_from_slice(&length.to_le_bytes());
+    end.extend_from_slice(whole.finalize().as_bytes());
+    write(stream, &end).await?;
+    timely(stream.flush()).await?;
+    let mut patience = SYNC_MAX;
+    loop {
+        match within(patience, stream.read_u8()).await? {
+            0 => return Ok(()),
+            1 => break,
+            GOES_ON => patience = SILENCE_MAX,
+            other => return Err(WireError::Protocol(format!("a verdict of kind {other}"))),
+        }
+    }
+    let mut reason = vec![0; usize::from(timely(stream.read_u16_le()).await?).min(REASON_BYTES_MAX)];
+    timely(stream.read_exact(&mut reason)).await?;
+    Err(WireError::Aborted(String::from_utf8_lossy(&reason).into_owned()))
+}
+
+/// A block, or that it holds zeroes only. On its way when it returns.
+async fn send_block<S: AsyncWrite + Unpin>(stream: &mut S, block: u32, bytes: Option<&[u8]>) -> Result<(), WireError> {
+    let mut head = vec![if bytes.is_some() { DATA } else { ZEROES }];
+    head.extend_from_slice(&block.to_le_bytes());
+    if let Some(bytes) = bytes {
+        head.extend_from_slice(&(bytes.len() as u32).to_le_bytes());
+    }
+    write(stream, &head).await?;
+    write(stream, bytes.unwrap_or_default()).await?;
+    timely(stream.flush()).await
+}
+
+/// What the destination holds.
+async fn read_held<S: AsyncRead + Unpin>(stream: &mut S, blocks: u32) -> Result<Vec<Option<Hash>>, WireError> {
+    let count = timely(stream.read_u32_le()).await?;
+    if count > blocks {
+        return Err(WireError::Protocol(format!("{count} blocks of a file of {blocks}")));
+    }
+    let mut held = Vec::new();
+    for _ in 0..count {
+        held.push(match timely(stream.read_u8()).await? {
+            0 => None,
+            1 => {
+                let mut hash = Hash::default();
+                timely(stream.read_exact(&mut hash)).await?;
+                Some(hash)
+            }
+            other => return Err(WireError::Protocol(format!("a block of kind {other}"))),
+        });
+    }
+    Ok(held)
+}
