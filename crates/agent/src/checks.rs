@@ -2,7 +2,7 @@
 
 use std::{
     ffi::OsStr,
-    fmt, fs,
+    fs,
     net::{IpAddr, SocketAddr, TcpListener},
     path::Path,
     process::Command,
@@ -14,7 +14,7 @@ use ferry_drivers::{
     share::smb::{has_mount_cifs, kernel_has_cifs},
 };
 
-use crate::{config::Config, confinement, host};
+use crate::{check::Check, config::Config, confinement, damaged::damaged};
 
 /// The oldest releases that Ferry was tried with, those of Debian 12.
 const LIBVIRT_TRIED: Release = Release::new(9, 0);
@@ -37,27 +37,6 @@ const PAGE_BYTES: u64 = 4096;
 
 /// The unit that runs an agent.
 const UNIT: &str = "ferry-agent.service";
-
-/// One thing looked at.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Check {
-    /// It is as it should be.
-    Good(String),
-    /// It works, at a loss.
-    Odd(String),
-    /// Ferry does not work until it is mended.
-    Missing(String),
-}
-
-impl fmt::Display for Check {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Good(text) => write!(f, "✓ {text}"),
-            Self::Odd(text) => write!(f, "! {text}"),
-            Self::Missing(text) => write!(f, "✗ {text}"),
-        }
-    }
-}
 
 /// Looks at everything.
 pub fn all(config: &Config, hypervisor: &dyn HostInfo) -> Vec<Check> {
@@ -82,7 +61,7 @@ pub fn all(config: &Config, hypervisor: &dyn HostInfo) -> Vec<Check> {
     let tcp = |name: &str| text(&format!("/proc/sys/net/ipv4/{name}"));
     checks.push(long_links(&tcp("tcp_rmem"), &tcp("tcp_wmem"), &tcp("tcp_mem")));
     checks.extend(unit(&systemd_says(UNIT)));
-    let damaged = host::damaged(config).into_iter();
+    let damaged = damaged(config).into_iter();
     checks.extend(damaged.map(|finding| Check::Odd(format!("{}. {}", finding.message, finding.fix))));
     checks
 }

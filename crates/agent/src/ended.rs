@@ -8,11 +8,17 @@ use std::{
 };
 
 use ferry_core::{
-    finding::{Finding, FindingId},
+    finding::FindingId,
     id::{Generation, JobId, VmId},
 };
 
-use crate::{AgentError, config::Config, lock::lock, records, refusal::stale};
+use crate::{
+    AgentError,
+    config::Config,
+    lock::lock,
+    records,
+    refusal::{refused, stale},
+};
 
 /// Jobs whose last attempt is remembered: a request that was under way for so long does not come.
 const ENDED_MAX: usize = 256;
@@ -80,18 +86,15 @@ fn admit(asked: Asked, known: Option<(Generation, VmId)>, ended: Option<Generati
     }
     match known {
         // Numbers began again. What this host has of the other VM may be the only copy of it.
-        Some((_, other)) if other != vm => Err(AgentError::refused(
-            409,
-            Finding::blocks(
-                FindingId::JobOpen,
-                job,
-                format!(
-                    "This host still has a part in an earlier job of number {job}, which moved VM {other}, and does nothing to \
+        Some((_, other)) if other != vm => Err(refused(
+            FindingId::JobOpen,
+            job,
+            format!(
+                "This host still has a part in an earlier job of number {job}, which moved VM {other}, and does nothing to \
                      it for VM {vm}"
-                ),
-                format!(
-                    "Ask for the move again: the next job has another number. See where VM {other} is with `ferry vm list`"
-                ),
+            ),
+            format!(
+                "Ask for the move again: the next job has another number. See where VM {other} is with `ferry vm list`"
             ),
         )),
         Some((known, _)) if known > generation => Err(stale(job, generation, known)),

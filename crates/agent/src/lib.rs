@@ -9,15 +9,18 @@
 
 mod blocking;
 mod chains;
+mod check;
 pub mod checks;
 pub mod config;
 mod confinement;
+mod damaged;
 mod ended;
 pub mod enrolment;
 mod error;
 mod failpoint;
 mod files;
 mod hold;
+mod hook;
 pub mod host;
 pub mod http;
 pub mod live;
@@ -27,6 +30,7 @@ pub mod notify;
 pub mod observer;
 pub mod offline;
 pub mod places;
+mod qemu_conf;
 mod records;
 mod refusal;
 pub mod setup;
@@ -38,13 +42,14 @@ mod told;
 
 use std::sync::Arc;
 
+use ferry_core::id::VmId;
 use ferry_drivers::{hypervisor::Hypervisor, share::ShareDriver};
 use ferry_trust::KeyPair;
 
 pub use error::AgentError;
 
 use crate::{
-    config::Config, enrolment::Enrolment, files::space::Claims, live::Registry, lock_trials::LockTrials,
+    config::Config, enrolment::Enrolment, files::claims::Claims, live::Registry, lock_trials::LockTrials,
     observer::Observer, offline::OfflineMoves, shares::Shares, storage::StorageMoves, told::Told,
 };
 
@@ -91,7 +96,7 @@ impl Agent {
         records::ensure_private_dir(&config.state_dir)?;
         // A hook that finds no such folder vetoes every start.
         records::ensure_private_dir(&config.holds_dir())?;
-        setup::refresh_hook(&config);
+        hook::refresh(&config);
         let key = KeyPair::load_or_create(&config.key_path())?;
         let enrolment = Enrolment::load(&config)?;
         let shares = Arc::new(Shares::load(&config, share_driver)?);
@@ -134,5 +139,19 @@ impl Agent {
         let seen = self.observer.latest();
         let vms = seen.iter().flat_map(|seen| &seen.vms).map(|vm| (vm.id, vm.name.clone()));
         Told { mounts, names: vms.chain(self.migrations.names()).collect() }
+    }
+}
+
+impl stalls::Host for Agent {
+    fn hypervisor(&self) -> &Arc<dyn Hypervisor> {
+        &self.hypervisor
+    }
+
+    fn observer(&self) -> &Observer {
+        &self.observer
+    }
+
+    fn moves(&self, vm: VmId) -> bool {
+        self.migrations.moves(vm)
     }
 }

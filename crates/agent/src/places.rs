@@ -1,10 +1,6 @@
 //! Where files may be on this host, and what is there. Everything here blocks, each for a bounded time.
 
-use std::{
-    fs,
-    path::{Path, PathBuf},
-    thread,
-};
+use std::{fs, path::Path, thread};
 
 use ferry_core::{
     api::agent::DiskSize,
@@ -15,16 +11,18 @@ use ferry_core::{
     place::{DirectoryListing, OfferedPlace},
     share::AttachedShare,
     units::ByteCount,
-    vm::{DiskFormat, FileRole, VmFile},
+    vm::{DiskFormat, FileRole},
 };
 use ferry_drivers::{
-    file,
     hypervisor::HypervisorError,
     image,
     places::{QemuUser, Roots},
 };
 
-use crate::{Agent, AgentError};
+use crate::{
+    Agent, AgentError,
+    files::chain::{chain_takes, holds_no_snapshots},
+};
 
 /// Shares that are asked for their space at once: each is a process and a login.
 const ASKED_AT_ONCE: usize = 8;
@@ -127,39 +125,6 @@ fn nvram_size(path: &Path, format: Option<DiskFormat>) -> Result<ByteCount, Agen
         Some(DiskFormat::Qcow2) => Ok(image::header(path).map_err(fault)?.unwrap_or_default().virtual_size),
         Some(DiskFormat::Raw) | None => Ok(ByteCount(path.metadata().map_err(fault)?.len())),
     }
-}
-
-/// What the files of a disk take together, of which the topmost takes `top`: a copy holds all of them.
-pub(crate) fn chain_takes(file: &VmFile<PathBuf>, top: ByteCount) -> ByteCount {
-    let below = file.below.iter().map(|path| file::allocated(path).unwrap_or_default().0);
-    ByteCount(below.fold(top.0, u64::saturating_add))
-}
-
-/// Refuses an image that holds snapshots, which a copy of what the guest sees would lose. libvirt need not know of them.
-///
-/// # Errors
-/// `vm.snapshot`; the file system's.
-pub(crate) fn holds_no_snapshots(file: &VmFile<PathBuf>, vm_name: &str) -> Result<(), AgentError> {
-    // Whatever a raw image begins with, it is the guest's.
-    if file.format == Some(DiskFormat::Raw) {
-        return Ok(());
-    }
-    let fault = |source| AgentError::File { path: file.place.clone(), source };
-    let snapshots = image::header(&file.place).map_err(fault)?.unwrap_or_default().snapshots;
-    if snapshots == 0 {
-        return Ok(());
-    }
-    let (device, path) = (&file.device, file.place.display());
-    let finding = Finding::blocks(
-        FindingId::VmSnapshot,
-        format!("{vm_name} {device}"),
-        format!("The image of disk {device} of VM {vm_name} holds {snapshots} snapshot(s), which a copy would lose"),
-        format!(
-            "Remove them: those that `virsh snapshot-list {vm_name}` shows with `virsh snapshot-delete`, others while the \
-             VM is shut off with `qemu-img snapshot -l {path}` and `qemu-img snapshot -d NAME {path}`"
-        ),
-    );
-    Err(AgentError::refused(409, finding))
 }
 
 /// Makes sure that a directory exists, is inside of where files may be, and can hold files that QEMU writes.

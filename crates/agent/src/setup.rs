@@ -1,24 +1,16 @@
 //! `ferry-agent setup`: makes a host ready, says what it did and what is missing, and prints the enrolment token.
 
-use std::{
-    fs, io,
-    net::SocketAddr,
-    os::unix::fs::PermissionsExt as _,
-    path::{Path, PathBuf},
-    process::Command,
-};
+use std::{fs, io, net::SocketAddr, os::unix::fs::PermissionsExt as _, path::Path, process::Command};
 
 use anyhow::Context as _;
 use ferry_core::vm::VmState;
 use ferry_drivers::hypervisor::{Domains, Hypervisor, libvirt::Libvirt};
 use ferry_trust::KeyPair;
 
-use crate::{checks, config::Config, confinement, enrolment::Enrolment, hold, records};
+use crate::{checks, config::Config, confinement, enrolment::Enrolment, hold, hook, qemu_conf::with_shared, records};
 
 /// The daemon of all drivers, and the modular one of QEMU: one of them serves a host's VMs.
 const LIBVIRT_UNITS: [&str; 2] = ["libvirtd.service", "virtqemud.service"];
-const HOOK_MARK: &str = "# ferry: veto a second start of a VM that is being moved";
-
 /// Does it. Prints what it does to stderr, and the token as the last line of stdout. With `restart`, libvirt is
 /// restarted if it must read what was changed.
 ///
@@ -78,11 +70,11 @@ fn ensure_shared(config: &Config) -> anyhow::Result<bool> {
 
 /// Whether the hook was installed now.
 fn ensure_hook(config: &Config) -> anyhow::Result<bool> {
-    if hook_is_installed(config) {
+    if hook::is_installed(config) {
         eprintln!("✓ the hook that vetoes a second start is installed");
         return Ok(false);
     }
-    let path = install_hook(config)?;
+    let path = hook::install(config)?;
     eprintln!("✓ the hook that vetoes a second start is installed as {}", path.display());
     Ok(true)
 }
@@ -127,7 +119,7 @@ pub fn remove(config: &Config) -> anyhow::Result<()> {
         held.join(", ")
     );
     confinement::remove(config)?.iter().for_each(|done| eprintln!("✓ {done}"));
-    let hook = hook_path(config);
+    let hook = hook::path_of(config);
     match fs::remove_file(&hook) {
         Ok(()) => eprintln!("✓ {} was removed", hook.display()),
         Err(error) if error.kind() == io::ErrorKind::NotFound => {}
@@ -216,119 +208,6 @@ fn configuration(path: &Path, listen: Option<SocketAddr>) -> anyhow::Result<Conf
     Ok(config)
 }
 
-/// Whether a qemu.conf lists `root` (or a folder above it) in `shared_filesystems`.
-pub fn knows_shared(conf: &str, root: &str) -> bool {
-    shared_setting(conf)
-        .is_some_and(|(_, _, list)| list.iter().any(|listed| Path::new(root).starts_with(Path::new(listed))))
-}
-
-/// The qemu.conf with `root` added to `shared_filesystems`; `None` if it is there. All else stays as it is.
-fn with_shared(conf: &str, root: &str) -> anyhow::Result<Option<String>> {
-    anyhow::ensure!(!root.contains(['"', '\n']), "The share root {root:?} cannot be written into qemu.conf");
-    let Some(line) = missing_line(conf, root) else { return Ok(None) };
-    let Some((start, end, _)) = shared_setting(conf) else {
-        let gap = if conf.is_empty() || conf.ends_with('\n') { "" } else { "\n" };
-        return Ok(Some(format!("{conf}{gap}{line}\n")));
-    };
-    Ok(Some(format!("{}{line}{}", &conf[..start], &conf[end..])))
-}
-
-/// The setting that a qemu.conf must have so that libvirt knows `path` as shared, too; `None` if it has it.
-pub fn missing_line(conf: &str, path: &str) -> Option<String> {
-    if knows_shared(conf, path) {
-        return None;
-    }
-    let mut list = shared_setting(conf).map(|(_, _, list)| list).unwrap_or_default();
-    list.push(path.to_owned());
-    let quoted: Vec<String> = list.iter().map(|path| format!("\"{path}\"")).collect();
-    Some(format!("shared_filesystems = [ {} ]", quoted.join(", ")))
-}
-
-/// The setting's first and last byte and its list. Comments are no settings.
-fn shared_setting(conf: &str) -> Option<(usize, usize, Vec<String>)> {
-    let mut at = 0;
-    for line in conf.split_inclusive('\n') {
-        let start = at;
-        at += line.len();
-        let Some(rest) = line.trim_start().strip_prefix("shared_filesystems") else { continue };
-        if !rest.trim_start().starts_with('=') {
-            continue;
-        }
-        let open = start + conf[start..].find('[')?;
-        let close = open + conf[open..].find(']')?;
-        // Every second piece between quotes is an entry, lines with comments left out.
-        let inner: String =
-            conf[open + 1..close].lines().map(|line| line.split('#').next().unwrap_or_default()).collect();
-        let list = inner.split('"').skip(1).step_by(2).map(str::to_owned).collect();
-        return Some((start, close + 1, list));
-    }
-    None
-}
-
-/// Where the hook goes: libvirt runs `hooks/qemu`, and beside it every script in `hooks/qemu.d`.
-fn hook_path(config: &Config) -> PathBuf {
-    config.hooks_dir.join("qemu.d").join("ferry")
-}
-
-/// Whether the hook is there, executable, and about this agent's holds.
-pub fn hook_is_installed(config: &Config) -> bool {
-    let path = hook_path(config);
-    let executable = fs::metadata(&path).is_ok_and(|meta| meta.permissions().mode() & 0o100 != 0);
-    executable && fs::read_to_string(&path).is_ok_and(|text| text == hook_script(config))
-}
-
-/// Writes the hook anew that an earlier version wrote; where there is none, or another's, nothing is done. libvirt needs no
-/// restart for it.
-pub fn refresh_hook(config: &Config) {
-    let path = hook_path(config);
-    let is_ours = fs::read_to_string(&path).is_ok_and(|text| text.contains(HOOK_MARK));
-    if !is_ours || hook_is_installed(config) {
-        return;
-    }
-    match install_hook(config) {
-        Ok(path) => tracing::info!(hook = %path.display(), "the hook of an earlier version was written anew"),
-        Err(error) => tracing::warn!(error = format!("{error:#}"), "the hook of an earlier version stays"),
-    }
-}
-
-fn install_hook(config: &Config) -> anyhow::Result<PathBuf> {
-    let path = hook_path(config);
-    let folder = path.parent().expect("it lies in qemu.d");
-    fs::create_dir_all(folder).with_context(|| format!("Could not make {}", folder.display()))?;
-    fs::write(&path, hook_script(config)).with_context(|| format!("Could not write {}", path.display()))?;
-    fs::set_permissions(&path, fs::Permissions::from_mode(0o755))?;
-    Ok(path)
-}
-
-/// libvirt gives the domain's XML on stdin; the domain's UUID is looked for in it, since the argument is its name.
-fn hook_script(config: &Config) -> String {
-    format!(
-        r#"#!/bin/sh
-{HOOK_MARK}
-# libvirt calls: NAME prepare begin -, with the definition on stdin; a non-zero end vetoes the start.
-# What cannot be told vetoes, too: a VM that is held may be running on another host.
-[ "$2" = prepare ] || exit 0
-holds='{holds}'
-if ! ls "$holds" >/dev/null 2>&1; then
-    echo "Ferry cannot tell whether VM $1 is held: $holds is not there, or cannot be read. Mount its file system, or run" \
-        "'ferry-agent setup'; where Ferry is not used any more, remove $0" >&2
-    exit 1
-fi
-uuid=$(sed -n 's|.*<uuid>\([0-9a-fA-F-]*\)</uuid>.*|\1|p' | head -n 1 | tr 'A-F' 'a-f')
-if [ -z "$uuid" ]; then
-    echo "Ferry cannot tell whether VM $1 is held: its definition shows no UUID" >&2
-    exit 1
-fi
-if [ -e "$holds/$uuid" ]; then
-    echo "VM $1 is held by Ferry: $(cat "$holds/$uuid" 2>/dev/null)" >&2
-    exit 1
-fi
-exit 0
-"#,
-        holds = config.holds_dir().display()
-    )
-}
-
 #[cfg(test)]
 mod tests {
     use std::{
@@ -340,6 +219,7 @@ mod tests {
     use ferry_drivers::hypervisor::fake::{FakeGuest, FakeHypervisor, World};
 
     use super::*;
+    use crate::qemu_conf::knows_shared;
 
     #[test]
     fn the_share_root_is_added_once_and_the_rest_stays() {
@@ -392,15 +272,15 @@ mod tests {
             apparmor_dir: folder.path().join("apparmor.d"),
             ..Config::new("127.0.0.1:1".parse().expect("an address"))
         };
-        install_hook(&config).expect("installed");
+        hook::install(&config).expect("installed");
         let held = config.holds_dir().join("0d7a4d0e-4f57-4f3e-9a80-0c6a4b6ad001");
         fs::create_dir_all(config.holds_dir()).expect("made");
         fs::write(&held, "job 7").expect("held");
         let error = remove(&config).expect_err("it is held").to_string();
-        assert!(error.contains("0d7a4d0e") && hook_is_installed(&config), "{error}");
+        assert!(error.contains("0d7a4d0e") && hook::is_installed(&config), "{error}");
         fs::remove_file(held).expect("released");
         remove(&config).expect("removed");
-        assert!(!hook_path(&config).exists());
+        assert!(!hook::path_of(&config).exists());
         remove(&config).expect("twice");
     }
 
@@ -412,14 +292,14 @@ mod tests {
             hooks_dir: folder.path().join("hooks"),
             ..Config::new("127.0.0.1:1".parse().expect("an address"))
         };
-        assert!(!hook_is_installed(&config));
-        refresh_hook(&config);
-        assert!(!hook_path(&config).exists(), "only set-up installs it");
-        let hook = install_hook(&config).expect("installed");
-        fs::write(&hook, format!("#!/bin/sh\n{HOOK_MARK}\nexit 0\n")).expect("of an earlier version");
-        assert!(!hook_is_installed(&config));
-        refresh_hook(&config);
-        assert!(hook_is_installed(&config));
+        assert!(!hook::is_installed(&config));
+        hook::refresh(&config);
+        assert!(!hook::path_of(&config).exists(), "only set-up installs it");
+        let hook = hook::install(&config).expect("installed");
+        fs::write(&hook, format!("#!/bin/sh\n{}\nexit 0\n", hook::MARK)).expect("of an earlier version");
+        assert!(!hook::is_installed(&config));
+        hook::refresh(&config);
+        assert!(hook::is_installed(&config));
         let held = "0d7a4d0e-4f57-4f3e-9a80-0c6a4b6ad001";
         let call = |uuid: &str, operation: &str| {
             let mut child = Command::new(&hook)

@@ -7,32 +7,43 @@
 //! [`Power::see_running`]: ferry_drivers::hypervisor::Power::see_running
 
 use std::{
-    sync::Weak,
+    sync::{Arc, Weak},
     time::{Duration, Instant},
 };
 
 use ferry_core::{
+    id::VmId,
     stall::{Tries, may_go_on},
     vm::{VmFacts, VmState},
 };
+use ferry_drivers::hypervisor::Hypervisor;
 use tracing::{info, warn};
 
-use crate::{Agent, blocking::call, error::chain};
+use crate::{blocking::call, error::chain, observer::Observer};
 
 /// How often what the host has is looked through.
 const LOOK_EVERY: Duration = Duration::from_secs(2);
 
+/// Whose stopped VMs are looked after.
+pub(crate) trait Host: Send + Sync {
+    /// The hypervisor.
+    fn hypervisor(&self) -> &Arc<dyn Hypervisor>;
+    /// What the host has.
+    fn observer(&self) -> &Observer;
+    /// Whether a VM is being moved: it is its carriers' to run then.
+    fn moves(&self, vm: VmId) -> bool;
+}
+
 /// Looks after stopped VMs as long as the agent lives.
-pub(crate) async fn look_after(agent: Weak<Agent>) {
+pub(crate) async fn look_after(agent: Weak<impl Host>) {
     let (begun, mut looks, mut tries) = (Instant::now(), Tries::default(), Tries::default());
     while let Some(agent) = agent.upgrade() {
-        for (vm, may_go_on) in stopped(&agent) {
-            // A VM that is moved is its carriers' to run.
-            if agent.migrations.moves(vm.id) || looks.due(vm.id, begun.elapsed()) && see_running(&agent, &vm).await {
+        for (vm, may_go_on) in stopped(&*agent) {
+            if agent.moves(vm.id) || looks.due(vm.id, begun.elapsed()) && see_running(&*agent, &vm).await {
                 continue;
             }
             if may_go_on && tries.due(vm.id, begun.elapsed()) {
-                run_again(&agent, &vm).await;
+                run_again(&*agent, &vm).await;
             }
         }
         drop(agent);
@@ -41,17 +52,17 @@ pub(crate) async fn look_after(agent: Weak<Agent>) {
 }
 
 /// The VMs that a disk's error stopped, with whether they may go on. Nearly always none: only they are copied.
-fn stopped(agent: &Agent) -> Vec<(VmFacts, bool)> {
-    let seen = agent.observer.latest();
+fn stopped(agent: &impl Host) -> Vec<(VmFacts, bool)> {
+    let seen = agent.observer().latest();
     let Some(seen) = seen.as_ref() else { return Vec::new() };
     let stopped = seen.vms.iter().filter(|vm| vm.state == VmState::Paused && vm.stall.is_some());
     stopped.map(|vm| (vm.clone(), may_go_on(vm, &seen.shares))).collect()
 }
 
 /// Whether it runs.
-async fn see_running(agent: &Agent, vm: &VmFacts) -> bool {
+async fn see_running(agent: &impl Host, vm: &VmFacts) -> bool {
     let id = vm.id;
-    match call(&agent.hypervisor, move |hypervisor| hypervisor.see_running(id)).await {
+    match call(agent.hypervisor(), move |hypervisor| hypervisor.see_running(id)).await {
         Ok(true) => {
             info!(vm = vm.name, "a VM that was taken for one that a disk's error had stopped runs");
             true
@@ -64,9 +75,9 @@ async fn see_running(agent: &Agent, vm: &VmFacts) -> bool {
     }
 }
 
-async fn run_again(agent: &Agent, vm: &VmFacts) {
+async fn run_again(agent: &impl Host, vm: &VmFacts) {
     let id = vm.id;
-    let resumed = call(&agent.hypervisor, move |hypervisor| {
+    let resumed = call(agent.hypervisor(), move |hypervisor| {
         // Somebody may have paused it on purpose since it was looked at.
         let now = hypervisor.vm(id)?.filter(|facts| facts.state == VmState::Paused && facts.stall.is_some());
         now.map(|_| hypervisor.resume(id)).transpose().map(|done| done.is_some())

@@ -18,7 +18,7 @@ use std::{fs, path::Path};
 use ferry_core::finding::{Finding, FindingId};
 use ferry_drivers::hypervisor::HypervisorHost;
 
-use crate::{checks::Check, config::Config};
+use crate::{check::Check, config::Config};
 
 /// What libvirt confines VMs with.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

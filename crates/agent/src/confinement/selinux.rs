@@ -13,7 +13,7 @@ use std::{
 use anyhow::Context as _;
 use tracing::warn;
 
-use crate::{checks::Check, config::Config};
+use crate::{check::Check, config::Config};
 
 /// There if the kernel has SELinux and it is not disabled.
 const ENFORCE: &str = "/sys/fs/selinux/enforce";

@@ -5,7 +5,7 @@ use std::{path::PathBuf, sync::Arc};
 use ferry_core::{finding::FindingId, location::Location};
 use ferry_drivers::places::{Places, Roots, RootsError};
 
-use super::space::{Claim, Reserved};
+use super::claims::{Claim, Reserved};
 use crate::{AgentError, refusal::refused, shares::Shares};
 
 /// The places of this host, for one request. Room is promised to the request as long as its claim lives.

@@ -163,7 +163,7 @@ mod tests {
     use super::*;
     use crate::{
         config::Config,
-        files::space::{Claims, Reserved},
+        files::claims::{Claims, Reserved},
         shares::Shares,
     };
 

@@ -1,13 +1,15 @@
 //! Files of VMs on this host, as every kind of move handles them.
 //!
 //! ```text
-//! host_storage (where files may be) ◀─ space (is there room?) ◀─┐
-//! new_file (what this attempt made, and how it is known again) ◀─┼─ incoming (the files of disks that come)
+//! claims (what is promised) ◀─ host_storage (where files may be) ◀─ space (is there room?) ◀─┐
+//! new_file (what this attempt made, and how it is known again) ◀──────────────────────────────┼─ incoming (the files of disks that come)
 //!        ▲                                       └─ partial (unfinished copies, kept for the next attempt)
 //! ```
 //! A file is removed by what it is, not by its name ([`new_file`]), and only if no VM uses it ([`in_use`]). Whether something
 //! has written to a file since says its [`fingerprint`].
 
+pub(crate) mod chain;
+pub(crate) mod claims;
 pub(crate) mod fingerprint;
 pub(crate) mod host_storage;
 pub(crate) mod incoming;

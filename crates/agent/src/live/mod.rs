@@ -8,11 +8,15 @@
 //! be done with it gone: after a restart of the agent the journals say which migrations there are.
 
 pub mod carrier;
+mod destination;
+mod ending;
 pub mod journal;
 mod launch;
 mod registry;
+mod report;
+mod source;
 mod vouch;
 
 pub use launch::Launcher;
 pub use registry::Registry;
-pub(crate) use registry::translation;
+pub(crate) use source::translation;

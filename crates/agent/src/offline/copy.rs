@@ -26,9 +26,11 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tracing::{info, warn};
 
 use super::{
-    Move, OfflineMoves, differs,
+    OfflineMoves,
+    check::differs,
     journal::{Form, Task},
     parts,
+    state::Move,
 };
 use crate::{AgentError, blocking::blocking, config::Config, error::chain, files::fingerprint::FileFingerprint};
 

@@ -12,7 +12,12 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use ferry_core::{api::agent::OfflineFile, id::VmId, units::ByteCount, vm::DiskFormat};
+use ferry_core::{
+    api::agent::{DiskArrival, OfflineFile},
+    id::VmId,
+    units::ByteCount,
+    vm::DiskFormat,
+};
 use ferry_drivers::{
     file,
     hypervisor::{Domains, HostInfo},
@@ -20,8 +25,8 @@ use ferry_drivers::{
 };
 
 use super::{
-    Move, as_disk,
     journal::{Form, IncomingFile, Task},
+    state::Move,
 };
 use crate::{
     AgentError,
@@ -42,6 +47,17 @@ pub(super) fn part_of(path: &Path, vm: VmId) -> PathBuf {
     let mut part = path.as_os_str().to_owned();
     part.push(format!(".{vm}.{ENDING}"));
     part.into()
+}
+
+/// A file as partial copies know it: whatever it holds, by its length.
+pub(super) fn as_disk(file: &OfflineFile) -> DiskArrival {
+    DiskArrival {
+        device: file.file.device.clone(),
+        to: file.file.to.clone(),
+        format: DiskFormat::Raw,
+        virtual_size: file.length,
+        allocated: file.allocated,
+    }
 }
 
 /// Makes every file that comes, if it is not there. Blocks.

@@ -23,7 +23,7 @@ use ferry_wire::{
 use tokio::{net::UnixStream, sync::Notify};
 use tracing::{error, info, warn};
 
-use super::{Shared, exports::Files, takeover::relay};
+use super::{exports::Files, state::Shared, takeover::relay};
 use crate::{error::chain, live::carrier::channel::channel_ended, lock::lock};
 
 /// How often what the guest writes meanwhile is written out.

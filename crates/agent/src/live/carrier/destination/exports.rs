@@ -10,7 +10,7 @@ use ferry_wire::{
 };
 use tracing::{error, info, warn};
 
-use super::Shared;
+use super::state::Shared;
 use crate::{files::new_file::IncomingDisk, lock::lock};
 
 /// What is known of a file before anybody looked into it.

@@ -20,7 +20,7 @@ use ferry_core::{
 use ferry_wire::control::{ControlSender, Message};
 use tracing::{info, warn};
 
-use super::Shared;
+use super::state::Shared;
 use crate::{blocking::call, error::chain, lock::lock};
 
 /// How long after one that failed a resume is tried again: libvirt may be restarting, or a file server away. Twice as long

@@ -12,6 +12,7 @@ mod channels;
 mod exports;
 mod handover;
 mod seed;
+mod state;
 mod takeover;
 
 use std::{
@@ -23,12 +24,9 @@ use ferry_core::{api::agent::Stage, finding::Finding, vm::NVRAM};
 use ferry_drivers::hypervisor::{DISK_SOCKET, MEMORY_SOCKET, rpc::Bound};
 use ferry_trust::{Clients, KeyPair, server_config};
 use ferry_wire::{
-    control::{Control, ControlSender, Message},
+    control::{Control, Message},
     hello::Channel,
-    meter::Meter,
-    nbd::Held,
     session::{Acceptor, SessionKey},
-    traffic::Traffic,
 };
 use tokio::sync::watch;
 use tracing::warn;
@@ -38,13 +36,13 @@ use self::{
     exports::known_at_first,
     handover::{RESUME_ANSWER_WITHIN, handed_over, not_resumed, resume},
     seed::tell_seed,
+    state::Shared,
 };
 use super::board::Board;
 use crate::{
     AgentError,
     config::Config,
     error::chain,
-    files::new_file::IncomingDisk,
     live::journal::{Journal, Task},
     lock::lock,
     refusal::past_pivot,
@@ -53,27 +51,6 @@ use crate::{
 pub(super) struct Destination {
     shared: Arc<Shared>,
     address: String,
-}
-
-struct Shared {
-    board: Arc<Board>,
-    bound: Bound,
-    downtime_limit: Duration,
-    meter: Arc<Meter>,
-    traffic: Arc<Traffic>,
-    stopped_at: Mutex<Option<Instant>>,
-    ran_at: Mutex<Option<Instant>>,
-    resuming: tokio::sync::Mutex<()>,
-    /// Disks that come along, in the order in which their channels come.
-    incoming_disks: Vec<IncomingDisk>,
-    /// What is known of their files, until it is used: once.
-    held: Mutex<Vec<Option<Held>>>,
-    /// Whether what comes is written out already.
-    writes_out: AtomicBool,
-    /// To the source.
-    control: Mutex<Option<ControlSender>>,
-    /// Whether the channels are to end.
-    cut: watch::Sender<bool>,
 }
 
 impl Destination {

@@ -19,7 +19,7 @@ use ferry_wire::{
 use tokio::{io::AsyncWriteExt as _, sync::mpsc};
 use tracing::{info, warn};
 
-use super::Shared;
+use super::state::Shared;
 use crate::lock::lock;
 
 /// Pieces of what a file holds that wait for the source: each is of 64 MiB of data at the most.

@@ -19,7 +19,7 @@ use tokio::{
 };
 use tracing::{error, info, warn};
 
-use super::Shared;
+use super::state::Shared;
 use crate::{blocking::call, error::chain, lock::lock};
 
 /// How long it may take to see whether the VM has its disks; milliseconds in fact. The guest stands still meanwhile, and

@@ -12,7 +12,10 @@ use ferry_wire::{
 use tokio::net::UnixListener;
 use tracing::{error, info, warn};
 
-use super::{Shared, cut, handover};
+use super::{
+    handover,
+    state::{Shared, cut},
+};
 use crate::{
     AgentError, confinement::selinux, error::chain, live::carrier::channel::channel_ended, lock::lock, records,
 };

@@ -45,7 +45,7 @@ use ferry_wire::{
 };
 use tracing::{debug, error, info, warn};
 
-use super::Shared;
+use super::state::Shared;
 use crate::{blocking::call, error::chain, live::carrier::board::Board, lock::lock};
 
 /// How often a VM that libvirt left paused is tried to be run, and how many times: until the destination's copy is gone.

@@ -11,10 +11,10 @@
 mod channels;
 mod handover;
 mod progress;
+mod state;
 mod watchdog;
 
 use std::{
-    collections::BTreeMap,
     net::SocketAddr,
     sync::{
         Arc, Mutex,
@@ -24,8 +24,7 @@ use std::{
 };
 
 use ferry_core::{
-    api::agent::{ArrivalFile, PrepareSource, Stage},
-    disk_rest::Rest,
+    api::agent::{PrepareSource, Stage},
     files::DiskProgress,
     finding::{Finding, FindingId},
     id::VmId,
@@ -37,12 +36,9 @@ use ferry_drivers::hypervisor::{
 };
 use ferry_trust::{KeyPair, client_config};
 use ferry_wire::{
-    control::{Control, ControlSender, Message},
+    control::{Control, Message},
     hello::Channel,
-    meter::Meter,
-    nbd::{Image, NbdMeter},
     session::{Dialer, SessionKey},
-    traffic::Traffic,
 };
 use tokio::sync::{Notify, watch};
 use tracing::{info, warn};
@@ -52,6 +48,7 @@ use self::{
     channels::{ask_seeds, carry_each, carry_rpc, listen, listen_for_qemu},
     handover::settle,
     progress::show_progress,
+    state::{LOOK_EVERY, Shared, ask_to_abort, end},
     watchdog::watch_over,
 };
 use super::board::Board;
@@ -65,60 +62,11 @@ use crate::{
     refusal::past_pivot,
 };
 
-/// How often progress is asked of libvirt.
-const LOOK_EVERY: Duration = Duration::from_millis(200);
-
 /// How long libvirt's migrate call may take to end after it was aborted.
 const ABORT_DEADLINE: Duration = Duration::from_secs(25);
 
 pub(super) struct Source {
     shared: Arc<Shared>,
-}
-
-struct Shared {
-    board: Arc<Board>,
-    request: MigrateRequest,
-    /// For how long the VM may stand still.
-    downtime_limit: Mutex<Duration>,
-    /// How much of that its memory may take, as QEMU was told last.
-    memory_limit: Mutex<Duration>,
-    /// What is left of disks, once memory flows.
-    disk_rest: Mutex<Rest>,
-    timeout: Duration,
-    on_stall: OnStall,
-    /// Since when the time limit counts.
-    limited_from: Mutex<Instant>,
-    /// The new files of the disks that move along.
-    files: Vec<ArrivalFile>,
-    /// What is known of them, until their channels come.
-    images: Mutex<Vec<Option<Image>>>,
-    /// What the channels of disks count, as long as they are there.
-    disk_counts: Mutex<BTreeMap<u16, Arc<NbdMeter>>>,
-    /// When the VM was stopped for the hand-over.
-    stopped_at: Arc<Mutex<Option<Instant>>>,
-    dialer: Dialer,
-    /// Of memory and disks.
-    traffic: Arc<Traffic>,
-    meter: Arc<Meter>,
-    /// Of the disks that move along.
-    disk_meter: Arc<Meter>,
-    control: ControlSender,
-    aborting: AtomicBool,
-    delivered: AtomicBool,
-    /// Whether the channels are to end at once. A VM that stands still waits for the reply to Finish, or its QEMU, deaf to
-    /// libvirt, for room in the memory channel; TCP gives up after a quarter of an hour. Without the channels the reply
-    /// cannot come any more, and the VM runs on here.
-    cut: watch::Sender<bool>,
-    /// Why the management channel broke: libvirt itself only says that it did.
-    broken: Mutex<Option<String>>,
-    _watch: Mutex<Box<dyn Send>>,
-}
-
-impl Shared {
-    /// Bytes of memory and disks on the wire so far.
-    fn wire(&self) -> u64 {
-        self.meter.wire() + self.disk_meter.wire()
-    }
 }
 
 impl Source {
@@ -253,13 +201,6 @@ fn aborted(vm: VmId, stage: Stage, delivered: bool) -> Result<(), Box<Finding>> 
     }
 }
 
-async fn ask_to_abort(board: &Board) {
-    let vm = board.vm;
-    if let Err(error) = call(&board.hypervisor, move |hypervisor| hypervisor.abort_migration(vm)).await {
-        warn!(%vm, %error, "libvirt did not take the abort");
-    }
-}
-
 /// Disks that move along, with the files that the destination made for them.
 fn disks_along(task: &PrepareSource) -> Vec<DiskAlong> {
     // UEFI variables come with the memory, not as a disk.
@@ -332,27 +273,11 @@ async fn hear(mut control: Control, shared: Arc<Shared>) {
     }
 }
 
-/// Ends a move, for this reason.
-async fn end(shared: &Shared, reason: String) {
-    if !shared.aborting.swap(true, Ordering::SeqCst) {
-        warn!(vm = %shared.board.vm, reason, "the move is ended");
-        shared.board.tell(|known| known.error = Some(reason));
-    }
-    ask_to_abort(&shared.board).await;
-}
-
 /// Returns soon after the move was to be ended.
 async fn ended(shared: &Shared) {
     while !shared.aborting.load(Ordering::SeqCst) {
         tokio::time::sleep(LOOK_EVERY).await;
     }
-}
-
-/// Returns when the channels of this move are to end.
-async fn cut(shared: &Shared) {
-    let mut cut = shared.cut.subscribe();
-    // The sender lives as long as what it is a part of.
-    let _ = cut.wait_for(|cut| *cut).await;
 }
 
 #[cfg(test)]

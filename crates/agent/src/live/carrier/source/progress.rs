@@ -13,7 +13,7 @@ use ferry_core::{
 use ferry_drivers::hypervisor::{Hypervisor, MigrationStats};
 use tracing::debug;
 
-use super::{LOOK_EVERY, Shared};
+use super::state::{LOOK_EVERY, Shared};
 use crate::{blocking::call, lock::lock};
 
 pub(super) async fn show_progress(shared: &Shared, started: Instant) -> ! {

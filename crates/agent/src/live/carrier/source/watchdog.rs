@@ -14,7 +14,7 @@ use ferry_core::{
 use ferry_drivers::hypervisor::Hypervisor;
 use tracing::{debug, warn};
 
-use super::{LOOK_EVERY, Shared, end};
+use super::state::{LOOK_EVERY, Shared, end};
 use crate::{blocking::call, lock::lock};
 
 pub(super) async fn watch_over(shared: &Shared) -> ! {

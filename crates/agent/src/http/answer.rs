@@ -1,0 +1,91 @@
+//! What handlers take and give: bodies, answers, and refusals as problems.
+
+use std::{sync::Arc, time::Duration};
+
+use axum::{
+    Json,
+    extract::{FromRequest, Request, State},
+    http::{StatusCode, header},
+    response::{IntoResponse, Response},
+};
+use ferry_core::{
+    api::problem::{PROBLEM_MEDIA_TYPE, Problem},
+    finding::{Finding, FindingId},
+};
+use serde::de::DeserializeOwned;
+use tracing::{error, info};
+
+use crate::{
+    Agent, AgentError,
+    blocking::{blocking, blocking_within},
+};
+
+/// How long a request may wait for file systems: a little less than the server waits for it.
+const ANSWER_WAIT: Duration = Duration::from_secs(80);
+
+/// An error as an answer.
+pub(super) struct Refusal(pub(super) AgentError);
+
+impl<E: Into<AgentError>> From<E> for Refusal {
+    fn from(error: E) -> Self {
+        Self(error.into())
+    }
+}
+
+impl IntoResponse for Refusal {
+    fn into_response(self) -> Response {
+        let problem = self.0.problem();
+        if problem.status >= 500 {
+            error!(title = problem.title, detail = problem.detail, "a request failed");
+        } else {
+            info!(title = problem.title, status = problem.status, "a request was refused");
+        }
+        answer_problem(&problem)
+    }
+}
+
+fn answer_problem(problem: &Problem) -> Response {
+    let status = StatusCode::from_u16(problem.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+    (status, [(header::CONTENT_TYPE, PROBLEM_MEDIA_TYPE)], Json(problem)).into_response()
+}
+
+pub(super) type Answered<T> = Result<Json<T>, Refusal>;
+pub(super) type Shared = State<Arc<Agent>>;
+
+/// A JSON body; anything else is a problem with `request.invalid`.
+pub(super) struct Body<T>(pub(super) T);
+
+impl<T: DeserializeOwned, S: Send + Sync> FromRequest<S> for Body<T> {
+    type Rejection = Refusal;
+
+    async fn from_request(request: Request, state: &S) -> Result<Self, Self::Rejection> {
+        match Json::from_request(request, state).await {
+            Ok(Json(body)) => Ok(Self(body)),
+            Err(rejection) => Err(invalid(rejection.status().as_u16(), rejection.body_text())),
+        }
+    }
+}
+
+pub(super) fn invalid(status: u16, message: String) -> Refusal {
+    let fix = "Use a server of the same or the next version as the agent";
+    Refusal(AgentError::refused(status, Finding::blocks(FindingId::RequestInvalid, "request", message, fix)))
+}
+
+/// Runs what blocks in the agent.
+pub(super) async fn on_thread<T: Send + 'static>(
+    agent: &Arc<Agent>,
+    call: impl FnOnce(&Agent) -> Result<T, AgentError> + Send + 'static,
+) -> Result<T, AgentError> {
+    let agent = Arc::clone(agent);
+    blocking(move || call(&agent)).await
+}
+
+/// As [`on_thread`], for what asks file systems that may not answer. The thread ends when they do; whatever it holds is of
+/// this job alone.
+pub(super) async fn bounded<T: Send + 'static>(
+    agent: &Arc<Agent>,
+    call: impl FnOnce(&Agent) -> Result<T, AgentError> + Send + 'static,
+) -> Result<T, AgentError> {
+    let agent = Arc::clone(agent);
+    blocking_within(ANSWER_WAIT, "A file system of this host", move || call(&agent)).await
+}

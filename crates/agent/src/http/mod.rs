@@ -1,0 +1,183 @@
+//! The control API: `ferry_core::api::agent` says what each route takes and gives.
+
+mod answer;
+mod host;
+mod moves;
+mod places;
+
+use std::{
+    net::{SocketAddr, TcpListener},
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use axum::{
+    Extension, Router,
+    extract::{DefaultBodyLimit, Request, State},
+    http::{StatusCode, header},
+    middleware::{self, Next},
+    response::{IntoResponse, Response},
+    routing::{delete, get, post, put},
+};
+use ferry_core::api::agent::EPOCH_HEADER;
+use ferry_trust::{Clients, server_config};
+use tracing::info;
+
+use self::{
+    answer::{Refusal, Shared, invalid},
+    host::{enrol, get_disks, get_files, get_host, observe, power},
+    moves::{
+        abort, abort_offline, abort_storage, check_arrivals, check_offline, check_storage, confirm, confirm_offline,
+        confirm_storage, define_offline, end_copy, perform, perform_offline, perform_storage, prepare_destination,
+        prepare_source, prepare_storage, receive_offline, release, release_offline, release_storage, report,
+        report_offline, report_storage, resume, send_offline,
+    },
+    places::{
+        attach_share, check_directory, detach_share, end_lock_trial, get_places, list_directory, read_token,
+        remove_token, try_locks, write_token,
+    },
+};
+use crate::{
+    Agent,
+    tls::{Caller, PinAcceptor},
+};
+
+/// How long an address may still be in use by an agent that has just ended.
+const ADDRESS_WAIT: Duration = Duration::from_secs(10);
+const ADDRESS_PAUSE: Duration = Duration::from_millis(50);
+/// Largest body: a request of a migration holds a few hundred paths at most.
+const BODY_BYTES_MAX: usize = 1 << 20;
+/// Longest answer in which people's words are looked for: a report of a move holds some lines for each of its disks.
+const ANSWER_BYTES_MAX: usize = 4 << 20;
+/// How long requests in flight may go on when the agent is ended.
+const GRACE: Duration = Duration::from_secs(2);
+
+/// The routes, behind the check of the caller's key.
+pub fn router(agent: Arc<Agent>) -> Router {
+    let enrolled = Router::new()
+        .route("/v1/host", get(get_host))
+        .route("/v1/observe", get(observe))
+        .route("/v1/shares/{share}", put(attach_share).delete(detach_share))
+        .route("/v1/shares/{share}/token/{name}", put(write_token).get(read_token).delete(remove_token))
+        .route("/v1/shares/{share}/locks/{name}", put(try_locks).delete(end_lock_trial))
+        .route("/v1/places", get(get_places))
+        .route("/v1/directory", get(list_directory))
+        .route("/v1/directory/check", put(check_directory))
+        .route("/v1/vms/{vm}/power", put(power))
+        .route("/v1/vms/{vm}/disks", get(get_disks))
+        .route("/v1/vms/{vm}/arrivals/check", put(check_arrivals))
+        .route("/v1/migrations/{job}/{generation}/destination", put(prepare_destination))
+        .route("/v1/migrations/{job}/{generation}/source", put(prepare_source))
+        .route("/v1/migrations/{job}/{generation}/perform", put(perform))
+        .route("/v1/migrations/{job}/{generation}/resume", put(resume))
+        .route("/v1/migrations/{job}/{generation}/end-copy", put(end_copy))
+        .route("/v1/migrations/{job}/{generation}/abort", put(abort))
+        .route("/v1/migrations/{job}/{generation}/confirm", put(confirm))
+        .route("/v1/migrations/{job}/{generation}", get(report))
+        .route("/v1/migrations/{job}/{generation}", delete(release))
+        .route("/v1/vms/{vm}/files", get(get_files))
+        .route("/v1/offline-moves/check", put(check_offline))
+        .route("/v1/offline-moves/{job}/{generation}", get(report_offline).delete(release_offline))
+        .route("/v1/offline-moves/{job}/{generation}/destination", put(receive_offline))
+        .route("/v1/offline-moves/{job}/{generation}/source", put(send_offline))
+        .route("/v1/offline-moves/{job}/{generation}/perform", put(perform_offline))
+        .route("/v1/offline-moves/{job}/{generation}/define", put(define_offline))
+        .route("/v1/offline-moves/{job}/{generation}/abort", put(abort_offline))
+        .route("/v1/offline-moves/{job}/{generation}/confirm", put(confirm_offline))
+        .route("/v1/storage-moves/check", put(check_storage))
+        .route("/v1/storage-moves/{job}/{generation}", put(prepare_storage).get(report_storage).delete(release_storage))
+        .route("/v1/storage-moves/{job}/{generation}/perform", put(perform_storage))
+        .route("/v1/storage-moves/{job}/{generation}/abort", put(abort_storage))
+        .route("/v1/storage-moves/{job}/{generation}/confirm", put(confirm_storage))
+        .fallback(|| async { invalid(404, "There is no such route".to_owned()) })
+        .method_not_allowed_fallback(|| async { invalid(405, "The route does not take this method".to_owned()) })
+        .layer(middleware::from_fn_with_state(Arc::clone(&agent), authorise));
+    Router::new()
+        .route("/v1/enrol", post(enrol))
+        .merge(enrolled)
+        .layer(DefaultBodyLimit::max(BODY_BYTES_MAX))
+        .with_state(agent)
+}
+
+/// Listens at `address`. Waits up to 10 s for it to be free: an agent that was just killed may not have let it go.
+///
+/// # Errors
+/// When it stays in use, or is none of this host's.
+pub async fn listen(address: SocketAddr) -> std::io::Result<TcpListener> {
+    let until = Instant::now() + ADDRESS_WAIT;
+    loop {
+        match TcpListener::bind(address) {
+            Err(error) if error.kind() == std::io::ErrorKind::AddrInUse && Instant::now() < until => {
+                tokio::time::sleep(ADDRESS_PAUSE).await;
+            }
+            outcome => return outcome,
+        }
+    }
+}
+
+/// Serves until `stop` is told, then lets requests in flight end. Carriers go on.
+///
+/// # Errors
+/// When the listener cannot be used.
+pub async fn serve_on(
+    agent: Arc<Agent>,
+    listener: TcpListener,
+    stop: impl Future<Output = ()> + Send + 'static,
+) -> anyhow::Result<SocketAddr> {
+    listener.set_nonblocking(true)?;
+    let address = listener.local_addr()?;
+    let tls = server_config(&agent.key, Clients::AnyKey)?;
+    let handle = axum_server::Handle::new();
+    let ending = handle.clone();
+    tokio::spawn(async move {
+        stop.await;
+        ending.graceful_shutdown(Some(GRACE));
+    });
+    info!(%address, "the control API listens");
+    axum_server::Server::<SocketAddr>::from_listener(tokio::net::TcpListener::from_std(listener)?)
+        .acceptor(PinAcceptor::new(tls))
+        .handle(handle)
+        .serve(router(agent).into_make_service())
+        .await?;
+    Ok(address)
+}
+
+async fn authorise(
+    State(agent): Shared,
+    Extension(Caller(pin)): Extension<Caller>,
+    request: Request,
+    next: Next,
+) -> Result<Response, Refusal> {
+    agent.enrolment.authorise(pin)?;
+    let epoch = request.headers().get(EPOCH_HEADER).and_then(|value| value.to_str().ok()?.parse().ok());
+    if let Some(epoch) = epoch {
+        agent.enrolment.enter_epoch(epoch)?;
+    }
+    let is_of_a_move = ["/v1/migrations/", "/v1/offline-moves/", "/v1/storage-moves/"]
+        .iter()
+        .any(|prefix| request.uri().path().starts_with(prefix));
+    let mut response = next.run(request).await;
+    if is_of_a_move || !response.status().is_success() {
+        response = told_to_people(&agent, response).await;
+    }
+    // A long poll may have outlived its caller's right to the answer.
+    agent.enrolment.authorise(pin)?;
+    Ok(response)
+}
+
+/// The answer with what people read in it told in their words. One that is no JSON, or too long, goes as it is.
+async fn told_to_people(agent: &Agent, response: Response) -> Response {
+    let (mut parts, body) = response.into_parts();
+    let Ok(bytes) = axum::body::to_bytes(body, ANSWER_BYTES_MAX).await else {
+        return (StatusCode::INTERNAL_SERVER_ERROR, "The answer is too long").into_response();
+    };
+    let body = match serde_json::from_slice::<serde_json::Value>(&bytes) {
+        Ok(mut answer) => {
+            agent.told().rewrite(&mut answer);
+            parts.headers.remove(header::CONTENT_LENGTH);
+            answer.to_string().into()
+        }
+        Err(_) => bytes,
+    };
+    Response::from_parts(parts, body.into())
+}

@@ -1,0 +1,285 @@
+//! The destination of a live move, around its carrier: makes the files of disks that come, runs a VM that is here, and removes
+//! what does not come.
+
+use std::{path::PathBuf, sync::Arc, time::Duration};
+
+use ferry_core::{
+    api::agent::{DestinationReady, DiskArrival, PrepareDestination, Role, ShareMount, Stage},
+    finding::FindingId,
+    id::{Generation, JobId, VmId},
+    migration::Presence,
+};
+use ferry_drivers::identity::InUse;
+use tracing::warn;
+
+use super::{
+    carrier::control::{Answer, Ask},
+    journal::{Journal, Task},
+    registry::{Registry, Reported},
+    report::reported,
+};
+use crate::{
+    AgentError,
+    blocking::{blocking, call},
+    ended::Asked,
+    error::chain,
+    failpoint::made_to_fail,
+    files::{
+        self,
+        host_storage::HostStorage,
+        incoming,
+        new_file::{FileIdentity, IncomingDisk},
+    },
+    hold,
+    refusal::{refused, uuid_taken},
+};
+
+impl Registry {
+    /// Makes ready to receive.
+    ///
+    /// # Errors
+    /// `request.stale`, `vm.uuid-taken`, or why the carrier could not be started. Nothing is left then; a file that could
+    /// not be removed is written down, and goes when this is undone.
+    pub async fn prepare_destination(
+        &self,
+        job: JobId,
+        generation: Generation,
+        request: PrepareDestination,
+        mounts: Vec<ShareMount>,
+        storage: HostStorage,
+    ) -> Result<DestinationReady, AgentError> {
+        let _turn = self.turn(job).await;
+        made_to_fail("agent-prepare-destination")?;
+        let vm = request.vm;
+        let socket_dir = self.config.sessions_dir().join(request.session.0.simple().to_string());
+        let ready = |answer, journal: &Journal| match answer {
+            Answer::Report { address: Some(carrier), .. } => {
+                let socket_dir = socket_dir.display().to_string();
+                let files = journal.task.incoming_disks().iter().map(IncomingDisk::file).collect();
+                Ok(DestinationReady { carrier, mounts: mounts.clone(), socket_dir, files })
+            }
+            Answer::Report { address: None, .. } | Answer::Refused { .. } => {
+                Err(AgentError::Carrier("The carrier does not say where it listens".to_owned()))
+            }
+        };
+        match self.take_up(Asked { job, generation, vm }).await? {
+            Some(known) => {
+                if let Some(answer) = self.ask(&known, Ask::Report { after: 0, wait_ms: 0 }).await {
+                    return ready(answer, &known);
+                }
+                // Its carrier is gone, and what was made for it is made again.
+                self.remove_incoming(known).await?;
+            }
+            None => self.must_not_be_here(vm).await?,
+        }
+        self.must_have_room(job)?;
+        let session = request.session;
+        let (wanted, disks) = (request.disks.clone(), request.disks.clone());
+        let incoming_disks = match wanted.is_empty() {
+            true => Vec::new(),
+            false => {
+                let partials = Arc::clone(&self.partials);
+                blocking(move || incoming::with_room(&storage, vm, &wanted, &partials)).await?
+            }
+        };
+        let mounted = mounts.iter().map(|mount| PathBuf::from(&mount.path));
+        let roots = mounted.chain(incoming_disks.iter().map(|incoming_disk| incoming_disk.path.clone())).collect();
+        let task = Task::Destination { request, roots, incoming_disks };
+        let mut journal = self.journal(job, generation, task, session, socket_dir.clone(), false);
+        let begun = async {
+            self.make_incoming(&mut journal, &disks).await?;
+            self.begin(&journal).await
+        };
+        let answer = match begun.await {
+            Ok(answer) => answer,
+            Err(error) => {
+                self.give_up(journal).await;
+                return Err(error);
+            }
+        };
+        made_to_fail("agent-prepared-destination")?;
+        // The VM may come home: a hold of an earlier move away is over.
+        hold::release(&self.config.holds_dir(), vm)?;
+        ready(answer, &journal)
+    }
+
+    /// Makes the files of disks that come along. Each is written down before, since this process may die in between, and
+    /// after. What is there after an error is in the journal.
+    async fn make_incoming(&self, journal: &mut Journal, wanted: &[DiskArrival]) -> Result<(), AgentError> {
+        for index in 0..journal.task.incoming_disks().len() {
+            let owner = call(&self.hypervisor, |hypervisor| hypervisor.process_owner()).await?;
+            made_to_fail("agent-make-arrival")?;
+            self.note_incoming(journal, index, |incoming_disk| incoming_disk.identity = FileIdentity::Making)?;
+            let (incoming_disk, wanted) = (journal.task.incoming_disks()[index].clone(), wanted[index].clone());
+            let (partials, vm) = (Arc::clone(&self.partials), journal.task.vm());
+            let make = move || match partials.take(vm, &wanted, &incoming_disk.path) {
+                Some(sown) => Ok((Some(sown), FileIdentity::of(&incoming_disk.path).unwrap_or_default())),
+                None => incoming::make(&incoming_disk, owner).map(|identity| (None, identity)),
+            };
+            match blocking(make).await {
+                Ok((sown, identity)) => self.note_incoming(journal, index, |incoming_disk| {
+                    (incoming_disk.made, incoming_disk.identity, incoming_disk.from_partial) = (true, identity, sown);
+                })?,
+                Err(error) => {
+                    // What is there now, if anything, was not made by this.
+                    self.note_incoming(journal, index, |incoming_disk| incoming_disk.identity = FileIdentity::Path)?;
+                    return Err(error);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Writes down how it stands with the file of one disk.
+    fn note_incoming(
+        &self,
+        journal: &mut Journal,
+        index: usize,
+        change: impl FnOnce(&mut IncomingDisk),
+    ) -> Result<(), AgentError> {
+        if let Task::Destination { incoming_disks, .. } = &mut journal.task {
+            change(&mut incoming_disks[index]);
+        }
+        self.put(journal)
+    }
+
+    /// Takes back what was made for a migration that could not be begun. What cannot be taken back now stays written down
+    /// for the undo.
+    async fn give_up(&self, journal: Journal) {
+        let job = journal.job;
+        let given_up = async {
+            let journal = self.remove_incoming(journal).await?;
+            self.forget(&journal).await
+        };
+        if let Err(error) = given_up.await {
+            warn!(%job, error = %chain(&error), "what was made for a move that could not begin is still here");
+        }
+    }
+
+    /// Removes the files that were made for disks that do not come, or keeps them for the next attempt; each is written
+    /// down as gone at once: whatever has its name afterwards is not ours.
+    pub(super) async fn remove_incoming(&self, mut journal: Journal) -> Result<Journal, AgentError> {
+        if !journal.task.incoming_disks().iter().any(IncomingDisk::is_left) {
+            return Ok(journal);
+        }
+        let used = Arc::new(self.files_in_use(&journal).await?);
+        for index in 0..journal.task.incoming_disks().len() {
+            let incoming_disk = journal.task.incoming_disks()[index].clone();
+            if !incoming_disk.is_left() {
+                continue;
+            }
+            let (vm, used, partials) = (journal.task.vm(), Arc::clone(&used), Arc::clone(&self.partials));
+            blocking(move || incoming::remove_one(vm, &incoming_disk, &used, &partials)).await?;
+            self.note_incoming(&mut journal, index, |incoming_disk| {
+                (incoming_disk.made, incoming_disk.identity, incoming_disk.from_partial) =
+                    (false, FileIdentity::Path, None);
+            })?;
+        }
+        Ok(journal)
+    }
+
+    /// Files that VMs of this host name, and those of other migrations: they are not to be removed for this one.
+    pub(super) async fn files_in_use(&self, journal: &Journal) -> Result<InUse, AgentError> {
+        let mut used = call(&self.hypervisor, |hypervisor| hypervisor.files_in_use()).await?;
+        for other in self.entries().values().filter(|other| other.job != journal.job) {
+            match &other.task {
+                Task::Destination { incoming_disks, .. } => {
+                    let left = incoming_disks.iter().filter(|incoming_disk| incoming_disk.is_left());
+                    used.extend(left.map(|incoming_disk| incoming_disk.path.clone()));
+                }
+                Task::Source { along, .. } if !other.confirmed => {
+                    used.extend(along.iter().map(|(_, path)| path.clone()));
+                }
+                Task::Source { .. } => {}
+            }
+        }
+        blocking(move || files::in_use(used)).await
+    }
+
+    /// Whether new files for disks of a VM can be made. Blocks.
+    ///
+    /// # Errors
+    /// What stands against it.
+    pub fn check_incoming(&self, storage: &HostStorage, vm: VmId, wanted: &[DiskArrival]) -> Result<(), AgentError> {
+        incoming::checked(storage, vm, wanted, &self.partials).map(drop)
+    }
+
+    /// A copy that is given up is destroyed with its definition: it must be nothing that was here before.
+    async fn must_not_be_here(&self, vm: VmId) -> Result<(), AgentError> {
+        let Some(facts) = call(&self.hypervisor, move |hypervisor| hypervisor.vm(vm)).await? else { return Ok(()) };
+        Err(uuid_taken(vm, &facts.name))
+    }
+
+    /// Runs the VM here: the server asked both hosts, and it is here.
+    ///
+    /// # Errors
+    /// Why it could not be resumed; `request.stale` if the copy was given up.
+    pub async fn resume(&self, job: JobId, generation: Generation) -> Reported {
+        let _turn = self.turn(job).await;
+        made_to_fail("agent-resume")?;
+        let journal = self.find(job, generation)?;
+        if journal.aborted || journal.task.role() == Role::Source {
+            let vm = journal.task.vm();
+            return Err(refused(
+                FindingId::RequestStale,
+                vm,
+                format!("This host's part of job {job} is not to run VM {vm}"),
+                "Ask both hosts again who has the VM",
+            ));
+        }
+        let journal = Journal { here: true, ..journal };
+        self.put(&journal)?;
+        match self.ask(&journal, Ask::Resume).await {
+            Some(answer) => reported(answer),
+            None => {
+                self.resume_without_carrier(&journal).await?;
+                self.report_of(&journal, 0, Duration::ZERO).await
+            }
+        }
+    }
+
+    pub(super) async fn resume_without_carrier(&self, journal: &Journal) -> Result<(), AgentError> {
+        let vm = journal.task.vm();
+        Ok(call(&self.hypervisor, move |hypervisor| hypervisor.resume(vm)).await?)
+    }
+
+    /// Destination: the VM is here and not only arriving, and so are the files that came for it. Until this is so the
+    /// source's files may be the only good ones.
+    pub(super) async fn must_be_here(&self, journal: &Journal) -> Result<(), AgentError> {
+        let Task::Destination { request, incoming_disks, .. } = &journal.task else { return Ok(()) };
+        if journal.confirmed || (incoming_disks.is_empty() && !request.persistent) {
+            return Ok(());
+        }
+        let vm = journal.task.vm();
+        let not_here =
+            |why: String| AgentError::Carrier(format!("VM {vm} cannot be confirmed at the destination yet: {why}"));
+        let report = self.report_of(journal, 0, Duration::ZERO).await?;
+        match report.presence {
+            Presence::Running | Presence::Halted | Presence::Paused | Presence::Off | Presence::Absent => {}
+            // Somebody paused it, or its storage failed, after it had run here.
+            Presence::Arrived if matches!(report.stage, Stage::Resumed | Stage::Confirmed) => {}
+            Presence::Arrived
+            | Presence::Receiving
+            | Presence::HandedOver
+            | Presence::Left
+            | Presence::Stopped
+            | Presence::Ended
+            | Presence::Unknown => {
+                return Err(not_here(format!("it is {:?} there", report.presence)));
+            }
+        }
+        let facts = call(&self.hypervisor, move |hypervisor| hypervisor.vm(vm)).await?;
+        let facts = facts.ok_or_else(|| not_here("the host does not know it".to_owned()))?;
+        for incoming_disk in incoming_disks {
+            if !facts.files.iter().any(|file| file.place == incoming_disk.path) {
+                return Err(not_here(format!("it does not use {}", incoming_disk.path.display())));
+            }
+        }
+        let paths: Vec<PathBuf> = incoming_disks.iter().map(|incoming_disk| incoming_disk.path.clone()).collect();
+        let missing = move || paths.into_iter().find(|path| !path.is_file());
+        match self.probes.probe(&format!("The disks of VM {vm}"), missing).await? {
+            None => Ok(()),
+            Some(path) => Err(not_here(format!("its file {} is not there", path.display()))),
+        }
+    }
+}

@@ -1,0 +1,104 @@
+//! How a live move stands on this host: what its carrier says, or, when that is gone, what it wrote down and what the
+//! hypervisor says.
+
+use std::time::Duration;
+
+use ferry_core::{
+    api::agent::{MigrationReport, Role, Stage},
+    id::{Generation, JobId},
+    migration::Presence,
+};
+
+use super::{
+    carrier::control::{self, Answer, Ask},
+    journal::Journal,
+    registry::{Registry, Reported},
+};
+use crate::{AgentError, blocking::call, failpoint::made_to_fail};
+
+impl Registry {
+    /// Begins to move.
+    ///
+    /// # Errors
+    /// `job.unknown`, `request.stale`.
+    pub async fn perform(&self, job: JobId, generation: Generation) -> Reported {
+        let journal = self.find(job, generation)?;
+        made_to_fail("agent-perform")?;
+        match self.ask(&journal, Ask::Perform).await {
+            Some(answer) => reported(answer),
+            None => self.report_of(&journal, 0, Duration::ZERO).await,
+        }
+    }
+
+    /// How it stands, as soon as that is newer than `after`, or after `wait`.
+    ///
+    /// # Errors
+    /// `job.unknown`, `request.stale`.
+    pub async fn report(&self, job: JobId, generation: Generation, after: u64, wait: Duration) -> Reported {
+        let journal = self.find(job, generation)?;
+        self.report_of(&journal, after, wait).await
+    }
+
+    pub(super) async fn report_of(&self, journal: &Journal, after: u64, wait: Duration) -> Reported {
+        let ask = Ask::Report { after, wait_ms: wait.as_millis() as u64 };
+        let mut report = match self.ask(journal, ask).await {
+            Some(answer) => reported(answer)?,
+            None => {
+                if after == u64::MAX {
+                    // Nothing more will be said of it.
+                    tokio::time::sleep(wait.min(control::WAIT_MAX)).await;
+                }
+                self.report_without_carrier(journal).await?
+            }
+        };
+        if journal.aborted {
+            report.stage = Stage::Aborted;
+        } else if journal.confirmed {
+            report.stage = Stage::Confirmed;
+        }
+        report.gave_up |= journal.ending;
+        Ok(report)
+    }
+
+    /// The carrier is gone: what it wrote down, and what the hypervisor says.
+    async fn report_without_carrier(&self, journal: &Journal) -> Reported {
+        let (vm, role) = (journal.task.vm(), journal.task.role());
+        let mut state = self.carrier_state(journal)?;
+        state.finish_delivered |= journal.here;
+        let presence = call(&self.hypervisor, move |hypervisor| hypervisor.presence(vm, role)).await;
+        let presence = state.sees(presence.unwrap_or(Presence::Unknown));
+        let has_run = state.resumed || matches!(presence, Presence::Running | Presence::Halted);
+        let stage = match (role, has_run, state.finish_delivered) {
+            (Role::Destination, true, _) => Stage::Resumed,
+            (_, _, true) => Stage::Delivered,
+            // libvirt goes on with a migration whose caller died; without the channels it fails soon.
+            (Role::Source | Role::Destination, _, false) => Stage::Failed,
+        };
+        let end = match role {
+            Role::Source => "source",
+            Role::Destination => "destination",
+        };
+        Ok(MigrationReport {
+            job: journal.job,
+            generation: journal.generation,
+            role,
+            sequence: u64::MAX,
+            stage,
+            finish_delivered: state.finish_delivered,
+            gave_up: state.given_up,
+            presence,
+            progress: None,
+            disks: Vec::new(),
+            figures: state.figures,
+            findings: Vec::new(),
+            error: Some(format!("The process that carried the move at the {end} is gone")),
+        })
+    }
+}
+
+pub(super) fn reported(answer: Answer) -> Reported {
+    match answer {
+        Answer::Report { report, .. } => Ok(*report),
+        Answer::Refused { finding } => Err(AgentError::Refused { status: 409, finding }),
+    }
+}

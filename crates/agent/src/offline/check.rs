@@ -1,0 +1,192 @@
+//! What stands against an offline move: at the destination the places, the room and the definition; at the source a VM that
+//! runs, and images that are nothing without other files.
+
+use std::{
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+use ferry_core::{
+    api::agent::{CheckOffline, FileSize, OfflineFile, OfflineStage},
+    files::FileMove,
+    finding::FindingId,
+    id::VmId,
+    power::not_shut_off,
+    units::ByteCount,
+    vm::{FileRole, VmFacts},
+};
+use ferry_drivers::{
+    file,
+    hypervisor::{Domains, HypervisorError},
+    image,
+};
+
+use super::{
+    OfflineMoves,
+    journal::{Form, IncomingFile},
+    parts,
+    state::Move,
+};
+use crate::{
+    AgentError,
+    files::{host_storage::HostStorage, new_file::FileIdentity, space::Needs},
+    refusal::{exists, refused, uuid_taken},
+};
+
+/// Files of one VM: more than it has.
+const FILES_MAX: usize = 64;
+
+impl OfflineMoves {
+    /// Whether the files can come. Changes nothing. Blocks.
+    ///
+    /// # Errors
+    /// What stands against it.
+    pub fn check(&self, request: &CheckOffline, storage: &HostStorage) -> Result<(), AgentError> {
+        self.checked(request.vm, &request.files, &request.absent, storage).map(drop)
+    }
+
+    /// Where the files will be, and where those that are not there at the source either.
+    pub(super) fn checked(
+        &self,
+        vm: VmId,
+        wanted: &[OfflineFile],
+        absent: &[FileMove],
+        storage: &HostStorage,
+    ) -> Result<(Vec<IncomingFile>, Vec<PathBuf>), AgentError> {
+        if wanted.len() + absent.len() > FILES_MAX {
+            return Err(AgentError::Carrier(format!("No VM has more than {FILES_MAX} files")));
+        }
+        if let Some(facts) = self.hypervisor.vm(vm)? {
+            return Err(uuid_taken(vm, &facts.name));
+        }
+        let mut needs = Needs::default();
+        let mut incoming_files: Vec<IncomingFile> = Vec::with_capacity(wanted.len());
+        for file in wanted {
+            let path = storage.path(&file.file.device, &file.file.to)?;
+            let form = self.form(vm, file, &path)?;
+            let still = match &form {
+                Form::Adopted => ByteCount(0),
+                Form::Part(part) => {
+                    let part = file::allocated(part).unwrap_or_default();
+                    let held = self.partials.held(vm, &parts::as_disk(file), &path).max(part);
+                    ByteCount(file.allocated.0.saturating_sub(held.0))
+                }
+                Form::Whole => file.allocated,
+            };
+            needs.add(storage, &file.file.to, still)?;
+            if incoming_files.iter().any(|other| other.path == path) {
+                return Err(exists(&path));
+            }
+            incoming_files.push(IncomingFile {
+                path,
+                form,
+                made: false,
+                identity: FileIdentity::default(),
+                arrived: false,
+                named: false,
+            });
+        }
+        let mut missing = Vec::with_capacity(absent.len());
+        for file in absent {
+            let path = storage.path(&file.device, &file.to)?;
+            needs.add(storage, &file.to, ByteCount(0))?;
+            if path.symlink_metadata().is_ok() || incoming_files.iter().any(|other| other.path == path) {
+                return Err(exists(&path));
+            }
+            missing.push(path);
+        }
+        needs.are_met(storage)?;
+        Ok((incoming_files, missing))
+    }
+
+    /// How a file comes. What is there already is nobody's to overwrite; a disk that VMs share may have come with another.
+    fn form(&self, vm: VmId, file: &OfflineFile, path: &Path) -> Result<Form, AgentError> {
+        let of_another = |page: &Arc<Move>| {
+            let journal = page.journal();
+            let goes_on = !matches!(journal.stage, OfflineStage::Defined | OfflineStage::Confirmed);
+            goes_on && journal.task.vm() != vm && journal.task.incoming_files().iter().any(|other| other.path == path)
+        };
+        let coming = self.moves().values().find(|page| of_another(page)).map(|page| page.journal().job);
+        if let Some(job) = coming {
+            return Err(refused(
+                FindingId::FileExists,
+                path.display(),
+                format!("Job {job} brings a file to {}", path.display()),
+                "Wait until that job has ended, or choose another place",
+            ));
+        }
+        match path.symlink_metadata() {
+            Err(_) => Ok(Form::Part(parts::part_of(path, vm))),
+            Ok(found) if file.file.shareable && found.is_file() => match found.len() == file.length.0 {
+                true => Ok(Form::Adopted),
+                false => Err(differs(&file.file.device, path)),
+            },
+            Ok(_) => Err(exists(path)),
+        }
+    }
+}
+
+/// Sizes of files of a VM that is shut off: of all, or of those that are named. UEFI variables of a VM that was never
+/// started are not there yet, and left out. Blocks.
+///
+/// # Errors
+/// `vm.running`; a file that is not there.
+pub fn files_of(hypervisor: &dyn Domains, vm: VmId, only: Option<&[&str]>) -> Result<Vec<FileSize>, AgentError> {
+    let facts = shut_off(hypervisor, vm)?;
+    let mut sizes = Vec::new();
+    for file in facts.files.iter().filter(|file| file.role != FileRole::NotAFile) {
+        if only.is_some_and(|only| !only.contains(&file.device.as_str())) {
+            continue;
+        }
+        let fault = |source| AgentError::File { path: file.place.clone(), source };
+        let found = match file.place.metadata() {
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound && file.role == FileRole::Nvram => continue,
+            found => found.map_err(fault)?,
+        };
+        let length = ByteCount(found.len());
+        let allocated = file::allocated(&file.place).map_err(fault)?;
+        sizes.push(FileSize { device: file.device.clone(), length, allocated: ByteCount(allocated.0.min(length.0)) });
+    }
+    Ok(sizes)
+}
+
+pub(super) fn shut_off(hypervisor: &dyn Domains, vm: VmId) -> Result<VmFacts<PathBuf>, AgentError> {
+    let facts = hypervisor.vm(vm)?.ok_or(HypervisorError::NoVm(vm))?;
+    match not_shut_off(&facts) {
+        None => Ok(facts),
+        Some(finding) => Err(AgentError::refused(409, finding)),
+    }
+}
+
+/// Refuses an image that is nothing without other files: the definition of a VM that is shut off does not tell.
+pub(super) fn stands_alone(path: &Path, device: &str) -> Result<(), AgentError> {
+    match image::header(path) {
+        Ok(None) => return Ok(()),
+        Ok(Some(header)) if header.backing.is_none() && header.data_file.is_none() => return Ok(()),
+        Ok(Some(_)) => {}
+        // It names what lies below it, in a way that nobody reads.
+        Err(error) if error.kind() == std::io::ErrorKind::InvalidData => {}
+        Err(source) => return Err(AgentError::File { path: path.to_owned(), source }),
+    }
+    Err(refused(
+        FindingId::DiskFlattened,
+        device,
+        format!("Disk {device} is an overlay, or keeps its data in another file, which would stay behind"),
+        "Start the VM and move it live, which copies the whole chain; or flatten the disk with `qemu-img rebase`",
+    ))
+}
+
+/// A disk that VMs share came with one of them, and is not what it was.
+pub(super) fn differs(device: &str, path: &Path) -> AgentError {
+    refused(
+        FindingId::FileExists,
+        path.display(),
+        format!(
+            "{} is there already, and is not the same as disk {device}, which stays as it is: a VM may have written to it \
+             since it came",
+            path.display()
+        ),
+        "Shut down every VM that uses either file, decide which of the two counts, copy that one over the other, and ask \
+         again",
+    )
+}

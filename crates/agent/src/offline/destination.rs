@@ -1,0 +1,148 @@
+//! The destination of an offline move: listens, takes the definition and the files, and defines the VM.
+
+use std::{path::PathBuf, sync::Arc};
+
+use ferry_core::{
+    api::agent::{OfflineReady, OfflineReport, OfflineStage, ReceiveOffline, ShareMount},
+    id::{Generation, JobId},
+};
+use ferry_drivers::hypervisor::{
+    HypervisorError,
+    rpc::{Bound, definition::check_definition},
+};
+use tracing::info;
+
+use super::{
+    OfflineMoves, copy,
+    journal::{Form, Journal, Task},
+    parts,
+    state::Move,
+};
+use crate::{AgentError, blocking::blocking, ended::Asked, files::host_storage::HostStorage, hold, lock::lock};
+
+impl OfflineMoves {
+    /// Listens for the files. None is made before the definition is known to be one that this host takes.
+    ///
+    /// # Errors
+    /// `request.stale`, or what stands against it; nothing is left then.
+    pub async fn prepare_destination(
+        self: &Arc<Self>,
+        job: JobId,
+        generation: Generation,
+        request: ReceiveOffline,
+        mounts: Vec<ShareMount>,
+        storage: HostStorage,
+    ) -> Result<OfflineReady, AgentError> {
+        let this = Arc::clone(self);
+        self.in_turn(job, async move { this.begin_to_receive(job, generation, request, mounts, storage).await }).await
+    }
+
+    async fn begin_to_receive(
+        self: Arc<Self>,
+        job: JobId,
+        generation: Generation,
+        request: ReceiveOffline,
+        mounts: Vec<ShareMount>,
+        storage: HostStorage,
+    ) -> Result<OfflineReady, AgentError> {
+        let page = match self.take_up(Asked { job, generation, vm: request.vm }).await? {
+            Some(known) => known,
+            None => {
+                let (this, wanted) = (Arc::clone(&self), request.clone());
+                let checked = move || this.checked(wanted.vm, &wanted.files, &wanted.absent, &storage);
+                let (incoming_files, absent) = blocking(checked).await?;
+                let mounted = mounts.iter().map(|mount| PathBuf::from(&mount.path));
+                let files =
+                    incoming_files.iter().map(|incoming_file| incoming_file.path.clone()).chain(absent.iter().cloned());
+                let roots = mounted.chain(files).collect();
+                let task =
+                    Task::Destination { request: request.clone(), incoming_files, absent, roots, definition: None };
+                self.put(Journal::new(job, generation, task))?
+            }
+        };
+        let Task::Destination { incoming_files, absent, request: wanted, .. } = page.journal().task else {
+            return Err(AgentError::Carrier(format!("This host is the source of job {job}")));
+        };
+        if !page.is_busy() {
+            let acceptor = copy::listen(&self.config, &request).await?;
+            *lock(&page.address) = Some(acceptor.address().to_string());
+            let taking = tokio::spawn(copy::take(acceptor, Arc::clone(&self), Arc::clone(&page)));
+            *lock(&page.task) = Some(taking);
+        }
+        let address = lock(&page.address).clone().unwrap_or_default();
+        let shown = |path: &PathBuf| path.display().to_string();
+        let adopted =
+            wanted.files.iter().zip(&incoming_files).filter(|(_, incoming_file)| incoming_file.form == Form::Adopted);
+        Ok(OfflineReady {
+            address,
+            mounts,
+            paths: incoming_files.iter().map(|incoming_file| shown(&incoming_file.path)).collect(),
+            absent: absent.iter().map(shown).collect(),
+            adopted: adopted.map(|(file, _)| file.file.device.clone()).collect(),
+        })
+    }
+
+    /// Takes a definition that came, if this host would keep it, and makes the files that are not there yet. Blocks.
+    pub(super) fn take_definition(&self, page: &Move, text: String) -> Result<(), AgentError> {
+        let Task::Destination { request, roots, .. } = page.journal().task else { return Ok(()) };
+        check_definition(&text, &bound(&request, roots)).map_err(|error| {
+            AgentError::Hypervisor(HypervisorError::Definition { vm: request.vm, reason: error.to_string() })
+        })?;
+        parts::make_all(page, &*self.hypervisor, &self.partials)?;
+        page.write(|journal| {
+            if journal.task.incoming_files().iter().all(|incoming_file| incoming_file.arrived) {
+                journal.stage = OfflineStage::Copied;
+            }
+            if let Task::Destination { definition, .. } = &mut journal.task {
+                *definition = Some(text);
+            }
+        })
+    }
+
+    /// Gives the destination the VM. The point of no return; may be repeated.
+    ///
+    /// # Errors
+    /// Why it could not be defined: whose it is then says [`Self::abort`].
+    pub async fn define(self: &Arc<Self>, job: JobId, generation: Generation) -> Result<OfflineReport, AgentError> {
+        let this = Arc::clone(self);
+        self.in_turn(job, async move { this.name_and_define(job, generation).await }).await
+    }
+
+    async fn name_and_define(&self, job: JobId, generation: Generation) -> Result<OfflineReport, AgentError> {
+        let page = self.known(job, generation)?;
+        let journal = page.journal();
+        let Task::Destination { request, roots, definition: Some(definition), .. } = journal.task else {
+            return Err(AgentError::Carrier(format!("The definition of job {job}'s VM is not here yet")));
+        };
+        match journal.stage {
+            OfflineStage::Copied => {}
+            OfflineStage::Defined | OfflineStage::Confirmed => return Ok(page.report()),
+            stage => return Err(AgentError::Carrier(format!("Job {job} is not copied yet: {stage:?}"))),
+        }
+        let vm = request.vm;
+        let (hypervisor, naming) = (Arc::clone(&self.hypervisor), Arc::clone(&page));
+        blocking(move || {
+            parts::name_all(&naming)?;
+            Ok(hypervisor.define(&definition, &bound(&request, roots))?)
+        })
+        .await?;
+        // The VM may come home: a hold of an earlier move away is over.
+        hold::release(&self.config.holds_dir(), vm)?;
+        page.write(|journal| journal.stage = OfflineStage::Defined)?;
+        page.end().await;
+        info!(%vm, "the VM is defined here");
+        Ok(page.report())
+    }
+}
+
+/// What a definition that comes may ask of this host.
+fn bound(request: &ReceiveOffline, roots: Vec<PathBuf>) -> Bound {
+    Bound {
+        vm: request.vm,
+        name: request.vm_name.clone(),
+        roots,
+        memory_socket: PathBuf::new(),
+        disk_socket: PathBuf::new(),
+        disks: Vec::new(),
+    }
+}

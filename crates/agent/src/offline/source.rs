@@ -1,0 +1,196 @@
+//! The source of an offline move: holds the VM, sends what differs, and removes what it has of a VM that is the
+//! destination's.
+
+use std::{path::PathBuf, sync::Arc};
+
+use ferry_core::{
+    api::agent::{ConfirmRequest, OfflineReport, OfflineStage, Role, SendOffline, ShareMount},
+    finding::FindingId,
+    id::{Generation, JobId},
+};
+use ferry_drivers::file;
+use tracing::warn;
+
+use super::{
+    OfflineMoves,
+    check::{shut_off, stands_alone},
+    copy,
+    journal::{Journal, Task},
+    state::Move,
+};
+use crate::{
+    AgentError,
+    blocking::blocking,
+    ended::Asked,
+    error::chain,
+    files::{self, fingerprint::FileFingerprint, host_storage::HostStorage},
+    hold,
+    live::translation,
+    lock::lock,
+    refusal::refused,
+};
+
+impl OfflineMoves {
+    /// Holds the VM, and makes sure that it is shut off.
+    ///
+    /// # Errors
+    /// `vm.running`, `request.stale`, or what stands against it; nothing is changed then.
+    pub async fn prepare_source(
+        self: &Arc<Self>,
+        job: JobId,
+        generation: Generation,
+        request: SendOffline,
+        mounts: Vec<ShareMount>,
+        storage: HostStorage,
+    ) -> Result<OfflineReport, AgentError> {
+        let this = Arc::clone(self);
+        self.in_turn(job, async move { this.begin_to_send(job, generation, request, mounts, storage).await }).await
+    }
+
+    async fn begin_to_send(
+        self: Arc<Self>,
+        job: JobId,
+        generation: Generation,
+        request: SendOffline,
+        mounts: Vec<ShareMount>,
+        storage: HostStorage,
+    ) -> Result<OfflineReport, AgentError> {
+        let page = match self.take_up(Asked { job, generation, vm: request.vm }).await? {
+            Some(known) => known,
+            None => {
+                let this = Arc::clone(&self);
+                let task = blocking(move || this.source(request, &mounts, &storage)).await?;
+                // Before the first change: an agent that ends in between must know what it is to take back.
+                self.put(Journal::new(job, generation, task))?
+            }
+        };
+        if page.journal().stage == OfflineStage::Prepared
+            && let Err(error) = self.hold(&page).await
+        {
+            if let Err(error) = self.forget(&page).await {
+                warn!(error = %chain(&error), "what was changed for an offline move could not be taken back");
+            }
+            return Err(error);
+        }
+        Ok(page.report())
+    }
+
+    /// Holds the VM of a source: from here on it stays as it is found to be. May be repeated.
+    async fn hold(&self, page: &Move) -> Result<(), AgentError> {
+        let journal = page.journal();
+        let Task::Source { request, autostart, .. } = journal.task else { return Ok(()) };
+        let (holds, hypervisor) = (self.config.holds_dir(), Arc::clone(&self.hypervisor));
+        blocking(move || {
+            hold::ensure(&holds, request.vm, journal.job)?;
+            shut_off(&*hypervisor, request.vm)?;
+            if autostart {
+                hypervisor.set_autostart(request.vm, false)?;
+            }
+            Ok(())
+        })
+        .await
+    }
+
+    fn source(&self, request: SendOffline, mounts: &[ShareMount], storage: &HostStorage) -> Result<Task, AgentError> {
+        let facts = shut_off(&*self.hypervisor, request.vm)?;
+        let mut paths = Vec::with_capacity(request.files.len());
+        for file in &request.files {
+            let device = &file.file.device;
+            let path = storage.places.path(&file.file.from);
+            let path = path.filter(|path| facts.files.iter().any(|of| of.device == *device && of.place == *path));
+            let path = path.ok_or_else(|| {
+                refused(
+                    FindingId::DiskUnknown,
+                    device,
+                    format!("File {device} of VM {} is not where it was", facts.name),
+                    "Look at the VM with `ferry vm show` and ask again",
+                )
+            })?;
+            stands_alone(&path, device)?;
+            paths.push(path);
+        }
+        let absent: Vec<PathBuf> = request.absent.iter().filter_map(|file| storage.places.path(&file.from)).collect();
+        let there = &request.destination;
+        if paths.len() != there.paths.len() || absent.len() != there.absent.len() {
+            return Err(AgentError::Carrier("The destination tells another number of files".to_owned()));
+        }
+        let here = paths.iter().chain(&absent).cloned();
+        let moved = here.zip(there.paths.iter().chain(&there.absent).map(PathBuf::from));
+        let translate: Vec<_> = moved.chain(translation(mounts, &there.mounts)).collect();
+        // What cannot be said at the destination is found out before anything is copied.
+        self.hypervisor.definition(request.vm, &translate)?;
+        Ok(Task::Source { request, paths, translate, autostart: facts.autostart, fingerprints: Vec::new() })
+    }
+
+    /// Begins to copy, at the source.
+    ///
+    /// # Errors
+    /// When the attempt is not known.
+    pub async fn perform(self: &Arc<Self>, job: JobId, generation: Generation) -> Result<OfflineReport, AgentError> {
+        let this = Arc::clone(self);
+        self.in_turn(job, async move { this.begin_to_copy(job, generation) }).await
+    }
+
+    fn begin_to_copy(self: &Arc<Self>, job: JobId, generation: Generation) -> Result<OfflineReport, AgentError> {
+        let page = self.known(job, generation)?;
+        if page.journal().stage == OfflineStage::Prepared && page.journal().task.role() == Role::Source {
+            page.write(|journal| journal.stage = OfflineStage::Copying)?;
+            let (this, copied) = (Arc::clone(self), Arc::clone(&page));
+            let task = tokio::spawn(async move {
+                let outcome = copy::give(&this.config, this.hypervisor.clone(), Arc::clone(&copied)).await;
+                let written = copied.write(|journal| match &outcome {
+                    Ok(()) => journal.stage = OfflineStage::Copied,
+                    Err(error) => {
+                        journal.stage = OfflineStage::Failed;
+                        journal.error = Some(chain(error));
+                    }
+                });
+                if let Err(error) = written {
+                    warn!(error = %chain(&error), "how the offline move stands could not be written down");
+                }
+            });
+            *lock(&page.task) = Some(task);
+        }
+        Ok(page.report())
+    }
+
+    /// Removes what the source has of a VM that is the destination's; what stays all the same is told. Blocks.
+    pub(super) fn leave(
+        &self,
+        request: &ConfirmRequest,
+        of: &SendOffline,
+        paths: &[PathBuf],
+        fingerprints: &[FileFingerprint],
+    ) -> Result<Vec<String>, AgentError> {
+        if self.hypervisor.vm(of.vm)?.is_some() {
+            shut_off(&*self.hypervisor, of.vm)?;
+            self.hypervisor.undefine(of.vm)?;
+        }
+        let mut remarks = Vec::new();
+        if request.keep_source {
+            return Ok(remarks);
+        }
+        let used = files::in_use(self.hypervisor.files_in_use()?)?;
+        for (index, (file, path)) in of.files.iter().zip(paths).enumerate() {
+            let fault = |source| AgentError::File { path: path.clone(), source };
+            if !file.file.is_removed() || path.symlink_metadata().is_err() {
+                continue;
+            }
+            let stays = if let Some(obstacle) = used.obstacle(path).map_err(fault)? {
+                Some(obstacle.why())
+            } else if fingerprints.get(index).is_some_and(|fingerprint| !fingerprint.is_of(path, &file.file.from)) {
+                Some("something has written to it since it was copied")
+            } else {
+                None
+            };
+            match stays {
+                Some(why) => {
+                    warn!(vm = %of.vm, file = %path.display(), why, "an old file stays");
+                    remarks.push(format!("The old file {} stays: {why}", path.display()));
+                }
+                None => file::remove(path).map_err(fault)?,
+            }
+        }
+        Ok(remarks)
+    }
+}

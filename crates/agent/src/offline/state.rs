@@ -1,0 +1,126 @@
+//! One attempt at one end: what is written down of it, how far its files are, and the task that copies.
+
+use std::{
+    path::{Path, PathBuf},
+    sync::{Arc, Mutex},
+};
+
+use ferry_core::{
+    api::agent::{OfflineFile, OfflineReport, OfflineStage},
+    files::{DiskProgress, DiskStage},
+    units::ByteCount,
+};
+use ferry_drivers::file;
+use tokio::{sync::watch, task::JoinHandle};
+
+use super::journal::{Journal, Task};
+use crate::{AgentError, lock::lock};
+
+/// How far files are; not written down.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Known {
+    pub(super) sequence: u64,
+    pub(super) files: Vec<DiskProgress>,
+    /// Bytes on the wire, by file.
+    pub(super) wires: Vec<u64>,
+}
+
+/// One attempt at this end.
+pub(super) struct Move {
+    pub(super) folder: PathBuf,
+    pub(super) journal: Mutex<Journal>,
+    pub(super) known: watch::Sender<Known>,
+    /// What copies, at either end.
+    pub(super) task: Mutex<Option<JoinHandle<()>>>,
+    pub(super) address: Mutex<Option<String>>,
+    /// Destination: no file is made for it any more.
+    pub(super) ended: Mutex<bool>,
+}
+
+impl Move {
+    pub(super) fn new(folder: &Path, journal: Journal) -> Arc<Self> {
+        let files = match &journal.task {
+            Task::Source { request, .. } => &request.files,
+            Task::Destination { request, .. } => &request.files,
+        };
+        let one = |file: &OfflineFile| DiskProgress {
+            device: file.file.device.clone(),
+            total: file.length,
+            allocated_before: file.allocated,
+            ..DiskProgress::default()
+        };
+        let known = Known { sequence: 1, files: files.iter().map(one).collect(), wires: vec![0; files.len()] };
+        Arc::new(Self {
+            folder: folder.to_owned(),
+            journal: Mutex::new(journal),
+            known: watch::Sender::new(known),
+            task: Mutex::default(),
+            address: Mutex::default(),
+            ended: Mutex::default(),
+        })
+    }
+
+    pub(super) fn journal(&self) -> Journal {
+        lock(&self.journal).clone()
+    }
+
+    /// Changes what is written down, and says so when it is.
+    pub(super) fn write(&self, change: impl FnOnce(&mut Journal)) -> Result<(), AgentError> {
+        let mut journal = lock(&self.journal);
+        let mut changed = journal.clone();
+        change(&mut changed);
+        if changed != *journal {
+            changed.write(&self.folder)?;
+            *journal = changed;
+            drop(journal);
+            self.tell(|_| {});
+        }
+        Ok(())
+    }
+
+    pub(super) fn tell(&self, change: impl FnOnce(&mut Known)) {
+        self.known.send_modify(|known| {
+            change(known);
+            known.sequence += 1;
+        });
+    }
+
+    pub(super) fn report(&self) -> OfflineReport {
+        let (journal, known) = (self.journal(), self.known.borrow().clone());
+        let mut files = known.files;
+        let done = matches!(journal.stage, OfflineStage::Defined | OfflineStage::Confirmed);
+        if let Task::Destination { incoming_files, .. } = &journal.task
+            && done
+        {
+            for (file, incoming_file) in files.iter_mut().zip(incoming_files) {
+                file.stage = DiskStage::Moved;
+                file.copied = file.total;
+                file.allocated_after = file::allocated(&incoming_file.path).unwrap_or_default();
+            }
+        }
+        let autostart = matches!(journal.task, Task::Source { autostart: true, .. });
+        OfflineReport {
+            role: journal.task.role(),
+            sequence: known.sequence,
+            stage: journal.stage,
+            files,
+            wire: ByteCount(known.wires.iter().sum()),
+            autostart,
+            error: journal.error,
+            remarks: journal.remarks,
+        }
+    }
+
+    /// Ends what copies. Nothing is written by it afterwards but the block that is being written.
+    pub(super) async fn end(&self) {
+        let task = lock(&self.task).take();
+        if let Some(task) = task {
+            task.abort();
+            let _ = task.await;
+        }
+    }
+
+    pub(super) fn is_busy(&self) -> bool {
+        lock(&self.task).as_ref().is_some_and(|task| !task.is_finished())
+    }
+}

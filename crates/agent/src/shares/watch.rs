@@ -1,0 +1,266 @@
+//! Looks at every share again and again, and mounts what is not mounted.
+
+use std::{sync::Arc, time::Duration};
+
+use ferry_core::{
+    finding::Finding,
+    place::Space,
+    share::{AttachMode, AttachedShare},
+};
+use ferry_drivers::share::ShareError;
+use tracing::{debug, info, warn};
+
+use super::{Entry, Shares};
+
+/// How often shares are looked at.
+const LOOK_EVERY: Duration = Duration::from_secs(5);
+
+/// At every so many looks what is not mounted is tried to be.
+const LOOKS_PER_MOUNT: u32 = 3;
+
+/// At every so many looks free space is asked, which some mounts know only from the file server.
+const LOOKS_PER_SPACE: u32 = 12;
+
+impl Shares {
+    /// Mounts what was mounted before, then looks at every share again and again; what is not mounted, because its file
+    /// server was away, is mounted when it can be. Ends with the task that runs it.
+    pub async fn look_after(self: Arc<Self>) {
+        for look in 0.. {
+            let shares = Arc::clone(&self);
+            let looked = tokio::task::spawn_blocking(move || {
+                if look % LOOKS_PER_MOUNT == 0 {
+                    shares.attach_again(look == 0);
+                    shares.mount_anew();
+                }
+                shares.look(look % LOOKS_PER_SPACE == 0);
+            });
+            let _ = looked.await;
+            tokio::time::sleep(LOOK_EVERY).await;
+        }
+    }
+
+    /// Looks at every share. Blocks for seconds when a mount hangs.
+    fn look(&self, asks_space: bool) {
+        for entry in self.copy() {
+            let trouble = self.is_usable(&entry).err().map(|error| self.told(&entry, error));
+            let space = asks_space.then(|| self.driver.space(&entry.source, entry.credentials.as_ref(), &entry.path));
+            self.publish(|views| {
+                let Some(view) = views.iter_mut().find(|view| view.id == entry.id) else { return };
+                let known = view.free.zip(view.total).map(|(free, total)| Space { free, total });
+                *view = entry.view(trouble, space.unwrap_or(known), Some(&*self.driver));
+            });
+        }
+    }
+
+    /// What stands against a share's use. Why a mount does not answer, only the file server can tell.
+    fn told(&self, entry: &Entry, error: ShareError) -> Finding {
+        let asked = match error {
+            // Of a login that the server refuses, the kernel says no more than "Permission denied".
+            ShareError::Stuck { .. }
+            | ShareError::Unreachable { .. }
+            | ShareError::Host { .. }
+            | ShareError::Mount { .. } => self.driver.probe(&entry.source, entry.credentials.as_ref()).err(),
+            _ => None,
+        };
+        let error = asked.unwrap_or(error);
+        let mut finding = error.finding();
+        finding.fix = match error {
+            ShareError::Password { .. } if entry.mode == AttachMode::Mounted => "Let the file server take the password of \
+                 the mount again: VMs that stand still go on by themselves. Then move or stop those of this host, detach \
+                 the share, and attach it with the new password"
+                .to_owned(),
+            ShareError::Unreachable { .. } | ShareError::Stuck { .. } => {
+                format!("{}. VMs on it stand still until then, and go on by themselves", finding.fix)
+            }
+            _ => finding.fix,
+        };
+        finding
+    }
+
+    pub(super) fn publish(&self, change: impl FnOnce(&mut Vec<AttachedShare>)) {
+        self.views.send_if_modified(|views| {
+            let before = views.clone();
+            change(views);
+            *views != before
+        });
+    }
+
+    fn attach_again(&self, first: bool) {
+        for entry in self.copy() {
+            if entry.mode == AttachMode::Adopted || self.is_usable(&entry).is_ok() {
+                continue;
+            }
+            // Safe to repeat: a mount that is there is left as it is, unless the process behind it is gone.
+            match self.driver.attach(&entry.source, entry.credentials.as_ref(), &entry.path) {
+                // It was detached meanwhile.
+                Ok(()) if self.copy().iter().all(|other| other.id != entry.id) => {
+                    let _ = self.driver.detach(&entry.source, &entry.path);
+                }
+                Ok(()) => info!(share = %entry.source, "a share was mounted again"),
+                Err(error) if first => {
+                    warn!(share = %entry.source, %error, "a share could not be mounted again; it is tried on");
+                }
+                Err(error) => debug!(share = %entry.source, %error, "a share could not be mounted again yet"),
+            }
+        }
+    }
+
+    /// Mounts anew, where nothing uses it, what an earlier version mounted so that QEMU's locks are the file server's.
+    fn mount_anew(&self) {
+        for entry in self.copy() {
+            if entry.mode == AttachMode::Adopted || self.driver.locks_stay(&entry.path) {
+                continue;
+            }
+            // What could not be mounted again stays: VMs can be started on it.
+            let answers = self.driver.probe(&entry.source, entry.credentials.as_ref());
+            if let Err(error) = answers.and_then(|_| self.driver.detach(&entry.source, &entry.path)) {
+                debug!(share = %entry.source, %error, "a share is not mounted anew yet");
+                continue;
+            }
+            match self.driver.attach(&entry.source, entry.credentials.as_ref(), &entry.path) {
+                Ok(()) => info!(share = %entry.source, "a share was mounted anew: QEMU's locks stay on this host"),
+                // It is tried on, as any share that is not mounted.
+                Err(error) => warn!(share = %entry.source, %error, "a share could not be mounted anew"),
+            }
+        }
+    }
+
+    /// Whether a share's files can be used now.
+    pub(super) fn is_usable(&self, entry: &Entry) -> Result<(), ShareError> {
+        self.driver.check(&entry.source, &entry.path)?;
+        let Some(before) = &entry.mounted else { return Ok(()) };
+        let now = self.driver.mounted(&entry.path).map(|mounted| mounted.what);
+        if now.as_ref() == Some(before) {
+            return Ok(());
+        }
+        let now = now.unwrap_or_else(|| "nothing".to_owned());
+        let found = format!("{now} is mounted there, and it was {before} when the share was attached");
+        Err(ShareError::NotAMount { share: entry.source.clone(), at: entry.path.clone(), found })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{fs, path::PathBuf};
+
+    use ferry_core::{api::agent::AttachRequest, finding::FindingId, id::ShareId, share_source::ShareSource};
+    use ferry_drivers::share::fake::{FakeExport, FakeFileServers, FakeShares};
+    use uuid::Uuid;
+
+    use super::*;
+    use crate::config::Config;
+
+    /// A host with a share that was attached by an agent before.
+    struct Site {
+        _folder: tempfile::TempDir,
+        config: Config,
+        servers: FakeFileServers,
+        source: ShareSource,
+        mountpoint: PathBuf,
+    }
+
+    impl Site {
+        fn new() -> Self {
+            let folder = tempfile::tempdir().expect("a folder");
+            let config = Config {
+                state_dir: folder.path().join("state"),
+                share_root: folder.path().join("srv"),
+                ..Config::new("127.0.0.1:1".parse().expect("an address"))
+            };
+            fs::create_dir(&config.state_dir).expect("made");
+            let export = FakeExport::new(folder.path().join("export"));
+            fs::create_dir(&export.directory).expect("made");
+            let (servers, source): (_, ShareSource) =
+                (FakeFileServers::new(), r"\\fs1.ferry.test\vms".parse().expect("a UNC path"));
+            servers.export(&source, export.clone());
+            let (id, credentials) = (ShareId(Uuid::from_u128(5)), Some(export.credentials()));
+            let mountpoint = config.share_root.join(id.to_string());
+            let site = Self { _folder: folder, config, servers, source: source.clone(), mountpoint };
+            site.load().attach(id, &AttachRequest { source, credentials, at: None }).expect("attached");
+            site
+        }
+
+        fn load(&self) -> Shares {
+            Shares::load(&self.config, Arc::new(FakeShares::new(self.servers.clone()))).expect("a table")
+        }
+
+        fn unmount(&self) {
+            fs::remove_file(&self.mountpoint).expect("a mount of the fake is a link");
+        }
+
+        fn set_up(&self, is_up: bool) {
+            self.servers.change(&self.source, |export| export.is_up = is_up);
+        }
+    }
+
+    fn seen(shares: &Shares) -> AttachedShare {
+        shares.look(false);
+        shares.watch().borrow()[0].clone()
+    }
+
+    #[test]
+    fn a_share_whose_file_server_was_away_at_the_start_is_mounted_later() {
+        let site = Site::new();
+        // The host boots: its mounts are gone, and the file server is not up yet.
+        site.unmount();
+        site.set_up(false);
+        let shares = site.load();
+        shares.attach_again(true);
+        assert!(seen(&shares).trouble.is_some());
+        site.set_up(true);
+        shares.attach_again(false);
+        assert_eq!(seen(&shares).trouble, None);
+        assert!(site.mountpoint.exists());
+    }
+
+    #[test]
+    fn a_mount_of_an_earlier_version_is_made_anew_when_its_file_server_answers() {
+        let site = Site::new();
+        let shares = site.load();
+        assert!(!seen(&shares).server_locks, "what is mounted now leaves locks on the host");
+        site.unmount();
+        let earlier = FakeShares::new(site.servers.clone());
+        earlier.mount_with_server_locks(&site.source, &site.mountpoint).expect("mounted");
+        site.set_up(false);
+        shares.mount_anew();
+        assert!(seen(&shares).server_locks && site.mountpoint.exists(), "what could not be mounted again stays");
+        site.set_up(true);
+        shares.mount_anew();
+        let view = seen(&shares);
+        assert_eq!((view.server_locks, view.trouble), (false, None));
+    }
+
+    #[test]
+    fn why_a_mount_does_not_answer_is_told_by_its_file_server() {
+        let site = Site::new();
+        let shares = site.load();
+        let mut entry = shares.copy().remove(0);
+        let waited = Duration::from_secs(5);
+        let stuck = || ShareError::Stuck { share: site.source.clone(), at: site.mountpoint.clone(), waited };
+        // The server itself is well: no more is known than that the mount does not answer.
+        let told = shares.told(&entry, stuck());
+        assert_eq!(told.id, FindingId::ShareUnreachable);
+        assert!(told.message.contains("gave no answer"), "{told:#?}");
+        site.set_up(false);
+        let told = shares.told(&entry, stuck());
+        assert_eq!(told.id, FindingId::ShareUnreachable);
+        assert!(told.message.contains("NT_STATUS_HOST_UNREACHABLE"), "the server's own answer: {told:#?}");
+        assert!(told.fix.ends_with("VMs on it stand still until then, and go on by themselves"), "{told:#?}");
+        site.set_up(true);
+        site.servers.change(&site.source, |export| export.password = "another".to_owned());
+        let reason = "Permission denied".to_owned();
+        let unreachable = ShareError::Unreachable { share: site.source.clone(), reason };
+        assert_eq!(shares.told(&entry, unreachable).id, FindingId::SharePassword);
+        let told = shares.told(&entry, stuck());
+        assert_eq!(told.id, FindingId::SharePassword);
+        assert!(told.fix.starts_with("Let the file server take the password of the mount again"), "{told:#?}");
+        // Of an administrator's own mount Ferry has no password that could be another one.
+        entry.mode = AttachMode::Adopted;
+        assert!(!shares.told(&entry, stuck()).fix.contains("attach it with the new password"));
+        // What is no mount at all needs no server to tell.
+        let (share, at) = (site.source.clone(), site.mountpoint.clone());
+        let unmounted = ShareError::NotAMount { share, at, found: "nothing is mounted there".to_owned() };
+        let expected = unmounted.finding();
+        assert_eq!(shares.told(&entry, unmounted), expected);
+    }
+}

@@ -1,0 +1,121 @@
+//! What becomes of the old files, and of the definition that is kept beside disks, when every disk has moved.
+
+use std::path::{Path, PathBuf};
+
+use ferry_core::{
+    files::cleanup::{OldFile, OldFileStays, old_file, old_file_kept},
+    finding::{Finding, FindingId},
+    vm::{VmFacts, VmFile, VmState},
+};
+use ferry_drivers::{
+    file,
+    hypervisor::{Hypervisor, files_of},
+};
+
+use super::{
+    definition_copy,
+    journal::{Disk, Journal},
+};
+use crate::{AgentError, files};
+
+/// Removes the old files that nobody will use again. Ok: which stay, and why.
+pub(super) fn remove(
+    hypervisor: &dyn Hypervisor,
+    journal: &Journal,
+    facts: Option<&VmFacts<PathBuf>>,
+    definition: Option<&str>,
+) -> Result<Vec<Finding>, AgentError> {
+    let whole = facts.filter(|facts| facts.state != VmState::Incoming);
+    // One that cannot be read names no new file.
+    let next = definition.and_then(|text| files_of(text).ok()).unwrap_or_default();
+    let used = files::in_use(hypervisor.files_in_use()?)?;
+    let mut findings = Vec::new();
+    for disk in journal.disks.iter().filter(|disk| disk.from != disk.to) {
+        let is_new = |file: &VmFile<PathBuf>| file.device == disk.device && file.place == disk.to;
+        let fault = |source| AgentError::File { path: disk.from.clone(), source };
+        let stays = old_file(&OldFile {
+            persistent: whole.map(|facts| facts.persistent),
+            obstacle: used.obstacle(&disk.from).map_err(fault)?,
+            new_file_is_used: whole.is_some_and(|facts| facts.files.iter().any(is_new)) && next.iter().any(is_new),
+        });
+        match stays {
+            Some(_) if disk.from.symlink_metadata().is_err() => {}
+            Some(why) => findings.push(old_file_stays(&journal.request.vm_name, disk, why)),
+            None => file::remove(&disk.from).map_err(fault)?,
+        }
+    }
+    Ok(findings)
+}
+
+/// The definition goes where the disks went, and what is kept of it elsewhere follows. The disks have moved whatever
+/// becomes of it.
+pub(super) fn keep_definition(
+    journal: &Journal,
+    facts: Option<&VmFacts<PathBuf>>,
+    definition: &str,
+    keep_source: bool,
+) -> Vec<Finding> {
+    let (vm, name) = (journal.request.vm, &journal.request.vm_name);
+    let mut findings = Vec::new();
+    let mut failed = |beside: &Path, why: String| {
+        findings.push(Finding::warns(
+            FindingId::DefinitionNotKept,
+            beside.display(),
+            format!("The definition of VM {name} beside {} is not of now: {why}", beside.display()),
+            format!("See to the file {name}.xml there; `virsh dumpxml --inactive {name}` gives the definition"),
+        ));
+    };
+    let mut kept = None;
+    if journal.request.whole
+        && let Some(disk) = journal.disks.first()
+    {
+        match definition_copy::keep(vm, name, definition, &disk.to) {
+            Ok(Some(path)) => kept = Some(path),
+            Ok(None) => failed(&disk.to, "another file is there".to_owned()),
+            Err(error) => failed(&disk.to, error.to_string()),
+        }
+    }
+    let is_used =
+        |folder: Option<&Path>| facts.is_some_and(|facts| facts.files.iter().any(|file| file.place.parent() == folder));
+    for disk in &journal.disks {
+        let done = match journal.request.whole {
+            true if keep_source => Ok(()),
+            true => definition_copy::remove(vm, name, &disk.from, kept.as_deref()),
+            // Chosen disks moved: what is beside one that was the last in its folder goes with it.
+            false if keep_source || is_used(disk.from.parent()) => {
+                definition_copy::refresh(vm, name, definition, &disk.from)
+            }
+            false => definition_copy::follow(vm, name, definition, &disk.from, &disk.to),
+        };
+        if let Err(error) = done {
+            failed(&disk.from, error.to_string());
+        }
+    }
+    // What is beside the disks that stayed names those that moved.
+    let used = facts.map(|facts| facts.files.iter().map(|file| &file.place)).into_iter().flatten();
+    for disk in used.filter(|_| !journal.request.whole) {
+        if let Err(error) = definition_copy::refresh(vm, name, definition, disk) {
+            failed(disk, error.to_string());
+        }
+    }
+    findings
+}
+
+fn old_file_stays(vm: &str, disk: &Disk, why: OldFileStays) -> Finding {
+    let file = disk.from.display();
+    let (why, fix) = match why {
+        OldFileStays::NotHere => {
+            ("the VM is not on this host any more", "Look where the VM is and which files it uses")
+        }
+        OldFileStays::Transient => (
+            "the host keeps no definition of the VM, and the one that it starts from names it",
+            "Name the new file in that definition, then remove the old one",
+        ),
+        OldFileStays::Stands(obstacle) => (obstacle.why(), obstacle.fix()),
+        OldFileStays::NewFileUnused => (
+            "the definition by which the VM starts next does not name the new file",
+            "Name the new file with `virsh edit`, then remove the old one",
+        ),
+    };
+    old_file_kept(vm, &disk.device, file, why, fix)
+}
