@@ -129,8 +129,8 @@ pub struct VmFile<F = Location> {
     #[serde(default = "Vec::new")]
     pub real_below: Vec<F>,
     /// What a copy would not keep, or stands in its way.
-    #[serde(default)]
-    pub oddities: Vec<Oddity>,
+    #[serde(default, rename = "oddities")]
+    pub features: Vec<DiskFeature>,
     /// What is no file, in the definition's words: `block`, `network rbd`, `nvdimm`.
     #[serde(default)]
     #[cfg_attr(feature = "schema", schema(value_type = Option<String>))]
@@ -226,7 +226,7 @@ impl fmt::Display for NotAFile {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
 #[serde(rename_all = "snake_case")]
-pub enum Oddity {
+pub enum DiskFeature {
     /// Its image is encrypted: QEMU copies what the guest sees.
     Encrypted,
     /// What the guest writes is forgotten at its end (libvirt `<transient/>`).
@@ -260,7 +260,7 @@ impl<F> VmFile<F> {
             below: Vec::new(),
             real: None,
             real_below: Vec::new(),
-            oddities: Vec::new(),
+            features: Vec::new(),
             kind: None,
         }
     }
@@ -286,8 +286,8 @@ impl<F: PartialEq> VmFile<F> {
     }
 
     /// Whether a copy would not keep this, or it stands in its way.
-    pub fn is(&self, oddity: Oddity) -> bool {
-        self.oddities.contains(&oddity)
+    pub fn has(&self, feature: DiskFeature) -> bool {
+        self.features.contains(&feature)
     }
 
     /// Whether it is a medium in a drive, a file or not.
@@ -391,7 +391,7 @@ impl<F> VmFacts<F> {
                     below: file.below.into_iter().map(&mut rewrite).collect(),
                     real: file.real.map(&mut rewrite),
                     real_below: file.real_below.into_iter().map(&mut rewrite).collect(),
-                    oddities: file.oddities,
+                    features: file.features,
                     kind: file.kind,
                     read_only: file.read_only,
                     shareable: file.shareable,

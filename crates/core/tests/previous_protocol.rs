@@ -96,7 +96,7 @@ fn what_an_agent_of_the_version_before_answers_is_understood() {
     let ready: SourceReady = read(r#"{"autostart": false}"#);
     assert!(!ready.autostart);
     let vm: VmFacts = read(VM);
-    assert_eq!((vm.checkpoints, vm.files[0].below.len(), vm.files[0].oddities.len()), (0, 0, 0));
+    assert_eq!((vm.checkpoints, vm.files[0].below.len(), vm.files[0].features.len()), (0, 0, 0));
     assert_eq!((vm.machine, vm.files[0].bypasses_cache), (None, false));
     let share: AttachedShare = read(ATTACHED_SHARE);
     assert_eq!((share.free, share.total), (Some(ByteCount(7)), None));

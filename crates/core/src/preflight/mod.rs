@@ -23,7 +23,7 @@ use crate::{
     immovable::immovable,
     job::MoveKind,
     location::Location,
-    vm::{Oddity, VmFile},
+    vm::{DiskFeature, VmFile},
 };
 
 /// What stands against a live move, blocking findings first.
@@ -70,7 +70,7 @@ fn judge(facts: &LiveFacts<'_>, live: bool) -> Vec<Finding> {
             files::reach(facts, file, &mut findings);
         }
         findings.extend(files::shows_errors(facts, file));
-        if file.is(Oddity::Encrypted) && (stays || !live) {
+        if file.has(DiskFeature::Encrypted) && (stays || !live) {
             findings.push(files::needs_secret(facts, file));
         }
     }

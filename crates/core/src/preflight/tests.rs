@@ -478,7 +478,7 @@ fn a_disk_that_shows_errors_to_the_guest_is_warned_of() {
 #[test]
 fn an_encrypted_disk_needs_its_secret_where_it_goes() {
     let mut fixture = Fixture::new();
-    fixture.vm.files[0].oddities = vec![Oddity::Encrypted];
+    fixture.vm.files[0].features = vec![DiskFeature::Encrypted];
     let findings = fixture.findings();
     let [finding] = &findings[..] else { panic!("{findings:#?}") };
     assert_eq!((finding.id, finding.severity), (FindingId::DiskEncrypted, Severity::Warns));

@@ -13,7 +13,7 @@ use ferry_core::{
     id::VmId,
     migration::Phase,
     units::ByteCount,
-    vm::{DiskFormat, FileRole, Oddity, VmFile, VmState},
+    vm::{DiskFeature, DiskFormat, FileRole, VmFile, VmState},
 };
 use ferry_drivers::{
     hypervisor::{
@@ -370,7 +370,7 @@ fn snapshots_inside_of_an_image_are_not_lost_silently() {
 #[test]
 fn an_encrypted_disk_moves_byte_by_byte_or_not_at_all() {
     in_lab(async |lab| {
-        let encrypted = |guest: &mut FakeGuest| guest.facts.files[0].oddities = vec![Oddity::Encrypted];
+        let encrypted = |guest: &mut FakeGuest| guest.facts.files[0].features = vec![DiskFeature::Encrypted];
         let (kvm1, kvm2, vm) = db(lab, encrypted).await;
         for (how, severity) in
             [(Path3::Storage, Severity::Blocks), (Path3::Along, Severity::Blocks), (Path3::Offline, Severity::Warns)]

@@ -4,7 +4,7 @@ use super::{copier::Copier, names::is_nvram};
 use crate::{
     finding::{Finding, FindingId},
     location::Location,
-    vm::{FileRole, NVRAM, Oddity, VmFacts, VmFile},
+    vm::{DiskFeature, FileRole, NVRAM, VmFacts, VmFile},
 };
 
 /// Why a file does not move to `to`. Naming a file that can stay is an error; of one that is not named it is said.
@@ -90,31 +90,31 @@ fn nvram_stays(vm: &VmFacts, file: &VmFile, to: Option<&Location>, is_named: boo
 /// What a copy of a running VM's disk would not keep, or what stands in its way.
 fn not_kept(vm: &VmFacts, file: &VmFile) -> Option<Finding> {
     let (device, name) = (&file.device, &vm.name);
-    let (id, message, fix) = match file.oddities.first()? {
-        Oddity::Encrypted => (
+    let (id, message, fix) = match file.features.first()? {
+        DiskFeature::Encrypted => (
             FindingId::DiskEncrypted,
             format!("Disk {device} of VM {name} is encrypted, and its copy would be plain"),
             "Move it while the VM is shut off: `ferry vm migrate --offline`, or by hand; or leave it out with `--disk` for \
              the others"
                 .to_owned(),
         ),
-        Oddity::Transient => (
+        DiskFeature::Transient => (
             FindingId::DiskOdd,
             format!("Disk {device} of VM {name} is transient: a copy would keep what is to be forgotten"),
             "Shut the VM down first; or leave the disk out with `--disk` for the others".to_owned(),
         ),
-        Oddity::Copied => (
+        DiskFeature::Copied => (
             FindingId::DiskBusy,
             format!("Disk {device} of VM {name} is being copied to another file already"),
             format!("Wait until that has ended, or end it with `virsh blockjob {name} {device} --abort`"),
         ),
-        Oddity::Sliced => (
+        DiskFeature::Sliced => (
             FindingId::DiskOdd,
             format!("Disk {device} of VM {name} is a part (<slices>) of its image"),
             "Copy that part into an image of its own while the VM is shut off; or leave it out with `--disk` for the others"
                 .to_owned(),
         ),
-        Oddity::DataFile => (
+        DiskFeature::DataFile => (
             FindingId::DiskOdd,
             format!("Disk {device} of VM {name} keeps its data in another file than its image, which would stay behind"),
             "Make one image of both with `qemu-img convert` while the VM is shut off; or leave it out with `--disk` for the \
@@ -140,7 +140,7 @@ fn not_whole(vm: &VmFacts, file: &VmFile) -> Option<Finding> {
             },
         );
     }
-    if file.is(Oddity::DataFile) {
+    if file.has(DiskFeature::DataFile) {
         return blocks(
             FindingId::DiskOdd,
             format!(

@@ -5,7 +5,7 @@ use std::{collections::BTreeSet, fmt::Write, path::PathBuf};
 use ferry_core::{
     id::VmId,
     units::ByteCount,
-    vm::{DiskFormat, FileRole, NotAFile, Oddity, VmFacts, VmFile},
+    vm::{DiskFeature, DiskFormat, FileRole, NotAFile, VmFacts, VmFile},
 };
 use uuid::Uuid;
 
@@ -161,8 +161,8 @@ pub(super) fn definition_xml(facts: &VmFacts<PathBuf>) -> String {
                      {chain}<target dev='{device}'/>{}{}{}{}</disk>",
                     mark(file.shareable, "<shareable/>"),
                     mark(file.read_only, "<readonly/>"),
-                    mark(file.is(Oddity::Transient), "<transient/>"),
-                    mark(file.is(Oddity::Encrypted), "<encryption format='luks'/>")
+                    mark(file.has(DiskFeature::Transient), "<transient/>"),
+                    mark(file.has(DiskFeature::Encrypted), "<encryption format='luks'/>")
                 )
             }
         };
@@ -190,7 +190,7 @@ mod tests {
         guest.facts.files.push(VmFile::new(FileRole::Nvram, "nvram", "/srv/vars.fd".into()));
         guest.facts.files[1].below = vec!["/srv/b1.qcow2".into(), "/srv/b2.raw".into()];
         guest.facts.files[1].has_backing = true;
-        guest.facts.files[1].oddities = vec![Oddity::Encrypted, Oddity::Transient];
+        guest.facts.files[1].features = vec![DiskFeature::Encrypted, DiskFeature::Transient];
         let read = parse(&definition_xml(&guest.facts)).expect("parsed");
         assert_eq!(VmFacts { persistent: true, ..read }, guest.facts);
     }

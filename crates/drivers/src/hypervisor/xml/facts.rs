@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use ferry_core::{
     id::VmId,
     units::ByteCount,
-    vm::{DiskFormat, Drive, FileRole, NotAFile, Oddity, VmFacts, VmFile},
+    vm::{DiskFeature, DiskFormat, Drive, FileRole, NotAFile, VmFacts, VmFile},
 };
 use roxmltree::{Document, Node};
 use uuid::Uuid;
@@ -91,7 +91,7 @@ fn disk(node: Node<'_, '_>) -> Option<VmFile<PathBuf>> {
         detects_zeroes: setting("detect_zeroes").is_some_and(|how| matches!(how, "on" | "unmap")),
         bypasses_cache: setting("cache").is_some_and(|mode| matches!(mode, "none" | "directsync")),
         below: below(node, source),
-        oddities: oddities(node, source),
+        features: features(node, source),
         kind,
         ..VmFile::new(role, name, place)
     })
@@ -142,19 +142,19 @@ fn below(disk: Node<'_, '_>, source: Node<'_, '_>) -> Vec<PathBuf> {
     found
 }
 
-fn oddities(disk: Node<'_, '_>, source: Node<'_, '_>) -> Vec<Oddity> {
+fn features(disk: Node<'_, '_>, source: Node<'_, '_>) -> Vec<DiskFeature> {
     let mut found = Vec::new();
-    let mut note = |is_so: bool, oddity| {
+    let mut note = |is_so: bool, feature| {
         if is_so {
-            found.push(oddity);
+            found.push(feature);
         }
     };
     // Earlier definitions have it in the disk, later ones in its source or in one below.
-    note(disk.descendants().any(|node| node.has_tag_name("encryption")), Oddity::Encrypted);
-    note(child(disk, "transient").is_some(), Oddity::Transient);
-    note(child(disk, "mirror").is_some(), Oddity::Copied);
-    note(child(source, "slices").is_some(), Oddity::Sliced);
-    note(child(source, "dataStore").or(child(disk, "dataStore")).is_some(), Oddity::DataFile);
+    note(disk.descendants().any(|node| node.has_tag_name("encryption")), DiskFeature::Encrypted);
+    note(child(disk, "transient").is_some(), DiskFeature::Transient);
+    note(child(disk, "mirror").is_some(), DiskFeature::Copied);
+    note(child(source, "slices").is_some(), DiskFeature::Sliced);
+    note(child(source, "dataStore").or(child(disk, "dataStore")).is_some(), DiskFeature::DataFile);
     found
 }
 
@@ -378,19 +378,25 @@ mod tests {
         for (inside, expected) in [
             (
                 "<source file='/a'><encryption format='luks'><secret type='passphrase' uuid='x'/></encryption></source>",
-                Oddity::Encrypted,
+                DiskFeature::Encrypted,
             ),
-            ("<source file='/a'/><encryption format='luks'/>", Oddity::Encrypted),
-            ("<source file='/a'/><transient/>", Oddity::Transient),
+            ("<source file='/a'/><encryption format='luks'/>", DiskFeature::Encrypted),
+            ("<source file='/a'/><transient/>", DiskFeature::Transient),
             (
                 "<source file='/a'/><mirror type='network' job='copy'><source protocol='nbd' name='n'/></mirror>",
-                Oddity::Copied,
+                DiskFeature::Copied,
             ),
-            ("<source file='/a'><slices><slice type='storage' offset='0' size='1'/></slices></source>", Oddity::Sliced),
-            ("<source file='/a'><dataStore type='file'><source file='/d'/></dataStore></source>", Oddity::DataFile),
+            (
+                "<source file='/a'><slices><slice type='storage' offset='0' size='1'/></slices></source>",
+                DiskFeature::Sliced,
+            ),
+            (
+                "<source file='/a'><dataStore type='file'><source file='/d'/></dataStore></source>",
+                DiskFeature::DataFile,
+            ),
         ] {
             let file = one(&format!("<disk type='file'>{inside}</disk>"));
-            assert_eq!((file.role, file.oddities), (FileRole::Disk, vec![expected]), "{inside}");
+            assert_eq!((file.role, file.features), (FileRole::Disk, vec![expected]), "{inside}");
         }
     }
 

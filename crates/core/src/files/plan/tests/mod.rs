@@ -11,7 +11,7 @@ use crate::{
     finding::{Severity, any_blocks},
     fixtures,
     id::ShareId,
-    vm::Oddity,
+    vm::DiskFeature,
 };
 
 const HOST: HostId = HostId(Uuid::from_u128(1));

@@ -186,19 +186,19 @@ fn uefi_variables_go_where_libvirt_has_them_or_beside_the_disks() {
 
 #[test]
 fn what_a_copy_would_not_keep_is_refused_whether_it_is_named_or_not() {
-    for (oddity, id, word) in [
-        (Oddity::Encrypted, FindingId::DiskEncrypted, "--offline"),
-        (Oddity::Transient, FindingId::DiskOdd, "transient"),
-        (Oddity::Copied, FindingId::DiskBusy, "virsh blockjob web01 vda --abort"),
-        (Oddity::Sliced, FindingId::DiskOdd, "<slices>"),
-        (Oddity::DataFile, FindingId::DiskOdd, "qemu-img convert"),
+    for (feature, id, word) in [
+        (DiskFeature::Encrypted, FindingId::DiskEncrypted, "--offline"),
+        (DiskFeature::Transient, FindingId::DiskOdd, "transient"),
+        (DiskFeature::Copied, FindingId::DiskBusy, "virsh blockjob web01 vda --abort"),
+        (DiskFeature::Sliced, FindingId::DiskOdd, "<slices>"),
+        (DiskFeature::DataFile, FindingId::DiskOdd, "qemu-img convert"),
     ] {
-        let vm = vm(vec![VmFile { oddities: vec![oddity], ..disk("vda", "/a/x.raw") }]);
+        let vm = vm(vec![VmFile { features: vec![feature], ..disk("vda", "/a/x.raw") }]);
         for planned in [plan_storage(&vm, &all_to(local("/n"))), plan_live(&vm, &all_to(local("/n")), THERE, |_| false)]
         {
-            assert_eq!(planned.moves, [], "{oddity:?}");
-            let [finding] = &planned.findings[..] else { panic!("{oddity:?}: {planned:?}") };
-            assert_eq!((finding.id, finding.severity), (id, Severity::Blocks), "{oddity:?}");
+            assert_eq!(planned.moves, [], "{feature:?}");
+            let [finding] = &planned.findings[..] else { panic!("{feature:?}: {planned:?}") };
+            assert_eq!((finding.id, finding.severity), (id, Severity::Blocks), "{feature:?}");
             assert!(format!("{}{}", finding.message, finding.fix).contains(word), "{finding:?}");
         }
     }

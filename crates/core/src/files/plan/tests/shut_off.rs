@@ -96,7 +96,7 @@ fn what_cannot_move_is_refused() {
         ),
         ("overlay", |vm, _| vm.files[1].has_backing = true, FindingId::DiskFlattened),
         ("overlay by its header", |vm, _| vm.files[1].below = vec![local("/b/base.raw")], FindingId::DiskFlattened),
-        ("data file", |vm, _| vm.files[1].oddities = vec![Oddity::DataFile], FindingId::DiskOdd),
+        ("data file", |vm, _| vm.files[1].features = vec![DiskFeature::DataFile], FindingId::DiskOdd),
         (
             "a name of another format",
             |_, wanted| wanted.named.push(("vda".into(), Some(local("/n/x.qcow2")), None)),
