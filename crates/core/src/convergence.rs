@@ -36,7 +36,7 @@ const STEPS: u64 = 1 << 16;
 
 /// A move, as it is now.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Situation {
+pub struct Sample {
     /// What was asked for.
     pub on_stall: OnStall,
     /// Since libvirt's migrate call, or since a disk got on last, while disks are copied.
@@ -107,7 +107,7 @@ impl Remains {
 
 /// What to do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Measure {
+pub enum ConvergenceAction {
     /// Nothing.
     GoOn,
     /// The VM may stand still for so long. QEMU is to be told what of that its memory may take.
@@ -126,32 +126,32 @@ pub enum Measure {
 }
 
 /// What to do about a move now.
-pub fn measure(now: &Situation) -> Measure {
+pub fn next_action(now: &Sample) -> ConvergenceAction {
     let pause_max = Duration::from_millis(u64::from(OnStall::PAUSE_MAX_MS));
     if now.still.is_some_and(|still| still > still_max(now.downtime_limit)) {
-        return Measure::EndStill;
+        return ConvergenceAction::EndStill;
     }
     if now.silent > if now.still.is_some() { SILENT_STILL_MAX } else { SILENT_MAX } {
-        return Measure::EndSilent;
+        return ConvergenceAction::EndSilent;
     }
     // The VM stands still already: its end is near, and ending the move would only make it longer.
     if now.still.is_some() {
-        return Measure::GoOn;
+        return ConvergenceAction::GoOn;
     }
-    let allow = |limit| Measure::AllowDowntime { limit, memory: share(limit, now.disk_rest) };
+    let allow = |limit| ConvergenceAction::AllowDowntime { limit, memory: share(limit, now.disk_rest) };
     let memory = share(now.downtime_limit, now.disk_rest);
     let go_on = match is_news(now.memory_limit, memory, now.downtime_limit) {
         true => allow(now.downtime_limit),
-        false => Measure::GoOn,
+        false => ConvergenceAction::GoOn,
     };
     if now.elapsed <= now.timeout {
         return go_on;
     }
     match now.on_stall {
-        OnStall::Abort | OnStall::Autoconverge => Measure::EndSlow,
+        OnStall::Abort | OnStall::Autoconverge => ConvergenceAction::EndSlow,
         OnStall::Pause if now.downtime_limit < pause_max => allow(pause_max),
         OnStall::Pause if now.elapsed <= now.timeout + PAUSE_GRACE => go_on,
-        OnStall::Pause => Measure::EndSlow,
+        OnStall::Pause => ConvergenceAction::EndSlow,
     }
 }
 
@@ -171,17 +171,17 @@ mod tests {
     #[test]
     fn every_policy_ends_and_none_lets_the_vm_stand_still_for_ever() {
         let table = [
-            (OnStall::Abort, 10, None, Measure::GoOn),
-            (OnStall::Abort, 101, None, Measure::EndSlow),
-            (OnStall::Autoconverge, 100, None, Measure::GoOn),
-            (OnStall::Autoconverge, 101, None, Measure::EndSlow),
-            (OnStall::Pause, 101, None, Measure::AllowDowntime { limit: s(30), memory: s(30) }),
-            (OnStall::Abort, 101, Some(1), Measure::GoOn),
-            (OnStall::Abort, 50, Some(12), Measure::EndStill),
-            (OnStall::Pause, 50, Some(12), Measure::EndStill),
+            (OnStall::Abort, 10, None, ConvergenceAction::GoOn),
+            (OnStall::Abort, 101, None, ConvergenceAction::EndSlow),
+            (OnStall::Autoconverge, 100, None, ConvergenceAction::GoOn),
+            (OnStall::Autoconverge, 101, None, ConvergenceAction::EndSlow),
+            (OnStall::Pause, 101, None, ConvergenceAction::AllowDowntime { limit: s(30), memory: s(30) }),
+            (OnStall::Abort, 101, Some(1), ConvergenceAction::GoOn),
+            (OnStall::Abort, 50, Some(12), ConvergenceAction::EndStill),
+            (OnStall::Pause, 50, Some(12), ConvergenceAction::EndStill),
         ];
         for (on_stall, elapsed, still, expected) in table {
-            let now = Situation {
+            let now = Sample {
                 on_stall,
                 elapsed: s(elapsed),
                 timeout: s(100),
@@ -191,13 +191,13 @@ mod tests {
                 still: still.map(s),
                 silent: Duration::ZERO,
             };
-            assert_eq!(measure(&now), expected, "{now:?}");
+            assert_eq!(next_action(&now), expected, "{now:?}");
         }
     }
 
     #[test]
     fn a_pause_that_does_not_help_ends_the_move() {
-        let allowed = Situation {
+        let allowed = Sample {
             on_stall: OnStall::Pause,
             elapsed: s(130),
             timeout: s(100),
@@ -207,16 +207,16 @@ mod tests {
             still: None,
             silent: Duration::ZERO,
         };
-        assert_eq!(measure(&allowed), Measure::GoOn);
-        assert_eq!(measure(&Situation { elapsed: s(161), ..allowed }), Measure::EndSlow);
-        assert_eq!(measure(&Situation { still: Some(s(90)), ..allowed }), Measure::GoOn);
-        assert_eq!(measure(&Situation { still: Some(s(101)), ..allowed }), Measure::EndStill);
+        assert_eq!(next_action(&allowed), ConvergenceAction::GoOn);
+        assert_eq!(next_action(&Sample { elapsed: s(161), ..allowed }), ConvergenceAction::EndSlow);
+        assert_eq!(next_action(&Sample { still: Some(s(90)), ..allowed }), ConvergenceAction::GoOn);
+        assert_eq!(next_action(&Sample { still: Some(s(101)), ..allowed }), ConvergenceAction::EndStill);
     }
 
     #[test]
     fn what_is_left_of_disks_counts_as_what_is_left_of_memory() {
         let ms = Duration::from_millis;
-        let before = Situation {
+        let before = Sample {
             on_stall: OnStall::Abort,
             elapsed: s(50),
             timeout: s(100),
@@ -226,46 +226,54 @@ mod tests {
             still: None,
             silent: Duration::ZERO,
         };
-        let of = |memory| Measure::AllowDowntime { limit: ms(300), memory };
-        let late = Situation { elapsed: s(101), disk_rest: Some(s(40)), memory_limit: ms(1), ..before };
-        let paused = Situation { downtime_limit: s(30), on_stall: OnStall::Pause, ..late };
-        for (row, situation, expected) in [
-            ("disks are not known", before, Measure::GoOn),
-            ("little is left of them", Situation { disk_rest: Some(ms(20)), ..before }, Measure::GoOn),
-            ("they take a part", Situation { disk_rest: Some(ms(100)), ..before }, of(ms(200))),
-            ("that is told", Situation { disk_rest: Some(ms(100)), memory_limit: ms(200), ..before }, Measure::GoOn),
-            ("far too much is left", Situation { disk_rest: Some(s(40)), ..before }, of(ms(1))),
-            ("it is gone", Situation { disk_rest: Some(ms(0)), memory_limit: ms(1), ..before }, of(ms(300))),
+        let of = |memory| ConvergenceAction::AllowDowntime { limit: ms(300), memory };
+        let late = Sample { elapsed: s(101), disk_rest: Some(s(40)), memory_limit: ms(1), ..before };
+        let paused = Sample { downtime_limit: s(30), on_stall: OnStall::Pause, ..late };
+        for (row, sample, expected) in [
+            ("disks are not known", before, ConvergenceAction::GoOn),
+            ("little is left of them", Sample { disk_rest: Some(ms(20)), ..before }, ConvergenceAction::GoOn),
+            ("they take a part", Sample { disk_rest: Some(ms(100)), ..before }, of(ms(200))),
+            (
+                "that is told",
+                Sample { disk_rest: Some(ms(100)), memory_limit: ms(200), ..before },
+                ConvergenceAction::GoOn,
+            ),
+            ("far too much is left", Sample { disk_rest: Some(s(40)), ..before }, of(ms(1))),
+            ("it is gone", Sample { disk_rest: Some(ms(0)), memory_limit: ms(1), ..before }, of(ms(300))),
             (
                 "too late: it stands still",
-                Situation { disk_rest: Some(s(40)), still: Some(ms(1)), ..before },
-                Measure::GoOn,
+                Sample { disk_rest: Some(s(40)), still: Some(ms(1)), ..before },
+                ConvergenceAction::GoOn,
             ),
-            ("at the time limit it ends", late, Measure::EndSlow),
+            ("at the time limit it ends", late, ConvergenceAction::EndSlow),
             (
                 "or may stand still for longer, with its disks",
-                Situation { on_stall: OnStall::Pause, disk_rest: Some(s(10)), ..late },
-                Measure::AllowDowntime { limit: s(30), memory: s(20) },
+                Sample { on_stall: OnStall::Pause, disk_rest: Some(s(10)), ..late },
+                ConvergenceAction::AllowDowntime { limit: s(30), memory: s(20) },
             ),
             (
                 "but not for longer than that",
-                Situation { on_stall: OnStall::Pause, ..late },
-                Measure::AllowDowntime { limit: s(30), memory: ms(1) },
+                Sample { on_stall: OnStall::Pause, ..late },
+                ConvergenceAction::AllowDowntime { limit: s(30), memory: ms(1) },
             ),
-            ("disks that are not in time end it, too", Situation { elapsed: s(161), ..paused }, Measure::EndSlow),
+            (
+                "disks that are not in time end it, too",
+                Sample { elapsed: s(161), ..paused },
+                ConvergenceAction::EndSlow,
+            ),
             (
                 "disks got on meanwhile",
-                Situation { disk_rest: Some(s(5)), ..paused },
-                Measure::AllowDowntime { limit: s(30), memory: s(25) },
+                Sample { disk_rest: Some(s(5)), ..paused },
+                ConvergenceAction::AllowDowntime { limit: s(30), memory: s(25) },
             ),
         ] {
-            assert_eq!(measure(&situation), expected, "{row}");
+            assert_eq!(next_action(&sample), expected, "{row}");
         }
     }
 
     #[test]
     fn a_disk_that_does_not_answer_ends_the_move_long_before_its_time_limit() {
-        let answers = Situation {
+        let answers = Sample {
             on_stall: OnStall::Abort,
             elapsed: s(60),
             timeout: s(3600),
@@ -276,14 +284,14 @@ mod tests {
             silent: s(600),
         };
         let (silent, pause) = (s(601), OnStall::Pause);
-        for (row, situation, expected) in [
-            ("it writes out its memory for minutes", answers, Measure::GoOn),
-            ("it is silent", Situation { silent, ..answers }, Measure::EndSilent),
-            ("pausing helps nobody", Situation { silent, on_stall: pause, ..answers }, Measure::EndSilent),
-            ("the VM waits", Situation { silent: s(26), still: Some(s(1)), ..answers }, Measure::EndSilent),
-            ("not for long yet", Situation { silent: s(25), still: Some(s(1)), ..answers }, Measure::GoOn),
+        for (row, sample, expected) in [
+            ("it writes out its memory for minutes", answers, ConvergenceAction::GoOn),
+            ("it is silent", Sample { silent, ..answers }, ConvergenceAction::EndSilent),
+            ("pausing helps nobody", Sample { silent, on_stall: pause, ..answers }, ConvergenceAction::EndSilent),
+            ("the VM waits", Sample { silent: s(26), still: Some(s(1)), ..answers }, ConvergenceAction::EndSilent),
+            ("not for long yet", Sample { silent: s(25), still: Some(s(1)), ..answers }, ConvergenceAction::GoOn),
         ] {
-            assert_eq!(measure(&situation), expected, "{row}");
+            assert_eq!(next_action(&sample), expected, "{row}");
         }
     }
 

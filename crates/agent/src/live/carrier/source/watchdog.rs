@@ -8,7 +8,7 @@ use std::{
 };
 
 use ferry_core::{
-    convergence::{Answers, Measure, Situation, measure, still_max},
+    convergence::{Answers, ConvergenceAction, Sample, next_action, still_max},
     disk_rest::Rest,
 };
 use ferry_drivers::hypervisor::Hypervisor;
@@ -29,7 +29,7 @@ pub(super) async fn watch_over(shared: &Shared) -> ! {
         let stopped_at = *lock(&shared.stopped_at);
         let downtime_limit = *lock(&shared.downtime_limit);
         let rest = *lock(&shared.disk_rest);
-        let measure = measure(&Situation {
+        let action = next_action(&Sample {
             on_stall: shared.on_stall,
             elapsed: lock(&shared.limited_from).elapsed(),
             timeout: shared.timeout,
@@ -39,9 +39,9 @@ pub(super) async fn watch_over(shared: &Shared) -> ! {
             still: stopped_at.filter(|_| !delivered).map(|at| at.elapsed()),
             silent: if delivered { Duration::ZERO } else { silent },
         });
-        match measure {
-            Measure::GoOn => {}
-            Measure::AllowDowntime { limit, memory } => {
+        match action {
+            ConvergenceAction::GoOn => {}
+            ConvergenceAction::AllowDowntime { limit, memory } => {
                 if limit > downtime_limit {
                     warn!(%vm, limit_s = limit.as_secs(), "the move takes too long: the VM may stand still for longer");
                 } else {
@@ -57,16 +57,16 @@ pub(super) async fn watch_over(shared: &Shared) -> ! {
                     Err(error) => warn!(%vm, %error, "libvirt did not take the downtime limit"),
                 }
             }
-            Measure::EndSlow => {
+            ConvergenceAction::EndSlow => {
                 end(shared, why_slow(shared, rest, downtime_limit)).await;
             }
-            Measure::EndStill => {
+            ConvergenceAction::EndStill => {
                 let still = still_max(downtime_limit).as_secs();
                 shared.cut.send_replace(true);
                 end(shared, format!("The VM stood still for {still} s at the end of the move, far longer than it may"))
                     .await;
             }
-            Measure::EndSilent => {
+            ConvergenceAction::EndSilent => {
                 let silent = silent.as_secs();
                 shared.cut.send_replace(true);
                 end(shared, format!("The destination has not answered for disk {device} for {silent} s: its storage or the link hangs")).await;
