@@ -37,7 +37,7 @@ use config::Config;
 use events::Events;
 use inventory::Inventory;
 use jobs::driver::Jobs;
-use preflight::{Preflight, identity::Proofs};
+use preflight::{Preflight, identity::IdentityCheck};
 use saga::Context as SagaContext;
 
 pub use first_start::renew_token;
@@ -78,7 +78,7 @@ impl Server {
         let preflight = Arc::new(Preflight {
             store: state.store.clone(),
             inventory: inventory.clone(),
-            proofs: Proofs::new(tasks.clone()),
+            identity: IdentityCheck::new(tasks.clone()),
         });
         let context = SagaContext { preflight: preflight.clone(), running: Arc::default() };
         let jobs = Arc::new(Jobs::new(context, events.clone(), tasks.clone(), stop.clone()));

@@ -15,7 +15,7 @@ use crate::{
 
 /// Whether two hosts' mounts were shown to be of one share, by a file written on one side and read on the other.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Sameness {
+pub enum ShareIdentity {
     /// They are.
     Proven,
     /// The other side did not see the file, or saw another one.
@@ -66,7 +66,7 @@ pub struct LiveFacts<'a> {
     /// Names of shares.
     pub shares: &'a BTreeMap<ShareId, NamedShare>,
     /// What was proven of the shares the VM uses. A share without an entry was not asked about (quick look).
-    pub sameness: &'a BTreeMap<ShareId, Sameness>,
+    pub share_identity: &'a BTreeMap<ShareId, ShareIdentity>,
     /// Disks that move along: the destination need not reach the files that they use now.
     pub along: &'a [DiskMove],
     /// Memory of the destination that other moves were promised.

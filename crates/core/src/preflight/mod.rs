@@ -13,7 +13,7 @@ mod vm;
 
 use std::collections::BTreeSet;
 
-pub use facts::{LiveFacts, NamedShare, Sameness, Side};
+pub use facts::{LiveFacts, NamedShare, ShareIdentity, Side};
 pub use resolve::{Placed, resolve_vm, runs_twice};
 pub use shares::{not_same, reaches, shares_of, soft_shares};
 pub use vm::{busy, busy_by};
@@ -82,7 +82,7 @@ fn judge(facts: &LiveFacts<'_>, live: bool) -> Vec<Finding> {
     for side in [&facts.source, &facts.destination] {
         findings.extend(shares::server_locks(side, &handed_over));
     }
-    shares::sameness(facts, &handed_over, &mut findings);
+    shares::identity(facts, &handed_over, &mut findings);
     let places: Vec<&Location> = facts.vm.files.iter().flat_map(VmFile::places).collect();
     findings.extend(soft_shares(&facts.source, places.iter().copied()));
     findings.extend(soft_shares(&facts.destination, places.into_iter().chain(facts.along.iter().map(|disk| &disk.to))));

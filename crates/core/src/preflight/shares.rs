@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use super::facts::{LiveFacts, Sameness, Side};
+use super::facts::{LiveFacts, ShareIdentity, Side};
 use crate::{
     finding::{Finding, FindingId},
     id::ShareId,
@@ -115,17 +115,17 @@ pub(super) fn server_locks(side: &Side<'_>, used: &BTreeSet<ShareId>) -> Vec<Fin
 }
 
 /// Both hosts were shown to see the same on each share, and that a VM can be handed over there.
-pub(super) fn sameness(facts: &LiveFacts<'_>, handed_over: &BTreeSet<ShareId>, findings: &mut Vec<Finding>) {
+pub(super) fn identity(facts: &LiveFacts<'_>, handed_over: &BTreeSet<ShareId>, findings: &mut Vec<Finding>) {
     let (source, destination) = (facts.source.name, facts.destination.name);
     for share in shares_of(facts.vm) {
         let name = facts.share_name(share);
         // Said already, with the reason.
         let told = findings.iter().any(|finding| finding.id == FindingId::ShareLocks);
-        match facts.sameness.get(&share) {
-            None | Some(Sameness::Proven) => {}
-            Some(Sameness::Different) => findings.push(not_same(&name, source, destination)),
-            Some(Sameness::LocksFail(_)) if told || !handed_over.contains(&share) => {}
-            Some(Sameness::LocksFail(why)) => findings.push(Finding::blocks(
+        match facts.share_identity.get(&share) {
+            None | Some(ShareIdentity::Proven) => {}
+            Some(ShareIdentity::Different) => findings.push(not_same(&name, source, destination)),
+            Some(ShareIdentity::LocksFail(_)) if told || !handed_over.contains(&share) => {}
+            Some(ShareIdentity::LocksFail(why)) => findings.push(Finding::blocks(
                 FindingId::ShareLocks,
                 &name,
                 format!(
@@ -136,7 +136,7 @@ pub(super) fn sameness(facts: &LiveFacts<'_>, handed_over: &BTreeSet<ShareId>, f
                      it again"
                 ),
             )),
-            Some(Sameness::NotProven(why)) => findings.push(Finding::blocks(
+            Some(ShareIdentity::NotProven(why)) => findings.push(Finding::blocks(
                 FindingId::ShareNotSame,
                 &name,
                 format!("Whether {source} and {destination} see the same share {name} could not be shown: {why}"),

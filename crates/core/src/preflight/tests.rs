@@ -27,7 +27,7 @@ struct Fixture {
     busy: Option<JobId>,
     source: Host,
     destination: Host,
-    sameness: BTreeMap<ShareId, Sameness>,
+    share_identity: BTreeMap<ShareId, ShareIdentity>,
     along: Vec<DiskMove>,
 }
 
@@ -82,7 +82,7 @@ impl Fixture {
             busy: None,
             source: Host { shares: vec![attached(), AttachedShare { id: OTHER, ..attached() }], ..host("kvm1") },
             destination: host("kvm2"),
-            sameness: BTreeMap::from([(SHARE, Sameness::Proven)]),
+            share_identity: BTreeMap::from([(SHARE, ShareIdentity::Proven)]),
             along: Vec::new(),
         }
     }
@@ -99,7 +99,7 @@ impl Fixture {
             source: self.source.side(),
             destination: self.destination.side(),
             shares: &shares,
-            sameness: &self.sameness,
+            share_identity: &self.share_identity,
             along: &self.along,
             promised: &[],
             overcommit: false,
@@ -313,15 +313,15 @@ const ROWS: &[(&str, Spoil, FindingId, &[&str])] = &[
     (
         "two shares of one name",
         |f| {
-            f.sameness.insert(SHARE, Sameness::Different);
+            f.share_identity.insert(SHARE, ShareIdentity::Different);
         },
         FindingId::ShareNotSame,
         &["vms", "kvm1", "kvm2"],
     ),
     (
-        "sameness not shown",
+        "identity not shown",
         |f| {
-            f.sameness.insert(SHARE, Sameness::NotProven("read only".into()));
+            f.share_identity.insert(SHARE, ShareIdentity::NotProven("read only".into()));
         },
         FindingId::ShareNotSame,
         &["vms", "read only"],
@@ -337,7 +337,7 @@ const ROWS: &[(&str, Spoil, FindingId, &[&str])] = &[
         |f| {
             f.source.shares[0] =
                 AttachedShare { server_locks: true, mode: AttachMode::Adopted, ..f.source.shares[0].clone() };
-            f.sameness.insert(SHARE, Sameness::LocksFail("refused".into()));
+            f.share_identity.insert(SHARE, ShareIdentity::LocksFail("refused".into()));
         },
         FindingId::ShareLocks,
         &["kvm1", "unmount", "-o nobrl", "remount,nobrl` changes nothing"],
@@ -345,7 +345,7 @@ const ROWS: &[(&str, Spoil, FindingId, &[&str])] = &[
     (
         "locks that let nobody take over",
         |f| {
-            f.sameness.insert(SHARE, Sameness::LocksFail("byte 201 is locked".into()));
+            f.share_identity.insert(SHARE, ShareIdentity::LocksFail("byte 201 is locked".into()));
         },
         FindingId::ShareLocks,
         &["vms", "kvm1", "kvm2", "byte 201 is locked", "nobrl"],
@@ -506,7 +506,7 @@ fn a_share_that_is_not_mounted_hard_is_warned_of() {
 fn locks_do_not_matter_where_no_qemu_takes_over_from_another() {
     let mut fixture = Fixture::new();
     fixture.source.shares[0].server_locks = true;
-    fixture.sameness.insert(SHARE, Sameness::LocksFail("refused".into()));
+    fixture.share_identity.insert(SHARE, ShareIdentity::LocksFail("refused".into()));
     assert_eq!(fixture.findings().len(), 1, "the disk stays on the share");
     // It leaves the share with the VM.
     let (from, to) = (on_share(), local("/n/x.raw"));

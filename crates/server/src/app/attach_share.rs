@@ -9,7 +9,7 @@ use ferry_core::{
         server::{AttachShare, ShareView},
     },
     finding::{Finding, FindingId},
-    preflight::{Sameness, not_same},
+    preflight::{ShareIdentity, not_same},
     share_source::ShareSource,
 };
 
@@ -29,7 +29,7 @@ pub(crate) async fn attach_share(
     let request = AttachRequest { source: share.source.clone(), credentials: body.credentials, at: body.at };
     let attached = host.agent.attach_share(share.id, &request).await;
     attached.map_err(|error| not_attached(&title, host.name(), &share.source, &error))?;
-    app.preflight.proofs.forget(share.id);
+    app.preflight.identity.forget(share.id);
     host.wait_until(|seen| seen.has_share(share.id)).await;
     if let Some(other) = differing(app, &share, &host).await {
         // What was there before this request is not taken away: a VM may use it.
@@ -66,11 +66,11 @@ async fn differing(app: &App, share: &ShareRecord, host: &Arc<Host>) -> Option<A
         if other.record.id == host.record.id || !other.seen().reachable || !other.seen().has_share(share.id) {
             continue;
         }
-        match app.preflight.proofs.prove(share.id, host, &other).await {
+        match app.preflight.identity.prove(share.id, host, &other).await {
             // One proof is enough: the others were shown to be the same as this one when they were attached.
-            Sameness::Proven => return None,
+            ShareIdentity::Proven => return None,
             // The same: what a move would be refused for is said when one is asked for, and may be mended until then.
-            Sameness::LocksFail(why) => {
+            ShareIdentity::LocksFail(why) => {
                 tracing::warn!(
                     share = share.name,
                     why,
@@ -78,9 +78,9 @@ async fn differing(app: &App, share: &ShareRecord, host: &Arc<Host>) -> Option<A
                 );
                 return None;
             }
-            Sameness::Different => return Some(other),
+            ShareIdentity::Different => return Some(other),
             // The check before a move asks again, and refuses if it cannot be shown then.
-            Sameness::NotProven(why) => {
+            ShareIdentity::NotProven(why) => {
                 tracing::info!(share = share.name, why, "Whether the share is the same could not be shown yet");
             }
         }

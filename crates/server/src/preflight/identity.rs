@@ -12,7 +12,7 @@ use ferry_core::{
     api::agent::{LockStep, ShareToken},
     finding::FindingId,
     id::{Incarnation, ShareId},
-    preflight::Sameness,
+    preflight::ShareIdentity,
 };
 use tokio_util::task::TaskTracker;
 use uuid::Uuid;
@@ -31,7 +31,7 @@ type Key = (ShareId, Option<Incarnation>, Option<Incarnation>);
 
 /// What was shown of shares.
 #[derive(Debug)]
-pub(crate) struct Proofs {
+pub(crate) struct IdentityCheck {
     /// When mounts were last shown to be of one share.
     proven: Mutex<BTreeMap<Key, Instant>>,
     /// Between which hosts, in this direction, QEMU's locks were shown to work. That takes programs of the hosts some
@@ -40,7 +40,7 @@ pub(crate) struct Proofs {
     tasks: TaskTracker,
 }
 
-impl Proofs {
+impl IdentityCheck {
     pub(crate) fn new(tasks: TaskTracker) -> Self {
         Self { proven: Mutex::default(), locks: Mutex::default(), tasks }
     }
@@ -52,7 +52,7 @@ impl Proofs {
     }
 
     /// As [`Self::prove`], but takes a proof of the last seconds.
-    pub(crate) async fn recent(&self, share: ShareId, source: &Arc<Host>, destination: &Arc<Host>) -> Sameness {
+    pub(crate) async fn recent(&self, share: ShareId, source: &Arc<Host>, destination: &Arc<Host>) -> ShareIdentity {
         let known = {
             let mut proven = self.proven.lock().expect("nobody panics with it");
             proven.retain(|_, at| at.elapsed() < PROOF_AGE_MAX);
@@ -63,18 +63,18 @@ impl Proofs {
 
     /// Writes a new file by one host and reads it by the other; then tries QEMU's locks, unless it is known that they
     /// work.
-    pub(crate) async fn prove(&self, share: ShareId, source: &Arc<Host>, destination: &Arc<Host>) -> Sameness {
+    pub(crate) async fn prove(&self, share: ShareId, source: &Arc<Host>, destination: &Arc<Host>) -> ShareIdentity {
         match self.same(share, source, destination).await {
-            Sameness::Proven => self.locks(share, source, destination).await,
+            ShareIdentity::Proven => self.locks(share, source, destination).await,
             not => not,
         }
     }
 
     /// Whether a VM of the source can be handed over to the destination on this share.
-    async fn locks(&self, share: ShareId, source: &Arc<Host>, destination: &Arc<Host>) -> Sameness {
+    async fn locks(&self, share: ShareId, source: &Arc<Host>, destination: &Arc<Host>) -> ShareIdentity {
         let key = key(share, source, destination);
         if self.locks.lock().expect("nobody panics with it").contains(&key) {
-            return Sameness::Proven;
+            return ShareIdentity::Proven;
         }
         let name = Uuid::new_v4().simple().to_string();
         let outcome = hand_over(share, &name, source, destination).await;
@@ -87,20 +87,20 @@ impl Proofs {
                 }
             });
         }
-        if outcome == Sameness::Proven {
+        if outcome == ShareIdentity::Proven {
             self.locks.lock().expect("nobody panics with it").insert(key);
         }
         outcome
     }
 
     /// Writes a new file by one host and reads it by the other.
-    async fn same(&self, share: ShareId, one: &Arc<Host>, other: &Arc<Host>) -> Sameness {
+    async fn same(&self, share: ShareId, one: &Arc<Host>, other: &Arc<Host>) -> ShareIdentity {
         let name = Uuid::new_v4().simple().to_string();
         let token = ShareToken { content: Uuid::new_v4().simple().to_string() };
         if let Err(error) = one.agent.write_token(share, &name, &token).await {
-            return Sameness::NotProven(describe(one.name(), &error));
+            return ShareIdentity::NotProven(describe(one.name(), &error));
         }
-        let sameness = look_for(share, &name, &token, other).await;
+        let identity = look_for(share, &name, &token, other).await;
         // Nobody waits for the removal: it is not part of the proof.
         let one_too = one.clone();
         self.tasks.spawn(async move {
@@ -108,35 +108,35 @@ impl Proofs {
                 tracing::info!(host = one_too.name(), share = %share, error = error.chain(), "A token file was left behind");
             }
         });
-        if sameness == Sameness::Proven {
+        if identity == ShareIdentity::Proven {
             self.proven
                 .lock()
                 .expect("nobody panics with it")
                 .insert(unordered(key(share, one, other)), Instant::now());
         }
-        sameness
+        identity
     }
 }
 
-async fn look_for(share: ShareId, name: &str, token: &ShareToken, host: &Host) -> Sameness {
+async fn look_for(share: ShareId, name: &str, token: &ShareToken, host: &Host) -> ShareIdentity {
     let end = Instant::now() + VISIBLE_WITHIN;
     loop {
         match host.agent.read_token(share, name).await {
-            Ok(read) if read == *token => return Sameness::Proven,
-            Ok(_) => return Sameness::Different,
+            Ok(read) if read == *token => return ShareIdentity::Proven,
+            Ok(_) => return ShareIdentity::Different,
             Err(ClientError::Refused(problem)) if problem.status == 404 => {
                 if Instant::now() >= end {
-                    return Sameness::Different;
+                    return ShareIdentity::Different;
                 }
                 tokio::time::sleep(LOOK_AGAIN).await;
             }
-            Err(error) => return Sameness::NotProven(describe(host.name(), &error)),
+            Err(error) => return ShareIdentity::NotProven(describe(host.name(), &error)),
         }
     }
 }
 
 /// The steps of a hand-over, each by the host whose QEMU does it.
-async fn hand_over(share: ShareId, name: &str, source: &Host, destination: &Host) -> Sameness {
+async fn hand_over(share: ShareId, name: &str, source: &Host, destination: &Host) -> ShareIdentity {
     let steps = [
         (source, LockStep::Hold),
         (destination, LockStep::Open),
@@ -148,18 +148,18 @@ async fn hand_over(share: ShareId, name: &str, source: &Host, destination: &Host
         match host.agent.try_locks(share, name, step).await {
             Ok(()) => {}
             // An agent of an earlier version knows nothing of locks: moves go on as they did with it.
-            Err(ClientError::Refused(problem)) if problem.status == 404 => return Sameness::Proven,
+            Err(ClientError::Refused(problem)) if problem.status == 404 => return ShareIdentity::Proven,
             Err(ClientError::Refused(problem)) => {
                 let locks = problem.findings.iter().find(|finding| finding.id == FindingId::ShareLocks);
                 return match locks {
-                    Some(finding) => Sameness::LocksFail(format!("{} ({})", finding.message, host.name())),
-                    None => Sameness::NotProven(describe(host.name(), &ClientError::Refused(problem))),
+                    Some(finding) => ShareIdentity::LocksFail(format!("{} ({})", finding.message, host.name())),
+                    None => ShareIdentity::NotProven(describe(host.name(), &ClientError::Refused(problem))),
                 };
             }
-            Err(error) => return Sameness::NotProven(describe(host.name(), &error)),
+            Err(error) => return ShareIdentity::NotProven(describe(host.name(), &error)),
         }
     }
-    Sameness::Proven
+    ShareIdentity::Proven
 }
 
 fn key(share: ShareId, source: &Host, destination: &Host) -> Key {

@@ -12,7 +12,7 @@ use ferry_core::{
     id::{HostId, JobId, ShareId, VmId},
     location::Location,
     memory::Need,
-    preflight::{Assessment, LiveFacts, NamedShare, Sameness, assess, reaches, shares_of},
+    preflight::{Assessment, LiveFacts, NamedShare, ShareIdentity, assess, reaches, shares_of},
     units::ByteCount,
     vm::{FileRole, VmFacts, VmState},
 };
@@ -79,7 +79,7 @@ pub(crate) async fn judge_all(
             source: source_seen.side(source),
             destination: there,
             shares: &shares,
-            sameness: &BTreeMap::new(),
+            share_identity: &BTreeMap::new(),
             along: &planned.moves,
             promised: &promised.at(destination.record.id, vm.id),
             overcommit,
@@ -186,14 +186,16 @@ pub(crate) async fn judge(
     planned.extend(used_by_others(&preflight.inventory, facts.id, &along));
     let proofs = shares_of(facts).into_iter().filter(|share| uses(at_source, *share) && uses(at_destination, *share));
     let prove = |share| async move {
-        let sameness = match occasion {
-            Occasion::Request(_) => preflight.proofs.prove(share, source, destination).await,
-            Occasion::OneOfSeveral(_) | Occasion::JobStart => preflight.proofs.recent(share, source, destination).await,
+        let identity = match occasion {
+            Occasion::Request(_) => preflight.identity.prove(share, source, destination).await,
+            Occasion::OneOfSeveral(_) | Occasion::JobStart => {
+                preflight.identity.recent(share, source, destination).await
+            }
         };
-        (share, sameness)
+        (share, identity)
     };
     let same_host = source.record.id == destination.record.id;
-    let sameness: BTreeMap<ShareId, Sameness> =
+    let identity: BTreeMap<ShareId, ShareIdentity> =
         if same_host { BTreeMap::new() } else { join_all(proofs.map(prove)).await.into_iter().collect() };
     let assessed = assess(&LiveFacts {
         vm: facts,
@@ -204,7 +206,7 @@ pub(crate) async fn judge(
         source: at_source.side(source),
         destination: at_destination.side(destination),
         shares: &asked.shares,
-        sameness: &sameness,
+        share_identity: &identity,
         along: &along,
         promised: memory.promised,
         overcommit: memory.overcommit,

@@ -25,13 +25,13 @@ use crate::{
     inventory::{Host, Inventory, Seen},
     store::{Store, StoreError},
 };
-use identity::Proofs;
+use identity::IdentityCheck;
 
 /// What every check asks.
 pub(crate) struct Preflight {
     pub(crate) store: Store,
     pub(crate) inventory: Arc<Inventory>,
-    pub(crate) proofs: Proofs,
+    pub(crate) identity: IdentityCheck,
 }
 
 impl Preflight {

@@ -15,7 +15,7 @@ use ferry_core::{
     finding::{Finding, FindingId, Severity, any_blocks},
     id::{JobId, VmId},
     job::MoveKind,
-    preflight::{Assessment, LiveFacts, Sameness, offline, reaches, shares_of},
+    preflight::{Assessment, LiveFacts, ShareIdentity, offline, reaches, shares_of},
     units::ByteCount,
     vm::{DiskFormat, FileRole, VmFacts, VmState},
 };
@@ -116,9 +116,9 @@ pub(crate) async fn check(
     findings.extend(used_by_others(inventory, &facts, &mut files, destination.name(), decided));
     let proofs =
         shares_of(&facts).into_iter().filter(|share| uses(&at_source, *share) && uses(&at_destination, *share));
-    let prove = |share| async move { (share, preflight.proofs.prove(share, source, destination).await) };
+    let prove = |share| async move { (share, preflight.identity.prove(share, source, destination).await) };
     let same_host = source.record.id == destination.record.id;
-    let sameness: BTreeMap<_, Sameness> =
+    let identity: BTreeMap<_, ShareIdentity> =
         if same_host { BTreeMap::new() } else { join_all(proofs.map(prove)).await.into_iter().collect() };
     findings.extend(offline(&LiveFacts {
         vm: &facts,
@@ -126,7 +126,7 @@ pub(crate) async fn check(
         source: at_source.side(source),
         destination: there,
         shares: &shares,
-        sameness: &sameness,
+        share_identity: &identity,
         along: &along,
         // It takes memory when it is started.
         promised: &[],
