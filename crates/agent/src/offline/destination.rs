@@ -8,7 +8,7 @@ use ferry_core::{
 };
 use ferry_drivers::hypervisor::{
     HypervisorError,
-    rpc::{Bound, definition::check_definition},
+    rpc::definition::{DefinitionPolicy, check_definition},
 };
 use tracing::info;
 
@@ -85,7 +85,7 @@ impl OfflineMoves {
     /// Takes a definition that came, if this host would keep it, and makes the files that are not there yet. Blocks.
     pub(super) fn take_definition(&self, page: &Move, text: String) -> Result<(), AgentError> {
         let Task::Destination { request, roots, .. } = page.journal().task else { return Ok(()) };
-        check_definition(&text, &bound(&request, roots)).map_err(|error| {
+        check_definition(&text, &policy(&request, roots)).map_err(|error| {
             AgentError::Hypervisor(HypervisorError::Definition { vm: request.vm, reason: error.to_string() })
         })?;
         parts::make_all(page, &*self.hypervisor, &self.partials)?;
@@ -123,7 +123,7 @@ impl OfflineMoves {
         let (hypervisor, naming) = (Arc::clone(&self.hypervisor), Arc::clone(&page));
         blocking(move || {
             parts::name_all(&naming)?;
-            Ok(hypervisor.define(&definition, &bound(&request, roots))?)
+            Ok(hypervisor.define(&definition, &policy(&request, roots))?)
         })
         .await?;
         // The VM may come home: a hold of an earlier move away is over.
@@ -136,13 +136,6 @@ impl OfflineMoves {
 }
 
 /// What a definition that comes may ask of this host.
-fn bound(request: &ReceiveOffline, roots: Vec<PathBuf>) -> Bound {
-    Bound {
-        vm: request.vm,
-        name: request.vm_name.clone(),
-        roots,
-        memory_socket: PathBuf::new(),
-        disk_socket: PathBuf::new(),
-        disks: Vec::new(),
-    }
+fn policy(request: &ReceiveOffline, roots: Vec<PathBuf>) -> DefinitionPolicy {
+    DefinitionPolicy { vm: request.vm, name: request.vm_name.clone(), roots }
 }

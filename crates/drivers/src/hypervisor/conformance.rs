@@ -24,21 +24,14 @@ pub use self::{
     carriers::{Carriers, Mishap},
     site::{POOL, Side, Site},
 };
-use super::{DomainEvent, HypervisorError, rpc::Bound};
+use super::{DomainEvent, HypervisorError, rpc::definition::DefinitionPolicy};
 
 /// The definition of a VM that is shut off, as another host takes it.
 fn a_definition_goes_to_another_host(site: &Site<'_>) {
     let (here, there) = (site.source.hypervisor, site.destination.hypervisor);
     let vm = (site.define)(Role::Source, "ferry-offline");
     let paths = [site.folder.clone()];
-    let bound = Bound {
-        vm,
-        name: "ferry-offline".to_owned(),
-        roots: vec![site.folder.1.clone()],
-        memory_socket: PathBuf::new(),
-        disk_socket: PathBuf::new(),
-        disks: Vec::new(),
-    };
+    let policy = DefinitionPolicy { vm, name: "ferry-offline".to_owned(), roots: vec![site.folder.1.clone()] };
     let elsewhere = [(PathBuf::from("/nowhere"), PathBuf::from("/nowhere"))];
     let refused = here.definition(vm, &elsewhere);
     assert!(matches!(refused, Err(HypervisorError::Definition { .. })), "{refused:?}");
@@ -48,16 +41,16 @@ fn a_definition_goes_to_another_host(site: &Site<'_>) {
     here.destroy(vm).expect("ended");
     let definition = here.definition(vm, &paths).expect("it is shut off");
     for wrong in [
-        Bound { vm: VmId(Uuid::new_v4()), ..bound.clone() },
-        Bound { name: "other".to_owned(), ..bound.clone() },
-        Bound { roots: vec![PathBuf::from("/nowhere")], ..bound.clone() },
+        DefinitionPolicy { vm: VmId(Uuid::new_v4()), ..policy.clone() },
+        DefinitionPolicy { name: "other".to_owned(), ..policy.clone() },
+        DefinitionPolicy { roots: vec![PathBuf::from("/nowhere")], ..policy.clone() },
     ] {
         let refused = there.define(&definition, &wrong);
         assert!(matches!(refused, Err(HypervisorError::Definition { .. })), "{refused:?}");
     }
     assert!(there.vm(vm).expect("reachable").is_none());
-    there.define(&definition, &bound).expect("defined");
-    there.define(&definition, &bound).expect("defined again");
+    there.define(&definition, &policy).expect("defined");
+    there.define(&definition, &policy).expect("defined again");
     let (old, new) = [here, there].map(|host| host.vm(vm).expect("reachable").expect("defined")).into();
     assert_eq!((&new.name, new.state, new.persistent), (&old.name, VmState::ShutOff, true));
     assert_eq!((new.memory, new.vcpus), (old.memory, old.vcpus));

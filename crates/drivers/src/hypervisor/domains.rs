@@ -4,7 +4,7 @@ use std::{collections::BTreeSet, path::PathBuf};
 
 use ferry_core::{api::agent::Role, id::VmId, migration::Presence, vm::VmFacts};
 
-use super::{HypervisorError, rpc::Bound};
+use super::{HypervisorError, rpc::definition::DefinitionPolicy};
 
 /// What happened to a VM.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -69,12 +69,12 @@ pub trait Domains: Send + Sync + 'static {
     /// [`HypervisorError::NoVm`], [`HypervisorError::Failed`].
     fn kept_definition(&self, vm: VmId) -> Result<String, HypervisorError>;
 
-    /// Keeps a definition that came from another host, once it was seen to be one of the VM that `bound` tells, with no
+    /// Keeps a definition that came from another host, once it was seen to be one of the VM that `policy` tells, with no
     /// path outside of its roots. May be repeated.
     ///
     /// # Errors
     /// [`HypervisorError::Definition`] if it is not; [`HypervisorError::Failed`], also if another VM has its name.
-    fn define(&self, definition: &str, bound: &Bound) -> Result<(), HypervisorError>;
+    fn define(&self, definition: &str, policy: &DefinitionPolicy) -> Result<(), HypervisorError>;
 
     /// Removes a VM's definition; its NVRAM file stays. Ok if there is none.
     ///

@@ -22,7 +22,7 @@ use std::path::PathBuf;
 use ferry_core::id::VmId;
 use thiserror::Error;
 
-use definition::{DefinitionError, check_cookie, check_definition};
+use definition::{DefinitionError, DefinitionPolicy, check_cookie, check_definition};
 use message::{
     AUTH_LIST, CLOSE, FINISH, Header, KEEPALIVE_PROGRAM, Kind, LengthError, Message, OPEN, PREPARE, PROGRAM_VERSION,
     REGISTER_CLOSE_CALLBACK, REMOTE_PROGRAM, STATUS_OK, SUPPORTS_FEATURE, Splitter, UNREGISTER_CLOSE_CALLBACK,
@@ -56,15 +56,11 @@ const FLAGS_ALLOWED: u32 =
 /// With disks that move along.
 const FLAGS_OF_DISKS: u32 = FLAG_NON_SHARED_DISK | FLAG_SYNCHRONOUS_WRITES;
 
-/// What a gate is bound to: what one session may do to this host's libvirt.
+/// What one session may do to this host's libvirt.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Bound {
-    /// The VM.
-    pub vm: VmId,
-    /// Its name.
-    pub name: String,
-    /// Every file of the VM must lie below one of these. Absolute, without `..`.
-    pub roots: Vec<PathBuf>,
+pub struct GatePolicy {
+    /// Of which VM the calls are, and what its definition may use.
+    pub definition: DefinitionPolicy,
     /// Where QEMU shall listen: libvirtd lets QEMU unlink and bind that path.
     pub memory_socket: PathBuf,
     /// Where QEMU shall listen for disks that move along.
@@ -158,15 +154,15 @@ enum Turn {
 /// Passes the calls of one move of one VM to this host's libvirt, and nothing else.
 #[derive(Debug)]
 pub struct Gate {
-    bound: Bound,
+    policy: GatePolicy,
     turn: Turn,
     calls: Splitter,
 }
 
 impl Gate {
     /// A gate for one connection.
-    pub fn new(bound: Bound) -> Self {
-        Self { bound, turn: Turn::Opening, calls: Splitter::default() }
+    pub fn new(policy: GatePolicy) -> Self {
+        Self { policy, turn: Turn::Opening, calls: Splitter::default() }
     }
 
     /// Takes `bytes` from the source's libvirtd and appends the messages that may go to this host's libvirt to `out`.
@@ -180,9 +176,9 @@ impl Gate {
         if self.turn == Turn::Lost {
             return Err(Refusal { procedure: 0, reason: RefusalReason::Closed, reply: Vec::new() });
         }
-        let Self { bound, turn, calls } = self;
+        let Self { policy, turn, calls } = self;
         let result = calls.push::<Refusal>(bytes, |message| {
-            admit(message, bound, turn).map_err(|reason| refusal(message.header, reason))?;
+            admit(message, policy, turn).map_err(|reason| refusal(message.header, reason))?;
             out.extend_from_slice(message.bytes);
             Ok(())
         });
@@ -320,7 +316,7 @@ fn name(procedure: u32) -> &'static str {
 }
 
 /// Decides whether a message from the source may pass, and notes how far the move is then.
-fn admit(message: Message<'_>, bound: &Bound, turn: &mut Turn) -> Result<(), RefusalReason> {
+fn admit(message: Message<'_>, policy: &GatePolicy, turn: &mut Turn) -> Result<(), RefusalReason> {
     let Header { program, version, procedure, kind, .. } = message.header;
     match (program, version, kind) {
         (KEEPALIVE_PROGRAM, PROGRAM_VERSION, Kind::Message) if message.body.is_empty() => return Ok(()),
@@ -335,12 +331,12 @@ fn admit(message: Message<'_>, bound: &Bound, turn: &mut Turn) -> Result<(), Ref
         SUPPORTS_FEATURE | AUTH_LIST | REGISTER_CLOSE_CALLBACK => Ok(()),
         OPEN => check_open(message.body),
         PREPARE if *turn == Turn::Opening => {
-            check_prepare(&PrepareCall::parse(message.body)?, bound)?;
+            check_prepare(&PrepareCall::parse(message.body)?, policy)?;
             *turn = Turn::Prepared;
             Ok(())
         }
         FINISH if *turn == Turn::Prepared => {
-            check_finish(&FinishCall::parse(message.body)?, bound)?;
+            check_finish(&FinishCall::parse(message.body)?, policy)?;
             *turn = Turn::Finished;
             Ok(())
         }
@@ -435,9 +431,9 @@ pub fn text_parameter<'a>(parameters: &'a [TypedParameter], field: &str) -> Opti
     })
 }
 
-fn check_prepare(call: &PrepareCall, bound: &Bound) -> Result<(), RefusalReason> {
-    check_flags(call.flags, bound)?;
-    check_parameters(&call.parameters, bound)?;
+fn check_prepare(call: &PrepareCall, policy: &GatePolicy) -> Result<(), RefusalReason> {
+    check_flags(call.flags, policy)?;
+    check_parameters(&call.parameters, policy)?;
     for field in ["destination_xml", "migrate_uri"] {
         if text_parameter(&call.parameters, field).is_none() {
             return Err(RefusalReason::Parameter { field: field.to_owned(), found: String::new() });
@@ -451,26 +447,26 @@ fn check_prepare(call: &PrepareCall, bound: &Bound) -> Result<(), RefusalReason>
             };
             call.parameters.iter().any(is_it)
         };
-        let missing = bound.disks.iter().find(|device| !named(device));
+        let missing = policy.disks.iter().find(|device| !named(device));
         if missing.is_some() || text_parameter(&call.parameters, "disks_uri").is_none() {
             return Err(RefusalReason::Parameter { field: "migrate_disks".to_owned(), found: String::new() });
         }
     }
-    Ok(check_cookie(&call.cookie, bound)?)
+    Ok(check_cookie(&call.cookie, &policy.definition)?)
 }
 
-fn check_finish(call: &FinishCall, bound: &Bound) -> Result<(), RefusalReason> {
-    check_flags(call.flags, bound)?;
-    check_parameters(&call.parameters, bound)?;
+fn check_finish(call: &FinishCall, policy: &GatePolicy) -> Result<(), RefusalReason> {
+    check_flags(call.flags, policy)?;
+    check_parameters(&call.parameters, policy)?;
     if text_parameter(&call.parameters, "destination_name").is_none() {
         return Err(RefusalReason::Parameter { field: "destination_name".to_owned(), found: String::new() });
     }
-    Ok(check_cookie(&call.cookie, bound)?)
+    Ok(check_cookie(&call.cookie, &policy.definition)?)
 }
 
 /// PAUSED in both calls: without it in Finish, libvirt would run the copy by itself.
-fn check_flags(found: u32, bound: &Bound) -> Result<(), RefusalReason> {
-    let (needed, allowed) = match bound.disks.is_empty() {
+fn check_flags(found: u32, policy: &GatePolicy) -> Result<(), RefusalReason> {
+    let (needed, allowed) = match policy.disks.is_empty() {
         true => (FLAGS_NEEDED, FLAGS_ALLOWED),
         false => (FLAGS_NEEDED | FLAG_NON_SHARED_DISK, FLAGS_ALLOWED | FLAGS_OF_DISKS),
     };
@@ -480,7 +476,7 @@ fn check_flags(found: u32, bound: &Bound) -> Result<(), RefusalReason> {
     Err(RefusalReason::Flags { found, needed, allowed })
 }
 
-fn check_parameters(parameters: &[TypedParameter], bound: &Bound) -> Result<(), RefusalReason> {
+fn check_parameters(parameters: &[TypedParameter], policy: &GatePolicy) -> Result<(), RefusalReason> {
     for (index, parameter) in parameters.iter().enumerate() {
         // A list is a field that is repeated with other values.
         let repeated = parameters[..index].iter().any(|earlier| {
@@ -488,16 +484,16 @@ fn check_parameters(parameters: &[TypedParameter], bound: &Bound) -> Result<(), 
         });
         let allowed = !repeated
             && match (parameter.field.as_str(), &parameter.value) {
-                ("destination_name", TypedValue::Text(name)) => *name == bound.name,
+                ("destination_name", TypedValue::Text(name)) => *name == policy.definition.name,
                 ("migrate_uri", TypedValue::Text(uri)) => {
-                    uri.strip_prefix("unix://").is_some_and(|path| bound.memory_socket.as_os_str() == path)
+                    uri.strip_prefix("unix://").is_some_and(|path| policy.memory_socket.as_os_str() == path)
                 }
-                ("disks_uri", TypedValue::Text(uri)) if !bound.disks.is_empty() => {
-                    uri.strip_prefix("unix://").is_some_and(|path| bound.disk_socket.as_os_str() == path)
+                ("disks_uri", TypedValue::Text(uri)) if !policy.disks.is_empty() => {
+                    uri.strip_prefix("unix://").is_some_and(|path| policy.disk_socket.as_os_str() == path)
                 }
-                ("migrate_disks", TypedValue::Text(device)) => bound.disks.contains(device),
+                ("migrate_disks", TypedValue::Text(device)) => policy.disks.contains(device),
                 ("destination_xml" | "persistent_xml", TypedValue::Text(xml)) => {
-                    check_definition(xml, bound)?;
+                    check_definition(xml, &policy.definition)?;
                     true
                 }
                 ("bandwidth" | "bandwidth.avail.switchover", TypedValue::Ulong(_)) => true,
@@ -518,16 +514,14 @@ fn check_parameters(parameters: &[TypedParameter], bound: &Bound) -> Result<(), 
 
 /// Feeds `bytes` to every parser of this module, whole and cut: for fuzzing. Panics if a cut changes what passes.
 pub fn fuzz(bytes: &[u8]) {
-    let bound = Bound {
-        vm: VmId(uuid::Uuid::nil()),
-        name: "fuzz".into(),
-        roots: vec!["/srv".into()],
+    let policy = GatePolicy {
+        definition: DefinitionPolicy { vm: VmId(uuid::Uuid::nil()), name: "fuzz".into(), roots: vec!["/srv".into()] },
         memory_socket: "/run/memory.sock".into(),
         disk_socket: "/run/disks.sock".into(),
         disks: vec!["vda".into()],
     };
     let pass = |pieces: &[&[u8]]| {
-        let (mut gate, mut passed) = (Gate::new(bound.clone()), Vec::new());
+        let (mut gate, mut passed) = (Gate::new(policy.clone()), Vec::new());
         let mut verdicts = Vec::new();
         for piece in pieces {
             let mut verdict = gate.pass(piece, &mut passed);
@@ -548,7 +542,7 @@ pub fn fuzz(bytes: &[u8]) {
     let (verdict, passed, ..) = pass(&[head, tail]);
     assert_eq!((&whole.0, &whole.1), (&verdict, &passed), "a cut of the stream changed what passes");
     assert!(whole.1.len() <= bytes.len() && bytes.starts_with(&whole.4), "bytes were invented");
-    let _ = check_cookie(bytes, &bound);
+    let _ = check_cookie(bytes, &policy.definition);
 }
 
 #[cfg(test)]

@@ -20,7 +20,7 @@ use ferry_core::id::VmId;
 use super::site::{DEADLINE, Side, Site};
 use crate::hypervisor::{
     DISK_SOCKET, DiskAlong, MEMORY_SOCKET, RPC_SOCKET,
-    rpc::{Bound, Gate, Tap},
+    rpc::{Gate, GatePolicy, Tap, definition::DefinitionPolicy},
 };
 
 /// What goes wrong on the way.
@@ -75,10 +75,8 @@ impl Carriers {
         let (memory_socket, disk_socket) = (socket_dir.join(MEMORY_SOCKET), socket_dir.join(DISK_SOCKET));
         let there = &site.destination;
         let at_source = |name| (site.source.see)(&socket_dir.join(name));
-        let bound = Bound {
-            vm,
-            name: name.to_owned(),
-            roots: vec![site.folder.1.clone()],
+        let policy = GatePolicy {
+            definition: DefinitionPolicy { vm, name: name.to_owned(), roots: vec![site.folder.1.clone()] },
             memory_socket: memory_socket.clone(),
             disk_socket: disk_socket.clone(),
             disks: disks.iter().map(|disk| disk.device.clone()).collect(),
@@ -89,7 +87,7 @@ impl Carriers {
             memory: (at_source(MEMORY_SOCKET), (there.see)(&there.hypervisor.reach(&memory_socket))),
             disks: (at_source(DISK_SOCKET), (there.see)(&there.hypervisor.reach(&disk_socket))),
             folders: [folder(&site.source), folder(there)],
-            gate: Mutex::new(Gate::new(bound)),
+            gate: Mutex::new(Gate::new(policy)),
             tap: Mutex::default(),
             closing: AtomicBool::new(false),
             rpc_began: AtomicBool::new(false),

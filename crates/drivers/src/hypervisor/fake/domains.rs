@@ -22,7 +22,7 @@ use super::{
 use crate::hypervisor::{
     DomainEvent, Domains, EventSink, HostInfo, HypervisorError, HypervisorHost, Sockets, files_below, has_a_place,
     images_to_ask,
-    rpc::{Bound, definition::check_definition},
+    rpc::definition::{DefinitionPolicy, check_definition},
     xml::{
         edit::{Form, translate},
         facts::parse,
@@ -119,19 +119,19 @@ impl Domains for FakeHypervisor {
         Ok(state.text(&xml))
     }
 
-    fn define(&self, definition: &str, bound: &Bound) -> Result<(), HypervisorError> {
-        let what = || format!("Could not define VM {}", bound.name);
+    fn define(&self, definition: &str, policy: &DefinitionPolicy) -> Result<(), HypervisorError> {
+        let what = || format!("Could not define VM {}", policy.name);
         let mut state = self.host.call(Point::Define, what)?;
-        let bad = |reason: String| HypervisorError::Definition { vm: bound.vm, reason };
-        check_definition(definition, bound).map_err(|error| bad(error.to_string()))?;
+        let bad = |reason: String| HypervisorError::Definition { vm: policy.vm, reason };
+        check_definition(definition, policy).map_err(|error| bad(error.to_string()))?;
         let facts = VmFacts { persistent: true, ..parse(definition)? };
         if state.vms.values().any(|other| other.facts.name == facts.name && other.facts.id != facts.id) {
             return failed(what(), "domain already exists with another UUID");
         }
         let guest = FakeGuest { facts: facts.clone(), ..FakeGuest::new(&facts.name, &[]) };
-        state.vms.insert(bound.vm, Vm::off(guest));
+        state.vms.insert(policy.vm, Vm::off(guest));
         drop(state);
-        self.host.notify(DomainEvent::Changed(bound.vm));
+        self.host.notify(DomainEvent::Changed(policy.vm));
         Ok(())
     }
 

@@ -16,7 +16,7 @@ use super::{
 };
 use crate::hypervisor::{
     DomainEvent, Domains, EventSink, HypervisorError, files_below, has_a_place, images_to_ask,
-    rpc::{Bound, definition::check_definition},
+    rpc::definition::{DefinitionPolicy, check_definition},
     xml::edit::{Form, translate},
 };
 
@@ -113,11 +113,11 @@ impl Domains for Libvirt {
         self.text(&self.need(vm)?, ffi::Xml::Public, &what)
     }
 
-    fn define(&self, definition: &str, bound: &Bound) -> Result<(), HypervisorError> {
-        let bad = |reason: String| HypervisorError::Definition { vm: bound.vm, reason };
-        check_definition(definition, bound).map_err(|error| bad(error.to_string()))?;
+    fn define(&self, definition: &str, policy: &DefinitionPolicy) -> Result<(), HypervisorError> {
+        let bad = |reason: String| HypervisorError::Definition { vm: policy.vm, reason };
+        check_definition(definition, policy).map_err(|error| bad(error.to_string()))?;
         let defined = self.live()?.connection.define(definition);
-        defined.map(drop).map_err(failed(format!("Could not define VM {}", bound.name)))
+        defined.map(drop).map_err(failed(format!("Could not define VM {}", policy.name)))
     }
 
     fn undefine(&self, vm: VmId) -> Result<(), HypervisorError> {

@@ -5,14 +5,12 @@
 //! it. The rule is default-deny: whatever looks like a path must lie below the VM's roots, with the few exceptions
 //! below. The XML must mean the same to libvirt's parser and to ours: no DTD, no declared encoding, no namespaces.
 
-use std::path::{Component, Path};
+use std::path::{Component, Path, PathBuf};
 
 use ferry_core::id::VmId;
 use roxmltree::{Document, Node};
 use thiserror::Error;
 use uuid::Uuid;
-
-use super::Bound;
 
 /// Where firmware lies: read by QEMU, or copied into new UEFI variables by libvirtd.
 const FIRMWARE_ROOTS: [&str; 2] = ["/usr/share", "/usr/lib"];
@@ -81,24 +79,35 @@ pub enum DefinitionError {
     },
 }
 
+/// What a definition that comes from another host may be of, and use.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DefinitionPolicy {
+    /// The VM.
+    pub vm: VmId,
+    /// Its name.
+    pub name: String,
+    /// Every file of the VM must lie below one of these. Absolute, without `..`.
+    pub roots: Vec<PathBuf>,
+}
+
 /// Checks a definition against the session it came through.
 ///
 /// # Errors
 /// The first thing that is wrong with it.
-pub fn check_definition(xml: &str, bound: &Bound) -> Result<(), DefinitionError> {
+pub fn check_definition(xml: &str, policy: &DefinitionPolicy) -> Result<(), DefinitionError> {
     let document = parse(xml)?;
     let root = document.root_element();
     if root.tag_name().name() != "domain" {
         return Err(DefinitionError::Root { expected: "domain", found: root.tag_name().name().to_owned() });
     }
-    check_domain(root, bound)
+    check_domain(root, policy)
 }
 
 /// Checks a migration cookie: its VM, and the definition that it carries for a VM that shall stay defined.
 ///
 /// # Errors
 /// The first thing that is wrong with it.
-pub fn check_cookie(cookie: &[u8], bound: &Bound) -> Result<(), DefinitionError> {
+pub fn check_cookie(cookie: &[u8], policy: &DefinitionPolicy) -> Result<(), DefinitionError> {
     let text = cookie.strip_suffix(b"\0").unwrap_or(cookie);
     if text.is_empty() {
         return Ok(());
@@ -109,11 +118,11 @@ pub fn check_cookie(cookie: &[u8], bound: &Bound) -> Result<(), DefinitionError>
     if root.tag_name().name() != "qemu-migration" {
         return Err(DefinitionError::Root { expected: "migration cookie", found: root.tag_name().name().to_owned() });
     }
-    check_identity(root, bound)?;
+    check_identity(root, policy)?;
     document
         .descendants()
         .filter(|node| node.is_element() && node.tag_name().name() == "domain")
-        .try_for_each(|domain| check_domain(domain, bound))
+        .try_for_each(|domain| check_domain(domain, policy))
 }
 
 fn parse(xml: &str) -> Result<Document<'_>, DefinitionError> {
@@ -123,33 +132,37 @@ fn parse(xml: &str) -> Result<Document<'_>, DefinitionError> {
     Document::parse(xml).map_err(DefinitionError::Xml)
 }
 
-fn check_domain(domain: Node<'_, '_>, bound: &Bound) -> Result<(), DefinitionError> {
-    check_identity(domain, bound)?;
+fn check_domain(domain: Node<'_, '_>, policy: &DefinitionPolicy) -> Result<(), DefinitionError> {
+    check_identity(domain, policy)?;
     for child in domain.children().filter(Node::is_element) {
         match child.tag_name().name() {
             // Notes of management programs, kept and never interpreted by libvirt.
             "metadata" | "description" | "title" => {}
             "seclabel" => check_domain_label(child)?,
-            _ => child.descendants().filter(Node::is_element).try_for_each(|element| check_element(element, bound))?,
+            _ => child.descendants().filter(Node::is_element).try_for_each(|element| check_element(element, policy))?,
         }
     }
     check_namespace(domain)
 }
 
 /// The one `name` and the one `uuid` below `node` are the session's.
-fn check_identity(node: Node<'_, '_>, bound: &Bound) -> Result<(), DefinitionError> {
+fn check_identity(node: Node<'_, '_>, policy: &DefinitionPolicy) -> Result<(), DefinitionError> {
     let only = |field: &str| {
         let mut found = node.children().filter(|child| child.is_element() && child.tag_name().name() == field);
         let text = found.next().and_then(|child| child.text()).unwrap_or_default();
         if found.next().is_some() { "" } else { text }
     };
     let name = only("name");
-    if name != bound.name {
-        return Err(DefinitionError::OtherVm { field: "name", expected: bound.name.clone(), found: name.to_owned() });
+    if name != policy.name {
+        return Err(DefinitionError::OtherVm { field: "name", expected: policy.name.clone(), found: name.to_owned() });
     }
     let uuid = only("uuid");
-    if Uuid::parse_str(uuid.trim()).map(VmId) != Ok(bound.vm) {
-        return Err(DefinitionError::OtherVm { field: "uuid", expected: bound.vm.to_string(), found: uuid.to_owned() });
+    if Uuid::parse_str(uuid.trim()).map(VmId) != Ok(policy.vm) {
+        return Err(DefinitionError::OtherVm {
+            field: "uuid",
+            expected: policy.vm.to_string(),
+            found: uuid.to_owned(),
+        });
     }
     Ok(())
 }
@@ -176,7 +189,7 @@ fn check_namespace(element: Node<'_, '_>) -> Result<(), DefinitionError> {
     Ok(())
 }
 
-fn check_element(element: Node<'_, '_>, bound: &Bound) -> Result<(), DefinitionError> {
+fn check_element(element: Node<'_, '_>, policy: &DefinitionPolicy) -> Result<(), DefinitionError> {
     check_namespace(element)?;
     let name = element.tag_name().name();
     if REFUSED_ELEMENTS.contains(&name) {
@@ -193,7 +206,7 @@ fn check_element(element: Node<'_, '_>, bound: &Bound) -> Result<(), DefinitionE
     for attribute in element.attributes() {
         // A disk of type file ignores `dev`, so only what looks like a path matters there.
         let is_path = PATH_ATTRIBUTES.contains(&attribute.name()) || attribute.value().starts_with('/');
-        if is_path && !may_use(element, attribute.name(), attribute.value(), bound) {
+        if is_path && !may_use(element, attribute.name(), attribute.value(), policy) {
             return Err(DefinitionError::Path {
                 element: format!("{name}@{}", attribute.name()),
                 path: attribute.value().to_owned(),
@@ -203,7 +216,7 @@ fn check_element(element: Node<'_, '_>, bound: &Bound) -> Result<(), DefinitionE
     for text in element.children().filter(Node::is_text).filter_map(|node| node.text()) {
         let text = text.trim();
         let is_path = PATH_ELEMENTS.contains(&name) && !text.is_empty() || text.starts_with('/');
-        if is_path && !FREE_TEXT_ELEMENTS.contains(&name) && !may_use(element, "", text, bound) {
+        if is_path && !FREE_TEXT_ELEMENTS.contains(&name) && !may_use(element, "", text, policy) {
             return Err(DefinitionError::Path { element: name.to_owned(), path: text.to_owned() });
         }
     }
@@ -211,14 +224,14 @@ fn check_element(element: Node<'_, '_>, bound: &Bound) -> Result<(), DefinitionE
 }
 
 /// Whether `element` may name `path`, in its attribute `attribute` or (if that is empty) in its text.
-fn may_use(element: Node<'_, '_>, attribute: &str, path: &str, bound: &Bound) -> bool {
+fn may_use(element: Node<'_, '_>, attribute: &str, path: &str, policy: &DefinitionPolicy) -> bool {
     let file = Path::new(path);
     let plain = file.is_absolute() && !file.components().any(|part| part == Component::ParentDir);
     if !plain {
         return false;
     }
     let below = |roots: &[&str]| roots.iter().any(|root| file.starts_with(root));
-    let below_roots = bound.roots.iter().any(|root| file.starts_with(root));
+    let below_roots = policy.roots.iter().any(|root| file.starts_with(root));
     match (element.tag_name().name(), attribute) {
         ("emulator", _) => {
             let named = file.file_name().and_then(|name| name.to_str()).unwrap_or_default();
@@ -241,15 +254,8 @@ mod tests {
 
     const VM: &str = "5b6b6d0e-35a4-4c5d-9f1b-0d5a3c1d2e3f";
 
-    fn bound() -> Bound {
-        Bound {
-            vm: VM.parse().expect("a UUID"),
-            name: "web01".into(),
-            roots: vec!["/srv/ferry/vms".into()],
-            memory_socket: "/run/ferry/s/memory.sock".into(),
-            disk_socket: "/run/ferry/s/disks.sock".into(),
-            disks: Vec::new(),
-        }
+    fn policy() -> DefinitionPolicy {
+        DefinitionPolicy { vm: VM.parse().expect("a UUID"), name: "web01".into(), roots: vec!["/srv/ferry/vms".into()] }
     }
 
     fn definition(devices: &str) -> String {
@@ -274,7 +280,7 @@ mod tests {
 
     #[test]
     fn an_ordinary_definition_passes() {
-        assert_eq!(check_definition(&definition(""), &bound()), Ok(()));
+        assert_eq!(check_definition(&definition(""), &policy()), Ok(()));
     }
 
     #[test]
@@ -286,7 +292,7 @@ mod tests {
             (VM, "5b6b6d0e-35a4-4c5d-9f1b-0d5a3c1d2e30"),
             ("<uuid>", "<uuid/><uuid>"),
         ] {
-            let result = check_definition(&text.replacen(from, to, 1), &bound());
+            let result = check_definition(&text.replacen(from, to, 1), &policy());
             assert!(matches!(result, Err(DefinitionError::OtherVm { .. })), "{to}: {result:?}");
         }
     }
@@ -297,7 +303,7 @@ mod tests {
             ["/etc/shadow", "/srv/ferry/vms/../../../etc/shadow", "etc/shadow", "/srv/ferry/vms2/x", "", "/srv/ferry"]
         {
             let devices = format!("<disk type='file'><source file='{path}'/></disk>");
-            let result = check_definition(&definition(&devices), &bound());
+            let result = check_definition(&definition(&devices), &policy());
             assert!(matches!(result, Err(DefinitionError::Path { .. })), "{path}: {result:?}");
         }
         for devices in [
@@ -314,7 +320,7 @@ mod tests {
             "<rng><backend model='random'>/dev/sda</backend></rng>",
             "<memory model='nvdimm'><source><path>/dev/sda</path></source></memory>",
         ] {
-            let result = check_definition(&definition(devices), &bound());
+            let result = check_definition(&definition(devices), &policy());
             assert!(matches!(result, Err(DefinitionError::Path { .. })), "{devices}: {result:?}");
         }
     }
@@ -331,7 +337,7 @@ mod tests {
             "<disk type='network'><source protocol='nbd' name='x'/></disk>",
             "<q:commandline xmlns:q='http://libvirt.org/schemas/domain/qemu/1.0'><q:arg value='-x'/></q:commandline>",
         ] {
-            let result = check_definition(&definition(devices), &bound());
+            let result = check_definition(&definition(devices), &policy());
             assert!(matches!(result, Err(DefinitionError::Content { .. })), "{devices}: {result:?}");
         }
         for label in [
@@ -340,7 +346,7 @@ mod tests {
             "<seclabel type='dynamic' model='selinux'><baselabel>x</baselabel></seclabel>",
         ] {
             let text = definition("").replace("</domain>", &format!("{label}</domain>"));
-            let result = check_definition(&text, &bound());
+            let result = check_definition(&text, &policy());
             assert!(matches!(result, Err(DefinitionError::Content { .. })), "{label}: {result:?}");
         }
     }
@@ -349,13 +355,13 @@ mod tests {
     fn xml_that_two_parsers_may_read_differently_is_refused() {
         let text = definition("");
         for prefix in ["<?xml version='1.0' encoding='UTF-7'?>", " <?xml version='1.0'?>"] {
-            let result = check_definition(&format!("{prefix}{text}"), &bound());
+            let result = check_definition(&format!("{prefix}{text}"), &policy());
             assert_eq!(result, Err(DefinitionError::Encoding), "{prefix}");
         }
         let entity = format!("<!DOCTYPE d [<!ENTITY n 'x'>]>{text}");
-        assert!(matches!(check_definition(&entity, &bound()), Err(DefinitionError::Xml(_))));
+        assert!(matches!(check_definition(&entity, &policy()), Err(DefinitionError::Xml(_))));
         let namespaced = text.replace("<domain ", "<domain xmlns='urn:x' ");
-        assert!(check_definition(&namespaced, &bound()).is_err());
+        assert!(check_definition(&namespaced, &policy()).is_err());
     }
 
     #[test]
@@ -365,14 +371,14 @@ mod tests {
                 "<qemu-migration><name>web01</name><uuid>{VM}</uuid><hostname>kvm1</hostname>{domain}</qemu-migration>\0"
             )
         };
-        assert_eq!(check_cookie(b"", &bound()), Ok(()));
-        assert_eq!(check_cookie(cookie("").as_bytes(), &bound()), Ok(()));
-        assert_eq!(check_cookie(cookie(&definition("")).as_bytes(), &bound()), Ok(()));
+        assert_eq!(check_cookie(b"", &policy()), Ok(()));
+        assert_eq!(check_cookie(cookie("").as_bytes(), &policy()), Ok(()));
+        assert_eq!(check_cookie(cookie(&definition("")).as_bytes(), &policy()), Ok(()));
         let evil = definition("<disk type='file'><source file='/etc/shadow'/></disk>");
-        assert!(matches!(check_cookie(cookie(&evil).as_bytes(), &bound()), Err(DefinitionError::Path { .. })));
+        assert!(matches!(check_cookie(cookie(&evil).as_bytes(), &policy()), Err(DefinitionError::Path { .. })));
         let other = cookie("").replace("web01", "web02");
-        assert!(matches!(check_cookie(other.as_bytes(), &bound()), Err(DefinitionError::OtherVm { .. })));
-        assert!(check_cookie(b"<domain/>", &bound()).is_err());
-        assert!(check_cookie(b"\xff", &bound()).is_err());
+        assert!(matches!(check_cookie(other.as_bytes(), &policy()), Err(DefinitionError::OtherVm { .. })));
+        assert!(check_cookie(b"<domain/>", &policy()).is_err());
+        assert!(check_cookie(b"\xff", &policy()).is_err());
     }
 }

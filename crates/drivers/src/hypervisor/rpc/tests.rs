@@ -7,11 +7,13 @@ const GOOD_FILE: &str = "/srv/ferry/vms/web01/disk.raw";
 const MEMORY: &str = "/run/ferry/m/1/memory.sock";
 const DISKS: &str = "/run/ferry/m/1/disks.sock";
 
-fn bound() -> Bound {
-    Bound {
-        vm: UUID.parse().expect("a UUID"),
-        name: "web01".into(),
-        roots: vec!["/srv/ferry/vms".into()],
+fn policy() -> GatePolicy {
+    GatePolicy {
+        definition: DefinitionPolicy {
+            vm: UUID.parse().expect("a UUID"),
+            name: "web01".into(),
+            roots: vec!["/srv/ferry/vms".into()],
+        },
         memory_socket: MEMORY.into(),
         disk_socket: DISKS.into(),
         disks: Vec::new(),
@@ -102,7 +104,7 @@ fn a_whole_move() -> Vec<u8> {
 
 /// The reason why the gate refuses the last of `calls`, the others being let through.
 fn refused(calls: &[Vec<u8>]) -> RefusalReason {
-    let (mut gate, mut out) = (Gate::new(bound()), Vec::new());
+    let (mut gate, mut out) = (Gate::new(policy()), Vec::new());
     let refusal = gate.pass(&calls.concat(), &mut out).expect_err("a refusal");
     let before: usize = calls[..calls.len() - 1].iter().map(Vec::len).sum();
     assert_eq!(out.len(), before, "only the calls before it pass: {refusal}");
@@ -113,7 +115,7 @@ fn refused(calls: &[Vec<u8>]) -> RefusalReason {
 fn what_a_move_needs_passes_unchanged_in_any_pieces() {
     let stream = a_whole_move();
     for size in [1, 3, 28, 1000, stream.len()] {
-        let (mut gate, mut out) = (Gate::new(bound()), Vec::new());
+        let (mut gate, mut out) = (Gate::new(policy()), Vec::new());
         for piece in stream.chunks(size) {
             gate.pass(piece, &mut out).expect("allowed");
         }
@@ -197,7 +199,7 @@ fn a_finish_that_is_not_this_moves_is_refused() {
 
 #[test]
 fn disks_move_along_only_where_the_session_says_which() {
-    let with_disks = Bound { disks: vec!["vda".into(), "vdb".into()], ..bound() };
+    let with_disks = GatePolicy { disks: vec!["vda".into(), "vdb".into()], ..policy() };
     let text = |field: &str, value: &str| TypedParameter::text(field, value);
     let good = || {
         let mut call = good_prepare();
@@ -209,13 +211,13 @@ fn disks_move_along_only_where_the_session_says_which() {
         ]);
         call
     };
-    let admitted = |bound: &Bound, prepare: &PrepareCall| {
+    let admitted = |policy: &GatePolicy, prepare: &PrepareCall| {
         let mut out = Vec::new();
         let calls = [open("qemu:///system"), call(PREPARE, &prepare.body())].concat();
-        Gate::new(bound.clone()).pass(&calls, &mut out).map_err(|refusal| refusal.reason)
+        Gate::new(policy.clone()).pass(&calls, &mut out).map_err(|refusal| refusal.reason)
     };
     assert_eq!(admitted(&with_disks, &good()), Ok(()));
-    assert!(matches!(admitted(&bound(), &good()), Err(RefusalReason::Flags { .. })), "no disk was announced");
+    assert!(matches!(admitted(&policy(), &good()), Err(RefusalReason::Flags { .. })), "no disk was announced");
     assert!(matches!(admitted(&with_disks, &good_prepare()), Err(RefusalReason::Flags { .. })), "disks were announced");
     let changed = |change: fn(&mut PrepareCall)| {
         let mut call = good();
@@ -246,7 +248,7 @@ fn prepare_and_finish_pass_once_each_and_in_order() {
 
 #[test]
 fn after_a_refusal_the_source_is_told_why_and_may_only_leave() {
-    let (mut gate, mut out) = (Gate::new(bound()), Vec::new());
+    let (mut gate, mut out) = (Gate::new(policy()), Vec::new());
     let leave = [call(UNREGISTER_CLOSE_CALLBACK, &[]), call(CLOSE, &[])].concat();
     let stream = [call(273, &[]), call(PREPARE, &good_prepare().body()), leave.clone()].concat();
     let refusal = gate.pass(&stream, &mut out).expect_err("refused");
@@ -269,7 +271,7 @@ fn after_a_refusal_the_source_is_told_why_and_may_only_leave() {
 
 #[test]
 fn nothing_passes_in_a_stream_that_cannot_be_followed() {
-    let (mut gate, mut out) = (Gate::new(bound()), Vec::new());
+    let (mut gate, mut out) = (Gate::new(policy()), Vec::new());
     assert!(gate.pass(&[0xff; 28], &mut out).expect_err("no message").reply.is_empty());
     assert_eq!(gate.pass(&call(CLOSE, &[]), &mut out).expect_err("lost").reason, RefusalReason::Closed);
     assert!(out.is_empty());
@@ -351,7 +353,7 @@ proptest! {
         stream[position] = byte;
         fuzz(&stream);
         let mut out = Vec::new();
-        let _ = Gate::new(bound()).pass(&stream, &mut out);
+        let _ = Gate::new(policy()).pass(&stream, &mut out);
         prop_assert!(stream.starts_with(&out));
     }
 }

@@ -39,7 +39,7 @@ pub(super) async fn carry_rpc(peer: Connection, shared: Arc<Shared>) {
     let tap = Arc::new(Mutex::new(Tap::default()));
     let refused = Arc::new(Notify::new());
     let filter = RpcFilter {
-        gate: Gate::new(shared.bound.clone()),
+        gate: Gate::new(shared.policy.clone()),
         tap: Arc::clone(&tap),
         replies: Splitter::default(),
         refused: Arc::clone(&refused),
@@ -119,7 +119,7 @@ impl StreamFilter for RpcFilter {
 
 /// QEMU takes any connection for its main channel: exactly one is made for each that the source's side opened.
 pub(super) async fn carry_memory(index: u16, peer: Connection, shared: Arc<Shared>) {
-    let Some(local) = connect(shared.board.hypervisor.reach(&shared.bound.memory_socket)).await else { return };
+    let Some(local) = connect(shared.board.hypervisor.reach(&shared.policy.memory_socket)).await else { return };
     info!(index, "memory begins to arrive");
     local::widen(&local);
     let (reader, writer) = local.into_split();
@@ -129,7 +129,7 @@ pub(super) async fn carry_memory(index: u16, peer: Connection, shared: Arc<Share
 
 /// QEMU's server for disks takes one connection for each.
 pub(super) async fn carry_disk(index: u16, peer: Connection, shared: Arc<Shared>) {
-    let Some(local) = connect(shared.board.hypervisor.reach(&shared.bound.disk_socket)).await else { return };
+    let Some(local) = connect(shared.board.hypervisor.reach(&shared.policy.disk_socket)).await else { return };
     info!(index, "a disk begins to arrive");
     local::widen(&local);
     if !shared.writes_out.swap(true, Ordering::SeqCst) {

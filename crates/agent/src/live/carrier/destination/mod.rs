@@ -21,7 +21,10 @@ use std::{
 };
 
 use ferry_core::{api::agent::Stage, finding::Finding, vm::NVRAM};
-use ferry_drivers::hypervisor::{DISK_SOCKET, MEMORY_SOCKET, rpc::Bound};
+use ferry_drivers::hypervisor::{
+    DISK_SOCKET, MEMORY_SOCKET,
+    rpc::{GatePolicy, definition::DefinitionPolicy},
+};
 use ferry_trust::{Clients, KeyPair, server_config};
 use ferry_wire::{
     control::{Control, Message},
@@ -75,10 +78,8 @@ impl Destination {
         })?;
         let address = acceptor.address().to_string();
         let shared = Arc::new(Shared {
-            bound: Bound {
-                vm: task.vm,
-                name: task.vm_name.clone(),
-                roots: roots.clone(),
+            policy: GatePolicy {
+                definition: DefinitionPolicy { vm: task.vm, name: task.vm_name.clone(), roots: roots.clone() },
                 memory_socket: journal.socket_dir.join(MEMORY_SOCKET),
                 disk_socket: journal.socket_dir.join(DISK_SOCKET),
                 // UEFI variables come with the memory, not as a disk.
@@ -113,7 +114,7 @@ impl Destination {
     /// Runs the VM: the server asked both hosts, and the VM is here. It is tried until it runs; an error says only that it
     /// does not yet.
     pub(super) async fn resume_by_verdict(&self) -> Result<(), Box<Finding>> {
-        let (board, name) = (&self.shared.board, &self.shared.bound.name);
+        let (board, name) = (&self.shared.board, &self.shared.policy.definition.name);
         let shared = Arc::clone(&self.shared);
         board.spawn(async move { resume(&shared, None).await });
         let over = board.wait_for(|known| matches!(known.stage, Stage::Resumed | Stage::Aborted));
@@ -168,7 +169,7 @@ async fn accept(mut acceptor: Acceptor, shared: Arc<Shared>) {
             Channel::Memory(index) => {
                 board.spawn(carry_memory(index, peer, shared));
             }
-            Channel::Disk(_) if shared.bound.disks.is_empty() => warn!("a disk channel came, and none is expected"),
+            Channel::Disk(_) if shared.policy.disks.is_empty() => warn!("a disk channel came, and none is expected"),
             Channel::Disk(index) => {
                 board.spawn(carry_disk(index, peer, shared));
             }

@@ -5,7 +5,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use ferry_drivers::hypervisor::rpc::Bound;
+use ferry_drivers::hypervisor::rpc::GatePolicy;
 use ferry_wire::{control::ControlSender, meter::Meter, nbd::Held, traffic::Traffic};
 use tokio::sync::watch;
 
@@ -13,7 +13,7 @@ use crate::{files::new_file::IncomingDisk, live::carrier::board::Board};
 
 pub(super) struct Shared {
     pub(super) board: Arc<Board>,
-    pub(super) bound: Bound,
+    pub(super) policy: GatePolicy,
     pub(super) downtime_limit: Duration,
     pub(super) meter: Arc<Meter>,
     pub(super) traffic: Arc<Traffic>,

@@ -86,7 +86,7 @@ async fn take_over(shared: &Shared) -> Result<(), String> {
             info!(%vm, took_us = begun.elapsed().as_micros() as u64, "nothing keeps the VM from running here");
             return Ok(());
         }
-        Ok(Ok(refused)) => describe(&shared.bound.name, &refused),
+        Ok(Ok(refused)) => describe(&shared.policy.definition.name, &refused),
         Ok(Err(error)) => {
             // libvirt may be being restarted. The VM is asked to run again and again.
             warn!(%vm, error = %chain(&error), "it cannot be seen whether the VM has its disks here");
@@ -95,7 +95,7 @@ async fn take_over(shared: &Shared) -> Result<(), String> {
         Err(_) => format!(
             "VM {} cannot run at the destination: it was not seen to have its disks there within {} s. Look at the \
              storage of that host, and move the VM again",
-            shared.bound.name,
+            shared.policy.definition.name,
             DISKS_WITHIN.as_secs()
         ),
     };
