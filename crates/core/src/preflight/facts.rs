@@ -68,7 +68,7 @@ pub struct LiveFacts<'a> {
     /// What was proven of the shares the VM uses. A share without an entry was not asked about (quick look).
     pub share_identity: &'a BTreeMap<ShareId, ShareIdentity>,
     /// Disks that move along: the destination need not reach the files that they use now.
-    pub along: &'a [DiskMove],
+    pub migrated_disks: &'a [DiskMove],
     /// Memory of the destination that other moves were promised.
     pub promised: &'a [Need],
     /// Somebody takes it that the destination's memory may not do.
@@ -90,7 +90,7 @@ impl Side<'_> {
 impl<'a> LiveFacts<'a> {
     /// Where a file goes that moves along.
     pub(super) fn moves_to(&self, file: &VmFile) -> Option<&'a Location> {
-        self.along.iter().find(|disk| disk.device == file.device).map(|disk| &disk.to)
+        self.migrated_disks.iter().find(|disk| disk.device == file.device).map(|disk| &disk.to)
     }
 
     /// The files that stay where they are.

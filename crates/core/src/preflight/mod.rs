@@ -85,7 +85,10 @@ fn judge(facts: &LiveFacts<'_>, live: bool) -> Vec<Finding> {
     shares::identity(facts, &handed_over, &mut findings);
     let places: Vec<&Location> = facts.vm.files.iter().flat_map(VmFile::places).collect();
     findings.extend(soft_shares(&facts.source, places.iter().copied()));
-    findings.extend(soft_shares(&facts.destination, places.into_iter().chain(facts.along.iter().map(|disk| &disk.to))));
+    findings.extend(soft_shares(
+        &facts.destination,
+        places.into_iter().chain(facts.migrated_disks.iter().map(|disk| &disk.to)),
+    ));
     findings.sort_by_key(|finding| std::cmp::Reverse(finding.severity));
     findings
 }
@@ -114,10 +117,10 @@ impl Assessment {
 
 /// Judges one host as the destination of the VM.
 pub fn assess(facts: &LiveFacts<'_>) -> Assessment {
-    let (kind, why) = if facts.along.is_empty() {
+    let (kind, why) = if facts.migrated_disks.is_empty() {
         (MoveKind::Live, "Every file of the VM lies on shares that both hosts reach".to_owned())
     } else {
-        let disks: Vec<&str> = facts.along.iter().map(|disk| disk.device.as_str()).collect();
+        let disks: Vec<&str> = facts.migrated_disks.iter().map(|disk| disk.device.as_str()).collect();
         (MoveKind::LiveVsm, format!("Moves along: {}", disks.join(", ")))
     };
     Assessment::new(Some(kind), why, live(facts))

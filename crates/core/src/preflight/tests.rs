@@ -28,7 +28,7 @@ struct Fixture {
     source: Host,
     destination: Host,
     share_identity: BTreeMap<ShareId, ShareIdentity>,
-    along: Vec<DiskMove>,
+    migrated_disks: Vec<DiskMove>,
 }
 
 struct Host {
@@ -83,7 +83,7 @@ impl Fixture {
             source: Host { shares: vec![attached(), AttachedShare { id: OTHER, ..attached() }], ..host("kvm1") },
             destination: host("kvm2"),
             share_identity: BTreeMap::from([(SHARE, ShareIdentity::Proven)]),
-            along: Vec::new(),
+            migrated_disks: Vec::new(),
         }
     }
 
@@ -100,7 +100,7 @@ impl Fixture {
             destination: self.destination.side(),
             shares: &shares,
             share_identity: &self.share_identity,
-            along: &self.along,
+            migrated_disks: &self.migrated_disks,
             promised: &[],
             overcommit: false,
         })
@@ -443,7 +443,7 @@ fn old_releases_stand_against_nothing_that_they_can_do() {
     // A disk that moves along is not asked about.
     fixture.vm.files[0].bypasses_cache = false;
     let (from, to) = (on_share(), local("/n/x.raw"));
-    fixture.along = vec![DiskMove { device: "vda".into(), from, real: None, to, format: DiskFormat::Raw }];
+    fixture.migrated_disks = vec![DiskMove { device: "vda".into(), from, real: None, to, format: DiskFormat::Raw }];
     assert_eq!(fixture.findings(), []);
 }
 
@@ -471,7 +471,7 @@ fn a_disk_that_shows_errors_to_the_guest_is_warned_of() {
     assert_eq!((findings[0].id, findings[0].severity), (FindingId::DiskUnsafe, Severity::Warns));
     // No file server is behind a disk on a file system of the host.
     let (from, to) = (on_share(), local("/n/x.raw"));
-    fixture.along = vec![DiskMove { device: "vda".into(), from, real: None, to, format: DiskFormat::Raw }];
+    fixture.migrated_disks = vec![DiskMove { device: "vda".into(), from, real: None, to, format: DiskFormat::Raw }];
     assert_eq!(fixture.findings(), []);
 }
 
@@ -485,7 +485,7 @@ fn an_encrypted_disk_needs_its_secret_where_it_goes() {
     assert!(finding.message.contains("kvm2") && finding.fix.contains("virsh secret-define"), "{finding:?}");
     // Of one that cannot move along is said that, and not this.
     let (from, to) = (on_share(), local("/n/x.raw"));
-    fixture.along = vec![DiskMove { device: "vda".into(), from, real: None, to, format: DiskFormat::Raw }];
+    fixture.migrated_disks = vec![DiskMove { device: "vda".into(), from, real: None, to, format: DiskFormat::Raw }];
     assert_eq!(fixture.findings(), []);
 }
 
@@ -510,9 +510,9 @@ fn locks_do_not_matter_where_no_qemu_takes_over_from_another() {
     assert_eq!(fixture.findings().len(), 1, "the disk stays on the share");
     // It leaves the share with the VM.
     let (from, to) = (on_share(), local("/n/x.raw"));
-    fixture.along = vec![DiskMove { device: "vda".into(), from, real: None, to, format: DiskFormat::Raw }];
+    fixture.migrated_disks = vec![DiskMove { device: "vda".into(), from, real: None, to, format: DiskFormat::Raw }];
     assert_eq!(fixture.findings(), []);
-    fixture.along.clear();
+    fixture.migrated_disks.clear();
     let off = fixture.judged(offline);
     assert_eq!(off.iter().find(|finding| finding.id == FindingId::ShareLocks), None, "{off:#?}");
 }

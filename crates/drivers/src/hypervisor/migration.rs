@@ -24,14 +24,14 @@ pub struct MigrateRequest {
     /// QEMU slows the guest's vCPUs more and more if its memory does not converge.
     pub auto_converge: bool,
     /// Disks that move along, before memory.
-    pub disks: Vec<DiskAlong>,
+    pub disks: Vec<MigratedDisk>,
     /// Whether it was shown that both hosts reach the same files, so that the source's libvirt need not know it.
     pub vouched: bool,
 }
 
-/// A disk that moves along with its VM.
+/// A disk that moves to the other host with its running VM.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct DiskAlong {
+pub struct MigratedDisk {
     /// The disk's name in the definition, `vda`.
     pub device: String,
     /// Its file at the destination: there already, empty or a seed, with exactly the disk's virtual size.
@@ -91,7 +91,7 @@ pub trait Migration: Send + Sync + 'static {
     ///
     /// # Errors
     /// [`HypervisorError::Unreachable`].
-    fn disk_along(&self, vm: VmId, device: &str) -> Result<Option<(ByteCount, ByteCount)>, HypervisorError>;
+    fn migrated_disk(&self, vm: VmId, device: &str) -> Result<Option<(ByteCount, ByteCount)>, HypervisorError>;
 
     /// Changes how long the VM may stand still at the end of its running migration.
     ///

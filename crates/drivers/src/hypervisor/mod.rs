@@ -23,7 +23,7 @@ pub use self::{
     error::HypervisorError,
     files::{files_of, images_to_ask},
     host::{DISK_SOCKET, HostInfo, HypervisorHost, MEMORY_SOCKET, RPC_SOCKET, Sockets},
-    migration::{DiskAlong, DiskRefused, MigrateRequest, Migration, MigrationStats},
+    migration::{DiskRefused, MigrateRequest, MigratedDisk, Migration, MigrationStats},
     power::Power,
 };
 

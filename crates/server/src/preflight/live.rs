@@ -80,7 +80,7 @@ pub(crate) async fn judge_all(
             destination: there,
             shares: &shares,
             share_identity: &BTreeMap::new(),
-            along: &planned.moves,
+            migrated_disks: &planned.moves,
             promised: &promised.at(destination.record.id, vm.id),
             overcommit,
         });
@@ -207,7 +207,7 @@ pub(crate) async fn judge(
         destination: at_destination.side(destination),
         shares: &asked.shares,
         share_identity: &identity,
-        along: &along,
+        migrated_disks: &along,
         promised: memory.promised,
         overcommit: memory.overcommit,
     });

@@ -127,7 +127,7 @@ pub(crate) async fn check(
         destination: there,
         shares: &shares,
         share_identity: &identity,
-        along: &along,
+        migrated_disks: &along,
         // It takes memory when it is started.
         promised: &[],
         overcommit: false,

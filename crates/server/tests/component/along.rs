@@ -118,7 +118,7 @@ fn what_fails_or_is_cancelled_leaves_the_vm_and_its_files_as_they_were() {
             assert_eq!((kvm1.leftovers(), kvm2.leftovers()), (Vec::new(), Vec::new()));
         };
         for (host, point) in [
-            (&kvm1, Point::DiskAlong),
+            (&kvm1, Point::MigratedDisk),
             (&kvm1, Point::Pass(1)),
             (&kvm1, Point::Finish),
             (&kvm2, Point::Prepare),
@@ -130,7 +130,7 @@ fn what_fails_or_is_cancelled_leaves_the_vm_and_its_files_as_they_were() {
             assert!(job.summary.contains("no such luck"), "{point:?}: {}", job.summary);
             stays();
         }
-        let (job, hold) = held(lab, &kvm1, Point::DiskAlong, &to_new(&kvm2)).await;
+        let (job, hold) = held(lab, &kvm1, Point::MigratedDisk, &to_new(&kvm2)).await;
         assert!(new(&kvm2).exists());
         let asked = tokio::spawn({
             let (client, job) = (lab.client.clone(), job.id);
@@ -179,7 +179,7 @@ fn what_a_failed_move_has_copied_is_taken_by_a_retry_at_once() {
 fn a_server_that_is_restarted_while_a_disk_moves_along_finishes_the_move() {
     in_lab(async |lab| {
         let (kvm1, kvm2, vm) = half_shared(lab).await;
-        let (job, hold) = held(lab, &kvm1, Point::DiskAlong, &to_new(&kvm2)).await;
+        let (job, hold) = held(lab, &kvm1, Point::MigratedDisk, &to_new(&kvm2)).await;
         lab.stop_server().await;
         lab.start_server().await;
         hold.release();
@@ -196,7 +196,7 @@ fn it_takes_both_slots_of_both_hosts() {
         let (kvm1, kvm2, _) = half_shared(lab).await;
         let limits = SetHost { live_limit: Some(1), storage_limit: Some(1) };
         lab.client.set_host("kvm2", &limits).await.expect("set");
-        let (first, hold) = held(lab, &kvm1, Point::DiskAlong, &to_new(&kvm2)).await;
+        let (first, hold) = held(lab, &kvm1, Point::MigratedDisk, &to_new(&kvm2)).await;
         let waits = |job: &JobView| -> Vec<Slot> {
             job.waits.as_ref().map(|wait| wait.places.iter().map(|place| place.slot).collect()).unwrap_or_default()
         };
@@ -347,7 +347,7 @@ fn what_a_dismissed_move_left_goes_when_its_hosts_answer_also_after_a_restart_of
             assert_eq!(fs::read(old(kvm1)).expect("there"), content(0));
         };
         // The source is away, and it is not known who has the VM.
-        let (job, hold) = held(lab, &kvm1, Point::DiskAlong, &to_new(&kvm2)).await;
+        let (job, hold) = held(lab, &kvm1, Point::MigratedDisk, &to_new(&kvm2)).await;
         kvm1.stop().await;
         kvm1.hypervisor.faults().fail(Point::Pass(1), "no such luck");
         hold.release();
@@ -360,7 +360,7 @@ fn what_a_dismissed_move_left_goes_when_its_hosts_answer_also_after_a_restart_of
         nothing_is_left(lab, &kvm1, &kvm2).await;
 
         // The destination is away, and the server is restarted before it is back.
-        let (job, hold) = held(lab, &kvm1, Point::DiskAlong, &to_new(&kvm2)).await;
+        let (job, hold) = held(lab, &kvm1, Point::MigratedDisk, &to_new(&kvm2)).await;
         kvm2.stop().await;
         kvm1.hypervisor.faults().fail(Point::Pass(1), "no such luck");
         hold.release();

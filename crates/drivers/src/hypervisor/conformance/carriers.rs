@@ -19,7 +19,7 @@ use ferry_core::id::VmId;
 
 use super::site::{DEADLINE, Side, Site};
 use crate::hypervisor::{
-    DISK_SOCKET, DiskAlong, MEMORY_SOCKET, RPC_SOCKET,
+    DISK_SOCKET, MEMORY_SOCKET, MigratedDisk, RPC_SOCKET,
     rpc::{Gate, GatePolicy, Tap, definition::DefinitionPolicy},
 };
 
@@ -63,7 +63,7 @@ impl Carriers {
         (vm, name): (VmId, &str),
         socket_dir: &Path,
         mishap: Mishap,
-        disks: &[DiskAlong],
+        disks: &[MigratedDisk],
     ) -> Self {
         let folder = |side: &Side<'_>| {
             let folder = (side.see)(socket_dir);

@@ -23,7 +23,7 @@ use super::{
     site::{Site, Watched, wait_until},
 };
 use crate::{
-    hypervisor::{DiskAlong, DomainEvent, HypervisorError, MigrateRequest},
+    hypervisor::{DomainEvent, HypervisorError, MigrateRequest, MigratedDisk},
     image,
 };
 
@@ -58,7 +58,13 @@ impl<'a> Attempt<'a> {
         Self::begin_with(site, (site.define)(Role::Source, name), name, mishap, Vec::new())
     }
 
-    pub(super) fn begin_with(site: &'a Site<'a>, vm: VmId, name: &str, mishap: Mishap, disks: Vec<DiskAlong>) -> Self {
+    pub(super) fn begin_with(
+        site: &'a Site<'a>,
+        vm: VmId,
+        name: &str,
+        mishap: Mishap,
+        disks: Vec<MigratedDisk>,
+    ) -> Self {
         site.source.hypervisor.start(vm).expect("started");
         let session: String = Uuid::new_v4().simple().to_string().chars().take(8).collect();
         let socket_dir = site.run_dir.join(session);
@@ -236,7 +242,7 @@ fn with_a_disk_to_move<'a>(
     let new = (site.destination.see)(&path);
     let owner = site.destination.hypervisor.process_owner().expect("reachable");
     image::create(&new, DiskFormat::Raw, ByteCount(length_there(length)), owner).expect("made");
-    let disks = vec![DiskAlong { device: facts.files[0].device.clone(), path, format: DiskFormat::Raw }];
+    let disks = vec![MigratedDisk { device: facts.files[0].device.clone(), path, format: DiskFormat::Raw }];
     (Attempt::begin_with(site, vm, name, Mishap::None, disks), [old, new])
 }
 

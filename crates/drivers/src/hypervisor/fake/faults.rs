@@ -52,7 +52,7 @@ pub enum Point {
     /// [`crate::hypervisor::BlockCopy::pivot_disk`], when the VM uses the new file already
     PivotedDisk,
     /// Source: before a disk that moves along is sent. A cut breaks its channel.
-    DiskAlong,
+    MigratedDisk,
     /// Source: before this pass over memory, counted from 1. A cut breaks the memory channel.
     Pass(u32),
     /// Source: the vCPUs stand still, the rest is not sent yet. A cut breaks the memory channel.

@@ -27,7 +27,7 @@ impl Migration for FakeHypervisor {
         Ok(state.vms.get(&vm).and_then(|entry| entry.outgoing.as_ref()).map(|outgoing| outgoing.stats))
     }
 
-    fn disk_along(&self, vm: VmId, _device: &str) -> Result<Option<(ByteCount, ByteCount)>, HypervisorError> {
+    fn migrated_disk(&self, vm: VmId, _device: &str) -> Result<Option<(ByteCount, ByteCount)>, HypervisorError> {
         let what = || format!("Could not read how far the disks of VM {vm} are");
         let mut state = self.host.call(Point::Vms, what)?;
         let outgoing = state.vms.get_mut(&vm).and_then(|entry| entry.outgoing.as_ref());

@@ -209,7 +209,7 @@ fn commit(host: &Host, vm: VmId) -> Result<(), Trouble> {
 
 /// Sends a disk: its name and length, then all of it; returns when the other end has written it down.
 fn send_disk(host: &Host, vm: VmId, device: &str, file: &Path, socket: &Path) -> Result<(), Trouble> {
-    host.faults.meet(Point::DiskAlong).map_err(Struck::into_trouble)?;
+    host.faults.meet(Point::MigratedDisk).map_err(Struck::into_trouble)?;
     let because = Trouble::because;
     let content = std::fs::read(file).map_err(because("cannot read the disk"))?;
     let mut stream = UnixStream::connect(socket).map_err(because("cannot connect to the disks' socket"))?;

@@ -61,7 +61,7 @@ impl Migration for Libvirt {
         none_if_gone(domain.job_stats(false), || format!("Could not read the migration of VM {vm}"))
     }
 
-    fn disk_along(&self, vm: VmId, device: &str) -> Result<Option<(ByteCount, ByteCount)>, HypervisorError> {
+    fn migrated_disk(&self, vm: VmId, device: &str) -> Result<Option<(ByteCount, ByteCount)>, HypervisorError> {
         let Some(domain) = self.find(vm)? else { return Ok(None) };
         let job = match domain.disk_job(device) {
             Err(fault) if fault.is_away() => return Err(unreachable(fault)),

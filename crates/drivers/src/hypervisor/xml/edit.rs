@@ -9,7 +9,7 @@ use ferry_core::{id::VmId, vm::DiskFormat};
 use roxmltree::{Document, Node};
 
 use super::node::{boot_role, child, children, own_text};
-use crate::hypervisor::{DiskAlong, HypervisorError};
+use crate::hypervisor::{HypervisorError, MigratedDisk};
 
 /// What a volume of a storage pool is.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -96,16 +96,16 @@ pub fn translate(
     xml: &str,
     vm: VmId,
     folders: &[(PathBuf, PathBuf)],
-    along: &[DiskAlong],
+    along: &[MigratedDisk],
     form: Form,
 ) -> Result<String, HypervisorError> {
     let bad = |reason: String| HypervisorError::Definition { vm, reason };
     let document = Document::parse(xml).map_err(|error| bad(error.to_string()))?;
     let mut edits: Vec<(Range<usize>, String)> = Vec::new();
     for node in document.descendants() {
-        if let Some((disk, to)) = disk_along(node, along) {
+        if let Some((disk, to)) = migrated_disk(node, along) {
             if node == disk {
-                edits.extend(moved_along(disk, to, form).ok_or_else(|| bad(format!("disk {} is odd", to.device)))?);
+                edits.extend(moved_disk(disk, to, form).ok_or_else(|| bad(format!("disk {} is odd", to.device)))?);
             }
             continue;
         }
@@ -146,17 +146,17 @@ fn spliced(text: &str, mut edits: Vec<(Range<usize>, String)>) -> String {
 }
 
 /// The disk that moves along which an element is, or is a part of.
-fn disk_along<'a, 'input, 'd>(
+fn migrated_disk<'a, 'input, 'd>(
     node: Node<'a, 'input>,
-    along: &'d [DiskAlong],
-) -> Option<(Node<'a, 'input>, &'d DiskAlong)> {
+    along: &'d [MigratedDisk],
+) -> Option<(Node<'a, 'input>, &'d MigratedDisk)> {
     let disk = node.ancestors().find(|ancestor| ancestor.has_tag_name("disk"))?;
     let device = child(disk, "target")?.attribute("dev")?;
     Some((disk, along.iter().find(|along| along.device == device)?))
 }
 
 /// Edits that give a disk its new file, without what was below the old one.
-fn moved_along(disk: Node<'_, '_>, to: &DiskAlong, form: Form) -> Option<Vec<(Range<usize>, String)>> {
+fn moved_disk(disk: Node<'_, '_>, to: &MigratedDisk, form: Form) -> Option<Vec<(Range<usize>, String)>> {
     let source = child(disk, "source")?;
     let mut edits = vec![(source.attribute_node("file")?.range_value(), escaped(to.path.to_str()?))];
     let (format, unmap) = (to.format.name(), if form == Form::Live { " discard='unmap'" } else { "" });
@@ -278,7 +278,7 @@ mod tests {
     fn a_disk_that_moves_along_gets_its_new_file_and_loses_its_chain() {
         let folders = [("/srv/ferry/vms".into(), "/mnt/other".into()), ("/iso".into(), "/iso".into())];
         let along = |device: &str| {
-            [DiskAlong { device: device.into(), path: "/local/n'w.qcow2".into(), format: DiskFormat::Qcow2 }]
+            [MigratedDisk { device: device.into(), path: "/local/n'w.qcow2".into(), format: DiskFormat::Qcow2 }]
         };
         let chain = "<backingStore type='file'><format type='raw'/><source file='/nowhere/base.raw'/><backingStore/></backingStore>";
         let overlay =

@@ -32,7 +32,7 @@ use ferry_core::{
     vm::NVRAM,
 };
 use ferry_drivers::hypervisor::{
-    DISK_SOCKET, DiskAlong, DomainEvent, HypervisorError, MEMORY_SOCKET, MigrateRequest, RPC_SOCKET,
+    DISK_SOCKET, DomainEvent, HypervisorError, MEMORY_SOCKET, MigrateRequest, MigratedDisk, RPC_SOCKET,
 };
 use ferry_trust::{KeyPair, client_config};
 use ferry_wire::{
@@ -110,7 +110,7 @@ impl Source {
                 downtime_limit: Duration::from_millis(u64::from(task.downtime_limit_ms)),
                 bandwidth_bytes_per_s: task.bandwidth_bytes_per_s,
                 auto_converge: task.on_stall == OnStall::Autoconverge,
-                disks: disks_along(task),
+                disks: migrated_disks(task),
                 vouched: *vouched,
             },
             downtime_limit: Mutex::new(Duration::from_millis(u64::from(task.downtime_limit_ms))),
@@ -137,7 +137,7 @@ impl Source {
         });
         let board = &shared.board;
         board.tell(|known| {
-            let waiting = |disk: &DiskAlong| DiskProgress { device: disk.device.clone(), ..DiskProgress::default() };
+            let waiting = |disk: &MigratedDisk| DiskProgress { device: disk.device.clone(), ..DiskProgress::default() };
             known.disks = shared.request.disks.iter().map(waiting).collect();
         });
         board.spawn(hear(control, Arc::clone(&shared)));
@@ -202,12 +202,12 @@ fn aborted(vm: VmId, stage: Stage, delivered: bool) -> Result<(), Box<Finding>> 
 }
 
 /// Disks that move along, with the files that the destination made for them.
-fn disks_along(task: &PrepareSource) -> Vec<DiskAlong> {
+fn migrated_disks(task: &PrepareSource) -> Vec<MigratedDisk> {
     // UEFI variables come with the memory, not as a disk.
     let is_disk = |device: &str| device != NVRAM && task.disks.iter().any(|disk| disk.device == device);
     let files = task.destination.files.iter().filter(|file| is_disk(&file.device));
     files
-        .map(|file| DiskAlong { device: file.device.clone(), path: file.path.clone().into(), format: file.format })
+        .map(|file| MigratedDisk { device: file.device.clone(), path: file.path.clone().into(), format: file.format })
         .collect()
 }
 

@@ -40,7 +40,7 @@ pub(super) async fn show_progress(shared: &Shared, started: Instant) -> ! {
         (looked_at, remained) = (Instant::now(), stats.memory_remaining);
         let devices: Vec<String> = shared.request.disks.iter().map(|disk| disk.device.clone()).collect();
         let look = move |hypervisor: &dyn Hypervisor| {
-            let one = |device: &String| hypervisor.disk_along(vm, device);
+            let one = |device: &String| hypervisor.migrated_disk(vm, device);
             devices.iter().map(one).collect::<Result<Vec<_>, _>>()
         };
         let looked = match shared.request.disks.is_empty() {
