@@ -9,7 +9,7 @@ use std::{
 use anyhow::{Context as _, ensure};
 
 use crate::{
-    package, packages,
+    api, package, packages,
     programs::{self, Build, FEATURES, cargo, root},
     sudo::{as_root, is_root},
 };
@@ -69,6 +69,9 @@ pub(crate) fn test(tests: Tests, filter: Option<&str>) -> anyhow::Result<u8> {
     let mut outcomes = Vec::new();
     if tests != Tests::Stock {
         outcomes.push(code(nextest(&format!("not ({LAB_TESTS} or {STOCK_TESTS})"), filter).status()?));
+    }
+    if tests != Tests::Stock && filter.is_none() {
+        outcomes.push(u8::from(!api::is_as_documented()?));
     }
     if tests == Tests::All {
         programs::build(Build::Tested)?;

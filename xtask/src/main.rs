@@ -1,6 +1,7 @@
 //! Every chore of the project. Builds with nothing but a Rust toolchain and a C compiler's linker; what else a chore
 //! needs it installs itself, and says so.
 
+mod api;
 mod chore;
 mod package;
 mod packages;

@@ -27,8 +27,8 @@ const fn since(name: &'static str, version: &'static str) -> Package {
 /// To build: a linker, and libvirt's headers for the drivers.
 const TO_BUILD: [Package; 4] = [any("gcc"), any("libc6-dev"), any("pkg-config"), since("libvirt-dev", "10.9")];
 
-/// To test without the lab: a server and clients of NBD.
-const TO_TEST: [Package; 2] = [since("qemu-utils", "1:9.0"), any("libnbd-bin")];
+/// To test without the lab: a server and clients of NBD, and what the REST API is tested with.
+const TO_TEST: [Package; 3] = [since("qemu-utils", "1:9.0"), any("libnbd-bin"), any("python3-venv")];
 
 /// To make packages, and to look into them.
 const TO_PACKAGE: [Package; 5] = [any("binutils"), any("dpkg-dev"), any("groff-base"), any("rpm"), any("systemd")];

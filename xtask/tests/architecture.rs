@@ -198,16 +198,68 @@ fn mount_points_do_not_appear_above_drivers() {
 }
 
 #[test]
-fn no_source_naps() {
-    for name in ["core", "trust", "wire", "drivers", "client", "agent", "server", "cli", "lab"] {
-        let tests = root().join("crates").join(name).join("tests");
-        if tests.is_dir() {
-            // What waits for conditions, between two looks, is in the tests' support.
-            let naps: Vec<_> = sources(&tests).into_iter().filter(|(path, _)| !path.ends_with("support.rs")).collect();
-            none(
-                &lines_with(&naps, &["thread::sleep(", "time::sleep("]),
-                "a test waits for a condition with a deadline",
-            );
+fn errors_are_logged_with_their_causes() {
+    for name in ["trust", "wire", "drivers", "client", "agent", "server", "cli"] {
+        none(
+            &lines_with(&crate_sources(name), &["%error", "?error", "as &dyn std::error::Error", "{error:#}\")"]),
+            "ferry_core::error::chain tells an error: error = %chain(&error)",
+        );
+    }
+}
+
+/// Where tests may wait for a time, each with the reason.
+const NAPS: [(&str, &str); 3] = [
+    ("crates/server/tests/component/support.rs", "looks again and again for a condition, up to a deadline"),
+    ("crates/wire/tests/link/mod.rs", "is a link with a latency and a rate"),
+    ("crates/server/src/jobs", "is about time, which is a model's there"),
+];
+
+#[test]
+fn no_test_naps() {
+    let naps = ["thread::sleep(", "time::sleep(", "sleep_until("];
+    let mut hits = Vec::new();
+    for name in ["core", "trust", "wire", "drivers", "client", "agent", "server", "cli", "lab", "manual"] {
+        let folder = root().join("crates").join(name);
+        let mut files: Vec<_> = crate_sources(name).into_iter().map(|(path, text)| (path, its_tests(&text))).collect();
+        if folder.join("tests").is_dir() {
+            files.extend(sources(&folder.join("tests")));
         }
+        hits.extend(lines_with(&files, &naps));
+    }
+    let is_listed = |hit: &String| NAPS.iter().any(|(path, _)| hit.contains(path));
+    let unlisted: Vec<String> = hits.iter().filter(|hit| !is_listed(hit)).cloned().collect();
+    none(&unlisted, "a test waits for a condition with a deadline");
+    let unused: Vec<_> = NAPS.iter().filter(|(path, _)| !hits.iter().any(|hit| hit.contains(path))).collect();
+    assert!(unused.is_empty(), "these nap no more: {unused:?}");
+}
+
+/// The part of a file that is compiled for tests alone, with the lines before it empty.
+fn its_tests(text: &str) -> String {
+    let tests = text.lines().position(|line| line.trim_start().starts_with("#[cfg(test)]"));
+    let skipped = tests.map_or(usize::MAX, |line| line + 1);
+    text.lines()
+        .enumerate()
+        .map(|(number, line)| if number < skipped { "\n" } else { line }.to_owned() + "\n")
+        .collect()
+}
+
+#[test]
+fn messages_of_logs_begin_as_sentences() {
+    let names = ["libvirt", "systemd"];
+    for name in ["trust", "wire", "drivers", "client", "agent", "server", "cli"] {
+        let mut hits = Vec::new();
+        for (path, text) in crate_sources(name) {
+            for logged in ["warn!(\"", "info!(\"", "error!(\"", "debug!(\"", "trace!(\""] {
+                for (at, _) in text.match_indices(logged) {
+                    let message = &text[at + logged.len()..];
+                    let is_name = names.iter().any(|name| message.starts_with(name));
+                    if message.starts_with(char::is_lowercase) && !is_name {
+                        let line = text[..at].lines().count();
+                        hits.push(format!("{}:{line}", path.display()));
+                    }
+                }
+            }
+        }
+        none(&hits, "a message of a log is a sentence without a full stop; what varies is in fields");
     }
 }

@@ -12,7 +12,10 @@ use std::{
     time::{Duration, Instant},
 };
 
-use ferry_core::vm::{VmFacts, VmFile, VmState};
+use ferry_core::{
+    error::chain,
+    vm::{VmFacts, VmFile, VmState},
+};
 use ferry_drivers::{hypervisor::images_to_ask, identity::Mounts, image, places::Places};
 use tracing::{debug, warn};
 
@@ -50,7 +53,8 @@ impl Chains {
             files.chain(places.mounts()).filter(|path| path.is_absolute()).map(Path::to_owned).collect()
         };
         self.read(&images, &named);
-        let mounts = Mounts::now().inspect_err(|error| warn!(%error, "what is mounted could not be read")).ok();
+        let mounts =
+            Mounts::now().inspect_err(|error| warn!(error = %chain(&error), "What is mounted could not be read")).ok();
         let state = self.locked();
         let canonical = |path: &Path| state.canonical.get(path).and_then(|(_, canonical)| canonical.clone());
         let top = |mount: &Path| canonical(mount).unwrap_or_else(|| mount.to_owned());
@@ -125,7 +129,7 @@ impl Chains {
                 below
             }
             Err(error) => {
-                debug!(image = %path.display(), %error, "what lies below it could not be read");
+                debug!(image = %path.display(), error = %chain(&error), "What lies below it could not be read");
                 let (read_at, _) = state.known.entry(path).or_insert_with(|| (Instant::now(), Vec::new()));
                 *read_at = Instant::now();
                 Vec::new()

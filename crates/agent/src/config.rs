@@ -53,6 +53,9 @@ pub struct Config {
     /// AppArmor's folder of profiles.
     #[serde(default = "default_apparmor")]
     pub apparmor_dir: PathBuf,
+    /// Where Prometheus is told figures, without TLS and to anybody; `None`: nowhere.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub metrics_listen: Option<SocketAddr>,
     /// What tells this machine from a clone of it.
     #[serde(default = "default_machine_id")]
     pub machine_id: PathBuf,
@@ -113,6 +116,7 @@ impl Config {
             qemu_conf: default_qemu_conf(),
             hooks_dir: default_hooks(),
             apparmor_dir: default_apparmor(),
+            metrics_listen: None,
             machine_id: default_machine_id(),
         }
     }

@@ -2,9 +2,9 @@
 
 use std::{io, path::PathBuf};
 
-pub use ferry_core::error::chain;
 use ferry_core::{
     api::problem::Problem,
+    error::chain,
     finding::{Finding, FindingId},
 };
 use ferry_drivers::{hypervisor::HypervisorError, places::RootsError, share::ShareError};

@@ -3,6 +3,7 @@
 use std::{fs, os::unix::fs::PermissionsExt as _, path::PathBuf};
 
 use anyhow::Context as _;
+use ferry_core::error::chain;
 
 use crate::config::Config;
 
@@ -29,8 +30,8 @@ pub fn refresh(config: &Config) {
         return;
     }
     match install(config) {
-        Ok(path) => tracing::info!(hook = %path.display(), "the hook of an earlier version was written anew"),
-        Err(error) => tracing::warn!(error = format!("{error:#}"), "the hook of an earlier version stays"),
+        Ok(path) => tracing::info!(hook = %path.display(), "The hook of an earlier version was written anew"),
+        Err(error) => tracing::warn!(error = %chain(&*error), "The hook of an earlier version stays"),
     }
 }
 

@@ -26,6 +26,7 @@ pub mod http;
 pub mod live;
 mod lock;
 pub mod lock_trials;
+pub mod metrics;
 pub mod notify;
 pub mod observer;
 pub mod offline;
@@ -50,7 +51,7 @@ pub use error::AgentError;
 
 use crate::{
     config::Config, enrolment::Enrolment, files::claims::Claims, live::Registry, lock_trials::LockTrials,
-    observer::Observer, offline::OfflineMoves, shares::Shares, storage::StorageMoves, told::Told,
+    metrics::Metrics, observer::Observer, offline::OfflineMoves, shares::Shares, storage::StorageMoves, told::Told,
 };
 
 /// Everything that the control API works on.
@@ -77,6 +78,8 @@ pub struct Agent {
     pub storage: StorageMoves,
     /// Room that requests were promised.
     pub claims: Arc<Claims>,
+    /// What it counts.
+    pub metrics: Metrics,
 }
 
 impl Agent {
@@ -121,6 +124,7 @@ impl Agent {
             offline,
             storage,
             claims,
+            metrics: Metrics::default(),
         });
         let finder = Arc::clone(&agent);
         tokio::spawn(async move { finder.migrations.find_again().await });

@@ -12,11 +12,12 @@ use std::{
 
 use ferry_core::{
     api::agent::LockStep,
+    error::chain,
     finding::{Finding, FindingId},
 };
 use ferry_drivers::lock_trial::{self, Holder, LockTrialError, Taker};
 
-use crate::{AgentError, error::chain, lock::lock, shares::remove_scratch};
+use crate::{AgentError, lock::lock, shares::remove_scratch};
 
 /// Longest life of a trial: five steps of some seconds each at most.
 const TRIAL_MAX: Duration = Duration::from_secs(60);

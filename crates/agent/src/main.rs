@@ -9,6 +9,7 @@ use ferry_agent::{
     config::{Config, DEFAULT_PATH},
     http,
     live::{Launcher, carrier},
+    metrics,
     notify::{self, Standing},
     setup,
 };
@@ -122,7 +123,13 @@ async fn run(path: &std::path::Path) -> anyhow::Result<()> {
     let hypervisor = Arc::new(Libvirt::new(&config.libvirt_uri));
     let shares = Arc::new(HostShares::new(config.state_dir.join("shares")));
     let launcher = Launcher::Process { program: std::env::current_exe()?, config: path.to_owned() };
+    let metrics_listen = config.metrics_listen;
     let agent = Agent::start(config, hypervisor, shares, launcher).await?;
+    if let Some(listen) = metrics_listen {
+        let listener = tokio::net::TcpListener::bind(listen).await;
+        let listener = listener.with_context(|| format!("Could not listen at {listen} for metrics"))?;
+        tokio::spawn(metrics::serve(Arc::clone(&agent), listener));
+    }
     let (mut term, mut int) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
     let stop = async move {
         tokio::select! {
@@ -130,7 +137,7 @@ async fn run(path: &std::path::Path) -> anyhow::Result<()> {
             _ = int.recv() => {}
         }
         notify::tell(Standing::Stopping);
-        info!("the agent ends; carriers of running migrations go on");
+        info!("The agent ends; carriers of running migrations go on");
     };
     // Whoever connects from now on is answered, also while libvirt is asked for the first time.
     notify::tell(Standing::Ready);

@@ -13,6 +13,7 @@ use std::{
     },
 };
 
+use ferry_core::error::chain;
 use tracing::warn;
 
 /// Where systemd listens. Not set where something else runs the agent.
@@ -31,7 +32,7 @@ pub enum Standing {
 pub fn tell(standing: Standing) {
     let Some(socket) = env::var_os(VARIABLE) else { return };
     if let Err(error) = send(&socket, standing) {
-        warn!(socket = %socket.display(), %error, "systemd could not be told how the agent stands");
+        warn!(socket = %socket.display(), error = %chain(&error), "systemd could not be told how the agent stands");
     }
 }
 

@@ -10,6 +10,7 @@ use std::{
 
 use ferry_core::{
     api::agent::Observation,
+    error::chain,
     id::{Generation, HostId, Incarnation},
 };
 use ferry_drivers::hypervisor::{DomainEvent, Hypervisor, HypervisorError};
@@ -36,6 +37,7 @@ const EVENTS_MAX: usize = 16;
 /// The host's state and its cursor.
 pub struct Observer {
     latest: watch::Receiver<Option<Observation>>,
+    answers: Arc<AtomicBool>,
     /// Dropping it ends them.
     _tasks: JoinSet<()>,
     asked: mpsc::Sender<oneshot::Sender<()>>,
@@ -53,8 +55,9 @@ impl Observer {
         let mut tasks = JoinSet::new();
         tasks.spawn(Arc::clone(&shares).look_after());
         let (asked, asks) = mpsc::channel(EVENTS_MAX);
-        tasks.spawn(observe(config, hypervisor, shares, host, publish, asks));
-        Self { latest, asked, _tasks: tasks }
+        let answers = Arc::new(AtomicBool::new(true));
+        tasks.spawn(observe(config, hypervisor, shares, host, (publish, Arc::clone(&answers)), asks));
+        Self { latest, asked, answers, _tasks: tasks }
     }
 
     /// Looks now, and returns when what was found can be asked for: for changes of which libvirt sends no event.
@@ -63,6 +66,11 @@ impl Observer {
         if self.asked.try_send(done).is_ok() {
             let _ = tokio::time::timeout(FIRST_LOOK, looked).await;
         }
+    }
+
+    /// Whether libvirt answered the last look.
+    pub fn libvirt_answers(&self) -> bool {
+        self.answers.load(Ordering::Relaxed)
     }
 
     /// What the host has, as it was looked at last; `None` if libvirt has not answered yet.
@@ -92,7 +100,7 @@ async fn observe(
     hypervisor: Arc<dyn Hypervisor>,
     shares: Arc<Shares>,
     mut host: watch::Receiver<Option<HostId>>,
-    publish: watch::Sender<Option<Observation>>,
+    (publish, answers): (watch::Sender<Option<Observation>>, Arc<AtomicBool>),
     mut asks: mpsc::Receiver<oneshot::Sender<()>>,
 ) {
     let mut waiting: Vec<oneshot::Sender<()>> = Vec::new();
@@ -101,7 +109,6 @@ async fn observe(
     let (event, mut events) = mpsc::channel(EVENTS_MAX);
     let mut share_changes = shares.watch();
     let mut events_watch: Watching = None;
-    let mut answered = true;
     loop {
         let id = *host.borrow_and_update();
         let know = (&shares, &chains);
@@ -110,17 +117,15 @@ async fn observe(
         events_watch = watch;
         match found {
             Ok(found) => {
-                if !answered {
+                if !answers.swap(true, Ordering::Relaxed) {
                     info!("libvirt answers again");
                 }
-                answered = true;
                 publish.send_if_modified(|latest| replace_if_news(latest, found));
             }
             Err(error) => {
-                if answered {
-                    warn!(%error, "libvirt does not answer");
+                if answers.swap(false, Ordering::Relaxed) {
+                    warn!(error = %chain(&error), "libvirt does not answer");
                 }
-                answered = false;
             }
         }
         // A look that was asked for is done; whoever asked may have stopped waiting.

@@ -7,11 +7,12 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use ferry_core::error::chain;
 use nix::errno::Errno;
 use serde::{Serialize, de::DeserializeOwned};
 use tracing::warn;
 
-use crate::{AgentError, error::chain};
+use crate::AgentError;
 
 fn fault(path: &Path) -> impl FnOnce(io::Error) -> AgentError {
     let path = path.to_owned();
@@ -80,7 +81,7 @@ pub fn read_or_put_aside<T: DeserializeOwned>(path: &Path) -> Result<Option<T>, 
     let aside = (1..ASIDE_MAX).map(|number| aside(path, number)).find(|aside| aside.symlink_metadata().is_err());
     let aside = aside.unwrap_or_else(|| self::aside(path, ASIDE_MAX));
     fs::rename(path, &aside).map_err(fault(path))?;
-    warn!(file = %path.display(), aside = %aside.display(), error = %chain(&error), "a damaged file was put aside");
+    warn!(file = %path.display(), aside = %aside.display(), error = %chain(&error), "A damaged file was put aside");
     Ok(None)
 }
 

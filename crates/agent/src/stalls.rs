@@ -12,6 +12,7 @@ use std::{
 };
 
 use ferry_core::{
+    error::chain,
     id::VmId,
     stall::{Tries, may_go_on},
     vm::{VmFacts, VmState},
@@ -19,7 +20,7 @@ use ferry_core::{
 use ferry_drivers::hypervisor::Hypervisor;
 use tracing::{info, warn};
 
-use crate::{blocking::call, error::chain, observer::Observer};
+use crate::{blocking::call, observer::Observer};
 
 /// How often what the host has is looked through.
 const LOOK_EVERY: Duration = Duration::from_secs(2);
@@ -64,12 +65,12 @@ async fn see_running(agent: &impl Host, vm: &VmFacts) -> bool {
     let id = vm.id;
     match call(agent.hypervisor(), move |hypervisor| hypervisor.see_running(id)).await {
         Ok(true) => {
-            info!(vm = vm.name, "a VM that was taken for one that a disk's error had stopped runs");
+            info!(vm = vm.name, "A VM that was taken for one that a disk's error had stopped runs");
             true
         }
         Ok(false) => false,
         Err(error) => {
-            warn!(vm = vm.name, error = %chain(&error), "a VM stands still, and it is not known whether it does");
+            warn!(vm = vm.name, error = %chain(&error), "A VM stands still, and it is not known whether it does");
             false
         }
     }
@@ -83,8 +84,8 @@ async fn run_again(agent: &impl Host, vm: &VmFacts) {
         now.map(|_| hypervisor.resume(id)).transpose().map(|done| done.is_some())
     });
     match resumed.await {
-        Ok(true) => info!(vm = vm.name, stall = ?vm.stall, "a VM that stood still goes on: its share answers"),
+        Ok(true) => info!(vm = vm.name, stall = ?vm.stall, "A VM that stood still goes on: its share answers"),
         Ok(false) => {}
-        Err(error) => warn!(vm = vm.name, error = %chain(&error), "a VM stands still and could not be run again"),
+        Err(error) => warn!(vm = vm.name, error = %chain(&error), "A VM stands still and could not be run again"),
     }
 }

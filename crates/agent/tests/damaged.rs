@@ -8,6 +8,7 @@ use ferry_core::{
     finding::{Finding, FindingId},
     migration::Presence,
 };
+use ferry_testkit::logs::expects_warning;
 use site::{Job, Site, refusal};
 
 async fn damaged(site: &Site) -> Vec<Finding> {
@@ -17,6 +18,7 @@ async fn damaged(site: &Site) -> Vec<Finding> {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_agent_with_damaged_files_starts_and_tells_of_each() {
+    expects_warning("A damaged file was put aside");
     let mut site = Site::new().await;
     let vm = site.run_vm("web01", |_| {});
     let job = Job::new(7, 1, vm, "web01", 0);

@@ -7,6 +7,7 @@ use std::{sync::Arc, time::Duration};
 use ferry_agent::setup::release_hold;
 use ferry_core::{
     api::agent::{ConfirmRequest, DiskArrival, MigrationReport, Stage},
+    error::chain,
     files::DiskMove,
     finding::FindingId,
     id::VmId,
@@ -16,6 +17,7 @@ use ferry_core::{
     units::ByteCount,
 };
 use ferry_drivers::hypervisor::{Domains as _, Migration as _, Power as _, fake::Point};
+use ferry_testkit::logs::expects_warning;
 use site::{Job, Site, reached, refusal, wait_until};
 
 /// The guest dirties twice what is sent meanwhile.
@@ -86,6 +88,7 @@ async fn figures_tell_what_the_move_took() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_vm_stays_at_the_source_when_the_finish_reply_is_lost() {
+    expects_warning("libvirt's migrate call failed");
     let site = Site::new().await;
     let vm = site.run_vm("web01", |guest| guest.facts.autostart = true);
     let job = Job::new(1, 1, vm, "web01", 0);
@@ -106,6 +109,8 @@ async fn the_vm_stays_at_the_source_when_the_finish_reply_is_lost() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_vm_whose_disks_the_destination_does_not_get_runs_on_at_the_source() {
+    expects_warning("The VM is not taken over; the source keeps it");
+    expects_warning("libvirt's migrate call failed");
     for locks_hold in [false, true] {
         let site = Site::new().await;
         let vm = site.run_vm("web01", |guest| guest.facts.autostart = true);
@@ -134,6 +139,7 @@ async fn a_vm_whose_disks_the_destination_does_not_get_runs_on_at_the_source() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_vm_is_handed_over_when_it_cannot_be_seen_whether_its_disks_are_there() {
+    expects_warning("It cannot be seen whether the VM has its disks here");
     let site = Site::new().await;
     let vm = site.run_vm("web01", |_| {});
     let job = Job::new(1, 1, vm, "web01", 0);
@@ -148,6 +154,8 @@ async fn a_vm_is_handed_over_when_it_cannot_be_seen_whether_its_disks_are_there(
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_destination_that_does_not_see_its_disks_in_time_leaves_the_vm_at_the_source() {
+    expects_warning("The VM is not taken over; the source keeps it");
+    expects_warning("libvirt's migrate call failed");
     let site = Site::new().await;
     let vm = site.run_vm("web01", |_| {});
     let job = Job::new(1, 1, vm, "web01", 0);
@@ -165,6 +173,10 @@ async fn a_destination_that_does_not_see_its_disks_in_time_leaves_the_vm_at_the_
 
 #[tokio::test(flavor = "multi_thread")]
 async fn whoever_dies_while_the_destination_looks_for_its_disks_the_vm_runs_on_at_the_source() {
+    expects_warning(
+        "The control connection from the source is gone; a complete copy stays paused here until it is known who has it",
+    );
+    expects_warning("libvirt left the VM paused at the source; it is run as soon as its disks are free");
     for locked_out in [false, true] {
         for point in [Point::EnsureDisks, Point::Destroy] {
             // A copy that has its disks is not destroyed before the undo.
@@ -200,6 +212,7 @@ async fn whoever_dies_while_the_destination_looks_for_its_disks_the_vm_runs_on_a
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_vm_stays_at_the_source_when_the_destination_refuses() {
+    expects_warning("libvirt's migrate call failed");
     let site = Site::new().await;
     let vm = site.run_vm("web01", |_| {});
     let job = Job::new(1, 1, vm, "web01", 0);
@@ -216,6 +229,7 @@ async fn the_vm_stays_at_the_source_when_the_destination_refuses() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_aborted_move_leaves_everything_as_it_was() {
+    expects_warning("libvirt's migrate call failed");
     let site = Site::new().await;
     let vm = site.run_vm("web01", |guest| {
         guest.facts.autostart = true;
@@ -239,6 +253,9 @@ async fn an_aborted_move_leaves_everything_as_it_was() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_abort_before_the_move_began_keeps_it_from_beginning() {
+    expects_warning(
+        "The control connection from the source is gone; a complete copy stays paused here until it is known who has it",
+    );
     let site = Site::new().await;
     let vm = site.run_vm("web01", |_| {});
     let job = Job::new(1, 1, vm, "web01", 0);
@@ -268,6 +285,8 @@ async fn a_move_that_was_handed_over_cannot_be_aborted() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_move_that_takes_too_long_ends_with_the_vm_at_the_source() {
+    expects_warning("The move is ended");
+    expects_warning("libvirt's migrate call failed");
     let site = Site::new().await;
     let vm = site.run_vm("web01", |guest| guest.dirty_ratio = NEVER_CONVERGES);
     let job = Job { timeout_ms: 1, ..Job::new(1, 1, vm, "web01", 0) };
@@ -282,6 +301,7 @@ async fn a_move_that_takes_too_long_ends_with_the_vm_at_the_source() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_guest_that_writes_too_fast_is_slowed_or_may_stand_still_for_longer() {
+    expects_warning("The move takes too long: the VM may stand still for longer");
     for (on_stall, timeout_ms) in [(OnStall::Autoconverge, 60_000), (OnStall::Pause, 1)] {
         let site = Site::new().await;
         let vm = site.run_vm("web01", |guest| guest.dirty_ratio = NEVER_CONVERGES);
@@ -297,6 +317,8 @@ async fn a_guest_that_writes_too_fast_is_slowed_or_may_stand_still_for_longer() 
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_vm_whose_disks_are_behind_is_not_handed_over_until_they_are_not() {
+    expects_warning("The move is ended");
+    expects_warning("libvirt's migrate call failed");
     for (catches_up, timeout_ms) in [(false, 1_000), (true, 60_000)] {
         let site = Site::new().await;
         let (source, folder) = (&site.hosts[0].hypervisor, &site.hosts[0].config.storage_roots[0]);
@@ -351,6 +373,7 @@ async fn a_vm_whose_disks_are_behind_is_not_handed_over_until_they_are_not() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_vm_that_was_shut_down_during_its_move_has_its_autostart_again() {
+    expects_warning("libvirt's migrate call failed");
     let site = Site::new().await;
     let vm = site.run_vm("web01", |guest| guest.facts.autostart = true);
     let job = Job::new(1, 1, vm, "web01", 0);
@@ -387,6 +410,8 @@ async fn a_hold_is_not_released_by_hand_while_libvirt_moves_the_vm() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_the_gate_refuses_fails_the_move_in_its_own_words() {
+    expects_warning("A call of the source's libvirtd is refused");
+    expects_warning("libvirt's migrate call failed");
     let site = Site::new().await;
     let vm = site.run_vm("web01", |_| {});
     // The destination is told of a VM of another name.
@@ -433,6 +458,8 @@ async fn what_was_begun_is_done_also_when_whoever_asked_is_gone() {
 #[cfg(feature = "failpoints")]
 #[tokio::test(flavor = "multi_thread")]
 async fn a_destination_that_cannot_be_made_ready_leaves_no_file_and_keeps_unfinished_copies() {
+    expects_warning(r#"A request failed title="A test made it fail at agent-make-arrival"#);
+    expects_warning(r#"A request failed title="The carrier could not make ready: it was made to fail"#);
     let site = Site::new().await;
     let host = &site.hosts[1];
     let vm = VmId(uuid::Uuid::from_u128(7));
@@ -469,6 +496,8 @@ async fn a_destination_that_cannot_be_made_ready_leaves_no_file_and_keeps_unfini
 #[cfg(feature = "failpoints")]
 #[tokio::test(flavor = "multi_thread")]
 async fn an_undo_removes_what_it_made_once_and_never_what_took_its_name() {
+    expects_warning("A file stays: it is not the one that was made for the move");
+    expects_warning(r#"A request failed title="A test made it fail at agent-undone"#);
     let site = Site::new().await;
     let host = &site.hosts[1];
     let vm = VmId(uuid::Uuid::from_u128(7));
@@ -535,6 +564,10 @@ async fn restarted_agents_find_the_move_again_and_finish_it() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_vm_goes_on_at_the_source_when_either_carrier_dies() {
+    expects_warning("The move is ended");
+    expects_warning(
+        "The control connection from the source is gone; a complete copy stays paused here until it is known who has it",
+    );
     for dying in [0, 1] {
         let mut site = Site::new().await;
         let vm = site.run_vm("web01", |guest| guest.facts.autostart = true);
@@ -580,6 +613,7 @@ async fn a_copy_whose_carrier_dies_before_the_hand_over_is_known_waits_for_the_v
 
 #[tokio::test(flavor = "multi_thread")]
 async fn why_a_vm_that_was_handed_over_does_not_run_is_told_until_it_does() {
+    expects_warning("The VM could not be resumed; it is tried until it runs");
     let site = Site::new().await;
     let vm = site.run_vm("web01", |_| {});
     let job = Job::new(1, 1, vm, "web01", 0);
@@ -602,6 +636,8 @@ async fn why_a_vm_that_was_handed_over_does_not_run_is_told_until_it_does() {
 /// A source whose libvirtd is restarted once the memory is sent: it knows of no migration then.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_vm_that_libvirt_left_paused_runs_where_it_is_whole() {
+    expects_warning("libvirt's migrate call failed");
+    expects_warning("libvirt left the VM paused at the source; it is run as soon as its disks are free");
     for arrived in [false, true] {
         let site = Site::new().await;
         let vm = site.run_vm("web01", |guest| guest.facts.autostart = true);
@@ -641,6 +677,7 @@ async fn a_vm_that_libvirt_left_paused_runs_where_it_is_whole() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_vm_that_was_complete_at_the_destination_is_not_taken_away_there_when_it_is_off() {
+    expects_warning("libvirt's migrate call failed");
     let site = Site::new().await;
     let vm = site.run_vm("web01", |_| {});
     let job = Job::new(1, 1, vm, "web01", 0);
@@ -665,6 +702,7 @@ async fn a_vm_that_was_complete_at_the_destination_is_not_taken_away_there_when_
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_copy_is_old_once_the_vm_has_run_on_at_the_source_and_ended_there() {
+    expects_warning("libvirt's migrate call failed");
     for shuts_down in [true, false] {
         let site = Site::new().await;
         let vm = site.run_vm("web01", |guest| guest.facts.autostart = true);
@@ -692,6 +730,7 @@ async fn a_copy_is_old_once_the_vm_has_run_on_at_the_source_and_ended_there() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_copy_that_was_given_up_is_not_run() {
+    expects_warning("libvirt's migrate call failed");
     let site = Site::new().await;
     let vm = site.run_vm("web01", |_| {});
     let job = Job::new(1, 1, vm, "web01", 0);
@@ -707,6 +746,10 @@ async fn a_copy_that_was_given_up_is_not_run() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_number_that_begins_again_takes_nothing_from_the_vm_that_had_it() {
+    expects_warning("The VM could not be resumed; it is tried until it runs");
+    expects_warning(
+        "The control connection from the source is gone; a complete copy stays paused here until it is known who has it",
+    );
     let site = Site::new().await;
     let (one, other) = (site.run_vm("web01", |_| {}), site.run_vm("db", |_| {}));
     let first = Job::new(1, 1, one, "web01", 0);
@@ -796,13 +839,14 @@ async fn a_newer_attempt_undoes_one_that_was_never_ended() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_source_that_cannot_reach_the_destination_changes_nothing() {
+    expects_warning(r#"A request failed title="The carrier could not make ready: Could not reach the destin"#);
     let site = Site::new().await;
     let vm = site.run_vm("web01", |guest| guest.facts.autostart = true);
     let job = Job::new(1, 1, vm, "web01", 0);
     let mut ready = site.prepare_destination(&job).await.expect("ready");
     ready.carrier = "127.0.0.1:9".into();
     let error = site.prepare_source(&job, ready).await.expect_err("nobody listens there");
-    assert!(error.problem().expect("a problem").title.contains("127.0.0.1:9"), "{}", error.chain());
+    assert!(error.problem().expect("a problem").title.contains("127.0.0.1:9"), "{}", chain(&error));
     assert!(site.hosts[0].autostarts(vm) && !site.hosts[0].holds(vm));
     site.undo_destination_only(&job).await;
     site.assert_settled(vm, 0);

@@ -4,10 +4,14 @@ mod site;
 
 use ferry_core::vm::VmState;
 use ferry_drivers::hypervisor::{Domains as _, Power as _};
+use ferry_testkit::logs::expects_warning;
 use site::{Job, Site, wait_until};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn vms_that_a_file_server_stopped_go_on_when_it_is_back_and_no_others() {
+    expects_warning(
+        "The control connection from the source is gone; a complete copy stays paused here until it is known who has it",
+    );
     let site = Site::new().await;
     let host = &site.hosts[0];
     let state = |vm| host.hypervisor.vm(vm).expect("reachable").expect("there").state;

@@ -24,6 +24,7 @@ use ferry_drivers::hypervisor::{
     BlockCopy as _, Domains as _,
     fake::{FakeGuest, Hold, Point},
 };
+use ferry_testkit::logs::expects_warning;
 use site::{SHARE, SOON, Site, reached, refusal};
 
 /// Bytes of each disk.
@@ -165,6 +166,8 @@ fn are_there(files: &[PathBuf]) -> Vec<bool> {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_new_file_that_was_switched_over_to_outlives_the_vms_going_away() {
+    expects_warning("The storage move failed");
+    expects_warning("A new file stays: it may hold the newest data of its disk");
     // Between two disks.
     let disks = Disks::new(|_| {}).await;
     let hold = disks.held(Point::PivotedDisk).await;
@@ -198,6 +201,7 @@ async fn a_new_file_that_was_switched_over_to_outlives_the_vms_going_away() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_journal_of_a_move_long_over_takes_no_file_away() {
+    expects_warning("A new file stays: it may hold the newest data of its disk");
     let mut disks = Disks::new(|_| {}).await;
     disks.moved(1, &disks.both()).await;
     disks.confirm(1).await;
@@ -239,6 +243,7 @@ async fn a_released_attempt_is_not_begun_again_and_a_number_of_another_vm_takes_
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_old_files_of_a_vm_without_a_kept_definition_stay() {
+    expects_warning("A new file stays: it may hold the newest data of its disk");
     let disks = Disks::new(|guest| guest.facts.persistent = false).await;
     disks.moved(1, &disks.both()).await;
     let report = disks.confirm(1).await;
@@ -298,6 +303,7 @@ async fn an_old_file_that_is_used_by_another_name_or_is_a_link_stays() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_new_file_that_is_another_one_by_now_or_is_used_by_another_name_stays() {
+    expects_warning("A file stays: it is not the one that was made for the move");
     let disks = Disks::new(|_| {}).await;
     disks.site.hosts[0].client.prepare_storage(attempt(1), &disks.both()).await.expect("prepared");
     let [vda, vdb] = disks.new_files();
@@ -314,6 +320,7 @@ async fn a_new_file_that_is_another_one_by_now_or_is_used_by_another_name_stays(
 #[cfg(feature = "failpoints")]
 #[tokio::test(flavor = "multi_thread")]
 async fn a_new_file_is_removed_once_and_never_what_took_its_name() {
+    expects_warning(r#"A request failed title="A test made it fail at agent-storage-new-file-removed"#);
     let mut disks = Disks::new(|_| {}).await;
     disks.site.hosts[0].client.prepare_storage(attempt(1), &disks.both()).await.expect("prepared");
     let [vda, vdb] = disks.new_files();
@@ -441,6 +448,9 @@ async fn an_agent_that_dies_while_it_makes_files_leaves_none_that_it_does_not_kn
 #[cfg(feature = "failpoints")]
 #[tokio::test(flavor = "multi_thread")]
 async fn what_could_not_be_made_and_not_be_forgotten_stays_known() {
+    expects_warning("libvirt does not answer");
+    expects_warning("What a storage move made could not be removed yet");
+    expects_warning(r#"A request failed title="A test made it fail at agent-storage-file-named"#);
     let disks = Disks::new(|_| {}).await;
     fail::cfg("agent-storage-file-named", "return").expect("a failpoint");
     let hypervisor = disks.site.hosts[0].hypervisor.clone();
@@ -477,6 +487,7 @@ async fn nothing_is_made_beneath_a_mount_point_or_where_qemu_cannot_write() {
 #[cfg(feature = "failpoints")]
 #[tokio::test(flavor = "multi_thread")]
 async fn a_move_that_was_to_end_does_not_go_on_after_a_restart() {
+    expects_warning(r#"A request failed title="A test made it fail at agent-storage-ending"#);
     let mut disks = Disks::new(|_| {}).await;
     let hold = disks.held(Point::CopyPart).await;
     disks.begin(1, &disks.both()).await;

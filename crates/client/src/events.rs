@@ -5,20 +5,20 @@ const EVENT_BYTES_MAX: usize = 4 << 20;
 
 /// One event of the stream.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(crate) struct Received {
+pub struct Received {
     /// Its `id:`, as sent.
-    pub(crate) id: Option<String>,
+    pub id: Option<String>,
     /// Its `data:` lines, joined by line feeds.
-    pub(crate) data: String,
+    pub data: String,
 }
 
 /// The event is longer than this program accepts.
 #[derive(Debug, PartialEq, Eq)]
-pub(crate) struct TooLong;
+pub struct TooLong;
 
 /// Splits a stream into events, however its bytes are cut into pieces.
 #[derive(Debug, Default)]
-pub(crate) struct Parser {
+pub struct Parser {
     line: Vec<u8>,
     id: Option<String>,
     data: Option<String>,
@@ -27,7 +27,7 @@ pub(crate) struct Parser {
 
 impl Parser {
     /// Takes the next bytes.
-    pub(crate) fn push(&mut self, bytes: &[u8]) -> Result<(), TooLong> {
+    pub fn push(&mut self, bytes: &[u8]) -> Result<(), TooLong> {
         for piece in bytes.split_inclusive(|&byte| byte == b'\n') {
             let held = self.line.len() + self.data.as_ref().map_or(0, String::len);
             if held + piece.len() > EVENT_BYTES_MAX {
@@ -43,7 +43,7 @@ impl Parser {
     }
 
     /// The oldest event that is complete.
-    pub(crate) fn pop(&mut self) -> Option<Received> {
+    pub fn pop(&mut self) -> Option<Received> {
         self.ready.pop_front()
     }
 

@@ -4,13 +4,13 @@
 //! says so.
 
 pub mod agent;
-mod events;
+pub mod events;
 mod http;
 pub mod server;
 
 use std::error::Error;
 
-use ferry_core::{api::problem::Problem, error::chain, pin::Pin};
+use ferry_core::{api::problem::Problem, pin::Pin};
 use thiserror::Error;
 
 /// Why a call did not succeed.
@@ -78,10 +78,5 @@ impl ClientError {
             }
             Self::Refused(_) | Self::WrongKey { .. } | Self::NotUnderstood { .. } | Self::Unusable { .. } => false,
         }
-    }
-
-    /// The message with its chain of causes, `: ` between them.
-    pub fn chain(&self) -> String {
-        chain(self)
     }
 }

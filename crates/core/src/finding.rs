@@ -52,10 +52,22 @@ macro_rules! finding_ids {
     ($($(#[$more:meta])* $variant:ident = $text:literal: $doc:literal,)*) => {
         /// The stable id of a kind of finding. Text form: `area.what`.
         #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
-        #[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
         pub enum FindingId {
             $(#[doc = $doc] #[serde(rename = $text)] $(#[$more])* $variant,)*
         }
+
+        // Derived, it would name the variants.
+        #[cfg(feature = "schema")]
+        impl utoipa::PartialSchema for FindingId {
+            fn schema() -> utoipa::openapi::RefOr<utoipa::openapi::Schema> {
+                let ids = Self::ALL.iter().map(|id| id.as_str());
+                let text = utoipa::openapi::ObjectBuilder::new().schema_type(utoipa::openapi::schema::Type::String);
+                text.description(Some("The stable id of a kind of finding")).enum_values(Some(ids)).build().into()
+            }
+        }
+
+        #[cfg(feature = "schema")]
+        impl utoipa::ToSchema for FindingId {}
 
         impl FindingId {
             /// Every id there is, in the order of the documentation.

@@ -21,6 +21,7 @@ pub mod immovable;
 pub mod job;
 pub mod location;
 pub mod memory;
+pub mod metrics;
 pub mod migration;
 pub mod pin;
 pub mod place;

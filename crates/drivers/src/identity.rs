@@ -14,7 +14,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use ferry_core::files::cleanup::Obstacle;
+use ferry_core::{error::chain, files::cleanup::Obstacle};
 
 use crate::share::{Mount, every_name, holding, parse, shown};
 
@@ -121,7 +121,9 @@ impl InUse {
                     silent.remove(&system);
                     known.extend(found.into_iter().flatten());
                 }
-                Err(error) => tracing::warn!(system, %error, "what the files of VMs there are could not be seen"),
+                Err(error) => {
+                    tracing::warn!(system, error = %chain(&error), "What the files of VMs there are could not be seen")
+                }
             }
         }
         Ok(Self { mounts, paths, known, silent })

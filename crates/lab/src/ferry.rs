@@ -17,6 +17,7 @@ use crate::{
     program::Program,
     run::{Said, at_once, run_within, wait_for},
     samba::{FileServer, PASSWORD, USER},
+    warnings::Warnings,
 };
 
 /// Where an agent's configuration is, inside its host.
@@ -95,7 +96,7 @@ impl Agent {
         let before = fs::read_to_string(&log).unwrap_or_default().len();
         let program = Program::start(&format!("ferry-agent on {}", host.name), command, &log)?;
         wait_for(&format!("the agent of {} listens", host.name), READY_DEADLINE, || {
-            fs::read_to_string(&log).ok()?.get(before..)?.contains("the control API listens").then_some(())
+            fs::read_to_string(&log).ok()?.get(before..)?.contains("The control API listens").then_some(())
         })
         .with_context(|| program.said())?;
         Ok(program)
@@ -110,6 +111,8 @@ pub struct Ferry {
     pub server: Program,
     /// The file server with share `vms`.
     pub files: FileServer,
+    /// What these programs may warn of; dropped when they have ended.
+    pub warnings: Warnings,
     /// The hosts; dropped last.
     pub lab: Lab,
 }
@@ -182,7 +185,7 @@ impl Ferry {
         });
         let agents = started.into_iter().collect::<anyhow::Result<Vec<_>>>()?;
         let server = start_server(&lab)?;
-        Ok(Self { agents, server, files, lab })
+        Ok(Self { agents, server, files, warnings: Warnings::of(lab.folder.clone()), lab })
     }
 
     /// A lab without hosts, with the file server and Ferry's server: hosts of another kind join it.
@@ -193,7 +196,7 @@ impl Ferry {
         let lab = Lab::up_empty()?;
         let files = lab.file_server("fs1", FABRIC_IP, "")?;
         let server = start_server(&lab)?;
-        Ok(Self { agents: Vec::new(), server, files, lab })
+        Ok(Self { agents: Vec::new(), server, files, warnings: Warnings::of(lab.folder.clone()), lab })
     }
 
     /// Adds every host to the server.

@@ -32,3 +32,4 @@ pub mod run;
 pub mod samba;
 pub mod site;
 pub mod stock;
+pub mod warnings;

@@ -21,6 +21,8 @@ pub struct Config {
     pub state_dir: PathBuf,
     /// The database file; `None`: `ferry.db` in `state_dir`.
     pub database: Option<PathBuf>,
+    /// Where Prometheus is told figures, without TLS and token; `None`: nowhere.
+    pub metrics_listen: Option<SocketAddr>,
     /// Jobs that ended are kept for so many days, with their logs.
     pub retention_days: u32,
 }
@@ -31,6 +33,7 @@ impl Default for Config {
             listen: SocketAddr::from(([127, 0, 0, 1], 7420)),
             state_dir: PathBuf::from("/var/lib/ferry-server"),
             database: None,
+            metrics_listen: None,
             retention_days: 365,
         }
     }
@@ -75,6 +78,7 @@ mod tests {
         let settings = packaged.lines().filter_map(|line| line.strip_prefix('#')).filter(|line| !line.starts_with(' '));
         let said: Config = toml::from_str(&settings.collect::<Vec<_>>().join("\n")).expect("settings");
         let database = Some(Config::default().database());
-        assert_eq!(said, Config { database, ..Config::default() });
+        let metrics_listen = Some(SocketAddr::from(([127, 0, 0, 1], 9420)));
+        assert_eq!(said, Config { database, metrics_listen, ..Config::default() });
     }
 }

@@ -3,6 +3,7 @@
 use ferry_client::ClientError;
 use ferry_core::{
     api::problem::Problem,
+    error::chain,
     finding::{Finding, FindingId},
 };
 use thiserror::Error;
@@ -55,7 +56,7 @@ impl Failure {
         match self {
             Self::Refused(problem) => *problem,
             Self::Store(error) => {
-                tracing::error!(error = &error as &dyn std::error::Error, "The database failed");
+                tracing::error!(error = %chain(&error), "The database failed");
                 Problem::fault("The server's database failed", error.to_string())
             }
         }
@@ -68,13 +69,13 @@ pub(crate) fn fault_finding(host: &str, error: &ClientError) -> Finding {
         ClientError::WrongKey { .. } => Finding::blocks(
             FindingId::AuthKey,
             host,
-            format!("What answers for host {host} is not the agent that was added: {}", error.chain()),
+            format!("What answers for host {host} is not the agent that was added: {}", chain(&error)),
             format!("If the agent was set up anew, remove the host and add it again: `ferry host remove {host}`"),
         ),
         ClientError::NotUnderstood { .. } => Finding::blocks(
             FindingId::HostVersion,
             host,
-            format!("The agent on host {host} answers what this server does not understand: {}", error.chain()),
+            format!("The agent on host {host} answers what this server does not understand: {}", chain(&error)),
             "Bring server and agents to the same version",
         ),
         ClientError::Refused(problem) => match problem.findings.iter().find(|finding| finding.id == FindingId::AuthKey)
@@ -95,7 +96,7 @@ fn not_answering(host: &str, error: &ClientError) -> Finding {
     Finding::blocks(
         FindingId::HostUnreachable,
         host,
-        format!("The agent on host {host} does not answer: {}", error.chain()),
+        format!("The agent on host {host} does not answer: {}", chain(&error)),
         format!("Check that the host is up and `ferry-agent run` is running on it; see `ferry host show {host}`"),
     )
 }

@@ -11,6 +11,7 @@ use ferry_core::{
     admission::Limits,
     api::{agent::Observation, server::Event},
     backoff::Backoff,
+    error::chain,
     finding::{Finding, FindingId},
     id::{HostId, ShareId, VmId},
     preflight::{Placed, Side, resolve_vm},
@@ -282,7 +283,7 @@ impl Inventory {
             while !is_so(&host.seen()) {
                 match host.agent.look().await {
                     Ok(observation) => drop(self.take_observation(host, observation)),
-                    Err(error) => tracing::debug!(host = host.name(), error = error.chain(), "It could not look"),
+                    Err(error) => tracing::debug!(host = host.name(), error = %chain(&error), "It could not look"),
                 }
                 let mut seen = host.seen.subscribe();
                 let _ = tokio::time::timeout(LOOK_AGAIN, seen.wait_for(&is_so)).await;

@@ -15,6 +15,7 @@ mod first_start;
 mod http;
 mod inventory;
 mod jobs;
+mod metrics;
 mod plan;
 mod preflight;
 mod saga;
@@ -28,7 +29,7 @@ use axum_server::{
     Handle,
     tls_rustls::{RustlsAcceptor, RustlsConfig},
 };
-use ferry_core::pin::Pin;
+use ferry_core::{error::chain, pin::Pin};
 use ferry_trust::Clients;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
@@ -37,6 +38,7 @@ use config::Config;
 use events::Events;
 use inventory::Inventory;
 use jobs::driver::Jobs;
+use metrics::Metrics;
 use preflight::{Preflight, identity::IdentityCheck};
 use saga::Context as SagaContext;
 
@@ -58,6 +60,7 @@ pub struct Server {
     tasks: TaskTracker,
     serving: tokio::task::JoinHandle<std::io::Result<()>>,
     address: SocketAddr,
+    metrics_address: Option<SocketAddr>,
     pin: Pin,
     /// Keeps other servers off the state directory.
     _lock: std::fs::File,
@@ -81,8 +84,10 @@ impl Server {
             identity: IdentityCheck::new(tasks.clone()),
         });
         let context = SagaContext { preflight: preflight.clone(), running: Arc::default() };
-        let jobs = Arc::new(Jobs::new(context, events.clone(), tasks.clone(), stop.clone()));
-        let app = Arc::new(App { store: state.store, inventory, preflight, jobs, events, stop });
+        let metrics = Arc::<Metrics>::default();
+        let jobs = Jobs::new(context, events.clone(), metrics.clone(), tasks.clone(), stop.clone());
+        let jobs = Arc::new(jobs);
+        let app = Arc::new(App { store: state.store, inventory, preflight, jobs, events, metrics, stop });
         take_up(&app).await?;
         tasks.spawn(forget_old_jobs(app.clone(), Duration::from_secs(u64::from(config.retention_days) * 24 * 3600)));
         let tls = ferry_trust::server_config(&state.rest_key, Clients::Anonymous)?;
@@ -96,14 +101,23 @@ impl Server {
             .first_request_timeout(FIRST_REQUEST_DEADLINE)
             .handle(handle.clone())
             .http1_only();
+        let metrics_address = match config.metrics_listen {
+            Some(listen) => Some(serve_metrics(&app, &tasks, listen).await?),
+            None => None,
+        };
         let serving = tokio::spawn(server.serve(http::router::router(app.clone()).into_make_service()));
         tracing::info!(%address, pin = %state.rest_key.pin(), "The server answers");
-        Ok(Self { app, handle, tasks, serving, address, pin: state.rest_key.pin(), _lock: state.lock })
+        Ok(Self { app, handle, tasks, serving, address, metrics_address, pin: state.rest_key.pin(), _lock: state.lock })
     }
 
     /// Where it answers.
     pub fn address(&self) -> SocketAddr {
         self.address
+    }
+
+    /// Where it tells its figures, if it does.
+    pub fn metrics_address(&self) -> Option<SocketAddr> {
+        self.metrics_address
     }
 
     /// The key of its REST API.
@@ -127,6 +141,16 @@ impl Server {
     }
 }
 
+/// Begins to tell figures at `listen`; gives the address.
+async fn serve_metrics(app: &Arc<App>, tasks: &TaskTracker, listen: SocketAddr) -> anyhow::Result<SocketAddr> {
+    let listener = tokio::net::TcpListener::bind(listen).await;
+    let listener = listener.with_context(|| format!("Could not listen on {listen} for metrics"))?;
+    let address = listener.local_addr()?;
+    tasks.spawn(http::metrics::serve(app.clone(), listener));
+    tracing::info!(%address, "The server tells its figures");
+    Ok(address)
+}
+
 /// Hosts and unfinished jobs of earlier lives.
 async fn take_up(app: &Arc<App>) -> anyhow::Result<()> {
     app.store.forget_unanswered().await?;
@@ -144,7 +168,7 @@ async fn forget_old_jobs(app: Arc<App>, kept: Duration) {
         match app.store.forget_jobs(before_ms).await {
             Ok(0) => {}
             Ok(jobs) => tracing::info!(jobs, "Jobs that ended long ago were forgotten"),
-            Err(error) => tracing::warn!(error = &error as &dyn std::error::Error, "Old jobs could not be forgotten"),
+            Err(error) => tracing::warn!(error = %chain(&error), "Old jobs could not be forgotten"),
         }
         tokio::select! {
             () = app.stop.cancelled() => return,

@@ -154,13 +154,13 @@ async fn accept_all<L: Listener>(listener: L, key: SessionKey, found: mpsc::Send
             Ok(accepted) => accepted,
             Err(error) => {
                 // Out of file descriptors, or the peer was gone at once: others are not affected.
-                warn!(%error, "a connection could not be accepted");
+                warn!(error = %chain(&error), "A connection could not be accepted");
                 tokio::task::yield_now().await;
                 continue;
             }
         };
         let Ok(permit) = Arc::clone(&pending).try_acquire_owned() else {
-            warn!(%from, "too many connections are not introduced; this one was closed");
+            warn!(%from, "Too many connections are not introduced; this one was closed");
             continue;
         };
         let found = found.clone();
@@ -169,7 +169,7 @@ async fn accept_all<L: Listener>(listener: L, key: SessionKey, found: mpsc::Send
             let greeted = tokio::time::timeout(HANDSHAKE_DEADLINE, greet(opening, key)).await;
             match greeted.unwrap_or(Err(WireError::Timeout("no hello came"))) {
                 Ok(accepted) => drop(found.send(accepted).await),
-                Err(error) => warn!(%from, error = %chain(&error), "a connection to the carrier was refused"),
+                Err(error) => warn!(%from, error = %chain(&error), "A connection to the carrier was refused"),
             }
         });
     }

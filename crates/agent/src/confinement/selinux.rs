@@ -11,6 +11,7 @@ use std::{
 };
 
 use anyhow::Context as _;
+use ferry_core::error::chain;
 use tracing::warn;
 
 use crate::{check::Check, config::Config};
@@ -155,7 +156,7 @@ pub(crate) fn label_sessions(config: &Config) {
     if is_on()
         && let Err(error) = run(Command::new("restorecon").arg("-R").arg(config.sessions_dir()))
     {
-        warn!(%error, "the folder of sessions could not be labelled; VMs cannot be moved if SELinux enforces");
+        warn!(error = %chain(&*error), "The folder of sessions could not be labelled; VMs cannot be moved if SELinux enforces");
     }
 }
 
@@ -173,7 +174,7 @@ pub(crate) fn for_qemu<T>(make: impl FnOnce() -> io::Result<T>) -> io::Result<T>
 fn labelled<T>(create: &Path, make: impl FnOnce() -> io::Result<T>) -> io::Result<T> {
     // A policy without that label confines no VM by it, and one that denies it says so in its log.
     if let Err(error) = fs::write(create, SOCKET_LABEL) {
-        warn!(%error, label = SOCKET_LABEL, "a socket for QEMU could not be labelled");
+        warn!(error = %chain(&error), label = SOCKET_LABEL, "A socket for QEMU could not be labelled");
         return make();
     }
     let made = make();

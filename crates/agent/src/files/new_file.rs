@@ -96,12 +96,12 @@ impl MadeFile<'_> {
     /// When that is not known. [`io::ErrorKind::NotFound`] if there is none of its name.
     pub(crate) fn is_ours(&self, used: &InUse) -> io::Result<bool> {
         if let Some(obstacle) = used.obstacle(self.path)? {
-            warn!(file = %self.path.display(), why = obstacle.why(), "a new file stays");
+            warn!(file = %self.path.display(), why = obstacle.why(), "A new file stays");
             return Ok(false);
         }
         let is_it = self.identity.is_of(self.path, self.format, self.virtual_size)?;
         if !is_it {
-            warn!(file = %self.path.display(), "a file stays: it is not the one that was made for the move");
+            warn!(file = %self.path.display(), "A file stays: it is not the one that was made for the move");
         }
         Ok(is_it)
     }

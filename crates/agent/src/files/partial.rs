@@ -19,14 +19,14 @@ use std::{
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
-use ferry_core::{api::agent::DiskArrival, id::VmId, units::ByteCount, vm::DiskFormat};
+use ferry_core::{api::agent::DiskArrival, error::chain, id::VmId, units::ByteCount, vm::DiskFormat};
 use ferry_drivers::{file, image};
 use serde::{Deserialize, Serialize};
 use tokio::sync::Notify;
 use tracing::{info, warn};
 
 use super::new_file::{IncomingDisk, PartialKey};
-use crate::{AgentError, config::Config, error::chain, lock::lock, records};
+use crate::{AgentError, config::Config, lock::lock, records};
 
 /// How long a partial copy is kept.
 const KEPT_FOR: Duration = Duration::from_secs(24 * 60 * 60);
@@ -117,11 +117,11 @@ impl PartialCopies {
             renamed.map_err(|source| AgentError::File { path: incoming_disk.path.clone(), source })
         });
         if let Err(error) = kept {
-            warn!(%vm, disk = incoming_disk.device, error = %chain(&error), "an unfinished copy could not be kept");
+            warn!(%vm, disk = incoming_disk.device, error = %chain(&error), "An unfinished copy could not be kept");
             self.remove(&record);
             return false;
         }
-        info!(%vm, disk = record.device, file = %record.path.display(), "an unfinished copy is kept for the next attempt");
+        info!(%vm, disk = record.device, file = %record.path.display(), "An unfinished copy is kept for the next attempt");
         self.kept.notify_one();
         true
     }
@@ -137,12 +137,12 @@ impl PartialCopies {
         }
         // Not on another file system, and never over a file that is there: the seed stays then.
         if let Err(error) = file::rename_new(&record.path, path) {
-            info!(%vm, disk = record.device, %error, "an unfinished copy is not used");
+            info!(%vm, disk = record.device, error = %chain(&error), "An unfinished copy is not used");
             return None;
         }
         if let Err(error) = records::remove(&self.record_path(vm, &wanted.device)) {
             // It names a file that is not there any more.
-            warn!(%vm, disk = record.device, error = %chain(&error), "what was written down of a partial copy could not be removed");
+            warn!(%vm, disk = record.device, error = %chain(&error), "What was written down of a partial copy could not be removed");
         }
         Some(PartialKey { key: ferry_trust::random_secret() })
     }
@@ -174,7 +174,7 @@ impl PartialCopies {
                 break;
             }
             if self.claim(record.vm, &record.device).is_some_and(|_claim| self.remove(&record)) {
-                info!(vm = %record.vm, disk = record.device, "an unfinished copy is removed: room is needed");
+                info!(vm = %record.vm, disk = record.device, "An unfinished copy is removed: room is needed");
                 freed.0 += taken.0;
             }
         }
@@ -213,7 +213,7 @@ impl PartialCopies {
                 // A guess whose folder is gone is of no use.
                 && error.kind() != io::ErrorKind::NotFound
             {
-                warn!(file = %path.display(), %error, "a part of an unfinished copy could not be removed");
+                warn!(file = %path.display(), error = %chain(&error), "A part of an unfinished copy could not be removed");
                 return false;
             }
         }

@@ -36,9 +36,9 @@ impl IntoResponse for Refusal {
     fn into_response(self) -> Response {
         let problem = self.0.problem();
         if problem.status >= 500 {
-            error!(title = problem.title, detail = problem.detail, "a request failed");
+            error!(title = problem.title, detail = problem.detail, "A request failed");
         } else {
-            info!(title = problem.title, status = problem.status, "a request was refused");
+            info!(title = problem.title, status = problem.status, "A request was refused");
         }
         answer_problem(&problem)
     }

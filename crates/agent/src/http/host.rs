@@ -32,7 +32,7 @@ pub(super) async fn enrol(
     // Before the secret is used up: a server that hears nothing of the host does not add it, and asks again.
     let facts = host_facts(&agent).await?;
     agent.enrolment.enrol(pin, &request)?;
-    info!(server = %pin, host = %request.host, "enrolled with a server");
+    info!(server = %pin, host = %request.host, "Enrolled with a server");
     Ok(Json(facts))
 }
 

@@ -38,7 +38,7 @@ use self::{
     },
 };
 use crate::{
-    Agent,
+    Agent, metrics,
     tls::{Caller, PinAcceptor},
 };
 
@@ -96,6 +96,7 @@ pub fn router(agent: Arc<Agent>) -> Router {
         .route("/v1/enrol", post(enrol))
         .merge(enrolled)
         .layer(DefaultBodyLimit::max(BODY_BYTES_MAX))
+        .layer(middleware::from_fn_with_state(Arc::clone(&agent), metrics::count))
         .with_state(agent)
 }
 
@@ -133,7 +134,7 @@ pub async fn serve_on(
         stop.await;
         ending.graceful_shutdown(Some(GRACE));
     });
-    info!(%address, "the control API listens");
+    info!(%address, "The control API listens");
     axum_server::Server::<SocketAddr>::from_listener(tokio::net::TcpListener::from_std(listener)?)
         .acceptor(PinAcceptor::new(tls))
         .handle(handle)

@@ -5,6 +5,7 @@ use std::{path::PathBuf, sync::Arc, time::Duration};
 
 use ferry_core::{
     api::agent::{DestinationReady, DiskArrival, PrepareDestination, Role, ShareMount, Stage},
+    error::chain,
     finding::FindingId,
     id::{Generation, JobId, VmId},
     migration::Presence,
@@ -22,7 +23,6 @@ use crate::{
     AgentError,
     blocking::{blocking, call},
     ended::Asked,
-    error::chain,
     failpoint::made_to_fail,
     files::{
         self,
@@ -152,7 +152,7 @@ impl Registry {
             self.forget(&journal).await
         };
         if let Err(error) = given_up.await {
-            warn!(%job, error = %chain(&error), "what was made for a move that could not begin is still here");
+            warn!(%job, error = %chain(&error), "What was made for a move that could not begin is still here");
         }
     }
 

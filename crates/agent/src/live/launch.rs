@@ -9,6 +9,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use ferry_core::error::chain;
 use ferry_drivers::hypervisor::Hypervisor;
 use nix::{sys::signal::Signal, unistd::Pid};
 use tokio::{runtime::Handle, sync::mpsc};
@@ -21,7 +22,7 @@ use super::{
     },
     journal::Journal,
 };
-use crate::{AgentError, config::Config, error::chain};
+use crate::{AgentError, config::Config};
 
 /// How long a carrier may take to be ready.
 const READY_DEADLINE: Duration = Duration::from_secs(15);
@@ -125,7 +126,7 @@ pub(super) fn end_process(pid: u32, journal: &Path) {
     let is_ours = command.split(|byte| *byte == 0).any(|word| Path::new(&*String::from_utf8_lossy(word)) == journal);
     // Not this process itself, in which tests run carriers.
     if is_ours && pid != std::process::id() {
-        warn!(pid, "a carrier does not answer and is killed");
+        warn!(pid, "A carrier does not answer and is killed");
         let _ = nix::sys::signal::kill(Pid::from_raw(pid.cast_signed()), Signal::SIGKILL);
     }
 }

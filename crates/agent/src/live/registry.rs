@@ -2,7 +2,7 @@
 //! request at a time.
 
 use std::{
-    collections::HashMap,
+    collections::{BTreeMap, HashMap},
     fs,
     os::unix::fs::PermissionsExt as _,
     path::PathBuf,
@@ -11,6 +11,7 @@ use std::{
 
 use ferry_core::{
     api::agent::{DiskArrival, MigrationReport, Role, ShareMount},
+    error::chain,
     finding::{Finding, FindingId},
     id::{Generation, JobId, SessionId, VmId},
 };
@@ -28,7 +29,6 @@ use crate::{
     blocking::{Probes, call},
     config::Config,
     ended::{Asked, Ended},
-    error::chain,
     files::{claims::Reserved, new_file::IncomingDisk, partial::PartialCopies},
     lock::lock,
     records,
@@ -85,6 +85,19 @@ impl Registry {
         })
     }
 
+    /// How many sides of moves it knows, by role.
+    pub(crate) fn count_by_role(&self) -> BTreeMap<&'static str, u32> {
+        let mut counts = BTreeMap::new();
+        for journal in self.entries().values() {
+            let role = match journal.task {
+                Task::Source { .. } => "source",
+                Task::Destination { .. } => "destination",
+            };
+            *counts.entry(role).or_default() += 1;
+        }
+        counts
+    }
+
     /// Room that disks which come will still take.
     pub(crate) fn reserved(&self) -> Vec<Reserved> {
         let journals: Vec<Journal> = self.entries().values().cloned().collect();
@@ -125,7 +138,7 @@ impl Registry {
             let _turn = self.turn(job).await;
             let Some(journal) = self.entries().get(&job).cloned() else { continue };
             let alive = self.ask(&journal, Ask::Report { after: 0, wait_ms: 0 }).await.is_some();
-            info!(job = %journal.job, role = ?journal.task.role(), vm = %journal.task.vm(), alive, "found a migration again");
+            info!(job = %journal.job, role = ?journal.task.role(), vm = %journal.task.vm(), alive, "Found a migration again");
             let state = self.carrier_state(&journal).unwrap_or_default();
             let handed_over = (state.finish_delivered || journal.here) && !state.resumed && !journal.aborted;
             if !alive
@@ -133,7 +146,7 @@ impl Registry {
                 && journal.task.role() == Role::Destination
                 && let Err(error) = self.resume_without_carrier(&journal).await
             {
-                warn!(vm = %journal.task.vm(), error = %chain(&error), "a VM that was handed over could not be resumed");
+                warn!(vm = %journal.task.vm(), error = %chain(&error), "A VM that was handed over could not be resumed");
             }
         }
         // Known before the first move needs it; if libvirt does not answer now, it is asked again then.

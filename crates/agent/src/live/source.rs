@@ -8,6 +8,7 @@ use std::{
 
 use ferry_core::{
     api::agent::{PrepareSource, Role, ShareMount, SourceReady, Stage},
+    error::chain,
     files::{DiskMove, cleanup::old_file_kept},
     finding::{Finding, FindingId},
     id::{Generation, JobId, VmId},
@@ -34,7 +35,6 @@ use crate::{
     AgentError,
     blocking::{blocking, call},
     ended::Asked,
-    error::chain,
     failpoint::made_to_fail,
     hold,
 };
@@ -91,7 +91,7 @@ impl Registry {
         }
         if let Err(error) = self.hold(&journal).await {
             if let Err(error) = self.let_go(&journal).await {
-                warn!(%vm, error = %chain(&error), "what was changed for the move could not be taken back");
+                warn!(%vm, error = %chain(&error), "What was changed for the move could not be taken back");
             }
             self.forget(&journal).await?;
             return Err(error);
@@ -168,7 +168,7 @@ impl Registry {
                 match used.obstacle(&path).map_err(fault)? {
                     Some(obstacle) => {
                         let (why, fix) = (obstacle.why(), obstacle.fix());
-                        warn!(%vm, disk = device, file = %path.display(), why, "an old file stays");
+                        warn!(%vm, disk = device, file = %path.display(), why, "An old file stays");
                         kept.push(old_file_kept(&name, &device, path.display(), why, fix));
                     }
                     None => file::remove(&path).map_err(fault)?,
@@ -204,7 +204,7 @@ impl Registry {
         if settled {
             hold::release(&self.config.holds_dir(), vm)?;
         } else {
-            warn!(%vm, "the VM stays held: it is not known that it is not elsewhere");
+            warn!(%vm, "The VM stays held: it is not known that it is not elsewhere");
         }
         // Its undo could not know whether the VM was elsewhere. Whoever releases it after that says that it is not.
         let was_stopped = matches!(presence, Presence::Left | Presence::Stopped);
@@ -225,7 +225,7 @@ pub(super) fn end_left_copy(hypervisor: &dyn Hypervisor, vm: VmId) -> Result<(),
     match hypervisor.presence(vm, Role::Source)? {
         Presence::Absent | Presence::Off | Presence::Ended => Ok(()),
         Presence::Left | Presence::Stopped => {
-            info!(%vm, "the destination has the VM: what libvirt left of it here is ended");
+            info!(%vm, "The destination has the VM: what libvirt left of it here is ended");
             hypervisor.destroy(vm)
         }
         presence => Err(HypervisorError::Failed {

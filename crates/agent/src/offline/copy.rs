@@ -11,6 +11,7 @@ use std::{
 
 use ferry_core::{
     api::agent::{OfflineStage, ReceiveOffline, SendOffline},
+    error::chain,
     files::DiskStage,
     units::ByteCount,
 };
@@ -32,7 +33,7 @@ use super::{
     parts,
     state::Move,
 };
-use crate::{AgentError, blocking::blocking, config::Config, error::chain, files::fingerprint::FileFingerprint};
+use crate::{AgentError, blocking::blocking, config::Config, files::fingerprint::FileFingerprint};
 
 /// Longest definition.
 const DEFINITION_BYTES_MAX: u64 = 1 << 20;
@@ -76,7 +77,7 @@ pub(super) async fn take(mut acceptor: Acceptor, moves: Arc<OfflineMoves>, page:
         };
         if let Err(error) = outcome {
             // The source hears of it, or notices, and says so to the server.
-            warn!(error = %chain(&error), "what the source sent could not be taken");
+            warn!(error = %chain(&error), "What the source sent could not be taken");
         }
     }
 }
@@ -243,7 +244,7 @@ async fn give_file(
     };
     outcome.map_err(fault)?;
     show(DiskStage::Ready);
-    info!(file = %path.display(), sent = meter.sent(), "a file is at the destination");
+    info!(file = %path.display(), sent = meter.sent(), "A file is at the destination");
     Ok(())
 }
 

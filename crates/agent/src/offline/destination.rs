@@ -130,7 +130,7 @@ impl OfflineMoves {
         hold::release(&self.config.holds_dir(), vm)?;
         page.write(|journal| journal.stage = OfflineStage::Defined)?;
         page.end().await;
-        info!(%vm, "the VM is defined here");
+        info!(%vm, "The VM is defined here");
         Ok(page.report())
     }
 }

@@ -80,7 +80,7 @@ impl OfflineMoves {
         records::ensure_private_dir(&folder)?;
         let mut moves = BTreeMap::new();
         for journal in Journal::read_all(&folder)? {
-            info!(job = %journal.job, vm = %journal.task.vm(), stage = ?journal.stage, "found an offline move again");
+            info!(job = %journal.job, vm = %journal.task.vm(), stage = ?journal.stage, "Found an offline move again");
             let job = journal.job;
             let found = Move::new(&folder, journal);
             if found.journal().task.role() == Role::Source {

@@ -5,6 +5,7 @@ use std::{path::PathBuf, sync::Arc};
 
 use ferry_core::{
     api::agent::{ConfirmRequest, OfflineReport, OfflineStage, Role, SendOffline, ShareMount},
+    error::chain,
     finding::FindingId,
     id::{Generation, JobId},
 };
@@ -22,7 +23,6 @@ use crate::{
     AgentError,
     blocking::blocking,
     ended::Asked,
-    error::chain,
     files::{self, fingerprint::FileFingerprint, host_storage::HostStorage},
     hold,
     live::translation,
@@ -68,7 +68,7 @@ impl OfflineMoves {
             && let Err(error) = self.hold(&page).await
         {
             if let Err(error) = self.forget(&page).await {
-                warn!(error = %chain(&error), "what was changed for an offline move could not be taken back");
+                warn!(error = %chain(&error), "What was changed for an offline move could not be taken back");
             }
             return Err(error);
         }
@@ -146,7 +146,7 @@ impl OfflineMoves {
                     }
                 });
                 if let Err(error) = written {
-                    warn!(error = %chain(&error), "how the offline move stands could not be written down");
+                    warn!(error = %chain(&error), "How the offline move stands could not be written down");
                 }
             });
             *lock(&page.task) = Some(task);
@@ -185,7 +185,7 @@ impl OfflineMoves {
             };
             match stays {
                 Some(why) => {
-                    warn!(vm = %of.vm, file = %path.display(), why, "an old file stays");
+                    warn!(vm = %of.vm, file = %path.display(), why, "An old file stays");
                     remarks.push(format!("The old file {} stays: {why}", path.display()));
                 }
                 None => file::remove(path).map_err(fault)?,

@@ -11,6 +11,7 @@ use std::{
 
 use ferry_core::{
     api::agent::{AttachRequest, ShareCredentials, ShareMount},
+    error::chain,
     finding::{Finding, FindingId},
     id::{HostId, ShareId},
     place::Space,
@@ -146,7 +147,7 @@ impl Shares {
             && !was_there
             && let Err(error) = self.driver.detach(source, path)
         {
-            warn!(share = %source, %error, "a share stays mounted that was not attached");
+            warn!(share = %source, error = %chain(&error), "A share stays mounted that was not attached");
         }
     }
 

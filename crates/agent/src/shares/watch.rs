@@ -3,6 +3,7 @@
 use std::{sync::Arc, time::Duration};
 
 use ferry_core::{
+    error::chain,
     finding::Finding,
     place::Space,
     share::{AttachMode, AttachedShare},
@@ -96,11 +97,13 @@ impl Shares {
                 Ok(()) if self.copy().iter().all(|other| other.id != entry.id) => {
                     let _ = self.driver.detach(&entry.source, &entry.path);
                 }
-                Ok(()) => info!(share = %entry.source, "a share was mounted again"),
+                Ok(()) => info!(share = %entry.source, "A share was mounted again"),
                 Err(error) if first => {
-                    warn!(share = %entry.source, %error, "a share could not be mounted again; it is tried on");
+                    warn!(share = %entry.source, error = %chain(&error), "A share could not be mounted again; it is tried on");
                 }
-                Err(error) => debug!(share = %entry.source, %error, "a share could not be mounted again yet"),
+                Err(error) => {
+                    debug!(share = %entry.source, error = %chain(&error), "A share could not be mounted again yet")
+                }
             }
         }
     }
@@ -114,13 +117,13 @@ impl Shares {
             // What could not be mounted again stays: VMs can be started on it.
             let answers = self.driver.probe(&entry.source, entry.credentials.as_ref());
             if let Err(error) = answers.and_then(|_| self.driver.detach(&entry.source, &entry.path)) {
-                debug!(share = %entry.source, %error, "a share is not mounted anew yet");
+                debug!(share = %entry.source, error = %chain(&error), "A share is not mounted anew yet");
                 continue;
             }
             match self.driver.attach(&entry.source, entry.credentials.as_ref(), &entry.path) {
-                Ok(()) => info!(share = %entry.source, "a share was mounted anew: QEMU's locks stay on this host"),
+                Ok(()) => info!(share = %entry.source, "A share was mounted anew: QEMU's locks stay on this host"),
                 // It is tried on, as any share that is not mounted.
-                Err(error) => warn!(share = %entry.source, %error, "a share could not be mounted anew"),
+                Err(error) => warn!(share = %entry.source, error = %chain(&error), "A share could not be mounted anew"),
             }
         }
     }

@@ -24,6 +24,7 @@ use std::{
 
 use ferry_core::{
     api::agent::{ConfirmStorage, PrepareStorage, StorageReport, StorageStage},
+    error::chain,
     files::{DiskMove, DiskProgress, DiskStage, cleanup::Cleanup},
     finding::{Finding, FindingId},
     id::{Generation, JobId},
@@ -46,7 +47,6 @@ use crate::{
     AgentError,
     config::Config,
     ended::{Asked, Ended},
-    error::chain,
     failpoint::made_to_fail,
     files::{claims::Reserved, host_storage::HostStorage},
     lock::lock,
@@ -88,7 +88,7 @@ impl StorageMoves {
         for journal in Journal::read_all(&folder)? {
             let is_open = matches!(journal.stage, StorageStage::Copying | StorageStage::Switching);
             let goes_on = is_open || (journal.stage == StorageStage::Prepared && journal.wish != Wish::GoOn);
-            info!(job = %journal.job, vm = %journal.request.vm, goes_on, "found a storage move again");
+            info!(job = %journal.job, vm = %journal.request.vm, goes_on, "Found a storage move again");
             let job = journal.job;
             let found = Move::new(&folder, Arc::clone(&hypervisor), journal);
             if goes_on {
@@ -194,7 +194,7 @@ impl StorageMoves {
         if made.is_err()
             && let Err(error) = self.forget(prepared)
         {
-            warn!(job = %prepared.journal().job, error = %chain(&error), "what a storage move made could not be removed yet");
+            warn!(job = %prepared.journal().job, error = %chain(&error), "What a storage move made could not be removed yet");
         }
         made
     }
@@ -325,7 +325,7 @@ impl StorageMoves {
                 Cleanup::Keep => {}
                 Cleanup::KeepAndReport => {
                     let (vm, file) = (journal.request.vm, disk.to.display());
-                    warn!(%vm, disk = disk.device, %file, "a new file stays: it may hold the newest data of its disk");
+                    warn!(%vm, disk = disk.device, %file, "A new file stays: it may hold the newest data of its disk");
                 }
             }
         }

@@ -9,6 +9,7 @@ use std::{
 
 use ferry_core::{
     api::agent::{StorageReport, StorageStage},
+    error::chain,
     files::{
         DiskProgress, DiskStage,
         block_copy::{DiskNow, Next, next, share_of_cap},
@@ -24,7 +25,7 @@ use tokio::sync::watch;
 use tracing::{info, warn};
 
 use super::journal::{Journal, Wish};
-use crate::{error::chain, lock::lock};
+use crate::lock::lock;
 
 /// How often disks are looked at.
 const LOOK_EVERY: Duration = Duration::from_millis(100);
@@ -248,12 +249,12 @@ impl Move {
                 .map_err(|error| chain(&error))
             });
             match ended {
-                Ok(()) => return info!(vm = %request.vm, %job, "a storage move that was to end has ended"),
-                Err(reason) => info!(vm = %request.vm, %job, reason, "a storage move that was to end waits"),
+                Ok(()) => return info!(vm = %request.vm, %job, "A storage move that was to end has ended"),
+                Err(reason) => info!(vm = %request.vm, %job, reason, "A storage move that was to end waits"),
             }
             std::thread::sleep(LOOK_EVERY);
         }
-        warn!(vm = %request.vm, %job, "the copies of a storage move that was to end could not be ended");
+        warn!(vm = %request.vm, %job, "The copies of a storage move that was to end could not be ended");
     }
 
     fn run(&self) {
@@ -266,7 +267,7 @@ impl Move {
             let mut pause = LOOK_EVERY;
             match outcome {
                 Ok(Looked::Done) => {
-                    info!(%vm, %job, "every disk uses its new file");
+                    info!(%vm, %job, "Every disk uses its new file");
                     return;
                 }
                 Ok(Looked::Acted) => {
@@ -276,10 +277,10 @@ impl Move {
                 Ok(Looked::Waits) => looks_in_vain = 0,
                 Err(Trouble::Passing(reason)) if looks_in_vain < PATIENCE_LOOKS => {
                     looks_in_vain += 1;
-                    info!(%vm, %job, reason, "the storage move waits");
+                    info!(%vm, %job, reason, "The storage move waits");
                 }
                 Err(Trouble::Passing(reason) | Trouble::Lasting(reason)) => {
-                    warn!(%vm, %job, reason, "the storage move failed");
+                    warn!(%vm, %job, reason, "The storage move failed");
                     self.fail(&reason);
                     return;
                 }
@@ -412,14 +413,14 @@ impl Move {
         let journal = self.journal();
         // Copies that are left would go on for ever.
         if let Err(error) = self.abandon_all() {
-            warn!(vm = %journal.request.vm, error = %chain(&error), "a copy of a disk could not be ended");
+            warn!(vm = %journal.request.vm, error = %chain(&error), "A copy of a disk could not be ended");
         }
         let written = self.write(|page| {
             page.stage = StorageStage::Failed;
             page.error = Some(reason.to_owned());
         });
         if let Err(error) = written {
-            warn!(error = %chain(&error), "a failed storage move could not be written down");
+            warn!(error = %chain(&error), "A failed storage move could not be written down");
         }
     }
 

@@ -18,6 +18,7 @@ use ferry_core::{
         AttachRequest, ConfirmRequest, DestinationReady, DiskArrival, EnrolRequest, MigrationReport,
         PrepareDestination, PrepareSource, SourceReady, Stage,
     },
+    error::chain,
     files::DiskMove,
     finding::FindingId,
     id::{Generation, HostId, JobId, SessionId, ShareId, VmId},
@@ -36,6 +37,7 @@ use ferry_drivers::{
     },
     share::fake::{FakeExport, FakeFileServers, FakeShares},
 };
+use ferry_testkit::logs::{Watch, expects_warning};
 use ferry_trust::{KeyPair, random_secret};
 use tempfile::TempDir;
 use tokio::{runtime::Runtime, sync::oneshot};
@@ -66,6 +68,8 @@ pub struct Site {
     pub key: KeyPair,
     pub hosts: [Host; 2],
     folder: TempDir,
+    /// Checked when all agents are gone.
+    _logs: Watch,
 }
 
 /// Serves the agent at one more address, and calls it there with `key`.
@@ -183,6 +187,12 @@ impl Drop for Host {
 
 impl Site {
     pub async fn new() -> Self {
+        let logs = Watch::start();
+        // The disks of fake guests are no NBD.
+        expects_warning("An NBD connection is not understood and is carried as it is");
+        // A fake's carrier ends with its task, without a word to its peer.
+        expects_warning("Channel failed");
+        expects_warning("The channel was ended with the move");
         let folder = TempDir::new().expect("a folder");
         let backing = folder.path().join("backing");
         std::fs::create_dir(&backing).expect("made");
@@ -201,7 +211,7 @@ impl Site {
             let request = AttachRequest { source: (&unc).into(), credentials: credentials.clone(), at: None };
             host.client.attach_share(SHARE, &request).await.expect("attached");
         }
-        Self { world, servers, unc, key, hosts, folder }
+        Self { world, servers, unc, key, hosts, folder, _logs: logs }
     }
 
     /// A VM that runs on the first host.
@@ -377,7 +387,7 @@ pub async fn enrol(host: &Host, client: &AgentClient) -> Result<(), ClientError>
 /// The one finding and the status with which a call was refused.
 pub fn refusal<T: std::fmt::Debug>(answer: Result<T, ClientError>) -> (u16, FindingId) {
     let error = answer.expect_err("a refusal");
-    let problem = error.problem().unwrap_or_else(|| panic!("no problem: {}", error.chain()));
+    let problem = error.problem().unwrap_or_else(|| panic!("no problem: {}", chain(&error)));
     assert_eq!(problem.findings.len(), 1, "{problem:?}");
     (problem.status, problem.findings[0].id)
 }

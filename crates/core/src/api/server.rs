@@ -65,6 +65,7 @@ use crate::{
 #[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
 pub struct AddHost {
     /// How it is called in Ferry: letters, digits, `-`, `_`, `.`; up to 64.
+    #[cfg_attr(feature = "schema", schema(pattern = "^[A-Za-z0-9][A-Za-z0-9_.-]*$", min_length = 1, max_length = 64))]
     pub name: String,
     /// `ADDRESS:PORT` of its agent.
     pub address: String,
@@ -182,9 +183,11 @@ pub struct MoveOnHost {
 pub struct SetHost {
     /// Live moves at once, in and out together, 1 to 64.
     #[serde(default)]
+    #[cfg_attr(feature = "schema", schema(minimum = 1, maximum = 64))]
     pub live_limit: Option<u32>,
     /// Storage moves at once, in and out together, 1 to 64.
     #[serde(default)]
+    #[cfg_attr(feature = "schema", schema(minimum = 1, maximum = 64))]
     pub storage_limit: Option<u32>,
 }
 
@@ -222,6 +225,7 @@ pub struct VmRow {
 #[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
 pub struct AddShare {
     /// How it is called in Ferry.
+    #[cfg_attr(feature = "schema", schema(pattern = "^[A-Za-z0-9][A-Za-z0-9_.-]*$", min_length = 1, max_length = 64))]
     pub name: String,
     /// `\\server.domain\share`, `nfs://server.domain/export` or `/path`. Text, so that a refusal can name what is wrong
     /// with it. Called `unc` between processes: earlier versions know no other name.
@@ -303,12 +307,15 @@ pub struct MigrateVm {
     pub dry_run: bool,
     /// QEMU switches over when the rest fits into this. Milliseconds, 10 to 10,000; default 300.
     #[serde(default)]
+    #[cfg_attr(feature = "schema", schema(minimum = 10, maximum = 10000))]
     pub downtime_limit_ms: Option<u32>,
     /// Cap on what is sent, bytes per second: of memory, and, before that, of each disk that moves along by itself.
     #[serde(default)]
+    #[cfg_attr(feature = "schema", schema(minimum = 1048576))]
     pub bandwidth_bytes_per_s: Option<u64>,
     /// The time limit of the move, from libvirt's migrate call. Milliseconds; default one hour.
     #[serde(default)]
+    #[cfg_attr(feature = "schema", schema(minimum = 1000, maximum = 604800000))]
     pub timeout_ms: Option<u64>,
     /// What becomes of it when it does not converge.
     #[serde(default)]
@@ -350,6 +357,7 @@ pub struct MoveStorage {
     pub add_default: bool,
     /// Cap on what is read, bytes per second, for all disks together.
     #[serde(default)]
+    #[cfg_attr(feature = "schema", schema(minimum = 1048576))]
     pub bandwidth_bytes_per_s: Option<u64>,
     /// Only say what would happen.
     #[serde(default)]
@@ -397,6 +405,7 @@ pub struct PlannedDisk {
 #[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
 pub struct MigrateMany {
     /// The VMs, 1 to 1000: names, UUIDs, or `HOST/NAME`.
+    #[cfg_attr(feature = "schema", schema(min_items = 1, max_items = 1000))]
     pub vms: Vec<String>,
     /// Where to and how; the same for each. `dry_run` is refused.
     pub how: MigrateVm,

@@ -6,6 +6,7 @@ use ferry_core::{
         agent::{API_VERSIONS, EnrolRequest},
         server::{AddHost, HostView},
     },
+    error::chain,
     finding::{Finding, FindingId},
     host::HostFacts,
     id::HostId,
@@ -110,7 +111,7 @@ fn not_enrolled(title: &str, body: &AddHost, error: &ClientError) -> Failure {
             Finding::blocks(
                 FindingId::HostUnreachable,
                 &body.name,
-                format!("Nothing at {} answers as an agent: {}", body.address, error.chain()),
+                format!("Nothing at {} answers as an agent: {}", body.address, chain(&error)),
                 "Check the address and port, that `ferry-agent run` is running there, and that the firewall lets this server through",
             ),
         ),

@@ -8,6 +8,7 @@ use ferry_core::{
         agent::AttachRequest,
         server::{AttachShare, ShareView},
     },
+    error::chain,
     finding::{Finding, FindingId},
     preflight::{ShareIdentity, not_same},
     share_source::ShareSource,
@@ -34,7 +35,7 @@ pub(crate) async fn attach_share(
     if let Some(other) = differing(app, &share, &host).await {
         // What was there before this request is not taken away: a VM may use it.
         if !was_attached && let Err(error) = host.agent.detach_share(share.id).await {
-            tracing::warn!(host = host.name(), share = share.name, error = error.chain(), "A share stays attached");
+            tracing::warn!(host = host.name(), share = share.name, error = %chain(&error), "A share stays attached");
         }
         host.wait_until(|seen| was_attached || !seen.has_share(share.id)).await;
         return Err(Failure::found(title, not_same(&share.name, host.name(), other.name())));

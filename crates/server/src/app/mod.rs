@@ -22,6 +22,7 @@ pub(crate) mod set_host;
 pub(crate) mod show_candidates;
 pub(crate) mod show_hosts;
 pub(crate) mod show_jobs;
+pub(crate) mod show_metrics;
 pub(crate) mod show_shares;
 pub(crate) mod show_vms;
 
@@ -35,6 +36,7 @@ use crate::{
     failure::Failure,
     inventory::Inventory,
     jobs::driver::Jobs,
+    metrics::Metrics,
     preflight::{Preflight, promised::Promised},
     store::{Store, StoreError},
 };
@@ -46,6 +48,7 @@ pub(crate) struct App {
     pub(crate) preflight: Arc<Preflight>,
     pub(crate) jobs: Arc<Jobs>,
     pub(crate) events: Arc<Events>,
+    pub(crate) metrics: Arc<Metrics>,
     /// Cancelled when the server stops: ends event streams.
     pub(crate) stop: CancellationToken,
 }

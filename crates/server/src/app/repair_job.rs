@@ -13,6 +13,7 @@ use std::sync::Arc;
 
 use ferry_core::{
     api::server::JobView,
+    error::chain,
     finding::{Finding, FindingId},
     job::JobKind,
     migration::{Has, LogEvent, Phase, Told, ends_by_itself, newest_attempt, phase},
@@ -201,7 +202,7 @@ async fn clean_what_answers(app: &App, record: &JobRecord) {
             participant::release(&plan, &host.agent, attempt).await
         };
         if let Err(error) = cleaned.await {
-            tracing::info!(host = host.name(), error = error.chain(), "A host was left as it is");
+            tracing::info!(host = host.name(), error = %chain(&error), "A host was left as it is");
             if in_turn {
                 return;
             }

@@ -23,9 +23,11 @@ use crate::{
     store::{Answer, Begun},
 };
 
-const HEADER: &str = "idempotency-key";
+pub(super) const HEADER: &str = "idempotency-key";
 /// Keys are UUIDs as a rule.
-const KEY_LENGTH_MAX: usize = 128;
+pub(super) const KEY_LENGTH_MAX: usize = 128;
+/// Visible ASCII characters.
+pub(super) const KEY_PATTERN: &str = "^[!-~]+$";
 /// Answers to POST are one object each.
 const ANSWER_BYTES_MAX: usize = 4 << 20;
 /// A repeated request waits this long for the first one's answer.
@@ -42,7 +44,7 @@ pub(super) async fn answer_once(
         return next.run(request).await;
     };
     let key = match key.to_str() {
-        Ok(key) if !key.is_empty() && key.len() <= KEY_LENGTH_MAX => format!("{} {key}", caller.0),
+        Ok(key) if is_key(key) => format!("{} {key}", caller.0),
         _ => {
             let message = format!("An idempotency key has 1 to {KEY_LENGTH_MAX} visible ASCII characters");
             return problems::invalid(StatusCode::BAD_REQUEST, HEADER, message, "Use a new UUID per request");
@@ -71,6 +73,11 @@ pub(super) async fn answer_once(
         keep(&app, &key, answer).await
     });
     work.await.unwrap_or_else(|_| StatusCode::INTERNAL_SERVER_ERROR.into_response())
+}
+
+/// Whether it is as [`KEY_PATTERN`] and [`KEY_LENGTH_MAX`] say.
+fn is_key(key: &str) -> bool {
+    (1..=KEY_LENGTH_MAX).contains(&key.len()) && key.chars().all(|character| character.is_ascii_graphic())
 }
 
 /// Takes the key, or waits for the answer of the request that has it.

@@ -11,7 +11,7 @@ use ferry_core::api::{
 };
 use serde::Deserialize;
 
-use super::{Answer, AppState, Caller};
+use super::{Answer, AppState, Caller, form::Body};
 use crate::app::{
     add_host, add_storage_location, browse_host, drain_host, remove_host, remove_storage_location, set_host, show_hosts,
 };
@@ -26,7 +26,7 @@ pub(super) async fn list(State(app): AppState) -> Answer<Json<Vec<HostView>>> {
 #[utoipa::path(post, path = "/api/v1/hosts", tag = "hosts", request_body = AddHost,
     params(("Idempotency-Key" = Option<String>, Header, description = "Does the request once")),
     responses((status = 201, body = HostView), (status = "4XX", body = Problem), (status = 502, body = Problem)))]
-pub(super) async fn add(State(app): AppState, Json(body): Json<AddHost>) -> Answer<(StatusCode, Json<HostView>)> {
+pub(super) async fn add(State(app): AppState, Body(body): Body<AddHost>) -> Answer<(StatusCode, Json<HostView>)> {
     Ok((StatusCode::CREATED, Json(add_host::add_host(&app, &body).await?)))
 }
 
@@ -54,7 +54,7 @@ pub(super) async fn remove(State(app): AppState, Path(host): Path<String>) -> An
 pub(super) async fn set(
     State(app): AppState,
     Path(host): Path<String>,
-    Json(body): Json<SetHost>,
+    Body(body): Body<SetHost>,
 ) -> Answer<Json<HostView>> {
     Ok(Json(set_host::set_host(&app, &host, body).await?))
 }
@@ -69,7 +69,7 @@ pub(super) async fn drain(
     State(app): AppState,
     Extension(Caller(by)): Extension<Caller>,
     Path(host): Path<String>,
-    Json(body): Json<DrainHost>,
+    Body(body): Body<DrainHost>,
 ) -> Answer<(StatusCode, Json<JobView>)> {
     Ok((StatusCode::ACCEPTED, Json(drain_host::drain_host(&app, &host, &body, &by).await?)))
 }
@@ -108,7 +108,7 @@ pub(super) async fn places(
 pub(super) async fn add_storage_location(
     State(app): AppState,
     Path(host): Path<String>,
-    Json(body): Json<AddStorageLocation>,
+    Body(body): Body<AddStorageLocation>,
 ) -> Answer<Json<HostView>> {
     Ok(Json(add_storage_location::add_storage_location(&app, &host, &body.location).await?))
 }

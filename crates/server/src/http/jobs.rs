@@ -10,30 +10,31 @@ use ferry_core::api::{
 };
 use serde::Deserialize;
 
-use super::{Answer, AppState, Caller};
+use super::{Answer, AppState, Caller, form::Number};
 use crate::app::{cancel_job, repair_job, show_jobs};
 
 /// Which jobs a list shall hold.
 #[derive(Debug, Deserialize)]
 pub(super) struct Selection {
-    since_ms: Option<u64>,
-    limit: Option<u32>,
+    since_ms: Option<Number>,
+    limit: Option<Number>,
 }
 
 /// The newest jobs, newest first.
 #[utoipa::path(get, path = "/api/v1/jobs", tag = "jobs",
     params(("since_ms" = Option<u64>, Query, description = "Only those accepted then or later; Unix milliseconds"),
-        ("limit" = Option<u32>, Query, description = "At most so many; 50 if not given, 500 at most")),
+        ("limit" = Option<u64>, Query, description = "At most so many; 50 if not given, 500 at most")),
     responses((status = 200, body = [JobView])))]
 pub(super) async fn list(State(app): AppState, Query(which): Query<Selection>) -> Answer<Json<Vec<JobView>>> {
-    Ok(Json(show_jobs::list(&app, which.since_ms, which.limit).await?))
+    let limit = which.limit.map(|limit| u32::try_from(u64::from(limit)).unwrap_or(u32::MAX));
+    Ok(Json(show_jobs::list(&app, which.since_ms.map(u64::from), limit).await?))
 }
 
 /// Which part of the audit.
 #[derive(Debug, Deserialize)]
 pub(super) struct Part {
-    since_ms: Option<u64>,
-    after: Option<u64>,
+    since_ms: Option<Number>,
+    after: Option<Number>,
 }
 
 /// What is kept of jobs that ended, oldest first, in parts.
@@ -42,7 +43,7 @@ pub(super) struct Part {
         ("after" = Option<u64>, Query, description = "Only jobs after this one: `next` of the part before")),
     responses((status = 200, body = AuditPage)))]
 pub(super) async fn audit(State(app): AppState, Query(part): Query<Part>) -> Answer<Json<AuditPage>> {
-    Ok(Json(show_jobs::audit(&app, part.since_ms, part.after).await?))
+    Ok(Json(show_jobs::audit(&app, part.since_ms.map(u64::from), part.after.map(u64::from)).await?))
 }
 
 /// One job.

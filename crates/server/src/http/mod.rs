@@ -3,8 +3,10 @@
 mod answer_once;
 mod auth;
 mod events;
+mod form;
 mod hosts;
 mod jobs;
+pub(crate) mod metrics;
 pub(crate) mod openapi;
 mod problems;
 pub(crate) mod router;

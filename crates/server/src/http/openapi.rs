@@ -1,19 +1,34 @@
 //! The OpenAPI document, made from the handlers. `api/server.json` holds it for those who do not run the server.
 
 use axum::Json;
+use ferry_core::api::problem::PROBLEM_MEDIA_TYPE;
 use utoipa::{
     Modify, OpenApi,
     openapi::{
-        Components, SecurityRequirement,
+        Components, ContentBuilder, HttpMethod, ObjectBuilder, PathItem, Ref, RefOr, Response, ResponseBuilder,
+        SecurityRequirement,
+        path::{Operation, Parameter, ParameterIn},
+        schema::Type,
         security::{HttpAuthScheme, HttpBuilder, SecurityScheme},
     },
 };
 
-use super::{events, hosts, jobs, shares, vms};
+use super::{answer_once, events, hosts, jobs, shares, vms};
+
+/// Answers that do not come of what a call does: status, name in the document, and when.
+const ANSWERS: [(&str, &str, &str); 7] = [
+    ("400", "NotWellFormed", "The path, a header or the query is not well formed"),
+    ("401", "NoToken", "The call carries no valid token"),
+    ("404", "NotThere", "Nothing has this name or number"),
+    ("409", "KeyOfAnother", "The idempotency key is that of another request, or something is in the way"),
+    ("413", "TooLong", "The body is too long"),
+    ("415", "NotJson", "The body is not said to be JSON"),
+    ("422", "OtherForm", "The body has another form"),
+];
 
 #[derive(OpenApi)]
 #[openapi(
-    info(title = "Ferry", description = "Moves running VMs between hosts. Errors are problem details (RFC 9457) with findings."),
+    info(title = "Ferry", description = "Moves running VMs between hosts. Errors are problem details (RFC 9457) with findings. Properties of a body that are not known are ignored."),
     paths(
         hosts::list, hosts::add, hosts::show, hosts::remove, hosts::set, hosts::drain,
         hosts::resume, hosts::places, hosts::add_storage_location, hosts::remove_storage_location,
@@ -24,7 +39,7 @@ use super::{events, hosts, jobs, shares, vms};
         events::listen,
         show,
     ),
-    modifiers(&Bearer)
+    modifiers(&Bearer, &Problems, &Keys)
 )]
 struct Document;
 
@@ -36,6 +51,84 @@ impl Modify for Bearer {
         let components = document.components.get_or_insert_with(Components::new);
         components.add_security_scheme("token", scheme);
         document.security = Some(vec![SecurityRequirement::new("token", Vec::<String>::new())]);
+    }
+}
+
+/// Errors that do not come of what a call does, and the media type of all.
+struct Problems;
+
+impl Modify for Problems {
+    fn modify(&self, document: &mut utoipa::openapi::OpenApi) {
+        let components = document.components.get_or_insert_with(Components::new);
+        for (_, name, when) in ANSWERS {
+            components.responses.insert(name.to_owned(), problem(when).into());
+        }
+        for (method, operation) in document.paths.paths.values_mut().flat_map(operations) {
+            let names = parameters(operation).any(|found| found.parameter_in == ParameterIn::Path);
+            let with_body = operation.request_body.is_some();
+            for answer in operation.responses.responses.iter_mut() {
+                if let (status, RefOr::T(answer)) = answer
+                    && status.starts_with(['4', '5'])
+                {
+                    *answer = problem(&answer.description);
+                }
+            }
+            for (status, name, _) in ANSWERS {
+                let may_be = match status {
+                    "400" | "401" => true,
+                    "404" => names,
+                    "409" => method == HttpMethod::Post,
+                    _ => with_body,
+                };
+                if may_be {
+                    let given = operation.responses.responses.entry(status.to_owned());
+                    given.or_insert_with(|| RefOr::Ref(Ref::from_response_name(name)));
+                }
+            }
+        }
+    }
+}
+
+fn operations(path: &mut PathItem) -> impl Iterator<Item = (HttpMethod, &mut Operation)> {
+    let all = [
+        (HttpMethod::Get, &mut path.get),
+        (HttpMethod::Put, &mut path.put),
+        (HttpMethod::Post, &mut path.post),
+        (HttpMethod::Patch, &mut path.patch),
+        (HttpMethod::Delete, &mut path.delete),
+    ];
+    all.into_iter().filter_map(|(method, operation)| Some((method, operation.as_mut()?)))
+}
+
+fn parameters(operation: &mut Operation) -> impl Iterator<Item = &mut Parameter> {
+    operation.parameters.iter_mut().flatten().filter_map(|parameter| match parameter {
+        RefOr::T(parameter) => Some(parameter),
+        RefOr::Ref(_) => None,
+    })
+}
+
+fn problem(description: &str) -> Response {
+    let content = ContentBuilder::new().schema(Some(Ref::from_schema_name("Problem"))).build();
+    ResponseBuilder::new().description(description).content(PROBLEM_MEDIA_TYPE, content).build()
+}
+
+/// What an idempotency key may be.
+struct Keys;
+
+impl Modify for Keys {
+    fn modify(&self, document: &mut utoipa::openapi::OpenApi) {
+        let key = ObjectBuilder::new()
+            .schema_type(Type::String)
+            .min_length(Some(1))
+            .max_length(Some(answer_once::KEY_LENGTH_MAX))
+            .pattern(Some(answer_once::KEY_PATTERN));
+        let schema = RefOr::from(key.build());
+        for (_, operation) in document.paths.paths.values_mut().flat_map(operations) {
+            let keys = parameters(operation).filter(|found| found.name.eq_ignore_ascii_case(answer_once::HEADER));
+            for found in keys {
+                found.schema = Some(schema.clone());
+            }
+        }
     }
 }
 

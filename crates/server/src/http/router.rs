@@ -9,7 +9,7 @@ use axum::{
     routing::{delete, get, post, put},
 };
 
-use super::{BODY_BYTES_MAX, answer_once, auth, events, hosts, jobs, openapi, problems, shares, vms};
+use super::{BODY_BYTES_MAX, answer_once, auth, events, hosts, jobs, metrics, openapi, problems, shares, vms};
 use crate::app::App;
 
 /// Every route.
@@ -52,5 +52,6 @@ pub(crate) fn router(app: Arc<App>) -> Router {
         // Outside of everything that reads a body: who may not call is not listened to.
         .layer(from_fn_with_state(app.clone(), auth::authenticate))
         .layer(from_fn(problems::every_error_is_a_problem))
+        .layer(from_fn_with_state(app.clone(), metrics::count))
         .with_state(app)
 }

@@ -10,7 +10,7 @@ use ferry_core::api::{
     server::{AddShare, AttachShare, ShareView},
 };
 
-use super::{Answer, AppState};
+use super::{Answer, AppState, form::Body};
 use crate::app::{add_share, attach_share, detach_share, remove_share, show_shares};
 
 /// Every share.
@@ -23,7 +23,7 @@ pub(super) async fn list(State(app): AppState) -> Answer<Json<Vec<ShareView>>> {
 #[utoipa::path(post, path = "/api/v1/shares", tag = "shares", request_body = AddShare,
     params(("Idempotency-Key" = Option<String>, Header, description = "Does the request once")),
     responses((status = 201, body = ShareView), (status = "4XX", body = Problem)))]
-pub(super) async fn add(State(app): AppState, Json(body): Json<AddShare>) -> Answer<(StatusCode, Json<ShareView>)> {
+pub(super) async fn add(State(app): AppState, Body(body): Body<AddShare>) -> Answer<(StatusCode, Json<ShareView>)> {
     Ok((StatusCode::CREATED, Json(add_share::add_share(&app, &body).await?)))
 }
 
@@ -51,7 +51,7 @@ pub(super) async fn remove(State(app): AppState, Path(share): Path<String>) -> A
 pub(super) async fn attach(
     State(app): AppState,
     Path((share, host)): Path<(String, String)>,
-    Json(body): Json<AttachShare>,
+    Body(body): Body<AttachShare>,
 ) -> Answer<Json<ShareView>> {
     Ok(Json(attach_share::attach_share(&app, &share, &host, body).await?))
 }

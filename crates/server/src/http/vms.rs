@@ -12,7 +12,7 @@ use ferry_core::api::{
     server::{Candidate, JobView, MigrateMany, MigrateVm, MoveStorage, StoragePlan, VmView},
 };
 
-use super::{Answer, AppState, Caller};
+use super::{Answer, AppState, Caller, form::Body};
 use crate::app::{accept::Moved, migrate_many, migrate_vm, move_storage, power_vm, show_candidates, show_vms};
 
 /// Every VM on every host.
@@ -66,7 +66,7 @@ pub(super) async fn migrate(
     State(app): AppState,
     Extension(Caller(by)): Extension<Caller>,
     Path(vm): Path<String>,
-    Json(body): Json<MigrateVm>,
+    Body(body): Body<MigrateVm>,
 ) -> Answer<Response> {
     Ok(match migrate_vm::migrate_vm(&app, &vm, &body, &by).await? {
         Moved::Tried(candidate) => Json(candidate).into_response(),
@@ -85,7 +85,7 @@ pub(super) async fn move_storage(
     State(app): AppState,
     Extension(Caller(by)): Extension<Caller>,
     Path(vm): Path<String>,
-    Json(body): Json<MoveStorage>,
+    Body(body): Body<MoveStorage>,
 ) -> Answer<Response> {
     Ok(match move_storage::move_storage(&app, &vm, &body, &by).await? {
         Moved::Tried(plan) => Json(plan).into_response(),
@@ -101,7 +101,7 @@ pub(super) async fn move_storage(
 pub(super) async fn migrate_many(
     State(app): AppState,
     Extension(Caller(by)): Extension<Caller>,
-    Json(body): Json<MigrateMany>,
+    Body(body): Body<MigrateMany>,
 ) -> Answer<(StatusCode, Json<JobView>)> {
     Ok((StatusCode::ACCEPTED, Json(migrate_many::migrate_many(&app, &body, &by).await?)))
 }

@@ -1,10 +1,14 @@
 //! Takes jobs from the queue, drives each in a task of its own, and shows how they stand.
 
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, Mutex, MutexGuard},
+};
 
 use ferry_core::{
-    admission::Slot,
+    admission::{self, Slot},
     api::server::{Event, JobView, Place, WaitView},
+    error::chain,
     id::{HostId, JobId},
     job::JobKind,
     migration::{LogEvent, Phase, newest_attempt, phase},
@@ -20,6 +24,7 @@ use crate::{
     clock::now_ms,
     events::Events,
     inventory::Inventory,
+    metrics::Metrics,
     plan::{memory_of, progress_of},
     saga::{
         Context,
@@ -38,13 +43,20 @@ pub(crate) struct Jobs {
     context: Context,
     queue: Mutex<Queue>,
     events: Arc<Events>,
+    metrics: Arc<Metrics>,
     tasks: TaskTracker,
     stop: CancellationToken,
 }
 
 impl Jobs {
-    pub(crate) fn new(context: Context, events: Arc<Events>, tasks: TaskTracker, stop: CancellationToken) -> Self {
-        Self { context, queue: Mutex::default(), events, tasks, stop }
+    pub(crate) fn new(
+        context: Context,
+        events: Arc<Events>,
+        metrics: Arc<Metrics>,
+        tasks: TaskTracker,
+        stop: CancellationToken,
+    ) -> Self {
+        Self { context, queue: Mutex::default(), events, metrics, tasks, stop }
     }
 
     fn store(&self) -> &Store {
@@ -102,6 +114,11 @@ impl Jobs {
         self.admit();
     }
 
+    /// How many jobs have each slot that somebody has.
+    pub(crate) fn slots_used(&self) -> BTreeMap<admission::Place, u32> {
+        self.queue().slots_used()
+    }
+
     /// A job does not wait any more.
     pub(crate) fn take_out(self: &Arc<Self>, job: JobId) {
         self.queue().take_out(job);
@@ -146,6 +163,9 @@ impl Jobs {
                 () = jobs.run(record, running.clone(), start) => {}
             }
             jobs.leave(id);
+            if let Ok(Some(ended)) = jobs.show(id).await {
+                jobs.metrics.job_ended(&ended);
+            }
             jobs.publish(id).await;
             if let Some(parent) = parent {
                 jobs.publish(parent).await;
@@ -281,7 +301,7 @@ impl Jobs {
         match self.show(job).await {
             Ok(Some(view)) => self.events.publish(&Event::Job(Box::new(view))),
             Ok(None) => {}
-            Err(error) => tracing::warn!(error = &error as &dyn std::error::Error, "A job could not be shown"),
+            Err(error) => tracing::warn!(error = %chain(&error), "A job could not be shown"),
         }
     }
 }

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use ferry_core::{
-    admission::{Admission, Claim, Limits, Slot, Wait, Waiting, admit, share_a_place},
+    admission::{Admission, Claim, Limits, Place, Slot, Wait, Waiting, admit, share_a_place},
     id::{HostId, JobId},
     job::JobKind,
 };
@@ -44,6 +44,15 @@ impl Queue {
     /// What a waiting job waits for.
     pub(crate) fn wait_of(&self, job: JobId) -> Option<&Wait> {
         self.waits.get(&job)
+    }
+
+    /// How many jobs have each slot that somebody has.
+    pub(crate) fn slots_used(&self) -> BTreeMap<Place, u32> {
+        let mut used = BTreeMap::new();
+        for place in self.holding.values().flat_map(|claim| &claim.places) {
+            *used.entry(*place).or_default() += 1;
+        }
+        used
     }
 
     /// The jobs whose turn has come. They have their slots.

@@ -12,6 +12,7 @@ use std::{
 use ferry_core::{
     api::server::WaitView,
     backoff::Backoff,
+    error::chain,
     files::{DiskProgress, DiskStage},
     id::{HostId, JobId},
     job::Progress,
@@ -138,7 +139,7 @@ impl Running {
                 }
                 Err(error) => error,
             };
-            let why = error.chain();
+            let why = chain(&error);
             if self.say(|now| &mut now.unkept, Some(why.clone())) {
                 tracing::error!(why, "The job waits for the database");
             }

@@ -10,6 +10,7 @@ use std::{
 use ferry_client::ClientError;
 use ferry_core::{
     api::agent::{LockStep, ShareToken},
+    error::chain,
     finding::FindingId,
     id::{Incarnation, ShareId},
     preflight::ShareIdentity,
@@ -83,7 +84,7 @@ impl IdentityCheck {
             // Nobody waits for it: it is not part of the proof.
             self.tasks.spawn(async move {
                 if let Err(error) = host.agent.end_lock_trial(share, &name).await {
-                    tracing::info!(host = host.name(), share = %share, error = error.chain(), "A trial of locks was left behind");
+                    tracing::info!(host = host.name(), share = %share, error = %chain(&error), "A trial of locks was left behind");
                 }
             });
         }
@@ -105,7 +106,7 @@ impl IdentityCheck {
         let one_too = one.clone();
         self.tasks.spawn(async move {
             if let Err(error) = one_too.agent.remove_token(share, &name).await {
-                tracing::info!(host = one_too.name(), share = %share, error = error.chain(), "A token file was left behind");
+                tracing::info!(host = one_too.name(), share = %share, error = %chain(&error), "A token file was left behind");
             }
         });
         if identity == ShareIdentity::Proven {

@@ -11,6 +11,7 @@ use std::{sync::atomic::Ordering, time::Duration};
 
 use ferry_core::{
     backoff::Backoff,
+    error::chain,
     job::JobKind,
     migration::{LogEvent, Step, Verdict, newest_attempt},
 };
@@ -64,7 +65,7 @@ pub(crate) async fn remove(context: &Context, record: JobRecord) {
                 if let Err(error) = cleaned {
                     tracing::warn!(
                         job = record.id.0,
-                        error = error.chain(),
+                        error = %chain(&error),
                         "What a dismissed job left is removed later"
                     );
                 }

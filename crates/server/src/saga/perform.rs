@@ -10,6 +10,7 @@ use ferry_client::ClientError;
 use ferry_core::{
     api::agent::{MigrationReport, Role, Stage},
     backoff::Backoff,
+    error::chain,
     finding::FindingId,
     id::VmId,
     migration::{Presence, Verdict},
@@ -234,7 +235,7 @@ fn condition(source: Presence, vm: VmId) -> String {
 async fn abort(ends: &Participants<'_, impl MoveAgent>) -> Result<(), ClientError> {
     let answer = ends.source.agent.abort(ends.attempt).await;
     if let Err(error) = &answer {
-        tracing::info!(host = ends.source.name, error = error.chain(), "The source did not end the move");
+        tracing::info!(host = ends.source.name, error = %chain(&error), "The source did not end the move");
     }
     answer.map(drop)
 }

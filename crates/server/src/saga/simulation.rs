@@ -26,6 +26,7 @@ use ferry_core::{
         agent::{MigrationReport, Role, Stage},
         problem::Problem,
     },
+    error::chain,
     finding::{Finding, FindingId},
     id::{Generation, JobId, VmId},
     job::Figures,
@@ -833,7 +834,7 @@ impl Life {
 }
 
 fn failed(error: ClientError) -> StepFailed {
-    StepFailed(error.chain())
+    StepFailed(chain(&error))
 }
 
 impl Saga for Life {

@@ -54,13 +54,6 @@ pub enum StoreError {
     },
 }
 
-impl StoreError {
-    /// It and its causes, in one line.
-    pub(crate) fn chain(&self) -> String {
-        ferry_core::error::chain(self)
-    }
-}
-
 /// The open database. Cheap to clone.
 #[derive(Clone, Debug)]
 pub struct Store {

@@ -19,6 +19,7 @@ use ferry_drivers::hypervisor::{
     Domains as _, Power as _,
     fake::{FakeGuest, Hold, Point},
 };
+use ferry_testkit::logs::expects_warning;
 
 use crate::{
     moves::reached,
@@ -108,6 +109,8 @@ fn only_what_the_destination_does_not_reach_moves_along() {
 
 #[test]
 fn what_fails_or_is_cancelled_leaves_the_vm_and_its_files_as_they_were() {
+    expects_warning("libvirt's migrate call failed");
+    expects_warning("The local socket could not be reached");
     in_lab(async |lab| {
         let (kvm1, kvm2, vm) = half_shared(lab).await;
         let before = in_use(&kvm1, vm);
@@ -153,6 +156,8 @@ fn what_fails_or_is_cancelled_leaves_the_vm_and_its_files_as_they_were() {
 
 #[test]
 fn what_a_failed_move_has_copied_is_taken_by_a_retry_at_once() {
+    expects_warning("The local socket could not be reached");
+    expects_warning("libvirt's migrate call failed");
     in_lab(async |lab| {
         let (kvm1, kvm2, vm) = half_shared(lab).await;
         // More than can be made anew in no time.
@@ -267,6 +272,8 @@ fn several_vms_take_their_disks_along_in_one_request() {
 #[cfg(feature = "failpoints")]
 #[test]
 fn source_files_stay_until_the_destination_has_said_that_the_vm_is_there_with_its_own() {
+    expects_warning("The host's agent does not answer");
+    expects_warning("The job is stuck; it is tried on");
     in_lab(async |lab| {
         let (kvm1, mut kvm2, vm) = half_shared(lab).await;
         fail::cfg("saga-intent-Confirm", "pause").expect("a failpoint");
@@ -300,6 +307,7 @@ fn source_files_stay_until_the_destination_has_said_that_the_vm_is_there_with_it
 
 #[test]
 fn a_vm_that_dies_between_hand_over_and_resume_is_the_destinations_with_its_disks() {
+    expects_warning("The VM could not be resumed; it is tried until it runs");
     in_lab(async |lab| {
         let (kvm1, kvm2, vm) = half_shared(lab).await;
         let (job, hold) = held(lab, &kvm2, Point::Resume, &to_new(&kvm2)).await;
@@ -316,6 +324,7 @@ fn a_vm_that_dies_between_hand_over_and_resume_is_the_destinations_with_its_disk
 
 #[test]
 fn a_restarted_move_does_not_trust_what_was_planned_of_files_that_are_others_by_now() {
+    expects_warning("libvirt's migrate call failed");
     in_lab(async |lab| {
         let (kvm1, kvm2, vm) = half_shared(lab).await;
         kvm2.hypervisor.faults().fail(Point::Prepare, "no such luck");
@@ -338,6 +347,12 @@ fn a_restarted_move_does_not_trust_what_was_planned_of_files_that_are_others_by_
 
 #[test]
 fn what_a_dismissed_move_left_goes_when_its_hosts_answer_also_after_a_restart_of_the_server() {
+    expects_warning("The job waits");
+    expects_warning("The host's agent does not answer");
+    expects_warning("The job was dismissed");
+    expects_warning("libvirt's migrate call failed");
+    expects_warning("The local socket could not be reached");
+    expects_warning("The job is stuck; it is tried on");
     in_lab(async |lab| {
         let (mut kvm1, mut kvm2, vm) = half_shared(lab).await;
         let nothing_is_left = async |lab: &Lab, kvm1: &Host, kvm2: &Host| {

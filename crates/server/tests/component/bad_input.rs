@@ -13,6 +13,7 @@ use ferry_drivers::{
     hypervisor::fake::FakeGuest,
     share::fake::{FakeExport, FakeFileServers},
 };
+use ferry_testkit::logs::expects_warning;
 
 use crate::support::{Host, Lab, in_lab, refusal, unc, wait_for};
 
@@ -250,6 +251,7 @@ const ROWS: &[(&str, Spoil, u16, Id)] = &[
 
 #[test]
 fn a_move_that_cannot_work_is_refused_and_nothing_is_changed() {
+    expects_warning("The host's agent does not answer");
     for (row, spoil, status, id) in ROWS {
         in_lab(async |lab| {
             let (kvm1, kvm2, web01) = lab.two_hosts().await;
@@ -368,6 +370,7 @@ fn a_share_needs_a_good_path_and_is_added_once() {
 
 #[test]
 fn a_share_that_cannot_be_used_is_not_attached() {
+    expects_warning(r#"A request failed title="The file server of"#);
     in_lab(async |lab| {
         let kvm1 = lab.host("kvm1").await;
         lab.add(&kvm1).await.expect("added");
@@ -393,6 +396,7 @@ fn a_share_that_cannot_be_used_is_not_attached() {
 
 #[test]
 fn another_share_of_the_same_name_is_not_attached() {
+    expects_warning("The host's agent does not answer");
     in_lab(async |lab| {
         let (kvm1, mut kvm2) = (lab.host("kvm1").await, lab.host("kvm2").await);
         lab.add(&kvm1).await.expect("added");

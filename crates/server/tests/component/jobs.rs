@@ -17,6 +17,7 @@ use ferry_drivers::hypervisor::{
     Domains as _, Power as _,
     fake::{Hold, Point},
 };
+use ferry_testkit::logs::expects_warning;
 
 use crate::{
     moves::{only, reached},
@@ -130,6 +131,7 @@ fn memory_that_a_move_was_promised_is_not_promised_again_unless_somebody_takes_t
 
 #[test]
 fn a_move_that_waits_is_cancelled_without_a_trace_and_restarted_as_a_second_attempt() {
+    expects_warning("libvirt's migrate call failed");
     in_lab(async |lab| {
         let (kvm1, kvm2, _) = lab.two_hosts().await;
         run_more(lab, &kvm1, &["db"]).await;
@@ -217,6 +219,7 @@ fn several_vms_move_as_one_job_and_all_are_accepted_or_none() {
 
 #[test]
 fn cancelling_several_moves_cancels_those_that_have_not_switched_over() {
+    expects_warning("libvirt's migrate call failed");
     in_lab(async |lab| {
         let (kvm1, kvm2, _) = lab.two_hosts().await;
         run_more(lab, &kvm1, &["db", "mail"]).await;
@@ -367,6 +370,9 @@ fn a_drain_plans_what_moves_along_for_the_host_that_it_chose_and_asks_how_vms_ar
 
 #[test]
 fn a_stuck_job_is_retried_or_dismissed_but_not_undone_after_the_switchover() {
+    expects_warning(r#"A request failed title="Could not remove the definition of VM"#);
+    expects_warning("The job is stuck; it is tried on");
+    expects_warning("The job was dismissed");
     in_lab(async |lab| {
         let (mut kvm1, _kvm2, vm) = lab.two_hosts().await;
         let stuck = async |lab: &Lab, kvm1: &mut Host| -> JobId {
@@ -412,6 +418,7 @@ fn a_stuck_job_is_retried_or_dismissed_but_not_undone_after_the_switchover() {
 
 #[test]
 fn a_job_whose_vm_was_removed_by_hand_can_be_dismissed_and_says_where_the_vm_is() {
+    expects_warning("The job was dismissed");
     in_lab(async |lab| {
         let (kvm1, kvm2, _) = lab.two_hosts().await;
         let vm = lab.run(&kvm1, "db", |guest| guest.facts.autostart = true).await;
@@ -436,6 +443,8 @@ fn a_job_whose_vm_was_removed_by_hand_can_be_dismissed_and_says_where_the_vm_is(
 
 #[test]
 fn a_job_that_fails_at_what_must_be_done_can_be_dismissed_before_it_is_stuck() {
+    expects_warning(r#"A request failed title="Could not remove the definition of VM"#);
+    expects_warning("The job was dismissed");
     in_lab(async |lab| {
         let (kvm1, _kvm2, vm) = lab.two_hosts().await;
         kvm1.hypervisor.faults().fail_always(Point::Undefine, "the disk is full");
@@ -453,6 +462,8 @@ fn a_job_that_fails_at_what_must_be_done_can_be_dismissed_before_it_is_stuck() {
 
 #[test]
 fn a_move_waits_for_a_database_that_cannot_be_written_and_then_goes_on() {
+    expects_warning("The job waits for the database");
+    expects_warning("The database failed");
     use sqlx::{Connection as _, Executor as _};
     in_lab(async |lab| {
         let (kvm1, _kvm2, vm) = lab.two_hosts().await;
@@ -477,6 +488,9 @@ fn a_move_waits_for_a_database_that_cannot_be_written_and_then_goes_on() {
 
 #[test]
 fn what_could_not_be_taken_back_is_when_its_host_is_back() {
+    expects_warning("The host's agent does not answer");
+    expects_warning("The job waits");
+    expects_warning("The job is stuck; it is tried on");
     in_lab(async |lab| {
         let (kvm1, mut kvm2, vm) = lab.two_hosts().await;
         let (job, hold) = held_move(lab, &kvm1, "web01", "kvm2").await;
@@ -500,6 +514,7 @@ fn what_could_not_be_taken_back_is_when_its_host_is_back() {
 
 #[test]
 fn each_job_that_ended_leaves_a_record() {
+    expects_warning("libvirt's migrate call failed");
     in_lab(async |lab| {
         let (kvm1, _kvm2, vm) = lab.two_hosts().await;
         run_more(lab, &kvm1, &["db"]).await;

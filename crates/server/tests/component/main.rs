@@ -4,6 +4,7 @@ mod along;
 mod api;
 mod bad_input;
 mod jobs;
+mod metrics;
 mod moves;
 mod offline;
 mod places;

@@ -10,6 +10,7 @@ use ferry_core::{
     vm::VmState,
 };
 use ferry_drivers::hypervisor::fake::{Hold, Point};
+use ferry_testkit::logs::expects_warning;
 
 use crate::support::{DEADLINE, in_lab, refusal, wait_for};
 
@@ -61,6 +62,7 @@ fn a_dry_run_says_what_it_would_be_and_changes_nothing() {
 
 #[test]
 fn vm_stays_at_source_when_destination_refuses() {
+    expects_warning("libvirt's migrate call failed");
     in_lab(async |lab| {
         let (kvm1, kvm2, vm) = lab.two_hosts().await;
         kvm2.hypervisor.faults().fail(Point::Prepare, "no room");
@@ -78,6 +80,7 @@ fn vm_stays_at_source_when_destination_refuses() {
 
 #[test]
 fn vm_runs_at_source_when_the_finish_reply_is_lost() {
+    expects_warning("libvirt's migrate call failed");
     in_lab(async |lab| {
         let (kvm1, kvm2, vm) = lab.two_hosts().await;
         kvm2.hypervisor.faults().cut(Point::FinishReply);
@@ -91,6 +94,7 @@ fn vm_runs_at_source_when_the_finish_reply_is_lost() {
 
 #[test]
 fn a_cancelled_move_leaves_the_vm_as_it_was() {
+    expects_warning("libvirt's migrate call failed");
     in_lab(async |lab| {
         let (kvm1, kvm2, _) = lab.two_hosts().await;
         let vm = lab.run(&kvm1, "db", |guest| guest.facts.autostart = true).await;
@@ -198,6 +202,8 @@ fn a_move_that_ended_while_the_server_was_away_is_finished_when_it_is_back() {
 
 #[test]
 fn a_move_goes_on_while_an_agent_is_restarted() {
+    expects_warning("The job waits");
+    expects_warning("The host's agent does not answer");
     in_lab(async |lab| {
         let (mut kvm1, mut kvm2, vm) = lab.two_hosts().await;
         let hold = Arc::new(kvm1.hypervisor.faults().hold(Point::Pass(2)));
@@ -216,6 +222,7 @@ fn a_move_goes_on_while_an_agent_is_restarted() {
 
 #[test]
 fn a_source_that_cannot_be_cleaned_is_cleaned_later() {
+    expects_warning(r#"A request failed title="Could not remove the definition of VM"#);
     in_lab(async |lab| {
         let (kvm1, _kvm2, vm) = lab.two_hosts().await;
         for nth in 1..=3 {
@@ -244,6 +251,9 @@ fn after_the_switchover_a_cancel_is_refused() {
 
 #[test]
 fn who_has_the_vm_is_never_guessed_but_waited_for() {
+    expects_warning("The job waits");
+    expects_warning("The host's agent does not answer");
+    expects_warning("libvirt's migrate call failed");
     in_lab(async |lab| {
         let (mut kvm1, kvm2, vm) = lab.two_hosts().await;
         let hold = Arc::new(kvm1.hypervisor.faults().hold(Point::Pass(2)));
@@ -331,6 +341,7 @@ fn listeners_hear_of_a_job_from_its_acceptance_to_its_end_and_can_come_back() {
 
 #[test]
 fn a_vm_that_runs_twice_is_said_to() {
+    expects_warning("The VM runs on several hosts at once");
     in_lab(async |lab| {
         let (_kvm1, kvm2, vm) = lab.two_hosts().await;
         // Somebody starts a copy by hand, past every check.
@@ -366,6 +377,10 @@ const AGENT_POINTS: [(&str, bool); 8] = [
 #[cfg(feature = "failpoints")]
 #[test]
 fn an_agent_that_fails_anywhere_once_leaves_the_vm_in_one_place_and_nothing_behind() {
+    expects_warning(r#"A request failed title="A test made it fail at"#);
+    expects_warning(
+        "The control connection from the source is gone; a complete copy stays paused here until it is known who has it",
+    );
     in_lab(async |lab| {
         let (kvm1, kvm2, vm) = lab.two_hosts().await;
         for (point, ends_the_move) in AGENT_POINTS {

@@ -15,6 +15,7 @@ use ferry_drivers::hypervisor::{
     Domains as _, Power as _,
     fake::{FakeGuest, FakeHypervisor, Hold, Point},
 };
+use ferry_testkit::logs::expects_warning;
 
 use crate::{
     moves::reached,
@@ -175,6 +176,7 @@ fn none_at_once() -> ferry_core::api::server::SetHost {
 
 #[test]
 fn what_fails_or_is_cancelled_leaves_the_vm_whole_and_the_next_attempt_sends_little() {
+    expects_warning(r#"A request failed title="Could not define VM db: no such luck"#);
     in_lab(async |lab| {
         let (kvm1, kvm2, vm) = shut_off(lab).await;
         kvm2.hypervisor.faults().fail(Point::Define, "no such luck");
@@ -215,6 +217,7 @@ fn a_cancel_after_the_vm_is_defined_at_the_destination_is_refused() {
 
 #[test]
 fn a_server_or_agent_that_is_restarted_in_between_does_not_lose_the_vm() {
+    expects_warning("The host's agent does not answer");
     in_lab(async |lab| {
         let (mut kvm1, kvm2, vm) = shut_off(lab).await;
         let (job, hold) = held(lab, &kvm2, Point::Define, &to_new(&kvm2)).await;
@@ -285,6 +288,9 @@ fn waits(text: &str) -> impl Fn(&JobView) -> bool {
 
 #[test]
 fn a_destination_that_does_not_know_is_asked_until_it_does() {
+    expects_warning(r#"A request failed title="Could not define VM db: libvirt ends"#);
+    expects_warning(r#"A request failed title="Could not read VM"#);
+    expects_warning("The job waits");
     in_lab(async |lab| {
         let (kvm1, kvm2, vm) = shut_off(lab).await;
         // libvirt at the destination is restarted while the VM is defined there.
@@ -304,6 +310,7 @@ fn a_destination_that_does_not_know_is_asked_until_it_does() {
 
 #[test]
 fn a_vm_whose_definition_was_kept_though_the_answer_was_an_error_is_the_destinations() {
+    expects_warning(r#"A request failed title="Could not define VM db: libvirt ends"#);
     in_lab(async |lab| {
         let (kvm1, kvm2, vm) = shut_off(lab).await;
         let hold = Arc::new(kvm2.hypervisor.faults().hold(Point::Define));
@@ -325,6 +332,8 @@ fn a_vm_whose_definition_was_kept_though_the_answer_was_an_error_is_the_destinat
 
 #[test]
 fn a_cancel_that_came_too_late_is_found_out_after_a_restart_though_the_destination_is_away() {
+    expects_warning("The job waits");
+    expects_warning("The host's agent does not answer");
     in_lab(async |lab| {
         let (kvm1, mut kvm2, vm) = shut_off(lab).await;
         let (job, hold) = held(lab, &kvm2, Point::Define, &to_new(&kvm2)).await;
@@ -398,6 +407,7 @@ fn media_and_what_a_vm_boots_from_are_copied_and_stay_and_read_only_disks_move()
 
 #[test]
 fn vms_that_share_a_disk_move_one_after_the_other_and_share_it_again() {
+    expects_warning("What the source sent could not be taken");
     in_lab(async |lab| {
         let (kvm1, kvm2, _) = lab.two_hosts().await;
         fs::create_dir_all(kvm2.on_host("new")).expect("made");
@@ -452,6 +462,7 @@ fn vms_that_share_a_disk_move_one_after_the_other_and_share_it_again() {
 
 #[test]
 fn a_vm_that_was_moved_on_at_once_is_left_alone_and_one_that_is_lost_keeps_what_the_source_has() {
+    expects_warning("The job is stuck; it is tried on");
     in_lab(async |lab| {
         let (kvm1, kvm2, vm) = shut_off(lab).await;
         let kvm3 = lab.host("kvm3").await;

@@ -15,6 +15,7 @@ use ferry_core::{
     units::ByteCount,
 };
 use ferry_drivers::share::fake::FakeExport;
+use ferry_testkit::logs::expects_warning;
 
 use crate::support::{Host, Lab, UNC, in_lab, refusal, unc, wait_for};
 
@@ -241,6 +242,8 @@ fn browsing_a_directory_shows_what_is_in_it() {
 
 #[test]
 fn a_host_or_file_server_that_is_away_is_told() {
+    expects_warning(r#"A request failed title="The file server of"#);
+    expects_warning("The host's agent does not answer");
     in_lab(async |lab| {
         let (_kvm1, mut kvm2, _) = lab.two_hosts().await;
         lab.file_servers.change(&unc(), |export| export.is_up = false);

@@ -22,6 +22,7 @@ use ferry_drivers::{
     },
     share::fake::SOFT,
 };
+use ferry_testkit::logs::expects_warning;
 
 use crate::{
     moves::reached,
@@ -228,6 +229,7 @@ fn a_base_that_a_clone_began_to_need_during_the_move_stays_by_whatever_name_and_
 
 #[test]
 fn an_image_that_is_a_link_keeps_it_and_the_job_says_so() {
+    expects_warning("An old file stays");
     // A move of a VM that is shut off reads no link, and fails.
     for how in [Path3::Storage, Path3::Along] {
         in_lab(async |lab| {
@@ -305,6 +307,8 @@ fn uefi_variables_move_along_alone_where_every_disk_is_on_a_share() {
 
 #[test]
 fn uefi_variables_move_along_with_the_running_vm() {
+    expects_warning("libvirt's migrate call failed");
+    expects_warning("The local socket could not be reached");
     in_lab(async |lab| {
         let (kvm1, kvm2, _) = lab.two_hosts().await;
         fs::create_dir_all(kvm2.on_host("new")).expect("made");

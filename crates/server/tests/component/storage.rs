@@ -16,6 +16,7 @@ use ferry_drivers::hypervisor::{
     Domains as _,
     fake::{FakeGuest, Hold, Point},
 };
+use ferry_testkit::logs::expects_warning;
 
 use crate::{
     moves::reached,
@@ -124,6 +125,7 @@ fn disks_move_to_the_host_and_one_comes_back() {
 
 #[test]
 fn until_the_first_disk_is_switched_over_everything_is_taken_back() {
+    expects_warning("The storage move failed");
     in_lab(async |lab| {
         let (kvm1, _kvm2, vm) = two_disks(lab).await;
         let before = in_use(&kvm1, vm);
@@ -168,6 +170,7 @@ fn until_the_first_disk_is_switched_over_everything_is_taken_back() {
 
 #[test]
 fn between_two_disks_the_move_can_only_go_on_and_another_attempt_moves_what_is_left() {
+    expects_warning("The storage move failed");
     in_lab(async |lab| {
         let (kvm1, _kvm2, vm) = two_disks(lab).await;
         let (job, hold) = held(lab, &kvm1, Point::PivotedDisk).await;

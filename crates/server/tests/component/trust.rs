@@ -6,6 +6,7 @@ use ferry_core::{
     finding::FindingId,
     pin::{EnrolmentToken, Pin},
 };
+use ferry_testkit::logs::expects_warning;
 use ferry_trust::{KeyPair, random_secret};
 
 use crate::support::{in_lab, refusal, wait_for};
@@ -42,6 +43,7 @@ fn an_agent_obeys_the_key_that_it_is_enrolled_with_and_no_other() {
 
 #[test]
 fn a_server_whose_host_went_to_another_server_is_told_so() {
+    expects_warning("The host's agent does not answer");
     in_lab(async |lab| {
         let kvm1 = lab.host("kvm1").await;
         lab.add(&kvm1).await.expect("added");

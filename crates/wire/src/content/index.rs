@@ -2,6 +2,7 @@
 
 use std::{collections::BTreeMap, fmt, time::Duration};
 
+use ferry_core::error::chain;
 use tokio::io::{AsyncRead, AsyncReadExt as _};
 use tracing::warn;
 
@@ -202,7 +203,7 @@ impl SeedIndex {
                 (Err(error), None) => return Err(error),
                 (Ok(0), Some(_)) => break,
                 (Err(error), Some(_)) => {
-                    warn!(%error, "the rest of what the destination holds is not known");
+                    warn!(error = %chain(&error), "The rest of what the destination holds is not known");
                     break;
                 }
                 (Ok(_), _) => {}

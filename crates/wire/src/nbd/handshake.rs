@@ -439,7 +439,7 @@ impl Handshake {
         if was_changed || matches!(self.client, ClientAt::Done) {
             return Err(NbdError::Unexpected(expected));
         }
-        tracing::warn!(expected, "an NBD connection is not understood and is carried as it is");
+        tracing::warn!(expected, "An NBD connection is not understood and is carried as it is");
         self.phase = Phase::Opaque;
         Ok(())
     }

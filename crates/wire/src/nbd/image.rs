@@ -50,6 +50,6 @@ impl Keeper for Held {
     }
 
     fn changed(&mut self, offset: u64) {
-        tracing::error!(offset, "a block is not what the source was told that it is");
+        tracing::error!(offset, "A block is not what the source was told that it is");
     }
 }

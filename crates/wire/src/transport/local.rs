@@ -2,6 +2,7 @@
 
 use std::os::fd::AsFd as _;
 
+use ferry_core::error::chain;
 use nix::sys::socket::{setsockopt, sockopt};
 use tokio::net::UnixStream;
 use tracing::debug;
@@ -12,6 +13,6 @@ use crate::frame::DATA_BYTES_MAX;
 /// gone in a millisecond or two.
 pub fn widen(stream: &UnixStream) {
     if let Err(error) = setsockopt(&stream.as_fd(), sockopt::SndBufForce, &(2 * DATA_BYTES_MAX)) {
-        debug!(%error, "the local send buffer stays what net.core.wmem_default says");
+        debug!(error = %chain(&error), "The local send buffer stays what net.core.wmem_default says");
     }
 }

@@ -10,6 +10,7 @@ use std::{
     task::{Context, Poll, ready},
 };
 
+use ferry_core::error::chain;
 use nix::sys::socket::{setsockopt, sockopt};
 use rustls::{ClientConfig, ServerConfig, pki_types::ServerName};
 use tokio::{
@@ -133,7 +134,7 @@ impl Duplex for TlsStream<ReadAhead> {
 
     fn widen(&self) {
         if let Err(error) = setsockopt(&self.get_ref().0.tcp.as_fd(), sockopt::SndBufForce, &(BUDGET_BYTES as usize)) {
-            debug!(%error, "the send buffer stays what net.ipv4.tcp_wmem allows");
+            debug!(error = %chain(&error), "The send buffer stays what net.ipv4.tcp_wmem allows");
         }
     }
 }
@@ -144,7 +145,7 @@ impl Duplex for TlsStream<ReadAhead> {
 fn socket_for(address: SocketAddr) -> io::Result<TcpSocket> {
     let socket = if address.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
     if let Err(error) = setsockopt(&socket.as_fd(), sockopt::RcvBufForce, &(BUDGET_BYTES as usize)) {
-        debug!(%error, "the receive buffer stays what net.ipv4.tcp_rmem allows");
+        debug!(error = %chain(&error), "The receive buffer stays what net.ipv4.tcp_rmem allows");
     }
     Ok(socket)
 }

@@ -7,6 +7,7 @@ use std::{
 
 use ferry_core::{
     api::agent::{MigrationReport, Role, Stage},
+    error::chain,
     files::DiskProgress,
     id::{Generation, JobId, VmId},
     job::Progress,
@@ -19,7 +20,6 @@ use tracing::error;
 use crate::{
     AgentError,
     blocking::call,
-    error::chain,
     live::journal::{CarrierState, Journal},
     lock::lock,
     records,
@@ -107,8 +107,8 @@ impl Board {
         let written = tokio::task::spawn_blocking(move || records::write_json(&path, &state)).await;
         match written {
             Ok(Ok(())) => {}
-            Ok(Err(error)) => error!(error = %chain(&error), "the carrier's journal could not be written"),
-            Err(error) => error!(%error, "the carrier's journal could not be written"),
+            Ok(Err(error)) => error!(error = %chain(&error), "The carrier's journal could not be written"),
+            Err(error) => error!(error = %chain(&error), "The carrier's journal could not be written"),
         }
     }
 

@@ -1,20 +1,26 @@
 //! How channels end, at both sides.
 
+use ferry_core::{api::agent::Stage, error::chain};
 use ferry_wire::WireError;
 use tracing::{error, info};
 
-use crate::error::chain;
+use super::board::Board;
 
-/// Logs why a channel ended; gives the reason if it ended badly.
-pub(super) fn channel_ended(name: &str, outcome: Result<(), WireError>) -> Option<String> {
+/// Logs why a channel ended; gives the reason if it ended badly. Once the move has ended, the other side goes away as it likes.
+pub(super) fn channel_ended(name: &str, outcome: Result<(), WireError>, board: &Board) -> Option<String> {
     match outcome {
         Ok(()) => {
-            info!(channel = name, "channel is complete");
+            info!(channel = name, "Channel is complete");
             None
         }
         Err(error) => {
             let reason = chain(&error);
-            error!(channel = name, error = reason, "channel failed");
+            match board.known().stage {
+                Stage::Prepared | Stage::Performing => error!(channel = name, error = %reason, "Channel failed"),
+                Stage::Delivered | Stage::Resumed | Stage::Confirmed | Stage::Failed | Stage::Aborted => {
+                    info!(channel = name, error = %reason, "Channel ended with the move");
+                }
+            }
             Some(reason)
         }
     }

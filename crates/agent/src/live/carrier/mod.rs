@@ -13,7 +13,7 @@ pub(super) mod source;
 
 use std::{path::Path, sync::Arc, time::Duration};
 
-use ferry_core::{api::agent::Role, finding::Finding};
+use ferry_core::{api::agent::Role, error::chain, finding::Finding};
 use ferry_drivers::hypervisor::Hypervisor;
 use tokio::{
     io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader},
@@ -68,7 +68,7 @@ pub async fn run(config: Config, journal_path: &Path, hypervisor: Arc<dyn Hyperv
     records::remove(socket)?;
     let listener = UnixListener::bind(socket).map_err(|source| AgentError::File { path: socket.clone(), source })?;
     fail::fail_point!("carrier-after-prepare", |_| Err(AgentError::Carrier("it was made to fail".to_owned())));
-    info!(job = %board.job, role = ?board.role, vm = %board.vm, "carrier is ready");
+    info!(job = %board.job, role = ?board.role, vm = %board.vm, "Carrier is ready");
     let leave = Arc::new(tokio::sync::Notify::new());
     let side = Arc::new(side);
     loop {
@@ -76,7 +76,7 @@ pub async fn run(config: Config, journal_path: &Path, hypervisor: Arc<dyn Hyperv
             accepted = listener.accept() => match accepted {
                 Ok((stream, _)) => stream,
                 Err(error) => {
-                    warn!(%error, "a control connection could not be accepted");
+                    warn!(error = %chain(&error), "A control connection could not be accepted");
                     continue;
                 }
             },
@@ -87,11 +87,11 @@ pub async fn run(config: Config, journal_path: &Path, hypervisor: Arc<dyn Hyperv
         tokio::spawn(async move {
             if let Err(error) = serve(stream, &board, &side, &leave, address).await {
                 // Whoever asked was not interested any more, or is gone.
-                debug!(%error, "a control connection ended early");
+                debug!(error = %chain(&error), "A control connection ended early");
             }
         });
     }
-    info!(job = %board.job, role = ?board.role, "carrier leaves");
+    info!(job = %board.job, role = ?board.role, "Carrier leaves");
     let _ = records::remove(socket);
     Ok(())
 }

@@ -128,7 +128,7 @@ pub(super) fn text(connection: &Connection, domain: &Domain, form: Xml) -> Resul
     let place = |pool: &str, volume: &str| match connection.volume(pool, volume) {
         Ok(found) => Some(found),
         Err(fault) => {
-            tracing::debug!(pool, volume, reason = fault.message, "where a volume is could not be told");
+            tracing::debug!(pool, volume, reason = fault.message, "Where a volume is could not be told");
             None
         }
     };

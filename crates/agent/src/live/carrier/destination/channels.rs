@@ -6,7 +6,7 @@ use std::{
     time::Duration,
 };
 
-use ferry_core::api::agent::Stage;
+use ferry_core::{api::agent::Stage, error::chain};
 use ferry_drivers::hypervisor::rpc::{
     Gate, Refusal, Tap,
     message::{LengthError, Splitter},
@@ -24,7 +24,7 @@ use tokio::{net::UnixStream, sync::Notify};
 use tracing::{error, info, warn};
 
 use super::{exports::Files, state::Shared, takeover::relay};
-use crate::{error::chain, live::carrier::channel::channel_ended, lock::lock};
+use crate::{live::carrier::channel::channel_ended, lock::lock};
 
 /// How often what the guest writes meanwhile is written out.
 const WRITE_OUT_EVERY: Duration = Duration::from_secs(1);
@@ -84,7 +84,7 @@ impl RpcFilter {
     fn answer(&mut self, refusal: Refusal, out: &mut Outputs) -> Result<(), FilterError> {
         let mut next = Some(refusal);
         while let Some(refusal) = next {
-            error!(reason = chain(&refusal), "a call of the source's libvirtd is refused");
+            error!(reason = chain(&refusal), "A call of the source's libvirtd is refused");
             if refusal.reply.is_empty() {
                 return Err(refusal.into());
             }
@@ -120,7 +120,7 @@ impl StreamFilter for RpcFilter {
 /// QEMU takes any connection for its main channel: exactly one is made for each that the source's side opened.
 pub(super) async fn carry_memory(index: u16, peer: Connection, shared: Arc<Shared>) {
     let Some(local) = connect(shared.board.hypervisor.reach(&shared.policy.memory_socket)).await else { return };
-    info!(index, "memory begins to arrive");
+    info!(index, "Memory begins to arrive");
     local::widen(&local);
     let (reader, writer) = local.into_split();
     let options = bulk_options(&peer, &shared);
@@ -130,7 +130,7 @@ pub(super) async fn carry_memory(index: u16, peer: Connection, shared: Arc<Share
 /// QEMU's server for disks takes one connection for each.
 pub(super) async fn carry_disk(index: u16, peer: Connection, shared: Arc<Shared>) {
     let Some(local) = connect(shared.board.hypervisor.reach(&shared.policy.disk_socket)).await else { return };
-    info!(index, "a disk begins to arrive");
+    info!(index, "A disk begins to arrive");
     local::widen(&local);
     if !shared.writes_out.swap(true, Ordering::SeqCst) {
         shared.board.spawn(write_out(Arc::clone(&shared)));
@@ -146,7 +146,7 @@ pub(super) async fn carry_disk(index: u16, peer: Connection, shared: Arc<Shared>
         zero_bytes = spared.elided_bytes(),
         held_bytes = spared.referenced_bytes(),
         mismatches = spared.mismatches(),
-        "what was not written anew of a disk"
+        "What was not written anew of a disk"
     );
 }
 
@@ -181,9 +181,9 @@ fn bulk_options(peer: &Connection, shared: &Shared) -> Options {
 async fn until_cut(name: &str, shared: &Shared, carried: impl Future<Output = Result<(), WireError>>) {
     let mut cut = shared.cut.subscribe();
     tokio::select! {
-        outcome = carried => drop(channel_ended(name, outcome)),
+        outcome = carried => drop(channel_ended(name, outcome, &shared.board)),
         // The sender lives as long as what it is a part of.
-        _ = cut.wait_for(|cut| *cut) => warn!(channel = name, "the channel was ended with the move"),
+        _ = cut.wait_for(|cut| *cut) => warn!(channel = name, "The channel was ended with the move"),
     }
 }
 
@@ -191,7 +191,7 @@ async fn connect(socket: PathBuf) -> Option<UnixStream> {
     match UnixStream::connect(&socket).await {
         Ok(stream) => Some(stream),
         Err(error) => {
-            error!(socket = %socket.display(), %error, "the local socket could not be reached");
+            error!(socket = %socket.display(), error = %chain(&error), "The local socket could not be reached");
             None
         }
     }

@@ -37,13 +37,13 @@ impl Files {
 impl Keeper for Files {
     fn held(&mut self, export: &str, size_bytes: u64) -> Held {
         let Some(place) = which(&self.shared.incoming_disks, export, size_bytes) else {
-            warn!(export, size_bytes, "which disk is behind this export is not known: all of it is written");
+            warn!(export, size_bytes, "Which disk is behind this export is not known: all of it is written");
             return Held::Unknown;
         };
         self.place = Some(place);
         let mut held = lock(&self.shared.held);
         let held = held.get_mut(place).and_then(Option::take);
-        info!(export, disk = self.shared.incoming_disks[place].device, known = held.is_some(), "a disk's copy begins");
+        info!(export, disk = self.shared.incoming_disks[place].device, known = held.is_some(), "A disk's copy begins");
         held.unwrap_or_default()
     }
 
@@ -52,7 +52,7 @@ impl Keeper for Files {
             .place
             .and_then(|place| self.shared.incoming_disks.get(place))
             .map_or("", |incoming_disk| incoming_disk.device.as_str());
-        error!(disk = device, offset, "the unfinished copy was changed while it was used");
+        error!(disk = device, offset, "The unfinished copy was changed while it was used");
         let reason =
             format!("The unfinished copy of disk {device} was changed meanwhile: something else writes to its file");
         let control = lock(&self.shared.control).clone();

@@ -14,6 +14,7 @@ use std::time::{Duration, Instant};
 use ferry_core::{
     api::agent::Stage,
     backoff::Backoff,
+    error::chain,
     finding::{Finding, FindingId},
     id::VmId,
 };
@@ -21,7 +22,7 @@ use ferry_wire::control::{ControlSender, Message};
 use tracing::{info, warn};
 
 use super::state::Shared;
-use crate::{blocking::call, error::chain, lock::lock};
+use crate::{blocking::call, lock::lock};
 
 /// How long after one that failed a resume is tried again: libvirt may be restarting, or a file server away. Twice as long
 /// each time.
@@ -67,7 +68,7 @@ pub(super) async fn resume(shared: &Shared, control: Option<&ControlSender>) {
     let travel = control.map_or(Duration::ZERO, |control| control.round_trip() / 2);
     let downtime = stopped.zip(ran).map(|(stopped, ran)| ran.saturating_duration_since(stopped) + travel);
     let downtime_ms = downtime.map_or(0, |downtime| downtime.as_millis() as u64);
-    info!(vm = %board.vm, downtime_ms, "the VM runs here");
+    info!(vm = %board.vm, downtime_ms, "The VM runs here");
     let wire = ferry_core::units::ByteCount(shared.meter.wire());
     board.tell(|known| {
         known.stage = Stage::Resumed;
@@ -97,7 +98,7 @@ async fn run(shared: &Shared) {
             news
         });
         if news {
-            warn!(%vm, reason, "the VM could not be resumed; it is tried until it runs");
+            warn!(%vm, reason, "The VM could not be resumed; it is tried until it runs");
         }
     })
     .await;

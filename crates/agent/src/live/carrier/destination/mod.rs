@@ -20,7 +20,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use ferry_core::{api::agent::Stage, finding::Finding, vm::NVRAM};
+use ferry_core::{api::agent::Stage, error::chain, finding::Finding, vm::NVRAM};
 use ferry_drivers::hypervisor::{
     DISK_SOCKET, MEMORY_SOCKET,
     rpc::{GatePolicy, definition::DefinitionPolicy},
@@ -45,7 +45,6 @@ use super::board::Board;
 use crate::{
     AgentError,
     config::Config,
-    error::chain,
     live::journal::{Journal, Task},
     lock::lock,
     refusal::past_pivot,
@@ -169,7 +168,7 @@ async fn accept(mut acceptor: Acceptor, shared: Arc<Shared>) {
             Channel::Memory(index) => {
                 board.spawn(carry_memory(index, peer, shared));
             }
-            Channel::Disk(_) if shared.policy.disks.is_empty() => warn!("a disk channel came, and none is expected"),
+            Channel::Disk(_) if shared.policy.disks.is_empty() => warn!("A disk channel came, and none is expected"),
             Channel::Disk(index) => {
                 board.spawn(carry_disk(index, peer, shared));
             }
@@ -177,7 +176,7 @@ async fn accept(mut acceptor: Acceptor, shared: Arc<Shared>) {
                 board.spawn(tell_seed(index, peer, shared));
             }
             Channel::Definition | Channel::File(_) => {
-                warn!("a channel of a VM that is shut off came, and none is expected")
+                warn!("A channel of a VM that is shut off came, and none is expected")
             }
         }
     }
@@ -210,7 +209,7 @@ async fn hear(mut control: Control, shared: Arc<Shared>) {
         // Not a failure by itself: the hand-over may have happened. Who has the VM is asked of both hosts. With its
         // connection libvirt ends a copy that is not complete, and gives its memory back: a source without power will not.
         warn!(
-            "the control connection from the source is gone; a complete copy stays paused here until it is known who has it"
+            "The control connection from the source is gone; a complete copy stays paused here until it is known who has it"
         );
         board.tell(|known| known.error = Some("The connection to the source's carrier is gone".to_owned()));
         shared.cut.send_replace(true);

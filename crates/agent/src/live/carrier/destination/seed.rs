@@ -9,7 +9,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use ferry_core::vm::DiskFormat;
+use ferry_core::{error::chain, vm::DiskFormat};
 use ferry_drivers::image;
 use ferry_wire::{
     content::index::{BLOCK_BYTES, RUN_BLOCKS_MAX, SeedIndex, SeedKey},
@@ -59,8 +59,8 @@ pub(super) async fn tell_seed(index: u16, mut peer: Connection, shared: Arc<Shar
     drop(to_tell);
     let read = reading.await.unwrap_or_else(|error| Err(std::io::Error::other(error)));
     match outcome.and(read) {
-        Ok(()) => info!(disk, bytes, took_ms = begun.elapsed().as_millis() as u64, "the source knows what is here"),
-        Err(error) => warn!(disk, bytes, %error, "the source is not told all of what is here"),
+        Ok(()) => info!(disk, bytes, took_ms = begun.elapsed().as_millis() as u64, "The source knows what is here"),
+        Err(error) => warn!(disk, bytes, error = %chain(&error), "The source is not told all of what is here"),
     }
 }
 

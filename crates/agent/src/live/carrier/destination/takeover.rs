@@ -12,6 +12,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use ferry_core::error::chain;
 use ferry_drivers::hypervisor::{DiskRefused, rpc::Tap};
 use tokio::{
     io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _},
@@ -20,7 +21,7 @@ use tokio::{
 use tracing::{error, info, warn};
 
 use super::state::Shared;
-use crate::{blocking::call, error::chain, lock::lock};
+use crate::{blocking::call, lock::lock};
 
 /// How long it may take to see whether the VM has its disks; milliseconds in fact. The guest stands still meanwhile, and
 /// a source whose guest stood still for ten seconds ends the move by itself.
@@ -83,13 +84,13 @@ async fn take_over(shared: &Shared) -> Result<(), String> {
     let asked = call(&board.hypervisor, move |hypervisor| hypervisor.ensure_disks(vm));
     let reason = match tokio::time::timeout(DISKS_WITHIN, asked).await {
         Ok(Ok(refused)) if refused.is_empty() => {
-            info!(%vm, took_us = begun.elapsed().as_micros() as u64, "nothing keeps the VM from running here");
+            info!(%vm, took_us = begun.elapsed().as_micros() as u64, "Nothing keeps the VM from running here");
             return Ok(());
         }
         Ok(Ok(refused)) => describe(&shared.policy.definition.name, &refused),
         Ok(Err(error)) => {
             // libvirt may be being restarted. The VM is asked to run again and again.
-            warn!(%vm, error = %chain(&error), "it cannot be seen whether the VM has its disks here");
+            warn!(%vm, error = %chain(&error), "It cannot be seen whether the VM has its disks here");
             return Ok(());
         }
         Err(_) => format!(
@@ -104,7 +105,7 @@ async fn take_over(shared: &Shared) -> Result<(), String> {
     if board.known().state.finish_delivered {
         return Ok(());
     }
-    error!(%vm, reason, "the VM is not taken over; the source keeps it");
+    error!(%vm, reason, "The VM is not taken over; the source keeps it");
     // Written down first: a definition without a process would tell of a VM that has run here.
     board.tell(|known| known.state.given_up = true);
     board.write_down().await;
@@ -114,7 +115,7 @@ async fn take_over(shared: &Shared) -> Result<(), String> {
         hypervisor.undefine(vm)
     });
     if let Err(error) = ended.await {
-        warn!(%vm, error = %chain(&error), "the copy that cannot run could not be ended yet");
+        warn!(%vm, error = %chain(&error), "The copy that cannot run could not be ended yet");
     }
     // The end of the move is the source's to tell, in the words of the reply.
     board.tell(|known| known.error = Some(reason.clone()));

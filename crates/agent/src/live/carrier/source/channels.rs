@@ -2,6 +2,7 @@
 
 use std::{path::Path, sync::Arc, time::Duration};
 
+use ferry_core::error::chain;
 use ferry_wire::{
     channel::{Options, carry},
     content::index::SeedIndex,
@@ -16,9 +17,7 @@ use super::{
     handover,
     state::{Shared, cut},
 };
-use crate::{
-    AgentError, confinement::selinux, error::chain, live::carrier::channel::channel_ended, lock::lock, records,
-};
+use crate::{AgentError, confinement::selinux, live::carrier::channel::channel_ended, lock::lock, records};
 
 /// How long the destination may be silent while it tells what a file holds. It says something each second while it reads
 /// the file, but first it looks for up to a minute where the file's data lie.
@@ -50,12 +49,12 @@ pub(super) async fn ask_seeds(shared: &Shared) -> Vec<Option<Image>> {
             false => Image::Zeroes,
             true => match asked.await {
                 Ok(index) => {
-                    info!(disk = file.device, blocks = index.blocks(), "the destination holds an unfinished copy");
+                    info!(disk = file.device, blocks = index.blocks(), "The destination holds an unfinished copy");
                     left = left.saturating_sub(index.runs().len() as u64);
                     Image::Seed(index)
                 }
                 Err(error) => {
-                    warn!(disk = file.device, error = %chain(&error), "the destination does not say what it holds");
+                    warn!(disk = file.device, error = %chain(&error), "The destination does not say what it holds");
                     Image::Unknown
                 }
             },
@@ -71,7 +70,7 @@ pub(super) async fn carry_rpc(listener: UnixListener, shared: Arc<Shared>) {
         let peer = match shared.dialer.open(Channel::Rpc).await {
             Ok(peer) => peer,
             Err(error) => {
-                error!(error = %chain(&error), "the management channel could not be opened");
+                error!(error = %chain(&error), "The management channel could not be opened");
                 continue;
             }
         };
@@ -84,7 +83,7 @@ pub(super) async fn carry_rpc(listener: UnixListener, shared: Arc<Shared>) {
         let ended = Arc::clone(&shared);
         shared.board.spawn(async move {
             let reason = tokio::select! {
-                outcome = carry(peer, reader, writer, options) => channel_ended("rpc", outcome),
+                outcome = carry(peer, reader, writer, options) => channel_ended("rpc", outcome, &ended.board),
                 () = cut(&ended) => Some("it was ended with the move".to_owned()),
             };
             if let Some(reason) = reason {
@@ -103,7 +102,7 @@ pub(super) async fn carry_each(listener: UnixListener, channel: fn(u16) -> Chann
         let peer = match shared.dialer.open(channel).await {
             Ok(peer) => peer,
             Err(error) => {
-                error!(channel = name, error = %chain(&error), "a channel could not be opened");
+                error!(channel = name, error = %chain(&error), "A channel could not be opened");
                 continue;
             }
         };
@@ -128,8 +127,8 @@ pub(super) async fn carry_each(listener: UnixListener, channel: fn(u16) -> Chann
         let ended = Arc::clone(&shared);
         shared.board.spawn(async move {
             tokio::select! {
-                outcome = carry(peer, reader, writer, options) => drop(channel_ended(name, outcome)),
-                () = cut(&ended) => warn!(channel = name, "the channel was ended with the move"),
+                outcome = carry(peer, reader, writer, options) => drop(channel_ended(name, outcome, &ended.board)),
+                () = cut(&ended) => warn!(channel = name, "The channel was ended with the move"),
             }
             if let Some(index) = disk {
                 lock(&ended.disk_counts).remove(&index);

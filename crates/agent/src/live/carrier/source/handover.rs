@@ -30,6 +30,7 @@ use std::{
 
 use ferry_core::{
     api::agent::{Role, Stage},
+    error::chain,
     files::DiskStage,
     id::VmId,
     migration::Presence,
@@ -46,7 +47,7 @@ use ferry_wire::{
 use tracing::{debug, error, info, warn};
 
 use super::state::Shared;
-use crate::{blocking::call, error::chain, live::carrier::board::Board, lock::lock};
+use crate::{blocking::call, live::carrier::board::Board, lock::lock};
 
 /// How often a VM that libvirt left paused is tried to be run, and how many times: until the destination's copy is gone.
 const RUN_EVERY: Duration = Duration::from_millis(250);
@@ -136,8 +137,11 @@ pub(super) async fn settle(shared: &Arc<Shared>, started: Instant, outcome: Resu
             true
         }
         Err(error) => {
-            let aborted = shared.aborting.load(Ordering::SeqCst);
-            warn!(%vm, error = %chain(error), aborted, "libvirt's migrate call failed");
+            if shared.aborting.load(Ordering::SeqCst) {
+                info!(%vm, error = %chain(error), "libvirt's migrate call was ended, as asked");
+            } else {
+                warn!(%vm, error = %chain(error), "libvirt's migrate call failed");
+            }
             false
         }
     };
@@ -234,14 +238,14 @@ pub(in crate::live) async fn run_again(hypervisor: Arc<dyn Hypervisor>, vm: VmId
         });
         match outcome.await {
             Ok(runs) => {
-                info!(%vm, runs, "the VM is not paused any more");
+                info!(%vm, runs, "The VM is not paused any more");
                 return runs;
             }
-            Err(error) => debug!(%vm, error = %chain(&error), "the VM could not be run yet"),
+            Err(error) => debug!(%vm, error = %chain(&error), "The VM could not be run yet"),
         }
         tokio::time::sleep(RUN_EVERY).await;
     }
-    error!(%vm, "the VM is still paused at the source; run it with `virsh resume`");
+    error!(%vm, "The VM is still paused at the source; run it with `virsh resume`");
     false
 }
 

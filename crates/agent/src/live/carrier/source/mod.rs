@@ -25,6 +25,7 @@ use std::{
 
 use ferry_core::{
     api::agent::{PrepareSource, Stage},
+    error::chain,
     files::DiskProgress,
     finding::{Finding, FindingId},
     id::VmId,
@@ -56,7 +57,6 @@ use crate::{
     AgentError,
     blocking::call,
     config::Config,
-    error::chain,
     live::journal::{Journal, Task},
     lock::lock,
     refusal::past_pivot,
@@ -250,9 +250,9 @@ async fn follow(shared: Arc<Shared>, started: Instant, over: Arc<Notify>) {
 async fn hear(mut control: Control, shared: Arc<Shared>) {
     while let Some(message) = control.receive().await {
         match message {
-            Message::Running => info!("the VM runs at the destination"),
+            Message::Running => info!("The VM runs at the destination"),
             Message::GaveUp { reason } => {
-                warn!(reason, "the destination's carrier gave up");
+                warn!(reason, "The destination's carrier gave up");
                 // It explains what libvirt's call will fail of.
                 shared.board.change(|known| {
                     let explains = known.stage == Stage::Performing && known.error.is_none();
