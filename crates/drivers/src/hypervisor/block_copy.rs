@@ -70,7 +70,7 @@ pub trait BlockCopy: Send + Sync + 'static {
     ///
     /// # Errors
     /// [`HypervisorError::Failed`] if the copy is not ready; which file the VM uses is to be asked with
-    /// [`Domains::vm`].
+    /// [`Domains::vm`](super::Domains::vm).
     fn pivot_disk(&self, vm: VmId, device: &str) -> Result<(), HypervisorError>;
 
     /// Ends the copy of a disk; the VM uses the old file. Ok if there is none.

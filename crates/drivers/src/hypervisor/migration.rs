@@ -77,7 +77,7 @@ pub trait Migration: Send + Sync + 'static {
     /// complete, paused one.
     ///
     /// # Errors
-    /// After an error, who has the VM is to be asked with [`Domains::presence`] at both ends.
+    /// After an error, who has the VM is to be asked with [`Domains::presence`](super::Domains::presence) at both ends.
     fn migrate(&self, request: &MigrateRequest) -> Result<(), HypervisorError>;
 
     /// How far a running migration is; `None` if there is none, also of a VM that the host does not know or that has no
@@ -111,9 +111,9 @@ pub trait Migration: Send + Sync + 'static {
     /// [`HypervisorError::Failed`] after the point of no return.
     fn abort_migration(&self, vm: VmId) -> Result<(), HypervisorError>;
 
-    /// Destination, once [`Presence::Arrived`]: sees that the VM's process has its disks, without which it cannot run,
-    /// and has it try once more to get those that it has not. Gives the disks that it does not get: none if it has all, or
-    /// if the hypervisor cannot tell (QEMU before 10.0). The VM stays paused.
+    /// Destination, once [`Arrived`](ferry_core::migration::Presence::Arrived): sees that the VM's process has its disks,
+    /// without which it cannot run, and has it try once more to get those that it has not. Gives the disks that it does not
+    /// get: none if it has all, or if the hypervisor cannot tell (QEMU before 10.0). The VM stays paused.
     ///
     /// # Errors
     /// [`HypervisorError::NoVm`], [`HypervisorError::Unreachable`], [`HypervisorError::Failed`]: it is not known.

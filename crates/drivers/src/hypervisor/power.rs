@@ -25,7 +25,7 @@ pub trait Power: Send + Sync + 'static {
     fn resume(&self, vm: VmId) -> Result<(), HypervisorError>;
 
     /// Has a VM be known to run that runs, and of which it is said that it stands still since a disk failed
-    /// ([`VmFacts::stall`]); whether it was such a one. To be known, it stands still for a moment.
+    /// ([`stall`](ferry_core::vm::VmFacts::stall)); whether it was such a one. To be known, it stands still for a moment.
     ///
     /// QEMU (since 10.0) tells of a disk's errors once a second at most: of one that comes within a second of another, it
     /// tells late, when the VM may run again. libvirt takes the VM for paused from then on, and resuming it does not
