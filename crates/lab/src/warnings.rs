@@ -9,14 +9,14 @@ use ferry_testkit::logs::Expected;
 pub struct Warnings {
     folder: PathBuf,
     expected: Expected,
-    /// Nobody knows beforehand what the programs will warn of.
-    any: bool,
+    /// Whether the test has said all that the programs may warn of.
+    checked: bool,
 }
 
 impl Warnings {
-    /// Those of the lab in `folder`; every one is a surprise.
+    /// Those of the lab in `folder`.
     pub fn of(folder: PathBuf) -> Self {
-        Self { folder, expected: Expected::none(), any: false }
+        Self { folder, expected: Expected::none(), checked: false }
     }
 
     /// From now on lines at WARN or ERROR that hold `words` are no surprise.
@@ -27,15 +27,15 @@ impl Warnings {
         self.expected.add(words);
     }
 
-    /// No line is a surprise: faults are drawn at random.
-    pub fn expect_any(&mut self) {
-        self.any = true;
+    /// Every line that was not expected fails the test when its lab goes.
+    pub fn check(&mut self) {
+        self.checked = true;
     }
 }
 
 impl Drop for Warnings {
     fn drop(&mut self) {
-        if self.any || thread::panicking() || env::var_os("NEXTEST").is_none() {
+        if !self.checked || thread::panicking() || env::var_os("NEXTEST").is_none() {
             return;
         }
         let logs = fs::read_dir(&self.folder).into_iter().flatten().flatten().map(|entry| entry.path());
