@@ -3,9 +3,11 @@
 mod places;
 
 use ferry_core::{
-    api::server::{Candidate, ChildView, HostView, JobView, PlannedDisk, ShareView, StoragePlan, VmView},
+    api::server::{
+        Candidate, ChildView, HostView, JobView, PlannedDisk, ShareView, StepState, StepView, StoragePlan, VmView,
+    },
     files::DiskProgress,
-    job::{JobKind, StepState, StepView},
+    job::JobKind,
     location::Location,
     migration::Phase,
     share::AttachedShare,

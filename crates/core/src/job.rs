@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::{migration::Step, units::ByteCount};
+use crate::units::ByteCount;
 
 /// What a job does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -147,41 +147,4 @@ pub struct Figures {
     /// What their copies take.
     #[serde(default)]
     pub allocated_destination: ByteCount,
-}
-
-/// How one step of a job stands.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
-#[serde(rename_all = "snake_case")]
-pub enum StepState {
-    /// Its turn has not come.
-    Waiting,
-    /// It is going on.
-    Running,
-    /// It is done.
-    Done,
-    /// It went wrong.
-    Failed,
-    /// It was taken back.
-    Undone,
-    /// Taking it back went wrong.
-    UndoFailed,
-}
-
-/// One step of a job, for people.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
-pub struct StepView {
-    /// Which.
-    pub step: Step,
-    /// For people.
-    pub title: String,
-    /// How it stands.
-    pub state: StepState,
-    /// Unix milliseconds.
-    pub started_at_ms: Option<u64>,
-    /// Unix milliseconds.
-    pub ended_at_ms: Option<u64>,
-    /// What went wrong.
-    pub message: Option<String>,
 }

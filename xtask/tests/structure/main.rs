@@ -14,7 +14,7 @@ use modules::Tree;
 const LINES_MAX: usize = 500;
 
 /// Crates that still have a circle. Each is taken out here when its last circle goes.
-const CIRCULAR: [&str; 1] = ["core"];
+const CIRCULAR: [&str; 0] = [];
 
 /// Why a file may still be long.
 const NOT_CUT_YET: &str = "it was longer when this rule was made, and waits to be cut by what it decides";

@@ -49,9 +49,9 @@ use crate::{
     finding::Finding,
     host::HostFacts,
     id::{HostId, JobId, ShareId, VmId},
-    job::{Figures, JobKind, MoveKind, OnStall, Progress, StepView},
+    job::{Figures, JobKind, MoveKind, OnStall, Progress},
     location::Location,
-    migration::Phase,
+    migration::{Phase, Step},
     pin::Pin,
     place::{DirectoryListing, OfferedPlace},
     share::AttachedShare,
@@ -502,6 +502,43 @@ pub struct AuditRecord {
     /// Whether it was asked to go on although the destination's memory may not do.
     #[serde(default)]
     pub overcommit: bool,
+}
+
+/// How one step of a job stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
+#[serde(rename_all = "snake_case")]
+pub enum StepState {
+    /// Its turn has not come.
+    Waiting,
+    /// It is going on.
+    Running,
+    /// It is done.
+    Done,
+    /// It went wrong.
+    Failed,
+    /// It was taken back.
+    Undone,
+    /// Taking it back went wrong.
+    UndoFailed,
+}
+
+/// One step of a job, for people.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
+pub struct StepView {
+    /// Which.
+    pub step: Step,
+    /// For people.
+    pub title: String,
+    /// How it stands.
+    pub state: StepState,
+    /// Unix milliseconds.
+    pub started_at_ms: Option<u64>,
+    /// Unix milliseconds.
+    pub ended_at_ms: Option<u64>,
+    /// What went wrong.
+    pub message: Option<String>,
 }
 
 /// A job.

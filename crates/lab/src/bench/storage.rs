@@ -9,8 +9,7 @@ use std::{
 
 use anyhow::{Context as _, ensure};
 use ferry_core::{
-    api::server::{JobView, VmView},
-    job::StepView,
+    api::server::{JobView, StepView, VmView},
     location::Location,
     migration::Phase,
     vm::{DiskFormat, FileRole},

@@ -7,7 +7,7 @@ use ferry_core::{
     api::server::JobView,
     finding::{Finding, FindingId},
     job::JobKind,
-    migration::{LogEvent, Phase, Step, StepClass, newest_attempt, phase},
+    migration::{LogEvent, Phase, Step, newest_attempt, phase},
 };
 
 use super::{App, show_jobs};
@@ -15,7 +15,7 @@ use crate::{
     clock::now_ms,
     failure::{Failure, has_finding},
     plan::Plan,
-    saga::participant,
+    saga::{agent::Agent, participant::Participant as _},
     store::{JobRecord, LogEntry, LogRow},
 };
 
@@ -86,7 +86,7 @@ async fn cancel(app: &Arc<App>, title: &str, record: &JobRecord, log: &[LogEvent
 /// Whether an attempt failed before the switchover, so that what it prepared is taken back.
 pub(super) fn is_taken_back(attempt: &[LogEvent]) -> bool {
     attempt.iter().any(|event| {
-        matches!(event, LogEvent::Failed { step, .. } if step.class() != StepClass::Retriable)
+        matches!(event, LogEvent::Failed { step, .. } if step.class().is_taken_back())
             || matches!(event, LogEvent::Undone { .. } | LogEvent::UndoFailed { .. })
     })
 }
@@ -101,7 +101,7 @@ async fn ask_host(app: &App, title: &str, record: &JobRecord) -> Result<(), Fail
     let Some(host) = app.inventory.by_id(host.id) else {
         return Ok(());
     };
-    let answer = participant::abort(&plan, &host.agent, plan.attempt(record)).await;
+    let answer = Agent { host, kind: record.job.kind }.abort(plan.attempt(record)).await;
     let too_late = answer.err().is_some_and(|error| has_finding(&error, FindingId::JobPastPivot));
     if too_late { Err(past_pivot(title, record)) } else { Ok(()) }
 }

@@ -31,7 +31,7 @@ use crate::{
     failure::Failure,
     inventory::Host,
     plan::Plan,
-    saga::participant,
+    saga::{agent::Agent, participant::Participant as _},
     store::{JobRecord, LogEntry, LogRow, NewJob, Restarted, StoreError},
     view::words::whereabouts,
 };
@@ -197,12 +197,13 @@ async fn clean_what_answers(app: &App, record: &JobRecord) {
             }
             continue;
         };
+        let agent = Agent { host, kind: record.job.kind };
         let cleaned = async {
-            participant::abort(&plan, &host.agent, attempt).await?;
-            participant::release(&plan, &host.agent, attempt).await
+            agent.abort(attempt).await?;
+            agent.release(attempt).await
         };
         if let Err(error) = cleaned.await {
-            tracing::info!(host = host.name(), error = %chain(&error), "A host was left as it is");
+            tracing::info!(host = agent.name(), error = %chain(&error), "A host was left as it is");
             if in_turn {
                 return;
             }

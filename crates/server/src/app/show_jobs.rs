@@ -1,11 +1,11 @@
 //! Jobs, newest first.
 
 use ferry_core::{
-    api::server::{AuditPage, AuditRecord, JobView},
+    api::server::{AuditPage, AuditRecord, JobView, StepState},
     files::{DiskMove, DiskStage},
     finding::{Finding, FindingId},
     id::JobId,
-    job::{JobKind, StepState},
+    job::JobKind,
     location::Location,
     migration::Step,
 };

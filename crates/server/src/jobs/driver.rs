@@ -25,7 +25,7 @@ use crate::{
     events::Events,
     inventory::Inventory,
     metrics::Metrics,
-    plan::{memory_of, progress_of},
+    plan::{memory_of, progress_of, steps_of},
     saga::{
         Context,
         executor::{Patience, Saga, drive},
@@ -219,8 +219,8 @@ impl Jobs {
     /// Drives a job; one that cannot be driven says why until it is dismissed.
     async fn drive_to_end(&self, job: JobId, saga: Result<impl Saga, String>, running: &Running) {
         match saga {
-            Ok(saga) => {
-                let phase = drive(self.store(), job, &saga, Patience::USUAL).await;
+            Ok(mut saga) => {
+                let phase = drive(self.store(), job, &mut saga, Patience::USUAL).await;
                 tracing::info!(phase = phase.title(), "The job has ended");
             }
             Err(error) => {
@@ -284,7 +284,7 @@ impl Jobs {
         if now.disks.is_empty() {
             now.disks = progress_of(record);
         }
-        view(record, log, &Now { waits: self.wait_of(record.id), ..now })
+        view(record, &steps_of(record), log, &Now { waits: self.wait_of(record.id), ..now })
     }
 
     /// What a waiting job waits for, in names.

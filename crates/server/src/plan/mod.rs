@@ -12,6 +12,7 @@ use ferry_core::{
     id::{Generation, HostId},
     job::JobKind,
     memory::Need,
+    migration::Step,
 };
 use serde::{Deserialize, Serialize};
 
@@ -107,6 +108,33 @@ impl Plan {
             Self::Live(plan) => plan.persistent,
             Self::Offline(_) | Self::Storage(_) => true,
         }
+    }
+}
+
+/// The steps of a live move, in order.
+const LIVE: [Step; 8] = Step::ALL;
+/// Of an offline one: nothing runs, so nothing is resumed.
+const OFFLINE: [Step; 7] = [
+    Step::Preflight,
+    Step::Reserve,
+    Step::PrepareDestination,
+    Step::PrepareSource,
+    Step::Perform,
+    Step::Confirm,
+    Step::Release,
+];
+/// Of a storage move: both ends are one host, so there is no source to prepare, and the VM never stands still.
+const STORAGE: [Step; 6] =
+    [Step::Preflight, Step::Reserve, Step::PrepareDestination, Step::Perform, Step::Confirm, Step::Release];
+
+/// The steps of a job, in order; of one whose work is done by others, none. The first is compensable, one is the pivot, and
+/// the last ends the job.
+pub(crate) fn steps_of(record: &JobRecord) -> Vec<Step> {
+    match record.job.kind {
+        JobKind::Live | JobKind::LiveVsm => LIVE.to_vec(),
+        JobKind::Offline => OFFLINE.to_vec(),
+        JobKind::Storage => STORAGE.to_vec(),
+        JobKind::Several | JobKind::Drain => Vec::new(),
     }
 }
 

@@ -20,6 +20,8 @@ use ferry_core::{
     migration::{LogEvent, Phase, Step, StepClass, newest_attempt, phase},
 };
 
+use futures_util::future::BoxFuture;
+
 use crate::{
     clock::now_ms,
     jobs::running::Running,
@@ -50,20 +52,65 @@ impl Log for Store {
 }
 
 /// What the steps of a job do. Each may be repeated.
-pub(crate) trait Saga: Sync {
-    /// Its steps, in order; the last is [`Step::Release`].
-    fn steps(&self) -> &'static [Step];
+pub(crate) trait Saga: Send + Sync {
+    /// Its steps, in order: the first is compensable, one is the pivot, and the last ends the job.
+    fn steps(&self) -> &[Step];
     /// Whether all effects of a step, whose intent an earlier life of the server wrote, are there.
-    fn probe(&self, step: Step) -> impl Future<Output = bool> + Send;
+    fn probe(&mut self, step: Step) -> impl Future<Output = bool> + Send;
     /// Does the step. An error of the pivot promises that the source has the VM.
-    fn run(&self, step: Step) -> impl Future<Output = Result<(), StepFailed>> + Send;
+    fn run(&mut self, step: Step) -> impl Future<Output = Result<(), StepFailed>> + Send;
     /// Takes the step's effects back, also if only some or none of them are there.
-    fn undo(&self, step: Step) -> impl Future<Output = Result<(), StepFailed>> + Send;
+    fn undo(&mut self, step: Step) -> impl Future<Output = Result<(), StepFailed>> + Send;
     /// What is shown of the job while it runs.
     fn running(&self) -> &Running;
     /// Returns after `pause`, or when somebody wants it to be tried now.
     fn pause(&self, pause: Duration) -> impl Future<Output = ()> + Send {
         self.running().pause(pause)
+    }
+}
+
+/// What a saga does in a step, or to take one back.
+pub(super) type Act<S> = for<'a> fn(&'a mut S) -> BoxFuture<'a, Result<(), StepFailed>>;
+
+/// One step of a saga: a row of its table.
+pub(super) struct Entry<S> {
+    step: Step,
+    run: Act<S>,
+    /// None: there is nothing to take back, or it is never taken back.
+    undo: Option<Act<S>>,
+}
+
+impl<S> Entry<S> {
+    /// A step that is taken back by `undo`.
+    pub(super) const fn undone(step: Step, run: Act<S>, undo: Act<S>) -> Self {
+        Self { step, run, undo: Some(undo) }
+    }
+
+    /// A step that changes nothing, or that is never taken back.
+    pub(super) const fn kept(step: Step, run: Act<S>) -> Self {
+        Self { step, run, undo: None }
+    }
+
+    /// What a table says of a step.
+    pub(super) fn of<const LENGTH: usize>(table: [Self; LENGTH], step: Step) -> Self {
+        let mut found = table.into_iter().filter(|entry| entry.step == step);
+        found.next().expect("a saga is made only of a plan whose steps are in its table")
+    }
+
+    /// Whether a table has every step of a plan.
+    pub(super) fn has_all<const LENGTH: usize>(table: &[Self; LENGTH], steps: &[Step]) -> bool {
+        steps.iter().all(|step| table.iter().any(|entry| entry.step == *step))
+    }
+
+    pub(super) async fn run(&self, saga: &mut S) -> Result<(), StepFailed> {
+        (self.run)(saga).await
+    }
+
+    pub(super) async fn undo(&self, saga: &mut S) -> Result<(), StepFailed> {
+        match self.undo {
+            Some(undo) => undo(saga).await,
+            None => Ok(()),
+        }
     }
 }
 
@@ -116,7 +163,7 @@ fn next(log: &[LogEvent], steps: &[Step]) -> Next {
                 pivoting |= step.class() == StepClass::Pivot && !cancelled;
             }
             LogEvent::Succeeded { step } => outcome = Some(*step),
-            LogEvent::Failed { step, .. } => failed |= step.class() != StepClass::Retriable,
+            LogEvent::Failed { step, .. } => failed |= step.class().is_taken_back(),
             LogEvent::CancelRequested { .. } => cancelled = true,
             LogEvent::Undone { step } => {
                 failed = true;
@@ -124,23 +171,27 @@ fn next(log: &[LogEvent], steps: &[Step]) -> Next {
             }
         }
     }
+    let first = *steps.first().expect("a job that is driven has steps");
     // Once the pivot has begun, only its own outcome says whether the move can be taken back.
     if failed || (cancelled && !pivoting) {
         let newest = open.iter().rev().find(|step| step.class() == StepClass::Compensable);
         // With nothing to take back, saying so of the first step is what ends the job.
-        return Next::Undo(newest.copied().unwrap_or(Step::Preflight));
+        return Next::Undo(newest.copied().unwrap_or(first));
     }
     match (open.last(), outcome) {
-        (None, _) => Next::Begin(Step::Preflight),
-        (Some(last), Some(done)) if *last == done => {
-            steps.iter().find(|step| **step > done).map_or(Next::End, |step| Next::Begin(*step))
-        }
+        (None, _) => Next::Begin(first),
+        (Some(last), Some(done)) if *last == done => following(steps, done).map_or(Next::End, Next::Begin),
         (Some(last), _) => Next::Continue(*last),
     }
 }
 
+/// The step after this one.
+fn following(steps: &[Step], done: Step) -> Option<Step> {
+    steps.iter().copied().skip_while(|step| *step != done).nth(1)
+}
+
 /// Drives a job until its log has ended. May be dropped at any point and called again: nothing is lost.
-pub(crate) async fn drive(log: &impl Log, job: JobId, saga: &impl Saga, patience: Patience) -> Phase {
+pub(crate) async fn drive(log: &impl Log, job: JobId, saga: &mut impl Saga, patience: Patience) -> Phase {
     // An intent without outcome that is there already was written by an earlier life.
     let mut inherited = true;
     loop {
@@ -156,7 +207,10 @@ pub(crate) async fn drive(log: &impl Log, job: JobId, saga: &impl Saga, patience
                     append_success(log, job, saga, step).await;
                 }
             }
-            Next::Undo(step) => undo(log, job, saga, step, patience).await,
+            Next::Undo(step) => {
+                repeat(log, job, saga, patience, Turn::Undo(step)).await;
+                append(log, job, saga, &[LogEvent::Undone { step }]).await;
+            }
         }
         inherited = false;
     }
@@ -179,44 +233,42 @@ async fn stop_here(point: String) {
 async fn stop_here(_point: String) {}
 
 /// Whether the step is done; if not, its failure is in the log.
-async fn run(log: &impl Log, job: JobId, saga: &impl Saga, step: Step, patience: Patience) -> bool {
-    match step.class() {
-        StepClass::Compensable | StepClass::Pivot => {
-            let Err(StepFailed(message)) = saga.run(step).await else { return true };
-            append(log, job, saga, &[LogEvent::Failed { step, message }]).await;
-            false
-        }
-        StepClass::Retriable => {
-            let stuck = |message| LogEvent::Failed { step, message };
-            repeat(log, job, saga, patience, || saga.run(step), stuck).await;
-            true
-        }
+async fn run(log: &impl Log, job: JobId, saga: &mut impl Saga, step: Step, patience: Patience) -> bool {
+    if !step.class().is_taken_back() {
+        repeat(log, job, saga, patience, Turn::Run(step)).await;
+        return true;
     }
+    let Err(StepFailed(message)) = saga.run(step).await else { return true };
+    append(log, job, saga, &[LogEvent::Failed { step, message }]).await;
+    false
 }
 
-async fn undo(log: &impl Log, job: JobId, saga: &impl Saga, step: Step, patience: Patience) {
-    let stuck = |message| LogEvent::UndoFailed { step, message };
-    repeat(log, job, saga, patience, || saga.undo(step), stuck).await;
-    append(log, job, saga, &[LogEvent::Undone { step }]).await;
+/// What is tried until it is done.
+#[derive(Clone, Copy)]
+enum Turn {
+    Run(Step),
+    Undo(Step),
 }
 
 /// Tries until it is done. That it was tried in vain is shown from the first time on; the log says once that it is stuck.
-async fn repeat<F: Future<Output = Result<(), StepFailed>>>(
-    log: &impl Log,
-    job: JobId,
-    saga: &impl Saga,
-    patience: Patience,
-    attempt: impl Fn() -> F,
-    stuck: impl Fn(String) -> LogEvent,
-) {
+async fn repeat(log: &impl Log, job: JobId, saga: &mut impl Saga, patience: Patience, turn: Turn) {
     let mut backoff = patience.backoff;
     let mut failures = 0;
-    while let Err(StepFailed(message)) = attempt().await {
+    loop {
+        let tried = match turn {
+            Turn::Run(step) => saga.run(step).await,
+            Turn::Undo(step) => saga.undo(step).await,
+        };
+        let Err(StepFailed(message)) = tried else { break };
         failures += 1;
         saga.running().in_vain(Some(message.clone()));
         if failures == patience.tries_before_stuck {
             tracing::warn!(job = job.0, message, "The job is stuck; it is tried on");
-            append(log, job, saga, &[stuck(message)]).await;
+            let event = match turn {
+                Turn::Run(step) => LogEvent::Failed { step, message },
+                Turn::Undo(step) => LogEvent::UndoFailed { step, message },
+            };
+            append(log, job, saga, &[event]).await;
             saga.running().stuck();
         }
         saga.pause(backoff.pause()).await;
@@ -225,10 +277,9 @@ async fn repeat<F: Future<Output = Result<(), StepFailed>>>(
 }
 
 /// Writes that a step is done, together with the intent of the one after it: one wait for the disk, not two.
-async fn append_success(log: &impl Log, job: JobId, saga: &impl Saga, step: Step) {
+async fn append_success(log: &impl Log, job: JobId, saga: &mut impl Saga, step: Step) {
     let mut events = vec![LogEvent::Succeeded { step }];
-    let following = saga.steps().iter().find(|other| **other > step);
-    events.extend(following.map(|step| LogEvent::Intent { step: *step }));
+    events.extend(following(saga.steps(), step).map(|step| LogEvent::Intent { step }));
     append(log, job, saga, &events).await;
 }
 

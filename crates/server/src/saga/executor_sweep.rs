@@ -1,7 +1,7 @@
 //! The sweep: each step fails, the server dies in each step, each undo fails or dies; then the invariants hold.
 
 use std::{
-    collections::BTreeSet,
+    collections::HashSet,
     io::Write as _,
     sync::{Arc, Mutex},
     time::Duration,
@@ -34,26 +34,52 @@ enum Fault {
 const FAULTS: [Fault; 4] = [Fault::FailsBefore, Fault::FailsAfter, Fault::DiesBefore, Fault::DiesAfter];
 
 /// The hosts as far as a job changes them; outlives the server.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct World {
-    effects: BTreeSet<Step>,
+    /// As the plan has them.
+    steps: Vec<Step>,
+    effects: HashSet<Step>,
     run_faults: Vec<(Step, Fault)>,
     undo_faults: Vec<(Step, Fault)>,
     cancel_in: Option<Step>,
 }
 
+impl Default for World {
+    fn default() -> Self {
+        Self {
+            steps: Step::ALL.to_vec(),
+            effects: HashSet::new(),
+            run_faults: Vec::new(),
+            undo_faults: Vec::new(),
+            cancel_in: None,
+        }
+    }
+}
+
+impl World {
+    fn before(&self, step: Step) -> Vec<Step> {
+        self.steps.iter().copied().take_while(|other| *other != step).collect()
+    }
+
+    fn after(&self, step: Step) -> Vec<Step> {
+        self.steps.iter().copied().skip_while(|other| *other != step).skip(1).collect()
+    }
+}
+
 /// One life of the server.
 struct Life {
     world: Arc<Mutex<World>>,
-    died: Notify,
+    died: Arc<Notify>,
     store: Store,
     job: JobId,
-    running: Running,
+    running: Arc<Running>,
+    steps: Vec<Step>,
 }
 
 impl Life {
     fn new(world: Arc<Mutex<World>>, store: &Store, job: JobId) -> Self {
-        Self { world, died: Notify::new(), store: store.clone(), job, running: Running::default() }
+        let steps = world.lock().expect("nobody panics with it").steps.clone();
+        Self { world, died: Arc::default(), store: store.clone(), job, running: Arc::default(), steps }
     }
 
     fn world(&self) -> std::sync::MutexGuard<'_, World> {
@@ -88,18 +114,18 @@ fn taken(faults: &mut Vec<(Step, Fault)>, step: Step) -> Option<Fault> {
 }
 
 impl Saga for Life {
-    fn steps(&self) -> &'static [Step] {
-        &Step::ALL
+    fn steps(&self) -> &[Step] {
+        &self.steps
     }
 
-    async fn probe(&self, step: Step) -> bool {
+    async fn probe(&mut self, step: Step) -> bool {
         step == Step::Perform && self.world().effects.contains(&step)
     }
 
-    async fn run(&self, step: Step) -> Result<(), StepFailed> {
+    async fn run(&mut self, step: Step) -> Result<(), StepFailed> {
         let (fault, cancel) = {
             let mut world = self.world();
-            for earlier in Step::ALL.into_iter().filter(|other| *other < step) {
+            for earlier in world.before(step) {
                 assert!(world.effects.contains(&earlier), "{step:?} runs without {earlier:?}");
             }
             (taken(&mut world.run_faults, step), world.cancel_in.take_if(|at| *at == step).is_some())
@@ -122,11 +148,11 @@ impl Saga for Life {
         .await
     }
 
-    async fn undo(&self, step: Step) -> Result<(), StepFailed> {
+    async fn undo(&mut self, step: Step) -> Result<(), StepFailed> {
         let fault = {
             let mut world = self.world();
             assert!(!world.effects.contains(&Step::Perform), "{step:?} is taken back after the VM has left");
-            for later in Step::ALL.into_iter().filter(|other| *other > step) {
+            for later in world.after(step) {
                 assert!(!world.effects.contains(&later), "{step:?} is taken back before {later:?}");
             }
             taken(&mut world.undo_faults, step)
@@ -172,10 +198,11 @@ async fn play(world: World) -> (Phase, World, Vec<LogEvent>) {
     let (store, job, _folder) = with_job().await;
     let world = Arc::new(Mutex::new(world));
     let phase = loop {
-        let life = Life::new(world.clone(), &store, job);
+        let mut life = Life::new(world.clone(), &store, job);
+        let died = life.died.clone();
         tokio::select! {
-            phase = drive(&store, job, &life, IMPATIENT) => break phase,
-            () = life.died.notified() => {}
+            phase = drive(&store, job, &mut life, IMPATIENT) => break phase,
+            () = died.notified() => {}
         }
     };
     assert!(store.open_jobs().await.expect("read").is_empty(), "an ended job is not taken up again");
@@ -194,7 +221,7 @@ async fn play(world: World) -> (Phase, World, Vec<LogEvent>) {
 async fn a_job_without_faults_does_every_step_once() {
     let (phase, world, log) = play(World::default()).await;
     assert_eq!(phase, Phase::Succeeded);
-    assert_eq!(world.effects, BTreeSet::from(Step::ALL));
+    assert_eq!(world.effects, HashSet::from(Step::ALL));
     for step in Step::ALL {
         assert_eq!(log.iter().filter(|event| **event == LogEvent::Intent { step }).count(), 1, "{step:?}");
     }
@@ -207,10 +234,10 @@ async fn whatever_happens_in_a_step_all_is_done_or_all_is_taken_back() {
             let faulty = World { run_faults: vec![(step, fault)], ..World::default() };
             let (phase, world, _) = play(faulty).await;
             let fails = matches!(fault, Fault::FailsBefore | Fault::FailsAfter);
-            if fails && step.class() != StepClass::Retriable {
-                assert_eq!((phase, world.effects), (Phase::Failed, BTreeSet::new()), "{step:?} {fault:?}");
+            if fails && step.class().is_taken_back() {
+                assert_eq!((phase, world.effects), (Phase::Failed, HashSet::new()), "{step:?} {fault:?}");
             } else {
-                let all = BTreeSet::from(Step::ALL);
+                let all = HashSet::from(Step::ALL);
                 assert_eq!((phase, world.effects), (Phase::Succeeded, all), "{step:?} {fault:?}");
             }
         }
@@ -228,7 +255,7 @@ async fn an_undo_that_fails_or_dies_is_repeated_until_it_is_done() {
                 ..World::default()
             };
             let (phase, world, _) = play(faulty).await;
-            assert_eq!((phase, world.effects), (Phase::Failed, BTreeSet::new()), "{step:?} {fault:?}");
+            assert_eq!((phase, world.effects), (Phase::Failed, HashSet::new()), "{step:?} {fault:?}");
         }
     }
 }
@@ -242,16 +269,47 @@ async fn a_step_that_must_be_done_shows_as_stuck_once_and_is_tried_on() {
     assert_eq!(log.iter().filter(stuck).count(), 1);
 }
 
+/// Steps in an order of their own: a compensable one between reserving and preparing, and a retriable one before the last, as
+/// a cluster manager will need them.
+const OTHER_ORDER: [Step; 8] = [
+    Step::Preflight,
+    Step::Reserve,
+    Step::PrepareSource,
+    Step::PrepareDestination,
+    Step::Perform,
+    Step::Confirm,
+    Step::Resume,
+    Step::Release,
+];
+
+#[tokio::test]
+async fn steps_are_done_and_taken_back_in_the_order_of_the_plan() {
+    for step in OTHER_ORDER {
+        for fault in FAULTS {
+            let faulty = World { steps: OTHER_ORDER.to_vec(), run_faults: vec![(step, fault)], ..World::default() };
+            let (phase, world, log) = play(faulty).await;
+            let fails = matches!(fault, Fault::FailsBefore | Fault::FailsAfter) && step.class().is_taken_back();
+            let expected = if fails { (Phase::Failed, 0) } else { (Phase::Succeeded, 8) };
+            assert_eq!((phase, world.effects.len()), expected, "{step:?} {fault:?}");
+            let begun = log.iter().filter_map(|event| match event {
+                LogEvent::Intent { step } => Some(*step),
+                _ => None,
+            });
+            assert!(OTHER_ORDER.starts_with(&begun.collect::<Vec<_>>()), "{step:?} {fault:?}: {log:?}");
+        }
+    }
+}
+
 #[tokio::test]
 async fn a_cancel_before_the_switchover_takes_everything_back_and_after_it_nothing() {
     for step in Step::ALL {
         let (phase, world, _) = play(World { cancel_in: Some(step), ..World::default() }).await;
         match step.class() {
             StepClass::Compensable | StepClass::Pivot => {
-                assert_eq!((phase, world.effects), (Phase::Cancelled, BTreeSet::new()), "{step:?}");
+                assert_eq!((phase, world.effects), (Phase::Cancelled, HashSet::new()), "{step:?}");
             }
-            StepClass::Retriable => {
-                assert_eq!((phase, world.effects), (Phase::Succeeded, BTreeSet::from(Step::ALL)), "{step:?}");
+            StepClass::Retriable | StepClass::Last => {
+                assert_eq!((phase, world.effects), (Phase::Succeeded, HashSet::from(Step::ALL)), "{step:?}");
             }
         }
     }
@@ -299,16 +357,16 @@ async fn a_server_that_dies_at_any_durable_write_goes_on_from_there() {
                 let run_faults = fault.map(|fault| (Step::Perform, fault)).into_iter().collect();
                 let world = Arc::new(Mutex::new(World { run_faults, ..World::default() }));
                 let died = Notify::new();
-                let life = Life::new(world.clone(), &store, job);
+                let mut life = Life::new(world.clone(), &store, job);
                 let log = DyingLog { store: &store, died: &died, left: Mutex::new(Some(write)), written };
                 let survived = tokio::select! {
-                    phase = drive(&log, job, &life, IMPATIENT) => Some(phase),
+                    phase = drive(&log, job, &mut life, IMPATIENT) => Some(phase),
                     () = died.notified() => None,
                 };
-                let phase = drive(&store, job, &life, IMPATIENT).await;
+                let phase = drive(&store, job, &mut life, IMPATIENT).await;
                 // A failure that is not on the disk did not happen: the next life tries again, and this time it works.
                 assert!(phase == Phase::Succeeded || fault.is_some(), "write {write}: {phase:?}");
-                let done = if phase == Phase::Succeeded { BTreeSet::from(Step::ALL) } else { BTreeSet::new() };
+                let done = if phase == Phase::Succeeded { HashSet::from(Step::ALL) } else { HashSet::new() };
                 assert_eq!(world.lock().expect("nobody panics with it").effects, done, "write {write}");
                 store.close().await;
                 if survived.is_some() {
@@ -352,13 +410,13 @@ async fn with_failing_writes(step: Step, fault: Option<Fault>, written: bool) {
     let (store, job, _folder) = with_job().await;
     let run_faults = fault.map(|fault| (step, fault)).into_iter().collect();
     let world = Arc::new(Mutex::new(World { run_faults, ..World::default() }));
-    let life = Life::new(world.clone(), &store, job);
+    let mut life = Life::new(world.clone(), &store, job);
     let log = FailingLog { store: &store, last: Mutex::default(), written };
-    let phase = drive(&log, job, &life, IMPATIENT).await;
-    let fails = fault.is_some() && step.class() != StepClass::Retriable;
+    let phase = drive(&log, job, &mut life, IMPATIENT).await;
+    let fails = fault.is_some() && step.class().is_taken_back();
     let expected = match fails {
-        true => (Phase::Failed, BTreeSet::new()),
-        false => (Phase::Succeeded, BTreeSet::from(Step::ALL)),
+        true => (Phase::Failed, HashSet::new()),
+        false => (Phase::Succeeded, HashSet::from(Step::ALL)),
     };
     let effects = std::mem::take(&mut life.world().effects);
     assert_eq!((phase, effects), expected, "{step:?} {fault:?} written: {written}");
@@ -391,21 +449,26 @@ async fn waits(running: &Running) {
 async fn a_full_disk_is_waited_for_and_the_job_goes_on_from_where_it_was() {
     let (roomy, job, folder) = with_job().await;
     let store = Store::open_small(&folder.path().join("ferry.db"), Some(roomy.pages().await)).await;
-    let life = Life::new(Arc::default(), &store, job);
+    let mut life = Life::new(Arc::default(), &store, job);
     // To the last byte: not even a short line finds room.
     for length in [500, 50, 0] {
         while store.append(job, &[LogEntry::Note("x".repeat(length))], 1).await.is_ok() {}
     }
-    let driving = drive(&store, job, &life, IMPATIENT);
+    let (running, world) = (life.running.clone(), life.world.clone());
+    let driving = drive(&store, job, &mut life, IMPATIENT);
     let freed = async {
-        waits(&life.running).await;
-        assert_eq!(life.world().effects, BTreeSet::new(), "no step is run whose intent is not on the disk");
+        waits(&running).await;
+        assert_eq!(
+            world.lock().expect("nobody panics with it").effects,
+            HashSet::new(),
+            "no step is run whose intent is not on the disk"
+        );
         roomy.remove_notes().await;
     };
     let (phase, ()) = tokio::time::timeout(Duration::from_secs(60), async { tokio::join!(driving, freed) })
         .await
         .expect("it goes on");
-    assert_eq!((phase, life.world().effects.clone()), (Phase::Succeeded, BTreeSet::from(Step::ALL)));
+    assert_eq!((phase, life.world().effects.clone()), (Phase::Succeeded, HashSet::from(Step::ALL)));
     assert!(!life.running.waits());
     store.close().await;
     roomy.close().await;
@@ -414,17 +477,18 @@ async fn a_full_disk_is_waited_for_and_the_job_goes_on_from_where_it_was() {
 #[tokio::test]
 async fn a_busy_database_is_waited_for_and_the_job_goes_on_from_where_it_was() {
     let (store, job, _folder) = with_job().await;
-    let life = Life::new(Arc::default(), &store, job);
+    let mut life = Life::new(Arc::default(), &store, job);
     let busy = store.occupy().await;
+    let running = life.running.clone();
     let freed = async {
-        waits(&life.running).await;
+        waits(&running).await;
         drop(busy);
     };
-    let driving = drive(&store, job, &life, IMPATIENT);
+    let driving = drive(&store, job, &mut life, IMPATIENT);
     let (phase, ()) = tokio::time::timeout(Duration::from_secs(60), async { tokio::join!(driving, freed) })
         .await
         .expect("it goes on");
-    assert_eq!((phase, life.world().effects.clone()), (Phase::Succeeded, BTreeSet::from(Step::ALL)));
+    assert_eq!((phase, life.world().effects.clone()), (Phase::Succeeded, HashSet::from(Step::ALL)));
     store.close().await;
 }
 

@@ -7,8 +7,9 @@
 //! ```
 //! Meanwhile the VM is reserved: another move of it would meet half of this one.
 
-use std::{sync::atomic::Ordering, time::Duration};
+use std::time::Duration;
 
+use ferry_client::agent::Attempt;
 use ferry_core::{
     backoff::Backoff,
     error::chain,
@@ -16,15 +17,9 @@ use ferry_core::{
     migration::{LogEvent, Step, Verdict, newest_attempt},
 };
 
-use super::{
-    Context,
-    executor::StepFailed,
-    participants::{Logged, OtherHosts, Participant, Participants},
-    presence, undo,
-};
+use super::{Context, agent::Agent, executor::StepFailed, participants::Participants, presence, site::Site as _, undo};
 use crate::{
     clock::now_ms,
-    inventory::Host,
     jobs::running::Running,
     plan::live::LivePlan,
     preflight::Preflight,
@@ -55,7 +50,7 @@ pub(crate) async fn remove(context: &Context, record: JobRecord) {
     let mut backoff = ASK;
     let mut ended_there = false;
     loop {
-        match clean(&context.preflight, &record, &mut ended_there).await {
+        match clean(context, &record, &mut ended_there).await {
             Ok(Cleaned::All) => return,
             Ok(Cleaned::Away) => {
                 backoff = ASK;
@@ -101,47 +96,45 @@ fn may_have_left(kind: JobKind, log: &[LogEvent]) -> bool {
 }
 
 /// One try. `ended_there`: the destination is clean; it has forgotten by now that it is.
-async fn clean(preflight: &Preflight, record: &JobRecord, ended_there: &mut bool) -> Result<Cleaned, StoreError> {
+async fn clean(context: &Context, record: &JobRecord, ended_there: &mut bool) -> Result<Cleaned, StoreError> {
+    let Preflight { store, .. } = &*context.preflight;
     // It may have been restarted, or forgotten.
-    if !may_have_left(record.job.kind, &LogRow::events(&preflight.store.log(record.id).await?)) {
+    if !may_have_left(record.job.kind, &LogRow::events(&store.log(record.id).await?)) {
         return Ok(Cleaned::All);
     }
-    let hosts = (preflight.inventory.by_id(record.job.source.id), preflight.inventory.by_id(record.job.destination.id));
+    let host = |name| context.host(name, record.job.kind);
+    let hosts = (host(&record.job.source), host(&record.job.destination));
     let ((Some(source), Some(destination)), Ok(plan)) = (hosts, LivePlan::from_json(&record.job.plan)) else {
         return Ok(Cleaned::All);
     };
-    if !source.seen().reachable || !destination.seen().reachable {
+    if !source.host.seen().reachable || !destination.host.seen().reachable {
         return Ok(Cleaned::Away);
     }
-    if preflight.store.reserve(record.job.vm, record.id).await? != record.id {
+    if store.reserve(record.job.vm, record.id).await? != record.id {
         return Ok(Cleaned::NotYet);
     }
-    let cleaned = clean_reserved(preflight, record, &plan, [&source, &destination], ended_there).await;
-    preflight.store.unreserve(record.id).await?;
+    let cleaned = clean_reserved(context, record, &plan, [&source, &destination], ended_there).await;
+    store.unreserve(record.id).await?;
     Ok(cleaned)
 }
 
 async fn clean_reserved(
-    preflight: &Preflight,
+    context: &Context,
     record: &JobRecord,
     plan: &LivePlan,
-    [source, destination]: [&Host; 2],
+    [source, destination]: [&Agent; 2],
     ended_there: &mut bool,
 ) -> Cleaned {
     let running = Running::default();
-    let memory = Logged::new(&preflight.store, record.id, &running);
-    memory.ended_there.store(*ended_there, Ordering::SeqCst);
-    let ends = Participants {
+    let attempt = Attempt { job: record.id, generation: plan.generation };
+    let mut ends = Participants {
+        site: context,
         vm: record.job.vm,
-        attempt: ferry_client::agent::Attempt { job: record.id, generation: plan.generation },
-        source: Participant { name: source.name(), agent: &source.agent },
-        destination: Participant { name: destination.name(), agent: &destination.agent },
-        others: &OtherHosts {
-            inventory: &preflight.inventory,
-            participants: [source.record.id, destination.record.id],
-        },
-        memory: &memory,
+        attempt,
+        source,
+        destination,
         running: &running,
+        ended_there: *ended_there,
     };
     match presence::decide(&ends, false).await.verdict {
         Verdict::Source => {}
@@ -157,7 +150,7 @@ async fn clean_reserved(
     let cleaned = async {
         undo::destination(&ends).await?;
         *ended_there = true;
-        memory.ended_there.store(true, Ordering::SeqCst);
+        ends.ended_there = true;
         undo::source(&ends).await
     };
     if let Err(StepFailed(why)) = cleaned.await {

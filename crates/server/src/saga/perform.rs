@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use ferry_client::ClientError;
 use ferry_core::{
-    api::agent::{MigrationReport, Role, Stage},
+    api::agent::{Role, Stage},
     backoff::Backoff,
     error::chain,
     finding::FindingId,
@@ -19,8 +19,10 @@ use tokio::sync::watch;
 
 use super::{
     executor::StepFailed,
-    participants::{MoveAgent, Participants},
+    participant::{LiveParticipant, Participant as _, Report},
+    participants::Participants,
     presence,
+    site::Site,
 };
 use crate::failure::{describe, has_finding};
 
@@ -39,7 +41,7 @@ enum Side {
     #[default]
     Unheard,
     /// Its last report.
-    Reports(Box<MigrationReport>),
+    Reports(Box<Report>),
     /// Its agent answers and knows nothing of the attempt.
     Lost,
 }
@@ -58,43 +60,59 @@ enum Course {
 }
 
 /// Starts the move, or finds it started, and follows it. Ok: the destination has the VM.
-pub(super) async fn perform(
-    ends: &Participants<'_, impl MoveAgent>,
-    mut take: impl FnMut(&MigrationReport),
-    started: impl FnOnce(),
+pub(super) async fn perform<S: Site<Host: LiveParticipant>>(
+    ends: &Participants<'_, S>,
+    mut take: impl FnMut(&Report) + Send,
 ) -> Result<(), StepFailed> {
     if ends.running.cancelled.is_cancelled() {
         // Also after a restart: if it had been started before, this ends it, or settling finds it arrived.
         let _ = abort(ends).await;
         return settle(ends, "The move was cancelled".to_owned()).await;
     }
-    match ends.source.agent.perform(ends.attempt).await {
+    let begun = match ends.source.perform(ends.attempt).await {
         Ok(report) => {
-            started();
             take(&report);
+            true
         }
-        // It may have been started: the reports will say.
-        Err(error) if error.is_unreachable() => {}
+        // It may have been started: it is asked again, beside what the reports say.
+        Err(error) if error.is_unreachable() => false,
         Err(error) => {
             let _ = abort(ends).await;
-            return settle(ends, describe(ends.source.name, &error)).await;
+            return settle(ends, describe(ends.source.name(), &error)).await;
         }
-    }
+    };
     let (source_sender, mut source) = watch::channel(Side::Unheard);
     let (destination_sender, mut destination) = watch::channel(Side::Unheard);
     tokio::select! {
         never = follow(ends, Role::Source, source_sender) => never,
         never = follow(ends, Role::Destination, destination_sender) => never,
         outcome = steer(ends, &mut source, &mut destination, take) => outcome,
+        refusal = begin_again(ends), if !begun => {
+            let _ = abort(ends).await;
+            settle(ends, describe(ends.source.name(), &refusal)).await
+        }
+    }
+}
+
+/// Asks a source that may not have heard of it to start the move, until it answers. Returns only with a refusal.
+async fn begin_again<S: Site<Host: LiveParticipant>>(ends: &Participants<'_, S>) -> ClientError {
+    let mut backoff = ASK;
+    loop {
+        ends.running.pause(backoff.pause()).await;
+        match ends.source.perform(ends.attempt).await {
+            Ok(_) => return std::future::pending().await,
+            Err(error) if error.is_unreachable() => {}
+            Err(error) => return error,
+        }
     }
 }
 
 /// Decides on each change until the attempt is over.
-async fn steer(
-    ends: &Participants<'_, impl MoveAgent>,
+async fn steer<S: Site<Host: LiveParticipant>>(
+    ends: &Participants<'_, S>,
     source: &mut watch::Receiver<Side>,
     destination: &mut watch::Receiver<Side>,
-    mut take: impl FnMut(&MigrationReport),
+    mut take: impl FnMut(&Report) + Send,
 ) -> Result<(), StepFailed> {
     let cancel = cancel_when_asked(ends);
     tokio::pin!(cancel);
@@ -144,13 +162,13 @@ fn failed_by_itself(source: &Side) -> bool {
 
 /// Waits for the wish to cancel, then asks the source to end the move until it did. After the point of no return it
 /// refuses for good: then the other end of [`steer`] sees the move arrive.
-async fn cancel_when_asked(ends: &Participants<'_, impl MoveAgent>) {
+async fn cancel_when_asked<S: Site<Host: LiveParticipant>>(ends: &Participants<'_, S>) {
     ends.running.cancelled.cancelled().await;
     let mut backoff = ASK;
     while let Err(error) = abort(ends).await {
         // Else it has switched over, and will be seen to.
         if !has_finding(&error, FindingId::JobPastPivot) {
-            ends.running.wait_for(Some(describe(ends.source.name, &error)));
+            ends.running.wait_for(Some(describe(ends.source.name(), &error)));
         }
         ends.running.pause(backoff.pause()).await;
     }
@@ -194,7 +212,7 @@ fn course(source: &Side, destination: &Side) -> Course {
 }
 
 /// Asks until it is known who has the VM. Ok: the destination; an error: the source.
-async fn settle(ends: &Participants<'_, impl MoveAgent>, cause: String) -> Result<(), StepFailed> {
+async fn settle<S: Site<Host: LiveParticipant>>(ends: &Participants<'_, S>, cause: String) -> Result<(), StepFailed> {
     let mut backoff = ASK;
     let mut delivered = false;
     loop {
@@ -232,24 +250,28 @@ fn condition(source: Presence, vm: VmId) -> String {
 }
 
 /// Asks the source to end the move. It refuses after the point of no return.
-async fn abort(ends: &Participants<'_, impl MoveAgent>) -> Result<(), ClientError> {
-    let answer = ends.source.agent.abort(ends.attempt).await;
+async fn abort<S: Site<Host: LiveParticipant>>(ends: &Participants<'_, S>) -> Result<(), ClientError> {
+    let answer = ends.source.abort(ends.attempt).await;
     if let Err(error) = &answer {
-        tracing::info!(host = ends.source.name, error = %chain(&error), "The source did not end the move");
+        tracing::info!(host = ends.source.name(), error = %chain(&error), "The source did not end the move");
     }
     answer.map(drop)
 }
 
 /// Keeps `sender` at what one end reports, and says when nothing is heard of it. Never ends.
-async fn follow(ends: &Participants<'_, impl MoveAgent>, role: Role, sender: watch::Sender<Side>) -> ! {
+async fn follow<S: Site<Host: LiveParticipant>>(
+    ends: &Participants<'_, S>,
+    role: Role,
+    sender: watch::Sender<Side>,
+) -> ! {
     let end = match role {
-        Role::Source => &ends.source,
-        Role::Destination => &ends.destination,
+        Role::Source => ends.source,
+        Role::Destination => ends.destination,
     };
     let mut after = 0;
     let mut backoff = ASK;
     loop {
-        match end.agent.report(ends.attempt, after, POLL_WAIT).await {
+        match end.report(ends.attempt, after, POLL_WAIT).await {
             Ok(report) => {
                 if backoff != ASK {
                     ends.running.wait_for(None);
@@ -274,7 +296,7 @@ async fn follow(ends: &Participants<'_, impl MoveAgent>, role: Role, sender: wat
                         sender.send_replace(Side::Lost);
                     }
                     _ => {
-                        ends.running.wait_for(Some(describe(end.name, &error)));
+                        ends.running.wait_for(Some(describe(end.name(), &error)));
                         if role == Role::Source {
                             presence::remember(ends).await;
                         }
@@ -287,14 +309,16 @@ async fn follow(ends: &Participants<'_, impl MoveAgent>, role: Role, sender: wat
 }
 
 /// Whether the move is over and the destination has the VM: for a server that was away meanwhile.
-pub(super) async fn has_arrived(ends: &Participants<'_, impl MoveAgent>) -> bool {
-    let report = ends.destination.agent.report(ends.attempt, 0, Duration::ZERO).await;
+pub(super) async fn has_arrived<S: Site<Host: LiveParticipant>>(ends: &Participants<'_, S>) -> bool {
+    let report = ends.destination.report(ends.attempt, 0, Duration::ZERO).await;
     report.is_ok_and(|report| matches!(report.stage, Stage::Delivered | Stage::Resumed | Stage::Confirmed))
 }
 
 /// Sees that the VM runs at the destination: it does so by itself, or is asked to, once it is known that it has the VM.
 /// Ok holds the destination's report, if there is one.
-pub(super) async fn resume(ends: &Participants<'_, impl MoveAgent>) -> Result<Option<MigrationReport>, StepFailed> {
+pub(super) async fn resume<S: Site<Host: LiveParticipant>>(
+    ends: &Participants<'_, S>,
+) -> Result<Option<Report>, StepFailed> {
     let report = match resumed_by_itself(ends).await {
         Some(report) => report,
         None => {
@@ -302,7 +326,7 @@ pub(super) async fn resume(ends: &Participants<'_, impl MoveAgent>) -> Result<Op
             let decision = presence::decide(ends, true).await;
             if decision.verdict != Verdict::Destination {
                 let awaited = match decision.verdict {
-                    Verdict::Source => format!("Host {} has the VM again", ends.source.name),
+                    Verdict::Source => format!("Host {} has the VM again", ends.source.name()),
                     _ => decision.awaited,
                 };
                 ends.running.wait_for(Some(awaited.clone()));
@@ -315,11 +339,11 @@ pub(super) async fn resume(ends: &Participants<'_, impl MoveAgent>) -> Result<Op
             }
             if decision.source == Presence::Left {
                 // First: what is left of it there has the disks.
-                let ended = ends.source.agent.end_copy(ends.attempt).await;
-                ended.map_err(|error| StepFailed(describe(ends.source.name, &error)))?;
+                let ended = ends.source.end_copy(ends.attempt).await;
+                ended.map_err(|error| StepFailed(describe(ends.source.name(), &error)))?;
             }
-            let asked = ends.destination.agent.resume(ends.attempt).await;
-            asked.map_err(|error| StepFailed(describe(ends.destination.name, &error)))?
+            let asked = ends.destination.resume(ends.attempt).await;
+            asked.map_err(|error| StepFailed(describe(ends.destination.name(), &error)))?
         }
     };
     ends.running.wait_for(None);
@@ -327,17 +351,17 @@ pub(super) async fn resume(ends: &Participants<'_, impl MoveAgent>) -> Result<Op
         Stage::Resumed | Stage::Confirmed => Ok(Some(report)),
         Stage::Prepared | Stage::Performing | Stage::Delivered | Stage::Failed | Stage::Aborted => {
             let why = report.error.unwrap_or_else(|| format!("it is {:?}", report.stage));
-            Err(StepFailed(format!("Host {} has not resumed the VM yet: {why}", ends.destination.name)))
+            Err(StepFailed(format!("Host {} has not resumed the VM yet: {why}", ends.destination.name())))
         }
     }
 }
 
 /// The destination's report once it has resumed the VM by itself; `None` when it has not in time.
-async fn resumed_by_itself(ends: &Participants<'_, impl MoveAgent>) -> Option<MigrationReport> {
+async fn resumed_by_itself<S: Site<Host: LiveParticipant>>(ends: &Participants<'_, S>) -> Option<Report> {
     let waiting = async {
         let mut after = 0;
         loop {
-            let report = ends.destination.agent.report(ends.attempt, after, RESUME_WITHIN).await.ok()?;
+            let report = ends.destination.report(ends.attempt, after, RESUME_WITHIN).await.ok()?;
             match report.stage {
                 Stage::Resumed | Stage::Confirmed => return Some(report),
                 Stage::Failed | Stage::Aborted => return None,
@@ -350,17 +374,12 @@ async fn resumed_by_itself(ends: &Participants<'_, impl MoveAgent>) -> Option<Mi
 
 #[cfg(test)]
 mod tests {
-    use ferry_core::{
-        id::{Generation, JobId},
-        job::Figures,
-    };
+    use ferry_core::job::Figures;
 
     use super::*;
 
     fn at(role: Role, stage: Stage) -> Side {
-        Side::Reports(Box::new(MigrationReport {
-            job: JobId(1),
-            generation: Generation(1),
+        Side::Reports(Box::new(Report {
             role,
             sequence: 1,
             stage,
@@ -371,6 +390,7 @@ mod tests {
             disks: Vec::new(),
             figures: Figures::default(),
             findings: Vec::new(),
+            remarks: Vec::new(),
             error: None,
         }))
     }

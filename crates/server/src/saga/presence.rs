@@ -3,14 +3,14 @@
 use std::time::Duration;
 
 use ferry_core::{
-    api::agent::MigrationReport,
     migration::{Presence, Verdict, is_to_be_remembered, verdict},
     vm::VmState,
 };
 
 use super::{
-    participant::is_unknown,
-    participants::{MoveAgent, Participant, Participants},
+    participant::{LiveParticipant, Participant as _, Report, is_unknown},
+    participants::Participants,
+    site::Site,
 };
 
 /// A host that does not say within this is not known.
@@ -29,20 +29,23 @@ pub(super) struct Decision {
 }
 
 /// Asks both hosts now, and all others where neither runs the VM.
-pub(super) async fn decide(ends: &Participants<'_, impl MoveAgent>, delivered_before: bool) -> Decision {
-    let (here, there) = tokio::join!(ask_one(ends, &ends.source), ask_one(ends, &ends.destination));
+pub(super) async fn decide<S: Site<Host: LiveParticipant>>(
+    ends: &Participants<'_, S>,
+    delivered_before: bool,
+) -> Decision {
+    let (here, there) = tokio::join!(ask_one(ends, ends.source), ask_one(ends, ends.destination));
     let (source, before) = (here.presence, there.presence);
     // A host may take seconds to answer. What the destination says counts only if it is the same before and after the
     // source's answer: two answers of different times could be true of no moment.
-    let after = ask_one(ends, &ends.destination).await;
+    let after = ask_one(ends, ends.destination).await;
     let destination = if after.presence == before { before } else { Presence::Unknown };
     let delivered = delivered_before || here.delivered || there.delivered;
     // Either answer is enough: somebody may have run it between the two.
     let complete = [before, after.presence].into_iter().any(|told| is_to_be_remembered(source, told));
     if complete && !after.gave_up {
-        ends.memory.keep_arrived().await;
+        ends.keep_arrived().await;
     }
-    let arrived = !after.gave_up && (complete || ends.memory.arrived().await);
+    let arrived = !after.gave_up && (complete || ends.arrived().await);
     let (verdict, awaited) = match verdict(source, destination, delivered, arrived) {
         Verdict::SourceUnlessElsewhere => match elsewhere(ends).await {
             None => (Verdict::Source, String::new()),
@@ -56,16 +59,16 @@ pub(super) async fn decide(ends: &Participants<'_, impl MoveAgent>, delivered_be
 }
 
 /// Asks the destination alone, while the source does not answer: what it has may be taken from it before both do.
-pub(super) async fn remember(ends: &Participants<'_, impl MoveAgent>) {
-    let there = ask_one(ends, &ends.destination).await;
+pub(super) async fn remember<S: Site<Host: LiveParticipant>>(ends: &Participants<'_, S>) {
+    let there = ask_one(ends, ends.destination).await;
     if is_to_be_remembered(Presence::Unknown, there.presence) && !there.gave_up {
-        ends.memory.keep_arrived().await;
+        ends.keep_arrived().await;
     }
 }
 
 /// What is to be done about a VM that was at the destination once, and is at no host that can be asked.
-fn lost(ends: &Participants<'_, impl MoveAgent>) -> String {
-    let (source, destination, vm) = (ends.source.name, ends.destination.name, ends.vm);
+fn lost<S: Site>(ends: &Participants<'_, S>) -> String {
+    let (source, destination, vm) = (ends.source.name(), ends.destination.name(), ends.vm);
     format!(
         "Neither {source} nor {destination} runs the VM, nor any other host, and {destination} had all of it: it was moved on or \
          removed there by hand. Where it is, it goes on; {source} does not start it. If it is nowhere, dismiss the job, let \
@@ -74,9 +77,11 @@ fn lost(ends: &Participants<'_, impl MoveAgent>) -> String {
 }
 
 /// Why it is not known that no other host has the VM; `None`: none has.
-async fn elsewhere(ends: &Participants<'_, impl MoveAgent>) -> Option<String> {
-    let neither = format!("Neither {} nor {} runs the VM", ends.source.name, ends.destination.name);
-    let Ok(told) = tokio::time::timeout(ASK_DEADLINE, ends.others.state_of(ends.vm)).await else {
+async fn elsewhere<S: Site<Host: LiveParticipant>>(ends: &Participants<'_, S>) -> Option<String> {
+    let neither = format!("Neither {} nor {} runs the VM", ends.source.name(), ends.destination.name());
+    let Ok(told) =
+        tokio::time::timeout(ASK_DEADLINE, ends.site.ask_others(ends.vm, [ends.source, ends.destination])).await
+    else {
         return Some(format!("{neither}, and a host does not say whether it was moved on to there"));
     };
     told.into_iter().find_map(|(name, state)| match state {
@@ -95,11 +100,11 @@ struct Answer {
     gave_up: bool,
 }
 
-async fn ask_one<A: MoveAgent>(ends: &Participants<'_, A>, end: &Participant<'_, A>) -> Answer {
+async fn ask_one<S: Site<Host: LiveParticipant>>(ends: &Participants<'_, S>, end: &S::Host) -> Answer {
     let only = |presence| Answer { presence, delivered: false, gave_up: false };
     let asked = async {
-        match end.agent.report(ends.attempt, 0, Duration::ZERO).await {
-            Ok(MigrationReport { presence, finish_delivered: delivered, gave_up, .. }) => {
+        match end.report(ends.attempt, 0, Duration::ZERO).await {
+            Ok(Report { presence, finish_delivered: delivered, gave_up, .. }) => {
                 Answer { presence, delivered, gave_up }
             }
             Err(error) if is_unknown(&error) => only(from_facts(ends, end).await),
@@ -111,8 +116,8 @@ async fn ask_one<A: MoveAgent>(ends: &Participants<'_, A>, end: &Participant<'_,
 
 /// The agent has lost the attempt: its list of VMs still shows some of the truth. A paused or receiving process may be
 /// the only whole copy there is, so of those it is said that nothing is known.
-async fn from_facts<A: MoveAgent>(ends: &Participants<'_, A>, end: &Participant<'_, A>) -> Presence {
-    match end.agent.state_of(ends.vm).await {
+async fn from_facts<S: Site<Host: LiveParticipant>>(ends: &Participants<'_, S>, end: &S::Host) -> Presence {
+    match end.state_of(ends.vm).await {
         Ok(Some(VmState::Running)) => Presence::Running,
         Ok(Some(VmState::Crashed | VmState::Suspended)) => Presence::Halted,
         Ok(Some(VmState::Paused | VmState::Incoming)) | Err(_) => Presence::Unknown,
@@ -122,8 +127,8 @@ async fn from_facts<A: MoveAgent>(ends: &Participants<'_, A>, end: &Participant<
 }
 
 /// What has to happen so that it is known who has the VM.
-fn awaited(ends: &Participants<'_, impl MoveAgent>, source: Presence, destination: Presence) -> String {
-    let (source_name, destination_name) = (ends.source.name, ends.destination.name);
+fn awaited<S: Site>(ends: &Participants<'_, S>, source: Presence, destination: Presence) -> String {
+    let (source_name, destination_name) = (ends.source.name(), ends.destination.name());
     match (source, destination) {
         (Presence::Running, Presence::Running) => format!(
             "The VM runs on {source_name} and on {destination_name} at once: destroy the wrong copy with `virsh destroy` now"

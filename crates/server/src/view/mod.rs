@@ -11,9 +11,9 @@ mod storage;
 pub(crate) mod words;
 
 use ferry_core::{
-    api::server::JobView,
+    api::server::{JobView, StepState, StepView},
     id::JobId,
-    job::{JobKind, StepState, StepView},
+    job::JobKind,
     migration::{LogEvent, Phase, Step, Told, attempt, newest_attempt, phase},
 };
 
@@ -25,13 +25,13 @@ use bare::{bare, by_name};
 pub(crate) use parent::view_of_parent;
 use words::{whereabouts, why};
 
-/// The job as people see it.
-pub(crate) fn view(record: &JobRecord, log: &[LogRow], now: &Now) -> JobView {
+/// The job as people see it. `steps` are those of its plan.
+pub(crate) fn view(record: &JobRecord, steps: &[Step], log: &[LogRow], now: &Now) -> JobView {
     let events = LogRow::events(log);
     let phase = phase(&events);
     let start = log.iter().rposition(|row| row.entry == LogEntry::Event(LogEvent::Accepted)).unwrap_or(0);
     let kind = record.job.kind;
-    let mut steps: Vec<StepView> = Step::of(kind).iter().map(|step| step_view(*step, kind, &log[start..])).collect();
+    let mut steps: Vec<StepView> = steps.iter().map(|step| step_view(*step, kind, &log[start..])).collect();
     for message in steps.iter_mut().filter_map(|step| step.message.as_mut()) {
         *message = by_name(&record.job, message);
     }
@@ -170,7 +170,7 @@ fn summary(record: &JobRecord, phase: Phase, events: &[LogEvent], now: &Now) -> 
 mod tests {
     use ferry_core::{
         id::{HostId, VmId},
-        migration::{Has, StepClass},
+        migration::Has,
         vm::VmState,
     };
     use uuid::Uuid;
@@ -211,7 +211,7 @@ mod tests {
             at(9, LogEvent::Failed { step: Step::Preflight, message: "Host kvm2 is away".into() }),
             at(9, LogEvent::Undone { step: Step::Preflight }),
         ];
-        let view = view(&record(), &log, &Now::default());
+        let view = view(&record(), &Step::ALL, &log, &Now::default());
         assert_eq!((view.phase, view.ended_at_ms), (Phase::Failed, Some(9)));
         assert!(view.summary.contains("web01 stays on kvm1: Host kvm2 is away"), "{}", view.summary);
         assert_eq!(view.steps[0].state, StepState::Undone);
@@ -225,7 +225,7 @@ mod tests {
         let of = |kind, log: &[LogRow]| {
             let mut record = record();
             record.job.kind = kind;
-            view(&record, log, &Now::default()).summary
+            view(&record, &Step::ALL, log, &Now::default()).summary
         };
         let told = |has: [Has; 2]| {
             let told = |(host, has): (&str, Has)| Told { host: host.into(), has };
@@ -266,7 +266,7 @@ mod tests {
         let says = |log: &[LogRow], kind| {
             let mut record = record();
             record.job.kind = kind;
-            let summary = view(&record, log, &now).summary;
+            let summary = view(&record, &Step::ALL, log, &now).summary;
             assert!(summary.contains("database") && summary.contains("the disk is full"), "{summary}");
             assert!(!summary.contains("not known yet"), "{summary}");
         };
@@ -277,7 +277,7 @@ mod tests {
             log.push(at(6, LogEvent::Intent { step }));
             says(&log, JobKind::Live);
             log.push(at(6, LogEvent::Failed { step, message: "away".into() }));
-            says(&log[..log.len() - usize::from(step.class() != StepClass::Retriable)], JobKind::Live);
+            says(&log[..log.len() - usize::from(step.class().is_taken_back())], JobKind::Live);
             log.pop();
         }
     }
@@ -290,7 +290,7 @@ mod tests {
             at(7, LogEvent::Failed { step: Step::Confirm, message: "away".into() }),
             at(9, LogEvent::Succeeded { step: Step::Confirm }),
         ];
-        let step = &view(&record(), &log, &Now::default()).steps[Step::Confirm as usize];
+        let step = &view(&record(), &Step::ALL, &log, &Now::default()).steps[6];
         assert_eq!((step.started_at_ms, step.ended_at_ms, step.state), (Some(6), Some(9), StepState::Done));
     }
 }

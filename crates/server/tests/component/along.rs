@@ -6,12 +6,12 @@ use ferry_core::{
     admission::Slot,
     api::{
         agent::ConfirmRequest,
-        server::{JobView, MigrateMany, MigrateVm, MoveDisk, MoveStorage, SetHost},
+        server::{JobView, MigrateMany, MigrateVm, MoveDisk, MoveStorage, SetHost, StepState},
     },
     files::DiskStage,
     finding::FindingId,
     id::{Generation, VmId},
-    job::{JobKind, MoveKind, StepState},
+    job::{JobKind, MoveKind},
     migration::{Phase, Step},
     vm::VmState,
 };

@@ -3,9 +3,8 @@
 use std::{collections::BTreeSet, sync::Arc};
 
 use ferry_core::{
-    api::server::{Event, JobView, MigrateVm},
+    api::server::{Event, JobView, MigrateVm, StepState},
     finding::FindingId,
-    job::StepState,
     migration::{Phase, Step},
     vm::VmState,
 };

@@ -1,0 +1,20 @@
+//! A migration as its log tells it: steps, events, the phase they fold to, and who has the VM.
+//!
+//! ```text
+//! Preflight → Reserve → PrepareDestination → PrepareSource → Perform → Resume → Confirm → Release
+//! compensable ×4 (undone newest first)                       pivot     retriable ×3 (repeated until done)
+//!
+//! Queued → Preparing → Migrating → Completing → Succeeded
+//!              └───────────┴→ RollingBack → Cancelled | Failed      UndoFailed or a retriable step that fails → Stuck
+//! ```
+//!
+//! The log is the only stored truth; [`phase`] is a fold over it. The point of no return lies inside
+//! [`Step::Perform`]: the moment the Finish reply reaches the source's libvirtd, which then ends the source's copy.
+
+mod log;
+mod step;
+mod verdict;
+
+pub use log::{Has, LogEvent, Phase, Told, attempt, ends_by_itself, newest_attempt, phase};
+pub use step::{Step, StepClass};
+pub use verdict::{Presence, Verdict, is_to_be_remembered, verdict};

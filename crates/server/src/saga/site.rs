@@ -1,0 +1,200 @@
+//! What a saga needs of its own server: the database, what hosts beside its own say, and the checks.
+
+use std::future::Future;
+
+use ferry_client::ClientError;
+use ferry_core::{
+    files::DiskMove,
+    finding::Finding,
+    id::{JobId, VmId},
+    job::{Figures, JobKind},
+    migration::LogEvent,
+    vm::{VmFacts, VmState},
+};
+use futures_util::future::join_all;
+
+use super::{
+    Context,
+    agent::Agent,
+    executor::Log,
+    participant::{LiveParticipant as _, Participant},
+};
+use crate::{
+    clock::now_ms,
+    inventory::Inventory,
+    plan::{live::LivePlan, offline::OfflinePlan, storage::StoragePlan},
+    preflight::{
+        live::{self, Along, Occasion},
+        offline::{self, What},
+        storage::blocks_now,
+        users::needed_by_others_now,
+    },
+    store::{HostName, LogEntry, LogRow, Store, StoreError},
+};
+
+/// What a host, by its name, has of a VM.
+pub(crate) type Told = (String, Result<Option<VmState>, ClientError>);
+
+/// What is to be checked anew.
+#[derive(Clone, Copy)]
+pub(crate) enum Check<'a> {
+    Live(&'a LivePlan),
+    Offline(&'a OfflinePlan),
+    Storage(&'a StoragePlan),
+}
+
+/// What a saga needs of its own server.
+pub(crate) trait Site: Log + Send + 'static {
+    /// Hosts, as sagas ask them.
+    type Host: Participant;
+
+    /// A host of the inventory.
+    fn host(&self, id: &HostName, kind: JobKind) -> Option<Self::Host>;
+    /// Takes a VM for a job; the answer is the job that has it, which may be another.
+    fn reserve(&self, vm: VmId, job: JobId) -> impl Future<Output = Result<JobId, StoreError>> + Send;
+    /// Gives a job's VM free.
+    fn unreserve(&self, job: JobId) -> impl Future<Output = Result<(), StoreError>> + Send;
+    /// Keeps what the saga must know from now on.
+    fn put_plan(&self, job: JobId, plan: &str) -> impl Future<Output = Result<(), StoreError>> + Send;
+    /// Keeps what a job found before its first change.
+    fn put_findings(&self, job: JobId, findings: &[Finding]) -> impl Future<Output = Result<(), StoreError>> + Send;
+    /// Keeps what a job took.
+    fn put_figures(&self, job: JobId, figures: &Figures) -> impl Future<Output = Result<(), StoreError>> + Send;
+    /// Writes into a job's log what people should know.
+    fn note(&self, job: JobId, notes: &[String]) -> impl Future<Output = Result<(), StoreError>> + Send;
+
+    /// What stands against the job now, and what should be known.
+    fn check(
+        &self,
+        job: JobId,
+        vm: VmId,
+        what: Check<'_>,
+        hosts: [&Self::Host; 2],
+    ) -> impl Future<Output = Result<Vec<Finding>, StoreError>> + Send;
+    /// What every host but these has of a VM when it looks now.
+    fn ask_others(&self, vm: VmId, but: [&Self::Host; 2]) -> impl Future<Output = Vec<Told>> + Send;
+    /// A host but these that has the VM, as it said last.
+    fn seen_elsewhere(&self, vm: VmId, but: [&Self::Host; 2]) -> Option<String>;
+    /// Why old files of a VM stay: what VMs of any host, asked now, need of them.
+    fn needed_by_others(&self, vm: VmId, disks: &[DiskMove]) -> impl Future<Output = Vec<String>> + Send;
+    /// Whether the host answers and does not know the VM.
+    fn is_gone(&self, host: &Self::Host, vm: VmId) -> impl Future<Output = bool> + Send;
+    /// Returns when the host is seen to have the VM as `is_so` likes, or after some seconds all the same.
+    fn wait_until(
+        &self,
+        host: &Self::Host,
+        vm: VmId,
+        is_so: impl Fn(Option<&VmFacts>) -> bool + Send + Sync,
+    ) -> impl Future<Output = ()> + Send;
+}
+
+impl Context {
+    fn store(&self) -> &Store {
+        &self.preflight.store
+    }
+
+    fn inventory(&self) -> &std::sync::Arc<Inventory> {
+        &self.preflight.inventory
+    }
+}
+
+impl Log for Context {
+    async fn events(&self, job: JobId) -> Result<Vec<LogEvent>, StoreError> {
+        Ok(LogRow::events(&self.store().log(job).await?))
+    }
+
+    async fn append(&self, job: JobId, events: &[LogEvent]) -> Result<(), StoreError> {
+        Log::append(self.store(), job, events).await
+    }
+}
+
+impl Site for Context {
+    type Host = Agent;
+
+    fn host(&self, name: &HostName, kind: JobKind) -> Option<Agent> {
+        Some(Agent { host: self.inventory().by_id(name.id)?, kind })
+    }
+
+    async fn reserve(&self, vm: VmId, job: JobId) -> Result<JobId, StoreError> {
+        self.store().reserve(vm, job).await
+    }
+
+    async fn unreserve(&self, job: JobId) -> Result<(), StoreError> {
+        self.store().unreserve(job).await
+    }
+
+    async fn put_plan(&self, job: JobId, plan: &str) -> Result<(), StoreError> {
+        self.store().put_plan(job, plan).await
+    }
+
+    async fn put_findings(&self, job: JobId, findings: &[Finding]) -> Result<(), StoreError> {
+        self.store().put_findings(job, findings).await
+    }
+
+    async fn put_figures(&self, job: JobId, figures: &Figures) -> Result<(), StoreError> {
+        self.store().put_figures(job, figures).await
+    }
+
+    async fn note(&self, job: JobId, notes: &[String]) -> Result<(), StoreError> {
+        let notes: Vec<LogEntry> = notes.iter().cloned().map(LogEntry::Note).collect();
+        self.store().append(job, &notes, now_ms()).await
+    }
+
+    async fn check(
+        &self,
+        job: JobId,
+        vm: VmId,
+        what: Check<'_>,
+        [source, destination]: [&Agent; 2],
+    ) -> Result<Vec<Finding>, StoreError> {
+        let (preflight, source, destination) = (&*self.preflight, &source.host, &destination.host);
+        match what {
+            Check::Live(plan) => {
+                let asked = live::ask_both(preflight, vm, source, destination).await?;
+                let promised = self.running.promised_before(job, destination.record.id);
+                let memory = live::Memory { promised: &promised, overcommit: plan.overcommit };
+                let along = Along::Decided(&plan.along);
+                Ok(live::judge(preflight, vm, &asked, memory, along, Occasion::JobStart).await.findings)
+            }
+            Check::Offline(plan) => {
+                let what = What::Decided(&plan.files);
+                Ok(offline::check(preflight, vm, source, destination, what, None).await?.findings)
+            }
+            Check::Storage(plan) => {
+                self.inventory().refresh(source).await;
+                Ok(blocks_now(self.inventory(), source, &plan.request))
+            }
+        }
+    }
+
+    async fn ask_others(&self, vm: VmId, but: [&Agent; 2]) -> Vec<Told> {
+        let kind = but[0].kind;
+        let is_other = |id| but.iter().all(|agent| agent.host.record.id != id);
+        let others = self.inventory().hosts().into_iter().filter(|host| is_other(host.record.id));
+        let ask = |host| async move {
+            let agent = Agent { host, kind };
+            (agent.name().to_owned(), agent.state_of(vm).await)
+        };
+        join_all(others.map(ask)).await
+    }
+
+    fn seen_elsewhere(&self, vm: VmId, but: [&Agent; 2]) -> Option<String> {
+        self.inventory().placed().into_iter().find_map(|(host, seen)| {
+            let is_other = but.iter().all(|agent| agent.host.record.id != host.record.id);
+            (is_other && seen.reachable && seen.vm(vm).is_some()).then(|| host.name().to_owned())
+        })
+    }
+
+    async fn needed_by_others(&self, vm: VmId, disks: &[DiskMove]) -> Vec<String> {
+        needed_by_others_now(self.inventory(), vm, disks).await
+    }
+
+    async fn is_gone(&self, agent: &Agent, vm: VmId) -> bool {
+        let seen = self.inventory().refresh(&agent.host).await;
+        seen.reachable && seen.vm(vm).is_none()
+    }
+
+    async fn wait_until(&self, agent: &Agent, vm: VmId, is_so: impl Fn(Option<&VmFacts>) -> bool + Send + Sync) {
+        self.inventory().look_until(&agent.host, |seen| is_so(seen.vm(vm))).await;
+    }
+}
