@@ -27,18 +27,6 @@ pub(crate) async fn blocking<T: Send + 'static>(
     outcome.unwrap_or_else(|error| Err(AgentError::Carrier(error.to_string())))
 }
 
-/// As [`blocking`], but waits no longer than `deadline`. The call may still take effect after that.
-///
-/// # Errors
-/// Those of `call`; after the deadline one that says that `what` gave no answer.
-pub(crate) async fn blocking_within<T: Send + 'static>(
-    deadline: Duration,
-    what: &str,
-    call: impl FnOnce() -> Result<T, AgentError> + Send + 'static,
-) -> Result<T, AgentError> {
-    within(deadline, what, blocking(call)).await
-}
-
 /// Asks the hypervisor.
 ///
 /// # Errors
@@ -54,7 +42,11 @@ pub(crate) async fn call<T: Send + 'static>(
     }
 }
 
-async fn within<T>(
+/// Waits no longer than `deadline` for an answer. What is under way is not broken off if it is on a thread or task of its own.
+///
+/// # Errors
+/// After the deadline one that says that `what` gave no answer.
+pub(crate) async fn within<T>(
     deadline: Duration,
     what: &str,
     answer: impl Future<Output = Result<T, AgentError>>,

@@ -1,12 +1,14 @@
 //! One per host, next to libvirtd: observes the host and moves the bytes.
 //!
 //! ```text
-//! http ─▶ shares · places · power · storage · offline · live::Registry ─▶ one carrier process per migration (live::carrier)
+//! http ─▶ shares · places · power
+//!   ├──── attempt::locks ─▶ storage · offline · live::Registry ─▶ one carrier process per migration (live::carrier)
 //!   └──── observer (what the host has, by events)
 //! ```
 //! An agent never calls the server: requests come, and state goes back as the answer to a question.
 #![expect(clippy::wildcard_enum_match_arm, reason = "matches from before the rule; the last one takes this along")]
 
+pub mod attempt;
 mod blocking;
 mod chains;
 mod check;
@@ -14,7 +16,6 @@ pub mod checks;
 pub mod config;
 mod confinement;
 mod damaged;
-mod ended;
 pub mod enrolment;
 mod error;
 mod failpoint;
@@ -50,8 +51,18 @@ use ferry_trust::KeyPair;
 pub use error::AgentError;
 
 use crate::{
-    config::Config, enrolment::Enrolment, files::claims::Claims, live::Registry, lock_trials::LockTrials,
-    metrics::Metrics, observer::Observer, offline::OfflineMoves, shares::Shares, storage::StorageMoves, told::Told,
+    attempt::{ended::Ended, locks::JobLocks},
+    config::Config,
+    enrolment::Enrolment,
+    files::{claims::Claims, partial::PartialCopies},
+    live::Registry,
+    lock_trials::LockTrials,
+    metrics::Metrics,
+    observer::Observer,
+    offline::OfflineMoves,
+    shares::Shares,
+    storage::StorageMoves,
+    told::Told,
 };
 
 /// Everything that the control API works on.
@@ -70,6 +81,8 @@ pub struct Agent {
     pub lock_trials: Arc<LockTrials>,
     /// What the host has.
     pub observer: Observer,
+    /// Requests about one job are done one after the other.
+    pub locks: Arc<JobLocks>,
     /// The migrations.
     pub migrations: Registry,
     /// The moves of VMs that are shut off.
@@ -105,11 +118,14 @@ impl Agent {
         let shares = Arc::new(Shares::load(&config, share_driver)?);
         let observer =
             Observer::start(config.clone(), Arc::clone(&hypervisor), Arc::clone(&shares), enrolment.watch_host());
-        let migrations = Registry::load(&config, Arc::clone(&hypervisor), launcher)?;
+        let partials = Arc::new(PartialCopies::load(&config)?);
+        let ended = Arc::new(Ended::load(&config)?);
+        let migrations =
+            Registry::load(&config, Arc::clone(&hypervisor), launcher, Arc::clone(&partials), Arc::clone(&ended))?;
         confinement::selinux::label_sessions(&config);
-        tokio::spawn(files::partial::sweep_for_ever(Arc::downgrade(&migrations.partials())));
-        let storage = StorageMoves::load(&config, Arc::clone(&hypervisor), migrations.ended())?;
-        let offline = OfflineMoves::load(&config, Arc::clone(&hypervisor), migrations.partials(), migrations.ended())?;
+        tokio::spawn(files::partial::sweep_for_ever(Arc::downgrade(&partials)));
+        let storage = StorageMoves::load(&config, Arc::clone(&hypervisor), Arc::clone(&ended))?;
+        let offline = OfflineMoves::load(&config, Arc::clone(&hypervisor), partials, ended)?;
         let offline = Arc::new(offline);
         let claims = Arc::default();
         let agent = Arc::new(Self {
@@ -120,6 +136,7 @@ impl Agent {
             shares,
             lock_trials: Arc::default(),
             observer,
+            locks: Arc::default(),
             migrations,
             offline,
             storage,
@@ -127,7 +144,7 @@ impl Agent {
             metrics: Metrics::default(),
         });
         let finder = Arc::clone(&agent);
-        tokio::spawn(async move { finder.migrations.find_again().await });
+        tokio::spawn(async move { finder.migrations.find_again(&finder.locks).await });
         tokio::spawn(stalls::look_after(Arc::downgrade(&agent)));
         Ok(agent)
     }

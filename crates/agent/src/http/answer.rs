@@ -17,7 +17,7 @@ use tracing::{error, info};
 
 use crate::{
     Agent, AgentError,
-    blocking::{blocking, blocking_within},
+    blocking::{blocking, within},
 };
 
 /// How long a request may wait for file systems: a little less than the server waits for it.
@@ -86,6 +86,10 @@ pub(super) async fn bounded<T: Send + 'static>(
     agent: &Arc<Agent>,
     call: impl FnOnce(&Agent) -> Result<T, AgentError> + Send + 'static,
 ) -> Result<T, AgentError> {
-    let agent = Arc::clone(agent);
-    blocking_within(ANSWER_WAIT, "A file system of this host", move || call(&agent)).await
+    within_answer(on_thread(agent, call)).await
+}
+
+/// Waits for what asks file systems. What goes on after that is not broken off.
+pub(super) async fn within_answer<T>(answer: impl Future<Output = Result<T, AgentError>>) -> Result<T, AgentError> {
+    within(ANSWER_WAIT, "A file system of this host", answer).await
 }

@@ -19,7 +19,7 @@ use ferry_core::{
 use serde::Deserialize;
 use uuid::Uuid;
 
-use super::answer::{Answered, Body, Refusal, Shared, bounded};
+use super::answer::{Answered, Body, Refusal, Shared, bounded, on_thread, within_answer};
 use crate::{Agent, AgentError, files::host_storage::HostStorage, places};
 
 pub(super) async fn check_arrivals(
@@ -34,13 +34,23 @@ pub(super) async fn check_arrivals(
 
 pub(super) type Attempt = Path<(JobId, Generation)>;
 
-/// Runs an operation on a migration to its end, also if whoever asked goes away meanwhile: a half of it is worse than
-/// either none or all. It owns its turn, so a repeated request waits for it.
-async fn to_its_end<T: Send + 'static>(
-    operation: impl Future<Output = Result<T, AgentError>> + Send + 'static,
+/// Does what a request about an attempt asks for: alone for its job, and to its end.
+async fn serialized<T, F>(agent: Arc<Agent>, job: JobId, request: impl FnOnce(Arc<Agent>) -> F) -> Result<T, AgentError>
+where
+    T: Send + 'static,
+    F: Future<Output = Result<T, AgentError>> + Send + 'static,
+{
+    let locks = Arc::clone(&agent.locks);
+    locks.serialized(job, request(agent)).await
+}
+
+/// As [`serialized`], for what blocks: file systems may not answer, and the caller waits no longer than for other answers.
+async fn serialized_blocking<T: Send + 'static>(
+    agent: Arc<Agent>,
+    job: JobId,
+    request: impl FnOnce(&Agent) -> Result<T, AgentError> + Send + 'static,
 ) -> Result<T, AgentError> {
-    let outcome = tokio::spawn(operation).await;
-    outcome.unwrap_or_else(|error| Err(AgentError::Carrier(error.to_string())))
+    within_answer(serialized(agent, job, |agent| async move { on_thread(&agent, request).await })).await
 }
 
 pub(super) async fn prepare_destination(
@@ -51,11 +61,11 @@ pub(super) async fn prepare_destination(
     let mounts = agent.shares.mounts(&request.shares)?;
     let storage = host_storage(&agent, Some(job))?;
     let claim = Arc::clone(&storage.claim);
-    let prepare = async move {
+    let prepare = |agent: Arc<Agent>| async move {
         let _claim = claim;
         agent.migrations.prepare_destination(job, generation, request, mounts, storage).await
     };
-    Ok(Json(to_its_end(prepare).await?))
+    Ok(Json(serialized(agent, job, prepare).await?))
 }
 
 pub(super) async fn prepare_source(
@@ -65,8 +75,9 @@ pub(super) async fn prepare_source(
 ) -> Answered<SourceReady> {
     let shares: Vec<ShareId> = request.destination.mounts.iter().map(|mount| mount.share).collect();
     let mounts = agent.shares.mounts(&shares)?;
-    let prepare = async move { agent.migrations.prepare_source(job, generation, request, &mounts).await };
-    Ok(Json(to_its_end(prepare).await?))
+    let prepare =
+        |agent: Arc<Agent>| async move { agent.migrations.prepare_source(job, generation, request, &mounts).await };
+    Ok(Json(serialized(agent, job, prepare).await?))
 }
 
 pub(super) async fn perform(State(agent): Shared, Path((job, generation)): Attempt) -> Answered<MigrationReport> {
@@ -74,15 +85,15 @@ pub(super) async fn perform(State(agent): Shared, Path((job, generation)): Attem
 }
 
 pub(super) async fn resume(State(agent): Shared, Path((job, generation)): Attempt) -> Answered<MigrationReport> {
-    Ok(Json(to_its_end(async move { agent.migrations.resume(job, generation).await }).await?))
+    Ok(Json(serialized(agent, job, |agent| async move { agent.migrations.resume(job, generation).await }).await?))
 }
 
 pub(super) async fn end_copy(State(agent): Shared, Path((job, generation)): Attempt) -> Answered<MigrationReport> {
-    Ok(Json(to_its_end(async move { agent.migrations.end_copy(job, generation).await }).await?))
+    Ok(Json(serialized(agent, job, |agent| async move { agent.migrations.end_copy(job, generation).await }).await?))
 }
 
 pub(super) async fn abort(State(agent): Shared, Path((job, generation)): Attempt) -> Answered<MigrationReport> {
-    Ok(Json(to_its_end(async move { agent.migrations.abort(job, generation).await }).await?))
+    Ok(Json(serialized(agent, job, |agent| async move { agent.migrations.abort(job, generation).await }).await?))
 }
 
 pub(super) async fn confirm(
@@ -90,13 +101,13 @@ pub(super) async fn confirm(
     Path((job, generation)): Attempt,
     Body(request): Body<ConfirmRequest>,
 ) -> Answered<MigrationReport> {
-    let confirm = async move {
+    let confirm = |agent: Arc<Agent>| async move {
         let report = agent.migrations.confirm(job, generation, request).await?;
         // libvirt tells nobody that autostart was set; the next move asks what it is.
         agent.observer.look_again().await;
         Ok(report)
     };
-    Ok(Json(to_its_end(confirm).await?))
+    Ok(Json(serialized(agent, job, confirm).await?))
 }
 
 #[derive(Deserialize)]
@@ -117,7 +128,7 @@ pub(super) async fn report(
 }
 
 pub(super) async fn release(State(agent): Shared, Path((job, generation)): Attempt) -> Result<StatusCode, Refusal> {
-    to_its_end(async move { agent.migrations.release(job, generation).await }).await?;
+    serialized(agent, job, |agent| async move { agent.migrations.release(job, generation).await }).await?;
     Ok(StatusCode::NO_CONTENT)
 }
 
@@ -157,11 +168,16 @@ pub(super) async fn prepare_storage(
     Body(request): Body<PrepareStorage>,
 ) -> Answered<StorageReport> {
     let storage = host_storage(&agent, Some(job))?;
-    Ok(Json(bounded(&agent, move |agent| agent.storage.prepare(job, generation, request, &storage)).await?))
+    Ok(Json(
+        serialized_blocking(Arc::clone(&agent), job, move |agent| {
+            agent.storage.prepare(job, generation, request, &storage)
+        })
+        .await?,
+    ))
 }
 
 pub(super) async fn perform_storage(State(agent): Shared, Path((job, generation)): Attempt) -> Answered<StorageReport> {
-    Ok(Json(bounded(&agent, move |agent| agent.storage.perform(job, generation)).await?))
+    Ok(Json(serialized_blocking(Arc::clone(&agent), job, move |agent| agent.storage.perform(job, generation)).await?))
 }
 
 pub(super) async fn report_storage(
@@ -177,7 +193,7 @@ pub(super) async fn report_storage(
 }
 
 pub(super) async fn abort_storage(State(agent): Shared, Path((job, generation)): Attempt) -> Answered<StorageReport> {
-    Ok(Json(bounded(&agent, move |agent| agent.storage.abort(job, generation)).await?))
+    Ok(Json(serialized_blocking(Arc::clone(&agent), job, move |agent| agent.storage.abort(job, generation)).await?))
 }
 
 pub(super) async fn confirm_storage(
@@ -185,7 +201,9 @@ pub(super) async fn confirm_storage(
     Path((job, generation)): Attempt,
     Body(request): Body<ConfirmStorage>,
 ) -> Answered<StorageReport> {
-    let report = bounded(&agent, move |agent| agent.storage.confirm(job, generation, request)).await?;
+    let report =
+        serialized_blocking(Arc::clone(&agent), job, move |agent| agent.storage.confirm(job, generation, request))
+            .await?;
     // libvirt tells nobody that a VM uses another file.
     agent.observer.look_again().await;
     Ok(Json(report))
@@ -195,7 +213,7 @@ pub(super) async fn release_storage(
     State(agent): Shared,
     Path((job, generation)): Attempt,
 ) -> Result<StatusCode, Refusal> {
-    bounded(&agent, move |agent| agent.storage.release(job, generation)).await?;
+    serialized_blocking(Arc::clone(&agent), job, move |agent| agent.storage.release(job, generation)).await?;
     agent.observer.look_again().await;
     Ok(StatusCode::NO_CONTENT)
 }
@@ -216,8 +234,12 @@ pub(super) async fn receive_offline(
 ) -> Answered<OfflineReady> {
     let mounts = agent.shares.mounts(&request.shares)?;
     let storage = host_storage(&agent, Some(job))?;
-    let _claim = Arc::clone(&storage.claim);
-    Ok(Json(agent.offline.prepare_destination(job, generation, request, mounts, storage).await?))
+    let claim = Arc::clone(&storage.claim);
+    let prepare = |agent: Arc<Agent>| async move {
+        let _claim = claim;
+        Arc::clone(&agent.offline).prepare_destination(job, generation, request, mounts, storage).await
+    };
+    Ok(Json(serialized(agent, job, prepare).await?))
 }
 
 pub(super) async fn send_offline(
@@ -228,11 +250,15 @@ pub(super) async fn send_offline(
     let shares: Vec<ShareId> = request.destination.mounts.iter().map(|mount| mount.share).collect();
     let mounts = agent.shares.mounts(&shares)?;
     let storage = host_storage(&agent, Some(job))?;
-    Ok(Json(agent.offline.prepare_source(job, generation, request, mounts, storage).await?))
+    let prepare = |agent: Arc<Agent>| async move {
+        Arc::clone(&agent.offline).prepare_source(job, generation, request, mounts, storage).await
+    };
+    Ok(Json(serialized(agent, job, prepare).await?))
 }
 
 pub(super) async fn perform_offline(State(agent): Shared, Path((job, generation)): Attempt) -> Answered<OfflineReport> {
-    Ok(Json(agent.offline.perform(job, generation).await?))
+    let perform = |agent: Arc<Agent>| async move { agent.offline.perform(job, generation) };
+    Ok(Json(serialized(agent, job, perform).await?))
 }
 
 pub(super) async fn report_offline(
@@ -245,13 +271,14 @@ pub(super) async fn report_offline(
 }
 
 pub(super) async fn define_offline(State(agent): Shared, Path((job, generation)): Attempt) -> Answered<OfflineReport> {
-    let report = agent.offline.define(job, generation).await?;
+    let define = |agent: Arc<Agent>| async move { agent.offline.define(job, generation).await };
+    let report = serialized(Arc::clone(&agent), job, define).await?;
     agent.observer.look_again().await;
     Ok(Json(report))
 }
 
 pub(super) async fn abort_offline(State(agent): Shared, Path((job, generation)): Attempt) -> Answered<OfflineReport> {
-    Ok(Json(agent.offline.abort(job, generation).await?))
+    Ok(Json(serialized(agent, job, |agent| async move { agent.offline.abort(job, generation).await }).await?))
 }
 
 pub(super) async fn confirm_offline(
@@ -259,7 +286,8 @@ pub(super) async fn confirm_offline(
     Path((job, generation)): Attempt,
     Body(request): Body<ConfirmRequest>,
 ) -> Answered<OfflineReport> {
-    let report = agent.offline.confirm(job, generation, request).await?;
+    let confirm = |agent: Arc<Agent>| async move { Arc::clone(&agent.offline).confirm(job, generation, request).await };
+    let report = serialized(Arc::clone(&agent), job, confirm).await?;
     agent.observer.look_again().await;
     Ok(Json(report))
 }
@@ -268,7 +296,8 @@ pub(super) async fn release_offline(
     State(agent): Shared,
     Path((job, generation)): Attempt,
 ) -> Result<StatusCode, Refusal> {
-    agent.offline.release(job, generation).await?;
+    let release = |agent: Arc<Agent>| async move { agent.offline.release(job, generation).await };
+    serialized(Arc::clone(&agent), job, release).await?;
     agent.observer.look_again().await;
     Ok(StatusCode::NO_CONTENT)
 }

@@ -21,8 +21,8 @@ use super::{
 };
 use crate::{
     AgentError,
+    attempt::Attempt,
     blocking::{blocking, call},
-    ended::Asked,
     failpoint::made_to_fail,
     files::{
         self,
@@ -48,7 +48,6 @@ impl Registry {
         mounts: Vec<ShareMount>,
         storage: HostStorage,
     ) -> Result<DestinationReady, AgentError> {
-        let _turn = self.turn(job).await;
         made_to_fail("agent-prepare-destination")?;
         let vm = request.vm;
         let socket_dir = self.config.sessions_dir().join(request.session.0.simple().to_string());
@@ -62,7 +61,7 @@ impl Registry {
                 Err(AgentError::Carrier("The carrier does not say where it listens".to_owned()))
             }
         };
-        match self.take_up(Asked { job, generation, vm }).await? {
+        match self.take_up(Attempt { job, generation, vm }).await? {
             Some(known) => {
                 if let Some(answer) = self.ask(&known, Ask::Report { after: 0, wait_ms: 0 }).await {
                     return ready(answer, &known);
@@ -72,7 +71,6 @@ impl Registry {
             }
             None => self.must_not_be_here(vm).await?,
         }
-        self.must_have_room(job)?;
         let session = request.session;
         let (wanted, disks) = (request.disks.clone(), request.disks.clone());
         let incoming_disks = match wanted.is_empty() {
@@ -181,7 +179,7 @@ impl Registry {
     /// Files that VMs of this host name, and those of other migrations: they are not to be removed for this one.
     pub(super) async fn files_in_use(&self, journal: &Journal) -> Result<InUse, AgentError> {
         let mut used = call(&self.hypervisor, |hypervisor| hypervisor.files_in_use()).await?;
-        for other in self.entries().values().filter(|other| other.job != journal.job) {
+        for other in self.table.all().iter().filter(|other| other.job != journal.job) {
             match &other.task {
                 Task::Destination { incoming_disks, .. } => {
                     let left = incoming_disks.iter().filter(|incoming_disk| incoming_disk.is_left());
@@ -215,9 +213,8 @@ impl Registry {
     /// # Errors
     /// Why it could not be resumed; `request.stale` if the copy was given up.
     pub async fn resume(&self, job: JobId, generation: Generation) -> Reported {
-        let _turn = self.turn(job).await;
         made_to_fail("agent-resume")?;
-        let journal = self.find(job, generation)?;
+        let journal = self.table.find(job, generation)?;
         if journal.aborted || journal.task.role() == Role::Source {
             let vm = journal.task.vm();
             return Err(refused(

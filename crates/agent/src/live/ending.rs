@@ -17,7 +17,10 @@ use super::{
     report::reported,
     source::{end_left_copy, not_ended},
 };
-use crate::{AgentError, blocking::call, failpoint::made_to_fail, files::incoming, records, refusal::past_pivot};
+use crate::{
+    AgentError, attempt::journal, blocking::call, failpoint::made_to_fail, files::incoming, records,
+    refusal::past_pivot,
+};
 
 impl Registry {
     /// Ends it before the point of no return. Ok promises: at the source, the VM stays and may be started and moved
@@ -27,9 +30,8 @@ impl Registry {
     /// `job.past-pivot` (409); `job.undecided` (409) while it is not known who has the VM; at the destination also when its
     /// copy could not be destroyed.
     pub async fn abort(&self, job: JobId, generation: Generation) -> Reported {
-        let _turn = self.turn(job).await;
         made_to_fail("agent-abort")?;
-        let journal = self.find(job, generation)?;
+        let journal = self.table.find(job, generation)?;
         let journal = self.undo(journal).await?;
         self.report_of(&journal, 0, Duration::ZERO).await
     }
@@ -97,9 +99,8 @@ impl Registry {
     /// When libvirt refuses; repeating it is safe. At the destination also while the VM or a file of it is not here, at
     /// the source while the VM has a process here.
     pub async fn confirm(&self, job: JobId, generation: Generation, request: ConfirmRequest) -> Reported {
-        let _turn = self.turn(job).await;
         made_to_fail("agent-confirm")?;
-        let mut journal = self.find(job, generation)?;
+        let mut journal = self.table.find(job, generation)?;
         let (vm, role) = (journal.task.vm(), journal.task.role());
         match role {
             Role::Source => self.wait_ended(&journal).await,
@@ -133,17 +134,16 @@ impl Registry {
     /// # Errors
     /// `request.stale`, or files that cannot be removed; repeating it is safe. Ok if it is not known.
     pub async fn release(&self, job: JobId, generation: Generation) -> Result<(), AgentError> {
-        let _turn = self.turn(job).await;
         made_to_fail("agent-release")?;
-        let journal = match self.find(job, generation) {
+        let journal = match self.table.find(job, generation) {
             Ok(journal) => journal,
-            Err(AgentError::Refused { status: 404, .. }) => return self.ended.remember(job, generation),
+            Err(AgentError::Refused { status: 404, .. }) => return self.table.end(job, generation),
             Err(error) => return Err(error),
         };
         if journal.task.role() == Role::Source {
             self.release_source(&journal).await?;
         }
-        self.ended.remember(job, generation)?;
+        self.table.end(job, generation)?;
         made_to_fail("agent-released")?;
         self.forget(&journal).await
     }
@@ -151,7 +151,7 @@ impl Registry {
     /// The carrier leaves, and every file of the migration goes.
     pub(super) async fn forget(&self, journal: &Journal) -> Result<(), AgentError> {
         let folder = self.config.journal_dir();
-        let path = Journal::path(&folder, journal.job);
+        let path = journal::path(&folder, journal.job);
         if self.ask(journal, Ask::Leave).await.is_none() {
             launch::end_process(self.carrier_state(journal).unwrap_or_default().pid, &path);
         }
@@ -165,7 +165,7 @@ impl Registry {
         }
         // Last: until then a repeated request finds what is left.
         records::remove(&path)?;
-        self.entries().remove(&journal.job);
+        self.table.remove(journal.job);
         Ok(())
     }
 }

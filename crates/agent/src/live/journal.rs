@@ -12,7 +12,12 @@ use ferry_core::{
 };
 use serde::{Deserialize, Serialize};
 
-use crate::{AgentError, files::new_file::IncomingDisk, records};
+use crate::{
+    AgentError,
+    attempt::{Attempt, table::Entry},
+    files::new_file::IncomingDisk,
+    records,
+};
 
 /// What was asked for.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -131,31 +136,16 @@ impl CarrierState {
     }
 }
 
-impl Journal {
-    /// Where the agent's page of a job is.
-    pub fn path(folder: &Path, job: JobId) -> PathBuf {
-        folder.join(format!("{job}.json"))
+impl Entry for Journal {
+    fn attempt(&self) -> Attempt {
+        Attempt { job: self.job, generation: self.generation, vm: self.task.vm() }
     }
+}
 
+impl Journal {
     /// Where the carrier's page of a job is.
     pub fn state_path(folder: &Path, job: JobId) -> PathBuf {
         folder.join(format!("{job}.state.json"))
-    }
-
-    /// Writes the agent's page.
-    ///
-    /// # Errors
-    /// When it is not on disk afterwards.
-    pub fn write(&self, folder: &Path) -> Result<(), AgentError> {
-        records::write_json(&Self::path(folder, self.job), self)
-    }
-
-    /// Every page in a folder. A damaged one is put aside.
-    ///
-    /// # Errors
-    /// When the folder cannot be read, or a page not be put aside.
-    pub fn read_all(folder: &Path) -> Result<Vec<Self>, AgentError> {
-        records::read_all(folder, |stem| stem.parse::<JobId>().is_ok())
     }
 
     /// What the carrier wrote, if anything.

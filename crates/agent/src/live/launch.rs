@@ -22,7 +22,7 @@ use super::{
     },
     journal::Journal,
 };
-use crate::{AgentError, config::Config};
+use crate::{AgentError, attempt::journal, config::Config};
 
 /// How long a carrier may take to be ready.
 const READY_DEADLINE: Duration = Duration::from_secs(15);
@@ -52,7 +52,7 @@ pub(super) async fn launch(
     hypervisor: &Arc<dyn Hypervisor>,
     journal: &Journal,
 ) -> Result<Answer, AgentError> {
-    let path = Journal::path(&config.journal_dir(), journal.job);
+    let path = journal::path(&config.journal_dir(), journal.job);
     let (failed, failure) = mpsc::channel(1);
     match launcher {
         Launcher::Process { program, config } => {

@@ -22,7 +22,7 @@ impl Registry {
     /// # Errors
     /// `job.unknown`, `request.stale`.
     pub async fn perform(&self, job: JobId, generation: Generation) -> Reported {
-        let journal = self.find(job, generation)?;
+        let journal = self.table.find(job, generation)?;
         made_to_fail("agent-perform")?;
         match self.ask(&journal, Ask::Perform).await {
             Some(answer) => reported(answer),
@@ -35,7 +35,7 @@ impl Registry {
     /// # Errors
     /// `job.unknown`, `request.stale`.
     pub async fn report(&self, job: JobId, generation: Generation, after: u64, wait: Duration) -> Reported {
-        let journal = self.find(job, generation)?;
+        let journal = self.table.find(job, generation)?;
         self.report_of(&journal, after, wait).await
     }
 

@@ -33,8 +33,8 @@ use super::{
 };
 use crate::{
     AgentError,
+    attempt::Attempt,
     blocking::{blocking, call},
-    ended::Asked,
     failpoint::made_to_fail,
     hold,
 };
@@ -57,10 +57,9 @@ impl Registry {
         request: PrepareSource,
         mounts: &[ShareMount],
     ) -> Result<SourceReady, AgentError> {
-        let _turn = self.turn(job).await;
         made_to_fail("agent-prepare-source")?;
         let (vm, session) = (request.vm, request.session);
-        let known = self.take_up(Asked { job, generation, vm }).await?;
+        let known = self.take_up(Attempt { job, generation, vm }).await?;
         if let Some(known) = &known
             && self.ask(known, Ask::Report { after: 0, wait_ms: 0 }).await.is_some()
         {
@@ -77,7 +76,6 @@ impl Registry {
         let along = files_along(&facts, &request)?;
         let translate = nvram_along(&along, &request).into_iter();
         let translate = translate.chain(translation(mounts, &request.destination.mounts)).collect();
-        self.must_have_room(job)?;
         let (judged, asked) = (facts.clone(), request.clone());
         let vouched =
             call(&self.hypervisor, move |hypervisor| Ok(vouch::vouched(hypervisor, &judged, &asked))).await??;
@@ -144,8 +142,7 @@ impl Registry {
     /// # Errors
     /// `job.unknown`, `request.stale`; when the VM is not left here, but is: nothing is done then.
     pub async fn end_copy(&self, job: JobId, generation: Generation) -> Reported {
-        let _turn = self.turn(job).await;
-        let journal = self.find(job, generation)?;
+        let journal = self.table.find(job, generation)?;
         let vm = journal.task.vm();
         if journal.task.role() == Role::Source {
             call(&self.hypervisor, move |hypervisor| end_left_copy(hypervisor, vm)).await?;

@@ -106,7 +106,7 @@ impl OfflineMoves {
             let goes_on = !matches!(journal.stage, OfflineStage::Defined | OfflineStage::Confirmed);
             goes_on && journal.task.vm() != vm && journal.task.incoming_files().iter().any(|other| other.path == path)
         };
-        let coming = self.moves().values().find(|page| of_another(page)).map(|page| page.journal().job);
+        let coming = self.table.all().iter().find(|page| of_another(page)).map(|page| page.journal().job);
         if let Some(job) = coming {
             return Err(refused(
                 FindingId::FileExists,

@@ -18,7 +18,7 @@ use super::{
     parts,
     state::Move,
 };
-use crate::{AgentError, blocking::blocking, ended::Asked, files::host_storage::HostStorage, hold, lock::lock};
+use crate::{AgentError, attempt::Attempt, blocking::blocking, files::host_storage::HostStorage, hold, lock::lock};
 
 impl OfflineMoves {
     /// Listens for the files. None is made before the definition is known to be one that this host takes.
@@ -26,18 +26,6 @@ impl OfflineMoves {
     /// # Errors
     /// `request.stale`, or what stands against it; nothing is left then.
     pub async fn prepare_destination(
-        self: &Arc<Self>,
-        job: JobId,
-        generation: Generation,
-        request: ReceiveOffline,
-        mounts: Vec<ShareMount>,
-        storage: HostStorage,
-    ) -> Result<OfflineReady, AgentError> {
-        let this = Arc::clone(self);
-        self.in_turn(job, async move { this.begin_to_receive(job, generation, request, mounts, storage).await }).await
-    }
-
-    async fn begin_to_receive(
         self: Arc<Self>,
         job: JobId,
         generation: Generation,
@@ -45,7 +33,7 @@ impl OfflineMoves {
         mounts: Vec<ShareMount>,
         storage: HostStorage,
     ) -> Result<OfflineReady, AgentError> {
-        let page = match self.take_up(Asked { job, generation, vm: request.vm }).await? {
+        let page = match self.take_up(Attempt { job, generation, vm: request.vm }).await? {
             Some(known) => known,
             None => {
                 let (this, wanted) = (Arc::clone(&self), request.clone());
@@ -103,13 +91,8 @@ impl OfflineMoves {
     ///
     /// # Errors
     /// Why it could not be defined: whose it is then says [`Self::abort`].
-    pub async fn define(self: &Arc<Self>, job: JobId, generation: Generation) -> Result<OfflineReport, AgentError> {
-        let this = Arc::clone(self);
-        self.in_turn(job, async move { this.name_and_define(job, generation).await }).await
-    }
-
-    async fn name_and_define(&self, job: JobId, generation: Generation) -> Result<OfflineReport, AgentError> {
-        let page = self.known(job, generation)?;
+    pub async fn define(&self, job: JobId, generation: Generation) -> Result<OfflineReport, AgentError> {
+        let page = self.table.find(job, generation)?;
         let journal = page.journal();
         let Task::Destination { request, roots, definition: Some(definition), .. } = journal.task else {
             return Err(AgentError::Carrier(format!("The definition of job {job}'s VM is not here yet")));

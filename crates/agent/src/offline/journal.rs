@@ -10,13 +10,9 @@ use ferry_core::{
 };
 use serde::{Deserialize, Serialize};
 
-use crate::{
-    AgentError,
-    files::{
-        fingerprint::FileFingerprint,
-        new_file::{FileIdentity, MadeFile},
-    },
-    records,
+use crate::files::{
+    fingerprint::FileFingerprint,
+    new_file::{FileIdentity, MadeFile},
 };
 
 /// One end's part.
@@ -152,23 +148,6 @@ impl Journal {
     /// Of an attempt that begins.
     pub(super) fn new(job: JobId, generation: Generation, task: Task) -> Self {
         Self { job, generation, task, stage: OfflineStage::Prepared, error: None, remarks: Vec::new() }
-    }
-
-    fn path(&self, folder: &Path) -> PathBuf {
-        folder.join(format!("{}.json", self.job))
-    }
-
-    pub(super) fn write(&self, folder: &Path) -> Result<(), AgentError> {
-        records::write_json(&self.path(folder), self)
-    }
-
-    pub(super) fn remove(&self, folder: &Path) -> Result<(), AgentError> {
-        records::remove(&self.path(folder))
-    }
-
-    /// Every page of a folder; damaged ones are put aside.
-    pub(super) fn read_all(folder: &Path) -> Result<Vec<Self>, AgentError> {
-        records::read_all(folder, |stem| stem.parse::<JobId>().is_ok())
     }
 }
 

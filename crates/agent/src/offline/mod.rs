@@ -19,15 +19,11 @@ mod parts;
 mod source;
 mod state;
 
-use std::{
-    collections::{BTreeMap, HashMap},
-    path::PathBuf,
-    sync::{Arc, Mutex, MutexGuard},
-};
+use std::{path::PathBuf, sync::Arc};
 
 use ferry_core::{
     api::agent::{ConfirmRequest, OfflineFile, OfflineReport, OfflineStage, Role},
-    finding::{Finding, FindingId},
+    finding::FindingId,
     id::{Generation, JobId},
 };
 use ferry_drivers::hypervisor::{Hypervisor, HypervisorError};
@@ -40,18 +36,17 @@ use self::{
 };
 use crate::{
     AgentError,
+    attempt::{
+        self, Attempt,
+        ended::Ended,
+        table::{Known, Table},
+    },
     blocking::blocking,
     config::Config,
-    ended::{Asked, Ended},
     files::{claims::Reserved, partial::PartialCopies},
     hold,
-    lock::lock,
-    records,
     refusal::refused,
 };
-
-/// Offline moves that one host takes part in at once: far above what slots allow.
-const MOVES_MAX: usize = 64;
 
 /// The offline moves.
 pub struct OfflineMoves {
@@ -59,10 +54,7 @@ pub struct OfflineMoves {
     folder: PathBuf,
     hypervisor: Arc<dyn Hypervisor>,
     partials: Arc<PartialCopies>,
-    moves: Mutex<BTreeMap<JobId, Arc<Move>>>,
-    /// Held by the request that changes a move: one at a time for each.
-    turns: Mutex<HashMap<JobId, Arc<tokio::sync::Mutex<()>>>>,
-    released: Arc<Ended>,
+    table: Table<Arc<Move>>,
 }
 
 impl OfflineMoves {
@@ -74,14 +66,12 @@ impl OfflineMoves {
         config: &Config,
         hypervisor: Arc<dyn Hypervisor>,
         partials: Arc<PartialCopies>,
-        released: Arc<Ended>,
+        ended: Arc<Ended>,
     ) -> Result<Self, AgentError> {
         let folder = config.offline_dir();
-        records::ensure_private_dir(&folder)?;
-        let mut moves = BTreeMap::new();
-        for journal in Journal::read_all(&folder)? {
+        let mut moves = Vec::new();
+        for journal in attempt::journal::read_all::<Journal>(&folder)? {
             info!(job = %journal.job, vm = %journal.task.vm(), stage = ?journal.stage, "Found an offline move again");
-            let job = journal.job;
             let found = Move::new(&folder, journal);
             if found.journal().task.role() == Role::Source {
                 found.write(|page| {
@@ -91,54 +81,20 @@ impl OfflineMoves {
                     }
                 })?;
             }
-            moves.insert(job, found);
+            moves.push(found);
         }
         Ok(Self {
             config: config.clone(),
             folder,
             hypervisor,
             partials,
-            moves: Mutex::new(moves),
-            turns: Mutex::default(),
-            released,
+            table: Table::new("offline moves", moves, ended),
         })
-    }
-
-    fn moves(&self) -> MutexGuard<'_, BTreeMap<JobId, Arc<Move>>> {
-        lock(&self.moves)
-    }
-
-    fn known(&self, job: JobId, generation: Generation) -> Result<Arc<Move>, AgentError> {
-        let known = self.moves().get(&job).cloned();
-        known.filter(|known| known.journal().generation == generation).ok_or_else(|| {
-            let message = format!("The host's agent knows no offline move of job {job}, attempt {generation}");
-            let fix = "Look at the job with `ferry job show`; restart it if it has failed";
-            AgentError::refused(404, Finding::blocks(FindingId::JobUnknown, job, message, fix))
-        })
-    }
-
-    /// Runs a request that changes a move: alone for its job, and to its end, whether or not whoever asked still waits. What
-    /// a request that nobody waits for does late would else come in the midst of the one after it.
-    async fn in_turn<T: Send + 'static>(
-        &self,
-        job: JobId,
-        request: impl Future<Output = Result<T, AgentError>> + Send + 'static,
-    ) -> Result<T, AgentError> {
-        let turn = {
-            let mut turns = lock(&self.turns);
-            turns.retain(|_, turn| Arc::strong_count(turn) > 1);
-            Arc::clone(turns.entry(job).or_default())
-        };
-        let done = tokio::spawn(async move {
-            let _turn = turn.lock_owned().await;
-            request.await
-        });
-        done.await.unwrap_or_else(|error| Err(AgentError::Carrier(error.to_string())))
     }
 
     /// Room that files which come will still take.
     pub(crate) fn reserved(&self) -> Vec<Reserved> {
-        let journals: Vec<Journal> = self.moves().values().map(|known| known.journal()).collect();
+        let journals: Vec<Journal> = self.table.all().iter().map(|known| known.journal()).collect();
         let mut reserved = Vec::new();
         for Journal { job, task, stage, .. } in journals {
             if let Task::Destination { request, incoming_files, .. } = task
@@ -159,29 +115,22 @@ impl OfflineMoves {
     }
 
     /// What is known of the attempt; an older one of the job is taken back. `None`: it is new.
-    async fn take_up(&self, asked: Asked) -> Result<Option<Arc<Move>>, AgentError> {
-        let (known, generation) = (self.moves().get(&asked.job).cloned(), asked.generation);
-        let newest = known.as_ref().map(|known| known.journal());
-        self.released.admit(asked, newest.map(|newest| (newest.generation, newest.task.vm())))?;
-        match known {
-            Some(known) if known.journal().generation == generation => Ok(Some(known)),
-            Some(older) => {
+    async fn take_up(&self, asked: Attempt) -> Result<Option<Arc<Move>>, AgentError> {
+        match self.table.admit(asked)? {
+            Known::Nothing => Ok(None),
+            Known::Same(known) => Ok(Some(known)),
+            Known::Older(older) => {
                 self.forget(&older).await?;
                 Ok(None)
             }
-            None if self.moves().len() >= MOVES_MAX => {
-                Err(AgentError::Carrier(format!("This host takes part in {MOVES_MAX} offline moves already")))
-            }
-            None => Ok(None),
         }
     }
 
     /// Writes an attempt down that is new. Nothing was changed for it before.
     fn put(&self, journal: Journal) -> Result<Arc<Move>, AgentError> {
-        journal.write(&self.folder)?;
-        let job = journal.job;
+        attempt::journal::write(&self.folder, journal.job, &journal)?;
         let page = Move::new(&self.folder, journal);
-        self.moves().insert(job, Arc::clone(&page));
+        self.table.put(Arc::clone(&page));
         Ok(page)
     }
 
@@ -196,7 +145,7 @@ impl OfflineMoves {
         after: u64,
         wait: std::time::Duration,
     ) -> Result<OfflineReport, AgentError> {
-        let page = self.known(job, generation)?;
+        let page = self.table.find(job, generation)?;
         let mut known = page.known.subscribe();
         let _ = tokio::time::timeout(wait, known.wait_for(|known| known.sequence > after)).await;
         Ok(page.report())
@@ -206,13 +155,8 @@ impl OfflineMoves {
     ///
     /// # Errors
     /// `job.past-pivot` when the VM is defined at the destination; the hypervisor's, when nobody knows.
-    pub async fn abort(self: &Arc<Self>, job: JobId, generation: Generation) -> Result<OfflineReport, AgentError> {
-        let this = Arc::clone(self);
-        self.in_turn(job, async move { this.end_unless_here(job, generation).await }).await
-    }
-
-    async fn end_unless_here(&self, job: JobId, generation: Generation) -> Result<OfflineReport, AgentError> {
-        let page = self.known(job, generation)?;
+    pub async fn abort(&self, job: JobId, generation: Generation) -> Result<OfflineReport, AgentError> {
+        let page = self.table.find(job, generation)?;
         if self.is_here(&page).await? {
             // It was defined by a request whose answer was lost, or that was taken for failed.
             page.write(|journal| {
@@ -257,22 +201,12 @@ impl OfflineMoves {
     /// The hypervisor's, the file system's; `vm.running` if the VM runs at the source in spite of everything; `vm.unknown`
     /// if the destination does not have it any more.
     pub async fn confirm(
-        self: &Arc<Self>,
-        job: JobId,
-        generation: Generation,
-        request: ConfirmRequest,
-    ) -> Result<OfflineReport, AgentError> {
-        let this = Arc::clone(self);
-        self.in_turn(job, async move { this.make_final(job, generation, request).await }).await
-    }
-
-    async fn make_final(
         self: Arc<Self>,
         job: JobId,
         generation: Generation,
         request: ConfirmRequest,
     ) -> Result<OfflineReport, AgentError> {
-        let page = self.known(job, generation)?;
+        let page = self.table.find(job, generation)?;
         let journal = page.journal();
         if journal.stage == OfflineStage::Confirmed {
             return Ok(page.report());
@@ -308,15 +242,11 @@ impl OfflineMoves {
     ///
     /// # Errors
     /// When something cannot be taken back.
-    pub async fn release(self: &Arc<Self>, job: JobId, generation: Generation) -> Result<(), AgentError> {
-        let this = Arc::clone(self);
-        self.in_turn(job, async move {
-            if let Ok(known) = this.known(job, generation) {
-                this.forget(&known).await?;
-            }
-            this.released.remember(job, generation)
-        })
-        .await
+    pub async fn release(&self, job: JobId, generation: Generation) -> Result<(), AgentError> {
+        if let Ok(known) = self.table.find(job, generation) {
+            self.forget(&known).await?;
+        }
+        self.table.end(job, generation)
     }
 
     async fn forget(&self, page: &Arc<Move>) -> Result<(), AgentError> {
@@ -342,8 +272,8 @@ impl OfflineMoves {
             }
             Task::Destination { .. } => {}
         }
-        page.journal().remove(&self.folder)?;
-        self.moves().remove(&journal.job);
+        attempt::journal::remove(&self.folder, journal.job)?;
+        self.table.remove(journal.job);
         Ok(())
     }
 }

@@ -21,8 +21,8 @@ use super::{
 };
 use crate::{
     AgentError,
+    attempt::Attempt,
     blocking::blocking,
-    ended::Asked,
     files::{self, fingerprint::FileFingerprint, host_storage::HostStorage},
     hold,
     live::translation,
@@ -36,18 +36,6 @@ impl OfflineMoves {
     /// # Errors
     /// `vm.running`, `request.stale`, or what stands against it; nothing is changed then.
     pub async fn prepare_source(
-        self: &Arc<Self>,
-        job: JobId,
-        generation: Generation,
-        request: SendOffline,
-        mounts: Vec<ShareMount>,
-        storage: HostStorage,
-    ) -> Result<OfflineReport, AgentError> {
-        let this = Arc::clone(self);
-        self.in_turn(job, async move { this.begin_to_send(job, generation, request, mounts, storage).await }).await
-    }
-
-    async fn begin_to_send(
         self: Arc<Self>,
         job: JobId,
         generation: Generation,
@@ -55,7 +43,7 @@ impl OfflineMoves {
         mounts: Vec<ShareMount>,
         storage: HostStorage,
     ) -> Result<OfflineReport, AgentError> {
-        let page = match self.take_up(Asked { job, generation, vm: request.vm }).await? {
+        let page = match self.take_up(Attempt { job, generation, vm: request.vm }).await? {
             Some(known) => known,
             None => {
                 let this = Arc::clone(&self);
@@ -126,13 +114,8 @@ impl OfflineMoves {
     ///
     /// # Errors
     /// When the attempt is not known.
-    pub async fn perform(self: &Arc<Self>, job: JobId, generation: Generation) -> Result<OfflineReport, AgentError> {
-        let this = Arc::clone(self);
-        self.in_turn(job, async move { this.begin_to_copy(job, generation) }).await
-    }
-
-    fn begin_to_copy(self: &Arc<Self>, job: JobId, generation: Generation) -> Result<OfflineReport, AgentError> {
-        let page = self.known(job, generation)?;
+    pub fn perform(self: &Arc<Self>, job: JobId, generation: Generation) -> Result<OfflineReport, AgentError> {
+        let page = self.table.find(job, generation)?;
         if page.journal().stage == OfflineStage::Prepared && page.journal().task.role() == Role::Source {
             page.write(|journal| journal.stage = OfflineStage::Copying)?;
             let (this, copied) = (Arc::clone(self), Arc::clone(&page));

@@ -14,7 +14,11 @@ use ferry_drivers::file;
 use tokio::{sync::watch, task::JoinHandle};
 
 use super::journal::{Journal, Task};
-use crate::{AgentError, lock::lock};
+use crate::{
+    AgentError,
+    attempt::{self, Attempt, table::Entry},
+    lock::lock,
+};
 
 /// How far files are; not written down.
 #[derive(Clone, Debug, Default)]
@@ -35,6 +39,13 @@ pub(super) struct Move {
     pub(super) address: Mutex<Option<String>>,
     /// Destination: no file is made for it any more.
     pub(super) ended: Mutex<bool>,
+}
+
+impl Entry for Arc<Move> {
+    fn attempt(&self) -> Attempt {
+        let journal = lock(&self.journal);
+        Attempt { job: journal.job, generation: journal.generation, vm: journal.task.vm() }
+    }
 }
 
 impl Move {
@@ -70,7 +81,7 @@ impl Move {
         let mut changed = journal.clone();
         change(&mut changed);
         if changed != *journal {
-            changed.write(&self.folder)?;
+            attempt::journal::write(&self.folder, changed.job, &changed)?;
             *journal = changed;
             drop(journal);
             self.tell(|_| {});

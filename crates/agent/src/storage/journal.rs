@@ -1,6 +1,6 @@
 //! What is written down of a storage move before it happens, so that a restarted agent goes on with it.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use ferry_core::{
     api::agent::{PrepareStorage, StorageStage},
@@ -10,11 +10,7 @@ use ferry_core::{
 };
 use serde::{Deserialize, Serialize};
 
-use crate::{
-    AgentError,
-    files::new_file::{FileIdentity, MadeFile},
-    records,
-};
+use crate::files::new_file::{FileIdentity, MadeFile};
 
 /// One disk: its files on this host.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -72,10 +68,6 @@ pub(super) struct Journal {
 }
 
 impl Journal {
-    fn path(folder: &Path, job: JobId) -> PathBuf {
-        folder.join(format!("{job}.json"))
-    }
-
     /// What the new file of a disk is called until it is whole: a name that nobody else takes, so that what an agent that
     /// died left behind is known to be its own.
     pub(super) fn making(&self, disk: usize) -> PathBuf {
@@ -87,20 +79,6 @@ impl Journal {
     pub(super) fn made(&self, disk: usize) -> MadeFile<'_> {
         let (Disk { to, identity, .. }, format) = (&self.disks[disk], self.request.disks[disk].format);
         MadeFile { path: to, identity: *identity, format, virtual_size: ByteCount(0) }
-    }
-
-    /// On the disk when it returns.
-    pub(super) fn write(&self, folder: &Path) -> Result<(), AgentError> {
-        records::write_json(&Self::path(folder, self.job), self)
-    }
-
-    pub(super) fn remove(&self, folder: &Path) -> Result<(), AgentError> {
-        records::remove(&Self::path(folder, self.job))
-    }
-
-    /// Every journal there is; damaged ones are put aside.
-    pub(super) fn read_all(folder: &Path) -> Result<Vec<Self>, AgentError> {
-        records::read_all(folder, |stem| stem.parse::<JobId>().is_ok())
     }
 }
 

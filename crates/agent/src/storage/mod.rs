@@ -13,20 +13,14 @@ mod journal;
 mod new_files;
 mod old_files;
 mod run;
-mod turns;
 
-use std::{
-    collections::BTreeMap,
-    path::PathBuf,
-    sync::{Arc, Mutex, MutexGuard},
-    time::Duration,
-};
+use std::{path::PathBuf, sync::Arc, time::Duration};
 
 use ferry_core::{
     api::agent::{ConfirmStorage, PrepareStorage, StorageReport, StorageStage},
     error::chain,
     files::{DiskMove, DiskProgress, DiskStage, cleanup::Cleanup},
-    finding::{Finding, FindingId},
+    finding::FindingId,
     id::{Generation, JobId},
     location::Location,
     units::ByteCount,
@@ -41,21 +35,19 @@ use self::{
     new_files::settled,
     old_files::keep_definition,
     run::Move,
-    turns::Turns,
 };
 use crate::{
     AgentError,
+    attempt::{
+        self, Attempt,
+        ended::Ended,
+        table::{Known, Table},
+    },
     config::Config,
-    ended::{Asked, Ended},
     failpoint::made_to_fail,
     files::{claims::Reserved, host_storage::HostStorage},
-    lock::lock,
-    records,
     refusal::refused,
 };
-
-/// Storage moves that one host takes part in at once: a bound on threads, far above what slots allow.
-const MOVES_MAX: usize = 64;
 
 /// Disks of one move: more than a VM has.
 const DISKS_MAX: usize = 64;
@@ -67,9 +59,7 @@ const END_WITHIN: Duration = Duration::from_secs(20);
 pub struct StorageMoves {
     folder: PathBuf,
     hypervisor: Arc<dyn Hypervisor>,
-    moves: Mutex<BTreeMap<JobId, Arc<Move>>>,
-    turns: Turns,
-    ended: Arc<Ended>,
+    table: Table<Arc<Move>>,
 }
 
 impl StorageMoves {
@@ -83,39 +73,18 @@ impl StorageMoves {
         ended: Arc<Ended>,
     ) -> Result<Self, AgentError> {
         let folder = config.storage_dir();
-        records::ensure_private_dir(&folder)?;
-        let mut moves = BTreeMap::new();
-        for journal in Journal::read_all(&folder)? {
+        let mut moves = Vec::new();
+        for journal in attempt::journal::read_all::<Journal>(&folder)? {
             let is_open = matches!(journal.stage, StorageStage::Copying | StorageStage::Switching);
             let goes_on = is_open || (journal.stage == StorageStage::Prepared && journal.wish != Wish::GoOn);
             info!(job = %journal.job, vm = %journal.request.vm, goes_on, "Found a storage move again");
-            let job = journal.job;
             let found = Move::new(&folder, Arc::clone(&hypervisor), journal);
             if goes_on {
                 found.start().map_err(|error| AgentError::Carrier(error.to_string()))?;
             }
-            moves.insert(job, found);
+            moves.push(found);
         }
-        Ok(Self { folder, hypervisor, moves: Mutex::new(moves), turns: Turns::default(), ended })
-    }
-
-    fn moves(&self) -> MutexGuard<'_, BTreeMap<JobId, Arc<Move>>> {
-        lock(&self.moves)
-    }
-
-    fn known(&self, job: JobId, generation: Generation) -> Result<Arc<Move>, AgentError> {
-        let known = self.moves().get(&job).cloned();
-        known.filter(|known| known.journal().generation == generation).ok_or_else(|| {
-            AgentError::refused(
-                404,
-                Finding::blocks(
-                    FindingId::JobUnknown,
-                    job,
-                    format!("The host's agent knows no storage move of job {job}, attempt {generation}"),
-                    "Look at the job with `ferry job show`; restart it if it has failed",
-                ),
-            )
-        })
+        Ok(Self { folder, hypervisor, table: Table::new("storage moves", moves, ended) })
     }
 
     /// Makes the new files. Blocks. Repeating it is safe.
@@ -129,23 +98,19 @@ impl StorageMoves {
         request: PrepareStorage,
         storage: &HostStorage,
     ) -> Result<StorageReport, AgentError> {
-        let _turn = self.turns.take(job)?;
         made_to_fail("agent-prepare-storage")?;
-        let known = self.moves().get(&job).cloned();
-        let newest = known.as_ref().map(|known| known.journal());
-        let newest = newest.map(|newest| (newest.generation, newest.request.vm));
-        self.ended.admit(Asked { job, generation, vm: request.vm }, newest)?;
-        if let Some(known) = known {
-            if known.journal().generation == generation {
+        match self.table.admit(Attempt { job, generation, vm: request.vm })? {
+            Known::Same(known) => {
                 if known.report().stage == StorageStage::Prepared {
                     self.make_all_files(&known)?;
                 }
                 return Ok(known.report());
             }
-            self.forget(&known)?;
+            Known::Older(older) => self.forget(&older)?,
+            Known::Nothing => {}
         }
-        if self.moves().len() >= MOVES_MAX || request.disks.len() > DISKS_MAX {
-            return Err(AgentError::Carrier(format!("This host moves {MOVES_MAX} VMs' storage already")));
+        if request.disks.len() > DISKS_MAX {
+            return Err(AgentError::Carrier(format!("No VM has more than {DISKS_MAX} disks")));
         }
         let disks = checked(&*self.hypervisor, &request, storage)?;
         let journal = Journal {
@@ -158,9 +123,9 @@ impl StorageMoves {
             wish: Wish::GoOn,
             findings: Vec::new(),
         };
-        journal.write(&self.folder)?;
+        attempt::journal::write(&self.folder, job, &journal)?;
         let prepared = Move::new(&self.folder, Arc::clone(&self.hypervisor), journal);
-        self.moves().insert(job, Arc::clone(&prepared));
+        self.table.put(Arc::clone(&prepared));
         self.make_all_files(&prepared)?;
         made_to_fail("agent-prepared-storage")?;
         Ok(prepared.report())
@@ -168,7 +133,6 @@ impl StorageMoves {
 
     /// Room that copies which go on will still take. Blocks for a bounded time.
     pub(crate) fn reserved(&self) -> Vec<Reserved> {
-        let known: Vec<Arc<Move>> = self.moves().values().cloned().collect();
         let of_one = |known: &Arc<Move>| -> Vec<Reserved> {
             let (journal, report) = (known.journal(), known.report());
             let takes = matches!(journal.stage, StorageStage::Prepared | StorageStage::Copying);
@@ -184,7 +148,7 @@ impl StorageMoves {
             };
             coming.map(one).collect()
         };
-        known.iter().flat_map(of_one).collect()
+        self.table.all().iter().flat_map(of_one).collect()
     }
 
     /// Makes those of the new files that are not made yet. After an error it is forgotten; if it cannot be, it stays known
@@ -212,8 +176,7 @@ impl StorageMoves {
     /// # Errors
     /// When the attempt is not known.
     pub fn perform(&self, job: JobId, generation: Generation) -> Result<StorageReport, AgentError> {
-        let _turn = self.turns.take(job)?;
-        let known = self.known(job, generation)?;
+        let known = self.table.find(job, generation)?;
         known.start().map_err(|error| AgentError::Carrier(error.to_string()))?;
         Ok(known.report())
     }
@@ -223,7 +186,7 @@ impl StorageMoves {
     /// # Errors
     /// When the attempt is not known.
     pub fn watch(&self, job: JobId, generation: Generation) -> Result<watch::Receiver<StorageReport>, AgentError> {
-        Ok(self.known(job, generation)?.watch())
+        Ok(self.table.find(job, generation)?.watch())
     }
 
     /// Ends it before the first disk is switched over. Blocks.
@@ -231,8 +194,7 @@ impl StorageMoves {
     /// # Errors
     /// `job.past-pivot`; when libvirt does not end the copies.
     pub fn abort(&self, job: JobId, generation: Generation) -> Result<StorageReport, AgentError> {
-        let _turn = self.turns.take(job)?;
-        let known = self.known(job, generation)?;
+        let known = self.table.find(job, generation)?;
         let is_early = |stage| matches!(stage, StorageStage::Prepared | StorageStage::Copying);
         if is_early(known.report().stage) && !known.end(Wish::End, END_WITHIN)? && is_early(known.report().stage) {
             return Err(AgentError::Carrier(format!("The storage move of job {job} does not end")));
@@ -268,8 +230,7 @@ impl StorageMoves {
         generation: Generation,
         request: ConfirmStorage,
     ) -> Result<StorageReport, AgentError> {
-        let _turn = self.turns.take(job)?;
-        let known = self.known(job, generation)?;
+        let known = self.table.find(job, generation)?;
         match known.report().stage {
             StorageStage::Confirmed => return Ok(known.report()),
             StorageStage::Moved => {}
@@ -298,11 +259,10 @@ impl StorageMoves {
     /// # Errors
     /// When its copies cannot be ended or its files not be removed.
     pub fn release(&self, job: JobId, generation: Generation) -> Result<(), AgentError> {
-        let _turn = self.turns.take(job)?;
-        if let Ok(known) = self.known(job, generation) {
+        if let Ok(known) = self.table.find(job, generation) {
             self.forget(&known)?;
         }
-        self.ended.remember(job, generation)
+        self.table.end(job, generation)
     }
 
     fn forget(&self, known: &Move) -> Result<(), AgentError> {
@@ -329,8 +289,8 @@ impl StorageMoves {
                 }
             }
         }
-        journal.remove(&self.folder)?;
-        self.moves().remove(&journal.job);
+        attempt::journal::remove(&self.folder, journal.job)?;
+        self.table.remove(journal.job);
         Ok(())
     }
 }

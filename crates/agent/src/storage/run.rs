@@ -25,7 +25,10 @@ use tokio::sync::watch;
 use tracing::{info, warn};
 
 use super::journal::{Journal, Wish};
-use crate::lock::lock;
+use crate::{
+    attempt::{self, Attempt, table::Entry},
+    lock::lock,
+};
 
 /// How often disks are looked at.
 const LOOK_EVERY: Duration = Duration::from_millis(100);
@@ -87,6 +90,13 @@ impl From<HypervisorError> for Trouble {
     }
 }
 
+impl Entry for Arc<Move> {
+    fn attempt(&self) -> Attempt {
+        let page = self.page();
+        Attempt { job: page.job, generation: page.generation, vm: page.request.vm }
+    }
+}
+
 impl Move {
     pub(super) fn new(folder: &Path, hypervisor: Arc<dyn Hypervisor>, journal: Journal) -> Arc<Self> {
         let disks = journal.disks.iter().map(|disk| DiskProgress {
@@ -136,7 +146,7 @@ impl Move {
             let mut changed = page.clone();
             change(&mut changed);
             if *page != changed {
-                changed.write(&self.folder)?;
+                attempt::journal::write(&self.folder, changed.job, &changed)?;
                 *page = changed;
             }
             (page.stage, page.error.clone(), page.findings.clone())

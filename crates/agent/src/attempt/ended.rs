@@ -9,9 +9,10 @@ use std::{
 
 use ferry_core::{
     finding::FindingId,
-    id::{Generation, JobId, VmId},
+    id::{Generation, JobId},
 };
 
+use super::Attempt;
 use crate::{
     AgentError,
     config::Config,
@@ -48,7 +49,7 @@ impl Ended {
     ///
     /// # Errors
     /// `request.stale`, `job.open`.
-    pub(crate) fn admit(&self, asked: Asked, known: Option<(Generation, VmId)>) -> Result<(), AgentError> {
+    pub(crate) fn admit(&self, asked: Attempt, known: Option<Attempt>) -> Result<(), AgentError> {
         let ended = self.attempts().get(&asked.job).copied();
         admit(asked, known, ended)
     }
@@ -71,22 +72,14 @@ impl Ended {
     }
 }
 
-/// A request to begin an attempt.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Asked {
-    pub(crate) job: JobId,
-    pub(crate) generation: Generation,
-    pub(crate) vm: VmId,
-}
-
-fn admit(asked: Asked, known: Option<(Generation, VmId)>, ended: Option<Generation>) -> Result<(), AgentError> {
-    let Asked { job, generation, vm } = asked;
+fn admit(asked: Attempt, known: Option<Attempt>, ended: Option<Generation>) -> Result<(), AgentError> {
+    let Attempt { job, generation, vm } = asked;
     if let Some(ended) = ended.filter(|ended| *ended >= generation) {
         return Err(stale(job, generation, ended));
     }
     match known {
         // Numbers began again. What this host has of the other VM may be the only copy of it.
-        Some((_, other)) if other != vm => Err(refused(
+        Some(Attempt { vm: other, .. }) if other != vm => Err(refused(
             FindingId::JobOpen,
             job,
             format!(
@@ -97,13 +90,14 @@ fn admit(asked: Asked, known: Option<(Generation, VmId)>, ended: Option<Generati
                 "Ask for the move again: the next job has another number. See where VM {other} is with `ferry vm list`"
             ),
         )),
-        Some((known, _)) if known > generation => Err(stale(job, generation, known)),
+        Some(known) if known.generation > generation => Err(stale(job, generation, known.generation)),
         Some(_) | None => Ok(()),
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use ferry_core::id::VmId;
     use uuid::Uuid;
 
     use super::*;
@@ -126,7 +120,7 @@ mod tests {
     #[test]
     fn an_attempt_is_taken_up_if_it_is_the_newest_and_of_the_same_vm() {
         let (one, other) = (VmId(Uuid::from_u128(1)), VmId(Uuid::from_u128(2)));
-        let asked = Asked { job: JobId(7), generation: Generation(5), vm: one };
+        let asked = Attempt { job: JobId(7), generation: Generation(5), vm: one };
         let stale = Some(FindingId::RequestStale);
         for (row, known, ended, expected) in [
             ("it is new", None, None, None),
@@ -137,7 +131,7 @@ mod tests {
             ("an older one was released", None, Some(4), None),
             ("the number was another VM's", Some((4, other)), None, Some(FindingId::JobOpen)),
         ] {
-            let known = known.map(|(generation, vm)| (Generation(generation), vm));
+            let known = known.map(|(generation, vm)| Attempt { job: JobId(7), generation: Generation(generation), vm });
             assert_eq!(told(admit(asked, known, ended.map(Generation))), expected, "{row}");
         }
     }
@@ -155,7 +149,7 @@ mod tests {
         ended.remember(JobId(1), Generation(9_000)).expect("kept");
         let ended = Ended::load(&config).expect("read");
         let is_ended = |job, generation| {
-            told(ended.admit(Asked { job: JobId(job), generation: Generation(generation), vm }, None)).is_some()
+            told(ended.admit(Attempt { job: JobId(job), generation: Generation(generation), vm }, None)).is_some()
         };
         assert!(is_ended(1, 10_000) && !is_ended(1, 10_001));
         assert!(is_ended(1001, 1) && !is_ended(1000, 0));

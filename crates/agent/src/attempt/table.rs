@@ -1,0 +1,180 @@
+//! The attempts of one kind that this host has a part in.
+
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, Mutex},
+};
+
+use ferry_core::{
+    finding::{Finding, FindingId},
+    id::{Generation, JobId},
+};
+
+use super::{Attempt, ended::Ended};
+use crate::{AgentError, lock::lock, refusal::stale};
+
+/// Attempts of one kind at once: a bound on processes and threads, far above what slots allow.
+const ATTEMPTS_MAX: usize = 64;
+
+/// What a table holds of an attempt: cheap to clone.
+pub(crate) trait Entry: Clone {
+    /// Whose it is.
+    fn attempt(&self) -> Attempt;
+}
+
+/// The newest attempt of each job.
+pub(crate) struct Table<E> {
+    /// What the attempts are called: `storage moves`.
+    kind: &'static str,
+    entries: Mutex<BTreeMap<JobId, E>>,
+    ended: Arc<Ended>,
+}
+
+/// What is known of a job of which an attempt was asked for.
+pub(crate) enum Known<E> {
+    /// Nothing: the attempt is new.
+    Nothing,
+    /// The request is repeated.
+    Same(E),
+    /// An attempt whose end was never asked for: it is undone first.
+    Older(E),
+}
+
+impl<E: Entry> Table<E> {
+    /// Of what was written down.
+    pub(crate) fn new(kind: &'static str, entries: impl IntoIterator<Item = E>, ended: Arc<Ended>) -> Self {
+        let entries = entries.into_iter().map(|entry| (entry.attempt().job, entry)).collect();
+        Self { kind, entries: Mutex::new(entries), ended }
+    }
+
+    /// All of them.
+    pub(crate) fn all(&self) -> Vec<E> {
+        lock(&self.entries).values().cloned().collect()
+    }
+
+    /// That of a job.
+    pub(crate) fn get(&self, job: JobId) -> Option<E> {
+        lock(&self.entries).get(&job).cloned()
+    }
+
+    /// An attempt that a request is about.
+    ///
+    /// # Errors
+    /// `request.stale` if a newer one is known; `job.unknown` (404) if this one is not.
+    pub(crate) fn find(&self, job: JobId, generation: Generation) -> Result<E, AgentError> {
+        match self.get(job).map(|known| (known.attempt().generation, known)) {
+            Some((known, entry)) if known == generation => Ok(entry),
+            Some((newer, _)) if newer > generation => Err(stale(job, generation, newer)),
+            Some(_) | None => {
+                let message = format!("This host takes no part in attempt {generation} of job {job} ({})", self.kind);
+                let fix = "Look at the job with `ferry job show`; restart it if it has failed";
+                Err(AgentError::refused(404, Finding::blocks(FindingId::JobUnknown, job, message, fix)))
+            }
+        }
+    }
+
+    /// Whether an attempt may be taken up, and what is known of its job.
+    ///
+    /// # Errors
+    /// `request.stale`, `job.open`; when it were one attempt too many.
+    pub(crate) fn admit(&self, asked: Attempt) -> Result<Known<E>, AgentError> {
+        let known = self.get(asked.job);
+        self.ended.admit(asked, known.as_ref().map(Entry::attempt))?;
+        match known {
+            Some(known) if known.attempt().generation == asked.generation => Ok(Known::Same(known)),
+            Some(older) => Ok(Known::Older(older)),
+            None if lock(&self.entries).len() >= ATTEMPTS_MAX => {
+                Err(AgentError::Carrier(format!("This host takes part in {ATTEMPTS_MAX} {} already", self.kind)))
+            }
+            None => Ok(Known::Nothing),
+        }
+    }
+
+    /// Puts an attempt in, or what has become of it.
+    pub(crate) fn put(&self, entry: E) {
+        let job = entry.attempt().job;
+        lock(&self.entries).insert(job, entry);
+    }
+
+    /// Forgets the attempt of a job.
+    pub(crate) fn remove(&self, job: JobId) {
+        lock(&self.entries).remove(&job);
+    }
+
+    /// Remembers that an attempt was released, known or not: a request of it may still be under way.
+    ///
+    /// # Errors
+    /// When it is not on disk afterwards.
+    pub(crate) fn end(&self, job: JobId, generation: Generation) -> Result<(), AgentError> {
+        self.ended.remember(job, generation)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use ferry_core::id::VmId;
+    use uuid::Uuid;
+
+    use super::*;
+    use crate::config::Config;
+
+    impl Entry for Attempt {
+        fn attempt(&self) -> Attempt {
+            *self
+        }
+    }
+
+    fn attempt(job: u64, generation: u64) -> Attempt {
+        Attempt { job: JobId(job), generation: Generation(generation), vm: VmId(Uuid::nil()) }
+    }
+
+    fn table() -> (tempfile::TempDir, Table<Attempt>) {
+        let folder = tempfile::tempdir().expect("a folder");
+        let mut config = Config::new("127.0.0.1:1".parse().expect("an address"));
+        config.state_dir = folder.path().to_owned();
+        let ended = Arc::new(Ended::load(&config).expect("empty"));
+        (folder, Table::new("moves", [attempt(7, 5)], ended))
+    }
+
+    fn refusal<T>(answer: Result<T, AgentError>) -> Option<(u16, FindingId)> {
+        match answer {
+            Ok(_) => None,
+            Err(AgentError::Refused { status, finding }) => Some((status, finding.id)),
+            Err(error) => panic!("{error}"),
+        }
+    }
+
+    #[test]
+    fn a_request_is_about_the_newest_attempt_or_none() {
+        let (_folder, table) = table();
+        for (row, job, generation, expected) in [
+            ("it is known", 7, 5, None),
+            ("a newer one is known", 7, 4, Some((409, FindingId::RequestStale))),
+            ("only an older one is", 7, 6, Some((404, FindingId::JobUnknown))),
+            ("nothing is", 8, 5, Some((404, FindingId::JobUnknown))),
+        ] {
+            assert_eq!(refusal(table.find(JobId(job), Generation(generation))), expected, "{row}");
+        }
+    }
+
+    #[test]
+    fn an_older_attempt_is_given_to_be_undone_and_a_released_one_is_not_taken_up() {
+        let (_folder, table) = table();
+        assert!(matches!(table.admit(attempt(7, 5)), Ok(Known::Same(_))));
+        assert!(matches!(table.admit(attempt(7, 6)), Ok(Known::Older(older)) if older.generation == Generation(5)));
+        assert!(matches!(table.admit(attempt(8, 1)), Ok(Known::Nothing)));
+        assert_eq!(refusal(table.admit(attempt(7, 4))), Some((409, FindingId::RequestStale)));
+        table.remove(JobId(7));
+        table.end(JobId(7), Generation(5)).expect("kept");
+        assert_eq!(refusal(table.admit(attempt(7, 5))), Some((409, FindingId::RequestStale)));
+        assert!(matches!(table.admit(attempt(7, 6)), Ok(Known::Nothing)));
+    }
+
+    #[test]
+    fn no_more_attempts_are_taken_up_than_the_host_can_bear() {
+        let (_folder, table) = table();
+        (0..ATTEMPTS_MAX as u64).for_each(|job| table.put(attempt(100 + job, 1)));
+        assert!(table.admit(attempt(99, 1)).is_err());
+        assert!(matches!(table.admit(attempt(100, 1)), Ok(Known::Same(_))), "one that is known goes on");
+    }
+}
