@@ -52,7 +52,7 @@ pub struct Side<'a> {
     pub shares: &'a [AttachedShare],
 }
 
-/// Everything that [`live`] judges.
+/// Everything that [`live`](super::live) judges.
 #[derive(Clone, Debug)]
 pub struct LiveFacts<'a> {
     /// The VM, as the source has it.
