@@ -7,9 +7,8 @@ use clap::{CommandFactory as _, Parser, Subcommand};
 use ferry_agent::{
     Agent,
     config::{Config, DEFAULT_PATH},
-    http,
+    http::{self, metrics},
     live::{Launcher, carrier},
-    metrics,
     notify::{self, Standing},
     setup,
 };

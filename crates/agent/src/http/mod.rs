@@ -2,6 +2,7 @@
 
 mod answer;
 mod host;
+pub mod metrics;
 mod moves;
 mod places;
 
@@ -38,7 +39,7 @@ use self::{
     },
 };
 use crate::{
-    Agent, metrics,
+    Agent,
     tls::{Caller, PinAcceptor},
 };
 

@@ -56,7 +56,7 @@ fn the_dashboard_shows_what_there_is() {
         let kvm1 = lab.host("kvm1").await;
         lab.add(&kvm1).await.expect("added");
         let mut known = scrape(lab).await.names;
-        known.extend(Scraped::read(&ferry_agent::metrics::text(kvm1.agent())).names);
+        known.extend(Scraped::read(&ferry_agent::http::metrics::text(kvm1.agent())).names);
         let texts = [include_str!("../../../../docs/grafana/ferry.json"), include_str!("../../../../docs/metrics.md")];
         for text in texts {
             let mut shown = 0;
@@ -80,12 +80,12 @@ fn an_agent_tells_of_its_host() {
     in_lab(async |lab| {
         let (kvm1, _kvm2, _vm) = lab.two_hosts().await;
         wait_for("the VM is counted", async || {
-            let now = Scraped::read(&ferry_agent::metrics::text(kvm1.agent()));
+            let now = Scraped::read(&ferry_agent::http::metrics::text(kvm1.agent()));
             now.value("ferry_agent_vms{state=\"running\"}") == 1.0
                 && now.value("ferry_agent_shares{state=\"ok\"}") == 1.0
         })
         .await;
-        let now = Scraped::read(&ferry_agent::metrics::text(kvm1.agent()));
+        let now = Scraped::read(&ferry_agent::http::metrics::text(kvm1.agent()));
         assert_eq!(now.value("ferry_agent_libvirt_reachable"), 1.0);
         let observed = now.sum("ferry_agent_http_requests_total", "route=\"/v1/observe\",status=\"200\"");
         assert!(observed > 0.0, "{now:?}");
