@@ -33,7 +33,7 @@ where
     tell(stream, outcome).await
 }
 
-/// Compares a file of `length` bytes, which is not written to, with one that [`send_same`] sends. Ok promises that it holds
+/// Compares a file of `length` bytes, which is not written to, with one that [`send_same`](super::send_same) sends. Ok promises that it holds
 /// the source's bytes and is on disk.
 ///
 /// # Errors

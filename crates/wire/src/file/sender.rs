@@ -32,7 +32,7 @@ where
     give(stream, file, meter, Differing::Sent).await
 }
 
-/// Compares a file with one that the destination has and that stays as it is; the destination calls [`compare`]. Ok
+/// Compares a file with one that the destination has and that stays as it is; the destination calls [`compare`](super::compare). Ok
 /// promises that both hold the same bytes.
 ///
 /// # Errors

@@ -39,7 +39,7 @@ impl Volume {
 }
 
 /// The definition with every volume that `place` knows named by what it is, and all else as it was: the names of pools
-/// mean nothing to another host. What is on the network has no form of its own; it becomes what [`parse`] tells it by.
+/// mean nothing to another host. What is on the network has no form of its own; it becomes what [`parse`](super::facts::parse) tells it by.
 pub fn resolved(xml: &str, mut place: impl FnMut(&str, &str) -> Option<Volume>) -> String {
     // Most definitions name none, and whether this is a definition says whoever reads it.
     let document = match xml.contains("volume") {
