@@ -263,3 +263,20 @@ fn messages_of_logs_begin_as_sentences() {
         none(&hits, "a message of a log is a sentence without a full stop; what varies is in fields");
     }
 }
+
+#[test]
+fn every_file_that_the_page_of_the_architecture_names_is_there() {
+    let page = fs::read_to_string(root().join("ARCHITECTURE.md")).expect("the page");
+    let names: BTreeSet<&str> =
+        page.split('`').skip(1).step_by(2).filter(|name| name.contains('/') && name.ends_with(".rs")).collect();
+    assert!(names.len() > 30, "the page names few files: is it read rightly? {names:?}");
+    let missing: Vec<&&str> = names
+        .iter()
+        .filter(|name| {
+            let in_a_crate =
+                name.split_once('/').map(|(name, path)| root().join("crates").join(name).join("src").join(path));
+            !root().join(name).is_file() && !in_a_crate.is_some_and(|path| path.is_file())
+        })
+        .collect();
+    assert!(missing.is_empty(), "ARCHITECTURE.md names files that are not there: {missing:?}");
+}
