@@ -87,6 +87,12 @@ fn a_request_with_a_key_is_done_once() {
         let (status, refusal) = answer(refused()).await;
         assert_eq!(status, 400, "{refusal}");
         assert_eq!(answer(refused()).await, (400, refusal), "a refusal too");
+        for (row, body, expected) in [("a wrong type", "{\"name\":{},\"unc\":\"x\"}", 422), ("no JSON", "]", 400)] {
+            let malformed = || plain.post("/shares", body).header("Idempotency-Key", row.replace(' ', "-"));
+            let (status, first) = answer(malformed()).await;
+            assert!(status == expected && serde_json::from_str::<Problem>(&first).is_ok(), "{row}: {status} {first}");
+            assert_eq!(answer(malformed()).await, (status, first), "{row}");
+        }
         let (one, two) = tokio::join!(
             answer(
                 plain.post("/shares", "{\"name\":\"b\",\"unc\":\"//fs2.ferry.lab/b\"}").header("Idempotency-Key", "3")
