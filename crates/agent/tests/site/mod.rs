@@ -127,6 +127,20 @@ impl Host {
 
     /// Every carrier of this host dies, as by `kill -9`. Only a restarted agent begins new ones.
     pub fn kill_carriers(&mut self) {
+        // What those of the other host say of it, and whoever goes on with what they left: which of them depends on the moment.
+        for words in [
+            "The control connection from the source is gone",
+            "The connection to the destination's carrier is gone",
+            "The move is ended",
+            "libvirt did not take the abort",
+            "libvirt's migrate call failed",
+            "libvirt left the VM paused at the source",
+            "The VM is not taken over; the source keeps it",
+            "The destination's carrier gave up",
+            "The VM could not be resumed; it is tried until it runs",
+        ] {
+            expects_warning(words);
+        }
         self.carriers.take().expect("there").shutdown_background();
         self.carriers = Some(Runtime::new().expect("a runtime"));
     }

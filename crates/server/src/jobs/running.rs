@@ -115,7 +115,8 @@ impl Running {
         if self.say(|now| &mut now.waits_for, what.clone())
             && let Some(what) = what
         {
-            tracing::warn!(what, "The job waits");
+            // The job says so for as long as it does. What ends by itself is nothing to be warned of.
+            tracing::info!(what, "The job waits");
         }
         self.waiting.send_if_modified(|before| std::mem::replace(before, waits) != waits);
     }

@@ -347,7 +347,6 @@ fn a_restarted_move_does_not_trust_what_was_planned_of_files_that_are_others_by_
 
 #[test]
 fn what_a_dismissed_move_left_goes_when_its_hosts_answer_also_after_a_restart_of_the_server() {
-    expects_warning("The job waits");
     expects_warning("The host's agent does not answer");
     expects_warning("The job was dismissed");
     expects_warning("libvirt's migrate call failed");

@@ -489,7 +489,6 @@ fn a_move_waits_for_a_database_that_cannot_be_written_and_then_goes_on() {
 #[test]
 fn what_could_not_be_taken_back_is_when_its_host_is_back() {
     expects_warning("The host's agent does not answer");
-    expects_warning("The job waits");
     expects_warning("The job is stuck; it is tried on");
     in_lab(async |lab| {
         let (kvm1, mut kvm2, vm) = lab.two_hosts().await;

@@ -201,7 +201,6 @@ fn a_move_that_ended_while_the_server_was_away_is_finished_when_it_is_back() {
 
 #[test]
 fn a_move_goes_on_while_an_agent_is_restarted() {
-    expects_warning("The job waits");
     expects_warning("The host's agent does not answer");
     in_lab(async |lab| {
         let (mut kvm1, mut kvm2, vm) = lab.two_hosts().await;
@@ -250,7 +249,6 @@ fn after_the_switchover_a_cancel_is_refused() {
 
 #[test]
 fn who_has_the_vm_is_never_guessed_but_waited_for() {
-    expects_warning("The job waits");
     expects_warning("The host's agent does not answer");
     expects_warning("libvirt's migrate call failed");
     in_lab(async |lab| {

@@ -290,7 +290,6 @@ fn waits(text: &str) -> impl Fn(&JobView) -> bool {
 fn a_destination_that_does_not_know_is_asked_until_it_does() {
     expects_warning(r#"A request failed title="Could not define VM db: libvirt ends"#);
     expects_warning(r#"A request failed title="Could not read VM"#);
-    expects_warning("The job waits");
     in_lab(async |lab| {
         let (kvm1, kvm2, vm) = shut_off(lab).await;
         // libvirt at the destination is restarted while the VM is defined there.
@@ -332,7 +331,6 @@ fn a_vm_whose_definition_was_kept_though_the_answer_was_an_error_is_the_destinat
 
 #[test]
 fn a_cancel_that_came_too_late_is_found_out_after_a_restart_though_the_destination_is_away() {
-    expects_warning("The job waits");
     expects_warning("The host's agent does not answer");
     in_lab(async |lab| {
         let (kvm1, mut kvm2, vm) = shut_off(lab).await;
