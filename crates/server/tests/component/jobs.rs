@@ -432,6 +432,10 @@ fn a_job_whose_vm_was_removed_by_hand_can_be_dismissed_and_says_where_the_vm_is(
         kvm2.hypervisor.destroy(vm).expect("destroyed");
         kvm2.hypervisor.undefine(vm).expect("undefined");
         kvm1.hypervisor.undefine(vm).expect("undefined");
+        wait_for("the server sees that it is gone", async || {
+            lab.client.vms().await.expect("answered").iter().all(|shown| shown.facts.name != "db")
+        })
+        .await;
         let dismissed = lab.client.dismiss_job(job.id).await.expect("nothing can end it");
         assert_eq!(dismissed.phase, Phase::Succeeded);
         let told = "VM db: is not known on kvm1, is not known on kvm2";
