@@ -101,6 +101,15 @@ impl DiskProgress {
         }
         total.0 > 0 && copied >= total
     }
+
+    /// Takes what another end, or a later report, knows of the same disk. Bytes never go back; what is zero is not known. How far
+    /// it is, the caller says: an end knows that of its own part only.
+    pub fn learn(&mut self, other: &Self) {
+        self.copied = self.copied.max(other.copied);
+        self.total = self.total.max(other.total);
+        self.allocated_before = self.allocated_before.max(other.allocated_before);
+        self.allocated_after = self.allocated_after.max(other.allocated_after);
+    }
 }
 
 /// One file and where it goes, byte by byte.

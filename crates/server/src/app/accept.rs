@@ -9,7 +9,7 @@ use super::{App, show_jobs};
 use crate::{
     clock::now_ms,
     failure::Failure,
-    plan::Parts,
+    plan::{Kept as _, Parts},
     store::{Created, CreatedMany, HostName, JobRecord, NewJob},
 };
 

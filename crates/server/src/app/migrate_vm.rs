@@ -23,7 +23,7 @@ use crate::{
     clock::now_ms,
     failure::Failure,
     inventory::Host,
-    plan::live::LivePlan,
+    plan::{Kept as _, live::LivePlan},
     preflight::{
         live::{self, Along, Occasion},
         places::wanted,

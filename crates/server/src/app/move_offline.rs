@@ -19,7 +19,7 @@ use super::{
 use crate::{
     clock::now_ms,
     failure::Failure,
-    plan::offline::OfflinePlan,
+    plan::{Kept as _, offline::OfflinePlan},
     preflight::{
         offline::{What, check},
         places::wanted,

@@ -24,7 +24,7 @@ use crate::{
     clock::now_ms,
     failure::Failure,
     inventory::Host,
-    plan,
+    plan::{self, Kept as _},
     preflight::{
         places::wanted,
         storage::{asked, planned},

@@ -2,6 +2,7 @@
 //!
 //! Data only. Fields are added with a default, so that what an earlier version stored is read.
 
+mod kept;
 pub(crate) mod live;
 pub(crate) mod offline;
 pub(crate) mod storage;
@@ -17,6 +18,7 @@ use ferry_core::{
 use serde::{Deserialize, Serialize};
 
 use crate::store::JobRecord;
+pub(crate) use kept::Kept;
 use live::LivePlan;
 use offline::OfflinePlan;
 use storage::StoragePlan;
@@ -29,15 +31,12 @@ pub(crate) struct Parts {
     pub(crate) overcommit: bool,
 }
 
-impl Parts {
-    /// As it is stored.
-    pub(crate) fn to_json(self) -> String {
-        serde_json::to_string(&self).expect("our types have text keys only")
-    }
+impl Kept for Parts {}
 
-    /// As it was stored: earlier versions kept nothing.
+impl Parts {
+    /// Those of a job: earlier versions kept nothing.
     pub(crate) fn of(record: &JobRecord) -> Self {
-        serde_json::from_str(&record.job.plan).unwrap_or_default()
+        Self::from_json(&record.job.plan).unwrap_or_default()
     }
 }
 
@@ -140,6 +139,10 @@ pub(crate) fn steps_of(record: &JobRecord) -> Vec<Step> {
 
 /// How the disks of a job stood when agents said so last. None: it moves none, or nothing was said yet.
 pub(crate) fn progress_of(record: &JobRecord) -> Vec<DiskProgress> {
+    // A job is shown at each of its changes: the plan of one that moves no disks is not read for that.
+    if matches!(record.job.kind, JobKind::Live | JobKind::Several | JobKind::Drain) {
+        return Vec::new();
+    }
     match Plan::of(record) {
         Ok(Plan::Live(plan)) => plan.progress,
         Ok(Plan::Offline(plan)) => plan.progress,

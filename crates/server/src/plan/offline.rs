@@ -9,6 +9,8 @@ use ferry_core::{
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
+use super::kept::Kept;
+
 /// What the saga must know again after a restart. Stored with the job.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub(crate) struct OfflinePlan {
@@ -31,23 +33,15 @@ pub(crate) struct OfflinePlan {
     pub(crate) progress: Vec<DiskProgress>,
 }
 
+impl Kept for OfflinePlan {}
+
 impl OfflinePlan {
-    /// As it is stored.
-    pub(crate) fn to_json(&self) -> String {
-        serde_json::to_string(self).expect("our types have text keys only")
-    }
-
-    /// As it was stored.
-    pub(crate) fn from_json(text: &str) -> Result<Self, serde_json::Error> {
-        serde_json::from_str(text)
-    }
-
     /// The same for another attempt.
     pub(crate) fn renewed(&self, now_ms: u64) -> Self {
         Self {
             session: SessionId(Uuid::new_v4()),
             secret: ferry_trust::random_secret(),
-            generation: Generation(now_ms.max(self.generation.0 + 1)),
+            generation: self.generation.next().max(Generation(now_ms)),
             progress: Vec::new(),
             ..self.clone()
         }

@@ -3,6 +3,8 @@
 use ferry_core::{api::agent::PrepareStorage, files::DiskProgress, id::Generation};
 use serde::{Deserialize, Serialize};
 
+use super::kept::Kept;
+
 /// What the saga must know again after a restart. Stored with the job.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub(crate) struct StoragePlan {
@@ -17,19 +19,11 @@ pub(crate) struct StoragePlan {
     pub(crate) disks: Vec<DiskProgress>,
 }
 
+impl Kept for StoragePlan {}
+
 impl StoragePlan {
-    /// As it is stored.
-    pub(crate) fn to_json(&self) -> String {
-        serde_json::to_string(self).expect("our types have text keys only")
-    }
-
-    /// As it was stored.
-    pub(crate) fn from_json(text: &str) -> Result<Self, serde_json::Error> {
-        serde_json::from_str(text)
-    }
-
     /// The same for another attempt.
     pub(crate) fn renewed(&self, now_ms: u64) -> Self {
-        Self { generation: Generation(now_ms.max(self.generation.0 + 1)), disks: Vec::new(), ..self.clone() }
+        Self { generation: self.generation.next().max(Generation(now_ms)), disks: Vec::new(), ..self.clone() }
     }
 }

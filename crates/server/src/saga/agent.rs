@@ -13,7 +13,6 @@ use ferry_core::{
     finding::Finding,
     id::VmId,
     job::{Figures, JobKind},
-    migration::Presence,
     pin::Pin,
     vm::VmState,
 };
@@ -158,9 +157,6 @@ impl OfflineParticipant for Agent {
 
 fn of_live(report: MigrationReport) -> Report {
     Report {
-        role: report.role,
-        sequence: report.sequence,
-        stage: report.stage,
         presence: report.presence,
         finish_delivered: report.finish_delivered,
         gave_up: report.gave_up,
@@ -168,56 +164,43 @@ fn of_live(report: MigrationReport) -> Report {
         disks: report.disks,
         figures: report.figures,
         findings: report.findings,
-        remarks: Vec::new(),
         error: report.error,
+        ..Report::new(report.role, report.sequence, report.stage)
     }
 }
 
 fn of_storage(report: StorageReport) -> Report {
+    let stage = match report.stage {
+        StorageStage::Prepared => Stage::Prepared,
+        StorageStage::Copying | StorageStage::Switching => Stage::Performing,
+        StorageStage::Moved => Stage::Delivered,
+        StorageStage::Confirmed => Stage::Confirmed,
+        StorageStage::Failed => Stage::Failed,
+        StorageStage::Aborted => Stage::Aborted,
+    };
     Report {
-        role: Role::Source,
-        sequence: report.sequence,
-        stage: match report.stage {
-            StorageStage::Prepared => Stage::Prepared,
-            StorageStage::Copying | StorageStage::Switching => Stage::Performing,
-            StorageStage::Moved => Stage::Delivered,
-            StorageStage::Confirmed => Stage::Confirmed,
-            StorageStage::Failed => Stage::Failed,
-            StorageStage::Aborted => Stage::Aborted,
-        },
-        presence: Presence::Unknown,
-        finish_delivered: false,
-        gave_up: false,
-        progress: None,
         disks: report.disks,
-        figures: Figures::default(),
         findings: report.findings,
-        remarks: Vec::new(),
         error: report.error,
+        ..Report::new(Role::Source, report.sequence, stage)
     }
 }
 
 fn of_offline(report: OfflineReport) -> Report {
+    let stage = match (report.stage, report.role) {
+        (OfflineStage::Prepared, _) => Stage::Prepared,
+        (OfflineStage::Copying, _) | (OfflineStage::Copied, Role::Destination) => Stage::Performing,
+        (OfflineStage::Copied, Role::Source) | (OfflineStage::Defined, Role::Destination) => Stage::Delivered,
+        (OfflineStage::Confirmed, _) => Stage::Confirmed,
+        // A source that has the VM defined has not moved it.
+        (OfflineStage::Failed, _) | (OfflineStage::Defined, Role::Source) => Stage::Failed,
+        (OfflineStage::Aborted, _) => Stage::Aborted,
+    };
     Report {
-        role: report.role,
-        sequence: report.sequence,
-        stage: match (report.stage, report.role) {
-            (OfflineStage::Prepared, _) => Stage::Prepared,
-            (OfflineStage::Copying, _) | (OfflineStage::Copied, Role::Destination) => Stage::Performing,
-            (OfflineStage::Copied, Role::Source) | (OfflineStage::Defined, Role::Destination) => Stage::Delivered,
-            (OfflineStage::Confirmed, _) => Stage::Confirmed,
-            // A source that has the VM defined has not moved it.
-            (OfflineStage::Failed, _) | (OfflineStage::Defined, Role::Source) => Stage::Failed,
-            (OfflineStage::Aborted, _) => Stage::Aborted,
-        },
-        presence: Presence::Unknown,
-        finish_delivered: false,
-        gave_up: false,
-        progress: None,
         disks: report.files,
         figures: Figures { sent: report.wire, wire: report.wire, disk_wire: report.wire, ..Figures::default() },
-        findings: Vec::new(),
         remarks: report.remarks,
         error: report.error,
+        ..Report::new(report.role, report.sequence, stage)
     }
 }

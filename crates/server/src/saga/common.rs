@@ -1,10 +1,43 @@
-//! Steps that every kind of move has.
+//! What every kind of move has: how its job is taken up, and steps that are the same in each.
 
-use super::{executor::StepFailed, site::Site};
+use ferry_core::{
+    finding::{Finding, Severity},
+    migration::Step,
+};
+
+use super::{
+    executor::{Entry, StepFailed},
+    participant::messages,
+    site::Site,
+};
 use crate::{
     jobs::running::Running,
+    plan::{Kept, steps_of},
     store::{HostName, JobRecord},
 };
+
+/// What is kept of a job.
+///
+/// # Errors
+/// A message, when it cannot be read.
+pub(super) fn plan<P: Kept>(record: &JobRecord) -> Result<P, String> {
+    P::from_json(&record.job.plan).map_err(|error| format!("its plan is unreadable: {error}"))
+}
+
+/// The steps of a job, each of which is in its saga's table.
+///
+/// # Errors
+/// A message, when one is not.
+pub(super) fn steps<S, const LENGTH: usize>(
+    record: &JobRecord,
+    table: &[Entry<S>; LENGTH],
+) -> Result<Vec<Step>, String> {
+    let steps = steps_of(record);
+    if !Entry::has_all(table, &steps) {
+        return Err("its plan has a step that no move of its kind has".to_owned());
+    }
+    Ok(steps)
+}
 
 /// A host of a job.
 ///
@@ -12,6 +45,15 @@ use crate::{
 /// A message, when it is not in the inventory any more.
 pub(super) fn host<S: Site>(site: &S, record: &JobRecord, name: &HostName) -> Result<S::Host, String> {
     site.host(name, record.job.kind).ok_or_else(|| format!("host {} is not in the inventory", name.name))
+}
+
+/// Whether what was found lets the job go on.
+///
+/// # Errors
+/// What does not, and nothing that is only to be known.
+pub(super) fn nothing_blocks(found: &[Finding]) -> Result<(), StepFailed> {
+    let blocking: Vec<Finding> = found.iter().filter(|finding| finding.severity == Severity::Blocks).cloned().collect();
+    if blocking.is_empty() { Ok(()) } else { Err(messages(&blocking)) }
 }
 
 /// Takes the VM for the job.
@@ -26,6 +68,12 @@ pub(super) async fn reserve(site: &impl Site, running: &Running, record: &JobRec
 pub(super) async fn unreserve(site: &impl Site, running: &Running, record: &JobRecord) -> Result<(), StepFailed> {
     running.kept(|| site.unreserve(record.id)).await;
     Ok(())
+}
+
+/// Keeps what is known by now of what was planned.
+pub(super) async fn keep_plan(site: &impl Site, running: &Running, record: &JobRecord, plan: &impl Kept) {
+    let plan = plan.to_json();
+    running.kept(|| site.put_plan(record.id, &plan)).await;
 }
 
 /// Writes into the job's log what people should know of how it went.

@@ -9,7 +9,7 @@ use ferry_client::agent::Attempt;
 use ferry_core::{
     api::agent::{ConfirmRequest, DestinationReady, DiskArrival, PrepareDestination, PrepareSource, Role},
     files::DiskProgress,
-    finding::{Finding, FindingId, Severity, any_blocks},
+    finding::{Finding, FindingId},
     job::Figures,
     migration::Step,
     units::ByteCount,
@@ -26,12 +26,7 @@ use super::{
     site::{Check, Site},
     undo,
 };
-use crate::{
-    clock::now_ms,
-    jobs::running::Running,
-    plan::{live::LivePlan, steps_of},
-    store::JobRecord,
-};
+use crate::{clock::now_ms, jobs::running::Running, plan::live::LivePlan, store::JobRecord};
 
 /// One running move.
 pub(crate) struct Migrate<S: Site> {
@@ -53,7 +48,11 @@ impl<S: Site<Host: LiveParticipant>> Migrate<S> {
         // it has nothing to take back.
         Entry::kept(Step::Preflight, |saga| saga.preflight().boxed()),
         // Before the first change on a host: from here on no other job touches the VM.
-        Entry::undone(Step::Reserve, |saga| saga.reserve().boxed(), |saga| saga.unreserve().boxed()),
+        Entry::undone(
+            Step::Reserve,
+            |saga| common::reserve(&saga.site, &saga.running, &saga.record).boxed(),
+            |saga| common::unreserve(&saga.site, &saga.running, &saga.record).boxed(),
+        ),
         // Before the source: a listener that nobody calls harms nobody, and its answer (address, mount points) is what the
         // source needs.
         Entry::undone(
@@ -84,13 +83,10 @@ impl<S: Site<Host: LiveParticipant>> Migrate<S> {
     /// # Errors
     /// A message, when the job's hosts or plan are not there any more: both are kept while a job is open.
     pub(crate) fn new(site: S, record: JobRecord, running: Arc<Running>) -> Result<Self, String> {
-        let plan = LivePlan::from_json(&record.job.plan).map_err(|error| format!("its plan is unreadable: {error}"))?;
+        let plan: LivePlan = common::plan(&record)?;
         let (source, destination) =
             (common::host(&site, &record, &record.job.source)?, common::host(&site, &record, &record.job.destination)?);
-        let (steps, figures) = (steps_of(&record), record.figures.unwrap_or_default());
-        if !Entry::has_all(&Self::TABLE, &steps) {
-            return Err("its plan has a step that no live move has".to_owned());
-        }
+        let (steps, figures) = (common::steps(&record, &Self::TABLE)?, record.figures.unwrap_or_default());
         Ok(Self { site, record, steps, plan, source, destination, running, ready: None, figures })
     }
 
@@ -117,19 +113,7 @@ impl<S: Site<Host: LiveParticipant>> Migrate<S> {
         if findings != self.record.job.findings {
             self.running.kept(|| site.put_findings(self.record.id, &findings)).await;
         }
-        if any_blocks(&found) {
-            let blocking = found.into_iter().filter(|finding| finding.severity == Severity::Blocks);
-            return Err(messages(&blocking.collect::<Vec<_>>()));
-        }
-        Ok(())
-    }
-
-    async fn reserve(&mut self) -> Result<(), StepFailed> {
-        common::reserve(&self.site, &self.running, &self.record).await
-    }
-
-    async fn unreserve(&mut self) -> Result<(), StepFailed> {
-        common::unreserve(&self.site, &self.running, &self.record).await
+        common::nothing_blocks(&found)
     }
 
     async fn prepare_destination(&mut self) -> Result<(), StepFailed> {
@@ -192,8 +176,7 @@ impl<S: Site<Host: LiveParticipant>> Migrate<S> {
 
     /// Stores what is known by now of what was planned.
     async fn keep(&self) {
-        let plan = self.plan.to_json();
-        self.running.kept(|| self.site.put_plan(self.record.id, &plan)).await;
+        common::keep_plan(&self.site, &self.running, &self.record, &self.plan).await;
     }
 
     async fn perform(&mut self) -> Result<(), StepFailed> {
@@ -264,7 +247,7 @@ impl<S: Site<Host: LiveParticipant>> Migrate<S> {
         gone_or(&self.source, source)?;
         self.figures.total_ms = now_ms().saturating_sub(self.record.job.accepted_at_ms);
         self.running.kept(|| self.site.put_figures(self.record.id, &self.figures)).await;
-        self.unreserve().await?;
+        common::unreserve(&self.site, &self.running, &self.record).await?;
         self.wait_until_seen(&self.destination, &self.source).await;
         Ok(())
     }
@@ -338,10 +321,7 @@ fn take_disks(disks: &mut Vec<DiskProgress>, running: &Running, news: Vec<DiskPr
             None => disks.push(new),
             Some(disk) => {
                 disk.stage = new.stage;
-                disk.copied = disk.copied.max(new.copied);
-                disk.total = disk.total.max(new.total);
-                disk.allocated_before = disk.allocated_before.max(new.allocated_before);
-                disk.allocated_after = disk.allocated_after.max(new.allocated_after);
+                disk.learn(&new);
             }
         }
     }

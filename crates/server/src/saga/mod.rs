@@ -6,6 +6,8 @@ pub(crate) mod executor;
 #[cfg(test)]
 mod executor_sweep;
 pub(crate) mod migrate;
+#[cfg(test)]
+mod models;
 pub(crate) mod move_offline;
 pub(crate) mod move_storage;
 pub(crate) mod orphans;

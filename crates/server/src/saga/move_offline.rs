@@ -9,7 +9,7 @@ use ferry_client::agent::Attempt;
 use ferry_core::{
     api::agent::{ConfirmRequest, OfflineReady, ReceiveOffline, Role, SendOffline, Stage},
     files::DiskProgress,
-    finding::{Finding, FindingId, Severity, any_blocks},
+    finding::FindingId,
     job::Figures,
     migration::Step,
     units::ByteCount,
@@ -26,7 +26,7 @@ use crate::{
     clock::now_ms,
     failure::{describe, has_finding},
     jobs::running::Running,
-    plan::{offline::OfflinePlan, steps_of},
+    plan::offline::OfflinePlan,
     preflight::offline::{Sized, as_disk},
     store::JobRecord,
 };
@@ -58,7 +58,11 @@ impl<S: Site<Host: OfflineParticipant>> MoveOffline<S> {
         // Asks both hosts anew what stands against it: a job may have waited.
         Entry::kept(Step::Preflight, |saga| saga.preflight().boxed()),
         // Before the first change: from here on no other job touches the VM.
-        Entry::undone(Step::Reserve, |saga| saga.reserve().boxed(), |saga| saga.unreserve().boxed()),
+        Entry::undone(
+            Step::Reserve,
+            |saga| common::reserve(&saga.site, &saga.running, &saga.record).boxed(),
+            |saga| common::unreserve(&saga.site, &saga.running, &saga.record).boxed(),
+        ),
         // Listens for the files.
         Entry::undone(
             Step::PrepareDestination,
@@ -82,15 +86,11 @@ impl<S: Site<Host: OfflineParticipant>> MoveOffline<S> {
     /// # Errors
     /// A message, when the job's hosts or plan are not there any more: both are kept while a job is open.
     pub(crate) fn new(site: S, record: JobRecord, running: Arc<Running>) -> Result<Self, String> {
-        let plan =
-            OfflinePlan::from_json(&record.job.plan).map_err(|error| format!("its plan is unreadable: {error}"))?;
+        let plan: OfflinePlan = common::plan(&record)?;
         let source = common::host(&site, &record, &record.job.source)?;
         let destination = common::host(&site, &record, &record.job.destination)?;
         let wire = record.figures.map(|figures| figures.disk_wire).unwrap_or_default();
-        let steps = steps_of(&record);
-        if !Entry::has_all(&Self::TABLE, &steps) {
-            return Err("its plan has a step that no offline move has".to_owned());
-        }
+        let steps = common::steps(&record, &Self::TABLE)?;
         Ok(Self { site, record, steps, plan, source, destination, running, ready: None, wire, inherited: false })
     }
 
@@ -101,19 +101,7 @@ impl<S: Site<Host: OfflineParticipant>> MoveOffline<S> {
     async fn preflight(&mut self) -> Result<(), StepFailed> {
         let (site, vm, hosts) = (&self.site, self.record.job.vm, [&self.source, &self.destination]);
         let found = self.running.kept(|| site.check(self.record.id, vm, Check::Offline(&self.plan), hosts)).await;
-        if any_blocks(&found) {
-            let blocking = found.into_iter().filter(|finding| finding.severity == Severity::Blocks);
-            return Err(messages(&blocking.collect::<Vec<Finding>>()));
-        }
-        Ok(())
-    }
-
-    async fn reserve(&mut self) -> Result<(), StepFailed> {
-        common::reserve(&self.site, &self.running, &self.record).await
-    }
-
-    async fn unreserve(&mut self) -> Result<(), StepFailed> {
-        common::unreserve(&self.site, &self.running, &self.record).await
+        common::nothing_blocks(&found)
     }
 
     async fn files(&self) -> Result<Sized, StepFailed> {
@@ -280,8 +268,7 @@ impl<S: Site<Host: OfflineParticipant>> MoveOffline<S> {
             allocated_destination: sum(|file| file.allocated_after),
             ..Figures::default()
         };
-        let plan = self.plan.to_json();
-        self.running.kept(|| self.site.put_plan(self.record.id, &plan)).await;
+        common::keep_plan(&self.site, &self.running, &self.record, &self.plan).await;
         self.running.kept(|| self.site.put_figures(self.record.id, &figures)).await;
     }
 
@@ -298,10 +285,7 @@ impl<S: Site<Host: OfflineParticipant>> MoveOffline<S> {
                     if report.role == Role::Source || new.allocated_after.0 > 0 {
                         file.stage = new.stage;
                     }
-                    file.copied = file.copied.max(new.copied);
-                    file.total = file.total.max(new.total);
-                    file.allocated_before = file.allocated_before.max(new.allocated_before);
-                    file.allocated_after = file.allocated_after.max(new.allocated_after);
+                    file.learn(new);
                 }
             }
         }
@@ -359,7 +343,7 @@ impl<S: Site<Host: OfflineParticipant>> MoveOffline<S> {
         gone_or(&self.destination, self.destination.release(self.attempt()).await)?;
         gone_or(&self.source, self.source.release(self.attempt()).await)?;
         self.keep().await;
-        self.unreserve().await?;
+        common::unreserve(&self.site, &self.running, &self.record).await?;
         // So that whoever sees the job's end sees the VM where it is, and there only.
         let vm = self.record.job.vm;
         tokio::join!(

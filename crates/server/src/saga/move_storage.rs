@@ -28,7 +28,7 @@ use crate::{
     clock::now_ms,
     failure::{describe, has_finding},
     jobs::running::Running,
-    plan::{steps_of, storage::StoragePlan},
+    plan::storage::StoragePlan,
     store::JobRecord,
 };
 
@@ -54,7 +54,11 @@ impl<S: Site<Host: StorageParticipant>> MoveStorage<S> {
         // Asks anew what stands against it, of what is known and of the host: a job may have waited.
         Entry::kept(Step::Preflight, |saga| saga.preflight().boxed()),
         // Before the first change: from here on no other job touches the VM.
-        Entry::undone(Step::Reserve, |saga| saga.reserve().boxed(), |saga| saga.unreserve().boxed()),
+        Entry::undone(
+            Step::Reserve,
+            |saga| common::reserve(&saga.site, &saga.running, &saga.record).boxed(),
+            |saga| common::unreserve(&saga.site, &saga.running, &saga.record).boxed(),
+        ),
         // Makes the new files, thin and empty. What fails for reasons of places has failed by now.
         Entry::undone(Step::PrepareDestination, |saga| saga.prepare().boxed(), |saga| saga.undo_files().boxed()),
         // Copies all disks, and switches them over one after the other when all are ready. Before the first is switched over it
@@ -72,13 +76,9 @@ impl<S: Site<Host: StorageParticipant>> MoveStorage<S> {
     /// # Errors
     /// A message, when the job's host or plan is not there any more: both are kept while a job is open.
     pub(crate) fn new(site: S, record: JobRecord, running: Arc<Running>) -> Result<Self, String> {
-        let plan =
-            StoragePlan::from_json(&record.job.plan).map_err(|error| format!("its plan is unreadable: {error}"))?;
+        let plan: StoragePlan = common::plan(&record)?;
         let host = common::host(&site, &record, &record.job.source)?;
-        let (steps, findings) = (steps_of(&record), record.job.findings.clone());
-        if !Entry::has_all(&Self::TABLE, &steps) {
-            return Err("its plan has a step that no storage move has".to_owned());
-        }
+        let (steps, findings) = (common::steps(&record, &Self::TABLE)?, record.job.findings.clone());
         Ok(Self { site, record, steps, plan, host, running, findings })
     }
 
@@ -106,14 +106,6 @@ impl<S: Site<Host: StorageParticipant>> MoveStorage<S> {
         self.findings.extend(fresh);
         self.running.kept(|| self.site.put_findings(self.record.id, &self.findings)).await;
         common::note(&self.site, &self.running, &self.record, notes).await;
-    }
-
-    async fn reserve(&mut self) -> Result<(), StepFailed> {
-        common::reserve(&self.site, &self.running, &self.record).await
-    }
-
-    async fn unreserve(&mut self) -> Result<(), StepFailed> {
-        common::unreserve(&self.site, &self.running, &self.record).await
     }
 
     async fn prepare(&mut self) -> Result<(), StepFailed> {
@@ -175,8 +167,7 @@ impl<S: Site<Host: StorageParticipant>> MoveStorage<S> {
 
     /// Keeps how the disks stand, so that it is known after the job's end.
     async fn keep(&self) {
-        let plan = self.plan.to_json();
-        self.running.kept(|| self.site.put_plan(self.record.id, &plan)).await;
+        common::keep_plan(&self.site, &self.running, &self.record, &self.plan).await;
     }
 
     fn take(&mut self, report: &Report) {
@@ -210,7 +201,7 @@ impl<S: Site<Host: StorageParticipant>> MoveStorage<S> {
             ..Figures::default()
         };
         self.running.kept(|| self.site.put_figures(self.record.id, &figures)).await;
-        self.unreserve().await?;
+        common::unreserve(&self.site, &self.running, &self.record).await?;
         // So that whoever sees the job's end sees the VM with its new files.
         let uses = |vm: &VmFacts, disk: &DiskMove| {
             vm.files.iter().any(|file| file.device == disk.device && file.place == disk.to)

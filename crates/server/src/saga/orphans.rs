@@ -21,7 +21,7 @@ use super::{Context, agent::Agent, executor::StepFailed, participants::Participa
 use crate::{
     clock::now_ms,
     jobs::running::Running,
-    plan::live::LivePlan,
+    plan::{Kept as _, live::LivePlan},
     preflight::Preflight,
     store::{JobRecord, LogRow, Store, StoreError},
 };

@@ -52,6 +52,26 @@ pub(crate) struct Report {
     pub(crate) error: Option<String>,
 }
 
+impl Report {
+    /// How far a host is, of which nothing else is known.
+    pub(crate) fn new(role: Role, sequence: u64, stage: Stage) -> Self {
+        Self {
+            role,
+            sequence,
+            stage,
+            presence: Presence::Unknown,
+            finish_delivered: false,
+            gave_up: false,
+            progress: None,
+            disks: Vec::new(),
+            figures: Figures::default(),
+            findings: Vec::new(),
+            remarks: Vec::new(),
+            error: None,
+        }
+    }
+}
+
 /// An answer that says how the host stands.
 pub(crate) type Reported = Result<Report, ClientError>;
 

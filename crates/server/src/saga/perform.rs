@@ -374,25 +374,10 @@ async fn resumed_by_itself<S: Site<Host: LiveParticipant>>(ends: &Participants<'
 
 #[cfg(test)]
 mod tests {
-    use ferry_core::job::Figures;
-
     use super::*;
 
     fn at(role: Role, stage: Stage) -> Side {
-        Side::Reports(Box::new(Report {
-            role,
-            sequence: 1,
-            stage,
-            finish_delivered: false,
-            gave_up: false,
-            presence: Presence::Unknown,
-            progress: None,
-            disks: Vec::new(),
-            figures: Figures::default(),
-            findings: Vec::new(),
-            remarks: Vec::new(),
-            error: None,
-        }))
+        Side::Reports(Box::new(Report::new(role, 1, stage)))
     }
 
     const STAGES: [Stage; 7] = [

@@ -11,23 +11,18 @@ use std::{
 
 use ferry_client::{ClientError, agent::Attempt};
 use ferry_core::{
-    api::{
-        agent::{
-            ConfirmRequest, DestinationReady, DiskArrival, OfflineReady, PrepareDestination, PrepareSource,
-            PrepareStorage, ReceiveOffline, Role, SendOffline, Stage,
-        },
-        problem::Problem,
+    api::agent::{
+        ConfirmRequest, DestinationReady, DiskArrival, OfflineReady, PrepareDestination, PrepareSource, PrepareStorage,
+        ReceiveOffline, Role, SendOffline, Stage,
     },
     backoff::Backoff,
     files::{DiskMove, FileMove},
     finding::{Finding, FindingId},
-    id::{Generation, HostId, JobId, SessionId, VmId},
-    job::{Figures, JobKind, OnStall},
-    location::Location,
-    memory::Need,
+    id::{Generation, JobId, SessionId, VmId},
+    job::{Figures, JobKind},
     migration::{LogEvent, Phase, Presence, newest_attempt},
     pin::{Pin, Secret},
-    vm::{DiskFormat, VmFacts, VmState},
+    vm::{VmFacts, VmState},
 };
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
@@ -35,6 +30,7 @@ use uuid::Uuid;
 use super::{
     executor::{Log, Patience, Saga, drive},
     migrate::Migrate,
+    models::{self, away, refused},
     move_offline::MoveOffline,
     move_storage::MoveStorage,
     participant::{LiveParticipant, OfflineParticipant, Participant, Report, Reported, StorageParticipant},
@@ -42,9 +38,9 @@ use super::{
 };
 use crate::{
     jobs::running::Running,
-    plan::{live::LivePlan, offline::OfflinePlan, storage::StoragePlan},
+    plan::{Kept as _, offline::OfflinePlan, storage::StoragePlan},
     preflight::offline::Sized as SizedFiles,
-    store::{HostName, JobRecord, NewJob, StoreError},
+    store::{HostName, JobRecord, StoreError},
 };
 
 /// What happens to a request.
@@ -106,15 +102,6 @@ struct Host {
     world: Shared,
     role: Role,
     kind: JobKind,
-}
-
-fn away() -> ClientError {
-    ClientError::Unreachable { peer: "the agent".into(), source: "it is away".into() }
-}
-
-fn refused(status: u16, id: FindingId) -> ClientError {
-    let finding = Finding::blocks(id, "job 1", "as the sweep has it", "nothing");
-    ClientError::Refused(Box::new(Problem::refused(status, "refused", vec![finding])))
 }
 
 impl World {
@@ -185,20 +172,7 @@ impl Host {
             Side { delivered: true, .. } => Stage::Delivered,
             Side { .. } => Stage::Prepared,
         };
-        Ok(Report {
-            role: self.role,
-            sequence: 1,
-            stage,
-            presence,
-            finish_delivered: side.delivered,
-            gave_up: false,
-            progress: None,
-            disks: Vec::new(),
-            figures: Figures::default(),
-            findings: Vec::new(),
-            remarks: Vec::new(),
-            error: None,
-        })
+        Ok(Report { presence, finish_delivered: side.delivered, ..Report::new(self.role, 1, stage) })
     }
 
     async fn prepared<T>(&self, what: &str, answer: T) -> Result<T, ClientError>
@@ -454,33 +428,24 @@ impl Site for Model {
     async fn wait_until(&self, _: &Host, _: VmId, _: impl Fn(Option<&VmFacts>) -> bool + Send + Sync) {}
 }
 
-/// A kind of move, its plan, and how its hosts begin and end.
+/// The job of a kind of move.
 fn job(kind: JobKind) -> JobRecord {
-    let host = |number, name: &str| HostName { id: HostId(Uuid::from_u128(number)), name: name.to_owned() };
-    let (session, secret, generation) = (SessionId(Uuid::nil()), Secret([0; 32]), Generation(1));
-    let place = |path: &str| Location::Local { host: HostId(Uuid::nil()), path: path.to_owned() };
-    let disk = DiskMove {
-        device: "vda".to_owned(),
-        from: place("/old"),
-        real: None,
-        to: place("/new"),
-        format: DiskFormat::Raw,
-    };
+    let live = |along| models::live_plan(along, true);
     let plan = match kind {
         JobKind::Storage => {
             let request = PrepareStorage {
                 vm: VmId(Uuid::nil()),
                 vm_name: "web01".to_owned(),
-                disks: vec![disk],
+                disks: vec![models::disk()],
                 bandwidth_bytes_per_s: None,
                 whole: false,
             };
-            StoragePlan { generation, request, keep_source: false, disks: Vec::new() }.to_json()
+            StoragePlan { generation: Generation(1), request, keep_source: false, disks: Vec::new() }.to_json()
         }
         JobKind::Offline => OfflinePlan {
-            session,
-            secret,
-            generation,
+            session: SessionId(Uuid::nil()),
+            secret: Secret([0; 32]),
+            generation: Generation(1),
             files: Vec::new(),
             shares: Vec::new(),
             keep_source: false,
@@ -488,42 +453,11 @@ fn job(kind: JobKind) -> JobRecord {
             progress: Vec::new(),
         }
         .to_json(),
-        _ => LivePlan {
-            session,
-            secret,
-            generation,
-            downtime_limit_ms: 300,
-            bandwidth_bytes_per_s: None,
-            timeout_ms: 1000,
-            on_stall: OnStall::Abort,
-            need: Need::default(),
-            overcommit: false,
-            persistent: true,
-            autostart: true,
-            shares: Vec::new(),
-            along: if kind == JobKind::LiveVsm { vec![disk] } else { Vec::new() },
-            keep_source: false,
-            progress: Vec::new(),
-        }
-        .to_json(),
+        JobKind::LiveVsm => live(vec![models::disk()]).to_json(),
+        JobKind::Live => live(Vec::new()).to_json(),
+        JobKind::Several | JobKind::Drain => panic!("{kind:?} is done by other jobs"),
     };
-    let destination = if kind == JobKind::Storage { host(1, "kvm1") } else { host(2, "kvm2") };
-    JobRecord {
-        id: JobId(1),
-        job: NewJob {
-            kind,
-            parent: None,
-            vm: VmId(Uuid::nil()),
-            vm_name: "web01".to_owned(),
-            source: host(1, "kvm1"),
-            destination,
-            by: "admin".to_owned(),
-            accepted_at_ms: 1,
-            plan,
-            findings: Vec::new(),
-        },
-        figures: None,
-    }
+    models::record(kind, plan)
 }
 
 /// Lives of the server, one after another, until the job has ended.

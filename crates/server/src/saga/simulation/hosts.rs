@@ -7,14 +7,10 @@ use std::{
 
 use ferry_client::{ClientError, agent::Attempt};
 use ferry_core::{
-    api::{
-        agent::{ConfirmRequest, DestinationReady, DiskArrival, PrepareDestination, PrepareSource, Role, Stage},
-        problem::Problem,
-    },
+    api::agent::{ConfirmRequest, DestinationReady, DiskArrival, PrepareDestination, PrepareSource, Role, Stage},
     files::DiskMove,
     finding::{Finding, FindingId},
     id::VmId,
-    job::Figures,
     migration::Presence,
     pin::Pin,
     units::ByteCount,
@@ -22,6 +18,7 @@ use ferry_core::{
 };
 
 use super::{
+    super::models::{away, refused},
     super::participant::{LiveParticipant, Participant, Report, Reported},
     world::{FAULTS_UNTIL, Flight, Side, World},
 };
@@ -85,18 +82,10 @@ impl Host {
             (false, _) => Stage::Failed,
         };
         Ok(Report {
-            role,
-            sequence: side.sequence,
-            stage,
             finish_delivered: side.finish_delivered || side.here,
             gave_up: side.ending,
             presence: process,
-            progress: None,
-            disks: Vec::new(),
-            figures: Figures::default(),
-            findings: Vec::new(),
-            remarks: Vec::new(),
-            error: None,
+            ..Report::new(role, side.sequence, stage)
         })
     }
 
@@ -113,15 +102,6 @@ impl Host {
         })
         .await
     }
-}
-
-pub(super) fn away() -> ClientError {
-    ClientError::Unreachable { peer: "the agent".into(), source: "it is away".into() }
-}
-
-fn refused(status: u16, id: FindingId) -> ClientError {
-    let finding = Finding::blocks(id, "job 1", "as the model has it", "nothing");
-    ClientError::Refused(Box::new(Problem::refused(status, "refused", vec![finding])))
 }
 
 impl Participant for Host {

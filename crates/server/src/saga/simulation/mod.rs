@@ -25,26 +25,17 @@ use std::{
 };
 
 use ferry_core::{
-    files::DiskMove,
-    id::{Generation, HostId, JobId, SessionId, VmId},
-    job::{JobKind, OnStall},
-    location::Location,
-    memory::Need,
+    id::JobId,
+    job::JobKind,
     migration::{LogEvent, Phase, Presence, Step, newest_attempt, phase},
-    pin::Secret,
-    vm::DiskFormat,
 };
-use uuid::Uuid;
 
 use super::{
     executor::{Patience, Saga as _, drive},
     migrate::Migrate,
+    models,
 };
-use crate::{
-    jobs::running::Running,
-    plan::live::LivePlan,
-    store::{HostName, JobRecord, NewJob},
-};
+use crate::{jobs::running::Running, plan::Kept as _, store::JobRecord};
 use hosts::{Shared, lock};
 use site::Model;
 use world::{ServerLife, World};
@@ -54,49 +45,11 @@ const MOVES: u64 = 10_000;
 
 /// The job of a move. Every fifth takes a disk along.
 fn job(number: u64) -> JobRecord {
-    let host = |number, name: &str| HostName { id: HostId(Uuid::from_u128(number)), name: name.to_owned() };
-    let place = |path: &str| Location::Local { host: HostId(Uuid::nil()), path: path.to_owned() };
-    let disk = DiskMove {
-        device: "vda".to_owned(),
-        from: place("/old"),
-        real: None,
-        to: place("/new"),
-        format: DiskFormat::Raw,
+    let (kind, along) = match number.is_multiple_of(5) {
+        true => (JobKind::LiveVsm, vec![models::disk()]),
+        false => (JobKind::Live, Vec::new()),
     };
-    let along = if number.is_multiple_of(5) { vec![disk] } else { Vec::new() };
-    let plan = LivePlan {
-        session: SessionId(Uuid::nil()),
-        secret: Secret([0; 32]),
-        generation: Generation(1),
-        downtime_limit_ms: 300,
-        bandwidth_bytes_per_s: None,
-        timeout_ms: 1000,
-        on_stall: OnStall::Abort,
-        need: Need::default(),
-        overcommit: false,
-        persistent: true,
-        autostart: false,
-        shares: Vec::new(),
-        along,
-        keep_source: false,
-        progress: Vec::new(),
-    };
-    JobRecord {
-        id: JobId(1),
-        job: NewJob {
-            kind: if plan.along.is_empty() { JobKind::Live } else { JobKind::LiveVsm },
-            parent: None,
-            vm: VmId(Uuid::nil()),
-            vm_name: "web01".to_owned(),
-            source: host(1, "kvm1"),
-            destination: host(2, "kvm2"),
-            by: "admin".to_owned(),
-            accepted_at_ms: 1,
-            plan: plan.to_json(),
-            findings: Vec::new(),
-        },
-        figures: None,
-    }
+    models::record(kind, models::live_plan(along, false).to_json())
 }
 
 /// Lives of the server, one after another, until the job has ended.

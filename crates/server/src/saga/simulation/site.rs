@@ -13,9 +13,10 @@ use ferry_core::{
 use super::{
     super::{
         executor::Log,
+        models::away,
         site::{Check, Site, Told},
     },
-    hosts::{Host, Shared, away, lock, server_goes_on},
+    hosts::{Host, Shared, lock, server_goes_on},
     world::FAULTS_UNTIL,
 };
 use crate::store::{HostName, StoreError};
