@@ -51,8 +51,10 @@ pub(super) async fn answer_once(
         }
     };
     let (parts, body) = request.into_parts();
+    let object = problems::object(&parts.method, &parts.uri);
+    let failed = |status| problems::of_status(status, &object, String::new());
     let Ok(body) = to_bytes(body, BODY_BYTES_MAX).await else {
-        return StatusCode::PAYLOAD_TOO_LARGE.into_response();
+        return failed(StatusCode::PAYLOAD_TOO_LARGE);
     };
     let asked = format!("{} {}\n{}", parts.method, parts.uri, String::from_utf8_lossy(&body));
     let request_hash = ferry_trust::token_hash(&asked);
@@ -72,7 +74,7 @@ pub(super) async fn answer_once(
         let answer = next.run(Request::from_parts(parts, Body::from(body))).await;
         keep(&app, &key, answer).await
     });
-    work.await.unwrap_or_else(|_| StatusCode::INTERNAL_SERVER_ERROR.into_response())
+    work.await.ok().flatten().unwrap_or_else(|| failed(StatusCode::INTERNAL_SERVER_ERROR))
 }
 
 /// Whether it is as [`KEY_PATTERN`] and [`KEY_LENGTH_MAX`] say.
@@ -92,18 +94,16 @@ async fn first(app: &App, key: &str, request_hash: &str) -> Result<Begun, Failur
     }
 }
 
-/// Stores the answer. A fault of ours is not kept: the same request may succeed later.
-async fn keep(app: &App, key: &str, answer: Response) -> Response {
+/// Stores the answer. A fault of ours is not kept: the same request may succeed later. `None`: it is longer than any answer.
+async fn keep(app: &App, key: &str, answer: Response) -> Option<Response> {
     let (parts, body) = answer.into_parts();
-    let Ok(body) = to_bytes(body, ANSWER_BYTES_MAX).await else {
-        return StatusCode::INTERNAL_SERVER_ERROR.into_response();
-    };
+    let body = to_bytes(body, ANSWER_BYTES_MAX).await.ok()?;
     let kept = Answer { status: parts.status.as_u16(), body: String::from_utf8_lossy(&body).into_owned() };
     let stored = app.store.end_answer(key, Some(&kept).filter(|_| !parts.status.is_server_error())).await;
     if let Err(error) = stored {
-        return Failure::Store(error).into_response();
+        return Some(Failure::Store(error).into_response());
     }
-    Response::from_parts(parts, Body::from(body))
+    Some(Response::from_parts(parts, Body::from(body)))
 }
 
 fn repeat(answer: Answer) -> Response {

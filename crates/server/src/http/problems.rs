@@ -4,7 +4,7 @@ use axum::{
     body::{Body, to_bytes},
     extract::Request,
     http::{
-        HeaderValue, StatusCode,
+        HeaderValue, Method, StatusCode, Uri,
         header::{ALLOW, CONTENT_TYPE},
     },
     middleware::Next,
@@ -41,7 +41,7 @@ pub(super) fn invalid(status: StatusCode, object: &str, message: String, fix: &s
 
 /// Rewrites the errors that routing and extraction make: wrong path, method, body.
 pub(super) async fn every_error_is_a_problem(request: Request, next: Next) -> Response {
-    let object = format!("{} {}", request.method(), request.uri().path());
+    let (method, uri) = (request.method().clone(), request.uri().clone());
     let answer = next.run(request).await;
     let status = answer.status();
     let is_problem = answer.headers().get(CONTENT_TYPE).is_some_and(|value| value == PROBLEM_MEDIA_TYPE);
@@ -49,7 +49,19 @@ pub(super) async fn every_error_is_a_problem(request: Request, next: Next) -> Re
         return answer;
     }
     let (parts, body) = answer.into_parts();
-    let text = text_of(body).await;
+    let mut problem = of_status(status, &object(&method, &uri), text_of(body).await);
+    problem.headers_mut().extend(parts.headers.get(ALLOW).map(|methods| (ALLOW, methods.clone())));
+    problem
+}
+
+/// What a request was about, as problems name it.
+pub(super) fn object(method: &Method, uri: &Uri) -> String {
+    format!("{method} {}", uri.path())
+}
+
+/// An error of which nothing is known but its status, and perhaps a text for people.
+pub(super) fn of_status(status: StatusCode, object: &str, text: String) -> Response {
+    let text = if text.is_empty() { "The request could not be understood".to_owned() } else { text };
     let (message, fix) = match status {
         StatusCode::NOT_FOUND => (format!("There is no {object}"), "See /api/v1/openapi.json for what there is"),
         StatusCode::METHOD_NOT_ALLOWED => {
@@ -59,13 +71,10 @@ pub(super) async fn every_error_is_a_problem(request: Request, next: Next) -> Re
         StatusCode::UNSUPPORTED_MEDIA_TYPE => (text, "Send Content-Type: application/json"),
         _ => (text, "See /api/v1/openapi.json for the form of the request"),
     };
-    let mut problem = invalid(status, &object, message, fix);
-    problem.headers_mut().extend(parts.headers.get(ALLOW).map(|methods| (ALLOW, methods.clone())));
-    problem
+    invalid(status, object, message, fix)
 }
 
 async fn text_of(body: Body) -> String {
     let bytes = to_bytes(body, ERROR_TEXT_BYTES_MAX).await.unwrap_or_default();
-    let text = String::from_utf8_lossy(&bytes).trim().to_owned();
-    if text.is_empty() { "The request could not be understood".to_owned() } else { text }
+    String::from_utf8_lossy(&bytes).trim().to_owned()
 }

@@ -47,13 +47,12 @@ pub(crate) fn router(app: Arc<App>) -> Router {
         .route("/openapi.json", get(openapi::show));
     Router::new()
         .nest("/api/v1", v1)
-        // Inside of what keeps answers: what is kept is what was answered.
+        // Inside of what keeps answers: what is kept is what was answered. What is outside answers with problems itself.
         .layer(from_fn(problems::every_error_is_a_problem))
         .layer(from_fn_with_state(app.clone(), answer_once::answer_once))
         .layer(DefaultBodyLimit::max(BODY_BYTES_MAX))
         // Outside of everything that reads a body: who may not call is not listened to.
         .layer(from_fn_with_state(app.clone(), auth::authenticate))
-        .layer(from_fn(problems::every_error_is_a_problem))
         .layer(from_fn_with_state(app.clone(), metrics::count))
         .with_state(app)
 }
