@@ -12,12 +12,12 @@ pub enum HostCommand {
     ///
     /// Example: ferry host add 192.0.2.11:7421 --name kvm1 --token ferry1.…
     Add {
-        /// ADDRESS:PORT of its agent
+        /// ADDRESS:PORT of the host's agent
         address: String,
-        /// How to call it
+        /// A name for the host
         #[arg(long)]
         name: String,
-        /// The enrolment token, good for one use
+        /// The enrolment token; it works once
         #[arg(long, required_unless_present = "enrolment_file")]
         token: Option<String>,
         /// Read the enrolment token from this file; - is stdin
@@ -26,22 +26,22 @@ pub enum HostCommand {
     },
     /// List the hosts
     List,
-    /// Show a host with its VMs, shares and what is wrong with its set-up
+    /// Show a host with its VMs, shares and problems
     Show {
-        /// Its name
+        /// The host's name
         host: String,
     },
-    /// Set how many moves a host takes part in at once, in and out together
+    /// Set how many moves, in and out together, a host takes part in at the same time
     ///
     /// Example: ferry host set kvm1 --live-limit 4
     Set {
-        /// Its name
+        /// The host's name
         host: String,
-        /// Live moves at once
+        /// Live moves at the same time
         #[arg(long, value_name = "N", required_unless_present = "storage_limit",
             value_parser = clap::value_parser!(u32).range(1..=i64::from(Limits::MAX)))]
         live_limit: Option<u32>,
-        /// Storage moves at once
+        /// Storage moves at the same time
         #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=i64::from(Limits::MAX)))]
         storage_limit: Option<u32>,
     },
@@ -49,41 +49,41 @@ pub enum HostCommand {
     ///
     /// Example: ferry host drain kvm1 --wait
     Drain {
-        /// Its name
+        /// The host's name
         host: String,
-        /// All of them to this host; else each to the host that has most memory free
+        /// Move all VMs to this host; otherwise each moves to the host with the most free memory
         #[arg(long)]
         to: Option<String>,
-        /// Copy disks that the destination does not reach to this folder there; else to its first storage location
+        /// Copy disks that the destination cannot reach to this directory there; otherwise to its first storage location
         #[arg(long, value_name = "PLACE")]
         storage: Option<String>,
-        /// Move VMs even if the memory of their destinations may not do, counting what other moves were promised
+        /// Move VMs even if their destinations may not have enough memory, counting what other moves were promised
         #[arg(long)]
         overcommit: bool,
-        /// Stay and show progress until the last has ended
+        /// Wait, and show progress, until all moves have ended
         #[arg(long)]
         wait: bool,
     },
-    /// End a host's maintenance: VMs may be placed there again
+    /// End the maintenance of a host: VMs may be placed there again
     Resume {
-        /// Its name
+        /// The host's name
         host: String,
     },
-    /// Show what a host offers for files of VMs, or what is in a directory there
+    /// Show where VM files may be on a host, or what is in a directory there
     ///
     /// Examples: ferry host browse kvm1 · ferry host browse kvm1 '\\fs1.example.org\vms\web'
     Browse {
-        /// Its name
+        /// The host's name
         host: String,
-        /// /DIRECTORY of the host, or \\SERVER.DOMAIN\SHARE\DIRECTORY
+        /// /DIRECTORY on the host, or \\SERVER.DOMAIN\SHARE\DIRECTORY
         location: Option<String>,
     },
-    /// List, add and remove the directories that a host offers first for files of VMs
+    /// List, add and remove the directories that are offered first for VM files on a host
     #[command(subcommand)]
     Storage(StorageCommand),
-    /// Forget a host; its VMs go on
+    /// Remove a host from the inventory; its VMs keep running
     Remove {
-        /// Its name
+        /// The host's name
         host: String,
     },
 }
@@ -96,13 +96,13 @@ pub enum StorageCommand {
         /// The host
         host: String,
     },
-    /// Add a storage location; the host checks that it can hold files of VMs
+    /// Add a storage location; the host checks that VM files can be there
     ///
     /// Example: ferry host storage add kvm1 '\\fs1.example.org\vms\web'
     Add {
         /// The host
         host: String,
-        /// /DIRECTORY of the host, or \\SERVER.DOMAIN\SHARE\DIRECTORY
+        /// /DIRECTORY on the host, or \\SERVER.DOMAIN\SHARE\DIRECTORY
         location: String,
     },
     /// Remove a storage location; the directory and its files stay

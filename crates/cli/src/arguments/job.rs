@@ -38,55 +38,55 @@ impl std::str::FromStr for Since {
 pub enum JobCommand {
     /// List jobs, newest first
     List {
-        /// No more than this many
+        /// At most this many
         #[arg(long, default_value_t = 20)]
         limit: u32,
-        /// Only those accepted since then: an age such as 90m, 12h or 7d, or a day such as 2026-11-23 (UTC)
+        /// Only jobs accepted since then: an age such as 90m, 12h or 7d, or a day such as 2026-11-23 (UTC)
         #[arg(long)]
         since: Option<Since>,
     },
-    /// Print what is kept of every job that ended, oldest first, one JSON object a line
+    /// Print the records of finished jobs, oldest first, one JSON object per line
     Export {
-        /// Only those accepted since then: an age such as 90m, 12h or 7d, or a day such as 2026-11-23 (UTC)
+        /// Only jobs accepted since then: an age such as 90m, 12h or 7d, or a day such as 2026-11-23 (UTC)
         #[arg(long)]
         since: Option<Since>,
     },
     /// Show a job with its steps and log
     Show {
-        /// Its number
+        /// The job's number
         job: JobId,
     },
     /// Follow a job until it ends
     Watch {
-        /// Its number
+        /// The job's number
         job: JobId,
     },
-    /// Cancel a job; its VMs that have not switched over stay where they are
+    /// Cancel a job; VMs that have not switched over stay where they are
     Cancel {
-        /// Its number
+        /// The job's number
         job: JobId,
     },
-    /// Try a job that failed or was cancelled once more
+    /// Start another attempt of a job that failed or was cancelled
     Restart {
-        /// Its number
+        /// The job's number
         job: JobId,
-        /// Stay and show progress until the job ends
+        /// Wait, and show progress, until the job ends
         #[arg(long)]
         wait: bool,
     },
-    /// Try now what a stuck job tries again and again
+    /// Retry a stuck job now instead of at its next interval
     Retry {
-        /// Its number
+        /// The job's number
         job: JobId,
     },
-    /// Take back what a job did; possible before the VM has switched over
+    /// Revert what a job did; possible until the VM has switched over
     Undo {
-        /// Its number
+        /// The job's number
         job: JobId,
     },
-    /// Give up a job that does not end by itself: nothing more is done for it, and what is left stays
+    /// Give up a job that does not end by itself: nothing more is done, and what is left stays
     Dismiss {
-        /// Its number
+        /// The job's number
         job: JobId,
     },
 }

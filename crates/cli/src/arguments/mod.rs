@@ -20,14 +20,14 @@ pub use self::{
 /// Move running VMs between KVM hosts.
 ///
 /// Exit codes: 0 done · 1 the job failed, or a fault · 2 wrong usage · 3 refused, with findings · 4 not found ·
-/// 5 the server does not answer · 6 not authorised · 130 interrupted (a job goes on).
+/// 5 the server does not answer · 6 not authorised · 130 interrupted (the job continues).
 #[derive(Debug, Parser)]
 #[command(name = "ferry", version, arg_required_else_help = true)]
 pub struct Arguments {
     /// Print one JSON document instead of tables
     #[arg(long, global = true)]
     pub json: bool,
-    /// Who to talk to
+    /// Which server to use
     #[command(flatten)]
     pub server: ServerArguments,
     /// What to do
@@ -35,13 +35,13 @@ pub struct Arguments {
     pub command: Command,
 }
 
-/// Where the server is and how it is known. Anything left out is taken from what `ferry login` stored.
+/// Which server to use and how to verify it. Anything left out is taken from what `ferry login` stored.
 #[derive(Clone, Debug, Default, Args)]
 pub struct ServerArguments {
-    /// Talk to this server, as in `https://ferry.example.org:7420`
+    /// The server, such as `https://ferry.example.org:7420`
     #[arg(long, global = true, env = "FERRY_SERVER")]
     pub server: Option<String>,
-    /// Know the server by the hash of its key, as its `server.pin` file has it
+    /// The hash of the server's key, from its `server.pin` file
     #[arg(long, global = true, env = "FERRY_PIN")]
     pub pin: Option<Pin>,
     /// Read the token from this file
@@ -55,7 +55,7 @@ pub enum Command {
     /// Add, list, show and remove hosts
     #[command(subcommand)]
     Host(HostCommand),
-    /// Add file shares, and attach them on hosts
+    /// Add shares, and attach them on hosts
     #[command(subcommand)]
     Share(ShareCommand),
     /// List, start, shut down and move VMs
@@ -64,12 +64,12 @@ pub enum Command {
     /// List, show, watch and cancel jobs
     #[command(subcommand)]
     Job(JobCommand),
-    /// Store server, pin and token, so that they need not be given again
+    /// Store server, pin and token for later commands
     Login,
-    /// Write man pages and completions into a folder. For packages
+    /// Write man pages and completions into a directory. For packages
     #[command(hide = true)]
     Manual {
-        /// The folder
+        /// The directory
         folder: PathBuf,
     },
 }

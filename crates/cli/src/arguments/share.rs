@@ -12,12 +12,12 @@ pub enum ShareCommand {
     /// Examples: ferry share add vms '\\fs1.example.org\vms'; ferry share add vms nfs://fs1.example.org/export/vms;
     /// ferry share add vms --path /mnt/vms
     Add {
-        /// How to call it
+        /// A name for the share
         name: String,
         /// \\SERVER.DOMAIN\SHARE or nfs://SERVER.DOMAIN/EXPORT
         #[arg(required_unless_present = "path", conflicts_with = "path")]
         source: Option<String>,
-        /// A directory of CephFS, GlusterFS, GFS2, OCFS2 or whatever you have mounted on several hosts
+        /// A directory of CephFS, GlusterFS, GFS2, OCFS2 or anything else that you have mounted on several hosts
         #[arg(long)]
         path: Option<String>,
     },
@@ -25,37 +25,37 @@ pub enum ShareCommand {
     List,
     /// Show a share with the hosts that have it
     Show {
-        /// Its name
+        /// The share's name
         share: String,
     },
-    /// Attach a share on a host: mount it there, or adopt a mount of your own with --at
+    /// Attach a share on a host: mount it there, or adopt an existing mount with --at
     Attach {
-        /// Its name
+        /// The share's name
         share: String,
-        /// On this host
+        /// The host
         #[arg(long)]
         host: String,
         /// Log in as this user
         #[arg(long)]
         user: Option<String>,
-        /// Read the password from this file; without it FERRY_SHARE_PASSWORD is taken
+        /// Read the password from this file; otherwise from FERRY_SHARE_PASSWORD
         #[arg(long)]
         password_file: Option<PathBuf>,
-        /// Adopt the mount that is there on the host; for a share that is a path, where this host has it if not there
+        /// Adopt the mount at this path on the host; for a share that is a path, where this host has it
         #[arg(long)]
         at: Option<String>,
     },
     /// Detach a share from a host
     Detach {
-        /// Its name
+        /// The share's name
         share: String,
-        /// From this host
+        /// The host
         #[arg(long)]
         host: String,
     },
-    /// Forget a share
+    /// Remove a share from the inventory
     Remove {
-        /// Its name
+        /// The share's name
         share: String,
     },
 }

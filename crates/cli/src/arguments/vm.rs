@@ -18,12 +18,12 @@ pub enum VmCommand {
         /// The VM
         vm: String,
     },
-    /// Ask a VM's guest to shut itself down
+    /// Ask the guest of a VM to shut down
     Shutdown {
         /// The VM
         vm: String,
     },
-    /// List every host with the kind of move it would be, and why
+    /// List every host with the kind of move that is possible there, or what prevents it
     Hosts {
         /// The VM
         vm: String,
@@ -32,9 +32,9 @@ pub enum VmCommand {
     ///
     /// Example: ferry vm migrate web01 web02 --to kvm2 --wait
     Migrate(MigrateArguments),
-    /// Move disks of a running VM to other files of its host
+    /// Move disks of a running VM to other files on its host
     ///
-    /// A place is a folder: a path on the host, or `\\\\server.domain\\share\\folder`.
+    /// A place is a directory: a path on the host, or `\\\\server.domain\\share\\directory`.
     ///
     /// Example: ferry vm move-storage web01 --to /var/lib/libvirt/images --disk vdb,format=qcow2 --wait
     MoveStorage(MoveStorageArguments),
@@ -45,25 +45,25 @@ pub enum VmCommand {
 pub struct MoveStorageArguments {
     /// The VM
     pub vm: String,
-    /// Where every disk goes that is not named with --disk
+    /// Where disks go that are not named with --disk
     #[arg(long, value_name = "PLACE", required_unless_present = "disks")]
     pub to: Option<String>,
-    /// One disk: where it goes (a folder, or a file that ends in .raw, .img or .qcow2), and in which format
+    /// Where one disk goes (a directory, or a file that ends in .raw, .img or .qcow2), and in which format
     #[arg(long = "disk", value_name = "DISK[=PLACE][,format=raw|qcow2]", value_parser = move_disk)]
     pub disks: Vec<MoveDisk>,
     /// Keep the old files
     #[arg(long)]
     pub keep_source: bool,
-    /// Offer each place from now on: it becomes a storage location of the host
+    /// Also make each place a storage location of the host
     #[arg(long)]
     pub add_default: bool,
-    /// Read no faster than this. MiB per second, all disks together
+    /// Bandwidth limit for all disks together. MiB per second
     #[arg(long, value_name = "MIB_PER_S", value_parser = clap::value_parser!(u64).range(1..=1_000_000))]
     pub bandwidth: Option<u64>,
-    /// Only say what would happen
+    /// Only show what would happen
     #[arg(long)]
     pub dry_run: bool,
-    /// Stay and show progress until the job ends
+    /// Wait, and show progress, until the job ends
     #[arg(long)]
     pub wait: bool,
 }
@@ -92,43 +92,43 @@ fn move_disk(text: &str) -> Result<MoveDisk, String> {
 /// `ferry vm migrate …`
 #[derive(Debug, Args)]
 pub struct MigrateArguments {
-    /// The VMs; of several, all are accepted or none is
+    /// The VMs; either all of them are accepted or none
     #[arg(required = true, value_name = "VM")]
     pub vms: Vec<String>,
     /// Move them to this host
     #[arg(long)]
     pub to: String,
-    /// Only say what would happen
+    /// Only show what would happen
     #[arg(long)]
     pub dry_run: bool,
-    /// Stay and show progress until the job ends
+    /// Wait, and show progress, until the job ends
     #[arg(long)]
     pub wait: bool,
-    /// Switch over when the rest fits into this. Milliseconds
+    /// Switch over when the rest can be sent within this time. Milliseconds
     #[arg(long, value_name = "MS", value_parser = clap::value_parser!(u32).range(10..=10_000))]
     pub max_downtime: Option<u32>,
-    /// Send no faster than this, memory and, before it, each disk that moves along. MiB per second
+    /// Bandwidth limit for memory, and for each migrated disk before it. MiB per second
     #[arg(long, value_name = "MIB_PER_S", value_parser = clap::value_parser!(u64).range(1..=1_000_000))]
     pub bandwidth: Option<u64>,
-    /// The move's time limit. Seconds
+    /// Time limit of the move. Seconds
     #[arg(long, value_name = "S", value_parser = clap::value_parser!(u64).range(1..=604_800))]
     pub timeout: Option<u64>,
-    /// What to do when the guest writes faster than its memory can be sent
+    /// What to do if the guest writes memory faster than it can be sent
     #[arg(long, value_enum, default_value_t)]
     pub on_stall: Stall,
-    /// Where disks go that the destination does not reach: a folder of it, or `\\\\server.domain\\share\\folder`
+    /// Where disks go that the destination cannot reach: a directory there, or `\\\\server.domain\\share\\directory`
     #[arg(long, value_name = "PLACE")]
     pub storage: Option<String>,
-    /// One disk that moves along: where it goes (a folder, or a file that ends in .raw, .img or .qcow2), and in which format
+    /// Where one migrated disk goes (a directory, or a file that ends in .raw, .img or .qcow2), and in which format
     #[arg(long = "disk", value_name = "DISK[=PLACE][,format=raw|qcow2]", value_parser = move_disk)]
     pub disks: Vec<MoveDisk>,
-    /// Keep the old files of disks that moved along
+    /// Keep the old files of migrated disks
     #[arg(long)]
     pub keep_source: bool,
-    /// The VM is shut off and moves so, with its files; refused for a VM that runs
+    /// Move a VM that is shut off, with its files; refused for a running VM
     #[arg(long)]
     pub offline: bool,
-    /// Move it even if the destination's memory may not do, counting what other moves were promised
+    /// Move the VM even if the destination may not have enough memory, counting what other moves were promised
     #[arg(long)]
     pub overcommit: bool,
 }
@@ -136,13 +136,13 @@ pub struct MigrateArguments {
 /// What to do with a move that does not converge.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
 pub enum Stall {
-    /// End it at the time limit; the VM is never slowed
+    /// End the move at the time limit; the VM is never slowed
     #[default]
     Abort,
-    /// Slow the guest's CPUs more and more; end it at the time limit if that does not help. With QEMU 9.2 to 10 a
-    /// hand-over that fails, as when the destination dies in it, may end the VM then
+    /// Throttle the guest's CPUs more and more; end the move at the time limit if that does not help. With QEMU 9.2 to 10,
+    /// a hand-over that fails then, for instance because the destination dies, may end the VM
     Autoconverge,
-    /// At the time limit let the VM stand still for longer, up to 30 seconds; end it if that does not help
+    /// At the time limit allow a downtime of up to 30 seconds; end the move if that does not help
     Pause,
 }
 
