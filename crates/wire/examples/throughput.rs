@@ -8,6 +8,8 @@
 //!   that only answers; `nbd-zeroes`: pages of zeroes; `nbd-seed`: bytes that the destination's image holds.
 //! - `nbd-opaque`: as `nbd`, without the recogniser.
 //!
+//! It tells how long each carrier's thread used a processor: where others use it too, that says more than the rate.
+//!
 //! With a round trip, the bytes go through a relay that delays them, at this rate.
 
 use std::{
@@ -67,7 +69,8 @@ async fn main() -> Result<(), Fault> {
     };
     let meter = Arc::new(Meter::default());
     let (near, far) = options(&what, &chunk, mib, &meter)?;
-    let (feed, drain) = line(near, far).await?;
+    let carriers = [carrier()?, carrier()?];
+    let (feed, drain) = line(&carriers, near, far).await?;
     let started = Instant::now();
     if what.starts_with("nbd") {
         let server = tokio::spawn(serve(tokio_stream(drain)?, (mib * MIB) as u64, chunk.clone()));
@@ -76,13 +79,15 @@ async fn main() -> Result<(), Fault> {
     } else {
         stream(feed, drain, chunk, mib)?;
     }
-    let seconds = started.elapsed().as_secs_f64();
+    let (seconds, gb) = (started.elapsed().as_secs_f64(), (mib * MIB) as f64 / 1e9);
     println!(
         "{what}: {mib} MiB in {seconds:.2} s: {:.0} MB/s, {} KiB sent, at most {} KiB waiting",
-        (mib * MIB) as f64 / seconds / 1e6,
+        gb * 1e3 / seconds,
         meter.sent_plain() >> 10,
         meter.waiting_max() >> 10
     );
+    let [source, destination] = [busy(&carriers[0]).await?, busy(&carriers[1]).await?];
+    println!("processor time for 1 GB: source {:.3} s, destination {:.3} s", source / gb, destination / gb);
     Ok(())
 }
 
@@ -132,9 +137,18 @@ fn carrier() -> Result<Handle, Fault> {
     Ok(handle)
 }
 
+/// How long a carrier's thread has used a processor, in seconds.
+async fn busy(carrier: &Handle) -> Result<f64, Fault> {
+    let told = carrier.spawn(async { std::fs::read_to_string("/proc/thread-self/schedstat") }).await??;
+    Ok(told.split(' ').next().unwrap_or_default().parse::<f64>()? / 1e9)
+}
+
 /// Two carriers over TLS; the sockets at their two ends.
-async fn line(near_options: Options, far_options: Options) -> Result<(LocalStream, LocalStream), Fault> {
-    let (at_source, at_destination) = (carrier()?, carrier()?);
+async fn line(
+    [at_source, at_destination]: &[Handle; 2],
+    near_options: Options,
+    far_options: Options,
+) -> Result<(LocalStream, LocalStream), Fault> {
     let (source, destination) = (KeyPair::generate()?, KeyPair::generate()?);
     let key = SessionKey { session: SessionId(uuid::Uuid::new_v4()), secret: random_secret() };
     let tls = server_config(&destination, Clients::Only(source.pin()))?;
