@@ -9,7 +9,7 @@ use super::shared::{FRAMES_MAX, Shared};
 use crate::{
     WireError,
     filter::Direction,
-    frame::{Chain, DATA_BYTES_MAX, Header, REASON_BYTES_MAX},
+    frame::{Chain, DATA_BYTES_MAX, Header, REASON_BYTES_MAX, checksum_of},
     lane::LaneWriter,
     window::Pace,
 };
@@ -200,7 +200,7 @@ where
     pub(crate) async fn abort(&mut self, error: &WireError) {
         let reason = chain(error);
         let reason = &reason.as_bytes()[..reason.len().min(REASON_BYTES_MAX)];
-        let header = Header::Abort { length: reason.len() as u32, checksum: xxhash_rust::xxh3::xxh3_64(reason) };
+        let header = Header::Abort { length: reason.len() as u32, checksum: checksum_of(reason) };
         let last_word = async {
             self.lane.write(header, reason).await?;
             self.lane.close().await
