@@ -1,11 +1,11 @@
 //! Which waiting jobs may begin: slots per host, in order, with no head-of-line blocking across hosts.
 //!
 //! ```text
-//! waiting, oldest first ─▶ every slot it needs is free at both hosts? ─▶ begins
-//!                               └─ no ─▶ waits, and says for which slots and whom
+//! waiting, oldest first ─▶ is every slot it needs free at both hosts? ─▶ begins
+//!                               └─ no ─▶ waits, and reports the slots and the jobs that occupy them
 //! ```
-//! A later job may pass one that waits for another host. A job that was passed [`PASSES_MAX`] times keeps what it
-//! needs free for itself from then on, so that it does not wait for ever.
+//! A later job may pass one that waits for another host. Once a job was passed [`PASSES_MAX`] times, the slots it needs
+//! are reserved for it, so that it does not wait forever.
 
 use std::collections::BTreeMap;
 
@@ -13,22 +13,22 @@ use serde::{Deserialize, Serialize};
 
 use crate::id::{HostId, JobId};
 
-/// What a move takes of a host while it goes on.
+/// What a move occupies at a host for as long as it runs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
 #[serde(rename_all = "snake_case")]
 pub enum Slot {
-    /// Memory goes in or out.
+    /// The host sends or receives a VM's memory.
     Live,
-    /// Files go in or out.
+    /// The host reads or writes disk copies.
     Storage,
 }
 
 impl Slot {
-    /// Every kind.
+    /// All kinds.
     pub const ALL: [Self; 2] = [Self::Live, Self::Storage];
 
-    /// For people.
+    /// The name to show to users.
     pub fn title(self) -> &'static str {
         match self {
             Self::Live => "live",
@@ -37,7 +37,7 @@ impl Slot {
     }
 }
 
-/// How many moves a host takes part in at once, in and out alike.
+/// How many moves a host takes part in at the same time, incoming and outgoing counted together.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
 pub struct Limits {
@@ -48,10 +48,10 @@ pub struct Limits {
 }
 
 impl Limits {
-    /// The most that either limit may be.
+    /// The upper bound of both limits.
     pub const MAX: u32 = 64;
 
-    /// Of one kind.
+    /// The limit for one kind of slot.
     pub fn of(&self, slot: Slot) -> u32 {
         match slot {
             Slot::Live => self.live,
@@ -69,28 +69,28 @@ impl Default for Limits {
 /// A slot of a host.
 pub type Place = (HostId, Slot);
 
-/// What a job needs: one of each of these, all at once.
+/// The slots that a job needs: one of each entry, all at once.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Claim {
-    /// The job. Jobs are older the smaller their number.
+    /// The job. A smaller number means an older job.
     pub job: JobId,
-    /// Its slots, each once.
+    /// Its slots, without duplicates.
     pub places: Vec<Place>,
 }
 
-/// How often a waiting job may be passed by later ones that share a host with it.
+/// How often later jobs that share a host with a waiting job may begin before it.
 pub const PASSES_MAX: u32 = 16;
 
 /// A job in the queue.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Waiting {
-    /// What it needs.
+    /// The slots it needs.
     pub claim: Claim,
-    /// How often a later job that shares a place with it began before it.
+    /// How many later jobs that share a place with it began before it.
     pub passed: u32,
 }
 
-/// What becomes of a waiting job now.
+/// The decision on a waiting job.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Admission {
     /// It begins.
@@ -99,16 +99,16 @@ pub enum Admission {
     Waits(Wait),
 }
 
-/// What a job waits for.
+/// The reason why a job waits.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Wait {
     /// Its place in the queue, from 1.
     pub position: usize,
-    /// Slots that are not free, with the jobs that have them, or that keep them for themselves.
+    /// The slots that are not free, each with the jobs that occupy it or have it reserved.
     pub places: Vec<(Place, Vec<JobId>)>,
 }
 
-/// Decides on every waiting job, oldest first. `limits` of a host that is not in it are the default.
+/// Decides on every waiting job, oldest first. Hosts that `limits` does not list have the default limits.
 pub fn admit(limits: &BTreeMap<HostId, Limits>, running: &[Claim], waiting: &[Waiting]) -> Vec<(JobId, Admission)> {
     let limit = |place: &Place| limits.get(&place.0).copied().unwrap_or_default().of(place.1) as usize;
     let mut holders: BTreeMap<Place, Vec<JobId>> = BTreeMap::new();
@@ -141,7 +141,7 @@ pub fn admit(limits: &BTreeMap<HostId, Limits>, running: &[Claim], waiting: &[Wa
     decisions
 }
 
-/// Whether two jobs want a slot of the same host.
+/// Whether two jobs need a slot of the same kind at the same host.
 pub fn share_a_place(one: &Claim, other: &Claim) -> bool {
     one.places.iter().any(|place| other.places.contains(place))
 }
@@ -259,7 +259,7 @@ mod tests {
             for (job, admission) in &decisions {
                 if let Admission::Waits(wait) = admission {
                     prop_assert!(!wait.places.is_empty());
-                    // Whom it waits for is running or older.
+                    // It waits only for jobs that run or are older.
                     prop_assert!(wait.places.iter().all(|(_, jobs)| jobs.iter().all(|other| other < job)));
                 }
             }
@@ -267,7 +267,7 @@ mod tests {
 
         #[test]
         fn every_job_gets_its_turn(queue in any_queue()) {
-            // Whoever began ends before the next look; later jobs come all the time.
+            // Each job that began has ended by the next round; later jobs keep arriving.
             let mut waiting = queue.clone();
             let mut looks = 0;
             let mut newest = 100;

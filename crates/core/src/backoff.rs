@@ -1,8 +1,8 @@
-//! Pauses between tries of what must succeed in the end.
+//! Pauses between tries of an operation that is repeated until it succeeds.
 
 use std::time::Duration;
 
-/// Pauses of which each is twice as long as the one before, up to a bound. A copy of a constant begins again.
+/// Pauses that double up to a bound. Copy a constant to start again from the first pause.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Backoff {
     next: Duration,

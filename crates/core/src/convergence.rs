@@ -1,16 +1,16 @@
-//! What is done about a live move that does not come to its end: at its time limit, when the VM stands still for too
-//! long, and when a disk that moves along does not answer any more.
+//! Decides what to do about a live move that does not finish: at its time limit, when the VM is paused for too long,
+//! and when a migrated disk no longer answers.
 //!
 //! ```text
-//! disks ─┬─ one has not answered for 10 min, or for 25 s while the VM stands still ─▶ ends, the VM stays
-//!        └─ none has got on for the time limit ─▶ ends, the VM stays
-//! precopy ─┬─ the rest of disks takes a part of the downtime limit ─▶ the rest of memory may take the other part
-//!          └─ time limit ─┬─ abort, autoconverge ─▶ ends, the VM stays
-//!                         └─ pause ─▶ the VM may stand still for up to 30 s ── a minute later ─▶ ends, the VM stays
-//! switchover ── the VM stands still for far longer than it may ─▶ ends, the VM runs on at the source
+//! disks ─┬─ one has not answered for 10 min, or for 25 s while the VM is paused ─▶ end the move, the VM stays
+//!        └─ none has progressed for the time limit ─▶ end the move, the VM stays
+//! precopy ─┬─ the rest of disks takes a part of the downtime limit ─▶ the rest of memory gets the other part
+//!          └─ time limit ─┬─ abort, autoconverge ─▶ end the move, the VM stays
+//!                         └─ pause ─▶ the VM may be paused for up to 30 s ── after a minute ─▶ end the move
+//! switchover ── the VM is paused for far longer than allowed ─▶ end the move, the VM continues at the source
 //! ```
-//! QEMU estimates how long the rest will take and stops the VM when that is short enough. The estimate is of the rate so
-//! far: on a link that becomes slow just then, the VM would stand still for as long as the rest takes.
+//! QEMU estimates how long the rest will take and stops the VM when that is short enough. The estimate uses the rate so
+//! far: if the link becomes slow at that moment, the VM would stay paused for as long as the rest then takes.
 
 use std::time::Duration;
 
@@ -20,54 +20,54 @@ use crate::{
     units::ByteCount,
 };
 
-/// How long QEMU gets to find its moment, once the VM may stand still for longer.
+/// How long QEMU gets to find its moment once a longer downtime is allowed.
 const PAUSE_GRACE: Duration = Duration::from_secs(60);
-/// Beyond its downtime limit a VM may stand still for this, and for [`STILL_FACTOR`] times the limit: device state, a
-/// busy destination, disks that are opened over the network.
+/// A VM may be paused for this long beyond its downtime limit times [`STILL_FACTOR`]: for device state, a busy
+/// destination, and disks that are opened over the network.
 const STILL_MARGIN: Duration = Duration::from_secs(10);
 const STILL_FACTOR: u32 = 3;
-/// For so long the other end of a disk may leave every request unanswered. Copies are made in the background, and no write of
-/// the guest waits for them; a host with much memory takes minutes to write out what slow storage has not taken yet.
+/// How long the other end of a disk may leave every request unanswered. Copies run in the background, and no guest
+/// write waits for them; a host with much memory takes minutes to flush it to slow storage.
 const SILENT_MAX: Duration = Duration::from_secs(600);
-/// The same while the VM stands still, which waits for it then.
+/// The same while the VM is paused, because the VM then waits for the disk.
 const SILENT_STILL_MAX: Duration = Duration::from_secs(25);
-/// A disk gets on when this part of it less remains: what gets on by less does not come to an end in reasonable time.
+/// A disk makes progress when the remaining bytes shrink by at least this fraction of its size. Smaller steps would not
+/// finish in reasonable time.
 const STEPS: u64 = 1 << 16;
 
-/// A move, as it is now.
+/// The current state of a move.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Sample {
-    /// What was asked for.
+    /// The behaviour that was requested.
     pub on_stall: OnStall,
-    /// Since libvirt's migrate call, or since a disk got on last, while disks are copied.
+    /// Time since libvirt's migrate call or, while disks are copied, since a disk last made progress.
     pub elapsed: Duration,
     /// The time limit.
     pub timeout: Duration,
-    /// How long the VM may stand still.
+    /// How long the VM may be paused.
     pub downtime_limit: Duration,
-    /// How much of that its memory may take, as QEMU was told last.
+    /// The part of that for memory, as last set in QEMU.
     pub memory_limit: Duration,
-    /// How long the rest of disks that move along would keep the VM standing still; `None`: it is not known, or memory does
-    /// not flow yet.
+    /// How much longer the VM would be paused for the rest of its migrated disks; `None`: unknown, or memory is not
+    /// being sent yet.
     pub disk_rest: Option<Duration>,
-    /// For how long the VM stands still already; `None`: it runs.
+    /// How long the VM has been paused; `None`: it runs.
     pub still: Option<Duration>,
-    /// For how long a disk that moves along has answered none of the requests it was sent; zero: it answers, or nothing
-    /// was asked.
+    /// How long a migrated disk has left all its requests unanswered; zero: it answers, or it has no pending request.
     pub silent: Duration,
 }
 
-/// Tells for how long the other end of a disk has answered nothing.
+/// Tracks how long the other end of a disk has answered nothing.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Answers {
     answered: u64,
-    /// Since when it is waited, on the caller's clock.
+    /// When the current wait began, on the caller's clock.
     since: Option<Duration>,
 }
 
 impl Answers {
-    /// Takes what is counted at `now`: requests that wait for an answer, and answers so far. Gives for how long some have
-    /// waited without any answer.
+    /// Takes the counters at `now`: requests that wait for an answer, and answers so far. Returns how long requests
+    /// have waited without any answer.
     pub fn silent(&mut self, waiting: u64, answered: u64, now: Duration) -> Duration {
         let heard = self.answered != answered;
         self.answered = answered;
@@ -80,16 +80,17 @@ impl Answers {
     }
 }
 
-/// Tells whether disks that are copied get on, whatever traffic there is: a guest may write all that is copied again.
+/// Tracks whether copied disks make progress. Traffic alone proves nothing, because a guest may rewrite everything that
+/// was copied.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Remains {
-    /// The least that remained of each disk, bytes.
+    /// The fewest bytes that ever remained of each disk.
     least: Vec<Option<u64>>,
 }
 
 impl Remains {
-    /// Takes how much of each disk was copied and is to be copied, if that is told, in one order. Whether less remains of
-    /// one than ever did, by a part that counts. It is so a bounded number of times.
+    /// Takes the copied and the total bytes of each disk, where known, always in the same order. Returns whether less
+    /// remains of a disk than ever before, by at least one step. This is true a bounded number of times.
     pub fn get_on(&mut self, disks: &[Option<(ByteCount, ByteCount)>]) -> bool {
         self.least.resize(disks.len().max(self.least.len()), None);
         let mut get_on = false;
@@ -110,22 +111,22 @@ impl Remains {
 pub enum ConvergenceAction {
     /// Nothing.
     GoOn,
-    /// The VM may stand still for so long. QEMU is to be told what of that its memory may take.
+    /// Allow the VM to be paused for this long, and set in QEMU the part for memory.
     AllowDowntime {
-        /// In all.
+        /// The whole limit.
         limit: Duration,
-        /// Of that, beside the rest of disks.
+        /// The part for memory, without the rest of disks.
         memory: Duration,
     },
-    /// End the move: it takes longer than its time limit, or its disks have not got on for that long.
+    /// End the move: it exceeds its time limit, or its disks made no progress for that long.
     EndSlow,
-    /// End the move: the VM stands still for too long.
+    /// End the move: the VM is paused for too long.
     EndStill,
-    /// End the move: a disk that moves along does not answer.
+    /// End the move: a migrated disk does not answer.
     EndSilent,
 }
 
-/// What to do about a move now.
+/// Decides what to do about a move now.
 pub fn next_action(now: &Sample) -> ConvergenceAction {
     let pause_max = Duration::from_millis(u64::from(OnStall::PAUSE_MAX_MS));
     if now.still.is_some_and(|still| still > still_max(now.downtime_limit)) {
@@ -134,7 +135,7 @@ pub fn next_action(now: &Sample) -> ConvergenceAction {
     if now.silent > if now.still.is_some() { SILENT_STILL_MAX } else { SILENT_MAX } {
         return ConvergenceAction::EndSilent;
     }
-    // The VM stands still already: its end is near, and ending the move would only make it longer.
+    // The VM is already paused: the move is almost done, and ending it would only prolong the pause.
     if now.still.is_some() {
         return ConvergenceAction::GoOn;
     }
@@ -155,7 +156,7 @@ pub fn next_action(now: &Sample) -> ConvergenceAction {
     }
 }
 
-/// The longest that a VM stands still whose move has this downtime limit, before the move is ended.
+/// The longest pause of a VM with this downtime limit before the move is ended.
 pub fn still_max(downtime_limit: Duration) -> Duration {
     downtime_limit.saturating_mul(STILL_FACTOR).saturating_add(STILL_MARGIN)
 }

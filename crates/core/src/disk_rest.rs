@@ -1,40 +1,40 @@
-//! For how long what is left of disks keeps a VM standing still at the switchover, and what that leaves of the downtime
-//! limit to its memory.
+//! How long the remaining disk data keeps a VM paused at the switchover, and how much of the downtime limit that leaves
+//! for memory.
 //!
 //! ```text
-//! downtime limit ═ what memory may take: QEMU is told ═╪═ what disks will take ═
+//! downtime limit ═ part for memory, set in QEMU ═╪═ what disks will take ═
 //! ```
-//! QEMU stops the VM when the rest of its memory fits into the limit, and does not look at disks. Only then libvirt ends
-//! their copies, which first carry over what the guest wrote last (`docs/adr/0011`): the VM waits for that, too.
+//! QEMU stops the VM when the rest of its memory fits into the limit, and ignores disks. Only then does libvirt end the
+//! disk copies, which first transfer what the guest wrote last (`docs/adr/0011`): the VM waits for that as well.
 
 use std::time::Duration;
 
 use crate::units::ByteCount;
 
-/// What memory may take at least: QEMU knows no shorter limit.
+/// The minimum for memory: QEMU accepts no shorter limit.
 const SHARE_MIN: Duration = Duration::from_millis(1);
-/// What disks take counts from this part of the limit on: there is always something on its way.
+/// The time for disks is ignored below this fraction of the limit, because some data is always in flight.
 const NEGLECTED: u32 = 10;
-/// QEMU is told when the share is another one by this part of what it was told.
+/// The value in QEMU is updated when it changes by at least this fraction.
 const NEWS: u32 = 10;
-/// For so long disks must have been copied alone until that says how fast their places are.
+/// The speed of the disks' storage is known only after disks were copied alone for this long.
 const ALONE_MIN: Duration = Duration::from_secs(1);
 
-/// What is left of a VM's disks.
+/// The remaining data of a VM's disks.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Rest {
-    /// Of all of them.
+    /// Sum over all disks.
     pub bytes: ByteCount,
-    /// How long it takes while the VM stands still; `None`: it is not known.
+    /// How long it takes while the VM is paused; `None`: unknown.
     pub time: Option<Duration>,
 }
 
-/// Tells what is left of disks that are copied, from looks at them.
+/// Estimates the remaining disk data from successive samples.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Rests {
-    /// The look before, on the caller's clock.
+    /// The previous sample, on the caller's clock.
     before: Option<Look>,
-    /// What was copied before memory flowed, and in which time.
+    /// Bytes that were copied before memory was sent, and the time that took.
     alone: (u64, Duration),
     told: Rest,
 }
@@ -47,12 +47,13 @@ struct Look {
 }
 
 impl Rests {
-    /// Takes how much of each disk was copied and is to be copied at `now`, and how fast memory is sent, once it is. What
-    /// cannot be looked at is as it was.
+    /// Takes the copied and the total bytes of each disk at `now`, and the memory rate once memory is sent. If a disk
+    /// cannot be sampled, the previous result is returned.
     ///
-    /// Memory and disks share the link, and while the VM stands still disks have it alone: the rest travels as fast as
-    /// both do now; but no faster than disks did when there was nothing else to send, for then the places of their files
-    /// may have been what was slow. Holes count there: it is the shortest time, rather than the longest.
+    /// Memory and disks share the link, and while the VM is paused, disks have it for themselves: the rest travels at
+    /// the sum of both present rates, but no faster than disks did when nothing else was sent, because then the storage
+    /// of their files may have been the bottleneck. Holes count in that rate, so the result is the shortest likely
+    /// time, not the longest.
     pub fn look(
         &mut self,
         now: Duration,
@@ -93,7 +94,8 @@ fn per_s(bytes: u64, took: Duration) -> u64 {
     }
 }
 
-/// How much of a downtime limit memory may take, when the rest of disks takes so long. What is not known takes nothing.
+/// The part of a downtime limit that memory may use, given the time for the rest of disks. An unknown time counts as
+/// zero.
 pub fn share(limit: Duration, rest: Option<Duration>) -> Duration {
     match rest {
         Some(rest) if rest > limit / NEGLECTED => limit.saturating_sub(rest).max(SHARE_MIN),
@@ -101,7 +103,7 @@ pub fn share(limit: Duration, rest: Option<Duration>) -> Duration {
     }
 }
 
-/// Whether a share is to be told to QEMU, which was told another one.
+/// Whether `share` differs enough from the value last set in QEMU (`told`) to set it again.
 pub fn is_news(told: Duration, share: Duration, limit: Duration) -> bool {
     share != told && (share == limit || share.abs_diff(told) >= told / NEWS)
 }

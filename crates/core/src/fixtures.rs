@@ -1,4 +1,4 @@
-//! VMs as the tables of tests begin with them: nothing stands against what is asked of them.
+//! VMs and hosts for table tests; by default, nothing prevents a request.
 
 use uuid::Uuid;
 
@@ -21,7 +21,7 @@ pub(crate) fn disk<F>(device: &str, place: F) -> VmFile<F> {
     }
 }
 
-/// A persistent VM that runs.
+/// A persistent, running VM.
 pub(crate) fn vm(id: u128, files: Vec<VmFile>) -> VmFacts {
     VmFacts {
         state: VmState::Running,
@@ -51,7 +51,7 @@ pub(crate) fn host(name: &str) -> HostFacts {
     }
 }
 
-/// A share that Ferry mounted, well.
+/// A usable share that Ferry mounted.
 pub(crate) fn attached(id: u128) -> AttachedShare {
     AttachedShare {
         id: ShareId(Uuid::from_u128(id)),

@@ -1,10 +1,10 @@
-//! What is known of a host.
+//! Facts about a host.
 
 use serde::{Deserialize, Serialize};
 
 use crate::{finding::Finding, units::ByteCount};
 
-/// What an agent says of its host. Changes rarely, except `memory_free`.
+/// The facts that an agent reports about its host. They change rarely, except `memory_free`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
 pub struct HostFacts {
@@ -20,7 +20,7 @@ pub struct HostFacts {
     pub memory_total: ByteCount,
     /// Memory that a new VM could take now (`MemAvailable`).
     pub memory_free: ByteCount,
-    /// Huge pages, by size. An agent of an earlier version does not say.
+    /// Huge pages, by size. An agent of an earlier version omits the field.
     #[serde(default)]
     pub huge_pages: Vec<HugePages>,
     /// libvirt's version, `11.3.0`.
@@ -29,20 +29,20 @@ pub struct HostFacts {
     pub qemu_version: String,
     /// The agent program's version.
     pub agent_version: String,
-    /// Versions of the agent API that it speaks, oldest first.
+    /// The agent API versions that the agent speaks, oldest first.
     pub api_versions: Vec<u32>,
-    /// What is wrong with the host's set-up: each names the fix.
+    /// Problems of the host's set-up; each names the fix.
     pub findings: Vec<Finding>,
 }
 
-/// Huge pages of one size, as the kernel has set them aside.
+/// The kernel's pool of huge pages of one size.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
 pub struct HugePages {
-    /// Of each.
+    /// Size of one page.
     pub size: ByteCount,
-    /// How many nobody uses, and the kernel has promised to nobody.
+    /// The number of pages that are free and not reserved.
     pub free: u64,
-    /// Whether VMs get this size that name none.
+    /// Whether this is the default size, for VMs whose definition names none.
     pub usual: bool,
 }

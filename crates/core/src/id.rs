@@ -1,4 +1,4 @@
-//! Ids are types: a [`HostId`] never meets a [`VmId`].
+//! Ids are distinct types, so that a [`HostId`] cannot be mistaken for a [`VmId`].
 
 use std::{fmt, str::FromStr};
 
@@ -48,7 +48,7 @@ uuid_id! {
     ShareId
 }
 uuid_id! {
-    /// One life of an agent process; a new one after each start.
+    /// One run of an agent process; each start creates a new one.
     Incarnation
 }
 uuid_id! {
@@ -85,7 +85,7 @@ number_id! {
     JobId
 }
 number_id! {
-    /// Rises with every change or attempt; an older one is refused.
+    /// A counter that rises with every change or attempt; requests with an older value are refused.
     Generation
 }
 

@@ -1,17 +1,17 @@
-//! What a VM has that does not go with it to another host: snapshots, checkpoints, devices of its host, an emulated TPM.
+//! Features of a VM that cannot move to another host: snapshots, checkpoints, host devices, an emulated TPM.
 
 use crate::{
     finding::{Finding, FindingId},
     vm::VmFacts,
 };
 
-/// What of a VM stands against every move of it to another host.
+/// The findings that prevent any move of the VM to another host.
 pub fn immovable(vm: &VmFacts) -> Vec<Finding> {
     let name = &vm.name;
     let mut findings = Vec::new();
     findings.extend(snapshots(vm, "do not move with it"));
     if vm.checkpoints > 0 {
-        // libvirt removes no definition that has checkpoints.
+        // libvirt refuses to remove a definition that has checkpoints.
         findings.push(Finding::blocks(
             FindingId::VmCheckpoint,
             name,
@@ -31,7 +31,7 @@ pub fn immovable(vm: &VmFacts) -> Vec<Finding> {
         ));
     }
     if vm.tpm {
-        // libvirt keeps the TPM's state beside no other file of the VM.
+        // libvirt keeps the TPM's state in a place of its own, away from the VM's other files.
         findings.push(Finding::blocks(
             FindingId::VmHostDevice,
             format!("{name} tpm"),
@@ -47,7 +47,7 @@ pub fn immovable(vm: &VmFacts) -> Vec<Finding> {
     findings
 }
 
-/// The finding of a VM's snapshots, which `stand_in_the_way` says why.
+/// The finding about a VM's snapshots; `stand_in_the_way` states the reason.
 pub fn snapshots(vm: &VmFacts, stand_in_the_way: &str) -> Option<Finding> {
     let (name, count) = (&vm.name, vm.snapshots);
     (count > 0).then(|| {

@@ -1,24 +1,24 @@
-//! What every slow thing looks like while it goes on.
+//! Kinds, progress and measurements of jobs.
 
 use serde::{Deserialize, Serialize};
 
 use crate::units::ByteCount;
 
-/// What a job does.
+/// What a job moves.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
 #[serde(rename_all = "snake_case")]
 pub enum MoveKind {
     /// Memory and device state only; every file lies on shares that both hosts reach.
     Live,
-    /// Files that the destination does not reach move along, before memory and device state.
+    /// Files that the destination cannot reach are migrated before memory and device state.
     LiveVsm,
-    /// The VM is shut off: files and definition.
+    /// The VM is shut off: its files and definition move.
     Offline,
 }
 
 impl MoveKind {
-    /// For people.
+    /// The name to show to users.
     pub fn title(self) -> &'static str {
         match self {
             Self::Live => "Live",
@@ -28,27 +28,27 @@ impl MoveKind {
     }
 }
 
-/// What a job is.
+/// The kind of a job.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
 #[serde(rename_all = "snake_case")]
 pub enum JobKind {
     /// A live move of one VM.
     Live,
-    /// A live move of one VM with files of its own.
+    /// A live move of one VM with migrated disks.
     LiveVsm,
     /// A move of one VM that is shut off, with its files.
     Offline,
     /// A running VM's disks move to other files of its host.
     Storage,
-    /// Several moves that were asked for together.
+    /// Several moves that were requested together.
     Several,
     /// Every running VM of a host moves away.
     Drain,
 }
 
 impl JobKind {
-    /// For people.
+    /// The name to show to users.
     pub fn title(self) -> &'static str {
         match self {
             Self::Live => MoveKind::Live.title(),
@@ -60,7 +60,7 @@ impl JobKind {
         }
     }
 
-    /// Whether its work is done by jobs of its own.
+    /// Whether other jobs do its work.
     pub fn is_parent(self) -> bool {
         match self {
             Self::Live | Self::LiveVsm | Self::Offline | Self::Storage => false,
@@ -69,34 +69,34 @@ impl JobKind {
     }
 }
 
-/// What becomes of a live move whose guest writes faster than the memory can be sent.
+/// What to do about a live move whose guest dirties memory faster than it can be sent.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
 #[serde(rename_all = "snake_case")]
 pub enum OnStall {
-    /// The move ends at its time limit; the VM stays, never slowed.
+    /// The move ends at its time limit; the VM stays at the source and is never slowed.
     #[default]
     Abort,
-    /// QEMU slows the guest's vCPUs more and more until it converges; the move ends at its time limit all the same.
-    /// Not by default: a hand-over that fails may end the VM then (`docs/adr/0010`).
+    /// QEMU throttles the guest's vCPUs more and more until the move converges; the move still ends at its time limit.
+    /// Not the default, because a failed hand-over may then end the VM (`docs/adr/0010`).
     Autoconverge,
-    /// At its time limit the VM may stand still for longer than the downtime limit, but no longer than
-    /// [`OnStall::PAUSE_MAX_MS`]; if that is not enough either, the move ends.
+    /// At its time limit the VM may be paused for longer than the downtime limit, up to [`OnStall::PAUSE_MAX_MS`]; if
+    /// that does not suffice either, the move ends.
     Pause,
 }
 
 impl OnStall {
-    /// The longest that a VM may stand still by [`OnStall::Pause`]. Milliseconds.
+    /// The longest pause under [`OnStall::Pause`]. Milliseconds.
     pub const PAUSE_MAX_MS: u32 = 30_000;
 }
 
-/// How far a running move is. Bytes never go back.
+/// Progress of a running move. Byte counts never decrease.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
 pub struct Progress {
-    /// Guest memory to look at in the first pass.
+    /// Guest memory to examine in the first pass.
     pub memory_total: ByteCount,
-    /// Guest memory that is at the destination and was not written since.
+    /// Guest memory that is at the destination and was not written since it was sent.
     pub memory_done: ByteCount,
     /// Bytes that QEMU has sent (resent pages count again).
     pub sent: ByteCount,
@@ -110,15 +110,15 @@ pub struct Progress {
     pub iteration: u32,
     /// Milliseconds since libvirt's migrate call.
     pub elapsed_ms: u64,
-    /// Milliseconds that are expected to be left; `None` while it is not known or does not converge.
+    /// Estimated milliseconds left; `None` while unknown, or while the move does not converge.
     pub left_ms: Option<u64>,
-    /// Milliseconds for which the VM would stand still if it were switched over now: what is left of its memory and of disks
-    /// that move along. `None` while it is not known.
+    /// Estimated downtime in milliseconds if the VM were switched over now: for the rest of its memory and of its
+    /// migrated disks. `None` while unknown.
     #[serde(default)]
     pub downtime_ms: Option<u64>,
 }
 
-/// What a finished move took, from events, not estimates.
+/// Measurements of a finished move, from events, not from estimates.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
 pub struct Figures {
@@ -126,7 +126,7 @@ pub struct Figures {
     pub total_ms: u64,
     /// From acceptance to libvirt's migrate call. Milliseconds.
     pub accepted_to_migrate_ms: u64,
-    /// libvirt's migrate call. Milliseconds.
+    /// Duration of libvirt's migrate call. Milliseconds.
     pub migrate_ms: u64,
     /// From STOP at the source to RESUME at the destination, on the destination's clock. Milliseconds.
     pub downtime_ms: u64,
@@ -134,17 +134,17 @@ pub struct Figures {
     pub qemu_downtime_ms: u64,
     /// Bytes that QEMU sent.
     pub sent: ByteCount,
-    /// Bytes on the wire, both directions, headers included, TLS and TCP overhead not.
+    /// Bytes on the wire, both directions, with Ferry's headers, without TLS and TCP overhead.
     pub wire: ByteCount,
-    /// Of these, bytes of disks that moved along.
+    /// The part of `wire` that belongs to migrated disks.
     #[serde(default)]
     pub disk_wire: ByteCount,
     /// Passes over memory.
     pub iterations: u32,
-    /// What the files that were moved took before, as far as their file systems tell.
+    /// Space that the old files occupied before the move, as far as their file systems report.
     #[serde(default)]
     pub allocated_source: ByteCount,
-    /// What their copies take.
+    /// Space that the copies occupy.
     #[serde(default)]
     pub allocated_destination: ByteCount,
 }

@@ -1,4 +1,4 @@
-//! Where a file is: on a share or on one host. Mount points are each host's own business and never appear here.
+//! Where a file is: on a share or on one host. Mount points differ between hosts and never appear here.
 
 use serde::{Deserialize, Serialize};
 
@@ -48,12 +48,12 @@ impl Location {
         }
     }
 
-    /// The last name of its path; `None` if that ends in a slash or is empty.
+    /// The last component of its path; `None` if the path ends in a slash or is empty.
     pub fn file_name(&self) -> Option<&str> {
         self.path().rsplit('/').next().filter(|name| !name.is_empty())
     }
 
-    /// The folder that holds it: the top of the share or host for what lies there.
+    /// The folder that contains it; for an entry at the top, the top of the share or host.
     pub fn parent(&self) -> Self {
         let folder = self.path().rsplit_once('/').map_or("", |(folder, _)| folder);
         match self {
@@ -62,7 +62,7 @@ impl Location {
         }
     }
 
-    /// What `name` is in this folder.
+    /// The location of `name` in this folder.
     pub fn join(&self, name: &str) -> Self {
         let path = self.path();
         let folder = path.trim_end_matches('/');

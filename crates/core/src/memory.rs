@@ -1,13 +1,12 @@
-//! Whether a VM finds its memory at its destination, beside what is promised there to other moves.
+//! Whether the destination has enough memory for a VM, after what was promised to other moves.
 //!
-//! | the VM | needs | of what the host has |
-//! |---|---|---|
-//! | as usual | what its guest has now | that QEMU may take (`MemAvailable`), less what is promised |
-//! | with a balloon | that; a warning where it could not have all that it may ask for | the same |
-//! | in huge pages | all of it, in pages of that size | free pages of that size, less what is promised |
+//! | the VM | needs | from the host's | |---|---|---| | default | what its guest has now | memory available to QEMU
+//! (`MemAvailable`), less what is promised | | with a balloon | the same; a warning if the guest's maximum would not
+//! fit | the same | | in huge pages | all of it, in pages of that size | free pages of that size, less what is promised
+//! |
 //!
-//! QEMU takes plain memory as pages arrive, so the kernel shows it as free while moves that will fill it have begun: what
-//! moves were promised and have not filled yet is taken off.
+//! QEMU takes plain memory as pages arrive, so the kernel still shows as free what running moves will fill: the part
+//! that was promised to moves and is not filled yet is subtracted.
 
 use serde::{Deserialize, Serialize};
 
@@ -18,19 +17,19 @@ use crate::{
     vm::VmFacts,
 };
 
-/// What QEMU itself needs besides the guest's memory: some 60 to 100 MiB were measured.
+/// What QEMU itself needs besides the guest's memory: measured, 60 to 100 MiB.
 pub const MARGIN: ByteCount = ByteCount::mib(128);
 
-/// Memory of one kind.
+/// An amount of memory of one kind.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Need {
     /// The size of its huge pages; `None`: plain memory, with [`MARGIN`].
     pub page: Option<ByteCount>,
-    /// How much.
+    /// The amount.
     pub bytes: ByteCount,
 }
 
-/// What a VM takes where it comes.
+/// The memory that a VM takes at its destination.
 pub fn need(vm: &VmFacts) -> Need {
     match vm.huge_page {
         Some(page) => Need { page: Some(page), bytes: vm.memory },
@@ -46,16 +45,16 @@ fn plus_margin(bytes: ByteCount) -> ByteCount {
     ByteCount(bytes.0.saturating_add(MARGIN.0))
 }
 
-/// How far a move is with the memory that it was promised.
+/// How much of the promised memory a move has taken so far.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Arrived {
-    /// So much of the guest's memory has been received.
+    /// Guest memory that has been received.
     pub memory: ByteCount,
-    /// Whether the process that receives it is there: libvirt has it take its huge pages when it starts (`prealloc`).
+    /// Whether the receiving process exists: libvirt makes it take all its huge pages at its start (`prealloc`).
     pub receives: bool,
 }
 
-/// What of a need the destination's kernel shows as free still.
+/// The part of a need that the destination's kernel still shows as free.
 pub fn left(need: Need, arrived: Arrived) -> Need {
     let bytes = match need.page {
         Some(_) if arrived.receives => 0,
@@ -65,13 +64,13 @@ pub fn left(need: Need, arrived: Arrived) -> Need {
     Need { bytes: ByteCount(bytes), ..need }
 }
 
-/// The size of the pages, where the VM names none as is usual on the host.
+/// The page size of a need; the host's default size where the VM names none.
 fn page_of(host: &HostFacts, need: &Need) -> Option<ByteCount> {
     let usual = || host.huge_pages.iter().find(|pages| pages.usual).map_or(ByteCount(0), |pages| pages.size);
     need.page.map(|page| if page.0 == 0 { usual() } else { page })
 }
 
-/// What a host has free of a kind of memory, and how much of that is promised.
+/// The free memory of one kind on a host, and how much of it is promised.
 fn free(host: &HostFacts, page: Option<ByteCount>, promised: &[Need]) -> (ByteCount, ByteCount) {
     let all = match page {
         None => host.memory_free,
@@ -85,7 +84,7 @@ fn free(host: &HostFacts, page: Option<ByteCount>, promised: &[Need]) -> (ByteCo
     (all, ByteCount(taken.fold(0, u64::saturating_add)))
 }
 
-/// Memory of each kind that a host has free and has promised to nobody.
+/// Memory of each kind that is free on a host and not promised.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Stock {
     plain: ByteCount,
@@ -101,14 +100,14 @@ struct Huge {
 }
 
 impl Huge {
-    /// Whether a VM gets these pages that names this size; zero: none.
+    /// Whether a VM that asks for pages of this size gets these; zero means the default size.
     fn is(&self, page: ByteCount) -> bool {
         if page.0 == 0 { self.usual } else { self.page == page }
     }
 }
 
 impl Stock {
-    /// What a host has beside what is promised.
+    /// The memory of a host, less what is promised.
     pub fn of(host: &HostFacts, promised: &[Need]) -> Self {
         let open = |page| {
             let (free, promised) = free(host, page, promised);
@@ -118,7 +117,7 @@ impl Stock {
         Self { plain: open(None), huge: host.huge_pages.iter().map(huge).collect() }
     }
 
-    /// What is open of the kind that is needed.
+    /// The amount available of the needed kind.
     pub fn open(&self, need: &Need) -> ByteCount {
         match need.page {
             None => self.plain,
@@ -126,7 +125,7 @@ impl Stock {
         }
     }
 
-    /// Takes what is needed, or what is there of it. QEMU's own memory is plain also where the guest's is not.
+    /// Takes the needed amount, or what is left of it. QEMU's own memory is plain even if the guest's is in huge pages.
     pub fn take(&mut self, need: &Need) {
         let less = |open: &mut ByteCount, bytes: ByteCount| open.0 = open.0.saturating_sub(bytes.0);
         match need.page {
@@ -141,7 +140,7 @@ impl Stock {
     }
 }
 
-/// What stands against a VM's memory at the host `name`. With `overcommit` it is only said.
+/// What the memory of host `name` has against the VM. With `overcommit`, a lack of plain memory is only reported.
 pub fn findings(vm: &VmFacts, name: &str, host: &HostFacts, promised: &[Need], overcommit: bool) -> Vec<Finding> {
     let need = need(vm);
     let page = page_of(host, &need);

@@ -1,20 +1,21 @@
-//! Figures as Prometheus reads them: its text format, version 0.0.4.
+//! Metrics in Prometheus' text format, version 0.0.4.
 //!
-//! Values arrive as arguments: what counts keeps its own counts, and writes them down when it is asked. Names end in their
-//! unit; counters end in `_total`. Every label has few values, so that a fleet's series stay few: never a job or a VM.
+//! Values are passed as arguments: each component keeps its own counters, and writes them on request. Names end in
+//! their unit; counters end in `_total`. Every label has few values, so that the number of series stays small in a
+//! large fleet: never a job or a VM.
 
 use std::{collections::BTreeMap, fmt::Write as _, sync::Mutex};
 
 /// The media type of the text.
 pub const MEDIA_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
-/// Routes, methods and statuses together are far fewer; what comes beyond is counted as one.
+/// Far more than all combinations of routes, methods and statuses; further series are counted as one.
 const SERIES_MAX: usize = 4096;
 
-/// What one scrape is answered.
+/// The text of one scrape.
 #[derive(Debug, Default)]
 pub struct Exposition(String);
 
-/// One metric of it.
+/// One metric of the text.
 #[derive(Debug)]
 pub struct Family<'a> {
     text: &'a mut String,
@@ -22,17 +23,17 @@ pub struct Family<'a> {
 }
 
 impl Exposition {
-    /// Something that rises and falls.
+    /// A value that rises and falls.
     pub fn gauge(&mut self, name: &'static str, help: &str) -> Family<'_> {
         self.family(name, "gauge", help)
     }
 
-    /// Something that only rises while the program runs.
+    /// A value that only rises while the program runs.
     pub fn counter(&mut self, name: &'static str, help: &str) -> Family<'_> {
         self.family(name, "counter", help)
     }
 
-    /// How often something was how large.
+    /// A distribution of values.
     pub fn histogram(&mut self, name: &'static str, help: &str, histogram: &Histogram) {
         let family = self.family(name, "histogram", help);
         let counts = histogram.counts.lock().expect("nobody panics while counting");
@@ -57,7 +58,7 @@ impl Exposition {
 }
 
 impl Family<'_> {
-    /// One value; each set of labels once.
+    /// Adds one value; each set of labels may occur once.
     pub fn sample(&mut self, labels: &[(&str, &str)], value: f64) -> &mut Self {
         self.text.push_str(self.name);
         for (index, (name, value)) in labels.iter().enumerate() {
@@ -69,10 +70,10 @@ impl Family<'_> {
     }
 }
 
-/// Counts how often something was how large.
+/// Counts values by size.
 #[derive(Debug)]
 pub struct Histogram {
-    /// Upper bounds of the buckets, rising.
+    /// Upper bounds of the buckets, ascending.
     bounds: &'static [f64],
     counts: Mutex<Counts>,
 }
@@ -85,12 +86,12 @@ struct Counts {
 }
 
 impl Histogram {
-    /// With buckets up to each of `bounds`, which rise, and one for what is larger.
+    /// With buckets up to each of `bounds`, which ascend, and one for larger values.
     pub fn new(bounds: &'static [f64]) -> Self {
         Self { bounds, counts: Mutex::new(Counts { buckets: vec![0; bounds.len()], ..Counts::default() }) }
     }
 
-    /// Counts one.
+    /// Counts one value.
     pub fn observe(&self, value: f64) {
         let mut counts = self.counts.lock().expect("nobody panics while counting");
         if let Some(bucket) = self.bounds.iter().position(|bound| value <= *bound) {
@@ -101,7 +102,7 @@ impl Histogram {
     }
 }
 
-/// Counts by labels, in a bounded number of series.
+/// Counts by labels, with a bounded number of series.
 #[derive(Debug)]
 pub struct Counter<const LABELS: usize> {
     labels: [&'static str; LABELS],
@@ -109,12 +110,12 @@ pub struct Counter<const LABELS: usize> {
 }
 
 impl<const LABELS: usize> Counter<LABELS> {
-    /// Nothing is counted yet.
+    /// An empty counter.
     pub fn new(labels: [&'static str; LABELS]) -> Self {
         Self { labels, counts: Mutex::default() }
     }
 
-    /// Counts `more` of the series with these values of the labels.
+    /// Adds `more` to the series with these label values.
     pub fn add(&self, values: [&str; LABELS], more: u64) {
         let mut counts = self.counts.lock().expect("nobody panics while counting");
         let mut values = values.map(str::to_owned);
@@ -124,7 +125,7 @@ impl<const LABELS: usize> Counter<LABELS> {
         *counts.entry(values).or_default() += more;
     }
 
-    /// Writes every series down.
+    /// Writes all series.
     pub fn write(&self, exposition: &mut Exposition, name: &'static str, help: &str) {
         let mut family = exposition.counter(name, help);
         for (values, count) in &*self.counts.lock().expect("nobody panics while counting") {

@@ -1,4 +1,4 @@
-//! A pin: the hash of a public key, by which one program knows another.
+//! A pin: the hash of a public key, by which one program recognises another.
 
 use std::{fmt, str::FromStr};
 
@@ -80,9 +80,9 @@ impl From<Secret> for String {
     }
 }
 
-/// What an administrator carries from `ferry-agent setup` to `ferry host add`: the agent's pin, by which the
-/// server knows that it talks to this agent, and a one-use secret, by which the agent knows the administrator sent it.
-/// Text form: `ferry1.` + pin hex + `.` + secret hex.
+/// What an administrator carries from `ferry-agent setup` to `ferry host add`: the agent's pin, by which the server
+/// recognises this agent, and a one-use secret, which proves to the agent that the administrator sent the server. Text
+/// form: `ferry1.` + pin hex + `.` + secret hex.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct EnrolmentToken {
     /// Hash of the agent's public key.

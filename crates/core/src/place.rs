@@ -1,8 +1,8 @@
-//! Places where files may be: as an administrator writes them, as hosts offer them, and what is in them.
+//! Places where files may be: as an administrator writes them, as hosts offer them, and their contents.
 //!
 //! ```text
-//! text ── parse ─▶ Place (UNC path, NFS path or local path) ── locate ─▶ Location      what is stored and asked of agents
-//! text ◀──────────────────── written ──────────────────────── Location      what is shown
+//! text ── parse ─▶ Place (UNC path, NFS path or local path) ── locate ─▶ Location      stored, and sent to agents
+//! text ◀──────────────────── written ──────────────────────── Location      shown to users
 //! ```
 
 use std::{fmt, str::FromStr};
@@ -20,24 +20,24 @@ use crate::{
     units::ByteCount,
 };
 
-/// Entries of a directory that are listed; a person looks for one of them, and an answer stays below 300 KiB.
+/// Limit of entries in a directory listing: a person looks for one of them, and a response stays below 300 KiB.
 pub const ENTRIES_MAX: usize = 1_000;
-/// Names of a directory that are read to find the first [`ENTRIES_MAX`] of them: about a tenth of a second.
+/// Limit of names that are read to find the first [`ENTRIES_MAX`] of them: about a tenth of a second.
 pub const NAMES_READ_MAX: u64 = 100_000;
-/// Storage locations of a host: a wizard offers them in one list.
+/// Limit of storage locations per host: clients offer them in one list.
 pub const STORAGE_LOCATIONS_MAX: usize = 32;
 
-/// Bytes of a file system or share.
+/// Capacity of a file system or share, in bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
 pub struct Space {
-    /// All it can hold.
+    /// Its capacity.
     pub total: ByteCount,
-    /// What can still be written.
+    /// Its free space.
     pub free: ByteCount,
 }
 
-/// What a name in a directory stands for. Symbolic links that stay inside the place are shown as what they lead to.
+/// What a directory entry is. Symbolic links that stay inside the place are resolved to their targets.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
 #[serde(rename_all = "snake_case")]
@@ -46,37 +46,37 @@ pub enum EntryKind {
     Directory,
     /// A file.
     File,
-    /// A symbolic link that leads to nothing, in a loop, or out of the place.
+    /// A symbolic link that is dangling, in a loop, or leads out of the place.
     Link,
     /// A device, socket or pipe.
     Other,
 }
 
-/// One name in a directory.
+/// An entry of a directory.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
 pub struct DirectoryEntry {
     /// The name.
     pub name: String,
-    /// What it stands for.
+    /// What it is.
     pub kind: EntryKind,
     /// A file's length.
     pub size: Option<ByteCount>,
-    /// What a file takes on the disk, where the file system tells.
+    /// Allocated space of a file, where the file system reports it.
     pub allocated: Option<ByteCount>,
 }
 
-/// What is in a directory.
+/// The content of a directory.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
 pub struct DirectoryListing {
-    /// The first [`ENTRIES_MAX`] names, sorted by their bytes.
+    /// The first [`ENTRIES_MAX`] entries, sorted bytewise by name.
     pub entries: Vec<DirectoryEntry>,
-    /// How many more there are; at least so many where [`NAMES_READ_MAX`] names were read.
+    /// The number of further entries; a lower bound if [`NAMES_READ_MAX`] names were read.
     pub more: u64,
-    /// How many names are left out because they are not UTF-8.
+    /// The number of entries left out because their names are not UTF-8.
     pub unnamed: u64,
-    /// Of the file system or share that holds it, where known.
+    /// Capacity of the file system or share that contains it, where known.
     pub space: Option<Space>,
 }
 
@@ -88,7 +88,7 @@ pub struct OfferedPlace {
     pub location: Location,
     /// Free and total bytes, where known.
     pub space: Option<Space>,
-    /// Whether it can be used now; `None` if so, else why not.
+    /// Why it cannot be used now; `None` if it can.
     pub trouble: Option<String>,
 }
 
@@ -102,9 +102,9 @@ pub enum Place {
         /// Path inside it, `/` between components; empty for its top.
         path: String,
     },
-    /// `nfs://server.domain/export/directory`. Where the export ends, only the inventory knows.
+    /// `nfs://server.domain/export/directory`. Only the inventory knows where the export ends.
     Nfs(NfsExport),
-    /// `/directory`: on a host, or on a share that is a path.
+    /// `/directory`: on a host, or on a share whose source is a path.
     Local {
         /// Absolute, without `.`, `..` and doubled slashes.
         path: String,
@@ -119,25 +119,25 @@ pub enum PlaceError {
     Relative {
         /// What was given.
         text: String,
-        /// What it looks like.
+        /// What the text looks like.
         why: &'static str,
     },
-    /// It holds `..`.
+    /// It contains `..`.
     #[error("{0:?} holds \"..\", and what that leads to depends on the host")]
     Climbs(String),
-    /// It holds control characters, or it or a name in it is too long.
+    /// It contains control characters, or it or a name in it is too long.
     #[error("{0:?} cannot be a path: it holds control characters or is too long")]
     Form(String),
-    /// What stands for server and share is none.
+    /// The part for server and share is invalid.
     #[error(transparent)]
     Unc(#[from] UncError),
-    /// What stands for server and export is none.
+    /// The part for server and export is invalid.
     #[error(transparent)]
     Nfs(#[from] SourceError),
 }
 
 impl PlaceError {
-    /// The finding that tells a user.
+    /// The finding to show to a user.
     pub fn finding(&self) -> Finding {
         let (text, fix) = match self {
             Self::Relative { text, .. } => (
@@ -174,7 +174,7 @@ impl FromStr for Place {
             let (server, share) = (parts.next().unwrap_or_default(), parts.next().unwrap_or_default());
             let inside = components(text, parts.next().unwrap_or_default())?;
             let unc = format!("//{server}/{share}").parse().map_err(|error| match error {
-                // The whole text is what the administrator knows.
+                // The administrator knows only the whole text.
                 UncError::Form(_) => UncError::Form(text.to_owned()),
                 other => other,
             })?;
@@ -187,7 +187,7 @@ impl FromStr for Place {
     }
 }
 
-/// The names of a path, without empty ones and `.`.
+/// The components of a path, without empty ones and `.`.
 fn components<'a>(text: &str, path: &'a str) -> Result<Vec<&'a str>, PlaceError> {
     share_source::components(path).map_err(|bad| match bad {
         BadPath::Climbs => PlaceError::Climbs(text.to_owned()),
@@ -222,11 +222,12 @@ pub struct KnownShare<'a> {
     pub id: ShareId,
     /// Its name.
     pub name: &'a str,
-    /// What stands behind it.
+    /// Its source.
     pub source: &'a ShareSource,
 }
 
-/// The location that a place means on a host, which has the shares `attached`. The closest share holds it.
+/// The location of a place on a host that has the shares `attached`. If several shares contain it, the innermost
+/// counts.
 ///
 /// # Errors
 /// `share.unknown`, with the command that adds the share.
@@ -255,7 +256,7 @@ pub fn locate(
     }
 }
 
-/// The share that leaves the least of a path.
+/// The share with the shortest remaining path.
 fn closest<'a>(found: impl Iterator<Item = (ShareId, &'a str)>) -> Option<(ShareId, &'a str)> {
     found.min_by_key(|(_, inside)| inside.len())
 }
@@ -285,7 +286,7 @@ fn unknown(source: &ShareSource) -> Finding {
     )
 }
 
-/// Whether a host has what a location lies on: a share must be attached there.
+/// Whether a host can reach a location: if it lies on a share, the host must have that share attached.
 ///
 /// # Errors
 /// `share.not-attached`, with the command that attaches the share.
@@ -427,7 +428,7 @@ mod tests {
                 .into();
         let known = |(number, source)| KnownShare { id: id(number), name: "x", source };
         let shares: Vec<KnownShare<'_>> = (0..).zip(&sources).map(known).collect();
-        // On this host the administrator has /mnt/vms elsewhere.
+        // This host has the share /mnt/vms at another path.
         let here = [attached(id(2), &sources[2], Some("/data/vms"))];
         let on = |number, path: &str| Location::Share { share: id(number), path: path.into() };
         let local = |path: &str| Location::Local { host: HOST, path: path.into() };

@@ -1,42 +1,42 @@
-//! Where VMs go that have to leave a host, or that are moved together.
+//! Chooses hosts for VMs that must leave a host, or that move together.
 
 use crate::{
     id::{HostId, VmId},
     memory::{Need, Stock},
 };
 
-/// A VM that has to go somewhere.
+/// A VM that needs a destination.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Leaving {
     /// The VM.
     pub vm: VmId,
-    /// Its memory.
+    /// The memory it needs.
     pub need: Need,
-    /// Hosts that can take it as far as the memory of the others that leave is not concerned.
+    /// Hosts that can take it, apart from the memory that the other leaving VMs take.
     pub hosts: Vec<HostId>,
 }
 
-/// A host that VMs may go to.
+/// A host that may receive VMs.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Room {
     /// The host.
     pub host: HostId,
-    /// Memory that is open there.
+    /// Available memory there.
     pub stock: Stock,
 }
 
-/// Where a VM goes.
+/// The destination of a VM.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Chosen {
     /// The host.
     pub host: HostId,
-    /// Its memory may not do for all that go there, which somebody takes.
+    /// The host's memory may not suffice for all VMs that go there; the user accepts that.
     pub beyond: bool,
 }
 
-/// A host for each VM, in the order of `leaving`: the largest choose first, each the host that has most left of the memory
-/// that it needs. `None`: none has room. With `overcommit` those that find no plain memory come last and go all the same;
-/// huge pages must do, or QEMU does not start.
+/// A host for each VM, in the order of `leaving`: the largest VM chooses first, and takes the host with most available
+/// memory of the kind it needs. `None`: no host has enough. With `overcommit`, VMs that found too little plain memory
+/// are placed last, in spite of it; huge pages must suffice, or QEMU does not start.
 pub fn spread(leaving: &[Leaving], rooms: &[Room], overcommit: bool) -> Vec<Option<Chosen>> {
     let mut rooms = rooms.to_vec();
     let mut order: Vec<usize> = (0..leaving.len()).collect();
@@ -50,7 +50,7 @@ pub fn spread(leaving: &[Leaving], rooms: &[Room], overcommit: bool) -> Vec<Opti
             continue;
         }
         let may = |room: &&mut Room| hosts.contains(&room.host);
-        // Of equal rooms the first: the same question gets the same answer.
+        // Among equal hosts the first one, so that the same input gives the same result.
         let most = |best: &mut Room, room: &mut Room| room.stock.open(need) > best.stock.open(need);
         let best = rooms.iter_mut().filter(may).reduce(|best, room| if most(best, room) { room } else { best });
         let Some(room) = best else { continue };
@@ -84,7 +84,7 @@ mod tests {
         Leaving { vm: VmId(Uuid::from_u128(u128::from(number))), need, hosts }
     }
 
-    /// Huge pages of 2 MiB are the usual ones.
+    /// The default huge page size is 2 MiB.
     fn room(number: u8, mib: u64, huge_mib: &[(u64, u64)]) -> Room {
         let pages =
             |&(size, mib): &(u64, u64)| HugePages { size: ByteCount::mib(size), free: mib / size, usual: size == 2 };

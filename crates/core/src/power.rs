@@ -1,12 +1,12 @@
-//! What a VM's state has against a request.
+//! What a VM's power state has against a request.
 
 use crate::{
     finding::{Finding, FindingId},
     vm::{Stall, VmFacts, VmState},
 };
 
-/// Why a VM that has a process does not run, and what to do about it; `None` if it runs, or has no process. `host` is where
-/// it is: `None` for who stands on it.
+/// Why a VM with a process does not run, and what to do about it; `None` if it runs, or has no process. `host` is where
+/// it is; pass `None` if the reader is on that host.
 pub fn stands_still<F>(vm: &VmFacts<F>, host: Option<&str>) -> Option<Finding> {
     let name = &vm.name;
     let on = host.map(|host| format!(" on {host}")).unwrap_or_default();
@@ -60,7 +60,7 @@ fn paused<F>(vm: &VmFacts<F>, on: &str) -> Finding {
     Finding::blocks(FindingId::VmPaused, name, message, fix)
 }
 
-/// Why a VM is not copied from while it runs: it does not. `None` if it does.
+/// The finding that a VM cannot be copied from while it runs, because it does not run. `None` if it runs.
 pub fn not_running<F>(vm: &VmFacts<F>) -> Option<Finding> {
     let shut_off = || {
         Finding::blocks(
@@ -73,7 +73,7 @@ pub fn not_running<F>(vm: &VmFacts<F>) -> Option<Finding> {
     stands_still(vm, None).or_else(|| (vm.state == VmState::ShutOff).then(shut_off))
 }
 
-/// Why a VM is not moved with its files only: it has a process. `None` if it is shut off.
+/// The finding that a VM cannot be moved offline, because it has a process. `None` if it is shut off.
 pub fn not_shut_off<F>(vm: &VmFacts<F>) -> Option<Finding> {
     let name = &vm.name;
     let (message, fix) = match vm.state {

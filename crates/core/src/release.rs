@@ -1,11 +1,11 @@
-//! What a host's release of libvirt or QEMU cannot do, and what stands in for it.
+//! What a host's release of libvirt or QEMU cannot do, and what Ferry uses instead.
 //!
-//! libvirt asks twice whether a VM's file is shared: before a live move, which it refuses if one is not, and after the
-//! VM's process has ended, when it gives back to root every file that is not, though the other host uses it now. It
-//! knows some file systems by their number in statfs(2); SMB 2 and later is none of them (`virFileIsSharedFSType` of 9.0
-//! and of 11.3; statfs says `0xfe534d42`), nor is any FUSE client of SMB. Since [`SHARED_FILESYSTEMS_SINCE`] an
-//! administrator can tell it. Before, Ferry's own proof that both hosts see one share stands in, where nobody can give
-//! files away: then the second question is of no matter.
+//! libvirt checks twice whether a VM's file is shared: before a live move, which it refuses if a file is not shared,
+//! and after the VM's process has ended, when it changes the owner of every file that is not shared back to root,
+//! although the other host now uses it. It recognises some file systems by their number in statfs(2), but neither SMB 2
+//! and later (`virFileIsSharedFSType` of 9.0 and of 11.3; statfs reports `0xfe534d42`) nor any FUSE client of SMB.
+//! Since [`SHARED_FILESYSTEMS_SINCE`] an administrator can configure it. Before that, Ferry relies on its own proof
+//! that both hosts see one share, where file owners cannot be changed: then the second check does no harm.
 
 use std::fmt;
 
@@ -16,26 +16,27 @@ use crate::{
     vm::{FileRole, VmFile},
 };
 
-/// A release, by its first two numbers.
+/// A release, identified by its first two numbers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Release {
     major: u32,
     minor: u32,
 }
 
-/// The first release of libvirt that is known to read `shared_filesystems` in qemu.conf: 9.0 does not, 11.3 does. One
-/// that did earlier loses nothing: what stands in for it works there, too.
+/// The first release of libvirt that is assumed to read `shared_filesystems` in qemu.conf: 9.0 does not, 11.3 does. An
+/// earlier release that does would lose nothing, because Ferry's own proof works there as well.
 pub const SHARED_FILESYSTEMS_SINCE: Release = Release::new(10, 9);
 
-/// The first release of QEMU that is known to move VMs whole whose processors it emulates. 7.2.22 loses pages (5 of 24 moves of
-/// an idle guest between two of it, and 4 of 30 to 10.0, ended in a crash of the guest's kernel; 0 of 16 between two of 10.0):
-/// it clears bits of its dirty bitmap without telling the emulated processor's TLB, whose later writes then set none. Only
-/// memory whose size is no multiple of 256 KiB, which libvirt does not make, goes another way (0 of 24). Releases between
-/// were not tried. Under KVM the kernel keeps the bitmap.
+/// The first release of QEMU that is known to migrate VMs with emulated processors correctly. 7.2.22 loses pages: 5 of
+/// 24 moves of an idle guest between two hosts with 7.2.22, and 4 of 30 from there to 10.0, ended in a crash of the
+/// guest's kernel; 0 of 16 between two hosts with 10.0. It clears bits of its dirty bitmap without informing the
+/// emulated processor's TLB, so later writes set no bits. Only memory whose size is no multiple of 256 KiB, which
+/// libvirt does not create, is handled differently (0 of 24). The releases in between were not tested. Under KVM the
+/// kernel keeps the bitmap.
 pub const MOVES_EMULATED_SINCE: Release = Release::new(10, 0);
 
-/// File systems that libvirt knows to be shared by itself, in each release since 9.0 (`virFileIsSharedFS`). Later ones know
-/// more.
+/// File systems that every libvirt since 9.0 recognises as shared by itself (`virFileIsSharedFS`). Later releases
+/// recognise more.
 const KNOWN_SHARED: [&str; 10] =
     ["nfs", "nfs4", "gfs2", "ocfs2", "afs", "ceph", "gpfs", "acfs", "fuse.glusterfs", "fuse.quobyte"];
 
@@ -45,14 +46,14 @@ impl Release {
         Self { major, minor }
     }
 
-    /// The release that a version names (`11.3.0`); `None` if it does not begin with two numbers.
+    /// The release in a version string (`11.3.0`); `None` if it does not begin with two numbers.
     pub fn of(version: &str) -> Option<Self> {
         let mut numbers = version.split('.').map(|number| number.parse().ok());
         Some(Self { major: numbers.next()??, minor: numbers.next()?? })
     }
 
-    /// The release of QEMU that a machine type is of: `pc-q35-7.2`. `None` of a distribution's own types, and of those
-    /// that are of no release.
+    /// The QEMU release of a machine type such as `pc-q35-7.2`. `None` for a distribution's own types, and for types
+    /// without a release.
     pub fn of_machine(machine: &str) -> Option<Self> {
         let (_, version) = machine.rsplit_once('-')?;
         if version.split('.').count() != 2 {
@@ -68,35 +69,35 @@ impl fmt::Display for Release {
     }
 }
 
-/// Whether a libvirt can be told which file systems are shared. One whose version cannot be read is taken for a new one:
-/// it says itself what it refuses.
+/// Whether this libvirt can be configured with a list of shared file systems. An unreadable version is taken for a new
+/// one, which reports itself what it refuses.
 pub fn knows_shared_filesystems(libvirt_version: &str) -> bool {
     Release::of(libvirt_version).is_none_or(|release| release >= SHARED_FILESYSTEMS_SINCE)
 }
 
-/// Whether libvirt itself takes every file on a file system of this type for shared.
+/// Whether libvirt itself treats every file on a file system of this type as shared.
 pub fn is_known_as_shared(kind: &str) -> bool {
     KNOWN_SHARED.contains(&kind)
 }
 
-/// What a host's libvirt makes of a file that a VM goes on using through a live move.
+/// How a host's libvirt treats a file that a VM keeps using through a live move.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Trust {
-    /// It knows that the file is shared, or it does not matter for this one.
+    /// It treats the file as shared, or that makes no difference for this file.
     Known,
-    /// It does not know. Once both hosts were shown to see one share, it need not.
+    /// It does not treat it as shared. That is harmless once both hosts proved to see one share.
     ToProve,
-    /// It does not know, and the guest's writes may be in the source's page cache only.
+    /// It does not treat it as shared, and guest writes may exist only in the source's page cache.
     Cached,
-    /// It does not know, and would give the file back to root while the other host uses it.
+    /// It does not treat it as shared, and would change its owner to root while the other host uses it.
     GivesBack,
 }
 
-/// How far a host's libvirt can be trusted with files that stay on shares, each with what it lies on there, in their
-/// order.
+/// How a host's libvirt treats each file that stays on a share. Each file comes with the file system it lies on; the
+/// result has the same order.
 pub fn trusts<F>(libvirt_version: &str, role: Role, files: &[(&VmFile<F>, Option<&FileSystem>)]) -> Vec<Trust> {
     let mut found: Vec<Trust> = files.iter().map(|(file, on)| trust(libvirt_version, role, file, *on)).collect();
-    // libvirt is told once for all disks that it need not look: then it does not look at how they are cached either.
+    // libvirt's check can be disabled only for all disks at once, and with it the check of their cache mode.
     if found.contains(&Trust::ToProve) {
         for (trust, (file, _)) in found.iter_mut().zip(files) {
             if *trust == Trust::Known && is_written(file) && file.role == FileRole::Disk && !file.bypasses_cache {
@@ -116,14 +117,14 @@ fn trust<F>(libvirt_version: &str, role: Role, file: &VmFile<F>, on: Option<&Fil
         return Trust::GivesBack;
     }
     match (role, file.role) {
-        // Only a source asks before the move, and of disks only.
+        // Only a source checks before the move, and only disks.
         (Role::Source, FileRole::Disk) if !file.bypasses_cache => Trust::Cached,
         (Role::Source, FileRole::Disk) => Trust::ToProve,
         (Role::Source | Role::Destination, _) => Trust::Known,
     }
 }
 
-/// Whether the guest writes it: nothing else is asked about or given back.
+/// Whether the guest writes it: libvirt checks no other files, nor changes their owners.
 fn is_written<F>(file: &VmFile<F>) -> bool {
     match file.role {
         FileRole::Disk => !file.read_only,
@@ -132,7 +133,7 @@ fn is_written<F>(file: &VmFile<F>) -> bool {
     }
 }
 
-/// The finding of a file with which a host's libvirt cannot be trusted; `None` if it can.
+/// The finding for a file that a host's libvirt does not treat as needed; `None` if there is no problem.
 pub fn distrusted<F>(
     trust: Trust,
     (host, libvirt_version): (&str, &str),
@@ -203,7 +204,7 @@ mod tests {
         for kind in ["nfs4", "ceph", "gfs2", "ocfs2", "gpfs", "fuse.glusterfs"] {
             assert!(is_known_as_shared(kind), "{kind}");
         }
-        // It knows SMB 1 by its number, and nobody mounts that any more.
+        // It knows SMB 1 by its number, but SMB 1 is no longer in use.
         for kind in ["cifs", "smb3", "ext4", "tmpfs", "fuse", "fuse.sshfs", "fuse.smbnetfs", "9p", ""] {
             assert!(!is_known_as_shared(kind), "{kind}");
         }

@@ -1,4 +1,4 @@
-//! What is known of file shares.
+//! Facts about file shares.
 
 use serde::{Deserialize, Serialize};
 
@@ -15,48 +15,48 @@ pub enum AttachMode {
     Adopted,
 }
 
-/// A share on one host, as its agent sees it.
+/// A share on one host, as its agent reports it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
 pub struct AttachedShare {
     /// The share.
     pub id: ShareId,
-    /// What stands behind it. Called `unc` between processes: earlier versions know no other name.
+    /// Its source. Named `unc` between processes, because earlier versions know no other name.
     #[serde(rename = "unc")]
     pub source: ShareSource,
     /// Who mounted it.
     pub mode: AttachMode,
-    /// Whether its files can be used now; `None` if so, else why not.
+    /// Why its files cannot be used now; `None` if they can.
     pub trouble: Option<String>,
-    /// The same, with its kind and what to do about it. An agent of an earlier version does not say.
+    /// `trouble` as a finding, with its kind and the fix. An agent of an earlier version omits the field.
     #[serde(default)]
     pub finding: Option<Finding>,
-    /// Free bytes, where the file server tells.
+    /// Free bytes, where the file server reports them.
     pub free: Option<ByteCount>,
-    /// All bytes, where the file server tells. An agent of an earlier version does not say.
+    /// Capacity in bytes, where the file server reports it. An agent of an earlier version omits the field.
     #[serde(default)]
     pub total: Option<ByteCount>,
-    /// Programs see errors while the file server is away, instead of waiting: a mount of the kernel's without `hard`.
+    /// Programs see I/O errors while the file server is down, instead of waiting: a kernel mount without `hard`.
     #[serde(default)]
     pub soft: bool,
-    /// QEMU's locks become locks of the file server, which keep QEMU itself from the file: a mount of the kernel's SMB
-    /// client without `nobrl`. An agent of an earlier version does not say.
+    /// QEMU's locks become locks of the file server, which then block QEMU itself: a mount by the kernel's SMB client
+    /// without `nobrl`. An agent of an earlier version omits the field.
     #[serde(default)]
     pub server_locks: bool,
-    /// Where the administrator has it on this host, if it is a path: not always the one by which it was added.
+    /// The path of the administrator's mount on this host, if the source is a path; it may differ from the source.
     #[serde(default)]
     pub at: Option<String>,
-    /// What it appears as on the host, once that was looked at. An agent of an earlier version does not say.
+    /// Its file system on the host, once determined. An agent of an earlier version omits the field.
     #[serde(default)]
     pub file_system: Option<FileSystem>,
 }
 
-/// A file system as a host has it.
+/// A file system as a host sees it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
 pub struct FileSystem {
-    /// The kernel's word: `cifs`, `nfs4`, `fuse.smbnetfs`.
+    /// The kernel's name of its type: `cifs`, `nfs4`, `fuse.smbnetfs`.
     pub kind: String,
-    /// Whether the mount says whose every file is, and whoever gives one to another changes nothing.
+    /// Whether the mount fixes the owner of all files, so that chown has no effect.
     pub fixed_owner: bool,
 }

@@ -1,5 +1,5 @@
-//! What stands behind a share: an SMB share, an NFS export, or a path that an administrator says is the same on several
-//! hosts. One text form each, in which it is written, shown, stored and sent:
+//! The source of a share: an SMB share, an NFS export, or a path that, according to an administrator, has the same
+//! content on several hosts. Each has one text form, which is entered, shown, stored and sent:
 //!
 //! ```text
 //! \\server.domain\share      nfs://server.domain/export      /mnt/vms
@@ -15,14 +15,14 @@ use crate::{
     unc::{ServerNameError, UncError, UncPath, server_name},
 };
 
-/// Longest path that Linux takes, in bytes.
+/// Longest path that Linux accepts, in bytes.
 const PATH_BYTES_MAX: usize = 4095;
-/// Longest name of a file or directory that Linux takes, in bytes.
+/// Longest name of a file or directory that Linux accepts, in bytes.
 pub(crate) const NAME_BYTES_MAX: usize = 255;
 /// How the text of an NFS export begins.
 const NFS: &str = "nfs://";
 
-/// What stands behind a share.
+/// The source of a share.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub enum ShareSource {
@@ -30,7 +30,7 @@ pub enum ShareSource {
     Smb(UncPath),
     /// `nfs://server.domain/export`. Ferry mounts it, or adopts a mount of it.
     Nfs(NfsExport),
-    /// `/mnt/vms`: what the administrator has there is the same on every host that has it attached. Ferry adopts it.
+    /// `/mnt/vms`: a path with the same content on every host that has it attached. Ferry adopts it.
     Path(SharedPath),
 }
 
@@ -45,21 +45,21 @@ pub struct NfsExport {
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct SharedPath(String);
 
-/// Why a text names no share.
+/// Why a text is not the source of a share.
 #[derive(Clone, Debug, Error, PartialEq, Eq)]
 pub enum SourceError {
-    /// It begins as none of the forms does.
+    /// It begins like none of the forms.
     #[error(
         "{0:?} names no share: it is neither \\\\server.domain\\share nor nfs://server.domain/export nor an absolute path"
     )]
     Form(String),
-    /// What begins as a UNC path is none.
+    /// It begins like a UNC path, but is not a valid one.
     #[error(transparent)]
     Unc(#[from] UncError),
-    /// What begins as an NFS export is none.
+    /// It begins like an NFS export, but is not a valid one.
     #[error("{0:?} is not an NFS export; write nfs://server.domain/export")]
     Nfs(String),
-    /// The server of an NFS export has no domain: two hosts may resolve it to two servers.
+    /// The server of an NFS export has no domain: two hosts may resolve it to different servers.
     #[error(
         "{text:?} names its server {server:?} without a domain, which two hosts may resolve to different servers; \
          write nfs://{server}.your.domain/…"
@@ -70,7 +70,7 @@ pub enum SourceError {
         /// The short server name.
         server: String,
     },
-    /// It begins as a path, and cannot be that of a share.
+    /// It begins like a path, but cannot be the path of a share.
     #[error("{0:?} cannot be the path of a share: it is \"/\", holds \"..\" or control characters, or is too long")]
     Path(String),
 }
@@ -84,7 +84,7 @@ impl SourceError {
         }
     }
 
-    /// The finding that tells a user, on `object`.
+    /// The finding to show to a user, on `object`.
     pub fn finding(&self, object: impl fmt::Display) -> Finding {
         let (id, fix) = match self {
             Self::Unc(error) => return error.finding(object),
@@ -103,7 +103,7 @@ impl SourceError {
 }
 
 impl ShareSource {
-    /// The text by which two sources are told to be one: SMB compares names without case.
+    /// The text by which sources are compared: SMB ignores case in names.
     pub fn key(&self) -> String {
         match self {
             Self::Smb(unc) => unc.to_string().to_ascii_lowercase(),
@@ -111,12 +111,12 @@ impl ShareSource {
         }
     }
 
-    /// Whether both stand for the same share.
+    /// Whether both mean the same share.
     pub fn same_as(&self, other: &Self) -> bool {
         self.key() == other.key()
     }
 
-    /// The file server, where there is one that is known by name.
+    /// The file server's name, if there is one.
     pub fn server(&self) -> Option<&str> {
         match self {
             Self::Smb(unc) => Some(unc.server()),
@@ -125,7 +125,7 @@ impl ShareSource {
         }
     }
 
-    /// Whether its file server wants a user and a password.
+    /// Whether its file server requires a user and a password.
     pub fn wants_login(&self) -> bool {
         match self {
             Self::Smb(_) => true,
@@ -133,7 +133,7 @@ impl ShareSource {
         }
     }
 
-    /// What lies in the share at `path` (`/` between components, empty for its top), as an administrator writes it.
+    /// The file at `path` in the share (`/` between components, empty for the top), as an administrator writes it.
     pub fn written(&self, path: &str) -> String {
         match self {
             Self::Smb(_) if path.is_empty() => self.to_string(),
@@ -155,7 +155,7 @@ impl NfsExport {
         &self.export
     }
 
-    /// Where `inner` lies in this export; `None` if it does not.
+    /// The path of `inner` inside this export; `None` if it is not inside.
     pub fn holds<'a>(&self, inner: &'a Self) -> Option<&'a str> {
         if self.server == inner.server { below(&self.export, &inner.export) } else { None }
     }
@@ -168,21 +168,21 @@ impl SharedPath {
     }
 }
 
-/// Where `path` lies in the directory `top`; `None` if it does not.
+/// The part of `path` below the directory `top`; `None` if it is not below.
 pub(crate) fn below<'a>(top: &str, path: &'a str) -> Option<&'a str> {
     Path::new(path).strip_prefix(top).ok()?.to_str()
 }
 
-/// Why a text is no path.
+/// Why a text is not a valid path.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum BadPath {
-    /// It holds `..`.
+    /// It contains `..`.
     Climbs,
-    /// It holds control characters, or it or a name in it is too long.
+    /// It contains control characters, or it or a name in it is too long.
     Form,
 }
 
-/// The names of a path, without empty ones and `.`.
+/// The components of a path, without empty ones and `.`.
 pub(crate) fn components(path: &str) -> Result<Vec<&str>, BadPath> {
     let names: Vec<&str> = path.split('/').filter(|name| !name.is_empty() && *name != ".").collect();
     if names.contains(&"..") {
@@ -195,12 +195,12 @@ pub(crate) fn components(path: &str) -> Result<Vec<&str>, BadPath> {
     Ok(names)
 }
 
-/// Whether a text is meant as an NFS export.
+/// Whether a text looks like an NFS export.
 pub(crate) fn is_nfs(text: &str) -> bool {
     text.get(..NFS.len()).is_some_and(|start| start.eq_ignore_ascii_case(NFS))
 }
 
-/// Whether a text is meant as a UNC path.
+/// Whether a text looks like a UNC path.
 pub(crate) fn is_unc(text: &str) -> bool {
     text.starts_with("\\\\") || text.starts_with("//")
 }

@@ -1,9 +1,9 @@
-//! VMs that QEMU stopped because a disk could not be read or written, and when they may go on.
+//! VMs that QEMU stopped because of an I/O error on a disk, and when they may continue.
 //!
-//! With `error_policy='stop'` QEMU stops the VM, keeps the request that failed, and does it again when the VM goes on: the
-//! guest sees nothing but time. On the kernel's SMB client a read past the page cache that is under way when the file server
-//! goes away fails, whatever the mount's options are (Linux 6.12, seen on stock hosts: `docs/shares.md`), so each restart of a
-//! file server stops VMs that only had to wait.
+//! With `error_policy='stop'` QEMU stops the VM, keeps the failed request, and repeats it when the VM continues: the
+//! guest sees only a delay. On the kernel's SMB client, a read past the page cache fails if the file server goes away
+//! during it, whatever the mount options are (Linux 6.12, observed on stock hosts: `docs/shares.md`). Therefore each
+//! restart of a file server stops VMs that only had to wait.
 
 use std::{collections::BTreeMap, time::Duration};
 
@@ -14,18 +14,18 @@ use crate::{
     vm::{VmFacts, VmState},
 };
 
-/// Shortest time between two times that the same VM is run again.
+/// Shortest time between two attempts to continue the same VM.
 pub const PAUSE_MIN: Duration = Duration::from_secs(5);
-/// Longest: twice the one before, for a VM that stops again at once.
+/// Longest time. The time doubles for a VM that stops again at once.
 pub const PAUSE_MAX: Duration = Duration::from_secs(60);
-/// A VM that was not to be run again for so long after its pause was over has run meanwhile, or its share was away.
+/// If a VM was not due for this long after its pause ended, it has run in between, or its share was unavailable.
 const RAN: Duration = Duration::from_secs(10);
 
-/// Room on a share from which a VM that stopped for want of it goes on.
+/// Free space on a share from which a VM that stopped for lack of space may continue.
 pub const ROOM_MIN: ByteCount = ByteCount::mib(64);
 
-/// Whether a VM stands still for a reason that is over: each disk that failed lies on a share that answers now, and has
-/// room again if that was the reason. An error of another disk is one that an administrator must see.
+/// Whether the reason why QEMU stopped a VM is over: each failed disk lies on a share that answers now, and that has
+/// free space again if that was the reason. An error of any other disk is left to the administrator.
 pub fn may_go_on(vm: &VmFacts, shares: &[AttachedShare]) -> bool {
     let Some(stall) = vm.stall.as_ref().filter(|stall| vm.state == VmState::Paused && !stall.devices.is_empty()) else {
         return false;
@@ -38,7 +38,7 @@ pub fn may_go_on(vm: &VmFacts, shares: &[AttachedShare]) -> bool {
     })
 }
 
-/// When VMs were run again: one that stops again at once is tried ever more seldom.
+/// When VMs were last continued: one that stops again at once is tried less and less often.
 #[derive(Debug, Default)]
 pub struct Tries(BTreeMap<VmId, Try>);
 
@@ -49,7 +49,7 @@ struct Try {
 }
 
 impl Tries {
-    /// Whether it is this VM's turn at `now`, which is then noted. Times are since any fixed moment.
+    /// Whether this VM may be tried at `now`; if so, the try is recorded. Times are relative to any fixed moment.
     pub fn due(&mut self, vm: VmId, now: Duration) -> bool {
         self.0.retain(|_, last| now.saturating_sub(last.at) <= last.pause + RAN);
         let pause = match self.0.get(&vm) {
@@ -111,7 +111,7 @@ mod tests {
         let due_at: Vec<u64> = (0..300).filter(|second| tries.due(vm, Duration::from_secs(*second))).collect();
         assert_eq!(due_at, [0, 5, 15, 35, 75, 135, 195, 255]);
         assert!(tries.due(other, Duration::from_secs(300)), "each VM has its own");
-        // It stands still again after it ran for a while: a new matter.
+        // It stops again after it ran for a while: the pauses start over.
         for (second, is_due) in
             [(326, true), (330, false), (331, true), (340, false), (341, true), (372, true), (377, true)]
         {

@@ -1,57 +1,58 @@
-//! Whether QEMU is near the moment at which it stops the VM.
+//! Whether QEMU is close to the moment at which it stops the VM.
 //!
 //! ```text
-//! Bulk ── what remains may be gone before the windows are small, or before it is looked again ─▶ Tail
+//! Bulk ── the rest may be sent before the windows are small, or before the next sample ─▶ Tail
 //! Tail ── twice as much remains ─▶ Bulk
 //! ```
-//! Far from it, what waits in the carriers costs nothing, and much may be in flight. What waits there when the VM stops is
-//! downtime. QEMU does not tell when it will stop: it does when what remains takes less than the downtime limit at the
-//! rate that it sees.
+//! Far from that moment, bytes that wait in the carriers cost nothing, and much may be in flight. Bytes that wait there
+//! when the VM stops add to the downtime. QEMU does not announce when it will stop the VM: it does so when the rest
+//! takes less than the downtime limit at the rate that it measures.
 
 use std::time::Duration;
 
 use crate::units::ByteCount;
 
-/// How much may be in flight.
+/// The law that bounds the bytes in flight.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Law {
-    /// What fills the link however it stutters.
+    /// Enough to fill the link despite fluctuations.
     #[default]
     Bulk,
-    /// What keeps the link busy, or little beside the downtime limit.
+    /// Enough to keep the link busy, or little compared with the downtime limit.
     Tail,
 }
 
-/// What the source knows of a move's memory.
+/// What the source knows about a move's memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Outlook {
-    /// Zero before memory flows.
+    /// Total memory. Zero before memory is sent.
     pub total: ByteCount,
-    /// Of this pass.
+    /// What remains of this pass.
     pub remaining: ByteCount,
-    /// The rate that QEMU sees.
+    /// The rate that QEMU measures.
     pub rate_bytes_per_s: u64,
-    /// How fast `remaining` became less since the look before: pages of zeroes go by without being sent.
+    /// How fast `remaining` decreased since the previous sample: zero pages are skipped without being sent.
     pub falling_bytes_per_s: u64,
-    /// What QEMU was told.
+    /// The downtime limit that is set in QEMU.
     pub downtime_limit: Duration,
-    /// To the destination and back.
+    /// Round-trip time to the destination.
     pub round_trip: Duration,
-    /// Since the look before; the next one comes after about as long.
+    /// Time since the previous sample; the next one follows after about as long.
     pub since_look: Duration,
 }
 
-/// QEMU's rate is of a tenth of a second: a burst into the carriers makes it this much too high.
+/// QEMU measures over a tenth of a second: a burst into the carriers makes its rate too high by up to this factor.
 const BURST: f64 = 2.0;
-/// For how long a window shrinks, in round trips: it gives up a quarter of what is delivered meanwhile, and from
-/// two round trips' worth goes down to one and a quarter.
+/// How long a window shrinks, in round trips: it gives up a quarter of the bytes delivered meanwhile, and falls from
+/// two round trips' worth to one and a quarter.
 const SHRINK_TRIPS: f64 = 3.0;
-/// The next look may come late.
+/// Allowance for a late sample, in sampling intervals.
 const LOOKS: f64 = 2.0;
-/// As much more must remain until the tail ends: a guest that writes evenly shall not change the law in every pass.
+/// The tail ends when this many times as much remains: a guest that writes evenly must not change the law in every
+/// pass.
 const BACK: f64 = 2.0;
 
-/// The law that holds now, after the one `before`. `None`: it could not be looked, and the end may be near.
+/// The law that holds now, after the law `before`. `None`: no sample was possible, and the end may be near.
 pub fn law(before: Law, now: Option<&Outlook>) -> Law {
     let Some(now) = now else { return Law::Tail };
     if now.total.0 == 0 {
@@ -89,7 +90,7 @@ mod tests {
 
     #[test]
     fn the_tail_begins_before_qemu_can_stop_the_vm() {
-        // 125 MB/s: 0.6 s of twice the limit, 0.4 s of looks, 0.15 s of shrinking: 143.75 MB.
+        // At 125 MB/s: 0.6 s for twice the limit, 0.4 s for samples, 0.15 s for shrinking: 143.75 MB.
         for (row, before, now, expected) in [
             ("nothing is known yet", Law::Bulk, outlook(0, 0), Law::Bulk),
             ("far", Law::Bulk, outlook(1000 * MB, 125 * MB), Law::Bulk),

@@ -1,4 +1,4 @@
-//! UNC paths, by which SMB shares are named.
+//! UNC paths, the names of SMB shares.
 
 use std::{fmt, str::FromStr};
 
@@ -19,7 +19,7 @@ pub enum UncError {
     /// Not of the form `\\server\share`.
     #[error("{0:?} is not a UNC path; write \\\\server.domain\\share")]
     Form(String),
-    /// The server name has no domain: two hosts may resolve it to two servers.
+    /// The server name has no domain: two hosts may resolve it to different servers.
     #[error(
         "{unc} names its server {server:?} without a domain, which two hosts may resolve to different servers; \
          write \\\\{server}.your.domain\\{share}"
@@ -43,7 +43,7 @@ impl UncError {
         }
     }
 
-    /// The finding that tells a user, on `object`.
+    /// The finding to show to a user, on `object`.
     pub fn finding(&self, object: impl fmt::Display) -> Finding {
         let (id, fix) = match self {
             Self::Form(_) => (FindingId::ShareForm, "Write it as \\\\server.domain\\share"),
@@ -61,7 +61,7 @@ impl UncPath {
         &self.server
     }
 
-    /// The share's name as given. SMB compares share names without case; so does [`UncPath::same_as`].
+    /// The share's name as given. SMB ignores case in share names; so does [`UncPath::same_as`].
     pub fn share(&self) -> &str {
         &self.share
     }
@@ -101,7 +101,7 @@ impl FromStr for UncPath {
 /// Why a text is not the full name of a server.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum ServerNameError {
-    /// It is no name.
+    /// It is not a valid name.
     Form,
     /// It has no domain, or is an address.
     NotQualified,

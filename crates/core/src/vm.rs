@@ -1,4 +1,4 @@
-//! What is known of a VM: facts that a hypervisor driver reads from its definition and state.
+//! Facts about a VM, which a hypervisor driver reads from its definition and state.
 
 use std::fmt;
 
@@ -13,14 +13,14 @@ use crate::{id::VmId, location::Location, units::ByteCount};
 pub enum VmState {
     /// Its vCPUs run.
     Running,
-    /// Its guest crashed, and its process is kept as its definition asks (libvirt `on_crash` `preserve`, with a panic
-    /// device).
+    /// Its guest crashed, and its process is kept because its definition asks for that (libvirt `on_crash` `preserve`,
+    /// with a panic device).
     Crashed,
-    /// Its guest suspended itself to memory, and has a process that waits to be woken (libvirt: pmsuspended).
+    /// Its guest suspended itself to memory; its process waits to be woken (libvirt: pmsuspended).
     Suspended,
-    /// It has a process whose vCPUs stand still, by an administrator's wish or an I/O error.
+    /// It has a process whose vCPUs are stopped, by an administrator or after an I/O error.
     Paused,
-    /// It has a process that waits for an incoming migration, or is the paused copy that one left.
+    /// It has a process that waits for an incoming migration, or is the paused copy that a migration left.
     Incoming,
     /// It has no process.
     ShutOff,
@@ -30,13 +30,13 @@ pub enum VmState {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
 pub struct Stall {
-    /// The disks that could not be read or written, by their names in the definition.
+    /// The disks with I/O errors, by their names in the definition.
     pub devices: Vec<String>,
-    /// For want of room.
+    /// Whether the reason was lack of space.
     pub full: bool,
 }
 
-/// A VM as one host has it. `F` says where a file is: a path below `drivers`, a [`Location`] above.
+/// A VM as one host reports it. `F` is the type of file locations: a path inside `drivers`, a [`Location`] above.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
 pub struct VmFacts<F = Location> {
@@ -46,7 +46,7 @@ pub struct VmFacts<F = Location> {
     pub name: String,
     /// Whether it runs.
     pub state: VmState,
-    /// Whether the host keeps a definition of it (libvirt: persistent), so that it can be started again.
+    /// Whether the host keeps a definition of it (libvirt: persistent), from which it can be started again.
     pub persistent: bool,
     /// Whether the host starts it at boot.
     pub autostart: bool,
@@ -54,34 +54,34 @@ pub struct VmFacts<F = Location> {
     pub vcpus: u32,
     /// Memory the guest may use.
     pub memory: ByteCount,
-    /// What it has of that now: its balloon holds the rest. An agent of an earlier version does not say.
+    /// The part of it that the guest has now; its balloon holds the rest. An agent of an earlier version omits the
+    /// field.
     #[serde(default)]
     pub memory_now: Option<ByteCount>,
-    /// The size of the huge pages that its memory is in; zero: what is usual on its host.
+    /// The size of the huge pages that back its memory; zero: the host's default size.
     #[serde(default)]
     pub huge_page: Option<ByteCount>,
     /// Every file the definition names: disks, media, NVRAM.
     pub files: Vec<VmFile<F>>,
-    /// Snapshots that libvirt keeps for it.
+    /// The number of libvirt snapshots.
     pub snapshots: u32,
-    /// Checkpoints that libvirt keeps for it: from where incremental backups go on.
+    /// The number of libvirt checkpoints, from which incremental backups continue.
     #[serde(default)]
     pub checkpoints: u32,
-    /// Devices of the host it uses (PCI, USB, interface or TPM passthrough): names as the definition writes them.
+    /// Host devices that it uses (PCI, USB, interface or TPM passthrough): names as in the definition.
     pub host_devices: Vec<String>,
     /// Whether it has an emulated TPM.
     pub tpm: bool,
-    /// Names of the bridges and libvirt networks its interfaces use.
+    /// Names of the bridges and libvirt networks that its interfaces use.
     pub networks: Vec<String>,
-    /// The machine type that its definition names: `pc-q35-10.0` of one that runs. An agent of an earlier version does not
-    /// say.
+    /// The machine type in its definition, for a running VM for instance `pc-q35-10.0`. An agent of an earlier version
+    /// omits the field.
     #[serde(default)]
     pub machine: Option<String>,
-    /// Whether QEMU emulates its processors (libvirt's type `qemu`). An agent of an earlier version does not say.
+    /// Whether QEMU emulates its processors (libvirt's type `qemu`). An agent of an earlier version omits the field.
     #[serde(default)]
     pub emulated: bool,
-    /// Of one that is paused: that QEMU stopped it, since a disk could not be read or written. An agent of an earlier version
-    /// does not say.
+    /// For a paused VM: set if QEMU stopped it because of an I/O error. An agent of an earlier version omits the field.
     #[serde(default)]
     pub stall: Option<Stall>,
 }
@@ -90,70 +90,70 @@ pub struct VmFacts<F = Location> {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
 pub struct VmFile<F = Location> {
-    /// What it is to the VM.
+    /// Its role in the VM.
     pub role: FileRole,
     /// The device's name in the guest definition (`vda`), or `nvram`, `kernel`, `initrd`, `dtb`.
     pub device: String,
     /// Where it is.
     pub place: F,
-    /// Whether the guest may write it.
+    /// Whether the guest cannot write it.
     pub read_only: bool,
     /// Whether several VMs may use it at once (libvirt `<shareable/>`).
     pub shareable: bool,
     /// Whether it has a backing chain (an overlay over another file).
     pub has_backing: bool,
-    /// What the definition says QEMU shall do on an I/O error: `stop` keeps the guest from seeing it.
+    /// The definition's policy for I/O errors: `stop` hides them from the guest.
     pub stops_on_error: bool,
-    /// How the image is laid out; `None` if the definition does not say, or says something else than Ferry makes.
+    /// The image format; `None` if the definition does not state it, or states one that Ferry does not make.
     #[serde(default)]
     pub format: Option<DiskFormat>,
-    /// Whether QEMU gives back what is not used (libvirt `discard='unmap'`): without it a raw image that something is
-    /// copied into becomes as large as its disk.
+    /// Whether QEMU frees unused blocks (libvirt `discard='unmap'`). Without it, a raw image that is copied into
+    /// becomes as large as its disk.
     #[serde(default)]
     pub unmaps: bool,
-    /// Whether QEMU looks for zeros in what is written (libvirt `detect_zeroes`): without it zeros that are copied take
-    /// place, where the file they come from does not tell that they are holes.
+    /// Whether QEMU detects zeroes in written data (libvirt `detect_zeroes`). Without it, copied zeroes occupy space
+    /// unless the file they come from reports them as holes.
     #[serde(default)]
     pub detects_zeroes: bool,
     /// Whether QEMU reads and writes past its host's page cache (libvirt `cache='none'` or `'directsync'`).
     #[serde(default)]
     pub bypasses_cache: bool,
-    /// What it needs besides: the files below an overlay, and the file that it is being copied to. Of a VM that is shut
-    /// off the definition does not tell; then it is what the image's header says, as far as that could be read.
+    /// Further files it needs: those below an overlay, and the target of a running copy. For a VM that is shut off, the
+    /// definition does not list them; then they come from the image's header, as far as it could be read.
     #[serde(default = "Vec::new")]
     pub below: Vec<F>,
-    /// What `place` is with every link and further mount followed, where that is another name. Only to know a file again:
-    /// it is read and named by `place`.
+    /// `place` with all links and nested mounts resolved, if that differs. Only used to recognise a file: it is read
+    /// and reported by `place`.
     pub real: Option<F>,
-    /// The same of `below`, of those that have another name.
+    /// The same for those of `below` that have another name.
     #[serde(default = "Vec::new")]
     pub real_below: Vec<F>,
-    /// What a copy would not keep, or stands in its way.
+    /// Features that a copy would lose, or that prevent a copy.
     #[serde(default, rename = "oddities")]
     pub features: Vec<DiskFeature>,
-    /// What is no file, in the definition's words: `block`, `network rbd`, `nvdimm`.
+    /// For a device that is not a file, its kind in the definition's words: `block`, `network rbd`, `nvdimm`.
     #[serde(default)]
     #[cfg_attr(feature = "schema", schema(value_type = Option<String>))]
     pub kind: Option<NotAFile>,
 }
 
-/// What a VM gets of its host that is no file. In JSON it is text, in the words of the definition.
+/// A host device of a VM that is not a file. In JSON it is a string, in the definition's words.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(from = "String", into = "String")]
 pub enum NotAFile {
     /// `block`: a block device.
     Block,
-    /// `volume`: one of a storage pool that cannot tell where it is.
+    /// `volume`: a volume of a storage pool that cannot report its path.
     Volume,
     /// `network`, `network rbd`: a disk on the network, by this protocol.
     Network(Option<String>),
-    /// `filesystem virtiofs`: a folder of the host, by this driver.
+    /// `filesystem virtiofs`: a host folder, by this driver.
     Filesystem(String),
-    /// `nvdimm`: memory that is kept in a file.
+    /// `nvdimm`: memory that is stored in a file.
     Nvdimm,
-    /// `cdrom block`, `floppy network https`: a medium in such a drive, and what it is.
+    /// `cdrom block`, `floppy network https`: a medium in such a drive, and its type.
     Medium(Drive, String),
-    /// Any other type of a disk, such as `nvme`.
+    /// Any other disk type, such as `nvme`.
     Other(String),
 }
 
@@ -169,7 +169,7 @@ pub enum Drive {
 impl Drive {
     const ALL: [Self; 2] = [Self::CdRom, Self::Floppy];
 
-    /// As libvirt has it.
+    /// libvirt's name for it.
     pub fn name(self) -> &'static str {
         match self {
             Self::CdRom => "cdrom",
@@ -177,7 +177,7 @@ impl Drive {
         }
     }
 
-    /// The drive that a definition calls so.
+    /// The drive with this name in a definition.
     pub fn of(name: &str) -> Option<Self> {
         Self::ALL.into_iter().find(|drive| drive.name() == name)
     }
@@ -222,28 +222,28 @@ impl fmt::Display for NotAFile {
     }
 }
 
-/// Something about a disk that a copy would not keep, or that stands in its way.
+/// A feature of a disk that a copy would lose, or that prevents a copy.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
 #[serde(rename_all = "snake_case")]
 pub enum DiskFeature {
-    /// Its image is encrypted: QEMU copies what the guest sees.
+    /// Its image is encrypted: QEMU copies the decrypted content.
     Encrypted,
-    /// What the guest writes is forgotten at its end (libvirt `<transient/>`).
+    /// Guest writes are discarded when the VM ends (libvirt `<transient/>`).
     Transient,
     /// It is being copied to another file.
     Copied,
     /// It is a part of its image (libvirt `<slices>`).
     Sliced,
-    /// It keeps its data in another file than its image (libvirt `<dataStore>`).
+    /// Its data are in a separate file (libvirt `<dataStore>`).
     DataFile,
 }
 
-/// How a device of UEFI variables is called.
+/// The device name of UEFI variables.
 pub const NVRAM: &str = "nvram";
 
 impl<F> VmFile<F> {
-    /// A file of which nothing else is said. An error stops the VM: that only a disk's definition can change.
+    /// A file with default properties. I/O errors stop the VM; only a disk's definition can change that.
     pub fn new(role: FileRole, device: impl Into<String>, place: F) -> Self {
         Self {
             role,
@@ -267,7 +267,7 @@ impl<F> VmFile<F> {
 }
 
 impl<F: PartialEq> VmFile<F> {
-    /// Whether the VM needs what is at a place for this, by whichever of its names.
+    /// Whether the VM needs the file at `place` for this, by any of its names.
     pub fn uses(&self, place: &F) -> bool {
         self.place == *place
             || self.real.as_ref() == Some(place)
@@ -275,27 +275,27 @@ impl<F: PartialEq> VmFile<F> {
             || self.real_below.contains(place)
     }
 
-    /// Whether the VM needs another file for this, by whichever of the names of both.
+    /// Whether the VM needs `other` for this, by any name of either.
     pub fn needs(&self, other: &Self) -> bool {
         self.uses_either(&other.place, other.real.as_ref())
     }
 
-    /// Whether the VM needs a file for this that has one or two names.
+    /// Whether the VM needs a file with one or two names for this.
     pub fn uses_either(&self, place: &F, real: Option<&F>) -> bool {
         self.uses(place) || real.is_some_and(|real| self.uses(real))
     }
 
-    /// Whether a copy would not keep this, or it stands in its way.
+    /// Whether it has this feature.
     pub fn has(&self, feature: DiskFeature) -> bool {
         self.features.contains(&feature)
     }
 
-    /// Whether it is a medium in a drive, a file or not.
+    /// Whether it is a medium in a drive, whether a file or not.
     pub fn is_medium(&self) -> bool {
         self.role == FileRole::Media || matches!(self.kind, Some(NotAFile::Medium(..)))
     }
 
-    /// What is no file, for people.
+    /// A description of a device that is not a file, to show to users.
     pub fn what(&self) -> String {
         match &self.kind {
             Some(NotAFile::Block) => "a block device".to_owned(),
@@ -308,25 +308,25 @@ impl<F: PartialEq> VmFile<F> {
         }
     }
 
-    /// Every place that it needs.
+    /// All places that it needs.
     pub fn places(&self) -> impl Iterator<Item = &F> {
         std::iter::once(&self.place).chain(&self.below)
     }
 }
 
-/// How a disk image is laid out.
+/// The format of a disk image.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
 #[serde(rename_all = "snake_case")]
 pub enum DiskFormat {
-    /// The disk's content and nothing else; thin where the file system keeps holes.
+    /// The disk's content and nothing else; thin if the file system supports holes.
     Raw,
     /// QEMU's own format: thin on every file system.
     Qcow2,
 }
 
 impl DiskFormat {
-    /// As libvirt, QEMU and file names have it.
+    /// The name that libvirt, QEMU and file names use.
     pub fn name(self) -> &'static str {
         match self {
             Self::Raw => "raw",
@@ -335,7 +335,7 @@ impl DiskFormat {
     }
 }
 
-/// What a file is to its VM.
+/// The role of a file in its VM.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
 #[serde(rename_all = "snake_case")]
@@ -346,15 +346,15 @@ pub enum FileRole {
     Media,
     /// UEFI variables.
     Nvram,
-    /// A kernel, an initrd or a device tree that the hypervisor boots directly.
+    /// A kernel, initrd or device tree that the hypervisor boots directly.
     Boot,
-    /// A disk, or what else guests get of a host, that is not a file: a block device, a network disk, a folder. `place`
-    /// holds its name.
+    /// A disk or other host resource that is not a file: a block device, a network disk, a folder. `place` contains its
+    /// name.
     NotAFile,
 }
 
 impl<F> VmFacts<F> {
-    /// A VM that is shut off, with these files, and of which nothing else is said.
+    /// A VM that is shut off, with these files and otherwise default properties.
     pub fn new(id: VmId, name: impl Into<String>, files: Vec<VmFile<F>>) -> Self {
         Self {
             id,
@@ -378,7 +378,7 @@ impl<F> VmFacts<F> {
         }
     }
 
-    /// The same facts with every place rewritten by `rewrite`.
+    /// The same facts with every place converted by `rewrite`.
     pub fn map_places<G>(self, mut rewrite: impl FnMut(F) -> G) -> VmFacts<G> {
         VmFacts {
             files: self

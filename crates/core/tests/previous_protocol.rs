@@ -1,5 +1,5 @@
-//! Bodies as the version before this one wrote and read them: server and agents are upgraded one after the other, so each
-//! must understand the other's. When a body changes, the text here stays as it was.
+//! Bodies as the previous version wrote and read them. Server and agents are upgraded one after the other, so each must
+//! understand the other's bodies. When a body changes, the text here stays unchanged.
 
 use ferry_core::{
     api::{
@@ -60,7 +60,7 @@ const NETWORK_DISK: &str = r#"{
         "kind": "network rbd"
 }"#;
 
-/// What the agent before this one took as [`PrepareSource`].
+/// What the previous agent accepted as [`PrepareSource`].
 #[derive(Debug, Deserialize)]
 #[allow(dead_code, reason = "that it can be read is what matters")]
 struct PreviousPrepareSource {
@@ -119,10 +119,10 @@ fn servers_and_agents_of_both_versions_understand_what_is_no_file() {
     assert_eq!(serde_json::to_value(&file).expect("JSON")["kind"], "network rbd");
 }
 
-/// What the agent before this one took as [`AttachRequest`].
+/// What the previous agent accepted as [`AttachRequest`].
 #[derive(Debug, Deserialize)]
 struct PreviousAttachRequest {
-    /// It read the text as a UNC path.
+    /// It parsed the text as a UNC path.
     unc: String,
 }
 

@@ -1,4 +1,4 @@
-//! Bodies of the two APIs: the server's, for people and programs, and the agent's, for the server alone.
+//! Bodies of the two APIs: the server's, for users and programs, and the agent's, which only the server calls.
 
 pub mod agent;
 pub mod problem;

@@ -7,21 +7,21 @@ use crate::finding::Finding;
 /// Media type of a problem.
 pub const PROBLEM_MEDIA_TYPE: &str = "application/problem+json";
 
-/// Why a request was refused or failed.
+/// The reason why a request was refused or failed.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
 pub struct Problem {
-    /// `about:blank`: the findings say what kind it is.
+    /// `about:blank`: the findings carry the kind.
     #[serde(rename = "type", default = "about_blank")]
     pub kind: String,
-    /// One sentence: what was attempted, on what.
+    /// One sentence: what was attempted, and on which object.
     pub title: String,
     /// HTTP status.
     pub status: u16,
-    /// Each with its id, object and fix. Empty only for faults of the program itself.
+    /// Findings with id, object and fix. Empty only for faults of the program itself.
     #[serde(default)]
     pub findings: Vec<Finding>,
-    /// The chain of causes, for a fault of the program itself.
+    /// The chain of causes of a fault of the program itself.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub detail: Option<String>,
 }

@@ -6,7 +6,7 @@
 //! GET    /api/v1/hosts/{host}                       → HostView
 //! PATCH  /api/v1/hosts/{host}         SetHost       → HostView
 //! DELETE /api/v1/hosts/{host}                                             (204)
-//! GET    /api/v1/hosts/{host}/places?location=      → PlacesView          (what it offers, or what is in a directory)
+//! GET    /api/v1/hosts/{host}/places?location=      → PlacesView          (places offered, or a directory's content)
 //! PUT    /api/v1/hosts/{host}/storage-locations     AddStorageLocation → HostView
 //! DELETE /api/v1/hosts/{host}/storage-locations?location=              → HostView
 //! POST   /api/v1/hosts/{host}/drain   DrainHost     → JobView (202): a parent of moves; then maintenance
@@ -20,7 +20,7 @@
 //! GET    /api/v1/vms                                → [VmView]
 //! GET    /api/v1/vms/{vm}                           → VmView
 //! POST   /api/v1/vms/{vm}/start                     → VmView
-//! POST   /api/v1/vms/{vm}/shutdown                  → VmView              (the guest was asked)
+//! POST   /api/v1/vms/{vm}/shutdown                  → VmView              (the request was sent to the guest)
 //! GET    /api/v1/vms/{vm}/hosts                     → [Candidate]
 //! POST   /api/v1/vms/{vm}/migrate     MigrateVm     → JobView (202), or Candidate (200) with `dry_run`
 //! POST   /api/v1/vms/{vm}/storage     MoveStorage   → JobView (202), or StoragePlan (200) with `dry_run`
@@ -30,15 +30,15 @@
 //! POST   /api/v1/jobs/{job}/cancel                  → JobView
 //! POST   /api/v1/jobs/{job}/restart                 → JobView             (failed or cancelled: another attempt)
 //! POST   /api/v1/jobs/{job}/retry                   → JobView             (stuck: try now)
-//! POST   /api/v1/jobs/{job}/undo                    → JobView             (take back what was done)
-//! POST   /api/v1/jobs/{job}/dismiss                 → JobView             (accept what is)
+//! POST   /api/v1/jobs/{job}/undo                    → JobView             (undo the steps done so far)
+//! POST   /api/v1/jobs/{job}/dismiss                 → JobView             (accept the current state)
 //! GET    /api/v1/audit?since_ms=&after=             → AuditPage           (jobs that ended, oldest first)
 //! GET    /api/v1/events                             → text/event-stream of Event, resumable by Last-Event-ID
 //! ```
-//! `{vm}` is a name, a UUID, or `HOST/NAME` (percent-encoded); an ambiguous name is refused with the list.
+//! `{vm}` is a name, a UUID, or `HOST/NAME` (percent-encoded); an ambiguous name is refused with the list of matches.
 //! `{host}` and `{share}` are names or ids; `location` is `/directory` or `\\server.domain\share\directory`. Every call
-//! carries `Authorization: Bearer TOKEN`. A POST may carry `Idempotency-Key`: the same key with the same body gets the
-//! first answer again.
+//! carries `Authorization: Bearer TOKEN`. A POST may carry `Idempotency-Key`: a repeated request with the same key and
+//! body gets the first response again.
 
 use serde::{Deserialize, Serialize};
 
@@ -64,16 +64,16 @@ use crate::{
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
 pub struct AddHost {
-    /// How it is called in Ferry: letters, digits, `-`, `_`, `.`; up to 64.
+    /// Its name in Ferry: letters, digits, `-`, `_`, `.`; up to 64.
     #[cfg_attr(feature = "schema", schema(pattern = "^[A-Za-z0-9][A-Za-z0-9_.-]*$", min_length = 1, max_length = 64))]
     pub name: String,
     /// `ADDRESS:PORT` of its agent.
     pub address: String,
-    /// What `ferry-agent setup` printed.
+    /// The token that `ferry-agent setup` printed.
     pub token: String,
 }
 
-/// A host, as the inventory has it.
+/// A host in the inventory.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
 pub struct HostView {
@@ -89,24 +89,24 @@ pub struct HostView {
     pub reachable: bool,
     /// Unix milliseconds of the last answer.
     pub seen_at_ms: Option<u64>,
-    /// What its agent said last.
+    /// The facts that its agent reported last.
     pub facts: Option<HostFacts>,
-    /// Names and ids of VMs on it.
+    /// Names and ids of the VMs on it.
     pub vms: Vec<VmRow>,
     /// Shares attached on it.
     pub shares: Vec<AttachedShare>,
-    /// How many moves it takes part in at once.
+    /// How many moves it takes part in at the same time.
     pub limits: Limits,
-    /// Nothing is placed there.
+    /// Whether it is in maintenance: no VM is placed there.
     pub maintenance: bool,
-    /// Moves in progress, in and out, and those that wait.
+    /// Moves in progress, incoming and outgoing, and those that wait.
     pub moves: Vec<MoveOnHost>,
-    /// Its storage locations, in the order in which they were added. A server of an earlier version has none.
+    /// Its storage locations, in the order in which they were added. A server of an earlier version omits the field.
     #[serde(default)]
     pub storage_locations: Vec<StorageLocation>,
 }
 
-/// A directory that a host offers first for the files of VMs.
+/// A directory that is offered first for VM files on a host.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
 pub struct StorageLocation {
@@ -114,7 +114,7 @@ pub struct StorageLocation {
     pub location: Location,
     /// As an administrator writes it: a UNC path, or an absolute path of the host.
     pub path: String,
-    /// Whether the share it lies on can be used on the host now; `None` if so, else why not.
+    /// Why the share it lies on cannot be used on the host now; `None` if it can.
     pub trouble: Option<String>,
 }
 
@@ -122,7 +122,8 @@ pub struct StorageLocation {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
 pub struct AddStorageLocation {
-    /// `/directory` or `\\server.domain\share\directory`. Text, so that a refusal can name what is wrong with it.
+    /// `/directory` or `\\server.domain\share\directory`. A string, so that a refusal can explain what is wrong with
+    /// it.
     pub location: String,
 }
 
@@ -131,12 +132,12 @@ pub struct AddStorageLocation {
 #[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
 #[serde(tag = "what", rename_all = "snake_case")]
 pub enum PlacesView {
-    /// No location was asked for: what the host offers.
+    /// No location was given: the places that the host offers.
     Offered {
         /// Its storage roots, then its shares.
         places: Vec<PlaceView>,
     },
-    /// What is in a directory.
+    /// The content of a directory.
     Directory {
         /// The directory.
         location: Location,
@@ -155,7 +156,7 @@ pub struct PlaceView {
     pub path: String,
     /// The share's name; `None`: a storage root of the host.
     pub share: Option<String>,
-    /// What the host's agent says.
+    /// The place as the host's agent reports it.
     pub offered: OfferedPlace,
     /// The other hosts that have the same share attached.
     pub also_on: Vec<String>,
@@ -169,39 +170,39 @@ pub struct MoveOnHost {
     pub job: JobId,
     /// The VM's name.
     pub vm_name: String,
-    /// Whether the VM comes; else it goes.
+    /// Whether the VM arrives at this host; otherwise it leaves.
     pub incoming: bool,
     /// The other host.
     pub other: String,
-    /// Where it stands.
+    /// Its phase.
     pub phase: Phase,
 }
 
-/// Sets what an administrator decides of a host; what is left out stays. Takes effect at once.
+/// Changes settings of a host; omitted fields keep their value. Takes effect at once.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
 pub struct SetHost {
-    /// Live moves at once, in and out together, 1 to 64.
+    /// Limit of concurrent live moves, incoming and outgoing together, 1 to 64.
     #[serde(default)]
     #[cfg_attr(feature = "schema", schema(minimum = 1, maximum = 64))]
     pub live_limit: Option<u32>,
-    /// Storage moves at once, in and out together, 1 to 64.
+    /// Limit of concurrent storage moves, incoming and outgoing together, 1 to 64.
     #[serde(default)]
     #[cfg_attr(feature = "schema", schema(minimum = 1, maximum = 64))]
     pub storage_limit: Option<u32>,
 }
 
-/// Moves every running VM away from a host, and keeps it free.
+/// Moves every running VM off a host and puts it into maintenance.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
 pub struct DrainHost {
-    /// All of them to this host; else each to the host that has most memory free.
+    /// The destination of all VMs; `None`: each goes to the host with most free memory.
     #[serde(default)]
     pub destination: Option<String>,
-    /// Disks that the destination does not reach go to this folder of it; else to its first storage location, if it has one.
+    /// A folder of the destination for disks that it cannot reach; `None`: its first storage location, if it has one.
     #[serde(default)]
     pub storage: Option<String>,
-    /// The memory of the destinations may not do, counting what other moves were promised: that is taken.
+    /// Accepts that the destinations may have too little memory, counting what was promised to other moves.
     #[serde(default)]
     pub overcommit: bool,
 }
@@ -224,11 +225,11 @@ pub struct VmRow {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
 pub struct AddShare {
-    /// How it is called in Ferry.
+    /// Its name in Ferry.
     #[cfg_attr(feature = "schema", schema(pattern = "^[A-Za-z0-9][A-Za-z0-9_.-]*$", min_length = 1, max_length = 64))]
     pub name: String,
-    /// `\\server.domain\share`, `nfs://server.domain/export` or `/path`. Text, so that a refusal can name what is wrong
-    /// with it. Called `unc` between processes: earlier versions know no other name.
+    /// `\\server.domain\share`, `nfs://server.domain/export` or `/path`. A string, so that a refusal can explain what
+    /// is wrong with it. Named `unc` between processes, because earlier versions know no other name.
     #[serde(rename = "unc")]
     pub source: String,
 }
@@ -237,13 +238,13 @@ pub struct AddShare {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
 pub struct AttachShare {
-    /// Who logs in. The server passes them on and keeps nothing of them.
+    /// The user to log in as. The server passes the credentials on and stores none of them.
     pub credentials: Option<ShareCredentials>,
-    /// The administrator's own mount, to be adopted.
+    /// An existing mount of the administrator, to be adopted.
     pub at: Option<String>,
 }
 
-/// A share, as the inventory has it.
+/// A share in the inventory.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
 pub struct ShareView {
@@ -251,10 +252,10 @@ pub struct ShareView {
     pub id: ShareId,
     /// Its name.
     pub name: String,
-    /// What stands behind it: `\\server.domain\share`, `nfs://server.domain/export` or `/path`.
+    /// Its source: `\\server.domain\share`, `nfs://server.domain/export` or `/path`.
     #[serde(rename = "unc")]
     pub source: ShareSource,
-    /// Hosts that have it attached.
+    /// The hosts that have it attached.
     pub hosts: Vec<ShareOnHost>,
 }
 
@@ -264,35 +265,35 @@ pub struct ShareView {
 pub struct ShareOnHost {
     /// The host's name.
     pub host: String,
-    /// What its agent says.
+    /// The share as the host's agent reports it.
     pub attached: AttachedShare,
 }
 
-/// A VM, as the inventory has it.
+/// A VM in the inventory.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
 pub struct VmView {
-    /// The name of the host it is on.
+    /// The name of the host that has it.
     pub host: String,
-    /// What that host says.
+    /// The facts that this host reported.
     pub facts: VmFacts,
-    /// The job that moves it now.
+    /// The job that is moving it now.
     pub job: Option<JobId>,
-    /// What is odd about it.
+    /// Problems of this VM.
     pub findings: Vec<Finding>,
 }
 
-/// One host as the destination of a VM.
+/// One host, judged as the destination of a VM.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
 pub struct Candidate {
     /// The host's name.
     pub host: String,
-    /// What kind of move it would be; `None`: it cannot work.
+    /// The kind of move that is possible; `None`: no move is possible.
     pub kind: Option<MoveKind>,
-    /// Why, in one sentence.
+    /// The reason, in one sentence.
     pub why: String,
-    /// What blocks it, and what should be known.
+    /// What prevents the move, and what the user should know.
     pub findings: Vec<Finding>,
 }
 
@@ -302,14 +303,14 @@ pub struct Candidate {
 pub struct MigrateVm {
     /// The destination's name or id.
     pub destination: String,
-    /// Only say what would happen.
+    /// Only report what would happen.
     #[serde(default)]
     pub dry_run: bool,
-    /// QEMU switches over when the rest fits into this. Milliseconds, 10 to 10,000; default 300.
+    /// QEMU switches over when the rest can be sent within this time. Milliseconds, 10 to 10,000; default 300.
     #[serde(default)]
     #[cfg_attr(feature = "schema", schema(minimum = 10, maximum = 10000))]
     pub downtime_limit_ms: Option<u32>,
-    /// Cap on what is sent, bytes per second: of memory, and, before that, of each disk that moves along by itself.
+    /// Limits the bytes sent per second: of memory and, before memory, of each migrated disk separately.
     #[serde(default)]
     #[cfg_attr(feature = "schema", schema(minimum = 1048576))]
     pub bandwidth_bytes_per_s: Option<u64>,
@@ -317,23 +318,23 @@ pub struct MigrateVm {
     #[serde(default)]
     #[cfg_attr(feature = "schema", schema(minimum = 1000, maximum = 604800000))]
     pub timeout_ms: Option<u64>,
-    /// What becomes of it when it does not converge.
+    /// What to do if the move does not converge.
     #[serde(default)]
     pub on_stall: OnStall,
-    /// Where disks go that the destination does not reach: a folder, as a path on the destination or
-    /// `\\server.domain\share\folder`. `None`: only the disks that are named move along.
+    /// A folder for disks that the destination cannot reach: a path on the destination or
+    /// `\\server.domain\share\folder`. `None`: only the disks named in `disks` are migrated.
     #[serde(default)]
     pub storage: Option<String>,
-    /// Disks that move along in any case, go elsewhere, or get another format.
+    /// Disks to migrate in any case, to another place than the others, or in another format.
     #[serde(default)]
     pub disks: Vec<MoveDisk>,
-    /// The old files of what moved along stay.
+    /// Keep the old files of migrated disks.
     #[serde(default)]
     pub keep_source: bool,
-    /// The VM is shut off and moves so, with its files. Refused for a VM that runs; never chosen for one.
+    /// Moves a VM that is shut off, with its files. Refused for a running VM, and never chosen automatically.
     #[serde(default)]
     pub offline: bool,
-    /// The destination's memory may not do, counting what other moves were promised: that is taken.
+    /// Accepts that the destination may have too little memory, counting what was promised to other moves.
     #[serde(default)]
     pub overcommit: bool,
 }
@@ -342,38 +343,38 @@ pub struct MigrateVm {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
 pub struct MoveStorage {
-    /// Where every disk goes that is not named in `disks`: a folder, as a path on the host or `\\server.domain\share\folder`.
-    /// `None`: only the disks that are named move.
+    /// A folder for every disk that `disks` does not name: a path on the host or `\\server.domain\share\folder`.
+    /// `None`: only the disks named in `disks` move.
     #[serde(default)]
     pub to: Option<String>,
-    /// Disks that go elsewhere, or in another format.
+    /// Disks that move to another place than the others, or in another format.
     #[serde(default)]
     pub disks: Vec<MoveDisk>,
-    /// The old files stay.
+    /// Keep the old files.
     #[serde(default)]
     pub keep_source: bool,
-    /// Each folder that is named becomes a storage location of the host, if it is none yet.
+    /// Adds each folder named in the request to the host's storage locations, unless it is one already.
     #[serde(default)]
     pub add_default: bool,
-    /// Cap on what is read, bytes per second, for all disks together.
+    /// Limits the bytes read per second, for all disks together.
     #[serde(default)]
     #[cfg_attr(feature = "schema", schema(minimum = 1048576))]
     pub bandwidth_bytes_per_s: Option<u64>,
-    /// Only say what would happen.
+    /// Only report what would happen.
     #[serde(default)]
     pub dry_run: bool,
 }
 
-/// Where one disk goes.
+/// The destination of one disk.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
 pub struct MoveDisk {
-    /// The disk's name in the definition, `vda`.
+    /// The disk's name in the definition, for instance `vda`.
     pub device: String,
-    /// A folder, or a file that ends in `.raw`, `.img` or `.qcow2`; `None`: as for the others.
+    /// A folder, or a file that ends in `.raw`, `.img` or `.qcow2`; `None`: the same folder as for the other disks.
     #[serde(default)]
     pub to: Option<String>,
-    /// `None`: as it is laid out now.
+    /// The format of the copy; `None`: the present format.
     #[serde(default)]
     pub format: Option<DiskFormat>,
 }
@@ -386,7 +387,7 @@ pub struct StoragePlan {
     pub host: String,
     /// Each disk that would move.
     pub disks: Vec<PlannedDisk>,
-    /// What blocks it, and what should be known.
+    /// What prevents the move, and what the user should know.
     pub findings: Vec<Finding>,
 }
 
@@ -394,30 +395,30 @@ pub struct StoragePlan {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
 pub struct PlannedDisk {
-    /// From where to where.
+    /// The old and the new file.
     pub disk: DiskMove,
-    /// What would be copied; `None` if it was not asked because something blocks the move.
+    /// Bytes to copy; `None` if they were not determined because a finding prevents the move.
     pub allocated: Option<ByteCount>,
 }
 
-/// Moves several VMs to one host. All are accepted, or none is.
+/// Moves several VMs to one host. Either all moves are accepted or none.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
 pub struct MigrateMany {
     /// The VMs, 1 to 1000: names, UUIDs, or `HOST/NAME`.
     #[cfg_attr(feature = "schema", schema(min_items = 1, max_items = 1000))]
     pub vms: Vec<String>,
-    /// Where to and how; the same for each. `dry_run` is refused.
+    /// Destination and options, the same for all VMs. `dry_run` is refused.
     pub how: MigrateVm,
 }
 
-/// What a waiting job waits for.
+/// The reason why a job waits.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
 pub struct WaitView {
     /// Its place in the queue, from 1.
     pub position: u32,
-    /// Slots that are not free.
+    /// The slots that are not free.
     pub places: Vec<Place>,
 }
 
@@ -425,11 +426,11 @@ pub struct WaitView {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
 pub struct Place {
-    /// Of this host.
+    /// The host that the slot belongs to.
     pub host: String,
-    /// Which kind.
+    /// The kind of slot.
     pub slot: Slot,
-    /// Jobs that have them, or that were passed so often that they keep one free for themselves.
+    /// Jobs that occupy a slot, or that were passed so often that one is reserved for them.
     pub jobs: Vec<JobId>,
 }
 
@@ -445,23 +446,23 @@ pub struct ChildView {
     pub source: String,
     /// The destination's name.
     pub destination: String,
-    /// Where it stands.
+    /// Its phase.
     pub phase: Phase,
     /// Where the VM is.
     pub summary: String,
 }
 
-/// What is kept of jobs that ended: some of it.
+/// One page of the records of ended jobs.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
 pub struct AuditPage {
     /// Oldest first.
     pub records: Vec<AuditRecord>,
-    /// Ask for more with `after=` this; `None`: that was all.
+    /// Pass this as `after=` to get more; `None`: there are no more.
     pub next: Option<JobId>,
 }
 
-/// What is kept of a job that has ended.
+/// The record of a job that has ended.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
 pub struct AuditRecord {
@@ -469,75 +470,75 @@ pub struct AuditRecord {
     pub job: JobId,
     /// The job that it was a part of.
     pub parent: Option<JobId>,
-    /// Who asked.
+    /// Who requested it.
     pub by: String,
-    /// When. Unix milliseconds.
+    /// When it was accepted. Unix milliseconds.
     pub accepted_at_ms: u64,
-    /// Unix milliseconds.
+    /// When it ended. Unix milliseconds.
     pub ended_at_ms: u64,
-    /// What.
+    /// The kind of job.
     pub kind: JobKind,
     /// The VM.
     pub vm: Option<VmId>,
-    /// Its name, or how many VMs.
+    /// The VM's name, or the number of VMs.
     pub vm_name: String,
-    /// From.
+    /// The source's name.
     pub source: String,
-    /// To.
+    /// The destination's name.
     pub destination: String,
-    /// How bytes travelled: `standard` is as they are, over TCP.
+    /// How bytes were encoded: `standard` means unchanged, over TCP.
     pub preset: String,
     /// How it ended.
     pub outcome: Phase,
-    /// Attempts that began.
+    /// The number of attempts that began.
     pub attempts: u32,
     /// Bytes on the wire.
     pub wire: Option<ByteCount>,
-    /// Milliseconds.
+    /// Downtime in milliseconds.
     pub downtime_ms: Option<u64>,
-    /// What is different now, and where.
+    /// What the job changed, and where.
     pub changes: Vec<String>,
     /// Why it did not succeed, and where the VM is.
     pub summary: String,
-    /// Whether it was asked to go on although the destination's memory may not do.
+    /// Whether the user accepted that the destination may have too little memory.
     #[serde(default)]
     pub overcommit: bool,
 }
 
-/// How one step of a job stands.
+/// The state of one step of a job.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
 #[serde(rename_all = "snake_case")]
 pub enum StepState {
-    /// Its turn has not come.
+    /// It has not begun.
     Waiting,
-    /// It is going on.
+    /// It is in progress.
     Running,
     /// It is done.
     Done,
-    /// It went wrong.
+    /// It failed.
     Failed,
-    /// It was taken back.
+    /// It was undone.
     Undone,
-    /// Taking it back went wrong.
+    /// Undoing it failed.
     UndoFailed,
 }
 
-/// One step of a job, for people.
+/// One step of a job, as shown to users.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
 pub struct StepView {
-    /// Which.
+    /// The step.
     pub step: Step,
-    /// For people.
+    /// Its name to show to users.
     pub title: String,
-    /// How it stands.
+    /// Its state.
     pub state: StepState,
-    /// Unix milliseconds.
+    /// When it began. Unix milliseconds.
     pub started_at_ms: Option<u64>,
-    /// Unix milliseconds.
+    /// When it ended. Unix milliseconds.
     pub ended_at_ms: Option<u64>,
-    /// What went wrong.
+    /// Why it failed.
     pub message: Option<String>,
 }
 
@@ -547,44 +548,44 @@ pub struct StepView {
 pub struct JobView {
     /// Its number.
     pub id: JobId,
-    /// What it does.
+    /// What kind of job it is.
     pub kind: JobKind,
     /// The job that it is a part of.
     pub parent: Option<JobId>,
-    /// Its parts, if its work is done by jobs of their own.
+    /// Its parts, if other jobs do its work.
     pub children: Vec<ChildView>,
     /// The VM; `None` for a job with parts.
     pub vm: Option<VmId>,
-    /// The VM's name, or how many VMs.
+    /// The VM's name, or the number of VMs.
     pub vm_name: String,
-    /// The source's name; empty for several.
+    /// The source's name; empty if there are several.
     pub source: String,
-    /// The destination's name; empty for several.
+    /// The destination's name; empty if there are several.
     pub destination: String,
     /// The number of its attempt, from 1; 0 before the first.
     pub attempt: u32,
-    /// What it waits for while it is queued.
+    /// The reason why it waits, while it is queued.
     pub waits: Option<WaitView>,
-    /// Where it stands.
+    /// Its phase.
     pub phase: Phase,
-    /// Where the VM is, and what to do if somebody has to; one or two sentences.
+    /// Where the VM is, and what the administrator has to do, if anything; one or two sentences.
     pub summary: String,
-    /// Who asked for it.
+    /// Who requested it.
     pub by: String,
-    /// Unix milliseconds.
+    /// When it was accepted. Unix milliseconds.
     pub accepted_at_ms: u64,
-    /// Unix milliseconds.
+    /// When it ended. Unix milliseconds.
     pub ended_at_ms: Option<u64>,
     /// Its steps, in order.
     pub steps: Vec<StepView>,
-    /// How far it is, while memory moves.
+    /// Its progress while memory is sent.
     pub progress: Option<Progress>,
-    /// Each disk that moves, while the job goes on and after.
+    /// Each disk that moves, during the job and afterwards.
     #[serde(default)]
     pub disks: Vec<DiskProgress>,
-    /// What it took, when it is done.
+    /// Its measurements, once it has succeeded.
     pub figures: Option<Figures>,
-    /// What preflight found.
+    /// The findings of preflight.
     pub findings: Vec<Finding>,
     /// Its log, oldest first; up to 1,000 lines. Empty in lists.
     pub log: Vec<LogLine>,
@@ -600,18 +601,18 @@ pub struct LogLine {
     pub message: String,
 }
 
-/// Something changed. The SSE `id:` is its sequence number; `event:` is the variant's name.
+/// A change. The SSE `id:` is its sequence number; `event:` is the variant's name.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
 #[serde(tag = "event", content = "data", rename_all = "snake_case")]
 pub enum Event {
     /// A job's state or progress.
     Job(Box<JobView>),
-    /// A host, its VMs or shares: ask again for what you show of it.
+    /// A host, its VMs or its shares: query again what you show of it.
     Host {
         /// Its name.
         name: String,
     },
-    /// Events were lost between `Last-Event-ID` and now: ask again for everything.
+    /// Events between `Last-Event-ID` and now were lost: query everything again.
     Reset,
 }

@@ -1,44 +1,44 @@
-//! A running move of disks on one host: what comes next.
+//! A running move of disks on one host: decides what comes next.
 //!
 //! ```text
-//! each disk:  Waiting → Copying → Ready → Moved        every disk is ready before the first is switched over
+//! each disk:  Waiting → Copying → Ready → Moved        every disk is ready before the first is pivoted
 //! ```
-//! Which file a disk uses is asked of the hypervisor, never remembered: so a move that was ended anywhere, also between
-//! two disks, is taken up where it is.
+//! Ferry asks the hypervisor which file a disk uses and never remembers it. Therefore a move that ended at any point,
+//! even between two disks, continues from the actual state.
 
-/// What the hypervisor says of one disk now.
+/// The state of one disk, as the hypervisor reports it now.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum DiskNow {
     /// It uses the old file and is not being copied.
     Old,
     /// It uses the old file and is being copied to the new one.
     Copying,
-    /// As [`DiskNow::Copying`], and the copy is complete.
+    /// As [`DiskNow::Copying`], with a complete copy.
     Ready,
     /// It uses the new file.
     New,
     /// It uses the old file and is being copied, but not to the new one.
     CopiedElsewhere,
-    /// It uses neither file, or is not there.
+    /// It uses neither file, or does not exist.
     Elsewhere,
 }
 
-/// What is to be done next.
+/// What to do next.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Next {
-    /// Begin to copy the disk of this index.
+    /// Begin to copy the disk with this index.
     Begin(usize),
-    /// Look again later.
+    /// Poll again later.
     Wait,
-    /// Switch the disk of this index over to its copy.
+    /// Pivot the disk with this index to its copy.
     Pivot(usize),
     /// Every disk uses its new file.
     Done,
-    /// It cannot go on.
+    /// The move cannot continue.
     Fail(String),
 }
 
-/// Decides what comes next. `disks` are those of the move in order, each with whether its copy was begun by this attempt.
+/// Decides what comes next. `disks` are the move's disks in order, each with whether this attempt began its copy.
 pub fn next(disks: &[(&str, bool, DiskNow)]) -> Next {
     let first = |wanted: DiskNow| disks.iter().position(|(_, _, now)| *now == wanted);
     for (device, begun, now) in disks {
@@ -63,7 +63,7 @@ pub fn next(disks: &[(&str, bool, DiskNow)]) -> Next {
     }
 }
 
-/// What each of several copies may read per second so that all together stay below the cap.
+/// The read limit per second for each of several copies, so that together they stay below the cap.
 pub fn share_of_cap(cap_bytes_per_s: u64, copies: usize) -> u64 {
     (cap_bytes_per_s / copies.max(1) as u64).max(1)
 }
@@ -86,7 +86,7 @@ mod tests {
             (vec![(true, Ready), (true, Ready)], Next::Pivot(0)),
             (vec![(true, New), (true, Ready)], Next::Pivot(1)),
             (vec![(true, New), (true, New)], Next::Done),
-            // Taken up again: one was moved by an earlier attempt.
+            // Resumed: an earlier attempt moved one of the disks.
             (vec![(false, New), (false, Old)], Next::Begin(1)),
             (vec![(false, New), (true, Copying)], Next::Wait),
             (vec![(true, Ready), (true, Old)], fails("the copy of disk vdb has ended")),

@@ -1,38 +1,38 @@
-//! What becomes of old and new files of disks at the end of a move. A file that may hold what no other file holds stays.
+//! Decides what happens to old and new disk files at the end of a move. A file that may hold unique data stays.
 
 use std::fmt;
 
 use crate::finding::{Finding, FindingId};
 
-/// What becomes of a file at the end of a move.
+/// What happens to a file at the end of a move.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Cleanup {
     /// It is removed.
     Remove,
-    /// It stays, as it should.
+    /// It stays, as intended.
     Keep,
-    /// It stays, and the administrator is told: it may hold what no other file holds.
+    /// It stays and is reported to the administrator, because it may hold unique data.
     KeepAndReport,
 }
 
-/// What is known of a new file when its move is forgotten.
+/// Facts about a new file when its move is forgotten.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct NewFile {
-    /// This attempt made it.
+    /// This attempt created it.
     pub made: bool,
-    /// A definition of a VM of this host names it.
+    /// A definition of a VM on this host names it.
     pub in_use: bool,
-    /// It was asked to switch the disk over to it. From then on it may hold writes that the guest was told are done.
+    /// A pivot of the disk to it was requested. From then on it may hold writes that were acknowledged to the guest.
     pub switch_asked: bool,
-    /// Every disk of the move was switched over.
+    /// Every disk of the move was pivoted.
     pub moved: bool,
-    /// The VM has a process on this host, which neither arrives nor is handed over, and that process uses the old file.
+    /// The VM has a process on this host that uses the old file, and the VM is neither arriving nor being handed over.
     pub old_file_runs: bool,
 }
 
-/// Decides what becomes of a new file when its move is forgotten. That nobody here names it proves nothing once the
-/// disk may have been switched over: the VM may run on another host, or have ended without a definition that is kept.
-/// Only a process that uses the old file does.
+/// Decides what happens to a new file when its move is forgotten. Once the disk may have been pivoted, the absence of
+/// the file in all definitions here proves nothing: the VM may run on another host, or may have ended without a
+/// persistent definition. Only a process that uses the old file proves that the new one is not needed.
 pub fn new_file(file: &NewFile) -> Cleanup {
     match file {
         NewFile { made: false, .. } | NewFile { in_use: true, .. } => Cleanup::Keep,
@@ -42,19 +42,19 @@ pub fn new_file(file: &NewFile) -> Cleanup {
     }
 }
 
-/// Why a file is not removed, whatever it was to a move.
+/// A reason not to remove a file, whatever its role in the move.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Obstacle {
-    /// A VM names it, or what lies below a disk of one is this file, by this or another name.
+    /// A VM names it, or it lies below a VM's disk, by this or another name.
     InUse,
-    /// It is a symbolic link: without it, what it leads to would stay and nobody would know whose it is.
+    /// It is a symbolic link: without it, its target would stay and nobody would know which VM it belongs to.
     Link,
-    /// It is a device, a folder or a socket: not ours to remove.
+    /// It is a device, a folder or a socket, which Ferry did not create.
     Irregular,
 }
 
 impl Obstacle {
-    /// For people, after "stays: ".
+    /// The reason to show to users, after "stays: ".
     pub fn why(self) -> &'static str {
         match self {
             Self::InUse => "a VM uses it, or a definition names it, perhaps by another name",
@@ -63,7 +63,7 @@ impl Obstacle {
         }
     }
 
-    /// What to do.
+    /// What the administrator should do.
     pub fn fix(self) -> &'static str {
         match self {
             Self::InUse => "Remove it when no VM and no definition uses it any more",
@@ -73,37 +73,38 @@ impl Obstacle {
     }
 }
 
-/// Tells that the old file of a disk stays.
+/// Reports that the old file of a disk stays.
 pub fn old_file_kept(vm: &str, device: &str, file: impl fmt::Display, why: &str, fix: &str) -> Finding {
     let message = format!("The old file {file} of disk {device} of VM {vm} stays: {why}");
     Finding::warns(FindingId::FileKept, file, message, fix)
 }
 
-/// What is known of an old file when its disk has moved.
+/// Facts about an old file when its disk has moved.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct OldFile {
-    /// Whether the host keeps a definition of the VM; `None`: the host does not know the VM, or it arrives or leaves.
+    /// Whether the host has a persistent definition of the VM; `None`: it does not know the VM, or the VM arrives or
+    /// leaves.
     pub persistent: Option<bool>,
-    /// What stands against its removal, whatever it was to the move.
+    /// A reason not to remove it, whatever its role in the move.
     pub obstacle: Option<Obstacle>,
-    /// The VM's process uses the new file, and its kept definition names it.
+    /// The VM's process uses the new file, and its persistent definition names it.
     pub new_file_is_used: bool,
 }
 
 /// Why an old file stays.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum OldFileStays {
-    /// The VM is not on this host, or not whole: where it starts from next is not known.
+    /// The VM is not on this host, or not completely: which file it starts from next is unknown.
     NotHere,
-    /// The VM's definition is not this host's: it still names the old file.
+    /// This host has no persistent definition of the VM: its definition elsewhere still names the old file.
     Transient,
-    /// Whatever it was to the move, it is not to be removed.
+    /// It must not be removed, whatever its role in the move.
     Stands(Obstacle),
     /// The definition by which the VM starts next does not name the new file.
     NewFileUnused,
 }
 
-/// Decides whether an old file stays, and why; `None`: it goes.
+/// Decides whether an old file stays, and why; `None`: it is removed.
 pub fn old_file(file: &OldFile) -> Option<OldFileStays> {
     match (file.persistent, file) {
         (None, _) => Some(OldFileStays::NotHere),

@@ -1,5 +1,5 @@
-//! Files of VMs that move: which file goes where ([`plan`]), how a running move of disks goes on ([`block_copy`]), how much
-//! room copies take ([`space`]), and what becomes of old and new files at the end ([`cleanup`]).
+//! Files of VMs that move: which file goes where ([`plan`]), how a running move of disks continues ([`block_copy`]),
+//! how much space copies take ([`space`]), and what happens to old and new files at the end ([`cleanup`]).
 
 pub mod block_copy;
 pub mod cleanup;
@@ -15,7 +15,7 @@ use crate::{
     vm::{DiskFormat, FileRole, VmFile},
 };
 
-/// One disk and where it goes.
+/// One disk and its destination.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
 pub struct DiskMove {
@@ -23,34 +23,35 @@ pub struct DiskMove {
     pub device: String,
     /// The file it uses.
     pub from: Location,
-    /// What that is with every link and further mount followed, where it is another name.
+    /// `from` with all links and nested mounts resolved, if that differs.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub real: Option<Location>,
-    /// The file it is to use; must not be there before.
+    /// The file it will use; it must not exist before.
     pub to: Location,
-    /// How the new file is laid out.
+    /// The format of the new file.
     pub format: DiskFormat,
 }
 
 impl DiskMove {
-    /// Whether a file of a VM is the one that this leaves, by whichever of its names.
+    /// Whether `file` is the one that this disk moves away from, by any of its names.
     pub fn leaves(&self, file: &VmFile) -> bool {
         let names = [Some(&file.place), file.real.as_ref()];
         names.into_iter().flatten().any(|name| *name == self.from || self.real.as_ref() == Some(name))
     }
 
-    /// Whether a file of a VM is the one that this leaves, or needs it below an overlay, by whichever of its names.
+    /// Whether `file` is the one that this disk moves away from, or needs that file below an overlay, by any of its
+    /// names.
     pub fn is_needed_by(&self, file: &VmFile) -> bool {
         file.uses_either(&self.from, self.real.as_ref())
     }
 }
 
-/// How far a disk is.
+/// How far the move of a disk has come.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
 #[serde(rename_all = "snake_case")]
 pub enum DiskStage {
-    /// Nothing was copied yet.
+    /// No data was copied yet.
     #[default]
     Waiting,
     /// It is being copied; the VM uses the old file.
@@ -62,7 +63,7 @@ pub enum DiskStage {
 }
 
 impl DiskStage {
-    /// For people.
+    /// The name to show to users.
     pub fn title(self) -> &'static str {
         match self {
             Self::Waiting => "waiting",
@@ -73,27 +74,27 @@ impl DiskStage {
     }
 }
 
-/// How far a disk is, in bytes.
+/// The progress of a disk, in bytes.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
 pub struct DiskProgress {
     /// The disk's name in the definition.
     pub device: String,
-    /// How far it is.
+    /// How far its move has come.
     pub stage: DiskStage,
-    /// Bytes of the disk that were looked at. Never goes back.
+    /// Bytes of the disk that were examined. Never decreases.
     pub copied: ByteCount,
-    /// Bytes to look at: the virtual size, and what the guest writes meanwhile.
+    /// Bytes to examine: the virtual size, plus what the guest writes meanwhile.
     pub total: ByteCount,
-    /// What the old file took on its file system before, as far as that tells.
+    /// Space that the old file occupied before the move, as far as its file system reports.
     pub allocated_before: ByteCount,
-    /// What the new file takes, once the disk is moved; zero before.
+    /// Space that the new file occupies once the disk is moved; zero before.
     pub allocated_after: ByteCount,
 }
 
 impl DiskProgress {
-    /// Takes how far the hypervisor says it is: `copied` of `total` bytes. True: all there was to look at has been. Of a copy
-    /// that has nothing to look at libvirt says "1 of 1", which is no figure of the disk.
+    /// Takes the progress that the hypervisor reports: `copied` of `total` bytes. Returns whether everything was
+    /// examined. For a copy with nothing to examine, libvirt reports "1 of 1", which is no size of the disk.
     pub fn looked(&mut self, copied: ByteCount, total: ByteCount) -> bool {
         if total.0 > 1 {
             self.total = self.total.max(total);
@@ -102,8 +103,8 @@ impl DiskProgress {
         total.0 > 0 && copied >= total
     }
 
-    /// Takes what another end, or a later report, knows of the same disk. Bytes never go back; what is zero is not known. How far
-    /// it is, the caller says: an end knows that of its own part only.
+    /// Merges what the other host, or a later report, knows of the same disk. Byte counts never decrease, and zero
+    /// means unknown. The caller sets the stage, because each host knows only its own part.
     pub fn learn(&mut self, other: &Self) {
         self.copied = self.copied.max(other.copied);
         self.total = self.total.max(other.total);
@@ -112,42 +113,42 @@ impl DiskProgress {
     }
 }
 
-/// One file and where it goes, byte by byte.
+/// One file and its destination; copied byte by byte.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct FileMove {
     /// The device's name in the definition, or `nvram`, `kernel`, `initrd`, `dtb`.
     pub device: String,
-    /// What it is to the VM.
+    /// Its role in the VM.
     pub role: FileRole,
-    /// Where it is.
+    /// Its present location.
     pub from: Location,
-    /// What that is with every link and further mount followed, where it is another name.
+    /// `from` with all links and nested mounts resolved, if that differs.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub real: Option<Location>,
-    /// Where it goes; nothing may be there before, but a disk that VMs share and that came with another of them.
+    /// Its new location. Nothing may exist there, except a disk shared between VMs that arrived with another of them.
     pub to: Location,
     /// Whether several VMs may use it at once (libvirt `<shareable/>`).
     #[serde(default)]
     pub shareable: bool,
-    /// The old file stays: another VM names it, too.
+    /// The old file stays, because another VM names it as well.
     #[serde(default)]
     pub kept: bool,
 }
 
 impl FileMove {
-    /// Whether the old file goes away after the move. Media and what a VM boots from may serve others, whom libvirt
-    /// does not know of.
+    /// Whether the old file is removed after the move. Media and boot files may serve other users that libvirt does not
+    /// know of.
     pub fn is_removed(&self) -> bool {
         matches!(self.role, FileRole::Disk | FileRole::Nvram) && !self.kept
     }
 
-    /// Whether a file of a VM is this one, or needs it below an overlay, by whichever of its names.
+    /// Whether `file` is this one, or needs it below an overlay, by any of its names.
     pub fn is_needed_by(&self, file: &VmFile) -> bool {
         file.uses_either(&self.from, self.real.as_ref())
     }
 }
 
-/// Another VM that names a file which moves.
+/// Another VM that names a moving file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct OtherUser<'a> {
     /// Its name.
@@ -158,8 +159,8 @@ pub struct OtherUser<'a> {
     pub is_shut_off: bool,
 }
 
-/// What it means for a move of VM `vm` to `destination` that another VM names one of its files. A disk that is meant to be
-/// shared is copied and kept for the other, which takes up the copy when it moves; of any other file that is an error.
+/// The finding for a move of VM `vm` to `destination` when another VM names one of its files. A shareable disk is
+/// copied and kept for the other VM, which uses the copy once it moves as well; for any other file this is an error.
 pub fn shared_with(vm: &str, file: &FileMove, other: OtherUser<'_>, destination: &str) -> Finding {
     let (device, OtherUser { vm: name, host, .. }) = (&file.device, other);
     if !file.shareable || file.role != FileRole::Disk {

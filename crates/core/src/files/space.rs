@@ -1,4 +1,4 @@
-//! How much room copies of disks take.
+//! How much space copies of disks take.
 
 use super::DiskMove;
 use crate::{
@@ -7,35 +7,35 @@ use crate::{
     vm::{DiskFormat, VmFile},
 };
 
-/// Bytes that must be free for a copy of `allocated`: 5 % more than it takes, and a mebibyte for what describes it.
+/// Bytes that must be free for a copy of `allocated`: 5 % more than that, and one mebibyte for the image's metadata.
 pub fn space_needed(allocated: ByteCount) -> ByteCount {
     ByteCount(allocated.0.saturating_add(allocated.0 / 20).saturating_add(1 << 20))
 }
 
-/// What a copy of a disk may take, as far as is known: what the disk's file and those below it take, at most what the
-/// guest sees; all of that where the copy may not be thin.
+/// Upper estimate of a copy's size: the allocated size of the disk's file and of those below it, at most the virtual
+/// size; the whole virtual size if the copy may not be thin.
 pub fn copy_takes(virtual_size: ByteCount, chain: ByteCount, is_thick: bool) -> ByteCount {
     if is_thick { virtual_size } else { chain.min(virtual_size) }
 }
 
-/// Whether a copy that the hypervisor makes from file to file may not be thin.
+/// Whether a copy that the hypervisor makes from file to file may become thick.
 pub fn is_thick<F>(file: &VmFile<F>, disk: &DiskMove) -> bool {
     why_copied_thick(file, disk.format, &disk.from, &disk.to).is_some()
 }
 
-/// Whether the file of a disk that comes from another host may not be thin.
+/// Whether the file of a disk that arrives from another host may become thick.
 pub fn arrives_thick(format: DiskFormat, to: &Location) -> bool {
     format == DiskFormat::Raw && matches!(to, Location::Share { .. })
 }
 
-/// Why the file of a disk that comes from another host may not be thin, and what helps. Ferry's carriers keep holes, whatever
-/// the settings of the disk.
+/// Why the file of a disk that arrives from another host may become thick, and what helps. Ferry's carriers keep holes,
+/// whatever the disk's settings are.
 pub(super) fn why_arrives_thick(device: &str, format: DiskFormat, to: &Location) -> Option<(&'static str, String)> {
     arrives_thick(format, to).then(|| ("a raw file on a share may not keep its holes", choose_qcow2(device)))
 }
 
-/// Why a copy from file to file may not be thin, and what helps. All seen with QEMU 10.0, which copies by the settings of
-/// the disk.
+/// Why a copy from file to file may become thick, and what helps. All cases were observed with QEMU 10.0, which copies
+/// according to the disk's settings.
 pub(super) fn why_copied_thick<F>(
     file: &VmFile<F>,
     format: DiskFormat,
@@ -43,7 +43,7 @@ pub(super) fn why_copied_thick<F>(
     to: &Location,
 ) -> Option<(&'static str, String)> {
     let set = |what: &str| format!("Set {what} for the disk while the VM is shut off");
-    // The holes of a file on a share are not known: they are read as zeros.
+    // The holes of a file on a share are unknown: they are read as zeroes.
     let holes_are_known = matches!(from, Location::Local { .. });
     if let Some(why) = why_arrives_thick(&file.device, format, to) {
         Some(why)

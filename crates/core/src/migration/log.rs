@@ -1,18 +1,18 @@
-//! The log of a job, and what folds from it: its phase, its newest attempt. The log is the only stored truth.
+//! The log of a job, and what is folded from it: its phase and its newest attempt. The log is the only stored truth.
 
 use serde::{Deserialize, Serialize};
 
 use super::step::{Step, StepClass};
 use crate::vm::VmState;
 
-/// What happened to a migration. The only thing stored of it.
+/// An event of a migration. Nothing else is stored.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
 #[serde(tag = "event", rename_all = "snake_case")]
 pub enum LogEvent {
-    /// The request was taken: the job waits for its turn. Again for another attempt.
+    /// The request was accepted: the job waits for slots. Repeated for each further attempt.
     Accepted,
-    /// Its turn came.
+    /// It was admitted: its slots are free.
     Admitted,
     /// An attempt began; attempts count from 1.
     AttemptStarted {
@@ -36,47 +36,48 @@ pub enum LogEvent {
         /// What went wrong, and where the VM is.
         message: String,
     },
-    /// Somebody wants the VM to stay.
+    /// Someone requested that the VM stay.
     CancelRequested {
         /// Who.
         by: String,
     },
-    /// The step's effects are gone.
+    /// The step's effects were reverted.
     Undone {
         /// The step.
         step: Step,
     },
-    /// The step's effects could not be taken back.
+    /// The step's effects could not be reverted.
     UndoFailed {
         /// The step.
         step: Step,
         /// What went wrong, and what is left.
         message: String,
     },
-    /// A complete copy was seen at the destination, and the source was not seen to run the VM. Whatever hosts say later, the
-    /// copy may have been run by hand, and moved on to where nobody knows.
+    /// A complete copy was seen at the destination while the source was not seen to run the VM. Whatever hosts report
+    /// later, the copy may have been run by hand, and moved on to an unknown place.
     Arrived,
-    /// Somebody accepts what is: nothing more is done.
+    /// An administrator accepts the current state: nothing more is done.
     Dismissed {
         /// Who.
         by: String,
-        /// What hosts said of the VM then: both ends, and every other host that has it. Empty: they were not asked.
+        /// What hosts then reported about the VM: both ends, and every other host that has it. Empty: they were not
+        /// asked.
         #[serde(default)]
         told: Vec<Told>,
     },
 }
 
-/// What a host said of a VM when it was asked.
+/// A host's report about a VM.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
 pub struct Told {
     /// The host's name.
     pub host: String,
-    /// What it has of the VM.
+    /// What the host has of the VM.
     pub has: Has,
 }
 
-/// What a host has of a VM, as far as it says.
+/// What a host has of a VM, according to its report.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
 #[serde(rename_all = "snake_case")]
@@ -89,46 +90,46 @@ pub enum Has {
     NoAnswer,
 }
 
-/// Whether a job goes on to its end without anybody's doing. `in_vain`: it waits for something, what it does fails, or
-/// nobody drives it. `ends`: what its hosts say of the VM, asked now. A job that does not may be dismissed.
+/// Whether a job reaches its end without intervention; if not, it may be dismissed. `in_vain`: it waits for something,
+/// its operation keeps failing, or no task drives it. `ends`: what its hosts report about the VM, asked now.
 pub fn ends_by_itself(phase: Phase, in_vain: bool, ends: &[Has]) -> bool {
     match phase {
         Phase::Queued | Phase::Succeeded | Phase::Cancelled | Phase::Failed => true,
         Phase::Stuck => false,
-        // Without a VM there is nothing to move, to finish or to take back, whatever the job is about to do.
+        // Without a VM there is nothing to move, finish or undo, whatever the job would do next.
         Phase::Preparing | Phase::Migrating | Phase::Completing | Phase::RollingBack => {
             !in_vain && !ends.contains(&Has::NoAnswer) && ends.iter().any(|has| matches!(has, Has::It(_)))
         }
     }
 }
 
-/// Where a migration stands.
+/// The phase of a migration.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
 #[serde(rename_all = "snake_case")]
 pub enum Phase {
-    /// It waits for its turn.
+    /// It waits for slots.
     Queued,
     /// Steps before the move.
     Preparing,
     /// The memory moves; it may be cancelled.
     Migrating,
-    /// The VM is at the destination; what is left is done until it is done.
+    /// The VM is at the destination; the remaining steps are repeated until they succeed.
     Completing,
     /// Steps are being undone.
     RollingBack,
     /// The VM runs at the destination and nothing is left at the source.
     Succeeded,
-    /// The VM runs at the source, by request.
+    /// The VM runs at the source, as requested.
     Cancelled,
     /// The VM runs at the source, because something went wrong.
     Failed,
-    /// It waits for somebody's decision or for a host to come back.
+    /// It waits for an administrator's decision, or for a host to come back.
     Stuck,
 }
 
 impl Phase {
-    /// Whether nothing more will happen by itself.
+    /// Whether the job has ended: nothing more happens by itself.
     pub fn ended(self) -> bool {
         match self {
             Self::Succeeded | Self::Cancelled | Self::Failed => true,
@@ -138,7 +139,7 @@ impl Phase {
         }
     }
 
-    /// For people.
+    /// The name to show to users.
     pub fn title(self) -> &'static str {
         match self {
             Self::Queued => "queued",
@@ -154,12 +155,12 @@ impl Phase {
     }
 }
 
-/// The phase that a log folds to. Any prefix of a legal log has one: a crash leaves no other state behind.
+/// Folds a log to its phase. Every prefix of a legal log has one, so a crash leaves no other state behind.
 pub fn phase(log: &[LogEvent]) -> Phase {
     let mut phase = Phase::Queued;
     let mut cancelled = false;
     let mut arrived = false;
-    // Steps of this attempt whose effects may be there: an intent counts, since the crash may lie behind it.
+    // Steps of this attempt that may have had effects: an intent counts, because a crash may have followed it.
     let mut to_undo: Vec<Step> = Vec::new();
     for event in log {
         phase = match event {
@@ -208,13 +209,13 @@ pub fn phase(log: &[LogEvent]) -> Phase {
     phase
 }
 
-/// The events of the newest attempt: those since the job was accepted last.
+/// The events of the newest attempt: those since the job was last accepted.
 pub fn newest_attempt(log: &[LogEvent]) -> &[LogEvent] {
     let start = log.iter().rposition(|event| *event == LogEvent::Accepted);
     &log[start.unwrap_or(0)..]
 }
 
-/// The number of the newest attempt that began; 0: none did.
+/// The number of the newest attempt that began; 0: none.
 pub fn attempt(log: &[LogEvent]) -> u32 {
     let numbers = log.iter().rev().filter_map(|event| match event {
         LogEvent::AttemptStarted { attempt } => Some(*attempt),

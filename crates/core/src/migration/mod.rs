@@ -1,4 +1,4 @@
-//! A migration as its log tells it: steps, events, the phase they fold to, and who has the VM.
+//! A migration as recorded in its log: steps, events, the resulting phase, and the verdict on who has the VM.
 //!
 //! ```text
 //! Preflight → Reserve → PrepareDestination → PrepareSource → Perform → Resume → Confirm → Release
@@ -8,8 +8,8 @@
 //!              └───────────┴→ RollingBack → Cancelled | Failed      UndoFailed or a retriable step that fails → Stuck
 //! ```
 //!
-//! The log is the only stored truth; [`phase`] is a fold over it. The point of no return lies inside
-//! [`Step::Perform`]: the moment the Finish reply reaches the source's libvirtd, which then ends the source's copy.
+//! The log is the only stored truth; [`phase`] is a fold over it. The point of no return lies inside [`Step::Perform`]:
+//! the moment the Finish reply reaches the source's libvirtd, which then ends the source's copy.
 
 mod log;
 mod step;

@@ -1,47 +1,47 @@
-//! The steps that jobs are made of, and what may be done about one that failed.
+//! The steps of jobs, and how a failed step is treated.
 
 use serde::{Deserialize, Serialize};
 
 use crate::job::JobKind;
 
-/// One step of a job. Which steps a job has, and in which order, its plan says.
+/// One step of a job. The job's plan states which steps it has, in which order.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
 #[serde(rename_all = "snake_case")]
 pub enum Step {
     /// Facts of both hosts are collected and judged.
     Preflight,
-    /// The VM is taken for this job, so that no other moves it.
+    /// The VM is reserved for this job, so that no other job moves it.
     Reserve,
-    /// The destination's carrier listens and knows the session.
+    /// The destination's carrier listens and expects the session.
     PrepareDestination,
     /// The source's carrier has connected; the VM is held against a second start; autostart is cleared.
     PrepareSource,
-    /// libvirt moves memory and hands over. The point of no return lies in here.
+    /// libvirt moves memory and hands over. Contains the point of no return.
     Perform,
-    /// The destination's agent runs the VM there.
+    /// The destination's agent resumes the VM there.
     Resume,
-    /// The source's definition goes; autostart is set at the destination.
+    /// The source's definition is removed; autostart is set at the destination.
     Confirm,
-    /// Carriers, sockets, holds and journals are cleaned.
+    /// Carriers, sockets, holds and journals are removed.
     Release,
 }
 
-/// What may be done about a step that failed.
+/// How a failed step is treated.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum StepClass {
     /// Undone, newest first.
     Compensable,
-    /// Holds the point of no return: who has the VM decides.
+    /// Contains the point of no return: the verdict on who has the VM decides.
     Pivot,
     /// Repeated until done.
     Retriable,
-    /// As [`Self::Retriable`]; the job has ended when it is done.
+    /// As [`Self::Retriable`]; the job ends when this step is done.
     Last,
 }
 
 impl StepClass {
-    /// Whether a failure of it comes before the switchover: what was done is taken back.
+    /// Whether its failure comes before the switchover: all effects so far are undone.
     pub fn is_taken_back(self) -> bool {
         match self {
             Self::Compensable | Self::Pivot => true,
@@ -63,7 +63,7 @@ impl Step {
         Self::Release,
     ];
 
-    /// For people, in the present tense, as a step of a job of this kind.
+    /// The name to show to users, in the present tense, as a step of a job of this kind.
     pub fn title_in(self, kind: JobKind) -> &'static str {
         match (kind, self) {
             (JobKind::Storage, Self::Preflight) => "Check the host",
@@ -81,7 +81,7 @@ impl Step {
         }
     }
 
-    /// What may be done when it fails.
+    /// How its failure is treated.
     pub fn class(self) -> StepClass {
         match self {
             Self::Preflight | Self::Reserve | Self::PrepareDestination | Self::PrepareSource => StepClass::Compensable,
@@ -91,7 +91,7 @@ impl Step {
         }
     }
 
-    /// For people, in the present tense.
+    /// The name to show to users, in the present tense.
     pub fn title(self) -> &'static str {
         match self {
             Self::Preflight => "Check both hosts",

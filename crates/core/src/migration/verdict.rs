@@ -1,35 +1,36 @@
-//! Who has the VM, from what both hosts say of it.
+//! Who has the VM, decided from what both hosts report.
 
 use serde::{Deserialize, Serialize};
 
-/// What one host says of the VM, asked now.
+/// What one host reports about the VM now.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
 #[serde(rename_all = "snake_case")]
 pub enum Presence {
     /// Its vCPUs run here.
     Running,
-    /// It has a process here that was paused before or apart from the migration, or by an I/O error.
+    /// It has a process here that was paused before the migration or independently of it, or by an I/O error.
     Paused,
-    /// Source: its process here was stopped for a hand-over that failed, and libvirt could not run it again: the other copy
-    /// has its disks. Nobody but Ferry will. (libvirt: paused, API error; `qemuMigrationSrcRestoreDomainState`)
+    /// Source: its process here was stopped for a hand-over that failed, and libvirt could not resume it, because the
+    /// other copy has its disks. Only Ferry will resume it. (libvirt: paused, API error;
+    /// `qemuMigrationSrcRestoreDomainState`)
     Stopped,
-    /// It ran here until its guest crashed or suspended itself: its process is here, and is nobody's to run.
+    /// It ran here until its guest crashed or suspended itself: its process is here, and must not be resumed.
     Halted,
     /// Source: its process here has sent everything and waits for the outcome (libvirt: paused, migration).
     HandedOver,
-    /// Source: as handed over, but libvirt has no migration of it any more, since it was restarted meanwhile: it neither
-    /// runs the copy nor ends it, whatever became of the other.
+    /// Source: as handed over, but libvirt was restarted meanwhile and has lost the migration: it neither resumes nor
+    /// ends this copy, whatever happened to the other.
     Left,
     /// Destination: its process here is still receiving.
     Receiving,
     /// Destination: all state is here, the copy is paused until it is resumed.
     Arrived,
-    /// Defined here, without a process. At the destination of a live move this proves that its copy was complete: libvirt
-    /// keeps the definition only then.
+    /// Defined here, without a process. At the destination of a live move this proves that its copy was complete,
+    /// because libvirt keeps the definition only then.
     Off,
-    /// Source: defined, without a process, and it is known that it ran on here after a hand-over that failed: its carrier has
-    /// written that down, or libvirt says that its guest shut itself down here.
+    /// Source: defined, without a process, and known to have continued here after a failed hand-over: its carrier
+    /// recorded that, or libvirt reports that its guest shut itself down here.
     Ended,
     /// Not known here.
     Absent,
@@ -42,33 +43,33 @@ pub enum Presence {
 #[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
 #[serde(rename_all = "snake_case")]
 pub enum Verdict {
-    /// The source: what the destination holds may be destroyed.
+    /// The source: the copy at the destination may be destroyed.
     Source,
-    /// The source, unless another host has it: it runs at neither, and may have been moved on by hand.
+    /// The source, unless another host has it: it runs at neither end, and may have been moved on by hand.
     SourceUnlessElsewhere,
     /// The destination: its copy is the VM and may be resumed, once no process is left at the source.
     Destination,
-    /// Nobody that can be asked: neither end has it, and the destination had all of it once. Where it was taken to, only
-    /// whoever took it knows. Nothing is removed, and no source is let go.
+    /// No host that can be asked: neither end has it, and the destination once had all of it. Only the person who took
+    /// it away knows where it is. Nothing is removed, and no source is released.
     Lost,
-    /// Not known yet: wait and ask again, never guess.
+    /// Unknown so far: wait and ask again, never guess.
     Undecided,
     /// Both run it: stop and call an administrator.
     SplitBrain,
 }
 
-/// Decides who has the VM from what both hosts say, never from which call failed.
+/// Decides who has the VM from what both hosts report, never from which call failed.
 ///
-/// `finish_delivered` is whether the Finish reply is known to have reached the source's libvirtd: that libvirtd
-/// ends its copy then, and nothing else can make it run it again. `arrived` is whether a complete copy was ever seen at the
-/// destination that Ferry has not ended itself ([`LogEvent::Arrived`](super::LogEvent::Arrived)).
+/// `finish_delivered` is whether the Finish reply is known to have reached the source's libvirtd, which then ends its
+/// copy and cannot be made to run it again. `arrived` is whether a complete copy was ever seen at the destination that
+/// Ferry has not ended itself ([`LogEvent::Arrived`](super::LogEvent::Arrived)).
 pub fn verdict(source: Presence, destination: Presence, finish_delivered: bool, arrived: bool) -> Verdict {
     use Presence::{
         Absent, Arrived, Ended, Halted, HandedOver, Left, Off, Paused, Receiving, Running, Stopped, Unknown,
     };
     match (source, destination) {
         (Running, Running) | (Running | Halted, Halted) => Verdict::SplitBrain,
-        // Resume happens only after delivery, so a destination that runs is the VM, or that has run it.
+        // Resume happens only after delivery, so if the destination runs a copy, or has run it, that copy is the VM.
         (
             Off | Ended | Absent | HandedOver | Left | Unknown | Paused | Stopped | Halted | Receiving | Arrived,
             Running,
@@ -76,35 +77,35 @@ pub fn verdict(source: Presence, destination: Presence, finish_delivered: bool, 
         | (Off | Ended | Absent | HandedOver | Left | Stopped | Unknown | Receiving | Arrived, Halted) => {
             Verdict::Destination
         }
-        // A source that runs was never told to end: the destination holds at most a paused copy.
+        // A running source was never told to end: the destination has at most a paused copy.
         (
             Running | Paused | Halted,
             Off | Ended | Absent | Receiving | Arrived | HandedOver | Left | Paused | Stopped | Unknown,
         ) => Verdict::Source,
         (Paused, Halted) => Verdict::Undecided,
-        // Only the destination's copy can have run since, and it has, for somebody shut it off.
+        // Only the destination's copy can have run since; it did, because it was shut off there.
         (Stopped, Off | Ended) => Verdict::Destination,
-        // libvirt has given the move up, and has tried to run this copy itself.
+        // libvirt has given up the move, and has tried to resume this copy itself.
         (Stopped, Receiving | Arrived | Paused | HandedOver | Left | Stopped) => Verdict::Source,
-        // The other copy is gone, and may have been run by hand, and moved on.
+        // The other copy is gone; it may have been run by hand, and moved on.
         (Stopped, Absent) if !arrived => Verdict::SourceUnlessElsewhere,
-        // Its guest ran on here until it ended, and has written to its disks: the other copy's memory is of before that.
+        // Its guest continued here until it ended, and has written to its disks: the other copy's memory is older.
         (Ended, Receiving | Arrived | Paused | HandedOver | Left | Stopped) if !finish_delivered => Verdict::Source,
-        // Somebody ended the other copy by hand, who may have run it.
+        // Someone ended the other copy by hand, and may have run it before.
         (Ended, Off | Ended) if !finish_delivered => Verdict::Undecided,
-        // The source's process is gone, or stands still until somebody else decides: with a complete copy at the
-        // destination, that copy is the VM. It may have run and ended there since; the source's cannot have.
+        // The source's process is gone, or stays paused until someone else decides: a complete copy at the destination
+        // is the VM. It may have run and ended there since; the source's copy cannot have.
         (Off | Ended | Absent | Left, Arrived | Paused | Stopped | Off | Ended) => Verdict::Destination,
-        // It was handed over and has ended since (the guest shut down, or its process died): what the destination has of
-        // its definition and its disks is newer. Of files on a share both have the same.
+        // It was handed over and has ended since (the guest shut down, or its process died): the destination's
+        // definition and disks are newer. Files on a share are the same for both.
         (Off | Ended | Absent | Left, Absent) if finish_delivered => Verdict::Destination,
         // All of it was there, and was taken away by hand.
         (Off | Absent | Left | Stopped, Absent) if arrived => Verdict::Lost,
-        // Nothing runs at either (the guest shut down, or the source died first): the definition is at the source, or a
-        // copy that stands still. It may also have been run at the destination by hand, and moved on.
+        // It runs at neither (the guest shut down, or the source died first): the source has the definition, or a
+        // paused copy. The VM may also have been run at the destination by hand, and moved on.
         (Off | Ended | Absent | Left, Absent) => Verdict::SourceUnlessElsewhere,
         (Off | Ended | Absent, Receiving | HandedOver | Left) => Verdict::Source,
-        // The source waits for a reply that cannot come any more: it is the only copy.
+        // The source waits for a reply that can no longer come: it has the only copy.
         (HandedOver, Absent) if !arrived => Verdict::Source,
         (HandedOver | Unknown, Arrived | Paused | Stopped | Off | Ended) if finish_delivered => Verdict::Destination,
         (HandedOver | Left, _) => Verdict::Undecided,
@@ -112,7 +113,8 @@ pub fn verdict(source: Presence, destination: Presence, finish_delivered: bool, 
     }
 }
 
-/// Whether what the hosts say is to be remembered for as long as the attempt lasts, as [`LogEvent::Arrived`](super::LogEvent::Arrived).
+/// Whether the reports must be recorded for the rest of the attempt, as
+/// [`LogEvent::Arrived`](super::LogEvent::Arrived).
 pub fn is_to_be_remembered(source: Presence, destination: Presence) -> bool {
     let complete = matches!(
         destination,
@@ -151,23 +153,23 @@ mod tests {
                         Verdict::Destination => {
                             let gone =
                                 matches!(source, Presence::Absent | Presence::Off | Presence::Ended | Presence::Left);
-                            // It has run there since, and the other copy has not.
+                            // The source's copy ran on after the failed hand-over; the other did not.
                             let old = source == Presence::Ended && !delivered;
                             let may_be_old = old && !matches!(destination, Presence::Running | Presence::Halted);
                             assert!(!may_be_old, "{row}");
                             let source_cannot_run = gone || delivered;
-                            // What was shut off has run.
+                            // A VM that was shut off there has run there.
                             let has_run = matches!(
                                 destination,
                                 Presence::Running | Presence::Halted | Presence::Off | Presence::Ended
                             );
                             assert!(source != Presence::Running && (has_run || source_cannot_run), "{row}");
                         }
-                        // Destroying the destination's copy must be safe: it never ran, and the source can.
+                        // Destroying the destination's copy must be safe: it never ran, and the source can run.
                         Verdict::Source | Verdict::SourceUnlessElsewhere => {
                             let ran = matches!(destination, Presence::Running | Presence::Halted);
                             assert!(!ran && source != Presence::Unknown, "{row}");
-                            // What was there and is not there any more is somewhere, unless the source has run on.
+                            // A copy that was there and is gone must be somewhere, unless the source has continued.
                             let ran_on = matches!(
                                 source,
                                 Presence::Running | Presence::Paused | Presence::Halted | Presence::Ended

@@ -1,4 +1,4 @@
-//! Everything that preflight judges.
+//! The input of preflight.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -13,38 +13,39 @@ use crate::{
     vm::{VmFacts, VmFile},
 };
 
-/// Whether two hosts' mounts were shown to be of one share, by a file written on one side and read on the other.
+/// Whether two hosts' mounts proved to be the same share: one host writes a file, the other must read it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum ShareIdentity {
-    /// They are.
+    /// They are the same.
     Proven,
-    /// The other side did not see the file, or saw another one.
+    /// The other host did not see the file, or saw a different one.
     Different,
-    /// It could not be tried, and why.
+    /// The test was not possible, for this reason.
     NotProven(String),
-    /// They are, but QEMU's locks do not work there: a VM that was handed over could not run. Says what went wrong.
+    /// They are the same, but QEMU's locks do not work there: a VM could not run after a hand-over. The text is the
+    /// error.
     LocksFail(String),
 }
 
-/// A share, as findings name it.
+/// A share, as findings mention it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct NamedShare {
     /// Its name in Ferry.
     pub name: String,
-    /// What stands behind it.
+    /// Its source.
     pub source: ShareSource,
 }
 
-/// One host of a move.
+/// One of the two hosts of a move.
 #[derive(Clone, Copy, Debug)]
 pub struct Side<'a> {
     /// Its name.
     pub name: &'a str,
     /// Whether its agent answered just now.
     pub reachable: bool,
-    /// Whether nothing is to be placed there.
+    /// Whether it is in maintenance: no VM is placed there.
     pub maintenance: bool,
-    /// What the agent said, if it ever did.
+    /// The facts that its agent reported, if it ever did.
     pub facts: Option<&'a HostFacts>,
     /// Its VMs.
     pub vms: &'a [VmFacts],
@@ -52,26 +53,26 @@ pub struct Side<'a> {
     pub shares: &'a [AttachedShare],
 }
 
-/// Everything that [`live`](super::live) judges.
+/// The input of [`live`](super::live).
 #[derive(Clone, Debug)]
 pub struct LiveFacts<'a> {
-    /// The VM, as the source has it.
+    /// The VM, as the source reports it.
     pub vm: &'a VmFacts,
     /// Another job that moves it.
     pub busy: Option<JobId>,
     /// Where it is.
     pub source: Side<'a>,
-    /// Where it shall go.
+    /// Its requested destination.
     pub destination: Side<'a>,
-    /// Names of shares.
+    /// The shares' names.
     pub shares: &'a BTreeMap<ShareId, NamedShare>,
-    /// What was proven of the shares the VM uses. A share without an entry was not asked about (quick look).
+    /// The test results for the shares that the VM uses. A share without an entry was not tested (quick check).
     pub share_identity: &'a BTreeMap<ShareId, ShareIdentity>,
-    /// Disks that move along: the destination need not reach the files that they use now.
+    /// Migrated disks: the destination need not reach the files that they use now.
     pub migrated_disks: &'a [DiskMove],
-    /// Memory of the destination that other moves were promised.
+    /// Memory of the destination that is promised to other moves.
     pub promised: &'a [Need],
-    /// Somebody takes it that the destination's memory may not do.
+    /// The user accepts that the destination may have too little memory.
     pub overcommit: bool,
 }
 
@@ -81,14 +82,14 @@ impl Side<'_> {
         self.shares.iter().find(|attached| attached.id == share)
     }
 
-    /// The share that a file lies on, if it is attached and can be used.
+    /// The share that a file lies on, if it is attached and usable.
     pub(super) fn usable(&self, place: &Location) -> Option<&AttachedShare> {
         self.attached(place.share()?).filter(|attached| attached.trouble.is_none())
     }
 }
 
 impl<'a> LiveFacts<'a> {
-    /// Where a file goes that moves along.
+    /// The destination of a file, if it is migrated.
     pub(super) fn moves_to(&self, file: &VmFile) -> Option<&'a Location> {
         self.migrated_disks.iter().find(|disk| disk.device == file.device).map(|disk| &disk.to)
     }
@@ -98,7 +99,7 @@ impl<'a> LiveFacts<'a> {
         self.vm.files.iter().filter(|file| self.moves_to(file).is_none())
     }
 
-    /// The shares that a file lies on that stays.
+    /// The shares of files that stay where they are.
     pub(super) fn shares_that_stay(&self) -> BTreeSet<ShareId> {
         self.files_that_stay().flat_map(VmFile::places).filter_map(Location::share).collect()
     }

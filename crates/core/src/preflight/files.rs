@@ -1,4 +1,4 @@
-//! Whether both hosts can use the files of a VM that stay where they are, and what should be known of all of them.
+//! Whether both hosts can use the files of a VM that stay where they are, and warnings about all its files.
 
 use super::{facts::LiveFacts, shares::share_reach};
 use crate::{
@@ -9,7 +9,7 @@ use crate::{
     vm::{FileRole, NotAFile, VmFile},
 };
 
-/// A file that stays has to lie where both hosts reach it.
+/// A file that stays must be reachable from both hosts.
 pub(super) fn reach(facts: &LiveFacts<'_>, file: &VmFile, findings: &mut Vec<Finding>) {
     let vm = &facts.vm.name;
     let object = format!("{vm} {}", file.device);
@@ -55,7 +55,7 @@ pub(super) fn reach(facts: &LiveFacts<'_>, file: &VmFile, findings: &mut Vec<Fin
     }
 }
 
-/// A file that a disk which stays needs below it.
+/// A file below a disk that stays must be reachable as well.
 fn below_reach(facts: &LiveFacts<'_>, file: &VmFile, below: &Location, findings: &mut Vec<Finding>) {
     let (vm, device) = (&facts.vm.name, &file.device);
     let (object, destination) = (format!("{vm} {device}"), facts.destination.name);
@@ -76,7 +76,7 @@ fn below_reach(facts: &LiveFacts<'_>, file: &VmFile, below: &Location, findings:
     }
 }
 
-/// What is no file cannot be taken along, and Ferry cannot tell whether the destination has the same.
+/// A device that is not a file cannot be migrated, and Ferry cannot check that the destination has the same one.
 fn not_a_file(facts: &LiveFacts<'_>, file: &VmFile) -> Finding {
     let (vm, device, source) = (&facts.vm.name, &file.device, facts.source.name);
     let path = file.place.path();
@@ -125,7 +125,7 @@ pub(super) fn needs_secret(facts: &LiveFacts<'_>, file: &VmFile) -> Finding {
     )
 }
 
-/// Warns of a disk whose guest sees errors while the file server is away.
+/// Warns of a disk whose guest sees I/O errors while the file server is down.
 pub(super) fn shows_errors(facts: &LiveFacts<'_>, file: &VmFile) -> Option<Finding> {
     let vm = &facts.vm.name;
     let has_server = facts.moves_to(file).unwrap_or(&file.place).share().is_some();
@@ -140,7 +140,8 @@ pub(super) fn shows_errors(facts: &LiveFacts<'_>, file: &VmFile) -> Option<Findi
     })
 }
 
-/// Both hosts' libvirts must take files that stay on shares for shared, or need not. What is not reached is told as that.
+/// Both hosts' libvirt must treat files that stay on shares as shared, or must not need to. Files that a host cannot
+/// reach are reported elsewhere.
 pub(super) fn trusted(facts: &LiveFacts<'_>) -> Vec<Finding> {
     let mut findings = Vec::new();
     for (side, role) in [(&facts.source, Role::Source), (&facts.destination, Role::Destination)] {

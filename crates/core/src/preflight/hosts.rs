@@ -9,7 +9,7 @@ use crate::{
     vm::VmState,
 };
 
-/// Whether its agent answers in a version that is spoken, and what that found on its host.
+/// Whether its agent answers, in a supported version, and the problems that the agent found on its host.
 pub(super) fn state(side: &Side<'_>) -> Vec<Finding> {
     let mut findings = Vec::new();
     if !side.reachable {
@@ -42,7 +42,7 @@ pub(super) fn state(side: &Side<'_>) -> Vec<Finding> {
     findings
 }
 
-/// The finding of a destination where nothing is to be placed.
+/// The finding for a destination in maintenance.
 pub(super) fn maintenance(destination: &Side<'_>) -> Option<Finding> {
     let name = destination.name;
     destination.maintenance.then(|| {
@@ -55,11 +55,11 @@ pub(super) fn maintenance(destination: &Side<'_>) -> Option<Finding> {
     })
 }
 
-/// Whether the destination has the memory, the QEMU and the name for the VM.
+/// Whether the destination has enough memory, a suitable QEMU, and no other VM of this name.
 pub(super) fn room(facts: &LiveFacts<'_>) -> Vec<Finding> {
     let mut findings = Vec::new();
     let (vm, destination) = (facts.vm, &facts.destination);
-    // It takes memory when it is started, not before.
+    // A VM that is shut off takes memory only when it is started.
     if let Some(host) = destination.facts.filter(|_| vm.state != VmState::ShutOff) {
         findings.extend(memory::findings(vm, destination.name, host, facts.promised, facts.overcommit));
     }
@@ -110,7 +110,7 @@ fn machine_type(facts: &LiveFacts<'_>) -> Option<Finding> {
     })
 }
 
-/// What QEMU emulates, an old one does not move whole.
+/// Old releases of QEMU cannot reliably migrate emulated processors.
 fn emulation(facts: &LiveFacts<'_>) -> Option<Finding> {
     let (vm, source) = (facts.vm, &facts.source);
     let host = source.facts.filter(|_| vm.emulated)?;

@@ -1,4 +1,5 @@
-//! Facts → findings: what stands against a move, said before anything is changed. A file for each object that is judged.
+//! Facts → findings: everything that prevents a move, reported before anything is changed. One file for each kind of
+//! object.
 //!
 //! Every function here is pure. Each finding names its object and the fix; ids are documented in `docs/findings.md`.
 
@@ -26,13 +27,13 @@ use crate::{
     vm::{DiskFeature, VmFile},
 };
 
-/// What stands against a live move, blocking findings first.
+/// The findings for a live move, blocking ones first.
 pub fn live(facts: &LiveFacts<'_>) -> Vec<Finding> {
     judge(facts, true)
 }
 
-/// What hosts and shares have against a move of a VM that is shut off, blocking findings first; what the VM itself has
-/// against it says [`crate::files::plan::plan_offline`].
+/// What hosts and shares have against a move of a VM that is shut off, blocking findings first.
+/// [`crate::files::plan::plan_offline`] reports what the VM itself has against it.
 pub fn offline(facts: &LiveFacts<'_>) -> Vec<Finding> {
     judge(facts, false)
 }
@@ -49,7 +50,7 @@ fn judge(facts: &LiveFacts<'_>, live: bool) -> Vec<Finding> {
         return findings;
     }
     if let Some(job) = facts.busy {
-        // What else there is to find is the doing of that job.
+        // Any other problem may be caused by that job.
         findings.push(busy(facts.vm, job));
         return findings;
     }
@@ -74,7 +75,7 @@ fn judge(facts: &LiveFacts<'_>, live: bool) -> Vec<Finding> {
             findings.push(files::needs_secret(facts, file));
         }
     }
-    // Where two QEMUs have a file open, one after the other: not that of a disk that moves along, nor of a VM that is off.
+    // Shares on which two QEMUs open a file in turn: not those of migrated disks, nor of a VM that is shut off.
     let handed_over = if live { facts.shares_that_stay() } else { BTreeSet::new() };
     if live {
         findings.extend(files::trusted(facts));
@@ -93,19 +94,19 @@ fn judge(facts: &LiveFacts<'_>, live: bool) -> Vec<Finding> {
     findings
 }
 
-/// What was found of one host as the destination of a VM.
+/// One host, judged as the destination of the VM.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Assessment {
-    /// What kind of move it would be; `None`: it cannot work.
+    /// The kind of move that is possible; `None`: no move is possible.
     pub kind: Option<MoveKind>,
-    /// Why, in one sentence.
+    /// The reason, in one sentence.
     pub why: String,
     /// Blocking findings first.
     pub findings: Vec<Finding>,
 }
 
 impl Assessment {
-    /// A move of this kind for this reason, unless a finding blocks it: then that is the reason.
+    /// A move of this kind for this reason; a blocking finding overrides both.
     pub fn new(kind: Option<MoveKind>, why: String, mut findings: Vec<Finding>) -> Self {
         findings.sort_by_key(|finding| std::cmp::Reverse(finding.severity));
         match findings.iter().find(|finding| finding.severity == Severity::Blocks) {

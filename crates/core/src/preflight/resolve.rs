@@ -1,4 +1,4 @@
-//! Finds the VM that an administrator means.
+//! Finds the VM that a reference means.
 
 use std::collections::BTreeSet;
 
@@ -8,7 +8,7 @@ use crate::{
     vm::VmState,
 };
 
-/// A VM on a host, as the inventory has it.
+/// A VM on a host, as the inventory knows it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Placed {
     /// The host's name.
@@ -21,12 +21,12 @@ pub struct Placed {
     pub state: VmState,
 }
 
-/// Finds the VM that `reference` means: a name, a UUID, or `HOST/NAME`. Ok holds an index into `placed`.
+/// Finds the VM that `reference` means: a name, a UUID, or `HOST/NAME`. Returns an index into `placed`.
 ///
-/// A VM that several hosts define is where it has a process; where none has one, a plain name is ambiguous.
+/// If several hosts define a VM, the one with a process counts; if none has a process, a plain name is ambiguous.
 ///
 /// # Errors
-/// `vm.unknown`, `vm.ambiguous` (with the list `HOST/NAME`), `vm.runs-twice`.
+/// `vm.unknown`, `vm.ambiguous` (with the list of `HOST/NAME`), `vm.runs-twice`.
 pub fn resolve_vm(reference: &str, placed: &[Placed]) -> Result<usize, Finding> {
     let (host, name) = match reference.split_once('/') {
         Some((host, name)) => (Some(host), name),
@@ -102,7 +102,7 @@ mod tests {
             placed("kvm1", 1, "web01", VmState::Running),
             placed("kvm1", 2, "db", VmState::Running),
             placed("kvm2", 3, "db", VmState::ShutOff),
-            // Left behind by an earlier move: the one with a process counts.
+            // An earlier move left it behind: the one with a process counts.
             placed("kvm2", 1, "web01", VmState::ShutOff),
             placed("kvm1", 5, "twin", VmState::Running),
             placed("kvm2", 5, "twin", VmState::Running),

@@ -1,4 +1,4 @@
-//! Whether both hosts reach the shares of a VM, see the same there, and can hand files over on them.
+//! Whether both hosts reach the shares of a VM, see the same content, and can hand over files on them.
 
 use std::collections::BTreeSet;
 
@@ -11,7 +11,7 @@ use crate::{
     vm::{VmFacts, VmFile},
 };
 
-/// Whether a host can use what lies at a place, as far as is known.
+/// Whether a host can use files at a location, as far as is known.
 pub fn reaches(side: &Side<'_>, place: &Location) -> bool {
     side.usable(place).is_some()
 }
@@ -21,7 +21,7 @@ pub fn shares_of(vm: &VmFacts) -> BTreeSet<ShareId> {
     vm.files.iter().flat_map(VmFile::places).filter_map(Location::share).collect()
 }
 
-/// A file on a share needs that share on both hosts. `what` says which file it is.
+/// A file on a share needs that share on both hosts. `what` describes the file.
 pub(super) fn share_reach(
     facts: &LiveFacts<'_>,
     object: &str,
@@ -43,7 +43,7 @@ pub(super) fn share_reach(
             )),
             Some(AttachedShare { trouble: Some(trouble), finding, .. }) => {
                 let finding = share_in_trouble(&name, side.name, trouble, finding.as_ref());
-                // Once for all files that lie there.
+                // One finding for all files on the share.
                 if !findings.contains(&finding) {
                     findings.push(finding);
                 }
@@ -53,7 +53,7 @@ pub(super) fn share_reach(
     }
 }
 
-/// An attached share that a host cannot use, told as its agent tells it.
+/// The finding for an attached share that a host cannot use, with its agent's message.
 fn share_in_trouble(share: &str, host: &str, trouble: &str, finding: Option<&Finding>) -> Finding {
     let (id, fix) = match finding {
         Some(finding) => (finding.id, finding.fix.clone()),
@@ -65,7 +65,7 @@ fn share_in_trouble(share: &str, host: &str, trouble: &str, finding: Option<&Fin
     Finding::blocks(id, share, format!("Host {host} cannot use share {share}: {trouble}"), fix)
 }
 
-/// Warns of shares among the places whose mount on a host gives the guest errors while the file server is away.
+/// Warns of shares among the places whose mount on a host passes I/O errors to the guest while the file server is down.
 pub fn soft_shares<'a>(side: &Side<'_>, places: impl Iterator<Item = &'a Location>) -> Vec<Finding> {
     let used: BTreeSet<ShareId> = places.filter_map(Location::share).collect();
     let soft = side.shares.iter().filter(|share| share.soft && used.contains(&share.id));
@@ -83,13 +83,14 @@ pub fn soft_shares<'a>(side: &Side<'_>, places: impl Iterator<Item = &'a Locatio
     soft.map(warn).collect()
 }
 
-/// Shares among `used` whose mount on a host makes QEMU's locks those of the file server. There a running QEMU cannot
-/// write what it has locked itself as soon as a second host has opened the file, which is what a move does.
+/// Finds shares among `used` whose mount on a host turns QEMU's locks into locks of the file server. With such a mount,
+/// a running QEMU cannot write the regions that it has locked itself once a second host has opened the file, as a move
+/// does.
 pub(super) fn server_locks(side: &Side<'_>, used: &BTreeSet<ShareId>) -> Vec<Finding> {
     let bad = side.shares.iter().filter(|share| share.server_locks && used.contains(&share.id));
     let block = |share: &AttachedShare| {
         let fix = match share.mode {
-            // A VM that is shut off and defined keeps the share attached, so nobody is sent to detach it.
+            // A defined VM that is shut off keeps the share attached, so detaching is not the fix to suggest.
             AttachMode::Mounted => format!(
                 "Shut down the VMs on {} that use it: as soon as none does, Ferry mounts it anew there, with `nobrl`",
                 side.name
@@ -114,12 +115,12 @@ pub(super) fn server_locks(side: &Side<'_>, used: &BTreeSet<ShareId>) -> Vec<Fin
     bad.map(block).collect()
 }
 
-/// Both hosts were shown to see the same on each share, and that a VM can be handed over there.
+/// Both hosts must have proved that they see the same content on each share, and that a VM can be handed over there.
 pub(super) fn identity(facts: &LiveFacts<'_>, handed_over: &BTreeSet<ShareId>, findings: &mut Vec<Finding>) {
     let (source, destination) = (facts.source.name, facts.destination.name);
     for share in shares_of(facts.vm) {
         let name = facts.share_name(share);
-        // Said already, with the reason.
+        // Reported already, with the reason.
         let told = findings.iter().any(|finding| finding.id == FindingId::ShareLocks);
         match facts.share_identity.get(&share) {
             None | Some(ShareIdentity::Proven) => {}
@@ -146,7 +147,7 @@ pub(super) fn identity(facts: &LiveFacts<'_>, handed_over: &BTreeSet<ShareId>, f
     }
 }
 
-/// The finding of two mounts that are not of one share.
+/// The finding for two mounts that are not the same share.
 pub fn not_same(share: &str, one: &str, other: &str) -> Finding {
     Finding::blocks(
         FindingId::ShareNotSame,

@@ -1,4 +1,4 @@
-//! What stands against a move between two hosts, in tables.
+//! What prevents a move between two hosts, as tables.
 
 use std::collections::BTreeMap;
 
@@ -21,7 +21,7 @@ const SHARE: ShareId = ShareId(Uuid::from_u128(2));
 const OTHER: ShareId = ShareId(Uuid::from_u128(7));
 const KVM1: HostId = HostId(Uuid::from_u128(3));
 
-/// A VM and two hosts between which nothing stands; each test spoils one fact.
+/// A VM and two hosts without any problem; each test changes one fact.
 struct Fixture {
     vm: VmFacts,
     busy: Option<JobId>,
@@ -137,7 +137,7 @@ fn a_host_is_a_candidate_unless_a_finding_blocks_it_which_is_the_reason_then() {
 
 type Spoil = fn(&mut Fixture);
 
-/// One row each: what is wrong, the id, and words that the finding must hold (the object and the fix).
+/// One row each: the problem, the id, and words that the finding must contain (the object and the fix).
 const ROWS: &[(&str, Spoil, FindingId, &[&str])] = &[
     ("stopped", |f| f.vm.state = VmState::ShutOff, FindingId::VmNotRunning, &["web01", "ferry vm start web01"]),
     ("paused", |f| f.vm.state = VmState::Paused, FindingId::VmPaused, &["web01", "virsh resume web01"]),
@@ -294,7 +294,7 @@ const ROWS: &[(&str, Spoil, FindingId, &[&str])] = &[
     (
         "share in trouble",
         |f| {
-            // One of several files on it: told once.
+            // One of several files on it: reported once.
             f.vm.files.push(VmFile { device: "vdb".into(), ..disk(on_share()) });
             let share = &mut f.destination.shares[0];
             let (message, fix) = ("the server refused user root", "Let it take the password again");
@@ -440,7 +440,7 @@ fn old_releases_stand_against_nothing_that_they_can_do() {
     }
     fixture.vm.machine = Some("pc-q35-7.2".into());
     assert_eq!(fixture.findings(), []);
-    // A disk that moves along is not asked about.
+    // Migrated disks are not checked.
     fixture.vm.files[0].bypasses_cache = false;
     let (from, to) = (on_share(), local("/n/x.raw"));
     fixture.migrated_disks = vec![DiskMove { device: "vda".into(), from, real: None, to, format: DiskFormat::Raw }];
@@ -469,7 +469,7 @@ fn a_disk_that_shows_errors_to_the_guest_is_warned_of() {
     let findings = fixture.findings();
     assert_eq!(findings.len(), 1);
     assert_eq!((findings[0].id, findings[0].severity), (FindingId::DiskUnsafe, Severity::Warns));
-    // No file server is behind a disk on a file system of the host.
+    // A disk on a local file system has no file server.
     let (from, to) = (on_share(), local("/n/x.raw"));
     fixture.migrated_disks = vec![DiskMove { device: "vda".into(), from, real: None, to, format: DiskFormat::Raw }];
     assert_eq!(fixture.findings(), []);
@@ -483,7 +483,7 @@ fn an_encrypted_disk_needs_its_secret_where_it_goes() {
     let [finding] = &findings[..] else { panic!("{findings:#?}") };
     assert_eq!((finding.id, finding.severity), (FindingId::DiskEncrypted, Severity::Warns));
     assert!(finding.message.contains("kvm2") && finding.fix.contains("virsh secret-define"), "{finding:?}");
-    // Of one that cannot move along is said that, and not this.
+    // For a disk that cannot be migrated, that is reported instead.
     let (from, to) = (on_share(), local("/n/x.raw"));
     fixture.migrated_disks = vec![DiskMove { device: "vda".into(), from, real: None, to, format: DiskFormat::Raw }];
     assert_eq!(fixture.findings(), []);
@@ -497,7 +497,7 @@ fn a_share_that_is_not_mounted_hard_is_warned_of() {
     let [finding] = &findings[..] else { panic!("{findings:#?}") };
     assert_eq!((finding.id, finding.severity), (FindingId::ShareSoft, Severity::Warns));
     assert!(finding.message.contains("kvm2") && finding.fix.contains("-o hard"), "{finding:?}");
-    // What does not use it does not care.
+    // A VM that does not use it is not affected.
     fixture.vm.files.clear();
     assert_eq!(fixture.findings(), []);
 }
@@ -508,7 +508,7 @@ fn locks_do_not_matter_where_no_qemu_takes_over_from_another() {
     fixture.source.shares[0].server_locks = true;
     fixture.share_identity.insert(SHARE, ShareIdentity::LocksFail("refused".into()));
     assert_eq!(fixture.findings().len(), 1, "the disk stays on the share");
-    // It leaves the share with the VM.
+    // The disk leaves the share with the move.
     let (from, to) = (on_share(), local("/n/x.raw"));
     fixture.migrated_disks = vec![DiskMove { device: "vda".into(), from, real: None, to, format: DiskFormat::Raw }];
     assert_eq!(fixture.findings(), []);

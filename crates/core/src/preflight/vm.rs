@@ -8,7 +8,7 @@ use crate::{
     vm::{VmFacts, VmState},
 };
 
-/// Why a VM is not moved while it runs: it does not.
+/// Why the VM cannot be moved while it runs: it does not run.
 pub(super) fn state(facts: &LiveFacts<'_>) -> Option<Finding> {
     let (vm, source) = (facts.vm, facts.source.name);
     match vm.state {
@@ -24,12 +24,12 @@ pub(super) fn state(facts: &LiveFacts<'_>) -> Option<Finding> {
     }
 }
 
-/// The finding of a VM that a job moves.
+/// The finding for a VM that another job moves.
 pub fn busy(vm: &VmFacts, job: JobId) -> Finding {
     busy_by(&vm.name, job)
 }
 
-/// As [`busy`], of a VM that is known by its name.
+/// As [`busy`], for a VM known by its name.
 pub fn busy_by(vm_name: &str, job: JobId) -> Finding {
     Finding::blocks(
         FindingId::VmBusy,

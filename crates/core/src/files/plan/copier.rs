@@ -1,4 +1,4 @@
-//! Who copies the files of a VM, by which the kinds of moves differ.
+//! Who copies the files of a VM: the difference between the kinds of moves.
 
 use crate::{
     id::HostId,
@@ -9,16 +9,16 @@ use crate::{
 /// Who copies the files.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Copier {
-    /// QEMU from file to file, on one host, while the VM runs.
+    /// QEMU, from file to file on one host, while the VM runs.
     Hypervisor,
-    /// QEMU through Ferry's carriers to host `there`, while the VM runs.
+    /// QEMU, through Ferry's carriers to host `there`, while the VM runs.
     Carrier { there: HostId },
-    /// Ferry itself to another host, while the VM is shut off.
+    /// Ferry itself, to another host, while the VM is shut off.
     Ferry,
 }
 
 impl Copier {
-    /// Whether a file moves that is not named.
+    /// Whether a file moves that the request does not name.
     pub(super) fn moves_unnamed(self, file: &VmFile, is_reached: &dyn Fn(&Location) -> bool) -> bool {
         let is_reached = || file.places().all(is_reached);
         match (self, file.role) {
@@ -30,7 +30,7 @@ impl Copier {
         }
     }
 
-    /// The option of the command line that gives a place for all files.
+    /// The command line option that gives a destination for all files.
     pub(super) fn option(self) -> &'static str {
         match self {
             Self::Hypervisor => "--to",

@@ -1,12 +1,13 @@
-//! Decides which file of a VM goes where. One walk over its files serves every kind of move; the kinds differ in who copies:
+//! Decides which file of a VM goes where. One walk over its files serves every kind of move; the kinds differ in who
+//! copies:
 //!
-//! | move | who copies | what moves unless it is named | what stays or cannot move |
-//! |---|---|---|---|
-//! | disks of a running VM, on its host | QEMU, from file to file | every file, if a place is given for all | what is no writable disk of this VM alone, UEFI variables |
-//! | a running VM with disks | QEMU, through Ferry's carriers | disks and UEFI variables that the destination does not reach | what is no writable disk of this VM alone |
-//! | a VM that is shut off | Ferry, byte by byte | whatever the destination does not reach | what is no file, overlays |
+//! | move | who copies | what moves unless it is named | what stays or cannot move | |---|---|---|---| | disks of a
+//! running VM, on its host | QEMU, from file to file | every file, if a destination is given for all | all but writable
+//! disks of this VM alone; UEFI variables | | a running VM with disks | QEMU, through Ferry's carriers | disks and UEFI
+//! variables that the destination cannot reach | all but writable disks of this VM alone | | a VM that is shut off |
+//! Ferry, byte by byte | all files that the destination cannot reach | devices that are not files; overlays |
 //!
-//! What stays has to be reached by both hosts, which [`crate::preflight`] judges.
+//! Both hosts must reach the files that stay; [`crate::preflight`] checks that.
 
 mod copier;
 mod names;
@@ -31,26 +32,26 @@ use crate::{
     vm::{DiskFormat, FileRole, VmFacts, VmFile, VmState},
 };
 
-/// What is requested of the files of a VM.
+/// What the request says about the files of a VM.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Requested {
-    /// Where every file goes that moves and is not named; `None`: they stay.
+    /// The destination of every moving file that is not named; `None`: unnamed files stay.
     pub all: Option<Location>,
-    /// Files by device, with where they go (`None`: as the others) and how they are laid out there (`None`: as now).
+    /// Files by device, each with its destination (`None`: as the others) and its new format (`None`: as now).
     pub named: Vec<(String, Option<Location>, Option<DiskFormat>)>,
 }
 
-/// What will be done, and what stands against it or should be known.
+/// What will be done, and what prevents it or should be known.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Planned<M = DiskMove> {
-    /// What moves, in the order of the definition; UEFI variables of a VM that runs come last.
+    /// The moves, in the order of the definition; UEFI variables of a running VM come last.
     pub moves: Vec<M>,
-    /// What was found.
+    /// The findings.
     pub findings: Vec<Finding>,
 }
 
-/// Plans a move of a running VM's disks to other files of its host. Every file of the VM either moves, or a finding says that
-/// it stays and why.
+/// Plans a move of a running VM's disks to other files of its host. Every file of the VM either moves, or a finding
+/// states that it stays and why.
 pub fn plan_storage(vm: &VmFacts, requested: &Requested) -> Planned {
     let mut walk = Walk::new(vm, requested, Copier::Hypervisor, &|_| true);
     walk.findings.extend(not_running(vm));
@@ -79,8 +80,8 @@ pub fn plan_storage(vm: &VmFacts, requested: &Requested) -> Planned {
     walk.planned(Moving::disk)
 }
 
-/// Plans which files move with a running VM to host `there`: those that are named, and disks and UEFI variables that the
-/// destination does not reach, if a place is requested for them. Whether the VM itself can move, preflight judges.
+/// Plans which files move with a running VM to host `there`: those that are named and, if a destination is given for
+/// all, disks and UEFI variables that the destination cannot reach. Preflight judges whether the VM itself can move.
 pub fn plan_live(
     vm: &VmFacts,
     requested: &Requested,
@@ -89,15 +90,15 @@ pub fn plan_live(
 ) -> Planned {
     let mut walk = Walk::new(vm, requested, Copier::Carrier { there }, &is_reached);
     walk.unknown_devices();
-    // UEFI variables come last, for they may go beside the disks.
+    // UEFI variables come last, because they may go to the folder of the disks.
     let (nvram, others): (Vec<_>, Vec<_>) = vm.files.iter().partition(|file| file.role == FileRole::Nvram);
     walk.all(others);
     walk.all(nvram);
     walk.planned(Moving::disk)
 }
 
-/// Plans which files of a VM that is shut off move with it: those that are named, and those that the destination does not
-/// reach. All of them need a place, or the move is refused: nothing is left behind.
+/// Plans which files of a VM that is shut off move with it: those that are named, and those that the destination cannot
+/// reach. All of them need a destination, or the move is refused: no file is left behind.
 pub fn plan_offline(vm: &VmFacts, requested: &Requested, is_reached: impl Fn(&Location) -> bool) -> Planned<FileMove> {
     let mut walk = Walk::new(vm, requested, Copier::Ferry, &is_reached);
     walk.findings.extend(not_shut_off(vm));
@@ -107,8 +108,8 @@ pub fn plan_offline(vm: &VmFacts, requested: &Requested, is_reached: impl Fn(&Lo
     walk.planned(Moving::file)
 }
 
-/// Judges again what [`plan_storage`] planned, by what the VM is now, as a job may have waited: the disks that have not moved
-/// yet, and what was found of them.
+/// Plans [`plan_storage`]'s moves again from the VM's present state, because the job may have waited: the disks that
+/// have not moved yet, and their findings.
 pub fn plan_again(vm: &VmFacts, disks: &[DiskMove]) -> Planned {
     let in_use = |disk: &DiskMove| vm.files.iter().any(|file| file.device == disk.device && file.place == disk.to);
     let left = disks.iter().filter(|disk| !in_use(disk));
@@ -120,7 +121,7 @@ pub fn plan_again(vm: &VmFacts, disks: &[DiskMove]) -> Planned {
 struct Moving<'a> {
     file: &'a VmFile,
     to: Location,
-    /// The format of the new image; `None`: the bytes of the file, whatever they are.
+    /// The format of the new image; `None`: an exact copy of the file's bytes.
     format: Option<DiskFormat>,
 }
 
@@ -162,7 +163,7 @@ impl<'a> Walk<'a> {
         Planned { moves: self.moves.into_iter().map(made).collect(), findings: self.findings }
     }
 
-    /// Refuses devices that are named and not there.
+    /// Refuses named devices that do not exist.
     fn unknown_devices(&mut self) {
         let Self { vm, requested, .. } = *self;
         for (device, ..) in &requested.named {
@@ -191,7 +192,7 @@ impl<'a> Walk<'a> {
             return;
         }
         let to = named.and_then(|(_, to, _)| to.clone()).or_else(|| self.place_of_unnamed(file));
-        // Nothing is requested for it: it stays, if a VM that runs can leave it.
+        // No destination is requested for it: it stays, if a running VM can leave it behind.
         if to.is_none() && !is_named && self.copier != Copier::Ferry {
             return;
         }
@@ -218,8 +219,8 @@ impl<'a> Walk<'a> {
         self.moves.push(Moving { file, to, format });
     }
 
-    /// Where a file goes for which no place of its own is requested. UEFI variables of a VM that runs go to libvirt's own
-    /// folder if they lie there now, else beside the disks.
+    /// The destination of a file without one of its own. UEFI variables of a running VM go to libvirt's own folder if
+    /// they lie there now, otherwise to the folder of the disks.
     fn place_of_unnamed(&self, file: &VmFile) -> Option<Location> {
         let all = self.requested.all.as_ref();
         let beside = |to: &Location| if is_file(to.path()) { to.parent() } else { to.clone() };
@@ -246,8 +247,8 @@ impl<'a> Walk<'a> {
         Finding::blocks(FindingId::FilePlace, device, message, fix)
     }
 
-    /// The format of the new image: as it is named, as the name of the new file tells, or as now. `None`: the bytes are copied
-    /// as they are.
+    /// The format of the new image: the requested one, the one implied by the new file's name, or the present one.
+    /// `None`: the bytes are copied unchanged.
     fn format(&mut self, file: &VmFile, to: &Location, named: Option<DiskFormat>) -> Option<DiskFormat> {
         let is_nvram = file.role == FileRole::Nvram;
         if self.copier != Copier::Ferry && !is_nvram {
@@ -270,7 +271,7 @@ impl<'a> Walk<'a> {
         None
     }
 
-    /// The file that was named, or the one that a file gets in a folder: a name that no other file of the move gets.
+    /// The file that was named, or a new name in the given folder that no other file of the move has.
     fn new_file(&self, file: &VmFile, to: &Location, format: Option<DiskFormat>) -> Location {
         if is_file(to.path()) || (file.role == FileRole::Nvram && names::is_nvram(to.path())) {
             return to.clone();
@@ -278,7 +279,7 @@ impl<'a> Walk<'a> {
         names::in_folder(to, file, format, |place| self.moves.iter().any(|other| other.to == *place))
     }
 
-    /// Says what should be known of a disk that is copied while the VM runs.
+    /// Adds findings about a disk that is copied while the VM runs.
     fn remarks(&mut self, file: &VmFile, format: Option<DiskFormat>, to: &Location) {
         let device = &file.device;
         let Some(format) = format else { return };
@@ -304,7 +305,7 @@ impl<'a> Walk<'a> {
                 "Nothing; or leave it out with `--disk` for the others",
             ));
         }
-        // Of one that goes to another host preflight says it.
+        // For a move to another host, preflight reports it.
         if !file.stops_on_error && self.copier == Copier::Hypervisor {
             self.findings.push(Finding::warns(
                 FindingId::DiskUnsafe,
@@ -315,7 +316,7 @@ impl<'a> Walk<'a> {
         }
     }
 
-    /// Refuses a file that several disks use, and a new one that several would.
+    /// Refuses a file that several disks use, and a new file that several disks would use.
     fn uses_twice(&mut self, file: &VmFile, to: &Location) {
         let (vm, device) = (self.vm, &file.device);
         let mut twice = |message: String, fix: &str| {

@@ -6,28 +6,28 @@ use crate::{
     vm::{DiskFormat, VmFile},
 };
 
-/// Where libvirt itself puts UEFI variables; each host has this folder.
+/// The folder in which libvirt itself stores UEFI variables; it exists on every host.
 pub const NVRAM_FOLDER: &str = "/var/lib/libvirt/qemu/nvram";
-/// Endings by which a path is known to be one of an image, not of a folder.
+/// File name extensions that mark a path as an image, not a folder.
 const ENDINGS: [&str; 3] = [".raw", ".img", ".qcow2"];
 
-/// Whether a path is meant as an image's, not a folder's.
+/// Whether a path means an image, not a folder.
 pub fn is_file(path: &str) -> bool {
     ENDINGS.iter().any(|ending| path.ends_with(ending))
 }
 
-/// Whether a path is meant as a file of UEFI variables, not a folder.
+/// Whether a path means a file of UEFI variables, not a folder.
 pub(super) fn is_nvram(path: &str) -> bool {
     is_file(path) || path.ends_with(".fd")
 }
 
-/// Whether a path is one of UEFI variables where libvirt itself puts them.
+/// Whether a path is a file of UEFI variables in libvirt's own folder.
 pub fn is_libvirts_nvram(path: &str) -> bool {
     let name = path.strip_prefix(NVRAM_FOLDER).and_then(|rest| rest.strip_prefix('/'));
     name.is_some_and(|name| !name.is_empty() && name != ".." && !name.contains('/'))
 }
 
-/// The format that a file's name tells.
+/// The format that a file's name implies.
 pub(super) fn format_of(place: &Location) -> Option<DiskFormat> {
     match place.path().rsplit_once('.')?.1 {
         "raw" => Some(DiskFormat::Raw),
@@ -36,7 +36,7 @@ pub(super) fn format_of(place: &Location) -> Option<DiskFormat> {
     }
 }
 
-/// The finding of a file whose name tells another format than it would have.
+/// The finding for a file whose name implies another format than it would have.
 pub(super) fn misnamed(device: &str, place: &Location, format: DiskFormat) -> Option<Finding> {
     let told = format_of(place).filter(|told| *told != format)?;
     Some(Finding::blocks(
@@ -47,8 +47,8 @@ pub(super) fn misnamed(device: &str, place: &Location, format: DiskFormat) -> Op
     ))
 }
 
-/// A file in a folder, named as the old one: a new image ends in its format, anything else keeps its whole name. Where that
-/// is taken, the device is added, until it is not.
+/// A file in a folder, named like the old one: a new image gets the extension of its format, any other file keeps its
+/// whole name. If that name is taken, the device name is appended until the name is free.
 pub(super) fn in_folder(
     folder: &Location,
     file: &VmFile,

@@ -7,7 +7,7 @@ use crate::{
     vm::{DiskFeature, FileRole, NVRAM, VmFacts, VmFile},
 };
 
-/// Why a file does not move to `to`. Naming a file that can stay is an error; of one that is not named it is said.
+/// Why a file does not move to `to`. For a named file that can stay this is an error, otherwise a remark.
 pub(super) fn refusal(
     vm: &VmFacts,
     file: &VmFile,
@@ -24,7 +24,7 @@ pub(super) fn refusal(
     }
 }
 
-/// What stays while the VM runs, whether on its host or when it goes to another.
+/// Files that stay while the VM runs, whether it stays on its host or moves to another.
 fn stays(vm: &VmFacts, file: &VmFile, is_named: bool) -> Option<Finding> {
     let device = &file.device;
     let (id, message, fix) = match file.role {
@@ -63,7 +63,7 @@ fn stays(vm: &VmFacts, file: &VmFile, is_named: bool) -> Option<Finding> {
     Some(finding(id, device, message, fix))
 }
 
-/// libvirt keeps UEFI variables open while the VM runs, and copies disks only.
+/// libvirt keeps UEFI variables open while the VM runs, and copies only disks.
 fn nvram_stays(vm: &VmFacts, file: &VmFile, to: Option<&Location>, is_named: bool) -> Finding {
     let new = match to {
         Some(Location::Local { path, .. }) if is_nvram(path) => path.clone(),
@@ -87,7 +87,7 @@ fn nvram_stays(vm: &VmFacts, file: &VmFile, to: Option<&Location>, is_named: boo
     )
 }
 
-/// What a copy of a running VM's disk would not keep, or what stands in its way.
+/// What a copy of a running VM's disk would lose, or what prevents the copy.
 fn not_kept(vm: &VmFacts, file: &VmFile) -> Option<Finding> {
     let (device, name) = (&file.device, &vm.name);
     let (id, message, fix) = match file.features.first()? {
@@ -125,7 +125,7 @@ fn not_kept(vm: &VmFacts, file: &VmFile) -> Option<Finding> {
     Some(Finding::blocks(id, device, message, fix))
 }
 
-/// What would not be whole at the destination if the file alone were copied.
+/// What would be incomplete at the destination if only the file were copied.
 fn not_whole(vm: &VmFacts, file: &VmFile) -> Option<Finding> {
     let (device, name) = (&file.device, &vm.name);
     let blocks = |id, message: String, fix: &str| Some(Finding::blocks(id, device, message, fix));

@@ -1,4 +1,4 @@
-//! Which file goes where, in tables; and for any VM and request, that nothing is forgotten or written over.
+//! Which file goes where, as tables; and, for any VM and request, that no file is forgotten or overwritten.
 
 mod running;
 mod shut_off;

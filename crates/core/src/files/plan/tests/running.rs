@@ -1,4 +1,4 @@
-//! Files of a VM that runs.
+//! Files of a running VM.
 
 use super::*;
 
@@ -67,7 +67,7 @@ fn every_file_moves_or_is_told_to_stay() {
         assert_eq!(whole.moves.len(), usize::from(moves), "{file:?}");
         let ids: Vec<_> = whole.findings.iter().map(|finding| (finding.id, finding.severity)).collect();
         assert_eq!(ids, found.map(|id| (id, Severity::Warns)).into_iter().collect::<Vec<_>>(), "{file:?}");
-        // Who names a file that stays is refused.
+        // Naming a file that stays is refused.
         let named = Requested { all: None, named: vec![("vda".into(), Some(local("/new")), None)] };
         let blocked = plan_storage(&vm, &named).findings.iter().any(|finding| finding.severity == Severity::Blocks);
         assert_eq!(blocked, !moves, "{file:?}");
@@ -123,7 +123,7 @@ fn every_file_moves_along_or_is_told_why_not() {
         ("overlay", VmFile { has_backing: true, ..plain() }, to_local(), true, Some((DiskFlattened, Severity::Warns))),
         ("thick", plain(), Some(share("d")), true, Some((DiskThick, Severity::Warns))),
         ("no discard", VmFile { unmaps: false, detects_zeroes: false, ..plain() }, to_local(), true, None),
-        // Preflight says it.
+        // Preflight reports it.
         ("shows errors", VmFile { stops_on_error: false, ..plain() }, to_local(), true, None),
     ];
     for (row, file, to, moves, found) in rows {
@@ -133,7 +133,7 @@ fn every_file_moves_along_or_is_told_why_not() {
         assert_eq!(named.moves.len(), usize::from(moves), "{row}");
         let ids: Vec<_> = named.findings.iter().map(|finding| (finding.id, finding.severity)).collect();
         assert_eq!(ids, found.into_iter().collect::<Vec<_>>(), "{row}");
-        // What is not named and reached stays without a word.
+        // Files that are not named and are reached stay without a finding.
         let all = Requested { all: to, named: Vec::new() };
         assert_eq!(plan_live(&vm, &all, THERE, |_| true), NOTHING, "{row}");
     }
@@ -141,7 +141,7 @@ fn every_file_moves_along_or_is_told_why_not() {
     let ids: Vec<_> =
         plan_live(&twice, &all_to(local("/n")), THERE, |_| false).findings.iter().map(|finding| finding.id).collect();
     assert_eq!(ids, [DiskTwice, DiskTwice]);
-    // A base that the destination does not reach is a reason, too.
+    // A base that the destination cannot reach is a reason as well.
     let overlay = VmFile { place: share("x.qcow2"), below: vec![local("/base.raw")], ..plain() };
     let planned =
         plan_live(&vm(vec![overlay]), &all_to(local("/n")), THERE, |place| matches!(place, Location::Share { .. }));
