@@ -36,7 +36,7 @@ impl Exposition {
     /// A distribution of values.
     pub fn histogram(&mut self, name: &'static str, help: &str, histogram: &Histogram) {
         let family = self.family(name, "histogram", help);
-        let counts = histogram.counts.lock().expect("nobody panics while counting");
+        let counts = histogram.counts.lock().expect("no thread panics while holding this lock");
         let mut count = 0;
         for (bound, here) in histogram.bounds.iter().zip(&counts.buckets) {
             count += here;
@@ -93,7 +93,7 @@ impl Histogram {
 
     /// Counts one value.
     pub fn observe(&self, value: f64) {
-        let mut counts = self.counts.lock().expect("nobody panics while counting");
+        let mut counts = self.counts.lock().expect("no thread panics while holding this lock");
         if let Some(bucket) = self.bounds.iter().position(|bound| value <= *bound) {
             counts.buckets[bucket] += 1;
         }
@@ -117,7 +117,7 @@ impl<const LABELS: usize> Counter<LABELS> {
 
     /// Adds `more` to the series with these label values.
     pub fn add(&self, values: [&str; LABELS], more: u64) {
-        let mut counts = self.counts.lock().expect("nobody panics while counting");
+        let mut counts = self.counts.lock().expect("no thread panics while holding this lock");
         let mut values = values.map(str::to_owned);
         if counts.len() >= SERIES_MAX && !counts.contains_key(&values) {
             values = [const { "other" }; LABELS].map(str::to_owned);
@@ -128,7 +128,7 @@ impl<const LABELS: usize> Counter<LABELS> {
     /// Writes all series.
     pub fn write(&self, exposition: &mut Exposition, name: &'static str, help: &str) {
         let mut family = exposition.counter(name, help);
-        for (values, count) in &*self.counts.lock().expect("nobody panics while counting") {
+        for (values, count) in &*self.counts.lock().expect("no thread panics while holding this lock") {
             let labels: Vec<(&str, &str)> = self.labels.into_iter().zip(values.iter().map(String::as_str)).collect();
             family.sample(&labels, *count as f64);
         }

@@ -1,5 +1,6 @@
-//! Waits for files that are busy: closing a file is not waited for on a FUSE mount, an SMB server answers a sharing violation
-//! while another host has the file open (which mounts give as EBUSY), and neither renames or removes a file that is open.
+//! Retries operations on busy files. On a FUSE mount, close(2) returns before the file is closed; an SMB server reports
+//! a sharing violation while another host has the file open (mounts return it as EBUSY); and neither renames or removes
+//! a file that is open.
 
 use std::{
     io, thread,
@@ -8,13 +9,13 @@ use std::{
 
 /// How long a file may stay busy.
 const BUSY_MAX: Duration = Duration::from_secs(5);
-/// Between two tries.
+/// Pause between two tries.
 const BUSY_PAUSE: Duration = Duration::from_millis(20);
 
-/// Repeats `act` while it fails since a file is busy, for 5 s at most. Blocks.
+/// Repeats `act` while it fails because a file is busy, for at most 5 s. Blocks.
 ///
 /// # Errors
-/// Those of `act`; of its last try if the file stays busy.
+/// Those of `act`; those of its last try if the file stays busy.
 pub fn retry_busy<T>(mut act: impl FnMut() -> io::Result<T>) -> io::Result<T> {
     let until = Instant::now() + BUSY_MAX;
     loop {

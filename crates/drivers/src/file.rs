@@ -1,4 +1,4 @@
-//! Files by their names: given a name that no other has, removed, and what they take.
+//! Operations on files by name: rename without overwriting, removal, allocated and free space.
 
 use std::{
     fs::{self, File},
@@ -15,10 +15,10 @@ use nix::{
 
 use crate::busy::retry_busy;
 
-/// Whether two names are of one file.
+/// Whether two names mean the same file.
 ///
 /// # Errors
-/// The file system's; a name that is not there is none of the other's.
+/// The file system's errors. A name that does not exist equals no other.
 pub fn is_same(one: &Path, other: &Path) -> io::Result<bool> {
     let identity = |path: &Path| match path.symlink_metadata() {
         Ok(found) => Ok(Some((found.dev(), found.ino()))),
@@ -29,12 +29,12 @@ pub fn is_same(one: &Path, other: &Path) -> io::Result<bool> {
     Ok(one.is_some() && one == other)
 }
 
-/// Removes a regular file; Ok if there is none in its folder.
+/// Removes a regular file. Ok if the folder exists and does not contain it.
 ///
 /// # Errors
-/// [`io::ErrorKind::InvalidInput`] for a link, a device or anything else that is no regular file, with what is there
-/// untouched; the file system's; [`io::ErrorKind::NotFound`] if the folder is not there: what it lies on may be mounted again later,
-/// with the file.
+/// [`io::ErrorKind::InvalidInput`] for a link, a device or anything else that is not a regular file; it is left
+/// untouched. [`io::ErrorKind::NotFound`] if the folder does not exist: its file system may be mounted again later,
+/// with the file. Otherwise the file system's errors.
 pub fn remove(path: &Path) -> io::Result<()> {
     if path.symlink_metadata().is_ok_and(|facts| !facts.is_file()) {
         return Err(io::Error::new(io::ErrorKind::InvalidInput, "it is no regular file, and is not removed"));
@@ -45,11 +45,11 @@ pub fn remove(path: &Path) -> io::Result<()> {
     }
 }
 
-/// Gives a file a name that no other has. Ok promises that the name is on disk. May be repeated after a crash in between.
-/// Takes a few seconds at most where something still has it open.
+/// Renames a file to a name that does not exist yet. Ok promises that the new name is on disk. May be repeated after a
+/// crash in between. Takes a few seconds at most if a process still has the file open.
 ///
 /// # Errors
-/// [`io::ErrorKind::AlreadyExists`], with both files untouched; the file system's.
+/// [`io::ErrorKind::AlreadyExists`], with both files untouched; the file system's errors.
 pub fn rename_new(from: &Path, to: &Path) -> io::Result<()> {
     retry_busy(|| try_rename_new(from, to))
 }
@@ -57,16 +57,16 @@ pub fn rename_new(from: &Path, to: &Path) -> io::Result<()> {
 fn try_rename_new(from: &Path, to: &Path) -> io::Result<()> {
     match renameat2(AT_FDCWD, from, AT_FDCWD, to, RenameFlags::RENAME_NOREPLACE) {
         Ok(()) => sync_name(to),
-        // Not every file system knows how, as most mounts of shares.
+        // Some file systems do not support this, for instance most mounts of shares.
         Err(Errno::EINVAL | Errno::ENOSYS | Errno::EOPNOTSUPP) => rename_new_by_hand(from, to),
-        // It was being renamed when the host ended.
+        // The host went down during an earlier rename by hard link.
         Err(Errno::EEXIST) if is_same(from, to)? => fs::remove_file(from).and_then(|()| sync_name(to)),
         Err(error) => Err(error.into()),
     }
 }
 
-/// As [`rename_new`], by what every file system knows: where it has no hard links either, somebody may make a file of
-/// that name between a look and the renaming.
+/// As [`rename_new`], with operations that every file system supports. Without hard links, another process may create a
+/// file of that name between the check and the rename.
 fn rename_new_by_hand(from: &Path, to: &Path) -> io::Result<()> {
     match fs::hard_link(from, to) {
         Ok(()) => fs::remove_file(from)?,
@@ -80,7 +80,7 @@ fn rename_new_by_hand(from: &Path, to: &Path) -> io::Result<()> {
     sync_name(to)
 }
 
-/// The file's name is on disk only when its folder is. Not every mount of a share can do that.
+/// A file name is on disk only when its folder is synced. Not every mount of a share supports that.
 pub(crate) fn sync_name(path: &Path) -> io::Result<()> {
     let folder = path.parent().unwrap_or(Path::new("/"));
     match File::open(folder)?.sync_all() {
@@ -90,24 +90,24 @@ pub(crate) fn sync_name(path: &Path) -> io::Result<()> {
     }
 }
 
-/// Whether the file system does not know how to do it.
+/// Whether the file system does not support the operation.
 pub(crate) fn is_unsupported(error: &io::Error) -> bool {
     matches!(error.kind(), io::ErrorKind::Unsupported) || error.raw_os_error() == Some(nix::libc::EOPNOTSUPP)
 }
 
-/// What a file takes on its file system, as far as that tells: a mount of a share may say the file's length.
+/// The allocated size of a file, as far as its file system reports it: a mount of a share may report the file's length.
 ///
 /// # Errors
-/// The file system's.
+/// The file system's errors.
 pub fn allocated(path: &Path) -> io::Result<ByteCount> {
     Ok(ByteCount(fs::metadata(path)?.blocks() * 512))
 }
 
-/// Which file system a folder is on, and how much is free there for those who are not root; `None` if it does not tell,
-/// as some mounts of shares.
+/// The id of a folder's file system, and its free space for users other than root; `None` if it does not report that,
+/// like some mounts of shares.
 ///
 /// # Errors
-/// The file system's.
+/// The file system's errors.
 pub fn free(folder: &Path) -> io::Result<(u64, Option<ByteCount>)> {
     let device = fs::metadata(folder)?.dev();
     let stat = nix::sys::statvfs::statvfs(folder)?;
@@ -132,7 +132,7 @@ mod tests {
                 (b"new".into(), b"precious".into())
             );
             fs::remove_file(&to).expect("removed");
-            // Ended between the two names' changes.
+            // Interrupted after the first of two steps: both names exist.
             fs::hard_link(&from, &to).expect("linked");
             rename(&from, &to).expect("renamed");
             assert!(!from.exists());

@@ -1,8 +1,8 @@
-//! Files by what they are: a file has many names, through links, mounts that show a folder at a second place, and a share
+//! Identifies files independently of their names. A file can have many names, through links, bind mounts, and a share
 //! that is mounted twice.
 //!
-//! On one host a file is known by its number on its file system. Hosts have no numbers in common: there its place counts,
-//! with every link and further mount followed.
+//! On one host a file is identified by its inode. Hosts have no inodes in common; between them, a file is identified by
+//! its path with all links and nested mounts resolved.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -18,25 +18,25 @@ use ferry_core::{error::chain, files::cleanup::Obstacle};
 
 use crate::share::{Mount, every_name, holding, parse, shown};
 
-/// How long file systems may take to tell what the files of VMs are.
+/// How long file systems may take to identify the files of VMs.
 const LOOK_WITHIN: Duration = Duration::from_secs(20);
 
-/// What is mounted on this host.
+/// The mounts of this host.
 #[derive(Clone, Debug)]
 pub struct Mounts(Vec<Mount>);
 
 impl Mounts {
-    /// As it is now, in this process's view.
+    /// The present mounts in this process's view.
     ///
     /// # Errors
-    /// The system's.
+    /// The system's errors.
     pub fn now() -> io::Result<Self> {
         Ok(Self(parse(&fs::read_to_string("/proc/self/mountinfo")?)))
     }
 
-    /// The path by which the file of a canonical path is known on this and other hosts: on a share if it is seen through
-    /// one, else the shortest. `shares` are their directories with links followed, and as they are named. Looks at no
-    /// file.
+    /// The path that identifies the file at a canonical path on this and other hosts: its path on a share if one shows
+    /// it, otherwise the shortest. `shares` are the shares' directories, with links resolved and as they are
+    /// configured. Accesses no file.
     pub fn real(&self, shares: &[(PathBuf, &Path)], canonical: &Path) -> PathBuf {
         let mut all = every_name(&self.0, canonical);
         let on_share = |name: &PathBuf| {
@@ -51,17 +51,18 @@ impl Mounts {
     }
 }
 
-/// What a file is on this host.
+/// The identity of a file on this host.
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Identity {
     device: u64,
     inode: u64,
-    /// Its first name, whichever mount shows it: not every file system keeps its numbers.
+    /// Its first name, whichever mount shows it. Inode numbers alone do not suffice, because not every file system
+    /// keeps them.
     name: PathBuf,
 }
 
 impl Identity {
-    /// Of what a path leads to; `None` if that is not there.
+    /// The identity of a path's target; `None` if it does not exist.
     fn of(mounts: &[Mount], path: &Path) -> io::Result<Option<Self>> {
         let found = path.metadata().and_then(|facts| Ok((facts, path.canonicalize()?)));
         match found {
@@ -79,22 +80,22 @@ impl Identity {
     }
 }
 
-/// Files that are not to be removed, by what they are.
+/// Files that must not be removed, by identity.
 #[derive(Debug)]
 pub struct InUse {
     mounts: Vec<Mount>,
     paths: BTreeSet<PathBuf>,
     known: Vec<Identity>,
-    /// File systems that did not tell what a used file on them is.
+    /// File systems that did not answer the query for used files on them.
     silent: BTreeSet<String>,
 }
 
 impl InUse {
-    /// Of the paths of used files. Blocks, for 20 s at most: a file server that is away holds up nobody for
-    /// longer, and of no file on it is said that it is not used.
+    /// From the paths of used files. Blocks for at most 20 s, because a file server may be down; files on a file system
+    /// that does not answer are then never reported as unused.
     ///
     /// # Errors
-    /// When it is not known what is mounted.
+    /// The mounts cannot be read.
     pub fn of(paths: BTreeSet<PathBuf>) -> io::Result<Self> {
         let Mounts(mounts) = Mounts::now()?;
         let mut by_system: BTreeMap<String, Vec<PathBuf>> = BTreeMap::new();
@@ -114,7 +115,7 @@ impl InUse {
         }
         drop(tell);
         let (until, mut known) = (Instant::now() + LOOK_WITHIN, Vec::new());
-        // Until all have told, or the time is over.
+        // Until all file systems have answered, or the time is over.
         while let Ok((system, found)) = told.recv_timeout(until.saturating_duration_since(Instant::now())) {
             match found {
                 Ok(found) => {
@@ -129,10 +130,10 @@ impl InUse {
         Ok(Self { mounts, paths, known, silent })
     }
 
-    /// What stands against the removal of a file now; `None` also if there is none. Blocks.
+    /// The reason why a file must not be removed now; `None` also if the file does not exist. Blocks.
     ///
     /// # Errors
-    /// When the file cannot be asked, or used files on its file system could not.
+    /// The file, or used files on its file system, could not be queried.
     pub fn obstacle(&self, path: &Path) -> io::Result<Option<Obstacle>> {
         let facts = match path.symlink_metadata() {
             Ok(facts) => facts,

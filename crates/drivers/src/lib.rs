@@ -1,7 +1,7 @@
-//! Drivers of what Ferry does not own: hypervisors and file shares.
+//! Drivers for systems outside of Ferry: hypervisors and file shares.
 //!
 //! Each trait has a real implementation and a fake, and one conformance suite that both pass. Mount points and
-//! libvirt's domains appear here and nowhere above.
+//! libvirt's domains appear only here, and nowhere above.
 #![expect(clippy::wildcard_enum_match_arm, reason = "matches from before the rule; the last one takes this along")]
 
 mod busy;

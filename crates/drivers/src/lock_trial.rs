@@ -1,4 +1,5 @@
-//! Whether QEMU's locks let a VM be handed over on a share, tried on a scratch image as two QEMUs do it.
+//! Tests on a scratch image whether QEMU's locks allow a VM to be handed over on a share, in the same order as two
+//! QEMUs.
 //!
 //! ```text
 //! source        Holder::start ────────────── let_go ────────── check
@@ -6,12 +7,12 @@
 //! destination                  Taker::open ──────────── take
 //!                               opens beside it          locks, reads, writes
 //! ```
-//! On the kernel's SMB client without `nobrl` a second open takes the file's lease away; from then on locks are the
-//! server's, and mandatory: QEMU's shared locks keep its own writes out, and the test for the write lock meets the lock
-//! that QEMU holds itself ("Failed to get "write" lock", for ever). A new open by the same host would get the lease back
-//! and see nothing of it, so the destination keeps the file open from before the source closes it, as a QEMU that
-//! receives a VM does. None of QEMU's tools before 10.0 opens an image so; the locks are those of its
-//! `block/file-posix.c`, which have stayed the same since 2.10.
+//! On the kernel's SMB client without `nobrl`, a second open takes away the file's lease. From then on the locks are
+//! those of the server, and mandatory: QEMU's shared locks block its own writes, and its test for the write lock
+//! conflicts with the lock that QEMU holds itself ("Failed to get "write" lock", permanently). A new open by the same
+//! host would get the lease back and hide the problem. Therefore the destination opens the file before the source
+//! closes it, and keeps it open, as a QEMU that receives a VM does. No QEMU tool before 10.0 opens an image in this
+//! way; the locks are those of QEMU's `block/file-posix.c`, unchanged since 2.10.
 
 use std::{
     fs::{File, OpenOptions},
@@ -33,31 +34,32 @@ use nix::{
 };
 use thiserror::Error;
 
-/// Size of the scratch image: QEMU opens nothing smaller than a sector.
+/// Size of the scratch image: QEMU opens no image smaller than a sector.
 const IMAGE_BYTES: usize = 64 << 10;
-/// The part that is written and read.
+/// Size of the block that is written and read.
 const BLOCK: usize = 4096;
-/// What the source writes first, what it writes last, and what the destination writes.
+/// The first and the last byte that the source writes, and the byte that the destination writes.
 const HELD: u8 = 0x41;
 const LET_GO: u8 = 0x42;
 const TAKEN: u8 = 0x43;
-/// How long a write of the other host may take to be seen, and a tool to begin or end.
+/// Time limit for a write of the other host to become visible, and for a tool to start or end.
 const STEP_WAIT: Duration = Duration::from_secs(5);
 const LOOK_EVERY: Duration = Duration::from_millis(10);
-/// Where QEMU's lock bytes begin: what somebody does with the file, and what somebody does not let others do.
+/// Start of QEMU's lock bytes: operations that a process performs, and operations that it denies to others.
 const PERMISSIONS: i64 = 100;
 const REFUSALS: i64 = 200;
-/// Bits of what a running VM's disk does (consistent read, write, resize) and refuses to others (write, resize).
+/// Bits of the operations that a running VM's disk performs (consistent read, write, resize) and denies to others
+/// (write, resize).
 const DOES: [i64; 3] = [0, 1, 3];
 const REFUSES: [i64; 2] = [1, 3];
 
 /// Why a trial failed.
 #[derive(Debug, Error)]
 pub enum LockTrialError {
-    /// The locks do not work: a VM that was handed over would not run.
+    /// The locks do not work: after a hand-over, a VM could not run.
     #[error("{0}")]
     Fails(String),
-    /// It could not be tried.
+    /// The trial could not be performed.
     #[error("Could not {what}")]
     Host {
         /// What was attempted.
@@ -73,7 +75,7 @@ fn host(what: impl Into<String>) -> impl FnOnce(io::Error) -> LockTrialError {
     move |source| LockTrialError::Host { what, source }
 }
 
-/// The source's side: QEMU's own tool, which has the image open.
+/// The source's side: QEMU's own tool, with the image open.
 #[derive(Debug)]
 pub struct Holder {
     path: PathBuf,
@@ -81,13 +83,13 @@ pub struct Holder {
 }
 
 impl Holder {
-    /// Makes the image at `path` and has `qemu-io` open, lock and write it. Ok promises that the write is seen.
+    /// Creates the image at `path` and makes `qemu-io` open, lock and write it. Ok promises that the write is visible.
     ///
     /// # Errors
-    /// [`LockTrialError`]; the image may be there then.
+    /// [`LockTrialError`]; the image may then exist.
     pub fn start(path: &Path) -> Result<Self, LockTrialError> {
         let made = OpenOptions::new().write(true).create_new(true).open(path);
-        // Written, not truncated to its size: some mounts cannot do that.
+        // Written instead of truncated to its size, because some mounts do not support truncation.
         made.and_then(|mut file| file.write_all(&vec![0; IMAGE_BYTES]))
             .map_err(host(format!("make {}", path.display())))?;
         let tool = Command::new("qemu-io")
@@ -110,12 +112,12 @@ impl Holder {
         Err(LockTrialError::Fails(format!("a first write failed: {said}")))
     }
 
-    /// Writes once more, now that another host has opened the image, and closes it.
+    /// Writes once more after another host has opened the image, and closes it.
     ///
     /// # Errors
-    /// [`LockTrialError::Fails`] when the write is not in the file afterwards.
+    /// [`LockTrialError::Fails`] if the file does not contain the write afterwards.
     pub fn let_go(mut self) -> Result<(), LockTrialError> {
-        // Told by the file below, should it be gone.
+        // If the tool is gone, the check of the file below reports it.
         let _ = self.say(&format!("write -P {LET_GO} 0 {BLOCK}\nflush\nquit\n"));
         let path = self.path.clone();
         let said = self.end()?;
@@ -138,11 +140,11 @@ impl Holder {
         !matches!(self.tool.try_wait(), Ok(None))
     }
 
-    /// Waits for the tool's end; gives its last line.
+    /// Waits for the tool's end; returns its last error line.
     ///
     /// # Errors
-    /// When it still waits for the file: nothing is known of the locks then. A server of NFS 4 lets clients wait up to 90 s
-    /// for locks after its start.
+    /// The tool still waits for the file, so nothing is known of the locks. An NFS 4 server makes clients wait up to 90
+    /// s for locks after its start.
     fn end(&mut self) -> Result<String, LockTrialError> {
         drop(self.tool.stdin.take());
         if !wait_until(|| self.has_ended()) {
@@ -173,20 +175,20 @@ impl Drop for Holder {
     }
 }
 
-/// The destination's side: the image, open as an incoming VM's QEMU has it.
+/// The destination's side: the image, opened as the QEMU of an incoming VM does.
 #[derive(Debug)]
 pub struct Taker {
     file: File,
 }
 
 impl Taker {
-    /// Opens the image without a lock. Ok promises that it holds what the source wrote.
+    /// Opens the image without a lock. Ok promises that it contains what the source wrote.
     ///
     /// # Errors
     /// [`LockTrialError`].
     pub fn open(path: &Path) -> Result<Self, LockTrialError> {
         let what = || format!("open {}", path.display());
-        // Another host's new file may be seen late.
+        // A new file of another host may become visible late.
         let seen = wait_until(|| block(path).is_ok_and(|read| read == [HELD; BLOCK]));
         let file = open(path, true).map_err(host(what()))?;
         if seen { Ok(Self { file }) } else { Err(stale("the source wrote before")) }
@@ -200,7 +202,7 @@ impl Taker {
         for byte in DOES.map(|bit| PERMISSIONS + bit).into_iter().chain(REFUSES.map(|bit| REFUSALS + bit)) {
             lock(&self.file, byte)?;
         }
-        // Whether anybody refuses what this one does, or does what this one refuses.
+        // Whether another process denies what this one performs, or performs what this one denies.
         for byte in DOES.map(|bit| REFUSALS + bit).into_iter().chain(REFUSES.map(|bit| PERMISSIONS + bit)) {
             test(&self.file, byte)?;
         }
@@ -214,7 +216,7 @@ impl Taker {
     }
 }
 
-/// The source reads what the destination wrote.
+/// Checks at the source what the destination wrote.
 ///
 /// # Errors
 /// [`LockTrialError`].
@@ -235,13 +237,13 @@ fn stale(what: &str) -> LockTrialError {
 fn lock(file: &File, byte: i64) -> Result<(), LockTrialError> {
     let wanted = range(byte, libc::F_RDLCK);
     match fcntl(file.as_fd(), FcntlArg::F_OFD_SETLK(&wanted)) {
-        // A file system without locks: QEMU goes on without them as well.
+        // On a file system without locks, QEMU continues without them as well.
         Ok(_) | Err(Errno::ENOLCK | Errno::ENOSYS | Errno::EOPNOTSUPP) => Ok(()),
         Err(error) => Err(LockTrialError::Fails(format!("QEMU's lock of byte {byte} is refused: {error}"))),
     }
 }
 
-/// Whether an exclusive lock on one byte could be had: nobody else has a shared one.
+/// Whether an exclusive lock on one byte is available, that is, no other process has a shared one.
 fn test(file: &File, byte: i64) -> Result<(), LockTrialError> {
     let mut wanted = range(byte, libc::F_WRLCK);
     match fcntl(file.as_fd(), FcntlArg::F_OFD_GETLK(&mut wanted)) {
@@ -260,16 +262,16 @@ fn range(byte: i64, kind: i32) -> libc::flock {
         l_whence: libc::SEEK_SET as i16,
         l_start: byte,
         l_len: 1,
-        // Locks of open files have no owner.
+        // Locks of open file descriptions have no owner.
         l_pid: 0,
     }
 }
 
-/// A block at an address that O_DIRECT takes.
+/// A block that is aligned for O_DIRECT.
 #[repr(align(4096))]
 struct Aligned([u8; BLOCK]);
 
-/// Opens as QEMU does with `cache='none'`: past the page cache, where the mount can.
+/// Opens as QEMU does with `cache='none'`: past the page cache, if the mount supports that.
 fn open(path: &Path, writes: bool) -> io::Result<File> {
     let mut options = OpenOptions::new();
     options.read(true).write(writes);
@@ -293,7 +295,7 @@ fn write(file: &File, pattern: u8) -> io::Result<()> {
     file.write_all_at(&Aligned([pattern; BLOCK]).0, 0)
 }
 
-/// Whether it is so before [`STEP_WAIT`] is over.
+/// Whether the condition becomes true within [`STEP_WAIT`].
 fn wait_until(mut is: impl FnMut() -> bool) -> bool {
     let until = Instant::now() + STEP_WAIT;
     loop {
@@ -341,7 +343,7 @@ mod tests {
         let (_folder, path) = folder();
         let holder = Holder::start(&path).expect("held");
         let taker = Taker::open(&path).expect("open beside it");
-        // What a file server that forgets to unlock looks like.
+        // Simulates a file server that fails to release a lock.
         let left = File::options().read(true).open(&path).expect("open");
         lock(&left, REFUSALS + 1).expect("locked");
         holder.let_go().expect("let go");
@@ -359,7 +361,7 @@ mod tests {
         assert!(matches!(taker.take(), Err(LockTrialError::Fails(why)) if why.contains("wrote last")));
     }
 
-    /// As while a file server lets its clients wait.
+    /// Simulates a file server that makes its clients wait.
     #[test]
     fn a_tool_that_still_waits_tells_nothing_of_the_locks() {
         let (_folder, path) = folder();

@@ -1,5 +1,5 @@
-//! Path ↔ location: which share's mount holds a path; [`Roots`] opens what a location means, and nothing outside of
-//! where files may be.
+//! Path ↔ location: finds the share whose mount contains a path; [`Roots`] opens what a location means, and nothing
+//! outside of the places where files may be.
 
 mod access;
 mod directory;
@@ -18,7 +18,7 @@ pub(crate) use access::qemu_user;
 pub use directory::{Directory, RootsError};
 pub use roots::{Roots, ShareRoot};
 
-/// Where a host has mounted its shares. Pure: symlinks are not followed.
+/// Where a host has mounted its shares. Pure: symbolic links are not followed.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Places {
     host: HostId,
@@ -26,12 +26,12 @@ pub struct Places {
 }
 
 impl Places {
-    /// A host's shares with the directories under which their content appears.
+    /// A host's shares, with the directories under which their content appears.
     pub fn new(host: HostId, mounts: Vec<(ShareId, PathBuf)>) -> Self {
         Self { host, mounts }
     }
 
-    /// The location of a path: on the share whose mount holds it most closely, else on this host.
+    /// The location of a path: on the share with the innermost mount that contains it, otherwise on this host.
     pub fn location(&self, path: &Path) -> Location {
         let share = self
             .mounts
@@ -55,8 +55,8 @@ impl Places {
         self.mounts.iter().map(|(_, mount)| mount.as_path())
     }
 
-    /// The path of a location on this host; `None` if the share is not here, the file is another host's, or the location
-    /// leads out of its share.
+    /// The path of a location on this host; `None` if the share is not mounted here, the file is on another host, or
+    /// the location leads out of its share.
     pub fn path(&self, location: &Location) -> Option<PathBuf> {
         match location {
             Location::Share { share, path } => {
@@ -74,7 +74,7 @@ impl Places {
     }
 }
 
-/// The path if it is absolute and does not climb.
+/// The path, if it is absolute and does not contain `..`.
 fn plain(path: &Path) -> Option<&Path> {
     let climbs = path.components().any(|part| matches!(part, Component::ParentDir | Component::CurDir));
     (path.is_absolute() && !climbs).then_some(path)

@@ -1,4 +1,4 @@
-//! Runs a program for a bounded time: a file server or a mount that does not answer must not hold the caller.
+//! Runs a program for a bounded time: a file server or mount that does not answer must not block the caller.
 
 use std::{
     io::{self, Read, Seek},
@@ -17,38 +17,38 @@ use nix::{
     unistd::Pid,
 };
 
-/// Output that is kept of a program. What we run prints a few lines.
+/// Limit of a program's output that is kept. The programs used here print a few lines.
 const OUTPUT_BYTES_MAX: u64 = 64 << 10;
-/// How often the child is looked at.
+/// Interval between two checks of the child.
 const LOOK_EVERY: Duration = Duration::from_millis(5);
-/// How long a killed child may take to end. One that hangs in the kernel takes longer, and is left to a thread.
+/// How long a killed child may take to end. A child that hangs in the kernel takes longer, and is left to a thread.
 const KILL_WAIT: Duration = Duration::from_millis(500);
 
 /// How a program ended.
 #[derive(Debug)]
 pub enum Ended {
-    /// By itself.
+    /// It exited by itself.
     Exited(ExitStatus),
     /// It was killed at its deadline.
     TimedOut,
 }
 
-/// What a program did.
+/// The result of a program.
 #[derive(Debug)]
 pub struct Outcome {
     /// How it ended.
     pub ended: Ended,
-    /// What it printed, both streams as they came, cut at 64 KiB.
+    /// Its output, both streams in order of arrival, cut at 64 KiB.
     pub output: String,
 }
 
 impl Outcome {
-    /// Whether it ended in time and well.
+    /// Whether it ended in time and successfully.
     pub fn is_ok(&self) -> bool {
         matches!(&self.ended, Ended::Exited(status) if status.success())
     }
 
-    /// The last line it printed, or how it ended.
+    /// The last line of its output, or how it ended.
     pub fn reason(&self) -> String {
         let last = self.output.lines().map(str::trim).rfind(|line| !line.is_empty());
         match (&self.ended, last) {
@@ -59,7 +59,8 @@ impl Outcome {
     }
 }
 
-/// Calls `call` in a thread and waits for its answer; `None` if it takes too long. The thread ends when the call does.
+/// Calls `call` in a thread and waits for its result; `None` if that takes too long. The thread ends when the call
+/// does.
 pub fn within<T: Send + 'static>(deadline: Duration, call: impl FnOnce() -> T + Send + 'static) -> Option<T> {
     let (sender, receiver) = mpsc::sync_channel(1);
     thread::spawn(move || sender.send(call()));
@@ -71,7 +72,7 @@ pub fn within<T: Send + 'static>(deadline: Duration, call: impl FnOnce() -> T + 
 /// A daemon that `command` leaves behind in a session of its own stays.
 ///
 /// # Errors
-/// It could not be started.
+/// The program could not be started.
 pub fn run(command: &mut Command, deadline: Duration) -> io::Result<Outcome> {
     let mut output = std::fs::File::from(memfd_create(c"output", MFdFlags::MFD_CLOEXEC)?);
     let child = command
@@ -112,7 +113,7 @@ fn wait(mut child: Child, until: Instant) -> io::Result<Waited> {
 }
 
 fn kill(child: Child) -> io::Result<()> {
-    // Not reaped yet, so the number is still this child's.
+    // It is not reaped yet, so the process id still belongs to this child.
     let group = Pid::from_raw(child.id().cast_signed());
     let _ = killpg(group, Signal::SIGKILL);
     if let Waited::Running(mut child) = wait(child, Instant::now() + KILL_WAIT)? {

@@ -1,9 +1,9 @@
-//! The hypervisor suite: for the fake always, for libvirt where two hosts are given (`--run-ignored all`).
+//! The hypervisor suite: always for the fake, and for libvirt if two hosts are given (`--run-ignored all`).
 //!
-//! `FERRY_CONFORMANCE_SOURCE` and `FERRY_CONFORMANCE_DESTINATION` are the roots of two hosts as this process sees
-//! them, `/proc/PID/root` of a process in each; each has libvirtd, QEMU and the folder `/srv/ferry/conformance`,
-//! which is one and the same. Needs root. `FERRY_CONFORMANCE_MACHINE` is the machine type of the VMs, for hosts with QEMUs of
-//! two releases.
+//! `FERRY_CONFORMANCE_SOURCE` and `FERRY_CONFORMANCE_DESTINATION` are the roots of two hosts in this process's view,
+//! that is, `/proc/PID/root` of a process in each. Each has libvirtd, QEMU and the folder `/srv/ferry/conformance`,
+//! which is the same on both. Needs root. `FERRY_CONFORMANCE_MACHINE` is the machine type of the VMs, for hosts with
+//! QEMUs of two releases.
 
 use std::{
     any::Any,
@@ -89,7 +89,7 @@ fn the_fake_passes_the_suite_and_never_runs_a_vm_twice() {
     }
 }
 
-/// A fake host on which something else has the disks, until this is dropped.
+/// A fake host whose VMs cannot get their disks, until this is dropped.
 struct Taken(World, &'static str);
 
 impl Drop for Taken {
@@ -149,8 +149,8 @@ mod libvirt {
         });
     }
 
-    /// Locks a file as another QEMU does that has it and lets nobody else write, until what this gives is dropped. The
-    /// VM that has it now is not asked.
+    /// Locks a file like another QEMU that has it and denies writing to others, until the returned value is dropped.
+    /// The present owner of the file is not affected.
     fn lock(path: &Path) -> Box<dyn Any> {
         const NOBODY_WRITES: libc::off_t = 201;
         let file = std::fs::File::open(path).expect("there");
@@ -165,8 +165,8 @@ mod libvirt {
         Box::new(file)
     }
 
-    /// Restarts libvirtd from inside the host. One whose threads are busy gives them 30 s to end (libvirt,
-    /// `virNetDaemonQuit`), and ends then.
+    /// Restarts libvirtd from inside the host. A libvirtd whose threads are busy gives them 30 s (libvirt,
+    /// `virNetDaemonQuit`) and then ends.
     fn restart(root: &Path) {
         let process = root.components().nth(2).expect("/proc/PID/root").as_os_str();
         let script = "pid=$(cat /run/libvirtd.pid 2>/dev/null || cat /run/libvirt/libvirtd.pid); kill $pid; \
@@ -176,14 +176,14 @@ mod libvirt {
         assert!(status.expect("nsenter is installed").success());
     }
 
-    /// A VM without an operating system: its firmware finds no disk to boot and idles.
+    /// A VM without an operating system: its firmware finds no boot disk and idles.
     fn define(libvirt: &Libvirt, root: &Path, name: &str) -> VmId {
         let disk = format!("{FOLDER}/{name}.raw");
         make_disk(libvirt, root, &disk);
         define_with(root, name, "file", &format!("file='{disk}'"))
     }
 
-    /// The same with a volume. A pool knows what is in its folder once it has looked.
+    /// The same with a volume. A pool knows the content of its folder only after a refresh.
     fn define_volume(libvirt: &Libvirt, root: &Path, name: &str, pool: &str) -> VmId {
         make_disk(libvirt, root, &format!("{FOLDER}/{name}.raw"));
         virsh(root, &["pool-refresh", conformance::POOL]);

@@ -1,4 +1,4 @@
-//! What the fake does when its plan says so. Sessions need no carriers here: their sockets are links to the
+//! Behaviour of the fake according to its fault plan. Sessions need no carriers here: their sockets are links to the
 //! destination's.
 
 use std::{
@@ -69,7 +69,7 @@ impl Pair {
         assert!(matches!(&error, HypervisorError::Failed { reason, .. } if reason.contains(words)), "{error}");
     }
 
-    /// The destination notices by itself that a channel ended.
+    /// The destination notices asynchronously that a channel has ended.
     fn wait_for(&self, wanted: (Presence, Presence)) {
         let end = Instant::now() + DEADLINE;
         while self.presences() != wanted {
@@ -101,7 +101,7 @@ fn memory_arrives_as_it_was_when_the_guest_stopped() {
         assert_eq!(pair.presences().0, Presence::HandedOver);
         let sent = pair.source.memory_checksum(pair.vm);
         hold.release();
-        migration.join().expect("no panic").expect("moved");
+        migration.join().expect("no thread panicked").expect("moved");
         assert!(sent.is_some());
         assert_eq!(pair.destination.memory_checksum(pair.vm), sent);
     });
@@ -178,7 +178,7 @@ fn a_move_that_does_not_converge_goes_on_until_it_is_aborted() {
             thread::yield_now();
         }
         pair.source.abort_migration(pair.vm).expect("aborted");
-        let result = migration.join().expect("no panic");
+        let result = migration.join().expect("no thread panicked");
         assert!(matches!(result, Err(HypervisorError::Aborted { .. })), "{result:?}");
     });
     pair.wait_for((Presence::Running, Presence::Absent));

@@ -1,6 +1,6 @@
-//! NFS shares against the kernel's own server and client, which this machine must have. It exports directories of its own
-//! and stops the machine's NFS server in between, so it runs only where somebody asks for it (`--ignored`): as root, with
-//! nfs-kernel-server and nfs-common.
+//! NFS shares against the kernel's own server and client, which this machine must have. The tests export directories
+//! and stop the machine's NFS server, so they run only on request (`--ignored`): as root, with nfs-kernel-server and
+//! nfs-common.
 
 use std::{
     fs,
@@ -19,14 +19,14 @@ use ferry_drivers::{
 };
 use uuid::Uuid;
 
-/// The name by which this machine is reached.
+/// The name of this machine as a server.
 const SERVER: &str = "nfs1.ferry.test";
-/// Who makes what here belongs to itself.
+/// Files belong to the user that creates them, also root.
 const ROOT_IS_ROOT: &str = "rw,sync,no_subtree_check,no_root_squash";
-/// As servers export by default.
+/// The default of NFS servers.
 const ROOT_IS_NOBODY: &str = "rw,sync,no_subtree_check,root_squash";
 
-/// The machine has one NFS server: tests have it one after the other.
+/// The machine has only one NFS server, so tests use it one after the other.
 static SERVER_IS_TAKEN: Mutex<()> = Mutex::new(());
 
 /// The right to use the machine's NFS server.
@@ -83,7 +83,7 @@ impl Server {
     fn set_up(&self, is_up: bool) {
         let answers = || TcpStream::connect((Ipv4Addr::LOCALHOST, 2049)).is_ok();
         if is_up {
-            // Clients may come back for ten seconds, instead of ninety.
+            // Clients may reclaim their locks for ten seconds instead of ninety.
             run("rpc.nfsd", &[self.versions, &["-G", "10", "-L", "10", "4"]].concat());
             wait_until("the NFS server listens", answers);
         } else {
@@ -102,7 +102,7 @@ impl Drop for Server {
     }
 }
 
-/// The versions of NFS in which something is mounted below a directory.
+/// The NFS versions of the mounts below a directory.
 fn versions(below: &Path) -> Vec<String> {
     let text = fs::read_to_string("/proc/self/mountinfo").expect("readable");
     let lines = text.lines().filter(|line| line.contains(&below.display().to_string()));

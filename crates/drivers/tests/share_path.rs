@@ -1,6 +1,7 @@
-//! Shares that are paths, against the kernel: a tmpfs that is mounted at two places, in a mount namespace of its own.
+//! Shares that are paths, tested with the kernel: a tmpfs that is mounted at two places, in a mount namespace of its
+//! own.
 //!
-//! Needs root and `unshare`; says so and stops where they are missing.
+//! Needs root and `unshare`; if they are missing, reports that and stops.
 
 use std::{
     path::Path,

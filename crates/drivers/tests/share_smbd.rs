@@ -1,6 +1,6 @@
 //! The SMB driver against a real Samba server, in network and mount namespaces of its own.
 //!
-//! Needs root, `smbd`, `smbclient` and `smbnetfs` (or the kernel's cifs); says so and stops where they are missing.
+//! Needs root, `smbd`, `smbclient` and `smbnetfs` (or the kernel's cifs); if they are missing, reports that and stops.
 
 use std::{
     cell::RefCell,
@@ -29,7 +29,7 @@ use uuid::Uuid;
 
 /// Set in the process that runs inside the namespaces.
 const INSIDE: &str = "FERRY_SHARE_TEST_INSIDE";
-/// Quotes and spaces reach every program's own syntax.
+/// Contains quotes and spaces, to test the syntax of all programs.
 const PASSWORD: &str = "a\"b\\c'd #x=y";
 
 /// Runs the test named `name` again inside namespaces of its own. Returns whether this process is the inner one.
@@ -117,12 +117,12 @@ impl Samba {
         wait_until("smbd listens", || TcpStream::connect((Ipv4Addr::LOCALHOST, 445)).is_ok());
     }
 
-    /// Ends the server and, with it, the connections that it serves.
+    /// Ends the server, and with it the connections that it serves.
     fn stop(&mut self) {
         let mut child = self.process.take().expect("it runs");
         child.kill().expect("it was not reaped");
         child.wait().expect("reaped");
-        // Its children serve the connections; in this PID namespace every smbd is ours.
+        // Its children serve the connections; every smbd in this PID namespace is ours.
         for entry in fs::read_dir("/proc").expect("mounted").flatten() {
             let Ok(pid) = entry.file_name().to_string_lossy().parse::<i32>() else { continue };
             if fs::read_to_string(entry.path().join("comm")).is_ok_and(|name| name.starts_with("smbd")) {

@@ -137,7 +137,7 @@ fn open_tap(namespace: &str) -> anyhow::Result<File> {
         Ok(tap)
     };
     // A thread of its own: it alone enters the namespace.
-    thread::spawn(open).join().expect("no panic")
+    thread::spawn(open).join().expect("no thread panicked")
 }
 
 /// Carries frames one way, in two threads that end with the device.

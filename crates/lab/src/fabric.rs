@@ -63,14 +63,14 @@ impl Fabric {
     }
 
     pub(crate) fn note_namespace(&self, name: &str) -> anyhow::Result<()> {
-        let mut record = self.record.lock().expect("no panic");
+        let mut record = self.record.lock().expect("no thread panicked");
         record.namespaces.push(name.to_owned());
         record.write(&self.folder)
     }
 
     pub(crate) fn note_process(&self, pid: i32) -> anyhow::Result<()> {
         let started = start_time(pid).context("A process ended at once")?;
-        let mut record = self.record.lock().expect("no panic");
+        let mut record = self.record.lock().expect("no thread panicked");
         record.processes.push((pid, started));
         record.write(&self.folder)
     }

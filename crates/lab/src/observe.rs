@@ -97,7 +97,7 @@ impl Observer {
             std::thread::spawn(move || {
                 while let Some((at, packet)) = packets.next_packet() {
                     if let Some(beat) = beat_in(&packet) {
-                        beats.lock().expect("no panic").push(Heard { host: name.clone(), at, beat });
+                        beats.lock().expect("no thread panicked").push(Heard { host: name.clone(), at, beat });
                     }
                 }
             });
@@ -107,21 +107,27 @@ impl Observer {
 
     /// What was heard of a guest so far, oldest first.
     pub fn heard(&self, vm: &str) -> Vec<Heard> {
-        let mut heard: Vec<Heard> =
-            self.beats.lock().expect("no panic").iter().filter(|heard| heard.beat.vm == vm).cloned().collect();
+        let mut heard: Vec<Heard> = self
+            .beats
+            .lock()
+            .expect("no thread panicked")
+            .iter()
+            .filter(|heard| heard.beat.vm == vm)
+            .cloned()
+            .collect();
         heard.sort_by_key(|heard| heard.at);
         heard
     }
 
     /// What was heard of a guest last.
     pub fn last(&self, vm: &str) -> Option<Heard> {
-        self.beats.lock().expect("no panic").iter().rev().find(|heard| heard.beat.vm == vm).cloned()
+        self.beats.lock().expect("no thread panicked").iter().rev().find(|heard| heard.beat.vm == vm).cloned()
     }
 
     /// Where a guest is heard from now.
     pub fn runs_on(&self, vm: &str) -> Vec<String> {
         let now = now();
-        let beats = self.beats.lock().expect("no panic");
+        let beats = self.beats.lock().expect("no thread panicked");
         let mut hosts: Vec<String> = beats
             .iter()
             .rev()

@@ -128,6 +128,6 @@ pub fn wait_for<T>(what: &str, deadline: Duration, mut is: impl FnMut() -> Optio
 pub fn at_once<T: Sync, R: Send>(of: &[T], work: impl Fn(&T) -> R + Sync) -> Vec<R> {
     thread::scope(|scope| {
         let threads: Vec<_> = of.iter().map(|one| scope.spawn(|| work(one))).collect();
-        threads.into_iter().map(|thread| thread.join().expect("no panic")).collect()
+        threads.into_iter().map(|thread| thread.join().expect("no thread panicked")).collect()
     })
 }

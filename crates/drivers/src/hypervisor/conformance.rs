@@ -1,7 +1,7 @@
-//! What every hypervisor driver keeps, as one list of claims. Panics at the first that does not hold.
+//! The conformance suite that every hypervisor driver must pass, as a list of claims. Panics at the first that fails.
 //!
-//! A [`Site`] is two hosts; between them stand [`Carriers`]: threads that pass the session's sockets on, through the
-//! RPC gate, and can lose the reply to Finish, hold memory back or cut it.
+//! A [`Site`] is two hosts, connected by [`Carriers`]: threads that forward the session's sockets through the RPC gate,
+//! and that can drop the reply to Finish, hold back the memory channel or cut it.
 
 mod carriers;
 mod copies;
@@ -26,7 +26,7 @@ pub use self::{
 };
 use super::{DomainEvent, HypervisorError, rpc::definition::DefinitionPolicy};
 
-/// The definition of a VM that is shut off, as another host takes it.
+/// The definition of a VM that is shut off can be defined on another host.
 fn a_definition_goes_to_another_host(site: &Site<'_>) {
     let (here, there) = (site.source.hypervisor, site.destination.hypervisor);
     let vm = (site.define)(Role::Source, "ferry-offline");
@@ -154,10 +154,10 @@ fn a_dropped_watch_reports_nothing_more(site: &Site<'_>) {
     let (dropped, kept) = (Watched::begin(here), Watched::begin(here));
     let events = Arc::clone(&dropped.events);
     drop(dropped);
-    events.0.lock().expect("nobody panicked").clear();
+    events.0.lock().expect("no thread panicked").clear();
     let vm = (site.define)(Role::Source, "ferry-watched");
     kept.wait("the other watch goes on", |event| event == DomainEvent::Changed(vm));
-    assert!(events.0.lock().expect("nobody panicked").is_empty());
+    assert!(events.0.lock().expect("no thread panicked").is_empty());
     here.undefine(vm).expect("undefined");
 }
 
@@ -170,7 +170,7 @@ fn a_restarted_daemon_is_reached_again_and_its_watches_say_that_it_was_lost(site
     watch.wait("the loss is reported", |event| event == DomainEvent::ConnectionLost);
     wait_until("the daemon answers again", || here.presence(vm, Role::Source).is_ok());
     assert_eq!(here.presence(vm, Role::Source).expect("reachable"), Presence::Running);
-    // libvirt takes its VMs up again one after the other, and reports nothing of one that ends meanwhile.
+    // A restarted libvirt reconnects to its VMs one after the other, and sends no event for one that ends meanwhile.
     here.resume(vm).expect("it runs, as asked");
     let watch = Watched::begin(here);
     here.destroy(vm).expect("ended");

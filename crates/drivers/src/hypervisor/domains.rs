@@ -6,23 +6,23 @@ use ferry_core::{api::agent::Role, id::VmId, migration::Presence, vm::VmFacts};
 
 use super::{HypervisorError, rpc::definition::DefinitionPolicy};
 
-/// What happened to a VM.
+/// An event of a VM.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum DomainEvent {
-    /// Its vCPUs were stopped because its state is being handed over.
+    /// Its vCPUs were stopped to hand over its state.
     StoppedForMigration(VmId),
     /// Anything else about it changed.
     Changed(VmId),
-    /// The hypervisor is gone, and with it this watch: nothing more will be reported. Watch again, and look at all.
+    /// The hypervisor is gone, and this watch with it: no further events follow. Start another watch and query all VMs.
     ConnectionLost,
 }
 
-/// Where events go. Called from a thread of the driver; must not block.
+/// The receiver of events. Called from a thread of the driver; must not block.
 pub type EventSink = Box<dyn Fn(DomainEvent) + Send + Sync>;
 
-/// What a host knows of its VMs, and which VMs it knows.
+/// Which VMs a host knows, and what it knows of them.
 pub trait Domains: Send + Sync + 'static {
-    /// Every VM the host knows.
+    /// All VMs that the host knows.
     ///
     /// # Errors
     /// [`HypervisorError::Unreachable`].
@@ -34,16 +34,16 @@ pub trait Domains: Send + Sync + 'static {
     /// [`HypervisorError::Unreachable`].
     fn vm(&self, vm: VmId) -> Result<Option<VmFacts<PathBuf>>, HypervisorError>;
 
-    /// Every file that a VM of this host needs now or at its next start, with what lies below its disks, for whoever
-    /// removes files: fails rather than leave one out, and may wait for a VM that is busy. A VM that is being received
-    /// is left out: another host gave its files up for it. [`Domains::vms`] may tell what was so a moment ago.
+    /// Every file that a VM of this host needs now or at its next start, including the files below its disks. Meant for
+    /// callers that remove files: it fails rather than omit a file, and may wait for a busy VM. A VM that is being
+    /// received is omitted, because another host gave up its files for it. [`Domains::vms`], in contrast, may return
+    /// slightly old facts.
     ///
     /// # Errors
-    /// [`HypervisorError::Unreachable`], [`HypervisorError::Failed`] for a VM that stays busy, or an image that cannot be
-    /// read.
+    /// [`HypervisorError::Unreachable`]; [`HypervisorError::Failed`] if a VM stays busy, or an image cannot be read.
     fn files_in_use(&self) -> Result<BTreeSet<PathBuf>, HypervisorError>;
 
-    /// What the host has of a VM that is being moved, seen from its `role`.
+    /// The presence on this host of a VM that is being moved, given the host's `role`.
     ///
     /// # Errors
     /// [`HypervisorError::Unreachable`].
@@ -55,28 +55,29 @@ pub trait Domains: Send + Sync + 'static {
     /// [`HypervisorError::Unreachable`].
     fn watch(&self, sink: EventSink) -> Result<Box<dyn Send>, HypervisorError>;
 
-    /// The definition that is kept of a VM that is shut off, with every file's path rewritten by `paths`: folders here, or
-    /// files themselves, and what they are called elsewhere. The first that fits counts.
+    /// The persistent definition of a VM that is shut off, with every file's path rewritten by `paths`: pairs of a
+    /// folder or file here, and its path elsewhere. The first match counts.
     ///
     /// # Errors
-    /// [`HypervisorError::NoVm`]; [`HypervisorError::Definition`] naming the first file that lies in none of them;
+    /// [`HypervisorError::NoVm`]; [`HypervisorError::Definition`], naming the first file without a match;
     /// [`HypervisorError::Failed`] if the VM has a process or a saved state, or is not defined.
     fn definition(&self, vm: VmId, paths: &[(PathBuf, PathBuf)]) -> Result<String, HypervisorError>;
 
-    /// The definition by which a VM starts next time, without passwords, for people and for Pacemaker.
+    /// The definition by which a VM starts next time, without passwords, for users and for Pacemaker.
     ///
     /// # Errors
     /// [`HypervisorError::NoVm`], [`HypervisorError::Failed`].
     fn kept_definition(&self, vm: VmId) -> Result<String, HypervisorError>;
 
-    /// Keeps a definition that came from another host, once it was seen to be one of the VM that `policy` tells, with no
-    /// path outside of its roots. May be repeated.
+    /// Defines a VM by a definition from another host, after checking that it is the VM of `policy`, and that no path
+    /// is outside of its roots. May be repeated.
     ///
     /// # Errors
-    /// [`HypervisorError::Definition`] if it is not; [`HypervisorError::Failed`], also if another VM has its name.
+    /// [`HypervisorError::Definition`] if the check fails; [`HypervisorError::Failed`], also if another VM has its
+    /// name.
     fn define(&self, definition: &str, policy: &DefinitionPolicy) -> Result<(), HypervisorError>;
 
-    /// Removes a VM's definition; its NVRAM file stays. Ok if there is none.
+    /// Removes a VM's definition and keeps its NVRAM file. Ok if there is no definition.
     ///
     /// # Errors
     /// [`HypervisorError::Failed`].

@@ -1,9 +1,9 @@
-//! What can go wrong with a hypervisor.
+//! Errors of a hypervisor.
 
 use ferry_core::id::VmId;
 use thiserror::Error;
 
-/// What can go wrong. Each variant is something that a caller treats differently.
+/// An error of a hypervisor. Each variant is something that a caller treats differently.
 #[derive(Debug, Error)]
 pub enum HypervisorError {
     /// The host has no such VM.
@@ -15,18 +15,18 @@ pub enum HypervisorError {
     /// The operation was ended by [`super::Migration::abort_migration`].
     #[error("{what}: ended by request")]
     Aborted {
-        /// What was attempted, on what.
+        /// What was attempted, and on which object.
         what: String,
     },
-    /// libvirt refused or failed it.
+    /// libvirt refused the operation, or it failed.
     #[error("{what}: {reason}")]
     Failed {
-        /// What was attempted, on what.
+        /// What was attempted, and on which object.
         what: String,
-        /// libvirt's words.
+        /// libvirt's message.
         reason: String,
     },
-    /// The definition is not what it must be for the operation.
+    /// The definition is unsuitable for the operation.
     #[error("The definition of VM {vm} cannot be used: {reason}")]
     Definition {
         /// The VM.

@@ -1,20 +1,20 @@
 //! A hypervisor for tests: guests with memory, dirty rate and disks, and a fault plan.
 //!
-//! Fake hosts live in one process and share a [`World`], which tells afterwards whether a VM ever ran twice. A move
-//! really goes through the sockets of the session, with libvirt's own calls, so the carriers and the RPC gate
-//! between them are the real ones:
+//! Fake hosts live in one process and share a [`World`], which records whether a VM ever ran twice. A move really uses
+//! the session's sockets and libvirt's own calls, so the carriers and the RPC gate between the hosts are the real ones:
 //!
 //! ```text
 //! source.rs       DIR/rpc.sock    ── carriers ──▶ HOST_DIR/libvirt-sock                    destination.rs
 //!                 DIR/memory.sock ── carriers ──▶ reach(DIR/memory.sock) = HOST_DIR/NAME-memory.sock
 //! ```
-//! On real hosts both ends use the same path in two file systems. Fake hosts share one, so the destination listens
-//! at [`Sockets::reach`](super::Sockets::reach) of that path, inside its own folder; NAME is the last part of the session's folder.
+//! On real hosts both ends use the same path in two file systems. Fake hosts share one, so the destination listens at
+//! [`Sockets::reach`](super::Sockets::reach) of that path, inside its own folder; NAME is the last component of the
+//! session's folder.
 //!
-//! What the fake keeps of libvirt: the copy arrives paused; the source's copy waits for the reply to Finish, ends
-//! when it comes and runs again when it is lost; a copy whose RPC channel ends before Finish is dropped, one after
-//! Finish stays; the definition stays at the source; both ends know what the move took. Time is virtual: how often memory is passed over depends on the
-//! guest's dirty ratio alone.
+//! The fake behaves like libvirt in these respects: the copy arrives paused; the source's copy waits for the reply to
+//! Finish, ends when it arrives, and continues when it is lost; a copy whose RPC channel ends before Finish is dropped,
+//! and one whose channel ends after Finish stays; the definition stays at the source; both ends have the statistics of
+//! the move. Time is virtual: the number of passes over memory depends only on the guest's dirty ratio.
 
 mod block_copy;
 mod copies;
@@ -115,17 +115,17 @@ impl FakeHypervisor {
         Ok(Self { host, socket, listener: Some(listener) })
     }
 
-    /// What shall go wrong here.
+    /// The plan of faults on this host.
     pub fn faults(&self) -> &Faults {
         &self.host.faults
     }
 
-    /// Changes what the host says of itself.
+    /// Changes the host's description.
     pub fn set_host(&self, change: impl FnOnce(&mut HypervisorHost)) {
         change(&mut self.host.state().facts);
     }
 
-    /// Defines a guest, which does not run yet. Its disks are created, empty, if they are files that do not exist.
+    /// Defines a guest without starting it. Its disks are created, empty, if they are files that do not exist.
     ///
     /// # Errors
     /// A disk cannot be created.
@@ -142,13 +142,14 @@ impl FakeHypervisor {
         Ok(vm)
     }
 
-    /// Makes a file a volume, `pool/volume`, of a storage pool of this host. A guest with a file of that name and of kind
-    /// `volume` uses it.
+    /// Makes a file a volume, `pool/volume`, of a storage pool of this host. A guest with a file of that name and of
+    /// kind `volume` uses it.
     pub fn add_volume(&self, name: impl Into<PathBuf>, file: impl Into<PathBuf>) {
         self.host.state().volumes.insert(name.into(), file.into());
     }
 
-    /// Changes the definition by which a running VM starts next, as `virsh edit` does. A pivot leaves it alone.
+    /// Changes the definition by which a running VM starts next, as `virsh edit` does. A pivot does not change that
+    /// definition.
     pub fn edit(&self, vm: VmId, change: impl FnOnce(&mut VmFacts<PathBuf>)) {
         let mut state = self.host.state();
         let Some(mut facts) = state.vms.get(&vm).map(|entry| entry.facts.clone()) else { return };
@@ -156,19 +157,19 @@ impl FakeHypervisor {
         state.edited.insert(vm, facts);
     }
 
-    /// What a VM that is being moved has written to its disks and is not copied yet, until it is another time.
+    /// Sets how much a moving VM has written to its disks that is not copied yet; holds until the next call.
     pub fn write_to_disks(&self, vm: VmId, dirty: ByteCount) {
         if let Some(outgoing) = self.host.state().vms.get_mut(&vm).and_then(|entry| entry.outgoing.as_mut()) {
             outgoing.dirty_disks = dirty;
         }
     }
 
-    /// For how long the rest of the memory may take of a VM that is being moved.
+    /// The downtime limit of a VM that is being moved.
     pub fn downtime_limit(&self, vm: VmId) -> Option<Duration> {
         self.host.state().vms.get(&vm)?.outgoing.as_ref().map(|outgoing| outgoing.downtime_limit)
     }
 
-    /// Pauses a running VM, as an administrator or an I/O error would. Nothing happens if it does not run.
+    /// Pauses a running VM, as an administrator or an I/O error would. Does nothing if it does not run.
     pub fn pause(&self, vm: VmId) {
         self.host.shift(vm, |process| match process {
             Process::Running(memory) => Process::Paused(memory),
@@ -176,8 +177,7 @@ impl FakeHypervisor {
         });
     }
 
-    /// Stops a running VM since a disk could not be read or written, or for want of room. Nothing happens if it does not
-    /// run.
+    /// Stops a running VM because of an I/O error on a disk, or for lack of space. Does nothing if it does not run.
     pub fn stall(&self, vm: VmId, device: &str, full: bool) {
         let stall = Stall { devices: vec![device.to_owned()], full };
         if let Some(entry) = self.host.state().vms.get_mut(&vm) {
@@ -186,7 +186,8 @@ impl FakeHypervisor {
         self.pause(vm);
     }
 
-    /// A running VM is taken for one that an error of a disk stopped: the hypervisor heard late of one that is over.
+    /// Makes the hypervisor report a running VM as stopped by a disk error: it learned too late of an error that is
+    /// over.
     pub fn hear_late(&self, vm: VmId, device: &str) {
         if let Some(entry) = self.host.state().vms.get_mut(&vm) {
             entry.facts.stall = Some(Stall { devices: vec![device.to_owned()], full: false });
@@ -194,7 +195,7 @@ impl FakeHypervisor {
         }
     }
 
-    /// The guest of a running VM crashes, and its process is kept. Nothing happens if it does not run.
+    /// Crashes the guest of a running VM and keeps its process. Does nothing if it does not run.
     pub fn panic(&self, vm: VmId) {
         self.host.shift(vm, |process| match process {
             Process::Running(memory) => Process::Crashed(memory),
@@ -202,7 +203,7 @@ impl FakeHypervisor {
         });
     }
 
-    /// The guest of a running VM suspends itself to memory. Nothing happens if it does not run.
+    /// Suspends the guest of a running VM to memory. Does nothing if it does not run.
     pub fn suspend(&self, vm: VmId) {
         self.host.shift(vm, |process| match process {
             Process::Running(memory) => Process::Suspended(memory),
@@ -210,12 +211,12 @@ impl FakeHypervisor {
         });
     }
 
-    /// The guest, or somebody, ends the VM's process.
+    /// Ends the VM's process, as the guest or an administrator would.
     pub fn crash(&self, vm: VmId) {
         self.host.shift(vm, |_| Process::Off);
     }
 
-    /// Ends every connection to the fake daemon and takes no new ones until it is reachable again. VMs go on.
+    /// Ends every connection to the fake daemon, and accepts none until it is reachable again. VMs continue.
     pub fn set_reachable(&self, reachable: bool) {
         let mut state = self.host.state();
         state.reachable = reachable;
@@ -226,19 +227,19 @@ impl FakeHypervisor {
         let callers = std::mem::take(&mut state.callers);
         drop(state);
         for caller in callers {
-            // One that is closed already is what we want.
+            // The connection may be closed already.
             let _ = caller.shutdown(Shutdown::Both);
         }
         watches.values().for_each(|sink| sink(DomainEvent::ConnectionLost));
     }
 
-    /// From now on a move that fails in its hand-over fails since the daemon was restarted: it knows of no migration then,
-    /// and neither runs the source's copy nor ends it.
+    /// From now on, a move that fails in its hand-over fails because the daemon was restarted: it knows no migration
+    /// then, and neither resumes nor ends the source's copy.
     pub fn forget_migrations(&self) {
         self.host.state().forgets_migrations = true;
     }
 
-    /// Checksum of a VM's memory while it has a process that is whole; changes while it runs and is moved.
+    /// Checksum of a VM's memory while it has a complete process; changes while the VM runs and is moved.
     pub fn memory_checksum(&self, vm: VmId) -> Option<u64> {
         match &self.host.state().vms.get(&vm)?.process {
             Process::Off | Process::Receiving(_) => None,

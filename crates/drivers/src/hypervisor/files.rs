@@ -1,4 +1,4 @@
-//! Files of VMs, by what definitions and images say.
+//! Files of VMs, according to definitions and images.
 
 use std::{collections::BTreeSet, io, path::PathBuf, sync::mpsc, thread, time::Duration};
 
@@ -7,11 +7,11 @@ use ferry_core::vm::{DiskFormat, FileRole, NotAFile, VmFile};
 use super::{HypervisorError, xml::facts};
 use crate::image;
 
-/// How long the headers of images may take that are asked what lies below them: their file server may be away.
+/// Time limit for reading the headers of images below others: their file server may be down.
 const BELOW_WITHIN: Duration = Duration::from_secs(20);
 
-/// Disk images that only their own headers tell what lies below: of those that are raw nothing does, whatever they begin
-/// with. An overlay may also lie on a device.
+/// Disk images whose headers must be read to find the files below them. Raw images have none below them, whatever their
+/// content is. An overlay may also lie on a device.
 pub fn images_to_ask<'a>(files: impl IntoIterator<Item = &'a VmFile<PathBuf>>) -> BTreeSet<PathBuf> {
     let may_have = |file: &&VmFile<PathBuf>| {
         let is_image = match file.role {
@@ -25,7 +25,7 @@ pub fn images_to_ask<'a>(files: impl IntoIterator<Item = &'a VmFile<PathBuf>>) -
     files.into_iter().filter(may_have).map(|file| file.place.clone()).collect()
 }
 
-/// Refuses a disk of which nobody can say where its file is. A medium is read only: no file that Ferry removes is one.
+/// Refuses a disk whose file is unknown. Media are accepted: they are read-only, and Ferry removes none.
 ///
 /// # Errors
 /// [`HypervisorError::Failed`], naming the volume.
@@ -43,7 +43,7 @@ pub(crate) fn has_a_place(file: &VmFile<PathBuf>) -> Result<(), HypervisorError>
     })
 }
 
-/// What lies below images, by their headers. Takes [`BELOW_WITHIN`] at most.
+/// The files below images, according to the images' headers. Takes at most [`BELOW_WITHIN`].
 ///
 /// # Errors
 /// [`HypervisorError::Failed`], naming the image.
@@ -78,7 +78,7 @@ pub(crate) fn files_below(images: BTreeSet<PathBuf>) -> Result<BTreeSet<PathBuf>
 /// The files that a definition names, in its order.
 ///
 /// # Errors
-/// [`HypervisorError::Definition`] if it is none.
+/// [`HypervisorError::Definition`] if the text is not a definition.
 pub fn files_of(definition: &str) -> Result<Vec<VmFile<PathBuf>>, HypervisorError> {
     Ok(facts::parse(definition)?.files)
 }

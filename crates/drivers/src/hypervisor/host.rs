@@ -1,4 +1,4 @@
-//! The host itself: what it is, and where its hypervisor's sockets are.
+//! The host itself: its properties, and where its hypervisor's sockets are.
 
 use std::path::{Path, PathBuf};
 
@@ -13,7 +13,7 @@ pub const MEMORY_SOCKET: &str = "memory.sock";
 /// Name of the socket in a session's folder that carries disks: one connection for each, in the definition's order.
 pub const DISK_SOCKET: &str = "disks.sock";
 
-/// What the hypervisor says of its host.
+/// The hypervisor's description of its host.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct HypervisorHost {
     /// libvirt's host UUID.
@@ -26,11 +26,11 @@ pub struct HypervisorHost {
     pub libvirt_version: String,
     /// QEMU's version, `10.0.2`.
     pub qemu_version: String,
-    /// What libvirt confines its VMs with, in its own words: `apparmor`, `selinux`.
+    /// The security drivers with which libvirt confines its VMs, by libvirt's names: `apparmor`, `selinux`.
     pub confined_by: Vec<String>,
 }
 
-/// What the hypervisor says of its host.
+/// Queries the hypervisor about its host.
 pub trait HostInfo: Send + Sync + 'static {
     /// The host.
     ///
@@ -38,7 +38,7 @@ pub trait HostInfo: Send + Sync + 'static {
     /// [`HypervisorError::Unreachable`].
     fn host(&self) -> Result<HypervisorHost, HypervisorError>;
 
-    /// The user and group ids that the VMs' processes run as. They must be able to bind and to connect in a
+    /// The user and group ids of the VMs' processes. These processes must be able to bind and to connect sockets in a
     /// session's folder.
     ///
     /// # Errors
@@ -46,13 +46,13 @@ pub trait HostInfo: Send + Sync + 'static {
     fn process_owner(&self) -> Result<(u32, u32), HypervisorError>;
 }
 
-/// Where the hypervisor and its VMs listen. Real hosts have a file system each; several fake ones share one.
+/// Where the hypervisor and its VMs listen. Real hosts have separate file systems; several fake hosts share one.
 pub trait Sockets: Send + Sync + 'static {
-    /// The socket at which the local libvirt takes management calls.
+    /// The socket on which the local libvirt accepts management calls.
     fn rpc_socket(&self) -> PathBuf;
 
-    /// Where this process finds a socket at which a VM of this host listens, given the path in the session's folder.
-    /// The same path, unless several fake hosts share one file system.
+    /// The path under which this process finds a socket of a VM on this host, given the path in the session's folder.
+    /// It is the same path, unless several fake hosts share one file system.
     fn reach(&self, socket: &Path) -> PathBuf {
         socket.to_owned()
     }

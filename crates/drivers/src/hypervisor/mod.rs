@@ -1,7 +1,8 @@
-//! The hypervisor of one host: what Ferry needs of libvirt, and nothing else.
+//! The hypervisor of one host: the part of libvirt that Ferry needs.
 //!
-//! A trait for each purpose, so that a function's signature tells what it can do to a host; [`Hypervisor`] is all of them.
-//! [`libvirt::Libvirt`] is the real driver, [`fake`] the one for tests; [`conformance`] is what both keep. All calls block.
+//! There is one trait for each purpose, so that a function's signature shows what it can do to a host; [`Hypervisor`]
+//! combines them. [`libvirt::Libvirt`] is the real driver, [`fake`] the one for tests; both pass the suite in
+//! [`conformance`]. All calls block.
 
 mod block_copy;
 pub mod conformance;

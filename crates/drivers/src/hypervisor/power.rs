@@ -1,34 +1,35 @@
-//! A VM's process: begun, run, ended.
+//! Starting, resuming and ending a VM's process.
 
 use ferry_core::id::VmId;
 
 use super::HypervisorError;
 
-/// Starts, runs and ends the processes of VMs.
+/// Starts, resumes and ends the processes of VMs.
 pub trait Power: Send + Sync + 'static {
-    /// Starts a VM that has a definition and no process. Ok if it runs already.
+    /// Starts a VM that has a definition and no process. Ok if it already runs.
     ///
     /// # Errors
-    /// [`HypervisorError::NoVm`], [`HypervisorError::Failed`] (also by the hook's veto).
+    /// [`HypervisorError::NoVm`]; [`HypervisorError::Failed`], also if the hook vetoes the start.
     fn start(&self, vm: VmId) -> Result<(), HypervisorError>;
 
-    /// Asks the guest to shut itself down; returns when it was asked.
+    /// Asks the guest to shut itself down; returns once the request is sent.
     ///
     /// # Errors
     /// [`HypervisorError::NoVm`], [`HypervisorError::Failed`].
     fn shutdown(&self, vm: VmId) -> Result<(), HypervisorError>;
 
-    /// Runs a paused VM. Ok if it runs already.
+    /// Resumes a paused VM. Ok if it already runs.
     ///
     /// # Errors
-    /// [`HypervisorError::NoVm`], [`HypervisorError::Failed`]: also if its guest crashed or suspended itself.
+    /// [`HypervisorError::NoVm`]; [`HypervisorError::Failed`], also if its guest crashed or suspended itself.
     fn resume(&self, vm: VmId) -> Result<(), HypervisorError>;
 
-    /// Has a VM be known to run that runs, and of which it is said that it stands still since a disk failed
-    /// ([`stall`](ferry_core::vm::VmFacts::stall)); whether it was such a one. To be known, it stands still for a moment.
+    /// Corrects the hypervisor's record of a running VM that is reported as stopped by a disk error
+    /// ([`stall`](ferry_core::vm::VmFacts::stall)). Returns whether the VM was in this state. The VM is paused for a
+    /// moment.
     ///
-    /// QEMU (since 10.0) tells of a disk's errors once a second at most: of one that comes within a second of another, it
-    /// tells late, when the VM may run again. libvirt takes the VM for paused from then on, and resuming it does not
+    /// QEMU (since 10.0) reports disk errors once a second at most: an error within a second of another is reported
+    /// late, possibly when the VM runs again. From then on libvirt takes the VM for paused, and resuming it does not
     /// change that.
     ///
     /// # Errors

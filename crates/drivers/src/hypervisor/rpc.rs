@@ -1,17 +1,17 @@
 //! The RPC stream between two libvirt daemons, as far as a live move needs it.
 //!
-//! A peer-to-peer migration makes the source's libvirtd a root client of the destination's. [`Gate`] stands at the
-//! destination and lets through only the calls of one move of one VM; everything else is refused. [`Tap`] stands
-//! at both ends, passes everything and tells when the Finish reply passes: its delivery at the source is the point of no
+//! A peer-to-peer migration makes the source's libvirtd a root client of the destination's. [`Gate`] runs at the
+//! destination and lets through only the calls of one move of one VM; everything else is refused. [`Tap`] runs at both
+//! ends, passes everything and reports when the Finish reply passes: its delivery at the source is the point of no
 //! return, and at the destination it can still be turned into an error.
 //!
 //! ```text
 //! source's libvirtd ── Tap ══ carriers ══ Gate, Tap ── destination's libvirtd
 //! calls, in order:   AuthList · SupportsFeature* · Open · SupportsFeature* · RegisterCloseCallback
-//!                    · Prepare … (memory flows) … · Finish · UnregisterCloseCallback · Close      keepalive at any time
+//!                    · Prepare … (memory flows) … · Finish · UnregisterCloseCallback · Close   keepalive at any time
 //! ```
-//! That is every message that libvirt 11.3 was seen to send, between two daemons with a gate in between.
-//! Nothing here does I/O. Only whole messages leave, so a caller may stop between any two outputs.
+//! These are all messages that libvirt 11.3 was observed to send between two daemons with a gate in between. Nothing
+//! here does I/O. The output consists of whole messages, so a caller may stop between any two outputs.
 
 pub mod definition;
 pub mod message;
@@ -37,11 +37,11 @@ pub const FLAG_PEER2PEER: u32 = 1 << 1;
 pub const FLAG_PERSIST_DEST: u32 = 1 << 3;
 /// `VIR_MIGRATE_PAUSED`
 pub const FLAG_PAUSED: u32 = 1 << 5;
-/// `VIR_MIGRATE_NON_SHARED_DISK`: disks move along.
+/// `VIR_MIGRATE_NON_SHARED_DISK`: disks are migrated.
 pub const FLAG_NON_SHARED_DISK: u32 = 1 << 6;
 /// `VIR_MIGRATE_CHANGE_PROTECTION`: libvirt's own lock against changes during the move.
 pub const FLAG_CHANGE_PROTECTION: u32 = 1 << 8;
-/// `VIR_MIGRATE_UNSAFE`: the source's libvirt need not know that files are shared. Means nothing to a destination.
+/// `VIR_MIGRATE_UNSAFE`: the source's libvirt does not check that files are shared. No effect at a destination.
 pub const FLAG_UNSAFE: u32 = 1 << 9;
 /// `VIR_MIGRATE_ABORT_ON_ERROR`
 pub const FLAG_ABORT_ON_ERROR: u32 = 1 << 12;
@@ -53,19 +53,19 @@ pub const FLAG_SYNCHRONOUS_WRITES: u32 = 1 << 18;
 const FLAGS_NEEDED: u32 = FLAG_LIVE | FLAG_PEER2PEER | FLAG_PAUSED;
 const FLAGS_ALLOWED: u32 =
     FLAGS_NEEDED | FLAG_PERSIST_DEST | FLAG_CHANGE_PROTECTION | FLAG_UNSAFE | FLAG_ABORT_ON_ERROR | FLAG_AUTO_CONVERGE;
-/// With disks that move along.
+/// Additional flags when disks are migrated.
 const FLAGS_OF_DISKS: u32 = FLAG_NON_SHARED_DISK | FLAG_SYNCHRONOUS_WRITES;
 
 /// What one session may do to this host's libvirt.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct GatePolicy {
-    /// Of which VM the calls are, and what its definition may use.
+    /// The VM that the calls must concern, and what its definition may use.
     pub definition: DefinitionPolicy,
-    /// Where QEMU shall listen: libvirtd lets QEMU unlink and bind that path.
+    /// Where QEMU must listen: libvirtd lets QEMU unlink and bind that path.
     pub memory_socket: PathBuf,
-    /// Where QEMU shall listen for disks that move along.
+    /// Where QEMU must listen for migrated disks.
     pub disk_socket: PathBuf,
-    /// Which these are, by their names in the definition: libvirtd lets the source write their files.
+    /// The migrated disks, by their names in the definition: libvirtd lets the source write their files.
     pub disks: Vec<String>,
 }
 
@@ -86,29 +86,29 @@ pub enum RefusalReason {
         /// Its version.
         version: u32,
     },
-    /// A keepalive message that is none.
+    /// An invalid keepalive message.
     #[error("It claims to be a keepalive and is none")]
     Keepalive,
-    /// A length word out of bounds.
+    /// A message length out of bounds.
     #[error(transparent)]
     Length(#[from] LengthError),
-    /// Arguments that cannot be read.
+    /// Unreadable arguments.
     #[error(transparent)]
     Arguments(#[from] XdrError),
-    /// Another hypervisor, or an open with other flags.
+    /// A connection to another hypervisor, or one with other flags.
     #[error("It opens {0:?}, not qemu:///system")]
     Hypervisor(String),
-    /// Prepare twice, or Finish without Prepare.
+    /// Two Prepare calls, or Finish without Prepare.
     #[error("It comes out of turn")]
     OutOfTurn,
-    /// Flags beyond a paused live move, or without it.
+    /// Flags that a paused live move does not have, or a lack of those that it must have.
     #[error("Its flags are {found:#x}; a paused live move has {needed:#x} and at most {allowed:#x}")]
     Flags {
-        /// What it asks for.
+        /// The flags of the call.
         found: u32,
-        /// What it must have.
+        /// Required flags.
         needed: u32,
-        /// What it may have.
+        /// Allowed flags.
         allowed: u32,
     },
     /// A migration parameter that a plain move does not set, or sets to something else.
@@ -119,35 +119,35 @@ pub enum RefusalReason {
         /// Its value; empty if it is missing.
         found: String,
     },
-    /// The definition that it carries.
+    /// The definition in the call is refused.
     #[error(transparent)]
     Definition(#[from] DefinitionError),
-    /// The gate refused something before.
+    /// The gate has refused an earlier call.
     #[error("The session was refused before")]
     Closed,
 }
 
-/// A refused call. The session is over: what passes after it only ends the connection.
+/// A refused call. The session is over: whatever passes afterwards only ends the connection.
 #[derive(Clone, Debug, Error, PartialEq)]
 #[error("Refused libvirt call {procedure}{} from the source: {reason}", name(*.procedure))]
 pub struct Refusal {
     /// Number of the procedure.
     pub procedure: u32,
-    /// Why.
+    /// The reason.
     pub reason: RefusalReason,
-    /// To be written to the source: libvirt's error reply. Empty if there was no call.
+    /// libvirt's error reply, to be written to the source. Empty if there was no call.
     pub reply: Vec<u8>,
 }
 
-/// How far the move is, as calls that passed tell.
+/// The state of the move, as far as the calls that passed show it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Turn {
     Opening,
     Prepared,
     Finished,
-    /// Something was refused; the source may still take its leave.
+    /// A call was refused; the source may still close its connection.
     Refused,
-    /// The stream cannot be followed any more.
+    /// The stream can no longer be parsed.
     Lost,
 }
 
@@ -168,10 +168,10 @@ impl Gate {
     /// Takes `bytes` from the source's libvirtd and appends the messages that may go to this host's libvirt to `out`.
     ///
     /// # Errors
-    /// The first call that is refused. What stands in `out` came before it and may be written; then the reply in the
-    /// refusal goes to the source. With a reply, go on by passing no bytes, then what comes: the source's libvirt
-    /// reports the refusal in its own words only if it can still close its connection. Give it a few seconds. Without
-    /// a reply the stream cannot be followed: close both connections.
+    /// The first call that is refused. The content of `out` came before it and may be written; then the reply in the
+    /// refusal goes to the source. With a reply, continue by calling this with no bytes, then with further input: the
+    /// source's libvirt reports the refusal with its own message only if it can still close its connection. Give it a
+    /// few seconds. Without a reply the stream can no longer be parsed: close both connections.
     pub fn pass(&mut self, bytes: &[u8], out: &mut Vec<u8>) -> Result<(), Refusal> {
         if self.turn == Turn::Lost {
             return Err(Refusal { procedure: 0, reason: RefusalReason::Closed, reply: Vec::new() });
@@ -192,29 +192,29 @@ impl Gate {
 /// The outcome of the call that ends the hand-over.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct FinishReply {
-    /// Whether the destination has the VM: the call did not cancel, and the reply is no error. Once the source's
-    /// libvirtd has read that, it ends the source's copy, and nothing else can make it run that copy again.
+    /// Whether the destination has the VM: the call did not cancel, and the reply is not an error. Once the source's
+    /// libvirtd has read that, it ends the source's copy and cannot be made to run that copy again.
     pub destination_has_it: bool,
     header: Header,
-    /// Where the reply begins and ends in what it was appended to.
+    /// Start and end of the reply in the buffer it was appended to.
     place: (usize, usize),
 }
 
 impl FinishReply {
-    /// Puts libvirt's error with this message in the place of the reply, in the `out` that it was appended to. The
-    /// source's libvirtd keeps its copy then, and runs it on.
+    /// Replaces the reply by a libvirt error with this message, in the `out` that the reply was appended to. The
+    /// source's libvirtd then keeps its copy and resumes it.
     pub fn refuse(&self, out: &mut Vec<u8>, message: &str) {
         let (start, end) = self.place;
         out.splice(start..end, self.header.refusal_reply(message));
     }
 }
 
-/// Follows both directions of the channel and tells when the reply to Finish passes.
+/// Follows both directions of the channel and reports when the reply to Finish passes.
 #[derive(Debug, Default)]
 pub struct Tap {
     calls: Splitter,
     replies: Splitter,
-    /// Serial of the Finish call, and whether it said that the migration was cancelled.
+    /// Serial of the Finish call, and whether the call cancels the migration.
     finish: Option<(u32, bool)>,
     passed: Passed,
 }
@@ -222,34 +222,34 @@ pub struct Tap {
 /// How many whole messages a [`Tap`] has seen.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Passed {
-    /// From the source's libvirtd.
+    /// Messages from the source's libvirtd.
     pub calls: u32,
-    /// For it.
+    /// Messages to the source's libvirtd.
     pub replies: u32,
 }
 
 impl Tap {
-    /// What it has seen so far.
+    /// The messages that it has seen so far.
     pub fn passed(&self) -> Passed {
         self.passed
     }
 
-    /// Whether the source's libvirtd has asked to finish.
+    /// Whether the source's libvirtd has called Finish.
     pub fn has_seen_finish(&self) -> bool {
         self.finish.is_some()
     }
 
-    /// Listens to bytes from the source's libvirtd, which go on as they are.
+    /// Parses bytes from the source's libvirtd, which pass unchanged.
     ///
     /// # Errors
-    /// They are no messages.
+    /// The bytes are not valid messages.
     pub fn calls(&mut self, bytes: &[u8]) -> Result<(), LengthError> {
         let Self { calls, finish, passed, .. } = self;
         calls.push(bytes, |message| {
             passed.calls += 1;
             let header = message.header;
             if (header.program, header.procedure, header.kind) == (REMOTE_PROGRAM, FINISH, Kind::Call) {
-                // What cannot be read is not taken for a finish that ends the source's copy.
+                // An unreadable Finish is not taken for one that ends the source's copy.
                 let cancelled = FinishCall::parse(message.body).map_or(true, |finish| finish.cancelled);
                 *finish = Some((header.serial, cancelled));
             }
@@ -257,11 +257,11 @@ impl Tap {
         })
     }
 
-    /// Takes bytes for the source's libvirtd and appends each whole message to `out`. Ok holds the reply to Finish if
-    /// it is among them; it is delivered once `out` is written.
+    /// Takes bytes for the source's libvirtd and appends each whole message to `out`. Ok contains the reply to Finish
+    /// if it is among them; the reply is delivered once `out` is written.
     ///
     /// # Errors
-    /// They are no messages.
+    /// The bytes are not valid messages.
     pub fn replies(&mut self, bytes: &[u8], out: &mut Vec<u8>) -> Result<Option<FinishReply>, LengthError> {
         let Self { replies, finish, passed, .. } = self;
         let mut seen = None;
@@ -300,7 +300,7 @@ fn refusal(header: Header, reason: RefusalReason) -> Refusal {
     Refusal { procedure: header.procedure, reason, reply }
 }
 
-/// ` (NAME)` of the procedures that an administrator may meet in a log, else nothing.
+/// ` (NAME)` for the procedures that an administrator may find in a log, otherwise empty.
 fn name(procedure: u32) -> &'static str {
     match procedure {
         OPEN => " (open)",
@@ -315,7 +315,7 @@ fn name(procedure: u32) -> &'static str {
     }
 }
 
-/// Decides whether a message from the source may pass, and notes how far the move is then.
+/// Decides whether a message from the source may pass, and updates the state of the move.
 fn admit(message: Message<'_>, policy: &GatePolicy, turn: &mut Turn) -> Result<(), RefusalReason> {
     let Header { program, version, procedure, kind, .. } = message.header;
     match (program, version, kind) {
@@ -376,13 +376,13 @@ impl PrepareCall {
         Ok(call)
     }
 
-    /// The body of such a call.
+    /// The body of this call.
     pub fn body(&self) -> Vec<u8> {
         xdr::Writer::new().parameters(&self.parameters).opaque(&self.cookie).u32(self.flags).finish()
     }
 }
 
-/// Arguments of `DOMAIN_MIGRATE_FINISH3_PARAMS`: take the VM over, or drop it.
+/// Arguments of `DOMAIN_MIGRATE_FINISH3_PARAMS`: take over the VM, or drop it.
 #[derive(Clone, Debug, PartialEq)]
 pub struct FinishCall {
     /// Migration parameters.
@@ -391,7 +391,7 @@ pub struct FinishCall {
     pub cookie: Vec<u8>,
     /// `VIR_MIGRATE_*`
     pub flags: u32,
-    /// Whether the source failed and the destination's copy is to be dropped.
+    /// Whether the source failed, so that the destination's copy must be dropped.
     pub cancelled: bool,
 }
 
@@ -412,7 +412,7 @@ impl FinishCall {
         Ok(call)
     }
 
-    /// The body of such a call.
+    /// The body of this call.
     pub fn body(&self) -> Vec<u8> {
         xdr::Writer::new()
             .parameters(&self.parameters)
@@ -423,7 +423,7 @@ impl FinishCall {
     }
 }
 
-/// The text parameter `field` of a call.
+/// The string parameter `field` of a call.
 pub fn text_parameter<'a>(parameters: &'a [TypedParameter], field: &str) -> Option<&'a str> {
     parameters.iter().find(|parameter| parameter.field == field).and_then(|parameter| match &parameter.value {
         TypedValue::Text(text) => Some(text.as_str()),
@@ -439,7 +439,7 @@ fn check_prepare(call: &PrepareCall, policy: &GatePolicy) -> Result<(), RefusalR
             return Err(RefusalReason::Parameter { field: field.to_owned(), found: String::new() });
         }
     }
-    // Without the list libvirtd would let every disk be written.
+    // Without the list libvirtd would let the source write every disk.
     if call.flags & FLAG_NON_SHARED_DISK != 0 {
         let named = |device: &String| {
             let is_it = |parameter: &TypedParameter| {
@@ -464,7 +464,7 @@ fn check_finish(call: &FinishCall, policy: &GatePolicy) -> Result<(), RefusalRea
     Ok(check_cookie(&call.cookie, &policy.definition)?)
 }
 
-/// PAUSED in both calls: without it in Finish, libvirt would run the copy by itself.
+/// PAUSED is required in both calls: without it in Finish, libvirt would resume the copy by itself.
 fn check_flags(found: u32, policy: &GatePolicy) -> Result<(), RefusalReason> {
     let (needed, allowed) = match policy.disks.is_empty() {
         true => (FLAGS_NEEDED, FLAGS_ALLOWED),

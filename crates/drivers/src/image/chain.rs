@@ -7,14 +7,14 @@ use std::{
 
 use super::header::header;
 
-/// Images below one another: more than anybody makes, and an end where they lie in a circle.
+/// Limit of a chain's length: more than exists in practice, and an end for chains with a cycle.
 const CHAIN_MAX: usize = 256;
 
-/// The files that an image needs besides itself, as the headers say: those below it and those that hold data. An image
-/// that is not there needs none.
+/// The files that an image needs besides itself, according to the headers: those below it and its data files. An image
+/// that does not exist needs none.
 ///
 /// # Errors
-/// The file system's; [`io::ErrorKind::InvalidData`] for images that lie in a circle, or a broken header.
+/// The file system's errors; [`io::ErrorKind::InvalidData`] for a chain with a cycle, or a broken header.
 pub fn below(image: &Path) -> io::Result<Vec<PathBuf>> {
     let mut found = Vec::new();
     let mut top = image.to_owned();
@@ -29,7 +29,7 @@ pub fn below(image: &Path) -> io::Result<Vec<PathBuf>> {
         let Some(next) = header.backing.as_deref().and_then(|name| file_named(name, &top)) else { return Ok(found) };
         found.push(next.clone());
         if header.backing_format.as_deref() == Some("raw") {
-            // Whatever a raw image begins with, it is the guest's.
+            // The content of a raw image belongs to the guest, whatever it looks like.
             return Ok(found);
         }
         top = next;
@@ -37,7 +37,7 @@ pub fn below(image: &Path) -> io::Result<Vec<PathBuf>> {
     Err(io::Error::new(io::ErrorKind::InvalidData, "images lie below one another in a circle"))
 }
 
-/// The file that the header of `image` means by a name; `None` if it means something else than a file.
+/// The file that the header of `image` means by a name; `None` if the name does not mean a file.
 fn file_named(name: &str, image: &Path) -> Option<PathBuf> {
     let name = match name.strip_prefix("json:") {
         Some(json) => in_json(json)?,
@@ -48,7 +48,7 @@ fn file_named(name: &str, image: &Path) -> Option<PathBuf> {
         return None;
     }
     let joined = image.parent().unwrap_or(Path::new("/")).join(name);
-    // Behind a link, `..` is not the folder before it in the path.
+    // Behind a symbolic link, `..` does not mean the preceding component of the path.
     if joined.components().any(|part| part == Component::ParentDir)
         && let (Some(Ok(folder)), Some(name)) = (joined.parent().map(Path::canonicalize), joined.file_name())
     {
@@ -65,7 +65,7 @@ fn file_named(name: &str, image: &Path) -> Option<PathBuf> {
     Some(plain)
 }
 
-/// The file's name in what QEMU writes for an image that a path does not describe:
+/// The file's name in QEMU's JSON form, for images that a path alone does not describe:
 /// `{"driver":"qcow2","file":{"driver":"file","filename":"/x"}}`.
 fn in_json(json: &str) -> Option<String> {
     let (_, rest) = json.split_once("filename\"")?;
@@ -101,7 +101,7 @@ mod tests {
         assert_eq!(below(&path("base.qcow2")).expect("read"), Vec::<PathBuf>::new());
         assert_eq!(below(&path("none.qcow2")).expect("it is not there"), Vec::<PathBuf>::new());
 
-        // What a raw image begins with is the guest's: it may look like a header.
+        // The content of a raw image belongs to the guest, and may look like a header.
         make("over-raw.qcow2", &text("top.qcow2"), "raw");
         assert_eq!(below(&path("over-raw.qcow2")).expect("read"), [path("top.qcow2")]);
         let json = format!(
@@ -114,7 +114,7 @@ mod tests {
         let data = format!("data_file={}", text("data.raw"));
         qemu_img(&["create", "-q", "-f", "qcow2", "-o", &data, &text("with-data.qcow2"), "8M"]);
         assert_eq!(below(&path("with-data.qcow2")).expect("read"), [path("data.raw")]);
-        // A circle has an end.
+        // A cycle ends with an error.
         qemu_img(&["rebase", "-q", "-u", "-F", "qcow2", "-b", &text("top.qcow2"), &text("base.qcow2")]);
         assert_eq!(below(&path("top.qcow2")).expect_err("a circle").kind(), io::ErrorKind::InvalidData);
     }

@@ -1,4 +1,4 @@
-//! New disk images: thin and empty, of exactly a disk's size.
+//! New disk images: thin and empty, with exactly a disk's size.
 
 use std::{
     fs::{self, File, OpenOptions},
@@ -16,26 +16,26 @@ use crate::{
     run::run,
 };
 
-/// QEMU's tool writes a few kilobytes; a file server may be slow.
+/// QEMU's tool writes only a few kilobytes, but a file server may be slow.
 const MAKE_WITHIN: Duration = Duration::from_secs(30);
 
-/// Makes a new image that holds zeros and belongs to `owner` (user and group id). Ok promises that it was not there
+/// Creates a new image full of zeroes that belongs to `owner` (user and group id). Ok promises that it did not exist
 /// before and is on disk.
 ///
 /// # Errors
-/// [`io::ErrorKind::AlreadyExists`], with what is there untouched; any other, with nothing left.
+/// [`io::ErrorKind::AlreadyExists`], with the existing file untouched; after any other error, no file is left.
 pub fn create(path: &Path, format: DiskFormat, size: ByteCount, owner: (u32, u32)) -> io::Result<()> {
-    // Read, too: smbnetfs does not set the length of a file that is only written (EIO after 4 s).
+    // Also opened for reading: smbnetfs does not set the length of a file that is opened write-only (EIO after 4 s).
     let file = OpenOptions::new().read(true).write(true).create_new(true).mode(0o600).open(path)?;
     let filled = fill(&file, path, format, size).and_then(|()| {
-        // A file server may not let owners be changed; whether QEMU can write there is its own affair.
+        // A file server may refuse to change owners; whether QEMU can write there is checked elsewhere.
         match chown(path, Some(owner.0), Some(owner.1)) {
             Err(error) if error.kind() != io::ErrorKind::PermissionDenied && !is_unsupported(&error) => Err(error),
             _ => sync_name(path),
         }
     });
     if filled.is_err() {
-        // It is ours: it was not there before.
+        // This call has just created it.
         let _ = fs::remove_file(path);
     }
     filled
@@ -62,10 +62,10 @@ fn fill(file: &File, path: &Path, format: DiskFormat, size: ByteCount) -> io::Re
     }
 }
 
-/// How a qcow2 image of this size is laid out. QEMU zeroes a whole copy before it fills it, and so makes every table that
-/// describes it: 8 bytes for each cluster, 16 for one with subclusters, of which a write takes only those that it needs
-/// (QEMU 5.2, libvirt 8.0 and newer). Seen of an empty image of 64 GiB after that: 8.2 MiB with clusters of 64 KiB, 3.5
-/// with subclusters of 16 KiB in clusters of 512 KiB.
+/// The cluster layout of a qcow2 image of this size. QEMU zeroes the whole copy before filling it, and thereby
+/// allocates all metadata tables: 8 bytes per cluster, 16 per cluster with subclusters. A write then allocates only the
+/// subclusters that it needs (QEMU 5.2, libvirt 8.0 and newer). Measured with an empty image of 64 GiB: 8.2 MiB with
+/// clusters of 64 KiB, 3.5 MiB with subclusters of 16 KiB in clusters of 512 KiB.
 fn clusters(size: ByteCount) -> &'static str {
     if size <= ByteCount::gib(8) {
         "cluster_size=64k"

@@ -10,43 +10,44 @@ use std::{
 use ferry_core::vm::DiskFormat;
 use serde::Deserialize;
 
-/// It reads tables, of large images some megabytes.
+/// The tool reads metadata tables, several megabytes for large images.
 const MAP_WITHIN: Duration = Duration::from_secs(60);
 
-/// A part of an image that holds data, as it is stored.
+/// A part of an image with data, stored unencoded.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Extent {
-    /// Where the guest sees it. Bytes.
+    /// Its offset in the virtual disk. Bytes.
     pub start: u64,
-    /// How much it is. Bytes.
+    /// Its length. Bytes.
     pub length: u64,
-    /// Where it lies in the file. Bytes.
+    /// Its offset in the file. Bytes.
     pub offset: u64,
 }
 
-/// An entry of what `qemu-img map --output=json` prints (docs/tools/qemu-img of QEMU), as far as it is used.
+/// An entry in the output of `qemu-img map --output=json` (docs/tools/qemu-img of QEMU), as far as it is used.
 #[derive(Deserialize)]
 struct Mapped {
     start: u64,
     length: u64,
-    /// How far down the chain of images it lies.
+    /// Its depth in the chain of images.
     depth: u32,
-    /// It reads as zeroes.
+    /// Whether it reads as zeroes.
     zero: bool,
     data: bool,
-    /// Since QEMU 8.2.
+    /// Reported since QEMU 8.2.
     #[serde(default)]
     compressed: bool,
-    /// Not told if it is not stored as the guest sees it.
+    /// Absent if the data are not stored unencoded.
     offset: Option<u64>,
 }
 
-/// Where the data of an image lie that nobody writes, and that is no overlay.
+/// The allocated extents of a quiescent image without a backing file.
 ///
 /// # Errors
-/// When QEMU's tool is not there, does not end in time, or does not understand the image, as one with compressed parts.
+/// QEMU's tool is not installed, does not end in time, or cannot map the image, for instance because of compressed
+/// parts.
 pub fn extents(path: &Path, format: DiskFormat) -> io::Result<Vec<Extent>> {
-    // `timeout` ends it: its output may be longer than what is kept of other programs.
+    // Killed by `timeout`, because `run` would cut its long output.
     let within = MAP_WITHIN.as_secs().to_string();
     let tool = Command::new("timeout")
         .args([&within, "qemu-img", "map", "--output=json", "-f", format.name()])
@@ -61,7 +62,7 @@ pub fn extents(path: &Path, format: DiskFormat) -> io::Result<Vec<Extent>> {
     stored(&map).ok_or_else(|| unknown("it holds external, encrypted or compressed parts".to_owned()))
 }
 
-/// The parts that hold data. `None` if one does not lie in the image as the guest sees it.
+/// The parts with data. `None` if one of them is not stored unencoded in this image.
 fn stored(map: &[Mapped]) -> Option<Vec<Extent>> {
     let extent = |part: &Mapped| {
         let offset = part.offset.filter(|_| !part.compressed && part.depth == 0)?;

@@ -1,10 +1,10 @@
-//! What the tests of images share.
+//! Shared helpers of the image tests.
 
 use std::{process::Command, time::Duration};
 
 use crate::run::run;
 
-/// The owner of what a test makes.
+/// The owner of files that a test creates.
 pub(super) fn me() -> (u32, u32) {
     (nix::unistd::geteuid().as_raw(), nix::unistd::getegid().as_raw())
 }

@@ -1,4 +1,4 @@
-//! What the header of an image in QEMU's own format says.
+//! Reads the header of a qcow2 image.
 
 use std::{
     fs::OpenOptions,
@@ -9,33 +9,33 @@ use std::{
 
 use ferry_core::units::ByteCount;
 
-/// Of an image in QEMU's own format that much is read at first: its header, what extends it, and mostly its backing name.
+/// Bytes that are read first: the header, its extensions, and usually the backing file name.
 const HEAD_BYTES: usize = 4096;
-/// Longest name of what lies below an image, by its format.
+/// Longest backing file name that the format allows.
 const BACKING_NAME_MAX: usize = 1023;
 
-/// What the header of an image in QEMU's own format says (docs/interop/qcow2 of QEMU).
+/// The header of a qcow2 image (docs/interop/qcow2 of QEMU).
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Header {
-    /// What lies below it, as it is written there: a path, absolute or from the image's folder, or what QEMU calls a
-    /// protocol.
+    /// The backing file as written in the header: a path, absolute or relative to the image's folder, or a QEMU
+    /// protocol URI.
     pub backing: Option<String>,
-    /// The format of that, if it is told.
+    /// The format of the backing file, if stated.
     pub backing_format: Option<String>,
-    /// The file that holds its data, if that is not the image itself; empty if its name is not told.
+    /// The external data file, if there is one; empty if its name is not stated.
     pub data_file: Option<String>,
-    /// Snapshots inside of the image.
+    /// The number of internal snapshots.
     pub snapshots: u32,
-    /// What the guest sees.
+    /// The virtual size, which the guest sees.
     pub virtual_size: ByteCount,
 }
 
-/// Reads the header of an image; `None` if it is not of QEMU's own format.
+/// Reads the header of an image; `None` if it is not a qcow2 image.
 ///
 /// # Errors
-/// The file system's; [`io::ErrorKind::InvalidData`] for a header that is broken.
+/// The file system's errors; [`io::ErrorKind::InvalidData`] for a broken header.
 pub fn header(path: &Path) -> io::Result<Option<Header>> {
-    // Not blocking: a path may be one of a pipe.
+    // Non-blocking, because the path may be a pipe.
     let file = OpenOptions::new().read(true).custom_flags(nix::libc::O_NONBLOCK).open(path)?;
     let mut head = vec![0; HEAD_BYTES];
     let mut length = 0;
@@ -58,7 +58,7 @@ pub fn header(path: &Path) -> io::Result<Option<Header>> {
     Ok(Some(header))
 }
 
-/// The header without the name of what lies below, and where that is. `None` if it is no header.
+/// The header, and the position of the backing file name. `None` if it is not a valid header.
 fn parse_header(head: &[u8]) -> Option<(Header, Option<(u64, usize)>)> {
     let four = |at: usize| Some(u32::from_be_bytes(head.get(at..at + 4)?.try_into().ok()?));
     let eight = |at: usize| Some(u64::from_be_bytes(head.get(at..at + 8)?.try_into().ok()?));
@@ -74,7 +74,7 @@ fn parse_header(head: &[u8]) -> Option<(Header, Option<(u64, usize)>)> {
     if version >= 3 && eight(72)? & 4 != 0 {
         header.data_file = Some(String::new());
     }
-    // What extends the header: a type, a length, and so many bytes, filled up to eight; the type zero is the end.
+    // Header extensions: type, length, and as many bytes, padded to eight; type zero ends the list.
     let mut at = match version {
         0 | 1 => head.len(),
         2 => 72,

@@ -1,4 +1,4 @@
-//! Disk images: made new, and what they hold and need, as their headers and QEMU's tool tell.
+//! Disk images: creating them, and reading their content and dependencies from headers and with QEMU's tool.
 
 mod chain;
 mod create;

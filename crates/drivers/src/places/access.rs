@@ -1,4 +1,4 @@
-//! Whether QEMU can use a directory: asked of the kernel, as QEMU's user.
+//! Whether QEMU can use a directory: tested through the kernel, as QEMU's user.
 
 use std::{io, os::unix::fs::fchown, process::Command, time::Duration};
 
@@ -8,16 +8,16 @@ use uuid::Uuid;
 use super::directory::{Directory, RootsError};
 use crate::{busy::retry_busy, run::run};
 
-/// Longest wait for the kernel's answer.
+/// How long the kernel may take to answer.
 const ASK_WAIT: Duration = Duration::from_secs(5);
 
-/// The user as which libvirt runs QEMU.
+/// The user that libvirt runs QEMU as.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct QemuUser(User);
 
 impl QemuUser {
-    /// As the text of libvirt's `qemu.conf` says, else the one that the distribution made; `None` if neither is on this
-    /// host.
+    /// The user that libvirt's `qemu.conf` names, otherwise the distribution's default; `None` if neither exists on
+    /// this host.
     pub fn of_conf(conf: &str) -> Option<Self> {
         match conf.lines().find_map(user_setting) {
             Some(setting) => by_setting(setting),
@@ -27,18 +27,18 @@ impl QemuUser {
     }
 }
 
-/// The user as which libvirt runs QEMU, by the names that distributions give it.
+/// The user that libvirt runs QEMU as, by the distributions' default names.
 pub(crate) fn qemu_user() -> Option<User> {
     ["libvirt-qemu", "qemu"].iter().find_map(|name| User::from_name(name).ok().flatten())
 }
 
-/// `user = "NAME"`; comments are no settings.
+/// Parses `user = "NAME"`; comments are not settings.
 fn user_setting(line: &str) -> Option<&str> {
     let value = line.trim_start().strip_prefix("user")?.trim_start().strip_prefix('=')?.trim_start();
     value.strip_prefix('"')?.split_once('"').map(|(user, _)| user)
 }
 
-/// libvirt takes a name, else a number; `+` says that it is a number.
+/// libvirt accepts a name, otherwise a number; `+` marks a number.
 fn by_setting(setting: &str) -> Option<User> {
     let by_number = |text: &str| User::from_uid(Uid::from_raw(text.parse().ok()?)).ok().flatten();
     match setting.strip_prefix('+') {
@@ -47,7 +47,8 @@ fn by_setting(setting: &str) -> Option<User> {
     }
 }
 
-/// Makes a file, gives it to the user, asks whether he can write it by its path, and removes it. Nothing stays.
+/// Creates a file, gives it to the user, tests whether that user can write it by its path, and removes it. Nothing is
+/// left.
 ///
 /// # Errors
 /// [`RootsError::NotWritable`].
@@ -55,7 +56,7 @@ pub(super) fn check(directory: &Directory, user: Option<&QemuUser>) -> Result<()
     let name = format!(".ferry-probe-{}", Uuid::new_v4());
     let file = directory.create_file(&name)?;
     let asked = user.filter(|user| geteuid().is_root() && !user.0.uid.is_root()).map_or(Ok(()), |QemuUser(user)| {
-        // Shares have their own idea of owners; whether the file can be written is what counts.
+        // Shares may handle owners in their own way; only whether the file can be written counts.
         let _ = fchown(&file, Some(user.uid.as_raw()), Some(user.gid.as_raw()));
         ask(directory, &name, user)
     });
@@ -64,7 +65,7 @@ pub(super) fn check(directory: &Directory, user: Option<&QemuUser>) -> Result<()
     asked
 }
 
-/// In a process of the user's own: groups, access lists and every directory on the way count.
+/// In a process of that user, so that groups, access lists and every directory on the path count.
 fn ask(directory: &Directory, name: &str, user: &User) -> Result<(), RootsError> {
     let refused = |reason: String| RootsError::NotWritable { path: directory.written().to_owned(), reason };
     let mut test = Command::new("setpriv");

@@ -19,20 +19,20 @@ use nix::{
 };
 use thiserror::Error;
 
-/// The kernel gives up on a `..` in a link when something was renamed meanwhile; a second try does nearly always.
+/// The kernel fails on a `..` in a link if anything was renamed meanwhile; a second try almost always succeeds.
 const TRIES_MAX: usize = 16;
 
 /// Why a location cannot be used. Each variant is something that a caller treats differently.
 #[derive(Debug, Error)]
 pub enum RootsError {
-    /// It lies outside of every root, or leads there.
+    /// It lies outside of every root, or leads outside.
     #[error("{path} {why}")]
     Outside {
         /// As an administrator writes it.
         path: String,
-        /// In which way.
+        /// How it lies outside.
         why: String,
-        /// What to do.
+        /// What the administrator should do.
         fix: String,
     },
     /// Its share is not attached on this host.
@@ -41,19 +41,19 @@ pub enum RootsError {
         /// Share and path.
         path: String,
     },
-    /// There is nothing.
+    /// It does not exist.
     #[error("{path} is not there")]
     Missing {
         /// As an administrator writes it.
         path: String,
     },
-    /// It is something else.
+    /// It is not a directory.
     #[error("{path} is not a directory")]
     NotADirectory {
         /// As an administrator writes it.
         path: String,
     },
-    /// The system refused it.
+    /// The system refused to read it.
     #[error("Could not read {path}: {source}")]
     Unreadable {
         /// As an administrator writes it.
@@ -61,7 +61,7 @@ pub enum RootsError {
         /// Why.
         source: Errno,
     },
-    /// Files cannot be made there, or QEMU's user cannot write them.
+    /// Files cannot be created there, or QEMU's user cannot write them.
     #[error("{path} cannot hold files of VMs: {reason}")]
     NotWritable {
         /// As an administrator writes it.
@@ -74,13 +74,13 @@ pub enum RootsError {
     Stuck {
         /// As an administrator writes it.
         path: String,
-        /// How long was waited.
+        /// How long the caller waited.
         waited: Duration,
     },
 }
 
 impl RootsError {
-    /// The finding that tells a user.
+    /// The finding to show to a user.
     pub fn finding(&self) -> Finding {
         let (id, path, fix) = match self {
             Self::Outside { path, fix, .. } => (FindingId::PlaceOutside, path, fix.clone()),
@@ -109,7 +109,7 @@ impl RootsError {
     }
 }
 
-/// A directory that was opened, and stays this one.
+/// An open directory. It stays the same directory when its path changes.
 #[derive(Debug)]
 pub struct Directory {
     root: OwnedFd,
@@ -120,8 +120,8 @@ pub struct Directory {
 }
 
 impl Directory {
-    /// Its path on this host, as libvirt and QEMU are given it. Whoever may rename directories in the root can make it
-    /// mean another one; it stays in the root only as far as they do not.
+    /// Its path on this host, for libvirt and QEMU. Anyone who may rename directories in the root can make the path
+    /// mean another directory; only without such renames does it stay in the root.
     pub fn path(&self) -> &Path {
         &self.path
     }
@@ -131,17 +131,17 @@ impl Directory {
         &self.written
     }
 
-    /// Total and free bytes of what holds it; `None` where the file system does not tell, as smbnetfs.
+    /// Total and free bytes of its file system; `None` if the file system does not report them, like smbnetfs.
     pub fn space(&self) -> Option<Space> {
         let stat = fstatvfs(&self.fd).ok().filter(|stat| stat.blocks() > 0)?;
         let bytes = |blocks: u64| blocks.checked_mul(stat.fragment_size()).map(ferry_core::units::ByteCount);
         Some(Space { total: bytes(stat.blocks())?, free: bytes(stat.blocks_available())? })
     }
 
-    /// Makes a new file in it, readable and writable by its owner alone.
+    /// Creates a new file in it, readable and writable only by its owner.
     ///
     /// # Errors
-    /// [`RootsError::NotWritable`], also when the name is there already or is no plain name.
+    /// [`RootsError::NotWritable`], also if the name exists already or is not a plain name.
     pub fn create_file(&self, name: &str) -> Result<File, RootsError> {
         let plain = normal(Path::new(name)).is_some_and(|path| path.components().count() == 1);
         let flags = OFlag::O_RDWR | OFlag::O_CREAT | OFlag::O_EXCL;
@@ -155,7 +155,7 @@ impl Directory {
     /// Removes a file from it.
     ///
     /// # Errors
-    /// The system's.
+    /// The system's errors.
     pub fn remove_file(&self, name: &str) -> Result<(), Errno> {
         unlinkat(&self.fd, name, UnlinkatFlags::NoRemoveDir)
     }
@@ -165,18 +165,18 @@ impl Directory {
         &self.fd
     }
 
-    /// What a name in it leads to, if that lies in the same root.
+    /// Opens the target of a name in it, if the target lies in the same root.
     pub(super) fn follow(&self, name: &Path) -> Result<OwnedFd, Errno> {
         beneath(&self.root, &self.inside.join(name), OFlag::O_PATH)
     }
 
-    /// The error of a call on it.
+    /// Converts the error of a call on it.
     pub(super) fn unreadable(&self, source: Errno) -> RootsError {
         RootsError::Unreadable { path: self.written.clone(), source }
     }
 }
 
-/// Opens the directory `inside` a root, whose own path may lead through symbolic links.
+/// Opens the directory `inside` a root, whose own path may contain symbolic links.
 pub(super) fn open_below(top: &Path, inside: PathBuf, written: String) -> Result<Directory, RootsError> {
     let refused = |errno| refusal(errno, &written);
     let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
@@ -185,7 +185,8 @@ pub(super) fn open_below(top: &Path, inside: PathBuf, written: String) -> Result
     Ok(Directory { root, fd, path: top.join(&inside), inside, written })
 }
 
-/// Opens `path` below `root`. The kernel refuses with EXDEV what leads out: absolute links and too many `..`.
+/// Opens `path` below `root`. For a path that leads outside, by absolute links or too many `..`, the kernel returns
+/// EXDEV.
 fn beneath(root: &OwnedFd, path: &Path, flags: OFlag) -> Result<OwnedFd, Errno> {
     let path = if path.as_os_str().is_empty() { Path::new(".") } else { path };
     let how = OpenHow::new()
@@ -219,7 +220,7 @@ fn refusal(errno: Errno, written: &str) -> RootsError {
     }
 }
 
-/// The path if it is relative and does not climb, without `.`.
+/// The path without `.`, if it is relative and does not contain `..`.
 pub(super) fn normal(path: &Path) -> Option<PathBuf> {
     let mut inside = PathBuf::new();
     for part in path.components() {

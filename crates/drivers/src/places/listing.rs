@@ -1,4 +1,4 @@
-//! What is in a directory, bounded and sorted.
+//! Lists a directory, bounded and sorted.
 
 use std::{collections::BTreeSet, path::Path};
 
@@ -18,16 +18,16 @@ use nix::{
 
 use super::directory::{Directory, RootsError};
 
-/// `stat` counts what a file takes in these, whatever the file system's own blocks are.
+/// The unit in which `stat` reports a file's allocated size, whatever the file system's block size is.
 const STAT_BLOCK_BYTES: u64 = 512;
 
-/// The first names with what they stand for. A name that is removed meanwhile is left out.
+/// The first entries of a directory. A name that is removed meanwhile is omitted.
 ///
 /// # Errors
 /// [`RootsError::Unreadable`].
 pub(super) fn list(directory: &Directory) -> Result<DirectoryListing, RootsError> {
     let Names { first, more, unnamed } = names(directory).map_err(|errno| directory.unreadable(errno))?;
-    // FUSE file systems make the number of blocks up.
+    // FUSE file systems invent the number of blocks.
     let tells_allocated = fstatfs(directory.fd()).is_ok_and(|stat| stat.filesystem_type() != FUSE_SUPER_MAGIC);
     let entries = first.into_iter().filter_map(|name| entry(directory, name, tells_allocated)).collect();
     Ok(DirectoryListing { entries, more, unnamed, space: directory.space() })

@@ -1,14 +1,14 @@
-//! Location → opened directory: the one way from a [`Location`] to files of this host.
+//! Location → opened directory: the only way from a [`Location`] to files of this host.
 //!
 //! ```text
 //! Location ── split ─▶ root, path inside it ── openat2(RESOLVE_BENEATH) ─▶ Directory
 //! ```
 //! A root is one of the host's storage roots or the mount of a share. The kernel itself resolves the path inside it and
-//! refuses whatever leads out, `..` and symbolic links too, so nothing can change between a check and its use. What was
-//! opened stays the same directory whatever becomes of its path.
+//! refuses whatever leads out, including `..` and symbolic links, so nothing can change between the check and the use.
+//! An opened directory stays the same, whatever happens to its path.
 //!
-//! All calls block, and on a mount whose file server is dead for ever: [`Roots::list`], [`Roots::space`] and
-//! [`Roots::check_writable`] have deadlines; who calls [`Roots::open`] brings his own.
+//! All calls block; on a mount whose file server is dead they block forever. [`Roots::list`], [`Roots::space`] and
+//! [`Roots::check_writable`] have deadlines; callers of [`Roots::open`] need a deadline of their own.
 
 use std::{
     path::{Path, PathBuf},
@@ -30,11 +30,11 @@ use super::{
 };
 use crate::run::within;
 
-/// Longest wait for a directory to be read. A thousand files on a slow file server take some seconds.
+/// Time limit for reading a directory. A thousand files on a slow file system take several seconds.
 const LIST_WAIT: Duration = Duration::from_secs(20);
-/// Longest wait for a file system to tell its space.
+/// Time limit for a file system to report its space.
 const SPACE_WAIT: Duration = Duration::from_secs(5);
-/// Longest wait for the check that a file can be made.
+/// Time limit for the check that a file can be created.
 const CHECK_WAIT: Duration = Duration::from_secs(20);
 
 /// A share that is mounted on this host.
@@ -42,13 +42,13 @@ const CHECK_WAIT: Duration = Duration::from_secs(20);
 pub struct ShareRoot {
     /// The share.
     pub id: ShareId,
-    /// How administrators call it.
+    /// Its source, as administrators write it.
     pub source: ShareSource,
     /// The top of its mount.
     pub mount: PathBuf,
 }
 
-/// Where files may be on this host, and nowhere else.
+/// The places where files may be on this host; files may be nowhere else.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Roots {
     host: HostId,
@@ -57,7 +57,7 @@ pub struct Roots {
 }
 
 impl ShareRoot {
-    /// As [`Roots::check_writable`], of the top of the share.
+    /// As [`Roots::check_writable`], for the top of the share.
     ///
     /// # Errors
     /// Those of [`Roots::check_writable`].
@@ -88,7 +88,8 @@ impl Roots {
         open_below(top, inside, self.written(location))
     }
 
-    /// Opens the directory that holds the file of a location, and gives the file's name in it. The file need not exist.
+    /// Opens the directory that contains the file of a location, and returns it with the file's name. The file need not
+    /// exist.
     ///
     /// # Errors
     /// As [`Roots::open`]; [`RootsError::Outside`] for a root itself.
@@ -101,27 +102,27 @@ impl Roots {
         Ok((directory, name.to_string_lossy().into_owned()))
     }
 
-    /// What is in a directory, within 20 s.
+    /// The content of a directory, within 20 s.
     ///
     /// # Errors
-    /// Those of [`Roots::open`], [`RootsError::Stuck`].
+    /// Those of [`Roots::open`]; [`RootsError::Stuck`].
     pub fn list(&self, location: &Location) -> Result<DirectoryListing, RootsError> {
         self.bounded(location, LIST_WAIT, |directory| listing::list(&directory))
     }
 
-    /// Total and free bytes of what holds a directory, within 5 s; `None` where the file system does not tell.
+    /// Total and free bytes of a directory's file system, within 5 s; `None` if it does not report them.
     ///
     /// # Errors
-    /// Those of [`Roots::open`], [`RootsError::Stuck`].
+    /// Those of [`Roots::open`]; [`RootsError::Stuck`].
     pub fn space(&self, location: &Location) -> Result<Option<Space>, RootsError> {
         self.bounded(location, SPACE_WAIT, |directory| Ok(directory.space()))
     }
 
-    /// Makes sure, within 20 s, that a file made in the directory and given to QEMU's user can be written by it. Makes a
-    /// file for that, and removes it. Without a user, that a file can be made.
+    /// Checks, within 20 s, that QEMU's user can write a file that is created in the directory and given to that user.
+    /// Creates a file for the check, and removes it. Without a user, checks only that a file can be created.
     ///
     /// # Errors
-    /// Those of [`Roots::open`], [`RootsError::NotWritable`], [`RootsError::Stuck`].
+    /// Those of [`Roots::open`]; [`RootsError::NotWritable`]; [`RootsError::Stuck`].
     pub fn check_writable(&self, location: &Location, user: Option<QemuUser>) -> Result<(), RootsError> {
         self.bounded(location, CHECK_WAIT, move |directory| access::check(&directory, user.as_ref()))
     }
@@ -148,7 +149,7 @@ impl Roots {
             .unwrap_or_else(|| Err(RootsError::Stuck { path: self.written(location), waited: wait }))
     }
 
-    /// The root that holds a location most closely, and the path inside it. Pure.
+    /// The innermost root that contains a location, and the path inside it. Pure.
     fn split(&self, location: &Location) -> Result<(&Path, PathBuf), RootsError> {
         match location {
             Location::Share { share, path } => {
@@ -169,7 +170,7 @@ impl Roots {
                 let root = self.local.iter().filter(holds).max_by_key(|root| depth(root));
                 let share = self.shares.iter().filter(|share| path.starts_with(&share.mount));
                 let share = share.max_by_key(|share| depth(&share.mount));
-                // A share may be mounted inside a storage root; what lies on it is not this host's own.
+                // A share may be mounted inside a storage root; files on the share do not belong to that root.
                 if let Some(share) = share.filter(|share| root.is_none_or(|root| depth(root) <= depth(&share.mount))) {
                     return Err(on_share(share, path).unwrap_or_else(refused));
                 }
@@ -191,7 +192,8 @@ impl Roots {
     }
 }
 
-/// Tells an administrator who writes a path below the mount of a share what he means; `None` if it leads out of it.
+/// The error for a path below the mount of a share, with the form that should be used; `None` if it leads out of the
+/// share.
 fn on_share(share: &ShareRoot, path: &Path) -> Option<RootsError> {
     let inside = path.strip_prefix(&share.mount).ok().and_then(normal)?;
     Some(RootsError::Outside {

@@ -1,4 +1,4 @@
-//! Programs and system calls on mounts, each for a bounded time: also when the file server or the mount is dead.
+//! Programs and system calls on mounts, each with a time limit, even if the file server or the mount is dead.
 
 use std::{fs, io, path::Path, process::Command, time::Duration};
 
@@ -14,11 +14,11 @@ use super::{
 };
 use crate::run::{Ended, run, within};
 
-/// Longest wait for a mount to stand, the server having just answered.
+/// Time limit for mounting; the server has just answered.
 pub const MOUNT_WAIT: Duration = Duration::from_secs(20);
-/// Longest wait for a look at a mounted share. A file server that is slower cannot carry a VM's disk.
+/// Time limit for a probe of a mounted share. A file server that is slower cannot serve a VM's disk.
 pub const LOOK_WAIT: Duration = Duration::from_secs(5);
-/// Longest wait for an unmount: the kernel writes back what it holds.
+/// Time limit for unmounting: the kernel writes back cached data.
 const UNMOUNT_WAIT: Duration = Duration::from_secs(20);
 
 /// Total and free blocks and their size, as `stat -f` prints them.
@@ -55,18 +55,18 @@ pub fn must(command: &mut Command, wait: Duration, share: impl Into<ShareSource>
     Err(ShareError::Mount { share: share.into(), at: at.to_owned(), reason })
 }
 
-/// Reads the first entry of the directory: the file server must answer for that.
+/// Reads the first entry of the directory, which requires an answer of the file server.
 pub fn look(path: &Path, share: impl Into<ShareSource>, at: &Path) -> Result<(), ShareError> {
     asked(Command::new("find").arg(path).args(["-maxdepth", "0", "-empty"]), share, at).map(|_| ())
 }
 
-/// Asks the file system for its space, which its file server must answer; who may read there does not matter.
+/// Queries the file system's space, which requires an answer of its file server but no permission to read there.
 pub fn ask_space(path: &Path, share: impl Into<ShareSource>) -> Result<Option<Space>, ShareError> {
     let output = asked(Command::new("stat").args(["-f", "-c", "%b %a %S", "--"]).arg(path), share, path)?;
     Ok(stat_space(&output))
 }
 
-/// What a program says that looks at the share's files.
+/// Runs a program that accesses the share's files, and returns its output.
 fn asked(command: &mut Command, share: impl Into<ShareSource>, at: &Path) -> Result<String, ShareError> {
     let program = command.get_program().to_string_lossy().into_owned();
     let outcome = run(command, LOOK_WAIT).map_err(host(format!("run {program}")))?;
@@ -77,7 +77,7 @@ fn asked(command: &mut Command, share: impl Into<ShareSource>, at: &Path) -> Res
     }
 }
 
-/// Unmounts everything that is mounted at `point`.
+/// Unmounts all mounts at `point`.
 pub fn unmount(point: &Path, how: MntFlags, share: impl Into<ShareSource>) -> Result<(), ShareError> {
     let share = share.into();
     while mount_at(point)?.is_some() {

@@ -1,4 +1,4 @@
-//! What every share driver keeps, as one list of claims. Panics at the first that does not hold.
+//! The conformance suite that every share driver must pass, as a list of claims. Panics at the first that fails.
 
 use std::{
     fs,
@@ -15,9 +15,9 @@ use ferry_core::{
 
 use super::{ShareDriver, ShareError};
 
-/// Longest that any call may take when the file server is dead.
+/// Time limit of any call when the file server is dead.
 const CALL_MAX: Duration = Duration::from_secs(45);
-/// How long a mount may need to see a file server that came back.
+/// How long a mount may need to recover when its file server is up again.
 const RECOVERY_MAX: Duration = Duration::from_secs(60);
 
 /// Two hosts that reach one share.
@@ -28,16 +28,16 @@ pub struct Site<'a> {
     pub second: &'a dyn ShareDriver,
     /// The share.
     pub share: ShareSource,
-    /// Who may log in, if somebody must.
+    /// Credentials for the share, if it requires a login.
     pub credentials: Option<ShareCredentials>,
-    /// An existing directory below which mount points may be made.
+    /// An existing directory for mount points.
     pub directory: PathBuf,
     /// Starts (`true`) and stops the file server.
     pub set_up: &'a dyn Fn(bool),
 }
 
 impl Site<'_> {
-    /// A share of the same server that is not there.
+    /// A share that does not exist on the same server.
     fn missing(&self) -> ShareSource {
         self.beside("missing")
     }
@@ -53,7 +53,7 @@ impl Site<'_> {
         format!("{}{name}", &text[..end]).parse().expect("well formed")
     }
 
-    /// A share of a server that is not there.
+    /// A share of a server that does not exist.
     fn elsewhere(&self) -> ShareSource {
         let server = self.share.server().expect("it has a server");
         self.share.to_string().replace(server, "nobody.ferry.test").parse().expect("well formed")
@@ -91,7 +91,7 @@ fn a_probe_tells_what_can_be_known(site: &Site<'_>) {
 fn each_refusal_is_told_apart(site: &Site<'_>) {
     let at = site.directory.join("refused");
     let (missing, elsewhere) = (site.missing(), site.elsewhere());
-    // Only a login tells that a share is missing; else the mount does, in words.
+    // Only a login reveals that a share does not exist; without one, the mount fails with a message.
     let no_share = if site.share.wants_login() { FindingId::ShareUnreachable } else { FindingId::ShareMount };
     let mut rows = vec![
         ("a missing server", &elsewhere, site.credentials.clone(), FindingId::ShareUnreachable),
@@ -134,7 +134,7 @@ fn what_one_host_writes_the_other_reads(site: &Site<'_>) {
     }
 }
 
-/// Also where the mount's own statvfs answers zeros.
+/// Even if statvfs on the mount returns zeroes.
 fn a_mounted_share_tells_its_space_and_no_other_path_does(site: &Site<'_>) {
     let at = site.directory.join("space");
     let other = site.other();
@@ -171,7 +171,7 @@ fn attaching_and_detaching_may_be_repeated(site: &Site<'_>) {
 fn only_a_mount_of_the_share_is_adopted(site: &Site<'_>) {
     let at = site.directory.join("own");
     site.attach(site.first, &at);
-    // A mount that this driver did not make: seen by a second driver of the same host.
+    // A mount that this driver did not make: a second driver of the same host sees it.
     site.first.adopt(&site.share, &at).expect("a mount of it");
     let other = site.other();
     let refused =
@@ -212,13 +212,13 @@ fn a_dead_file_server_is_told_in_time(site: &Site<'_>) {
     site.first.detach(&site.share, &at).expect("detached");
 }
 
-/// A path that is the same on two hosts: two mounts of one file system, made by their administrator.
+/// A path with the same content on two hosts: two mounts of one file system, made by their administrator.
 pub struct PathSite<'a> {
     /// The driver.
     pub driver: &'a dyn ShareDriver,
     /// The share, which is a path.
     pub share: ShareSource,
-    /// Where it is on each host; nothing is there yet.
+    /// Its path on each host; nothing is mounted there yet.
     pub paths: [PathBuf; 2],
     /// Mounts it, as the administrator does.
     pub mount: &'a dyn Fn(&Path),
@@ -228,7 +228,7 @@ pub struct PathSite<'a> {
     pub unmount: &'a dyn Fn(&Path),
 }
 
-/// What is kept of a share that is a path. Nothing is mounted before and after.
+/// Claims about shares whose source is a path. Nothing is mounted before and after.
 pub fn run_paths(site: &PathSite<'_>) {
     let [here, there] = &site.paths;
     for path in [here, &here.join("missing"), Path::new("relative")] {

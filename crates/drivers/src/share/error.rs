@@ -1,4 +1,4 @@
-//! What can go wrong with a share, and what a user is told of it.
+//! Errors of shares, and their findings for users.
 
 use std::{
     io,
@@ -15,7 +15,7 @@ use thiserror::Error;
 /// Where an NFS server listens.
 pub(super) const NFS_PORT: u16 = 2049;
 
-/// What can go wrong with a share. Each variant is something that a caller treats differently.
+/// An error of a share. Each variant is something that a caller treats differently.
 #[derive(Debug, Error)]
 pub enum ShareError {
     /// The file server does not answer.
@@ -23,7 +23,7 @@ pub enum ShareError {
     Unreachable {
         /// The share.
         share: ShareSource,
-        /// What the client said.
+        /// The client's message.
         reason: String,
     },
     /// The file server has no such share.
@@ -39,7 +39,7 @@ pub enum ShareError {
         share: ShareSource,
         /// The user.
         user: String,
-        /// What the client said.
+        /// The client's message.
         reason: String,
     },
     /// The file server speaks no SMB 3 dialect.
@@ -47,7 +47,7 @@ pub enum ShareError {
     Dialect {
         /// The share.
         share: ShareSource,
-        /// What the client said.
+        /// The client's message.
         reason: String,
     },
     /// It could not be mounted, or something else is mounted there.
@@ -60,14 +60,14 @@ pub enum ShareError {
         /// Why.
         reason: String,
     },
-    /// A path that shall be adopted is not a mount of the share.
+    /// A path to adopt is not a mount of the share.
     #[error("{} is not a mount of {share}: {found}", .at.display())]
     NotAMount {
         /// The share.
         share: ShareSource,
         /// The path.
         at: PathBuf,
-        /// What is there.
+        /// What is mounted there.
         found: String,
     },
     /// Its files are in use, so it stays mounted.
@@ -78,14 +78,14 @@ pub enum ShareError {
         /// Where.
         at: PathBuf,
     },
-    /// It is mounted and does not answer in time.
+    /// It is mounted, but does not answer in time.
     #[error("{share} at {} gave no answer within {} s", .at.display(), .waited.as_secs())]
     Stuck {
         /// The share.
         share: ShareSource,
         /// Where.
         at: PathBuf,
-        /// How long was waited.
+        /// How long the caller waited.
         waited: Duration,
     },
     /// The host lacks a program, or a file of the driver could not be written.
@@ -100,7 +100,7 @@ pub enum ShareError {
 }
 
 impl ShareError {
-    /// The finding that tells a user.
+    /// The finding to show to a user.
     pub fn finding(&self) -> Finding {
         let (id, object, fix) = match self {
             Self::Unreachable { share, .. } | Self::Stuck { share, .. } => {

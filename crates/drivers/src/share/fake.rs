@@ -1,4 +1,4 @@
-//! File shares that are plain directories: several hosts of one process see the same one.
+//! File shares that are plain directories: several hosts in one process see the same one.
 
 use std::{
     collections::BTreeMap,
@@ -12,19 +12,19 @@ use ferry_core::{api::agent::ShareCredentials, place::Space, share_source::Share
 
 use super::{Mounted, ShareDriver, ShareError, ShareFacts};
 
-/// A share with a file of this name at its top is mounted so that programs see errors.
+/// A share with a file of this name at its top is mounted in such a way that programs see I/O errors.
 pub const SOFT: &str = ".soft";
 
-/// File servers that any number of [`FakeShares`] reach. Clones are the same servers.
+/// File servers that are reachable from any number of [`FakeShares`]. Clones are the same servers.
 #[derive(Clone, Debug, Default)]
 pub struct FakeFileServers(Arc<Mutex<BTreeMap<String, (ShareSource, FakeExport)>>>);
 
-/// What a share of a fake server is.
+/// A share of a fake server.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct FakeExport {
-    /// The directory that holds its files.
+    /// The directory with its files.
     pub directory: PathBuf,
-    /// Who may log in.
+    /// The user that may log in.
     pub user: String,
     /// The password.
     pub password: String,
@@ -32,9 +32,9 @@ pub struct FakeExport {
     pub dialect: Option<String>,
     /// Whether the server answers.
     pub is_up: bool,
-    /// Free and total bytes that it tells.
+    /// The free and total bytes that it reports.
     pub space: Space,
-    /// The type of its file system, as the kernel names it.
+    /// The kernel's name for the type of its file system.
     pub kind: String,
 }
 
@@ -83,13 +83,13 @@ impl FakeFileServers {
         self.locked().values().any(|(known, _)| known.server() == share.server())
     }
 
-    /// The share whose files lie in `directory`.
+    /// The share whose files are in `directory`.
     fn behind(&self, directory: &Path) -> Option<FakeExport> {
         self.locked().values().find(|(_, export)| export.directory == directory).map(|(_, export)| export.clone())
     }
 
     fn locked(&self) -> MutexGuard<'_, BTreeMap<String, (ShareSource, FakeExport)>> {
-        self.0.lock().expect("nobody panics while holding it")
+        self.0.lock().expect("no thread panics while holding this lock")
     }
 }
 
@@ -105,20 +105,20 @@ impl FakeShares {
         Self { servers }
     }
 
-    /// What the administrator's own `mount` would do: makes `path` a mount of the share, for adoption.
+    /// Makes `path` a mount of the share, as the administrator's own `mount` would, so that it can be adopted.
     ///
     /// # Errors
-    /// The link cannot be made.
+    /// The link cannot be created.
     pub fn mount_by_hand(&self, share: impl Into<ShareSource>, path: &Path) -> io::Result<()> {
         let export = self.servers.get(&share.into()).ok_or(io::ErrorKind::NotFound)?;
         symlink(export.directory, path)
     }
 
-    /// Mounts the share at `path` as an earlier version did: QEMU's locks are the file server's. Such a mount is a link to the
-    /// directory by another spelling.
+    /// Mounts the share at `path` as an earlier version did: QEMU's locks become locks of the file server. Such a mount
+    /// is a link to the directory in another spelling.
     ///
     /// # Errors
-    /// The link cannot be made.
+    /// The link cannot be created.
     pub fn mount_with_server_locks(&self, share: &ShareSource, path: &Path) -> io::Result<()> {
         let export = self.servers.get(share).ok_or(io::ErrorKind::NotFound)?;
         symlink(export.directory.join("."), path)
@@ -133,7 +133,7 @@ impl FakeShares {
         }
     }
 
-    /// What a link at `path` points to.
+    /// The target of a link at `path`.
     fn mounted_at(path: &Path) -> Option<PathBuf> {
         fs::read_link(path).ok()
     }
@@ -142,7 +142,7 @@ impl FakeShares {
 impl ShareDriver for FakeShares {
     fn probe(&self, share: &ShareSource, credentials: Option<&ShareCredentials>) -> Result<ShareFacts, ShareError> {
         let export = match self.up(share) {
-            // Without a login the server says only that it is there.
+            // Without a login, the server's answer shows only that it is up.
             Ok(_) | Err(ShareError::NoShare { .. }) if !share.wants_login() => {
                 return Ok(ShareFacts { dialect: None, space: None });
             }
@@ -180,7 +180,7 @@ impl ShareDriver for FakeShares {
             other => other,
         })?;
         let parent = mountpoint.parent().unwrap_or(Path::new("/"));
-        // The driver makes a missing mount point; one that is there and empty is covered by the mount.
+        // The driver creates a missing mount point; an existing empty one is covered by the mount.
         let _ = fs::remove_dir(mountpoint);
         fs::create_dir_all(parent)
             .and_then(|()| symlink(&export.directory, mountpoint))
@@ -219,7 +219,7 @@ impl ShareDriver for FakeShares {
     fn check(&self, share: &ShareSource, path: &Path) -> Result<(), ShareError> {
         let known = self.servers.get(share).map(|export| export.directory);
         match (share, Self::mounted_at(path)) {
-            // A path is whatever is mounted there.
+            // The source is a path: any mount there will do.
             (ShareSource::Path(_), Some(_)) => Ok(()),
             (_, Some(found)) if Some(&found) == known.as_ref() => self.up(share).map(|_| ()),
             (_, found) => Err(ShareError::NotAMount {

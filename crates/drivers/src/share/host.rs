@@ -1,4 +1,4 @@
-//! Shares of this host, of every kind.
+//! Shares of any kind on this host.
 
 use std::path::{Path, PathBuf};
 
@@ -18,8 +18,8 @@ pub struct HostShares {
 }
 
 impl HostShares {
-    /// Will keep credentials and helper mounts of SMB shares in `work_dir`, which only root can enter. The same directory
-    /// finds the mounts again after a restart.
+    /// Keeps credentials and helper mounts of SMB shares in `work_dir`, which only root can enter. After a restart,
+    /// pass the same directory to find the mounts again.
     pub fn new(work_dir: impl Into<PathBuf>) -> Self {
         Self { smb: SmbShares::new(work_dir) }
     }
@@ -77,7 +77,7 @@ impl ShareDriver for HostShares {
         match share {
             ShareSource::Smb(unc) => self.smb.detach(unc, mountpoint),
             ShareSource::Nfs(nfs) => nfs::detach(nfs, mountpoint),
-            // Nothing of it was mounted.
+            // Ferry has not mounted it.
             ShareSource::Path(_) => Ok(()),
         }
     }

@@ -1,4 +1,4 @@
-//! What is mounted where, and whether it is a given share. Pure but for [`file_system_of`]: the text of
+//! What is mounted where, and whether it is a given share. Pure except [`file_system_of`]: the text of
 //! `/proc/self/mountinfo` is an argument.
 
 use std::{
@@ -12,7 +12,7 @@ use ferry_core::{share::FileSystem, share_source::NfsExport, unc::UncPath};
 /// One mount.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Mount {
-    /// The kernel's number of the file system, `0:40`.
+    /// The kernel's device number of the file system, such as `0:40`.
     pub device: String,
     /// The directory of the file system that appears at `point`.
     pub root: PathBuf,
@@ -22,7 +22,7 @@ pub struct Mount {
     pub kind: String,
     /// `//server/share` for cifs, `server:/export` for NFS.
     pub source: String,
-    /// The file system's own options, with commas between them.
+    /// The file system's own options, separated by commas.
     pub options: String,
 }
 
@@ -31,7 +31,7 @@ pub fn parse(mountinfo: &str) -> Vec<Mount> {
     mountinfo.lines().filter_map(line).collect()
 }
 
-/// `36 35 98:0 /root /point rw,noatime master:1 - kind source options`, from proc(5).
+/// Parses `36 35 98:0 /root /point rw,noatime master:1 - kind source options`, from proc(5).
 fn line(line: &str) -> Option<Mount> {
     let (before, after) = line.split_once(" - ")?;
     let mut before = before.split(' ').skip(2);
@@ -46,7 +46,7 @@ fn line(line: &str) -> Option<Mount> {
     })
 }
 
-/// Undoes the kernel's octal escapes (`\040`).
+/// Decodes the kernel's octal escapes (`\040`).
 fn path(escaped: &str) -> PathBuf {
     let mut bytes = Vec::with_capacity(escaped.len());
     let mut rest = escaped.as_bytes();
@@ -66,12 +66,12 @@ fn path(escaped: &str) -> PathBuf {
     PathBuf::from(OsString::from_vec(bytes))
 }
 
-/// The mount that is seen exactly at `point`.
+/// The topmost mount exactly at `point`.
 pub fn at<'a>(mounts: &'a [Mount], point: &Path) -> Option<&'a Mount> {
     mounts.iter().rev().find(|mount| mount.point == point)
 }
 
-/// The mount that holds `path`, which must be canonical.
+/// The mount that contains `path`, which must be canonical.
 pub fn holding<'a>(mounts: &'a [Mount], path: &Path) -> Option<&'a Mount> {
     mounts
         .iter()
@@ -81,8 +81,8 @@ pub fn holding<'a>(mounts: &'a [Mount], path: &Path) -> Option<&'a Mount> {
         .map(|(_, mount)| mount)
 }
 
-/// What a mount shows, by names that every mount of the same has: which file system, and which directory of it. A share
-/// that is mounted twice has two numbers, and one name.
+/// What a mount shows, by names that all mounts of the same have in common: file system, and directory in it. A share
+/// that is mounted twice has two device numbers, but one name.
 pub fn shown(mount: &Mount) -> (String, PathBuf) {
     let inside = mount.root.strip_prefix("/").unwrap_or(&mount.root);
     match mount.kind.as_str() {
@@ -95,8 +95,8 @@ pub fn shown(mount: &Mount) -> (String, PathBuf) {
     }
 }
 
-/// Every path at which the file of a canonical path is seen: through this mount and others of the same, the shortest
-/// first. Looks at no file.
+/// All paths of the file at a canonical path: through this mount and other mounts of the same file system, the shortest
+/// first. Accesses no file.
 pub fn every_name(mounts: &[Mount], canonical: &Path) -> Vec<PathBuf> {
     let Some((mount, inside)) =
         holding(mounts, canonical).and_then(|mount| Some((mount, canonical.strip_prefix(&mount.point).ok()?)))
@@ -104,7 +104,7 @@ pub fn every_name(mounts: &[Mount], canonical: &Path) -> Vec<PathBuf> {
         return vec![canonical.to_owned()];
     };
     let (system, directory) = shown(mount);
-    // An empty path would leave a `/` at the end.
+    // Joining an empty path would append a `/`.
     let join =
         |top: &Path, inside: &Path| if inside.as_os_str().is_empty() { top.to_owned() } else { top.join(inside) };
     let place = join(&directory, inside);
@@ -112,7 +112,7 @@ pub fn every_name(mounts: &[Mount], canonical: &Path) -> Vec<PathBuf> {
         let (other_system, top) = shown(other);
         let inside = place.strip_prefix(top).ok().filter(|_| other_system == system)?;
         let name = join(&other.point, inside);
-        // Another mount may lie over it.
+        // Another mount may cover it.
         (holding(mounts, &name) == Some(other)).then_some(name)
     };
     let mut names: Vec<PathBuf> = mounts.iter().filter_map(through).collect();
@@ -121,9 +121,9 @@ pub fn every_name(mounts: &[Mount], canonical: &Path) -> Vec<PathBuf> {
     if names.is_empty() { vec![canonical.to_owned()] } else { names }
 }
 
-/// Whether programs wait while the file server is away. The kernel's SMB client gives them errors unless it was mounted
-/// `hard` (mount.cifs(8)), its NFS client only if it was mounted `soft` or `softerr` (nfs(5)); of others nothing is known
-/// that could be chosen.
+/// Whether programs wait while the file server is down. The kernel's SMB client returns I/O errors unless it was
+/// mounted `hard` (mount.cifs(8)), its NFS client only if it was mounted `soft` or `softerr` (nfs(5)); other clients
+/// have no known option for this.
 pub fn waits(mount: &Mount) -> bool {
     let has = |name: &str| mount.options.split(',').any(|option| option == name);
     match mount.kind.as_str() {
@@ -133,7 +133,8 @@ pub fn waits(mount: &Mount) -> bool {
     }
 }
 
-/// Whether the top of the export appears at `path`, which `mount` holds. Err says what is there instead.
+/// Checks that the top of the export appears at `path`, which lies on `mount`. The error describes what is there
+/// instead.
 pub fn shows_export(mount: &Mount, path: &Path, nfs: &NfsExport) -> Result<(), String> {
     if !matches!(mount.kind.as_str(), "nfs" | "nfs4") {
         return Err(format!("it lies on a file system of type {}", mount.kind));
@@ -147,18 +148,18 @@ pub fn shows_export(mount: &Mount, path: &Path, nfs: &NfsExport) -> Result<(), S
     if top { Ok(()) } else { Err("it is a directory inside the export, not its top".to_owned()) }
 }
 
-/// Whether QEMU's locks stay among the host's own programs. The kernel's SMB client makes them locks of the file server
-/// unless it was mounted with `nobrl` (mount.cifs(8)), and those are mandatory: a shared lock keeps its own holder from
-/// writing, and an exclusive one is refused to who holds the shared one.
+/// Whether QEMU's locks stay local to the host. The kernel's SMB client turns them into locks of the file server unless
+/// it was mounted with `nobrl` (mount.cifs(8)), and those are mandatory: a shared lock prevents its own holder from
+/// writing, and an exclusive lock is refused to the holder of the shared one.
 pub fn locks_stay(mount: &Mount) -> bool {
     !matches!(mount.kind.as_str(), "cifs" | "smb3") || mount.options.split(',').any(|option| option == "nobrl")
 }
 
-/// Options of the kernel's SMB client with which files have owners of their own (mount.cifs(8)): without them the mount
-/// says whose all are, and chown(2) changes nothing.
+/// Options of the kernel's SMB client with which each file has its own owner (mount.cifs(8)): without them the mount
+/// fixes the owner of all files, and chown(2) has no effect.
 const OWNER_OPTIONS: [&str; 6] = ["cifsacl", "modefromsid", "idsfromsid", "posix", "unix", "setuids"];
 
-/// What a mount is to libvirt, which gives files to the users of its VMs.
+/// A mount's file system, as far as it matters to libvirt, which gives files to the users of its VMs.
 pub fn file_system(mount: &Mount) -> FileSystem {
     let has_owners = || mount.options.split(',').any(|option| OWNER_OPTIONS.contains(&option));
     let fixed_owner = match mount.kind.as_str() {
@@ -169,14 +170,15 @@ pub fn file_system(mount: &Mount) -> FileSystem {
     FileSystem { kind: mount.kind.clone(), fixed_owner }
 }
 
-/// What holds a path, which must be canonical, in this process's view; `None` if the kernel does not tell. Looks at no
-/// file: the file server may be away.
+/// The file system of a path, which must be canonical, in this process's view; `None` if the kernel does not report it.
+/// Accesses no file, because the file server may be down.
 pub fn file_system_of(path: &Path) -> Option<FileSystem> {
     let mounts = parse(&std::fs::read_to_string("/proc/self/mountinfo").ok()?);
     holding(&mounts, path).map(file_system)
 }
 
-/// Whether the top of the share appears at `path`, which `mount` holds. Err says what is there instead.
+/// Checks that the top of the share appears at `path`, which lies on `mount`. The error describes what is there
+/// instead.
 pub fn shows(mount: &Mount, path: &Path, unc: &UncPath) -> Result<(), String> {
     let inside = path.strip_prefix(&mount.point).unwrap_or(Path::new(""));
     match mount.kind.as_str() {
@@ -201,7 +203,7 @@ pub fn shows(mount: &Mount, path: &Path, unc: &UncPath) -> Result<(), String> {
     }
 }
 
-/// Whether `text` is `server/share` of the share. Both names compare without case, as SMB does.
+/// Whether `text` is the share's `server/share`. Both names are compared without case, as in SMB.
 fn names(text: &str, unc: &UncPath) -> bool {
     let (server, share) = text.trim_end_matches('/').split_once('/').unwrap_or_default();
     server.trim_end_matches('.').eq_ignore_ascii_case(unc.server()) && share.eq_ignore_ascii_case(unc.share())

@@ -1,4 +1,4 @@
-//! NFS exports: mounted by the kernel, in the newest version that the server speaks.
+//! NFS exports: mounted by the kernel, with the newest version that the server supports.
 
 use std::{
     fs, io,
@@ -19,16 +19,16 @@ use super::{
 };
 use crate::run::within;
 
-/// Longest wait for the server to take a connection.
+/// Time limit for the server to accept a connection.
 const CONNECT_WAIT: Duration = Duration::from_secs(5);
-/// Longest wait for the server's name and a connection to one of its addresses.
+/// Time limit for resolving the server's name and connecting to one of its addresses.
 const PROBE_WAIT: Duration = Duration::from_secs(10);
-/// How exports are mounted. `mount.nfs` begins with version 4.2 and takes an older one if the server has only that.
-/// `hard`: guests wait for a server that is away. `lookupcache=positive`: a file that another host has just made is seen.
-/// `retry=0`: a server that does not answer is told at once; the caller tries again.
+/// Mount options. `mount.nfs` begins with version 4.2 and falls back to an older one if the server requires that.
+/// `hard`: guests wait while the server is down. `lookupcache=positive`: new files of other hosts are visible at once.
+/// `retry=0`: a server that does not answer is reported at once; the caller tries again.
 const OPTIONS: &str = "hard,nosuid,nodev,proto=tcp,lookupcache=positive,retry=0";
 
-/// The server takes a connection. What it exports to this host shows the mount itself.
+/// Checks that the server accepts a connection. Only the mount itself shows what the server exports to this host.
 pub fn probe(nfs: &NfsExport) -> Result<ShareFacts, ShareError> {
     let name = nfs.server().to_owned();
     let reached = within(PROBE_WAIT, move || connect(&name));
@@ -66,7 +66,7 @@ pub fn attach(nfs: &NfsExport, mountpoint: &Path) -> Result<(), ShareError> {
     mount.args(["-t", "nfs", "-o", OPTIONS]).arg(format!("{}:{}", nfs.server(), nfs.export())).arg(mountpoint);
     let mounted = must(&mut mount, MOUNT_WAIT, nfs, mountpoint).and_then(|()| answers(nfs, mountpoint));
     if mounted.is_err() {
-        // A mount that came about after its time, or that does not answer.
+        // A mount that succeeded after its time limit, or that does not answer.
         unmount(mountpoint, MntFlags::MNT_DETACH, nfs)?;
     }
     mounted
@@ -79,7 +79,7 @@ pub fn detach(nfs: &NfsExport, mountpoint: &Path) -> Result<(), ShareError> {
         }
         unmount(mountpoint, MntFlags::empty(), nfs)?;
     }
-    // Kept if somebody put something there meanwhile.
+    // Kept if it is no longer empty.
     let _ = fs::remove_dir(mountpoint);
     Ok(())
 }
@@ -90,7 +90,7 @@ pub fn check(nfs: &NfsExport, path: &Path) -> Result<(), ShareError> {
 }
 
 pub fn space(nfs: &NfsExport, path: &Path) -> Option<Space> {
-    // Of what is mounted there instead, nobody asked.
+    // Something else is mounted there.
     shown(nfs, path).ok()?;
     ask_space(path, nfs).ok()?
 }
@@ -102,7 +102,7 @@ fn shown(nfs: &NfsExport, path: &Path) -> Result<(), ShareError> {
     mounts::shows_export(mount, path, nfs).map_err(not_a_mount)
 }
 
-/// The server answers for its file system, which it does also where root may not read.
+/// Checks that the server answers a query for its file system, which works even where root may not read.
 fn answers(nfs: &NfsExport, path: &Path) -> Result<(), ShareError> {
     ask_space(path, nfs).map(|_| ())
 }

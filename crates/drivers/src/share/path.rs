@@ -1,4 +1,4 @@
-//! Paths that an administrator says are the same on several hosts: whatever file system he has mounted there.
+//! Paths with the same content on several hosts, according to an administrator: any file system that is mounted there.
 
 use std::{fs, io, path::Path};
 
@@ -11,7 +11,7 @@ use super::{
 };
 use crate::run::within;
 
-/// A directory by its own name: VMs name their files by it, and links are not followed when a file is looked up there.
+/// Accepts a directory only by its canonical path: VMs name their files by it, and file lookups do not follow links.
 pub fn adopt(shared: &SharedPath, path: &Path) -> Result<(), ShareError> {
     let refused = |found: String| ShareError::NotAMount { share: shared.into(), at: path.to_owned(), found };
     let asked = path.to_owned();
@@ -36,7 +36,7 @@ pub fn space(shared: &SharedPath, path: &Path) -> Option<Space> {
     ask_space(path, shared).ok()?
 }
 
-/// After a start of the host the directory is there before what is mounted on it: then it lies on the root file system.
+/// After a boot the directory may exist before its file system is mounted; then it lies on the root file system.
 fn on_its_own(shared: &SharedPath, path: &Path) -> Result<(), ShareError> {
     let refused =
         |found: &str| ShareError::NotAMount { share: shared.into(), at: path.to_owned(), found: found.to_owned() };

@@ -1,10 +1,10 @@
-//! SMB shares: `smbclient` asks, the kernel's cifs mounts where it is there, else smbnetfs does.
+//! SMB shares: probed by `smbclient`, mounted by the kernel's cifs client where available, otherwise by smbnetfs.
 //!
 //! ```text
 //! cifs:      //server/share ── mount ─▶ MOUNTPOINT
 //! smbnetfs:  one process per share ── FUSE ─▶ WORK/KEY/tree ── bind of tree/SERVER/SHARE ─▶ MOUNTPOINT
 //! ```
-//! Passwords go through files in a directory that only root reads, never through a command line or the environment.
+//! Passwords are passed in files in a directory that only root can read, never on a command line or in the environment.
 
 mod client;
 mod password;
@@ -31,7 +31,7 @@ use crate::{
     run::{run, within},
 };
 
-/// Longest wait for a login. smbclient itself gives up on a silent server after about 10 s.
+/// Time limit for a login. smbclient itself gives up on a silent server after about 10 s.
 const PROBE_WAIT: Duration = Duration::from_secs(20);
 
 /// SMB shares of this host.
@@ -41,8 +41,8 @@ pub struct SmbShares {
 }
 
 impl SmbShares {
-    /// Will keep credentials and helper mounts in `work_dir`, which only root can enter. The same directory finds the
-    /// mounts again after a restart.
+    /// Keeps credentials and helper mounts in `work_dir`, which only root can enter. After a restart, pass the same
+    /// directory to find the mounts again.
     pub fn new(work_dir: impl Into<PathBuf>) -> Self {
         Self { work_dir: work_dir.into() }
     }
@@ -73,11 +73,11 @@ impl SmbShares {
             Some("3.0.2") => "3.02",
             other => other.unwrap_or("3"),
         };
-        // `nobrl`: QEMU's locks stay on the host. As the server's they are mandatory, and a VM that was handed over could
-        // never take them.
+        // `nobrl` keeps QEMU's locks local to the host. As locks of the server they would be mandatory, and a VM could
+        // not take them after a hand-over.
         let mut options = format!("vers={version},hard,nobrl,nosuid,nodev,credentials={}", file.path().display());
         if let Some(user) = qemu_user() {
-            // cifs shows files as owned by one user, and QEMU must be able to write them.
+            // cifs shows all files as owned by one user, and QEMU must be able to write them.
             options.push_str(&format!(",uid={},gid={},file_mode=0660,dir_mode=0770", user.uid, user.gid));
         }
         let mut mount = Command::new("mount");
@@ -93,7 +93,7 @@ impl SmbShares {
     ) -> Result<(), ShareError> {
         let directory = self.mount_dir(mountpoint);
         let tree = directory.join("tree");
-        // A tree without its bind is the rest of an attach that was cut short.
+        // A tree without its bind mount is left over from an interrupted attach.
         unmount(&tree, MntFlags::MNT_DETACH, unc)?;
         let home = directory.join("home");
         self.private_dir(&tree)?;
@@ -111,8 +111,8 @@ impl SmbShares {
         write("smbnetfs.host", "")?;
         write("smbnetfs.auth", &password::smbnetfs_auth(unc, credentials))?;
         let mut smbnetfs = Command::new("smbnetfs");
-        // A file that another host has just made must be seen: what was missing is not remembered (`neg_cache=false`
-        // would say so, and deadlocks smbnetfs 0.6).
+        // A new file of another host must be visible, so missing names must not be cached (`neg_cache=false` would do
+        // that, but it deadlocks smbnetfs 0.6).
         smbnetfs.arg(&tree).arg("-o").arg(format!(
             "neg_cache_timeout=1,allow_other,nosuid,nodev,config={},log_file={}",
             directory.join("smbnetfs.conf").display(),
@@ -142,7 +142,7 @@ impl SmbShares {
             .map_err(host(format!("write a password file in {}", self.work_dir.display())))
     }
 
-    /// Forgets what is left of a mount: the helper mount of smbnetfs, its process and its password.
+    /// Removes the rest of a mount: the helper mount of smbnetfs, its process and its password.
     fn forget(&self, unc: &UncPath, mountpoint: &Path) -> Result<(), ShareError> {
         let directory = self.mount_dir(mountpoint);
         unmount(&directory.join("tree"), MntFlags::MNT_DETACH, unc)?;
@@ -155,7 +155,7 @@ impl SmbShares {
     }
 }
 
-/// What [`super::ShareDriver`] asks, of an SMB share.
+/// The operations of [`super::ShareDriver`] for an SMB share.
 impl SmbShares {
     pub(super) fn probe(&self, unc: &UncPath, credentials: &ShareCredentials) -> Result<ShareFacts, ShareError> {
         password::check(unc, credentials)?;
@@ -175,7 +175,7 @@ impl SmbShares {
             if let Err(found) = mounts::shows(&mount, mountpoint, unc) {
                 return Err(ShareError::Mount { share: unc.into(), at: mountpoint.to_owned(), reason: found });
             }
-            // Only a mount whose process is gone is replaced: behind any other one a VM may have files open.
+            // Only a mount whose process is gone is replaced: on any other, a VM may have files open.
             if !is_orphaned(mountpoint) {
                 return look(mountpoint, unc, mountpoint);
             }
@@ -199,7 +199,7 @@ impl SmbShares {
             unmount(mountpoint, MntFlags::empty(), unc)?;
         }
         self.forget(unc, mountpoint)?;
-        // Kept if somebody put something there meanwhile.
+        // Kept if it is no longer empty.
         let _ = fs::remove_dir(mountpoint);
         Ok(())
     }
@@ -215,17 +215,17 @@ impl SmbShares {
     pub(super) fn space(&self, unc: &UncPath, credentials: Option<&ShareCredentials>, path: &Path) -> Option<Space> {
         let all = all_mounts().ok()?;
         let mount = mounts::holding(&all, path)?;
-        // Of what is mounted there instead, nobody asked.
+        // Something else is mounted there.
         mounts::shows(mount, path, unc).ok()?;
         if mount.kind != "fuse.smbnetfs" {
             return ask_space(path, unc).ok()?;
         }
-        // smbnetfs answers zeros; the file server tells.
+        // smbnetfs reports zeroes; the file server knows.
         self.probe(unc, credentials?).ok()?.space
     }
 }
 
-/// Whether the process behind a FUSE mount is gone: the kernel itself says so, at once.
+/// Whether the process behind a FUSE mount is gone: the kernel reports that at once.
 fn is_orphaned(path: &Path) -> bool {
     let path = path.to_owned();
     let seen = within(LOOK_WAIT, move || fs::metadata(path).err().and_then(|error| error.raw_os_error()));
@@ -242,7 +242,7 @@ pub fn has_mount_cifs() -> bool {
     ["/sbin/mount.cifs", "/usr/sbin/mount.cifs"].iter().any(|path| Path::new(path).exists())
 }
 
-/// Whether the kernel has the cifs client: loaded, or as a module, which a mount loads.
+/// Whether the kernel has the cifs client: loaded, or as a module that a mount would load.
 pub fn kernel_has_cifs() -> bool {
     let text = |path: &Path| fs::read_to_string(path).unwrap_or_default();
     let release = text(Path::new("/proc/sys/kernel/osrelease"));
@@ -252,7 +252,7 @@ pub fn kernel_has_cifs() -> bool {
 
 fn has_cifs(filesystems: &str, modules: &str) -> bool {
     let loaded = filesystems.lines().any(|line| line.trim_start_matches("nodev").trim() == "cifs");
-    // Before the colon stands the module itself, after it what it needs; its file may be compressed.
+    // The module itself is before the colon, its dependencies after it; its file may be compressed.
     let of_itself = |line: &str| line.split(':').next().is_some_and(|module| module.contains("/cifs.ko"));
     loaded || modules.lines().any(of_itself)
 }

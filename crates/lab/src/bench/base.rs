@@ -109,7 +109,7 @@ fn move_by_ferry(ferry: &Ferry, ticker: &Ticker, to: usize) -> anyhow::Result<(J
             peak = peak.max(carrier_memory_kib());
             std::thread::sleep(Duration::from_millis(20));
         }
-        let said = run.join().expect("no panic")?;
+        let said = run.join().expect("no thread panicked")?;
         ensure!(said.ok(), "ferry vm migrate: {}{}", said.out, said.err);
         Ok::<JobView, anyhow::Error>(serde_json::from_str(said.out.lines().last().unwrap_or_default())?)
     })?;

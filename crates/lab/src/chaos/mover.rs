@@ -55,7 +55,7 @@ impl Mover {
 
     /// `None` while it is not known whether the move was accepted; then its job, if it was.
     pub(super) fn answered(&self) -> Option<Option<u64>> {
-        let said = self.said.lock().expect("no panic");
+        let said = self.said.lock().expect("no thread panicked");
         said.answered.then(|| said.job.as_ref().map(|job| job.id.0))
     }
 
@@ -65,8 +65,8 @@ impl Mover {
 
     /// Waits for its commands, each of which has a deadline.
     pub(super) fn wait(self) -> Said {
-        self.thread.join().expect("no panic");
-        std::mem::take(&mut *self.said.lock().expect("no panic"))
+        self.thread.join().expect("no thread panicked");
+        std::mem::take(&mut *self.said.lock().expect("no thread panicked"))
     }
 }
 
@@ -93,7 +93,7 @@ fn carry_out(one: &Move, migrate: Command, mut cancel: Command, said: &Mutex<Sai
         (None, Ok(answer)) => Some(format!("{}{}", answer.out.trim(), answer.err.trim())),
         (None, Err(error)) => Some(format!("{error:#}")),
     };
-    *said.lock().expect("no panic") = Said { answered: true, job, refusal };
+    *said.lock().expect("no thread panicked") = Said { answered: true, job, refusal };
     if let (Some(id), Some(ms)) = (id, one.cancel_ms) {
         sleep(Duration::from_millis(ms));
         cancel.arg(id.to_string());

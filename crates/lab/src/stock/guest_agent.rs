@@ -50,7 +50,7 @@ impl GuestAgent {
     pub fn run(&self, script: &str, deadline: Duration) -> anyhow::Result<Said> {
         let said = self.run_to_end(script, deadline);
         // The agent serves one connection at a time: whoever looks into the machine beside a test gets its turn.
-        self.connection.lock().expect("no panic").take();
+        self.connection.lock().expect("no thread panicked").take();
         said
     }
 
@@ -79,7 +79,7 @@ impl GuestAgent {
     }
 
     fn ask_within(&self, question: &Value, patience: Duration) -> anyhow::Result<Value> {
-        let mut connection = self.connection.lock().expect("no panic");
+        let mut connection = self.connection.lock().expect("no thread panicked");
         let mut stream = match connection.take() {
             Some(stream) => stream,
             None => connect(&self.socket, patience)?,

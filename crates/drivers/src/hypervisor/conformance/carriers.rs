@@ -1,4 +1,4 @@
-//! What stands between two hosts in the suite: the straightest thing that passes a session's sockets on.
+//! Connects the two hosts of the suite: the simplest possible forwarding of a session's sockets.
 
 use std::{
     io::{Read, Write},
@@ -23,25 +23,25 @@ use crate::hypervisor::{
     rpc::{Gate, GatePolicy, Tap, definition::DefinitionPolicy},
 };
 
-/// What goes wrong on the way.
+/// Failures to inject on the way.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Mishap {
     /// Nothing.
     None,
     /// The destination's reply to Finish does not arrive, and the RPC channel ends.
     LoseFinishReply,
-    /// Memory is not taken from the source until it is released.
+    /// No memory is accepted from the source until it is released.
     HoldMemory,
     /// The memory channel ends after its first bytes.
     CutMemory,
 }
 
-/// Passes one session's sockets on until it is dropped.
+/// Forwards one session's sockets until it is dropped.
 pub struct Carriers(Arc<Way>);
 
 struct Way {
     mishap: Mishap,
-    /// Where the source's side connects, and where that is to lead.
+    /// The path where the source connects, and the path it is forwarded to.
     rpc: (PathBuf, PathBuf),
     memory: (PathBuf, PathBuf),
     disks: (PathBuf, PathBuf),
@@ -57,7 +57,7 @@ struct Way {
 }
 
 impl Carriers {
-    /// Listens at the source and carries to the destination. `socket_dir` is made on both hosts.
+    /// Listens at the source and forwards to the destination. `socket_dir` is created on both hosts.
     pub(super) fn begin(
         site: &Site<'_>,
         (vm, name): (VmId, &str),
@@ -116,7 +116,7 @@ impl Carriers {
     }
 
     pub(super) fn release_memory(&self) {
-        *self.0.memory_may_flow.0.lock().expect("nobody panicked") = true;
+        *self.0.memory_may_flow.0.lock().expect("no thread panicked") = true;
         self.0.memory_may_flow.1.notify_all();
     }
 }
@@ -126,7 +126,7 @@ impl Drop for Carriers {
         self.0.closing.store(true, Ordering::SeqCst);
         self.release_memory();
         for path in [&self.0.rpc.0, &self.0.memory.0, &self.0.disks.0] {
-            // Wakes the listener; one that ended already needs no waking.
+            // Wakes the listener. If it has already ended, nothing is left to wake.
             let _ = UnixStream::connect(path);
         }
         self.0.end();
@@ -137,7 +137,7 @@ impl Drop for Carriers {
 }
 
 impl Way {
-    /// Takes connections at the first path and carries each to the second.
+    /// Accepts connections at the first path and forwards each to the second.
     fn listen(self: &Arc<Self>, way: &(PathBuf, PathBuf), carry: fn(&Arc<Self>, UnixStream, UnixStream)) {
         let listener = UnixListener::bind(&way.0).expect("the session's folder is there");
         let (this, onward) = (Arc::clone(self), way.1.clone());
@@ -150,7 +150,7 @@ impl Way {
                     Ok(far) => far,
                     Err(error) => panic!("cannot connect to {}: {error}", onward.display()),
                 };
-                let mut streams = this.streams.lock().expect("nobody panicked");
+                let mut streams = this.streams.lock().expect("no thread panicked");
                 streams.extend([&near, &far].map(|stream| stream.try_clone().expect("a descriptor")));
                 drop(streams);
                 carry(&this, near, far);
@@ -162,15 +162,15 @@ impl Way {
         self.rpc_began.store(true, Ordering::SeqCst);
         let this = Arc::clone(self);
         pump(&near, &far, move |bytes, far| {
-            this.tap.lock().expect("nobody panicked").calls(bytes).expect("well formed");
+            this.tap.lock().expect("no thread panicked").calls(bytes).expect("well formed");
             let mut out = Vec::new();
-            this.gate.lock().expect("nobody panicked").pass(bytes, &mut out).expect("a plain move");
+            this.gate.lock().expect("no thread panicked").pass(bytes, &mut out).expect("a plain move");
             far.write_all(&out).is_ok()
         });
         let this = Arc::clone(self);
         pump(&far, &near, move |bytes, near| {
             let mut out = Vec::new();
-            let seen = this.tap.lock().expect("nobody panicked").replies(bytes, &mut out).expect("well formed");
+            let seen = this.tap.lock().expect("no thread panicked").replies(bytes, &mut out).expect("well formed");
             if seen.is_some() && this.mishap == Mishap::LoseFinishReply {
                 this.end();
                 return false;
@@ -188,11 +188,11 @@ impl Way {
         let this = Arc::clone(self);
         pump(&near, &far, move |bytes, far| {
             let (may_flow, changed) = &this.memory_may_flow;
-            let held = may_flow.lock().expect("nobody panicked");
-            drop(changed.wait_timeout_while(held, DEADLINE, |may_flow| !*may_flow).expect("nobody panicked"));
+            let held = may_flow.lock().expect("no thread panicked");
+            drop(changed.wait_timeout_while(held, DEADLINE, |may_flow| !*may_flow).expect("no thread panicked"));
             let written = far.write_all(bytes).is_ok();
             if this.mishap == Mishap::CutMemory {
-                // Both directions, as when a carrier dies.
+                // Shuts down both directions, as a dying carrier does.
                 let _ = far.shutdown(Shutdown::Both);
                 return false;
             }
@@ -207,13 +207,14 @@ impl Way {
     }
 
     fn end(&self) {
-        for stream in self.streams.lock().expect("nobody panicked").drain(..) {
+        for stream in self.streams.lock().expect("no thread panicked").drain(..) {
             let _ = stream.shutdown(Shutdown::Both);
         }
     }
 }
 
-/// Gives what comes from `from` to `each` until there is no more or `each` says so; then ends `to`'s direction.
+/// Passes everything read from `from` to `each` until the end, or until `each` returns false; then shuts down `to`'s
+/// direction.
 fn pump(from: &UnixStream, to: &UnixStream, mut each: impl FnMut(&[u8], &mut UnixStream) -> bool + Send + 'static) {
     let mut from = from.try_clone().expect("a descriptor");
     let mut to = to.try_clone().expect("a descriptor");

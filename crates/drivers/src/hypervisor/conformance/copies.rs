@@ -1,4 +1,4 @@
-//! The claims about copies of a running VM's disks.
+//! Claims about copies of a running VM's disks.
 
 use std::{
     fs,

@@ -1,4 +1,4 @@
-//! The claims about moves.
+//! Claims about moves.
 
 use std::{
     fs::{self, File},
@@ -27,7 +27,7 @@ use crate::{
     image,
 };
 
-/// What the guests' disks hold.
+/// Content of the guests' disks.
 const CONTENT: &[u8] = b"in the middle of the disk";
 
 pub(super) fn run(site: &Site<'_>) {
@@ -78,7 +78,7 @@ impl<'a> Attempt<'a> {
             bandwidth_bytes_per_s: None,
             auto_converge: true,
             disks,
-            // The common folder is one and the same, and its disks are not cached.
+            // Both hosts see the same folder, and its disks are not cached.
             vouched: !knows_shared_filesystems(&site.source.hypervisor.host().expect("reachable").libvirt_version),
         };
         Self { site, vm, name: name.to_owned(), request, carriers }
@@ -96,7 +96,8 @@ impl<'a> Attempt<'a> {
         self.site.destination.hypervisor.presence(self.vm, Role::Destination).expect("reachable")
     }
 
-    /// A host that is asked for its VMs while one is on its way answers; libvirt keeps its definition to itself then.
+    /// A host answers queries for its VMs while one of them is arriving, although libvirt then withholds its
+    /// definition.
     fn assert_both_hosts_tell_of_it_at_once(&self) {
         for (side, state) in [(&self.site.source, VmState::Running), (&self.site.destination, VmState::Incoming)] {
             let begun = Instant::now();
@@ -189,9 +190,9 @@ fn a_move_without_definition_leaves_none_behind_at_the_destination(site: &Site<'
 fn the_vm_stays_at_the_source_when_the_finish_reply_is_lost(site: &Site<'_>) {
     let attempt = Attempt::begin(site, "ferry-unheard", Mishap::LoseFinishReply);
     attempt.migrate().expect_err("the reply was lost");
-    // libvirt runs the source's copy again, unless the file server's locks say that the other copy has the disk: then
-    // it stays stopped until that copy is gone and somebody resumes it. An old libvirt (9.0) says of that that it is paused
-    // for a migration, of which there is none any more.
+    // libvirt resumes the source's copy, unless the file server's locks show that the other copy has the disk: then it
+    // stays stopped until that copy is gone and it is resumed explicitly. An old libvirt (9.0) reports it as paused for
+    // a migration that no longer exists.
     let old = attempt.request.vouched;
     let may_be =
         |presence| matches!(presence, Presence::Running | Presence::Stopped) || old && presence == Presence::Left;
@@ -218,14 +219,14 @@ fn an_aborted_move_leaves_the_vm_at_the_source(site: &Site<'_>) {
         attempt.assert_both_hosts_tell_of_it_at_once();
         here.abort_migration(attempt.vm).expect("aborted");
         attempt.carriers.release_memory();
-        let result = migration.join().expect("no panic");
+        let result = migration.join().expect("no thread panicked");
         assert!(matches!(result, Err(HypervisorError::Aborted { .. })), "{result:?}");
     });
     attempt.assert_it_stayed();
     attempt.clean();
 }
 
-/// A VM with something on its disk, and a new file for it at the destination.
+/// A VM with data on its disk, and a new file for the disk at the destination.
 fn with_a_disk_to_move<'a>(
     site: &'a Site<'a>,
     name: &str,

@@ -1,4 +1,4 @@
-//! Where the suite runs: two hosts, and waits for what happens on them.
+//! The environment of the suite: two hosts, and helpers that wait for events on them.
 
 use std::{
     any::Any,
@@ -11,14 +11,14 @@ use ferry_core::{api::agent::Role, id::VmId};
 
 use crate::hypervisor::{DomainEvent, Hypervisor};
 
-/// Nothing that the suite waits for takes longer on a busy machine with emulated CPUs.
+/// The longest wait of the suite; sufficient on a busy machine with emulated CPUs.
 pub(super) const DEADLINE: Duration = Duration::from_secs(60);
 
 /// One of the two hosts.
 pub struct Side<'a> {
     /// Its driver.
     pub hypervisor: &'a dyn Hypervisor,
-    /// Where this process sees a path of that host.
+    /// Translates a path on that host to the path in this process's view.
     pub see: &'a dyn Fn(&Path) -> PathBuf,
 }
 
@@ -27,26 +27,26 @@ pub const POOL: &str = "ferry-pool";
 
 /// Two hosts that reach one folder, each under its own path.
 pub struct Site<'a> {
-    /// Where VMs begin.
+    /// The host where VMs start.
     pub source: Side<'a>,
-    /// Where they go.
+    /// The host they move to.
     pub destination: Side<'a>,
     /// Defines a stopped, persistent VM of that name on a host, with one disk `vda` in the common folder.
     pub define: &'a dyn Fn(Role, &str) -> VmId,
-    /// As `define` at the source, where the disk is volume `NAME.raw` of a storage pool of that name. The source has one
+    /// As `define` at the source, with the disk as volume `NAME.raw` of a storage pool of that name. The source has one
     /// pool, [`POOL`], whose target is the common folder; the destination has none.
     pub define_volume: &'a dyn Fn(&str, &str) -> VmId,
-    /// The common folder, as the source and as the destination has it.
+    /// The common folder's path at the source and at the destination.
     pub folder: (PathBuf, PathBuf),
-    /// Has something else on a host take a disk's file, so that no VM there gets it, until what this gives is dropped.
+    /// Makes a disk's file unavailable to VMs on a host, until the returned value is dropped.
     pub take_disk: &'a dyn Fn(Role, &Path) -> Box<dyn Any>,
-    /// Restarts a host's daemon; its VMs go on.
+    /// Restarts a host's daemon; its VMs continue.
     pub restart: &'a dyn Fn(Role),
-    /// A folder of both hosts in which folders of sessions may be made.
+    /// A folder on both hosts in which session folders may be created.
     pub run_dir: PathBuf,
 }
 
-/// Events of one host.
+/// Recorded events of one host.
 pub(super) struct Watched {
     pub(super) events: Arc<(Mutex<Vec<DomainEvent>>, Condvar)>,
     _guard: Box<dyn Send>,
@@ -58,7 +58,7 @@ impl Watched {
         let sink = Arc::clone(&events);
         let guard = hypervisor
             .watch(Box::new(move |event| {
-                sink.0.lock().expect("nobody panicked").push(event);
+                sink.0.lock().expect("no thread panicked").push(event);
                 sink.1.notify_all();
             }))
             .expect("watched");
@@ -66,21 +66,21 @@ impl Watched {
     }
 
     pub(super) fn forget(&self) {
-        self.events.0.lock().expect("nobody panicked").clear();
+        self.events.0.lock().expect("no thread panicked").clear();
     }
 
     pub(super) fn wait(&self, what: &str, wanted: impl Fn(DomainEvent) -> bool) {
-        let events = self.events.0.lock().expect("nobody panicked");
+        let events = self.events.0.lock().expect("no thread panicked");
         let (events, timeout) = self
             .events
             .1
             .wait_timeout_while(events, DEADLINE, |events| !events.iter().copied().any(&wanted))
-            .expect("nobody panicked");
+            .expect("no thread panicked");
         assert!(!timeout.timed_out(), "{what}; events: {events:?}");
     }
 }
 
-/// Asks again until `condition` holds.
+/// Polls until `condition` holds.
 pub(super) fn wait_until(what: &str, mut condition: impl FnMut() -> bool) {
     const PAUSE: Duration = Duration::from_millis(5);
     let end = Instant::now() + DEADLINE;

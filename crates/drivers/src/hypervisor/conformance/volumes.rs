@@ -1,4 +1,4 @@
-//! The claims about disks that are volumes of storage pools.
+//! Claims about disks that are volumes of storage pools.
 
 use std::path::Path;
 

@@ -59,7 +59,7 @@ impl BlockCopy for FakeHypervisor {
     fn disk_copy(&self, vm: VmId, device: &str) -> Result<Option<DiskCopy>, HypervisorError> {
         let what = || format!("Could not read the copy of disk {device} of VM {vm}");
         let there = no_vm(&mut *self.host.call(Point::Vms, what)?, vm)?.copies.contains_key(device);
-        // Not under the lock: a part may be held back.
+        // Without the lock, because a part may be held back.
         let struck = if there { self.host.faults.meet(Point::CopyPart) } else { Ok(()) };
         let mut state = self.host.call(Point::Vms, what)?;
         let copies = &mut no_vm(&mut state, vm)?.copies;
@@ -92,7 +92,7 @@ impl BlockCopy for FakeHypervisor {
         entry.copies.remove(device);
         for file in entry.facts.files.iter_mut().filter(|file| file.device == device) {
             file.format = Some(request.format);
-            // The copy holds the whole chain.
+            // The copy contains the whole chain.
             file.has_backing = false;
             file.below.clear();
         }

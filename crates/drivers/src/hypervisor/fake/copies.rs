@@ -1,13 +1,13 @@
-//! A copy of a disk. Time is virtual: each look at a copy is one part of it.
+//! A copy of a disk. Time is virtual: each poll of a copy advances it by one part.
 
 use std::{fs::File, io, os::unix::fs::FileExt as _, path::PathBuf};
 
 use crate::hypervisor::DiskCopyRequest;
 
-/// Looks that a copy takes.
+/// Polls until a copy is complete.
 const PARTS: u64 = 4;
 
-/// A copy that goes on.
+/// A copy in progress.
 pub(super) struct Copy {
     pub(super) request: DiskCopyRequest,
     from: PathBuf,
@@ -17,12 +17,12 @@ pub(super) struct Copy {
 }
 
 impl Copy {
-    /// Of `total` bytes, none of which is copied yet.
+    /// A copy of `total` bytes, none of which is copied yet.
     pub(super) fn begin(request: DiskCopyRequest, from: PathBuf, total: u64) -> Self {
         Self { request, from, total, copied: 0, ready: false }
     }
 
-    /// One part.
+    /// Copies one part.
     pub(super) fn step(&mut self) -> io::Result<()> {
         if self.ready {
             return Ok(());
@@ -32,7 +32,7 @@ impl Copy {
         Ok(())
     }
 
-    /// All of it, with what the guest wrote since.
+    /// Copies everything again, including what the guest has written since.
     pub(super) fn once_more(&mut self) -> io::Result<()> {
         self.copied = 0;
         self.part(self.total)
@@ -46,7 +46,7 @@ impl Copy {
             let wanted = block.len().min((end - self.copied) as usize);
             let block = &mut block[..wanted];
             from.read_exact_at(block, self.copied)?;
-            // Thin stays thin.
+            // Keeps holes.
             if block.iter().any(|byte| *byte != 0) {
                 to.write_all_at(block, self.copied)?;
             }

@@ -1,4 +1,4 @@
-//! The destination's end of a fake move: the daemon's calls, and the socket at which a copy's memory arrives.
+//! The destination's end of a fake move: the daemon's calls, and the socket for a copy's memory.
 
 use std::{
     io::{self, Read, Write},
@@ -32,9 +32,9 @@ use crate::hypervisor::{
     xml::facts::parse,
 };
 
-/// Finish waits this long for memory that is still on its way.
+/// How long Finish waits for memory that is still arriving.
 const ARRIVAL_MAX: Duration = Duration::from_secs(30);
-/// Takes connections of other daemons until the host closes.
+/// Accepts connections of other daemons until the host closes.
 pub(super) fn listen(host: &Arc<Host>, socket: &UnixListener) {
     loop {
         let accepted = socket.accept();
@@ -59,14 +59,14 @@ pub(super) fn listen(host: &Arc<Host>, socket: &UnixListener) {
     }
 }
 
-/// One connection of another daemon.
+/// One connection from another daemon.
 struct Session {
     host: Arc<Host>,
     prepared: Option<VmId>,
     finished: bool,
 }
 
-/// Why a call gets no good reply.
+/// Why a call fails.
 enum Refused {
     Error(String),
     Cut,
@@ -109,7 +109,7 @@ impl Session {
         }
     }
 
-    /// A copy whose channel ends before Finish is dropped; after it, it stays.
+    /// If the channel ends before Finish, the copy is dropped; afterwards it stays.
     fn end(&mut self) {
         if let Some(vm) = self.prepared.filter(|_| !self.finished) {
             drop_copy(&self.host, vm);
@@ -155,7 +155,7 @@ impl Session {
             .host
             .changed
             .wait_timeout_while(self.host.state(), ARRIVAL_MAX, receiving)
-            .expect("nobody panics while holding it");
+            .expect("no thread panics while holding this lock");
         let entry = state.vms.get_mut(&vm).ok_or_else(lost)?;
         if !matches!(entry.process, Process::Received(_)) {
             return Err(lost());
@@ -184,7 +184,7 @@ fn drop_copy(host: &Host, vm: VmId) {
     });
 }
 
-/// Checks a definition that wants to come, and listens for its memory.
+/// Checks the definition of an arriving VM, and listens for its memory.
 fn prepare(host: &Arc<Host>, call: &PrepareCall) -> Result<VmId, String> {
     if call.flags & FLAG_PAUSED == 0 {
         return Err("a fake copy arrives paused only".to_owned());
@@ -195,7 +195,7 @@ fn prepare(host: &Arc<Host>, call: &PrepareCall) -> Result<VmId, String> {
     let path = field("migrate_uri")?.strip_prefix("unix://").ok_or("the migration URI is not of a UNIX socket")?;
     check_newcomer(host, &facts)?;
     let socket = host.reach(Path::new(path));
-    // As QEMU does: a path that exists is taken over.
+    // As QEMU does: an existing path is replaced.
     let _ = std::fs::remove_file(&socket);
     let listener =
         UnixListener::bind(&socket).map_err(|error| format!("Failed to bind {}: {error}", socket.display()))?;
@@ -206,7 +206,7 @@ fn prepare(host: &Arc<Host>, call: &PrepareCall) -> Result<VmId, String> {
         .vms
         .entry(vm)
         .or_insert_with(|| Vm::off(FakeGuest { facts: facts.clone(), ..FakeGuest::new(&facts.name, &[]) }));
-    // What arrives brings its own definition; that it is kept here is settled in Finish.
+    // The VM brings its own definition; Finish decides whether it is kept here.
     entry.facts = VmFacts { persistent: entry.facts.persistent, autostart: entry.facts.autostart, ..facts };
     entry.process = Process::Receiving(Arc::clone(&incoming));
     drop(state);
@@ -260,7 +260,7 @@ fn check_newcomer(host: &Host, facts: &VmFacts<PathBuf>) -> Result<(), String> {
     }
 }
 
-/// What became of a copy's memory.
+/// The outcome of receiving a copy's memory.
 fn arrived(host: &Host, vm: VmId, incoming: &Arc<Incoming>, received: io::Result<(Memory, MigrationStats)>) {
     if let (Ok((_, stats)), Some(entry)) = (&received, host.state().vms.get_mut(&vm)) {
         entry.completed = Some(*stats);

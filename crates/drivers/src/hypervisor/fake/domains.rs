@@ -1,4 +1,4 @@
-//! What the fake daemon knows of its VMs.
+//! The fake daemon's knowledge of its VMs.
 
 use std::{
     collections::BTreeSet,
@@ -35,7 +35,7 @@ impl HostInfo for FakeHypervisor {
     }
 
     fn process_owner(&self) -> Result<(u32, u32), HypervisorError> {
-        // libvirt says it with the host.
+        // libvirt reports it together with the host.
         drop(self.host.call(Point::Host, || "Could not read who owns processes".to_owned())?);
         // Fake VMs are threads of this process.
         Ok((nix::unistd::geteuid().as_raw(), nix::unistd::getegid().as_raw()))
@@ -168,7 +168,7 @@ struct WatchGuard {
 impl Drop for WatchGuard {
     fn drop(&mut self) {
         if let Some(host) = self.host.upgrade() {
-            // Not under the lock: the sink may hold the last handle of this host.
+            // Without the lock, because the sink may hold the last handle of this host.
             let sink = host.state().watches.remove(&self.number);
             drop(sink);
         }

@@ -1,14 +1,14 @@
-//! A plan of what goes wrong on one fake host, and where.
+//! A plan of faults on one fake host: what fails, and where.
 
 use std::{
     sync::{Arc, Condvar, Mutex, MutexGuard},
     time::{Duration, Instant},
 };
 
-/// A held thread goes on by itself after this: a test that forgot it shall fail, not hang.
+/// A held thread continues by itself after this, so that a test that forgets to release it fails instead of hanging.
 const HOLD_MAX: Duration = Duration::from_secs(60);
 
-/// A place in the fake's doings at which something can go wrong.
+/// A point in the fake at which a fault can be injected.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Point {
     /// [`crate::hypervisor::HostInfo::host`] and [`crate::hypervisor::HostInfo::process_owner`]
@@ -45,29 +45,29 @@ pub enum Point {
     Abort,
     /// [`crate::hypervisor::BlockCopy::copy_disk`]
     CopyDisk,
-    /// Before the next part of a disk is copied. A cut ends the copy, as an I/O error on the new file does.
+    /// Before the next part of a disk is copied. A cut ends the copy, like an I/O error on the new file.
     CopyPart,
     /// [`crate::hypervisor::BlockCopy::pivot_disk`], before anything else
     PivotDisk,
-    /// [`crate::hypervisor::BlockCopy::pivot_disk`], when the VM uses the new file already
+    /// [`crate::hypervisor::BlockCopy::pivot_disk`], when the VM already uses the new file
     PivotedDisk,
-    /// Source: before a disk that moves along is sent. A cut breaks its channel.
+    /// Source: before a migrated disk is sent. A cut breaks its channel.
     MigratedDisk,
     /// Source: before this pass over memory, counted from 1. A cut breaks the memory channel.
     Pass(u32),
-    /// Source: the vCPUs stand still, the rest is not sent yet. A cut breaks the memory channel.
+    /// Source: the vCPUs are stopped, the rest is not sent yet. A cut breaks the memory channel.
     Stopped,
     /// Source: everything is sent, Finish is not called yet. A cut breaks the RPC channel.
     Finish,
-    /// Destination: Prepare came. A cut breaks the RPC channel.
+    /// Destination: Prepare was received. A cut breaks the RPC channel.
     Prepare,
-    /// Destination: Finish came, the copy is not taken over yet. A cut breaks the RPC channel.
+    /// Destination: Finish was received, the copy is not taken over yet. A cut breaks the RPC channel.
     TakeOver,
     /// Destination: the copy is taken over, the reply to Finish is not sent yet. A cut breaks the RPC channel.
     FinishReply,
 }
 
-/// What a thread meets at a [`Point`].
+/// What happens to a thread at a [`Point`].
 #[derive(Clone, Debug)]
 enum Action {
     Fail(String),
@@ -75,69 +75,69 @@ enum Action {
     Hold(Arc<Gate>),
 }
 
-/// What went wrong.
+/// The effect of a fault.
 #[derive(Clone, Debug)]
 pub(super) enum Struck {
-    /// It fails with this reason.
+    /// The call fails with this reason.
     Failed(String),
-    /// The channel in hand breaks.
+    /// The channel in use breaks.
     Cut,
 }
 
-/// The plan of one host. Clones are the same plan; each entry strikes once, if not said otherwise.
+/// The plan of one host. Clones are the same plan; each entry strikes once, unless stated otherwise.
 #[derive(Clone, Debug, Default)]
 pub struct Faults(Arc<Mutex<Vec<Entry>>>);
 
 #[derive(Debug)]
 struct Entry {
     point: Point,
-    /// How many more times the point is passed unharmed.
+    /// How many more times a thread may pass the point unharmed.
     spared: u32,
-    /// It strikes again and again.
+    /// Whether it strikes repeatedly.
     lasts: bool,
     action: Action,
 }
 
 impl Faults {
-    /// Whoever comes to `point` next fails.
+    /// The next call to reach `point` fails.
     pub fn fail(&self, point: Point, reason: &str) {
         self.fail_nth(point, 1, reason);
     }
 
-    /// Whoever comes to `point` the `nth` time from now, counted from 1, fails.
+    /// The `nth` call to reach `point` from now on fails, counted from 1.
     pub fn fail_nth(&self, point: Point, nth: u32, reason: &str) {
         self.add(point, nth - 1, Action::Fail(reason.to_owned()));
     }
 
-    /// Whoever comes to `point` from now on fails, until [`Self::clear`].
+    /// Every call that reaches `point` from now on fails, until [`Self::clear`].
     pub fn fail_always(&self, point: Point, reason: &str) {
         self.entries().push(Entry { point, spared: 0, lasts: true, action: Action::Fail(reason.to_owned()) });
     }
 
-    /// At `point` the channel in hand breaks next time. Where there is none, it fails.
+    /// The next time `point` is reached, the channel in use breaks. At a point without a channel, the call fails.
     pub fn cut(&self, point: Point) {
         self.add(point, 0, Action::Cut);
     }
 
-    /// Whoever comes to `point` next waits there until the returned hold is released or dropped.
+    /// The next thread to reach `point` waits there until the returned hold is released or dropped.
     pub fn hold(&self, point: Point) -> Hold {
         self.hold_nth(point, 1)
     }
 
-    /// Whoever comes to `point` the `nth` time from now, counted from 1, waits there until the returned hold is released or
-    /// dropped.
+    /// The `nth` thread to reach `point` from now on, counted from 1, waits there until the returned hold is released
+    /// or dropped.
     pub fn hold_nth(&self, point: Point, nth: u32) -> Hold {
         let gate = Arc::new(Gate::default());
         self.add(point, nth - 1, Action::Hold(Arc::clone(&gate)));
         Hold(gate)
     }
 
-    /// Nothing goes wrong any more that has not yet.
+    /// Removes all faults that have not struck yet.
     pub fn clear(&self) {
         self.entries().clear();
     }
 
-    /// Whoever comes to `point` from now on waits there until the returned hold is released or dropped.
+    /// Every thread that reaches `point` from now on waits there until the returned hold is released or dropped.
     pub fn hold_all(&self, point: Point) -> Hold {
         let gate = Arc::new(Gate::default());
         self.entries().push(Entry { point, spared: 0, lasts: true, action: Action::Hold(Arc::clone(&gate)) });
@@ -149,7 +149,7 @@ impl Faults {
     }
 
     fn entries(&self) -> MutexGuard<'_, Vec<Entry>> {
-        self.0.lock().expect("nobody panics while holding it")
+        self.0.lock().expect("no thread panics while holding this lock")
     }
 
     /// Called by the fake at each point.
@@ -188,13 +188,13 @@ struct GateState {
 
 impl Gate {
     fn wait(&self) -> Result<(), Struck> {
-        let mut state = self.state.lock().expect("nobody panics while holding it");
+        let mut state = self.state.lock().expect("no thread panics while holding this lock");
         state.reached = true;
         self.changed.notify_all();
         let (state, _) = self
             .changed
             .wait_timeout_while(state, HOLD_MAX, |state| !state.open)
-            .expect("nobody panics while holding it");
+            .expect("no thread panics while holding this lock");
         if state.open { Ok(()) } else { Err(Struck::Failed("it was held for too long".to_owned())) }
     }
 }
@@ -204,23 +204,23 @@ impl Gate {
 pub struct Hold(Arc<Gate>);
 
 impl Hold {
-    /// Waits until somebody is held; false if nobody came within `deadline`.
+    /// Waits until a thread is held; false if none arrived within `deadline`.
     pub fn wait_reached(&self, deadline: Duration) -> bool {
         let end = Instant::now() + deadline;
-        let mut state = self.0.state.lock().expect("nobody panics while holding it");
+        let mut state = self.0.state.lock().expect("no thread panics while holding this lock");
         while !state.reached {
             let left = end.saturating_duration_since(Instant::now());
             if left.is_zero() {
                 return false;
             }
-            state = self.0.changed.wait_timeout(state, left).expect("nobody panics while holding it").0;
+            state = self.0.changed.wait_timeout(state, left).expect("no thread panics while holding this lock").0;
         }
         true
     }
 
-    /// Lets whoever is held go on, and whoever would be.
+    /// Releases the held thread, and those that would be held later.
     pub fn release(&self) {
-        self.0.state.lock().expect("nobody panics while holding it").open = true;
+        self.0.state.lock().expect("no thread panics while holding this lock").open = true;
         self.0.changed.notify_all();
     }
 }

@@ -15,11 +15,11 @@ pub(super) const PAGE_BYTES: usize = 4096;
 /// A guest to be defined on a fake host.
 #[derive(Clone, Debug)]
 pub struct FakeGuest {
-    /// Its definition. The state is the host's to tell.
+    /// Its definition. The host sets the state.
     pub facts: VmFacts<PathBuf>,
-    /// How much of its memory has content and is sent.
+    /// How much of its memory has content and must be sent.
     pub resident: ByteCount,
-    /// Bytes that it dirties while one byte is sent. At 1 and above a migration does not converge.
+    /// Bytes that it dirties while one byte is sent. A migration does not converge at 1 and above.
     pub dirty_ratio: f64,
 }
 
@@ -47,7 +47,7 @@ impl FakeGuest {
     }
 }
 
-/// Content of a guest's memory. The guest's habits are part of it: they travel with it.
+/// Content of a guest's memory. The guest's dirty ratio is part of it and travels with it.
 #[derive(Clone, Debug)]
 pub(super) struct Memory {
     pub(super) bytes: Vec<u8>,
@@ -65,7 +65,7 @@ impl Memory {
         memory
     }
 
-    /// Memory that came from another host.
+    /// Memory received from another host.
     pub(super) fn arrived(bytes: Vec<u8>, dirty_ratio: f64) -> Self {
         let seed = checksum(&bytes);
         Self { bytes, dirty_ratio, seed }
@@ -79,7 +79,7 @@ impl Memory {
         &self.bytes[page * PAGE_BYTES..][..PAGE_BYTES]
     }
 
-    /// What the guest does while `sent` pages leave: it writes some of its own.
+    /// What the guest does while `sent` pages are sent: it dirties some pages.
     pub(super) fn dirty(&mut self, sent: usize) -> BTreeSet<usize> {
         let count = ((sent as f64 * self.dirty_ratio) as usize).min(self.pages());
         (0..count)
@@ -98,7 +98,7 @@ impl Memory {
     }
 }
 
-/// SplitMix64: small, and good enough to tell pages apart.
+/// SplitMix64: small, and sufficient to distinguish pages.
 fn next(seed: &mut u64) -> u64 {
     *seed = seed.wrapping_add(0x9e37_79b9_7f4a_7c15);
     let mut value = *seed;
@@ -107,7 +107,7 @@ fn next(seed: &mut u64) -> u64 {
     value ^ (value >> 31)
 }
 
-/// A checksum that sees order and content (FNV-1a over words).
+/// A checksum that depends on order and content (FNV-1a over words).
 pub(super) fn checksum(bytes: &[u8]) -> u64 {
     bytes.chunks(8).fold(0xcbf2_9ce4_8422_2325, |sum, chunk| {
         let mut word = [0; 8];
@@ -131,7 +131,7 @@ pub(super) fn definition_xml(facts: &VmFacts<PathBuf>) -> String {
     for file in &facts.files {
         let path = escaped(&file.place.display().to_string());
         let device = escaped(&file.device);
-        // Writing into a String cannot fail.
+        // Writing to a String cannot fail.
         let _ = match file.role {
             FileRole::Nvram | FileRole::Boot => write!(xml, "<{device}>{path}</{device}>"),
             FileRole::Disk | FileRole::Media | FileRole::NotAFile => {

@@ -1,4 +1,4 @@
-//! What the threads of one fake host share: its VMs, with their processes.
+//! State shared by the threads of one fake host: its VMs, with their processes.
 
 use std::{
     collections::BTreeMap,
@@ -29,10 +29,10 @@ use crate::hypervisor::{
     },
 };
 
-/// What QEMU says when another process has a disk.
+/// QEMU's message when another process has a disk.
 pub(super) const LOCKED: &str = "Failed to get \"write\" lock";
 
-/// What the threads of one fake host share.
+/// State shared by the threads of one fake host.
 pub(super) struct Host {
     pub(super) name: String,
     pub(super) dir: PathBuf,
@@ -40,7 +40,7 @@ pub(super) struct Host {
     pub(super) faults: Faults,
     pub(super) closing: AtomicBool,
     pub(super) state: Mutex<State>,
-    /// Signalled whenever a VM's process or an incoming copy changes.
+    /// Signalled when a VM's process or an incoming copy changes.
     pub(super) changed: Condvar,
 }
 
@@ -50,7 +50,7 @@ pub(super) struct State {
     pub(super) vms: BTreeMap<VmId, Vm>,
     /// Definitions that were edited while their VMs run.
     pub(super) edited: BTreeMap<VmId, VmFacts<PathBuf>>,
-    /// What storage pools have, by `pool/volume`.
+    /// Volumes of storage pools, by `pool/volume`.
     pub(super) volumes: BTreeMap<PathBuf, PathBuf>,
     pub(super) watches: BTreeMap<u64, Arc<EventSink>>,
     pub(super) watches_begun: u64,
@@ -63,9 +63,9 @@ pub(super) struct Vm {
     pub(super) facts: VmFacts<PathBuf>,
     pub(super) guest: FakeGuest,
     pub(super) process: Process,
-    /// It runs, and is taken for one that an error stopped.
+    /// It runs, but is reported as stopped by an error.
     pub(super) runs_unseen: bool,
-    /// It is off since its guest shut itself down.
+    /// It is off because its guest shut itself down.
     pub(super) shut_down: bool,
     pub(super) outgoing: Option<Outgoing>,
     /// By the disk's name.
@@ -78,15 +78,15 @@ pub(super) enum Process {
     Off,
     Running(Memory),
     Paused(Memory),
-    /// Everything is sent; the outcome is not known.
+    /// Everything is sent; the outcome is unknown.
     HandedOver(Memory),
-    /// The hand-over failed, and the other copy's locks keep it from running.
+    /// The hand-over failed, and the locks of the other copy prevent it from running.
     Stopped(Memory),
-    /// As handed over, and the daemon was restarted meanwhile: it knows of no migration.
+    /// As handed over, but the daemon was restarted meanwhile and knows no migration.
     Left(Memory),
-    /// An incoming copy that is not whole yet.
+    /// An incoming copy that is incomplete.
     Receiving(Arc<Incoming>),
-    /// An incoming copy that is whole: Finish did not come yet.
+    /// A complete incoming copy, before Finish.
     Received(Memory),
     /// An incoming copy after Finish.
     Arrived(Memory),
@@ -118,10 +118,10 @@ impl std::fmt::Debug for Host {
 
 impl Host {
     pub(super) fn state(&self) -> MutexGuard<'_, State> {
-        self.state.lock().expect("nobody panics while holding it")
+        self.state.lock().expect("no thread panics while holding this lock")
     }
 
-    /// The state, if the daemon answers and the plan lets the call through.
+    /// Returns the state if the daemon is reachable and the fault plan lets the call through.
     pub(super) fn call(
         &self,
         point: Point,
@@ -136,7 +136,8 @@ impl Host {
         if state.reachable { Ok(state) } else { Err(HypervisorError::Unreachable("it is not running".to_owned())) }
     }
 
-    /// Replaces a VM's process, keeps the world's record and tells the watches. Nothing happens if there is no VM.
+    /// Replaces a VM's process, updates the world's record and notifies the watches. Does nothing if there is no such
+    /// VM.
     pub(super) fn shift(&self, vm: VmId, change: impl FnOnce(Process) -> Process) {
         let mut state = self.state();
         let Some(entry) = state.vms.get_mut(&vm) else { return };
@@ -165,7 +166,7 @@ impl Host {
         if matches!(entry.process, Process::Off) {
             entry.copies.clear();
         }
-        // A VM without definition is gone when its process is.
+        // A VM without a persistent definition is gone when its process ends.
         if matches!(entry.process, Process::Off) && !entry.facts.persistent {
             state.vms.remove(&vm);
         }
@@ -179,7 +180,7 @@ impl Host {
         sinks.iter().for_each(|sink| sink(event));
     }
 
-    /// Where a VM here listens instead of at `socket`.
+    /// The path where a VM of this host listens instead of at `socket`.
     pub(super) fn reach(&self, socket: &Path) -> PathBuf {
         let name = |path: Option<&Path>| {
             path.and_then(Path::file_name).map(|name| name.to_string_lossy().into_owned()).unwrap_or_default()
@@ -189,7 +190,7 @@ impl Host {
 }
 
 impl State {
-    /// A definition with every volume named by what it is.
+    /// A definition with every volume replaced by its file.
     pub(super) fn text(&self, xml: &str) -> String {
         resolved(xml, |pool, volume| {
             let file = self.volumes.get(&Path::new(pool).join(volume))?;
@@ -197,7 +198,7 @@ impl State {
         })
     }
 
-    /// Facts with every volume told by what it is, read as libvirt's are.
+    /// Facts with every volume replaced by its file, read the same way as libvirt's.
     pub(super) fn resolved(&self, facts: VmFacts<PathBuf>) -> Result<VmFacts<PathBuf>, HypervisorError> {
         if facts.files.iter().all(|file| file.kind != Some(NotAFile::Volume)) {
             return Ok(facts);

@@ -1,4 +1,4 @@
-//! A copy that is on its way in: the sockets at which its memory and disks arrive.
+//! An arriving copy: the sockets on which its memory and disks are received.
 
 use std::{
     io::{self, Read, Write},
@@ -19,21 +19,22 @@ use ferry_core::units::ByteCount;
 use super::guest::{self, Memory, PAGE_BYTES};
 use crate::hypervisor::MigrationStats;
 
-/// No fake guest is larger.
+/// Upper bound of a fake guest's pages.
 const PAGES_MAX: u64 = 1 << 18;
-/// First word of the memory stream; then the number of pages and the guest's dirty ratio.
+/// First word of the memory stream; followed by the number of pages and the guest's dirty ratio.
 pub(super) const MEMORY_MAGIC: u64 = 0x4645_5252_5946_414b;
-/// Stands for a page number where the stream ends; then the checksum of all memory, and what the move took.
+/// Takes the place of a page number at the end of the stream; followed by the checksum of all memory and the statistics
+/// of the move.
 pub(super) const MEMORY_END: u64 = u64::MAX;
 
-/// A copy that is on its way in.
+/// An arriving copy.
 pub(super) struct Incoming {
     dropped: AtomicBool,
-    /// The memory channel, once it is there.
+    /// The memory channel, once connected.
     channel: Mutex<Option<UnixStream>>,
     listener: UnixListener,
     socket: PathBuf,
-    /// Where disks arrive that move along, and their files by name.
+    /// The listener for migrated disks, and their files by name.
     disks: Option<Disks>,
 }
 
@@ -48,26 +49,26 @@ impl Incoming {
         Self { dropped: AtomicBool::new(false), channel: Mutex::new(None), listener, socket, disks }
     }
 
-    /// Whether disks come along.
+    /// Whether disks are migrated.
     pub(super) fn has_disks(&self) -> bool {
         self.disks.is_some()
     }
 
-    /// Ends the thread that receives. Afterwards another copy may listen at the same paths.
+    /// Ends the receiving thread. Afterwards another copy may listen at the same paths.
     pub(super) fn drop_it(&self) {
-        let channel = self.channel.lock().expect("nobody panics while holding it");
+        let channel = self.channel.lock().expect("no thread panics while holding this lock");
         self.dropped.store(true, Ordering::SeqCst);
         end_listener(&self.listener);
         self.end_sockets();
         if let Some(channel) = &*channel {
-            // One that is closed already is what we want.
+            // The channel may be closed already.
             let _ = channel.shutdown(Shutdown::Both);
         }
     }
 
-    /// Nobody connects any more. Not for a copy that was dropped: the paths may be another's by now.
+    /// Removes the sockets. Not for a dropped copy, because another copy may use the paths by now.
     pub(super) fn close(&self) {
-        let _channel = self.channel.lock().expect("nobody panics while holding it");
+        let _channel = self.channel.lock().expect("no thread panics while holding this lock");
         if !self.dropped.load(Ordering::SeqCst) {
             self.end_sockets();
         }
@@ -81,20 +82,20 @@ impl Incoming {
         }
     }
 
-    /// Takes disks, one after the other, until the copy's memory is here or it is dropped.
+    /// Receives disks, one after the other, until the copy's memory has arrived or the copy is dropped.
     pub(super) fn receive_disks(&self) {
         let Some(disks) = &self.disks else { return };
         while let Ok((stream, _)) = disks.listener.accept() {
-            // What breaks off is for the source to tell.
+            // The source reports a broken transfer.
             let _ = receive_disk(disks, stream);
         }
     }
 
-    /// Takes the copy's memory, and what its way took.
+    /// Receives the copy's memory, and the statistics of the move.
     pub(super) fn receive(&self) -> io::Result<(Memory, MigrationStats)> {
         let (stream, _) = self.listener.accept()?;
         {
-            let mut channel = self.channel.lock().expect("nobody panics while holding it");
+            let mut channel = self.channel.lock().expect("no thread panics while holding this lock");
             if self.dropped.load(Ordering::SeqCst) {
                 return Err(io::ErrorKind::ConnectionAborted.into());
             }
@@ -125,9 +126,9 @@ impl Incoming {
     }
 }
 
-/// Makes `accept` return, also when the socket's path is gone.
+/// Makes `accept` return, even if the socket's path is gone.
 pub(super) fn end_listener(listener: &UnixListener) {
-    // A listening socket is shut down like any other. One that ended already is what we want.
+    // A listening socket can be shut down like any other. It may be shut down already.
     if let Ok(socket) = listener.try_clone() {
         let _ = UnixStream::from(OwnedFd::from(socket)).shutdown(Shutdown::Both);
     }

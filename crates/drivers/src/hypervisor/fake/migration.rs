@@ -1,4 +1,4 @@
-//! Moves that leave a fake host, and the disks of those that came.
+//! Moves that leave a fake host, and the disks of VMs that arrived.
 
 use std::{path::PathBuf, time::Duration};
 

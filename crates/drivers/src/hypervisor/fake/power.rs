@@ -44,7 +44,7 @@ impl Power for FakeHypervisor {
             return failed(what(), "domain is not running");
         }
         drop(state);
-        // Fake guests obey at once.
+        // Fake guests shut down at once.
         self.crash(vm);
         if let Some(entry) = self.host.state().vms.get_mut(&vm) {
             entry.shut_down = true;

@@ -1,4 +1,4 @@
-//! The source's end of a fake move: libvirt's client calls, and memory as the guest goes on changing it.
+//! The source's end of a fake move: libvirt's client calls, and memory that the guest keeps changing.
 
 use std::{
     collections::{BTreeSet, VecDeque},
@@ -32,16 +32,16 @@ use crate::hypervisor::{
     xml::edit::{Form, translate},
 };
 
-/// The link as the fake's clock has it: with the downtime limit it says when the rest is small enough. Nothing waits.
+/// Virtual link speed: with the downtime limit it determines when the rest is small enough. No real time passes.
 const LINK_BYTES_PER_S: f64 = (1 << 20) as f64;
-/// What is left of the guest's speed after each pass that did not help.
+/// Factor by which the guest is slowed after each pass without convergence.
 const SLOWER: f64 = 0.7;
-/// Pages that leave between two looks at whether somebody wants the move to end.
+/// Pages that are sent between two checks for an abort.
 const PAGES_PER_BATCH: usize = 64;
 /// `VIR_DRV_FEATURE_MIGRATION_PARAMS`
 const FEATURE_MIGRATION_PARAMS: u32 = 13;
 
-/// Why a move did not come to its end.
+/// Why a move ended early.
 enum Trouble {
     Aborted,
     Failed(String),
@@ -62,12 +62,12 @@ impl Struck {
     }
 }
 
-/// What the two definitions of a move are at the destination.
+/// The two definitions of a moving VM, as the destination sees them.
 struct Definitions {
     name: String,
     live: String,
     persistent: Option<String>,
-    /// Disks that move along, with the files they use here.
+    /// Migrated disks, with their files on this host.
     disks: Vec<(String, PathBuf)>,
 }
 
@@ -86,8 +86,8 @@ pub(super) fn migrate(host: &Arc<Host>, request: &MigrateRequest) -> Result<(), 
             Ok(())
         }
         Err(trouble) => {
-            // As libvirt does: whatever the destination has, a source that was not told otherwise runs on, if locks
-            // let it.
+            // As libvirt does: whatever happened at the destination, a source that did not receive the reply to Finish
+            // continues, unless locks prevent it.
             let is_locked = host.world.is_locked_for(vm, &host.name);
             let forgets = host.state().forgets_migrations;
             host.shift(vm, |process| match process {
@@ -118,7 +118,7 @@ fn begin(host: &Host, request: &MigrateRequest, what: &str) -> Result<Definition
     if !matches!(entry.process, Process::Running(_)) {
         return Err(refuse("domain is not running"));
     }
-    // A later release is told so by its configuration.
+    // Later releases are configured with the shared file systems.
     if !knows_shared && !request.vouched && facts.files.iter().any(|file| stays(&file.device)) {
         return Err(refuse("Unsafe migration: Migration without shared storage is unsafe"));
     }
@@ -175,7 +175,7 @@ fn perform(host: &Host, request: &MigrateRequest, definitions: &Definitions) -> 
         cancelled: sent.is_err(),
     };
     if let Err(trouble) = sent {
-        // The destination drops its copy at the latest when this channel ends.
+        // The destination drops its copy when this channel ends, if not before.
         let _ = daemon.call(FINISH, &finish.body());
         return Err(trouble);
     }
@@ -185,7 +185,7 @@ fn perform(host: &Host, request: &MigrateRequest, definitions: &Definitions) -> 
     }
     commit(host, request.vm)?;
     daemon.call(FINISH, &finish.body())?;
-    // The VM is there. That the rest is not heard is of no matter.
+    // The VM has moved. It does not matter whether these calls fail.
     let _ = daemon.call(UNREGISTER_CLOSE_CALLBACK, &[]).and_then(|_| daemon.call(CLOSE, &[]));
     Ok(())
 }
@@ -195,7 +195,7 @@ fn cookie(vm: VmId, name: &str, inside: &str) -> Vec<u8> {
     format!("<qemu-migration><name>{name}</name><uuid>{vm}</uuid>{inside}</qemu-migration>\0").into_bytes()
 }
 
-/// From here on it is too late to abort.
+/// From here on, the move can no longer be aborted.
 fn commit(host: &Host, vm: VmId) -> Result<(), Trouble> {
     let mut state = host.state();
     let outgoing = state.vms.get_mut(&vm).and_then(|entry| entry.outgoing.as_mut());
@@ -207,7 +207,7 @@ fn commit(host: &Host, vm: VmId) -> Result<(), Trouble> {
     Ok(())
 }
 
-/// Sends a disk: its name and length, then all of it; returns when the other end has written it down.
+/// Sends a disk: its name, length and content; returns when the other end has written it.
 fn send_disk(host: &Host, vm: VmId, device: &str, file: &Path, socket: &Path) -> Result<(), Trouble> {
     host.faults.meet(Point::MigratedDisk).map_err(Struck::into_trouble)?;
     let because = Trouble::because;
@@ -227,7 +227,7 @@ fn send_disk(host: &Host, vm: VmId, device: &str, file: &Path, socket: &Path) ->
     stream.read_exact(&mut answer).map_err(because("the disk did not arrive"))
 }
 
-/// Sends memory pass by pass while the guest runs, stops it when the rest is small, and sends the rest.
+/// Sends memory in passes while the guest runs, stops the guest when the rest is small, and sends the rest.
 fn send_memory(host: &Host, request: &MigrateRequest, path: &std::path::Path) -> Result<(), Trouble> {
     let mut stream = UnixStream::connect(path).map_err(Trouble::because("cannot connect to the memory socket"))?;
     let begun = Instant::now();
@@ -249,7 +249,7 @@ fn send_memory(host: &Host, request: &MigrateRequest, path: &std::path::Path) ->
         if due.len() <= limit_pages(with_memory(host, vm, |_, outgoing| outgoing.downtime_limit)?) {
             break;
         }
-        // QEMU begins to slow the guest when two passes did not help.
+        // QEMU begins to slow the guest after two passes without convergence.
         if request.auto_converge && pass > 3 {
             slowed *= SLOWER;
         }
@@ -275,13 +275,13 @@ fn send_memory(host: &Host, request: &MigrateRequest, path: &std::path::Path) ->
 struct Pass {
     /// From 1.
     number: u32,
-    /// When the first began.
+    /// When the first pass began.
     begun: Instant,
-    /// How fast the guest runs; 1 is not slowed.
+    /// The guest's relative speed; 1 is full speed.
     slowed: f64,
 }
 
-/// Sends the pages that are due and gives those that the guest wrote meanwhile.
+/// Sends the pages that are due and returns those that the guest wrote meanwhile.
 fn send_pass(
     host: &Host,
     vm: VmId,
@@ -301,7 +301,7 @@ fn send_pass(
             }
         })?;
         stream.write_all(&bytes).map_err(Trouble::because("cannot send memory"))?;
-        // While a batch leaves the guest writes. One that stands still does not.
+        // The guest writes while a batch is sent, unless it is paused.
         let mut state = host.state();
         if let Some(entry) = state.vms.get_mut(&vm) {
             if let Process::Running(memory) = &mut entry.process {
@@ -329,7 +329,7 @@ fn count(stats: &mut MigrationStats, sent: usize, left: usize, total: usize, pas
     stats.rate_bytes_per_s = (stats.memory_processed.0 as f64 / elapsed.as_secs_f64().max(1e-6)) as u64;
 }
 
-/// Counts as they travel to the destination.
+/// Statistics, as they are sent to the destination.
 fn words_of(stats: &MigrationStats) -> [u64; 5] {
     [
         stats.memory_total.0,
@@ -349,7 +349,7 @@ fn stop(host: &Host, vm: VmId) -> Result<(), Trouble> {
     Ok(())
 }
 
-/// Looks at the memory of a VM that is being moved, unless the move is to end.
+/// Calls `look` with the memory of a VM that is being moved, unless the move must end.
 fn with_memory<T>(host: &Host, vm: VmId, look: impl FnOnce(&guest::Memory, &mut Outgoing) -> T) -> Result<T, Trouble> {
     let mut state = host.state();
     let entry = state.vms.get_mut(&vm).ok_or_else(|| Trouble::Failed("the VM ended".to_owned()))?;
@@ -377,7 +377,7 @@ impl Caller {
         Ok(Self { stream, splitter: Splitter::default(), serial: 0 })
     }
 
-    /// Calls and waits for the reply's body.
+    /// Makes a call and waits for the reply's body.
     fn call(&mut self, procedure: u32, body: &[u8]) -> Result<Vec<u8>, Trouble> {
         self.serial += 1;
         let header = Header::call(procedure, self.serial);

@@ -1,4 +1,4 @@
-//! What happened on all fake hosts together: which of them ran a VM, in order, and who has its disks open.
+//! The common record of all fake hosts: which of them ran a VM, in order, and which has its disks open.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -17,18 +17,18 @@ struct Record {
     locks_hold: bool,
     /// Hosts with a copy of a VM that has its disks open for writing, as QEMU has from arrival to hand-over.
     writers: BTreeMap<VmId, BTreeSet<String>>,
-    /// Hosts on which something else has the disks.
+    /// Hosts on which VMs cannot get their disks.
     locked_out: BTreeSet<String>,
 }
 
-/// A VM's vCPUs began or ceased to run somewhere.
+/// The moment when a VM's vCPUs began or ceased to run on a host.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Moment {
     /// The VM.
     pub vm: VmId,
     /// The host's name.
     pub host: String,
-    /// Whether it runs there from now on.
+    /// Whether it runs there from then on.
     pub runs: bool,
 }
 
@@ -38,12 +38,12 @@ impl World {
         Self::default()
     }
 
-    /// Every entry of a VM, oldest first.
+    /// All entries of a VM, oldest first.
     pub fn history(&self, vm: VmId) -> Vec<Moment> {
         self.record().moments.iter().filter(|moment| moment.vm == vm).cloned().collect()
     }
 
-    /// The hosts that run a VM now. One that fell over with its VM counts until it says otherwise.
+    /// The hosts that run a VM now. A host that failed counts until it reports otherwise.
     pub fn running_on(&self, vm: VmId) -> BTreeSet<String> {
         let mut hosts = BTreeSet::new();
         for moment in self.history(vm) {
@@ -52,7 +52,7 @@ impl World {
         hosts
     }
 
-    /// The largest number of hosts that ever ran a VM at one time. More than one is a destroyed disk.
+    /// The largest number of hosts that ran a VM at the same time. More than one means a destroyed disk.
     pub fn most_at_once(&self, vm: VmId) -> usize {
         let mut hosts = BTreeSet::new();
         let mut most = 0;
@@ -63,13 +63,13 @@ impl World {
         most
     }
 
-    /// Whether locks on the share hold between hosts. They do not at first, as over a FUSE mount. Where they hold, a
-    /// source whose reply to Finish was lost stays paused as long as the destination has the disks.
+    /// Sets whether locks on the share are visible to other hosts. Initially they are not, as over a FUSE mount. If
+    /// they are, a source whose reply to Finish was lost stays paused as long as the destination has the disks.
     pub fn set_locks_hold(&self, hold: bool) {
         self.record().locks_hold = hold;
     }
 
-    /// On a host that is locked out no VM gets its disks: something else has them there, or locks fail there.
+    /// On a locked-out host no VM gets its disks: another process has them there, or locks fail there.
     pub fn set_locked_out(&self, host: &str, locked_out: bool) {
         let mut record = self.record();
         if locked_out {
@@ -102,7 +102,7 @@ impl World {
     }
 
     fn record(&self) -> MutexGuard<'_, Record> {
-        self.0.lock().expect("nobody panics while holding it")
+        self.0.lock().expect("no thread panics while holding this lock")
     }
 }
 

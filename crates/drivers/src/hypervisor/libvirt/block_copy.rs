@@ -17,7 +17,7 @@ use crate::hypervisor::{
     xml::{edit::copy_target, facts::mirror},
 };
 
-/// How long QEMU may take to end the copy of a disk: it waits for writes that are under way.
+/// How long QEMU may take to end the copy of a disk: it waits for writes in flight.
 const ABANDON_WITHIN: Duration = Duration::from_secs(15);
 const ABANDON_PAUSE: Duration = Duration::from_millis(20);
 
@@ -41,7 +41,7 @@ impl BlockCopy for Libvirt {
         if there(domain.state())?.is_none_or(|state| state == PowerState::Off) {
             return Ok(None);
         }
-        // In this order: a job that ends in between has no mirror either.
+        // The order matters: a job that ends between the two queries has no mirror either.
         let (Some((cur, end)), Some(xml)) =
             (domain.disk_job(device).map_err(unreachable)?, there(domain.xml(Xml::Live))?)
         else {
@@ -65,7 +65,7 @@ impl BlockCopy for Libvirt {
         let what = format!("Could not end the copy of disk {device} of VM {vm}");
         match domain.end_disk_job(device, false) {
             Ok(()) => wait_for_no_copy(&domain, device, &what),
-            // libvirt has no code of its own for "there is none".
+            // libvirt has no error code of its own for "no job".
             Err(_) if matches!(domain.disk_job(device), Ok(None)) || matches!(domain.state(), Ok(PowerState::Off)) => {
                 Ok(())
             }
@@ -75,13 +75,13 @@ impl BlockCopy for Libvirt {
     }
 }
 
-/// Waits until a disk is not being copied any more.
+/// Waits until a disk is no longer being copied.
 fn wait_for_no_copy(domain: &Domain, device: &str, what: &str) -> Result<(), HypervisorError> {
     let until = Instant::now() + ABANDON_WITHIN;
     loop {
         let has_ended = match domain.disk_job(device) {
             Ok(Some(_)) => false,
-            // In this order: libvirt knows the copy until QEMU has given up the new file.
+            // The order matters: libvirt reports the copy until QEMU has closed the new file.
             Ok(None) => there(domain.xml(Xml::Live))?.is_none_or(|xml| mirror(&xml, device).is_none()),
             Err(fault) if fault.is_no_domain() => true,
             Err(_) if matches!(domain.state(), Ok(PowerState::Off)) => true,

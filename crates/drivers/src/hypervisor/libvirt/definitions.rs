@@ -1,8 +1,9 @@
-//! Reads VMs' definitions without waiting for VMs that are busy.
+//! Reads VMs' definitions without waiting for busy VMs.
 //!
-//! libvirt (11.3, `qemuDomainGetXMLDesc`) gives a definition only when it may begin a query job on the VM. While the VM
-//! is received, started or written into a snapshot it may not, and whoever asks waits for up to 30 s, also when the
-//! VM is long gone. A host with one such VM must still say what its other VMs do. A VM's state is always told at once.
+//! libvirt (11.3, `qemuDomainGetXMLDesc`) returns a definition only when it may begin a query job on the VM. That is
+//! not possible while the VM is received, started or written into a snapshot: the caller then waits for up to 30 s,
+//! even if the VM is long gone. A host with one such VM must still report its other VMs. A VM's state is always
+//! available at once.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -26,12 +27,12 @@ use crate::hypervisor::{
     xml::{edit::resolved, facts::parse},
 };
 
-/// How long one VM may keep a look at all of them.
+/// How long one VM may delay a query of all VMs.
 const READ_WITHIN: Duration = Duration::from_millis(500);
-/// Reads that wait for busy VMs. libvirt serves five calls of a connection at once; the others must find a place.
+/// Limit of reads that wait for busy VMs. libvirt serves five calls of a connection at once; two stay free for others.
 const WAITING_MAX: usize = 3;
 
-/// What the VMs' definitions said when they could be read.
+/// The VMs' definitions when they were last readable.
 #[derive(Default)]
 pub(super) struct Definitions(Arc<Mutex<State>>);
 
@@ -41,13 +42,13 @@ type Process = (VmId, Option<u32>);
 #[derive(Default)]
 struct State {
     known: BTreeMap<VmId, VmFacts<PathBuf>>,
-    /// Whose definition a thread waits for.
+    /// VMs whose definition a thread waits for.
     waiting: BTreeSet<Process>,
 }
 
 impl Definitions {
-    /// Facts of every domain that is still there. A busy one takes [`READ_WITHIN`], [`WAITING_MAX`] of them at most, and
-    /// its definition is the one it had last.
+    /// Facts of every domain that still exists. A busy one delays the call by [`READ_WITHIN`], for at most
+    /// [`WAITING_MAX`] of them; its last known definition is used.
     pub(super) fn read(
         &self,
         connection: &Arc<Connection>,
@@ -89,8 +90,8 @@ impl Definitions {
         }
     }
 
-    /// What `read` answers; `None` if it takes longer than [`READ_WITHIN`] or too many wait already. The thread ends when
-    /// libvirt gives up.
+    /// The result of `read`; `None` if it takes longer than [`READ_WITHIN`] or too many reads are waiting. The thread
+    /// ends when libvirt gives up.
     fn within<T: Send + 'static>(&self, key: Process, read: impl FnOnce() -> T + Send + 'static) -> Option<T> {
         {
             let mut state = self.state();
@@ -102,7 +103,7 @@ impl Definitions {
         let state = Arc::clone(&self.0);
         let reader = thread::Builder::new().name("definition".to_owned()).spawn(move || {
             let read = read();
-            // Before the answer: whoever has it may ask again at once.
+            // Before the result is sent, because its receiver may read again at once.
             lock(&state).waiting.remove(&key);
             let _ = answer.send(read);
         });
@@ -119,11 +120,11 @@ impl Definitions {
 }
 
 fn lock(state: &Mutex<State>) -> MutexGuard<'_, State> {
-    state.lock().expect("nobody panics while holding it")
+    state.lock().expect("no thread panics while holding this lock")
 }
 
-/// A definition that names volumes of storage pools by what they are, as far as libvirt can tell: where it has no storage
-/// driver, or the pool is not active, they stay as they are.
+/// A definition in which volumes of storage pools are replaced by their files, as far as libvirt knows them: without a
+/// storage driver or with an inactive pool, they stay unchanged.
 pub(super) fn text(connection: &Connection, domain: &Domain, form: Xml) -> Result<String, Fault> {
     let place = |pool: &str, volume: &str| match connection.volume(pool, volume) {
         Ok(found) => Some(found),
@@ -135,7 +136,7 @@ pub(super) fn text(connection: &Connection, domain: &Domain, form: Xml) -> Resul
     Ok(resolved(&domain.xml(form)?, place))
 }
 
-/// Facts of one domain, waiting for its definition if it is busy with anything but its arrival; `None` if it went away.
+/// Facts of one domain; waits for its definition if it is busy with anything but its arrival. `None` if it is gone.
 pub(super) fn read_now(connection: &Connection, domain: &Domain) -> Result<Option<VmFacts<PathBuf>>, HypervisorError> {
     let Some((id, power)) = there(identity(domain))? else { return Ok(None) };
     if arrives(power, domain) {
@@ -145,8 +146,8 @@ pub(super) fn read_now(connection: &Connection, domain: &Domain) -> Result<Optio
     filled(domain, parse(&xml)?, power)
 }
 
-/// The files by the definition that a VM runs by, and by the one that is kept of it. Waits for one that is being started.
-/// One that is being received has none yet.
+/// The files in a VM's running definition and in its persistent one. Waits for a VM that is being started. A VM that is
+/// being received has none yet.
 #[allow(clippy::type_complexity, reason = "two lists of the same")]
 pub(super) fn files_now(
     connection: &Connection,
@@ -154,7 +155,7 @@ pub(super) fn files_now(
 ) -> Result<(Vec<VmFile<PathBuf>>, Vec<VmFile<PathBuf>>), HypervisorError> {
     let nothing = (Vec::new(), Vec::new());
     let Some((_, power)) = there(identity(domain))? else { return Ok(nothing) };
-    // It uses files that another host gave up for it, and those are not ours to remove.
+    // Another host gave up its files for it, and those must not be removed here.
     if power == PowerState::Paused(PausedReason::Migration) {
         return Ok(nothing);
     }
@@ -172,12 +173,12 @@ fn identity(domain: &Domain) -> Result<(VmId, PowerState), Fault> {
     Ok((domain.id()?, domain.state()?))
 }
 
-/// Whether libvirt makes a process ready for it, receives it, or has just handed it over: its definition is not told
-/// until that is over.
+/// Whether libvirt is starting a process for it, receives it, or has just handed it over: until that is over, its
+/// definition is not available.
 fn arrives(power: PowerState, domain: &Domain) -> bool {
     match power {
         PowerState::Paused(PausedReason::Migration | PausedReason::StartingUp) => true,
-        // A VM without a process and without a definition that is kept has a process in a moment.
+        // A VM without a process and without a persistent definition is about to get a process.
         PowerState::Off => domain.persistent().is_ok_and(|persistent| !persistent),
         PowerState::Running
         | PowerState::Crashed
@@ -192,7 +193,7 @@ fn bare(domain: &Domain, id: VmId) -> Result<VmFacts<PathBuf>, HypervisorError> 
     Ok(VmFacts { state: VmState::Incoming, ..VmFacts::new(id, name, Vec::new()) })
 }
 
-/// The facts with what is told beside the definition; `None` if the domain went away.
+/// Adds the facts that are not in the definition; `None` if the domain is gone.
 fn filled(
     domain: &Domain,
     mut facts: VmFacts<PathBuf>,
@@ -206,10 +207,10 @@ fn filled(
         PowerState::Suspended => VmState::Suspended,
         PowerState::Off => VmState::ShutOff,
     };
-    // A transient VM has neither of these two.
+    // A transient VM has neither.
     facts.persistent = domain.persistent().unwrap_or(false);
     facts.autostart = domain.autostart().unwrap_or(false);
-    // That these cannot be counted does not mean that there are none.
+    // An error here does not mean that there are none.
     let counted = domain.snapshots().and_then(|snapshots| Ok((snapshots, domain.checkpoints()?)));
     let Some((snapshots, checkpoints)) = there(counted)? else { return Ok(None) };
     (facts.snapshots, facts.checkpoints) = (snapshots, checkpoints);
@@ -220,7 +221,7 @@ fn filled(
     Ok(Some(facts))
 }
 
-/// Which disks stopped the VM. A VM that goes on, or ends, while it is asked was stopped by none.
+/// The disks that stopped the VM. None, if the VM continues or ends during the query.
 fn stall(domain: &Domain) -> Option<Stall> {
     let errors = domain.disk_errors().ok().filter(|errors| !errors.is_empty())?;
     let full = errors.iter().any(|(_, full)| *full);

@@ -1,4 +1,4 @@
-//! What libvirt knows of its VMs.
+//! libvirt's knowledge of its VMs.
 
 use std::{collections::BTreeSet, path::PathBuf};
 
@@ -39,7 +39,7 @@ impl Domains for Libvirt {
             let (running, kept) = definitions::files_now(&live.connection, &domain)?;
             running.iter().chain(&kept).try_for_each(has_a_place)?;
             used.extend(running.iter().chain(&kept).flat_map(VmFile::places).cloned());
-            // The definition by which a VM runs tells what lies below its disks; the one that is kept does not.
+            // The running definition lists the files below its disks; the persistent one does not.
             images.extend(images_to_ask(kept.iter().filter(|file| !running.iter().any(|own| own.place == file.place))));
         }
         used.extend(files_below(images)?);
@@ -55,7 +55,7 @@ impl Domains for Libvirt {
             (PowerState::Off, Role::Source) if there(domain.shut_itself_down())? == Some(true) => Presence::Ended,
             (PowerState::Off, _) => Presence::Off,
             (PowerState::Paused(PausedReason::Migration), Role::Source) => {
-                // In this order: a migration that ends in between changes the state first.
+                // The order matters: a migration that ends between the two queries changes the state first.
                 match there(domain.job_stats(false))?.flatten() {
                     Some(_) => Presence::HandedOver,
                     None if there(domain.state())? == Some(state) => Presence::Left,
@@ -87,7 +87,7 @@ impl Domains for Libvirt {
             };
             event.into_iter().for_each(&sink);
         });
-        // A connection of its own: libvirt keeps one close callback for each.
+        // A separate connection, because libvirt keeps one close callback per connection.
         let watch = Connection::open(&self.uri)
             .and_then(|connection| ffi::Watch::start(connection, relay))
             .map_err(unreachable)?;
@@ -150,7 +150,7 @@ mod tests {
         let mut tool = Command::new("qemu-img");
         tool.args(["create", "-q", "-f", "qcow2", "-F", "raw", "-b"]).arg(&base).arg(&top);
         assert!(tool.status().expect("qemu-img is installed").success());
-        // libvirt's own in-process driver: no daemon is needed.
+        // libvirt's built-in test driver: no daemon is needed.
         let libvirt = Libvirt::new("test:///default");
         let define = |disk: &Path, format: &str| {
             let xml = format!(
@@ -162,17 +162,17 @@ mod tests {
             libvirt.live().expect("connected").connection.define(&xml).expect("defined")
         };
         define(Path::new("/running.raw"), "raw").create().expect("started");
-        // What it uses at its next start only.
+        // A file that it uses only at its next start.
         define(&top, "qcow2");
         let used = libvirt.files_in_use().expect("told");
         for path in [Path::new("/running.raw"), &top, &base] {
             assert!(used.contains(path), "{}: {used:?}", path.display());
         }
         let mut broken = std::fs::read(&top).expect("readable");
-        // The length of its base's name.
+        // The length field of its base's name.
         broken[16..20].fill(0xff);
         std::fs::write(&top, broken).expect("written");
-        // What cannot be read is not left out.
+        // An unreadable image is an error, not omitted.
         let error = libvirt.files_in_use().expect_err("a broken header");
         assert!(error.to_string().contains("top.qcow2"), "{error}");
     }

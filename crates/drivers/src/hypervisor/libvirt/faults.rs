@@ -1,4 +1,4 @@
-//! libvirt's faults as errors of the driver.
+//! Converts libvirt's faults to errors of the driver.
 
 use super::ffi::Fault;
 use crate::hypervisor::HypervisorError;
@@ -15,7 +15,7 @@ pub fn failed(what: impl Into<String>) -> impl FnOnce(Fault) -> HypervisorError 
     }
 }
 
-/// As [`failed`], for what may be asked again: a fault that says nothing of the VM is one of libvirt's own.
+/// As [`failed`], for queries that may be repeated: a fault that is not about the VM means that libvirt is unreachable.
 pub fn asked(what: impl Into<String>) -> impl FnOnce(Fault) -> HypervisorError {
     let what = what.into();
     move |fault| match fault.passes() {
@@ -24,8 +24,8 @@ pub fn asked(what: impl Into<String>) -> impl FnOnce(Fault) -> HypervisorError {
     }
 }
 
-/// What libvirt tells of a job: nothing of a VM that is not there any more or has no process. Other faults are none of
-/// these: there may be a job.
+/// The result of a job query; `None` for a VM that no longer exists or has no process. Other faults are errors, because
+/// there may be a job.
 pub fn none_if_gone<T>(
     told: Result<Option<T>, Fault>,
     what: impl FnOnce() -> String,
@@ -36,7 +36,7 @@ pub fn none_if_gone<T>(
     }
 }
 
-/// `None` if the domain went away.
+/// `None` if the domain is gone.
 pub fn there<T>(read: Result<T, Fault>) -> Result<Option<T>, HypervisorError> {
     match read {
         Ok(read) => Ok(Some(read)),

@@ -1,8 +1,8 @@
-//! Which of a VM's files its process has locked, as the kernel tells it of every process.
+//! Which of a VM's files its process has locked, according to the kernel's information about the process.
 //!
-//! QEMU (since 2.10, `block/file-posix.c`) locks bytes of an image: 100 and what it does with the image, 200 and what
-//! others must not do meanwhile. It has these locks from the moment in which it has the image. QEMU itself is not asked:
-//! libvirt marks every VM whose QEMU was asked by anybody else as tainted.
+//! QEMU (since 2.10, `block/file-posix.c`) locks bytes of an image: 100 + n for each operation n that it performs on
+//! the image, 200 + n for each operation that it denies to others. It holds these locks from the moment it has the
+//! image. QEMU itself is not queried, because libvirt then marks the VM as tainted.
 
 use std::{
     fs,
@@ -15,10 +15,10 @@ use ferry_core::vm::{FileRole, VmFile};
 const READS: u64 = 100;
 /// It writes.
 const WRITES: u64 = 101;
-/// Others must not write.
+/// It denies writing to others.
 const NOBODY_WRITES: u64 = 201;
 
-/// Whether the process that `pid_file` names has locked each of a VM's images. False also if that cannot be seen.
+/// Whether the process in `pid_file` has locked each of a VM's images. Also false if that cannot be determined.
 pub(super) fn has_all(pid_file: &Path, files: &[VmFile<PathBuf>]) -> bool {
     let Some(pid) = fs::read_to_string(pid_file).ok().and_then(|text| text.trim().parse::<u32>().ok()) else {
         return false;
@@ -37,26 +37,27 @@ pub(super) fn has_all(pid_file: &Path, files: &[VmFile<PathBuf>]) -> bool {
     })
 }
 
-/// What a process has open: numbers, and the files behind them.
+/// The open files of a process: descriptor numbers, and the files' paths.
 fn opened(process: &Path) -> Vec<(String, PathBuf)> {
     let entries = fs::read_dir(process.join("fd")).into_iter().flatten().flatten();
     let one = |entry: fs::DirEntry| Some((entry.file_name().into_string().ok()?, fs::read_link(entry.path()).ok()?));
     entries.filter_map(one).collect()
 }
 
-/// Bytes that QEMU has locked when it has this image.
+/// The bytes that QEMU has locked when it has this image.
 fn needed(file: &VmFile<PathBuf>) -> &'static [u64] {
     match (file.read_only, file.shareable || file.role == FileRole::Nvram) {
         (true, _) => &[READS],
-        // Others may write, too: it writes, and that is all.
+        // Others may write as well: it writes, and denies nothing.
         (false, true) => &[WRITES],
-        // Both: where locks fail halfway, the first may be left over (seen with the kernel's cifs).
+        // Both are required: where locking fails halfway, the first lock may be left over (observed with the kernel's
+        // cifs).
         (false, false) => &[WRITES, NOBODY_WRITES],
     }
 }
 
-/// Whether `/proc/PID/fdinfo/N` tells of a lock that holds this byte: a number, the kind, how it binds, for what, of
-/// which process, on which file, first byte, last byte.
+/// Whether `/proc/PID/fdinfo/N` lists a lock that covers this byte. Fields: number, kind, advisory or mandatory,
+/// access, process, file, first byte, last byte.
 fn is_locked(info: &str, byte: u64) -> bool {
     let mut locks = info.lines().filter_map(|line| line.strip_prefix("lock:"));
     locks.any(|lock| {
@@ -85,7 +86,7 @@ mod tests {
         assert!(!is_locked("", 100));
     }
 
-    /// Locks bytes of a file, as QEMU does.
+    /// Locks bytes of a file in the way QEMU does.
     fn lock(file: &File, first: u64, last: u64) {
         let lock = libc::flock {
             l_type: libc::F_RDLCK as _,

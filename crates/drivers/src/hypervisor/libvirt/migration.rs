@@ -1,4 +1,4 @@
-//! Migrations by libvirt, peer to peer through the session's sockets.
+//! Migrations with libvirt, peer to peer through the session's sockets.
 
 use std::{path::Path, time::Duration};
 
@@ -17,7 +17,7 @@ use crate::hypervisor::{
     },
 };
 
-/// Where libvirt writes down the processes of its VMs, `NAME.pid`.
+/// The folder where libvirt stores the process ids of its VMs, as `NAME.pid`.
 const PROCESSES: &str = "/run/libvirt/qemu";
 
 impl Migration for Libvirt {
@@ -35,7 +35,7 @@ impl Migration for Libvirt {
         };
         let disks: Vec<&str> = request.disks.iter().map(|disk| disk.device.as_str()).collect();
         let socket = |name: &str| request.socket_dir.join(name).display().to_string();
-        // Takes effect for the migration that follows; libvirt resets it afterwards.
+        // Applies to the next migration; libvirt resets it afterwards.
         domain.set_downtime_limit(milliseconds(request.downtime_limit)).map_err(failed(&what))?;
         domain
             .migrate(&ffi::Migrate {
@@ -45,7 +45,7 @@ impl Migration for Libvirt {
                 disks: &disks,
                 live_xml: &live,
                 persistent_xml: kept.as_deref(),
-                // libvirt counts in MiB/s; zero would mean no cap.
+                // libvirt counts in MiB/s, and zero would mean no limit.
                 auto_converge: request.auto_converge,
                 vouched: request.vouched,
                 bandwidth_mib_per_s: request.bandwidth_bytes_per_s.map(|bytes| (bytes >> 20).max(1)),
@@ -65,7 +65,7 @@ impl Migration for Libvirt {
         let Some(domain) = self.find(vm)? else { return Ok(None) };
         let job = match domain.disk_job(device) {
             Err(fault) if fault.is_away() => return Err(unreachable(fault)),
-            // While the memory is handed over libvirt may refuse to look; then it is not known.
+            // During the hand-over of memory libvirt may refuse the query; the progress is then unknown.
             job => job.ok().flatten(),
         };
         Ok(job.map(|(cur, end)| (ByteCount(cur.min(end)), ByteCount(end))))
@@ -100,7 +100,7 @@ impl Migration for Libvirt {
         if locks::has_all(&Path::new(PROCESSES).join(format!("{name}.pid")), &files) {
             return Ok(Vec::new());
         }
-        // Asked for nothing, an older QEMU would cost the VM its good name all the same.
+        // An older QEMU cannot answer, and the query would still mark the VM as tainted.
         if live.connection.hypervisor_version().map_err(asked(&what))? < monitor::SINCE {
             return Ok(Vec::new());
         }

@@ -1,4 +1,4 @@
-//! The hypervisor driver for libvirt with QEMU: the connection, and a file for each of the driver's traits.
+//! The hypervisor driver for libvirt with QEMU: the connection, and one file for each of the driver's traits.
 
 mod block_copy;
 mod definitions;
@@ -25,25 +25,25 @@ use self::{
 };
 use super::{HostInfo, HypervisorError, HypervisorHost, Sockets, xml::capabilities};
 
-/// libvirt on this host, over one connection that is opened again when libvirtd was restarted.
+/// libvirt on this host, over one connection that is reopened when libvirtd was restarted.
 pub struct Libvirt {
     uri: String,
     live: Mutex<Option<Arc<Live>>>,
-    /// VMs whose migration shall end. QEMU may report the channel that it breaks itself for that as the failure.
+    /// VMs whose migration was aborted. QEMU may report the channel that it then closes as the failure.
     aborting: Mutex<BTreeSet<VmId>>,
     definitions: Definitions,
 }
 
-/// A connection, and what does not change while it lives.
+/// A connection, and facts that do not change during its lifetime.
 struct Live {
     connection: Arc<Connection>,
-    /// Asked once: for its capabilities libvirt may start every QEMU there is to probe it, each time, where
-    /// `/dev/kvm` is there and cannot be used (2 s seen).
+    /// Queried once, because libvirt may start every installed QEMU to probe it each time its capabilities are queried,
+    /// if `/dev/kvm` exists and cannot be used (2 s observed).
     host: OnceLock<(HypervisorHost, (u32, u32))>,
 }
 
 impl Libvirt {
-    /// Will connect to `uri` (`qemu:///system`) at the first call.
+    /// Connects to `uri` (`qemu:///system`) at the first call.
     pub fn new(uri: impl Into<String>) -> Self {
         Self {
             uri: uri.into(),
@@ -54,7 +54,7 @@ impl Libvirt {
     }
 
     fn live(&self) -> Result<Arc<Live>, HypervisorError> {
-        let mut slot = self.live.lock().expect("nobody panics while holding it");
+        let mut slot = self.live.lock().expect("no thread panics while holding this lock");
         if let Some(live) = slot.as_ref().filter(|live| live.connection.is_alive()) {
             return Ok(Arc::clone(live));
         }
@@ -85,13 +85,13 @@ impl Libvirt {
         Ok(live.host.get_or_init(|| (host, owner)).clone())
     }
 
-    /// A definition, for another host or for people: volumes of storage pools are named by what they are.
+    /// A definition for another host or for users: volumes of storage pools are replaced by their files.
     fn text(&self, domain: &Domain, form: ffi::Xml, what: &str) -> Result<String, HypervisorError> {
         definitions::text(&self.live()?.connection, domain, form).map_err(failed(what))
     }
 
     fn aborting(&self) -> MutexGuard<'_, BTreeSet<VmId>> {
-        self.aborting.lock().expect("nobody panics while holding it")
+        self.aborting.lock().expect("no thread panics while holding this lock")
     }
 
     fn find(&self, vm: VmId) -> Result<Option<Domain>, HypervisorError> {
@@ -119,17 +119,17 @@ impl HostInfo for Libvirt {
 
 impl Sockets for Libvirt {
     fn rpc_socket(&self) -> PathBuf {
-        // A URI may name the socket itself.
+        // The URI may contain the socket's path.
         if let Some((_, socket)) = self.uri.split_once("socket=") {
             return PathBuf::from(socket.split('&').next().unwrap_or(socket));
         }
-        // libvirtd and the modular virtqemud listen at different places; with both, the modular one serves QEMU.
+        // libvirtd and the modular virtqemud listen at different paths; if both exist, virtqemud serves QEMU.
         let modular = PathBuf::from("/run/libvirt/virtqemud-sock");
         if modular.exists() { modular } else { PathBuf::from("/run/libvirt/libvirt-sock") }
     }
 }
 
-/// libvirt's number of a version: 1,000,000 × major + 1,000 × minor + release.
+/// Converts libvirt's version number: 1,000,000 × major + 1,000 × minor + release.
 fn version(number: u64) -> String {
     format!("{}.{}.{}", number / 1_000_000, number / 1_000 % 1_000, number % 1_000)
 }
@@ -140,7 +140,7 @@ mod tests {
 
     #[test]
     fn nothing_is_linked_that_libvirt_9_lacks() {
-        // What this program needs of a library is named in it by the library's version of then: LIBVIRT_5.6.0.
+        // The program lists each library function it uses with the library's symbol version, such as LIBVIRT_5.6.0.
         let program = std::fs::read(std::env::current_exe().expect("a path")).expect("readable");
         let named = |at: usize| {
             let text = &program[at + "LIBVIRT_".len()..];

@@ -1,9 +1,10 @@
-//! What QEMU is asked itself, past libvirt: whether it gets the disks of a VM that came, and whether a VM runs of which libvirt
-//! believes that a disk's error stopped it.
+//! Commands to QEMU's own monitor, past libvirt: whether an arrived VM has its disks, and whether a VM runs that
+//! libvirt believes to be stopped by a disk error.
 //!
-//! The QEMU of a VM that arrives paused has not taken its disks. libvirt (since 11.1, `qemuMigrationBlockNodesReactivate`)
-//! has it take them within Finish, by `blockdev-set-active` (QEMU since 10.0), and if that fails only logs a warning. With
-//! an older libvirt, or after such a failure, we ask for it: QEMU tries, says why not, and the VM stays paused.
+//! The QEMU of a VM that arrives paused has not yet activated its disks. libvirt (since 11.1,
+//! `qemuMigrationBlockNodesReactivate`) makes QEMU activate them during Finish, by `blockdev-set-active` (QEMU since
+//! 10.0), and only logs a warning if that fails. With an older libvirt, or after such a failure, Ferry sends the
+//! command itself: QEMU tries, reports the error, and the VM stays paused.
 
 use std::path::PathBuf;
 
@@ -14,10 +15,10 @@ use serde_json::{Value, json};
 use super::{faults::asked, ffi::Domain};
 use crate::hypervisor::{DiskRefused, HypervisorError};
 
-/// The QEMU that can be asked, as libvirt numbers it.
+/// The first QEMU version that supports these commands, in libvirt's numbering.
 pub(super) const SINCE: u64 = 10_000_000;
 
-/// QEMU's answer; libvirt puts a number beside it.
+/// QEMU's answer; libvirt adds an id to it.
 #[derive(Debug, Deserialize)]
 #[serde(untagged)]
 enum Answer<T> {
@@ -36,19 +37,19 @@ struct Refusal {
     desc: String,
 }
 
-/// An image, or a file below one, of `query-named-block-nodes`.
+/// An image, or a file below one, in the output of `query-named-block-nodes`.
 #[derive(Debug, Deserialize)]
 struct Node {
     #[serde(rename = "node-name")]
     name: String,
-    /// Its file's name.
+    /// The file's name.
     file: String,
     /// Since 10.0.
     #[serde(default)]
     active: Option<bool>,
 }
 
-/// Has QEMU take the disks that it has not; gives those that it does not get.
+/// Makes QEMU activate the disks that are inactive; returns those that it cannot activate.
 pub(super) fn activate(
     domain: &Domain,
     files: &[VmFile<PathBuf>],
@@ -57,18 +58,18 @@ pub(super) fn activate(
     activate_by(files, |command| ask(domain, &command, what))
 }
 
-/// What QEMU says of a VM that a disk's error has stopped, as libvirt says.
+/// QEMU's status of a VM that, according to libvirt, was stopped by a disk error.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Status {
     /// It runs.
     Runs,
-    /// [`stop`] did it, and whoever called that did not come to run it again.
+    /// [`stop`] stopped it, and its caller did not resume the VM.
     LeftStopped,
-    /// The error did it.
+    /// The disk error stopped it.
     Stands,
 }
 
-/// Asks whether the VM's vCPUs run.
+/// Queries whether the VM's vCPUs run.
 pub(super) fn status(domain: &Domain, what: &str) -> Result<Status, HypervisorError> {
     match read::<Value>(ask(domain, &json!({ "execute": "query-status" }), what)?)? {
         Answer::Return { value } => Ok(read_status(&value)),
@@ -79,7 +80,7 @@ pub(super) fn status(domain: &Domain, what: &str) -> Result<Status, HypervisorEr
 fn read_status(value: &Value) -> Status {
     match value["status"].as_str() {
         Some("running") => Status::Runs,
-        // A disk's error is `io-error`, and what libvirt stops it gives another reason for.
+        // After a disk error QEMU's status is `io-error`, and when libvirt stops a VM, libvirt gives another reason.
         Some("paused") => Status::LeftStopped,
         _ => Status::Stands,
     }
@@ -110,7 +111,7 @@ fn activate_by(
     match read::<Value>(ask(set_active(None))?)? {
         Answer::Return { .. } => return Ok(Vec::new()),
         Answer::Error { error } if error.class == "CommandNotFound" => return Ok(Vec::new()),
-        // It stopped at the first, and does not say which that is.
+        // It stopped at the first failure, without naming the disk.
         Answer::Error { .. } => {}
     }
     let nodes: Vec<Node> = match read(ask(json!({ "execute": "query-named-block-nodes" }))?)? {
@@ -120,7 +121,7 @@ fn activate_by(
     let mut refused: Vec<DiskRefused> = Vec::new();
     for node in nodes.iter().filter(|node| node.active == Some(false)) {
         let path = PathBuf::from(&node.file);
-        // An image and the file that it lies in are two.
+        // An image and the file that contains it are two nodes.
         if refused.iter().any(|other| other.path == path) {
             continue;
         }
@@ -135,7 +136,7 @@ fn activate_by(
     Ok(refused)
 }
 
-/// The command that activates one node, or all.
+/// The command that activates one node, or all nodes.
 fn set_active(node: Option<&str>) -> Value {
     let arguments = match node {
         Some(node) => json!({ "active": true, "node-name": node }),

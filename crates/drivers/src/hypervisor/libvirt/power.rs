@@ -10,7 +10,7 @@ use super::{
 };
 use crate::hypervisor::{HypervisorError, Power};
 
-/// Why a VM is not run whose guest ended that itself.
+/// Why a VM is not resumed after its guest crashed.
 const CRASHED: &str = "its guest crashed, and its process is kept as its definition asks";
 const SUSPENDED: &str = "its guest suspended itself to memory: wake it with `virsh dompmwakeup`";
 
@@ -38,15 +38,15 @@ impl Power for Libvirt {
         let domain = self.need(vm)?;
         let what = format!("Could not resume VM {vm}");
         match domain.state().map_err(failed(&what))? {
-            // libvirt would run it.
+            // libvirt would resume it.
             PowerState::Crashed => return Err(left_as_it_is(what, CRASHED)),
             PowerState::Suspended => return Err(left_as_it_is(what, SUSPENDED)),
-            // One that runs is asked for, too: a libvirt that was restarted answers once it has taken the VM up again.
+            // Also called for a running VM: a restarted libvirt answers only once it has reconnected to the VM.
             PowerState::Running | PowerState::Paused(_) | PowerState::Off => {}
         }
         match domain.resume() {
             Ok(()) => Ok(()),
-            // libvirt refuses to resume what runs; that is what was asked for.
+            // libvirt refuses to resume a running VM, but that is the desired state.
             Err(fault) => match domain.state() {
                 Ok(PowerState::Running) => Ok(()),
                 Ok(PowerState::Paused(_) | PowerState::Crashed | PowerState::Suspended | PowerState::Off) | Err(_) => {
@@ -67,7 +67,7 @@ impl Power for Libvirt {
         }
         match monitor::status(&domain, &what)? {
             monitor::Status::Stands => return Ok(false),
-            // libvirt hears that it runs from QEMU, which says so only when it did not run before.
+            // libvirt learns that it runs only from QEMU's event, which QEMU sends only if it did not run before.
             monitor::Status::Runs => monitor::stop(&domain, &what)?,
             monitor::Status::LeftStopped => {}
         }

@@ -1,9 +1,9 @@
-//! What a domain definition that comes from another host may ask of this one.
+//! Restricts what a domain definition from another host may request on this one.
 //!
-//! libvirtd acts on a definition as root: it changes the owner of each file it names, runs the emulator and scripts
-//! it names, and obeys its security labels. The source host's root wrote it, so it is checked before libvirtd sees
-//! it. The rule is default-deny: whatever looks like a path must lie below the VM's roots, with the few exceptions
-//! below. The XML must mean the same to libvirt's parser and to ours: no DTD, no declared encoding, no namespaces.
+//! libvirtd acts on a definition as root: it changes the owner of each file it names, runs the emulator and scripts it
+//! names, and obeys its security labels. Root of the source host wrote it, so it is checked before libvirtd sees it.
+//! The rule is default-deny: whatever looks like a path must lie below the VM's roots, with the few exceptions below.
+//! The XML must mean the same to libvirt's parser and to Ferry's: no DTD, no declared encoding, no namespaces.
 
 use std::path::{Component, Path, PathBuf};
 
@@ -12,9 +12,9 @@ use roxmltree::{Document, Node};
 use thiserror::Error;
 use uuid::Uuid;
 
-/// Where firmware lies: read by QEMU, or copied into new UEFI variables by libvirtd.
+/// Directories of firmware: QEMU reads it, or libvirtd copies it into new UEFI variables.
 const FIRMWARE_ROOTS: [&str; 2] = ["/usr/share", "/usr/lib"];
-/// Where an emulator lies.
+/// Directories of emulators.
 const EMULATOR_ROOTS: [&str; 3] = ["/usr/bin", "/usr/libexec", "/usr/local/bin"];
 /// Where libvirt itself puts a VM's sockets, console logs and UEFI variables.
 const LIBVIRT_ROOTS: [&str; 4] = [
@@ -25,15 +25,15 @@ const LIBVIRT_ROOTS: [&str; 4] = [
 ];
 /// Sources of randomness that a guest may read.
 const RANDOM_DEVICES: [&str; 3] = ["/dev/urandom", "/dev/random", "/dev/hwrng"];
-/// Elements that hand the guest something of this host, or run a program of their choice on it.
+/// Elements that give the guest access to this host, or run a chosen program on it.
 const REFUSED_ELEMENTS: [&str; 5] = ["hostdev", "filesystem", "script", "downscript", "binary"];
-/// Attributes that libvirt opens as paths, also when they are relative.
+/// Attributes that libvirt opens as paths, even if they are relative.
 const PATH_ATTRIBUTES: [&str; 9] =
     ["file", "path", "dir", "template", "socket", "rendernode", "tap", "vhost", "logFile"];
-/// Elements whose text libvirt opens as a path, also when it is relative.
+/// Elements whose text libvirt opens as a path, even if it is relative.
 const PATH_ELEMENTS: [&str; 9] =
     ["emulator", "loader", "nvram", "kernel", "initrd", "dtb", "table", "path", "database"];
-/// Elements whose text is free: it never becomes a path on this host.
+/// Elements with free text, which never becomes a path on this host.
 const FREE_TEXT_ELEMENTS: [&str; 3] = ["cmdline", "entry", "partition"];
 
 /// Why a definition is refused.
@@ -42,44 +42,44 @@ pub enum DefinitionError {
     /// Not XML, or with a DTD.
     #[error("The definition is not plain XML")]
     Xml(#[source] roxmltree::Error),
-    /// It says its encoding; two parsers might read two texts.
+    /// It declares an encoding, so two parsers might read two different texts.
     #[error("The definition declares an encoding")]
     Encoding,
-    /// Its root is another element.
+    /// It has another root element.
     #[error("Expected the XML of a {expected}, got {found:?}")]
     Root {
-        /// What it should be.
+        /// The expected element.
         expected: &'static str,
-        /// What it is.
+        /// The root element found.
         found: String,
     },
-    /// It is another VM's.
+    /// It belongs to another VM.
     #[error("The definition's {field} is {found:?}, the session is for {expected:?}")]
     OtherVm {
         /// `name` or `uuid`.
         field: &'static str,
-        /// What the session is for.
+        /// The session's value.
         expected: String,
-        /// What the definition says; empty if it says nothing, or several things.
+        /// The definition's value; empty if it has none or several.
         found: String,
     },
     /// It names a path outside the roots.
     #[error("The definition's {element} names {path:?}, which is outside what this VM may use here")]
     Path {
-        /// Where.
+        /// The element that names it.
         element: String,
-        /// Which.
+        /// The path.
         path: String,
     },
-    /// It holds something that no plain move needs.
+    /// It contains something that no plain move needs.
     #[error("The definition has {what}, which is not accepted from another host")]
     Content {
-        /// What.
+        /// The element or attribute.
         what: String,
     },
 }
 
-/// What a definition that comes from another host may be of, and use.
+/// The VM of a definition from another host, and what the definition may use.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct DefinitionPolicy {
     /// The VM.
@@ -93,7 +93,7 @@ pub struct DefinitionPolicy {
 /// Checks a definition against the session it came through.
 ///
 /// # Errors
-/// The first thing that is wrong with it.
+/// The first problem found.
 pub fn check_definition(xml: &str, policy: &DefinitionPolicy) -> Result<(), DefinitionError> {
     let document = parse(xml)?;
     let root = document.root_element();
@@ -103,10 +103,10 @@ pub fn check_definition(xml: &str, policy: &DefinitionPolicy) -> Result<(), Defi
     check_domain(root, policy)
 }
 
-/// Checks a migration cookie: its VM, and the definition that it carries for a VM that shall stay defined.
+/// Checks a migration cookie: its VM and, for a VM that will stay defined, the definition that it carries.
 ///
 /// # Errors
-/// The first thing that is wrong with it.
+/// The first problem found.
 pub fn check_cookie(cookie: &[u8], policy: &DefinitionPolicy) -> Result<(), DefinitionError> {
     let text = cookie.strip_suffix(b"\0").unwrap_or(cookie);
     if text.is_empty() {
@@ -136,7 +136,7 @@ fn check_domain(domain: Node<'_, '_>, policy: &DefinitionPolicy) -> Result<(), D
     check_identity(domain, policy)?;
     for child in domain.children().filter(Node::is_element) {
         match child.tag_name().name() {
-            // Notes of management programs, kept and never interpreted by libvirt.
+            // Notes of management programs, which libvirt keeps and never interprets.
             "metadata" | "description" | "title" => {}
             "seclabel" => check_domain_label(child)?,
             _ => child.descendants().filter(Node::is_element).try_for_each(|element| check_element(element, policy))?,
@@ -145,7 +145,7 @@ fn check_domain(domain: Node<'_, '_>, policy: &DefinitionPolicy) -> Result<(), D
     check_namespace(domain)
 }
 
-/// The one `name` and the one `uuid` below `node` are the session's.
+/// Checks that `node` has exactly one `name` and one `uuid`, those of the session.
 fn check_identity(node: Node<'_, '_>, policy: &DefinitionPolicy) -> Result<(), DefinitionError> {
     let only = |field: &str| {
         let mut found = node.children().filter(|child| child.is_element() && child.tag_name().name() == field);
@@ -167,7 +167,7 @@ fn check_identity(node: Node<'_, '_>, policy: &DefinitionPolicy) -> Result<(), D
     Ok(())
 }
 
-/// A label of the whole domain may only be libvirt's own choice: any other can make QEMU run as root.
+/// A label of the whole domain may only be the one that libvirt chooses: any other can make QEMU run as root.
 fn check_domain_label(label: Node<'_, '_>) -> Result<(), DefinitionError> {
     let chosen_by_libvirt = label.attribute("type") == Some("dynamic")
         && !label.children().any(|child| child.is_element() && child.tag_name().name() == "baselabel");
@@ -223,7 +223,7 @@ fn check_element(element: Node<'_, '_>, policy: &DefinitionPolicy) -> Result<(),
     Ok(())
 }
 
-/// Whether `element` may name `path`, in its attribute `attribute` or (if that is empty) in its text.
+/// Whether `element` may name `path`, in its attribute `attribute` or, if that is empty, in its text.
 fn may_use(element: Node<'_, '_>, attribute: &str, path: &str, policy: &DefinitionPolicy) -> bool {
     let file = Path::new(path);
     let plain = file.is_absolute() && !file.components().any(|part| part == Component::ParentDir);
@@ -239,7 +239,7 @@ fn may_use(element: Node<'_, '_>, attribute: &str, path: &str, policy: &Definiti
         }
         ("loader", "") | ("nvram", "template") => below(&FIRMWARE_ROOTS) || below_roots,
         ("backend", "") => RANDOM_DEVICES.contains(&path),
-        // The host's side of a pty is libvirt's answer, not a request.
+        // The host's side of a pty is reported by libvirt, and not a request.
         ("console" | "serial" | "parallel" | "channel", "tty") => true,
         ("source", "path") if element.parent_element().and_then(|parent| parent.attribute("type")) == Some("pty") => {
             true

@@ -1,7 +1,7 @@
-//! Framing of libvirt's RPC stream: a 32-bit length that counts itself, a 24-byte header, a body.
+//! Framing of libvirt's RPC stream: a 32-bit length that includes itself, a 24-byte header, a body.
 //!
 //! Numbers are those of `virnetprotocol.x`, `remote_protocol.x` and `virkeepaliveprotocol.x` in libvirt 11.3; libvirt
-//! keeps them stable for ever, because old clients talk to new daemons.
+//! never changes them, because old clients talk to new daemons.
 
 use thiserror::Error;
 
@@ -16,8 +16,8 @@ pub const PROGRAM_VERSION: u32 = 1;
 
 /// Length word and header.
 pub const PREFIX_BYTES: usize = 28;
-/// Longest message that passes. libvirt allows 32 MiB; the calls of a migration carry one definition and one cookie,
-/// which libvirt itself bounds at 4 MiB each and which are a few KiB in practice.
+/// Limit of a message's length. libvirt allows 32 MiB; the calls of a migration carry one definition and one cookie,
+/// which libvirt itself limits to 4 MiB each and which are a few KiB in practice.
 pub const MESSAGE_BYTES_MAX: usize = 8 << 20;
 
 /// `CONNECT_OPEN`
@@ -37,10 +37,10 @@ pub const REGISTER_CLOSE_CALLBACK: u32 = 360;
 /// `CONNECT_UNREGISTER_CLOSE_CALLBACK`
 pub const UNREGISTER_CLOSE_CALLBACK: u32 = 361;
 
-/// What kind of message it is.
+/// The kind of a message.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
-    /// Client to server: do something.
+    /// Client to server: a request.
     Call,
     /// Server to client: the outcome of a call.
     Reply,
@@ -84,11 +84,11 @@ pub struct Header {
     pub version: u32,
     /// Procedure's number.
     pub procedure: u32,
-    /// What kind of message.
+    /// The kind of the message.
     pub kind: Kind,
     /// A reply has the serial of its call.
     pub serial: u32,
-    /// [`STATUS_OK`], [`STATUS_ERROR`], or 2: a stream goes on.
+    /// [`STATUS_OK`], [`STATUS_ERROR`], or 2: a stream continues.
     pub status: u32,
 }
 
@@ -139,7 +139,7 @@ impl Header {
             .finish()
     }
 
-    /// The reply that tells the caller of the call with this header that it was refused, as libvirt's own error.
+    /// The reply, as libvirt's own error, that reports the refusal of the call with this header.
     pub fn refusal_reply(self, message: &str) -> Vec<u8> {
         const VIR_ERR_OPERATION_DENIED: i32 = 29;
         const VIR_FROM_RPC: i32 = 7;
@@ -161,16 +161,16 @@ impl Header {
     }
 }
 
-/// A length word that no message has.
+/// A length that no valid message has.
 #[derive(Clone, Debug, Error, PartialEq, Eq)]
 #[error("A libvirt message claims {bytes} bytes, outside {PREFIX_BYTES} to {MESSAGE_BYTES_MAX}")]
 pub struct LengthError {
-    /// What the length word says.
+    /// The length found.
     pub bytes: u32,
 }
 
-/// Cuts a byte stream into messages. Holds at most one incomplete message, so at most [`MESSAGE_BYTES_MAX`] bytes
-/// beyond what one call gave it.
+/// Splits a byte stream into messages. Buffers at most one incomplete message, that is, at most [`MESSAGE_BYTES_MAX`]
+/// bytes besides the input of one call.
 #[derive(Debug, Default)]
 pub struct Splitter {
     pending: Vec<u8>,
@@ -181,18 +181,18 @@ pub struct Splitter {
 pub struct Message<'a> {
     /// Its header.
     pub header: Header,
-    /// What follows the header.
+    /// The bytes after the header.
     pub body: &'a [u8],
-    /// All of it, as it stood in the stream.
+    /// The whole message, as it was in the stream.
     pub bytes: &'a [u8],
 }
 
 impl Splitter {
-    /// Adds `bytes` and gives each message that is whole now to `each`, in order, until one fails.
+    /// Adds `bytes` and passes each complete message to `each`, in order, until one fails.
     ///
     /// # Errors
-    /// A length out of bounds: the stream cannot be followed after that. Or what `each` returned: that message is done
-    /// with, and those behind it wait for the next push.
+    /// A length out of bounds: the stream cannot be parsed after that. Or the error of `each`: its message is consumed,
+    /// and the messages behind it wait for the next push.
     pub fn push<E: From<LengthError>>(
         &mut self,
         bytes: &[u8],
@@ -215,7 +215,7 @@ impl Splitter {
     }
 }
 
-/// Length of the message at the front of `bytes`, once its length word is there.
+/// Length of the message at the front of `bytes`, if its length word is complete.
 fn message_length(bytes: &[u8]) -> Result<Option<usize>, LengthError> {
     let Some(word) = bytes.first_chunk::<4>() else { return Ok(None) };
     let claimed = u32::from_be_bytes(*word);

@@ -74,7 +74,7 @@ fn supports(feature: u32) -> Vec<u8> {
     call(SUPPORTS_FEATURE, &feature.to_be_bytes())
 }
 
-/// Every message that libvirt 11.3 sent in a move with a bandwidth limit, in its order.
+/// All messages that libvirt 11.3 sent in a move with a bandwidth limit, in order.
 fn a_whole_move() -> Vec<u8> {
     let bandwidth = TypedParameter { field: "bandwidth".into(), value: TypedValue::Ulong(100) };
     let mut prepare = good_prepare();
@@ -102,7 +102,7 @@ fn a_whole_move() -> Vec<u8> {
     .concat()
 }
 
-/// The reason why the gate refuses the last of `calls`, the others being let through.
+/// The reason why the gate refuses the last of `calls`, after accepting the others.
 fn refused(calls: &[Vec<u8>]) -> RefusalReason {
     let (mut gate, mut out) = (Gate::new(policy()), Vec::new());
     let refusal = gate.pass(&calls.concat(), &mut out).expect_err("a refusal");
@@ -225,7 +225,7 @@ fn disks_move_along_only_where_the_session_says_which() {
         admitted(&with_disks, &call)
     };
     let refused: [fn(&mut PrepareCall); 5] = [
-        // libvirt moves every disk if none is named.
+        // libvirt migrates all disks if none is named.
         |call| call.parameters.retain(|parameter| parameter.field != "migrate_disks"),
         |call| drop(call.parameters.pop()),
         |call| call.parameters.push(TypedParameter::text("migrate_disks", "vdc")),

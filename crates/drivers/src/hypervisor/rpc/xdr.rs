@@ -1,11 +1,11 @@
-//! XDR (RFC 4506) as far as libvirt's migration calls use it.
+//! XDR (RFC 4506), as far as libvirt's migration calls use it.
 
 use thiserror::Error;
 
-/// libvirt's own bound on typed parameters of a migration call (`REMOTE_DOMAIN_MIGRATE_PARAM_LIST_MAX`).
+/// libvirt's own limit of typed parameters in a migration call (`REMOTE_DOMAIN_MIGRATE_PARAM_LIST_MAX`).
 const PARAMETERS_MAX: u32 = 64;
 
-/// Why bytes are not the XDR value that was expected.
+/// Why bytes are not the expected XDR value.
 #[derive(Clone, Debug, Error, PartialEq, Eq)]
 pub enum XdrError {
     /// Fewer bytes than the value needs.
@@ -14,7 +14,7 @@ pub enum XdrError {
     /// More bytes than the value has.
     #[error("The message has {0} bytes after its last value")]
     Trailing(usize),
-    /// A string that is not UTF-8, or holds a NUL at which libvirt would cut it.
+    /// A string that is not UTF-8, or contains a NUL, at which libvirt would cut it.
     #[error("A string of the message is not plain text")]
     Text,
     /// A count or discriminant outside its range.
@@ -56,13 +56,13 @@ pub struct TypedParameter {
 }
 
 impl TypedParameter {
-    /// A parameter whose value is a text.
+    /// A string parameter.
     pub fn text(field: &str, value: impl Into<String>) -> Self {
         Self { field: field.to_owned(), value: TypedValue::Text(value.into()) }
     }
 }
 
-/// Reads XDR values from the front of a message body. Every length is checked against what is there before it is used.
+/// Reads XDR values from the front of a message body. Every length is checked against the available bytes before use.
 #[derive(Debug)]
 pub struct Reader<'a>(&'a [u8]);
 
@@ -104,13 +104,13 @@ impl<'a> Reader<'a> {
         Ok(bytes)
     }
 
-    /// A text without NUL.
+    /// A string without NUL.
     pub fn text(&mut self) -> Result<&'a str, XdrError> {
         let text = std::str::from_utf8(self.opaque()?).map_err(|_| XdrError::Text)?;
         if text.contains('\0') { Err(XdrError::Text) } else { Ok(text) }
     }
 
-    /// A text that may be absent.
+    /// A string that may be absent.
     pub fn optional_text(&mut self) -> Result<Option<&'a str>, XdrError> {
         match self.u32()? {
             0 => Ok(None),
@@ -149,7 +149,7 @@ impl<'a> Reader<'a> {
     }
 }
 
-/// Builds a message body of XDR values.
+/// Builds a message body from XDR values.
 #[derive(Clone, Debug, Default)]
 pub struct Writer(Vec<u8>);
 
@@ -195,13 +195,13 @@ impl Writer {
         self
     }
 
-    /// Appends a text.
+    /// Appends a string.
     #[must_use]
     pub fn text(self, text: &str) -> Self {
         self.opaque(text.as_bytes())
     }
 
-    /// Appends a text that may be absent.
+    /// Appends a string that may be absent.
     #[must_use]
     pub fn optional_text(self, text: Option<&str>) -> Self {
         match text {

@@ -1,4 +1,4 @@
-//! What libvirt's capabilities say of a host.
+//! Reads libvirt's capabilities of a host.
 
 use roxmltree::Document;
 
@@ -22,8 +22,8 @@ pub fn process_owner(capabilities: &str) -> Option<(u32, u32)> {
     Some((number(user)?, number(group)?))
 }
 
-/// What libvirt confines VMs with, in its capabilities: each `<secmodel>` but `dac`, which is plain users and modes, and
-/// `none`.
+/// The security drivers in libvirt's capabilities: each `<secmodel>` except `dac`, which is ordinary users and modes,
+/// and `none`.
 pub fn confined_by(capabilities: &str) -> Vec<String> {
     let Ok(document) = Document::parse(capabilities) else { return Vec::new() };
     let Some(host) = child(document.root_element(), "host") else { return Vec::new() };

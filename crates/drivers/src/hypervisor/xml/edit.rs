@@ -1,4 +1,4 @@
-//! Definitions edited for another place. Edits are splices into the text: what is not understood stays as it is.
+//! Rewrites definitions for another place. Edits are splices into the text, so unknown parts stay unchanged.
 
 use std::{
     ops::Range,
@@ -11,7 +11,7 @@ use roxmltree::{Document, Node};
 use super::node::{boot_role, child, children, own_text};
 use crate::hypervisor::{HypervisorError, MigratedDisk};
 
-/// What a volume of a storage pool is.
+/// The object behind a volume of a storage pool.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Volume {
     /// A file.
@@ -20,12 +20,12 @@ pub enum Volume {
     Block(PathBuf),
     /// A folder.
     Folder(PathBuf),
-    /// Something on the network, by its name there.
+    /// An object on the network, by its name there.
     Network(String),
 }
 
 impl Volume {
-    /// A volume at `path` of the pool with this definition; `None` if that is none.
+    /// A volume at `path` of the pool with this definition; `None` if the definition is invalid.
     pub fn of(pool: &str, path: String) -> Option<Self> {
         let document = Document::parse(pool).ok()?;
         Some(match document.root_element().attribute("type")? {
@@ -38,10 +38,11 @@ impl Volume {
     }
 }
 
-/// The definition with every volume that `place` knows named by what it is, and all else as it was: the names of pools
-/// mean nothing to another host. What is on the network has no form of its own; it becomes what [`parse`](super::facts::parse) tells it by.
+/// The definition with each volume that `place` knows replaced by the object behind it, otherwise unchanged: names of
+/// pools mean nothing to another host. Network storage has no form of its own; it becomes what
+/// [`parse`](super::facts::parse) reports it as.
 pub fn resolved(xml: &str, mut place: impl FnMut(&str, &str) -> Option<Volume>) -> String {
-    // Most definitions name none, and whether this is a definition says whoever reads it.
+    // Most definitions contain no volume; whether the text is a definition is checked by its reader.
     let document = match xml.contains("volume") {
         true => Document::parse(xml),
         false => return xml.to_owned(),
@@ -57,7 +58,7 @@ pub fn resolved(xml: &str, mut place: impl FnMut(&str, &str) -> Option<Volume>) 
     spliced(xml, edits)
 }
 
-/// Edits that name a volume by what it is.
+/// Edits that replace a volume by the object behind it.
 fn named_by_itself(node: Node<'_, '_>, source: Node<'_, '_>, volume: &Volume) -> Option<Vec<(Range<usize>, String)>> {
     let (kind, attribute, name) = match volume {
         Volume::File(path) => ("file", "file", path.to_str()?),
@@ -67,31 +68,31 @@ fn named_by_itself(node: Node<'_, '_>, source: Node<'_, '_>, volume: &Volume) ->
     };
     let mut edits = vec![(node.attribute_node("type")?.range_value(), kind.to_owned())];
     edits.push((source.attribute_node("pool")?.range(), format!("{attribute}='{}'", escaped(name))));
-    // How libvirt reaches a volume of a pool of targets; nothing else has it.
+    // How libvirt reaches a volume in a pool of targets; other sources have no such attributes.
     let rest = ["volume", "mode"].into_iter().filter_map(|name| source.attribute_node(name));
     edits.extend(rest.map(|attribute| (attribute.range(), String::new())));
     Some(edits)
 }
 
-/// What a disk is to be copied to, as libvirt takes it.
+/// The target of a disk copy, as an XML element for libvirt.
 pub fn copy_target(to: &Path, format: DiskFormat) -> Option<String> {
     let (path, format) = (escaped(to.to_str()?), format.name());
     Some(format!("<disk type='file'><source file='{path}'/><driver name='qemu' type='{format}'/></disk>"))
 }
 
-/// Whether what is written takes effect on a disk that moves along.
+/// Which definition of a VM with migrated disks is rewritten.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Form {
-    /// The definition by which the VM runs. QEMU gives back what is not used while the disk is copied, whatever is kept.
+    /// The running definition. QEMU discards unused blocks while the disk is copied, whatever the persistent one says.
     Live,
-    /// The definition that is kept: what the administrator said stays.
+    /// The persistent definition: the administrator's settings stay.
     Kept,
 }
 
-/// The definition with every file's path rewritten by `folders`, and disks that move along by what they become.
+/// The definition with every file's path rewritten by `folders`, and migrated disks replaced by their new files.
 ///
 /// # Errors
-/// [`HypervisorError::Definition`] naming the first file that lies in none of them.
+/// [`HypervisorError::Definition`], naming the first file that lies in none of the folders.
 pub fn translate(
     xml: &str,
     vm: VmId,
@@ -126,7 +127,7 @@ pub fn translate(
     Ok(spliced(xml, edits))
 }
 
-/// What a path is called at the destination, by the first folder that holds it, or the first file that it is.
+/// A path's counterpart at the destination, by the first entry that is the path or a folder containing it.
 fn translated(path: &Path, folders: &[(PathBuf, PathBuf)]) -> Option<PathBuf> {
     let in_folder = |rest: &Path, there: &Path| match rest.as_os_str().is_empty() {
         true => there.to_owned(),
@@ -145,7 +146,7 @@ fn spliced(text: &str, mut edits: Vec<(Range<usize>, String)>) -> String {
     edited
 }
 
-/// The disk that moves along which an element is, or is a part of.
+/// The migrated disk that an element is, or belongs to.
 fn migrated_disk<'a, 'input, 'd>(
     node: Node<'a, 'input>,
     along: &'d [MigratedDisk],
@@ -155,7 +156,7 @@ fn migrated_disk<'a, 'input, 'd>(
     Some((disk, along.iter().find(|along| along.device == device)?))
 }
 
-/// Edits that give a disk its new file, without what was below the old one.
+/// Edits that give a disk its new file and remove the chain below the old one.
 fn moved_disk(disk: Node<'_, '_>, to: &MigratedDisk, form: Form) -> Option<Vec<(Range<usize>, String)>> {
     let source = child(disk, "source")?;
     let mut edits = vec![(source.attribute_node("file")?.range_value(), escaped(to.path.to_str()?))];
@@ -184,7 +185,7 @@ fn is_disk_source(node: Node<'_, '_>) -> bool {
     node.parent().is_some_and(is_storage)
 }
 
-/// What has a source: a disk, a file in its backing chain or mirror, or UEFI variables in the long form.
+/// Elements with a source: a disk, a file in its backing chain or mirror, or UEFI variables in the long form.
 fn is_storage(node: Node<'_, '_>) -> bool {
     ["disk", "backingStore", "mirror", "dataStore", "nvram"].iter().any(|tag| node.has_tag_name(*tag))
 }
@@ -292,7 +293,7 @@ mod tests {
         assert!(!disk.has_backing && !live.contains("base.raw"), "{live}");
         let kept = parse(&moved(&overlay, Form::Kept).expect("edited")).expect("parsed");
         assert_eq!((kept.files[0].format, kept.files[0].unmaps), (Some(DiskFormat::Qcow2), false));
-        // The others are translated as ever.
+        // The others are translated as usual.
         assert_eq!(facts.files[4].place, PathBuf::from("/mnt/other/web01/vars.fd"));
         let set = XML.replace(" cache='none'", " discard='ignore' cache='none'");
         assert!(parse(&moved(&set, Form::Live).expect("edited")).expect("parsed").files[0].unmaps);
@@ -300,7 +301,7 @@ mod tests {
         let bare = XML.replace("<driver name='qemu' type='raw' cache='none' error_policy='stop'/>", "");
         let bare = parse(&moved(&bare, Form::Live).expect("edited")).expect("parsed");
         assert_eq!((bare.files[0].format, bare.files[0].unmaps), (Some(DiskFormat::Qcow2), true));
-        // What is no file cannot move along.
+        // A disk that is not a file cannot be migrated.
         assert!(translate(XML, vm(), &folders, &along("vdb"), Form::Live).is_err());
     }
 
@@ -322,7 +323,7 @@ mod tests {
         let error = translate(XML, vm(), &[("/srv/ferry/vms".into(), "/x".into())], &[], Form::Live)
             .expect_err("the ISO is local");
         assert!(error.to_string().contains("/iso/d.iso"), "{error}");
-        // A folder's name is not a prefix of a longer one.
+        // A folder's name must match whole path components.
         let error = translate(XML, vm(), &[("/srv/ferry/vm".into(), "/x".into())], &[], Form::Live)
             .expect_err("another folder");
         assert!(error.to_string().contains("vms/vmlinuz"), "{error}");

@@ -1,4 +1,4 @@
-//! The facts that a definition holds.
+//! Reads the facts in a definition.
 
 use std::path::{Path, PathBuf};
 
@@ -13,7 +13,7 @@ use uuid::Uuid;
 use super::node::{boot_role, child, children, own_text};
 use crate::hypervisor::HypervisorError;
 
-/// The facts that a definition holds. State, persistence, autostart and snapshots are not in it.
+/// The facts in a definition. It does not contain state, persistence, autostart and snapshots.
 pub fn parse(xml: &str) -> Result<VmFacts<PathBuf>, HypervisorError> {
     let nil = VmId(Uuid::nil());
     let bad = |vm, reason: String| HypervisorError::Definition { vm, reason };
@@ -47,7 +47,7 @@ pub fn parse(xml: &str) -> Result<VmFacts<PathBuf>, HypervisorError> {
     })
 }
 
-/// Where a disk is being copied to, and whether the copy has caught up; `None` if it is not being copied.
+/// The target of a disk's running copy, and whether the copy has caught up; `None` if the disk is not being copied.
 pub fn mirror(xml: &str, device: &str) -> Option<(PathBuf, bool)> {
     let document = Document::parse(xml).ok()?;
     let is_it = |node: &Node<'_, '_>| {
@@ -83,7 +83,7 @@ fn disk(node: Node<'_, '_>) -> Option<VmFile<PathBuf>> {
         read_only: drive.is_some() || child(node, "readonly").is_some(),
         shareable: child(node, "shareable").is_some(),
         has_backing: child(node, "backingStore").is_some_and(|backing| child(backing, "source").is_some()),
-        // Without a policy of its own a read is treated as a write.
+        // Without a read policy, QEMU treats reads like writes.
         stops_on_error: setting("error_policy") == Some("stop")
             && setting("rerror_policy").is_none_or(|policy| policy == "stop"),
         format: setting("type").and_then(format),
@@ -97,7 +97,7 @@ fn disk(node: Node<'_, '_>) -> Option<VmFile<PathBuf>> {
     })
 }
 
-/// The type of a disk that is no file, with the protocol of one on the network.
+/// The type of a disk that is not a file, with the protocol of a network disk.
 fn kind_of(disk: Node<'_, '_>, source: Node<'_, '_>) -> String {
     match (disk.attribute("type").unwrap_or_default(), source.attribute("protocol")) {
         ("network", Some(protocol)) => format!("network {protocol}"),
@@ -105,7 +105,7 @@ fn kind_of(disk: Node<'_, '_>, source: Node<'_, '_>) -> String {
     }
 }
 
-/// What a source that is no file calls itself.
+/// The name of a source that is not a file.
 fn name_of(source: Node<'_, '_>) -> PathBuf {
     if let (Some(pool), Some(volume)) = (source.attribute("pool"), source.attribute("volume")) {
         return Path::new(pool).join(volume);
@@ -118,13 +118,13 @@ fn name_of(source: Node<'_, '_>) -> PathBuf {
     own.or_else(of_host).map(str::to_owned).or_else(address).unwrap_or_else(|| "unknown".to_owned()).into()
 }
 
-/// What a disk needs besides its own source: its backing chain, files that hold data, and where it is being copied to.
+/// Files that a disk needs besides its source: its backing chain, data files, and the target of a running copy.
 fn below(disk: Node<'_, '_>, source: Node<'_, '_>) -> Vec<PathBuf> {
     let named = |node: Node<'_, '_>| {
         let in_mirror = node.ancestors().any(|ancestor| ancestor.has_tag_name("mirror"));
         let name = match node.tag_name().name() {
             "source" if node != source => {
-                // A copy to another host is at a socket.
+                // The target of a copy to another host is a socket.
                 let name = if in_mirror { None } else { node.attribute("name") };
                 node.attribute("file").or(node.attribute("dev")).or(name)
             }
@@ -185,13 +185,13 @@ fn filesystem(node: Node<'_, '_>) -> VmFile<PathBuf> {
     no_file(target.unwrap_or("filesystem"), place, NotAFile::Filesystem(driver.to_owned()))
 }
 
-/// A file that is memory of the guest.
+/// Guest memory that is stored in a file.
 fn memory_file(node: Node<'_, '_>) -> Option<VmFile<PathBuf>> {
     let path = child(child(node, "source")?, "path")?.text()?.trim().into();
     Some(no_file("nvdimm", path, NotAFile::Nvdimm))
 }
 
-/// What is neither a file nor a disk.
+/// A device that is neither a file nor a disk.
 fn no_file(device: &str, place: PathBuf, kind: NotAFile) -> VmFile<PathBuf> {
     VmFile { kind: Some(kind), ..VmFile::new(FileRole::NotAFile, device, place) }
 }
@@ -206,7 +206,7 @@ fn memory(node: Node<'_, '_>) -> Option<ByteCount> {
 
 fn scaled(count: &str, unit: Option<&str>) -> Option<ByteCount> {
     let count: u64 = count.parse().ok()?;
-    // Units as libvirt's documentation of "scaled integers" has them.
+    // Units according to libvirt's documentation of "scaled integers".
     let scale: u64 = match unit.unwrap_or("KiB") {
         "b" | "bytes" => 1,
         "KB" => 1000,
@@ -221,7 +221,7 @@ fn scaled(count: &str, unit: Option<&str>) -> Option<ByteCount> {
     count.checked_mul(scale).map(ByteCount)
 }
 
-/// The size of a VM's huge pages; zero: what is usual on its host.
+/// The size of a VM's huge pages; zero: the host's default size.
 fn huge_page(node: Node<'_, '_>) -> ByteCount {
     let page = child(node, "page");
     let size = page.and_then(|page| scaled(page.attribute("size")?, page.attribute("unit")));
@@ -236,7 +236,7 @@ fn host_device(node: Node<'_, '_>) -> String {
     format!("{kind} {}", parts.join(":"))
 }
 
-/// An interface that is a device of the host.
+/// An interface that is a host device.
 fn host_interface(node: Node<'_, '_>) -> Option<String> {
     let kind = node.attribute("type").filter(|kind| matches!(*kind, "hostdev" | "vdpa" | "vhostuser"))?;
     let source = child(node, "source").map(|source| name_of(source).display().to_string());
@@ -253,7 +253,7 @@ fn host_tpm(node: Node<'_, '_>) -> Option<String> {
 
 fn network(node: Node<'_, '_>) -> Option<String> {
     let source = child(node, "source")?;
-    // libvirt says of a network that runs through which bridge it does, too.
+    // For a running network, libvirt also names its bridge.
     ["network", "bridge", "dev"].iter().find_map(|name| source.attribute(*name)).map(str::to_owned)
 }
 
@@ -286,7 +286,7 @@ mod tests {
         assert!(facts.tpm && facts.networks == ["br0"] && facts.host_devices == ["pci 0x0000:0x01"]);
     }
 
-    /// The one disk of a definition with this `<disk>`, inside of which `vda` is the target.
+    /// The only disk of a definition with this `<disk>`; its target is `vda`.
     fn one(disk: &str) -> VmFile<PathBuf> {
         let xml = format!(
             "<domain><name>a</name><uuid>{}</uuid><devices>{}</devices></domain>",
@@ -475,7 +475,7 @@ mod tests {
         assert_eq!(mirror(&copying, "vdb"), None);
         let ready = copied("<mirror type='file' ready='yes'><source file='/new/a&amp;b.raw'/></mirror>");
         assert_eq!(mirror(&ready, "vda"), Some(("/new/a&b.raw".into(), true)));
-        // While it switches over the copy has not caught up with anything more, and has not ended either.
+        // During the pivot the copy is not reported as ready any more, and has not ended either.
         let switching = copied("<mirror type='file' ready='pivot'><source file='/new/a.raw'/></mirror>");
         assert_eq!(mirror(&switching, "vda"), Some(("/new/a.raw".into(), false)));
     }

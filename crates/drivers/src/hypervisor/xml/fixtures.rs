@@ -2,7 +2,7 @@
 
 use ferry_core::id::VmId;
 
-/// A VM with a file in every role, a disk that is none, and devices of its host.
+/// A VM with a file in every role, a disk that is not a file, and host devices.
 pub(super) const XML: &str = r#"<domain type='qemu' id='3' xmlns:qemu='http://libvirt.org/schemas/domain/qemu/1.0'>
   <name>web01</name><uuid>0d7a4d0e-4f57-4f3e-9a80-0c6a4b6ad001</uuid>
   <metadata><x:odd xmlns:x='urn:x' keep='this'/></metadata>

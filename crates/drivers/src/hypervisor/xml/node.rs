@@ -3,7 +3,7 @@
 use ferry_core::vm::FileRole;
 use roxmltree::Node;
 
-/// What an element below `os` names: the file is its text.
+/// The role of a boot file that an element below `os` names in its text.
 pub fn boot_role(node: Node<'_, '_>) -> Option<FileRole> {
     let parent = node.parent()?;
     if !parent.has_tag_name("os") || !node.is_element() {
@@ -16,7 +16,7 @@ pub fn boot_role(node: Node<'_, '_>) -> Option<FileRole> {
     }
 }
 
-/// The text of an element that has any besides space.
+/// The text of an element, if it is not only white space.
 pub fn own_text<'a, 'input>(node: Node<'a, 'input>) -> Option<Node<'a, 'input>> {
     node.children().find(|child| child.text().is_some_and(|text| child.is_text() && !text.trim().is_empty()))
 }

@@ -1,4 +1,4 @@
-//! `smbclient` as a probe: how it is called and what its answer means.
+//! `smbclient` as a probe: how to call it, and how to read its output.
 
 use std::{path::Path, process::Command};
 
@@ -9,7 +9,7 @@ use crate::{
     share::{ShareError, ShareFacts},
 };
 
-/// Logs in to the share and asks for its free space. Debug level 4 names the dialect.
+/// Logs in to the share and queries its free space. Debug level 4 prints the dialect.
 pub fn command(unc: &UncPath, password_file: &Path) -> Command {
     let mut command = Command::new("smbclient");
     command
@@ -23,7 +23,7 @@ pub fn command(unc: &UncPath, password_file: &Path) -> Command {
     command
 }
 
-/// What the answer means. NT status codes are SMB's own and do not change with the program's version.
+/// Interprets the output. NT status codes belong to SMB and do not change with the program's version.
 pub fn read(outcome: &Outcome, unc: &UncPath, user: &str) -> Result<ShareFacts, ShareError> {
     if outcome.is_ok() {
         return Ok(ShareFacts { dialect: Some(dialect(&outcome.output)), space: space(&outcome.output) });
@@ -62,7 +62,7 @@ pub fn read(outcome: &Outcome, unc: &UncPath, user: &str) -> Result<ShareFacts, 
     })
 }
 
-/// The line that says why smbclient gave up: its last one with a status code.
+/// The line with the cause of smbclient's failure: the last one with a status code.
 fn failure(outcome: &Outcome) -> String {
     match &outcome.ended {
         Ended::TimedOut => outcome.reason(),
@@ -75,7 +75,8 @@ fn failure(outcome: &Outcome) -> String {
     }
 }
 
-/// `negotiated dialect[SMB3_11]` → `3.1.1`. A client that does not tell still speaks 3 or later: it was told to.
+/// `negotiated dialect[SMB3_11]` → `3.1.1`. A client that does not print it still speaks version 3 or later, as
+/// configured.
 fn dialect(output: &str) -> String {
     let named = output.split("negotiated dialect[").nth(1).and_then(|rest| rest.split(']').next());
     match named {

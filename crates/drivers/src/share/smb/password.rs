@@ -1,4 +1,4 @@
-//! Credentials in the forms that the SMB programs read, in files that only root reads.
+//! Credentials in the formats of the SMB programs, in files that only root can read.
 
 use std::{
     fs::{self, OpenOptions},
@@ -26,7 +26,7 @@ impl SecretFile {
         Ok(Self(path))
     }
 
-    /// Writes a file that stays, mode 0600 from its first moment on.
+    /// Writes a file that stays, with mode 0600 from its creation.
     pub fn write(path: &Path, text: &str) -> io::Result<()> {
         match fs::remove_file(path) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
@@ -35,18 +35,18 @@ impl SecretFile {
         OpenOptions::new().write(true).create_new(true).mode(0o600).open(path)?.write_all(text.as_bytes())
     }
 
-    /// Where it is.
+    /// Its path.
     pub fn path(&self) -> &Path {
         &self.0
     }
 
-    /// `smbclient -A`
+    /// For `smbclient -A`.
     pub fn for_smbclient(user: &SplitUser<'_>) -> String {
         let domain = user.domain.map(|domain| format!("domain = {domain}\n")).unwrap_or_default();
         format!("username = {}\npassword = {}\n{domain}", user.name, user.password)
     }
 
-    /// `mount -o credentials=`
+    /// For `mount -o credentials=`.
     pub fn for_mount_cifs(user: &SplitUser<'_>) -> String {
         let domain = user.domain.map(|domain| format!("domain={domain}\n")).unwrap_or_default();
         format!("username={}\npassword={}\n{domain}", user.name, user.password)
@@ -59,19 +59,19 @@ impl Drop for SecretFile {
     }
 }
 
-/// Credentials with `DOMAIN\user` taken apart.
+/// Credentials with `DOMAIN\user` split.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct SplitUser<'a> {
     /// The domain, if one was given.
     pub domain: Option<&'a str>,
-    /// The user's name in it.
+    /// The user's name in that domain.
     pub name: &'a str,
     /// The password.
     pub password: &'a str,
 }
 
 impl<'a> SplitUser<'a> {
-    /// Takes them apart.
+    /// Splits credentials.
     pub fn of(credentials: &'a ShareCredentials) -> Self {
         let (domain, name) = match credentials.user.split_once('\\') {
             Some((domain, name)) => (Some(domain), name),
@@ -81,7 +81,7 @@ impl<'a> SplitUser<'a> {
     }
 }
 
-/// Refuses credentials that the files above cannot carry: a line break would become another option.
+/// Refuses credentials that these file formats cannot represent: a line break would become another option.
 pub fn check(unc: &UncPath, credentials: &ShareCredentials) -> Result<(), ShareError> {
     let refuse = |reason: &str| {
         let (share, user) = (unc.into(), credentials.user.clone());

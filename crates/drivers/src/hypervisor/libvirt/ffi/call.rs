@@ -1,12 +1,12 @@
-//! What every call of libvirt needs: its error, and strings to it and from it.
+//! Helpers for all libvirt calls: its error, and strings in both directions.
 
 use std::ffi::{CStr, CString, c_char, c_int, c_uint, c_void};
 
-/// What libvirt says went wrong.
+/// libvirt's description of an error.
 #[derive(Clone, Debug)]
 pub struct Fault {
     pub code: c_uint,
-    /// The connection itself broke while the call was under way.
+    /// Whether the connection broke during the call.
     pub broken: bool,
     pub message: String,
 }
@@ -36,7 +36,7 @@ impl Fault {
         Self { code, broken, message: "a test".to_owned() }
     }
 
-    /// Whether it says nothing of the VM: the daemon went away meanwhile, or the VM was busy for too long.
+    /// Whether it says nothing about the VM: the daemon went away meanwhile, or the VM was busy for too long.
     pub fn passes(&self) -> bool {
         let codes = [
             virt_sys::VIR_ERR_RPC,
@@ -52,7 +52,7 @@ impl Fault {
         self.passes() && (self.broken || self.code != virt_sys::VIR_ERR_OPERATION_TIMEOUT)
     }
 
-    /// Whether the VM is in no state for the question: it has no process.
+    /// Whether the VM's state does not allow the query: it has no process.
     pub fn is_invalid_now(&self) -> bool {
         self.code == virt_sys::VIR_ERR_OPERATION_INVALID
     }
@@ -76,7 +76,7 @@ pub fn c_string(text: &str) -> Done<CString> {
     CString::new(text).map_err(|_| Fault::own("a text holds a NUL byte"))
 }
 
-/// Copies a C string; NULL gives `None`.
+/// Copies a C string; NULL becomes `None`.
 ///
 /// # Safety
 /// `pointer` is NULL or points to a NUL-terminated string.

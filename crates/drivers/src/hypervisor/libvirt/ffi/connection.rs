@@ -1,4 +1,4 @@
-//! Connections to libvirt, and what is asked of the host.
+//! Connections to libvirt, and queries about the host.
 
 use std::{
     ffi::{c_int, c_uint, c_void},
@@ -13,14 +13,14 @@ use super::{
 };
 use crate::hypervisor::xml::edit::Volume;
 
-/// A connection whose daemon is silent for [`KEEPALIVE_COUNT`] times this is dead. Seconds.
+/// A connection is dead if its daemon is silent for [`KEEPALIVE_COUNT`] times this. Seconds.
 const KEEPALIVE_SECONDS: c_int = 5;
 const KEEPALIVE_COUNT: c_uint = 4;
 
-/// libvirt prints errors to stderr unless told otherwise.
+/// Without an error callback libvirt prints errors to stderr.
 unsafe extern "C" fn be_silent(_data: *mut c_void, _error: virt_sys::virErrorPtr) {}
 
-/// Starts the one event loop of this process; must come before the first connection is opened.
+/// Starts the one event loop of this process; must run before the first connection is opened.
 fn ensure_event_loop() -> Done<()> {
     static STARTED: OnceLock<Result<(), String>> = OnceLock::new();
     STARTED
@@ -34,7 +34,7 @@ fn ensure_event_loop() -> Done<()> {
             }
             let run = || {
                 loop {
-                    // SAFETY: only this thread runs the loop. An error of one round is not fatal for the next.
+                    // SAFETY: only this thread runs the loop. An error in one round does not affect the next.
                     unsafe { virt_sys::virEventRunDefaultImpl() };
                 }
             };
@@ -63,7 +63,7 @@ impl Drop for Connection {
     }
 }
 
-/// What the node has.
+/// Resources of the node.
 pub struct Node {
     pub cpus: u32,
     pub memory_kib: u64,
@@ -80,7 +80,7 @@ impl Connection {
                 return Err(Fault::last());
             }
             let connection = Self(pointer);
-            // In-process drivers have no keepalive; that they refuse is of no matter.
+            // In-process drivers have no keepalive; their refusal is harmless.
             virt_sys::virConnectSetKeepAlive(pointer, KEEPALIVE_SECONDS, KEEPALIVE_COUNT);
             Ok(connection)
         }
@@ -117,11 +117,11 @@ impl Connection {
         }
     }
 
-    /// What a volume of a pool is. Looks at no file: a pool's file server may be away.
+    /// What a volume of a pool is. Accesses no file, because a pool's file server may be down.
     pub fn volume(&self, pool: &str, volume: &str) -> Done<Volume> {
         let (pool, volume) = (c_string(pool)?, c_string(volume)?);
-        // SAFETY: the connection is open, both strings live through the calls; what is found is given back once it was
-        // asked.
+        // SAFETY: the connection is open, both strings live through the calls; the objects found are freed after the
+        // queries.
         let (definition, path) = unsafe {
             let pool = virt_sys::virStoragePoolLookupByName(self.0, pool.as_ptr());
             if pool.is_null() {
@@ -178,7 +178,7 @@ pub(super) mod tests {
     use super::*;
     use crate::hypervisor::libvirt::ffi::{PowerState, Xml};
 
-    /// libvirt's own in-process driver: no daemon is needed.
+    /// libvirt's built-in test driver: no daemon is needed.
     pub fn connection() -> Connection {
         Connection::open("test:///default").expect("the test driver is built in")
     }

@@ -1,4 +1,4 @@
-//! VMs, as libvirt has them.
+//! VMs, as libvirt's domains.
 
 use std::{
     ffi::{c_int, c_uint},
@@ -14,19 +14,19 @@ use super::{
 };
 use crate::hypervisor::{DiskSize, MigrationStats};
 
-/// What is copied again for each write of the guest to a disk that moves on its host: QEMU's own choice is 64 KiB, four
-/// times as much. A power of two.
+/// Granularity of the copy of a disk that moves on its host: a guest write causes this much to be copied again. QEMU's
+/// default is 64 KiB, four times as much. A power of two.
 const COPY_GRANULARITY_BYTES: u32 = 16 << 10;
 
-/// Why a domain is paused, as far as it matters.
+/// Why a domain is paused, as far as Ferry distinguishes it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum PausedReason {
     Migration,
     StartingUp,
-    /// QEMU stopped it by itself: a disk could not be read or written, or libvirt does not know why. QEMU (10.0) tells of
-    /// such errors once a second at most, so of a VM that stops again at once libvirt hears only that it stopped.
+    /// QEMU stopped it by itself: a disk had an I/O error, or libvirt does not know why. QEMU (10.0) reports such
+    /// errors once a second at most, so if a VM stops again at once, libvirt learns only that it stopped.
     ByQemu,
-    /// libvirt stopped it for something that failed, and could not run it again.
+    /// libvirt stopped it for an operation that failed, and could not resume it.
     NotRunAgain,
     Other,
 }
@@ -43,14 +43,14 @@ pub enum PowerState {
     Off,
 }
 
-/// Which form of a definition.
+/// Forms of a definition.
 #[derive(Clone, Copy)]
 pub enum Xml {
     Live,
     Migratable,
     Inactive,
-    /// As [`Xml::Inactive`], without what libvirt adds by itself and earlier releases do not know (the `itco` watchdog of
-    /// q35, since 9.1): for other hosts.
+    /// As [`Xml::Inactive`], without elements that libvirt adds by itself and that earlier releases do not know (the
+    /// `itco` watchdog of q35, since 9.1): for other hosts.
     Portable,
     /// As [`Xml::Inactive`], without passwords.
     Public,
@@ -60,14 +60,14 @@ pub enum Xml {
 pub struct Migrate<'a> {
     pub connection_uri: &'a str,
     pub migrate_uri: &'a str,
-    /// Where disks go that move along, and which these are.
+    /// The URI for migrated disks, and the list of these disks.
     pub disks_uri: &'a str,
     pub disks: &'a [&'a str],
     pub live_xml: &'a str,
     pub persistent_xml: Option<&'a str>,
     pub bandwidth_mib_per_s: Option<u64>,
     pub auto_converge: bool,
-    /// libvirt need not know itself that the files are shared.
+    /// Disables libvirt's own check that the files are shared.
     pub vouched: bool,
 }
 
@@ -89,7 +89,7 @@ impl Drop for Domain {
 
 impl Clone for Domain {
     fn clone(&self) -> Self {
-        // SAFETY: the domain is valid; the reference is given back when the clone is dropped.
+        // SAFETY: the domain is valid; the reference is released when the clone is dropped.
         unsafe { virt_sys::virDomainRef(self.0) };
         Self(self.0)
     }
@@ -108,9 +108,9 @@ impl Domain {
         unsafe { text(virt_sys::virDomainGetName(self.0)) }.ok_or_else(Fault::last)
     }
 
-    /// libvirt's number of its process, which no other process of this libvirtd's life has; `None` without one.
+    /// libvirt's number of its process, unique during the run of this libvirtd; `None` without a process.
     pub fn process(&self) -> Option<u32> {
-        // SAFETY: the domain is valid; -1 (as unsigned) says that it has no process.
+        // SAFETY: the domain is valid; -1 (as unsigned) means that it has no process.
         Some(unsafe { virt_sys::virDomainGetID(self.0) }).filter(|id| *id != c_uint::MAX)
     }
 
@@ -121,7 +121,8 @@ impl Domain {
         Ok((state as c_uint, reason as c_uint))
     }
 
-    /// Whether it is off since its QEMU ended in order: its guest shut down. Forgotten when libvirtd is restarted.
+    /// Whether it is off because its QEMU ended normally, that is, its guest shut down. Lost when libvirtd is
+    /// restarted.
     pub fn shut_itself_down(&self) -> Done<bool> {
         let off = (virt_sys::VIR_DOMAIN_SHUTOFF, virt_sys::VIR_DOMAIN_SHUTOFF_SHUTDOWN);
         Ok(self.state_and_reason()? == off)
@@ -140,11 +141,12 @@ impl Domain {
                 virt_sys::VIR_DOMAIN_PAUSED_API_ERROR => PausedReason::NotRunAgain,
                 _ => PausedReason::Other,
             }),
-            // libvirt says so only of a process that is kept: one that ended is shut off, whatever ended it.
+            // libvirt reports this only if the process is kept: a VM without a process is shut off, for whatever reason
+            // it ended.
             virt_sys::VIR_DOMAIN_CRASHED => PowerState::Crashed,
             virt_sys::VIR_DOMAIN_PMSUSPENDED => PowerState::Suspended,
             virt_sys::VIR_DOMAIN_SHUTOFF => PowerState::Off,
-            // What is not known to be shut off is not taken for it.
+            // Only a known shut-off state counts as shut off.
             _ => PowerState::Paused(PausedReason::Other),
         })
     }
@@ -165,7 +167,7 @@ impl Domain {
         take_text(unsafe { virt_sys::virDomainGetXMLDesc(self.0, flags) })
     }
 
-    /// Whether the VM was saved, so that its next start goes on where it was.
+    /// Whether the VM has a saved state, from which its next start continues.
     pub fn saved(&self) -> Done<bool> {
         // SAFETY: the domain is valid.
         Ok(check(unsafe { virt_sys::virDomainHasManagedSaveImage(self.0, 0) })? == 1)
@@ -194,7 +196,7 @@ impl Domain {
         Ok(count as u32)
     }
 
-    /// None where libvirt's driver knows no such thing.
+    /// The number of checkpoints; zero if libvirt's driver does not support them.
     pub fn checkpoints(&self) -> Done<u32> {
         // SAFETY: the domain is valid; without a list they are only counted.
         match check(unsafe { virt_sys::virDomainListAllCheckpoints(self.0, ptr::null_mut(), 0) }) {
@@ -204,13 +206,13 @@ impl Domain {
         }
     }
 
-    /// The disks that could not be read or written since the VM ran last, each with whether for want of room.
+    /// The disks with I/O errors since the VM last ran, each with whether the cause was lack of space.
     pub fn disk_errors(&self) -> Done<Vec<(String, bool)>> {
         // SAFETY: the domain is valid; without a list the disks are only counted.
         let count = check(unsafe { virt_sys::virDomainGetDiskErrors(self.0, ptr::null_mut(), 0, 0) })?;
         let nothing = || virt_sys::virDomainDiskError { disk: ptr::null_mut(), error: 0 };
         let mut errors: Vec<_> = (0..count).map(|_| nothing()).collect();
-        // SAFETY: the domain is valid, the list is ours and as long as is said.
+        // SAFETY: the domain is valid, the list is ours and has the stated length.
         let filled =
             check(unsafe { virt_sys::virDomainGetDiskErrors(self.0, errors.as_mut_ptr(), errors.len() as c_uint, 0) })?;
         let told = errors.iter().take(filled as usize).map(|error| {
@@ -290,7 +292,8 @@ impl Domain {
         .map(drop)
     }
 
-    /// QEMU's answer to a command, both in JSON; an error of QEMU's is an answer. libvirt marks the VM as tainted.
+    /// Sends a monitor command to QEMU and returns its answer, both in JSON; an error from QEMU is an answer as well.
+    /// libvirt marks the VM as tainted.
     pub fn monitor(&self, command: &str) -> Done<String> {
         let command = c_string(command)?;
         let mut answer = ptr::null_mut();
@@ -299,10 +302,10 @@ impl Domain {
         take_text(answer)
     }
 
-    /// Sizes of a disk.
+    /// The sizes of a disk.
     pub fn disk_size(&self, device: &str) -> Done<DiskSize> {
         let device = c_string(device)?;
-        // SAFETY: an all-zero structure of numbers is valid; the domain and the string are, too.
+        // SAFETY: an all-zero structure of numbers is valid, and so are the domain and the string.
         unsafe {
             let mut info: virt_sys::virDomainBlockInfo = std::mem::zeroed();
             check(virt_sys::virDomainGetBlockInfo(self.0, device.as_ptr(), &raw mut info, 0))?;
@@ -310,7 +313,7 @@ impl Domain {
         }
     }
 
-    /// Begins to copy a disk to what `target` describes, which is there already.
+    /// Begins to copy a disk to the existing target that `target` describes.
     pub fn copy_disk(&self, device: &str, target: &str, bandwidth_bytes_per_s: Option<u64>) -> Done<()> {
         let (device, target) = (c_string(device)?, c_string(target)?);
         let mut params = Params::default();
@@ -318,8 +321,8 @@ impl Domain {
             params.number(c"bandwidth", bandwidth)?;
         }
         params.count32(c"granularity", COPY_GRANULARITY_BYTES)?;
-        // TRANSIENT_JOB: libvirt forgets the copy with the VM's process; it refuses it for persistent VMs without.
-        // Without synchronous writes: see docs/adr/0011.
+        // TRANSIENT_JOB: libvirt forgets the copy when the VM's process ends; without the flag, it refuses the copy for
+        // persistent VMs. Without synchronous writes: see docs/adr/0011.
         let flags = virt_sys::VIR_DOMAIN_BLOCK_COPY_REUSE_EXT | virt_sys::VIR_DOMAIN_BLOCK_COPY_TRANSIENT_JOB;
         // SAFETY: the domain, both strings and the list are valid.
         check(unsafe {
@@ -328,7 +331,7 @@ impl Domain {
         .map(drop)
     }
 
-    /// Bytes done and bytes to do of what a disk is busy with; `None` if with nothing.
+    /// Bytes done and bytes to do of a disk's block job; `None` if there is no job.
     pub fn disk_job(&self, device: &str) -> Done<Option<(u64, u64)>> {
         let device = c_string(device)?;
         // SAFETY: as for `disk_size`.
@@ -339,8 +342,9 @@ impl Domain {
         }
     }
 
-    /// Ends what a disk is busy with: on the copy (`pivot`), and returns when it has ended; or on the old file, and returns
-    /// when it was asked to. QEMU may not be able to end it while the new file's place does not answer.
+    /// Ends a disk's block job. With `pivot`, the VM switches to the copy, and the call returns when the job has ended.
+    /// Otherwise the VM stays on the old file, and the call returns when the end was requested; QEMU may be unable to
+    /// end it while the new file's storage does not answer.
     pub fn end_disk_job(&self, device: &str, pivot: bool) -> Done<()> {
         let device = c_string(device)?;
         let flags = match pivot {
@@ -351,7 +355,7 @@ impl Domain {
         check(unsafe { virt_sys::virDomainBlockJobAbort(self.0, device.as_ptr(), flags) }).map(drop)
     }
 
-    /// Counts of the running (or, if `completed`, the last) job; `None` if there is none.
+    /// Statistics of the running (or, if `completed`, the last) job; `None` if there is none.
     pub fn job_stats(&self, completed: bool) -> Done<Option<MigrationStats>> {
         let mut kind = 0;
         let mut params = Params::default();
@@ -395,9 +399,9 @@ mod tests {
         let kept = "<domain type='test'><name>kept</name><uuid>UUID</uuid><memory>1024</memory><os><type>hvm</type></os>\
                     </domain>";
         let kept = connection.define(&kept.replace("UUID", uuid)).expect("defined");
-        // SAFETY: the domain is valid. This driver knows no flags of it.
+        // SAFETY: the domain is valid. This driver supports no flags for it.
         check(unsafe { virt_sys::virDomainUndefine(kept.0) }).expect("removed");
-        // What cannot be counted is not none.
+        // An error is not a count of zero.
         assert!(kept.snapshots().is_err_and(|fault| fault.is_no_domain()));
         assert!(kept.checkpoints().is_err_and(|fault| fault.is_no_domain()));
     }
@@ -414,7 +418,7 @@ mod tests {
         );
         let domain = connection().define(&definition).expect("defined");
         domain.create().expect("started");
-        // libvirt's own driver for tests has every disk of a VM that runs fail, each in another way.
+        // libvirt's test driver reports an error for every disk of a running VM, each of a different kind.
         let errors = domain.disk_errors().expect("told");
         assert_eq!(errors, [("vda".to_owned(), false), ("vdb".to_owned(), true)]);
     }

@@ -71,7 +71,7 @@ impl Params {
         .map(drop)
     }
 
-    /// A number of any of libvirt's integer types; `None` if it is not there.
+    /// A value of any of libvirt's integer types; `None` if the parameter does not exist.
     pub fn get(&self, name: &CStr) -> Option<u64> {
         // SAFETY: the list is valid with `count` entries; the entry's type says which field of its value is set.
         unsafe {

@@ -1,4 +1,4 @@
-//! Events.
+//! Events of libvirt.
 
 use std::{
     ffi::{c_char, c_int, c_uint, c_void},
@@ -11,7 +11,7 @@ use super::{
     connection::Connection,
 };
 
-/// What a watch reports; domains by their UUID.
+/// An event that a watch reports; domains are identified by UUID.
 pub enum Event<'a> {
     StoppedForMigration(&'a str),
     Changed(&'a str),
@@ -20,10 +20,10 @@ pub enum Event<'a> {
 
 type Relay = Box<dyn Fn(Event<'_>) + Send + Sync>;
 
-/// A registration for lifecycle events and the connection's end, ended when dropped.
+/// A registration for lifecycle events and the connection's end; removed when dropped.
 pub struct Watch {
     connection: Connection,
-    /// Kept for the close callback, which borrows it.
+    /// Kept alive for the close callback, which borrows it.
     relay: Arc<Relay>,
     lifecycle: c_int,
 }
@@ -32,8 +32,8 @@ impl Watch {
     pub fn start(connection: Connection, relay: Relay) -> Done<Self> {
         let relay = Arc::new(relay);
         let opaque = Arc::into_raw(Arc::clone(&relay)).cast_mut().cast::<c_void>();
-        // SAFETY: libvirt keeps `opaque` until it calls `drop_relay`. The callback type depends on the event, so
-        // libvirt takes it as a generic one.
+        // SAFETY: libvirt keeps `opaque` until it calls `drop_relay`. The callback's type depends on the event, so
+        // libvirt takes a generic one.
         unsafe {
             let callback: unsafe extern "C" fn(
                 virt_sys::virConnectPtr,
@@ -60,7 +60,7 @@ impl Watch {
                 return Err(fault);
             }
             let watch = Self { connection, relay, lifecycle: id };
-            // Borrowed, not given away: a driver that knows no close event would never give it back.
+            // Borrowed instead of given away: a driver without a close event would never return it.
             let borrowed = Arc::as_ptr(&watch.relay).cast_mut().cast::<c_void>();
             let result = virt_sys::virConnectRegisterCloseCallback(watch.connection.0, Some(on_close), borrowed, None);
             if result < 0 { Err(Fault::last()) } else { Ok(watch) }
@@ -70,9 +70,9 @@ impl Watch {
 
 impl Drop for Watch {
     fn drop(&mut self) {
-        // SAFETY: both registrations are ours; removing one that is not there is an error without effect. libvirt
-        // calls the close callback under the lock that removing it takes, so nothing borrows the relay afterwards;
-        // it frees the lifecycle callback's share when no callback runs any more.
+        // SAFETY: both registrations are ours; removing one that does not exist is a harmless error. libvirt calls the
+        // close callback under the lock that removing it takes, so nothing borrows the relay afterwards; it frees the
+        // lifecycle callback's share once no callback runs any more.
         unsafe {
             virt_sys::virConnectUnregisterCloseCallback(self.connection.0, Some(on_close));
             virt_sys::virConnectDomainEventDeregisterAny(self.connection.0, self.lifecycle);
@@ -81,7 +81,7 @@ impl Drop for Watch {
 }
 
 unsafe extern "C" fn drop_relay(opaque: *mut c_void) {
-    // SAFETY: `opaque` came from `Arc::into_raw` in `Watch::start` and is handed back once.
+    // SAFETY: `opaque` came from `Arc::into_raw` in `Watch::start` and is returned once.
     drop(unsafe { Arc::from_raw(opaque.cast_const().cast::<Relay>()) });
 }
 
@@ -133,7 +133,7 @@ mod tests {
         assert_eq!(uuid.len(), 36);
         drop(domain);
         drop(watch);
-        // The relay's sender goes with it, so the channel ends.
+        // The relay's sender is dropped with it, so the channel ends.
         while received.recv_timeout(std::time::Duration::from_secs(10)).is_ok() {}
         assert!(matches!(received.try_recv(), Err(std::sync::mpsc::TryRecvError::Disconnected)));
     }
