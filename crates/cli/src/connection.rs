@@ -1,4 +1,4 @@
-//! Which server, and how it is known: what was typed, else what `ferry login` stored.
+//! The server to call and its pin: from the command line, otherwise as stored by `ferry login`.
 
 use std::{
     fs,
@@ -51,7 +51,7 @@ pub(crate) fn connect(arguments: &ServerArguments) -> Result<ServerClient, Failu
     Ok(ServerClient::new(&server, pin, &token)?)
 }
 
-/// Stores what was typed, once the server has answered with it.
+/// Stores the given values once the server has accepted them.
 pub(crate) async fn login(arguments: &ServerArguments) -> Result<PathBuf, Failure> {
     let (server, pin, token) = resolve(arguments)?;
     ServerClient::new(&server, pin, &token)?.hosts().await?;

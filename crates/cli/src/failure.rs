@@ -1,4 +1,4 @@
-//! What ends a command badly, and the exit code it becomes.
+//! Failures of a command, and their exit codes.
 
 use std::{io, path::PathBuf};
 
@@ -6,13 +6,13 @@ use ferry_client::ClientError;
 use ferry_core::{api::problem::Problem, id::JobId, migration::Phase};
 use thiserror::Error;
 
-/// Why a command ended badly.
+/// Why a command failed.
 #[derive(Debug, Error)]
 pub enum Failure {
-    /// The server's answer, or that there was none.
+    /// The server refused the call, or did not answer.
     #[error(transparent)]
     Client(#[from] ClientError),
-    /// The server, its pin or the token is not known.
+    /// The server, its pin or the token is unknown.
     #[error("{0}")]
     NotLoggedIn(String),
     /// A file could not be read or written.
@@ -24,20 +24,20 @@ pub enum Failure {
         #[source]
         source: io::Error,
     },
-    /// What was typed does not go together.
+    /// The arguments do not fit together.
     #[error("{0}")]
     Usage(String),
     /// The job did not succeed.
     #[error("Job {job} {}: {summary}", phase.title())]
     Job {
-        /// Which.
+        /// The job.
         job: JobId,
-        /// How it stands.
+        /// Its phase.
         phase: Phase,
-        /// Where the VM is and what to do.
+        /// Where the VM is, and what to do.
         summary: String,
     },
-    /// Ctrl-C; the job goes on.
+    /// Ctrl-C was pressed; the job continues.
     #[error("Interrupted; job {0} goes on: `ferry job watch {0}` follows it, `ferry job cancel {0}` ends it")]
     Interrupted(JobId),
 }
@@ -54,7 +54,7 @@ impl Failure {
         }
     }
 
-    /// What the server found, if it refused.
+    /// The server's findings, if it refused the call.
     pub fn problem(&self) -> Option<&Problem> {
         match self {
             Self::Client(error) => error.problem(),

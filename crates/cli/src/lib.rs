@@ -1,6 +1,6 @@
 //! The command line of Ferry: a client of the REST API and nothing more.
 //!
-//! Data goes to stdout, talk and progress to stderr; `--json` makes the data one JSON document.
+//! Data go to stdout, messages and progress to stderr; `--json` prints the data as one JSON document.
 
 pub mod arguments;
 pub mod cmd;

@@ -1,4 +1,4 @@
-//! Data to stdout, talk to stderr. A reader that goes away is no error.
+//! Data go to stdout, messages to stderr. A reader that closes the pipe is not an error.
 
 use std::io::{self, IsTerminal as _, Write as _};
 
@@ -11,36 +11,36 @@ use serde::Serialize;
 
 use crate::Failure;
 
-/// Where a command's data and talk go.
+/// The output of a command.
 #[derive(Clone, Copy, Debug)]
 pub struct Output {
-    /// Whether data are one JSON document.
+    /// Whether data are printed as one JSON document.
     pub json: bool,
 }
 
 impl Output {
-    /// Tables, or JSON.
+    /// Prints tables, or JSON.
     pub fn new(json: bool) -> Self {
         Self { json }
     }
 
-    /// Prints data: JSON if asked for, else what `text` makes of it.
+    /// Prints data: as JSON if requested, otherwise as the text that `text` returns.
     pub fn data<T: Serialize>(&self, value: &T, text: impl FnOnce(&T) -> String) {
         let line = if self.json {
             serde_json::to_string(value).expect("bodies of the API are always JSON")
         } else {
             text(value).trim_end().to_owned()
         };
-        // A closed pipe means that the reader has seen enough.
+        // A closed pipe means that the reader needs no more.
         let _ = writeln!(io::stdout().lock(), "{line}");
     }
 
-    /// Says something to a person.
+    /// Prints a message for the user.
     pub fn talk(&self, line: &str) {
         let _ = writeln!(io::stderr().lock(), "{line}");
     }
 
-    /// Says what went wrong and what to do about it.
+    /// Prints what went wrong and what to do about it.
     pub fn fail(&self, failure: &Failure) {
         match failure.problem() {
             Some(problem) => {
@@ -60,7 +60,7 @@ impl Output {
     }
 }
 
-/// Findings with their fixes, one below the other.
+/// Findings with their fixes, one per paragraph.
 pub(crate) fn findings(findings: &[Finding]) -> String {
     findings
         .iter()
@@ -74,7 +74,7 @@ pub(crate) fn findings(findings: &[Finding]) -> String {
         .collect()
 }
 
-/// A table that fits the terminal; plain columns where there is none.
+/// A table that fits the terminal; plain columns without a terminal.
 pub(crate) fn table(heads: &[&str], rows: Vec<Vec<String>>) -> String {
     let mut table = Table::new();
     table.load_style(presets::NOTHING).set_content_arrangement(ContentArrangement::Dynamic);

@@ -18,15 +18,15 @@ use indicatif::{ProgressBar, ProgressStyle};
 
 use crate::{Failure, output::Output, render};
 
-/// How often a line is written where there is no terminal.
+/// How often a line is printed without a terminal.
 const LINE_EVERY: Duration = Duration::from_secs(2);
-/// How long to wait for news before the job is asked for again: events may have been lost.
+/// How long to wait for an event before the job is queried again, because events may have been lost.
 const NEWS_WAIT: Duration = Duration::from_secs(5);
 
-/// Follows a job. `each` sees every change. Ok holds the job when it has ended.
+/// Follows a job and passes every change to `each`. Ok contains the job once it has ended.
 ///
 /// # Errors
-/// [`Failure::Interrupted`] on Ctrl-C; the job goes on.
+/// [`Failure::Interrupted`] on Ctrl-C; the job continues.
 pub(crate) async fn follow(
     client: &ServerClient,
     job: JobId,
@@ -48,7 +48,7 @@ async fn follow_to_end(
 ) -> Result<JobView, Failure> {
     let mut shown = Shown::new(output);
     let mut events = client.events(None).await?;
-    // After the subscription, so that no change falls in between.
+    // After the subscription, so that no change is missed.
     let mut view = client.job(job).await?;
     loop {
         shown.show(&view);
@@ -59,7 +59,7 @@ async fn follow_to_end(
         }
         view = match tokio::time::timeout(NEWS_WAIT, next_of(&mut events, job)).await {
             Ok(Ok(Some(news))) => news,
-            // The stream ended or was too slow, or nothing came: ask.
+            // The stream ended or was too slow, or no event arrived: query the job.
             Ok(Ok(None)) | Ok(Err(_)) => {
                 events = client.events(None).await?;
                 client.job(job).await?
@@ -79,16 +79,16 @@ async fn next_of(events: &mut ferry_client::server::EventStream, job: JobId) -> 
     }
 }
 
-/// How fast disks are: from how far they were over the last moments.
+/// The disks' transfer rates, from their progress over the last moments.
 #[derive(Default)]
 struct Rates(BTreeMap<String, VecDeque<(Duration, u64)>>);
 
-/// A rate is that of so long at most, and not told of less than [`RATE_MIN`].
+/// A rate covers at most this time, and is not shown for less than [`RATE_MIN`].
 const RATE_MAX: Duration = Duration::from_secs(10);
 const RATE_MIN: Duration = Duration::from_secs(1);
 
 impl Rates {
-    /// Takes how far disks are at `at`.
+    /// Records the progress of disks at `at`.
     fn take(&mut self, disks: &[DiskProgress], at: Duration) {
         for disk in disks {
             let seen = self.0.entry(disk.device.clone()).or_default();
@@ -99,7 +99,7 @@ impl Rates {
         }
     }
 
-    /// Bytes per second; `None` if it is not known, or nothing moves.
+    /// Bytes per second; `None` if unknown, or if nothing is transferred.
     fn of(&self, device: &str) -> Option<u64> {
         let seen = self.0.get(device)?;
         let ((began, from), (now, to)) = (seen.front()?, seen.back()?);
@@ -155,7 +155,7 @@ impl Shown {
     }
 }
 
-/// What goes on, more of it, and how much is done in thousandths.
+/// The current activity, its details, and the progress in thousandths.
 fn now(view: &JobView, rates: &Rates) -> (String, String, u64) {
     if view.phase == Phase::Queued {
         return ("waits for its turn".to_owned(), first_sentence(&view.summary), 0);
@@ -167,7 +167,7 @@ fn now(view: &JobView, rates: &Rates) -> (String, String, u64) {
     }
     let step = view.steps.iter().rev().find(|step| step.started_at_ms.is_some());
     let title = step.map_or_else(|| view.phase.title().to_owned(), |step| step.title.clone());
-    // While disks are copied nothing is known of the memory.
+    // While disks are copied, nothing is known about the memory.
     let memory = view.progress.as_ref().filter(|progress| progress.memory_total.0 > 0);
     let mut parts: Vec<String> = view.disks.iter().map(|disk| disk_line(disk, rates)).collect();
     parts.extend(memory.map(|progress| match view.disks.is_empty() {

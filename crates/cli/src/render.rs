@@ -1,4 +1,4 @@
-//! Bodies of the API as text.
+//! Renders bodies of the API as text.
 
 mod places;
 
@@ -31,7 +31,7 @@ fn state(state: VmState) -> &'static str {
     }
 }
 
-/// Milliseconds as a person reads them.
+/// A duration in a readable unit.
 pub(crate) fn duration(ms: u64) -> String {
     match ms {
         0..1_000 => format!("{ms} ms"),
@@ -204,7 +204,7 @@ pub(crate) fn jobs(jobs: &[JobView]) -> String {
     table(&["JOB", "KIND", "VM", "FROM → TO", "STATE", "ACCEPTED", "TOOK"], jobs.iter().map(row).collect())
 }
 
-/// Several hosts are not named.
+/// Source and destination in short; several hosts are not named.
 fn way(source: &str, destination: &str) -> String {
     let name = |host: &str| if host.is_empty() { "several".to_owned() } else { host.to_owned() };
     if source == destination && !source.is_empty() {
@@ -213,7 +213,7 @@ fn way(source: &str, destination: &str) -> String {
     format!("{} → {}", name(source), name(destination))
 }
 
-/// What the job is, in a few words.
+/// A short description of the job.
 fn headline(job: &JobView) -> String {
     let several = |host: &str| if host.is_empty() { "several hosts".to_owned() } else { host.to_owned() };
     let (source, destination) = (several(&job.source), several(&job.destination));
@@ -305,7 +305,7 @@ fn place(place: &Location) -> String {
     }
 }
 
-/// Each disk that moves.
+/// One line for each disk that moves.
 fn disks(disks: &[DiskProgress]) -> String {
     let size = |bytes: ByteCount| if bytes.0 == 0 { String::new() } else { bytes.to_string() };
     let row = |disk: &DiskProgress| {
@@ -336,10 +336,10 @@ pub(crate) fn storage_plan(plan: &StoragePlan) -> String {
     format!("{}\n{}", table(&["DISK", "FORMAT", "TAKES", "FROM", "TO"], rows), findings(&plan.findings))
 }
 
-/// Columns of a bar in the timeline.
+/// Width of a bar in the timeline, in columns.
 const BAR: u64 = 32;
 
-/// The steps with the time each took, as bars on one axis.
+/// The steps with their durations, as bars on a common axis.
 pub(crate) fn timeline(job: &JobView) -> String {
     let start = job.accepted_at_ms;
     let last = job.steps.iter().filter_map(|step| step.ended_at_ms.or(step.started_at_ms)).max().unwrap_or(start);

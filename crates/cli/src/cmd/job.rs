@@ -40,7 +40,7 @@ pub(crate) async fn run(command: JobCommand, client: &ServerClient, output: &Out
     Ok(())
 }
 
-/// The audit is JSON lines whatever else is asked for: programs read it.
+/// The audit is always printed as JSON lines, because programs read it.
 async fn export(since: Option<Since>, client: &ServerClient) -> Result<(), Failure> {
     let lines = Output::new(true);
     let mut after = None;
@@ -56,7 +56,7 @@ async fn export(since: Option<Since>, client: &ServerClient) -> Result<(), Failu
     }
 }
 
-/// Shows a job that was accepted: at once, or when it has ended.
+/// Shows an accepted job: at once, or with `--wait` when it has ended.
 pub(crate) async fn accepted(
     job: &JobView,
     wait_for_end: bool,

@@ -14,7 +14,7 @@ use crate::{
     connection,
 };
 
-/// Does what was typed.
+/// Runs the command.
 ///
 /// # Errors
 /// [`Failure`], whose exit code is documented.

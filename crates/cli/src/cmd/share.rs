@@ -34,7 +34,7 @@ pub(crate) async fn run(command: ShareCommand, client: &ServerClient, output: &O
     Ok(())
 }
 
-/// A path is meant only where `--path` says so: `/server/share` is a UNC path that lost a slash.
+/// A path is accepted only with `--path`: `/server/share` may be a UNC path that lost a slash.
 fn written(source: Option<String>, path: Option<String>) -> Result<String, Failure> {
     let is_path = |text: &str| text.starts_with('/') && !text.starts_with("//");
     match (source, path) {
@@ -48,7 +48,7 @@ fn written(source: Option<String>, path: Option<String>) -> Result<String, Failu
     }
 }
 
-/// A password is never an argument: every user of the machine could read it there.
+/// A password is never an argument, because every user of the machine could read it there.
 fn credentials(user: Option<String>, password_file: Option<PathBuf>) -> Result<Option<ShareCredentials>, Failure> {
     let Some(user) = user else { return Ok(None) };
     let password = match password_file {

@@ -1,4 +1,4 @@
-//! Places where files may be, and what is in them, as text.
+//! Renders places where files may be, and their contents, as text.
 
 use ferry_core::{
     api::server::{PlaceView, PlacesView, StorageLocation},
@@ -72,7 +72,7 @@ fn entry(entry: &DirectoryEntry) -> Vec<String> {
         EntryKind::Link => "link (leads nowhere here)",
         EntryKind::Other => "other",
     };
-    // A file's allocation may be unknown; a directory has none.
+    // A file's allocated size may be unknown; a directory has none.
     let allocated = match (entry.size, entry.allocated) {
         (None, _) => String::new(),
         (Some(_), allocated) => allocated.map_or_else(unknown, |bytes| bytes.to_string()),
@@ -85,7 +85,7 @@ fn unknown() -> String {
     "unknown".to_owned()
 }
 
-/// A name of a file may hold anything; a terminal is not to obey it.
+/// Escapes a file name, which may contain terminal control sequences.
 fn plain(text: &str) -> String {
     text.chars().map(|letter| if letter.is_control() { char::REPLACEMENT_CHARACTER } else { letter }).collect()
 }
