@@ -1,6 +1,6 @@
-//! Reads a text/event-stream: bytes in, events out, with bounds on what an ill-behaved server can make us hold.
+//! Reads a text/event-stream: bytes in, events out, with limits on what a faulty server can make the client store.
 
-/// A job with a thousand lines of log stays below this.
+/// More than a job with a thousand lines of log needs.
 const EVENT_BYTES_MAX: usize = 4 << 20;
 
 /// One event of the stream.
@@ -16,7 +16,7 @@ pub struct Received {
 #[derive(Debug, PartialEq, Eq)]
 pub struct TooLong;
 
-/// Splits a stream into events, however its bytes are cut into pieces.
+/// Splits a stream into events, independent of how its bytes are divided.
 #[derive(Debug, Default)]
 pub struct Parser {
     line: Vec<u8>,
@@ -26,7 +26,7 @@ pub struct Parser {
 }
 
 impl Parser {
-    /// Takes the next bytes.
+    /// Adds the next bytes.
     pub fn push(&mut self, bytes: &[u8]) -> Result<(), TooLong> {
         for piece in bytes.split_inclusive(|&byte| byte == b'\n') {
             let held = self.line.len() + self.data.as_ref().map_or(0, String::len);
@@ -42,7 +42,7 @@ impl Parser {
         Ok(())
     }
 
-    /// The oldest event that is complete.
+    /// The oldest complete event.
     pub fn pop(&mut self) -> Option<Received> {
         self.ready.pop_front()
     }
@@ -50,7 +50,7 @@ impl Parser {
     fn take_line(&mut self, line: &str) {
         if line.is_empty() {
             let id = self.id.take();
-            // Without data nothing happened: it was a comment to keep the connection alive.
+            // An event without data is a comment that keeps the connection alive.
             self.ready.extend(self.data.take().map(|data| Received { id, data }));
             return;
         }
@@ -65,7 +65,7 @@ impl Parser {
                 }
                 None => self.data = Some(value.to_owned()),
             },
-            // `event:` repeats what the data says; `retry:` and comments mean nothing to us.
+            // `event:` repeats what the data contain; `retry:` and comments are ignored.
             _ => {}
         }
     }

@@ -9,14 +9,14 @@ use serde::de::DeserializeOwned;
 
 use crate::ClientError;
 
-/// A host that does not answer a TCP connect within this is away.
+/// A host that does not accept a TCP connection within this time counts as unreachable.
 const CONNECT_DEADLINE: Duration = Duration::from_secs(5);
-/// A list of some ten thousand VMs stays below this; more is not read.
+/// Limit of a response's length: more than a list of about ten thousand VMs needs.
 const ANSWER_BYTES_MAX: usize = 32 << 20;
-/// Idle connections are kept this long: a new TLS handshake costs several milliseconds of a move's start.
+/// How long idle connections are kept: a new TLS handshake would cost several milliseconds at the start of a move.
 const IDLE_MAX: Duration = Duration::from_secs(600);
 
-/// Whom to call, and how.
+/// The server or agent to call, and how.
 #[derive(Clone, Debug)]
 pub(crate) struct Peer {
     client: Client,
@@ -25,7 +25,7 @@ pub(crate) struct Peer {
 }
 
 impl Peer {
-    /// `headers` go with each call.
+    /// `headers` are sent with every call.
     pub(crate) fn new(base: &str, pin: Pin, me: Option<&KeyPair>, headers: HeaderMap) -> Result<Self, ClientError> {
         let base = Url::parse(base)
             .map_err(|error| ClientError::Unusable { what: "address", detail: format!("{base}: {error}") })?;
@@ -53,14 +53,14 @@ impl Peer {
         self.endless(method, segments).timeout(deadline)
     }
 
-    /// As [`Self::request`], for an answer that does not end by itself.
+    /// As [`Self::request`], for a response without an end.
     pub(crate) fn endless(&self, method: Method, segments: &[&str]) -> RequestBuilder {
         let mut url = self.base.clone();
         url.path_segments_mut().expect("an https URL has a path").pop_if_empty().extend(segments);
         self.client.request(method, url)
     }
 
-    /// Sends; Ok is an answer of success.
+    /// Sends the request; Ok is a successful response.
     pub(crate) async fn send(&self, request: RequestBuilder) -> Result<Response, ClientError> {
         let response = request.send().await.map_err(|error| self.fault(error))?;
         if response.status().is_success() {
@@ -77,20 +77,20 @@ impl Peer {
         })
     }
 
-    /// Sends and reads the answer as JSON.
+    /// Sends the request and parses the response as JSON.
     pub(crate) async fn json<T: DeserializeOwned>(&self, request: RequestBuilder) -> Result<T, ClientError> {
         let response = self.send(request).await?;
         let body = self.body(response).await?;
         serde_json::from_slice(&body).map_err(|error| self.not_understood(error.to_string()))
     }
 
-    /// Sends; the answer's body does not matter.
+    /// Sends the request and ignores the response's body.
     pub(crate) async fn done(&self, request: RequestBuilder) -> Result<(), ClientError> {
         let response = self.send(request).await?;
         self.body(response).await.map(|_| ())
     }
 
-    /// Reads to the end, so that the connection can be used again.
+    /// Reads the body to its end, so that the connection can be reused.
     async fn body(&self, mut response: Response) -> Result<Vec<u8>, ClientError> {
         let mut body = Vec::new();
         while let Some(chunk) = response.chunk().await.map_err(|error| self.fault(error))? {
@@ -102,9 +102,9 @@ impl Peer {
         Ok(body)
     }
 
-    /// The error of a call that got no (whole) answer.
+    /// The error of a call without a complete response.
     pub(crate) fn fault(&self, error: reqwest::Error) -> ClientError {
-        // The URL stands in `peer` already.
+        // `peer` already contains the URL.
         let error = error.without_url();
         if shows_wrong_key(&error) {
             return ClientError::WrongKey { peer: self.name(), pin: self.pin };
@@ -112,7 +112,7 @@ impl Peer {
         ClientError::Unreachable { peer: self.name(), source: Box::new(error) }
     }
 
-    /// The error of an answer that makes no sense.
+    /// The error for a response that cannot be parsed.
     pub(crate) fn not_understood(&self, detail: String) -> ClientError {
         ClientError::NotUnderstood { peer: self.name(), detail }
     }
@@ -127,7 +127,7 @@ impl Peer {
     }
 }
 
-/// Whether rustls refused the other side's certificate: the verifier refuses only another key.
+/// Whether rustls rejected the peer's certificate: the verifier rejects only a wrong key.
 fn shows_wrong_key(error: &(dyn Error + 'static)) -> bool {
     let mut cause = Some(error);
     while let Some(error) = cause {

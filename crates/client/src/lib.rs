@@ -1,7 +1,7 @@
 //! Typed clients: [`server::ServerClient`] of the REST API, [`agent::AgentClient`] of an agent's control API.
 //!
-//! Both know the other side by its pin, have a deadline on every call, and hide no retries except where a method
-//! says so.
+//! Both identify the other side by its pin, have a deadline on every call, and never retry a call unless its method
+//! states that.
 
 pub mod agent;
 pub mod events;
@@ -13,33 +13,33 @@ use std::error::Error;
 use ferry_core::{api::problem::Problem, pin::Pin};
 use thiserror::Error;
 
-/// Why a call did not succeed.
+/// Why a call failed.
 #[derive(Debug, Error)]
 pub enum ClientError {
-    /// The other side answered with a problem: its findings say what and how to mend it.
+    /// The other side answered with a problem: its findings state the reason and the fix.
     #[error("{}", .0.title)]
     Refused(Box<Problem>),
-    /// No answer: the call may have had no effect, or its effect is not known.
+    /// No answer: the call may have had no effect, or its effect is unknown.
     #[error("Could not reach {peer}")]
     Unreachable {
-        /// Whom.
+        /// The other side.
         peer: String,
-        /// Why.
+        /// The cause.
         #[source]
         source: Box<dyn Error + Send + Sync>,
     },
-    /// Somebody else answers there: nothing was sent to them.
+    /// Another program answers there: nothing was sent to it.
     #[error("{peer} shows another key than the expected {pin}")]
     WrongKey {
-        /// Where.
+        /// The other side.
         peer: String,
-        /// The key that was expected.
+        /// The expected key.
         pin: Pin,
     },
-    /// The answer is not one that this version understands.
+    /// This version does not understand the answer.
     #[error("Could not understand the answer of {peer}: {detail}")]
     NotUnderstood {
-        /// Whose.
+        /// The other side.
         peer: String,
         /// What is wrong with it.
         detail: String,
@@ -47,7 +47,7 @@ pub enum ClientError {
     /// The address or key given cannot be used.
     #[error("Could not use {what}: {detail}")]
     Unusable {
-        /// Which setting.
+        /// The setting.
         what: &'static str,
         /// What is wrong with it.
         detail: String,
@@ -65,12 +65,12 @@ impl ClientError {
         }
     }
 
-    /// Whether the same call may succeed later without anybody's doing.
+    /// Whether the same call may succeed later without any action.
     pub fn is_unreachable(&self) -> bool {
         matches!(self, Self::Unreachable { .. })
     }
 
-    /// Whether the call broke off after it may have reached the other side.
+    /// Whether the call failed after it may have reached the other side.
     pub(crate) fn may_have_been_sent(&self) -> bool {
         match self {
             Self::Unreachable { source, .. } => {

@@ -19,23 +19,23 @@ use uuid::Uuid;
 
 use crate::{ClientError, events::Parser, http::Peer};
 
-/// The server answers from its inventory; calls that wait for an agent (adding a host, attaching a share) have
-/// the server's own deadlines inside.
+/// The server answers from its inventory; calls that wait for an agent (adding a host, attaching a share) have shorter
+/// deadlines inside the server.
 const DEADLINE: Duration = Duration::from_secs(120);
-/// The server sends a comment every 15 seconds: after three without one the connection is dead.
+/// The server sends a comment every 15 seconds: after three missing ones the connection is dead.
 const EVENT_SILENCE_MAX: Duration = Duration::from_secs(45);
 
-/// Calls one server. Cheap to clone: clones share their connections.
+/// Calls one server. Cheap to clone; clones share their connections.
 #[derive(Clone, Debug)]
 pub struct ServerClient {
     peer: Peer,
 }
 
 impl ServerClient {
-    /// Calls the server at `base` (`https://ADDRESS:PORT`), known by `pin`, with the token of whoever calls.
+    /// Calls the server at `base` (`https://ADDRESS:PORT`), identified by `pin`, with the caller's token.
     ///
     /// # Errors
-    /// [`ClientError::Unusable`] when address or token cannot be used. Nothing is sent.
+    /// [`ClientError::Unusable`] if address or token cannot be used. Nothing is sent.
     pub fn new(base: &str, pin: Pin, token: &str) -> Result<Self, ClientError> {
         let mut bearer = HeaderValue::try_from(format!("Bearer {}", token.trim())).map_err(|_| {
             ClientError::Unusable { what: "token", detail: "it holds characters that no token has".to_owned() }
@@ -45,15 +45,15 @@ impl ServerClient {
         Ok(Self { peer: Peer::new(base, pin, None, headers)? })
     }
 
-    /// Every host.
+    /// All hosts.
     ///
     /// # Errors
-    /// As for each method: [`ClientError::Refused`] with the findings, or no (sensible) answer.
+    /// As for each method: [`ClientError::Refused`] with the findings, or an error of the connection or the answer.
     pub async fn hosts(&self) -> Result<Vec<HostView>, ClientError> {
         self.get(&["hosts"]).await
     }
 
-    /// Adds a host. Repeated once after a broken connection, under one idempotency key.
+    /// Adds a host. Repeated once after a broken connection, with the same idempotency key.
     ///
     /// # Errors
     /// As [`Self::hosts`].
@@ -77,7 +77,7 @@ impl ServerClient {
         self.peer.done(self.request(Method::DELETE, &["hosts", host])).await
     }
 
-    /// Sets how many moves a host takes part in at once; what is `None` stays.
+    /// Sets how many moves a host takes part in at the same time; `None` keeps the present value.
     ///
     /// # Errors
     /// As [`Self::hosts`].
@@ -85,7 +85,7 @@ impl ServerClient {
         self.peer.json(self.request(Method::PATCH, &["hosts", host]).json(body)).await
     }
 
-    /// Moves every running VM away from a host and keeps it free; Ok when the moves were accepted.
+    /// Moves every running VM off a host and puts it into maintenance; returns once the moves are accepted.
     ///
     /// # Errors
     /// As [`Self::hosts`].
@@ -101,7 +101,8 @@ impl ServerClient {
         self.post(&["hosts", host, "resume"], &()).await
     }
 
-    /// What a host offers for files; with a `location` (`/directory` or `\\server.domain\share\directory`) what is in it.
+    /// The places that a host offers for files; with a `location` (`/directory` or `\\server.domain\share\directory`),
+    /// the content of that directory.
     ///
     /// # Errors
     /// As [`Self::hosts`].
@@ -110,7 +111,7 @@ impl ServerClient {
         self.peer.json(self.request(Method::GET, &["hosts", host, "places"]).query(&pairs)).await
     }
 
-    /// Adds a storage location to a host; Ok also if it has it.
+    /// Adds a storage location to a host; also Ok if the host already has it.
     ///
     /// # Errors
     /// As [`Self::hosts`].
@@ -127,7 +128,7 @@ impl ServerClient {
         self.peer.json(request.query(&[("location", location)])).await
     }
 
-    /// Every share.
+    /// All shares.
     ///
     /// # Errors
     /// As [`Self::hosts`].
@@ -135,7 +136,7 @@ impl ServerClient {
         self.get(&["shares"]).await
     }
 
-    /// Adds a share. Repeated once after a broken connection, under one idempotency key.
+    /// Adds a share. Repeated once after a broken connection, with the same idempotency key.
     ///
     /// # Errors
     /// As [`Self::hosts`].
@@ -175,7 +176,7 @@ impl ServerClient {
         self.peer.json(self.request(Method::DELETE, &["shares", share, "hosts", host])).await
     }
 
-    /// Every VM.
+    /// All VMs.
     ///
     /// # Errors
     /// As [`Self::hosts`].
@@ -199,7 +200,7 @@ impl ServerClient {
         self.post(&["vms", vm, "start"], &()).await
     }
 
-    /// Asks a VM's guest to shut down; Ok when it was asked.
+    /// Asks a VM's guest to shut down; returns once the request is sent.
     ///
     /// # Errors
     /// As [`Self::hosts`].
@@ -207,7 +208,7 @@ impl ServerClient {
         self.post(&["vms", vm, "shutdown"], &()).await
     }
 
-    /// Every host as the destination of a VM.
+    /// Judges every host as the destination of a VM.
     ///
     /// # Errors
     /// As [`Self::hosts`].
@@ -215,7 +216,8 @@ impl ServerClient {
         self.get(&["vms", vm, "hosts"]).await
     }
 
-    /// Starts a move; Ok when it was accepted. Repeated once after a broken connection, under one idempotency key.
+    /// Starts a move; returns once it is accepted. Repeated once after a broken connection, with the same idempotency
+    /// key.
     ///
     /// # Errors
     /// As [`Self::hosts`].
@@ -223,7 +225,7 @@ impl ServerClient {
         self.post(&["vms", vm, "migrate"], &MigrateVm { dry_run: false, ..body.clone() }).await
     }
 
-    /// Says what a move would be, and changes nothing.
+    /// Reports what a move would do, and changes nothing.
     ///
     /// # Errors
     /// As [`Self::hosts`].
@@ -231,15 +233,15 @@ impl ServerClient {
         self.post(&["vms", vm, "migrate"], &MigrateVm { dry_run: true, ..body.clone() }).await
     }
 
-    /// Moves disks of a running VM to other files of its host.
+    /// Moves disks of a running VM to other files of its host; returns once the move is accepted.
     ///
     /// # Errors
-    /// [`ClientError::Refused`] with the findings, or no (sensible) answer.
+    /// [`ClientError::Refused`] with the findings, or an error of the connection or the answer.
     pub async fn move_storage(&self, vm: &str, body: &MoveStorage) -> Result<JobView, ClientError> {
         self.post(&["vms", vm, "storage"], &MoveStorage { dry_run: false, ..body.clone() }).await
     }
 
-    /// What a storage move would be; nothing is changed.
+    /// Reports what a storage move would do, and changes nothing.
     ///
     /// # Errors
     /// As [`Self::move_storage`].
@@ -247,7 +249,7 @@ impl ServerClient {
         self.post(&["vms", vm, "storage"], &MoveStorage { dry_run: true, ..body.clone() }).await
     }
 
-    /// Starts several moves to one host; Ok when all were accepted.
+    /// Starts several moves to one host; returns once all are accepted.
     ///
     /// # Errors
     /// As [`Self::hosts`].
@@ -255,8 +257,8 @@ impl ServerClient {
         self.post(&["migrations"], body).await
     }
 
-    /// The newest jobs, newest first: those accepted at `since_ms` (Unix milliseconds) or later; without `limit` as many
-    /// as the server likes to give.
+    /// Recent jobs, newest first: those accepted at `since_ms` (Unix milliseconds) or later. Without `limit` the server
+    /// chooses the number.
     ///
     /// # Errors
     /// As [`Self::hosts`].
@@ -267,8 +269,8 @@ impl ServerClient {
         self.peer.json(self.request(Method::GET, &["jobs"]).query(&pairs)).await
     }
 
-    /// What is kept of jobs that ended, oldest first: of those accepted at `since_ms` (Unix milliseconds) or later, and
-    /// after job `after`.
+    /// Records of ended jobs, oldest first: of those accepted at `since_ms` (Unix milliseconds) or later, and after job
+    /// `after`.
     ///
     /// # Errors
     /// As [`Self::hosts`].
@@ -287,7 +289,7 @@ impl ServerClient {
         self.get(&["jobs", &job.to_string()]).await
     }
 
-    /// Asks for a job's end; Ok when it was asked.
+    /// Requests that a job be cancelled; returns once the request is accepted.
     ///
     /// # Errors
     /// As [`Self::hosts`].
@@ -295,7 +297,7 @@ impl ServerClient {
         self.post(&["jobs", &job.to_string(), "cancel"], &()).await
     }
 
-    /// Another attempt of a job that failed or was cancelled.
+    /// Starts another attempt of a job that failed or was cancelled.
     ///
     /// # Errors
     /// As [`Self::hosts`].
@@ -303,7 +305,7 @@ impl ServerClient {
         self.post(&["jobs", &job.to_string(), "restart"], &()).await
     }
 
-    /// Tries now what a stuck job tries again and again.
+    /// Immediately retries the step that a stuck job keeps retrying.
     ///
     /// # Errors
     /// As [`Self::hosts`].
@@ -311,7 +313,7 @@ impl ServerClient {
         self.post(&["jobs", &job.to_string(), "retry"], &()).await
     }
 
-    /// Takes back what a job did, before the switchover.
+    /// Undoes what a job did, before the switchover.
     ///
     /// # Errors
     /// As [`Self::hosts`].
@@ -319,7 +321,7 @@ impl ServerClient {
         self.post(&["jobs", &job.to_string(), "undo"], &()).await
     }
 
-    /// Accepts what is: nothing more is done for a stuck job.
+    /// Accepts the current state of a stuck job: nothing more is done.
     ///
     /// # Errors
     /// As [`Self::hosts`].
@@ -327,8 +329,8 @@ impl ServerClient {
         self.post(&["jobs", &job.to_string(), "dismiss"], &()).await
     }
 
-    /// What changes from now on, or from after the event `last` on if the server still has it (else the first
-    /// event is [`Event::Reset`]).
+    /// Events from now on, or after the event `last` if the server still has that; otherwise the first event is
+    /// [`Event::Reset`].
     ///
     /// # Errors
     /// As [`Self::hosts`].
@@ -357,7 +359,7 @@ impl ServerClient {
             self.peer.json(request.json(body))
         };
         match send().await {
-            // The server may have done it: the key makes it give the same answer again.
+            // The server may have executed the call: with the same key it returns the same answer again.
             Err(error) if error.may_have_been_sent() => send().await,
             answer => answer,
         }
@@ -368,7 +370,7 @@ fn unreachable(peer: &Peer, source: impl std::error::Error + Send + Sync + 'stat
     ClientError::Unreachable { peer: peer.name(), source: Box::new(source) }
 }
 
-/// Events as they come. After an error, open a new one with [`EventStream::last`].
+/// Events in order of arrival. After an error, open a new stream with [`EventStream::last`].
 #[derive(Debug)]
 pub struct EventStream {
     response: Response,
@@ -378,10 +380,10 @@ pub struct EventStream {
 }
 
 impl EventStream {
-    /// The next event; `None` when the server ended the stream.
+    /// The next event; `None` if the server ended the stream.
     ///
     /// # Errors
-    /// [`ClientError::Unreachable`] when the connection broke or was silent for too long.
+    /// [`ClientError::Unreachable`] if the connection broke or was silent for too long.
     pub async fn next(&mut self) -> Result<Option<Event>, ClientError> {
         loop {
             if let Some(received) = self.parser.pop() {
