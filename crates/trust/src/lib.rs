@@ -1,8 +1,8 @@
 //! Key pairs, pins and the rustls configurations built from them.
 //!
-//! Ferry keeps no certificate authority. A program knows another by the hash of its public key, its [`Pin`]; the
-//! certificate around the key is only the form in which TLS carries it: names and dates in it mean nothing.
-//! Every connection is TLS 1.3, so the peer proves in each handshake that it holds the private key.
+//! Ferry needs no certificate authority. A program recognises another by the hash of its public key, its [`Pin`]. The
+//! certificate is only the form in which TLS transports the key; its names and dates mean nothing. Every connection
+//! uses TLS 1.3, so the peer proves in each handshake that it has the private key.
 
 mod token;
 mod verifier;
@@ -25,7 +25,7 @@ use thiserror::Error;
 pub use token::{new_token, random_secret, same_secret, token_hash};
 pub use verifier::peer_pin;
 
-/// What can go wrong with keys and certificates.
+/// An error with keys or certificates.
 #[derive(Debug, Error)]
 pub enum TrustError {
     /// A key file could not be read or written.
@@ -37,16 +37,16 @@ pub enum TrustError {
         #[source]
         source: io::Error,
     },
-    /// A key file holds something else.
+    /// The content of a key file is not a key.
     #[error("Key file {} does not hold one certificate and its private key", path.display())]
     Content {
         /// The file.
         path: PathBuf,
     },
-    /// A key pair could not be made.
+    /// A key pair could not be generated.
     #[error("Could not make a key pair")]
     Generate(#[from] rcgen::Error),
-    /// rustls does not take the key.
+    /// rustls does not accept the key.
     #[error("Could not use the key pair for TLS")]
     Tls(#[from] rustls::Error),
 }
@@ -63,7 +63,7 @@ impl KeyPair {
     /// A new key pair (ECDSA P-256) that is not stored.
     ///
     /// # Errors
-    /// [`TrustError::Generate`] when there is no randomness.
+    /// [`TrustError::Generate`] if no randomness is available.
     pub fn generate() -> Result<Self, TrustError> {
         let key = rcgen::KeyPair::generate()?;
         let mut params = rcgen::CertificateParams::new(vec!["ferry.invalid".to_owned()])?;
@@ -80,7 +80,8 @@ impl KeyPair {
         })
     }
 
-    /// The key pair stored at `path` (PEM); makes and stores one, readable by its owner only, if there is no file.
+    /// The key pair stored at `path` (PEM). If there is no file, creates a key pair and stores it, readable only by its
+    /// owner.
     ///
     /// # Errors
     /// [`TrustError::File`] and [`TrustError::Content`] name the file; an existing file is never replaced.
@@ -110,10 +111,10 @@ impl KeyPair {
     }
 }
 
-/// Writes a file that only its owner reads, whole or not at all.
+/// Writes a file that only its owner can read, completely or not at all.
 ///
 /// # Errors
-/// The file system's. On error the file at `path` is as it was.
+/// The file system's errors. After an error the file at `path` is unchanged.
 pub fn write_private(path: &Path, content: &[u8]) -> io::Result<()> {
     let temporary = path.with_extension("tmp");
     let _ = fs::remove_file(&temporary);
@@ -123,12 +124,12 @@ pub fn write_private(path: &Path, content: &[u8]) -> io::Result<()> {
     fs::rename(&temporary, path)
 }
 
-/// Which clients a server lets in.
+/// Which clients a server accepts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Clients {
-    /// Clients show no key: something else (a token) says who they are.
+    /// Clients show no key: they are identified otherwise, by a token.
     Anonymous,
-    /// Clients show any key; the caller asks [`peer_pin`] and decides.
+    /// Clients show any key; the caller checks it with [`peer_pin`].
     AnyKey,
     /// Only the client with this key.
     Only(Pin),
@@ -136,14 +137,14 @@ pub enum Clients {
 
 /// Makes *ring* the process's crypto provider. May be repeated.
 pub fn install_provider() {
-    // An error means that it was installed before.
+    // An error means that it is already installed.
     let _ = rustls::crypto::ring::default_provider().install_default();
 }
 
-/// The TLS configuration of a client that talks to the server with the key `server`, and shows `me` if given.
+/// The TLS configuration of a client that calls the server with the key `server`, and shows `me` if given.
 ///
 /// # Errors
-/// [`TrustError::Tls`] when rustls does not take the key.
+/// [`TrustError::Tls`] if rustls does not accept the key.
 pub fn client_config(me: Option<&KeyPair>, server: Pin) -> Result<Arc<ClientConfig>, TrustError> {
     let builder = ClientConfig::builder_with_provider(verifier::provider())
         .with_protocol_versions(&[&rustls::version::TLS13])?
@@ -153,7 +154,7 @@ pub fn client_config(me: Option<&KeyPair>, server: Pin) -> Result<Arc<ClientConf
         Some(me) => builder.with_client_auth_cert(vec![me.certificate.clone()], me.key.clone_key())?,
         None => builder.with_no_client_auth(),
     };
-    // A resumed session would skip the proof that the peer holds its key now.
+    // A resumed session would skip the proof that the peer still has its key.
     config.resumption = rustls::client::Resumption::disabled();
     Ok(Arc::new(config))
 }
@@ -161,7 +162,7 @@ pub fn client_config(me: Option<&KeyPair>, server: Pin) -> Result<Arc<ClientConf
 /// The TLS configuration of a server with the key `me`.
 ///
 /// # Errors
-/// [`TrustError::Tls`] when rustls does not take the key.
+/// [`TrustError::Tls`] if rustls does not accept the key.
 pub fn server_config(me: &KeyPair, clients: Clients) -> Result<Arc<ServerConfig>, TrustError> {
     let builder =
         ServerConfig::builder_with_provider(verifier::provider()).with_protocol_versions(&[&rustls::version::TLS13])?;
@@ -184,7 +185,7 @@ mod tests {
 
     use super::*;
 
-    /// Runs a handshake in memory; Ok holds the pin that the server saw.
+    /// Runs a handshake in memory; Ok contains the pin that the server saw.
     fn handshake(client: Arc<ClientConfig>, server: Arc<ServerConfig>) -> Result<Option<Pin>, rustls::Error> {
         let name = ServerName::try_from("ferry.invalid").expect("a valid name");
         let mut client = ClientConnection::new(client, name)?;

@@ -7,7 +7,7 @@ use subtle::ConstantTimeEq as _;
 /// 256 random bits.
 ///
 /// # Panics
-/// When the kernel gives no randomness: nothing that is secret could be made then.
+/// The kernel provides no randomness: without it, no secret could be created.
 pub fn random_secret() -> Secret {
     let mut bytes = [0; 32];
     SystemRandom::new().fill(&mut bytes).expect("the kernel gives randomness");
@@ -19,12 +19,12 @@ pub fn same_secret(one: &Secret, other: &Secret) -> bool {
     one.0.ct_eq(&other.0).into()
 }
 
-/// A new opaque token for the REST API. Only its [`token_hash`] is to be stored.
+/// A new opaque token for the REST API. Only its [`token_hash`] may be stored.
 pub fn new_token() -> String {
     format!("ferry_{}", String::from(random_secret()))
 }
 
-/// What is stored of a token, `sha256:` and hex digits. A token has 256 random bits: no salt is needed.
+/// The stored form of a token, `sha256:` and hex digits. A token has 256 random bits, so no salt is needed.
 pub fn token_hash(token: &str) -> String {
     let digest = ring::digest::digest(&ring::digest::SHA256, token.as_bytes());
     let mut bytes = [0; 32];

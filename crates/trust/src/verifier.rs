@@ -1,4 +1,4 @@
-//! The verifier that accepts a peer by its public key alone.
+//! The verifier that accepts a peer only by its public key.
 
 use std::sync::Arc;
 
@@ -16,7 +16,7 @@ pub(crate) fn provider() -> Arc<CryptoProvider> {
     Arc::new(rustls::crypto::ring::default_provider())
 }
 
-/// The pin of the peer, from the certificates that its handshake showed; `None` if it showed none that can be read.
+/// The pin of the peer, from the certificates in its handshake; `None` if none of them can be parsed.
 pub fn peer_pin(certificates: &[CertificateDer<'_>]) -> Option<Pin> {
     certificates.first().and_then(|certificate| pin_of(certificate).ok())
 }
@@ -30,7 +30,7 @@ pub(crate) fn pin_of(certificate: &CertificateDer<'_>) -> Result<Pin, Error> {
     Ok(Pin(bytes))
 }
 
-/// Accepts a peer whose certificate carries the pinned key (any key when `None`), and who signs with it.
+/// Accepts a peer whose certificate contains the pinned key (any key if `None`), and which signs with that key.
 #[derive(Debug)]
 pub(crate) struct Pinned {
     pin: Option<Pin>,
