@@ -1,4 +1,4 @@
-//! Man pages and shell completions, written from what a program accepts: they cannot say something else.
+//! Man pages and shell completions, generated from the programs' argument definitions, so that they cannot differ.
 
 use std::{fs, io, path::Path};
 
@@ -12,7 +12,7 @@ const SHELLS: [Shell; 3] = [Shell::Bash, Shell::Zsh, Shell::Fish];
 /// The part of the manual that a program belongs to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Section {
-    /// Programs for everybody.
+    /// Programs for all users.
     User,
     /// Programs that root or a service runs.
     Administrator,
@@ -28,11 +28,11 @@ impl Section {
     }
 }
 
-/// Writes into `folder`, which is made if it is not there: a page for the program and for each of its commands
-/// (`ferry-host-add.1`), and completions (`ferry.bash`, `_ferry`, `ferry.fish`). Hidden commands are in neither.
+/// Writes into `folder`, which is created if missing: a page for the program and for each of its commands
+/// (`ferry-host-add.1`), and completions (`ferry.bash`, `_ferry`, `ferry.fish`). Hidden commands are omitted.
 ///
 /// # Errors
-/// When a file cannot be written.
+/// A file cannot be written.
 pub fn write(command: Command, section: Section, folder: &Path) -> io::Result<()> {
     fs::create_dir_all(folder)?;
     // `ferry help host add` needs no page and no completion of its own.
@@ -52,13 +52,13 @@ fn write_pages(command: &Command, section: Section, version: &str, folder: &Path
     for command in command.get_subcommands().filter(|command| !command.is_hide_set()) {
         write_pages(command, section, version, folder)?;
     }
-    // Without a date the version would stand in its place; a blank is one.
+    // Without a date the page would show the version in its place, so the date is a space.
     let page = Man::new(command.clone()).section(section.number()).date(" ").source(version).manual("Ferry");
     page.generate_to(folder)?;
     Ok(())
 }
 
-/// The command without those that are hidden: completions would offer them.
+/// The command without hidden subcommands, which completions would otherwise offer.
 fn shown(command: &Command) -> Command {
     let mut copy = Command::new(command.get_name().to_owned()).disable_help_subcommand(true);
     if let Some(version) = command.get_version() {

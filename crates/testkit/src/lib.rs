@@ -1,4 +1,4 @@
-//! What tests of several crates share.
+//! Helpers shared by the tests of several crates.
 
 pub mod logs;
 pub mod metrics;

@@ -1,7 +1,7 @@
-//! A test fails when a program warns of something that the test did not expect.
+//! Fails a test when a program logs a warning that the test did not expect.
 //!
-//! A warning that nobody reads in a test is one that nobody reads in production: either it tells of a defect, or the level is
-//! wrong, or the test is about what it tells.
+//! A warning that nobody reads in a test is not read in production either: either it reports a defect, or its level is
+//! wrong, or it is the subject of the test.
 
 use std::{
     io::{self, Write},
@@ -13,39 +13,39 @@ use tracing_subscriber::{
     EnvFilter, Layer as _, filter::LevelFilter, fmt, layer::SubscriberExt as _, util::SubscriberInitExt as _,
 };
 
-/// Fewer letters would fit lines that the test does not mean.
+/// Fewer letters could match unrelated lines.
 const WORDS_LETTERS_MIN: usize = 12;
-/// A failed test shows so many of its lines.
+/// A failed test shows at most this many of its lines.
 const SHOWN_MAX: usize = 20;
 
 static STARTED: Once = Once::new();
 static LOGGED: Mutex<Vec<String>> = Mutex::new(Vec::new());
 static EXPECTED: Expected = Expected::none();
 
-/// Words of which lines may hold one.
+/// Words that mark expected lines.
 #[derive(Debug, Default)]
 pub struct Expected(Mutex<Vec<&'static str>>);
 
 impl Expected {
-    /// Every warning is a surprise.
+    /// No warning is expected.
     pub const fn none() -> Self {
         Self(Mutex::new(Vec::new()))
     }
 
-    /// From now on lines at WARN or ERROR that hold `words` are no surprise.
+    /// From now on, lines at WARN or ERROR that contain `words` are expected.
     ///
     /// # Panics
-    /// When `words` are so few that they would fit other lines.
+    /// `words` is so short that it could match unrelated lines.
     pub fn add(&self, words: &'static str) {
         assert!(words.len() >= WORDS_LETTERS_MIN, "{words:?} fits too many lines");
         self.0.lock().unwrap_or_else(PoisonError::into_inner).push(words);
     }
 
-    /// Fails the test when one of `lines` is at WARN or ERROR and was not expected. Says nothing in a test that
-    /// fails already.
+    /// Fails the test if one of `lines` is at WARN or ERROR and was not expected. Does nothing in a test that is
+    /// already failing.
     ///
     /// # Panics
-    /// When there is such a line.
+    /// There is such a line.
     pub fn check<'a>(&self, lines: impl IntoIterator<Item = &'a str>) {
         if thread::panicking() {
             return;
@@ -57,31 +57,30 @@ impl Expected {
     }
 }
 
-/// Whether a line of a log, as Ferry's programs write them, is at WARN or ERROR, and of Ferry: what libraries warn of, such as a
-/// slow machine, is no promise of ours.
+/// Whether a log line, as Ferry's programs write it, is at WARN or ERROR, and from Ferry's own code: libraries may warn
+/// of conditions such as a slow machine, which say nothing about Ferry.
 fn is_alarm(line: &str) -> bool {
     // The level is the first word, or the second after the time.
     let is_loud = line.split_whitespace().take(2).any(|word| word == "WARN" || word == "ERROR");
     is_loud && line.contains(" ferry_")
 }
 
-/// In this test, lines at WARN or ERROR that hold `words` are no surprise.
+/// In this test, lines at WARN or ERROR that contain `words` are expected.
 ///
 /// # Panics
-/// When `words` are so few that they would fit other lines.
+/// `words` is so short that it could match unrelated lines.
 pub fn expects_warning(words: &'static str) {
     EXPECTED.add(words);
 }
 
-/// Checks what was logged in this process, when it is dropped.
+/// Checks this process's log when it is dropped.
 ///
-/// It does so only where each test has a process of its own, as under nextest: otherwise it cannot be told which test a
-/// line is of.
+/// Does so only if each test has its own process, as under nextest: otherwise a line cannot be attributed to a test.
 #[derive(Debug)]
 pub struct Watch(());
 
 impl Watch {
-    /// Begins to keep lines. Those at WARN and above are shown with the test's output; `FERRY_LOG` asks for others.
+    /// Begins to record lines. Those at WARN and above are shown with the test's output; `FERRY_LOG` selects others.
     pub fn start() -> Self {
         STARTED.call_once(|| {
             let shown = EnvFilter::try_from_env("FERRY_LOG").unwrap_or_else(|_| EnvFilter::new("warn"));
@@ -104,7 +103,7 @@ impl Drop for Watch {
     }
 }
 
-/// Keeps each line; the formatter writes a whole one at a time.
+/// Records each line; the formatter writes one whole line at a time.
 struct Keep;
 
 impl Write for Keep {

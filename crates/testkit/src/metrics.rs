@@ -1,20 +1,20 @@
-//! Reads what Prometheus would be told, as strictly as it does.
+//! Parses the metrics text as strictly as Prometheus does.
 
 use std::collections::{BTreeMap, BTreeSet};
 
-/// What was scraped.
+/// The result of a scrape.
 #[derive(Debug)]
 pub struct Scraped {
-    /// The names of all metrics, also of those without a value.
+    /// The names of all metrics, including those without a value.
     pub names: BTreeSet<String>,
     values: BTreeMap<String, f64>,
 }
 
 impl Scraped {
-    /// Reads a text of the format 0.0.4.
+    /// Parses a text of format 0.0.4.
     ///
     /// # Panics
-    /// When a line is not of the format, a series is there twice, or a value has no metric before it.
+    /// A line violates the format, a series occurs twice, or a value precedes its metric.
     pub fn read(text: &str) -> Self {
         let mut scraped = Self { names: BTreeSet::new(), values: BTreeMap::new() };
         let mut kind = String::new();
@@ -47,7 +47,7 @@ impl Scraped {
         self.values.get(series).copied().unwrap_or_default()
     }
 
-    /// The sum of all series of a metric that hold this label, written as in the text.
+    /// The sum of all series of a metric with this label, written as in the text.
     pub fn sum(&self, name: &str, label: &str) -> f64 {
         let is_it = |series: &str| series.starts_with(&format!("{name}{{")) && series.contains(label);
         self.values.iter().filter(|(series, _)| is_it(series)).map(|(_, value)| value).sum()

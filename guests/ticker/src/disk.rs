@@ -1,5 +1,5 @@
-//! Sectors with sequence numbers whose expected values are kept in memory: a write that was acknowledged and lost is
-//! found although the sector's checksum is right.
+//! Writes sectors with sequence numbers whose expected values are kept in memory. A write that was acknowledged and
+//! lost is detected even if the sector's checksum is right.
 
 use std::{
     fs::{File, OpenOptions},
@@ -16,12 +16,12 @@ use crate::{
 };
 
 const SECTOR: usize = 4096;
-/// Sectors in use: few, so that each is written again often.
+/// Number of sectors in use: few, so that each is rewritten often.
 const SECTORS: usize = 128;
-/// Writes after which the disk is told to make them last: each would take as long as ten writes.
+/// Number of writes between two flushes: each flush takes as long as ten writes.
 const WRITES_PER_FLUSH: usize = 16;
 
-/// A buffer at an address that O_DIRECT takes.
+/// A buffer that is aligned for O_DIRECT.
 #[repr(align(4096))]
 struct Aligned([u8; SECTOR]);
 
@@ -36,7 +36,7 @@ fn fill(buffer: &mut Aligned, index: usize, sequence: u64) {
     }
 }
 
-/// Starts a thread for each disk: one that is slow or stands still holds none of the others up.
+/// Starts a thread for each disk, so that a slow or blocked one does not delay the others.
 pub(crate) fn start(wanted: &Arc<Wanted>, found: &Arc<Found>) {
     let disks = if wanted.disks.is_empty() { all() } else { wanted.disks.clone() };
     found.disks.store(disks.len().min(DISKS_MAX), Relaxed);
@@ -49,7 +49,7 @@ pub(crate) fn start(wanted: &Arc<Wanted>, found: &Arc<Found>) {
     }
 }
 
-/// Every virtio disk there is.
+/// All virtio disks.
 fn all() -> Vec<PathBuf> {
     let named = ('a'..='z').map(|letter| PathBuf::from(format!("/dev/vd{letter}")));
     named.filter(|device| device.exists()).collect()
@@ -57,7 +57,7 @@ fn all() -> Vec<PathBuf> {
 
 /// Writes and verifies; returns only when the disk cannot be opened.
 fn run(device: &Path, number: usize, wanted: &Wanted, found: &Found) {
-    // What is no device is a file of the system that runs here.
+    // A path that is not a device is a file of the running system.
     let is_file = !device.starts_with("/dev");
     let mut options = OpenOptions::new();
     options.read(true).write(true).create(is_file).custom_flags(libc::O_DIRECT);
@@ -79,8 +79,8 @@ fn run(device: &Path, number: usize, wanted: &Wanted, found: &Found) {
     let (mut next, mut done) = (0, 0);
     let mut due = Instant::now();
     loop {
-        // A stride that visits every sector, and looks random to whoever copies them. What is to be overwritten is
-        // verified first, so that no damage is hidden.
+        // A stride that visits every sector, and looks random to the copying side. A sector is verified before it is
+        // overwritten, so that no damage is hidden.
         next = (next + 101) % SECTORS;
         disk.verify(next, sequences[next]);
         sequences[next] += 1;
@@ -92,7 +92,7 @@ fn run(device: &Path, number: usize, wanted: &Wanted, found: &Found) {
         if done == 0 {
             found.sector_passes[number].fetch_add(1, Relaxed);
         }
-        // What the disk took counts; after a stop there is no need to catch up.
+        // The duration of the write counts; after a pause of the VM, missed writes are not made up for.
         let pause = if found.hastens.load(Relaxed) { Duration::ZERO } else { pause };
         due = (due + pause).max(Instant::now());
         thread::sleep(due.saturating_duration_since(Instant::now()));
@@ -101,7 +101,7 @@ fn run(device: &Path, number: usize, wanted: &Wanted, found: &Found) {
 
 struct Disk<'a> {
     file: File,
-    /// From one sector in use to the next, in bytes.
+    /// Distance between two sectors in use, in bytes.
     stride: u64,
     found: &'a Found,
 }

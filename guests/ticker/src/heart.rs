@@ -1,4 +1,4 @@
-//! Tells the world, by UDP broadcast: it counts, and what it found.
+//! Sends heartbeats by UDP broadcast: a counter, and the results.
 
 use std::{
     net::{Ipv4Addr, SocketAddrV4, UdpSocket},
@@ -9,14 +9,14 @@ use std::{
 
 use crate::{found::Found, restless, sys, wanted::Wanted};
 
-/// Where heartbeats go.
+/// UDP port of heartbeats and requests.
 const PORT: u16 = 7007;
-/// How often: the precision with which a downtime is seen from outside.
+/// Interval between heartbeats: the precision with which downtime is measured from outside.
 const EVERY: Duration = Duration::from_millis(10);
-/// Datagrams read between two beats: those of some ten guests.
+/// Limit of datagrams read between two heartbeats: those of about ten guests.
 const READS_MAX: usize = 32;
 
-/// Beats; never returns.
+/// Sends heartbeats; never returns.
 pub(crate) fn run(wanted: &Wanted, found: &Found) -> ! {
     let [a, b, c, _] = wanted.ip.octets();
     let everyone = SocketAddrV4::new(Ipv4Addr::new(a, b, c, 255), PORT);
@@ -52,10 +52,10 @@ pub(crate) fn run(wanted: &Wanted, found: &Found) -> ! {
             found.bad_sectors.load(Relaxed),
             found.writes.load(Relaxed),
         );
-        // A beat that is lost shows as a gap; there is nothing else to do about it here.
+        // A lost heartbeat shows as a gap; nothing can be done about it here.
         let _ = socket.send_to(beat.as_bytes(), everyone);
-        // Beats of other guests, and its own, come here, too: read one by one, they would fill the queue, and a request
-        // would be dropped.
+        // Heartbeats of all guests, including its own, arrive here as well. If only one were read at a time, they would
+        // fill the queue, and a request would be dropped.
         let mut request = [0; 16];
         for _ in 0..READS_MAX {
             let Ok((length, _)) = socket.recv_from(&mut request) else { break };
@@ -81,7 +81,7 @@ pub(crate) fn run(wanted: &Wanted, found: &Found) -> ! {
                 asked = "rest";
                 found.hastens.store(false, Relaxed);
                 if let Some(mut other) = toss.take() {
-                    // One that ended by itself is what was asked for.
+                    // It may have ended already.
                     let _ = other.kill();
                     let _ = other.wait();
                 }

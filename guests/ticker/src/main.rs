@@ -1,17 +1,17 @@
-//! The init of the ticker guest: a VM that can tell whether a move kept its promises.
+//! The init of the ticker guest: a VM that can report whether a move kept its promises.
 //!
-//! Its threads: [`memory`] keeps pages with a checkable pattern and dirties them at a set rate, [`disk`] writes sectors
-//! of each disk, whose expected sequence numbers it keeps in memory, and [`heart`] tells the world by UDP broadcast, every
-//! 10 ms, how far it counted and what the others found. A datagram `flip` to its port changes one byte of its
-//! memory, so that a test can see that it would be found; `crash` tells its panic device, once, that it crashed; `restless` gives
-//! it no rest ([`restless`]), and `hasten` has it verify as fast as it can, until `rest`. Each heartbeat tells which of these
-//! three it heard last: a datagram may be lost.
+//! Its threads: [`memory`] keeps pages with a verifiable pattern and dirties them at a set rate. [`disk`] writes
+//! sectors of each disk and keeps their expected sequence numbers in memory. [`heart`] broadcasts by UDP, every 10 ms,
+//! its counter and the results of the others. Datagrams to its port are requests: `flip` changes one byte of its
+//! memory, so that a test can check that this is detected; `crash` reports a crash to its panic device, once;
+//! `restless` keeps it permanently busy ([`restless`]), and `hasten` makes it verify as fast as possible, until `rest`.
+//! Each heartbeat contains the last of these three requests that was received, because a datagram may be lost.
 //!
 //! Options on the kernel's command line: `ticker.name=`, `ticker.ip=`, `ticker.memory_mib=`, `ticker.dirty_mib_per_s=`,
-//! `ticker.writes_per_s=` (of each disk), `ticker.slower=` (it beats, dirties and verifies so many times slower: where its
-//! processor is emulated twice, it would have no rest otherwise), `ticker.stride_kib=` (from one sector to the next),
-//! `ticker.disks=` (paths with commas between them; all virtio disks if not given), `ticker.root=` (a disk with a whole
-//! system, which is booted and has to start `/run/ticker`).
+//! `ticker.writes_per_s=` (for each disk), `ticker.slower=` (factor by which it beats, dirties and verifies more
+//! slowly: with a processor that is emulated twice it would otherwise never be idle), `ticker.stride_kib=` (distance
+//! between sectors), `ticker.disks=` (paths separated by commas; all virtio disks if not given), `ticker.root=` (a disk
+//! with a whole system, which is booted and must start `/run/ticker`).
 
 mod disk;
 mod found;
@@ -29,7 +29,7 @@ use wanted::Wanted;
 
 fn main() {
     if std::env::args().nth(1).as_deref() == Some(restless::TOSS) {
-        // It ends when there is nobody any more.
+        // It ends when the other process has ended.
         let _ = restless::toss(std::io::stdin().lock(), std::io::stdout().lock());
         return;
     }
@@ -54,8 +54,8 @@ fn command_line() -> String {
     fs::read_to_string("/proc/cmdline").unwrap_or_default()
 }
 
-/// What the first process does before anything else. With `ticker.root=` it does not return: the system on that disk
-/// takes over, and starts this program again.
+/// The first actions of the first process. With `ticker.root=` it does not return: the system on that disk takes over,
+/// and starts this program again.
 fn boot() {
     sys::mount("proc", "/proc", "proc");
     sys::mount("sysfs", "/sys", "sysfs");

@@ -1,4 +1,5 @@
-//! Pages whose every byte is known: any byte that a move changes, loses or takes from an older version is found.
+//! Keeps pages whose every byte is known: any byte that a move changes, loses or takes from an older version is
+//! detected.
 
 use std::{
     sync::atomic::Ordering::Relaxed,
@@ -9,13 +10,13 @@ use std::{
 use crate::{found::Found, wanted::Wanted};
 
 const WORDS: usize = 512;
-/// What a capture of the link is searched for: it stands in every page.
+/// A marker in every page, for which captures of the link are searched.
 const MARK: [u64; 2] = [u64::from_le_bytes(*b"FERRY-PL"), u64::from_le_bytes(*b"AINTEXT!")];
-/// Pages verified before the dirtying is looked at again.
+/// Number of pages verified between two dirtying rounds.
 const SLICE: usize = 64;
 
-/// Between two slices: at least so long, and so many times as long as the slice took. A guest whose processor is emulated
-/// would have nothing else to do, nor its host.
+/// Shortest pause between two slices; the pause is also a multiple of the time that the slice took. Otherwise a guest
+/// with an emulated processor, and its host, would do nothing else.
 const PAUSE_MIN: Duration = Duration::from_millis(2);
 const REST: u32 = 3;
 
@@ -38,11 +39,11 @@ fn holds(page: &Page, index: usize, version: u64) -> bool {
     page.iter().enumerate().all(|(at, value)| *value == word(index, version, at))
 }
 
-/// Keeps the pages; never returns.
+/// Maintains the pages; never returns.
 pub(crate) fn run(wanted: &Wanted, found: &Found) -> ! {
     let count = (wanted.memory_mib << 20) / size_of::<Page>();
     let mut pages: Vec<Page> = vec![[0; WORDS]; count];
-    // Kept apart: a page that went back to an older version as a whole is found, too.
+    // Stored separately, so that a page that reverted to an older version as a whole is detected as well.
     let mut versions = vec![1u64; count];
     for (index, page) in pages.iter_mut().enumerate() {
         fill(page, index, 1);
@@ -56,12 +57,12 @@ pub(crate) fn run(wanted: &Wanted, found: &Found) -> ! {
             pages[count / 2][WORDS / 2] ^= 1 << 17;
         }
         let due = (started.elapsed().as_secs_f64() * per_second as f64) as usize;
-        // After a stop there is no need to catch up: that would be a burst no guest shows.
+        // After a pause of the VM, missed writes are not made up for: no real guest shows such a burst.
         dirtied = dirtied.max(due.saturating_sub(SLICE));
         while dirtied < due {
-            // A stride that visits every page, and looks random to whoever sends them.
+            // A stride that visits every page, and looks random to the sending side.
             next = (next + 7919) % count;
-            // What is to be overwritten is verified first, so that no damage is hidden.
+            // A page is verified before it is overwritten, so that no damage is hidden.
             verify(&pages[next], next, versions[next], found);
             versions[next] += 1;
             fill(&mut pages[next], next, versions[next]);

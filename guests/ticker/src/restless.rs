@@ -1,7 +1,7 @@
-//! Two processes that hand a byte to each other, without a pause.
+//! Two processes that pass a byte back and forth, without a pause.
 //!
-//! Each hand-over changes the address space, which empties the TLB of an emulated processor. QEMU before 10.0 needs that
-//! to move such a guest whole: it forgets pages that are changed through what stands in the TLB.
+//! Each hand-over changes the address space, which empties the TLB of an emulated processor. QEMU before 10.0 needs
+//! that to migrate such a guest correctly: it misses changes of pages that are cached in the TLB.
 
 use std::{
     io::{self, Read, Write},
@@ -12,7 +12,7 @@ use std::{
 /// The first argument of the process that this one starts.
 pub(crate) const TOSS: &str = "toss";
 
-/// Starts the other process, and a thread that hands the byte back to it. Ending the process ends both.
+/// Starts the other process, and a thread that returns the byte to it. Killing the process ends both.
 pub(crate) fn start() -> Option<Child> {
     let mut other = Command::new("/proc/self/exe")
         .arg(TOSS)
@@ -26,7 +26,7 @@ pub(crate) fn start() -> Option<Child> {
     Some(other)
 }
 
-/// Hands on whatever byte comes, until there is nobody any more.
+/// Passes on each byte, until the other process has ended.
 pub(crate) fn toss(mut from: impl Read, mut to: impl Write) -> io::Result<()> {
     let mut byte = [0];
     loop {

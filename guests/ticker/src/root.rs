@@ -1,4 +1,4 @@
-//! Gives way to a system on a disk, which finds this program in its `/run`.
+//! Hands over to a system on a disk, which finds this program in its `/run`.
 
 use std::{
     env, fs, io,
@@ -12,10 +12,10 @@ use std::{
 use crate::sys;
 
 const ROOT: &str = "/root";
-/// Drivers find a disk in less than a second, where the machine is not busy.
+/// How long drivers may take to find a disk: less than a second if the machine is not busy.
 const APPEARS_WITHIN: Duration = Duration::from_secs(30);
 
-/// Returns only when it does not work.
+/// Returns only if it fails.
 pub(crate) fn enter(device: &str) -> io::Error {
     match prepare(device) {
         Ok(()) => Command::new("/sbin/init").exec(),
@@ -29,7 +29,7 @@ fn prepare(device: &str) -> io::Result<()> {
         thread::sleep(Duration::from_millis(20));
     }
     sys::mount(device, ROOT, "ext4");
-    // systemd takes a /run that is mounted as it is.
+    // systemd keeps a /run that is already mounted.
     let run = format!("{ROOT}/run");
     sys::mount("tmpfs", &run, "tmpfs");
     let program = format!("{run}/ticker");

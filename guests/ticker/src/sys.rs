@@ -1,4 +1,4 @@
-//! The few system calls that the standard library lacks.
+//! The few system calls that the standard library does not provide.
 #![allow(unsafe_code)]
 
 use std::{ffi::CString, fs::File, net::Ipv4Addr, os::fd::AsRawFd as _};
@@ -15,7 +15,7 @@ pub(crate) fn mount(source: &str, target: &str, kind: &str) {
     }
 }
 
-/// Makes the mount that is the working directory the root of everything.
+/// Makes the mount at the working directory the root file system.
 pub(crate) fn become_root_here() -> std::io::Result<()> {
     // SAFETY: all strings are constants.
     let result = unsafe {
@@ -37,12 +37,12 @@ pub(crate) fn load_module(path: &str) {
     }
 }
 
-/// Tells the panic device that the guest crashed. QEMU stops it then; without such a device nothing happens.
+/// Reports a crash to the panic device. QEMU then stops the guest; without such a device nothing happens.
 pub(crate) fn crash() {
-    /// Where QEMU's ISA panic device listens, and what says that the guest crashed (its `docs/specs/pvpanic.rst`).
+    /// The port of QEMU's ISA panic device, and the value that means a crash (QEMU's `docs/specs/pvpanic.rst`).
     const PANIC_PORT: u16 = 0x505;
     const CRASHED: u8 = 1;
-    // SAFETY: the port is the panic device's or nobody's; the instruction touches no memory and no flags.
+    // SAFETY: the port belongs to the panic device or to no device; the instruction accesses no memory and no flags.
     let result = unsafe {
         let result = libc::ioperm(PANIC_PORT.into(), 1, 1);
         if result == 0 {
@@ -55,7 +55,7 @@ pub(crate) fn crash() {
     }
 }
 
-/// Gives an interface an address in a /24 network, and sets it up.
+/// Gives an interface an address in a /24 network, and activates it.
 pub(crate) fn configure_network(name: &str, ip: Ipv4Addr) {
     // SAFETY: the request is a plain structure, all zero is valid; the name fits with its NUL; the union's fields are
     // those that each call reads or writes.

@@ -1,8 +1,8 @@
-//! What the kernel's command line asks for.
+//! Options on the kernel's command line.
 
 use std::path::PathBuf;
 
-/// The options, each with its default where none is given.
+/// The options, with defaults for those that are not given.
 pub(crate) struct Wanted {
     pub(crate) name: String,
     pub(crate) ip: std::net::Ipv4Addr,
