@@ -1,4 +1,4 @@
-//! Asks a running server everything that `api/server.json` allows and forbids, and compares the answers with what it says.
+//! Sends a running server requests that `api/server.json` allows or forbids, and checks the answers against it.
 
 use std::{
     fs,
@@ -12,18 +12,18 @@ use anyhow::{Context as _, ensure};
 
 use crate::programs::{self, Build, root};
 
-/// The release of Schemathesis that is asked with.
+/// The Schemathesis release used for the requests.
 const VERSION: &str = "4.32.5";
-/// Requests for each of the operations, and sequences of them: some thousands in all, a minute. They are the same in each run,
-/// on a fast machine as on a slow one: what a change breaks is found in the run after it, and nothing else is.
+/// Requests for each operation, and for each sequence of operations: several thousand in all, a minute. They are the
+/// same in each run, on fast and slow machines, so that a new failure is caused by a change.
 const REQUESTS: &str = "100";
-/// A stream of events has no end.
+/// The event stream has no end.
 const STREAM: &str = "/api/v1/events";
 /// How long the server may take to start.
 const START_WITHIN: Duration = Duration::from_secs(20);
 const LOOK_EVERY: Duration = Duration::from_millis(50);
 
-/// A server on an empty state, ended when it is dropped.
+/// A server with an empty state, ended when dropped.
 struct Server {
     program: Child,
     folder: PathBuf,
@@ -62,10 +62,10 @@ impl Drop for Server {
     }
 }
 
-/// Whether all answers are as the document says.
+/// Whether all answers match the document.
 ///
 /// # Errors
-/// When the server does not start, or Schemathesis cannot be installed.
+/// The server does not start, or Schemathesis cannot be installed.
 pub(crate) fn is_as_documented() -> anyhow::Result<bool> {
     let schemathesis = installed()?;
     programs::build_shipped(Build::Tested)?;
@@ -85,7 +85,7 @@ pub(crate) fn is_as_documented() -> anyhow::Result<bool> {
     Ok(command.status()?.success())
 }
 
-/// The program, in an environment of its own in the user's cache.
+/// The program, in a virtual environment in the user's cache.
 fn installed() -> anyhow::Result<PathBuf> {
     let home = || std::env::var_os("HOME").map(|home| Path::new(&home).join(".cache"));
     let cache = std::env::var_os("XDG_CACHE_HOME").map(PathBuf::from).or_else(home).context("There is no $HOME")?;

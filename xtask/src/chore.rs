@@ -15,16 +15,16 @@ use crate::{
 };
 
 const WHY: &str = "the lab makes network namespaces, mounts and virtual machines of its own";
-/// Labs at once: each starts two hosts with emulated processors.
+/// Number of labs at the same time: each starts two hosts with emulated processors.
 const LABS_AT_ONCE: &str = "2";
-/// The tests that build labs, as nextest's filter language names them.
+/// The tests that build labs, in nextest's filter language.
 const LAB_TESTS: &str = "(package(ferry-lab) and kind(test) and not binary(stock))";
 /// The tests that boot whole machines.
 const STOCK_TESTS: &str = "(package(ferry-lab) and binary(stock))";
-/// Those of them that every run has.
+/// Those of them that belong to every run.
 const STOCK_SMOKE_TESTS: &str = "package(ferry-lab) and binary(stock) and test(/^smoke/)";
 
-/// The drivers' tests that need an NFS server, which a stock host runs.
+/// The drivers' tests that need an NFS server; a stock host runs them.
 const NFS_TESTS: &str = "share_nfs";
 
 /// Runs the lab's program as root, with Ferry's packages for stock hosts.
@@ -48,18 +48,18 @@ fn run_lab(build: Build, arguments: &[&str], environment: &[(&str, &Path)]) -> a
     Ok(code(command.status()?))
 }
 
-/// Which tests are run.
+/// The tests to run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Tests {
-    /// Those that need no hosts.
+    /// Tests without hosts.
     NoLab,
-    /// Those, the ones with real hosts, and the first of those with stock hosts.
+    /// Tests without hosts, those with real hosts, and the smoke tests with stock hosts.
     All,
-    /// All of those with stock hosts, and no others.
+    /// All tests with stock hosts, and no others.
     Stock,
 }
 
-/// Runs tests. What nextest says is said last.
+/// Runs tests, those of nextest last, so that its report ends the output.
 pub(crate) fn test(tests: Tests, filter: Option<&str>) -> anyhow::Result<u8> {
     match tests {
         Tests::NoLab => packages::ensure_for_tests()?,
@@ -90,7 +90,7 @@ pub(crate) fn test(tests: Tests, filter: Option<&str>) -> anyhow::Result<u8> {
     Ok(outcomes.into_iter().find(|code| *code != 0).unwrap_or(0))
 }
 
-/// Tests with whole machines, which are installed from the packages of the tested build.
+/// Tests with whole machines, on which the packages of the tested build are installed.
 fn stock_tests(tests: &str, filter: Option<&str>, environment: &[(&str, &Path)]) -> anyhow::Result<u8> {
     let built = package::package(Build::Tested)?;
     let environment = [environment, &[("FERRY_LAB_PACKAGES", &built.folder)]].concat();
@@ -112,12 +112,12 @@ fn lab_tests(tests: &str, at_once: &str, filter: Option<&str>, environment: &[(&
 fn nextest(tests: &str, filter: Option<&str>) -> Command {
     let mut command = cargo(&["nextest", "run", "--locked", "--workspace", "--features", FEATURES]);
     command.args(["--no-fail-fast", "--no-tests", "pass", "-E", tests]).args(filter);
-    // A test says what went wrong in its message: of a long log, a backtrace would be all that is kept.
+    // A test's message states what failed; with a backtrace, the cut end of a long log would contain nothing else.
     command.env("RUST_BACKTRACE", "0");
     command
 }
 
-/// Makes packages. Their names are all that it prints on stdout.
+/// Builds packages. Only their names are printed on stdout.
 pub(crate) fn package(build: Build) -> anyhow::Result<u8> {
     let packages = package::package(build)?;
     for name in &packages.names {
@@ -126,7 +126,7 @@ pub(crate) fn package(build: Build) -> anyhow::Result<u8> {
     Ok(0)
 }
 
-/// Runs every fuzz target for some seconds. An input that breaks a promise is kept in `fuzz/artifacts`.
+/// Runs every fuzz target for some seconds. An input that causes a failure is stored in `fuzz/artifacts`.
 pub(crate) fn fuzz(seconds: u32) -> anyhow::Result<u8> {
     packages::ensure_for_build()?;
     packages::ensure_cargo_fuzz()?;
@@ -137,7 +137,7 @@ pub(crate) fn fuzz(seconds: u32) -> anyhow::Result<u8> {
         let target = path.file_stem().and_then(|name| name.to_str()).context("A target's name is not UTF-8")?;
         eprintln!("fuzzing {target} for {seconds} s");
         let mut command = cargo(&["fuzz", "run", "--sanitizer", "none", target, "--", &limit]);
-        // Coverage needs compiler flags that the stable toolchain has, but keeps behind this variable.
+        // Coverage needs compiler flags that the stable toolchain accepts only with this variable.
         if !command.env("RUSTC_BOOTSTRAP", "1").status()?.success() {
             failed.push(target.to_owned());
         }
@@ -161,7 +161,7 @@ pub(crate) fn bench_jobs(report: Option<&str>) -> anyhow::Result<u8> {
     Ok(u8::from(!command.status()?.success()))
 }
 
-/// Checks what can be checked without running Ferry; goes on after a failure, so that all of them are seen at once.
+/// Runs all checks that do not run Ferry; continues after a failure, so that all failures are shown at once.
 pub(crate) fn check() -> anyhow::Result<u8> {
     packages::ensure_for_build()?;
     let deny = "-D warnings";
@@ -207,7 +207,7 @@ pub(crate) fn check() -> anyhow::Result<u8> {
 }
 
 fn check_api_document() -> anyhow::Result<()> {
-    // As the tests have it: built alone, fifty of its crates would be built once more.
+    // With the features of the tests: built alone, fifty of its crates would be built again.
     programs::build_shipped(Build::Tested)?;
     let mut command = Command::new(Build::Tested.folder().join("ferry-server"));
     let said = command.arg("openapi").stderr(Stdio::inherit()).output()?;

@@ -1,5 +1,5 @@
-//! Every chore of the project. Builds with nothing but a Rust toolchain and a C compiler's linker; what else a chore
-//! needs it installs itself, and says so.
+//! All chores of the project. Needs only a Rust toolchain and a C compiler's linker; what else a chore needs is
+//! installed by the chore itself, with a message.
 
 mod api;
 mod chore;
@@ -15,7 +15,7 @@ use clap::{Parser, Subcommand, ValueEnum};
 use chore::Tests;
 use programs::Build;
 
-/// Every chore of the project.
+/// All chores of the project.
 #[derive(Parser)]
 #[command(bin_name = "cargo xtask", arg_required_else_help = true)]
 struct Arguments {
@@ -27,11 +27,11 @@ struct Arguments {
 enum Chore {
     /// Move a running VM between two real hosts on this machine, and prove what was promised.
     Demo {
-        /// Which: by default a live move over the share; `storage`: the disks of a running VM move.
+        /// Which demo: by default a live move over the share; `storage`: the disks of a running VM move.
         #[arg(value_enum)]
         what: Option<What>,
-        /// Between stock hosts, whole Debian systems with Ferry's packages: over SMB, over NFS, with nothing shared, and
-        /// from the release before.
+        /// Between stock hosts, whole Debian systems with Ferry's packages: over SMB, over NFS, with nothing shared,
+        /// and from the previous release.
         #[arg(long, conflicts_with_all = ["what", "keep", "sabotage"])]
         stock: bool,
         /// Print one JSON object as the last line.
@@ -40,7 +40,7 @@ enum Chore {
         /// Leave lab and server running, and print how to use them.
         #[arg(long)]
         keep: bool,
-        /// Break something on purpose: the demo must fail and say what it found.
+        /// Break something on purpose: the demo must fail and report what it found.
         #[arg(long, value_enum)]
         sabotage: Option<Sabotage>,
     },
@@ -49,20 +49,21 @@ enum Chore {
         /// Leave out the lab: runs without root once the packages are installed.
         #[arg(long)]
         no_lab: bool,
-        /// Run all tests with stock hosts (whole Debian systems), and no others; without it a few of them are run.
+        /// Run all tests with stock hosts (whole Debian systems), and no others; without this option some of them are
+        /// run.
         #[arg(long, conflicts_with = "no_lab")]
         stock: bool,
-        /// Run only tests whose names hold this.
+        /// Run only tests whose names contain this.
         filter: Option<String>,
     },
     /// Check formatting, lints, documentation, architecture, and the API document.
     Check,
-    /// Hosts to try things on.
+    /// Hosts for trying things out.
     #[command(subcommand)]
     Lab(LabChore),
-    /// Make packages of Ferry for Debian and for systems with RPM; prints their files' names.
+    /// Build packages of Ferry for Debian and for RPM-based systems; print their file names.
     Package {
-        /// As users have them, or as tests want them: quickly built, with failpoints.
+        /// As for users, or as for tests: built quickly, with failpoints.
         #[arg(long, value_enum, default_value_t)]
         profile: Profile,
     },
@@ -74,36 +75,36 @@ enum Chore {
     },
     /// Move VMs while programs, hosts and links fail, and find what is lost, split, corrupt or stuck.
     Chaos {
-        /// How many runs, 1 to 1,000.
+        /// Number of runs, 1 to 1,000.
         #[arg(long, default_value_t = 20)]
         runs: u32,
         /// Replay the plans of this seed.
         #[arg(long)]
         seed: Option<u64>,
-        /// Only this kind of fault, as `cargo xtask chaos --kind help` lists them; may be repeated.
+        /// Only this kind of fault, as listed by `cargo xtask chaos --kind help`; may be repeated.
         #[arg(long)]
         kind: Vec<String>,
-        /// Break a promise on purpose, in one run, which must find it: lost, split, corrupt or stuck.
+        /// Break a promise on purpose in a single run, which must detect it: lost, split, corrupt or stuck.
         #[arg(long)]
         sabotage: Option<String>,
-        /// Disks move, too, alone and along with their guests.
+        /// Also move disks, alone and together with their guests.
         #[arg(long)]
         storage: bool,
         /// Print one JSON object as the last line.
         #[arg(long)]
         json: bool,
     },
-    /// Measure: Ferry against virsh, in turns, in the lab, or the server by itself.
+    /// Measure Ferry against virsh, alternating, in the lab, or the server alone.
     Bench {
-        /// What to measure: `base` is one move of a ticker guest of 512 MiB; `link` is one of 2 GiB
-        /// over long links; `storage` is moves of disks, on one host and
-        /// between two that share nothing; `jobs` is what the server's jobs cost.
+        /// What to measure: `base` is one move of a ticker guest of 512 MiB; `link` is one of 2 GiB over long links;
+        /// `storage` is moves of disks, on one host and between two that share nothing; `jobs` is the cost of the
+        /// server's jobs.
         #[arg(default_value = "base")]
         name: String,
-        /// Runs of each.
+        /// Number of runs of each.
         #[arg(long, default_value_t = 5)]
         runs: u32,
-        /// Write the table to this file, too.
+        /// Also write the table to this file.
         #[arg(long)]
         report: Option<String>,
     },
@@ -144,14 +145,14 @@ enum Sabotage {
 enum LabChore {
     /// Build a lab that stands until it is taken down.
     Up {
-        /// How many hosts.
+        /// Number of hosts.
         #[arg(long, default_value_t = 2)]
         hosts: usize,
         /// Stock hosts: whole Debian systems (two of release 13, then one of 12), without Ferry. They take minutes to boot.
         #[arg(long)]
         stock: bool,
     },
-    /// List the labs that stand, their hosts and what runs there.
+    /// List the standing labs, their hosts and their processes.
     Status,
     /// Run a command, or a shell, in a host.
     Shell {
@@ -161,7 +162,7 @@ enum LabChore {
         #[arg(last = true)]
         command: Vec<String>,
     },
-    /// Take down every lab that stands.
+    /// Take down all standing labs.
     Down,
 }
 
@@ -239,7 +240,7 @@ fn run(chore: Chore) -> anyhow::Result<u8> {
             }
             let runs = runs.to_string();
             let mut arguments = vec!["bench", &name, "--runs", &runs];
-            // The lab's program runs where xtask was called: a relative path means the same.
+            // The lab's program runs in the current directory of xtask, so a relative path keeps its meaning.
             arguments.extend(report.iter().flat_map(|path| ["--report", path]));
             chore::lab(Build::Released, &arguments)
         }

@@ -1,4 +1,4 @@
-//! What must be installed besides a Rust toolchain.
+//! Packages that must be installed besides a Rust toolchain.
 
 use std::{
     fs,
@@ -10,7 +10,7 @@ use anyhow::{Context as _, bail, ensure};
 
 use crate::sudo::as_root;
 
-/// A Debian package, and the version below which it is of no use.
+/// A Debian package, and its oldest usable version.
 struct Package {
     name: &'static str,
     at_least: Option<&'static str>,
@@ -24,22 +24,22 @@ const fn since(name: &'static str, version: &'static str) -> Package {
     Package { name, at_least: Some(version) }
 }
 
-/// To build: a linker, and libvirt's headers for the drivers.
+/// For building: a linker, and libvirt's headers for the drivers.
 const TO_BUILD: [Package; 4] = [any("gcc"), any("libc6-dev"), any("pkg-config"), since("libvirt-dev", "10.9")];
 
-/// To test without the lab: a server and clients of NBD, and what the REST API is tested with.
+/// For tests without the lab: an NBD server and clients, and Python for the tests of the REST API.
 const TO_TEST: [Package; 3] = [since("qemu-utils", "1:9.0"), any("libnbd-bin"), any("python3-venv")];
 
-/// To make packages, and to look into them.
+/// For building and inspecting packages.
 const TO_PACKAGE: [Package; 5] = [any("binutils"), any("dpkg-dev"), any("groff-base"), any("rpm"), any("systemd")];
 
-/// To run the lab.
+/// For the lab.
 const TO_RUN: [Package; 24] = [
     since("qemu-system-x86", "1:9.0"),
     any("ovmf"),
     since("libvirt-daemon", "10.9"),
     since("libvirt-daemon-driver-qemu", "10.9"),
-    // What a stock host has besides: networks, storage pools and what definitions may ask of the rest.
+    // Further parts of a stock host: networks, storage pools, and other features of definitions.
     since("libvirt-daemon-driver-network", "10.9"),
     since("libvirt-daemon-driver-storage", "10.9"),
     since("libvirt-daemon-driver-nwfilter", "10.9"),
@@ -62,27 +62,27 @@ const TO_RUN: [Package; 24] = [
     any("xz-utils"),
 ];
 
-/// Debian's script that is asked whether a package may start its services.
+/// The script by which Debian decides whether a package may start its services.
 const POLICY: &str = "/usr/sbin/policy-rc.d";
 
-/// Installs what is missing to build.
+/// Installs missing packages for building.
 pub(crate) fn ensure_for_build() -> anyhow::Result<()> {
     ensure(&TO_BUILD, "libvirt's headers must be installed to build Ferry")
 }
 
-/// Installs what is missing to build, and to run the tests that need no lab.
+/// Installs missing packages for building, and for tests without the lab.
 pub(crate) fn ensure_for_tests() -> anyhow::Result<()> {
     let all: Vec<&Package> = TO_BUILD.iter().chain(&TO_TEST).chain(&TO_PACKAGE).collect();
     ensure_all(&all, "disks are tested with programs that speak NBD, packages with the tools that make them")
 }
 
-/// Installs what is missing to build Ferry and its packages.
+/// Installs missing packages for building Ferry and its packages.
 pub(crate) fn ensure_for_packages() -> anyhow::Result<()> {
     let all: Vec<&Package> = TO_BUILD.iter().chain(&TO_PACKAGE).collect();
     ensure_all(&all, "packages are made with the tools of both formats")
 }
 
-/// Installs what is missing to build, to test and to run the lab.
+/// Installs missing packages for building, testing and running the lab.
 pub(crate) fn ensure_for_lab() -> anyhow::Result<()> {
     let all: Vec<&Package> = TO_BUILD.iter().chain(&TO_TEST).chain(&TO_PACKAGE).chain(&TO_RUN).collect();
     ensure_all(&all, "the lab needs packages, and makes network namespaces, mounts and virtual machines")
@@ -158,7 +158,7 @@ fn tempfile_path() -> std::path::PathBuf {
     std::env::temp_dir().join(format!("ferry-install-{}.log", std::process::id()))
 }
 
-/// Keeps services of new packages (libvirt, Samba) from being started on this machine: the lab runs its own.
+/// Prevents services of newly installed packages (libvirt, Samba) from starting on this machine: the lab runs its own.
 struct Quiet {
     made: bool,
     why: String,
@@ -184,7 +184,7 @@ impl Quiet {
     }
 }
 
-/// Whether a package is installed in a version that is new enough.
+/// Whether a sufficiently new version of a package is installed.
 fn is_good(package: &Package) -> bool {
     let said = Command::new("dpkg-query")
         .args(["-W", "-f", "${db:Status-Status} ${Version}", package.name])
@@ -196,7 +196,7 @@ fn is_good(package: &Package) -> bool {
     is_new_enough(package, version)
 }
 
-/// Whether apt would install a version that is new enough.
+/// Whether apt would install a sufficiently new version.
 fn is_offered(package: &Package) -> bool {
     let Ok(said) = Command::new("apt-cache").args(["policy", package.name]).output() else { return false };
     let text = String::from_utf8_lossy(&said.stdout).into_owned();
@@ -210,7 +210,7 @@ fn is_new_enough(package: &Package, version: &str) -> bool {
     compared.is_ok_and(|status| status.success())
 }
 
-/// The name of the backports suite, enabled if it was not.
+/// The name of the backports suite, which is enabled if necessary.
 fn backports(why: &str) -> anyhow::Result<String> {
     let release = fs::read_to_string("/etc/os-release").context("Could not read /etc/os-release")?;
     let name = release
@@ -228,7 +228,7 @@ fn backports(why: &str) -> anyhow::Result<String> {
     if targets.iter().any(|(release, _)| *release == suite) {
         return Ok(suite);
     }
-    // From where the release itself comes: a mirror that was chosen stays chosen.
+    // The mirror of the release itself, so that the administrator's choice is kept.
     let (_, mirror) = targets
         .iter()
         .find(|(release, _)| *release == name)

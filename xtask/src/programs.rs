@@ -1,4 +1,4 @@
-//! Builds what the lab runs.
+//! Builds the programs that the lab runs.
 
 use std::{
     path::{Path, PathBuf},
@@ -10,7 +10,7 @@ use serde_json::Value;
 
 const GUEST_TARGET: &str = "x86_64-unknown-linux-gnu";
 
-/// Features under which everything is built, checked and tested: tests stop and fail programs at named points.
+/// Features with which everything is built, checked and tested: tests stop programs and make them fail at named points.
 pub(crate) const FEATURES: &str = "ferry-agent/failpoints,ferry-server/failpoints,ferry-lab/lab";
 
 /// The crates of the programs that users install.
@@ -21,7 +21,7 @@ pub(crate) fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).parent().map(Path::to_owned).unwrap_or_default()
 }
 
-/// Where builds go.
+/// The build folder.
 pub(crate) fn target() -> PathBuf {
     let chosen = std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| "target".into(), PathBuf::from);
     root().join(chosen)
@@ -31,8 +31,8 @@ pub(crate) fn target() -> PathBuf {
 pub(crate) fn cargo(arguments: &[&str]) -> Command {
     let mut command = Command::new("cargo");
     command.args(arguments).current_dir(root());
-    // What the outer cargo says is of xtask, not of what it builds. Build scripts that look at it would run again, and with
-    // them most of the workspace be built again, whenever cargo is called by xtask and by hand in turns.
+    // These variables of the outer cargo describe xtask. If build scripts saw them, they would run again, and most of
+    // the workspace would be rebuilt, whenever cargo is called alternately by xtask and by hand.
     let is_of_xtask = |name: &str| name.starts_with("CARGO_PKG_") || name.starts_with("CARGO_MANIFEST_");
     for (name, _) in std::env::vars_os().filter(|(name, _)| name.to_str().is_some_and(is_of_xtask)) {
         command.env_remove(name);
@@ -43,14 +43,14 @@ pub(crate) fn cargo(arguments: &[&str]) -> Command {
 /// How programs are built.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Build {
-    /// As tests want them: quickly, with failpoints.
+    /// For tests: built quickly, with failpoints.
     Tested,
-    /// As users have them: what is measured is measured of these.
+    /// As for users; benchmarks use these.
     Released,
 }
 
 impl Build {
-    /// Where its programs lie.
+    /// The folder of its programs.
     pub(crate) fn folder(self) -> PathBuf {
         target().join(match self {
             Self::Tested => "debug",
@@ -60,17 +60,17 @@ impl Build {
 
     fn arguments(self) -> [&'static str; 2] {
         match self {
-            // The whole workspace with the features of its tests: nothing is built twice.
+            // The whole workspace with the features of its tests, so that nothing is built twice.
             Self::Tested => ["--features", FEATURES],
             Self::Released => ["--release", "--quiet"],
         }
     }
 }
 
-/// Builds the programs that users install, and nothing else if it can be left out.
+/// Builds the programs that users install, and as little else as possible.
 ///
 /// # Errors
-/// When the compiler does.
+/// The compiler fails.
 pub(crate) fn build_shipped(build: Build) -> anyhow::Result<()> {
     eprintln!("building Ferry's programs");
     let mut programs = cargo(&["build", "--locked", "--bins"]);
@@ -86,7 +86,7 @@ pub(crate) fn build_shipped(build: Build) -> anyhow::Result<()> {
 /// Builds Ferry's programs, the lab and the guest.
 ///
 /// # Errors
-/// When the compiler does.
+/// The compiler fails.
 pub(crate) fn build(build: Build) -> anyhow::Result<()> {
     eprintln!("building Ferry's programs, the lab and its guest");
     let mut programs = cargo(&["build", "--locked", "--workspace", "--bins"]);
@@ -94,8 +94,8 @@ pub(crate) fn build(build: Build) -> anyhow::Result<()> {
     ensure!(programs.status()?.success(), "Ferry does not build");
     let mut guest =
         cargo(&["build", "--quiet", "--locked", "--release", "-p", "ferry-ticker", "--target", GUEST_TARGET]);
-    // Linked statically: it is the only program in its guest. The same bytes from each tree, without what tells where that is:
-    // guests that have booted are kept for these bytes.
+    // Linked statically, because it is the only program in its guest. The bytes must not depend on the source folder,
+    // because the states of booted guests are kept for exactly these bytes.
     guest
         .env("RUSTFLAGS", "-C target-feature=+crt-static -C strip=symbols")
         .arg("--target-dir")
@@ -104,10 +104,10 @@ pub(crate) fn build(build: Build) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// The program of an integration test, built as nextest builds it.
+/// The program of an integration test, built in the same way as by nextest.
 ///
 /// # Errors
-/// When it does not build, or there is no such test.
+/// It does not build, or there is no such test.
 pub(crate) fn test_program(test: &str) -> anyhow::Result<PathBuf> {
     let mut command = cargo(&["test", "--locked", "--quiet", "--workspace", "--features", FEATURES, "--no-run"]);
     let said =

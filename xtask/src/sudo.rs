@@ -1,4 +1,4 @@
-//! Root, where a chore needs it, and why.
+//! Runs commands as root where a chore needs that, and explains why.
 
 use std::{process::Command, sync::Once};
 
@@ -6,14 +6,14 @@ use anyhow::{Context as _, ensure};
 
 /// Whether this runs as root.
 pub(crate) fn is_root() -> bool {
-    // The standard library does not say; the owner of /proc/self does.
+    // The standard library has no function for this; the owner of /proc/self is the effective user.
     std::fs::metadata("/proc/self").is_ok_and(|own| std::os::unix::fs::MetadataExt::uid(&own) == 0)
 }
 
-/// A command that runs as root. The first one says why, and asks for the password if sudo wants one.
+/// A command that runs as root. The first call prints the reason, and asks for the password if sudo requires one.
 ///
 /// # Errors
-/// When this is not root and there is no sudo.
+/// The process is not root and sudo is not installed.
 pub(crate) fn as_root(program: &str, why: &str) -> anyhow::Result<Command> {
     if is_root() {
         return Ok(Command::new(program));
@@ -26,7 +26,7 @@ pub(crate) fn as_root(program: &str, why: &str) -> anyhow::Result<Command> {
     });
     ensure!(granted.context("This needs root, and there is no sudo: run it as root")?, "sudo refused, and {why}");
     let mut command = Command::new("sudo");
-    // The lab finds programs and caches by the environment.
+    // The lab finds programs and caches by environment variables.
     command.args(["--preserve-env", program]);
     Ok(command)
 }

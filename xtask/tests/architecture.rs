@@ -1,6 +1,6 @@
-//! The invariants of absence of ARCHITECTURE.md, held by reading manifests and sources.
+//! Checks ARCHITECTURE.md's list of what is deliberately absent, by reading manifests and sources.
 //!
-//! They are read as text: a crate that must not see another must not even name it.
+//! They are read as text: a crate that must not depend on another must not even name it.
 
 use std::{
     collections::BTreeSet,
@@ -12,7 +12,7 @@ fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("xtask lies in the workspace").to_owned()
 }
 
-/// The names below `[dependencies]` of a crate, without those for tests.
+/// The names below `[dependencies]` of a crate, without dev-dependencies.
 fn dependencies(name: &str) -> BTreeSet<String> {
     let manifest = root().join("crates").join(name).join("Cargo.toml");
     let text = fs::read_to_string(&manifest).unwrap_or_else(|error| panic!("{}: {error}", manifest.display()));
@@ -54,7 +54,8 @@ fn crate_sources(name: &str) -> Vec<(PathBuf, String)> {
     sources(&root().join("crates").join(name).join("src"))
 }
 
-/// Lines of code (comments and what follows the file's own tests left out) that hold one of `words`.
+/// Lines of code that contain one of `words`; comments, and everything after the start of the file's own tests, are
+/// skipped.
 fn lines_with(files: &[(PathBuf, String)], words: &[&str]) -> Vec<String> {
     let mut hits = Vec::new();
     for (path, text) in files {
@@ -120,7 +121,7 @@ fn only_drivers_link_libvirt_and_run_mounts() {
         for banned in ["virt-sys", "virt", "roxmltree", "xot"] {
             assert!(!found.contains(banned), "{name} must not depend on {banned}");
         }
-        // Set-up and its checks of the host name the programs and packages to install.
+        // Setup and its checks of the host name the programs and packages to install.
         let files: Vec<_> = crate_sources(name)
             .into_iter()
             .filter(|(path, _)| !path.ends_with("setup.rs") && !path.ends_with("checks.rs"))
@@ -179,7 +180,7 @@ fn only_the_command_line_and_set_up_commands_print() {
         let files: Vec<_> = crate_sources(name)
             .into_iter()
             .filter(|(path, _)| {
-                // Programs' entry points and the set-up command talk to a person.
+                // Entry points of programs and the setup command may print.
                 !path.ends_with("main.rs")
                     && !path.ends_with("setup.rs")
                     && !path.components().any(|part| part.as_os_str() == "setup")
@@ -207,7 +208,7 @@ fn errors_are_logged_with_their_causes() {
     }
 }
 
-/// Where tests may wait for a time, each with the reason.
+/// Files whose tests may sleep, each with the reason.
 const NAPS: [(&str, &str); 3] = [
     ("crates/server/tests/component/support.rs", "looks again and again for a condition, up to a deadline"),
     ("crates/wire/tests/link/mod.rs", "is a link with a latency and a rate"),
@@ -233,7 +234,7 @@ fn no_test_naps() {
     assert!(unused.is_empty(), "these nap no more: {unused:?}");
 }
 
-/// The part of a file that is compiled for tests alone, with the lines before it empty.
+/// The part of a file that is compiled only for tests, with empty lines in place of the rest.
 fn its_tests(text: &str) -> String {
     let tests = text.lines().position(|line| line.trim_start().starts_with("#[cfg(test)]"));
     let skipped = tests.map_or(usize::MAX, |line| line + 1);

@@ -1,40 +1,40 @@
-//! What is in which package: the one list, from which both formats are made.
+//! The content of each package: one list for both formats.
 //!
-//! Scripts lie beside the files: `packaging/NAME/deb` and `packaging/NAME/rpm`.
+//! Scripts are in separate folders: `packaging/NAME/deb` and `packaging/NAME/rpm`.
 
 /// A package, with one program of the same name.
 pub(super) struct Package {
     pub(super) name: &'static str,
     /// The crate of its program.
     pub(super) krate: &'static str,
-    /// The section of the manual that its pages are in.
+    /// The manual section of its pages.
     pub(super) section: u8,
     pub(super) summary: &'static str,
-    /// Lines of no more than 79 characters.
+    /// Lines of at most 79 characters.
     pub(super) description: &'static [&'static str],
-    /// What it has besides program, manual, completions and licences.
+    /// Its files besides program, manual, completions and licences.
     pub(super) files: &'static [File],
-    /// What it needs besides the libraries of its program.
+    /// Its dependencies besides the libraries of its program.
     pub(super) deb: Relations,
     pub(super) rpm: Relations,
 }
 
-/// Other packages, by their names in one family of distributions.
+/// Dependencies on other packages, by their names in one family of distributions.
 #[derive(Clone, Copy)]
 pub(super) struct Relations {
-    /// Without these it does nothing.
+    /// Required packages.
     pub(super) needs: &'static [&'static str],
-    /// Hosts usually have these.
+    /// Packages that most hosts have.
     pub(super) wants: &'static [&'static str],
-    /// Some hosts have these.
+    /// Packages that some hosts have.
     pub(super) suggests: &'static [&'static str],
 }
 
-/// A file as it is in `packaging/NAME`, readable by everybody.
+/// A file, unchanged from `packaging/NAME`, readable by all users.
 pub(super) struct File {
     pub(super) from: &'static str,
     pub(super) to: &'static str,
-    /// An administrator's: kept when it was changed.
+    /// Whether it is a configuration file: kept if the administrator changed it.
     pub(super) config: bool,
 }
 
@@ -96,7 +96,8 @@ pub(super) const PACKAGES: [Package; 3] = [
             file("ferry-agent.service", "/usr/lib/systemd/system/ferry-agent.service"),
             file("tmpfiles.conf", "/usr/lib/tmpfiles.d/ferry-agent.conf"),
             file("firewalld.xml", "/usr/lib/firewalld/services/ferry-agent.xml"),
-            // No configuration file: its address must be chosen, and set-up writes it with that.
+            // Not installed as a configuration file: its address must be chosen, and setup writes the file with that
+            // address.
             file("agent.toml", "/usr/share/doc/ferry-agent/examples/agent.toml"),
         ],
         deb: Relations {

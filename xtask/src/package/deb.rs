@@ -1,4 +1,4 @@
-//! A package in Debian's format, by `dpkg-deb`.
+//! Builds a package in Debian's format, with `dpkg-deb`.
 
 use std::{fs, os::unix::fs::PermissionsExt as _, path::Path, process::Command};
 
@@ -11,13 +11,13 @@ use super::{
 };
 
 const SCRIPTS: [&str; 4] = ["preinst", "postinst", "prerm", "postrm"];
-/// An address that cannot be written to: this is nobody's distribution yet.
+/// An invalid address, because no distribution maintains these packages yet.
 const MAINTAINER: &str = "the authors of Ferry <ferry@packages.invalid>";
 
-/// Builds it in `work`, and leaves it in `into`. Ok is its file's name.
+/// Builds the package in `work`, and puts it into `into`. Returns the file's name.
 ///
 /// # Errors
-/// When a file is missing or a tool fails.
+/// A file is missing, or a tool fails.
 pub(super) fn build(inputs: &Inputs, package: &Package, work: &Path, into: &Path) -> anyhow::Result<String> {
     let root = work.join("deb").join(package.name);
     fs::create_dir_all(&root)?;
@@ -43,7 +43,7 @@ pub(super) fn build(inputs: &Inputs, package: &Package, work: &Path, into: &Path
         }
     }
     let name = format!("{}_{}_{}.deb", package.name, inputs.version, architecture.trim());
-    // Quick to unpack on a slow machine, too.
+    // Unpacks quickly even on a slow machine.
     let mut build = Command::new("dpkg-deb");
     build.args(["--root-owner-group", "-Zzstd", "--build"]).arg(&root).arg(into.join(&name));
     said(build.env("SOURCE_DATE_EPOCH", inputs.date.to_string()))?;
@@ -72,9 +72,9 @@ fn control(inputs: &Inputs, package: &Package, architecture: &str, libraries: &s
     control
 }
 
-/// The packages with the libraries of its program, in the lowest versions that have what it calls.
+/// The packages with the libraries of its program, in the lowest versions that provide the functions it calls.
 fn libraries(package: &Package, root: &Path, work: &Path) -> anyhow::Result<String> {
-    // dpkg-shlibdeps reads the source package's control file, and needs no more of it than that it is there.
+    // dpkg-shlibdeps only requires that the source package's control file exists.
     fs::create_dir_all(work.join("debian"))?;
     fs::write(work.join("debian/control"), format!("Source: ferry\n\nPackage: {}\nArchitecture: any\n", package.name))?;
     let program = root.join("usr/bin").join(package.name);
@@ -84,7 +84,7 @@ fn libraries(package: &Package, root: &Path, work: &Path) -> anyhow::Result<Stri
 }
 
 fn sums(root: &Path, files: &[Staged]) -> anyhow::Result<String> {
-    // Names of installed files, without the first slash.
+    // Names of installed files, without the leading slash.
     said(Command::new("md5sum").args(files.iter().map(|file| &file.path[1..])).current_dir(root))
 }
 
@@ -96,7 +96,7 @@ fn size_kib(root: &Path, files: &[Staged]) -> anyhow::Result<u64> {
     Ok(size)
 }
 
-/// What a tool prints when it succeeds.
+/// The output of a tool that succeeds.
 fn said(command: &mut Command) -> anyhow::Result<String> {
     let name = command.get_program().to_string_lossy().into_owned();
     let output = command.output().with_context(|| format!("Could not run {name}"))?;

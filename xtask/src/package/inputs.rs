@@ -1,18 +1,18 @@
-//! What a package is made from.
+//! The inputs of a package.
 
 use std::path::PathBuf;
 
-/// Where the files lie, and what packages say of themselves.
+/// Where the files are, and data that packages contain about themselves.
 pub(super) struct Inputs {
     /// The workspace.
     pub(super) sources: PathBuf,
-    /// Where the programs lie.
+    /// The folder of the programs.
     pub(super) programs: PathBuf,
-    /// Where each program has a folder with its pages and completions.
+    /// The folder with a subfolder for each program, with its pages and completions.
     pub(super) manuals: PathBuf,
-    /// Lists what is linked into the program of a crate.
+    /// Lists the crates that are linked into the program of a crate.
     pub(super) crates: fn(&str) -> anyhow::Result<String>,
     pub(super) version: String,
-    /// The time of all files, seconds since 1970.
+    /// Timestamp of all files, in seconds since 1970.
     pub(super) date: u64,
 }

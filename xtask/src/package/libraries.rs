@@ -1,34 +1,35 @@
-//! What a program asks of the libraries of the system that it is installed on.
+//! Checks a program's requirements on the libraries of its target systems.
 
 use std::{path::Path, process::Command};
 
 use anyhow::{Context as _, bail, ensure};
 
-/// A library that programs may link.
+/// A library that programs may be linked to.
 struct Library {
-    /// How its file's name begins.
+    /// Prefix of its file name.
     name: &'static str,
-    /// How its version nodes begin.
+    /// Prefix of its version nodes.
     nodes: &'static str,
-    /// The newest node that a program may ask for.
+    /// The newest node that a program may require.
     newest: &'static [u32],
 }
 
-/// What Debian 12 and Red Hat Enterprise Linux 9 both have; the C library is older there, libvirt here.
+/// Versions that both Debian 12 and Red Hat Enterprise Linux 9 have; the latter has the older C library, the former the
+/// older libvirt.
 const LIBRARIES: [Library; 6] = [
     Library { name: "ld-linux-", nodes: "GLIBC_", newest: &[2, 34] },
     Library { name: "libc.so.", nodes: "GLIBC_", newest: &[2, 34] },
     Library { name: "libm.so.", nodes: "GLIBC_", newest: &[2, 34] },
     Library { name: "libgcc_s.so.", nodes: "GCC_", newest: &[11, 0, 0] },
     Library { name: "libvirt.so.", nodes: "LIBVIRT_", newest: &[9, 0, 0] },
-    // Of the same package as the one before.
+    // From the same package as the previous one.
     Library { name: "libvirt-qemu.so.", nodes: "LIBVIRT_QEMU_", newest: &[9, 0, 0] },
 ];
 
-/// Reads a program's libraries and their versions, and judges them.
+/// Reads a program's libraries with their versions, and checks them.
 ///
 /// # Errors
-/// When it would not start on the oldest system that packages are for.
+/// The program would not start on the oldest supported system.
 pub(super) fn check(program: &Path) -> anyhow::Result<()> {
     let said = Command::new("objdump").arg("-p").arg(program).output().context("Could not run objdump")?;
     let name = program.display();
@@ -40,7 +41,7 @@ pub(super) fn check(program: &Path) -> anyhow::Result<()> {
     bail!("{name} does not run on every system that packages are for: {}. Build them on Debian 12", faults.join(", "))
 }
 
-/// What is too new, or not known at all, in what `objdump -p` printed.
+/// Libraries that are too new, or not in the list, in the output of `objdump -p`.
 fn faults(text: &str) -> Vec<String> {
     let mut faults = Vec::new();
     let mut of = "";
@@ -65,7 +66,7 @@ fn known(library: &str) -> Option<&'static Library> {
     LIBRARIES.iter().find(|known| library.starts_with(known.name))
 }
 
-/// A node that cannot be read, as of a library's private part, is not.
+/// A node that cannot be parsed, such as a library's private one, does not count as old enough.
 fn is_old_enough(library: &str, node: &str) -> bool {
     let Some(library) = known(library) else { return false };
     let Some(version) = node.strip_prefix(library.nodes) else { return false };

@@ -1,4 +1,4 @@
-//! Man pages and completions, which the programs write themselves.
+//! Man pages and completions, written by the programs themselves.
 
 use std::{
     fs,
@@ -8,10 +8,10 @@ use std::{
 
 use anyhow::{Context as _, ensure};
 
-/// Lets a program write its own into `folder`, and checks them.
+/// Makes a program write its pages and completions into `folder`, and checks them.
 ///
 /// # Errors
-/// When it does not, or a shell or the formatter does not understand what it wrote.
+/// The program fails, or a shell or the formatter cannot parse its output.
 pub(super) fn write(program: &Path, folder: &Path) -> anyhow::Result<()> {
     let mut command = Command::new(program);
     let written = command.arg("manual").arg(folder).stdin(Stdio::null()).status();
@@ -21,7 +21,7 @@ pub(super) fn write(program: &Path, folder: &Path) -> anyhow::Result<()> {
 }
 
 /// # Errors
-/// Naming the first file that is not understood.
+/// Names the first file that cannot be parsed.
 pub(super) fn check(folder: &Path) -> anyhow::Result<()> {
     let mut pages = Vec::new();
     for entry in fs::read_dir(folder)? {
@@ -40,7 +40,7 @@ pub(super) fn check(folder: &Path) -> anyhow::Result<()> {
     render(pages)
 }
 
-/// All at once: the formatter takes long to start.
+/// All pages at once, because the formatter starts slowly.
 fn render(mut pages: Vec<PathBuf>) -> anyhow::Result<()> {
     pages.sort();
     let mut groff = Command::new("groff");
@@ -56,7 +56,7 @@ fn understood(command: &mut Command, what: &Path) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Not every shell is on every machine.
+/// Not every machine has every shell.
 fn understood_if_there(command: &mut Command, what: &Path) -> anyhow::Result<()> {
     let there = Command::new(command.get_program()).arg("--version").stdout(Stdio::null()).status();
     if there.is_ok_and(|status| status.success()) { understood(command, what) } else { Ok(()) }

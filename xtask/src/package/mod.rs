@@ -1,4 +1,4 @@
-//! `cargo xtask package`: Ferry's programs as packages for Debian and for systems with RPM, from one list of files.
+//! `cargo xtask package`: Ferry's programs as packages for Debian and for RPM-based systems, from one list of files.
 
 mod contents;
 mod deb;
@@ -26,23 +26,23 @@ use crate::{
 use contents::PACKAGES;
 use inputs::Inputs;
 
-/// The version of all of Ferry.
+/// The version of all parts of Ferry.
 const VERSION: &str = env!("CARGO_PKG_VERSION");
-/// Without one that is given or that git knows: when nothing was packaged yet.
+/// The date used if none is given and git knows none: a time before the first package.
 const FIRST_DATE: u64 = 1_767_225_600;
 
 /// Packages that were built.
 pub(crate) struct Packages {
-    /// Where all of them lie, and nothing else but their stamp.
+    /// The folder that contains them and their stamp.
     pub(crate) folder: PathBuf,
     /// Their files' names.
     pub(crate) names: Vec<String>,
 }
 
-/// Builds the programs and their packages; does nothing when they are as they would become.
+/// Builds the programs and their packages; does nothing if the packages are up to date.
 ///
 /// # Errors
-/// When something does not build, or a program asks for more than the oldest systems have.
+/// A build fails, or a program requires more than the oldest supported systems have.
 pub(crate) fn package(build: Build) -> anyhow::Result<Packages> {
     packages::ensure_for_packages()?;
     programs::build_shipped(build)?;
@@ -74,12 +74,12 @@ pub(crate) fn package(build: Build) -> anyhow::Result<Packages> {
     }
     let names = build_all(&inputs, &folder)?;
     fs::remove_dir_all(folder.join("work"))?;
-    // Last: who is interrupted before begins anew.
+    // Written last, so that an interrupted build starts again.
     fs::write(folder.join("stamp"), format!("{stamp}{}\n", names.join("\n")))?;
     Ok(Packages { folder, names })
 }
 
-/// With failpoints they must not be taken for a release, and a release replaces them.
+/// Packages with failpoints must not be mistaken for a release, and a release must replace them.
 fn version(build: Build) -> String {
     match build {
         Build::Tested => format!("{VERSION}~tested"),
@@ -87,7 +87,7 @@ fn version(build: Build) -> String {
     }
 }
 
-/// Builds every package in both formats, and leaves them in `folder`.
+/// Builds all packages in both formats, into `folder`.
 fn build_all(inputs: &Inputs, folder: &Path) -> anyhow::Result<Vec<String>> {
     let work = folder.join("work");
     fs::create_dir_all(&work)?;
@@ -102,7 +102,7 @@ fn build_all(inputs: &Inputs, folder: &Path) -> anyhow::Result<Vec<String>> {
     Ok(names)
 }
 
-/// The crates that are linked into a program, with their licences: a line each.
+/// The crates that are linked into a program, with their licences: one per line.
 fn linked(krate: &str) -> anyhow::Result<String> {
     let mut tree = cargo(&["tree", "--locked", "--quiet", "-p", krate, "-e", "normal", "--prefix", "none"]);
     let output = tree.args(["--format", "{p} {l}"]).output()?;
@@ -115,7 +115,7 @@ fn linked(krate: &str) -> anyhow::Result<String> {
     Ok(lines.join("\n") + "\n")
 }
 
-/// The commit's time, so that the same commit makes the same packages.
+/// The commit's time, so that the same commit produces the same packages.
 fn date() -> u64 {
     let given = std::env::var("SOURCE_DATE_EPOCH").ok();
     let committed = || {
@@ -125,7 +125,7 @@ fn date() -> u64 {
     given.or_else(committed).and_then(|text| text.trim().parse().ok()).unwrap_or(FIRST_DATE)
 }
 
-/// Says what packages are made from; another text means other packages. Cargo leaves a program that did not change alone.
+/// Describes the packages' inputs: a changed text means changed packages. Cargo does not relink an unchanged program.
 fn stamp(inputs: &Inputs) -> anyhow::Result<String> {
     let mut stamp = format!("version {}\n", inputs.version);
     for package in &PACKAGES {
@@ -148,7 +148,7 @@ fn stamp(inputs: &Inputs) -> anyhow::Result<String> {
     Ok(stamp)
 }
 
-/// Good enough to see that a text of our own was changed.
+/// Sufficient to detect changes of Ferry's own files.
 fn hash(content: &[u8]) -> u64 {
     use std::hash::{DefaultHasher, Hash as _, Hasher as _};
     let mut hasher = DefaultHasher::new();
@@ -156,7 +156,7 @@ fn hash(content: &[u8]) -> u64 {
     hasher.finish()
 }
 
-/// The names of the packages that are there and were made from just this.
+/// The names of the existing packages, if they were made from exactly these inputs.
 fn unchanged(folder: &Path, stamp: &str) -> Option<Vec<String>> {
     let kept = fs::read_to_string(folder.join("stamp")).ok()?;
     let names: Vec<String> = kept.strip_prefix(stamp)?.lines().map(str::to_owned).collect();

@@ -1,4 +1,4 @@
-//! A package in RPM's format, by `rpmbuild`. It finds the libraries of the program itself.
+//! Builds a package in RPM's format, with `rpmbuild`, which finds the program's libraries itself.
 
 use std::{collections::BTreeSet, fs, path::Path, process::Command};
 
@@ -12,10 +12,10 @@ use super::{
 
 const SCRIPTS: [&str; 5] = ["pre", "post", "preun", "postun", "posttrans"];
 
-/// Builds it in `work`, and leaves it in `into`. Ok is its file's name.
+/// Builds the package in `work`, and puts it into `into`. Returns the file's name.
 ///
 /// # Errors
-/// When a file is missing or a tool fails.
+/// A file is missing, or a tool fails.
 pub(super) fn build(inputs: &Inputs, package: &Package, work: &Path, into: &Path) -> anyhow::Result<String> {
     let top = work.join("rpm").join(package.name);
     let root = top.join("files");
@@ -28,15 +28,15 @@ pub(super) fn build(inputs: &Inputs, package: &Package, work: &Path, into: &Path
     build.arg("--define").arg(format!("_rpmdir {}", into.display()));
     for setting in [
         "_rpmfilename %%{NAME}-%%{VERSION}-%%{RELEASE}.%%{ARCH}.rpm",
-        // The same goes in, the same comes out.
+        // Reproducible: the same inputs produce the same package.
         "_buildhost localhost",
         "use_source_date_epoch_as_buildtime 1",
         "clamp_mtime_to_source_date_epoch 1",
-        // The files are as they shall be: stripped and compressed.
+        // The files are final: stripped and compressed.
         "__os_install_post %{nil}",
         "debug_package %{nil}",
         "_build_id_links none",
-        // Quick to unpack on a slow machine, too.
+        // Unpacks quickly even on a slow machine.
         "_binary_payload w3.zstdio",
     ] {
         build.arg("--define").arg(setting);
@@ -47,7 +47,7 @@ pub(super) fn build(inputs: &Inputs, package: &Package, work: &Path, into: &Path
     Ok(format!("{}-{}-1.{}.rpm", package.name, inputs.version, std::env::consts::ARCH))
 }
 
-/// Folders that no other package makes: they go with the last that has files in them.
+/// Folders that no other package owns: they are removed with the last package that has files in them.
 fn own_folders(package: &Package, files: &[Staged]) -> BTreeSet<String> {
     let folders = files.iter().flat_map(|file| Path::new(&file.path).ancestors().skip(1));
     let own = folders.filter(|folder| folder.iter().any(|part| part == package.name || part == "ferry"));
@@ -70,7 +70,7 @@ fn text(inputs: &Inputs, package: &Package, root: &Path, files: &[Staged]) -> an
     for script in SCRIPTS {
         let from = inputs.sources.join("packaging").join(package.name).join("rpm").join(script);
         if from.exists() {
-            // A per cent sign would be a macro.
+            // A per cent sign would start a macro.
             spec.push_str(&format!("\n%{script}\n{}", fs::read_to_string(from)?.replace('%', "%%")));
         }
     }

@@ -11,7 +11,7 @@ use anyhow::{Context as _, ensure};
 
 use super::{contents::Package, inputs::Inputs};
 
-/// The formats, where they differ in what lies where.
+/// The package formats, for differences in file locations.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Format {
     Deb,
@@ -19,7 +19,7 @@ pub(super) enum Format {
 }
 
 impl Format {
-    /// Where packages put completions for zsh.
+    /// The folder of completions for zsh.
     fn zsh(self) -> &'static str {
         match self {
             Self::Deb => "/usr/share/zsh/vendor-completions",
@@ -27,7 +27,7 @@ impl Format {
         }
     }
 
-    /// The licence: Debian has the text itself.
+    /// The licence file: Debian provides the text itself.
     fn licence(self, name: &str) -> (&'static str, String) {
         match self {
             Self::Deb => ("packaging/copyright", format!("/usr/share/doc/{name}/copyright")),
@@ -39,16 +39,16 @@ impl Format {
 /// A file of the package, below the folder.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Staged {
-    /// As it is called when it is installed.
+    /// Its installed path.
     pub(super) path: String,
     pub(super) mode: u32,
     pub(super) config: bool,
 }
 
-/// Lays out everything, and says what is there, in the order of its names.
+/// Lays out all files, and lists them, sorted by path.
 ///
 /// # Errors
-/// When a file is missing or a tool fails.
+/// A file is missing, or a tool fails.
 pub(super) fn stage(inputs: &Inputs, package: &Package, format: Format, root: &Path) -> anyhow::Result<Vec<Staged>> {
     let mut stage = Stage { root, files: Vec::new() };
     let name = package.name;
@@ -78,7 +78,7 @@ struct Stage<'a> {
 }
 
 impl Stage<'_> {
-    /// Names a file, and makes the folders that it lies in.
+    /// Adds a file to the list, and creates its folders.
     fn add(&mut self, path: &str, mode: u32) -> anyhow::Result<PathBuf> {
         let whole = self.root.join(path.trim_start_matches('/'));
         let folder = whole.parent().context("a file lies in a folder")?;
@@ -101,7 +101,7 @@ impl Stage<'_> {
         self.write(&content, path)
     }
 
-    /// A program without what only a debugger reads.
+    /// Installs a program without debug information.
     fn program(&mut self, from: &Path, path: &str) -> anyhow::Result<()> {
         let whole = self.add(path, 0o755)?;
         let stripped = Command::new("strip").arg("-o").arg(&whole).arg(from).status().context("Could not run strip")?;
@@ -109,7 +109,8 @@ impl Stage<'_> {
         Ok(fs::set_permissions(&whole, fs::Permissions::from_mode(0o755))?)
     }
 
-    /// As both families of distributions want changelogs and pages. No time is kept: the same goes in, the same comes out.
+    /// Compressed as both families of distributions require for changelogs and pages. Without timestamps, to be
+    /// reproducible.
     fn compressed(&mut self, content: &[u8], path: &str) -> anyhow::Result<()> {
         self.write(content, path)?;
         let whole = self.root.join(path.trim_start_matches('/'));

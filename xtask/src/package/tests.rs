@@ -1,4 +1,4 @@
-//! Builds all packages from stand-ins: a program that does nothing, and pages of a command that nobody has.
+//! Builds all packages from stand-ins: a program that does nothing, and pages of a dummy command.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -18,7 +18,7 @@ struct Built {
     names: Vec<String>,
 }
 
-/// Each test process builds them once.
+/// Built once per test process.
 static BUILT: LazyLock<Built> = LazyLock::new(|| {
     let folder = tempfile::tempdir().expect("a folder");
     let inputs = inputs(folder.path());
@@ -127,7 +127,7 @@ fn both_formats_hold_the_same_and_lie_where_their_systems_look() {
             assert!(line.starts_with("drwxr-xr-x root/root"), "{line}");
         }
     }
-    // RPM removes no folder that no package has.
+    // RPM removes no folder that belongs to no package.
     let listed = said("rpm", &["-qlvp"], &file("ferry-server", "rpm"));
     let folders = listed.lines().filter(|line| line.starts_with('d'));
     let folders: Vec<&str> = folders.filter_map(|line| line.split_whitespace().last()).collect();
@@ -272,7 +272,7 @@ fn unit(name: &str) -> BTreeMap<String, Vec<String>> {
 #[test]
 fn the_agents_mounts_are_seen_by_libvirt_and_its_carriers_outlive_it() {
     let unit = unit("ferry-agent");
-    // Each gives a service a mount namespace, as systemd.exec(5) says.
+    // According to systemd.exec(5), each of these gives a service its own mount namespace.
     let hides = [
         "Private",
         "Protect",
@@ -310,7 +310,8 @@ fn the_agents_mounts_are_seen_by_libvirt_and_its_carriers_outlive_it() {
         assert_eq!(unit.get(key).map(Vec::as_slice), Some(&[value.to_owned()][..]), "{key}");
     }
     let dropped = unit.get("CapabilityBoundingSet").map(|lines| lines.join(" ")).expect("what it can do without");
-    // Mounts; buffers of sockets for long links; the locks of QEMU's open files; files of VMs that are not root's.
+    // For mounts; socket buffers on long links; the locks of QEMU's open files; files of VMs that do not belong to
+    // root.
     for needed in ["CAP_SYS_ADMIN", "CAP_NET_ADMIN", "CAP_SYS_PTRACE", "CAP_DAC_OVERRIDE", "CAP_CHOWN", "CAP_KILL"] {
         assert!(!dropped.contains(needed), "the agent needs {needed}");
     }
@@ -319,7 +320,7 @@ fn the_agents_mounts_are_seen_by_libvirt_and_its_carriers_outlive_it() {
     }
 }
 
-/// What `systemd-analyze` says of a unit, with a program that is there in its program's place.
+/// The output of `systemd-analyze` for a unit, with an existing program in its program's place.
 fn analyzed(name: &str, arguments: &[&str], change: (&str, &str)) -> Output {
     let folder = tempfile::tempdir().expect("a folder");
     let file = format!("{name}.service");
@@ -347,7 +348,7 @@ fn systemd_understands_the_units() {
 
 #[test]
 fn the_server_may_do_little() {
-    // Tenths of systemd's own measure, of at most 100.
+    // Tenths of systemd's exposure level; the maximum is 100.
     let arguments = ["security", "--offline=yes", "--no-pager", "--threshold=15"];
     let output = analyzed("ferry-server", &arguments, ("", ""));
     let said = String::from_utf8_lossy(&output.stdout);
@@ -356,7 +357,7 @@ fn the_server_may_do_little() {
     assert!(!more.status.success(), "what it may do more is seen");
 }
 
-// The scripts of Debian's packages, run below a folder, with stand-ins for systemd's programs.
+// Runs the scripts of Debian's packages below a folder, with stand-ins for systemd's programs.
 
 struct Machine {
     folder: tempfile::TempDir,
@@ -387,7 +388,7 @@ impl Machine {
         fs::write(path, content).expect("written");
     }
 
-    /// A stand-in that notes its call, and then does this.
+    /// A stand-in that records its call, and then runs `does`.
     fn program(&self, name: &str, does: &str) {
         let path = format!("bin/{name}");
         let log = self.path("calls");
@@ -395,12 +396,12 @@ impl Machine {
         fs::set_permissions(self.path(&path), fs::Permissions::from_mode(0o755)).expect("set");
     }
 
-    /// What systemd says of the agent's unit.
+    /// Sets systemd's answer about the agent's unit.
     fn kills(&self, mode: &str) {
         self.program("systemctl", &format!("[ \"$1\" != show ] || echo {mode}"));
     }
 
-    /// What a script calls, and what it says.
+    /// Runs a script; returns the calls it made, and its output.
     #[track_caller]
     fn run(&self, package: &str, script: &str, arguments: &[&str]) -> (String, String) {
         let _ = fs::remove_file(self.path("calls"));
@@ -501,7 +502,7 @@ const HOOK: &str =
     "#!/bin/sh\n# ferry: veto a second start of a VM that is being moved\nholds='/var/lib/ferry-agent/holds'\n";
 const HELD: &str = "0d7a4d0e-4f57-4f3e-9a80-0c6a4b6ad001";
 
-/// A host that was set up, with shares' mounts and a foreign file beside Ferry's.
+/// A host after setup, with shares' mounts and a foreign file beside Ferry's.
 fn host() -> Machine {
     let machine = Machine::new(true);
     for path in [

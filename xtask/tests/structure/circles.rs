@@ -1,10 +1,10 @@
-//! Finds files that import each other in a circle.
+//! Finds import cycles between files.
 
 use std::collections::{BTreeSet, VecDeque};
 
 use crate::modules::{Edge, Tree};
 
-/// The shortest circle through each file that is in one, each circle once, as a text; the shortest first.
+/// The shortest cycle through each file that is in one, each cycle once, as text; the shortest first.
 pub(crate) fn circles(tree: &Tree) -> Vec<String> {
     let edges: Vec<Vec<Edge>> = (0..tree.files.len()).map(|file| tree.edges(file)).collect();
     let mut seen = BTreeSet::new();
@@ -21,7 +21,7 @@ pub(crate) fn circles(tree: &Tree) -> Vec<String> {
     found.iter().map(|circle| told(tree, circle)).collect()
 }
 
-/// The steps of the shortest way from a file back to itself.
+/// The steps of the shortest path from a file back to itself.
 fn shortest(edges: &[Vec<Edge>], start: usize) -> Option<Vec<(usize, Edge)>> {
     let mut came: Vec<Option<(usize, Edge)>> = vec![None; edges.len()];
     let mut queue = VecDeque::from([start]);

@@ -1,4 +1,4 @@
-//! The shape of the crates, held by reading their sources: no circle of imports, no long file, no import up a layer.
+//! Checks the shape of the crates by reading their sources: no import cycle, no long file, no import of a higher layer.
 
 mod circles;
 mod modules;
@@ -10,13 +10,13 @@ use std::{
 
 use modules::Tree;
 
-/// Lines of product code in one file.
+/// Limit of lines of product code in one file.
 const LINES_MAX: usize = 500;
 
-/// Crates that still have a circle. Each is taken out here when its last circle goes.
+/// Crates that still have a cycle. A crate is removed from this list with its last cycle.
 const CIRCULAR: [&str; 0] = [];
 
-/// Why a file may still be long.
+/// Why a file may still be longer.
 const NOT_CUT_YET: &str = "it was longer when this rule was made, and waits to be cut by what it decides";
 /// Files that are longer than [`LINES_MAX`], each with the reason.
 const LONG: [(&str, &str); 4] = [
@@ -26,8 +26,8 @@ const LONG: [(&str, &str); 4] = [
     ("crates/drivers/src/hypervisor/rpc.rs", NOT_CUT_YET),
 ];
 
-/// Layers of crates, from the bottom up, as paths of modules: a file names only what is of its own layer or below. Modules
-/// that are not listed may name, and be named by, all.
+/// Layers of crates, from the bottom up, as module paths: a file may only name modules of its own layer or below.
+/// Modules that are not listed may name all others, and be named by them.
 const LAYERS: [(&str, &[&str]); 2] = [
     ("cli", &["failure", "output", "render", "progress", "cmd"]),
     (
@@ -114,7 +114,7 @@ fn no_file_names_a_higher_layer() {
     let mut surprises = Vec::new();
     for (name, layers) in LAYERS {
         let (_, trees) = crates.iter().find(|(found, _)| found == name).unwrap_or_else(|| panic!("no crate {name}"));
-        // The layer of a module is that of the longest path that it lies below.
+        // The layer of a module is that of the longest listed path that contains it.
         let layer = |module: &[String]| {
             let module = module.join("::");
             let is_of = |layer: &str| module == layer || module.starts_with(&format!("{layer}::"));

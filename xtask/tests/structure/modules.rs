@@ -1,7 +1,7 @@
-//! Reads a crate as its modules: which files there are, and which files each of them names.
+//! Reads a crate as modules: its files, and which other files each of them names.
 //!
-//! Sources are read as tokens, so that comments, strings and macros do not mislead; types are not known. A path counts for
-//! the file that defines what it names: what a `mod.rs` or `lib.rs` only re-exports is followed to where it comes from.
+//! Sources are read as tokens, so that comments, strings and macros do not mislead; types are unknown. A path refers to
+//! the file that defines the named item: re-exports in a `mod.rs` or `lib.rs` are followed to their origin.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -11,15 +11,15 @@ use std::{
 
 use proc_macro2::{Delimiter, TokenStream, TokenTree};
 
-/// How many re-exports are followed to find where something is defined.
+/// Limit of re-exports that are followed to find a definition.
 const REEXPORTS_MAX: usize = 8;
-/// Words that a definition begins with, right before its name.
+/// Keywords that precede the name of a definition.
 const DEFINES: [&str; 9] = ["fn", "struct", "enum", "trait", "const", "static", "type", "union", "macro_rules"];
 
-/// A path as the source has it, without `::`.
+/// A path in the source, without `::`.
 type Names = Vec<String>;
 
-/// One program or library: the modules below one root file, without those that are compiled for tests alone.
+/// One program or library: the modules below one root file, without those that are compiled only for tests.
 pub(crate) struct Tree {
     pub(crate) files: Vec<File>,
     by_module: BTreeMap<Names, usize>,
@@ -27,26 +27,26 @@ pub(crate) struct Tree {
 
 /// A file of product code.
 pub(crate) struct File {
-    /// From the workspace's folder.
+    /// Its path in the workspace.
     pub(crate) path: String,
     /// Its module's path, without `crate`.
     pub(crate) module: Names,
-    /// Its lines, without those of items that are compiled for tests alone.
+    /// Its number of lines, without items that are compiled only for tests.
     pub(crate) lines: usize,
     children: BTreeSet<String>,
     defined: BTreeSet<String>,
     imports: Vec<Import>,
-    /// Paths in code, each with the module that it is relative to and its line.
+    /// Paths in code, each with the module that it is relative to, and its line.
     paths: Vec<Named>,
-    /// Words in code, outside imports.
+    /// Words in code, except in imports.
     words: BTreeSet<String>,
 }
 
 struct Import {
-    /// What it is called here; `*` for all.
+    /// Its name in this file; `*` for all items.
     name: String,
     at: Named,
-    /// Others may name it by this file.
+    /// Other files may name it through this file.
     exported: bool,
 }
 
@@ -57,7 +57,7 @@ struct Named {
     line: usize,
 }
 
-/// That one file names something that another defines.
+/// One file names something that another defines.
 #[derive(Clone, Debug)]
 pub(crate) struct Edge {
     pub(crate) to: usize,
@@ -66,7 +66,7 @@ pub(crate) struct Edge {
 }
 
 impl Tree {
-    /// Reads the modules below a root file; `base` is the folder that paths are told from.
+    /// Reads the modules below a root file; paths are reported relative to the folder `base`.
     pub(crate) fn read(base: &Path, root: &Path) -> Self {
         let mut tree = Self { files: Vec::new(), by_module: BTreeMap::new() };
         tree.read_file(base, root, Vec::new());
@@ -96,11 +96,11 @@ impl Tree {
         }
     }
 
-    /// Every other file that this one names, each once.
+    /// All other files that this one names, each once.
     pub(crate) fn edges(&self, from: usize) -> Vec<Edge> {
         let file = &self.files[from];
         let imports = file.imports.iter().filter(|import| {
-            // A name that is only passed on is nobody's need here.
+            // A re-exported name that this file does not use is not a dependency of this file.
             !import.exported || file.words.contains(&import.name)
         });
         let named =
@@ -108,7 +108,7 @@ impl Tree {
         let mut edges = BTreeMap::<usize, Edge>::new();
         for (at, all) in named {
             let Some((to, item)) = self.resolve(file, at) else { continue };
-            // A module that is imported by name is met again where something of it is named.
+            // For a module that is imported by name, the paths that use it count.
             if to != from && (item.is_some() || all) {
                 let edge = Edge { to, line: at.line, path: at.path.join("::") };
                 edges.entry(to).or_insert(edge);
@@ -117,7 +117,7 @@ impl Tree {
         edges.into_values().collect()
     }
 
-    /// The file that defines what a path names, and its first name there; none for what is of another crate.
+    /// The file that defines the item in a path, and the item's first name there; none for items of other crates.
     fn resolve(&self, file: &File, at: &Named) -> Option<(usize, Option<String>)> {
         self.find(&self.absolute(file, at, 0)?, 0)
     }
@@ -271,7 +271,7 @@ impl File {
     }
 }
 
-/// Where the module `name` of the file `parent` lies.
+/// The file of the module `name` in the file `parent`.
 fn file_of(parent: &Path, name: &str) -> PathBuf {
     let stem = parent.file_stem().and_then(|stem| stem.to_str()).expect("a source's name is UTF-8");
     let folder = parent.parent().expect("a file lies in a folder");
@@ -284,7 +284,7 @@ fn is_for_tests(attribute: Option<&TokenTree>) -> bool {
     matches!(attribute, Some(TokenTree::Group(group)) if group.stream().to_string().replace(' ', "") == "cfg(test)")
 }
 
-/// Behind the item that begins at `at`, attributes and all.
+/// The index after the item at `at`, including its attributes.
 fn end_of_item(tokens: &[TokenTree], at: usize) -> usize {
     let is_import = tokens[at..].iter().take(3).any(|token| token.to_string() == "use");
     let is_end = |token: &TokenTree| match token {
@@ -303,7 +303,7 @@ fn is_separator(tokens: &[TokenTree], at: usize) -> bool {
     tokens.get(at).is_some_and(is_punct(':')) && tokens.get(at + 1).is_some_and(is_punct(':'))
 }
 
-/// `use<..>` of a type is no import.
+/// `use<..>` in a type is not an import.
 fn is_bound(tokens: &[TokenTree], at: usize) -> bool {
     tokens.get(at + 1).is_some_and(is_punct('<'))
 }
