@@ -1,10 +1,10 @@
-//! A disk whose writes fail as those of a broken one do: `EIO`, told when what was written is to be on the disk.
+//! A disk whose writes fail like those of a broken one: with `EIO`, reported when the data are flushed.
 //!
 //! ```text
-//! ext4 without a journal ─ loop device ─ sparse file ─ tmpfs with little room
+//! ext4 without a journal ─ loop device ─ sparse file ─ small tmpfs
 //! ```
-//! The file system has room, and its disk takes no more blocks once the tmpfs is full. What has a place there already can
-//! be read and written. With a journal the file system would stay unwritable after the first error.
+//! The file system has free space, but its disk accepts no more blocks once the tmpfs is full. Blocks that exist
+//! already can still be read and written. With a journal, the file system would stay unwritable after the first error.
 
 use std::{
     fs,
@@ -17,23 +17,23 @@ use nix::sched::{CloneFlags, unshare};
 
 use crate::run::run;
 
-/// The file system's size, and what its disk really has.
+/// The file system's nominal size, and the real capacity of its disk.
 const SIZE: u64 = 256 << 20;
 const ROOM: &str = "size=32m";
 
-/// A disk that can be broken, and mended. Dropped in the thread that mounted it, it is gone; who has files of it open keeps
-/// them.
+/// A disk that can be broken and repaired. It disappears when it is dropped in the thread that mounted it; processes
+/// with open files on it keep them.
 pub struct BrokenDisk {
     ballast: PathBuf,
     mounts: [String; 2],
 }
 
 impl BrokenDisk {
-    /// Mounts it at `at`, for the calling thread and what that starts from now on: in a mount namespace of their own, with
-    /// which it goes.
+    /// Mounts it at `at`, for the calling thread and the processes it starts from now on: in a mount namespace of their
+    /// own, with which the mount disappears.
     ///
     /// # Errors
-    /// What failed, with what it said.
+    /// What failed, with its output.
     pub fn mount(at: &Path) -> anyhow::Result<Self> {
         unshare(CloneFlags::CLONE_NEWNS).context("No mount namespace")?;
         run("mount", &["--make-rslave", "/"])?;
@@ -49,7 +49,7 @@ impl BrokenDisk {
         Ok(Self { ballast: below.join("ballast"), mounts: [at_text, below_text] })
     }
 
-    /// From now on it takes no new blocks. What was written before is on it.
+    /// From now on the disk accepts no new blocks. Earlier writes are on it.
     ///
     /// # Errors
     /// What failed.
@@ -65,7 +65,7 @@ impl BrokenDisk {
         }
     }
 
-    /// It works again.
+    /// Repairs the disk.
     ///
     /// # Errors
     /// What failed.
@@ -77,7 +77,7 @@ impl BrokenDisk {
 impl Drop for BrokenDisk {
     fn drop(&mut self) {
         for mount in &self.mounts {
-            // What cannot be unmounted goes with the thread; the lab's folder stays then.
+            // If this fails, the mount disappears with the thread; the lab's folder then stays.
             let _ = run("umount", &["-l", mount]);
         }
     }

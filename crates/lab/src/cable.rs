@@ -1,9 +1,9 @@
-//! A cable between two hosts, as long and as slow as is asked: the kernel here has no netem.
+//! A cable between two hosts, with a configurable delay and rate, because the kernel here has no netem.
 //!
 //! ```text
-//! host ─ mig0 (tap) ─▶ pump: its turn at the rate ─▶ on its way for the delay ─▶ mig0 (tap) ─ other host
+//! host ─ mig0 (tap) ─▶ pump: waits for its turn at the rate ─▶ in flight for the delay ─▶ mig0 (tap) ─ other host
 //! ```
-//! Frames pass as the kernel gives them, large ones whole, so that a cable costs little processor time.
+//! Frames pass as the kernel emits them, including large unsegmented ones, so that a cable costs little processor time.
 #![allow(unsafe_code)]
 
 use std::{
@@ -30,51 +30,51 @@ use crate::{
     run::{DEADLINE, checked},
 };
 
-/// The cable's network; it exists between the two hosts alone.
+/// The cable's network; it exists only between the two hosts.
 pub const NETWORK: &str = "10.79.0";
-/// The interface at either end.
+/// The network interface at each end.
 pub const DEVICE: &str = "mig0";
 /// Longest frame: the largest that the kernel builds, with its two headers.
 const FRAME_MAX: usize = 66_000;
-/// How long a frame waits for its turn at most: a longer queue drops it, as a switch does.
+/// How long a frame waits for its turn at most: it is dropped if the queue is longer, as by a switch.
 const QUEUE: Duration = Duration::from_millis(50);
-/// Frames on their way at most: more than a rate and a delay that a lab can fill.
+/// Limit of frames in flight: more than any rate and delay in a lab produce.
 const FRAMES_MAX: usize = 65_536;
-/// What the kernel may leave to the other end: checksums, and to cut large TCP frames (linux/if_tun.h).
+/// Work that the kernel may leave to the other end: checksums, and segmenting of large TCP frames (linux/if_tun.h).
 const OFFLOADS: libc::c_int = 0x01 | 0x02 | 0x04;
 
 nix::ioctl_write_ptr_bad!(
-    /// Makes the handle that of a device, which is made if there is none.
+    /// Attaches the descriptor to a device, which is created if it does not exist.
     tun_set_iff,
     libc::TUNSETIFF,
     libc::ifreq
 );
 nix::ioctl_write_int_bad!(
-    /// Says what may be left undone of the frames that are read.
+    /// Sets the offloads for frames that are read.
     tun_set_offload,
     libc::TUNSETOFFLOAD
 );
 
-/// How long a way is, and how much of it goes through in a second.
+/// Delay and rate of a cable.
 #[derive(Debug, Default)]
 struct Shape {
-    /// Nanoseconds each way.
+    /// One-way delay in nanoseconds.
     delay: AtomicU64,
-    /// Bits per second; 0: as fast as the machine.
+    /// Bits per second; 0: unlimited.
     rate: AtomicU64,
 }
 
-/// A cable that lies as long as it is kept.
+/// A cable that exists until it is dropped.
 pub struct Cable {
     shape: Arc<Shape>,
     namespaces: [String; 2],
 }
 
 impl Cable {
-    /// Lays a cable between two hosts; [`address`] says what each is called there.
+    /// Connects two hosts by a cable; [`address`] returns the ends' addresses.
     ///
     /// # Errors
-    /// What the kernel does not take.
+    /// The kernel refuses a request.
     pub fn lay(ends: [&Host; 2]) -> anyhow::Result<Self> {
         let shape = Arc::new(Shape::default());
         let cable = Self { shape: Arc::clone(&shape), namespaces: ends.map(|host| host.namespace.clone()) };
@@ -94,8 +94,7 @@ impl Cable {
         Ok(cable)
     }
 
-    /// Changes what it is from now on: how long a frame takes each way, and bits per second, `None` for as many as the
-    /// machine manages.
+    /// Changes the cable from now on: one-way delay, and bits per second; `None` means unlimited.
     pub fn set(&self, delay: Duration, rate: Option<u64>) {
         self.shape.delay.store(u64::try_from(delay.as_nanos()).unwrap_or(u64::MAX), Relaxed);
         self.shape.rate.store(rate.unwrap_or(0), Relaxed);
@@ -105,7 +104,7 @@ impl Cable {
 impl Drop for Cable {
     fn drop(&mut self) {
         for namespace in &self.namespaces {
-            // Without its device a pump ends. What is gone already is what we want.
+            // Without its device a pump ends. The device may be gone already.
             let mut command = std::process::Command::new("ip");
             command.args(["-n", namespace, "link", "del", DEVICE]);
             let _ = checked(command, DEADLINE);
@@ -118,13 +117,13 @@ pub fn address(end: usize) -> String {
     format!("{NETWORK}.{}", end + 1)
 }
 
-/// Makes the device in a network namespace. It goes with the last handle, or when it is removed.
+/// Creates the device in a network namespace. It disappears with the last descriptor, or when it is deleted.
 fn open_tap(namespace: &str) -> anyhow::Result<File> {
     let namespace = File::open(format!("/run/netns/{namespace}"))?;
     let open = move || -> anyhow::Result<File> {
         setns(&namespace, CloneFlags::CLONE_NEWNET)?;
         let tap = File::options().read(true).write(true).open("/dev/net/tun")?;
-        // SAFETY: a request of zeros is one without a name and flags.
+        // SAFETY: a zeroed request has no name and no flags.
         let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
         for (to, from) in request.ifr_name.iter_mut().zip(DEVICE.bytes()) {
             *to = from as libc::c_char;
@@ -136,17 +135,17 @@ fn open_tap(namespace: &str) -> anyhow::Result<File> {
         unsafe { tun_set_offload(tap.as_raw_fd(), OFFLOADS) }?;
         Ok(tap)
     };
-    // A thread of its own: it alone enters the namespace.
+    // In a thread of its own, because only that thread may enter the namespace.
     thread::spawn(open).join().expect("no thread panicked")
 }
 
-/// Carries frames one way, in two threads that end with the device.
+/// Forwards frames in one direction, in two threads that end with the device.
 fn pump(mut from: File, mut to: File, shape: Arc<Shape>) {
     let (sender, on_their_way) = mpsc::sync_channel::<(Instant, Vec<u8>)>(FRAMES_MAX);
     thread::spawn(move || {
         let mut frame = vec![0; FRAME_MAX];
         let mut free = Instant::now();
-        // A device that is gone gives an error.
+        // Reading fails once the device is gone.
         while let Ok(length) = from.read(&mut frame) {
             let now = Instant::now();
             let turn = free.max(now) + time_of(length, shape.rate.load(Relaxed));
@@ -163,13 +162,13 @@ fn pump(mut from: File, mut to: File, shape: Arc<Shape>) {
     thread::spawn(move || {
         for (due, frame) in on_their_way {
             thread::sleep(due.saturating_duration_since(Instant::now()));
-            // A device that is down takes nothing: the frame is lost, as on a cable that is not plugged in.
+            // A device that is down accepts nothing: the frame is lost, as on an unplugged cable.
             let _ = to.write(&frame);
         }
     });
 }
 
-/// How long so many bytes take at a rate in bits per second.
+/// The time to send these bytes at a rate in bits per second.
 fn time_of(bytes: usize, rate: u64) -> Duration {
     match rate {
         0 => Duration::ZERO,

@@ -1,5 +1,5 @@
-//! What is downloaded or built once: the guests' kernel and their first file system (the Debian guest's disk:
-//! [`crate::debian`]). Never relied on: it is made again when it is missing.
+//! Files that are downloaded or built once: the guests' kernel and initramfs (for the Debian guest's disk, see
+//! [`crate::debian`]). The cache is never relied on: missing files are created again.
 
 use std::{
     fs,
@@ -12,7 +12,7 @@ use anyhow::{Context as _, bail, ensure};
 
 use crate::run::{checked, run};
 
-/// Modules that the ticker needs, in the order in which they must be loaded.
+/// Modules that the ticker needs, in loading order.
 const MODULES: [&str; 8] = [
     "virtio_ring",
     "virtio",
@@ -24,10 +24,10 @@ const MODULES: [&str; 8] = [
     "net_failover",
 ];
 const LAST_MODULE: &str = "virtio_net";
-/// Modules that a Debian guest needs besides, where they are there and not built in.
+/// Additional modules for a Debian guest, if they exist and are not built in.
 const ROOT_MODULES: [&str; 5] = ["crc16", "crc32c_generic", "mbcache", "jbd2", "ext4"];
 
-/// A guest's kernel and first file system.
+/// A guest's kernel and initramfs.
 #[derive(Clone, Debug)]
 pub struct Boot {
     /// The kernel.
@@ -36,17 +36,17 @@ pub struct Boot {
     pub initramfs: PathBuf,
 }
 
-/// The folder, outside the repository.
+/// The cache folder, outside of the repository.
 pub fn folder() -> PathBuf {
     let base = std::env::var_os("XDG_CACHE_HOME").map(PathBuf::from).filter(|path| path.is_absolute());
     base.unwrap_or_else(|| "/var/cache".into()).join("ferry")
 }
 
-/// What was built by `recipe` is kept in a folder `name` of the cache: gives that folder, where `build` makes it anew if it
-/// is not there, not whole, or of another recipe. `what` says on stderr what is built.
+/// Returns the folder `name` of the cache, with what was built by `recipe`. If the folder is missing, incomplete, or of
+/// another recipe, `build` creates it again. `what` describes it in a message on stderr.
 ///
 /// # Errors
-/// When it cannot be built.
+/// The build fails.
 pub fn kept(
     name: &str,
     what: &str,
@@ -66,7 +66,7 @@ pub fn kept(
         let _ = fs::remove_dir_all(&work);
         return Err(error);
     }
-    // Several labs may do this at once: the last to rename wins, and all are the same.
+    // Several labs may do this at the same time: the last to rename wins, and all results are the same.
     let old = work.with_extension("old");
     let _ = fs::rename(&place, &old);
     let moved = fs::rename(&work, &place);
@@ -77,20 +77,20 @@ pub fn kept(
     Ok(place)
 }
 
-/// The machine's release: its kernel is the guests', and its mirror is known.
+/// The machine's Debian release: guests use its kernel, and its mirror is known.
 ///
 /// # Errors
-/// When the machine does not say.
+/// The machine does not report its release.
 pub fn release() -> anyhow::Result<String> {
     let text = fs::read_to_string("/etc/os-release").context("Could not read /etc/os-release")?;
     let name = text.lines().find_map(|line| line.strip_prefix("VERSION_CODENAME="));
     Ok(name.context("/etc/os-release names no release")?.trim_matches('"').to_owned())
 }
 
-/// From where apt takes the machine's release; others lie beside it.
+/// The mirror from which apt gets the machine's release; it has other releases as well.
 ///
 /// # Errors
-/// When apt knows no such place.
+/// apt knows no mirror.
 pub fn mirror() -> anyhow::Result<String> {
     let release = release()?;
     let said = run("apt-get", &["indextargets", "--format", "$(RELEASE) $(REPO_URI)", "Created-By: Packages"])?;
@@ -101,10 +101,10 @@ pub fn mirror() -> anyhow::Result<String> {
     }
 }
 
-/// The kernel, downloaded if it is not there, and an initramfs around `ticker`.
+/// The kernel, downloaded if missing, and an initramfs around `ticker`.
 ///
 /// # Errors
-/// When it cannot be downloaded or packed.
+/// It cannot be downloaded or packed.
 pub fn boot(ticker: &Path, work: &Path) -> anyhow::Result<Boot> {
     let unpacked = kernel_files()?;
     let kernel = find(&unpacked.join("boot"), |name| name.starts_with("vmlinuz-"))?;
@@ -113,7 +113,7 @@ pub fn boot(ticker: &Path, work: &Path) -> anyhow::Result<Boot> {
     for folder in ["proc", "sys", "dev"] {
         fs::create_dir_all(root.join(folder))?;
     }
-    // Some releases build parts of virtio into the kernel: what is listed here needs no loading.
+    // Some releases build parts of virtio into the kernel: the modules listed here need not be loaded.
     let built_in = fs::read_to_string(find(&unpacked, |name| name == "modules.builtin")?)?;
     let mut order = String::new();
     for module in MODULES.iter().chain([&LAST_MODULE]).chain(&ROOT_MODULES) {
@@ -168,13 +168,13 @@ fn kernel_files() -> anyhow::Result<PathBuf> {
     checked(command, Duration::from_secs(300))?;
     let file = find(&work, |name| name.ends_with(".deb"))?;
     run("dpkg-deb", &["-x".as_ref(), file.as_os_str(), work.join("root").as_os_str()])?;
-    // Several labs may do this at once: the first to rename wins, and the others use its.
+    // Several labs may do this at the same time: the first to rename wins, and the others use its result.
     let _ = fs::rename(work.join("root"), &done);
     fs::remove_dir_all(&work)?;
     Ok(done)
 }
 
-/// The first file below `folder` whose name `is` takes.
+/// The first file below `folder` whose name satisfies `is`.
 fn find(folder: &Path, is: impl Fn(&str) -> bool) -> anyhow::Result<PathBuf> {
     let mut folders = vec![folder.to_owned()];
     while let Some(folder) = folders.pop() {

@@ -1,4 +1,4 @@
-//! Linked clones: VMs whose disk lies on another VM's, which they may know by another name.
+//! Linked clones: VMs whose disk is an overlay over another VM's disk, possibly by another name.
 
 use std::fs;
 
@@ -6,7 +6,7 @@ use ferry_core::vm::DiskFormat;
 
 use crate::host::Host;
 
-/// As large as the disks of a ticker are by default.
+/// The default size of a ticker's disks.
 const SIZE: &str = "64M";
 
 /// How a folder gets another name.
@@ -19,7 +19,7 @@ pub enum Alias {
 }
 
 impl Alias {
-    /// Gives a host's `folder` the other name `alias`.
+    /// Makes a host's `folder` available under the name `alias`.
     ///
     /// # Errors
     /// What could not be done.
@@ -33,7 +33,7 @@ impl Alias {
         }
     }
 
-    /// Takes the other name away.
+    /// Removes the other name.
     ///
     /// # Errors
     /// What could not be done.
@@ -48,20 +48,20 @@ impl Alias {
     }
 }
 
-/// Where a clone's own disk is, on its host.
+/// The path of a clone's own disk on its host.
 fn overlay(name: &str) -> String {
     format!("/var/lib/libvirt/{name}.qcow2")
 }
 
-/// Defines a clone that was never started: an overlay over `base`, which nobody asks whether it is there, and a machine
-/// that needs nothing else.
+/// Defines a clone without starting it: an overlay over `base`, whose existence is not checked, and a machine without
+/// other files.
 ///
 /// # Errors
-/// What libvirt or qemu-img said.
+/// The message of libvirt or qemu-img.
 pub fn define(host: &Host, name: &str, base: &str, format: DiskFormat) -> anyhow::Result<()> {
     let top = overlay(name);
     let format = format.name();
-    // Unasked: a VM that writes it has it locked.
+    // Without opening the base, because a VM that writes it has locked it.
     host.run(&["qemu-img", "create", "-q", "-u", "-f", "qcow2", "-F", format, "-b", base, &top, SIZE])?;
     let definition = format!(
         "<domain type='qemu'><name>{name}</name><memory unit='MiB'>64</memory><vcpu>1</vcpu>
@@ -74,12 +74,12 @@ pub fn define(host: &Host, name: &str, base: &str, format: DiskFormat) -> anyhow
     host.virsh(&["define", &path]).map(drop)
 }
 
-/// Ends a clone, if it runs, and takes it away with its overlay.
+/// Ends a clone, if it runs, and removes it with its overlay.
 ///
 /// # Errors
-/// What libvirt said.
+/// libvirt's message.
 pub fn remove(host: &Host, name: &str) -> anyhow::Result<()> {
-    // One that does not run needs no end.
+    // It may not be running.
     let _ = host.virsh(&["destroy", name]);
     host.virsh(&["undefine", name])?;
     host.run(&["rm", "-f", &overlay(name)]).map(drop)

@@ -1,7 +1,7 @@
-//! The *debian* guest: a real userland on a disk of its own, built once from Debian's packages and kept in the cache.
+//! The *debian* guest: a real userland on its own disk, built once from Debian's packages and kept in the cache.
 //!
-//! The ticker's initramfs mounts the disk and gives way to systemd, which starts the ticker again as a service: so a
-//! whole system boots from the disk that is moved, and still tells whether a move kept its promises.
+//! The ticker's initramfs mounts the disk and hands over to systemd, which starts the ticker again as a service. So a
+//! whole system boots from the moving disk, and the guest still reports whether a move kept its promises.
 
 use std::{fs, os::unix::fs::symlink, path::Path, path::PathBuf, process::Command, time::Duration};
 
@@ -11,23 +11,23 @@ use crate::{cache, run::checked};
 
 /// A file on the guest's root file system, which the ticker writes and verifies instead of the whole disk.
 pub const DATA_FILE: &str = "/var/lib/ticker.data";
-/// What is in it besides what every Debian has: interpreters and a server, as guests have them.
+/// Packages besides Debian's base system: interpreters and a server, as in real guests.
 const PACKAGES: &str = "systemd-sysv,python3,perl,nginx-light,procps,iproute2,less,ca-certificates";
 /// Its virtual size.
 const SIZE: &str = "4G";
 /// Its name in the cache.
 const DISK: &str = "disk.raw";
-/// Raised when the build below changes: what is kept is built anew.
+/// Increased when the build below changes, so that a cached disk is built again.
 const RECIPE: u32 = 1;
-/// Starts the ticker where its initramfs left it.
+/// Starts the ticker from the place where its initramfs put it.
 const UNIT: &str = "[Unit]\nDescription=Tells whether a move kept its promises\n\n[Service]\nExecStart=/run/ticker\n\
                     StandardOutput=tty\nTTYPath=/dev/console\n\n[Install]\nWantedBy=multi-user.target\n";
 const BUILD_WITHIN: Duration = Duration::from_secs(900);
 
-/// The image, built if it is not there.
+/// The image, built if it does not exist.
 ///
 /// # Errors
-/// When it cannot be built: it needs Debian's mirror, once.
+/// It cannot be built. Building needs Debian's mirror once.
 pub fn image() -> anyhow::Result<PathBuf> {
     let release = cache::release()?;
     let recipe = format!("{RECIPE} {release} {SIZE} {PACKAGES}\n{UNIT}");
@@ -36,10 +36,10 @@ pub fn image() -> anyhow::Result<PathBuf> {
     Ok(place.join(DISK))
 }
 
-/// Makes `disk.raw` in `work`.
+/// Creates `disk.raw` in `work`.
 fn build(work: &Path, release: &str) -> anyhow::Result<()> {
     let (root, disk) = (work.join("root"), work.join(DISK));
-    // In a mount namespace of its own: what the packages' scripts mount ends with it, whatever happens.
+    // In a mount namespace of its own, so that mounts of the packages' scripts disappear with it in any case.
     let mut command = Command::new("unshare");
     command.args(["--mount", "debootstrap", "--variant=minbase", &format!("--include={PACKAGES}"), release]);
     command.arg(&root).arg(cache::mirror()?);
@@ -52,7 +52,7 @@ fn build(work: &Path, release: &str) -> anyhow::Result<()> {
     let units = root.join("etc/systemd/system");
     fs::write(units.join("ticker.service"), UNIT)?;
     symlink("../ticker.service", units.join("multi-user.target.wants/ticker.service"))?;
-    // What would wait for what the guest does not have.
+    // Services that would wait for devices or networks that the guest does not have.
     for unit in ["systemd-networkd-wait-online.service", "getty@tty1.service", "serial-getty@ttyS0.service"] {
         symlink("/dev/null", units.join(unit)).with_context(|| format!("Could not mask {unit}"))?;
     }

@@ -1,4 +1,4 @@
-//! The demo: a running VM moves between two real hosts, and what was promised is proven from outside.
+//! The demo: a running VM moves between two real hosts, and the promises are proved from outside.
 
 use std::{fs, io::Write as _, os::unix::fs::FileExt as _, time::Duration};
 
@@ -18,51 +18,51 @@ const BOOT_DEADLINE: Duration = Duration::from_secs(90);
 const VERIFY_DEADLINE: Duration = Duration::from_secs(180);
 const SECTOR: usize = 4096;
 
-/// What is broken on purpose, so that it is seen that it would be found.
+/// A fault to inject, to show that it would be detected.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum Sabotage {
-    /// One flipped byte of the guest's memory.
+    /// A flipped byte of the guest's memory.
     Page,
-    /// One dropped write of the guest's disk.
+    /// A lost write on the guest's disk.
     Sector,
     /// A second copy of the VM.
     Split,
 }
 
-/// What was measured of a migration.
+/// Measurements of a migration.
 #[derive(Clone, Debug, Serialize)]
 pub struct Measured {
     /// The VM.
     pub vm: String,
     /// The kind of move.
     pub kind: String,
-    /// From which host.
+    /// The source host.
     pub source: String,
-    /// To which host.
+    /// The destination host.
     pub destination: String,
     /// From acceptance to the end. Milliseconds.
     pub total_ms: u64,
     /// From STOP at the source to RESUME at the destination. Milliseconds.
     pub downtime_ms: u64,
-    /// The longest silence of the guest's heart around the move, from outside. Milliseconds.
+    /// The longest gap between the guest's heartbeats around the move, observed from outside. Milliseconds.
     pub guest_gap_ms: u64,
     /// Bytes on the wire.
     pub wire_bytes: u64,
-    /// `ok`: nothing was found wrong.
+    /// `ok`: no error was found.
     pub integrity: String,
     /// Pages that the guest compared after the move.
     pub pages_verified: u64,
     /// Sectors that the guest compared after the move.
     pub sectors_verified: u64,
-    /// What the disks' files took on their file systems before. Bytes; not told of a move that leaves files alone.
+    /// Allocated size of the disks' files before the move. Bytes; absent for a move that moves no files.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub allocated_source_bytes: Option<u64>,
-    /// What they take afterwards. Bytes.
+    /// Allocated size of the copies. Bytes.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub allocated_destination_bytes: Option<u64>,
 }
 
-/// What a demo prints with `--json`.
+/// The output of a demo with `--json`.
 #[derive(Serialize)]
 pub(crate) struct Document<'a> {
     pub(crate) migrations: &'a [Measured],
@@ -96,10 +96,10 @@ pub fn run(json: bool, keep: bool, sabotage: Option<Sabotage>) -> anyhow::Result
     Ok(())
 }
 
-/// Makes a ticker's files on the share, and defines and starts it on a host.
+/// Creates a ticker's files on the share, and defines and starts it on a host.
 ///
 /// # Errors
-/// What libvirt said.
+/// libvirt's message.
 pub fn start_ticker(ferry: &Ferry, ticker: &Ticker, host: usize) -> anyhow::Result<()> {
     let host = &ferry.lab.hosts[host];
     let mount = ferry.mount_of(host)?;
@@ -112,11 +112,11 @@ pub fn start_ticker(ferry: &Ferry, ticker: &Ticker, host: usize) -> anyhow::Resu
     ferry.wait_listed(&ticker.name, &host.name)
 }
 
-/// Moves a running ticker through Ferry's command line, `how` being more options of it, and judges what was seen from
+/// Moves a running ticker with Ferry's command line and the further options `how`, and judges the observations from
 /// outside.
 ///
 /// # Errors
-/// Which promise was broken.
+/// The broken promise.
 pub fn measure(
     ferry: &Ferry,
     observer: &Observer,
@@ -185,7 +185,7 @@ fn break_on_purpose(ferry: &Ferry, ticker: &Ticker, sabotage: Sabotage, old_sect
     match sabotage {
         Sabotage::Page => ticker.ask(&ferry.lab, "flip"),
         Sabotage::Sector => {
-            // A write that was acknowledged is taken back: the sector holds what it held before, whole and well formed.
+            // Reverts an acknowledged write: the sector gets its previous content, which is complete and well-formed.
             wait_for("the guest wrote its first sector again", Duration::from_secs(60), || {
                 (read_sector(ferry, ticker).ok()? != old_sector).then_some(())
             })?;
@@ -246,7 +246,7 @@ fn print_use(ferry: &Ferry) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Leaves agents, server and lab running.
+/// Keeps agents, server and lab running.
 fn stay(ferry: Ferry) {
     let Ferry { agents, server, lab, .. } = ferry;
     for agent in agents {

@@ -1,5 +1,5 @@
-//! The storage demo: the disks of a running VM move between a host and the share, one alone, and with their VM to
-//! another host that does not reach them. The guest verifies every sector after each.
+//! The storage demo: the disks of a running VM move between a host and the share, one of them alone, and together with
+//! the VM to another host that does not reach them. The guest verifies every sector after each move.
 
 use std::time::Duration;
 
@@ -22,7 +22,7 @@ use crate::{
 const BOOT_DEADLINE: Duration = Duration::from_secs(90);
 const VERIFY_DEADLINE: Duration = Duration::from_secs(180);
 const MOVE_DEADLINE: Duration = Duration::from_secs(300);
-/// What a copy may take beside what it holds: tables of a qcow2 image, and of the file system.
+/// Allowance for a copy beyond its content: metadata of a qcow2 image, and of the file system.
 const METADATA_BYTES: u64 = 1 << 20;
 
 /// Runs the demo.
@@ -71,7 +71,7 @@ pub fn run(json: bool) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// The real backing files of a VM's disks, wherever they lie.
+/// The real files of a VM's disks, wherever they are.
 fn disks(ferry: &Ferry, vm: &str) -> anyhow::Result<Vec<(std::path::PathBuf, DiskFormat)>> {
     let view: VmView = ferry.json(&["vm", "show", vm])?;
     let host = ferry.lab.host(&view.host);
@@ -90,7 +90,7 @@ fn allocated(ferry: &Ferry, vm: &str) -> anyhow::Result<u64> {
     disks(ferry, vm)?.iter().map(|(path, _)| images::allocated(path)).sum()
 }
 
-/// That the copies hold about as much as there is in them, measured on the files themselves.
+/// Checks that the copies are about as large as their content, measured on the files themselves.
 fn ensure_thin(ferry: &Ferry, vm: &str) -> anyhow::Result<u64> {
     let mut sum = 0;
     for (path, format) in disks(ferry, vm)? {

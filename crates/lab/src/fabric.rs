@@ -1,4 +1,4 @@
-//! The lab's own network: a namespace with a bridge, at which its hosts, its file servers and Ferry's server are.
+//! The lab's own network: a namespace with a bridge that connects its hosts, its file servers and Ferry's server.
 
 use std::{path::PathBuf, process::Command, sync::Mutex};
 
@@ -9,27 +9,27 @@ use crate::{
     run::{DEADLINE, checked, run},
 };
 
-/// The lab's network; it exists in the lab's namespaces alone.
+/// The lab's network; it exists only in the lab's namespaces.
 pub const NETWORK: &str = "10.77.0";
-/// The fabric's address: file server and Ferry's server.
+/// The fabric's address: of the file server and Ferry's server.
 pub const FABRIC_IP: &str = "10.77.0.254";
 
-/// The network of one lab, with its folder. What is made in it is noted in the lab's record.
+/// The network of one lab, with its folder. Everything that is created in it is listed in the lab's record.
 pub struct Fabric {
-    /// Short, unlike that of any other lab.
+    /// A short id, unique among labs.
     pub id: String,
-    /// Everything the lab writes is in it.
+    /// Contains all files that the lab writes.
     pub folder: PathBuf,
     record: Mutex<Record>,
 }
 
 impl Fabric {
-    /// Of the lab with this folder, which is there. [`Fabric::make`] makes the network.
+    /// For the lab with this existing folder. [`Fabric::make`] creates the network.
     pub(crate) fn new(id: String, folder: PathBuf) -> Self {
         Self { id, folder, record: Mutex::default() }
     }
 
-    /// Makes the namespace with the bridge.
+    /// Creates the namespace with the bridge.
     pub(crate) fn make(&self) -> anyhow::Result<()> {
         let namespace = self.namespace();
         self.note_namespace(&namespace)?;
@@ -50,7 +50,7 @@ impl Fabric {
         format!("fl{}", self.id)
     }
 
-    /// Where a program under test was copied to.
+    /// The lab's copy of a program under test.
     pub fn program(&self, name: &str) -> PathBuf {
         self.folder.join("bin").join(name)
     }

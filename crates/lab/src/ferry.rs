@@ -1,4 +1,4 @@
-//! Ferry's own programs in a lab: an agent on each host, the server in the fabric, the command line beside it.
+//! Ferry's programs in a lab: an agent on each host, the server and the command line in the fabric.
 
 use std::{fs, path::PathBuf, process::Command, thread, time::Duration};
 
@@ -20,19 +20,19 @@ use crate::{
     warnings::Warnings,
 };
 
-/// Where an agent's configuration is, inside its host.
+/// The path of an agent's configuration inside its host.
 pub const AGENT_CONFIG: &str = "/run/ferry-etc/agent.toml";
-/// What the command line of an agent holds, and that of a carrier does not.
+/// Distinguishes the command line of an agent from that of a carrier.
 const AGENT: &str = "ferry-agent run";
 const READY_DEADLINE: Duration = Duration::from_secs(30);
 
-/// Runs `work` in a thread whose sockets are the fabric's.
+/// Runs `work` in a thread whose sockets are in the fabric's network.
 ///
 /// # Errors
-/// What `work` returns, or that the namespace cannot be entered.
+/// Those of `work`; the namespace cannot be entered.
 ///
 /// # Panics
-/// When `work` does.
+/// If `work` does.
 pub fn in_fabric<T: Send>(lab: &Lab, work: impl FnOnce() -> anyhow::Result<T> + Send) -> anyhow::Result<T> {
     let namespace = fs::File::open(format!("/run/netns/{}", lab.namespace()))?;
     thread::scope(|scope| {
@@ -51,17 +51,17 @@ pub fn in_fabric<T: Send>(lab: &Lab, work: impl FnOnce() -> anyhow::Result<T> + 
 pub struct Agent {
     /// `ADDRESS:PORT` of its control API.
     pub address: String,
-    /// The enrolment token that its set-up printed.
+    /// The enrolment token that its setup printed.
     pub token: String,
     /// The running program.
     pub program: Program,
 }
 
 impl Agent {
-    /// Sets a host up as an administrator does, starts libvirt, and runs the agent.
+    /// Sets up a host as an administrator does, starts libvirt, and runs the agent.
     ///
     /// # Errors
-    /// What failed, with what it said.
+    /// What failed, with its output.
     pub fn start(lab: &Lab, host: &Host, environment: &[(&str, &str)]) -> anyhow::Result<Self> {
         let address = format!("{}:7421", host.ip);
         fs::create_dir_all(host.path("/run/ferry-etc"))?;
@@ -87,7 +87,7 @@ impl Agent {
     /// Runs the agent of a host that is set up.
     ///
     /// # Errors
-    /// When it does not listen in time.
+    /// It does not listen in time.
     pub fn run(lab: &Lab, host: &Host, environment: &[(&str, &str)]) -> anyhow::Result<Program> {
         let mut command = host.command("env");
         command.args(environment.iter().map(|(name, value)| format!("{name}={value}")));
@@ -111,17 +111,17 @@ pub struct Ferry {
     pub server: Program,
     /// The file server with share `vms`.
     pub files: FileServer,
-    /// What these programs may warn of; dropped when they have ended.
+    /// Expected warnings of these programs; dropped after they have ended.
     pub warnings: Warnings,
     /// The hosts; dropped last.
     pub lab: Lab,
 }
 
 impl Ferry {
-    /// Waits until the inventory has a VM on a host, and on no other.
+    /// Waits until the inventory has a VM on this host, and on no other.
     ///
     /// # Errors
-    /// When it does not in time.
+    /// It does not in time.
     pub fn wait_listed(&self, vm: &str, host: &str) -> anyhow::Result<()> {
         wait_for(&format!("the inventory has {vm} on {host} alone"), READY_DEADLINE, || {
             let vms: Vec<VmView> = self.json(&["vm", "list"]).ok()?;
@@ -131,14 +131,14 @@ impl Ferry {
         })
     }
 
-    /// Kills a host's agent, as `kill -9` does; carriers go on.
+    /// Kills a host's agent with `kill -9`; carriers continue.
     ///
     /// # Errors
-    /// When it does not end.
+    /// It does not end.
     pub fn kill_agent(&mut self, host: usize) -> anyhow::Result<()> {
         let on = &self.lab.hosts[host];
         for pid in on.pids(AGENT) {
-            // One that has ended in the meantime is as good.
+            // It may have ended in the meantime.
             on.try_run(&["kill", "-9", &pid.to_string()])?;
         }
         wait_for(&format!("the agent of {} has ended", on.name), READY_DEADLINE, || {
@@ -148,19 +148,19 @@ impl Ferry {
         Ok(())
     }
 
-    /// Starts a host's agent again, which was killed.
+    /// Restarts a host's agent that was killed.
     ///
     /// # Errors
-    /// When it does not listen in time.
+    /// It does not listen in time.
     pub fn start_agent(&mut self, host: usize, environment: &[(&str, &str)]) -> anyhow::Result<()> {
         self.agents[host].program = Agent::run(&self.lab, &self.lab.hosts[host], environment)?;
         Ok(())
     }
 
-    /// A lab of `hosts` with server and agents enrolled, the share `vms` attached everywhere, and the firewall set.
+    /// A lab of `hosts` with server and enrolled agents, the share `vms` attached on all hosts, and the firewall set.
     ///
     /// # Errors
-    /// What failed, with what it said.
+    /// What failed, with its output.
     pub fn up(hosts: usize) -> anyhow::Result<Self> {
         let mut ferry = Self::up_bare(hosts, &[])?;
         ferry.enrol()?;
@@ -168,18 +168,18 @@ impl Ferry {
         Ok(ferry)
     }
 
-    /// A lab of `hosts` with server and agents that do not know each other yet. The agents get `environment`.
+    /// A lab of `hosts` with server and agents that are not enrolled yet. The agents get the variables `environment`.
     ///
     /// # Errors
-    /// What failed, with what it said.
+    /// What failed, with its output.
     pub fn up_bare(hosts: usize, environment: &[(&str, &str)]) -> anyhow::Result<Self> {
         let lab = Lab::up(hosts)?;
         let files = lab.file_server("fs1", FABRIC_IP, "")?;
-        // Hosts do not know of each other: they start at once.
+        // Hosts are independent of each other, and start at the same time.
         let started = at_once(&lab.hosts, |host| {
             host.set_firewall(false)?;
             let agent = Agent::start(&lab, host, environment)?;
-            // libvirt asks QEMU what it can do once, which takes a while: not in the first move.
+            // libvirt probes QEMU's capabilities once, which takes a while: do that before the first move.
             host.run(&["virsh", "-q", "domcapabilities", "--virttype", "qemu", "--machine", "q35"])?;
             anyhow::Ok(agent)
         });
@@ -188,10 +188,10 @@ impl Ferry {
         Ok(Self { agents, server, files, warnings: Warnings::of(lab.folder.clone()), lab })
     }
 
-    /// A lab without hosts, with the file server and Ferry's server: hosts of another kind join it.
+    /// A lab without hosts, with the file server and Ferry's server, for hosts of another kind.
     ///
     /// # Errors
-    /// What failed, with what it said.
+    /// What failed, with its output.
     pub fn up_empty() -> anyhow::Result<Self> {
         let lab = Lab::up_empty()?;
         let files = lab.file_server("fs1", FABRIC_IP, "")?;
@@ -199,10 +199,10 @@ impl Ferry {
         Ok(Self { agents: Vec::new(), server, files, warnings: Warnings::of(lab.folder.clone()), lab })
     }
 
-    /// Adds every host to the server.
+    /// Adds all hosts to the server.
     ///
     /// # Errors
-    /// What the command line said.
+    /// The command line's message.
     pub fn enrol(&mut self) -> anyhow::Result<()> {
         for (agent, host) in self.agents.iter().zip(&self.lab.hosts) {
             let said = self.ferry(&["host", "add", &agent.address, "--name", &host.name, "--token", &agent.token])?;
@@ -211,10 +211,10 @@ impl Ferry {
         Ok(())
     }
 
-    /// Adds the file server's share, and attaches it on every host.
+    /// Adds the file server's share, and attaches it on all hosts.
     ///
     /// # Errors
-    /// What the command line said.
+    /// The command line's message.
     pub fn add_share(&self, name: &str) -> anyhow::Result<()> {
         self.must(&["share", "add", name, &self.files.unc()])?;
         for host in &self.lab.hosts {
@@ -226,7 +226,7 @@ impl Ferry {
     /// Attaches a share on a host.
     ///
     /// # Errors
-    /// What the command line said.
+    /// The command line's message.
     pub fn attach(&self, share: &str, host: &str) -> anyhow::Result<String> {
         let password = self.password_file(PASSWORD)?;
         self.must(&["share", "attach", share, "--host", host, "--user", USER, "--password-file", &password])
@@ -235,17 +235,17 @@ impl Ferry {
     /// A file with a password, for the command line.
     ///
     /// # Errors
-    /// When it cannot be written.
+    /// It cannot be written.
     pub fn password_file(&self, password: &str) -> anyhow::Result<String> {
         let path = self.lab.folder.join("password");
         fs::write(&path, password)?;
         Ok(path.display().to_string())
     }
 
-    /// A command of Ferry's command line, in the fabric, that knows the server.
+    /// A command of Ferry's command line, in the fabric, with the server's address and pin.
     ///
     /// # Errors
-    /// When the server's pin cannot be read.
+    /// The server's pin cannot be read.
     pub fn command(&self, arguments: &[&str]) -> anyhow::Result<Command> {
         let state = server_state(&self.lab);
         let mut command = self.lab.in_fabric(self.lab.program("ferry"));
@@ -257,28 +257,28 @@ impl Ferry {
         Ok(command)
     }
 
-    /// Runs Ferry's command line, however it ends.
+    /// Runs Ferry's command line; it may fail.
     ///
     /// # Errors
-    /// When it cannot be run.
+    /// It cannot be run.
     pub fn ferry(&self, arguments: &[&str]) -> anyhow::Result<Said> {
         run_within(self.command(arguments)?, Duration::from_secs(180))
     }
 
-    /// Runs Ferry's command line, which must end well.
+    /// Runs Ferry's command line, which must succeed.
     ///
     /// # Errors
-    /// With what it said.
+    /// Its output.
     pub fn must(&self, arguments: &[&str]) -> anyhow::Result<String> {
         let said = self.ferry(arguments)?;
         ensure!(said.ok(), "ferry {} ended with {:?}: {}{}", arguments.join(" "), said.code, said.out, said.err);
         Ok(said.out)
     }
 
-    /// Runs Ferry's command line with `--json`; the last line of its output is the answer.
+    /// Runs Ferry's command line with `--json`, and parses the last line of its output.
     ///
     /// # Errors
-    /// With what it said.
+    /// Its output.
     pub fn json<T: DeserializeOwned>(&self, arguments: &[&str]) -> anyhow::Result<T> {
         let mut all = vec!["--json"];
         all.extend(arguments);
@@ -286,18 +286,18 @@ impl Ferry {
         parse_last(&out).with_context(|| format!("ferry {} said {out}", arguments.join(" ")))
     }
 
-    /// How a job stands.
+    /// The present state of a job.
     ///
     /// # Errors
-    /// What the command line said.
+    /// The command line's message.
     pub fn job(&self, id: JobId) -> anyhow::Result<JobView> {
         self.json(&["job", "show", &id.to_string()])
     }
 
-    /// Waits until a job is as `is` wants it.
+    /// Waits until a job satisfies `is`.
     ///
     /// # Errors
-    /// When it is not in time, or ended before: how it stands then.
+    /// It does not in time, or it ended before: its state.
     pub fn wait_job(
         &self,
         id: JobId,
@@ -311,10 +311,10 @@ impl Ferry {
         Ok(seen)
     }
 
-    /// Where a host has a share mounted, as its definitions must name it.
+    /// The path at which a host has mounted a share; definitions must use it.
     ///
     /// # Errors
-    /// When it is not mounted.
+    /// It is not mounted.
     pub fn mount_of(&self, host: &Host) -> anyhow::Result<PathBuf> {
         let table = fs::read_to_string(host.path("/run/ferry-agent/shares.json"))?;
         let shares: Vec<serde_json::Value> = serde_json::from_str(&table)?;
@@ -322,11 +322,11 @@ impl Ferry {
         Ok(path.into())
     }
 
-    /// Another program of a host has a guest's disk on the share, with locks as QEMU has them, until it is to give it back.
-    /// Each host's mount has locks of its own: QEMUs of other hosts do not know of it.
+    /// Makes another program on a host open a guest's disk on the share, with locks like QEMU's, until it is told to
+    /// release the disk. Each host's mount has its own locks, which are invisible to QEMUs of other hosts.
     ///
     /// # Errors
-    /// When it does not get the disk.
+    /// The program does not get the disk.
     pub fn take_disk<'a>(&'a self, host: &'a Host, guest: &str) -> anyhow::Result<TakenDisk<'a>> {
         let path = self.mount_of(host)?.join(guest).join("disk.raw").display().to_string();
         let mut command = host.command("qemu-io");
@@ -342,7 +342,7 @@ impl Ferry {
 
 /// A disk that another program has.
 pub struct TakenDisk<'a> {
-    /// Where it is on that host.
+    /// Its path on that host.
     pub path: String,
     host: &'a Host,
     _program: Program,
@@ -352,7 +352,7 @@ impl TakenDisk<'_> {
     /// Ends the program.
     ///
     /// # Errors
-    /// When it has ended before.
+    /// It has ended before.
     pub fn give_back(self) -> anyhow::Result<()> {
         self.host.run(&["pkill", "-x", "qemu-io"]).map(drop)
     }
@@ -373,15 +373,15 @@ pub fn server_state(lab: &Lab) -> PathBuf {
 /// Starts the server in the fabric and waits until it listens.
 ///
 /// # Errors
-/// When it does not in time.
+/// It does not in time.
 pub fn start_server(lab: &Lab) -> anyhow::Result<Program> {
     start_server_with(lab, &[])
 }
 
-/// As [`start_server`]; the server gets `environment`.
+/// As [`start_server`]; the server gets the variables `environment`.
 ///
 /// # Errors
-/// When it does not in time.
+/// It does not in time.
 pub fn start_server_with(lab: &Lab, environment: &[(&str, &str)]) -> anyhow::Result<Program> {
     let state = server_state(lab);
     fs::create_dir_all(&state)?;

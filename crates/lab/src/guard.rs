@@ -1,6 +1,6 @@
-//! Takes a lab down, whatever happened to its owner.
+//! Takes a lab down, however its owner ends.
 //!
-//! The owner starts a guardian with a pipe as its stdin. When the pipe ends (the owner ended, in any way), the guardian
+//! The owner starts a guardian with a pipe as its stdin. When the pipe ends because the owner has ended, the guardian
 //! ends every process of the lab by its id and namespace, deletes the namespaces, and removes the folder.
 
 use std::{
@@ -23,7 +23,7 @@ use nix::{
     unistd::Pid,
 };
 
-/// What an owner writes to let the lab stand.
+/// The owner writes this to keep the lab.
 const KEEP: u8 = b'k';
 
 /// The owner's end of a guardian.
@@ -35,21 +35,21 @@ impl Guardian {
     /// Starts the guardian of a lab.
     ///
     /// # Errors
-    /// When it cannot be started.
+    /// It cannot be started.
     pub fn start(program: &Path, folder: &Path) -> anyhow::Result<Self> {
         let child = Command::new(program)
             .arg("guard")
             .arg(folder)
             .stdin(Stdio::piped())
             .stdout(Stdio::null())
-            // A group of its own: Ctrl-C at the terminal ends the owner, not the guardian.
+            // In a process group of its own, so that Ctrl-C at the terminal ends the owner, but not the guardian.
             .process_group(0)
             .spawn()
             .with_context(|| format!("Could not start {}", program.display()))?;
         Ok(Self { child })
     }
 
-    /// Lets the lab stand.
+    /// Keeps the lab.
     pub fn keep(mut self) {
         if let Some(mut pipe) = self.child.stdin.take() {
             let _ = std::io::Write::write_all(&mut pipe, &[KEEP]);
@@ -65,7 +65,7 @@ impl Drop for Guardian {
     }
 }
 
-/// The guardian itself.
+/// Runs as the guardian.
 ///
 /// # Errors
 /// What could not be taken down.
@@ -78,7 +78,7 @@ pub fn guard(folder: &Path) -> anyhow::Result<()> {
     take_down(folder)
 }
 
-/// Ends everything a lab started and removes everything it made.
+/// Ends all processes that a lab started and removes everything it created.
 ///
 /// # Errors
 /// What could not be taken down.
@@ -103,7 +103,7 @@ pub fn take_down(folder: &Path) -> anyhow::Result<()> {
             run("ip", &["netns", "del", namespace])?;
         }
     }
-    // Mounts of the hosts were in their own namespaces and are gone with them, loop devices a moment later.
+    // The hosts' mounts disappear with their namespaces, loop devices a moment later.
     wait_detached(folder)?;
     wait_for("the lab's folder can be removed", Duration::from_secs(20), || fs::remove_dir_all(folder).ok())
 }

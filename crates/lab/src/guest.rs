@@ -1,4 +1,4 @@
-//! Guests: the ticker's definition.
+//! Guests: the ticker's definition and files.
 
 use std::{
     fs,
@@ -20,44 +20,47 @@ use crate::{
     local,
 };
 
-/// Where a guest listens, and where it sends what it tells.
+/// The port for requests to a guest, and of its heartbeats.
 const PORT: u16 = 7007;
-/// What an emulated guest's kernel need not do: it boots in 77 s on a stock host then, and in 97 s with it.
+/// Options that save work for an emulated guest's kernel: on a stock host it boots in 77 s with them, and in 97 s
+/// without.
 const BOOT_OPTIONS: &str = "nokaslr no_timer_check mitigations=off";
-/// Debian's firmware, and what its variables are at first.
+/// Debian's firmware, and the initial content of its variables.
 const UEFI_CODE: &str = "/usr/share/OVMF/OVMF_CODE_4M.fd";
 const UEFI_VARIABLES: &str = "/usr/share/OVMF/OVMF_VARS_4M.fd";
 
 /// A ticker to be defined.
 #[derive(Clone, Debug)]
 pub struct Ticker {
-    /// libvirt's name, and that of its heartbeats.
+    /// libvirt's name, and the name in its heartbeats.
     pub name: String,
     /// libvirt's UUID.
     pub uuid: Uuid,
     /// Memory.
     pub memory_mib: u32,
-    /// Pages with a pattern, dirtied.
+    /// Memory with a pattern, which is dirtied.
     pub pattern_mib: u32,
-    /// At this rate.
+    /// The rate of dirtying.
     pub dirty_mib_per_s: u32,
-    /// Sectors written to each disk, as a bound.
+    /// Upper limit of sectors written to each disk per second.
     pub writes_per_s: u32,
-    /// Beats, dirties and verifies so many times slower than it would: at least 1.
+    /// Factor by which it beats, dirties and verifies more slowly: at least 1.
     pub slower: u32,
-    /// What its kernel is told besides.
+    /// Further options of its kernel.
     pub kernel: &'static str,
-    /// From one sector that is written to the next: 4 keeps them together, more scatters the 128 over the disks.
+    /// Distance between two written sectors: with 4 they are adjacent, larger values distribute the 128 sectors over
+    /// the disks.
     pub stride_kib: u32,
-    /// Last part of its address, 100 to 199.
+    /// Last part of its IP address, 100 to 199.
     pub address: u8,
-    /// vda, vdb, … : it writes and verifies each.
+    /// Its disks vda, vdb, …: it writes and verifies each.
     pub disks: Vec<Disk>,
-    /// It boots Debian from its first disk, and writes and verifies a file there instead of the disks themselves.
+    /// Whether it boots Debian from its first disk, and writes and verifies a file there instead of the disks
+    /// themselves.
     pub debian: bool,
-    /// It has a panic device, and its process stays when it crashes.
+    /// Whether it has a panic device, and its process stays after a crash.
     pub stays_after_crash: bool,
-    /// It boots by UEFI, whose variables are in a file of its host.
+    /// Whether it boots by UEFI, with variables in a file of its host.
     pub uefi: bool,
 }
 
@@ -82,22 +85,22 @@ impl Ticker {
         }
     }
 
-    /// A Debian of 512 MiB with its disk, 4 GiB, on the share.
+    /// A Debian guest of 512 MiB with its disk, 4 GiB, on the share.
     pub fn debian(name: &str, address: u8) -> Self {
         Self { pattern_mib: 32, dirty_mib_per_s: 2, debian: true, ..Self::new(name, address) }
     }
 
-    /// Its address.
+    /// Its IP address.
     pub fn ip(&self) -> String {
         format!("{NETWORK}.{}", self.address)
     }
 
-    /// Makes its files in `backing`, the share's backing folder, and gives its definition for a host that has the share
-    /// at `mount`. Kernel and initramfs lie on the share, too: libvirt changes their owner. Local disks are made by
-    /// [`Self::make_local_disks`].
+    /// Creates its files in `backing`, the share's backing folder, and returns its definition for a host with the share
+    /// mounted at `mount`. Kernel and initramfs are on the share as well, because libvirt changes their owner.
+    /// [`Self::make_local_disks`] creates local disks.
     ///
     /// # Errors
-    /// When they cannot be made.
+    /// They cannot be created.
     pub fn prepare(&self, lab: &Lab, backing: &Path, mount: &Path) -> anyhow::Result<String> {
         let folder = backing.join(&self.name);
         fs::create_dir_all(&folder).context("Could not make a folder on the share")?;
@@ -109,10 +112,10 @@ impl Ticker {
         Ok(self.definition(&mount.join(&self.name)))
     }
 
-    /// Makes the files of its local disks on a host.
+    /// Creates the files of its local disks on a host.
     ///
     /// # Errors
-    /// When they cannot be made.
+    /// They cannot be created.
     pub fn make_local_disks(&self, host: &Host) -> anyhow::Result<()> {
         for (index, disk) in self.disks.iter().enumerate().filter(|(_, disk)| disk.place == Place::Local) {
             let path = host.file(&self.local_folder().join(file_name(index, disk)).display().to_string());
@@ -126,20 +129,20 @@ impl Ticker {
         if self.debian && index == 0 { disk.copy(&debian::image()?, path) } else { disk.make(path) }
     }
 
-    /// Where its UEFI variables are, on its first host: libvirt's own place.
+    /// The path of its UEFI variables on its first host, in libvirt's own folder.
     pub fn uefi_variables(&self) -> String {
         format!("/var/lib/libvirt/qemu/nvram/{}_VARS.fd", self.name)
     }
 
-    /// Where its local disks are made.
+    /// The folder of its local disks.
     fn local_folder(&self) -> PathBuf {
         Path::new(local::FOLDER).join(&self.name)
     }
 
-    /// Asks something of the guest, once: `flip`, `crash` (its main module says what that does).
+    /// Sends a request to the guest, once: `flip` or `crash` (see the guest's main module).
     ///
     /// # Errors
-    /// When no datagram can be sent.
+    /// No datagram can be sent.
     pub fn ask(&self, lab: &Lab, request: &str) -> anyhow::Result<()> {
         ask(lab, &self.ip(), request)
     }
@@ -213,10 +216,10 @@ impl Ticker {
     }
 }
 
-/// Asks every guest of a lab, as [`Ticker::ask`] asks one.
+/// Sends a request to every guest of a lab, as [`Ticker::ask`] does to one.
 ///
 /// # Errors
-/// When no datagram can be sent.
+/// No datagram can be sent.
 pub fn ask_all(lab: &Lab, request: &str) -> anyhow::Result<()> {
     ask(lab, &format!("{NETWORK}.255"), request)
 }
@@ -230,11 +233,11 @@ fn ask(lab: &Lab, address: &str, request: &str) -> anyhow::Result<()> {
     })
 }
 
-/// A definition that [`Ticker::prepare`] gave, with its disk `file` as a volume of the storage pool `vms`, and its interface
-/// in the network `lan`.
+/// Changes a definition from [`Ticker::prepare`], so that its disk `file` is a volume of the storage pool `vms`, and
+/// its interface is in the network `lan`.
 ///
 /// # Errors
-/// When it has no such disk or interface.
+/// It has no such disk or interface.
 pub fn of_pool_and_network(definition: &str, file: &Path) -> anyhow::Result<String> {
     let (disk, interface) = (format!("<source file='{}'/>", file.display()), "type='bridge'><source bridge='br0'/>");
     ensure!(definition.contains(&disk) && definition.contains(interface), "{definition}");

@@ -1,4 +1,4 @@
-//! One host: its own network, mount, UTS, IPC and PID namespace, with libvirtd and QEMU in it.
+//! One host: its own network, mount, UTS, IPC and PID namespaces, with libvirtd and QEMU in them.
 
 use std::{
     fs,
@@ -17,37 +17,38 @@ use crate::{
     run::{DEADLINE, Said, checked, run, run_within, wait_for},
 };
 
-/// Names a folder with the daemons of a modular libvirt, which hosts run instead of libvirtd. Debian has none; they must be of
-/// the version that the machine has, whose library and drivers they load.
+/// Variable with a folder that contains the daemons of a modular libvirt, which hosts then run instead of libvirtd.
+/// Debian has no such packages; the daemons must have the version of the machine's libvirt, whose library and drivers
+/// they load.
 pub(crate) const MODULAR: &str = "FERRY_LAB_MODULAR_LIBVIRT";
-/// The settings of libvirt's clients where it is modular: where nothing is said, Debian's library looks for libvirtd alone.
+/// Settings of libvirt's clients for a modular libvirt: by default, Debian's library looks only for libvirtd.
 pub(crate) const MODULAR_CLIENT_CONF: &str = "remote_mode = \"direct\"\nuri_default = \"qemu:///system\"\n";
-/// Those beside the one that serves QEMU.
+/// The daemons besides the one that serves QEMU.
 const BESIDE_QEMU: [&str; 5] = ["virtnetworkd", "virtstoraged", "virtsecretd", "virtnwfilterd", "virtnodedevd"];
 
-/// The daemon of a host that serves QEMU, as its process is named.
+/// The name of the daemon process that serves QEMU on a host.
 pub fn libvirt_daemon() -> &'static str {
     if std::env::var_os(MODULAR).is_some() { "virtqemud" } else { "libvirtd" }
 }
 
-/// What [`Host::fill`] makes.
+/// The file that [`Host::fill`] creates.
 const FILLER: &str = "/var/lib/libvirt/images/filler";
 /// How long libvirtd may take to answer.
 const LIBVIRT_DEADLINE: Duration = Duration::from_secs(30);
-/// libvirt gives the calls that it is at work on 30 s when it is told to end (its `virnetdaemon.c`).
+/// When libvirt is told to end, it gives calls in progress 30 s (its `virnetdaemon.c`).
 const LIBVIRT_ENDS_WITHIN: Duration = Duration::from_secs(45);
 
-/// A host that stands as long as its lab.
+/// A host that exists as long as its lab.
 pub struct Host {
     /// kvm1, kvm2, …
     pub name: String,
     /// Its address.
     pub ip: String,
-    /// Its first process, as the machine numbers it.
+    /// The machine's process id of its first process.
     pub init: i32,
     /// Its private files.
     pub folder: PathBuf,
-    /// Where its agent mounts shares: another folder on each host.
+    /// The folder in which its agent mounts shares; a different one on each host.
     pub share_root: PathBuf,
     /// Its port in the fabric.
     pub port: String,
@@ -74,8 +75,8 @@ impl Host {
         run("ip", &["-n", &bridge, "link", "set", &port, "master", "br0", "up"])?;
         for line in [
             "link set lo up".to_owned(),
-            // Without an address of its own a bridge takes the least of its ports', which a guest's may be: the same on
-            // both hosts while the guest moves.
+            // Without an address of its own, a bridge takes the lowest of its ports' addresses, possibly a guest's: it
+            // would then be the same on both hosts while the guest moves.
             format!("link add br0 address 02:77:00:00:00:{index:02x} type bridge forward_delay 0"),
             "link set eth0 master br0 up".to_owned(),
             format!("addr add {ip}/24 dev br0"),
@@ -92,8 +93,9 @@ impl Host {
         Ok(Self { name, ip, init, folder, share_root, port, namespace })
     }
 
-    /// Starts the host's first process again after it was killed, as a machine boots: what is on its disks is there,
-    /// `/run` is empty. In a lab, Ferry's own state and settings lie below `/run`, too; they stay. Gives the process.
+    /// Restarts the host's first process after it was killed, as a machine boots: files on its disks are kept, and
+    /// `/run` is empty. In a lab, Ferry's own state and settings are below `/run` as well; they are kept. Returns the
+    /// process.
     pub(crate) fn boot_again(&self, fabric: &Fabric) -> anyhow::Result<i32> {
         let kept = ["ferry-agent", "ferry-etc"];
         for entry in fs::read_dir(self.folder.join("run"))? {
@@ -109,7 +111,7 @@ impl Host {
             removed.with_context(|| format!("Could not remove {}", entry.path().display()))?;
         }
         fs::create_dir_all(self.folder.join("run/libvirt"))?;
-        // Its disk is mounted until the last process of its namespace has ended.
+        // Its disk stays mounted until the last process of its namespace has ended.
         local::wait_detached(&self.folder)?;
         start_init(fabric, &self.namespace, &self.folder, &self.name)
     }
@@ -121,20 +123,20 @@ impl Host {
         command
     }
 
-    /// Runs a line of words inside the host; it must end well.
+    /// Runs a command inside the host; it must succeed.
     ///
     /// # Errors
-    /// With what it said.
+    /// Its output.
     pub fn run(&self, line: &[&str]) -> anyhow::Result<String> {
         let mut command = self.command(line[0]);
         command.args(&line[1..]);
         checked(command, DEADLINE)
     }
 
-    /// Runs a line of words inside the host, however it ends.
+    /// Runs a command inside the host; it may fail.
     ///
     /// # Errors
-    /// When it cannot be run.
+    /// It cannot be run.
     pub fn try_run(&self, line: &[&str]) -> anyhow::Result<Said> {
         let mut command = self.command(line[0]);
         command.args(&line[1..]);
@@ -144,14 +146,14 @@ impl Host {
     /// Runs virsh inside the host.
     ///
     /// # Errors
-    /// With what it said.
+    /// Its output.
     pub fn virsh(&self, arguments: &[&str]) -> anyhow::Result<String> {
         let mut line = vec!["virsh", "-q", "-c", "qemu:///system"];
         line.extend(arguments);
         self.run(&line)
     }
 
-    /// A path of the host as the machine sees it; only for paths below `/run`.
+    /// The path, in the machine's view, of a host's file; only for paths below `/run`.
     pub fn path(&self, inside: &str) -> PathBuf {
         self.folder.join(inside.trim_start_matches('/'))
     }
@@ -159,20 +161,20 @@ impl Host {
     /// Starts virtlogd and libvirtd and waits until they answer.
     ///
     /// # Errors
-    /// When they do not.
+    /// They do not.
     pub fn start_libvirt(&self) -> anyhow::Result<()> {
         let daemon = libvirt_daemon();
         for folder in ["/run", "/run/libvirt"] {
             let _ = fs::remove_file(self.path(&format!("{folder}/{daemon}.pid")));
         }
-        // They outlive a restart of the one that serves QEMU.
+        // They keep running when the daemon that serves QEMU is restarted.
         self.start_once("virtlogd", None)?;
         match std::env::var(MODULAR) {
             Ok(folder) => {
                 BESIDE_QEMU.iter().try_for_each(|beside| self.start_once(beside, Some(&folder)))?;
                 self.start_once(daemon, Some(&folder))?;
             }
-            // It listens for other hosts, too, as plain `virsh migrate` needs it: the firewall is what keeps them out.
+            // It also listens for other hosts, as plain `virsh migrate` needs: only the firewall blocks them.
             Err(_) => drop(self.run(&[daemon, "-d", "-l"])?),
         }
         wait_for(&format!("libvirtd on {} answers", self.name), LIBVIRT_DEADLINE, || {
@@ -181,7 +183,7 @@ impl Host {
         Ok(())
     }
 
-    /// Starts a daemon of libvirt's, from this folder or the machine's own, if it does not run.
+    /// Starts a libvirt daemon, from this folder or the machine's own, if it does not run.
     fn start_once(&self, daemon: &str, folder: Option<&str>) -> anyhow::Result<()> {
         if self.try_run(&["pgrep", "-x", daemon])?.ok() {
             return Ok(());
@@ -190,22 +192,22 @@ impl Host {
         self.run(&["env", &path, daemon, "-d"]).map(drop)
     }
 
-    /// Ends libvirtd, as its unit would; QEMU runs on.
+    /// Ends libvirtd, as its unit would; QEMU keeps running.
     ///
     /// # Errors
-    /// When it does not.
+    /// It does not end.
     pub fn end_libvirt(&self) -> anyhow::Result<()> {
         wait_for(&format!("libvirtd on {} has ended", self.name), LIBVIRT_ENDS_WITHIN, || {
-            // Again and again: one that is still starting forgets that it was told to end.
+            // Repeatedly, because a daemon that is still starting forgets the signal.
             let _ = self.try_run(&["pkill", "-x", libvirt_daemon()]);
             self.pids(&format!("{} -d", libvirt_daemon())).is_empty().then_some(())
         })
     }
 
-    /// Lets only the agents' ports through between hosts; `open` takes the wall away.
+    /// Allows only the agents' ports between hosts; `open` removes the firewall.
     ///
     /// # Errors
-    /// When the kernel does not take the rules.
+    /// The kernel does not accept the rules.
     pub fn set_firewall(&self, open: bool) -> anyhow::Result<()> {
         let rules = if open {
             "flush ruleset\n".to_owned()
@@ -221,10 +223,10 @@ impl Host {
         self.run(&["nft", "-f", "/run/firewall.nft"]).map(drop)
     }
 
-    /// Shapes what the host sends; `None` takes the shape away.
+    /// Limits the rate at which the host sends; `None` removes the limit.
     ///
     /// # Errors
-    /// When the kernel does not take it.
+    /// The kernel does not accept it.
     pub fn set_link_rate(&self, rate: Option<&str>) -> anyhow::Result<()> {
         let _ = self.try_run(&["tc", "qdisc", "del", "dev", "eth0", "root"])?;
         if let Some(rate) = rate {
@@ -235,30 +237,30 @@ impl Host {
         Ok(())
     }
 
-    /// Cuts the host off, or joins it again.
+    /// Disconnects the host from the network, or reconnects it.
     ///
     /// # Errors
-    /// When the kernel does not take it.
+    /// The kernel does not accept it.
     pub fn set_link(&self, up: bool) -> anyhow::Result<()> {
         let state = if up { "up" } else { "down" };
         run("ip", &["-n", &self.namespace, "link", "set", "eth0", state]).map(drop)
     }
 
-    /// Process ids, inside the host, of a program.
+    /// Process ids of a program, inside the host.
     pub fn pids(&self, name: &str) -> Vec<i32> {
         let found = self.try_run(&["pgrep", "-f", name]).map(|said| said.out).unwrap_or_default();
         found.lines().filter_map(|line| line.trim().parse().ok()).collect()
     }
 
-    /// A file of the host as the machine reaches it, also on the host's own disk and in its mounts.
+    /// The path, in the machine's view, of any file of the host, including its own disk and its mounts.
     pub fn file(&self, inside: &str) -> PathBuf {
         Path::new("/proc").join(self.init.to_string()).join("root").join(inside.trim_start_matches('/'))
     }
 
-    /// Fills the host's own disk until `bytes_left` are free, or makes the filler smaller.
+    /// Fills the host's own disk until `bytes_left` are free, or shrinks the filler.
     ///
     /// # Errors
-    /// When less is free without it, or the file system does not take it.
+    /// Less is free even without the filler, or the file system refuses.
     pub fn fill(&self, bytes_left: u64) -> anyhow::Result<()> {
         self.unfill()?;
         let said = self.run(&["stat", "-f", "-c", "%a %S", local::FOLDER])?;
@@ -268,16 +270,16 @@ impl Host {
         self.run(&["fallocate", "-l", &(free - bytes_left).to_string(), FILLER]).map(drop)
     }
 
-    /// Takes the filler away.
+    /// Removes the filler.
     ///
     /// # Errors
-    /// When it cannot be removed.
+    /// It cannot be removed.
     pub fn unfill(&self) -> anyhow::Result<()> {
         self.run(&["rm", "-f", FILLER]).map(drop)
     }
 }
 
-/// Starts the first process of a host, and waits until it has mounted what it must.
+/// Starts the first process of a host, and waits until its mounts are complete.
 fn start_init(fabric: &Fabric, namespace: &str, folder: &Path, name: &str) -> anyhow::Result<i32> {
     let mut command = Command::new("ip");
     command
@@ -289,7 +291,7 @@ fn start_init(fabric: &Fabric, namespace: &str, folder: &Path, name: &str) -> an
         .arg(name)
         .stdin(Stdio::null())
         .stdout(Stdio::null())
-        // A file of its own: a host that is kept would hold the caller's pipe open.
+        // A separate file: otherwise a host that is kept would hold the caller's pipe open.
         .stderr(fs::File::create(folder.with_extension("host"))?);
     let child = command.spawn().context("Could not start a host")?;
     // `ip netns exec` becomes unshare, whose only child is the host's first process.
@@ -299,7 +301,7 @@ fn start_init(fabric: &Fabric, namespace: &str, folder: &Path, name: &str) -> an
         children.split_whitespace().next()?.parse::<i32>().ok()
     })?;
     fabric.note_process(init)?;
-    // Nobody waits for it: the guardian ends it, and init of the machine (or this process's end) reaps it.
+    // Nothing waits for it: the guardian ends it, and the machine's init (or the end of this process) reaps it.
     std::thread::spawn(move || {
         let mut child = child;
         let _ = child.wait();
@@ -335,12 +337,12 @@ fn make_files(folder: &Path, name: &str) -> anyhow::Result<()> {
         }
         fs::write(folder.join("etc-libvirt/libvirt.conf"), MODULAR_CLIENT_CONF)?;
     }
-    // As the packaged user: as root, real permission faults would stay hidden.
+    // As the user of the package: as root, real permission errors would not show.
     fs::write(
         folder.join("etc-libvirt/qemu.conf"),
         "security_driver = \"none\"\nnamespaces = []\ncgroup_controllers = []\nremember_owner = 0\n",
     )?;
-    // Networks that libvirt would start by itself are of no use here.
+    // Networks that libvirt would start automatically are not needed here.
     let _ = fs::remove_dir_all(folder.join("etc-libvirt/qemu/networks/autostart"));
     Ok(())
 }
@@ -349,8 +351,8 @@ fn make_files(folder: &Path, name: &str) -> anyhow::Result<()> {
 const DEVICES: [&str; 10] =
     ["null", "zero", "full", "random", "urandom", "tty", "ptmx", "fuse", "net/tun", "loop-control"];
 
-/// A `/dev` without `kvm`: where it is there and boots no guest, libvirt starts every QEMU again to probe it, at each
-/// migration, which takes longer than the migration.
+/// A `/dev` without `kvm`: if it exists but cannot run a guest, libvirt starts every QEMU again to probe it, at each
+/// migration, which takes longer than the migration itself.
 fn mount_devices(folder: &Path) -> anyhow::Result<()> {
     let devices = folder.join("dev");
     let path = |name: &str| devices.join(name).display().to_string();
@@ -370,7 +372,7 @@ fn mount_devices(folder: &Path) -> anyhow::Result<()> {
     run("mount", &["--rbind", &path(""), "/dev"]).map(drop)
 }
 
-/// The first process of a host: mounts, says that it is ready, and reaps. Killed from outside, it takes all with it.
+/// Runs as the first process of a host: mounts, reports that it is ready, and reaps. If it is killed, all others end.
 ///
 /// # Errors
 /// What could not be mounted.
@@ -378,7 +380,7 @@ pub fn init(folder: &Path, name: &str) -> anyhow::Result<()> {
     nix::unistd::sethostname(name)?;
     ensure!(std::process::id() == 1, "This must be the first process of a namespace");
     let owner = |path: &str, user: &str| {
-        // The machine's own owners, so that QEMU may write below.
+        // Owned like the machine's folders, so that QEMU may write in them.
         let _ = run("chown", &["-R", "--reference", user, path]);
     };
     owner(&folder.join("var-lib-libvirt/qemu").display().to_string(), "/var/lib/libvirt/qemu");
@@ -394,7 +396,7 @@ pub fn init(folder: &Path, name: &str) -> anyhow::Result<()> {
     ] {
         run("mount", &["--bind", &folder.join(source).display().to_string(), place])?;
     }
-    // Before the host's own devices: a loop device is none of them.
+    // Before the host's own devices, which do not include loop devices.
     local::mount(folder)?;
     mount_devices(folder)?;
     fs::write("/run/ready", "")?;
@@ -402,7 +404,7 @@ pub fn init(folder: &Path, name: &str) -> anyhow::Result<()> {
         match wait() {
             Ok(WaitStatus::StillAlive) | Err(nix::errno::Errno::EINTR) => {}
             Err(nix::errno::Errno::ECHILD) => {
-                // Nothing to reap now; a SIGCHLD would be nicer, and this costs nothing.
+                // Nothing to reap now; waiting for SIGCHLD would be cleaner, but polling is cheap.
                 std::thread::sleep(Duration::from_millis(50));
             }
             Ok(_) | Err(_) => {}

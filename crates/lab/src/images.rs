@@ -1,4 +1,4 @@
-//! Disk images of guests: made where a test wants them, and looked at from outside.
+//! Disk images of guests: created for tests, and inspected from outside.
 
 use std::{
     fs::{self, File},
@@ -15,14 +15,14 @@ use nix::unistd::{Whence, lseek};
 
 use crate::run::checked;
 
-/// Where data that was put into an image begins: what is below is the guest's own.
+/// Start of the data that are put into an image; the guest uses the part before it.
 pub const DATA_START: u64 = 1 << 20;
 const PAGE: usize = 4096;
 const CHUNK: usize = 1 << 20;
-/// Images of tests hold some hundred megabytes.
+/// Images of tests contain several hundred megabytes.
 const CONVERT_WITHIN: Duration = Duration::from_secs(120);
 
-/// Where a disk lies when its guest is made.
+/// Where a disk is created.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Place {
     /// On the share.
@@ -31,16 +31,16 @@ pub enum Place {
     Local,
 }
 
-/// A disk of a guest to be made.
+/// A guest's disk to be created.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Disk {
-    /// Where.
+    /// Its place.
     pub place: Place,
-    /// How it is laid out.
+    /// Its format.
     pub format: DiskFormat,
     /// Its virtual size.
     pub size_mib: u32,
-    /// This much of it, from [`DATA_START`] on, holds data that does not compress; the guest leaves it alone.
+    /// Amount of incompressible data from [`DATA_START`] on; the guest does not touch them.
     pub data_mib: u32,
 }
 
@@ -50,10 +50,10 @@ impl Disk {
         Self { place, format, size_mib: 64, data_mib: 0 }
     }
 
-    /// Makes its file, anew if there is one.
+    /// Creates its file, replacing an existing one.
     ///
     /// # Errors
-    /// When it cannot be made.
+    /// It cannot be created.
     pub fn make(&self, path: &Path) -> anyhow::Result<()> {
         let raw = match self.format {
             DiskFormat::Raw => path.to_owned(),
@@ -74,20 +74,20 @@ impl Disk {
         Ok(())
     }
 
-    /// Makes its file with the content, and of the size, of a raw image.
+    /// Creates its file with the content and the size of a raw image.
     ///
     /// # Errors
-    /// When it cannot be made.
+    /// It cannot be created.
     pub fn copy(&self, image: &Path, path: &Path) -> anyhow::Result<()> {
         convert(image, DiskFormat::Raw, path, self.format)
     }
 }
 
-/// What a file takes on its file system. Of a file on the share give the file in its backing folder: the mount of a
-/// share may tell the length.
+/// The allocated size of a file. For a file on the share, pass the file in its backing folder, because the mount of a
+/// share may report the length instead.
 ///
 /// # Errors
-/// When it is not there.
+/// It does not exist.
 pub fn allocated(path: &Path) -> anyhow::Result<u64> {
     Ok(fs::metadata(path).with_context(|| format!("Could not look at {}", path.display()))?.blocks() * 512)
 }
@@ -95,7 +95,7 @@ pub fn allocated(path: &Path) -> anyhow::Result<u64> {
 /// Bytes of an image's content in pages of 4 KiB that are not all zero.
 ///
 /// # Errors
-/// When it cannot be read.
+/// It cannot be read.
 pub fn nonzero(path: &Path, format: DiskFormat) -> anyhow::Result<u64> {
     let file = content(path, format)?;
     let (mut bytes, mut chunk) = (0, vec![0; CHUNK]);
@@ -115,10 +115,10 @@ pub fn nonzero(path: &Path, format: DiskFormat) -> anyhow::Result<u64> {
     Ok(bytes)
 }
 
-/// Whether an image holds all the data that was put into it when it was made.
+/// Whether an image contains all the data that were put into it at its creation.
 ///
 /// # Errors
-/// When it cannot be read.
+/// It cannot be read.
 pub fn holds_data(path: &Path, format: DiskFormat, data_mib: u32) -> anyhow::Result<bool> {
     let mut file = content(path, format)?;
     file.seek(SeekFrom::Start(DATA_START))?;
@@ -136,7 +136,7 @@ pub fn holds_data(path: &Path, format: DiskFormat, data_mib: u32) -> anyhow::Res
 /// The first bytes of an image's content.
 ///
 /// # Errors
-/// When they cannot be read.
+/// They cannot be read.
 pub fn head(path: &Path, format: DiskFormat, bytes: usize) -> anyhow::Result<Vec<u8>> {
     let mut head = vec![0; bytes];
     let read = content(path, format)?.read_exact_at(&mut head, 0);
@@ -144,7 +144,7 @@ pub fn head(path: &Path, format: DiskFormat, bytes: usize) -> anyhow::Result<Vec
     Ok(head)
 }
 
-/// Words that are known from where they stand, none of them zero.
+/// Fills with non-zero words that depend only on their position.
 fn fill(chunk: &mut [u8], at: u64) {
     for (index, word) in chunk.chunks_exact_mut(8).enumerate() {
         let place = at / 8 + index as u64;
@@ -165,7 +165,7 @@ fn content(path: &Path, format: DiskFormat) -> anyhow::Result<File> {
     Ok(file)
 }
 
-/// A name for the content of `path`; the image's own file system may be full.
+/// A file for the content of `path`; elsewhere, because the image's own file system may be full.
 fn scratch(path: &Path) -> PathBuf {
     let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
     std::env::temp_dir().join(format!("ferry-content-{}-{name}", uuid::Uuid::new_v4().simple()))
@@ -173,7 +173,7 @@ fn scratch(path: &Path) -> PathBuf {
 
 fn convert(from: &Path, format: DiskFormat, to: &Path, to_format: DiskFormat) -> anyhow::Result<()> {
     let mut command = Command::new("qemu-img");
-    // Shared: a VM may use it.
+    // Shared, because a VM may use it.
     command.args(["convert", "-U", "-f", format.name(), "-O", to_format.name()]).arg(from).arg(to);
     checked(command, CONVERT_WITHIN).map(drop)
 }

@@ -21,7 +21,7 @@ use crate::{
     samba::FileServer,
 };
 
-/// A lab that stands until it is dropped.
+/// A lab that exists until it is dropped.
 pub struct Lab {
     /// Its network.
     pub fabric: Fabric,
@@ -33,18 +33,18 @@ pub struct Lab {
 }
 
 impl Lab {
-    /// Builds a lab with hosts kvm1, kvm2, … . libvirt is started by [`Host::start_libvirt`].
+    /// Builds a lab with hosts kvm1, kvm2, … . Start libvirt with [`Host::start_libvirt`].
     ///
     /// # Errors
-    /// What could not be made; what was made is taken down.
+    /// What could not be created; everything created before is taken down.
     pub fn up(host_count: usize) -> anyhow::Result<Self> {
         Self::up_with(host_count, local::DEFAULT_MIB)
     }
 
-    /// As [`Self::up`], with hosts whose own disks have `local_mib`.
+    /// As [`Self::up`], with local disks of `local_mib` on the hosts.
     ///
     /// # Errors
-    /// What could not be made; what was made is taken down.
+    /// What could not be created; everything created before is taken down.
     pub fn up_with(host_count: usize, local_mib: u32) -> anyhow::Result<Self> {
         ensure!((1..=20).contains(&host_count), "A lab has 1 to 20 hosts");
         let mut lab = Self::up_empty()?;
@@ -59,7 +59,7 @@ impl Lab {
     /// A lab without hosts: its fabric, and the programs under test.
     ///
     /// # Errors
-    /// What could not be made; what was made is taken down.
+    /// What could not be created; everything created before is taken down.
     pub fn up_empty() -> anyhow::Result<Self> {
         ensure!(nix::unistd::geteuid().is_root(), "The lab makes network namespaces, which needs root");
         let programs = Programs::find()?;
@@ -70,14 +70,14 @@ impl Lab {
         let guardian = Guardian::start(&programs.folder.join("ferry-lab"), &folder)?;
         let boot = Boot { kernel: PathBuf::new(), initramfs: PathBuf::new() };
         let mut lab = Self { fabric: Fabric::new(id, folder), hosts: Vec::new(), boot, guardian: Some(guardian) };
-        // QEMU's user reads the kernel below it.
+        // QEMU's user must be able to read the kernel in it.
         nix::sys::stat::fchmodat(
             nix::fcntl::AT_FDCWD,
             &lab.folder,
             nix::sys::stat::Mode::from_bits_truncate(0o755),
             nix::sys::stat::FchmodatFlags::FollowSymlink,
         )?;
-        // Programs are copied: a build in the meantime does not change what this lab tests.
+        // Programs are copied, so that a build in the meantime does not change what this lab tests.
         let bin = lab.folder.join("bin");
         fs::create_dir(&bin)?;
         for name in ["ferry", "ferry-server", "ferry-agent", "ferry-lab"] {
@@ -91,7 +91,7 @@ impl Lab {
     /// The host of that name.
     ///
     /// # Panics
-    /// When there is none.
+    /// There is no such host.
     pub fn host(&self, name: &str) -> &Host {
         self.hosts.iter().find(|host| host.name == name).expect("the lab has that host")
     }
@@ -99,21 +99,21 @@ impl Lab {
     /// Starts a file server in the fabric.
     ///
     /// # Errors
-    /// When it does not answer in time.
+    /// It does not answer in time.
     pub fn file_server(&self, name: &str, address: &str, options: &str) -> anyhow::Result<FileServer> {
         FileServer::start(&self.fabric, name, address, options)
     }
 
-    /// Boots a host again whose first process was killed. libvirt is started by [`Host::start_libvirt`].
+    /// Restarts a host whose first process was killed. Start libvirt with [`Host::start_libvirt`].
     ///
     /// # Errors
-    /// When its first process does not come up.
+    /// Its first process does not start.
     pub fn boot_again(&mut self, host: usize) -> anyhow::Result<()> {
         self.hosts[host].init = self.hosts[host].boot_again(&self.fabric)?;
         self.write_inventory()
     }
 
-    /// Lets the lab stand after this owner.
+    /// Keeps the lab when this owner ends.
     pub fn keep(mut self) {
         if let Some(guardian) = self.guardian.take() {
             guardian.keep();
@@ -135,7 +135,7 @@ impl Deref for Lab {
     }
 }
 
-/// Every lab that stands on this machine.
+/// All labs on this machine.
 pub fn standing() -> Vec<PathBuf> {
     let entries = fs::read_dir(std::env::temp_dir()).into_iter().flatten().flatten();
     entries
@@ -148,7 +148,7 @@ pub fn standing() -> Vec<PathBuf> {
 /// A command inside a host of a lab that another process built.
 ///
 /// # Errors
-/// When there is no such host.
+/// There is no such host.
 pub fn in_host_of(folder: &Path, name: &str) -> anyhow::Result<Command> {
     let text = fs::read(folder.join("hosts.json")).context("The lab has no hosts yet")?;
     let hosts: Vec<(String, i32)> = serde_json::from_slice(&text)?;

@@ -5,8 +5,8 @@
 //!   ├─ port h1 ── kvm1  own network, mount, UTS, IPC and PID namespace · libvirtd · QEMU · ferry-agent
 //!   └─ port h2 ── kvm2  …
 //! ```
-//! All of it is in namespaces of the lab's own: the machine's libvirt, Samba, network and files are never touched, and
-//! labs stand side by side. A guardian process takes a lab down when its owner ends, however it ends.
+//! Everything is in namespaces of the lab: the machine's libvirt, Samba, network and files are never touched, and
+//! several labs may exist at the same time. A guardian process takes a lab down when its owner ends, however it ends.
 
 pub mod bench;
 pub mod broken_disk;

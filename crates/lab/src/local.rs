@@ -1,7 +1,7 @@
-//! A host's own disk: a file system with a real limit, so that a full one is met as on a real host.
+//! A host's own disk: a file system with a real limit, so that a full disk behaves as on a real host.
 //!
-//! An image in the lab's folder is mounted by the host's first process, in its mount namespace alone, by a loop device
-//! that the kernel gives back with the last mount. It is mounted again when the host boots again.
+//! The host's first process mounts an image in the lab's folder, in its mount namespace only, through a loop device
+//! that the kernel releases with the last mount. It is mounted again when the host boots again.
 
 use std::{
     fs,
@@ -11,20 +11,20 @@ use std::{
 
 use crate::run::{run, wait_for};
 
-/// Where it is mounted: libvirt's own folder for images, which agents take as a storage location.
+/// The mount point: libvirt's own folder for images, which agents offer as a storage location.
 pub const FOLDER: &str = "/var/lib/libvirt/images";
-/// Its size unless said otherwise: room for a Debian guest, and little on the machine, as the image is sparse.
+/// Its default size: enough for a Debian guest, and little on the machine, because the image is sparse.
 pub const DEFAULT_MIB: u32 = 6144;
 /// Its name among a host's private files.
 const IMAGE: &str = "images.ext4";
-/// How long the kernel may take to give a loop device back.
+/// How long the kernel may take to release a loop device.
 const DETACH_WITHIN: Duration = Duration::from_secs(20);
 
-/// Makes the image of a host.
+/// Creates the image of a host.
 pub(crate) fn make(folder: &Path, size_mib: u32) -> anyhow::Result<()> {
     let image = folder.join(IMAGE);
     fs::File::create(&image)?.set_len(u64::from(size_mib) << 20)?;
-    // Blocks of a page whatever the size, and none kept for root: free means the same for everybody.
+    // Blocks of one page whatever the size, and none reserved for root, so that free space is the same for all users.
     let options = "lazy_itable_init=1,lazy_journal_init=1,nodiscard";
     run("mkfs.ext4", &["-q", "-m", "0", "-b", "4096", "-E", options, &image.display().to_string()]).map(drop)
 }
@@ -35,7 +35,7 @@ pub(crate) fn mount(folder: &Path) -> anyhow::Result<()> {
     run("mount", &["-o", "loop,noinit_itable", &folder.join(IMAGE).display().to_string(), FOLDER]).map(drop)
 }
 
-/// Files below `folder` that loop devices of the machine hold.
+/// Files below `folder` that are attached to loop devices of the machine.
 pub fn attached(folder: &Path) -> Vec<PathBuf> {
     let devices = fs::read_dir("/sys/block").into_iter().flatten().flatten();
     let files = devices.filter_map(|device| fs::read_to_string(device.path().join("loop/backing_file")).ok());

@@ -23,7 +23,7 @@ struct Arguments {
 enum Command {
     /// Build a lab that stands until it is taken down.
     Up {
-        /// How many hosts.
+        /// Number of hosts.
         #[arg(long, default_value_t = 2)]
         hosts: usize,
         /// Size of each host's own disk. MiB.
@@ -33,27 +33,27 @@ enum Command {
         #[arg(long, conflicts_with = "local_mib")]
         stock: bool,
     },
-    /// List the labs that stand, their hosts and what runs there.
+    /// List the standing labs, their hosts and their processes.
     Status,
     /// Run a command, or a shell, in a host.
     Shell {
         /// The host: kvm1, kvm2, …
         host: String,
-        /// The lab, if several stand.
+        /// The lab, if there are several.
         #[arg(long)]
         lab: Option<PathBuf>,
         /// The command.
         #[arg(last = true)]
         command: Vec<String>,
     },
-    /// Take down every lab that stands, or one.
+    /// Take down all standing labs, or one.
     Down {
         /// The lab.
         lab: Option<PathBuf>,
     },
     /// Move a running VM between two hosts, and prove what was promised.
     Demo {
-        /// Which: by default a live move over the share.
+        /// Which demo: by default a live move over the share.
         #[arg(value_enum)]
         what: Option<What>,
         /// Between stock hosts, whole Debian systems with Ferry's packages.
@@ -69,33 +69,33 @@ enum Command {
         #[arg(long, conflicts_with_all = ["what", "stock"])]
         sabotage: Option<ferry_lab::demo::Sabotage>,
     },
-    /// Measure Ferry against what is there without it.
+    /// Measure Ferry against plain libvirt tools.
     Bench {
-        /// Which.
+        /// The benchmark.
         #[arg(value_enum)]
         bench: ferry_lab::bench::Bench,
-        /// Runs of each side.
+        /// Number of runs of each side.
         #[arg(long, default_value_t = 5)]
         runs: usize,
-        /// Write the table to this file, too.
+        /// Also write the table to this file.
         #[arg(long)]
         report: Option<PathBuf>,
     },
     /// Move VMs while programs, hosts and links fail; find what is lost, split, corrupt or stuck.
     Chaos {
-        /// How many runs.
+        /// Number of runs.
         #[arg(long, default_value_t = 20, value_parser = clap::value_parser!(u64).range(1..=ferry_lab::chaos::RUNS_MAX))]
         runs: u64,
-        /// Replay the plans of this seed; without it one is taken from the clock.
+        /// Replay the plans of this seed; by default a seed is taken from the clock.
         #[arg(long)]
         seed: Option<u64>,
-        /// Only this kind of fault; may be repeated, then they come in turn.
+        /// Only this kind of fault; may be repeated, then the kinds are used in turn.
         #[arg(long)]
         kind: Vec<ferry_lab::chaos::Kind>,
-        /// Break a promise on purpose, in one run: it must be found.
+        /// Break a promise on purpose in a single run: it must be detected.
         #[arg(long)]
         sabotage: Option<ferry_lab::chaos::Sabotage>,
-        /// Disks move, too, alone and along with their guests.
+        /// Also move disks, alone and together with their guests.
         #[arg(long, conflicts_with = "sabotage")]
         storage: bool,
         /// Print one JSON object as the last line.
@@ -210,7 +210,7 @@ fn main() -> anyhow::Result<()> {
     }
 }
 
-/// Debian 13, and a Debian 12 as the last where there are more than two.
+/// Debian 13 for all hosts, except that the last of more than two runs Debian 12.
 fn stock_releases(hosts: usize) -> Vec<Release> {
     (1..=hosts).map(|index| if index == hosts && hosts > 2 { Release::Bookworm } else { Release::Trixie }).collect()
 }

@@ -1,7 +1,7 @@
-//! What is seen from outside: heartbeats on each host's port, and what goes over the link. Not libvirt's word, not
-//! Ferry's.
+//! Observations from outside: heartbeats on each host's port, and traffic on the link, independent of libvirt and
+//! Ferry.
 //!
-//! One tcpdump per port; its pcap stream is read here.
+//! There is one tcpdump per port; its pcap stream is parsed here.
 
 use std::{
     collections::BTreeMap,
@@ -19,74 +19,74 @@ use serde::Deserialize;
 
 use crate::{guest::ask_all, host::Host, lab::Lab, run::wait_for};
 
-/// What stands in every page of a ticker's memory.
+/// The marker in every page of a ticker's memory.
 pub const MARK: &[u8; 16] = b"FERRY-PLAINTEXT!";
-/// Ethernet, IPv4 and UDP headers before a heartbeat. Any byte may stand in them, also a brace.
+/// Ethernet, IPv4 and UDP headers before a heartbeat. They may contain any byte, including a brace.
 const HEADERS: usize = 14 + 20 + 8;
-/// A guest whose heartbeat was not heard from a host for so long does not run there.
+/// A guest that was not heard from a host for this long does not run there.
 const SILENCE: Duration = Duration::from_millis(700);
-/// How long a guest may take to say that it heard a request: one whose processor is emulated twice may not beat for some
-/// seconds after a move.
+/// How long a guest may take to confirm a request: after a move, a guest whose processor is emulated twice may be
+/// silent for several seconds.
 const HEARS_WITHIN: Duration = Duration::from_secs(120);
-/// How long after a request it is sent again.
+/// Interval after which a request is sent again.
 const ASK_EVERY: Duration = Duration::from_secs(1);
 
-/// One heartbeat, as it stands on the wire.
+/// One heartbeat, as in the packet.
 #[derive(Clone, Debug, Deserialize)]
 pub struct Beat {
     /// The guest.
     pub vm: String,
-    /// Rises by one with each.
+    /// Increases by one with each heartbeat.
     pub count: u64,
     /// Pages compared so far.
     pub pages: u64,
-    /// Whole passes over all pages.
+    /// Complete passes over all pages.
     pub page_passes: u64,
-    /// Pages that were wrong.
+    /// Pages with wrong content.
     pub bad_pages: u64,
     /// Sectors compared so far.
     pub sectors: u64,
-    /// Whole passes over all sectors.
+    /// Complete passes over all sectors.
     pub sector_passes: u64,
-    /// Sectors that were wrong.
+    /// Sectors with wrong content.
     pub bad_sectors: u64,
     /// Sectors written.
     pub writes: u64,
-    /// Which of `rest`, `hasten` and `restless` it was asked last.
+    /// The last received request of `rest`, `hasten` and `restless`.
     pub asked: String,
 }
 
-/// A heartbeat that was heard.
+/// A heartbeat that was observed.
 #[derive(Clone, Debug)]
 pub struct Heard {
-    /// From which host's port.
+    /// The host on whose port it was observed.
     pub host: String,
-    /// When, since 1970, by the machine's clock.
+    /// Its time since 1970, on the machine's clock.
     pub at: Duration,
-    /// What it said.
+    /// Its content.
     pub beat: Beat,
 }
 
-/// Listens at the port of every host.
+/// Observes the ports of all hosts.
 pub struct Observer {
     beats: Arc<Mutex<Vec<Heard>>>,
     children: Vec<Child>,
 }
 
 impl Observer {
-    /// Starts to listen at the ports of the lab's hosts.
+    /// Starts to observe the ports of the lab's hosts.
     ///
     /// # Errors
-    /// When tcpdump cannot be started.
+    /// tcpdump cannot be started.
     pub fn start(lab: &Lab) -> anyhow::Result<Self> {
         let ports = lab.hosts.iter().map(|host| (host.name.clone(), host.port.clone()));
         Self::start_at(lab, ports)
     }
 
-    /// Starts to listen at ports of the fabric, each with the name of the host behind it.
+    /// Starts to observe ports of the fabric, each with the name of the host behind it.
     ///
     /// # Errors
-    /// When tcpdump cannot be started.
+    /// tcpdump cannot be started.
     pub fn start_at(lab: &Lab, ports: impl IntoIterator<Item = (String, String)>) -> anyhow::Result<Self> {
         let beats = Arc::new(Mutex::new(Vec::new()));
         let mut children = Vec::new();
@@ -105,7 +105,7 @@ impl Observer {
         Ok(Self { beats, children })
     }
 
-    /// What was heard of a guest so far, oldest first.
+    /// All heartbeats of a guest so far, oldest first.
     pub fn heard(&self, vm: &str) -> Vec<Heard> {
         let mut heard: Vec<Heard> = self
             .beats
@@ -119,12 +119,12 @@ impl Observer {
         heard
     }
 
-    /// What was heard of a guest last.
+    /// The last heartbeat of a guest.
     pub fn last(&self, vm: &str) -> Option<Heard> {
         self.beats.lock().expect("no thread panicked").iter().rev().find(|heard| heard.beat.vm == vm).cloned()
     }
 
-    /// Where a guest is heard from now.
+    /// The hosts that a guest is heard from now.
     pub fn runs_on(&self, vm: &str) -> Vec<String> {
         let now = now();
         let beats = self.beats.lock().expect("no thread panicked");
@@ -140,10 +140,10 @@ impl Observer {
         hosts
     }
 
-    /// Waits until a guest is heard from one host and no other.
+    /// Waits until a guest is heard from this host and no other.
     ///
     /// # Errors
-    /// When it is not in time.
+    /// It is not in time.
     pub fn wait_on(&self, vm: &str, host: &str, deadline: Duration) -> anyhow::Result<()> {
         wait_for(&format!("{vm} is heard from {host} alone"), deadline, || (self.runs_on(vm) == [host]).then_some(()))
     }
@@ -151,31 +151,31 @@ impl Observer {
     /// Waits until the guest has verified all its pages and sectors `passes` times from now on.
     ///
     /// # Errors
-    /// When it did not in time.
+    /// It has not in time.
     pub fn wait_verified(&self, vm: &str, passes: u64, deadline: Duration) -> anyhow::Result<()> {
         let last = || self.heard(vm).pop().map(|heard| heard.beat);
         let before = last().context("The guest was never heard")?;
         let verified = wait_for(&format!("{vm} verifies its memory and disk"), deadline, || {
             let now = last()?;
-            // The pass that was running when this began does not count.
+            // The pass in progress at the start does not count.
             (now.page_passes > before.page_passes + passes && now.sector_passes > before.sector_passes + passes)
                 .then_some(())
         });
         verified.with_context(|| format!("{vm} said {before:?} when this began, and {:?} last", self.last(vm)))
     }
 
-    /// Asks a guest for `rest`, `hasten` or `restless`, as often as it takes until a heartbeat says that it heard: a datagram
-    /// may be lost.
+    /// Sends a guest the request `rest`, `hasten` or `restless`, repeatedly until a heartbeat confirms it, because a
+    /// datagram may be lost.
     ///
     /// # Errors
-    /// When it did not hear in time.
+    /// The guest did not confirm it in time.
     pub fn ask(&self, lab: &Lab, vm: &str, request: &str) -> anyhow::Result<()> {
         let began = now();
         let mut sent = None;
         wait_for(&format!("{vm} hears `{request}`"), HEARS_WITHIN, || {
             if sent.is_none_or(|sent: Instant| sent.elapsed() > ASK_EVERY) {
                 sent = Some(Instant::now());
-                // One that cannot be sent now is sent again.
+                // If it cannot be sent now, it is sent again later.
                 let _ = ask_all(lab, request);
             }
             let last = self.last(vm)?;
@@ -198,12 +198,12 @@ pub fn now() -> Duration {
     SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default()
 }
 
-/// What a guest's heartbeats tell about its life.
+/// Statistics from a guest's heartbeats.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Life {
-    /// Pages that were compared after the first heartbeat.
+    /// Pages compared since the first heartbeat.
     pub pages: u64,
-    /// Sectors that were compared after the first heartbeat.
+    /// Sectors compared since the first heartbeat.
     pub sectors: u64,
     /// The longest time between two heartbeats. Milliseconds.
     pub gap_ms: u64,
@@ -212,7 +212,7 @@ pub struct Life {
 /// Judges heartbeats, oldest first.
 ///
 /// # Errors
-/// What was broken: two hosts at once, a counter that went back, a wrong page or sector.
+/// The broken promise: two hosts at once, a counter that decreased, a wrong page or sector.
 pub fn judge(heard: &[Heard]) -> anyhow::Result<Life> {
     let (Some(first), Some(last)) = (heard.first(), heard.last()) else { bail!("the guest was never heard") };
     let mut gap = Duration::ZERO;
@@ -227,7 +227,7 @@ pub fn judge(heard: &[Heard]) -> anyhow::Result<Life> {
             bail!("the counter of {} went from {} back to {}", next.beat.vm, one.beat.count, next.beat.count);
         }
     }
-    // A VM moves from one host to the other and is heard from the first no more, unless it moves back.
+    // After a VM has moved to another host, it is not heard from the first one again, unless it moves back.
     for window in heard.windows(3) {
         let [one, two, three] = window else { continue };
         ensure!(
@@ -247,7 +247,7 @@ pub fn judge(heard: &[Heard]) -> anyhow::Result<Life> {
     })
 }
 
-/// Captures what a host exchanges with other hosts, and searches it for a guest's memory.
+/// Captures a host's traffic with other hosts, and searches it for a guest's memory.
 pub struct Capture {
     bytes: Arc<AtomicU64>,
     hits: Arc<AtomicU64>,
@@ -258,7 +258,7 @@ impl Capture {
     /// Starts to capture at a host's port.
     ///
     /// # Errors
-    /// When tcpdump cannot be started.
+    /// tcpdump cannot be started.
     pub fn start(lab: &Lab, host: &Host) -> anyhow::Result<Self> {
         let others: Vec<String> =
             lab.hosts.iter().filter(|other| other.ip != host.ip).map(|other| format!("host {}", other.ip)).collect();
@@ -277,7 +277,7 @@ impl Capture {
         Ok(Self { bytes, hits, child })
     }
 
-    /// Bytes captured so far, and packets that held the mark.
+    /// Bytes captured so far, and packets that contained the marker.
     pub fn so_far(&self) -> (u64, u64) {
         (self.bytes.load(Relaxed), self.hits.load(Relaxed))
     }
@@ -290,12 +290,12 @@ impl Drop for Capture {
     }
 }
 
-/// Whether a packet holds a guest's memory as it is.
+/// Whether a packet contains a guest's memory unencrypted.
 pub fn holds_mark(packet: &[u8]) -> bool {
     packet.windows(MARK.len()).any(|window| window[0] == MARK[0] && window == MARK)
 }
 
-/// The heartbeat that a packet holds.
+/// The heartbeat in a packet.
 fn beat_in(packet: &[u8]) -> Option<Beat> {
     let text = packet.get(HEADERS..)?;
     let end = text.iter().rposition(|byte| *byte == b'}')?;
@@ -312,7 +312,7 @@ fn tcpdump(lab: &Lab, port: &str, direction: &str, filter: &str) -> anyhow::Resu
         .spawn()
         .context("Could not start tcpdump")?;
     let stream = child.stdout.take().context("tcpdump has no output")?;
-    // The file header comes when it listens: what is sent from now on is seen.
+    // tcpdump writes the file header once it listens: all later packets are captured.
     let packets = Packets::open(stream).context("tcpdump does not listen")?;
     Ok((child, packets))
 }

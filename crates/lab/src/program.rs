@@ -1,4 +1,4 @@
-//! The programs under test, and those that run.
+//! The programs under test, and running programs.
 
 use std::{
     fs,
@@ -9,20 +9,20 @@ use std::{
 use anyhow::{Context as _, ensure};
 use serde::{Deserialize, Serialize};
 
-/// Where the programs under test are.
+/// The paths of the programs under test.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Programs {
-    /// The folder of ferry, ferry-server, ferry-agent, ferry-lab.
+    /// The folder with ferry, ferry-server, ferry-agent and ferry-lab.
     pub folder: PathBuf,
     /// The ticker.
     pub ticker: PathBuf,
 }
 
 impl Programs {
-    /// Those that were built beside the running program.
+    /// The programs that were built beside the running program.
     ///
     /// # Errors
-    /// When one is missing: says how to build it.
+    /// A program is missing: the message states how to build it.
     pub fn find() -> anyhow::Result<Self> {
         let folder = match std::env::var_os("FERRY_LAB_PROGRAMS") {
             Some(path) => PathBuf::from(path),
@@ -46,16 +46,16 @@ impl Programs {
 /// A program of the lab that runs until it is dropped or killed.
 pub struct Program {
     child: Child,
-    /// Where it logs.
+    /// Its log file.
     pub log: PathBuf,
     name: String,
 }
 
 impl Program {
-    /// Starts it; what it writes goes to `log`.
+    /// Starts it, with its output in `log`.
     ///
     /// # Errors
-    /// When it cannot be started.
+    /// It cannot be started.
     pub fn start(name: &str, mut command: Command, log: &Path) -> anyhow::Result<Self> {
         let file = fs::OpenOptions::new().create(true).append(true).open(log)?;
         let child = command
@@ -67,7 +67,7 @@ impl Program {
         Ok(Self { child, log: log.to_owned(), name: name.to_owned() })
     }
 
-    /// What it wrote so far.
+    /// Its output so far.
     pub fn said(&self) -> String {
         fs::read_to_string(&self.log).unwrap_or_default()
     }
@@ -77,7 +77,7 @@ impl Program {
         matches!(self.child.try_wait(), Ok(None))
     }
 
-    /// Ends it at once, as `kill -9` does.
+    /// Kills it, as `kill -9` does.
     pub fn kill(&mut self) {
         let _ = self.child.kill();
         let _ = self.child.wait();

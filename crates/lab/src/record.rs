@@ -1,16 +1,16 @@
-//! What a lab made on the machine, written down so that it can be taken down whatever happens to its owner.
+//! The record of what a lab created on the machine, so that it can be taken down however its owner ends.
 
 use std::{fs, path::Path};
 
 use anyhow::Context as _;
 use serde::{Deserialize, Serialize};
 
-/// What must be taken down. Written before each thing is made.
+/// What must be taken down. Each entry is written before the thing is created.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub struct Record {
     /// Network namespaces.
     pub namespaces: Vec<String>,
-    /// First processes of hosts, which end all others there: process id and start time.
+    /// First processes of hosts, with which all other processes of the host end: process id and start time.
     pub processes: Vec<(i32, u64)>,
 }
 
@@ -21,7 +21,7 @@ impl Record {
     /// Reads a lab's record.
     ///
     /// # Errors
-    /// When there is none.
+    /// There is none.
     pub fn read(folder: &Path) -> anyhow::Result<Self> {
         let path = folder.join(RECORD);
         let text = fs::read(&path).with_context(|| format!("No lab stands in {}", folder.display()))?;
@@ -31,16 +31,16 @@ impl Record {
     /// Writes it.
     ///
     /// # Errors
-    /// When it cannot be written.
+    /// It cannot be written.
     pub fn write(&self, folder: &Path) -> anyhow::Result<()> {
         fs::write(folder.join(RECORD), serde_json::to_vec_pretty(self)?)?;
         Ok(())
     }
 }
 
-/// When a process was started, in clock ticks since boot; tells it from a later one of the same id.
+/// The start time of a process, in clock ticks since boot; distinguishes it from a later process with the same id.
 pub fn start_time(pid: i32) -> Option<u64> {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-    // The name in parentheses may hold blanks.
+    // The name in parentheses may contain spaces.
     stat.rsplit_once(") ")?.1.split(' ').nth(19)?.parse().ok()
 }

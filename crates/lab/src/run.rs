@@ -9,7 +9,7 @@ use std::{
 
 use anyhow::{Context as _, bail};
 
-/// What a program said.
+/// The result of a program.
 #[derive(Clone, Debug)]
 pub struct Said {
     /// Its exit code; `None` if a signal ended it.
@@ -21,19 +21,19 @@ pub struct Said {
 }
 
 impl Said {
-    /// Whether it ended well.
+    /// Whether it succeeded.
     pub fn ok(&self) -> bool {
         self.code == Some(0)
     }
 }
 
-/// How long a program of the lab may take unless said otherwise.
+/// Default time limit of the lab's programs.
 pub const DEADLINE: Duration = Duration::from_secs(60);
 
-/// Runs a program to its end, or ends it at the deadline.
+/// Runs a program to its end, or kills it at the deadline.
 ///
 /// # Errors
-/// When it cannot be run, or did not end in time.
+/// It cannot be run, or did not end in time.
 pub fn run_within(mut command: Command, deadline: Duration) -> anyhow::Result<Said> {
     let name = format!("{command:?}");
     let mut child = command
@@ -62,10 +62,10 @@ fn drain(pipe: Option<impl std::io::Read + Send + 'static>) -> std::sync::mpsc::
     received
 }
 
-/// Waits for a child; ends it at the deadline.
+/// Waits for a child; kills it at the deadline.
 ///
 /// # Errors
-/// When the deadline passed.
+/// The deadline passed.
 pub fn wait(child: &mut Child, deadline: Duration) -> anyhow::Result<Option<i32>> {
     let until = Instant::now() + deadline;
     loop {
@@ -81,20 +81,20 @@ pub fn wait(child: &mut Child, deadline: Duration) -> anyhow::Result<Option<i32>
     }
 }
 
-/// Runs a program that must end well.
+/// Runs a program that must succeed.
 ///
 /// # Errors
-/// With what it said.
+/// Its output.
 pub fn run<S: AsRef<OsStr>>(program: &str, arguments: &[S]) -> anyhow::Result<String> {
     let mut command = Command::new(program);
     command.args(arguments);
     checked(command, DEADLINE)
 }
 
-/// Runs a command that must end well.
+/// Runs a command that must succeed.
 ///
 /// # Errors
-/// With what it said.
+/// Its output.
 pub fn checked(command: Command, deadline: Duration) -> anyhow::Result<String> {
     let name = format!("{command:?}");
     let said = run_within(command, deadline)?;
@@ -104,10 +104,10 @@ pub fn checked(command: Command, deadline: Duration) -> anyhow::Result<String> {
     bail!("{name} ended with {:?}: {}{}", said.code, said.out, said.err)
 }
 
-/// Waits until `is` gives something.
+/// Waits until `is` returns a value.
 ///
 /// # Errors
-/// When the deadline passed: names what was waited for.
+/// The deadline passed: the message contains `what`.
 pub fn wait_for<T>(what: &str, deadline: Duration, mut is: impl FnMut() -> Option<T>) -> anyhow::Result<T> {
     let until = Instant::now() + deadline;
     loop {
@@ -121,10 +121,10 @@ pub fn wait_for<T>(what: &str, deadline: Duration, mut is: impl FnMut() -> Optio
     }
 }
 
-/// Does something for each of them, for all at once; gives what came of it, in their order.
+/// Calls `work` for all items at the same time; returns the results in the items' order.
 ///
 /// # Panics
-/// When `work` does.
+/// If `work` does.
 pub fn at_once<T: Sync, R: Send>(of: &[T], work: impl Fn(&T) -> R + Sync) -> Vec<R> {
     thread::scope(|scope| {
         let threads: Vec<_> = of.iter().map(|one| scope.spawn(|| work(one))).collect();

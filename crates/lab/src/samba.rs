@@ -18,9 +18,9 @@ use crate::{
     run::{DEADLINE, checked, wait, wait_for},
 };
 
-/// Who logs in.
+/// The user that logs in.
 pub const USER: &str = "root";
-/// With what.
+/// The user's password.
 pub const PASSWORD: &str = "a password with blanks";
 
 /// A file server that offers the share `vms`.
@@ -62,10 +62,10 @@ impl FileServer {
         Ok(server)
     }
 
-    /// Sets the password of [`USER`]: whoever logs in from now on needs it.
+    /// Sets the password of [`USER`], required for logins from now on.
     ///
     /// # Errors
-    /// When Samba does not take it.
+    /// Samba does not accept it.
     pub fn set_password(&self, password: &str) -> anyhow::Result<()> {
         let mut child = Command::new("smbpasswd")
             .arg("-c")
@@ -83,12 +83,12 @@ impl FileServer {
         Ok(())
     }
 
-    /// Starts smbd (again) and waits until it answers.
+    /// Starts or restarts smbd, and waits until it answers.
     ///
     /// # Errors
-    /// When it does not.
+    /// It does not.
     pub fn start_daemon(&self, fabric: &Fabric) -> anyhow::Result<()> {
-        // One that was killed leaves it behind.
+        // Left behind by an smbd that was killed.
         let _ = fs::remove_file(self.folder.join("state/smbd.pid"));
         let mut command = fabric.in_fabric("smbd");
         command.arg("-D").arg("-s").arg(self.folder.join("smb.conf"));
@@ -96,11 +96,11 @@ impl FileServer {
         wait_for("smbd answers", Duration::from_secs(20), || self.pid().filter(|pid| *pid > 1)).map(drop)
     }
 
-    /// Kills smbd with all that it started, as a power cut does. Ok if none runs. [`Self::start_daemon`] starts it again
-    /// on the same port and folder.
+    /// Kills smbd with all its children, as a power failure does. Ok if it does not run. [`Self::start_daemon`] starts
+    /// it again with the same port and folder.
     ///
     /// # Errors
-    /// When a process of it does not end.
+    /// One of its processes does not end.
     pub fn stop(&self) -> anyhow::Result<()> {
         let Some(first) = self.pid().filter(|pid| *pid > 1) else { return Ok(()) };
         let all = with_children(first);
@@ -121,7 +121,7 @@ impl FileServer {
     }
 }
 
-/// A process, then its children, then theirs: the first starts no more once it is killed.
+/// A process, its children, and theirs. Kill the first one first, so that it starts no more.
 fn with_children(first: i32) -> Vec<i32> {
     let mut all = vec![first];
     let mut next = 0;
@@ -133,7 +133,7 @@ fn with_children(first: i32) -> Vec<i32> {
     all
 }
 
-/// Whether a process is there and has not ended.
+/// Whether a process exists and has not ended.
 fn runs(pid: i32) -> bool {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
     stat.rsplit_once(") ").is_some_and(|(_, rest)| !rest.starts_with(['Z', 'X']))

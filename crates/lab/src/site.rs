@@ -1,4 +1,4 @@
-//! One host with Ferry and a guest whose disks move: what tests of storage moves have in common.
+//! One host with Ferry and a guest with moving disks: shared by tests of storage moves.
 
 use std::{
     path::{Path, PathBuf},
@@ -28,17 +28,17 @@ const END: Duration = Duration::from_secs(180);
 
 /// A guest on the host kvm1, which writes each of its disks up to 300 times a second.
 pub struct Site {
-    /// What is heard of it.
+    /// Observes its heartbeats.
     pub observer: Observer,
     /// The lab with Ferry.
     pub ferry: Ferry,
 }
 
 impl Site {
-    /// With a guest of `disks`, whose sectors lie `stride_kib` apart. The agent gets `failpoints`.
+    /// With a guest of these disks, whose sectors are `stride_kib` apart. The agent gets `failpoints`.
     ///
     /// # Errors
-    /// What failed, with what it said.
+    /// What failed, with its output.
     pub fn up(disks: Vec<Disk>, stride_kib: u32, failpoints: &str) -> anyhow::Result<Self> {
         let mut ferry = Ferry::up_bare(1, &[("FAILPOINTS", failpoints)])?;
         ferry.enrol()?;
@@ -65,10 +65,10 @@ impl Site {
         &self.ferry.lab.hosts[0]
     }
 
-    /// The file that a disk uses, as libvirt says.
+    /// The file that a disk uses, according to libvirt.
     ///
     /// # Errors
-    /// When it has no such disk.
+    /// It has no such disk.
     pub fn disk(&self, device: &str) -> anyhow::Result<String> {
         let list = self.host().virsh(&["domblklist", VM])?;
         let mut lines = list.lines().map(|line| line.split_whitespace().collect::<Vec<_>>());
@@ -76,37 +76,37 @@ impl Site {
         Ok(found.with_context(|| format!("No disk {device}: {list}"))?.to_owned())
     }
 
-    /// A file of the host as the machine has it: that on the share in its backing folder.
+    /// The path, in the machine's view, of a host's file: for one on the share, that in its backing folder.
     pub fn real(&self, path: &str) -> PathBuf {
         match Path::new(path).strip_prefix(&self.host().share_root) {
-            // The first part is the share's own folder below the root.
+            // The first component is the share's own folder below the root.
             Ok(below) => self.ferry.files.share.join(below.components().skip(1).collect::<PathBuf>()),
             Err(_) => self.host().file(path),
         }
     }
 
-    /// Asks for a move of disks; it goes on when this returns.
+    /// Requests a move of disks; returns while it runs.
     ///
     /// # Errors
-    /// What the command line said.
+    /// The command line's message.
     pub fn start_move(&self, arguments: &[&str]) -> anyhow::Result<JobView> {
         let mut line = vec!["vm", "move-storage", VM];
         line.extend(arguments);
         self.ferry.json(&line)
     }
 
-    /// How a job stands.
+    /// The present state of a job.
     ///
     /// # Errors
-    /// What the command line said.
+    /// The command line's message.
     pub fn job(&self, id: JobId) -> anyhow::Result<JobView> {
         self.ferry.job(id)
     }
 
-    /// Waits until a job is as `is` wants it.
+    /// Waits until a job satisfies `is`.
     ///
     /// # Errors
-    /// When it is not in time, or ended before: how it stands then.
+    /// It does not in time, or it ended before: its state.
     pub fn wait_job(&self, id: JobId, what: &str, is: impl Fn(&JobView) -> bool) -> anyhow::Result<JobView> {
         self.ferry.wait_job(id, what, END, is)
     }
@@ -114,15 +114,15 @@ impl Site {
     /// Waits until a job has ended.
     ///
     /// # Errors
-    /// When it does not in time.
+    /// It does not in time.
     pub fn wait_ended(&self, id: JobId) -> anyhow::Result<JobView> {
         self.wait_job(id, "the job ends", |job| job.phase.ended())
     }
 
-    /// Waits until the agent has written down that a move is at `stage`.
+    /// Waits until the agent's journal of a move contains `stage`.
     ///
     /// # Errors
-    /// When it has not in time.
+    /// It does not in time.
     pub fn wait_written(&self, id: JobId, stage: &str) -> anyhow::Result<()> {
         let path = self.host().path(&format!("/run/ferry-agent/storage/{id}.json"));
         wait_for(&format!("the agent wrote down that job {id} is {stage}"), END, || {
@@ -131,21 +131,21 @@ impl Site {
         })
     }
 
-    /// Waits until the guest has verified all it has from now on, and judges what was heard of it so far: it runs on its
-    /// host and no other, and what it read is what it wrote.
+    /// Waits until the guest has verified everything from now on, and judges its heartbeats so far: it runs on its host
+    /// and no other, and it reads what it wrote.
     ///
     /// # Errors
-    /// Which promise was broken.
+    /// The broken promise.
     pub fn verify(&self) -> anyhow::Result<()> {
         self.observer.wait_on(VM, "kvm1", VERIFY)?;
         self.observer.wait_verified(VM, 1, VERIFY)?;
         judge(&self.observer.heard(VM)).map(drop)
     }
 
-    /// Sectors that the guest has written, all disks together, as was heard last.
+    /// Number of sectors that the guest has written to all disks, according to its last heartbeat.
     ///
     /// # Errors
-    /// When it was not heard.
+    /// It was not heard.
     pub fn writes(&self) -> anyhow::Result<u64> {
         Ok(self.observer.heard(VM).last().context("not heard")?.beat.writes)
     }
@@ -153,7 +153,7 @@ impl Site {
     /// Kills the agent, and waits until it is gone.
     ///
     /// # Errors
-    /// When it cannot be killed.
+    /// It cannot be killed.
     pub fn kill_agent(&mut self) -> anyhow::Result<()> {
         self.ferry.kill_agent(0)
     }
@@ -161,7 +161,7 @@ impl Site {
     /// Starts the agent again.
     ///
     /// # Errors
-    /// When it does not listen.
+    /// It does not listen.
     pub fn start_agent(&mut self, failpoints: &str) -> anyhow::Result<()> {
         self.ferry.start_agent(0, &[("FAILPOINTS", failpoints)])?;
         Ok(())
@@ -170,7 +170,7 @@ impl Site {
     /// Kills the server and starts it again.
     ///
     /// # Errors
-    /// When it does not listen.
+    /// It does not listen.
     pub fn restart_server(&mut self, failpoints: &str) -> anyhow::Result<()> {
         self.ferry.server.kill();
         self.ferry.server = start_server_with(&self.ferry.lab, &[("FAILPOINTS", failpoints)])?;

@@ -1,33 +1,33 @@
-//! A test fails when a program in its lab warned of something that the test did not expect.
+//! Fails a test when a program in its lab logged a warning that the test did not expect.
 
 use std::{env, fs, path::PathBuf, thread};
 
 use ferry_testkit::logs::Expected;
 
-/// Reads the logs of a lab's programs when it is dropped, which is before the lab is: in tests alone, since who tries things out
-/// in a lab may break what he likes.
+/// Reads the logs of a lab's programs when it is dropped, before the lab is. Active only in tests, because users who
+/// try things out in a lab may provoke any warning.
 pub struct Warnings {
     folder: PathBuf,
     expected: Expected,
-    /// Whether the test has said all that the programs may warn of.
+    /// Whether the test has listed all warnings that it expects.
     checked: bool,
 }
 
 impl Warnings {
-    /// Those of the lab in `folder`.
+    /// For the lab in `folder`.
     pub fn of(folder: PathBuf) -> Self {
         Self { folder, expected: Expected::none(), checked: false }
     }
 
-    /// From now on lines at WARN or ERROR that hold `words` are no surprise.
+    /// From now on, lines at WARN or ERROR that contain `words` are expected.
     ///
     /// # Panics
-    /// When `words` are so few that they would fit other lines.
+    /// `words` is so short that it could match unrelated lines.
     pub fn expect(&self, words: &'static str) {
         self.expected.add(words);
     }
 
-    /// Every line that was not expected fails the test when its lab goes.
+    /// From now on, every line that was not expected fails the test when its lab is dropped.
     pub fn check(&mut self) {
         self.checked = true;
     }

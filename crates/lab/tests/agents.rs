@@ -1,4 +1,4 @@
-//! Two real agents, spoken to directly: what must hold whoever steers them.
+//! Two real agents, called directly: properties that must hold whoever controls them.
 #![cfg(feature = "lab")]
 
 use std::{fs, time::Duration};
@@ -109,7 +109,7 @@ impl Bench {
         VmId(self.ticker.uuid)
     }
 
-    /// Makes both sides ready, as a server does.
+    /// Prepares both sides, as a server does.
     async fn prepare(&self, job: u64, from: usize, to: usize) -> Attempt {
         let clients = self.clients();
         let (source, destination) = (&clients[from].1, &clients[to].1);
@@ -155,7 +155,7 @@ impl Bench {
         attempt
     }
 
-    /// Moves the ticker as a server does; gives the last reports of source and destination.
+    /// Moves the ticker as a server does; returns the last reports of source and destination.
     async fn migrate(&self, job: u64, from: usize, to: usize) -> (MigrationReport, MigrationReport) {
         let attempt = self.prepare(job, from, to).await;
         let clients = self.clients();
@@ -234,7 +234,7 @@ fn the_way_to_the_other_libvirt_is_open_to_nothing_but_this_move() {
     let found = host.run(&["find", "/run/ferry", "-type", "s", "-name", RPC_SOCKET]).expect("searched");
     let socket = found.lines().next().expect("the source listens where libvirt will connect");
     let uri = format!("qemu+unix:///system?socket={socket}");
-    // The source's administrator takes libvirt's place.
+    // The source's administrator connects in libvirt's place.
     let said = host.try_run(&["timeout", "20", "virsh", "-c", &uri, "list", "--all"]).expect("it ends");
     assert!(!said.ok() && !said.out.contains("Id"), "{said:?}");
     assert!(said.err.contains("refused libvirt call"), "libvirt tells why: {said:?}");

@@ -1,5 +1,5 @@
-//! Running VMs move between real hosts that share nothing, or not all: libvirt, QEMU, and a guest that writes the whole
-//! time.
+//! Running VMs move between real hosts without or with partly shared storage: libvirt, QEMU, and a guest that writes
+//! all the time.
 #![cfg(feature = "lab")]
 
 use std::time::Duration;
@@ -24,7 +24,7 @@ use ferry_lab::{
 const BOOT: Duration = Duration::from_secs(90);
 const VERIFY: Duration = Duration::from_secs(120);
 const SECONDS_30: Duration = Duration::from_secs(30);
-/// A folder that each host has for itself.
+/// A folder that is local to each host.
 const LOCAL: &str = "/var/lib/libvirt/images";
 
 /// A guest that runs on kvm1 from a disk that only kvm1 has.
@@ -50,14 +50,14 @@ fn with_guest(environment: &[(&str, &str)]) -> (Observer, Ferry) {
     (observer, ferry)
 }
 
-/// The file of the guest's disk on a host, as libvirt says.
+/// The file of the guest's disk on a host, according to libvirt.
 fn disk_of(ferry: &Ferry, host: &str) -> String {
     let list = ferry.lab.host(host).virsh(&["domblklist", "ticker"]).expect("listed");
     let line = list.lines().find(|line| line.trim_start().starts_with("vda")).expect("a disk");
     line.split_whitespace().nth(1).expect("a path").to_owned()
 }
 
-/// Bytes that a file of a host takes; `None` if it is not there.
+/// The allocated size of a host's file; `None` if it does not exist.
 fn takes(ferry: &Ferry, host: &str, path: &str) -> Option<u64> {
     let said = ferry.lab.host(host).try_run(&["stat", "-c", "%b", path]).expect("run");
     said.ok().then(|| said.out.trim().parse::<u64>().expect("a number") * 512)
@@ -89,7 +89,7 @@ fn a_disk_moves_along_between_hosts_in_both_formats_while_the_guest_writes() {
         let took = takes(&ferry, to, &path).expect("there");
         let figures = job.figures.expect("known");
         eprintln!("{format}: takes {took} bytes, downtime {} ms, {figures:?}", figures.downtime_ms);
-        // The guest writes few of its 64 MiB.
+        // The guest writes only a small part of its 64 MiB.
         assert!(took < 8 << 20, "{format} takes {took} bytes");
     }
 }
@@ -98,7 +98,7 @@ fn a_disk_moves_along_between_hosts_in_both_formats_while_the_guest_writes() {
 fn a_move_whose_destination_dies_while_the_disk_moves_leaves_the_vm_and_takes_back_the_file() {
     let (observer, mut ferry) = with_guest(&[]);
     let old = disk_of(&ferry, "kvm1");
-    // The guest writes 60 sectors a second, and a copy sends 64 KiB for each: near 4 MiB/s it would hardly be done.
+    // The guest writes 60 sectors a second, and a copy sends 64 KiB for each: at about 4 MiB/s it would hardly finish.
     let line = ["vm", "migrate", "ticker", "--to", "kvm2", "--storage", LOCAL, "--bandwidth", "8"];
     let job: JobView = ferry.json(&line).expect("accepted");
     let show = |ferry: &Ferry| -> JobView { ferry.json(&["job", "show", &job.id.to_string()]).expect("known") };
@@ -142,7 +142,7 @@ fn without_a_place_the_refusal_says_how_to_move_the_disk_along() {
     assert!(found.fix.contains("--storage"), "{found:?}");
 }
 
-/// So much that a fault meets a copy in its middle.
+/// Enough data that a fault happens in the middle of a copy.
 const DATA_MIB: u32 = 48;
 
 /// Two hosts with Ferry, and a guest on kvm1 with these disks; the agents get `failpoints`.
@@ -157,7 +157,7 @@ fn with_disks(disks: Vec<Disk>, writes_per_s: u32, failpoints: &str) -> (Observe
     (observer, ferry)
 }
 
-/// A move along to kvm2 whose copies take some seconds.
+/// A move with disks to kvm2 whose copies take several seconds.
 fn start_slowly(ferry: &Ferry) -> JobView {
     let line = ["vm", "migrate", "ticker", "--to", "kvm2", "--storage", LOCAL, "--bandwidth", "8"];
     ferry.json(&line).expect("accepted")
@@ -174,7 +174,7 @@ fn wait_job(ferry: &Ferry, job: &JobView, what: &str, is: impl Fn(&JobView) -> b
     seen
 }
 
-/// Files of disks in the folder of a host; unfinished copies that are kept are none.
+/// Files of disks in the folder of a host, without partial copies.
 fn files_on(ferry: &Ferry, host: &str) -> Vec<String> {
     let line = ["find", LOCAL, "-type", "f", "-name", "disk*", "!", "-name", "*.ferry-*"];
     let mut files: Vec<String> = ferry.lab.host(host).run(&line).expect("listed").lines().map(str::to_owned).collect();
@@ -182,7 +182,7 @@ fn files_on(ferry: &Ferry, host: &str) -> Vec<String> {
     files
 }
 
-/// The VM runs where it was, from the files it had, and the destination has none.
+/// Checks that the VM runs where it was, from its old files, and that the destination has none.
 fn assert_untouched(ferry: &Ferry, observer: &Observer, old: &[String]) {
     observer.wait_on("ticker", "kvm1", SECONDS_30).expect("it runs on");
     assert_eq!(files_on(ferry, "kvm1"), old);
@@ -201,21 +201,21 @@ fn two_disks_move_along_whatever_was_cancelled_or_got_full_before() {
     let cancel = |job: &JobView| ferry.ferry(&["job", "cancel", &job.id.to_string()]).expect("run");
     let all = |job: &JobView, is: &dyn Fn(&DiskProgress) -> bool| job.disks.len() == 2 && job.disks.iter().all(is);
 
-    // Half of the disks is there.
+    // Half of the data is copied.
     let job = start_slowly(&ferry);
     wait_job(&ferry, &job, "half of each is copied", |job| all(job, &|disk| disk.copied.0 >= (20 << 20)));
     assert!(cancel(&job).ok());
     assert_eq!(wait_job(&ferry, &job, "it ends", |job| job.phase.ended()).phase, Phase::Cancelled);
     assert_untouched(&ferry, &observer, &old);
 
-    // The disks are there, and memory follows.
+    // The disks are copied, and memory is being sent.
     let job = start_slowly(&ferry);
     wait_job(&ferry, &job, "both are in sync", |job| all(job, &|disk| disk.stage == DiskStage::Ready));
     assert!(cancel(&job).ok());
     assert_eq!(wait_job(&ferry, &job, "it ends", |job| job.phase.ended()).phase, Phase::Cancelled);
     assert_untouched(&ferry, &observer, &old);
 
-    // The destination's disk gets full.
+    // The destination's disk becomes full.
     let kvm2 = ferry.lab.host("kvm2");
     kvm2.run(&["find", LOCAL, "-name", "*.ferry-*", "-delete"]).expect("nothing is kept");
     let job = start_slowly(&ferry);
@@ -228,7 +228,7 @@ fn two_disks_move_along_whatever_was_cancelled_or_got_full_before() {
     kvm2.unfill().expect("emptied");
     assert_untouched(&ferry, &observer, &old);
 
-    // It moves in another attempt, and leaves its old files where it was told to.
+    // Another attempt moves it, and keeps its old files as requested.
     let line = ["vm", "migrate", "ticker", "--to", "kvm2", "--storage", LOCAL, "--keep-source", "--wait"];
     let moved: JobView = ferry.json(&line).expect("it ends");
     assert_eq!(moved.phase, Phase::Succeeded, "{moved:#?}");
@@ -242,7 +242,7 @@ fn two_disks_move_along_whatever_was_cancelled_or_got_full_before() {
         assert!(images::holds_data(&file, format, DATA_MIB).expect("read"), "{path} lost data");
     }
 
-    // Back: the VM is handed over, and is to be cancelled just before it is run.
+    // Back: the VM is handed over, and the move is cancelled just before the VM is resumed.
     for file in &old {
         ferry.lab.host("kvm1").run(&["rm", file]).expect("removed by hand");
     }
@@ -298,10 +298,10 @@ fn uefi_variables_move_along_with_their_running_vm() {
 fn what_a_cancelled_move_has_copied_is_not_sent_again() {
     const DATA_MIB: u32 = 96;
     let disk = Disk { size_mib: 256, data_mib: DATA_MIB, ..Disk::new(Place::Local, DiskFormat::Raw) };
-    // QEMU sends 64 KiB for each sector that the guest writes meanwhile, and that is none of what was copied before.
+    // QEMU sends 64 KiB for each sector that the guest writes meanwhile, none of which belongs to the partial copy.
     let (observer, ferry) = with_disks(vec![disk], 30, "");
     let job = start_slowly(&ferry);
-    // Data lie at the front of the disk; holes behind them are looked at in no time.
+    // The data are at the front of the disk; the holes behind them are examined almost instantly.
     let least = (u64::from(DATA_MIB) * 8 / 10) << 20;
     wait_job(&ferry, &job, "most of the disk is copied", |job| {
         job.disks.first().is_some_and(|disk| disk.copied.0 > least)
@@ -312,7 +312,7 @@ fn what_a_cancelled_move_has_copied_is_not_sent_again() {
     observer.wait_on("ticker", "kvm1", SECONDS_30).expect("it runs on");
     let kept = || ferry.lab.host("kvm2").run(&["find", LOCAL, "-name", "*.ferry-*"]).expect("listed");
     assert_eq!(kept().lines().count(), 1, "the copy is kept: {}", kept());
-    // At once: an administrator does not wait either.
+    // At once, as an administrator would do.
     let line = ["vm", "migrate", "ticker", "--to", "kvm2", "--storage", LOCAL, "--wait"];
     let again: JobView = ferry.json(&line).expect("it ends");
     assert_eq!(again.phase, Phase::Succeeded, "{again:#?}");

@@ -1,4 +1,4 @@
-//! A server whose database lies on a disk that fails.
+//! A server whose database is on a failing disk.
 #![cfg(feature = "lab")]
 
 use std::time::Duration;
@@ -21,7 +21,7 @@ const MINUTES_2: Duration = Duration::from_secs(120);
 #[test]
 fn a_move_waits_for_a_database_whose_disk_fails_and_then_goes_on() {
     let mut ferry = Ferry::up_bare(2, &[]).expect("hosts");
-    // Nobody knows the server yet: it begins anew, on the other disk.
+    // No client knows the server yet: it starts again on the other disk.
     ferry.server.kill();
     let state = server_state(&ferry.lab);
     std::fs::remove_dir_all(&state).expect("removed");
@@ -34,7 +34,7 @@ fn a_move_waits_for_a_database_whose_disk_fails_and_then_goes_on() {
     start_ticker(&ferry, &ticker, 0).expect("a guest");
     observer.wait_on("ticker", "kvm1", BOOT).expect("it boots");
 
-    // So slow that the disk fails before the memory has been sent.
+    // So slow that the disk fails before the memory is sent.
     ferry.lab.hosts[0].set_link_rate(Some("20mbit")).expect("shaped");
     let job: JobView = ferry.json(&["vm", "migrate", "ticker", "--to", "kvm2"]).expect("accepted");
     wait_for("memory is on its way", MINUTES_2, || {

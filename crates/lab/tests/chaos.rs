@@ -1,13 +1,13 @@
-//! Each kind of fault once, in the middle of a move: no VM is lost, split or damaged, and no job is left without words.
-//! `cargo xtask chaos` does the same as often as is asked for.
+//! Each kind of fault once, during a move: no VM is lost, split or damaged, and every job states how it stands. `cargo
+//! xtask chaos` does the same repeatedly.
 #![cfg(feature = "lab")]
 
 use ferry_lab::chaos::{Broken, Kind, Moment, Options, Report, Sabotage, run, run_along};
 
-/// Any will do: of this one's twelve plans nine are aimed at the hand-over, and nothing is away for long.
+/// Any seed will do: nine of this one's twelve plans are aimed at the hand-over, and no program is down for long.
 const SEED: u64 = 382;
 
-/// Plays each kind once and looks at nothing but what was broken.
+/// Performs each kind once and checks only for broken promises.
 fn survive(kinds: &[Kind]) -> Report {
     survive_with(kinds, false)
 }
@@ -60,7 +60,7 @@ fn no_vm_is_lost_when_an_administrator_acts_in_the_middle_of_its_move() {
         Kind::AdminStart,
         Kind::GuestCrash,
     ]);
-    // A move may be over before an administrator has typed his line.
+    // A move may be over before the administrator's command takes effect.
     assert!(report.hits() >= 4, "{}", report.table());
 }
 
@@ -70,7 +70,7 @@ fn a_disk_that_clones_know_by_other_names_stays_when_it_moves() {
     assert!(report.hits() >= 2, "{}", report.table());
 }
 
-/// Whatever can fail while a guest takes its disk along. A receiver is there before the hand-over only.
+/// All faults that are possible while a guest moves with its disk. A receiving QEMU exists only before the hand-over.
 const ALONG: [Kind; 8] = [
     Kind::Server,
     Kind::SourceAgent,
@@ -82,12 +82,12 @@ const ALONG: [Kind; 8] = [
     Kind::DestinationQemu,
 ];
 
-/// Plays each kind at this moment of a move with a disk along.
+/// Injects each kind of fault at this moment of a move with a disk.
 fn survive_along(kinds: &[Kind], moment: Moment) {
     let report = run_along(kinds, moment).expect("every run is played");
     assert!(report.is_good(), "{}{}", report.table(), report.findings());
     let (hits, runs) = (report.hits(), kinds.len() as u64);
-    // A process may be gone before it is found: most faults met the move.
+    // A process may have ended before it is found: most faults had a target.
     assert!(hits + 2 >= runs, "{hits} of {runs} faults had something to hit: {}", report.table());
 }
 

@@ -1,4 +1,4 @@
-//! A whole Debian, booted from the disk that moves.
+//! A whole Debian system, booted from the moving disk.
 #![cfg(feature = "lab")]
 
 use std::{fs, time::Duration};
@@ -13,7 +13,7 @@ use ferry_lab::{
     observe::{Observer, judge},
 };
 
-/// systemd starts some thirty services in software emulation.
+/// systemd starts about thirty services in software emulation.
 const BOOT: Duration = Duration::from_secs(300);
 const VERIFY: Duration = Duration::from_secs(120);
 

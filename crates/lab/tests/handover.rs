@@ -1,4 +1,4 @@
-//! What is left of a VM when its source dies in the hand-over, with libvirt's true recovery.
+//! What is left of a VM when its source dies in the hand-over, with libvirt's real recovery.
 #![cfg(feature = "lab")]
 
 use std::time::{Duration, Instant};
@@ -17,24 +17,26 @@ const BOOT: Duration = Duration::from_secs(90);
 const VERIFY: Duration = Duration::from_secs(120);
 const SECONDS_30: Duration = Duration::from_secs(30);
 const A_MINUTE: Duration = Duration::from_secs(60);
-/// A folder that each host has for itself.
+/// A folder that is local to each host.
 const LOCAL: &str = "/var/lib/libvirt/images";
-/// The source's carrier keeps the reply to Finish back for so long: the copy is complete, and nobody has said so.
+/// The source's carrier delays the reply to Finish for this long: the copy is complete, but the source does not know
+/// it.
 const KEPT_BACK: &str = "drop-finish-reply=1*sleep(10000)";
-/// The source's carrier ends libvirt's channel with the call to Finish in it, after so long: the destination never hears it.
+/// After this time, the source's carrier closes libvirt's channel with the call to Finish in it: the destination never
+/// receives the call.
 const LOST: &str = "lose-finish-call=1*return(5000)";
-/// What libvirt writes down of a VM, and that all of its memory was sent.
+/// libvirt's state file of a VM, and its mark that all of the VM's memory was sent.
 const STATUS: &str = "/run/libvirt/qemu/ticker.xml";
 const ALL_SENT: &str = "phase='perform3_done'";
 /// How long libvirt may take to end a move.
 const ENDS_WITHIN: Duration = Duration::from_secs(90);
 
-/// Two hosts, and a small guest on the first. Each move's reply to Finish is kept back.
+/// Two hosts, and a small guest on the first. Each move's reply to Finish is delayed.
 fn with_guest() -> (Observer, Ferry) {
     with_guests(2, &[("FAILPOINTS", KEPT_BACK)], &["ticker"])
 }
 
-/// Hosts, and small guests: one on each of the first.
+/// Hosts, and small guests: one on each of the first hosts.
 fn with_guests(hosts: usize, environment: &[(&str, &str)], names: &[&str]) -> (Observer, Ferry) {
     let mut ferry = Ferry::up_bare(hosts, environment).expect("hosts");
     ferry.enrol().expect("enrolled");
@@ -62,7 +64,7 @@ fn move_until_complete(ferry: &Ferry, to: &str, how: &[&str]) -> JobView {
     job
 }
 
-/// Kills every process of a host that matches, as its power does.
+/// Kills all processes of a host that match, as a power failure does.
 fn kill(host: &Host, pattern: &str) {
     wait_for(&format!("{pattern} has ended on {}", host.name), SECONDS_30, || {
         let _ = host.try_run(&["pkill", "-9", "-f", pattern]);
@@ -71,17 +73,17 @@ fn kill(host: &Host, pattern: &str) {
     .expect("ended");
 }
 
-/// The first host loses its power: nobody hears of it.
+/// Simulates a power failure of the first host, without closing its connections.
 fn power_off(ferry: &mut Ferry) {
     ferry.lab.host("kvm1").set_link(false).expect("cut off");
     ferry.kill_agent(0).expect("killed");
-    // Its mounts go with it: one that is left would hang, and take the VM's files for its own when the host is back.
+    // Its mounts must end as well: a remaining mount would hang, and use the VM's files when the host is back.
     for pattern in ["ferry-agent", &format!("^{}", libvirt_daemon()), "qemu-system", "smbnetfs"] {
         kill(ferry.lab.host("kvm1"), pattern);
     }
 }
 
-/// It comes back; its VMs do not run.
+/// Restarts the host; its VMs do not run.
 fn power_on(ferry: &mut Ferry) {
     ferry.lab.host("kvm1").set_link(true).expect("joined");
     ferry.lab.host("kvm1").start_libvirt().expect("started");
@@ -114,7 +116,7 @@ fn a_source_without_power_keeps_no_memory_and_no_slots_of_the_destination() {
     power_on(&mut ferry);
     let ended = ferry.wait_job(job.id, "it is taken back", ENDS_WITHIN, |job| job.phase.ended()).expect("it ends");
     assert_eq!(ended.phase, Phase::Failed, "{ended:#?}");
-    // What the job says, word for word.
+    // The command in the job's summary, verbatim.
     let fix = ended.summary.split('`').nth(1).unwrap_or_else(|| panic!("what to do: {ended:#?}"));
     let words: Vec<&str> = fix.split(' ').skip(1).collect();
     // The host mounts its share meanwhile.
@@ -129,7 +131,7 @@ fn a_vm_runs_again_by_itself_when_its_sources_libvirtd_died_in_the_hand_over() {
     kill(ferry.lab.host("kvm1"), &format!("^{}", libvirt_daemon()));
     let (begun, since) = (Instant::now(), now());
     ferry.lab.host("kvm1").start_libvirt().expect("started");
-    // It stood still before: what was heard then is not of this life.
+    // It was paused before: earlier heartbeats do not count.
     wait_for("it is heard again", SECONDS_30, || {
         observer.last("ticker").filter(|heard| heard.at > since && heard.host == "kvm2").map(drop)
     })
@@ -179,7 +181,7 @@ fn a_vm_runs_again_by_itself_when_its_sources_carrier_was_killed_in_the_hand_ove
     let (observer, ferry) = with_guest();
     let job = move_until_complete(&ferry, "kvm2", &[]);
     let source = ferry.lab.host("kvm1");
-    // libvirt cannot run the source's copy again, as where QEMU's locks reach from host to host.
+    // libvirt cannot resume the source's copy, as if QEMU's locks were visible between hosts.
     let taken = ferry.take_disk(source, "ticker").expect("locked");
     kill(source, "ferry-agent carry");
     wait_for("libvirt has tried in vain", ENDS_WITHIN, || {
@@ -211,7 +213,7 @@ fn a_vm_that_was_moved_on_by_hand_to_a_host_that_nobody_knows_is_not_the_sources
     let there = ferry.lab.host("kvm2");
     there.virsh(&["resume", "ticker"]).expect("run by hand");
     observer.wait_on("ticker", "kvm2", SECONDS_30).expect("it runs");
-    // As a move to a host that is not in the inventory leaves kvm2: without process and definition.
+    // The state that a move from kvm2 to a host outside of the inventory leaves: no process and no definition.
     there.virsh(&["destroy", "ticker"]).expect("it is gone");
     there.virsh(&["undefine", "ticker", "--nvram"]).expect("all of it");
     power_on(&mut ferry);
@@ -221,14 +223,14 @@ fn a_vm_that_was_moved_on_by_hand_to_a_host_that_nobody_knows_is_not_the_sources
     let starts =
         || ferry.lab.host("kvm1").try_run(&["virsh", "-c", "qemu:///system", "start", "ticker"]).expect("ends");
     assert!(starts().err.contains("held by Ferry"), "{:?}", starts());
-    // Nobody has it anywhere: what the job says, word for word.
+    // No host has it: the command in the job's summary, verbatim.
     let fix = seen.summary.split('`').find(|words| words.starts_with("ferry-agent holds release")).expect("what to do");
     let program = ferry.lab.program("ferry-agent").display().to_string();
     let words = fix.split(' ').skip(1).chain(["--config", AGENT_CONFIG]);
     let command: Vec<&str> = [program.as_str()].into_iter().chain(words).collect();
     ferry.must(&["job", "dismiss", &job.id.to_string()]).expect("dismissed");
     ferry.lab.host("kvm1").run(&command).expect("released");
-    // It is the source's by somebody's word. The host mounts its share meanwhile.
+    // The administrator has declared that the source has it. The host mounts its share meanwhile.
     wait_for("it starts", SECONDS_30, || Said::ok(&starts()).then_some(()))
         .unwrap_or_else(|_| panic!("{:?}", starts()));
     observer.wait_on("ticker", "kvm1", BOOT).expect("it runs at the source");

@@ -1,4 +1,4 @@
-//! What the lab's hosts have of a real host.
+//! Properties that the lab's hosts share with real hosts.
 #![cfg(feature = "lab")]
 
 use ferry_lab::{

@@ -1,4 +1,4 @@
-//! Jobs on real hosts: several at once, and a management channel that is cut after any message.
+//! Jobs on real hosts: several at the same time, and a management channel that is cut after any message.
 #![cfg(feature = "lab")]
 
 use std::{
@@ -26,7 +26,7 @@ fn tiny(name: &str, address: u8) -> Ticker {
     Ticker { memory_mib: 128, pattern_mib: 12, dirty_mib_per_s: 1, ..Ticker::new(name, address) }
 }
 
-/// When a VM began to arrive at a host, and when it ran there, as lines of `virsh event --timestamp` say.
+/// When a VM began to arrive at a host, and when it ran there, according to the lines of `virsh event --timestamp`.
 fn arrivals(events: &str) -> Vec<(String, String, String)> {
     let mut begun = BTreeMap::new();
     let mut arrivals = Vec::new();
@@ -44,7 +44,7 @@ fn arrivals(events: &str) -> Vec<(String, String, String)> {
     arrivals
 }
 
-/// How many were under way at once, at most. Times are text of one form, so they compare.
+/// The largest number of simultaneous arrivals. Times are strings of one format, so they can be compared.
 fn most_at_once(arrivals: &[(String, String, String)]) -> usize {
     arrivals
         .iter()
@@ -103,7 +103,7 @@ fn wherever_the_management_channel_is_cut_the_vm_runs_once() {
     };
     let mut outcomes = Vec::new();
     let mut verified = 0;
-    // Where the last job said that it is; that it is heard from there alone was waited for.
+    // The host that the last job reported; the test waited until the guest was heard only from there.
     let mut at = "kvm1".to_owned();
     for direction in ["call", "reply"] {
         for number in 1..40 {

@@ -1,4 +1,5 @@
-//! What libvirt's other drivers give a VM: networks and volumes of storage pools; and what libvirt knows of a VM.
+//! Features of VMs from libvirt's other drivers, networks and volumes of storage pools; and libvirt's knowledge of a
+//! VM.
 #![cfg(feature = "lab")]
 
 use std::{fs, time::Duration};
@@ -31,7 +32,7 @@ fn small(name: &str, address: u8) -> Ticker {
     Ticker { memory_mib: 256, pattern_mib: 24, dirty_mib_per_s: 2, ..Ticker::new(name, address) }
 }
 
-/// Gives a host the network `lan`, whose VMs are on its bridge.
+/// Gives a host the network `lan`, which connects its VMs to the host's bridge.
 fn add_network(host: &Host) {
     let xml = "<network><name>lan</name><forward mode='bridge'/><bridge name='br0'/></network>";
     fs::write(host.path("/run/lan.xml"), xml).expect("written");
@@ -83,7 +84,7 @@ fn a_vm_of_a_network_and_a_storage_pool_moves_there_and_back() {
     judge(&observer.heard("ticker")).expect("no promise is broken");
 }
 
-/// Takes what `ferry-agent setup` wrote out of libvirt's configuration: what an old libvirt makes of it.
+/// Removes the settings of `ferry-agent setup` from libvirt's configuration, so that it behaves like an old libvirt.
 fn forget_shared_file_systems(host: &Host) {
     let conf = host.folder.join("etc-libvirt/qemu.conf");
     let text = fs::read_to_string(&conf).expect("there");
@@ -113,7 +114,7 @@ fn an_old_libvirt_moves_a_vm_on_ferrys_word_alone() {
     observer.wait_verified("ticker", 1, VERIFY).expect("verified");
     judge(&observer.heard("ticker")).expect("no promise is broken");
 
-    // With writes that may be in the source's page cache only, nobody vouches.
+    // If writes may be only in the source's page cache, Ferry does not vouch.
     let cached = small("cached", 102);
     let definition = cached.prepare(&ferry.lab, &ferry.files.share, &mount).expect("prepared");
     let home = &ferry.lab.hosts[0];
@@ -129,14 +130,14 @@ fn an_old_libvirt_moves_a_vm_on_ferrys_word_alone() {
     observer.wait_on("cached", "kvm1", SECONDS_20).expect("it runs where it was");
 }
 
-/// QEMU tells of a disk's errors once a second at most.
+/// QEMU reports disk errors once a second at most.
 const ERRORS_TOLD: Duration = Duration::from_secs(1);
-/// A machine that is busy may take longer than that for what must come between two of them.
+/// A busy machine may need more than that for the steps between two errors.
 const ATTEMPTS: u32 = 5;
 const STOPPED_BY_AN_ERROR: &str = "paused (I/O error)";
 
-/// Starts a guest for whose disk there is no room, has it fail twice within a second, and runs it with room. Whether libvirt
-/// takes it for stopped afterwards, though it is heard.
+/// Starts a guest whose disk has no space, makes it fail twice within a second, and resumes it with free space. Returns
+/// whether libvirt then takes it for stopped although it is heard.
 fn is_told_late(host: &Host, ticker: &Ticker, observer: &Observer) -> bool {
     let state =
         || host.virsh(&["domstate", "--reason", "ticker"]).map(|said| said.trim().to_owned()).unwrap_or_default();
@@ -144,7 +145,7 @@ fn is_told_late(host: &Host, ticker: &Ticker, observer: &Observer) -> bool {
     host.virsh(&["start", "ticker"]).expect("started");
     wait_for("it finds no room", BOOT, || (state() == STOPPED_BY_AN_ERROR).then_some(())).expect("it stops");
     host.virsh(&["resume", "ticker"]).expect("it runs");
-    // libvirt hears that it stopped, and not why.
+    // libvirt learns that it stopped, but not why.
     wait_for("it finds none again", ERRORS_TOLD, || state().starts_with("paused").then_some(()))
         .expect("it stops again");
     host.unfill().expect("there is room");
@@ -177,7 +178,7 @@ fn a_vm_that_runs_and_of_whose_disks_error_libvirt_hears_late_is_seen_to_run() {
     wait_for("it is seen to run", SECONDS_20, || (shown() == VmState::Running).then_some(())).expect("it is");
     assert_eq!(home.virsh(&["domstate", "ticker"]).expect("told").trim(), "running");
 
-    // For that it is stopped for a moment. An agent that dies in it leaves it so.
+    // For that, the agent stops the VM for a moment. An agent that dies at that moment leaves it stopped.
     home.virsh(&["qemu-monitor-command", "ticker", r#"{"execute":"stop"}"#]).expect("stopped");
     let silent = || observer.runs_on("ticker").is_empty().then_some(());
     wait_for("it stands still", SECONDS_20, silent).expect("it does");

@@ -42,7 +42,7 @@ fn with_guest(ticker: &Ticker) -> (Observer, Ferry) {
 fn a_vm_goes_on_by_itself_when_its_file_server_is_back() {
     let (observer, ferry) = with_guest(&small("ticker", 101));
     ferry.files.stop().expect("stopped");
-    // QEMU stops it. Whoever asks before its agent has seen that the share is away meets it running again for a moment.
+    // QEMU stops it. Until its agent has noticed that the share is down, it may resume the VM for a moment.
     let stands_still = || {
         let tried: Vec<Candidate> = ferry.json(&["vm", "migrate", "ticker", "--to", "kvm2", "--dry-run"]).ok()?;
         let found = tried[0].findings.iter().find(|finding| finding.id == FindingId::VmPaused)?;
@@ -77,7 +77,7 @@ fn a_vm_moves_there_and_back_ten_times() {
     }
     observer.wait_verified("ticker", 1, VERIFY).expect("verified");
     judge(&observer.heard("ticker")).expect("no promise is broken");
-    // Definition and autostart came home, and nothing is left where it was.
+    // Definition and autostart came back, and nothing is left on the other host.
     let (home, away) = (&ferry.lab.hosts[0], &ferry.lab.hosts[1]);
     assert!(home.virsh(&["dominfo", "ticker"]).expect("known").contains("enable"), "autostart followed the VM");
     assert_eq!(away.virsh(&["list", "--all", "--name"]).expect("listed").trim(), "");
@@ -93,8 +93,8 @@ fn what_is_measured_of_a_move_is_seen_from_outside_too() {
     let measured = measure(&ferry, &observer, &ticker, "kvm2", &[], None).expect("every promise is kept");
     assert!(measured.pages_verified > 6_000 && measured.sectors_verified > 100, "{measured:?}");
     assert!(measured.wire_bytes > 24 << 20, "the pattern alone is 24 MiB: {measured:?}");
-    // A heart beats every 10 ms; what Ferry calls downtime is what the guest was silent, give or take some beats
-    // on a busy machine.
+    // Heartbeats come every 10 ms; Ferry's downtime equals the guest's silence, within several heartbeats on a busy
+    // machine.
     assert!(measured.guest_gap_ms + 20 >= measured.downtime_ms, "{measured:?}");
 }
 
@@ -140,7 +140,7 @@ fn a_vm_whose_disk_something_else_has_at_the_destination_runs_on_at_the_source()
     assert_eq!(job.phase, Phase::Succeeded, "{job:?}");
     observer.wait_on("ticker", "kvm2", SECONDS_20).expect("it runs there");
     judge(&observer.heard("ticker")).expect("never heard from two hosts");
-    // Where all is well QEMU is not asked past libvirt.
+    // If all is well, Ferry does not query QEMU past libvirt.
     let info = away.virsh(&["dominfo", "ticker"]).expect("known");
     assert!(!info.contains("tainted"), "{info}");
 }
@@ -159,7 +159,7 @@ fn a_held_vm_cannot_be_started_by_anyone() {
     host.virsh(&["start", "ticker"]).expect("it starts");
 }
 
-/// One row of bad input: what is typed, the finding it gets, and words that the finding holds.
+/// A row of bad input: the command, the resulting finding, and words that it must contain.
 type Row<'a> = (&'a [&'a str], FindingId, &'a [&'a str]);
 
 fn refused(ferry: &Ferry, (line, id, words): &Row<'_>) {
@@ -223,7 +223,7 @@ fn bad_input_on_real_hosts_gets_a_clear_error_and_changes_nothing() {
     let candidates: Vec<Candidate> = ferry.json(&["vm", "hosts", "ticker"]).expect("listed");
     let kinds: Vec<_> = candidates.iter().map(|candidate| (candidate.host.as_str(), candidate.kind)).collect();
     assert!(kinds.contains(&("kvm2", Some(MoveKind::Live))) && kinds.contains(&("kvm1", None)), "{kinds:?}");
-    // Nothing was changed by any of it: the VM is where it was, and moves.
+    // Nothing was changed by it: the VM is where it was, and can move.
     let vms: Vec<VmView> = ferry.json(&["vm", "list"]).expect("listed");
     assert_eq!(vms.iter().map(|vm| vm.host.as_str()).collect::<Vec<_>>(), ["kvm1"]);
     let job: JobView = ferry.json(&["vm", "migrate", "ticker", "--to", "kvm2", "--wait"]).expect("it moves");

@@ -66,7 +66,7 @@ fn a_vm_that_is_shut_off_moves_with_its_files_and_an_interrupted_move_goes_on_wh
     };
     let held = images::nonzero(&real(&ferry, "kvm1", ".raw"), DiskFormat::Raw).expect("read");
 
-    // The destination's agent dies in the middle. The VM cannot be started meanwhile.
+    // The destination's agent dies during the move. The VM cannot be started meanwhile.
     ferry.lab.hosts[0].set_link_rate(Some("100mbit")).expect("shaped");
     let job: JobView = ferry.json(&line).expect("accepted");
     assert_eq!(job.kind, JobKind::Offline);
@@ -111,7 +111,7 @@ fn a_vm_that_is_shut_off_moves_with_its_files_and_an_interrupted_move_goes_on_wh
     observer.wait_on("ticker", "kvm2", BOOT).expect("it boots there");
 }
 
-/// A guest without a kernel, whose boot sector does one thing and halts.
+/// A guest without a kernel: its boot sector executes `code` and halts.
 fn boot_sector(name: &str, code: &[u8], folder: &Path) -> String {
     let disk = folder.join("disk.raw").display().to_string();
     let code: Vec<u8> = code.iter().copied().chain([0xf4, 0xeb, 0xfd]).collect();
@@ -139,9 +139,9 @@ fn a_guest_that_crashed_or_sleeps_has_a_process_and_is_neither_started_nor_moved
     let ferry = Ferry::up(2).expect("Ferry on two hosts");
     let home = &ferry.lab.hosts[0];
     let mount = ferry.mount_of(home).expect("mounted");
-    // mov dx, 0x505; mov al, 1; out dx, al: it tells its panic device that it crashed.
+    // mov dx, 0x505; mov al, 1; out dx, al: reports a crash to its panic device.
     let crashes: &[u8] = &[0xba, 0x05, 0x05, 0xb0, 0x01, 0xee];
-    // mov dx, 0x604; mov ax, 0x2400; out dx, ax: it suspends itself to memory by the q35's ACPI control register.
+    // mov dx, 0x604; mov ax, 0x2400; out dx, ax: suspends itself to memory through the q35's ACPI control register.
     let sleeps: &[u8] = &[0xba, 0x04, 0x06, 0xb8, 0x00, 0x24, 0xef];
     for (name, code, state, word, id) in [
         ("crash01", crashes, VmState::Crashed, "crashed", FindingId::VmCrashed),
@@ -179,7 +179,7 @@ fn a_guest_that_crashed_or_sleeps_has_a_process_and_is_neither_started_nor_moved
         assert_eq!(home.virsh(&["domstate", name]).expect("told"), before, "it was left as it is");
         assert!(!ferry.lab.hosts[1].virsh(&["list", "--all", "--name"]).expect("listed").contains(name));
 
-        // As its fix says.
+        // As its fix states.
         if state == VmState::Crashed {
             home.virsh(&["destroy", name]).expect("ended");
             shown(VmState::ShutOff);
@@ -211,7 +211,7 @@ fn a_template_that_a_clone_names_through_a_link_or_a_bind_mount_stays_and_the_cl
     let line = ["vm", "migrate", "golden", "--to", "kvm2", "--storage", LOCAL, "--offline"];
     let tried = || -> Vec<Candidate> { ferry.json(&[&line[..], &["--dry-run"]].concat()).expect("tried") };
 
-    // Before a move, each is a refusal.
+    // Before a move, each of these aliases causes a refusal.
     let free = wait_for("it may move", SECONDS_30, || tried()[0].kind.is_some().then_some(()));
     free.expect("nothing stands against it");
     for alias in &aliases {
@@ -226,7 +226,7 @@ fn a_template_that_a_clone_names_through_a_link_or_a_bind_mount_stays_and_the_cl
         free.expect("nothing stands against it any more");
     }
 
-    // Of clones that are made during the move, neither loses its base.
+    // Clones that are defined during the move do not lose their base.
     ferry.lab.hosts[0].set_link_rate(Some("100mbit")).expect("shaped");
     let job: JobView = ferry.json(&line).expect("accepted");
     let show = |ferry: &Ferry| -> JobView { ferry.json(&["job", "show", &job.id.to_string()]).expect("known") };

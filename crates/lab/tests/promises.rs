@@ -1,4 +1,4 @@
-//! What the lab itself promises: broken promises are found, nothing is left behind, and libvirt is as the fake is.
+//! Promises of the lab itself: broken promises are detected, nothing is left behind, and libvirt behaves like the fake.
 #![cfg(feature = "lab")]
 
 use std::{
@@ -55,7 +55,7 @@ fn a_move_goes_on_while_its_agents_are_killed_and_restarted() {
     start_ticker(&ferry, &ticker, 0).expect("a guest");
     observer.wait_on("ticker", "kvm1", BOOT).expect("it boots");
     observer.wait_verified("ticker", 0, VERIFY).expect("verified");
-    // So slow that the move outlives both restarts.
+    // So slow that the move outlasts both restarts.
     ferry.lab.hosts[0].set_link_rate(Some("20mbit")).expect("shaped");
     let job: JobView = ferry.json(&["vm", "migrate", "ticker", "--to", "kvm2"]).expect("accepted");
     let id = job.id.to_string();
@@ -116,7 +116,7 @@ fn nothing_is_left_behind_when_the_owner_is_killed() {
     assert_eq!(local::attached(&folder), Vec::<PathBuf>::new(), "loop devices are given back");
 }
 
-/// The command lines of processes that name a lab's folder.
+/// The command lines of processes that contain a lab's folder.
 fn processes_of(folder: &Path) -> Vec<String> {
     let entries = fs::read_dir("/proc").into_iter().flatten().flatten();
     let lines = entries.filter_map(|entry| fs::read_to_string(entry.path().join("cmdline")).ok());
@@ -127,7 +127,7 @@ fn processes_of(folder: &Path) -> Vec<String> {
 #[test]
 fn libvirt_passes_the_hypervisor_suite() {
     let lab = Lab::up(2).expect("a lab");
-    // The suite names its disks alike on both hosts.
+    // The suite uses the same disk names on both hosts.
     let common = lab.folder.join("srv/ferry/conformance");
     fs::create_dir_all(&common).expect("made");
     let srv = lab.folder.join("srv").display().to_string();

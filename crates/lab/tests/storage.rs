@@ -1,4 +1,4 @@
-//! Disks of running VMs move on real hosts: libvirt, QEMU, Samba, and a guest that writes the whole time.
+//! Disks of running VMs move on real hosts: libvirt, QEMU, Samba, and a guest that writes all the time.
 #![cfg(feature = "lab")]
 
 use std::time::Duration;
@@ -20,7 +20,7 @@ use ferry_lab::{
 const BOOT: Duration = Duration::from_secs(90);
 const VERIFY: Duration = Duration::from_secs(120);
 const SECONDS_30: Duration = Duration::from_secs(30);
-/// A folder that only the host has.
+/// A folder that is local to the host.
 const LOCAL: &str = "/var/lib/libvirt/images";
 const SHARE: &str = "\\\\fs1.ferry.lab\\vms\\";
 
@@ -42,14 +42,14 @@ fn with_guest(environment: &[(&str, &str)]) -> (Observer, Ferry) {
     (observer, ferry)
 }
 
-/// The file of the guest's disk, as libvirt says.
+/// The file of the guest's disk, according to libvirt.
 fn disk(ferry: &Ferry) -> String {
     let list = ferry.lab.hosts[0].virsh(&["domblklist", "ticker"]).expect("listed");
     let line = list.lines().find(|line| line.trim_start().starts_with("vda")).expect("a disk");
     line.split_whitespace().nth(1).expect("a path").to_owned()
 }
 
-/// Bytes that a file of the host takes; `None` if it is not there.
+/// The allocated size of the host's file; `None` if it does not exist.
 fn takes(ferry: &Ferry, path: &str) -> Option<u64> {
     let said = ferry.lab.hosts[0].try_run(&["stat", "-c", "%b", path]).expect("run");
     said.ok().then(|| said.out.trim().parse::<u64>().expect("a number") * 512)
@@ -80,13 +80,13 @@ fn a_disk_moves_between_the_share_and_the_host_in_both_formats_while_the_guest_w
         observer.wait_verified("ticker", verified, VERIFY).expect("verified");
         judge(&observer.heard("ticker")).expect("no promise is broken");
         if to == LOCAL {
-            // The guest writes few of its 64 MiB.
+            // The guest writes only a small part of its 64 MiB.
             let took = takes(&ferry, &path).expect("there");
             eprintln!("{format} on the host takes {took} bytes");
             assert!(took < 8 << 20, "{format} takes {took} bytes");
         }
     }
-    // Its files lie on the share again: it moves on.
+    // Its files are on the share again: it can move to another host.
     let job: JobView = ferry.json(&["vm", "migrate", "ticker", "--to", "kvm2", "--wait"]).expect("it ends");
     assert_eq!(job.phase, Phase::Succeeded, "{job:#?}");
     observer.wait_on("ticker", "kvm2", SECONDS_30).expect("it runs there alone");

@@ -1,4 +1,5 @@
-//! Moves of disks that meet a fault on real hosts: the VM runs on, every disk is whole, and the job says how it stands.
+//! Moves of disks with a fault on real hosts: the VM keeps running, every disk is intact, and the job reports its
+//! state.
 #![cfg(feature = "lab")]
 
 use ferry_core::{
@@ -14,7 +15,7 @@ use ferry_lab::{
 };
 
 const TOGETHER_KIB: u32 = 4;
-/// So much that faults meet a copy in its middle.
+/// Enough data that faults happen in the middle of a copy.
 const DATA_MIB: u32 = 48;
 
 fn with_data(place: Place) -> Disk {
@@ -25,7 +26,7 @@ fn is_copied(job: &JobView, least: u64) -> bool {
     job.disks.first().is_some_and(|disk| disk.stage == DiskStage::Copying && disk.copied.0 >= least)
 }
 
-/// The disk is where it was and as it was, and nothing of the move is left.
+/// Checks that the disk is where it was and unchanged, and that nothing of the move is left.
 fn assert_untouched(site: &Site, job: &JobView, old: &str, new: &str) {
     assert_eq!(site.disk("vda").expect("a disk"), old);
     assert!(job.summary.contains("on kvm1 has its old files"), "{}", job.summary);
@@ -38,7 +39,7 @@ fn assert_untouched(site: &Site, job: &JobView, old: &str, new: &str) {
 fn a_place_that_gets_full_in_the_middle_fails_the_job_and_not_the_vm() {
     let site = Site::up(vec![with_data(Place::Share)], TOGETHER_KIB, "").expect("a guest");
     let old = site.disk("vda").expect("a disk");
-    // What is known to be too much is refused, with the folder that is full.
+    // A move that needs too much space is refused, with the full folder in the message.
     site.host().fill(8 << 20).expect("filled");
     let said = site.ferry.ferry(&["vm", "move-storage", VM, "--to", LOCAL, "--dry-run"]).expect("run");
     let told = format!("{}{}", said.out, said.err);
@@ -55,7 +56,7 @@ fn a_place_that_gets_full_in_the_middle_fails_the_job_and_not_the_vm() {
     assert!(ended.summary.contains("has 0 MiB left") || ended.summary.contains("No space left"), "{}", ended.summary);
     assert_untouched(&site, &ended, &old, &format!("{LOCAL}/disk.raw"));
 
-    // With room again it is done by another attempt.
+    // With free space, another attempt succeeds.
     site.host().unfill().expect("emptied");
     let again: JobView = site.ferry.json(&["job", "restart", &job.id.to_string(), "--wait"]).expect("it ends");
     assert_eq!(again.phase, Phase::Succeeded, "{again:#?}");
@@ -102,7 +103,7 @@ fn a_cancelled_move_leaves_the_old_file_until_it_is_too_late() {
     assert_eq!(ended.phase, Phase::Cancelled, "{ended:#?}");
     assert_untouched(&site, &ended, &old, &new);
 
-    // The copy is complete, and nothing is switched over yet: it may still be cancelled.
+    // The copy is complete, and no disk is pivoted yet: the move can still be cancelled.
     let job = site.start_move(&["--disk", &wanted]).expect("accepted");
     site.wait_job(job.id, "it is ready", |job| job.disks.first().is_some_and(|disk| disk.stage == DiskStage::Ready))
         .expect("it is");
@@ -111,7 +112,7 @@ fn a_cancelled_move_leaves_the_old_file_until_it_is_too_late() {
     assert_eq!(ended.phase, Phase::Cancelled, "{ended:#?}");
     assert_untouched(&site, &ended, &old, &new);
 
-    // It is being switched over: too late.
+    // The disk is being pivoted: it is too late.
     let job = site.start_move(&["--disk", &wanted]).expect("accepted");
     site.wait_written(job.id, "switching").expect("it is");
     let said = cancel(&job);

@@ -1,4 +1,4 @@
-//! Agent and server are killed in each phase of a move of disks on real hosts, also between two disks.
+//! Agent and server are killed in each phase of a move of disks on real hosts, including between two disks.
 #![cfg(feature = "lab")]
 
 use std::time::{Duration, Instant};
@@ -12,23 +12,23 @@ use ferry_lab::{
 };
 
 const SOON: Duration = Duration::from_secs(30);
-/// Sectors lie so far apart that they are all over a disk of 64 MiB.
+/// Distance of sectors that distributes them over a disk of 64 MiB.
 const ALL_OVER_KIB: u32 = 512;
 
-/// What is seen when a move is where it is to be killed.
+/// What is observed when a move has reached the phase in which it is interrupted.
 #[derive(Clone, Copy, Debug)]
 enum Seen {
-    /// The new file is there.
+    /// The new file exists.
     Made,
     /// A part is copied.
     Copying,
     /// Everything is copied.
     Ready,
-    /// The agent wrote it down.
+    /// The agent's journal contains this.
     Written(&'static str),
-    /// libvirt says that the disk uses the new file.
+    /// According to libvirt, the disk uses the new file.
     Switched,
-    /// The old file is gone.
+    /// The old file is removed.
     Removed,
     /// The agent has forgotten the move.
     Released,
@@ -76,13 +76,13 @@ impl Turn {
         }
     }
 
-    /// It was held there: it would have ended by now.
+    /// The failpoint held it: otherwise it would have ended by now.
     fn assert_open(&self, site: &Site) {
         let job = site.job(self.job.id).expect("known");
         assert!(!job.phase.ended(), "{job:#?}");
     }
 
-    /// It ends as `expected`, with the VM on one whole file and the other gone.
+    /// Checks that it ends as `expected`, with the VM on one intact file and the other file removed.
     fn check(&self, site: &Site, expected: Phase, row: &str) {
         let ended = site.wait_ended(self.job.id).unwrap_or_else(|error| panic!("{row}: {error}"));
         assert_eq!(ended.phase, expected, "{row}: {ended:#?}");
@@ -97,7 +97,7 @@ impl Turn {
 fn an_agent_killed_in_any_phase_of_a_storage_move_loses_nothing() {
     let mut site = Site::up(vec![Disk::new(Place::Local, Raw)], ALL_OVER_KIB, "").expect("a guest");
     for (point, seen, expected) in [
-        // Nothing was begun: what was made is taken back.
+        // The copy had not begun: the new file is removed.
         ("agent-prepared-storage=pause", Seen::Made, Phase::Failed),
         ("", Seen::Copying, Phase::Succeeded),
         ("agent-storage-ready=pause", Seen::Ready, Phase::Succeeded),
@@ -141,7 +141,7 @@ fn a_server_killed_in_any_phase_of_a_storage_move_goes_on_with_it() {
     }
 }
 
-/// Both disks of the guest, and where they go.
+/// Both disks of the guest, and their destinations.
 struct Pair {
     job: JobView,
     old: [String; 2],
@@ -157,7 +157,7 @@ impl Pair {
         Self { job, old, new: ["disk", "disk-vdb"].map(|name| format!("{LOCAL}/{name}.{format}")) }
     }
 
-    /// One is switched over, the other is not, and nothing is removed that may still be needed.
+    /// Waits until one disk is pivoted and the other is not, and nothing is removed that may still be needed.
     fn wait_between(&self, site: &Site) {
         let switched = wait_for("the first is switched over", SOON, || {
             site.disk("vda").is_ok_and(|path| path == self.new[0]).then_some(())
@@ -189,7 +189,7 @@ fn between_two_disks_agent_and_server_die_and_the_rest_is_moved_after() {
     let disks = vec![Disk::new(Place::Local, Raw); 2];
     let mut site = Site::up(disks, ALL_OVER_KIB, "agent-storage-pivoted=pause").expect("a guest");
 
-    // The agent dies: nobody switches the other disk over; the VM runs with one of each.
+    // The agent dies: the other disk is not pivoted, and the VM runs with one old and one new file.
     let pair = Pair::start(&site);
     pair.wait_between(&site);
     site.kill_agent().expect("killed");
@@ -198,11 +198,11 @@ fn between_two_disks_agent_and_server_die_and_the_rest_is_moved_after() {
     pair.assert_between(&site);
     site.verify().expect("it runs on both");
     pair.assert_between(&site);
-    // After its first switch-over it takes its time, so that the server can die in it.
+    // Delayed after its first pivot, so that the server can be killed meanwhile.
     site.start_agent("agent-storage-pivoted=1*off->1*sleep(6000)").expect("started again");
     pair.assert_moved(&site, &site.wait_ended(pair.job.id).expect("it ends"));
 
-    // The server dies: the agent goes on, and the next life of the server hears of it.
+    // The server dies: the agent continues, and the restarted server learns of it.
     let pair = Pair::start(&site);
     pair.wait_between(&site);
     site.ferry.server.kill();

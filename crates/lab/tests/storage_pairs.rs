@@ -1,4 +1,4 @@
-//! Disks of a running VM go everywhere they can go on real hosts, one or several at once, and stay thin.
+//! Disks of a running VM move between all places and formats on real hosts, one or several at a time, and stay thin.
 #![cfg(feature = "lab")]
 
 use std::time::{Duration, Instant};
@@ -15,9 +15,9 @@ use ferry_lab::{
     site::{SHARE, Site, VM},
 };
 
-/// Sectors lie so far apart that they are all over a disk of 64 MiB.
+/// Distance of sectors that distributes them over a disk of 64 MiB.
 const ALL_OVER_KIB: u32 = 512;
-/// Sectors lie together.
+/// Adjacent sectors.
 const TOGETHER_KIB: u32 = 4;
 
 fn succeeded(site: &Site, job: &JobView) -> JobView {
@@ -31,7 +31,7 @@ fn succeeded(site: &Site, job: &JobView) -> JobView {
 fn a_disk_goes_from_every_place_and_format_to_every_other() {
     let site = Site::up(vec![Disk::new(Place::Local, Raw)], ALL_OVER_KIB, "").expect("a guest");
     let nodes = [(LOCAL, Raw), (LOCAL, Qcow2), (SHARE, Raw), (SHARE, Qcow2)];
-    // A walk over every ordered pair, once.
+    // A walk that covers every ordered pair once.
     let walk = [0, 1, 0, 2, 0, 3, 1, 2, 1, 3, 2, 3, 0];
     let mut pairs: Vec<(usize, usize)> = walk.windows(2).map(|pair| (pair[0], pair[1])).collect();
     let mut written = 0;
@@ -48,7 +48,7 @@ fn a_disk_goes_from_every_place_and_format_to_every_other() {
         let path = site.disk("vda").expect("a disk");
         assert!(path.ends_with(&format!("disk.{}", format.name())), "{path}");
         assert_eq!(path.starts_with(LOCAL), place == LOCAL, "{path}");
-        // A file server may keep owners of its own.
+        // A file server may set owners of its own.
         let on_host = before.starts_with(LOCAL) && place == LOCAL;
         assert!(!on_host || owner(&path) == owned, "{path} belongs to {}, {before} belonged to {owned}", owner(&path));
         assert!(!site.real(&before).exists(), "{before} is left");
@@ -60,7 +60,7 @@ fn a_disk_goes_from_every_place_and_format_to_every_other() {
             begun.elapsed().as_millis()
         );
     }
-    // A single move may be over between two of its writes on a busy machine.
+    // On a busy machine, a single move may end between two writes.
     assert!(written >= 100, "the guest wrote {written} sectors during the moves");
     pairs.sort_unstable();
     pairs.dedup();
@@ -79,7 +79,7 @@ fn a_vm_with_three_disks_moves_whole_and_then_one_disk_alone() {
     let files = || devices.map(|device| site.disk(device).expect("a disk"));
     let before = files();
     let job = site.start_move(&["--to", LOCAL, "--bandwidth", "16"]).expect("accepted");
-    // Each has its own progress: vdc still copies when what holds little is ready.
+    // Each has its own progress: vdc is still being copied when disks with little data are ready.
     let under_way = site.wait_job(job.id, "three disks are copied", |job| {
         job.disks.len() == 3
             && job.disks.iter().all(|disk| disk.copied.0 > 0)
@@ -119,7 +119,7 @@ fn sixty_four_gibibytes_with_little_in_them_stay_thin_and_move_within_three_minu
     assert!(took < Duration::from_secs(180), "{took:?}");
     site.verify().expect("verified");
     let files = ["vdb", "vdc"].map(|device| site.real(&site.disk(device).expect("a disk")));
-    // Nobody writes any more, so that what is counted is what is there.
+    // The guest writes no more, so that the counts are final.
     site.host().virsh(&["destroy", VM]).expect("ended");
     for (file, format) in [(&files[0], Raw), (&files[1], Qcow2)] {
         let (takes, holds) = (allocated(file).expect("there"), nonzero(file, format).expect("read"));

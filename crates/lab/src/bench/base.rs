@@ -1,5 +1,5 @@
-//! `base`: the ticker of 512 MiB, Ferry against `virsh migrate --live --p2p`, on an unshaped link, which the machine's
-//! processors fill, and at 1 Gb/s, where the link does.
+//! `base`: moves the 512 MiB ticker with Ferry and with `virsh migrate --live --p2p`: on an unshaped link, where the
+//! machine's processors are the limit, and at 1 Gb/s, where the link is.
 
 use std::{fs, time::Duration};
 
@@ -19,7 +19,7 @@ use crate::{
 
 const BOOT_DEADLINE: Duration = Duration::from_secs(90);
 
-/// Measures; gives the tables.
+/// Measures, and returns the tables.
 pub(super) fn run(runs: usize) -> anyhow::Result<String> {
     let ferry = Ferry::up(2)?;
     for host in &ferry.lab.hosts {
@@ -98,7 +98,7 @@ fn one_link(
     Ok(table + &verdicts(&figures))
 }
 
-/// Gives the largest peak resident size of a carrier, too. KiB.
+/// Also returns the largest peak resident size of a carrier. KiB.
 fn move_by_ferry(ferry: &Ferry, ticker: &Ticker, to: usize) -> anyhow::Result<(JobView, u64)> {
     let destination = &ferry.lab.hosts[to].name;
     let moving = ferry.command(&["--json", "vm", "migrate", &ticker.name, "--to", destination, "--wait"])?;
@@ -116,7 +116,7 @@ fn move_by_ferry(ferry: &Ferry, ticker: &Ticker, to: usize) -> anyhow::Result<(J
     Ok((job, peak))
 }
 
-/// The largest peak resident size among the carriers that run now.
+/// The largest peak resident size of the carriers that run now.
 fn carrier_memory_kib() -> u64 {
     let entries = fs::read_dir("/proc").into_iter().flatten().flatten();
     let carriers = entries.map(|entry| entry.path()).filter(|path| {

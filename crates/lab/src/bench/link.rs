@@ -1,5 +1,5 @@
-//! `link`: a ticker of 2 GiB over long links, Ferry against `virsh migrate --live --p2p`. Both use a cable of their own, the
-//! migration network; share and server are near.
+//! `link`: moves a ticker of 2 GiB over long links, with Ferry and with `virsh migrate --live --p2p`. Both use a
+//! separate cable, the migration network; the paths to the share and to the server are short.
 
 use std::{fs, time::Duration};
 
@@ -17,14 +17,14 @@ use crate::{
 };
 
 const BOOT_DEADLINE: Duration = Duration::from_secs(180);
-/// What `ferry-agent checks` asks for on hosts with long links, for both sides.
+/// The values that `ferry-agent checks` recommends for hosts with long links, used for both sides.
 const BUFFERS: [&str; 2] = ["net.ipv4.tcp_rmem=4096 131072 33554432", "net.ipv4.tcp_wmem=4096 16384 33554432"];
 const GBIT: u64 = 1_000_000_000;
 
-/// A link that is measured.
+/// A link to measure.
 struct Link {
     title: &'static str,
-    /// Each way.
+    /// One-way delay.
     delay: Duration,
     rate: Option<u64>,
 }
@@ -35,14 +35,14 @@ const LINKS: [Link; 3] = [
     Link { title: "Unshaped, round trip 10 ms", delay: Duration::from_millis(5), rate: None },
 ];
 
-/// What is measured of a move.
+/// Measurements of a move.
 struct Moved {
     run: Run,
-    /// Of memory. Bits per second.
+    /// Speed of the memory transfer. Bits per second.
     speed: f64,
 }
 
-/// Measures; gives the tables.
+/// Measures, and returns the tables.
 pub(super) fn run(runs: usize) -> anyhow::Result<String> {
     let mut ferry = Ferry::up(2)?;
     let [one, other] = &ferry.lab.hosts[..] else { unreachable!("two were asked for") };
@@ -108,7 +108,7 @@ fn one_link(
         };
         let bytes = (device_bytes(ferry, from, cable::DEVICE)? - before) as f64;
         observer.wait_on(name, destination, Duration::from_secs(30))?;
-        // libvirt is still ending the source's copy, whose memory is large, when virsh returns.
+        // When virsh returns, libvirt is still ending the source's copy, because its memory is large.
         let back = ["vm", "migrate", name, "--to", &ferry.lab.hosts[from].name, "--dry-run"];
         wait_for("nothing stands against the way back", Duration::from_secs(30), || {
             let tried: Vec<Candidate> = ferry.json(&back).ok()?;
@@ -129,7 +129,7 @@ fn one_link(
             ("processors busy, ms", |moved| moved.run.cpu_ms),
         ],
     );
-    // As in `base` where the link bounds both.
+    // The same bound as in `base`, where the link is the limit for both.
     let bound = if link.rate.is_some() { 1.15 } else { 1.0 };
     let mut figures = vec![Figure::new("total time, ferry / virsh", sides.ratio(|moved| moved.run.total_ms), bound)];
     if let Some(rate) = link.rate {

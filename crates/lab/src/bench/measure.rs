@@ -1,4 +1,4 @@
-//! What is measured of a move, and how both sides' runs are compared.
+//! Measures moves, and compares the runs of both sides.
 
 use std::{
     fs,
@@ -14,11 +14,11 @@ use crate::{
     run::{checked, run_within},
 };
 
-/// How long one move may take: the slowest of those that are measured takes about two minutes.
+/// Time limit of one move: the slowest one measured takes about two minutes.
 pub(super) const MOVE_DEADLINE: Duration = Duration::from_secs(600);
 pub(super) const MIB: f64 = 1_048_576.0;
 
-/// Who moves.
+/// The side that moves the VM.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Side {
     Virsh,
@@ -39,9 +39,9 @@ impl Side {
 pub(super) struct Run {
     pub(super) total_ms: f64,
     pub(super) gap_ms: f64,
-    /// On the wire.
+    /// Bytes on the wire.
     pub(super) bytes: f64,
-    /// Time that the machine's processors were busy meanwhile.
+    /// Busy time of the machine's processors during the run.
     pub(super) cpu_ms: f64,
 }
 
@@ -58,15 +58,15 @@ impl Run {
     }
 }
 
-/// Both sides' runs.
+/// The runs of both sides.
 pub(super) struct Sides<R> {
     pub(super) plain: Vec<R>,
     pub(super) ours: Vec<R>,
 }
 
 impl<R> Sides<R> {
-    /// Runs both sides in turns, `runs` times each. Who goes first changes, so that neither always has the warm
-    /// direction.
+    /// Runs both sides alternately, `runs` times each. The order changes from round to round, so that neither side
+    /// always gets the warm direction.
     pub(super) fn alternate(
         runs: usize,
         mut one: impl FnMut(usize, Side) -> anyhow::Result<R>,
@@ -85,12 +85,12 @@ impl<R> Sides<R> {
         Ok(sides)
     }
 
-    /// The median of Ferry's runs by that of the others'.
+    /// The median of Ferry's runs divided by that of the other side.
     pub(super) fn ratio(&self, of: fn(&R) -> f64) -> f64 {
         median(self.ours.iter().map(of)) / median(self.plain.iter().map(of))
     }
 
-    /// How much longer than 1.15 × the others' guest Ferry's was silent, medians.
+    /// By how much the silence of Ferry's guest exceeds 1.15 × that of the other side, medians.
     pub(super) fn silence(&self, of: fn(&R) -> f64) -> Figure {
         let value = median(self.ours.iter().map(of)) - 1.15 * median(self.plain.iter().map(of));
         Figure::new("guest silent, ferry − 1.15 × virsh, ms", value, 100.0)
@@ -105,10 +105,10 @@ impl<R> Sides<R> {
     }
 }
 
-/// A row of a table: its name, and what of a run stands in it.
+/// A row of a table: its name, and its value from a run.
 pub(super) type Row<R> = (&'static str, fn(&R) -> f64);
 
-/// Median, least and most.
+/// Median, minimum and maximum.
 pub(super) fn range<R>(runs: &[R], of: fn(&R) -> f64) -> String {
     let (least, most) =
         runs.iter().map(of).fold((f64::MAX, 0.0_f64), |(least, most), value| (least.min(value), most.max(value)));
@@ -125,7 +125,7 @@ pub(super) fn median(values: impl IntoIterator<Item = f64>) -> f64 {
     }
 }
 
-/// What a figure may be, and what it was.
+/// A measured value with its bound.
 pub(super) struct Figure {
     name: &'static str,
     value: f64,
@@ -151,7 +151,7 @@ pub(super) fn verdicts(figures: &[Figure]) -> String {
     text
 }
 
-/// A move while it is measured.
+/// A move that is being measured.
 pub(super) struct Watch<'a> {
     observer: &'a Observer,
     vm: &'a str,
@@ -162,17 +162,17 @@ pub(super) struct Watch<'a> {
 
 impl<'a> Watch<'a> {
     pub(super) fn begin(observer: &'a Observer, vm: &'a str) -> anyhow::Result<Self> {
-        // What was written before is not written back during what is measured.
+        // Flush earlier writes, so that they are not written back during the measurement.
         nix::unistd::sync();
         Ok(Self { observer, vm, begun: now(), busy_ms: busy_ms()?, started: Instant::now() })
     }
 
-    /// Time since it began, and that for which the machine's processors were busy meanwhile. Milliseconds.
+    /// The time since the start, and the busy time of the machine's processors since then. Milliseconds.
     pub(super) fn end(&self) -> anyhow::Result<(f64, f64)> {
         Ok((self.started.elapsed().as_secs_f64() * 1_000.0, busy_ms()? - self.busy_ms))
     }
 
-    /// The longest silence of the guest since it began. Milliseconds.
+    /// The longest silence of the guest since the start. Milliseconds.
     pub(super) fn gap_ms(&self) -> anyhow::Result<f64> {
         let heard = self.observer.heard(self.vm);
         let around: Vec<Heard> = heard.into_iter().filter(|heard| heard.at >= self.begun).collect();
@@ -180,23 +180,23 @@ impl<'a> Watch<'a> {
     }
 }
 
-/// Time that the machine's processors were busy since it started, all together.
+/// Busy time of all processors of the machine since its boot.
 pub(super) fn busy_ms() -> anyhow::Result<f64> {
     let text = fs::read_to_string("/proc/stat")?;
     let line = text.lines().next().context("/proc/stat is empty")?;
     let ticks: Vec<f64> = line.split_whitespace().skip(1).map_while(|word| word.parse().ok()).collect();
-    // user, nice, system, idle, iowait, irq, softirq: all but the two that are idle. A tick is 10 ms.
+    // user, nice, system, idle, iowait, irq, softirq: all except idle and iowait. A tick is 10 ms.
     let busy = ticks.iter().enumerate().filter(|(index, _)| ![3, 4].contains(index)).map(|(_, ticks)| ticks);
     Ok(busy.sum::<f64>() * 10.0)
 }
 
-/// Bytes that a host sent through one of its devices.
+/// Bytes that a host has sent through one of its devices.
 pub(super) fn device_bytes(ferry: &Ferry, host: usize, device: &str) -> anyhow::Result<u64> {
     let text = ferry.lab.hosts[host].run(&["cat", &format!("/sys/class/net/{device}/statistics/tx_bytes")])?;
     Ok(text.trim().parse()?)
 }
 
-/// Runs a line of Ferry's command line that waits for its job, which must end well.
+/// Runs a command of Ferry's command line that waits for its job; the job must succeed.
 pub(super) fn job(ferry: &Ferry, line: &[&str]) -> anyhow::Result<JobView> {
     let mut words = vec!["--json"];
     words.extend(line);
@@ -206,8 +206,8 @@ pub(super) fn job(ferry: &Ferry, line: &[&str]) -> anyhow::Result<JobView> {
     Ok(serde_json::from_str(said.out.lines().last().unwrap_or_default())?)
 }
 
-/// Moves a VM by `virsh migrate --live --p2p` with `more` options to a host that is called `address`. What its definition
-/// names on the share is translated: it lies elsewhere on each host.
+/// Moves a VM by `virsh migrate --live --p2p` with the options `more` to the host at `address`. Paths on the share are
+/// translated in its definition, because the share is mounted at different paths on the hosts.
 pub(crate) fn virsh_migrate(
     ferry: &Ferry,
     vm: &str,
@@ -231,7 +231,7 @@ pub(crate) fn virsh_migrate(
     Ok(Ready(command))
 }
 
-/// A command that is ready to be measured.
+/// A prepared command, ready to be measured.
 pub(crate) struct Ready(pub(super) std::process::Command);
 
 impl Ready {

@@ -1,4 +1,5 @@
-//! Benchmarks: Ferry against what is there without it, in one lab, alternating, so that the machine's noise meets both.
+//! Benchmarks of Ferry against plain libvirt tools, in the same lab, alternating, so that the machine's noise affects
+//! both equally.
 
 mod base;
 mod link;
@@ -12,21 +13,21 @@ use clap::ValueEnum;
 
 pub(crate) use self::measure::virsh_migrate;
 
-/// What is measured.
+/// The benchmark to run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum Bench {
     /// One move of a ticker guest of 512 MiB over the share.
     Base,
     /// One move of a ticker guest of 2 GiB over long links.
     Link,
-    /// Moves of disks: on one host, with their VM to another, and again after they were cut off.
+    /// Moves of disks: on one host, together with their VM to another host, and again after an interruption.
     Storage,
 }
 
-/// Measures, prints the tables, and writes them to `report`, too.
+/// Measures, prints the tables, and also writes them to `report`.
 ///
 /// # Errors
-/// What failed; a figure that is not met is told, and is no error of the bench.
+/// What failed. A missed bound is reported in the tables, and is not an error of the benchmark.
 pub fn run(bench: Bench, runs: usize, report: Option<&Path>) -> anyhow::Result<()> {
     ensure!(runs > 0, "Nothing is measured in no runs");
     let (name, tables) = match bench {

@@ -1,5 +1,5 @@
-//! `storage`: disks move while their VM runs. On one host against `virsh blockcopy`; with the VM to a host that shares
-//! nothing, against `virsh migrate --copy-storage-all`; and once more after a move was cut off.
+//! `storage`: moves disks of a running VM. On one host against `virsh blockcopy`; together with the VM to a host that
+//! shares no storage, against `virsh migrate --copy-storage-all`; and again after an interrupted move.
 
 use std::{
     fs,
@@ -31,34 +31,34 @@ use crate::{
 };
 
 const BOOT_DEADLINE: Duration = Duration::from_secs(90);
-/// systemd starts some thirty services in software emulation.
+/// systemd starts about thirty services in software emulation.
 const DEBIAN_BOOT_DEADLINE: Duration = Duration::from_secs(300);
 const VERIFY_DEADLINE: Duration = Duration::from_secs(180);
 const SECONDS_30: Duration = Duration::from_secs(30);
-/// What of a ticker's disk, twice as large, holds data that do not compress. On one host so much that the half second
-/// by which `virsh blockcopy --wait` may be late counts little.
+/// Incompressible data on a ticker's disk, which is twice as large. For moves on one host, enough that the half second
+/// by which `virsh blockcopy --wait` may be late is negligible.
 const COPIED_MIB: u32 = 1200;
 const CUT_MIB: u32 = 400;
-/// A move that is cut off is slowed so far that it can be seen where it is.
+/// A move that will be interrupted is slowed, so that its progress can be observed.
 const CUT_MIB_PER_S: &str = "48";
 
-/// Measures; gives the tables.
+/// Measures, and returns the tables.
 pub(super) fn run(runs: usize) -> anyhow::Result<String> {
     Ok(on_one_host(runs)? + &shared_nothing(runs)? + &after_a_cut(runs)?)
 }
 
-/// Where the time of a job went.
+/// Prints the time that each step of a job took.
 fn tell_steps(job: &JobView) {
     let took = |step: &StepView| Some(format!("{} {} ms", step.title, step.ended_at_ms? - step.started_at_ms?));
     eprintln!("       {}", job.steps.iter().filter_map(took).collect::<Vec<_>>().join(", "));
 }
 
-/// A run that left a file.
+/// A run that produced a file.
 struct Moved {
     run: Run,
-    /// What the new file takes on its file system. Bytes.
+    /// Allocated size of the new file. Bytes.
     takes: f64,
-    /// What the old one held that is not zero, in pages. Bytes.
+    /// Non-zero pages of the old file. Bytes.
     held: f64,
 }
 
@@ -68,13 +68,13 @@ impl Moved {
         eprintln!("       the new file takes {:.1} MiB; {:.1} are not zero", self.takes / MIB, self.held / MIB);
     }
 
-    /// How much more the file takes than 1.02 × what it holds. MiB.
+    /// By how much the file's size exceeds 1.02 × its content. MiB.
     fn excess_mib(&self) -> f64 {
         (self.takes - 1.02 * self.held) / MIB
     }
 }
 
-/// What only Ferry promises: thin copies.
+/// A promise that only Ferry makes: thin copies.
 fn thin(sides: &Sides<Moved>) -> Figure {
     let most = sides.ours.iter().map(Moved::excess_mib).fold(f64::MIN, f64::max);
     Figure::new("takes, ferry − 1.02 × not zero, MiB, the most of all", most, 1.0)
@@ -106,7 +106,7 @@ fn on_one_host(runs: usize) -> anyhow::Result<String> {
         let (total_ms, cpu_ms) = watch.end()?;
         ensure!(site.disk("vda")? == new, "The disk is {}, not {new}", site.disk("vda")?);
         if side == Side::Virsh {
-            // What virsh leaves to do: the next start would take the old file.
+            // The part that virsh leaves to the administrator: otherwise the next start would use the old file.
             site.host().run(&["rm", &old])?;
             let kept = site.host().virsh(&["dumpxml", VM, "--inactive"])?.replace(&old, &new);
             fs::write(site.host().path("/run/kept.xml"), kept)?;
@@ -138,8 +138,8 @@ fn on_one_host(runs: usize) -> anyhow::Result<String> {
     Ok(format!("\n## On one host, raw, {COPIED_MIB} MiB of data in twice the size\n\n{table}{}", verdicts(&figures)))
 }
 
-/// Writes a host's own disk once, but for what the guest may need: the machine's file system gives it its blocks when
-/// they are written first, which takes several times as long as to write them again.
+/// Writes a host's own disk once, except for the space that the guest may need: the machine's file system allocates
+/// blocks at their first write, which takes several times as long as rewriting them.
 fn write_everywhere(host: &Host) -> anyhow::Result<()> {
     let folder = local::FOLDER;
     let line = format!(
@@ -159,7 +159,7 @@ fn disk(data_mib: u32) -> Disk {
 struct Pair {
     observer: Observer,
     guest: Ticker,
-    /// Where it is.
+    /// The index of its host.
     at: usize,
     ferry: Ferry,
 }
@@ -181,7 +181,7 @@ impl Pair {
         &self.ferry.lab.hosts[host].name
     }
 
-    /// The file of the guest's disk on the host where it is, as libvirt says.
+    /// The file of the guest's disk on its present host, according to libvirt.
     fn disk(&self) -> anyhow::Result<String> {
         let list = self.ferry.lab.hosts[self.at].virsh(&["domblklist", &self.guest.name])?;
         let mut lines = list.lines().map(|line| line.split_whitespace().collect::<Vec<_>>());
@@ -189,12 +189,12 @@ impl Pair {
         Ok(found.with_context(|| format!("No disk vda: {list}"))?.to_owned())
     }
 
-    /// A file of the host where the guest is, as the machine reaches it.
+    /// The path, in this process's view, of a file on the guest's host.
     fn real(&self, path: &str) -> PathBuf {
         self.ferry.lab.hosts[self.at].file(path)
     }
 
-    /// Waits until the guest runs on `to` alone, knows it as Ferry does, and has verified all it has.
+    /// Waits until the guest runs only on `to`, libvirt and Ferry agree on that, and the guest has verified everything.
     fn arrived(&mut self, to: usize) -> anyhow::Result<()> {
         self.at = to;
         let name = &self.guest.name;
@@ -204,8 +204,8 @@ impl Pair {
         judge(&self.observer.heard(name)).map(drop)
     }
 
-    /// Gives the file system back what zeroes take: whoever moves the disk next shall not pay for who moved it before.
-    /// The guest stands still meanwhile.
+    /// Returns the space of zeroes to the file system, so that a move does not pay for the previous one. The guest is
+    /// paused meanwhile.
     fn make_thin(&self, path: &str) -> anyhow::Result<()> {
         let (host, name) = (&self.ferry.lab.hosts[self.at], &self.guest.name);
         host.virsh(&["suspend", name])?;
@@ -294,7 +294,7 @@ fn along_by_ferry<'a>(pair: &'a Pair, name: &'a str, to: usize) -> anyhow::Resul
     Ok((watch, ended))
 }
 
-/// With the file there before, of the same size, as the manual wants it; thin, as an administrator makes it.
+/// With an existing file of the same size, as libvirt's manual requires; thin, as an administrator creates it.
 fn along_by_virsh<'a>(
     pair: &'a Pair,
     name: &'a str,
@@ -311,7 +311,7 @@ fn along_by_virsh<'a>(
     let watch = Watch::begin(&pair.observer, name)?;
     ready.go()?;
     let ended = watch.end()?;
-    // Ferry does this, too, within the time that is measured of it.
+    // Ferry does this as well, within its measured time.
     source.run(&["rm", &disk])?;
     let told = destination.virsh(&["domjobinfo", name, "--completed"])?;
     let words = ["File processed", "Memory processed", "Iteration"];
@@ -320,14 +320,14 @@ fn along_by_virsh<'a>(
     Ok((watch, ended))
 }
 
-/// A move that was cut off, the next, and a whole one back.
+/// An interrupted move, the next move, and a complete one back.
 struct Again {
-    /// Data that the first copied before it was cut off. Bytes.
+    /// Data that the first move copied before it was interrupted. Bytes.
     copied: f64,
-    /// Bytes of the disk that the next sent.
+    /// Bytes of the disk that the next move sent.
     retry: f64,
     retry_ms: f64,
-    /// Bytes of the disk that a whole move sends.
+    /// Bytes of the disk that a complete move sends.
     whole: f64,
     whole_ms: f64,
 }
@@ -374,7 +374,7 @@ fn again_once(pair: &mut Pair) -> anyhow::Result<Again> {
     let line = ["vm", "migrate", &name, "--to", &destination, "--storage", local::FOLDER, "--bandwidth", CUT_MIB_PER_S];
     let id = pair.ferry.json::<JobView>(&line)?.id.to_string();
     let show = || pair.ferry.json::<JobView>(&["job", "show", &id]);
-    // Data lie at the front of the disk; holes behind them are looked at in no time.
+    // The data are at the front of the disk; the holes behind them are examined almost instantly.
     let enough = u64::from(CUT_MIB) * (1 << 20) * 8 / 10;
     let copied = wait_for("80 % of the data are copied", SECONDS_30, || {
         let copied = show().ok()?.disks.first()?.copied.0;
@@ -389,7 +389,7 @@ fn again_once(pair: &mut Pair) -> anyhow::Result<Again> {
     Ok(Again { copied: copied as f64, retry, retry_ms, whole, whole_ms })
 }
 
-/// Moves the guest; gives what of its disk was sent, and the time that the job took. Bytes, milliseconds.
+/// Moves the guest; returns the bytes sent of its disk, and the duration of the job in milliseconds.
 fn sent_by_move(pair: &mut Pair, to: usize) -> anyhow::Result<(f64, f64)> {
     let figures = pair.along(to, &[])?.figures.context("The job has no figures")?;
     pair.arrived(to)?;
@@ -402,7 +402,7 @@ fn sent_by_move(pair: &mut Pair, to: usize) -> anyhow::Result<(f64, f64)> {
     Ok((figures.disk_wire.0 as f64, figures.total_ms as f64))
 }
 
-/// Waits until Ferry knows that a VM is on a host, uses that file of it, and is free.
+/// Waits until Ferry knows that a VM is on a host, uses that file there, and is not moved by a job.
 fn wait_known(ferry: &Ferry, vm: &str, host: &str, file: &str) -> anyhow::Result<()> {
     wait_for(&format!("Ferry knows that {vm} uses {file} on {host}"), SECONDS_30, || {
         let view: VmView = ferry.json(&["vm", "show", vm]).ok()?;

@@ -1,10 +1,11 @@
-//! What people do to a VM that moves, past Ferry: an administrator's own `virsh`, and a guest that crashes.
+//! Events at a moving VM outside of Ferry: commands of an administrator with `virsh`, and a crash of the guest.
 //!
 //! ```text
-//! act ─▶ settle ─▶ is it off since, and by the act? ── no ──▶ judged as any other
-//!                    └─ yes ─▶ one host has it, with its newest data ─▶ `ferry vm start` ─▶ it runs, whole
+//! act ─▶ settle ─▶ is the VM off because of the act? ── no ──▶ judged like any other run
+//!                    └─ yes ─▶ one host has it, with its newest data ─▶ `ferry vm start` ─▶ it runs, intact
 //! ```
-//! A VM that an administrator ended is off. One whose incomplete copy he ended is at the source, and runs there.
+//! A VM whose process an administrator ended is off. If the process was an incomplete copy, the VM is at the source,
+//! and runs there.
 
 use std::time::{Duration, Instant};
 
@@ -23,24 +24,24 @@ use crate::{
     run::{Said, wait_for},
 };
 
-/// What was on its way when the process ended is heard for so long afterwards.
+/// After a process has ended, heartbeats in flight may be heard for this long.
 const UNDERWAY: Duration = Duration::from_millis(300);
-/// A guest that was not heard for so long stood still.
+/// A guest that was not heard for this long was paused.
 const STILL: Duration = Duration::from_millis(60);
-/// How long a guest may take to crash, and an administrator tries to start what he is refused.
+/// How long a guest may take to crash, and how long an administrator keeps trying a start that is refused.
 const CRASH_WITHIN: Duration = Duration::from_secs(3);
 const STARTS_FOR: Duration = Duration::from_secs(5);
-/// How often he is refused.
+/// How many refused attempts to start are made.
 const STARTS: u32 = 3;
-/// How long Ferry may take to see that a VM is off, and the VM to boot.
+/// How long Ferry may take to notice that a VM is off, and how long the VM may take to boot.
 const START_WITHIN: Duration = Duration::from_secs(30);
 const BOOT_WITHIN: Duration = Duration::from_secs(90);
 const LOOK_EVERY: Duration = Duration::from_millis(50);
 
-/// What was done.
+/// The act.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum What {
-    /// `virsh resume` at this host.
+    /// `virsh resume` on this host.
     Resume(usize),
     /// `virsh destroy` at the source.
     DestroySource,
@@ -83,24 +84,24 @@ impl What {
     }
 }
 
-/// An act that met the VM.
+/// An act that had an effect on the VM.
 #[derive(Clone, Debug)]
 pub struct Act {
     what: What,
     /// The guest.
     pub guest: String,
-    /// The host that it was done at.
+    /// The host on which it was done.
     host: String,
-    /// When it was done, by the machine's clock.
+    /// Its time, on the machine's clock.
     pub done: Duration,
-    /// In words.
+    /// A description.
     pub told: String,
 }
 
-/// Acts. `None`: there was nothing to act on (any more).
+/// Performs the act. `None`: it had no target, or no longer.
 ///
 /// # Errors
-/// When the lab does not take it.
+/// The lab fails to perform it.
 pub fn act(stage: &Stage, observer: &Observer, kind: Kind, aim: &Aim) -> anyhow::Result<Option<Act>> {
     let Some(what) = What::of(kind, aim) else { return Ok(None) };
     let name = &aim.guest;
@@ -110,7 +111,7 @@ pub fn act(stage: &Stage, observer: &Observer, kind: Kind, aim: &Aim) -> anyhow:
         What::DestroySource => by_virsh(source, "destroy", name)?,
         What::DestroyDestination => by_virsh(destination, "destroy", name)?,
         What::Migrate => (destination, move_on(stage, observer, aim)?),
-        // A server that is there takes the definition away within a blink of the process's end.
+        // A running server would remove the definition immediately after the process's end.
         What::Start => (source, without_server(stage, || start_what_is_held(source, name))?),
         What::Crash => crash(stage, aim)?,
     };
@@ -118,7 +119,7 @@ pub fn act(stage: &Stage, observer: &Observer, kind: Kind, aim: &Aim) -> anyhow:
     Ok(told.map(act))
 }
 
-/// Does something to a VM by `virsh`. Nothing is told when the host does not know it, or has no process of it to end.
+/// Applies a `virsh` command to a VM. Returns no description if the host does not know the VM, or has no process of it.
 fn by_virsh<'a>(host: &'a Host, verb: &str, name: &str) -> anyhow::Result<(&'a Host, Option<String>)> {
     let said = host.try_run(&["virsh", "-q", "-c", "qemu:///system", verb, name])?;
     let line = format!("`virsh {verb} {name}` on {}", host.name);
@@ -132,7 +133,7 @@ fn by_virsh<'a>(host: &'a Host, verb: &str, name: &str) -> anyhow::Result<(&'a H
     Ok((host, told))
 }
 
-/// To the host that is neither source nor destination.
+/// Moves the VM to the host that is neither source nor destination.
 fn move_on(stage: &Stage, observer: &Observer, aim: &Aim) -> anyhow::Result<Option<String>> {
     let (from, name) = (aim.destination, &aim.guest);
     if observer.last(name).is_none_or(|heard| heard.host != stage.hosts()[from].name) {
@@ -154,8 +155,8 @@ fn move_on(stage: &Stage, observer: &Observer, aim: &Aim) -> anyhow::Result<Opti
     }))
 }
 
-/// Tries to start the VM at the source, until the source does not know it any more. As long as libvirt moves it, it lets
-/// that wait, and starts it right afterwards.
+/// Tries to start the VM at the source, until the source no longer knows it. While libvirt migrates the VM, it delays
+/// the start, and starts the VM immediately afterwards.
 fn start_what_is_held(source: &Host, name: &str) -> anyhow::Result<Option<String>> {
     let (until, mut vetoed) = (Instant::now() + STARTS_FOR, 0);
     while Instant::now() < until {
@@ -174,13 +175,14 @@ fn start_what_is_held(source: &Host, name: &str) -> anyhow::Result<Option<String
     Ok((vetoed > 0).then(|| format!("`virsh start {name}` on {} (vetoed {vetoed} time(s))", source.name)))
 }
 
-/// While libvirt moves a guest it does not say that it crashed. It may run it once more, and say so afterwards.
+/// While libvirt migrates a guest it does not report a crash. It may resume the guest first, and report the crash
+/// later.
 fn crash<'a>(stage: &'a Stage, aim: &Aim) -> anyhow::Result<(&'a Host, Option<String>)> {
     let (source, destination) = (&stage.hosts()[aim.source], &stage.hosts()[aim.destination]);
     let guest = stage.guests.iter().find(|guest| guest.name == aim.guest);
     let until = Instant::now() + CRASH_WITHIN;
     while Instant::now() < until {
-        // A datagram may be lost. It crashes once, also if it is run again.
+        // A datagram may be lost. The guest crashes only once, even if it is resumed.
         if let Some(guest) = guest {
             guest.ask(&stage.ferry.lab, "crash")?;
         }
@@ -194,13 +196,13 @@ fn crash<'a>(stage: &'a Stage, aim: &Aim) -> anyhow::Result<(&'a Host, Option<St
     Ok((source, Some(format!("guest {} crashed on {}, which libvirt does not say", aim.guest, source.name))))
 }
 
-/// What libvirt says of a VM.
+/// libvirt's state of a VM.
 pub fn state(host: &Host, name: &str) -> Option<String> {
     host.virsh(&["domstate", name]).ok().map(|said| said.trim().to_owned())
 }
 
-/// Why a guest is silent by an act, and may be: it is not heard since, and what was ended was the VM; or it is `crashed` to
-/// the libvirt of the host that it was heard from last.
+/// Why an act explains a silent guest: it was not heard since, and the ended process was the VM; or `crashed` is true
+/// for the host on which it was last heard.
 pub fn excuse(heard: &[Heard], act: &Act, crashed: impl FnOnce(&str) -> bool) -> Option<String> {
     let last = heard.last()?;
     if act.what == What::Crash && crashed(&last.host) {
@@ -211,7 +213,7 @@ pub fn excuse(heard: &[Heard], act: &Act, crashed: impl FnOnce(&str) -> bool) ->
     }
     match act.what {
         What::DestroySource => Some(format!("an administrator ended it on {}", act.host)),
-        // Heard from the source until then, it was an incomplete copy that was ended.
+        // If it was heard from the source until then, the ended process was an incomplete copy.
         What::DestroyDestination if last.host == act.host || last.at + STILL < act.done => {
             Some(format!("an administrator ended it on {}", act.host))
         }
@@ -228,10 +230,10 @@ struct Has {
     defined: bool,
 }
 
-/// The host that has a VM that is off by the act.
+/// The host that has a VM that is off because of the act.
 ///
 /// # Errors
-/// When that is not one host, or it has the VM otherwise than the act left it.
+/// It is not exactly one host, or the VM is not in the state that the act left.
 fn who_has(what: What, all: &[Has]) -> Result<&str, String> {
     let having: Vec<&Has> = all.iter().filter(|has| has.process || has.defined).collect();
     let told: Vec<String> = having
@@ -248,7 +250,7 @@ fn who_has(what: What, all: &[Has]) -> Result<&str, String> {
     }
 }
 
-/// Starts a VM again that is off by the act, and judges where it was and what it has.
+/// Restarts a VM that is off because of the act, and checks where it was and what data it has.
 pub fn start_again(stage: &Stage, observer: &Observer, act: &Act) -> Vec<Case> {
     let name = &act.guest;
     let case = |broken, text: String| vec![Case { broken, text: format!("{name} {text}") }];
@@ -286,7 +288,7 @@ pub fn start_again(stage: &Stage, observer: &Observer, act: &Act) -> Vec<Case> {
     cases
 }
 
-/// What the disk holds of what the guest was told to be written before it ended.
+/// Whether the disk contains all writes that were acknowledged to the guest before it ended.
 fn newest_data(stage: &Stage, observer: &Observer, name: &str, host: &str) -> Result<(), String> {
     let told = |error: anyhow::Error| format!("{error:#}");
     let (path, format) = stage.disk_of(name, host).map_err(told)?;
@@ -331,14 +333,14 @@ mod tests {
 
     #[test]
     fn only_the_end_of_the_vm_itself_excuses_its_silence() {
-        // Silent since 1,000 ms, last heard from the source `a` or the destination `b`.
+        // Silent since 1,000 ms; last heard from the source `a` or the destination `b`.
         for (what, at, last, done_ms, excused) in [
             (What::DestroySource, "a", "a", 1_010, true),
             (What::DestroySource, "a", "a", 690, false),
             (What::DestroyDestination, "b", "b", 1_010, true),
-            // It beat at the source until the copy was ended: it must go on there.
+            // It was heard from the source until the copy was ended: it must continue there.
             (What::DestroyDestination, "b", "a", 1_010, false),
-            // It stood still in the hand-over.
+            // It was paused for the hand-over.
             (What::DestroyDestination, "b", "a", 1_100, true),
             (What::Crash, "a", "a", 1_010, true),
             (What::Resume(0), "a", "a", 1_010, false),
@@ -353,7 +355,7 @@ mod tests {
 
     #[test]
     fn a_guest_that_was_heard_after_its_crash_is_excused_where_it_is_crashed() {
-        // libvirt runs it once more when it gives up its move.
+        // libvirt resumes it once when it gives up the migration.
         let crash = |what| Act {
             what,
             guest: "vm".into(),

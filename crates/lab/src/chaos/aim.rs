@@ -1,14 +1,14 @@
-//! Whom a fault meets.
+//! The target of a fault.
 
-/// Whom a fault meets: the ends of the move that it is aimed at.
+/// The target of a fault: the ends of the move that it is aimed at.
 #[derive(Clone, Debug)]
 pub struct Aim {
     /// The guest.
     pub guest: String,
     /// The job, if it was accepted.
     pub job: Option<u64>,
-    /// The source's place among the hosts.
+    /// The source's index among the hosts.
     pub source: usize,
-    /// The destination's.
+    /// The destination's index.
     pub destination: usize,
 }

@@ -1,4 +1,4 @@
-//! A clone is defined while the disk below it moves; it knows that disk by another name.
+//! Defines a clone during a move of the disk below it; the clone knows that disk by another name.
 
 use std::path::Path;
 
@@ -15,29 +15,29 @@ use crate::{
     observe::Observer,
 };
 
-/// The clone, and what it calls the folder of the disk below it.
+/// The clone, and its name for the folder of the disk below it.
 const CLONE: &str = "chaos-clone";
 const FOLDER: &str = "/var/lib/libvirt/chaos-alias";
 
-/// A clone that was defined in time: the move had not ended.
+/// A clone that was defined in time, before the move ended.
 #[derive(Clone, Debug)]
 pub struct Aliased {
     /// The guest whose disk is the clone's base.
     guest: String,
-    /// The clone's host, by its place.
+    /// The index of the clone's host.
     host: usize,
-    /// What that host calls the base, without the alias.
+    /// The base's path on that host, without the alias.
     base: String,
     alias: Alias,
-    /// In words.
+    /// A description.
     pub told: String,
 }
 
-/// Defines a clone of the guest's disk: on the guest's host, or, of a disk on the share, on the next. Its base is named
-/// through a link or, in every other run, a bind mount. `None`: the move was past its copy.
+/// Defines a clone of the guest's disk: on the guest's host or, if the disk is on the share, on the next host. Its base
+/// is named through a link or, in every other run, a bind mount. `None`: the copy of the disk had already ended.
 ///
 /// # Errors
-/// When the lab does not take it.
+/// The lab fails to define it.
 pub fn define(stage: &Stage, aim: &Aim, run: u64) -> anyhow::Result<Option<Aliased>> {
     let Some(job) = aim.job else { return Ok(None) };
     let source = &stage.hosts()[aim.source];
@@ -67,10 +67,10 @@ pub fn define(stage: &Stage, aim: &Aim, run: u64) -> anyhow::Result<Option<Alias
 }
 
 impl Aliased {
-    /// Judges whether the base is there, and, unless a guest has it, whether the clone starts; then takes both away.
+    /// Checks that the base exists and, unless a guest has it, that the clone starts; then removes both.
     ///
     /// # Errors
-    /// When they cannot be taken away.
+    /// They cannot be removed.
     pub fn judge(&self, stage: &Stage, observer: &Observer) -> anyhow::Result<Vec<Case>> {
         let host = &stage.hosts()[self.host];
         let case = |text: String| vec![Case { broken: Broken::Lost, text }];
@@ -80,7 +80,7 @@ impl Aliased {
         let cases = if !real.is_file() {
             case(format!("{}, which a clone on {} needs, is gone", self.base, host.name))
         } else if in_use {
-            // The move came to nothing: its guest has the disk, and locks it.
+            // The move failed: its guest has the disk, and locks it.
             Vec::new()
         } else {
             let started = host.virsh(&["start", CLONE]);

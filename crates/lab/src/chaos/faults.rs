@@ -1,4 +1,4 @@
-//! Inflicts faults, and heals them.
+//! Injects faults, and repairs them.
 
 use std::{
     fs,
@@ -20,36 +20,36 @@ use super::{
 };
 use crate::{ferry::start_server, host::Host, observe::Observer, run::wait_for};
 
-/// A guest that was heard from its source so long after the destination's QEMU was stopped had not been handed over.
+/// A guest that is heard from its source within this time after the destination's QEMU was stopped was not handed over.
 const PROOF_DEADLINE: Duration = Duration::from_secs(1);
-/// How long the source's libvirtd may take from the guest's stop until it has asked the destination's to finish.
+/// How long the source's libvirtd may take, after the guest is stopped, to call Finish at the destination.
 const ASKS_WITHIN: Duration = Duration::from_secs(1);
-/// How long the destination's may take to finish then.
+/// How long the destination's libvirtd may then take to finish.
 const FINISHES_WITHIN: Duration = Duration::from_secs(5);
-/// The table that cuts a link; no other program of the lab touches it.
+/// The nftables table that cuts a link; no other program of the lab uses it.
 const CUT: &str = "chaos";
 
-/// What was done.
+/// The effect of a fault.
 pub struct Hit {
-    /// In words.
+    /// A description.
     pub told: String,
-    /// What somebody did to the VM besides, which may have ended it.
+    /// A further act on the VM, which may have ended it.
     pub act: Option<Act>,
-    /// What needs the old file of a disk that moved.
+    /// A clone that needs the old file of a migrated disk.
     pub aliased: Option<Aliased>,
 }
 
 impl Hit {
-    /// Nothing that is to be remembered.
+    /// A fault with no further consequences to check.
     pub fn plain(told: String) -> Self {
         Self { told, act: None, aliased: None }
     }
 }
 
-/// Inflicts the fault of a run. Gives what was done, or `None` when there was nothing to hit (any more).
+/// Injects the fault of a run. Returns its effect, or `None` if it had no target, or no longer.
 ///
 /// # Errors
-/// When the lab does not take it.
+/// The lab fails to inject it.
 pub fn inflict(stage: &mut Stage, observer: &Observer, kind: Kind, aim: &Aim, run: u64) -> anyhow::Result<Option<Hit>> {
     let (source, destination) = (aim.source, aim.destination);
     let at = |place: usize, stage: &Stage| stage.hosts()[place].name.clone();
@@ -105,10 +105,10 @@ pub fn inflict(stage: &mut Stage, observer: &Observer, kind: Kind, aim: &Aim, ru
     Ok(told.map(Hit::plain))
 }
 
-/// Starts again what was killed. A whole host is the stage's own business.
+/// Restarts what was killed. A whole host is restarted by the stage.
 ///
 /// # Errors
-/// What does not start.
+/// A program does not start.
 pub fn heal(stage: &mut Stage, kind: Kind, aim: &Aim) -> anyhow::Result<()> {
     match kind {
         Kind::Server => {
@@ -144,13 +144,13 @@ pub fn heal(stage: &mut Stage, kind: Kind, aim: &Aim) -> anyhow::Result<()> {
     }
 }
 
-/// Starts it again, unless it runs: then there was nothing to hit.
+/// Restarts it, unless it runs: then there was nothing to hit.
 fn start_libvirtd(host: &Host) -> anyhow::Result<()> {
     if processes(host.init).iter().any(is_libvirtd) { Ok(()) } else { host.start_libvirt() }
 }
 
-/// Kills the receiving QEMU, if the VM is still the source's. It is stopped first: what is heard from the source after
-/// that proves that the hand-over had not happened, and while it is stopped none can.
+/// Kills the receiving QEMU if the source still has the VM. QEMU is stopped first: a heartbeat from the source after
+/// that proves that the hand-over had not happened, and while QEMU is stopped it cannot happen.
 fn kill_receiver(stage: &Stage, observer: &Observer, aim: &Aim) -> Option<String> {
     let (source, destination) = (&stage.hosts()[aim.source], &stage.hosts()[aim.destination]);
     let until = Instant::now() + APPEAR_DEADLINE;
@@ -175,8 +175,8 @@ fn kill_receiver(stage: &Stage, observer: &Observer, aim: &Aim) -> Option<String
     Some(format!("QEMU of {} on {} killed", aim.guest, destination.name))
 }
 
-/// Kills the source's libvirtd in the hand-over while the destination's stands still, until it is healed: it has not
-/// finished the hand-over.
+/// Kills the source's libvirtd in the hand-over while the destination's libvirtd is stopped, so that it has not
+/// finished the hand-over. The destination's libvirtd stays stopped until the fault is repaired.
 fn kill_unanswered(stage: &Stage, observer: &Observer, aim: &Aim) -> Option<String> {
     let (source, destination) = (&stage.hosts()[aim.source], &stage.hosts()[aim.destination]);
     signal_libvirtd(destination, Signal::SIGSTOP);
@@ -188,8 +188,8 @@ fn kill_unanswered(stage: &Stage, observer: &Observer, aim: &Aim) -> Option<Stri
     Some(format!("libvirtd of {} killed, that of {} stopped", source.name, destination.name))
 }
 
-/// Kills the source's libvirtd once the destination's has finished the hand-over. The source's is stopped before it can
-/// hear so; the destination's stands still until that is done.
+/// Kills the source's libvirtd after the destination's libvirtd has finished the hand-over. The source's libvirtd is
+/// stopped before it can receive the reply; the destination's is stopped until then.
 fn kill_before_it_hears(stage: &Stage, observer: &Observer, aim: &Aim) -> Option<String> {
     let (source, destination) = (&stage.hosts()[aim.source], &stage.hosts()[aim.destination]);
     signal_libvirtd(destination, Signal::SIGSTOP);
@@ -214,7 +214,7 @@ fn signal_libvirtd(host: &Host, signal: Signal) {
     processes(host.init).iter().filter(|one| is_libvirtd(one)).for_each(|libvirtd| libvirtd.signal(signal));
 }
 
-/// Every process of the host goes with its first. Before that nothing leaves the host any more: a machine without
+/// All processes of the host end with its first one. Before that, the host's network is cut, because a machine without
 /// power does not close its connections.
 fn kill_host(stage: &mut Stage, place: usize) -> anyhow::Result<String> {
     let (name, init) = (stage.hosts()[place].name.clone(), stage.hosts()[place].init);
@@ -225,7 +225,7 @@ fn kill_host(stage: &mut Stage, place: usize) -> anyhow::Result<String> {
     Ok(format!("host {name} died"))
 }
 
-/// Each end refuses what comes from the other. Guests, the file server and Ferry's server are heard as before.
+/// Each end drops packets from the other. Guests, the file server and Ferry's server stay reachable.
 fn cut(source: &Host, destination: &Host) -> anyhow::Result<()> {
     for (here, there) in [(source, destination), (destination, source)] {
         let rules = format!(

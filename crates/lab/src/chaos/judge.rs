@@ -1,7 +1,7 @@
-//! Judges what was seen of a run. Pure: heartbeats, the disk's bytes and the jobs' words come as arguments.
+//! Judges the observations of a run. Pure: heartbeats, the disk's content and the jobs' texts are arguments.
 //!
-//! Where a VM runs and whether it is whole is judged from outside alone; Ferry's own word counts only for what a job
-//! says of itself.
+//! Where a VM runs and whether it is intact is judged only from outside; Ferry's own reports count only for the state
+//! of jobs.
 
 use std::{fmt, time::Duration};
 
@@ -9,30 +9,31 @@ use ferry_core::api::server::JobView;
 
 use crate::observe::Heard;
 
-/// Not heard for so long: it does not run. A busy machine delays beats of 10 ms by some hundred milliseconds.
+/// A guest that was not heard for this long does not run. A busy machine delays heartbeats, which come every 10 ms, by
+/// several hundred milliseconds.
 const QUIET: Duration = Duration::from_secs(2);
-/// Heard within this: it runs there now.
+/// A guest that was heard within this time runs there now.
 const NOW: Duration = Duration::from_millis(700);
-/// Passes over memory: the one that was under way when counting began does not count.
+/// Complete passes over memory: the pass in progress when counting begins does not count.
 const PASSES: u64 = 2;
-/// Bytes of a ticker's sector, and how many it uses.
+/// Size of a ticker's sector in bytes, and number of sectors.
 const SECTOR: usize = 4096;
 const SECTORS: usize = 128;
-/// Where its sectors end, if they lie close together.
+/// End of its sectors, if they are adjacent.
 pub const DISK_BYTES: usize = SECTOR * SECTORS;
-/// A ticker verifies the sector that it writes and the next in turn: so many, and each one's turn has come.
+/// A ticker verifies the sector that it writes, and the next one in order. After this many, each sector was verified.
 const SECTORS_VERIFIED: u64 = 2 * SECTORS as u64 + 2;
 
-/// A promise that was broken.
+/// A broken promise.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Broken {
-    /// No host runs the VM, though a host that had it lives; or a file that a VM needs is gone.
+    /// No host runs the VM, although a host that had it is alive; or a file that a VM needs is gone.
     Lost,
     /// Two hosts run the VM.
     Split,
     /// A page or an acknowledged sector is wrong.
     Corrupt,
-    /// A job neither ended nor says what it waits for and what to do.
+    /// A job has neither ended nor states what it waits for and what to do.
     Stuck,
 }
 
@@ -47,30 +48,30 @@ impl fmt::Display for Broken {
     }
 }
 
-/// One broken promise, with what was seen.
+/// One broken promise, with the observation.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Case {
-    /// Which.
+    /// The promise.
     pub broken: Broken,
-    /// Of what, and what was seen; one sentence.
+    /// The object and the observation; one sentence.
     pub text: String,
 }
 
-/// A host that died in the run and is still away.
+/// A host that died in the run and is still down.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Death {
     /// Its name.
     pub host: String,
-    /// When it died.
+    /// The time of its death.
     pub at: Duration,
 }
 
-/// What was broken of a guest. `heard` is all of the run, oldest first, up to `until`; an `excuse` is why it may be
-/// silent.
+/// The broken promises of a guest. `heard` contains all heartbeats of the run, oldest first, up to `until`; `excuse` is
+/// a reason why the guest may be silent.
 pub fn of_guest(name: &str, heard: &[Heard], until: Duration, excuse: Option<&str>) -> Vec<Case> {
     let case = |broken, text: Option<String>| text.map(|text| Case { broken, text: format!("{name} {text}") });
     let split = split(heard);
-    // A second copy counts for itself: what its beats say of the first is no second finding.
+    // A second copy is reported once: errors in its heartbeats are not reported again.
     let again = if split.is_none() { started_again(heard) } else { None };
     let lost = if excuse.is_some() { None } else { silent(heard, until).or(again) };
     [case(Broken::Split, split), case(Broken::Lost, lost), case(Broken::Corrupt, wrong(heard))]
@@ -79,8 +80,8 @@ pub fn of_guest(name: &str, heard: &[Heard], until: Duration, excuse: Option<&st
         .collect()
 }
 
-/// Two hosts at once: after a second host was heard the first is heard again, or the second goes on from an older
-/// state than the first had reached. A guest is moved at most once in a run.
+/// Whether two hosts ran it: the first host is heard again after a second one, or the second continues from an older
+/// state than the first had reached. A guest moves at most once in a run.
 pub fn split(heard: &[Heard]) -> Option<String> {
     let mut left: Vec<&str> = Vec::new();
     for pair in heard.windows(2) {
@@ -91,7 +92,7 @@ pub fn split(heard: &[Heard]) -> Option<String> {
         if left.contains(&next.host.as_str()) {
             return Some(format!("was heard from {} again after it was heard from {}", next.host, one.host));
         }
-        // The same beat twice is one packet that both ends of a hand-over had in their queue.
+        // The same heartbeat from both hosts is one packet that both had in their queues at the hand-over.
         if next.beat.count < one.beat.count {
             return Some(format!(
                 "went on at {} from beat {} though {} had reached beat {}",
@@ -120,8 +121,8 @@ fn wrong(heard: &[Heard]) -> Option<String> {
     (pages + sectors > 0).then(|| format!("found {pages} page(s) and {sectors} sector(s) that it had not written so"))
 }
 
-/// Why a guest may be silent: the host that had it is dead. `copy_ended` is whether the QEMU that it was last heard
-/// from ended by itself when the other host died, which libvirt does only when the hand-over is complete.
+/// The reason why a guest may be silent: the host that had it is dead. `copy_ended` is whether the QEMU it was last
+/// heard from ended by itself when the other host died, which libvirt causes only when the hand-over is complete.
 pub fn excuse(heard: &[Heard], death: &Death, copy_ended: bool) -> Option<String> {
     let last = heard.last()?;
     if last.host == death.host {
@@ -131,7 +132,7 @@ pub fn excuse(heard: &[Heard], death: &Death, copy_ended: bool) -> Option<String
     (copy_ended && silent_since).then(|| format!("it had just been handed over to {}, which died", death.host))
 }
 
-/// What is wrong with a guest that had to run again within a time.
+/// What is wrong with a guest that had to run again within a time limit.
 pub fn late(name: &str, heard: &[Heard], from: Duration, within: Duration) -> Option<Case> {
     let runs = heard.iter().any(|heard| heard.at > from && heard.at <= from + within);
     let text = || format!("{name} did not run again within {} s", within.as_secs());
@@ -151,25 +152,25 @@ pub fn is_well(heard: &[Heard], calm: Duration, now: Duration) -> bool {
     hosts.len() == 1 && verified
 }
 
-/// Where a moment lies to the silence in which a guest was handed over, or should have been.
+/// The position of a moment relative to the silence of a guest's (intended) hand-over.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Silence {
-    /// From the last beat before it to the first after it. Milliseconds.
+    /// From the last heartbeat before it to the first one after it. Milliseconds.
     pub length_ms: u64,
-    /// From its begin to the moment. Milliseconds; negative before it, larger than its length behind it.
+    /// From its start to the moment. Milliseconds; negative before it, larger than its length after it.
     pub offset_ms: i64,
-    /// Whether the guest was heard from another host after it.
+    /// Whether the guest was heard from another host afterwards.
     pub moved: bool,
 }
 
 impl Silence {
-    /// Whether the moment lies in it.
+    /// Whether the moment lies in the silence.
     pub fn holds_moment(&self) -> bool {
         (0..=self.length_ms as i64).contains(&self.offset_ms)
     }
 }
 
-/// The silence in which the guest changed its host; else that in which the moment lies, if it is at least `least`.
+/// The silence in which the guest changed its host; otherwise the one around the moment, if it lasts at least `least`.
 pub fn silence(heard: &[Heard], at: Duration, least: Duration) -> Option<Silence> {
     let moved = heard.windows(2).find(|pair| pair[0].host != pair[1].host);
     let around = || {
@@ -185,12 +186,12 @@ pub fn silence(heard: &[Heard], at: Duration, least: Duration) -> Option<Silence
     })
 }
 
-/// The longest time in which a guest was heard from nowhere, and then again.
+/// The longest interruption of a guest's heartbeats.
 pub fn longest_silence(heard: &[Heard]) -> Duration {
     heard.windows(2).map(|pair| pair[1].at.saturating_sub(pair[0].at)).max().unwrap_or_default()
 }
 
-/// What is wrong with a job at the end of the patience. `answers` is whether the server still answers.
+/// What is wrong with a job at the end of the waiting time. `answers` is whether the server still answers.
 pub fn of_job(job: &JobView, answers: bool) -> Option<Case> {
     if job.phase.ended() {
         return None;
@@ -204,7 +205,7 @@ pub fn of_job(job: &JobView, answers: bool) -> Option<Case> {
     Some(Case { broken: Broken::Stuck, text })
 }
 
-/// Whether a summary names what is waited for, and a command in backquotes.
+/// Whether a summary states what the job waits for, and contains a command in backquotes.
 pub fn speaks(summary: &str) -> bool {
     let words = summary.to_lowercase();
     let waits = ["wait", "until", "as soon as", "keeps trying"].iter().any(|word| words.contains(word));
@@ -212,10 +213,10 @@ pub fn speaks(summary: &str) -> bool {
     waits && command
 }
 
-/// The sum of all sequence numbers on a ticker's disk: each write that the guest made raised it by one.
+/// The sum of all sequence numbers on a ticker's disk: each write of the guest increases it by one.
 ///
 /// # Errors
-/// The first sector that does not hold what the ticker writes.
+/// The first sector whose content the ticker cannot have written.
 pub fn sum_of_sequences(disk: &[u8]) -> Result<u64, String> {
     if disk.len() < SECTOR * SECTORS {
         return Err(format!("the disk's file holds {} bytes only", disk.len()));
@@ -224,7 +225,7 @@ pub fn sum_of_sequences(disk: &[u8]) -> Result<u64, String> {
     sectors.map(|(index, sector)| sequence(index, sector)).sum()
 }
 
-/// As the ticker writes it: the index, the sequence number, then words made of both.
+/// The ticker's format: the index, the sequence number, then words computed from both.
 fn sequence(index: usize, sector: &[u8]) -> Result<u64, String> {
     let mut words = sector.chunks_exact(8).map(|word| u64::from_le_bytes(word.try_into().expect("8 bytes")));
     let (place, sequence) = (words.next().unwrap_or(0), words.next().unwrap_or(0));
@@ -236,14 +237,14 @@ fn sequence(index: usize, sector: &[u8]) -> Result<u64, String> {
     Err(format!("sector {index} of the disk's file is not as the guest writes it"))
 }
 
-/// Whether the disk's file holds every write that was acknowledged. `before` and `after` are the guest's counts of
-/// acknowledged writes heard before and after the file was read; `None`: nothing was heard after it.
+/// Whether the disk's file contains every acknowledged write. `before` and `after` are the numbers of acknowledged
+/// writes in the guest's heartbeats before and after the file was read; `None`: there was no heartbeat afterwards.
 ///
 /// # Errors
 /// What is missing.
 pub fn of_disk(sum: u64, before: u64, after: Option<u64>) -> Result<(), String> {
     let after = after.unwrap_or(u64::MAX - 1);
-    // One more may be under way than is acknowledged.
+    // One more write than acknowledged may be in flight.
     if (before..=after + 1).contains(&sum) {
         return Ok(());
     }
@@ -300,7 +301,7 @@ mod tests {
             (vec![heard("a", 0, 9), heard("a", 10, 1)], 20, Broken::Lost),
             (vec![heard("a", 0, 1), heard("b", 10, 2), heard("a", 15, 2)], 20, Broken::Split),
             (vec![heard("a", 0, 9), heard("b", 10, 7)], 20, Broken::Split),
-            // A second copy that was booted from the start.
+            // A second copy that was booted from scratch.
             (vec![heard("b", 0, 900), heard("a", 10, 1), heard("b", 15, 901), heard("a", 20, 2)], 30, Broken::Split),
             (bad, 20, Broken::Corrupt),
         ] {
@@ -413,7 +414,7 @@ mod tests {
         assert!(sum_of_sequences(&disk).expect_err("torn").contains("sector 1 "));
         assert!(of_disk(384, 384, Some(384)).is_ok() && of_disk(385, 384, Some(384)).is_ok());
         assert!(of_disk(383, 384, Some(390)).is_err() && of_disk(392, 384, Some(390)).is_err());
-        // Of a guest that has ended only what it must hold is known.
+        // For a guest that has ended, only the lower bound is known.
         assert!(of_disk(386, 384, None).is_ok() && of_disk(383, 384, None).is_err());
     }
 }

@@ -1,4 +1,4 @@
-//! Kinds of faults, and what each needs.
+//! Kinds of faults, and their requirements.
 
 use std::fmt;
 
@@ -13,15 +13,15 @@ pub enum Kind {
     SourceAgent,
     /// The destination's agent is killed.
     DestinationAgent,
-    /// The process that carries the move at the source is killed.
+    /// The source's carrier is killed.
     SourceCarrier,
-    /// The process that carries the move at the destination is killed.
+    /// The destination's carrier is killed.
     DestinationCarrier,
     /// The source's libvirtd is killed.
     SourceLibvirtd,
     /// The destination's libvirtd is killed.
     DestinationLibvirtd,
-    /// The QEMU that receives is killed while the VM is still heard from the source.
+    /// The receiving QEMU is killed while the VM is still heard from the source.
     DestinationQemu,
     /// The file server is killed.
     Smbd,
@@ -29,15 +29,17 @@ pub enum Kind {
     SourceHost,
     /// Every process of the destination is killed at once.
     DestinationHost,
-    /// Nothing passes between source and destination.
+    /// The network between source and destination is cut.
     Link,
-    /// The source's libvirtd is killed in the hand-over, before the destination's has finished it: that one stands still.
+    /// The source's libvirtd is killed in the hand-over, before the destination's libvirtd, which is stopped, has
+    /// finished it.
     SourceLibvirtdBeforeFinish,
-    /// The source's libvirtd is killed in the hand-over, after the destination's has finished it and before it hears so.
+    /// The source's libvirtd is killed in the hand-over, after the destination has finished it and before the reply
+    /// arrives.
     SourceLibvirtdAfterFinish,
-    /// An administrator runs the VM at the source (`virsh resume`).
+    /// An administrator resumes the VM at the source (`virsh resume`).
     AdminResumeSource,
-    /// An administrator runs the VM at the destination (`virsh resume`).
+    /// An administrator resumes the VM at the destination (`virsh resume`).
     AdminResumeDestination,
     /// An administrator ends the VM's process at the source (`virsh destroy`).
     AdminDestroySource,
@@ -45,27 +47,27 @@ pub enum Kind {
     AdminDestroyDestination,
     /// An administrator moves the VM on to a third host once it has arrived (`virsh migrate`).
     AdminMigrate,
-    /// An administrator starts the VM at the source as soon as its process there has ended (`virsh start`): that must be
-    /// vetoed.
+    /// An administrator starts the VM at the source as soon as its process there has ended (`virsh start`): that must
+    /// be vetoed.
     AdminStart,
-    /// The guest crashes; its QEMU stays.
+    /// The guest crashes; its QEMU process stays.
     GuestCrash,
-    /// A clone is defined whose backing file is the disk that moves, under another name.
+    /// A clone is defined whose backing file is the migrated disk, under another name.
     Alias,
 }
 
 impl Kind {
-    /// All that can come in a run, with disks that move or without.
+    /// All kinds that are possible in a run, with or without migrated disks.
     pub fn all(storage: bool) -> Vec<Self> {
         Self::value_variants().iter().copied().filter(|kind| storage || !kind.needs_storage()).collect()
     }
 
-    /// Whether there is nothing to hit unless a disk moves.
+    /// Whether it has a target only if a disk moves.
     pub fn needs_storage(self) -> bool {
         self == Self::Alias
     }
 
-    /// Whether source and destination must be two hosts.
+    /// Whether source and destination must be different hosts.
     pub(super) fn needs_two_hosts(self) -> bool {
         match self {
             Self::SourceCarrier
@@ -93,10 +95,10 @@ impl Kind {
         }
     }
 
-    /// When it can come at all.
+    /// When it is possible.
     pub(super) fn comes(self) -> Comes {
         match self {
-            // A receiving QEMU is only there before the hand-over, and a guest that stands still cannot crash.
+            // A receiving QEMU exists only before the hand-over, and a paused guest cannot crash.
             Self::DestinationQemu | Self::GuestCrash => Comes::Before,
             Self::SourceLibvirtdBeforeFinish | Self::SourceLibvirtdAfterFinish | Self::AdminStart => Comes::InHandOver,
             Self::AdminMigrate => Comes::Afterwards,
@@ -119,12 +121,12 @@ impl Kind {
         }
     }
 
-    /// Whether a whole host goes, which stays away until the run is judged.
+    /// Whether it kills a whole host, which stays down until the run is judged.
     pub fn is_host(self) -> bool {
         matches!(self, Self::SourceHost | Self::DestinationHost)
     }
 
-    /// Whether it is started again by the harness within the run. Carriers and QEMUs are Ferry's and libvirt's own.
+    /// Whether the harness restarts the target within the run. Ferry and libvirt handle carriers and QEMUs themselves.
     pub fn is_healed(self) -> bool {
         match self {
             Self::Server
@@ -152,20 +154,20 @@ impl Kind {
         }
     }
 
-    /// Whether the VM must run again by itself within a time once what was killed is back.
+    /// Whether the VM must run again by itself within a time limit after the killed program was restarted.
     pub fn runs_again_soon(self) -> bool {
         matches!(self, Self::SourceLibvirtdBeforeFinish | Self::SourceLibvirtdAfterFinish)
     }
 }
 
-/// When a kind of fault can come.
+/// When a kind of fault is possible.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Comes {
     /// At any moment; half of them are aimed at the hand-over.
     Anytime,
-    /// Before the hand-over: the move is slowed down.
+    /// Before the hand-over: the move is slowed.
     Before,
-    /// When the guest has just stopped for it.
+    /// Immediately after the guest was stopped for the hand-over.
     InHandOver,
     /// Once the guest is heard from the destination.
     Afterwards,

@@ -1,20 +1,20 @@
-//! Chaos: moves, and a fault in the middle of them, again and again, judged from outside.
+//! Chaos: repeated moves with a fault during each, judged from outside.
 //!
 //! ```text
 //! plan (pure: seed, run) ─▶ round ─ moves, faults ─▶ stage (a lab with Ferry and guests)
 //!                             └─ heartbeats, disk, jobs ─▶ judge (pure) ─▶ report
 //! ```
-//! Faults are what fails, and what people do besides: an administrator's own `virsh` (`admin.rs`), a guest that crashes, a
-//! clone that knows a disk by another name (`alias.rs`).
+//! Faults are failures of programs, hosts and links, and events outside of Ferry: an administrator's own `virsh`
+//! commands (`admin.rs`), a guest that crashes, a clone that knows a disk by another name (`alias.rs`).
 //!
-//! Judged are, 90 s after the last fault or as soon as all is well: *lost*, no host runs a VM though a host that had
-//! it lives and nobody shut it off, or a file that a VM needs is gone; *split*, one VM is heard from two hosts; *corrupt*, a
-//! page or an acknowledged sector is wrong; *stuck*, a job neither ended nor says what it waits for and which command helps,
-//! or a guest is heard that its libvirt takes for one that does not run.
+//! Judged are, 90 s after the last fault or as soon as all is well: *lost*, no host runs a VM although a host that had
+//! it is alive and nobody shut it off, or a file that a VM needs is gone; *split*, one VM is heard from two hosts;
+//! *corrupt*, a page or an acknowledged sector is wrong; *stuck*, a job neither ended nor states what it waits for and
+//! which command helps, or a guest is heard although its libvirt believes that it does not run.
 //!
-//! Limits of the lab: the share is a FUSE mount that fails writes while the file server is away, so QEMU stops the
-//! guest, and its host's agent runs it again. A link is cut between two hosts' addresses; the file server and Ferry's
-//! server are still reached.
+//! Limits of the lab: the share is a FUSE mount whose writes fail while the file server is down, so QEMU stops the
+//! guest, and the agent of its host resumes it. Cutting a link affects only the two hosts' addresses; the file server
+//! and Ferry's server stay reachable.
 
 mod admin;
 mod aim;
@@ -54,32 +54,32 @@ use self::{
 use crate::lab::Lab;
 use crate::program::Programs;
 
-/// Most runs of a campaign.
+/// Largest number of runs in a campaign.
 pub const RUNS_MAX: u64 = 1_000;
-/// A campaign ends when so many runs in a row could not be played: then it is the machine, or this program.
+/// A campaign ends after this many failed runs in a row: then the machine or the harness is at fault.
 const UNPLAYED_MAX: u32 = 3;
-/// More of a job's log than anybody reads.
+/// More of a job's log than a reader needs.
 const LOG_BYTES_MAX: u64 = 16 << 20;
 
-/// What is asked for.
+/// Options of a campaign.
 #[derive(Clone, Debug)]
 pub struct Options {
-    /// 1 to [`RUNS_MAX`].
+    /// Number of runs, 1 to [`RUNS_MAX`].
     pub runs: u64,
-    /// Of the plans; `None` takes one from the clock.
+    /// Seed of the plans; `None` takes one from the clock.
     pub seed: Option<u64>,
-    /// Kinds of faults, in turn; none means all, by chance.
+    /// Kinds of faults, used in turn; empty: all kinds, at random.
     pub kinds: Vec<Kind>,
-    /// Breaks something in the only run.
+    /// Breaks a promise in the only run.
     pub sabotage: Option<Sabotage>,
-    /// Disks move, too.
+    /// Whether disks move as well.
     pub storage: bool,
 }
 
-/// Runs a campaign. Its report says what was broken; that is no error here.
+/// Runs a campaign. Broken promises are in its report, and not an error here.
 ///
 /// # Errors
-/// When no stage can be built, or runs cannot be played at all.
+/// No stage can be built, or no run can be performed.
 pub fn run(options: &Options) -> anyhow::Result<Report> {
     let unfit = options.kinds.iter().find(|kind| kind.needs_storage() && !options.storage);
     if let Some(kind) = unfit {
@@ -93,7 +93,7 @@ pub fn run(options: &Options) -> anyhow::Result<Report> {
     campaign(seed, plans, deed, options.storage)
 }
 
-/// Plays faults that meet a guest which takes its disk along.
+/// Runs faults against moves of a guest with its disk.
 ///
 /// # Errors
 /// As [`run`].
@@ -137,7 +137,7 @@ fn campaign(seed: u64, plans: impl Iterator<Item = Plan>, deed: Deed, storage: b
     Ok(report)
 }
 
-/// What a sabotage happens to: one slow move of the first guest.
+/// The plan for a sabotage: one slow move of the first guest.
 fn plain(seed: u64) -> Plan {
     let one = Move { guest: 0, step: 1, delay_ms: 0, bandwidth_mib_per_s: Some(20), cancel_ms: None, files: None };
     Plan { seed, run: 1, moves: vec![one], kind: Kind::Server, moment: Moment::After(0), away_ms: 0 }
@@ -147,7 +147,7 @@ fn say(line: &str) {
     let _ = writeln!(std::io::stderr(), "· {line}");
 }
 
-/// Keeps what is needed to understand a finding: logs, jobs, heartbeats.
+/// Stores what is needed to understand a broken promise: logs, jobs, heartbeats.
 fn keep(stage: &Stage, plan: &Plan, deed: Deed, outcome: &Outcome) -> anyhow::Result<PathBuf> {
     let folder = folder(plan)?;
     keep_logs(&stage.ferry.lab, &folder)?;
@@ -159,7 +159,7 @@ fn keep(stage: &Stage, plan: &Plan, deed: Deed, outcome: &Outcome) -> anyhow::Re
     Ok(folder)
 }
 
-/// One line for each stretch that a guest was heard from one host without a pause.
+/// One line for each period in which a guest was heard from one host without interruption.
 fn heartbeats(outcome: &Outcome) -> String {
     const PAUSE: Duration = Duration::from_millis(60);
     let mut text = String::new();

@@ -1,4 +1,4 @@
-//! Asks for one move of a run.
+//! Requests one move of a run.
 
 use std::{
     process::Command,
@@ -16,10 +16,10 @@ use super::{
 };
 use crate::{images::Place, run::run_within};
 
-/// How long a command of the command line may take.
+/// Time limit of a command.
 const COMMAND_DEADLINE: Duration = Duration::from_secs(60);
 
-/// Asks for a move, and cancels it when its time comes; a thread of its own, since each command may block.
+/// Requests a move, and cancels it at the planned time; in a thread of its own, because each command may block.
 pub(super) struct Mover {
     said: Arc<Mutex<Said>>,
     thread: JoinHandle<()>,
@@ -53,7 +53,7 @@ impl Mover {
         Ok(Self { said, thread })
     }
 
-    /// `None` while it is not known whether the move was accepted; then its job, if it was.
+    /// `None` until it is known whether the move was accepted; then its job, if it was.
     pub(super) fn answered(&self) -> Option<Option<u64>> {
         let said = self.said.lock().expect("no thread panicked");
         said.answered.then(|| said.job.as_ref().map(|job| job.id.0))
@@ -63,14 +63,14 @@ impl Mover {
         self.thread.is_finished()
     }
 
-    /// Waits for its commands, each of which has a deadline.
+    /// Waits for its commands, each of which has a time limit.
     pub(super) fn wait(self) -> Said {
         self.thread.join().expect("no thread panicked");
         std::mem::take(&mut *self.said.lock().expect("no thread panicked"))
     }
 }
 
-/// The new file of a guest's disk: another in each run.
+/// The new file of a guest's disk; a different one in each run.
 fn file_of(stage: &Stage, guest: &str, files: Files, run: u64) -> String {
     let format = files.format.name();
     let folder = match files.place {
@@ -97,7 +97,7 @@ fn carry_out(one: &Move, migrate: Command, mut cancel: Command, said: &Mutex<Sai
     if let (Some(id), Some(ms)) = (id, one.cancel_ms) {
         sleep(Duration::from_millis(ms));
         cancel.arg(id.to_string());
-        // It may come too late, or find no server: the job's end says what became of it.
+        // It may come too late, or the server may be down: the job's end shows the result.
         let _ = run_within(cancel, COMMAND_DEADLINE);
     }
 }

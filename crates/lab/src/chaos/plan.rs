@@ -1,4 +1,4 @@
-//! What a run does: a pure function of the seed and the run's number, so that a seed replays its plans.
+//! Plans a run: a pure function of the seed and the run's number, so that a seed reproduces its plans.
 
 use std::fmt;
 
@@ -7,42 +7,42 @@ use ferry_core::vm::DiskFormat;
 use super::kind::{Comes, Kind};
 use crate::images::Place;
 
-/// Guests of the stage.
+/// Number of guests of the stage.
 pub const GUESTS: usize = 2;
-/// Hosts of the stage.
+/// Number of hosts of the stage.
 pub const HOSTS: usize = 3;
-/// Latest start of a move, and of a fault that is not aimed, after what it waits for. Milliseconds.
+/// Longest delay of a move, and of an unaimed fault, after the event that it follows. Milliseconds.
 const DELAY_MS_MAX: u64 = 600;
 const FAULT_MS_MAX: u64 = 3_000;
-/// Latest cancel after the job was accepted: some come when the move is over. Milliseconds.
+/// Longest delay of a cancellation after the job was accepted: some come after the move. Milliseconds.
 const CANCEL_MS_MAX: u64 = 3_000;
-/// A hand-over of a small guest lasts some hundred milliseconds: the fault comes anywhere in it, or just behind it.
+/// The hand-over of a small guest lasts several hundred milliseconds: the fault comes during it, or shortly afterwards.
 const OFFSET_MS_MAX: u64 = 250;
-/// A disk of the stage is copied, and its guest's memory sent, in some seconds: the fault comes anywhere in them.
+/// Copying a disk of the stage, and sending its guest's memory, take several seconds: the fault comes during them.
 const PHASE_MS_MAX: u64 = 2_000;
-/// How long what was killed is away. Milliseconds.
+/// How long a killed program is down. Milliseconds.
 const AWAY_MS: (u64, u64) = (2_000, 20_000);
 /// How long a link is cut. Milliseconds.
 const CUT_MS: (u64, u64) = (1_000, 60_000);
-/// What keeps the reply to a hand-over back begins with it: later there is nothing to keep back.
+/// A fault that delays the reply of a hand-over must begin with the hand-over, or there is no reply left to delay.
 const AT_ONCE_MS_MAX: u64 = 20;
-/// A clone is made at the begin of a copy: once it ends, what becomes of the old file is decided.
+/// A clone is made at the beginning of a copy: when the copy ends, the fate of the old file is decided.
 const CLONE_MS_MAX: u64 = 500;
-/// Caps that stretch a move to some seconds. MiB per second.
+/// Bandwidth limits that extend a move to several seconds. MiB per second.
 const BANDWIDTH_MIB_PER_S: (u64, u64) = (10, 40);
 
-/// When the fault comes.
+/// When the fault happens.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Moment {
-    /// So long after the first move was accepted. Milliseconds.
+    /// This long after the first move was accepted. Milliseconds.
     After(u64),
-    /// So long after a part of the first move's disk was copied. Milliseconds.
+    /// This long after the copy of the first move's disk has progressed. Milliseconds.
     Disks(u64),
-    /// So long after the first move's disk was in sync, while memory follows. Milliseconds.
+    /// This long after the first move's disk was in sync, while memory is sent. Milliseconds.
     Memory(u64),
-    /// So long after the first move's guest was stopped for its hand-over. Milliseconds.
+    /// This long after the first move's guest was stopped for its hand-over. Milliseconds.
     HandOver(u64),
-    /// So long after the first move's guest was heard from its destination. Milliseconds.
+    /// This long after the first move's guest was heard from its destination. Milliseconds.
     Arrival(u64),
 }
 
@@ -62,28 +62,28 @@ impl fmt::Display for Moment {
 /// One move of a run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Move {
-    /// Which guest, from 0.
+    /// The guest's index, from 0.
     pub guest: usize,
-    /// How many hosts further, counted around: 1 to [`HOSTS`] − 1.
+    /// Distance to the destination, in hosts, circularly: 1 to [`HOSTS`] − 1.
     pub step: usize,
-    /// Asked for so long after the run's start. Milliseconds.
+    /// Delay of the request after the run's start. Milliseconds.
     pub delay_ms: u64,
-    /// No faster than this. MiB per second.
+    /// Bandwidth limit. MiB per second.
     pub bandwidth_mib_per_s: Option<u64>,
-    /// Cancelled so long after it was accepted. Milliseconds.
+    /// Delay of the cancellation after acceptance. Milliseconds.
     pub cancel_ms: Option<u64>,
-    /// What becomes of its disk; `None`: it stays on the share.
+    /// The destination of its disk; `None`: the disk stays on the share.
     pub files: Option<Files>,
 }
 
-/// Where the disk of a moving guest goes.
+/// The destination of a moving guest's disk.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Files {
-    /// To the share, or to the disk of the host that the guest is on afterwards.
+    /// The share, or the local disk of the host that the guest is on afterwards.
     pub place: Place,
-    /// As this.
+    /// The format of the copy.
     pub format: DiskFormat,
-    /// The guest stays on its host: only the disk moves.
+    /// Whether the guest stays on its host, and only the disk moves.
     pub guest_stays: bool,
 }
 
@@ -97,7 +97,7 @@ impl fmt::Display for Files {
     }
 }
 
-/// What a run does.
+/// The plan of a run.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Plan {
     /// The campaign's seed.
@@ -106,19 +106,19 @@ pub struct Plan {
     pub run: u64,
     /// The moves; the fault is aimed at the first, whose ends are the source and the destination of [`Plan::kind`].
     pub moves: Vec<Move>,
-    /// The fault.
+    /// The kind of fault.
     pub kind: Kind,
-    /// When it comes.
+    /// When it happens.
     pub moment: Moment,
-    /// How long what was killed is away, or the link is cut. Milliseconds.
+    /// How long the killed program is down, or the link is cut. Milliseconds.
     pub away_ms: u64,
 }
 
 impl Plan {
-    /// The plan of a run, with disks that move or without. `kinds` are those to choose from; none means all. With kinds
-    /// given, they come in turn, so that as many runs as kinds have each once.
+    /// The plan of a run, with or without migrated disks. `kinds` are the kinds to choose from; empty means all, at
+    /// random. Given kinds are used in turn, so that as many runs as kinds cover each once.
     pub fn new(seed: u64, run: u64, kinds: &[Kind], storage: bool) -> Self {
-        // A stream of its own for each run: run 7 is the same in a campaign of 10 and of 1,000.
+        // Each run has its own random stream: run 7 is the same in a campaign of 10 and of 1,000.
         let mut random = SplitMix64::new(SplitMix64::new(seed ^ run.wrapping_mul(0x9e37_79b9_7f4a_7c15)).next());
         let kind = match kinds {
             [] => *random.pick(&Kind::all(storage)),
@@ -153,9 +153,9 @@ impl Plan {
         if storage { plan.with_storage() } else { plan }
     }
 
-    /// The same with disks that move, alone or along with their guests; their copies take some seconds.
+    /// The same plan with moving disks, alone or together with their guests; their copies take several seconds.
     fn with_storage(mut self) -> Self {
-        // A stream of its own: what is planned without storage stays as it is.
+        // A separate random stream, so that plans without storage stay the same.
         let mut random =
             SplitMix64::new(SplitMix64::new(!self.seed ^ self.run.wrapping_mul(0x9e37_79b9_7f4a_7c15)).next());
         let needs_two_hosts = self.kind.needs_two_hosts();
@@ -172,11 +172,11 @@ impl Plan {
         let first = &mut self.moves[0];
         let stays = first.files.is_some_and(|files| files.guest_stays);
         if self.kind == Kind::AdminMigrate {
-            // Plain `virsh migrate` finds the disk at the third host.
+            // Plain `virsh migrate` needs the disk at the third host.
             first.files = first.files.map(|files| Files { place: Place::Share, ..files });
         }
         match self.kind.comes() {
-            // It never stands still.
+            // A guest that stays on its host is never paused.
             Comes::Anytime | Comes::Before if stays => self.moment = Moment::After(random.below(FAULT_MS_MAX + 1)),
             Comes::Anytime if random.chance(50) => {
                 let offset_ms = random.below(PHASE_MS_MAX + 1);
@@ -184,7 +184,7 @@ impl Plan {
                 first.bandwidth_mib_per_s = Some(first.bandwidth_mib_per_s.unwrap_or(cap_of(&mut random)));
             }
             Comes::Anytime | Comes::Before => {}
-            // It is waited for: a cap would make that long.
+            // The fault waits for this moment: a bandwidth limit would delay it.
             Comes::InHandOver | Comes::Afterwards => first.bandwidth_mib_per_s = None,
             Comes::AtCopy => {
                 first.bandwidth_mib_per_s = Some(BANDWIDTH_MIB_PER_S.0);
@@ -194,20 +194,21 @@ impl Plan {
         self
     }
 
-    /// A guest that takes its disk along to the next host's own, and what meets it there.
+    /// A plan in which a guest moves to the next host with its disk, and meets this fault.
     pub fn along(run: u64, kind: Kind, moment: Moment) -> Self {
         let format = if run.is_multiple_of(2) { DiskFormat::Raw } else { DiskFormat::Qcow2 };
         let one = Move {
             guest: 0,
             step: 1,
             delay_ms: 0,
-            // Slow enough to be met in each phase, but in the hand-over, which a cap makes long to wait for.
+            // Slow enough to be hit in each phase, except in the hand-over, which a bandwidth limit would delay.
             bandwidth_mib_per_s: (!matches!(moment, Moment::HandOver(_))).then_some(BANDWIDTH_MIB_PER_S.0),
             cancel_ms: None,
             files: Some(Files { place: Place::Local, format, guest_stays: false }),
         };
         let away_ms = if kind == Kind::Link { 3 * AWAY_MS.0 } else { AWAY_MS.0 };
-        // No plan of a seed: a number for each moment, so that what is kept of campaigns side by side lies apart.
+        // Not a random plan: one number for each moment, so that the results of parallel campaigns are stored
+        // separately.
         let seed = match moment {
             Moment::After(_) => 0,
             Moment::Disks(_) => 1,
@@ -249,13 +250,13 @@ fn cap_of(random: &mut SplitMix64) -> u64 {
     least + random.below(most - least + 1)
 }
 
-/// A small generator of random numbers: good enough to choose, and the same everywhere for ever.
-/// Source: Steele, Lea, Flood, "Fast splittable pseudorandom number generators" (2014).
+/// A small generator of random numbers: sufficient for choices, and the same everywhere and always. Source: Steele,
+/// Lea, Flood, "Fast splittable pseudorandom number generators" (2014).
 #[derive(Clone, Debug)]
 pub struct SplitMix64(u64);
 
 impl SplitMix64 {
-    /// One that begins at `seed`.
+    /// A generator that starts at `seed`.
     pub fn new(seed: u64) -> Self {
         Self(seed)
     }
@@ -271,7 +272,7 @@ impl SplitMix64 {
 
     /// A number below `bound`, which is at least 1.
     pub fn below(&mut self, bound: u64) -> u64 {
-        // The bounds here are far below 2^32: what this prefers cannot be noticed.
+        // The bounds here are far below 2^32, so the bias is negligible.
         self.next() % bound
     }
 
@@ -283,13 +284,13 @@ impl SplitMix64 {
         &all[self.below(all.len() as u64) as usize]
     }
 
-    /// From `least` to `most`, mostly low: the higher the power, the lower.
+    /// A number from `least` to `most`, more often low: the higher the power, the lower.
     fn skewed(&mut self, (least, most): (u64, u64), power: u32) -> u64 {
         let share = self.below(1_001) as f64 / 1_000.0;
         least + ((most - least) as f64 * share.powi(power as i32)) as u64
     }
 
-    /// A move; one that a hand-over is waited for is not slowed down and seldom cancelled.
+    /// A move. If a fault waits for its hand-over (`awaited`), it is not slowed, and seldom cancelled.
     fn a_move(&mut self, delay_ms_max: u64, awaited: bool) -> Move {
         let guest = self.below(GUESTS as u64) as usize;
         let step = 1 + self.below(HOSTS as u64 - 1) as usize;

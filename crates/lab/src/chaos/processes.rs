@@ -1,4 +1,4 @@
-//! The lab's own processes, found by their namespace.
+//! The lab's processes, found by their namespaces.
 
 use std::{
     fs,
@@ -15,12 +15,12 @@ use nix::{
 use super::stage::Stage;
 use crate::host::{Host, libvirt_daemon};
 
-/// How long a process that a move brings with it, a carrier or a receiving QEMU, may take to appear.
+/// How long a process of a move, that is, a carrier or a receiving QEMU, may take to appear.
 pub(super) const APPEAR_DEADLINE: Duration = Duration::from_secs(3);
-/// How often it is looked for meanwhile.
+/// Interval between two checks for it.
 pub(super) const LOOK_EVERY: Duration = Duration::from_millis(10);
 
-/// A process of the lab, as the machine numbers it.
+/// A process of the lab, with the machine's process id.
 #[derive(Clone, Debug)]
 pub(super) struct Process {
     pub(super) pid: i32,
@@ -38,7 +38,7 @@ impl Process {
     }
 
     pub(super) fn signal(&self, signal: Signal) {
-        // One that has just ended needs no signal.
+        // It may have ended already.
         let _ = kill(Pid::from_raw(self.pid), signal);
     }
 }
@@ -48,7 +48,7 @@ pub fn has_qemu(host: &Host, guest: &str) -> bool {
     processes(host.init).iter().any(|process| is_qemu(process, guest))
 }
 
-/// The processor of a guest, as a thread of its QEMU.
+/// A guest's vCPU, as a thread of its QEMU.
 pub struct Processor {
     task: PathBuf,
     ran_ns: u64,
@@ -56,7 +56,7 @@ pub struct Processor {
 }
 
 impl Processor {
-    /// Finds it; `None` when the guest has no QEMU on the host.
+    /// Finds it; `None` if the guest has no QEMU on the host.
     pub fn find(host: &Host, guest: &str) -> Option<Self> {
         let qemu = processes(host.init).into_iter().find(|process| is_qemu(process, guest))?;
         let tasks = fs::read_dir(format!("/proc/{}/task", qemu.pid)).ok()?.flatten().map(|entry| entry.path());
@@ -66,8 +66,8 @@ impl Processor {
         Some(Self { task, ran_ns: 0, still_since: Instant::now() })
     }
 
-    /// For how long it has not run though nothing kept it from it; `None` when it is gone. A ticker's processor wakes
-    /// up every few milliseconds unless QEMU has stopped it.
+    /// How long it has not run although nothing prevented it; `None` if it is gone. A ticker's vCPU wakes up every few
+    /// milliseconds unless QEMU has stopped it.
     pub fn stands_still(&mut self) -> Option<Duration> {
         let text = fs::read_to_string(self.task.join("schedstat")).ok()?;
         let ran_ns = text.split(' ').next()?.parse().ok()?;
@@ -80,17 +80,17 @@ impl Processor {
     }
 }
 
-/// Kills a guest's QEMU on a host; whether there was one.
+/// Kills a guest's QEMU on a host; returns whether there was one.
 pub fn kill_qemu(host: &Host, guest: &str) -> bool {
     kill_now(host, |process| is_qemu(process, guest)) > 0
 }
 
-/// Stops the server for good: it holds its connections and answers nothing.
+/// Stops the server permanently: it keeps its connections and answers nothing.
 pub fn stop_server(stage: &Stage) -> anyhow::Result<()> {
     server(stage).map(|server| server.signal(Signal::SIGSTOP))
 }
 
-/// Does something while the server stands still.
+/// Calls `work` while the server is stopped.
 pub fn without_server<T>(stage: &Stage, work: impl FnOnce() -> anyhow::Result<T>) -> anyhow::Result<T> {
     let server = server(stage)?;
     server.signal(Signal::SIGSTOP);
@@ -131,7 +131,7 @@ pub(super) fn kill_now(host: &Host, is: impl Fn(&Process) -> bool) -> usize {
     found.len()
 }
 
-/// As [`kill_now`], for what may not have appeared yet.
+/// As [`kill_now`], for processes that may not have appeared yet.
 pub(super) fn kill_soon(host: &Host, is: impl Fn(&Process) -> bool) -> usize {
     let until = Instant::now() + APPEAR_DEADLINE;
     loop {
@@ -143,14 +143,14 @@ pub(super) fn kill_soon(host: &Host, is: impl Fn(&Process) -> bool) -> usize {
     }
 }
 
-/// The processes of a host, by its PID namespace. None when the host is dead.
+/// The processes of a host, by its PID namespace. Empty if the host is dead.
 pub(super) fn processes(init: i32) -> Vec<Process> {
     let Ok(namespace) = fs::read_link(format!("/proc/{init}/ns/pid")) else { return Vec::new() };
     let is_ours = |pid: &i32| fs::read_link(format!("/proc/{pid}/ns/pid")).is_ok_and(|other| other == namespace);
     all_pids().filter(is_ours).filter_map(process).collect()
 }
 
-/// Processes in a network namespace of the lab whose short name `is` takes.
+/// Processes in those network namespaces of the lab whose short name satisfies `is`.
 pub(super) fn in_network(name: &str, is: impl Fn(&str) -> bool) -> anyhow::Result<Vec<Process>> {
     use std::os::unix::fs::MetadataExt as _;
     let path = format!("/run/netns/{name}");
@@ -168,7 +168,7 @@ fn all_pids() -> impl Iterator<Item = i32> {
     entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok())
 }
 
-/// `None` for one that has ended, also when nobody has fetched its end yet.
+/// `None` for a process that has ended, even if it was not reaped yet.
 fn process(pid: i32) -> Option<Process> {
     let line = fs::read(format!("/proc/{pid}/cmdline")).ok().filter(|line| !line.is_empty())?;
     let words = line.split(|byte| *byte == 0).map(|word| String::from_utf8_lossy(word).into_owned()).collect();

@@ -1,4 +1,4 @@
-//! What is told of a campaign: a line for each run, a table, and each broken promise with its place.
+//! The report of a campaign: one line per run, a table, and each broken promise with the place of its logs.
 
 use std::{collections::BTreeMap, path::PathBuf, time::Duration};
 
@@ -11,10 +11,10 @@ use super::{
     round::{Deed, Outcome},
 };
 
-/// No promise is broken when a guest runs nowhere for a while, but people want to know of it.
+/// A guest that runs nowhere for a while breaks no promise, but users want to know of it.
 const LONG_SILENCE: Duration = Duration::from_secs(5);
 
-/// What came of a campaign.
+/// The result of a campaign.
 #[derive(Debug)]
 pub struct Report {
     seed: u64,
@@ -28,9 +28,9 @@ pub struct Report {
 #[derive(Clone, Debug, Default)]
 struct Row {
     runs: u64,
-    /// Runs in which there was something to hit.
+    /// Runs in which the fault had a target.
     hits: u64,
-    /// Of these, with the guest silent for its hand-over.
+    /// Those of them in which the guest was silent for its hand-over.
     in_silence: u64,
     succeeded: u64,
     failed: u64,
@@ -50,7 +50,7 @@ struct Found {
     logs: Option<PathBuf>,
 }
 
-/// The last line for programs.
+/// The last line, for programs.
 #[derive(Serialize)]
 struct Totals {
     runs: u64,
@@ -112,20 +112,20 @@ impl Report {
         self.found.iter().filter(|found| found.case.broken == broken).count() as u64
     }
 
-    /// Faults that had something to hit.
+    /// The number of faults that had a target.
     pub fn hits(&self) -> u64 {
         self.rows.values().map(|row| row.hits).sum()
     }
 
-    /// Whether every run was played and no promise was broken.
+    /// Whether every run was performed and no promise was broken.
     pub fn is_good(&self) -> bool {
         self.found.is_empty() && self.unplayed.is_empty()
     }
 
-    /// One JSON object.
+    /// The report as one JSON object.
     ///
     /// # Panics
-    /// Never: numbers can be written.
+    /// Never: numbers can be serialised.
     pub fn json(&self) -> String {
         let totals = Totals {
             runs: self.runs,
@@ -138,7 +138,7 @@ impl Report {
         serde_json::to_string(&totals).expect("numbers can be written")
     }
 
-    /// Kinds of faults and what came of them, then the same in words.
+    /// A table of the kinds of faults with their results, then the same in words.
     pub fn table(&self) -> String {
         let mut text = "\nfault                         runs  hit  in silence  succeeded  failed  cancelled  open  refused     gone or off  lost  split  corrupt  stuck\n".to_owned();
         for (kind, row) in &self.rows {
@@ -184,7 +184,8 @@ impl Report {
         text
     }
 
-    /// Every broken promise, with the plan, the jobs' words and where the logs are; and runs that were not played.
+    /// All broken promises, with the plan, the jobs' summaries and the folder of the logs; and runs that could not be
+    /// performed.
     pub fn findings(&self) -> String {
         let mut text = String::new();
         for Found { run, plan, case, summaries, logs } in &self.found {
@@ -203,7 +204,7 @@ impl Report {
     }
 }
 
-/// One run, for people.
+/// One run as text.
 pub(super) fn line(plan: &Plan, deed: Deed, outcome: &Outcome, took: Duration) -> String {
     let hit = outcome.hit.as_deref().unwrap_or("nothing to hit any more");
     let what = match deed {

@@ -1,7 +1,7 @@
-//! One run: moves, a fault among them, and what was seen until all is well or patience ends.
+//! One run: moves, a fault during them, and the observations until all is well or the waiting time is over.
 //!
 //! ```text
-//! moves begin ─▶ the moment comes ─▶ fault ─▶ away ─▶ heal ─▶ settle ─▶ judge ─▶ (host back ─▶ settle ─▶ judge)
+//! moves begin ─▶ the moment comes ─▶ fault ─▶ downtime ─▶ repair ─▶ settle ─▶ judge ─▶ (host back ─▶ settle ─▶ judge)
 //! ```
 
 use std::{
@@ -35,44 +35,45 @@ use crate::{
     run::wait_for,
 };
 
-/// How long after the last fault everything must be well.
+/// All must be well within this time after the last fault.
 pub const PATIENCE: Duration = Duration::from_secs(90);
-/// A sabotage is known to heal by nothing: it is not waited for longer than an untouched move takes.
+/// The effect of a sabotage is permanent, so the harness waits no longer than an undisturbed move takes.
 pub const PATIENCE_WITH_SABOTAGE: Duration = Duration::from_secs(15);
-/// How long the first move may take to be accepted, and its guest to fall silent. A plain move takes some seconds.
+/// How long the first move may take to be accepted, and its guest to fall silent. A plain move takes several seconds.
 const ACCEPT_DEADLINE: Duration = Duration::from_secs(10);
 const HAND_OVER_DEADLINE: Duration = Duration::from_secs(8);
-/// How long a disk may take to be copied.
+/// How long the copy of a disk may take.
 const PHASE_DEADLINE: Duration = Duration::from_secs(20);
-/// A guest whose processor stands still for so long was stopped by QEMU: otherwise it wakes up every 2 ms.
+/// A guest whose vCPU did not run for this long was stopped by QEMU: otherwise it wakes up every 2 ms.
 const STOPPED: Duration = Duration::from_millis(20);
-/// A guest beats every 10 ms; so long a silence is a hand-over rather than a busy machine.
+/// A guest sends a heartbeat every 10 ms; a silence of this length is a hand-over rather than a busy machine.
 const SILENT: Duration = Duration::from_millis(60);
-/// How long a guest may take to be heard from one host before the run: on a new stage it has just been started.
+/// How long a guest may take to be heard from one host before the run: on a new stage it was just started.
 const START_DEADLINE: Duration = Duration::from_secs(90);
-/// How long all is watched after it is well, for a second copy.
+/// How long observation continues after all is well, to detect a second copy.
 const AFTERWARDS: Duration = Duration::from_millis(1_500);
-/// While a host is away some jobs cannot end, and a guest that it had cannot return: this long they are waited for. So it
-/// is with a guest that somebody shut off.
+/// Waiting time while a host is down, because some jobs cannot end and a guest that the host had cannot return. The
+/// same applies to a guest that was shut off by an act.
 const AWAY_PATIENCE: Duration = Duration::from_secs(12);
-/// How long a guest may take to run again once its source's libvirtd is back, which had died in the hand-over.
+/// How long a guest may take to run again after its source's libvirtd, which was killed in the hand-over, was
+/// restarted.
 const RUNS_WITHIN: Duration = Duration::from_secs(30);
 /// How long a guest may take to be heard from its destination.
 const ARRIVAL_DEADLINE: Duration = Duration::from_secs(30);
-/// How long libvirt may take a guest that is heard for one that does not run.
+/// How long libvirt may take a guest for not running that is heard.
 const KNOWN_WITHIN: Duration = Duration::from_secs(20);
-/// libvirt ends the source's copy within this of a complete hand-over.
+/// libvirt ends the source's copy within this time after a complete hand-over.
 const COPY_ENDS: Duration = Duration::from_secs(3);
 const LOOK_EVERY: Duration = Duration::from_millis(250);
-/// How often the disk's file is read again when a write was just under way.
+/// How often the disk's file is read again if a write was in flight.
 const DISK_READS: u32 = 5;
 
-/// What is done to the fabric in a run.
+/// What is done in a run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Deed {
     /// The plan's fault.
     Fault,
-    /// Something that Ferry cannot be blamed for, and that must be found.
+    /// A fault that is not Ferry's, and that must be detected.
     Sabotage(Sabotage),
 }
 
@@ -94,50 +95,50 @@ impl Deed {
     }
 }
 
-/// What came of a run.
+/// The result of a run.
 pub struct Outcome {
-    /// What the fault did; `None`: there was nothing to hit any more.
+    /// The effect of the fault; `None`: it had no target any more.
     pub hit: Option<String>,
-    /// The first move's hand-over, as it was heard, and where the fault lies to it.
+    /// The first move's hand-over, as observed, and the position of the fault relative to it.
     pub silence: Option<Silence>,
-    /// The jobs, as they were seen last.
+    /// The jobs in their last known state.
     pub jobs: Vec<JobView>,
-    /// Moves that were refused, with what was said.
+    /// Refused moves, with the messages.
     pub refused: Vec<String>,
     /// Broken promises.
     pub cases: Vec<Case>,
-    /// Guests that went with a host that died, or were shut off, and why.
+    /// Guests that ended with a dead host, or were shut off, with the reason.
     pub excused: Vec<String>,
-    /// What the harness could not make ready again; then a new stage is needed.
+    /// What the harness could not restore; then a new stage is needed.
     pub untidy: Option<String>,
-    /// What was heard, by guest.
+    /// The heartbeats of each guest.
     pub heard: BTreeMap<String, Vec<Heard>>,
 }
 
-/// A run that goes on.
+/// A run in progress.
 struct Round<'a> {
     stage: &'a mut Stage,
     plan: &'a Plan,
     observer: Observer,
-    /// Jobs up to this are of earlier runs.
+    /// Jobs up to this number belong to earlier runs.
     jobs_before: u64,
     jobs: Vec<JobView>,
     answers: bool,
     death: Option<Death>,
-    /// What somebody did to the first move's guest.
+    /// The act on the first move's guest.
     act: Option<Act>,
-    /// What needs its old disk.
+    /// The clone that needs its old disk.
     aliased: Option<Aliased>,
-    /// The first move's guest must run again within [`RUNS_WITHIN`] of this.
+    /// The first move's guest must run again within [`RUNS_WITHIN`] of this time.
     due: Option<(String, Duration)>,
-    /// Guests that have no QEMU any more on the living host that they were last heard from when a host had died.
+    /// Guests whose QEMU, on a living host where they were last heard, was gone when another host had died.
     ended_copies: Vec<String>,
 }
 
-/// Plays a run.
+/// Performs a run.
 ///
 /// # Errors
-/// What kept the harness from playing or judging it.
+/// What prevented the harness from performing or judging it.
 pub fn play(stage: &mut Stage, plan: &Plan, deed: Deed) -> anyhow::Result<Outcome> {
     let observer = Observer::start(&stage.ferry.lab)?;
     let jobs_before = stage.jobs_after(0)?.last().map_or(0, |job| job.id.0);
@@ -172,7 +173,7 @@ impl Round<'_> {
         let mut refused = Vec::new();
         for mover in movers {
             let said = mover.wait();
-            // As they were accepted: should the server never answer again, this is what is known of them.
+            // In their state at acceptance, in case the server never answers again.
             self.jobs.extend(said.job);
             refused.extend(said.refusal);
         }
@@ -183,7 +184,7 @@ impl Round<'_> {
             cases = self.judge_afterwards(&excuses)?;
         }
         let back = self.death.take().map_or(Ok(()), |death| self.welcome_back(&death, &excuses, &mut cases));
-        // Before it is tidied: guests that are started anew are none of this run's.
+        // Before the stage is restored: guests that are then started again do not belong to this run.
         let heard = self.stage.guests.iter().map(|guest| (guest.name.clone(), self.observer.heard(&guest.name)));
         let heard: BTreeMap<String, Vec<Heard>> = heard.collect();
         let name = &self.stage.guests[self.plan.moves[0].guest].name;
@@ -197,7 +198,7 @@ impl Round<'_> {
         Ok(Outcome { hit, silence, jobs, refused, cases, excused, untidy, heard })
     }
 
-    /// Where each guest is heard from: one host.
+    /// The one host that each guest is heard from.
     fn places(&self) -> anyhow::Result<Vec<usize>> {
         let place = |name: &str| {
             let host = wait_for(&format!("{name} is heard from one host"), START_DEADLINE, || {
@@ -219,7 +220,7 @@ impl Round<'_> {
         self.plan.moves.iter().map(|one| Mover::start(self.stage, one, &self.aim(one, places), self.plan.run)).collect()
     }
 
-    /// Waits for the moment, inflicts the fault, and heals it when its time is over.
+    /// Waits for the moment, injects the fault, and repairs it when its time is over.
     fn strike(&mut self, mut aim: Aim, movers: &[Mover]) -> anyhow::Result<(Option<String>, Duration)> {
         let answer = wait_for("the move is accepted or refused", ACCEPT_DEADLINE, || movers[0].answered());
         aim.job = answer.ok().flatten();
@@ -264,7 +265,7 @@ impl Round<'_> {
         Ok((Some(told), at))
     }
 
-    /// Whether the disk of the move was seen as `is` wants it; not if the job ended before, or never in time.
+    /// Whether the state of the move's disk satisfied `is`; false if the job ended first, or at the time limit.
     fn wait_disk(&self, aim: &Aim, is: impl Fn(&DiskProgress) -> bool) -> bool {
         let Some(job) = aim.job else { return false };
         let seen = wait_for("the disk is so far", PHASE_DEADLINE, || {
@@ -276,7 +277,8 @@ impl Round<'_> {
         seen.unwrap_or(false)
     }
 
-    /// Whether the guest was stopped for its hand-over; not if its QEMU is gone from the source, or never in time.
+    /// Whether the guest was stopped for its hand-over; false if its QEMU is gone from the source, or at the time
+    /// limit.
     fn wait_hand_over(&self, aim: &Aim) -> bool {
         let Some(mut processor) = Processor::find(&self.stage.hosts()[aim.source], &aim.guest) else { return false };
         let until = Instant::now() + HAND_OVER_DEADLINE;
@@ -290,14 +292,14 @@ impl Round<'_> {
         false
     }
 
-    /// Whether the guest was heard from its destination; not if its job ended before, or never in time.
+    /// Whether the guest was heard from its destination; false if its job ended first, or at the time limit.
     fn wait_arrival(&self, aim: &Aim) -> bool {
         let destination = &self.stage.hosts()[aim.destination].name;
         let arrived = || self.observer.last(&aim.guest).is_some_and(|heard| heard.host == *destination).then_some(());
         wait_for("it arrives", ARRIVAL_DEADLINE, arrived).is_ok()
     }
 
-    /// Notes which guests have no QEMU any more where they were heard last, on a host that lives.
+    /// Records which guests have no QEMU any more on the living host where they were last heard.
     fn note_death(&mut self, place: usize, at: Duration) {
         self.death = Some(Death { host: self.stage.hosts()[place].name.clone(), at });
         sleep(COPY_ENDS);
@@ -310,8 +312,8 @@ impl Round<'_> {
         self.ended_copies = names.filter(|name| has_copy(name) == Some(false)).collect();
     }
 
-    /// Waits until every guest is well and every job has ended, or nothing more can be expected, and a little longer.
-    /// Gives the guests that may be silent, and why.
+    /// Waits until every guest is well and every job has ended, or until no more can be expected, and a little longer.
+    /// Returns the guests that may be silent, with the reason.
     fn settle(&mut self, calm: Duration, patience: Duration) -> anyhow::Result<BTreeMap<String, String>> {
         let until = calm + patience;
         loop {
@@ -353,13 +355,13 @@ impl Round<'_> {
             .due
             .as_ref()
             .and_then(|(name, from)| judge::late(name, &self.observer.heard(name), *from, RUNS_WITHIN));
-        // One that does not run at all is lost already.
+        // A guest that does not run at all is already reported as lost.
         cases.extend(late.filter(|_| !cases.iter().any(|case| case.broken == Broken::Lost)));
         cases
     }
 
-    /// What is seen only by doing more: what libvirt says of guests that are heard; and a guest that was shut off starts again,
-    /// and so does a clone.
+    /// Checks that need further actions: libvirt's state of guests that are heard; and that a guest that was shut off,
+    /// and a clone, start again.
     fn judge_afterwards(&self, excuses: &BTreeMap<String, String>) -> anyhow::Result<Vec<Case>> {
         let mut cases = self.judge_states(excuses);
         if let Some(aliased) = &self.aliased {
@@ -371,7 +373,7 @@ impl Round<'_> {
         Ok(cases)
     }
 
-    /// A guest that runs and is not known to do so is refused every move.
+    /// A running guest that libvirt believes to be stopped would be refused every move.
     fn judge_states(&self, excuses: &BTreeMap<String, String>) -> Vec<Case> {
         let names = self.stage.guests.iter().map(|guest| &guest.name).filter(|name| !excuses.contains_key(*name));
         let judged = names.filter_map(|name| {
@@ -417,7 +419,7 @@ impl Round<'_> {
 
     fn judge_disks(&self, excuses: &BTreeMap<String, String>) -> Vec<Case> {
         let living = self.stage.guests.iter().filter(|guest| !excuses.contains_key(&guest.name));
-        // Two copies write one disk, and each counts its own writes: that is the split, no second finding.
+        // Two copies write one disk, and each counts its own writes: that is part of the split, and not reported again.
         let single = living.filter(|guest| judge::split(&self.observer.heard(&guest.name)).is_none());
         let judged = single.filter_map(|guest| {
             let text = self.judge_disk(&guest.name).err()?;
@@ -439,11 +441,11 @@ impl Round<'_> {
             let before = writes();
             let disk = images::head(&path, format, judge::DISK_BYTES).map_err(|error| format!("{error:#}"))?;
             let sum = judge::sum_of_sequences(&disk);
-            // A beat that was sent after the file was read.
+            // A heartbeat that was sent after the file was read.
             let read = now();
             let beat =
                 wait_for("a beat", Duration::from_secs(1), || self.observer.last(name).filter(|last| last.at > read));
-            // A guest that has ended may have written after its last beat: how much is not known.
+            // A guest that has ended may have written after its last heartbeat: how much is unknown.
             let after = beat.is_ok().then(writes);
             outcome = sum.and_then(|sum| judge::of_disk(sum, before, after));
             if outcome.is_ok() {
@@ -453,7 +455,7 @@ impl Round<'_> {
         outcome
     }
 
-    /// The dead host comes back: what is open must end, and a guest that lived must still be well.
+    /// Restarts the dead host: open jobs must end, and guests that survived must still be well.
     fn welcome_back(
         &mut self,
         death: &Death,

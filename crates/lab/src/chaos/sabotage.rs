@@ -1,4 +1,4 @@
-//! Breaks each promise on purpose, past Ferry: a harness that reports nothing must be seen to report something.
+//! Breaks each promise on purpose, without Ferry, to check that the harness detects it.
 
 use std::{fs, time::Duration};
 
@@ -16,21 +16,21 @@ use crate::{observe::Observer, run::wait_for};
 const MOVE_DEADLINE: Duration = Duration::from_secs(60);
 const BOOT_DEADLINE: Duration = Duration::from_secs(60);
 
-/// Which promise is broken.
+/// The promise to break.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum Sabotage {
-    /// The QEMU of a running VM is killed; its host lives.
+    /// The QEMU of a running VM is killed; its host stays alive.
     Lost,
     /// A second copy of the guest is started on another host.
     Split,
     /// A byte of the guest's memory is changed.
     Corrupt,
-    /// The server is stopped while a move is under way, and never goes on.
+    /// The server is stopped permanently during a move.
     Stuck,
 }
 
 impl Sabotage {
-    /// What must be reported, and nothing else.
+    /// The only promise that must be reported as broken.
     pub fn broken(self) -> Broken {
         match self {
             Self::Lost => Broken::Lost,
@@ -41,7 +41,8 @@ impl Sabotage {
     }
 }
 
-/// Commits it, on the guest of `aim` after its move, or on the server during it. Gives what was done.
+/// Performs the sabotage, on the guest of `aim` after its move, or on the server during the move. Returns a
+/// description.
 ///
 /// # Errors
 /// What could not be done.
@@ -80,7 +81,7 @@ fn guest<'a>(stage: &'a Stage, aim: &Aim) -> &'a crate::guest::Ticker {
     stage.guests.iter().find(|guest| guest.name == aim.guest).expect("the aim is one of the guests")
 }
 
-/// With a disk of its own, so that two writers on one disk do not show as a damaged one besides.
+/// With a disk of its own, so that two writers on one disk are not reported as corruption as well.
 fn second_copy(stage: &Stage, observer: &Observer, aim: &Aim) -> anyhow::Result<String> {
     let (guest, host) = (guest(stage, aim), &stage.hosts()[aim.source]);
     let copy = crate::guest::Ticker { name: format!("{}-copy", guest.name), ..guest.clone() };

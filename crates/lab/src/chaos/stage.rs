@@ -1,4 +1,4 @@
-//! The stage: a lab with Ferry and two guests, and how it is made ready for the next run.
+//! The stage: a lab with Ferry and two guests, and its restoration for the next run.
 
 use std::{
     path::{Path, PathBuf},
@@ -25,33 +25,33 @@ use crate::{
 
 /// How long a guest may take to boot and be heard.
 const BOOT_DEADLINE: Duration = Duration::from_secs(90);
-/// A guest that runs is heard within this.
+/// A running guest is heard within this time.
 const HEARD_DEADLINE: Duration = Duration::from_secs(5);
-/// How long the inventory may take to show what is there.
+/// How long the inventory may take to be up to date.
 const SEEN_DEADLINE: Duration = Duration::from_secs(30);
-/// How long a question to the server may take. A server that was killed refuses at once.
+/// Time limit for a query to the server. The host of a killed server refuses the connection at once.
 const ASK_DEADLINE: Duration = Duration::from_secs(10);
-/// More than a run starts.
+/// More jobs than a run starts.
 const JOBS_LISTED: &str = "40";
 
 /// A lab with Ferry and guests.
 pub struct Stage {
     /// Ferry, and the lab it is in.
     pub ferry: Ferry,
-    /// The guests; names and addresses stay, a guest that is started anew has another UUID.
+    /// The guests; names and addresses are constant, but a guest that is started again has another UUID.
     pub guests: Vec<Ticker>,
     /// Whether their disks move.
     storage: bool,
 }
 
-/// Of a disk that moves so much holds data, so that a copy takes some seconds.
+/// Data on a disk that moves, so that a copy takes several seconds.
 const DATA_MIB: u32 = 32;
 
 impl Stage {
     /// Builds the lab and boots the guests.
     ///
     /// # Errors
-    /// What failed, with what it said.
+    /// What failed, with its output.
     pub fn up(storage: bool) -> anyhow::Result<Self> {
         let ferry = Ferry::up(HOSTS)?;
         let mut stage = Self { ferry, guests: Vec::new(), storage };
@@ -63,10 +63,10 @@ impl Stage {
         Ok(stage)
     }
 
-    /// The place of a host among the hosts.
+    /// The index of a host.
     ///
     /// # Errors
-    /// When there is none of that name.
+    /// There is no host of that name.
     pub fn host_index(&self, name: &str) -> anyhow::Result<usize> {
         self.hosts().iter().position(|host| host.name == name).with_context(|| format!("There is no host {name}"))
     }
@@ -76,10 +76,10 @@ impl Stage {
         &self.ferry.lab.hosts
     }
 
-    /// Every job younger than `after`, oldest first.
+    /// All jobs with a larger number than `after`, oldest first.
     ///
     /// # Errors
-    /// When the server does not answer in time.
+    /// The server does not answer in time.
     pub fn jobs_after(&self, after: u64) -> anyhow::Result<Vec<JobView>> {
         let said = run_within(self.ferry.command(&["--json", "job", "list", "--limit", JOBS_LISTED])?, ASK_DEADLINE)?;
         ensure!(said.ok(), "ferry job list: {}{}", said.out, said.err);
@@ -89,19 +89,20 @@ impl Stage {
         Ok(jobs)
     }
 
-    /// Boots a host again that died in the run, with libvirt and its agent.
+    /// Restarts a host that died in the run, with libvirt and its agent.
     ///
     /// # Errors
-    /// What does not come up.
+    /// What does not start.
     pub fn boot_again(&mut self, host: usize) -> anyhow::Result<()> {
         self.ferry.lab.boot_again(host)?;
         self.hosts()[host].set_link(true)?;
-        // A machine starts its services when its network is there.
+        // A real machine starts its services once its network is up.
         let connects = format!("exec 3<>/dev/tcp/{FABRIC_IP}/445");
         wait_for("the host reaches the file server", SEEN_DEADLINE, || {
             self.hosts()[host].try_run(&["timeout", "1", "bash", "-c", &connects]).ok().filter(Said::ok)
         })?;
-        // On a real host the share root lies on a disk; libvirt forgets a shared file system whose folder is not there.
+        // On a real host the share root is on a disk; libvirt ignores a configured shared file system whose folder does
+        // not exist.
         std::fs::create_dir_all(self.hosts()[host].path(&self.hosts()[host].share_root.display().to_string()))?;
         self.hosts()[host].start_libvirt()?;
         self.start_agent(host)?;
@@ -113,24 +114,24 @@ impl Stage {
         Ok(())
     }
 
-    /// Starts an agent again that was killed.
+    /// Restarts an agent that was killed.
     ///
     /// # Errors
-    /// When it does not listen in time.
+    /// It does not listen in time.
     pub fn start_agent(&mut self, host: usize) -> anyhow::Result<()> {
         self.ferry.agents[host].program.kill();
         self.ferry.start_agent(host, &[])
     }
 
-    /// Makes ready for the next run: guests that run nowhere are started anew, and the inventory must show every guest
-    /// where it is heard, and nowhere else.
+    /// Prepares the next run: guests that run nowhere are started again, and the inventory must show every guest on the
+    /// host where it is heard, and on no other.
     ///
     /// # Errors
     /// What is not ready in time; then only a new stage helps.
     pub fn tidy(&mut self, observer: &Observer) -> anyhow::Result<()> {
         for index in 0..GUESTS {
             let name = &self.guests[index].name;
-            // A busy machine lets a guest be silent for a moment.
+            // On a busy machine a guest may be silent for a moment.
             let heard = wait_for("it is heard", HEARD_DEADLINE, || (!observer.runs_on(name).is_empty()).then_some(()));
             if heard.is_err() {
                 self.start_anew(index, observer)?;
@@ -147,7 +148,7 @@ impl Stage {
     fn start_anew(&mut self, index: usize, observer: &Observer) -> anyhow::Result<()> {
         let (name, old) = (self.guests[index].name.clone(), self.guests[index].uuid.to_string());
         for host in self.hosts() {
-            // It is heard from nowhere: whatever is left of it is of no use to anybody.
+            // It is heard from nowhere, so its remains are not needed.
             let _ = host.virsh(&["destroy", &old]);
             let _ = host.virsh(&["undefine", &old]);
         }
@@ -162,7 +163,7 @@ impl Stage {
         self.hosts().iter().try_for_each(|host| host.run(&["mkdir", "-p", &folder]).map(drop))
     }
 
-    /// Of a guest that is started anew: its disks lie where moves had brought them.
+    /// For a guest that is started again: its disks may be at any place that a move chose.
     fn remove_files(&self, name: &str) -> anyhow::Result<()> {
         let folder = local_folder(name);
         for host in self.hosts() {
@@ -180,10 +181,10 @@ impl Stage {
         files.map(|entry| entry.path()).filter(is_disk).collect()
     }
 
-    /// The disk of a guest on a host, as the host's libvirt names it.
+    /// The disk of a guest on a host, as named by the host's libvirt.
     ///
     /// # Errors
-    /// When libvirt does not say it.
+    /// libvirt does not report it.
     pub fn disk_path_of(&self, name: &str, host: &str) -> anyhow::Result<String> {
         let host = self.ferry.lab.host(host);
         let list = host.virsh(&["domblklist", name])?;
@@ -191,30 +192,30 @@ impl Stage {
         Ok(path.with_context(|| format!("{name} has no disk on {}: {list}", host.name))?.to_owned())
     }
 
-    /// The disk of a guest on a host, where it really lies, as libvirt says.
+    /// The real path and the format of a guest's disk on a host, according to libvirt.
     ///
     /// # Errors
-    /// When libvirt does not say it.
+    /// libvirt does not report it.
     pub fn disk_of(&self, name: &str, host: &str) -> anyhow::Result<(PathBuf, DiskFormat)> {
         let path = self.disk_path_of(name, host)?;
         let format = if path.ends_with(".qcow2") { DiskFormat::Qcow2 } else { DiskFormat::Raw };
         Ok((self.file_of(self.ferry.lab.host(host), &path), format))
     }
 
-    /// Where a file of a host really lies, which may be on the share.
+    /// The real path of a host's file, which may be on the share.
     pub fn file_of(&self, host: &Host, path: &str) -> PathBuf {
         let mount = self.ferry.mount_of(host).ok();
         let inside = mount.and_then(|mount| Path::new(path).strip_prefix(mount).ok().map(Path::to_owned));
         inside.map_or_else(|| host.file(path), |inside| self.ferry.files.share.join(inside))
     }
 
-    /// Each guest has one disk, wherever: what moves made and removed is gone.
+    /// Each guest has exactly one disk: all other files of moves are gone.
     fn no_file_is_left(&self) -> anyhow::Result<()> {
         for guest in &self.guests {
             let mut found: Vec<String> =
                 self.disks_on_share(&guest.name).iter().map(|path| format!("share {}", path.display())).collect();
             for host in self.hosts() {
-                // What an interrupted copy has is kept for a day.
+                // The partial copy of an interrupted move is kept for a day.
                 let line = ["find", &local_folder(&guest.name), "-type", "f", "!", "-name", "*.ferry-*"];
                 let list = host.run(&line)?;
                 found.extend(list.lines().map(|path| format!("{} {path}", host.name)));
@@ -224,7 +225,7 @@ impl Stage {
         Ok(())
     }
 
-    /// How much of each guest's disk is to be as it was made.
+    /// How much of each guest's disk must be unchanged.
     pub fn data_mib(&self) -> u32 {
         if self.storage { DATA_MIB } else { 0 }
     }
@@ -241,7 +242,7 @@ impl Stage {
         .with_context(|| format!("{} is heard from {host}, and the inventory shows {last}", guest.name))
     }
 
-    /// Nothing of a move may be left when all jobs have ended.
+    /// When all jobs have ended, no process or file of a move may be left.
     fn nothing_is_left(&self) -> anyhow::Result<()> {
         if self.storage {
             self.no_file_is_left()?;
@@ -268,7 +269,7 @@ fn guest(index: usize, storage: bool) -> Ticker {
         memory_mib: 192,
         pattern_mib: 16,
         dirty_mib_per_s: 4,
-        // All of its disk is verified within some two seconds.
+        // The whole disk is verified within about two seconds.
         writes_per_s: 150,
         stays_after_crash: true,
         disks: vec![Disk { data_mib: if storage { DATA_MIB } else { 0 }, ..Disk::new(Place::Share, DiskFormat::Raw) }],

@@ -1,5 +1,5 @@
-//! The stock demo: running VMs move between Debian systems as they are installed, with AppArmor enforcing: over the
-//! kernel's SMB client, over NFS, with nothing shared, and from Debian 12 to Debian 13.
+//! The stock demo: running VMs move between freshly installed Debian systems with AppArmor enforcing: over the kernel's
+//! SMB client, over NFS, without shared storage, and from Debian 12 to Debian 13.
 
 use anyhow::Context as _;
 use ferry_core::api::server::JobView;
@@ -17,11 +17,11 @@ use crate::{
 /// The guest.
 const VM: &str = "ticker";
 
-/// What the demo prints with `--json`.
+/// The output of the demo with `--json`.
 #[derive(Serialize)]
 struct Document {
     migrations: Vec<Measured>,
-    /// Lines of AppArmor's denials on all machines: none.
+    /// Number of AppArmor denials on all machines: must be zero.
     denials: usize,
 }
 
@@ -38,7 +38,7 @@ pub fn run(json: bool) -> anyhow::Result<()> {
     let ticker = small_ticker(VM, 101);
     site.start_guest(&ticker, 2)?;
     let mut proof = Proof { site: &site, migrations: Vec::new() };
-    // QEMU 7.2 forgets pages of an emulated guest that rests (`ferry_core::release`): this one does not until it verifies.
+    // QEMU 7.2 loses pages of an idle emulated guest (`ferry_core::release`): this one is kept busy until it verifies.
     site.observer.ask(&site.ferry.lab, VM, "restless")?;
     proof.migrate("from Debian 12 to Debian 13, over the kernel's SMB client", "stock1", &[])?;
     proof.migrate("over the kernel's SMB client", "stock2", &[])?;
@@ -62,7 +62,7 @@ struct Proof<'a> {
 }
 
 impl Proof<'_> {
-    /// Moves the guest, and judges what was heard of it.
+    /// Moves the guest, and judges its heartbeats.
     fn migrate(&mut self, what: &str, to: &str, how: &[&str]) -> anyhow::Result<()> {
         say(&format!("it moves to {to} {what}"));
         let begun = now();

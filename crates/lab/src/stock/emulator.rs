@@ -1,4 +1,4 @@
-//! What runs machines: QEMU without virtualisation.
+//! The emulator of stock machines: QEMU without virtualisation.
 
 use std::{
     path::{Path, PathBuf},
@@ -7,11 +7,11 @@ use std::{
 
 use uuid::Uuid;
 
-/// Memory of a machine: libvirt, an agent, and some guests of 128 MiB. MiB.
+/// Memory of a machine, enough for libvirt, an agent, and several guests of 128 MiB. MiB.
 const MEMORY_MIB: u32 = 2048;
-/// How long a machine may take until libvirt answers there: 50 s alone, more where several boot at once.
+/// How long a machine may take until libvirt answers there: 50 s alone, more if several boot at the same time.
 pub(super) const BOOT_WITHIN: Duration = Duration::from_secs(420);
-/// How long a shell line may take there unless said otherwise.
+/// Default time limit of a shell command on a machine.
 pub const LINE_WITHIN: Duration = Duration::from_secs(120);
 
 /// What a machine boots from.
@@ -21,7 +21,7 @@ pub struct Image {
     pub disk: PathBuf,
     /// Debian's kernel.
     pub kernel: PathBuf,
-    /// Its first file system.
+    /// Its initramfs.
     pub initrd: PathBuf,
 }
 
@@ -35,20 +35,20 @@ impl Image {
     }
 }
 
-/// What runs machines.
+/// The emulator program.
 pub(super) const EMULATOR: &str = "qemu-system-x86_64";
 
-/// What the emulator is told of a machine but for its disk and its network. The machine sees `folder` as what it mounts at
-/// `/lab`; beside `folder` lies its console.
+/// The emulator's arguments for a machine, except its disk and its network. The machine sees `folder` as the file
+/// system that it mounts at `/lab`; the machine's console log is beside `folder`.
 pub(super) fn emulated(image: &Image, name: &str, uuid: Uuid, folder: &Path, socket: &Path) -> Vec<String> {
     let memory = MEMORY_MIB.to_string();
-    // Without virtualisation of its own: QEMU emulates AMD's, and guests boot by KVM in the machine, but its kernel crashed
-    // under it ("corrupted stack end"), and guests stood still. libvirt need not probe each QEMU twice either. Four levels
-    // of page tables are walked faster than five.
+    // Without nested virtualisation: QEMU emulates AMD's, and guests boot by KVM in the machine, but its kernel crashed
+    // under it ("corrupted stack end"), and guests hung. It also saves libvirt from probing each QEMU twice. Four
+    // levels of page tables are walked faster than five.
     let processor = ["-accel", "tcg,thread=multi", "-machine", "q35", "-cpu", "max,svm=off,la57=off", "-smp", "2"];
     let kernel = image.kernel.display().to_string();
     let initrd = image.initrd.display().to_string();
-    // Interfaces keep the names by which the boot script finds them: udev would rename them while it does.
+    // Interfaces keep the names that the boot script expects: otherwise udev would rename them while the script runs.
     let line = format!("root=LABEL=root ro console=ttyS0 quiet mitigations=off net.ifnames=0 systemd.hostname={name}");
     let uuid = uuid.to_string();
     let machine = ["-m", &memory, "-uuid", &uuid, "-kernel", &kernel, "-initrd", &initrd, "-append", &line];
@@ -63,7 +63,7 @@ pub(super) fn emulated(image: &Image, name: &str, uuid: Uuid, folder: &Path, soc
     [&processor[..], &machine[..], &devices[..], &ends[..]].concat().into_iter().map(str::to_owned).collect()
 }
 
-/// Where QEMU is told what to do with a machine.
+/// The socket of a machine's QEMU monitor.
 pub(super) fn qmp_socket(folder: &Path) -> PathBuf {
     folder.with_extension("qmp")
 }

@@ -1,7 +1,7 @@
-//! Speaks to a machine through QEMU's guest agent: runs programs in it, without its network.
+//! Runs programs in a machine through QEMU's guest agent, independently of the machine's network.
 //!
-//! The agent answers one line of JSON to each line. A program that was started is asked for until it has ended, so that
-//! several may run at once over one connection.
+//! The agent answers each line with one line of JSON. A program is started, and then polled until it has ended, so that
+//! several programs may run at the same time over one connection.
 
 use std::{
     io::{BufRead as _, BufReader, ErrorKind, Write as _},
@@ -18,11 +18,11 @@ use serde_json::{Value, json};
 
 use crate::run::Said;
 
-/// How long the agent may take to answer a line: an emulated machine whose processors are busy is slow.
+/// How long the agent may take to answer a line: an emulated machine with busy processors is slow.
 const ANSWER_WITHIN: Duration = Duration::from_secs(60);
-/// How often a program is asked for.
+/// Interval between two polls of a program.
 const ASK_EVERY: Duration = Duration::from_millis(200);
-/// What marks the agent's answer to a synchronisation, which ends whatever was said to somebody before.
+/// Marks the agent's answer to a synchronisation, which ends any earlier answers.
 const SYNC_MARK: u8 = 0xff;
 
 /// A machine's guest agent.
@@ -33,7 +33,7 @@ pub struct GuestAgent {
 }
 
 impl GuestAgent {
-    /// That behind the socket of a machine; nothing is asked of it yet.
+    /// The agent behind a machine's socket; does not connect yet.
     pub fn new(socket: &Path) -> Self {
         Self { socket: socket.to_owned(), connection: Mutex::new(None) }
     }
@@ -46,10 +46,11 @@ impl GuestAgent {
     /// Runs a shell script to its end.
     ///
     /// # Errors
-    /// When the agent does not answer, or the script has not ended at the deadline (it is left running then).
+    /// The agent does not answer, or the script has not ended at the deadline (it then keeps running).
     pub fn run(&self, script: &str, deadline: Duration) -> anyhow::Result<Said> {
         let said = self.run_to_end(script, deadline);
-        // The agent serves one connection at a time: whoever looks into the machine beside a test gets its turn.
+        // The agent serves one connection at a time: release it, so that a user of the machine may connect beside a
+        // test.
         self.connection.lock().expect("no thread panicked").take();
         said
     }
@@ -84,7 +85,7 @@ impl GuestAgent {
             Some(stream) => stream,
             None => connect(&self.socket, patience)?,
         };
-        // A connection on which something went wrong is not used again: a late answer would be taken for the next.
+        // A connection is not used again after an error: a late answer would be taken for the next one.
         let answer = exchange(&mut stream, question, patience)?;
         *connection = Some(stream);
         if let Some(error) = answer.get("error") {
@@ -94,7 +95,7 @@ impl GuestAgent {
     }
 }
 
-/// Connects, and leaves behind what the agent may have said to an earlier connection.
+/// Connects, and skips answers of the agent to an earlier connection.
 fn connect(socket: &Path, patience: Duration) -> anyhow::Result<BufReader<UnixStream>> {
     let stream = UnixStream::connect(socket).with_context(|| format!("Could not connect to {}", socket.display()))?;
     stream.set_read_timeout(Some(patience))?;
@@ -134,7 +135,7 @@ fn read_line(stream: &mut BufReader<UnixStream>) -> anyhow::Result<Value> {
     }
 }
 
-/// What a program wrote, as the agent tells it.
+/// Decodes a program's output in the agent's answer.
 fn text(coded: &Value) -> anyhow::Result<String> {
     let Some(coded) = coded.as_str() else { return Ok(String::new()) };
     let bytes = BASE64_STANDARD.decode(coded).context("The guest agent's output is no base64")?;

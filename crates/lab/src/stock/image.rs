@@ -1,8 +1,10 @@
-//! Disks of stock hosts: Debian as its installer leaves it, built once from Debian's own packages and kept in the cache.
+//! Disks of stock hosts: Debian as its installer leaves it, built once from Debian's own packages and kept in the
+//! cache.
 //!
-//! What the lab adds: QEMU's guest agent (through which it speaks to the machine), a unit that names the network
-//! interfaces as the lab asks, and an NFS server for whoever starts it. libvirt, AppArmor and systemd are as packaged. It
-//! has been started once, as every host has: what a first start makes, as AppArmor's compiled profiles, is there.
+//! The lab adds QEMU's guest agent (for its own access to the machine), a unit that configures the network interfaces
+//! for the lab, and an NFS server that tests may start. libvirt, AppArmor and systemd are as packaged. The system has
+//! been started once, like every real host, so the results of a first start exist, such as AppArmor's compiled
+//! profiles.
 
 use std::{fs, path::Path, process::Command, time::Duration};
 
@@ -19,20 +21,20 @@ use crate::{
     run::{checked, run, wait_for},
 };
 
-/// What an administrator installs to run VMs, and what the lab needs besides. What Ferry's packages depend on is there:
-/// a stock host has no network to take packages from.
+/// Packages that an administrator installs to run VMs, and those that the lab needs. The dependencies of Ferry's
+/// packages are included, because a stock host has no network to download packages from.
 const PACKAGES: &str = "systemd-sysv,systemd-timesyncd-,linux-image-amd64,initramfs-tools,libvirt-daemon-system,libvirt-clients,\
                         qemu-system-x86,qemu-utils,apparmor,apparmor-utils-,cifs-utils,smbclient,nfs-common,\
                         nfs-kernel-server,iproute2,iputils-ping,udev,dbus,kmod,procps,qemu-guest-agent";
-/// Its virtual size; a quarter is taken.
+/// Its virtual size; about a quarter is used.
 const SIZE: &str = "5G";
-/// Raised when the build below changes: what is kept is built anew.
+/// Increased when the build below changes, so that a cached disk is built again.
 const RECIPE: u32 = 2;
-/// The modules that the first file system must hold: with all of them a machine without KVM boots 20 s later.
+/// The modules in the initramfs: with all modules, a machine without KVM boots 20 s later.
 const BOOT_MODULES: &str = "virtio_pci\nvirtio_blk\next4\n";
-/// How a machine mounts the folder that it shares with the lab.
+/// Mount options of the folder that a machine shares with the lab.
 pub(super) const FOLDER_OPTIONS: &str = "trans=virtio,version=9p2000.L,msize=262144";
-/// Runs what the lab wrote for this machine, before the network and libvirt are up.
+/// Runs the lab's script for this machine, before the network and libvirt are up.
 fn unit() -> String {
     format!(
         "[Unit]\nDescription=Set up what the lab asks for\nDefaultDependencies=no\n\
@@ -43,7 +45,7 @@ fn unit() -> String {
                     ExecStart=sh /lab/boot\n\n[Install]\nWantedBy=sysinit.target\n"
     )
 }
-/// Services of a Debian that has a network and a terminal, and that only cost time here.
+/// Services for a Debian with a network and a terminal, which only cost time here.
 const MASKED: [&str; 6] = [
     "apt-daily.timer",
     "apt-daily-upgrade.timer",
@@ -53,10 +55,10 @@ const MASKED: [&str; 6] = [
     "getty@tty1.service",
 ];
 const BUILD_WITHIN: Duration = Duration::from_secs(900);
-/// How long its guest agent may take to say that it is there.
+/// How long its guest agent may take to answer.
 const ANSWER_WITHIN: Duration = Duration::from_secs(3);
 
-/// Which Debian a machine runs.
+/// The Debian release of a machine.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Release {
     /// 12: libvirt 9.0, QEMU 7.2.
@@ -66,7 +68,7 @@ pub enum Release {
 }
 
 impl Release {
-    /// Debian's name of it.
+    /// Debian's code name of it.
     pub fn name(self) -> &'static str {
         match self {
             Self::Bookworm => "bookworm",
@@ -75,10 +77,10 @@ impl Release {
     }
 }
 
-/// The image of a release, built if it is not there: takes some two minutes.
+/// The image of a release, built if it does not exist: that takes about two minutes.
 ///
 /// # Errors
-/// When it cannot be built: it needs Debian's mirror, once.
+/// It cannot be built. Building needs Debian's mirror once.
 pub fn image(release: Release) -> anyhow::Result<Image> {
     let recipe = format!("{RECIPE} {} {SIZE} {PACKAGES}\n{BOOT_MODULES}{}{MASKED:?}\n", release.name(), unit());
     let (name, what) =
@@ -87,7 +89,7 @@ pub fn image(release: Release) -> anyhow::Result<Image> {
     Ok(Image::of(&cache::kept(&name, &what, &recipe, is_whole, |work| build(work, release))?))
 }
 
-/// Makes the files of an [`Image`] in `work`.
+/// Creates the files of an [`Image`] in `work`.
 fn build(work: &Path, release: Release) -> anyhow::Result<()> {
     let root = work.join("root");
     let early = format!(
@@ -96,7 +98,7 @@ fn build(work: &Path, release: Release) -> anyhow::Result<()> {
          printf '{}' >\"$1/usr/share/initramfs-tools/modules.d/lab\"",
         BOOT_MODULES.replace('\n', "\\n")
     );
-    // In a mount namespace of its own: what the packages' scripts mount ends with it, whatever happens.
+    // In a mount namespace of its own, so that mounts of the packages' scripts disappear with it in any case.
     let mut command = Command::new("unshare");
     command.args(["--mount", "mmdebstrap", "--quiet", "--mode=root", "--variant=apt"]);
     command.args(apt_options()?.iter().map(|option| format!("--aptopt={option}")));
@@ -124,13 +126,13 @@ fn build(work: &Path, release: Release) -> anyhow::Result<()> {
     start_once(&image, work)
 }
 
-/// Starts the system, waits until all of its services are there, has it forget who it is, and shuts it down.
+/// Starts the system, waits for all its services, removes its identity, and shuts it down.
 fn start_once(image: &Image, work: &Path) -> anyhow::Result<()> {
     let place = work.join("first");
     let (folder, socket) = (place.join("lab"), place.join("agent.sock"));
     fs::create_dir_all(&folder)?;
     fs::write(folder.join("boot"), "")?;
-    // It ends with whoever builds, however that ends.
+    // Killed together with the building process, however that ends.
     let mut command = Command::new("setpriv");
     command.args(["--pdeathsig", "KILL", emulator::EMULATOR]).args(emulator::emulated(
         image,
@@ -159,10 +161,10 @@ fn start_once(image: &Image, work: &Path) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// What the lab writes into a system before it becomes a disk.
+/// Writes the lab's files into a system before it becomes a disk.
 fn furnish(root: &Path) -> anyhow::Result<()> {
     fs::write(root.join("etc/fstab"), "LABEL=root / ext4 defaults,noatime 0 0\n")?;
-    // Each machine makes its own at its first boot.
+    // Each machine creates its own at its first boot.
     fs::write(root.join("etc/machine-id"), "")?;
     let _ = fs::remove_file(root.join("etc/hostname"));
     let units = root.join("etc/systemd/system");
@@ -175,14 +177,14 @@ fn furnish(root: &Path) -> anyhow::Result<()> {
             std::os::unix::fs::symlink("/dev/null", place).with_context(|| format!("Could not mask {unit}"))?;
         }
     }
-    // Started by whoever wants it: a host that serves nothing is the rule.
+    // Tests start it when needed: most hosts serve nothing.
     for unit in ["multi-user.target.wants/nfs-server.service", "multi-user.target.wants/nfs-blkmap.service"] {
         let _ = fs::remove_file(units.join(unit));
     }
     Ok(())
 }
 
-/// The settings with which this machine's apt fetches packages (proxies, checks): the new system's must, too.
+/// The settings with which this machine's apt fetches packages (proxies, checks); the new system needs them as well.
 fn apt_options() -> anyhow::Result<Vec<String>> {
     let said = run("apt-config", &["dump", "--no-empty"])?;
     let fetches = ["Acquire::Check-", "Acquire::http", "Acquire::https", "Acquire::Retries"];

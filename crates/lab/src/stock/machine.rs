@@ -1,4 +1,4 @@
-//! One stock host: a whole machine, emulated, with its network interfaces on the lab's bridges.
+//! One stock host: a whole emulated machine, with its network interfaces on the lab's bridges.
 
 use std::{
     fs,
@@ -25,17 +25,17 @@ use crate::{
     run::{DEADLINE, Said, checked, run, wait_for},
 };
 
-/// The network over which hosts exchange VMs: apart from the one that guests and the server use.
+/// The migration network of the hosts, separate from the network of guests and server.
 pub const MIGRATION_NETWORK: &str = "10.78.0";
 /// Its bridge in the fabric.
 pub const MIGRATION_BRIDGE: &str = "br1";
-/// How long the guest agent may take to say that it is there, while a machine boots.
+/// How long the guest agent may take to answer while a machine boots.
 const PING_WITHIN: Duration = Duration::from_secs(3);
-/// The machines' UUIDs follow this one.
+/// Base of the machines' UUIDs.
 const UUIDS: u128 = 0x7d1f_3a52_8c0e_4b6d_9a41_5e2f_0b3c_9700;
-/// How long a machine's state may take to be written.
+/// How long saving a machine's state may take.
 const SAVE_WITHIN: Duration = Duration::from_secs(120);
-/// Raised when what is done before a state is kept changes: what is kept is made anew.
+/// Increased when the steps before saving a state change, so that a cached state is created again.
 const STATE: u32 = 3;
 
 /// A machine that runs as long as its lab.
@@ -46,22 +46,22 @@ pub struct Machine {
     pub ip: String,
     /// Its address in the migration network.
     pub migration_ip: String,
-    /// Its port in the fabric's `br0`, at which guests are heard.
+    /// Its port in the fabric's `br0`, where guests' heartbeats are observed.
     pub port: String,
-    /// What it runs.
+    /// Its Debian release.
     pub release: Release,
-    /// What the machine sees as `/lab`.
+    /// The folder that the machine mounts as `/lab`.
     pub folder: PathBuf,
     agent: GuestAgent,
     program: Program,
 }
 
 impl Machine {
-    /// Starts a machine; [`Machine::wait_up`] waits until libvirt answers there. It goes on from the state that one of its
-    /// kind had when it had booted, which is made (with a boot) when it is not kept.
+    /// Starts a machine; [`Machine::wait_up`] waits until libvirt answers there. The machine continues from the saved
+    /// state of a booted machine of its kind; if there is none, one is booted and saved.
     ///
     /// # Errors
-    /// What could not be made or started.
+    /// What could not be created or started.
     pub fn start(lab: &Lab, index: u8, release: Release) -> anyhow::Result<Self> {
         let name = format!("stock{index}");
         let (ip, migration_ip) = (format!("{NETWORK}.{}", 30 + index), format!("{MIGRATION_NETWORK}.{}", 30 + index));
@@ -91,18 +91,18 @@ impl Machine {
         frame.run(&overlay, Some(&booted.state))
     }
 
-    /// Waits until the machine answers, and libvirt there.
+    /// Waits until the machine and its libvirt answer.
     ///
     /// # Errors
-    /// When it does not in time: with the last lines of its console.
+    /// They do not in time; contains the last lines of the machine's console.
     pub fn wait_up(&mut self) -> anyhow::Result<()> {
         self.wait_booted()?;
-        // It sees another folder than the one it booted with, and slept some time.
+        // Its folder is another one than before the state was saved, and its clock has stood still since.
         self.run(&format!("mount -t 9p -o {} lab /lab && date -s @{}", image::FOLDER_OPTIONS, now().as_secs()))?;
         self.run("virsh -q -c qemu:///system list").map(drop)
     }
 
-    /// Waits until every service of the machine has started.
+    /// Waits until all services of the machine have started.
     fn wait_booted(&mut self) -> anyhow::Result<()> {
         let (agent, program) = (&self.agent, &mut self.program);
         let answered = wait_for(&format!("{} has booted", self.name), BOOT_WITHIN, || {
@@ -110,21 +110,23 @@ impl Machine {
         });
         answered.with_context(|| self.console())?;
         ensure!(self.program.runs(), "{} does not run: {}", self.name, self.program.said());
-        // `is-system-running` waits for every service that starts at boot, libvirt's among them.
+        // `is-system-running` waits for all services that start at boot, including libvirt's.
         let said = self.try_run("systemctl is-system-running --wait", BOOT_WITHIN)?;
         ensure!(said.out.contains("running"), "{} is {}: {}", self.name, said.out.trim(), self.failed_units());
         Ok(())
     }
 
-    /// Writes the machine's state to a file, and ends it.
+    /// Saves the machine's state to a file, and ends the machine.
     fn save(self, state: &Path) -> anyhow::Result<()> {
-        // QEMU saves no machine that has a folder of another mounted. Timers would all run at once when it wakes days later.
-        // libvirt has asked each QEMU what it can, as on every host that has run a VM: it writes that down.
+        // QEMU saves no machine while a shared folder is mounted. Timers are stopped, because all of them would fire
+        // when the machine continues days later. libvirt caches the capabilities of each QEMU, as on every host that
+        // has run a VM.
         self.run(
             "virsh -q -c qemu:///system capabilities >/dev/null && systemctl stop '*.timer' && sync && umount /lab",
         )?;
         let mut qmp = Qmp::connect(&qmp_socket(&self.folder), DEADLINE)?;
-        // It runs on until all is written: one that is stopped before would stand still when it is started from this.
+        // The machine keeps running until the state is complete: a state saved while stopped would stay stopped when it
+        // is loaded.
         qmp.ask("migrate-set-parameters", serde_json::json!({"max-bandwidth": 8_u64 << 30}))?;
         qmp.ask("migrate", serde_json::json!({"uri": format!("exec:cat >'{}'", state.display())}))?;
         wait_for(&format!("{} is saved", self.name), SAVE_WITHIN, || {
@@ -138,37 +140,37 @@ impl Machine {
         })?
     }
 
-    /// Runs a shell line in the machine; it must end well within [`LINE_WITHIN`].
+    /// Runs a shell command in the machine; it must succeed within [`LINE_WITHIN`].
     ///
     /// # Errors
-    /// With what it said.
+    /// Its output.
     pub fn run(&self, line: &str) -> anyhow::Result<String> {
         let said = self.try_run(line, LINE_WITHIN)?;
         ensure!(said.ok(), "{}: {line:?} ended with {:?}: {}{}", self.name, said.code, said.out, said.err);
         Ok(said.out)
     }
 
-    /// Runs a shell line in the machine, however it ends.
+    /// Runs a shell command in the machine; it may fail.
     ///
     /// # Errors
-    /// When it has not ended at the deadline.
+    /// It has not ended at the deadline.
     pub fn try_run(&self, line: &str, deadline: Duration) -> anyhow::Result<Said> {
         self.agent.run(line, deadline).with_context(|| format!("{} runs {line:?}", self.name))
     }
 
-    /// Gives what the machine sends over the migration network a queueing discipline of the kernel's (tc(8)): its kind and
-    /// options.
+    /// Sets a queueing discipline of the kernel (tc(8)) for the machine's traffic to the migration network, by its kind
+    /// and options.
     ///
     /// # Errors
-    /// What `tc` said.
+    /// The message of `tc`.
     pub fn shape(&self, discipline: &str) -> anyhow::Result<()> {
         self.run(&format!("tc qdisc replace dev mig0 root {discipline}")).map(drop)
     }
 
-    /// Takes that away.
+    /// Removes the queueing discipline.
     ///
     /// # Errors
-    /// What `tc` said, as when nothing was shaped.
+    /// The message of `tc`, also if none is set.
     pub fn unshape(&self) -> anyhow::Result<()> {
         self.run("tc qdisc del dev mig0 root").map(drop)
     }
@@ -178,20 +180,20 @@ impl Machine {
         self.folder.with_extension("sock")
     }
 
-    /// Gives the machine a file, and its path there.
+    /// Copies a file to the machine; returns its path there.
     ///
     /// # Errors
-    /// When it cannot be copied.
+    /// It cannot be copied.
     pub fn give(&self, file: &Path) -> anyhow::Result<String> {
         let name = file.file_name().and_then(|name| name.to_str()).context("A file has a name")?;
         fs::copy(file, self.folder.join(name)).with_context(|| format!("Could not copy {}", file.display()))?;
         Ok(format!("/lab/{name}"))
     }
 
-    /// What the kernel's audit refused since it booted: AppArmor's denials, a line each.
+    /// AppArmor denials in the kernel's audit log since the machine booted, one line each.
     ///
     /// # Errors
-    /// When the machine cannot be asked.
+    /// The machine cannot be queried.
     pub fn denials(&self) -> anyhow::Result<Vec<String>> {
         let log = self.run("journalctl -q -b -k --no-pager -o cat --grep 'apparmor=\"DENIED\"' || true")?;
         Ok(log.lines().map(str::to_owned).collect())
@@ -214,7 +216,7 @@ impl Machine {
     }
 }
 
-/// A machine that has booted: what it wrote to its disk, and all else.
+/// A booted machine: its disk, and its saved state.
 struct Booted {
     disk: PathBuf,
     state: PathBuf,
@@ -230,7 +232,7 @@ impl Booted {
     }
 }
 
-/// A machine before it runs.
+/// The settings of a machine before it runs.
 struct Frame<'a> {
     lab: &'a Lab,
     name: String,
@@ -244,18 +246,18 @@ struct Frame<'a> {
 }
 
 impl Frame<'_> {
-    /// What a state that is kept depends on.
+    /// Everything that a saved state depends on.
     fn recipe(&self, script: &str) -> anyhow::Result<String> {
         let version = run(EMULATOR, &["--version"])?;
         let nowhere = Path::new("/");
         let arguments = emulated(&self.image, &self.name, self.uuid, nowhere, nowhere).join(" ");
-        // The image is never written: it is another one when it was made at another time.
+        // The image is never written: another modification time means another image.
         let made = fs::metadata(&self.image.disk)?.modified()?;
         Ok(format!("{STATE} {made:?}\n{version}{arguments}\n{script}"))
     }
 
-    /// Boots the machine, and keeps what it is then. Once more if its QEMU fails an assertion of its own: 10.0 did so once
-    /// (`iotlb_to_section`) while it emulated a boot.
+    /// Boots the machine, and saves its state. Tries once more if its QEMU fails an assertion: 10.0 did so once
+    /// (`iotlb_to_section`) while emulating a boot.
     fn boot_and_save(&self, work: &Path) -> anyhow::Result<()> {
         self.boot_and_save_once(work).or_else(|error| match format!("{error:#}").contains("Assertion") {
             true => {
@@ -274,12 +276,12 @@ impl Frame<'_> {
         machine.save(&booted.state)
     }
 
-    /// Runs the machine: from its boot, or from a state.
+    /// Runs the machine, by booting it or from a saved state.
     fn run(&self, disk: &Path, state: Option<&Path>) -> anyhow::Result<Machine> {
         let socket = self.folder.with_extension("sock");
         let mut command = self.lab.in_fabric(EMULATOR);
         command.args(emulated(&self.image, &self.name, self.uuid, &self.folder, &socket));
-        // Lost with the lab anyway: nothing waits for the machine's own disk.
+        // The disk is discarded with the lab, so writes need not be flushed.
         command.arg("-drive").arg(format!("file={},if=virtio,format=qcow2,cache=unsafe", disk.display()));
         for nic in &self.nics {
             command.arg("-netdev").arg(format!("tap,id={0},ifname={0},script=no,downscript=no", nic.tap));
@@ -302,7 +304,7 @@ impl Frame<'_> {
     }
 }
 
-/// Makes a disk that holds what will be written over another, which is not written any more.
+/// Creates an overlay for writes over a disk that is no longer written.
 fn add_layer(disk: &Path, over: &Path, format: &str) -> anyhow::Result<()> {
     let (disk, over) = (disk.display().to_string(), over.display().to_string());
     run("qemu-img", &["create", "-q", "-f", "qcow2", "-F", format, "-b", &over, &disk]).map(drop)
@@ -328,9 +330,9 @@ impl Nic {
     }
 }
 
-/// What a machine does before its network is up: a bridge for guests as administrators have it, an address of the
-/// migration network on the second interface, and the names of the lab. It waits for its kernel to find the interfaces,
-/// which takes 30 s where several machines boot at once.
+/// A machine's script before its network is up: creates a bridge for guests as administrators do, gives the second
+/// interface an address in the migration network, and sets the lab's host names. It waits for the kernel to find the
+/// interfaces, which takes 30 s if several machines boot at the same time.
 fn boot_script(nics: &[Nic; 2], ip: &str, migration_ip: &str) -> String {
     let [first, second] = nics;
     let names: String =

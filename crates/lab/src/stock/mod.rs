@@ -5,11 +5,11 @@
 //!   ├─ s1n0 ── stock1  Debian 13, emulated: br0 with its guests ·  mig0 ───────┤
 //!   ├─ s2n0 ── stock2  …                                          mig0 ───────┤
 //! ```
-//! They are slow (emulated processors, and their guests are emulated once more), and show what namespace hosts cannot:
-//! confinement, units, the kernel's SMB and NFS clients, delay on a link. Ferry comes to them by its packages.
+//! They are slow (emulated processors, whose guests are emulated once more), but show what namespace hosts cannot:
+//! confinement, units, the kernel's SMB and NFS clients, delay on a link. Ferry is installed from its packages.
 //!
-//! Machines, and guests on them, are booted once: what they were then is kept in the cache, and they go on from there
-//! (`docs/adr/0020`).
+//! Machines, and guests on them, are booted once: their state is then saved in the cache, and later runs continue from
+//! there (`docs/adr/0020`).
 
 pub mod demo;
 pub mod emulator;

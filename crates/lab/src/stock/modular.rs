@@ -1,5 +1,5 @@
-//! libvirt's modular daemons on stock hosts, as distributions with them have it: a unit and sockets for each, and no libvirtd.
-//! Debian has none: they are given.
+//! libvirt's modular daemons on stock hosts, as on distributions that use them: a unit and sockets for each daemon, and
+//! no libvirtd. Debian does not package them: they are provided from outside.
 
 use std::{fs, path::Path};
 
@@ -8,11 +8,11 @@ use anyhow::Context as _;
 use super::machine::Machine;
 use crate::host::MODULAR_CLIENT_CONF;
 
-/// Replaces a machine's libvirtd. `folder` holds the daemons, their units below `units`, and virtqemud's AppArmor profile
-/// below `apparmor`.
+/// Replaces a machine's libvirtd. `folder` contains the daemons, their units in `units`, and virtqemud's AppArmor
+/// profile in `apparmor`.
 ///
 /// # Errors
-/// What could not be given to the machine, or what it said.
+/// What could not be copied to the machine, or the machine's message.
 pub(super) fn install(machine: &Machine, folder: &Path) -> anyhow::Result<()> {
     let mut sockets = Vec::new();
     for (below, place) in [("", "/usr/sbin/"), ("units", "/usr/lib/systemd/system/"), ("apparmor", "/etc/apparmor.d/")]

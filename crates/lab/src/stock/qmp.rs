@@ -1,4 +1,4 @@
-//! Speaks to the QEMU of a machine.
+//! Talks to the QEMU of a machine.
 
 use std::{
     io::{BufRead as _, BufReader, Write as _},
@@ -16,10 +16,10 @@ pub(super) struct Qmp {
 }
 
 impl Qmp {
-    /// Connects; each answer must come within `patience`.
+    /// Connects; each answer must arrive within `patience`.
     ///
     /// # Errors
-    /// When QEMU does not answer.
+    /// QEMU does not answer.
     pub(super) fn connect(socket: &Path, patience: Duration) -> anyhow::Result<Self> {
         let stream =
             UnixStream::connect(socket).with_context(|| format!("Could not connect to {}", socket.display()))?;
@@ -30,10 +30,10 @@ impl Qmp {
         Ok(qmp)
     }
 
-    /// Has a command executed, and gives what it returns.
+    /// Executes a command, and returns its result.
     ///
     /// # Errors
-    /// What QEMU said against it, or that it said nothing.
+    /// QEMU's error, or no answer.
     pub(super) fn ask(&mut self, command: &str, arguments: Value) -> anyhow::Result<Value> {
         writeln!(self.stream.get_mut(), "{}", json!({"execute": command, "arguments": arguments}))?;
         loop {

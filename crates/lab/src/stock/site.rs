@@ -1,4 +1,4 @@
-//! Stock hosts with Ferry on them, installed as an administrator does.
+//! Stock hosts with Ferry, installed as an administrator does it.
 
 use std::{
     fs,
@@ -30,24 +30,24 @@ use crate::{
     samba::{PASSWORD, USER},
 };
 
-/// Where the packages of Ferry are, unless the caller says otherwise.
+/// Variable with the folder of Ferry's packages.
 const PACKAGES: &str = "FERRY_LAB_PACKAGES";
 /// Debian's own folder for images, on each machine's own disk.
 pub const IMAGES: &str = "/var/lib/libvirt/images";
-/// How long a guest may take to be heard: it boots on processors that are emulated twice.
+/// How long a guest may take to be heard: it boots on a processor that is emulated twice.
 pub const GUEST_BOOT: Duration = Duration::from_secs(300);
-/// How long a move may take.
+/// Time limit of a move.
 pub const MOVE_WITHIN: Duration = Duration::from_secs(400);
-/// How long a guest may take to verify all that it has.
+/// How long a guest may take to verify everything.
 const VERIFY_WITHIN: Duration = Duration::from_secs(300);
-/// The guests' UUIDs follow this one: a guest that is kept has the same each time.
+/// Base of the guests' UUIDs: a guest with a saved state has the same UUID each time.
 const UUIDS: u128 = 0x3b9c_64e1_07d5_4f2a_8e63_c18d_72a4_5500;
-/// How long a package may take to be installed.
+/// Time limit for installing a package.
 const INSTALL_WITHIN: Duration = Duration::from_secs(180);
 
 /// Machines with agents, a file server, and Ferry's server and command line in the fabric.
 pub struct StockSite {
-    /// What is heard of the guests.
+    /// Observes the guests' heartbeats.
     pub observer: Observer,
     /// stock1, stock2, …
     pub machines: Vec<Machine>,
@@ -59,7 +59,7 @@ impl StockSite {
     /// Boots a machine of each release, installs Ferry there, and adds them as hosts.
     ///
     /// # Errors
-    /// What failed, with what it said.
+    /// What failed, with its output.
     pub fn up(releases: &[Release]) -> anyhow::Result<Self> {
         let packages = packages()?;
         let mut site = Self::boot(releases)?;
@@ -82,13 +82,13 @@ impl StockSite {
         Ok(site)
     }
 
-    /// Boots a machine of each release, as it comes from Debian.
+    /// Boots a machine of each release, without Ferry.
     ///
     /// # Errors
-    /// What failed, with what it said.
+    /// What failed, with its output.
     pub fn boot(releases: &[Release]) -> anyhow::Result<Self> {
         for release in releases {
-            // Not while machines boot, and not several at once.
+            // Built one after the other, and before any machine boots.
             image::image(*release)?;
         }
         let ferry = Ferry::up_empty()?;
@@ -113,7 +113,7 @@ impl StockSite {
         Ok(Self { observer, machines, ferry })
     }
 
-    /// Lets machines and servers stand after this owner.
+    /// Keeps machines and servers when this owner ends.
     pub fn keep(self) {
         let Self { observer, machines, ferry } = self;
         drop(observer);
@@ -127,26 +127,26 @@ impl StockSite {
         self.machines.iter().map(|machine| (machine.name.clone(), machine.port.clone())).collect()
     }
 
-    /// Adds the file server's share as `name` and has Ferry mount it on each machine.
+    /// Adds the file server's share as `name` and makes Ferry mount it on each machine.
     ///
     /// # Errors
-    /// What the command line said.
+    /// The command line's message.
     pub fn add_smb_share(&self, name: &str) -> anyhow::Result<()> {
         self.ferry.must(&["share", "add", name, &self.ferry.files.unc()])?;
         self.attach_smb_share(name, PASSWORD)
     }
 
-    /// Has Ferry mount the file server's share on each machine.
+    /// Makes Ferry mount the file server's share on each machine.
     ///
     /// # Errors
-    /// What the command line said.
+    /// The command line's message.
     pub fn attach_smb_share(&self, name: &str, password: &str) -> anyhow::Result<()> {
         let password = self.ferry.password_file(password)?;
         let machines: Vec<&Machine> = self.machines.iter().collect();
         self.attach(name, &machines, &["--user", USER, "--password-file", &password])
     }
 
-    /// Has Ferry mount a share on machines, on all at once.
+    /// Makes Ferry mount a share on several machines at the same time.
     fn attach(&self, share: &str, machines: &[&Machine], how: &[&str]) -> anyhow::Result<()> {
         let attached = at_once(machines, |machine| {
             let line = [&["share", "attach", share, "--host", &machine.name], how].concat();
@@ -155,13 +155,14 @@ impl StockSite {
         attached.into_iter().try_for_each(|attached| attached.map(drop))
     }
 
-    /// Has a machine serve a folder by NFS, adds it as a share, and has Ferry mount it on others; gives its place.
+    /// Makes a machine export a folder by NFS, adds it as a share, and makes Ferry mount it on others; returns its
+    /// place.
     ///
     /// # Errors
-    /// What the command line or the NFS server said.
+    /// The message of the command line or the NFS server.
     pub fn add_nfs_share(&self, name: &str, server: usize, on: &[usize]) -> anyhow::Result<String> {
         let host = &self.machines[server];
-        // As an administrator exports a folder to hosts whose root makes images and whose QEMU writes them.
+        // As an administrator exports a folder to hosts whose root creates images and whose QEMU writes them.
         host.run(&format!(
             "mkdir -p /srv/{name} && chown 64055:64055 /srv/{name} && \
              echo '/srv/{name} {NETWORK}.0/24(rw,no_root_squash,no_subtree_check,fsid=1)' >>/etc/exports && \
@@ -174,29 +175,29 @@ impl StockSite {
         Ok(url)
     }
 
-    /// Where a machine has mounted the file server's share.
+    /// The path at which a machine has mounted the file server's share.
     ///
     /// # Errors
-    /// When it is not mounted.
+    /// It is not mounted.
     pub fn smb_mount(&self, machine: usize) -> anyhow::Result<PathBuf> {
         let said = self.machines[machine].run("findmnt -n -t cifs -o TARGET")?;
         Ok(said.lines().next().context("No share is mounted")?.trim().into())
     }
 
-    /// Starts a guest on a machine, with its files on the file server's share; returns when it is heard, and Ferry lists it.
-    /// It goes on from the state in which it was kept when it had booted and verified all that it has; it is booted for
-    /// that when nothing is kept.
+    /// Starts a guest on a machine, with its files on the file server's share; returns when it is heard and Ferry lists
+    /// it. The guest continues from a state that was saved after it had booted and verified everything; if there is
+    /// none, it is booted and saved.
     ///
     /// # Errors
-    /// What libvirt said, or that the guest is not heard.
+    /// libvirt's message, or that the guest is not heard.
     pub fn start_guest(&self, ticker: &Ticker, machine: usize) -> anyhow::Result<()> {
         self.start_changed_guest(ticker, machine, |definition, _| Ok(definition))
     }
 
-    /// As [`Self::start_guest`]. `change` makes its definition another one; it is told the guest's folder there.
+    /// As [`Self::start_guest`]. `change` edits its definition; its argument is the guest's folder on the machine.
     ///
     /// # Errors
-    /// As well those of `change`.
+    /// Those of [`Self::start_guest`] and of `change`.
     pub fn start_changed_guest(
         &self,
         ticker: &Ticker,
@@ -236,12 +237,12 @@ impl StockSite {
         self.ferry.wait_listed(name, &host.name)
     }
 
-    /// Waits until a guest has verified all that it has, as fast as it can.
+    /// Waits until a guest has verified everything, as fast as it can.
     ///
     /// # Errors
-    /// When it has not in time.
+    /// It has not in time.
     pub fn verify(&self, name: &str) -> anyhow::Result<()> {
-        // A guest that is restless leaves its only processor to nothing else.
+        // A restless guest leaves no processor time for verifying.
         self.observer.ask(&self.ferry.lab, name, "rest")?;
         self.observer.ask(&self.ferry.lab, name, "hasten")?;
         self.observer.wait_verified(name, 1, VERIFY_WITHIN)?;
@@ -251,15 +252,15 @@ impl StockSite {
     /// Moves a guest's disks to a place, while it runs.
     ///
     /// # Errors
-    /// With what the command line said.
+    /// The command line's message.
     pub fn move_storage(&self, name: &str, place: &str) -> anyhow::Result<JobView> {
         self.job(&["vm", "move-storage", name, "--to", place, "--wait"])
     }
 
-    /// Moves a guest by Ferry's command line to a machine, and waits until the guest is heard from there alone.
+    /// Moves a guest to a machine with Ferry's command line, and waits until it is heard only from there.
     ///
     /// # Errors
-    /// With what the command line said, or who is heard.
+    /// The command line's message, or the guests that are heard.
     pub fn migrate(&self, name: &str, to: &str, how: &[&str]) -> anyhow::Result<JobView> {
         let mut words = vec!["vm", "migrate", name, "--to", to, "--wait"];
         words.extend(how);
@@ -268,10 +269,10 @@ impl StockSite {
         Ok(job)
     }
 
-    /// Runs a command line that ends with a job's end, whose view it prints.
+    /// Runs a command that waits for its job; returns the job as printed at its end.
     ///
     /// # Errors
-    /// With what the command line said.
+    /// The command line's message.
     pub fn job(&self, words: &[&str]) -> anyhow::Result<JobView> {
         let mut all = vec!["--json"];
         all.extend(words);
@@ -281,10 +282,10 @@ impl StockSite {
             .with_context(|| format!("It said {}", said.out))
     }
 
-    /// Makes sure that nothing was denied on any machine.
+    /// Checks that nothing was denied on any machine.
     ///
     /// # Errors
-    /// With the denials.
+    /// The denials.
     pub fn nothing_denied(&self) -> anyhow::Result<()> {
         for machine in &self.machines {
             let denials = machine.denials()?;
@@ -294,7 +295,7 @@ impl StockSite {
     }
 }
 
-/// What is written of the machines for commands of other processes: names and sockets of their guest agents.
+/// A file for other processes' commands: the machines' names, and the sockets of their guest agents.
 const INVENTORY: &str = "machines.json";
 
 /// The machines of a lab that another process built: names and guest agents.
@@ -306,14 +307,14 @@ pub fn machines_of(folder: &Path) -> Vec<(String, GuestAgent)> {
 
 /// A guest's disk in its folder.
 const DISK: &str = "disk.raw";
-/// Stands for a guest's folder in a definition that is kept: shares are mounted at different places.
+/// Placeholder for a guest's folder in a saved definition: shares are mounted at different paths.
 const ANY_FOLDER: &str = "@folder@";
 
 fn any_folder(definition: &str, folder: &Path) -> String {
     definition.replace(&folder.display().to_string(), ANY_FOLDER)
 }
 
-/// A guest as it was when it had booted: what libvirt saved, with its definition and its disk.
+/// The saved state of a booted guest: libvirt's save file, with its definition and its disk.
 struct KeptGuest {
     state: PathBuf,
     definition: PathBuf,
@@ -330,10 +331,10 @@ impl KeptGuest {
     }
 }
 
-/// What the state of a guest depends on.
+/// Everything that the saved state of a guest depends on.
 fn kept_guest_recipe(host: &Machine, boot: &Boot, definition: &str) -> anyhow::Result<String> {
     let mut hasher = DefaultHasher::new();
-    // The initramfs is packed anew for each lab, around this.
+    // The initramfs is packed again for each lab, but from this program.
     for file in [&boot.kernel, &Programs::find()?.ticker] {
         fs::read(file)?.hash(&mut hasher);
     }
@@ -345,8 +346,8 @@ fn copy_sparse(from: &Path, to: &Path) -> anyhow::Result<()> {
     run("cp", &["--sparse=always".as_ref(), from.as_os_str(), to.as_os_str()]).map(drop)
 }
 
-/// A guest as stock hosts carry it: small and slow, for its processor is emulated by one that is. What its kernel has freed is
-/// zero, so that little travels.
+/// A guest for stock hosts: small and slow, because its processor is emulated by an emulated one. Its kernel zeroes
+/// freed memory, so that little must be sent.
 pub fn small_ticker(name: &str, address: u8) -> Ticker {
     let ticker = Ticker::new(name, address);
     let uuid = Uuid::from_u128(UUIDS + u128::from(address));
@@ -362,17 +363,17 @@ pub fn small_ticker(name: &str, address: u8) -> Ticker {
     }
 }
 
-/// Installs the agent from its package and sets it up; gives the enrolment token.
+/// Installs the agent from its package and sets it up; returns the enrolment token.
 fn install_agent(machine: &Machine, package: &Path) -> anyhow::Result<String> {
     let path = machine.give(package)?;
-    // What the package depends on is there: no other package is needed, and none could be fetched.
+    // The package's dependencies are installed: no other package is needed, and none could be downloaded.
     let said = machine.try_run(&format!("dpkg -i {path}"), INSTALL_WITHIN)?;
     ensure!(said.ok(), "dpkg -i {path} ended with {:?}: {}{}", said.code, said.out, said.err);
     let line = format!("ferry-agent setup --listen {}:7421 --yes", machine.ip);
     let said = machine.try_run(&line, INSTALL_WITHIN)?;
     ensure!(said.ok(), "{line} ended with {:?}: {}{}", said.code, said.out, said.err);
     let token = said.out.lines().last().context("ferry-agent setup printed no token")?.to_owned();
-    // VMs travel in a network of their own.
+    // VMs move over a separate network.
     machine.run(&format!(
         "sed -i 's/^data_address = .*/data_address = \"{}\"/' /etc/ferry/agent.toml",
         machine.migration_ip
@@ -384,7 +385,7 @@ fn install_agent(machine: &Machine, package: &Path) -> anyhow::Result<String> {
 /// The folder with Ferry's packages.
 ///
 /// # Errors
-/// When nobody said where it is.
+/// The variable is not set.
 pub fn packages() -> anyhow::Result<PathBuf> {
     let folder = std::env::var_os(PACKAGES).with_context(|| {
         format!("{PACKAGES} does not say where Ferry's packages are: `cargo xtask` builds them and says it")
@@ -392,10 +393,10 @@ pub fn packages() -> anyhow::Result<PathBuf> {
     Ok(PathBuf::from(folder))
 }
 
-/// The package whose file name begins so.
+/// The package whose file name begins with `prefix`.
 ///
 /// # Errors
-/// When it is not there.
+/// It does not exist.
 pub fn find(folder: &Path, prefix: &str) -> anyhow::Result<PathBuf> {
     let entries = fs::read_dir(folder).with_context(|| format!("Could not read {}", folder.display()))?;
     let is = |path: &PathBuf| {

@@ -1,7 +1,7 @@
-//! What only stock hosts can show: whole Debian systems, with AppArmor, systemd, and the kernel's SMB and NFS clients.
+//! Tests that need stock hosts: whole Debian systems, with AppArmor, systemd, and the kernel's SMB and NFS clients.
 //!
-//! Machines boot for a minute and more, and guests there as well, so each test shows much. Names that begin with `smoke` are part of every run;
-//! `cargo xtask test --stock` runs all.
+//! Machines, and guests on them, take a minute and more to boot, so each test checks much. Tests whose names begin with
+//! `smoke` belong to every run; `cargo xtask test --stock` runs all.
 #![cfg(feature = "lab")]
 
 mod links;
@@ -27,17 +27,17 @@ use ferry_lab::{
     },
 };
 
-/// What the source's link carries until a test has shown what it wants: a guest's memory would take ten minutes.
+/// Rate of the source's link until a test has made its check: a guest's memory would take ten minutes.
 const SLOWLY: &str = "tbf rate 1mbit burst 16k latency 400ms";
 
-/// Waits until the guest has verified all it has, and judges what was heard of it so far.
+/// Waits until the guest has verified everything, and judges its heartbeats so far.
 fn verified(site: &StockSite, name: &str) {
     site.verify(name).expect("verified");
     judge(&site.observer.heard(name)).expect("nothing was lost");
 }
 
-/// Begins a move that its link holds back, does something as soon as memory moves, frees the link, and waits until the VM is
-/// at its destination.
+/// Begins a move over a slowed link, calls `work` as soon as memory is sent, restores the link, and waits until the VM
+/// is at its destination.
 fn move_during(site: &StockSite, name: &str, from: &Machine, to: &Machine, work: impl FnOnce()) -> JobView {
     from.shape(SLOWLY).expect("held back");
     let begun: JobView = site.ferry.json(&["vm", "migrate", name, "--to", &to.name]).expect("accepted");
@@ -78,7 +78,7 @@ fn smoke_a_vm_moves_there_and_back_while_agents_are_restarted_and_upgraded() {
     verified(&site, "ticker");
     assert!(confined(two) && !confined(one), "QEMU is confined where it runs");
 
-    // The same version again: what an upgrade does to a host.
+    // Installs the same version again, as an upgrade does.
     let package = find(&packages().expect("built"), "ferry-agent_").expect("built");
     move_during(&site, "ticker", two, one, || {
         for machine in [one, two] {
@@ -89,13 +89,13 @@ fn smoke_a_vm_moves_there_and_back_while_agents_are_restarted_and_upgraded() {
     verified(&site, "ticker");
     site.nothing_denied().expect("nothing");
 
-    // Whoever does not want Ferry any more keeps the VMs.
+    // Removing Ferry keeps the VMs.
     one.run("dpkg --purge ferry-agent").expect("removed");
     site.observer.wait_on("ticker", "stock1", Duration::from_secs(20)).expect("it runs on");
     verified(&site, "ticker");
 }
 
-/// Whether a VM of the machine runs under a profile of its own.
+/// Whether the VMs of the machine run under AppArmor profiles of their own.
 fn confined(machine: &Machine) -> bool {
     let said = machine.run("cat /proc/$(pgrep -f guest=ticker -o)/attr/current 2>/dev/null || true").expect("asked");
     said.starts_with("libvirt-") && said.contains("enforce")
@@ -106,7 +106,7 @@ fn vms_move_over_smb_over_nfs_with_nothing_shared_and_from_debian_12_to_13() {
     demo::run(true).expect("every move keeps its promises, and nothing is denied");
 }
 
-/// One pair of machines for all that leaves it as it was: they take three minutes until a guest is there.
+/// One pair of machines for all checks that restore its state, because starting a guest takes three minutes.
 #[test]
 fn vms_outlive_file_servers_cross_long_links_and_move_with_their_network_and_pool() {
     let site = StockSite::up(&[Trixie, Trixie]).expect("two stock hosts");
@@ -116,7 +116,7 @@ fn vms_outlive_file_servers_cross_long_links_and_move_with_their_network_and_poo
     site.nothing_denied().expect("nothing");
 }
 
-/// What stands against the guest's move to the other machine.
+/// The findings against the guest's move to the other machine.
 fn against(site: &StockSite) -> Vec<Finding> {
     let tried: Vec<Candidate> =
         site.ferry.json(&["vm", "migrate", "ticker", "--to", "stock2", "--dry-run"]).expect("tried");
@@ -124,10 +124,10 @@ fn against(site: &StockSite) -> Vec<Finding> {
     candidate.findings.clone()
 }
 
-/// How long a finding may take to appear after what it tells of, or to go, unless a test says otherwise.
+/// Default time limit for a finding to appear after its cause, or to disappear.
 const FOUND_WITHIN: Duration = Duration::from_secs(60);
 
-/// Waits until this one finding stands against the move, or none of its kind does.
+/// Waits until this is the only finding against the move, or until there is none of its kind.
 fn wait_for_finding(site: &StockSite, id: FindingId, expected: bool, within: Duration) -> Option<Finding> {
     let seen = wait_for(&format!("{id} is {expected}"), within, || {
         let found = against(site).into_iter().find(|finding| finding.id == id);
@@ -146,7 +146,7 @@ fn what_keeps_a_vm_from_moving_is_said_beforehand_and_its_fix_works_and_nfs_is_k
 
 fn what_keeps_a_vm_from_moving_is_said(site: &StockSite) {
     let [one, two] = &site.machines[..] else { panic!("two were asked for") };
-    // As mount.cifs mounts it when nothing else is said.
+    // With mount.cifs's default options.
     let mount = |machine: &Machine, options: &str| {
         machine
             .run(&format!(
@@ -168,17 +168,18 @@ fn what_keeps_a_vm_from_moving_is_said(site: &StockSite) {
     let locks: Vec<Finding> = against(site).into_iter().filter(|found| found.id == FindingId::ShareLocks).collect();
     assert_eq!(locks.len(), 2, "each host's mount: {locks:#?}");
     assert!(locks.iter().all(|finding| finding.fix.contains("-o nobrl")), "{locks:#?}");
-    // What the fix says, word for word: stop the VM, unmount, mount again with `nobrl` besides.
+    // The steps of the finding's fix, verbatim: stop the VM, unmount, mount again with `nobrl` besides.
     one.run("virsh -q destroy ticker && umount /srv/ferry/own").expect("stopped and unmounted");
     two.run("umount /srv/ferry/own").expect("unmounted");
     mount(one, ",nobrl");
     mount(two, ",nobrl");
-    // It counts anew.
+    // Its counter starts again.
     let begun = now();
     site.start_guest(&small_ticker("ticker", 101), 0).expect("started");
     assert_eq!(wait_for_finding(site, FindingId::ShareLocks, false, FOUND_WITHIN), None);
 
-    // The rule is gone, as after somebody has cleaned up: said, refused, and mended by the words of the fix.
+    // The rule is removed, as by an administrator who cleans up: Ferry reports it, refuses moves, and its fix repairs
+    // it.
     two.run("rm /etc/apparmor.d/abstractions/libvirt-qemu.d/ferry").expect("removed");
     let missing = wait_for_finding(site, FindingId::HostConfinement, true, FOUND_WITHIN).expect("found");
     let fix = missing.fix.split('`').nth(1).expect("the command to run").to_owned();

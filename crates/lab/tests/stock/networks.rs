@@ -1,4 +1,4 @@
-//! VMs whose definition names a network and a storage pool of libvirt, not a bridge and a file.
+//! VMs whose definition names a libvirt network and storage pool instead of a bridge and a file.
 
 use std::{fs, path::Path};
 
@@ -12,9 +12,9 @@ use ferry_lab::{
 
 use crate::verified;
 
-/// Gives a machine the network `lan`, whose VMs are on its bridge, and the pool `vms` in a folder. AppArmor's helper of
-/// libvirt does not look into pools: QEMU is refused the files of their volumes, wherever a VM is started, unless the
-/// administrator allows the folder.
+/// Gives a machine the network `lan`, which connects its VMs to its bridge, and the pool `vms` in a folder. libvirt's
+/// AppArmor helper does not resolve pools: wherever a VM is started, QEMU is denied the files of their volumes unless
+/// the administrator allows the folder.
 fn add_network_and_pool(machine: &Machine, folder: &Path) {
     let xml = "<network><name>lan</name><forward mode='bridge'/><bridge name='br0'/></network>";
     fs::write(machine.folder.join("lan.xml"), xml).expect("written");

@@ -1,4 +1,4 @@
-//! Shares by the kernel's own clients: servers that go away, passwords that change, NFS of each version.
+//! Shares mounted by the kernel's clients: servers that go down, passwords that change, all versions of NFS.
 
 use std::{
     path::Path,
@@ -20,19 +20,19 @@ use ferry_lab::{
 
 use crate::{against, verified, wait_for_finding};
 
-/// How long a file server may be away for a VM to outlive it: a failover.
+/// How long a file server may be down without ending a VM: a failover.
 const FAILOVER: Duration = Duration::from_secs(60);
-/// How long Ferry may take to notice what became of a share.
+/// How long Ferry may take to notice a change of a share's state.
 const NOTICED_WITHIN: Duration = Duration::from_secs(120);
-/// How long the drivers' NFS tests may take.
+/// Time limit of the drivers' NFS tests.
 const NFS_WITHIN: Duration = Duration::from_secs(400);
 
-/// Waits until something of this kind stands against the guest's move to the other machine.
+/// Waits for a finding of this kind against the guest's move to the other machine.
 fn wait_until_told(site: &StockSite, id: FindingId) -> Finding {
     wait_for_finding(site, id, true, NOTICED_WITHIN).expect("it was waited for")
 }
 
-/// Waits until nothing stands against the move.
+/// Waits until there are no findings against the move.
 fn wait_until_free(site: &StockSite) {
     let free =
         wait_for("nothing stands against the move", NOTICED_WITHIN, || (!any_blocks(&against(site))).then_some(()));
@@ -68,17 +68,17 @@ pub(crate) fn vms_outlive_their_file_servers_and_ferry_says_what_is_wrong_with_t
     verified(site, "ticker");
     wait_until_free(site);
 
-    // The password is another one now, which hosts notice when they must log in again.
+    // The password changes; hosts notice that when they must log in again.
     files.set_password("another password").expect("changed");
     files.stop().expect("stopped");
     files.start_daemon(&site.ferry.lab).expect("it serves again");
     let told = wait_until_told(site, FindingId::SharePassword);
-    // What the fix says, in its order: the old password again, …
+    // The steps of the fix, in order: first the old password again, …
     assert!(told.fix.starts_with("Let the file server take the password of the mount again"), "{told:#?}");
     files.set_password(PASSWORD).expect("changed back");
     verified(site, "ticker");
     wait_until_free(site);
-    // … then host by host the VMs away, the share detached, and attached with the new one.
+    // … then, host by host: move the VMs away, detach the share, and attach it with the new password.
     files.set_password("another password").expect("changed");
     for (host, away) in [("stock2", None), ("stock1", Some("stock2"))] {
         if let Some(away) = away {
@@ -99,6 +99,6 @@ pub(crate) fn nfs_is_kept_by_the_kernels_own_server_and_client(machine: &Machine
     let place = machine.give(Path::new(&program)).expect("given");
     let said = machine.try_run(&format!("{place} --ignored --test-threads 1"), NFS_WITHIN).expect("it ends");
     assert!(said.ok(), "{}{}", said.out, said.err);
-    // None of them was left out.
+    // No test was skipped.
     assert!(said.out.contains("test result: ok. 3 passed; 0 failed; 0 ignored"), "{}", said.out);
 }
