@@ -24,7 +24,7 @@ pub(crate) async fn blocking<T: Send + 'static>(
     call: impl FnOnce() -> Result<T, AgentError> + Send + 'static,
 ) -> Result<T, AgentError> {
     let outcome = tokio::task::spawn_blocking(call).await;
-    outcome.unwrap_or_else(|error| Err(AgentError::Carrier(error.to_string())))
+    outcome.unwrap_or_else(|error| Err(AgentError::because("A request was broken off", error)))
 }
 
 /// Asks the hypervisor.
@@ -53,9 +53,7 @@ pub(crate) async fn within<T>(
 ) -> Result<T, AgentError> {
     tokio::time::timeout(deadline, answer).await.unwrap_or_else(|_| {
         let deadline = deadline.as_secs();
-        Err(AgentError::Carrier(format!(
-            "{what} gave no answer within {deadline} s: see that its share can be reached"
-        )))
+        Err(AgentError::failed(format!("{what} gave no answer within {deadline} s: see that its share can be reached")))
     })
 }
 

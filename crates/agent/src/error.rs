@@ -1,6 +1,6 @@
 //! What can go wrong in the agent, and how it is told.
 
-use std::{io, path::PathBuf};
+use std::{error::Error, io, path::PathBuf};
 
 use ferry_core::{
     api::problem::Problem,
@@ -53,15 +53,31 @@ pub enum AgentError {
         /// Why, and what to do.
         finding: Box<Finding>,
     },
-    /// The process that carries a migration failed.
-    #[error("{0}")]
-    Carrier(String),
+    /// Something else could not be done: nobody but people decides by what it was.
+    #[error("{what}")]
+    Failed {
+        /// What, and on what.
+        what: String,
+        /// Why, where that is an error of its own.
+        #[source]
+        source: Option<Box<dyn Error + Send + Sync>>,
+    },
 }
 
 impl AgentError {
     /// A refusal.
     pub fn refused(status: u16, finding: Finding) -> Self {
         Self::Refused { status, finding: Box::new(finding) }
+    }
+
+    /// What could not be done, and why as far as the sentence says.
+    pub(crate) fn failed(what: impl Into<String>) -> Self {
+        Self::Failed { what: what.into(), source: None }
+    }
+
+    /// What could not be done, by another error.
+    pub(crate) fn because(what: impl Into<String>, source: impl Into<Box<dyn Error + Send + Sync>>) -> Self {
+        Self::Failed { what: what.into(), source: Some(source.into()) }
     }
 
     /// How it is told to the server.
@@ -80,7 +96,7 @@ impl AgentError {
             | Self::Content { .. }
             | Self::Trust(_)
             | Self::Hypervisor(_)
-            | Self::Carrier(_) => Problem::fault(self.to_string(), chain(self)),
+            | Self::Failed { .. } => Problem::fault(self.to_string(), chain(self)),
         }
     }
 }

@@ -4,7 +4,7 @@ use crate::AgentError;
 
 /// Fails if a test says so, before or after an effect.
 pub(crate) fn made_to_fail(point: &str) -> Result<(), AgentError> {
-    fail::fail_point!(point, |_| Err(AgentError::Carrier(format!("A test made it fail at {point}"))));
+    fail::fail_point!(point, |_| Err(AgentError::failed(format!("A test made it fail at {point}"))));
     // Without failpoints nothing fails.
     let _ = point;
     Ok(())

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! http ─▶ shares · places · power
-//!   ├──── attempt::locks ─▶ storage · offline · live::Registry ─▶ one carrier process per migration (live::carrier)
+//!   ├──── moves ─▶ attempt::locks ─▶ storage · offline · live::Registry ─▶ one carrier process per migration (live::carrier)
 //!   └──── observer (what the host has, by events)
 //! ```
 //! An agent never calls the server: requests come, and state goes back as the answer to a question.
@@ -28,9 +28,11 @@ pub mod live;
 mod lock;
 pub mod lock_trials;
 pub mod metrics;
+mod moves;
 pub mod notify;
 pub mod observer;
 pub mod offline;
+mod peers;
 pub mod places;
 mod qemu_conf;
 mod records;
@@ -84,11 +86,13 @@ pub struct Agent {
     /// Requests about one job are done one after the other.
     pub locks: Arc<JobLocks>,
     /// The migrations.
-    pub migrations: Registry,
+    pub migrations: Arc<Registry>,
     /// The moves of VMs that are shut off.
     pub offline: Arc<OfflineMoves>,
     /// The storage moves.
-    pub storage: StorageMoves,
+    pub storage: Arc<StorageMoves>,
+    /// Attempts that were released.
+    pub(crate) ended: Arc<Ended>,
     /// Room that requests were promised.
     pub claims: Arc<Claims>,
     /// What it counts.
@@ -122,11 +126,11 @@ impl Agent {
         let ended = Arc::new(Ended::load(&config)?);
         let migrations =
             Registry::load(&config, Arc::clone(&hypervisor), launcher, Arc::clone(&partials), Arc::clone(&ended))?;
+        let migrations = Arc::new(migrations);
         confinement::selinux::label_sessions(&config);
         tokio::spawn(files::partial::sweep_for_ever(Arc::downgrade(&partials)));
-        let storage = StorageMoves::load(&config, Arc::clone(&hypervisor), Arc::clone(&ended))?;
-        let offline = OfflineMoves::load(&config, Arc::clone(&hypervisor), partials, ended)?;
-        let offline = Arc::new(offline);
+        let storage = Arc::new(StorageMoves::load(&config, Arc::clone(&hypervisor), Arc::clone(&ended))?);
+        let offline = Arc::new(OfflineMoves::load(&config, Arc::clone(&hypervisor), partials, Arc::clone(&ended))?);
         let claims = Arc::default();
         let agent = Arc::new(Self {
             config,
@@ -140,6 +144,7 @@ impl Agent {
             migrations,
             offline,
             storage,
+            ended,
             claims,
             metrics: Metrics::default(),
         });

@@ -12,7 +12,6 @@ use std::{
 
 use ferry_core::{
     api::agent::LockStep,
-    error::chain,
     finding::{Finding, FindingId},
 };
 use ferry_drivers::lock_trial::{self, Holder, LockTrialError, Taker};
@@ -81,7 +80,7 @@ impl LockTrials {
     fn keep(self: &Arc<Self>, name: &str, end: End) -> Result<(), AgentError> {
         let mut open = lock(&self.open);
         if open.len() >= TRIALS_MAX {
-            return Err(AgentError::Carrier(format!("{TRIALS_MAX} trials of locks are under way")));
+            return Err(AgentError::failed(format!("{TRIALS_MAX} trials of locks are under way")));
         }
         open.insert(name.to_owned(), Open { end, until: Instant::now() + TRIAL_MAX });
         drop(open);
@@ -115,7 +114,7 @@ fn told(error: LockTrialError) -> AgentError {
                 "Look at the mount options of the share (for SMB: `nobrl`), then attach it again",
             ),
         ),
-        error @ LockTrialError::Host { .. } => AgentError::Carrier(chain(&error)),
+        error @ LockTrialError::Host { .. } => AgentError::because("Locks could not be tried", error),
     }
 }
 

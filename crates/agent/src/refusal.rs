@@ -49,6 +49,13 @@ pub(crate) fn stale(job: JobId, asked: Generation, known: Generation) -> AgentEr
     )
 }
 
+/// An attempt that this host knows nothing of.
+pub(crate) fn unknown(job: JobId, generation: Generation) -> AgentError {
+    let message = format!("This host takes no part in attempt {generation} of job {job}");
+    let fix = "Look at the job with `ferry job show`; restart it if it has failed";
+    AgentError::refused(404, Finding::blocks(FindingId::JobUnknown, job, message, fix))
+}
+
 /// An abort that comes too late.
 pub(crate) fn past_pivot(vm: VmId) -> Box<Finding> {
     Box::new(Finding::blocks(

@@ -5,6 +5,7 @@ mod site;
 use std::{collections::BTreeSet, fs, path::PathBuf};
 
 use ferry_core::{
+    api::agent::Verb,
     finding::{Finding, FindingId},
     migration::Presence,
 };
@@ -45,7 +46,7 @@ async fn an_agent_with_damaged_files_starts_and_tells_of_each() {
         assert!(!state.join(file).exists() && aside(file).exists(), "{file}");
     }
     // What it knows nothing of any more stays as it is: the VM runs, and is held.
-    assert_eq!(refusal(site.hosts[0].client.abort(job.attempt).await), (404, FindingId::JobUnknown));
+    assert_eq!(refusal(site.hosts[0].client.ask(job.attempt, Verb::Abort).await), (404, FindingId::JobUnknown));
     assert_eq!(site.presences(&job).0, Presence::Running);
     assert!(site.hosts[0].holds(vm));
 

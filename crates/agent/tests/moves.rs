@@ -6,7 +6,7 @@ use std::{sync::Arc, time::Duration};
 
 use ferry_agent::setup::release_hold;
 use ferry_core::{
-    api::agent::{ConfirmRequest, DiskArrival, MigrationReport, Stage},
+    api::agent::{ConfirmRequest, DiskArrival, Report, Stage, Verb},
     error::chain,
     files::DiskMove,
     finding::FindingId,
@@ -18,6 +18,7 @@ use ferry_core::{
 };
 use ferry_drivers::hypervisor::{Domains as _, Migration as _, Power as _, fake::Point};
 use ferry_testkit::logs::expects_warning;
+use serde_json::json;
 use site::{Job, Site, reached, refusal, wait_until};
 
 /// The guest dirties twice what is sent meanwhile.
@@ -47,6 +48,30 @@ async fn a_running_vm_moves_there_and_back_and_its_autostart_follows() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_server_of_the_version_before_moves_a_running_vm() {
+    let site = Site::new().await;
+    let vm = site.run_vm("web01", |_| {});
+    let job = Job::new(1, 1, vm, "web01", 0);
+    let (of, nothing) = ("migrations/1/1", serde_json::Value::Null);
+    site.version_1(1, "PUT", &format!("vms/{vm}/arrivals/check"), json!([])).await;
+    let body = json!(site.destination_body(&job));
+    let ready = site.version_1(1, "PUT", &format!("{of}/destination"), body).await;
+    let body = json!(site.source_body(&job, serde_json::from_value(ready).expect("ready")));
+    let ready = site.version_1(0, "PUT", &format!("{of}/source"), body).await;
+    assert_eq!(ready, json!({"autostart": false}));
+    let begun = site.version_1(0, "PUT", &format!("{of}/perform"), nothing.clone()).await;
+    assert_eq!((&begun["job"], &begun["generation"], &begun["role"]), (&json!(1), &json!(1), &json!("source")));
+    site.version_1_until(0, of, "delivered").await;
+    site.version_1_until(1, of, "resumed").await;
+    for host in [1, 0] {
+        let body = json!({"autostart": false, "keep_source": false});
+        assert_eq!(site.version_1(host, "PUT", &format!("{of}/confirm"), body).await["stage"], "confirmed");
+        site.version_1(host, "DELETE", of, nothing.clone()).await;
+    }
+    site.assert_settled(vm, 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn figures_tell_what_the_move_took() {
     let site = Site::new().await;
     let vm = site.run_vm("web01", |_| {});
@@ -72,11 +97,11 @@ async fn figures_tell_what_the_move_took() {
         site.follow(&job).await;
         let (source, destination) = (&site.hosts[1].client, &site.hosts[0].client);
         let received = destination
-            .confirm(job.attempt, &ConfirmRequest { autostart: false, keep_source: false })
+            .ask(job.attempt, Verb::Confirm(ConfirmRequest { autostart: false, keep_source: false }))
             .await
             .expect("confirmed");
         let sent = source
-            .confirm(job.attempt, &ConfirmRequest { autostart: false, keep_source: false })
+            .ask(job.attempt, Verb::Confirm(ConfirmRequest { autostart: false, keep_source: false }))
             .await
             .expect("confirmed");
         (sent.figures, received.figures)
@@ -239,7 +264,7 @@ async fn an_aborted_move_leaves_everything_as_it_was() {
         stats.is_some_and(|stats| stats.iteration > 1)
     })
     .await;
-    let report = site.hosts[0].client.abort(job.attempt).await.expect("aborted");
+    let report = site.hosts[0].client.ask(job.attempt, Verb::Abort).await.expect("aborted");
     assert_eq!((report.stage, report.presence), (Stage::Aborted, Presence::Running));
     assert_eq!(site.hosts[0].hypervisor.migration_stats(vm).expect("reachable"), None);
     assert!(site.hosts[0].autostarts(vm) && !site.hosts[0].holds(vm));
@@ -256,7 +281,7 @@ async fn an_abort_before_the_move_began_keeps_it_from_beginning() {
     let vm = site.run_vm("web01", |_| {});
     let job = Job::new(1, 1, vm, "web01", 0);
     site.prepare(&job).await;
-    site.hosts[0].client.abort(job.attempt).await.expect("aborted");
+    site.hosts[0].client.ask(job.attempt, Verb::Abort).await.expect("aborted");
     site.perform(&job).await;
     let (source, _) = site.follow(&job).await;
     assert_eq!((source.stage, source.presence), (Stage::Aborted, Presence::Running));
@@ -273,7 +298,7 @@ async fn a_move_that_was_handed_over_cannot_be_aborted() {
     site.perform(&job).await;
     site.follow(&job).await;
     for host in &site.hosts {
-        assert_eq!(refusal(host.client.abort(job.attempt).await), (409, FindingId::JobPastPivot));
+        assert_eq!(refusal(host.client.ask(job.attempt, Verb::Abort).await), (409, FindingId::JobPastPivot));
     }
     site.finish(&job, false).await;
     site.assert_settled(vm, 1);
@@ -432,11 +457,11 @@ async fn what_was_begun_is_done_also_when_whoever_asked_is_gone() {
     site.perform(&job).await;
     site.follow(&job).await;
     let request = ConfirmRequest { autostart: false, keep_source: false };
-    site.hosts[1].client.confirm(job.attempt, &request).await.expect("confirmed");
+    site.hosts[1].client.ask(job.attempt, Verb::Confirm(request)).await.expect("confirmed");
     let undefine = Arc::new(site.hosts[0].hypervisor.faults().hold(Point::Undefine));
     let asked = tokio::spawn({
         let (client, attempt) = (site.hosts[0].client.clone(), job.attempt);
-        async move { client.confirm(attempt, &request).await }
+        async move { client.ask(attempt, Verb::Confirm(request)).await }
     });
     reached(&undefine).await;
     asked.abort();
@@ -505,7 +530,7 @@ async fn an_undo_removes_what_it_made_once_and_never_what_took_its_name() {
     std::fs::write(&first, "precious").expect("written");
     // It takes everything back, and cannot say so.
     fail::cfg("agent-undone", "1*return").expect("a failpoint");
-    host.client.abort(job.attempt).await.expect_err("it was made to fail");
+    host.client.ask(job.attempt, Verb::Abort).await.expect_err("it was made to fail");
     assert_eq!(std::fs::read(&first).expect("it stays"), b"precious");
     assert!(!second.exists());
     std::fs::write(&second, "precious, too").expect("written");
@@ -595,9 +620,9 @@ async fn a_copy_whose_carrier_dies_before_the_hand_over_is_known_waits_for_the_v
     site.hosts[1].kill_carriers();
     assert_eq!(site.presences(&job), (Presence::Off, Presence::Arrived));
     assert_eq!(site.verdict(&job).await, Verdict::Destination);
-    assert_eq!(refusal(site.hosts[0].client.abort(job.attempt).await), (409, FindingId::JobPastPivot));
+    assert_eq!(refusal(site.hosts[0].client.ask(job.attempt, Verb::Abort).await), (409, FindingId::JobPastPivot));
     resuming.release();
-    let report = site.hosts[1].client.resume(job.attempt).await.expect("resumed by verdict");
+    let report = site.hosts[1].client.ask(job.attempt, Verb::Resume).await.expect("resumed by verdict");
     assert_eq!((report.stage, report.presence), (Stage::Resumed, Presence::Running));
     site.finish(&job, false).await;
     site.assert_settled(vm, 1);
@@ -613,11 +638,14 @@ async fn why_a_vm_that_was_handed_over_does_not_run_is_told_until_it_does() {
     two.hypervisor.faults().fail_always(Point::Resume, "its disk is not there");
     site.prepare(&job).await;
     site.perform(&job).await;
-    let told =
-        |report: &MigrationReport| report.error.as_deref().is_some_and(|why| why.contains("its disk is not there"));
+    let told = |report: &Report| report.error.as_deref().is_some_and(|why| why.contains("its disk is not there"));
     let report = site.wait_report(&job, 1, told).await;
     assert_eq!((report.stage, report.presence), (Stage::Delivered, Presence::Arrived));
-    assert_eq!(refusal(two.client.abort(job.attempt).await), (409, FindingId::JobPastPivot), "it is the only copy");
+    assert_eq!(
+        refusal(two.client.ask(job.attempt, Verb::Abort).await),
+        (409, FindingId::JobPastPivot),
+        "it is the only copy"
+    );
     two.hypervisor.faults().clear();
     let report = site.wait_stage(&job, 1, &[Stage::Resumed]).await;
     assert_eq!((report.error, report.presence), (None, Presence::Running));
@@ -647,16 +675,16 @@ async fn a_vm_that_libvirt_left_paused_runs_where_it_is_whole() {
         wait_until("it is left", || site.presences(&job) == (Presence::Left, there)).await;
         if arrived {
             assert_eq!(site.verdict(&job).await, Verdict::Destination);
-            one.client.end_copy(job.attempt).await.expect("what is left has the disks");
+            one.client.ask(job.attempt, Verb::EndCopy).await.expect("what is left has the disks");
             assert_eq!(site.presences(&job), (Presence::Off, Presence::Arrived));
-            two.client.resume(job.attempt).await.expect("it runs there");
+            two.client.ask(job.attempt, Verb::Resume).await.expect("it runs there");
             site.finish(&job, true).await;
             site.assert_settled(vm, 1);
         } else {
             assert_eq!(site.verdict(&job).await, Verdict::SourceUnlessElsewhere);
-            one.client.abort(job.attempt).await.expect("ended");
+            one.client.ask(job.attempt, Verb::Abort).await.expect("ended");
             assert!(one.holds(vm) && !one.autostarts(vm), "the destination has not said that it will not run it");
-            two.client.abort(job.attempt).await.expect("ended");
+            two.client.ask(job.attempt, Verb::Abort).await.expect("ended");
             for host in [one, two] {
                 host.client.release(job.attempt).await.expect("released");
             }
@@ -684,12 +712,12 @@ async fn a_vm_that_was_complete_at_the_destination_is_not_taken_away_there_when_
     two.hypervisor.crash(vm);
     assert_eq!(site.presences(&job), (Presence::Left, Presence::Off));
     assert_eq!(site.verdict(&job).await, Verdict::Destination);
-    assert_eq!(refusal(two.client.abort(job.attempt).await), (409, FindingId::JobUndecided));
+    assert_eq!(refusal(two.client.ask(job.attempt, Verb::Abort).await), (409, FindingId::JobUndecided));
     assert!(two.knows(vm));
     assert!(one.holds(vm));
     // What the refusal advises, where the source's disks are the newest: its definition goes, and then the move is undone.
     two.hypervisor.undefine(vm).expect("removed");
-    two.client.abort(job.attempt).await.expect("nothing of it is here");
+    two.client.ask(job.attempt, Verb::Abort).await.expect("nothing of it is here");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -730,8 +758,8 @@ async fn a_copy_that_was_given_up_is_not_run() {
     site.prepare(&job).await;
     site.perform(&job).await;
     site.follow(&job).await;
-    site.hosts[1].client.abort(job.attempt).await.expect("destroyed");
-    assert_eq!(refusal(site.hosts[1].client.resume(job.attempt).await), (409, FindingId::RequestStale));
+    site.hosts[1].client.ask(job.attempt, Verb::Abort).await.expect("destroyed");
+    assert_eq!(refusal(site.hosts[1].client.ask(job.attempt, Verb::Resume).await), (409, FindingId::RequestStale));
     site.undo(&job).await;
     site.assert_settled(vm, 0);
 }
@@ -763,7 +791,7 @@ async fn a_number_that_begins_again_takes_nothing_from_the_vm_that_had_it() {
     assert_eq!(refusal(site.prepare_source(&taken, ready).await), (409, FindingId::JobOpen));
     assert!(site.hosts[0].holds(other), "it is still being moved");
     site.hosts[1].hypervisor.faults().clear();
-    site.hosts[1].client.resume(first.attempt).await.expect("resumed");
+    site.hosts[1].client.ask(first.attempt, Verb::Resume).await.expect("resumed");
     site.finish(&first, false).await;
     site.undo(&back).await;
 }
@@ -793,14 +821,14 @@ async fn requests_may_be_repeated_and_older_ones_are_refused() {
     let stale = (409, FindingId::RequestStale);
     assert_eq!(refusal(site.prepare_destination(&older).await), stale);
     assert_eq!(refusal(site.prepare_source(&older, ready).await), stale);
-    assert_eq!(refusal(site.hosts[0].client.perform(older.attempt).await), stale);
+    assert_eq!(refusal(site.hosts[0].client.ask(older.attempt, Verb::Perform).await), stale);
     assert!(site.hosts[0].holds(vm), "a stale request changes nothing");
     site.perform(&job).await;
     site.perform(&job).await;
     site.follow(&job).await;
     for host in &site.hosts {
         host.client
-            .confirm(job.attempt, &ConfirmRequest { autostart: true, keep_source: false })
+            .ask(job.attempt, Verb::Confirm(ConfirmRequest { autostart: true, keep_source: false }))
             .await
             .expect("confirmed");
     }

@@ -7,8 +7,8 @@ use std::{fs, path::PathBuf, sync::Arc, time::Duration};
 use ferry_client::{ClientError, agent::Attempt};
 use ferry_core::{
     api::agent::{
-        CheckOffline, ConfirmRequest, OfflineFile, OfflineReady, OfflineReport, OfflineStage, ReceiveOffline,
-        SendOffline,
+        Check, CheckOffline, ConfirmRequest, OfflineFile, OfflineReady, ReceiveOffline, Report, SendOffline, Stage,
+        Verb,
     },
     error::chain,
     files::FileMove,
@@ -21,6 +21,7 @@ use ferry_core::{
 use ferry_drivers::hypervisor::fake::{FakeGuest, Hold, Point};
 use ferry_testkit::logs::expects_warning;
 use ferry_trust::random_secret;
+use serde_json::json;
 use site::{Host, SHARE, SOON, Site, reached, refusal, wait_until};
 use uuid::Uuid;
 
@@ -103,8 +104,8 @@ impl Lot {
         vec![OfflineFile { file, length: size, allocated: size }]
     }
 
-    async fn receive(&self, generation: u64) -> Result<OfflineReady, ClientError> {
-        let body = ReceiveOffline {
+    fn receive_body(&self) -> ReceiveOffline {
+        ReceiveOffline {
             session: self.session,
             secret: self.secret,
             source_pin: self.source().agent.key.pin(),
@@ -113,12 +114,15 @@ impl Lot {
             shares: Vec::new(),
             files: self.files(),
             absent: Vec::new(),
-        };
-        self.destination().client.receive_offline(attempt(generation), &body).await
+        }
     }
 
-    async fn send(&self, generation: u64, destination: OfflineReady) -> Result<OfflineReport, ClientError> {
-        let body = SendOffline {
+    async fn receive(&self, generation: u64) -> Result<OfflineReady, ClientError> {
+        self.destination().client.prepare(attempt(generation), &self.receive_body()).await
+    }
+
+    fn send_body(&self, destination: OfflineReady) -> SendOffline {
+        SendOffline {
             session: self.session,
             secret: self.secret,
             destination_pin: self.destination().agent.key.pin(),
@@ -126,8 +130,11 @@ impl Lot {
             vm: self.vm,
             files: self.files(),
             absent: Vec::new(),
-        };
-        self.source().client.send_offline(attempt(generation), &body).await
+        }
+    }
+
+    async fn send(&self, generation: u64, destination: OfflineReady) -> Result<Report, ClientError> {
+        self.source().client.prepare(attempt(generation), &self.send_body(destination)).await
     }
 
     async fn prepare(&self, generation: u64) {
@@ -136,15 +143,15 @@ impl Lot {
     }
 
     /// The source's report when the copy has ended.
-    async fn copied(&self, generation: u64) -> OfflineReport {
+    async fn copied(&self, generation: u64) -> Report {
         let source = &self.source().client;
-        source.perform_offline(attempt(generation)).await.expect("begun");
+        source.ask(attempt(generation), Verb::Perform).await.expect("begun");
         let until = std::time::Instant::now() + SOON;
         let mut after = 0;
         loop {
-            let report = source.report_offline(attempt(generation), after, Duration::from_secs(2)).await;
+            let report = source.report(attempt(generation), after, Duration::from_secs(2)).await;
             let report = report.expect("a report");
-            if !matches!(report.stage, OfflineStage::Prepared | OfflineStage::Copying) {
+            if !matches!(report.stage, Stage::Prepared | Stage::Performing) {
                 return report;
             }
             assert!(std::time::Instant::now() < until, "it does not end: {report:?}");
@@ -159,8 +166,8 @@ impl Lot {
 
     async fn undo(&self, generation: u64) {
         for client in [&self.destination().client, &self.source().client] {
-            client.abort_offline(attempt(generation)).await.expect("ended");
-            client.release_offline(attempt(generation)).await.expect("released");
+            client.ask(attempt(generation), Verb::Abort).await.expect("ended");
+            client.release(attempt(generation)).await.expect("released");
         }
     }
 
@@ -177,6 +184,29 @@ impl Lot {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_server_of_the_version_before_moves_a_vm_that_is_shut_off() {
+    let lot = Lot::new().await;
+    let (of, nothing) = ("offline-moves/1/1", serde_json::Value::Null);
+    let check = json!({"vm": lot.vm, "files": lot.files()});
+    lot.site.version_1(1, "PUT", "offline-moves/check", check).await;
+    let ready = lot.site.version_1(1, "PUT", &format!("{of}/destination"), json!(lot.receive_body())).await;
+    let body = json!(lot.send_body(serde_json::from_value(ready).expect("ready")));
+    let report = lot.site.version_1(0, "PUT", &format!("{of}/source"), body).await;
+    assert_eq!((&report["role"], &report["stage"]), (&json!("source"), &json!("prepared")));
+    lot.site.version_1(0, "PUT", &format!("{of}/perform"), nothing.clone()).await;
+    let report = lot.site.version_1_until(0, of, "copied").await;
+    assert!(report["wire"].as_u64() >= Some(DISK_BYTES as u64) && report["autostart"].is_boolean(), "{report}");
+    assert_eq!((&report["files"][0]["device"], &report["remarks"]), (&json!("vda"), &json!([])));
+    assert_eq!(lot.site.version_1(1, "PUT", &format!("{of}/define"), nothing.clone()).await["stage"], "defined");
+    for host in [1, 0] {
+        let body = json!({"autostart": true, "keep_source": false});
+        assert_eq!(lot.site.version_1(host, "PUT", &format!("{of}/confirm"), body).await["stage"], "confirmed");
+        lot.site.version_1(host, "DELETE", of, nothing.clone()).await;
+    }
+    assert!(lot.destination().autostarts(lot.vm) && !lot.source().knows(lot.vm) && !lot.old().exists());
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn what_can_only_fail_is_refused_before_a_file_is_made() {
     expects_warning(r#"A request failed title="Could not take the definition of VM"#);
     expects_warning("What the source sent could not be taken");
@@ -188,26 +218,29 @@ async fn what_can_only_fail_is_refused_before_a_file_is_made() {
         let error = lot.send(generation, ready).await.expect_err("it cannot be moved");
         assert!(error.problem().is_some_and(|problem| format!("{problem:?}").contains(why)), "{}", chain(&error));
         assert_eq!(made(&lot), 0, "{why}");
-        lot.destination().client.release_offline(attempt(generation)).await.expect("released");
+        lot.destination().client.release(attempt(generation)).await.expect("released");
         lot.assert_at_source();
     }
     // What only the destination refuses.
     lot.name = "another".into();
     lot.prepare(3).await;
     let report = lot.copied(3).await;
-    assert_eq!(report.stage, OfflineStage::Failed);
+    assert_eq!(report.stage, Stage::Failed);
     assert!(
         report.error.as_ref().is_some_and(|error| error.contains("expected") || error.contains("another")),
         "{report:?}"
     );
-    assert_eq!((made(&lot), report.wire), (0, ByteCount(0)));
+    assert_eq!((made(&lot), report.figures.disk_wire), (0, ByteCount(0)));
     lot.undo(3).await;
     lot.assert_at_source();
 
     let mut files = lot.files();
     files[0].allocated = ByteCount::gib(11);
     let wanted = CheckOffline { vm: lot.vm, files, absent: Vec::new() };
-    assert_eq!(refusal(lot.destination().client.check_offline(&wanted).await), (409, FindingId::FileSpace));
+    assert_eq!(
+        refusal(lot.destination().client.check(&Check::OfflineDestination(wanted)).await),
+        (409, FindingId::FileSpace)
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -219,21 +252,25 @@ async fn a_file_has_its_name_when_it_is_whole_and_whatever_was_left_is_a_beginni
     fs::write(lot.part(), left).expect("written");
     lot.prepare(1).await;
     let hold = lot.after_the_copy();
-    let copying = lot.source().client.perform_offline(attempt(1)).await;
+    let copying = lot.source().client.ask(attempt(1), Verb::Perform).await;
     copying.expect("begun");
     reached(&hold).await;
     assert!(lot.part().exists() && !lot.new_file().exists(), "it is not the VM's yet");
     hold.release();
     let report = lot.copied(1).await;
-    assert_eq!((report.stage, report.wire), (OfflineStage::Copied, ByteCount(BLOCK_BYTES as u64)), "{report:?}");
+    assert_eq!(
+        (report.stage, report.figures.disk_wire),
+        (Stage::Delivered, ByteCount(BLOCK_BYTES as u64)),
+        "{report:?}"
+    );
 
     // Somebody makes a file of that name meanwhile.
     fs::write(lot.new_file(), "precious").expect("written");
-    let refused = lot.destination().client.define_offline(attempt(1)).await;
+    let refused = lot.destination().client.ask(attempt(1), Verb::Define).await;
     assert_eq!(refusal(refused), (409, FindingId::FileExists));
     assert_eq!(fs::read(lot.new_file()).expect("there"), b"precious");
     fs::remove_file(lot.new_file()).expect("removed");
-    lot.destination().client.define_offline(attempt(1)).await.expect("defined");
+    lot.destination().client.ask(attempt(1), Verb::Define).await.expect("defined");
     assert!(fs::read(lot.new_file()).expect("there") == content() && !lot.part().exists());
 }
 
@@ -242,7 +279,7 @@ async fn an_agent_that_is_killed_in_the_midst_costs_the_next_attempt_little() {
     let mut lot = Lot::new().await;
     lot.prepare(1).await;
     let hold = lot.after_the_copy();
-    lot.source().client.perform_offline(attempt(1)).await.expect("begun");
+    lot.source().client.ask(attempt(1), Verb::Perform).await.expect("begun");
     reached(&hold).await;
     lot.restart_agent(1).await;
     assert!(!lot.new_file().exists());
@@ -251,8 +288,8 @@ async fn an_agent_that_is_killed_in_the_midst_costs_the_next_attempt_little() {
     lot.prepare(2).await;
     assert!(!lot.new_file().exists() && !lot.part().exists(), "no file is made before the definition has come");
     let report = lot.copied(2).await;
-    assert_eq!((report.stage, report.wire), (OfflineStage::Copied, ByteCount(0)), "{report:?}");
-    lot.destination().client.define_offline(attempt(2)).await.expect("defined");
+    assert_eq!((report.stage, report.figures.disk_wire), (Stage::Delivered, ByteCount(0)), "{report:?}");
+    lot.destination().client.ask(attempt(2), Verb::Define).await.expect("defined");
     assert!(fs::read(lot.new_file()).expect("there") == content());
 }
 
@@ -307,27 +344,27 @@ async fn a_released_attempt_is_not_begun_again_and_a_number_of_another_vm_takes_
 async fn a_request_that_nobody_waits_for_ends_before_the_next_of_its_job_and_holds_up_no_other_job() {
     let lot = Lot::new().await;
     lot.prepare(1).await;
-    assert_eq!(lot.copied(1).await.stage, OfflineStage::Copied);
+    assert_eq!(lot.copied(1).await.stage, Stage::Delivered);
     let hold = Arc::new(lot.destination().hypervisor.faults().hold(Point::Define));
     let (client, address) = (&lot.destination().client, lot.destination().client_address());
     let impatient = ferry_client::agent::AgentClient::new(&address, lot.destination().agent.key.pin(), &lot.site.key);
     let impatient = impatient.expect("a client");
     // The connection goes with the client.
-    let asked = tokio::spawn(async move { impatient.define_offline(attempt(1)).await });
+    let asked = tokio::spawn(async move { impatient.ask(attempt(1), Verb::Define).await });
     reached(&hold).await;
     asked.abort();
     let _ = asked.await;
-    let abort = client.abort_offline(attempt(1));
+    let abort = client.ask(attempt(1), Verb::Abort);
     tokio::pin!(abort);
     let other = Attempt { job: JobId(2), generation: Generation(1) };
     tokio::select! {
         ended = &mut abort => panic!("the VM is being defined: {ended:?}"),
-        released = client.release_offline(other) => released.expect("another job's turn is its own"),
+        released = client.release(other) => released.expect("another job's turn is its own"),
     }
     hold.release();
     assert_eq!(refusal(abort.await), (409, FindingId::JobPastPivot), "its turn came when the VM was defined");
-    let report = client.report_offline(attempt(1), 0, Duration::ZERO).await.expect("known");
-    assert_eq!(report.stage, OfflineStage::Defined);
+    let report = client.report(attempt(1), 0, Duration::ZERO).await.expect("known");
+    assert_eq!(report.stage, Stage::Delivered);
     assert!(lot.destination().knows(lot.vm) && lot.new_file().exists());
 }
 
@@ -339,7 +376,7 @@ async fn a_file_that_is_written_to_fails_the_copy_or_stays() {
     let hold = lot.after_the_copy();
     // Written to while it is copied: the stamp was taken before the first byte went.
     let first = Arc::new(lot.source().hypervisor.faults().hold(Point::Definition));
-    lot.source().client.perform_offline(attempt(1)).await.expect("begun");
+    lot.source().client.ask(attempt(1), Verb::Perform).await.expect("begun");
     reached(&first).await;
     let mut other = content();
     other[0] ^= 1;
@@ -347,7 +384,7 @@ async fn a_file_that_is_written_to_fails_the_copy_or_stays() {
     first.release();
     let report = lot.copied(1).await;
     hold.release();
-    assert_eq!(report.stage, OfflineStage::Failed);
+    assert_eq!(report.stage, Stage::Failed);
     assert!(
         report.error.as_ref().is_some_and(|error| error.contains("was written to while it was copied")),
         "{report:?}"
@@ -357,12 +394,12 @@ async fn a_file_that_is_written_to_fails_the_copy_or_stays() {
 
     // Written to after the copy: the destination has what was there before, and the administrator must know.
     lot.prepare(2).await;
-    assert_eq!(lot.copied(2).await.stage, OfflineStage::Copied);
-    lot.destination().client.define_offline(attempt(2)).await.expect("defined");
+    assert_eq!(lot.copied(2).await.stage, Stage::Delivered);
+    lot.destination().client.ask(attempt(2), Verb::Define).await.expect("defined");
     fs::write(lot.old(), content()).expect("written");
     let body = ConfirmRequest { autostart: true, keep_source: false };
-    lot.destination().client.confirm_offline(attempt(2), &body).await.expect("confirmed");
-    let report = lot.source().client.confirm_offline(attempt(2), &body).await.expect("confirmed");
+    lot.destination().client.ask(attempt(2), Verb::Confirm(body)).await.expect("confirmed");
+    let report = lot.source().client.ask(attempt(2), Verb::Confirm(body)).await.expect("confirmed");
     assert!(report.remarks.len() == 1 && report.remarks[0].contains("written to"), "{report:?}");
     assert!(lot.old().exists() && !lot.source().knows(lot.vm));
 }

@@ -12,7 +12,7 @@ use std::{
 
 use ferry_client::{ClientError, agent::Attempt};
 use ferry_core::{
-    api::agent::{ConfirmStorage, PrepareStorage, StorageReport, StorageStage},
+    api::agent::{Check, ConfirmRequest, PrepareStorage, Report, Stage, Verb},
     files::DiskMove,
     finding::FindingId,
     id::{Generation, JobId, VmId},
@@ -25,7 +25,8 @@ use ferry_drivers::hypervisor::{
     fake::{FakeGuest, Hold, Point},
 };
 use ferry_testkit::logs::expects_warning;
-use site::{SHARE, SOON, Site, reached, refusal};
+use serde_json::json;
+use site::{Job, SHARE, SOON, Site, reached, refusal};
 
 /// Bytes of each disk.
 const SIZE: usize = 3 << 20;
@@ -105,15 +106,15 @@ impl Disks {
 
     async fn begin(&self, job: u64, request: &PrepareStorage) {
         let client = &self.site.hosts[0].client;
-        client.prepare_storage(attempt(job), request).await.expect("prepared");
-        client.perform_storage(attempt(job)).await.expect("begun");
+        client.prepare(attempt(job), request).await.expect("prepared");
+        client.ask(attempt(job), Verb::Perform).await.expect("begun");
     }
 
-    async fn until(&self, job: u64, stages: &[StorageStage]) -> StorageReport {
+    async fn until(&self, job: u64, stages: &[Stage]) -> Report {
         let until = Instant::now() + SOON;
         let mut after = 0;
         loop {
-            let asked = self.site.hosts[0].client.report_storage(attempt(job), after, Duration::from_secs(2)).await;
+            let asked = self.site.hosts[0].client.report(attempt(job), after, Duration::from_secs(2)).await;
             let report = asked.expect("a report");
             if stages.contains(&report.stage) {
                 return report;
@@ -125,17 +126,17 @@ impl Disks {
 
     async fn moved(&self, job: u64, request: &PrepareStorage) {
         self.begin(job, request).await;
-        let report = self.until(job, &[StorageStage::Moved, StorageStage::Failed]).await;
-        assert_eq!(report.stage, StorageStage::Moved, "{report:?}");
+        let report = self.until(job, &[Stage::Delivered, Stage::Failed]).await;
+        assert_eq!(report.stage, Stage::Delivered, "{report:?}");
     }
 
-    async fn confirm(&self, job: u64) -> StorageReport {
-        let confirm = ConfirmStorage { keep_source: false };
-        self.site.hosts[0].client.confirm_storage(attempt(job), &confirm).await.expect("confirmed")
+    async fn confirm(&self, job: u64) -> Report {
+        let confirm = ConfirmRequest { autostart: false, keep_source: false };
+        self.site.hosts[0].client.ask(attempt(job), Verb::Confirm(confirm)).await.expect("confirmed")
     }
 
     async fn release(&self, job: u64) {
-        self.site.hosts[0].client.release_storage(attempt(job)).await.expect("released");
+        self.site.hosts[0].client.release(attempt(job)).await.expect("released");
         assert!(!self.journal(job).exists());
     }
 
@@ -156,12 +157,43 @@ impl Disks {
 }
 
 /// The files that findings of a kind name.
-fn named(report: &StorageReport, id: FindingId) -> Vec<PathBuf> {
+fn named(report: &Report, id: FindingId) -> Vec<PathBuf> {
     report.findings.iter().filter(|finding| finding.id == id).map(|finding| finding.object.clone().into()).collect()
 }
 
 fn are_there(files: &[PathBuf]) -> Vec<bool> {
     files.iter().map(|file| file.exists()).collect()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_server_of_the_version_before_moves_disks() {
+    let disks = Disks::new(|_| {}).await;
+    let (of, body, nothing) = ("storage-moves/1/1", json!(disks.both()), serde_json::Value::Null);
+    let takes = disks.site.version_1(0, "PUT", "storage-moves/check", body.clone()).await;
+    assert_eq!(takes.as_array().map(Vec::len), Some(2));
+    assert_eq!(disks.site.version_1(0, "PUT", of, body).await["stage"], "prepared");
+    let begun = disks.site.version_1(0, "PUT", &format!("{of}/perform"), nothing.clone()).await;
+    assert_eq!((&begun["job"], &begun["generation"]), (&json!(1), &json!(1)));
+    let report = disks.site.version_1_until(0, of, "moved").await;
+    assert_eq!((&report["disks"][1]["stage"], &report["error"]), (&json!("moved"), &nothing));
+    let report = disks.site.version_1(0, "PUT", &format!("{of}/confirm"), json!({"keep_source": false})).await;
+    assert_eq!((&report["stage"], &report["findings"]), (&json!("confirmed"), &json!([])));
+    disks.site.version_1(0, "DELETE", of, nothing).await;
+    assert_eq!((are_there(&disks.old), are_there(&disks.new_files())), (vec![false; 2], vec![true; 2]));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_job_that_this_host_knows_of_another_kind_is_not_taken_up() {
+    let disks = Disks::new(|_| {}).await;
+    disks.begin(1, &disks.both()).await;
+    let vm = disks.site.run_vm("web01", |_| {});
+    let job = Job::new(1, 2, vm, "web01", 1);
+    assert_eq!(refusal(disks.site.prepare_destination(&job).await), (409, FindingId::JobOpen));
+    disks.until(1, &[Stage::Delivered]).await;
+    disks.confirm(1).await;
+    disks.release(1).await;
+    // It is the VM's own host that is asked.
+    assert_eq!(refusal(disks.site.prepare_destination(&job).await), (409, FindingId::VmUuidTaken));
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -175,8 +207,8 @@ async fn a_new_file_that_was_switched_over_to_outlives_the_vms_going_away() {
     reached(&hold).await;
     disks.goes_away();
     hold.release();
-    disks.until(1, &[StorageStage::Failed]).await;
-    let report = disks.site.hosts[0].client.abort_storage(attempt(1)).await.expect("it has ended");
+    disks.until(1, &[Stage::Failed]).await;
+    let report = disks.site.hosts[0].client.ask(attempt(1), Verb::Abort).await.expect("it has ended");
     assert_eq!(named(&report, FindingId::FileKept), disks.new_files()[..1], "{report:?}");
     disks.release(1).await;
     assert_eq!(are_there(&disks.new_files()), [true, false], "the second held nothing new");
@@ -223,21 +255,21 @@ async fn a_journal_of_a_move_long_over_takes_no_file_away() {
 async fn a_released_attempt_is_not_begun_again_and_a_number_of_another_vm_takes_nothing() {
     let mut disks = Disks::new(|_| {}).await;
     let request = disks.both();
-    disks.site.hosts[0].client.prepare_storage(attempt(1), &request).await.expect("prepared");
-    disks.site.hosts[0].client.abort_storage(attempt(1)).await.expect("ended");
+    disks.site.hosts[0].client.prepare(attempt(1), &request).await.expect("prepared");
+    disks.site.hosts[0].client.ask(attempt(1), Verb::Abort).await.expect("ended");
     disks.release(1).await;
     disks.site.hosts[0].restart_agent(&disks.site.key).await;
     let client = &disks.site.hosts[0].client;
-    assert_eq!(refusal(client.prepare_storage(attempt(1), &request).await), (409, FindingId::RequestStale));
+    assert_eq!(refusal(client.prepare(attempt(1), &request).await), (409, FindingId::RequestStale));
     assert_eq!(are_there(&disks.new_files()), [false, false]);
 
     let other = Disks::run(&disks.site, "mail", &[disks.path("c/vda.raw")], |_| {});
-    client.prepare_storage(attempt(2), &request).await.expect("prepared");
+    client.prepare(attempt(2), &request).await.expect("prepared");
     let next = Attempt { generation: Generation(2), ..attempt(2) };
     let taken = PrepareStorage { vm: other, vm_name: "mail".to_owned(), ..request };
-    assert_eq!(refusal(client.prepare_storage(next, &taken).await), (409, FindingId::JobOpen));
+    assert_eq!(refusal(client.prepare(next, &taken).await), (409, FindingId::JobOpen));
     assert_eq!(are_there(&disks.new_files()), [true, true], "they are those of the first VM's move");
-    client.abort_storage(attempt(2)).await.expect("ended");
+    client.ask(attempt(2), Verb::Abort).await.expect("ended");
     disks.release(2).await;
 }
 
@@ -305,7 +337,7 @@ async fn an_old_file_that_is_used_by_another_name_or_is_a_link_stays() {
 async fn a_new_file_that_is_another_one_by_now_or_is_used_by_another_name_stays() {
     expects_warning("A file stays: it is not the one that was made for the move");
     let disks = Disks::new(|_| {}).await;
-    disks.site.hosts[0].client.prepare_storage(attempt(1), &disks.both()).await.expect("prepared");
+    disks.site.hosts[0].client.prepare(attempt(1), &disks.both()).await.expect("prepared");
     let [vda, vdb] = disks.new_files();
     fs::remove_file(&vda).expect("there");
     fs::write(&vda, "precious").expect("written");
@@ -322,7 +354,7 @@ async fn a_new_file_that_is_another_one_by_now_or_is_used_by_another_name_stays(
 async fn a_new_file_is_removed_once_and_never_what_took_its_name() {
     expects_warning(r#"A request failed title="A test made it fail at agent-storage-new-file-removed"#);
     let mut disks = Disks::new(|_| {}).await;
-    disks.site.hosts[0].client.prepare_storage(attempt(1), &disks.both()).await.expect("prepared");
+    disks.site.hosts[0].client.prepare(attempt(1), &disks.both()).await.expect("prepared");
     let [vda, vdb] = disks.new_files();
     // An earlier version did not write down what its files were.
     let text = fs::read_to_string(disks.journal(1)).expect("there");
@@ -333,7 +365,7 @@ async fn a_new_file_is_removed_once_and_never_what_took_its_name() {
     fs::write(disks.journal(1), journal.to_string()).expect("written");
     disks.site.hosts[0].restart_agent(&disks.site.key).await;
     fail::cfg("agent-storage-new-file-removed", "return").expect("a failpoint");
-    disks.site.hosts[0].client.release_storage(attempt(1)).await.expect_err("it was made to fail");
+    disks.site.hosts[0].client.release(attempt(1)).await.expect_err("it was made to fail");
     assert_eq!(are_there(&[vda.clone(), vdb.clone()]), [false, true]);
     fs::write(&vda, "precious").expect("written");
     fail::remove("agent-storage-new-file-removed");
@@ -354,10 +386,10 @@ async fn no_room_is_asked_for_disks_that_have_moved() {
     // Room for one of them.
     disks.site.servers.change(&disks.site.unc, |export| export.space.free = ByteCount(SIZE as u64 * 3 / 2));
     let client = &disks.site.hosts[0].client;
-    client.check_storage(&request).await.expect("only the second needs room");
+    client.check(&Check::Storage(request.clone())).await.expect("only the second needs room");
     request.disks[0].to = on_share("again.raw");
     request.disks[0].from = on_share("vda.raw");
-    assert_eq!(refusal(client.check_storage(&request).await).1, FindingId::FileSpace);
+    assert_eq!(refusal(client.check(&Check::Storage(request.clone())).await).1, FindingId::FileSpace);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -397,17 +429,17 @@ async fn a_move_that_hangs_holds_up_no_other() {
     let mut request = disks.request(&[("vda", disks.local(&disks.path("new/mail.raw")))]);
     (request.vm, request.disks[0].from) = (vm, disks.local(&mail[0]));
     let client = &disks.site.hosts[0].client;
-    client.prepare_storage(attempt(2), &request).await.expect("prepared");
+    client.prepare(attempt(2), &request).await.expect("prepared");
 
     let hold = disks.held(Point::CopyDisk).await;
     disks.begin(1, &disks.both()).await;
     reached(&hold).await;
     let aborts = tokio::spawn({
         let client = client.clone();
-        async move { client.abort_storage(attempt(1)).await }
+        async move { client.ask(attempt(1), Verb::Abort).await }
     });
-    tokio::time::timeout(SOON / 2, client.abort_storage(attempt(2))).await.expect("at once").expect("ended");
-    client.release_storage(attempt(2)).await.expect("released");
+    tokio::time::timeout(SOON / 2, client.ask(attempt(2), Verb::Abort)).await.expect("at once").expect("ended");
+    client.release(attempt(2)).await.expect("released");
     assert!(!aborts.is_finished());
     hold.release();
     aborts.await.expect("no panic").expect("ended");
@@ -420,7 +452,7 @@ async fn an_agent_that_dies_while_it_makes_files_leaves_none_that_it_does_not_kn
     for named_by_link in [false, true] {
         let mut disks = Disks::new(|_| {}).await;
         let request = disks.both();
-        disks.site.hosts[0].client.prepare_storage(attempt(1), &request).await.expect("prepared");
+        disks.site.hosts[0].client.prepare(attempt(1), &request).await.expect("prepared");
         // As it is when it dies before a file gets its name, or between its two names.
         let [vda, vdb] = disks.new_files();
         let folder = disks.path("new");
@@ -432,13 +464,13 @@ async fn an_agent_that_dies_while_it_makes_files_leaves_none_that_it_does_not_kn
         fs::rename(&vdb, making(1)).expect("renamed");
         disks.site.hosts[0].restart_agent(&disks.site.key).await;
 
-        disks.site.hosts[0].client.prepare_storage(attempt(1), &request).await.expect("it makes what is missing");
+        disks.site.hosts[0].client.prepare(attempt(1), &request).await.expect("it makes what is missing");
         assert_eq!(are_there(&[vda.clone(), vdb.clone(), making(0), making(1)]), [true, true, false, false]);
 
         // Somebody else's file is not taken for its own.
         fs::rename(&vdb, making(1)).expect("renamed");
         fs::write(&vdb, "precious").expect("written");
-        let again = disks.site.hosts[0].client.prepare_storage(attempt(1), &request).await;
+        let again = disks.site.hosts[0].client.prepare(attempt(1), &request).await;
         assert_eq!(refusal(again).1, FindingId::FileExists);
         assert_eq!(are_there(&[vda, making(0), making(1), disks.journal(1)]), [false; 4]);
         assert_eq!(fs::read(&vdb).expect("there"), b"precious");
@@ -456,13 +488,13 @@ async fn what_could_not_be_made_and_not_be_forgotten_stays_known() {
     let hypervisor = disks.site.hosts[0].hypervisor.clone();
     fail::cfg_callback("agent-storage-file-made", move || hypervisor.set_reachable(false)).expect("a failpoint");
     let client = &disks.site.hosts[0].client;
-    client.prepare_storage(attempt(1), &disks.both()).await.expect_err("a test made it fail");
+    client.prepare(attempt(1), &disks.both()).await.expect_err("a test made it fail");
     assert_eq!(are_there(&disks.new_files()), [true, false]);
     assert!(disks.journal(1).exists());
     fail::remove("agent-storage-file-named");
     fail::remove("agent-storage-file-made");
     disks.site.hosts[0].hypervisor.set_reachable(true);
-    client.report_storage(attempt(1), 0, Duration::ZERO).await.expect("it is known");
+    client.report(attempt(1), 0, Duration::ZERO).await.expect("it is known");
     disks.release(1).await;
     assert_eq!(are_there(&disks.new_files()), [false, false]);
 }
@@ -474,13 +506,13 @@ async fn nothing_is_made_beneath_a_mount_point_or_where_qemu_cannot_write() {
     let request = disks.request(&[("vda", Location::Share { share: SHARE, path: "vda.raw".to_owned() })]);
     fs::remove_file(host.mount()).expect("unmounted");
     fs::create_dir(host.mount()).expect("a mount point");
-    assert_eq!(refusal(host.client.prepare_storage(attempt(1), &request).await).1, FindingId::ShareMount);
+    assert_eq!(refusal(host.client.prepare(attempt(1), &request).await).1, FindingId::ShareMount);
     assert_eq!(fs::read_dir(host.mount()).expect("there").count(), 0);
 
     let closed = disks.path("new");
     fs::write(&host.config.qemu_conf, "user = \"nobody\"\n").expect("written");
     fs::set_permissions(&closed, fs::Permissions::from_mode(0o500)).expect("closed");
-    assert_eq!(refusal(host.client.prepare_storage(attempt(1), &disks.both()).await).1, FindingId::PlaceNotWritable);
+    assert_eq!(refusal(host.client.prepare(attempt(1), &disks.both()).await).1, FindingId::PlaceNotWritable);
     assert_eq!(fs::read_dir(&closed).expect("there").count(), 0);
 }
 
@@ -496,7 +528,7 @@ async fn a_move_that_was_to_end_does_not_go_on_after_a_restart() {
     fail::cfg("agent-storage-ending", "return").expect("a failpoint");
     let aborts = tokio::spawn({
         let client = disks.site.hosts[0].client.clone();
-        async move { client.abort_storage(attempt(1)).await }
+        async move { client.ask(attempt(1), Verb::Abort).await }
     });
     let (journal, is_written) = (disks.journal(1), |text: String| text.contains("\"wish\": \"End\""));
     site::wait_until("the wish is written", || fs::read_to_string(&journal).is_ok_and(is_written)).await;
@@ -504,13 +536,13 @@ async fn a_move_that_was_to_end_does_not_go_on_after_a_restart() {
     aborts.await.expect("no panic").expect_err("a test made it fail");
     fail::remove("agent-storage-ending");
     disks.site.hosts[0].restart_agent(&disks.site.key).await;
-    let report = disks.until(1, &[StorageStage::Aborted, StorageStage::Moved]).await;
-    assert_eq!(report.stage, StorageStage::Aborted, "{report:?}");
+    let report = disks.until(1, &[Stage::Aborted, Stage::Delivered]).await;
+    assert_eq!(report.stage, Stage::Aborted, "{report:?}");
     for device in ["vda", "vdb"] {
         assert_eq!(disks.site.hosts[0].hypervisor.disk_copy(disks.vm, device).expect("reachable"), None);
     }
-    let performed = disks.site.hosts[0].client.perform_storage(attempt(1)).await.expect("it has ended");
-    assert_eq!(performed.stage, StorageStage::Aborted);
+    let performed = disks.site.hosts[0].client.ask(attempt(1), Verb::Perform).await.expect("it has ended");
+    assert_eq!(performed.stage, Stage::Aborted);
     disks.release(1).await;
     assert_eq!((are_there(&disks.old), are_there(&disks.new_files())), (vec![true, true], vec![false, false]));
 }
@@ -521,10 +553,10 @@ async fn too_late_a_wish_to_end_holds_up_nothing() {
     let hold = disks.held(Point::PivotDisk).await;
     disks.begin(1, &disks.both()).await;
     reached(&hold).await;
-    let asked: Result<StorageReport, ClientError> = disks.site.hosts[0].client.abort_storage(attempt(1)).await;
+    let asked: Result<Report, ClientError> = disks.site.hosts[0].client.ask(attempt(1), Verb::Abort).await;
     assert_eq!(refusal(asked).1, FindingId::JobPastPivot);
     hold.release();
-    disks.until(1, &[StorageStage::Moved]).await;
+    disks.until(1, &[Stage::Delivered]).await;
     assert_eq!(disks.confirm(1).await.findings, []);
     disks.release(1).await;
 }
@@ -541,8 +573,8 @@ async fn libvirt_that_is_away_for_a_look_fails_no_move() {
     faults.cut(Point::PivotDisk);
     faults.cut(Point::PivotedDisk);
     hold.release();
-    let report = disks.until(1, &[StorageStage::Moved, StorageStage::Failed]).await;
-    assert_eq!(report.stage, StorageStage::Moved, "{report:?}");
+    let report = disks.until(1, &[Stage::Delivered, Stage::Failed]).await;
+    assert_eq!(report.stage, Stage::Delivered, "{report:?}");
     disks.confirm(1).await;
     disks.release(1).await;
 }
@@ -553,7 +585,7 @@ async fn a_move_whose_thread_panics_has_failed_and_can_be_forgotten() {
     let disks = Disks::new(|_| {}).await;
     fail::cfg("agent-storage-ready", "1*panic").expect("a failpoint");
     disks.begin(1, &disks.both()).await;
-    let report = disks.until(1, &[StorageStage::Failed, StorageStage::Moved]).await;
+    let report = disks.until(1, &[Stage::Failed, Stage::Delivered]).await;
     assert!(report.error.is_some_and(|error| error.contains("panicked")));
     disks.release(1).await;
     assert_eq!((are_there(&disks.old), are_there(&disks.new_files())), (vec![true, true], vec![false, false]));

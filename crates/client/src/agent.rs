@@ -1,14 +1,16 @@
-//! An agent's control API, `/v1`. Only the server that the agent is enrolled with may call it.
+//! An agent's control API, version 2. Only the server that the agent is enrolled with may call it.
 
 use std::time::Duration;
 
 use ferry_core::{
-    api::agent::{
-        AttachRequest, CheckOffline, ConfirmRequest, ConfirmStorage, DestinationReady, DiskArrival, DiskSize,
-        EPOCH_HEADER, EnrolRequest, FileSize, LockStep, MigrationReport, Observation, OfflineReady, OfflineReport,
-        Power, PowerRequest, PrepareDestination, PrepareSource, PrepareStorage, ReceiveOffline, SendOffline,
-        ShareToken, SourceReady, StorageReport,
+    api::{
+        agent::{
+            AttachRequest, Check, DiskSize, EPOCH_HEADER, EnrolRequest, FileSize, LockStep, Observation, Part, Power,
+            PowerRequest, Prepare, Report, ShareToken, Verb,
+        },
+        problem::Problem,
     },
+    finding::FindingId,
     host::HostFacts,
     id::{Generation, Incarnation, JobId, ShareId, VmId},
     location::Location,
@@ -29,14 +31,12 @@ use crate::{ClientError, http::Peer};
 const DEADLINE: Duration = Duration::from_secs(30);
 /// Mounting a share asks a file server that may be slow to refuse.
 const ATTACH_DEADLINE: Duration = Duration::from_secs(90);
-/// New files are made on a file server that may be slow; copies end when libvirt has ended them.
+/// New files are made on a file server that may be slow; copies and migrations end when libvirt has ended them.
 const STORAGE_DEADLINE: Duration = Duration::from_secs(90);
 /// Browsing asks file systems and file servers, some of which are slow or dead: the agent's own deadlines are shorter.
 const BROWSE_DEADLINE: Duration = Duration::from_secs(60);
 /// What a long poll may take beyond its own wait.
 const POLL_GRACE: Duration = Duration::from_secs(5);
-/// An abort waits until libvirt's migrate call has ended.
-const ABORT_DEADLINE: Duration = Duration::from_secs(75);
 
 /// Calls one agent. Cheap to clone: clones share their connections.
 #[derive(Clone, Debug)]
@@ -217,161 +217,6 @@ impl AgentClient {
         self.peer.json(self.call(Method::GET, &["vms", &vm.to_string(), "disks"])).await
     }
 
-    /// Whether new files for disks that come along can be made on the host. Changes nothing.
-    ///
-    /// # Errors
-    /// As [`Self::enrol`]; a problem says what stands against it.
-    pub async fn check_arrivals(&self, vm: VmId, disks: &[DiskArrival]) -> Result<(), ClientError> {
-        let path = ["v1", "vms", &vm.to_string(), "arrivals", "check"];
-        let request = self.peer.request(Method::PUT, &path, BROWSE_DEADLINE);
-        self.peer.done(request.json(disks)).await
-    }
-
-    /// Makes the destination ready: its carrier listens.
-    ///
-    /// # Errors
-    /// As [`Self::enrol`].
-    pub async fn prepare_destination(
-        &self,
-        attempt: Attempt,
-        body: &PrepareDestination,
-    ) -> Result<DestinationReady, ClientError> {
-        let request = self.migration(Method::PUT, attempt, Some("destination")).timeout(STORAGE_DEADLINE);
-        self.peer.json(request.json(body)).await
-    }
-
-    /// Makes the source ready: its carrier is connected, the VM held.
-    ///
-    /// # Errors
-    /// As [`Self::enrol`].
-    pub async fn prepare_source(&self, attempt: Attempt, body: &PrepareSource) -> Result<SourceReady, ClientError> {
-        let request = self.migration(Method::PUT, attempt, Some("source")).timeout(STORAGE_DEADLINE);
-        self.peer.json(request.json(body)).await
-    }
-
-    /// Starts the move at the source; Ok when it was started.
-    ///
-    /// # Errors
-    /// As [`Self::enrol`].
-    pub async fn perform(&self, attempt: Attempt) -> Result<MigrationReport, ClientError> {
-        self.put_migration(attempt, "perform").await
-    }
-
-    /// How this end stands, when its sequence is beyond `after` or `wait` is over.
-    ///
-    /// # Errors
-    /// As [`Self::enrol`]; a problem with status 404 when the agent knows nothing of the attempt.
-    pub async fn report(&self, attempt: Attempt, after: u64, wait: Duration) -> Result<MigrationReport, ClientError> {
-        let request = self.migration(Method::GET, attempt, None).timeout(wait + POLL_GRACE);
-        let pairs = [("after", after.to_string()), ("wait_ms", wait.as_millis().to_string())];
-        self.peer.json(request.query(&pairs)).await
-    }
-
-    /// Resumes the VM at the destination, after the verdict said that it is the destination's.
-    ///
-    /// # Errors
-    /// As [`Self::enrol`].
-    pub async fn resume(&self, attempt: Attempt) -> Result<MigrationReport, ClientError> {
-        self.put_migration(attempt, "resume").await
-    }
-
-    /// Ends the process that libvirt left of the VM at the source, after the verdict said that it is the destination's.
-    ///
-    /// # Errors
-    /// As [`Self::enrol`]; refused while the VM is there in another way than left paused.
-    pub async fn end_copy(&self, attempt: Attempt) -> Result<MigrationReport, ClientError> {
-        self.put_migration(attempt, "end-copy").await
-    }
-
-    /// Ends the move before the point of no return; refused with `job.past-pivot` after it.
-    ///
-    /// # Errors
-    /// As [`Self::enrol`].
-    pub async fn abort(&self, attempt: Attempt) -> Result<MigrationReport, ClientError> {
-        self.peer.json(self.migration(Method::PUT, attempt, Some("abort")).timeout(ABORT_DEADLINE)).await
-    }
-
-    /// Ends a successful move on this host: definition and autostart.
-    ///
-    /// # Errors
-    /// As [`Self::enrol`].
-    pub async fn confirm(&self, attempt: Attempt, body: &ConfirmRequest) -> Result<MigrationReport, ClientError> {
-        let request = self.migration(Method::PUT, attempt, Some("confirm")).timeout(STORAGE_DEADLINE);
-        self.peer.json(request.json(body)).await
-    }
-
-    /// Cleans everything of the attempt.
-    ///
-    /// # Errors
-    /// As [`Self::enrol`].
-    pub async fn release(&self, attempt: Attempt) -> Result<(), ClientError> {
-        self.peer.done(self.migration(Method::DELETE, attempt, None).timeout(STORAGE_DEADLINE)).await
-    }
-
-    /// What each disk of a storage move takes now; nothing is changed.
-    ///
-    /// # Errors
-    /// As [`Self::enrol`]: what stands against it.
-    pub async fn check_storage(&self, body: &PrepareStorage) -> Result<Vec<ByteCount>, ClientError> {
-        self.peer.json(self.call(Method::PUT, &["storage-moves", "check"]).json(body)).await
-    }
-
-    /// Makes the new files of a storage move.
-    ///
-    /// # Errors
-    /// As [`Self::enrol`].
-    pub async fn prepare_storage(&self, attempt: Attempt, body: &PrepareStorage) -> Result<StorageReport, ClientError> {
-        self.peer.json(self.storage(Method::PUT, attempt, None).timeout(STORAGE_DEADLINE).json(body)).await
-    }
-
-    /// Begins to copy, or goes on.
-    ///
-    /// # Errors
-    /// As [`Self::enrol`]; a problem with status 404 when the agent knows nothing of the attempt.
-    pub async fn perform_storage(&self, attempt: Attempt) -> Result<StorageReport, ClientError> {
-        self.peer.json(self.storage(Method::PUT, attempt, Some("perform"))).await
-    }
-
-    /// How a storage move stands, when its sequence is beyond `after` or `wait` is over.
-    ///
-    /// # Errors
-    /// As [`Self::perform_storage`].
-    pub async fn report_storage(
-        &self,
-        attempt: Attempt,
-        after: u64,
-        wait: Duration,
-    ) -> Result<StorageReport, ClientError> {
-        let request = self.storage(Method::GET, attempt, None).timeout(wait + POLL_GRACE);
-        let pairs = [("after", after.to_string()), ("wait_ms", wait.as_millis().to_string())];
-        self.peer.json(request.query(&pairs)).await
-    }
-
-    /// Ends a storage move before the first disk is switched over; refused with `job.past-pivot` after it.
-    ///
-    /// # Errors
-    /// As [`Self::perform_storage`].
-    pub async fn abort_storage(&self, attempt: Attempt) -> Result<StorageReport, ClientError> {
-        self.peer.json(self.storage(Method::PUT, attempt, Some("abort")).timeout(STORAGE_DEADLINE)).await
-    }
-
-    /// Removes the old files.
-    ///
-    /// # Errors
-    /// As [`Self::perform_storage`].
-    pub async fn confirm_storage(&self, attempt: Attempt, body: &ConfirmStorage) -> Result<StorageReport, ClientError> {
-        let request = self.storage(Method::PUT, attempt, Some("confirm")).timeout(STORAGE_DEADLINE);
-        self.peer.json(request.json(body)).await
-    }
-
-    /// Cleans everything of the attempt; new files that no VM uses are removed.
-    ///
-    /// # Errors
-    /// As [`Self::enrol`].
-    pub async fn release_storage(&self, attempt: Attempt) -> Result<(), ClientError> {
-        self.peer.done(self.storage(Method::DELETE, attempt, None).timeout(STORAGE_DEADLINE)).await
-    }
-
     /// Sizes of these files of a VM that is shut off, by their devices. UEFI variables that are not there yet are left out.
     ///
     /// # Errors
@@ -381,100 +226,51 @@ impl AgentClient {
         self.peer.json(request.query(&[("only", only.join(","))])).await
     }
 
-    /// Whether files of a VM that is shut off can come. Changes nothing.
+    /// What each copy of a move would take, where the host knows it. Changes nothing.
     ///
     /// # Errors
     /// As [`Self::enrol`]; a problem says what stands against it.
-    pub async fn check_offline(&self, body: &CheckOffline) -> Result<(), ClientError> {
-        let request = self.peer.request(Method::PUT, &["v1", "offline-moves", "check"], BROWSE_DEADLINE);
-        self.peer.done(request.json(body)).await
+    pub async fn check(&self, check: &Check) -> Result<Vec<ByteCount>, ClientError> {
+        let request = self.peer.request(Method::PUT, &["v2", "moves", "check"], BROWSE_DEADLINE);
+        self.of_move(self.peer.json(request.json(check)).await)
     }
 
-    /// Makes the destination of an offline move ready.
+    /// Makes the host ready for its part.
     ///
     /// # Errors
-    /// As [`Self::enrol`].
-    pub async fn receive_offline(&self, attempt: Attempt, body: &ReceiveOffline) -> Result<OfflineReady, ClientError> {
-        let request = self.offline(Method::PUT, attempt, Some("destination")).timeout(STORAGE_DEADLINE);
-        self.peer.json(request.json(body)).await
+    /// As [`Self::enrol`]; [`ClientError::OldVersion`].
+    pub async fn prepare<P: Part>(&self, attempt: Attempt, part: &P) -> Result<P::Ready, ClientError> {
+        let part: Prepare = part.clone().into();
+        self.of_move(self.peer.json(self.part(Method::PUT, attempt, STORAGE_DEADLINE).json(&part)).await)
     }
 
-    /// Makes the source of an offline move ready: the VM is held.
+    /// Has a host that is ready do something; Ok to [`Verb::Perform`] when it was started.
     ///
     /// # Errors
-    /// As [`Self::enrol`].
-    pub async fn send_offline(&self, attempt: Attempt, body: &SendOffline) -> Result<OfflineReport, ClientError> {
-        self.peer.json(self.offline(Method::PUT, attempt, Some("source")).json(body)).await
+    /// As [`Self::prepare`]; a problem with status 404 when the agent knows nothing of the attempt.
+    pub async fn ask(&self, attempt: Attempt, verb: Verb) -> Result<Report, ClientError> {
+        let deadline = match verb {
+            Verb::Perform | Verb::Resume | Verb::Define | Verb::EndCopy => DEADLINE,
+            Verb::Abort | Verb::Confirm(_) => STORAGE_DEADLINE,
+        };
+        self.of_move(self.peer.json(self.part(Method::POST, attempt, deadline).json(&verb)).await)
     }
 
-    /// Begins to copy, at the source.
+    /// How the host's part stands, when its sequence is beyond `after` or `wait` is over.
     ///
     /// # Errors
-    /// As [`Self::enrol`]; a problem with status 404 when the agent knows nothing of the attempt.
-    pub async fn perform_offline(&self, attempt: Attempt) -> Result<OfflineReport, ClientError> {
-        self.peer.json(self.offline(Method::PUT, attempt, Some("perform"))).await
-    }
-
-    /// How one end of an offline move stands, when its sequence is beyond `after` or `wait` is over.
-    ///
-    /// # Errors
-    /// As [`Self::perform_offline`].
-    pub async fn report_offline(
-        &self,
-        attempt: Attempt,
-        after: u64,
-        wait: Duration,
-    ) -> Result<OfflineReport, ClientError> {
-        let request = self.offline(Method::GET, attempt, None).timeout(wait + POLL_GRACE);
+    /// As [`Self::ask`].
+    pub async fn report(&self, attempt: Attempt, after: u64, wait: Duration) -> Result<Report, ClientError> {
         let pairs = [("after", after.to_string()), ("wait_ms", wait.as_millis().to_string())];
-        self.peer.json(request.query(&pairs)).await
-    }
-
-    /// Gives the destination of an offline move the VM: the point of no return.
-    ///
-    /// # Errors
-    /// As [`Self::perform_offline`].
-    pub async fn define_offline(&self, attempt: Attempt) -> Result<OfflineReport, ClientError> {
-        self.peer.json(self.offline(Method::PUT, attempt, Some("define"))).await
-    }
-
-    /// Ends an offline move; refused with `job.past-pivot` by a destination that has the VM.
-    ///
-    /// # Errors
-    /// As [`Self::perform_offline`].
-    pub async fn abort_offline(&self, attempt: Attempt) -> Result<OfflineReport, ClientError> {
-        self.peer.json(self.offline(Method::PUT, attempt, Some("abort")).timeout(ABORT_DEADLINE)).await
-    }
-
-    /// Ends an offline move that arrived on this host: definition, files, autostart.
-    ///
-    /// # Errors
-    /// As [`Self::perform_offline`].
-    pub async fn confirm_offline(&self, attempt: Attempt, body: &ConfirmRequest) -> Result<OfflineReport, ClientError> {
-        let request = self.offline(Method::PUT, attempt, Some("confirm")).timeout(STORAGE_DEADLINE);
-        self.peer.json(request.json(body)).await
+        self.of_move(self.peer.json(self.part(Method::GET, attempt, wait + POLL_GRACE).query(&pairs)).await)
     }
 
     /// Cleans everything of the attempt.
     ///
     /// # Errors
-    /// As [`Self::enrol`].
-    pub async fn release_offline(&self, attempt: Attempt) -> Result<(), ClientError> {
-        self.peer.done(self.offline(Method::DELETE, attempt, None).timeout(STORAGE_DEADLINE)).await
-    }
-
-    fn offline(&self, method: Method, attempt: Attempt, verb: Option<&str>) -> RequestBuilder {
-        let (job, generation) = (attempt.job.to_string(), attempt.generation.to_string());
-        let mut segments = vec!["offline-moves", job.as_str(), generation.as_str()];
-        segments.extend(verb);
-        self.call(method, &segments)
-    }
-
-    fn storage(&self, method: Method, attempt: Attempt, verb: Option<&str>) -> RequestBuilder {
-        let (job, generation) = (attempt.job.to_string(), attempt.generation.to_string());
-        let mut segments = vec!["storage-moves", job.as_str(), generation.as_str()];
-        segments.extend(verb);
-        self.call(method, &segments)
+    /// As [`Self::prepare`].
+    pub async fn release(&self, attempt: Attempt) -> Result<(), ClientError> {
+        self.of_move(self.peer.done(self.part(Method::DELETE, attempt, STORAGE_DEADLINE)).await)
     }
 
     fn call(&self, method: Method, segments: &[&str]) -> RequestBuilder {
@@ -489,14 +285,40 @@ impl AgentClient {
         self.call(method, &["shares", &share.to_string(), "locks", name])
     }
 
-    fn migration(&self, method: Method, attempt: Attempt, verb: Option<&str>) -> RequestBuilder {
+    fn part(&self, method: Method, attempt: Attempt, deadline: Duration) -> RequestBuilder {
         let (job, generation) = (attempt.job.to_string(), attempt.generation.to_string());
-        let mut segments = vec!["migrations", job.as_str(), generation.as_str()];
-        segments.extend(verb);
-        self.call(method, &segments)
+        self.peer.request(method, &["v2", "moves", &job, &generation], deadline)
     }
 
-    async fn put_migration(&self, attempt: Attempt, verb: &str) -> Result<MigrationReport, ClientError> {
-        self.peer.json(self.migration(Method::PUT, attempt, Some(verb))).await
+    fn of_move<T>(&self, answer: Result<T, ClientError>) -> Result<T, ClientError> {
+        answer.map_err(
+            |error| if has_no_route(&error) { ClientError::OldVersion { peer: self.peer.name() } } else { error },
+        )
+    }
+}
+
+/// Whether an agent does not know the route. That says nothing of the move; that it knows nothing of an attempt does.
+fn has_no_route(error: &ClientError) -> bool {
+    let is_invalid = |problem: &Problem| problem.findings.iter().any(|found| found.id == FindingId::RequestInvalid);
+    error.problem().is_some_and(|problem| problem.status == 404 && is_invalid(problem))
+}
+
+#[cfg(test)]
+mod tests {
+    use ferry_core::finding::Finding;
+
+    use super::*;
+
+    #[test]
+    fn an_agent_without_the_route_is_not_taken_for_one_that_knows_nothing_of_a_move() {
+        for (row, status, id, expected) in [
+            ("there is no such route", 404, FindingId::RequestInvalid, true),
+            ("the body is not understood", 422, FindingId::RequestInvalid, false),
+            ("the attempt is not known", 404, FindingId::JobUnknown, false),
+        ] {
+            let finding = Finding::blocks(id, "request", "A message", "A fix");
+            let error = ClientError::Refused(Box::new(Problem::refused(status, "A title", vec![finding])));
+            assert_eq!(has_no_route(&error), expected, "{row}");
+        }
     }
 }

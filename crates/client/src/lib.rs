@@ -10,7 +10,10 @@ pub mod server;
 
 use std::error::Error;
 
-use ferry_core::{api::problem::Problem, pin::Pin};
+use ferry_core::{
+    api::{agent::API_VERSION, problem::Problem},
+    pin::Pin,
+};
 use thiserror::Error;
 
 /// Why a call failed.
@@ -44,6 +47,12 @@ pub enum ClientError {
         /// What is wrong with it.
         detail: String,
     },
+    /// The agent is of a version that does not know the route: what it has of a move it cannot be asked.
+    #[error("The agent at {peer} speaks version 1 of the agent API only, and moves need version {API_VERSION}")]
+    OldVersion {
+        /// Whose.
+        peer: String,
+    },
     /// The address or key given cannot be used.
     #[error("Could not use {what}: {detail}")]
     Unusable {
@@ -59,9 +68,11 @@ impl ClientError {
     pub fn problem(&self) -> Option<&Problem> {
         match self {
             Self::Refused(problem) => Some(problem),
-            Self::Unreachable { .. } | Self::WrongKey { .. } | Self::NotUnderstood { .. } | Self::Unusable { .. } => {
-                None
-            }
+            Self::Unreachable { .. }
+            | Self::WrongKey { .. }
+            | Self::NotUnderstood { .. }
+            | Self::OldVersion { .. }
+            | Self::Unusable { .. } => None,
         }
     }
 
@@ -76,7 +87,11 @@ impl ClientError {
             Self::Unreachable { source, .. } => {
                 source.downcast_ref::<reqwest::Error>().is_some_and(|error| !error.is_connect() && !error.is_builder())
             }
-            Self::Refused(_) | Self::WrongKey { .. } | Self::NotUnderstood { .. } | Self::Unusable { .. } => false,
+            Self::Refused(_)
+            | Self::WrongKey { .. }
+            | Self::NotUnderstood { .. }
+            | Self::OldVersion { .. }
+            | Self::Unusable { .. } => false,
         }
     }
 }

@@ -3,6 +3,7 @@
 use uuid::Uuid;
 
 use crate::{
+    api::agent::API_VERSIONS,
     host::HostFacts,
     id::{ShareId, VmId},
     share::{AttachMode, AttachedShare, FileSystem},
@@ -46,7 +47,7 @@ pub(crate) fn host(name: &str) -> HostFacts {
         libvirt_version: "11.3.0".into(),
         qemu_version: "10.0.2".into(),
         agent_version: "0.1.0".into(),
-        api_versions: vec![1],
+        api_versions: API_VERSIONS.to_vec(),
         findings: Vec::new(),
     }
 }

@@ -3,10 +3,7 @@
 
 use ferry_core::{
     api::{
-        agent::{
-            AttachRequest, ConfirmRequest, DestinationReady, MigrationReport, PrepareDestination, PrepareSource,
-            SourceReady,
-        },
+        agent::{AttachRequest, ConfirmRequest, DestinationReady, PrepareDestination, PrepareSource, Report},
         server::{HostView, MigrateVm},
     },
     id::{Generation, SessionId, VmId},
@@ -90,11 +87,9 @@ fn what_a_server_of_the_version_before_asks_is_understood() {
 }
 
 #[test]
-fn what_an_agent_of_the_version_before_answers_is_understood() {
-    let report: MigrationReport = read(REPORT);
+fn what_an_agent_or_a_carrier_of_the_version_before_answers_is_understood() {
+    let report: Report = read(REPORT);
     assert_eq!((report.generation, report.figures.iterations), (Generation(5), 3));
-    let ready: SourceReady = read(r#"{"autostart": false}"#);
-    assert!(!ready.autostart);
     let vm: VmFacts = read(VM);
     assert_eq!((vm.checkpoints, vm.files[0].below.len(), vm.files[0].features.len()), (0, 0, 0));
     assert_eq!((vm.machine, vm.files[0].bypasses_cache), (None, false));

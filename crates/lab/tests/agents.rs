@@ -6,8 +6,8 @@ use std::{fs, time::Duration};
 use ferry_client::agent::{AgentClient, Attempt};
 use ferry_core::{
     api::agent::{
-        AttachRequest, ConfirmRequest, EnrolRequest, MigrationReport, PrepareDestination, PrepareSource,
-        ShareCredentials, Stage,
+        AttachRequest, ConfirmRequest, EnrolRequest, PrepareDestination, PrepareSource, Report, ShareCredentials,
+        Stage, Verb,
     },
     id::{Generation, HostId, JobId, SessionId, ShareId, VmId},
     migration::{Presence, Verdict, verdict},
@@ -117,7 +117,7 @@ impl Bench {
         let attempt = Attempt { job: JobId(job), generation: Generation(1) };
         let (session, secret) = (SessionId(Uuid::new_v4()), random_secret());
         let ready = destination
-            .prepare_destination(
+            .prepare(
                 attempt,
                 &PrepareDestination {
                     session,
@@ -134,7 +134,7 @@ impl Bench {
             .await
             .expect("the destination is ready");
         source
-            .prepare_source(
+            .prepare(
                 attempt,
                 &PrepareSource {
                     session,
@@ -156,11 +156,11 @@ impl Bench {
     }
 
     /// Moves the ticker as a server does; returns the last reports of source and destination.
-    async fn migrate(&self, job: u64, from: usize, to: usize) -> (MigrationReport, MigrationReport) {
+    async fn migrate(&self, job: u64, from: usize, to: usize) -> (Report, Report) {
         let attempt = self.prepare(job, from, to).await;
         let clients = self.clients();
         let (source, destination) = (&clients[from].1, &clients[to].1);
-        source.perform(attempt).await.expect("begun");
+        source.ask(attempt, Verb::Perform).await.expect("begun");
         let mut report = source.report(attempt, 0, Duration::ZERO).await.expect("a report");
         while matches!(report.stage, Stage::Prepared | Stage::Performing) {
             report = source.report(attempt, report.sequence, SECONDS_20).await.expect("a report");
@@ -170,9 +170,12 @@ impl Bench {
             other = destination.report(attempt, other.sequence, SECONDS_20).await.expect("a report");
         }
         if report.stage == Stage::Delivered {
-            source.confirm(attempt, &ConfirmRequest { autostart: false, keep_source: false }).await.expect("confirmed");
+            source
+                .ask(attempt, Verb::Confirm(ConfirmRequest { autostart: false, keep_source: false }))
+                .await
+                .expect("confirmed");
             destination
-                .confirm(attempt, &ConfirmRequest { autostart: false, keep_source: false })
+                .ask(attempt, Verb::Confirm(ConfirmRequest { autostart: false, keep_source: false }))
                 .await
                 .expect("confirmed");
             source.release(attempt).await.expect("released");
@@ -215,7 +218,7 @@ fn a_lost_finish_reply_never_runs_the_vm_twice() {
     let attempt = Attempt { job: JobId(1), generation: Generation(1) };
     bench.talk(async |bench| {
         for (_, client) in bench.clients().into_iter().rev() {
-            client.abort(attempt).await.expect("undone");
+            client.ask(attempt, Verb::Abort).await.expect("undone");
             client.release(attempt).await.expect("released");
         }
     });
@@ -242,7 +245,7 @@ fn the_way_to_the_other_libvirt_is_open_to_nothing_but_this_move() {
     assert!(bench.agents.iter().any(refused), "nobody said that it was refused");
     bench.talk(async |bench| {
         for (_, client) in bench.clients().into_iter().rev() {
-            client.abort(attempt).await.expect("undone");
+            client.ask(attempt, Verb::Abort).await.expect("undone");
             client.release(attempt).await.expect("released");
         }
     });

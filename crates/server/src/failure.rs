@@ -47,6 +47,7 @@ impl Failure {
             ClientError::Unreachable { .. }
             | ClientError::WrongKey { .. }
             | ClientError::NotUnderstood { .. }
+            | ClientError::OldVersion { .. }
             | ClientError::Unusable { .. } => Self::found(title, fault_finding(host, error)),
         }
     }
@@ -77,6 +78,12 @@ pub(crate) fn fault_finding(host: &str, error: &ClientError) -> Finding {
             host,
             format!("The agent on host {host} answers what this server does not understand: {}", chain(&error)),
             "Bring server and agents to the same version",
+        ),
+        ClientError::OldVersion { .. } => Finding::blocks(
+            FindingId::HostVersion,
+            host,
+            format!("Host {host} needs a newer agent: {error}"),
+            format!("Upgrade ferry-agent on {host}; what moves there goes on meanwhile"),
         ),
         ClientError::Refused(problem) => match problem.findings.iter().find(|finding| finding.id == FindingId::AuthKey)
         {
@@ -118,6 +125,7 @@ pub(crate) fn describe(host: &str, error: &ClientError) -> String {
         ClientError::Unreachable { .. }
         | ClientError::WrongKey { .. }
         | ClientError::NotUnderstood { .. }
+        | ClientError::OldVersion { .. }
         | ClientError::Unusable { .. } => fault_finding(host, error).message,
     }
 }

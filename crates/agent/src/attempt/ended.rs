@@ -24,10 +24,11 @@ use crate::{
 /// Jobs whose last attempt is remembered: a request that was under way for so long does not come.
 const ENDED_MAX: usize = 256;
 
-/// The last attempts of jobs that were released.
+/// The last attempts of jobs that were released, and the kinds of those that go on.
 pub(crate) struct Ended {
     path: PathBuf,
     attempts: Mutex<BTreeMap<JobId, Generation>>,
+    open: Mutex<BTreeMap<JobId, &'static str>>,
 }
 
 impl Ended {
@@ -38,7 +39,7 @@ impl Ended {
     pub(crate) fn load(config: &Config) -> Result<Self, AgentError> {
         let path = config.ended_path();
         let attempts = records::read_or_put_aside(&path)?.unwrap_or_default();
-        Ok(Self { path, attempts: Mutex::new(attempts) })
+        Ok(Self { path, attempts: Mutex::new(attempts), open: Mutex::default() })
     }
 
     fn attempts(&self) -> MutexGuard<'_, BTreeMap<JobId, Generation>> {
@@ -51,7 +52,30 @@ impl Ended {
     /// `request.stale`, `job.open`.
     pub(crate) fn admit(&self, asked: Attempt, known: Option<Attempt>) -> Result<(), AgentError> {
         let ended = self.attempts().get(&asked.job).copied();
-        admit(asked, known, ended)
+        admit(asked, known, ended)?;
+        match lock(&self.open).get(&asked.job) {
+            // Numbers began again. A request says the job and not the kind.
+            Some(kind) if known.is_none() => Err(refused(
+                FindingId::JobOpen,
+                asked.job,
+                format!(
+                    "This host still has a part in an earlier job of number {} ({kind}), and takes up no other of this number",
+                    asked.job
+                ),
+                "Ask for the move again: the next job has another number",
+            )),
+            Some(_) | None => Ok(()),
+        }
+    }
+
+    /// A job of this kind is known from now on.
+    pub(crate) fn opened(&self, job: JobId, kind: &'static str) {
+        lock(&self.open).insert(job, kind);
+    }
+
+    /// A job is not known any more.
+    pub(crate) fn closed(&self, job: JobId) {
+        lock(&self.open).remove(&job);
     }
 
     /// Remembers an attempt that was released; whether or not it was known, a request of it may be under way still.

@@ -36,7 +36,7 @@ impl JobLocks {
             Arc::clone(locks.entry(job).or_default())
         };
         tokio::time::timeout(wait, of_job.lock_owned()).await.map_err(|_| {
-            AgentError::Carrier(format!(
+            AgentError::failed(format!(
                 "Another request about job {job} does not end: a file system of its disks may not answer"
             ))
         })
@@ -56,7 +56,9 @@ impl JobLocks {
             let _lock = locks.lock(job).await?;
             request.await
         });
-        done.await.unwrap_or_else(|error| Err(AgentError::Carrier(error.to_string())))
+        done.await.unwrap_or_else(|error| {
+            Err(AgentError::because(format!("A request about job {job} was broken off"), error))
+        })
     }
 }
 

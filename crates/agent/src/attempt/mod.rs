@@ -1,8 +1,10 @@
 //! One frame for the attempts of every kind of move: live, of disks, and of VMs that are shut off.
 //!
 //! ```text
-//! request ─▶ locks: alone for its job, and to its end ─▶ table: is it the newest, known, one too many? ─▶ the kind's own work
-//!                                                          ├─ ended: attempts that were released (on disk)
+//! request ─▶ locks: alone for its job, and to its end ─▶ participant: the kind that knows the job ─▶ the kind's own work
+//!                                                          │
+//!                                                        table: is it the newest, known, one too many?
+//!                                                          ├─ ended: attempts that were released (on disk), and jobs of other kinds
 //!                                                          └─ journal: what is written down, one file for each job
 //! ```
 //! Who does the work is each kind's own affair: a process (`live/`, `docs/adr/0002`), a thread (`storage/`, `docs/adr/0007`) or
@@ -11,6 +13,7 @@
 pub(crate) mod ended;
 pub(crate) mod journal;
 pub mod locks;
+pub(crate) mod participant;
 pub(crate) mod table;
 
 use ferry_core::id::{Generation, JobId, VmId};

@@ -5,13 +5,14 @@ use std::{
     sync::{Arc, Mutex},
 };
 
-use ferry_core::{
-    finding::{Finding, FindingId},
-    id::{Generation, JobId},
-};
+use ferry_core::id::{Generation, JobId};
 
 use super::{Attempt, ended::Ended};
-use crate::{AgentError, lock::lock, refusal::stale};
+use crate::{
+    AgentError,
+    lock::lock,
+    refusal::{stale, unknown},
+};
 
 /// Attempts of one kind at once: a bound on processes and threads, far above what slots allow.
 const ATTEMPTS_MAX: usize = 64;
@@ -43,8 +44,9 @@ pub(crate) enum Known<E> {
 impl<E: Entry> Table<E> {
     /// Of what was written down.
     pub(crate) fn new(kind: &'static str, entries: impl IntoIterator<Item = E>, ended: Arc<Ended>) -> Self {
-        let entries = entries.into_iter().map(|entry| (entry.attempt().job, entry)).collect();
-        Self { kind, entries: Mutex::new(entries), ended }
+        let table = Self { kind, entries: Mutex::default(), ended };
+        entries.into_iter().for_each(|entry| table.put(entry));
+        table
     }
 
     /// All of them.
@@ -65,11 +67,7 @@ impl<E: Entry> Table<E> {
         match self.get(job).map(|known| (known.attempt().generation, known)) {
             Some((known, entry)) if known == generation => Ok(entry),
             Some((newer, _)) if newer > generation => Err(stale(job, generation, newer)),
-            Some(_) | None => {
-                let message = format!("This host takes no part in attempt {generation} of job {job} ({})", self.kind);
-                let fix = "Look at the job with `ferry job show`; restart it if it has failed";
-                Err(AgentError::refused(404, Finding::blocks(FindingId::JobUnknown, job, message, fix)))
-            }
+            Some(_) | None => Err(unknown(job, generation)),
         }
     }
 
@@ -84,7 +82,7 @@ impl<E: Entry> Table<E> {
             Some(known) if known.attempt().generation == asked.generation => Ok(Known::Same(known)),
             Some(older) => Ok(Known::Older(older)),
             None if lock(&self.entries).len() >= ATTEMPTS_MAX => {
-                Err(AgentError::Carrier(format!("This host takes part in {ATTEMPTS_MAX} {} already", self.kind)))
+                Err(AgentError::failed(format!("This host takes part in {ATTEMPTS_MAX} {} already", self.kind)))
             }
             None => Ok(Known::Nothing),
         }
@@ -93,12 +91,14 @@ impl<E: Entry> Table<E> {
     /// Puts an attempt in, or what has become of it.
     pub(crate) fn put(&self, entry: E) {
         let job = entry.attempt().job;
+        self.ended.opened(job, self.kind);
         lock(&self.entries).insert(job, entry);
     }
 
     /// Forgets the attempt of a job.
     pub(crate) fn remove(&self, job: JobId) {
         lock(&self.entries).remove(&job);
+        self.ended.closed(job);
     }
 
     /// Remembers that an attempt was released, known or not: a request of it may still be under way.
@@ -112,7 +112,7 @@ impl<E: Entry> Table<E> {
 
 #[cfg(test)]
 mod tests {
-    use ferry_core::id::VmId;
+    use ferry_core::{finding::FindingId, id::VmId};
     use uuid::Uuid;
 
     use super::*;

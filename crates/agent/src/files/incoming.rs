@@ -74,7 +74,7 @@ fn placed(
     partials: &PartialCopies,
 ) -> Result<(Vec<IncomingDisk>, Needs), AgentError> {
     if wanted.len() > DISKS_MAX {
-        return Err(AgentError::Carrier(format!("No VM has more than {DISKS_MAX} disks")));
+        return Err(AgentError::failed(format!("No VM has more than {DISKS_MAX} disks")));
     }
     let mut needs = Needs::default();
     let mut incoming_disks: Vec<IncomingDisk> = Vec::with_capacity(wanted.len());

@@ -5,7 +5,7 @@
 //! new_file (what this attempt made, and how it is known again) ◀──────────────────────────────┼─ incoming (the files of disks that come)
 //!        ▲                                       └─ partial (unfinished copies, kept for the next attempt)
 //! ```
-//! A file is removed by what it is, not by its name ([`new_file`]), and only if no VM uses it ([`in_use`]). Whether something
+//! A new file is removed by what it is, not by its name ([`new_file`]), an old one ([`old_file`]) and a new one only if no VM uses it ([`in_use`]). Whether something
 //! has written to a file since says its [`fingerprint`].
 
 pub(crate) mod chain;
@@ -14,6 +14,7 @@ pub(crate) mod fingerprint;
 pub(crate) mod host_storage;
 pub(crate) mod incoming;
 pub(crate) mod new_file;
+pub(crate) mod old_file;
 pub(crate) mod partial;
 pub(crate) mod space;
 

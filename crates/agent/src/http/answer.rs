@@ -1,6 +1,6 @@
 //! What handlers take and give: bodies, answers, and refusals as problems.
 
-use std::{sync::Arc, time::Duration};
+use std::sync::Arc;
 
 use axum::{
     Json,
@@ -15,13 +15,7 @@ use ferry_core::{
 use serde::de::DeserializeOwned;
 use tracing::{error, info};
 
-use crate::{
-    Agent, AgentError,
-    blocking::{blocking, within},
-};
-
-/// How long a request may wait for file systems: a little less than the server waits for it.
-const ANSWER_WAIT: Duration = Duration::from_secs(80);
+use crate::{Agent, AgentError, blocking::blocking};
 
 /// An error as an answer.
 pub(super) struct Refusal(pub(super) AgentError);
@@ -67,7 +61,7 @@ impl<T: DeserializeOwned, S: Send + Sync> FromRequest<S> for Body<T> {
 }
 
 pub(super) fn invalid(status: u16, message: String) -> Refusal {
-    let fix = "Use a server of the same or the next version as the agent";
+    let fix = "Use a server of the same version as the agent, or of the one before";
     Refusal(AgentError::refused(status, Finding::blocks(FindingId::RequestInvalid, "request", message, fix)))
 }
 
@@ -78,18 +72,4 @@ pub(super) async fn on_thread<T: Send + 'static>(
 ) -> Result<T, AgentError> {
     let agent = Arc::clone(agent);
     blocking(move || call(&agent)).await
-}
-
-/// As [`on_thread`], for what asks file systems that may not answer. The thread ends when they do; whatever it holds is of
-/// this job alone.
-pub(super) async fn bounded<T: Send + 'static>(
-    agent: &Arc<Agent>,
-    call: impl FnOnce(&Agent) -> Result<T, AgentError> + Send + 'static,
-) -> Result<T, AgentError> {
-    within_answer(on_thread(agent, call)).await
-}
-
-/// Waits for what asks file systems. What goes on after that is not broken off.
-pub(super) async fn within_answer<T>(answer: impl Future<Output = Result<T, AgentError>>) -> Result<T, AgentError> {
-    within(ANSWER_WAIT, "A file system of this host", answer).await
 }

@@ -5,6 +5,7 @@ mod host;
 pub mod metrics;
 mod moves;
 mod places;
+mod v1;
 
 use std::{
     net::{SocketAddr, TcpListener},
@@ -18,7 +19,7 @@ use axum::{
     http::{StatusCode, header},
     middleware::{self, Next},
     response::{IntoResponse, Response},
-    routing::{delete, get, post, put},
+    routing::{get, post, put},
 };
 use ferry_core::api::agent::EPOCH_HEADER;
 use ferry_trust::{Clients, server_config};
@@ -27,12 +28,7 @@ use tracing::info;
 use self::{
     answer::{Refusal, Shared, invalid},
     host::{enrol, get_disks, get_files, get_host, observe, power},
-    moves::{
-        abort, abort_offline, abort_storage, check_arrivals, check_offline, check_storage, confirm, confirm_offline,
-        confirm_storage, define_offline, end_copy, perform, perform_offline, perform_storage, prepare_destination,
-        prepare_source, prepare_storage, receive_offline, release, release_offline, release_storage, report,
-        report_offline, report_storage, resume, send_offline,
-    },
+    moves::{act, check, prepare, release, report},
     places::{
         attach_share, check_directory, detach_share, end_lock_trial, get_places, list_directory, read_token,
         remove_token, try_locks, write_token,
@@ -66,30 +62,10 @@ pub fn router(agent: Arc<Agent>) -> Router {
         .route("/v1/directory/check", put(check_directory))
         .route("/v1/vms/{vm}/power", put(power))
         .route("/v1/vms/{vm}/disks", get(get_disks))
-        .route("/v1/vms/{vm}/arrivals/check", put(check_arrivals))
-        .route("/v1/migrations/{job}/{generation}/destination", put(prepare_destination))
-        .route("/v1/migrations/{job}/{generation}/source", put(prepare_source))
-        .route("/v1/migrations/{job}/{generation}/perform", put(perform))
-        .route("/v1/migrations/{job}/{generation}/resume", put(resume))
-        .route("/v1/migrations/{job}/{generation}/end-copy", put(end_copy))
-        .route("/v1/migrations/{job}/{generation}/abort", put(abort))
-        .route("/v1/migrations/{job}/{generation}/confirm", put(confirm))
-        .route("/v1/migrations/{job}/{generation}", get(report))
-        .route("/v1/migrations/{job}/{generation}", delete(release))
         .route("/v1/vms/{vm}/files", get(get_files))
-        .route("/v1/offline-moves/check", put(check_offline))
-        .route("/v1/offline-moves/{job}/{generation}", get(report_offline).delete(release_offline))
-        .route("/v1/offline-moves/{job}/{generation}/destination", put(receive_offline))
-        .route("/v1/offline-moves/{job}/{generation}/source", put(send_offline))
-        .route("/v1/offline-moves/{job}/{generation}/perform", put(perform_offline))
-        .route("/v1/offline-moves/{job}/{generation}/define", put(define_offline))
-        .route("/v1/offline-moves/{job}/{generation}/abort", put(abort_offline))
-        .route("/v1/offline-moves/{job}/{generation}/confirm", put(confirm_offline))
-        .route("/v1/storage-moves/check", put(check_storage))
-        .route("/v1/storage-moves/{job}/{generation}", put(prepare_storage).get(report_storage).delete(release_storage))
-        .route("/v1/storage-moves/{job}/{generation}/perform", put(perform_storage))
-        .route("/v1/storage-moves/{job}/{generation}/abort", put(abort_storage))
-        .route("/v1/storage-moves/{job}/{generation}/confirm", put(confirm_storage))
+        .route("/v2/moves/check", put(check))
+        .route("/v2/moves/{job}/{generation}", get(report).put(prepare).post(act).delete(release))
+        .merge(v1::routes())
         .fallback(|| async { invalid(404, "There is no such route".to_owned()) })
         .method_not_allowed_fallback(|| async { invalid(405, "The route does not take this method".to_owned()) })
         .layer(middleware::from_fn_with_state(Arc::clone(&agent), authorise));
@@ -155,7 +131,7 @@ async fn authorise(
     if let Some(epoch) = epoch {
         agent.enrolment.enter_epoch(epoch)?;
     }
-    let is_of_a_move = ["/v1/migrations/", "/v1/offline-moves/", "/v1/storage-moves/"]
+    let is_of_a_move = ["/v2/moves/", "/v1/migrations/", "/v1/offline-moves/", "/v1/storage-moves/"]
         .iter()
         .any(|prefix| request.uri().path().starts_with(prefix));
     let mut response = next.run(request).await;

@@ -4,7 +4,7 @@
 use std::{path::PathBuf, sync::Arc, time::Duration};
 
 use ferry_core::{
-    api::agent::{DestinationReady, DiskArrival, PrepareDestination, Role, ShareMount, Stage},
+    api::agent::{DestinationReady, DiskArrival, PrepareDestination, Role, Stage},
     error::chain,
     finding::FindingId,
     id::{Generation, JobId, VmId},
@@ -15,7 +15,7 @@ use tracing::warn;
 
 use super::{
     carrier::control::{Answer, Ask},
-    journal::{Journal, Task},
+    journal::{Journal, State, Task},
     registry::{Registry, Reported},
     report::reported,
 };
@@ -45,9 +45,9 @@ impl Registry {
         job: JobId,
         generation: Generation,
         request: PrepareDestination,
-        mounts: Vec<ShareMount>,
         storage: HostStorage,
     ) -> Result<DestinationReady, AgentError> {
+        let mounts = storage.shares.mounts(request.shares.iter().copied())?;
         made_to_fail("agent-prepare-destination")?;
         let vm = request.vm;
         let socket_dir = self.config.sessions_dir().join(request.session.0.simple().to_string());
@@ -58,7 +58,7 @@ impl Registry {
                 Ok(DestinationReady { carrier, mounts: mounts.clone(), socket_dir, files })
             }
             Answer::Report { address: None, .. } | Answer::Refused { .. } => {
-                Err(AgentError::Carrier("The carrier does not say where it listens".to_owned()))
+                Err(AgentError::failed("The carrier does not say where it listens"))
             }
         };
         match self.take_up(Attempt { job, generation, vm }).await? {
@@ -185,7 +185,7 @@ impl Registry {
                     let left = incoming_disks.iter().filter(|incoming_disk| incoming_disk.is_left());
                     used.extend(left.map(|incoming_disk| incoming_disk.path.clone()));
                 }
-                Task::Source { along, .. } if !other.confirmed => {
+                Task::Source { along, .. } if !other.state.is_confirmed() => {
                     used.extend(along.iter().map(|(_, path)| path.clone()));
                 }
                 Task::Source { .. } => {}
@@ -212,19 +212,19 @@ impl Registry {
     ///
     /// # Errors
     /// Why it could not be resumed; `request.stale` if the copy was given up.
-    pub async fn resume(&self, job: JobId, generation: Generation) -> Reported {
+    pub(super) async fn resume(&self, journal: Journal) -> Reported {
         made_to_fail("agent-resume")?;
-        let journal = self.table.find(job, generation)?;
-        if journal.aborted || journal.task.role() == Role::Source {
+        if journal.state.is_aborted() || journal.task.role() == Role::Source {
             let vm = journal.task.vm();
             return Err(refused(
                 FindingId::RequestStale,
                 vm,
-                format!("This host's part of job {job} is not to run VM {vm}"),
+                format!("This host's part of job {} is not to run VM {vm}", journal.job),
                 "Ask both hosts again who has the VM",
             ));
         }
-        let journal = Journal { here: true, ..journal };
+        let state = if journal.state.is_confirmed() { State::Confirmed { here: true } } else { State::Here };
+        let journal = Journal { state, ..journal };
         self.put(&journal)?;
         match self.ask(&journal, Ask::Resume).await {
             Some(answer) => reported(answer),
@@ -244,12 +244,12 @@ impl Registry {
     /// source's files may be the only good ones.
     pub(super) async fn must_be_here(&self, journal: &Journal) -> Result<(), AgentError> {
         let Task::Destination { request, incoming_disks, .. } = &journal.task else { return Ok(()) };
-        if journal.confirmed || (incoming_disks.is_empty() && !request.persistent) {
+        if journal.state.is_confirmed() || (incoming_disks.is_empty() && !request.persistent) {
             return Ok(());
         }
         let vm = journal.task.vm();
         let not_here =
-            |why: String| AgentError::Carrier(format!("VM {vm} cannot be confirmed at the destination yet: {why}"));
+            |why: String| AgentError::failed(format!("VM {vm} cannot be confirmed at the destination yet: {why}"));
         let report = self.report_of(journal, 0, Duration::ZERO).await?;
         match report.presence {
             Presence::Running | Presence::Halted | Presence::Paused | Presence::Off | Presence::Absent => {}

@@ -11,7 +11,7 @@ use ferry_core::{
 
 use super::{
     carrier::control::Ask,
-    journal::Journal,
+    journal::{Journal, State},
     launch,
     registry::{Registry, Reported},
     report::reported,
@@ -29,20 +29,18 @@ impl Registry {
     /// # Errors
     /// `job.past-pivot` (409); `job.undecided` (409) while it is not known who has the VM; at the destination also when its
     /// copy could not be destroyed.
-    pub async fn abort(&self, job: JobId, generation: Generation) -> Reported {
+    pub(super) async fn abort(&self, journal: Journal) -> Reported {
         made_to_fail("agent-abort")?;
-        let journal = self.table.find(job, generation)?;
         let journal = self.undo(journal).await?;
         self.report_of(&journal, 0, Duration::ZERO).await
     }
 
     pub(super) async fn undo(&self, mut journal: Journal) -> Result<Journal, AgentError> {
-        if journal.aborted {
-            return Ok(journal);
-        }
         let (vm, role) = (journal.task.vm(), journal.task.role());
-        if journal.confirmed || journal.here {
-            return Err(AgentError::refused(409, *past_pivot(vm)));
+        match journal.state {
+            State::Aborted { .. } => return Ok(journal),
+            State::Confirmed { .. } | State::Here => return Err(AgentError::refused(409, *past_pivot(vm))),
+            State::Open | State::Ending => {}
         }
         match self.ask(&journal, Ask::Abort).await {
             Some(answer) => drop(reported(answer)?),
@@ -62,12 +60,12 @@ impl Registry {
             (Role::Destination, Presence::Running | Presence::Halted) => {
                 return Err(AgentError::refused(409, *past_pivot(vm)));
             }
-            (Role::Destination, Presence::Off) if !journal.ending => {
+            (Role::Destination, Presence::Off) if journal.state != State::Ending => {
                 return Err(AgentError::refused(409, was_complete(vm)));
             }
             (Role::Destination, _) => {
                 if presence != Presence::Absent {
-                    journal.ending = true;
+                    journal.state = State::Ending;
                     self.put(&journal)?;
                 }
                 call(&self.hypervisor, move |hypervisor| {
@@ -79,7 +77,7 @@ impl Registry {
             }
         }
         made_to_fail("agent-undone")?;
-        journal.aborted = true;
+        journal.state = State::Aborted { ended: journal.state.gave_up() };
         self.put(&journal)?;
         Ok(journal)
     }
@@ -98,9 +96,8 @@ impl Registry {
     /// # Errors
     /// When libvirt refuses; repeating it is safe. At the destination also while the VM or a file of it is not here, at
     /// the source while the VM has a process here.
-    pub async fn confirm(&self, job: JobId, generation: Generation, request: ConfirmRequest) -> Reported {
+    pub(super) async fn confirm(&self, mut journal: Journal, request: ConfirmRequest) -> Reported {
         made_to_fail("agent-confirm")?;
-        let mut journal = self.table.find(job, generation)?;
         let (vm, role) = (journal.task.vm(), journal.task.role());
         match role {
             Role::Source => self.wait_ended(&journal).await,
@@ -117,7 +114,7 @@ impl Registry {
         .await?;
         let kept = if request.keep_source { Vec::new() } else { self.remove_old_files(&journal).await? };
         made_to_fail("agent-confirmed")?;
-        journal.confirmed = true;
+        journal.state = State::Confirmed { here: journal.state.is_here() };
         self.put(&journal)?;
         let mut report = self.report_of(&journal, 0, Duration::ZERO).await?;
         report.findings = kept;
@@ -133,7 +130,7 @@ impl Registry {
     ///
     /// # Errors
     /// `request.stale`, or files that cannot be removed; repeating it is safe. Ok if it is not known.
-    pub async fn release(&self, job: JobId, generation: Generation) -> Result<(), AgentError> {
+    pub(super) async fn release(&self, job: JobId, generation: Generation) -> Result<(), AgentError> {
         made_to_fail("agent-release")?;
         let journal = match self.table.find(job, generation) {
             Ok(journal) => journal,

@@ -94,15 +94,93 @@ pub struct Journal {
     pub control: PathBuf,
     /// Source: whether the host started the VM at boot before.
     pub autostart: bool,
+    /// What was decided about it.
+    #[serde(flatten)]
+    pub state: State,
+}
+
+/// What was decided about an end of a move.
+///
+/// ```text
+/// source:       Open ─┬─▶ Confirmed
+///                     └─▶ Aborted
+/// destination:  Open ─┬─▶ Here ─▶ Confirmed
+///                     └─▶ Ending ─▶ Aborted
+/// ```
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(from = "Flags", into = "Flags")]
+pub enum State {
+    /// Nothing: it goes on.
+    Open,
     /// Destination: both hosts were asked, and the VM is here. From then on it is never destroyed.
-    pub here: bool,
+    Here,
     /// Destination: its undo saw a copy that had not been run, and ends it: what is left of it is this undo's.
+    Ending,
+    /// The source's definition is gone, or autostart is set at the destination, where the server had to say that it is here or not.
+    Confirmed {
+        /// It had.
+        here: bool,
+    },
+    /// It was undone, and, at the destination, a copy was ended or there was none.
+    Aborted {
+        /// One was ended.
+        ended: bool,
+    },
+}
+
+impl State {
+    /// Whether it was asked of both hosts that the VM is here.
+    pub fn is_here(self) -> bool {
+        matches!(self, Self::Here | Self::Confirmed { here: true })
+    }
+
+    /// Whether the undo of this end ends its copy, or has.
+    pub fn gave_up(self) -> bool {
+        matches!(self, Self::Ending | Self::Aborted { ended: true })
+    }
+
+    /// Whether it was confirmed.
+    pub fn is_confirmed(self) -> bool {
+        matches!(self, Self::Confirmed { .. })
+    }
+
+    /// Whether it was undone.
+    pub fn is_aborted(self) -> bool {
+        matches!(self, Self::Aborted { .. })
+    }
+}
+
+/// [`State`] as it is written down, by every version.
+#[derive(Serialize, Deserialize)]
+struct Flags {
+    here: bool,
     #[serde(default)]
-    pub ending: bool,
-    /// The source's definition is gone, or autostart is set at the destination.
-    pub confirmed: bool,
-    /// It was undone.
-    pub aborted: bool,
+    ending: bool,
+    confirmed: bool,
+    aborted: bool,
+}
+
+impl From<Flags> for State {
+    fn from(flags: Flags) -> Self {
+        match flags {
+            Flags { aborted: true, ending: ended, .. } => Self::Aborted { ended },
+            Flags { confirmed: true, here, .. } => Self::Confirmed { here },
+            Flags { here: true, .. } => Self::Here,
+            Flags { ending: true, .. } => Self::Ending,
+            Flags { .. } => Self::Open,
+        }
+    }
+}
+
+impl From<State> for Flags {
+    fn from(state: State) -> Self {
+        Self {
+            here: state.is_here(),
+            ending: state.gave_up(),
+            confirmed: state.is_confirmed(),
+            aborted: state.is_aborted(),
+        }
+    }
 }
 
 /// The carrier's page: written before each thing that cannot be asked of libvirt afterwards.

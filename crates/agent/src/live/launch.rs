@@ -89,10 +89,10 @@ async fn wait_ready(journal: &Journal, mut failure: mpsc::Receiver<String>) -> R
             return Ok(answer);
         }
         if let Ok(reason) = failure.try_recv() {
-            return Err(AgentError::Carrier(format!("The carrier could not make ready: {reason}")));
+            return Err(AgentError::failed(format!("The carrier could not make ready: {reason}")));
         }
         if Instant::now() > until {
-            return Err(AgentError::Carrier("The carrier was not ready in time".to_owned()));
+            return Err(AgentError::failed("The carrier was not ready in time"));
         }
         tokio::time::sleep(READY_LOOK).await;
     }

@@ -1,10 +1,10 @@
 //! Which live moves this host takes part in, and what both ends of them need: their journals, their carriers, and one
 //! request at a time.
 
-use std::{collections::BTreeMap, fs, os::unix::fs::PermissionsExt as _, path::PathBuf, sync::Arc};
+use std::{collections::BTreeMap, fs, os::unix::fs::PermissionsExt as _, path::PathBuf, sync::Arc, time::Duration};
 
 use ferry_core::{
-    api::agent::{DiskArrival, MigrationReport, Role, ShareMount},
+    api::agent::{DiskArrival, Report, Role, ShareMount, Verb},
     error::chain,
     id::{Generation, JobId, SessionId, VmId},
 };
@@ -14,7 +14,7 @@ use tracing::{info, warn};
 
 use super::{
     carrier::control::{self, Answer, Ask},
-    journal::{CarrierState, Journal, Task},
+    journal::{CarrierState, Journal, State, Task},
     launch::{self, Launcher, make_socket_dir},
 };
 use crate::{
@@ -24,6 +24,7 @@ use crate::{
         ended::Ended,
         journal,
         locks::JobLocks,
+        participant::{Participant, Pending, not_a_verb},
         table::{Known, Table},
     },
     blocking::{Probes, call},
@@ -44,7 +45,7 @@ pub struct Registry {
     pub(super) probes: Probes,
 }
 
-pub(super) type Reported = Result<MigrationReport, AgentError>;
+pub(super) type Reported = Result<Report, AgentError>;
 
 impl Registry {
     /// Reads the journals.
@@ -91,22 +92,6 @@ impl Registry {
         counts
     }
 
-    /// Room that disks which come will still take.
-    pub(crate) fn reserved(&self) -> Vec<Reserved> {
-        let journals = self.table.all();
-        let mut reserved = Vec::new();
-        for journal in journals.iter().filter(|journal| !journal.here && !journal.confirmed && !journal.aborted) {
-            if let Task::Destination { request, incoming_disks, .. } = &journal.task {
-                let files = request.disks.iter().zip(incoming_disks);
-                let one = |(disk, incoming_disk): (&DiskArrival, &IncomingDisk)| {
-                    Reserved::new(journal.job, &disk.to, &incoming_disk.path, disk.allocated)
-                };
-                reserved.extend(files.map(one));
-            }
-        }
-        reserved
-    }
-
     /// Whether a VM is being moved, from or to here.
     pub(crate) fn moves(&self, vm: VmId) -> bool {
         self.table.all().iter().any(|journal| journal.task.vm() == vm)
@@ -122,7 +107,8 @@ impl Registry {
             let alive = self.ask(&journal, Ask::Report { after: 0, wait_ms: 0 }).await.is_some();
             info!(job = %journal.job, role = ?journal.task.role(), vm = %journal.task.vm(), alive, "Found a migration again");
             let state = self.carrier_state(&journal).unwrap_or_default();
-            let handed_over = (state.finish_delivered || journal.here) && !state.resumed && !journal.aborted;
+            let handed_over =
+                (state.finish_delivered || journal.state.is_here()) && !state.resumed && !journal.state.is_aborted();
             if !alive
                 && handed_over
                 && journal.task.role() == Role::Destination
@@ -142,7 +128,7 @@ impl Registry {
             Known::Same(known) => return Ok(Some(known)),
             Known::Older(older) => older,
         };
-        let known = if known.confirmed { known } else { self.undo(known).await? };
+        let known = if known.state.is_confirmed() { known } else { self.undo(known).await? };
         if known.task.role() == Role::Source {
             self.release_source(&known).await?;
         }
@@ -164,8 +150,7 @@ impl Registry {
             Role::Destination => "destination",
         };
         let control = self.config.controls_dir().join(format!("{}.{end}", session.0.simple()));
-        let (here, ending, confirmed, aborted) = (false, false, false, false);
-        Journal { job, generation, task, socket_dir, control, autostart, here, ending, confirmed, aborted }
+        Journal { job, generation, task, socket_dir, control, autostart, state: State::Open }
     }
 
     /// Writes the journal, then starts the carrier, and waits until it is ready. After an error it is to be forgotten.
@@ -211,5 +196,51 @@ impl Registry {
 
     pub(super) fn carrier_state(&self, journal: &Journal) -> Result<CarrierState, AgentError> {
         Journal::carrier_state(&self.config.journal_dir(), journal.job)
+    }
+}
+
+impl Participant for Registry {
+    fn knows(&self, job: JobId) -> bool {
+        self.table.get(job).is_some()
+    }
+
+    fn reserved(&self) -> Vec<Reserved> {
+        let journals = self.table.all();
+        let mut reserved = Vec::new();
+        for journal in journals.iter().filter(|journal| matches!(journal.state, State::Open | State::Ending)) {
+            if let Task::Destination { request, incoming_disks, .. } = &journal.task {
+                let files = request.disks.iter().zip(incoming_disks);
+                let one = |(disk, incoming_disk): (&DiskArrival, &IncomingDisk)| {
+                    Reserved::new(journal.job, &disk.to, &incoming_disk.path, disk.allocated)
+                };
+                reserved.extend(files.map(one));
+            }
+        }
+        reserved
+    }
+
+    fn report(self: Arc<Self>, job: JobId, generation: Generation, after: u64, wait: Duration) -> Pending<Report> {
+        Box::pin(async move {
+            let journal = self.table.find(job, generation)?;
+            self.report_of(&journal, after, wait).await
+        })
+    }
+
+    fn act(self: Arc<Self>, job: JobId, generation: Generation, verb: Verb) -> Pending<Report> {
+        Box::pin(async move {
+            let journal = self.table.find(job, generation)?;
+            match verb {
+                Verb::Perform => self.perform(&journal).await,
+                Verb::Resume => self.resume(journal).await,
+                Verb::EndCopy => self.end_copy(&journal).await,
+                Verb::Abort => self.abort(journal).await,
+                Verb::Confirm(request) => self.confirm(journal, request).await,
+                Verb::Define => Err(not_a_verb(job, verb)),
+            }
+        })
+    }
+
+    fn release(self: Arc<Self>, job: JobId, generation: Generation) -> Pending<()> {
+        Box::pin(async move { Self::release(&self, job, generation).await })
     }
 }

@@ -4,41 +4,28 @@
 use std::time::Duration;
 
 use ferry_core::{
-    api::agent::{MigrationReport, Role, Stage},
-    id::{Generation, JobId},
+    api::agent::{Report, Role, Stage},
     migration::Presence,
 };
 
 use super::{
     carrier::control::{self, Answer, Ask},
-    journal::Journal,
+    journal::{Journal, State},
     registry::{Registry, Reported},
 };
 use crate::{AgentError, blocking::call, failpoint::made_to_fail};
 
 impl Registry {
     /// Begins to move.
-    ///
-    /// # Errors
-    /// `job.unknown`, `request.stale`.
-    pub async fn perform(&self, job: JobId, generation: Generation) -> Reported {
-        let journal = self.table.find(job, generation)?;
+    pub(super) async fn perform(&self, journal: &Journal) -> Reported {
         made_to_fail("agent-perform")?;
-        match self.ask(&journal, Ask::Perform).await {
+        match self.ask(journal, Ask::Perform).await {
             Some(answer) => reported(answer),
-            None => self.report_of(&journal, 0, Duration::ZERO).await,
+            None => self.report_of(journal, 0, Duration::ZERO).await,
         }
     }
 
     /// How it stands, as soon as that is newer than `after`, or after `wait`.
-    ///
-    /// # Errors
-    /// `job.unknown`, `request.stale`.
-    pub async fn report(&self, job: JobId, generation: Generation, after: u64, wait: Duration) -> Reported {
-        let journal = self.table.find(job, generation)?;
-        self.report_of(&journal, after, wait).await
-    }
-
     pub(super) async fn report_of(&self, journal: &Journal, after: u64, wait: Duration) -> Reported {
         let ask = Ask::Report { after, wait_ms: wait.as_millis() as u64 };
         let mut report = match self.ask(journal, ask).await {
@@ -51,12 +38,12 @@ impl Registry {
                 self.report_without_carrier(journal).await?
             }
         };
-        if journal.aborted {
-            report.stage = Stage::Aborted;
-        } else if journal.confirmed {
-            report.stage = Stage::Confirmed;
+        match journal.state {
+            State::Aborted { .. } => report.stage = Stage::Aborted,
+            State::Confirmed { .. } => report.stage = Stage::Confirmed,
+            State::Open | State::Here | State::Ending => {}
         }
-        report.gave_up |= journal.ending;
+        report.gave_up |= journal.state.gave_up();
         Ok(report)
     }
 
@@ -64,7 +51,7 @@ impl Registry {
     async fn report_without_carrier(&self, journal: &Journal) -> Reported {
         let (vm, role) = (journal.task.vm(), journal.task.role());
         let mut state = self.carrier_state(journal)?;
-        state.finish_delivered |= journal.here;
+        state.finish_delivered |= journal.state.is_here();
         let presence = call(&self.hypervisor, move |hypervisor| hypervisor.presence(vm, role)).await;
         let presence = state.sees(presence.unwrap_or(Presence::Unknown));
         let has_run = state.resumed || matches!(presence, Presence::Running | Presence::Halted);
@@ -78,20 +65,13 @@ impl Registry {
             Role::Source => "source",
             Role::Destination => "destination",
         };
-        Ok(MigrationReport {
-            job: journal.job,
-            generation: journal.generation,
-            role,
-            sequence: u64::MAX,
-            stage,
+        Ok(Report {
             finish_delivered: state.finish_delivered,
             gave_up: state.given_up,
             presence,
-            progress: None,
-            disks: Vec::new(),
             figures: state.figures,
-            findings: Vec::new(),
             error: Some(format!("The process that carried the move at the {end} is gone")),
+            ..Report::new(journal.job, journal.generation, role, u64::MAX, stage)
         })
     }
 }

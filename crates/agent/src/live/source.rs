@@ -15,10 +15,7 @@ use ferry_core::{
     migration::Presence,
     vm::{FileRole, NVRAM, VmFacts},
 };
-use ferry_drivers::{
-    file,
-    hypervisor::{Hypervisor, HypervisorError},
-};
+use ferry_drivers::hypervisor::{Hypervisor, HypervisorError};
 use tracing::{info, warn};
 
 use super::{
@@ -36,7 +33,9 @@ use crate::{
     attempt::Attempt,
     blocking::{blocking, call},
     failpoint::made_to_fail,
+    files::old_file::remove_unless,
     hold,
+    shares::Shares,
 };
 
 /// How long libvirt may take to end a move whose carrier is gone, or the source's call after the hand-over.
@@ -55,8 +54,9 @@ impl Registry {
         job: JobId,
         generation: Generation,
         request: PrepareSource,
-        mounts: &[ShareMount],
+        shares: &Shares,
     ) -> Result<SourceReady, AgentError> {
+        let mounts = shares.mounts(request.destination.mounts.iter().map(|mount| mount.share))?;
         made_to_fail("agent-prepare-source")?;
         let (vm, session) = (request.vm, request.session);
         let known = self.take_up(Attempt { job, generation, vm }).await?;
@@ -69,13 +69,13 @@ impl Registry {
         // The destination's QEMU listens at this path there, so it must be this path here.
         let socket_dir = PathBuf::from(&request.destination.socket_dir);
         if !is_session_dir(&socket_dir) {
-            return Err(AgentError::Carrier(format!("{} is no folder for sockets", socket_dir.display())));
+            return Err(AgentError::failed(format!("{} is no folder for sockets", socket_dir.display())));
         }
         let facts = call(&self.hypervisor, move |hypervisor| hypervisor.vm(vm)).await?;
         let facts = facts.ok_or(HypervisorError::NoVm(vm))?;
         let along = files_along(&facts, &request)?;
         let translate = nvram_along(&along, &request).into_iter();
-        let translate = translate.chain(translation(mounts, &request.destination.mounts)).collect();
+        let translate = translate.chain(translation(&mounts, &request.destination.mounts)).collect();
         let (judged, asked) = (facts.clone(), request.clone());
         let vouched =
             call(&self.hypervisor, move |hypervisor| Ok(vouch::vouched(hypervisor, &judged, &asked))).await??;
@@ -140,14 +140,13 @@ impl Registry {
     /// there is none.
     ///
     /// # Errors
-    /// `job.unknown`, `request.stale`; when the VM is not left here, but is: nothing is done then.
-    pub async fn end_copy(&self, job: JobId, generation: Generation) -> Reported {
-        let journal = self.table.find(job, generation)?;
+    /// When the VM is not left here, but is: nothing is done then.
+    pub(super) async fn end_copy(&self, journal: &Journal) -> Reported {
         let vm = journal.task.vm();
         if journal.task.role() == Role::Source {
             call(&self.hypervisor, move |hypervisor| end_left_copy(hypervisor, vm)).await?;
         }
-        self.report_of(&journal, 0, Duration::ZERO).await
+        self.report_of(journal, 0, Duration::ZERO).await
     }
 
     /// Source: removes the files of disks that moved along, which nobody uses any more. Gives those that stay, and why.
@@ -161,14 +160,10 @@ impl Registry {
         blocking(move || {
             let mut kept = Vec::new();
             for (device, path) in along {
-                let fault = |source| AgentError::File { path: path.clone(), source };
-                match used.obstacle(&path).map_err(fault)? {
-                    Some(obstacle) => {
-                        let (why, fix) = (obstacle.why(), obstacle.fix());
-                        warn!(%vm, disk = device, file = %path.display(), why, "An old file stays");
-                        kept.push(old_file_kept(&name, &device, path.display(), why, fix));
-                    }
-                    None => file::remove(&path).map_err(fault)?,
+                if let Some(obstacle) = remove_unless(&path, &used, |obstacle| obstacle)? {
+                    let (why, fix) = (obstacle.why(), obstacle.fix());
+                    warn!(%vm, disk = device, file = %path.display(), why, "An old file stays");
+                    kept.push(old_file_kept(&name, &device, path.display(), why, fix));
                 }
             }
             Ok(kept)
@@ -197,7 +192,7 @@ impl Registry {
         .await?;
         // Neither confirmed nor undone: a definition without a process may be of a VM that runs elsewhere.
         let off = matches!(presence, Presence::Absent | Presence::Off | Presence::Ended);
-        let settled = journal.confirmed || journal.aborted || !defined || !off;
+        let settled = journal.state.is_confirmed() || journal.state.is_aborted() || !defined || !off;
         if settled {
             hold::release(&self.config.holds_dir(), vm)?;
         } else {
@@ -206,11 +201,11 @@ impl Registry {
         // Its undo could not know whether the VM was elsewhere. Whoever releases it after that says that it is not.
         let was_stopped = matches!(presence, Presence::Left | Presence::Stopped);
         let was_open = off || was_stopped;
-        if journal.aborted && journal.autostart && defined && was_open {
+        if journal.state.is_aborted() && journal.autostart && defined && was_open {
             call(&self.hypervisor, move |hypervisor| hypervisor.set_autostart(vm, true)).await?;
         }
         // libvirt says of such a copy who stopped it: nobody else will run it.
-        if was_stopped && journal.aborted {
+        if was_stopped && journal.state.is_aborted() {
             tokio::spawn(run_again(Arc::clone(&self.hypervisor), vm));
         }
         Ok(())
@@ -233,7 +228,7 @@ pub(super) fn end_left_copy(hypervisor: &dyn Hypervisor, vm: VmId) -> Result<(),
 }
 
 pub(super) fn not_ended(vm: VmId) -> AgentError {
-    AgentError::Carrier(format!("libvirt does not end the move of VM {vm}"))
+    AgentError::failed(format!("libvirt does not end the move of VM {vm}"))
 }
 
 /// What UEFI variables that move along are called here, and at the destination.

@@ -7,7 +7,7 @@ use std::{
 };
 
 use ferry_core::{
-    api::agent::{CheckOffline, FileSize, OfflineFile, OfflineStage},
+    api::agent::{CheckOffline, FileSize, OfflineFile},
     files::FileMove,
     finding::FindingId,
     id::VmId,
@@ -23,7 +23,7 @@ use ferry_drivers::{
 
 use super::{
     OfflineMoves,
-    journal::{Form, IncomingFile},
+    journal::{Form, IncomingFile, Stage},
     parts,
     state::Move,
 };
@@ -54,7 +54,7 @@ impl OfflineMoves {
         storage: &HostStorage,
     ) -> Result<(Vec<IncomingFile>, Vec<PathBuf>), AgentError> {
         if wanted.len() + absent.len() > FILES_MAX {
-            return Err(AgentError::Carrier(format!("No VM has more than {FILES_MAX} files")));
+            return Err(AgentError::failed(format!("No VM has more than {FILES_MAX} files")));
         }
         if let Some(facts) = self.hypervisor.vm(vm)? {
             return Err(uuid_taken(vm, &facts.name));
@@ -103,7 +103,7 @@ impl OfflineMoves {
     fn form(&self, vm: VmId, file: &OfflineFile, path: &Path) -> Result<Form, AgentError> {
         let of_another = |page: &Arc<Move>| {
             let journal = page.journal();
-            let goes_on = !matches!(journal.stage, OfflineStage::Defined | OfflineStage::Confirmed);
+            let goes_on = !matches!(journal.stage, Stage::Defined | Stage::Confirmed);
             goes_on && journal.task.vm() != vm && journal.task.incoming_files().iter().any(|other| other.path == path)
         };
         let coming = self.table.all().iter().find(|page| of_another(page)).map(|page| page.journal().job);

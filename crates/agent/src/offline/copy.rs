@@ -9,19 +9,13 @@ use std::{
     time::Duration,
 };
 
-use ferry_core::{
-    api::agent::{OfflineStage, ReceiveOffline, SendOffline},
-    error::chain,
-    files::DiskStage,
-    units::ByteCount,
-};
+use ferry_core::{error::chain, files::DiskStage, units::ByteCount};
 use ferry_drivers::hypervisor::Domains;
-use ferry_trust::{Clients, KeyPair, client_config, server_config};
 use ferry_wire::{
     WireError,
     file::{FileMeter, compare, receive, send, send_same},
     hello::Channel,
-    session::{Acceptor, Connection, Dialer, SessionKey},
+    session::{Acceptor, Connection, Dialer},
 };
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tracing::{info, warn};
@@ -29,11 +23,11 @@ use tracing::{info, warn};
 use super::{
     OfflineMoves,
     check::differs,
-    journal::{Form, Task},
+    journal::{Form, Stage, Task},
     parts,
     state::Move,
 };
-use crate::{AgentError, blocking::blocking, config::Config, files::fingerprint::FileFingerprint};
+use crate::{AgentError, blocking::blocking, config::Config, files::fingerprint::FileFingerprint, peers};
 
 /// Longest definition.
 const DEFINITION_BYTES_MAX: u64 = 1 << 20;
@@ -43,24 +37,6 @@ const REASON_BYTES_MAX: usize = 512;
 const DEFINITION_WITHIN: Duration = Duration::from_secs(60);
 /// How often it is shown how far a file is.
 const LOOK_EVERY: Duration = Duration::from_millis(200);
-
-/// Listens for the source's agent.
-pub(super) async fn listen(config: &Config, request: &ReceiveOffline) -> Result<Acceptor, AgentError> {
-    let key = KeyPair::load_or_create(&config.key_path())?;
-    let tls = server_config(&key, Clients::Only(request.source_pin))?;
-    let ports = config
-        .ports()
-        .ok_or_else(|| AgentError::Carrier(format!("data_ports = {:?} is no range", config.data_ports)))?;
-    let session = SessionKey { session: request.session, secret: request.secret };
-    Acceptor::bind(config.data_address, ports, tls, session).await.map_err(|error| {
-        AgentError::Carrier(format!(
-            "No port of {} is free at {}: {}",
-            config.data_ports,
-            config.data_address,
-            chain(&error)
-        ))
-    })
-}
 
 /// Takes what the source sends until this is ended.
 pub(super) async fn take(mut acceptor: Acceptor, moves: Arc<OfflineMoves>, page: Arc<Move>) {
@@ -72,7 +48,7 @@ pub(super) async fn take(mut acceptor: Acceptor, moves: Arc<OfflineMoves>, page:
             }
             Channel::Definition | Channel::Rpc => take_definition(&mut peer, &moves, &page).await,
             other @ (Channel::Control | Channel::Memory(_) | Channel::Seed(_)) => {
-                Err(AgentError::Carrier(format!("A channel {other:?} came, and none is expected")))
+                Err(AgentError::failed(format!("A channel {other:?} came, and none is expected")))
             }
         };
         if let Err(error) = outcome {
@@ -90,9 +66,9 @@ async fn take_file(
 ) -> Result<(), AgentError> {
     let Task::Destination { request, incoming_files, .. } = page.journal().task else { return Ok(()) };
     let (Some(wanted), Some(incoming_file)) = (request.files.get(index), incoming_files.get(index)) else {
-        return Err(AgentError::Carrier(format!("File {index} came, and it is not expected")));
+        return Err(AgentError::failed(format!("File {index} came, and it is not expected")));
     };
-    page.write(|journal| journal.stage = OfflineStage::Copying)?;
+    page.write(|journal| journal.stage = Stage::Copying)?;
     let meter = Arc::<FileMeter>::default();
     let taken = match incoming_file.form {
         Form::Adopted => compare(peer, open(incoming_file.path.clone(), false).await?, wanted.length.0, meter).await,
@@ -103,7 +79,9 @@ async fn take_file(
             receive(peer, open(incoming_file.file().to_owned(), true).await?, wanted.length.0, meter).await
         }
     };
-    taken.map_err(|error| AgentError::Carrier(format!("File {}: {}", incoming_file.path.display(), chain(&error))))?;
+    taken.map_err(|error| {
+        AgentError::because(format!("File {} could not be taken", incoming_file.path.display()), error)
+    })?;
     page.write(|journal| {
         let mut at = 0;
         journal.task.each_incoming(|incoming_file| {
@@ -132,7 +110,7 @@ async fn take_definition(peer: &mut Connection, moves: &Arc<OfflineMoves>, page:
     let fault = |source| AgentError::File { path: PathBuf::from("the definition"), source };
     match tokio::time::timeout(DEFINITION_WITHIN, taken).await {
         Ok(outcome) => outcome.map_err(fault)?,
-        Err(_) => Err(AgentError::Carrier("The definition did not come in time".to_owned())),
+        Err(_) => Err(AgentError::failed("The definition did not come in time")),
     }
 }
 
@@ -140,7 +118,8 @@ async fn take_definition(peer: &mut Connection, moves: &Arc<OfflineMoves>, page:
 /// on disk, and that nothing wrote to a file meanwhile.
 pub(super) async fn give(config: &Config, hypervisor: Arc<dyn Domains>, page: Arc<Move>) -> Result<(), AgentError> {
     let Task::Source { request, paths, translate, .. } = page.journal().task else { return Ok(()) };
-    let dialer = dialer(config, &request)?;
+    let dialer =
+        peers::dialer(config, &request.destination.address, request.destination_pin, request.session, request.secret)?;
     let (vm, files) = (request.vm, paths.clone());
     let places: Vec<_> = request.files.iter().map(|file| file.file.from.clone()).collect();
     let fingerprints_now =
@@ -162,7 +141,7 @@ pub(super) async fn give(config: &Config, hypervisor: Arc<dyn Domains>, page: Ar
     if let Some(((path, _), _)) =
         paths.iter().zip(&fingerprints).zip(&after).find(|((_, before), after)| before != after)
     {
-        return Err(AgentError::Carrier(format!(
+        return Err(AgentError::failed(format!(
             "File {} was written to while it was copied, though VM {vm} is shut off: find out what uses it (`fuser -v`), and \
              restart the job when it has ended",
             path.display()
@@ -185,22 +164,13 @@ async fn give_definition(dialer: &Dialer, definition: String) -> Result<(), Agen
         }
         Ok::<_, WireError>((verdict, String::from_utf8_lossy(&why).into_owned()))
     };
-    let fault = |why: String| AgentError::Carrier(format!("The destination did not take the definition: {why}"));
+    let fault = |why: String| AgentError::failed(format!("The destination did not take the definition: {why}"));
     match tokio::time::timeout(DEFINITION_WITHIN, told).await {
         Ok(Ok((0, _))) => Ok(()),
         Ok(Ok((_, why))) => Err(fault(why)),
         Ok(Err(error)) => Err(fault(chain(&error))),
         Err(_) => Err(fault("it did not answer in time".to_owned())),
     }
-}
-
-fn dialer(config: &Config, request: &SendOffline) -> Result<Dialer, AgentError> {
-    let key = KeyPair::load_or_create(&config.key_path())?;
-    let said = &request.destination.address;
-    let address =
-        said.parse().map_err(|_| AgentError::Carrier(format!("The destination says that it listens at {said:?}")))?;
-    let tls = client_config(Some(&key), request.destination_pin)?;
-    Ok(Dialer::new(address, tls, SessionKey { session: request.session, secret: request.secret }))
 }
 
 /// Sends a file; one that the destination has already, for a VM that shares it, is compared only.
@@ -216,7 +186,7 @@ async fn give_file(
             let index = usize::from(index);
             differs(&request.files[index].file.device, Path::new(&request.destination.paths[index]))
         }
-        (error, _) => AgentError::Carrier(format!("File {}: {}", path.display(), chain(&error))),
+        (error, _) => AgentError::because(format!("File {} could not be sent", path.display()), error),
     };
     let file = open(path.to_owned(), false).await?;
     let mut peer = dialer.open(Channel::File(index)).await.map_err(fault)?;

@@ -3,7 +3,7 @@
 use std::{path::PathBuf, sync::Arc};
 
 use ferry_core::{
-    api::agent::{OfflineReady, OfflineReport, OfflineStage, ReceiveOffline, ShareMount},
+    api::agent::{OfflineReady, ReceiveOffline},
     id::{Generation, JobId},
 };
 use ferry_drivers::hypervisor::{
@@ -14,11 +14,13 @@ use tracing::info;
 
 use super::{
     OfflineMoves, copy,
-    journal::{Form, Journal, Task},
+    journal::{Form, Journal, Stage, Task},
     parts,
     state::Move,
 };
-use crate::{AgentError, attempt::Attempt, blocking::blocking, files::host_storage::HostStorage, hold, lock::lock};
+use crate::{
+    AgentError, attempt::Attempt, blocking::blocking, files::host_storage::HostStorage, hold, lock::lock, peers,
+};
 
 impl OfflineMoves {
     /// Listens for the files. None is made before the definition is known to be one that this host takes.
@@ -30,9 +32,9 @@ impl OfflineMoves {
         job: JobId,
         generation: Generation,
         request: ReceiveOffline,
-        mounts: Vec<ShareMount>,
         storage: HostStorage,
     ) -> Result<OfflineReady, AgentError> {
+        let mounts = storage.shares.mounts(request.shares.iter().copied())?;
         let page = match self.take_up(Attempt { job, generation, vm: request.vm }).await? {
             Some(known) => known,
             None => {
@@ -49,10 +51,10 @@ impl OfflineMoves {
             }
         };
         let Task::Destination { incoming_files, absent, request: wanted, .. } = page.journal().task else {
-            return Err(AgentError::Carrier(format!("This host is the source of job {job}")));
+            return Err(AgentError::failed(format!("This host is the source of job {job}")));
         };
         if !page.is_busy() {
-            let acceptor = copy::listen(&self.config, &request).await?;
+            let acceptor = peers::listen(&self.config, request.source_pin, request.session, request.secret).await?;
             *lock(&page.address) = Some(acceptor.address().to_string());
             let taking = tokio::spawn(copy::take(acceptor, Arc::clone(&self), Arc::clone(&page)));
             *lock(&page.task) = Some(taking);
@@ -79,7 +81,7 @@ impl OfflineMoves {
         parts::make_all(page, &*self.hypervisor, &self.partials)?;
         page.write(|journal| {
             if journal.task.incoming_files().iter().all(|incoming_file| incoming_file.arrived) {
-                journal.stage = OfflineStage::Copied;
+                journal.stage = Stage::Copied;
             }
             if let Task::Destination { definition, .. } = &mut journal.task {
                 *definition = Some(text);
@@ -91,19 +93,19 @@ impl OfflineMoves {
     ///
     /// # Errors
     /// Why it could not be defined: whose it is then says [`Self::abort`].
-    pub async fn define(&self, job: JobId, generation: Generation) -> Result<OfflineReport, AgentError> {
-        let page = self.table.find(job, generation)?;
+    pub(super) async fn define(&self, page: &Arc<Move>) -> Result<(), AgentError> {
         let journal = page.journal();
+        let job = journal.job;
         let Task::Destination { request, roots, definition: Some(definition), .. } = journal.task else {
-            return Err(AgentError::Carrier(format!("The definition of job {job}'s VM is not here yet")));
+            return Err(AgentError::failed(format!("The definition of job {job}'s VM is not here yet")));
         };
         match journal.stage {
-            OfflineStage::Copied => {}
-            OfflineStage::Defined | OfflineStage::Confirmed => return Ok(page.report()),
-            stage => return Err(AgentError::Carrier(format!("Job {job} is not copied yet: {stage:?}"))),
+            Stage::Copied => {}
+            Stage::Defined | Stage::Confirmed => return Ok(()),
+            stage => return Err(AgentError::failed(format!("Job {job} is not copied yet: {stage:?}"))),
         }
         let vm = request.vm;
-        let (hypervisor, naming) = (Arc::clone(&self.hypervisor), Arc::clone(&page));
+        let (hypervisor, naming) = (Arc::clone(&self.hypervisor), Arc::clone(page));
         blocking(move || {
             parts::name_all(&naming)?;
             Ok(hypervisor.define(&definition, &policy(&request, roots))?)
@@ -111,10 +113,10 @@ impl OfflineMoves {
         .await?;
         // The VM may come home: a hold of an earlier move away is over.
         hold::release(&self.config.holds_dir(), vm)?;
-        page.write(|journal| journal.stage = OfflineStage::Defined)?;
+        page.write(|journal| journal.stage = Stage::Defined)?;
         page.end().await;
         info!(%vm, "The VM is defined here");
-        Ok(page.report())
+        Ok(())
     }
 }
 

@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use ferry_core::{
-    api::agent::{OfflineStage, ReceiveOffline, Role, SendOffline},
+    api::agent::{self, ReceiveOffline, Role, SendOffline},
     id::{Generation, JobId, VmId},
     units::ByteCount,
     vm::DiskFormat,
@@ -131,13 +131,48 @@ impl Task {
     }
 }
 
+/// How far one end is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(super) enum Stage {
+    /// It is ready.
+    Prepared,
+    /// Files are copied.
+    Copying,
+    /// Every file and the definition are at the destination, compared and on disk.
+    Copied,
+    /// Destination: the VM is defined here. The point of no return.
+    Defined,
+    /// Source: definition and old files are gone. Destination: autostart is set.
+    Confirmed,
+    /// It ended before the point of no return.
+    Failed,
+    /// It was ended by request before the point of no return.
+    Aborted,
+}
+
+impl Stage {
+    /// As it is reported.
+    pub(super) fn reported(self, role: Role) -> agent::Stage {
+        match (self, role) {
+            (Self::Prepared, _) => agent::Stage::Prepared,
+            (Self::Copying, _) | (Self::Copied, Role::Destination) => agent::Stage::Performing,
+            (Self::Copied, Role::Source) | (Self::Defined, Role::Destination) => agent::Stage::Delivered,
+            (Self::Confirmed, _) => agent::Stage::Confirmed,
+            // A source that has the VM defined has not moved it.
+            (Self::Failed, _) | (Self::Defined, Role::Source) => agent::Stage::Failed,
+            (Self::Aborted, _) => agent::Stage::Aborted,
+        }
+    }
+}
+
 /// One attempt at one end.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Journal {
     pub(super) job: JobId,
     pub(super) generation: Generation,
     pub(super) task: Task,
-    pub(super) stage: OfflineStage,
+    pub(super) stage: Stage,
     pub(super) error: Option<String>,
     /// What people should know of how it ended.
     #[serde(default)]
@@ -147,7 +182,7 @@ pub(super) struct Journal {
 impl Journal {
     /// Of an attempt that begins.
     pub(super) fn new(job: JobId, generation: Generation, task: Task) -> Self {
-        Self { job, generation, task, stage: OfflineStage::Prepared, error: None, remarks: Vec::new() }
+        Self { job, generation, task, stage: Stage::Prepared, error: None, remarks: Vec::new() }
     }
 }
 

@@ -19,10 +19,10 @@ mod parts;
 mod source;
 mod state;
 
-use std::{path::PathBuf, sync::Arc};
+use std::{path::PathBuf, sync::Arc, time::Duration};
 
 use ferry_core::{
-    api::agent::{ConfirmRequest, OfflineFile, OfflineReport, OfflineStage, Role},
+    api::agent::{ConfirmRequest, OfflineFile, Report, Role, Verb},
     finding::FindingId,
     id::{Generation, JobId},
 };
@@ -31,7 +31,7 @@ use tracing::info;
 
 pub use self::check::files_of;
 use self::{
-    journal::{Form, IncomingFile, Journal, Task},
+    journal::{Form, IncomingFile, Journal, Stage, Task},
     state::Move,
 };
 use crate::{
@@ -39,6 +39,7 @@ use crate::{
     attempt::{
         self, Attempt,
         ended::Ended,
+        participant::{Participant, Pending, not_a_verb},
         table::{Known, Table},
     },
     blocking::blocking,
@@ -75,8 +76,8 @@ impl OfflineMoves {
             let found = Move::new(&folder, journal);
             if found.journal().task.role() == Role::Source {
                 found.write(|page| {
-                    if page.stage == OfflineStage::Copying {
-                        page.stage = OfflineStage::Failed;
+                    if page.stage == Stage::Copying {
+                        page.stage = Stage::Failed;
                         page.error = Some("The source's agent was restarted while files were copied".to_owned());
                     }
                 })?;
@@ -90,28 +91,6 @@ impl OfflineMoves {
             partials,
             table: Table::new("offline moves", moves, ended),
         })
-    }
-
-    /// Room that files which come will still take.
-    pub(crate) fn reserved(&self) -> Vec<Reserved> {
-        let journals: Vec<Journal> = self.table.all().iter().map(|known| known.journal()).collect();
-        let mut reserved = Vec::new();
-        for Journal { job, task, stage, .. } in journals {
-            if let Task::Destination { request, incoming_files, .. } = task
-                && matches!(stage, OfflineStage::Prepared | OfflineStage::Copying)
-            {
-                let files = request
-                    .files
-                    .iter()
-                    .zip(&incoming_files)
-                    .filter(|(_, incoming_file)| incoming_file.form != Form::Adopted);
-                let one = |(file, incoming_file): (&OfflineFile, &IncomingFile)| {
-                    Reserved::new(job, &file.file.to, incoming_file.file(), file.allocated)
-                };
-                reserved.extend(files.map(one));
-            }
-        }
-        reserved
     }
 
     /// What is known of the attempt; an older one of the job is taken back. `None`: it is new.
@@ -134,48 +113,30 @@ impl OfflineMoves {
         Ok(page)
     }
 
-    /// How it stands, as soon as that is newer than `after`, or after `wait`.
-    ///
-    /// # Errors
-    /// When the attempt is not known.
-    pub async fn report(
-        &self,
-        job: JobId,
-        generation: Generation,
-        after: u64,
-        wait: std::time::Duration,
-    ) -> Result<OfflineReport, AgentError> {
-        let page = self.table.find(job, generation)?;
-        let mut known = page.known.subscribe();
-        let _ = tokio::time::timeout(wait, known.wait_for(|known| known.sequence > after)).await;
-        Ok(page.report())
-    }
-
     /// Ends it before the point of no return.
     ///
     /// # Errors
     /// `job.past-pivot` when the VM is defined at the destination; the hypervisor's, when nobody knows.
-    pub async fn abort(&self, job: JobId, generation: Generation) -> Result<OfflineReport, AgentError> {
-        let page = self.table.find(job, generation)?;
-        if self.is_here(&page).await? {
+    async fn abort(&self, page: &Move) -> Result<(), AgentError> {
+        if self.is_here(page).await? {
             // It was defined by a request whose answer was lost, or that was taken for failed.
             page.write(|journal| {
-                if journal.stage == OfflineStage::Copied {
-                    journal.stage = OfflineStage::Defined;
+                if journal.stage == Stage::Copied {
+                    journal.stage = Stage::Defined;
                 }
             })?;
-            let vm = page.journal().task.vm();
+            let journal = page.journal();
+            let (vm, job) = (journal.task.vm(), journal.job);
             let message = format!("VM {vm} is defined at the destination; the move can no longer be cancelled");
             let fix = "Let it finish, then move the VM back";
             return Err(refused(FindingId::JobPastPivot, job, message, fix));
         }
         page.end().await;
         page.write(|journal| {
-            if journal.stage != OfflineStage::Failed {
-                journal.stage = OfflineStage::Aborted;
+            if journal.stage != Stage::Failed {
+                journal.stage = Stage::Aborted;
             }
-        })?;
-        Ok(page.report())
+        })
     }
 
     /// Whether it is past the point of no return, as far as this end knows. What is written down may be a moment old, so
@@ -183,9 +144,9 @@ impl OfflineMoves {
     async fn is_here(&self, page: &Move) -> Result<bool, AgentError> {
         let journal = page.journal();
         match journal.stage {
-            OfflineStage::Defined | OfflineStage::Confirmed => return Ok(true),
-            OfflineStage::Prepared | OfflineStage::Copying => return Ok(false),
-            OfflineStage::Copied | OfflineStage::Failed | OfflineStage::Aborted => {}
+            Stage::Defined | Stage::Confirmed => return Ok(true),
+            Stage::Prepared | Stage::Copying => return Ok(false),
+            Stage::Copied | Stage::Failed | Stage::Aborted => {}
         }
         if journal.task.role() == Role::Source {
             return Ok(false);
@@ -200,24 +161,18 @@ impl OfflineMoves {
     /// # Errors
     /// The hypervisor's, the file system's; `vm.running` if the VM runs at the source in spite of everything; `vm.unknown`
     /// if the destination does not have it any more.
-    pub async fn confirm(
-        self: Arc<Self>,
-        job: JobId,
-        generation: Generation,
-        request: ConfirmRequest,
-    ) -> Result<OfflineReport, AgentError> {
-        let page = self.table.find(job, generation)?;
+    async fn confirm(self: Arc<Self>, page: &Move, request: ConfirmRequest) -> Result<(), AgentError> {
         let journal = page.journal();
-        if journal.stage == OfflineStage::Confirmed {
-            return Ok(page.report());
+        if journal.stage == Stage::Confirmed {
+            return Ok(());
         }
         let expected = match journal.task.role() {
-            Role::Source => OfflineStage::Copied,
-            Role::Destination => OfflineStage::Defined,
+            Role::Source => Stage::Copied,
+            Role::Destination => Stage::Defined,
         };
         if journal.stage != expected {
-            let stage = journal.stage;
-            return Err(AgentError::Carrier(format!("Job {job} cannot be confirmed here yet: {stage:?}")));
+            let Journal { job, stage, .. } = journal;
+            return Err(AgentError::failed(format!("Job {job} cannot be confirmed here yet: {stage:?}")));
         }
         let remarks = blocking(move || match &journal.task {
             Task::Destination { request: of, .. } => {
@@ -231,31 +186,23 @@ impl OfflineMoves {
         })
         .await?;
         page.write(|journal| {
-            journal.stage = OfflineStage::Confirmed;
+            journal.stage = Stage::Confirmed;
             journal.remarks = remarks;
-        })?;
-        Ok(page.report())
+        })
     }
 
     /// Forgets it. Source: the VM is free again, if it is still there. Destination: files of a VM that did not come are
-    /// removed, or kept for the next attempt. Ok if it is not known.
+    /// removed, or kept for the next attempt.
     ///
     /// # Errors
     /// When something cannot be taken back.
-    pub async fn release(&self, job: JobId, generation: Generation) -> Result<(), AgentError> {
-        if let Ok(known) = self.table.find(job, generation) {
-            self.forget(&known).await?;
-        }
-        self.table.end(job, generation)
-    }
-
     async fn forget(&self, page: &Arc<Move>) -> Result<(), AgentError> {
         page.end().await;
         let journal = page.journal();
         let vm = journal.task.vm();
         match journal.task {
             Task::Source { autostart, .. } => {
-                if autostart && journal.stage != OfflineStage::Confirmed {
+                if autostart && journal.stage != Stage::Confirmed {
                     let hypervisor = Arc::clone(&self.hypervisor);
                     blocking(move || match hypervisor.set_autostart(vm, true) {
                         Ok(()) | Err(HypervisorError::NoVm(_)) => Ok(()),
@@ -275,5 +222,64 @@ impl OfflineMoves {
         attempt::journal::remove(&self.folder, journal.job)?;
         self.table.remove(journal.job);
         Ok(())
+    }
+}
+
+impl Participant for OfflineMoves {
+    fn knows(&self, job: JobId) -> bool {
+        self.table.get(job).is_some()
+    }
+
+    fn reserved(&self) -> Vec<Reserved> {
+        let journals: Vec<Journal> = self.table.all().iter().map(|known| known.journal()).collect();
+        let mut reserved = Vec::new();
+        for Journal { job, task, stage, .. } in journals {
+            if let Task::Destination { request, incoming_files, .. } = task
+                && matches!(stage, Stage::Prepared | Stage::Copying)
+            {
+                let files = request
+                    .files
+                    .iter()
+                    .zip(&incoming_files)
+                    .filter(|(_, incoming_file)| incoming_file.form != Form::Adopted);
+                let one = |(file, incoming_file): (&OfflineFile, &IncomingFile)| {
+                    Reserved::new(job, &file.file.to, incoming_file.file(), file.allocated)
+                };
+                reserved.extend(files.map(one));
+            }
+        }
+        reserved
+    }
+
+    fn report(self: Arc<Self>, job: JobId, generation: Generation, after: u64, wait: Duration) -> Pending<Report> {
+        Box::pin(async move {
+            let page = self.table.find(job, generation)?;
+            let mut known = page.known.subscribe();
+            let _ = tokio::time::timeout(wait, known.wait_for(|known| known.sequence > after)).await;
+            Ok(page.report())
+        })
+    }
+
+    fn act(self: Arc<Self>, job: JobId, generation: Generation, verb: Verb) -> Pending<Report> {
+        Box::pin(async move {
+            let page = self.table.find(job, generation)?;
+            match verb {
+                Verb::Perform => self.perform(&page)?,
+                Verb::Define => self.define(&page).await?,
+                Verb::Abort => self.abort(&page).await?,
+                Verb::Confirm(request) => self.confirm(&page, request).await?,
+                Verb::Resume | Verb::EndCopy => return Err(not_a_verb(job, verb)),
+            }
+            Ok(page.report())
+        })
+    }
+
+    fn release(self: Arc<Self>, job: JobId, generation: Generation) -> Pending<()> {
+        Box::pin(async move {
+            if let Ok(known) = self.table.find(job, generation) {
+                self.forget(&known).await?;
+            }
+            self.table.end(job, generation)
+        })
     }
 }

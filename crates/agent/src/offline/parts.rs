@@ -68,7 +68,7 @@ pub(super) fn make_all(page: &Move, hypervisor: &dyn HostInfo, partials: &Partia
     // Held so that no file is made after those that were made are removed.
     let ended = lock(&page.ended);
     if *ended {
-        return Err(AgentError::Carrier(format!("Job {} has ended on this host", page.journal().job)));
+        return Err(AgentError::failed(format!("Job {} has ended on this host", page.journal().job)));
     }
     let Task::Destination { request, incoming_files, .. } = page.journal().task else { return Ok(()) };
     let owner = hypervisor.process_owner()?;

@@ -4,26 +4,26 @@
 use std::{path::PathBuf, sync::Arc};
 
 use ferry_core::{
-    api::agent::{ConfirmRequest, OfflineReport, OfflineStage, Role, SendOffline, ShareMount},
+    api::agent::{ConfirmRequest, Report, Role, SendOffline},
     error::chain,
+    files::cleanup::Obstacle,
     finding::FindingId,
     id::{Generation, JobId},
 };
-use ferry_drivers::file;
 use tracing::warn;
 
 use super::{
     OfflineMoves,
     check::{shut_off, stands_alone},
     copy,
-    journal::{Journal, Task},
+    journal::{Journal, Stage, Task},
     state::Move,
 };
 use crate::{
     AgentError,
     attempt::Attempt,
     blocking::blocking,
-    files::{self, fingerprint::FileFingerprint, host_storage::HostStorage},
+    files::{self, fingerprint::FileFingerprint, host_storage::HostStorage, old_file::remove_unless},
     hold,
     live::translation,
     lock::lock,
@@ -40,19 +40,18 @@ impl OfflineMoves {
         job: JobId,
         generation: Generation,
         request: SendOffline,
-        mounts: Vec<ShareMount>,
         storage: HostStorage,
-    ) -> Result<OfflineReport, AgentError> {
+    ) -> Result<Report, AgentError> {
         let page = match self.take_up(Attempt { job, generation, vm: request.vm }).await? {
             Some(known) => known,
             None => {
                 let this = Arc::clone(&self);
-                let task = blocking(move || this.source(request, &mounts, &storage)).await?;
+                let task = blocking(move || this.source(request, &storage)).await?;
                 // Before the first change: an agent that ends in between must know what it is to take back.
                 self.put(Journal::new(job, generation, task))?
             }
         };
-        if page.journal().stage == OfflineStage::Prepared
+        if page.journal().stage == Stage::Prepared
             && let Err(error) = self.hold(&page).await
         {
             if let Err(error) = self.forget(&page).await {
@@ -79,7 +78,8 @@ impl OfflineMoves {
         .await
     }
 
-    fn source(&self, request: SendOffline, mounts: &[ShareMount], storage: &HostStorage) -> Result<Task, AgentError> {
+    fn source(&self, request: SendOffline, storage: &HostStorage) -> Result<Task, AgentError> {
+        let mounts = storage.shares.mounts(request.destination.mounts.iter().map(|mount| mount.share))?;
         let facts = shut_off(&*self.hypervisor, request.vm)?;
         let mut paths = Vec::with_capacity(request.files.len());
         for file in &request.files {
@@ -100,11 +100,11 @@ impl OfflineMoves {
         let absent: Vec<PathBuf> = request.absent.iter().filter_map(|file| storage.places.path(&file.from)).collect();
         let there = &request.destination;
         if paths.len() != there.paths.len() || absent.len() != there.absent.len() {
-            return Err(AgentError::Carrier("The destination tells another number of files".to_owned()));
+            return Err(AgentError::failed("The destination tells another number of files"));
         }
         let here = paths.iter().chain(&absent).cloned();
         let moved = here.zip(there.paths.iter().chain(&there.absent).map(PathBuf::from));
-        let translate: Vec<_> = moved.chain(translation(mounts, &there.mounts)).collect();
+        let translate: Vec<_> = moved.chain(translation(&mounts, &there.mounts)).collect();
         // What cannot be said at the destination is found out before anything is copied.
         self.hypervisor.definition(request.vm, &translate)?;
         Ok(Task::Source { request, paths, translate, autostart: facts.autostart, fingerprints: Vec::new() })
@@ -113,18 +113,17 @@ impl OfflineMoves {
     /// Begins to copy, at the source.
     ///
     /// # Errors
-    /// When the attempt is not known.
-    pub fn perform(self: &Arc<Self>, job: JobId, generation: Generation) -> Result<OfflineReport, AgentError> {
-        let page = self.table.find(job, generation)?;
-        if page.journal().stage == OfflineStage::Prepared && page.journal().task.role() == Role::Source {
-            page.write(|journal| journal.stage = OfflineStage::Copying)?;
-            let (this, copied) = (Arc::clone(self), Arc::clone(&page));
+    /// When it cannot be written down.
+    pub(super) fn perform(self: &Arc<Self>, page: &Arc<Move>) -> Result<(), AgentError> {
+        if page.journal().stage == Stage::Prepared && page.journal().task.role() == Role::Source {
+            page.write(|journal| journal.stage = Stage::Copying)?;
+            let (this, copied) = (Arc::clone(self), Arc::clone(page));
             let task = tokio::spawn(async move {
                 let outcome = copy::give(&this.config, this.hypervisor.clone(), Arc::clone(&copied)).await;
                 let written = copied.write(|journal| match &outcome {
-                    Ok(()) => journal.stage = OfflineStage::Copied,
+                    Ok(()) => journal.stage = Stage::Copied,
                     Err(error) => {
-                        journal.stage = OfflineStage::Failed;
+                        journal.stage = Stage::Failed;
                         journal.error = Some(chain(error));
                     }
                 });
@@ -134,7 +133,7 @@ impl OfflineMoves {
             });
             *lock(&page.task) = Some(task);
         }
-        Ok(page.report())
+        Ok(())
     }
 
     /// Removes what the source has of a VM that is the destination's; what stays all the same is told. Blocks.
@@ -155,23 +154,20 @@ impl OfflineMoves {
         }
         let used = files::in_use(self.hypervisor.files_in_use()?)?;
         for (index, (file, path)) in of.files.iter().zip(paths).enumerate() {
-            let fault = |source| AgentError::File { path: path.clone(), source };
             if !file.file.is_removed() || path.symlink_metadata().is_err() {
                 continue;
             }
-            let stays = if let Some(obstacle) = used.obstacle(path).map_err(fault)? {
-                Some(obstacle.why())
-            } else if fingerprints.get(index).is_some_and(|fingerprint| !fingerprint.is_of(path, &file.file.from)) {
-                Some("something has written to it since it was copied")
-            } else {
-                None
-            };
-            match stays {
-                Some(why) => {
-                    warn!(vm = %of.vm, file = %path.display(), why, "An old file stays");
-                    remarks.push(format!("The old file {} stays: {why}", path.display()));
+            let changed = |fingerprint: &FileFingerprint| !fingerprint.is_of(path, &file.file.from);
+            let stays = |obstacle: Option<Obstacle>| match obstacle {
+                Some(obstacle) => Some(obstacle.why()),
+                None if fingerprints.get(index).is_some_and(changed) => {
+                    Some("something has written to it since it was copied")
                 }
-                None => file::remove(path).map_err(fault)?,
+                None => None,
+            };
+            if let Some(why) = remove_unless(path, &used, stays)? {
+                warn!(vm = %of.vm, file = %path.display(), why, "An old file stays");
+                remarks.push(format!("The old file {} stays: {why}", path.display()));
             }
         }
         Ok(remarks)

@@ -6,14 +6,15 @@ use std::{
 };
 
 use ferry_core::{
-    api::agent::{OfflineFile, OfflineReport, OfflineStage},
+    api::agent::{OfflineFile, Report},
     files::{DiskProgress, DiskStage},
+    job::Figures,
     units::ByteCount,
 };
 use ferry_drivers::file;
 use tokio::{sync::watch, task::JoinHandle};
 
-use super::journal::{Journal, Task};
+use super::journal::{Journal, Stage, Task};
 use crate::{
     AgentError,
     attempt::{self, Attempt, table::Entry},
@@ -96,10 +97,10 @@ impl Move {
         });
     }
 
-    pub(super) fn report(&self) -> OfflineReport {
+    pub(super) fn report(&self) -> Report {
         let (journal, known) = (self.journal(), self.known.borrow().clone());
         let mut files = known.files;
-        let done = matches!(journal.stage, OfflineStage::Defined | OfflineStage::Confirmed);
+        let done = matches!(journal.stage, Stage::Defined | Stage::Confirmed);
         if let Task::Destination { incoming_files, .. } = &journal.task
             && done
         {
@@ -109,16 +110,13 @@ impl Move {
                 file.allocated_after = file::allocated(&incoming_file.path).unwrap_or_default();
             }
         }
-        let autostart = matches!(journal.task, Task::Source { autostart: true, .. });
-        OfflineReport {
-            role: journal.task.role(),
-            sequence: known.sequence,
-            stage: journal.stage,
-            files,
-            wire: ByteCount(known.wires.iter().sum()),
-            autostart,
+        let (role, wire) = (journal.task.role(), ByteCount(known.wires.iter().sum()));
+        Report {
+            disks: files,
+            figures: Figures { sent: wire, wire, disk_wire: wire, ..Figures::default() },
             error: journal.error,
             remarks: journal.remarks,
+            ..Report::new(journal.job, journal.generation, role, known.sequence, journal.stage.reported(role))
         }
     }
 

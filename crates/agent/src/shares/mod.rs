@@ -198,8 +198,9 @@ impl Shares {
     ///
     /// # Errors
     /// `share.not-attached` naming the first that is not attached.
-    pub fn mounts(&self, ids: &[ShareId]) -> Result<Vec<ShareMount>, AgentError> {
-        ids.iter().map(|id| Ok(ShareMount { share: *id, path: self.path_of(*id)?.display().to_string() })).collect()
+    pub fn mounts(&self, ids: impl IntoIterator<Item = ShareId>) -> Result<Vec<ShareMount>, AgentError> {
+        let one = |share| Ok(ShareMount { share, path: self.path_of(share)?.display().to_string() });
+        ids.into_iter().map(one).collect()
     }
 
     fn path_of(&self, id: ShareId) -> Result<PathBuf, AgentError> {

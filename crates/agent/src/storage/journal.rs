@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use ferry_core::{
-    api::agent::{PrepareStorage, StorageStage},
+    api::agent::{self, PrepareStorage},
     finding::Finding,
     id::{Generation, JobId},
     units::ByteCount,
@@ -51,6 +51,45 @@ pub(super) enum Wish {
     Forget,
 }
 
+/// How far a move is.
+///
+/// ```text
+/// Prepared → Copying → Switching → Moved → Confirmed
+///               └──────────┴─→ Failed | Aborted (before the first disk was switched over)
+/// ```
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(super) enum Stage {
+    /// The new files are there.
+    Prepared,
+    /// Disks are being copied.
+    Copying,
+    /// Every disk is ready, and one after the other is switched over.
+    Switching,
+    /// Every disk uses its new file.
+    Moved,
+    /// The old files are gone, or stay by request.
+    Confirmed,
+    /// It ended by an error.
+    Failed,
+    /// It ended by request; no disk was moved by this attempt.
+    Aborted,
+}
+
+impl Stage {
+    /// As it is reported.
+    pub(super) fn reported(self) -> agent::Stage {
+        match self {
+            Self::Prepared => agent::Stage::Prepared,
+            Self::Copying | Self::Switching => agent::Stage::Performing,
+            Self::Moved => agent::Stage::Delivered,
+            Self::Confirmed => agent::Stage::Confirmed,
+            Self::Failed => agent::Stage::Failed,
+            Self::Aborted => agent::Stage::Aborted,
+        }
+    }
+}
+
 /// One file for each move.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Journal {
@@ -59,7 +98,7 @@ pub(super) struct Journal {
     pub(super) request: PrepareStorage,
     /// In the order of the request.
     pub(super) disks: Vec<Disk>,
-    pub(super) stage: StorageStage,
+    pub(super) stage: Stage,
     pub(super) error: Option<String>,
     #[serde(default)]
     pub(super) wish: Wish,

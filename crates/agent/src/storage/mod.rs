@@ -17,7 +17,7 @@ mod run;
 use std::{path::PathBuf, sync::Arc, time::Duration};
 
 use ferry_core::{
-    api::agent::{ConfirmStorage, PrepareStorage, StorageReport, StorageStage},
+    api::agent::{ConfirmRequest, PrepareStorage, Report, Verb},
     error::chain,
     files::{DiskMove, DiskProgress, DiskStage, cleanup::Cleanup},
     finding::FindingId,
@@ -26,12 +26,11 @@ use ferry_core::{
     units::ByteCount,
 };
 use ferry_drivers::hypervisor::Hypervisor;
-use tokio::sync::watch;
 use tracing::{info, warn};
 
 use self::{
     check::checked,
-    journal::{Disk, Journal, Wish},
+    journal::{Disk, Journal, Stage, Wish},
     new_files::settled,
     old_files::keep_definition,
     run::Move,
@@ -41,8 +40,10 @@ use crate::{
     attempt::{
         self, Attempt,
         ended::Ended,
+        participant::{Participant, Pending, not_a_verb},
         table::{Known, Table},
     },
+    blocking::blocking,
     config::Config,
     failpoint::made_to_fail,
     files::{claims::Reserved, host_storage::HostStorage},
@@ -75,12 +76,12 @@ impl StorageMoves {
         let folder = config.storage_dir();
         let mut moves = Vec::new();
         for journal in attempt::journal::read_all::<Journal>(&folder)? {
-            let is_open = matches!(journal.stage, StorageStage::Copying | StorageStage::Switching);
-            let goes_on = is_open || (journal.stage == StorageStage::Prepared && journal.wish != Wish::GoOn);
+            let is_open = matches!(journal.stage, Stage::Copying | Stage::Switching);
+            let goes_on = is_open || (journal.stage == Stage::Prepared && journal.wish != Wish::GoOn);
             info!(job = %journal.job, vm = %journal.request.vm, goes_on, "Found a storage move again");
             let found = Move::new(&folder, Arc::clone(&hypervisor), journal);
             if goes_on {
-                found.start().map_err(|error| AgentError::Carrier(error.to_string()))?;
+                found.start()?;
             }
             moves.push(found);
         }
@@ -97,11 +98,11 @@ impl StorageMoves {
         generation: Generation,
         request: PrepareStorage,
         storage: &HostStorage,
-    ) -> Result<StorageReport, AgentError> {
+    ) -> Result<Report, AgentError> {
         made_to_fail("agent-prepare-storage")?;
         match self.table.admit(Attempt { job, generation, vm: request.vm })? {
             Known::Same(known) => {
-                if known.report().stage == StorageStage::Prepared {
+                if known.stage() == Stage::Prepared {
                     self.make_all_files(&known)?;
                 }
                 return Ok(known.report());
@@ -110,7 +111,7 @@ impl StorageMoves {
             Known::Nothing => {}
         }
         if request.disks.len() > DISKS_MAX {
-            return Err(AgentError::Carrier(format!("No VM has more than {DISKS_MAX} disks")));
+            return Err(AgentError::failed(format!("No VM has more than {DISKS_MAX} disks")));
         }
         let disks = checked(&*self.hypervisor, &request, storage)?;
         let journal = Journal {
@@ -118,7 +119,7 @@ impl StorageMoves {
             generation,
             request,
             disks,
-            stage: StorageStage::Prepared,
+            stage: Stage::Prepared,
             error: None,
             wish: Wish::GoOn,
             findings: Vec::new(),
@@ -129,26 +130,6 @@ impl StorageMoves {
         self.make_all_files(&prepared)?;
         made_to_fail("agent-prepared-storage")?;
         Ok(prepared.report())
-    }
-
-    /// Room that copies which go on will still take. Blocks for a bounded time.
-    pub(crate) fn reserved(&self) -> Vec<Reserved> {
-        let of_one = |known: &Arc<Move>| -> Vec<Reserved> {
-            let (journal, report) = (known.journal(), known.report());
-            let takes = matches!(journal.stage, StorageStage::Prepared | StorageStage::Copying);
-            let disks = journal.disks.iter().zip(&journal.request.disks).zip(&report.disks);
-            let coming = disks
-                .filter(|((disk, _), progress)| takes && disk.from != disk.to && progress.stage != DiskStage::Moved);
-            let one = |((disk, wanted), progress): ((&Disk, &DiskMove), &DiskProgress)| match wanted.to {
-                Location::Local { .. } => Reserved::new(journal.job, &wanted.to, &disk.to, disk.allocated),
-                Location::Share { .. } => {
-                    let DiskProgress { copied, total, .. } = progress;
-                    Reserved::copied(journal.job, &wanted.to, disk.allocated, *copied, *total)
-                }
-            };
-            coming.map(one).collect()
-        };
-        self.table.all().iter().flat_map(of_one).collect()
     }
 
     /// Makes those of the new files that are not made yet. After an error it is forgotten; if it cannot be, it stays known
@@ -171,42 +152,24 @@ impl StorageMoves {
         Ok(checked(&*self.hypervisor, request, storage)?.into_iter().map(|disk| disk.allocated).collect())
     }
 
-    /// Begins, or goes on; returns when it was started.
-    ///
-    /// # Errors
-    /// When the attempt is not known.
-    pub fn perform(&self, job: JobId, generation: Generation) -> Result<StorageReport, AgentError> {
-        let known = self.table.find(job, generation)?;
-        known.start().map_err(|error| AgentError::Carrier(error.to_string()))?;
-        Ok(known.report())
-    }
-
-    /// How it stands, and how it changes.
-    ///
-    /// # Errors
-    /// When the attempt is not known.
-    pub fn watch(&self, job: JobId, generation: Generation) -> Result<watch::Receiver<StorageReport>, AgentError> {
-        Ok(self.table.find(job, generation)?.watch())
-    }
-
     /// Ends it before the first disk is switched over. Blocks.
     ///
     /// # Errors
     /// `job.past-pivot`; when libvirt does not end the copies.
-    pub fn abort(&self, job: JobId, generation: Generation) -> Result<StorageReport, AgentError> {
-        let known = self.table.find(job, generation)?;
-        let is_early = |stage| matches!(stage, StorageStage::Prepared | StorageStage::Copying);
-        if is_early(known.report().stage) && !known.end(Wish::End, END_WITHIN)? && is_early(known.report().stage) {
-            return Err(AgentError::Carrier(format!("The storage move of job {job} does not end")));
+    fn abort(&self, known: &Arc<Move>) -> Result<(), AgentError> {
+        let job = known.journal().job;
+        let is_early = |stage| matches!(stage, Stage::Prepared | Stage::Copying);
+        if is_early(known.stage()) && !known.end(Wish::End, END_WITHIN)? && is_early(known.stage()) {
+            return Err(AgentError::failed(format!("The storage move of job {job} does not end")));
         }
         made_to_fail("agent-storage-ending")?;
-        match known.report().stage {
-            StorageStage::Aborted | StorageStage::Failed => {}
-            StorageStage::Prepared | StorageStage::Copying => {
+        match known.stage() {
+            Stage::Aborted | Stage::Failed => {}
+            Stage::Prepared | Stage::Copying => {
                 known.abandon_all()?;
-                known.write(|page| page.stage = StorageStage::Aborted)?;
+                known.write(|page| page.stage = Stage::Aborted)?;
             }
-            StorageStage::Switching | StorageStage::Moved | StorageStage::Confirmed => {
+            Stage::Switching | Stage::Moved | Stage::Confirmed => {
                 known.go_on()?;
                 return Err(refused(
                     FindingId::JobPastPivot,
@@ -216,28 +179,22 @@ impl StorageMoves {
                 ));
             }
         }
-        known.say(new_files::that_stay(&*self.hypervisor, &settled(&known)?)?)?;
-        Ok(known.report())
+        known.say(new_files::that_stay(&*self.hypervisor, &settled(known)?)?)
     }
 
     /// Removes the old files, unless they are to stay or something uses them. Blocks. Repeating it is safe.
     ///
     /// # Errors
     /// When not every disk is moved; the file system's.
-    pub fn confirm(
-        &self,
-        job: JobId,
-        generation: Generation,
-        request: ConfirmStorage,
-    ) -> Result<StorageReport, AgentError> {
-        let known = self.table.find(job, generation)?;
-        match known.report().stage {
-            StorageStage::Confirmed => return Ok(known.report()),
-            StorageStage::Moved => {}
-            stage => return Err(AgentError::Carrier(format!("The disks of job {job} are not moved yet: {stage:?}"))),
+    fn confirm(&self, known: &Move, request: ConfirmRequest) -> Result<(), AgentError> {
+        let journal = known.journal();
+        let job = journal.job;
+        match journal.stage {
+            Stage::Confirmed => return Ok(()),
+            Stage::Moved => {}
+            stage => return Err(AgentError::failed(format!("The disks of job {job} are not moved yet: {stage:?}"))),
         }
         made_to_fail("agent-storage-confirm")?;
-        let journal = known.journal();
         let facts = self.hypervisor.vm(journal.request.vm)?;
         let definition = match facts {
             Some(_) => Some(self.hypervisor.kept_definition(journal.request.vm)?),
@@ -250,24 +207,16 @@ impl StorageMoves {
             known.say(keep_definition(&journal, facts.as_ref(), definition, request.keep_source))?;
         }
         made_to_fail("agent-storage-removed")?;
-        known.write(|page| page.stage = StorageStage::Confirmed)?;
-        Ok(known.report())
+        known.write(|page| page.stage = Stage::Confirmed)
     }
 
-    /// Forgets it; what it made and cannot be needed is removed. Blocks. Ok if it is not known.
+    /// Forgets it; what it made and cannot be needed is removed. Blocks.
     ///
     /// # Errors
     /// When its copies cannot be ended or its files not be removed.
-    pub fn release(&self, job: JobId, generation: Generation) -> Result<(), AgentError> {
-        if let Ok(known) = self.table.find(job, generation) {
-            self.forget(&known)?;
-        }
-        self.table.end(job, generation)
-    }
-
     fn forget(&self, known: &Move) -> Result<(), AgentError> {
         if !known.end(Wish::Forget, END_WITHIN)? {
-            return Err(AgentError::Carrier(format!("The storage move of job {} does not end", known.journal().job)));
+            return Err(AgentError::failed(format!("The storage move of job {} does not end", known.journal().job)));
         }
         known.abandon_all()?;
         let journal = settled(known)?;
@@ -292,5 +241,61 @@ impl StorageMoves {
         attempt::journal::remove(&self.folder, journal.job)?;
         self.table.remove(journal.job);
         Ok(())
+    }
+}
+
+impl Participant for StorageMoves {
+    fn knows(&self, job: JobId) -> bool {
+        self.table.get(job).is_some()
+    }
+
+    fn reserved(&self) -> Vec<Reserved> {
+        let of_one = |known: &Arc<Move>| -> Vec<Reserved> {
+            let (journal, report) = (known.journal(), known.report());
+            let takes = matches!(journal.stage, Stage::Prepared | Stage::Copying);
+            let disks = journal.disks.iter().zip(&journal.request.disks).zip(&report.disks);
+            let coming = disks
+                .filter(|((disk, _), progress)| takes && disk.from != disk.to && progress.stage != DiskStage::Moved);
+            let one = |((disk, wanted), progress): ((&Disk, &DiskMove), &DiskProgress)| match wanted.to {
+                Location::Local { .. } => Reserved::new(journal.job, &wanted.to, &disk.to, disk.allocated),
+                Location::Share { .. } => {
+                    let DiskProgress { copied, total, .. } = progress;
+                    Reserved::copied(journal.job, &wanted.to, disk.allocated, *copied, *total)
+                }
+            };
+            coming.map(one).collect()
+        };
+        self.table.all().iter().flat_map(of_one).collect()
+    }
+
+    fn report(self: Arc<Self>, job: JobId, generation: Generation, after: u64, wait: Duration) -> Pending<Report> {
+        Box::pin(async move {
+            let mut report = self.table.find(job, generation)?.watch();
+            let _ = tokio::time::timeout(wait, report.wait_for(|report| report.sequence > after)).await;
+            let report = report.borrow().clone();
+            Ok(report)
+        })
+    }
+
+    fn act(self: Arc<Self>, job: JobId, generation: Generation, verb: Verb) -> Pending<Report> {
+        Box::pin(blocking(move || {
+            let known = self.table.find(job, generation)?;
+            match verb {
+                Verb::Perform => known.start()?,
+                Verb::Abort => self.abort(&known)?,
+                Verb::Confirm(request) => self.confirm(&known, request)?,
+                Verb::Resume | Verb::Define | Verb::EndCopy => return Err(not_a_verb(job, verb)),
+            }
+            Ok(known.report())
+        }))
+    }
+
+    fn release(self: Arc<Self>, job: JobId, generation: Generation) -> Pending<()> {
+        Box::pin(blocking(move || {
+            if let Ok(known) = self.table.find(job, generation) {
+                self.forget(&known)?;
+            }
+            self.table.end(job, generation)
+        }))
     }
 }

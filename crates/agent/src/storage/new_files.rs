@@ -4,7 +4,6 @@
 use std::{collections::BTreeSet, path::PathBuf};
 
 use ferry_core::{
-    api::agent::StorageStage,
     files::cleanup::{Cleanup, NewFile, new_file},
     finding::{Finding, FindingId},
     units::ByteCount,
@@ -18,7 +17,7 @@ use ferry_drivers::{
 };
 
 use super::{
-    journal::{Disk, Journal},
+    journal::{Disk, Journal, Stage},
     run::Move,
 };
 use crate::{
@@ -61,7 +60,7 @@ pub(super) fn fates(hypervisor: &dyn Hypervisor, journal: &Journal, used: &InUse
         VmState::Running | VmState::Paused | VmState::Crashed | VmState::Suspended => true,
         VmState::Incoming | VmState::ShutOff => false,
     });
-    let moved = matches!(journal.stage, StorageStage::Moved | StorageStage::Confirmed);
+    let moved = matches!(journal.stage, Stage::Moved | Stage::Confirmed);
     let one = |disk: &Disk| {
         let is_old = |file: &VmFile<PathBuf>| file.device == disk.device && file.place == disk.from;
         let fault = |source| AgentError::File { path: disk.to.clone(), source };

@@ -7,16 +7,16 @@ use ferry_core::{
     finding::{Finding, FindingId},
     vm::{VmFacts, VmFile, VmState},
 };
-use ferry_drivers::{
-    file,
-    hypervisor::{Hypervisor, files_of},
-};
+use ferry_drivers::hypervisor::{Hypervisor, files_of};
 
 use super::{
     definition_copy,
     journal::{Disk, Journal},
 };
-use crate::{AgentError, files};
+use crate::{
+    AgentError,
+    files::{self, old_file::remove_unless},
+};
 
 /// Removes the old files that nobody will use again. Ok: which stay, and why.
 pub(super) fn remove(
@@ -32,17 +32,15 @@ pub(super) fn remove(
     let mut findings = Vec::new();
     for disk in journal.disks.iter().filter(|disk| disk.from != disk.to) {
         let is_new = |file: &VmFile<PathBuf>| file.device == disk.device && file.place == disk.to;
-        let fault = |source| AgentError::File { path: disk.from.clone(), source };
-        let stays = old_file(&OldFile {
-            persistent: whole.map(|facts| facts.persistent),
-            obstacle: used.obstacle(&disk.from).map_err(fault)?,
-            new_file_is_used: whole.is_some_and(|facts| facts.files.iter().any(is_new)) && next.iter().any(is_new),
-        });
-        match stays {
-            Some(_) if disk.from.symlink_metadata().is_err() => {}
-            Some(why) => findings.push(old_file_stays(&journal.request.vm_name, disk, why)),
-            None => file::remove(&disk.from).map_err(fault)?,
-        }
+        let stays = |obstacle| {
+            old_file(&OldFile {
+                persistent: whole.map(|facts| facts.persistent),
+                obstacle,
+                new_file_is_used: whole.is_some_and(|facts| facts.files.iter().any(is_new)) && next.iter().any(is_new),
+            })
+        };
+        let kept = remove_unless(&disk.from, &used, stays)?;
+        findings.extend(kept.map(|why| old_file_stays(&journal.request.vm_name, disk, why)));
     }
     Ok(findings)
 }

@@ -8,7 +8,7 @@ use std::{
 };
 
 use ferry_core::{
-    api::agent::{StorageReport, StorageStage},
+    api::agent::{Report, Role},
     error::chain,
     files::{
         DiskProgress, DiskStage,
@@ -24,8 +24,9 @@ use ferry_drivers::{
 use tokio::sync::watch;
 use tracing::{info, warn};
 
-use super::journal::{Journal, Wish};
+use super::journal::{Journal, Stage, Wish};
 use crate::{
+    AgentError,
     attempt::{self, Attempt, table::Entry},
     lock::lock,
 };
@@ -41,7 +42,7 @@ pub(super) struct Move {
     folder: std::path::PathBuf,
     hypervisor: Arc<dyn Hypervisor>,
     journal: Mutex<Journal>,
-    news: watch::Sender<StorageReport>,
+    news: watch::Sender<Report>,
     thread: Mutex<Thread>,
     changed: Condvar,
 }
@@ -104,14 +105,11 @@ impl Move {
             allocated_before: disk.allocated,
             ..DiskProgress::default()
         });
-        let report = StorageReport {
-            job: journal.job,
-            generation: journal.generation,
-            sequence: 1,
-            stage: journal.stage,
+        let report = Report {
             disks: disks.collect(),
             error: journal.error.clone(),
             findings: journal.findings.clone(),
+            ..Report::new(journal.job, journal.generation, Role::Source, 1, journal.stage.reported())
         };
         Arc::new(Self {
             folder: folder.to_owned(),
@@ -127,20 +125,24 @@ impl Move {
         self.page().clone()
     }
 
+    pub(super) fn stage(&self) -> Stage {
+        self.page().stage
+    }
+
     fn page(&self) -> MutexGuard<'_, Journal> {
         lock(&self.journal)
     }
 
-    pub(super) fn report(&self) -> StorageReport {
+    pub(super) fn report(&self) -> Report {
         self.news.borrow().clone()
     }
 
-    pub(super) fn watch(&self) -> watch::Receiver<StorageReport> {
+    pub(super) fn watch(&self) -> watch::Receiver<Report> {
         self.news.subscribe()
     }
 
     /// Changes the journal. On the disk when it returns.
-    pub(super) fn write(&self, change: impl FnOnce(&mut Journal)) -> Result<(), crate::AgentError> {
+    pub(super) fn write(&self, change: impl FnOnce(&mut Journal)) -> Result<(), AgentError> {
         let (stage, error, findings) = {
             let mut page = self.page();
             let mut changed = page.clone();
@@ -151,12 +153,12 @@ impl Move {
             }
             (page.stage, page.error.clone(), page.findings.clone())
         };
-        self.tell(|report| (report.stage, report.error, report.findings) = (stage, error, findings));
+        self.tell(|report| (report.stage, report.error, report.findings) = (stage.reported(), error, findings));
         Ok(())
     }
 
     /// Adds what somebody should know of. On the disk when it returns.
-    pub(super) fn say(&self, findings: Vec<Finding>) -> Result<(), crate::AgentError> {
+    pub(super) fn say(&self, findings: Vec<Finding>) -> Result<(), AgentError> {
         self.write(|page| {
             for finding in findings {
                 if !page.findings.contains(&finding) {
@@ -166,7 +168,7 @@ impl Move {
         })
     }
 
-    fn tell(&self, change: impl FnOnce(&mut StorageReport)) {
+    fn tell(&self, change: impl FnOnce(&mut Report)) {
         self.news.send_if_modified(|report| {
             let mut changed = report.clone();
             change(&mut changed);
@@ -180,12 +182,12 @@ impl Move {
     }
 
     /// Starts the thread, unless it runs or the move has ended. One that shall end ends its copies.
-    pub(super) fn start(self: &Arc<Self>) -> std::io::Result<()> {
+    pub(super) fn start(self: &Arc<Self>) -> Result<(), AgentError> {
         let (stage, wish) = {
             let page = self.page();
             (page.stage, page.wish)
         };
-        if !matches!(stage, StorageStage::Prepared | StorageStage::Copying | StorageStage::Switching) {
+        if !matches!(stage, Stage::Prepared | Stage::Copying | Stage::Switching) {
             return Ok(());
         }
         {
@@ -207,10 +209,14 @@ impl Move {
                 this.fail("the agent's part of it panicked, which its log tells");
             }
         });
-        if started.is_err() {
+        if let Err(error) = started {
             self.thread().runs = false;
+            return Err(AgentError::because(
+                format!("Could not go on with the disks of VM {}", self.page().request.vm),
+                error,
+            ));
         }
-        started.map(drop)
+        Ok(())
     }
 
     fn thread(&self) -> MutexGuard<'_, Thread> {
@@ -219,7 +225,7 @@ impl Move {
 
     /// Ends the thread, as far as the wish goes. Whether it has ended within `deadline`, or there was none. The wish is
     /// on the disk before anything else: a restarted agent does not go on.
-    pub(super) fn end(&self, wish: Wish, deadline: Duration) -> Result<bool, crate::AgentError> {
+    pub(super) fn end(&self, wish: Wish, deadline: Duration) -> Result<bool, AgentError> {
         self.write(|page| page.wish = page.wish.max(wish))?;
         let mut thread = self.thread();
         thread.wish = thread.wish.max(wish);
@@ -229,17 +235,17 @@ impl Move {
     }
 
     /// It was too late to end it.
-    pub(super) fn go_on(self: &Arc<Self>) -> Result<(), crate::AgentError> {
+    pub(super) fn go_on(self: &Arc<Self>) -> Result<(), AgentError> {
         self.write(|page| page.wish = Wish::GoOn)?;
         self.thread().wish = Wish::GoOn;
-        self.start().map_err(|error| crate::AgentError::Carrier(error.to_string()))
+        self.start()
     }
 
     /// Whether the thread does nothing more, if the move stands at `stage`.
-    fn must_end(&self, stage: StorageStage) -> bool {
+    fn must_end(&self, stage: Stage) -> bool {
         match self.thread().wish {
             Wish::GoOn => false,
-            Wish::End => stage != StorageStage::Switching,
+            Wish::End => stage != Stage::Switching,
             Wish::Forget => true,
         }
     }
@@ -250,11 +256,11 @@ impl Move {
         for _ in 0..PATIENCE_LOOKS {
             let ended = self.abandon_all().map_err(|error| chain(&error)).and_then(|()| {
                 self.write(|page| match stage {
-                    StorageStage::Switching => {
-                        page.stage = StorageStage::Failed;
+                    Stage::Switching => {
+                        page.stage = Stage::Failed;
                         page.error = Some("it was given up between two disks".to_owned());
                     }
-                    _ => page.stage = StorageStage::Aborted,
+                    _ => page.stage = Stage::Aborted,
                 })
                 .map_err(|error| chain(&error))
             });
@@ -322,7 +328,7 @@ impl Move {
         let stage = |stage| self.write(|page| page.stage = stage).map_err(|error| Trouble::Lasting(chain(&error)));
         match next(&known) {
             Next::Begin(index) => {
-                stage(StorageStage::Copying)?;
+                stage(Stage::Copying)?;
                 let (disk, wanted) = (&journal.disks[index], &journal.request.disks[index]);
                 let cap = journal.request.bandwidth_bytes_per_s;
                 let at_once = now.iter().filter(|now| **now != DiskNow::New).count();
@@ -349,7 +355,7 @@ impl Move {
                 }
                 // From here on the new file may hold what no other file holds.
                 let asked = self.write(|page| {
-                    page.stage = StorageStage::Switching;
+                    page.stage = Stage::Switching;
                     page.disks[index].switch_asked = true;
                 });
                 asked.map_err(|error| Trouble::Lasting(chain(&error)))?;
@@ -362,7 +368,7 @@ impl Move {
                 fail::fail_point!("agent-storage-pivoted");
             }
             Next::Done => {
-                stage(StorageStage::Moved)?;
+                stage(Stage::Moved)?;
                 return Ok(Looked::Done);
             }
             Next::Fail(reason) => return Err(Trouble::Lasting(self.explained(&journal, &now, &reason))),
@@ -426,7 +432,7 @@ impl Move {
             warn!(vm = %journal.request.vm, error = %chain(&error), "A copy of a disk could not be ended");
         }
         let written = self.write(|page| {
-            page.stage = StorageStage::Failed;
+            page.stage = Stage::Failed;
             page.error = Some(reason.to_owned());
         });
         if let Err(error) = written {

@@ -8,15 +8,20 @@ use std::{
     time::{Duration, Instant},
 };
 
-use ferry_agent::{Agent, config::Config, http, live::Launcher};
+use axum::{
+    Extension,
+    body::{Body, to_bytes},
+    http::Request,
+};
+use ferry_agent::{Agent, config::Config, http, live::Launcher, tls::Caller};
 use ferry_client::{
     ClientError,
     agent::{AgentClient, Attempt},
 };
 use ferry_core::{
     api::agent::{
-        AttachRequest, ConfirmRequest, DestinationReady, DiskArrival, EnrolRequest, MigrationReport,
-        PrepareDestination, PrepareSource, SourceReady, Stage,
+        AttachRequest, ConfirmRequest, DestinationReady, DiskArrival, EnrolRequest, PrepareDestination, PrepareSource,
+        Report, SourceReady, Stage, Verb,
     },
     error::chain,
     files::DiskMove,
@@ -39,8 +44,10 @@ use ferry_drivers::{
 };
 use ferry_testkit::logs::{Watch, expects_warning};
 use ferry_trust::{KeyPair, random_secret};
+use serde_json::{Value, json};
 use tempfile::TempDir;
 use tokio::{runtime::Runtime, sync::oneshot};
+use tower::ServiceExt as _;
 use uuid::Uuid;
 
 /// Everything here takes milliseconds; a machine that is busy elsewhere takes longer.
@@ -250,8 +257,8 @@ impl Site {
         self.prepare_source(job, ready).await.expect("the source is ready");
     }
 
-    pub async fn prepare_destination(&self, job: &Job) -> Result<DestinationReady, ClientError> {
-        let body = PrepareDestination {
+    pub fn destination_body(&self, job: &Job) -> PrepareDestination {
+        PrepareDestination {
             session: job.session,
             secret: job.secret,
             source_pin: self.hosts[job.from].agent.key.pin(),
@@ -261,12 +268,15 @@ impl Site {
             persistent: true,
             downtime_limit_ms: 300,
             disks: job.disks.clone(),
-        };
-        self.hosts[job.to].client.prepare_destination(job.attempt, &body).await
+        }
     }
 
-    pub async fn prepare_source(&self, job: &Job, ready: DestinationReady) -> Result<SourceReady, ClientError> {
-        let body = PrepareSource {
+    pub async fn prepare_destination(&self, job: &Job) -> Result<DestinationReady, ClientError> {
+        self.hosts[job.to].client.prepare(job.attempt, &self.destination_body(job)).await
+    }
+
+    pub fn source_body(&self, job: &Job, ready: DestinationReady) -> PrepareSource {
+        PrepareSource {
             session: job.session,
             secret: job.secret,
             destination_pin: self.hosts[job.to].agent.key.pin(),
@@ -278,21 +288,51 @@ impl Site {
             on_stall: job.on_stall,
             disks: job.along.clone(),
             shares_proven: true,
-        };
-        self.hosts[job.from].client.prepare_source(job.attempt, &body).await
+        }
+    }
+
+    pub async fn prepare_source(&self, job: &Job, ready: DestinationReady) -> Result<SourceReady, ClientError> {
+        self.hosts[job.from].client.prepare(job.attempt, &self.source_body(job, ready)).await
+    }
+
+    /// The answer to what a server of the version before asks; `null` if it says no more than that it was done.
+    pub async fn version_1(&self, host: usize, method: &str, path: &str, body: Value) -> Value {
+        let router = http::router(self.hosts[host].agent.clone()).layer(Extension(Caller(self.key.pin())));
+        let body = if body.is_null() { Body::empty() } else { body.to_string().into() };
+        let request = Request::builder().method(method).uri(format!("/v1/{path}"));
+        let request = request.header("content-type", "application/json").body(body).expect("a request");
+        let answer = router.oneshot(request).await.expect("an answer");
+        let status = answer.status();
+        let text = to_bytes(answer.into_body(), 1 << 20).await.expect("read");
+        assert!(status.is_success(), "{method} {path}: {status} {}", String::from_utf8_lossy(&text));
+        if text.is_empty() { Value::Null } else { serde_json::from_slice(&text).expect("JSON") }
+    }
+
+    /// The first report that a server of the version before gets of this stage.
+    pub async fn version_1_until(&self, host: usize, path: &str, stage: &str) -> Value {
+        let until = Instant::now() + SOON;
+        let mut after = json!(0);
+        loop {
+            let report = self.version_1(host, "GET", &format!("{path}?after={after}&wait_ms=2000"), Value::Null).await;
+            if report["stage"] == stage {
+                return report;
+            }
+            assert!(Instant::now() < until, "{stage} did not come: {report}");
+            after = report["sequence"].clone();
+        }
     }
 
     pub async fn perform(&self, job: &Job) {
-        self.hosts[job.from].client.perform(job.attempt).await.expect("begun");
+        self.hosts[job.from].client.ask(job.attempt, Verb::Perform).await.expect("begun");
     }
 
     /// One end's report as soon as it is at one of `stages`.
-    pub async fn wait_stage(&self, job: &Job, host: usize, stages: &[Stage]) -> MigrationReport {
+    pub async fn wait_stage(&self, job: &Job, host: usize, stages: &[Stage]) -> Report {
         self.wait_report(job, host, |report| stages.contains(&report.stage)).await
     }
 
     /// One end's report as soon as it is as asked.
-    pub async fn wait_report(&self, job: &Job, host: usize, is: impl Fn(&MigrationReport) -> bool) -> MigrationReport {
+    pub async fn wait_report(&self, job: &Job, host: usize, is: impl Fn(&Report) -> bool) -> Report {
         let until = Instant::now() + SOON;
         let mut after = 0;
         loop {
@@ -307,7 +347,7 @@ impl Site {
     }
 
     /// The source's and the destination's last reports.
-    pub async fn follow(&self, job: &Job) -> (MigrationReport, MigrationReport) {
+    pub async fn follow(&self, job: &Job) -> (Report, Report) {
         let ended = [Stage::Delivered, Stage::Failed, Stage::Aborted];
         let source = self.wait_stage(job, job.from, &ended).await;
         let destination = if source.stage == Stage::Delivered {
@@ -320,8 +360,14 @@ impl Site {
 
     pub async fn finish(&self, job: &Job, autostart: bool) {
         let (source, destination) = (&self.hosts[job.from].client, &self.hosts[job.to].client);
-        destination.confirm(job.attempt, &ConfirmRequest { autostart, keep_source: false }).await.expect("confirmed");
-        source.confirm(job.attempt, &ConfirmRequest { autostart: false, keep_source: false }).await.expect("confirmed");
+        destination
+            .ask(job.attempt, Verb::Confirm(ConfirmRequest { autostart, keep_source: false }))
+            .await
+            .expect("confirmed");
+        source
+            .ask(job.attempt, Verb::Confirm(ConfirmRequest { autostart: false, keep_source: false }))
+            .await
+            .expect("confirmed");
         source.release(job.attempt).await.expect("released");
         destination.release(job.attempt).await.expect("released");
     }
@@ -329,7 +375,7 @@ impl Site {
     /// As the server does: newest first.
     pub async fn undo(&self, job: &Job) {
         for client in [&self.hosts[job.from].client, &self.hosts[job.to].client] {
-            client.abort(job.attempt).await.expect("undone");
+            client.ask(job.attempt, Verb::Abort).await.expect("undone");
             client.release(job.attempt).await.expect("released");
         }
     }
@@ -427,7 +473,7 @@ impl Site {
     /// For a source that never took part.
     pub async fn undo_destination_only(&self, job: &Job) {
         let client = &self.hosts[job.to].client;
-        client.abort(job.attempt).await.expect("undone");
+        client.ask(job.attempt, Verb::Abort).await.expect("undone");
         client.release(job.attempt).await.expect("released");
     }
 }

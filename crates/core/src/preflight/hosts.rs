@@ -2,7 +2,7 @@
 
 use super::facts::{LiveFacts, Side};
 use crate::{
-    api::agent::API_VERSIONS,
+    api::agent::API_VERSION,
     finding::{Finding, FindingId},
     memory,
     release::{MOVES_EMULATED_SINCE, Release},
@@ -24,15 +24,15 @@ pub(super) fn state(side: &Side<'_>) -> Vec<Finding> {
         ));
     }
     if let Some(facts) = side.facts {
-        if !facts.api_versions.iter().any(|version| API_VERSIONS.contains(version)) {
+        if !facts.api_versions.contains(&API_VERSION) {
             findings.push(Finding::blocks(
                 FindingId::HostVersion,
                 side.name,
                 format!(
-                    "The agent on {} speaks versions {:?} of the agent API, this server {API_VERSIONS:?}",
+                    "The agent on {} speaks versions {:?} of the agent API, this server version {API_VERSION}",
                     side.name, facts.api_versions
                 ),
-                "Bring server and agents to the same version",
+                format!("Upgrade ferry-agent on {}, or the server if it is the older", side.name),
             ));
         }
         for finding in &facts.findings {

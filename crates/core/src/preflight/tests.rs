@@ -383,7 +383,7 @@ const ROWS: &[(&str, Spoil, FindingId, &[&str])] = &[
     ),
     (
         "agent of another time",
-        |f| f.destination.facts.api_versions = vec![7],
+        |f| f.destination.facts.api_versions = vec![1],
         FindingId::HostVersion,
         &["kvm2", "[7]", "same version"],
     ),

@@ -3,7 +3,7 @@
 use ferry_client::ClientError;
 use ferry_core::{
     api::{
-        agent::{API_VERSIONS, EnrolRequest},
+        agent::{API_VERSION, EnrolRequest},
         server::{AddHost, HostView},
     },
     error::chain,
@@ -67,12 +67,12 @@ pub(crate) async fn add_host(app: &Arc<App>, body: &AddHost) -> Result<HostView,
 }
 
 fn check_facts(app: &App, title: &str, name: &str, facts: &HostFacts) -> Result<(), Failure> {
-    if !facts.api_versions.iter().any(|version| API_VERSIONS.contains(version)) {
+    if !facts.api_versions.contains(&API_VERSION) {
         let message = format!(
-            "The agent on {name} speaks versions {:?} of the agent API, this server {API_VERSIONS:?}",
+            "The agent on {name} speaks versions {:?} of the agent API, this server version {API_VERSION}",
             facts.api_versions
         );
-        let fix = "Bring server and agents to the same version";
+        let fix = "Upgrade ferry-agent on the host, or the server if it is the older";
         return Err(Failure::found(title, Finding::blocks(FindingId::HostVersion, name, message, fix)));
     }
     for host in app.inventory.hosts() {
@@ -115,8 +115,9 @@ fn not_enrolled(title: &str, body: &AddHost, error: &ClientError) -> Failure {
                 "Check the address and port, that `ferry-agent run` is running there, and that the firewall lets this server through",
             ),
         ),
-        ClientError::Refused(_) | ClientError::NotUnderstood { .. } | ClientError::Unusable { .. } => {
-            Failure::of_agent(title, &body.name, error)
-        }
+        ClientError::Refused(_)
+        | ClientError::NotUnderstood { .. }
+        | ClientError::OldVersion { .. }
+        | ClientError::Unusable { .. } => Failure::of_agent(title, &body.name, error),
     }
 }

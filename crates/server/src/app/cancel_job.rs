@@ -101,7 +101,7 @@ async fn ask_host(app: &App, title: &str, record: &JobRecord) -> Result<(), Fail
     let Some(host) = app.inventory.by_id(host.id) else {
         return Ok(());
     };
-    let answer = Agent { host, kind: record.job.kind }.abort(plan.attempt(record)).await;
+    let answer = Agent { host }.abort(plan.attempt(record)).await;
     let too_late = answer.err().is_some_and(|error| has_finding(&error, FindingId::JobPastPivot));
     if too_late { Err(past_pivot(title, record)) } else { Ok(()) }
 }

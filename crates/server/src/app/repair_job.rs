@@ -197,7 +197,7 @@ async fn clean_what_answers(app: &App, record: &JobRecord) {
             }
             continue;
         };
-        let agent = Agent { host, kind: record.job.kind };
+        let agent = Agent { host };
         let cleaned = async {
             agent.abort(attempt).await?;
             agent.release(attempt).await

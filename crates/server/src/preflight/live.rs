@@ -3,7 +3,10 @@
 use std::{borrow::Cow, collections::BTreeMap, sync::Arc};
 
 use ferry_core::{
-    api::{agent::DiskArrival, server::Candidate},
+    api::{
+        agent::{Check, DiskArrival},
+        server::Candidate,
+    },
     files::{
         DiskMove,
         plan::{Planned, Requested, plan_live},
@@ -218,7 +221,7 @@ pub(crate) async fn judge(
         match arrivals(source, vm, &along).await {
             Ok(wanted) => {
                 why += &format!(", {} to copy", ByteCount(wanted.iter().map(|disk| disk.allocated.0).sum()));
-                if let Err(error) = destination.agent.check_arrivals(vm, &wanted).await {
+                if let Err(error) = destination.agent.check(&Check::LiveDestination { vm, disks: wanted }).await {
                     findings.extend(told(destination, &error));
                 }
             }

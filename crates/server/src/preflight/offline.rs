@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, sync::Arc};
 
 use ferry_core::{
     api::{
-        agent::{CheckOffline, OfflineFile},
+        agent::{Check, CheckOffline, OfflineFile},
         server::Candidate,
     },
     files::{
@@ -137,7 +137,8 @@ pub(crate) async fn check(
         match sizes(source, vm, &files).await {
             Ok(found) => {
                 let request = CheckOffline { vm, files: found.files.clone(), absent: found.absent.clone() };
-                if let Err(error) = destination.agent.check_offline(&request).await {
+                let request = Check::OfflineDestination(request);
+                if let Err(error) = destination.agent.check(&request).await {
                     findings.extend(told(destination, &error));
                 }
                 sized = found;

@@ -1,7 +1,7 @@
 //! What stands against a move of disks on one host.
 
 use ferry_core::{
-    api::agent::PrepareStorage,
+    api::agent::{Check, PrepareStorage},
     files::{
         DiskMove,
         plan::{Planned, Requested, plan_again, plan_storage},
@@ -25,7 +25,7 @@ pub(crate) fn planned(inventory: &Inventory, host: &Host, vm: &VmFacts, wanted: 
 
 /// What each disk takes now, as its host says, or what the host finds against the move.
 pub(crate) async fn asked(host: &Host, request: &PrepareStorage) -> Result<Vec<ByteCount>, Vec<Finding>> {
-    host.agent.check_storage(request).await.map_err(|error| told(host, &error))
+    host.agent.check(&Check::Storage(request.clone())).await.map_err(|error| told(host, &error))
 }
 
 /// What stands against a job's moves by what is known now: it may have waited since it was accepted. What the host itself

@@ -43,8 +43,8 @@ pub(super) fn steps<S, const LENGTH: usize>(
 ///
 /// # Errors
 /// A message, when it is not in the inventory any more.
-pub(super) fn host<S: Site>(site: &S, record: &JobRecord, name: &HostName) -> Result<S::Host, String> {
-    site.host(name, record.job.kind).ok_or_else(|| format!("host {} is not in the inventory", name.name))
+pub(super) fn host<S: Site>(site: &S, name: &HostName) -> Result<S::Host, String> {
+    site.host(name).ok_or_else(|| format!("host {} is not in the inventory", name.name))
 }
 
 /// Whether what was found lets the job go on.

@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use ferry_client::agent::Attempt;
 use ferry_core::{
-    api::agent::{ConfirmRequest, DestinationReady, DiskArrival, PrepareDestination, PrepareSource, Role},
+    api::agent::{ConfirmRequest, DestinationReady, DiskArrival, PrepareDestination, PrepareSource, Report, Role},
     files::DiskProgress,
     finding::{Finding, FindingId},
     job::Figures,
@@ -20,7 +20,7 @@ use futures_util::FutureExt as _;
 use super::{
     common,
     executor::{Entry, Saga, StepFailed},
-    participant::{LiveParticipant, Participant as _, Report, failed, gone_or, is_unknown, messages},
+    participant::{LiveParticipant, Participant as _, failed, gone_or, is_unknown, messages},
     participants::Participants,
     perform,
     site::{Check, Site},
@@ -85,7 +85,7 @@ impl<S: Site<Host: LiveParticipant>> Migrate<S> {
     pub(crate) fn new(site: S, record: JobRecord, running: Arc<Running>) -> Result<Self, String> {
         let plan: LivePlan = common::plan(&record)?;
         let (source, destination) =
-            (common::host(&site, &record, &record.job.source)?, common::host(&site, &record, &record.job.destination)?);
+            (common::host(&site, &record.job.source)?, common::host(&site, &record.job.destination)?);
         let (steps, figures) = (common::steps(&record, &Self::TABLE)?, record.figures.unwrap_or_default());
         Ok(Self { site, record, steps, plan, source, destination, running, ready: None, figures })
     }

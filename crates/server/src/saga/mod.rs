@@ -5,6 +5,7 @@ mod common;
 pub(crate) mod executor;
 #[cfg(test)]
 mod executor_sweep;
+mod follow;
 pub(crate) mod migrate;
 #[cfg(test)]
 mod models;

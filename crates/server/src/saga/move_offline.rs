@@ -7,7 +7,7 @@ use std::{sync::Arc, time::Duration};
 
 use ferry_client::agent::Attempt;
 use ferry_core::{
-    api::agent::{ConfirmRequest, OfflineReady, ReceiveOffline, Role, SendOffline, Stage},
+    api::agent::{ConfirmRequest, OfflineReady, ReceiveOffline, Report, Role, SendOffline, Stage},
     files::DiskProgress,
     finding::FindingId,
     job::Figures,
@@ -19,7 +19,8 @@ use futures_util::FutureExt as _;
 use super::{
     common,
     executor::{Entry, Saga, StepFailed},
-    participant::{OfflineParticipant, Participant as _, Report, failed, gone_or, is_unknown, messages},
+    follow::{ASK_AGAIN, OnCancel, follow},
+    participant::{OfflineParticipant, Participant as _, failed, gone_or, is_unknown, messages, take_back},
     site::{Check, Site},
 };
 use crate::{
@@ -30,11 +31,6 @@ use crate::{
     preflight::offline::{Sized, as_disk},
     store::JobRecord,
 };
-
-/// How long the agent may hold the question how the move stands.
-const REPORT_WAIT: Duration = Duration::from_secs(2);
-/// How long to wait before an agent that does not answer is asked again.
-const ASK_AGAIN: Duration = Duration::from_secs(1);
 
 /// One running offline move.
 pub(crate) struct MoveOffline<S: Site> {
@@ -87,8 +83,8 @@ impl<S: Site<Host: OfflineParticipant>> MoveOffline<S> {
     /// A message, when the job's hosts or plan are not there any more: both are kept while a job is open.
     pub(crate) fn new(site: S, record: JobRecord, running: Arc<Running>) -> Result<Self, String> {
         let plan: OfflinePlan = common::plan(&record)?;
-        let source = common::host(&site, &record, &record.job.source)?;
-        let destination = common::host(&site, &record, &record.job.destination)?;
+        let source = common::host(&site, &record.job.source)?;
+        let destination = common::host(&site, &record.job.destination)?;
         let wire = record.figures.map(|figures| figures.disk_wire).unwrap_or_default();
         let steps = common::steps(&record, &Self::TABLE)?;
         Ok(Self { site, record, steps, plan, source, destination, running, ready: None, wire, inherited: false })
@@ -215,42 +211,13 @@ impl<S: Site<Host: OfflineParticipant>> MoveOffline<S> {
     }
 
     async fn copy(&mut self) -> Result<(), StepFailed> {
-        let (mut begun, mut after) = (false, 0);
-        loop {
-            if self.running.cancelled.is_cancelled() {
-                return Err(StepFailed("The move was cancelled".to_owned()));
-            }
-            let asked = match begun {
-                false => self.source.perform(self.attempt()).await,
-                true => {
-                    let report = self.source.report(self.attempt(), after, REPORT_WAIT);
-                    tokio::select! {
-                        report = report => report,
-                        () = self.running.cancelled.cancelled() => continue,
-                    }
-                }
-            };
-            let report = match asked {
-                Ok(report) => report,
-                Err(error) if error.problem().is_some() => return Err(failed(&self.source, &error)),
-                Err(error) => {
-                    self.running.wait_for(Some(describe(self.source.name(), &error)));
-                    self.running.pause(ASK_AGAIN).await;
-                    begun = false;
-                    continue;
-                }
-            };
-            self.running.wait_for(None);
-            begun = true;
-            after = report.sequence;
-            self.take(&report);
-            match report.stage {
-                Stage::Prepared | Stage::Performing => {}
-                Stage::Delivered | Stage::Confirmed => return Ok(()),
-                Stage::Failed | Stage::Aborted | Stage::Resumed => {
-                    let why = report.error.unwrap_or_else(|| "The source ended the move".to_owned());
-                    return Err(StepFailed(why));
-                }
+        let (attempt, plan, wire, running) = (self.attempt(), &mut self.plan, &mut self.wire, &self.running);
+        let taken = |report: &Report| take(plan, wire, running, report);
+        let report = follow(&self.source, attempt, running, OnCancel::Leave, taken).await?;
+        match report.stage {
+            Stage::Delivered | Stage::Confirmed => Ok(()),
+            Stage::Prepared | Stage::Performing | Stage::Resumed | Stage::Failed | Stage::Aborted => {
+                Err(StepFailed(report.error.unwrap_or_else(|| "The source ended the move".to_owned())))
             }
         }
     }
@@ -272,24 +239,8 @@ impl<S: Site<Host: OfflineParticipant>> MoveOffline<S> {
         self.running.kept(|| self.site.put_figures(self.record.id, &figures)).await;
     }
 
-    /// Each end knows other things; what is zero is not known.
     fn take(&mut self, report: &Report) {
-        if report.role == Role::Source {
-            self.wire = ByteCount(self.wire.0.max(report.figures.disk_wire.0));
-        }
-        let files = &mut self.plan.progress;
-        for new in &report.disks {
-            match files.iter_mut().find(|file| file.device == new.device) {
-                None => files.push(new.clone()),
-                Some(file) => {
-                    if report.role == Role::Source || new.allocated_after.0 > 0 {
-                        file.stage = new.stage;
-                    }
-                    file.learn(new);
-                }
-            }
-        }
-        self.running.disks(files.clone());
+        take(&mut self.plan, &mut self.wire, &self.running, report);
     }
 
     async fn confirm(&mut self) -> Result<(), StepFailed> {
@@ -354,7 +305,7 @@ impl<S: Site<Host: OfflineParticipant>> MoveOffline<S> {
     }
 
     async fn undo_destination(&mut self) -> Result<(), StepFailed> {
-        self.take_back(&self.destination).await
+        take_back(&self.destination, self.attempt()).await
     }
 
     /// The destination first has to say that it will not have the VM: only then is the VM free at the source.
@@ -363,12 +314,7 @@ impl<S: Site<Host: OfflineParticipant>> MoveOffline<S> {
             let name = self.destination.name();
             return Err(StepFailed(format!("The VM is defined on host {name}: it cannot be taken back")));
         }
-        self.take_back(&self.source).await
-    }
-
-    async fn take_back(&self, host: &S::Host) -> Result<(), StepFailed> {
-        gone_or(host, host.abort(self.attempt()).await.map(drop))?;
-        gone_or(host, host.release(self.attempt()).await)
+        take_back(&self.source, self.attempt()).await
     }
 }
 
@@ -399,4 +345,24 @@ impl<S: Site<Host: OfflineParticipant>> Saga for MoveOffline<S> {
     fn running(&self) -> &Running {
         &self.running
     }
+}
+
+/// Each end knows other things; what is zero is not known.
+fn take(plan: &mut OfflinePlan, wire: &mut ByteCount, running: &Running, report: &Report) {
+    if report.role == Role::Source {
+        *wire = ByteCount(wire.0.max(report.figures.disk_wire.0));
+    }
+    let files = &mut plan.progress;
+    for new in &report.disks {
+        match files.iter_mut().find(|file| file.device == new.device) {
+            None => files.push(new.clone()),
+            Some(file) => {
+                if report.role == Role::Source || new.allocated_after.0 > 0 {
+                    file.stage = new.stage;
+                }
+                file.learn(new);
+            }
+        }
+    }
+    running.disks(files.clone());
 }

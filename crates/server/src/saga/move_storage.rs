@@ -8,9 +8,9 @@ use std::{sync::Arc, time::Duration};
 
 use ferry_client::{ClientError, agent::Attempt};
 use ferry_core::{
-    api::agent::{ConfirmRequest, Stage},
+    api::agent::{ConfirmRequest, Report, Stage},
     files::{DiskMove, DiskProgress, DiskStage},
-    finding::{Finding, FindingId},
+    finding::Finding,
     job::Figures,
     migration::Step,
     units::ByteCount,
@@ -21,21 +21,11 @@ use futures_util::FutureExt as _;
 use super::{
     common,
     executor::{Entry, Saga, StepFailed},
-    participant::{Participant as _, Report, StorageParticipant, failed, messages},
+    follow::{OnCancel, follow},
+    participant::{Participant as _, StorageParticipant, failed, messages},
     site::{Check, Site},
 };
-use crate::{
-    clock::now_ms,
-    failure::{describe, has_finding},
-    jobs::running::Running,
-    plan::storage::StoragePlan,
-    store::JobRecord,
-};
-
-/// How long the agent may hold the question how the move stands.
-const REPORT_WAIT: Duration = Duration::from_secs(2);
-/// How long to wait before an agent that does not answer is asked again.
-const ASK_AGAIN: Duration = Duration::from_secs(1);
+use crate::{clock::now_ms, jobs::running::Running, plan::storage::StoragePlan, store::JobRecord};
 
 /// One running storage move.
 pub(crate) struct MoveStorage<S: Site> {
@@ -77,7 +67,7 @@ impl<S: Site<Host: StorageParticipant>> MoveStorage<S> {
     /// A message, when the job's host or plan is not there any more: both are kept while a job is open.
     pub(crate) fn new(site: S, record: JobRecord, running: Arc<Running>) -> Result<Self, String> {
         let plan: StoragePlan = common::plan(&record)?;
-        let host = common::host(&site, &record, &record.job.source)?;
+        let host = common::host(&site, &record.job.source)?;
         let (steps, findings) = (common::steps(&record, &Self::TABLE)?, record.job.findings.clone());
         Ok(Self { site, record, steps, plan, host, running, findings })
     }
@@ -116,52 +106,13 @@ impl<S: Site<Host: StorageParticipant>> MoveStorage<S> {
 
     /// Until every disk is moved, or it is known that they will not be.
     async fn perform(&mut self) -> Result<(), StepFailed> {
-        let mut begun = false;
-        let mut past_pivot = false;
-        let mut after = 0;
-        loop {
-            let cancelled = self.running.cancelled.is_cancelled() && !past_pivot;
-            let asked = match (cancelled, begun) {
-                (true, _) => self.host.abort(self.attempt()).await,
-                (false, false) => self.host.perform(self.attempt()).await,
-                (false, true) => {
-                    let report = self.host.report(self.attempt(), after, REPORT_WAIT);
-                    tokio::select! {
-                        report = report => report,
-                        () = self.running.cancelled.cancelled(), if !past_pivot => continue,
-                    }
-                }
-            };
-            let report = match asked {
-                Ok(report) => report,
-                Err(error) if has_finding(&error, FindingId::JobPastPivot) => {
-                    past_pivot = true;
-                    continue;
-                }
-                Err(error) if error.problem().is_some() => return Err(self.failed(&error)),
-                Err(error) => {
-                    // Copies go on without anybody: what becomes of them is asked when the agent answers again.
-                    self.running.wait_for(Some(describe(self.host.name(), &error)));
-                    self.running.pause(ASK_AGAIN).await;
-                    begun = false;
-                    continue;
-                }
-            };
-            self.running.wait_for(None);
-            begun = true;
-            after = report.sequence;
-            self.take(&report);
-            match report.stage {
-                Stage::Prepared | Stage::Performing => {}
-                Stage::Delivered | Stage::Resumed | Stage::Confirmed => {
-                    self.keep().await;
-                    return Ok(());
-                }
-                Stage::Failed | Stage::Aborted => {
-                    self.keep().await;
-                    return Err(StepFailed(told(&report)));
-                }
-            }
+        let (attempt, plan, running) = (self.attempt(), &mut self.plan, &self.running);
+        let report =
+            follow(&self.host, attempt, running, OnCancel::Abort, |report| take(plan, running, report)).await?;
+        self.keep().await;
+        match report.stage {
+            Stage::Failed | Stage::Aborted => Err(StepFailed(told(&report))),
+            Stage::Prepared | Stage::Performing | Stage::Delivered | Stage::Resumed | Stage::Confirmed => Ok(()),
         }
     }
 
@@ -171,8 +122,7 @@ impl<S: Site<Host: StorageParticipant>> MoveStorage<S> {
     }
 
     fn take(&mut self, report: &Report) {
-        self.plan.disks.clone_from(&report.disks);
-        self.running.disks(report.disks.clone());
+        take(&mut self.plan, &self.running, report);
     }
 
     async fn confirm(&mut self) -> Result<(), StepFailed> {
@@ -253,6 +203,11 @@ impl<S: Site<Host: StorageParticipant>> Saga for MoveStorage<S> {
     fn running(&self) -> &Running {
         &self.running
     }
+}
+
+fn take(plan: &mut StoragePlan, running: &Running, report: &Report) {
+    plan.disks.clone_from(&report.disks);
+    running.disks(report.disks.clone());
 }
 
 /// Why it ended, and which disks are where.

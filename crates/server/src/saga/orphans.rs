@@ -102,7 +102,7 @@ async fn clean(context: &Context, record: &JobRecord, ended_there: &mut bool) ->
     if !may_have_left(record.job.kind, &LogRow::events(&store.log(record.id).await?)) {
         return Ok(Cleaned::All);
     }
-    let host = |name| context.host(name, record.job.kind);
+    let host = |name| context.host(name);
     let hosts = (host(&record.job.source), host(&record.job.destination));
     let ((Some(source), Some(destination)), Ok(plan)) = (hosts, LivePlan::from_json(&record.job.plan)) else {
         return Ok(Cleaned::All);

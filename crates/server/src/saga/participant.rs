@@ -8,69 +8,17 @@ use ferry_client::{ClientError, agent::Attempt};
 use ferry_core::{
     api::agent::{
         ConfirmRequest, DestinationReady, DiskArrival, OfflineReady, PrepareDestination, PrepareSource, PrepareStorage,
-        ReceiveOffline, Role, SendOffline, Stage,
+        ReceiveOffline, Report, SendOffline,
     },
-    files::{DiskMove, DiskProgress, FileMove},
+    files::{DiskMove, FileMove},
     finding::Finding,
     id::VmId,
-    job::{Figures, Progress},
-    migration::Presence,
     pin::Pin,
     vm::VmState,
 };
 
 use super::executor::StepFailed;
 use crate::{failure::describe, preflight::offline::Sized};
-
-/// How one host of an attempt stands.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Report {
-    /// Which end; the only one of a move of disks is the source.
-    pub(crate) role: Role,
-    /// Rises with each change.
-    pub(crate) sequence: u64,
-    /// How far it is. Delivered: of a live move as [`Stage::Delivered`] says; of a move of disks, that every disk uses its new
-    /// file; of an offline one, that the source has sent all, or that the destination has the VM.
-    pub(crate) stage: Stage,
-    /// Live: what the host has of the VM.
-    pub(crate) presence: Presence,
-    /// Live: whether the Finish reply is known to have been delivered.
-    pub(crate) finish_delivered: bool,
-    /// Live, destination: whether it ends its copy for Ferry.
-    pub(crate) gave_up: bool,
-    /// Live, source: how far the memory is.
-    pub(crate) progress: Option<Progress>,
-    /// How far each file is.
-    pub(crate) disks: Vec<DiskProgress>,
-    /// What it took so far; zero: not known here.
-    pub(crate) figures: Figures,
-    /// What somebody should know of how it ended.
-    pub(crate) findings: Vec<Finding>,
-    /// The same in sentences.
-    pub(crate) remarks: Vec<String>,
-    /// What went wrong.
-    pub(crate) error: Option<String>,
-}
-
-impl Report {
-    /// How far a host is, of which nothing else is known.
-    pub(crate) fn new(role: Role, sequence: u64, stage: Stage) -> Self {
-        Self {
-            role,
-            sequence,
-            stage,
-            presence: Presence::Unknown,
-            finish_delivered: false,
-            gave_up: false,
-            progress: None,
-            disks: Vec::new(),
-            figures: Figures::default(),
-            findings: Vec::new(),
-            remarks: Vec::new(),
-            error: None,
-        }
-    }
-}
 
 /// An answer that says how the host stands.
 pub(crate) type Reported = Result<Report, ClientError>;
@@ -162,6 +110,12 @@ pub(super) fn gone_or(host: &impl Participant, answer: Result<(), ClientError>) 
         Err(error) if !is_unknown(&error) => Err(failed(host, &error)),
         _ => Ok(()),
     }
+}
+
+/// Ends an attempt before the point of no return, and cleans what the host has of it.
+pub(super) async fn take_back(host: &impl Participant, attempt: Attempt) -> Result<(), StepFailed> {
+    gone_or(host, host.abort(attempt).await.map(drop))?;
+    gone_or(host, host.release(attempt).await)
 }
 
 /// Whether the agent knows nothing of the attempt.

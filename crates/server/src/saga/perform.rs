@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use ferry_client::ClientError;
 use ferry_core::{
-    api::agent::{Role, Stage},
+    api::agent::{Report, Role, Stage},
     backoff::Backoff,
     error::chain,
     finding::FindingId,
@@ -19,7 +19,7 @@ use tokio::sync::watch;
 
 use super::{
     executor::StepFailed,
-    participant::{LiveParticipant, Participant as _, Report},
+    participant::{LiveParticipant, Participant as _},
     participants::Participants,
     presence,
     site::Site,
@@ -374,10 +374,12 @@ async fn resumed_by_itself<S: Site<Host: LiveParticipant>>(ends: &Participants<'
 
 #[cfg(test)]
 mod tests {
+    use ferry_core::id::{Generation, JobId};
+
     use super::*;
 
     fn at(role: Role, stage: Stage) -> Side {
-        Side::Reports(Box::new(Report::new(role, 1, stage)))
+        Side::Reports(Box::new(Report::new(JobId(1), Generation(1), role, 1, stage)))
     }
 
     const STAGES: [Stage; 7] = [

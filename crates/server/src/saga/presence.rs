@@ -3,12 +3,13 @@
 use std::time::Duration;
 
 use ferry_core::{
+    api::agent::Report,
     migration::{Presence, Verdict, is_to_be_remembered, verdict},
     vm::VmState,
 };
 
 use super::{
-    participant::{LiveParticipant, Participant as _, Report, is_unknown},
+    participant::{LiveParticipant, Participant as _, is_unknown},
     participants::Participants,
     site::Site,
 };

@@ -7,7 +7,7 @@ use ferry_core::{
     files::DiskMove,
     finding::Finding,
     id::{JobId, VmId},
-    job::{Figures, JobKind},
+    job::Figures,
     migration::LogEvent,
     vm::{VmFacts, VmState},
 };
@@ -49,7 +49,7 @@ pub(crate) trait Site: Log + Send + 'static {
     type Host: Participant;
 
     /// A host of the inventory.
-    fn host(&self, id: &HostName, kind: JobKind) -> Option<Self::Host>;
+    fn host(&self, id: &HostName) -> Option<Self::Host>;
     /// Takes a VM for a job; the answer is the job that has it, which may be another.
     fn reserve(&self, vm: VmId, job: JobId) -> impl Future<Output = Result<JobId, StoreError>> + Send;
     /// Gives a job's VM free.
@@ -111,8 +111,8 @@ impl Log for Context {
 impl Site for Context {
     type Host = Agent;
 
-    fn host(&self, name: &HostName, kind: JobKind) -> Option<Agent> {
-        Some(Agent { host: self.inventory().by_id(name.id)?, kind })
+    fn host(&self, name: &HostName) -> Option<Agent> {
+        Some(Agent { host: self.inventory().by_id(name.id)? })
     }
 
     async fn reserve(&self, vm: VmId, job: JobId) -> Result<JobId, StoreError> {
@@ -168,11 +168,10 @@ impl Site for Context {
     }
 
     async fn ask_others(&self, vm: VmId, but: [&Agent; 2]) -> Vec<Told> {
-        let kind = but[0].kind;
         let is_other = |id| but.iter().all(|agent| agent.host.record.id != id);
         let others = self.inventory().hosts().into_iter().filter(|host| is_other(host.record.id));
         let ask = |host| async move {
-            let agent = Agent { host, kind };
+            let agent = Agent { host };
             (agent.name().to_owned(), agent.state_of(vm).await)
         };
         join_all(others.map(ask)).await

@@ -13,7 +13,7 @@ use ferry_client::{ClientError, agent::Attempt};
 use ferry_core::{
     api::agent::{
         ConfirmRequest, DestinationReady, DiskArrival, OfflineReady, PrepareDestination, PrepareSource, PrepareStorage,
-        ReceiveOffline, Role, SendOffline, Stage,
+        ReceiveOffline, Report, Role, SendOffline, Stage,
     },
     backoff::Backoff,
     files::{DiskMove, FileMove},
@@ -33,7 +33,7 @@ use super::{
     models::{self, away, refused},
     move_offline::MoveOffline,
     move_storage::MoveStorage,
-    participant::{LiveParticipant, OfflineParticipant, Participant, Report, Reported, StorageParticipant},
+    participant::{LiveParticipant, OfflineParticipant, Participant, Reported, StorageParticipant},
     site::{Check, Site, Told},
 };
 use crate::{
@@ -172,7 +172,11 @@ impl Host {
             Side { delivered: true, .. } => Stage::Delivered,
             Side { .. } => Stage::Prepared,
         };
-        Ok(Report { presence, finish_delivered: side.delivered, ..Report::new(self.role, 1, stage) })
+        Ok(Report {
+            presence,
+            finish_delivered: side.delivered,
+            ..Report::new(JobId(1), Generation(1), self.role, 1, stage)
+        })
     }
 
     async fn prepared<T>(&self, what: &str, answer: T) -> Result<T, ClientError>
@@ -358,7 +362,7 @@ impl OfflineParticipant for Host {
 
 /// The server of one move, with its database in memory.
 #[derive(Clone)]
-struct Model(Shared);
+struct Model(Shared, JobKind);
 
 impl Log for Model {
     async fn events(&self, _: JobId) -> Result<Vec<LogEvent>, StoreError> {
@@ -374,9 +378,9 @@ impl Log for Model {
 impl Site for Model {
     type Host = Host;
 
-    fn host(&self, name: &HostName, kind: JobKind) -> Option<Host> {
+    fn host(&self, name: &HostName) -> Option<Host> {
         let role = if name.name == "kvm1" { Role::Source } else { Role::Destination };
-        Some(Host { world: self.0.clone(), role, kind })
+        Some(Host { world: self.0.clone(), role, kind: self.1 })
     }
 
     async fn reserve(&self, _: VmId, job: JobId) -> Result<JobId, StoreError> {
@@ -465,7 +469,7 @@ async fn play(kind: JobKind, fails: bool, faults: Vec<(usize, Fault)>) -> (Phase
     let source = Side { has_vm: true, runs: kind != JobKind::Offline, ..Side::default() };
     let log = vec![LogEvent::Accepted, LogEvent::Admitted, LogEvent::AttemptStarted { attempt: 1 }];
     let world: Shared = Arc::new(Mutex::new(World { source, log, fails, faults, ..World::default() }));
-    let site = Model(world.clone());
+    let site = Model(world.clone(), kind);
     let phase = loop {
         let (running, died) = (Arc::new(Running::default()), CancellationToken::new());
         lock(&world).died = died.clone();

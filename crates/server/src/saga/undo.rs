@@ -5,7 +5,7 @@ use ferry_core::migration::{Presence, Verdict};
 
 use super::{
     executor::StepFailed,
-    participant::{LiveParticipant, Participant as _, gone_or},
+    participant::{LiveParticipant, Participant as _, gone_or, take_back},
     participants::Participants,
     presence,
     site::Site,
@@ -32,6 +32,5 @@ pub(super) async fn source<S: Site<Host: LiveParticipant>>(ends: &Participants<'
 
 /// The destination's part: its copy goes, with all that came for it.
 pub(super) async fn destination<S: Site<Host: LiveParticipant>>(ends: &Participants<'_, S>) -> Result<(), StepFailed> {
-    gone_or(ends.destination, ends.destination.abort(ends.attempt).await.map(drop))?;
-    gone_or(ends.destination, ends.destination.release(ends.attempt).await)
+    take_back(ends.destination, ends.attempt).await
 }

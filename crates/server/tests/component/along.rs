@@ -5,7 +5,7 @@ use std::{fs, path::PathBuf, sync::Arc};
 use ferry_core::{
     admission::Slot,
     api::{
-        agent::ConfirmRequest,
+        agent::{ConfirmRequest, Verb},
         server::{JobView, MigrateMany, MigrateVm, MoveDisk, MoveStorage, SetHost, StepState},
     },
     files::DiskStage,
@@ -294,7 +294,7 @@ fn source_files_stay_until_the_destination_has_said_that_the_vm_is_there_with_it
         fs::rename(new(&kvm2), &aside).expect("there");
         kvm2.start().await;
         let request = ConfirmRequest { autostart: false, keep_source: false };
-        let asked = kvm2.agent().migrations.confirm(job.id, Generation(job.accepted_at_ms), request).await;
+        let asked = kvm2.agent().act(job.id, Generation(job.accepted_at_ms), Verb::Confirm(request)).await;
         assert!(asked.expect_err("refused").to_string().contains("vda.raw is not there"));
         assert!(old(&kvm1).exists());
         fs::rename(&aside, new(&kvm2)).expect("there");

@@ -6,7 +6,7 @@ use std::{
 };
 
 use ferry_core::{
-    api::agent::{MigrationReport, Role, Stage},
+    api::agent::{Report, Role, Stage},
     error::chain,
     files::DiskProgress,
     id::{Generation, JobId, VmId},
@@ -132,24 +132,19 @@ impl Board {
     }
 
     /// Asks the hypervisor and puts the report together.
-    pub(super) async fn report(&self) -> MigrationReport {
+    pub(super) async fn report(&self) -> Report {
         let (vm, role) = (self.vm, self.role);
         let presence = call(&self.hypervisor, move |hypervisor| hypervisor.presence(vm, role)).await;
         let known = self.known();
-        MigrationReport {
-            job: self.job,
-            generation: self.generation,
-            role,
-            sequence: known.sequence,
-            stage: known.stage,
+        Report {
             finish_delivered: known.state.finish_delivered,
             gave_up: known.state.given_up,
             presence: known.state.sees(presence.unwrap_or(Presence::Unknown)),
             progress: known.progress,
             disks: known.disks,
             figures: known.state.figures,
-            findings: Vec::new(),
             error: known.error,
+            ..Report::new(self.job, self.generation, role, known.sequence, known.stage)
         }
     }
 }

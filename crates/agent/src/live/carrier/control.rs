@@ -6,7 +6,7 @@
 use std::{path::Path, time::Duration};
 
 use ferry_core::{
-    api::agent::MigrationReport,
+    api::agent::Report,
     finding::{Finding, FindingId},
 };
 use serde::{Deserialize, Serialize};
@@ -62,7 +62,7 @@ pub enum Answer {
     /// How it stands.
     Report {
         /// The report.
-        report: Box<MigrationReport>,
+        report: Box<Report>,
         /// Destination: where its carrier listens.
         address: Option<String>,
     },

@@ -51,7 +51,7 @@ enum Side {
 pub async fn run(config: Config, journal_path: &Path, hypervisor: Arc<dyn Hypervisor>) -> Result<(), AgentError> {
     ferry_trust::install_provider();
     let journal: Journal = records::read_json(journal_path)?
-        .ok_or_else(|| AgentError::Carrier(format!("There is no journal {}", journal_path.display())))?;
+        .ok_or_else(|| AgentError::failed(format!("There is no journal {}", journal_path.display())))?;
     let board = Arc::new(Board::new(&journal, &config.journal_dir(), hypervisor));
     // Ends with this function, however it ends.
     let _tasks = Tasks(Arc::clone(&board));
@@ -67,7 +67,7 @@ pub async fn run(config: Config, journal_path: &Path, hypervisor: Arc<dyn Hyperv
     let socket = &journal.control;
     records::remove(socket)?;
     let listener = UnixListener::bind(socket).map_err(|source| AgentError::File { path: socket.clone(), source })?;
-    fail::fail_point!("carrier-after-prepare", |_| Err(AgentError::Carrier("it was made to fail".to_owned())));
+    fail::fail_point!("carrier-after-prepare", |_| Err(AgentError::failed("it was made to fail")));
     info!(job = %board.job, role = ?board.role, vm = %board.vm, "Carrier is ready");
     let leave = Arc::new(tokio::sync::Notify::new());
     let side = Arc::new(side);

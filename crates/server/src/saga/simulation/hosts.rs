@@ -7,10 +7,12 @@ use std::{
 
 use ferry_client::{ClientError, agent::Attempt};
 use ferry_core::{
-    api::agent::{ConfirmRequest, DestinationReady, DiskArrival, PrepareDestination, PrepareSource, Role, Stage},
+    api::agent::{
+        ConfirmRequest, DestinationReady, DiskArrival, PrepareDestination, PrepareSource, Report, Role, Stage,
+    },
     files::DiskMove,
     finding::{Finding, FindingId},
-    id::VmId,
+    id::{Generation, JobId, VmId},
     migration::Presence,
     pin::Pin,
     units::ByteCount,
@@ -19,7 +21,7 @@ use ferry_core::{
 
 use super::{
     super::models::{away, refused},
-    super::participant::{LiveParticipant, Participant, Report, Reported},
+    super::participant::{LiveParticipant, Participant, Reported},
     world::{FAULTS_UNTIL, Flight, Side, World},
 };
 
@@ -85,7 +87,7 @@ impl Host {
             finish_delivered: side.finish_delivered || side.here,
             gave_up: side.ending,
             presence: process,
-            ..Report::new(role, side.sequence, stage)
+            ..Report::new(JobId(1), Generation(1), role, side.sequence, stage)
         })
     }
 

@@ -5,7 +5,7 @@ use ferry_core::{
     files::DiskMove,
     finding::Finding,
     id::{JobId, VmId},
-    job::{Figures, JobKind},
+    job::Figures,
     migration::{LogEvent, Presence},
     vm::{VmFacts, VmState},
 };
@@ -41,7 +41,7 @@ impl Log for Model {
 impl Site for Model {
     type Host = Host;
 
-    fn host(&self, name: &HostName, _: JobKind) -> Option<Host> {
+    fn host(&self, name: &HostName) -> Option<Host> {
         let role = if name.name == "kvm1" { Role::Source } else { Role::Destination };
         Some(Host { world: self.0.clone(), role })
     }

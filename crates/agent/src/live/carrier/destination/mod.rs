@@ -20,16 +20,15 @@ use std::{
     time::{Duration, Instant},
 };
 
-use ferry_core::{api::agent::Stage, error::chain, finding::Finding, vm::NVRAM};
+use ferry_core::{api::agent::Stage, finding::Finding, vm::NVRAM};
 use ferry_drivers::hypervisor::{
     DISK_SOCKET, MEMORY_SOCKET,
     rpc::{GatePolicy, definition::DefinitionPolicy},
 };
-use ferry_trust::{Clients, KeyPair, server_config};
 use ferry_wire::{
     control::{Control, Message},
     hello::Channel,
-    session::{Acceptor, SessionKey},
+    session::Acceptor,
 };
 use tokio::sync::watch;
 use tracing::warn;
@@ -47,6 +46,7 @@ use crate::{
     config::Config,
     live::journal::{Journal, Task},
     lock::lock,
+    peers,
     refusal::past_pivot,
 };
 
@@ -59,22 +59,9 @@ impl Destination {
     /// Listens for the source's carrier.
     pub(super) async fn start(config: &Config, journal: &Journal, board: Arc<Board>) -> Result<Self, AgentError> {
         let Task::Destination { request: task, roots, incoming_disks } = &journal.task else {
-            return Err(AgentError::Carrier("The journal is not one of a destination".to_owned()));
+            return Err(AgentError::failed("The journal is not one of a destination"));
         };
-        let key = KeyPair::load_or_create(&config.key_path())?;
-        let tls = server_config(&key, Clients::Only(task.source_pin))?;
-        let ports = config
-            .ports()
-            .ok_or_else(|| AgentError::Carrier(format!("data_ports = {:?} is no range", config.data_ports)))?;
-        let session = SessionKey { session: task.session, secret: task.secret };
-        let acceptor = Acceptor::bind(config.data_address, ports, tls, session).await.map_err(|error| {
-            AgentError::Carrier(format!(
-                "No port of {} is free at {}: {}",
-                config.data_ports,
-                config.data_address,
-                chain(&error)
-            ))
-        })?;
+        let acceptor = peers::listen(config, task.source_pin, task.session, task.secret).await?;
         let address = acceptor.address().to_string();
         let shared = Arc::new(Shared {
             policy: GatePolicy {

@@ -15,7 +15,6 @@ mod state;
 mod watchdog;
 
 use std::{
-    net::SocketAddr,
     sync::{
         Arc, Mutex,
         atomic::{AtomicBool, Ordering},
@@ -25,7 +24,6 @@ use std::{
 
 use ferry_core::{
     api::agent::{PrepareSource, Stage},
-    error::chain,
     files::DiskProgress,
     finding::{Finding, FindingId},
     id::VmId,
@@ -35,11 +33,9 @@ use ferry_core::{
 use ferry_drivers::hypervisor::{
     DISK_SOCKET, DomainEvent, HypervisorError, MEMORY_SOCKET, MigrateRequest, MigratedDisk, RPC_SOCKET,
 };
-use ferry_trust::{KeyPair, client_config};
 use ferry_wire::{
     control::{Control, Message},
     hello::Channel,
-    session::{Dialer, SessionKey},
 };
 use tokio::sync::{Notify, watch};
 use tracing::{info, warn};
@@ -59,6 +55,7 @@ use crate::{
     config::Config,
     live::journal::{Journal, Task},
     lock::lock,
+    peers,
     refusal::past_pivot,
 };
 
@@ -73,17 +70,13 @@ impl Source {
     /// Connects to the destination and listens where libvirt will connect.
     pub(super) async fn start(config: &Config, journal: &Journal, board: Arc<Board>) -> Result<Self, AgentError> {
         let Task::Source { request: task, translate, persistent, along, vouched, .. } = &journal.task else {
-            return Err(AgentError::Carrier("The journal is not one of a source".to_owned()));
+            return Err(AgentError::failed("The journal is not one of a source"));
         };
         let socket_dir = &journal.socket_dir;
-        let key = KeyPair::load_or_create(&config.key_path())?;
-        let address: SocketAddr = task.destination.carrier.parse().map_err(|_| {
-            AgentError::Carrier(format!("The destination says that it listens at {:?}", task.destination.carrier))
-        })?;
-        let tls = client_config(Some(&key), task.destination_pin)?;
-        let dialer = Dialer::new(address, tls, SessionKey { session: task.session, secret: task.secret });
+        let address = &task.destination.carrier;
+        let dialer = peers::dialer(config, address, task.destination_pin, task.session, task.secret)?;
         let stream = dialer.open(Channel::Control).await.map_err(|error| {
-            AgentError::Carrier(format!("Could not reach the destination's carrier at {address}: {}", chain(&error)))
+            AgentError::because(format!("Could not reach the destination's carrier at {address}"), error)
         })?;
         let control = Control::start(stream);
         let sender = control.sender();
