@@ -19,28 +19,13 @@ pub const DATA_BYTES_MAX: usize = 256 << 10;
 /// Longest reason of an Abort frame.
 pub const REASON_BYTES_MAX: usize = 1024;
 
-/// How the payload of a Data frame is coded.
+/// How the payload of a Data frame is coded, by its number on the wire.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Codec {
-    /// As it is.
-    Raw,
-}
+pub struct Codec(pub u8);
 
 impl Codec {
-    /// The number on the wire.
-    pub fn to_wire(self) -> u8 {
-        match self {
-            Self::Raw => 0,
-        }
-    }
-
-    /// The codec of a number on the wire.
-    pub fn from_wire(number: u8) -> Option<Self> {
-        match number {
-            0 => Some(Self::Raw),
-            _ => None,
-        }
-    }
+    /// As it is.
+    pub const RAW: Self = Self(0);
 }
 
 /// The header of a frame.
@@ -52,7 +37,7 @@ pub enum Header {
         codec: Codec,
         /// Their plain length, 1 to [`DATA_BYTES_MAX`].
         plain: u32,
-        /// Their coded length, 1 to [`DATA_BYTES_MAX`].
+        /// Their coded length: less than the plain one, or the same where they are sent as they are.
         coded: u32,
         /// Plain bytes of the stream before them.
         offset: u64,
@@ -84,7 +69,7 @@ impl Header {
     /// A Data header for `plain`, sent as it is.
     pub fn raw_data(plain: &[u8], offset: u64) -> Self {
         let length = u32::try_from(plain.len()).expect("a chunk is at most DATA_BYTES_MAX");
-        Self::Data { codec: Codec::Raw, plain: length, coded: length, offset, checksum: checksum_of(plain) }
+        Self::Data { codec: Codec::RAW, plain: length, coded: length, offset, checksum: checksum_of(plain) }
     }
 
     /// The bytes that follow the header.
@@ -99,9 +84,7 @@ impl Header {
     /// The header as it stands on the wire.
     pub fn encode(&self) -> [u8; HEADER_BYTES] {
         let (kind, codec, plain, coded, offset, checksum) = match *self {
-            Self::Data { codec, plain, coded, offset, checksum } => {
-                (1, codec.to_wire(), plain, coded, offset, checksum)
-            }
+            Self::Data { codec, plain, coded, offset, checksum } => (1, codec.0, plain, coded, offset, checksum),
             Self::Ack { delivered } => (2, 0, 0, 0, delivered, 0),
             Self::End { total, checksum } => (3, 0, 0, 0, total, checksum),
             Self::Abort { length, checksum } => (4, 0, length, length, 0, checksum),
@@ -119,7 +102,7 @@ impl Header {
     /// Reads a header.
     ///
     /// # Errors
-    /// [`WireError::Protocol`] for an unknown kind or codec, a length out of bounds, or a set bit that must be zero.
+    /// [`WireError::Protocol`] for an unknown kind, a length out of bounds, or a set bit that must be zero.
     pub fn decode(bytes: &[u8; HEADER_BYTES]) -> Result<Self, WireError> {
         let u32_at = |at: usize| u32::from_le_bytes(bytes[at..at + 4].try_into().expect("four bytes"));
         let u64_at = |at: usize| u64::from_le_bytes(bytes[at..at + 8].try_into().expect("eight bytes"));
@@ -133,9 +116,10 @@ impl Header {
         }
         match bytes[0] {
             1 => {
-                let codec = Codec::from_wire(bytes[1]).ok_or_else(|| bad("an unknown codec"))?;
+                let codec = Codec(bytes[1]);
                 let legal = 1..=DATA_BYTES_MAX as u32;
-                if !legal.contains(&plain) || !legal.contains(&coded) || (codec == Codec::Raw && plain != coded) {
+                let fits = if codec == Codec::RAW { coded == plain } else { (1..plain).contains(&coded) };
+                if !legal.contains(&plain) || !fits {
                     return Err(bad("a length out of bounds"));
                 }
                 Ok(Self::Data { codec, plain, coded, offset, checksum })
@@ -194,7 +178,7 @@ mod tests {
         let length = 1..=DATA_BYTES_MAX as u32;
         prop_oneof![
             (length, any::<u64>(), any::<u64>()).prop_map(|(length, offset, checksum)| Header::Data {
-                codec: Codec::Raw,
+                codec: Codec::RAW,
                 plain: length,
                 coded: length,
                 offset,

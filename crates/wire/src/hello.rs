@@ -95,7 +95,7 @@ impl Channel {
 /// What an end can do beyond what every version can.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Abilities {
-    /// Codecs that it decodes: a bit for each number on the wire. [`Codec::Raw`] is always among them.
+    /// Codecs that it decodes: a bit for each number on the wire. [`Codec::RAW`] is always among them.
     pub codecs: u32,
     /// Lanes that a channel may have.
     pub lanes_max: u8,
@@ -106,7 +106,7 @@ pub struct Abilities {
 impl Default for Abilities {
     /// Those of every version.
     fn default() -> Self {
-        Self { codecs: 1 << Codec::Raw.to_wire(), lanes_max: 1, features: 0 }
+        Self { codecs: 1 << Codec::RAW.0, lanes_max: 1, features: 0 }
     }
 }
 
@@ -114,6 +114,10 @@ impl Abilities {
     /// Those of this program.
     pub fn ours() -> Self {
         Self::default()
+    }
+
+    fn decodes(self, codec: Codec) -> bool {
+        1_u32.checked_shl(codec.0.into()).is_some_and(|bit| self.codecs & bit != 0)
     }
 
     fn encode(self) -> [u8; ABILITIES_BYTES] {
@@ -182,7 +186,7 @@ impl Hello {
     /// A hello for the only lane of a channel, to a peer that is known to speak `version`; 0: of which nothing is known.
     pub fn new(session: SessionId, secret: Secret, channel: Channel, version: u16) -> Self {
         let (version_min, version_max, channel) = (VERSION_MIN, VERSION_MAX, channel.for_version(version));
-        Self { version_min, version_max, session, secret, channel, lane: 0, lanes: 1, codec: Codec::Raw }
+        Self { version_min, version_max, session, secret, channel, lane: 0, lanes: 1, codec: Codec::RAW }
     }
 
     /// The hello as it stands on the wire.
@@ -198,7 +202,7 @@ impl Hello {
         bytes[62..64].copy_from_slice(&index.to_le_bytes());
         bytes[64] = self.lane;
         bytes[65] = self.lanes;
-        bytes[66] = self.codec.to_wire();
+        bytes[66] = self.codec.0;
         bytes
     }
 
@@ -228,8 +232,11 @@ impl Hello {
         }
         let channel =
             Channel::from_wire(kind, index).ok_or_else(|| unsupported(format!("a channel of kind {kind}, {index}")))?;
-        let codec = Codec::from_wire(codec).ok_or_else(|| unsupported(format!("codec {codec}")))?;
-        Ok(Self { version_min: u16_at(8), version_max: u16_at(10), session, secret, channel, lane, lanes, codec })
+        if !Abilities::ours().decodes(Codec(codec)) {
+            return Err(unsupported(format!("codec {codec}")));
+        }
+        let (version_min, version_max) = (u16_at(8), u16_at(10));
+        Ok(Self { version_min, version_max, session, secret, channel, lane, lanes, codec: Codec(codec) })
     }
 }
 

@@ -31,7 +31,7 @@ pub(crate) struct Assembly {
     /// Bytes that came without a gap before them.
     whole: u64,
     chain: Chain,
-    early: BTreeMap<u64, (u64, Vec<u8>)>,
+    early: BTreeMap<u64, (Frame, Vec<u8>)>,
     end: Option<(u64, u64)>,
 }
 
@@ -58,7 +58,7 @@ impl Assembly {
             .early
             .range(..end)
             .next_back()
-            .is_none_or(|(offset, (_, bytes))| offset + bytes.len() as u64 <= frame.offset);
+            .is_none_or(|(offset, (early, _))| offset + u64::from(early.plain) <= frame.offset);
         if frame.offset < self.whole || (frame.offset > self.whole && self.lanes == 1) || !follows {
             return Err(broken(&format!("a frame at offset {} where {} was expected", frame.offset, self.whole)));
         }
@@ -68,25 +68,25 @@ impl Assembly {
         Ok(())
     }
 
-    /// Takes the verified bytes of a frame that was expected, and gives to `next` what follows without a gap.
+    /// Takes the payload of a frame that was expected, and gives to `next` what follows without a gap.
     ///
     /// # Errors
     /// Those of `next`; [`WireError::Protocol`] where the stream is complete and is not what its end says.
     pub(crate) fn take(
         &mut self,
-        frame: &Frame,
-        bytes: Vec<u8>,
-        mut next: impl FnMut(Vec<u8>) -> Result<(), WireError>,
+        frame: Frame,
+        payload: Vec<u8>,
+        mut next: impl FnMut((Frame, Vec<u8>)) -> Result<(), WireError>,
     ) -> Result<(), WireError> {
         if frame.offset != self.whole {
-            self.early.insert(frame.offset, (frame.checksum, bytes));
+            self.early.insert(frame.offset, (frame, payload));
             return Ok(());
         }
-        let mut ready = Some((frame.checksum, bytes));
-        while let Some((checksum, bytes)) = ready {
-            self.whole += bytes.len() as u64;
-            self.chain.push(checksum);
-            next(bytes)?;
+        let mut ready = Some((frame, payload));
+        while let Some((frame, payload)) = ready {
+            self.whole += u64::from(frame.plain);
+            self.chain.push(frame.checksum);
+            next((frame, payload))?;
             ready = self.early.remove(&self.whole);
         }
         self.compare()
@@ -171,7 +171,7 @@ mod tests {
                 prop_assert!(!assembly.is_complete());
                 let (frame, bytes) = left.swap_remove(pick % left.len());
                 assembly.expects(&frame, 0).expect("it came once");
-                assembly.take(&frame, bytes, |bytes| { got.extend(bytes); Ok(()) }).expect("it fits");
+                assembly.take(frame, bytes, |(_, bytes)| { got.extend(bytes); Ok(()) }).expect("it fits");
                 prop_assert!(assembly.expects(&frame, 0).is_err(), "a frame twice");
             }
             prop_assert!(assembly.is_complete());
@@ -192,7 +192,7 @@ mod tests {
         assert!(four.ends(30, chain.value()).is_ok());
         assert!(four.expects(&beyond, 1).is_err(), "behind the end");
         let overlap = Frame { offset: 15, ..frames[0].0 };
-        four.take(&frames[1].0, frames[1].1.clone(), |_| Ok(())).expect("early");
+        four.take(frames[1].0, frames[1].1.clone(), |_| Ok(())).expect("early");
         assert!(four.expects(&overlap, 0).is_err() && four.expects(&frames[0].0, 0).is_ok());
     }
 }

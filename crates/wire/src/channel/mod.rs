@@ -12,11 +12,15 @@
 //! Deframing never waits for the local socket: what it may hold is bounded by the peer's window. So an end that does not
 //! read its local socket holds up one direction only, as a plain socket would.
 //!
+//! A channel with a codec ([`coding`]) encodes and decodes on threads of their own: no acknowledgement waits for a codec, and
+//! no other channel does.
+//!
 //! A channel's memory: a frame at the sender; the peer's window, and up to 16 MiB of chunks to be filled again, at the
 //! receiver; in TLS a frame on its way out, and 256 KiB that were read ahead. What the sender has in flight is held by the
 //! kernel.
 
 mod assembly;
+pub mod coding;
 mod receiver;
 mod sender;
 mod shared;
@@ -36,6 +40,7 @@ use crate::{
     traffic::Traffic,
     window::{BUDGET_BYTES, Pace},
 };
+use coding::{Coding, Encoding};
 use shared::{FRAMES_MAX, Shared};
 
 /// What a channel is run with.
@@ -50,12 +55,14 @@ pub struct Options {
     pub window_max: u64,
     /// Takes the plain bytes of both directions as they pass this end.
     pub filter: Option<Box<dyn StreamFilter>>,
+    /// What the bytes are coded with on their way; agreed with the peer.
+    pub coding: Option<Coding>,
 }
 
 impl Options {
-    /// Without a filter, alone in its carrier, to a peer that speaks the newest version.
+    /// Without a filter or a codec, alone in its carrier, to a peer that speaks the newest version.
     pub fn new(downtime_limit: Duration, meter: Arc<Meter>) -> Self {
-        Self { downtime_limit, meter, traffic: Arc::default(), window_max: BUDGET_BYTES, filter: None }
+        Self { downtime_limit, meter, traffic: Arc::default(), window_max: BUDGET_BYTES, filter: None, coding: None }
     }
 }
 
@@ -80,12 +87,20 @@ where
     let (filled, to_write) = mpsc::channel(FRAMES_MAX);
     let (emptied, to_fill) = mpsc::channel(SPARE_CHUNKS);
     let pace = Pace::new(options.downtime_limit, options.window_max);
-    let mut sender = sender::Sender::new(to_peer, local_reader, pace, &shared);
+    let codec = options.coding.as_ref().map(|coding| coding.codec);
+    let (encoding, filled, decoding) = match options.coding {
+        None => (None, filled, None),
+        Some(Coding { codec, encoder, decoder }) => {
+            let (coded, to_decode) = mpsc::channel(FRAMES_MAX);
+            (Some(Encoding::start(codec, encoder)), coded, Some(coding::decode(decoder, to_decode, filled)))
+        }
+    };
+    let mut sender = sender::Sender::new(to_peer, local_reader, pace, encoding, &shared);
     let outcome = {
         let send = sender.run();
-        let deframe = receiver::deframe(from_peer, filled, to_fill, &shared);
+        let deframe = receiver::deframe(from_peer, filled, to_fill, codec, &shared);
         let write = receiver::write(local_writer, to_write, emptied, &shared);
-        tokio::try_join!(send, deframe, write).map(|_| ())
+        tokio::try_join!(coding::decoded(decoding), send, deframe, write).map(|_| ())
     };
     if let Err(error) = &outcome {
         sender.abort(error).await;

@@ -9,6 +9,7 @@ use tokio::{
 
 use super::{
     assembly::{Assembly, Frame, LANES, broken},
+    coding::Payload,
     shared::Shared,
 };
 use crate::{
@@ -23,11 +24,13 @@ use crate::{
 /// While more chunks wait, so many bytes are acknowledged at once: a quarter of the smallest window.
 const ACK_BYTES: usize = (WINDOW_BYTES_MIN / 4) as usize;
 
-/// Reads frames until the peer's stream is complete and the peer has closed; data go to `filled`.
+/// Reads frames until the peer's stream is complete and the peer has closed; data go to `filled`. Without a `codec` they are
+/// verified before.
 pub(crate) async fn deframe<R: AsyncRead + Unpin>(
     mut lane: LaneReader<R>,
-    filled: mpsc::Sender<Vec<u8>>,
+    filled: mpsc::Sender<Payload>,
     mut to_fill: mpsc::Receiver<Vec<u8>>,
+    codec: Option<Codec>,
     shared: &Shared,
 ) -> Result<(), WireError> {
     let mut filled = Some(filled);
@@ -37,15 +40,23 @@ pub(crate) async fn deframe<R: AsyncRead + Unpin>(
         match header {
             Header::Data { .. } => {
                 let frame = Frame::of(&header).expect("it is one of data");
+                if frame.codec != Codec::RAW && Some(frame.codec) != codec {
+                    return Err(broken("a frame in a codec that was not agreed"));
+                }
                 assembly.expects(&frame, shared.delivered.load(Ordering::Acquire))?;
                 if shared.add_received(u64::from(frame.plain)) > ARRIVED_BYTES_MAX {
                     return Err(broken("more bytes than the channels of a carrier may hold"));
                 }
-                let chunk = read_plain(&mut lane, &frame, to_fill.try_recv().unwrap_or_default()).await?;
+                let mut payload = to_fill.try_recv().unwrap_or_default();
+                payload.resize(frame.coded as usize, 0);
+                lane.payload(&mut payload).await?;
+                if codec.is_none() {
+                    verify(&payload, frame.offset, frame.checksum)?;
+                }
                 let queue = filled.as_ref().ok_or_else(|| broken("data after the end of the stream"))?;
                 // The writer is gone only when it failed, which ends the channel with its own error.
-                assembly.take(&frame, chunk, |chunk| {
-                    queue.try_send(chunk).map_err(|_| broken("too many frames in flight"))
+                assembly.take(frame, payload, |payload| {
+                    queue.try_send(payload).map_err(|_| broken("too many frames in flight"))
                 })?;
             }
             Header::Ack { delivered } => {
@@ -71,25 +82,10 @@ pub(crate) async fn deframe<R: AsyncRead + Unpin>(
     }
 }
 
-/// The plain bytes of a frame, verified. They are in the memory of `chunk`.
-async fn read_plain<R: AsyncRead + Unpin>(
-    lane: &mut LaneReader<R>,
-    frame: &Frame,
-    mut chunk: Vec<u8>,
-) -> Result<Vec<u8>, WireError> {
-    chunk.resize(frame.coded as usize, 0);
-    lane.payload(&mut chunk).await?;
-    let plain = match frame.codec {
-        Codec::Raw => chunk,
-    };
-    verify(&plain, frame.offset, frame.checksum)?;
-    Ok(plain)
-}
-
 /// Writes chunks to the local socket until the stream is complete, then closes that half.
 pub(crate) async fn write<W: AsyncWrite + Unpin>(
     mut local: W,
-    mut to_write: mpsc::Receiver<Vec<u8>>,
+    mut to_write: mpsc::Receiver<Payload>,
     emptied: mpsc::Sender<Vec<u8>>,
     shared: &Shared,
 ) -> Result<(), WireError> {
@@ -106,7 +102,7 @@ pub(crate) async fn write<W: AsyncWrite + Unpin>(
                 continue;
             }
         };
-        let Some(chunk) = chunk else { break };
+        let Some((_, chunk)) = chunk else { break };
         if shared.has_filter {
             shared.filter(Direction::Inbound, &chunk, &mut passed)?;
             local.write_all(&passed).await.map_err(WireError::Local)?;
@@ -124,6 +120,9 @@ pub(crate) async fn write<W: AsyncWrite + Unpin>(
         }
         // A full return queue only means that this buffer is not used again.
         let _ = emptied.try_send(chunk);
+    }
+    if shared.delivered.load(Ordering::Acquire) != shared.received.load(Ordering::Acquire) {
+        return Err(WireError::Local(io::Error::other("the thread that decodes has ended")));
     }
     match local.shutdown().await {
         Ok(()) => {}

@@ -5,7 +5,10 @@ use std::{collections::VecDeque, sync::atomic::Ordering, time::Duration};
 use ferry_core::error::chain;
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite};
 
-use super::shared::{FRAMES_MAX, Shared};
+use super::{
+    coding::Encoding,
+    shared::{FRAMES_MAX, Shared},
+};
 use crate::{
     WireError,
     filter::Direction,
@@ -29,8 +32,10 @@ pub(crate) struct Sender<'a, W, R> {
     /// What the filter let out, of which so many bytes are sent.
     passed: Vec<u8>,
     passed_sent: usize,
+    /// Where frames are encoded, if they are.
+    encoding: Option<Encoding>,
     chain: Chain,
-    /// Bytes sent as Data.
+    /// Bytes sent as Data, or on their way to it.
     sent: u64,
     acked: u64,
     acknowledged: u64,
@@ -44,7 +49,13 @@ where
     W: AsyncWrite + Unpin,
     R: AsyncRead + Unpin,
 {
-    pub(crate) fn new(lane: LaneWriter<W>, local: R, pace: Pace, shared: &'a Shared) -> Self {
+    pub(crate) fn new(
+        lane: LaneWriter<W>,
+        local: R,
+        pace: Pace,
+        encoding: Option<Encoding>,
+        shared: &'a Shared,
+    ) -> Self {
         Self {
             lane,
             local: Some(local),
@@ -53,6 +64,7 @@ where
             chunk: vec![0; DATA_BYTES_MAX],
             passed: Vec::new(),
             passed_sent: 0,
+            encoding,
             chain: Chain::default(),
             sent: 0,
             acked: 0,
@@ -74,25 +86,37 @@ where
                 return self.lane.close().await;
             }
             self.take_answers();
-            let room = self.room();
             let has_passed = self.passed_sent < self.passed.len();
-            if has_passed && room > 0 {
+            let (encodes, may_encode) =
+                self.encoding.as_ref().map_or((false, true), |encoding| (!encoding.is_idle(), encoding.has_room()));
+            if self.local.is_none() && !self.ended && !has_passed && !encodes {
+                self.end().await?;
+                continue;
+            }
+            let room = self.room();
+            if has_passed && room > 0 && may_encode {
                 self.send_passed(room).await?;
                 continue;
             }
-            let reads = self.local.is_some() && room > 0;
+            let reads = self.local.is_some() && !has_passed && room > 0 && may_encode;
             if self.local.is_some() && room == 0 {
                 self.pace.held_back();
             }
             let local = &mut self.local;
             let chunk = &mut self.chunk[..room];
+            let encoding = &mut self.encoding;
             tokio::select! {
                 biased;
                 () = self.shared.ack_due.notified() => {}
                 () = self.shared.window_open.notified() => {}
+                frame = async { encoding.as_mut().expect("guarded by `encodes`").next().await }, if encodes => {
+                    let (header, payload) = frame?;
+                    self.send(header, &payload).await?;
+                    self.tell_filter();
+                }
                 read = async { local.as_mut().expect("guarded by `reads`").read(chunk).await }, if reads => {
                     match read.map_err(WireError::Local)? {
-                        0 => self.end().await?,
+                        0 => self.local = None,
                         count => self.send_data(count).await?,
                     }
                 }
@@ -113,16 +137,15 @@ where
 
     async fn send_data(&mut self, count: usize) -> Result<(), WireError> {
         if !self.shared.has_filter {
-            let header = Header::raw_data(&self.chunk[..count], self.sent);
-            self.account(header, count);
-            return self.lane.write(header, &self.chunk[..count]).await;
+            let chunk = std::mem::take(&mut self.chunk);
+            let sent = self.send_plain(&chunk[..count]).await;
+            self.chunk = chunk;
+            return sent;
         }
         self.passed.clear();
         self.passed_sent = 0;
         self.shared.filter(Direction::Outbound, &self.chunk[..count], &mut self.passed)?;
-        if self.passed.is_empty() {
-            self.shared.filtered_delivered(Direction::Outbound);
-        }
+        self.tell_filter();
         Ok(())
     }
 
@@ -139,31 +162,45 @@ where
 
     /// Sends the next of what the filter let out. That may be more than was read, and more than the window holds.
     async fn send_passed(&mut self, room: usize) -> Result<(), WireError> {
-        let (start, end) = (self.passed_sent, self.passed.len().min(self.passed_sent + room));
-        let header = Header::raw_data(&self.passed[start..end], self.sent);
-        self.account(header, end - start);
-        self.lane.write(header, &self.passed[start..end]).await?;
-        self.passed_sent = end;
-        if end == self.passed.len() {
-            self.shared.filtered_delivered(Direction::Outbound);
-        }
+        let passed = std::mem::take(&mut self.passed);
+        let (start, end) = (self.passed_sent, passed.len().min(self.passed_sent + room));
+        let sent = self.send_plain(&passed[start..end]).await;
+        (self.passed, self.passed_sent) = (passed, end);
+        sent?;
+        self.tell_filter();
         Ok(())
     }
 
-    fn account(&mut self, header: Header, count: usize) {
+    /// Tells the filter when all that it let out is sent.
+    fn tell_filter(&self) {
+        if self.passed_sent == self.passed.len() && self.encoding.as_ref().is_none_or(Encoding::is_idle) {
+            self.shared.filtered_delivered(Direction::Outbound);
+        }
+    }
+
+    /// Accepts bytes of the stream and sends them, or has them encoded before.
+    async fn send_plain(&mut self, bytes: &[u8]) -> Result<(), WireError> {
+        let offset = self.sent;
+        self.sent += bytes.len() as u64;
+        // Before the frame goes out, so that its acknowledgement never comes first.
+        self.shared.sent.store(self.sent, Ordering::Release);
+        self.shared.traffic.add_in_flight(bytes.len() as u64);
+        self.shared.meter.add_sent(bytes.len() as u64);
+        self.timed.push_back((self.sent, self.shared.started.elapsed()));
+        match &mut self.encoding {
+            Some(encoding) => encoding.put(offset, bytes.to_vec()),
+            None => self.send(Header::raw_data(bytes, offset), bytes).await,
+        }
+    }
+
+    async fn send(&mut self, header: Header, payload: &[u8]) -> Result<(), WireError> {
         if let Header::Data { checksum, .. } = header {
             self.chain.push(checksum);
         }
-        self.sent += count as u64;
-        // Before the frame goes out, so that its acknowledgement never comes first.
-        self.shared.sent.store(self.sent, Ordering::Release);
-        self.shared.traffic.add_in_flight(count as u64);
-        self.shared.meter.add_sent(count as u64);
-        self.timed.push_back((self.sent, self.shared.started.elapsed()));
+        self.lane.write(header, payload).await
     }
 
     async fn end(&mut self) -> Result<(), WireError> {
-        self.local = None;
         self.ended = true;
         let header = Header::End { total: self.sent, checksum: self.chain.value() };
         self.lane.write(header, &[]).await

@@ -1,0 +1,190 @@
+//! Channels with a codec, over in-memory pipes: one of these tests, which may take as long as it likes.
+
+use std::{
+    sync::{Arc, mpsc},
+    time::Duration,
+};
+
+use ferry_wire::{
+    WireError,
+    channel::{
+        Options, carry,
+        coding::{Coding, Decoder, Encoder},
+    },
+    frame::{Codec, HEADER_BYTES, Header},
+    meter::Meter,
+};
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _, DuplexStream, duplex, split},
+    task::{JoinHandle, yield_now},
+};
+
+const DEADLINE: Duration = Duration::from_secs(20);
+const LIMIT: Duration = Duration::from_millis(300);
+const CODEC: Codec = Codec(200);
+
+/// Bytes that are all the same are sent as one, when the gate opens.
+struct Repeats {
+    gate: Option<mpsc::Receiver<()>>,
+}
+
+impl Repeats {
+    fn waits(&mut self) {
+        if let Some(gate) = &self.gate {
+            // Open from when the other end is dropped.
+            let _ = gate.recv();
+        }
+    }
+}
+
+impl Encoder for Repeats {
+    fn encode(&mut self, plain: &[u8], coded: &mut Vec<u8>) -> bool {
+        self.waits();
+        coded.push(plain[0]);
+        plain.iter().all(|byte| *byte == plain[0])
+    }
+}
+
+impl Decoder for Repeats {
+    fn decode(&mut self, coded: &[u8], plain: &mut [u8]) -> bool {
+        self.waits();
+        plain.fill(coded[0]);
+        coded.len() == 1
+    }
+}
+
+/// A codec; its encoder and its decoder wait at gates.
+fn coding(encoder: Option<mpsc::Receiver<()>>, decoder: Option<mpsc::Receiver<()>>) -> Option<Coding> {
+    let (encoder, decoder) = (Box::new(Repeats { gate: encoder }), Box::new(Repeats { gate: decoder }));
+    Some(Coding { codec: CODEC, encoder, decoder })
+}
+
+async fn within<T>(future: impl Future<Output = T>) -> T {
+    tokio::time::timeout(DEADLINE, future).await.expect("done in time")
+}
+
+async fn until(is_so: impl Fn() -> bool) {
+    within(async {
+        while !is_so() {
+            yield_now().await;
+        }
+    })
+    .await;
+}
+
+struct End {
+    local: DuplexStream,
+    meter: Arc<Meter>,
+    task: JoinHandle<Result<(), WireError>>,
+}
+
+fn end(peer: DuplexStream, coding: Option<Coding>) -> End {
+    let (local, near) = duplex(64 << 10);
+    let (reader, writer) = split(local);
+    let meter = Arc::<Meter>::default();
+    let options = Options { coding, ..Options::new(LIMIT, Arc::clone(&meter)) };
+    End { local: near, meter, task: tokio::spawn(async move { carry(peer, reader, writer, options).await }) }
+}
+
+fn ends(near: Option<Coding>, far: Option<Coding>) -> (End, End) {
+    let (one, other) = duplex(1 << 20);
+    (end(one, near), end(other, far))
+}
+
+async fn carries(from: &mut End, to: &mut End, bytes: &[u8]) {
+    let mut heard = vec![0; bytes.len()];
+    let (sent, received) =
+        within(async { tokio::join!(from.local.write_all(bytes), to.local.read_exact(&mut heard)) }).await;
+    sent.expect("taken");
+    received.expect("whole");
+    assert!(heard == bytes, "the bytes differ");
+    until(|| from.meter.waiting() == 0).await;
+}
+
+#[tokio::test]
+async fn coded_frames_and_frames_as_they_are_arrive_in_order_and_whole() {
+    let (mut near, mut far) = ends(coding(None, None), coding(None, None));
+    let mixed =
+        [vec![7; 900_000], (0..100_000_u32).map(|at| ((at * 31) >> 3) as u8).collect(), vec![9; 900_000]].concat();
+    carries(&mut near, &mut far, &mixed).await;
+    assert!(near.meter.wire() < 1_000_000, "{} bytes on the wire", near.meter.wire());
+    carries(&mut far, &mut near, &[1; 10]).await;
+    near.local.shutdown().await.expect("closed");
+    far.local.shutdown().await.expect("closed");
+    for end in [near, far] {
+        within(end.task).await.expect("no panic").expect("complete");
+    }
+}
+
+#[tokio::test]
+async fn a_codec_that_takes_long_delays_no_acknowledgement() {
+    for slow_encoder in [true, false] {
+        let (open, gate) = mpsc::channel();
+        let (encoder, decoder) = if slow_encoder { (Some(gate), None) } else { (None, Some(gate)) };
+        let (mut near, mut far) = ends(coding(encoder, None), coding(None, decoder));
+        let (mut other_near, mut other_far) = ends(None, None);
+        let slow = vec![5; 100_000];
+        within(near.local.write_all(&slow)).await.expect("taken");
+        until(|| near.meter.sent_plain() > 0).await;
+        // Of the other direction of this channel, and of another channel on the same thread, in both directions.
+        for _ in 0..3 {
+            carries(&mut far, &mut near, &[6; 50_000]).await;
+            carries(&mut other_near, &mut other_far, &[7; 500_000]).await;
+            carries(&mut other_far, &mut other_near, &[8; 500_000]).await;
+        }
+        assert_eq!((far.meter.received_plain(), near.meter.waiting() > 0), (0, true), "it was not held up");
+        drop(open);
+        let mut heard = vec![0; slow.len()];
+        within(far.local.read_exact(&mut heard)).await.expect("whole");
+        assert!(heard == slow);
+        until(|| near.meter.waiting() == 0).await;
+    }
+}
+
+#[tokio::test]
+async fn frames_of_another_codec_and_frames_that_are_none_of_it_end_the_channel() {
+    let frame = |codec: u8| {
+        let header = Header::Data { codec: Codec(codec), plain: 100, coded: 2, offset: 0, checksum: 1 };
+        [&header.encode()[..], &[1, 1]].concat()
+    };
+    for (coding, frame, what) in [
+        (None, frame(CODEC.0), "not agreed"),
+        (coding(None, None), frame(CODEC.0 + 1), "not agreed"),
+        (coding(None, None), frame(CODEC.0), "cannot be decoded"),
+        (
+            coding(None, None),
+            [&frame(CODEC.0)[..8], &[1], &frame(CODEC.0)[9..HEADER_BYTES], &[1]].concat(),
+            "changed on the way",
+        ),
+    ] {
+        let (mut peer, other) = duplex(1 << 20);
+        let End { mut local, task, .. } = end(other, coding);
+        peer.write_all(&frame).await.expect("taken");
+        let error = within(task).await.expect("no panic").expect_err(what);
+        assert!(matches!(&error, WireError::Protocol(why) if why.contains(what)), "{what}: {error:?}");
+        assert_eq!(within(local.read(&mut [0])).await.expect("dropped"), 0);
+    }
+}
+
+#[tokio::test]
+async fn a_codec_that_panics_ends_the_channel() {
+    struct Panics;
+    impl Encoder for Panics {
+        fn encode(&mut self, _: &[u8], _: &mut Vec<u8>) -> bool {
+            panic!("expected by the test")
+        }
+    }
+    impl Decoder for Panics {
+        fn decode(&mut self, _: &[u8], _: &mut [u8]) -> bool {
+            panic!("expected by the test")
+        }
+    }
+    let panics = || Some(Coding { codec: CODEC, encoder: Box::new(Panics), decoder: Box::new(Panics) });
+    for (near, far) in [(panics(), coding(None, None)), (coding(None, None), panics())] {
+        let (mut near, far) = ends(near, far);
+        near.local.write_all(&[3; 1000]).await.expect("taken");
+        for end in [near, far] {
+            within(end.task).await.expect("caught").expect_err("it is not complete");
+        }
+    }
+}
