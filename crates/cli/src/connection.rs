@@ -58,7 +58,7 @@ pub(crate) async fn login(arguments: &ServerArguments) -> Result<PathBuf, Failur
     let path =
         stored_path().ok_or_else(|| Failure::NotLoggedIn("Neither HOME nor XDG_CONFIG_HOME is set".to_owned()))?;
     let stored = Stored { server: Some(server), pin: Some(pin), token: Some(token) };
-    let text = toml::to_string(&stored).expect("plain texts are always TOML");
+    let text = toml::to_string(&stored).expect("strings can always be written as TOML");
     let folder = path.parent().unwrap_or(Path::new("/"));
     fs::create_dir_all(folder)
         .and_then(|()| ferry_trust::write_private(&path, text.as_bytes()))

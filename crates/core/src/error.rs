@@ -2,7 +2,7 @@
 
 use std::error::Error;
 
-/// An error and its causes, outermost first, `: ` between them. A cause that the text holds already is not said again.
+/// An error and its causes, outermost first, joined by `: `. A cause that the text already contains is not repeated.
 pub fn chain(error: &dyn Error) -> String {
     let mut text = error.to_string();
     for cause in std::iter::successors(error.source(), |&cause| cause.source()) {

@@ -132,7 +132,7 @@ impl Holder {
     }
 
     fn say(&mut self, commands: &str) -> Result<(), LockTrialError> {
-        let pipe = self.tool.stdin.as_mut().expect("it was piped, and is taken at the end");
+        let pipe = self.tool.stdin.as_mut().expect("stdin is a pipe, and is taken only at the end");
         pipe.write_all(commands.as_bytes()).and_then(|()| pipe.flush()).map_err(host("speak to qemu-io"))
     }
 

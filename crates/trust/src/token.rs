@@ -10,7 +10,7 @@ use subtle::ConstantTimeEq as _;
 /// The kernel provides no randomness: without it, no secret could be created.
 pub fn random_secret() -> Secret {
     let mut bytes = [0; 32];
-    SystemRandom::new().fill(&mut bytes).expect("the kernel gives randomness");
+    SystemRandom::new().fill(&mut bytes).expect("the kernel provides randomness");
     Secret(bytes)
 }
 

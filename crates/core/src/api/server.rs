@@ -112,7 +112,7 @@ pub struct HostView {
 pub struct StorageLocation {
     /// Where it is.
     pub location: Location,
-    /// As an administrator writes it: a UNC path, or an absolute path of the host.
+    /// Its path, as an administrator writes it: a UNC path, or an absolute path of the host.
     pub path: String,
     /// Why the share it lies on cannot be used on the host now; `None` if it can.
     pub trouble: Option<String>,
@@ -141,7 +141,7 @@ pub enum PlacesView {
     Directory {
         /// The directory.
         location: Location,
-        /// As an administrator writes it.
+        /// Its path, as an administrator writes it.
         path: String,
         /// Its content.
         listing: DirectoryListing,
@@ -152,7 +152,7 @@ pub enum PlacesView {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
 pub struct PlaceView {
-    /// As an administrator writes it.
+    /// Its path, as an administrator writes it.
     pub path: String,
     /// The share's name; `None`: a storage root of the host.
     pub share: Option<String>,

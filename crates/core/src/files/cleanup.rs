@@ -47,7 +47,7 @@ pub fn new_file(file: &NewFile) -> Cleanup {
 pub enum Obstacle {
     /// A VM names it, or it lies below a VM's disk, by this or another name.
     InUse,
-    /// It is a symbolic link: without it, its target would stay and nobody would know which VM it belongs to.
+    /// It is a symbolic link: without it, its target would stay without a trace of the VM it belongs to.
     Link,
     /// It is a device, a folder or a socket, which Ferry did not create.
     Irregular,

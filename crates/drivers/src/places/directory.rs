@@ -28,7 +28,7 @@ pub enum RootsError {
     /// It lies outside of every root, or leads outside.
     #[error("{path} {why}")]
     Outside {
-        /// As an administrator writes it.
+        /// Its path, as an administrator writes it.
         path: String,
         /// How it lies outside.
         why: String,
@@ -44,19 +44,19 @@ pub enum RootsError {
     /// It does not exist.
     #[error("{path} is not there")]
     Missing {
-        /// As an administrator writes it.
+        /// Its path, as an administrator writes it.
         path: String,
     },
     /// It is not a directory.
     #[error("{path} is not a directory")]
     NotADirectory {
-        /// As an administrator writes it.
+        /// Its path, as an administrator writes it.
         path: String,
     },
     /// The system refused to read it.
     #[error("Could not read {path}: {source}")]
     Unreadable {
-        /// As an administrator writes it.
+        /// Its path, as an administrator writes it.
         path: String,
         /// Why.
         source: Errno,
@@ -64,7 +64,7 @@ pub enum RootsError {
     /// Files cannot be created there, or QEMU's user cannot write them.
     #[error("{path} cannot hold files of VMs: {reason}")]
     NotWritable {
-        /// As an administrator writes it.
+        /// Its path, as an administrator writes it.
         path: String,
         /// Why.
         reason: String,
@@ -72,7 +72,7 @@ pub enum RootsError {
     /// The file system does not answer.
     #[error("{path} gave no answer within {} s", .waited.as_secs())]
     Stuck {
-        /// As an administrator writes it.
+        /// Its path, as an administrator writes it.
         path: String,
         /// How long the caller waited.
         waited: Duration,
@@ -126,7 +126,7 @@ impl Directory {
         &self.path
     }
 
-    /// As an administrator writes it.
+    /// Its path, as an administrator writes it.
     pub fn written(&self) -> &str {
         &self.written
     }

@@ -97,7 +97,7 @@ impl Machine {
     /// They do not in time; contains the last lines of the machine's console.
     pub fn wait_up(&mut self) -> anyhow::Result<()> {
         self.wait_booted()?;
-        // Its folder is another one than before the state was saved, and its clock has stood still since.
+        // Its folder is another one than before the state was saved, and its clock stopped at that time.
         self.run(&format!("mount -t 9p -o {} lab /lab && date -s @{}", image::FOLDER_OPTIONS, now().as_secs()))?;
         self.run("virsh -q -c qemu:///system list").map(drop)
     }

@@ -82,7 +82,7 @@ impl<'a> Reader<'a> {
     /// An unsigned 32-bit number.
     pub fn u32(&mut self) -> Result<u32, XdrError> {
         let bytes = self.take(4)?;
-        Ok(u32::from_be_bytes(bytes.try_into().expect("take gave four bytes")))
+        Ok(u32::from_be_bytes(bytes.try_into().expect("`take` returned four bytes")))
     }
 
     /// A signed 32-bit number.
@@ -93,7 +93,7 @@ impl<'a> Reader<'a> {
     /// An unsigned 64-bit number.
     pub fn u64(&mut self) -> Result<u64, XdrError> {
         let bytes = self.take(8)?;
-        Ok(u64::from_be_bytes(bytes.try_into().expect("take gave eight bytes")))
+        Ok(u64::from_be_bytes(bytes.try_into().expect("`take` returned eight bytes")))
     }
 
     /// Bytes of any length, padded to four.
