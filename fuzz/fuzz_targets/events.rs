@@ -1,4 +1,4 @@
-//! Any bytes are a stream of events, the same ones however they are cut into pieces, or too long.
+//! Any bytes parse as a stream of events, independent of how they are divided into pieces, or are too long.
 #![no_main]
 
 use ferry_client::events::{Parser, Received};

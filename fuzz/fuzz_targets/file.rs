@@ -1,4 +1,4 @@
-//! Whatever a peer says, either end of a file's copy ends with an error or with the file that was announced.
+//! Whatever the peer sends, either end of a file's copy ends with an error or with the announced file.
 #![no_main]
 
 use std::{
@@ -14,7 +14,7 @@ use tokio::{
     runtime::Runtime,
 };
 
-/// What an end says at the most: hashes of its blocks, or all of its file.
+/// Limit of what one end sends: hashes of its blocks, or all of its file.
 const SAID_BYTES_MAX: usize = 4 * BLOCK_BYTES as usize;
 
 static RUNTIME: LazyLock<Runtime> = LazyLock::new(|| {
@@ -23,7 +23,7 @@ static RUNTIME: LazyLock<Runtime> = LazyLock::new(|| {
 
 fuzz_target!(|bytes: &[u8]| {
     let Some(([kind, size, content], peer)) = bytes.split_first_chunk::<3>() else { return };
-    // Around the ends of blocks, and between them.
+    // Near the ends of blocks, and between them.
     let length = u64::from(size >> 4) * BLOCK_BYTES / 8 + u64::from(size & 15) * 17;
     let file = file(if kind & 4 == 0 { length } else { 0 }, *content);
     let kept = file.try_clone().expect("cloned");
@@ -56,7 +56,7 @@ fn content_of(length: u64, content: u8) -> Vec<u8> {
     (0..length).map(|at| if at / 5000 % 3 == 0 { content } else { 0 }).collect()
 }
 
-/// A file of this content, without a name.
+/// An unnamed file with this content.
 fn file(length: u64, content: u8) -> File {
     let path = format!("/dev/shm/ferry-fuzz-{}", std::process::id());
     let file = File::options().read(true).write(true).create(true).truncate(true).open(&path).expect("memory");

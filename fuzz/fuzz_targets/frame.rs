@@ -1,4 +1,4 @@
-//! Any bytes are a frame header with bounded lengths that encodes to the same bytes, or an error.
+//! Any bytes are a frame header with bounded lengths that encodes to the same bytes, or cause an error.
 #![no_main]
 
 use ferry_wire::frame::{DATA_BYTES_MAX, HEADER_BYTES, Header};

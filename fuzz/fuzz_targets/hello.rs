@@ -1,4 +1,4 @@
-//! Any bytes are a hello or a control message, or an error.
+//! Any bytes are a hello or a control message, or cause an error.
 #![no_main]
 
 use ferry_wire::{

@@ -1,6 +1,6 @@
-//! Any bytes from client, server or the other carrier pass an NBD recogniser in bounded memory, or end the channel.
-//! Whatever a client asks, the disk and the replies are those that they would be without. Any bytes are an index of
-//! blocks, or an error.
+//! Any bytes from the client, the server or the other carrier pass an NBD parser in bounded memory, or end the channel.
+//! Whatever a client requests, the disk and the replies are the same as without the carriers. Any bytes are an index of
+//! blocks, or cause an error.
 #![no_main]
 
 use std::{
@@ -18,10 +18,10 @@ use libfuzzer_sys::fuzz_target;
 const KEY: SeedKey = SeedKey([7; 32]);
 const PAGE: usize = 4096;
 const BLOCK: usize = BLOCK_BYTES as usize;
-/// Four blocks and some pages.
+/// Four blocks and three pages.
 const DISK_BYTES: usize = 4 * BLOCK + 3 * PAGE;
-/// What one pass may let out beyond what came in: what was held back, which is never more than a disk's WRITE here or
-/// a MiB, and for each byte that came the requests of a fifth of a part, which falls into 64 ranges at the most.
+/// Limits of one pass's output beyond its input: the bytes held back before, at most a WRITE of the whole disk or one
+/// MiB, and for each input byte the requests of a fifth of a part, which splits into at most 64 ranges.
 const HELD_BYTES_MAX: usize = 1 << 20;
 const OUT_PER_BYTE_MAX: usize = 28 * 64 / 5 + 2;
 const READ: u16 = 0;
@@ -30,7 +30,7 @@ const TRIM: u16 = 4;
 const WRITE_ZEROES: u16 = 6;
 const FUA: u16 = 1;
 
-/// What the seed holds: blocks of data, one of zeroes, one with pages of zeroes.
+/// Content of the seed: blocks of data, one of zeroes, one with pages of zeroes.
 static SEED: LazyLock<Vec<u8>> = LazyLock::new(|| {
     let byte = |at: usize| match (at / BLOCK, at / PAGE % 3) {
         (1, _) | (2, 0) => 0,
@@ -67,9 +67,9 @@ fuzz_target!(|bytes: &[u8]| {
     }
 });
 
-/// Both ends between a client and a server, of which both know what the disk must hold.
+/// Both ends between a client and a server; the expected content of the disk is known.
 struct Line {
-    /// The source's, and the destination's.
+    /// The source's end, and the destination's.
     ends: [Box<dyn StreamFilter>; 2],
     near: Arc<NbdMeter>,
     far: Arc<NbdMeter>,
@@ -113,11 +113,11 @@ impl Line {
         }
     }
 
-    /// One request of a client that does nothing wrong: what, where, how much, and of what content.
+    /// One correct request of a client: operation, offset, length and content.
     fn ask(&mut self, ask: &[u8], cut: usize) {
         let [what, place, count, content] = *ask else { return };
         let command = [WRITE, WRITE, WRITE, WRITE, WRITE_ZEROES, READ, 3, TRIM][usize::from(what & 7)];
-        // By pages, by blocks, or by neither.
+        // Aligned to pages, to blocks, or to neither.
         let grain = [PAGE, BLOCK, 512, 1000][usize::from(what >> 3 & 3)];
         let offset = usize::from(place) * grain % DISK_BYTES;
         let length = (usize::from(count) * grain % (2 * BLOCK)).min(DISK_BYTES - offset);
@@ -155,7 +155,7 @@ impl Line {
         assert_eq!((self.far.mismatches(), self.near.referenced_bytes()), (0, self.far.referenced_bytes()));
     }
 
-    /// Bytes from anybody: who, how many, and which.
+    /// Arbitrary bytes: from which side, how many, and their content.
     fn feed_all(&mut self, mut rest: &[u8]) {
         while let [which, count, more @ ..] = rest {
             let (chunk, more) = more.split_at(usize::from(*count).min(more.len()));
@@ -165,7 +165,7 @@ impl Line {
                 2 => self.pass(1, Direction::Inbound, chunk),
                 _ => self.pass(0, Direction::Inbound, chunk),
             };
-            // The channel ends.
+            // The channel has ended.
             if passed.is_err() {
                 return;
             }
@@ -175,7 +175,7 @@ impl Line {
 }
 
 impl Line {
-    /// Through both ends: there, from the client to the server, or back.
+    /// Passes bytes through both ends: from the client to the server (`there`), or back.
     fn through(&mut self, there: bool, bytes: &[u8], cut: usize) -> Result<Vec<u8>, FilterError> {
         let mut passed = bytes.to_vec();
         let way = if there { [0, 1] } else { [1, 0] };
@@ -198,13 +198,13 @@ impl Line {
     }
 }
 
-/// The byte that a content has at a place of the disk.
+/// The byte of a content at an offset of the disk.
 fn byte(content: u8, at: usize) -> u8 {
     let page = at / PAGE;
     match content & 7 {
         0 => 0,
         1 | 2 => SEED[at],
-        // Some pages of it are others.
+        // Some pages differ.
         3 if page % (2 + usize::from(content >> 3)) == 0 => content,
         3 => SEED[at],
         4 if page % (2 + usize::from(content >> 3)) == 0 => 0,
@@ -221,7 +221,7 @@ struct Server {
 }
 
 impl Server {
-    /// Its replies to all that is whole.
+    /// Returns its replies to all complete requests.
     fn work(&mut self, bytes: &[u8]) -> Vec<u8> {
         self.input.extend_from_slice(bytes);
         let mut replies = Vec::new();
@@ -259,7 +259,7 @@ fn head(flags: u16, command: u16, cookie: u64, offset: u64, length: u32) -> Vec<
     bytes
 }
 
-/// Until the first request: whether the server speaks, and what.
+/// The messages before the first request: whether the server sends each, and its bytes.
 fn handshake() -> Vec<(bool, Vec<u8>)> {
     let option_reply = |kind: u32, data: &[u8]| {
         let mut bytes = 0x0003_e889_0455_65a9_u64.to_be_bytes().to_vec();
@@ -269,7 +269,7 @@ fn handshake() -> Vec<(bool, Vec<u8>)> {
         bytes.extend_from_slice(data);
         bytes
     };
-    // A disk whose server takes everything.
+    // A disk whose server accepts all requests.
     let mut export = vec![0, 0];
     export.extend((DISK_BYTES as u64).to_be_bytes());
     export.extend([0x05, 0x7d]);

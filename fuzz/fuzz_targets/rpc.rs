@@ -1,4 +1,5 @@
-//! Any bytes pass libvirt's RPC gate and tap without panic, and nothing is let through that did not come.
+//! Any bytes pass libvirt's RPC gate and tap without a panic, and the output contains nothing that was not in the
+//! input.
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;

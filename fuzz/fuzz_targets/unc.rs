@@ -1,4 +1,4 @@
-//! Any text is a UNC path that reads the same again, or an error.
+//! Any text is a UNC path whose text form parses to the same path, or causes an error.
 #![no_main]
 
 use ferry_core::unc::UncPath;
