@@ -385,7 +385,7 @@ const ROWS: &[(&str, Spoil, FindingId, &[&str])] = &[
         "agent of another time",
         |f| f.destination.facts.api_versions = vec![1],
         FindingId::HostVersion,
-        &["kvm2", "[7]", "same version"],
+        &["kvm2", "[1]", "version 2", "Upgrade ferry-agent on kvm2"],
     ),
     (
         "libvirt without shared_filesystems",
