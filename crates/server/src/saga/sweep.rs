@@ -5,58 +5,32 @@
 //! (that is what [`super::simulation`] is for). At the end all is done, or all is taken back: never something between.
 
 use std::{
-    sync::{Arc, Mutex, MutexGuard},
+    sync::{Arc, Mutex},
     time::Duration,
 };
 
-use ferry_client::{ClientError, agent::Attempt};
+use ferry_client::ClientError;
 use ferry_core::{
-    api::agent::{
-        ConfirmRequest, DestinationReady, DiskArrival, OfflineReady, PrepareDestination, PrepareSource, PrepareStorage,
-        ReceiveOffline, Report, Role, SendOffline, Stage,
-    },
+    api::agent::{ConfirmRequest, Report, Role, Stage},
     backoff::Backoff,
-    files::{DiskMove, FileMove},
-    finding::{Finding, FindingId},
-    id::{Generation, JobId, SessionId, VmId},
-    job::{Figures, JobKind},
-    migration::{LogEvent, Phase, Presence, newest_attempt},
-    pin::{Pin, Secret},
-    vm::{VmFacts, VmState},
+    finding::FindingId,
+    job::JobKind,
+    migration::{Phase, Presence},
+    vm::VmState,
 };
-use tokio_util::sync::CancellationToken;
-use uuid::Uuid;
 
 use super::{
-    executor::{Log, Patience, Saga, drive},
+    executor::Patience,
     migrate::Migrate,
-    models::{self, away, refused},
+    models::{
+        jobs,
+        site::lives,
+        world::{Fault, LiveModel, Model, OfflineModel, Server, Shared, lock, refused, report},
+    },
     move_offline::MoveOffline,
     move_storage::MoveStorage,
-    participant::{LiveParticipant, OfflineParticipant, Participant, Reported, StorageParticipant},
-    site::{Check, Site, Told},
+    participant::Reported,
 };
-use crate::{
-    jobs::running::Running,
-    plan::{Kept as _, offline::OfflinePlan, storage::StoragePlan},
-    preflight::offline::Sized as SizedFiles,
-    store::{HostName, JobRecord, StoreError},
-};
-
-/// What happens to a request.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Fault {
-    /// The host does not do it, and says so.
-    Refused,
-    /// It does not reach the host.
-    Lost,
-    /// It is done, and its answer is lost.
-    AnswerLost,
-    /// The server dies before it is done.
-    DiesBefore,
-    /// The server dies after it was done.
-    DiesAfter,
-}
 
 const FAULTS: [Fault; 5] = [Fault::Refused, Fault::Lost, Fault::AnswerLost, Fault::DiesBefore, Fault::DiesAfter];
 const IMPATIENT: Patience =
@@ -77,34 +51,26 @@ struct Side {
     runs: bool,
 }
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct World {
+    kind: JobKind,
+    server: Server,
     source: Side,
     destination: Side,
-    log: Vec<LogEvent>,
-    reserved: bool,
     /// Whether the move's Perform is to be refused: what was prepared is taken back.
     fails: bool,
     /// Requests so far, and the faults of some of them.
-    requests: Vec<String>,
+    requests: Vec<(Role, &'static str)>,
     faults: Vec<(usize, Fault)>,
-    died: CancellationToken,
-}
-
-type Shared = Arc<Mutex<World>>;
-
-fn lock(world: &Shared) -> MutexGuard<'_, World> {
-    world.lock().expect("nobody panics with it")
-}
-
-/// One host, or the one that moves its own disks.
-struct Host {
-    world: Shared,
-    role: Role,
-    kind: JobKind,
 }
 
 impl World {
+    fn new(kind: JobKind, fails: bool, faults: Vec<(usize, Fault)>) -> Self {
+        let source = Side { has_vm: true, runs: kind != JobKind::Offline, ..Side::default() };
+        let (server, destination, requests) = (Server::default(), Side::default(), Vec::new());
+        Self { kind, server, source, destination, fails, requests, faults }
+    }
+
     fn side(&mut self, role: Role) -> &mut Side {
         match role {
             Role::Source => &mut self.source,
@@ -112,54 +78,67 @@ impl World {
         }
     }
 
-    /// At no moment is the VM nowhere, or does it run twice.
-    fn check(&self) {
-        let (here, there) = (&self.source, &self.destination);
-        assert!(!(here.runs && there.runs), "it runs twice: {:#?}\n{:#?}", self.requests, self.log);
-        assert!(here.has_vm || there.has_vm, "it is lost: {:#?}\n{:#?}", self.requests, self.log);
+    fn known(&mut self, role: Role) -> Result<&mut Side, ClientError> {
+        let side = self.side(role);
+        if side.known { Ok(side) } else { Err(refused(404, FindingId::JobUnknown)) }
     }
 }
 
-impl Host {
-    /// A request, with the fault that is planned for it.
-    async fn call<T>(
-        &self,
-        what: &str,
-        act: impl FnOnce(&mut World, &Host) -> Result<T, ClientError> + Send,
-    ) -> Result<T, ClientError> {
-        let fault = {
-            let mut world = lock(&self.world);
-            let number = world.requests.len();
-            world.requests.push(format!("{:?}: {what}", self.role));
-            assert!(number < 300, "the job hangs: {:#?}\n{:#?}", world.requests, world.log);
-            world.faults.iter().find(|(at, _)| *at == number).map(|(_, fault)| *fault)
-        };
-        tokio::task::yield_now().await;
-        match fault {
-            Some(Fault::Refused) => return Err(refused(409, FindingId::JobOpen)),
-            Some(Fault::Lost) => return Err(away()),
-            Some(Fault::DiesBefore) => return die(&self.world).await,
-            Some(Fault::AnswerLost | Fault::DiesAfter) | None => {}
-        }
-        let answer = {
-            let mut world = lock(&self.world);
-            let answer = act(&mut world, self);
-            world.check();
-            answer
-        };
-        match fault {
-            Some(Fault::AnswerLost) => Err(away()),
-            Some(Fault::DiesAfter) => die(&self.world).await,
-            Some(Fault::Refused | Fault::Lost | Fault::DiesBefore) | None => answer,
-        }
+impl Model for World {
+    fn server(&mut self) -> &mut Server {
+        &mut self.server
     }
 
-    fn report_of(&self, world: &mut World) -> Reported {
-        let side = world.side(self.role);
-        if !side.known {
-            return Err(refused(404, FindingId::JobUnknown));
+    fn fault(&mut self, role: Role, what: &'static str) -> Option<Fault> {
+        let number = self.requests.len();
+        self.requests.push((role, what));
+        assert!(number < 300, "the job hangs: {self:#?}");
+        self.faults.iter().find(|(at, _)| *at == number).map(|(_, fault)| *fault)
+    }
+
+    /// At no moment is the VM nowhere, or does it run twice.
+    fn check(&self) {
+        let (here, there) = (&self.source, &self.destination);
+        assert!(!(here.runs && there.runs), "it runs twice: {self:#?}");
+        assert!(here.has_vm || there.has_vm, "it is lost: {self:#?}");
+    }
+
+    fn is_gone(&mut self, role: Role) -> bool {
+        !self.side(role).has_vm
+    }
+
+    fn prepare(&mut self, role: Role) -> Result<bool, ClientError> {
+        let in_place = self.kind == JobKind::Storage;
+        let side = self.side(role);
+        side.known = true;
+        side.held = role == Role::Source && !in_place;
+        side.files = role == Role::Destination || in_place;
+        Ok(true)
+    }
+
+    fn perform(&mut self) -> Reported {
+        if !self.source.known || (self.fails && !self.source.delivered) {
+            return Err(refused(409, FindingId::JobOpen));
         }
-        let presence = match (self.role, side.runs, side.has_vm) {
+        self.source.delivered = true;
+        match self.kind {
+            // All disks are copied and switched over.
+            JobKind::Storage => self.source.files = false,
+            // All is copied; the destination is asked to define the VM.
+            JobKind::Offline => {}
+            JobKind::Live | JobKind::LiveVsm if self.source.confirmed || self.destination.delivered => {}
+            JobKind::Live | JobKind::LiveVsm => {
+                (self.source.runs, self.destination.runs) = (false, true);
+                (self.destination.has_vm, self.destination.delivered, self.destination.files) = (true, true, false);
+            }
+            JobKind::Several | JobKind::Drain => panic!("no job of one VM"),
+        }
+        self.report(Role::Source)
+    }
+
+    fn report(&mut self, role: Role) -> Reported {
+        let side = self.known(role)?;
+        let presence = match (role, side.runs, side.has_vm) {
             (_, true, _) => Presence::Running,
             (Role::Source, false, true) => Presence::Off,
             (Role::Destination, false, true) => Presence::Arrived,
@@ -168,336 +147,82 @@ impl Host {
         let stage = match side {
             Side { aborted: true, .. } => Stage::Aborted,
             Side { confirmed: true, .. } => Stage::Confirmed,
-            Side { delivered: true, runs: true, .. } if self.role == Role::Destination => Stage::Resumed,
+            Side { delivered: true, runs: true, .. } if role == Role::Destination => Stage::Resumed,
             Side { delivered: true, .. } => Stage::Delivered,
             Side { .. } => Stage::Prepared,
         };
-        Ok(Report {
-            presence,
-            finish_delivered: side.delivered,
-            ..Report::new(JobId(1), Generation(1), self.role, 1, stage)
-        })
+        Ok(Report { presence, finish_delivered: side.delivered, ..report(role, 1, stage) })
     }
 
-    async fn prepared<T>(&self, what: &str, answer: T) -> Result<T, ClientError>
-    where
-        T: Send,
-    {
-        self.call(what, |world, host| {
-            let side = world.side(host.role);
-            side.known = true;
-            side.held = host.role == Role::Source && host.kind != JobKind::Storage;
-            side.files = host.role == Role::Destination || host.kind == JobKind::Storage;
-            Ok(answer)
-        })
-        .await
-    }
-}
-
-async fn die<T>(world: &Shared) -> T {
-    lock(world).died.cancel();
-    std::future::pending().await
-}
-
-impl Participant for Host {
-    fn name(&self) -> &str {
-        match self.role {
-            Role::Source => "kvm1",
-            Role::Destination => "kvm2",
+    fn abort(&mut self, role: Role) -> Reported {
+        let is_offline_source = self.kind == JobKind::Offline && role == Role::Source;
+        let side = self.known(role)?;
+        if side.delivered && !is_offline_source {
+            return Err(refused(409, FindingId::JobPastPivot));
         }
+        (side.aborted, side.files) = (true, false);
+        self.report(role)
     }
 
-    fn pin(&self) -> Pin {
-        Pin([0; 32])
-    }
-
-    async fn perform(&self, _: Attempt) -> Reported {
-        self.call("perform", |world, host| {
-            if !world.source.known || (world.fails && !world.source.delivered) {
-                return Err(refused(409, FindingId::JobOpen));
-            }
-            world.source.delivered = true;
-            match host.kind {
-                // All disks are copied and switched over.
-                JobKind::Storage => world.source.files = false,
-                // All is copied; the destination is asked to define the VM.
-                JobKind::Offline => {}
-                _ if world.source.confirmed || world.destination.delivered => {}
-                _ => {
-                    (world.source.runs, world.destination.runs) = (false, true);
-                    (world.destination.has_vm, world.destination.delivered, world.destination.files) =
-                        (true, true, false);
-                }
-            }
-            host.report_of(world)
-        })
-        .await
-    }
-
-    async fn report(&self, _: Attempt, _: u64, _: Duration) -> Reported {
-        self.call("report", |world, host| host.report_of(world)).await
-    }
-
-    async fn abort(&self, _: Attempt) -> Reported {
-        self.call("abort", |world, host| {
-            let (is_offline_source, side) =
-                (host.kind == JobKind::Offline && host.role == Role::Source, world.side(host.role));
-            if !side.known {
-                return Err(refused(404, FindingId::JobUnknown));
-            }
-            if side.delivered && !is_offline_source {
-                return Err(refused(409, FindingId::JobPastPivot));
-            }
-            (side.aborted, side.files) = (true, false);
-            host.report_of(world)
-        })
-        .await
-    }
-
-    async fn confirm(&self, _: Attempt, _: &ConfirmRequest) -> Reported {
-        self.call("confirm", |world, host| {
-            let side = world.side(host.role);
-            if !side.known {
-                return Err(refused(404, FindingId::JobUnknown));
-            }
-            side.confirmed = true;
-            if host.role == Role::Source && host.kind != JobKind::Storage {
-                side.has_vm = false;
-            }
-            host.report_of(world)
-        })
-        .await
-    }
-
-    async fn release(&self, _: Attempt) -> Result<(), ClientError> {
-        self.call("release", |world, host| {
-            let side = world.side(host.role);
-            (side.known, side.held, side.files) = (false, false, false);
-            Ok(())
-        })
-        .await
-    }
-}
-
-impl LiveParticipant for Host {
-    async fn incoming(&self, _: VmId, _: &[DiskMove]) -> Result<Vec<DiskArrival>, Vec<Finding>> {
-        Ok(Vec::new())
-    }
-
-    async fn prepare_destination(&self, _: Attempt, _: &PrepareDestination) -> Result<DestinationReady, ClientError> {
-        let (mounts, files) = (Vec::new(), Vec::new());
-        let ready = DestinationReady { carrier: String::new(), mounts, socket_dir: String::new(), files };
-        self.prepared("prepare the destination", ready).await
-    }
-
-    async fn prepare_source(&self, _: Attempt, _: &PrepareSource) -> Result<bool, ClientError> {
-        self.prepared("prepare the source", true).await
-    }
-
-    async fn resume(&self, _: Attempt) -> Reported {
-        self.call("resume", |world, host| host.report_of(world)).await
-    }
-
-    async fn end_copy(&self, _: Attempt) -> Reported {
-        self.call("end the copy", |world, host| host.report_of(world)).await
-    }
-
-    async fn state_of(&self, _: VmId) -> Result<Option<VmState>, ClientError> {
-        self.call("look", |world, host| {
-            let side = world.side(host.role);
-            Ok(match (side.runs, side.has_vm) {
-                (true, _) => Some(VmState::Running),
-                (false, true) => Some(VmState::ShutOff),
-                (false, false) => None,
-            })
-        })
-        .await
-    }
-}
-
-impl StorageParticipant for Host {
-    async fn check(&self, _: &PrepareStorage) -> Result<(), ClientError> {
-        self.call("check", |_, _| Ok(())).await
-    }
-
-    async fn prepare(&self, _: Attempt, _: &PrepareStorage) -> Reported {
-        self.prepared("prepare", ()).await?;
-        self.report_of(&mut lock(&self.world))
-    }
-}
-
-impl OfflineParticipant for Host {
-    async fn sizes(&self, _: VmId, _: &[FileMove]) -> Result<SizedFiles, Vec<Finding>> {
-        self.call("sizes", |_, _| Ok(SizedFiles::default())).await.map_err(|_| Vec::new())
-    }
-
-    async fn prepare_destination(&self, _: Attempt, _: &ReceiveOffline) -> Result<OfflineReady, ClientError> {
-        let ready = OfflineReady {
-            address: String::new(),
-            mounts: Vec::new(),
-            paths: Vec::new(),
-            absent: Vec::new(),
-            adopted: Vec::new(),
-        };
-        self.prepared("prepare the destination", ready).await
-    }
-
-    async fn prepare_source(&self, _: Attempt, _: &SendOffline) -> Reported {
-        self.prepared("prepare the source", ()).await?;
-        self.report_of(&mut lock(&self.world))
-    }
-
-    async fn define(&self, _: Attempt) -> Reported {
-        self.call("define", |world, host| {
-            let side = &mut world.destination;
-            if !side.known || side.aborted {
-                return Err(refused(409, FindingId::RequestStale));
-            }
-            (side.delivered, side.has_vm, side.files) = (true, true, false);
-            host.report_of(world)
-        })
-        .await
-    }
-}
-
-/// The server of one move, with its database in memory.
-#[derive(Clone)]
-struct Model(Shared, JobKind);
-
-impl Log for Model {
-    async fn events(&self, _: JobId) -> Result<Vec<LogEvent>, StoreError> {
-        Ok(lock(&self.0).log.clone())
-    }
-
-    async fn append(&self, _: JobId, events: &[LogEvent]) -> Result<(), StoreError> {
-        lock(&self.0).log.extend_from_slice(events);
-        Ok(())
-    }
-}
-
-impl Site for Model {
-    type Host = Host;
-
-    fn host(&self, name: &HostName) -> Option<Host> {
-        let role = if name.name == "kvm1" { Role::Source } else { Role::Destination };
-        Some(Host { world: self.0.clone(), role, kind: self.1 })
-    }
-
-    async fn reserve(&self, _: VmId, job: JobId) -> Result<JobId, StoreError> {
-        lock(&self.0).reserved = true;
-        Ok(job)
-    }
-
-    async fn unreserve(&self, _: JobId) -> Result<(), StoreError> {
-        lock(&self.0).reserved = false;
-        Ok(())
-    }
-
-    async fn put_plan(&self, _: JobId, _: &str) -> Result<(), StoreError> {
-        Ok(())
-    }
-
-    async fn put_findings(&self, _: JobId, _: &[Finding]) -> Result<(), StoreError> {
-        Ok(())
-    }
-
-    async fn put_figures(&self, _: JobId, _: &Figures) -> Result<(), StoreError> {
-        Ok(())
-    }
-
-    async fn note(&self, _: JobId, _: &[String]) -> Result<(), StoreError> {
-        Ok(())
-    }
-
-    async fn check(&self, _: JobId, _: VmId, _: Check<'_>, _: [&Host; 2]) -> Result<Vec<Finding>, StoreError> {
-        Ok(Vec::new())
-    }
-
-    async fn ask_others(&self, _: VmId, _: [&Host; 2]) -> Vec<Told> {
-        Vec::new()
-    }
-
-    fn seen_elsewhere(&self, _: VmId, _: [&Host; 2]) -> Option<String> {
-        None
-    }
-
-    async fn needed_by_others(&self, _: VmId, _: &[DiskMove]) -> Vec<String> {
-        Vec::new()
-    }
-
-    async fn is_gone(&self, host: &Host, _: VmId) -> bool {
-        !lock(&self.0).side(host.role).has_vm
-    }
-
-    async fn wait_until(&self, _: &Host, _: VmId, _: impl Fn(Option<&VmFacts>) -> bool + Send + Sync) {}
-}
-
-/// The job of a kind of move.
-fn job(kind: JobKind) -> JobRecord {
-    let live = |along| models::live_plan(along, true);
-    let plan = match kind {
-        JobKind::Storage => {
-            let request = PrepareStorage {
-                vm: VmId(Uuid::nil()),
-                vm_name: "web01".to_owned(),
-                disks: vec![models::disk()],
-                bandwidth_bytes_per_s: None,
-                whole: false,
-            };
-            StoragePlan { generation: Generation(1), request, keep_source: false, disks: Vec::new() }.to_json()
+    fn confirm(&mut self, role: Role, _: &ConfirmRequest) -> Reported {
+        let in_place = self.kind == JobKind::Storage;
+        let side = self.known(role)?;
+        side.confirmed = true;
+        if role == Role::Source && !in_place {
+            side.has_vm = false;
         }
-        JobKind::Offline => OfflinePlan {
-            session: SessionId(Uuid::nil()),
-            secret: Secret([0; 32]),
-            generation: Generation(1),
-            files: Vec::new(),
-            shares: Vec::new(),
-            keep_source: false,
-            autostart: true,
-            progress: Vec::new(),
-        }
-        .to_json(),
-        JobKind::LiveVsm => live(vec![models::disk()]).to_json(),
-        JobKind::Live => live(Vec::new()).to_json(),
-        JobKind::Several | JobKind::Drain => panic!("{kind:?} is done by other jobs"),
-    };
-    models::record(kind, plan)
+        self.report(role)
+    }
+
+    fn release(&mut self, role: Role) -> Result<(), ClientError> {
+        let side = self.side(role);
+        (side.known, side.held, side.files) = (false, false, false);
+        Ok(())
+    }
 }
 
-/// Lives of the server, one after another, until the job has ended.
+impl LiveModel for World {
+    fn resume(&mut self) -> Reported {
+        self.report(Role::Destination)
+    }
+
+    fn end_copy(&mut self) -> Reported {
+        self.report(Role::Source)
+    }
+
+    fn state_of(&mut self, role: Role) -> Result<Option<VmState>, ClientError> {
+        let side = self.side(role);
+        Ok(match (side.runs, side.has_vm) {
+            (true, _) => Some(VmState::Running),
+            (false, true) => Some(VmState::ShutOff),
+            (false, false) => None,
+        })
+    }
+}
+
+impl OfflineModel for World {
+    fn define(&mut self) -> Reported {
+        let side = &mut self.destination;
+        if !side.known || side.aborted {
+            return Err(refused(409, FindingId::RequestStale));
+        }
+        (side.delivered, side.has_vm, side.files) = (true, true, false);
+        self.report(Role::Destination)
+    }
+}
+
+/// A job of a kind, to its end.
 async fn play(kind: JobKind, fails: bool, faults: Vec<(usize, Fault)>) -> (Phase, World) {
-    let source = Side { has_vm: true, runs: kind != JobKind::Offline, ..Side::default() };
-    let log = vec![LogEvent::Accepted, LogEvent::Admitted, LogEvent::AttemptStarted { attempt: 1 }];
-    let world: Shared = Arc::new(Mutex::new(World { source, log, fails, faults, ..World::default() }));
-    let site = Model(world.clone(), kind);
-    let phase = loop {
-        let (running, died) = (Arc::new(Running::default()), CancellationToken::new());
-        lock(&world).died = died.clone();
-        if newest_attempt(&lock(&world).log).iter().any(|event| matches!(event, LogEvent::CancelRequested { .. })) {
-            running.cancelled.cancel();
-        }
-        let (site, record) = (site.clone(), job(kind));
-        let driven = match kind {
-            JobKind::Storage => life(site.clone(), MoveStorage::new(site, record, running), &died).await,
-            JobKind::Offline => life(site.clone(), MoveOffline::new(site, record, running), &died).await,
-            _ => life(site.clone(), Migrate::new(site, record, running), &died).await,
-        };
-        if let Some(phase) = driven {
-            break phase;
-        }
+    let world: Shared<World> = Arc::new(Mutex::new(World::new(kind, fails, faults)));
+    let job = jobs::job(kind, true);
+    let phase = match kind {
+        JobKind::Live | JobKind::LiveVsm => lives(&world, &job, IMPATIENT, Migrate::new).await,
+        JobKind::Offline => lives(&world, &job, IMPATIENT, MoveOffline::new).await,
+        JobKind::Storage => lives(&world, &job, IMPATIENT, MoveStorage::new).await,
+        JobKind::Several | JobKind::Drain => panic!("no job of one VM"),
     };
-    let ended = std::mem::take(&mut *lock(&world));
+    let ended = std::mem::replace(&mut *lock(&world), World::new(kind, false, Vec::new()));
     (phase, ended)
-}
-
-/// One life of the server: how the job ended, unless the server died first.
-async fn life(site: Model, saga: Result<impl Saga, String>, died: &CancellationToken) -> Option<Phase> {
-    let mut saga = saga.expect("its hosts and plan are there");
-    tokio::select! {
-        biased;
-        () = died.cancelled() => None,
-        phase = drive(&site, JobId(1), &mut saga, IMPATIENT) => Some(phase),
-    }
 }
 
 /// All is done, or all is taken back.
@@ -510,7 +235,7 @@ fn is_whole(kind: JobKind, phase: Phase, world: &World) -> Result<(), String> {
         Phase::Failed => here.has_vm && !there.has_vm && here.runs == (kind != JobKind::Offline),
         _ => false,
     };
-    match placed && clean(here) && clean(there) && !world.reserved {
+    match placed && clean(here) && clean(there) && !world.server.reserved {
         true => Ok(()),
         false => Err(format!("{kind:?} {phase:?}: {world:#?}")),
     }
@@ -529,7 +254,7 @@ async fn whatever_becomes_of_one_request_all_is_done_or_all_is_taken_back() {
                 for fault in FAULTS {
                     let (phase, world) = play(kind, fails, vec![(request, fault)]).await;
                     let whole = is_whole(kind, phase, &world);
-                    whole.unwrap_or_else(|error| panic!("{fault:?} at {}: {error}", plain.requests[request]));
+                    whole.unwrap_or_else(|error| panic!("{fault:?} at {:?}: {error}", plain.requests[request]));
                 }
             }
         }

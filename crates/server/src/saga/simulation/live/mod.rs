@@ -1,39 +1,34 @@
-//! The model: two hosts with their agents, carriers and libvirts, a third host, and an administrator. Moves on by chance.
+//! Live moves: two hosts with their agents, carriers and libvirts, a third host, and an administrator. Moves on by chance.
+//!
+//! ```text
+//! libvirt   Memory ─▶ Stopped ─▶ Finishing ─▶ Delivered          any broken channel before Delivered: the source runs on
+//! source    Running   HandedOver HandedOver   Off
+//! dest.     Receiving Receiving  Arrived      Arrived ─ told by its carrier, or asked by its agent ─▶ Running
+//! ```
+//! A libvirtd of the source that dies once the memory is sent leaves the source's copy as it is (`Left`), whatever the
+//! destination has. Where the storage locks disks, a source's copy does not run on as long as the destination's has them
+//! (`Stopped`); its carrier runs it as soon as they are free. A guest may crash wherever it runs (`Halted`), or shut itself down
+//! (`Ended`, which libvirt knows here for good). A source may lose its power, and is away for long then. An administrator
+//! who sees a VM stand still runs the copy that is at the destination, may shut it off there, or move it on to a third host:
+//! one of the inventory, or, once the server has seen that it was there, one that Ferry does not know.
+//!
+//! At every moment: the VM never runs twice, and one whole copy is somewhere.
+
+mod requests;
 
 use ferry_core::{
     api::agent::{Role, Stage},
     migration::{LogEvent, Phase, Presence, Step, phase},
 };
-use tokio_util::sync::CancellationToken;
 
-use super::super::participant::Reported;
-
-/// Nothing goes wrong any more after so many moments; a job that does not end soon after that hangs.
-pub(super) const FAULTS_UNTIL: u32 = 300;
-const MOMENTS_MAX: u32 = 3_000;
-/// A job whose VM somebody moved on, or ran against what was decided, waits for a human: after so many moments it does.
-const WAITS_SINCE: u32 = 1_000;
-
-/// Chance, the same for each run of a number.
-pub(super) struct Chance(u64);
-
-impl Chance {
-    fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut mixed = self.0;
-        mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        mixed ^ (mixed >> 31)
-    }
-
-    pub(super) fn one_in(&mut self, count: u64) -> bool {
-        self.next().is_multiple_of(count)
-    }
-}
+use super::{
+    super::{models::world::Server, participant::Reported},
+    fate::Fate,
+};
 
 /// How far libvirt's migrate call is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Flight {
+enum Flight {
     Not,
     Memory,
     Stopped,
@@ -44,23 +39,25 @@ pub(super) enum Flight {
 
 /// What one host has of the attempt.
 #[derive(Clone, Debug)]
-pub(super) struct Side {
-    pub(super) process: Presence,
-    pub(super) held: bool,
-    pub(super) agent_is_up: bool,
-    pub(super) libvirt_is_up: bool,
-    pub(super) known: bool,
-    pub(super) carrier: bool,
-    pub(super) stage: Stage,
-    pub(super) sequence: u64,
-    pub(super) finish_delivered: bool,
-    pub(super) here: bool,
+struct Side {
+    process: Presence,
+    held: bool,
+    agent_is_up: bool,
+    libvirt_is_up: bool,
+    known: bool,
+    carrier: bool,
+    stage: Stage,
+    sequence: u64,
+    finish_delivered: bool,
+    here: bool,
     /// The carrier has written down that the VM ran on here.
-    pub(super) ran_on: bool,
-    pub(super) ending: bool,
-    pub(super) aborted: bool,
-    pub(super) confirmed: bool,
-    pub(super) ended: bool,
+    ran_on: bool,
+    ending: bool,
+    aborted: bool,
+    confirmed: bool,
+    ended: bool,
+    /// It starts the VM at boot.
+    autostart: bool,
 }
 
 impl Side {
@@ -81,77 +78,65 @@ impl Side {
             aborted: false,
             confirmed: false,
             ended: false,
+            autostart: false,
         }
     }
 
-    pub(super) fn to(&mut self, stage: Stage) {
+    fn to(&mut self, stage: Stage) {
         self.stage = stage;
         self.sequence += 1;
     }
 
     /// Whether its process keeps others from the disks, where the storage locks them.
-    pub(super) fn has_disks(&self) -> bool {
+    fn has_disks(&self) -> bool {
         matches!(self.process, Presence::Arrived | Presence::Running | Presence::Halted)
     }
 }
 
 pub(super) struct World {
-    pub(super) chance: Chance,
-    pub(super) moment: u32,
-    pub(super) flight: Flight,
-    pub(super) source: Side,
-    pub(super) destination: Side,
-    pub(super) log: Vec<LogEvent>,
-    pub(super) past: Vec<String>,
-    pub(super) reserved: bool,
+    fate: Fate,
+    server: Server,
+    flight: Flight,
+    source: Side,
+    destination: Side,
     /// The source has no power until then.
-    pub(super) dark_until: u32,
+    dark_until: u32,
     /// It ended with the power of its source, before another copy was complete: what it has of definition and disks is the VM.
-    pub(super) died_there: bool,
+    died_there: bool,
     /// The source has run since the destination's copy was complete, which is old.
-    pub(super) copy_is_old: bool,
+    copy_is_old: bool,
     /// A third host has the VM.
-    pub(super) elsewhere: bool,
+    elsewhere: bool,
     /// Ferry does not know that host.
-    pub(super) unknown: bool,
+    unknown: bool,
     /// The destination's copy was run by hand when it had been decided that the VM is the source's.
-    pub(super) against: bool,
+    against: bool,
     /// How many times in succession the server was told of a complete copy at the destination, when it asked who has the VM.
-    pub(super) told: u32,
+    told: u32,
     /// For how many moments in succession a complete copy was there to be told of, while the source did not answer.
-    pub(super) there: u32,
+    there: u32,
     /// It was told so often, or could have asked so often, that it must know.
-    pub(super) seen: bool,
+    seen: bool,
     /// The storage keeps the destination's copy from running while the source's has the disks.
-    pub(super) locks_hold: bool,
-    /// The source starts the VM at boot.
-    pub(super) autostart: bool,
-    /// The life of the server.
-    pub(super) life: ServerLife,
-}
-
-/// One life of the server, as far as the world ends it or asks something of it.
-#[derive(Clone, Default)]
-pub(super) struct ServerLife {
-    /// It is over.
-    pub(super) died: CancellationToken,
-    /// Somebody asked to cancel the job.
-    pub(super) cancelled: CancellationToken,
-    /// All that could happen by itself has happened.
-    pub(super) waits: CancellationToken,
+    locks_hold: bool,
+    /// The source started the VM at boot.
+    autostart: bool,
+    /// A disk moves along.
+    along: bool,
+    /// Another VM needs the old files.
+    needed: bool,
 }
 
 impl World {
-    pub(super) fn new(number: u64) -> Self {
+    pub(super) fn new(number: u64, along: bool) -> Self {
+        let mut fate = Fate::new(number);
+        let (autostart, locks_hold, needed) = (fate.one_in(3), fate.one_in(2), fate.one_in(4));
         Self {
-            chance: Chance(number),
-            moment: 0,
+            fate,
+            server: Server::default(),
             flight: Flight::Not,
-            source: Side::new(Presence::Running),
+            source: Side { autostart, ..Side::new(Presence::Running) },
             destination: Side::new(Presence::Absent),
-            log: vec![LogEvent::Accepted, LogEvent::Admitted, LogEvent::AttemptStarted { attempt: 1 }],
-            past: Vec::new(),
-            reserved: false,
             dark_until: 0,
             died_there: false,
             copy_is_old: false,
@@ -161,23 +146,29 @@ impl World {
             told: 0,
             there: 0,
             seen: false,
-            locks_hold: number.is_multiple_of(2),
-            autostart: number.is_multiple_of(3),
-            life: ServerLife::default(),
+            locks_hold,
+            autostart,
+            along,
+            needed,
         }
     }
 
-    pub(super) fn note(&mut self, what: &str) {
-        self.past.push(format!("{}: {what}", self.moment));
+    fn note(&mut self, what: impl AsRef<str>) {
+        self.fate.note(what);
+    }
+
+    /// What was done and has happened, for whoever reads of a failure.
+    fn story(&self) -> String {
+        format!("{:#?}\n{:#?}", self.server.log, self.fate.past)
     }
 
     /// Whether all that could happen by itself has happened to a VM that somebody has taken into his own hands.
     fn waits_for_a_human(&self) -> bool {
-        (self.elsewhere || self.against) && self.moment > WAITS_SINCE
+        (self.elsewhere || self.against) && self.fate.is_late()
     }
 
     /// Whether the destination's copy could run now.
-    pub(super) fn may_run(&self) -> bool {
+    fn may_run(&self) -> bool {
         let side = &self.destination;
         let gets_disks = !self.locks_hold || matches!(self.source.process, Presence::Off | Presence::Stopped);
         side.libvirt_is_up && side.process == Presence::Arrived && gets_disks
@@ -185,13 +176,13 @@ impl World {
 
     /// The destination has answered the question who has the VM. It is asked twice for one verdict, and once by a server that
     /// was away: after four answers one verdict at least is behind us.
-    pub(super) fn tell(&mut self, answer: &Reported) {
+    fn tell(&mut self, answer: &Reported) {
         let complete = answer.as_ref().is_ok_and(|report| is_complete(report.presence) && !report.gave_up);
         self.told = if complete && self.source.process != Presence::Running { self.told + 1 } else { 0 };
         self.seen |= self.told >= 4;
     }
 
-    pub(super) fn side(&mut self, role: Role) -> &mut Side {
+    fn side(&mut self, role: Role) -> &mut Side {
         match role {
             Role::Source => &mut self.source,
             Role::Destination => &mut self.destination,
@@ -199,11 +190,10 @@ impl World {
     }
 
     /// A moment passes: libvirt goes on, and something may break.
-    pub(super) fn tick(&mut self) {
-        self.moment += 1;
-        assert!(self.moment < MOMENTS_MAX, "the job hangs: {:#?}\n{:#?}", self.log, self.past);
-        if self.moment < FAULTS_UNTIL {
-            if self.chance.one_in(12) {
+    fn go_by(&mut self) {
+        self.fate.pass(&self.server);
+        if self.fate.is_hostile() {
+            if self.fate.one_in(12) {
                 self.break_something();
             }
         } else {
@@ -212,23 +202,23 @@ impl World {
                 (self.side(role).agent_is_up, self.side(role).libvirt_is_up) = (true, true);
             }
         }
-        if self.moment < self.dark_until && self.chance.one_in(6) {
+        if self.fate.moment < self.dark_until && self.fate.one_in(6) {
             self.by_hand();
         }
         // Between a verdict and what is done about it.
-        if self.moment < FAULTS_UNTIL && self.is_decided() && self.chance.one_in(2) {
+        if self.fate.is_hostile() && self.is_decided() && self.fate.one_in(2) {
             self.by_hand();
         }
         for role in [Role::Source, Role::Destination] {
-            let dark = role == Role::Source && self.moment < self.dark_until;
-            if !dark && self.chance.one_in(6) {
+            let dark = role == Role::Source && self.fate.moment < self.dark_until;
+            if !dark && self.fate.one_in(6) {
                 self.side(role).agent_is_up = true;
             }
-            if !dark && self.chance.one_in(6) {
+            if !dark && self.fate.one_in(6) {
                 self.side(role).libvirt_is_up = true;
             }
         }
-        if self.chance.one_in(2) {
+        if self.fate.one_in(2) {
             self.go_on();
         }
         self.copy_is_old |= self.source.process == Presence::Running && self.destination.process == Presence::Arrived;
@@ -239,16 +229,16 @@ impl World {
         // The source is asked every few moments.
         self.seen |= self.there >= 40;
         if self.waits_for_a_human() {
-            self.life.waits.cancel();
+            self.server.life.waits.cancel();
         }
-        self.check();
+        self.is_one_vm();
     }
 
     /// libvirt and the carriers do their next thing.
     fn go_on(&mut self) {
         match self.flight {
             Flight::Not | Flight::Delivered | Flight::Failed => {}
-            Flight::Memory if self.chance.one_in(3) => {
+            Flight::Memory if self.fate.one_in(3) => {
                 self.flight = Flight::Stopped;
                 self.source.process = Presence::HandedOver;
             }
@@ -258,23 +248,23 @@ impl World {
                 self.destination.process = Presence::Arrived;
             }
             // The moment at which most depends on it.
-            Flight::Finishing if self.moment < FAULTS_UNTIL && self.chance.one_in(8) => self.lose_power(),
+            Flight::Finishing if self.fate.is_hostile() && self.fate.one_in(8) => self.lose_power(),
             Flight::Finishing => {
                 self.flight = Flight::Delivered;
                 self.note("delivered");
                 self.source.process = Presence::Off;
-                if self.chance.one_in(8) {
+                if self.fate.one_in(8) {
                     self.note("the source's libvirtd dies over the reply");
                     (self.source.libvirt_is_up, self.source.process) = (false, Presence::Left);
                 }
                 // The carrier may die between writing the reply to libvirtd and telling anybody.
-                if self.chance.one_in(8) {
+                if self.fate.one_in(8) {
                     self.kill_carrier(Role::Source);
                     return;
                 }
                 self.source.finish_delivered = true;
                 self.source.to(Stage::Delivered);
-                if self.destination.carrier && !self.chance.one_in(8) && self.destination.stage != Stage::Aborted {
+                if self.destination.carrier && !self.fate.one_in(8) && self.destination.stage != Stage::Aborted {
                     self.destination.finish_delivered = true;
                     self.destination.to(Stage::Delivered);
                 }
@@ -296,19 +286,8 @@ impl World {
         }
     }
 
-    /// Whether this moment is the server's last: what was asked is done or not, and nobody waits for the answer.
-    pub(super) fn ends_server(&mut self) -> bool {
-        let dies = self.moment < FAULTS_UNTIL && self.chance.one_in(40);
-        if dies {
-            self.told = 0;
-            self.note("the server dies");
-            self.life.died.cancel();
-        }
-        dies
-    }
-
     fn break_something(&mut self) {
-        match self.chance.next() % 12 {
+        match self.fate.one_of(12) {
             0 => self.kill_carrier(Role::Source),
             1 => self.kill_carrier(Role::Destination),
             2 => self.source.agent_is_up = false,
@@ -318,7 +297,7 @@ impl World {
                 self.source.libvirt_is_up = false;
                 // Whether all memory was sent when it stopped the VM is a matter of moments.
                 let sent = match self.flight {
-                    Flight::Stopped => self.chance.one_in(2),
+                    Flight::Stopped => self.fate.one_in(2),
                     Flight::Finishing => true,
                     Flight::Not | Flight::Memory | Flight::Delivered | Flight::Failed => false,
                 };
@@ -334,13 +313,13 @@ impl World {
             }
             6 | 7 => self.by_hand(),
             8 => self.end_guest(),
-            9 if self.chance.one_in(4) => self.lose_power(),
+            9 if self.fate.one_in(4) => self.lose_power(),
             _ => {
                 self.note("a cancel");
-                let phase = phase(&self.log);
+                let phase = phase(&self.server.log);
                 if matches!(phase, Phase::Preparing | Phase::Migrating) {
-                    self.log.push(LogEvent::CancelRequested { by: "admin".into() });
-                    self.life.cancelled.cancel();
+                    self.server.log.push(LogEvent::CancelRequested { by: "admin".into() });
+                    self.server.life.cancelled.cancel();
                 }
             }
         }
@@ -348,7 +327,7 @@ impl World {
 
     /// Whether the server has decided that the VM is the source's.
     fn is_decided(&self) -> bool {
-        self.log.iter().any(|event| matches!(event, LogEvent::Failed { step: Step::Perform, .. }))
+        self.server.log.iter().any(|event| matches!(event, LogEvent::Failed { step: Step::Perform, .. }))
     }
 
     /// The source loses its power, and has no process when it is back.
@@ -369,19 +348,19 @@ impl World {
         self.kill_carrier(Role::Source);
         self.fail_flight();
         (self.source.agent_is_up, self.source.libvirt_is_up) = (false, false);
-        self.dark_until = self.moment + 100;
+        self.dark_until = self.fate.moment + 100;
     }
 
     /// A guest crashes where it runs, and its process is kept, or it shuts itself down. libvirt ends a move of it.
     fn end_guest(&mut self) {
         for role in [Role::Source, Role::Destination] {
-            if self.side(role).process == Presence::Running && self.chance.one_in(4) {
-                let ends = match (self.chance.one_in(2), role) {
+            if self.side(role).process == Presence::Running && self.fate.one_in(4) {
+                let ends = match (self.fate.one_in(2), role) {
                     (true, _) => Presence::Halted,
                     (false, Role::Source) => Presence::Ended,
                     (false, Role::Destination) => Presence::Off,
                 };
-                self.note(&format!("the guest at the {role:?} ends: {ends:?}"));
+                self.note(format!("the guest at the {role:?} ends: {ends:?}"));
                 self.side(role).process = ends;
                 if role == Role::Source {
                     self.fail_flight();
@@ -404,13 +383,13 @@ impl World {
                 self.against = self.is_decided();
                 self.destination.process = Presence::Running;
             }
-            Presence::Running if self.chance.one_in(2) => {
+            Presence::Running if self.fate.one_in(2) => {
                 self.note("shut off at the destination");
                 self.destination.process = Presence::Off;
             }
-            Presence::Running if self.chance.one_in(2) => {
+            Presence::Running if self.fate.one_in(2) => {
                 // What nobody ever told Ferry, nor any host can tell, it cannot know.
-                self.unknown = self.seen && self.chance.one_in(2);
+                self.unknown = self.seen && self.fate.one_in(2);
                 self.note(if self.unknown { "moved on to an unknown host" } else { "moved on by hand" });
                 (self.destination.process, self.elsewhere) = (Presence::Absent, true);
             }
@@ -420,13 +399,13 @@ impl World {
 
     fn kill_carrier(&mut self, role: Role) {
         if std::mem::take(&mut self.side(role).carrier) {
-            self.note(&format!("the carrier of the {role:?} dies"));
+            self.note(format!("the carrier of the {role:?} dies"));
             self.fail_flight();
         }
     }
 
     /// A channel of libvirt's broke: before the reply to Finish is delivered the source runs on.
-    pub(super) fn fail_flight(&mut self) {
+    fn fail_flight(&mut self) {
         match self.flight {
             Flight::Not | Flight::Delivered | Flight::Failed => return,
             Flight::Memory | Flight::Stopped => self.destination.process = Presence::Absent,
@@ -446,20 +425,58 @@ impl World {
         }
     }
 
-    pub(super) fn check(&self) {
+    fn is_one_vm(&self) {
         let (source, destination) = (self.source.process, self.destination.process);
         let runs = [source, destination].iter().filter(|process| **process == Presence::Running).count();
-        assert!(runs + usize::from(self.elsewhere) < 2, "it runs twice: {:#?}\n{:#?}", self.log, self.past);
+        assert!(runs + usize::from(self.elsewhere) < 2, "it runs twice: {}", self.story());
         let has = matches!(destination, Presence::Arrived | Presence::Running | Presence::Halted | Presence::Off);
         assert!(
             !self.copy_is_old || destination != Presence::Running,
-            "an old copy runs: {:#?}\n{:#?}",
-            self.log,
-            self.past
+            "an old copy runs: {}",
+            self.story()
         );
         let here = source != Presence::Absent && (source != Presence::Off || self.died_there);
         let whole = here || has || self.elsewhere;
-        assert!(whole, "it is lost: {:#?}\n{:#?}", self.log, self.past);
+        assert!(whole, "it is lost: {}", self.story());
+    }
+
+    /// What is so once the job has ended. Ok: whether it has; else it waits for a human.
+    pub(super) fn judge(&self, phase: Phase) -> Result<bool, String> {
+        let (source, destination) = (&self.source, &self.destination);
+        let (process, place) = match phase {
+            Phase::Succeeded => {
+                let process = match destination.process {
+                    // An administrator has seen to it.
+                    seen @ (Presence::Off | Presence::Halted) => seen,
+                    Presence::Absent if self.elsewhere => Presence::Absent,
+                    _ => Presence::Running,
+                };
+                ([Presence::Absent, process], destination)
+            }
+            Phase::Failed | Phase::Cancelled => {
+                let process = match source.process {
+                    seen @ (Presence::Halted | Presence::Ended) => seen,
+                    Presence::Off if self.died_there => Presence::Off,
+                    _ => Presence::Running,
+                };
+                ([process, Presence::Absent], source)
+            }
+            // Somebody has it in his own hands: nothing is taken away or let go.
+            Phase::Migrating | Phase::RollingBack | Phase::Stuck if self.elsewhere || self.against => {
+                let still = matches!(source.process, Presence::Off | Presence::Left | Presence::Stopped);
+                return if still && source.held { Ok(false) } else { Err(self.story()) };
+            }
+            Phase::Queued
+            | Phase::Preparing
+            | Phase::Migrating
+            | Phase::Completing
+            | Phase::RollingBack
+            | Phase::Stuck => return Err(format!("it has not ended: {}", self.story())),
+        };
+        let is_clean = |side: &Side| !side.known && !side.held;
+        let whole = is_clean(source) && is_clean(destination) && !self.server.reserved;
+        let placed = [source.process, destination.process] == process && place.autostart == self.autostart;
+        if whole && placed { Ok(true) } else { Err(format!("{source:#?}\n{destination:#?}\n{}", self.story())) }
     }
 }
 
