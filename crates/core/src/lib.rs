@@ -2,7 +2,6 @@
 //!
 //! Every decision is here, as a pure function of facts: [`preflight`] turns facts into findings, [`migration`] folds a
 //! log into a phase and a verdict. Time is passed as an argument. The words are those of `docs/glossary.md`.
-#![expect(clippy::wildcard_enum_match_arm, reason = "matches from before the rule; the last one takes this along")]
 
 pub mod admission;
 pub mod api;

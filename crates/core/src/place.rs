@@ -176,7 +176,7 @@ impl FromStr for Place {
             let unc = format!("//{server}/{share}").parse().map_err(|error| match error {
                 // The administrator knows only the whole text.
                 UncError::Form(_) => UncError::Form(text.to_owned()),
-                other => other,
+                other @ UncError::NotQualified { .. } => other,
             })?;
             return Ok(Self::Share { unc, path: inside.join("/") });
         }

@@ -4,7 +4,6 @@
 //! takes turns and drives `saga`, which spans several hosts; `view` shows how a job stands. `store` is the only thing that is
 //! kept. What hosts have and do is asked of their agents (`inventory`) and never stored. A file imports from below only:
 //! `store < plan < inventory < preflight < jobs::running < view < saga < jobs::driver < app < http`.
-#![expect(clippy::wildcard_enum_match_arm, reason = "matches from before the rule; the last one takes this along")]
 
 mod app;
 mod clock;

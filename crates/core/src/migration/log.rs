@@ -217,9 +217,9 @@ pub fn newest_attempt(log: &[LogEvent]) -> &[LogEvent] {
 
 /// The number of the newest attempt that began; 0: none.
 pub fn attempt(log: &[LogEvent]) -> u32 {
-    let numbers = log.iter().rev().filter_map(|event| match event {
-        LogEvent::AttemptStarted { attempt } => Some(*attempt),
-        _ => None,
+    let numbers = log.iter().rev().filter_map(|event| {
+        let LogEvent::AttemptStarted { attempt } = event else { return None };
+        Some(*attempt)
     });
     numbers.max().unwrap_or(0)
 }

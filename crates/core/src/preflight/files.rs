@@ -44,7 +44,7 @@ pub(super) fn reach(facts: &LiveFacts<'_>, file: &VmFile, findings: &mut Vec<Fin
                         "Let it move along: `--storage PLACE`, a folder of {destination} (`ferry host browse {destination}`) \
                          or of a share"
                     ),
-                    _ => format!("Put the file on a share that {source} and {destination} both reach (`ferry share list`)"),
+                    FileRole::Disk | FileRole::Media | FileRole::Boot | FileRole::NotAFile => format!("Put the file on a share that {source} and {destination} both reach (`ferry share list`)"),
                 },
             ))
         }

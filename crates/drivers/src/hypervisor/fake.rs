@@ -171,10 +171,7 @@ impl FakeHypervisor {
 
     /// Pauses a running VM, as an administrator or an I/O error would. Does nothing if it does not run.
     pub fn pause(&self, vm: VmId) {
-        self.host.shift(vm, |process| match process {
-            Process::Running(memory) => Process::Paused(memory),
-            other => other,
-        });
+        self.host.shift(vm, |process| process.if_running(Process::Paused));
     }
 
     /// Stops a running VM because of an I/O error on a disk, or for lack of space. Does nothing if it does not run.
@@ -197,18 +194,12 @@ impl FakeHypervisor {
 
     /// Crashes the guest of a running VM and keeps its process. Does nothing if it does not run.
     pub fn panic(&self, vm: VmId) {
-        self.host.shift(vm, |process| match process {
-            Process::Running(memory) => Process::Crashed(memory),
-            other => other,
-        });
+        self.host.shift(vm, |process| process.if_running(Process::Crashed));
     }
 
     /// Suspends the guest of a running VM to memory. Does nothing if it does not run.
     pub fn suspend(&self, vm: VmId) {
-        self.host.shift(vm, |process| match process {
-            Process::Running(memory) => Process::Suspended(memory),
-            other => other,
-        });
+        self.host.shift(vm, |process| process.if_running(Process::Suspended));
     }
 
     /// Ends the VM's process, as the guest or an administrator would.

@@ -425,9 +425,9 @@ impl FinishCall {
 
 /// The string parameter `field` of a call.
 pub fn text_parameter<'a>(parameters: &'a [TypedParameter], field: &str) -> Option<&'a str> {
-    parameters.iter().find(|parameter| parameter.field == field).and_then(|parameter| match &parameter.value {
-        TypedValue::Text(text) => Some(text.as_str()),
-        _ => None,
+    parameters.iter().find(|parameter| parameter.field == field).and_then(|parameter| {
+        let TypedValue::Text(text) = &parameter.value else { return None };
+        Some(text.as_str())
     })
 }
 
@@ -502,9 +502,10 @@ fn check_parameters(parameters: &[TypedParameter], policy: &GatePolicy) -> Resul
             };
         if !allowed {
             const SHOWN_CHARS_MAX: usize = 200;
-            let found = match &parameter.value {
-                TypedValue::Text(text) => text.chars().take(SHOWN_CHARS_MAX).collect(),
-                other => format!("{other:?}"),
+            let found = if let TypedValue::Text(text) = &parameter.value {
+                text.chars().take(SHOWN_CHARS_MAX).collect()
+            } else {
+                format!("{:?}", parameter.value)
             };
             return Err(RefusalReason::Parameter { field: parameter.field.clone(), found });
         }

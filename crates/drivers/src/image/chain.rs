@@ -59,7 +59,7 @@ fn file_named(name: &str, image: &Path) -> Option<PathBuf> {
         match part {
             Component::CurDir => {}
             Component::ParentDir => drop(plain.pop()),
-            part => plain.push(part),
+            Component::Prefix(_) | Component::RootDir | Component::Normal(_) => plain.push(part),
         }
     }
     Some(plain)

@@ -205,18 +205,22 @@ fn beneath(root: &OwnedFd, path: &Path, flags: OFlag) -> Result<OwnedFd, Errno> 
 
 fn refusal(errno: Errno, written: &str) -> RootsError {
     let path = written.to_owned();
-    match errno {
-        Errno::ENOENT => RootsError::Missing { path },
-        Errno::ENOTDIR => RootsError::NotADirectory { path },
-        Errno::EXDEV => RootsError::Outside {
-            path,
-            why: "holds a symbolic link that leads out of its storage root or share, or names its target by an \
-                  absolute path"
+    if errno == Errno::ENOENT {
+        return RootsError::Missing { path };
+    }
+    if errno == Errno::ENOTDIR {
+        return RootsError::NotADirectory { path };
+    }
+    if errno != Errno::EXDEV {
+        return RootsError::Unreadable { path, source: errno };
+    }
+    RootsError::Outside {
+        path,
+        why:
+            "holds a symbolic link that leads out of its storage root or share, or names its target by an absolute path"
                 .to_owned(),
-            fix: "Choose the directory that the link leads to, if it lies in a storage root, or make the link relative"
-                .to_owned(),
-        },
-        source => RootsError::Unreadable { path, source },
+        fix: "Choose the directory that the link leads to, if it lies in a storage root, or make the link relative"
+            .to_owned(),
     }
 }
 

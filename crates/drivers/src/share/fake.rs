@@ -175,9 +175,9 @@ impl ShareDriver for FakeShares {
             };
         }
         self.probe(share, credentials)?;
-        let export = self.up(share).map_err(|error| match error {
-            ShareError::NoShare { .. } => refuse("the server exports no such directory".to_owned()),
-            other => other,
+        let export = self.up(share).map_err(|error| {
+            let is_no_share = matches!(error, ShareError::NoShare { .. });
+            if is_no_share { refuse("the server exports no such directory".to_owned()) } else { error }
         })?;
         let parent = mountpoint.parent().unwrap_or(Path::new("/"));
         // The driver creates a missing mount point; an existing empty one is covered by the mount.

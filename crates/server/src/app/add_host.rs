@@ -58,7 +58,9 @@ pub(crate) async fn add_host(app: &Arc<App>, body: &AddHost) -> Result<HostView,
         StoreError::Duplicate => {
             twice(&title, &body.name, format!("Host {} or one like it was added at the same time", body.name))
         }
-        other => Failure::Store(other),
+        other @ (StoreError::Database(_) | StoreError::Content { .. } | StoreError::Newer { .. }) => {
+            Failure::Store(other)
+        }
     })?;
     tracing::info!(host = record.name, address = record.address, pin = %record.pin, "A host was added");
     let host = app.inventory.add(record, agent);

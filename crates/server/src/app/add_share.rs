@@ -30,7 +30,9 @@ pub(crate) async fn add_share(app: &App, body: &AddShare) -> Result<ShareView, F
     let share = ShareRecord { id: ShareId(Uuid::new_v4()), name: body.name.clone(), source };
     app.store.add_share(&share).await.map_err(|error| match error {
         StoreError::Duplicate => twice(&title, &body.name, format!("Share {} was added at the same time", body.name)),
-        other => Failure::Store(other),
+        other @ (StoreError::Database(_) | StoreError::Content { .. } | StoreError::Newer { .. }) => {
+            Failure::Store(other)
+        }
     })?;
     tracing::info!(share = share.name, source = %share.source, "A share was added");
     Ok(show_shares::view(app, share))

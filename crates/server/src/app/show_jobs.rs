@@ -64,10 +64,8 @@ fn changes(job: &JobView, record: &JobRecord, shares: &[ShareRecord]) -> Vec<Str
             }));
         }
         JobKind::Live | JobKind::LiveVsm | JobKind::Offline if is_done(Step::Perform) => {
-            changes.push(match record.job.kind {
-                JobKind::Offline => format!("VM {vm} moved from {source} to {destination}, shut off"),
-                _ => format!("VM {vm} moved from {source} to {destination}, running"),
-            });
+            let how = if record.job.kind == JobKind::Offline { "shut off" } else { "running" };
+            changes.push(format!("VM {vm} moved from {source} to {destination}, {how}"));
             changes.extend(job.disks.iter().map(|disk| format!("file {} of VM {vm} moved along", disk.device)));
             if Plan::of(record).is_ok_and(|plan| plan.is_persistent()) {
                 changes.push(format!("definition of VM {vm} added on {destination}"));

@@ -89,15 +89,14 @@ impl Jobs {
                 phase = now.title(),
                 "The job is taken up again"
             );
-            match now {
-                Phase::Queued => self.queue().put(record),
-                _ => {
-                    if now != Phase::Stuck {
-                        self.queue().hold(&record);
-                    }
-                    self.start(record, Start::GoesOn);
-                }
+            if now == Phase::Queued {
+                self.queue().put(record);
+                continue;
             }
+            if now != Phase::Stuck {
+                self.queue().hold(&record);
+            }
+            self.start(record, Start::GoesOn);
         }
         self.admit();
         for record in orphans::left(self.store()).await? {

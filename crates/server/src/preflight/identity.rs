@@ -67,7 +67,7 @@ impl IdentityCheck {
     pub(crate) async fn prove(&self, share: ShareId, source: &Arc<Host>, destination: &Arc<Host>) -> ShareIdentity {
         match self.same(share, source, destination).await {
             ShareIdentity::Proven => self.locks(share, source, destination).await,
-            not => not,
+            not @ (ShareIdentity::Different | ShareIdentity::NotProven(_) | ShareIdentity::LocksFail(_)) => not,
         }
     }
 

@@ -291,9 +291,9 @@ async fn steps_are_done_and_taken_back_in_the_order_of_the_plan() {
             let fails = matches!(fault, Fault::FailsBefore | Fault::FailsAfter) && step.class().is_taken_back();
             let expected = if fails { (Phase::Failed, 0) } else { (Phase::Succeeded, 8) };
             assert_eq!((phase, world.effects.len()), expected, "{step:?} {fault:?}");
-            let begun = log.iter().filter_map(|event| match event {
-                LogEvent::Intent { step } => Some(*step),
-                _ => None,
+            let begun = log.iter().filter_map(|event| {
+                let LogEvent::Intent { step } = event else { return None };
+                Some(*step)
             });
             assert!(OTHER_ORDER.starts_with(&begun.collect::<Vec<_>>()), "{step:?} {fault:?}: {log:?}");
         }

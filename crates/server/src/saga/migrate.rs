@@ -330,9 +330,8 @@ fn take_disks(disks: &mut Vec<DiskProgress>, running: &Running, news: Vec<DiskPr
 
 /// What is found now, with what was found only when it was decided which disks move along and how.
 fn with_planned(stored: &[Finding], found: &[Finding]) -> Vec<Finding> {
-    let is_planned = |finding: &&Finding| match finding.id {
-        FindingId::DiskFlattened | FindingId::DiskThick => !found.contains(finding),
-        _ => false,
+    let is_planned = |finding: &&Finding| {
+        matches!(finding.id, FindingId::DiskFlattened | FindingId::DiskThick) && !found.contains(finding)
     };
     found.iter().chain(stored.iter().filter(is_planned)).cloned().collect()
 }

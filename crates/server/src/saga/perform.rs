@@ -19,7 +19,7 @@ use tokio::sync::watch;
 
 use super::{
     executor::StepFailed,
-    participant::{LiveParticipant, Participant as _},
+    participant::{LiveParticipant, Participant as _, is_unknown},
     participants::Participants,
     presence,
     site::Site,
@@ -291,15 +291,12 @@ async fn follow<S: Site<Host: LiveParticipant>>(
                 }
             }
             Err(error) => {
-                match &error {
-                    ClientError::Refused(problem) if problem.status == 404 => {
-                        sender.send_replace(Side::Lost);
-                    }
-                    _ => {
-                        ends.running.wait_for(Some(describe(end.name(), &error)));
-                        if role == Role::Source {
-                            presence::remember(ends).await;
-                        }
+                if is_unknown(&error) {
+                    sender.send_replace(Side::Lost);
+                } else {
+                    ends.running.wait_for(Some(describe(end.name(), &error)));
+                    if role == Role::Source {
+                        presence::remember(ends).await;
                     }
                 }
                 ends.running.pause(backoff.pause()).await;
@@ -327,7 +324,11 @@ pub(super) async fn resume<S: Site<Host: LiveParticipant>>(
             if decision.verdict != Verdict::Destination {
                 let awaited = match decision.verdict {
                     Verdict::Source => format!("Host {} has the VM again", ends.source.name()),
-                    _ => decision.awaited,
+                    Verdict::SourceUnlessElsewhere
+                    | Verdict::Destination
+                    | Verdict::Lost
+                    | Verdict::Undecided
+                    | Verdict::SplitBrain => decision.awaited,
                 };
                 ends.running.wait_for(Some(awaited.clone()));
                 return Err(StepFailed(awaited));

@@ -233,7 +233,13 @@ fn is_whole(kind: JobKind, phase: Phase, world: &World) -> Result<(), String> {
     let placed = match phase {
         Phase::Succeeded => here.has_vm == one_place && there.has_vm != one_place,
         Phase::Failed => here.has_vm && !there.has_vm && here.runs == (kind != JobKind::Offline),
-        _ => false,
+        Phase::Queued
+        | Phase::Preparing
+        | Phase::Migrating
+        | Phase::Completing
+        | Phase::RollingBack
+        | Phase::Cancelled
+        | Phase::Stuck => false,
     };
     match placed && clean(here) && clean(there) && !world.server.reserved {
         true => Ok(()),

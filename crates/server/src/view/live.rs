@@ -19,11 +19,10 @@ pub(super) fn summary(record: &JobRecord, phase: Phase, events: &[LogEvent], now
     let resumed = events.contains(&LogEvent::Succeeded { step: Step::Resume });
     let why = why(events);
     let tries = format!("Ferry keeps trying: `ferry job retry {id}` tries now, `ferry job dismiss {id}` gives it up");
-    let left = match record.job.kind {
-        JobKind::LiveVsm => {
-            format!("What was copied to {destination} is removed, or kept for a day for the next attempt")
-        }
-        _ => format!("Nothing is left on {destination}"),
+    let left = if record.job.kind == JobKind::LiveVsm {
+        format!("What was copied to {destination} is removed, or kept for a day for the next attempt")
+    } else {
+        format!("Nothing is left on {destination}")
     };
     match phase {
         Phase::Queued => match &now.waits {

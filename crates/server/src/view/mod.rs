@@ -150,9 +150,9 @@ fn summary_of_dismissed(record: &JobRecord, phase: Phase, by: &str, told: &[Told
 
 /// Where the VM is, and what to do if somebody has to.
 fn summary(record: &JobRecord, phase: Phase, events: &[LogEvent], now: &Now) -> String {
-    let dismissed = events.iter().find_map(|event| match event {
-        LogEvent::Dismissed { by, told } => Some((by, told)),
-        _ => None,
+    let dismissed = events.iter().find_map(|event| {
+        let LogEvent::Dismissed { by, told } = event else { return None };
+        Some((by, told))
     });
     if let Some((by, told)) = dismissed {
         return summary_of_dismissed(record, phase, by, told, why(events));

@@ -8,9 +8,9 @@ use ferry_core::{
 
 /// What went wrong last.
 pub(super) fn why(events: &[LogEvent]) -> &str {
-    let failure = events.iter().rev().find_map(|event| match event {
-        LogEvent::Failed { message, .. } | LogEvent::UndoFailed { message, .. } => Some(message.as_str()),
-        _ => None,
+    let failure = events.iter().rev().find_map(|event| {
+        let (LogEvent::Failed { message, .. } | LogEvent::UndoFailed { message, .. }) = event else { return None };
+        Some(message.as_str())
     });
     failure.unwrap_or("the log says why")
 }

@@ -164,10 +164,12 @@ impl Session {
             entry.facts.persistent = true;
         }
         drop(state);
-        self.host.shift(vm, |process| match process {
-            Process::Received(memory) => Process::Arrived(memory),
-            other => other,
-        });
+        self.host.shift(
+            vm,
+            |process| {
+                if let Process::Received(memory) = process { Process::Arrived(memory) } else { process }
+            },
+        );
         Ok(())
     }
 }
@@ -179,8 +181,15 @@ fn drop_copy(host: &Host, vm: VmId) {
             incoming.drop_it();
             Process::Off
         }
-        Process::Received(_) => Process::Off,
-        other => other,
+        Process::Off | Process::Received(_) => Process::Off,
+        taken @ (Process::Running(_)
+        | Process::Paused(_)
+        | Process::HandedOver(_)
+        | Process::Stopped(_)
+        | Process::Left(_)
+        | Process::Arrived(_)
+        | Process::Crashed(_)
+        | Process::Suspended(_)) => taken,
     });
 }
 

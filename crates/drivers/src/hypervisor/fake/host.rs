@@ -96,6 +96,13 @@ pub(super) enum Process {
     Suspended(Memory),
 }
 
+impl Process {
+    /// What becomes of one that runs; of another nothing does.
+    pub(super) fn if_running(self, into: impl FnOnce(Memory) -> Self) -> Self {
+        if let Self::Running(memory) = self { into(memory) } else { self }
+    }
+}
+
 /// A migration that leaves this host.
 #[derive(Default)]
 pub(super) struct Outgoing {

@@ -72,11 +72,16 @@ impl Power for FakeHypervisor {
             }
         }
         drop(state);
-        self.host.shift(vm, |process| match process {
-            Process::Paused(memory) | Process::Stopped(memory) | Process::Left(memory) | Process::Arrived(memory) => {
+        self.host.shift(vm, |process| {
+            if let Process::Paused(memory)
+            | Process::Stopped(memory)
+            | Process::Left(memory)
+            | Process::Arrived(memory) = process
+            {
                 Process::Running(memory)
+            } else {
+                process
             }
-            other => other,
         });
         Ok(())
     }

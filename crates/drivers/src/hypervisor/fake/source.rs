@@ -90,11 +90,13 @@ pub(super) fn migrate(host: &Arc<Host>, request: &MigrateRequest) -> Result<(), 
             // continues, unless locks prevent it.
             let is_locked = host.world.is_locked_for(vm, &host.name);
             let forgets = host.state().forgets_migrations;
-            host.shift(vm, |process| match process {
-                Process::HandedOver(memory) if forgets => Process::Left(memory),
-                Process::HandedOver(memory) if is_locked => Process::Stopped(memory),
-                Process::HandedOver(memory) => Process::Running(memory),
-                other => other,
+            host.shift(vm, |process| {
+                let Process::HandedOver(memory) = process else { return process };
+                match (forgets, is_locked) {
+                    (true, _) => Process::Left(memory),
+                    (false, true) => Process::Stopped(memory),
+                    (false, false) => Process::Running(memory),
+                }
             });
             Err(match trouble {
                 Trouble::Aborted => HypervisorError::Aborted { what },
@@ -307,9 +309,10 @@ fn send_pass(
             if let Process::Running(memory) = &mut entry.process {
                 dirtied.extend(memory.dirty((batch.len() as f64 * pass.slowed) as usize));
             }
-            let total = match &entry.process {
-                Process::Running(memory) | Process::HandedOver(memory) => memory.bytes.len(),
-                _ => 0,
+            let total = if let Process::Running(memory) | Process::HandedOver(memory) = &entry.process {
+                memory.bytes.len()
+            } else {
+                0
             };
             if let Some(outgoing) = &mut entry.outgoing {
                 count(&mut outgoing.stats, batch.len(), left.len() + dirtied.len(), total, pass.number, pass.begun);
@@ -342,10 +345,7 @@ fn words_of(stats: &MigrationStats) -> [u64; 5] {
 
 fn stop(host: &Host, vm: VmId) -> Result<(), Trouble> {
     with_memory(host, vm, |_, _| ())?;
-    host.shift(vm, |process| match process {
-        Process::Running(memory) => Process::HandedOver(memory),
-        other => other,
-    });
+    host.shift(vm, |process| process.if_running(Process::HandedOver));
     Ok(())
 }
 

@@ -214,10 +214,7 @@ fn filled(
     let counted = domain.snapshots().and_then(|snapshots| Ok((snapshots, domain.checkpoints()?)));
     let Some((snapshots, checkpoints)) = there(counted)? else { return Ok(None) };
     (facts.snapshots, facts.checkpoints) = (snapshots, checkpoints);
-    facts.stall = match power {
-        PowerState::Paused(PausedReason::ByQemu) => stall(domain),
-        _ => None,
-    };
+    facts.stall = if power == PowerState::Paused(PausedReason::ByQemu) { stall(domain) } else { None };
     Ok(Some(facts))
 }
 

@@ -165,7 +165,9 @@ impl World {
                     self.destination.has_parts = true;
                     self.destination.to(Stage::Performing);
                 }
-                _ => self.source.to(Stage::Failed),
+                Stage::Delivered | Stage::Resumed | Stage::Confirmed | Stage::Failed | Stage::Aborted => {
+                    self.source.to(Stage::Failed)
+                }
             }
         }
         if self.late && self.fate.one_in(4) {
@@ -192,7 +194,12 @@ impl World {
             }
             // No host has it but the source, which keeps and holds it.
             Phase::Completing | Phase::Stuck if self.taken_away => return Ok(false),
-            _ => false,
+            Phase::Queued
+            | Phase::Preparing
+            | Phase::Migrating
+            | Phase::Completing
+            | Phase::RollingBack
+            | Phase::Stuck => false,
         };
         if whole { Ok(true) } else { Err(format!("it is not whole: {self:#?}")) }
     }
@@ -301,7 +308,7 @@ impl Model for World {
             Stage::Delivered => role == Role::Destination,
             _ if role == Role::Source || !side.has_files => false,
             _ if side.libvirt_is_down => return Err(refused(409, FindingId::JobOpen)),
-            _ => side.defined,
+            Stage::Prepared | Stage::Performing | Stage::Resumed | Stage::Failed | Stage::Aborted => side.defined,
         };
         if is_here {
             // Also one that was defined by a request which failed.
@@ -362,7 +369,9 @@ impl OfflineModel for World {
         match side.stage {
             Stage::Delivered | Stage::Confirmed => return self.report(Role::Destination),
             Stage::Prepared | Stage::Performing if side.has_files && !side.libvirt_is_down => side.defined = true,
-            _ => return Err(refused(409, FindingId::JobOpen)),
+            Stage::Prepared | Stage::Performing | Stage::Resumed | Stage::Failed | Stage::Aborted => {
+                return Err(refused(409, FindingId::JobOpen));
+            }
         }
         if fails {
             self.fate.note("it is defined, and the request fails");

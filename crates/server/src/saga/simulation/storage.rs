@@ -142,7 +142,12 @@ impl World {
                 each(|_, disk| disk.old_file && disk.new_file == (disk.now == DiskNow::New))
                     && (self.moved() == 0 || (broken && self.moved() == 1))
             }
-            _ => false,
+            Phase::Queued
+            | Phase::Preparing
+            | Phase::Migrating
+            | Phase::Completing
+            | Phase::RollingBack
+            | Phase::Stuck => false,
         };
         if whole && is_clean { Ok(true) } else { Err(format!("it is not whole: {self:#?}")) }
     }
@@ -237,7 +242,9 @@ impl Model for World {
                 self.end_copies();
                 self.to(Stage::Aborted);
             }
-            _ => return Err(refused(409, FindingId::JobPastPivot)),
+            Stage::Prepared | Stage::Performing | Stage::Delivered | Stage::Resumed | Stage::Confirmed => {
+                return Err(refused(409, FindingId::JobPastPivot));
+            }
         }
         self.report(role)
     }

@@ -430,11 +430,7 @@ impl World {
         let runs = [source, destination].iter().filter(|process| **process == Presence::Running).count();
         assert!(runs + usize::from(self.elsewhere) < 2, "it runs twice: {}", self.story());
         let has = matches!(destination, Presence::Arrived | Presence::Running | Presence::Halted | Presence::Off);
-        assert!(
-            !self.copy_is_old || destination != Presence::Running,
-            "an old copy runs: {}",
-            self.story()
-        );
+        assert!(!self.copy_is_old || destination != Presence::Running, "an old copy runs: {}", self.story());
         let here = source != Presence::Absent && (source != Presence::Off || self.died_there);
         let whole = here || has || self.elsewhere;
         assert!(whole, "it is lost: {}", self.story());
