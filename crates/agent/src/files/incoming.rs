@@ -109,10 +109,10 @@ fn placed(
 /// `file.exists`, with what is there untouched; the file system's, with nothing left.
 pub(crate) fn make(incoming_disk: &IncomingDisk, owner: (u32, u32)) -> Result<FileIdentity, AgentError> {
     image::create(&incoming_disk.path, incoming_disk.format, incoming_disk.virtual_size, owner).map_err(|source| {
-        match source.kind() {
-            std::io::ErrorKind::AlreadyExists => exists(&incoming_disk.path),
-            _ => AgentError::File { path: incoming_disk.path.clone(), source },
+        if source.kind() == std::io::ErrorKind::AlreadyExists {
+            return exists(&incoming_disk.path);
         }
+        AgentError::File { path: incoming_disk.path.clone(), source }
     })?;
     Ok(FileIdentity::of(&incoming_disk.path).unwrap_or_default())
 }

@@ -55,15 +55,13 @@ impl Shares {
 
     /// What stands against a share's use. Why a mount does not answer, only the file server can tell.
     fn told(&self, entry: &Entry, error: ShareError) -> Finding {
-        let asked = match error {
-            // Of a login that the server refuses, the kernel says no more than "Permission denied".
-            ShareError::Stuck { .. }
-            | ShareError::Unreachable { .. }
-            | ShareError::Host { .. }
-            | ShareError::Mount { .. } => self.driver.probe(&entry.source, entry.credentials.as_ref()).err(),
-            _ => None,
-        };
-        let error = asked.unwrap_or(error);
+        // Of a login that the server refuses, the kernel says no more than "Permission denied".
+        let is_vague = matches!(
+            error,
+            ShareError::Stuck { .. } | ShareError::Unreachable { .. } | ShareError::Host { .. } | ShareError::Mount { .. }
+        );
+        let ask = || self.driver.probe(&entry.source, entry.credentials.as_ref()).err();
+        let error = is_vague.then(ask).flatten().unwrap_or(error);
         let mut finding = error.finding();
         finding.fix = match error {
             ShareError::Password { .. } if entry.mode == AttachMode::Mounted => "Let the file server take the password of \

@@ -93,9 +93,9 @@ fn make_file(
 ) -> Result<(), AgentError> {
     let journal = prepared.journal();
     let (making, to) = (journal.making(index), &journal.disks[index].to);
-    let fault = |source: std::io::Error| match source.kind() {
-        std::io::ErrorKind::AlreadyExists => exists(to),
-        _ => AgentError::File { path: to.clone(), source },
+    let fault = |source: std::io::Error| {
+        let is_there = source.kind() == std::io::ErrorKind::AlreadyExists;
+        if is_there { exists(to) } else { AgentError::File { path: to.clone(), source } }
     };
     image::create(&making, format, size, owner).map_err(fault)?;
     made_to_fail("agent-storage-file-made")?;
