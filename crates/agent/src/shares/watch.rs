@@ -58,7 +58,10 @@ impl Shares {
         // Of a login that the server refuses, the kernel says no more than "Permission denied".
         let is_vague = matches!(
             error,
-            ShareError::Stuck { .. } | ShareError::Unreachable { .. } | ShareError::Host { .. } | ShareError::Mount { .. }
+            ShareError::Stuck { .. }
+                | ShareError::Unreachable { .. }
+                | ShareError::Host { .. }
+                | ShareError::Mount { .. }
         );
         let ask = || self.driver.probe(&entry.source, entry.credentials.as_ref()).err();
         let error = is_vague.then(ask).flatten().unwrap_or(error);

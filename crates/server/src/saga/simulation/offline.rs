@@ -326,6 +326,8 @@ impl Model for World {
     fn confirm(&mut self, role: Role, body: &ConfirmRequest) -> Reported {
         let takes_needed = role == Role::Source && self.needed && !body.keep_source;
         assert!(!takes_needed, "files go that another VM needs: {self:#?}");
+        let is_sure = role == Role::Destination || self.elsewhere || self.destination.stage == Stage::Confirmed;
+        assert!(is_sure, "the source's part goes before the destination's is known to be whole: {self:#?}");
         let side = self.known(role)?;
         if side.stage != Stage::Confirmed {
             if side.stage != Stage::Delivered || side.libvirt_is_down {

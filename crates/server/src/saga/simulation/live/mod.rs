@@ -26,6 +26,9 @@ use super::{
     fate::Fate,
 };
 
+/// A copy that is known to be the VM, and could run, stands still for no longer. A source without power is away for longer.
+const IDLE_MAX: u32 = 60;
+
 /// How far libvirt's migrate call is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Flight {
@@ -111,6 +114,10 @@ pub(super) struct World {
     unknown: bool,
     /// The destination's copy was run by hand when it had been decided that the VM is the source's.
     against: bool,
+    /// The destination's copy was ended by hand when it was old: whoever did it may have run it, as far as Ferry knows.
+    ended_by_hand: bool,
+    /// For how many moments in succession a copy that is known to be the VM could have been run, and was not.
+    idle: u32,
     /// How many times in succession the server was told of a complete copy at the destination, when it asked who has the VM.
     told: u32,
     /// For how many moments in succession a complete copy was there to be told of, while the source did not answer.
@@ -143,6 +150,8 @@ impl World {
             elsewhere: false,
             unknown: false,
             against: false,
+            ended_by_hand: false,
+            idle: 0,
             told: 0,
             there: 0,
             seen: false,
@@ -164,7 +173,7 @@ impl World {
 
     /// Whether all that could happen by itself has happened to a VM that somebody has taken into his own hands.
     fn waits_for_a_human(&self) -> bool {
-        (self.elsewhere || self.against) && self.fate.is_late()
+        (self.elsewhere || self.against || self.ended_by_hand) && self.fate.is_late()
     }
 
     /// Whether the destination's copy could run now.
@@ -228,6 +237,10 @@ impl World {
         self.there = if answers && complete { self.there + 1 } else { 0 };
         // The source is asked every few moments.
         self.seen |= self.there >= 40;
+        let could_run = side.agent_is_up && side.known && self.may_run();
+        let is_decided = self.server.log.contains(&LogEvent::Succeeded { step: Step::Perform });
+        self.idle = if could_run && is_decided { self.idle + 1 } else { 0 };
+        assert!(self.idle < IDLE_MAX, "it stands still, and nobody runs it: {}", self.story());
         if self.waits_for_a_human() {
             self.server.life.waits.cancel();
         }
@@ -383,6 +396,11 @@ impl World {
                 self.against = self.is_decided();
                 self.destination.process = Presence::Running;
             }
+            Presence::Arrived if self.source.process == Presence::Ended => {
+                self.note("the old copy is ended by hand");
+                self.destination.process = Presence::Off;
+                self.ended_by_hand = true;
+            }
             Presence::Running if self.fate.one_in(2) => {
                 self.note("shut off at the destination");
                 self.destination.process = Presence::Off;
@@ -457,10 +475,18 @@ impl World {
                 };
                 ([process, Presence::Absent], source)
             }
-            // Somebody has it in his own hands: nothing is taken away or let go.
-            Phase::Migrating | Phase::RollingBack | Phase::Stuck if self.elsewhere || self.against => {
-                let still = matches!(source.process, Presence::Off | Presence::Left | Presence::Stopped);
-                return if still && source.held { Ok(false) } else { Err(self.story()) };
+            // Somebody has it in his own hands before it is known to be the destination's: nothing is taken away or let go.
+            Phase::Migrating | Phase::RollingBack | Phase::Stuck
+                if (self.elsewhere || self.against || self.ended_by_hand)
+                    && !self.server.log.contains(&LogEvent::Succeeded { step: Step::Perform }) =>
+            {
+                let still = match source.process {
+                    Presence::Ended => self.ended_by_hand,
+                    process => matches!(process, Presence::Off | Presence::Left | Presence::Stopped),
+                };
+                // A source that ran when it was let go may have ended since.
+                let kept = source.held || self.ended_by_hand;
+                return if still && kept { Ok(false) } else { Err(self.story()) };
             }
             Phase::Queued
             | Phase::Preparing

@@ -187,7 +187,11 @@ impl Model for World {
 
     fn confirm(&mut self, role: Role, body: &ConfirmRequest) -> Reported {
         let takes_needed = self.along && self.needed && !body.keep_source && role == Role::Source;
+        let takes_newest = role == Role::Source && self.copy_is_old;
+        assert!(!takes_newest, "the newest copy goes: {}", self.story());
         assert!(!takes_needed, "files go that another VM needs: {}", self.story());
+        let is_sure = role == Role::Destination || self.destination.confirmed;
+        assert!(is_sure, "the source's part goes before the destination's is known to be whole: {}", self.story());
         let side = self.known(role)?;
         match role {
             Role::Source => {
