@@ -20,44 +20,44 @@ use crate::WireError;
 
 /// Longest message.
 const MESSAGE_BYTES_MAX: u32 = 16 << 10;
-/// Messages that wait to be sent: there are a few per second.
+/// Queue length of outgoing messages, of which there are a few per second.
 const QUEUE_MESSAGES: usize = 64;
-/// A control connection that is silent for so long is dead: pings go every [`PING_EVERY`].
+/// A control connection that is silent for this long is dead: pings are sent every [`PING_EVERY`].
 const SILENCE_MAX: Duration = Duration::from_secs(15);
 /// How often the round trip is measured.
 const PING_EVERY: Duration = Duration::from_secs(1);
 
-/// What one carrier tells the other.
+/// A message between the two carriers.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "message", rename_all = "snake_case")]
 pub enum Message {
-    /// Answer with the same nonce.
+    /// Asks for a Pong with the same nonce.
     Ping {
-        /// Which.
+        /// Identifies the ping.
         nonce: u64,
     },
-    /// The answer.
+    /// Answers a Ping.
     Pong {
-        /// Which.
+        /// The nonce of that ping.
         nonce: u64,
     },
-    /// What is being moved has just been stopped at the source.
+    /// The VM has just been stopped at the source.
     Stopped,
-    /// The reply that ends the hand-over has reached the source: the destination has it now.
+    /// The reply that ends the hand-over has reached the source: the destination owns the VM now.
     HandedOver,
-    /// What arrived runs at the destination.
+    /// The VM runs at the destination.
     Running,
     /// This end gave up.
     GaveUp {
         /// Why.
         reason: String,
     },
-    /// From a newer program.
+    /// A message of a newer program.
     #[serde(other)]
     Unknown,
 }
 
-/// Sends to and hears from the other carrier.
+/// Exchanges messages with the other carrier.
 #[derive(Debug)]
 pub struct Control {
     outbox: mpsc::Sender<Message>,
@@ -65,7 +65,7 @@ pub struct Control {
     round_trip_us: Arc<AtomicU64>,
 }
 
-/// The sending half, to be shared.
+/// The sending half; can be cloned.
 #[derive(Clone, Debug)]
 pub struct ControlSender {
     outbox: mpsc::Sender<Message>,
@@ -73,17 +73,17 @@ pub struct ControlSender {
 }
 
 impl ControlSender {
-    /// Queues a message; it is dropped if the connection is gone, which [`Control::receive`] reports.
+    /// Queues a message. It is dropped if the connection is lost, which [`Control::receive`] reports.
     pub async fn send(&self, message: Message) {
         let _ = self.outbox.send(message).await;
     }
 
-    /// As [`ControlSender::send`], without waiting: dropped also when the queue is full.
+    /// As [`ControlSender::send`], without waiting: the message is also dropped if the queue is full.
     pub fn send_now(&self, message: Message) {
         let _ = self.outbox.try_send(message);
     }
 
-    /// The least round trip seen; zero before the first.
+    /// The shortest round trip measured; zero before the first.
     pub fn round_trip(&self) -> Duration {
         match self.round_trip_us.load(Relaxed) {
             u64::MAX => Duration::ZERO,
@@ -93,8 +93,8 @@ impl ControlSender {
 }
 
 impl Control {
-    /// Runs the protocol over a stream in a task of its own, which ends with the connection or when both halves of
-    /// this are dropped.
+    /// Runs the protocol over a stream in a separate task, which ends with the connection or when both halves of this
+    /// are dropped.
     pub fn start<S: AsyncRead + AsyncWrite + Send + 'static>(stream: S) -> Self {
         let (outbox, to_send) = mpsc::channel(QUEUE_MESSAGES);
         let (heard, inbox) = mpsc::channel(QUEUE_MESSAGES);
@@ -117,7 +117,7 @@ impl Control {
         ControlSender { outbox: self.outbox.clone(), round_trip_us: Arc::clone(&self.round_trip_us) }
     }
 
-    /// The next message; `None` when the connection is gone.
+    /// The next message; `None` when the connection is lost.
     pub async fn receive(&mut self) -> Option<Message> {
         self.inbox.recv().await
     }
@@ -179,7 +179,7 @@ async fn hear<R: AsyncRead + Unpin>(
             Message::Unknown => {}
             Message::Stopped | Message::HandedOver | Message::Running | Message::GaveUp { .. } => {
                 if heard.send(message).await.is_err() {
-                    // Nobody listens any more, but somebody may still speak: keep the connection.
+                    // The receiver is gone, but a sender may remain: keep the connection.
                 }
             }
         }
@@ -189,7 +189,7 @@ async fn hear<R: AsyncRead + Unpin>(
 /// Reads one message.
 ///
 /// # Errors
-/// [`WireError::Peer`]; [`WireError::Protocol`] for a length out of bounds or bytes that are not a message.
+/// [`WireError::Peer`]; [`WireError::Protocol`] for a length out of bounds or bytes that are no valid message.
 pub async fn read_message<R: AsyncRead + Unpin>(reader: &mut R) -> Result<Message, WireError> {
     let length = reader.read_u32_le().await.map_err(WireError::Peer)?;
     if length == 0 || length > MESSAGE_BYTES_MAX {

@@ -1,4 +1,4 @@
-//! Why a channel or session ends badly.
+//! Errors of channels and sessions.
 
 use std::io;
 
@@ -6,7 +6,7 @@ use thiserror::Error;
 
 use crate::filter::FilterError;
 
-/// Why a channel or session ended badly. Bytes counted in the [`crate::meter::Meter`] until then were delivered.
+/// Why a channel or session failed. Bytes counted in the [`crate::meter::Meter`] until then were delivered.
 #[derive(Debug, Error)]
 pub enum WireError {
     /// The local socket failed.
@@ -15,13 +15,13 @@ pub enum WireError {
     /// The connection to the peer failed or ended before its stream was complete.
     #[error("The connection to the other agent failed")]
     Peer(#[source] io::Error),
-    /// The peer sent what the protocol does not allow, or bytes were changed on the way.
+    /// The peer violated the protocol, or bytes were corrupted on the way.
     #[error("The other agent broke the protocol: {0}")]
     Protocol(String),
-    /// The peer gave up and said why.
+    /// The peer gave up, with this reason.
     #[error("The other agent gave up: {0}")]
     Aborted(String),
-    /// The peer does not take the connection, and said why.
+    /// The peer rejected the connection, with this reason.
     #[error("Refused: {0}")]
     Refused(String),
     /// This end's filter ended the channel.
@@ -30,7 +30,7 @@ pub enum WireError {
     /// A deadline passed.
     #[error("Timed out: {0}")]
     Timeout(&'static str),
-    /// A file that is there already, and that is not to be changed, holds other bytes.
+    /// An existing file that must not be changed has different content.
     #[error("The destination has the file already, and it holds something else")]
     Differs,
 }

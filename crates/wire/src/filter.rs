@@ -1,8 +1,8 @@
-//! Filters: what looks at the plain bytes of a channel as they pass one of its ends, and may change them.
+//! Filters inspect the plain bytes of a channel as they pass one of its ends, and may change them.
 
 use std::error::Error;
 
-/// Which way bytes pass an end.
+/// The direction in which bytes pass an end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Direction {
     /// From the local socket to the peer, before they are framed.
@@ -11,32 +11,32 @@ pub enum Direction {
     Inbound,
 }
 
-/// Where a filter puts what goes on.
+/// The output of a filter.
 #[derive(Debug, Default)]
 pub struct Outputs {
-    /// Goes on in the direction in which the bytes came.
+    /// Continues in the direction of the input.
     pub forward: Vec<u8>,
-    /// Goes back to where they came from, behind all that this filter has let out in the other direction so far. So a
-    /// filter that answers lets out whole messages only.
+    /// Returns to where the input came from, after everything that this filter has already let out in that direction. A
+    /// filter that answers must therefore let out whole messages only.
     pub back: Vec<u8>,
 }
 
 /// Why a filter ends its channel.
 pub type FilterError = Box<dyn Error + Send + Sync>;
 
-/// Takes the bytes of both directions at one end of a channel.
+/// Processes the bytes of both directions at one end of a channel.
 ///
-/// Checksums, offsets, acknowledgements and the window are of what is framed: of what a filter let out towards the peer,
-/// and of what it took from there. So it cannot hold up the window by keeping bytes back. A filter itself bounds how many it
-/// keeps.
+/// Checksums, offsets, acknowledgements and the window apply to framed bytes: the filter's output towards the peer, and
+/// its input from the peer. A filter that retains bytes therefore cannot block the window. It must itself bound how
+/// many it retains.
 pub trait StreamFilter: Send {
-    /// Takes the next bytes of a direction and appends what goes on: all of them, some now and the rest later, or others
-    /// that mean the same ([`crate::nbd`]). What it still keeps when the stream ends is dropped.
+    /// Processes the next bytes of a direction and appends the output: all of them, some now and the rest later, or
+    /// different bytes with the same meaning ([`crate::nbd`]). Whatever it retains when the stream ends is dropped.
     ///
     /// # Errors
-    /// Why the channel must end. Nothing of this call goes on then.
+    /// Why the channel must end. Nothing from this call is forwarded then.
     fn filter(&mut self, direction: Direction, bytes: &[u8], out: &mut Outputs) -> Result<(), FilterError>;
 
-    /// Everything that was let out in this direction so far was taken by the socket it was meant for.
+    /// All output so far in this direction was accepted by the socket that it was meant for.
     fn delivered(&mut self, _direction: Direction) {}
 }

@@ -13,18 +13,18 @@ use crate::WireError;
 
 /// Size of the header.
 pub const HEADER_BYTES: usize = 32;
-/// Largest plain payload of a Data frame: large enough that headers and system calls do not count, small enough that
-/// a frame is not felt as delay (2 ms at 1 Gb/s).
+/// Largest plain payload of a Data frame: large enough that the cost of headers and system calls is negligible, small
+/// enough that one frame adds little delay (2 ms at 1 Gb/s).
 pub const DATA_BYTES_MAX: usize = 256 << 10;
 /// Longest reason of an Abort frame.
 pub const REASON_BYTES_MAX: usize = 1024;
 
-/// How the payload of a Data frame is coded, by its number on the wire.
+/// The coding of a Data frame's payload, by its number on the wire.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Codec(pub u8);
 
 impl Codec {
-    /// As it is.
+    /// Not coded.
     pub const RAW: Self = Self(0);
 }
 
@@ -33,32 +33,32 @@ impl Codec {
 pub enum Header {
     /// Bytes of the stream follow.
     Data {
-        /// How they are coded.
+        /// The coding.
         codec: Codec,
         /// Their plain length, 1 to [`DATA_BYTES_MAX`].
         plain: u32,
-        /// Their coded length: less than the plain one, or the same where they are sent as they are.
+        /// Their coded length: less than the plain length, or equal if they are not coded.
         coded: u32,
-        /// Plain bytes of the stream before them.
+        /// Plain bytes of the stream before this frame.
         offset: u64,
         /// xxh3 of the plain bytes.
         checksum: u64,
     },
-    /// All bytes of the peer's stream up to `delivered` were taken by the local socket.
+    /// The local socket accepted all bytes of the peer's stream up to `delivered`.
     Ack {
-        /// That number.
+        /// That offset.
         delivered: u64,
     },
     /// The stream is complete (half-close).
     End {
-        /// Its plain length.
+        /// Its plain length in bytes.
         total: u64,
-        /// The chain's value over all its frames.
+        /// The [`Chain`] value over all its frames.
         checksum: u64,
     },
     /// The sender gives up; a reason of this length follows.
     Abort {
-        /// Up to [`REASON_BYTES_MAX`].
+        /// Length of the reason in bytes, up to [`REASON_BYTES_MAX`].
         length: u32,
         /// xxh3 of the reason.
         checksum: u64,
@@ -66,13 +66,13 @@ pub enum Header {
 }
 
 impl Header {
-    /// A Data header for `plain`, sent as it is.
+    /// A header for `plain` without coding.
     pub fn raw_data(plain: &[u8], offset: u64) -> Self {
         let length = u32::try_from(plain.len()).expect("a chunk is at most DATA_BYTES_MAX");
         Self::Data { codec: Codec::RAW, plain: length, coded: length, offset, checksum: checksum_of(plain) }
     }
 
-    /// The bytes that follow the header.
+    /// Bytes that follow the header.
     pub fn payload_bytes(&self) -> usize {
         match self {
             Self::Data { coded, .. } => *coded as usize,
@@ -81,7 +81,7 @@ impl Header {
         }
     }
 
-    /// The header as it stands on the wire.
+    /// Encodes the header for the wire.
     pub fn encode(&self) -> [u8; HEADER_BYTES] {
         let (kind, codec, plain, coded, offset, checksum) = match *self {
             Self::Data { codec, plain, coded, offset, checksum } => (1, codec.0, plain, coded, offset, checksum),
@@ -99,7 +99,7 @@ impl Header {
         bytes
     }
 
-    /// Reads a header.
+    /// Decodes a header.
     ///
     /// # Errors
     /// [`WireError::Protocol`] for an unknown kind, a length out of bounds, or a set bit that must be zero.
@@ -135,12 +135,12 @@ impl Header {
     }
 }
 
-/// A checksum over a whole channel, made from the checksums of its frames in order.
+/// A checksum over a whole channel, computed from the checksums of its frames in order.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Chain(u64);
 
 impl Chain {
-    /// Takes in the next frame's checksum.
+    /// Adds the next frame's checksum.
     pub fn push(&mut self, checksum: u64) {
         self.0 = XxHash3_64::oneshot_with_seed(self.0, &checksum.to_le_bytes());
     }
@@ -151,12 +151,12 @@ impl Chain {
     }
 }
 
-/// xxh3 of a payload. The implementation takes the widest vectors that the processor has, asked when it runs.
+/// xxh3 of a payload. The implementation uses the widest vectors of the processor, detected at run time.
 pub(crate) fn checksum_of(payload: &[u8]) -> u64 {
     XxHash3_64::oneshot(payload)
 }
 
-/// Checks that `plain` is what the header's `checksum` says.
+/// Checks that `plain` matches the header's `checksum`.
 ///
 /// # Errors
 /// [`WireError::Protocol`] naming the offset.
@@ -218,7 +218,7 @@ mod tests {
     fn checksums_are_those_of_every_version() {
         let bytes: Vec<u8> = (0..1000_u32).map(|at| (at * 7) as u8).collect();
         let mut chain = Chain::default();
-        // As the crate xxhash-rust gave them, which earlier versions have.
+        // Computed with the crate xxhash-rust, which earlier versions use.
         for (length, checksum) in [
             (0, 0x2d06_8005_38d3_94c2),
             (3, 0xc348_9259_e968_ad9e),

@@ -1,14 +1,15 @@
-//! The handshake that opens a pipe: which session, which channel, and what both ends can do.
+//! The handshake that opens a pipe: session, channel, and the abilities of both ends.
 //!
 //! ```text
 //! hello   "FERRYWIR" · version min u16 · version max u16 · session 16 · secret 32
 //!         channel kind u8 · zero u8 · channel index u16 · lane u8 · lanes u8 · codec u8 · zero u8
-//! answer  version u16 (0: refused) · length u16 · why not, or from version 3 on the abilities of whoever answers
+//! answer  version u16 (0: refused) · length u16 · reason, or from version 3 on the responder's abilities
 //! ```
-//! Both ends are authenticated by the transport before a byte of it is sent; the secret binds the pipe to one session.
+//! The transport authenticates both ends before any of this is sent; the secret binds the pipe to one session.
 //!
-//! The first pipe of a session asks for what every version has. Its answer tells what the other end can do beyond, and later
-//! pipes ask for no more than that. What is asked for all the same, and is not known here, is answered: "not supported: …".
+//! The first pipe of a session asks only for what every version supports. The answer lists the other end's further
+//! abilities, and later pipes ask for no more than those. Any other unknown request is answered with "not supported:
+//! …".
 
 use ferry_core::{id::SessionId, pin::Secret};
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
@@ -16,19 +17,19 @@ use uuid::Uuid;
 
 use crate::{WireError, frame::Codec};
 
-/// The newest protocol version that this program speaks. 2: windows of more than 8 MiB. 3: answers tell abilities; offline
-/// moves have channels of their own.
+/// The newest protocol version that this program speaks. 2: windows of more than 8 MiB. 3: answers state abilities;
+/// offline moves have their own channels.
 pub const VERSION_MAX: u16 = 3;
-/// The oldest.
+/// The oldest version that this program speaks.
 pub const VERSION_MIN: u16 = 1;
-/// Size of a hello.
+/// Size of a hello in bytes.
 pub const HELLO_BYTES: usize = 68;
 
 const MAGIC: &[u8; 8] = b"FERRYWIR";
-/// Longest text or abilities of an answer.
+/// Largest text or abilities of an answer, in bytes.
 const ANSWER_BYTES_MAX: u16 = 512;
 const ABILITIES_BYTES: usize = 12;
-/// From this version on answers tell abilities, and offline moves have channels of their own.
+/// The version from which answers state abilities, and offline moves have their own channels.
 const VERSION_OF_ABILITIES: u16 = 3;
 
 /// What a connection carries.
@@ -36,22 +37,22 @@ const VERSION_OF_ABILITIES: u16 = 3;
 pub enum Channel {
     /// Control messages.
     Control,
-    /// Management calls; never behind bulk data. Before version 3 also [`Channel::Definition`].
+    /// Management calls; never queued behind bulk data. Before version 3 also [`Channel::Definition`].
     Rpc,
-    /// Memory, by connection in the order of opening.
+    /// Memory; the number counts connections in the order of opening.
     Memory(u16),
-    /// A disk, by connection in the order of opening. Before version 3 also [`Channel::File`].
+    /// A disk; the number counts connections in the order of opening. Before version 3 also [`Channel::File`].
     Disk(u16),
-    /// What the destination's file of that disk holds already: an index, from the destination, until its end.
+    /// The content of the destination's file of that disk: an index, sent by the destination.
     Seed(u16),
     /// The definition of a VM that is shut off.
     Definition,
-    /// A file of a VM that is shut off ([`crate::file`]), by its place among them.
+    /// A file of a VM that is shut off ([`crate::file`]), by its index among them.
     File(u16),
 }
 
 impl Channel {
-    /// As a peer calls it that speaks this version, or of which nothing is known yet.
+    /// The channel's name for a peer of this version, or for one whose version is not known yet.
     fn for_version(self, version: u16) -> Self {
         match self {
             Self::Definition if version < VERSION_OF_ABILITIES => Self::Rpc,
@@ -92,26 +93,26 @@ impl Channel {
     }
 }
 
-/// What an end can do beyond what every version can.
+/// Abilities of an end beyond those of every version.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Abilities {
-    /// Codecs that it decodes: a bit for each number on the wire. [`Codec::RAW`] is always among them.
+    /// Codecs that it decodes: one bit for each number on the wire. Always includes [`Codec::RAW`].
     pub codecs: u32,
-    /// Lanes that a channel may have.
+    /// Largest number of lanes per channel.
     pub lanes_max: u8,
-    /// Free for what comes: bits that an end does not know mean nothing to it.
+    /// For future use: an end ignores bits that it does not know.
     pub features: u32,
 }
 
 impl Default for Abilities {
-    /// Those of every version.
+    /// The abilities of every version.
     fn default() -> Self {
         Self { codecs: 1 << Codec::RAW.0, lanes_max: 1, features: 0 }
     }
 }
 
 impl Abilities {
-    /// Those of this program.
+    /// The abilities of this program.
     pub fn ours() -> Self {
         Self::default()
     }
@@ -128,7 +129,7 @@ impl Abilities {
         bytes
     }
 
-    /// Reads what [`Self::encode`] wrote; a newer version may say more behind it.
+    /// Decodes the output of [`Self::encode`]; a newer version may append more.
     fn decode(bytes: &[u8]) -> Option<Self> {
         let (bytes, _) = bytes.split_first_chunk::<ABILITIES_BYTES>()?;
         let u32_at = |at: usize| u32::from_le_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]]);
@@ -136,12 +137,12 @@ impl Abilities {
     }
 }
 
-/// What two ends agreed on when a pipe was opened.
+/// What two ends agreed on when opening a pipe.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Agreed {
-    /// The protocol's version.
+    /// The protocol version.
     pub version: u16,
-    /// What the other end can do.
+    /// The other end's abilities.
     pub peer: Abilities,
 }
 
@@ -150,32 +151,32 @@ pub struct Agreed {
 pub struct Hello {
     /// Oldest protocol version that the dialer speaks.
     pub version_min: u16,
-    /// Newest.
+    /// Newest protocol version that the dialer speaks.
     pub version_max: u16,
-    /// The migration attempt.
+    /// The session: one migration attempt.
     pub session: SessionId,
-    /// Known to the two agents of the session.
+    /// Shared secret of the session's two agents.
     pub secret: Secret,
     /// What the connection carries.
     pub channel: Channel,
-    /// Which lane of the channel this connection is, from 0.
+    /// This connection's lane of the channel, from 0.
     pub lane: u8,
-    /// How many lanes the channel has.
+    /// The number of lanes of the channel.
     pub lanes: u8,
-    /// How data are coded.
+    /// How payloads are coded.
     pub codec: Codec,
 }
 
-/// Why bytes are no hello that can be served.
+/// Why a hello cannot be served.
 #[derive(Debug)]
 pub enum HelloError {
-    /// They are none.
+    /// The bytes are not a hello.
     NotOne(WireError),
-    /// They are one, and ask for something that is not known here: a newer program, which gets an answer.
+    /// A valid hello that asks for something unknown: from a newer program, which gets an answer.
     NotSupported {
-        /// Of this session,
+        /// Its session.
         session: SessionId,
-        /// with this secret.
+        /// Its secret.
         secret: Secret,
         /// What is not supported.
         what: String,
@@ -183,13 +184,13 @@ pub enum HelloError {
 }
 
 impl Hello {
-    /// A hello for the only lane of a channel, to a peer that is known to speak `version`; 0: of which nothing is known.
+    /// A hello for the only lane of a channel, to a peer known to speak `version`; 0 if its version is unknown.
     pub fn new(session: SessionId, secret: Secret, channel: Channel, version: u16) -> Self {
         let (version_min, version_max, channel) = (VERSION_MIN, VERSION_MAX, channel.for_version(version));
         Self { version_min, version_max, session, secret, channel, lane: 0, lanes: 1, codec: Codec::RAW }
     }
 
-    /// The hello as it stands on the wire.
+    /// Encodes the hello for the wire.
     pub fn encode(&self) -> [u8; HELLO_BYTES] {
         let (kind, index) = self.channel.to_wire();
         let mut bytes = [0; HELLO_BYTES];
@@ -206,10 +207,10 @@ impl Hello {
         bytes
     }
 
-    /// Reads a hello.
+    /// Decodes a hello.
     ///
     /// # Errors
-    /// As [`HelloError`] says.
+    /// See [`HelloError`].
     pub fn decode(bytes: &[u8; HELLO_BYTES]) -> Result<Self, HelloError> {
         let u16_at = |at: usize| u16::from_le_bytes([bytes[at], bytes[at + 1]]);
         let not_one = |what: &str| HelloError::NotOne(WireError::Protocol(format!("hello with {what}")));
@@ -240,13 +241,13 @@ impl Hello {
     }
 }
 
-/// The version that both ends speak, newest first.
+/// The newest version that both ends speak.
 pub fn common_version(min: u16, max: u16) -> Option<u16> {
     let version = max.min(VERSION_MAX);
     (version >= min.max(VERSION_MIN)).then_some(version)
 }
 
-/// Sends a hello and waits for the answer. Ok holds what was agreed.
+/// Sends a hello and waits for the answer. Returns what was agreed.
 ///
 /// # Errors
 /// [`WireError::Refused`] with the peer's reason; [`WireError::Peer`].
@@ -284,7 +285,7 @@ pub async fn listen<S: AsyncRead + Unpin>(stream: &mut S) -> Result<Hello, Hello
     Hello::decode(&bytes)
 }
 
-/// Answers a hello: the agreed version with our abilities, or why not.
+/// Answers a hello: the agreed version with our abilities, or the reason for refusing.
 ///
 /// # Errors
 /// [`WireError::Peer`].
@@ -395,7 +396,7 @@ mod tests {
             let (agreed, version) = tokio::join!(introduce(&mut one, &dialed), answering);
             assert_eq!(agreed.expect("agreed"), Agreed { version, peer: Abilities::default() });
             assert_eq!(version, answered);
-            // An earlier version would take what stands behind its answer for a frame.
+            // An earlier version would misread anything after its answer as a frame.
             answer(&mut other, Ok(version)).await.expect("answered");
             drop(other);
             let mut raw = Vec::new();

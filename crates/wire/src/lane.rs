@@ -1,4 +1,4 @@
-//! A lane: frames on one duplex pipe. It knows nothing of the stream that its frames are of.
+//! A lane: frames on one duplex pipe. It knows nothing about the stream that its frames belong to.
 
 use std::{io, sync::Arc};
 
@@ -11,7 +11,7 @@ use crate::{
     meter::Meter,
 };
 
-/// Both halves of a lane. The meter counts its bytes.
+/// Splits a pipe into both halves of a lane. The meter counts its bytes.
 pub(crate) fn split<P: AsyncRead + AsyncWrite>(
     pipe: P,
     meter: &Arc<Meter>,
@@ -26,7 +26,7 @@ pub(crate) struct LaneReader<R> {
 }
 
 impl<R: AsyncRead + Unpin> LaneReader<R> {
-    /// The next header; `None` when the peer closed and `may_end`. Its payload must be read next.
+    /// The next header; `None` if `may_end` and the peer has closed. Its payload must be read next.
     pub(crate) async fn header(&mut self, may_end: bool) -> Result<Option<Header>, WireError> {
         let mut head = [0; HEADER_BYTES];
         let mut have = 0;
@@ -56,16 +56,16 @@ pub(crate) struct LaneWriter<W> {
 }
 
 impl<W: AsyncWrite + Unpin> LaneWriter<W> {
-    /// Writes a frame. It is on its way when this returns.
+    /// Writes a frame. It has been flushed when this returns.
     pub(crate) async fn write(&mut self, header: Header, payload: &[u8]) -> Result<(), WireError> {
         let head = header.encode();
-        // Both at once: a header by itself would be a record and a system call of its own.
+        // Written together: a separate header would cost a TLS record and a system call.
         self.pipe.write_all_buf(&mut Buf::chain(&head[..], payload)).await.map_err(WireError::Peer)?;
         self.meter.add_wire((head.len() + payload.len()) as u64);
         self.pipe.flush().await.map_err(WireError::Peer)
     }
 
-    /// Closes this half; the peer may have closed first.
+    /// Closes this half. The peer may already have closed.
     pub(crate) async fn close(&mut self) -> Result<(), WireError> {
         match self.pipe.shutdown().await {
             Ok(()) => Ok(()),

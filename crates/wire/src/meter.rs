@@ -1,8 +1,8 @@
-//! Counters that a channel keeps and anybody may read.
+//! Counters of channels, readable by any thread.
 
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
-/// Counts of one or several channels of one end. All only rise, but `waiting`.
+/// Counters of one or several channels of one end. All except `waiting` only rise.
 #[derive(Debug, Default)]
 pub struct Meter {
     sent_plain: AtomicU64,
@@ -23,7 +23,7 @@ impl Meter {
         self.received_plain.load(Relaxed)
     }
 
-    /// Bytes of frames written to and read from the peer, headers included; what TLS and TCP add is not.
+    /// Bytes of frames written to and read from the peer, including headers but not the overhead of TLS and TCP.
     pub fn wire(&self) -> u64 {
         self.wire.load(Relaxed)
     }
@@ -33,7 +33,7 @@ impl Meter {
         self.waiting.load(Relaxed)
     }
 
-    /// The most that ever waited.
+    /// The maximum of `waiting` so far.
     pub fn waiting_max(&self) -> u64 {
         self.waiting_max.load(Relaxed)
     }

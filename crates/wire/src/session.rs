@@ -1,4 +1,4 @@
-//! A session's connections: the source dials, the destination accepts.
+//! Connections of a session: the source dials, the destination accepts.
 
 use std::{
     net::SocketAddr,
@@ -31,42 +31,43 @@ use crate::{
     window::window_bytes_max,
 };
 
-/// A connection that is not introduced by then is dropped.
+/// A connection that has not sent its hello by then is dropped.
 const HANDSHAKE_DEADLINE: Duration = Duration::from_secs(5);
-/// Connections that may be unintroduced at once: a session has a handful, and strangers shall not be in its way. More
-/// are closed at once: none waits unread in the kernel, which would keep a window's worth of what a stranger sends.
+/// Limit of connections that have not sent their hello: a session has a handful, and strangers must not block it.
+/// Further ones are closed at once rather than left unread in the kernel, where each could occupy a window's worth of
+/// memory.
 const HANDSHAKES_MAX: usize = 128;
 
-/// A connection between two carriers: a pipe, and what was agreed when it was opened.
+/// A connection between two carriers: a pipe, and what was agreed when opening it.
 pub struct Connection {
     pipe: Pipe,
     agreed: Agreed,
 }
 
 impl Connection {
-    /// What was agreed when it was opened.
+    /// What was agreed when opening it.
     pub fn agreed(&self) -> Agreed {
         self.agreed
     }
 
-    /// The largest window that the peer takes.
+    /// The largest window that the peer accepts.
     pub fn window_max(&self) -> u64 {
         window_bytes_max(self.agreed.version)
     }
 
-    /// Lets a whole window be in flight. Only where the sender keeps to a window: whatever is written to any other
-    /// connection is taken, and waits.
+    /// Allows a whole window to be in flight. Only for senders that respect a window: on any other connection, all
+    /// bytes written are accepted and queued.
     pub fn widen(&self) {
         self.pipe.widen();
     }
 }
 
-/// What two carriers must both know to meet.
+/// What both carriers must know to connect.
 #[derive(Clone, Copy, Debug)]
 pub struct SessionKey {
-    /// The migration attempt.
+    /// The session: one migration attempt.
     pub session: SessionId,
-    /// Given to both by the server.
+    /// The secret that the server gave to both.
     pub secret: Secret,
 }
 
@@ -75,12 +76,12 @@ pub struct SessionKey {
 pub struct Dialer {
     transport: Arc<dyn Transport>,
     key: SessionKey,
-    /// What the destination speaks; 0 before it was asked.
+    /// The version that the destination speaks; 0 while unknown.
     version: Arc<AtomicU16>,
 }
 
 impl Dialer {
-    /// Will dial `address` with a configuration that pins the destination's key.
+    /// A dialer for `address` with a configuration that pins the destination's key.
     pub fn new(address: SocketAddr, tls: Arc<ClientConfig>, key: SessionKey) -> Self {
         Self { transport: Arc::new(TcpDialer::new(address, tls)), key, version: Arc::default() }
     }
@@ -116,7 +117,7 @@ impl Acceptor {
     /// Listens on the first free port of `ports` at `ip`, with a configuration that pins the source's key.
     ///
     /// # Errors
-    /// [`WireError::Local`] when no port of the range is free.
+    /// [`WireError::Local`] if no port of the range is free.
     pub async fn bind(
         ip: std::net::IpAddr,
         ports: RangeInclusive<u16>,
@@ -130,12 +131,12 @@ impl Acceptor {
         Ok(Self { address, accepted, task })
     }
 
-    /// Where it listens.
+    /// The address that it listens on.
     pub fn address(&self) -> SocketAddr {
         self.address
     }
 
-    /// The next connection that showed the session's secret; `None` when listening ended.
+    /// The next connection that presented the session's secret; `None` when listening has ended.
     pub async fn accept(&mut self) -> Option<(Channel, Connection)> {
         self.accepted.recv().await
     }
@@ -153,7 +154,7 @@ async fn accept_all<L: Listener>(listener: L, key: SessionKey, found: mpsc::Send
         let (from, opening) = match listener.accept().await {
             Ok(accepted) => accepted,
             Err(error) => {
-                // Out of file descriptors, or the peer was gone at once: others are not affected.
+                // Out of file descriptors, or the peer disconnected at once: other connections are not affected.
                 warn!(error = %chain(&error), "A connection could not be accepted");
                 tokio::task::yield_now().await;
                 continue;
@@ -181,7 +182,7 @@ async fn greet(opening: Opening<'static>, key: SessionKey) -> Result<(Channel, C
         Ok((channel, version)) => {
             answer(&mut pipe, Ok(version)).await?;
             pipe.introduced();
-            // A dialer tells what it asks for, not what it can do.
+            // A dialer states what it asks for, not its abilities.
             return Ok((channel, Connection { pipe, agreed: Agreed { version, peer: Abilities::default() } }));
         }
         Err(refusal) => refusal,
@@ -192,10 +193,10 @@ async fn greet(opening: Opening<'static>, key: SessionKey) -> Result<(Channel, C
     Err(refusal)
 }
 
-/// What a hello asks for, and the version in which it gets it.
+/// What a hello asks for, and the version agreed for it.
 ///
 /// # Errors
-/// [`WireError::Refused`] with what is to be answered; others where nothing is.
+/// [`WireError::Refused`] with the reason to send; any other error gets no answer.
 fn admit(heard: Result<Hello, HelloError>, key: SessionKey) -> Result<(Channel, u16), WireError> {
     let is_known = |session: SessionId, secret: &Secret| session == key.session && same_secret(secret, &key.secret);
     let reason = match heard {

@@ -1,4 +1,4 @@
-//! What the channels of one carrier share: the law that bounds their windows, and the memory that bounds them together.
+//! State shared by the channels of one carrier: the law that sizes their windows, and the memory budget of all of them.
 
 use std::sync::atomic::{
     AtomicBool, AtomicU64,
@@ -7,11 +7,11 @@ use std::sync::atomic::{
 
 use crate::window::{BUDGET_BYTES, Law, WINDOW_BYTES_MIN};
 
-/// Bytes that have arrived and wait for local sockets, of all channels: the peer's budget, and [`WINDOW_BYTES_MIN`] and
-/// a frame on the way beyond it for each of 128 channels. A peer that sends more breaks the protocol.
+/// Limit of bytes that have arrived and wait for local sockets, over all channels: the peer's budget, plus
+/// [`WINDOW_BYTES_MIN`] and one frame in transit for each of 128 channels. A peer that sends more breaks the protocol.
 pub(crate) const ARRIVED_BYTES_MAX: u64 = BUDGET_BYTES + (64 << 20);
 
-/// Of all channels of a carrier. A fresh one is in bulk.
+/// Traffic of all channels of a carrier. It starts in bulk.
 #[derive(Debug, Default)]
 pub struct Traffic {
     tail: AtomicBool,
@@ -20,7 +20,7 @@ pub struct Traffic {
 }
 
 impl Traffic {
-    /// From now on the windows follow this law.
+    /// Makes the windows follow this law from now on.
     pub fn set_law(&self, law: Law) {
         self.tail.store(law == Law::Tail, Release);
     }
@@ -30,7 +30,7 @@ impl Traffic {
         if self.tail.load(Acquire) { Law::Tail } else { Law::Bulk }
     }
 
-    /// Bytes that all channels have accepted here, and that are not yet delivered at the other end.
+    /// Bytes that all channels have accepted here and that are not yet delivered at the other end.
     pub fn in_flight(&self) -> u64 {
         self.in_flight.load(Acquire)
     }
@@ -40,8 +40,8 @@ impl Traffic {
         self.arrived.load(Acquire)
     }
 
-    /// What the budget leaves for a channel that has `own` bytes in flight. However many the others have, it gets the
-    /// smallest window; so it always has acknowledgements to come, which wake it.
+    /// What the budget leaves for a channel that has `own` bytes in flight. Whatever the others use, it gets the
+    /// smallest window, so it always has pending acknowledgements to wake it.
     pub(crate) fn room(&self, own: u64) -> u64 {
         let left = BUDGET_BYTES.saturating_sub(self.in_flight());
         left.max(WINDOW_BYTES_MIN.saturating_sub(own))
@@ -55,7 +55,7 @@ impl Traffic {
         self.in_flight.fetch_sub(bytes, AcqRel);
     }
 
-    /// Gives how many have arrived with these.
+    /// Adds arrived bytes; returns the new total.
     pub(crate) fn add_arrived(&self, bytes: u64) -> u64 {
         self.arrived.fetch_add(bytes, AcqRel) + bytes
     }

@@ -1,36 +1,36 @@
-//! How many bytes may be accepted and not yet delivered.
+//! Sizes the window: how many bytes may be accepted and not yet delivered.
 //!
-//! QEMU decides to stop the guest by the rate at which its bytes are accepted, and cannot see what waits behind. What
-//! waits is sent while the guest stands still: bytes waiting in the carriers are downtime. So the total of bytes that
-//! an end accepted and the other end has not yet delivered (all stages, both carriers, socket buffers) is bounded by
-//! a window, and the window follows the rate.
+//! QEMU decides when to stop the guest by the rate at which its bytes are accepted; it cannot see the queues behind.
+//! Queued bytes are sent while the guest is paused, so bytes waiting in the carriers are downtime. The window therefore
+//! bounds the bytes that one end accepted and the other has not yet delivered (all stages, both carriers, socket
+//! buffers), and it follows the rate.
 //!
-//! A long link holds more than may wait: rate times round trip fly on it. In [`Law::Bulk`] the window is twice that,
-//! so that the link stays full while a lost packet is sent again or an acknowledgement is late; in [`Law::Tail`] it is
-//! what keeps the link busy. From one to the other the window glides: while it shrinks, QEMU sees three quarters of the
-//! link's rate; while it grows in the tail, at most five quarters.
+//! A long link carries more bytes than may wait: rate times round trip are in transit. In [`Law::Bulk`] the window is
+//! twice that, so that the link stays full while a lost packet is sent again or an acknowledgement is late; in
+//! [`Law::Tail`] it is just what keeps the link busy. It glides from one to the other: while it shrinks, QEMU sees
+//! three quarters of the link's rate; while it grows in the tail, at most five quarters.
 
 use std::time::Duration;
 
 pub use ferry_core::switchover::Law;
 
-/// Never below: one frame must fit, and a slow start must not starve the link. 20 ms at 100 Mb/s.
+/// Smallest window: one frame must fit, and a slow start must not starve the link. 20 ms at 100 Mb/s.
 pub const WINDOW_BYTES_MIN: u64 = 256 << 10;
-/// What waits without flying never takes more: a queue of this size keeps any link busy whose round trip is short, and
-/// a larger one only leaves the CPU's caches.
+/// Limit of bytes that are queued rather than in transit: a queue of this size keeps any link with a short round trip
+/// busy, and a larger one only falls out of the CPU caches.
 pub const WAITING_BYTES_MAX: u64 = 8 << 20;
-/// All windows of a carrier together, in each direction: 10 Gb/s over 100 ms, twice. It is a carrier's memory when the
-/// destination's QEMU takes bytes more slowly than the link brings them, and the kernel's at the source.
+/// Sum of all windows of a carrier, per direction: 10 Gb/s over 100 ms, twice. It bounds the carrier's memory when the
+/// destination's QEMU reads more slowly than the link delivers, and the kernel's memory at the source.
 pub const BUDGET_BYTES: u64 = 256 << 20;
 /// The share of the downtime limit that waiting bytes may take.
 pub const DOWNTIME_SHARE: f64 = 0.1;
-/// Round trips' worth of bytes in flight in bulk: one is on the way while the acknowledgement of the last one returns
+/// Round trips' worth of bytes in flight in bulk: one in transit while the acknowledgement of the previous one returns
 /// or a lost packet is sent again.
 const BULK_TRIPS: f64 = 2.0;
-/// In the tail: one round trip fills the link, and as much more is late now and then.
+/// The same in the tail: one round trip fills the link, and a quarter covers occasional delays.
 const TAIL_TRIPS: f64 = 1.25;
 
-/// The largest window that a peer takes which speaks this version of the protocol.
+/// The largest window that a peer of this protocol version accepts.
 pub fn window_bytes_max(version: u16) -> u64 {
     if version < 2 { WAITING_BYTES_MAX } else { BUDGET_BYTES }
 }
@@ -48,27 +48,27 @@ pub fn window_bytes(law: Law, rate_bytes_per_s: f64, round_trip: Duration, downt
     (waiting as u64).min(WAITING_BYTES_MAX).max(flying as u64).clamp(WINDOW_BYTES_MIN, BUDGET_BYTES)
 }
 
-/// Measures the rate and round trip from acknowledgements, and finds out by trial how much must be in flight.
+/// Measures the rate and round trip from acknowledgements, and finds by trial how much must be in flight.
 ///
-/// The rate is only what the window lets through: where a hop is slow to answer (a busy CPU), a window sized by the rate
-/// keeps the rate low, and the rate the window. So in bulk the window is doubled on trial, and stays so while that pays;
-/// and halved on trial, and stays so while that costs nothing. On a long link the law itself has more in flight than
-/// trials ever try.
+/// The measured rate is only what the window lets through: if a hop is slow to respond (a busy CPU), a window sized by
+/// the rate keeps the rate low, which in turn keeps the window small. So in bulk the window is doubled as a trial, and
+/// stays doubled if that pays; and halved as a trial, and stays halved if that costs nothing. On a long link the law
+/// itself allows more in flight than any trial.
 #[derive(Debug)]
 pub struct Pace {
     downtime_limit: Duration,
-    /// What the peer takes.
+    /// Limit of what the peer accepts.
     window_max: u64,
     rate_bytes_per_s: f64,
     round_trip: Option<Duration>,
     since: Duration,
-    /// Of that interval's start.
+    /// Delivered bytes at the start of the interval.
     delivered: u64,
-    /// Of the last call.
+    /// Delivered bytes at the last call.
     seen: u64,
-    /// Whether the window held the sender back since the interval began.
+    /// Whether the window limited the sender during the interval.
     held_back: bool,
-    /// What trials have shown to be worth having in flight.
+    /// Bytes in flight that trials have shown to be worthwhile.
     proven: u64,
     trial: Trial,
     window: u64,
@@ -76,29 +76,28 @@ pub struct Pace {
 
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum Trial {
-    /// None for so many intervals.
+    /// No trial for this many intervals.
     Rest(u32),
-    /// Twice as much is in flight than what gave this rate.
+    /// Twice the bytes in flight that gave this rate.
     Doubled(f64),
-    /// Half as much is in flight than what gave this rate.
+    /// Half the bytes in flight that gave this rate.
     Halved(f64),
 }
 
-/// Over how long the rate is averaged, or over a round trip if that is longer: a tenth of a usual downtime limit.
+/// Averaging interval of the rate, unless a round trip is longer: a tenth of a usual downtime limit.
 const INTERVAL: Duration = Duration::from_millis(30);
-/// A doubled window stays if the rate rises by as much: less is noise, or a queue in front of a full link.
+/// A doubled window stays if the rate rises by this factor: less is noise, or a queue before a full link.
 const WORTH_DOUBLING: f64 = 1.25;
-/// A halved window stays unless the rate falls by as much.
+/// A halved window stays unless the rate falls below this factor.
 const COST_OF_HALVING: f64 = 0.9;
 /// Intervals of rest after a trial that failed: about a second.
 const REST: u32 = 32;
-/// Of so many delivered bytes one is not accepted anew while the window shrinks, and one more is while it grows in the
-/// tail: QEMU takes the rate at which it is read for the link's.
+/// While the window shrinks, one of this many delivered bytes is not replaced by a new one; while it grows in the tail,
+/// one more is accepted. QEMU takes the rate at which it is read for the link's.
 const GLIDE: u64 = 4;
 
 impl Pace {
-    /// Nothing is known yet: the smallest window. It never grows beyond `window_max`, which is [`WINDOW_BYTES_MIN`] or
-    /// more.
+    /// Starts with the smallest window. It never grows beyond `window_max`, which is at least [`WINDOW_BYTES_MIN`].
     pub fn new(downtime_limit: Duration, window_max: u64) -> Self {
         Self {
             downtime_limit,
@@ -115,27 +114,27 @@ impl Pace {
         }
     }
 
-    /// The window now.
+    /// The current window in bytes.
     pub fn window(&self) -> u64 {
         self.window
     }
 
-    /// The rate at which bytes are delivered, averaged.
+    /// The averaged rate of delivery.
     pub fn rate_bytes_per_s(&self) -> f64 {
         self.rate_bytes_per_s
     }
 
-    /// A frame's acknowledgement came `after` it was sent.
+    /// Records that a frame was acknowledged `after` it was sent.
     pub fn round_trip(&mut self, after: Duration) {
         self.round_trip = Some(self.round_trip.map_or(after, |least| least.min(after)));
     }
 
-    /// The sender has bytes to send, and the window is full.
+    /// Records that the window is full while the sender has bytes to send.
     pub fn held_back(&mut self) {
         self.held_back = true;
     }
 
-    /// At `now` (since the channel's start), `delivered` bytes in all were delivered.
+    /// Records that by `now` (since the channel's start) a total of `delivered` bytes were delivered.
     pub fn delivered(&mut self, now: Duration, delivered: u64, law: Law) {
         let elapsed = now.saturating_sub(self.since);
         let round_trip = self.round_trip.unwrap_or_default();
@@ -152,7 +151,7 @@ impl Pace {
         self.seen = delivered;
     }
 
-    /// The rate rises at once. It falls slowly, and only while the window holds the sender back: a quiet guest says
+    /// The rate rises at once. It falls slowly, and only while the window limits the sender: a quiet guest shows
     /// nothing about the link.
     fn average(&mut self, rate: f64, held_back: bool) {
         if rate > self.rate_bytes_per_s {
@@ -162,7 +161,7 @@ impl Pace {
         }
     }
 
-    /// Moves the window towards `target` as `fresh` bytes are delivered. In bulk it may double in a round trip.
+    /// Moves the window towards `target` as `fresh` bytes are delivered. In bulk it may double within a round trip.
     fn glide(&mut self, target: u64, fresh: u64, law: Law) {
         let growth = match law {
             Law::Bulk => fresh,
@@ -189,13 +188,13 @@ impl Pace {
             }
             Trial::Rest(left) => Trial::Rest(left.saturating_sub(1)),
         };
-        // Only a sender that is held back shows what a window is worth. In the tail nothing is tried.
+        // Only a limited sender shows what a window is worth. There are no trials in the tail.
         if self.trial != Trial::Rest(0) || !held_back || law == Law::Tail {
             return;
         }
         let may_double = self.proven < WAITING_BYTES_MAX;
         if may_double {
-            // What the law allows anyway is proven enough.
+            // What the law allows anyway counts as proven.
             self.proven = (self.proven.max(self.window) * 2).min(WAITING_BYTES_MAX);
             self.trial = Trial::Doubled(rate);
         } else {
@@ -235,9 +234,9 @@ mod tests {
     #[test]
     fn a_long_link_is_full_in_bulk_and_busy_in_the_tail() {
         for (rate, trip_ms, bulk, tail) in [
-            // 500 kB fly.
+            // 500 kB are in transit.
             (10e6, 50, 1_000_000, 625_000),
-            // What may wait is more than what flies.
+            // More may be queued than is in transit.
             (10e6, 1, 300_000, 300_000),
             (125e6, 50, 12_500_000, 7_812_500),
             (125e6, 200, 50_000_000, 31_250_000),
@@ -272,7 +271,7 @@ mod tests {
             run(&mut pace, &mut now, &mut total, 0.01, Law::Tail, |_| 100e6);
             windows.push(pace.window());
         }
-        // A million bytes in each of these looks: three quarters of them are accepted anew.
+        // A million bytes per step: three quarters of them are replaced by new ones.
         assert!(windows.windows(2).all(|pair| pair[0] - pair[1] <= 250_000), "{windows:?}");
         assert_eq!((windows[29], windows[31]), (12_750_000, 12_500_000));
         run(&mut pace, &mut now, &mut total, 0.05, Law::Bulk, |_| 100e6);
@@ -288,9 +287,9 @@ mod tests {
             total += 1_000;
             pace.delivered(now, total, Law::Tail);
         }
-        // One interval was half busy.
+        // One interval was only half busy.
         assert!(pace.rate_bytes_per_s() > 35e6, "{}", pace.rate_bytes_per_s());
-        // A link that is slow is held against.
+        // A slow link lowers the rate.
         run(&mut pace, &mut now, &mut total, 1.0, Law::Tail, |_| 5e6);
         assert!(pace.rate_bytes_per_s() < 6e6, "{}", pace.rate_bytes_per_s());
     }
@@ -305,7 +304,7 @@ mod tests {
             for (law, window) in [(Law::Bulk, bulk), (Law::Tail, tail)] {
                 prop_assert!(window_bytes(law, rate + more, trip, limit) >= window);
             }
-            // What waits beside what flies is little.
+            // Little is queued beyond what is in transit.
             let waits = tail.saturating_sub((rate * trip.as_secs_f64() * TAIL_TRIPS) as u64) as f64;
             prop_assert!(waits <= (rate * limit.as_secs_f64() * DOWNTIME_SHARE).max(WINDOW_BYTES_MIN as f64));
         }
@@ -327,7 +326,7 @@ mod tests {
         }
     }
 
-    /// A link that delivers `rate_of(window)` bytes per second, for `seconds`.
+    /// Simulates a link that delivers `rate_of(window)` bytes per second, for `seconds`.
     fn run(pace: &mut Pace, now: &mut Duration, total: &mut u64, seconds: f64, law: Law, rate_of: impl Fn(u64) -> f64) {
         for _ in 0..(seconds * 100.0) as u32 {
             *now += Duration::from_millis(10);
@@ -339,7 +338,7 @@ mod tests {
 
     #[test]
     fn a_hop_that_is_slow_to_answer_gets_a_window_that_fills_it() {
-        // 50 ms until an answer comes, whatever is sent, up to 1 GB/s: only more in flight makes it faster.
+        // An answer takes 50 ms whatever is sent, up to 1 GB/s: only more in flight raises the rate.
         let (mut pace, mut now, mut total) = (Pace::new(LIMIT, BUDGET_BYTES), Duration::ZERO, 0);
         run(&mut pace, &mut now, &mut total, 3.0, Law::Bulk, |window| (window as f64 / 0.05).min(1e9));
         assert!(pace.window() > WAITING_BYTES_MAX / 3, "{}", pace.window());
@@ -347,7 +346,7 @@ mod tests {
 
     #[test]
     fn a_full_link_is_not_queued_upon() {
-        // 12.5 MB/s whatever the window: the law alone decides, but for the short trials of bulk.
+        // 12.5 MB/s whatever the window: the law alone decides, except for the short trials in bulk.
         let (mut pace, mut now, mut total) = (Pace::new(LIMIT, BUDGET_BYTES), Duration::ZERO, 0);
         run(&mut pace, &mut now, &mut total, 1.0, Law::Bulk, |_| 12.5e6);
         let mut above = |law: Law| {
@@ -360,7 +359,7 @@ mod tests {
         };
         let (bulk, tail) = (above(Law::Bulk), above(Law::Tail));
         assert!(bulk * 5 < 400, "{bulk} of 400 above the law");
-        // A trial may be under way when the tail begins.
+        // A trial may be in progress when the tail begins.
         assert!(tail < 20, "{tail} of 400 above the law in the tail");
     }
 }

@@ -1,4 +1,4 @@
-//! Frames of one stream become that stream again, whichever lane each of them came on.
+//! Puts the frames of one stream back in order, whichever lane each of them arrived on.
 
 use std::collections::BTreeMap;
 
@@ -7,13 +7,13 @@ use crate::{
     frame::{Chain, Codec, Header},
 };
 
-/// Lanes of a channel: one carries all that links have given so far.
+/// Lanes per channel. One carries everything that links have delivered so far.
 pub(crate) const LANES: u8 = 1;
-/// More than the peer's window may hold: it breaks the protocol then. Plain bytes; a peer may not send more coded than
-/// plain ones.
+/// Upper bound of the peer's window, in plain bytes; a peer that sends more breaks the protocol. Coded frames are never
+/// longer than plain ones.
 pub(crate) const INBOUND_BYTES_MAX: u64 = crate::window::BUDGET_BYTES + crate::window::WINDOW_BYTES_MIN;
 
-/// What a Data frame says of its payload.
+/// What the header of a Data frame states about its payload.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Frame {
     pub(crate) codec: Codec,
@@ -23,12 +23,12 @@ pub(crate) struct Frame {
     pub(crate) checksum: u64,
 }
 
-/// Puts frames in order. On one lane they come in order, and any other order breaks the protocol; on several, frames that
-/// came early wait here, within the window.
+/// Puts frames in order. On one lane they arrive in order, and any other order breaks the protocol; with several lanes,
+/// early frames wait here, within the window.
 #[derive(Debug)]
 pub(crate) struct Assembly {
     lanes: u8,
-    /// Bytes that came without a gap before them.
+    /// Length of the stream received without a gap.
     whole: u64,
     chain: Chain,
     early: BTreeMap<u64, (Frame, Vec<u8>)>,
@@ -40,15 +40,16 @@ impl Assembly {
         Self { lanes, whole: 0, chain: Chain::default(), early: BTreeMap::new(), end: None }
     }
 
-    /// Whether all of the stream came.
+    /// Whether the whole stream has arrived.
     pub(crate) fn is_complete(&self) -> bool {
         self.end.is_some_and(|(total, _)| total == self.whole)
     }
 
-    /// Whether a frame may come, of which the payload was not yet read: `delivered` bytes of the stream were taken.
+    /// Checks that a frame is acceptable before its payload is read; `delivered` bytes of the stream were already
+    /// delivered.
     ///
     /// # Errors
-    /// [`WireError::Protocol`]: behind the end, out of order, twice, or beyond the window.
+    /// [`WireError::Protocol`] for a frame beyond the end, out of order, repeated, or beyond the window.
     pub(crate) fn expects(&self, frame: &Frame, delivered: u64) -> Result<(), WireError> {
         let end = frame.offset.saturating_add(u64::from(frame.plain));
         if self.end.is_some_and(|(total, _)| end > total || self.is_complete()) {
@@ -68,10 +69,10 @@ impl Assembly {
         Ok(())
     }
 
-    /// Takes the payload of a frame that was expected, and gives to `next` what follows without a gap.
+    /// Accepts the payload of an expected frame and passes everything now contiguous to `next`.
     ///
     /// # Errors
-    /// Those of `next`; [`WireError::Protocol`] where the stream is complete and is not what its end says.
+    /// Those of `next`; [`WireError::Protocol`] if the stream is complete but does not match its End frame.
     pub(crate) fn take(
         &mut self,
         frame: Frame,
@@ -92,10 +93,10 @@ impl Assembly {
         self.compare()
     }
 
-    /// The stream has this length and this value of its chain.
+    /// Records the length of the stream and the final value of its chain.
     ///
     /// # Errors
-    /// [`WireError::Protocol`] where it does not.
+    /// [`WireError::Protocol`] if the stream does not match them.
     pub(crate) fn ends(&mut self, total: u64, checksum: u64) -> Result<(), WireError> {
         let is_short = self.lanes == 1 && total != self.whole;
         if self.end.is_some() || total < self.whole || is_short {
@@ -116,7 +117,7 @@ impl Assembly {
 }
 
 impl Frame {
-    /// Of a header for data.
+    /// The frame that a Data header describes.
     pub(crate) fn of(header: &Header) -> Option<Self> {
         match *header {
             Header::Data { codec, plain, coded, offset, checksum } => {
@@ -137,7 +138,7 @@ mod tests {
 
     use super::*;
 
-    /// A stream in frames of these lengths.
+    /// Splits a stream into frames of these lengths.
     fn frames(lengths: &[u32]) -> (Vec<(Frame, Vec<u8>)>, Chain) {
         let (mut offset, mut chain, mut frames) = (0, Chain::default(), Vec::new());
         for (number, length) in lengths.iter().enumerate() {

@@ -1,11 +1,11 @@
-//! Codecs: each direction of a stream that has one gets a thread of its own for it, so that nobody's acknowledgements wait.
+//! Codecs: each direction of a coded stream has its own thread, so that encoding never delays acknowledgements.
 //!
 //! ```text
 //! read ─▶ filter ─▶ (thread: checksum, encode) ─▶ lane        lane ─▶ deframe ─▶ (thread: decode, verify) ─▶ filter ─▶ write
 //! ```
-//! A stream without a codec has no threads: its frames are checked where they are read and written.
+//! A stream without a codec has no threads: its checksums are computed where frames are read and written.
 //!
-//! What waits for a thread counts as in flight, as all that was accepted and is not delivered.
+//! Bytes that wait for a thread count as in flight, like all bytes accepted and not yet delivered.
 
 use std::io;
 
@@ -20,36 +20,36 @@ use crate::{
     frame::{Codec, Header, checksum_of, verify},
 };
 
-/// Frames that wait for the thread that encodes, and behind it: it is never idle while the sender reads.
+/// Frames that wait before the encoding thread, and as many after it, so that it is never idle while the sender reads.
 const ENCODING_FRAMES_MAX: usize = 4;
 
-/// Encodes the frames of one direction, in their order.
+/// Encodes the frames of one direction in order.
 pub trait Encoder: Send {
-    /// Appends `plain` to `coded` in fewer bytes and says `true`; `false`: it does not get fewer, and goes as it is. The
-    /// decoder does not see what goes as it is.
+    /// Appends `plain` to `coded` in fewer bytes and returns `true`; `false` if it does not shrink and is sent as it
+    /// is. The decoder does not see frames that are sent as they are.
     fn encode(&mut self, plain: &[u8], coded: &mut Vec<u8>) -> bool;
 }
 
-/// Decodes what an [`Encoder`] of the same codec has encoded, in the same order.
+/// Decodes the output of an [`Encoder`] of the same codec, in the same order.
 pub trait Decoder: Send {
-    /// Fills `plain`, which has the length that the frame tells; `false`: these bytes are not of the codec.
+    /// Fills `plain`, whose length the frame states; `false` if the bytes are not valid for the codec.
     fn decode(&mut self, coded: &[u8], plain: &mut [u8]) -> bool;
 }
 
-/// What both directions of a channel are coded with; agreed with the peer.
+/// The codec for both directions of a channel, as agreed with the peer.
 pub struct Coding {
-    /// Its number is in each frame.
+    /// The codec's number, stated in each frame.
     pub codec: Codec,
-    /// Of what is sent.
+    /// For the outgoing stream.
     pub encoder: Box<dyn Encoder>,
-    /// Of what comes.
+    /// For the incoming stream.
     pub decoder: Box<dyn Decoder>,
 }
 
-/// A frame on its way: what its header says, and its payload.
+/// A frame in transit: what its header states, and its payload.
 pub(super) type Payload = (Frame, Vec<u8>);
 
-/// The thread that encodes what is sent. Dropped, it ends with the frame that it has.
+/// The thread that encodes the outgoing stream. When this is dropped, the thread ends after its current frame.
 pub(super) struct Encoding {
     to_encode: mpsc::Sender<(u64, Vec<u8>)>,
     encoded: mpsc::Receiver<(Header, Vec<u8>)>,
@@ -85,13 +85,13 @@ impl Encoding {
         self.waiting < ENCODING_FRAMES_MAX
     }
 
-    /// Takes the next bytes of the stream. There must be room.
+    /// Queues the next bytes of the stream. There must be room.
     pub(super) fn put(&mut self, offset: u64, plain: Vec<u8>) -> Result<(), WireError> {
         self.waiting += 1;
         self.to_encode.try_send((offset, plain)).map_err(|_| ended("encodes"))
     }
 
-    /// The next frame. Not to be asked for when nothing waits.
+    /// The next encoded frame. Must not be called when nothing is queued.
     pub(super) async fn next(&mut self) -> Result<(Header, Vec<u8>), WireError> {
         let frame = self.encoded.recv().await.ok_or_else(|| ended("encodes"))?;
         self.waiting -= 1;
@@ -99,11 +99,11 @@ impl Encoding {
     }
 }
 
-/// A thread that decodes what comes; ends when `coded` does. With an error it keeps its end of `plain`: the stream is not
-/// complete.
+/// A thread that decodes the incoming stream and ends with `coded`. On an error it returns its end of `plain`, so that
+/// the truncated stream does not look complete.
 type Decoding = JoinHandle<Result<(), (WireError, mpsc::Sender<Payload>)>>;
 
-/// Decodes and verifies frames on a thread of its own.
+/// Decodes and verifies frames on its own thread.
 pub(super) fn decode(
     mut decoder: Box<dyn Decoder>,
     mut coded: mpsc::Receiver<Payload>,
@@ -132,10 +132,10 @@ pub(super) fn decode(
     })
 }
 
-/// Waits for a thread that decodes.
+/// Waits for a decoding thread to end.
 ///
 /// # Errors
-/// What it found.
+/// The error that the thread ended with.
 pub(super) async fn decoded(thread: Option<Decoding>) -> Result<(), WireError> {
     let Some(thread) = thread else { return Ok(()) };
     thread.await.map_err(|_| ended("decodes"))?.map_err(|(error, _)| error)

@@ -5,19 +5,18 @@
 //!                             ▲ acks to send ◀─────────────────────────────────────────────────┘
 //!                             └ window opens ◀── acks received by deframe
 //! ```
-//! Each direction is a *stream*: offsets, checksums, a window and acknowledgements, which knows no sockets. Its frames go
-//! over *lanes* (`lane.rs`). One lane carries all of it today. Several can: what comes early waits in `assembly.rs`, within
-//! the window, and acknowledgements are of the stream, not of a lane.
+//! Each direction is a *stream*: offsets, checksums, a window and acknowledgements, independent of sockets. Its frames
+//! travel over *lanes* (`lane.rs`). Today there is one lane. Several are possible: early frames wait in `assembly.rs`,
+//! within the window, and acknowledgements belong to the stream, not to a lane.
 //!
-//! Deframing never waits for the local socket: what it may hold is bounded by the peer's window. So an end that does not
-//! read its local socket holds up one direction only, as a plain socket would.
+//! Deframing never waits for the local socket; the peer's window bounds its buffer. A program that does not read its
+//! local socket therefore blocks one direction only, as with a plain socket.
 //!
-//! A channel with a codec ([`coding`]) encodes and decodes on threads of their own: no acknowledgement waits for a codec, and
-//! no other channel does.
+//! A channel with a codec ([`coding`]) encodes and decodes on separate threads, so a codec delays neither
+//! acknowledgements nor other channels.
 //!
-//! A channel's memory: a frame at the sender; the peer's window, and up to 16 MiB of chunks to be filled again, at the
-//! receiver; in TLS a frame on its way out, and 256 KiB that were read ahead. What the sender has in flight is held by the
-//! kernel.
+//! Memory of a channel: one frame at the sender; the peer's window and up to 16 MiB of reusable chunks at the receiver;
+//! one outgoing frame and 256 KiB of read-ahead in TLS. The kernel holds the bytes that the sender has in flight.
 
 mod assembly;
 pub mod coding;
@@ -43,39 +42,40 @@ use crate::{
 use coding::{Coding, Encoding};
 use shared::{FRAMES_MAX, Shared};
 
-/// What a channel is run with.
+/// Settings of a channel.
 pub struct Options {
-    /// The window follows it.
+    /// Downtime limit that the window follows.
     pub downtime_limit: Duration,
-    /// Counts.
+    /// Counters.
     pub meter: Arc<Meter>,
     /// Shared with the other channels of the carrier.
     pub traffic: Arc<Traffic>,
-    /// The largest window that the peer takes.
+    /// Largest window that the peer accepts.
     pub window_max: u64,
-    /// Takes the plain bytes of both directions as they pass this end.
+    /// Filters the plain bytes of both directions at this end.
     pub filter: Option<Box<dyn StreamFilter>>,
-    /// What the bytes are coded with on their way; agreed with the peer.
+    /// The codec agreed with the peer, if any.
     pub coding: Option<Coding>,
 }
 
 impl Options {
-    /// Without a filter or a codec, alone in its carrier, to a peer that speaks the newest version.
+    /// No filter, no codec, the only channel of its carrier, and a peer that speaks the newest version.
     pub fn new(downtime_limit: Duration, meter: Arc<Meter>) -> Self {
         Self { downtime_limit, meter, traffic: Arc::default(), window_max: BUDGET_BYTES, filter: None, coding: None }
     }
 }
 
-/// Chunks that are kept to be filled again: on a short link no more are in flight. Each keeps the size of the largest
-/// frame that it held: 16 MiB at the most.
+/// Chunks kept for reuse: on a short link no more are in flight. Each keeps the size of the largest frame that it held,
+/// so they occupy at most 16 MiB.
 const SPARE_CHUNKS: usize = 64;
 
-/// Carries both directions until both streams are complete. Ok promises that every byte read from `local` was
-/// delivered at the peer, and every byte of the peer's stream was written to `local`, as far as the filters let them.
+/// Carries both directions until both streams are complete. Ok promises that every byte read from `local` was delivered
+/// at the peer, and every byte of the peer's stream was written to `local`, except what the filters changed or
+/// withheld.
 ///
 /// # Errors
-/// The first fault of either direction. The peer is told, and both local halves are dropped, so that whoever is
-/// connected there sees the connection end.
+/// The first fault of either direction. The peer is informed, and both local halves are dropped, so that the local
+/// program sees its connection end.
 pub async fn carry<P, R, W>(peer: P, local_reader: R, local_writer: W, options: Options) -> Result<(), WireError>
 where
     P: AsyncRead + AsyncWrite + Send + Unpin + 'static,
@@ -129,7 +129,7 @@ mod tests {
         tokio::time::timeout(DEADLINE, future).await.expect("done in time")
     }
 
-    /// One end; gives the far ends of its local socket and of its peer.
+    /// Starts one end; returns the far ends of its local socket and of its peer connection.
     fn end(
         meter: &Arc<Meter>,
         traffic: &Arc<Traffic>,
@@ -169,7 +169,7 @@ mod tests {
     #[tokio::test]
     async fn a_peer_that_fills_a_carriers_memory_breaks_the_protocol() {
         let (meter, traffic) = (Arc::default(), Arc::<Traffic>::default());
-        // Nobody reads the local socket, and the first frame is more than it holds: none is delivered.
+        // The local socket is not read, and the first frame exceeds its buffer: nothing is delivered.
         let (first, other) = (vec![4; 128 << 10], [3; 1000]);
         let others = ARRIVED_BYTES_MAX - 2000 - first.len() as u64;
         traffic.add_arrived(others);

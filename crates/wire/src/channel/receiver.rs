@@ -1,4 +1,5 @@
-//! One direction in: read from the lane, deframe, verify, filter, write to the local socket. Mirror of `sender.rs`.
+//! The inbound direction: read from the lane, deframe, verify, filter, write to the local socket. Mirror of
+//! `sender.rs`.
 
 use std::{io, sync::atomic::Ordering};
 
@@ -21,11 +22,11 @@ use crate::{
     window::WINDOW_BYTES_MIN,
 };
 
-/// While more chunks wait, so many bytes are acknowledged at once: a quarter of the smallest window.
+/// Bytes per acknowledgement while more chunks are queued: a quarter of the smallest window.
 const ACK_BYTES: usize = (WINDOW_BYTES_MIN / 4) as usize;
 
-/// Reads frames until the peer's stream is complete and the peer has closed; data go to `filled`. Without a `codec` they are
-/// verified before.
+/// Reads frames until the peer's stream is complete and the peer has closed; payloads go to `filled`, verified first if
+/// there is no `codec`.
 pub(crate) async fn deframe<R: AsyncRead + Unpin>(
     mut lane: LaneReader<R>,
     filled: mpsc::Sender<Payload>,
@@ -54,7 +55,7 @@ pub(crate) async fn deframe<R: AsyncRead + Unpin>(
                     verify(&payload, frame.offset, frame.checksum)?;
                 }
                 let queue = filled.as_ref().ok_or_else(|| broken("data after the end of the stream"))?;
-                // The writer is gone only when it failed, which ends the channel with its own error.
+                // The writer is gone only after a failure, and its own error ends the channel.
                 assembly.take(frame, payload, |payload| {
                     queue.try_send(payload).map_err(|_| broken("too many frames in flight"))
                 })?;
@@ -82,7 +83,7 @@ pub(crate) async fn deframe<R: AsyncRead + Unpin>(
     }
 }
 
-/// Writes chunks to the local socket until the stream is complete, then closes that half.
+/// Writes chunks to the local socket until the stream is complete, then closes that half of the socket.
 pub(crate) async fn write<W: AsyncWrite + Unpin>(
     mut local: W,
     mut to_write: mpsc::Receiver<Payload>,
@@ -118,7 +119,7 @@ pub(crate) async fn write<W: AsyncWrite + Unpin>(
             unacknowledged = 0;
             shared.ack_due.notify_one();
         }
-        // A full return queue only means that this buffer is not used again.
+        // If the return queue is full, this buffer is simply not reused.
         let _ = emptied.try_send(chunk);
     }
     if shared.delivered.load(Ordering::Acquire) != shared.received.load(Ordering::Acquire) {
@@ -126,7 +127,7 @@ pub(crate) async fn write<W: AsyncWrite + Unpin>(
     }
     match local.shutdown().await {
         Ok(()) => {}
-        // The local peer has already gone: it wanted nothing more.
+        // The local program has already closed: it expects nothing more.
         Err(error) if matches!(error.kind(), io::ErrorKind::NotConnected | io::ErrorKind::BrokenPipe) => {}
         Err(error) => return Err(WireError::Local(error)),
     }

@@ -1,4 +1,4 @@
-//! One direction out: read from the local socket, filter, frame, write to the lane. Mirror of `receiver.rs`.
+//! The outbound direction: read from the local socket, filter, frame, write to the lane. Mirror of `receiver.rs`.
 
 use std::{collections::VecDeque, sync::atomic::Ordering, time::Duration};
 
@@ -17,10 +17,10 @@ use crate::{
     window::Pace,
 };
 
-/// How long a last word to the peer may take.
+/// Time limit for the Abort frame to the peer.
 const ABORT_DEADLINE: Duration = Duration::from_millis(500);
-/// Less room than this in the window is none: its acknowledgements make more, and a frame of a few bytes costs as much
-/// as a whole one.
+/// Less room than this in the window counts as none: pending acknowledgements will make more, and a frame of a few
+/// bytes costs as much as a full one.
 const ROOM_BYTES_MIN: u64 = 16 << 10;
 
 pub(crate) struct Sender<'a, W, R> {
@@ -29,18 +29,18 @@ pub(crate) struct Sender<'a, W, R> {
     shared: &'a Shared,
     pace: Pace,
     chunk: Vec<u8>,
-    /// What the filter let out, of which so many bytes are sent.
+    /// Output of the filter, and how many bytes of it are sent.
     passed: Vec<u8>,
     passed_sent: usize,
-    /// Where frames are encoded, if they are.
+    /// The encoding thread, if there is a codec.
     encoding: Option<Encoding>,
     chain: Chain,
-    /// Bytes sent as Data, or on their way to it.
+    /// Bytes sent as Data or queued for it.
     sent: u64,
     acked: u64,
     acknowledged: u64,
     ended: bool,
-    /// What is in flight: of each frame where it ends, and when it was sent. At most [`FRAMES_MAX`].
+    /// Frames in flight: the end offset and send time of each. At most [`FRAMES_MAX`].
     timed: VecDeque<(u64, Duration)>,
 }
 
@@ -81,7 +81,7 @@ where
             self.send_ack().await?;
             let inbound_done = self.shared.inbound_done.load(Ordering::Acquire);
             if self.ended && inbound_done && self.acked == self.sent {
-                // The last acknowledgement of the peer's stream is out; the peer may close after us.
+                // The last acknowledgement of the peer's stream has been sent; the peer may close after us.
                 self.send_ack().await?;
                 return self.lane.close().await;
             }
@@ -149,7 +149,7 @@ where
         Ok(())
     }
 
-    /// What the filter answers to the peer goes behind what it let out. Behind the end of the stream nothing does.
+    /// Appends the filter's answers for the peer behind its output. After the end of the stream nothing is appended.
     fn take_answers(&mut self) {
         if self.passed_sent == self.passed.len() {
             self.passed.clear();
@@ -160,7 +160,7 @@ where
         }
     }
 
-    /// Sends the next of what the filter let out. That may be more than was read, and more than the window holds.
+    /// Sends the next part of the filter's output, which may exceed what was read and what the window holds.
     async fn send_passed(&mut self, room: usize) -> Result<(), WireError> {
         let passed = std::mem::take(&mut self.passed);
         let (start, end) = (self.passed_sent, passed.len().min(self.passed_sent + room));
@@ -171,18 +171,18 @@ where
         Ok(())
     }
 
-    /// Tells the filter when all that it let out is sent.
+    /// Informs the filter when all its output is sent.
     fn tell_filter(&self) {
         if self.passed_sent == self.passed.len() && self.encoding.as_ref().is_none_or(Encoding::is_idle) {
             self.shared.filtered_delivered(Direction::Outbound);
         }
     }
 
-    /// Accepts bytes of the stream and sends them, or has them encoded before.
+    /// Accepts bytes of the stream and sends them, through the encoder if there is one.
     async fn send_plain(&mut self, bytes: &[u8]) -> Result<(), WireError> {
         let offset = self.sent;
         self.sent += bytes.len() as u64;
-        // Before the frame goes out, so that its acknowledgement never comes first.
+        // Stored before the frame is sent, so that its acknowledgement never arrives first.
         self.shared.sent.store(self.sent, Ordering::Release);
         self.shared.traffic.add_in_flight(bytes.len() as u64);
         self.shared.meter.add_sent(bytes.len() as u64);
@@ -233,7 +233,7 @@ where
         self.lane.write(Header::Ack { delivered }, &[]).await
     }
 
-    /// Tells the peer why this end gives up; best effort, bounded.
+    /// Sends the peer the reason why this end gives up; best effort, bounded in time.
     pub(crate) async fn abort(&mut self, error: &WireError) {
         let reason = chain(error);
         let reason = &reason.as_bytes()[..reason.len().min(REASON_BYTES_MAX)];

@@ -1,4 +1,4 @@
-//! What the two directions of one end tell each other.
+//! State shared by the two directions of one end.
 
 use std::{
     sync::{
@@ -17,33 +17,33 @@ use crate::{
     traffic::Traffic,
 };
 
-/// Frames in flight, so chunks that wait for the local socket: the largest window in frames of 16 KiB. The byte bounds
-/// are checked when they are deframed.
+/// Limit of frames in flight, and so of chunks that wait for the local socket: the largest window in frames of 16 KiB.
+/// Deframing checks the byte limits.
 pub(crate) const FRAMES_MAX: usize = 1 << 14;
-/// What a filter has answered and the other direction has not yet taken: more is no answer any more.
+/// Limit of filter answers that the other direction has not yet taken: beyond this they are no plausible answers.
 const BACK_BYTES_MAX: usize = 1 << 20;
 
 pub(crate) struct Shared {
     pub(crate) started: Instant,
-    /// Bytes of the peer's stream that the local socket, or the filter, took; the sender acknowledges them.
+    /// Bytes of the peer's stream that the local socket or the filter accepted; the sender acknowledges them.
     pub(crate) delivered: AtomicU64,
     /// Bytes of the peer's stream that arrived.
     pub(crate) received: AtomicU64,
-    /// An acknowledgement is due, or the filter has something for the peer.
+    /// Wakes the sender: an acknowledgement is due, or the filter has an answer for the peer.
     pub(crate) ack_due: Notify,
-    /// Bytes of our stream that were sent.
+    /// Bytes of our stream sent.
     pub(crate) sent: AtomicU64,
-    /// Bytes of our stream that the peer acknowledged.
+    /// Bytes of our stream acknowledged by the peer.
     pub(crate) acked: AtomicU64,
     pub(crate) window_open: Notify,
     /// The peer's stream is complete and delivered.
     pub(crate) inbound_done: AtomicBool,
     pub(crate) meter: Arc<Meter>,
     pub(crate) traffic: Arc<Traffic>,
-    /// The filter has something for the local socket.
+    /// Wakes the writer: the filter has an answer for the local socket.
     pub(crate) back_due: Notify,
     pub(crate) has_filter: bool,
-    /// Both directions of an end are one task: nobody waits here.
+    /// Both directions of an end run in one task, so this lock is never contended.
     filtered: Mutex<Filtered>,
 }
 
@@ -75,7 +75,7 @@ impl Shared {
         }
     }
 
-    /// Gives how many bytes have arrived in all channels.
+    /// Adds received bytes; returns how many have arrived in all channels.
     pub(crate) fn add_received(&self, bytes: u64) -> u64 {
         self.received.fetch_add(bytes, Ordering::AcqRel);
         self.traffic.add_arrived(bytes)
@@ -86,7 +86,7 @@ impl Shared {
         self.traffic.take_arrived(bytes);
     }
 
-    /// Has the filter take `bytes`; what goes on is in `forward` afterwards, which held nothing.
+    /// Passes `bytes` to the filter, whose output is appended to `forward`; `forward` must be empty.
     ///
     /// # Errors
     /// [`WireError::Filter`].
@@ -112,7 +112,7 @@ impl Shared {
         Ok(())
     }
 
-    /// Everything that the filter let out in this direction was taken.
+    /// All filter output of this direction was delivered.
     pub(crate) fn filtered_delivered(&self, direction: Direction) {
         let mut filtered = self.filtered.lock().expect("a filter that panics ends the task of both directions");
         if let Some(filter) = &mut filtered.filter {
@@ -120,7 +120,7 @@ impl Shared {
         }
     }
 
-    /// Appends what the filter answers in this direction to `out`.
+    /// Appends the filter's answers in this direction to `out`.
     pub(crate) fn take_answers(&self, direction: Direction, out: &mut Vec<u8>) {
         if self.has_filter {
             let mut filtered = self.filtered.lock().expect("a filter that panics ends the task of both directions");
@@ -133,7 +133,7 @@ impl Shared {
 }
 
 impl Drop for Shared {
-    /// What a channel that ends early still had is the others' again.
+    /// Returns to the shared budget what a channel that ends early still had in flight.
     fn drop(&mut self) {
         self.traffic.take_in_flight(*self.sent.get_mut() - *self.acked.get_mut());
         self.traffic.take_arrived(*self.received.get_mut() - *self.delivered.get_mut());

@@ -1,4 +1,4 @@
-//! What an image at the destination already holds: keyed hashes of its blocks, for the source to compare with.
+//! The content of an image at the destination: keyed hashes of its blocks, which the source compares with.
 
 use std::{collections::BTreeMap, fmt, time::Duration};
 
@@ -9,21 +9,22 @@ use tracing::warn;
 use super::sparse::all_zero;
 use crate::WireError;
 
-/// What is compared: large enough that a hash costs next to nothing on the wire, small enough that a changed page
-/// spoils little. A qcow2 cluster.
+/// The unit of comparison: large enough that a hash costs almost nothing on the wire, small enough that a changed page
+/// invalidates little. The size of a qcow2 cluster.
 pub const BLOCK_BYTES: u64 = 64 << 10;
-/// Of each hash so much is kept.
+/// Bytes kept of each hash.
 pub(crate) const HASH_BYTES: usize = 16;
-/// `FerryS` and the version of the form.
+/// `FerryS` and the format version.
 const MAGIC: [u8; 8] = *b"FerryS\0\x02";
 const HEAD_BYTES: usize = MAGIC.len() + 32;
 const RUN_HEAD_BYTES: usize = 12;
 /// Blocks of one run: 64 MiB of data, 16 KiB of hashes.
 pub const RUN_BLOCKS_MAX: usize = 1024;
-/// Of a block that the image no longer holds. No block is named that has it by chance.
+/// Marks a block that the image no longer holds. The chance that a real block has this hash is negligible.
 const FORGOTTEN: BlockHash = [0; HASH_BYTES];
 
-/// A block's keyed BLAKE3 hash, cut to 128 bits. Who does not know the key cannot make two blocks with the same one.
+/// A block's keyed BLAKE3 hash, truncated to 128 bits. Without the key, nobody can construct two blocks with the same
+/// hash.
 pub(crate) type BlockHash = [u8; HASH_BYTES];
 
 /// The key of one session's hashes.
@@ -31,7 +32,7 @@ pub(crate) type BlockHash = [u8; HASH_BYTES];
 pub struct SeedKey(pub [u8; 32]);
 
 impl SeedKey {
-    /// For a block that comes piecewise.
+    /// For a block that arrives in pieces.
     pub(crate) fn hasher(&self) -> blake3::Hasher {
         blake3::Hasher::new_keyed(&self.0)
     }
@@ -51,12 +52,12 @@ pub(crate) fn cut(hash: &blake3::Hash) -> BlockHash {
     *hash.as_bytes().first_chunk().expect("a hash has 32 bytes")
 }
 
-/// The blocks of an image that are not all zero, by where they lie. 256 GiB of data need about 64 MiB of memory; where
-/// every second block is zero, five times as much.
+/// The blocks of an image that are not all zero, by position. 256 GiB of data need about 64 MiB of memory, or five
+/// times as much if every second block is zero.
 #[derive(Clone, PartialEq, Eq)]
 pub struct SeedIndex {
     key: SeedKey,
-    /// Blocks that follow each other, by the first of them.
+    /// Runs of consecutive blocks, by their first block.
     runs: BTreeMap<u64, Vec<BlockHash>>,
 }
 
@@ -67,20 +68,20 @@ impl fmt::Debug for SeedIndex {
 }
 
 impl SeedIndex {
-    /// Of an image of which nothing is known yet.
+    /// An empty index: nothing is known of the image yet.
     pub fn new(key: SeedKey) -> Self {
         Self { key, runs: BTreeMap::new() }
     }
 
-    /// The image holds this block, of [`BLOCK_BYTES`], at its place. One that is all zero is left out, and one that does
-    /// not lie behind those that are known.
+    /// Records the content of a block of [`BLOCK_BYTES`] at its position. All-zero blocks are ignored, as are blocks
+    /// that do not come after the recorded ones.
     pub fn insert(&mut self, block: u64, bytes: &[u8]) {
         if bytes.len() as u64 == BLOCK_BYTES && block >= self.end() && !all_zero(bytes) {
             self.append(block, self.key.hash(bytes));
         }
     }
 
-    /// The block behind the last.
+    /// One past the last block.
     fn end(&self) -> u64 {
         self.runs.last_key_value().map_or(0, |(first, run)| first + run.len() as u64)
     }
@@ -94,23 +95,23 @@ impl SeedIndex {
         }
     }
 
-    /// The key of its hashes.
+    /// The key of the hashes.
     pub fn key(&self) -> SeedKey {
         self.key
     }
 
-    /// How many blocks it knows.
+    /// The number of blocks recorded.
     pub fn blocks(&self) -> usize {
         self.runs.values().flatten().filter(|hash| **hash != FORGOTTEN).count()
     }
 
-    /// The bytes for the source: the key, and each run of blocks with its hashes.
+    /// Encodes the index for the source: the key, and each run of blocks with its hashes.
     ///
     /// ```text
     /// magic and version 8 bytes · key 32 bytes · runs: first block u64 · count u32, at most 1024 · count hashes of 16 bytes
     /// ```
-    /// A run without blocks is a sign of life. Of an index that is made piece by piece, the bytes are those of an empty
-    /// one, then the [`runs`](Self::runs) of each piece.
+    /// An empty run is a keep-alive. An index built in pieces is sent as an encoded empty index followed by the
+    /// [`runs`](Self::runs) of each piece.
     pub fn encode(&self) -> Vec<u8> {
         let mut bytes = Vec::with_capacity(HEAD_BYTES);
         bytes.extend_from_slice(&MAGIC);
@@ -119,7 +120,7 @@ impl SeedIndex {
         bytes
     }
 
-    /// The bytes behind the key; of an index without blocks, a sign of life.
+    /// The encoded runs, without magic and key; for an empty index, a keep-alive.
     pub fn runs(&self) -> Vec<u8> {
         let mut bytes = Vec::new();
         self.put_runs(&mut bytes);
@@ -137,10 +138,10 @@ impl SeedIndex {
         }
     }
 
-    /// Reads what [`Self::encode`] wrote. Allocates no more than a few times the bytes it gets.
+    /// Decodes the output of [`Self::encode`]. Allocates at most a few times the input length.
     ///
     /// # Errors
-    /// [`WireError::Protocol`] for another form or version, and for blocks out of order.
+    /// [`WireError::Protocol`] for another format or version, and for blocks out of order.
     pub fn decode(bytes: &[u8]) -> Result<Self, WireError> {
         let mut index = None;
         let mut rest = bytes;
@@ -154,7 +155,7 @@ impl SeedIndex {
         }
     }
 
-    /// Reads the head or the next run from the front of `bytes`; what is behind it, or `None` if it is not whole.
+    /// Decodes the head or the next run from the front of `bytes`; returns the rest, or `None` if it is incomplete.
     fn take<'a>(index: &mut Option<Self>, bytes: &'a [u8]) -> Result<Option<&'a [u8]>, WireError> {
         let Some(index) = index else {
             let Some((head, behind)) = bytes.split_at_checked(HEAD_BYTES) else { return Ok(None) };
@@ -180,12 +181,12 @@ impl SeedIndex {
         Ok(Some(behind))
     }
 
-    /// Reads an index that comes piece by piece, of at most `bytes_max`, until its end, or until nothing came for
-    /// `silence_max`. What came until then counts: each block that is known is one that need not be sent.
+    /// Reads an index that arrives in pieces, of at most `bytes_max`, until its end or until nothing arrives for
+    /// `silence_max`. A partial index is still useful: each known block is one that need not be sent.
     ///
     /// # Errors
     /// [`WireError::Protocol`] as [`Self::decode`]; [`WireError::Timeout`] and [`WireError::Peer`] if not even its head
-    /// came.
+    /// arrives.
     pub async fn receive(
         peer: &mut (impl AsyncRead + Unpin),
         silence_max: Duration,
@@ -218,14 +219,14 @@ impl SeedIndex {
         index.ok_or_else(|| bad("no head"))
     }
 
-    /// The hash of `bytes`, if the image holds this very block there.
+    /// The hash of `bytes`, if the image holds exactly this block at this position.
     pub(crate) fn held(&self, block: u64, bytes: &[u8]) -> Option<BlockHash> {
         let (first, run) = self.runs.range(..=block).next_back()?;
         let hash = *run.get(usize::try_from(block - first).ok()?)?;
         (hash != FORGOTTEN && hash == self.key.hash(bytes)).then_some(hash)
     }
 
-    /// The image no longer holds what it did between bytes `start` and `end`.
+    /// Bytes `start` to `end` of the image changed: forgets the blocks there.
     pub(crate) fn forget(&mut self, start: u64, end: u64) {
         let (from, to) = (start / BLOCK_BYTES, end.div_ceil(BLOCK_BYTES));
         for (first, run) in self.runs.range_mut(..to).rev() {
@@ -240,7 +241,7 @@ impl SeedIndex {
     }
 }
 
-/// The first block of a run and how many there are.
+/// The first block and the number of blocks of a run.
 fn run_head(head: &[u8; RUN_HEAD_BYTES]) -> (u64, usize) {
     let ([first @ .., _, _, _, _], [.., a, b, c, d]) = (head, head);
     (u64::from_be_bytes(*first), u32::from_be_bytes([*a, *b, *c, *d]) as usize)
@@ -324,7 +325,7 @@ mod tests {
         for (sent, expected) in [(0, None), (HEAD_BYTES - 1, None), (all.len() - 3, Some(vec![3, 4]))] {
             let (mut near, mut far) = tokio::io::duplex(1 << 16);
             far.write_all(&all[..sent]).await.expect("room");
-            // The other end stays open and says no more.
+            // The other end stays open but sends nothing more.
             let part = SeedIndex::receive(&mut near, Duration::from_millis(50), u64::MAX).await;
             assert_eq!(part.as_ref().ok().map(known), expected, "{sent}: {part:?}");
         }

@@ -1,4 +1,4 @@
-//! A file in blocks: which it has, what they hold, and their hashes.
+//! A file as blocks: which it has, their content, and their hashes.
 
 use std::{fs::File, io, os::unix::fs::FileExt as _, sync::Arc};
 
@@ -7,11 +7,11 @@ use crate::{
     content::sparse::{PAGE_BYTES, all_zero, next_data, punch},
 };
 
-/// Size of a block; the last of a file may be shorter.
+/// Size of a block; the last block of a file may be shorter.
 pub const BLOCK_BYTES: u64 = 256 << 10;
 /// Largest file: 16 TiB.
 pub const FILE_BYTES_MAX: u64 = 1 << 44;
-/// Blocks of a hole that are gone over before others have their turn: they cost a hash each.
+/// Blocks of a hole processed before yielding to other tasks: each costs a hash.
 const HOLE_TURN_BLOCKS: u32 = 4096;
 
 /// BLAKE3 of a block.
@@ -33,11 +33,11 @@ pub(super) fn hash_of(bytes: &[u8]) -> Hash {
     *blake3::hash(bytes).as_bytes()
 }
 
-/// Reads the blocks of a file in order. Holes are gone over without being read, where the file system tells of them.
+/// Reads the blocks of a file in order. Skips holes without reading them, if the file system reports them.
 pub(super) struct Reader {
     file: Arc<File>,
     length: u64,
-    /// What was looked at last is a hole up to here. Bytes.
+    /// The last probe found a hole up to this offset, in bytes.
     hole_until: u64,
 }
 
@@ -46,7 +46,7 @@ impl Reader {
         Self { file: Arc::clone(file), length, hole_until: 0 }
     }
 
-    /// A block; `None` if it holds zeroes only.
+    /// The content of a block; `None` if it is all zeroes.
     pub(super) async fn read(&mut self, block: u32) -> Result<Option<Vec<u8>>, WireError> {
         let start = u64::from(block) * BLOCK_BYTES;
         let size = size_of(block, self.length);
@@ -74,7 +74,7 @@ impl Reader {
     }
 }
 
-/// Writes a block; where the file held nothing, pieces of zeroes are left out.
+/// Writes a block. Where the file had a hole, pieces of zeroes are skipped.
 pub(super) async fn put(file: &Arc<File>, block: u32, bytes: Vec<u8>, was_held: bool) -> Result<(), WireError> {
     let file = Arc::clone(file);
     off_thread(move || {
@@ -84,7 +84,7 @@ pub(super) async fn put(file: &Arc<File>, block: u32, bytes: Vec<u8>, was_held: 
             is_hole = punch(&file, start, bytes.len() as u64).is_ok();
         }
         for (index, piece) in bytes.chunks(PAGE_BYTES as usize).enumerate() {
-            // Where no hole could be made, zeroes are written.
+            // If no hole could be punched, zeroes are written.
             if !is_hole || !all_zero(piece) {
                 file.write_all_at(piece, start + index as u64 * PAGE_BYTES)?;
             }
@@ -103,7 +103,7 @@ pub(super) async fn off_thread<T: Send + 'static>(
     }
 }
 
-/// A test may make every read slow.
+/// Lets a test slow down every read.
 #[cfg(test)]
 pub(super) mod slow {
     use std::{cell::Cell, time::Duration};

@@ -1,16 +1,16 @@
-//! A file that nobody writes, from one host to another: only what differs from what is there already is sent, holes
-//! stay holes, and the whole is compared before it counts.
+//! Copies a file that is not being written to another host. Only blocks that differ from the destination's file are
+//! sent, holes stay holes, and the whole file is verified before the copy counts.
 //!
 //! ```text
-//! destination: blocks u32 · for each: 0 | 1 · hash 32          what it holds; what lies behind holds zeroes
+//! destination: blocks u32 · for each: 0 | 1 · hash 32          what it holds; the rest is zeroes
 //! source:      1 · block u32 · length u32 · bytes              a block that differs
-//!              2 · block u32                                   a block of zeroes where the destination holds something
+//!              2 · block u32                                   a block of zeroes where the destination has data
 //!              3 · length u64 · hash 32                        the end: of the whole file, by its blocks' hashes
-//! destination: 2 …                                             while it is read again after it was written to disk
+//! destination: 2 …                                             while it syncs the file and reads it again
 //!              0 | 1 · length u16 · why not
 //! ```
-//! A hash is BLAKE3's. Both ends are authenticated by TLS before a byte of this is sent. Whoever has nothing to say for a
-//! while sends a sign of life: the destination its 2, the source a block once more that is there already.
+//! Hashes are BLAKE3. TLS authenticates both ends before any of this is sent. An end that has nothing to send for a
+//! while sends a keep-alive: the destination its 2, the source a block that the destination already has.
 
 mod blocks;
 mod protocol;
@@ -57,7 +57,7 @@ mod tests {
         bytes
     }
 
-    /// Bytes sent, and both outcomes.
+    /// Copies a file; returns the bytes sent and both outcomes.
     async fn copy(from: &File, to: &File, length: u64) -> (u64, Result<(), WireError>, Result<(), WireError>) {
         let (mut one, mut other) = tokio::io::duplex(1 << 16);
         let (meter, meter_there) = (Arc::<FileMeter>::default(), Arc::<FileMeter>::default());
@@ -95,7 +95,7 @@ mod tests {
         let (takes, took) = (to.metadata().expect("there").blocks(), from.metadata().expect("there").blocks());
         assert!(takes * 512 <= took * 512 + 16 * 1024, "{takes} and {took} sectors");
 
-        // What was there and is gone, what is new, and what is other.
+        // Data that become zeroes, zeroes that become data, and data that change.
         bytes[6 * BLOCK_BYTES as usize..7 * BLOCK_BYTES as usize].fill(0);
         bytes[30 * BLOCK_BYTES as usize] = 4;
         let from = file(&bytes);
@@ -109,7 +109,8 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn hosts_that_read_for_hours_what_they_have_in_common_hear_of_each_other() {
-        // Data, and zeroes that are no holes: a host with a slow disk finds nothing to send for longer than a peer waits.
+        // Data, and zeroes that are not holes: on a slow disk, the source finds nothing to send for longer than a peer
+        // waits.
         let mut bytes = vec![7; (30 * BLOCK_BYTES) as usize];
         bytes[8 * BLOCK_BYTES as usize..24 * BLOCK_BYTES as usize].fill(0);
         let written = || {
@@ -170,7 +171,7 @@ mod tests {
             assert_eq!((sent.is_ok(), compared.is_ok()), (is_same, is_same), "{sent:?} {compared:?}");
             assert!(content(&kept) == *there, "untouched");
         }
-        // A source that sends what differs all the same.
+        // A source that sends the difference although the destination only compares.
         let (from, to) = (file(&bytes), file(&other));
         let (mut one, mut two) = tokio::io::duplex(1 << 22);
         let kept = to.try_clone().expect("cloned");

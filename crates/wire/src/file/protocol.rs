@@ -1,4 +1,4 @@
-//! What both ends say, how long they wait for it, and how far they are.
+//! Messages of both ends, their timeouts, and the progress counters.
 
 use std::{
     io,
@@ -10,11 +10,11 @@ use tokio::io::{AsyncWrite, AsyncWriteExt as _};
 
 use crate::WireError;
 
-/// A peer that is silent for so long is dead.
+/// A peer that is silent for this long is dead.
 pub(super) const SILENCE_MAX: Duration = Duration::from_secs(120);
-/// A peer that is alive speaks as often: several signs may be late before it is taken for dead.
+/// Interval of keep-alives: several may be late before the peer is declared dead.
 pub(super) const SIGN_EVERY: Duration = Duration::from_secs(10);
-/// How long the destination may take to write to disk what it took.
+/// How long the destination may take to sync what it received.
 pub(super) const SYNC_MAX: Duration = Duration::from_secs(3600);
 pub(super) const REASON_BYTES_MAX: usize = 512;
 
@@ -23,7 +23,7 @@ pub(super) const ZEROES: u8 = 2;
 pub(super) const END: u8 = 3;
 pub(super) const GOES_ON: u8 = 2;
 
-/// How far a file is; shared with whoever shows it.
+/// Progress of a file; shared with its observers.
 #[derive(Debug, Default)]
 pub struct FileMeter {
     pub(super) looked_at: AtomicU64,
@@ -31,23 +31,23 @@ pub struct FileMeter {
 }
 
 impl FileMeter {
-    /// Bytes of the file that are settled. Never more than its length.
+    /// Bytes of the file that are settled: compared, sent or skipped. Never more than its length.
     pub fn looked_at(&self) -> u64 {
         self.looked_at.load(Relaxed)
     }
 
-    /// Bytes of the file that went over the wire.
+    /// Bytes of the file that were sent over the wire.
     pub fn sent(&self) -> u64 {
         self.sent.load(Relaxed)
     }
 }
 
-/// What is to be done where the two files differ.
+/// What to do with blocks that differ.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Differing {
-    /// The destination gets what the source holds.
+    /// Send the source's content to the destination.
     Sent,
-    /// It is an error: the destination's file is not to be changed.
+    /// Fail: the destination's file must not be changed.
     Refused,
 }
 

@@ -1,4 +1,4 @@
-//! The destination's end: tells what it holds, and takes or compares. Mirror of `sender.rs`.
+//! The destination's end: reports what it holds, then receives or compares. Mirror of `sender.rs`.
 
 use std::{
     fs::File,
@@ -19,12 +19,12 @@ use super::{
 };
 use crate::{WireError, content::sparse::all_zero};
 
-/// Receives a file of `length` bytes into one that may hold something. Ok promises that it has the source's bytes and is
-/// on disk.
+/// Receives a file of `length` bytes into a file that may already have content. Ok promises that it has the source's
+/// bytes and is on disk.
 ///
 /// # Errors
-/// [`WireError::Local`] when it cannot be written, also for what is read again and is not what was sent; the source hears
-/// why. [`WireError::Peer`], [`WireError::Protocol`], [`WireError::Timeout`].
+/// [`WireError::Local`] if it cannot be written, or if reading it back gives other bytes than were sent; the source
+/// receives the reason. [`WireError::Peer`], [`WireError::Protocol`], [`WireError::Timeout`].
 pub async fn receive<S>(stream: &mut S, file: File, length: u64, meter: Arc<FileMeter>) -> Result<(), WireError>
 where
     S: AsyncRead + AsyncWrite + Unpin + Send,
@@ -33,8 +33,8 @@ where
     tell(stream, outcome).await
 }
 
-/// Compares a file of `length` bytes, which is not written to, with one that [`send_same`](super::send_same) sends. Ok promises that it holds
-/// the source's bytes and is on disk.
+/// Compares a file of `length` bytes, without writing to it, with one sent by [`send_same`](super::send_same). Ok
+/// promises that it has the source's bytes and is on disk.
 ///
 /// # Errors
 /// As [`receive`]; [`WireError::Differs`].
@@ -46,7 +46,7 @@ where
     tell(stream, outcome).await
 }
 
-/// Says how it ended to the source.
+/// Reports the outcome to the source.
 async fn tell<S: AsyncWrite + Unpin>(stream: &mut S, outcome: Result<(), WireError>) -> Result<(), WireError> {
     let verdict = match &outcome {
         Ok(()) => vec![0],
@@ -156,7 +156,7 @@ where
     Ok(())
 }
 
-/// Writes to disk what was taken; the source hears meanwhile that it goes on.
+/// Syncs the received file to disk, with keep-alives to the source meanwhile.
 async fn sync<S: AsyncWrite + Unpin>(stream: &mut S, file: &Arc<File>) -> Result<(), WireError> {
     let (file, began) = (Arc::clone(file), Instant::now());
     let syncing = off_thread(move || file.sync_all());
@@ -170,13 +170,13 @@ async fn sync<S: AsyncWrite + Unpin>(stream: &mut S, file: &Arc<File>) -> Result
     Err(WireError::Timeout("the file system did not write the file to disk"))
 }
 
-/// Says to the source that it goes on.
+/// Sends a keep-alive to the source.
 async fn sign<S: AsyncWrite + Unpin>(stream: &mut S) -> Result<(), WireError> {
     write(stream, &[GOES_ON]).await?;
     timely(stream.flush()).await
 }
 
-/// Whether a block holds what came; `None`: zeroes.
+/// Whether a block of the file equals the received one; `None`: zeroes.
 async fn is_same(file: &Arc<File>, block: u32, length: u64, bytes: Option<Vec<u8>>) -> Result<(), WireError> {
     let here = Reader::new(file, length).read(block).await?;
     if here == bytes.filter(|bytes| !all_zero(bytes)) { Ok(()) } else { Err(WireError::Differs) }

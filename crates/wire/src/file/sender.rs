@@ -23,8 +23,8 @@ use crate::WireError;
 /// Sends a file. Ok promises that the destination has the same bytes on disk.
 ///
 /// # Errors
-/// [`WireError::Local`] when it cannot be read or changes its length; [`WireError::Aborted`] with the destination's reason;
-/// [`WireError::Peer`], [`WireError::Protocol`], [`WireError::Timeout`].
+/// [`WireError::Local`] if it cannot be read or its length changes; [`WireError::Aborted`] with the destination's
+/// reason; [`WireError::Peer`], [`WireError::Protocol`], [`WireError::Timeout`].
 pub async fn send<S>(stream: &mut S, file: File, meter: Arc<FileMeter>) -> Result<(), WireError>
 where
     S: AsyncRead + AsyncWrite + Unpin + Send,
@@ -32,8 +32,8 @@ where
     give(stream, file, meter, Differing::Sent).await
 }
 
-/// Compares a file with one that the destination has and that stays as it is; the destination calls [`compare`](super::compare). Ok
-/// promises that both hold the same bytes.
+/// Compares a file with the destination's, which is not changed; the destination calls [`compare`](super::compare). Ok
+/// promises that both have the same bytes.
 ///
 /// # Errors
 /// As [`send`]; [`WireError::Differs`].
@@ -63,7 +63,7 @@ where
         if hash != there && differing == Differing::Refused {
             return Err(WireError::Differs);
         }
-        // The destination waits for a word: a block that it holds changes nothing there.
+        // Keep-alive: sending a block that the destination already has changes nothing there.
         if hash != there || spoke.elapsed() >= SIGN_EVERY {
             send_block(stream, block, bytes.as_deref()).await?;
             meter.sent.fetch_add(bytes.map_or(0, |bytes| bytes.len() as u64), Relaxed);
@@ -93,7 +93,7 @@ where
     Err(WireError::Aborted(String::from_utf8_lossy(&reason).into_owned()))
 }
 
-/// A block, or that it holds zeroes only. On its way when it returns.
+/// Sends a block, or that it is all zeroes. It has been flushed when this returns.
 async fn send_block<S: AsyncWrite + Unpin>(stream: &mut S, block: u32, bytes: Option<&[u8]>) -> Result<(), WireError> {
     let mut head = vec![if bytes.is_some() { DATA } else { ZEROES }];
     head.extend_from_slice(&block.to_le_bytes());
@@ -105,7 +105,7 @@ async fn send_block<S: AsyncWrite + Unpin>(stream: &mut S, block: u32, bytes: Op
     timely(stream.flush()).await
 }
 
-/// What the destination holds.
+/// Reads which blocks the destination has.
 async fn read_held<S: AsyncRead + Unpin>(stream: &mut S, blocks: u32) -> Result<Vec<Option<Hash>>, WireError> {
     let count = timely(stream.read_u32_le()).await?;
     if count > blocks {

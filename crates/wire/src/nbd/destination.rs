@@ -1,10 +1,10 @@
-//! The destination's end: requests on their way to the server, its replies on their way back. Mirror of `source.rs`.
+//! The destination's end: passes requests to the server and its replies back. Mirror of `source.rs`.
 //!
-//! The client's request is a *group* of requests to the server, which have cookies of their own. A group ends when
-//! nothing more of it is to come from the source and all that was asked is answered.
+//! Each client request becomes a *group* of requests to the server, which have their own cookies. A group ends when the
+//! source has sent all of it and the server has answered all of its requests.
 //!
-//! Data, and short zeroes behind them that must reach the server anyway, become one request: where pages of both
-//! alternate, each would be one.
+//! Data, and short zeroes after them that must reach the server anyway, are joined into one request; otherwise
+//! alternating pages of both would each become one.
 
 use std::{collections::HashMap, sync::Arc, sync::atomic::Ordering::Relaxed};
 
@@ -28,10 +28,10 @@ use crate::content::{
 pub(super) struct Destination {
     handshake: Handshake,
     meter: Arc<NbdMeter>,
-    /// The first request came: what is known of the image is known.
+    /// The first request has arrived, so what is known of the image is final.
     has_begun: bool,
     key: Option<SeedKey>,
-    /// What was written of an image that reads as zeroes elsewhere.
+    /// The ranges written so far, of an image that reads as zeroes elsewhere.
     written: Option<Written>,
     requests: RequestsAt,
     request_held: Vec<u8>,
@@ -39,20 +39,20 @@ pub(super) struct Destination {
     replies: RepliesAt,
     reply_held: Vec<u8>,
     groups: HashMap<u64, Group>,
-    /// What the server was asked, by the cookie it got.
+    /// Requests to the server by cookie.
     asked: HashMap<u64, Asked>,
-    /// The next group or cookie.
+    /// The next number for a group or a cookie.
     next: u64,
 }
 
 /// A request of the client.
 struct Group {
     cookie: u64,
-    /// Requests to the server without a reply.
+    /// Requests to the server that await a reply.
     asked: u32,
-    /// More may come from the source.
+    /// The source may send more of it.
     is_open: bool,
-    /// The first, or 0.
+    /// The first error, or 0.
     error: u32,
 }
 
@@ -61,25 +61,25 @@ struct Asked {
     of: Wanted,
 }
 
-/// What is done with the bytes that follow a good reply.
+/// What to do with the payload of a successful reply.
 #[derive(Clone, Copy)]
 enum Wanted {
-    /// There are none.
+    /// There is no payload.
     Nothing,
-    /// They are the client's.
+    /// Pass this many bytes to the client.
     Data(u32),
-    /// Only the reply matters.
+    /// Discard this many bytes: only the result matters.
     Reply(u32),
-    /// They are the block at this offset, that should have this hash.
+    /// Compare the block at this offset with this hash.
     Block { offset: u64, expected: BlockHash },
 }
 
-/// Parts of a WRITE that follow each other and become one request. The first are data.
+/// Consecutive parts of a WRITE joined into one request. The first part is data.
 #[derive(Default)]
 struct Joined {
     start: u64,
     bytes: Vec<u8>,
-    /// How many of the bytes came as zeroes.
+    /// How many of these bytes arrived as zeroes.
     zeroes: u64,
 }
 
@@ -89,7 +89,7 @@ enum RequestsAt {
         left: u64,
         write: Option<Write>,
     },
-    /// The data of a part that is joined with others.
+    /// The data of a part that is being joined.
     Data {
         left: u64,
         write: Write,
@@ -106,21 +106,21 @@ enum RepliesAt {
     Block { left: u64, group: u64, hasher: Box<blake3::Hasher>, offset: u64, expected: BlockHash },
 }
 
-/// A WRITE that comes in parts.
+/// A WRITE that arrives in parts.
 #[derive(Clone, Copy)]
 struct Write {
     group: u64,
     flags: u16,
-    /// Where the next part begins.
+    /// The offset of the next part.
     at: u64,
     end: u64,
 }
 
-/// Requests to the server without a reply: as many parts as sixteen of QEMU's longest requests can have.
+/// Limit of requests to the server without a reply: as many parts as sixteen of QEMU's longest requests can have.
 const ASKED_MAX: usize = 1 << 17;
-/// Zeroes that are shorter go with the data in front of them: a request costs more than they do.
+/// Shorter zeroes are joined to the data before them: a separate request would cost more.
 const JOINED_ZEROES_MAX: u64 = 64 << 10;
-/// Longest request that is put together: what QEMU's mirror writes at once.
+/// Longest joined request: the size that QEMU's mirror writes at once.
 const JOINED_BYTES_MAX: u64 = 1 << 20;
 
 impl Destination {
@@ -146,7 +146,8 @@ impl Destination {
     fn begin(&mut self) {
         self.has_begun = true;
         let held = self.handshake.take_held();
-        // A server that takes no single pages would refuse what is left of a request, and the page that is read instead.
+        // A server without single-page access would reject the remainders of a request, and the one-page READ that
+        // replaces a request.
         if !self.handshake.is_fine_grained() {
             return;
         }
@@ -225,7 +226,7 @@ impl Destination {
                 if !self.joined.has_room(whole) {
                     self.end_joined(&write, out)?;
                 }
-                // Nothing is held back that has nothing to be joined with.
+                // Data are not held back if there is nothing to join them with.
                 if self.joined.bytes.is_empty() && (end == write.end || !self.joined.has_room(whole)) {
                     self.ask(write.group, request, Wanted::Nothing, out)?;
                     return Ok(RequestsAt::Payload { left: whole, write: Some(write) });
@@ -243,7 +244,7 @@ impl Destination {
         }
     }
 
-    /// What was joined becomes a request.
+    /// Sends the joined parts as one request.
     fn end_joined(&mut self, write: &Write, out: &mut Vec<u8>) -> Result<(), NbdError> {
         let length = u32::try_from(self.joined.bytes.len()).expect("at most a MiB is joined");
         if length > 0 {
@@ -277,9 +278,9 @@ impl Destination {
         Ok(RequestsAt::Head)
     }
 
-    /// What of a request for zeroes, or a TRIM, must reach the server.
+    /// The ranges of a zeroing or TRIM request that must reach the server.
     fn left_of(&self, request: &Request) -> Vec<(u64, u64)> {
-        // What must be on stable storage, or is not there at all, is the server's business.
+        // Requests that must reach stable storage, or are out of range, always go to the server.
         let is_ours = request.flags & FUA == 0 && request.end() <= self.handshake.export().size_bytes;
         match self.written.as_ref().filter(|_| is_ours) {
             Some(written) => written.ranges(request.offset, request.end()),
@@ -287,7 +288,7 @@ impl Destination {
         }
     }
 
-    /// Asks for zeroes, or a TRIM, but only where there can be anything else.
+    /// Sends a zeroing or TRIM request for the ranges that may not be zero already.
     fn zero(&mut self, group: u64, request: Request, out: &mut Vec<u8>) -> Result<(), NbdError> {
         let mut spared = u64::from(request.length);
         for (start, end) in self.left_of(&request) {
@@ -316,8 +317,8 @@ impl Destination {
         Ok(())
     }
 
-    /// Nothing more comes for a group. If all of it is answered, or nothing had to be asked, the server is asked for the
-    /// page at `offset`: its reply becomes the client's.
+    /// Closes a group: the source sends no more of it. If no server request of it is pending, a page at `offset` is
+    /// read from the server, and that reply becomes the client's.
     fn close(&mut self, group: u64, offset: u64, out: &mut Vec<u8>) -> Result<(), NbdError> {
         let entry = self.groups.get_mut(&group).expect("an open group is kept");
         entry.is_open = false;
@@ -360,7 +361,7 @@ impl Destination {
         Ok(())
     }
 
-    /// One request of a group is answered; the last of all gives the client its reply.
+    /// Accounts for one reply of a group; the last one sends the client its reply.
     fn answered(&mut self, group: u64, error: u32, out: &mut Vec<u8>) {
         let entry = self.groups.get_mut(&group).expect("a group with something asked is kept");
         entry.asked -= 1;
@@ -390,7 +391,7 @@ impl Joined {
         self.bytes.len() as u64 + length <= JOINED_BYTES_MAX
     }
 
-    /// No more than there are data: few bytes of a peer do not become many, and thin stays thin.
+    /// Allows at most as many zeroes as data: a peer cannot turn few bytes into many, and thin images stay thin.
     fn takes_zeroes(&self, length: u64) -> bool {
         let data = self.bytes.len() as u64 - self.zeroes;
         length < JOINED_ZEROES_MAX && self.has_room(length) && self.zeroes + length <= data

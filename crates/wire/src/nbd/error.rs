@@ -1,52 +1,52 @@
-//! Why a disk's channel ends.
+//! Errors of disk channels.
 
 use thiserror::Error;
 
-/// What a client, a server or the other carrier said that cannot be carried on.
+/// A message of a client, a server or the other carrier that makes the channel fail.
 #[derive(Clone, Debug, Error, PartialEq, Eq)]
 pub enum NbdError {
-    /// Something stands where something else must.
+    /// Unexpected bytes where these were required.
     #[error("something else than {0}")]
     Unexpected(&'static str),
-    /// An option came when there can be none.
+    /// An option arrived after the handshake.
     #[error("an NBD option after the handshake")]
     LateOption,
-    /// The server told its block size when requests were made for another.
+    /// The server announced its block size after requests had been prepared for another.
     #[error("The NBD server named its block size after the export")]
     LateBlockSize,
-    /// The client has more requests in flight than are followed.
+    /// The client has more requests in flight than the limit.
     #[error("more than {0} NBD requests at once")]
     TooManyRequests(usize),
-    /// The server was asked more than is followed.
+    /// The server has more pending requests than the limit.
     #[error("more than {0} parts of NBD requests at once")]
     TooManyParts(usize),
-    /// The client has two requests in flight that its replies cannot tell apart.
+    /// The client has two requests in flight with the same cookie, so replies are ambiguous.
     #[error("two NBD requests with one cookie")]
     SameCookie,
-    /// Nobody asked.
+    /// A reply without a request.
     #[error("an NBD reply that nobody waits for")]
     UnknownReply,
-    /// Requests follow the one that said that none would.
+    /// A request after the client's disconnect request.
     #[error("an NBD client that goes on after its goodbye")]
     AfterGoodbye,
-    /// A client uses a command of the carriers.
+    /// The client used a command reserved for carriers.
     #[error("the NBD command {0:#x}, which only carriers may use")]
     CarriersCommand(u16),
-    /// Beyond the end of any disk.
+    /// The request exceeds any possible disk.
     #[error("an NBD request for {length} bytes at {offset}")]
     OutOfBounds {
-        /// Where.
+        /// Its offset in bytes.
         offset: u64,
-        /// How many.
+        /// Its length in bytes.
         length: u32,
     },
-    /// More than a WRITE may have.
+    /// The payload exceeds the limit of a WRITE.
     #[error("an NBD request to write {0} bytes at once")]
     TooLong(u32),
-    /// The other carrier's parts are no parts of a WRITE.
+    /// The other carrier sent parts that do not form a WRITE.
     #[error("{0}")]
     Parts(&'static str),
-    /// Of a kind that is not known.
+    /// A part of an unknown kind.
     #[error("a part of the unknown kind {0}")]
     UnknownPart(u8),
 }

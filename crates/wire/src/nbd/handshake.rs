@@ -1,22 +1,22 @@
-//! The handshake between client and server: passed on as it is, but for what later would not be understood.
+//! The handshake between client and server: forwarded unchanged, except for options that this end could not follow
+//! later.
 //!
 //! ```text
 //! server: greeting ─▶ replies to options ─▶ (EXPORT_NAME's answer) ─┐
 //! client: flags ─▶ options, the last of them GO or EXPORT_NAME ─────┴▶ transmission
 //! either: something else ─▶ opaque, from that byte on
 //! ```
-//! *Options.* One that changes how requests and replies look (structured replies, extended headers, TLS, any that is
-//! not known) must not take effect. The source writes it with a number that no server knows: the server itself says
-//! that it does not support it, and the reply gets the client's number again. So nothing has to be put into a
-//! direction that is quiet.
+//! *Options.* An option that changes the format of requests and replies (structured replies, extended headers, TLS, any
+//! unknown one) must not take effect. The source replaces its number with one that no server knows: the server itself
+//! rejects it, and the client's number is restored in the reply. So no message has to be inserted into an idle
+//! direction.
 //!
-//! *Flags of the export.* The destination adds what it understands of `protocol`'s parts, and takes away that
-//! several connections see the same: what was written is known for each connection alone. The source reads and
-//! removes what was added. Only now, when the export has a name and a size, the destination's keeper says what is known
-//! of the image behind it.
+//! *Flags of the export.* The destination adds its support of `protocol`'s parts, and clears the multi-connection flag,
+//! because written ranges are tracked per connection. The source reads and removes the added flags. Only now, when name
+//! and size of the export are known, is the destination's keeper asked about its image.
 //!
-//! Words that stand first in a message pass on byte by byte while they are right, so that a stranger's first bytes
-//! are never kept back.
+//! The leading magic words of a message are forwarded byte by byte while they match, so that the first bytes of an
+//! unknown protocol are never withheld.
 
 use std::collections::VecDeque;
 
@@ -38,11 +38,11 @@ pub(super) enum Role {
     Destination(Box<dyn Keeper>),
 }
 
-/// What the server says of the export that was chosen. All zero until it has.
+/// What the server announced about the chosen export. All zero before.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Export {
     pub(super) size_bytes: u64,
-    /// With what the destination added.
+    /// Including those that the destination added.
     pub(super) flags: u16,
 }
 
@@ -51,17 +51,17 @@ pub(super) struct Handshake {
     phase: Phase,
     client: ClientAt,
     server: ServerAt,
-    /// Held back until they are whole.
+    /// Client bytes withheld until the message is complete.
     client_held: Vec<u8>,
     server_held: Vec<u8>,
-    /// Options that wait for their last reply, with the client's numbers.
+    /// Options that await their final reply, by the client's numbers.
     asked: VecDeque<u32>,
     server_flags: u16,
     client_flags: u16,
-    /// What the client said with the last option that chooses an export.
+    /// The payload of the client's last option that chooses an export.
     choice: Vec<u8>,
     export: Export,
-    /// The keeper was asked.
+    /// Whether the keeper was asked.
     has_asked: bool,
     held: Held,
     block_bytes_min: u32,
@@ -76,19 +76,19 @@ enum Phase {
 
 enum ClientAt {
     Flags(Vec<u8>),
-    /// So many bytes of the option's first word were right.
+    /// How many bytes of the option's magic word matched so far.
     Magic(usize),
     OptionHead,
     OptionData {
         left: u64,
         option: u32,
     },
-    /// After EXPORT_NAME nothing but requests can follow.
+    /// After EXPORT_NAME only requests can follow.
     Done,
 }
 
 enum ServerAt {
-    /// So many bytes of the first two words were right.
+    /// How many bytes of the two greeting words matched so far.
     Greeting(usize),
     Flags(Vec<u8>),
     Magic(usize),
@@ -114,20 +114,20 @@ enum Then {
     Transmission,
 }
 
-/// The number of an option that must not take effect is replaced by one in this range.
+/// Options that must not take effect get a number in the range that starts here.
 const HIDDEN: u32 = 0x4652_0000;
-/// Largest number that can be hidden.
+/// Largest option number that can be hidden.
 const HIDDEN_MAX: u32 = 0xffff;
-/// Options that leave requests and replies as they are: EXPORT_NAME, ABORT, LIST, INFO, GO, and the two on metadata,
-/// which servers refuse without structured replies.
+/// Options that do not change the format of requests and replies: EXPORT_NAME, ABORT, LIST, INFO, GO, and the two on
+/// metadata, which servers refuse without structured replies.
 const PLAIN: [u32; 7] = [OPTION_EXPORT_NAME, 2, 3, OPTION_INFO, OPTION_GO, 9, 10];
-/// Options in flight: clients wait for each reply.
+/// Limit of options in flight: clients wait for each reply.
 const ASKED_MAX: usize = 16;
 const EXPORT_BYTES: usize = 10;
 const PADDING_BYTES: u64 = 124;
-/// The longest information that is looked into.
+/// Longest information reply that is parsed.
 const INFO_BYTES_MAX: u32 = 14;
-/// The longest name of an export, with its length.
+/// Longest export name, including its length field.
 const CHOICE_BYTES_MAX: usize = 4 + 4096;
 
 impl Handshake {
@@ -154,22 +154,22 @@ impl Handshake {
         self.export
     }
 
-    /// What is known of the image behind the export. Told once.
+    /// What is known of the export's image. Can be taken once.
     pub(super) fn take_held(&mut self) -> Held {
         std::mem::take(&mut self.held)
     }
 
-    /// A block was named and is another.
+    /// A block named by its hash turned out to be different.
     pub(super) fn changed(&mut self, offset: u64) {
         if let Role::Destination(keeper) = &mut self.role {
             keeper.changed(offset);
         }
     }
 
-    /// Passes bytes of the client. What is left in `bytes` are requests.
+    /// Processes bytes of the client. What remains in `bytes` are requests.
     ///
     /// # Errors
-    /// Where what comes is not understood, and what passed before was changed for what should have come.
+    /// If the bytes cannot be parsed and earlier bytes were already changed on the assumption that they could.
     pub(super) fn client(&mut self, bytes: &mut &[u8], out: &mut Vec<u8>) -> Result<(), NbdError> {
         loop {
             match (self.phase, &mut self.client) {
@@ -236,7 +236,7 @@ impl Handshake {
         Ok(())
     }
 
-    /// Passes bytes of the server. What is left in `bytes` are replies to requests.
+    /// Processes bytes of the server. What remains in `bytes` are replies to requests.
     ///
     /// # Errors
     /// As [`Self::client`].
@@ -320,7 +320,7 @@ impl Handshake {
             return self.give_up("the reply to an NBD option that was asked");
         }
         if !PLAIN.contains(&option) && kind & REPLY_IS_ERROR == 0 {
-            // The other end did not hide it, or this server knows what none should.
+            // The other end did not hide the option, or this server knows one that none should.
             return self.give_up("the refusal of an NBD option that changes requests or replies");
         }
         self.server_held.clear();
@@ -347,7 +347,7 @@ impl Handshake {
             Then::MoreReplies => {}
             Then::NextOption => {
                 self.asked.pop_front();
-                // It was of another export, or of none.
+                // The announced block size belonged to another export, or to none.
                 self.block_bytes_min = 0;
             }
             Then::Transmission => {
@@ -400,7 +400,7 @@ impl Handshake {
         self.server = ServerAt::Padding { left: if no_padding { 0 } else { PADDING_BYTES } };
     }
 
-    /// The export is chosen. Of a second one over the same connection nothing is known.
+    /// The client has chosen an export. For a second choice on the same connection nothing is known.
     fn ask_keeper(&mut self, name: &[u8], size_bytes: u64) {
         self.held = match &mut self.role {
             Role::Destination(keeper) if !self.has_asked => keeper.held(&String::from_utf8_lossy(name), size_bytes),
@@ -409,7 +409,7 @@ impl Handshake {
         self.has_asked = true;
     }
 
-    /// The flags of an export as this end knows them, and as it passes them on.
+    /// The export's flags: as this end sees them, and as it forwards them.
     fn flags(&self, said: u16) -> (u16, u16) {
         let plain = said & !(TAKES_PARTS | HOLDS_A_SEED);
         match self.role {
@@ -433,7 +433,7 @@ impl Handshake {
         u64::from(self.block_bytes_min) <= PAGE_BYTES
     }
 
-    /// From here on nothing is understood, and all is passed on as it is.
+    /// Makes the connection opaque: from here on everything is forwarded unchanged.
     fn give_up(&mut self, expected: &'static str) -> Result<(), NbdError> {
         let was_changed = self.is_source() && self.asked.iter().any(|option| !PLAIN.contains(option));
         if was_changed || matches!(self.client, ClientAt::Done) {
@@ -451,7 +451,7 @@ enum Followed {
     Otherwise,
 }
 
-/// Passes bytes on as long as they are those of `words`, of which `right` have passed.
+/// Forwards bytes while they match `words`, of which `right` bytes have already matched.
 fn follow(words: &[u8], right: &mut usize, bytes: &mut &[u8], out: &mut Vec<u8>) -> Followed {
     while *right < words.len() {
         let Some((first, rest)) = bytes.split_first() else { return Followed::Partly };
@@ -465,7 +465,7 @@ fn follow(words: &[u8], right: &mut usize, bytes: &mut &[u8], out: &mut Vec<u8>)
     Followed::Whole
 }
 
-/// That the options which change the form of requests and replies are among those that are hidden.
+/// Checks that every option which changes the format of requests and replies is hidden.
 const _: () = {
     let mut at = 0;
     while at < PLAIN.len() {

@@ -1,8 +1,8 @@
-//! Counters of disks' channels, which anybody may read.
+//! Counters of disk channels, readable by any thread.
 
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
-/// What was spared, of one or several connections of one end.
+/// What one or several connections of one end avoided sending.
 #[derive(Debug, Default)]
 pub struct NbdMeter {
     pub(super) elided: AtomicU64,
@@ -13,28 +13,28 @@ pub struct NbdMeter {
 }
 
 impl NbdMeter {
-    /// Bytes of zeroes: at the source those that the client wrote and that were not sent, at the destination those of
-    /// which the server heard nothing.
+    /// Bytes of zeroes: at the source, those written by the client and not sent; at the destination, those that did not
+    /// have to reach the server.
     pub fn elided_bytes(&self) -> u64 {
         self.elided.load(Relaxed)
     }
 
-    /// Bytes of blocks that were sent as a hash; at the destination those that were found to be held.
+    /// Bytes of blocks sent as a hash; at the destination, those found in the image.
     pub fn referenced_bytes(&self) -> u64 {
         self.referenced.load(Relaxed)
     }
 
-    /// Blocks that the destination's image should have held and did not. The client was told of an error.
+    /// Blocks that the destination's image should have held and did not. The client received an error.
     pub fn mismatches(&self) -> u64 {
         self.mismatches.load(Relaxed)
     }
 
-    /// At the source: requests of the client that were not answered yet.
+    /// At the source: client requests without a reply.
     pub fn waiting(&self) -> u64 {
         self.waiting.load(Relaxed)
     }
 
-    /// At the source: requests of the client that were answered.
+    /// At the source: client requests with a reply.
     pub fn answered(&self) -> u64 {
         self.answered.load(Relaxed)
     }

@@ -1,27 +1,27 @@
-//! Disks on their way: QEMU's mirror at the source writes to the NBD server of QEMU at the destination.
+//! Disk channels: QEMU's mirror at the source writes to the NBD server of QEMU at the destination.
 //!
 //! ```text
 //! client ─requests─▶ source ══ the same, WRITEs in parts ══▶ destination ─▶ server
 //! client ◀─replies── source ◀═════════ replies ════════════ destination ◀── server
 //! ```
-//! A mirror writes more than the disk holds: zeroes, and what the destination has already. So
-//! - pages of zeroes are not sent as data and not written as data, and nothing asks the server to allocate for them;
-//! - zeroes for what reads as zeroes anyway, of an image made for this copy or of a seed, do not reach the server at
-//!   all, because a disk with `discard=ignore` would be filled by them;
-//! - blocks which the destination's image holds at the same place ([`crate::content::index`]) are named by their hash. The destination
-//!   reads and compares them before it answers.
+//! A mirror writes more than necessary: zeroes, and blocks that the destination already has. Therefore
+//! - pages of zeroes are neither sent nor written as data, and the server is never asked to allocate space for them;
+//! - zeroes for ranges that already read as zeroes, in an image created for this copy or in a seed, do not reach the
+//!   server at all, because they would fill a disk with `discard=ignore`;
+//! - blocks that the destination's image has at the same offset ([`crate::content::index`]) are sent as hashes. The
+//!   destination reads and compares them before it answers.
 //!
-//! *Content.* Each request of the client gets exactly one reply, after the last of what the server was asked instead,
-//! with its first error. *Order.* A range counts as written when the data pass, before their reply, so zeroes that
-//! follow go the same way. *No reply without the server*: a request of which nothing is left becomes a READ of a page,
-//! so each reply follows from one of the server's, and no byte must be put into a direction in which nothing moves.
+//! *Content.* Each client request gets exactly one reply, after the last of the server requests that replace it, with
+//! the first error among them. *Order.* A range counts as written when its data pass, before their reply, so later
+//! zeroes for it reach the server. *No reply without the server*: a request of which nothing remains becomes a READ of
+//! one page, so every reply is triggered by one of the server's, and no byte has to be inserted into an idle direction.
 //!
-//! The handshake is passed on, without options that change the form of requests. What is not understood before the
-//! first request makes the connection opaque from that byte on; what is not understood later ends the channel, and
-//! with it the copy: the VM stays at the source. A request that its client leaves unfinished is dropped with it.
+//! The handshake is forwarded, without options that change the format of requests. Unknown bytes before the first
+//! request make the connection opaque from that byte on; unknown bytes later end the channel, and with it the copy: the
+//! VM stays at the source. A request that its client leaves unfinished is dropped.
 //!
-//! *Bounds.* At most 1 MiB of an unfinished WRITE is held back at either end; 1024 requests in flight; what is known of
-//! where an image was written costs 64 MiB at the most, for terabytes.
+//! *Bounds.* Either end withholds at most 1 MiB of an unfinished WRITE; at most 1024 requests are in flight; tracking
+//! the written ranges of an image takes at most 64 MiB, even for terabytes.
 
 mod destination;
 mod end;
@@ -42,19 +42,19 @@ pub use error::NbdError;
 pub use image::{Held, Image, Keeper};
 pub use meter::NbdMeter;
 
-/// The filter of the source's end.
+/// The filter at the source's end.
 pub fn source(image: Image, meter: Arc<NbdMeter>) -> impl StreamFilter + use<> {
     Filter { end: source::Source::new(image, meter), outbound_is_requests: true }
 }
 
-/// The filter of the destination's end. `keeper` knows the images.
+/// The filter at the destination's end. `keeper` knows the images.
 pub fn destination<K: Keeper + 'static>(keeper: K, meter: Arc<NbdMeter>) -> impl StreamFilter + use<K> {
     Filter { end: destination::Destination::new(Box::new(keeper), meter), outbound_is_requests: false }
 }
 
 struct Filter<E> {
     end: E,
-    /// The client is here, and its requests go to the peer.
+    /// The client is at this end: outbound bytes are requests.
     outbound_is_requests: bool,
 }
 

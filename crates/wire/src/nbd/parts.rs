@@ -1,4 +1,4 @@
-//! A payload becomes parts: zeroes, data, and blocks that the destination holds.
+//! Splits a payload into parts: zeroes, data, and blocks that the destination holds.
 
 use super::protocol::PartKind;
 use crate::content::{
@@ -6,15 +6,15 @@ use crate::content::{
     sparse::{PAGE_BYTES, all_zero},
 };
 
-/// What needed not be sent.
+/// Bytes that did not have to be sent.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Spared {
     pub(super) zero_bytes: u64,
     pub(super) held_bytes: u64,
 }
 
-/// Appends the parts of `payload`, which is to be written at `offset`, to `out`. Only whole pages are zeroes, and only
-/// whole blocks are held; what is not held stays no longer in the index.
+/// Appends the parts of `payload`, to be written at `offset`, to `out`. Only whole pages count as zeroes, and only
+/// whole blocks as held; blocks that differ are removed from the index.
 pub(super) fn put_parts(payload: &[u8], offset: u64, mut index: Option<&mut SeedIndex>, out: &mut Vec<u8>) -> Spared {
     let mut run = Run { payload, offset, start: 0, is_zero: false, spared: Spared::default() };
     let mut at = 0;
@@ -48,7 +48,7 @@ pub(super) fn put_parts(payload: &[u8], offset: u64, mut index: Option<&mut Seed
     run.spared
 }
 
-/// Pages of one kind.
+/// Consecutive pages of one kind.
 struct Run<'a> {
     payload: &'a [u8],
     offset: u64,
@@ -89,7 +89,7 @@ mod tests {
     const PAGE: usize = PAGE_BYTES as usize;
     const BLOCK: usize = BLOCK_BYTES as usize;
 
-    /// Kinds and lengths of parts, by their first letters.
+    /// Kinds (by first letter) and lengths of the parts.
     fn told(mut bytes: &[u8]) -> Vec<(char, usize)> {
         let mut parts = Vec::new();
         while !bytes.is_empty() {
@@ -127,7 +127,7 @@ mod tests {
         thin[..PAGE].fill(0);
         for (payload, offset, parts) in [
             (&pages[..], 0, &[('z', PAGE), ('d', 2 * PAGE), ('z', 2 * PAGE), ('d', PAGE)][..]),
-            // Pages are the disk's, not the payload's.
+            // Pages are aligned to the disk, not to the payload.
             (&pages[..2 * PAGE], 512, &[('d', 2 * PAGE)]),
             (&pages[3 * PAGE..5 * PAGE], 512, &[('d', PAGE - 512), ('z', PAGE), ('d', 512)]),
             (&pages[..100], 0, &[('d', 100)]),

@@ -1,14 +1,14 @@
-//! What stands on the wire between a client and a server of NBD, and what two carriers add to it.
+//! The wire format between an NBD client and server, and the carriers' extension of it.
 //!
 //! Numbers are big-endian. Source: the NBD project's `doc/proto.md`.
 //!
-//! Between the carriers a client's WRITE may go as *parts*: a request of the usual form with the command
+//! Between the carriers a client's WRITE may be sent as *parts*: a request in the usual format with the command
 //! [`PARTS`] and the WRITE's own offset and length, then parts until the length is reached:
 //! ```text
 //! kind u8 · length u32 · body       1 zeroes: no body · 2 data: the bytes · 3 held block: its hash, 16 bytes
 //! ```
-//! The source does so only if the destination said that it understands: by [`TAKES_PARTS`] and [`HOLDS_A_SEED`] among
-//! the export's flags, where NBD has free bits. Neither QEMU ever sees any of this.
+//! The source does so only if the destination announced its support: by [`TAKES_PARTS`] and [`HOLDS_A_SEED`] among the
+//! export's flags, where NBD has unused bits. Neither QEMU process ever sees any of this.
 
 use super::error::NbdError;
 
@@ -42,7 +42,7 @@ pub(super) const INFO_BLOCK_SIZE: u16 = 3;
 pub(super) const READ_ONLY: u16 = 1 << 1;
 pub(super) const SEND_WRITE_ZEROES: u16 = 1 << 6;
 pub(super) const CAN_MULTI_CONN: u16 = 1 << 8;
-/// The destination takes [`PARTS`].
+/// The destination understands [`PARTS`].
 pub(super) const TAKES_PARTS: u16 = 1 << 15;
 /// The destination's image is a seed: held blocks may be among the parts.
 pub(super) const HOLDS_A_SEED: u16 = 1 << 14;
@@ -52,14 +52,14 @@ pub(super) const WRITE: u16 = 1;
 pub(super) const DISCONNECT: u16 = 2;
 pub(super) const TRIM: u16 = 4;
 pub(super) const WRITE_ZEROES: u16 = 6;
-/// A WRITE in parts, between carriers only.
+/// A WRITE in parts; used between carriers only.
 pub(super) const PARTS: u16 = 0xf001;
 
 /// Flags of a request.
 pub(super) const FUA: u16 = 1;
 pub(super) const NO_HOLE: u16 = 1 << 1;
 
-/// Input or output error, as NBD numbers it.
+/// I/O error, in NBD's numbering.
 pub(super) const EIO: u32 = 5;
 
 pub(super) const REQUEST_BYTES: usize = 28;
@@ -67,11 +67,11 @@ pub(super) const REPLY_BYTES: usize = 16;
 /// The kind and length of a part.
 pub(super) const PART_HEAD_BYTES: usize = 5;
 
-/// Longest payload of a WRITE: what NBD asks servers to take, and QEMU's own limit.
+/// Longest payload of a WRITE: the limit that NBD recommends to servers, and QEMU's own.
 pub(super) const PAYLOAD_BYTES_MAX: u32 = 32 << 20;
-/// Files end here, and with them QEMU's disks.
+/// The largest possible file, and so the largest disk of QEMU.
 const DISK_BYTES_MAX: u64 = i64::MAX as u64;
-/// Requests of the client that wait for a reply. QEMU has at most 16, nbdcopy 64.
+/// Limit of client requests that await a reply. QEMU has at most 16, nbdcopy 64.
 pub(super) const REQUESTS_MAX: usize = 1024;
 
 /// The head of a request.
@@ -95,10 +95,10 @@ impl Request {
         out.extend_from_slice(&self.length.to_be_bytes());
     }
 
-    /// Reads the head of a request.
+    /// Decodes the head of a request.
     ///
     /// # Errors
-    /// Where the magic number is another, the payload too long, or the end beyond that of any disk.
+    /// If the magic number is wrong, the payload too long, or the end beyond that of any disk.
     pub(super) fn decode(head: &[u8; REQUEST_BYTES]) -> Result<Self, NbdError> {
         if u32_at(head, 0) != REQUEST_MAGIC {
             return Err(NbdError::Unexpected("a simple NBD request"));
@@ -128,7 +128,7 @@ impl Request {
 /// The head of a simple reply.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Reply {
-    /// 0 if all is well.
+    /// 0 for success.
     pub(super) error: u32,
     pub(super) cookie: u64,
 }
@@ -140,10 +140,10 @@ impl Reply {
         out.extend_from_slice(&self.cookie.to_be_bytes());
     }
 
-    /// Reads the head of a reply.
+    /// Decodes the head of a reply.
     ///
     /// # Errors
-    /// Where the magic number is another.
+    /// If the magic number is wrong.
     pub(super) fn decode(head: &[u8; REPLY_BYTES]) -> Result<Self, NbdError> {
         if u32_at(head, 0) != REPLY_MAGIC {
             return Err(NbdError::Unexpected("a simple NBD reply"));
@@ -152,14 +152,14 @@ impl Reply {
     }
 }
 
-/// What a part says of its bytes.
+/// How a part states its bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum PartKind {
-    /// All zero.
+    /// All bytes are zero.
     Zeroes,
-    /// They follow.
+    /// The bytes follow.
     Data,
-    /// The destination's image has them at this very offset; their hash follows.
+    /// The destination's image has them at the same offset; their hash follows.
     Held,
 }
 
@@ -173,10 +173,10 @@ impl PartKind {
         out.extend_from_slice(&length.to_be_bytes());
     }
 
-    /// Reads the head of a part: kind and length.
+    /// Decodes the head of a part: kind and length.
     ///
     /// # Errors
-    /// Where the kind is unknown or the length 0.
+    /// If the kind is unknown or the length is 0.
     pub(super) fn decode_head(head: &[u8; PART_HEAD_BYTES]) -> Result<(Self, u32), NbdError> {
         let length = u32_at(head, 1);
         let kind = match head[0] {
@@ -192,7 +192,7 @@ impl PartKind {
     }
 }
 
-/// Moves bytes from `bytes` to `have` until that holds `need`; says whether it does.
+/// Moves bytes from `bytes` to `have` until it holds `need`; returns whether it does.
 pub(super) fn gather(have: &mut Vec<u8>, need: usize, bytes: &mut &[u8]) -> bool {
     let take = need.saturating_sub(have.len()).min(bytes.len());
     let (taken, rest) = bytes.split_at(take);
@@ -201,12 +201,12 @@ pub(super) fn gather(have: &mut Vec<u8>, need: usize, bytes: &mut &[u8]) -> bool
     have.len() >= need
 }
 
-/// Moves up to `left` bytes from `bytes` to `out`, and counts `left` down.
+/// Moves up to `left` bytes from `bytes` to `out`, and decrements `left`.
 pub(super) fn pass_on(left: &mut u64, bytes: &mut &[u8], out: &mut Vec<u8>) {
     out.extend_from_slice(take(left, bytes));
 }
 
-/// Up to `left` bytes from the front of `bytes`, and counts `left` down.
+/// Takes up to `left` bytes from the front of `bytes`, and decrements `left`.
 pub(super) fn take<'a>(left: &mut u64, bytes: &mut &'a [u8]) -> &'a [u8] {
     let count = (bytes.len() as u64).min(*left);
     let (taken, rest) = bytes.split_at(count as usize);

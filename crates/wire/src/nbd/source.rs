@@ -1,4 +1,4 @@
-//! The source's end: requests on their way out, replies on their way back to the client. Mirror of `destination.rs`.
+//! The source's end: passes requests to the peer and replies back to the client. Mirror of `destination.rs`.
 
 use std::{collections::HashMap, sync::Arc, sync::atomic::Ordering::Relaxed};
 
@@ -26,13 +26,13 @@ pub(super) struct Source {
     piece: Vec<u8>,
     replies: RepliesAt,
     reply_held: Vec<u8>,
-    /// Requests of the client by their cookie: how many bytes follow a good reply.
+    /// Client requests by cookie: how many bytes follow a successful reply.
     asked: HashMap<u64, u32>,
 }
 
 enum RequestsAt {
     Head,
-    /// The payload of a WRITE that goes as it is.
+    /// The payload of a WRITE that is forwarded unchanged.
     Payload {
         left: u64,
     },
@@ -45,14 +45,15 @@ enum RepliesAt {
     Data { left: u64 },
 }
 
-/// A WRITE that goes in parts.
+/// A WRITE that is sent in parts.
 struct Write {
     request: Request,
-    /// Where what was not yet judged begins.
+    /// The offset of the first byte not yet classified.
     at: u64,
 }
 
-/// Judged at once: what QEMU's mirror writes at once. Pieces of longer payloads end where such a piece of the disk ends.
+/// Bytes classified at once: the size that QEMU's mirror writes at once. Pieces of longer payloads end at multiples of
+/// it on the disk.
 const PIECE_BYTES: u64 = 1 << 20;
 
 impl Source {
@@ -107,7 +108,7 @@ impl Source {
         Ok(if left > 0 { RequestsAt::Payload { left } } else { RequestsAt::Head })
     }
 
-    /// Collects the next piece and sends its parts; says whether the WRITE is complete.
+    /// Collects the next piece and sends its parts; returns whether the WRITE is complete.
     fn write(&mut self, write: &mut Write, bytes: &mut &[u8], out: &mut Vec<u8>) -> bool {
         let request = &write.request;
         let piece_end = request.end().min((write.at / PIECE_BYTES + 1) * PIECE_BYTES);
@@ -117,7 +118,7 @@ impl Source {
         if write.at == request.offset {
             Request { command: PARTS, ..*request }.put(out);
         }
-        // What must be on stable storage is written, not found.
+        // Data that must reach stable storage are always sent, never named by hash.
         let may_name = self.handshake.export().flags & HOLDS_A_SEED != 0 && request.flags & FUA == 0;
         let index = match &mut self.index {
             Some(index) if !may_name => {

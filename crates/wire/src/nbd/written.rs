@@ -1,7 +1,7 @@
-//! Which pages of a disk were written over one connection.
+//! Tracks which pages of a disk were written over one connection.
 //!
-//! One bit for each page, for the parts of the disk that were touched at all. Memory is bounded: where there is too
-//! much to be told apart, more is taken for written than was, never less.
+//! One bit per page, for the parts of the disk that were touched. Memory is bounded: beyond the bound, more counts as
+//! written than was, never less.
 
 use std::collections::BTreeMap;
 
@@ -10,18 +10,18 @@ use crate::content::sparse::PAGE_BYTES;
 /// Pages of one bitmap: 128 MiB of disk in 4 KiB of memory.
 const CHUNK_PAGES: u64 = 1 << 15;
 const CHUNK_WORDS: usize = CHUNK_PAGES as usize / 64;
-/// 64 MiB of bitmaps: 2 TiB of disk that is neither written wholly nor not at all.
+/// 64 MiB of bitmaps: 2 TiB of partly written disk.
 const BITMAPS_MAX: usize = 1 << 14;
 /// 32 TiB of disk.
 const CHUNKS_MAX: usize = 1 << 18;
-/// Into how many ranges one request may fall: each becomes a request for the server.
+/// Largest number of ranges for one request: each becomes a request to the server.
 const RANGES_MAX: usize = 64;
 
 #[derive(Default)]
 pub(super) struct Written {
     chunks: BTreeMap<u64, Chunk>,
     bitmaps: usize,
-    /// More was touched than can be remembered.
+    /// More was touched than can be tracked.
     too_much: bool,
 }
 
@@ -31,7 +31,7 @@ enum Chunk {
 }
 
 impl Written {
-    /// Bytes `start` to `end` are being written.
+    /// Marks bytes `start` to `end` as written.
     pub(super) fn mark(&mut self, start: u64, end: u64) {
         let (mut page, end) = (start / PAGE_BYTES, end.div_ceil(PAGE_BYTES));
         while page < end && !self.too_much {
@@ -70,8 +70,8 @@ impl Written {
         }
     }
 
-    /// The ranges of `start` to `end` that may have been written, in order; at most 64, so what lies between
-    /// may be among them.
+    /// The ranges within `start` to `end` that may have been written, in order. At most 64, so gaps between them may be
+    /// included.
     pub(super) fn ranges(&self, start: u64, end: u64) -> Vec<(u64, u64)> {
         if self.too_much {
             return vec![(start, end)];
@@ -93,7 +93,7 @@ impl Written {
         }
     }
 
-    /// The first page from `page` on that is written, or not; `end` if there is none before.
+    /// The first page from `page` on whose state is `is_written`; `end` if there is none before.
     fn next(&self, mut page: u64, end: u64, is_written: bool) -> u64 {
         while page < end {
             let (chunk, inside) = (page / CHUNK_PAGES, page % CHUNK_PAGES);
@@ -158,7 +158,7 @@ mod tests {
         assert_eq!(written.bitmaps, BITMAPS_MAX);
         let beyond = BITMAPS_MAX as u64 * CHUNK_BYTES;
         assert_eq!(written.ranges(beyond, beyond + 2 * PAGE_BYTES), [(beyond, beyond + 2 * PAGE_BYTES)]);
-        // A chunk that fills up needs no bitmap.
+        // A completely written chunk needs no bitmap.
         written.mark(0, CHUNK_BYTES);
         assert_eq!(written.bitmaps, BITMAPS_MAX - 1);
         for chunk in 0..CHUNKS_MAX as u64 + 1 {

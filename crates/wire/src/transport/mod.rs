@@ -1,7 +1,7 @@
-//! How bytes get from one carrier to the other. A transport makes pipes; what goes through them is not its business.
+//! How bytes get from one carrier to the other. A transport makes pipes; it does not interpret their content.
 //!
-//! TCP with TLS is the one transport. The two traits are where another one fits, as files on a share that both hosts see:
-//! all that it must give is an ordered and private pipe for a channel, between ends that have proved their keys.
+//! TCP with TLS is the only transport. The two traits are where another would fit, such as files on a share that both
+//! hosts see: it only has to provide an ordered and private pipe per channel, between ends that have proved their keys.
 
 pub mod local;
 pub mod tcp;
@@ -14,17 +14,17 @@ use crate::{WireError, hello::Channel};
 
 /// A duplex pipe to a peer that has proved its key: ordered, private, with back-pressure.
 pub trait Duplex: AsyncRead + AsyncWrite + Send + Unpin {
-    /// The peer belongs to the session: from now on it may use memory.
+    /// The peer has proved that it belongs to the session and may use more memory from now on.
     fn introduced(&mut self);
 
-    /// Lets a whole window be in flight. Only for a sender that keeps to a window: whatever is written to any other pipe is
-    /// taken, and waits.
+    /// Allows a whole window to be in flight. Only for senders that respect a window: on any other pipe, all bytes
+    /// written are accepted and queued.
     fn widen(&self);
 }
 
 /// A pipe of any transport.
 pub type Pipe = Box<dyn Duplex>;
-/// A pipe that is being made.
+/// A pipe that is being opened.
 pub type Opening<'a> = Pin<Box<dyn Future<Output = Result<Pipe, WireError>> + Send + 'a>>;
 
 /// The source's end of a transport.
@@ -35,7 +35,7 @@ pub trait Transport: Send + Sync {
 
 /// The destination's end of a transport.
 pub trait Listener: Send + 'static {
-    /// The next attempt to open a pipe: from where, and the rest of what its opening takes, to be run beside others. The
-    /// caller sets the deadline.
+    /// The next incoming attempt to open a pipe: its origin, and the future that completes it, to be run concurrently
+    /// with others. The caller sets the deadline.
     fn accept(&self) -> impl Future<Output = io::Result<(SocketAddr, Opening<'static>)>> + Send;
 }

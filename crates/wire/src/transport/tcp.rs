@@ -1,4 +1,4 @@
-//! Pipes of TLS 1.3 over TCP: each end proves its key in the handshake.
+//! Pipes of TLS 1.3 over TCP. Each end proves its key in the TLS handshake.
 
 use std::{
     io,
@@ -28,18 +28,19 @@ use crate::{
     window::BUDGET_BYTES,
 };
 
-/// Connections that the kernel keeps until they are accepted.
+/// Connections that the kernel queues until they are accepted.
 const BACKLOG: u32 = 128;
-/// What is read from the kernel at once, below TLS, which asks for a record of 16 KiB at the most.
+/// Bytes read from the kernel at once, below TLS, which itself reads at most one record of 16 KiB.
 const READ_AHEAD_BYTES: usize = 256 << 10;
-/// The same, of a peer that has not introduced itself: anybody who reaches the port, so 1 MiB for 128 of them.
+/// The same, before the peer has sent its hello: anyone who reaches the port, so 1 MiB for 128 of them.
 const READ_AHEAD_BYTES_MIN: usize = 8 << 10;
-/// What TLS takes before it must be written: a whole frame, which the kernel then gets at once.
+/// Bytes that TLS buffers before they must be written: a whole frame, which the kernel then receives at once.
 const TLS_BYTES_MAX: usize = DATA_BYTES_MAX + HEADER_BYTES;
 
-/// To be called when a carrier begins. TLS allocates and frees the records of each frame. glibc would give them back to the
-/// kernel each time, since more than 128 KiB at the end of the heap are free then, and get them again page by page: a tenth
-/// of a carrier's time. It keeps twice the largest block that was ever freed (mallopt(3), `M_TRIM_THRESHOLD`), so one is.
+/// To be called when a carrier starts. TLS allocates and frees the records of each frame. By default glibc would return
+/// them to the kernel each time, since more than 128 KiB at the end of the heap are then free, and get them back page
+/// by page: a tenth of a carrier's time. It keeps twice the largest block ever freed (mallopt(3), `M_TRIM_THRESHOLD`),
+/// so this frees one.
 pub fn keep_freed_memory() {
     const BLOCK_BYTES: usize = 2 << 20;
     drop(std::hint::black_box(vec![0_u8; BLOCK_BYTES]));
@@ -52,7 +53,7 @@ pub struct TcpDialer {
 }
 
 impl TcpDialer {
-    /// Will dial `address` with a configuration that pins the destination's key.
+    /// A dialer for `address` with a configuration that pins the destination's key.
     pub fn new(address: SocketAddr, tls: Arc<ClientConfig>) -> Self {
         Self { address, connector: TlsConnector::from(tls) }
     }
@@ -81,7 +82,7 @@ impl TcpAcceptor {
     /// Listens on the first free port of `ports` at `ip`, with a configuration that pins the source's key.
     ///
     /// # Errors
-    /// [`WireError::Local`] when no port of the range is free.
+    /// [`WireError::Local`] if no port of the range is free.
     pub fn bind(ip: std::net::IpAddr, ports: RangeInclusive<u16>, tls: Arc<ServerConfig>) -> Result<Self, WireError> {
         let mut last = io::Error::from(io::ErrorKind::InvalidInput);
         for port in ports {
@@ -93,7 +94,7 @@ impl TcpAcceptor {
         Err(WireError::Local(last))
     }
 
-    /// Where it listens.
+    /// The address that it listens on.
     ///
     /// # Errors
     /// [`WireError::Local`].
@@ -139,9 +140,9 @@ impl Duplex for TlsStream<ReadAhead> {
     }
 }
 
-/// A socket whose receive buffer is not smaller than a window. It has to be told before the connection is made: what a
-/// connection can announce is settled with its first packet. The kernel fills the buffer only while this process does not
-/// read, which it always does.
+/// A socket whose receive buffer is at least a window. The size must be set before connecting: the first packet fixes
+/// what a connection can announce. The kernel fills the buffer only while this process is not reading, and it always
+/// reads.
 fn socket_for(address: SocketAddr) -> io::Result<TcpSocket> {
     let socket = if address.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
     if let Err(error) = setsockopt(&socket.as_fd(), sockopt::RcvBufForce, &(BUDGET_BYTES as usize)) {
@@ -157,11 +158,11 @@ fn bind(address: SocketAddr) -> io::Result<TcpListener> {
     socket.listen(BACKLOG)
 }
 
-/// Reads as much as the kernel has at once, into a buffer that grows when the peer is known.
+/// Reads as much as the kernel has at once, into a buffer that grows once the peer has sent its hello.
 struct ReadAhead {
     tcp: TcpStream,
     buffer: Vec<u8>,
-    /// What of the buffer was read from the kernel and not yet taken.
+    /// Start of the buffered bytes that were not taken yet.
     start: usize,
     end: usize,
 }
