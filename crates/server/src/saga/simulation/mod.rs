@@ -37,7 +37,7 @@ use super::{
 use crate::{jobs::running::Running, store::JobRecord};
 
 /// Unless `FERRY_SIMULATED_MOVES` asks for another number.
-const MOVES: u64 = 100_000;
+const MOVES: u64 = 50_000;
 
 fn kind(number: u64) -> JobKind {
     match number % 10 {

@@ -475,10 +475,11 @@ impl World {
                 };
                 ([process, Presence::Absent], source)
             }
-            // Somebody has it in his own hands before it is known to be the destination's: nothing is taken away or let go.
+            // Somebody has it in his own hands, and its hand-over was not known to be complete: nothing is taken away or let go.
             Phase::Migrating | Phase::RollingBack | Phase::Stuck
                 if (self.elsewhere || self.against || self.ended_by_hand)
-                    && !self.server.log.contains(&LogEvent::Succeeded { step: Step::Perform }) =>
+                    && (self.flight != Flight::Delivered
+                        || !self.server.log.contains(&LogEvent::Succeeded { step: Step::Perform })) =>
             {
                 let still = match source.process {
                     Presence::Ended => self.ended_by_hand,
