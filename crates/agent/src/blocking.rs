@@ -1,8 +1,8 @@
-//! Work that blocks: calls of libvirt and of file systems.
+//! Blocking work: calls to libvirt and to file systems.
 //!
-//! It runs on a thread of its own and is never broken off: half of a change is worse than all of it. A caller may give up
-//! waiting; the thread ends when the call does. A file server that is gone blocks a call for as long as it is gone, so
-//! callers that only look go through [`Probes`], which bounds how many such threads there are.
+//! Each call runs on its own thread and is never interrupted: half of a change is worse than all of it. A caller may
+//! stop waiting; the thread ends when the call does. While a file server is away, calls to it block, so read-only
+//! callers go through [`Probes`], which bounds the number of such threads.
 
 use std::{sync::Arc, time::Duration};
 
@@ -11,9 +11,9 @@ use tokio::sync::Semaphore;
 
 use crate::AgentError;
 
-/// How long a probe is waited for.
+/// Time limit for a probe.
 const PROBE_WITHIN: Duration = Duration::from_secs(10);
-/// Probes at once, those among them that hang: each is a thread.
+/// Limit of simultaneous probes, including hanging ones: each is a thread.
 const PROBES_MAX: usize = 8;
 
 /// Runs `call` to its end.
@@ -27,7 +27,7 @@ pub(crate) async fn blocking<T: Send + 'static>(
     outcome.unwrap_or_else(|error| Err(AgentError::because("A request was broken off", error)))
 }
 
-/// Asks the hypervisor.
+/// Calls the hypervisor.
 ///
 /// # Errors
 /// The hypervisor's.
@@ -42,10 +42,10 @@ pub(crate) async fn call<T: Send + 'static>(
     }
 }
 
-/// Waits no longer than `deadline` for an answer. What is under way is not broken off if it is on a thread or task of its own.
+/// Waits at most `deadline` for an answer. Work on a separate thread or task is not interrupted.
 ///
 /// # Errors
-/// After the deadline one that says that `what` gave no answer.
+/// After the deadline, that `what` gave no answer.
 pub(crate) async fn within<T>(
     deadline: Duration,
     what: &str,
@@ -57,7 +57,7 @@ pub(crate) async fn within<T>(
     })
 }
 
-/// Looks at files that may lie on a share whose server is gone: at few of them at once.
+/// Probes files that may be on a share whose server is away, a few at a time.
 pub(crate) struct Probes {
     free: Arc<Semaphore>,
     within: Duration,
@@ -70,10 +70,10 @@ impl Default for Probes {
 }
 
 impl Probes {
-    /// Runs a call that changes nothing. A call that would be one too many is not begun.
+    /// Runs a call that changes nothing. Beyond the limit of simultaneous calls it is not begun.
     ///
     /// # Errors
-    /// When it has not ended in time, or too many others have not: ask again later. The error names `what`.
+    /// If it has not ended in time, or too many others are still running: ask again later. The error names `what`.
     pub(crate) async fn probe<T: Send + 'static>(
         &self,
         what: &str,

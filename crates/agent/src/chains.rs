@@ -1,8 +1,8 @@
-//! What files of VMs are: what lies below the disks of those that are shut off, whose definitions do not tell and whose
-//! images' headers do; and what each is with links and further mounts followed.
+//! Facts about files of VMs: the backing files of disks of VMs that are shut off, which image headers name and
+//! definitions do not; and the path of each file with links and further mounts resolved.
 //!
-//! A file may lie on a file server that is away, and whoever asks what the host has must not wait for that. So one
-//! thread reads, and until it has, what was read last is told.
+//! A file may be on a file server that is away, and a query of the host's state must not wait for that. So one thread
+//! reads, and until it has, the previous result is reported.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -21,27 +21,26 @@ use tracing::{debug, warn};
 
 use crate::lock::lock;
 
-/// How long a look at the host waits for files.
+/// How long a refresh of the host's state waits for files.
 const READ_WITHIN: Duration = Duration::from_millis(500);
-/// Headers and links change seldom: a file is looked at again after so long.
+/// Headers and links rarely change: a file is read again after this time.
 const READ_EVERY: Duration = Duration::from_secs(30);
 
-/// What was read.
+/// What was read so far.
 #[derive(Clone, Default)]
 pub(crate) struct Chains(Arc<Mutex<State>>);
 
 #[derive(Default)]
 struct State {
     known: BTreeMap<PathBuf, (Instant, Vec<PathBuf>)>,
-    /// Paths with their links followed; `None`: it could not be told.
+    /// Paths with links resolved; `None` if that failed.
     canonical: BTreeMap<PathBuf, (Instant, Option<PathBuf>)>,
-    /// Whether a thread reads.
+    /// Whether a thread is reading.
     reading: bool,
 }
 
 impl Chains {
-    /// Adds to VMs what lies below their disks, if they are shut off, and what their files really are, as far as that is
-    /// known.
+    /// Adds the backing files of VMs that are shut off and the resolved paths of all files, as far as they are known.
     pub(crate) fn fill(&self, vms: &mut [VmFacts<PathBuf>], places: &Places) {
         let off = |vm: &&VmFacts<PathBuf>| vm.state == VmState::ShutOff;
         let images: BTreeSet<PathBuf> = vms.iter().filter(off).flat_map(|vm| images_to_ask(&vm.files)).collect();
@@ -76,7 +75,7 @@ impl Chains {
         }
     }
 
-    /// Reads what is not known, or was read too long ago. Takes [`READ_WITHIN`] at most.
+    /// Reads what is unknown or was read too long ago. Takes at most [`READ_WITHIN`].
     fn read(&self, images: &BTreeSet<PathBuf>, named: &BTreeSet<PathBuf>) {
         let (images, named) = {
             let mut state = self.locked();
@@ -97,7 +96,7 @@ impl Chains {
         let this = self.clone();
         let reader = thread::Builder::new().name("chains".to_owned()).spawn(move || {
             for path in images {
-                // What was just found below is followed at once.
+                // Newly found backing files are followed at once.
                 for below in this.read_one(path) {
                     this.follow(below);
                 }
@@ -119,7 +118,7 @@ impl Chains {
         self.locked().canonical.insert(path, (Instant::now(), canonical));
     }
 
-    /// What lies below the image.
+    /// The backing files of an image.
     fn read_one(&self, path: PathBuf) -> Vec<PathBuf> {
         let read = image::below(&path);
         let mut state = self.locked();
@@ -176,7 +175,7 @@ mod tests {
         let below: Vec<_> = vms[0].files.iter().map(|file| (file.has_backing, file.below.clone())).collect();
         assert_eq!(below, [(true, vec![base]), (false, Vec::new()), (false, Vec::new())]);
         assert!(vms[1].files[0].below.is_empty(), "the definition by which it runs tells that");
-        // What no VM names any more is not remembered.
+        // Entries that no VM names any more are dropped.
         chains.fill(&mut [], &places);
         assert!(chains.locked().known.is_empty());
     }

@@ -1,15 +1,15 @@
-//! One thing that set-up looked at on a host.
+//! One check of the host by `ferry-agent setup`.
 
 use std::fmt;
 
-/// One thing looked at.
+/// The result of a check.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Check {
-    /// It is as it should be.
+    /// As it should be.
     Good(String),
-    /// It works, at a loss.
+    /// It works, with a drawback.
     Odd(String),
-    /// Ferry does not work until it is mended.
+    /// Ferry does not work until this is fixed.
     Missing(String),
 }
 

@@ -1,4 +1,4 @@
-//! What `ferry-agent setup` looks at on a host and does not change: each thing missing says how to mend it.
+//! Checks of the host that `ferry-agent setup` makes without changing anything: each problem comes with its fix.
 
 use std::{
     ffi::OsStr,
@@ -16,29 +16,29 @@ use ferry_drivers::{
 
 use crate::{check::Check, config::Config, confinement, damaged::damaged};
 
-/// The oldest releases that Ferry was tried with, those of Debian 12.
+/// The oldest releases that Ferry was tested with, those of Debian 12.
 const LIBVIRT_TRIED: Release = Release::new(9, 0);
 const QEMU_TRIED: Release = Release::new(7, 2);
 
-/// Programs that an agent runs, and the Debian packages that hold them.
+/// Programs that an agent runs, and the Debian packages that contain them.
 const PROGRAMS: [(&str, &str); 2] = [("smbclient", "smbclient"), ("qemu-img", "qemu-utils")];
 
-/// Ports that are tried: as many as a host moves VMs at once, and more.
+/// Limit of ports to test: as many as a host moves VMs at once, and more.
 const PORTS_MAX: usize = 64;
 
-/// What a connection must be able to hold for 1 Gb/s at 100 ms, or 10 Gb/s at 10 ms: twice what is under way.
+/// What a connection must be able to buffer for 1 Gb/s at 100 ms, or 10 Gb/s at 10 ms: twice the bytes in transit.
 const BUFFER_BYTES: u64 = 25_000_000;
-/// What is advised: the next power of two, as such limits are written.
+/// The recommended value: the next power of two, as such limits are usually written.
 const BUFFER_BYTES_WANTED: u64 = 32 << 20;
-/// Of one move at once, with one disk: memory and disk, at both ends of a host that sends and receives.
+/// Connections of a single move with one disk: memory and disk, at both ends of a host that sends and receives.
 const CONNECTIONS_OF_A_MOVE: u64 = 4;
-/// `tcp_mem` counts in pages; larger ones only make it more.
+/// `tcp_mem` counts pages; larger pages only increase the limit.
 const PAGE_BYTES: u64 = 4096;
 
 /// The unit that runs an agent.
 const UNIT: &str = "ferry-agent.service";
 
-/// Looks at everything.
+/// Runs all checks.
 pub fn all(config: &Config, hypervisor: &dyn HostInfo) -> Vec<Check> {
     let path = std::env::var_os("PATH").unwrap_or_default();
     let text = |path: &str| fs::read_to_string(path).unwrap_or_default();
@@ -85,7 +85,7 @@ fn versions(host: &HypervisorHost) -> [Check; 2] {
     [one("libvirt", &host.libvirt_version, LIBVIRT_TRIED), one("QEMU", &host.qemu_version, QEMU_TRIED)]
 }
 
-/// Opening it is what QEMU does first.
+/// Opens the device, which is what QEMU does first.
 fn kvm(device: &Path) -> Check {
     match fs::OpenOptions::new().read(true).write(true).open(device) {
         Ok(_) => Check::Good(format!("{} can be opened", device.display())),
@@ -104,7 +104,7 @@ fn program(path: &OsStr, name: &str, package: &str) -> Check {
     }
 }
 
-/// How shares are mounted: by the kernel, if it has the client and mount its helper.
+/// How shares can be mounted: by the kernel, if it has the client and mount has its helper.
 fn smb_client(kernel: bool, helper: bool, path: &OsStr) -> Vec<Check> {
     match (kernel, helper) {
         (true, true) => vec![Check::Good("the kernel has the SMB client (cifs)".to_owned())],
@@ -120,13 +120,13 @@ fn smb_client(kernel: bool, helper: bool, path: &OsStr) -> Vec<Check> {
     }
 }
 
-/// Whether Linux lets a connection grow so far that it fills a long link: it does by itself, up to these maxima.
+/// Whether Linux lets a connection grow enough to fill a long link: it does so automatically, up to these maxima.
 fn long_links(rmem: &str, wmem: &str, mem: &str) -> Check {
     let number = |text: &str| text.split_whitespace().last().and_then(|word| word.parse::<u64>().ok());
     let (Some(rmem), Some(wmem)) = (number(rmem), number(wmem)) else {
         return Check::Odd("net.ipv4.tcp_rmem and tcp_wmem cannot be read".to_owned());
     };
-    // Half of a buffer is window: the rest is what the kernel needs to keep it.
+    // Half of a buffer is window: the kernel needs the rest for its overhead.
     let reach = |rtt_ms: u64| rmem.min(wmem) / 2 * 1000 / rtt_ms / 1_000_000;
     let reached = format!("a connection carries {} MB/s at 10 ms, {} MB/s at 100 ms", reach(10), reach(100));
     let most = number(mem).map_or(u64::MAX, |pages| pages.saturating_mul(PAGE_BYTES));
@@ -147,15 +147,14 @@ fn long_links(rmem: &str, wmem: &str, mem: &str) -> Check {
     ))
 }
 
-/// What systemd says of a unit; nothing where it does not run.
+/// What systemd reports about a unit; empty where systemd does not run.
 fn systemd_says(unit: &str) -> String {
     let properties = "--property=LoadState,KillMode,RuntimeDirectory,RuntimeDirectoryPreserve";
     let said = Command::new("systemctl").args(["show", properties, unit]).output();
     said.map(|output| String::from_utf8_lossy(&output.stdout).into_owned()).unwrap_or_default()
 }
 
-/// Whether carriers outlive the agent: systemd ends everything of a unit with it, if it is not told otherwise. `None`
-/// without systemd.
+/// Whether carriers outlive the agent: by default systemd ends all processes of a unit with it. `None` without systemd.
 fn unit(said: &str) -> Option<Check> {
     let value = |name: &str| said.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix('='));
     let lost = |why: &str, line: &str| {
@@ -274,7 +273,7 @@ mod tests {
 
     #[test]
     fn what_long_links_reach_is_told_with_the_lines_to_write() {
-        // As Linux has them by default on a machine of 4 GiB.
+        // Linux's defaults on a machine with 4 GiB.
         let found = long_links("4096\t131072\t6291456\n", "4096\t16384\t4194304\n", "46365\t61822\t92730\n");
         let Check::Odd(text) = found else { panic!("{found:?}") };
         for words in [

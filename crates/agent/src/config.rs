@@ -11,52 +11,52 @@ use serde::{Deserialize, Serialize};
 
 use crate::AgentError;
 
-/// Where the configuration is unless said otherwise.
+/// The configuration's path unless specified otherwise.
 pub const DEFAULT_PATH: &str = "/etc/ferry/agent.toml";
 
-/// Storage roots that a host may have: each is looked at whenever somebody browses.
+/// Limit of storage roots: each is checked whenever a user browses.
 const STORAGE_ROOTS_MAX: usize = 16;
 
 /// What an administrator may set.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Config {
-    /// Where the control API listens. The server and nobody else must reach it.
+    /// Address of the control API. Only the server should be able to reach it.
     pub listen: SocketAddr,
-    /// Where carriers listen for other hosts' carriers, and these reach them: this host's address in the migration network,
-    /// never a wildcard.
+    /// Address on which carriers listen, and under which other hosts' carriers reach them: this host's address in the
+    /// migration network, never a wildcard.
     pub data_address: IpAddr,
     /// Ports of the carriers, `FIRST-LAST`: one per incoming migration.
     #[serde(default = "default_ports")]
     pub data_ports: String,
-    /// Keys, enrolment, journal, holds. Only root reads it.
+    /// Keys, enrolment, journals, holds. Only root reads it.
     #[serde(default = "default_state_dir")]
     pub state_dir: PathBuf,
-    /// Sockets of running migrations. Short: a socket's path stays below 108 bytes.
+    /// Sockets of running migrations. Keep it short: a socket path must stay below 108 bytes.
     #[serde(default = "default_run_dir")]
     pub run_dir: PathBuf,
-    /// Below it all shares are mounted; libvirt knows it as shared.
+    /// All shares are mounted below it; libvirt treats it as shared.
     #[serde(default = "default_share_root")]
     pub share_root: PathBuf,
-    /// Directories of this host below which files of VMs may be; up to 16, none above or below the share root.
+    /// Directories of this host below which files of VMs may be; at most 16, none above or below the share root.
     #[serde(default = "default_storage_roots")]
     pub storage_roots: Vec<PathBuf>,
-    /// libvirt's connection.
+    /// libvirt's connection URI.
     #[serde(default = "default_uri")]
     pub libvirt_uri: String,
     /// libvirt's QEMU configuration.
     #[serde(default = "default_qemu_conf")]
     pub qemu_conf: PathBuf,
-    /// libvirt's folder of hook scripts.
+    /// libvirt's directory of hook scripts.
     #[serde(default = "default_hooks")]
     pub hooks_dir: PathBuf,
-    /// AppArmor's folder of profiles.
+    /// AppArmor's directory of profiles.
     #[serde(default = "default_apparmor")]
     pub apparmor_dir: PathBuf,
-    /// Where Prometheus is told figures, without TLS and to anybody; `None`: nowhere.
+    /// Where metrics are served to Prometheus, without TLS and to anyone; `None`: nowhere.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub metrics_listen: Option<SocketAddr>,
-    /// What tells this machine from a clone of it.
+    /// What distinguishes this machine from a clone of it.
     #[serde(default = "default_machine_id")]
     pub machine_id: PathBuf,
 }
@@ -121,10 +121,10 @@ impl Config {
         }
     }
 
-    /// Reads a configuration.
+    /// Reads and checks a configuration.
     ///
     /// # Errors
-    /// [`AgentError::Config`] naming the file and what is wrong in it.
+    /// [`AgentError::Config`] naming the file and the problem.
     pub fn load(path: &Path) -> Result<Self, AgentError> {
         let bad = |reason: String| AgentError::Config { path: path.to_owned(), reason };
         let text = fs::read_to_string(path).map_err(|error| bad(error.to_string()))?;
@@ -139,7 +139,7 @@ impl Config {
             )));
         }
         if config.storage_roots == default_storage_roots() {
-            // A configuration of an earlier version may have its share root there.
+            // In a configuration of an earlier version the share root may be listed there.
             config.storage_roots.retain(|root| !overlap(root, &config.share_root));
         }
         check_storage_roots(&config.storage_roots, &config.share_root).map_err(bad)?;
@@ -178,22 +178,22 @@ impl Config {
         self.state_dir.join("storage")
     }
 
-    /// What is known of unfinished copies.
+    /// Records of partial copies.
     pub fn seeds_dir(&self) -> PathBuf {
         self.state_dir.join("seeds")
     }
 
-    /// Attempts that were released.
+    /// Released attempts.
     pub fn ended_path(&self) -> PathBuf {
         self.state_dir.join("ended.json")
     }
 
-    /// The shares that are attached.
+    /// The attached shares.
     pub fn shares_path(&self) -> PathBuf {
         self.state_dir.join("shares.json")
     }
 
-    /// Control sockets of carriers. Only root enters.
+    /// Control sockets of carriers. Accessible to root only.
     pub fn controls_dir(&self) -> PathBuf {
         self.run_dir.join("c")
     }
@@ -204,7 +204,7 @@ impl Config {
     }
 }
 
-/// Storage roots hold no mount of a share: its files are named by the share.
+/// Checks that no storage root contains mounts of shares: files there are named by the share.
 fn check_storage_roots(roots: &[PathBuf], share_root: &Path) -> Result<(), String> {
     if roots.len() > STORAGE_ROOTS_MAX {
         return Err(format!("storage_roots lists {} directories; list at most {STORAGE_ROOTS_MAX}", roots.len()));

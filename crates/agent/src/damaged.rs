@@ -1,4 +1,4 @@
-//! What the agent's files that were put aside mean for the host.
+//! Findings about the agent's damaged files that were put aside.
 
 use std::path::{Path, PathBuf};
 
@@ -6,7 +6,7 @@ use ferry_core::finding::{Finding, FindingId};
 
 use crate::{config::Config, records};
 
-/// What damaged files of the agent's were put aside.
+/// One finding for each damaged file of the agent that was put aside.
 pub(crate) fn damaged(config: &Config) -> Vec<Finding> {
     let moves = [config.journal_dir(), config.offline_dir(), config.storage_dir()];
     let of_a_move = |path: PathBuf| {

@@ -1,7 +1,7 @@
 //! Which server may call this agent.
 //!
-//! `ferry-agent setup` makes a one-use secret. The server that shows it becomes the agent's server: the key of the
-//! connection on which it came is pinned, and the secret is gone.
+//! `ferry-agent setup` creates a single-use secret. The server that presents it becomes the agent's server: the key of
+//! its connection is pinned, and the secret is deleted.
 
 use std::{path::PathBuf, sync::Mutex};
 
@@ -28,22 +28,22 @@ struct Pending {
     secret: Secret,
 }
 
-/// Which server may call, kept in `enrolment.json`; the secret not used yet, in `enrolment.secret`.
+/// The server that may call, kept in `enrolment.json`; the unused secret is in `enrolment.secret`.
 pub struct Enrolment {
     server_path: PathBuf,
     secret_path: PathBuf,
     epoch_path: PathBuf,
     server: Mutex<Option<Server>>,
-    /// The newest life of that server that asked.
+    /// The newest epoch of that server seen so far.
     epoch: Mutex<u64>,
     host: watch::Sender<Option<HostId>>,
 }
 
 impl Enrolment {
-    /// Reads what was enrolled before.
+    /// Reads the existing enrolment.
     ///
     /// # Errors
-    /// When the file cannot be read.
+    /// If the file cannot be read.
     pub fn load(config: &Config) -> Result<Self, AgentError> {
         let server_path = config.state_dir.join("enrolment.json");
         let server: Option<Server> = records::read_json(&server_path)?;
@@ -58,17 +58,17 @@ impl Enrolment {
         })
     }
 
-    /// Makes a token for the next server, in place of any made before.
+    /// Creates a token for the next server; it replaces any earlier one.
     ///
     /// # Errors
-    /// When the secret cannot be stored.
+    /// If the secret cannot be stored.
     pub fn new_token(&self, agent_pin: Pin) -> Result<EnrolmentToken, AgentError> {
         let secret = random_secret();
         records::write_json(&self.secret_path, &Pending { secret })?;
         Ok(EnrolmentToken { agent_pin, secret })
     }
 
-    /// Takes the server with key `pin` as the agent's server, if it shows the secret; the same server may repeat it.
+    /// Enrols the server with key `pin` if it presents the secret; the same server may repeat it.
     ///
     /// # Errors
     /// `auth.enrolment` (403) for a wrong or used secret.
@@ -79,7 +79,7 @@ impl Enrolment {
             return Ok(());
         }
         self.check_secret(request)?;
-        // Another server counts its lives on its own.
+        // Each server counts its own epochs.
         let mut epoch = lock(&self.epoch);
         records::write_json(&self.epoch_path, &0)?;
         *epoch = 0;
@@ -90,10 +90,10 @@ impl Enrolment {
         Ok(())
     }
 
-    /// Whether [`Enrolment::enrol`] would take it. Changes nothing.
+    /// Whether [`Enrolment::enrol`] would succeed. Changes nothing.
     ///
     /// # Errors
-    /// As there.
+    /// As [`Enrolment::enrol`].
     pub fn check(&self, pin: Pin, request: &EnrolRequest) -> Result<(), AgentError> {
         let server = *lock(&self.server);
         match server == Some(Server { host: request.host, pin }) {
@@ -118,7 +118,7 @@ impl Enrolment {
         Ok(())
     }
 
-    /// Whether a caller with this key is the agent's server.
+    /// Checks that the caller with this key is the agent's server.
     ///
     /// # Errors
     /// `auth.key` (403) if not.
@@ -137,11 +137,11 @@ impl Enrolment {
         }
     }
 
-    /// Hears of a life of the server. Ok promises that no later request of an earlier one is taken, also after a
+    /// Enters an epoch of the server. Ok promises that no later request of an earlier epoch is accepted, even after a
     /// restart of this agent.
     ///
     /// # Errors
-    /// `request.stale` (409) for an earlier life than the newest; or the number could not be stored.
+    /// `request.stale` (409) for an epoch before the newest; or if the epoch could not be stored.
     pub fn enter_epoch(&self, epoch: u64) -> Result<(), AgentError> {
         let mut newest = lock(&self.epoch);
         if epoch < *newest {
@@ -162,7 +162,7 @@ impl Enrolment {
         Ok(())
     }
 
-    /// The host's id, once it is enrolled.
+    /// The host's id, once the agent is enrolled.
     pub fn watch_host(&self) -> watch::Receiver<Option<HostId>> {
         self.host.subscribe()
     }

@@ -1,4 +1,4 @@
-//! What can go wrong in the agent, and how it is told.
+//! Errors of the agent, and how they are reported.
 
 use std::{error::Error, io, path::PathBuf};
 
@@ -10,7 +10,7 @@ use ferry_core::{
 use ferry_drivers::{hypervisor::HypervisorError, places::RootsError, share::ShareError};
 use thiserror::Error;
 
-/// What can go wrong. Each variant is told differently.
+/// An error of the agent. Each variant is reported differently.
 #[derive(Debug, Error)]
 pub enum AgentError {
     /// The configuration is wrong.
@@ -18,24 +18,24 @@ pub enum AgentError {
     Config {
         /// The file.
         path: PathBuf,
-        /// What is wrong in it.
+        /// The problem.
         reason: String,
     },
-    /// A file of the agent's own could not be read or written.
+    /// A file of the agent could not be read or written.
     #[error("Could not read or write {}", path.display())]
     File {
         /// The file.
         path: PathBuf,
-        /// Why.
+        /// The cause.
         #[source]
         source: io::Error,
     },
-    /// A file of the agent's own holds something else.
+    /// A file of the agent has invalid content.
     #[error("{} is damaged", path.display())]
     Content {
         /// The file.
         path: PathBuf,
-        /// What is wrong with it.
+        /// The problem.
         #[source]
         source: serde_json::Error,
     },
@@ -45,20 +45,20 @@ pub enum AgentError {
     /// The hypervisor.
     #[error(transparent)]
     Hypervisor(#[from] HypervisorError),
-    /// The request is refused, and here is why.
+    /// The request is refused for the reason given.
     #[error("{}", finding.message)]
     Refused {
         /// HTTP status.
         status: u16,
-        /// Why, and what to do.
+        /// The reason, and what to do.
         finding: Box<Finding>,
     },
-    /// Something else could not be done: nobody but people decides by what it was.
+    /// Another failure: programs do not decide by its cause, only people do.
     #[error("{what}")]
     Failed {
-        /// What, and on what.
+        /// What failed, and on which object.
         what: String,
-        /// Why, where that is an error of its own.
+        /// The underlying error, if there is one.
         #[source]
         source: Option<Box<dyn Error + Send + Sync>>,
     },
@@ -70,17 +70,17 @@ impl AgentError {
         Self::Refused { status, finding: Box::new(finding) }
     }
 
-    /// What could not be done, and why as far as the sentence says.
+    /// A failure described by a sentence alone.
     pub(crate) fn failed(what: impl Into<String>) -> Self {
         Self::Failed { what: what.into(), source: None }
     }
 
-    /// What could not be done, by another error.
+    /// A failure caused by another error.
     pub(crate) fn because(what: impl Into<String>, source: impl Into<Box<dyn Error + Send + Sync>>) -> Self {
         Self::Failed { what: what.into(), source: Some(source.into()) }
     }
 
-    /// How it is told to the server.
+    /// The error as reported to the server.
     pub fn problem(&self) -> Problem {
         match self {
             Self::Refused { status, finding } => {

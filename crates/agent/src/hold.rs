@@ -1,4 +1,4 @@
-//! A hold: while its file is there, the libvirt hook vetoes a start of that VM on this host, by anyone.
+//! Holds: while a VM's hold file exists, the libvirt hook vetoes every start of that VM on this host.
 
 use std::{
     fs, io,
@@ -24,18 +24,18 @@ pub fn ensure(holds: &Path, vm: VmId, job: JobId) -> Result<(), AgentError> {
     ferry_trust::write_private(&path, text.as_bytes()).map_err(|source| AgentError::File { path, source })
 }
 
-/// Lets a VM go. Ok if it was not held.
+/// Releases a VM. Ok if it was not held.
 ///
 /// # Errors
-/// When the file cannot be removed.
+/// If the file cannot be removed.
 pub fn release(holds: &Path, vm: VmId) -> Result<(), AgentError> {
     records::remove(&path(holds, vm))
 }
 
-/// The VMs that are held, and what was written down of each. Files of other names are none.
+/// The VMs that are held, with the content of each hold file. Files with other names are ignored.
 ///
 /// # Errors
-/// When the folder cannot be read; one that is not there holds nothing.
+/// If the folder cannot be read; a folder that does not exist holds nothing.
 pub fn all(holds: &Path) -> Result<Vec<(VmId, String)>, AgentError> {
     let fault = |source| AgentError::File { path: holds.to_owned(), source };
     let entries = match fs::read_dir(holds) {
@@ -47,7 +47,7 @@ pub fn all(holds: &Path) -> Result<Vec<(VmId, String)>, AgentError> {
     for entry in entries {
         let name = entry.map_err(fault)?.file_name();
         if let Some(vm) = name.to_str().and_then(|name| name.parse().ok()) {
-            // It may be released just now.
+            // It may have been released in between.
             held.push((vm, fs::read_to_string(holds.join(&name)).unwrap_or_default()));
         }
     }

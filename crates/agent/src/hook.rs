@@ -1,4 +1,4 @@
-//! The libvirt hook that vetoes a start of a VM that is held (`hold.rs`).
+//! The libvirt hook that vetoes a start of a held VM (`hold.rs`).
 
 use std::{fs, os::unix::fs::PermissionsExt as _, path::PathBuf};
 
@@ -9,19 +9,19 @@ use crate::config::Config;
 
 pub(crate) const MARK: &str = "# ferry: veto a second start of a VM that is being moved";
 
-/// Where the hook goes: libvirt runs `hooks/qemu`, and beside it every script in `hooks/qemu.d`.
+/// The hook's path: libvirt runs `hooks/qemu`, and in addition every script in `hooks/qemu.d`.
 pub(crate) fn path_of(config: &Config) -> PathBuf {
     config.hooks_dir.join("qemu.d").join("ferry")
 }
 
-/// Whether the hook is there, executable, and about this agent's holds.
+/// Whether the hook is installed, executable, and refers to this agent's holds.
 pub fn is_installed(config: &Config) -> bool {
     let path = path_of(config);
     let executable = fs::metadata(&path).is_ok_and(|meta| meta.permissions().mode() & 0o100 != 0);
     executable && fs::read_to_string(&path).is_ok_and(|text| text == script(config))
 }
 
-/// Writes the hook anew that an earlier version wrote; where there is none, or another's, nothing is done. libvirt needs no
+/// Updates a hook that an earlier version wrote; does nothing if there is none, or a foreign one. libvirt needs no
 /// restart for it.
 pub fn refresh(config: &Config) {
     let path = path_of(config);
@@ -44,7 +44,8 @@ pub(crate) fn install(config: &Config) -> anyhow::Result<PathBuf> {
     Ok(path)
 }
 
-/// libvirt gives the domain's XML on stdin; the domain's UUID is looked for in it, since the argument is its name.
+/// libvirt passes the domain's XML on stdin; the script searches it for the domain's UUID, since its argument is the
+/// name.
 pub(crate) fn script(config: &Config) -> String {
     format!(
         r#"#!/bin/sh

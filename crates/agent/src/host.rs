@@ -1,4 +1,4 @@
-//! What the agent says of its host.
+//! What the agent reports about its host.
 
 use std::{fs, path::Path};
 
@@ -13,10 +13,10 @@ use ferry_drivers::hypervisor::{HostInfo, HypervisorError, HypervisorHost};
 
 use crate::{config::Config, confinement, damaged::damaged, hook, qemu_conf};
 
-/// Asks the kernel and the hypervisor. Blocks.
+/// Queries the kernel and the hypervisor. Blocks.
 ///
 /// # Errors
-/// When libvirt does not answer.
+/// If libvirt does not answer.
 pub fn facts(config: &Config, hypervisor: &dyn HostInfo) -> Result<HostFacts, HypervisorError> {
     let host = hypervisor.host()?;
     let libvirt_version = libvirt_version(&host);
@@ -40,14 +40,14 @@ pub fn facts(config: &Config, hypervisor: &dyn HostInfo) -> Result<HostFacts, Hy
     })
 }
 
-/// The version of this host's libvirt. A test may say another one.
+/// The version of this host's libvirt. A test may set a different one.
 pub(crate) fn libvirt_version(host: &HypervisorHost) -> String {
     fail::fail_point!("libvirt-version", |said| said.unwrap_or_default());
     host.libvirt_version.clone()
 }
 
-/// What is wrong with the host's set-up. A libvirt that cannot be told which file systems are shared is judged by each
-/// move, file by file: [`ferry_core::release`].
+/// Problems of the host's set-up. A libvirt that cannot be configured with shared file systems is judged by each move,
+/// file by file: [`ferry_core::release`].
 fn findings(config: &Config, host: &HypervisorHost, libvirt_version: &str) -> Vec<Finding> {
     let mut findings = Vec::new();
     let conf = fs::read_to_string(&config.qemu_conf).unwrap_or_default();
@@ -73,8 +73,8 @@ fn findings(config: &Config, host: &HypervisorHost, libvirt_version: &str) -> Ve
     findings
 }
 
-/// Memory of the host, and what of it is free, as one page of `/proc/meminfo` says both: what libvirt takes for the node's
-/// size (`node`) may be less than what the kernel has free. It stands in for what the page does not say.
+/// Total and available memory of the host, both from one read of `/proc/meminfo`: libvirt's size of the node (`node`)
+/// may be less than what the kernel has available. `node` replaces values missing there.
 fn memory(meminfo: &str, node: ByteCount) -> (ByteCount, ByteCount) {
     let total = line_of(meminfo, "MemTotal:").unwrap_or(node);
     (total, line_of(meminfo, "MemAvailable:").unwrap_or(total).min(total))
@@ -85,7 +85,7 @@ fn line_of(meminfo: &str, name: &str) -> Option<ByteCount> {
     line.trim().strip_suffix("kB")?.trim().parse().ok().map(ByteCount::kib)
 }
 
-/// Each size has a folder `hugepages-2048kB`. A kernel without them has none.
+/// Each size has a folder such as `hugepages-2048kB`. A kernel without huge pages has none.
 fn huge_pages(folder: &Path, meminfo: &str) -> Vec<HugePages> {
     let usual = line_of(meminfo, "Hugepagesize:");
     let one = |entry: fs::DirEntry| {

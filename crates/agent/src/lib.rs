@@ -1,11 +1,11 @@
-//! One per host, next to libvirtd: observes the host and moves the bytes.
+//! The agent: runs on each host next to libvirtd, observes the host and moves the bytes.
 //!
 //! ```text
 //! http ─▶ shares · places · power
 //!   ├──── moves ─▶ attempt::locks ─▶ storage · offline · live::Registry ─▶ one carrier process per migration (live::carrier)
 //!   └──── observer (what the host has, by events)
 //! ```
-//! An agent never calls the server: requests come, and state goes back as the answer to a question.
+//! An agent never calls the server: it answers requests, including those for its state.
 #![expect(clippy::wildcard_enum_match_arm, reason = "matches from before the rule; the last one takes this along")]
 
 pub mod attempt;
@@ -81,31 +81,31 @@ pub struct Agent {
     pub shares: Arc<Shares>,
     /// Trials of QEMU's locks on them.
     pub lock_trials: Arc<LockTrials>,
-    /// What the host has.
+    /// The observed state of the host.
     pub observer: Observer,
-    /// Requests about one job are done one after the other.
+    /// Runs requests for one job one after another.
     pub locks: Arc<JobLocks>,
     /// The migrations.
     pub migrations: Arc<Registry>,
-    /// The moves of VMs that are shut off.
+    /// The offline moves.
     pub offline: Arc<OfflineMoves>,
     /// The storage moves.
     pub storage: Arc<StorageMoves>,
-    /// Attempts that were released.
+    /// Released attempts.
     pub(crate) ended: Arc<Ended>,
-    /// Room that requests were promised.
+    /// Space promised to requests.
     pub claims: Arc<Claims>,
-    /// What it counts.
+    /// Counters.
     pub metrics: Metrics,
 }
 
 impl Agent {
-    /// Puts an agent together from its own files: libvirt and file servers may not answer, and nobody waits for them here.
-    /// Attaches the shares that were attached before, finds its migrations again and observes meanwhile.
+    /// Creates an agent from its own files, without waiting for libvirt or file servers. In the background it attaches
+    /// its shares again, finds its migrations and observes the host.
     ///
     /// # Errors
-    /// When its own files cannot be read or written. One that is damaged is put aside and told of, unless it says which
-    /// server may call.
+    /// If its own files cannot be read or written. Damaged files are put aside and reported, except the one that names
+    /// the server that may call.
     pub async fn start(
         config: Config,
         hypervisor: Arc<dyn Hypervisor>,
@@ -114,7 +114,7 @@ impl Agent {
     ) -> Result<Arc<Self>, AgentError> {
         ferry_trust::install_provider();
         records::ensure_private_dir(&config.state_dir)?;
-        // A hook that finds no such folder vetoes every start.
+        // If the folder did not exist, the hook would veto every start.
         records::ensure_private_dir(&config.holds_dir())?;
         hook::refresh(&config);
         let key = KeyPair::load_or_create(&config.key_path())?;
@@ -154,7 +154,7 @@ impl Agent {
         Ok(agent)
     }
 
-    /// What users call files on shares and VMs, here and on the other hosts of this host's moves.
+    /// The names that users know: of files on shares and of VMs, here and on the other hosts of this host's moves.
     pub(crate) fn told(&self) -> Told {
         let here = self.shares.roots();
         let there = self.migrations.mounts_elsewhere().into_iter().filter_map(|mount| {

@@ -1,8 +1,8 @@
-//! How a mutex of this process is taken.
+//! How this process locks a mutex.
 
 use std::sync::{Mutex, MutexGuard};
 
-/// Takes a mutex. What is done while one is held cannot panic: fields are read and written, nothing else.
+/// Locks a mutex. Code that holds one cannot panic: it only reads and writes fields.
 pub(crate) fn lock<T: ?Sized>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().expect("nobody panics while holding it")
 }

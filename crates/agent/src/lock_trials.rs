@@ -1,7 +1,7 @@
-//! Trials of QEMU's locks on shares, as the server asks for them step by step (`ferry_drivers::lock_trial`).
+//! Trials of QEMU's locks on shares, one step per request of the server (`ferry_drivers::lock_trial`).
 //!
-//! What a step leaves open is closed by the next one, by the end of the trial, or after a minute: a server
-//! that dies in the middle leaves no process behind.
+//! What a step leaves open is closed by the next step, by the end of the trial, or after a minute: if the server dies
+//! in the middle, no process remains.
 
 use std::{
     collections::BTreeMap,
@@ -18,9 +18,9 @@ use ferry_drivers::lock_trial::{self, Holder, LockTrialError, Taker};
 
 use crate::{AgentError, lock::lock, shares::remove_scratch};
 
-/// Longest life of a trial: five steps of some seconds each at most.
+/// Longest duration of a trial: five steps of at most some seconds each.
 const TRIAL_MAX: Duration = Duration::from_secs(60);
-/// Trials at once: one for each share and pair of hosts that is looked at.
+/// Limit of simultaneous trials: one for each share and pair of hosts being tested.
 const TRIALS_MAX: usize = 32;
 
 /// The open ends of trials.
@@ -42,10 +42,10 @@ enum End {
 }
 
 impl LockTrials {
-    /// Does one step of trial `name`, whose image is at `path`. Blocks for some seconds at most.
+    /// Performs one step of trial `name`, whose image is at `path`. Blocks for some seconds at most.
     ///
     /// # Errors
-    /// `share.locks` when the locks do not work; what could not be tried is a fault.
+    /// `share.locks` if the locks do not work; if a step could not be performed, a fault.
     pub fn step(self: &Arc<Self>, name: &str, path: &Path, step: LockStep) -> Result<(), AgentError> {
         match step {
             LockStep::Hold => {
@@ -68,10 +68,10 @@ impl LockTrials {
         }
     }
 
-    /// Ends a trial, whatever came of it, and removes its image. Ok if there is none.
+    /// Ends a trial, whatever its result, and removes its image. Ok if there is none.
     ///
     /// # Errors
-    /// When the image cannot be removed.
+    /// If the image cannot be removed.
     pub fn end(&self, name: &str, path: &Path) -> Result<(), AgentError> {
         drop(self.take(name));
         remove_scratch(path)
@@ -94,7 +94,7 @@ impl LockTrials {
     }
 }
 
-/// Closes what nobody closed in time.
+/// Closes trials that exceeded their time.
 fn close_late(trials: &Weak<LockTrials>) {
     std::thread::sleep(TRIAL_MAX);
     if let Some(trials) = trials.upgrade() {

@@ -104,7 +104,7 @@ fn main() -> anyhow::Result<()> {
             if let Err(error) = &outcome {
                 std::fs::write(&said, format!("{error:#}\n"))?;
             }
-            // The agent has it open and reads it when this process has ended.
+            // The agent has the file open and reads it after this process has ended.
             let _ = std::fs::remove_file(&said);
             outcome
         }
@@ -138,17 +138,17 @@ async fn run(path: &std::path::Path) -> anyhow::Result<()> {
         notify::tell(Standing::Stopping);
         info!("The agent ends; carriers of running migrations go on");
     };
-    // Whoever connects from now on is answered, also while libvirt is asked for the first time.
+    // From now on connections are answered, even while libvirt is queried for the first time.
     notify::tell(Standing::Ready);
     http::serve_on(agent, listener, stop).await?;
     Ok(())
 }
 
-/// One thread for all channels, and others only for calls that block: a carrier must not take the guests' processors, and
-/// threads that hand channels to each other cost a third more.
+/// One thread for all channels, and others only for blocking calls: a carrier must not take the guests' processors, and
+/// handing channels from thread to thread costs a third more.
 #[tokio::main(flavor = "current_thread")]
 async fn carry(config: &std::path::Path, journal: &std::path::Path) -> anyhow::Result<()> {
-    // A session of its own: who ends the agent's by a signal from a terminal does not mean its carriers.
+    // A separate session: a terminal signal that ends the agent must not end its carriers.
     nix::unistd::setsid()?;
     let (mut int, mut hup) = (signal(SignalKind::interrupt())?, signal(SignalKind::hangup())?);
     tokio::spawn(async move { while int.recv().await.is_some() {} });

@@ -1,4 +1,4 @@
-//! What the agent counts; `http::metrics` tells it.
+//! The agent's counters; `http::metrics` publishes them.
 
 use ferry_core::metrics::Counter;
 

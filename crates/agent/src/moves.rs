@@ -1,4 +1,5 @@
-//! The moves that this host has a part in: which kind a request is about, and what is so for all of them.
+//! The moves that this host takes part in: finds the kind that a request is about, and does what all kinds have in
+//! common.
 
 use std::{sync::Arc, time::Duration};
 
@@ -19,7 +20,7 @@ use crate::{
     refusal::unknown,
 };
 
-/// How long a request may wait for file systems: a little less than the server waits for it.
+/// How long a request may wait for file systems: slightly less than the server waits for it.
 const ANSWER_WAIT: Duration = Duration::from_secs(80);
 
 impl Agent {
@@ -32,7 +33,7 @@ impl Agent {
         self.kinds().into_iter().find(|kind| kind.knows(job))
     }
 
-    /// Does what a request about a job asks for: alone for its job, and to its end. Its caller waits no longer than for file systems.
+    /// Runs a request for a job under its lock, to its end. Its caller waits no longer than for file systems.
     async fn serialized<T: Send + 'static>(
         &self,
         job: JobId,
@@ -41,10 +42,11 @@ impl Agent {
         within(ANSWER_WAIT, "A file system of this host", self.locks.serialized(job, request)).await
     }
 
-    /// What each copy would take, if nothing stands against it and that is known here. Changes nothing but old partial copies.
+    /// The space that each copy would occupy, as far as this host knows, if nothing prevents the move. Changes nothing
+    /// except old partial copies.
     ///
     /// # Errors
-    /// What stands against it.
+    /// What prevents it.
     pub(crate) async fn check(self: &Arc<Self>, check: Check) -> Result<Vec<ByteCount>, AgentError> {
         let storage = self.host_storage(None)?;
         let agent = Arc::clone(self);
@@ -58,10 +60,10 @@ impl Agent {
         within(ANSWER_WAIT, "A file system of this host", checked).await
     }
 
-    /// Makes this host ready for its part.
+    /// Prepares this host for its part.
     ///
     /// # Errors
-    /// `request.stale`, `job.open`, or what stands against it; nothing is left then.
+    /// `request.stale`, `job.open`, or what prevents it; nothing is left behind then.
     pub(crate) async fn prepare(
         self: &Arc<Self>,
         job: JobId,
@@ -71,7 +73,7 @@ impl Agent {
         let storage = self.host_storage(Some(job))?;
         let agent = Arc::clone(self);
         let prepare = async move {
-            // The room is the request's until what it makes is written down.
+            // The space belongs to the request until its files are recorded.
             let _claim = Arc::clone(&storage.claim);
             Ok(match part {
                 Prepare::LiveDestination(request) => Ready::LiveDestination(
@@ -94,17 +96,17 @@ impl Agent {
         self.serialized(job, Box::pin(prepare)).await
     }
 
-    /// Does what is asked of a host that is ready.
+    /// Performs an action on a prepared host.
     ///
     /// # Errors
-    /// `job.unknown`, `request.stale`, or why it could not be done.
+    /// `job.unknown`, `request.stale`, or why it failed.
     pub async fn act(self: &Arc<Self>, job: JobId, generation: Generation, verb: Verb) -> Result<Report, AgentError> {
         let agent = Arc::clone(self);
         let act = async move {
             let kind = agent.kind(job).ok_or_else(|| unknown(job, generation))?;
             let report = kind.act(job, generation, verb).await?;
             if matches!(verb, Verb::Define | Verb::Confirm(_)) {
-                // libvirt tells nobody that autostart was set, or that a VM uses another file.
+                // libvirt sends no event when autostart is set or a VM uses another file.
                 agent.observer.look_again().await;
             }
             Ok(report)
@@ -112,7 +114,7 @@ impl Agent {
         self.serialized(job, act).await
     }
 
-    /// How a part stands, as soon as that is newer than `after`, or after `wait` (30 s at most).
+    /// The report of a part, as soon as it is newer than `after`, or after `wait` (at most 30 s).
     ///
     /// # Errors
     /// `job.unknown`, `request.stale`.
@@ -130,7 +132,7 @@ impl Agent {
     /// Forgets a part. Ok if it is not known.
     ///
     /// # Errors
-    /// What could not be taken back.
+    /// What could not be reverted.
     pub(crate) async fn release(self: &Arc<Self>, job: JobId, generation: Generation) -> Result<(), AgentError> {
         let agent = Arc::clone(self);
         let release = async move {
@@ -144,9 +146,9 @@ impl Agent {
         self.serialized(job, release).await
     }
 
-    /// What a job that makes new files needs to know of this host's places, and of the others' copies there. Asks no file
-    /// system: what does is asked by whoever checks the room, on a thread of its own. The room is the request's as long as
-    /// the claim in it lives.
+    /// This host's storage, and the reservations of other copies, for a job that creates files. Does not access a file
+    /// system: the code that checks space does so, on its own thread. Space is promised to the request as long as the
+    /// claim in the result lives.
     fn host_storage(self: &Arc<Self>, job: Option<JobId>) -> Result<HostStorage, AgentError> {
         let host = *self.enrolment.watch_host().borrow();
         let kinds = self.kinds();

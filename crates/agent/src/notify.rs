@@ -1,4 +1,4 @@
-//! Tells systemd how the agent stands (`Type=notify`): a datagram to the socket that it names.
+//! Reports the agent's state to systemd (`Type=notify`): a datagram to the socket that it names.
 
 use std::{
     env,
@@ -16,19 +16,19 @@ use std::{
 use ferry_core::error::chain;
 use tracing::warn;
 
-/// Where systemd listens. Not set where something else runs the agent.
+/// The socket on which systemd listens. Not set if something else runs the agent.
 const VARIABLE: &str = "NOTIFY_SOCKET";
 
-/// How the agent stands.
+/// The state of the agent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Standing {
     /// Its API listens.
     Ready,
-    /// It ends; carriers go on.
+    /// It is stopping; carriers continue.
     Stopping,
 }
 
-/// Tells it, if somebody wants to know. A failure is logged: systemd then ends the agent at its own time limit.
+/// Reports the state, if systemd asked for it. A failure is logged: systemd then stops the agent at its own time limit.
 pub fn tell(standing: Standing) {
     let Some(socket) = env::var_os(VARIABLE) else { return };
     if let Err(error) = send(&socket, standing) {

@@ -1,4 +1,4 @@
-//! What the host has, kept up to date by libvirt's events, and looked at again at intervals.
+//! The state of the host, kept current by libvirt's events and by polling.
 
 use std::{
     sync::{
@@ -23,22 +23,22 @@ use uuid::Uuid;
 
 use crate::{chains::Chains, config::Config, host, shares::Shares};
 
-/// Longest a question may wait for news.
+/// Longest wait of a request for news.
 pub const WAIT_MAX: Duration = Duration::from_secs(30);
-/// How long an agent that was just started may take to look for the first time.
+/// How long a newly started agent may take for its first poll.
 const FIRST_LOOK: Duration = Duration::from_secs(5);
-/// How often everything is looked at although no event came: libvirt may have been restarted, memory changes silently.
+/// Poll interval without events: libvirt may have been restarted, and memory changes without an event.
 const LOOK_EVERY: Duration = Duration::from_secs(2);
-/// Changes of free memory below this are no news.
+/// Smaller changes of free memory are not news.
 const MEMORY_STEP: u64 = 64 << 20;
-/// Events that wait to be looked at; more of them say nothing new.
+/// Limit of queued events; further ones carry no information.
 const EVENTS_MAX: usize = 16;
 
 /// The host's state and its cursor.
 pub struct Observer {
     latest: watch::Receiver<Option<Observation>>,
     answers: Arc<AtomicBool>,
-    /// Dropping it ends them.
+    /// Dropping it ends the tasks.
     _tasks: JoinSet<()>,
     asked: mpsc::Sender<oneshot::Sender<()>>,
 }
@@ -60,7 +60,7 @@ impl Observer {
         Self { latest, asked, answers, _tasks: tasks }
     }
 
-    /// Looks now, and returns when what was found can be asked for: for changes of which libvirt sends no event.
+    /// Polls now, and returns when the result is available: for changes of which libvirt sends no event.
     pub async fn look_again(&self) {
         let (done, looked) = oneshot::channel();
         if self.asked.try_send(done).is_ok() {
@@ -68,18 +68,18 @@ impl Observer {
         }
     }
 
-    /// Whether libvirt answered the last look.
+    /// Whether libvirt answered the last poll.
     pub fn libvirt_answers(&self) -> bool {
         self.answers.load(Ordering::Relaxed)
     }
 
-    /// What the host has, as it was looked at last; `None` if libvirt has not answered yet.
+    /// The host's state at the last poll; `None` if libvirt has not answered yet.
     pub fn latest(&self) -> watch::Ref<'_, Option<Observation>> {
         self.latest.borrow()
     }
 
-    /// What the host has, as soon as it is newer than the cursor; after `wait` (at most [`WAIT_MAX`]) whatever it is.
-    /// `None` if libvirt has not answered yet.
+    /// The host's state as soon as it is newer than the cursor; after `wait` (at most [`WAIT_MAX`]) in any case. `None`
+    /// if libvirt has not answered yet.
     pub async fn newer(&self, cursor: Option<(Incarnation, Generation)>, wait: Duration) -> Option<Observation> {
         let mut latest = self.latest.clone();
         let wait = if latest.borrow().is_none() { wait.max(FIRST_LOOK) } else { wait };
@@ -128,7 +128,7 @@ async fn observe(
                 }
             }
         }
-        // A look that was asked for is done; whoever asked may have stopped waiting.
+        // A requested poll is done; the caller may have stopped waiting.
         for done in waiting.drain(..) {
             let _ = done.send(());
         }
@@ -170,7 +170,7 @@ async fn look(
                 if happened == DomainEvent::ConnectionLost {
                     mark.store(true, Ordering::Release);
                 }
-                // A full queue means that a look is due anyway.
+                // A full queue means that a poll is due anyway.
                 let _ = event.try_send(());
             });
             watching = hypervisor.watch(sink).ok().map(|watch| (watch, lost));
@@ -206,7 +206,7 @@ fn gather(
     })
 }
 
-/// Takes `found` in with the next generation, if it differs from what is there by more than noise.
+/// Replaces the state with `found`, as the next generation, if they differ by more than noise.
 fn replace_if_news(latest: &mut Option<Observation>, mut found: Observation) -> bool {
     if let Some(known) = latest {
         found.generation = known.generation;

@@ -1,4 +1,4 @@
-//! Another host of a move, whose agent or carrier is reached with the keys of one session.
+//! The other host of a move, whose agent or carrier is reached with the keys of one session.
 
 use std::net::SocketAddr;
 
@@ -14,7 +14,7 @@ use crate::{AgentError, config::Config};
 /// Listens for the source of a session, whose key is known.
 ///
 /// # Errors
-/// When no port of the configuration is free.
+/// If no configured port is free.
 pub(crate) async fn listen(
     config: &Config,
     source: Pin,
@@ -31,10 +31,10 @@ pub(crate) async fn listen(
     })
 }
 
-/// Calls the destination of a session, where it says that it listens, and whose key is known.
+/// Creates a dialer to the destination of a session, at the address that it reported and with its known key.
 ///
 /// # Errors
-/// When that is no address. Nothing is sent.
+/// If that is not an address. Nothing is sent.
 pub(crate) fn dialer(
     config: &Config,
     address: &str,

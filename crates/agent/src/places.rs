@@ -1,4 +1,4 @@
-//! Where files may be on this host, and what is there. Everything here blocks, each for a bounded time.
+//! Where files may be on this host, and what is there. Every function here blocks for a bounded time.
 
 use std::{fs, path::Path, thread};
 
@@ -24,13 +24,13 @@ use crate::{
     files::chain::{chain_takes, holds_no_snapshots},
 };
 
-/// Shares that are asked for their space at once: each is a process and a login.
+/// Shares queried for their space at once: each query is a process and a login.
 const ASKED_AT_ONCE: usize = 8;
 
-/// The one way to files of this host.
+/// The only access to files of this host.
 ///
 /// # Errors
-/// When the agent is enrolled with no server: then the host has no id.
+/// If the agent is not enrolled: then the host has no id.
 pub fn roots(agent: &Agent) -> Result<Roots, AgentError> {
     let host = *agent.enrolment.watch_host().borrow();
     let host = host.ok_or_else(|| {
@@ -63,7 +63,7 @@ pub fn offered(agent: &Agent) -> Result<Vec<OfferedPlace>, AgentError> {
     Ok(places)
 }
 
-/// A share that is in trouble is not asked for its space: that would take seconds.
+/// A share with a problem is not queried for its space: that would take seconds.
 fn offered_share(agent: &Agent, share: &AttachedShare) -> OfferedPlace {
     let space = match share.trouble {
         None => agent.shares.space(share.id).ok().flatten(),
@@ -73,10 +73,10 @@ fn offered_share(agent: &Agent, share: &AttachedShare) -> OfferedPlace {
     OfferedPlace { location, space, trouble: share.trouble.clone() }
 }
 
-/// What is in a directory.
+/// Lists a directory.
 ///
 /// # Errors
-/// `place.outside`, `place.missing`, `place.not-a-directory`, `place.unreadable`, or what is wrong with its share.
+/// `place.outside`, `place.missing`, `place.not-a-directory`, `place.unreadable`, or the problem of its share.
 pub fn list(agent: &Agent, location: &Location) -> Result<DirectoryListing, AgentError> {
     let roots = roots(agent)?;
     match location {
@@ -84,18 +84,18 @@ pub fn list(agent: &Agent, location: &Location) -> Result<DirectoryListing, Agen
         Location::Share { share, .. } => {
             agent.shares.check(*share)?;
             let listing = roots.list(location)?;
-            // Some mounts do not tell their space; their file server does.
+            // Some mounts do not report their space, but their file server does.
             let space = agent.shares.space(*share)?;
             Ok(DirectoryListing { space, ..listing })
         }
     }
 }
 
-/// Sizes of the files of a running VM that may move along with it: disks that it writes, and UEFI variables. Of a disk,
-/// what a copy of its whole chain takes.
+/// Sizes of the files of a running VM that can be migrated with it: writable disks, and UEFI variables. For a disk, the
+/// space that a copy of its whole chain occupies.
 ///
 /// # Errors
-/// When the host has no such VM, or it does not run; `vm.snapshot` for an image that holds snapshots.
+/// If the host has no such VM, or it is not running; `vm.snapshot` for an image that contains snapshots.
 pub fn disks(agent: &Agent, vm: VmId) -> Result<Vec<DiskSize>, AgentError> {
     let facts = agent.hypervisor.vm(vm)?.ok_or(HypervisorError::NoVm(vm))?;
     let mut sizes = Vec::new();
@@ -118,7 +118,7 @@ pub fn disks(agent: &Agent, vm: VmId) -> Result<Vec<DiskSize>, AgentError> {
     Ok(sizes)
 }
 
-/// How large the device is that UEFI variables are for the guest.
+/// The size, as the guest sees it, of the device for UEFI variables.
 fn nvram_size(path: &Path, format: Option<DiskFormat>) -> Result<ByteCount, AgentError> {
     let fault = |source| AgentError::File { path: path.to_owned(), source };
     match format {
@@ -127,7 +127,7 @@ fn nvram_size(path: &Path, format: Option<DiskFormat>) -> Result<ByteCount, Agen
     }
 }
 
-/// Makes sure that a directory exists, is inside of where files may be, and can hold files that QEMU writes.
+/// Checks that a directory exists, is inside of where files may be, and can hold files that QEMU writes.
 ///
 /// # Errors
 /// As [`list`], and `place.not-writable`.

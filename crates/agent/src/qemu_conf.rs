@@ -1,4 +1,4 @@
-//! `shared_filesystems` of libvirt's qemu.conf: which folders libvirt knows as shared.
+//! `shared_filesystems` of libvirt's qemu.conf: the folders that libvirt treats as shared.
 
 use std::path::Path;
 
@@ -8,7 +8,8 @@ pub fn knows_shared(conf: &str, root: &str) -> bool {
         .is_some_and(|(_, _, list)| list.iter().any(|listed| Path::new(root).starts_with(Path::new(listed))))
 }
 
-/// The qemu.conf with `root` added to `shared_filesystems`; `None` if it is there. All else stays as it is.
+/// The qemu.conf with `root` added to `shared_filesystems`; `None` if it is already there. Everything else stays
+/// unchanged.
 pub(crate) fn with_shared(conf: &str, root: &str) -> anyhow::Result<Option<String>> {
     anyhow::ensure!(!root.contains(['"', '\n']), "The share root {root:?} cannot be written into qemu.conf");
     let Some(line) = missing_line(conf, root) else { return Ok(None) };
@@ -19,7 +20,7 @@ pub(crate) fn with_shared(conf: &str, root: &str) -> anyhow::Result<Option<Strin
     Ok(Some(format!("{}{line}{}", &conf[..start], &conf[end..])))
 }
 
-/// The setting that a qemu.conf must have so that libvirt knows `path` as shared, too; `None` if it has it.
+/// The setting that qemu.conf needs so that libvirt treats `path` as shared as well; `None` if it has it.
 pub fn missing_line(conf: &str, path: &str) -> Option<String> {
     if knows_shared(conf, path) {
         return None;
@@ -30,7 +31,7 @@ pub fn missing_line(conf: &str, path: &str) -> Option<String> {
     Some(format!("shared_filesystems = [ {} ]", quoted.join(", ")))
 }
 
-/// The setting's first and last byte and its list. Comments are no settings.
+/// The setting's first and last byte and its list. Ignores comments.
 fn shared_setting(conf: &str) -> Option<(usize, usize, Vec<String>)> {
     let mut at = 0;
     for line in conf.split_inclusive('\n') {

@@ -1,4 +1,4 @@
-//! The agent's own records: files that only root reads, written whole or not at all.
+//! The agent's own records: files readable by root only, written atomically.
 
 use std::{
     fs::{self, DirBuilder, File},
@@ -19,7 +19,7 @@ fn fault(path: &Path) -> impl FnOnce(io::Error) -> AgentError {
     move |source| AgentError::File { path, source }
 }
 
-/// Makes a folder that only root enters.
+/// Creates a folder accessible to root only.
 ///
 /// # Errors
 /// [`AgentError::File`].
@@ -27,14 +27,14 @@ pub fn ensure_private_dir(path: &Path) -> Result<(), AgentError> {
     DirBuilder::new().recursive(true).mode(0o700).create(path).map_err(fault(path))
 }
 
-/// Writes `value` as JSON, whole or not at all, and waits until it is on disk.
+/// Writes `value` as JSON, atomically, and waits until it is on disk.
 ///
 /// # Errors
-/// [`AgentError::File`]; the file is then as it was.
+/// [`AgentError::File`]; the file is then unchanged.
 pub fn write_json<T: Serialize>(path: &Path, value: &T) -> Result<(), AgentError> {
     let text = serde_json::to_vec_pretty(value).expect("our own types are always JSON");
     ferry_trust::write_private(path, &text).map_err(fault(path))?;
-    // The rename is on disk only when the folder is.
+    // The rename is on disk only when the folder is synced.
     let parent = path.parent().unwrap_or(Path::new("/"));
     File::open(parent).and_then(|folder| folder.sync_all()).map_err(fault(parent))
 }
@@ -53,16 +53,16 @@ pub fn read_json<T: DeserializeOwned>(path: &Path) -> Result<Option<T>, AgentErr
     }
 }
 
-/// What a damaged file is called once it is put aside: its name, this, and a number.
+/// Added to the name of a damaged file that is put aside, followed by a number.
 const ASIDE: &str = ".damaged-";
-/// Damaged files of one name that are kept apart; a further one takes the place of the last.
+/// Limit of damaged files kept for one name; a further one replaces the last.
 const ASIDE_MAX: u32 = 9;
 
-/// As [`read_json`]; but a file that holds something else, or that its disk does not give back, is put aside, and is as if
-/// there was none. It stays there, and is told of ([`put_aside`]), until somebody removes it.
+/// As [`read_json`], but a file that has invalid content or cannot be read from its disk is put aside and treated as
+/// absent. It stays there, and is reported ([`put_aside`]), until someone removes it.
 ///
 /// # Errors
-/// [`AgentError::File`]; also when it cannot be put aside.
+/// [`AgentError::File`], also if the file cannot be put aside.
 pub fn read_or_put_aside<T: DeserializeOwned>(path: &Path) -> Result<Option<T>, AgentError> {
     let error = match read_json(path) {
         Ok(read) => return Ok(read),
@@ -91,7 +91,7 @@ fn aside(path: &Path, number: u32) -> PathBuf {
     PathBuf::from(name)
 }
 
-/// Every record in a folder, `NAME.json`, whose name is one; damaged ones are put aside.
+/// Reads every record of a folder, `NAME.json`, whose name `is_one` accepts; damaged ones are put aside.
 ///
 /// # Errors
 /// As [`read_or_put_aside`].

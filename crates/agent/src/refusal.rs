@@ -1,4 +1,4 @@
-//! Refusals that more than one kind of move gives.
+//! Refusals shared by several kinds of moves.
 
 use std::path::Path;
 
@@ -9,7 +9,7 @@ use ferry_core::{
 
 use crate::AgentError;
 
-/// What stands against a request (409), and what to do.
+/// The reason why a request is refused (409), and what to do.
 pub(crate) fn refused(
     id: FindingId,
     object: impl std::fmt::Display,
@@ -19,7 +19,7 @@ pub(crate) fn refused(
     AgentError::refused(409, Finding::blocks(id, object, message, fix))
 }
 
-/// A new file would take the place of another.
+/// A new file would replace an existing one.
 pub(crate) fn exists(path: &Path) -> AgentError {
     refused(
         FindingId::FileExists,
@@ -29,7 +29,7 @@ pub(crate) fn exists(path: &Path) -> AgentError {
     )
 }
 
-/// A VM arrives whose definition the destination has.
+/// The destination already has the definition of the incoming VM.
 pub(crate) fn uuid_taken(vm: VmId, name: &str) -> AgentError {
     refused(
         FindingId::VmUuidTaken,
@@ -39,7 +39,7 @@ pub(crate) fn uuid_taken(vm: VmId, name: &str) -> AgentError {
     )
 }
 
-/// A request of an attempt that is not the newest.
+/// The request belongs to an attempt that is not the newest.
 pub(crate) fn stale(job: JobId, asked: Generation, known: Generation) -> AgentError {
     refused(
         FindingId::RequestStale,
@@ -49,14 +49,14 @@ pub(crate) fn stale(job: JobId, asked: Generation, known: Generation) -> AgentEr
     )
 }
 
-/// An attempt that this host knows nothing of.
+/// The attempt is not known to this host.
 pub(crate) fn unknown(job: JobId, generation: Generation) -> AgentError {
     let message = format!("This host takes no part in attempt {generation} of job {job}");
     let fix = "Look at the job with `ferry job show`; restart it if it has failed";
     AgentError::refused(404, Finding::blocks(FindingId::JobUnknown, job, message, fix))
 }
 
-/// An abort that comes too late.
+/// The abort came too late.
 pub(crate) fn past_pivot(vm: VmId) -> Box<Finding> {
     Box::new(Finding::blocks(
         FindingId::JobPastPivot,

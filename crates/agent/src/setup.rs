@@ -1,4 +1,4 @@
-//! `ferry-agent setup`: makes a host ready, says what it did and what is missing, and prints the enrolment token.
+//! `ferry-agent setup`: prepares a host, reports what it did and what is missing, and prints the enrolment token.
 
 use std::{fs, io, net::SocketAddr, os::unix::fs::PermissionsExt as _, path::Path, process::Command};
 
@@ -9,13 +9,13 @@ use ferry_trust::KeyPair;
 
 use crate::{checks, config::Config, confinement, enrolment::Enrolment, hold, hook, qemu_conf::with_shared, records};
 
-/// The daemon of all drivers, and the modular one of QEMU: one of them serves a host's VMs.
+/// The monolithic daemon, and the modular one for QEMU: one of them serves a host's VMs.
 const LIBVIRT_UNITS: [&str; 2] = ["libvirtd.service", "virtqemud.service"];
-/// Does it. Prints what it does to stderr, and the token as the last line of stdout. With `restart`, libvirt is
-/// restarted if it must read what was changed.
+/// Runs setup. Prints its actions to stderr, and the token as the last line of stdout. With `restart`, libvirt is
+/// restarted if it must read changes.
 ///
 /// # Errors
-/// What could not be done; repeating the command goes on from there.
+/// What could not be done; repeating the command continues from there.
 pub fn run(config_path: &Path, listen: Option<SocketAddr>, restart: bool) -> anyhow::Result<()> {
     let config = configuration(config_path, listen)?;
     make_folders(&config)?;
@@ -39,12 +39,12 @@ pub fn run(config_path: &Path, listen: Option<SocketAddr>, restart: bool) -> any
 fn make_folders(config: &Config) -> anyhow::Result<()> {
     records::ensure_private_dir(&config.state_dir)?;
     records::ensure_private_dir(&config.journal_dir())?;
-    // Without it the hook vetoes every start.
+    // Without the folder, the hook vetoes every start.
     records::ensure_private_dir(&config.holds_dir())?;
     for dir in [&config.run_dir, &config.sessions_dir(), &config.share_root] {
         fs::create_dir_all(dir).with_context(|| format!("Could not make {}", dir.display()))?;
     }
-    // QEMU goes through to its session's folder: neither folder shows its content.
+    // QEMU passes through to its session's folder; neither folder can be listed.
     for dir in [&config.run_dir, &config.sessions_dir()] {
         fs::set_permissions(dir, fs::Permissions::from_mode(0o711))?;
     }
@@ -79,7 +79,7 @@ fn ensure_hook(config: &Config) -> anyhow::Result<bool> {
     Ok(true)
 }
 
-/// Running VMs go on while libvirt is restarted.
+/// Running VMs continue while libvirt is restarted.
 fn restart_libvirt(wanted: bool) {
     let systemctl = |arguments: &[&str]| Command::new("systemctl").args(arguments).output();
     let shown = systemctl(&["show", "--property=Id,LoadState,ActiveState", LIBVIRT_UNITS[0], LIBVIRT_UNITS[1]]);
@@ -100,17 +100,18 @@ fn restart_libvirt(wanted: bool) {
     }
 }
 
-/// The units of which `systemctl show` says a line: lines `NAME=VALUE`, with an empty line between two units.
+/// The units whose `systemctl show` output contains `line`: lines `NAME=VALUE`, with an empty line between two units.
 fn units<'a>(shown: &'a str, line: &str) -> Vec<&'a str> {
     let such = shown.split("\n\n").filter(|unit| unit.lines().any(|said| said == line));
     such.filter_map(|unit| unit.lines().find_map(|said| said.strip_prefix("Id="))).collect()
 }
 
-/// Takes away what [`run`] wrote outside the agent's own folders, but for the line in qemu.conf: VMs may use shares without
+/// Removes what [`run`] wrote outside the agent's own folders, except the line in qemu.conf: VMs may use shares without
 /// Ferry, and need it for that.
 ///
 /// # Errors
-/// While a VM is held: without the hook it could be started twice. What could not be removed; it may be repeated.
+/// While a VM is held: without the hook it could be started twice. Otherwise what could not be removed; may be
+/// repeated.
 pub fn remove(config: &Config) -> anyhow::Result<()> {
     let held: Vec<String> = hold::all(&config.holds_dir())?.iter().map(|(vm, _)| vm.to_string()).collect();
     anyhow::ensure!(
@@ -129,10 +130,10 @@ pub fn remove(config: &Config) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Prints the VMs that are held, a line each: UUID, name, and why. libvirt tells names, if it answers.
+/// Prints the held VMs, one line each: UUID, name, and reason. Names are shown if libvirt answers.
 ///
 /// # Errors
-/// When the holds cannot be read.
+/// If the holds cannot be read.
 pub fn print_holds(config: &Config, hypervisor: &dyn Domains) -> anyhow::Result<()> {
     let held = hold::all(&config.holds_dir())?;
     if held.is_empty() {
@@ -147,11 +148,11 @@ pub fn print_holds(config: &Config, hypervisor: &dyn Domains) -> anyhow::Result<
     Ok(())
 }
 
-/// Lets a VM go that is held, by its name or UUID: for a host whose server is gone, and cannot say any more how a move
-/// ended. That the VM runs nowhere else is for who asks to know.
+/// Releases a held VM, by its name or UUID: for a host whose server is gone, so that it cannot report any more how a
+/// move ended. The caller must know that the VM runs nowhere else.
 ///
 /// # Errors
-/// When it is not held; when libvirt does not answer; while libvirt moves it.
+/// If it is not held; if libvirt does not answer; while libvirt is moving it.
 pub fn release_hold(config: &Config, hypervisor: &dyn Hypervisor, reference: &str) -> anyhow::Result<()> {
     let known = hypervisor.vms().context("Could not ask libvirt whether it moves the VM; its hold stays")?;
     let found = known.iter().find(|facts| facts.name == reference || facts.id.to_string() == reference);
@@ -174,7 +175,7 @@ pub fn release_hold(config: &Config, hypervisor: &dyn Hypervisor, reference: &st
 /// Prints a new token.
 ///
 /// # Errors
-/// When the agent was not set up.
+/// If the agent was not set up.
 pub fn print_token(config: &Config) -> anyhow::Result<()> {
     records::ensure_private_dir(&config.state_dir)?;
     let key = KeyPair::load_or_create(&config.key_path())?;
@@ -309,7 +310,7 @@ mod tests {
                 .spawn()
                 .expect("runs");
             let xml = format!("<domain type='qemu'>\n  <name>web01</name>\n  <uuid>{uuid}</uuid>\n</domain>\n");
-            // The script may end without reading.
+            // The script may end without reading its input.
             let _ = child.stdin.take().expect("piped").write_all(xml.as_bytes());
             let output = child.wait_with_output().expect("ends");
             (output.status.success(), String::from_utf8_lossy(&output.stderr).into_owned())
@@ -349,7 +350,7 @@ mod tests {
         let said = release_hold(&config, &hypervisor, "web01").expect_err("it is not held").to_string();
         assert!(said.contains("web01") && said.contains("ferry-agent holds"), "{said}");
 
-        // Of one that has no definition here any more only the UUID is known.
+        // If it no longer has a definition here, only the UUID is known.
         let gone = "0d7a4d0e-4f57-4f3e-9a80-0c6a4b6ad001";
         hold::ensure(&holds, gone.parse().expect("a UUID"), JobId(8)).expect("held");
         release_hold(&config, &hypervisor, gone).expect("released");

@@ -1,8 +1,8 @@
-//! Runs VMs again that QEMU stopped because their file server was away.
+//! Resumes VMs that QEMU paused because their file server was away.
 //!
-//! Nothing more than what a share that is mounted `hard` promises: VMs on it wait, and go on by themselves. Whether a VM may
-//! is [`ferry_core::stall`]'s to say. One that runs, and is only taken for a stopped one ([`Power::see_running`]), is seen
-//! to: nobody else could, and it would be refused every move.
+//! This gives what a share mounted `hard` promises: VMs on it wait, and continue by themselves. [`ferry_core::stall`]
+//! decides whether a VM may continue. A VM that runs but is reported as paused is corrected ([`Power::see_running`]):
+//! nothing else would do so, and every move of it would be refused.
 //!
 //! [`Power::see_running`]: ferry_drivers::hypervisor::Power::see_running
 
@@ -22,20 +22,20 @@ use tracing::{info, warn};
 
 use crate::{blocking::call, observer::Observer};
 
-/// How often what the host has is looked through.
+/// How often the host's state is searched for such VMs.
 const LOOK_EVERY: Duration = Duration::from_secs(2);
 
-/// Whose stopped VMs are looked after.
+/// The host whose paused VMs are handled.
 pub(crate) trait Host: Send + Sync {
     /// The hypervisor.
     fn hypervisor(&self) -> &Arc<dyn Hypervisor>;
     /// What the host has.
     fn observer(&self) -> &Observer;
-    /// Whether a VM is being moved: it is its carriers' to run then.
+    /// Whether a VM is being moved: then its carriers control it.
     fn moves(&self, vm: VmId) -> bool;
 }
 
-/// Looks after stopped VMs as long as the agent lives.
+/// Handles paused VMs as long as the agent exists.
 pub(crate) async fn look_after(agent: Weak<impl Host>) {
     let (begun, mut looks, mut tries) = (Instant::now(), Tries::default(), Tries::default());
     while let Some(agent) = agent.upgrade() {
@@ -52,7 +52,7 @@ pub(crate) async fn look_after(agent: Weak<impl Host>) {
     }
 }
 
-/// The VMs that a disk's error stopped, with whether they may go on. Nearly always none: only they are copied.
+/// The VMs that a disk error paused, with whether they may continue. Usually none, so only these are copied.
 fn stopped(agent: &impl Host) -> Vec<(VmFacts, bool)> {
     let seen = agent.observer().latest();
     let Some(seen) = seen.as_ref() else { return Vec::new() };
@@ -79,7 +79,7 @@ async fn see_running(agent: &impl Host, vm: &VmFacts) -> bool {
 async fn run_again(agent: &impl Host, vm: &VmFacts) {
     let id = vm.id;
     let resumed = call(agent.hypervisor(), move |hypervisor| {
-        // Somebody may have paused it on purpose since it was looked at.
+        // It may have been paused on purpose since the last poll.
         let now = hypervisor.vm(id)?.filter(|facts| facts.state == VmState::Paused && facts.stall.is_some());
         now.map(|_| hypervisor.resume(id)).transpose().map(|done| done.is_some())
     });

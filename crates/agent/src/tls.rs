@@ -1,4 +1,4 @@
-//! Serves HTTP over TLS to callers with a key, and tells handlers which key it was.
+//! Serves HTTP over TLS to callers with a key, and passes the caller's key to handlers.
 
 use std::{io, sync::Arc};
 
@@ -15,16 +15,16 @@ use tokio::net::TcpStream;
 use tokio_rustls::server::TlsStream;
 use tower::Layer as _;
 
-/// The key that the caller showed in the handshake.
+/// The key that the caller proved in the handshake.
 #[derive(Clone, Copy, Debug)]
 pub struct Caller(pub Pin);
 
-/// Accepts TLS connections of callers with any key; [`Caller`] says which.
+/// Accepts TLS connections from callers with any key; [`Caller`] holds it.
 #[derive(Clone)]
 pub struct PinAcceptor(RustlsAcceptor);
 
 impl PinAcceptor {
-    /// With a configuration that asks for client keys.
+    /// Uses a configuration that requests client keys.
     pub fn new(tls: Arc<ServerConfig>) -> Self {
         Self(RustlsAcceptor::new(RustlsConfig::from_config(tls)))
     }

@@ -1,20 +1,21 @@
-//! What users read of this host: files on shares by what they call them, never by mount points, and VMs by their names.
+//! Rewrites texts for users of this host's answers: files on shares get the names that users know instead of mount
+//! points, and VMs their names.
 //!
-//! Done where answers leave the agent, so that no message needs to know of it. What stands between backticks is for this
-//! host's own shell, and stays.
+//! Applied where answers leave the agent, so that messages need not consider it. Text between backticks is meant for
+//! this host's shell, and stays unchanged.
 
 use std::path::PathBuf;
 
 use ferry_core::{id::VmId, share_source::ShareSource};
 use serde_json::Value;
 
-/// Fields of answers that people read, as problems, findings and reports have them.
+/// Fields of answers that people read, in problems, findings and reports.
 const FOR_PEOPLE: [&str; 9] = ["title", "detail", "object", "message", "fix", "error", "reason", "remarks", "trouble"];
 
-/// What is rewritten.
+/// What to replace.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Told {
-    /// Mount points, here or on the other host of a move, and what users call them.
+    /// Mount points, here or on the other host of a move, and the names that users know.
     pub(crate) mounts: Vec<(PathBuf, ShareSource)>,
     /// VMs by name.
     pub(crate) names: Vec<(VmId, String)>,
@@ -45,9 +46,9 @@ impl Told {
         }
     }
 
-    /// A text as users read it.
+    /// Rewrites one text for users.
     pub(crate) fn text(&self, text: &str) -> String {
-        // Every second piece stands between backticks.
+        // Every second piece is between backticks.
         let piece = |(index, piece): (usize, &str)| match index % 2 {
             0 => self.plain(piece),
             _ => self.named(piece),
@@ -55,7 +56,7 @@ impl Told {
         text.split('`').enumerate().map(piece).collect::<Vec<_>>().join("`")
     }
 
-    /// A VM is named in commands, too: libvirt and Ferry take the name.
+    /// VMs are named in commands as well: libvirt and Ferry accept the name.
     fn named(&self, text: &str) -> String {
         self.names.iter().fold(text.to_owned(), |text, (vm, name)| text.replace(&vm.to_string(), name))
     }
@@ -63,13 +64,13 @@ impl Told {
     fn plain(&self, text: &str) -> String {
         let mut mounts: Vec<(String, &ShareSource)> =
             self.mounts.iter().map(|(mount, source)| (format!("{}/", mount.display()), source)).collect();
-        // The closest mount holds a path.
+        // The innermost mount determines the name of a path.
         mounts.sort_by_key(|(mount, _)| std::cmp::Reverse(mount.len()));
         let mut told = String::new();
         let mut rest = text;
         let mut before = None;
         while let Some(next) = rest.chars().next() {
-            // A path begins where no other goes on.
+            // A path starts where it does not continue another.
             let begins =
                 next == '/' && !before.is_some_and(|before: char| before.is_alphanumeric() || "/._-".contains(before));
             let held = mounts

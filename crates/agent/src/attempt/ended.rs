@@ -1,4 +1,4 @@
-//! Attempts of jobs that were released here, of whatever kind: a late request of one of them does nothing. Kept over
+//! Remembers released attempts of jobs of every kind, so that a late request for one of them does nothing. Survives
 //! restarts of the agent.
 
 use std::{
@@ -21,10 +21,10 @@ use crate::{
     refusal::{refused, stale},
 };
 
-/// Jobs whose last attempt is remembered: a request that was under way for so long does not come.
+/// How many jobs' last attempts are remembered: no request stays in transit for as long as that many jobs take.
 const ENDED_MAX: usize = 256;
 
-/// The last attempts of jobs that were released, and the kinds of those that go on.
+/// The last attempts of released jobs, and the kinds of the open ones.
 pub(crate) struct Ended {
     path: PathBuf,
     attempts: Mutex<BTreeMap<JobId, Generation>>,
@@ -32,10 +32,10 @@ pub(crate) struct Ended {
 }
 
 impl Ended {
-    /// Reads what was kept.
+    /// Reads the stored attempts.
     ///
     /// # Errors
-    /// When a damaged file cannot be put aside.
+    /// If a damaged file cannot be put aside.
     pub(crate) fn load(config: &Config) -> Result<Self, AgentError> {
         let path = config.ended_path();
         let attempts = records::read_or_put_aside(&path)?.unwrap_or_default();
@@ -46,7 +46,7 @@ impl Ended {
         lock(&self.attempts)
     }
 
-    /// Whether an attempt may be taken up, of a job of which this one is known to go on.
+    /// Whether an attempt may be accepted, given the known open attempt of its job, if any.
     ///
     /// # Errors
     /// `request.stale`, `job.open`.
@@ -54,7 +54,7 @@ impl Ended {
         let ended = self.attempts().get(&asked.job).copied();
         admit(asked, known, ended)?;
         match lock(&self.open).get(&asked.job) {
-            // Numbers began again. A request says the job and not the kind.
+            // Job numbers started again. A request names the job but not its kind.
             Some(kind) if known.is_none() => Err(refused(
                 FindingId::JobOpen,
                 asked.job,
@@ -68,24 +68,24 @@ impl Ended {
         }
     }
 
-    /// A job of this kind is known from now on.
+    /// Registers an open job of this kind.
     pub(crate) fn opened(&self, job: JobId, kind: &'static str) {
         lock(&self.open).insert(job, kind);
     }
 
-    /// A job is not known any more.
+    /// Unregisters a job.
     pub(crate) fn closed(&self, job: JobId) {
         lock(&self.open).remove(&job);
     }
 
-    /// Remembers an attempt that was released; whether or not it was known, a request of it may be under way still.
+    /// Remembers a released attempt. Whether or not it was known here, a request for it may still be in transit.
     ///
     /// # Errors
-    /// When it is not on disk afterwards.
+    /// If it could not be stored on disk.
     pub(crate) fn remember(&self, job: JobId, generation: Generation) -> Result<(), AgentError> {
         let mut attempts = self.attempts();
         attempts.entry(job).and_modify(|known| *known = generation.max(*known)).or_insert(generation);
-        // Generations are times; numbers of jobs begin again when the server's database was lost.
+        // Generations are times; job numbers start again when the server's database was lost.
         while attempts.len() > ENDED_MAX
             && let Some((oldest, _)) = attempts.iter().min_by_key(|(_, generation)| **generation)
         {
@@ -102,7 +102,7 @@ fn admit(asked: Attempt, known: Option<Attempt>, ended: Option<Generation>) -> R
         return Err(stale(job, generation, ended));
     }
     match known {
-        // Numbers began again. What this host has of the other VM may be the only copy of it.
+        // Job numbers started again. This host's part of the other VM may be its only copy.
         Some(Attempt { vm: other, .. }) if other != vm => Err(refused(
             FindingId::JobOpen,
             job,
@@ -168,7 +168,7 @@ mod tests {
         for number in 0..ENDED_MAX as u64 {
             ended.remember(JobId(1000 + number), Generation(number)).expect("kept");
         }
-        // The database was lost: numbers are low again, and times are not.
+        // The database was lost: job numbers are low again, while times are not.
         ended.remember(JobId(1), Generation(10_000)).expect("kept");
         ended.remember(JobId(1), Generation(9_000)).expect("kept");
         let ended = Ended::load(&config).expect("read");

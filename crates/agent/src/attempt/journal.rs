@@ -1,5 +1,5 @@
-//! What is written down of the attempts of one kind: a file for each job, `JOB.json` in the kind's folder, written before
-//! what it tells of happens.
+//! Journals of the attempts of one kind: one file per job, `JOB.json` in the kind's folder, written before each action
+//! that it records.
 
 use std::path::{Path, PathBuf};
 
@@ -8,15 +8,15 @@ use serde::{Serialize, de::DeserializeOwned};
 
 use crate::{AgentError, records};
 
-/// Where the record of a job is.
+/// The path of a job's record.
 pub(crate) fn path(folder: &Path, job: JobId) -> PathBuf {
     folder.join(format!("{job}.json"))
 }
 
-/// Writes a record. On the disk when it returns.
+/// Writes a record. It is on disk when this returns.
 ///
 /// # Errors
-/// [`AgentError::File`]; what was there before is whole then.
+/// [`AgentError::File`]; the previous record is then intact.
 pub(crate) fn write(folder: &Path, job: JobId, journal: &impl Serialize) -> Result<(), AgentError> {
     records::write_json(&path(folder, job), journal)
 }
@@ -29,10 +29,10 @@ pub(crate) fn remove(folder: &Path, job: JobId) -> Result<(), AgentError> {
     records::remove(&path(folder, job))
 }
 
-/// Every record there is, in a folder that is made if it is not there. A damaged one is put aside.
+/// Reads all records of a folder, which is created if it does not exist. Damaged records are put aside.
 ///
 /// # Errors
-/// When the folder cannot be used, or a record not be put aside.
+/// If the folder cannot be used, or a damaged record cannot be put aside.
 pub(crate) fn read_all<J: DeserializeOwned>(folder: &Path) -> Result<Vec<J>, AgentError> {
     records::ensure_private_dir(folder)?;
     records::read_all(folder, |stem| stem.parse::<JobId>().is_ok())

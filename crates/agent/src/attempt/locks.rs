@@ -1,6 +1,6 @@
-//! Requests about one job are done one after the other, and each to its end, whether or not its caller still waits: half of
-//! it is worse than none or all of it, and an abandoned request must not run interleaved with its successor. Requests about
-//! other jobs do not wait: a file system that hangs holds up its own move.
+//! Runs requests for one job one after another, each to its end, whether or not its caller still waits: half a request
+//! is worse than none or all of it, and an abandoned request must not run interleaved with its successor. Requests for
+//! other jobs do not wait: a hanging file system blocks its own move only.
 
 use std::{
     collections::HashMap,
@@ -13,18 +13,19 @@ use tokio::sync::OwnedMutexGuard;
 
 use crate::{AgentError, lock::lock};
 
-/// Longest wait for another request about the same job: no caller waits for longer, and what nobody waits for is not begun.
+/// Longest wait for another request of the same job: no caller waits longer, and a request without a caller is not
+/// begun.
 const LOCK_WAIT: Duration = Duration::from_secs(90);
 
-/// The jobs whose requests are under way.
+/// The jobs with a request in progress.
 #[derive(Default)]
 pub struct JobLocks(Mutex<HashMap<JobId, Arc<tokio::sync::Mutex<()>>>>);
 
 impl JobLocks {
-    /// Waits until no other request of the job is under way.
+    /// Waits until no other request of the job is in progress.
     ///
     /// # Errors
-    /// When another one does not end.
+    /// If another one does not end in time.
     pub(crate) async fn lock(&self, job: JobId) -> Result<OwnedMutexGuard<()>, AgentError> {
         self.lock_within(job, LOCK_WAIT).await
     }
@@ -42,10 +43,10 @@ impl JobLocks {
         })
     }
 
-    /// Does what a request asks for.
+    /// Runs a request.
     ///
     /// # Errors
-    /// Those of the request; when another one about the job does not end.
+    /// Those of the request; if another request of the job does not end in time.
     pub(crate) async fn serialized<T: Send + 'static>(
         self: &Arc<Self>,
         job: JobId,

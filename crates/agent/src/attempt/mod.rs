@@ -1,14 +1,14 @@
-//! One frame for the attempts of every kind of move: live, of disks, and of VMs that are shut off.
+//! The common framework for attempts of every kind of move: live, storage and offline.
 //!
 //! ```text
-//! request ─▶ locks: alone for its job, and to its end ─▶ participant: the kind that knows the job ─▶ the kind's own work
-//!                                                          │
-//!                                                        table: is it the newest, known, one too many?
-//!                                                          ├─ ended: attempts that were released (on disk), and jobs of other kinds
-//!                                                          └─ journal: what is written down, one file for each job
+//! request ─▶ locks: one at a time per job ─▶ participant: the kind that knows the job ─▶ the kind's own work
+//!                                              │
+//!                                            table: is it the newest, known, within the limit?
+//!                                              ├─ ended: released attempts (on disk), other kinds' jobs
+//!                                              └─ journal: one file per job
 //! ```
-//! Who does the work is each kind's own affair: a process (`live/`, `docs/adr/0002`), a thread (`storage/`, `docs/adr/0007`) or
-//! a task (`offline/`, `docs/adr/0009`).
+//! Each kind decides how the work is done: by a process (`live/`, `docs/adr/0002`), by a thread (`storage/`,
+//! `docs/adr/0007`) or by a task (`offline/`, `docs/adr/0009`).
 
 pub(crate) mod ended;
 pub(crate) mod journal;

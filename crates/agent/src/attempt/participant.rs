@@ -1,4 +1,4 @@
-//! What a kind of move does about attempts, as the frame asks it. Whoever asks holds the job's lock, but for a report.
+//! The interface of a kind of move towards the framework. The caller holds the job's lock, except for a report.
 
 use std::{pin::Pin, sync::Arc, time::Duration};
 
@@ -10,25 +10,26 @@ use ferry_core::{
 
 use crate::{AgentError, files::claims::Reserved};
 
-/// An answer that takes its time.
+/// An answer that takes some time.
 pub(crate) type Pending<T> = Pin<Box<dyn Future<Output = Result<T, AgentError>> + Send>>;
 
-/// One kind of move. Every request may be repeated; that about an attempt which is not known is refused with `job.unknown`, about one
-/// that is not the newest with `request.stale`.
+/// One kind of move. Every request may be repeated; a request for an unknown attempt is refused with `job.unknown`, one
+/// for an attempt that is not the newest with `request.stale`.
 pub(crate) trait Participant: Send + Sync {
-    /// Whether an attempt of the job is its own.
+    /// Whether the job has an attempt of this kind here.
     fn knows(&self, job: JobId) -> bool;
 
-    /// Room that files which come will still take. Blocks for a bounded time.
+    /// Space that incoming files will still occupy. Blocks for a bounded time.
     fn reserved(&self) -> Vec<Reserved>;
 
-    /// How it stands, as soon as that is newer than `after`, or after `wait`.
+    /// The report of an attempt, as soon as it is newer than `after`, or after `wait`.
     fn report(self: Arc<Self>, job: JobId, generation: Generation, after: u64, wait: Duration) -> Pending<Report>;
 
-    /// Does what is asked of a host that is ready.
+    /// Performs an action on a prepared host.
     fn act(self: Arc<Self>, job: JobId, generation: Generation, verb: Verb) -> Pending<Report>;
 
-    /// Forgets it; what it made and cannot be needed goes. Ok if it is not known, and it is not taken up afterwards.
+    /// Forgets an attempt; files that it made and nobody needs are removed. Ok if the attempt is not known; it is not
+    /// accepted afterwards.
     fn release(self: Arc<Self>, job: JobId, generation: Generation) -> Pending<()>;
 }
 

@@ -1,4 +1,4 @@
-//! The attempts of one kind that this host has a part in.
+//! The attempts of one kind that this host takes part in.
 
 use std::{
     collections::BTreeMap,
@@ -14,52 +14,52 @@ use crate::{
     refusal::{stale, unknown},
 };
 
-/// Attempts of one kind at once: a bound on processes and threads, far above what slots allow.
+/// Limit of simultaneous attempts of one kind: bounds processes and threads, far above what slots allow.
 const ATTEMPTS_MAX: usize = 64;
 
-/// What a table holds of an attempt: cheap to clone.
+/// A table entry for an attempt: cheap to clone.
 pub(crate) trait Entry: Clone {
-    /// Whose it is.
+    /// The attempt that it belongs to.
     fn attempt(&self) -> Attempt;
 }
 
 /// The newest attempt of each job.
 pub(crate) struct Table<E> {
-    /// What the attempts are called: `storage moves`.
+    /// The plural name of the attempts, for instance `storage moves`.
     kind: &'static str,
     entries: Mutex<BTreeMap<JobId, E>>,
     ended: Arc<Ended>,
 }
 
-/// What is known of a job of which an attempt was asked for.
+/// What is known about the job of a requested attempt.
 pub(crate) enum Known<E> {
     /// Nothing: the attempt is new.
     Nothing,
-    /// The request is repeated.
+    /// The same attempt: the request was repeated.
     Same(E),
-    /// An attempt whose end was never asked for: it is undone first.
+    /// An older attempt that was never released: it is undone first.
     Older(E),
 }
 
 impl<E: Entry> Table<E> {
-    /// Of what was written down.
+    /// Creates the table from the stored entries.
     pub(crate) fn new(kind: &'static str, entries: impl IntoIterator<Item = E>, ended: Arc<Ended>) -> Self {
         let table = Self { kind, entries: Mutex::default(), ended };
         entries.into_iter().for_each(|entry| table.put(entry));
         table
     }
 
-    /// All of them.
+    /// All entries.
     pub(crate) fn all(&self) -> Vec<E> {
         lock(&self.entries).values().cloned().collect()
     }
 
-    /// That of a job.
+    /// The entry of a job.
     pub(crate) fn get(&self, job: JobId) -> Option<E> {
         lock(&self.entries).get(&job).cloned()
     }
 
-    /// An attempt that a request is about.
+    /// Finds the attempt that a request is about.
     ///
     /// # Errors
     /// `request.stale` if a newer one is known; `job.unknown` (404) if this one is not.
@@ -71,10 +71,10 @@ impl<E: Entry> Table<E> {
         }
     }
 
-    /// Whether an attempt may be taken up, and what is known of its job.
+    /// Whether an attempt may be accepted, and what is known about its job.
     ///
     /// # Errors
-    /// `request.stale`, `job.open`; when it were one attempt too many.
+    /// `request.stale`, `job.open`; if it would exceed the limit of attempts.
     pub(crate) fn admit(&self, asked: Attempt) -> Result<Known<E>, AgentError> {
         let known = self.get(asked.job);
         self.ended.admit(asked, known.as_ref().map(Entry::attempt))?;
@@ -88,7 +88,7 @@ impl<E: Entry> Table<E> {
         }
     }
 
-    /// Puts an attempt in, or what has become of it.
+    /// Inserts an attempt, or replaces its entry.
     pub(crate) fn put(&self, entry: E) {
         let job = entry.attempt().job;
         self.ended.opened(job, self.kind);
@@ -101,10 +101,10 @@ impl<E: Entry> Table<E> {
         self.ended.closed(job);
     }
 
-    /// Remembers that an attempt was released, known or not: a request of it may still be under way.
+    /// Remembers that an attempt was released, known or not: a request for it may still be in transit.
     ///
     /// # Errors
-    /// When it is not on disk afterwards.
+    /// If it could not be stored on disk.
     pub(crate) fn end(&self, job: JobId, generation: Generation) -> Result<(), AgentError> {
         self.ended.remember(job, generation)
     }

@@ -1,7 +1,7 @@
-//! AppArmor: libvirt makes a profile for each VM, which includes its abstraction for QEMU, which includes what
-//! administrators add. A profile is compiled when its QEMU is started, at the destination for the move, and nothing has to
-//! be restarted for the rule. The source's QEMU does without it, also one that has run since before: libvirt connects the
-//! channel of memory itself, and lets QEMU connect to the disks' socket by a rule of its own for that VM.
+//! AppArmor: libvirt creates a profile for each VM. It includes libvirt's abstraction for QEMU, which in turn includes
+//! administrators' additions. A profile is compiled when its QEMU starts, at the destination for the move, so the rule
+//! needs no restart. The source's QEMU does not need the rule, even one started before it was written: libvirt itself
+//! connects the memory channel, and adds its own rule to that VM's profile for the disk socket.
 
 use std::{
     fs, io,
@@ -13,9 +13,9 @@ use ferry_drivers::hypervisor::{DISK_SOCKET, MEMORY_SOCKET};
 
 use crate::config::Config;
 
-/// libvirt's abstraction, below AppArmor's folder. Never changed.
+/// libvirt's abstraction, below AppArmor's directory. Never changed.
 const ABSTRACTION: &str = "abstractions/libvirt-qemu";
-/// What it includes, the newer first: releases that take both say that the other one will go.
+/// What the abstraction includes, newer first: releases that support both announce that the other will be removed.
 const FOLDER: &str = "abstractions/libvirt-qemu.d";
 const FILE: &str = "local/abstractions/libvirt-qemu";
 /// The name of our file in [`FOLDER`].
@@ -24,12 +24,12 @@ const BEGIN: &str =
     "# ferry: begin. Written by `ferry-agent setup`: QEMU meets Ferry at these sockets while its VM moves.";
 const END: &str = "# ferry: end";
 
-/// Where the rule goes.
+/// Where the rule is written.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Place {
-    /// A folder of files, one of which is ours.
+    /// A directory of files, one of which is ours.
     Folder,
-    /// One file, of which a part is ours.
+    /// A single file, part of which is ours.
     File,
 }
 
@@ -60,8 +60,8 @@ fn included(line: &str) -> Option<&str> {
     rest.strip_prefix('<')?.split('>').next()
 }
 
-/// The rule for sockets in `sessions`, which is what the kernel calls it: without symbolic links. `None` for a path that
-/// means something else in AppArmor's language.
+/// The rule for sockets in `sessions`, given as the kernel's path: without symbolic links. `None` for a path with
+/// special characters of AppArmor's language.
 pub(crate) fn rule(sessions: &Path) -> Option<String> {
     let sessions = sessions.to_str()?;
     let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"/._-".contains(&byte);
@@ -69,14 +69,14 @@ pub(crate) fn rule(sessions: &Path) -> Option<String> {
     sessions.bytes().all(plain).then(|| format!("{sessions}/*/{{{sockets}}}.sock rw,"))
 }
 
-/// `text` with our part last in it.
+/// `text` with our part appended.
 fn with_part(text: &str, rule: &str) -> String {
     let rest = without_part(text);
     let gap = if rest.is_empty() || rest.ends_with('\n') { "" } else { "\n" };
     format!("{rest}{gap}{BEGIN}\n{rule}\n{END}\n")
 }
 
-/// `text` without our part. Without its last line, all that follows its first is ours.
+/// `text` without our part. If the part's last line is missing, everything after its first line counts as ours.
 fn without_part(text: &str) -> String {
     let mut ours = false;
     let mut rest = String::new();
@@ -94,7 +94,7 @@ fn has_rule(text: &str, rule: &str) -> bool {
     text.lines().any(|line| line.trim() == rule)
 }
 
-/// What AppArmor's folder is to hold.
+/// The wanted content of AppArmor's directory.
 struct Wanted {
     path: PathBuf,
     rule: String,
@@ -115,7 +115,7 @@ fn wanted(config: &Config) -> Result<Wanted, String> {
     Ok(Wanted { path: place.path(dir), rule })
 }
 
-/// `None` if the rule is there; else what is missing.
+/// `None` if the rule is present; otherwise what is missing.
 pub(crate) fn missing(config: &Config) -> Option<String> {
     match wanted(config) {
         Ok(Wanted { path, rule }) => {
@@ -126,7 +126,7 @@ pub(crate) fn missing(config: &Config) -> Option<String> {
     }
 }
 
-/// Writes the rule. Ok tells where, and whether it was there before.
+/// Writes the rule. Returns its path, and whether it was already there.
 pub(crate) fn write(config: &Config) -> anyhow::Result<(PathBuf, bool)> {
     let Wanted { path, rule } = wanted(config).map_err(anyhow::Error::msg)?;
     let before = read(&path)?;
@@ -139,7 +139,7 @@ pub(crate) fn write(config: &Config) -> anyhow::Result<(PathBuf, bool)> {
     Ok((path, false))
 }
 
-/// Writes the rule, if AppArmor and libvirt are there, whether it is in force now or not. Ok says what was done.
+/// Writes the rule if AppArmor and libvirt are installed, whether or not it is in force now. Returns what was done.
 pub(crate) fn ensure(config: &Config) -> anyhow::Result<Option<String>> {
     if !config.apparmor_dir.join(ABSTRACTION).exists() {
         return Ok(None);
@@ -149,7 +149,7 @@ pub(crate) fn ensure(config: &Config) -> anyhow::Result<Option<String>> {
     Ok(Some(format!("AppArmor {now} VMs use the sockets of moves: {}", path.display())))
 }
 
-/// Takes the rule away. A VM that came here keeps it until it is started anew. Ok says what was done.
+/// Removes the rule. A VM that came here keeps it until its next start. Returns what was done.
 pub(crate) fn remove(config: &Config) -> anyhow::Result<Vec<String>> {
     let mut done = Vec::new();
     for place in [Place::Folder, Place::File] {
@@ -184,7 +184,7 @@ mod tests {
 
     #[test]
     fn the_rule_goes_where_the_shipped_abstraction_looks() {
-        // libvirt 11.3 of Debian 13; 9.0 of Debian 12; and one that an administrator has cut.
+        // libvirt 11.3 of Debian 13; 9.0 of Debian 12; and one that an administrator has truncated.
         let newest = "  owner /tmp/x r,\n\n  include if exists <abstractions/libvirt-qemu.d>\n\n  # Debian-specific\n  \
                       include if exists <local/abstractions/libvirt-qemu>\n";
         assert_eq!(Place::of(newest), Some(Place::Folder));

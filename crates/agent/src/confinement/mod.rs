@@ -1,13 +1,13 @@
-//! What confines the VMs of this host, and the little that it must let them do.
+//! Confinement of this host's VMs, and the few permissions that Ferry needs from it.
 //!
-//! A QEMU whose VM moves meets Ferry at two sockets in its session's folder, `RUN_DIR/m/ID/{memory,disks}.sock`: at the
-//! destination it makes them, at the source it connects to them. AppArmor and SELinux know nothing of that folder, so
-//! `ferry-agent setup` writes one rule for it, where each takes rules of others from; nothing of libvirt's own is
-//! changed, and no VM runs with less confinement than without Ferry.
+//! A migrating QEMU meets Ferry at two sockets in its session's folder, `RUN_DIR/m/ID/{memory,disks}.sock`: at the
+//! destination it creates them, at the source it connects to them. AppArmor and SELinux do not know that folder, so
+//! `ferry-agent setup` writes one rule for it to the place that each provides for additions; nothing of libvirt's own
+//! is changed, and no VM is less confined than without Ferry.
 //!
 //! | | what | where |
 //! |---|---|---|
-//! | AppArmor | [`apparmor::rule`] | what libvirt's abstraction for QEMU includes: [`apparmor::Place`] |
+//! | AppArmor | [`apparmor::rule`] | a file included by libvirt's abstraction for QEMU: [`apparmor::Place`] |
 //! | SELinux | [`selinux::module`], and a label on the sockets that Ferry makes | a policy module `ferry` |
 
 pub(crate) mod apparmor;
@@ -20,7 +20,7 @@ use ferry_drivers::hypervisor::HypervisorHost;
 
 use crate::{check::Check, config::Config};
 
-/// What libvirt confines VMs with.
+/// The security model that libvirt confines VMs with.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Model {
     AppArmor,
@@ -44,7 +44,7 @@ impl Model {
         }
     }
 
-    /// `None` if VMs may use the sockets; else what is missing.
+    /// `None` if VMs may use the sockets; otherwise what is missing.
     fn missing(self, config: &Config) -> Option<String> {
         match self {
             Self::AppArmor => apparmor::missing(config),
@@ -53,8 +53,8 @@ impl Model {
     }
 }
 
-/// What stands against moves: as libvirt itself says what it confines with, a host without AppArmor and SELinux, or with
-/// `security_driver = "none"`, has none.
+/// Findings that prevent moves. The model is what libvirt itself reports, so a host without AppArmor and SELinux, or
+/// with `security_driver = "none"`, has none.
 pub fn findings(config: &Config, host: &HypervisorHost) -> Vec<Finding> {
     let conf = fs::read_to_string(&config.qemu_conf).unwrap_or_default();
     let find = |model: Model| {
@@ -63,14 +63,14 @@ pub fn findings(config: &Config, host: &HypervisorHost) -> Vec<Finding> {
         let fix = "Run `ferry-agent setup` on the host; running VMs go on";
         Some(match confines_by_default(&conf) {
             true => Finding::blocks(FindingId::HostConfinement, "host", message, fix),
-            // Only VMs whose own definition asks for it are confined.
+            // Only VMs whose own definition requests it are confined.
             false => Finding::warns(FindingId::HostConfinement, "host", message, fix),
         })
     };
     Model::all_of(host).into_iter().filter_map(find).collect()
 }
 
-/// The same, for `ferry-agent setup`.
+/// The same as checks for `ferry-agent setup`.
 pub(crate) fn checks(config: &Config, host: &HypervisorHost) -> Vec<Check> {
     let models = Model::all_of(host);
     if models.is_empty() {
@@ -89,25 +89,25 @@ pub(crate) fn checks(config: &Config, host: &HypervisorHost) -> Vec<Check> {
     checks
 }
 
-/// Writes the rules. Ok says what was done, a sentence each.
+/// Writes the rules. Returns what was done, one sentence each.
 ///
 /// # Errors
-/// What could not be done; it may be repeated.
+/// What could not be done; may be repeated.
 pub(crate) fn ensure(config: &Config) -> anyhow::Result<Vec<String>> {
     Ok([apparmor::ensure(config)?, selinux::ensure(config)?].into_iter().flatten().collect())
 }
 
-/// Takes the rules away again. Ok says what was done, a sentence each.
+/// Removes the rules. Returns what was done, one sentence each.
 ///
 /// # Errors
-/// What could not be done; it may be repeated.
+/// What could not be done; may be repeated.
 pub(crate) fn remove(config: &Config) -> anyhow::Result<Vec<String>> {
     let mut done = apparmor::remove(config)?;
     done.extend(selinux::remove(config)?);
     Ok(done)
 }
 
-/// What qemu.conf says of VMs whose definition does not say: libvirt's own default is to confine.
+/// Whether qemu.conf confines VMs whose definition does not say: libvirt's own default is to confine.
 fn confines_by_default(conf: &str) -> bool {
     let mut values = conf.lines().filter_map(|line| {
         let value = line.trim_start().strip_prefix("security_default_confined")?.trim_start().strip_prefix('=')?;

@@ -1,8 +1,9 @@
-//! SELinux: a policy module says what the folder of sessions is, and each socket that Ferry makes for QEMU is labelled when
-//! it is made, as libvirt asks of whoever does that (its page on migration over UNIX sockets).
+//! SELinux: a policy module defines the label of the session folders, and each socket that Ferry creates for QEMU is
+//! labelled on creation, as libvirt requires of management software (its page on migration over UNIX sockets).
 //!
-//! The module is in CIL, which `semodule` takes as it is. It uses types of the policy of Fedora and RHEL: `qemu_var_run_t`,
-//! in which QEMU may make sockets, and `svirt_socket_t`, to which it may connect. Not proven on a machine with SELinux.
+//! The module is in CIL, which `semodule` accepts directly. It uses types of the policy of Fedora and RHEL:
+//! `qemu_var_run_t`, in which QEMU may create sockets, and `svirt_socket_t`, to which it may connect. Not tested on a
+//! machine with SELinux.
 
 use std::{
     fs, io,
@@ -16,31 +17,31 @@ use tracing::warn;
 
 use crate::{check::Check, config::Config};
 
-/// There if the kernel has SELinux and it is not disabled.
+/// Exists if the kernel has SELinux and it is not disabled.
 const ENFORCE: &str = "/sys/fs/selinux/enforce";
-/// What the next sockets of this thread are labelled as.
+/// The label for sockets that this thread creates next.
 const SOCKET_CREATE: &str = "/proc/thread-self/attr/sockcreate";
-/// What QEMU may connect to. Of no category: those of every VM dominate it.
+/// The label that QEMU may connect to. It has no category, so the categories of every VM dominate it.
 const SOCKET_LABEL: &str = "system_u:object_r:svirt_socket_t:s0";
-/// Ends the labelling: the kernel takes a line that begins so for no label.
+/// Resets the label: the kernel treats a line that starts with a newline as no label.
 const NO_LABEL: &str = "\n";
-/// Names the policy that is in force.
+/// Names the policy in force.
 const CONFIG: &str = "/etc/selinux/config";
-/// Our module's name, and its file's in the agent's folder.
+/// The name of our module, and of its file in the agent's folder.
 const MODULE: &str = "ferry";
-/// Where `semodule` keeps modules that an administrator adds.
+/// Where `semodule` stores modules added by an administrator.
 const STORE: &str = "active/modules/400";
 
-/// Switches of the policy, one file each.
+/// The policy's booleans, one file each.
 pub(crate) const BOOLEANS: &str = "/sys/fs/selinux/booleans";
 
-/// Whether SELinux is on here.
+/// Whether SELinux is enabled here.
 pub(crate) fn is_on() -> bool {
     Path::new(ENFORCE).exists()
 }
 
-/// The module, for sessions at `sessions`, as the policy calls that path. A rule about a type that
-/// a policy lacks is left out with its `optional`.
+/// The module for sessions at `sessions`, given as the policy names that path. A rule about a type that the policy
+/// lacks is skipped with its `optional` block.
 pub(crate) fn module(sessions: &str) -> String {
     format!(
         r#"; Written by `ferry-agent setup`: what VMs that move may do at Ferry's sockets. Nothing else is allowed by it.
@@ -56,7 +57,7 @@ pub(crate) fn module(sessions: &str) -> String {
     )
 }
 
-/// What a path is called in the policy: `file_contexts.subs_dist` says, one a line, which folder is looked up as which.
+/// A path as the policy names it: each line of `file_contexts.subs_dist` maps one directory to another.
 fn looked_up(path: &str, substitutions: &str) -> String {
     let substituted = substitutions.lines().find_map(|line| {
         let mut words = line.split_whitespace();
@@ -67,18 +68,18 @@ fn looked_up(path: &str, substitutions: &str) -> String {
     substituted.unwrap_or_else(|| path.to_owned())
 }
 
-/// The policy in force: `SELINUXTYPE=targeted`.
+/// The name of the policy in force: `SELINUXTYPE=targeted`.
 fn policy(config: &str) -> Option<&str> {
     config.lines().find_map(|line| line.trim().strip_prefix("SELINUXTYPE="))
 }
 
-/// Paths that are no regular expression, but for their dots.
+/// Escapes the dots of a path; `None` if it contains other regular-expression characters.
 fn escaped(path: &str) -> Option<String> {
     let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"/._-".contains(&byte);
     path.bytes().all(plain).then(|| path.replace('.', r"\."))
 }
 
-/// What the policy is to hold, and where its modules are.
+/// The wanted module, and the path of the policy's modules.
 struct Wanted {
     text: String,
     store: PathBuf,
@@ -100,7 +101,7 @@ fn module_path(config: &Config) -> PathBuf {
     config.state_dir.join(format!("{MODULE}.cil"))
 }
 
-/// `None` if the module is there; else what is missing.
+/// `None` if the module is installed; otherwise what is missing.
 pub(crate) fn missing(config: &Config) -> Option<String> {
     let wanted = match wanted(config) {
         Ok(wanted) => wanted,
@@ -110,7 +111,7 @@ pub(crate) fn missing(config: &Config) -> Option<String> {
     (!installed || !wanted.store.exists()).then(|| format!("its policy has no module {MODULE} for this agent"))
 }
 
-/// Installs the module, and labels what is there. Ok says what was done.
+/// Installs the module, and labels existing folders. Returns what was done.
 pub(crate) fn ensure(config: &Config) -> anyhow::Result<Option<String>> {
     if !is_on() {
         return Ok(None);
@@ -120,7 +121,7 @@ pub(crate) fn ensure(config: &Config) -> anyhow::Result<Option<String>> {
         let path = module_path(config);
         fs::write(&path, wanted.text).with_context(|| format!("Could not write {}", path.display()))?;
         if let Err(error) = run(Command::new("semodule").arg("-i").arg(&path)) {
-            // What is not installed must not look so.
+            // A module that is not installed must not look installed.
             let _ = fs::remove_file(&path);
             return Err(error);
         }
@@ -131,7 +132,7 @@ pub(crate) fn ensure(config: &Config) -> anyhow::Result<Option<String>> {
     Ok(Some(format!("SELinux lets VMs use the sockets of moves: policy module {MODULE}")))
 }
 
-/// Removes the module. Ok says what was done.
+/// Removes the module. Returns what was done.
 pub(crate) fn remove(config: &Config) -> anyhow::Result<Option<String>> {
     let path = module_path(config);
     if !is_on() || !path.exists() {
@@ -151,7 +152,7 @@ fn run(command: &mut Command) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Labels the folder of sessions, which is made anew at each start of the host.
+/// Labels the folder of sessions, which is created anew at each boot.
 pub(crate) fn label_sessions(config: &Config) {
     if is_on()
         && let Err(error) = run(Command::new("restorecon").arg("-R").arg(config.sessions_dir()))
@@ -160,7 +161,7 @@ pub(crate) fn label_sessions(config: &Config) {
     }
 }
 
-/// Makes a socket that QEMU may connect to. Nothing else on this thread makes one meanwhile: `make` does not wait.
+/// Creates a socket that QEMU may connect to. Nothing else on this thread creates one meanwhile: `make` does not await.
 ///
 /// # Errors
 /// Those of `make`.
@@ -172,7 +173,7 @@ pub(crate) fn for_qemu<T>(make: impl FnOnce() -> io::Result<T>) -> io::Result<T>
 }
 
 fn labelled<T>(create: &Path, make: impl FnOnce() -> io::Result<T>) -> io::Result<T> {
-    // A policy without that label confines no VM by it, and one that denies it says so in its log.
+    // A policy without that label does not use it to confine VMs; one that denies setting it logs the denial.
     if let Err(error) = fs::write(create, SOCKET_LABEL) {
         warn!(error = %chain(&error), label = SOCKET_LABEL, "A socket for QEMU could not be labelled");
         return make();
@@ -182,7 +183,7 @@ fn labelled<T>(create: &Path, make: impl FnOnce() -> io::Result<T>) -> io::Resul
     made
 }
 
-/// Whether the policy lets VMs use files on shares, by its own switches: `read` gives what one holds, `NOW PENDING`.
+/// Whether the policy's booleans let VMs use files on shares. `read` returns a boolean's content, `NOW PENDING`.
 pub(crate) fn shares(read: impl Fn(&str) -> Option<String>) -> Vec<Check> {
     let one = |(boolean, what): (&str, &str)| {
         let on = read(boolean)?.starts_with('1');

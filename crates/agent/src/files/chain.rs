@@ -1,4 +1,4 @@
-//! The images below a disk: what they take together, and what a copy of them would lose.
+//! Backing chains: the space that the images of a disk occupy together, and what a copy of them would lose.
 
 use std::path::PathBuf;
 
@@ -11,18 +11,19 @@ use ferry_drivers::{file, image};
 
 use crate::{AgentError, refusal::refused};
 
-/// What the files of a disk take together, of which the topmost takes `top`: a copy holds all of them.
+/// The space that the whole chain of a disk occupies; its topmost image occupies `top`. A copy contains all of them.
 pub(crate) fn chain_takes(file: &VmFile<PathBuf>, top: ByteCount) -> ByteCount {
     let below = file.below.iter().map(|path| file::allocated(path).unwrap_or_default().0);
     ByteCount(below.fold(top.0, u64::saturating_add))
 }
 
-/// Refuses an image that holds snapshots, which a copy of what the guest sees would lose. libvirt need not know of them.
+/// Refuses an image that contains snapshots: a copy of what the guest sees would lose them. libvirt may not know of
+/// them.
 ///
 /// # Errors
 /// `vm.snapshot`; the file system's.
 pub(crate) fn holds_no_snapshots(file: &VmFile<PathBuf>, vm_name: &str) -> Result<(), AgentError> {
-    // Whatever a raw image begins with, it is the guest's.
+    // The content of a raw image belongs to the guest, whatever it looks like.
     if file.format == Some(DiskFormat::Raw) {
         return Ok(());
     }

@@ -1,7 +1,7 @@
-//! Room that is promised: to requests whose files are not written down yet, and to copies that go on.
+//! Space promised to requests whose files are not yet recorded, and to running copies.
 //!
-//! A claim stands from the check until the files are written down as a job's own. Of two requests that come at once, the
-//! later sees the earlier's claim, so that no room is given away twice; nobody waits for anybody.
+//! A claim lasts from the check until the files are recorded in the job's journal. Of two simultaneous requests, the
+//! later sees the earlier's claim, so no space is promised twice, and neither waits for the other.
 
 use std::{
     collections::BTreeMap,
@@ -21,10 +21,10 @@ use ferry_drivers::{file, within};
 
 use crate::lock::lock;
 
-/// Longest wait for the size of another job's file: its share may be dead, and this job's may not.
+/// Longest wait for the size of another job's file: its share may be dead while this job's is not.
 const SIZE_WAIT: Duration = Duration::from_secs(2);
 
-/// What room is counted by: a share, or a file system of this host.
+/// The unit by which space is counted: a share, or a file system of this host.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Room {
     Share(ShareId),
@@ -36,23 +36,23 @@ pub(super) struct Need {
     pub(super) needed: ByteCount,
     pub(super) free: ByteCount,
     pub(super) folder: String,
-    /// The number of the file system that the folder is on.
+    /// The device number of the folder's file system.
     pub(super) device: u64,
 }
 
-/// Room that a copy which goes on will still take.
+/// Space that a running copy will still occupy.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Reserved {
-    /// Whose it is.
+    /// The job that copies.
     pub(crate) job: JobId,
     /// The new file.
     pub(crate) to: Location,
-    /// What it still takes.
+    /// Bytes that it will still occupy.
     pub(crate) still: ByteCount,
 }
 
 impl Reserved {
-    /// Of a file that will take about as much as `allocated`, and is at `path` on this host. Blocks for 2 s at most.
+    /// For a file at `path` on this host that will occupy about as much as `allocated`. Blocks for at most 2 s.
     pub(crate) fn new(job: JobId, to: &Location, path: &Path, allocated: ByteCount) -> Self {
         let path = path.to_owned();
         let sizes = within(SIZE_WAIT, move || Some((file::allocated(&path).ok()?, fs::metadata(&path).ok()?.len())));
@@ -64,7 +64,7 @@ impl Reserved {
         Self { job, to: to.clone(), still }
     }
 
-    /// Of a file that takes what was copied of its disk, wherever it is.
+    /// For a file on any host that occupies what was copied of its disk.
     pub(crate) fn copied(job: JobId, to: &Location, allocated: ByteCount, copied: ByteCount, total: ByteCount) -> Self {
         let left = match total.0 {
             0 => 1.0,
@@ -75,8 +75,8 @@ impl Reserved {
     }
 }
 
-/// Whether a file takes what its mount says. Many mounts of shares say a file's length, which a raw image has from the
-/// outset; one that is still shorter than what goes into it grows by what it takes.
+/// Whether a file's reported allocation is real. Many mounts of shares report a file's length instead, which a raw
+/// image has from the start; a file shorter than its future content does grow by what it occupies.
 pub(super) fn is_told(to: &Location, taken: ByteCount, length: u64, allocated: ByteCount) -> bool {
     match to {
         Location::Local { .. } => true,
@@ -84,19 +84,19 @@ pub(super) fn is_told(to: &Location, taken: ByteCount, length: u64, allocated: B
     }
 }
 
-/// What rooms requests have been promised whose files are not written down yet.
+/// Space promised to requests whose files are not yet recorded.
 #[derive(Default)]
 pub struct Claims(Mutex<ClaimTable>);
 
 #[derive(Default)]
 struct ClaimTable {
     begun: u64,
-    /// By the order in which they came.
+    /// In the order of the requests.
     open: BTreeMap<u64, Vec<(Room, JobId, ByteCount)>>,
 }
 
 impl Claims {
-    /// For a request of a job; `None`: one that only asks.
+    /// A claim for a request of a job; `None` for a request that only checks.
     pub(crate) fn claim(self: &Arc<Self>, job: Option<JobId>) -> Arc<Claim> {
         let number = {
             let mut table = self.table();
@@ -111,7 +111,7 @@ impl Claims {
     }
 }
 
-/// What one request has been promised, until it is dropped: hold it until the files are in what the job has reserved.
+/// Space promised to one request until this is dropped: hold it until the files are part of what the job has reserved.
 pub(crate) struct Claim {
     claims: Arc<Claims>,
     number: u64,
@@ -119,7 +119,7 @@ pub(crate) struct Claim {
 }
 
 impl Claim {
-    /// Claims rooms, and tells what others claimed before.
+    /// Claims space, and returns what others claimed before.
     pub(super) fn put(&self, rooms: &BTreeMap<Room, Need>) -> Vec<(Room, JobId, ByteCount)> {
         let mut table = self.claims.table();
         if let Some(job) = self.job {

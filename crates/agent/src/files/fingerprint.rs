@@ -1,4 +1,4 @@
-//! By what it is seen that something wrote to a file of a VM that is shut off.
+//! Detects whether a file of a VM that is shut off was written.
 
 use std::{os::unix::fs::MetadataExt as _, path::Path};
 
@@ -7,10 +7,10 @@ use serde::{Deserialize, Serialize};
 
 use crate::AgentError;
 
-/// How a file was at one moment. Whoever writes to it, or puts another file in its place, changes something of it.
+/// The state of a file at one moment. Writing to the file or replacing it changes at least one field.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct FileFingerprint {
-    /// Zero for a file on a share: not every mount gives a file the same number twice.
+    /// Zero for a file on a share: not every mount gives a file the same inode number twice.
     inode: u64,
     length: u64,
     /// Seconds, nanoseconds.
@@ -20,7 +20,7 @@ pub(crate) struct FileFingerprint {
 }
 
 impl FileFingerprint {
-    /// Of a file now. Blocks.
+    /// The current fingerprint of a file. Blocks.
     ///
     /// # Errors
     /// The file system's.
@@ -40,7 +40,7 @@ impl FileFingerprint {
 }
 
 impl FileFingerprint {
-    /// Whether a file is still as it was. One that cannot be looked at is not. Blocks.
+    /// Whether a file is unchanged; false if it cannot be examined. Blocks.
     pub(crate) fn is_of(&self, path: &Path, place: &Location) -> bool {
         Self::of(path, place).is_ok_and(|now| now == *self)
     }
@@ -68,7 +68,7 @@ mod tests {
         fs::rename(&other, &path).expect("renamed");
         assert_ne!(FileFingerprint::of(&path, &place).expect("there"), before);
         let before = FileFingerprint::of(&path, &place).expect("there");
-        // As long as the clock of the file system has not gone on, a write is not told from the one before.
+        // Until the file system's clock has advanced, a write cannot be distinguished from the previous one.
         while FileFingerprint::of(&path, &place).expect("there") == before {
             fs::write(&path, "2.0").expect("written");
         }

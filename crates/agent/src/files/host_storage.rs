@@ -1,4 +1,4 @@
-//! Where files may be on this host, and what room there is for new ones: what a request that makes files is given.
+//! Where files may be on this host, and the space for new ones: passed to every request that creates files.
 
 use std::{path::PathBuf, sync::Arc};
 
@@ -8,24 +8,24 @@ use ferry_drivers::places::{Places, Roots, RootsError};
 use super::claims::{Claim, Reserved};
 use crate::{AgentError, refusal::refused, shares::Shares};
 
-/// The places of this host, for one request. Room is promised to the request as long as its claim lives.
+/// The storage of this host, for one request. Space is promised to the request as long as its claim lives.
 pub struct HostStorage {
-    /// Paths of locations.
+    /// Maps locations to paths.
     pub places: Places,
     /// Where files may be.
     pub roots: Roots,
-    /// Who knows how much room a share has.
+    /// Knows the free space of shares.
     pub shares: Arc<Shares>,
     /// libvirt's settings, which name the user that QEMU runs as.
     pub(crate) qemu_conf: PathBuf,
-    /// Asks what room other jobs' copies will still take. Blocks.
+    /// Returns the space that other jobs' copies will still occupy. Blocks.
     pub(crate) reserved: Box<dyn Fn() -> Vec<Reserved> + Send + Sync>,
-    /// What the request was promised.
+    /// Space promised to the request.
     pub(crate) claim: Arc<Claim>,
 }
 
 impl HostStorage {
-    /// The path of a disk's or file's place on this host.
+    /// The path of a disk's or file's location on this host.
     ///
     /// # Errors
     /// `file.place`.
@@ -41,7 +41,7 @@ impl HostStorage {
     }
 }
 
-/// A place that is outside of where files may be, or does not answer.
+/// The error for a location that is outside of where files may be, or does not answer.
 pub(crate) fn outside(error: &RootsError) -> AgentError {
     AgentError::refused(409, error.finding())
 }

@@ -1,4 +1,4 @@
-//! The files that disks get which come along with a VM: checked, made before it comes, and removed if it does not.
+//! Files of incoming disks: checked, created before the VM arrives, and removed if it does not.
 
 use ferry_core::{
     api::agent::DiskArrival,
@@ -21,14 +21,14 @@ use super::{
 };
 use crate::{AgentError, refusal::exists};
 
-/// Disks of one VM: more than it has.
+/// Limit of disks of one VM: more than any has.
 const DISKS_MAX: usize = 64;
 
-/// Where the files will be, if nothing stands against them. Changes nothing: partial copies of others count as room where removing
-/// them would make enough. Blocks.
+/// Where the files will be, if nothing prevents it. Changes nothing: other VMs' partial copies count as free space if
+/// removing them would suffice. Blocks.
 ///
 /// # Errors
-/// `file.exists`, `file.space`, or a place that is outside of where files may be or does not answer.
+/// `file.exists`, `file.space`, or a location that is outside of where files may be or does not answer.
 pub(crate) fn checked(
     storage: &HostStorage,
     vm: VmId,
@@ -42,10 +42,10 @@ pub(crate) fn checked(
     Ok(incoming_disks)
 }
 
-/// As [`checked`], and removes partial copies of others where their room is needed. Blocks.
+/// As [`checked`], but removes other VMs' partial copies if their space is needed. Blocks.
 ///
 /// # Errors
-/// As [`checked`], and when no room could be made.
+/// As [`checked`], and if not enough space could be freed.
 pub(crate) fn with_room(
     storage: &HostStorage,
     vm: VmId,
@@ -60,13 +60,13 @@ pub(crate) fn with_room(
     for (device, bytes) in missing {
         partials.make_room(vm, device, bytes);
     }
-    // Whether there is room now is asked of the file system.
+    // Ask the file system again whether there is enough space now.
     let (incoming_disks, needs) = placed(storage, vm, wanted, partials)?;
     needs.are_met(storage)?;
     Ok(incoming_disks)
 }
 
-/// Where the files will be, and what they need.
+/// Where the files will be, and the space they need.
 fn placed(
     storage: &HostStorage,
     vm: VmId,
@@ -82,7 +82,7 @@ fn placed(
         let path = storage.path(&disk.device, &disk.to)?;
         let held = partials.held(vm, disk, &path);
         let takes = copy_takes(disk.virtual_size, disk.allocated, arrives_thick(disk.format, &disk.to));
-        // Where libvirt itself puts UEFI variables no disk is put, and they are small.
+        // No disk is put where libvirt itself puts UEFI variables, and these are small.
         if disk.device != NVRAM || !path.to_str().is_some_and(is_libvirts_nvram) {
             needs.add(storage, &disk.to, ByteCount(takes.0.saturating_sub(held.0)))?;
         }
@@ -103,10 +103,10 @@ fn placed(
     Ok((incoming_disks, needs))
 }
 
-/// Makes one file, thin and empty; gives how it is known again. Blocks.
+/// Creates one file, thin and empty; returns its identity. Blocks.
 ///
 /// # Errors
-/// `file.exists`, with what is there untouched; the file system's, with nothing left.
+/// `file.exists`, with the existing file untouched; the file system's, with nothing left behind.
 pub(crate) fn make(incoming_disk: &IncomingDisk, owner: (u32, u32)) -> Result<FileIdentity, AgentError> {
     image::create(&incoming_disk.path, incoming_disk.format, incoming_disk.virtual_size, owner).map_err(|source| {
         if source.kind() == std::io::ErrorKind::AlreadyExists {
@@ -117,10 +117,11 @@ pub(crate) fn make(incoming_disk: &IncomingDisk, owner: (u32, u32)) -> Result<Fi
     Ok(FileIdentity::of(&incoming_disk.path).unwrap_or_default())
 }
 
-/// Removes one file of this attempt, or keeps it as a partial copy; leaves what is in use, and what is another file by now. Blocks.
+/// Removes one file of this attempt, or keeps it as a partial copy. A file that is in use or was replaced stays.
+/// Blocks.
 ///
 /// # Errors
-/// When it is not known whether it is ours, or it cannot be removed.
+/// If it is unknown whether the file is ours, or it cannot be removed.
 pub(crate) fn remove_one(
     vm: VmId,
     incoming_disk: &IncomingDisk,
@@ -132,7 +133,7 @@ pub(crate) fn remove_one(
     made.remove(used, || partials.keep(vm, incoming_disk))
 }
 
-/// What the files take now that the disks are here. Blocks.
+/// The space that the files occupy now that the disks have arrived. Blocks.
 pub(crate) fn arrived(incoming_disks: &[IncomingDisk]) -> Vec<DiskProgress> {
     let one = |incoming_disk: &IncomingDisk| DiskProgress {
         device: incoming_disk.device.clone(),

@@ -1,12 +1,12 @@
-//! Files of VMs on this host, as every kind of move handles them.
+//! Handling of VM files on this host, shared by every kind of move.
 //!
 //! ```text
-//! claims (what is promised) ◀─ host_storage (where files may be) ◀─ space (is there room?) ◀─┐
-//! new_file (what this attempt made, and how it is known again) ◀──────────────────────────────┼─ incoming (the files of disks that come)
+//! claims (promised space) ◀─ host_storage (where files may be) ◀─ space (is it enough?) ◀─┐
+//! new_file (created here, and its identity) ◀─────────────────────────────────────────────┼─ incoming (incoming disks)
 //!        ▲                                       └─ partial (unfinished copies, kept for the next attempt)
 //! ```
-//! A new file is removed by what it is, not by its name ([`new_file`]), an old one ([`old_file`]) and a new one only if no VM uses it ([`in_use`]). Whether something
-//! has written to a file since says its [`fingerprint`].
+//! A new file is removed by its identity, not by its name ([`new_file`]). Old ([`old_file`]) and new files are removed
+//! only if no VM uses them ([`in_use`]). A [`fingerprint`] shows whether a file was written since.
 
 pub(crate) mod chain;
 pub(crate) mod claims;
@@ -27,7 +27,7 @@ use ferry_drivers::identity::InUse;
 
 use crate::AgentError;
 
-/// Used files by what they are. Blocks, for some seconds if a file server is away.
+/// Identities of files in use. Blocks, for some seconds if a file server is away.
 ///
 /// # Errors
 /// [`AgentError::File`].

@@ -1,11 +1,12 @@
-//! A file that a move made: how it is known again when it is to be removed. By then its name may be another file's.
+//! Files created by a move, and how they are identified before they are removed: by then another file may have the
+//! name.
 //!
 //! ```text
-//! about to be made (Making) ─▶ made: number and time of birth (File) ─▶ removed, or kept for the next attempt,
-//!     written down before            written down after                   if it is still that file and nobody uses it
+//! to be created (Making) ─▶ created: inode and time of birth (File) ─▶ removed, or kept for the next attempt,
+//!     recorded before          recorded after                            if it is still that file and not in use
 //! ```
-//! Live moves make a file at its name; moves of disks and offline moves make it under a name of their own, and give it its
-//! name when it is whole.
+//! Live moves create a file at its final name; storage and offline moves create it under a temporary name, and rename
+//! it when it is complete.
 
 use std::{
     io,
@@ -22,51 +23,51 @@ use tracing::warn;
 
 use crate::AgentError;
 
-/// Mounts of the kernel's SMB client. It keeps the number that the file server gives a file; the time at which a file was
-/// made is some servers' guess.
+/// File system types of the kernel's SMB client. It reports the inode number that the file server assigned; the time of
+/// birth is a guess on some servers.
 const SMB_MAGICS: [u32; 2] = [0xff53_4d42, 0xfe53_4d42];
 
-/// What is written down of the file of a disk that comes.
+/// The recorded identity of an incoming disk's file.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum FileIdentity {
-    /// Only its path is known: an earlier version wrote it down, or its mount tells nothing that lasts.
+    /// Only its path is known: an earlier version recorded it, or its mount reports no lasting identity.
     #[default]
     Path,
-    /// It is about to be made: what is there is ours only if it holds nothing.
+    /// About to be created: an existing file is ours only if it is empty.
     Making,
-    /// It is this one.
+    /// Created, with this identity.
     File {
-        /// Its number on its file system.
+        /// Its inode number.
         inode: u64,
-        /// When it was made, nanoseconds since 1970, if its file system tells.
+        /// Its time of birth in nanoseconds since 1970, if the file system reports it.
         born_ns: Option<u64>,
     },
 }
 
 impl FileIdentity {
-    /// Of the file that is at `path` now. Blocks.
+    /// The identity of the file that is at `path` now. Blocks.
     ///
     /// # Errors
-    /// When there is none, or it cannot be asked.
+    /// If there is no file, or it cannot be examined.
     pub(crate) fn of(path: &Path) -> io::Result<Self> {
         let facts = path.symlink_metadata()?;
         let kind = statfs(path)?.filesystem_type();
-        // Its numbers are made up by the program behind it, and again after a while.
+        // The program behind it invents inode numbers, and may change them later.
         if kind == FUSE_SUPER_MAGIC {
             return Ok(Self::Path);
         }
-        // Signed on some machines, and of different width: the magic numbers are of 32 bits.
+        // The field's sign and width differ between machines; magic numbers have 32 bits.
         let is_smb = SMB_MAGICS.contains(&(kind.0 as u32));
         let since_1970 = |born: SystemTime| born.duration_since(UNIX_EPOCH).ok().map(|since| since.as_nanos() as u64);
         let born_ns = facts.created().ok().filter(|_| !is_smb).and_then(since_1970);
         Ok(Self::File { inode: facts.ino(), born_ns })
     }
 
-    /// Whether the file at `path` is the marked one. Blocks.
+    /// Whether the file at `path` has this identity. Blocks.
     ///
     /// # Errors
-    /// When there is none, or it cannot be asked.
+    /// If there is no file, or it cannot be examined.
     pub(crate) fn is_of(self, path: &Path, format: DiskFormat, size: ByteCount) -> io::Result<bool> {
         match self {
             Self::Path => path.symlink_metadata().map(|_| true),
@@ -76,24 +77,24 @@ impl FileIdentity {
     }
 }
 
-/// A file that a move made for a disk.
+/// A file that a move created for a disk.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct MadeFile<'a> {
-    /// Where it was made, or what it was named then.
+    /// The path at which it was created, or which it had then.
     pub(crate) path: &'a Path,
-    /// How it is known again.
+    /// Its identity.
     pub(crate) identity: FileIdentity,
-    /// How it was laid out.
+    /// Its format.
     pub(crate) format: DiskFormat,
-    /// What the guest sees.
+    /// The disk's virtual size.
     pub(crate) virtual_size: ByteCount,
 }
 
 impl MadeFile<'_> {
-    /// Whether this file is there still and nobody uses it: only then it is the move's to take away or to rename. Blocks.
+    /// Whether this file still exists and is not in use: only then may the move remove or rename it. Blocks.
     ///
     /// # Errors
-    /// When that is not known. [`io::ErrorKind::NotFound`] if there is none of its name.
+    /// If that is unknown. [`io::ErrorKind::NotFound`] if there is no file of that name.
     pub(crate) fn is_ours(&self, used: &InUse) -> io::Result<bool> {
         if let Some(obstacle) = used.obstacle(self.path)? {
             warn!(file = %self.path.display(), why = obstacle.why(), "A new file stays");
@@ -106,65 +107,65 @@ impl MadeFile<'_> {
         Ok(is_it)
     }
 
-    /// Takes the file away, unless `keep` does something better with it; leaves what is in use, and what is another file by
-    /// now. Whoever asks writes down that this was done: whatever has the name afterwards is not the move's. Blocks.
+    /// Removes the file, unless `keep` makes use of it. A file that is in use or was replaced stays. The caller must
+    /// record that this was done: any later file of that name does not belong to the move. Blocks.
     ///
     /// # Errors
-    /// When it is not known whether it is ours, or it cannot be removed.
+    /// If it is unknown whether the file is ours, or it cannot be removed.
     pub(crate) fn remove(&self, used: &InUse, keep: impl FnOnce() -> bool) -> Result<(), AgentError> {
         let fault = |source| AgentError::File { path: self.path.to_owned(), source };
         match self.is_ours(used) {
             Ok(true) if keep() => Ok(()),
             Ok(false) => Ok(()),
-            // Not there: gone, or its folder is, and then it is not known.
+            // Not found: the file is gone, or its folder is, and then nothing is known.
             Err(error) if error.kind() != io::ErrorKind::NotFound => Err(fault(error)),
             Ok(true) | Err(_) => file::remove(self.path).map_err(fault),
         }
     }
 }
 
-/// A disk that comes, and its file on this host.
+/// An incoming disk, and its file on this host.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct IncomingDisk {
     /// The disk's name in the definition.
     pub device: String,
     /// The file.
     pub path: PathBuf,
-    /// How it is laid out.
+    /// Its format.
     pub format: DiskFormat,
-    /// What the guest sees.
+    /// The virtual size.
     pub virtual_size: ByteCount,
-    /// This attempt made the file: it may remove it.
+    /// This attempt created the file, and may remove it.
     pub made: bool,
-    /// How the file is known again.
+    /// Its identity.
     #[serde(default, rename = "mark")]
     pub identity: FileIdentity,
-    /// The file was an unfinished copy: what it holds need not be sent.
+    /// The file was a partial copy: what it holds need not be sent.
     #[serde(default, rename = "sown")]
     pub from_partial: Option<PartialKey>,
 }
 
 impl IncomingDisk {
-    /// Whether a file of this attempt is or may be there.
+    /// Whether a file of this attempt exists or may exist.
     pub(crate) fn is_left(&self) -> bool {
         self.made || self.identity == FileIdentity::Making
     }
 
-    /// As the source's agent is told.
+    /// The file as reported to the source's agent.
     pub(crate) fn file(&self) -> ArrivalFile {
         let (device, path) = (self.device.clone(), self.path.display().to_string());
         ArrivalFile { device, path, format: self.format, sown: self.from_partial.is_some() }
     }
 }
 
-/// A partial copy that became the file of a disk which comes.
+/// A partial copy that became the file of an incoming disk.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PartialKey {
-    /// Of the hashes of this attempt.
+    /// The key of this attempt's hashes.
     pub key: Secret,
 }
 
-/// Whether a file is as it is just after it was made, or while it is made: empty, of this size.
+/// Whether a file looks newly created, completely or in part: empty, of this size.
 fn holds_nothing(path: &Path, format: DiskFormat, size: ByteCount) -> io::Result<bool> {
     let facts = path.symlink_metadata()?;
     if !facts.is_file() {

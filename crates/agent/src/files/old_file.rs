@@ -1,4 +1,4 @@
-//! The old file of a disk that has moved: removed unless something speaks for it.
+//! Removes the old file of a disk that has moved, unless there is a reason to keep it.
 
 use std::path::Path;
 
@@ -7,11 +7,11 @@ use ferry_drivers::{file, identity::InUse};
 
 use crate::AgentError;
 
-/// Removes it, unless `stays` says why not, which is told what stands against it as a file. Gives why it stays; nothing, also for
-/// one that is not there. Blocks.
+/// Removes the file, unless `stays` returns a reason to keep it; `stays` receives what the file itself shows against
+/// removal. Returns that reason; none if the file was removed or does not exist. Blocks.
 ///
 /// # Errors
-/// When that is not known, or it cannot be removed.
+/// If that is unknown, or the file cannot be removed.
 pub(crate) fn remove_unless<W>(
     path: &Path,
     used: &InUse,

@@ -1,14 +1,14 @@
-//! Copies of disks that were not finished, kept for the next attempt: it sends only what differs.
+//! Partial copies: unfinished copies of disks, kept so that the next attempt sends only what differs.
 //!
 //! ```text
 //! undone ─▶ keep: file ─▶ VM-device-time.ferry-seed ─▶ a new attempt ─▶ take: back to a file ─▶ read and hashed
 //!                           └─ a day later, when there are too many, or when room is needed ─▶ removed
 //! ```
-//! To keep and to take is to rename: nothing has to be done, or to be waited for, in between. What a file holds is read
-//! by the carrier of the attempt that uses it, before anything is written to it (`live::carrier`).
+//! Keeping and taking are renames; nothing is done in between. The carrier of the attempt that uses the file reads its
+//! content before anything is written to it (`live::carrier`).
 //!
-//! A partial copy is a guess, never the truth: each block that the source names by its hash is read and compared when it is
-//! used (`ferry_wire::nbd`), and everything else of the disk is sent.
+//! A partial copy is never trusted: each block that the source names by its hash is read and compared when it is used
+//! (`ferry_wire::nbd`), and the rest of the disk is sent.
 
 use std::{
     collections::HashSet,
@@ -30,16 +30,16 @@ use crate::{AgentError, config::Config, lock::lock, records};
 
 /// How long a partial copy is kept.
 const KEPT_FOR: Duration = Duration::from_secs(24 * 60 * 60);
-/// Partial copies of one host.
+/// Limit of partial copies per host.
 const PARTIALS_MAX: usize = 16;
-/// How often it is seen to it that partial copies are neither too old nor too many; also when one was kept.
+/// How often partial copies that are too old or too many are removed; also done when one is kept.
 const SWEEP_EVERY: Duration = Duration::from_secs(60 * 60);
-/// A copy that holds less is made anew in no time.
+/// A copy with less data is quickly made again.
 const WORTH_KEEPING: ByteCount = ByteCount::mib(4);
-/// How the name of a file ends that is a partial copy.
+/// Extension of the name of a partial copy.
 const ENDING: &str = "ferry-seed";
 
-/// What is written down of a partial copy.
+/// The record of a partial copy.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 struct Record {
     vm: VmId,
@@ -55,13 +55,13 @@ struct Record {
 /// The partial copies of a host.
 pub struct PartialCopies {
     folder: PathBuf,
-    /// Records of partial copies that are being changed. Nobody waits for another: a share that does not answer holds up what is
-    /// done with its own partial copies.
+    /// Records of partial copies that are being changed. Operations do not wait for each other: an unresponsive share
+    /// affects only its own partial copies.
     busy: Mutex<HashSet<PathBuf>>,
     kept: Arc<Notify>,
 }
 
-/// A partial copy that nobody else changes meanwhile.
+/// Exclusive access to a partial copy.
 struct Claim<'a> {
     busy: &'a Mutex<HashSet<PathBuf>>,
     record: PathBuf,
@@ -74,14 +74,14 @@ impl Drop for Claim<'_> {
 }
 
 impl PartialCopies {
-    /// Finds the partial copies that were kept.
+    /// Finds the existing partial copies.
     ///
     /// # Errors
-    /// When the folder cannot be made.
+    /// If the folder cannot be created.
     pub fn load(config: &Config) -> Result<Self, AgentError> {
         let folder = config.seeds_dir();
         records::ensure_private_dir(&folder)?;
-        // Records are read when they are needed. Of a damaged one nobody would ever hear.
+        // Records are read on demand. Reading them here puts damaged ones aside, so that they are reported.
         records::read_all::<Record>(&folder, |_| true)?;
         Ok(Self::of(folder))
     }
@@ -90,14 +90,14 @@ impl PartialCopies {
         Self { folder, busy: Mutex::default(), kept: Arc::default() }
     }
 
-    /// Keeps the file of a disk that did not come, if that is worth it; whether it did. Blocks. Nobody may write to the
-    /// file any more.
+    /// Keeps the file of a disk that did not arrive, if that is worthwhile; returns whether it did. Blocks. There must
+    /// be no writer to the file any more.
     pub(crate) fn keep(&self, vm: VmId, incoming_disk: &IncomingDisk) -> bool {
         if !incoming_disk.made || file::allocated(&incoming_disk.path).unwrap_or_default() < WORTH_KEEPING {
             return false;
         }
         let Some(_claim) = self.claim(vm, &incoming_disk.device) else { return false };
-        // A copy of the same disk is older.
+        // An older copy of the same disk exists.
         if self.record(vm, &incoming_disk.device).is_some_and(|older| !self.remove(&older)) {
             return false;
         }
@@ -111,7 +111,7 @@ impl PartialCopies {
             path: incoming_disk.path.with_file_name(name),
             kept_at_ms,
         };
-        // Written down first: a copy of which nobody knows would stay for ever.
+        // The record is written first: a copy without one would stay for ever.
         let kept = records::write_json(&self.record_path(vm, &incoming_disk.device), &record).and_then(|()| {
             let renamed = file::rename_new(&incoming_disk.path, &record.path);
             renamed.map_err(|source| AgentError::File { path: incoming_disk.path.clone(), source })
@@ -126,8 +126,8 @@ impl PartialCopies {
         true
     }
 
-    /// Makes the partial copy of a disk the file of a disk that comes: renamed to `path`, where nothing may be. `None` if there
-    /// is none that fits; one of another format or size is removed. Blocks.
+    /// Makes the partial copy of a disk the file of an incoming disk: renames it to `path`, which must not exist.
+    /// `None` if no copy fits; one of another format or size is removed. Blocks.
     pub(crate) fn take(&self, vm: VmId, wanted: &DiskArrival, path: &Path) -> Option<PartialKey> {
         let _claim = self.claim(vm, &wanted.device)?;
         let record = self.record(vm, &wanted.device)?;
@@ -135,19 +135,20 @@ impl PartialCopies {
             self.remove(&record);
             return None;
         }
-        // Not on another file system, and never over a file that is there: the seed stays then.
+        // Fails across file systems and never replaces an existing file: the partial copy stays then.
         if let Err(error) = file::rename_new(&record.path, path) {
             info!(%vm, disk = record.device, error = %chain(&error), "An unfinished copy is not used");
             return None;
         }
         if let Err(error) = records::remove(&self.record_path(vm, &wanted.device)) {
-            // It names a file that is not there any more.
+            // The record names a file that no longer exists.
             warn!(%vm, disk = record.device, error = %chain(&error), "What was written down of a partial copy could not be removed");
         }
         Some(PartialKey { key: ferry_trust::random_secret() })
     }
 
-    /// What the partial copy of a disk takes that would become the file at `path`, if there is one: so much less room is needed.
+    /// The space occupied by the partial copy that would become the file at `path`, if there is one: that much less is
+    /// needed.
     pub(crate) fn held(&self, vm: VmId, wanted: &DiskArrival, path: &Path) -> ByteCount {
         let record = self.record(vm, &wanted.device).filter(|record| record.is_of(wanted));
         let device = path.parent().and_then(device_of);
@@ -155,13 +156,14 @@ impl PartialCopies {
         record.and_then(|record| file::allocated(&record.path).ok()).unwrap_or_default()
     }
 
-    /// What partial copies take on a file system, by its device number, but for those of one VM. Blocks.
+    /// Bytes that partial copies occupy on a file system, by its device number, except those of one VM. Blocks.
     pub(crate) fn removable(&self, but: VmId, device: u64) -> ByteCount {
         ByteCount(self.removable_records(but, device).iter().map(|(_, taken)| taken.0).sum())
     }
 
-    /// Removes partial copies on a file system, by its device number, but none of one VM, until so much is free again: the oldest
-    /// first, no more than are needed, and none at all if all of them were not enough. What became free. Blocks.
+    /// Removes partial copies on a file system, by its device number, except those of one VM, until `needed` bytes are
+    /// freed: the oldest first, no more than necessary, and none if even all of them are not enough. Returns the bytes
+    /// freed. Blocks.
     pub(crate) fn make_room(&self, but: VmId, device: u64, needed: ByteCount) -> ByteCount {
         let mut records = self.removable_records(but, device);
         if records.iter().map(|(_, taken)| taken.0).sum::<u64>() < needed.0 {
@@ -190,7 +192,7 @@ impl PartialCopies {
         others.filter_map(one).collect()
     }
 
-    /// Removes what is too old, and the oldest beyond `most`.
+    /// Removes those that are too old, and the oldest beyond `most`.
     fn sweep(&self, most: usize) {
         let mut records = self.records();
         records.sort_by_key(|record| std::cmp::Reverse(record.kept_at_ms));
@@ -198,7 +200,7 @@ impl PartialCopies {
         for (place, record) in records.iter().enumerate() {
             if (place >= most || record.kept_at_ms < oldest)
                 && let Some(_claim) = self.claim(record.vm, &record.device)
-                // It may have been taken, and another be kept, since it was looked at.
+                // It may have been taken, and another kept, since it was read.
                 && self.record(record.vm, &record.device).as_ref() == Some(record)
             {
                 self.remove(record);
@@ -206,11 +208,11 @@ impl PartialCopies {
         }
     }
 
-    /// Whether all of it is gone.
+    /// Removes a partial copy and its record; returns whether both are gone.
     fn remove(&self, record: &Record) -> bool {
         for path in [&record.path, &self.record_path(record.vm, &record.device)] {
             if let Err(error) = file::remove(path)
-                // A guess whose folder is gone is of no use.
+                // If the folder is gone, the copy is useless anyway.
                 && error.kind() != io::ErrorKind::NotFound
             {
                 warn!(file = %path.display(), error = %chain(&error), "A part of an unfinished copy could not be removed");
@@ -223,7 +225,7 @@ impl PartialCopies {
     fn claim(&self, vm: VmId, device: &str) -> Option<Claim<'_>> {
         let record = self.record_path(vm, device);
         let is_free = lock(&self.busy).insert(record.clone());
-        // No claim is made that is not given: its end would free the seed.
+        // Create a claim only if it is returned: dropping one would free the partial copy.
         if is_free { Some(Claim { busy: &self.busy, record }) } else { None }
     }
 
@@ -247,8 +249,8 @@ impl Record {
         (self.format, self.virtual_size) == (wanted.format, wanted.virtual_size)
     }
 
-    /// Whether the file is an image of the disk's size. A raw one that is shorter, as a file that was not copied to its
-    /// end, gets its length.
+    /// Whether the file is an image of the disk's size. A shorter raw file, such as one not copied to its end, is
+    /// extended to that size.
     fn is_whole(&self) -> io::Result<bool> {
         match self.format {
             DiskFormat::Raw => {
@@ -265,11 +267,11 @@ impl Record {
     }
 }
 
-/// Sees to it that partial copies are neither too old nor too many, for as long as there is somebody to keep them.
+/// Periodically removes partial copies that are too old or too many, as long as the object exists.
 pub(crate) async fn sweep_for_ever(partials: Weak<PartialCopies>) {
     while let Some(here) = partials.upgrade() {
         let kept = Arc::clone(&here.kept);
-        // Not two at a time: a share that does not answer is waited for.
+        // Never two at a time: an unresponsive share is waited for.
         if tokio::task::spawn_blocking(move || here.sweep(PARTIALS_MAX)).await.is_err() {
             return;
         }
@@ -277,9 +279,9 @@ pub(crate) async fn sweep_for_ever(partials: Weak<PartialCopies>) {
     }
 }
 
-/// What a file of this VM's disk is called, without what belongs to its kind.
+/// The file name for this VM's disk, without the extension of its kind.
 fn name_of(vm: VmId, device: &str) -> String {
-    // A device's name comes from a definition: only its letters and digits make a file's name.
+    // Device names come from a definition: only their letters and digits are used in file names.
     let device: String = device.chars().filter(char::is_ascii_alphanumeric).collect();
     format!("{vm}-{device}")
 }
@@ -320,7 +322,7 @@ mod tests {
         }
     }
 
-    /// A raw one of 64 MiB that holds six.
+    /// A raw file of 64 MiB that holds 6 MiB of data.
     fn filled(path: PathBuf) -> IncomingDisk {
         let incoming_disk = incoming_disk(path, DiskFormat::Raw, ByteCount::mib(64));
         let file = fs::File::options().write(true).open(&incoming_disk.path).expect("there");
@@ -338,7 +340,7 @@ mod tests {
         }
     }
 
-    /// What is in the folder, but for what is called so.
+    /// Content of the folder except files with this name.
     fn others(folder: &Path, known: &str) -> Vec<String> {
         let names = fs::read_dir(folder).expect("there").flatten().map(|entry| entry.file_name());
         names.map(|name| name.to_string_lossy().into_owned()).filter(|name| name != known).collect()
@@ -367,7 +369,7 @@ mod tests {
         assert!(held.iter().all(|byte| *byte == 7), "with all it held");
         assert_eq!(partials.take(vm(7), &wanted(&disk), &elsewhere), None, "it is taken once");
         assert_eq!((others(folder.path(), "other.raw"), others(records.path(), "")), (vec![], vec![]));
-        // And again: nothing was written down of what it holds that could be another's.
+        // Again: the record holds nothing that could name another VM's file.
         assert!(partials.keep(vm(7), &IncomingDisk { path: elsewhere.clone(), ..disk.clone() }));
         assert!(partials.take(vm(7), &wanted(&disk), &disk.path).is_some());
     }
@@ -384,13 +386,13 @@ mod tests {
         let larger = DiskArrival { virtual_size: ByteCount::mib(65), ..wanted(&one) };
         assert_eq!(partials.take(vm(9), &larger, &one.path), None);
         assert_eq!(partials.records(), []);
-        // Nor what is not what was written down.
+        // A file that does not match its record is not taken.
         assert!(partials.keep(vm(9), &filled(folder.path().join("two.raw"))));
         let kept = partials.records()[0].path.clone();
         fs::File::options().write(true).open(&kept).expect("there").set_len(65 << 20).expect("longer");
         assert_eq!(partials.take(vm(9), &wanted(&one), &one.path), None);
         assert!(!kept.exists() && !one.path.exists());
-        // A raw file that was not copied to its end gets its length.
+        // A raw file that was not copied to its end is extended to its size.
         assert!(partials.keep(vm(9), &filled(folder.path().join("three.raw"))));
         let kept = partials.records()[0].path.clone();
         fs::File::options().write(true).open(&kept).expect("there").set_len(9 << 20).expect("shorter");
@@ -424,7 +426,7 @@ mod tests {
         assert!(partials.take(vm(9), &wanted(&disk), &free).is_some(), "it stayed");
         let error = file::rename_new(&free, &disk.path).expect_err("it is there");
         assert_eq!(error.kind(), io::ErrorKind::AlreadyExists);
-        // The name of a file that is kept is that of no other, whatever lies around.
+        // The name of a kept file is unique, whatever else is in the folder.
         let mut occupied = disk.path.clone().into_os_string();
         occupied.push(format!(".{ENDING}"));
         fs::write(&occupied, "precious").expect("written");
@@ -469,7 +471,7 @@ mod tests {
             // The oldest has the largest number.
             put(&partials, number, path(number), now - number);
         }
-        // One that cannot be removed, and is the oldest of all.
+        // One that cannot be removed and is the oldest.
         fs::create_dir(path(5)).expect("made");
         fs::write(path(5).join("inside"), "x").expect("written");
         put(&partials, 5, path(5), 7);

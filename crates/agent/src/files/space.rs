@@ -1,7 +1,7 @@
-//! Whether there is room for new files: by file system or share, over all of them together.
+//! Checks that there is enough space for new files, counted together per file system or share.
 //!
 //! ```text
-//! Needs::add, for each file ─▶ Needs::are_met: claim ─▶ look at earlier claims and at what goes on ─▶ yes or no
+//! Needs::add, for each file ─▶ Needs::are_met: claim ─▶ count earlier claims and running copies ─▶ yes or no
 //! ```
 
 use std::{
@@ -20,22 +20,22 @@ use super::{
 };
 use crate::{AgentError, refusal::refused};
 
-/// What new files need, and what is free there.
+/// Space that new files need, and what is free there.
 #[derive(Default)]
 pub(crate) struct Needs {
     rooms: BTreeMap<Room, Need>,
-    /// Shares and folders that were found usable.
+    /// Shares and folders that were found to be usable.
     usable: BTreeSet<String>,
 }
 
 impl Needs {
-    /// Counts a file that will take about as much as `allocated`. The place is seen to be usable: its share is mounted and
-    /// answers, and QEMU's user can write a file in its folder.
+    /// Adds a file that will occupy about as much as `allocated`. Checks that the location is usable: its share is
+    /// mounted and responds, and QEMU's user can write a file in its folder.
     ///
     /// # Errors
-    /// When the place is outside of where files may be, does not answer, or cannot hold files of VMs.
+    /// If the location is outside of where files may be, does not respond, or cannot hold files of VMs.
     pub(crate) fn add(&mut self, storage: &HostStorage, to: &Location, allocated: ByteCount) -> Result<(), AgentError> {
-        // Without its share the folder is one of this host's own, beneath the mount point.
+        // If the share is not mounted, the folder is a local one below the mount point.
         if let Location::Share { share, .. } = to
             && self.usable.insert(share.to_string())
         {
@@ -48,7 +48,7 @@ impl Needs {
             writable.map_err(|error| outside(&error))?;
         }
         if let Some((room, free)) = room_in(storage, to, folder.path())? {
-            // What was written names the file.
+            // The path as written names the file.
             let written = folder.written().strip_suffix(&name).unwrap_or(folder.written());
             let written = written.trim_end_matches(['/', '\\']).to_owned();
             let fault = |source| AgentError::File { path: folder.path().to_owned(), source };
@@ -60,8 +60,8 @@ impl Needs {
         Ok(())
     }
 
-    /// Whether each place has room for all that goes there, beside what goes on there already and what others were
-    /// promised. Ok promises the room to the request until its claim is dropped.
+    /// Checks that each location has enough space for all new files, in addition to running copies and other promises.
+    /// Ok promises the space to the request until its claim is dropped.
     ///
     /// # Errors
     /// `file.space` for the first that has not.
@@ -73,15 +73,16 @@ impl Needs {
         met
     }
 
-    /// How much room is missing, by the number of the file system. What is needed is claimed, as by [`Self::are_met`].
+    /// How many bytes are missing, by the device number of the file system. Claims the space, as [`Self::are_met`]
+    /// does.
     pub(crate) fn missing(&self, storage: &HostStorage) -> Vec<(u64, ByteCount)> {
         self.missing_beside(&self.others(storage))
     }
 
-    /// What others take, once this is claimed.
+    /// What others occupy, after this was claimed.
     fn others(&self, storage: &HostStorage) -> Vec<(Room, JobId, ByteCount)> {
         let claimed = storage.claim.put(&self.rooms);
-        // After the claims: who gives one up has its files among the reserved by then.
+        // After the claims: a request that drops its claim has its files among the reserved ones by then.
         let reserved: Vec<(Room, JobId, ByteCount)> = (storage.reserved)()
             .iter()
             .filter_map(|reserved| Some((room_of(storage, &reserved.to)?, reserved.job, reserved.still)))
@@ -130,7 +131,8 @@ impl Needs {
     }
 }
 
-/// What each job takes of each room: what it was promised, or what its files still take. One may have both for a moment.
+/// What each job occupies per share or file system: what it was promised, or what its files will still occupy. A job
+/// may have both for a moment.
 fn together(
     claimed: &[(Room, JobId, ByteCount)],
     reserved: &[(Room, JobId, ByteCount)],
@@ -151,7 +153,7 @@ fn together(
     all.into_iter().map(|((room, job), bytes)| (room, job, ByteCount(bytes))).collect()
 }
 
-/// Whose room a file takes. A share is not asked: it may be dead.
+/// Where a file's space is counted. Does not touch the share: it may be dead.
 fn room_of(storage: &HostStorage, to: &Location) -> Option<Room> {
     match to {
         Location::Share { share, .. } => Some(Room::Share(*share)),
@@ -162,7 +164,7 @@ fn room_of(storage: &HostStorage, to: &Location) -> Option<Room> {
     }
 }
 
-/// Whose room a new file takes, and what is free there; `None` if nobody tells.
+/// Where a new file's space is counted, and what is free there; `None` if that cannot be determined.
 fn room_in(storage: &HostStorage, to: &Location, folder: &Path) -> Result<Option<(Room, ByteCount)>, AgentError> {
     match to {
         Location::Share { share, .. } => {
@@ -216,7 +218,7 @@ mod tests {
         assert_eq!(claims.claim(Some(JobId(1))).put(&need.rooms), [], "a job does not stand in its own way");
         drop(first);
         assert_eq!(second.put(&need.rooms), []);
-        // For a moment a job has both, and neither is counted twice.
+        // For a moment a job has both; they are not added up.
         assert_eq!(together(&[of(1, 60)], &[of(1, 20), of(1, 30), of(2, 5)]), [of(1, 60), of(2, 5)]);
     }
 
@@ -230,7 +232,7 @@ mod tests {
             (&share, 64, 64, 8, false),
             (&share, 64, 64, 64, false),
             (&share, 2, 64, 8, true),
-            // An image that grows.
+            // A growing image.
             (&share, 2, 2, 8, true),
         ] {
             assert_eq!(is_told(to, mib(taken), length * MIB, mib(allocated)), told, "{to:?} {taken} {length}");

@@ -1,4 +1,4 @@
-//! What handlers take and give: bodies, answers, and refusals as problems.
+//! What handlers accept and return: bodies, answers, and refusals as problems.
 
 use std::sync::Arc;
 
@@ -17,7 +17,7 @@ use tracing::{error, info};
 
 use crate::{Agent, AgentError, blocking::blocking};
 
-/// An error as an answer.
+/// An error as an HTTP answer.
 pub(super) struct Refusal(pub(super) AgentError);
 
 impl<E: Into<AgentError>> From<E> for Refusal {
@@ -46,7 +46,7 @@ fn answer_problem(problem: &Problem) -> Response {
 pub(super) type Answered<T> = Result<Json<T>, Refusal>;
 pub(super) type Shared = State<Arc<Agent>>;
 
-/// A JSON body; anything else is a problem with `request.invalid`.
+/// A JSON body; anything else gives a problem with `request.invalid`.
 pub(super) struct Body<T>(pub(super) T);
 
 impl<T: DeserializeOwned, S: Send + Sync> FromRequest<S> for Body<T> {
@@ -65,7 +65,7 @@ pub(super) fn invalid(status: u16, message: String) -> Refusal {
     Refusal(AgentError::refused(status, Finding::blocks(FindingId::RequestInvalid, "request", message, fix)))
 }
 
-/// Runs what blocks in the agent.
+/// Runs a blocking call of the agent.
 pub(super) async fn on_thread<T: Send + 'static>(
     agent: &Arc<Agent>,
     call: impl FnOnce(&Agent) -> Result<T, AgentError> + Send + 'static,

@@ -1,4 +1,4 @@
-//! The host: enrolment, what it is, what it has, and the power of its VMs.
+//! Routes of the host: enrolment, facts, state, and the power of its VMs.
 
 use std::{sync::Arc, time::Duration};
 
@@ -19,8 +19,8 @@ use tracing::info;
 use super::answer::{Answered, Body, Refusal, Shared, on_thread};
 use crate::{Agent, AgentError, host, offline, places, tls::Caller};
 
-/// How long libvirt may take to say what the host is: less than the server waits. At its first connection it looks at every
-/// emulator, which took 15 s on a slow host.
+/// Time limit for libvirt's facts about the host: less than the server waits. At its first connection libvirt examines
+/// every emulator, which took 15 s on a slow host.
 const HOST_WAIT: Duration = Duration::from_secs(25);
 
 pub(super) async fn enrol(
@@ -29,7 +29,7 @@ pub(super) async fn enrol(
     Body(request): Body<EnrolRequest>,
 ) -> Answered<HostFacts> {
     agent.enrolment.check(pin, &request)?;
-    // Before the secret is used up: a server that hears nothing of the host does not add it, and asks again.
+    // Before the secret is used up: a server that receives no facts does not add the host, and tries again.
     let facts = host_facts(&agent).await?;
     agent.enrolment.enrol(pin, &request)?;
     info!(server = %pin, host = %request.host, "Enrolled with a server");
@@ -57,7 +57,7 @@ pub(super) struct Cursor {
     generation: Option<Generation>,
     #[serde(default)]
     wait_ms: u64,
-    /// Look first: the answer is no older than the question.
+    /// Refresh first: the answer is no older than the request.
     #[serde(default)]
     fresh: bool,
 }
@@ -71,7 +71,7 @@ pub(super) async fn observe(State(agent): Shared, Query(cursor): Query<Cursor>) 
     let newer = agent.observer.newer(cursor.incarnation.zip(cursor.generation), wait);
     let found = tokio::select! {
         found = newer => found,
-        // Another server's agent from now on: whoever waits is told so at once.
+        // The agent belongs to another server from now on: a waiting caller is answered at once.
         _ = enrolled.changed() => agent.observer.newer(None, Duration::ZERO).await,
     };
     match found {
@@ -102,7 +102,7 @@ pub(super) async fn get_disks(State(agent): Shared, Path(vm): Path<VmId>) -> Ans
 
 #[derive(Deserialize)]
 pub(super) struct Only {
-    /// Devices, with commas between them; all, if it is not there.
+    /// Comma-separated devices; all if absent.
     only: Option<String>,
 }
 

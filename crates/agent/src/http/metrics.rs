@@ -1,5 +1,5 @@
-//! `/metrics` for Prometheus, at a listener of its own: the control API obeys nobody but the server. It names neither VMs nor
-//! shares, and is off unless a setting says where it listens.
+//! `/metrics` for Prometheus, on a separate listener: the control API accepts only the server. It names neither VMs nor
+//! shares, and is off unless a setting gives its address.
 
 use std::{collections::BTreeMap, sync::Arc};
 
@@ -19,12 +19,12 @@ use tokio::net::TcpListener;
 
 use crate::Agent;
 
-/// Answers for as long as it is polled.
+/// Serves as long as it is polled.
 pub async fn serve(agent: Arc<Agent>, listener: TcpListener) {
     let show =
         |State(agent): State<Arc<Agent>>| async move { ([(CONTENT_TYPE, MEDIA_TYPE)], text(&agent)).into_response() };
     let router = Router::new().route("/metrics", get(show)).with_state(agent);
-    // It never ends by an error: axum goes on after what `accept` could not do.
+    // It never ends with an error: axum continues after failures of `accept`.
     let _ = axum::serve(listener, router).await;
 }
 
@@ -40,7 +40,7 @@ pub(crate) async fn count(State(agent): State<Arc<Agent>>, request: Request, nex
     answer
 }
 
-/// What is so now, and what was counted.
+/// Current values and counters.
 pub fn text(agent: &Agent) -> String {
     let mut text = Exposition::default();
     text.gauge("ferry_agent_build_info", "The agent's version").sample(&[("version", env!("CARGO_PKG_VERSION"))], 1.0);

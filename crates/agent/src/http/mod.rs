@@ -1,4 +1,4 @@
-//! The control API: `ferry_core::api::agent` says what each route takes and gives.
+//! The control API; `ferry_core::api::agent` defines the input and output of each route.
 
 mod answer;
 mod host;
@@ -39,17 +39,17 @@ use crate::{
     tls::{Caller, PinAcceptor},
 };
 
-/// How long an address may still be in use by an agent that has just ended.
+/// How long an agent that has just ended may still occupy the address.
 const ADDRESS_WAIT: Duration = Duration::from_secs(10);
 const ADDRESS_PAUSE: Duration = Duration::from_millis(50);
-/// Largest body: a request of a migration holds a few hundred paths at most.
+/// Largest body: a migration request holds a few hundred paths at most.
 const BODY_BYTES_MAX: usize = 1 << 20;
-/// Longest answer in which people's words are looked for: a report of a move holds some lines for each of its disks.
+/// Longest answer in which texts for people are rewritten: a move's report holds a few lines for each of its disks.
 const ANSWER_BYTES_MAX: usize = 4 << 20;
-/// How long requests in flight may go on when the agent is ended.
+/// How long requests in flight may continue when the agent stops.
 const GRACE: Duration = Duration::from_secs(2);
 
-/// The routes, behind the check of the caller's key.
+/// The routes, all behind the check of the caller's key.
 pub fn router(agent: Arc<Agent>) -> Router {
     let enrolled = Router::new()
         .route("/v1/host", get(get_host))
@@ -77,10 +77,10 @@ pub fn router(agent: Arc<Agent>) -> Router {
         .with_state(agent)
 }
 
-/// Listens at `address`. Waits up to 10 s for it to be free: an agent that was just killed may not have let it go.
+/// Listens at `address`. Waits up to 10 s until it is free: an agent that was just killed may still occupy it.
 ///
 /// # Errors
-/// When it stays in use, or is none of this host's.
+/// If it stays in use, or is not an address of this host.
 pub async fn listen(address: SocketAddr) -> std::io::Result<TcpListener> {
     let until = Instant::now() + ADDRESS_WAIT;
     loop {
@@ -93,10 +93,10 @@ pub async fn listen(address: SocketAddr) -> std::io::Result<TcpListener> {
     }
 }
 
-/// Serves until `stop` is told, then lets requests in flight end. Carriers go on.
+/// Serves until `stop` is signalled, then lets requests in flight finish. Carriers continue.
 ///
 /// # Errors
-/// When the listener cannot be used.
+/// If the listener cannot be used.
 pub async fn serve_on(
     agent: Arc<Agent>,
     listener: TcpListener,
@@ -138,12 +138,12 @@ async fn authorise(
     if is_of_a_move || !response.status().is_success() {
         response = told_to_people(&agent, response).await;
     }
-    // A long poll may have outlived its caller's right to the answer.
+    // The caller may have lost its right to the answer during a long poll.
     agent.enrolment.authorise(pin)?;
     Ok(response)
 }
 
-/// The answer with what people read in it told in their words. One that is no JSON, or too long, goes as it is.
+/// Rewrites the texts in an answer that people read. Answers that are not JSON, or too long, are passed on unchanged.
 async fn told_to_people(agent: &Agent, response: Response) -> Response {
     let (mut parts, body) = response.into_parts();
     let Ok(bytes) = axum::body::to_bytes(body, ANSWER_BYTES_MAX).await else {

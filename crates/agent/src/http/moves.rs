@@ -1,4 +1,4 @@
-//! Moves, of every kind.
+//! Routes of moves of every kind.
 
 use std::time::Duration;
 
@@ -39,7 +39,7 @@ pub(super) async fn act(
     Ok(Json(agent.act(job, generation, verb).await?))
 }
 
-/// What is known, and how long there may be nothing newer.
+/// The newest known report, and how long to wait for a newer one.
 #[derive(Deserialize)]
 pub(super) struct News {
     #[serde(default)]

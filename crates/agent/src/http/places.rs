@@ -1,4 +1,4 @@
-//! Shares and places: where files of VMs may be.
+//! Routes of shares and places: where files of VMs may be.
 
 use axum::{
     Json,

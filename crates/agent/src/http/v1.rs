@@ -1,5 +1,5 @@
-//! Version 1 of the routes of moves, for a server of the version before: a set for each kind, with verbs in the path. Bodies and
-//! answers are those of version 2 but for tags, names of stages and of a few fields.
+//! Version 1 of the move routes, for a server of the previous version: one set of routes per kind, with verbs in the
+//! path. Bodies and answers are those of version 2 except for tags, names of stages and a few fields.
 
 use std::sync::Arc;
 
@@ -22,7 +22,7 @@ use ferry_core::{
 use serde::de::DeserializeOwned;
 use serde_json::{Map, Value, json};
 
-/// A kind of move, as its routes are called.
+/// A kind of move, as named in its routes.
 #[derive(Clone, Copy)]
 enum Kind {
     Live,
@@ -48,7 +48,7 @@ pub(super) fn routes() -> Router<Arc<Agent>> {
         .route("/v1/storage-moves/check", put(check_storage))
 }
 
-/// A body as version 2 has it.
+/// Converts a body to version 2.
 fn body<T: DeserializeOwned>(bytes: &Bytes, tags: Value) -> Result<T, Refusal> {
     let read = || {
         let mut body: Map<String, Value> = if bytes.is_empty() { Map::new() } else { serde_json::from_slice(bytes)? };
@@ -119,7 +119,7 @@ fn told_ready(kind: Kind, ready: &Ready) -> Value {
     }
 }
 
-/// A report as version 1 has it.
+/// Converts a report to version 1.
 fn told(kind: Kind, report: &Report) -> Value {
     let mut told = json!(report);
     match (kind, report.stage) {
@@ -131,7 +131,7 @@ fn told(kind: Kind, report: &Report) -> Value {
         _ => {}
     }
     if matches!(kind, Kind::Offline) {
-        // Whether the source started the VM at boot, no server asks here.
+        // No server asks here whether the source started the VM at boot.
         let more = json!({"files": report.disks, "wire": report.figures.disk_wire, "autostart": false});
         told.as_object_mut().expect("a report is one").extend(more.as_object().cloned().unwrap_or_default());
     }

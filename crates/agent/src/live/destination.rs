@@ -1,5 +1,5 @@
-//! The destination of a live move, around its carrier: makes the files of disks that come, runs a VM that is here, and removes
-//! what does not come.
+//! The destination of a live move, around its carrier: creates the files of incoming disks, runs a VM that is here, and
+//! removes what did not arrive.
 
 use std::{path::PathBuf, sync::Arc, time::Duration};
 
@@ -35,11 +35,11 @@ use crate::{
 };
 
 impl Registry {
-    /// Makes ready to receive.
+    /// Prepares to receive a VM.
     ///
     /// # Errors
-    /// `request.stale`, `vm.uuid-taken`, or why the carrier could not be started. Nothing is left then; a file that could
-    /// not be removed is written down, and goes when this is undone.
+    /// `request.stale`, `vm.uuid-taken`, or why the carrier could not be started. Nothing is left behind then; a file
+    /// that could not be removed is recorded, and is removed by the undo.
     pub async fn prepare_destination(
         &self,
         job: JobId,
@@ -66,7 +66,7 @@ impl Registry {
                 if let Some(answer) = self.ask(&known, Ask::Report { after: 0, wait_ms: 0 }).await {
                     return ready(answer, &known);
                 }
-                // Its carrier is gone, and what was made for it is made again.
+                // Its carrier is gone, so what was created for it is created again.
                 self.remove_incoming(known).await?;
             }
             None => self.must_not_be_here(vm).await?,
@@ -96,13 +96,13 @@ impl Registry {
             }
         };
         made_to_fail("agent-prepared-destination")?;
-        // The VM may come home: a hold of an earlier move away is over.
+        // The VM may return: a hold of an earlier move away is over.
         hold::release(&self.config.holds_dir(), vm)?;
         ready(answer, &journal)
     }
 
-    /// Makes the files of disks that come along. Each is written down before, since this process may die in between, and
-    /// after. What is there after an error is in the journal.
+    /// Creates the files of incoming disks. Each is recorded before, since this process may die in between, and after.
+    /// After an error the journal lists the files that exist.
     async fn make_incoming(&self, journal: &mut Journal, wanted: &[DiskArrival]) -> Result<(), AgentError> {
         for index in 0..journal.task.incoming_disks().len() {
             let owner = call(&self.hypervisor, |hypervisor| hypervisor.process_owner()).await?;
@@ -119,7 +119,7 @@ impl Registry {
                     (incoming_disk.made, incoming_disk.identity, incoming_disk.from_partial) = (true, identity, sown);
                 })?,
                 Err(error) => {
-                    // What is there now, if anything, was not made by this.
+                    // If there is a file now, it was not created by this attempt.
                     self.note_incoming(journal, index, |incoming_disk| incoming_disk.identity = FileIdentity::Path)?;
                     return Err(error);
                 }
@@ -128,7 +128,7 @@ impl Registry {
         Ok(())
     }
 
-    /// Writes down how it stands with the file of one disk.
+    /// Records the state of one disk's file.
     fn note_incoming(
         &self,
         journal: &mut Journal,
@@ -141,8 +141,8 @@ impl Registry {
         self.put(journal)
     }
 
-    /// Takes back what was made for a migration that could not be begun. What cannot be taken back now stays written down
-    /// for the undo.
+    /// Reverts what was made for a migration that could not start. What cannot be reverted now stays recorded for the
+    /// undo.
     async fn give_up(&self, journal: Journal) {
         let job = journal.job;
         let given_up = async {
@@ -154,8 +154,8 @@ impl Registry {
         }
     }
 
-    /// Removes the files that were made for disks that do not come, or keeps them for the next attempt; each is written
-    /// down as gone at once: whatever has its name afterwards is not ours.
+    /// Removes the files created for disks that did not arrive, or keeps them for the next attempt. Each is recorded as
+    /// gone at once: any later file of that name is not ours.
     pub(super) async fn remove_incoming(&self, mut journal: Journal) -> Result<Journal, AgentError> {
         if !journal.task.incoming_disks().iter().any(IncomingDisk::is_left) {
             return Ok(journal);
@@ -176,7 +176,7 @@ impl Registry {
         Ok(journal)
     }
 
-    /// Files that VMs of this host name, and those of other migrations: they are not to be removed for this one.
+    /// Files named by this host's VMs and by other migrations: they must not be removed for this one.
     pub(super) async fn files_in_use(&self, journal: &Journal) -> Result<InUse, AgentError> {
         let mut used = call(&self.hypervisor, |hypervisor| hypervisor.files_in_use()).await?;
         for other in self.table.all().iter().filter(|other| other.job != journal.job) {
@@ -194,15 +194,15 @@ impl Registry {
         blocking(move || files::in_use(used)).await
     }
 
-    /// Whether new files for disks of a VM can be made. Blocks.
+    /// Checks that new files for disks of a VM can be created. Blocks.
     ///
     /// # Errors
-    /// What stands against it.
+    /// What prevents it.
     pub fn check_incoming(&self, storage: &HostStorage, vm: VmId, wanted: &[DiskArrival]) -> Result<(), AgentError> {
         incoming::checked(storage, vm, wanted, &self.partials).map(drop)
     }
 
-    /// A copy that is given up is destroyed with its definition: it must be nothing that was here before.
+    /// A copy that is given up is destroyed with its definition, so the VM must not have been here before.
     async fn must_not_be_here(&self, vm: VmId) -> Result<(), AgentError> {
         let Some(facts) = call(&self.hypervisor, move |hypervisor| hypervisor.vm(vm)).await? else { return Ok(()) };
         Err(uuid_taken(vm, &facts.name))
@@ -240,7 +240,7 @@ impl Registry {
         Ok(call(&self.hypervisor, move |hypervisor| hypervisor.resume(vm)).await?)
     }
 
-    /// Destination: the VM is here and not only arriving, and so are the files that came for it. Until this is so the
+    /// Destination: checks that the VM is here, not merely arriving, and so are its incoming files. Until then the
     /// source's files may be the only good ones.
     pub(super) async fn must_be_here(&self, journal: &Journal) -> Result<(), AgentError> {
         let Task::Destination { request, incoming_disks, .. } = &journal.task else { return Ok(()) };
@@ -253,7 +253,7 @@ impl Registry {
         let report = self.report_of(journal, 0, Duration::ZERO).await?;
         match report.presence {
             Presence::Running | Presence::Halted | Presence::Paused | Presence::Off | Presence::Absent => {}
-            // Somebody paused it, or its storage failed, after it had run here.
+            // It had run here, and was then paused by someone or by a storage failure.
             Presence::Arrived if matches!(report.stage, Stage::Resumed | Stage::Confirmed) => {}
             Presence::Arrived
             | Presence::Receiving

@@ -1,4 +1,4 @@
-//! How a live move ends on this host: undone before the point of no return, or confirmed after it, and forgotten.
+//! The end of a live move on this host: undone before the point of no return or confirmed after it, and then forgotten.
 
 use std::{fs, time::Duration};
 
@@ -23,11 +23,11 @@ use crate::{
 };
 
 impl Registry {
-    /// Ends it before the point of no return. Ok promises: at the source, the VM stays and may be started and moved
-    /// again; at the destination, nothing of it is left.
+    /// Ends the move before the point of no return. Ok promises: at the source, the VM stays and may be started and
+    /// moved again; at the destination, nothing of it is left.
     ///
     /// # Errors
-    /// `job.past-pivot` (409); `job.undecided` (409) while it is not known who has the VM; at the destination also when its
+    /// `job.past-pivot` (409); `job.undecided` (409) while it is unknown who has the VM; at the destination also if its
     /// copy could not be destroyed.
     pub(super) async fn abort(&self, journal: Journal) -> Reported {
         made_to_fail("agent-abort")?;
@@ -47,12 +47,12 @@ impl Registry {
             None => self.abort_without_carrier(&journal)?,
         }
         if role == Role::Source {
-            // Its carrier may have lost libvirt, which goes on by itself then.
+            // Its carrier may have lost libvirt, which then continues by itself.
             self.end_migration(vm).await?;
         }
         let presence = call(&self.hypervisor, move |hypervisor| hypervisor.presence(vm, role)).await?;
         match (role, self.carrier_state(&journal)?.sees(presence)) {
-            // It may have moved, if its carrier died before it could tell: release lets it go, not this.
+            // The VM may have moved if its carrier died before reporting it: release ends its hold, not this.
             (Role::Source, Presence::Absent | Presence::Off | Presence::Ended | Presence::Left | Presence::Stopped) => {
             }
             (Role::Source, Presence::HandedOver) => return Err(not_ended(vm)),
@@ -90,12 +90,12 @@ impl Registry {
         Ok(())
     }
 
-    /// Makes the move final. The destination is asked first: its Ok promises that the VM is here, with the files that came
-    /// for it, and autostart is set. Then the source's definition and old files go.
+    /// Makes the move final. The destination is asked first: its Ok promises that the VM is here with its incoming
+    /// files, and that autostart is set. Then the source's definition and old files are removed.
     ///
     /// # Errors
-    /// When libvirt refuses; repeating it is safe. At the destination also while the VM or a file of it is not here, at
-    /// the source while the VM has a process here.
+    /// If libvirt refuses; repeating it is safe. At the destination also while the VM or one of its files is not here,
+    /// at the source while the VM has a process here.
     pub(super) async fn confirm(&self, mut journal: Journal, request: ConfirmRequest) -> Reported {
         made_to_fail("agent-confirm")?;
         let (vm, role) = (journal.task.vm(), journal.task.role());
@@ -126,7 +126,7 @@ impl Registry {
         Ok(report)
     }
 
-    /// Forgets it: the carrier leaves, its sockets and journal go, the hold is released.
+    /// Forgets the move: the carrier leaves, its sockets and journal are removed, the hold is released.
     ///
     /// # Errors
     /// `request.stale`, or files that cannot be removed; repeating it is safe. Ok if it is not known.
@@ -145,7 +145,7 @@ impl Registry {
         self.forget(&journal).await
     }
 
-    /// The carrier leaves, and every file of the migration goes.
+    /// The carrier leaves, and every file of the migration is removed.
     pub(super) async fn forget(&self, journal: &Journal) -> Result<(), AgentError> {
         let folder = self.config.journal_dir();
         let path = journal::path(&folder, journal.job);
@@ -160,14 +160,14 @@ impl Registry {
         for left in [&journal.control, &path.with_extension("said"), &Journal::state_path(&folder, journal.job)] {
             records::remove(left)?;
         }
-        // Last: until then a repeated request finds what is left.
+        // Last: until then a repeated request finds the rest.
         records::remove(&path)?;
         self.table.remove(journal.job);
         Ok(())
     }
 }
 
-/// The VM was at the destination, and may have run there: it is shut off by now.
+/// The finding for a VM that was complete at the destination, may have run there, and is shut off by now.
 fn was_complete(vm: VmId) -> Finding {
     Finding::blocks(
         FindingId::JobUndecided,

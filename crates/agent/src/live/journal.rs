@@ -1,4 +1,4 @@
-//! What is written down of a migration before it happens, so that a restarted agent finds it again.
+//! The journal of a migration, written before each action, so that a restarted agent finds it again.
 //!
 //! One file per migration and writer: `JOB.json` is the agent's, `JOB.state.json` the carrier's.
 
@@ -19,7 +19,7 @@ use crate::{
     records,
 };
 
-/// What was asked for.
+/// The requested task.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "role", rename_all = "snake_case")]
 pub enum Task {
@@ -27,34 +27,34 @@ pub enum Task {
     Source {
         /// The request.
         request: PrepareSource,
-        /// Folders here and what they are called at the destination.
+        /// Maps folders here to their paths at the destination.
         translate: Vec<(PathBuf, PathBuf)>,
-        /// Whether the destination shall keep a definition, as this host does.
+        /// Whether the destination must keep a definition, as this host does.
         persistent: bool,
-        /// Disks that move along, with the files they use here.
+        /// Migrated disks, with their files here.
         #[serde(default)]
         along: Vec<(String, PathBuf)>,
-        /// Whether it was shown that both hosts reach the files that stay, and libvirt cannot be told so.
+        /// Whether it was proved that both hosts reach the files that stay, where libvirt cannot be told so.
         #[serde(default)]
         vouched: bool,
-        /// The VM's name; empty in what an earlier version wrote down.
+        /// The VM's name; empty in journals of an earlier version.
         #[serde(default)]
         name: String,
     },
-    /// Receive it.
+    /// Receive the VM.
     Destination {
         /// The request.
         request: PrepareDestination,
-        /// Folders in which the VM's files may lie.
+        /// Folders that the VM's files may be in.
         roots: Vec<PathBuf>,
-        /// Disks that come along.
+        /// Incoming disks.
         #[serde(default, rename = "arrivals")]
         incoming_disks: Vec<IncomingDisk>,
     },
 }
 
 impl Task {
-    /// Which end it is.
+    /// Which end this is.
     pub fn role(&self) -> Role {
         match self {
             Self::Source { .. } => Role::Source,
@@ -62,7 +62,7 @@ impl Task {
         }
     }
 
-    /// Disks that come along; none at the source.
+    /// Incoming disks; none at the source.
     pub fn incoming_disks(&self) -> &[IncomingDisk] {
         match self {
             Self::Source { .. } => &[],
@@ -79,27 +79,27 @@ impl Task {
     }
 }
 
-/// The agent's page: written before the carrier starts.
+/// The agent's record: written before the carrier starts.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Journal {
     /// The job.
     pub job: JobId,
     /// Its attempt.
     pub generation: Generation,
-    /// What was asked for.
+    /// The requested task.
     pub task: Task,
-    /// Folder of the session's sockets, which QEMU's user enters.
+    /// Folder of the session's sockets, accessible to QEMU's user.
     pub socket_dir: PathBuf,
-    /// The carrier's control socket, in a folder that only root enters.
+    /// The carrier's control socket, in a folder accessible to root only.
     pub control: PathBuf,
-    /// Source: whether the host started the VM at boot before.
+    /// Source: whether the host started the VM at boot before the move.
     pub autostart: bool,
-    /// What was decided about it.
+    /// What was decided so far.
     #[serde(flatten)]
     pub state: State,
 }
 
-/// What was decided about an end of a move.
+/// What was decided about one end of a move.
 ///
 /// ```text
 /// source:       Open ─┬─▶ Confirmed
@@ -110,31 +110,33 @@ pub struct Journal {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(from = "Flags", into = "Flags")]
 pub enum State {
-    /// Nothing: it goes on.
+    /// Nothing yet: the move continues.
     Open,
     /// Destination: both hosts were asked, and the VM is here. From then on it is never destroyed.
     Here,
-    /// Destination: its undo saw a copy that had not been run, and ends it: what is left of it is this undo's.
+    /// Destination: the undo found a copy that had not been run, and is ending it: whatever is left of it belongs to
+    /// this undo.
     Ending,
-    /// The source's definition is gone, or autostart is set at the destination, where the server had to say that it is here or not.
+    /// The source's definition is gone, or autostart is set at the destination. There, `here` records whether the
+    /// server had to decide that the VM is here.
     Confirmed {
-        /// It had.
+        /// The server decided so.
         here: bool,
     },
-    /// It was undone, and, at the destination, a copy was ended or there was none.
+    /// The move was undone, and, at the destination, a copy was ended or there was none.
     Aborted {
-        /// One was ended.
+        /// A copy was ended.
         ended: bool,
     },
 }
 
 impl State {
-    /// Whether it was asked of both hosts that the VM is here.
+    /// Whether both hosts were asked, and the VM is here.
     pub fn is_here(self) -> bool {
         matches!(self, Self::Here | Self::Confirmed { here: true })
     }
 
-    /// Whether the undo of this end ends its copy, or has.
+    /// Whether this end's undo is ending its copy, or has ended it.
     pub fn gave_up(self) -> bool {
         matches!(self, Self::Ending | Self::Aborted { ended: true })
     }
@@ -150,7 +152,7 @@ impl State {
     }
 }
 
-/// [`State`] as it is written down, by every version.
+/// [`State`] in the format that every version writes.
 #[derive(Serialize, Deserialize)]
 struct Flags {
     here: bool,
@@ -183,28 +185,29 @@ impl From<State> for Flags {
     }
 }
 
-/// The carrier's page: written before each thing that cannot be asked of libvirt afterwards.
+/// The carrier's record: written before each action that libvirt cannot be asked about afterwards.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct CarrierState {
-    /// The carrier's process, 0 for one inside the agent.
+    /// The carrier's process; 0 for one inside the agent.
     pub pid: u32,
     /// The Finish reply has reached the source's libvirtd.
     pub finish_delivered: bool,
     /// Destination: the VM was resumed.
     pub resumed: bool,
-    /// Destination: its complete copy was given up before the source was told of it, and is ended here.
+    /// Destination: its complete copy was given up before the source was informed, and is ended here.
     #[serde(default)]
     pub given_up: bool,
-    /// Source: libvirt has no migration of the VM any more, and it runs on here. The copy at the destination is old from then on.
+    /// Source: libvirt has no migration of the VM any more, and it continues here. From then on the copy at the
+    /// destination is outdated.
     #[serde(default)]
     pub ran_on: bool,
-    /// What it took so far.
+    /// Measurements so far.
     pub figures: Figures,
 }
 
 impl CarrierState {
-    /// What a host has of the VM, seen with the knowledge of this page: what is left of a copy that was given up is no VM, and
-    /// what ran on and has no process any more has ended here.
+    /// What a host has of the VM, interpreted with this record: the remains of a copy that was given up are no VM, and
+    /// a VM that continued here and has no process any more has ended here.
     pub fn sees(&self, presence: Presence) -> Presence {
         match presence {
             Presence::Off if self.given_up => Presence::Absent,
@@ -221,15 +224,15 @@ impl Entry for Journal {
 }
 
 impl Journal {
-    /// Where the carrier's page of a job is.
+    /// The path of a job's carrier record.
     pub fn state_path(folder: &Path, job: JobId) -> PathBuf {
         folder.join(format!("{job}.state.json"))
     }
 
-    /// What the carrier wrote, if anything.
+    /// Reads the carrier's record, if there is one.
     ///
     /// # Errors
-    /// When it cannot be read.
+    /// If it cannot be read.
     pub fn carrier_state(folder: &Path, job: JobId) -> Result<CarrierState, AgentError> {
         Ok(records::read_json(&Self::state_path(folder, job))?.unwrap_or_default())
     }
@@ -241,7 +244,7 @@ mod tests {
 
     use super::*;
 
-    /// An agent that is upgraded in the midst of a move goes on with it.
+    /// An agent that is upgraded during a move continues it.
     #[test]
     fn what_the_version_before_wrote_down_is_read_and_written_as_it_was() {
         for text in [

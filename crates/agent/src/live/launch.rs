@@ -1,4 +1,4 @@
-//! Starts carriers, and makes the folders in which they meet libvirt and QEMU.
+//! Starts carriers, and creates the folders in which they meet libvirt and QEMU.
 
 use std::{
     fs, io,
@@ -24,15 +24,15 @@ use super::{
 };
 use crate::{AgentError, attempt::journal, config::Config};
 
-/// How long a carrier may take to be ready.
+/// How long a carrier may take to get ready.
 const READY_DEADLINE: Duration = Duration::from_secs(15);
-/// How often it is looked at until then: on the way of every migration, so often.
+/// Poll interval until then: short, because every migration waits for it.
 const READY_LOOK: Duration = Duration::from_millis(3);
 
 /// How a carrier is started.
 #[derive(Clone)]
 pub enum Launcher {
-    /// As a process of this program, in a session of its own: it outlives the agent.
+    /// As a process of this program, in its own session: it outlives the agent.
     Process {
         /// The program.
         program: PathBuf,
@@ -41,11 +41,11 @@ pub enum Launcher {
     },
     /// Inside this process, for tests with a fake hypervisor.
     Task,
-    /// As [`Launcher::Task`], on a runtime of its own: shutting that down is the death of every carrier on it.
+    /// As [`Launcher::Task`], on a separate runtime: shutting that down kills every carrier on it.
     On(Handle),
 }
 
-/// Starts the carrier of a journal that is written, and waits until it is ready.
+/// Starts the carrier of a written journal, and waits until it is ready.
 pub(super) async fn launch(
     launcher: &Launcher,
     config: &Config,
@@ -98,8 +98,8 @@ async fn wait_ready(journal: &Journal, mut failure: mpsc::Receiver<String>) -> R
     }
 }
 
-/// Starts a carrier process, which makes a session of its own. Its log goes where the agent's goes; why it could not
-/// begin, it says in a file that is read here.
+/// Starts a carrier process, which creates its own session. It logs to where the agent logs; if it cannot begin, it
+/// writes the reason to a file that is read here.
 fn spawn(program: &Path, config: &Path, journal: &Path) -> Result<(Child, fs::File), AgentError> {
     let said = journal.with_extension("said");
     let fault = |path: &Path, source| AgentError::File { path: path.to_owned(), source };
@@ -112,7 +112,7 @@ fn spawn(program: &Path, config: &Path, journal: &Path) -> Result<(Child, fs::Fi
     Ok((child, reader))
 }
 
-/// Waits for a carrier's end: how it ended, and what it said of it.
+/// Waits for a carrier's end: how it ended, and the reason that it wrote.
 fn last_words(mut child: Child, said: fs::File) -> String {
     let status = child.wait();
     let said = io::read_to_string(said).unwrap_or_default();
@@ -120,18 +120,18 @@ fn last_words(mut child: Child, said: fs::File) -> String {
     status.map_or_else(|error| error.to_string(), |status| format!("{last} ({status})"))
 }
 
-/// Ends a carrier process that does not answer any more, if it is still there.
+/// Kills a carrier process that does not answer any more, if it still exists.
 pub(super) fn end_process(pid: u32, journal: &Path) {
     let command = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
     let is_ours = command.split(|byte| *byte == 0).any(|word| Path::new(&*String::from_utf8_lossy(word)) == journal);
-    // Not this process itself, in which tests run carriers.
+    // Never this process itself, in which tests run carriers.
     if is_ours && pid != std::process::id() {
         warn!(pid, "A carrier does not answer and is killed");
         let _ = nix::sys::signal::kill(Pid::from_raw(pid.cast_signed()), Signal::SIGKILL);
     }
 }
 
-/// `…/m/<32 hex digits>`: the only kind of folder that another host may name.
+/// `…/m/<32 hex digits>`: the only kind of folder that another host may specify.
 pub(super) fn is_session_dir(path: &Path) -> bool {
     let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
     let plain = path.components().all(|part| matches!(part, Component::RootDir | Component::Normal(_)));
@@ -143,7 +143,7 @@ pub(super) fn is_session_dir(path: &Path) -> bool {
         && path.as_os_str().len() < 80
 }
 
-/// A folder that root and QEMU's user enter, and nobody else.
+/// Creates a folder that only root and QEMU's user can enter.
 pub(super) fn make_socket_dir(path: &Path, user: u32) -> Result<(), AgentError> {
     let fault = |source| AgentError::File { path: path.to_owned(), source };
     fs::create_dir_all(path).map_err(fault)?;

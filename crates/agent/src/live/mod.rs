@@ -2,10 +2,10 @@
 //!
 //! ```text
 //! http ─▶ Registry ─▶ control socket ─▶ carrier process: carrier/source or carrier/destination
-//!            └─ hold · autostart · undefine · journal: what must outlive the carrier
+//!            └─ hold · autostart · undefine · journal: work that must outlive the carrier
 //! ```
-//! A carrier owns its side of one migration (see `docs/adr/0002`). The registry starts it, asks it, and does what must
-//! be done with it gone: after a restart of the agent the journals say which migrations there are.
+//! A carrier owns its side of one migration (see `docs/adr/0002`). The registry starts it, queries it, and does the
+//! work that must not depend on it: after a restart of the agent the journals list the migrations.
 
 pub mod carrier;
 mod destination;

@@ -1,5 +1,4 @@
-//! Which live moves this host takes part in, and what both ends of them need: their journals, their carriers, and one
-//! request at a time.
+//! The live moves that this host takes part in, and what both ends need: journals, carriers, and one request at a time.
 
 use std::{collections::BTreeMap, fs, os::unix::fs::PermissionsExt as _, path::PathBuf, sync::Arc, time::Duration};
 
@@ -38,7 +37,7 @@ pub struct Registry {
     pub(super) config: Config,
     pub(super) hypervisor: Arc<dyn Hypervisor>,
     pub(super) launcher: Launcher,
-    /// Who QEMU runs as. Asked once: libvirt looks at every emulator to answer.
+    /// The user and group that QEMU runs as. Asked once: libvirt examines every emulator to answer.
     pub(super) process_owner: OnceCell<(u32, u32)>,
     pub(super) table: Table<Journal>,
     pub(super) partials: Arc<PartialCopies>,
@@ -51,7 +50,7 @@ impl Registry {
     /// Reads the journals.
     ///
     /// # Errors
-    /// When its folders cannot be used.
+    /// If its folders cannot be used.
     pub(crate) fn load(
         config: &Config,
         hypervisor: Arc<dyn Hypervisor>,
@@ -64,7 +63,7 @@ impl Registry {
         {
             let fault = |source| AgentError::File { path: dir.clone(), source };
             fs::create_dir_all(dir).map_err(fault)?;
-            // QEMU goes through to its session's folder, whose name nobody else can list.
+            // QEMU passes through to its session's folder, whose name no other user can list.
             fs::set_permissions(dir, fs::Permissions::from_mode(mode)).map_err(fault)?;
         }
         let journals: Vec<Journal> = journal::read_all(&config.journal_dir())?;
@@ -79,7 +78,7 @@ impl Registry {
         })
     }
 
-    /// How many sides of moves it knows, by role.
+    /// The number of known migrations by this host's role.
     pub(crate) fn count_by_role(&self) -> BTreeMap<&'static str, u32> {
         let mut counts = BTreeMap::new();
         for journal in self.table.all() {
@@ -92,14 +91,14 @@ impl Registry {
         counts
     }
 
-    /// Whether a VM is being moved, from or to here.
+    /// Whether a VM is being moved from or to this host.
     pub(crate) fn moves(&self, vm: VmId) -> bool {
         self.table.all().iter().any(|journal| journal.task.vm() == vm)
     }
 
-    /// Looks after the migrations of an earlier life: logs which carriers still run, and runs a VM that was handed
-    /// over to a carrier that died before it could. Requests come meanwhile: each migration is looked at in its turn, as it
-    /// is then.
+    /// Recovers the migrations after a restart: logs which carriers still run, and runs a VM that was handed over to a
+    /// carrier that died before running it. Requests may arrive meanwhile: each migration is recovered under its lock,
+    /// in its state at that time.
     pub async fn find_again(&self, locks: &JobLocks) {
         for Journal { job, .. } in self.table.all() {
             let Ok(_lock) = locks.lock(job).await else { continue };
@@ -117,11 +116,11 @@ impl Registry {
                 warn!(vm = %journal.task.vm(), error = %chain(&error), "A VM that was handed over could not be resumed");
             }
         }
-        // Known before the first move needs it; if libvirt does not answer now, it is asked again then.
+        // Cached before the first move needs it; if libvirt does not answer now, it is asked again then.
         let _ = self.process_owner().await;
     }
 
-    /// What is known of this attempt; an older one of the same VM, whose end was never asked for, is undone first.
+    /// The journal of this attempt, if it is known; an older attempt that was never released is undone first.
     pub(super) async fn take_up(&self, asked: Attempt) -> Result<Option<Journal>, AgentError> {
         let known = match self.table.admit(asked)? {
             Known::Nothing => return Ok(None),
@@ -153,7 +152,7 @@ impl Registry {
         Journal { job, generation, task, socket_dir, control, autostart, state: State::Open }
     }
 
-    /// Writes the journal, then starts the carrier, and waits until it is ready. After an error it is to be forgotten.
+    /// Writes the journal, starts the carrier, and waits until it is ready. After an error the caller must forget it.
     pub(super) async fn begin(&self, journal: &Journal) -> Result<Answer, AgentError> {
         make_socket_dir(&journal.socket_dir, self.process_owner().await?)?;
         self.put(journal)?;
@@ -165,7 +164,7 @@ impl Registry {
         Ok(self.process_owner.get_or_try_init(ask).await?.0)
     }
 
-    /// Asks the carrier; `None` if it is not there.
+    /// Sends a request to the carrier; `None` if it is not running.
     pub(super) async fn ask(&self, journal: &Journal, ask: Ask) -> Option<Answer> {
         control::ask(&journal.control, ask).await.ok()
     }
@@ -179,7 +178,7 @@ impl Registry {
         mounts.flatten().collect()
     }
 
-    /// The names of VMs that arrive.
+    /// The names of incoming VMs.
     pub(crate) fn names(&self) -> Vec<(VmId, String)> {
         let names = self.table.all().into_iter().filter_map(|journal| match journal.task {
             Task::Source { .. } => None,

@@ -1,5 +1,5 @@
-//! How a live move stands on this host: what its carrier says, or, when that is gone, what it wrote down and what the
-//! hypervisor says.
+//! The state of a live move on this host: as its carrier reports it, or, without a carrier, from the carrier's record
+//! and the hypervisor.
 
 use std::time::Duration;
 
@@ -16,7 +16,7 @@ use super::{
 use crate::{AgentError, blocking::call, failpoint::made_to_fail};
 
 impl Registry {
-    /// Begins to move.
+    /// Begins the migration.
     pub(super) async fn perform(&self, journal: &Journal) -> Reported {
         made_to_fail("agent-perform")?;
         match self.ask(journal, Ask::Perform).await {
@@ -25,14 +25,14 @@ impl Registry {
         }
     }
 
-    /// How it stands, as soon as that is newer than `after`, or after `wait`.
+    /// The report, as soon as it is newer than `after`, or after `wait`.
     pub(super) async fn report_of(&self, journal: &Journal, after: u64, wait: Duration) -> Reported {
         let ask = Ask::Report { after, wait_ms: wait.as_millis() as u64 };
         let mut report = match self.ask(journal, ask).await {
             Some(answer) => reported(answer)?,
             None => {
                 if after == u64::MAX {
-                    // Nothing more will be said of it.
+                    // The report will not change any more.
                     tokio::time::sleep(wait.min(control::WAIT_MAX)).await;
                 }
                 self.report_without_carrier(journal).await?
@@ -47,7 +47,7 @@ impl Registry {
         Ok(report)
     }
 
-    /// The carrier is gone: what it wrote down, and what the hypervisor says.
+    /// The carrier is gone: uses its record, and asks the hypervisor.
     async fn report_without_carrier(&self, journal: &Journal) -> Reported {
         let (vm, role) = (journal.task.vm(), journal.task.role());
         let mut state = self.carrier_state(journal)?;
@@ -58,7 +58,7 @@ impl Registry {
         let stage = match (role, has_run, state.finish_delivered) {
             (Role::Destination, true, _) => Stage::Resumed,
             (_, _, true) => Stage::Delivered,
-            // libvirt goes on with a migration whose caller died; without the channels it fails soon.
+            // libvirt continues a migration whose caller died; without the channels it fails soon.
             (Role::Source | Role::Destination, _, false) => Stage::Failed,
         };
         let end = match role {

@@ -1,4 +1,4 @@
-//! The source of a live move, around its carrier: holds the VM, and lets it go or removes what is left of it here.
+//! The source of a live move, around its carrier: holds the VM, then releases it or removes its remains here.
 
 use std::{
     path::PathBuf,
@@ -38,14 +38,15 @@ use crate::{
     shares::Shares,
 };
 
-/// How long libvirt may take to end a move whose carrier is gone, or the source's call after the hand-over.
+/// How long libvirt may take to end a move whose carrier is gone, or to return from the source's call after the
+/// hand-over.
 const END_DEADLINE: Duration = Duration::from_secs(25);
 
-/// How often it is asked meanwhile.
+/// Poll interval meanwhile.
 const END_LOOK: Duration = Duration::from_millis(200);
 
 impl Registry {
-    /// Makes ready to send: holds the VM, clears autostart, connects to the destination.
+    /// Prepares to send: holds the VM, clears autostart, connects to the destination.
     ///
     /// # Errors
     /// `request.stale`, or why the carrier could not be started or connect; nothing is changed then.
@@ -66,7 +67,7 @@ impl Registry {
             self.hold(known).await?;
             return Ok(SourceReady { autostart: known.autostart });
         }
-        // The destination's QEMU listens at this path there, so it must be this path here.
+        // The destination's QEMU listens at this path there, so the path here must be the same.
         let socket_dir = PathBuf::from(&request.destination.socket_dir);
         if !is_session_dir(&socket_dir) {
             return Err(AgentError::failed(format!("{} is no folder for sockets", socket_dir.display())));
@@ -107,7 +108,7 @@ impl Registry {
         Ok(())
     }
 
-    /// Takes back what [`Registry::hold`] did.
+    /// Reverts [`Registry::hold`].
     pub(super) async fn let_go(&self, journal: &Journal) -> Result<(), AgentError> {
         let vm = journal.task.vm();
         hold::release(&self.config.holds_dir(), vm)?;
@@ -117,7 +118,7 @@ impl Registry {
         Ok(())
     }
 
-    /// Source: sees that libvirt has no migration of the VM any more.
+    /// Source: makes sure that libvirt has no migration of the VM any more.
     pub(super) async fn end_migration(&self, vm: VmId) -> Result<(), AgentError> {
         let until = Instant::now() + END_DEADLINE;
         loop {
@@ -136,11 +137,11 @@ impl Registry {
         }
     }
 
-    /// Source: ends the process that libvirt left of the VM here, for the destination has the VM and needs its disks. Ok if
-    /// there is none.
+    /// Source: ends the process of the VM that libvirt left here, because the destination has the VM and needs its
+    /// disks. Ok if there is none.
     ///
     /// # Errors
-    /// When the VM is not left here, but is: nothing is done then.
+    /// If the VM is here in another state: nothing is done then.
     pub(super) async fn end_copy(&self, journal: &Journal) -> Reported {
         let vm = journal.task.vm();
         if journal.task.role() == Role::Source {
@@ -149,7 +150,7 @@ impl Registry {
         self.report_of(journal, 0, Duration::ZERO).await
     }
 
-    /// Source: removes the files of disks that moved along, which nobody uses any more. Gives those that stay, and why.
+    /// Source: removes the files of migrated disks that are no longer in use. Returns those that stay, and why.
     pub(super) async fn remove_old_files(&self, journal: &Journal) -> Result<Vec<Finding>, AgentError> {
         let Task::Source { along, name, .. } = &journal.task else { return Ok(Vec::new()) };
         if along.is_empty() {
@@ -171,7 +172,7 @@ impl Registry {
         .await
     }
 
-    /// The destination may run the VM before libvirt's call has ended at the source.
+    /// The destination may run the VM before libvirt's call has returned at the source.
     pub(super) async fn wait_ended(&self, journal: &Journal) {
         let until = Instant::now() + END_DEADLINE;
         let mut after = 0;
@@ -190,7 +191,7 @@ impl Registry {
             Ok((hypervisor.presence(vm, Role::Source)?, hypervisor.vm(vm)?.is_some()))
         })
         .await?;
-        // Neither confirmed nor undone: a definition without a process may be of a VM that runs elsewhere.
+        // Neither confirmed nor undone: a definition without a process may belong to a VM that runs elsewhere.
         let off = matches!(presence, Presence::Absent | Presence::Off | Presence::Ended);
         let settled = journal.state.is_confirmed() || journal.state.is_aborted() || !defined || !off;
         if settled {
@@ -198,13 +199,13 @@ impl Registry {
         } else {
             warn!(%vm, "The VM stays held: it is not known that it is not elsewhere");
         }
-        // Its undo could not know whether the VM was elsewhere. Whoever releases it after that says that it is not.
+        // Its undo could not know whether the VM was elsewhere. A later release implies that it is not.
         let was_stopped = matches!(presence, Presence::Left | Presence::Stopped);
         let was_open = off || was_stopped;
         if journal.state.is_aborted() && journal.autostart && defined && was_open {
             call(&self.hypervisor, move |hypervisor| hypervisor.set_autostart(vm, true)).await?;
         }
-        // libvirt says of such a copy who stopped it: nobody else will run it.
+        // libvirt reports who paused such a copy: nobody else will run it.
         if was_stopped && journal.state.is_aborted() {
             tokio::spawn(run_again(Arc::clone(&self.hypervisor), vm));
         }
@@ -212,7 +213,7 @@ impl Registry {
     }
 }
 
-/// Source: ends a process that libvirt left paused. Fails if the VM is here in another way.
+/// Source: ends a process that libvirt left paused. Fails if the VM is here in another state.
 pub(super) fn end_left_copy(hypervisor: &dyn Hypervisor, vm: VmId) -> Result<(), HypervisorError> {
     match hypervisor.presence(vm, Role::Source)? {
         Presence::Absent | Presence::Off | Presence::Ended => Ok(()),
@@ -231,14 +232,14 @@ pub(super) fn not_ended(vm: VmId) -> AgentError {
     AgentError::failed(format!("libvirt does not end the move of VM {vm}"))
 }
 
-/// What UEFI variables that move along are called here, and at the destination.
+/// The path of migrated UEFI variables, here and at the destination.
 fn nvram_along(along: &[(String, PathBuf)], request: &PrepareSource) -> Option<(PathBuf, PathBuf)> {
     let (_, here) = along.iter().find(|(device, _)| device == NVRAM)?;
     let there = request.destination.files.iter().find(|file| file.device == NVRAM)?;
     Some((here.clone(), PathBuf::from(&there.path)))
 }
 
-/// The files that disks which move along use here. Each has a new one at the destination.
+/// The files of migrated disks here. Each has a new file at the destination.
 fn files_along(facts: &VmFacts<PathBuf>, request: &PrepareSource) -> Result<Vec<(String, PathBuf)>, AgentError> {
     let one = |disk: &DiskMove| {
         let has_new = request.destination.files.iter().any(|file| file.device == disk.device);
@@ -261,7 +262,7 @@ fn files_along(facts: &VmFacts<PathBuf>, request: &PrepareSource) -> Result<Vec<
     request.disks.iter().map(one).collect()
 }
 
-/// Folders here and what they are called at the destination.
+/// Maps folders here to their paths at the destination.
 pub(crate) fn translation(here: &[ShareMount], there: &[ShareMount]) -> Vec<(PathBuf, PathBuf)> {
     let pair = |there: &ShareMount| {
         let here = here.iter().find(|here| here.share == there.share)?;

@@ -1,4 +1,4 @@
-//! Whether Ferry's word stands in for what this host's libvirt cannot be told: that the files of a VM are shared.
+//! Whether Ferry vouches that the files of a VM are shared, where this host's libvirt cannot be told so.
 
 use std::path::{Path, PathBuf};
 
@@ -13,10 +13,10 @@ use ferry_drivers::{hypervisor::HostInfo, share::file_system_of};
 
 use crate::{AgentError, host::libvirt_version};
 
-/// Whether the move needs that word. Blocks.
+/// Whether the move needs Ferry to vouch. Blocks.
 ///
 /// # Errors
-/// `host.release` for a file of which Ferry may not give it, or where the files were not shown to be shared.
+/// `host.release` for a file that Ferry may not vouch for, or if the files were not proved to be shared.
 pub(super) fn vouched(
     hypervisor: &dyn HostInfo,
     facts: &VmFacts<PathBuf>,
@@ -27,7 +27,7 @@ pub(super) fn vouched(
         return Ok(false);
     }
     let stays = facts.files.iter().filter(|file| !request.disks.iter().any(|disk| disk.device == file.device));
-    // Through every link: what a file is called says nothing.
+    // Resolve every link: a file's name says nothing about where it is.
     let lies_on = |path: &Path| file_system_of(&path.canonicalize().unwrap_or_else(|_| path.to_owned()));
     let files: Vec<_> = stays.map(|file| (file, lies_on(&file.place))).collect();
     needed(&version, &facts.name, &files, request.shares_proven).map_err(|finding| AgentError::refused(409, *finding))

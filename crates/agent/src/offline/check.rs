@@ -1,5 +1,5 @@
-//! What stands against an offline move: at the destination the places, the room and the definition; at the source a VM that
-//! runs, and images that are nothing without other files.
+//! What prevents an offline move: at the destination, the locations, the space and the definition; at the source, a
+//! running VM, and images that depend on other files.
 
 use std::{
     path::{Path, PathBuf},
@@ -33,19 +33,19 @@ use crate::{
     refusal::{exists, refused, uuid_taken},
 };
 
-/// Files of one VM: more than it has.
+/// Limit of files of one VM: more than any has.
 const FILES_MAX: usize = 64;
 
 impl OfflineMoves {
-    /// Whether the files can come. Changes nothing. Blocks.
+    /// Checks that the files can be received. Changes nothing. Blocks.
     ///
     /// # Errors
-    /// What stands against it.
+    /// What prevents it.
     pub fn check(&self, request: &CheckOffline, storage: &HostStorage) -> Result<(), AgentError> {
         self.checked(request.vm, &request.files, &request.absent, storage).map(drop)
     }
 
-    /// Where the files will be, and where those that are not there at the source either.
+    /// Where the files will be, including those that do not exist at the source either.
     pub(super) fn checked(
         &self,
         vm: VmId,
@@ -99,7 +99,8 @@ impl OfflineMoves {
         Ok((incoming_files, missing))
     }
 
-    /// How a file comes. What is there already is nobody's to overwrite; a disk that VMs share may have come with another.
+    /// How the file is received. Existing files are never overwritten; a shared disk may have arrived earlier with
+    /// another VM.
     fn form(&self, vm: VmId, file: &OfflineFile, path: &Path) -> Result<Form, AgentError> {
         let of_another = |page: &Arc<Move>| {
             let journal = page.journal();
@@ -126,11 +127,11 @@ impl OfflineMoves {
     }
 }
 
-/// Sizes of files of a VM that is shut off: of all, or of those that are named. UEFI variables of a VM that was never
-/// started are not there yet, and left out. Blocks.
+/// Sizes of files of a VM that is shut off: all, or the named ones. UEFI variables of a VM that was never started do
+/// not exist yet, and are left out. Blocks.
 ///
 /// # Errors
-/// `vm.running`; a file that is not there.
+/// `vm.running`; a file that does not exist.
 pub fn files_of(hypervisor: &dyn Domains, vm: VmId, only: Option<&[&str]>) -> Result<Vec<FileSize>, AgentError> {
     let facts = shut_off(hypervisor, vm)?;
     let mut sizes = Vec::new();
@@ -158,13 +159,13 @@ pub(super) fn shut_off(hypervisor: &dyn Domains, vm: VmId) -> Result<VmFacts<Pat
     }
 }
 
-/// Refuses an image that is nothing without other files: the definition of a VM that is shut off does not tell.
+/// Refuses an image that depends on other files: the definition of a VM that is shut off does not show that.
 pub(super) fn stands_alone(path: &Path, device: &str) -> Result<(), AgentError> {
     match image::header(path) {
         Ok(None) => return Ok(()),
         Ok(Some(header)) if header.backing.is_none() && header.data_file.is_none() => return Ok(()),
         Ok(Some(_)) => {}
-        // It names what lies below it, in a way that nobody reads.
+        // It names its backing file in a format that no program reads.
         Err(error) if error.kind() == std::io::ErrorKind::InvalidData => {}
         Err(source) => return Err(AgentError::File { path: path.to_owned(), source }),
     }
@@ -176,7 +177,7 @@ pub(super) fn stands_alone(path: &Path, device: &str) -> Result<(), AgentError> 
     ))
 }
 
-/// A disk that VMs share came with one of them, and is not what it was.
+/// The error for a shared disk that arrived with another VM and has changed since.
 pub(super) fn differs(device: &str, path: &Path) -> AgentError {
     refused(
         FindingId::FileExists,

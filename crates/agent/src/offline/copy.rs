@@ -1,5 +1,5 @@
-//! The files and the definition, from the source's agent to the destination's. No process of its own: nothing runs that
-//! an agent's restart could harm, and the next attempt sends only what differs.
+//! Copies the files and the definition from the source's agent to the destination's. No separate process: nothing is
+//! running that a restart of the agent could harm, and the next attempt sends only what differs.
 
 use std::{
     fs::File,
@@ -31,18 +31,18 @@ use crate::{AgentError, blocking::blocking, config::Config, files::fingerprint::
 
 /// Longest definition.
 const DEFINITION_BYTES_MAX: u64 = 1 << 20;
-/// Longest reason why a definition is not taken.
+/// Longest reason for refusing a definition.
 const REASON_BYTES_MAX: usize = 512;
-/// How long the destination may take to write a definition down, and to make the files that come after it.
+/// How long the destination may take to record a definition, and to create the files that follow it.
 const DEFINITION_WITHIN: Duration = Duration::from_secs(60);
-/// How often it is shown how far a file is.
+/// Interval of progress updates.
 const LOOK_EVERY: Duration = Duration::from_millis(200);
 
-/// Takes what the source sends until this is ended.
+/// Receives what the source sends until the task is ended.
 pub(super) async fn take(mut acceptor: Acceptor, moves: Arc<OfflineMoves>, page: Arc<Move>) {
     while let Some((channel, mut peer)) = acceptor.accept().await {
         let outcome = match channel {
-            // The second of each is what a source says that does not know yet what this host speaks.
+            // The second name of each is used by a source that does not yet know this host's version.
             Channel::File(index) | Channel::Disk(index) => {
                 take_file(usize::from(index), &mut peer, &moves, &page).await
             }
@@ -52,7 +52,7 @@ pub(super) async fn take(mut acceptor: Acceptor, moves: Arc<OfflineMoves>, page:
             }
         };
         if let Err(error) = outcome {
-            // The source hears of it, or notices, and says so to the server.
+            // The source is informed or notices, and reports it to the server.
             warn!(error = %chain(&error), "What the source sent could not be taken");
         }
     }
@@ -73,7 +73,7 @@ async fn take_file(
     let taken = match incoming_file.form {
         Form::Adopted => compare(peer, open(incoming_file.path.clone(), false).await?, wanted.length.0, meter).await,
         Form::Part(_) | Form::Whole => {
-            // The version before this one sends its definition last.
+            // The previous version sends its definition last.
             let (making, moves) = (Arc::clone(page), Arc::clone(moves));
             blocking(move || parts::make_all(&making, &*moves.hypervisor, &moves.partials)).await?;
             receive(peer, open(incoming_file.file().to_owned(), true).await?, wanted.length.0, meter).await
@@ -114,8 +114,8 @@ async fn take_definition(peer: &mut Connection, moves: &Arc<OfflineMoves>, page:
     }
 }
 
-/// Sends every file that differs, and the definition before and after them. Ok promises that the destination has all of it
-/// on disk, and that nothing wrote to a file meanwhile.
+/// Sends every file that differs, and the definition before and after them. Ok promises that the destination has
+/// everything on disk, and that no file was written meanwhile.
 pub(super) async fn give(config: &Config, hypervisor: Arc<dyn Domains>, page: Arc<Move>) -> Result<(), AgentError> {
     let Task::Source { request, paths, translate, .. } = page.journal().task else { return Ok(()) };
     let dialer =
@@ -131,7 +131,7 @@ pub(super) async fn give(config: &Config, hypervisor: Arc<dyn Domains>, page: Ar
         }
     })?;
     let definition = move || Ok(hypervisor.definition(vm, &translate)?);
-    // What the destination would not keep is not worth copying files for.
+    // If the destination would refuse the definition, copying files is pointless.
     give_definition(&dialer, blocking(definition.clone()).await?).await?;
     for (index, path) in (0_u16..).zip(&paths) {
         let adopted = request.destination.adopted.contains(&request.files[usize::from(index)].file.device);
@@ -147,11 +147,11 @@ pub(super) async fn give(config: &Config, hypervisor: Arc<dyn Domains>, page: Ar
             path.display()
         )));
     }
-    // It is still shut off, and this is its definition now.
+    // The VM is still shut off, and this is its current definition.
     give_definition(&dialer, blocking(definition).await?).await
 }
 
-/// Sends the definition. Ok promises that the destination takes it, and that what came of the VM is written down there.
+/// Sends the definition. Ok promises that the destination accepts it, and has recorded what arrived of the VM.
 async fn give_definition(dialer: &Dialer, definition: String) -> Result<(), AgentError> {
     let told = async {
         let mut peer = dialer.open(Channel::Definition).await?;
@@ -173,7 +173,7 @@ async fn give_definition(dialer: &Dialer, definition: String) -> Result<(), Agen
     }
 }
 
-/// Sends a file; one that the destination has already, for a VM that shares it, is compared only.
+/// Sends a file. One that the destination already has, for a VM that shares it, is only compared.
 async fn give_file(
     dialer: &Dialer,
     index: u16,
@@ -218,7 +218,7 @@ async fn give_file(
     Ok(())
 }
 
-/// Opens a file, and nothing that a link leads to.
+/// Opens a file without following a link.
 async fn open(path: PathBuf, write: bool) -> Result<File, AgentError> {
     blocking(move || {
         let mut options = File::options();

@@ -1,4 +1,4 @@
-//! The destination of an offline move: listens, takes the definition and the files, and defines the VM.
+//! The destination of an offline move: listens, receives the definition and the files, and defines the VM.
 
 use std::{path::PathBuf, sync::Arc};
 
@@ -23,10 +23,10 @@ use crate::{
 };
 
 impl OfflineMoves {
-    /// Listens for the files. None is made before the definition is known to be one that this host takes.
+    /// Listens for the files. None is created before this host has accepted the definition.
     ///
     /// # Errors
-    /// `request.stale`, or what stands against it; nothing is left then.
+    /// `request.stale`, or what prevents it; nothing is left behind then.
     pub async fn prepare_destination(
         self: Arc<Self>,
         job: JobId,
@@ -72,7 +72,7 @@ impl OfflineMoves {
         })
     }
 
-    /// Takes a definition that came, if this host would keep it, and makes the files that are not there yet. Blocks.
+    /// Accepts a received definition if this host would keep it, and creates the files that do not exist yet. Blocks.
     pub(super) fn take_definition(&self, page: &Move, text: String) -> Result<(), AgentError> {
         let Task::Destination { request, roots, .. } = page.journal().task else { return Ok(()) };
         check_definition(&text, &policy(&request, roots)).map_err(|error| {
@@ -89,10 +89,10 @@ impl OfflineMoves {
         })
     }
 
-    /// Gives the destination the VM. The point of no return; may be repeated.
+    /// Defines the VM at the destination: the point of no return. May be repeated.
     ///
     /// # Errors
-    /// Why it could not be defined: whose it is then says [`Self::abort`].
+    /// Why it could not be defined; [`Self::abort`] then determines which host has the VM.
     pub(super) async fn define(&self, page: &Arc<Move>) -> Result<(), AgentError> {
         let journal = page.journal();
         let job = journal.job;
@@ -111,7 +111,7 @@ impl OfflineMoves {
             Ok(hypervisor.define(&definition, &policy(&request, roots))?)
         })
         .await?;
-        // The VM may come home: a hold of an earlier move away is over.
+        // The VM may return: a hold of an earlier move away is over.
         hold::release(&self.config.holds_dir(), vm)?;
         page.write(|journal| journal.stage = Stage::Defined)?;
         page.end().await;
@@ -120,7 +120,7 @@ impl OfflineMoves {
     }
 }
 
-/// What a definition that comes may ask of this host.
+/// What a received definition may request of this host.
 fn policy(request: &ReceiveOffline, roots: Vec<PathBuf>) -> DefinitionPolicy {
     DefinitionPolicy { vm: request.vm, name: request.vm_name.clone(), roots }
 }

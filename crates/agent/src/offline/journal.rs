@@ -1,4 +1,4 @@
-//! What is written down of an offline move, so that an agent that was restarted knows whose VM it is.
+//! The journal of an offline move, so that a restarted agent knows which host has the VM.
 
 use std::path::{Path, PathBuf};
 
@@ -15,7 +15,7 @@ use crate::files::{
     new_file::{FileIdentity, MadeFile},
 };
 
-/// One end's part.
+/// The task of one end.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "role", rename_all = "snake_case")]
 pub(super) enum Task {
@@ -24,74 +24,74 @@ pub(super) enum Task {
         request: SendOffline,
         /// The files here, in the order of the request.
         paths: Vec<PathBuf>,
-        /// Folders and files here, and what they are called at the destination.
+        /// Maps folders and files here to their paths at the destination.
         translate: Vec<(PathBuf, PathBuf)>,
         /// Whether this host started the VM at boot.
         autostart: bool,
-        /// How the files were when the copy began, in the order of the request; empty before.
+        /// Fingerprints of the files when the copy began, in the order of the request; empty before.
         #[serde(default, rename = "stamps")]
         fingerprints: Vec<FileFingerprint>,
     },
-    /// Receive it.
+    /// Receive the VM.
     Destination {
         request: ReceiveOffline,
         /// The new files, in the order of the request.
         #[serde(rename = "arrivals")]
         incoming_files: Vec<IncomingFile>,
-        /// Files that are not there at the source either, in the order of the request.
+        /// Files that do not exist at the source either, in the order of the request.
         #[serde(default)]
         absent: Vec<PathBuf>,
         /// Folders and files that the definition may name.
         roots: Vec<PathBuf>,
-        /// What came from the source.
+        /// The definition received from the source.
         definition: Option<String>,
     },
 }
 
-/// A file that comes.
+/// An incoming file.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct IncomingFile {
     pub(super) path: PathBuf,
     #[serde(default)]
     pub(super) form: Form,
-    /// This attempt makes the file, or has: it may remove it.
+    /// This attempt creates or has created the file: it may remove it.
     pub(super) made: bool,
-    /// How the file is known again.
+    /// Its identity.
     #[serde(default, rename = "mark")]
     pub(super) identity: FileIdentity,
-    /// It is whole, and on disk.
+    /// It is complete, and on disk.
     #[serde(default)]
     pub(super) arrived: bool,
-    /// It is being given its own name, or has it.
+    /// It is being renamed to its final name, or has it.
     #[serde(default)]
     pub(super) named: bool,
 }
 
-/// How a file comes.
+/// How a file is received.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub(super) enum Form {
-    /// Under its own name from the start, as the version before this one wrote files.
+    /// Under its final name from the start, as the previous version wrote files.
     #[default]
     Whole,
-    /// Under this name until it is whole.
+    /// Under this name until it is complete.
     Part(PathBuf),
-    /// It is there already, for another VM that shares it: compared, and never written to.
+    /// It already exists, for another VM that shares it: compared, and never written.
     Adopted,
 }
 
 impl IncomingFile {
-    /// The file, as it is called while it comes.
+    /// The file under its name while it is incomplete.
     pub(super) fn as_it_comes(&self) -> MadeFile<'_> {
         MadeFile { path: self.file(), ..self.as_named() }
     }
 
-    /// The file, as it is called when it is whole.
+    /// The file under its final name.
     pub(super) fn as_named(&self) -> MadeFile<'_> {
         MadeFile { path: &self.path, identity: self.identity, format: DiskFormat::Raw, virtual_size: ByteCount(0) }
     }
 
-    /// What is written while the file comes.
+    /// The path that is written during the copy.
     pub(super) fn file(&self) -> &Path {
         match &self.form {
             Form::Part(part) => part,
@@ -115,7 +115,7 @@ impl Task {
         }
     }
 
-    /// The files that come; none at the source.
+    /// The incoming files; none at the source.
     pub(super) fn incoming_files(&self) -> &[IncomingFile] {
         match self {
             Self::Source { .. } => &[],
@@ -123,7 +123,7 @@ impl Task {
         }
     }
 
-    /// Changes what is known of files that come.
+    /// Applies a change to each incoming file.
     pub(super) fn each_incoming(&mut self, change: impl FnMut(&mut IncomingFile)) {
         if let Self::Destination { incoming_files, .. } = self {
             incoming_files.iter_mut().for_each(change);
@@ -131,13 +131,13 @@ impl Task {
     }
 }
 
-/// How far one end is.
+/// The stage of one end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub(super) enum Stage {
-    /// It is ready.
+    /// Prepared.
     Prepared,
-    /// Files are copied.
+    /// Files are being copied.
     Copying,
     /// Every file and the definition are at the destination, compared and on disk.
     Copied,
@@ -145,21 +145,21 @@ pub(super) enum Stage {
     Defined,
     /// Source: definition and old files are gone. Destination: autostart is set.
     Confirmed,
-    /// It ended before the point of no return.
+    /// It failed before the point of no return.
     Failed,
     /// It was ended by request before the point of no return.
     Aborted,
 }
 
 impl Stage {
-    /// As it is reported.
+    /// The stage as reported.
     pub(super) fn reported(self, role: Role) -> agent::Stage {
         match (self, role) {
             (Self::Prepared, _) => agent::Stage::Prepared,
             (Self::Copying, _) | (Self::Copied, Role::Destination) => agent::Stage::Performing,
             (Self::Copied, Role::Source) | (Self::Defined, Role::Destination) => agent::Stage::Delivered,
             (Self::Confirmed, _) => agent::Stage::Confirmed,
-            // A source that has the VM defined has not moved it.
+            // If the VM is still defined at the source, it has not moved.
             (Self::Failed, _) | (Self::Defined, Role::Source) => agent::Stage::Failed,
             (Self::Aborted, _) => agent::Stage::Aborted,
         }
@@ -174,13 +174,13 @@ pub(super) struct Journal {
     pub(super) task: Task,
     pub(super) stage: Stage,
     pub(super) error: Option<String>,
-    /// What people should know of how it ended.
+    /// Remarks about the outcome, for people.
     #[serde(default)]
     pub(super) remarks: Vec<String>,
 }
 
 impl Journal {
-    /// Of an attempt that begins.
+    /// The journal of a new attempt.
     pub(super) fn new(job: JobId, generation: Generation, task: Task) -> Self {
         Self { job, generation, task, stage: Stage::Prepared, error: None, remarks: Vec::new() }
     }
@@ -192,7 +192,7 @@ mod tests {
 
     use super::*;
 
-    /// An agent that is upgraded in the midst of a move goes on with it.
+    /// An agent that is upgraded during a move continues it.
     #[test]
     fn what_the_version_before_wrote_down_is_read_and_written_as_it_was() {
         for text in [

@@ -5,11 +5,11 @@
 //! source:      prepare: hold the VM ─▶ perform: send what differs ─▶ confirm: remove definition and old files
 //! before define:  abort, release: new files are removed or kept for the next attempt; the VM is at the source and free again
 //! ```
-//! Whether the destination has the VM decides whose it is: before it is defined there nothing at the source was changed
-//! but that the VM is held against a start; after that nothing at the destination is ever removed.
+//! The VM belongs to the destination once it is defined there. Before that, the only change at the source is that the
+//! VM is held; after that, nothing at the destination is ever removed.
 //!
-//! The definition comes first so that what the destination would refuse is refused before a file is made, and once more
-//! when all files have come.
+//! The definition is sent first, so that the destination can refuse it before a file is created, and again when all
+//! files have arrived.
 
 mod check;
 mod copy;
@@ -59,10 +59,10 @@ pub struct OfflineMoves {
 }
 
 impl OfflineMoves {
-    /// Reads the journals. What was being copied has failed: another attempt sends what differs.
+    /// Reads the journals. Interrupted copies have failed: another attempt sends what differs.
     ///
     /// # Errors
-    /// When its folder cannot be used.
+    /// If its folder cannot be used.
     pub(crate) fn load(
         config: &Config,
         hypervisor: Arc<dyn Hypervisor>,
@@ -93,7 +93,7 @@ impl OfflineMoves {
         })
     }
 
-    /// What is known of the attempt; an older one of the job is taken back. `None`: it is new.
+    /// The known attempt; an older one of the job is reverted. `None`: it is new.
     async fn take_up(&self, asked: Attempt) -> Result<Option<Arc<Move>>, AgentError> {
         match self.table.admit(asked)? {
             Known::Nothing => Ok(None),
@@ -105,7 +105,7 @@ impl OfflineMoves {
         }
     }
 
-    /// Writes an attempt down that is new. Nothing was changed for it before.
+    /// Records a new attempt, before anything is changed for it.
     fn put(&self, journal: Journal) -> Result<Arc<Move>, AgentError> {
         attempt::journal::write(&self.folder, journal.job, &journal)?;
         let page = Move::new(&self.folder, journal);
@@ -113,13 +113,13 @@ impl OfflineMoves {
         Ok(page)
     }
 
-    /// Ends it before the point of no return.
+    /// Ends the move before the point of no return.
     ///
     /// # Errors
-    /// `job.past-pivot` when the VM is defined at the destination; the hypervisor's, when nobody knows.
+    /// `job.past-pivot` if the VM is defined at the destination; the hypervisor's, if that cannot be determined.
     async fn abort(&self, page: &Move) -> Result<(), AgentError> {
         if self.is_here(page).await? {
-            // It was defined by a request whose answer was lost, or that was taken for failed.
+            // It was defined by a request whose answer was lost, or that seemed to have failed.
             page.write(|journal| {
                 if journal.stage == Stage::Copied {
                     journal.stage = Stage::Defined;
@@ -139,8 +139,8 @@ impl OfflineMoves {
         })
     }
 
-    /// Whether it is past the point of no return, as far as this end knows. What is written down may be a moment old, so
-    /// the hypervisor is asked when it may have been told to define the VM, which was not here before.
+    /// Whether the move is past the point of no return, as far as this end knows. The journal may be slightly behind,
+    /// so the hypervisor is asked if it may have been told to define the VM, which was not here before.
     async fn is_here(&self, page: &Move) -> Result<bool, AgentError> {
         let journal = page.journal();
         match journal.stage {
@@ -159,8 +159,8 @@ impl OfflineMoves {
     /// destination. May be repeated.
     ///
     /// # Errors
-    /// The hypervisor's, the file system's; `vm.running` if the VM runs at the source in spite of everything; `vm.unknown`
-    /// if the destination does not have it any more.
+    /// The hypervisor's, the file system's; `vm.running` if the VM runs at the source nevertheless; `vm.unknown` if the
+    /// destination no longer has it.
     async fn confirm(self: Arc<Self>, page: &Move, request: ConfirmRequest) -> Result<(), AgentError> {
         let journal = page.journal();
         if journal.stage == Stage::Confirmed {
@@ -191,11 +191,11 @@ impl OfflineMoves {
         })
     }
 
-    /// Forgets it. Source: the VM is free again, if it is still there. Destination: files of a VM that did not come are
-    /// removed, or kept for the next attempt.
+    /// Forgets the move. Source: the VM is released, if it is still there. Destination: files of a VM that did not
+    /// arrive are removed, or kept for the next attempt.
     ///
     /// # Errors
-    /// When something cannot be taken back.
+    /// If something cannot be reverted.
     async fn forget(&self, page: &Arc<Move>) -> Result<(), AgentError> {
         page.end().await;
         let journal = page.journal();

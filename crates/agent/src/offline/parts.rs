@@ -1,11 +1,11 @@
-//! Files that come, under another name until they are whole: nobody takes half a disk for a disk.
+//! Incoming files have a different name until they are complete, so that half a disk is never mistaken for a disk.
 //!
 //! ```text
 //! NAME.VM.ferry-part ─▶ filled, compared ─▶ the VM gets it: NAME ─▶ defined
 //!         ▲                                      │
 //!         └── made anew, from a seed, or as it was left ◀── named back: the VM does not come
 //! ```
-//! The name says whose it is, so that whatever was left of it, by whatever attempt, is a beginning for the next.
+//! The name identifies the VM, so that the next attempt can start from whatever an earlier one left.
 
 use std::{
     io,
@@ -39,17 +39,17 @@ use crate::{
     refusal::exists,
 };
 
-/// What is appended to the name of a file that is not whole.
+/// The extension of the name of an incomplete file.
 const ENDING: &str = "ferry-part";
 
-/// What a file of a VM is called until it is whole.
+/// The name of a VM's file until it is complete.
 pub(super) fn part_of(path: &Path, vm: VmId) -> PathBuf {
     let mut part = path.as_os_str().to_owned();
     part.push(format!(".{vm}.{ENDING}"));
     part.into()
 }
 
-/// A file as partial copies know it: whatever it holds, by its length.
+/// A file as a disk for partial copies: whatever its content, identified by its length.
 pub(super) fn as_disk(file: &OfflineFile) -> DiskArrival {
     DiskArrival {
         device: file.file.device.clone(),
@@ -60,12 +60,12 @@ pub(super) fn as_disk(file: &OfflineFile) -> DiskArrival {
     }
 }
 
-/// Makes every file that comes, if it is not there. Blocks.
+/// Creates every incoming file that does not exist. Blocks.
 ///
 /// # Errors
 /// `file.exists` if something else has the name; the file system's.
 pub(super) fn make_all(page: &Move, hypervisor: &dyn HostInfo, partials: &PartialCopies) -> Result<(), AgentError> {
-    // Held so that no file is made after those that were made are removed.
+    // Held so that no file is created after the created ones were removed.
     let ended = lock(&page.ended);
     if *ended {
         return Err(AgentError::failed(format!("Job {} has ended on this host", page.journal().job)));
@@ -91,7 +91,7 @@ fn make(
     if there.as_ref().is_ok_and(|found| !found.is_file()) {
         return Err(exists(part));
     }
-    // Before it is made: of this name, it is this VM's, whoever made it.
+    // Recorded before it is created: a file of this name belongs to this VM, whoever created it.
     note(page, part, |incoming_file| (incoming_file.made, incoming_file.identity) = (true, FileIdentity::default()))?;
     if there.is_err() && partials.take(vm, &as_disk(file), part).is_none() {
         let fault = |source| AgentError::File { path: part.to_owned(), source };
@@ -101,7 +101,7 @@ fn make(
     note(page, part, |incoming_file| incoming_file.identity = identity)
 }
 
-/// Writes down how it stands with the file of this name.
+/// Records the state of the file with this name.
 fn note(page: &Move, file: &Path, change: impl Fn(&mut IncomingFile)) -> Result<(), AgentError> {
     page.write(|journal| {
         journal.task.each_incoming(|incoming_file| {
@@ -112,12 +112,12 @@ fn note(page: &Move, file: &Path, change: impl Fn(&mut IncomingFile)) -> Result<
     })
 }
 
-/// Gives the files that have come their own names. Blocks. May be repeated.
+/// Renames the received files to their final names. Blocks. May be repeated.
 ///
 /// # Errors
-/// `file.exists`, with what is there untouched; the file system's.
+/// `file.exists`, with the existing file untouched; the file system's.
 pub(super) fn name_all(page: &Move) -> Result<(), AgentError> {
-    // Before the first: a part that is gone has its own name then.
+    // Before the first rename: a missing part then has its final name.
     page.write(|journal| {
         journal.task.each_incoming(|incoming_file| incoming_file.named |= matches!(incoming_file.form, Form::Part(_)));
     })?;
@@ -127,7 +127,7 @@ pub(super) fn name_all(page: &Move) -> Result<(), AgentError> {
             Ok(()) => {}
             Err(error) if error.kind() == io::ErrorKind::NotFound && incoming_file.path.is_file() => {}
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
-                // Somebody else's: it must not be taken for this one's part later.
+                // A foreign file: it must not later be mistaken for this VM's part.
                 page.write(|journal| {
                     journal.task.each_incoming(|other| other.named &= other.path != incoming_file.path);
                 })?;
@@ -139,10 +139,11 @@ pub(super) fn name_all(page: &Move) -> Result<(), AgentError> {
     Ok(())
 }
 
-/// Removes what was made for a VM that does not come and no VM uses, or keeps it for the next attempt. Blocks. May be repeated.
+/// Removes the files created for a VM that does not arrive, unless a VM uses them, or keeps them for the next attempt.
+/// Blocks. May be repeated.
 ///
 /// # Errors
-/// When it is not known what is in use, or a file cannot be removed.
+/// If it is unknown which files are in use, or a file cannot be removed.
 pub(super) fn remove_all(page: &Move, hypervisor: &dyn Domains, partials: &PartialCopies) -> Result<(), AgentError> {
     *lock(&page.ended) = true;
     let Task::Destination { request, incoming_files, .. } = page.journal().task else { return Ok(()) };
@@ -178,7 +179,7 @@ pub(super) fn remove_all(page: &Move, hypervisor: &dyn Domains, partials: &Parti
             from_partial: None,
         };
         incoming::remove_one(request.vm, &disk, &used, partials)?;
-        // Written down at once: whatever has its name afterwards is not ours.
+        // Recorded at once: any later file of that name is not ours.
         note(page, path, |incoming_file| incoming_file.made = false)?;
     }
     Ok(())

@@ -1,5 +1,5 @@
-//! The source of an offline move: holds the VM, sends what differs, and removes what it has of a VM that is the
-//! destination's.
+//! The source of an offline move: holds the VM, sends what differs, and removes its remains once the destination has
+//! it.
 
 use std::{path::PathBuf, sync::Arc};
 
@@ -34,7 +34,7 @@ impl OfflineMoves {
     /// Holds the VM, and makes sure that it is shut off.
     ///
     /// # Errors
-    /// `vm.running`, `request.stale`, or what stands against it; nothing is changed then.
+    /// `vm.running`, `request.stale`, or what prevents it; nothing is changed then.
     pub async fn prepare_source(
         self: Arc<Self>,
         job: JobId,
@@ -47,7 +47,7 @@ impl OfflineMoves {
             None => {
                 let this = Arc::clone(&self);
                 let task = blocking(move || this.source(request, &storage)).await?;
-                // Before the first change: an agent that ends in between must know what it is to take back.
+                // Before the first change: an agent that dies in between must know what to revert.
                 self.put(Journal::new(job, generation, task))?
             }
         };
@@ -62,7 +62,7 @@ impl OfflineMoves {
         Ok(page.report())
     }
 
-    /// Holds the VM of a source: from here on it stays as it is found to be. May be repeated.
+    /// Holds the VM at the source: from here on it keeps the state that is found. May be repeated.
     async fn hold(&self, page: &Move) -> Result<(), AgentError> {
         let journal = page.journal();
         let Task::Source { request, autostart, .. } = journal.task else { return Ok(()) };
@@ -105,7 +105,7 @@ impl OfflineMoves {
         let here = paths.iter().chain(&absent).cloned();
         let moved = here.zip(there.paths.iter().chain(&there.absent).map(PathBuf::from));
         let translate: Vec<_> = moved.chain(translation(&mounts, &there.mounts)).collect();
-        // What cannot be said at the destination is found out before anything is copied.
+        // Detects definitions that cannot be translated for the destination before anything is copied.
         self.hypervisor.definition(request.vm, &translate)?;
         Ok(Task::Source { request, paths, translate, autostart: facts.autostart, fingerprints: Vec::new() })
     }
@@ -113,7 +113,7 @@ impl OfflineMoves {
     /// Begins to copy, at the source.
     ///
     /// # Errors
-    /// When it cannot be written down.
+    /// If it cannot be recorded.
     pub(super) fn perform(self: &Arc<Self>, page: &Arc<Move>) -> Result<(), AgentError> {
         if page.journal().stage == Stage::Prepared && page.journal().task.role() == Role::Source {
             page.write(|journal| journal.stage = Stage::Copying)?;
@@ -136,7 +136,7 @@ impl OfflineMoves {
         Ok(())
     }
 
-    /// Removes what the source has of a VM that is the destination's; what stays all the same is told. Blocks.
+    /// Removes the source's remains of a VM that the destination has; reports what stays nevertheless. Blocks.
     pub(super) fn leave(
         &self,
         request: &ConfirmRequest,

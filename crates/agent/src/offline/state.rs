@@ -1,4 +1,4 @@
-//! One attempt at one end: what is written down of it, how far its files are, and the task that copies.
+//! One attempt at one end: its journal, the progress of its files, and the task that copies.
 
 use std::{
     path::{Path, PathBuf},
@@ -21,12 +21,12 @@ use crate::{
     lock::lock,
 };
 
-/// How far files are; not written down.
+/// Progress of the files; not recorded.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Known {
     pub(super) sequence: u64,
     pub(super) files: Vec<DiskProgress>,
-    /// Bytes on the wire, by file.
+    /// Bytes sent over the wire, by file.
     pub(super) wires: Vec<u64>,
 }
 
@@ -35,10 +35,10 @@ pub(super) struct Move {
     pub(super) folder: PathBuf,
     pub(super) journal: Mutex<Journal>,
     pub(super) known: watch::Sender<Known>,
-    /// What copies, at either end.
+    /// The copying task, at either end.
     pub(super) task: Mutex<Option<JoinHandle<()>>>,
     pub(super) address: Mutex<Option<String>>,
-    /// Destination: no file is made for it any more.
+    /// Destination: no more files are created for it.
     pub(super) ended: Mutex<bool>,
 }
 
@@ -76,7 +76,7 @@ impl Move {
         lock(&self.journal).clone()
     }
 
-    /// Changes what is written down, and says so when it is.
+    /// Changes the journal, and publishes the change once it is stored.
     pub(super) fn write(&self, change: impl FnOnce(&mut Journal)) -> Result<(), AgentError> {
         let mut journal = lock(&self.journal);
         let mut changed = journal.clone();
@@ -120,7 +120,7 @@ impl Move {
         }
     }
 
-    /// Ends what copies. Nothing is written by it afterwards but the block that is being written.
+    /// Ends the copying task. It writes nothing afterwards except the block in progress.
     pub(super) async fn end(&self) {
         let task = lock(&self.task).take();
         if let Some(task) = task {

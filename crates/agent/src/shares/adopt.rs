@@ -1,4 +1,4 @@
-//! What a mount must be for VMs to use it: an administrator's own one that is adopted, and one that was just made.
+//! What a mount must provide so that VMs can use it: an adopted one of an administrator, or a newly made one.
 
 use std::{
     fs,
@@ -17,7 +17,7 @@ use super::Shares;
 use crate::{AgentError, qemu_conf};
 
 impl Shares {
-    /// User and password are given where the file server wants them, and nowhere else.
+    /// Credentials must be given where the file server needs them, and nowhere else.
     pub(super) fn check_login(request: &AttachRequest) -> Result<(), AgentError> {
         let source = &request.source;
         let (message, fix) = match (source.wants_login(), &request.credentials, &request.at) {
@@ -34,7 +34,7 @@ impl Shares {
         Err(AgentError::refused(422, Finding::blocks(FindingId::SharePassword, source, message, fix)))
     }
 
-    /// An administrator's own mount.
+    /// Adopts an administrator's mount.
     pub(super) fn adopt(&self, id: ShareId, source: &ShareSource, path: &Path) -> Result<PathBuf, AgentError> {
         if let Some(other) = self.copy().into_iter().find(|other| other.id != id && other.path == path) {
             return Err(not_adopted(
@@ -58,7 +58,7 @@ impl Shares {
         Ok(path.to_owned())
     }
 
-    /// libvirt must know that files there are shared: by the type of the file system, or because qemu.conf says so.
+    /// libvirt must treat files there as shared: by the type of the file system, or because of qemu.conf.
     fn check_libvirt(&self, path: &Path) -> Result<(), AgentError> {
         let mounted = self.driver.mounted(path);
         if mounted.as_ref().is_some_and(|mounted| mounted.is_known_as_shared()) {
@@ -85,8 +85,8 @@ impl Shares {
         ))
     }
 
-    /// What the agent makes, QEMU's user must be able to write: found by trying. A server that takes root for nobody does
-    /// not let root make files there and give them away. SMB knows no owners.
+    /// QEMU's user must be able to write what the agent creates; this is tested. A server that maps root to nobody does
+    /// not let root create files there and change their owner. SMB has no owners.
     pub(super) fn check_ownership(&self, id: ShareId, source: &ShareSource, path: &Path) -> Result<(), AgentError> {
         if matches!(source, ShareSource::Smb(_)) {
             return Ok(());

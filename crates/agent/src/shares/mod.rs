@@ -1,4 +1,4 @@
-//! The shares attached on this host: kept in a file, attached again when the agent starts.
+//! The shares attached on this host: stored in a file, and attached again when the agent starts.
 
 mod adopt;
 mod scratch;
@@ -31,20 +31,20 @@ use crate::{AgentError, config::Config, lock::lock, records};
 #[derive(Clone, Debug, Serialize, Deserialize)]
 struct Entry {
     id: ShareId,
-    /// Called `unc` in the file: an earlier version of the agent wrote it so.
+    /// Named `unc` in the file, as an earlier version of the agent wrote it.
     #[serde(rename = "unc")]
     source: ShareSource,
     mode: AttachMode,
     path: PathBuf,
-    /// Needed to mount an SMB share again after a restart of the host. The file is readable by root alone.
+    /// Needed to mount an SMB share again after the host restarts. The file is readable by root only.
     credentials: Option<ShareCredentials>,
-    /// Of a share that is a path: what was mounted there when it was attached. Nothing else tells that it still is.
+    /// For a share that is a path: what was mounted there when it was attached. Nothing else shows that it still is.
     #[serde(default)]
     mounted: Option<String>,
 }
 
 impl Entry {
-    /// How it is; of its mount, what `driver` says, if it was looked at.
+    /// The share's state; of its mount, what `driver` reports, if it was probed.
     fn view(&self, finding: Option<Finding>, space: Option<Space>, driver: Option<&dyn ShareDriver>) -> AttachedShare {
         let trouble = finding.as_ref().map(|finding| finding.message.clone());
         let (free, total) = space.map(|space| (space.free, space.total)).unzip();
@@ -63,7 +63,7 @@ pub struct Shares {
     qemu_conf: PathBuf,
     driver: Arc<dyn ShareDriver>,
     entries: Mutex<Vec<Entry>>,
-    /// How each was when it was looked at last, for whoever must not wait for a dead mount.
+    /// The state of each share at its last probe, for callers that must not wait for a dead mount.
     views: tokio::sync::watch::Sender<Vec<AttachedShare>>,
 }
 
@@ -71,7 +71,7 @@ impl Shares {
     /// Reads the table. Shares whose mount is gone are mounted again by [`Shares::look_after`].
     ///
     /// # Errors
-    /// When the table cannot be read.
+    /// If the table cannot be read.
     pub fn load(config: &Config, driver: Arc<dyn ShareDriver>) -> Result<Self, AgentError> {
         let path = config.shares_path();
         let entries: Vec<Entry> = records::read_or_put_aside(&path)?.unwrap_or_default();
@@ -91,7 +91,7 @@ impl Shares {
         })
     }
 
-    /// How shares are, as they were looked at last.
+    /// The state of shares at their last probe.
     pub fn watch(&self) -> tokio::sync::watch::Receiver<Vec<AttachedShare>> {
         self.views.subscribe()
     }
@@ -99,7 +99,7 @@ impl Shares {
     /// Attaches a share. Blocks. Repeating it is safe.
     ///
     /// # Errors
-    /// What the driver refuses; nothing is left attached.
+    /// If the driver refuses; nothing is left attached.
     pub fn attach(&self, id: ShareId, request: &AttachRequest) -> Result<AttachedShare, AgentError> {
         let source = &request.source;
         Self::check_login(request)?;
@@ -140,7 +140,7 @@ impl Shares {
         Ok(view)
     }
 
-    /// Takes back a mount that this request made.
+    /// Undoes a mount that this request made.
     fn let_go(&self, id: ShareId, mode: AttachMode, source: &ShareSource, path: &Path) {
         let was_there = self.entry(id).is_ok();
         if mode == AttachMode::Mounted
@@ -154,7 +154,7 @@ impl Shares {
     /// Detaches a share. Blocks. Ok if it is not attached. An adopted mount stays mounted.
     ///
     /// # Errors
-    /// When it cannot be unmounted, for instance while files on it are open; it stays attached then.
+    /// If it cannot be unmounted, for instance while files on it are open; it stays attached then.
     pub fn detach(&self, id: ShareId) -> Result<(), AgentError> {
         if let Some(entry) = self.copy().into_iter().find(|entry| entry.id == id) {
             if entry.mode == AttachMode::Mounted {
@@ -171,21 +171,22 @@ impl Shares {
         Places::new(host, self.copy().into_iter().map(|entry| (entry.id, entry.path)).collect())
     }
 
-    /// The tops of the shares' mounts.
+    /// The root directories of the shares' mounts.
     pub fn roots(&self) -> Vec<ShareRoot> {
         let root = |entry: Entry| ShareRoot { id: entry.id, source: entry.source, mount: entry.path };
         self.copy().into_iter().map(root).collect()
     }
 
-    /// Makes sure that a share's files can be used now. Blocks, for some seconds if its file server is dead.
+    /// Checks that a share's files can be used now. Blocks, for some seconds if its file server is dead.
     ///
     /// # Errors
-    /// `share.not-attached`, or what is wrong with it.
+    /// `share.not-attached`, or the share's problem.
     pub fn check(&self, id: ShareId) -> Result<(), AgentError> {
         Ok(self.is_usable(&self.entry(id)?)?)
     }
 
-    /// Free and total bytes of a share now, where they can be known. Blocks, for some seconds if its file server is dead.
+    /// Current free and total bytes of a share, if they can be determined. Blocks, for some seconds if its file server
+    /// is dead.
     ///
     /// # Errors
     /// `share.not-attached`.

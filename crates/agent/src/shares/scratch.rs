@@ -1,4 +1,4 @@
-//! Ferry's own small files at the top of shares: tokens, and scratch images for trials of locks.
+//! Ferry's own small files in the root directory of shares: tokens, and scratch images for lock trials.
 
 use std::{
     fs, io,
@@ -22,16 +22,16 @@ impl Shares {
     /// Writes a token file. Blocks.
     ///
     /// # Errors
-    /// When the name is not one, or the share cannot be written.
+    /// If the name is invalid, or the share cannot be written.
     pub fn write_token(&self, id: ShareId, name: &str, token: &ShareToken) -> Result<(), AgentError> {
         let path = self.token_path(id, name)?;
         fs::write(&path, &token.content).map_err(|source| AgentError::File { path, source })
     }
 
-    /// Reads a token file; `None` if it is not there. Blocks.
+    /// Reads a token file; `None` if it does not exist. Blocks.
     ///
     /// # Errors
-    /// When the name is not one, or the share cannot be read.
+    /// If the name is invalid, or the share cannot be read.
     pub fn read_token(&self, id: ShareId, name: &str) -> Result<Option<ShareToken>, AgentError> {
         let path = self.token_path(id, name)?;
         match fs::read_to_string(&path) {
@@ -44,15 +44,15 @@ impl Shares {
     /// Removes a token file. Blocks, for some seconds if another host still has it open.
     ///
     /// # Errors
-    /// When the name is not one, or the share cannot be written.
+    /// If the name is invalid, or the share cannot be written.
     pub fn remove_token(&self, id: ShareId, name: &str) -> Result<(), AgentError> {
         remove_scratch(&self.token_path(id, name)?)
     }
 
-    /// Where the scratch image of a trial of QEMU's locks is.
+    /// The path of the scratch image for a trial of QEMU's locks.
     ///
     /// # Errors
-    /// When the name is not one, or the share is not attached.
+    /// If the name is invalid, or the share is not attached.
     pub fn lock_path(&self, id: ShareId, name: &str) -> Result<PathBuf, AgentError> {
         self.scratch_path(id, "locks", name)
     }
@@ -61,7 +61,7 @@ impl Shares {
         self.scratch_path(id, "token", name)
     }
 
-    /// A file of Ferry's own at the top of a share.
+    /// A file of Ferry in the root directory of a share.
     fn scratch_path(&self, id: ShareId, kind: &str, name: &str) -> Result<PathBuf, AgentError> {
         let legal = !name.is_empty()
             && name.len() <= TOKEN_NAME_MAX
@@ -81,11 +81,11 @@ impl Shares {
     }
 }
 
-/// Removes a file that two hosts had open; Ok if there is none. Blocks, for some seconds if the other host's close has not
-/// reached the file server yet (SMB answers a sharing violation, which mounts give as EBUSY).
+/// Removes a file that two hosts had open; Ok if there is none. Blocks, for some seconds if the other host's close has
+/// not reached the file server yet (an SMB server reports a sharing violation, which mounts return as EBUSY).
 ///
 /// # Errors
-/// When it cannot be removed.
+/// If it cannot be removed.
 pub fn remove_scratch(path: &Path) -> Result<(), AgentError> {
     match retry_busy(|| fs::remove_file(path)) {
         Err(source) if source.kind() != io::ErrorKind::NotFound => {

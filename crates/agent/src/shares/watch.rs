@@ -1,4 +1,4 @@
-//! Looks at every share again and again, and mounts what is not mounted.
+//! Probes every share periodically, and mounts those that are not mounted.
 
 use std::{sync::Arc, time::Duration};
 
@@ -13,18 +13,18 @@ use tracing::{debug, info, warn};
 
 use super::{Entry, Shares};
 
-/// How often shares are looked at.
+/// Probe interval.
 const LOOK_EVERY: Duration = Duration::from_secs(5);
 
-/// At every so many looks what is not mounted is tried to be.
+/// Probes per attempt to mount what is not mounted.
 const LOOKS_PER_MOUNT: u32 = 3;
 
-/// At every so many looks free space is asked, which some mounts know only from the file server.
+/// Probes per query of free space, which for some mounts only the file server knows.
 const LOOKS_PER_SPACE: u32 = 12;
 
 impl Shares {
-    /// Mounts what was mounted before, then looks at every share again and again; what is not mounted, because its file
-    /// server was away, is mounted when it can be. Ends with the task that runs it.
+    /// Mounts the shares of the table, then probes every share periodically; one that is not mounted because its file
+    /// server was away is mounted when possible. Ends with the task that runs it.
     pub async fn look_after(self: Arc<Self>) {
         for look in 0.. {
             let shares = Arc::clone(&self);
@@ -40,7 +40,7 @@ impl Shares {
         }
     }
 
-    /// Looks at every share. Blocks for seconds when a mount hangs.
+    /// Probes every share. Blocks for seconds if a mount hangs.
     fn look(&self, asks_space: bool) {
         for entry in self.copy() {
             let trouble = self.is_usable(&entry).err().map(|error| self.told(&entry, error));
@@ -53,9 +53,9 @@ impl Shares {
         }
     }
 
-    /// What stands against a share's use. Why a mount does not answer, only the file server can tell.
+    /// What prevents a share's use. Only the file server can show why a mount does not respond.
     fn told(&self, entry: &Entry, error: ShareError) -> Finding {
-        // Of a login that the server refuses, the kernel says no more than "Permission denied".
+        // For a login that the server refuses, the kernel reports only "Permission denied".
         let is_vague = matches!(
             error,
             ShareError::Stuck { .. }
@@ -92,9 +92,9 @@ impl Shares {
             if entry.mode == AttachMode::Adopted || self.is_usable(&entry).is_ok() {
                 continue;
             }
-            // Safe to repeat: a mount that is there is left as it is, unless the process behind it is gone.
+            // Safe to repeat: an existing mount is left unchanged, unless its process is gone.
             match self.driver.attach(&entry.source, entry.credentials.as_ref(), &entry.path) {
-                // It was detached meanwhile.
+                // The share was detached meanwhile.
                 Ok(()) if self.copy().iter().all(|other| other.id != entry.id) => {
                     let _ = self.driver.detach(&entry.source, &entry.path);
                 }
@@ -109,13 +109,13 @@ impl Shares {
         }
     }
 
-    /// Mounts anew, where nothing uses it, what an earlier version mounted so that QEMU's locks are the file server's.
+    /// Remounts, if not in use, mounts of an earlier version that pass QEMU's locks to the file server.
     fn mount_anew(&self) {
         for entry in self.copy() {
             if entry.mode == AttachMode::Adopted || self.driver.locks_stay(&entry.path) {
                 continue;
             }
-            // What could not be mounted again stays: VMs can be started on it.
+            // A mount that could not be replaced is kept: VMs can be started on it.
             let answers = self.driver.probe(&entry.source, entry.credentials.as_ref());
             if let Err(error) = answers.and_then(|_| self.driver.detach(&entry.source, &entry.path)) {
                 debug!(share = %entry.source, error = %chain(&error), "A share is not mounted anew yet");
@@ -123,7 +123,7 @@ impl Shares {
             }
             match self.driver.attach(&entry.source, entry.credentials.as_ref(), &entry.path) {
                 Ok(()) => info!(share = %entry.source, "A share was mounted anew: QEMU's locks stay on this host"),
-                // It is tried on, as any share that is not mounted.
+                // Mounting is retried, as for any share that is not mounted.
                 Err(error) => warn!(share = %entry.source, error = %chain(&error), "A share could not be mounted anew"),
             }
         }
@@ -154,7 +154,7 @@ mod tests {
     use super::*;
     use crate::config::Config;
 
-    /// A host with a share that was attached by an agent before.
+    /// A host with a share that an earlier agent process attached.
     struct Site {
         _folder: tempfile::TempDir,
         config: Config,
@@ -241,7 +241,7 @@ mod tests {
         let mut entry = shares.copy().remove(0);
         let waited = Duration::from_secs(5);
         let stuck = || ShareError::Stuck { share: site.source.clone(), at: site.mountpoint.clone(), waited };
-        // The server itself is well: no more is known than that the mount does not answer.
+        // The server itself works: all that is known is that the mount does not respond.
         let told = shares.told(&entry, stuck());
         assert_eq!(told.id, FindingId::ShareUnreachable);
         assert!(told.message.contains("gave no answer"), "{told:#?}");
@@ -258,10 +258,10 @@ mod tests {
         let told = shares.told(&entry, stuck());
         assert_eq!(told.id, FindingId::SharePassword);
         assert!(told.fix.starts_with("Let the file server take the password of the mount again"), "{told:#?}");
-        // Of an administrator's own mount Ferry has no password that could be another one.
+        // Ferry has no password for an administrator's own mount that could be outdated.
         entry.mode = AttachMode::Adopted;
         assert!(!shares.told(&entry, stuck()).fix.contains("attach it with the new password"));
-        // What is no mount at all needs no server to tell.
+        // A path without a mount can be reported without asking the server.
         let (share, at) = (site.source.clone(), site.mountpoint.clone());
         let unmounted = ShareError::NotAMount { share, at, found: "nothing is mounted there".to_owned() };
         let expected = unmounted.finding();

@@ -1,4 +1,4 @@
-//! What stands against a move of disks, and how much room their copies take.
+//! What prevents a storage move, and the space that its copies occupy.
 
 use std::path::PathBuf;
 
@@ -26,10 +26,10 @@ use crate::{
     refusal::{exists, refused},
 };
 
-/// The disks with their files on this host, if nothing stands against the move. Changes nothing. Blocks.
+/// The disks with their files on this host, if nothing prevents the move. Changes nothing. Blocks.
 ///
 /// # Errors
-/// What stands against it.
+/// What prevents it.
 pub(super) fn checked(
     hypervisor: &dyn Hypervisor,
     request: &PrepareStorage,
@@ -45,7 +45,7 @@ pub(super) fn checked(
     for wanted in &request.disks {
         let path = |place| storage.path(&wanted.device, place);
         let disk = checked_disk(hypervisor, &facts, wanted, path(&wanted.from)?, path(&wanted.to)?)?;
-        // One that an earlier attempt moved takes its room already.
+        // A disk that an earlier attempt moved already occupies its space.
         if !facts.files.iter().any(|file| file.device == disk.device && file.place == disk.to) {
             needs.add(storage, &wanted.to, disk.allocated)?;
         }

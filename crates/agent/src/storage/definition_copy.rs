@@ -1,5 +1,6 @@
-//! The definition beside the disks of a VM that was moved whole, as Hyper-V keeps it: for people who find the files, and for
-//! Pacemaker, which starts VMs from such files. libvirt's own is on the host and stays the one that counts.
+//! Keeps a VM's definition beside its disks if the whole VM was moved, as Hyper-V does: for people who find the files,
+//! and for Pacemaker, which starts VMs from such files. libvirt's own definition stays on the host and remains
+//! authoritative.
 
 use std::{
     fs,
@@ -10,19 +11,19 @@ use std::{
 
 use ferry_core::id::VmId;
 
-/// The first line of what Ferry keeps. Nothing else is ever replaced or removed.
+/// The first line of files that Ferry keeps. No other file is ever replaced or removed.
 const HEAD: &str = "<!-- Kept by Ferry when it moved the disks of this VM; libvirt does not read it. -->\n";
-/// Longest file that is looked into.
+/// Longest file that is examined.
 const BYTES_MAX: u64 = 4 << 20;
 
-/// Where the definition of a VM is beside one of its disks.
+/// The path of a VM's definition beside one of its disks.
 fn path(name: &str, disk: &Path) -> Option<PathBuf> {
-    // libvirt's names may hold what file names must not.
+    // libvirt's names may contain characters that file names must not.
     let safe = !name.is_empty() && !name.starts_with('.') && !name.contains(['/', '\0']);
     safe.then(|| disk.parent().map(|folder| folder.join(format!("{name}.xml")))).flatten()
 }
 
-/// Whether a file is one that Ferry kept of this VM.
+/// Whether a file is one that Ferry keeps for this VM.
 fn is_ours(path: &Path, vm: VmId) -> io::Result<bool> {
     let found = path.symlink_metadata()?;
     if !found.is_file() || found.len() > BYTES_MAX {
@@ -32,10 +33,11 @@ fn is_ours(path: &Path, vm: VmId) -> io::Result<bool> {
     Ok(text.starts_with(HEAD) && text.contains(&format!("<uuid>{vm}</uuid>")))
 }
 
-/// Keeps a definition beside a disk. Ok: its file; `None` if there is one that is not Ferry's own of this VM, which stays.
+/// Keeps a definition beside a disk. Returns its path; `None` if the existing file is not Ferry's for this VM; it
+/// stays.
 ///
 /// # Errors
-/// The file system's; what was there is whole.
+/// The file system's; an existing file is intact.
 pub(super) fn keep(vm: VmId, name: &str, definition: &str, disk: &Path) -> io::Result<Option<PathBuf>> {
     let Some(path) = path(name, disk) else { return Ok(None) };
     match is_ours(&path, vm) {
@@ -49,10 +51,10 @@ pub(super) fn keep(vm: VmId, name: &str, definition: &str, disk: &Path) -> io::R
     Ok(Some(path))
 }
 
-/// Makes what Ferry keeps beside a disk say what is so now; Ok if it keeps nothing there.
+/// Updates the definition that Ferry keeps beside a disk; Ok if it keeps none there.
 ///
 /// # Errors
-/// The file system's; what was there is whole.
+/// The file system's; an existing file is intact.
 pub(super) fn refresh(vm: VmId, name: &str, definition: &str, disk: &Path) -> io::Result<()> {
     match path(name, disk) {
         Some(path) if matches!(is_ours(&path, vm), Ok(true)) => write(vm, definition, &path),
@@ -60,11 +62,10 @@ pub(super) fn refresh(vm: VmId, name: &str, definition: &str, disk: &Path) -> io
     }
 }
 
-/// Moves what Ferry keeps beside a disk to where the disk went, and makes it say what is so now; Ok if it keeps nothing
-/// there.
+/// Moves the definition that Ferry keeps beside a disk to the disk's new folder, and updates it; Ok if it keeps none.
 ///
 /// # Errors
-/// The file system's, also when another file is there; what was there is whole.
+/// The file system's, also if another file is there; an existing file is intact.
 pub(super) fn follow(vm: VmId, name: &str, definition: &str, from: &Path, to: &Path) -> io::Result<()> {
     let is_kept = path(name, from).is_some_and(|path| matches!(is_ours(&path, vm), Ok(true)));
     if !is_kept {
@@ -79,7 +80,7 @@ pub(super) fn follow(vm: VmId, name: &str, definition: &str, from: &Path, to: &P
 fn write(vm: VmId, definition: &str, path: &Path) -> io::Result<()> {
     let making = path.with_extension(format!("xml.{vm}"));
     let written = (|| {
-        // Left by an agent that died while it wrote.
+        // Left by an agent that died while writing.
         ferry_drivers::file::remove(&making)?;
         let mut file = fs::File::options().write(true).read(true).create_new(true).mode(0o600).open(&making)?;
         file.write_all(HEAD.as_bytes())?;
@@ -93,7 +94,7 @@ fn write(vm: VmId, definition: &str, path: &Path) -> io::Result<()> {
     written
 }
 
-/// Removes what Ferry kept beside a disk that has moved, if anything but `kept`.
+/// Removes the definition that Ferry kept beside a disk that has moved, unless it is `kept`.
 ///
 /// # Errors
 /// The file system's.
@@ -128,7 +129,7 @@ mod tests {
         assert!(fs::read_to_string(&file).expect("there").ends_with(&text(vm, "two")));
         refresh(vm, "web01", &text(vm, "three"), &disk).expect("made new");
         assert!(fs::read_to_string(&file).expect("there").ends_with(&text(vm, "three")));
-        // Of another VM of this name, an administrator's, a link: they stay.
+        // Files of another VM of this name, an administrator's file, a link: they stay.
         assert!(!is_kept(other, ""));
         refresh(other, "web01", &text(other, ""), &disk).expect("looked at");
         remove(other, "web01", &disk, None).expect("looked at");

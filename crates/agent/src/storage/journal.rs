@@ -1,4 +1,4 @@
-//! What is written down of a storage move before it happens, so that a restarted agent goes on with it.
+//! The journal of a storage move, written before each action, so that a restarted agent continues it.
 
 use std::path::PathBuf;
 
@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::files::new_file::{FileIdentity, MadeFile};
 
-/// One disk: its files on this host.
+/// One disk, and its files on this host.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Disk {
     /// The disk's name in the definition.
@@ -21,16 +21,16 @@ pub(super) struct Disk {
     pub(super) from: PathBuf,
     /// The new file.
     pub(super) to: PathBuf,
-    /// The new file was made by this attempt: it may be removed by it. Written down when it is whole and before it gets
-    /// its name: as long as there is a file of [`Journal::making`]'s name, `to` is not this attempt's.
+    /// This attempt created the new file and may remove it. Recorded when the file is complete and before it is
+    /// renamed: as long as a file named [`Journal::making`] exists, `to` is not this attempt's.
     pub(super) made: bool,
-    /// How the new file is known again.
+    /// The identity of the new file.
     #[serde(default, rename = "mark")]
     pub(super) identity: FileIdentity,
-    /// What the old file took.
+    /// The space that the old file occupied.
     pub(super) allocated: ByteCount,
-    /// It was asked to switch the disk over: the new file may hold what no other file holds. A journal that does not say
-    /// is of an agent that did not write it down.
+    /// A pivot of the disk was requested: the new file may contain the only copy of some data. A journal without this
+    /// field was written by an agent that did not record it.
     #[serde(default = "was_asked")]
     pub(super) switch_asked: bool,
 }
@@ -39,45 +39,45 @@ fn was_asked() -> bool {
     true
 }
 
-/// What is wanted of a move. Never taken back to less, but by whoever finds that it is too late.
+/// Requested outcome of a move; only ever escalates, except when it turns out to be too late.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub(super) enum Wish {
-    /// It goes on, also after a restart.
+    /// Continue, also after a restart.
     #[default]
     GoOn,
-    /// It ends, if no disk is being switched over yet.
+    /// End, unless a disk is already being pivoted.
     End,
-    /// It ends wherever it is, also between two disks.
+    /// End in any stage, even between two disks.
     Forget,
 }
 
-/// How far a move is.
+/// The stage of a move.
 ///
 /// ```text
 /// Prepared → Copying → Switching → Moved → Confirmed
-///               └──────────┴─→ Failed | Aborted (before the first disk was switched over)
+///               └──────────┴─→ Failed | Aborted (before the first disk was pivoted)
 /// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub(super) enum Stage {
-    /// The new files are there.
+    /// The new files exist.
     Prepared,
     /// Disks are being copied.
     Copying,
-    /// Every disk is ready, and one after the other is switched over.
+    /// Every disk is ready; they are pivoted one after another.
     Switching,
     /// Every disk uses its new file.
     Moved,
-    /// The old files are gone, or stay by request.
+    /// The old files are removed, or stay by request.
     Confirmed,
-    /// It ended by an error.
+    /// The move failed.
     Failed,
-    /// It ended by request; no disk was moved by this attempt.
+    /// It ended by request; this attempt moved no disk.
     Aborted,
 }
 
 impl Stage {
-    /// As it is reported.
+    /// The stage as reported.
     pub(super) fn reported(self) -> agent::Stage {
         match self {
             Self::Prepared => agent::Stage::Prepared,
@@ -90,7 +90,7 @@ impl Stage {
     }
 }
 
-/// One file for each move.
+/// The journal: one file per move.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Journal {
     pub(super) job: JobId,
@@ -107,8 +107,8 @@ pub(super) struct Journal {
 }
 
 impl Journal {
-    /// What the new file of a disk is called until it is whole: a name that nobody else takes, so that what an agent that
-    /// died left behind is known to be its own.
+    /// The temporary name of a disk's new file until it is complete: unique to this attempt, so that a restarted agent
+    /// can recognise its own leftovers.
     pub(super) fn making(&self, disk: usize) -> PathBuf {
         let name = format!(".ferry-new-{}-{}-{disk}", self.job, self.generation);
         self.disks[disk].to.with_file_name(name)
@@ -127,7 +127,7 @@ mod tests {
 
     use super::*;
 
-    /// An agent that is upgraded in the midst of a move goes on with it.
+    /// An agent that is upgraded during a move continues it.
     #[test]
     fn what_the_version_before_wrote_down_is_read_and_written_as_it_was() {
         let text = include_str!("../../tests/journals/storage.json");

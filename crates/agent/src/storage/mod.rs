@@ -1,11 +1,11 @@
-//! Moves of running VMs' disks to other files of this host.
+//! Storage moves: disks of running VMs move to other files of this host.
 //!
 //! ```text
-//! prepare: check, make the new files ─▶ perform: copy all, then switch one after the other ─▶ confirm: remove the old
+//! prepare: check, create the new files ─▶ perform: copy all, then pivot one after another ─▶ confirm: remove the old
 //!             └────────── abort, release: end the copies, remove the new files that no VM uses ◀──┘
 //! ```
-//! QEMU copies; this says when it begins and when it switches over. A copy goes on while the agent is restarted, and
-//! the agent goes on with it.
+//! QEMU copies; this module decides when it starts and when it pivots. A copy continues while the agent restarts, and
+//! the restarted agent resumes control of it.
 
 mod check;
 mod definition_copy;
@@ -50,7 +50,7 @@ use crate::{
     refusal::refused,
 };
 
-/// Disks of one move: more than a VM has.
+/// Limit of disks of one move: more than any VM has.
 const DISKS_MAX: usize = 64;
 
 /// How long libvirt may take to end the copies of a move.
@@ -64,10 +64,10 @@ pub struct StorageMoves {
 }
 
 impl StorageMoves {
-    /// Reads the journals, and goes on with what went on.
+    /// Reads the journals, and continues open moves.
     ///
     /// # Errors
-    /// When its folder cannot be used, or a move that goes on not be started.
+    /// If its folder cannot be used, or an open move cannot be started.
     pub(crate) fn load(
         config: &Config,
         hypervisor: Arc<dyn Hypervisor>,
@@ -88,10 +88,10 @@ impl StorageMoves {
         Ok(Self { folder, hypervisor, table: Table::new("storage moves", moves, ended) })
     }
 
-    /// Makes the new files. Blocks. Repeating it is safe.
+    /// Creates the new files. Blocks. Repeating it is safe.
     ///
     /// # Errors
-    /// `request.stale`, or what stands against it; nothing is left then.
+    /// `request.stale`, or what prevents it; nothing is left behind then.
     pub fn prepare(
         &self,
         job: JobId,
@@ -132,8 +132,8 @@ impl StorageMoves {
         Ok(prepared.report())
     }
 
-    /// Makes those of the new files that are not made yet. After an error it is forgotten; if it cannot be, it stays known
-    /// until it can.
+    /// Creates the new files that do not exist yet. After an error the move is forgotten; if that fails, it stays known
+    /// until it succeeds.
     fn make_all_files(&self, prepared: &Move) -> Result<(), AgentError> {
         let made = new_files::make(&*self.hypervisor, prepared);
         if made.is_err()
@@ -144,7 +144,7 @@ impl StorageMoves {
         made
     }
 
-    /// What each copy takes, if nothing stands against a move. Changes nothing. Blocks.
+    /// The space that each copy occupies, if nothing prevents a move. Changes nothing. Blocks.
     ///
     /// # Errors
     /// As [`Self::prepare`].
@@ -152,10 +152,10 @@ impl StorageMoves {
         Ok(checked(&*self.hypervisor, request, storage)?.into_iter().map(|disk| disk.allocated).collect())
     }
 
-    /// Ends it before the first disk is switched over. Blocks.
+    /// Ends the move before the first disk is pivoted. Blocks.
     ///
     /// # Errors
-    /// `job.past-pivot`; when libvirt does not end the copies.
+    /// `job.past-pivot`; if libvirt does not end the copies.
     fn abort(&self, known: &Arc<Move>) -> Result<(), AgentError> {
         let job = known.journal().job;
         let is_early = |stage| matches!(stage, Stage::Prepared | Stage::Copying);
@@ -182,10 +182,10 @@ impl StorageMoves {
         known.say(new_files::that_stay(&*self.hypervisor, &settled(known)?)?)
     }
 
-    /// Removes the old files, unless they are to stay or something uses them. Blocks. Repeating it is safe.
+    /// Removes the old files, unless they must stay or are in use. Blocks. Repeating it is safe.
     ///
     /// # Errors
-    /// When not every disk is moved; the file system's.
+    /// If not every disk has moved; the file system's.
     fn confirm(&self, known: &Move, request: ConfirmRequest) -> Result<(), AgentError> {
         let journal = known.journal();
         let job = journal.job;
@@ -210,10 +210,10 @@ impl StorageMoves {
         known.write(|page| page.stage = Stage::Confirmed)
     }
 
-    /// Forgets it; what it made and cannot be needed is removed. Blocks.
+    /// Forgets the move; files that it created and nobody needs are removed. Blocks.
     ///
     /// # Errors
-    /// When its copies cannot be ended or its files not be removed.
+    /// If its copies cannot be ended or its files cannot be removed.
     fn forget(&self, known: &Move) -> Result<(), AgentError> {
         if !known.end(Wish::Forget, END_WITHIN)? {
             return Err(AgentError::failed(format!("The storage move of job {} does not end", known.journal().job)));
@@ -227,7 +227,7 @@ impl StorageMoves {
             match fate {
                 Cleanup::Remove => {
                     journal.made(index).remove(&used, || false)?;
-                    // Written down at once: whatever has its name afterwards is not ours.
+                    // Recorded at once: any later file of that name is not ours.
                     known.write(|page| page.disks[index].made = false)?;
                     made_to_fail("agent-storage-new-file-removed")?;
                 }

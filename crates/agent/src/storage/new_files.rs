@@ -1,5 +1,5 @@
-//! The new files of a move of disks: made under a name of the move's own and renamed when whole, so that a file at the final
-//! path is either foreign or complete. Removed only if no disk can have been switched over to it.
+//! The new files of a storage move: created under a temporary name and renamed when complete, so that a file at the
+//! final path is either foreign or complete. Removed only if no disk can have been pivoted to it.
 
 use std::{collections::BTreeSet, path::PathBuf};
 
@@ -27,7 +27,7 @@ use crate::{
     refusal::exists,
 };
 
-/// Makes those of the new files that are not made yet.
+/// Creates the new files that do not exist yet.
 pub(super) fn make(hypervisor: &dyn Hypervisor, prepared: &Move) -> Result<(), AgentError> {
     let owner = hypervisor.process_owner()?;
     let journal = settled(prepared)?;
@@ -43,7 +43,7 @@ pub(super) fn make(hypervisor: &dyn Hypervisor, prepared: &Move) -> Result<(), A
     Ok(())
 }
 
-/// The new files that stay though the move did not end well, for whoever looks after them.
+/// The new files that stay although the move failed, for the administrator.
 pub(super) fn that_stay(hypervisor: &dyn Hypervisor, journal: &Journal) -> Result<Vec<Finding>, AgentError> {
     let fates = fates(hypervisor, journal, &used(hypervisor, journal)?)?;
     let told = fates
@@ -53,7 +53,7 @@ pub(super) fn that_stay(hypervisor: &dyn Hypervisor, journal: &Journal) -> Resul
     Ok(told.map(|(_, disk)| new_file_stays(&journal.request.vm_name, disk)).collect())
 }
 
-/// What becomes of each new file, now that no copy goes on.
+/// What to do with each new file, now that no copy is running.
 pub(super) fn fates(hypervisor: &dyn Hypervisor, journal: &Journal, used: &InUse) -> Result<Vec<Cleanup>, AgentError> {
     let facts = hypervisor.vm(journal.request.vm)?;
     let runs = facts.filter(|facts| match facts.state {
@@ -75,7 +75,7 @@ pub(super) fn fates(hypervisor: &dyn Hypervisor, journal: &Journal, used: &InUse
     journal.disks.iter().map(one).collect()
 }
 
-/// Files that VMs of this host use. Not asked when nothing was made.
+/// Files that this host's VMs use. Not queried if nothing was created.
 pub(super) fn used(hypervisor: &dyn Hypervisor, journal: &Journal) -> Result<InUse, AgentError> {
     match journal.disks.iter().any(|disk| disk.made) {
         true => files::in_use(hypervisor.files_in_use()?),
@@ -83,7 +83,8 @@ pub(super) fn used(hypervisor: &dyn Hypervisor, journal: &Journal) -> Result<InU
     }
 }
 
-/// Makes the file of a disk: under a name of the move's own first, so that a file of this name is somebody's or whole.
+/// Creates the new file under a temporary name and renames it, so that a file at the final path is either foreign or
+/// complete.
 fn make_file(
     prepared: &Move,
     index: usize,
@@ -105,8 +106,8 @@ fn make_file(
     made_to_fail("agent-storage-file-named")
 }
 
-/// The journal with whether each new file is this attempt's, wherever the making of it was interrupted. What has another
-/// name still is removed.
+/// The journal with whether each new file is this attempt's, wherever its creation was interrupted. Files that still
+/// have their temporary name are removed.
 pub(super) fn settled(known: &Move) -> Result<Journal, AgentError> {
     let journal = known.journal();
     for (index, disk) in journal.disks.iter().enumerate() {
@@ -115,7 +116,7 @@ pub(super) fn settled(known: &Move) -> Result<Journal, AgentError> {
         if making.symlink_metadata().is_err() {
             continue;
         }
-        // Two names for a moment, where a file is named by a link. Written down while there is still something to see.
+        // A file renamed by hard link has two names for a moment. Recorded while both are still visible.
         let made = file::is_same(&making, &disk.to).map_err(fault)?;
         known.write(|page| page.disks[index].made = made)?;
         file::remove(&making).map_err(fault)?;

@@ -1,4 +1,4 @@
-//! What becomes of the old files, and of the definition that is kept beside disks, when every disk has moved.
+//! What happens to the old files, and to the definition kept beside disks, when every disk has moved.
 
 use std::path::{Path, PathBuf};
 
@@ -18,7 +18,7 @@ use crate::{
     files::{self, old_file::remove_unless},
 };
 
-/// Removes the old files that nobody will use again. Ok: which stay, and why.
+/// Removes the old files that are no longer needed. Returns which stay, and why.
 pub(super) fn remove(
     hypervisor: &dyn Hypervisor,
     journal: &Journal,
@@ -26,7 +26,7 @@ pub(super) fn remove(
     definition: Option<&str>,
 ) -> Result<Vec<Finding>, AgentError> {
     let whole = facts.filter(|facts| facts.state != VmState::Incoming);
-    // One that cannot be read names no new file.
+    // A definition that cannot be read names no new file.
     let next = definition.and_then(|text| files_of(text).ok()).unwrap_or_default();
     let used = files::in_use(hypervisor.files_in_use()?)?;
     let mut findings = Vec::new();
@@ -45,8 +45,8 @@ pub(super) fn remove(
     Ok(findings)
 }
 
-/// The definition goes where the disks went, and what is kept of it elsewhere follows. The disks have moved whatever
-/// becomes of it.
+/// Keeps the definition beside the new disks, and moves or updates copies elsewhere. Failures here do not affect the
+/// move of the disks.
 pub(super) fn keep_definition(
     journal: &Journal,
     facts: Option<&VmFacts<PathBuf>>,
@@ -79,7 +79,7 @@ pub(super) fn keep_definition(
         let done = match journal.request.whole {
             true if keep_source => Ok(()),
             true => definition_copy::remove(vm, name, &disk.from, kept.as_deref()),
-            // Chosen disks moved: what is beside one that was the last in its folder goes with it.
+            // Only some disks moved: a definition beside the last disk of a folder moves with it.
             false if keep_source || is_used(disk.from.parent()) => {
                 definition_copy::refresh(vm, name, definition, &disk.from)
             }
@@ -89,7 +89,7 @@ pub(super) fn keep_definition(
             failed(&disk.from, error.to_string());
         }
     }
-    // What is beside the disks that stayed names those that moved.
+    // The definition beside the remaining disks names those that moved.
     let used = facts.map(|facts| facts.files.iter().map(|file| &file.place)).into_iter().flatten();
     for disk in used.filter(|_| !journal.request.whole) {
         if let Err(error) = definition_copy::refresh(vm, name, definition, disk) {

@@ -1,4 +1,4 @@
-//! One storage move while it goes on: looks at every disk, does what comes next, and looks again.
+//! One running storage move: polls every disk, takes the next action, and polls again.
 
 use std::{
     panic::{AssertUnwindSafe, catch_unwind},
@@ -31,13 +31,13 @@ use crate::{
     lock::lock,
 };
 
-/// How often disks are looked at.
+/// Poll interval of disks.
 const LOOK_EVERY: Duration = Duration::from_millis(100);
-/// How long libvirt may be away, or a disk refuse to switch over, before the move is given up. Copies go on in QEMU
-/// while libvirt is restarted.
+/// Polls for which libvirt may be away, or a disk refuse to pivot, before the move fails. Copies continue in QEMU while
+/// libvirt restarts.
 const PATIENCE_LOOKS: u32 = 300;
 
-/// A move, shared by the requests about it and the thread that does it.
+/// A move, shared by its requests and the thread that performs it.
 pub(super) struct Move {
     folder: std::path::PathBuf,
     hypervisor: Arc<dyn Hypervisor>,
@@ -47,14 +47,14 @@ pub(super) struct Move {
     changed: Condvar,
 }
 
-/// What requests want of the thread, and whether there is one.
+/// The outcome requested from the thread, and whether a thread runs.
 #[derive(Clone, Copy, Default)]
 struct Thread {
     wish: Wish,
     runs: bool,
 }
 
-/// Says that the thread has ended, however it ended.
+/// Reports the end of the thread on drop, however it ended.
 struct Ended<'a>(&'a Move);
 
 impl Drop for Ended<'_> {
@@ -64,21 +64,21 @@ impl Drop for Ended<'_> {
     }
 }
 
-/// What a look led to.
+/// The result of a poll.
 enum Looked {
-    /// Every disk is moved.
+    /// Every disk has moved.
     Done,
-    /// Something was done: what follows from it may be there at once.
+    /// An action was taken: its result may be visible at once.
     Acted,
-    /// It goes on by itself.
+    /// Nothing to do: the copies continue.
     Waits,
 }
 
-/// Why a look led nowhere.
+/// Why a poll failed.
 enum Trouble {
-    /// It may pass.
+    /// Temporary.
     Passing(String),
-    /// It does not pass.
+    /// Permanent.
     Lasting(String),
 }
 
@@ -141,7 +141,7 @@ impl Move {
         self.news.subscribe()
     }
 
-    /// Changes the journal. On the disk when it returns.
+    /// Changes the journal. It is on disk when this returns.
     pub(super) fn write(&self, change: impl FnOnce(&mut Journal)) -> Result<(), AgentError> {
         let (stage, error, findings) = {
             let mut page = self.page();
@@ -157,7 +157,7 @@ impl Move {
         Ok(())
     }
 
-    /// Adds what somebody should know of. On the disk when it returns.
+    /// Adds findings for people. They are on disk when this returns.
     pub(super) fn say(&self, findings: Vec<Finding>) -> Result<(), AgentError> {
         self.write(|page| {
             for finding in findings {
@@ -181,7 +181,8 @@ impl Move {
         });
     }
 
-    /// Starts the thread, unless it runs or the move has ended. One that shall end ends its copies.
+    /// Starts the thread, unless it is running or the move has ended. For a move that must end, the thread ends its
+    /// copies.
     pub(super) fn start(self: &Arc<Self>) -> Result<(), AgentError> {
         let (stage, wish) = {
             let page = self.page();
@@ -223,8 +224,8 @@ impl Move {
         lock(&self.thread)
     }
 
-    /// Ends the thread, as far as the wish goes. Whether it has ended within `deadline`, or there was none. The wish is
-    /// on the disk before anything else: a restarted agent does not go on.
+    /// Ends the thread, as far as `wish` demands. Returns whether it has ended within `deadline`, or there was none.
+    /// The wish is stored on disk first, so that a restarted agent does not continue the move.
     pub(super) fn end(&self, wish: Wish, deadline: Duration) -> Result<bool, AgentError> {
         self.write(|page| page.wish = page.wish.max(wish))?;
         let mut thread = self.thread();
@@ -234,14 +235,14 @@ impl Move {
         Ok(!ended.expect("nobody panics while holding it").0.runs)
     }
 
-    /// It was too late to end it.
+    /// It was too late to end the move: continue it.
     pub(super) fn go_on(self: &Arc<Self>) -> Result<(), AgentError> {
         self.write(|page| page.wish = Wish::GoOn)?;
         self.thread().wish = Wish::GoOn;
         self.start()
     }
 
-    /// Whether the thread does nothing more, if the move stands at `stage`.
+    /// Whether the thread must stop, if the move is at `stage`.
     fn must_end(&self, stage: Stage) -> bool {
         match self.thread().wish {
             Wish::GoOn => false,
@@ -250,7 +251,7 @@ impl Move {
         }
     }
 
-    /// Ends what an earlier life of this process was told to end: copies would go on in QEMU for ever.
+    /// Ends copies that an earlier agent process was asked to end: they would otherwise continue in QEMU for ever.
     fn wind_up(&self) {
         let Journal { request, job, stage, .. } = self.journal();
         for _ in 0..PATIENCE_LOOKS {
@@ -314,7 +315,7 @@ impl Move {
         }
     }
 
-    /// One look at every disk, and what follows from it.
+    /// Polls every disk once, and acts on the result.
     fn look(&self, begun: &mut [bool]) -> Result<Looked, Trouble> {
         let journal = self.journal();
         let now: Vec<DiskNow> = self.see(&journal)?;
@@ -342,7 +343,7 @@ impl Move {
                 begun[index] = true;
             }
             Next::Wait => {
-                // Also those whose copy an earlier life of this process began.
+                // Including those whose copy an earlier agent process began.
                 for (begun, now) in begun.iter_mut().zip(&now) {
                     *begun |= matches!(now, DiskNow::Copying | DiskNow::Ready);
                 }
@@ -353,7 +354,7 @@ impl Move {
                 if self.must_end(journal.stage) {
                     return Ok(Looked::Waits);
                 }
-                // From here on the new file may hold what no other file holds.
+                // From here on the new file may contain the only copy of some data.
                 let asked = self.write(|page| {
                     page.stage = Stage::Switching;
                     page.disks[index].switch_asked = true;
@@ -362,7 +363,7 @@ impl Move {
                 fail::fail_point!("agent-storage-pivot", |_| Err(Trouble::Lasting("A test made it fail".to_owned())));
                 let device = &journal.disks[index].device;
                 if let Err(error) = self.hypervisor.pivot_disk(journal.request.vm, device) {
-                    // What the disk uses is seen at the next look.
+                    // The next poll shows which file the disk uses.
                     return Err(Trouble::Passing(chain(&error)));
                 }
                 fail::fail_point!("agent-storage-pivoted");
@@ -376,7 +377,7 @@ impl Move {
         Ok(Looked::Acted)
     }
 
-    /// What the hypervisor says of each disk; told to whoever listens.
+    /// Queries the state of each disk, and publishes it.
     fn see(&self, journal: &Journal) -> Result<Vec<DiskNow>, Trouble> {
         let vm = journal.request.vm;
         let facts = self.hypervisor.vm(vm)?.ok_or(HypervisorError::NoVm(vm))?;
@@ -414,7 +415,7 @@ impl Move {
         Ok(all)
     }
 
-    /// The reason with what else is known: how much room there is, and which disks were moved.
+    /// The reason with further facts: the free space, and which disks were moved.
     fn explained(&self, journal: &Journal, now: &[DiskNow], reason: &str) -> String {
         let full = journal.disks.iter().zip(now).filter(|(_, now)| **now == DiskNow::Old).find_map(|(disk, _)| {
             let folder = disk.to.parent()?;
@@ -427,7 +428,7 @@ impl Move {
 
     fn fail(&self, reason: &str) {
         let journal = self.journal();
-        // Copies that are left would go on for ever.
+        // Remaining copies would continue for ever.
         if let Err(error) = self.abandon_all() {
             warn!(vm = %journal.request.vm, error = %chain(&error), "A copy of a disk could not be ended");
         }
@@ -440,16 +441,16 @@ impl Move {
         }
     }
 
-    /// Ends every copy that is this move's.
+    /// Ends every copy of this move.
     ///
     /// # Errors
-    /// The first that could not be ended; the others are.
+    /// The first copy that could not be ended; the others are.
     pub(super) fn abandon_all(&self) -> Result<(), HypervisorError> {
         let ended: Vec<_> = self.journal().disks.iter().map(|disk| self.abandon(&disk.device)).collect();
         ended.into_iter().collect()
     }
 
-    /// Ends the copy of a disk if it is this move's.
+    /// Ends the copy of a disk if it belongs to this move.
     fn abandon(&self, device: &str) -> Result<(), HypervisorError> {
         let journal = self.journal();
         let vm = journal.request.vm;

@@ -1,4 +1,4 @@
-//! What a carrier knows, its page of the journal, the readers that wait for news, and its tasks.
+//! The board of a carrier: its state, its journal record, readers that wait for news, and its tasks.
 
 use std::{
     path::{Path, PathBuf},
@@ -25,7 +25,7 @@ use crate::{
     records,
 };
 
-/// What a carrier knows, published to whoever waits for news.
+/// The carrier's state, published to readers.
 #[derive(Clone, Debug)]
 pub(super) struct Known {
     pub(super) sequence: u64,
@@ -36,7 +36,7 @@ pub(super) struct Known {
     pub(super) state: CarrierState,
 }
 
-/// The carrier's state, its journal page, its readers, and its tasks.
+/// The carrier's state, its journal record, its readers, and its tasks.
 pub(super) struct Board {
     pub(super) job: JobId,
     pub(super) generation: Generation,
@@ -72,17 +72,17 @@ impl Board {
         }
     }
 
-    /// Makes the page of the journal. The agent that starts the carrier finds none before.
+    /// Creates the journal record. Until then the agent that starts the carrier finds none.
     pub(super) fn begin(&self) -> Result<(), AgentError> {
         records::write_json(&self.state_path, &self.known().state)
     }
 
-    /// What is known now.
+    /// The current state.
     pub(super) fn known(&self) -> Known {
         self.known.borrow().clone()
     }
 
-    /// Changes what is known; readers hear of it.
+    /// Changes the state and notifies readers.
     pub(super) fn tell(&self, change: impl FnOnce(&mut Known)) {
         self.change(|known| {
             change(known);
@@ -90,8 +90,8 @@ impl Board {
         });
     }
 
-    /// Looks and changes in one go: two that exclude each other cannot both happen. Gives what `change` gives: whether
-    /// it changed something.
+    /// Checks and changes the state atomically, so that of two exclusive changes only one can happen. Returns the
+    /// result of `change`: whether it changed anything.
     pub(super) fn change(&self, change: impl FnOnce(&mut Known) -> bool) -> bool {
         self.known.send_if_modified(|known| {
             let changed = change(known);
@@ -100,7 +100,7 @@ impl Board {
         })
     }
 
-    /// Writes down what libvirt cannot be asked afterwards: as it is known when this is called, or later.
+    /// Writes to disk what libvirt cannot be asked for afterwards: the state at this call, or a later one.
     pub(super) async fn write_down(&self) {
         let _one_at_a_time = self.writing.lock().await;
         let (path, state) = (self.state_path.clone(), self.known().state);
@@ -119,19 +119,19 @@ impl Board {
         tasks.spawn(task);
     }
 
-    /// Ends every task: connections break, nothing is listened at any more.
+    /// Ends every task: connections break, and nothing listens any more.
     pub(super) fn end_tasks(&self) {
         lock(&self.tasks).abort_all();
     }
 
-    /// Waits until `is` holds of what is known.
+    /// Waits until `is` holds for the state.
     pub(super) async fn wait_for(&self, is: impl FnMut(&Known) -> bool) {
         let mut known = self.known.subscribe();
         // The board holds the sender, so waiting cannot fail.
         let _ = known.wait_for(is).await;
     }
 
-    /// Asks the hypervisor and puts the report together.
+    /// Queries the hypervisor and composes the report.
     pub(super) async fn report(&self) -> Report {
         let (vm, role) = (self.vm, self.role);
         let presence = call(&self.hypervisor, move |hypervisor| hypervisor.presence(vm, role)).await;

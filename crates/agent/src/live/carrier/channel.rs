@@ -1,4 +1,4 @@
-//! How channels end, at both sides.
+//! The end of channels, at both sides.
 
 use ferry_core::{api::agent::Stage, error::chain};
 use ferry_wire::WireError;
@@ -6,7 +6,8 @@ use tracing::{error, info};
 
 use super::board::Board;
 
-/// Logs why a channel ended; gives the reason if it ended badly. Once the move has ended, the other side goes away as it likes.
+/// Logs why a channel ended; returns the reason if it failed. Once the move has ended, the other side may disconnect in
+/// any way.
 pub(super) fn channel_ended(name: &str, outcome: Result<(), WireError>, board: &Board) -> Option<String> {
     match outcome {
         Ok(()) => {

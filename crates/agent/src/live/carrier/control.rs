@@ -1,7 +1,7 @@
-//! The control socket of a carrier: JSON lines, one question and one answer for each connection.
+//! The control socket of a carrier: JSON lines, one request and one answer per connection.
 //!
-//! It speaks [`CONTROL_VERSION`]: a carrier refuses an agent that speaks another, and says so. An agent that learns another
-//! version goes on speaking this one to carriers that were started before it.
+//! It speaks [`CONTROL_VERSION`]: a carrier refuses an agent that speaks another version, with a reason. An agent of a
+//! later version must still speak this one to carriers that were started before it.
 
 use std::{path::Path, time::Duration};
 
@@ -18,28 +18,28 @@ use tokio::{
 /// Version of the control socket's messages.
 pub const CONTROL_VERSION: u32 = 1;
 
-/// Longest request or answer.
+/// Longest request or answer in bytes.
 pub(super) const LINE_BYTES_MAX: u64 = 64 << 10;
 
-/// Longest a report may be waited for.
+/// Longest wait for a report.
 pub(crate) const WAIT_MAX: Duration = Duration::from_secs(30);
 
-/// What the agent asks of a carrier.
+/// A request of the agent to a carrier.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "ask", rename_all = "snake_case")]
 pub enum Ask {
     /// The report, as soon as its sequence is larger than `after`, or after `wait_ms`.
     Report {
-        /// The last one seen.
+        /// The last sequence seen.
         after: u64,
-        /// Up to 30,000.
+        /// At most 30,000.
         wait_ms: u64,
     },
-    /// Source: begin.
+    /// Source: begin the migration.
     Perform,
     /// Destination: run the VM; the verdict is that it is here.
     Resume,
-    /// End it before the point of no return.
+    /// End the move before the point of no return.
     Abort,
     /// End the process.
     Leave,
@@ -50,7 +50,7 @@ pub enum Ask {
 pub struct Request {
     /// [`CONTROL_VERSION`] of the agent.
     pub version: u32,
-    /// What it wants.
+    /// The request itself.
     #[serde(flatten)]
     pub ask: Ask,
 }
@@ -59,24 +59,24 @@ pub struct Request {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "answer", rename_all = "snake_case")]
 pub enum Answer {
-    /// How it stands.
+    /// The state of the move.
     Report {
         /// The report.
         report: Box<Report>,
-        /// Destination: where its carrier listens.
+        /// Destination: the address on which its carrier listens.
         address: Option<String>,
     },
-    /// Refused.
+    /// The request was refused.
     Refused {
-        /// Why, and what to do.
+        /// The reason, and what to do.
         finding: Box<Finding>,
     },
 }
 
-/// Asks a carrier at its control socket.
+/// Sends a request to a carrier's control socket.
 ///
 /// # Errors
-/// I/O: the carrier is not there, or gone while it was asked.
+/// I/O: the carrier is not running, or ended during the request.
 pub async fn ask(socket: &Path, ask: Ask) -> std::io::Result<Answer> {
     let limit = match &ask {
         Ask::Report { wait_ms, .. } => Duration::from_millis(*wait_ms).min(WAIT_MAX) + Duration::from_secs(10),
@@ -95,12 +95,12 @@ pub async fn ask(socket: &Path, ask: Ask) -> std::io::Result<Answer> {
     tokio::time::timeout(limit, exchange).await.map_err(|_| std::io::Error::from(std::io::ErrorKind::TimedOut))?
 }
 
-/// What a line asks for, or why that is not known: it is of an agent that speaks another version.
+/// Parses a request line, or returns why it cannot be understood: the agent speaks another version.
 ///
 /// # Errors
-/// It is no request at all.
+/// If it is not a request at all.
 pub(super) fn understood(line: &str) -> std::io::Result<Result<Ask, Box<Finding>>> {
-    /// What every version begins with.
+    /// The fields common to every version.
     #[derive(Deserialize)]
     struct Versioned {
         version: u32,

@@ -1,8 +1,8 @@
-//! A carrier: one side of one migration, in a process of its own.
+//! A carrier: one side of one migration, in its own process.
 //!
 //! ```text
 //! agent ─ control socket (control.rs) ─▶ serve ─▶ Side::perform / resume / abort (source/, destination/)
-//!                                          └───── Board: the report, and news of it (board.rs)
+//!                                          └───── Board: the report and its changes (board.rs)
 //! ```
 
 pub(super) mod board;
@@ -30,7 +30,7 @@ use self::{
 use super::journal::Journal;
 use crate::{AgentError, config::Config, records};
 
-/// The carrier's tasks, which end when this is dropped.
+/// The carrier's tasks; they end when this is dropped.
 struct Tasks(Arc<Board>);
 
 impl Drop for Tasks {
@@ -44,16 +44,16 @@ enum Side {
     Destination(Destination),
 }
 
-/// Runs one side of a migration until it is told to leave.
+/// Runs one side of a migration until it is asked to leave.
 ///
 /// # Errors
-/// When it could not make ready; what went wrong later is in the report.
+/// If it could not be prepared; later failures are in the report.
 pub async fn run(config: Config, journal_path: &Path, hypervisor: Arc<dyn Hypervisor>) -> Result<(), AgentError> {
     ferry_trust::install_provider();
     let journal: Journal = records::read_json(journal_path)?
         .ok_or_else(|| AgentError::failed(format!("There is no journal {}", journal_path.display())))?;
     let board = Arc::new(Board::new(&journal, &config.journal_dir(), hypervisor));
-    // Ends with this function, however it ends.
+    // The tasks end with this function, however it returns.
     let _tasks = Tasks(Arc::clone(&board));
     board.begin()?;
     let (side, address) = match journal.task.role() {
@@ -86,7 +86,7 @@ pub async fn run(config: Config, journal_path: &Path, hypervisor: Arc<dyn Hyperv
             (Arc::clone(&board), Arc::clone(&side), Arc::clone(&leave), address.clone());
         tokio::spawn(async move {
             if let Err(error) = serve(stream, &board, &side, &leave, address).await {
-                // Whoever asked was not interested any more, or is gone.
+                // The caller lost interest or is gone.
                 debug!(error = %chain(&error), "A control connection ended early");
             }
         });
@@ -119,7 +119,7 @@ async fn serve(
     let mut text = serde_json::to_string(&answer).map_err(std::io::Error::other)?;
     text.push('\n');
     let answered = writer.write_all(text.as_bytes()).await;
-    // After the answer: the process ends with it.
+    // After the answer, because it ends with the process.
     if leaves {
         leave.notify_one();
     }

@@ -1,4 +1,4 @@
-//! The channels of the destination: what the source opened is opened here, to libvirtd or to QEMU.
+//! The channels of the destination: for each channel that the source opened, a local connection to libvirtd or QEMU.
 
 use std::{
     path::PathBuf,
@@ -26,13 +26,13 @@ use tracing::{error, info, warn};
 use super::{exports::Files, state::Shared, takeover::relay};
 use crate::{live::carrier::channel::channel_ended, lock::lock};
 
-/// How often what the guest writes meanwhile is written out.
+/// Interval at which incoming disk data are written out.
 const WRITE_OUT_EVERY: Duration = Duration::from_secs(1);
 
-/// libvirt's replies that wait for the source: a few of some hundred bytes.
+/// Buffer for libvirt's replies to the source: a few of some hundred bytes each.
 const REPLIES_BYTES: usize = 64 << 10;
 
-/// libvirt's calls, through the gate, to the local libvirtd, and its replies, past the take-over, to the source.
+/// Passes libvirt's calls through the gate to the local libvirtd, and its replies through the take-over to the source.
 pub(super) async fn carry_rpc(peer: Connection, shared: Arc<Shared>) {
     let socket = shared.board.hypervisor.rpc_socket();
     let Some(local) = connect(socket).await else { return };
@@ -53,7 +53,7 @@ pub(super) async fn carry_rpc(peer: Connection, shared: Arc<Shared>) {
     let (to_source, replies) = tokio::io::duplex(REPLIES_BYTES);
     let relay = async {
         match relay(reader, &refused, to_source, tap, &shared).await {
-            // The other direction may not have ended.
+            // The other direction may still be running.
             Ok(()) => std::future::pending().await,
             Err(error) => Err(WireError::Local(error)),
         }
@@ -67,20 +67,20 @@ pub(super) async fn carry_rpc(peer: Connection, shared: Arc<Shared>) {
     until_cut("rpc", &shared, carried).await;
 }
 
-/// Calls of the source's libvirtd go through the gate; what it refuses is answered in libvirt's own words.
+/// Passes calls of the source's libvirtd through the gate; refused calls get an error in libvirt's own format.
 struct RpcFilter {
     gate: Gate,
     tap: Arc<Mutex<Tap>>,
-    /// Cuts what libvirt replies into messages: an answer of the gate never comes into the middle of one.
+    /// Splits libvirt's replies into messages, so that an answer of the gate is never inserted inside one.
     replies: Splitter,
     refused: Arc<Notify>,
 }
 
 impl RpcFilter {
-    /// Answers what is refused, and passes what the source's libvirtd says to take its leave.
+    /// Answers a refused call, and passes the calls with which the source's libvirtd ends its connection.
     ///
     /// # Errors
-    /// The stream cannot be followed.
+    /// If the stream cannot be followed.
     fn answer(&mut self, refusal: Refusal, out: &mut Outputs) -> Result<(), FilterError> {
         let mut next = Some(refusal);
         while let Some(refusal) = next {
@@ -100,7 +100,7 @@ impl RpcFilter {
         if let Err(refusal) = self.gate.pass(bytes, &mut out.forward) {
             self.answer(refusal, out)?;
         }
-        // Before libvirt has them: its reply cannot come first.
+        // Recorded before libvirt receives the calls: its reply cannot come first.
         Ok(lock(&self.tap).calls(&out.forward[before..])?)
     }
 }
@@ -117,7 +117,7 @@ impl StreamFilter for RpcFilter {
     }
 }
 
-/// QEMU takes any connection for its main channel: exactly one is made for each that the source's side opened.
+/// QEMU takes any connection for its main channel, so exactly one is made for each that the source's side opened.
 pub(super) async fn carry_memory(index: u16, peer: Connection, shared: Arc<Shared>) {
     let Some(local) = connect(shared.board.hypervisor.reach(&shared.policy.memory_socket)).await else { return };
     info!(index, "Memory begins to arrive");
@@ -127,7 +127,7 @@ pub(super) async fn carry_memory(index: u16, peer: Connection, shared: Arc<Share
     until_cut("memory", &shared, carry(peer, reader, writer, options)).await;
 }
 
-/// QEMU's server for disks takes one connection for each.
+/// QEMU's disk server accepts one connection for each channel.
 pub(super) async fn carry_disk(index: u16, peer: Connection, shared: Arc<Shared>) {
     let Some(local) = connect(shared.board.hypervisor.reach(&shared.policy.disk_socket)).await else { return };
     info!(index, "A disk begins to arrive");
@@ -150,9 +150,9 @@ pub(super) async fn carry_disk(index: u16, peer: Connection, shared: Arc<Shared>
     );
 }
 
-/// What comes for a disk waits in this host's page cache. It is written out as it comes, from the first byte: QEMU flushes
-/// a disk before it says that it is in sync, and again while the guest stands still, and that has little to do then. Ends
-/// before the guest stands still.
+/// Incoming disk data collect in this host's page cache. They are written out as they arrive, from the first byte: QEMU
+/// flushes a disk before it reports it in sync, and again while the guest is paused, and then finds little to flush.
+/// Ends before the guest is paused.
 async fn write_out(shared: Arc<Shared>) {
     loop {
         tokio::time::sleep(WRITE_OUT_EVERY).await;
@@ -162,7 +162,7 @@ async fn write_out(shared: Arc<Shared>) {
         }
         let paths: Vec<PathBuf> =
             shared.incoming_disks.iter().map(|incoming_disk| incoming_disk.path.clone()).collect();
-        // One after the other and one at a time. What goes wrong is found by QEMU, too, which does something about it.
+        // One file at a time. QEMU notices write errors too, and handles them.
         let written = tokio::task::spawn_blocking(move || {
             paths.iter().for_each(|path| drop(std::fs::File::open(path).and_then(|file| file.sync_data())));
         });
@@ -170,19 +170,19 @@ async fn write_out(shared: Arc<Shared>) {
     }
 }
 
-/// For a channel of memory or of a disk.
+/// Options for a memory or disk channel.
 fn bulk_options(peer: &Connection, shared: &Shared) -> Options {
     peer.widen();
     let traffic = Arc::clone(&shared.traffic);
     Options { traffic, window_max: peer.window_max(), ..Options::new(shared.downtime_limit, Arc::clone(&shared.meter)) }
 }
 
-/// Carries a channel until it ends, or the channels are to end.
+/// Carries a channel until it ends, or all channels are cut.
 async fn until_cut(name: &str, shared: &Shared, carried: impl Future<Output = Result<(), WireError>>) {
     let mut cut = shared.cut.subscribe();
     tokio::select! {
         outcome = carried => drop(channel_ended(name, outcome, &shared.board)),
-        // The sender lives as long as what it is a part of.
+        // The sender lives as long as the object that contains it.
         _ = cut.wait_for(|cut| *cut) => warn!(channel = name, "The channel was ended with the move"),
     }
 }

@@ -1,5 +1,5 @@
-//! Which disk is behind a channel, and what is known of its file: a channel has a number, the export that QEMU asks for a
-//! name and a size.
+//! Which disk is behind a channel, and what is known about its file: a channel has a number, while the export that QEMU
+//! requests has a name and a size.
 
 use std::sync::Arc;
 
@@ -13,7 +13,7 @@ use tracing::{error, info, warn};
 use super::state::Shared;
 use crate::{files::new_file::IncomingDisk, lock::lock};
 
-/// What is known of a file before anybody looked into it.
+/// What is known about a file before it is read.
 pub(super) fn known_at_first(incoming_disk: &IncomingDisk) -> Option<Held> {
     Some(match &incoming_disk.from_partial {
         None => Held::Zeroes,
@@ -21,9 +21,9 @@ pub(super) fn known_at_first(incoming_disk: &IncomingDisk) -> Option<Held> {
     })
 }
 
-/// The files of disks that come along, for one channel.
+/// The files of incoming disks, as seen by one channel.
 pub(super) struct Files {
-    /// Of the disk, once the export tells.
+    /// The disk's index, once the export is known.
     place: Option<usize>,
     shared: Arc<Shared>,
 }
@@ -63,8 +63,8 @@ impl Keeper for Files {
     }
 }
 
-/// Which of the disks is behind an export: the one that its name tells, or else the only one of its size. The order in
-/// which channels come tells nothing: of two disks of one size either may be behind it. `None` if it is not known.
+/// Finds the disk behind an export: by the export's name, or else the only disk of its size. The order of channels says
+/// nothing: of two disks of one size either may be behind it. `None` if it is unknown.
 fn which(incoming_disks: &[IncomingDisk], export: &str, size_bytes: u64) -> Option<usize> {
     let has_size = |incoming_disk: &IncomingDisk| incoming_disk.virtual_size.0 == size_bytes;
     if let Some(device) = device_of(export) {
@@ -79,8 +79,8 @@ fn which(incoming_disks: &[IncomingDisk], export: &str, size_bytes: u64) -> Opti
     }
 }
 
-/// The disk that libvirt means by the name of an export, if that tells: `drive-virtio-disk` and its number (libvirt 11.3,
-/// `qemuAliasDiskDriveFromDisk`). Names of disks on other buses tell where they are plugged in.
+/// The disk that libvirt means by an export's name, if it shows: `drive-virtio-disk` and its number (libvirt 11.3,
+/// `qemuAliasDiskDriveFromDisk`). Names of disks on other buses give their address instead.
 fn device_of(export: &str) -> Option<String> {
     let mut number: u32 = export.strip_prefix("drive-virtio-disk")?.parse().ok()?;
     // vda to vdz, vdaa and so on.

@@ -1,13 +1,13 @@
-//! The point of no return, as the destination sees it. Mirror of `source/handover.rs`, which tells the whole of it.
+//! The point of no return at the destination. Mirror of `source/handover.rs`, which describes the whole hand-over.
 //!
-//! A VM arrives paused and complete, and stays so until it is known that the source's copy is gone. It is run here
+//! A VM arrives paused and complete, and stays paused until it is known that the source's copy is gone. It is run here
 //!
-//! - at once, when the source's carrier says that it saw the reply to Finish written to its libvirtd ([`handed_over`]);
-//! - or when the server, having asked both hosts, says that the VM is here (`Destination::resume_by_verdict`).
+//! - at once, when the source's carrier reports that the reply to Finish was written to its libvirtd ([`handed_over`]);
+//! - or when the server, having asked both hosts, decides that the VM is here (`Destination::resume_by_verdict`).
 //!
-//! From the first line of [`resume`] on this is the only copy: it is never destroyed here, and running it is tried until it
-//! runs. An abort excludes it: whichever changes the board first happens, the other not at all. So does a take-over that
-//! found the VM without its disks (`takeover.rs`): it holds the same lock.
+//! From the first line of [`resume`] on this is the only copy: it is never destroyed here, and running it is retried
+//! until it runs. An abort excludes it: whichever changes the board first happens, and the other does not. The same
+//! holds for a take-over that found the VM without its disks (`takeover.rs`): it takes the same lock.
 
 use std::time::{Duration, Instant};
 
@@ -24,15 +24,15 @@ use tracing::{info, warn};
 use super::state::Shared;
 use crate::{blocking::call, lock::lock};
 
-/// How long after one that failed a resume is tried again: libvirt may be restarting, or a file server away. Twice as long
-/// each time.
+/// Pause after a failed resume before the next try: libvirt may be restarting, or a file server away. Doubles each
+/// time.
 const RESUME: Backoff = Backoff::new(Duration::from_millis(250), RESUME_PAUSE_MAX);
 const RESUME_PAUSE_MAX: Duration = Duration::from_secs(2);
-/// How long whoever asks for a resume waits for it. It is tried on after that.
+/// How long the caller of a resume waits for it. Trying continues after that.
 pub(super) const RESUME_ANSWER_WITHIN: Duration = Duration::from_secs(20);
 
 pub(super) async fn handed_over(shared: std::sync::Arc<Shared>, control: ControlSender) {
-    // On a thread of its own: a test that pauses it here must not pause the control socket with it.
+    // On a separate thread: a test that pauses it here must not pause the control socket as well.
     #[cfg(feature = "failpoints")]
     let _ = tokio::task::spawn_blocking(|| {
         fail::fail_point!("before-resume");
@@ -41,12 +41,12 @@ pub(super) async fn handed_over(shared: std::sync::Arc<Shared>, control: Control
     resume(&shared, Some(&control)).await;
 }
 
-/// Runs the VM, if nothing else does already. From the first line on it is never destroyed here.
+/// Runs the VM, unless that is already in progress. From the first line on it is never destroyed here.
 pub(super) async fn resume(shared: &Shared, control: Option<&ControlSender>) {
     let board = &shared.board;
     let begun = {
         let _no_take_over = shared.resuming.lock().await;
-        // One change with the look: an abort comes before it or not at all.
+        // Check and change are atomic: an abort comes before this or not at all.
         board.change(|known| {
             let begins = known.stage != Stage::Aborted && !known.state.finish_delivered;
             if begins {
@@ -59,12 +59,12 @@ pub(super) async fn resume(shared: &Shared, control: Option<&ControlSender>) {
     if !begun {
         return;
     }
-    // The guest stands still: what is written down is written beside the call, not before it. Should this process die
-    // in between, libvirt says that the VM runs, or it is still paused and the hand-over is known at the source.
+    // The guest is paused, so the record is written concurrently with the call, not before it. If this process dies in
+    // between, libvirt reports that the VM runs, or it is still paused and the source knows of the hand-over.
     tokio::join!(run(shared), board.write_down());
     let stopped = *lock(&shared.stopped_at);
     let ran = *lock(&shared.ran_at);
-    // The message took half a round trip; the guest stood still meanwhile.
+    // The message took half a round trip, during which the guest was paused.
     let travel = control.map_or(Duration::ZERO, |control| control.round_trip() / 2);
     let downtime = stopped.zip(ran).map(|(stopped, ran)| ran.saturating_duration_since(stopped) + travel);
     let downtime_ms = downtime.map_or(0, |downtime| downtime.as_millis() as u64);
@@ -86,7 +86,8 @@ pub(super) async fn resume(shared: &Shared, control: Option<&ControlSender>) {
     board.write_down().await;
 }
 
-/// Asks libvirt to run the VM until it does: it is the only copy, and does not wait for a server that is away or gave up.
+/// Asks libvirt to run the VM until it does: it is the only copy. Does not depend on a server that may be away or has
+/// given up.
 async fn run(shared: &Shared) {
     let (board, vm) = (&shared.board, shared.board.vm);
     let resume = || call(&board.hypervisor, move |hypervisor| hypervisor.resume(vm));
@@ -105,7 +106,7 @@ async fn run(shared: &Shared) {
     *lock(&shared.ran_at) = Some(Instant::now());
 }
 
-/// Tries until it is done, however long that takes; tells of each failure.
+/// Retries until it succeeds, however long that takes; reports each failure.
 async fn until_done<E, F: Future<Output = Result<(), E>>>(attempt: impl Fn() -> F, failed: impl Fn(E)) {
     let mut backoff = RESUME;
     while let Err(error) = attempt().await {
@@ -114,7 +115,7 @@ async fn until_done<E, F: Future<Output = Result<(), E>>>(attempt: impl Fn() -> 
     }
 }
 
-/// Why a VM that was handed over does not run yet.
+/// The finding for a VM that was handed over and does not run yet.
 pub(super) fn not_resumed(vm: VmId, name: &str, stage: Stage, error: Option<String>) -> Box<Finding> {
     let reason = error.unwrap_or_else(|| format!("this end of the move is {stage:?}"));
     Box::new(Finding::blocks(

@@ -1,12 +1,12 @@
-//! The destination's side: accepts the source's connections, lets libvirt's calls through the gate, and runs the VM when
-//! it has been handed over. Mirror of `source/`.
+//! The destination's side: accepts the source's connections, filters libvirt's calls through the gate, and runs the VM
+//! after the hand-over. Mirror of `source/`.
 //!
 //! ```text
-//! Prepared ─first channel▶ Performing ─hand-over told by the source▶ Delivered ─resume▶ Resumed
+//! Prepared ─first channel▶ Performing ─hand-over reported by source▶ Delivered ─resume▶ Resumed
 //!                              └─ the source gave up, or abort ─▶ Failed | Aborted: the VM runs at the source
 //! ```
-//! `handover.rs` runs the VM, `takeover.rs` refuses one that does not get its disks here; `channels.rs` carries the bytes,
-//! `exports.rs` says which disk is behind a channel, `seed.rs` tells the source what an unfinished copy holds.
+//! `handover.rs` runs the VM; `takeover.rs` refuses one whose disks cannot be opened here; `channels.rs` carries the
+//! bytes; `exports.rs` finds the disk behind a channel; `seed.rs` reports the content of a partial copy to the source.
 
 mod channels;
 mod exports;
@@ -68,7 +68,7 @@ impl Destination {
                 definition: DefinitionPolicy { vm: task.vm, name: task.vm_name.clone(), roots: roots.clone() },
                 memory_socket: journal.socket_dir.join(MEMORY_SOCKET),
                 disk_socket: journal.socket_dir.join(DISK_SOCKET),
-                // UEFI variables come with the memory, not as a disk.
+                // UEFI variables arrive with the memory, not as a disk.
                 disks: incoming_disks
                     .iter()
                     .map(|incoming_disk| incoming_disk.device.clone())
@@ -92,13 +92,13 @@ impl Destination {
         Ok(Self { shared, address })
     }
 
-    /// Where the source's carrier shall connect.
+    /// The address to which the source's carrier must connect.
     pub(super) fn address(&self) -> String {
         self.address.clone()
     }
 
-    /// Runs the VM: the server asked both hosts, and the VM is here. It is tried until it runs; an error says only that it
-    /// does not yet.
+    /// Runs the VM: the server asked both hosts, and the VM is here. Retried until it runs; an error only means that it
+    /// does not run yet.
     pub(super) async fn resume_by_verdict(&self) -> Result<(), Box<Finding>> {
         let (board, name) = (&self.shared.board, &self.shared.policy.definition.name);
         let shared = Arc::clone(&self.shared);
@@ -112,10 +112,10 @@ impl Destination {
         Err(not_resumed(board.vm, name, known.stage, known.error))
     }
 
-    /// Ends it before the point of no return. The agent destroys the copy afterwards.
+    /// Ends the move before the point of no return. The agent destroys the copy afterwards.
     pub(super) fn abort(&self) -> Result<(), Box<Finding>> {
         let board = &self.shared.board;
-        // One change with the look: a resume comes before it or not at all.
+        // Check and change are atomic: a resume comes before this or not at all.
         let mut late = false;
         board.change(|known| {
             late = known.state.finish_delivered || known.state.resumed;
@@ -128,7 +128,7 @@ impl Destination {
         if late {
             return Err(past_pivot(board.vm));
         }
-        // Channels end, and with them whatever libvirt still does for this migration.
+        // Channels end, and with them any work of libvirt for this migration.
         board.end_tasks();
         Ok(())
     }
@@ -193,8 +193,9 @@ async fn hear(mut control: Control, shared: Arc<Shared>) {
     }
     let board = &shared.board;
     if matches!(board.known().stage, Stage::Prepared | Stage::Performing) {
-        // Not a failure by itself: the hand-over may have happened. Who has the VM is asked of both hosts. With its
-        // connection libvirt ends a copy that is not complete, and gives its memory back: a source without power will not.
+        // Not a failure by itself: the hand-over may have happened, and both hosts are asked who has the VM. When its
+        // connection ends, libvirt destroys an incomplete copy and frees its memory; a source without power would never
+        // close it.
         warn!(
             "The control connection from the source is gone; a complete copy stays paused here until it is known who has it"
         );

@@ -1,5 +1,5 @@
-//! Tells the source what an unfinished copy holds, while it is read: before anything is written to it. The source names
-//! blocks that it has, too, by their hashes; each is compared again when it is used (`ferry_wire::nbd`).
+//! Reports the content of a partial copy to the source while reading it, before anything is written to it. The source
+//! names blocks that it has as well by their hashes; each is compared again when it is used (`ferry_wire::nbd`).
 
 use std::{
     fs, io,
@@ -22,12 +22,12 @@ use tracing::{info, warn};
 use super::state::Shared;
 use crate::lock::lock;
 
-/// Pieces of what a file holds that wait for the source: each is of 64 MiB of data at the most.
+/// Queued pieces of the report: each covers at most 64 MiB of data.
 const TOLD_PIECES: usize = 4;
-/// While a file is read, the source hears something so often at least: it waits for no dead end.
+/// While a file is read, the source receives something at least this often, so that it does not wait for a dead peer.
 const TOLD_EVERY: Duration = Duration::from_secs(1);
 
-/// Tells the source what the file of a disk holds, while it is read.
+/// Reports the content of a disk's file to the source while reading it.
 pub(super) async fn tell_seed(index: u16, mut peer: Connection, shared: Arc<Shared>) {
     let place = usize::from(index);
     let Some(incoming_disk) = shared.incoming_disks.get(place).cloned() else { return };
@@ -38,7 +38,7 @@ pub(super) async fn tell_seed(index: u16, mut peer: Connection, shared: Arc<Shar
     let reading = tokio::task::spawn_blocking(move || {
         let found = |data| {
             let mut held = lock(&known.held);
-            // Unless its copy began already.
+            // Unless its copy has already begun.
             if let Some(Some(held)) = held.get_mut(place) {
                 *held = Held::Seed { key, data: Some(data) };
             }
@@ -55,7 +55,7 @@ pub(super) async fn tell_seed(index: u16, mut peer: Connection, shared: Arc<Shar
         peer.shutdown().await
     };
     let outcome = telling.await;
-    // Nobody listens any more: the file is not read to its end.
+    // The receiver is gone: the rest of the file is not read.
     drop(to_tell);
     let read = reading.await.unwrap_or_else(|error| Err(std::io::Error::other(error)));
     match outcome.and(read) {
@@ -64,12 +64,12 @@ pub(super) async fn tell_seed(index: u16, mut peer: Connection, shared: Arc<Shar
     }
 }
 
-/// Reads what an image holds that nobody writes meanwhile: tells first where its data lie, from where to where, then the
-/// bytes of its index ([`SeedIndex::encode`]) piece by piece, until `tell` says that nobody listens. Blocks for as long as
-/// reading takes.
+/// Reads the content of an image that has no writer. Reports first the ranges of its data (start, end), then the bytes
+/// of its index ([`SeedIndex::encode`]) piece by piece, until `tell` returns that the receiver is gone. Blocks for as
+/// long as reading takes.
 ///
 /// # Errors
-/// When it cannot be read. What was told until then is right.
+/// If the image cannot be read. What was reported until then is correct.
 fn read(
     path: &Path,
     format: DiskFormat,
@@ -82,7 +82,7 @@ fn read(
     found(extents.iter().map(|extent| (extent.start, extent.start + extent.length)).collect());
     let mut is_heard = tell(SeedIndex::new(key).encode());
     let (mut index, mut blocks, mut told_at) = (SeedIndex::new(key), 0, Instant::now());
-    // A block is what all parts of it hold that touch it, and zeroes between them.
+    // A block consists of all parts that overlap it, with zeroes between them.
     let (mut number, mut block) = (None, vec![0; BLOCK_BYTES as usize]);
     for extent in &extents {
         let (mut at, end) = (extent.start, extent.start + extent.length);
@@ -148,7 +148,7 @@ mod tests {
         let folder = tempfile::tempdir().expect("a folder");
         let plain = folder.path().join("plain.raw");
         fs::File::create(&plain).expect("made").set_len(9 << 30).expect("sparse");
-        // From 8 GiB on, parts of a cluster of qcow2 are 16 KiB.
+        // From 8 GiB on, the parts of a qcow2 cluster are 16 KiB.
         let images = [(DiskFormat::Raw, "disk.raw"), (DiskFormat::Qcow2, "disk.qcow2")];
         let images = images.map(|(format, name)| image(folder.path().join(name), format, ByteCount::gib(9)));
         let writes = ["write -P 3 1M 16k", "write -P 4 1072k 16k", "write -P 5 3M 512k", "write -P 6 5120k 4k"];

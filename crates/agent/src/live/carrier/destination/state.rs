@@ -1,4 +1,4 @@
-//! What the tasks of the destination share.
+//! State shared by the destination's tasks.
 
 use std::{
     sync::{Arc, Mutex, atomic::AtomicBool},
@@ -20,14 +20,14 @@ pub(super) struct Shared {
     pub(super) stopped_at: Mutex<Option<Instant>>,
     pub(super) ran_at: Mutex<Option<Instant>>,
     pub(super) resuming: tokio::sync::Mutex<()>,
-    /// Disks that come along, in the order in which their channels come.
+    /// Incoming disks, in the order in which their channels open.
     pub(super) incoming_disks: Vec<IncomingDisk>,
-    /// What is known of their files, until it is used: once.
+    /// What is known about their files, until it is taken: once.
     pub(super) held: Mutex<Vec<Option<Held>>>,
-    /// Whether what comes is written out already.
+    /// Whether incoming data are already being written out.
     pub(super) writes_out: AtomicBool,
-    /// To the source.
+    /// Sends messages to the source.
     pub(super) control: Mutex<Option<ControlSender>>,
-    /// Whether the channels are to end.
+    /// Whether the channels must end.
     pub(super) cut: watch::Sender<bool>,
 }

@@ -1,11 +1,12 @@
-//! What the destination's libvirt answers, on its way to the source. The reply to Finish waits here until the VM's process
-//! is seen to have its disks: once the source's libvirtd has read it, the source's copy ends.
+//! Relays the replies of the destination's libvirt to the source. The reply to Finish waits here until it is verified
+//! that the VM's process has its disks: once the source's libvirtd has read it, the source's copy ends.
 //!
 //! ```text
-//! libvirtd ─▶ relay ─ Finish: the copy is here ─▶ has it its disks? ─ yes, or it cannot be told ─▶ reply ─▶ source
-//!                                                        └─ no ─▶ the copy is destroyed ─▶ error ─▶ source: it runs on
+//! libvirtd ─▶ relay ─ Finish: the copy is here ─▶ has it its disks? ─ yes, or unknown ─▶ reply ─▶ source
+//!                                                        └─ no ─▶ the copy is destroyed ─▶ error ─▶ source: runs on
 //! ```
-//! Until the reply has left, the source has the VM, whatever happens here: it runs on when this channel ends.
+//! Until the reply has left, the source has the VM, whatever happens here: the VM continues there when this channel
+//! ends.
 
 use std::{
     sync::{Arc, Mutex},
@@ -23,18 +24,19 @@ use tracing::{error, info, warn};
 use super::state::Shared;
 use crate::{blocking::call, lock::lock};
 
-/// How long it may take to see whether the VM has its disks; milliseconds in fact. The guest stands still meanwhile, and
-/// a source whose guest stood still for ten seconds ends the move by itself.
+/// Time limit to verify the VM's disks, which really takes milliseconds. The guest is paused meanwhile, and a source
+/// whose guest was paused for ten seconds ends the move by itself.
 const DISKS_WITHIN: Duration = Duration::from_secs(5);
-/// How long the source's libvirtd has to take its leave after something was refused: it tells why in its own words then.
+/// Time for the source's libvirtd to disconnect after a refusal: meanwhile it reports the reason in its own words.
 const LEAVE_WITHIN: Duration = Duration::from_secs(5);
-/// What is read of libvirt's replies at once.
+/// Bytes of libvirt's replies read at once.
 const READ_BYTES: usize = 16 << 10;
 
-/// Passes libvirt's replies on until there are no more.
+/// Relays libvirt's replies until their end.
 ///
 /// # Errors
-/// Of either end, or bytes that are no replies, or a source that stays after it was refused: the channel is to end.
+/// I/O of either end, bytes that are not replies, or a source that stays connected after a refusal: the channel must
+/// end.
 pub(super) async fn relay(
     mut libvirt: impl AsyncRead + Unpin,
     refused: &Notify,
@@ -76,8 +78,8 @@ pub(super) async fn relay(
     }
 }
 
-/// Ok: nothing is known that keeps the VM from running here. After an error, which says why it cannot, its copy was ended
-/// and is not run any more.
+/// Ok: nothing is known that keeps the VM from running here. After an error, which gives the reason, its copy has been
+/// ended and is never run.
 async fn take_over(shared: &Shared) -> Result<(), String> {
     let (board, vm) = (&shared.board, shared.board.vm);
     let begun = Instant::now();
@@ -89,7 +91,7 @@ async fn take_over(shared: &Shared) -> Result<(), String> {
         }
         Ok(Ok(refused)) => describe(&shared.policy.definition.name, &refused),
         Ok(Err(error)) => {
-            // libvirt may be being restarted. The VM is asked to run again and again.
+            // libvirt may be restarting. Running the VM is retried later.
             warn!(%vm, error = %chain(&error), "It cannot be seen whether the VM has its disks here");
             return Ok(());
         }
@@ -106,10 +108,10 @@ async fn take_over(shared: &Shared) -> Result<(), String> {
         return Ok(());
     }
     error!(%vm, reason, "The VM is not taken over; the source keeps it");
-    // Written down first: a definition without a process would tell of a VM that has run here.
+    // Recorded first: a definition without a process would otherwise look like a VM that has run here.
     board.tell(|known| known.state.given_up = true);
     board.write_down().await;
-    // Before the source hears of it: what this copy has of the disks, the source needs to run on.
+    // Before the source is informed: it needs the disks that this copy may hold in order to continue.
     let ended = call(&board.hypervisor, move |hypervisor| {
         hypervisor.destroy(vm)?;
         hypervisor.undefine(vm)
@@ -117,12 +119,12 @@ async fn take_over(shared: &Shared) -> Result<(), String> {
     if let Err(error) = ended.await {
         warn!(%vm, error = %chain(&error), "The copy that cannot run could not be ended yet");
     }
-    // The end of the move is the source's to tell, in the words of the reply.
+    // The source reports the end of the move, with the text of the reply.
     board.tell(|known| known.error = Some(reason.clone()));
     Err(reason)
 }
 
-/// What is wrong, and what to do.
+/// Describes the problem and the fix.
 fn describe(name: &str, refused: &[DiskRefused]) -> String {
     let one = |disk: &DiskRefused| {
         let device = if disk.device.is_empty() { "a file" } else { disk.device.as_str() };

@@ -1,4 +1,5 @@
-//! The channels of the source: what libvirt and QEMU open here is opened at the destination, in the same order.
+//! The channels of the source: for each connection that libvirt and QEMU open here, one is opened at the destination,
+//! in the same order.
 
 use std::{path::Path, sync::Arc, time::Duration};
 
@@ -19,11 +20,11 @@ use super::{
 };
 use crate::{AgentError, confinement::selinux, live::carrier::channel::channel_ended, lock::lock, records};
 
-/// How long the destination may be silent while it tells what a file holds. It says something each second while it reads
-/// the file, but first it looks for up to a minute where the file's data lie.
+/// How long the destination may be silent while it reports a file's content. It sends something every second while it
+/// reads the file, but first it spends up to a minute on finding the file's data.
 const SEED_SILENCE: Duration = Duration::from_secs(90);
 
-/// Of the indexes of a VM's disks together: 256 GiB of data. What lies behind is sent again.
+/// Limit of all indexes of a VM's disks together: 256 GiB of data. Data beyond it are sent again.
 const INDEX_BYTES_MAX: u64 = 64 << 20;
 
 pub(super) fn listen(dir: &Path, name: &str) -> Result<UnixListener, AgentError> {
@@ -36,7 +37,7 @@ pub(super) fn listen_for_qemu(dir: &Path, name: &str) -> Result<UnixListener, Ag
     selinux::for_qemu(|| Ok(listen(dir, name))).map_err(|source| AgentError::File { path: dir.join(name), source })?
 }
 
-/// What the destination's files hold already, which it reads now. That it is not told only means that more is sent.
+/// Asks for the content of the destination's files, which it reads now. Without an answer, more is sent.
 pub(super) async fn ask_seeds(shared: &Shared) -> Vec<Option<Image>> {
     let mut left = INDEX_BYTES_MAX;
     let mut images = Vec::new();
@@ -63,7 +64,7 @@ pub(super) async fn ask_seeds(shared: &Shared) -> Vec<Option<Image>> {
     images
 }
 
-/// libvirt makes one management connection for a migration.
+/// libvirt opens one management connection for a migration.
 pub(super) async fn carry_rpc(listener: UnixListener, shared: Arc<Shared>) {
     loop {
         let Ok((local, _)) = listener.accept().await else { return };
@@ -93,7 +94,7 @@ pub(super) async fn carry_rpc(listener: UnixListener, shared: Arc<Shared>) {
     }
 }
 
-/// Connections are opened at the destination in the order in which they came here.
+/// Connections are opened at the destination in the order in which they arrived here.
 pub(super) async fn carry_each(listener: UnixListener, channel: fn(u16) -> Channel, shared: Arc<Shared>) {
     for index in 0.. {
         let Ok((local, _)) = listener.accept().await else { return };
@@ -115,7 +116,7 @@ pub(super) async fn carry_each(listener: UnixListener, channel: fn(u16) -> Chann
         };
         let mut disk = None;
         if let Channel::Disk(index) = channel {
-            // One connection for each disk: of another, should there be one, nothing is known.
+            // One connection for each disk: for any further one, nothing is known.
             let mut images = lock(&shared.images);
             let image = images.get_mut(usize::from(index)).and_then(Option::take).unwrap_or_default();
             let count = Arc::<NbdMeter>::default();

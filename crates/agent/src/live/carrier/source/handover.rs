@@ -1,7 +1,7 @@
-//! The point of no return, as the source sees it. Mirror of `destination/handover.rs`.
+//! The point of no return at the source. Mirror of `destination/handover.rs`.
 //!
-//! libvirt's own hand-over runs the VM twice when the reply to its Finish call is lost: the source's libvirtd resumes its
-//! copy, while the destination's already runs. So the VM arrives paused, and running it is a step of ours:
+//! libvirt's own hand-over runs the VM twice if the reply to its Finish call is lost: the source's libvirtd resumes its
+//! copy while the destination's already runs. So with Ferry the VM arrives paused, and running it is a separate step:
 //!
 //! ```text
 //! source's libvirtd        source's carrier          destination's carrier        destination's libvirtd
@@ -11,17 +11,19 @@
 //!                           │ written to libvirtd: THE POINT OF NO RETURN
 //!                           └ HandedOver ─────────────▶ resume ──────────────────▶ VM runs
 //! ```
-//! What is known of the VM at each moment:
+//! What is known about the VM at each moment:
 //!
 //! - Before the reply was written, the source has it. Whatever breaks (the channel, either carrier, either host), its
-//!   libvirtd resumes it here or we do ([`run_again`]), and the destination's paused copy is never run but destroyed.
-//! - When `Management::delivered` is called, the reply is in the socket of the source's libvirtd, which ends its copy. The
-//!   destination is told first, for the guest stands still; then it is written down. Should this process die in between,
-//!   the destination was told, or the source's libvirtd is asked what became of its copy.
-//! - If libvirt's migrate call succeeds, it promises the same, whether or not the reply was seen to pass ([`settle`]).
-//! - If the control connection is gone before that, nobody could tell the destination: the channels are cut, so that the
-//!   reply cannot come any more (`super::hear`). A VM that stands still for too long is ended the same way (`watchdog.rs`).
-//! - After a doubtful end both hosts are asked, and `ferry_core::migration::verdict` says who has the VM.
+//!   libvirtd resumes it here or we do ([`run_again`]), and the destination's paused copy is destroyed without ever
+//!   being run.
+//! - When `Management::delivered` is called, the reply is in the socket of the source's libvirtd, which ends its copy.
+//!   The destination is informed first, because the guest is paused; then the hand-over is recorded. If this process
+//!   dies in between, either the destination was informed, or the source's libvirtd is asked what became of its copy.
+//! - If libvirt's migrate call succeeds, it promises the same, whether or not the reply was seen here ([`settle`]).
+//! - If the control connection is lost before that, the destination could not be informed: the channels are cut, so
+//!   that the reply can no longer arrive (`super::hear`). The move of a VM that is paused for too long is ended the
+//!   same way (`watchdog.rs`).
+//! - After an uncertain end both hosts are asked, and `ferry_core::migration::verdict` decides which one has the VM.
 
 use std::{
     sync::{Arc, atomic::Ordering},
@@ -49,12 +51,13 @@ use tracing::{debug, error, info, warn};
 use super::state::Shared;
 use crate::{blocking::call, live::carrier::board::Board, lock::lock};
 
-/// How often a VM that libvirt left paused is tried to be run, and how many times: until the destination's copy is gone.
+/// Interval and number of attempts to run a VM that libvirt left paused: until the destination's copy is gone.
 const RUN_EVERY: Duration = Duration::from_millis(250);
 
 const RUNS_MAX: u32 = 480;
 
-/// Both directions of the source's libvirtd. When the reply to Finish has been written to it, the VM is handed over.
+/// Filters both directions of the source's libvirtd. When the reply to Finish has been written to it, the VM is handed
+/// over.
 pub(super) struct Management {
     tap: Tap,
     finish: Option<FinishReply>,
@@ -81,7 +84,7 @@ impl Management {
         let finish = self.tap.replies(bytes, out)?;
         cut_here("reply", before, self.tap.passed().replies)?;
         if finish.is_some() {
-            // Lets a test lose the reply: the whole chunk is kept back and the channel ends.
+            // Lets a test lose the reply: the whole chunk is dropped and the channel ends.
             fail::fail_point!("drop-finish-reply", |_| Err("the Finish reply was dropped".into()));
             self.finish = finish;
         }
@@ -108,8 +111,9 @@ impl StreamFilter for Management {
     }
 }
 
-/// The VM is the destination's. First that is told to the destination, for the guest stands still; then it is written
-/// down. Should this process die in between, the destination has been told or the source's libvirtd is asked.
+/// The VM now belongs to the destination. The destination is informed first, because the guest is paused; then the
+/// hand-over is recorded. If this process dies in between, either the destination was informed or the source's libvirtd
+/// is asked.
 fn hand_over(shared: &Arc<Shared>) {
     if shared.delivered.swap(true, Ordering::SeqCst) {
         return;
@@ -120,7 +124,7 @@ fn hand_over(shared: &Arc<Shared>) {
     shared.board.spawn(async move { board.write_down().await });
 }
 
-/// libvirt's call ended: what it took, and who has the VM as far as this end knows.
+/// Evaluates the end of libvirt's call: how long it took, and who has the VM as far as this end knows.
 pub(super) async fn settle(shared: &Arc<Shared>, started: Instant, outcome: Result<(), HypervisorError>) {
     let board = &shared.board;
     let vm = board.vm;
@@ -128,7 +132,7 @@ pub(super) async fn settle(shared: &Arc<Shared>, started: Instant, outcome: Resu
     let delivered = match &outcome {
         Ok(()) => {
             info!(%vm, migrate_ms, "libvirt's migrate call succeeded");
-            // It promises that the source's copy is gone, whether or not the reply was seen to pass.
+            // Success promises that the source's copy is gone, whether or not the reply was seen here.
             hand_over(shared);
             true
         }
@@ -173,12 +177,12 @@ pub(super) async fn settle(shared: &Arc<Shared>, started: Instant, outcome: Resu
     board.write_down().await;
 }
 
-/// The move failed before the point of no return: the VM is here. What libvirt leaves paused is run again.
+/// The move failed before the point of no return: the VM is here. If libvirt left it paused, it is run again.
 async fn give_up(shared: &Arc<Shared>, error: HypervisorError) {
     let board = &shared.board;
     let vm = board.vm;
     let looked = call(&board.hypervisor, move |hypervisor| {
-        // In this order: of a migration that still goes on it is not known that the VM runs on.
+        // In this order: while a migration is still active, a running VM proves nothing.
         let moves = hypervisor.migration_stats(vm)?.is_some();
         Ok((hypervisor.presence(vm, Role::Source)?, moves))
     });
@@ -200,7 +204,7 @@ async fn give_up(shared: &Arc<Shared>, error: HypervisorError) {
     let aborted = shared.aborting.load(Ordering::SeqCst);
     let limit = board.known().error;
     let reason = match &limit {
-        // That a move which this side ended was "ended by request" explains nothing.
+        // "Ended by request" explains nothing if this side itself ended the move.
         Some(limit) if matches!(error, HypervisorError::Aborted { .. }) => format!("{limit}; {whereabouts}"),
         Some(limit) => format!("{limit}: {}{broken}; {whereabouts}", chain(&error)),
         None => format!("{}{broken}; {whereabouts}", chain(&error)),
@@ -220,15 +224,15 @@ async fn give_up(shared: &Arc<Shared>, error: HypervisorError) {
     }
 }
 
-/// From now on the copy at the destination is old: on the disk when it returns.
+/// Records that the copy at the destination is outdated from now on. It is on disk when this returns.
 async fn note_that_it_runs_on(board: &Board) {
     board.tell(|known| known.state.ran_on = true);
     board.write_down().await;
 }
 
-/// Runs a VM again that was stopped for a hand-over that failed. libvirt does so itself, but cannot while the copy at
-/// the destination has the disk's lock; that copy is never run, and is destroyed when the move is undone. Gives whether it
-/// runs here.
+/// Runs a VM again that was paused for a hand-over that failed. libvirt does so itself, but cannot while the copy at
+/// the destination holds the disk's lock; that copy is never run, and is destroyed when the move is undone. Returns
+/// whether the VM runs here.
 pub(in crate::live) async fn run_again(hypervisor: Arc<dyn Hypervisor>, vm: VmId) -> bool {
     warn!(%vm, "libvirt left the VM paused at the source; it is run as soon as its disks are free");
     for _ in 0..RUNS_MAX {
@@ -249,8 +253,8 @@ pub(in crate::live) async fn run_again(hypervisor: Arc<dyn Hypervisor>, vm: VmId
     false
 }
 
-/// Lets a test cut the management channel before one message passes: the failpoint names a file, which holds `call N` or
-/// `reply N`. `before` and `after` count messages without and with those that are about to pass.
+/// Lets a test cut the management channel before a given message passes: the failpoint names a file that contains `call
+/// N` or `reply N`. `before` and `after` count messages without and with those about to pass.
 fn cut_here(direction: &str, before: u32, after: u32) -> Result<(), String> {
     fail::fail_point!("cut-rpc", |file| {
         let wanted = file.and_then(|file| std::fs::read_to_string(file).ok()).unwrap_or_default();
@@ -267,7 +271,8 @@ fn cut_here(direction: &str, before: u32, after: u32) -> Result<(), String> {
     Ok(())
 }
 
-/// Lets a test lose the call to Finish: the failpoint tells after how many milliseconds the channel ends instead.
+/// Lets a test lose the call to Finish: the failpoint gives the number of milliseconds after which the channel ends
+/// instead.
 fn lose_here() -> Result<(), String> {
     fail::fail_point!("lose-finish-call", |ms| {
         let ms = ms.and_then(|ms| ms.parse().ok()).unwrap_or_default();

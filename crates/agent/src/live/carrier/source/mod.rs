@@ -1,12 +1,12 @@
-//! The source's side: connects to the destination, makes libvirt's migrate call, and tells when the VM was stopped and
+//! The source's side: connects to the destination, makes libvirt's migrate call, and reports when the VM was paused and
 //! when the hand-over was delivered. Mirror of `destination/`.
 //!
 //! ```text
 //! Prepared ─perform▶ Performing ─Finish reply written to libvirtd▶ Delivered
 //!                        └─ error or abort before that ─▶ Failed | Aborted: the VM runs here
 //! ```
-//! `handover.rs` holds the point of no return; `watchdog.rs` ends a move that does not come to its end; `progress.rs`
-//! shows how far it is; `channels.rs` carries the bytes.
+//! `handover.rs` contains the point of no return; `watchdog.rs` ends a move that does not complete; `progress.rs`
+//! reports its progress; `channels.rs` carries the bytes.
 
 mod channels;
 mod handover;
@@ -59,7 +59,7 @@ use crate::{
     refusal::past_pivot,
 };
 
-/// How long libvirt's migrate call may take to end after it was aborted.
+/// How long libvirt's migrate call may take to return after an abort.
 const ABORT_DEADLINE: Duration = Duration::from_secs(25);
 
 pub(super) struct Source {
@@ -142,7 +142,7 @@ impl Source {
         Ok(Self { shared })
     }
 
-    /// Begins; returns at once. May be repeated.
+    /// Begins the migration; returns at once. May be repeated.
     pub(super) fn perform(&self) {
         let board = &self.shared.board;
         let begun = board.change(|known| {
@@ -157,7 +157,7 @@ impl Source {
         }
     }
 
-    /// Ends it before the point of no return. Ok promises that the VM stays here.
+    /// Ends the move before the point of no return. Ok promises that the VM stays here.
     pub(super) async fn abort(&self) -> Result<(), Box<Finding>> {
         let (shared, board) = (&self.shared, &self.shared.board);
         shared.aborting.store(true, Ordering::SeqCst);
@@ -169,7 +169,7 @@ impl Source {
             ends
         });
         let until = Instant::now() + ABORT_DEADLINE;
-        // libvirt takes an abort only while its job is in a phase that can be aborted: ask again until the call ends.
+        // libvirt accepts an abort only in some phases of its job: retry until the call returns.
         while board.known().stage == Stage::Performing && Instant::now() < until {
             ask_to_abort(board).await;
             let ended = board.wait_for(|known| known.stage != Stage::Performing);
@@ -179,7 +179,7 @@ impl Source {
     }
 }
 
-/// Whether a move has ended with the VM here, after it was asked to end.
+/// Whether a move that was asked to end has ended with the VM here.
 fn aborted(vm: VmId, stage: Stage, delivered: bool) -> Result<(), Box<Finding>> {
     match stage {
         Stage::Failed | Stage::Aborted if delivered => Err(past_pivot(vm)),
@@ -194,9 +194,9 @@ fn aborted(vm: VmId, stage: Stage, delivered: bool) -> Result<(), Box<Finding>> 
     }
 }
 
-/// Disks that move along, with the files that the destination made for them.
+/// Migrated disks, with the files that the destination created for them.
 fn migrated_disks(task: &PrepareSource) -> Vec<MigratedDisk> {
-    // UEFI variables come with the memory, not as a disk.
+    // UEFI variables are sent with the memory, not as a disk.
     let is_disk = |device: &str| device != NVRAM && task.disks.iter().any(|disk| disk.device == device);
     let files = task.destination.files.iter().filter(|file| is_disk(&file.device));
     files
@@ -206,7 +206,7 @@ fn migrated_disks(task: &PrepareSource) -> Vec<MigratedDisk> {
 
 async fn perform(shared: Arc<Shared>) {
     let board = &shared.board;
-    // Before libvirt's call: from then on the files are written, and its time limit counts.
+    // Before libvirt's call: from then on the files are written, and the time limit runs.
     let images = tokio::select! {
         images = ask_seeds(&shared) => images,
         () = ended(&shared) => Vec::new(),
@@ -217,7 +217,7 @@ async fn perform(shared: Arc<Shared>) {
     let over = Arc::new(Notify::new());
     let follow = follow(Arc::clone(&shared), started, Arc::clone(&over));
     let call = async {
-        // An abort may have come between the request and here.
+        // An abort may have arrived since the request.
         let outcome = if shared.aborting.load(Ordering::SeqCst) {
             Err(HypervisorError::Aborted { what: format!("Could not migrate VM {}", board.vm) })
         } else {
@@ -230,8 +230,8 @@ async fn perform(shared: Arc<Shared>) {
     settle(&shared, started, outcome).await;
 }
 
-/// Shows how far libvirt is, and does something about a move that does not come to its end. These are two: a libvirt that
-/// does not answer is one reason why a move does not come to its end.
+/// Publishes libvirt's progress, and acts on a move that does not complete. Two loops, because a hung libvirt must not
+/// stop the watchdog.
 async fn follow(shared: Arc<Shared>, started: Instant, over: Arc<Notify>) {
     let both = async { tokio::join!(show_progress(&shared, started), watch_over(&shared)) };
     tokio::select! {
@@ -246,7 +246,7 @@ async fn hear(mut control: Control, shared: Arc<Shared>) {
             Message::Running => info!("The VM runs at the destination"),
             Message::GaveUp { reason } => {
                 warn!(reason, "The destination's carrier gave up");
-                // It explains what libvirt's call will fail of.
+                // Explains the coming failure of libvirt's call.
                 shared.board.change(|known| {
                     let explains = known.stage == Stage::Performing && known.error.is_none();
                     if explains {
@@ -260,13 +260,13 @@ async fn hear(mut control: Control, shared: Arc<Shared>) {
         }
     }
     if shared.board.known().stage == Stage::Performing && !shared.delivered.load(Ordering::SeqCst) {
-        // Nobody could tell the destination that the VM was handed over.
+        // The destination could not be informed of the hand-over.
         shared.cut.send_replace(true);
         end(&shared, "The connection to the destination's carrier is gone".to_owned()).await;
     }
 }
 
-/// Returns soon after the move was to be ended.
+/// Returns shortly after the move was asked to end.
 async fn ended(shared: &Shared) {
     while !shared.aborting.load(Ordering::SeqCst) {
         tokio::time::sleep(LOOK_EVERY).await;

@@ -1,4 +1,4 @@
-//! How far the source is, told while it goes on; and the law that the channels' windows follow.
+//! Progress at the source, published while the move runs; and the law that the channels' windows follow.
 
 use std::time::{Duration, Instant};
 
@@ -23,7 +23,7 @@ pub(super) async fn show_progress(shared: &Shared, started: Instant) -> ! {
     let mut rests = Rests::default();
     loop {
         tokio::time::sleep(LOOK_EVERY).await;
-        // Each question would wait for QEMU, which hands over now.
+        // A query would wait for QEMU, which is handing over now.
         if lock(&shared.stopped_at).is_some() {
             continue;
         }
@@ -53,7 +53,7 @@ pub(super) async fn show_progress(shared: &Shared, started: Instant) -> ! {
         let rest = if flows.is_some() { rest } else { Rest::default() };
         *lock(&shared.disk_rest) = rest;
         if stats.memory_total.0 == 0 && remains.get_on(&looked) {
-            // Its time limit is for the memory: disks take as long as they take, while they get on.
+            // The time limit applies to memory: disks take as long as they need while they make progress.
             *lock(&shared.limited_from) = Instant::now();
         }
         board.tell(|known| {
@@ -65,7 +65,7 @@ pub(super) async fn show_progress(shared: &Shared, started: Instant) -> ! {
     }
 }
 
-/// What is known of the memory; `remained` is what remained at the look before.
+/// The outlook for memory; `remained` is what remained at the previous poll.
 fn outlook(shared: &Shared, stats: &MigrationStats, remained: ByteCount, since_look: Duration) -> Outlook {
     let fell = remained.0.saturating_sub(stats.memory_remaining.0);
     Outlook {
@@ -79,7 +79,7 @@ fn outlook(shared: &Shared, stats: &MigrationStats, remained: ByteCount, since_l
     }
 }
 
-/// Lets the windows follow the law of memory, those of disks too: they are drained while the VM stands still.
+/// Lets all windows follow the law of memory, including those of disks: they are drained while the VM is paused.
 fn follow_law(shared: &Shared, outlook: Option<Outlook>) {
     let before = shared.traffic.law();
     let law = switchover::law(before, outlook.as_ref());
@@ -90,7 +90,7 @@ fn follow_law(shared: &Shared, outlook: Option<Outlook>) {
     shared.traffic.set_law(law);
 }
 
-/// Bytes never go back. Nor does a disk that is ready: what the guest writes from then on goes to both files at once.
+/// Byte counts never fall, and a ready disk stays ready: from then on the guest's writes go to both files at once.
 fn disk_progress(disk: &mut DiskProgress, looked: Option<(ByteCount, ByteCount)>) {
     let Some((copied, total)) = looked else { return };
     let all = disk.looked(copied, total);
@@ -100,7 +100,7 @@ fn disk_progress(disk: &mut DiskProgress, looked: Option<(ByteCount, ByteCount)>
     };
 }
 
-/// Progress never goes back: what is done is what was done before, or more.
+/// Progress never falls.
 fn progress(before: Option<Progress>, stats: &MigrationStats, rest: Rest, wire: u64, started: Instant) -> Progress {
     let done = stats.memory_total.0.saturating_sub(stats.memory_remaining.0);
     let net = stats.rate_bytes_per_s.saturating_sub(stats.dirty_bytes_per_s);

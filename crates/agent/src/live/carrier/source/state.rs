@@ -1,4 +1,4 @@
-//! What the tasks of the source share: one move, its channels, and the reasons to end it.
+//! State shared by the source's tasks: one move, its channels, and the reasons to end it.
 
 use std::{
     collections::BTreeMap,
@@ -23,56 +23,56 @@ use tracing::warn;
 
 use crate::{blocking::call, live::carrier::board::Board};
 
-/// How often progress is asked of libvirt.
+/// How often libvirt is polled for progress.
 pub(super) const LOOK_EVERY: Duration = Duration::from_millis(200);
 
 pub(super) struct Shared {
     pub(super) board: Arc<Board>,
     pub(super) request: MigrateRequest,
-    /// For how long the VM may stand still.
+    /// How long the VM may be paused.
     pub(super) downtime_limit: Mutex<Duration>,
-    /// How much of that its memory may take, as QEMU was told last.
+    /// The part of that for its memory, as last set in QEMU.
     pub(super) memory_limit: Mutex<Duration>,
-    /// What is left of disks, once memory flows.
+    /// What remains of disks once memory is being sent.
     pub(super) disk_rest: Mutex<Rest>,
     pub(super) timeout: Duration,
     pub(super) on_stall: OnStall,
-    /// Since when the time limit counts.
+    /// Start of the time limit.
     pub(super) limited_from: Mutex<Instant>,
-    /// The new files of the disks that move along.
+    /// The new files of migrated disks.
     pub(super) files: Vec<ArrivalFile>,
-    /// What is known of them, until their channels come.
+    /// What is known about them, until their channels open.
     pub(super) images: Mutex<Vec<Option<Image>>>,
-    /// What the channels of disks count, as long as they are there.
+    /// Counters of the open disk channels.
     pub(super) disk_counts: Mutex<BTreeMap<u16, Arc<NbdMeter>>>,
-    /// When the VM was stopped for the hand-over.
+    /// When the VM was paused for the hand-over.
     pub(super) stopped_at: Arc<Mutex<Option<Instant>>>,
     pub(super) dialer: Dialer,
-    /// Of memory and disks.
+    /// Traffic of memory and disks.
     pub(super) traffic: Arc<Traffic>,
     pub(super) meter: Arc<Meter>,
-    /// Of the disks that move along.
+    /// Counters of migrated disks.
     pub(super) disk_meter: Arc<Meter>,
     pub(super) control: ControlSender,
     pub(super) aborting: AtomicBool,
     pub(super) delivered: AtomicBool,
-    /// Whether the channels are to end at once. A VM that stands still waits for the reply to Finish, or its QEMU, deaf to
-    /// libvirt, for room in the memory channel; TCP gives up after a quarter of an hour. Without the channels the reply
-    /// cannot come any more, and the VM runs on here.
+    /// Whether the channels must end at once. A paused VM waits for the reply to Finish, or its QEMU, which does not
+    /// answer libvirt then, for room in the memory channel; TCP gives up only after a quarter of an hour. Without the
+    /// channels the reply can no longer arrive, and the VM continues here.
     pub(super) cut: watch::Sender<bool>,
-    /// Why the management channel broke: libvirt itself only says that it did.
+    /// Why the management channel broke: libvirt itself reports only that it did.
     pub(super) broken: Mutex<Option<String>>,
     pub(super) _watch: Mutex<Box<dyn Send>>,
 }
 
 impl Shared {
-    /// Bytes of memory and disks on the wire so far.
+    /// Bytes of memory and disks sent over the wire so far.
     pub(super) fn wire(&self) -> u64 {
         self.meter.wire() + self.disk_meter.wire()
     }
 }
 
-/// Ends a move, for this reason.
+/// Ends the move for this reason.
 pub(super) async fn end(shared: &Shared, reason: String) {
     if !shared.aborting.swap(true, Ordering::SeqCst) {
         warn!(vm = %shared.board.vm, reason, "The move is ended");
@@ -88,9 +88,9 @@ pub(super) async fn ask_to_abort(board: &Board) {
     }
 }
 
-/// Returns when the channels of this move are to end.
+/// Returns when the channels of this move must end.
 pub(super) async fn cut(shared: &Shared) {
     let mut cut = shared.cut.subscribe();
-    // The sender lives as long as what it is a part of.
+    // The sender lives as long as the object that contains it.
     let _ = cut.wait_for(|cut| *cut).await;
 }

@@ -1,5 +1,4 @@
-//! Ends a move that does not come to its end, or lets the VM stand still for longer. Why and when is
-//! [`ferry_core::convergence`]'s to say.
+//! Ends a move that does not complete, or allows a longer downtime. [`ferry_core::convergence`] decides when and why.
 
 use std::{
     collections::BTreeMap,
@@ -76,7 +75,7 @@ pub(super) async fn watch_over(shared: &Shared) -> ! {
     }
 }
 
-/// Why a move did not end within its time limit, as people read it.
+/// Why a move did not complete within its time limit, as text for people.
 fn why_slow(shared: &Shared, rest: Rest, downtime_limit: Duration) -> String {
     let limit = shared.timeout.as_secs();
     let copies_disks = !shared.request.disks.is_empty()
@@ -97,7 +96,7 @@ fn why_slow(shared: &Shared, rest: Rest, downtime_limit: Duration) -> String {
     }
 }
 
-/// The disk of which nothing was heard for longest while something was asked, and for how long.
+/// The disk with the longest unanswered request, and its age.
 fn most_silent(shared: &Shared, heard: &mut BTreeMap<u16, Answers>, now: Duration) -> (String, Duration) {
     let counts = lock(&shared.disk_counts);
     heard.retain(|index, _| counts.contains_key(index));
