@@ -7,7 +7,7 @@ use std::{path::PathBuf, sync::Mutex};
 
 use ferry_core::{
     api::agent::EnrolRequest,
-    finding::{Finding, FindingId},
+    finding::{Action, ByHand, Command, Finding, FindingId, Message},
     id::HostId,
     pin::{EnrolmentToken, Pin, Secret},
 };
@@ -107,12 +107,7 @@ impl Enrolment {
         if !pending.is_some_and(|pending| same_secret(&pending.secret, &request.secret)) {
             return Err(AgentError::refused(
                 403,
-                Finding::blocks(
-                    FindingId::AuthEnrolment,
-                    "enrolment token",
-                    "The enrolment token is wrong or was used before",
-                    "Print a new one on the host with `ferry-agent token`",
-                ),
+                Finding::blocks(FindingId::AuthEnrolment, "enrolment token", Message::TokenUsed, Command::PrintToken),
             ));
         }
         Ok(())
@@ -127,12 +122,7 @@ impl Enrolment {
             Some(server) if server.pin == caller => Ok(()),
             Some(_) | None => Err(AgentError::refused(
                 403,
-                Finding::blocks(
-                    FindingId::AuthKey,
-                    caller,
-                    "This key is not that of the server this agent is enrolled with",
-                    "Add the host to this server with a new token (`ferry-agent token` on the host, then `ferry host add`)",
-                ),
+                Finding::blocks(FindingId::AuthKey, caller, Message::KeyIsOther, Action::AddHostAnew),
             )),
         }
     }
@@ -150,8 +140,8 @@ impl Enrolment {
                 Finding::blocks(
                     FindingId::RequestStale,
                     "server",
-                    format!("The request is of the server's life {epoch}, and life {newest} has asked since"),
-                    "Nothing: the server was started again and asks anew",
+                    Message::StaleServer { epoch, newest: *newest },
+                    ByHand::ServerAsksAnew,
                 ),
             ));
         }

@@ -5,7 +5,7 @@ use std::{error::Error, io, path::PathBuf};
 use ferry_core::{
     api::problem::Problem,
     error::chain,
-    finding::{Finding, FindingId},
+    finding::{Action, Finding, FindingId, Message},
 };
 use ferry_drivers::{hypervisor::HypervisorError, places::RootsError, share::ShareError};
 use thiserror::Error;
@@ -84,12 +84,17 @@ impl AgentError {
     pub fn problem(&self) -> Problem {
         match self {
             Self::Refused { status, finding } => {
-                Problem::refused(*status, finding.message.clone(), vec![(**finding).clone()])
+                Problem::refused(*status, finding.message.to_string(), vec![(**finding).clone()])
             }
             Self::Hypervisor(HypervisorError::NoVm(vm)) => Problem::refused(
                 404,
                 self.to_string(),
-                vec![Finding::blocks(FindingId::VmUnknown, vm, self.to_string(), "List the VMs with `ferry vm list`")],
+                vec![Finding::blocks(
+                    FindingId::VmUnknown,
+                    vm,
+                    Message::VmNotHere { vm: vm.to_string() },
+                    Action::ListAllVms,
+                )],
             ),
             Self::Config { .. }
             | Self::File { .. }

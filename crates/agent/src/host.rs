@@ -4,7 +4,7 @@ use std::{fs, path::Path};
 
 use ferry_core::{
     api::agent::API_VERSIONS,
-    finding::{Finding, FindingId},
+    finding::{Command, Finding, FindingId, Message},
     host::{HostFacts, HugePages},
     release::knows_shared_filesystems,
     units::ByteCount,
@@ -56,16 +56,16 @@ fn findings(config: &Config, host: &HypervisorHost, libvirt_version: &str) -> Ve
         findings.push(Finding::blocks(
             FindingId::HostSharedFilesystems,
             "host",
-            format!("libvirt does not know that {root} is shared: {} does not list it", config.qemu_conf.display()),
-            "Run `ferry-agent setup` on the host and restart libvirtd",
+            Message::RootNotKnownShared { root, conf: config.qemu_conf.display().to_string() },
+            Command::SetUpAgent,
         ));
     }
     if !hook::is_installed(config) {
         findings.push(Finding::blocks(
             FindingId::HostHook,
             "host",
-            format!("The hook that vetoes a second start is not in {}", config.hooks_dir.display()),
-            "Run `ferry-agent setup` on the host and restart libvirtd",
+            Message::HookMissing { folder: config.hooks_dir.display().to_string() },
+            Command::SetUpAgent,
         ));
     }
     findings.extend(confinement::findings(config, host));

@@ -12,7 +12,7 @@ use std::{
 
 use ferry_core::{
     api::agent::LockStep,
-    finding::{Finding, FindingId},
+    finding::{ByHand, Finding, FindingId, Message},
 };
 use ferry_drivers::lock_trial::{self, Holder, LockTrialError, Taker};
 
@@ -107,12 +107,7 @@ fn told(error: LockTrialError) -> AgentError {
     match error {
         LockTrialError::Fails(why) => AgentError::refused(
             409,
-            Finding::blocks(
-                FindingId::ShareLocks,
-                "share",
-                why,
-                "Look at the mount options of the share (for SMB: `nobrl`), then attach it again",
-            ),
+            Finding::blocks(FindingId::ShareLocks, "share", Message::Verbatim { text: why }, ByHand::LookAtShareMount),
         ),
         error @ LockTrialError::Host { .. } => AgentError::because("Locks could not be tried", error),
     }
@@ -121,11 +116,6 @@ fn told(error: LockTrialError) -> AgentError {
 fn out_of_order() -> AgentError {
     AgentError::refused(
         409,
-        Finding::blocks(
-            FindingId::RequestInvalid,
-            "locks",
-            "The step before this one was not done here, or its time is over",
-            "Try again",
-        ),
+        Finding::blocks(FindingId::RequestInvalid, "locks", Message::LocksOutOfOrder, ByHand::TryAgain),
     )
 }

@@ -5,7 +5,7 @@ use std::{fs, path::Path, thread};
 use ferry_core::{
     api::agent::DiskSize,
     files::space::copy_takes,
-    finding::{Finding, FindingId},
+    finding::{Action, Finding, FindingId, Message},
     id::VmId,
     location::Location,
     place::{DirectoryListing, OfferedPlace},
@@ -34,8 +34,7 @@ const ASKED_AT_ONCE: usize = 8;
 pub fn roots(agent: &Agent) -> Result<Roots, AgentError> {
     let host = *agent.enrolment.watch_host().borrow();
     let host = host.ok_or_else(|| {
-        let message = "The agent is enrolled with no server";
-        let finding = Finding::blocks(FindingId::AuthKey, "agent", message, "Add the host with `ferry host add`");
+        let finding = Finding::blocks(FindingId::AuthKey, "agent", Message::NoServer, Action::AddHost);
         AgentError::refused(403, finding)
     })?;
     Ok(Roots::new(host, agent.config.storage_roots.clone(), agent.shares.roots()))

@@ -28,6 +28,9 @@ impl Told {
             Value::Object(fields) => {
                 for (name, value) in fields {
                     match value {
+                        Value::Object(_) if name == "says" => Self::words(value, &|word| self.text(word)),
+                        // What a fix names stands in commands, for the most part.
+                        Value::Object(_) if name == "fix_says" => Self::words(value, &|word| self.named(word)),
                         Value::String(text) if FOR_PEOPLE.contains(&name.as_str()) => *text = self.text(text),
                         Value::Array(items) if FOR_PEOPLE.contains(&name.as_str()) => {
                             for item in items {
@@ -43,6 +46,19 @@ impl Told {
             }
             Value::Array(items) => items.iter_mut().for_each(|item| self.rewrite(item)),
             Value::Null | Value::Bool(_) | Value::Number(_) | Value::String(_) => {}
+        }
+    }
+
+    /// Rewrites the arguments of a sentence, and of the sentences in them.
+    fn words(sentence: &mut Value, as_read: &dyn Fn(&str) -> String) {
+        match sentence {
+            Value::Object(fields) => {
+                let parts = fields.iter_mut().filter(|(name, _)| !["key", "kind"].contains(&name.as_str()));
+                parts.for_each(|(_, part)| Self::words(part, as_read));
+            }
+            Value::Array(parts) => parts.iter_mut().for_each(|part| Self::words(part, as_read)),
+            Value::String(word) => *word = as_read(word),
+            Value::Null | Value::Bool(_) | Value::Number(_) => {}
         }
     }
 
@@ -142,18 +158,25 @@ mod tests {
         let mut answer = serde_json::json!({
             "mounts": [{"share": "s", "path": path}],
             "error": path,
-            "findings": [{"object": path, "message": path, "fix": "Nothing"}],
+            "findings": [{
+                "object": path, "message": path, "fix": "Nothing",
+                "says": {"key": "file-is-there", "args": {"file": path, "why": {"key": "told", "args": {"text": path}}}},
+                "fix_says": {"kind": "command", "key": "remove", "args": {"file": path}},
+            }],
             "remarks": [path],
             "disks": [{"to": path}],
         });
         told().rewrite(&mut answer);
         let shown = r"\\fs1.ferry.test\vms\x.raw";
+        assert_eq!(answer["findings"][0]["fix_says"]["args"]["file"], path, "it stands in a command");
         assert_eq!(answer["mounts"][0]["path"], path);
         assert_eq!(answer["disks"][0]["to"], path);
         for text in [
             &answer["error"],
             &answer["findings"][0]["object"],
             &answer["findings"][0]["message"],
+            &answer["findings"][0]["says"]["args"]["file"],
+            &answer["findings"][0]["says"]["args"]["why"]["args"]["text"],
             &answer["remarks"][0],
         ] {
             assert_eq!(text, shown);

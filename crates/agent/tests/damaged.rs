@@ -40,7 +40,7 @@ async fn an_agent_with_damaged_files_starts_and_tells_of_each() {
     assert_eq!(objects, files.iter().map(|file| aside(file)).collect(), "{told:#?}");
     for (file, words) in [("journal/7.json", "`ferry job show 7`"), ("shares.json", "ferry share attach")] {
         let of = told.iter().find(|finding| finding.object == aside(file).display().to_string()).expect("told");
-        assert!(of.fix.contains(words), "{of:?}");
+        assert!(of.fix.to_string().contains(words), "{of:?}");
     }
     for file in files {
         assert!(!state.join(file).exists() && aside(file).exists(), "{file}");

@@ -280,7 +280,7 @@ async fn the_old_files_of_a_vm_without_a_kept_definition_stay() {
     disks.moved(1, &disks.both()).await;
     let report = disks.confirm(1).await;
     assert_eq!(named(&report, FindingId::FileKept), disks.old, "{report:?}");
-    assert!(report.findings[0].message.contains("keeps no definition"), "{report:?}");
+    assert!(report.findings[0].message.to_string().contains("keeps no definition"), "{report:?}");
     // Its process ends, and nothing names a file any more.
     disks.site.hosts[0].hypervisor.crash(disks.vm);
     disks.release(1).await;
@@ -306,7 +306,7 @@ async fn an_old_file_stays_until_the_next_start_uses_the_new_one() {
     disks.site.hosts[0].hypervisor.edit(disks.vm, |facts| facts.files[1].place = other);
     let report = disks.confirm(2).await;
     assert_eq!(named(&report, FindingId::FileKept), disks.new_files()[1..], "{report:?}");
-    assert!(report.findings[0].message.contains("does not name the new file"), "{report:?}");
+    assert!(report.findings[0].message.to_string().contains("does not name the new file"), "{report:?}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -327,8 +327,8 @@ async fn an_old_file_that_is_used_by_another_name_or_is_a_link_stays() {
     disks.moved(1, &disks.both()).await;
     let report = disks.confirm(1).await;
     assert_eq!(named(&report, FindingId::FileKept), disks.old, "{report:?}");
-    assert!(report.findings[0].message.contains("perhaps by another name"), "{report:?}");
-    assert!(report.findings[1].message.contains("a symbolic link"), "{report:?}");
+    assert!(report.findings[0].message.to_string().contains("perhaps by another name"), "{report:?}");
+    assert!(report.findings[1].message.to_string().contains("a symbolic link"), "{report:?}");
     disks.release(1).await;
     assert!(disks.old[0].is_file() && disks.old[1].is_symlink() && data.is_file());
 }

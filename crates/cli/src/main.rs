@@ -8,7 +8,7 @@ use ferry_cli::{Output, arguments::Arguments, cmd};
 fn main() -> ExitCode {
     ferry_trust::install_provider();
     let arguments = Arguments::parse();
-    let output = Output::new(arguments.json);
+    let output = Output::new(arguments.json, arguments.language.as_deref());
     let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => {

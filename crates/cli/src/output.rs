@@ -1,15 +1,25 @@
 //! Data go to stdout, messages to stderr. A reader that closes the pipe is not an error.
 
-use std::io::{self, IsTerminal as _, Write as _};
+use std::{
+    io::{self, IsTerminal as _, Write as _},
+    sync::OnceLock,
+};
 
 use comfy_table::{ContentArrangement, Table, presets};
 use ferry_core::{
+    api::server::StepView,
     error::chain,
     finding::{Finding, Severity},
+    job::JobKind,
+    job_text::{JobText, StepTitle},
 };
+use ferry_texts::Language;
 use serde::Serialize;
 
 use crate::Failure;
+
+/// The language of this run, for whatever words findings: a program has one user.
+static LANGUAGE: OnceLock<Language> = OnceLock::new();
 
 /// The output of a command.
 #[derive(Clone, Copy, Debug)]
@@ -19,8 +29,11 @@ pub struct Output {
 }
 
 impl Output {
-    /// Prints tables, or JSON.
-    pub fn new(json: bool) -> Self {
+    /// Prints tables, or JSON. Findings and jobs are told in `language`, else in the language of the environment, else in English.
+    pub fn new(json: bool, language: Option<&str>) -> Self {
+        let of_environment = || ["LC_ALL", "LC_MESSAGES", "LANG"].iter().find_map(|name| std::env::var(name).ok());
+        let asked = language.map(str::to_owned).or_else(of_environment).unwrap_or_default();
+        LANGUAGE.get_or_init(|| Language::of(&asked));
         Self { json }
     }
 
@@ -60,8 +73,33 @@ impl Output {
     }
 }
 
+fn language() -> Language {
+    LANGUAGE.get().copied().unwrap_or_default()
+}
+
+/// How a job stands: in English as the server words it.
+pub(crate) fn summary(says: &[JobText], english: &str) -> String {
+    match (language(), says) {
+        (Language::English, _) | (_, []) => english.to_owned(),
+        (other @ Language::Japanese, says) => other.summary(says),
+    }
+}
+
+/// Findings with their fixes, one per paragraph.
+pub(crate) fn step_title(kind: JobKind, step: &StepView) -> String {
+    match language() {
+        Language::English => step.title.clone(),
+        other @ Language::Japanese => other.step(StepTitle { kind, step: step.step }),
+    }
+}
+
 /// Findings with their fixes, one per paragraph.
 pub(crate) fn findings(findings: &[Finding]) -> String {
+    let language = language();
+    let fix_is = match language {
+        Language::English => "fix",
+        Language::Japanese => "対処",
+    };
     findings
         .iter()
         .map(|finding| {
@@ -69,7 +107,8 @@ pub(crate) fn findings(findings: &[Finding]) -> String {
                 Severity::Blocks => "✗",
                 Severity::Warns => "!",
             };
-            format!("  {mark} {} [{}]\n    fix: {}\n", finding.message, finding.id, finding.fix)
+            let (message, fix) = (language.message(finding), language.fix(finding));
+            format!("  {mark} {message} [{}]\n    {fix_is}: {fix}\n", finding.id)
         })
         .collect()
 }

@@ -16,7 +16,11 @@ use ferry_core::{
 };
 use indicatif::{ProgressBar, ProgressStyle};
 
-use crate::{Failure, output::Output, render};
+use crate::{
+    Failure,
+    output::{Output, step_title, summary},
+    render,
+};
 
 /// How often a line is printed without a terminal.
 const LINE_EVERY: Duration = Duration::from_secs(2);
@@ -157,16 +161,17 @@ impl Shown {
 
 /// The current activity, its details, and the progress in thousandths.
 fn now(view: &JobView, rates: &Rates) -> (String, String, u64) {
+    let summary = summary(&view.says, &view.summary);
     if view.phase == Phase::Queued {
-        return ("waits for its turn".to_owned(), first_sentence(&view.summary), 0);
+        return ("waits for its turn".to_owned(), first_sentence(&summary), 0);
     }
     if !view.children.is_empty() {
         let ended = view.children.iter().filter(|child| child.phase.ended()).count() as u64;
         let title = format!("{ended} of {} ended", view.children.len());
-        return (title, first_sentence(&view.summary), ended * 1_000 / view.children.len() as u64);
+        return (title, first_sentence(&summary), ended * 1_000 / view.children.len() as u64);
     }
     let step = view.steps.iter().rev().find(|step| step.started_at_ms.is_some());
-    let title = step.map_or_else(|| view.phase.title().to_owned(), |step| step.title.clone());
+    let title = step.map_or_else(|| view.phase.title().to_owned(), |step| step_title(view.kind, step));
     // While disks are copied, nothing is known about the memory.
     let memory = view.progress.as_ref().filter(|progress| progress.memory_total.0 > 0);
     let mut parts: Vec<String> = view.disks.iter().map(|disk| disk_line(disk, rates)).collect();
@@ -242,6 +247,8 @@ mod tests {
             steps: Vec::new(),
             progress: None,
             disks: Vec::new(),
+            says: Vec::new(),
+            next: Vec::new(),
             figures: None,
             findings: Vec::new(),
             log: Vec::new(),

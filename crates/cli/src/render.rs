@@ -18,7 +18,7 @@ use time::{OffsetDateTime, macros::format_description};
 
 pub(crate) use places::{places, storage_locations};
 
-use crate::output::{findings, table};
+use crate::output::{findings, step_title, summary, table};
 
 fn state(state: VmState) -> &'static str {
     match state {
@@ -233,7 +233,7 @@ pub(crate) fn job(job: &JobView) -> String {
         job.id,
         headline(job),
         job.phase.title(),
-        job.summary,
+        summary(&job.says, &job.summary),
         at(job.accepted_at_ms),
         job.by
     );
@@ -254,7 +254,7 @@ pub(crate) fn job(job: &JobView) -> String {
                 child.vm_name.clone(),
                 way(&child.source, &child.destination),
                 child.phase.title().to_owned(),
-                child.summary.clone(),
+                summary(&child.says, &child.summary),
             ]
         };
         let rows = job.children.iter().map(row).collect();
@@ -292,7 +292,7 @@ pub(crate) fn job(job: &JobView) -> String {
     if !job.log.is_empty() {
         text += "\nLog\n";
         for line in &job.log {
-            text += &format!("  {}  {}\n", at(line.at_ms), line.message);
+            text += &format!("  {}  {}\n", at(line.at_ms), summary(line.says.as_slice(), &line.message));
         }
     }
     text
@@ -363,7 +363,7 @@ pub(crate) fn timeline(job: &JobView) -> String {
             }
             None => (String::new(), String::new()),
         };
-        vec![mark.to_owned(), step.title.clone(), took, bar, step.message.clone().unwrap_or_default()]
+        vec![mark.to_owned(), step_title(job.kind, step), took, bar, step.message.clone().unwrap_or_default()]
     };
     table(&["", "STEP", "TOOK", "WHEN", ""], job.steps.iter().map(row).collect())
 }
@@ -421,6 +421,8 @@ mod tests {
             steps: vec![step(Step::Preflight, 1_000, 1_100), step(Step::Perform, 1_200, 3_200)],
             progress: None,
             disks: Vec::new(),
+            says: Vec::new(),
+            next: Vec::new(),
             figures: Some(figures),
             findings: Vec::new(),
             log: Vec::new(),

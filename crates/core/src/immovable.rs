@@ -1,33 +1,30 @@
 //! Features of a VM that cannot move to another host: snapshots, checkpoints, host devices, an emulated TPM.
 
 use crate::{
-    finding::{Finding, FindingId},
-    vm::VmFacts,
+    finding::{ByHand, Command, Finding, FindingId, Message},
+    vm::{NotAFile, VmFacts, VmFile},
 };
 
 /// The findings that prevent any move of the VM to another host.
 pub fn immovable(vm: &VmFacts) -> Vec<Finding> {
     let name = &vm.name;
     let mut findings = Vec::new();
-    findings.extend(snapshots(vm, "do not move with it"));
+    findings.extend(snapshots(vm, |vm, count| Message::VmSnapshots { vm, count }));
     if vm.checkpoints > 0 {
         // libvirt refuses to remove a definition that has checkpoints.
         findings.push(Finding::blocks(
             FindingId::VmCheckpoint,
             name,
-            format!("VM {name} has {} checkpoint(s) of incremental backups, which do not move along", vm.checkpoints),
-            format!(
-                "Forget them: `virsh checkpoint-list {name}`, then `virsh checkpoint-delete {name} CHECKPOINT --metadata`; \
-                 the next backup is a full one"
-            ),
+            Message::VmCheckpoints { vm: name.clone(), count: vm.checkpoints.into() },
+            Command::DeleteCheckpoints { vm: name.clone() },
         ));
     }
     for device in &vm.host_devices {
         findings.push(Finding::blocks(
             FindingId::VmHostDevice,
             format!("{name} {device}"),
-            format!("VM {name} uses device {device} of its host"),
-            "Detach the device from the VM before the move",
+            Message::VmHostDevice { vm: name.clone(), device: device.to_string() },
+            ByHand::DetachDevice,
         ));
     }
     if vm.tpm {
@@ -35,27 +32,31 @@ pub fn immovable(vm: &VmFacts) -> Vec<Finding> {
         findings.push(Finding::blocks(
             FindingId::VmHostDevice,
             format!("{name} tpm"),
-            format!("VM {name} has an emulated TPM, whose state lies on its host outside of the VM's files"),
-            format!(
-                "Move it by hand while it is shut off: copy its files and /var/lib/libvirt/swtpm/{} to the other host with \
-                 `rsync -aS`, define there what `virsh dumpxml {name} --inactive` says, then \
-                 `virsh undefine {name} --keep-nvram --keep-tpm` here",
-                vm.id
-            ),
+            Message::VmTpm { vm: name.clone() },
+            Command::MoveTpm { vm: name.clone(), uuid: vm.id.to_string() },
         ));
     }
     findings
 }
 
-/// The finding about a VM's snapshots; `stand_in_the_way` states the reason.
-pub fn snapshots(vm: &VmFacts, stand_in_the_way: &str) -> Option<Finding> {
-    let (name, count) = (&vm.name, vm.snapshots);
+/// The finding about a VM's snapshots; `message` states the reason.
+pub fn snapshots(vm: &VmFacts, message: impl Fn(String, u64) -> Message) -> Option<Finding> {
+    let (name, count) = (&vm.name, u64::from(vm.snapshots));
     (count > 0).then(|| {
-        Finding::blocks(
-            FindingId::VmSnapshot,
-            name,
-            format!("VM {name} has {count} snapshot(s), which {stand_in_the_way}"),
-            format!("Delete them: `virsh snapshot-list {name}`, then `virsh snapshot-delete {name} SNAPSHOT`"),
-        )
+        let fix = Command::DeleteSnapshots { vm: name.clone() };
+        Finding::blocks(FindingId::VmSnapshot, name, message(name.clone(), count), fix)
     })
+}
+
+/// What a disk or medium is that is no file.
+pub fn what<F>(file: &VmFile<F>) -> Message {
+    match &file.kind {
+        Some(NotAFile::Block) => Message::ABlockDevice,
+        Some(NotAFile::Volume) => Message::AVolume,
+        Some(kind @ NotAFile::Network(_)) => Message::ANetworkDisk { kind: kind.to_string() },
+        Some(NotAFile::Nvdimm) => Message::AMemoryDevice,
+        Some(kind @ NotAFile::Filesystem(_)) => Message::AHostFolder { kind: kind.to_string() },
+        Some(kind @ (NotAFile::Medium(..) | NotAFile::Other(_))) => Message::OfType { kind: kind.to_string() },
+        None => Message::ADeviceOrNetworkDisk,
+    }
 }

@@ -11,7 +11,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    finding::{Finding, FindingId},
+    finding::{Action, Command, Finding, FindingId, Fix, Message, Severity},
     host::{HostFacts, HugePages},
     units::ByteCount,
     vm::VmFacts,
@@ -146,42 +146,31 @@ pub fn findings(vm: &VmFacts, name: &str, host: &HostFacts, promised: &[Need], o
     let page = page_of(host, &need);
     let (free, promised) = free(host, page, promised);
     let open = free.0.saturating_sub(promised.0);
+    let host = name.to_owned();
     let has = match promised.0 {
-        0 => format!("host {name} has {free} free"),
-        _ => format!("host {name} has {free} free, of which {promised} are promised to other moves"),
+        0 => Message::HostHasFree { host, free }.into(),
+        _ => Message::HostHasFreePromised { host, free, promised }.into(),
     };
-    let (vm_name, most) = (&vm.name, vm.memory);
-    let finding = |blocks: bool, message: String, fix: &str| {
-        let make = if blocks && !overcommit { Finding::blocks } else { Finding::warns };
-        vec![make(FindingId::HostMemory, name.to_owned(), message, fix.to_owned())]
-    };
-    let choose =
-        "Free memory there, or choose another host with `ferry vm hosts`; `--overcommit` moves it all the same";
-    if need.bytes.0 > open {
-        return match page {
+    let (vm_name, now, most) = (vm.name.clone(), guest_now(vm), vm.memory);
+    let (may_block, message, fix): (bool, _, Fix) = if need.bytes.0 > open {
+        match page {
             // QEMU does not start without them.
-            Some(page) => vec![Finding::blocks(
-                FindingId::HostMemory,
-                name,
-                format!("VM {vm_name} needs {most} in huge pages of {page}, of which {has}"),
-                "Set more of them aside there (`vm.nr_hugepages`), or choose another host with `ferry vm hosts`",
-            )],
-            None => finding(
-                true,
-                format!("VM {vm_name} needs {} ({} and {MARGIN} for QEMU), and {has}", need.bytes, guest_now(vm)),
-                choose,
-            ),
-        };
-    }
-    if page.is_none() && plus_margin(most).0 > open {
-        let now = guest_now(vm);
-        return finding(
-            false,
-            format!("VM {vm_name} has {now} now and may ask for up to {most}, and {has}"),
-            "Keep its balloon as it is there, or choose another host with `ferry vm hosts`",
-        );
-    }
-    Vec::new()
+            Some(page) => {
+                let message = Message::VmNeedsHugePages { vm: vm_name, memory: most, page, has };
+                return vec![Finding::blocks(FindingId::HostMemory, name, message, Command::SetHugePages)];
+            }
+            None => {
+                let message = Message::VmNeedsMemory { vm: vm_name, needs: need.bytes, now, margin: MARGIN, has };
+                (true, message, Action::FreeMemory.into())
+            }
+        }
+    } else if page.is_none() && plus_margin(most).0 > open {
+        (false, Message::VmMayNeedMemory { vm: vm_name, now, most, has }, Action::KeepBalloon.into())
+    } else {
+        return Vec::new();
+    };
+    let severity = if may_block && !overcommit { Severity::Blocks } else { Severity::Warns };
+    vec![Finding { severity, ..Finding::warns(FindingId::HostMemory, name, message, fix) }]
 }
 
 #[cfg(test)]
@@ -235,7 +224,7 @@ mod tests {
         }
         let told = &findings(&plain(), "kvm2", &host(1500, &[]), &[promise(700, None)], false)[0];
         for words in ["web01", "1.1 GiB", "1.0 GiB", "kvm2 has 1.5 GiB free", "700.0 MiB are promised to other moves"] {
-            assert!(told.message.contains(words), "{words}: {told:?}");
+            assert!(told.message.to_string().contains(words), "{words}: {told:?}");
         }
     }
 

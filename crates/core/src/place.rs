@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
 use crate::{
-    finding::{Finding, FindingId},
+    finding::{Action, ByHand, Finding, FindingId, Message},
     id::{HostId, ShareId},
     location::Location,
     share::AttachedShare,
@@ -113,45 +113,46 @@ pub enum Place {
 
 /// Why a text is not a place.
 #[derive(Clone, Debug, Error, PartialEq, Eq)]
+#[error("{}", self.message())]
 pub enum PlaceError {
     /// It begins with neither a slash nor two backslashes.
-    #[error("{text:?} is neither an absolute path nor a UNC path nor an NFS path: {why}")]
     Relative {
         /// What was given.
         text: String,
         /// What the text looks like.
-        why: &'static str,
+        why: Message,
     },
     /// It contains `..`.
-    #[error("{0:?} holds \"..\", and what that leads to depends on the host")]
     Climbs(String),
     /// It contains control characters, or it or a name in it is too long.
-    #[error("{0:?} cannot be a path: it holds control characters or is too long")]
     Form(String),
     /// The part for server and share is invalid.
-    #[error(transparent)]
     Unc(#[from] UncError),
     /// The part for server and export is invalid.
-    #[error(transparent)]
     Nfs(#[from] SourceError),
 }
 
 impl PlaceError {
+    fn message(&self) -> Message {
+        match self.clone() {
+            Self::Relative { text, why } => Message::PlaceRelative { text, why: why.into() },
+            Self::Climbs(text) => Message::PlaceClimbs { text },
+            Self::Form(text) => Message::PlaceForm { text },
+            Self::Unc(error) => error.message(),
+            Self::Nfs(error) => error.message(),
+        }
+    }
+
     /// The finding to show to a user.
     pub fn finding(&self) -> Finding {
         let (text, fix) = match self {
-            Self::Relative { text, .. } => (
-                text,
-                "Write /DIRECTORY, nfs://server.domain/export/directory, or '\\\\server.domain\\share\\directory' in single quotes",
-            ),
-            Self::Climbs(text) => (text, "Write the path that is meant, without \"..\""),
-            Self::Form(text) => {
-                (text, "Use names of at most 255 bytes without control characters, 4095 bytes together")
-            }
+            Self::Relative { text, .. } => (text, ByHand::WritePlace),
+            Self::Climbs(text) => (text, ByHand::WritePathMeant),
+            Self::Form(text) => (text, ByHand::UseShortNames),
             Self::Unc(error) => return error.finding(error.text()),
             Self::Nfs(error) => return error.finding(error.text().escape_debug()),
         };
-        Finding::blocks(FindingId::PlaceForm, text.escape_debug(), self.to_string(), fix)
+        Finding::blocks(FindingId::PlaceForm, text.escape_debug(), self.message(), fix)
     }
 }
 
@@ -195,13 +196,13 @@ fn components<'a>(text: &str, path: &'a str) -> Result<Vec<&'a str>, PlaceError>
     })
 }
 
-fn why_relative(text: &str) -> &'static str {
+fn why_relative(text: &str) -> Message {
     let mut letters = text.chars();
     match (letters.next(), letters.next()) {
-        (None, _) => "it is empty",
-        (Some('\\'), _) => "it begins with one backslash; a shell takes one of two that stand outside of quotes",
-        (Some(drive), Some(':')) if drive.is_ascii_alphabetic() => "hosts have no drive letters",
-        _ => "a relative path means something else on each host",
+        (None, _) => Message::PlaceIsEmpty,
+        (Some('\\'), _) => Message::PlaceHasOneBackslash,
+        (Some(drive), Some(':')) if drive.is_ascii_alphabetic() => Message::PlaceHasDrive,
+        _ => Message::PlaceHasNoRoot,
     }
 }
 
@@ -279,10 +280,8 @@ fn unknown(source: &ShareSource) -> Finding {
     Finding::blocks(
         FindingId::ShareUnknown,
         source,
-        format!("Share {source} was not added to Ferry"),
-        format!(
-            "Add it with `ferry share add NAME '{source}'`, then attach it with `ferry share attach NAME --host HOST`"
-        ),
+        Message::ShareNotAdded { share: source.to_string() },
+        Action::AddShare { share: source.to_string() },
     )
 }
 
@@ -306,8 +305,8 @@ pub fn reachable(
     Err(Finding::blocks(
         FindingId::ShareNotAttached,
         &source,
-        format!("Share {source} is not attached on host {host}"),
-        format!("Attach it with `ferry share attach {name} --host {host}`"),
+        Message::ShareNotAttached { share: source.clone(), host: host.to_owned() },
+        Action::AttachShareWith { share: name, host: host.to_owned() },
     ))
 }
 
@@ -393,7 +392,10 @@ mod tests {
         ] {
             let finding = text.parse::<Place>().expect_err(text).finding();
             assert_eq!(finding.id, id, "{text}");
-            assert!(finding.message.contains(word) && !finding.fix.is_empty(), "{text}: {finding:?}");
+            assert!(
+                finding.message.to_string().contains(word) && !finding.fix.to_string().is_empty(),
+                "{text}: {finding:?}"
+            );
             assert!(!finding.object.contains(char::is_control), "{finding:?}");
         }
     }
@@ -408,11 +410,11 @@ mod tests {
         assert_eq!(written(&location, &shares), "\\\\fs1.contoso.com\\vms\\a\\b");
         let unknown = locate(&other, HOST, &shares, &[]).expect_err("not added");
         assert_eq!(unknown.id, FindingId::ShareUnknown);
-        assert!(unknown.fix.contains("ferry share add NAME '\\\\fs2.contoso.com\\vms'"), "{}", unknown.fix);
+        assert!(unknown.fix.to_string().contains("ferry share add NAME '\\\\fs2.contoso.com\\vms'"), "{}", unknown.fix);
 
         let detached = reachable(&location, "kvm1", &[], &shares).expect_err("not attached");
         assert_eq!(detached.id, FindingId::ShareNotAttached);
-        assert!(detached.fix.contains("ferry share attach vms --host kvm1"), "{}", detached.fix);
+        assert!(detached.fix.to_string().contains("ferry share attach vms --host kvm1"), "{}", detached.fix);
         assert_eq!(reachable(&location, "kvm1", &[attached(VMS, &source, None)], &shares), Ok(()));
         let local = Location::Local { host: HOST, path: "/x".into() };
         assert_eq!(reachable(&local, "kvm1", &[], &shares), Ok(()));
@@ -471,7 +473,7 @@ mod tests {
                 Ok(Place::Nfs(nfs)) => {
                     prop_assert!(!nfs.export().split('/').any(|name| name == ".." || name == "."), "{}", nfs);
                 }
-                Err(error) => prop_assert!(!error.finding().message.is_empty()),
+                Err(error) => prop_assert!(!error.finding().message.to_string().is_empty()),
             }
         }
     }

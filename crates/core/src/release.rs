@@ -11,7 +11,7 @@ use std::fmt;
 
 use crate::{
     api::agent::Role,
-    finding::{Finding, FindingId},
+    finding::{ByHand, Finding, FindingId, Message},
     share::FileSystem,
     vm::{FileRole, VmFile},
 };
@@ -140,30 +140,25 @@ pub fn distrusted<F>(
     (vm_name, file): (&str, &VmFile<F>),
     on: Option<&FileSystem>,
 ) -> Option<Finding> {
-    let device = &file.device;
-    let kind = on.map_or("of unknown type", |on| on.kind.as_str());
-    let does_not_know = format!(
-        "libvirt {libvirt_version} on {host} cannot be told that the file system of {device} ({kind}) is shared"
-    );
-    let upgrade = format!("upgrade libvirt on {host} to {SHARED_FILESYSTEMS_SINCE} or later");
-    let blocks =
-        |message, fix| Some(Finding::blocks(FindingId::HostRelease, format!("{vm_name} {device}"), message, fix));
-    match trust {
-        Trust::Known | Trust::ToProve => None,
-        Trust::Cached => blocks(
-            format!(
-                "{does_not_know}, and disk {device} of VM {vm_name} goes through the host's page cache: without both it \
-                 does not move"
-            ),
-            format!(
-                "Set cache='none' in the disk's <driver>, then shut VM {vm_name} down and start it again; or {upgrade}"
-            ),
+    let (vm, device) = (vm_name.to_owned(), file.device.clone());
+    let (host, since) = (host.to_owned(), SHARED_FILESYSTEMS_SINCE.to_string());
+    let told = || Message::LibvirtCannotBeTold {
+        libvirt: libvirt_version.to_owned(),
+        host: host.clone(),
+        device: device.clone(),
+        kind: on.map_or(Message::OfUnknownType, |on| Message::Verbatim { text: on.kind.clone() }).into(),
+    };
+    let (message, fix) = match trust {
+        Trust::Known | Trust::ToProve => return None,
+        Trust::Cached => (
+            Message::LibvirtCached { told: told().into(), vm: vm.clone(), device: device.clone() },
+            ByHand::SetCacheNone { vm, host: host.clone(), since },
         ),
-        Trust::GivesBack => blocks(
-            format!("{does_not_know}, and it would give the file to root while VM {vm_name} uses it on the other host"),
-            format!("Put the file on an SMB share or on NFS, let it move along with `--storage PLACE`, or {upgrade}"),
-        ),
-    }
+        Trust::GivesBack => {
+            (Message::LibvirtGivesBack { told: told().into(), vm }, ByHand::PutOnSmbOrNfs { host: host.clone(), since })
+        }
+    };
+    Some(Finding::blocks(FindingId::HostRelease, format!("{vm_name} {device}"), message, fix))
 }
 
 #[cfg(test)]
@@ -262,10 +257,14 @@ mod tests {
             assert_eq!((finding.id, finding.severity), (FindingId::HostRelease, Severity::Blocks));
             assert_eq!(finding.object, "web01 vda");
             assert!(
-                finding.message.contains("libvirt 9.0.0 on kvm1") && finding.message.contains("ext4"),
+                finding.message.to_string().contains("libvirt 9.0.0 on kvm1")
+                    && finding.message.to_string().contains("ext4"),
                 "{finding:?}"
             );
-            assert!(finding.fix.contains("10.9 or later") && finding.fix.contains(way), "{finding:?}");
+            assert!(
+                finding.fix.to_string().contains("10.9 or later") && finding.fix.to_string().contains(way),
+                "{finding:?}"
+            );
         }
     }
 }

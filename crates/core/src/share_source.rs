@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
 use crate::{
-    finding::{Finding, FindingId},
+    finding::{ByHand, Finding, FindingId, Message},
     unc::{ServerNameError, UncError, UncPath, server_name},
 };
 
@@ -47,23 +47,15 @@ pub struct SharedPath(String);
 
 /// Why a text is not the source of a share.
 #[derive(Clone, Debug, Error, PartialEq, Eq)]
+#[error("{}", self.message())]
 pub enum SourceError {
     /// It begins like none of the forms.
-    #[error(
-        "{0:?} names no share: it is neither \\\\server.domain\\share nor nfs://server.domain/export nor an absolute path"
-    )]
     Form(String),
     /// It begins like a UNC path, but is not a valid one.
-    #[error(transparent)]
     Unc(#[from] UncError),
     /// It begins like an NFS export, but is not a valid one.
-    #[error("{0:?} is not an NFS export; write nfs://server.domain/export")]
     Nfs(String),
     /// The server of an NFS export has no domain: two hosts may resolve it to different servers.
-    #[error(
-        "{text:?} names its server {server:?} without a domain, which two hosts may resolve to different servers; \
-         write nfs://{server}.your.domain/…"
-    )]
     NotQualified {
         /// What was given.
         text: String,
@@ -71,7 +63,6 @@ pub enum SourceError {
         server: String,
     },
     /// It begins like a path, but cannot be the path of a share.
-    #[error("{0:?} cannot be the path of a share: it is \"/\", holds \"..\" or control characters, or is too long")]
     Path(String),
 }
 
@@ -84,21 +75,26 @@ impl SourceError {
         }
     }
 
+    pub(crate) fn message(&self) -> Message {
+        match self.clone() {
+            Self::Form(text) => Message::ShareForm { text },
+            Self::Unc(error) => error.message(),
+            Self::Nfs(text) => Message::ShareNotNfs { text },
+            Self::NotQualified { text, server } => Message::NfsNotQualified { text, server },
+            Self::Path(text) => Message::ShareNotPath { text },
+        }
+    }
+
     /// The finding to show to a user, on `object`.
     pub fn finding(&self, object: impl fmt::Display) -> Finding {
         let (id, fix) = match self {
             Self::Unc(error) => return error.finding(object),
-            Self::Form(_) => (
-                FindingId::ShareForm,
-                "Write '\\\\server.domain\\share' in single quotes, nfs://server.domain/export, or --path /DIRECTORY",
-            ),
-            Self::Nfs(_) => (FindingId::ShareForm, "Write it as nfs://server.domain/export"),
-            Self::NotQualified { .. } => {
-                (FindingId::ShareNotQualified, "Give the server's full name with its domain, as DNS has it")
-            }
-            Self::Path(_) => (FindingId::ShareForm, "Write the absolute path that all hosts share, as in /mnt/vms"),
+            Self::Form(_) => (FindingId::ShareForm, ByHand::WriteShare),
+            Self::Nfs(_) => (FindingId::ShareForm, ByHand::WriteNfs),
+            Self::NotQualified { .. } => (FindingId::ShareNotQualified, ByHand::WriteFullName),
+            Self::Path(_) => (FindingId::ShareForm, ByHand::WriteSharedPath),
         };
-        Finding::blocks(id, object, self.to_string(), fix)
+        Finding::blocks(id, object, self.message(), fix)
     }
 }
 
@@ -367,7 +363,10 @@ mod tests {
         ] {
             let finding = text.parse::<ShareSource>().expect_err(text).finding("vms");
             assert_eq!((finding.id, finding.object.as_str()), (id, "vms"), "{text}");
-            assert!(finding.message.contains(word) && !finding.fix.is_empty(), "{text}: {finding:?}");
+            assert!(
+                finding.message.to_string().contains(word) && !finding.fix.to_string().is_empty(),
+                "{text}: {finding:?}"
+            );
         }
     }
 

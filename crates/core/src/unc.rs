@@ -4,7 +4,7 @@ use std::{fmt, str::FromStr};
 
 use thiserror::Error;
 
-use crate::finding::{Finding, FindingId};
+use crate::finding::{ByHand, Finding, FindingId, Message};
 
 /// A UNC path of a share: `\\server\share`, with a fully qualified server name.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -15,15 +15,11 @@ pub struct UncPath {
 
 /// Why a text is not a usable UNC path.
 #[derive(Clone, Debug, Error, PartialEq, Eq)]
+#[error("{}", self.message())]
 pub enum UncError {
     /// Not of the form `\\server\share`.
-    #[error("{0:?} is not a UNC path; write \\\\server.domain\\share")]
     Form(String),
     /// The server name has no domain: two hosts may resolve it to different servers.
-    #[error(
-        "{unc} names its server {server:?} without a domain, which two hosts may resolve to different servers; \
-         write \\\\{server}.your.domain\\{share}"
-    )]
     NotQualified {
         /// What was given.
         unc: String,
@@ -43,15 +39,20 @@ impl UncError {
         }
     }
 
+    pub(crate) fn message(&self) -> Message {
+        match self.clone() {
+            Self::Form(text) => Message::ShareNotUnc { text },
+            Self::NotQualified { unc, server, share } => Message::UncNotQualified { unc, server, share },
+        }
+    }
+
     /// The finding to show to a user, on `object`.
     pub fn finding(&self, object: impl fmt::Display) -> Finding {
         let (id, fix) = match self {
-            Self::Form(_) => (FindingId::ShareForm, "Write it as \\\\server.domain\\share"),
-            Self::NotQualified { .. } => {
-                (FindingId::ShareNotQualified, "Give the server's full name with its domain, as DNS has it")
-            }
+            Self::Form(_) => (FindingId::ShareForm, ByHand::WriteUnc),
+            Self::NotQualified { .. } => (FindingId::ShareNotQualified, ByHand::WriteFullName),
         };
-        Finding::blocks(id, object, self.to_string(), fix)
+        Finding::blocks(id, object, self.message(), fix)
     }
 }
 

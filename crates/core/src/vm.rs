@@ -295,19 +295,6 @@ impl<F: PartialEq> VmFile<F> {
         self.role == FileRole::Media || matches!(self.kind, Some(NotAFile::Medium(..)))
     }
 
-    /// A description of a device that is not a file, to show to users.
-    pub fn what(&self) -> String {
-        match &self.kind {
-            Some(NotAFile::Block) => "a block device".to_owned(),
-            Some(NotAFile::Volume) => "a volume that no storage pool of its host can tell the place of".to_owned(),
-            Some(kind @ NotAFile::Network(_)) => format!("a network disk ({kind})"),
-            Some(NotAFile::Nvdimm) => "a memory device kept in a file (nvdimm)".to_owned(),
-            Some(kind @ NotAFile::Filesystem(_)) => format!("a folder of its host ({kind})"),
-            Some(kind @ (NotAFile::Medium(..) | NotAFile::Other(_))) => format!("of type {kind}"),
-            None => "a block device or a network disk".to_owned(),
-        }
-    }
-
     /// All places that it needs.
     pub fn places(&self) -> impl Iterator<Item = &F> {
         std::iter::once(&self.place).chain(&self.below)
@@ -454,7 +441,8 @@ mod tests {
         ] {
             let file = VmFile { kind: Some(kind), ..VmFile::new(FileRole::NotAFile, "vda", ()) };
             assert_eq!(serde_json::to_value(&file).expect("JSON")["kind"], text);
-            assert_eq!((file.is_medium(), file.what().as_str()), (medium, what), "{text}");
+            let told = crate::immovable::what(&file).to_string();
+            assert_eq!((file.is_medium(), told.as_str()), (medium, what), "{text}");
         }
     }
 

@@ -139,7 +139,7 @@ fn without_a_place_the_refusal_says_how_to_move_the_disk_along() {
     let tried: Vec<Candidate> = ferry.json(&["vm", "migrate", "ticker", "--to", "kvm2", "--dry-run"]).expect("tried");
     assert_eq!(tried[0].kind, None, "{tried:#?}");
     let found = tried[0].findings.iter().find(|finding| finding.id == FindingId::DiskNotShared).expect("found");
-    assert!(found.fix.contains("--storage"), "{found:?}");
+    assert!(found.fix.to_string().contains("--storage"), "{found:?}");
 }
 
 /// Enough data that a fault happens in the middle of a copy.

@@ -46,7 +46,7 @@ fn a_vm_goes_on_by_itself_when_its_file_server_is_back() {
     let stands_still = || {
         let tried: Vec<Candidate> = ferry.json(&["vm", "migrate", "ticker", "--to", "kvm2", "--dry-run"]).ok()?;
         let found = tried[0].findings.iter().find(|finding| finding.id == FindingId::VmPaused)?;
-        found.message.contains("vda could not be read or written").then_some(())
+        found.message.to_string().contains("vda could not be read or written").then_some(())
     };
     wait_for("it is said why the VM stands still", VERIFY, stands_still).expect("QEMU stops it");
     wait_for("the share is known to be away", SECONDS_20, || {

@@ -4,7 +4,7 @@ use ferry_client::ClientError;
 use ferry_core::{
     api::problem::Problem,
     error::chain,
-    finding::{Finding, FindingId},
+    finding::{Action, ByHand, Command, Finding, FindingId, Message},
 };
 use thiserror::Error;
 
@@ -66,32 +66,33 @@ impl Failure {
 
 /// The finding of a host that gave no sensible answer.
 pub(crate) fn fault_finding(host: &str, error: &ClientError) -> Finding {
+    let (name, reason) = (host.to_owned(), chain(&error));
     match error {
         ClientError::WrongKey { .. } => Finding::blocks(
             FindingId::AuthKey,
             host,
-            format!("What answers for host {host} is not the agent that was added: {}", chain(&error)),
-            format!("If the agent was set up anew, remove the host and add it again: `ferry host remove {host}`"),
+            Message::HostIsOther { host: name.clone(), reason },
+            Action::RemoveAndAdd { host: name },
         ),
         ClientError::NotUnderstood { .. } => Finding::blocks(
             FindingId::HostVersion,
             host,
-            format!("The agent on host {host} answers what this server does not understand: {}", chain(&error)),
-            "Bring server and agents to the same version",
+            Message::HostNotUnderstood { host: name, reason },
+            ByHand::SameVersion,
         ),
         ClientError::OldVersion { .. } => Finding::blocks(
             FindingId::HostVersion,
             host,
-            format!("Host {host} needs a newer agent: {error}"),
-            format!("Upgrade ferry-agent on {host}; what moves there goes on meanwhile"),
+            Message::HostNeedsNewer { host: name.clone(), reason: error.to_string() },
+            ByHand::UpgradeMeanwhile { host: name },
         ),
         ClientError::Refused(problem) => match problem.findings.iter().find(|finding| finding.id == FindingId::AuthKey)
         {
             Some(_) => Finding::blocks(
                 FindingId::AuthKey,
                 host,
-                format!("The agent on host {host} does not obey this server: it is enrolled with another one"),
-                format!("If it is to be this one's, remove the host and add it again: `ferry host remove {host}`"),
+                Message::HostObeysOther { host: name.clone() },
+                Action::TakeHostOver { host: name },
             ),
             None => not_answering(host, error),
         },
@@ -103,8 +104,8 @@ fn not_answering(host: &str, error: &ClientError) -> Finding {
     Finding::blocks(
         FindingId::HostUnreachable,
         host,
-        format!("The agent on host {host} does not answer: {}", chain(&error)),
-        format!("Check that the host is up and `ferry-agent run` is running on it; see `ferry host show {host}`"),
+        Message::HostSilentBecause { host: host.to_owned(), reason: chain(&error) },
+        Command::StartAgent { host: host.to_owned() },
     )
 }
 
@@ -114,8 +115,9 @@ pub(crate) fn describe(host: &str, error: &ClientError) -> String {
         ClientError::Refused(problem) => {
             let mut text = format!("Host {host}: {}", problem.title);
             for finding in &problem.findings {
-                if finding.message != problem.title {
-                    text.push_str(&format!(": {}", finding.message));
+                let message = finding.message.to_string();
+                if message != problem.title {
+                    text.push_str(&format!(": {message}"));
                 }
                 text.push_str(&format!(" ({})", finding.fix));
             }
@@ -126,7 +128,7 @@ pub(crate) fn describe(host: &str, error: &ClientError) -> String {
         | ClientError::WrongKey { .. }
         | ClientError::NotUnderstood { .. }
         | ClientError::OldVersion { .. }
-        | ClientError::Unusable { .. } => fault_finding(host, error).message,
+        | ClientError::Unusable { .. } => fault_finding(host, error).message.to_string(),
     }
 }
 

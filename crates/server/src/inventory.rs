@@ -12,7 +12,7 @@ use ferry_core::{
     api::{agent::Observation, server::Event},
     backoff::Backoff,
     error::chain,
-    finding::{Finding, FindingId},
+    finding::{Action, Command, Finding, FindingId, Message},
     id::{HostId, ShareId, VmId},
     preflight::{Placed, Side, resolve_vm},
     vm::{VmFacts, VmState},
@@ -222,8 +222,8 @@ impl Inventory {
             Finding::blocks(
                 FindingId::HostUnknown,
                 reference,
-                format!("No host named {reference:?} was added to Ferry"),
-                "List the hosts with `ferry host list`; add one with `ferry host add`",
+                Message::HostNotAdded { host: reference.to_owned() },
+                Action::ListHosts,
             )
         })
     }
@@ -429,10 +429,7 @@ fn silence(host: &Host) -> Finding {
     Finding::blocks(
         FindingId::HostUnreachable,
         host.name(),
-        format!("The agent on host {} did not answer within {} s", host.name(), REFRESH_DEADLINE.as_secs()),
-        format!(
-            "Check that the host is up and `ferry-agent run` is running on it; see `ferry host show {}`",
-            host.name()
-        ),
+        Message::HostSilentFor { host: host.name().to_owned(), seconds: REFRESH_DEADLINE.as_secs() },
+        Command::StartAgent { host: host.name().to_owned() },
     )
 }

@@ -8,7 +8,7 @@ use std::{
 };
 
 use ferry_core::{
-    finding::FindingId,
+    finding::{Action, FindingId, Message},
     id::{Generation, JobId},
 };
 
@@ -58,11 +58,8 @@ impl Ended {
             Some(kind) if known.is_none() => Err(refused(
                 FindingId::JobOpen,
                 asked.job,
-                format!(
-                    "This host still has a part in an earlier job of number {} ({kind}), and takes up no other of this number",
-                    asked.job
-                ),
-                "Ask for the move again: the next job has another number",
+                Message::JobOfOtherKind { job: asked.job, kind: (*kind).to_owned() },
+                Action::MoveAgainAnyhow,
             )),
             Some(_) | None => Ok(()),
         }
@@ -106,13 +103,8 @@ fn admit(asked: Attempt, known: Option<Attempt>, ended: Option<Generation>) -> R
         Some(Attempt { vm: other, .. }) if other != vm => Err(refused(
             FindingId::JobOpen,
             job,
-            format!(
-                "This host still has a part in an earlier job of number {job}, which moved VM {other}, and does nothing to \
-                     it for VM {vm}"
-            ),
-            format!(
-                "Ask for the move again: the next job has another number. See where VM {other} is with `ferry vm list`"
-            ),
+            Message::JobOfOtherVm { job, other: other.to_string(), vm: vm.to_string() },
+            Action::MoveAgain { vm: other.to_string() },
         )),
         Some(known) if known.generation > generation => Err(stale(job, generation, known.generation)),
         Some(_) | None => Ok(()),

@@ -4,7 +4,7 @@ use std::{pin::Pin, sync::Arc, time::Duration};
 
 use ferry_core::{
     api::agent::{Report, Verb},
-    finding::{Finding, FindingId},
+    finding::{ByHand, Finding, FindingId, Message},
     id::{Generation, JobId},
 };
 
@@ -35,7 +35,6 @@ pub(crate) trait Participant: Send + Sync {
 
 /// A verb that this kind of move does not have.
 pub(crate) fn not_a_verb(job: JobId, verb: Verb) -> AgentError {
-    let message = format!("This host has no part in job {job} of which {verb:?} could be asked");
-    let fix = "Use a server of the same version as the agent";
-    AgentError::refused(422, Finding::blocks(FindingId::RequestInvalid, job, message, fix))
+    let message = Message::NotAVerb { job, verb: format!("{verb:?}") };
+    AgentError::refused(422, Finding::blocks(FindingId::RequestInvalid, job, message, ByHand::SameServer))
 }

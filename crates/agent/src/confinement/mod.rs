@@ -15,7 +15,7 @@ pub(crate) mod selinux;
 
 use std::{fs, path::Path};
 
-use ferry_core::finding::{Finding, FindingId};
+use ferry_core::finding::{Command, Finding, FindingId, Message};
 use ferry_drivers::hypervisor::HypervisorHost;
 
 use crate::{check::Check, config::Config};
@@ -58,9 +58,8 @@ impl Model {
 pub fn findings(config: &Config, host: &HypervisorHost) -> Vec<Finding> {
     let conf = fs::read_to_string(&config.qemu_conf).unwrap_or_default();
     let find = |model: Model| {
-        let missing = model.missing(config)?;
-        let message = format!("{} does not let VMs use the sockets of moves: {missing}", model.name());
-        let fix = "Run `ferry-agent setup` on the host; running VMs go on";
+        let message = Message::Confined { model: model.name().to_owned(), reason: model.missing(config)? };
+        let fix = Command::SetUpConfinement;
         Some(match confines_by_default(&conf) {
             true => Finding::blocks(FindingId::HostConfinement, "host", message, fix),
             // Only VMs whose own definition requests it are confined.
@@ -150,12 +149,15 @@ mod tests {
         let found = findings(&config, &host(&["apparmor"]));
         let [one] = &found[..] else { panic!("{found:?}") };
         assert_eq!((one.id, one.severity), (FindingId::HostConfinement, Severity::Blocks));
-        assert!(one.message.contains("AppArmor") && one.fix.contains("ferry-agent setup"), "{one:?}");
+        assert!(
+            one.message.to_string().contains("AppArmor") && one.fix.to_string().contains("ferry-agent setup"),
+            "{one:?}"
+        );
         fs::write(&config.qemu_conf, "security_default_confined = 0\n").expect("written");
         assert_eq!(findings(&config, &host(&["apparmor"]))[0].severity, Severity::Warns);
         apparmor::write(&config).expect("written");
         assert_eq!(findings(&config, &host(&["apparmor"])), []);
-        assert!(findings(&config, &host(&["selinux"]))[0].message.contains("SELinux"));
+        assert!(findings(&config, &host(&["selinux"]))[0].message.to_string().contains("SELinux"));
     }
 
     #[test]

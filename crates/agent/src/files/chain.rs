@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use ferry_core::{
-    finding::FindingId,
+    finding::{Command, FindingId, Message},
     units::ByteCount,
     vm::{DiskFormat, VmFile},
 };
@@ -32,14 +32,11 @@ pub(crate) fn holds_no_snapshots(file: &VmFile<PathBuf>, vm_name: &str) -> Resul
     if snapshots == 0 {
         return Ok(());
     }
-    let (device, path) = (&file.device, file.place.display());
+    let (device, vm, path) = (&file.device, vm_name.to_owned(), file.place.display().to_string());
     Err(refused(
         FindingId::VmSnapshot,
         format!("{vm_name} {device}"),
-        format!("The image of disk {device} of VM {vm_name} holds {snapshots} snapshot(s), which a copy would lose"),
-        format!(
-            "Remove them: those that `virsh snapshot-list {vm_name}` shows with `virsh snapshot-delete`, others while the \
-             VM is shut off with `qemu-img snapshot -l {path}` and `qemu-img snapshot -d NAME {path}`"
-        ),
+        Message::ImageHoldsSnapshots { device: device.clone(), vm: vm.clone(), count: snapshots.into() },
+        Command::RemoveSnapshotsOfImage { vm, file: path },
     ))
 }

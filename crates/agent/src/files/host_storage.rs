@@ -2,7 +2,10 @@
 
 use std::{path::PathBuf, sync::Arc};
 
-use ferry_core::{finding::FindingId, location::Location};
+use ferry_core::{
+    finding::{Action, FindingId, Message},
+    location::Location,
+};
 use ferry_drivers::places::{Places, Roots, RootsError};
 
 use super::claims::{Claim, Reserved};
@@ -34,8 +37,8 @@ impl HostStorage {
             refused(
                 FindingId::FilePlace,
                 device,
-                format!("The place of {device} cannot be reached on this host"),
-                "See what the host reaches with `ferry host show`",
+                Message::PlaceNotReached { device: device.to_owned() },
+                Action::ShowHost,
             )
         })
     }

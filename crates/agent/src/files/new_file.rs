@@ -97,7 +97,7 @@ impl MadeFile<'_> {
     /// If that is unknown. [`io::ErrorKind::NotFound`] if there is no file of that name.
     pub(crate) fn is_ours(&self, used: &InUse) -> io::Result<bool> {
         if let Some(obstacle) = used.obstacle(self.path)? {
-            warn!(file = %self.path.display(), why = obstacle.why(), "A new file stays");
+            warn!(file = %self.path.display(), why = %obstacle.why(), "A new file stays");
             return Ok(false);
         }
         let is_it = self.identity.is_of(self.path, self.format, self.virtual_size)?;

@@ -11,7 +11,14 @@ use std::{
     path::Path,
 };
 
-use ferry_core::{files::space::space_needed, finding::FindingId, id::JobId, location::Location, units::ByteCount};
+use ferry_core::{
+    files::space::space_needed,
+    finding::{ByHand, FindingId, Message},
+    id::JobId,
+    location::Location,
+    text::Jobs,
+    units::ByteCount,
+};
 use ferry_drivers::{file, places::QemuUser};
 
 use super::{
@@ -106,26 +113,18 @@ impl Needs {
             if needed.0.saturating_add(reserved) <= free.0 {
                 continue;
             }
-            let mut jobs: Vec<String> =
-                here().filter(|(_, _, still)| still.0 > 0).map(|(_, job, _)| format!("job {job}")).collect();
+            let mut jobs: Vec<JobId> = here().filter(|(_, _, still)| still.0 > 0).map(|(_, job, _)| *job).collect();
             jobs.dedup();
-            let (whose, fix) = match jobs.is_empty() {
-                true => (String::new(), "Make room there, or choose another place or fewer disks"),
+            let (needed_mib, free_mib) = (needed.0.div_ceil(1 << 20), free.0 >> 20);
+            let (folder_name, taken_mib) = (folder.to_string(), reserved.div_ceil(1 << 20));
+            let (message, fix) = match jobs.is_empty() {
+                true => (Message::NoSpace { needed_mib, free_mib, folder: folder_name }, ByHand::MakeRoom),
                 false => (
-                    format!(", of which {} still takes {} MiB", jobs.join(" and "), reserved.div_ceil(1 << 20)),
-                    "Wait for what goes on there, make room, or choose another place",
+                    Message::NoSpaceBeside { needed_mib, free_mib, folder: folder_name, jobs: Jobs(jobs), taken_mib },
+                    ByHand::WaitOrMakeRoom,
                 ),
             };
-            return Err(refused(
-                FindingId::FileSpace,
-                folder,
-                format!(
-                    "The copies need {} MiB, and {} MiB are free in {folder}{whose}",
-                    needed.0.div_ceil(1 << 20),
-                    free.0 >> 20
-                ),
-                fix,
-            ));
+            return Err(refused(FindingId::FileSpace, folder, message, fix));
         }
         Ok(())
     }

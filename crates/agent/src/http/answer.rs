@@ -10,7 +10,7 @@ use axum::{
 };
 use ferry_core::{
     api::problem::{PROBLEM_MEDIA_TYPE, Problem},
-    finding::{Finding, FindingId},
+    finding::{ByHand, Finding, FindingId, Message},
 };
 use serde::de::DeserializeOwned;
 use tracing::{error, info};
@@ -55,14 +55,16 @@ impl<T: DeserializeOwned, S: Send + Sync> FromRequest<S> for Body<T> {
     async fn from_request(request: Request, state: &S) -> Result<Self, Self::Rejection> {
         match Json::from_request(request, state).await {
             Ok(Json(body)) => Ok(Self(body)),
-            Err(rejection) => Err(invalid(rejection.status().as_u16(), rejection.body_text())),
+            Err(rejection) => {
+                Err(invalid(rejection.status().as_u16(), Message::Verbatim { text: rejection.body_text() }))
+            }
         }
     }
 }
 
-pub(super) fn invalid(status: u16, message: String) -> Refusal {
-    let fix = "Use a server of the same version as the agent, or of the one before";
-    Refusal(AgentError::refused(status, Finding::blocks(FindingId::RequestInvalid, "request", message, fix)))
+pub(super) fn invalid(status: u16, message: Message) -> Refusal {
+    let finding = Finding::blocks(FindingId::RequestInvalid, "request", message, ByHand::NextVersion);
+    Refusal(AgentError::refused(status, finding))
 }
 
 /// Runs a blocking call of the agent.

@@ -22,6 +22,7 @@ use axum::{
     routing::{get, post, put},
 };
 use ferry_core::api::agent::EPOCH_HEADER;
+use ferry_core::finding::Message;
 use ferry_trust::{Clients, server_config};
 use tracing::info;
 
@@ -66,8 +67,8 @@ pub fn router(agent: Arc<Agent>) -> Router {
         .route("/v2/moves/check", put(check))
         .route("/v2/moves/{job}/{generation}", get(report).put(prepare).post(act).delete(release))
         .merge(v1::routes())
-        .fallback(|| async { invalid(404, "There is no such route".to_owned()) })
-        .method_not_allowed_fallback(|| async { invalid(405, "The route does not take this method".to_owned()) })
+        .fallback(|| async { invalid(404, Message::NoRoute) })
+        .method_not_allowed_fallback(|| async { invalid(405, Message::NoMethod) })
         .layer(middleware::from_fn_with_state(Arc::clone(&agent), authorise));
     Router::new()
         .route("/v1/enrol", post(enrol))

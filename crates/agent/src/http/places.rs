@@ -7,6 +7,7 @@ use axum::{
 };
 use ferry_core::{
     api::agent::{AttachRequest, LockStep, ShareToken},
+    finding::Message,
     id::ShareId,
     location::Location,
     place::{DirectoryListing, OfferedPlace},
@@ -44,7 +45,7 @@ pub(super) async fn read_token(
 ) -> Answered<ShareToken> {
     match on_thread(&agent, move |agent| agent.shares.read_token(share, &name)).await? {
         Some(token) => Ok(Json(token)),
-        None => Err(invalid(404, "The token file is not on the share".to_owned())),
+        None => Err(invalid(404, Message::NoTokenFile)),
     }
 }
 

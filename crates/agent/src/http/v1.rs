@@ -17,6 +17,7 @@ use axum::{
 };
 use ferry_core::{
     api::agent::{Check, Prepare, Ready, Report, Role, Stage, Verb},
+    finding::Message,
     id::{Generation, JobId, VmId},
 };
 use serde::de::DeserializeOwned;
@@ -55,11 +56,12 @@ fn body<T: DeserializeOwned>(bytes: &Bytes, tags: Value) -> Result<T, Refusal> {
         body.extend(tags.as_object().cloned().unwrap_or_default());
         serde_json::from_value(Value::Object(body))
     };
-    read().map_err(|error: serde_json::Error| invalid(422, error.to_string()))
+    read().map_err(|error: serde_json::Error| invalid(422, Message::Verbatim { text: error.to_string() }))
 }
 
 async fn check_incoming(State(agent): Shared, Path(vm): Path<VmId>, bytes: Bytes) -> Result<StatusCode, Refusal> {
-    let disks: Value = serde_json::from_slice(&bytes).map_err(|error| invalid(422, error.to_string()))?;
+    let disks: Value =
+        serde_json::from_slice(&bytes).map_err(|error| invalid(422, Message::Verbatim { text: error.to_string() }))?;
     let check = body(&Bytes::new(), json!({"part": "live_destination", "vm": vm, "disks": disks}))?;
     agent.check(check).await?;
     Ok(StatusCode::NO_CONTENT)

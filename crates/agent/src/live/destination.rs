@@ -6,7 +6,7 @@ use std::{path::PathBuf, sync::Arc, time::Duration};
 use ferry_core::{
     api::agent::{DestinationReady, DiskArrival, PrepareDestination, Role, Stage},
     error::chain,
-    finding::FindingId,
+    finding::{ByHand, FindingId, Message},
     id::{Generation, JobId, VmId},
     migration::Presence,
 };
@@ -219,8 +219,8 @@ impl Registry {
             return Err(refused(
                 FindingId::RequestStale,
                 vm,
-                format!("This host's part of job {} is not to run VM {vm}", journal.job),
-                "Ask both hosts again who has the VM",
+                Message::NotToRun { job: journal.job, vm: vm.to_string() },
+                ByHand::AskBothHosts,
             ));
         }
         let state = if journal.state.is_confirmed() { State::Confirmed { here: true } } else { State::Here };

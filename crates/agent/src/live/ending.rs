@@ -4,7 +4,7 @@ use std::{fs, time::Duration};
 
 use ferry_core::{
     api::agent::{ConfirmRequest, Role},
-    finding::{Finding, FindingId},
+    finding::{Command, Finding, FindingId, Message},
     id::{Generation, JobId, VmId},
     migration::Presence,
 };
@@ -172,7 +172,7 @@ fn was_complete(vm: VmId) -> Finding {
     Finding::blocks(
         FindingId::JobUndecided,
         vm,
-        format!("VM {vm} was complete at the destination and is shut off there: nothing of it is removed"),
-        format!("Start it where its disks are newest; at the other host remove it with `virsh undefine {vm}`"),
+        Message::WasComplete { vm: vm.to_string() },
+        Command::StartNewest { vm: vm.to_string() },
     )
 }

@@ -10,7 +10,7 @@ use ferry_core::{
     api::agent::{PrepareSource, Role, ShareMount, SourceReady, Stage},
     error::chain,
     files::{DiskMove, cleanup::old_file_kept},
-    finding::{Finding, FindingId},
+    finding::{Action, Finding, FindingId, Message},
     id::{Generation, JobId, VmId},
     migration::Presence,
     vm::{FileRole, NVRAM, VmFacts},
@@ -163,7 +163,7 @@ impl Registry {
             for (device, path) in along {
                 if let Some(obstacle) = remove_unless(&path, &used, |obstacle| obstacle)? {
                     let (why, fix) = (obstacle.why(), obstacle.fix());
-                    warn!(%vm, disk = device, file = %path.display(), why, "An old file stays");
+                    warn!(%vm, disk = device, file = %path.display(), %why, "An old file stays");
                     kept.push(old_file_kept(&name, &device, path.display(), why, fix));
                 }
             }
@@ -250,11 +250,8 @@ fn files_along(facts: &VmFacts<PathBuf>, request: &PrepareSource) -> Result<Vec<
             let finding = Finding::blocks(
                 FindingId::DiskUnknown,
                 &disk.device,
-                format!(
-                    "Disk {} of VM {} cannot move along: it has no file at one of the hosts",
-                    disk.device, facts.name
-                ),
-                "Look at the VM with `ferry vm show` and ask again",
+                Message::DiskNotAtBoth { device: disk.device.clone(), vm: facts.name.clone() },
+                Action::ShowVm,
             );
             AgentError::refused(409, finding)
         })

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use ferry_core::{
     api::agent::{PrepareSource, Role},
-    finding::{Finding, FindingId},
+    finding::{ByHand, Finding, FindingId, Message},
     release::{SHARED_FILESYSTEMS_SINCE, Trust, distrusted, knows_shared_filesystems, trusts},
     share::FileSystem,
     vm::{VmFacts, VmFile},
@@ -51,11 +51,8 @@ fn needed(
         return Err(Box::new(Finding::blocks(
             FindingId::HostRelease,
             vm_name,
-            format!(
-                "libvirt {libvirt_version} on this host cannot be told which file systems are shared, and the server did not \
-                 show that those of VM {vm_name} are"
-            ),
-            format!("Upgrade the server, or libvirt on this host to {SHARED_FILESYSTEMS_SINCE} or later"),
+            Message::SharesNotProven { libvirt: libvirt_version.to_owned(), vm: vm_name.to_owned() },
+            ByHand::UpgradeServerOrLibvirt { since: SHARED_FILESYSTEMS_SINCE.to_string() },
         )));
     }
     Ok(needed)

@@ -9,7 +9,7 @@ use std::{
 use ferry_core::{
     api::agent::{CheckOffline, FileSize, OfflineFile},
     files::FileMove,
-    finding::FindingId,
+    finding::{Action, ByHand, FindingId, Message},
     id::VmId,
     power::not_shut_off,
     units::ByteCount,
@@ -112,8 +112,8 @@ impl OfflineMoves {
             return Err(refused(
                 FindingId::FileExists,
                 path.display(),
-                format!("Job {job} brings a file to {}", path.display()),
-                "Wait until that job has ended, or choose another place",
+                Message::FileComes { job, file: path.display().to_string() },
+                ByHand::WaitForJob,
             ));
         }
         match path.symlink_metadata() {
@@ -172,8 +172,8 @@ pub(super) fn stands_alone(path: &Path, device: &str) -> Result<(), AgentError> 
     Err(refused(
         FindingId::DiskFlattened,
         device,
-        format!("Disk {device} is an overlay, or keeps its data in another file, which would stay behind"),
-        "Start the VM and move it live, which copies the whole chain; or flatten the disk with `qemu-img rebase`",
+        Message::DiskNotAlone { device: device.to_owned() },
+        Action::MoveLive,
     ))
 }
 
@@ -182,12 +182,7 @@ pub(super) fn differs(device: &str, path: &Path) -> AgentError {
     refused(
         FindingId::FileExists,
         path.display(),
-        format!(
-            "{} is there already, and is not the same as disk {device}, which stays as it is: a VM may have written to it \
-             since it came",
-            path.display()
-        ),
-        "Shut down every VM that uses either file, decide which of the two counts, copy that one over the other, and ask \
-         again",
+        Message::FileDiffers { file: path.display().to_string(), device: device.to_owned() },
+        ByHand::DecideWhichCounts,
     )
 }

@@ -23,7 +23,7 @@ use std::{path::PathBuf, sync::Arc, time::Duration};
 
 use ferry_core::{
     api::agent::{ConfirmRequest, OfflineFile, Report, Role, Verb},
-    finding::FindingId,
+    finding::{ByHand, FindingId, Message},
     id::{Generation, JobId},
 };
 use ferry_drivers::hypervisor::{Hypervisor, HypervisorError};
@@ -127,9 +127,8 @@ impl OfflineMoves {
             })?;
             let journal = page.journal();
             let (vm, job) = (journal.task.vm(), journal.job);
-            let message = format!("VM {vm} is defined at the destination; the move can no longer be cancelled");
-            let fix = "Let it finish, then move the VM back";
-            return Err(refused(FindingId::JobPastPivot, job, message, fix));
+            let message = Message::DefinedThere { vm: vm.to_string() };
+            return Err(refused(FindingId::JobPastPivot, job, message, ByHand::LetItFinish));
         }
         page.end().await;
         page.write(|journal| {

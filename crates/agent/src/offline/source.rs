@@ -7,7 +7,7 @@ use ferry_core::{
     api::agent::{ConfirmRequest, Report, Role, SendOffline},
     error::chain,
     files::cleanup::Obstacle,
-    finding::FindingId,
+    finding::{Action, FindingId, Message},
     id::{Generation, JobId},
 };
 use tracing::warn;
@@ -90,8 +90,8 @@ impl OfflineMoves {
                 refused(
                     FindingId::DiskUnknown,
                     device,
-                    format!("File {device} of VM {} is not where it was", facts.name),
-                    "Look at the VM with `ferry vm show` and ask again",
+                    Message::FileNotWhereItWas { device: device.clone(), vm: facts.name.clone() },
+                    Action::ShowVm,
                 )
             })?;
             stands_alone(&path, device)?;
@@ -160,13 +160,11 @@ impl OfflineMoves {
             let changed = |fingerprint: &FileFingerprint| !fingerprint.is_of(path, &file.file.from);
             let stays = |obstacle: Option<Obstacle>| match obstacle {
                 Some(obstacle) => Some(obstacle.why()),
-                None if fingerprints.get(index).is_some_and(changed) => {
-                    Some("something has written to it since it was copied")
-                }
+                None if fingerprints.get(index).is_some_and(changed) => Some(Message::WrittenSinceCopied),
                 None => None,
             };
             if let Some(why) = remove_unless(path, &used, stays)? {
-                warn!(vm = %of.vm, file = %path.display(), why, "An old file stays");
+                warn!(vm = %of.vm, file = %path.display(), %why, "An old file stays");
                 remarks.push(format!("The old file {} stays: {why}", path.display()));
             }
         }

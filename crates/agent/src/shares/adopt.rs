@@ -7,7 +7,7 @@ use std::{
 
 use ferry_core::{
     api::agent::AttachRequest,
-    finding::{Finding, FindingId},
+    finding::{Action, ByHand, Command, Finding, FindingId, Fix, Message},
     id::ShareId,
     share_source::ShareSource,
 };
@@ -20,15 +20,10 @@ impl Shares {
     /// Credentials must be given where the file server needs them, and nowhere else.
     pub(super) fn check_login(request: &AttachRequest) -> Result<(), AgentError> {
         let source = &request.source;
+        let share = source.to_string();
         let (message, fix) = match (source.wants_login(), &request.credentials, &request.at) {
-            (true, None, None) => (
-                format!("No user and password were given for {source}"),
-                "Give them with `--user` and `--password-file`, or adopt a mount of your own with `--at PATH`",
-            ),
-            (false, Some(_), _) => (
-                format!("{source} takes no user and password: the server, or who mounted it, decides by the host"),
-                "Attach it without `--user`",
-            ),
+            (true, None, None) => (Message::ShareWantsLogin { share }, Action::GiveLogin),
+            (false, Some(_), _) => (Message::ShareWantsNoLogin { share }, Action::AttachWithoutUser),
             (true, Some(_), _) | (true, None, Some(_)) | (false, None, _) => return Ok(()),
         };
         Err(AgentError::refused(422, Finding::blocks(FindingId::SharePassword, source, message, fix)))
@@ -39,16 +34,16 @@ impl Shares {
         if let Some(other) = self.copy().into_iter().find(|other| other.id != id && other.path == path) {
             return Err(not_adopted(
                 path,
-                format!("{} is attached on this host as share {}", path.display(), other.source),
-                "Attach the share at another path, or use the one that is there",
+                Message::PathIsOtherShare { path: path.display().to_string(), share: other.source.to_string() },
+                ByHand::AttachElsewhere,
             ));
         }
         let below_root = path.starts_with(&self.root);
         if !below_root && source.wants_login() {
             return Err(not_adopted(
                 path,
-                format!("{} does not lie below {}, which libvirt knows as shared", path.display(), self.root.display()),
-                format!("Mount {source} below {} instead", self.root.display()),
+                Message::PathNotBelow { path: path.display().to_string(), root: self.root.display().to_string() },
+                ByHand::MountBelow { share: source.to_string(), root: self.root.display().to_string() },
             ));
         }
         self.driver.adopt(source, path)?;
@@ -72,15 +67,12 @@ impl Shares {
             Finding::blocks(
                 FindingId::HostSharedFilesystems,
                 path.display(),
-                format!(
-                    "libvirt does not know that {} is shared: it lies on a file system of type {kind}, and {} does not list it",
-                    path.display(),
-                    self.qemu_conf.display()
-                ),
-                format!(
-                    "Write `{line}` into {} on the host, restart libvirtd (or virtqemud), then attach the share again",
-                    self.qemu_conf.display()
-                ),
+                Message::PathNotKnownShared {
+                    path: path.display().to_string(),
+                    kind,
+                    conf: self.qemu_conf.display().to_string(),
+                },
+                Command::WriteInConf { line, conf: self.qemu_conf.display().to_string() },
             ),
         ))
     }
@@ -100,7 +92,7 @@ impl Shares {
                 Finding::blocks(
                     FindingId::PlaceNotWritable,
                     source,
-                    format!("{error}; files that Ferry makes there cannot be given to QEMU"),
+                    Message::PlaceNotForQemu { refused: error.message().into() },
                     how_to_own(source),
                 ),
             )),
@@ -115,23 +107,15 @@ impl Shares {
     }
 }
 
-fn not_adopted(path: &Path, message: String, fix: impl Into<String>) -> AgentError {
+fn not_adopted(path: &Path, message: Message, fix: ByHand) -> AgentError {
     AgentError::refused(422, Finding::blocks(FindingId::ShareMount, path.display(), message, fix))
 }
 
-fn how_to_own(source: &ShareSource) -> String {
+fn how_to_own(source: &ShareSource) -> Fix {
     match source {
-        ShareSource::Nfs(nfs) => format!(
-            "Export it read-write, and with root as root: on {}, write `{} HOST(rw,sync,no_subtree_check,no_root_squash)` into \
-             /etc/exports, with the name or network of this host for HOST, run `exportfs -ra`, and attach the share again; QEMU's \
-             user must be able to pass the exported directory (mode 0711 or more)",
-            nfs.server(),
-            nfs.export()
-        ),
-        ShareSource::Smb(_) | ShareSource::Path(_) => {
-            "Let root of this host make files there and give them to QEMU's user, and QEMU's user pass the directory (mode 0711 \
-             or more); then attach the share again"
-                .to_owned()
+        ShareSource::Nfs(nfs) => {
+            Command::ExportForRoot { server: nfs.server().to_owned(), export: nfs.export().to_owned() }.into()
         }
+        ShareSource::Smb(_) | ShareSource::Path(_) => ByHand::LetRootGive.into(),
     }
 }

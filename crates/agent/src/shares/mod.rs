@@ -12,7 +12,7 @@ use std::{
 use ferry_core::{
     api::agent::{AttachRequest, ShareCredentials, ShareMount},
     error::chain,
-    finding::{Finding, FindingId},
+    finding::{Action, ByHand, Finding, FindingId, Message},
     id::{HostId, ShareId},
     place::Space,
     share::{AttachMode, AttachedShare},
@@ -46,7 +46,7 @@ struct Entry {
 impl Entry {
     /// The share's state; of its mount, what `driver` reports, if it was probed.
     fn view(&self, finding: Option<Finding>, space: Option<Space>, driver: Option<&dyn ShareDriver>) -> AttachedShare {
-        let trouble = finding.as_ref().map(|finding| finding.message.clone());
+        let trouble = finding.as_ref().map(|finding| finding.message.to_string());
         let (free, total) = space.map(|space| (space.free, space.total)).unzip();
         let soft = driver.is_some_and(|driver| !driver.waits(&self.path));
         let server_locks = driver.is_some_and(|driver| !driver.locks_stay(&self.path));
@@ -76,8 +76,8 @@ impl Shares {
         let path = config.shares_path();
         let entries: Vec<Entry> = records::read_or_put_aside(&path)?.unwrap_or_default();
         let unknown = |entry: &Entry| {
-            let message = "The agent has just been started and has not looked at it yet";
-            Finding::blocks(FindingId::ShareUnreachable, &entry.source, message, "Try again in some seconds")
+            let (message, fix) = (Message::ShareNotLookedAt, ByHand::TryAgainSoon);
+            Finding::blocks(FindingId::ShareUnreachable, &entry.source, message, fix)
         };
         let views = entries.iter().map(|entry| entry.view(Some(unknown(entry)), None, None)).collect();
         let (root, qemu_conf) = (config.share_root.clone(), config.qemu_conf.clone());
@@ -215,8 +215,8 @@ impl Shares {
                 Finding::blocks(
                     FindingId::ShareNotAttached,
                     id,
-                    "The share is not attached on this host",
-                    "Attach it with `ferry share attach`",
+                    Message::ShareNotAttachedHere,
+                    Action::AttachShareOnHost,
                 ),
             )
         })

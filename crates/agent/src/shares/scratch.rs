@@ -7,7 +7,7 @@ use std::{
 
 use ferry_core::{
     api::agent::ShareToken,
-    finding::{Finding, FindingId},
+    finding::{ByHand, Finding, FindingId, Message},
     id::ShareId,
 };
 use ferry_drivers::retry_busy;
@@ -69,12 +69,7 @@ impl Shares {
         if !legal {
             return Err(AgentError::refused(
                 400,
-                Finding::blocks(
-                    FindingId::RequestInvalid,
-                    name,
-                    "A scratch file is named by letters, digits and dashes",
-                    "This is a fault of the server program",
-                ),
+                Finding::blocks(FindingId::RequestInvalid, name, Message::ScratchName, ByHand::FaultOfServer),
             ));
         }
         Ok(self.path_of(id)?.join(format!(".ferry-{kind}-{name}")))

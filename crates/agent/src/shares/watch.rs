@@ -4,7 +4,7 @@ use std::{sync::Arc, time::Duration};
 
 use ferry_core::{
     error::chain,
-    finding::Finding,
+    finding::{ByHand, Finding},
     place::Space,
     share::{AttachMode, AttachedShare},
 };
@@ -67,12 +67,9 @@ impl Shares {
         let error = is_vague.then(ask).flatten().unwrap_or(error);
         let mut finding = error.finding();
         finding.fix = match error {
-            ShareError::Password { .. } if entry.mode == AttachMode::Mounted => "Let the file server take the password of \
-                 the mount again: VMs that stand still go on by themselves. Then move or stop those of this host, detach \
-                 the share, and attach it with the new password"
-                .to_owned(),
+            ShareError::Password { .. } if entry.mode == AttachMode::Mounted => ByHand::TakePasswordAgain.into(),
             ShareError::Unreachable { .. } | ShareError::Stuck { .. } => {
-                format!("{}. VMs on it stand still until then, and go on by themselves", finding.fix)
+                ByHand::VmsWait { fix: finding.fix.into() }.into()
             }
             _ => finding.fix,
         };
@@ -244,12 +241,15 @@ mod tests {
         // The server itself works: all that is known is that the mount does not respond.
         let told = shares.told(&entry, stuck());
         assert_eq!(told.id, FindingId::ShareUnreachable);
-        assert!(told.message.contains("gave no answer"), "{told:#?}");
+        assert!(told.message.to_string().contains("gave no answer"), "{told:#?}");
         site.set_up(false);
         let told = shares.told(&entry, stuck());
         assert_eq!(told.id, FindingId::ShareUnreachable);
-        assert!(told.message.contains("NT_STATUS_HOST_UNREACHABLE"), "the server's own answer: {told:#?}");
-        assert!(told.fix.ends_with("VMs on it stand still until then, and go on by themselves"), "{told:#?}");
+        assert!(told.message.to_string().contains("NT_STATUS_HOST_UNREACHABLE"), "the server's own answer: {told:#?}");
+        assert!(
+            told.fix.to_string().ends_with("VMs on it stand still until then, and go on by themselves"),
+            "{told:#?}"
+        );
         site.set_up(true);
         site.servers.change(&site.source, |export| export.password = "another".to_owned());
         let reason = "Permission denied".to_owned();
@@ -257,10 +257,13 @@ mod tests {
         assert_eq!(shares.told(&entry, unreachable).id, FindingId::SharePassword);
         let told = shares.told(&entry, stuck());
         assert_eq!(told.id, FindingId::SharePassword);
-        assert!(told.fix.starts_with("Let the file server take the password of the mount again"), "{told:#?}");
+        assert!(
+            told.fix.to_string().starts_with("Let the file server take the password of the mount again"),
+            "{told:#?}"
+        );
         // Ferry has no password for an administrator's own mount that could be outdated.
         entry.mode = AttachMode::Adopted;
-        assert!(!shares.told(&entry, stuck()).fix.contains("attach it with the new password"));
+        assert!(!shares.told(&entry, stuck()).fix.to_string().contains("attach it with the new password"));
         // A path without a mount can be reported without asking the server.
         let (share, at) = (site.source.clone(), site.mountpoint.clone());
         let unmounted = ShareError::NotAMount { share, at, found: "nothing is mounted there".to_owned() };

@@ -8,7 +8,7 @@ use ferry_core::{
         DiskMove,
         space::{copy_takes, is_thick},
     },
-    finding::FindingId,
+    finding::{Action, FindingId, Message},
     power::not_running,
     vm::VmFacts,
 };
@@ -85,8 +85,12 @@ fn checked_disk(
         return Err(refused(
             FindingId::DiskUnknown,
             device,
-            format!("Disk {device} of VM {} does not use {} any more", facts.name, disk.from.display()),
-            "Look at the VM with `ferry vm show` and ask again",
+            Message::DiskNotUsed {
+                device: device.clone(),
+                vm: facts.name.clone(),
+                file: disk.from.display().to_string(),
+            },
+            Action::ShowVm,
         ));
     }
     if let Some(file) = file {

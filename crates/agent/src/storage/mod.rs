@@ -20,7 +20,7 @@ use ferry_core::{
     api::agent::{ConfirmRequest, PrepareStorage, Report, Verb},
     error::chain,
     files::{DiskMove, DiskProgress, DiskStage, cleanup::Cleanup},
-    finding::FindingId,
+    finding::{ByHand, FindingId, Message},
     id::{Generation, JobId},
     location::Location,
     units::ByteCount,
@@ -171,12 +171,7 @@ impl StorageMoves {
             }
             Stage::Switching | Stage::Moved | Stage::Confirmed => {
                 known.go_on()?;
-                return Err(refused(
-                    FindingId::JobPastPivot,
-                    job,
-                    "Disks of the VM are being switched over to their new files".to_owned(),
-                    "Wait until the job has ended; then move them back if you like",
-                ));
+                return Err(refused(FindingId::JobPastPivot, job, Message::DisksSwitching, ByHand::WaitThenMoveBack));
             }
         }
         known.say(new_files::that_stay(&*self.hypervisor, &settled(known)?)?)

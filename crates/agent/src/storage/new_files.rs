@@ -5,7 +5,7 @@ use std::{collections::BTreeSet, path::PathBuf};
 
 use ferry_core::{
     files::cleanup::{Cleanup, NewFile, new_file},
-    finding::{Finding, FindingId},
+    finding::{ByHand, Finding, FindingId, Message},
     units::ByteCount,
     vm::{DiskFormat, VmFile, VmState},
 };
@@ -125,16 +125,7 @@ pub(super) fn settled(known: &Move) -> Result<Journal, AgentError> {
 }
 
 fn new_file_stays(vm: &str, disk: &Disk) -> Finding {
-    let file = disk.to.display();
-    Finding::warns(
-        FindingId::FileKept,
-        file,
-        format!(
-            "The new file {} of disk {} of VM {vm} stays: the disk may have been switched over to it, and the VM does not \
-             run on this host with the old one",
-            disk.to.display(),
-            disk.device
-        ),
-        "Look where the VM is and which file it uses, or was using when it ended; remove the other",
-    )
+    let (file, device) = (disk.to.display().to_string(), disk.device.clone());
+    let message = Message::NewFileStays { file: file.clone(), device, vm: vm.to_owned() };
+    Finding::warns(FindingId::FileKept, file, message, ByHand::LookWhichFile)
 }

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use ferry_core::{
     files::cleanup::{OldFile, OldFileStays, old_file, old_file_kept},
-    finding::{Finding, FindingId},
+    finding::{ByHand, Command, Finding, FindingId, Fix, Message},
     vm::{VmFacts, VmFile, VmState},
 };
 use ferry_drivers::hypervisor::{Hypervisor, files_of};
@@ -55,12 +55,13 @@ pub(super) fn keep_definition(
 ) -> Vec<Finding> {
     let (vm, name) = (journal.request.vm, &journal.request.vm_name);
     let mut findings = Vec::new();
-    let mut failed = |beside: &Path, why: String| {
+    let mut failed = |beside: &Path, why: Message| {
+        let (vm, file) = (name.clone(), beside.display().to_string());
         findings.push(Finding::warns(
             FindingId::DefinitionNotKept,
             beside.display(),
-            format!("The definition of VM {name} beside {} is not of now: {why}", beside.display()),
-            format!("See to the file {name}.xml there; `virsh dumpxml --inactive {name}` gives the definition"),
+            Message::DefinitionNotKept { vm: vm.clone(), file, why: why.into() },
+            Command::SeeToDefinition { vm },
         ));
     };
     let mut kept = None;
@@ -69,8 +70,8 @@ pub(super) fn keep_definition(
     {
         match definition_copy::keep(vm, name, definition, &disk.to) {
             Ok(Some(path)) => kept = Some(path),
-            Ok(None) => failed(&disk.to, "another file is there".to_owned()),
-            Err(error) => failed(&disk.to, error.to_string()),
+            Ok(None) => failed(&disk.to, Message::OtherFileThere),
+            Err(error) => failed(&disk.to, Message::Verbatim { text: error.to_string() }),
         }
     }
     let is_used =
@@ -86,14 +87,14 @@ pub(super) fn keep_definition(
             false => definition_copy::follow(vm, name, definition, &disk.from, &disk.to),
         };
         if let Err(error) = done {
-            failed(&disk.from, error.to_string());
+            failed(&disk.from, Message::Verbatim { text: error.to_string() });
         }
     }
     // The definition beside the remaining disks names those that moved.
     let used = facts.map(|facts| facts.files.iter().map(|file| &file.place)).into_iter().flatten();
     for disk in used.filter(|_| !journal.request.whole) {
         if let Err(error) = definition_copy::refresh(vm, name, definition, disk) {
-            failed(disk, error.to_string());
+            failed(disk, Message::Verbatim { text: error.to_string() });
         }
     }
     findings
@@ -101,19 +102,11 @@ pub(super) fn keep_definition(
 
 fn old_file_stays(vm: &str, disk: &Disk, why: OldFileStays) -> Finding {
     let file = disk.from.display();
-    let (why, fix) = match why {
-        OldFileStays::NotHere => {
-            ("the VM is not on this host any more", "Look where the VM is and which files it uses")
-        }
-        OldFileStays::Transient => (
-            "the host keeps no definition of the VM, and the one that it starts from names it",
-            "Name the new file in that definition, then remove the old one",
-        ),
-        OldFileStays::Stands(obstacle) => (obstacle.why(), obstacle.fix()),
-        OldFileStays::NewFileUnused => (
-            "the definition by which the VM starts next does not name the new file",
-            "Name the new file with `virsh edit`, then remove the old one",
-        ),
+    let (why, fix): (_, Fix) = match why {
+        OldFileStays::NotHere => (Message::OldFileVmElsewhere, ByHand::LookWhereVmIs.into()),
+        OldFileStays::Transient => (Message::OldFileStartsFrom, ByHand::NameNewFile.into()),
+        OldFileStays::Stands(obstacle) => (obstacle.why(), obstacle.fix().into()),
+        OldFileStays::NewFileUnused => (Message::NewFileUnused, Command::NameNewFileWithEdit.into()),
     };
     old_file_kept(vm, &disk.device, file, why, fix)
 }

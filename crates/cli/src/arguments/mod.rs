@@ -27,6 +27,9 @@ pub struct Arguments {
     /// Print one JSON document instead of tables
     #[arg(long, global = true)]
     pub json: bool,
+    /// Tell findings in this language, as in `ja`; else that of LC_ALL, LC_MESSAGES or LANG. English for those there is none of
+    #[arg(long, global = true, env = "FERRY_LANG", value_name = "LANGUAGE")]
+    pub language: Option<String>,
     /// Which server to use
     #[command(flatten)]
     pub server: ServerArguments,

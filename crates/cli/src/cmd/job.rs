@@ -6,6 +6,7 @@ use ferry_core::{api::server::JobView, id::JobId, migration::Phase};
 use crate::{
     Failure, Output,
     arguments::{JobCommand, Since},
+    output::summary,
     progress, render,
 };
 
@@ -25,7 +26,7 @@ pub(crate) async fn run(command: JobCommand, client: &ServerClient, output: &Out
             };
             let ended = progress::follow(client, job, output, each).await?;
             output.data(&ended, render::job);
-            outcome(ended.id, ended.phase, ended.summary)?;
+            outcome(ended.id, ended.phase, summary(&ended.says, &ended.summary))?;
         }
         JobCommand::Cancel { job } => {
             let view = client.cancel_job(job).await?;
@@ -42,7 +43,7 @@ pub(crate) async fn run(command: JobCommand, client: &ServerClient, output: &Out
 
 /// The audit is always printed as JSON lines, because programs read it.
 async fn export(since: Option<Since>, client: &ServerClient) -> Result<(), Failure> {
-    let lines = Output::new(true);
+    let lines = Output { json: true };
     let mut after = None;
     loop {
         let page = client.audit(since.map(|since| since.at_ms), after).await?;
@@ -75,7 +76,7 @@ pub(crate) async fn accepted(
 async fn wait(job: JobId, client: &ServerClient, output: &Output) -> Result<(), Failure> {
     let ended = progress::follow(client, job, output, |_| {}).await?;
     output.data(&ended, render::job);
-    outcome(ended.id, ended.phase, ended.summary)
+    outcome(ended.id, ended.phase, summary(&ended.says, &ended.summary))
 }
 
 fn outcome(job: JobId, phase: Phase, summary: String) -> Result<(), Failure> {

@@ -50,8 +50,9 @@ use crate::{
     host::HostFacts,
     id::{HostId, JobId, ShareId, VmId},
     job::{Figures, JobKind, MoveKind, OnStall, Progress},
+    job_text::JobText,
     location::Location,
-    migration::{Phase, Step},
+    migration::{JobAction, Phase, Step},
     pin::Pin,
     place::{DirectoryListing, OfferedPlace},
     share::AttachedShare,
@@ -450,6 +451,9 @@ pub struct ChildView {
     pub phase: Phase,
     /// Where the VM is.
     pub summary: String,
+    /// The same, as data.
+    #[serde(default)]
+    pub says: Vec<JobText>,
 }
 
 /// One page of the records of ended jobs.
@@ -568,8 +572,11 @@ pub struct JobView {
     pub waits: Option<WaitView>,
     /// Its phase.
     pub phase: Phase,
-    /// Where the VM is, and what the administrator has to do, if anything; one or two sentences.
+    /// Where the VM is, and what the administrator has to do, if anything; one or two sentences, in English.
     pub summary: String,
+    /// The sentences of `summary`, as data.
+    #[serde(default)]
+    pub says: Vec<JobText>,
     /// Who requested it.
     pub by: String,
     /// When it was accepted. Unix milliseconds.
@@ -583,6 +590,9 @@ pub struct JobView {
     /// Each disk that moves, during the job and afterwards.
     #[serde(default)]
     pub disks: Vec<DiskProgress>,
+    /// What may be asked of it now, as far as its log tells: a host may know better.
+    #[serde(default)]
+    pub next: Vec<JobAction>,
     /// Its measurements, once it has succeeded.
     pub figures: Option<Figures>,
     /// The findings of preflight.
@@ -597,8 +607,11 @@ pub struct JobView {
 pub struct LogLine {
     /// Unix milliseconds.
     pub at_ms: u64,
-    /// What happened.
+    /// What happened, in English.
     pub message: String,
+    /// The same, as data.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub says: Option<JobText>,
 }
 
 /// A change. The SSE `id:` is its sequence number; `event:` is the variant's name.

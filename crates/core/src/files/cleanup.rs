@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use crate::finding::{Finding, FindingId};
+use crate::finding::{ByHand, Finding, FindingId, Fix, Message, Phrase};
 
 /// What happens to a file at the end of a move.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -55,27 +55,28 @@ pub enum Obstacle {
 
 impl Obstacle {
     /// The reason to show to users, after "stays: ".
-    pub fn why(self) -> &'static str {
+    pub fn why(self) -> Message {
         match self {
-            Self::InUse => "a VM uses it, or a definition names it, perhaps by another name",
-            Self::Link => "it is a symbolic link, and Ferry removes neither links nor what they lead to",
-            Self::Irregular => "it is no regular file",
+            Self::InUse => Message::FileInUse,
+            Self::Link => Message::FileIsLink,
+            Self::Irregular => Message::FileIrregular,
         }
     }
 
     /// What the administrator should do.
-    pub fn fix(self) -> &'static str {
+    pub fn fix(self) -> ByHand {
         match self {
-            Self::InUse => "Remove it when no VM and no definition uses it any more",
-            Self::Link => "Remove the link and the file that it leads to, when nothing needs them",
-            Self::Irregular => "Nothing, if it is a device; else remove it when nothing needs it",
+            Self::InUse => ByHand::RemoveWhenUnused,
+            Self::Link => ByHand::RemoveLink,
+            Self::Irregular => ByHand::RemoveUnlessDevice,
         }
     }
 }
 
 /// Reports that the old file of a disk stays.
-pub fn old_file_kept(vm: &str, device: &str, file: impl fmt::Display, why: &str, fix: &str) -> Finding {
-    let message = format!("The old file {file} of disk {device} of VM {vm} stays: {why}");
+pub fn old_file_kept(vm: &str, device: &str, file: impl fmt::Display, why: Message, fix: impl Into<Fix>) -> Finding {
+    let (vm, device, why) = (vm.to_owned(), device.to_owned(), Phrase::from(why));
+    let message = Message::OldFileStays { file: file.to_string(), device, vm, why };
     Finding::warns(FindingId::FileKept, file, message, fix)
 }
 

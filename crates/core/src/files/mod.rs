@@ -9,7 +9,7 @@ pub mod space;
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    finding::{Finding, FindingId},
+    finding::{Action, ByHand, Finding, FindingId, Message},
     location::Location,
     units::ByteCount,
     vm::{DiskFormat, FileRole, VmFile},
@@ -163,35 +163,19 @@ pub struct OtherUser<'a> {
 /// copied and kept for the other VM, which uses the copy once it moves as well; for any other file this is an error.
 pub fn shared_with(vm: &str, file: &FileMove, other: OtherUser<'_>, destination: &str) -> Finding {
     let (device, OtherUser { vm: name, host, .. }) = (&file.device, other);
+    let (named, host, of) = (name.to_owned(), host.to_owned(), vm.to_owned());
     if !file.shareable || file.role != FileRole::Disk {
-        return Finding::blocks(
-            FindingId::DiskTwice,
-            device,
-            format!("VM {name} on {host} uses the file of disk {device}, too"),
-            "Give each VM files of its own",
-        );
+        let message = Message::DiskOfOther { vm: named, host, device: device.clone() };
+        return Finding::blocks(FindingId::DiskTwice, device, message, ByHand::OwnFiles);
     }
     if !other.is_shut_off {
-        return Finding::blocks(
-            FindingId::DiskShareable,
-            device,
-            format!("VM {name} on {host} uses disk {device} of VM {vm}, too, and is not shut off"),
-            format!(
-                "Shut it down (`ferry vm shutdown {name}`), and start none of the VMs that use the disk before all of them \
-                 have moved"
-            ),
-        );
+        let message = Message::DiskOfOtherRuns { vm: named, host, device: device.clone(), of };
+        let fix = Action::ShutDownOther { vm: name.to_owned() };
+        return Finding::blocks(FindingId::DiskShareable, device, message, fix);
     }
-    Finding::warns(
-        FindingId::DiskShareable,
-        device,
-        format!("The old file of disk {device} stays: VM {name} on {host} uses it, too"),
-        format!(
-            "When VM {vm} has moved, move VM {name} with the disk to the same place, `ferry vm migrate {name} --to \
-             {destination} --storage PLACE --offline`: it takes up the file that is there, and the old one goes. Start neither \
-             before that"
-        ),
-    )
+    let message = Message::OldFileOfOther { vm: named.clone(), host, device: device.clone() };
+    let fix = Action::MoveOther { vm: of, other: named, host: destination.to_owned() };
+    Finding::warns(FindingId::DiskShareable, device, message, fix)
 }
 
 #[cfg(test)]

@@ -2,6 +2,7 @@
 
 use super::DiskMove;
 use crate::{
+    finding::{Action, ByHand, Fix, Message},
     location::Location,
     units::ByteCount,
     vm::{DiskFormat, VmFile},
@@ -30,8 +31,8 @@ pub fn arrives_thick(format: DiskFormat, to: &Location) -> bool {
 
 /// Why the file of a disk that arrives from another host may become thick, and what helps. Ferry's carriers keep holes,
 /// whatever the disk's settings are.
-pub(super) fn why_arrives_thick(device: &str, format: DiskFormat, to: &Location) -> Option<(&'static str, String)> {
-    arrives_thick(format, to).then(|| ("a raw file on a share may not keep its holes", choose_qcow2(device)))
+pub(super) fn why_arrives_thick(device: &str, format: DiskFormat, to: &Location) -> Option<(Message, Fix)> {
+    arrives_thick(format, to).then(|| (Message::RawOnShare, choose_qcow2(device)))
 }
 
 /// Why a copy from file to file may become thick, and what helps. All cases were observed with QEMU 10.0, which copies
@@ -41,23 +42,22 @@ pub(super) fn why_copied_thick<F>(
     format: DiskFormat,
     from: &Location,
     to: &Location,
-) -> Option<(&'static str, String)> {
-    let set = |what: &str| format!("Set {what} for the disk while the VM is shut off");
+) -> Option<(Message, Fix)> {
     // The holes of a file on a share are unknown: they are read as zeroes.
     let holes_are_known = matches!(from, Location::Local { .. });
     if let Some(why) = why_arrives_thick(&file.device, format, to) {
         Some(why)
     } else if !holes_are_known && !file.detects_zeroes {
-        Some(("its definition does not say detect_zeroes='unmap'", set("discard='unmap' detect_zeroes='unmap'")))
+        Some((Message::NoDetectZeroes, ByHand::SetUnmap.into()))
     } else if format == DiskFormat::Raw && !file.unmaps {
-        Some(("its definition does not say discard='unmap'", choose_qcow2(&file.device)))
+        Some((Message::NoDiscard, choose_qcow2(&file.device)))
     } else {
         None
     }
 }
 
-fn choose_qcow2(device: &str) -> String {
-    format!("Choose qcow2: `--disk {device}=PLACE,format=qcow2`")
+fn choose_qcow2(device: &str) -> Fix {
+    Action::ChooseQcow2 { device: device.to_owned() }.into()
 }
 
 #[cfg(test)]

@@ -128,6 +128,12 @@ pub enum Phase {
     Stuck,
 }
 
+impl std::fmt::Display for Phase {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(self.title())
+    }
+}
+
 impl Phase {
     /// Whether the job has ended: nothing more happens by itself.
     pub fn ended(self) -> bool {

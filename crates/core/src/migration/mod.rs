@@ -12,9 +12,11 @@
 //! the moment the Finish reply reaches the source's libvirtd, which then ends the source's copy.
 
 mod log;
+mod next;
 mod step;
 mod verdict;
 
 pub use log::{Has, LogEvent, Phase, Told, attempt, ends_by_itself, newest_attempt, phase};
+pub use next::{CancelAnswer, JobAction, cancel, is_taken_back, next};
 pub use step::{Step, StepClass};
 pub use verdict::{Presence, Verdict, is_to_be_remembered, verdict};

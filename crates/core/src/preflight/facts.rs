@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use crate::{
     files::DiskMove,
+    finding::Message,
     host::HostFacts,
     id::{JobId, ShareId},
     location::Location,
@@ -21,10 +22,10 @@ pub enum ShareIdentity {
     /// The other host did not see the file, or saw a different one.
     Different,
     /// The test was not possible, for this reason.
-    NotProven(String),
+    NotProven(Message),
     /// They are the same, but QEMU's locks do not work there: a VM could not run after a hand-over. The text is the
     /// error.
-    LocksFail(String),
+    LocksFail(Message),
 }
 
 /// A share, as findings mention it.

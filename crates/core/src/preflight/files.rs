@@ -3,7 +3,8 @@
 use super::{facts::LiveFacts, shares::share_reach};
 use crate::{
     api::agent::Role,
-    finding::{Finding, FindingId},
+    finding::{Action, ByHand, Command, Finding, FindingId, Fix, Message},
+    immovable::what,
     location::Location,
     release::{distrusted, trusts},
     vm::{FileRole, NotAFile, VmFile},
@@ -11,45 +12,39 @@ use crate::{
 
 /// A file that stays must be reachable from both hosts.
 pub(super) fn reach(facts: &LiveFacts<'_>, file: &VmFile, findings: &mut Vec<Finding>) {
-    let vm = &facts.vm.name;
-    let object = format!("{vm} {}", file.device);
-    let (source, destination) = (facts.source.name, facts.destination.name);
+    let object = format!("{} {}", facts.vm.name, file.device);
+    let (vm, device) = (facts.vm.name.clone(), file.device.clone());
+    let (source, destination) = (facts.source.name.to_owned(), facts.destination.name.to_owned());
     for below in &file.below {
         below_reach(facts, file, below, findings);
     }
     match (&file.place, file.role) {
         (_, FileRole::NotAFile) => findings.push(not_a_file(facts, file)),
-        (Location::Local { path, .. }, FileRole::Media) => findings.push(Finding::blocks(
-            FindingId::VmLocalMedia,
-            object,
-            format!("Drive {} of VM {vm} holds {path}, which lies on host {source} only", file.device),
-            format!("Eject it (`virsh change-media {vm} {} --eject` on {source}) or put it on a share", file.device),
-        )),
+        (Location::Local { path, .. }, FileRole::Media) => {
+            let path = path.clone();
+            let message = Message::MediumOnHost { device: device.clone(), vm: vm.clone(), path, host: source.clone() };
+            let fix = Command::EjectOrShare { vm, device, host: source };
+            findings.push(Finding::blocks(FindingId::VmLocalMedia, object, message, fix));
+        }
         (Location::Local { path, .. }, FileRole::Disk | FileRole::Nvram | FileRole::Boot) => {
-            findings.push(Finding::blocks(
-                FindingId::DiskNotShared,
-                object,
-                format!("{} of VM {vm} is {path} on host {source}, not on a share", role_and_device(file)),
-                match file.role {
-                    FileRole::Disk if file.shareable => format!(
-                        "Shut down every VM that uses it and move them one after the other, each with the disk to the same \
-                         place, `ferry vm migrate {vm} --to {destination} --storage PLACE --offline`; start none before all \
-                         have moved. Or put the file on a share that both hosts reach"
-                    ),
-                    FileRole::Nvram => format!(
-                        "Let them move along: `--storage PLACE`, a folder of {destination} \
-                         (`ferry host browse {destination}`) or of a share"
-                    ),
-                    FileRole::Disk if !file.read_only => format!(
-                        "Let it move along: `--storage PLACE`, a folder of {destination} (`ferry host browse {destination}`) \
-                         or of a share"
-                    ),
-                    FileRole::Disk | FileRole::Media | FileRole::Boot | FileRole::NotAFile => format!("Put the file on a share that {source} and {destination} both reach (`ferry share list`)"),
-                },
-            ))
+            let message = Message::FileNotShared {
+                file: role_and_device(file).into(),
+                vm: vm.clone(),
+                path: path.clone(),
+                host: source.clone(),
+            };
+            let fix = match file.role {
+                FileRole::Disk if file.shareable => Action::MoveOfflineOrShare { vm, host: destination },
+                FileRole::Nvram => Action::MoveNvramAlong { host: destination },
+                FileRole::Disk if !file.read_only => Action::MoveDiskAlong { host: destination },
+                FileRole::Disk | FileRole::Boot | FileRole::Media | FileRole::NotAFile => {
+                    Action::PutOnShare { source, destination }
+                }
+            };
+            findings.push(Finding::blocks(FindingId::DiskNotShared, object, message, fix));
         }
         (Location::Share { share, path }, _) => {
-            let what = format!("{} of VM {vm} is {path}", role_and_device(file));
+            let what = Message::FileOfVmIs { file: role_and_device(file).into(), vm, path: path.clone() };
             share_reach(facts, &object, &what, *share, findings);
         }
     }
@@ -57,86 +52,59 @@ pub(super) fn reach(facts: &LiveFacts<'_>, file: &VmFile, findings: &mut Vec<Fin
 
 /// A file below a disk that stays must be reachable as well.
 fn below_reach(facts: &LiveFacts<'_>, file: &VmFile, below: &Location, findings: &mut Vec<Finding>) {
-    let (vm, device) = (&facts.vm.name, &file.device);
-    let (object, destination) = (format!("{vm} {device}"), facts.destination.name);
+    let (vm, device) = (facts.vm.name.clone(), file.device.clone());
+    let object = format!("{vm} {device}");
     match below {
         Location::Share { share, path } => {
-            let what = format!("{path}, which disk {device} of VM {vm} is an overlay over, is");
+            let what = Message::BelowOfVmIs { device, vm, path: path.clone() };
             share_reach(facts, &object, &what, *share, findings);
         }
-        Location::Local { path, .. } => findings.push(Finding::blocks(
-            FindingId::DiskNotShared,
-            object,
-            format!("Disk {device} of VM {vm} is an overlay over {path} on host {}, not on a share", facts.source.name),
-            format!(
-                "Let the disk move along as one image: `--disk {device}=PLACE`, a folder of {destination} \
-                 (`ferry host browse {destination}`) or of a share, while the VM runs"
-            ),
-        )),
+        Location::Local { path, .. } => {
+            let (path, host) = (path.clone(), facts.source.name.to_owned());
+            let message = Message::BelowNotShared { device: device.clone(), vm, path, host };
+            let fix = Action::MoveChainAlong { device, host: facts.destination.name.to_owned() };
+            findings.push(Finding::blocks(FindingId::DiskNotShared, object, message, fix));
+        }
     }
 }
 
 /// A device that is not a file cannot be migrated, and Ferry cannot check that the destination has the same one.
 fn not_a_file(facts: &LiveFacts<'_>, file: &VmFile) -> Finding {
-    let (vm, device, source) = (&facts.vm.name, &file.device, facts.source.name);
-    let path = file.place.path();
+    let (vm, device, host) = (facts.vm.name.clone(), file.device.clone(), facts.source.name.to_owned());
+    let (path, what) = (file.place.path().to_owned(), what(file).into());
     let object = format!("{vm} {device}");
     if file.is_medium() {
-        return Finding::blocks(
-            FindingId::VmLocalMedia,
-            object,
-            format!("Drive {device} of VM {vm} holds {path}, which is {}", file.what()),
-            format!("Eject it: `virsh change-media {vm} {device} --eject` on {source}"),
-        );
+        let message = Message::MediumIs { device: device.clone(), vm: vm.clone(), path, what };
+        return Finding::blocks(FindingId::VmLocalMedia, object, message, Command::EjectOn { vm, device, host });
     }
-    let fix = match &file.kind {
-        Some(NotAFile::Nvdimm) => "Detach it before the move, or move the VM by hand while it is shut off".to_owned(),
-        Some(NotAFile::Volume) => {
-            format!("Start its pool (`virsh pool-list --all` and `virsh pool-start` on {source}), then ask again")
-        }
-        Some(NotAFile::Filesystem(_)) => {
-            format!("Unmount it in the guest and detach it: `virsh detach-device {vm} FILE` on {source}")
-        }
+    let message = Message::DiskIsNoFile { device, vm: vm.clone(), path, what };
+    let fix: Fix = match &file.kind {
+        Some(NotAFile::Nvdimm) => ByHand::DetachMemory.into(),
+        Some(NotAFile::Volume) => Command::StartPool { host }.into(),
+        Some(NotAFile::Filesystem(_)) => Command::DetachFolder { vm, host }.into(),
         Some(NotAFile::Block | NotAFile::Network(_) | NotAFile::Medium(..) | NotAFile::Other(_)) | None => {
-            "Move the disk to a file on a share that both hosts reach".to_owned()
+            ByHand::MoveDiskToShare.into()
         }
     };
-    Finding::blocks(
-        FindingId::DiskNotShared,
-        object,
-        format!("{device} of VM {vm} is {path}, {}, and not a file on a share", file.what()),
-        fix,
-    )
+    Finding::blocks(FindingId::DiskNotShared, object, message, fix)
 }
 
 /// An encrypted image can be used only where its secret is known.
 pub(super) fn needs_secret(facts: &LiveFacts<'_>, file: &VmFile) -> Finding {
-    let destination = facts.destination.name;
-    Finding::warns(
-        FindingId::DiskEncrypted,
-        format!("{} {}", facts.vm.name, file.device),
-        format!(
-            "Disk {} of VM {} is encrypted: {destination} must know the secret that its <encryption> names",
-            file.device, facts.vm.name
-        ),
-        format!(
-            "Define it there with the same UUID: `virsh secret-define` and `virsh secret-set-value` on {destination}"
-        ),
-    )
+    let (vm, device, host) = (facts.vm.name.clone(), file.device.clone(), facts.destination.name.to_owned());
+    let object = format!("{vm} {device}");
+    let message = Message::DiskNeedsSecret { device, vm, host: host.clone() };
+    Finding::warns(FindingId::DiskEncrypted, object, message, Command::DefineSecret { host })
 }
 
 /// Warns of a disk whose guest sees I/O errors while the file server is down.
 pub(super) fn shows_errors(facts: &LiveFacts<'_>, file: &VmFile) -> Option<Finding> {
-    let vm = &facts.vm.name;
+    let (vm, device) = (facts.vm.name.clone(), file.device.clone());
     let has_server = facts.moves_to(file).unwrap_or(&file.place).share().is_some();
     let shows = file.role == FileRole::Disk && !file.read_only && !file.stops_on_error && has_server;
     shows.then(|| {
-        Finding::warns(
-            FindingId::DiskUnsafe,
-            format!("{vm} {}", file.device),
-            format!("Disk {} of VM {vm} shows I/O errors to the guest when the file server is away", file.device),
-            "Set error_policy='stop' in the disk's <driver>, so that the VM waits instead",
-        )
+        let object = format!("{vm} {device}");
+        Finding::warns(FindingId::DiskUnsafe, object, Message::DiskShowsErrors { device, vm }, ByHand::SetErrorPolicy)
     })
 }
 
@@ -156,11 +124,12 @@ pub(super) fn trusted(facts: &LiveFacts<'_>) -> Vec<Finding> {
     findings
 }
 
-fn role_and_device(file: &VmFile) -> String {
+fn role_and_device(file: &VmFile) -> Message {
+    let device = file.device.clone();
     match file.role {
-        FileRole::Disk | FileRole::NotAFile => format!("Disk {}", file.device),
-        FileRole::Media => format!("Drive {}", file.device),
-        FileRole::Nvram => "The NVRAM".to_owned(),
-        FileRole::Boot => format!("The {}", file.device),
+        FileRole::Disk | FileRole::NotAFile => Message::ADisk { device },
+        FileRole::Media => Message::ADrive { device },
+        FileRole::Nvram => Message::TheNvram,
+        FileRole::Boot => Message::TheFile { device },
     }
 }

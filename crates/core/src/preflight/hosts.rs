@@ -3,7 +3,7 @@
 use super::facts::{LiveFacts, Side};
 use crate::{
     api::agent::API_VERSION,
-    finding::{Finding, FindingId},
+    finding::{Action, ByHand, Command, Finding, FindingId, Message},
     memory,
     release::{MOVES_EMULATED_SINCE, Release},
     vm::VmState,
@@ -16,30 +16,26 @@ pub(super) fn state(side: &Side<'_>) -> Vec<Finding> {
         findings.push(Finding::blocks(
             FindingId::HostUnreachable,
             side.name,
-            format!("The agent on host {} does not answer", side.name),
-            format!(
-                "Check that the host is up and `ferry-agent run` is running on it; see `ferry host show {}`",
-                side.name
-            ),
+            Message::HostSilent { host: side.name.to_owned() },
+            Command::StartAgent { host: side.name.to_owned() },
         ));
     }
     if let Some(facts) = side.facts {
         if !facts.api_versions.contains(&API_VERSION) {
-            findings.push(Finding::blocks(
-                FindingId::HostVersion,
-                side.name,
-                format!(
-                    "The agent on {} speaks versions {:?} of the agent API, this server version {API_VERSION}",
-                    side.name, facts.api_versions
-                ),
-                format!("Upgrade ferry-agent on {}, or the server if it is the older", side.name),
-            ));
+            findings.push(versions_differ(side.name, &facts.api_versions));
         }
         for finding in &facts.findings {
             findings.push(Finding { object: side.name.to_owned(), ..finding.clone() });
         }
     }
     findings
+}
+
+/// The finding of a host whose agent speaks none of this server's versions.
+pub fn versions_differ(host: &str, versions: &[u32]) -> Finding {
+    let (host, versions) = (host.to_owned(), format!("{versions:?}"));
+    let message = Message::HostVersions { host: host.clone(), versions, server: API_VERSION };
+    Finding::blocks(FindingId::HostVersion, host.clone(), message, ByHand::UpgradeEither { host })
 }
 
 /// The finding for a destination in maintenance.
@@ -49,8 +45,8 @@ pub(super) fn maintenance(destination: &Side<'_>) -> Option<Finding> {
         Finding::blocks(
             FindingId::HostMaintenance,
             name,
-            format!("Host {name} is in maintenance: nothing is placed there"),
-            format!("Choose another host, or end the maintenance: `ferry host resume {name}`"),
+            Message::HostMaintenance { host: name.to_owned() },
+            Action::EndMaintenance { host: name.to_owned() },
         )
     })
 }
@@ -59,6 +55,7 @@ pub(super) fn maintenance(destination: &Side<'_>) -> Option<Finding> {
 pub(super) fn room(facts: &LiveFacts<'_>) -> Vec<Finding> {
     let mut findings = Vec::new();
     let (vm, destination) = (facts.vm, &facts.destination);
+    let host_name = || destination.name.to_owned();
     // A VM that is shut off takes memory only when it is started.
     if let Some(host) = destination.facts.filter(|_| vm.state != VmState::ShutOff) {
         findings.extend(memory::findings(vm, destination.name, host, facts.promised, facts.overcommit));
@@ -70,18 +67,15 @@ pub(super) fn room(facts: &LiveFacts<'_>) -> Vec<Finding> {
             findings.push(Finding::blocks(
                 FindingId::VmUuidTaken,
                 &vm.name,
-                format!("Host {} already has a VM with UUID {}, named {}", destination.name, vm.id, other.name),
-                format!(
-                    "If it is a leftover, remove it on {}: `virsh undefine {}`; otherwise give one of them another UUID",
-                    destination.name, other.name
-                ),
+                Message::VmUuidTaken { host: host_name(), uuid: vm.id.to_string(), other: other.name.clone() },
+                Command::RemoveLeftover { host: host_name(), vm: other.name.clone() },
             ));
         } else if other.name == vm.name {
             findings.push(Finding::blocks(
                 FindingId::VmNameTaken,
                 &vm.name,
-                format!("Host {} already has another VM named {} (UUID {})", destination.name, vm.name, other.id),
-                format!("Rename one of them: `virsh domrename {} NEW-NAME` on {}", vm.name, destination.name),
+                Message::VmNameTaken { vm: vm.name.clone(), host: host_name(), uuid: other.id.to_string() },
+                Command::RenameVm { vm: vm.name.clone(), host: host_name() },
             ));
         }
     }
@@ -97,15 +91,13 @@ fn machine_type(facts: &LiveFacts<'_>) -> Option<Finding> {
         Finding::blocks(
             FindingId::VmMachine,
             &vm.name,
-            format!(
-                "VM {} has machine type {machine}, and QEMU {} on {} is older than that",
-                vm.name, host.qemu_version, destination.name
-            ),
-            format!(
-                "Choose a host with QEMU {needed} or later; or, while the VM is shut off, set an earlier machine type \
-                 (`virsh edit {}`): guests may see other devices then",
-                vm.name
-            ),
+            Message::VmMachine {
+                vm: vm.name.clone(),
+                machine: machine.to_owned(),
+                qemu: host.qemu_version.clone(),
+                host: destination.name.to_owned(),
+            },
+            Command::ChooseQemu { vm: vm.name.clone(), needed: needed.to_string() },
         )
     })
 }
@@ -119,14 +111,8 @@ fn emulation(facts: &LiveFacts<'_>) -> Option<Finding> {
         Finding::warns(
             FindingId::HostRelease,
             &vm.name,
-            format!(
-                "QEMU {} on {} emulates the processors of VM {}, and forgets some of the pages that it changes during a live \
-                 move: the guest may crash at its destination",
-                host.qemu_version, source.name, vm.name
-            ),
-            format!(
-                "Shut the VM down and move it with `--offline`; or run it by KVM, or by QEMU {MOVES_EMULATED_SINCE} or later"
-            ),
+            Message::VmEmulated { vm: vm.name.clone(), qemu: host.qemu_version.clone(), host: source.name.to_owned() },
+            Action::MoveOfflineOrKvm { since: MOVES_EMULATED_SINCE.to_string() },
         )
     })
 }

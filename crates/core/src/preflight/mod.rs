@@ -15,12 +15,13 @@ mod vm;
 use std::collections::BTreeSet;
 
 pub use facts::{LiveFacts, NamedShare, ShareIdentity, Side};
+pub use hosts::versions_differ;
 pub use resolve::{Placed, resolve_vm, runs_twice};
 pub use shares::{not_same, reaches, shares_of, soft_shares};
 pub use vm::{busy, busy_by};
 
 use crate::{
-    finding::{Finding, FindingId, Severity},
+    finding::{Action, Finding, FindingId, Message, Severity},
     immovable::immovable,
     job::MoveKind,
     location::Location,
@@ -44,8 +45,8 @@ fn judge(facts: &LiveFacts<'_>, live: bool) -> Vec<Finding> {
         findings.push(Finding::blocks(
             FindingId::VmAlreadyThere,
             &facts.vm.name,
-            format!("VM {} is already on {}", facts.vm.name, facts.destination.name),
-            "Choose another host; `ferry vm hosts` lists them",
+            Message::VmAlreadyThere { vm: facts.vm.name.clone(), host: facts.destination.name.to_owned() },
+            Action::ListHostsForVm,
         ));
         return findings;
     }
@@ -100,14 +101,14 @@ pub struct Assessment {
     /// The kind of move that is possible; `None`: no move is possible.
     pub kind: Option<MoveKind>,
     /// The reason, in one sentence.
-    pub why: String,
+    pub why: Message,
     /// Blocking findings first.
     pub findings: Vec<Finding>,
 }
 
 impl Assessment {
     /// A move of this kind for this reason; a blocking finding overrides both.
-    pub fn new(kind: Option<MoveKind>, why: String, mut findings: Vec<Finding>) -> Self {
+    pub fn new(kind: Option<MoveKind>, why: Message, mut findings: Vec<Finding>) -> Self {
         findings.sort_by_key(|finding| std::cmp::Reverse(finding.severity));
         match findings.iter().find(|finding| finding.severity == Severity::Blocks) {
             Some(first) => Self { kind: None, why: first.message.clone(), findings },
@@ -119,10 +120,10 @@ impl Assessment {
 /// Judges one host as the destination of the VM.
 pub fn assess(facts: &LiveFacts<'_>) -> Assessment {
     let (kind, why) = if facts.migrated_disks.is_empty() {
-        (MoveKind::Live, "Every file of the VM lies on shares that both hosts reach".to_owned())
+        (MoveKind::Live, Message::AllOnShares)
     } else {
-        let disks: Vec<&str> = facts.migrated_disks.iter().map(|disk| disk.device.as_str()).collect();
-        (MoveKind::LiveVsm, format!("Moves along: {}", disks.join(", ")))
+        let disks = facts.migrated_disks.iter().map(|disk| &disk.device).collect();
+        (MoveKind::LiveVsm, Message::MovesAlong { disks })
     };
     Assessment::new(Some(kind), why, live(facts))
 }

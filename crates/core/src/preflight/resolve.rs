@@ -3,8 +3,9 @@
 use std::collections::BTreeSet;
 
 use crate::{
-    finding::{Finding, FindingId},
+    finding::{Action, ByHand, Command, Finding, FindingId, Message},
     id::VmId,
+    text::AllOf,
     vm::VmState,
 };
 
@@ -55,8 +56,8 @@ pub fn resolve_vm(reference: &str, placed: &[Placed]) -> Result<usize, Finding> 
         [] => Err(Finding::blocks(
             FindingId::VmUnknown,
             reference,
-            format!("No VM named {reference:?} is on any host that Ferry knows"),
-            "List the VMs with `ferry vm list`; a host that does not answer shows the VMs it had last",
+            Message::VmUnknown { vm: reference.to_owned() },
+            Action::ListVms,
         )),
         [one] => Ok(one),
         _ => {
@@ -65,8 +66,8 @@ pub fn resolve_vm(reference: &str, placed: &[Placed]) -> Result<usize, Finding> 
             Err(Finding::blocks(
                 FindingId::VmAmbiguous,
                 reference,
-                format!("{reference:?} may be any of {}", list.join(", ")),
-                format!("Say which one, as in `{}`", list[0]),
+                Message::VmAmbiguous { vm: reference.to_owned(), which: list.iter().collect() },
+                ByHand::SayWhich { example: list[0].clone() },
             ))
         }
     }
@@ -77,8 +78,8 @@ pub fn runs_twice(vm: &str, hosts: &[String]) -> Finding {
     Finding::blocks(
         FindingId::VmRunsTwice,
         vm,
-        format!("VM {vm} runs on {} at once, and its copies write the same files", hosts.join(" and ")),
-        "Decide which copy is the right one and destroy the others with `virsh destroy` at once; then check its disks",
+        Message::VmRunsTwice { vm: vm.to_owned(), hosts: AllOf(hosts.to_vec()) },
+        Command::DestroyCopies,
     )
 }
 
@@ -122,6 +123,6 @@ mod tests {
             assert_eq!(resolve_vm(reference, &inventory).map_err(|finding| finding.id), expected, "{reference}");
         }
         let ambiguous = resolve_vm("db", &inventory).expect_err("two of that name");
-        assert!(ambiguous.message.contains("kvm1/db, kvm2/db"), "{}", ambiguous.message);
+        assert!(ambiguous.message.to_string().contains("kvm1/db, kvm2/db"), "{}", ambiguous.message);
     }
 }

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use super::facts::{LiveFacts, ShareIdentity, Side};
 use crate::{
-    finding::{Finding, FindingId},
+    finding::{Action, ByHand, Command, Finding, FindingId, Fix, Message},
     id::ShareId,
     location::Location,
     share::{AttachMode, AttachedShare},
@@ -25,7 +25,7 @@ pub fn shares_of(vm: &VmFacts) -> BTreeSet<ShareId> {
 pub(super) fn share_reach(
     facts: &LiveFacts<'_>,
     object: &str,
-    what: &str,
+    what: &Message,
     share: ShareId,
     findings: &mut Vec<Finding>,
 ) {
@@ -35,11 +35,12 @@ pub(super) fn share_reach(
             None if side.reachable => findings.push(Finding::blocks(
                 FindingId::ShareNotAttached,
                 object,
-                format!(
-                    "{what} on share {name}, and host {} does not reach it: the share is not attached on it",
-                    side.name
-                ),
-                format!("Attach the share: `ferry share attach {name} --host {}`", side.name),
+                Message::FileShareNotAttached {
+                    what: what.clone().into(),
+                    share: name.clone(),
+                    host: side.name.to_owned(),
+                },
+                Action::AttachShare { share: name.clone(), host: side.name.to_owned() },
             )),
             Some(AttachedShare { trouble: Some(trouble), finding, .. }) => {
                 let finding = share_in_trouble(&name, side.name, trouble, finding.as_ref());
@@ -55,14 +56,15 @@ pub(super) fn share_reach(
 
 /// The finding for an attached share that a host cannot use, with its agent's message.
 fn share_in_trouble(share: &str, host: &str, trouble: &str, finding: Option<&Finding>) -> Finding {
-    let (id, fix) = match finding {
-        Some(finding) => (finding.id, finding.fix.clone()),
-        None => (
-            FindingId::ShareUnreachable,
-            format!("See that the share works on {host}; if it was mounted otherwise, attach it again"),
-        ),
+    let host = host.to_owned();
+    let (id, why, fix): (_, _, Fix) = match finding {
+        Some(finding) => (finding.id, finding.message.clone(), finding.fix.clone()),
+        None => {
+            let why = Message::Verbatim { text: trouble.to_owned() };
+            (FindingId::ShareUnreachable, why, ByHand::SeeThatShareWorks { host: host.clone() }.into())
+        }
     };
-    Finding::blocks(id, share, format!("Host {host} cannot use share {share}: {trouble}"), fix)
+    Finding::blocks(id, share, Message::ShareUnusable { share: share.to_owned(), host, why: why.into() }, fix)
 }
 
 /// Warns of shares among the places whose mount on a host passes I/O errors to the guest while the file server is down.
@@ -73,11 +75,8 @@ pub fn soft_shares<'a>(side: &Side<'_>, places: impl Iterator<Item = &'a Locatio
         Finding::warns(
             FindingId::ShareSoft,
             &share.source,
-            format!(
-                "{} is mounted without `hard` on {}: guests see errors while its file server is away",
-                share.source, side.name
-            ),
-            format!("Mount it anew with `-o hard` on {}, or let Ferry mount it", side.name),
+            Message::ShareSoft { share: share.source.to_string(), host: side.name.to_owned() },
+            Command::MountHard { host: side.name.to_owned() },
         )
     };
     soft.map(warn).collect()
@@ -89,26 +88,16 @@ pub fn soft_shares<'a>(side: &Side<'_>, places: impl Iterator<Item = &'a Locatio
 pub(super) fn server_locks(side: &Side<'_>, used: &BTreeSet<ShareId>) -> Vec<Finding> {
     let bad = side.shares.iter().filter(|share| share.server_locks && used.contains(&share.id));
     let block = |share: &AttachedShare| {
-        let fix = match share.mode {
+        let host = side.name.to_owned();
+        let fix: Fix = match share.mode {
             // A defined VM that is shut off keeps the share attached, so detaching is not the fix to suggest.
-            AttachMode::Mounted => format!(
-                "Shut down the VMs on {} that use it: as soon as none does, Ferry mounts it anew there, with `nobrl`",
-                side.name
-            ),
-            AttachMode::Adopted => format!(
-                "Stop the VMs that use it on {}, unmount it there, and mount it again with `-o nobrl` besides its other \
-                 options; `-o remount,nobrl` changes nothing for files that are open",
-                side.name
-            ),
+            AttachMode::Mounted => ByHand::ShutDownUsers { host }.into(),
+            AttachMode::Adopted => Command::MountNobrl { host }.into(),
         };
         Finding::blocks(
             FindingId::ShareLocks,
             &share.source,
-            format!(
-                "{} is mounted without `nobrl` on {}: QEMU's locks become the file server's, and a VM that is moved could \
-                 not run again",
-                share.source, side.name
-            ),
+            Message::ShareServerLocks { share: share.source.to_string(), host: side.name.to_owned() },
             fix,
         )
     };
@@ -129,19 +118,24 @@ pub(super) fn identity(facts: &LiveFacts<'_>, handed_over: &BTreeSet<ShareId>, f
             Some(ShareIdentity::LocksFail(why)) => findings.push(Finding::blocks(
                 FindingId::ShareLocks,
                 &name,
-                format!(
-                    "QEMU on {destination} could not take over from QEMU on {source} what lies on share {name}: {why}"
-                ),
-                format!(
-                    "Look at the mount options of the share on {source} and {destination} (for SMB: `nobrl`), then attach \
-                     it again"
-                ),
+                Message::ShareLocksFail {
+                    share: name.clone(),
+                    source: source.to_owned(),
+                    destination: destination.to_owned(),
+                    why: why.clone().into(),
+                },
+                Command::LookAtMounts { source: source.to_owned(), destination: destination.to_owned() },
             )),
             Some(ShareIdentity::NotProven(why)) => findings.push(Finding::blocks(
                 FindingId::ShareNotSame,
                 &name,
-                format!("Whether {source} and {destination} see the same share {name} could not be shown: {why}"),
-                "See that the share can be written from both hosts, then try again",
+                Message::ShareNotProven {
+                    share: name.clone(),
+                    source: source.to_owned(),
+                    destination: destination.to_owned(),
+                    why: why.clone().into(),
+                },
+                ByHand::SeeThatShareIsWritable,
             )),
         }
     }
@@ -152,9 +146,7 @@ pub fn not_same(share: &str, one: &str, other: &str) -> Finding {
     Finding::blocks(
         FindingId::ShareNotSame,
         share,
-        format!(
-            "A file that {one} wrote on share {share} is not there for {other}: two different shares stand behind one name"
-        ),
-        "Check what the server's name resolves to on both hosts, and what is mounted at an adopted path",
+        Message::ShareNotSame { share: share.to_owned(), one: one.to_owned(), other: other.to_owned() },
+        ByHand::CheckWhatIsMounted,
     )
 }

@@ -127,12 +127,14 @@ fn nothing_stands_against_a_good_move() {
 
 #[test]
 fn a_host_is_a_candidate_unless_a_finding_blocks_it_which_is_the_reason_then() {
-    let warning = Finding::warns(FindingId::DiskUnsafe, "vda", "It is odd", "Mend it");
-    let block = Finding::blocks(FindingId::HostMemory, "kvm2", "It is full", "Choose another");
-    let good = Assessment::new(Some(MoveKind::Live), "It reaches all".to_owned(), vec![warning.clone()]);
-    assert_eq!((good.kind, good.why.as_str()), (Some(MoveKind::Live), "It reaches all"));
+    let warning =
+        Finding { severity: Severity::Warns, ..Finding::told(FindingId::DiskUnsafe, "vda", "It is odd", "Mend it") };
+    let block = Finding::told(FindingId::HostMemory, "kvm2", "It is full", "Choose another");
+    let good =
+        Assessment::new(Some(MoveKind::Live), Message::Told { text: "It reaches all".into() }, vec![warning.clone()]);
+    assert_eq!((good.kind, good.why.to_string().as_str()), (Some(MoveKind::Live), "It reaches all"));
     let bad = Assessment::new(good.kind, good.why, vec![warning.clone(), block.clone()]);
-    assert_eq!((bad.kind, bad.why.as_str(), bad.findings), (None, "It is full", vec![block, warning]));
+    assert_eq!((bad.kind, bad.why.to_string().as_str(), bad.findings), (None, "It is full", vec![block, warning]));
 }
 
 type Spoil = fn(&mut Fixture);
@@ -298,7 +300,7 @@ const ROWS: &[(&str, Spoil, FindingId, &[&str])] = &[
             f.vm.files.push(VmFile { device: "vdb".into(), ..disk(on_share()) });
             let share = &mut f.destination.shares[0];
             let (message, fix) = ("the server refused user root", "Let it take the password again");
-            share.finding = Some(Finding::blocks(FindingId::SharePassword, "share", message, fix));
+            share.finding = Some(Finding::told(FindingId::SharePassword, "share", message, fix));
             share.trouble = Some(message.into());
         },
         FindingId::SharePassword,
@@ -321,7 +323,7 @@ const ROWS: &[(&str, Spoil, FindingId, &[&str])] = &[
     (
         "identity not shown",
         |f| {
-            f.share_identity.insert(SHARE, ShareIdentity::NotProven("read only".into()));
+            f.share_identity.insert(SHARE, ShareIdentity::NotProven(Message::Told { text: "read only".into() }));
         },
         FindingId::ShareNotSame,
         &["vms", "read only"],
@@ -337,7 +339,7 @@ const ROWS: &[(&str, Spoil, FindingId, &[&str])] = &[
         |f| {
             f.source.shares[0] =
                 AttachedShare { server_locks: true, mode: AttachMode::Adopted, ..f.source.shares[0].clone() };
-            f.share_identity.insert(SHARE, ShareIdentity::LocksFail("refused".into()));
+            f.share_identity.insert(SHARE, ShareIdentity::LocksFail(Message::Told { text: "refused".into() }));
         },
         FindingId::ShareLocks,
         &["kvm1", "unmount", "-o nobrl", "remount,nobrl` changes nothing"],
@@ -345,7 +347,8 @@ const ROWS: &[(&str, Spoil, FindingId, &[&str])] = &[
     (
         "locks that let nobody take over",
         |f| {
-            f.share_identity.insert(SHARE, ShareIdentity::LocksFail("byte 201 is locked".into()));
+            f.share_identity
+                .insert(SHARE, ShareIdentity::LocksFail(Message::Told { text: "byte 201 is locked".into() }));
         },
         FindingId::ShareLocks,
         &["vms", "kvm1", "kvm2", "byte 201 is locked", "nobrl"],
@@ -390,7 +393,7 @@ const ROWS: &[(&str, Spoil, FindingId, &[&str])] = &[
     (
         "libvirt without shared_filesystems",
         |f| {
-            f.destination.facts.findings.push(Finding::blocks(
+            f.destination.facts.findings.push(Finding::told(
                 FindingId::HostSharedFilesystems,
                 "this host",
                 "libvirt does not know that /srv/ferry is shared",
@@ -403,7 +406,7 @@ const ROWS: &[(&str, Spoil, FindingId, &[&str])] = &[
     (
         "confinement without the rule",
         |f| {
-            f.destination.facts.findings.push(Finding::blocks(
+            f.destination.facts.findings.push(Finding::told(
                 FindingId::HostConfinement,
                 "this host",
                 "AppArmor does not let VMs use the sockets of moves",
@@ -427,7 +430,7 @@ fn each_fact_that_stands_against_a_move_is_found_alone_and_named() {
         for word in *words {
             assert!(text.contains(word), "{row}: {word:?} is not in {text}");
         }
-        assert!(!finding.message.ends_with('.') && !finding.fix.is_empty(), "{row}: {text}");
+        assert!(!finding.message.to_string().ends_with('.') && !finding.fix.to_string().is_empty(), "{row}: {text}");
     }
 }
 
@@ -457,7 +460,10 @@ fn an_emulated_vm_of_an_old_qemu_is_warned_of() {
     let findings = fixture.findings();
     let [finding] = &findings[..] else { panic!("{findings:#?}") };
     assert_eq!((finding.id, finding.severity), (FindingId::HostRelease, Severity::Warns));
-    assert!(finding.message.contains("QEMU 7.2.22 on kvm1") && finding.fix.contains("`--offline`"), "{finding:?}");
+    assert!(
+        finding.message.to_string().contains("QEMU 7.2.22 on kvm1") && finding.fix.to_string().contains("`--offline`"),
+        "{finding:?}"
+    );
     fixture.source.facts.qemu_version = "10.0.2".into();
     assert_eq!(fixture.findings(), []);
 }
@@ -482,7 +488,10 @@ fn an_encrypted_disk_needs_its_secret_where_it_goes() {
     let findings = fixture.findings();
     let [finding] = &findings[..] else { panic!("{findings:#?}") };
     assert_eq!((finding.id, finding.severity), (FindingId::DiskEncrypted, Severity::Warns));
-    assert!(finding.message.contains("kvm2") && finding.fix.contains("virsh secret-define"), "{finding:?}");
+    assert!(
+        finding.message.to_string().contains("kvm2") && finding.fix.to_string().contains("virsh secret-define"),
+        "{finding:?}"
+    );
     // For a disk that cannot be migrated, that is reported instead.
     let (from, to) = (on_share(), local("/n/x.raw"));
     fixture.migrated_disks = vec![DiskMove { device: "vda".into(), from, real: None, to, format: DiskFormat::Raw }];
@@ -496,7 +505,7 @@ fn a_share_that_is_not_mounted_hard_is_warned_of() {
     let findings = fixture.findings();
     let [finding] = &findings[..] else { panic!("{findings:#?}") };
     assert_eq!((finding.id, finding.severity), (FindingId::ShareSoft, Severity::Warns));
-    assert!(finding.message.contains("kvm2") && finding.fix.contains("-o hard"), "{finding:?}");
+    assert!(finding.message.to_string().contains("kvm2") && finding.fix.to_string().contains("-o hard"), "{finding:?}");
     // A VM that does not use it is not affected.
     fixture.vm.files.clear();
     assert_eq!(fixture.findings(), []);
@@ -506,7 +515,7 @@ fn a_share_that_is_not_mounted_hard_is_warned_of() {
 fn locks_do_not_matter_where_no_qemu_takes_over_from_another() {
     let mut fixture = Fixture::new();
     fixture.source.shares[0].server_locks = true;
-    fixture.share_identity.insert(SHARE, ShareIdentity::LocksFail("refused".into()));
+    fixture.share_identity.insert(SHARE, ShareIdentity::LocksFail(Message::Told { text: "refused".into() }));
     assert_eq!(fixture.findings().len(), 1, "the disk stays on the share");
     // The disk leaves the share with the move.
     let (from, to) = (on_share(), local("/n/x.raw"));

@@ -2,7 +2,7 @@
 
 use super::facts::LiveFacts;
 use crate::{
-    finding::{Finding, FindingId},
+    finding::{Action, Finding, FindingId, Message},
     id::JobId,
     power::stands_still,
     vm::{VmFacts, VmState},
@@ -15,8 +15,8 @@ pub(super) fn state(facts: &LiveFacts<'_>) -> Option<Finding> {
         VmState::ShutOff => Some(Finding::blocks(
             FindingId::VmNotRunning,
             &vm.name,
-            format!("VM {} is shut off on {source}", vm.name),
-            format!("Start it first: `ferry vm start {}`; or move it as it is with `--offline`", vm.name),
+            Message::VmShutOffOn { vm: vm.name.clone(), host: source.to_owned() },
+            Action::StartVm { vm: vm.name.clone() },
         )),
         VmState::Running | VmState::Paused | VmState::Crashed | VmState::Suspended | VmState::Incoming => {
             stands_still(vm, Some(source))
@@ -34,7 +34,7 @@ pub fn busy_by(vm_name: &str, job: JobId) -> Finding {
     Finding::blocks(
         FindingId::VmBusy,
         vm_name,
-        format!("Job {job} moves VM {vm_name} now"),
-        format!("Wait for it (`ferry job watch {job}`) or cancel it (`ferry job cancel {job}`)"),
+        Message::VmBusy { vm: vm_name.to_owned(), job },
+        Action::WaitOrCancel { job },
     )
 }

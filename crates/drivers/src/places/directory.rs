@@ -8,7 +8,7 @@ use std::{
 };
 
 use ferry_core::{
-    finding::{Finding, FindingId},
+    finding::{Action, ByHand, Finding, FindingId, Fix, Message},
     place::Space,
 };
 use nix::{
@@ -24,37 +24,33 @@ const TRIES_MAX: usize = 16;
 
 /// Why a location cannot be used. Each variant is something that a caller treats differently.
 #[derive(Debug, Error)]
+#[error("{}", self.message())]
 pub enum RootsError {
     /// It lies outside of every root, or leads outside.
-    #[error("{path} {why}")]
     Outside {
         /// Its path, as an administrator writes it.
         path: String,
         /// How it lies outside.
-        why: String,
+        why: Message,
         /// What the administrator should do.
-        fix: String,
+        fix: ByHand,
     },
     /// Its share is not attached on this host.
-    #[error("The share of {path} is not attached on this host")]
     NotAttached {
         /// Share and path.
         path: String,
     },
     /// It does not exist.
-    #[error("{path} is not there")]
     Missing {
         /// Its path, as an administrator writes it.
         path: String,
     },
     /// It is not a directory.
-    #[error("{path} is not a directory")]
     NotADirectory {
         /// Its path, as an administrator writes it.
         path: String,
     },
     /// The system refused to read it.
-    #[error("Could not read {path}: {source}")]
     Unreadable {
         /// Its path, as an administrator writes it.
         path: String,
@@ -62,7 +58,6 @@ pub enum RootsError {
         source: Errno,
     },
     /// Files cannot be created there, or QEMU's user cannot write them.
-    #[error("{path} cannot hold files of VMs: {reason}")]
     NotWritable {
         /// Its path, as an administrator writes it.
         path: String,
@@ -70,7 +65,6 @@ pub enum RootsError {
         reason: String,
     },
     /// The file system does not answer.
-    #[error("{path} gave no answer within {} s", .waited.as_secs())]
     Stuck {
         /// Its path, as an administrator writes it.
         path: String,
@@ -80,32 +74,43 @@ pub enum RootsError {
 }
 
 impl RootsError {
+    fn path(&self) -> &String {
+        match self {
+            Self::Outside { path, .. }
+            | Self::NotAttached { path }
+            | Self::Missing { path }
+            | Self::NotADirectory { path }
+            | Self::Unreadable { path, .. }
+            | Self::NotWritable { path, .. }
+            | Self::Stuck { path, .. } => path,
+        }
+    }
+
+    /// The finding to show to a user.
+    pub fn message(&self) -> Message {
+        let path = self.path().clone();
+        match self {
+            Self::Outside { why, .. } => Message::PlaceOutside { path, why: why.clone().into() },
+            Self::NotAttached { .. } => Message::PlaceNotAttached { path },
+            Self::Missing { .. } => Message::PlaceMissing { path },
+            Self::NotADirectory { .. } => Message::PlaceNotADirectory { path },
+            Self::Unreadable { source, .. } => Message::PlaceUnreadable { path, reason: source.to_string() },
+            Self::NotWritable { reason, .. } => Message::PlaceNotWritable { path, reason: reason.clone() },
+            Self::Stuck { waited, .. } => Message::PlaceSilent { path, seconds: waited.as_secs() },
+        }
+    }
+
     /// The finding to show to a user.
     pub fn finding(&self) -> Finding {
-        let (id, path, fix) = match self {
-            Self::Outside { path, fix, .. } => (FindingId::PlaceOutside, path, fix.clone()),
-            Self::NotAttached { path } => {
-                (FindingId::ShareNotAttached, path, "Attach it with `ferry share attach`".to_owned())
-            }
-            Self::Missing { path } => {
-                (FindingId::PlaceMissing, path, "Make the directory on the host, or choose another".to_owned())
-            }
-            Self::NotADirectory { path } => {
-                (FindingId::PlaceNotADirectory, path, "Choose the directory that holds it".to_owned())
-            }
-            Self::Unreadable { path, .. } | Self::Stuck { path, .. } => (
-                FindingId::PlaceUnreadable,
-                path,
-                "Check the directory, its file system and links on the host".to_owned(),
-            ),
-            Self::NotWritable { path, .. } => (
-                FindingId::PlaceNotWritable,
-                path,
-                "Let QEMU's user into the directory, see that its file system is writable, or choose another"
-                    .to_owned(),
-            ),
+        let (id, fix): (_, Fix) = match self {
+            Self::Outside { fix, .. } => (FindingId::PlaceOutside, fix.clone().into()),
+            Self::NotAttached { .. } => (FindingId::ShareNotAttached, Action::AttachShareOnHost.into()),
+            Self::Missing { .. } => (FindingId::PlaceMissing, ByHand::MakeDirectory.into()),
+            Self::NotADirectory { .. } => (FindingId::PlaceNotADirectory, ByHand::ChooseParent.into()),
+            Self::Unreadable { .. } | Self::Stuck { .. } => (FindingId::PlaceUnreadable, ByHand::CheckDirectory.into()),
+            Self::NotWritable { .. } => (FindingId::PlaceNotWritable, ByHand::LetQemuIn.into()),
         };
-        Finding::blocks(id, path, self.to_string(), fix)
+        Finding::blocks(id, self.path(), self.message(), fix)
     }
 }
 
@@ -211,17 +216,10 @@ fn refusal(errno: Errno, written: &str) -> RootsError {
     if errno == Errno::ENOTDIR {
         return RootsError::NotADirectory { path };
     }
-    if errno != Errno::EXDEV {
-        return RootsError::Unreadable { path, source: errno };
+    if errno == Errno::EXDEV {
+        return RootsError::Outside { path, why: Message::LinkLeadsOut, fix: ByHand::ChooseLinked };
     }
-    RootsError::Outside {
-        path,
-        why:
-            "holds a symbolic link that leads out of its storage root or share, or names its target by an absolute path"
-                .to_owned(),
-        fix: "Choose the directory that the link leads to, if it lies in a storage root, or make the link relative"
-            .to_owned(),
-    }
+    RootsError::Unreadable { path, source: errno }
 }
 
 /// The path without `.`, if it is relative and does not contain `..`.

@@ -16,10 +16,12 @@ use std::{
 };
 
 use ferry_core::{
+    finding::{ByHand, Message},
     id::{HostId, ShareId},
     location::Location,
     place::{DirectoryListing, Space},
     share_source::ShareSource,
+    text::AnyOf,
 };
 use uuid::Uuid;
 
@@ -96,7 +98,7 @@ impl Roots {
     pub fn open_parent(&self, location: &Location) -> Result<(Directory, String), RootsError> {
         let (top, inside) = self.split(location)?;
         let (Some(parent), Some(name)) = (inside.parent(), inside.file_name()) else {
-            return Err(self.outside(location, "is no file below a storage root or share"));
+            return Err(self.outside(location, Message::NoFileBelow));
         };
         let directory = open_below(top, parent.to_owned(), self.written(location))?;
         Ok((directory, name.to_string_lossy().into_owned()))
@@ -156,15 +158,13 @@ impl Roots {
                 let root = self.shares.iter().find(|root| root.id == *share);
                 let root = root.ok_or_else(|| RootsError::NotAttached { path: self.written(location) })?;
                 let inside = normal(Path::new(path));
-                let inside = inside.ok_or_else(|| self.outside(location, "leads out of its share"))?;
+                let inside = inside.ok_or_else(|| self.outside(location, Message::LeadsOutOfShare))?;
                 Ok((&root.mount, inside))
             }
-            Location::Local { host, .. } if *host != self.host => {
-                Err(self.outside(location, "is a path of another host"))
-            }
+            Location::Local { host, .. } if *host != self.host => Err(self.outside(location, Message::OfAnotherHost)),
             Location::Local { path, .. } => {
                 let path = Path::new(path);
-                let refused = || self.outside(location, "lies in none of the host's storage roots");
+                let refused = || self.outside(location, Message::InNoStorageRoot);
                 let depth = |root: &PathBuf| root.components().count();
                 let holds = |root: &&PathBuf| path.starts_with(root);
                 let root = self.local.iter().filter(holds).max_by_key(|root| depth(root));
@@ -181,14 +181,13 @@ impl Roots {
         }
     }
 
-    fn outside(&self, location: &Location, why: &str) -> RootsError {
+    fn outside(&self, location: &Location, why: Message) -> RootsError {
         let roots: Vec<String> = self.local.iter().map(|root| root.display().to_string()).collect();
-        let fix = format!(
-            "Choose a directory in a share (by the share's own path) or in {}; other directories become storage roots by \
-             storage_roots in the configuration of the host's agent",
-            if roots.is_empty() { "a storage root".to_owned() } else { roots.join(" or ") }
-        );
-        RootsError::Outside { path: self.written(location), why: why.to_owned(), fix }
+        let roots = match roots.is_empty() {
+            true => Message::AStorageRoot,
+            false => Message::StorageRoots { roots: AnyOf(roots) },
+        };
+        RootsError::Outside { path: self.written(location), why, fix: ByHand::ChooseDirectory { roots: roots.into() } }
     }
 }
 
@@ -196,11 +195,8 @@ impl Roots {
 /// share.
 fn on_share(share: &ShareRoot, path: &Path) -> Option<RootsError> {
     let inside = path.strip_prefix(&share.mount).ok().and_then(normal)?;
-    Some(RootsError::Outside {
-        path: path.display().to_string(),
-        why: "is on a share, whose files are named by the share's own path".to_owned(),
-        fix: format!("Write {}", share.source.written(&inside.to_string_lossy())),
-    })
+    let fix = ByHand::WriteInstead { path: share.source.written(&inside.to_string_lossy()) };
+    Some(RootsError::Outside { path: path.display().to_string(), why: Message::IsOnShare, fix })
 }
 
 #[cfg(test)]

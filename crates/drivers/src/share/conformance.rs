@@ -111,7 +111,7 @@ fn each_refusal_is_told_apart(site: &Site<'_>) {
             let finding = error.finding();
             assert_eq!((finding.id, finding.severity), (id, Severity::Blocks), "{row}: {error}");
             let password = credentials.as_ref().map(|credentials| credentials.password.as_str());
-            assert!(!password.is_some_and(|password| finding.message.contains(password)), "{row}: {error}");
+            assert!(!password.is_some_and(|password| finding.message.to_string().contains(password)), "{row}: {error}");
         }
         assert!(site.first.check(share, &at).is_err(), "{row}: nothing is mounted after a refusal");
     }

@@ -7,19 +7,21 @@ use std::{
 };
 
 use ferry_core::{
-    finding::{Finding, FindingId},
+    finding::{ByHand, Command, Finding, FindingId, Fix, Message},
     share_source::ShareSource,
 };
 use thiserror::Error;
 
 /// Where an NFS server listens.
 pub(super) const NFS_PORT: u16 = 2049;
+/// Where an SMB server listens.
+const SMB_PORT: u16 = 445;
 
 /// An error of a share. Each variant is something that a caller treats differently.
 #[derive(Debug, Error)]
+#[error("{}", self.message())]
 pub enum ShareError {
     /// The file server does not answer.
-    #[error("The file server of {share} does not answer: {reason}")]
     Unreachable {
         /// The share.
         share: ShareSource,
@@ -27,13 +29,11 @@ pub enum ShareError {
         reason: String,
     },
     /// The file server has no such share.
-    #[error("The file server of {share} has no share of that name")]
     NoShare {
         /// The share.
         share: ShareSource,
     },
     /// The file server refused the user or the password.
-    #[error("The file server of {share} refused user {user:?}: {reason}")]
     Password {
         /// The share.
         share: ShareSource,
@@ -43,7 +43,6 @@ pub enum ShareError {
         reason: String,
     },
     /// The file server speaks no SMB 3 dialect.
-    #[error("The file server of {share} speaks no SMB 3 dialect: {reason}")]
     Dialect {
         /// The share.
         share: ShareSource,
@@ -51,7 +50,6 @@ pub enum ShareError {
         reason: String,
     },
     /// It could not be mounted, or something else is mounted there.
-    #[error("Could not mount {share} at {}: {reason}", .at.display())]
     Mount {
         /// The share.
         share: ShareSource,
@@ -61,7 +59,6 @@ pub enum ShareError {
         reason: String,
     },
     /// A path to adopt is not a mount of the share.
-    #[error("{} is not a mount of {share}: {found}", .at.display())]
     NotAMount {
         /// The share.
         share: ShareSource,
@@ -71,7 +68,6 @@ pub enum ShareError {
         found: String,
     },
     /// Its files are in use, so it stays mounted.
-    #[error("{share} at {} is in use", .at.display())]
     Busy {
         /// The share.
         share: ShareSource,
@@ -79,7 +75,6 @@ pub enum ShareError {
         at: PathBuf,
     },
     /// It is mounted, but does not answer in time.
-    #[error("{share} at {} gave no answer within {} s", .at.display(), .waited.as_secs())]
     Stuck {
         /// The share.
         share: ShareSource,
@@ -89,7 +84,6 @@ pub enum ShareError {
         waited: Duration,
     },
     /// The host lacks a program, or a file of the driver could not be written.
-    #[error("Could not {what}")]
     Host {
         /// What was attempted.
         what: String,
@@ -100,74 +94,79 @@ pub enum ShareError {
 }
 
 impl ShareError {
+    /// What it says, without a cause that it has.
+    fn message(&self) -> Message {
+        let at_of = |at: &Path| at.display().to_string();
+        match self {
+            Self::Unreachable { share, reason } => {
+                Message::ServerSilent { share: share.to_string(), reason: reason.clone() }
+            }
+            Self::NoShare { share } => Message::ServerHasNoShare { share: share.to_string() },
+            Self::Password { share, user, reason } => {
+                Message::ServerRefused { share: share.to_string(), user: user.clone(), reason: reason.clone() }
+            }
+            Self::Dialect { share, reason } => {
+                Message::ServerDialect { share: share.to_string(), reason: reason.clone() }
+            }
+            Self::Mount { share, at, reason } => {
+                Message::ShareNotMounted { share: share.to_string(), at: at_of(at), reason: reason.clone() }
+            }
+            Self::NotAMount { share, at, found } => {
+                Message::NotAMount { share: share.to_string(), at: at_of(at), reason: found.clone() }
+            }
+            Self::Busy { share, at } => Message::ShareBusy { share: share.to_string(), at: at_of(at) },
+            Self::Stuck { share, at, waited } => {
+                Message::ShareSilent { share: share.to_string(), at: at_of(at), seconds: waited.as_secs() }
+            }
+            Self::Host { what, .. } => Message::CouldNot { what: what.clone() },
+        }
+    }
+
     /// The finding to show to a user.
     pub fn finding(&self) -> Finding {
-        let (id, object, fix) = match self {
+        let at_of = |at: &Path| at.display().to_string();
+        let (id, object, fix): (_, _, Fix) = match self {
             Self::Unreachable { share, .. } | Self::Stuck { share, .. } => {
-                (FindingId::ShareUnreachable, share.to_string(), how_to_reach(share))
+                (FindingId::ShareUnreachable, share.to_string(), how_to_reach(share).into())
             }
-            Self::NoShare { share } => (
-                FindingId::ShareUnreachable,
-                share.to_string(),
-                "Check the share's name; the file server's administrator knows its shares".to_owned(),
-            ),
+            Self::NoShare { share } => (FindingId::ShareUnreachable, share.to_string(), ByHand::CheckShareName.into()),
             Self::Password { share, .. } => {
-                (FindingId::SharePassword, share.to_string(), "Give the right user and password".to_owned())
+                (FindingId::SharePassword, share.to_string(), ByHand::GiveRightPassword.into())
             }
-            Self::Dialect { share, .. } => (
-                FindingId::ShareDialect,
-                share.to_string(),
-                "Enable SMB 3 on the file server; older dialects lose locks and writes on a reconnect".to_owned(),
-            ),
-            Self::Mount { at, .. } => (
-                FindingId::ShareMount,
-                at.display().to_string(),
-                "Mend what the message names, then attach the share again".to_owned(),
-            ),
-            Self::NotAMount { share, at, .. } => {
-                (FindingId::ShareMount, at.display().to_string(), how_to_mount(share, at))
-            }
-            Self::Busy { at, .. } => (
-                FindingId::ShareInUse,
-                at.display().to_string(),
-                "Move or stop the VMs that use it, and close what else has files open there".to_owned(),
-            ),
-            Self::Host { what, .. } => (
-                FindingId::ShareMount,
-                what.clone(),
-                "Run `ferry-agent setup` on the host; it says what is missing".to_owned(),
-            ),
+            Self::Dialect { share, .. } => (FindingId::ShareDialect, share.to_string(), ByHand::EnableSmb3.into()),
+            Self::Mount { at, .. } => (FindingId::ShareMount, at_of(at), ByHand::MendMount.into()),
+            Self::NotAMount { share, at, .. } => (FindingId::ShareMount, at_of(at), how_to_mount(share, at).into()),
+            Self::Busy { at, .. } => (FindingId::ShareInUse, at_of(at), ByHand::FreeShare.into()),
+            Self::Host { what, .. } => (FindingId::ShareMount, what.clone(), Command::SetUpHost.into()),
         };
-        let cause = std::error::Error::source(self).map(|cause| format!(": {cause}")).unwrap_or_default();
-        Finding::blocks(id, object, format!("{self}{cause}"), fix)
+        let message = match self {
+            Self::Host { what, source } => Message::CouldNotBecause { what: what.clone(), reason: source.to_string() },
+            Self::Unreachable { .. }
+            | Self::NoShare { .. }
+            | Self::Password { .. }
+            | Self::Dialect { .. }
+            | Self::Mount { .. }
+            | Self::NotAMount { .. }
+            | Self::Busy { .. }
+            | Self::Stuck { .. } => self.message(),
+        };
+        Finding::blocks(id, object, message, fix)
     }
 }
 
-fn how_to_reach(share: &ShareSource) -> String {
-    let answers =
-        |server: &str, port| format!("Check that {server} resolves on this host and answers on TCP port {port}");
+fn how_to_reach(share: &ShareSource) -> ByHand {
     match share {
-        ShareSource::Smb(unc) => answers(unc.server(), 445),
-        ShareSource::Nfs(nfs) => answers(nfs.server(), NFS_PORT),
-        ShareSource::Path(_) => "Check the file system that is mounted there on this host".to_owned(),
+        ShareSource::Smb(unc) => ByHand::CheckServer { server: unc.server().to_owned(), port: SMB_PORT },
+        ShareSource::Nfs(nfs) => ByHand::CheckServer { server: nfs.server().to_owned(), port: NFS_PORT },
+        ShareSource::Path(_) => ByHand::CheckMountedThere,
     }
 }
 
-fn how_to_mount(share: &ShareSource, at: &Path) -> String {
+fn how_to_mount(share: &ShareSource, at: &Path) -> ByHand {
+    let at = at.display().to_string();
     match share {
-        ShareSource::Smb(_) => {
-            format!("Mount {share} at {} by its full name first, or let Ferry mount it", at.display())
-        }
-        ShareSource::Nfs(nfs) => format!(
-            "Mount {}:{} at {} by its full name first, or let Ferry mount it",
-            nfs.server(),
-            nfs.export(),
-            at.display()
-        ),
-        ShareSource::Path(_) => format!(
-            "Mount the shared file system on this host and name its directory; attach the share again if what is mounted \
-             at {} was changed on purpose",
-            at.display()
-        ),
+        ShareSource::Smb(_) => ByHand::MountByFullName { share: share.to_string(), at },
+        ShareSource::Nfs(nfs) => ByHand::MountByFullName { share: format!("{}:{}", nfs.server(), nfs.export()), at },
+        ShareSource::Path(_) => ByHand::MountSharedFileSystem { at },
     }
 }

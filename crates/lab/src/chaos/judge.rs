@@ -381,6 +381,8 @@ mod tests {
             steps: Vec::new(),
             progress: None,
             disks: Vec::new(),
+            says: Vec::new(),
+            next: Vec::new(),
             figures: None,
             findings: Vec::new(),
             log: Vec::new(),

@@ -167,7 +167,7 @@ fn what_keeps_a_vm_from_moving_is_said(site: &StockSite) {
     site.start_guest(&small_ticker("ticker", 101), 0).expect("a guest");
     let locks: Vec<Finding> = against(site).into_iter().filter(|found| found.id == FindingId::ShareLocks).collect();
     assert_eq!(locks.len(), 2, "each host's mount: {locks:#?}");
-    assert!(locks.iter().all(|finding| finding.fix.contains("-o nobrl")), "{locks:#?}");
+    assert!(locks.iter().all(|finding| finding.fix.to_string().contains("-o nobrl")), "{locks:#?}");
     // The steps of the finding's fix, verbatim: stop the VM, unmount, mount again with `nobrl` besides.
     one.run("virsh -q destroy ticker && umount /srv/ferry/own").expect("stopped and unmounted");
     two.run("umount /srv/ferry/own").expect("unmounted");
@@ -182,7 +182,7 @@ fn what_keeps_a_vm_from_moving_is_said(site: &StockSite) {
     // it.
     two.run("rm /etc/apparmor.d/abstractions/libvirt-qemu.d/ferry").expect("removed");
     let missing = wait_for_finding(site, FindingId::HostConfinement, true, FOUND_WITHIN).expect("found");
-    let fix = missing.fix.split('`').nth(1).expect("the command to run").to_owned();
+    let fix = missing.fix.to_string().split('`').nth(1).expect("the command to run").to_owned();
     two.run(&fix).expect("the fix works");
     assert_eq!(wait_for_finding(site, FindingId::HostConfinement, false, FOUND_WITHIN), None);
     site.migrate("ticker", "stock2", &[]).expect("it moves");

@@ -58,7 +58,10 @@ pub(crate) fn vms_outlive_their_file_servers_and_ferry_says_what_is_wrong_with_t
     files.stop().expect("stopped");
     let stopped = Instant::now();
     let told = wait_until_told(site, FindingId::ShareUnreachable);
-    assert!(told.message.contains("cannot use share vms") && told.fix.contains("fs1.ferry.lab"), "{told:#?}");
+    assert!(
+        told.message.to_string().contains("cannot use share vms") && told.fix.to_string().contains("fs1.ferry.lab"),
+        "{told:#?}"
+    );
     let both = || against(site).iter().filter(|finding| finding.id == FindingId::ShareUnreachable).count() == 2;
     wait_for("it is said once for each host", NOTICED_WITHIN, || both().then_some(()))
         .expect("no finding for each file");
@@ -74,7 +77,7 @@ pub(crate) fn vms_outlive_their_file_servers_and_ferry_says_what_is_wrong_with_t
     files.start_daemon(&site.ferry.lab).expect("it serves again");
     let told = wait_until_told(site, FindingId::SharePassword);
     // The steps of the fix, in order: first the old password again, …
-    assert!(told.fix.starts_with("Let the file server take the password of the mount again"), "{told:#?}");
+    assert!(told.fix.to_string().starts_with("Let the file server take the password of the mount again"), "{told:#?}");
     files.set_password(PASSWORD).expect("changed back");
     verified(site, "ticker");
     wait_until_free(site);

@@ -7,10 +7,11 @@ use ferry_core::{
         server::{AddHost, HostView},
     },
     error::chain,
-    finding::{Finding, FindingId},
+    finding::{ByHand, Command, Finding, FindingId, Message},
     host::HostFacts,
     id::HostId,
     pin::EnrolmentToken,
+    preflight::versions_differ,
 };
 use std::sync::Arc;
 use uuid::Uuid;
@@ -24,22 +25,22 @@ use crate::{
 pub(crate) async fn add_host(app: &Arc<App>, body: &AddHost) -> Result<HostView, Failure> {
     let title = format!("Could not add host {}", body.name);
     check_name(&title, &body.name)?;
-    let token: EnrolmentToken = body.token.parse().map_err(|error: ferry_core::pin::NotAToken| {
-        let fix = "Print the token on the host with `ferry-agent token` and give the whole line";
-        Failure::found(&title, Finding::blocks(FindingId::AuthEnrolment, &body.name, error.to_string(), fix))
+    let token: EnrolmentToken = body.token.parse().map_err(|_| {
+        let (message, fix) = (Message::NotAToken, Command::PrintWholeToken);
+        Failure::found(&title, Finding::blocks(FindingId::AuthEnrolment, &body.name, message, fix))
     })?;
     // Before the agent is called: a secret is used up by being shown.
     for host in app.inventory.hosts() {
         if host.record.name == body.name {
-            return Err(twice(&title, &body.name, format!("A host named {} was added before", body.name)));
+            return Err(twice(&title, &body.name, Message::HostNameTaken { host: body.name.clone() }));
         }
         if host.record.pin == token.agent_pin {
-            let message = format!("The agent that this token is of was added before, as host {}", host.record.name);
+            let message = Message::AgentAddedBefore { host: host.record.name.clone() };
             return Err(twice(&title, &host.record.name, message));
         }
     }
     let agent = app.inventory.agent(&body.address, token.agent_pin).map_err(|error| {
-        invalid(&title, &body.address, error.to_string(), "Give the agent's ADDRESS:PORT, as in 10.0.0.1:7421")
+        invalid(&title, &body.address, Message::Verbatim { text: error.to_string() }, ByHand::GiveAddress)
     })?;
     let id = HostId(Uuid::new_v4());
     let enrolled = agent.enrol(&EnrolRequest { secret: token.secret, host: id }).await;
@@ -55,9 +56,7 @@ pub(crate) async fn add_host(app: &Arc<App>, body: &AddHost) -> Result<HostView,
         settings: HostSettings::default(),
     };
     app.store.add_host(&record).await.map_err(|error| match error {
-        StoreError::Duplicate => {
-            twice(&title, &body.name, format!("Host {} or one like it was added at the same time", body.name))
-        }
+        StoreError::Duplicate => twice(&title, &body.name, Message::HostAddedMeanwhile { host: body.name.clone() }),
         other @ (StoreError::Database(_) | StoreError::Content { .. } | StoreError::Newer { .. }) => {
             Failure::Store(other)
         }
@@ -70,31 +69,24 @@ pub(crate) async fn add_host(app: &Arc<App>, body: &AddHost) -> Result<HostView,
 
 fn check_facts(app: &App, title: &str, name: &str, facts: &HostFacts) -> Result<(), Failure> {
     if !facts.api_versions.contains(&API_VERSION) {
-        let message = format!(
-            "The agent on {name} speaks versions {:?} of the agent API, this server version {API_VERSION}",
-            facts.api_versions
-        );
-        let fix = "Upgrade ferry-agent on the host, or the server if it is the older";
-        return Err(Failure::found(title, Finding::blocks(FindingId::HostVersion, name, message, fix)));
+        return Err(Failure::found(title, versions_differ(name, &facts.api_versions)));
     }
     for host in app.inventory.hosts() {
-        let (which, value) = if host.record.machine_id == facts.machine_id {
-            ("machine id (/etc/machine-id)", &facts.machine_id)
+        let other = host.record.name.clone();
+        let message = if host.record.machine_id == facts.machine_id {
+            Message::MachineTaken { host: other, id: facts.machine_id.clone() }
         } else if host.record.hypervisor_uuid == facts.hypervisor_uuid {
-            ("libvirt host UUID (host_uuid in libvirtd.conf)", &facts.hypervisor_uuid)
+            Message::LibvirtUuidTaken { host: other, uuid: facts.hypervisor_uuid.clone() }
         } else {
             continue;
         };
-        let message = format!("Host {} has the same {which}: {value}", host.record.name);
         return Err(twice(title, name, message));
     }
     Ok(())
 }
 
-fn twice(title: &str, name: &str, message: String) -> Failure {
-    let fix =
-        "If it is the same host, use it as it is; if it is a clone, give it its own name, machine id and host UUID";
-    Failure::found(title, Finding::blocks(FindingId::HostTwice, name, message, fix))
+fn twice(title: &str, name: &str, message: Message) -> Failure {
+    Failure::found(title, Finding::blocks(FindingId::HostTwice, name, message, ByHand::UseHostOrRename))
 }
 
 fn not_enrolled(title: &str, body: &AddHost, error: &ClientError) -> Failure {
@@ -104,8 +96,8 @@ fn not_enrolled(title: &str, body: &AddHost, error: &ClientError) -> Failure {
             Finding::blocks(
                 FindingId::AuthEnrolment,
                 &body.name,
-                format!("The agent at {} is not the one that this token is of; the secret was not sent", body.address),
-                format!("Print the token with `ferry-agent token` on the host whose address is {}", body.address),
+                Message::AgentIsOther { address: body.address.clone() },
+                Command::PrintTokenAt { address: body.address.clone() },
             ),
         ),
         ClientError::Unreachable { .. } => Failure::found(
@@ -113,8 +105,8 @@ fn not_enrolled(title: &str, body: &AddHost, error: &ClientError) -> Failure {
             Finding::blocks(
                 FindingId::HostUnreachable,
                 &body.name,
-                format!("Nothing at {} answers as an agent: {}", body.address, chain(&error)),
-                "Check the address and port, that `ferry-agent run` is running there, and that the firewall lets this server through",
+                Message::NothingAnswers { address: body.address.clone(), reason: chain(&error) },
+                Command::CheckAddress,
             ),
         ),
         ClientError::Refused(_)

@@ -2,7 +2,7 @@
 
 use ferry_core::{
     api::server::{AddShare, ShareView},
-    finding::{Finding, FindingId},
+    finding::{ByHand, Finding, FindingId, Message},
     id::ShareId,
     share_source::{ShareSource, SourceError},
 };
@@ -21,15 +21,19 @@ pub(crate) async fn add_share(app: &App, body: &AddShare) -> Result<ShareView, F
         body.source.parse().map_err(|error: SourceError| Failure::found(&title, error.finding(&body.name)))?;
     for share in app.store.shares().await? {
         if share.name == body.name {
-            return Err(twice(&title, &body.name, format!("A share named {} was added before", body.name)));
+            return Err(twice(&title, &body.name, Message::ShareNameTaken { share: body.name.clone() }));
         }
         if share.source.same_as(&source) {
-            return Err(twice(&title, &body.name, format!("Share {source} was added before, as {}", share.name)));
+            return Err(twice(
+                &title,
+                &body.name,
+                Message::ShareAddedBefore { share: source.to_string(), name: share.name },
+            ));
         }
     }
     let share = ShareRecord { id: ShareId(Uuid::new_v4()), name: body.name.clone(), source };
     app.store.add_share(&share).await.map_err(|error| match error {
-        StoreError::Duplicate => twice(&title, &body.name, format!("Share {} was added at the same time", body.name)),
+        StoreError::Duplicate => twice(&title, &body.name, Message::ShareAddedMeanwhile { share: body.name.clone() }),
         other @ (StoreError::Database(_) | StoreError::Content { .. } | StoreError::Newer { .. }) => {
             Failure::Store(other)
         }
@@ -38,7 +42,6 @@ pub(crate) async fn add_share(app: &App, body: &AddShare) -> Result<ShareView, F
     Ok(show_shares::view(app, share))
 }
 
-fn twice(title: &str, name: &str, message: String) -> Failure {
-    let fix = "Use the share that is there, or choose another name";
-    Failure::found(title, Finding::blocks(FindingId::ShareTwice, name, message, fix))
+fn twice(title: &str, name: &str, message: Message) -> Failure {
+    Failure::found(title, Finding::blocks(FindingId::ShareTwice, name, message, ByHand::UseShareOrRename))
 }

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use ferry_core::{
     api::server::HostView,
-    finding::{Finding, FindingId},
+    finding::{Action, Finding, FindingId, Message},
     place::{STORAGE_LOCATIONS_MAX, written},
 };
 
@@ -23,8 +23,8 @@ pub(crate) async fn add_storage_location(app: &Arc<App>, reference: &str, text: 
         let finding = Finding::blocks(
             FindingId::StorageTooMany,
             &path,
-            format!("Host {} has {STORAGE_LOCATIONS_MAX} storage locations", host.name()),
-            format!("Remove one with `ferry host storage remove {}`", host.name()),
+            Message::StorageFull { host: host.name().to_owned(), count: STORAGE_LOCATIONS_MAX as u64 },
+            Action::RemoveStorage { host: host.name().to_owned() },
         );
         return Err(Failure::found(title, finding));
     }

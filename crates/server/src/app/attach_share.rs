@@ -9,7 +9,7 @@ use ferry_core::{
         server::{AttachShare, ShareView},
     },
     error::chain,
-    finding::{Finding, FindingId},
+    finding::{ByHand, Finding, FindingId, Message},
     preflight::{ShareIdentity, not_same},
     share_source::ShareSource,
 };
@@ -55,8 +55,8 @@ fn not_attached(title: &str, host: &str, source: &ShareSource, error: &ClientErr
     let finding = Finding::blocks(
         FindingId::HostVersion,
         host,
-        format!("The agent on host {host} is of an earlier version, which knows SMB shares alone"),
-        format!("Bring the agent on host {host} to the version of the server"),
+        Message::HostIsOldForShares { host: host.to_owned() },
+        ByHand::UpgradeAgent { host: host.to_owned() },
     );
     Failure::found(title, finding)
 }
@@ -74,7 +74,7 @@ async fn differing(app: &App, share: &ShareRecord, host: &Arc<Host>) -> Option<A
             ShareIdentity::LocksFail(why) => {
                 tracing::warn!(
                     share = share.name,
-                    why,
+                    %why,
                     "QEMU's locks do not work on a share: no VM can be moved on it"
                 );
                 return None;
@@ -82,7 +82,7 @@ async fn differing(app: &App, share: &ShareRecord, host: &Arc<Host>) -> Option<A
             ShareIdentity::Different => return Some(other),
             // The check before a move asks again, and refuses if it cannot be shown then.
             ShareIdentity::NotProven(why) => {
-                tracing::info!(share = share.name, why, "Whether the share is the same could not be shown yet");
+                tracing::info!(share = share.name, %why, "Whether the share is the same could not be shown yet");
             }
         }
     }

@@ -5,9 +5,9 @@ use std::sync::Arc;
 
 use ferry_core::{
     api::server::JobView,
-    finding::{Finding, FindingId},
+    finding::{Action, ByHand, Finding, FindingId, Message},
     job::JobKind,
-    migration::{LogEvent, Phase, Step, newest_attempt, phase},
+    migration::{self, CancelAnswer, LogEvent, Phase, Step, newest_attempt, phase},
 };
 
 use super::{App, show_jobs};
@@ -46,20 +46,18 @@ async fn cancel_parts(app: &Arc<App>, title: &str, parent: &JobRecord, by: &str)
     }
     match refused {
         Some(failure) if cancelled == 0 => Err(failure),
-        None if cancelled == 0 => Err(ended(title, parent, "it has nothing left to do")),
+        None if cancelled == 0 => Err(ended(title, parent, Message::JobHasNothingLeft { job: parent.id })),
         _ => Ok(()),
     }
 }
 
 async fn cancel(app: &Arc<App>, title: &str, record: &JobRecord, log: &[LogEvent], by: &str) -> Result<(), Failure> {
     let attempt = newest_attempt(log);
-    match phase(log) {
-        now @ (Phase::Succeeded | Phase::Cancelled | Phase::Failed) => Err(ended(title, record, now.title())),
-        // It is being taken back already.
-        Phase::RollingBack => Ok(()),
-        Phase::Stuck if is_taken_back(attempt) => Ok(()),
-        Phase::Completing | Phase::Stuck => Err(past_pivot(title, record)),
-        Phase::Queued | Phase::Preparing | Phase::Migrating => {
+    match migration::cancel(log) {
+        CancelAnswer::Ended(phase) => Err(ended(title, record, Message::JobEnded { job: record.id, phase })),
+        CancelAnswer::TakenBack => Ok(()),
+        CancelAnswer::TooLate => Err(past_pivot(title, record)),
+        CancelAnswer::Begins => {
             if !attempt.iter().any(|event| matches!(event, LogEvent::CancelRequested { .. })) {
                 let event = LogEntry::Event(LogEvent::CancelRequested { by: by.to_owned() });
                 app.store.append(record.id, &[event], now_ms()).await?;
@@ -83,14 +81,6 @@ async fn cancel(app: &Arc<App>, title: &str, record: &JobRecord, log: &[LogEvent
     }
 }
 
-/// Whether an attempt failed before the switchover, so that what it prepared is taken back.
-pub(super) fn is_taken_back(attempt: &[LogEvent]) -> bool {
-    attempt.iter().any(|event| {
-        matches!(event, LogEvent::Failed { step, .. } if step.class().is_taken_back())
-            || matches!(event, LogEvent::Undone { .. } | LogEvent::UndoFailed { .. })
-    })
-}
-
 /// Only one host knows whether it is too late: the source, or, of a VM that is shut off, the destination. The job's task
 /// asks it too; this is for the answer to the caller.
 async fn ask_host(app: &App, title: &str, record: &JobRecord) -> Result<(), Failure> {
@@ -106,23 +96,18 @@ async fn ask_host(app: &App, title: &str, record: &JobRecord) -> Result<(), Fail
     if too_late { Err(past_pivot(title, record)) } else { Ok(()) }
 }
 
-pub(super) fn ended(title: &str, record: &JobRecord, how: &str) -> Failure {
-    let message = format!("Job {} has ended: {how}", record.id);
-    let fix = "Nothing is left to do for it; a new move can be started";
-    Failure::found(title, Finding::blocks(FindingId::JobEnded, record.id, message, fix))
+pub(super) fn ended(title: &str, record: &JobRecord, message: Message) -> Failure {
+    Failure::found(title, Finding::blocks(FindingId::JobEnded, record.id, message, ByHand::NothingIsLeft))
 }
 
 pub(super) fn past_pivot(title: &str, record: &JobRecord) -> Failure {
-    let (vm, destination) = (&record.job.vm_name, &record.job.destination.name);
-    if record.job.kind == JobKind::Storage {
-        let message = format!("Disks of VM {vm} have switched over: job {} can only be finished", record.id);
-        let fix = format!("Wait for the job to end, then move them back: `ferry vm move-storage {vm} --to PLACE`");
-        return Failure::found(title, Finding::blocks(FindingId::JobPastPivot, record.id, message, fix));
-    }
-    let message = format!("VM {vm} has switched over to {destination}: job {} can only be finished", record.id);
-    let fix = format!(
-        "Wait for the job to end, then move the VM back: `ferry vm migrate {vm} --to {}`",
-        record.job.source.name
-    );
+    let (job, vm) = (record.id, record.job.vm_name.clone());
+    let (message, fix) = match record.job.kind == JobKind::Storage {
+        true => (Message::JobDisksSwitched { vm: vm.clone(), job }, Action::MoveDisksBack { vm }),
+        false => (
+            Message::JobSwitched { vm: vm.clone(), host: record.job.destination.name.clone(), job },
+            Action::MoveBack { vm, host: record.job.source.name.clone() },
+        ),
+    };
     Failure::found(title, Finding::blocks(FindingId::JobPastPivot, record.id, message, fix))
 }

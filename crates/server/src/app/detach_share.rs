@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use ferry_core::{
     api::server::ShareView,
-    finding::{Finding, FindingId},
+    finding::{Action, Finding, FindingId, Message},
     preflight::shares_of,
 };
 
@@ -25,8 +25,8 @@ pub(crate) async fn detach_share(app: &Arc<App>, share: &str, host: &str) -> Res
         let finding = Finding::blocks(
             FindingId::ShareInUse,
             &share.name,
-            format!("VM {} on host {} has a file on share {}", vm.name, host.name(), share.name),
-            format!("Move or undefine VM {} first", vm.name),
+            Message::ShareHasVm { vm: vm.name.clone(), host: host.name().to_owned(), share: share.name.clone() },
+            Action::MoveOrUndefine { vm: vm.name.clone() },
         );
         return Err(Failure::found(title, finding));
     }
@@ -38,8 +38,8 @@ pub(crate) async fn detach_share(app: &Arc<App>, share: &str, host: &str) -> Res
         let finding = Finding::blocks(
             FindingId::ShareInUse,
             &share.name,
-            format!("Job {} moves VM {}, which has a file on share {}", job.id, job.job.vm_name, share.name),
-            format!("Wait for it: `ferry job watch {}`", job.id),
+            Message::ShareInJob { job: job.id, vm: job.job.vm_name.clone(), share: share.name.clone() },
+            Action::WaitForJobToEnd { job: job.id },
         );
         return Err(Failure::found(title, finding));
     }

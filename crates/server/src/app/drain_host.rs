@@ -1,15 +1,12 @@
 //! Drains a host: nothing is placed there from now on, and every running VM moves away. A VM that cannot is named with
 //! the reason and the fix; the others go.
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    sync::Arc,
-};
+use std::{collections::BTreeMap, sync::Arc};
 
 use ferry_core::{
     api::server::{Candidate, DrainHost, HostView, JobView, MigrateVm},
     files::DiskMove,
-    finding::{Finding, FindingId, Severity},
+    finding::{Action, ByHand, Command, Finding, FindingId, Fix, Fixes, Message, Messages, Severity},
     id::HostId,
     job::JobKind,
     location::Location,
@@ -43,8 +40,8 @@ pub(crate) async fn drain_host(
     let host = found(reference)?;
     let wanted = body.destination.as_deref().map(found).transpose()?;
     if wanted.as_ref().is_some_and(|wanted| wanted.record.id == host.record.id) {
-        let message = format!("Host {} cannot take its own VMs", host.name());
-        return Err(super::invalid(&title, host.name(), message, "Name another host, or none"));
+        let message = Message::HostTakesOwn { host: host.name().to_owned() };
+        return Err(super::invalid(&title, host.name(), message, ByHand::NameAnotherHost));
     }
     let seen = app.inventory.look(&host).await;
     if let Some(trouble) = seen.trouble.filter(|_| !seen.reachable) {
@@ -166,17 +163,10 @@ fn place(
             None => stay.push(Finding::blocks(
                 FindingId::HostNone,
                 &vm.name,
-                format!("No host has room for its {} beside the VMs that leave with it", vm.memory),
-                match vm.huge_page {
-                    None => format!(
-                        "Free memory on another host, then `ferry host drain {0}` again; \
-                         `ferry host drain {0} --overcommit` moves it all the same",
-                        source.name()
-                    ),
-                    Some(_) => format!(
-                        "Set more huge pages aside on another host (`vm.nr_hugepages`), then `ferry host drain {}` again",
-                        source.name()
-                    ),
+                Message::NoHostHasRoom { memory: vm.memory },
+                match (vm.huge_page, source.name().to_owned()) {
+                    (None, host) => Fix::from(Action::FreeMemoryElsewhere { host }),
+                    (Some(_), host) => Command::SetHugePagesElsewhere { host }.into(),
                 },
             )),
         }
@@ -206,32 +196,38 @@ fn nowhere(vm: &str, candidates: &[Candidate], wanted: Option<&str>, source: &st
     };
     let blocked: Vec<(&str, Vec<Finding>)> =
         candidates.iter().filter(asked).map(|candidate| (candidate.host.as_str(), blocking(candidate))).collect();
-    let reasons: BTreeSet<&str> =
-        blocked.iter().flat_map(|(_, all)| all).map(|finding| finding.message.as_str()).collect();
-    let (message, fix) = match blocked.iter().min_by_key(|(_, all)| all.len()) {
-        None => ("There is no other host".to_owned(), "Add another host with `ferry host add`".to_owned()),
+    let reasons: BTreeMap<String, Message> = blocked
+        .iter()
+        .flat_map(|(_, all)| all)
+        .map(|finding| (finding.message.to_string(), finding.message.clone()))
+        .collect();
+    let (message, first): (_, Fix) = match blocked.iter().min_by_key(|(_, all)| all.len()) {
+        None => (Message::NoOtherHost, Action::AddAnotherHost.into()),
         Some((host, all)) => {
-            let mut fixes: Vec<&str> = Vec::new();
+            let mut fixes: Vec<Fix> = Vec::new();
             for finding in all {
-                if !fixes.contains(&finding.fix.as_str()) {
-                    fixes.push(&finding.fix);
+                if !fixes.contains(&finding.fix) {
+                    fixes.push(finding.fix.clone());
                 }
             }
-            let to = if blocked.len() > 1 { format!("So that it can go to {host}: ") } else { String::new() };
-            (reasons.into_iter().collect::<Vec<_>>().join("; "), to + &fixes.join("; and "))
+            let fixes = Fixes(fixes);
+            let fix = match blocked.len() {
+                0 | 1 => ByHand::AllOf { fixes },
+                _ => ByHand::ToGoTo { host: (*host).to_owned(), fixes },
+            };
+            (Message::Several { reasons: Messages(reasons.into_values().collect()) }, fix.into())
         }
     };
-    Finding::blocks(FindingId::HostNone, vm, message, format!("{fix}; then `ferry host drain {source}` again"))
+    let fix = Action::ThenDrain { first: first.into(), host: source.to_owned() };
+    Finding::blocks(FindingId::HostNone, vm, message, fix)
 }
 
 fn comes(vm: &str, job: ferry_core::id::JobId, host: &str) -> Finding {
     Finding::blocks(
         FindingId::HostBusy,
         vm,
-        format!("Job {job} moves it to {host}"),
-        format!(
-            "Wait for it (`ferry job watch {job}`) or cancel it (`ferry job cancel {job}`), then `ferry host drain {host}` again"
-        ),
+        Message::JobBringsIt { job, host: host.to_owned() },
+        Action::WaitOrCancelThenDrain { job, host: host.to_owned() },
     )
 }
 
@@ -242,7 +238,7 @@ mod tests {
     #[test]
     fn a_vm_that_stays_has_the_whole_fix_for_the_host_that_lacks_least() {
         let finding = |what: &str| {
-            Finding::blocks(FindingId::DiskNotShared, "web01", format!("{what} is wrong"), format!("Mend {what}"))
+            Finding::told(FindingId::DiskNotShared, "web01", format!("{what} is wrong"), format!("Mend {what}"))
         };
         let candidate = |host: &str, whats: &[&str]| Candidate {
             host: host.to_owned(),
@@ -251,7 +247,10 @@ mod tests {
             findings: whats
                 .iter()
                 .map(|what| finding(what))
-                .chain([Finding::warns(FindingId::DiskUnsafe, "web01", "It is odd", "Change it")])
+                .chain([Finding {
+                    severity: Severity::Warns,
+                    ..Finding::told(FindingId::DiskUnsafe, "web01", "It is odd", "Change it")
+                }])
                 .collect(),
         };
         let three = [candidate("kvm1", &[]), candidate("kvm2", &["a", "b", "c"]), candidate("kvm3", &["b", "a", "b"])];
@@ -268,8 +267,8 @@ mod tests {
             (&two[..1], None, "There is no other host", "Add another host with `ferry host add`"),
         ] {
             let found = nowhere("web01", candidates, wanted, "kvm1");
-            assert_eq!(found.message, message);
-            assert_eq!(found.fix, format!("{fix}; then `ferry host drain kvm1` again"));
+            assert_eq!(found.message.to_string(), message);
+            assert_eq!(found.fix.to_string(), format!("{fix}; then `ferry host drain kvm1` again"));
         }
     }
 }

@@ -7,7 +7,7 @@ use std::{
 
 use ferry_core::{
     api::server::{JobView, MigrateMany},
-    finding::{Finding, FindingId, any_blocks},
+    finding::{Action, ByHand, Command, Finding, FindingId, Fix, Message, Severity, any_blocks},
     id::HostId,
     job::JobKind,
     memory::{Need, Stock, need},
@@ -37,21 +37,18 @@ pub(crate) async fn migrate_many(app: &Arc<App>, body: &MigrateMany, by: &str) -
     let title = format!("Could not move {} VMs to {}", body.vms.len(), body.how.destination);
     check_numbers(&title, &body.how)?;
     if body.vms.is_empty() || body.vms.len() > VMS_MAX {
-        let message = format!("{} VMs were named", body.vms.len());
-        return Err(invalid(&title, "vms", message, format!("Name 1 to {VMS_MAX} VMs")));
+        let message = Message::VmsNamed { count: body.vms.len() as u64 };
+        return Err(invalid(&title, "vms", message, ByHand::NameVms { most: VMS_MAX as u64 }));
     }
     if body.how.dry_run {
-        let fix = "Try each by itself: `ferry vm migrate NAME --to HOST --dry-run`";
-        return Err(invalid(&title, "dry_run", "Several moves cannot be tried at once".to_owned(), fix));
+        return Err(invalid(&title, "dry_run", Message::SeveralDryRun, Action::TryEach));
     }
     if body.how.offline {
-        let fix = "Move each by itself: `ferry vm migrate NAME --to HOST --offline`";
-        return Err(invalid(&title, "offline", "VMs that are shut off are not moved together".to_owned(), fix));
+        return Err(invalid(&title, "offline", Message::SeveralOffline, Action::MoveEachOffline));
     }
     let destination = app.inventory.find(&body.how.destination).map_err(|finding| Failure::found(&title, finding))?;
     if !body.how.disks.is_empty() {
-        let fix = "Move it by itself: `ferry vm migrate NAME --to HOST --disk DISK=PLACE`";
-        return Err(invalid(&title, "disks", "Disks can be named for one VM only".to_owned(), fix));
+        return Err(invalid(&title, "disks", Message::SeveralDisks, Action::MoveAlone));
     }
     let vms = find_all(app, &title, &body.vms)?;
     let wanted = wanted(&app.store, &title, &destination, body.how.storage.as_ref(), &[]).await?;
@@ -89,8 +86,8 @@ fn find_all(app: &App, title: &str, references: &[String]) -> Result<Vec<(Arc<Ho
     for reference in references {
         let (host, vm) = app.inventory.find_vm(title, reference)?;
         if !seen.insert(vm.id) {
-            let message = format!("VM {} was named twice", vm.name);
-            return Err(invalid(title, &vm.name, message, "Name each VM once"));
+            let message = Message::VmNamedTwice { vm: vm.name.clone() };
+            return Err(invalid(title, &vm.name, message, ByHand::NameVmOnce));
         }
         vms.push((host, vm));
     }
@@ -133,30 +130,20 @@ pub(super) fn not_for_all(
     let of_kind = || leaving.iter().filter(|vm| vm.need.page == kind);
     let needed = ByteCount(of_kind().map(|vm| vm.need.bytes.0).fold(0, u64::saturating_add));
     let free = stock.open(&Need { page: kind, bytes: ByteCount(0) });
-    let what = match kind {
-        None => String::new(),
-        Some(ByteCount(0)) => " in huge pages of the usual size".to_owned(),
-        Some(page) => format!(" in huge pages of {page}"),
+    let pages = match kind {
+        None => Message::Empty,
+        Some(ByteCount(0)) => Message::InUsualHugePages,
+        Some(page) => Message::InHugePages { page },
     };
     let left = none.iter().filter(|vm| vm.need.page == kind).count();
-    let message = |left: usize| {
-        let count = of_kind().count();
-        format!(
-            "The {count} VMs need {needed}{what} together, and host {host} has {free} free beside what other moves were \
-             promised: {left} of them find no room"
-        )
+    let fix = match (left, kind) {
+        (0, _) | (_, None) => Fix::from(Action::FreeMemoryOrFewer),
+        (_, Some(_)) => Command::SetHugePagesOrFewer.into(),
     };
-    let choose = "Free memory there, or move fewer VMs; `--overcommit` moves them all the same";
-    Some(match (left, kind) {
-        (0, _) => Finding::warns(FindingId::HostMemory, host, message(beyond), choose),
-        (left, None) => Finding::blocks(FindingId::HostMemory, host, message(left), choose),
-        (left, Some(_)) => Finding::blocks(
-            FindingId::HostMemory,
-            host,
-            message(left),
-            "Set more of them aside there (`vm.nr_hugepages`), or move fewer VMs",
-        ),
-    })
+    let (severity, left) = if left == 0 { (Severity::Warns, beyond) } else { (Severity::Blocks, left) };
+    let (count, left) = (of_kind().count() as u64, left as u64);
+    let message = Message::NoRoomForAll { count, needed, kind: pages.into(), host: host.to_owned(), free, left };
+    Some(Finding { severity, ..Finding::warns(FindingId::HostMemory, host, message, fix) })
 }
 
 /// A VM that needs a place.

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use ferry_core::{
     api::server::{Candidate, MigrateVm},
     files::DiskMove,
-    finding::any_blocks,
+    finding::{ByHand, Message, any_blocks},
     id::{Generation, SessionId, ShareId},
     job::JobKind,
     memory::need,
@@ -119,20 +119,17 @@ fn shares_that_stay(vm: &VmFacts, along: &[DiskMove]) -> Vec<ShareId> {
 }
 
 pub(super) fn check_numbers(title: &str, body: &MigrateVm) -> Result<(), Failure> {
-    let bad =
-        |what: &str, value: String, fix: String| Err(invalid(title, what, format!("{what} cannot be {value}"), fix));
+    let bad = |what: &str, value: u64, fix: ByHand| {
+        Err(invalid(title, what, Message::NotANumber { name: what.to_owned(), value }, fix))
+    };
     match (body.downtime_limit_ms, body.bandwidth_bytes_per_s, body.timeout_ms) {
         (Some(limit), _, _) if !DOWNTIME_LIMITS_MS.contains(&limit) => {
-            bad("downtime_limit_ms", limit.to_string(), "Give 10 to 10000 milliseconds".to_owned())
+            bad("downtime_limit_ms", limit.into(), ByHand::GiveDowntime)
         }
-        (_, Some(bandwidth), _) if bandwidth < BANDWIDTH_MIN => bad(
-            "bandwidth_bytes_per_s",
-            bandwidth.to_string(),
-            format!("Give at least {BANDWIDTH_MIN} bytes per second"),
-        ),
-        (_, _, Some(timeout)) if !TIMEOUTS_MS.contains(&timeout) => {
-            bad("timeout_ms", timeout.to_string(), "Give one second to seven days".to_owned())
+        (_, Some(bandwidth), _) if bandwidth < BANDWIDTH_MIN => {
+            bad("bandwidth_bytes_per_s", bandwidth, ByHand::GiveBandwidth { least: BANDWIDTH_MIN })
         }
+        (_, _, Some(timeout)) if !TIMEOUTS_MS.contains(&timeout) => bad("timeout_ms", timeout, ByHand::GiveTimeout),
         _ => Ok(()),
     }
 }

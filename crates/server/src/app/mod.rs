@@ -28,7 +28,7 @@ pub(crate) mod show_vms;
 
 use std::sync::Arc;
 
-use ferry_core::finding::{Finding, FindingId};
+use ferry_core::finding::{ByHand, Finding, FindingId, Fix, Message};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
@@ -73,12 +73,12 @@ fn check_name(title: &str, name: &str) -> Result<(), Failure> {
     Err(invalid(
         title,
         name,
-        format!("{name:?} cannot be a name"),
-        format!("Use up to {NAME_LENGTH_MAX} letters, digits, '-', '_' and '.', beginning with a letter or digit"),
+        Message::NotAName { name: name.to_owned() },
+        ByHand::NameForm { most: NAME_LENGTH_MAX as u64 },
     ))
 }
 
 /// A request that makes no sense.
-fn invalid(title: &str, object: &str, message: String, fix: impl Into<String>) -> Failure {
+fn invalid(title: &str, object: &str, message: Message, fix: impl Into<Fix>) -> Failure {
     Failure::found(title, Finding::blocks(FindingId::RequestInvalid, object, message, fix))
 }

@@ -9,7 +9,7 @@ use ferry_core::{
         server::{MoveStorage, PlannedDisk, StoragePlan},
     },
     files::plan::{Planned, is_file},
-    finding::{Finding, FindingId, any_blocks},
+    finding::{Action, Finding, FindingId, Message, any_blocks},
     id::Generation,
     job::JobKind,
     preflight::busy,
@@ -51,8 +51,8 @@ pub(crate) async fn move_storage(
         findings.push(Finding::blocks(
             FindingId::DiskUnknown,
             &vm.name,
-            format!("No disk of VM {} would move", vm.name),
-            "Name disks with `--disk`, or a place for all with `--to`",
+            Message::NoDiskMoves { vm: vm.name.clone() },
+            Action::NameDisks,
         ));
     }
     let request = PrepareStorage {

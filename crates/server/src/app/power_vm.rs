@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use ferry_core::{
     api::{agent::Power, server::VmView},
-    finding::{Finding, FindingId},
+    finding::{ByHand, Finding, FindingId, Message},
     power::stands_still,
     preflight::busy,
     vm::VmState,
@@ -36,8 +36,8 @@ pub(crate) async fn power_vm(app: &Arc<App>, reference: &str, power: Power) -> R
             let finding = Finding::blocks(
                 FindingId::VmNotRunning,
                 &vm.name,
-                format!("VM {} is shut off on {} already", vm.name, host.name()),
-                "Nothing needs to be done",
+                Message::VmShutOffAlready { vm: vm.name.clone(), host: host.name().to_owned() },
+                ByHand::NothingToDo,
             );
             return Err(Failure::found(title, finding));
         }

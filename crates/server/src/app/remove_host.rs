@@ -1,6 +1,6 @@
 //! Removes a host: its agent's pin is dropped. What is attached and runs there stays as it is.
 
-use ferry_core::finding::{Finding, FindingId};
+use ferry_core::finding::{Action, Finding, FindingId, Message};
 
 use super::App;
 use crate::failure::Failure;
@@ -14,8 +14,8 @@ pub(crate) async fn remove_host(app: &App, reference: &str) -> Result<(), Failur
         let finding = Finding::blocks(
             FindingId::HostBusy,
             host.name(),
-            format!("Host {} takes part in job {}, which moves VM {}", host.name(), job.id, job.job.vm_name),
-            format!("Wait for it (`ferry job watch {}`) or cancel it (`ferry job cancel {}`)", job.id, job.id),
+            Message::HostInJob { host: host.name().to_owned(), job: job.id, vm: job.job.vm_name.clone() },
+            Action::WaitOrCancel { job: job.id },
         );
         return Err(Failure::found(title, finding));
     }

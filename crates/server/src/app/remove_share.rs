@@ -1,7 +1,7 @@
 //! Removes a share that no host has attached.
 
 use ferry_core::{
-    finding::{Finding, FindingId},
+    finding::{Action, Finding, FindingId, Message},
     location::Location,
     place::written,
 };
@@ -17,8 +17,8 @@ pub(crate) async fn remove_share(app: &App, reference: &str) -> Result<(), Failu
         let finding = Finding::blocks(
             FindingId::ShareInUse,
             &share.name,
-            format!("Share {} is attached on host {}", share.name, on.host),
-            format!("Detach it first: `ferry share detach {} --host {}`", share.name, on.host),
+            Message::ShareAttachedOn { share: share.name.clone(), host: on.host.clone() },
+            Action::DetachShareFirst { share: share.name.clone(), host: on.host.clone() },
         );
         return Err(Failure::found(title, finding));
     }
@@ -30,8 +30,8 @@ pub(crate) async fn remove_share(app: &App, reference: &str) -> Result<(), Failu
         let finding = Finding::blocks(
             FindingId::ShareInUse,
             &share.name,
-            format!("{path} is a storage location of host {}", host.name()),
-            format!("Remove it first: `ferry host storage remove {} '{path}'`", host.name()),
+            Message::PlaceIsStorage { path: path.clone(), host: host.name().to_owned() },
+            Action::RemoveStorageFirst { host: host.name().to_owned(), path },
         );
         return Err(Failure::found(title, finding));
     }

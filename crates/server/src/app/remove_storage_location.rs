@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use ferry_core::{
     api::server::HostView,
-    finding::{Finding, FindingId},
+    finding::{Action, Finding, FindingId, Message},
     place::written,
 };
 
@@ -21,8 +21,8 @@ pub(crate) async fn remove_storage_location(app: &Arc<App>, reference: &str, tex
         let finding = Finding::blocks(
             FindingId::StorageUnknown,
             &path,
-            format!("{path} is no storage location of host {}", host.name()),
-            format!("List them with `ferry host storage list {}`", host.name()),
+            Message::PlaceIsNoStorage { path: path.clone(), host: host.name().to_owned() },
+            Action::ListStorage { host: host.name().to_owned() },
         );
         return Err(Failure::found(title, finding));
     }

@@ -14,16 +14,16 @@ use std::sync::Arc;
 use ferry_core::{
     api::server::JobView,
     error::chain,
-    finding::{Finding, FindingId},
+    finding::{Action, ByHand, Finding, FindingId, Message},
     job::JobKind,
-    migration::{Has, LogEvent, Phase, Told, ends_by_itself, newest_attempt, phase},
+    migration::{Has, LogEvent, Phase, Told, ends_by_itself, is_taken_back, newest_attempt, phase},
     preflight::busy_by,
 };
 use futures_util::future::join_all;
 
 use super::{
     App,
-    cancel_job::{cancel_job, ended, is_taken_back, past_pivot},
+    cancel_job::{cancel_job, ended, past_pivot},
     show_jobs,
 };
 use crate::{
@@ -52,7 +52,7 @@ pub(crate) async fn restart_job(app: &Arc<App>, reference: &str, by: &str) -> Re
         }
     }
     if again == 0 {
-        return Err(not_failed(&title, &record, "none of its parts failed or was cancelled"));
+        return Err(not_failed(&title, &record, Message::JobPartsNotFailed { job: record.id }));
     }
     show_jobs::again(app, &title, record.id).await
 }
@@ -60,20 +60,22 @@ pub(crate) async fn restart_job(app: &Arc<App>, reference: &str, by: &str) -> Re
 async fn restart(app: &Arc<App>, title: &str, record: &JobRecord, by: &str) -> Result<(), Failure> {
     let now = now_ms();
     let plan = Plan::of(record).map_err(|error| {
-        let message = format!("The plan of job {} cannot be read: {error}", record.id);
-        Failure::found(title, Finding::blocks(FindingId::JobUnreadable, record.id, message, "Start a new move"))
+        let message = Message::JobUnreadable { job: record.id, reason: error.to_string() };
+        Failure::found(title, Finding::blocks(FindingId::JobUnreadable, record.id, message, ByHand::StartNewMove))
     })?;
     for host in [&record.job.source, &record.job.destination] {
         if app.inventory.by_id(host.id).is_none() {
-            let message = format!("Host {} is not in the inventory any more", host.name);
-            let fix = "Start a new move with `ferry vm migrate`";
-            return Err(Failure::found(title, Finding::blocks(FindingId::HostUnknown, &host.name, message, fix)));
+            let message = Message::HostRemoved { host: host.name.clone() };
+            let finding = Finding::blocks(FindingId::HostUnknown, &host.name, message, Action::NewMove);
+            return Err(Failure::found(title, finding));
         }
     }
     let plan = plan.renewed(now);
     match app.store.restart(record.id, &plan, by, now).await? {
         Restarted::Waits => {}
-        Restarted::Not(phase) => return Err(not_failed(title, record, &format!("it is {}", phase.title()))),
+        Restarted::Not(phase) => {
+            return Err(not_failed(title, record, Message::JobNotFailed { job: record.id, phase }));
+        }
         Restarted::Busy(other) => return Err(Failure::found(title, busy_by(&record.job.vm_name, other))),
     }
     tracing::info!(job = record.id.0, by, "Another attempt was asked for");
@@ -89,8 +91,8 @@ pub(crate) async fn retry_job(app: &Arc<App>, reference: &str, by: &str) -> Resu
     let title = format!("Could not retry job {reference}");
     let (record, log) = one(app, &title, reference).await?;
     if phase(&log).ended() {
-        let fix = format!("Start another attempt with `ferry job restart {}`", record.id);
-        let message = format!("Job {} has ended: {}", record.id, phase(&log).title());
+        let fix = Action::RestartJob { job: record.id };
+        let message = Message::JobEnded { job: record.id, phase: phase(&log) };
         return Err(Failure::found(title, Finding::blocks(FindingId::JobEnded, record.id, message, fix)));
     }
     note(app, &record, format!("{by} asked to try again now")).await?;
@@ -110,7 +112,9 @@ pub(crate) async fn undo_job(app: &Arc<App>, reference: &str, by: &str) -> Resul
         // Its own undoing is what is stuck.
         Phase::Stuck | Phase::RollingBack => retry_job(app, reference, by).await,
         Phase::Queued | Phase::Preparing | Phase::Migrating => cancel_job(app, reference, by).await,
-        now @ (Phase::Succeeded | Phase::Cancelled | Phase::Failed) => Err(ended(&title, &record, now.title())),
+        phase @ (Phase::Succeeded | Phase::Cancelled | Phase::Failed) => {
+            Err(ended(&title, &record, Message::JobEnded { job: record.id, phase }))
+        }
     }
 }
 
@@ -120,15 +124,15 @@ pub(crate) async fn dismiss_job(app: &Arc<App>, reference: &str, by: &str) -> Re
     let (record, log) = one(app, &title, reference).await?;
     let now = phase(&log);
     if now.ended() {
-        return Err(ended(&title, &record, now.title()));
+        return Err(ended(&title, &record, Message::JobEnded { job: record.id, phase: now }));
     }
     let told = ask_all(app, &record).await;
     let in_vain = app.jobs.running().get(record.id).is_none_or(|running| running.waits() || running.is_left());
     let ends: Vec<Has> = told.iter().filter(|told| is_end(&record, &told.host)).map(|told| told.has).collect();
     if ends_by_itself(now, in_vain, &ends) {
-        let where_it_is = whereabouts(&record.job.vm_name, &told);
-        let message = format!("Job {} is {} and goes on by itself: {where_it_is}", record.id, now.title());
-        let fix = format!("Wait for it (`ferry job watch {0}`) or cancel it (`ferry job cancel {0}`)", record.id);
+        let vm = whereabouts(&record.job.vm_name, &told).into();
+        let message = Message::JobGoesOn { job: record.id, phase: now, vm };
+        let fix = Action::WaitOrCancel { job: record.id };
         return Err(Failure::found(title, Finding::blocks(FindingId::JobOpen, record.id, message, fix)));
     }
     // The task ends first: it must not write on after the end.
@@ -214,9 +218,8 @@ async fn clean_what_answers(app: &App, record: &JobRecord) {
 async fn one(app: &Arc<App>, title: &str, reference: &str) -> Result<(JobRecord, Vec<LogEvent>), Failure> {
     let (record, log) = show_jobs::find(app, title, reference).await?;
     if record.job.kind.is_parent() {
-        let message = format!("Job {} has parts, and each is by itself", record.id);
-        let fix = format!("See them with `ferry job show {}` and name one of them", record.id);
-        return Err(super::invalid(title, reference, message, fix));
+        let message = Message::JobHasParts { job: record.id };
+        return Err(super::invalid(title, reference, message, Action::ShowParts { job: record.id }));
     }
     Ok((record, LogRow::events(&log)))
 }
@@ -225,8 +228,7 @@ async fn note(app: &App, record: &JobRecord, text: String) -> Result<(), Failure
     Ok(app.store.append(record.id, &[LogEntry::Note(text)], now_ms()).await?)
 }
 
-fn not_failed(title: &str, record: &JobRecord, why: &str) -> Failure {
-    let message = format!("Only a job that failed or was cancelled can be restarted, and of job {} {why}", record.id);
-    let fix = format!("See it with `ferry job show {}`", record.id);
+fn not_failed(title: &str, record: &JobRecord, message: Message) -> Failure {
+    let fix = Action::ShowJobNumber { job: record.id };
     Failure::found(title, Finding::blocks(FindingId::JobOpen, record.id, message, fix))
 }

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use ferry_core::{
     admission::Limits,
     api::server::{HostView, SetHost},
+    finding::{ByHand, Message},
 };
 
 use super::{App, invalid, show_hosts};
@@ -15,9 +16,8 @@ pub(crate) async fn set_host(app: &Arc<App>, reference: &str, body: SetHost) -> 
     let host = app.inventory.find(reference).map_err(|finding| Failure::found(&title, finding))?;
     for (what, limit) in [("live_limit", body.live_limit), ("storage_limit", body.storage_limit)] {
         if limit.is_some_and(|limit| !(1..=Limits::MAX).contains(&limit)) {
-            let message = format!("{what} cannot be {}", limit.unwrap_or_default());
-            let fix = format!("Give 1 to {}; to place nothing there, drain the host", Limits::MAX);
-            return Err(invalid(&title, what, message, fix));
+            let message = Message::NotANumber { name: what.to_owned(), value: limit.unwrap_or_default().into() };
+            return Err(invalid(&title, what, message, ByHand::GiveLimit { most: Limits::MAX }));
         }
     }
     let before = host.settings();

@@ -58,7 +58,9 @@ impl Stored {
             Location::Local { .. } => None,
             Location::Share { share, .. } => match attached.iter().find(|each| each.id == *share) {
                 Some(attached) => attached.trouble.clone(),
-                None => reachable(location, host.name(), attached, &shares).err().map(|finding| finding.message),
+                None => {
+                    reachable(location, host.name(), attached, &shares).err().map(|finding| finding.message.to_string())
+                }
             },
         };
         let view = |location: &Location| StorageLocation {

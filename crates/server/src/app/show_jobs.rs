@@ -3,7 +3,7 @@
 use ferry_core::{
     api::server::{AuditPage, AuditRecord, JobView, StepState},
     files::{DiskMove, DiskStage},
-    finding::{Finding, FindingId},
+    finding::{Action, Finding, FindingId, Message},
     id::JobId,
     job::JobKind,
     location::Location,
@@ -134,7 +134,7 @@ pub(super) async fn find(app: &App, title: &str, reference: &str) -> Result<(Job
 }
 
 fn unknown(title: &str, reference: &str) -> Failure {
-    let message = format!("No job has the number {reference}");
-    let finding = Finding::blocks(FindingId::JobUnknown, reference, message, "List the jobs with `ferry job list`");
+    let message = Message::JobUnknown { job: reference.to_owned() };
+    let finding = Finding::blocks(FindingId::JobUnknown, reference, message, Action::ListJobs);
     Failure::found(title, finding)
 }

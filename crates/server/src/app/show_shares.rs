@@ -2,7 +2,7 @@
 
 use ferry_core::{
     api::server::{ShareOnHost, ShareView},
-    finding::{Finding, FindingId},
+    finding::{Action, Finding, FindingId, Message},
 };
 
 use super::App;
@@ -25,8 +25,8 @@ pub(super) async fn find(app: &App, title: &str, reference: &str) -> Result<Shar
         let finding = Finding::blocks(
             FindingId::ShareUnknown,
             reference,
-            format!("No share named {reference:?} was added to Ferry"),
-            "List the shares with `ferry share list`; add one with `ferry share add`",
+            Message::ShareUnknown { share: reference.to_owned() },
+            Action::ListShares,
         );
         Failure::found(title, finding)
     })

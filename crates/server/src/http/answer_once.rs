@@ -12,7 +12,7 @@ use axum::{
 };
 use ferry_core::{
     api::problem::PROBLEM_MEDIA_TYPE,
-    finding::{Finding, FindingId},
+    finding::{ByHand, Finding, FindingId, Message},
 };
 
 use super::{AppState, BODY_BYTES_MAX, Caller, problems};
@@ -46,8 +46,8 @@ pub(super) async fn answer_once(
     let key = match key.to_str() {
         Ok(key) if is_key(key) => format!("{} {key}", caller.0),
         _ => {
-            let message = format!("An idempotency key has 1 to {KEY_LENGTH_MAX} visible ASCII characters");
-            return problems::invalid(StatusCode::BAD_REQUEST, HEADER, message, "Use a new UUID per request");
+            let message = Message::KeyForm { length: KEY_LENGTH_MAX as u64 };
+            return problems::invalid(StatusCode::BAD_REQUEST, HEADER, message, ByHand::UseNewUuid);
         }
     };
     let (parts, body) = request.into_parts();
@@ -62,10 +62,10 @@ pub(super) async fn answer_once(
         Ok(Begun::New) => {}
         Ok(Begun::Answered(answer)) => return repeat(answer),
         Ok(Begun::Working) => {
-            return refused("The first request with this key is still being worked on", "Ask again later");
+            return refused(Message::KeyWorkedOn, ByHand::AskLater);
         }
         Ok(Begun::Other) => {
-            return refused("The key was used before with another request", "Use a new key for a new request");
+            return refused(Message::KeyUsed, ByHand::UseNewKey);
         }
         Err(failure) => return failure.into_response(),
     }
@@ -112,7 +112,7 @@ fn repeat(answer: Answer) -> Response {
     (status, [(CONTENT_TYPE, HeaderValue::from_static(media))], answer.body).into_response()
 }
 
-fn refused(message: &str, fix: &str) -> Response {
+fn refused(message: Message, fix: ByHand) -> Response {
     let finding = Finding::blocks(FindingId::RequestIdempotency, HEADER, message, fix);
     Failure::found("The request was not done", finding).into_response()
 }

@@ -9,7 +9,7 @@ use axum::{
     middleware::Next,
     response::{IntoResponse, Response},
 };
-use ferry_core::finding::{Finding, FindingId};
+use ferry_core::finding::{Action, Finding, FindingId, Message};
 
 use super::{AppState, Caller};
 use crate::failure::Failure;
@@ -24,18 +24,17 @@ pub(super) async fn authenticate(State(app): AppState, mut request: Request, nex
         .filter(|(scheme, _)| scheme.eq_ignore_ascii_case("bearer"))
         .map(|(_, token)| token.trim().to_owned());
     let message = match token {
-        None => "The call carries no token",
+        None => Message::NoToken,
         Some(token) => match app.store.token_name(&ferry_trust::token_hash(&token)).await {
             Ok(Some(name)) => {
                 request.extensions_mut().insert(Caller(name));
                 return next.run(request).await;
             }
-            Ok(None) => "The call's token is not valid",
+            Ok(None) => Message::TokenNotValid,
             Err(error) => return Failure::Store(error).into_response(),
         },
     };
-    let fix = "Use the token in the file admin.token of the server's state directory: `ferry login`";
-    let finding = Finding::blocks(FindingId::AuthToken, "token", message, fix);
+    let finding = Finding::blocks(FindingId::AuthToken, "token", message, Action::UseToken);
     let mut refusal = Failure::found("The call is not authorised", finding).into_response();
     refusal.headers_mut().insert(WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
     refusal

@@ -12,7 +12,7 @@ use axum::{
 };
 use ferry_core::{
     api::problem::{PROBLEM_MEDIA_TYPE, Problem},
-    finding::{Finding, FindingId},
+    finding::{ByHand, Finding, FindingId, Message},
 };
 
 use crate::failure::Failure;
@@ -34,7 +34,7 @@ fn response(problem: &Problem) -> Response {
 }
 
 /// A request that is not well formed.
-pub(super) fn invalid(status: StatusCode, object: &str, message: String, fix: &str) -> Response {
+pub(super) fn invalid(status: StatusCode, object: &str, message: Message, fix: ByHand) -> Response {
     let finding = Finding::blocks(FindingId::RequestInvalid, object, message, fix);
     response(&Problem::refused(status.as_u16(), "The request is not well formed", vec![finding]))
 }
@@ -61,15 +61,14 @@ pub(super) fn object(method: &Method, uri: &Uri) -> String {
 
 /// An error of which nothing is known but its status, and perhaps a text for people.
 pub(super) fn of_status(status: StatusCode, object: &str, text: String) -> Response {
-    let text = if text.is_empty() { "The request could not be understood".to_owned() } else { text };
+    let text = if text.is_empty() { Message::NotUnderstood } else { Message::Verbatim { text } };
+    let of = object.to_owned();
     let (message, fix) = match status {
-        StatusCode::NOT_FOUND => (format!("There is no {object}"), "See /api/v1/openapi.json for what there is"),
-        StatusCode::METHOD_NOT_ALLOWED => {
-            (format!("{object} is not possible"), "See /api/v1/openapi.json for what is possible")
-        }
-        StatusCode::PAYLOAD_TOO_LARGE => ("The body is too long".to_owned(), "Send less than 64 KiB"),
-        StatusCode::UNSUPPORTED_MEDIA_TYPE => (text, "Send Content-Type: application/json"),
-        _ => (text, "See /api/v1/openapi.json for the form of the request"),
+        StatusCode::NOT_FOUND => (Message::NothingThere { object: of }, ByHand::SeeWhatThereIs),
+        StatusCode::METHOD_NOT_ALLOWED => (Message::NotPossible { object: of }, ByHand::SeeWhatIsPossible),
+        StatusCode::PAYLOAD_TOO_LARGE => (Message::BodyTooLong, ByHand::SendLess),
+        StatusCode::UNSUPPORTED_MEDIA_TYPE => (text, ByHand::SendJson),
+        _ => (text, ByHand::SeeForm),
     };
     invalid(status, object, message, fix)
 }

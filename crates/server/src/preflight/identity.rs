@@ -11,7 +11,7 @@ use ferry_client::ClientError;
 use ferry_core::{
     api::agent::{LockStep, ShareToken},
     error::chain,
-    finding::FindingId,
+    finding::{FindingId, Message},
     id::{Incarnation, ShareId},
     preflight::ShareIdentity,
 };
@@ -99,7 +99,7 @@ impl IdentityCheck {
         let name = Uuid::new_v4().simple().to_string();
         let token = ShareToken { content: Uuid::new_v4().simple().to_string() };
         if let Err(error) = one.agent.write_token(share, &name, &token).await {
-            return ShareIdentity::NotProven(describe(one.name(), &error));
+            return ShareIdentity::NotProven(Message::Verbatim { text: describe(one.name(), &error) });
         }
         let identity = look_for(share, &name, &token, other).await;
         // Nobody waits for the removal: it is not part of the proof.
@@ -131,7 +131,7 @@ async fn look_for(share: ShareId, name: &str, token: &ShareToken, host: &Host) -
                 }
                 tokio::time::sleep(LOOK_AGAIN).await;
             }
-            Err(error) => return ShareIdentity::NotProven(describe(host.name(), &error)),
+            Err(error) => return ShareIdentity::NotProven(Message::Verbatim { text: describe(host.name(), &error) }),
         }
     }
 }
@@ -153,11 +153,16 @@ async fn hand_over(share: ShareId, name: &str, source: &Host, destination: &Host
             Err(ClientError::Refused(problem)) => {
                 let locks = problem.findings.iter().find(|finding| finding.id == FindingId::ShareLocks);
                 return match locks {
-                    Some(finding) => ShareIdentity::LocksFail(format!("{} ({})", finding.message, host.name())),
-                    None => ShareIdentity::NotProven(describe(host.name(), &ClientError::Refused(problem))),
+                    Some(finding) => ShareIdentity::LocksFail(Message::SaidBy {
+                        message: finding.message.clone().into(),
+                        host: host.name().to_owned(),
+                    }),
+                    None => ShareIdentity::NotProven(Message::Verbatim {
+                        text: describe(host.name(), &ClientError::Refused(problem)),
+                    }),
                 };
             }
-            Err(error) => return ShareIdentity::NotProven(describe(host.name(), &error)),
+            Err(error) => return ShareIdentity::NotProven(Message::Verbatim { text: describe(host.name(), &error) }),
         }
     }
     ShareIdentity::Proven

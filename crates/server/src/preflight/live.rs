@@ -11,7 +11,7 @@ use ferry_core::{
         DiskMove,
         plan::{Planned, Requested, plan_live},
     },
-    finding::{Finding, FindingId, any_blocks},
+    finding::{Action, Finding, FindingId, Message, any_blocks},
     id::{HostId, JobId, ShareId, VmId},
     location::Location,
     memory::Need,
@@ -220,7 +220,8 @@ pub(crate) async fn judge(
     if !along.is_empty() && !any_blocks(&findings) {
         match arrivals(source, vm, &along).await {
             Ok(wanted) => {
-                why += &format!(", {} to copy", ByteCount(wanted.iter().map(|disk| disk.allocated.0).sum()));
+                let bytes = ByteCount(wanted.iter().map(|disk| disk.allocated.0).sum());
+                why = Message::WithBytes { moves: why.into(), bytes };
                 if let Err(error) = destination.agent.check(&Check::LiveDestination { vm, disks: wanted }).await {
                     findings.extend(told(destination, &error));
                 }
@@ -241,8 +242,8 @@ fn moved_meanwhile(vm: &VmFacts, along: &[DiskMove]) -> Vec<Finding> {
         Some(Finding::blocks(
             FindingId::DiskMovedMeanwhile,
             &disk.device,
-            format!("Disk {} of VM {} uses another file by now than when the move was asked for", disk.device, vm.name),
-            "Start a new move with `ferry vm migrate`",
+            Message::DiskMovedMeanwhile { device: disk.device.clone(), vm: vm.name.clone() },
+            Action::NewMove,
         ))
     };
     along.iter().filter_map(one).collect()
@@ -256,8 +257,8 @@ pub(crate) async fn arrivals(source: &Host, vm: VmId, along: &[DiskMove]) -> Res
             vec![Finding::blocks(
                 FindingId::DiskUnknown,
                 &disk.device,
-                format!("Host {} does not say how large disk {} is", source.name(), disk.device),
-                "Look at the VM with `ferry vm show` and ask again",
+                Message::DiskSizeUnknown { host: source.name().to_owned(), device: disk.device.clone() },
+                Action::ShowVm,
             )]
         })?;
         Ok(DiskArrival {
@@ -273,6 +274,6 @@ pub(crate) async fn arrivals(source: &Host, vm: VmId, along: &[DiskMove]) -> Res
 
 fn not_there(vm: VmId, source: &Host, destination: &Host, at_source: &Seen) -> Checked {
     let finding = gone(vm, source, at_source);
-    let candidate = candidate(destination, Assessment::new(None, String::new(), vec![finding.clone()]));
+    let candidate = candidate(destination, Assessment::new(None, Message::Empty, vec![finding.clone()]));
     Checked { candidate, findings: vec![finding], vm: None, along: Vec::new() }
 }

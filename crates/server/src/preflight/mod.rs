@@ -15,7 +15,7 @@ use std::{collections::BTreeMap, sync::Arc};
 use ferry_client::ClientError;
 use ferry_core::{
     api::server::Candidate,
-    finding::{Finding, FindingId},
+    finding::{Action, Finding, FindingId, Message},
     id::{ShareId, VmId},
     preflight::{Assessment, NamedShare},
 };
@@ -45,7 +45,7 @@ impl Preflight {
 /// A host as the destination of a VM, as the API tells it.
 fn candidate(host: &Host, assessed: Assessment) -> Candidate {
     let Assessment { kind, why, findings } = assessed;
-    Candidate { host: host.name().to_owned(), kind, why, findings }
+    Candidate { host: host.name().to_owned(), kind, why: why.to_string(), findings }
 }
 
 /// What a host says against something.
@@ -68,8 +68,8 @@ fn gone(vm: VmId, source: &Host, at_source: &Seen) -> Finding {
         Finding::blocks(
             FindingId::VmUnknown,
             vm,
-            format!("VM {vm} is not on host {} any more", source.name()),
-            "See where it is with `ferry vm list`",
+            Message::VmGone { vm: vm.to_string(), host: source.name().to_owned() },
+            Action::SeeWhere,
         )
     })
 }

@@ -12,7 +12,7 @@ use ferry_core::{
         plan::{Planned, Requested, plan_offline},
         shared_with,
     },
-    finding::{Finding, FindingId, Severity, any_blocks},
+    finding::{Action, Finding, FindingId, Message, Severity, any_blocks},
     id::{JobId, VmId},
     job::MoveKind,
     preflight::{Assessment, LiveFacts, ShareIdentity, offline, reaches, shares_of},
@@ -65,11 +65,10 @@ impl Checked {
     pub(crate) fn candidate(self, destination: &Host) -> Candidate {
         let files = &self.sized.files;
         let why = if files.is_empty() {
-            "Every file of the VM lies on shares that both hosts reach".to_owned()
+            Message::AllOnShares
         } else {
-            let names: Vec<&str> = files.iter().map(|file| file.file.device.as_str()).collect();
             let bytes = ByteCount(files.iter().map(|file| file.allocated.0).sum());
-            format!("Moves while it is shut off: {}, {bytes} to copy", names.join(", "))
+            Message::MovesShutOff { disks: files.iter().map(|file| &file.file.device).collect(), bytes }
         };
         candidate(destination, Assessment::new(Some(MoveKind::Offline), why, self.findings))
     }
@@ -184,11 +183,12 @@ fn used_by_others(
                     findings.push(Finding::blocks(
                         FindingId::DiskShareable,
                         &file.device,
-                        format!(
-                            "VM {} on {} has begun to use disk {} since the job was made",
-                            other.vm, other.host, file.device
-                        ),
-                        format!("Start a new move: `ferry vm migrate {} --to {destination} --offline`", vm.name),
+                        Message::DiskSharedSince {
+                            vm: other.vm.to_owned(),
+                            host: other.host.to_owned(),
+                            device: file.device.clone(),
+                        },
+                        Action::NewOfflineMove { vm: vm.name.clone(), host: destination.to_owned() },
                     ));
                     continue;
                 }
@@ -219,8 +219,8 @@ pub(crate) async fn sizes(source: &Host, vm: VmId, files: &[FileMove]) -> Result
                 return Err(vec![Finding::blocks(
                     FindingId::DiskUnknown,
                     &file.device,
-                    format!("Host {} does not say how large file {} is", source.name(), file.device),
-                    "Look at the VM with `ferry vm show` and ask again",
+                    Message::FileSizeUnknown { host: source.name().to_owned(), device: file.device.clone() },
+                    Action::ShowVm,
                 )]);
             }
         }

@@ -4,7 +4,7 @@ use ferry_client::ClientError;
 use ferry_core::{
     api::server::MoveDisk,
     files::plan::Requested,
-    finding::{Finding, FindingId},
+    finding::{ByHand, Finding, FindingId, Message},
     location::Location,
     place::{KnownShare, Place, locate, reachable},
     share::AttachedShare,
@@ -52,8 +52,8 @@ pub(crate) fn not_looked(title: &str, host: &str, error: &ClientError) -> Failur
     let finding = Finding::blocks(
         FindingId::HostVersion,
         host,
-        format!("The agent on host {host} is of an earlier version, which does not look at directories"),
-        format!("Bring the agent on host {host} to the version of the server"),
+        Message::HostIsOldForPlaces { host: host.to_owned() },
+        ByHand::UpgradeAgent { host: host.to_owned() },
     );
     Failure::found(title, finding)
 }
@@ -83,7 +83,7 @@ mod tests {
     #[test]
     fn an_agent_of_an_earlier_version_is_told_from_a_missing_directory() {
         let answer = |id, message: &str| {
-            let finding = Finding::blocks(id, "request", message, "Do");
+            let finding = Finding::told(id, "request", message, "Do");
             let error = ClientError::Refused(Box::new(Problem::refused(404, message, vec![finding])));
             let problem = not_looked("Could not browse host kvm1", "kvm1", &error).into_problem();
             (problem.status, problem.findings[0].id)

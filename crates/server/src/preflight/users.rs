@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use ferry_core::{
     files::DiskMove,
-    finding::{Finding, FindingId},
+    finding::{ByHand, Command, Finding, FindingId, Fix, Message},
     id::VmId,
 };
 
@@ -24,16 +24,15 @@ pub(crate) fn used_by_others(inventory: &Inventory, vm: VmId, disks: &[DiskMove]
         for other in seen.vms().iter().filter(|other| other.id != vm) {
             for disk in disks.iter().filter(|disk| other.files.iter().any(|file| disk.is_needed_by(file))) {
                 let is_base = !other.files.iter().any(|file| disk.leaves(file));
-                let fix = match is_base {
-                    true => {
-                        "Leave it where it is; or make the other VM's disk an image of its own with `virsh blockpull`"
-                    }
-                    false => "Give each VM files of its own",
-                };
+                let fix = if is_base { Fix::from(Command::PullBlocks) } else { ByHand::OwnFiles.into() };
                 findings.push(Finding::blocks(
                     FindingId::DiskTwice,
                     &disk.device,
-                    format!("VM {} on {} uses the file of disk {}, too", other.name, host.name(), disk.device),
+                    Message::DiskOfOther {
+                        vm: other.name.clone(),
+                        host: host.name().to_owned(),
+                        device: disk.device.clone(),
+                    },
                     fix,
                 ));
             }

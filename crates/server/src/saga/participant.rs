@@ -100,7 +100,7 @@ pub(super) fn failed(host: &impl Participant, error: &ClientError) -> StepFailed
 
 /// What was found against a step.
 pub(super) fn messages(findings: &[Finding]) -> StepFailed {
-    let messages: Vec<&str> = findings.iter().map(|finding| finding.message.as_str()).collect();
+    let messages: Vec<String> = findings.iter().map(|finding| finding.message.to_string()).collect();
     StepFailed(messages.join("; "))
 }
 

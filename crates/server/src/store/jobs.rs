@@ -282,7 +282,7 @@ impl Store {
     /// # Errors
     /// The database's.
     pub async fn put_findings(&self, job: JobId, findings: &[Finding]) -> Result<(), StoreError> {
-        self.put(job, "UPDATE job SET findings = $2 WHERE id = $1", &to_json(&findings)).await
+        self.put(job, "UPDATE job SET findings = $2 WHERE id = $1", &to_json(&stored(findings))).await
     }
 
     /// Keeps what a job took.
@@ -358,7 +358,7 @@ async fn insert(transaction: &mut Transaction<'static, Sqlite>, job: &NewJob) ->
     .bind(&job.by)
     .bind(job.accepted_at_ms as i64)
     .bind(&job.plan)
-    .bind(to_json(&job.findings))
+    .bind(to_json(&stored(&job.findings)))
     .bind(job.parent.map(|parent| parent.0 as i64))
     .execute(&mut **transaction)
     .await?;
@@ -431,4 +431,9 @@ fn record(row: &SqliteRow) -> Result<JobRecord, StoreError> {
         },
         figures: figures.as_deref().map(|figures| json("figures", figures)).transpose()?,
     })
+}
+
+/// Findings as they are stored: no sentences.
+fn stored(findings: &[Finding]) -> Vec<impl serde::Serialize + use<>> {
+    findings.iter().map(Finding::stored).collect()
 }

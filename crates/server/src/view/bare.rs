@@ -2,17 +2,18 @@
 
 use ferry_core::{
     api::server::{JobView, LogLine},
+    job_text::{JobText, english},
     migration::Phase,
 };
 
 use super::line::line;
-use crate::store::{JobRecord, LogRow, NewJob};
+use crate::store::{JobRecord, LogRow};
 
 /// Lines of the log that a view holds: the newest.
 const LOG_LINES_MAX: usize = 1000;
 
 /// What every job has.
-pub(super) fn bare(record: &JobRecord, log: &[LogRow], phase: Phase, summary: String) -> JobView {
+pub(super) fn bare(record: &JobRecord, log: &[LogRow], phase: Phase, says: Vec<JobText>) -> JobView {
     let job = &record.job;
     let skipped = log.len().saturating_sub(LOG_LINES_MAX);
     JobView {
@@ -27,24 +28,24 @@ pub(super) fn bare(record: &JobRecord, log: &[LogRow], phase: Phase, summary: St
         attempt: 0,
         waits: None,
         phase,
-        summary,
+        summary: english(&says),
+        says,
         by: job.by.clone(),
         accepted_at_ms: job.accepted_at_ms,
         ended_at_ms: None,
         steps: Vec::new(),
         progress: None,
         disks: Vec::new(),
+        next: Vec::new(),
         figures: None,
         findings: job.findings.clone(),
         log: log
             .iter()
             .skip(skipped)
-            .map(|row| LogLine { at_ms: row.at_ms, message: by_name(job, &line(row, job)) })
+            .map(|row| {
+                let says = line(row, job);
+                LogLine { at_ms: row.at_ms, message: says.to_string(), says: Some(says) }
+            })
             .collect(),
     }
-}
-
-/// A text of a job with its VM by its name: hosts know it by its UUID.
-pub(super) fn by_name(job: &NewJob, text: &str) -> String {
-    text.replace(&job.vm.to_string(), &job.vm_name)
 }

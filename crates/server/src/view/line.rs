@@ -1,48 +1,50 @@
-//! A line of a job's log, in words.
+//! A line of a job's log.
 
-use ferry_core::{job::JobKind, migration::LogEvent};
+use ferry_core::{
+    job::JobKind,
+    job_text::{JobText, StepTitle},
+    migration::LogEvent,
+};
 
-use super::words::whereabouts;
+use super::words::{by_name, whereabouts};
 use crate::store::{LogEntry, LogRow, NewJob};
 
-pub(super) fn line(row: &LogRow, job: &NewJob) -> String {
+pub(super) fn line(row: &LogRow, job: &NewJob) -> JobText {
     let event = match &row.entry {
-        LogEntry::Note(note) => return note.clone(),
+        LogEntry::Note(note) => return JobText::Note { text: by_name(job, note) },
         LogEntry::Event(event) => event,
     };
+    let title = |step| StepTitle { kind: job.kind, step };
+    let (source, destination) = (job.source.name.clone(), job.destination.name.clone());
     match event {
-        LogEvent::Accepted if job.kind.is_parent() => {
-            format!("Accepted: {} of {}, asked for by {}", job.kind.title().to_lowercase(), job.vm_name, job.by)
-        }
-        LogEvent::Accepted if job.kind == JobKind::Storage => {
-            format!("Accepted: storage move of {} on {}, asked for by {}", job.vm_name, job.source.name, job.by)
-        }
-        LogEvent::Accepted => format!(
-            "Accepted: {} move of {} from {} to {}, asked for by {}",
-            job.kind.title(),
-            job.vm_name,
-            job.source.name,
-            job.destination.name,
-            job.by
-        ),
-        LogEvent::Admitted => "Its turn came".to_owned(),
-        LogEvent::AttemptStarted { attempt } => format!("Attempt {attempt} begins"),
-        LogEvent::Intent { step } => format!("{}: begins", step.title_in(job.kind)),
-        LogEvent::Succeeded { step } => format!("{}: done", step.title_in(job.kind)),
-        LogEvent::Failed { step, message } => format!("{}: failed: {message}", step.title_in(job.kind)),
-        LogEvent::CancelRequested { by } => format!("{by} asked to cancel"),
-        LogEvent::Arrived => format!(
-            "All of the VM is on {}, and {} does not say that it runs there: no source of it is let go while it is not known \
-             where it is",
-            job.destination.name, job.source.name
-        ),
-        LogEvent::Dismissed { by, told } if told.is_empty() => format!("{by} accepted what is; nothing more is done"),
+        LogEvent::Accepted => accepted(job),
+        LogEvent::Admitted => JobText::Admitted,
+        LogEvent::AttemptStarted { attempt } => JobText::AttemptBegins { attempt: *attempt },
+        LogEvent::Intent { step } => JobText::StepBegins { step: title(*step) },
+        LogEvent::Succeeded { step } => JobText::StepDone { step: title(*step) },
+        LogEvent::Failed { step, message } => JobText::StepFailed { step: title(*step), why: by_name(job, message) },
+        LogEvent::CancelRequested { by } => JobText::CancelAsked { by: by.clone() },
+        LogEvent::Arrived => JobText::Arrived { source, destination },
+        LogEvent::Dismissed { by, told } if told.is_empty() => JobText::Accepted { by: by.clone() },
         LogEvent::Dismissed { by, told } => {
-            format!("{by} accepted what is; nothing more is done: {}", whereabouts(&job.vm_name, told))
+            JobText::AcceptedAs { by: by.clone(), seen: whereabouts(&job.vm_name, told).into() }
         }
-        LogEvent::Undone { step } => format!("{}: taken back", step.title_in(job.kind)),
+        LogEvent::Undone { step } => JobText::StepUndone { step: title(*step) },
         LogEvent::UndoFailed { step, message } => {
-            format!("{}: could not be taken back: {message}", step.title_in(job.kind))
+            JobText::StepNotUndone { step: title(*step), why: by_name(job, message) }
         }
+    }
+}
+
+fn accepted(job: &NewJob) -> JobText {
+    let (vm, by) = (job.vm_name.clone(), job.by.clone());
+    let (source, destination) = (job.source.name.clone(), job.destination.name.clone());
+    match job.kind {
+        JobKind::Several => JobText::AcceptedSeveral { vms: vm, by },
+        JobKind::Drain => JobText::AcceptedDrain { vms: vm, by },
+        JobKind::Storage => JobText::AcceptedStorage { vm, host: source, by },
+        JobKind::Live => JobText::AcceptedLive { vm, source, destination, by },
+        JobKind::LiveVsm => JobText::AcceptedLiveVsm { vm, source, destination, by },
+        JobKind::Offline => JobText::AcceptedOffline { vm, source, destination, by },
     }
 }

@@ -12,18 +12,18 @@ pub(crate) mod words;
 
 use ferry_core::{
     api::server::{JobView, StepState, StepView},
-    id::JobId,
     job::JobKind,
-    migration::{LogEvent, Phase, Step, Told, attempt, newest_attempt, phase},
+    job_text::{JobText, Part},
+    migration::{LogEvent, Phase, Step, Told, attempt, newest_attempt, next, phase},
 };
 
 use crate::{
     jobs::running::Now,
     store::{JobRecord, LogEntry, LogRow, NewJob},
 };
-use bare::{bare, by_name};
+use bare::bare;
 pub(crate) use parent::view_of_parent;
-use words::{whereabouts, why};
+use words::{by_name, whereabouts, why};
 
 /// The job as people see it. `steps` are those of its plan.
 pub(crate) fn view(record: &JobRecord, steps: &[Step], log: &[LogRow], now: &Now) -> JobView {
@@ -35,8 +35,8 @@ pub(crate) fn view(record: &JobRecord, steps: &[Step], log: &[LogRow], now: &Now
     for message in steps.iter_mut().filter_map(|step| step.message.as_mut()) {
         *message = by_name(&record.job, message);
     }
-    let summary =
-        by_name(&record.job, &(summary(record, phase, newest_attempt(&events), now) + &waits(record.id, phase, now)));
+    let mut says = vec![summary(record, phase, newest_attempt(&events), now)];
+    says.extend(waits(record, phase, now));
     JobView {
         vm: Some(record.job.vm),
         attempt: attempt(&events),
@@ -44,9 +44,10 @@ pub(crate) fn view(record: &JobRecord, steps: &[Step], log: &[LogRow], now: &Now
         steps,
         progress: now.progress.filter(|_| !phase.ended()),
         disks: now.disks.clone(),
+        next: next(&events, now.waits_for.is_some() || now.in_vain.is_some() || now.unkept.is_some()),
         figures: record.figures.filter(|_| phase == Phase::Succeeded || phase == Phase::Completing),
         ended_at_ms: log.last().filter(|_| phase.ended()).map(|row| row.at_ms),
-        ..bare(record, log, phase, summary)
+        ..bare(record, log, phase, says)
     }
 }
 
@@ -101,61 +102,38 @@ fn step_view(step: Step, kind: JobKind, log: &[LogRow]) -> StepView {
 }
 
 /// What an open job waits for, and what may be done about it.
-fn waits(id: JobId, phase: Phase, now: &Now) -> String {
-    if phase.ended() {
-        return String::new();
-    }
-    let mut text = String::new();
+fn waits(record: &JobRecord, phase: Phase, now: &Now) -> Vec<JobText> {
     // A stuck one says so already.
-    if let Some(what) = now.waits_for.as_ref().or(now.in_vain.as_ref()).filter(|_| phase != Phase::Stuck) {
-        text += &format!(
-            " Waits for: {what}. Ask again now with `ferry job retry {id}`. If that never comes, see where the VM is \
-             (`ferry vm list`) and give the job up with `ferry job dismiss {id}`."
-        );
-    }
-    if let Some(why) = &now.unkept {
-        text += &format!(
-            " Waits for the server's database, which cannot be read or written: {why}. Give it room and a disk that works; \
-             the job goes on by itself then."
-        );
-    }
-    text
+    let what = now.waits_for.as_ref().or(now.in_vain.as_ref()).filter(|_| phase != Phase::Stuck);
+    let waits = what.map(|what| JobText::WaitsFor { what: by_name(&record.job, what), job: record.id });
+    let database = now.unkept.as_ref().map(|why| JobText::WaitsForDatabase { why: by_name(&record.job, why) });
+    waits.into_iter().chain(database).filter(|_| !phase.ended()).collect()
 }
 
 /// How a job stands that was given up: what was said of the VM then, and what may be left.
-fn summary_of_dismissed(record: &JobRecord, phase: Phase, by: &str, told: &[Told], why: &str) -> String {
-    let NewJob { vm_name: vm, source, destination, kind, .. } = &record.job;
-    let (source, destination) = (&source.name, &destination.name);
+fn summary_of_dismissed(record: &JobRecord, phase: Phase, by: &str, told: &[Told], why: Part) -> JobText {
+    let NewJob { vm_name, source, destination, kind, .. } = &record.job;
+    let vm = vm_name.clone();
+    let (source, destination) = (source.name.clone(), destination.name.clone());
     let left = match (kind, phase) {
-        (JobKind::Storage, Phase::Succeeded) => "Its disks have moved; old files may be left".to_owned(),
-        (JobKind::Storage, _) => {
-            format!("See which files it uses with `ferry vm show {vm}`; new files that it does not use may be left")
-        }
-        (_, Phase::Succeeded) => format!(
-            "It was handed over to {destination}: do not start it on {source}, and remove what is left there with \
-             `virsh undefine {vm}`"
-        ),
-        (JobKind::Offline, _) => format!(
-            "Files of it may be left on {destination}; it may be held on {source} against a start until that agent has \
-             answered"
-        ),
-        (_, _) => format!(
-            "If it is {source}'s, what is left of the move is taken away when both hosts answer; until then {destination} may \
-             hold a paused copy of it, which is not to be run"
-        ),
+        (JobKind::Storage, Phase::Succeeded) => JobText::LeftOldFiles,
+        (JobKind::Storage, _) => JobText::LeftNewFiles { vm },
+        (_, Phase::Succeeded) => JobText::LeftAtSource { vm, source, destination },
+        (JobKind::Offline, _) => JobText::LeftFiles { source, destination },
+        (_, _) => JobText::LeftCopy { source, destination },
     };
-    let seen = whereabouts(vm, told);
-    format!("{by} gave up what was left: {why}. When it was given up: {seen}. {left}.")
+    let seen = whereabouts(vm_name, told).into();
+    JobText::Dismissed { by: by.to_owned(), why, seen, left: left.into() }
 }
 
 /// Where the VM is, and what to do if somebody has to.
-fn summary(record: &JobRecord, phase: Phase, events: &[LogEvent], now: &Now) -> String {
+fn summary(record: &JobRecord, phase: Phase, events: &[LogEvent], now: &Now) -> JobText {
     let dismissed = events.iter().find_map(|event| {
         let LogEvent::Dismissed { by, told } = event else { return None };
         Some((by, told))
     });
     if let Some((by, told)) = dismissed {
-        return summary_of_dismissed(record, phase, by, told, why(events));
+        return summary_of_dismissed(record, phase, by, told, why(&record.job, events));
     }
     match record.job.kind {
         JobKind::Storage => storage::summary(record, phase, events, now),
@@ -169,7 +147,7 @@ fn summary(record: &JobRecord, phase: Phase, events: &[LogEvent], now: &Now) -> 
 #[cfg(test)]
 mod tests {
     use ferry_core::{
-        id::{HostId, VmId},
+        id::{HostId, JobId, VmId},
         migration::Has,
         vm::VmState,
     };

@@ -3,7 +3,8 @@
 use ferry_core::{
     api::server::{ChildView, JobView},
     finding::{Severity, any_blocks},
-    migration::Phase,
+    job_text::{Counts, JobText},
+    migration::{JobAction, Phase},
 };
 
 use super::bare::bare;
@@ -12,7 +13,7 @@ use crate::store::{JobRecord, LogRow};
 /// A job whose work is done by others, as people see it: its phase is folded from theirs.
 pub(crate) fn view_of_parent(record: &JobRecord, log: &[LogRow], children: &[JobView]) -> JobView {
     let phase = phase_of_parent(children, any_blocks(&record.job.findings));
-    let summary = summary_of_parent(record, phase, children);
+    let says = summary_of_parent(record, phase, children);
     let children_ended = children.iter().filter_map(|child| child.ended_at_ms).max();
     let child = |child: &JobView| ChildView {
         id: child.id,
@@ -21,12 +22,18 @@ pub(crate) fn view_of_parent(record: &JobRecord, log: &[LogRow], children: &[Job
         destination: child.destination.clone(),
         phase: child.phase,
         summary: child.summary.clone(),
+        says: child.says.clone(),
     };
+    // Each of its parts offers its own: together they are cancelled and restarted.
+    let may = |action: JobAction| children.iter().any(|child| child.next.contains(&action));
+    let together = [(JobAction::Cancel, !phase.ended()), (JobAction::Restart, phase.ended())];
+    let next = together.into_iter().filter(|(action, now)| *now && may(*action)).map(|(action, _)| action).collect();
     JobView {
+        next,
         children: children.iter().map(child).collect(),
         attempt: 1,
         ended_at_ms: phase.ended().then(|| children_ended.unwrap_or(record.job.accepted_at_ms)),
-        ..bare(record, log, phase, summary)
+        ..bare(record, log, phase, says)
     }
 }
 
@@ -49,29 +56,31 @@ fn phase_of_parent(children: &[JobView], left: bool) -> Phase {
     }
 }
 
-fn summary_of_parent(record: &JobRecord, phase: Phase, children: &[JobView]) -> String {
+fn summary_of_parent(record: &JobRecord, phase: Phase, children: &[JobView]) -> Vec<JobText> {
     let count = |phase: Phase| children.iter().filter(|child| child.phase == phase).count();
     let waiting = count(Phase::Queued);
     let (done, failed, cancelled) = (count(Phase::Succeeded), count(Phase::Failed), count(Phase::Cancelled));
     let going = children.len() - waiting - done - failed - cancelled;
-    let mut text = format!("{done} of {} VMs moved", children.len());
-    for (number, what) in [(going, "on their way"), (waiting, "waiting"), (failed, "failed"), (cancelled, "cancelled")]
-    {
-        if number > 0 {
-            text += &format!(", {number} {what}");
+    let number = |count: usize| (count > 0).then_some(count as u64);
+    let others = [
+        number(going).map(|count| JobText::OnTheirWay { count }),
+        number(waiting).map(|count| JobText::Queued { count }),
+        number(failed).map(|count| JobText::Failed { count }),
+        number(cancelled).map(|count| JobText::Cancelled { count }),
+    ];
+    let others = Counts(others.into_iter().flatten().collect());
+    let mut says = vec![JobText::Moved { done: done as u64, count: children.len() as u64, others }];
+    says.extend(record.job.findings.iter().map(|finding| {
+        let message = finding.message.clone().into();
+        match finding.severity {
+            Severity::Blocks => JobText::Stays { object: finding.object.clone(), why: message },
+            Severity::Warns => JobText::Overcommitted { what: message },
         }
-    }
-    text += ".";
-    for finding in &record.job.findings {
-        text += &match finding.severity {
-            Severity::Blocks => format!(" {} stays: {}.", finding.object, finding.message),
-            Severity::Warns => format!(" {}, which was taken by `--overcommit`.", finding.message),
-        };
-    }
+    }));
     // Each of its parts tells its own: together they are restarted by this job's number.
     let may_be_restarted = phase == Phase::Failed || phase == Phase::Cancelled;
     if may_be_restarted && failed + cancelled > 0 {
-        text += &format!(" Try those again that did not move: `ferry job restart {}`.", record.id);
+        says.push(JobText::TryThoseAgain { job: record.id });
     }
-    text
+    says
 }

@@ -1,7 +1,8 @@
-//! A move of disks on one host, in words.
+//! How a move of disks on one host stands.
 
 use ferry_core::{
     files::DiskStage,
+    job_text::JobText,
     migration::{LogEvent, Phase},
 };
 
@@ -12,43 +13,27 @@ use crate::{
 };
 
 /// How a storage move stands, and what to do if somebody has to.
-pub(super) fn summary(record: &JobRecord, phase: Phase, events: &[LogEvent], now: &Now) -> String {
-    let NewJob { vm_name: vm, source: host, .. } = &record.job;
-    let (id, host) = (record.id, &host.name);
-    let why = why(events);
-    let disks = &now.disks;
-    let moved = disks.iter().filter(|disk| disk.stage == DiskStage::Moved).count();
-    let again = format!("mend the cause, then try again with `ferry job restart {id}`");
-    let tries = format!("Ferry keeps trying: `ferry job retry {id}` tries now, `ferry job dismiss {id}` gives it up");
+pub(super) fn summary(record: &JobRecord, phase: Phase, events: &[LogEvent], now: &Now) -> JobText {
+    let NewJob { vm_name, source, .. } = &record.job;
+    let (job, vm, host) = (record.id, vm_name.clone(), source.name.clone());
+    let why = || why(&record.job, events);
+    let (count, moved) = (now.disks.len(), now.disks.iter().filter(|disk| disk.stage == DiskStage::Moved).count());
     match phase {
-        Phase::Queued => match &now.waits {
-            Some(wait) => format!("The disks of VM {vm} on {host} move later; {}.", waits_in_queue(wait)),
-            None => format!("The disks of VM {vm} on {host} move later; the move waits for its turn."),
-        },
-        Phase::Preparing => format!("The move of the disks of VM {vm} on {host} is being prepared."),
-        Phase::Migrating => {
-            format!("The disks of VM {vm} on {host} are copied; {moved} of {} use their new files.", disks.len())
+        Phase::Queued => {
+            let wait = waits_in_queue(now.waits.as_ref(), JobText::MoveWaits);
+            JobText::StorageQueued { vm, host, wait }
         }
-        Phase::Completing => {
-            format!("VM {vm} on {host} has its new files; the old ones are being removed.")
-        }
-        Phase::RollingBack => {
-            format!("VM {vm} on {host} keeps its old files; what was prepared for its disks is being taken back.")
-        }
-        Phase::Succeeded => format!("VM {vm} on {host} has its disks where they were asked for."),
-        Phase::Failed | Phase::Cancelled if moved > 0 => format!(
-            "VM {vm} on {host} has some disks moved and others not: {why}. \
-             Every disk is whole; {again}, which moves what is left."
-        ),
-        Phase::Cancelled => format!(
-            "VM {vm} on {host} has its old files: the move was cancelled, and its new files are removed. \
-             Move them after all with `ferry job restart {id}`."
-        ),
-        Phase::Failed => {
-            format!("VM {vm} on {host} has its old files: {why}. New files are removed; {again}.")
-        }
+        Phase::Preparing => JobText::StoragePreparing { vm, host },
+        Phase::Migrating => JobText::StorageCopying { vm, host, moved: moved as u64, count: count as u64 },
+        Phase::Completing => JobText::StorageFinishing { vm, host },
+        Phase::RollingBack => JobText::StorageTakenBack { vm, host },
+        Phase::Succeeded => JobText::StorageDone { vm, host },
+        Phase::Failed | Phase::Cancelled if moved > 0 => JobText::StorageHalf { vm, host, why: why(), job },
+        Phase::Cancelled => JobText::StorageCancelled { vm, host, job },
+        Phase::Failed => JobText::StorageFailed { vm, host, why: why(), job },
         Phase::Stuck => {
-            format!("The move of the disks of VM {vm} on {host} cannot be ended yet: {why}. {tries}.")
+            let tries = JobText::KeepsTrying { job }.into();
+            JobText::StorageStuck { vm, host, why: why(), tries }
         }
     }
 }

@@ -1,44 +1,60 @@
 //! Words that views of several kinds use.
 
 use ferry_core::{
-    api::server::WaitView,
+    admission::Slot,
+    api::server::{Place, WaitView},
+    finding::{Clauses, Message},
+    job_text::{JobList, JobText, Part, Slots},
     migration::{Has, LogEvent, Told},
     vm::VmState,
 };
 
+use crate::store::NewJob;
+
+/// A text of a job with its VM by its name: hosts know it by its UUID.
+pub(super) fn by_name(job: &NewJob, text: &str) -> String {
+    text.replace(&job.vm.to_string(), &job.vm_name)
+}
+
 /// What went wrong last.
-pub(super) fn why(events: &[LogEvent]) -> &str {
+pub(super) fn why(job: &NewJob, events: &[LogEvent]) -> Part {
     let failure = events.iter().rev().find_map(|event| {
         let (LogEvent::Failed { message, .. } | LogEvent::UndoFailed { message, .. }) = event else { return None };
         Some(message.as_str())
     });
-    failure.unwrap_or("the log says why")
+    failure.map_or(JobText::LogSaysWhy, |message| JobText::Reason { text: by_name(job, message) }).into()
 }
 
 /// Who has a VM, as hosts said.
-pub(crate) fn whereabouts(vm: &str, told: &[Told]) -> String {
+pub(crate) fn whereabouts(vm: &str, told: &[Told]) -> Message {
+    let vm = vm.to_owned();
     if told.is_empty() {
-        return format!("VM {vm}: nobody asked where it is");
+        return Message::NobodyAsked { vm };
     }
-    let one = |Told { host, has }: &Told| match has {
-        Has::It(VmState::Running) => format!("runs on {host}"),
-        Has::It(VmState::ShutOff) => format!("is shut off on {host}"),
-        Has::It(_) => format!("has a process on {host} that stands still"),
-        Has::Nothing => format!("is not known on {host}"),
-        Has::NoAnswer => format!("{host} does not answer"),
+    let one = |Told { host, has }: &Told| match (has, host.clone()) {
+        (Has::It(VmState::Running), host) => Message::RunsOn { host },
+        (Has::It(VmState::ShutOff), host) => Message::IsShutOffOn { host },
+        (Has::It(VmState::Crashed | VmState::Suspended | VmState::Paused | VmState::Incoming), host) => {
+            Message::StandsStillOn { host }
+        }
+        (Has::Nothing, host) => Message::NotKnownOn { host },
+        (Has::NoAnswer, host) => Message::DoesNotAnswer { host },
     };
-    format!("VM {vm}: {}", told.iter().map(one).collect::<Vec<_>>().join(", "))
+    Message::Whereabouts { vm, seen: Clauses(told.iter().map(one).collect()) }
 }
 
-/// Which slots a job waits for.
-pub(super) fn waits_in_queue(wait: &WaitView) -> String {
-    let places: Vec<String> = wait
-        .places
-        .iter()
-        .map(|place| {
-            let jobs: Vec<String> = place.jobs.iter().map(|job| format!("job {job}")).collect();
-            format!("a {} slot on {} ({})", place.slot.title(), place.host, jobs.join(", "))
-        })
-        .collect();
-    format!("the move is number {} in the queue and waits for {}", wait.position, places.join(" and "))
+/// Which slots a job waits for; `unknown` where that is not known.
+pub(super) fn waits_in_queue(wait: Option<&WaitView>, unknown: JobText) -> Part {
+    let slot = |place: &Place| {
+        let (host, jobs) = (place.host.clone(), JobList(place.jobs.clone()));
+        match place.slot {
+            Slot::Live => JobText::ALiveSlot { host, jobs },
+            Slot::Storage => JobText::AStorageSlot { host, jobs },
+        }
+    };
+    let waits = wait.map(|wait| {
+        let slots = Slots(wait.places.iter().map(slot).collect());
+        JobText::WaitsInQueue { position: wait.position, slots }
+    });
+    waits.unwrap_or(unknown).into()
 }

@@ -107,7 +107,8 @@ fn memory_that_a_move_was_promised_is_not_promised_again_unless_somebody_takes_t
         let [finding] = &problem.findings[..] else { panic!("{problem:#?}") };
         assert_eq!(finding.id, FindingId::HostMemory);
         assert!(
-            finding.message.contains("promised to other moves") && finding.fix.contains("`--overcommit`"),
+            finding.message.to_string().contains("promised to other moves")
+                && finding.fix.to_string().contains("`--overcommit`"),
             "{finding:?}"
         );
         let hosts = lab.client.candidates("mail").await.expect("listed");
@@ -269,7 +270,10 @@ fn a_drained_host_is_left_by_every_vm_that_can_and_gets_no_other_until_it_is_res
         assert!(job.summary.starts_with("3 of 3 VMs moved. cache stays: "), "{}", job.summary);
         let [stays] = job.findings.as_slice() else { panic!("one finding: {:#?}", job.findings) };
         assert_eq!((stays.id, stays.object.as_str()), (FindingId::HostNone, "cache"));
-        assert!(stays.message.contains("cache.raw") && stays.fix.contains("ferry host drain kvm1"), "{stays:?}");
+        assert!(
+            stays.message.to_string().contains("cache.raw") && stays.fix.to_string().contains("ferry host drain kvm1"),
+            "{stays:?}"
+        );
 
         assert!(lab.client.host("kvm1").await.expect("shown").maintenance);
         let (status, findings) = refusal(lab.migrate("web01", "kvm1").await);
@@ -317,7 +321,8 @@ fn a_drain_takes_memory_that_may_not_do_only_if_somebody_wants_it_and_its_jobs_r
         for stays in ["mail", "large"] {
             let finding = job.findings.iter().find(|finding| finding.object == stays).expect("told");
             assert!(
-                finding.fix.contains("`--overcommit`") || finding.fix.contains("kvm1 --overcommit`"),
+                finding.fix.to_string().contains("`--overcommit`")
+                    || finding.fix.to_string().contains("kvm1 --overcommit`"),
                 "{finding:?}"
             );
         }
@@ -329,7 +334,7 @@ fn a_drain_takes_memory_that_may_not_do_only_if_somebody_wants_it_and_its_jobs_r
         let [huge, memory] = &job.findings[..] else { panic!("{:#?}", job.findings) };
         assert_eq!((huge.object.as_str(), huge.severity), ("huge", Severity::Blocks));
         assert_eq!((memory.id, memory.severity), (FindingId::HostMemory, Severity::Warns), "{memory:?}");
-        assert!(memory.message.contains("1 of them find no room"), "{memory:?}");
+        assert!(memory.message.to_string().contains("1 of them find no room"), "{memory:?}");
         let job = lab.ends(&job, Phase::Failed).await;
         assert!(job.summary.starts_with("2 of 2 VMs moved.") && job.summary.contains("huge stays"), "{}", job.summary);
         assert!(job.summary.contains("taken by `--overcommit`"), "{}", job.summary);

@@ -430,7 +430,7 @@ fn vms_that_share_a_disk_move_one_after_the_other_and_share_it_again() {
 
         let job = lab.client.migrate("one", &to_new(&kvm2)).await.expect("accepted");
         let found: Vec<_> = job.findings.iter().filter(|finding| finding.id == FindingId::DiskShareable).collect();
-        assert!(found.len() == 1 && found[0].message.contains("VM two on kvm1"), "{:?}", job.findings);
+        assert!(found.len() == 1 && found[0].message.to_string().contains("VM two on kvm1"), "{:?}", job.findings);
         lab.ends(&job, Phase::Succeeded).await;
         assert!(shared.exists() && !own("one").exists(), "the other still needs it");
 

@@ -160,7 +160,7 @@ fn what_another_vm_needs_is_never_taken_away() {
             for how in ALL {
                 let findings = against(lab, &kvm1, &kvm2, vm, how).await;
                 assert_eq!(ids(&findings), [(FindingId::DiskTwice, Severity::Blocks)], "{row}, {how:?}: {findings:#?}");
-                assert!(findings[0].message.contains("VM clone on"), "{row}: {findings:?}");
+                assert!(findings[0].message.to_string().contains("VM clone on"), "{row}: {findings:?}");
             }
             host.hypervisor.destroy(clone).expect("ended");
             host.hypervisor.undefine(clone).expect("removed");
@@ -197,8 +197,8 @@ async fn held(lab: &Lab, kvm1: &Host, kvm2: &Host, vm: VmId, how: Path3) -> (Job
 
 /// What the job tells of files that stay.
 fn stays(job: &JobView) -> String {
-    let told = job.findings.iter().map(|finding| finding.message.as_str());
-    told.chain(job.log.iter().map(|line| line.message.as_str())).filter(|text| text.contains("stay")).collect()
+    let told = job.findings.iter().map(|finding| finding.message.to_string());
+    told.chain(job.log.iter().map(|line| line.message.clone())).filter(|text| text.contains("stay")).collect()
 }
 
 #[test]
@@ -262,7 +262,7 @@ fn a_shareable_disk_stays_while_the_others_move() {
         let all = MoveStorage { to: Some(to.clone()), ..MoveStorage::default() };
         let plan = lab.client.try_move_storage("db", &all).await.expect("tried");
         assert_eq!(ids(&plan.findings), [(FindingId::DiskShareable, Severity::Warns)]);
-        assert!(plan.findings[0].fix.contains("Shut down every VM that uses it"), "{plan:?}");
+        assert!(plan.findings[0].fix.to_string().contains("Shut down every VM that uses it"), "{plan:?}");
         let named = MoveStorage { disks: disk_to("vda", &to, None), ..MoveStorage::default() };
         assert_eq!(refusal(lab.client.move_storage("db", &named).await).1, [FindingId::DiskShareable]);
         let job = lab.client.move_storage("db", &all).await.expect("accepted");
@@ -364,7 +364,10 @@ fn snapshots_inside_of_an_image_are_not_lost_silently() {
         for how in [Path3::Storage, Path3::Along] {
             let findings = against(lab, &kvm1, &kvm2, vm, how).await;
             assert_eq!(ids(&findings), [(FindingId::VmSnapshot, Severity::Blocks)], "{how:?}: {findings:#?}");
-            assert!(findings[0].message.contains("vda") && findings[0].fix.contains("qemu-img snapshot -d"));
+            assert!(
+                findings[0].message.to_string().contains("vda")
+                    && findings[0].fix.to_string().contains("qemu-img snapshot -d")
+            );
         }
         // Byte by byte they come along.
         assert_eq!(against(lab, &kvm1, &kvm2, vm, Path3::Offline).await, []);

@@ -138,8 +138,8 @@ fn a_path_that_libvirt_does_not_know_as_shared_is_attached_when_qemu_conf_lists_
         };
         let finding = &problem.findings[0];
         assert_eq!((problem.status, finding.id), (409, Id::HostSharedFilesystems));
-        assert!(finding.message.contains("fuse.odd"), "{finding:?}");
-        let line = finding.fix.split('`').nth(1).expect("the line to write").to_owned();
+        assert!(finding.message.to_string().contains("fuse.odd"), "{finding:?}");
+        let line = finding.fix.to_string().split('`').nth(1).expect("the line to write").to_owned();
         let conf = fs::read_to_string(&kvm1.config.qemu_conf).expect("read");
         let kept: Vec<_> = conf.lines().filter(|line| !line.starts_with("shared_filesystems")).collect();
         fs::write(&kvm1.config.qemu_conf, format!("{}\n{line}\n", kept.join("\n"))).expect("written");
@@ -195,7 +195,10 @@ fn a_share_on_which_qemus_user_gets_no_file_is_not_attached() {
         };
         let finding = &problem.findings[0];
         assert_eq!((problem.status, finding.id), (422, Id::PlaceNotWritable));
-        assert!(finding.fix.contains("/srv/vms HOST(") && finding.fix.contains("no_root_squash"), "{finding:?}");
+        assert!(
+            finding.fix.to_string().contains("/srv/vms HOST(") && finding.fix.to_string().contains("no_root_squash"),
+            "{finding:?}"
+        );
         assert_eq!(lab.client.share("nfs").await.expect("known").hosts, []);
         assert_eq!(fs::read_dir(&kvm1.config.share_root).expect("read").count(), 0, "nothing stays mounted");
         assert_eq!(fs::read_dir(&backing).expect("read").count(), 0, "nothing stays of the trial");

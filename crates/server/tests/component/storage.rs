@@ -289,7 +289,7 @@ fn a_job_says_which_files_stay_and_why() {
         let job = lab.client.move_storage("temp", &all_to(&local(&kvm1))).await.expect("accepted");
         let job = lab.ends(&job, Phase::Succeeded).await;
         let said = format!("The old file {UNC}\\temp\\disk.raw of disk vda of VM temp stays");
-        let finding = job.findings.iter().find(|finding| finding.message.contains(&said));
+        let finding = job.findings.iter().find(|finding| finding.message.to_string().contains(&said));
         assert_eq!(finding.map(|finding| finding.id), Some(FindingId::FileKept), "{job:#?}");
         assert!(job.log.iter().any(|line| line.message.contains(&said)), "{:#?}", job.log);
         let mount = old.ancestors().nth(2).expect("the share's").display().to_string();

@@ -352,7 +352,7 @@ pub fn refusal<T: std::fmt::Debug>(answer: Result<T, ClientError>) -> (u16, Vec<
     match answer {
         Err(ClientError::Refused(problem)) => {
             for finding in &problem.findings {
-                assert!(!finding.message.is_empty() && !finding.fix.is_empty(), "{finding:?}");
+                assert!(!finding.message.to_string().is_empty() && !finding.fix.to_string().is_empty(), "{finding:?}");
             }
             (problem.status, problem.findings.iter().map(|finding| finding.id).collect())
         }

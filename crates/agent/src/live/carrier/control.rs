@@ -7,7 +7,7 @@ use std::{path::Path, time::Duration};
 
 use ferry_core::{
     api::agent::Report,
-    finding::{Finding, FindingId},
+    finding::{ByHand, Finding, FindingId, Message},
 };
 use serde::{Deserialize, Serialize};
 use tokio::{
@@ -110,10 +110,8 @@ pub(super) fn understood(line: &str) -> std::io::Result<Result<Ask, Box<Finding>
         return Ok(Err(Box::new(Finding::blocks(
             FindingId::HostVersion,
             "host",
-            format!(
-                "The carrier of a move speaks version {CONTROL_VERSION} of its control socket, the agent {version}"
-            ),
-            "Bring the agent back to the version that began the move until it has ended",
+            Message::CarrierVersion { carrier: CONTROL_VERSION, agent: version },
+            ByHand::AgentBack,
         ))));
     }
     let request: Request = serde_json::from_str(line).map_err(std::io::Error::other)?;
@@ -131,7 +129,8 @@ mod tests {
         assert_eq!(told.expect("of this version"), Ask::Abort);
         for (version, ask) in [(2, "abort"), (2, "something new"), (0, "abort")] {
             let finding = understood(&line(version, ask)).expect("a request").expect_err("of another version");
-            let both = finding.message.contains("version 1") && finding.message.contains(&version.to_string());
+            let both = finding.message.to_string().contains("version 1")
+                && finding.message.to_string().contains(&version.to_string());
             assert!(finding.id == FindingId::HostVersion && both, "{finding:?}");
         }
         for line in ["", "{}", "{\"ask\": \"abort\"}", &line(CONTROL_VERSION, "something new")] {

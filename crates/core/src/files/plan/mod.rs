@@ -24,7 +24,7 @@ use super::{
     space::{why_arrives_thick, why_copied_thick},
 };
 use crate::{
-    finding::{Finding, FindingId},
+    finding::{Action, ByHand, Finding, FindingId, Fix, Message},
     id::HostId,
     immovable::{immovable, snapshots},
     location::Location,
@@ -55,16 +55,13 @@ pub struct Planned<M = DiskMove> {
 pub fn plan_storage(vm: &VmFacts, requested: &Requested) -> Planned {
     let mut walk = Walk::new(vm, requested, Copier::Hypervisor, &|_| true);
     walk.findings.extend(not_running(vm));
-    walk.findings.extend(snapshots(vm, "name its files"));
+    walk.findings.extend(snapshots(vm, |vm, count| Message::VmSnapshotsOfFiles { vm, count }));
     if vm.state == VmState::Running && !vm.persistent {
         walk.findings.push(Finding::warns(
             FindingId::FileKept,
             &vm.name,
-            format!(
-                "The host keeps no definition of VM {}: the one that it starts from names its old files, which stay",
-                vm.name
-            ),
-            "Name the new files in that definition, then remove the old ones",
+            Message::VmNotKept { vm: vm.name.clone() },
+            ByHand::NameNewFiles,
         ));
     }
     walk.unknown_devices();
@@ -72,8 +69,8 @@ pub fn plan_storage(vm: &VmFacts, requested: &Requested) -> Planned {
         walk.findings.push(Finding::warns(
             FindingId::VmTpm,
             &vm.name,
-            format!("The emulated TPM of VM {} keeps its state where libvirt has it on this host", vm.name),
-            "Nothing: the VM finds it there at its next start",
+            Message::VmTpmStays { vm: vm.name.clone() },
+            ByHand::TpmIsFound,
         ));
     }
     walk.all(&vm.files);
@@ -168,13 +165,9 @@ impl<'a> Walk<'a> {
         let Self { vm, requested, .. } = *self;
         for (device, ..) in &requested.named {
             if !vm.files.iter().any(|file| file.device == *device) {
-                let devices: Vec<&str> = vm.files.iter().map(|file| file.device.as_str()).collect();
-                self.findings.push(Finding::blocks(
-                    FindingId::DiskUnknown,
-                    device,
-                    format!("VM {} has no disk {device}", vm.name),
-                    format!("Name one of: {}", devices.join(", ")),
-                ));
+                let message = Message::DiskUnknown { vm: vm.name.clone(), device: device.clone() };
+                let fix = ByHand::NameOneOf { devices: vm.files.iter().map(|file| &file.device).collect() };
+                self.findings.push(Finding::blocks(FindingId::DiskUnknown, device, message, fix));
             }
         }
     }
@@ -237,14 +230,13 @@ impl<'a> Walk<'a> {
     }
 
     fn no_place(&self, file: &VmFile, is_named: bool) -> Finding {
-        let device = &file.device;
-        let option = self.copier.option();
+        let device = file.device.clone();
         let message = match is_named {
-            true => format!("No place is given for disk {device}"),
-            false => format!("File {device} of VM {} does not lie where the destination reaches it", self.vm.name),
+            true => Message::DiskNoPlace { device: device.clone() },
+            false => Message::FileNotReached { device: device.clone(), vm: self.vm.name.clone() },
         };
-        let fix = format!("Give `{option} PLACE`, or `--disk {device}=PLACE`");
-        Finding::blocks(FindingId::FilePlace, device, message, fix)
+        let fix = Action::GivePlace { option: self.copier.option().to_owned(), device };
+        Finding::blocks(FindingId::FilePlace, &file.device, message, fix)
     }
 
     /// The format of the new image: the requested one, the one implied by the new file's name, or the present one.
@@ -256,17 +248,12 @@ impl<'a> Walk<'a> {
         }
         let now = if is_nvram { file.format.or(Some(DiskFormat::Raw)) } else { file.format };
         if named.is_some() && named != now {
-            let (device, vm) = (&file.device, &self.vm.name);
-            let (message, fix) = match is_nvram {
-                true => ("UEFI variables keep their format".to_owned(), "Leave the format out".to_owned()),
-                false => (
-                    format!("Disk {device} keeps its format while VM {vm} is shut off"),
-                    format!(
-                        "Leave the format out; change it later with `ferry vm move-storage {vm}` while the VM runs"
-                    ),
-                ),
+            let (device, vm) = (file.device.clone(), self.vm.name.clone());
+            let (message, fix): (_, Fix) = match is_nvram {
+                true => (Message::NvramKeepsFormat, ByHand::LeaveFormatOut.into()),
+                false => (Message::DiskKeepsFormat { device, vm: vm.clone() }, Action::ChangeFormatLater { vm }.into()),
             };
-            self.findings.push(Finding::blocks(FindingId::FilePlace, device, message, fix));
+            self.findings.push(Finding::blocks(FindingId::FilePlace, &file.device, message, fix));
         }
         None
     }
@@ -291,7 +278,7 @@ impl<'a> Walk<'a> {
             self.findings.push(Finding::warns(
                 FindingId::DiskThick,
                 device,
-                format!("The copy of disk {device} may take its whole virtual size: {why}"),
+                Message::DiskThick { device: device.clone(), why: why.into() },
                 fix,
             ));
         }
@@ -299,10 +286,8 @@ impl<'a> Walk<'a> {
             self.findings.push(Finding::warns(
                 FindingId::DiskFlattened,
                 device,
-                format!(
-                    "Disk {device} is an overlay: its copy holds the whole chain, and does not need the files below it"
-                ),
-                "Nothing; or leave it out with `--disk` for the others",
+                Message::DiskFlattened { device: device.clone() },
+                ByHand::NothingOrLeaveOut,
             ));
         }
         // For a move to another host, preflight reports it.
@@ -310,38 +295,30 @@ impl<'a> Walk<'a> {
             self.findings.push(Finding::warns(
                 FindingId::DiskUnsafe,
                 device,
-                format!("Disk {device} has no error_policy='stop': the guest sees errors when the place fails"),
-                "Set error_policy='stop' in the disk's definition",
+                Message::DiskErrorPolicy { device: device.clone() },
+                ByHand::SetErrorPolicyInDefinition,
             ));
         }
     }
 
     /// Refuses a file that several disks use, and a new file that several disks would use.
     fn uses_twice(&mut self, file: &VmFile, to: &Location) {
-        let (vm, device) = (self.vm, &file.device);
-        let mut twice = |message: String, fix: &str| {
+        let (name, device) = (self.vm.name.clone(), &file.device);
+        let mut twice = |message, fix: ByHand| {
             self.findings.push(Finding::blocks(FindingId::DiskTwice, device, message, fix));
         };
-        if vm.files.iter().filter(|other| other.needs(file)).count() > 1 {
-            twice(
-                format!("Another disk of VM {} uses the file of disk {device}, too", vm.name),
-                "Give each disk a file of its own",
-            );
+        if self.vm.files.iter().filter(|other| other.needs(file)).count() > 1 {
+            twice(Message::DiskUsedTwice { device: device.clone(), vm: name.clone() }, ByHand::OwnFilesForDisks);
         }
         if let Some(other) = self.moves.iter().find(|other| other.to == *to) {
-            twice(
-                format!("Disks {} and {device} of VM {} would get the same new file", other.file.device, vm.name),
-                "Name a file for each, or a folder for all",
-            );
+            let one = other.file.device.clone();
+            twice(Message::DisksSameFile { one, other: device.clone(), vm: name }, ByHand::NameFileForEach);
         }
     }
 }
 
 fn own_file_in_another_format(device: &str, format: DiskFormat) -> Finding {
-    Finding::blocks(
-        FindingId::FileExists,
-        device,
-        format!("Disk {device} would get its own file in another format"),
-        format!("Give it another file: `--disk {device}=PLACE,format={}`", format.name()),
-    )
+    let message = Message::DiskOwnFile { device: device.to_owned() };
+    let fix = Action::GiveOtherFile { device: device.to_owned(), format: format.name().to_owned() };
+    Finding::blocks(FindingId::FileExists, device, message, fix)
 }

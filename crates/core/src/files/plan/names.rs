@@ -1,7 +1,7 @@
 //! Names of new files.
 
 use crate::{
-    finding::{Finding, FindingId},
+    finding::{ByHand, Finding, FindingId, Message},
     location::Location,
     vm::{DiskFormat, VmFile},
 };
@@ -39,12 +39,9 @@ pub(super) fn format_of(place: &Location) -> Option<DiskFormat> {
 /// The finding for a file whose name implies another format than it would have.
 pub(super) fn misnamed(device: &str, place: &Location, format: DiskFormat) -> Option<Finding> {
     let told = format_of(place).filter(|told| *told != format)?;
-    Some(Finding::blocks(
-        FindingId::FilePlace,
-        device,
-        format!("The new file of disk {device} would be {}, and its name tells {}", format.name(), told.name()),
-        format!("Name it .{}, or give a folder", format.name()),
-    ))
+    let (format, told) = (format.name().to_owned(), told.name().to_owned());
+    let message = Message::DiskMisnamed { device: device.to_owned(), format: format.clone(), told };
+    Some(Finding::blocks(FindingId::FilePlace, device, message, ByHand::NameItOrFolder { format }))
 }
 
 /// A file in a folder, named like the old one: a new image gets the extension of its format, any other file keeps its

@@ -43,9 +43,9 @@ impl Site {
 
     fn refusal(&self, location: &Location) -> FindingId {
         let finding = self.roots.list(location).expect_err("refused").finding();
-        assert!(!finding.object.is_empty() && !finding.fix.is_empty(), "{finding:?}");
+        assert!(!finding.object.is_empty() && !finding.fix.to_string().is_empty(), "{finding:?}");
         if matches!(location, Location::Share { .. }) {
-            assert!(!finding.message.contains("mount/"), "a mount point is shown: {finding:?}");
+            assert!(!finding.message.to_string().contains("mount/"), "a mount point is shown: {finding:?}");
         }
         finding.id
     }
@@ -133,7 +133,7 @@ fn a_path_below_a_mount_point_is_refused_with_the_unc_path_to_write() {
     let path = site.path("mount/dir").display().to_string();
     let finding = site.roots.open(&Location::Local { host: HOST, path }).expect_err("refused").finding();
     assert_eq!(finding.id, FindingId::PlaceOutside);
-    assert_eq!(finding.fix, "Write \\\\fs1.contoso.com\\vms\\dir");
+    assert_eq!(finding.fix.to_string(), "Write \\\\fs1.contoso.com\\vms\\dir");
 }
 
 #[test]
@@ -144,7 +144,7 @@ fn a_path_below_a_share_inside_a_storage_root_is_on_the_share() {
     let roots =
         |local: &[&str]| Roots::new(HOST, local.iter().map(|path| site.path(path)).collect(), vec![root("/mnt/vms")]);
     let finding = roots(&["local"]).open(&site.local("/vms/dir")).expect_err("refused").finding();
-    assert_eq!((finding.id, finding.fix.as_str()), (FindingId::PlaceOutside, "Write /mnt/vms/dir"));
+    assert_eq!((finding.id, finding.fix.to_string().as_str()), (FindingId::PlaceOutside, "Write /mnt/vms/dir"));
     assert!(roots(&["local"]).open(&share("dir")).is_ok());
     assert!(roots(&["local"]).open(&site.local("/a")).is_ok(), "beside it is the host's own");
     let deeper = roots(&["local", "local/vms/dir/own"]);

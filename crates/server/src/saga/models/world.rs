@@ -145,6 +145,6 @@ pub(in super::super) fn away() -> ClientError {
 
 /// The agent refuses.
 pub(in super::super) fn refused(status: u16, id: FindingId) -> ClientError {
-    let finding = Finding::blocks(id, "job 1", "as the model has it", "nothing");
+    let finding = Finding::told(id, "job 1", "as the model has it", "nothing");
     ClientError::Refused(Box::new(Problem::refused(status, "refused", vec![finding])))
 }

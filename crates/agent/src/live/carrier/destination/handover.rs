@@ -15,7 +15,7 @@ use ferry_core::{
     api::agent::Stage,
     backoff::Backoff,
     error::chain,
-    finding::{Finding, FindingId},
+    finding::{self, Command, Finding, FindingId},
     id::VmId,
 };
 use ferry_wire::control::{ControlSender, Message};
@@ -121,11 +121,8 @@ pub(super) fn not_resumed(vm: VmId, name: &str, stage: Stage, error: Option<Stri
     Box::new(Finding::blocks(
         FindingId::VmNotResumed,
         vm,
-        format!("VM {name} is at the destination alone, and cannot run there yet: {reason}"),
-        format!(
-            "Mend what is said there: it is tried until the VM runs. Or give up what it has in memory with \
-             `virsh destroy {name}` on the destination: it is shut off there then, with its disks"
-        ),
+        finding::Message::NotResumed { vm: name.to_owned(), reason },
+        Command::MendOrDestroy { vm: name.to_owned() },
     ))
 }
 
@@ -147,7 +144,7 @@ mod tests {
     fn a_vm_that_cannot_be_run_yet_is_said_to_be_that() {
         for (error, reason) in [(Some("no lock".to_owned()), "no lock"), (None, "Aborted")] {
             let told = not_resumed(VmId(uuid::Uuid::nil()), "web01", Stage::Aborted, error);
-            assert!(told.id == FindingId::VmNotResumed && told.message.ends_with(reason), "{told:?}");
+            assert!(told.id == FindingId::VmNotResumed && told.message.to_string().ends_with(reason), "{told:?}");
         }
     }
 }

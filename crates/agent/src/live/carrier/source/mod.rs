@@ -25,7 +25,7 @@ use std::{
 use ferry_core::{
     api::agent::{PrepareSource, Stage},
     files::DiskProgress,
-    finding::{Finding, FindingId},
+    finding::{self, ByHand, Finding, FindingId},
     id::VmId,
     job::OnStall,
     vm::NVRAM,
@@ -188,8 +188,8 @@ fn aborted(vm: VmId, stage: Stage, delivered: bool) -> Result<(), Box<Finding>> 
         Stage::Prepared | Stage::Performing => Err(Box::new(Finding::blocks(
             FindingId::JobUndecided,
             vm,
-            format!("libvirt did not end the move of VM {vm} within {} s", ABORT_DEADLINE.as_secs()),
-            "Ask again; until libvirt's call ends it is not known who has the VM",
+            finding::Message::MoveNotEnded { vm: vm.to_string(), seconds: ABORT_DEADLINE.as_secs() },
+            ByHand::AskAgain,
         ))),
     }
 }

@@ -99,7 +99,7 @@ fn two_files_are_never_given_one_place() {
     ] {
         let [finding] = &findings[..] else { panic!("{findings:?}") };
         assert_eq!((finding.id, finding.severity), (FindingId::DiskTwice, Severity::Blocks));
-        assert!(finding.message.contains("Disks vda and vdb"), "{finding:?}");
+        assert!(finding.message.to_string().contains("Disks vda and vdb"), "{finding:?}");
     }
     let names = ["/x/web01-vdc.raw", "/a/web01.raw", "/b/web01.raw"];
     let devices = ["vda", "vdb", "vdc"];

@@ -211,9 +211,9 @@ fn what_stays_on_one_host_says_what_to_do() {
     let findings = plan_storage(&vm, &all_to(local("/new/"))).findings;
     let ids: Vec<_> = findings.iter().map(|finding| (finding.id, finding.severity)).collect();
     assert_eq!(ids, [(FindingId::VmTpm, Severity::Warns), (FindingId::DiskNvram, Severity::Warns)]);
-    assert!(findings[1].message.contains("/v/vars.fd"), "{findings:?}");
+    assert!(findings[1].message.to_string().contains("/v/vars.fd"), "{findings:?}");
     for step in ["virsh shutdown web01", "mv /v/vars.fd /new/vars.fd", "virsh edit web01", "ferry vm start web01"] {
-        assert!(findings[1].fix.contains(step), "{step}: {findings:?}");
+        assert!(findings[1].fix.to_string().contains(step), "{step}: {findings:?}");
     }
 }
 

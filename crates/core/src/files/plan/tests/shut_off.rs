@@ -59,7 +59,7 @@ fn a_disk_that_is_meant_to_be_shared_is_kept_for_the_other_vm_and_no_other_file_
     ] {
         let found = shared_with("web01", file, other(is_shut_off), "kvm2");
         assert_eq!((found.id, found.severity), (id, severity), "{row}");
-        assert!(found.message.contains("VM web02 on kvm1"), "{row}: {found:?}");
+        assert!(found.message.to_string().contains("VM web02 on kvm1"), "{row}: {found:?}");
     }
     assert!(planned[1].is_removed() && !FileMove { kept: true, ..planned[1].clone() }.is_removed());
 }

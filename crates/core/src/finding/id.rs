@@ -1,52 +1,8 @@
-//! A finding: something that blocks a request, or that its user should know, with a stable id and a fix.
+//! Stable ids of kinds of findings.
 
 use std::fmt;
 
 use serde::{Deserialize, Serialize};
-
-/// Whether a finding stops the request.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
-#[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
-#[serde(rename_all = "snake_case")]
-pub enum Severity {
-    /// It works, at a loss that the message names.
-    Warns,
-    /// It cannot work; nothing was changed.
-    Blocks,
-}
-
-/// One thing found, on one object.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
-pub struct Finding {
-    /// Stable, documented in `docs/findings.md`.
-    pub id: FindingId,
-    /// Whether it stops the request.
-    pub severity: Severity,
-    /// The object it is about: a VM, host, share, disk or path, as the user names it.
-    pub object: String,
-    /// What was found, with values. One sentence, capital letter, no full stop.
-    pub message: String,
-    /// What to do about it, in the imperative.
-    pub fix: String,
-}
-
-impl Finding {
-    /// A finding that stops the request.
-    pub fn blocks(
-        id: FindingId,
-        object: impl fmt::Display,
-        message: impl Into<String>,
-        fix: impl Into<String>,
-    ) -> Self {
-        Self { id, severity: Severity::Blocks, object: object.to_string(), message: message.into(), fix: fix.into() }
-    }
-
-    /// A finding that the user should know.
-    pub fn warns(id: FindingId, object: impl fmt::Display, message: impl Into<String>, fix: impl Into<String>) -> Self {
-        Self { severity: Severity::Warns, ..Self::blocks(id, object, message, fix) }
-    }
-}
 
 macro_rules! finding_ids {
     ($($(#[$more:meta])* $variant:ident = $text:literal: $doc:literal,)*) => {
@@ -181,11 +137,6 @@ impl fmt::Display for FindingId {
     }
 }
 
-/// Whether any finding stops the request.
-pub fn any_blocks(findings: &[Finding]) -> bool {
-    findings.iter().any(|finding| finding.severity == Severity::Blocks)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -198,7 +149,7 @@ mod tests {
 
     #[test]
     fn every_id_is_unique_and_explained_in_the_docs() {
-        let page = include_str!("../../../docs/findings.md");
+        let page = include_str!("../../../../docs/findings.md");
         let rows = page.lines().filter(|line| line.starts_with("| `")).count();
         assert_eq!(rows, FindingId::ALL.len());
         for id in FindingId::ALL {

@@ -1,0 +1,361 @@
+//! What findings say.
+
+use std::fmt;
+
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    id::{Generation, JobId},
+    migration::Phase,
+    text::{AllOf, AnyOf, Jobs, List, texts},
+    units::ByteCount,
+};
+
+/// A part of a sentence.
+pub type Phrase = Box<Message>;
+
+/// Several things found.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct Messages(pub Vec<Message>);
+
+impl fmt::Display for Messages {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let all: Vec<String> = self.0.iter().map(Message::to_string).collect();
+        f.write_str(&all.join("; "))
+    }
+}
+
+/// Parts of a sentence, one after the other.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct Clauses(pub Vec<Message>);
+
+impl fmt::Display for Clauses {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let all: Vec<String> = self.0.iter().map(Message::to_string).collect();
+        f.write_str(&all.join(", "))
+    }
+}
+
+texts! {
+    /// What was found. Phrases, which are parts of others, begin with a small letter.
+    pub enum Message {
+        // As the version before says it: a text without a key.
+        Told { text: String } = "{text}",
+        // Words of libvirt, QEMU, the kernel or a definition, which are in no language of ours.
+        Verbatim { text: String } = "{text}",
+
+        // VMs
+        VmUnknown { vm: String } = "No VM named {vm:?} is on any host that Ferry knows",
+        VmAmbiguous { vm: String, which: List } = "{vm:?} may be any of {which}",
+        VmRunsTwice { vm: String, hosts: AllOf } = "VM {vm} runs on {hosts} at once, and its copies write the same files",
+        VmAlreadyThere { vm: String, host: String } = "VM {vm} is already on {host}",
+        VmBusy { vm: String, job: JobId } = "Job {job} moves VM {vm} now",
+        VmShutOff { vm: String } = "VM {vm} is shut off",
+        VmShutOffOn { vm: String, host: String } = "VM {vm} is shut off on {host}",
+        VmPaused { vm: String, on: Phrase } = "VM {vm} is paused{on}",
+        VmCrashed { vm: String, on: Phrase } = "The guest of VM {vm} crashed{on}, and its process is kept as its definition asks",
+        VmSuspended { vm: String, on: Phrase } = "The guest of VM {vm} suspended itself to memory{on}",
+        VmIncoming { vm: String, on: Phrase } = "VM {vm} is the receiving end of a move{on}",
+        VmHasNoRoom { vm: String, on: Phrase, disks: List } = "VM {vm} stands still{on}: there is no room for what it writes to {disks}",
+        VmHasNoStorage { vm: String, on: Phrase, disks: List } = "VM {vm} stands still{on}: {disks} could not be read or written",
+        OnHost { host: String } = " on {host}",
+        Empty = "",
+        VmRuns { vm: String } = "VM {vm} is not shut off: an offline move is never made of a VM that runs",
+        VmNotShutOff { vm: String, state: Phrase } = "VM {vm} is not shut off, and only such a VM moves offline: {state}",
+        VmSnapshots { vm: String, count: u64 } = "VM {vm} has {count} snapshot(s), which do not move with it",
+        VmSnapshotsOfFiles { vm: String, count: u64 } = "VM {vm} has {count} snapshot(s), which name its files",
+        VmCheckpoints { vm: String, count: u64 } = "VM {vm} has {count} checkpoint(s) of incremental backups, which do not move along",
+        VmHostDevice { vm: String, device: String } = "VM {vm} uses device {device} of its host",
+        VmTpm { vm: String } = "VM {vm} has an emulated TPM, whose state lies on its host outside of the VM's files",
+        VmTpmStays { vm: String } = "The emulated TPM of VM {vm} keeps its state where libvirt has it on this host",
+        VmNotKept { vm: String } = "The host keeps no definition of VM {vm}: the one that it starts from names its old files, which stay",
+        VmMachine { vm: String, machine: String, qemu: String, host: String } = "VM {vm} has machine type {machine}, and QEMU {qemu} on {host} is older than that",
+        VmEmulated { vm: String, qemu: String, host: String } = "QEMU {qemu} on {host} emulates the processors of VM {vm}, and forgets some of the pages that it changes during a live move: the guest may crash at its destination",
+        VmUuidTaken { host: String, uuid: String, other: String } = "Host {host} already has a VM with UUID {uuid}, named {other}",
+        VmNameTaken { vm: String, host: String, uuid: String } = "Host {host} already has another VM named {vm} (UUID {uuid})",
+
+        // Memory
+        HostHasFree { host: String, free: ByteCount } = "host {host} has {free} free",
+        HostHasFreePromised { host: String, free: ByteCount, promised: ByteCount } = "host {host} has {free} free, of which {promised} are promised to other moves",
+        VmNeedsHugePages { vm: String, memory: ByteCount, page: ByteCount, has: Phrase } = "VM {vm} needs {memory} in huge pages of {page}, of which {has}",
+        VmNeedsMemory { vm: String, needs: ByteCount, now: ByteCount, margin: ByteCount, has: Phrase } = "VM {vm} needs {needs} ({now} and {margin} for QEMU), and {has}",
+        VmMayNeedMemory { vm: String, now: ByteCount, most: ByteCount, has: Phrase } = "VM {vm} has {now} now and may ask for up to {most}, and {has}",
+
+        // Hosts
+        HostSilent { host: String } = "The agent on host {host} does not answer",
+        HostVersions { host: String, versions: String, server: u32 } = "The agent on {host} speaks versions {versions} of the agent API, this server version {server}",
+        HostMaintenance { host: String } = "Host {host} is in maintenance: nothing is placed there",
+        LibvirtCannotBeTold { libvirt: String, host: String, device: String, kind: Phrase } = "libvirt {libvirt} on {host} cannot be told that the file system of {device} ({kind}) is shared",
+        LibvirtCached { told: Phrase, vm: String, device: String } = "{told}, and disk {device} of VM {vm} goes through the host's page cache: without both it does not move",
+        LibvirtGivesBack { told: Phrase, vm: String } = "{told}, and it would give the file to root while VM {vm} uses it on the other host",
+        OfUnknownType = "of unknown type",
+
+        // Places and shares
+        PlaceRelative { text: String, why: Phrase } = "{text:?} is neither an absolute path nor a UNC path nor an NFS path: {why}",
+        PlaceIsEmpty = "it is empty",
+        PlaceHasOneBackslash = "it begins with one backslash; a shell takes one of two that stand outside of quotes",
+        PlaceHasDrive = "hosts have no drive letters",
+        PlaceHasNoRoot = "a relative path means something else on each host",
+        PlaceClimbs { text: String } = "{text:?} holds \"..\", and what that leads to depends on the host",
+        PlaceForm { text: String } = "{text:?} cannot be a path: it holds control characters or is too long",
+        ShareForm { text: String } = "{text:?} names no share: it is neither \\\\server.domain\\share nor nfs://server.domain/export nor an absolute path",
+        ShareNotUnc { text: String } = "{text:?} is not a UNC path; write \\\\server.domain\\share",
+        ShareNotNfs { text: String } = "{text:?} is not an NFS export; write nfs://server.domain/export",
+        ShareNotPath { text: String } = "{text:?} cannot be the path of a share: it is \"/\", holds \"..\" or control characters, or is too long",
+        UncNotQualified { unc: String, server: String, share: String } = "{unc} names its server {server:?} without a domain, which two hosts may resolve to different servers; write \\\\{server}.your.domain\\{share}",
+        NfsNotQualified { text: String, server: String } = "{text:?} names its server {server:?} without a domain, which two hosts may resolve to different servers; write nfs://{server}.your.domain/…",
+        ShareNotAdded { share: String } = "Share {share} was not added to Ferry",
+        ShareNotAttached { share: String, host: String } = "Share {share} is not attached on host {host}",
+        FileShareNotAttached { what: Phrase, share: String, host: String } = "{what} on share {share}, and host {host} does not reach it: the share is not attached on it",
+        ShareUnusable { share: String, host: String, why: Phrase } = "Host {host} cannot use share {share}: {why}",
+        ShareSoft { share: String, host: String } = "{share} is mounted without `hard` on {host}: guests see errors while its file server is away",
+        ShareServerLocks { share: String, host: String } = "{share} is mounted without `nobrl` on {host}: QEMU's locks become the file server's, and a VM that is moved could not run again",
+        ShareLocksFail { share: String, source: String, destination: String, why: Phrase } = "QEMU on {destination} could not take over from QEMU on {source} what lies on share {share}: {why}",
+        ShareNotProven { share: String, source: String, destination: String, why: Phrase } = "Whether {source} and {destination} see the same share {share} could not be shown: {why}",
+        ShareNotSame { share: String, one: String, other: String } = "A file that {one} wrote on share {share} is not there for {other}: two different shares stand behind one name",
+
+        // Files that stay
+        ADisk { device: String } = "Disk {device}",
+        ADrive { device: String } = "Drive {device}",
+        TheNvram = "The NVRAM",
+        TheFile { device: String } = "The {device}",
+        FileOfVmIs { file: Phrase, vm: String, path: String } = "{file} of VM {vm} is {path}",
+        BelowOfVmIs { device: String, vm: String, path: String } = "{path}, which disk {device} of VM {vm} is an overlay over, is",
+        FileNotShared { file: Phrase, vm: String, path: String, host: String } = "{file} of VM {vm} is {path} on host {host}, not on a share",
+        BelowNotShared { device: String, vm: String, path: String, host: String } = "Disk {device} of VM {vm} is an overlay over {path} on host {host}, not on a share",
+        MediumOnHost { device: String, vm: String, path: String, host: String } = "Drive {device} of VM {vm} holds {path}, which lies on host {host} only",
+        MediumIs { device: String, vm: String, path: String, what: Phrase } = "Drive {device} of VM {vm} holds {path}, which is {what}",
+        DiskIsNoFile { device: String, vm: String, path: String, what: Phrase } = "{device} of VM {vm} is {path}, {what}, and not a file on a share",
+        ABlockDevice = "a block device",
+        AVolume = "a volume that no storage pool of its host can tell the place of",
+        ANetworkDisk { kind: String } = "a network disk ({kind})",
+        AMemoryDevice = "a memory device kept in a file (nvdimm)",
+        AHostFolder { kind: String } = "a folder of its host ({kind})",
+        OfType { kind: String } = "of type {kind}",
+        ADeviceOrNetworkDisk = "a block device or a network disk",
+        DiskNeedsSecret { device: String, vm: String, host: String } = "Disk {device} of VM {vm} is encrypted: {host} must know the secret that its <encryption> names",
+        DiskShowsErrors { device: String, vm: String } = "Disk {device} of VM {vm} shows I/O errors to the guest when the file server is away",
+
+        // Files that move
+        DiskUnknown { vm: String, device: String } = "VM {vm} has no disk {device}",
+        DiskNoPlace { device: String } = "No place is given for disk {device}",
+        FileNotReached { device: String, vm: String } = "File {device} of VM {vm} does not lie where the destination reaches it",
+        NvramKeepsFormat = "UEFI variables keep their format",
+        DiskKeepsFormat { device: String, vm: String } = "Disk {device} keeps its format while VM {vm} is shut off",
+        DiskMisnamed { device: String, format: String, told: String } = "The new file of disk {device} would be {format}, and its name tells {told}",
+        DiskOwnFile { device: String } = "Disk {device} would get its own file in another format",
+        DiskThick { device: String, why: Phrase } = "The copy of disk {device} may take its whole virtual size: {why}",
+        RawOnShare = "a raw file on a share may not keep its holes",
+        NoDetectZeroes = "its definition does not say detect_zeroes='unmap'",
+        NoDiscard = "its definition does not say discard='unmap'",
+        DiskFlattened { device: String } = "Disk {device} is an overlay: its copy holds the whole chain, and does not need the files below it",
+        DiskErrorPolicy { device: String } = "Disk {device} has no error_policy='stop': the guest sees errors when the place fails",
+        DiskUsedTwice { device: String, vm: String } = "Another disk of VM {vm} uses the file of disk {device}, too",
+        DisksSameFile { one: String, other: String, vm: String } = "Disks {one} and {other} of VM {vm} would get the same new file",
+        DiskSharedRunning { device: String, vm: String } = "Disk {device} of VM {vm} is shared with other VMs, and cannot be moved while they run",
+        DiskReadOnly { device: String } = "Disk {device} is read only: it stays where it is",
+        MediumStays { device: String } = "The medium in drive {device} stays where it is",
+        BootFileStays { device: String, vm: String } = "File {device} that VM {vm} boots from stays where it is",
+        NotAFileStays { device: String, vm: String, what: Phrase } = "{device} of VM {vm} is {what}, not a file of a disk: it stays where it is",
+        NotAFile { device: String, vm: String, what: Phrase } = "{device} of VM {vm} is {what}, not a file of a disk",
+        NvramStays { vm: String, path: String } = "The UEFI variables of VM {vm} ({path}) stay where they are while it runs",
+        NvramStaysOnShare { vm: String, path: String } = "The UEFI variables of VM {vm} ({path} on its share) stay where they are while it runs",
+        DiskEncrypted { device: String, vm: String } = "Disk {device} of VM {vm} is encrypted, and its copy would be plain",
+        DiskTransient { device: String, vm: String } = "Disk {device} of VM {vm} is transient: a copy would keep what is to be forgotten",
+        DiskCopied { device: String, vm: String } = "Disk {device} of VM {vm} is being copied to another file already",
+        DiskSliced { device: String, vm: String } = "Disk {device} of VM {vm} is a part (<slices>) of its image",
+        DiskDataFile { device: String, vm: String } = "Disk {device} of VM {vm} keeps its data in another file than its image, which would stay behind",
+        DiskOverlay { device: String, vm: String } = "Disk {device} of VM {vm} is an overlay: the files below it would stay behind",
+        DiskOfOther { vm: String, host: String, device: String } = "VM {vm} on {host} uses the file of disk {device}, too",
+        DiskOfOtherRuns { vm: String, host: String, device: String, of: String } = "VM {vm} on {host} uses disk {device} of VM {of}, too, and is not shut off",
+        OldFileOfOther { vm: String, host: String, device: String } = "The old file of disk {device} stays: VM {vm} on {host} uses it, too",
+
+        // Files that stay in spite of a move
+        OldFileStays { file: String, device: String, vm: String, why: Phrase } = "The old file {file} of disk {device} of VM {vm} stays: {why}",
+        FileInUse = "a VM uses it, or a definition names it, perhaps by another name",
+        FileIsLink = "it is a symbolic link, and Ferry removes neither links nor what they lead to",
+        FileIrregular = "it is no regular file",
+
+        OldFileVmElsewhere = "the VM is not on this host any more",
+        OldFileStartsFrom = "the host keeps no definition of the VM, and the one that it starts from names it",
+        WrittenSinceCopied = "something has written to it since it was copied",
+        NewFileUnused = "the definition by which the VM starts next does not name the new file",
+        NewFileStays { file: String, device: String, vm: String } = "The new file {file} of disk {device} of VM {vm} stays: the disk may have been switched over to it, and the VM does not run on this host with the old one",
+        DefinitionNotKept { vm: String, file: String, why: Phrase } = "The definition of VM {vm} beside {file} is not of now: {why}",
+        OtherFileThere = "another file is there",
+
+        // What a host says of places and shares
+        PlaceOutside { path: String, why: Phrase } = "{path} {why}",
+        NoFileBelow = "is no file below a storage root or share",
+        LeadsOutOfShare = "leads out of its share",
+        OfAnotherHost = "is a path of another host",
+        InNoStorageRoot = "lies in none of the host's storage roots",
+        IsOnShare = "is on a share, whose files are named by the share's own path",
+        LinkLeadsOut = "holds a symbolic link that leads out of its storage root or share, or names its target by an absolute path",
+        PlaceNotAttached { path: String } = "The share of {path} is not attached on this host",
+        PlaceMissing { path: String } = "{path} is not there",
+        PlaceNotADirectory { path: String } = "{path} is not a directory",
+        PlaceUnreadable { path: String, reason: String } = "Could not read {path}: {reason}",
+        PlaceNotWritable { path: String, reason: String } = "{path} cannot hold files of VMs: {reason}",
+        PlaceSilent { path: String, seconds: u64 } = "{path} gave no answer within {seconds} s",
+        PlaceNotForQemu { refused: Phrase } = "{refused}; files that Ferry makes there cannot be given to QEMU",
+        PlaceNotReached { device: String } = "The place of {device} cannot be reached on this host",
+        ServerSilent { share: String, reason: String } = "The file server of {share} does not answer: {reason}",
+        ServerHasNoShare { share: String } = "The file server of {share} has no share of that name",
+        ServerRefused { share: String, user: String, reason: String } = "The file server of {share} refused user {user:?}: {reason}",
+        ServerDialect { share: String, reason: String } = "The file server of {share} speaks no SMB 3 dialect: {reason}",
+        ShareNotMounted { share: String, at: String, reason: String } = "Could not mount {share} at {at}: {reason}",
+        NotAMount { share: String, at: String, reason: String } = "{at} is not a mount of {share}: {reason}",
+        ShareBusy { share: String, at: String } = "{share} at {at} is in use",
+        ShareSilent { share: String, at: String, seconds: u64 } = "{share} at {at} gave no answer within {seconds} s",
+        CouldNot { what: String } = "Could not {what}",
+        CouldNotBecause { what: String, reason: String } = "Could not {what}: {reason}",
+        ShareNotLookedAt = "The agent has just been started and has not looked at it yet",
+        ShareNotAttachedHere = "The share is not attached on this host",
+        ShareWantsLogin { share: String } = "No user and password were given for {share}",
+        ShareWantsNoLogin { share: String } = "{share} takes no user and password: the server, or who mounted it, decides by the host",
+        PathIsOtherShare { path: String, share: String } = "{path} is attached on this host as share {share}",
+        PathNotBelow { path: String, root: String } = "{path} does not lie below {root}, which libvirt knows as shared",
+        PathNotKnownShared { path: String, kind: String, conf: String } = "libvirt does not know that {path} is shared: it lies on a file system of type {kind}, and {conf} does not list it",
+
+        // What a host says of itself
+        RootNotKnownShared { root: String, conf: String } = "libvirt does not know that {root} is shared: {conf} does not list it",
+        HookMissing { folder: String } = "The hook that vetoes a second start is not in {folder}",
+        Confined { model: String, reason: String } = "{model} does not let VMs use the sockets of moves: {reason}",
+        DamagedFile { file: String, consequence: Phrase } = "A damaged file of the agent's is put aside as {file}: {consequence}",
+        DamagedMove { job: String } = "what this host did for job {job} is not known to its agent, which does nothing about what is left of it",
+        DamagedCopy = "an unfinished copy of a disk is not known any more, and stays",
+        DamagedShares = "shares are not attached any more that Ferry had mounted on this host",
+        DamagedRequests = "a request that was under way since before the agent's start may be taken though its attempt has ended",
+
+        // What a host refuses
+        VmNotHere { vm: String } = "The host has no VM {vm}",
+        NoServer = "The agent is enrolled with no server",
+        TokenUsed = "The enrolment token is wrong or was used before",
+        KeyIsOther = "This key is not that of the server this agent is enrolled with",
+        StaleServer { epoch: u64, newest: u64 } = "The request is of the server's life {epoch}, and life {newest} has asked since",
+        StaleAttempt { job: JobId, asked: Generation, known: Generation } = "The request is of attempt {asked} of job {job}, and attempt {known} is known here",
+        AttemptUnknown { job: JobId, asked: Generation } = "This host takes no part in attempt {asked} of job {job}",
+        JobOfOtherVm { job: JobId, other: String, vm: String } = "This host still has a part in an earlier job of number {job}, which moved VM {other}, and does nothing to it for VM {vm}",
+        JobOfOtherKind { job: JobId, kind: String } = "This host still has a part in an earlier job of number {job} ({kind}), and takes up no other of this number",
+        NotAVerb { job: JobId, verb: String } = "This host has no part in job {job} of which {verb} could be asked",
+        NotToRun { job: JobId, vm: String } = "This host's part of job {job} is not to run VM {vm}",
+        NoTokenFile = "The token file is not on the share",
+        NoRoute = "There is no such route",
+        NoMethod = "The route does not take this method",
+        ScratchName = "A scratch file is named by letters, digits and dashes",
+        LocksOutOfOrder = "The step before this one was not done here, or its time is over",
+        CarrierVersion { carrier: u32, agent: u32 } = "The carrier of a move speaks version {carrier} of its control socket, the agent {agent}",
+        FileIsThere { file: String } = "{file} is there already",
+        FileComes { job: JobId, file: String } = "Job {job} brings a file to {file}",
+        FileDiffers { file: String, device: String } = "{file} is there already, and is not the same as disk {device}, which stays as it is: a VM may have written to it since it came",
+        NoSpace { needed_mib: u64, free_mib: u64, folder: String } = "The copies need {needed_mib} MiB, and {free_mib} MiB are free in {folder}",
+        NoSpaceBeside { needed_mib: u64, free_mib: u64, folder: String, jobs: Jobs, taken_mib: u64 } = "The copies need {needed_mib} MiB, and {free_mib} MiB are free in {folder}, of which {jobs} still takes {taken_mib} MiB",
+        ImageHoldsSnapshots { device: String, vm: String, count: u64 } = "The image of disk {device} of VM {vm} holds {count} snapshot(s), which a copy would lose",
+        DiskNotUsed { device: String, vm: String, file: String } = "Disk {device} of VM {vm} does not use {file} any more",
+        FileNotWhereItWas { device: String, vm: String } = "File {device} of VM {vm} is not where it was",
+        DiskNotAlone { device: String } = "Disk {device} is an overlay, or keeps its data in another file, which would stay behind",
+        DiskNotAtBoth { device: String, vm: String } = "Disk {device} of VM {vm} cannot move along: it has no file at one of the hosts",
+        DefinitionThere { uuid: String, name: String } = "The destination already has a VM of UUID {uuid}: {name}",
+        SwitchedOver { vm: String } = "VM {vm} has switched over to the destination; the move can no longer be cancelled",
+        DefinedThere { vm: String } = "VM {vm} is defined at the destination; the move can no longer be cancelled",
+        DisksSwitching = "Disks of the VM are being switched over to their new files",
+        WasComplete { vm: String } = "VM {vm} was complete at the destination and is shut off there: nothing of it is removed",
+        MoveNotEnded { vm: String, seconds: u64 } = "libvirt did not end the move of VM {vm} within {seconds} s",
+        NotResumed { vm: String, reason: String } = "VM {vm} is at the destination alone, and cannot run there yet: {reason}",
+        SharesNotProven { libvirt: String, vm: String } = "libvirt {libvirt} on this host cannot be told which file systems are shared, and the server did not show that those of VM {vm} are",
+
+        StorageRoots { roots: AnyOf } = "{roots}",
+        AStorageRoot = "a storage root",
+
+        // Destinations of VMs
+        AllOnShares = "Every file of the VM lies on shares that both hosts reach",
+        MovesAlong { disks: List } = "Moves along: {disks}",
+        WithBytes { moves: Phrase, bytes: ByteCount } = "{moves}, {bytes} to copy",
+        MovesShutOff { disks: List, bytes: ByteCount } = "Moves while it is shut off: {disks}, {bytes} to copy",
+        NoOtherHost = "There is no other host",
+        NoHostHasRoom { memory: ByteCount } = "No host has room for its {memory} beside the VMs that leave with it",
+        JobBringsIt { job: JobId, host: String } = "Job {job} moves it to {host}",
+        Several { reasons: Messages } = "{reasons}",
+        NoRoomForAll { count: u64, needed: ByteCount, kind: Phrase, host: String, free: ByteCount, left: u64 } = "The {count} VMs need {needed}{kind} together, and host {host} has {free} free beside what other moves were promised: {left} of them find no room",
+        InUsualHugePages = " in huge pages of the usual size",
+        InHugePages { page: ByteCount } = " in huge pages of {page}",
+
+        // What the server knows
+        HostNotAdded { host: String } = "No host named {host:?} was added to Ferry",
+        HostSilentFor { host: String, seconds: u64 } = "The agent on host {host} did not answer within {seconds} s",
+        HostSilentBecause { host: String, reason: String } = "The agent on host {host} does not answer: {reason}",
+        HostIsOther { host: String, reason: String } = "What answers for host {host} is not the agent that was added: {reason}",
+        HostNotUnderstood { host: String, reason: String } = "The agent on host {host} answers what this server does not understand: {reason}",
+        HostNeedsNewer { host: String, reason: String } = "Host {host} needs a newer agent: {reason}",
+        HostObeysOther { host: String } = "The agent on host {host} does not obey this server: it is enrolled with another one",
+        HostIsOldForShares { host: String } = "The agent on host {host} is of an earlier version, which knows SMB shares alone",
+        HostIsOldForPlaces { host: String } = "The agent on host {host} is of an earlier version, which does not look at directories",
+        HostInJob { host: String, job: JobId, vm: String } = "Host {host} takes part in job {job}, which moves VM {vm}",
+        HostNameTaken { host: String } = "A host named {host} was added before",
+        HostAddedMeanwhile { host: String } = "Host {host} or one like it was added at the same time",
+        AgentAddedBefore { host: String } = "The agent that this token is of was added before, as host {host}",
+        SaidBy { message: Phrase, host: String } = "{message} ({host})",
+        MachineTaken { host: String, id: String } = "Host {host} has the same machine id (/etc/machine-id): {id}",
+        LibvirtUuidTaken { host: String, uuid: String } = "Host {host} has the same libvirt host UUID (host_uuid in libvirtd.conf): {uuid}",
+        AgentIsOther { address: String } = "The agent at {address} is not the one that this token is of; the secret was not sent",
+        NothingAnswers { address: String, reason: String } = "Nothing at {address} answers as an agent: {reason}",
+        HostRemoved { host: String } = "Host {host} is not in the inventory any more",
+        HostTakesOwn { host: String } = "Host {host} cannot take its own VMs",
+        VmGone { vm: String, host: String } = "VM {vm} is not on host {host} any more",
+        VmShutOffAlready { vm: String, host: String } = "VM {vm} is shut off on {host} already",
+        VmNamedTwice { vm: String } = "VM {vm} was named twice",
+        VmsNamed { count: u64 } = "{count} VMs were named",
+        SeveralDryRun = "Several moves cannot be tried at once",
+        SeveralOffline = "VMs that are shut off are not moved together",
+        SeveralDisks = "Disks can be named for one VM only",
+        NoDiskMoves { vm: String } = "No disk of VM {vm} would move",
+        DiskMovedMeanwhile { device: String, vm: String } = "Disk {device} of VM {vm} uses another file by now than when the move was asked for",
+        DiskSizeUnknown { host: String, device: String } = "Host {host} does not say how large disk {device} is",
+        FileSizeUnknown { host: String, device: String } = "Host {host} does not say how large file {device} is",
+        DiskSharedSince { vm: String, host: String, device: String } = "VM {vm} on {host} has begun to use disk {device} since the job was made",
+        ShareNameTaken { share: String } = "A share named {share} was added before",
+        ShareAddedBefore { share: String, name: String } = "Share {share} was added before, as {name}",
+        ShareAddedMeanwhile { share: String } = "Share {share} was added at the same time",
+        ShareUnknown { share: String } = "No share named {share:?} was added to Ferry",
+        ShareHasVm { vm: String, host: String, share: String } = "VM {vm} on host {host} has a file on share {share}",
+        ShareInJob { job: JobId, vm: String, share: String } = "Job {job} moves VM {vm}, which has a file on share {share}",
+        ShareAttachedOn { share: String, host: String } = "Share {share} is attached on host {host}",
+        PlaceIsStorage { path: String, host: String } = "{path} is a storage location of host {host}",
+        PlaceIsNoStorage { path: String, host: String } = "{path} is no storage location of host {host}",
+        StorageFull { host: String, count: u64 } = "Host {host} has {count} storage locations",
+        JobUnknown { job: String } = "No job has the number {job}",
+        JobEnded { job: JobId, phase: Phase } = "Job {job} has ended: {phase}",
+        JobHasNothingLeft { job: JobId } = "Job {job} has ended: it has nothing left to do",
+        JobNotFailed { job: JobId, phase: Phase } = "Only a job that failed or was cancelled can be restarted, and of job {job} it is {phase}",
+        JobPartsNotFailed { job: JobId } = "Only a job that failed or was cancelled can be restarted, and of job {job} none of its parts failed or was cancelled",
+        JobHasParts { job: JobId } = "Job {job} has parts, and each is by itself",
+        JobGoesOn { job: JobId, phase: Phase, vm: Phrase } = "Job {job} is {phase} and goes on by itself: {vm}",
+        NobodyAsked { vm: String } = "VM {vm}: nobody asked where it is",
+        Whereabouts { vm: String, seen: Clauses } = "VM {vm}: {seen}",
+        RunsOn { host: String } = "runs on {host}",
+        IsShutOffOn { host: String } = "is shut off on {host}",
+        StandsStillOn { host: String } = "has a process on {host} that stands still",
+        NotKnownOn { host: String } = "is not known on {host}",
+        DoesNotAnswer { host: String } = "{host} does not answer",
+        JobUnreadable { job: JobId, reason: String } = "The plan of job {job} cannot be read: {reason}",
+        JobDisksSwitched { vm: String, job: JobId } = "Disks of VM {vm} have switched over: job {job} can only be finished",
+        JobSwitched { vm: String, host: String, job: JobId } = "VM {vm} has switched over to {host}: job {job} can only be finished",
+
+        // Requests
+        NotAToken = "An enrolment token is the line that `ferry-agent setup` prints, beginning with ferry1.",
+        NotAName { name: String } = "{name:?} cannot be a name",
+        NotANumber { name: String, value: u64 } = "{name} cannot be {value}",
+        NothingThere { object: String } = "There is no {object}",
+        NotPossible { object: String } = "{object} is not possible",
+        BodyTooLong = "The body is too long",
+        NotUnderstood = "The request could not be understood",
+        NoToken = "The call carries no token",
+        TokenNotValid = "The call's token is not valid",
+        KeyForm { length: u64 } = "An idempotency key has 1 to {length} visible ASCII characters",
+        KeyWorkedOn = "The first request with this key is still being worked on",
+        KeyUsed = "The key was used before with another request",
+    }
+}

@@ -1,0 +1,163 @@
+//! What is told of a job: how it stands, and the lines of its log.
+
+use std::fmt;
+
+use serde::{Deserialize, Serialize};
+
+use crate::{finding::Phrase, id::JobId, job::JobKind, migration::Step, text::texts};
+
+/// A part of a sentence.
+pub type Part = Box<JobText>;
+
+/// Slots that a job waits for, all of them.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct Slots(pub Vec<JobText>);
+
+/// Jobs, one after the other.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct JobList(pub Vec<JobId>);
+
+/// How many VMs stand otherwise than moved.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct Counts(pub Vec<JobText>);
+
+impl fmt::Display for Slots {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0.iter().map(JobText::to_string).collect::<Vec<_>>().join(" and "))
+    }
+}
+
+impl fmt::Display for JobList {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0.iter().map(|job| format!("job {job}")).collect::<Vec<_>>().join(", "))
+    }
+}
+
+impl fmt::Display for Counts {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.iter().try_for_each(|count| write!(f, ", {count}"))
+    }
+}
+
+/// Sentences as one text, in English.
+pub fn english(sentences: &[JobText]) -> String {
+    sentences.iter().map(JobText::to_string).collect::<Vec<_>>().join(" ")
+}
+
+texts! {
+    /// A sentence about a job, or a part of one.
+    pub enum JobText {
+        // Parts
+        Reason { text: String } = "{text}",
+        LogSaysWhy = "the log says why",
+        MoveWaits = "the move waits for its turn",
+        ItsMoveWaits = "its move waits for its turn",
+        WaitsInQueue { position: u32, slots: Slots } = "the move is number {position} in the queue and waits for {slots}",
+        ALiveSlot { host: String, jobs: JobList } = "a live slot on {host} ({jobs})",
+        AStorageSlot { host: String, jobs: JobList } = "a storage slot on {host} ({jobs})",
+        CopiesRemoved { host: String } = "What was copied to {host} is removed, or kept for a day for the next attempt",
+        NothingLeft { host: String } = "Nothing is left on {host}",
+        KeepsTrying { job: JobId } = "Ferry keeps trying: `ferry job retry {job}` tries now, `ferry job dismiss {job}` gives it up",
+        CopiesKept { host: String, job: JobId } = "what was copied to {host} is removed, or kept for a day so that `ferry job restart {job}` sends the rest",
+
+        // A live move
+        LiveQueued { vm: String, source: String, wait: Part } = "VM {vm} stays on {source} until then: {wait}.",
+        LivePreparing { vm: String, source: String, destination: String } = "VM {vm} is on {source}; its move to {destination} is being prepared.",
+        LiveUnknown { vm: String, source: String, destination: String } = "VM {vm} is on its way from {source} to {destination}; who has it is not known yet.",
+        LiveDisks { vm: String, source: String, destination: String } = "VM {vm} runs on {source} while its disks are copied to {destination}; its memory moves when they are ready.",
+        LiveMemory { vm: String, source: String, destination: String } = "VM {vm} runs on {source} while its memory moves to {destination}.",
+        LiveFinishing { vm: String, destination: String } = "VM {vm} has moved to {destination}; the move is being finished.",
+        LiveResuming { vm: String, destination: String } = "VM {vm} is at {destination} and is being resumed there.",
+        LiveTakenBack { vm: String, source: String } = "VM {vm} stays on {source}; what was prepared is being taken back.",
+        LiveDone { vm: String, destination: String } = "VM {vm} has moved to {destination}.",
+        LiveCancelled { vm: String, source: String, left: Part, job: JobId } = "VM {vm} stays on {source}: the move was cancelled. {left}. Move it after all with `ferry job restart {job}`.",
+        LiveFailed { vm: String, source: String, why: Part, left: Part, job: JobId } = "VM {vm} stays on {source}: {why}. {left}; mend the cause, then try again with `ferry job restart {job}`.",
+        LiveNotTakenBack { vm: String, source: String, why: Part, tries: Part } = "VM {vm} stays on {source}, but what was prepared could not be taken back yet: {why}. See that both hosts and their agents are up. {tries}.",
+        LiveNotFinished { vm: String, source: String, destination: String, why: Part, tries: Part } = "VM {vm} has moved to {destination}, but the move could not be finished yet: {why}. Do not start the VM on {source}. {tries}.",
+        LiveNotResumed { vm: String, source: String, destination: String, why: Part, tries: Part } = "VM {vm} is at {destination} but could not be resumed there yet: {why}. Do not start the VM on {source}. {tries}.",
+
+        // A move of a VM that is shut off
+        OfflineQueued { vm: String, source: String, wait: Part } = "VM {vm} is shut off on {source}; {wait}.",
+        OfflinePreparing { vm: String, source: String, destination: String } = "VM {vm} is shut off on {source}; its move to {destination} is being prepared.",
+        OfflineCopying { vm: String, source: String, destination: String } = "VM {vm} is shut off, and held so, on {source} while its files are copied to {destination}.",
+        OfflineFinishing { vm: String, source: String, destination: String } = "VM {vm} is shut off on {destination}; what was left on {source} is being removed.",
+        OfflineTakenBack { vm: String, source: String } = "VM {vm} stays on {source}, shut off; what was prepared is being taken back.",
+        OfflineDone { vm: String, destination: String } = "VM {vm} is shut off on {destination}, with its files. Start it with `ferry vm start {vm}`.",
+        OfflineCancelled { vm: String, source: String, kept: Part } = "VM {vm} stays on {source}, shut off: the move was cancelled; {kept}.",
+        OfflineFailed { vm: String, source: String, why: Part, kept: Part } = "VM {vm} stays on {source}, shut off: {why}. Mend the cause; {kept}.",
+        OfflineNotTakenBack { vm: String, source: String, why: Part, tries: Part } = "VM {vm} is shut off on {source}, but what was prepared could not be taken back yet: {why}. See that both hosts and their agents are up. {tries}.",
+        OfflineNotFinished { vm: String, source: String, destination: String, why: Part, tries: Part } = "VM {vm} is shut off on {destination}, but the move could not be finished yet: {why}. Do not start the VM on {source}. {tries}.",
+
+        // A move of disks on one host
+        StorageQueued { vm: String, host: String, wait: Part } = "The disks of VM {vm} on {host} move later; {wait}.",
+        StoragePreparing { vm: String, host: String } = "The move of the disks of VM {vm} on {host} is being prepared.",
+        StorageCopying { vm: String, host: String, moved: u64, count: u64 } = "The disks of VM {vm} on {host} are copied; {moved} of {count} use their new files.",
+        StorageFinishing { vm: String, host: String } = "VM {vm} on {host} has its new files; the old ones are being removed.",
+        StorageTakenBack { vm: String, host: String } = "VM {vm} on {host} keeps its old files; what was prepared for its disks is being taken back.",
+        StorageDone { vm: String, host: String } = "VM {vm} on {host} has its disks where they were asked for.",
+        StorageHalf { vm: String, host: String, why: Part, job: JobId } = "VM {vm} on {host} has some disks moved and others not: {why}. Every disk is whole; mend the cause, then try again with `ferry job restart {job}`, which moves what is left.",
+        StorageCancelled { vm: String, host: String, job: JobId } = "VM {vm} on {host} has its old files: the move was cancelled, and its new files are removed. Move them after all with `ferry job restart {job}`.",
+        StorageFailed { vm: String, host: String, why: Part, job: JobId } = "VM {vm} on {host} has its old files: {why}. New files are removed; mend the cause, then try again with `ferry job restart {job}`.",
+        StorageStuck { vm: String, host: String, why: Part, tries: Part } = "The move of the disks of VM {vm} on {host} cannot be ended yet: {why}. {tries}.",
+
+        // What any job waits for
+        WaitsFor { what: String, job: JobId } = "Waits for: {what}. Ask again now with `ferry job retry {job}`. If that never comes, see where the VM is (`ferry vm list`) and give the job up with `ferry job dismiss {job}`.",
+        WaitsForDatabase { why: String } = "Waits for the server's database, which cannot be read or written: {why}. Give it room and a disk that works; the job goes on by itself then.",
+
+        // One that was given up
+        Dismissed { by: String, why: Part, seen: Phrase, left: Part } = "{by} gave up what was left: {why}. When it was given up: {seen}. {left}.",
+        LeftOldFiles = "Its disks have moved; old files may be left",
+        LeftNewFiles { vm: String } = "See which files it uses with `ferry vm show {vm}`; new files that it does not use may be left",
+        LeftAtSource { vm: String, source: String, destination: String } = "It was handed over to {destination}: do not start it on {source}, and remove what is left there with `virsh undefine {vm}`",
+        LeftFiles { source: String, destination: String } = "Files of it may be left on {destination}; it may be held on {source} against a start until that agent has answered",
+        LeftCopy { source: String, destination: String } = "If it is {source}'s, what is left of the move is taken away when both hosts answer; until then {destination} may hold a paused copy of it, which is not to be run",
+
+        // One with parts
+        Moved { done: u64, count: u64, others: Counts } = "{done} of {count} VMs moved{others}.",
+        OnTheirWay { count: u64 } = "{count} on their way",
+        Queued { count: u64 } = "{count} waiting",
+        Failed { count: u64 } = "{count} failed",
+        Cancelled { count: u64 } = "{count} cancelled",
+        Stays { object: String, why: Phrase } = "{object} stays: {why}.",
+        Overcommitted { what: Phrase } = "{what}, which was taken by `--overcommit`.",
+        TryThoseAgain { job: JobId } = "Try those again that did not move: `ferry job restart {job}`.",
+
+        // Lines of the log
+        Note { text: String } = "{text}",
+        AcceptedSeveral { vms: String, by: String } = "Accepted: several of {vms}, asked for by {by}",
+        AcceptedDrain { vms: String, by: String } = "Accepted: drain of {vms}, asked for by {by}",
+        AcceptedStorage { vm: String, host: String, by: String } = "Accepted: storage move of {vm} on {host}, asked for by {by}",
+        AcceptedLive { vm: String, source: String, destination: String, by: String } = "Accepted: Live move of {vm} from {source} to {destination}, asked for by {by}",
+        AcceptedLiveVsm { vm: String, source: String, destination: String, by: String } = "Accepted: Live (VSM) move of {vm} from {source} to {destination}, asked for by {by}",
+        AcceptedOffline { vm: String, source: String, destination: String, by: String } = "Accepted: Offline move of {vm} from {source} to {destination}, asked for by {by}",
+        Admitted = "Its turn came",
+        AttemptBegins { attempt: u32 } = "Attempt {attempt} begins",
+        StepBegins { step: StepTitle } = "{step}: begins",
+        StepDone { step: StepTitle } = "{step}: done",
+        StepFailed { step: StepTitle, why: String } = "{step}: failed: {why}",
+        StepUndone { step: StepTitle } = "{step}: taken back",
+        StepNotUndone { step: StepTitle, why: String } = "{step}: could not be taken back: {why}",
+        CancelAsked { by: String } = "{by} asked to cancel",
+        Arrived { source: String, destination: String } = "All of the VM is on {destination}, and {source} does not say that it runs there: no source of it is let go while it is not known where it is",
+        Accepted { by: String } = "{by} accepted what is; nothing more is done",
+        AcceptedAs { by: String, seen: Phrase } = "{by} accepted what is; nothing more is done: {seen}",
+    }
+}
+
+/// A step of a job of some kind: its title depends on both.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StepTitle {
+    /// What the job does.
+    pub kind: JobKind,
+    /// The step.
+    pub step: Step,
+}
+
+impl fmt::Display for StepTitle {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.step.title_in(self.kind))
+    }
+}

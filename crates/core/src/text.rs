@@ -1,0 +1,107 @@
+//! Texts as data: a key and its arguments, with the English of it. Other languages are catalogues in `ferry-texts`.
+
+use std::fmt;
+
+use serde::{Deserialize, Serialize};
+
+use crate::id::JobId;
+
+/// Makes an enum of what can be said: a variant for each sentence, its arguments, and its English, in which each argument
+/// stands by its name. It displays as English. As JSON it is `{"key": "vm-paused", "args": {"vm": "web01"}}`: the key is the
+/// variant's name, so a name that is changed is another sentence to who knows the old one.
+macro_rules! texts {
+    ($(#[$meta:meta])* pub enum $name:ident {
+        $($variant:ident $({ $($field:ident: $type:ty),+ $(,)? })? = $text:literal,)*
+    }) => {
+        $(#[$meta])*
+        #[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+        #[serde(tag = "key", content = "args", rename_all = "kebab-case")]
+        #[allow(missing_docs, reason = "its English explains each")]
+        pub enum $name {
+            $($variant $({ $($field: $type),+ })?,)*
+            /// A sentence of a later version.
+            #[serde(untagged)]
+            Unknown { key: String, #[serde(default)] args: serde_json::Value },
+        }
+
+        impl std::fmt::Display for $name {
+            fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                match self {
+                    $(Self::$variant $({ $($field),+ })? => write!(f, $text),)*
+                    Self::Unknown { key, args } => write!(f, "{key} {args}"),
+                }
+            }
+        }
+
+        #[cfg(feature = "schema")]
+        impl utoipa::PartialSchema for $name {
+            fn schema() -> utoipa::openapi::RefOr<utoipa::openapi::Schema> {
+                $crate::text::schema()
+            }
+        }
+
+        #[cfg(feature = "schema")]
+        impl utoipa::ToSchema for $name {}
+    };
+}
+pub(crate) use texts;
+
+/// The schema of what [`texts`] makes.
+#[cfg(feature = "schema")]
+pub(crate) fn schema() -> utoipa::openapi::RefOr<utoipa::openapi::Schema> {
+    use utoipa::openapi::schema::{Object, ObjectBuilder, Type};
+    let any_object = Object::with_type(Type::Object);
+    let sentence = ObjectBuilder::new().property("key", Object::with_type(Type::String)).property("args", any_object);
+    sentence.required("key").description(Some("A sentence: its stable key and its arguments, by name")).build().into()
+}
+
+/// Several words.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct List(pub Vec<String>);
+
+/// Several words, one of which is to be chosen.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct AnyOf(pub Vec<String>);
+
+/// Several words, all of which are meant.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct AllOf(pub Vec<String>);
+
+/// Several jobs, all of which are meant.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct Jobs(pub Vec<JobId>);
+
+impl fmt::Display for Jobs {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let jobs: Vec<String> = self.0.iter().map(|job| format!("job {job}")).collect();
+        f.write_str(&jobs.join(" and "))
+    }
+}
+
+impl fmt::Display for List {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0.join(", "))
+    }
+}
+
+impl fmt::Display for AnyOf {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0.join(" or "))
+    }
+}
+
+impl fmt::Display for AllOf {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0.join(" and "))
+    }
+}
+
+impl<T: ToString> FromIterator<T> for List {
+    fn from_iter<I: IntoIterator<Item = T>>(words: I) -> Self {
+        Self(words.into_iter().map(|word| word.to_string()).collect())
+    }
+}

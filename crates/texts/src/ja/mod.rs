@@ -1,0 +1,193 @@
+//! Japanese. Polite (です・ます), without a full stop at the end of a sentence, since sentences are put together.
+//!
+//! | English | here |
+//! |---|---|
+//! | VM, CPU, UUID, libvirt, QEMU, commands and options | as they are |
+//! | host, share, job, agent, disk, snapshot | ホスト、共有、ジョブ、エージェント、ディスク、スナップショット |
+//! | move, migration; live, offline | 移行、ライブ移行、オフライン移行; of disks on one host 移動 |
+//! | source, destination | 移行元、移行先 |
+//! | shut off, paused, stands still | 停止、一時停止、止まっている |
+//! | switched over | 切り替わった |
+//! | attach, detach (a share) | 接続、切断 |
+//! | storage root, storage location | ストレージルート、ストレージの場所 |
+//! | promised (memory) | 割り当て済み |
+//! | enrolment token | 登録トークン |
+//! | reaches (a place) | アクセスできる |
+//! | drain | 退避 |
+//! | attempt | 試行 |
+
+mod fix;
+mod job;
+mod message;
+
+use std::fmt::Display;
+
+use ferry_core::{
+    finding::{Clauses, Fix, Fixes, Messages},
+    id::{Generation, JobId},
+    job::JobKind,
+    job_text::{Counts, JobList, Slots, StepTitle},
+    migration::{Phase, Step},
+    text::{AllOf, AnyOf, Jobs, List},
+    units::ByteCount,
+};
+
+/// What can be said in Japanese: sentences and what stands in them.
+pub(crate) trait Japanese {
+    /// In Japanese.
+    fn in_japanese(&self) -> String;
+}
+
+/// Makes a catalogue of an enum of `ferry-core`'s `texts!`: each sentence with its arguments, each in Japanese by its name.
+macro_rules! catalogue {
+    ($name:ty: $($variant:ident $({ $($field:ident),+ })? = $text:literal,)*) => {
+        impl $crate::ja::Japanese for $name {
+            fn in_japanese(&self) -> String {
+                match self {
+                    $(Self::$variant $({ $($field),+ })? => {
+                        $($(let $field = $crate::ja::Japanese::in_japanese($field);)+)?
+                        format!($text)
+                    })*
+                    Self::Unknown { .. } => self.to_string(),
+                }
+            }
+        }
+    };
+}
+use catalogue;
+
+/// What is the same in every language.
+macro_rules! as_it_is {
+    ($($of:ty)*) => { $(impl Japanese for $of {
+        fn in_japanese(&self) -> String {
+            (self as &dyn Display).to_string()
+        }
+    })* };
+}
+as_it_is! { String u16 u32 u64 ByteCount JobId Generation }
+
+impl<T: Japanese> Japanese for Box<T> {
+    fn in_japanese(&self) -> String {
+        T::in_japanese(self)
+    }
+}
+
+impl Japanese for Fix {
+    fn in_japanese(&self) -> String {
+        match self {
+            Self::Action(fix) => fix.in_japanese(),
+            Self::Command(fix) => fix.in_japanese(),
+            Self::ByHand(fix) => fix.in_japanese(),
+        }
+    }
+}
+
+fn joined<T: Japanese>(all: &[T], between: &str) -> String {
+    all.iter().map(T::in_japanese).collect::<Vec<_>>().join(between)
+}
+
+impl Japanese for Messages {
+    fn in_japanese(&self) -> String {
+        joined(&self.0, "。")
+    }
+}
+
+impl Japanese for Clauses {
+    fn in_japanese(&self) -> String {
+        joined(&self.0, "、")
+    }
+}
+
+impl Japanese for Fixes {
+    fn in_japanese(&self) -> String {
+        joined(&self.0, "。また、")
+    }
+}
+
+impl Japanese for Slots {
+    fn in_japanese(&self) -> String {
+        joined(&self.0, "と")
+    }
+}
+
+impl Japanese for JobList {
+    fn in_japanese(&self) -> String {
+        self.0.iter().map(|job| format!("ジョブ {job}")).collect::<Vec<_>>().join("、")
+    }
+}
+
+impl Japanese for Counts {
+    fn in_japanese(&self) -> String {
+        match self.0.is_empty() {
+            true => String::new(),
+            false => format!("（{}）", joined(&self.0, "、")),
+        }
+    }
+}
+
+impl Japanese for StepTitle {
+    fn in_japanese(&self) -> String {
+        let title = match (self.kind, self.step) {
+            (JobKind::Storage, Step::Preflight) => "ホストの確認",
+            (JobKind::Storage | JobKind::Offline, Step::PrepareDestination) => "新しいファイルの作成",
+            (JobKind::Storage, Step::Perform) => "コピーと切り替え",
+            (JobKind::Storage, Step::Confirm) => "古いファイルの削除",
+            (JobKind::Offline, Step::PrepareSource) => "移行元での VM の保持",
+            (JobKind::Offline, Step::Perform) => "ファイルのコピーと移行先での定義",
+            (JobKind::Offline, Step::Confirm) => "移行元の定義とファイルの削除",
+            (JobKind::LiveVsm, Step::PrepareDestination) => "新しいファイルの作成と移行先の準備",
+            (JobKind::LiveVsm, Step::Perform) => "ディスクのコピー、メモリと状態の移行",
+            (JobKind::LiveVsm, Step::Confirm) => "古いファイルの削除と確定",
+            (_, Step::Preflight) => "両方のホストの確認",
+            (_, Step::Reserve) => "VM の予約",
+            (_, Step::PrepareDestination) => "移行先の準備",
+            (_, Step::PrepareSource) => "移行元の準備",
+            (_, Step::Perform) => "メモリと状態の移行",
+            (_, Step::Resume) => "移行先での再開",
+            (_, Step::Confirm) => "移行元での確定",
+            (_, Step::Release) => "後始末",
+        };
+        title.to_owned()
+    }
+}
+
+impl Japanese for List {
+    fn in_japanese(&self) -> String {
+        joined(&self.0, "、")
+    }
+}
+
+impl Japanese for AllOf {
+    fn in_japanese(&self) -> String {
+        joined(&self.0, " と ")
+    }
+}
+
+impl Japanese for AnyOf {
+    fn in_japanese(&self) -> String {
+        joined(&self.0, " または ")
+    }
+}
+
+impl Japanese for Jobs {
+    fn in_japanese(&self) -> String {
+        self.0.iter().map(|job| format!("ジョブ {job}")).collect::<Vec<_>>().join("と")
+    }
+}
+
+impl Japanese for Phase {
+    fn in_japanese(&self) -> String {
+        let phase = match self {
+            Self::Queued => "待機中",
+            Self::Preparing => "準備中",
+            Self::Migrating => "移行中",
+            Self::Completing => "完了処理中",
+            Self::RollingBack => "取り消し処理中",
+            Self::Succeeded => "成功",
+            Self::Cancelled => "キャンセル済み",
+            Self::Failed => "失敗",
+            Self::Stuck => "停滞中",
+        };
+        phase.to_owned()
+    }
+}
