@@ -15,13 +15,38 @@ macro_rules! texts {
     }) => {
         $(#[$meta])*
         #[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
-        #[serde(tag = "key", content = "args", rename_all = "kebab-case")]
+        // `remote`: what is derived becomes functions of the enum's own. Derived as traits, these hundreds of variants would
+        // be compiled anew in each crate that reads or writes them.
+        #[serde(remote = "Self", tag = "key", content = "args", rename_all = "kebab-case")]
         #[allow(missing_docs, reason = "its English explains each")]
         pub enum $name {
             $($variant $({ $($field: $type),+ })?,)*
             /// A sentence of a later version.
             #[serde(untagged)]
             Unknown { key: String, #[serde(default)] args: serde_json::Value },
+        }
+
+        impl $name {
+            fn to_json(&self) -> Result<serde_json::Value, serde_json::Error> {
+                Self::serialize(self, serde_json::value::Serializer)
+            }
+
+            fn from_json(json: serde_json::Value) -> Result<Self, serde_json::Error> {
+                Self::deserialize(json)
+            }
+        }
+
+        impl serde::Serialize for $name {
+            fn serialize<S: serde::Serializer>(&self, to: S) -> Result<S::Ok, S::Error> {
+                serde::Serialize::serialize(&self.to_json().map_err(serde::ser::Error::custom)?, to)
+            }
+        }
+
+        impl<'de> serde::Deserialize<'de> for $name {
+            fn deserialize<D: serde::Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
+                let json = <serde_json::Value as serde::Deserialize>::deserialize(from)?;
+                Self::from_json(json).map_err(serde::de::Error::custom)
+            }
         }
 
         impl std::fmt::Display for $name {
