@@ -19,6 +19,9 @@ const SLICE: usize = 64;
 /// with an emulated processor, and its host, would do nothing else.
 const PAUSE_MIN: Duration = Duration::from_millis(2);
 const REST: u32 = 3;
+/// Longest pause between two slices. A slice during which the VM was stopped, for its switchover or by a busy host,
+/// seems to have taken long: a multiple of that would be minutes in which no page is verified.
+const PAUSE_MAX: Duration = Duration::from_secs(2);
 
 type Page = [u64; WORDS];
 
@@ -76,9 +79,13 @@ pub(crate) fn run(wanted: &Wanted, found: &Found) -> ! {
                 found.page_passes.fetch_add(1, Relaxed);
             }
         }
-        let rest = REST * if found.hastens.load(Relaxed) { 1 } else { wanted.slower };
-        thread::sleep(PAUSE_MIN.max(begun.elapsed() * rest));
+        thread::sleep(pause(begun.elapsed(), if found.hastens.load(Relaxed) { 1 } else { wanted.slower }));
     }
+}
+
+/// The pause after a slice.
+fn pause(took: Duration, slower: u32) -> Duration {
+    took.saturating_mul(REST * slower).clamp(PAUSE_MIN, PAUSE_MAX)
 }
 
 fn verify(page: &Page, index: usize, version: u64, found: &Found) {
@@ -91,6 +98,14 @@ fn verify(page: &Page, index: usize, version: u64, found: &Found) {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_slice_in_which_the_vm_was_stopped_does_not_stop_verifying() {
+        assert_eq!(pause(Duration::ZERO, 20), PAUSE_MIN);
+        assert_eq!(pause(Duration::from_millis(10), 20), Duration::from_millis(600));
+        assert_eq!(pause(Duration::from_secs(6), 20), PAUSE_MAX);
+        assert_eq!(pause(Duration::MAX, u32::MAX / REST), PAUSE_MAX);
+    }
 
     #[test]
     fn any_changed_byte_or_older_version_is_found() {
