@@ -56,7 +56,7 @@ enum Chore {
         /// Run only tests whose names contain this.
         filter: Option<String>,
     },
-    /// Check formatting, lints, documentation, architecture, and the API document.
+    /// Check formatting, lints, documentation, architecture, and the shape of the crates.
     Check,
     /// Hosts for trying things out.
     #[command(subcommand)]

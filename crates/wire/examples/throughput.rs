@@ -43,7 +43,7 @@ use tokio::{
     runtime::{Builder, Handle},
 };
 
-#[path = "../tests/link/mod.rs"]
+#[path = "../tests/component/link/mod.rs"]
 mod link;
 
 const MIB: usize = 1 << 20;

@@ -1,6 +1,7 @@
 //! Checks the shape of the crates by reading their sources: no import cycle, no long file, no import of a higher layer.
 
 mod circles;
+mod features;
 mod modules;
 
 use std::{

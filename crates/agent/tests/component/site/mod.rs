@@ -1,5 +1,4 @@
 //! Two agents in this process, with fake hypervisors and file servers; TLS, HTTP, carriers and wire are real.
-#![allow(dead_code, reason = "each test program uses a part of it")]
 
 use std::{
     net::TcpListener,
@@ -74,7 +73,8 @@ pub struct Site {
     pub unc: UncPath,
     pub key: KeyPair,
     pub hosts: [Host; 2],
-    folder: TempDir,
+    /// Removed when all agents are gone.
+    _folder: TempDir,
     /// Checked when all agents are gone.
     _logs: Watch,
 }
@@ -232,7 +232,7 @@ impl Site {
             let request = AttachRequest { source: (&unc).into(), credentials: credentials.clone(), at: None };
             host.client.attach_share(SHARE, &request).await.expect("attached");
         }
-        Self { world, servers, unc, key, hosts, folder, _logs: logs }
+        Self { world, servers, unc, key, hosts, _folder: folder, _logs: logs }
     }
 
     /// A VM that runs on the first host.

@@ -1,5 +1,4 @@
 //! Disks of running VMs move on real hosts: libvirt, QEMU, Samba, and a guest that writes all the time.
-#![cfg(feature = "lab")]
 
 use std::time::Duration;
 

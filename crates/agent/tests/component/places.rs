@@ -1,9 +1,8 @@
 //! What an agent says of directories on its host, asked over its API.
 
-mod site;
-
 use std::fs;
 
+use crate::site::{SHARE, Site, refusal};
 use ferry_core::{
     finding::FindingId,
     id::{HostId, ShareId},
@@ -11,7 +10,6 @@ use ferry_core::{
     place::EntryKind,
     units::ByteCount,
 };
-use site::{SHARE, Site, refusal};
 use uuid::Uuid;
 
 fn on_share(path: &str) -> Location {

@@ -1,5 +1,4 @@
 //! Two real agents, called directly: properties that must hold whoever controls them.
-#![cfg(feature = "lab")]
 
 use std::{fs, time::Duration};
 

@@ -1,5 +1,4 @@
 //! The whole product on real hosts: command line, server, agents, libvirt, QEMU, Samba.
-#![cfg(feature = "lab")]
 
 use std::{fs, time::Duration};
 

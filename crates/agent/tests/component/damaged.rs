@@ -1,16 +1,14 @@
 //! Files of an agent's own that are damaged when it starts: they are put aside, told of, and hold up nothing else.
 
-mod site;
-
 use std::{collections::BTreeSet, fs, path::PathBuf};
 
+use crate::site::{Job, Site, refusal};
 use ferry_core::{
     api::agent::Verb,
     finding::{Finding, FindingId},
     migration::Presence,
 };
 use ferry_testkit::logs::expects_warning;
-use site::{Job, Site, refusal};
 
 async fn damaged(site: &Site) -> Vec<Finding> {
     let facts = site.hosts[0].client.host().await.expect("it answers");

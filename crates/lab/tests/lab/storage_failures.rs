@@ -1,6 +1,5 @@
 //! Moves of disks with a fault on real hosts: the VM keeps running, every disk is intact, and the job reports its
 //! state.
-#![cfg(feature = "lab")]
 
 use ferry_core::{
     api::server::JobView,

@@ -1,5 +1,4 @@
 //! A whole Debian system, booted from the moving disk.
-#![cfg(feature = "lab")]
 
 use std::{fs, time::Duration};
 

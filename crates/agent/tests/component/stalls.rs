@@ -1,11 +1,9 @@
 //! VMs that QEMU stopped because their file server was away.
 
-mod site;
-
+use crate::site::{Job, Site, wait_until};
 use ferry_core::vm::VmState;
 use ferry_drivers::hypervisor::{Domains as _, Power as _};
 use ferry_testkit::logs::expects_warning;
-use site::{Job, Site, wait_until};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn vms_that_a_file_server_stopped_go_on_when_it_is_back_and_no_others() {

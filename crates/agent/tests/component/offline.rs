@@ -1,9 +1,8 @@
 //! Offline moves between two agents, as a server asks for them.
 
-mod site;
-
 use std::{fs, path::PathBuf, sync::Arc, time::Duration};
 
+use crate::site::{Host, SHARE, SOON, Site, reached, refusal, wait_until};
 use ferry_client::{ClientError, agent::Attempt};
 use ferry_core::{
     api::agent::{
@@ -22,7 +21,6 @@ use ferry_drivers::hypervisor::fake::{FakeGuest, Hold, Point};
 use ferry_testkit::logs::expects_warning;
 use ferry_trust::random_secret;
 use serde_json::json;
-use site::{Host, SHARE, SOON, Site, reached, refusal, wait_until};
 use uuid::Uuid;
 
 /// More than is thrown away when a copy is not finished.

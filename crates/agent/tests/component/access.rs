@@ -1,9 +1,8 @@
 //! Who may call an agent, and what it says of its host.
 
-mod site;
-
 use std::time::Duration;
 
+use crate::site::{SHARE, SOON, Site, enrol, refusal, serve};
 use ferry_client::agent::AgentClient;
 use ferry_core::{
     api::agent::{AttachRequest, EnrolRequest, Power, ShareCredentials, ShareToken},
@@ -17,7 +16,6 @@ use ferry_core::{
 use ferry_drivers::hypervisor::{Power as _, fake::Point};
 use ferry_testkit::logs::expects_warning;
 use ferry_trust::{KeyPair, random_secret};
-use site::{SHARE, SOON, Site, enrol, refusal, serve};
 use uuid::Uuid;
 
 #[tokio::test(flavor = "multi_thread")]

@@ -1,5 +1,4 @@
 //! VMs that are shut off move between real hosts, with their files.
-#![cfg(feature = "lab")]
 
 use std::{fs, path::Path, time::Duration};
 

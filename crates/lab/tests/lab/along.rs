@@ -1,6 +1,5 @@
 //! Running VMs move between real hosts without or with partly shared storage: libvirt, QEMU, and a guest that writes
 //! all the time.
-#![cfg(feature = "lab")]
 
 use std::time::Duration;
 

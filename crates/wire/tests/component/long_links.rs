@@ -6,6 +6,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use crate::link::Link;
 use ferry_core::{
     id::SessionId,
     switchover::{self, Outlook},
@@ -20,13 +21,10 @@ use ferry_wire::{
     traffic::Traffic,
     window::{BUDGET_BYTES, Law, Pace, WINDOW_BYTES_MIN, window_bytes, window_bytes_max},
 };
-use link::Link;
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _, DuplexStream, duplex, split},
     task::JoinHandle,
 };
-
-mod link;
 
 const DEADLINE: Duration = Duration::from_secs(60);
 const LIMIT: Duration = Duration::from_millis(300);

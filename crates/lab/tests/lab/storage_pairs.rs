@@ -1,5 +1,4 @@
 //! Disks of a running VM move between all places and formats on real hosts, one or several at a time, and stay thin.
-#![cfg(feature = "lab")]
 
 use std::time::{Duration, Instant};
 

@@ -1,5 +1,4 @@
 //! A server whose database is on a failing disk.
-#![cfg(feature = "lab")]
 
 use std::time::Duration;
 

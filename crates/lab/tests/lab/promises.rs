@@ -1,5 +1,4 @@
 //! Promises of the lab itself: broken promises are detected, nothing is left behind, and libvirt behaves like the fake.
-#![cfg(feature = "lab")]
 
 use std::{
     fs,

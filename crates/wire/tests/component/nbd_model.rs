@@ -1,14 +1,13 @@
 //! A client sees the same disk and gets the same replies with and without the recogniser: random requests, cut into
 //! random pieces, against a server of a few lines.
 
-mod scan;
-
 use std::{
     collections::{BTreeMap, VecDeque},
     os::unix::fs::FileExt as _,
     sync::{Arc, Mutex},
 };
 
+use crate::scan::scan;
 use ferry_wire::{
     content::index::{BLOCK_BYTES, SeedIndex, SeedKey},
     filter::{
@@ -18,7 +17,6 @@ use ferry_wire::{
     nbd::{self, Held, Image, Keeper, NbdMeter},
 };
 use proptest::prelude::*;
-use scan::scan;
 
 const PAGE: usize = 4096;
 /// Not a whole number of blocks, nor of pages.

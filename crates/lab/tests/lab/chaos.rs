@@ -1,6 +1,5 @@
 //! Each kind of fault once, during a move: no VM is lost, split or damaged, and every job states how it stands. `cargo
 //! xtask chaos` does the same repeatedly.
-#![cfg(feature = "lab")]
 
 use ferry_lab::chaos::{Broken, Kind, Moment, Options, Report, Sabotage, run, run_along};
 

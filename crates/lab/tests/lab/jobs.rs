@@ -1,5 +1,4 @@
 //! Jobs on real hosts: several at the same time, and a management channel that is cut after any message.
-#![cfg(feature = "lab")]
 
 use std::{
     collections::BTreeMap,

@@ -1,5 +1,4 @@
 //! Properties that the lab's hosts share with real hosts.
-#![cfg(feature = "lab")]
 
 use ferry_lab::{
     lab::Lab,

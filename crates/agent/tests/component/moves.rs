@@ -1,9 +1,8 @@
 //! Live moves between two agents: whoever fails, the VM runs on exactly one host.
 
-mod site;
-
 use std::{sync::Arc, time::Duration};
 
+use crate::site::{Job, Site, reached, refusal, wait_until};
 use ferry_agent::setup::release_hold;
 use ferry_core::{
     api::agent::{ConfirmRequest, DiskArrival, Report, Stage, Verb},
@@ -19,7 +18,6 @@ use ferry_core::{
 use ferry_drivers::hypervisor::{Domains as _, Migration as _, Power as _, fake::Point};
 use ferry_testkit::logs::expects_warning;
 use serde_json::json;
-use site::{Job, Site, reached, refusal, wait_until};
 
 /// The guest dirties twice what is sent meanwhile.
 const NEVER_CONVERGES: f64 = 2.0;

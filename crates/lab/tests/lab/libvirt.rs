@@ -1,6 +1,5 @@
 //! Features of VMs from libvirt's other drivers, networks and volumes of storage pools; and libvirt's knowledge of a
 //! VM.
-#![cfg(feature = "lab")]
 
 use std::{fs, time::Duration};
 

@@ -1,7 +1,5 @@
 //! Moves of a running VM's disks, asked of an agent over its API: what of the files stays, whatever happens when.
 
-mod site;
-
 use std::{
     fs,
     os::unix::fs::{PermissionsExt as _, symlink},
@@ -10,6 +8,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use crate::site::{Job, SHARE, SOON, Site, reached, refusal, wait_until};
 use ferry_client::{ClientError, agent::Attempt};
 use ferry_core::{
     api::agent::{Check, ConfirmRequest, PrepareStorage, Report, Stage, Verb},
@@ -26,7 +25,6 @@ use ferry_drivers::hypervisor::{
 };
 use ferry_testkit::logs::expects_warning;
 use serde_json::json;
-use site::{Job, SHARE, SOON, Site, reached, refusal};
 
 /// Bytes of each disk.
 const SIZE: usize = 3 << 20;
@@ -531,7 +529,7 @@ async fn a_move_that_was_to_end_does_not_go_on_after_a_restart() {
         async move { client.ask(attempt(1), Verb::Abort).await }
     });
     let (journal, is_written) = (disks.journal(1), |text: String| text.contains("\"wish\": \"End\""));
-    site::wait_until("the wish is written", || fs::read_to_string(&journal).is_ok_and(is_written)).await;
+    wait_until("the wish is written", || fs::read_to_string(&journal).is_ok_and(is_written)).await;
     hold.release();
     aborts.await.expect("no panic").expect_err("a test made it fail");
     fail::remove("agent-storage-ending");

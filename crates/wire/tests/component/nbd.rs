@@ -1,7 +1,5 @@
 //! Disks through two carriers between real programs: qemu-nbd serves the image, qemu-img, nbdcopy and nbdinfo ask.
 
-mod scan;
-
 use std::{
     fs::{self, File},
     os::unix::fs::{FileExt as _, MetadataExt as _},
@@ -11,6 +9,7 @@ use std::{
     time::Duration,
 };
 
+use crate::scan::scan;
 use ferry_wire::{
     channel::{Options, carry},
     content::index::{SeedIndex, SeedKey},
@@ -21,7 +20,6 @@ use nix::{
     sys::signal::{Signal, kill},
     unistd::Pid,
 };
-use scan::scan;
 use tempfile::TempDir;
 use tokio::{
     io::{AsyncBufReadExt as _, AsyncWriteExt as _, BufReader, Lines, duplex},

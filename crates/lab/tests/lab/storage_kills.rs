@@ -1,5 +1,4 @@
 //! Agent and server are killed in each phase of a move of disks on real hosts, including between two disks.
-#![cfg(feature = "lab")]
 
 use std::time::{Duration, Instant};
 

@@ -1,5 +1,4 @@
 //! What is left of a VM when its source dies in the hand-over, with libvirt's real recovery.
-#![cfg(feature = "lab")]
 
 use std::time::{Duration, Instant};
 

@@ -1,0 +1,9 @@
+//! Component tests: channels, sessions and disks between two carriers, over real links.
+
+mod coding;
+mod link;
+mod long_links;
+mod nbd;
+mod nbd_model;
+mod scan;
+mod session;
