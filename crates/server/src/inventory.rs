@@ -1,4 +1,5 @@
-//! Hosts and what their agents last said: one task per host asks "newer than this?" for as long as the host is there.
+//! Hosts and the latest reports of their agents. One task per host repeatedly asks its agent for anything newer, until
+//! the host is removed.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -29,50 +30,50 @@ use crate::{
     store::{HostName, HostRecord, HostSettings},
 };
 
-/// How long an agent may hold the question "newer than this?". With the client's grace it is also the deadline
-/// after which a silent host counts as unreachable.
+/// How long an agent may delay its answer while it has nothing newer. Together with the client's grace time, this is
+/// the deadline after which a silent host counts as unreachable.
 const OBSERVE_WAIT: Duration = Duration::from_secs(5);
 /// How often an unreachable agent is asked.
 const RETRY: Backoff = Backoff::new(Duration::from_millis(100), Duration::from_secs(3));
-/// How long a host may take to see what a job changed there: libvirt answers late while it ends a migration.
+/// How long to wait until a host's agent sees a job's change there: libvirt answers late while it ends a migration.
 const LOOK_WITHIN: Duration = Duration::from_secs(15);
-/// How often it is made to look until then.
+/// How often the agent is made to refresh until then.
 const LOOK_AGAIN: Duration = Duration::from_millis(100);
-/// What an agent did is seen in what it observes within this, or is not waited for.
+/// How long to wait until an agent's own action appears in its observations.
 const SEEN_WITHIN: Duration = Duration::from_secs(3);
-/// A host that is asked before a decision answers within this or counts as unreachable.
+/// How long a host that is asked before a decision may take to answer before it counts as unreachable.
 const REFRESH_DEADLINE: Duration = Duration::from_secs(6);
 
-/// What is known of a host now.
+/// The current knowledge about a host.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Seen {
-    /// The last answer.
+    /// The last observation.
     pub(crate) observation: Option<Arc<Observation>>,
     /// Whether the agent answered the last call.
     pub(crate) reachable: bool,
-    /// Unix milliseconds of the last answer.
+    /// When the agent last answered, in Unix milliseconds.
     pub(crate) seen_at_ms: Option<u64>,
-    /// Why it is not reachable.
+    /// Why the host is not reachable.
     pub(crate) trouble: Option<Finding>,
 }
 
 impl Seen {
-    /// Its VMs.
+    /// The host's VMs.
     pub(crate) fn vms(&self) -> &[VmFacts] {
         self.observation.as_ref().map_or(&[], |observation| &observation.vms)
     }
 
-    /// This VM, if it is there.
+    /// The VM with this id, if the host has it.
     pub(crate) fn vm(&self, vm: VmId) -> Option<&VmFacts> {
         self.vms().iter().find(|facts| facts.id == vm)
     }
 
-    /// Whether a share is attached on it.
+    /// Whether a share is attached on this host.
     pub(crate) fn has_share(&self, share: ShareId) -> bool {
         self.observation.as_ref().is_some_and(|last| last.shares.iter().any(|attached| attached.id == share))
     }
 
-    /// As preflight judges it.
+    /// The host as input for preflight.
     pub(crate) fn side<'a>(&'a self, host: &'a Host) -> Side<'a> {
         Side {
             name: host.name(),
@@ -85,12 +86,12 @@ impl Seen {
     }
 }
 
-/// A host that was added.
+/// A host that an administrator added.
 #[derive(Debug)]
 pub(crate) struct Host {
-    /// What is stored of it.
+    /// Its stored record.
     pub(crate) record: HostRecord,
-    /// Calls its agent.
+    /// The client of its agent.
     pub(crate) agent: AgentClient,
     seen: watch::Sender<Seen>,
     settings: Mutex<HostSettings>,
@@ -98,17 +99,17 @@ pub(crate) struct Host {
 }
 
 impl Host {
-    /// What is known now.
+    /// The current knowledge about it.
     pub(crate) fn seen(&self) -> Seen {
         self.seen.borrow().clone()
     }
 
-    /// What an administrator set of it.
+    /// Its administrator's settings.
     pub(crate) fn settings(&self) -> HostSettings {
         *self.settings.lock().expect("nobody panics with it")
     }
 
-    /// As a job remembers it.
+    /// The host as a job records it.
     pub(crate) fn named(&self) -> HostName {
         HostName { id: self.record.id, name: self.record.name.clone() }
     }
@@ -118,8 +119,8 @@ impl Host {
         &self.record.name
     }
 
-    /// What is known as soon as it is so, or after a few seconds all the same: an agent sees what it did itself by
-    /// its hypervisor's events, some milliseconds later.
+    /// Waits until `is_so` holds, at most [`SEEN_WITHIN`], and returns the current knowledge either way. An agent
+    /// learns of its own actions from its hypervisor's events, some milliseconds later.
     pub(crate) async fn wait_until(&self, is_so: impl FnMut(&Seen) -> bool) -> Seen {
         let mut seen = self.seen.subscribe();
         let _ = tokio::time::timeout(SEEN_WITHIN, seen.wait_for(is_so)).await;
@@ -133,7 +134,7 @@ pub(crate) struct Inventory {
     running_twice: Mutex<BTreeSet<VmId>>,
     events: Arc<Events>,
     key: KeyPair,
-    /// This life of the server, as agents are told.
+    /// The epoch of this run of the server, which agents are told.
     epoch: u64,
     tasks: TaskTracker,
     stop: CancellationToken,
@@ -150,12 +151,12 @@ impl Inventory {
         Self { hosts: RwLock::default(), running_twice: Mutex::default(), events, key, epoch, tasks, stop }
     }
 
-    /// A client of the agent at `address` with this key.
+    /// A client of the agent that has this address and key.
     pub(crate) fn agent(&self, address: &str, pin: ferry_core::pin::Pin) -> Result<AgentClient, ClientError> {
         AgentClient::in_epoch(address, pin, &self.key, self.epoch)
     }
 
-    /// Begins to ask a host.
+    /// Adds a host and begins to ask its agent.
     pub(crate) fn add(self: &Arc<Self>, record: HostRecord, agent: AgentClient) -> Arc<Host> {
         let host = Arc::new(Host {
             agent,
@@ -176,24 +177,24 @@ impl Inventory {
         host
     }
 
-    /// Takes what an administrator set, which is stored already.
+    /// Applies an administrator's settings that are already stored.
     pub(crate) fn set(&self, host: &Host, settings: HostSettings) {
         *host.settings.lock().expect("nobody panics with it") = settings;
         self.tell_change(host);
     }
 
-    /// Tells who listens that something of a host was changed, which is stored already.
+    /// Informs listeners of a change to a host that is already stored.
     pub(crate) fn tell_change(&self, host: &Host) {
         self.events.publish(&Event::Host { name: host.record.name.clone() });
     }
 
-    /// How many moves each host takes part in at once.
+    /// How many moves each host may take part in at the same time.
     pub(crate) fn limits(&self) -> BTreeMap<HostId, Limits> {
         let hosts = self.hosts.read().expect("nobody panics with it");
         hosts.iter().map(|(id, host)| (*id, host.settings().limits)).collect()
     }
 
-    /// Forgets a host: its agent is not called any more.
+    /// Removes a host: its agent is no longer called.
     pub(crate) fn remove(&self, id: HostId) {
         let removed = self.hosts.write().expect("nobody panics with it").remove(&id);
         if let Some(host) = removed {
@@ -214,7 +215,7 @@ impl Inventory {
         self.hosts.read().expect("nobody panics with it").get(&id).cloned()
     }
 
-    /// The host that `reference` (a name or an id) means.
+    /// The host with this name or id.
     pub(crate) fn find(&self, reference: &str) -> Result<Arc<Host>, Finding> {
         let id: Option<HostId> = reference.parse().ok();
         let found = self.hosts().into_iter().find(|host| host.record.name == reference || Some(host.record.id) == id);
@@ -228,7 +229,7 @@ impl Inventory {
         })
     }
 
-    /// The VM that `reference` (a name, a UUID, or `HOST/NAME`) means, and where it is.
+    /// The VM with this name, UUID or `HOST/NAME`, and its host.
     pub(crate) fn find_vm(&self, title: &str, reference: &str) -> Result<(Arc<Host>, VmFacts), Failure> {
         let placed = self.placed();
         let vms: Vec<_> = placed.iter().flat_map(|(host, seen)| seen.vms().iter().map(move |vm| (host, vm))).collect();
@@ -244,12 +245,12 @@ impl Inventory {
         Ok((host.clone(), vm.clone()))
     }
 
-    /// Every VM on every host, with the host it is on.
+    /// Every host with what is known about it, including its VMs.
     pub(crate) fn placed(&self) -> Vec<(Arc<Host>, Seen)> {
         self.hosts().into_iter().map(|host| (host.clone(), host.seen())).collect()
     }
 
-    /// Asks a host now; the answer (or that there was none) is what [`Host::seen`] says afterwards.
+    /// Asks a host now. Afterwards [`Host::seen`] holds the answer, or that there was none.
     pub(crate) async fn refresh(self: &Arc<Self>, host: &Host) -> Seen {
         if self.refresh_quietly(host).await {
             self.watch_for_twins();
@@ -257,8 +258,8 @@ impl Inventory {
         host.seen()
     }
 
-    /// Makes a host's agent look now: what it answers is no older than the question. One that cannot look is asked as by
-    /// [`Self::refresh`].
+    /// Makes a host's agent refresh its observation now, so that its answer is no older than the question. If it
+    /// cannot, it is asked as by [`Self::refresh`].
     pub(crate) async fn look(self: &Arc<Self>, host: &Host) -> Seen {
         match tokio::time::timeout(REFRESH_DEADLINE, host.agent.look()).await {
             Ok(Ok(observation)) => {
@@ -271,13 +272,13 @@ impl Inventory {
         }
     }
 
-    /// Makes every host's agent look now, all at once.
+    /// Makes the agents of all hosts refresh their observations now, in parallel.
     pub(crate) async fn look_at_all(self: &Arc<Self>) {
         let hosts = self.hosts();
         join_all(hosts.iter().map(|host| self.look(host))).await;
     }
 
-    /// Makes a host's agent look until it is seen as `is_so` likes, for at most [`LOOK_WITHIN`].
+    /// Makes a host's agent refresh until `is_so` holds for the host, for at most [`LOOK_WITHIN`].
     pub(crate) async fn look_until(&self, host: &Host, is_so: impl Fn(&Seen) -> bool) {
         let looking = async {
             while !is_so(&host.seen()) {
@@ -306,7 +307,8 @@ impl Inventory {
         let mut retry = RETRY;
         loop {
             let seen = host.seen();
-            // After a failure the whole is asked for at once: an agent that is back is seen as such without a wait.
+            // After a failure the complete observation is requested at once, so that an agent that is back is noticed
+            // without delay.
             let known = seen.observation.filter(|_| seen.reachable).map(|last| (last.incarnation, last.generation));
             let answer = host.agent.observe(known, OBSERVE_WAIT).await;
             let failed = answer.is_err();
@@ -321,7 +323,7 @@ impl Inventory {
         }
     }
 
-    /// Whether something changed.
+    /// Stores an agent's answer. Returns whether anything changed.
     fn take(&self, host: &Host, answer: Result<Observation, ClientError>) -> bool {
         match answer {
             Ok(observation) => self.take_observation(host, observation),
@@ -372,7 +374,7 @@ impl Inventory {
         changed
     }
 
-    /// Names of the hosts that run the VM, if several do and said so when asked again.
+    /// Names of the hosts that run the VM, if several hosts do and confirmed it when they were asked again.
     pub(crate) fn twins(&self, vm: VmId) -> Vec<String> {
         let confirmed = self.running_twice.lock().expect("nobody panics with it").contains(&vm);
         if confirmed { self.running_on(vm).iter().map(|host| host.record.name.clone()).collect() } else { Vec::new() }
@@ -383,7 +385,7 @@ impl Inventory {
         self.placed().into_iter().filter(|(_, seen)| runs(seen)).map(|(host, _)| host).collect()
     }
 
-    /// Says once, loudly, that a VM runs on two hosts.
+    /// Starts a check of every VM that seems to run on two hosts, unless that is already known.
     fn watch_for_twins(self: &Arc<Self>) {
         let running: Vec<(VmId, String)> = self
             .placed()
@@ -403,14 +405,15 @@ impl Inventory {
         }
     }
 
-    /// Answers of two hosts are of two moments: a VM that just moved may be in both. So all are made to look, twice: who
-    /// runs it before and after another does, runs it together with that other.
+    /// Reports once, as an error, that a VM runs on several hosts. Observations of two hosts are of two different
+    /// moments, so a VM that just moved may appear in both. Therefore all of them are refreshed twice: if one host runs
+    /// the VM both before and after the other host was seen to run it, both ran it at the same time.
     async fn confirm_twins(&self, vm: VmId, name: &str) {
         for _ in 0..2 {
             for host in self.running_on(vm) {
                 let looked = tokio::time::timeout(REFRESH_DEADLINE, host.agent.look()).await;
                 let Ok(Ok(observation)) = looked else {
-                    // What it said before it fell silent proves nothing; it is compared again when it answers.
+                    // What a host reported before it fell silent proves nothing. It is compared again when it answers.
                     return;
                 };
                 self.take_observation(&host, observation);
@@ -424,7 +427,7 @@ impl Inventory {
     }
 }
 
-/// The finding of a host that did not answer in time.
+/// The finding about a host that did not answer in time.
 fn silence(host: &Host) -> Finding {
     Finding::blocks(
         FindingId::HostUnreachable,

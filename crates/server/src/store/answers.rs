@@ -1,10 +1,10 @@
-//! First answers to requests that carried an idempotency key.
+//! Stored answers to requests with an idempotency key.
 
 use sqlx::Row as _;
 
 use super::{Store, StoreError};
 
-/// Answers are kept this long: a client that repeats a request does so within minutes.
+/// How long an answer is kept: clients repeat a request within minutes.
 const AGE_MAX_MS: u64 = 24 * 60 * 60 * 1000;
 
 /// A stored answer.
@@ -16,24 +16,24 @@ pub struct Answer {
     pub body: String,
 }
 
-/// What is known of a key.
+/// The state of an idempotency key.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Begun {
-    /// Nothing was: the caller is to work on the request now.
+    /// The key was free: the caller now handles the request.
     New,
-    /// The first request with this key is still being worked on.
+    /// The first request with this key is still in progress.
     Working,
-    /// It was answered.
+    /// The request was answered.
     Answered(Answer),
-    /// The key was used with another request.
+    /// The key was used with a different request.
     Other,
 }
 
 impl Store {
-    /// Takes `key` for the request with this hash, if it is free. Forgets keys that are too old.
+    /// Claims `key` for the request with this hash, if the key is free. Deletes keys that are too old.
     ///
     /// # Errors
-    /// The database's.
+    /// Those of the database.
     pub async fn begin_answer(&self, key: &str, request_hash: &str, now_ms: u64) -> Result<Begun, StoreError> {
         let mut transaction = self.begin().await?;
         sqlx::query("DELETE FROM answer WHERE at_ms < $1")
@@ -68,10 +68,10 @@ impl Store {
         })
     }
 
-    /// Keeps the answer; `None` gives the key free again.
+    /// Stores the answer; `None` frees the key.
     ///
     /// # Errors
-    /// The database's.
+    /// Those of the database.
     pub async fn end_answer(&self, key: &str, answer: Option<&Answer>) -> Result<(), StoreError> {
         let mut transaction = self.begin().await?;
         match answer {
@@ -88,10 +88,10 @@ impl Store {
         Ok(transaction.commit().await?)
     }
 
-    /// Gives free the keys of requests that an earlier life of the server did not finish.
+    /// Frees the keys of requests that an earlier run of the server did not finish.
     ///
     /// # Errors
-    /// The database's.
+    /// Those of the database.
     pub async fn forget_unanswered(&self) -> Result<(), StoreError> {
         let mut transaction = self.begin().await?;
         sqlx::query("DELETE FROM answer WHERE status IS NULL").execute(&mut *transaction).await?;

@@ -10,7 +10,7 @@ use sqlx::Row as _;
 
 use super::{Store, StoreError, or_duplicate, parsed};
 
-/// A host that was added. What it has and does is asked of its agent, never stored.
+/// A host that an administrator added. Its hardware and its VMs are never stored: its agent reports them.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct HostRecord {
     /// Its id.
@@ -19,33 +19,33 @@ pub struct HostRecord {
     pub name: String,
     /// `ADDRESS:PORT` of its agent.
     pub address: String,
-    /// Its agent's key.
+    /// Its agent's public key.
     pub pin: Pin,
     /// Its machine id.
     pub machine_id: String,
     /// Its libvirt host UUID.
     pub hypervisor_uuid: String,
-    /// What an administrator set when the record was read.
+    /// The administrator's settings at the time when the record was read.
     pub settings: HostSettings,
 }
 
-/// What an administrator sets of a host.
+/// An administrator's settings of a host.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct HostSettings {
-    /// Moves at once.
+    /// How many moves it may take part in at the same time.
     pub limits: Limits,
-    /// Nothing is placed there.
+    /// Whether it is in maintenance: nothing is placed on it.
     pub maintenance: bool,
 }
 
-/// A share that was added. Where it is attached is asked of the agents.
+/// A share that an administrator added. The agents report where it is attached.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ShareRecord {
     /// Its id.
     pub id: ShareId,
     /// Its name.
     pub name: String,
-    /// What stands behind it.
+    /// The storage that it refers to.
     pub source: ShareSource,
 }
 
@@ -53,7 +53,7 @@ impl Store {
     /// Every host, by name.
     ///
     /// # Errors
-    /// The database's.
+    /// Those of the database.
     pub async fn hosts(&self) -> Result<Vec<HostRecord>, StoreError> {
         let rows = sqlx::query("SELECT * FROM host ORDER BY name").fetch_all(&self.readers).await?;
         rows.iter()
@@ -80,7 +80,7 @@ impl Store {
     /// Adds a host.
     ///
     /// # Errors
-    /// [`StoreError::Duplicate`] when name, key, machine id or host UUID is there already.
+    /// [`StoreError::Duplicate`] if the name, key, machine id or host UUID already exists.
     pub async fn add_host(&self, host: &HostRecord) -> Result<(), StoreError> {
         let mut transaction = self.begin().await?;
         sqlx::query(
@@ -98,10 +98,10 @@ impl Store {
         Ok(transaction.commit().await?)
     }
 
-    /// Keeps what an administrator set.
+    /// Stores an administrator's settings of a host.
     ///
     /// # Errors
-    /// The database's.
+    /// Those of the database.
     pub async fn put_host_settings(&self, host: HostId, settings: HostSettings) -> Result<(), StoreError> {
         let mut transaction = self.begin().await?;
         sqlx::query("UPDATE host SET live_limit = $2, storage_limit = $3, maintenance = $4 WHERE id = $1")
@@ -114,10 +114,10 @@ impl Store {
         Ok(transaction.commit().await?)
     }
 
-    /// Removes a host and with it the pin of its agent.
+    /// Removes a host and the pin of its agent.
     ///
     /// # Errors
-    /// The database's.
+    /// Those of the database.
     pub async fn remove_host(&self, host: HostId) -> Result<(), StoreError> {
         let mut transaction = self.begin().await?;
         sqlx::query("DELETE FROM host WHERE id = $1").bind(host.to_string()).execute(&mut *transaction).await?;
@@ -131,7 +131,7 @@ impl Store {
     /// Every share, by name.
     ///
     /// # Errors
-    /// The database's.
+    /// Those of the database.
     pub async fn shares(&self) -> Result<Vec<ShareRecord>, StoreError> {
         let rows = sqlx::query("SELECT id, name, unc FROM share ORDER BY name").fetch_all(&self.readers).await?;
         rows.iter()
@@ -144,7 +144,7 @@ impl Store {
     /// Adds a share.
     ///
     /// # Errors
-    /// [`StoreError::Duplicate`] when name or source is there already.
+    /// [`StoreError::Duplicate`] if the name or source already exists.
     pub async fn add_share(&self, share: &ShareRecord) -> Result<(), StoreError> {
         let mut transaction = self.begin().await?;
         sqlx::query("INSERT INTO share (id, name, unc, unc_key) VALUES ($1, $2, $3, $4)")
@@ -161,7 +161,7 @@ impl Store {
     /// Removes a share.
     ///
     /// # Errors
-    /// The database's.
+    /// Those of the database.
     pub async fn remove_share(&self, share: ShareId) -> Result<(), StoreError> {
         let mut transaction = self.begin().await?;
         sqlx::query("DELETE FROM share WHERE id = $1").bind(share.to_string()).execute(&mut *transaction).await?;

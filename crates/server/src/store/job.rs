@@ -1,4 +1,4 @@
-//! A job as it is stored, and what the database answers when it is asked to store one.
+//! Stored jobs, and the possible results of storing one.
 
 use ferry_core::{
     finding::Finding,
@@ -7,48 +7,48 @@ use ferry_core::{
     migration::{LogEvent, Phase},
 };
 
-/// A host as a job remembers it: the name outlives the host's removal.
+/// A host as a job records it: the name remains known after the host is removed.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct HostName {
     /// Its id.
     pub id: HostId,
-    /// Its name when the job was accepted.
+    /// Its name at the time when the job was accepted.
     pub name: String,
 }
 
-/// What a job is made of.
+/// The contents of a new job.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct NewJob {
-    /// What it does.
+    /// The kind of work.
     pub kind: JobKind,
-    /// The job that it is a part of.
+    /// The parent job, if this job is a part.
     pub parent: Option<JobId>,
-    /// The VM; nil for a job whose work is done by jobs of its own.
+    /// The VM; nil for a parent job, whose parts do the work.
     pub vm: VmId,
-    /// Its name.
+    /// The VM's name.
     pub vm_name: String,
-    /// From where.
+    /// The host that the VM or its disks leave.
     pub source: HostName,
-    /// To where.
+    /// The host that they move to.
     pub destination: HostName,
-    /// Who asked.
+    /// The name of the caller.
     pub by: String,
-    /// When. Unix milliseconds.
+    /// When it was accepted, in Unix milliseconds.
     pub accepted_at_ms: u64,
-    /// What the saga needs to know to go on after a restart; JSON that only it reads.
+    /// What the saga needs in order to continue after a restart: JSON that only the saga reads.
     pub plan: String,
-    /// What was found before it was accepted.
+    /// The findings of the checks before it was accepted.
     pub findings: Vec<Finding>,
 }
 
-/// A job as stored.
+/// A stored job.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct JobRecord {
     /// Its number.
     pub id: JobId,
-    /// What was asked.
+    /// The request.
     pub job: NewJob,
-    /// What it took, as soon as that is known.
+    /// Measured figures of the job, as soon as they are known.
     pub figures: Option<Figures>,
 }
 
@@ -57,12 +57,12 @@ pub struct JobRecord {
 pub struct LogRow {
     /// Unix milliseconds.
     pub at_ms: u64,
-    /// What it says.
+    /// Its contents.
     pub entry: LogEntry,
 }
 
 impl LogRow {
-    /// The events among the lines of a log: what its phase is folded from.
+    /// The events among the lines of a log: the phase is folded from them.
     pub fn events(log: &[Self]) -> Vec<LogEvent> {
         let event = |row: &Self| match &row.entry {
             LogEntry::Event(event) => Some(event.clone()),
@@ -72,40 +72,40 @@ impl LogRow {
     }
 }
 
-/// What a line of a job's log says.
+/// The contents of a line of a job's log.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum LogEntry {
-    /// To the program: the phase is folded from these.
+    /// An event, for the program: the phase is folded from events.
     Event(LogEvent),
-    /// To people only.
+    /// A note, for people only.
     Note(String),
 }
 
-/// Whether a job was stored.
+/// The result of storing a job.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Created {
-    /// It was, with this number.
+    /// The job was stored with this number.
     Job(JobId),
-    /// It was not: this job moves the VM.
+    /// Nothing was stored: this job already moves the VM.
     Busy(JobId),
 }
 
-/// Whether a job and its parts were stored.
+/// The result of storing a job with its parts.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum CreatedMany {
-    /// They were: the parent, and its parts.
+    /// All were stored: the parent, and its parts.
     Jobs(JobId, Vec<JobId>),
-    /// None was: this job moves that VM.
+    /// Nothing was stored: this job already moves that VM.
     Busy(VmId, JobId),
 }
 
-/// Whether a job waits for another attempt.
+/// The result of queueing a job for another attempt.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Restarted {
-    /// It does.
+    /// The job waits in the queue.
     Waits,
-    /// It has not ended, or has ended well.
+    /// The job has not ended, or it succeeded.
     Not(Phase),
-    /// This job moves the VM.
+    /// This job already moves the VM.
     Busy(JobId),
 }

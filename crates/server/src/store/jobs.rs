@@ -1,4 +1,4 @@
-//! Jobs in the database: what was asked, and the log that everything else is folded from.
+//! Jobs in the database: the request, and the log from which everything else is folded.
 
 use std::collections::BTreeMap;
 
@@ -17,10 +17,10 @@ use super::{
 };
 
 impl Store {
-    /// Stores a job that waits for its turn, unless another job that has not ended moves the same VM.
+    /// Stores a job in the queue, unless another open job moves the same VM.
     ///
     /// # Errors
-    /// The database's.
+    /// Those of the database.
     pub async fn create_job(&self, job: &NewJob) -> Result<Created, StoreError> {
         let mut transaction = self.begin().await?;
         if let Some(other) = mover(&mut transaction, job.vm).await? {
@@ -31,11 +31,11 @@ impl Store {
         Ok(Created::Job(id))
     }
 
-    /// Stores a job together with those that do its work; none of them if another job moves one of their VMs. Gives the
-    /// parent's number, then those of `children` in their order.
+    /// Stores a job together with its parts, or nothing if another job moves one of their VMs. Returns the parent's
+    /// number, and those of `children` in their order.
     ///
     /// # Errors
-    /// The database's.
+    /// Those of the database.
     pub async fn create_jobs(&self, parent: &NewJob, children: &[NewJob]) -> Result<CreatedMany, StoreError> {
         let mut transaction = self.begin().await?;
         for child in children {
@@ -52,10 +52,11 @@ impl Store {
         Ok(CreatedMany::Jobs(parent, ids))
     }
 
-    /// Lets a job that waits begin its next attempt. `None`: it does not wait any more. On the disk when it returns.
+    /// Lets a queued job begin its next attempt. `None`: the job is no longer queued. The change is on disk when this
+    /// returns.
     ///
     /// # Errors
-    /// The database's.
+    /// Those of the database.
     pub async fn admit(&self, job: JobId, now_ms: u64) -> Result<Option<Vec<LogEvent>>, StoreError> {
         let mut transaction = self.begin().await?;
         let mut log = log_in(&mut transaction, job).await?;
@@ -71,10 +72,10 @@ impl Store {
         Ok(Some(log))
     }
 
-    /// Puts a job that has ended without success back into the queue, with what its next attempt needs to know.
+    /// Puts a job that ended without success back into the queue, with the plan of its next attempt.
     ///
     /// # Errors
-    /// The database's.
+    /// Those of the database.
     pub async fn restart(&self, job: JobId, plan: &str, by: &str, now_ms: u64) -> Result<Restarted, StoreError> {
         let mut transaction = self.begin().await?;
         let log = log_in(&mut transaction, job).await?;
@@ -104,23 +105,24 @@ impl Store {
         Ok(Restarted::Waits)
     }
 
-    /// A job with its log, as of one moment.
+    /// A job with its log, both as of the same moment.
     ///
     /// # Errors
-    /// The database's.
+    /// Those of the database.
     pub async fn job_with_log(&self, job: JobId) -> Result<Option<(JobRecord, Vec<LogRow>)>, StoreError> {
         Ok(self.with_logs("id BETWEEN $1 AND $2", [job.0 as i64; 2], 1).await?.pop())
     }
 
-    /// Jobs that are parts of this one, oldest first, each with its log, as of one moment.
+    /// The parts of a job, oldest first, each with its log, all as of the same moment.
     ///
     /// # Errors
-    /// The database's.
+    /// Those of the database.
     pub async fn children(&self, parent: JobId) -> Result<Vec<(JobRecord, Vec<LogRow>)>, StoreError> {
         self.with_logs("parent = $1 AND id > $2 ORDER BY id", [parent.0 as i64, 0], u32::MAX).await
     }
 
-    /// Jobs that `which`, with two values and an order, selects, each with its log, as of one moment.
+    /// The jobs that the condition `which` selects, with its two values and an order. Each comes with its log, all as
+    /// of the same moment.
     async fn with_logs(
         &self,
         which: &'static str,
@@ -129,7 +131,7 @@ impl Store {
     ) -> Result<Vec<(JobRecord, Vec<LogRow>)>, StoreError> {
         let which = format!("FROM job WHERE {which} LIMIT $3");
         let [first, second] = values;
-        // One transaction of a reader sees one state of the database.
+        // All reads of one transaction see the same state of the database.
         let mut transaction = self.readers.begin().await?;
         let jobs = sqlx::query(sqlx::AssertSqlSafe(format!("SELECT * {which}")))
             .bind(first)
@@ -157,13 +159,14 @@ impl Store {
         jobs.iter().map(with_log).collect()
     }
 
-    /// Removes jobs that ended before `before_ms`; how many. Their numbers are not used again.
+    /// Removes jobs that ended before `before_ms`, and returns how many. Their numbers are not used again.
     ///
     /// # Errors
-    /// The database's.
+    /// Those of the database.
     pub async fn forget_jobs(&self, before_ms: u64) -> Result<u64, StoreError> {
         let mut transaction = self.begin().await?;
-        // A parent goes with the last of its parts; the newest job stays, for it holds the place of the numbers.
+        // A parent is removed with the last of its parts. The newest job is kept, because the next number follows from
+        // it.
         const OLD: &str = "SELECT id FROM job WHERE accepted_at_ms < $1
             AND id NOT IN (SELECT job FROM open_job) AND id < (SELECT MAX(id) FROM job)
             AND id NOT IN (SELECT parent FROM job WHERE parent IS NOT NULL)
@@ -180,10 +183,10 @@ impl Store {
         Ok(removed.rows_affected())
     }
 
-    /// Appends to a job's log. On the disk when it returns.
+    /// Appends to a job's log. The entries are on disk when this returns.
     ///
     /// # Errors
-    /// The database's.
+    /// Those of the database.
     pub async fn append(&self, job: JobId, entries: &[LogEntry], now_ms: u64) -> Result<(), StoreError> {
         let mut transaction = self.begin().await?;
         for entry in entries {
@@ -199,7 +202,7 @@ impl Store {
     /// A job's log, oldest line first.
     ///
     /// # Errors
-    /// The database's.
+    /// Those of the database.
     pub async fn log(&self, job: JobId) -> Result<Vec<LogRow>, StoreError> {
         let rows = sqlx::query("SELECT at_ms, event, note FROM job_log WHERE job = $1 ORDER BY line")
             .bind(job.0 as i64)
@@ -211,17 +214,16 @@ impl Store {
     /// The newest jobs that were accepted at `since_ms` or later, newest first, each with its log.
     ///
     /// # Errors
-    /// The database's.
+    /// Those of the database.
     pub async fn jobs(&self, since_ms: u64, limit: u32) -> Result<Vec<(JobRecord, Vec<LogRow>)>, StoreError> {
         let since = since_ms.min(i64::MAX as u64) as i64;
         self.with_logs("accepted_at_ms >= $1 AND id > $2 ORDER BY id DESC", [since, 0], limit).await
     }
 
-    /// Jobs with a larger number than `after` that were accepted at `since_ms` or later, oldest first, each with its
-    /// log.
+    /// Jobs with a number above `after` that were accepted at `since_ms` or later, oldest first, each with its log.
     ///
     /// # Errors
-    /// The database's.
+    /// Those of the database.
     pub async fn jobs_after(
         &self,
         after: JobId,
@@ -232,27 +234,27 @@ impl Store {
         self.with_logs("accepted_at_ms >= $1 AND id > $2 ORDER BY id", [since, after.0 as i64], limit).await
     }
 
-    /// Jobs that have not ended, oldest first.
+    /// Open jobs, oldest first.
     ///
     /// # Errors
-    /// The database's.
+    /// Those of the database.
     pub async fn open_jobs(&self) -> Result<Vec<JobRecord>, StoreError> {
         let query = sqlx::query("SELECT job.* FROM job JOIN open_job ON open_job.job = job.id ORDER BY job.id");
         query.fetch_all(&self.readers).await?.iter().map(record).collect()
     }
 
-    /// Which job that has not ended moves which VM.
+    /// The VMs that open jobs move, each with its job.
     ///
     /// # Errors
-    /// The database's.
+    /// Those of the database.
     pub async fn moving(&self) -> Result<BTreeMap<VmId, JobId>, StoreError> {
         Ok(self.open_jobs().await?.into_iter().map(|job| (job.job.vm, job.id)).collect())
     }
 
-    /// Jobs that have not ended, oldest first, with the events of their logs.
+    /// Open jobs, oldest first, with the events of their logs.
     ///
     /// # Errors
-    /// The database's.
+    /// Those of the database.
     pub async fn open_jobs_with_logs(&self) -> Result<Vec<(JobRecord, Vec<LogEvent>)>, StoreError> {
         let mut logs: BTreeMap<i64, Vec<LogEvent>> = BTreeMap::new();
         let lines = sqlx::query(
@@ -269,26 +271,26 @@ impl Store {
         Ok(self.open_jobs().await?.into_iter().map(with_log).collect())
     }
 
-    /// Keeps what the saga must know from now on.
+    /// Stores a job's plan.
     ///
     /// # Errors
-    /// The database's.
+    /// Those of the database.
     pub async fn put_plan(&self, job: JobId, plan: &str) -> Result<(), StoreError> {
         self.put(job, "UPDATE job SET plan = $2 WHERE id = $1", plan).await
     }
 
-    /// Keeps what a job found before its first change.
+    /// Stores the findings of a job's checks before its first change.
     ///
     /// # Errors
-    /// The database's.
+    /// Those of the database.
     pub async fn put_findings(&self, job: JobId, findings: &[Finding]) -> Result<(), StoreError> {
         self.put(job, "UPDATE job SET findings = $2 WHERE id = $1", &to_json(&stored(findings))).await
     }
 
-    /// Keeps what a job took.
+    /// Stores the measured figures of a job.
     ///
     /// # Errors
-    /// The database's.
+    /// Those of the database.
     pub async fn put_figures(&self, job: JobId, figures: &Figures) -> Result<(), StoreError> {
         self.put(job, "UPDATE job SET figures = $2 WHERE id = $1", &to_json(figures)).await
     }
@@ -299,10 +301,10 @@ impl Store {
         Ok(transaction.commit().await?)
     }
 
-    /// Takes a VM for a job; the answer is the job that has it, which may be another.
+    /// Reserves a VM for a job. Returns the job that has the VM, which may be another one.
     ///
     /// # Errors
-    /// The database's.
+    /// Those of the database.
     pub async fn reserve(&self, vm: VmId, job: JobId) -> Result<JobId, StoreError> {
         let mut transaction = self.begin().await?;
         sqlx::query("INSERT INTO reservation (vm, job) VALUES ($1, $2) ON CONFLICT (vm) DO NOTHING")
@@ -318,10 +320,10 @@ impl Store {
         Ok(JobId(holder as u64))
     }
 
-    /// Gives a job's VM free.
+    /// Ends a job's reservation of its VM.
     ///
     /// # Errors
-    /// The database's.
+    /// Those of the database.
     pub async fn unreserve(&self, job: JobId) -> Result<(), StoreError> {
         let mut transaction = self.begin().await?;
         sqlx::query("DELETE FROM reservation WHERE job = $1").bind(job.0 as i64).execute(&mut *transaction).await?;
@@ -329,7 +331,7 @@ impl Store {
     }
 }
 
-/// The job that moves a VM and has not ended.
+/// The open job that moves a VM.
 async fn mover(transaction: &mut Transaction<'static, Sqlite>, vm: VmId) -> Result<Option<JobId>, StoreError> {
     let busy: Option<i64> =
         sqlx::query_scalar("SELECT job.id FROM job JOIN open_job ON open_job.job = job.id WHERE job.vm = $1")
@@ -339,7 +341,7 @@ async fn mover(transaction: &mut Transaction<'static, Sqlite>, vm: VmId) -> Resu
     Ok(busy.map(|job| JobId(job as u64)))
 }
 
-/// A new job with its first line. One that has parts is not open itself: they are.
+/// Inserts a job with its first log line. A parent job is not listed as open: its parts are.
 async fn insert(transaction: &mut Transaction<'static, Sqlite>, job: &NewJob) -> Result<JobId, StoreError> {
     let id: i64 = sqlx::query_scalar("SELECT COALESCE(MAX(id), 0) + 1 FROM job").fetch_one(&mut **transaction).await?;
     sqlx::query(
@@ -370,7 +372,7 @@ async fn insert(transaction: &mut Transaction<'static, Sqlite>, job: &NewJob) ->
     Ok(id)
 }
 
-/// The events of a job's log, as the transaction sees them.
+/// The events of a job's log, as this transaction sees them.
 async fn log_in(transaction: &mut Transaction<'static, Sqlite>, job: JobId) -> Result<Vec<LogEvent>, StoreError> {
     let rows = sqlx::query("SELECT event FROM job_log WHERE job = $1 AND event IS NOT NULL ORDER BY line")
         .bind(job.0 as i64)
@@ -433,7 +435,7 @@ fn record(row: &SqliteRow) -> Result<JobRecord, StoreError> {
     })
 }
 
-/// Findings as they are stored: no sentences.
+/// Findings as they are stored: without sentences.
 fn stored(findings: &[Finding]) -> Vec<impl serde::Serialize + use<>> {
     findings.iter().map(Finding::stored).collect()
 }

@@ -19,37 +19,37 @@ pub use answers::{Answer, Begun};
 pub use inventory::{HostRecord, HostSettings, ShareRecord};
 pub use job::{Created, CreatedMany, HostName, JobRecord, LogEntry, LogRow, NewJob, Restarted};
 
-/// Readers that may look at the database at once: calls of the API are short.
+/// How many readers may use the database at the same time: the reads of an API call are short.
 const READERS_MAX: u32 = 4;
-/// A writer waits this long for another process (`ferry-server token`) at most.
+/// How long a writer waits for another process (`ferry-server token`).
 const BUSY_MAX: Duration = Duration::from_secs(5);
 
-/// A request waits this long for its turn with a database that is busy: longer than [`BUSY_MAX`].
+/// How long a request waits for a connection while the database is busy: longer than [`BUSY_MAX`].
 const TURN_MAX: Duration = Duration::from_secs(10);
 
-/// Why the database did not do it.
+/// Why a database operation failed.
 #[derive(Debug, Error)]
 pub enum StoreError {
     /// The database's own error.
     #[error("The database failed")]
     Database(#[from] sqlx::Error),
-    /// A name, key or path that must be unique is there already.
+    /// A name, key or path that must be unique already exists.
     #[error("The entry is already in the database")]
     Duplicate,
-    /// What is stored cannot be read.
+    /// Stored content cannot be read.
     #[error("The database holds {what} that this version cannot read: {detail}")]
     Content {
-        /// Of which column.
+        /// The column.
         what: &'static str,
         /// What is wrong with it.
         detail: String,
     },
-    /// A newer program wrote it.
+    /// A newer version of the program wrote the file.
     #[error("The database has schema version {found}; this program knows versions up to {known}")]
     Newer {
-        /// What is there.
+        /// The file's schema version.
         found: i64,
-        /// What is known.
+        /// The newest schema version that this program knows.
         known: i64,
     },
 }
@@ -62,16 +62,16 @@ pub struct Store {
 }
 
 impl Store {
-    /// Opens the database file, makes it if there is none, and brings its schema up to date.
+    /// Opens the database file, creates it if it does not exist, and brings its schema up to date.
     ///
     /// # Errors
-    /// [`StoreError::Newer`] for a file of a newer program, which is left as it is.
+    /// [`StoreError::Newer`] if a newer version of the program wrote the file, which is then left unchanged.
     pub async fn open(path: &Path) -> Result<Self, StoreError> {
         Self::open_with(Self::options(path), TURN_MAX).await
     }
 
     fn options(path: &Path) -> SqliteConnectOptions {
-        // FULL: an intent must be on the disk before its side effect happens.
+        // FULL: an intent must be on disk before its side effect happens.
         SqliteConnectOptions::new()
             .filename(path)
             .create_if_missing(true)
@@ -83,7 +83,8 @@ impl Store {
     async fn open_with(options: SqliteConnectOptions, turn_max: Duration) -> Result<Self, StoreError> {
         let pool = |connections| {
             let pool = SqlitePoolOptions::new().max_connections(connections).acquire_timeout(turn_max);
-            // SQLite itself ends a transaction that a full disk or an I/O error broke; sqlx takes it for open then, for ever.
+            // SQLite itself ends a transaction that a full disk or an I/O error broke, but sqlx would consider it open
+            // for ever.
             pool.before_acquire(|connection, _| Box::pin(async move { Ok(!connection.is_in_transaction()) }))
         };
         let writer = pool(1).connect_with(options.clone()).await?;
@@ -93,7 +94,8 @@ impl Store {
         Ok(store)
     }
 
-    /// As [`Self::open`]; nobody waits long for a turn, and the file grows to so many pages and no further, as on a full disk.
+    /// Like [`Self::open`], but waits for a connection are short, and the file cannot grow beyond this number of pages,
+    /// as on a full disk.
     #[cfg(test)]
     pub(crate) async fn open_small(path: &Path, pages: Option<u32>) -> Self {
         let options = Self::options(path);
@@ -104,25 +106,25 @@ impl Store {
         Self::open_with(options, Duration::from_millis(200)).await.expect("a database")
     }
 
-    /// Closes every connection; what was committed stays.
+    /// Closes every connection; committed changes remain.
     pub async fn close(&self) {
         self.readers.close().await;
         self.writer.close().await;
     }
 
-    /// Takes the one writer, until what is returned is dropped.
+    /// Takes the only writer until the returned value is dropped.
     #[cfg(test)]
     pub(crate) async fn occupy(&self) -> impl Sized + use<> {
         self.begin().await.expect("free")
     }
 
-    /// How many pages the file has.
+    /// The number of pages of the file.
     #[cfg(test)]
     pub(crate) async fn pages(&self) -> u32 {
         sqlx::query_scalar("PRAGMA page_count").fetch_one(&self.readers).await.expect("a number")
     }
 
-    /// Removes what is written for people only.
+    /// Removes all log lines that are written for people only.
     #[cfg(test)]
     pub(crate) async fn remove_notes(&self) {
         sqlx::query("DELETE FROM job_log WHERE note IS NOT NULL").execute(&self.writer).await.expect("removed");
@@ -154,11 +156,11 @@ impl Store {
         Ok(transaction.commit().await?)
     }
 
-    /// Begins a life of the server. Larger than that of any earlier life, also of one whose database was lost and
-    /// replaced by an older copy: it is a time.
+    /// Returns the epoch of this run of the server. It is a time, so it is larger than every earlier epoch even if the
+    /// database was lost and replaced by an older copy.
     ///
     /// # Errors
-    /// The database's.
+    /// Those of the database.
     pub async fn next_epoch(&self, now_ms: u64) -> Result<u64, StoreError> {
         let mut transaction = self.begin().await?;
         let last: Option<i64> = sqlx::query_scalar("SELECT MAX(epoch) FROM life").fetch_one(&mut *transaction).await?;
@@ -169,10 +171,10 @@ impl Store {
         Ok(epoch)
     }
 
-    /// Replaces the token of that name by one with this hash.
+    /// Replaces the token of this name with the one that has this hash.
     ///
     /// # Errors
-    /// The database's.
+    /// Those of the database.
     pub async fn put_token(&self, name: &str, hash: &str) -> Result<(), StoreError> {
         let mut transaction = self.begin().await?;
         sqlx::query("DELETE FROM token WHERE name = $1").bind(name).execute(&mut *transaction).await?;
@@ -184,26 +186,26 @@ impl Store {
         Ok(transaction.commit().await?)
     }
 
-    /// Whose token has this hash.
+    /// The name of the token that has this hash.
     ///
     /// # Errors
-    /// The database's.
+    /// Those of the database.
     pub async fn token_name(&self, hash: &str) -> Result<Option<String>, StoreError> {
         let query = sqlx::query_scalar("SELECT name FROM token WHERE hash = $1").bind(hash);
         Ok(query.fetch_optional(&self.readers).await?)
     }
 
-    /// Whether any token was ever made.
+    /// Whether a token was ever created.
     ///
     /// # Errors
-    /// The database's.
+    /// Those of the database.
     pub async fn has_tokens(&self) -> Result<bool, StoreError> {
         let count: i64 = sqlx::query_scalar("SELECT COUNT(*) FROM token").fetch_one(&self.readers).await?;
         Ok(count > 0)
     }
 }
 
-/// Turns a broken uniqueness into [`StoreError::Duplicate`].
+/// Turns a violated uniqueness constraint into [`StoreError::Duplicate`].
 fn or_duplicate(error: sqlx::Error) -> StoreError {
     match error.as_database_error() {
         Some(database) if database.is_unique_violation() => StoreError::Duplicate,
@@ -211,7 +213,7 @@ fn or_duplicate(error: sqlx::Error) -> StoreError {
     }
 }
 
-/// A text column, parsed.
+/// Parses a text column.
 fn parsed<T>(row: &SqliteRow, column: &'static str) -> Result<T, StoreError>
 where
     T: std::str::FromStr<Err: std::fmt::Display>,
@@ -220,12 +222,12 @@ where
     text.parse().map_err(|error: T::Err| StoreError::Content { what: column, detail: error.to_string() })
 }
 
-/// A JSON column, read.
+/// Parses a JSON column.
 fn json<T: serde::de::DeserializeOwned>(what: &'static str, text: &str) -> Result<T, StoreError> {
     serde_json::from_str(text).map_err(|error| StoreError::Content { what, detail: error.to_string() })
 }
 
-/// Our own types as JSON.
+/// One of our own types as JSON.
 fn to_json(value: &impl serde::Serialize) -> String {
     serde_json::to_string(value).expect("our types have text keys only")
 }

@@ -1,10 +1,10 @@
-//! The database's tables, as steps from one schema version to the next. SQL that PostgreSQL takes too.
+//! The database's tables, as steps from one schema version to the next. The SQL also works with PostgreSQL.
 
 /// `MIGRATIONS[n]` leads from schema version n to n + 1.
 pub(super) const MIGRATIONS: &[&[&str]] = &[FIRST, JOBS_IN_A_QUEUE, STORAGE_LOCATIONS];
 
 const STORAGE_LOCATIONS: &[&str] = &[
-    // location is JSON, and compared as the text that it is; place numbers give the order in which they were added.
+    // location is JSON and is compared as text; the place numbers record the order in which locations were added.
     "CREATE TABLE storage_location (
         host TEXT NOT NULL, location TEXT NOT NULL, place BIGINT NOT NULL, PRIMARY KEY (host, location))",
 ];
@@ -12,12 +12,12 @@ const STORAGE_LOCATIONS: &[&str] = &[
 const JOBS_IN_A_QUEUE: &[&str] = &[
     "ALTER TABLE host ADD COLUMN live_limit BIGINT NOT NULL DEFAULT 2",
     "ALTER TABLE host ADD COLUMN storage_limit BIGINT NOT NULL DEFAULT 2",
-    // 1: nothing is placed there.
+    // 1: nothing is placed on the host.
     "ALTER TABLE host ADD COLUMN maintenance BIGINT NOT NULL DEFAULT 0",
     "ALTER TABLE job ADD COLUMN parent BIGINT",
     "CREATE INDEX job_parent ON job (parent)",
     "CREATE INDEX job_accepted ON job (accepted_at_ms)",
-    // How often this server was started, as far as agents are concerned: one row.
+    // The current epoch: one row.
     "CREATE TABLE life (epoch BIGINT NOT NULL)",
 ];
 
@@ -26,8 +26,8 @@ const FIRST: &[&str] = &[
     "CREATE TABLE host (
         id TEXT PRIMARY KEY, name TEXT NOT NULL UNIQUE, address TEXT NOT NULL, pin TEXT NOT NULL UNIQUE,
         machine_id TEXT NOT NULL UNIQUE, hypervisor_uuid TEXT NOT NULL UNIQUE)",
-    // unc is the text of the share's source, whatever its kind; unc_key that by which two are told to be one, a UNC path in
-    // lower case: SMB compares without case.
+    // unc is the text of the share's source, whatever its kind. unc_key decides whether two sources are the same: it is
+    // a UNC path in lower case, since SMB ignores case.
     "CREATE TABLE share (
         id TEXT PRIMARY KEY, name TEXT NOT NULL UNIQUE, unc TEXT NOT NULL, unc_key TEXT NOT NULL UNIQUE)",
     // plan, findings and figures are JSON: facts of the job that are never searched.
@@ -36,14 +36,14 @@ const FIRST: &[&str] = &[
         source TEXT NOT NULL, source_name TEXT NOT NULL, destination TEXT NOT NULL, destination_name TEXT NOT NULL,
         requested_by TEXT NOT NULL, accepted_at_ms BIGINT NOT NULL, plan TEXT NOT NULL,
         findings TEXT NOT NULL, figures TEXT)",
-    // A line is an event (JSON), from which the job's phase is folded, or a note for people.
+    // A line is either an event (JSON), from which the job's phase is folded, or a note for people.
     "CREATE TABLE job_log (
         job BIGINT NOT NULL, line BIGINT NOT NULL, at_ms BIGINT NOT NULL, event TEXT, note TEXT,
         PRIMARY KEY (job, line))",
-    // An index of the jobs whose log has not ended, kept in the transaction that appends the end.
+    // An index of the jobs whose log has not ended. The transaction that appends the end also removes the row.
     "CREATE TABLE open_job (job BIGINT PRIMARY KEY)",
     "CREATE TABLE reservation (vm TEXT PRIMARY KEY, job BIGINT NOT NULL)",
-    // The first answer to each idempotency key; no status while the request is still being worked on.
+    // The first answer to each idempotency key; status is null while the request is in progress.
     "CREATE TABLE answer (
         key TEXT PRIMARY KEY, request_hash TEXT NOT NULL, at_ms BIGINT NOT NULL, status BIGINT, body TEXT)",
 ];

@@ -1,4 +1,4 @@
-//! The directories that hosts offer first for files of VMs.
+//! The directories that are offered first for VM files on each host.
 
 use std::collections::BTreeMap;
 
@@ -8,10 +8,10 @@ use sqlx::Row as _;
 use super::{Store, StoreError, json, parsed, to_json};
 
 impl Store {
-    /// Those of every host, in the order in which they were added.
+    /// The storage locations of every host, in the order in which they were added.
     ///
     /// # Errors
-    /// The database's.
+    /// Those of the database.
     pub async fn storage_locations(&self) -> Result<BTreeMap<HostId, Vec<Location>>, StoreError> {
         let query = sqlx::query("SELECT host, location FROM storage_location ORDER BY place");
         let mut locations: BTreeMap<HostId, Vec<Location>> = BTreeMap::new();
@@ -22,11 +22,11 @@ impl Store {
         Ok(locations)
     }
 
-    /// Adds one to a host; true also if it is there. False: the host has [`STORAGE_LOCATIONS_MAX`] others, and nothing is
-    /// changed.
+    /// Adds a storage location to a host. True: the host has it now, newly or from before. False: the host already has
+    /// [`STORAGE_LOCATIONS_MAX`] others, and nothing is changed.
     ///
     /// # Errors
-    /// The database's.
+    /// Those of the database.
     pub async fn add_storage_location(&self, host: HostId, location: &Location) -> Result<bool, StoreError> {
         let (host, location) = (host.to_string(), to_json(location));
         let mut transaction = self.begin().await?;
@@ -52,10 +52,10 @@ impl Store {
         Ok(true)
     }
 
-    /// Removes one from a host; false: it is not there.
+    /// Removes a storage location from a host. False: the host did not have it.
     ///
     /// # Errors
-    /// The database's.
+    /// Those of the database.
     pub async fn remove_storage_location(&self, host: HostId, location: &Location) -> Result<bool, StoreError> {
         let mut transaction = self.begin().await?;
         let removed = sqlx::query("DELETE FROM storage_location WHERE host = $1 AND location = $2")
