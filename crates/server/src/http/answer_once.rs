@@ -1,4 +1,5 @@
-//! A POST with an `Idempotency-Key` is done once: the same key with the same request gets the first answer again.
+//! A POST with an `Idempotency-Key` is executed once: a repetition of the key with the same request gets the first
+//! answer.
 
 use std::time::Duration;
 
@@ -24,13 +25,13 @@ use crate::{
 };
 
 pub(super) const HEADER: &str = "idempotency-key";
-/// Keys are UUIDs as a rule.
+/// The longest key. Keys are usually UUIDs.
 pub(super) const KEY_LENGTH_MAX: usize = 128;
-/// Visible ASCII characters.
+/// The characters of a key: visible ASCII.
 pub(super) const KEY_PATTERN: &str = "^[!-~]+$";
-/// Answers to POST are one object each.
+/// The longest stored answer. Every answer to a POST is one object.
 const ANSWER_BYTES_MAX: usize = 4 << 20;
-/// A repeated request waits this long for the first one's answer.
+/// How long a repeated request waits for the first one's answer.
 const FIRST_ANSWER_WITHIN: Duration = Duration::from_secs(100);
 const LOOK_AGAIN: Duration = Duration::from_millis(50);
 
@@ -69,7 +70,7 @@ pub(super) async fn answer_once(
         }
         Err(failure) => return failure.into_response(),
     }
-    // In a task of its own: a caller that goes away does not leave the work half done or the key taken.
+    // In its own task: if the caller disconnects, the work is still finished and the key still gets its answer.
     let work = tokio::spawn(async move {
         let answer = next.run(Request::from_parts(parts, Body::from(body))).await;
         keep(&app, &key, answer).await
@@ -77,12 +78,12 @@ pub(super) async fn answer_once(
     work.await.ok().flatten().unwrap_or_else(|| failed(StatusCode::INTERNAL_SERVER_ERROR))
 }
 
-/// Whether it is as [`KEY_PATTERN`] and [`KEY_LENGTH_MAX`] say.
+/// Whether the key matches [`KEY_PATTERN`] and [`KEY_LENGTH_MAX`].
 fn is_key(key: &str) -> bool {
     (1..=KEY_LENGTH_MAX).contains(&key.len()) && key.chars().all(|character| character.is_ascii_graphic())
 }
 
-/// Takes the key, or waits for the answer of the request that has it.
+/// Claims the key, or waits for the answer of the request that claimed it.
 async fn first(app: &App, key: &str, request_hash: &str) -> Result<Begun, Failure> {
     let end = tokio::time::Instant::now() + FIRST_ANSWER_WITHIN;
     loop {
@@ -94,7 +95,8 @@ async fn first(app: &App, key: &str, request_hash: &str) -> Result<Begun, Failur
     }
 }
 
-/// Stores the answer. A fault of ours is not kept: the same request may succeed later. `None`: it is longer than any answer.
+/// Stores the answer and returns it. A server error is not stored, because the same request may succeed later. `None`:
+/// the answer is longer than [`ANSWER_BYTES_MAX`].
 async fn keep(app: &App, key: &str, answer: Response) -> Option<Response> {
     let (parts, body) = answer.into_parts();
     let body = to_bytes(body, ANSWER_BYTES_MAX).await.ok()?;

@@ -1,4 +1,4 @@
-//! Every call carries a token; of tokens the database holds the hash.
+//! Every call carries a token; the database holds only the hashes of tokens.
 
 use axum::{
     extract::{Request, State},
@@ -14,7 +14,7 @@ use ferry_core::finding::{Action, Finding, FindingId, Message};
 use super::{AppState, Caller};
 use crate::failure::Failure;
 
-/// Lets calls with a valid token through, and says whose it is.
+/// Lets calls with a valid token pass, and records the token's name as the caller.
 pub(super) async fn authenticate(State(app): AppState, mut request: Request, next: Next) -> Response {
     let token = request
         .headers()

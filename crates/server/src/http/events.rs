@@ -12,25 +12,25 @@ use futures_util::{Stream, stream};
 
 use super::AppState;
 
-/// Shorter than the time after which clients and middleboxes give a silent connection up.
+/// Shorter than the time after which clients and middleboxes close a silent connection.
 const KEEP_ALIVE: Duration = Duration::from_secs(15);
 
-/// What changes from now on, or from after `Last-Event-ID` on. `data:` is an Event.
+/// Streams changes from now on, or all changes after `Last-Event-ID`. `data:` is an Event.
 #[utoipa::path(get, path = "/api/v1/events", tag = "events",
-    params(("Last-Event-ID" = Option<u64>, Header, description = "The last event that was received")),
+    params(("Last-Event-ID" = Option<u64>, Header, description = "The id of the last received event")),
     responses((status = 200, body = Event, content_type = "text/event-stream")))]
 pub(super) async fn listen(
     State(app): AppState,
     headers: HeaderMap,
 ) -> Sse<impl Stream<Item = Result<sse::Event, Infallible>>> {
     let last = headers.get("last-event-id").and_then(|value| value.to_str().ok()).map(|id| {
-        // An id that was never ours: the listener is told to ask again for everything.
+        // This server never issued that id: the listener is told to read everything again.
         id.trim().parse().unwrap_or(0)
     });
     let subscription = app.events.subscribe(last);
     let stop = app.stop.clone();
     let events = stream::unfold((subscription, stop), |(mut subscription, stop)| async move {
-        // Open streams would hold up the server's end.
+        // Open streams would delay the server's stop.
         let event = tokio::select! {
             () = stop.cancelled() => None,
             event = subscription.next() => event,

@@ -1,4 +1,4 @@
-//! Bodies and numbers as the API document has them.
+//! Request bodies and numbers in the form that the API document describes.
 
 use axum::{
     Json,
@@ -9,10 +9,10 @@ use axum::{
 use serde::{Deserialize, de::DeserializeOwned};
 use serde_json::Value;
 
-/// Beyond it a JSON number may not be the whole number that it looks like.
+/// Above this, a JSON number may not be the whole number that it seems to be.
 const WHOLE_MAX: f64 = 9_007_199_254_740_992.0;
 
-/// A JSON body. A whole number may be written with a fraction of zero, as JSON Schema has it.
+/// A JSON body. Whole numbers may be written with a zero fraction, as in JSON Schema.
 pub(super) struct Body<T>(pub(super) T);
 
 impl<T: DeserializeOwned, S: Send + Sync> FromRequest<S> for Body<T> {
@@ -44,7 +44,7 @@ fn make_whole(value: &mut Value) {
     }
 }
 
-/// A whole number of a query, as wide as the document says (`int64`): below 2⁶³.
+/// A whole number in a query. Its range is the document's (`int64`): below 2⁶³.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
 #[serde(try_from = "u64")]
 pub(super) struct Number(u64);

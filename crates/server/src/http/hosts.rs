@@ -24,7 +24,7 @@ pub(super) async fn list(State(app): AppState) -> Answer<Json<Vec<HostView>>> {
 
 /// Adds a host with the token that its agent printed.
 #[utoipa::path(post, path = "/api/v1/hosts", tag = "hosts", request_body = AddHost,
-    params(("Idempotency-Key" = Option<String>, Header, description = "Does the request once")),
+    params(("Idempotency-Key" = Option<String>, Header, description = "Executes the request only once")),
     responses((status = 201, body = HostView), (status = "4XX", body = Problem), (status = 502, body = Problem)))]
 pub(super) async fn add(State(app): AppState, Body(body): Body<AddHost>) -> Answer<(StatusCode, Json<HostView>)> {
     Ok((StatusCode::CREATED, Json(add_host::add_host(&app, &body).await?)))
@@ -47,7 +47,7 @@ pub(super) async fn remove(State(app): AppState, Path(host): Path<String>) -> An
     Ok(StatusCode::NO_CONTENT)
 }
 
-/// Sets how many moves a host takes part in at once.
+/// Sets how many moves a host may take part in at the same time.
 #[utoipa::path(patch, path = "/api/v1/hosts/{host}", tag = "hosts", request_body = SetHost,
     params(("host" = String, Path, description = "Name or id")),
     responses((status = 200, body = HostView), (status = "4XX", body = Problem)))]
@@ -62,8 +62,8 @@ pub(super) async fn set(
 /// Moves every running VM away from a host and keeps it free until it is resumed.
 #[utoipa::path(post, path = "/api/v1/hosts/{host}/drain", tag = "hosts", request_body = DrainHost,
     params(("host" = String, Path, description = "Name or id"),
-        ("Idempotency-Key" = Option<String>, Header, description = "Does the request once")),
-    responses((status = 202, description = "A job with a part for each VM", body = JobView),
+        ("Idempotency-Key" = Option<String>, Header, description = "Executes the request only once")),
+    responses((status = 202, description = "A job was accepted, with a part for each VM", body = JobView),
         (status = "4XX", body = Problem), (status = 502, body = Problem)))]
 pub(super) async fn drain(
     State(app): AppState,
@@ -77,7 +77,7 @@ pub(super) async fn drain(
 /// Ends a host's maintenance: VMs may be placed there again.
 #[utoipa::path(post, path = "/api/v1/hosts/{host}/resume", tag = "hosts",
     params(("host" = String, Path, description = "Name or id"),
-        ("Idempotency-Key" = Option<String>, Header, description = "Does the request once")),
+        ("Idempotency-Key" = Option<String>, Header, description = "Executes the request only once")),
     responses((status = 200, body = HostView), (status = 404, body = Problem)))]
 pub(super) async fn resume(State(app): AppState, Path(host): Path<String>) -> Answer<Json<HostView>> {
     Ok(Json(drain_host::resume_host(&app, &host).await?))
@@ -88,7 +88,7 @@ pub(super) struct Browse {
     location: Option<String>,
 }
 
-/// What a host offers for files, with free space; with a location, what is in that directory.
+/// Lists the directories that a host offers for files, with free space, or the contents of a given location.
 #[utoipa::path(get, path = "/api/v1/hosts/{host}/places", tag = "hosts",
     params(("host" = String, Path, description = "Name or id"),
         ("location" = Option<String>, Query, description = "/directory or \\\\server.domain\\share\\directory")),

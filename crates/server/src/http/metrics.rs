@@ -1,5 +1,5 @@
-//! `/metrics` for Prometheus, at a listener of its own: it asks for no token, since Prometheus is not to hold the
-//! administrator's, and names hosts but no VMs. It is off unless a setting says where it listens.
+//! `/metrics` for Prometheus, at its own listener. It needs no token, because Prometheus should not hold the
+//! administrator's, and it names hosts but no VMs. It is off unless a setting gives its address.
 
 use std::sync::Arc;
 
@@ -21,7 +21,7 @@ use crate::{app::App, app::show_metrics::show_metrics, failure::Failure};
 pub(crate) async fn serve(app: Arc<App>, listener: TcpListener) {
     let stop = app.stop.clone();
     let router = Router::new().route("/metrics", get(show)).with_state(app);
-    // It never ends by an error: axum goes on after what `accept` could not do.
+    // It never ends with an error: axum continues after a failed `accept`.
     let _ = axum::serve(listener, router).with_graceful_shutdown(async move { stop.cancelled().await }).await;
 }
 
@@ -43,7 +43,7 @@ pub(super) async fn count(State(app): AppState, request: Request, next: Next) ->
     answer
 }
 
-/// Whether routes have it: anybody may make methods up.
+/// Whether our routes use the method: callers can invent any others.
 fn is_ours(method: &Method) -> bool {
     [Method::GET, Method::POST, Method::PUT, Method::PATCH, Method::DELETE].contains(method)
 }

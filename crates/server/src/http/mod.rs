@@ -1,4 +1,4 @@
-//! The REST API over TLS: who may call, one function per route, every error as a problem.
+//! The REST API over TLS: authentication, one function per route, and every error as a problem.
 
 mod answer_once;
 mod auth;
@@ -19,15 +19,15 @@ use axum::extract::State;
 
 use crate::{app::App, failure::Failure};
 
-/// The largest body that a request of ours has is an enrolment token with a name: far below this.
+/// The longest request body. The largest one in use, an enrolment token with a name, is far below this.
 const BODY_BYTES_MAX: usize = 64 << 10;
 
 /// Shared by all routes.
 type AppState = State<Arc<App>>;
 
-/// Who calls.
+/// The name of the caller's token.
 #[derive(Clone, Debug)]
 struct Caller(String);
 
-/// What a handler gives: its answer, or why not.
+/// A handler's result.
 type Answer<T> = Result<T, Failure>;

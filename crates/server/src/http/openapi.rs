@@ -1,4 +1,5 @@
-//! The OpenAPI document, made from the handlers. `api/server.json` holds it for those who do not run the server.
+//! The OpenAPI document, generated from the handlers. `api/server.json` holds a copy for readers who do not run the
+//! server.
 
 use axum::Json;
 use ferry_core::api::problem::PROBLEM_MEDIA_TYPE;
@@ -15,20 +16,20 @@ use utoipa::{
 
 use super::{answer_once, events, hosts, jobs, shares, vms};
 
-/// Answers that do not come of what a call does: status, name in the document, and when.
+/// Error answers that do not depend on the operation: status, name in the document, and cause.
 const ANSWERS: [(&str, &str, &str); 7] = [
-    ("400", "NotWellFormed", "The path, a header or the query is not well formed"),
+    ("400", "NotWellFormed", "The path, a header or the query is malformed"),
     ("401", "NoToken", "The call carries no valid token"),
-    ("404", "NotThere", "Nothing has this name or number"),
-    ("409", "KeyOfAnother", "The idempotency key is that of another request, or something is in the way"),
+    ("404", "NotThere", "No object has this name or number"),
+    ("409", "KeyOfAnother", "The key belongs to another request, or the current state prevents this one"),
     ("413", "TooLong", "The body is too long"),
-    ("415", "NotJson", "The body is not said to be JSON"),
-    ("422", "OtherForm", "The body has another form"),
+    ("415", "NotJson", "The content type is not JSON"),
+    ("422", "OtherForm", "The body does not match the schema"),
 ];
 
 #[derive(OpenApi)]
 #[openapi(
-    info(title = "Ferry", description = "Moves running VMs between hosts. Errors are problem details (RFC 9457) with findings. Properties of a body that are not known are ignored."),
+    info(title = "Ferry", description = "Moves running VMs between hosts. Errors are problem details (RFC 9457) with findings. Unknown properties of a body are ignored."),
     paths(
         hosts::list, hosts::add, hosts::show, hosts::remove, hosts::set, hosts::drain,
         hosts::resume, hosts::places, hosts::add_storage_location, hosts::remove_storage_location,
@@ -54,7 +55,7 @@ impl Modify for Bearer {
     }
 }
 
-/// Errors that do not come of what a call does, and the media type of all.
+/// Adds error answers that do not depend on the operation, and sets the media type of all error answers.
 struct Problems;
 
 impl Modify for Problems {
@@ -112,7 +113,7 @@ fn problem(description: &str) -> Response {
     ResponseBuilder::new().description(description).content(PROBLEM_MEDIA_TYPE, content).build()
 }
 
-/// What an idempotency key may be.
+/// Adds the form of idempotency keys.
 struct Keys;
 
 impl Modify for Keys {
@@ -139,7 +140,7 @@ pub fn openapi_document() -> String {
     text
 }
 
-/// This document.
+/// Returns this document.
 #[utoipa::path(get, path = "/api/v1/openapi.json", tag = "api", responses((status = 200, content_type = "application/json")))]
 pub(super) async fn show() -> Json<utoipa::openapi::OpenApi> {
     Json(Document::openapi())

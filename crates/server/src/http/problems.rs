@@ -1,4 +1,4 @@
-//! Every error leaves as problem details, also those of the HTTP library.
+//! Every error is answered with problem details, including those of the HTTP library.
 
 use axum::{
     body::{Body, to_bytes},
@@ -17,7 +17,7 @@ use ferry_core::{
 
 use crate::failure::Failure;
 
-/// The library's own error texts are one line.
+/// The longest error text of the HTTP library; its texts are one line.
 const ERROR_TEXT_BYTES_MAX: usize = 4096;
 
 impl IntoResponse for Failure {
@@ -26,20 +26,20 @@ impl IntoResponse for Failure {
     }
 }
 
-/// A problem as an answer.
+/// A problem as an HTTP response.
 fn response(problem: &Problem) -> Response {
     let status = StatusCode::from_u16(problem.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
     let body = serde_json::to_vec(problem).expect("our types have text keys only");
     (status, [(CONTENT_TYPE, HeaderValue::from_static(PROBLEM_MEDIA_TYPE))], body).into_response()
 }
 
-/// A request that is not well formed.
+/// The answer to a malformed request.
 pub(super) fn invalid(status: StatusCode, object: &str, message: Message, fix: ByHand) -> Response {
     let finding = Finding::blocks(FindingId::RequestInvalid, object, message, fix);
     response(&Problem::refused(status.as_u16(), "The request is not well formed", vec![finding]))
 }
 
-/// Rewrites the errors that routing and extraction make: wrong path, method, body.
+/// Turns the errors of routing and extraction (wrong path, method or body) into problems.
 pub(super) async fn every_error_is_a_problem(request: Request, next: Next) -> Response {
     let (method, uri) = (request.method().clone(), request.uri().clone());
     let answer = next.run(request).await;
@@ -54,12 +54,12 @@ pub(super) async fn every_error_is_a_problem(request: Request, next: Next) -> Re
     problem
 }
 
-/// What a request was about, as problems name it.
+/// The object of a request, as problems name it.
 pub(super) fn object(method: &Method, uri: &Uri) -> String {
     format!("{method} {}", uri.path())
 }
 
-/// An error of which nothing is known but its status, and perhaps a text for people.
+/// A problem about which only the status, and perhaps a text for people, is known.
 pub(super) fn of_status(status: StatusCode, object: &str, text: String) -> Response {
     let text = if text.is_empty() { Message::NotUnderstood } else { Message::Verbatim { text } };
     let of = object.to_owned();

@@ -1,4 +1,4 @@
-//! Every route of the REST API, and what each request passes on its way to it.
+//! Every route of the REST API, and the layers that each request passes before it.
 
 use std::sync::Arc;
 
@@ -47,11 +47,12 @@ pub(crate) fn router(app: Arc<App>) -> Router {
         .route("/openapi.json", get(openapi::show));
     Router::new()
         .nest("/api/v1", v1)
-        // Inside of what keeps answers: what is kept is what was answered. What is outside answers with problems itself.
+        // Inside the layer that stores answers, so that it stores exactly the answer that was sent. Layers outside this
+        // one return problems themselves.
         .layer(from_fn(problems::every_error_is_a_problem))
         .layer(from_fn_with_state(app.clone(), answer_once::answer_once))
         .layer(DefaultBodyLimit::max(BODY_BYTES_MAX))
-        // Outside of everything that reads a body: who may not call is not listened to.
+        // Outside every layer that reads a body: bodies of unauthorised callers are not read.
         .layer(from_fn_with_state(app.clone(), auth::authenticate))
         .layer(from_fn_with_state(app.clone(), metrics::count))
         .with_state(app)

@@ -21,7 +21,7 @@ pub(super) async fn list(State(app): AppState) -> Answer<Json<Vec<ShareView>>> {
 
 /// Adds a share to the inventory.
 #[utoipa::path(post, path = "/api/v1/shares", tag = "shares", request_body = AddShare,
-    params(("Idempotency-Key" = Option<String>, Header, description = "Does the request once")),
+    params(("Idempotency-Key" = Option<String>, Header, description = "Executes the request only once")),
     responses((status = 201, body = ShareView), (status = "4XX", body = Problem)))]
 pub(super) async fn add(State(app): AppState, Body(body): Body<AddShare>) -> Answer<(StatusCode, Json<ShareView>)> {
     Ok((StatusCode::CREATED, Json(add_share::add_share(&app, &body).await?)))

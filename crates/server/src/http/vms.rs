@@ -32,7 +32,7 @@ pub(super) async fn show(State(app): AppState, Path(vm): Path<String>) -> Answer
 /// Starts a VM.
 #[utoipa::path(post, path = "/api/v1/vms/{vm}/start", tag = "vms",
     params(("vm" = String, Path, description = "Name, UUID, or HOST/NAME (percent-encoded)"),
-        ("Idempotency-Key" = Option<String>, Header, description = "Does the request once")),
+        ("Idempotency-Key" = Option<String>, Header, description = "Executes the request only once")),
     responses((status = 200, body = VmView), (status = "4XX", body = Problem), (status = 502, body = Problem)))]
 pub(super) async fn start(State(app): AppState, Path(vm): Path<String>) -> Answer<Json<VmView>> {
     Ok(Json(power_vm::power_vm(&app, &vm, Power::Start).await?))
@@ -41,13 +41,13 @@ pub(super) async fn start(State(app): AppState, Path(vm): Path<String>) -> Answe
 /// Asks a VM's guest to shut down.
 #[utoipa::path(post, path = "/api/v1/vms/{vm}/shutdown", tag = "vms",
     params(("vm" = String, Path, description = "Name, UUID, or HOST/NAME (percent-encoded)"),
-        ("Idempotency-Key" = Option<String>, Header, description = "Does the request once")),
+        ("Idempotency-Key" = Option<String>, Header, description = "Executes the request only once")),
     responses((status = 200, body = VmView), (status = "4XX", body = Problem), (status = 502, body = Problem)))]
 pub(super) async fn shutdown(State(app): AppState, Path(vm): Path<String>) -> Answer<Json<VmView>> {
     Ok(Json(power_vm::power_vm(&app, &vm, Power::Shutdown).await?))
 }
 
-/// Every host as the destination of a VM: what kind of move it would be, and why.
+/// Judges every host as the destination of a VM: the kind of move, and its findings.
 #[utoipa::path(get, path = "/api/v1/vms/{vm}/hosts", tag = "vms",
     params(("vm" = String, Path, description = "Name, UUID, or HOST/NAME (percent-encoded)")),
     responses((status = 200, body = [Candidate]), (status = 404, body = Problem), (status = 409, body = Problem)))]
@@ -55,11 +55,11 @@ pub(super) async fn hosts(State(app): AppState, Path(vm): Path<String>) -> Answe
     Ok(Json(show_candidates::candidates(&app, &vm).await?))
 }
 
-/// Moves a VM, or says what the move would be.
+/// Moves a VM, or with `dry_run` returns the plan of the move.
 #[utoipa::path(post, path = "/api/v1/vms/{vm}/migrate", tag = "vms", request_body = MigrateVm,
     params(("vm" = String, Path, description = "Name, UUID, or HOST/NAME (percent-encoded)"),
-        ("Idempotency-Key" = Option<String>, Header, description = "Does the request once")),
-    responses((status = 202, description = "A job does it", body = JobView),
+        ("Idempotency-Key" = Option<String>, Header, description = "Executes the request only once")),
+    responses((status = 202, description = "A job was accepted", body = JobView),
         (status = 200, description = "With dry_run", body = Candidate),
         (status = "4XX", body = Problem), (status = 502, body = Problem)))]
 pub(super) async fn migrate(
@@ -74,11 +74,11 @@ pub(super) async fn migrate(
     })
 }
 
-/// Moves disks of a running VM to other files of its host, or says what that would be.
+/// Moves disks of a running VM to other files on the same host, or with `dry_run` returns the plan.
 #[utoipa::path(post, path = "/api/v1/vms/{vm}/storage", tag = "vms", request_body = MoveStorage,
     params(("vm" = String, Path, description = "Name, UUID, or HOST/NAME (percent-encoded)"),
-        ("Idempotency-Key" = Option<String>, Header, description = "Does the request once")),
-    responses((status = 202, description = "A job does it", body = JobView),
+        ("Idempotency-Key" = Option<String>, Header, description = "Executes the request only once")),
+    responses((status = 202, description = "A job was accepted", body = JobView),
         (status = 200, description = "With dry_run", body = StoragePlan),
         (status = "4XX", body = Problem), (status = 502, body = Problem)))]
 pub(super) async fn move_storage(
@@ -93,10 +93,10 @@ pub(super) async fn move_storage(
     })
 }
 
-/// Moves several VMs to one host. All are accepted, or none is.
+/// Moves several VMs to one host. Either all are accepted or none.
 #[utoipa::path(post, path = "/api/v1/migrations", tag = "vms", request_body = MigrateMany,
-    params(("Idempotency-Key" = Option<String>, Header, description = "Does the request once")),
-    responses((status = 202, description = "A job with a part for each VM", body = JobView),
+    params(("Idempotency-Key" = Option<String>, Header, description = "Executes the request only once")),
+    responses((status = 202, description = "A job was accepted, with a part for each VM", body = JobView),
         (status = "4XX", body = Problem), (status = 502, body = Problem)))]
 pub(super) async fn migrate_many(
     State(app): AppState,
