@@ -1,4 +1,4 @@
-//! Accepts what was judged: stores jobs, lets them wait for their turns, and shows them.
+//! Accepts checked requests: stores jobs, puts them into the queue, and returns their views.
 
 use std::sync::Arc;
 
@@ -13,15 +13,15 @@ use crate::{
     store::{Created, CreatedMany, HostName, JobRecord, NewJob},
 };
 
-/// What came of a request that may be tried only.
+/// The result of a request with an optional dry run.
 pub(crate) enum Moved<T> {
-    /// It was only tried: what would be.
+    /// It was a dry run: this is the plan.
     Tried(T),
-    /// A job does it.
+    /// This job does it.
     Accepted(Box<JobView>),
 }
 
-/// Accepts a job, unless another moves the VM.
+/// Accepts a job, unless another job moves the VM.
 pub(super) async fn accept<T>(app: &Arc<App>, title: &str, job: NewJob) -> Result<Moved<T>, Failure> {
     let id = match app.store.create_job(&job).await? {
         Created::Job(id) => id,
@@ -33,7 +33,7 @@ pub(super) async fn accept<T>(app: &Arc<App>, title: &str, job: NewJob) -> Resul
     Ok(Moved::Accepted(Box::new(show_jobs::again(app, title, id).await?)))
 }
 
-/// Accepts a job together with those that do its work, or none of them.
+/// Accepts a job together with its parts, or nothing.
 pub(super) async fn accept_all(
     app: &Arc<App>,
     title: &str,
@@ -56,7 +56,7 @@ pub(super) async fn accept_all(
     show_jobs::again(app, title, id).await
 }
 
-/// A job whose work is done by `children`.
+/// A parent job for `children`.
 pub(super) fn parent(
     kind: JobKind,
     source: HostName,

@@ -1,4 +1,4 @@
-//! Adds a host: shows its agent the enrolment secret, but only to the agent that the token names.
+//! Adds a host: shows its agent the enrolment secret, but only if the agent has the key that the token names.
 
 use ferry_client::ClientError;
 use ferry_core::{
@@ -29,7 +29,7 @@ pub(crate) async fn add_host(app: &Arc<App>, body: &AddHost) -> Result<HostView,
         let (message, fix) = (Message::NotAToken, Command::PrintWholeToken);
         Failure::found(&title, Finding::blocks(FindingId::AuthEnrolment, &body.name, message, fix))
     })?;
-    // Before the agent is called: a secret is used up by being shown.
+    // Checked before the agent is called, because showing a secret uses it up.
     for host in app.inventory.hosts() {
         if host.record.name == body.name {
             return Err(twice(&title, &body.name, Message::HostNameTaken { host: body.name.clone() }));

@@ -1,4 +1,4 @@
-//! Adds a share to the inventory. Nothing is mounted by that.
+//! Adds a share to the inventory, without mounting it anywhere.
 
 use ferry_core::{
     api::server::{AddShare, ShareView},

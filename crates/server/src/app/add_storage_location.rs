@@ -1,4 +1,4 @@
-//! Adds a storage location to a host, once its agent has shown that the directory can hold files of VMs.
+//! Adds a storage location to a host, after its agent has checked that the directory can hold VM files.
 
 use std::sync::Arc;
 

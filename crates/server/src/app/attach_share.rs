@@ -1,4 +1,4 @@
-//! Attaches a share on a host, and shows that it is the share that other hosts have under this name.
+//! Attaches a share to a host, and checks that it is the same share that other hosts have under this name.
 
 use std::sync::Arc;
 
@@ -33,7 +33,7 @@ pub(crate) async fn attach_share(
     app.preflight.identity.forget(share.id);
     host.wait_until(|seen| seen.has_share(share.id)).await;
     if let Some(other) = differing(app, &share, &host).await {
-        // What was there before this request is not taken away: a VM may use it.
+        // A share that was attached before this request stays attached: a VM may use it.
         if !was_attached && let Err(error) = host.agent.detach_share(share.id).await {
             tracing::warn!(host = host.name(), share = share.name, error = %chain(&error), "A share stays attached");
         }
@@ -44,7 +44,7 @@ pub(crate) async fn attach_share(
     Ok(show_shares::view(app, share))
 }
 
-/// Why an agent did not attach a share. One of an earlier version knows SMB shares alone.
+/// The failure of an agent to attach a share. An agent of an earlier version supports SMB shares only.
 fn not_attached(title: &str, host: &str, source: &ShareSource, error: &ClientError) -> Failure {
     let not_understood = error.problem().is_some_and(|problem| {
         problem.status == 400 && problem.findings.iter().any(|finding| finding.id == FindingId::RequestInvalid)
@@ -61,16 +61,17 @@ fn not_attached(title: &str, host: &str, source: &ShareSource, error: &ClientErr
     Failure::found(title, finding)
 }
 
-/// A host whose mount is shown to be of another share.
+/// Another host whose mount is proven to be of a different share.
 async fn differing(app: &App, share: &ShareRecord, host: &Arc<Host>) -> Option<Arc<Host>> {
     for other in app.inventory.hosts() {
         if other.record.id == host.record.id || !other.seen().reachable || !other.seen().has_share(share.id) {
             continue;
         }
         match app.preflight.identity.prove(share.id, host, &other).await {
-            // One proof is enough: the others were shown to be the same as this one when they were attached.
+            // One proof is enough: all others were compared when they were attached.
             ShareIdentity::Proven => return None,
-            // The same: what a move would be refused for is said when one is asked for, and may be mended until then.
+            // It is the same share. Locks are needed only by moves: each move reports the problem when it is requested,
+            // and it may be solved by then.
             ShareIdentity::LocksFail(why) => {
                 tracing::warn!(
                     share = share.name,
@@ -80,7 +81,7 @@ async fn differing(app: &App, share: &ShareRecord, host: &Arc<Host>) -> Option<A
                 return None;
             }
             ShareIdentity::Different => return Some(other),
-            // The check before a move asks again, and refuses if it cannot be shown then.
+            // The check before a move tries again, and refuses the move if there is still no proof.
             ShareIdentity::NotProven(why) => {
                 tracing::info!(share = share.name, %why, "Whether the share is the same could not be shown yet");
             }

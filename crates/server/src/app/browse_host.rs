@@ -1,4 +1,4 @@
-//! What a host really offers for files, and what is in a directory there: asked of its agent each time.
+//! Lists the directories that a host offers for files, or the contents of one. The agent is asked each time.
 
 use std::sync::Arc;
 
@@ -41,7 +41,7 @@ fn view(app: &App, host: &Host, shares: &[ShareRecord], offered: OfferedPlace) -
     };
     let has_it = |other: &&Arc<Host>| other.record.id != host.record.id && other.seen().has_share(share);
     let also_on = app.inventory.hosts().iter().filter(has_it).map(|other| other.name().to_owned()).collect();
-    // A share that was removed from the inventory meanwhile has no name any more.
+    // A share that was removed from the inventory in the meantime has no name.
     let name = shares.iter().find(|known| known.id == share).map(|known| known.name.clone());
     PlaceView { path, share: Some(name.unwrap_or_else(|| share.to_string())), also_on, offered }
 }

@@ -1,5 +1,5 @@
-//! Cancels a job: before the switchover the VM stays, running, where it was; after it the wish is refused. Cancelling a
-//! job with parts cancels those of them that have not switched over.
+//! Cancels a job. Before the switchover the VM stays where it was and keeps running; after the switchover the request
+//! is refused. Cancelling a job with parts cancels those parts that have not switched over.
 
 use std::sync::Arc;
 
@@ -34,7 +34,7 @@ pub(crate) async fn cancel_job(app: &Arc<App>, reference: &str, by: &str) -> Res
 async fn cancel_parts(app: &Arc<App>, title: &str, parent: &JobRecord, by: &str) -> Result<(), Failure> {
     let mut refused = None;
     let mut cancelled = 0;
-    // Those that wait first: none of them begins because another ended.
+    // Waiting parts first, so that none of them starts because another one ended.
     let mut parts = app.store.children(parent.id).await?;
     parts.sort_by_key(|(_, log)| phase(&LogRow::events(log)) != Phase::Queued);
     for (record, log) in parts {
@@ -81,8 +81,8 @@ async fn cancel(app: &Arc<App>, title: &str, record: &JobRecord, log: &[LogEvent
     }
 }
 
-/// Only one host knows whether it is too late: the source, or, of a VM that is shut off, the destination. The job's task
-/// asks it too; this is for the answer to the caller.
+/// Only one host knows whether it is too late: the source, or for an offline move the destination. The job's task asks
+/// it as well; this call is for the answer to the caller.
 async fn ask_host(app: &App, title: &str, record: &JobRecord) -> Result<(), Failure> {
     let Ok(plan) = Plan::of(record) else {
         return Ok(());

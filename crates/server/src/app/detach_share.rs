@@ -15,7 +15,7 @@ pub(crate) async fn detach_share(app: &Arc<App>, share: &str, host: &str) -> Res
     let title = format!("Could not detach share {share} from host {host}");
     let share = show_shares::find(app, &title, share).await?;
     let host = app.inventory.find(host).map_err(|finding| Failure::found(&title, finding))?;
-    // What the agent said last may be old: a VM may have been defined since.
+    // The agent's last report may be old: a VM may have been defined since.
     let seen = app.inventory.refresh(&host).await;
     if let Some(trouble) = seen.trouble {
         return Err(Failure::found(title, trouble));

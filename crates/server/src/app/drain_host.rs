@@ -1,5 +1,5 @@
-//! Drains a host: nothing is placed there from now on, and every running VM moves away. A VM that cannot is named with
-//! the reason and the fix; the others go.
+//! Drains a host: from now on nothing is placed there, and every running VM moves away. A VM that cannot move is listed
+//! with the reason and the fix; the others move.
 
 use std::{collections::BTreeMap, sync::Arc};
 
@@ -96,7 +96,7 @@ async fn set_maintenance(app: &App, host: &Host, maintenance: bool) -> Result<()
     Ok(())
 }
 
-/// Where disks go on each host that they may go to and that does not reach them: the place that was asked for, or its first
+/// The places for disks on each possible destination that does not reach them: the requested place, or the host's first
 /// storage location.
 async fn storage_places(
     app: &App,
@@ -114,7 +114,7 @@ async fn storage_places(
         return Ok([(wanted.record.id, places::within_reach(title, wanted, &shares, text)?)].into());
     }
     let hosts: Vec<_> = app.inventory.hosts().into_iter().filter(|host| host.record.id != source.record.id).collect();
-    // One that has no such place takes what needs none.
+    // A host without such a place still receives VMs whose disks need none.
     let found: Vec<_> =
         hosts.iter().map(|host| Ok((host.record.id, places::within_reach(title, host, &shares, text)?))).collect();
     match found.iter().all(Result::is_err) {
@@ -123,7 +123,7 @@ async fn storage_places(
     }
 }
 
-/// How a VM would move to a host: what moves along, and what should be known.
+/// How a VM would move to a host: its migrated disks, and the findings.
 type How = (Vec<DiskMove>, Vec<Finding>);
 
 fn open_hosts(app: &App, candidates: &[(Candidate, Vec<DiskMove>)], wanted: Option<&Host>) -> BTreeMap<HostId, How> {
@@ -136,7 +136,7 @@ fn open_hosts(app: &App, candidates: &[(Candidate, Vec<DiskMove>)], wanted: Opti
     .collect()
 }
 
-/// A move for each VM that finds room; the others stay.
+/// Creates a move for each VM for which some host has enough memory; the others stay.
 fn place(
     app: &App,
     source: &Host,
@@ -174,7 +174,7 @@ fn place(
     children
 }
 
-/// What is taken of each host beyond the memory that it has.
+/// Findings about hosts on which the moves would use more memory than the host has.
 fn beyond(app: &App, wishes: &[Leaving], chosen: &[Option<Chosen>], rooms: &[Room]) -> Vec<Finding> {
     let one = |room: &Room| {
         let goes_there = |chosen: &Option<Chosen>| chosen.is_some_and(|chosen| chosen.host == room.host);
@@ -185,7 +185,7 @@ fn beyond(app: &App, wishes: &[Leaving], chosen: &[Option<Chosen>], rooms: &[Roo
     rooms.iter().filter_map(one).collect()
 }
 
-/// Why a VM can go to none of the hosts; and all that has to be done so that it can go to the one that lacks least.
+/// The finding that no host can receive a VM. Its fix lists everything to do for the host with the fewest problems.
 fn nowhere(vm: &str, candidates: &[Candidate], wanted: Option<&str>, source: &str) -> Finding {
     let asked = |candidate: &&Candidate| match wanted {
         Some(wanted) => candidate.host == wanted,

@@ -1,4 +1,4 @@
-//! Moves several VMs to one host: a parent job with one move for each. All are accepted, or none is.
+//! Moves several VMs to one host: a parent job with one move per VM. Either all are accepted or none.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -30,7 +30,7 @@ use crate::{
     store::{HostName, NewJob},
 };
 
-/// VMs that one request may name.
+/// How many VMs one request may name.
 const VMS_MAX: usize = 1000;
 
 pub(crate) async fn migrate_many(app: &Arc<App>, body: &MigrateMany, by: &str) -> Result<JobView, Failure> {
@@ -64,7 +64,7 @@ pub(crate) async fn migrate_many(app: &Arc<App>, body: &MigrateMany, by: &str) -
             children.push(NewJob { findings: checked.findings, ..new });
         }
     }
-    // What somebody takes for all of them together is kept with the job that they are parts of.
+    // A warning that the user accepted for all VMs together is stored with the parent job.
     let together: Vec<Finding> = room_for_all(&destination, &vms, &promised, overcommit).into_iter().collect();
     if any_blocks(&together) {
         blocked.extend(together.clone());
@@ -94,7 +94,7 @@ fn find_all(app: &App, title: &str, references: &[String]) -> Result<Vec<(Arc<Ho
     Ok(vms)
 }
 
-/// Each may fit where all do not.
+/// Checks the memory for all VMs together: each may fit alone although all together do not.
 fn room_for_all(
     destination: &Host,
     vms: &[(Arc<Host>, VmFacts)],
@@ -105,17 +105,17 @@ fn room_for_all(
     let stock = stock(destination, promised)?;
     let leaving: Vec<Leaving> = vms.iter().map(|(_, vm)| leaving(vm, vec![here])).collect();
     let chosen = spread(&leaving, &[Room { host: here, stock: stock.clone() }], overcommit);
-    // Of one alone that is found already.
+    // For a single VM, its own check already found this.
     not_for_all(destination.name(), &stock, &leaving, &chosen).filter(|_| vms.len() > 1)
 }
 
-/// What a host has open.
+/// The memory of a host that is not in use and not promised.
 pub(super) fn stock(host: &Host, promised: &Promised) -> Option<Stock> {
     Some(Stock::of(&host.seen().observation.as_ref()?.host, &promised.all(host.record.id)))
 }
 
-/// The finding that the host's memory does not do for all VMs of `leaving` for which it, or nothing, was chosen: it blocks
-/// where some find no room, and is only said where somebody takes that they have none.
+/// The finding that the host's memory does not suffice for all VMs of `leaving` that chose it or found no host. It
+/// blocks if some VMs found no room, and only warns if the user accepted too little memory.
 pub(super) fn not_for_all(
     host: &str,
     stock: &Stock,
@@ -125,7 +125,7 @@ pub(super) fn not_for_all(
     let none: Vec<&Leaving> =
         leaving.iter().zip(chosen).filter(|(_, chosen)| chosen.is_none()).map(|(vm, _)| vm).collect();
     let beyond = chosen.iter().flatten().filter(|chosen| chosen.beyond).count();
-    // Of one kind: they are told with what there is of it.
+    // The finding is about VMs with one page size, and about the free memory of that kind.
     let kind = none.first().map(|vm| vm.need.page).or((beyond > 0).then_some(None))?;
     let of_kind = || leaving.iter().filter(|vm| vm.need.page == kind);
     let needed = ByteCount(of_kind().map(|vm| vm.need.bytes.0).fold(0, u64::saturating_add));
@@ -146,7 +146,7 @@ pub(super) fn not_for_all(
     Some(Finding { severity, ..Finding::warns(FindingId::HostMemory, host, message, fix) })
 }
 
-/// A VM that needs a place.
+/// A VM as input for the placement.
 pub(super) fn leaving(vm: &VmFacts, hosts: Vec<HostId>) -> Leaving {
     Leaving { vm: vm.id, need: need(vm), hosts }
 }

@@ -1,4 +1,4 @@
-//! Moves a VM: judges it now, refuses with every finding, or accepts a job.
+//! Moves a VM: checks the move now, then refuses it with all findings or accepts a job.
 
 use std::sync::Arc;
 
@@ -34,7 +34,7 @@ use crate::{
 /// QEMU's own default.
 const DOWNTIME_LIMIT_MS: u32 = 300;
 const DOWNTIME_LIMITS_MS: std::ops::RangeInclusive<u32> = 10..=10_000;
-/// Below this a move of a guest that does nothing would not end.
+/// With less, even the move of an idle guest would not end.
 const BANDWIDTH_MIN: u64 = 1 << 20;
 const TIMEOUT_MS: u64 = 60 * 60 * 1000;
 const TIMEOUTS_MS: std::ops::RangeInclusive<u64> = 1000..=7 * 24 * 60 * 60 * 1000;
@@ -70,7 +70,7 @@ pub(crate) async fn migrate_vm(
     accept(app, &title, job).await
 }
 
-/// A move of one VM, about which nothing was found.
+/// The job for a move of one VM, still without findings.
 pub(super) fn new_move(
     source: &Host,
     destination: &Host,
@@ -111,7 +111,7 @@ pub(super) fn new_move(
     }
 }
 
-/// Shares with files that do not move along: both hosts must reach them.
+/// Shares with files that do not migrate: both hosts must reach them.
 fn shares_that_stay(vm: &VmFacts, along: &[DiskMove]) -> Vec<ShareId> {
     let moves = |device: &str| along.iter().any(|disk| disk.device == device);
     let files = vm.files.iter().filter(|file| !moves(&file.device)).cloned().collect();

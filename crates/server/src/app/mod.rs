@@ -1,4 +1,4 @@
-//! What can be asked of Ferry: one file per use case.
+//! The use cases of Ferry, one file each.
 
 pub(crate) mod accept;
 pub(crate) mod add_host;
@@ -49,12 +49,12 @@ pub(crate) struct App {
     pub(crate) jobs: Arc<Jobs>,
     pub(crate) events: Arc<Events>,
     pub(crate) metrics: Arc<Metrics>,
-    /// Cancelled when the server stops: ends event streams.
+    /// Cancelled when the server stops, which ends event streams.
     pub(crate) stop: CancellationToken,
 }
 
 impl App {
-    /// Memory of hosts that moves were promised which have not ended.
+    /// Memory of hosts that was promised to open moves.
     async fn promised(&self) -> Result<Promised, StoreError> {
         Ok(self.jobs.running().promised(&self.store.open_jobs().await?))
     }
@@ -63,7 +63,7 @@ impl App {
 /// Longest name of a host or share.
 const NAME_LENGTH_MAX: usize = 64;
 
-/// Refuses what cannot be a name: names stand in paths, tables and shell commands, and are not to look like ids.
+/// Refuses invalid names: names appear in paths, tables and shell commands, and must not look like ids.
 fn check_name(title: &str, name: &str) -> Result<(), Failure> {
     let starts_well = name.starts_with(|first: char| first.is_ascii_alphanumeric());
     let holds_well = name.chars().all(|each| each.is_ascii_alphanumeric() || ['-', '_', '.'].contains(&each));
@@ -78,7 +78,7 @@ fn check_name(title: &str, name: &str) -> Result<(), Failure> {
     ))
 }
 
-/// A request that makes no sense.
+/// The refusal of a request that makes no sense.
 fn invalid(title: &str, object: &str, message: Message, fix: impl Into<Fix>) -> Failure {
     Failure::found(title, Finding::blocks(FindingId::RequestInvalid, object, message, fix))
 }

@@ -1,4 +1,4 @@
-//! Moves a VM that is shut off, with the files that the destination does not reach. Never a VM that runs.
+//! Moves a VM that is shut off, with the files that the destination does not reach. A running VM is refused.
 
 use std::sync::Arc;
 

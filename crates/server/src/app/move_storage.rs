@@ -1,5 +1,5 @@
-//! Moves a running VM's disks on its host: plans it, asks the host what stands against it, refuses with every finding,
-//! or accepts a job.
+//! Moves a running VM's disks on its host: plans the move and asks the host for findings, then refuses with all
+//! findings or accepts a job.
 
 use std::sync::Arc;
 
@@ -103,7 +103,7 @@ pub(crate) async fn move_storage(
     accept(app, &title, job).await
 }
 
-/// Makes the folders that were named storage locations of the host.
+/// Makes the directories that the request named storage locations of the host.
 async fn add_defaults(app: &Arc<App>, host: &Host, body: &MoveStorage) -> Result<(), Failure> {
     let named = body.disks.iter().filter_map(|disk| disk.to.as_ref());
     for text in body.to.iter().chain(named).filter(|text| !is_file(text)) {

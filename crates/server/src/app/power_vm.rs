@@ -19,7 +19,7 @@ pub(crate) async fn power_vm(app: &Arc<App>, reference: &str, power: Power) -> R
         Power::Shutdown => format!("Could not shut VM {reference} down"),
     };
     let (host, vm) = app.inventory.find_vm(&title, reference)?;
-    // Asked, not remembered: a host that lost its power meanwhile does not run what it ran.
+    // The host is asked now: it may have lost power since its last report, with the VMs that ran there.
     let seen = app.inventory.look(&host).await;
     if let Some(trouble) = seen.trouble.clone().filter(|_| !seen.reachable) {
         return Err(Failure::found(title, trouble));
@@ -30,7 +30,7 @@ pub(crate) async fn power_vm(app: &Arc<App>, reference: &str, power: Power) -> R
         return Err(Failure::found(title, busy(&vm, *job)));
     }
     match (power, vm.state) {
-        // As wanted already.
+        // The VM is already in the requested state.
         (Power::Start, VmState::Running) => return Ok(show_vms::view(app, &jobs, host.name(), vm)),
         (Power::Shutdown, VmState::ShutOff) => {
             let finding = Finding::blocks(
@@ -52,7 +52,7 @@ pub(crate) async fn power_vm(app: &Arc<App>, reference: &str, power: Power) -> R
     }
     let done = host.agent.power(vm.id, power).await;
     done.map_err(|error| Failure::of_agent(&title, host.name(), &error))?;
-    // The guest takes its time to shut down; a start is seen at once.
+    // A guest needs time to shut down, while a start is visible at once.
     let is_seen =
         |seen: &Seen| power == Power::Shutdown || seen.vm(vm.id).is_some_and(|vm| vm.state == VmState::Running);
     let seen = host.wait_until(is_seen).await;

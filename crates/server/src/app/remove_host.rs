@@ -1,4 +1,4 @@
-//! Removes a host: its agent's pin is dropped. What is attached and runs there stays as it is.
+//! Removes a host and its agent's pin. Attached shares and running VMs stay as they are.
 
 use ferry_core::finding::{Action, Finding, FindingId, Message};
 

@@ -1,4 +1,4 @@
-//! Removes a storage location from a host. The directory and its files stay; the host need not answer.
+//! Removes a storage location from a host. The directory and its files stay, and the host need not answer.
 
 use std::sync::Arc;
 

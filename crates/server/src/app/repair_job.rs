@@ -1,13 +1,13 @@
-//! What an administrator can do about a job that did not go well.
+//! Administrators' actions on a job that did not go well.
 //!
 //! | | when | what |
 //! |---|---|---|
-//! | restart | failed, cancelled | another attempt in the same job |
-//! | retry | stuck, or waiting for a host | what is tried again and again is tried now |
-//! | undo | before the switchover | what was done is taken back: the VM stays |
-//! | dismiss | it does not end by itself | nothing more is done for it; of a live move whose VM is at the source what is left goes when both hosts answer |
+//! | restart | failed, cancelled | starts another attempt of the same job |
+//! | retry | stuck, or waiting for a host | repeats the failing action now |
+//! | undo | before the switchover | reverts the job's changes: the VM stays |
+//! | dismiss | it does not end by itself | ends the job as it is; after a live move whose VM is at the source, its remains are removed once both hosts answer |
 //!
-//! Whether a job ends by itself is asked of its hosts: [`ferry_core::migration::ends_by_itself`].
+//! [`ferry_core::migration::ends_by_itself`] decides from the hosts' answers whether a job ends by itself.
 
 use std::sync::Arc;
 
@@ -36,7 +36,7 @@ use crate::{
     view::words::whereabouts,
 };
 
-/// Another attempt; of a job with parts, of each that did not succeed.
+/// Starts another attempt; for a parent job, another attempt of each part that did not succeed.
 pub(crate) async fn restart_job(app: &Arc<App>, reference: &str, by: &str) -> Result<JobView, Failure> {
     let title = format!("Could not restart job {reference}");
     let (record, _) = show_jobs::find(app, &title, reference).await?;
@@ -79,14 +79,14 @@ async fn restart(app: &Arc<App>, title: &str, record: &JobRecord, by: &str) -> R
         Restarted::Busy(other) => return Err(Failure::found(title, busy_by(&record.job.vm_name, other))),
     }
     tracing::info!(job = record.id.0, by, "Another attempt was asked for");
-    // Not read again: that could fail, and it waits by now.
+    // Not read from the database again: the read could fail, and the job is already in the queue.
     let stored = JobRecord { job: NewJob { plan, ..record.job.clone() }, figures: None, ..record.clone() };
     app.jobs.enqueue([stored]);
     app.jobs.publish(record.id).await;
     Ok(())
 }
 
-/// Tries now what is tried again and again.
+/// Repeats a failing action now.
 pub(crate) async fn retry_job(app: &Arc<App>, reference: &str, by: &str) -> Result<JobView, Failure> {
     let title = format!("Could not retry job {reference}");
     let (record, log) = one(app, &title, reference).await?;
@@ -102,14 +102,14 @@ pub(crate) async fn retry_job(app: &Arc<App>, reference: &str, by: &str) -> Resu
     show_jobs::again(app, &title, record.id).await
 }
 
-/// Takes back what was done, which is possible before the switchover only.
+/// Reverts the job's changes, which is possible only before the switchover.
 pub(crate) async fn undo_job(app: &Arc<App>, reference: &str, by: &str) -> Result<JobView, Failure> {
     let title = format!("Could not undo job {reference}");
     let (record, log) = one(app, &title, reference).await?;
     match phase(&log) {
         Phase::Completing => Err(past_pivot(&title, &record)),
         Phase::Stuck if !is_taken_back(newest_attempt(&log)) => Err(past_pivot(&title, &record)),
-        // Its own undoing is what is stuck.
+        // The undo itself is stuck.
         Phase::Stuck | Phase::RollingBack => retry_job(app, reference, by).await,
         Phase::Queued | Phase::Preparing | Phase::Migrating => cancel_job(app, reference, by).await,
         phase @ (Phase::Succeeded | Phase::Cancelled | Phase::Failed) => {
@@ -118,7 +118,7 @@ pub(crate) async fn undo_job(app: &Arc<App>, reference: &str, by: &str) -> Resul
     }
 }
 
-/// Accepts what is: nothing more is done.
+/// Ends a job as it is: nothing more is done for it.
 pub(crate) async fn dismiss_job(app: &Arc<App>, reference: &str, by: &str) -> Result<JobView, Failure> {
     let title = format!("Could not dismiss job {reference}");
     let (record, log) = one(app, &title, reference).await?;
@@ -135,7 +135,7 @@ pub(crate) async fn dismiss_job(app: &Arc<App>, reference: &str, by: &str) -> Re
         let fix = Action::WaitOrCancel { job: record.id };
         return Err(Failure::found(title, Finding::blocks(FindingId::JobOpen, record.id, message, fix)));
     }
-    // The task ends first: it must not write on after the end.
+    // The task ends first: it must not write to the log after the job's end.
     app.jobs.dismiss(record.id).await;
     match give_up(app, &record, by, told).await {
         Ok(()) => app.jobs.leave(record.id),
@@ -148,7 +148,7 @@ pub(crate) async fn dismiss_job(app: &Arc<App>, reference: &str, by: &str) -> Re
     show_jobs::again(app, &title, record.id).await
 }
 
-/// What both ends of a job say of its VM when they are asked now, and who else has it.
+/// Asks all hosts now. Returns the answers of the job's two hosts, and of every other host that has the VM.
 async fn ask_all(app: &Arc<App>, record: &JobRecord) -> Vec<Told> {
     let ask = |host: Arc<Host>| async move {
         let seen = app.inventory.refresh(&host).await;
@@ -168,13 +168,13 @@ fn is_end(record: &JobRecord, host: &str) -> bool {
     [&record.job.source.name, &record.job.destination.name].into_iter().any(|end| end == host)
 }
 
-/// Writes that nothing more is done, unless the job has ended meanwhile. Its task has.
+/// Records that the job was dismissed, unless it has ended in the meantime. Its task has already ended.
 async fn give_up(app: &Arc<App>, record: &JobRecord, by: &str, told: Vec<Told>) -> Result<(), StoreError> {
     let log = LogRow::events(&app.store.log(record.id).await?);
     if phase(&log).ended() {
         return Ok(());
     }
-    // First: a job that has ended must not keep its VM from others. An open one does without it.
+    // First, because an ended job must not keep its VM reserved; an open job does not need the reservation.
     app.store.unreserve(record.id).await?;
     let event = LogEntry::Event(LogEvent::Dismissed { by: by.to_owned(), told });
     app.store.append(record.id, &[event], now_ms()).await?;
@@ -186,13 +186,15 @@ async fn give_up(app: &Arc<App>, record: &JobRecord, by: &str, told: Vec<Told>) 
     Ok(())
 }
 
-/// The VM stays at the source: what a host that answers still has of the move is in nobody's way then. A host that does
-/// not answer keeps it; its agent refuses to let the VM go only where that could run it twice.
+/// Cleans up at the hosts that answer: the VM stays at the source, so whatever a host still has of the move is not
+/// needed. A host that does not answer keeps it; its agent refuses to release the hold on the VM only where the VM
+/// could otherwise run twice.
 async fn clean_what_answers(app: &App, record: &JobRecord) {
     let Ok(plan) = Plan::of(record) else { return };
     let attempt = plan.attempt(record);
     let (source, destination) = (&record.job.source, &record.job.destination);
-    // Of a VM that is shut off the destination says whose it is: before it has, the source keeps holding the VM.
+    // In an offline move the destination decides which host has the VM: until it has answered, the source keeps its
+    // hold.
     let in_turn = record.job.kind == JobKind::Offline;
     for host in if in_turn { [destination, source] } else { [source, destination] } {
         let Some(host) = app.inventory.by_id(host.id).filter(|host| host.seen().reachable) else {

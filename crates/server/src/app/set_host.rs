@@ -1,4 +1,4 @@
-//! Sets how many moves a host takes part in at once. Takes effect at once: jobs that wait may begin.
+//! Sets how many moves a host may take part in at the same time. Takes effect at once: waiting jobs may start.
 
 use std::sync::Arc;
 

@@ -1,4 +1,4 @@
-//! Every host as the destination of a VM, from what is known.
+//! Judges every host as the destination of a VM, from what is already known.
 
 use ferry_core::api::server::Candidate;
 
@@ -8,7 +8,7 @@ use crate::{failure::Failure, preflight::live};
 pub(crate) async fn candidates(app: &App, reference: &str) -> Result<Vec<Candidate>, Failure> {
     let title = format!("Could not look for hosts for VM {reference}");
     let (source, vm) = app.inventory.find_vm(&title, reference)?;
-    // What moves along without a word: UEFI variables that lie where libvirt has them.
+    // No storage is given: only UEFI variables at libvirt's default path migrate without a request.
     let judged = live::judge_all(&app.preflight, &source, &vm, &app.promised().await?, false, |_| None).await?;
     Ok(judged.into_iter().map(|(candidate, _)| candidate).collect())
 }

@@ -1,4 +1,4 @@
-//! Hosts, as the inventory has them.
+//! Hosts as the inventory knows them.
 
 use std::collections::BTreeMap;
 
@@ -29,14 +29,14 @@ pub(crate) async fn one(app: &App, reference: &str) -> Result<HostView, Failure>
     shown(app, &host).await
 }
 
-/// The host as it is now.
+/// The current view of a host.
 pub(super) async fn shown(app: &App, host: &Host) -> Result<HostView, Failure> {
     Ok(view(host, &Stored::read(app).await?))
 }
 
-/// What is stored that concerns hosts.
+/// Stored data about hosts.
 struct Stored {
-    /// Every move that has not ended, oldest first.
+    /// Every open move, oldest first.
     moves: Vec<(JobRecord, Phase)>,
     locations: BTreeMap<HostId, Vec<Location>>,
     shares: Vec<ShareRecord>,

@@ -17,10 +17,10 @@ use crate::{
     store::{JobRecord, LogRow, ShareRecord},
 };
 
-/// Jobs that a list holds if nothing else was asked for, and at most.
+/// The default length of a job list.
 const JOBS_USUAL: u32 = 50;
 const JOBS_MAX: u32 = 500;
-/// Jobs that one answer of the audit is made of at most.
+/// The most jobs that one answer of the audit covers.
 const AUDIT_MAX: u32 = 200;
 
 pub(crate) async fn list(app: &App, since_ms: Option<u64>, limit: Option<u32>) -> Result<Vec<JobView>, Failure> {
@@ -32,7 +32,7 @@ pub(crate) async fn list(app: &App, since_ms: Option<u64>, limit: Option<u32>) -
     Ok(views)
 }
 
-/// What is kept of jobs that ended, oldest first: of those after job `after`.
+/// The records of ended jobs, oldest first, starting after job `after`.
 pub(crate) async fn audit(app: &App, since_ms: Option<u64>, after: Option<u64>) -> Result<AuditPage, Failure> {
     let after = JobId(after.unwrap_or(0).min(i64::MAX as u64));
     let jobs = app.store.jobs_after(after, since_ms.unwrap_or(0), AUDIT_MAX).await?;
@@ -46,7 +46,7 @@ pub(crate) async fn audit(app: &App, since_ms: Option<u64>, after: Option<u64>) 
     Ok(AuditPage { records, next })
 }
 
-/// What is different since a job, by what it did: also one that did not succeed may have moved disks.
+/// What a job changed, by its kind. Even a job that did not succeed may have moved disks.
 fn changes(job: &JobView, record: &JobRecord, shares: &[ShareRecord]) -> Vec<String> {
     let (vm, source, destination) = (&job.vm_name, &job.source, &job.destination);
     let is_done = |step| job.steps.iter().any(|view| view.step == step && view.state == StepState::Done);
@@ -78,7 +78,7 @@ fn changes(job: &JobView, record: &JobRecord, shares: &[ShareRecord]) -> Vec<Str
     changes
 }
 
-/// A place, as people know it.
+/// A location as text for people.
 fn named(location: &Location, shares: &[ShareRecord]) -> String {
     match location {
         Location::Local { path, .. } => path.clone(),
@@ -118,15 +118,15 @@ pub(crate) async fn one(app: &App, reference: &str) -> Result<JobView, Failure> 
     Ok(app.jobs.view_of(&record, &log).await?)
 }
 
-/// As it is now, after something was done about it.
+/// The current view of a job, after an action on it.
 pub(super) async fn again(app: &App, title: &str, job: JobId) -> Result<JobView, Failure> {
     app.jobs.show(job).await?.ok_or_else(|| unknown(title, &job.to_string()))
 }
 
-/// The job of that number, with its log.
+/// The job with this number, with its log.
 pub(super) async fn find(app: &App, title: &str, reference: &str) -> Result<(JobRecord, Vec<LogRow>), Failure> {
     let found = match reference.parse::<u64>() {
-        // Numbers that the database cannot hold are of no job.
+        // No job has a number that the database cannot hold.
         Ok(number) if i64::try_from(number).is_ok() => app.store.job_with_log(JobId(number)).await?,
         _ => None,
     };

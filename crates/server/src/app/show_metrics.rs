@@ -1,4 +1,4 @@
-//! Everything that Prometheus is told: what is so now, and what was counted.
+//! Everything that Prometheus reads: current values, and counters.
 
 use std::collections::BTreeMap;
 
@@ -16,7 +16,7 @@ use crate::{
     store::StoreError,
 };
 
-/// The figures of this moment, as text.
+/// The current metrics as text.
 pub(crate) async fn show_metrics(app: &App) -> Result<String, StoreError> {
     let mut text = Exposition::default();
     text.gauge("ferry_build_info", "The server's version").sample(&[("version", env!("CARGO_PKG_VERSION"))], 1.0);

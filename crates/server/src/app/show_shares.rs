@@ -1,4 +1,4 @@
-//! Shares, as the inventory has them.
+//! Shares as the inventory knows them.
 
 use ferry_core::{
     api::server::{ShareOnHost, ShareView},
@@ -17,7 +17,7 @@ pub(crate) async fn one(app: &App, reference: &str) -> Result<ShareView, Failure
     Ok(view(app, share))
 }
 
-/// The share that `reference` (a name or an id) means.
+/// The share with this name or id.
 pub(super) async fn find(app: &App, title: &str, reference: &str) -> Result<ShareRecord, Failure> {
     let id: Option<ferry_core::id::ShareId> = reference.parse().ok();
     let shares = app.store.shares().await?;

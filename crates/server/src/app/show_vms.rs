@@ -1,4 +1,4 @@
-//! VMs, as the hosts' agents see them. One that is on its way is shown where it runs.
+//! VMs as the hosts' agents report them. A VM that is moving is shown where it runs.
 
 use std::{collections::BTreeMap, sync::Arc};
 
@@ -36,7 +36,8 @@ pub(super) fn view(app: &App, jobs: &BTreeMap<VmId, JobId>, host: &str, facts: V
     VmView { host: host.to_owned(), job: jobs.get(&facts.id).copied(), facts, findings }
 }
 
-/// A VM that has a process somewhere is there; definitions that other hosts have of it are not VMs of their own.
+/// For each VM, only its copies with the most active state: if it has a process on some host, definitions on other
+/// hosts are not listed as separate VMs.
 fn shown(placed: &[(Arc<Host>, Seen)]) -> Vec<(&Arc<Host>, &VmFacts)> {
     let all: Vec<_> = placed.iter().flat_map(|(host, seen)| seen.vms().iter().map(move |vm| (host, vm))).collect();
     let rank = |state: VmState| match state {

@@ -1,5 +1,6 @@
-//! Shows that two hosts' mounts are of one share: a file written on one side is read on the other; and that QEMU's locks
-//! let a VM be handed over there: a scratch image is locked, let go and taken in the order of a hand-over.
+//! Proves that two hosts mounted the same share: a file that one of them wrote is read on the other. Also proves that
+//! QEMU's locks allow a hand-over there: a scratch image is locked, unlocked and locked by the other host in the order
+//! of a hand-over.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -20,23 +21,24 @@ use uuid::Uuid;
 
 use crate::{failure::describe, inventory::Host};
 
-/// A proof holds this long: from the check before a job is accepted to the check at its start.
+/// How long a proof is valid: from the check before a job is accepted to the check at its start.
 const PROOF_AGE_MAX: Duration = Duration::from_secs(10);
-/// A file system may show another host's new file late; after this it is not there.
+/// How long a file system may take to show another host's new file. A file that is still missing then counts as absent.
 const VISIBLE_WITHIN: Duration = Duration::from_secs(2);
-/// How often a file that is not there yet is looked for.
+/// How often a missing file is read again.
 const LOOK_AGAIN: Duration = Duration::from_millis(100);
 
-/// The share and the agents' lives: a restarted agent may have mounted anew.
+/// The share and the incarnations of both agents: a restarted agent may have mounted the share anew.
 type Key = (ShareId, Option<Incarnation>, Option<Incarnation>);
 
-/// What was shown of shares.
+/// The proofs so far.
 #[derive(Debug)]
 pub(crate) struct IdentityCheck {
-    /// When mounts were last shown to be of one share.
+    /// When mounts were last proven to be of the same share.
     proven: Mutex<BTreeMap<Key, Instant>>,
-    /// Between which hosts, in this direction, QEMU's locks were shown to work. That takes programs of the hosts some
-    /// tenths of a second, and changes only when something is mounted anew: by a restarted agent, or as it is attached.
+    /// Pairs of hosts, with a direction, between which QEMU's locks were proven to work. This proof runs programs on
+    /// both hosts for some tenths of a second. It stays valid until the share is mounted anew: by a restarted agent, or
+    /// when the share is attached.
     locks: Mutex<BTreeSet<Key>>,
     tasks: TaskTracker,
 }
@@ -46,13 +48,13 @@ impl IdentityCheck {
         Self { proven: Mutex::default(), locks: Mutex::default(), tasks }
     }
 
-    /// Forgets what was shown of a share: it is attached anew.
+    /// Discards the proofs about a share, because it is being attached anew.
     pub(crate) fn forget(&self, share: ShareId) {
         self.proven.lock().expect("nobody panics with it").retain(|(of, ..), _| *of != share);
         self.locks.lock().expect("nobody panics with it").retain(|(of, ..)| *of != share);
     }
 
-    /// As [`Self::prove`], but takes a proof of the last seconds.
+    /// Like [`Self::prove`], but accepts a proof of the last few seconds.
     pub(crate) async fn recent(&self, share: ShareId, source: &Arc<Host>, destination: &Arc<Host>) -> ShareIdentity {
         let known = {
             let mut proven = self.proven.lock().expect("nobody panics with it");
@@ -62,8 +64,7 @@ impl IdentityCheck {
         if known { self.locks(share, source, destination).await } else { self.prove(share, source, destination).await }
     }
 
-    /// Writes a new file by one host and reads it by the other; then tries QEMU's locks, unless it is known that they
-    /// work.
+    /// Writes a new file on one host and reads it on the other. Then tries QEMU's locks, unless they are known to work.
     pub(crate) async fn prove(&self, share: ShareId, source: &Arc<Host>, destination: &Arc<Host>) -> ShareIdentity {
         match self.same(share, source, destination).await {
             ShareIdentity::Proven => self.locks(share, source, destination).await,
@@ -71,7 +72,7 @@ impl IdentityCheck {
         }
     }
 
-    /// Whether a VM of the source can be handed over to the destination on this share.
+    /// Whether a VM can be handed over from the source to the destination on this share.
     async fn locks(&self, share: ShareId, source: &Arc<Host>, destination: &Arc<Host>) -> ShareIdentity {
         let key = key(share, source, destination);
         if self.locks.lock().expect("nobody panics with it").contains(&key) {
@@ -81,7 +82,7 @@ impl IdentityCheck {
         let outcome = hand_over(share, &name, source, destination).await;
         for host in [source, destination] {
             let (host, name) = (Arc::clone(host), name.clone());
-            // Nobody waits for it: it is not part of the proof.
+            // In the background: cleaning up is not part of the proof.
             self.tasks.spawn(async move {
                 if let Err(error) = host.agent.end_lock_trial(share, &name).await {
                     tracing::info!(host = host.name(), share = %share, error = %chain(&error), "A trial of locks was left behind");
@@ -94,7 +95,7 @@ impl IdentityCheck {
         outcome
     }
 
-    /// Writes a new file by one host and reads it by the other.
+    /// Writes a new file on one host and reads it on the other.
     async fn same(&self, share: ShareId, one: &Arc<Host>, other: &Arc<Host>) -> ShareIdentity {
         let name = Uuid::new_v4().simple().to_string();
         let token = ShareToken { content: Uuid::new_v4().simple().to_string() };
@@ -102,7 +103,7 @@ impl IdentityCheck {
             return ShareIdentity::NotProven(Message::Verbatim { text: describe(one.name(), &error) });
         }
         let identity = look_for(share, &name, &token, other).await;
-        // Nobody waits for the removal: it is not part of the proof.
+        // In the background: the removal is not part of the proof.
         let one_too = one.clone();
         self.tasks.spawn(async move {
             if let Err(error) = one_too.agent.remove_token(share, &name).await {
@@ -136,7 +137,7 @@ async fn look_for(share: ShareId, name: &str, token: &ShareToken, host: &Host) -
     }
 }
 
-/// The steps of a hand-over, each by the host whose QEMU does it.
+/// The steps of a hand-over, each done by the host whose QEMU would do it.
 async fn hand_over(share: ShareId, name: &str, source: &Host, destination: &Host) -> ShareIdentity {
     let steps = [
         (source, LockStep::Hold),
@@ -148,7 +149,8 @@ async fn hand_over(share: ShareId, name: &str, source: &Host, destination: &Host
     for (host, step) in steps {
         match host.agent.try_locks(share, name, step).await {
             Ok(()) => {}
-            // An agent of an earlier version knows nothing of locks: moves go on as they did with it.
+            // An agent of an earlier version does not know these requests: moves are then allowed without the proof, as
+            // before.
             Err(ClientError::Refused(problem)) if problem.status == 404 => return ShareIdentity::Proven,
             Err(ClientError::Refused(problem)) => {
                 let locks = problem.findings.iter().find(|finding| finding.id == FindingId::ShareLocks);
@@ -173,7 +175,7 @@ fn key(share: ShareId, source: &Host, destination: &Host) -> Key {
     (share, life(source), life(destination))
 }
 
-/// The same for both directions.
+/// The same key for both directions.
 fn unordered((share, one, other): Key) -> Key {
     (share, one.min(other), one.max(other))
 }

@@ -1,4 +1,5 @@
-//! What stands against a live move: quickly for all hosts from what is known, deeply for one by asking both hosts now.
+//! Checks of a live move: quickly for all hosts, from what is already known, or thoroughly for one host, by asking both
+//! hosts now.
 
 use std::{borrow::Cow, collections::BTreeMap, sync::Arc};
 
@@ -27,39 +28,40 @@ use crate::{
     store::StoreError,
 };
 
-/// Why a move is looked at deeply.
+/// Why a move is checked thoroughly.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Occasion {
-    /// Somebody asks; this job moves the VM already.
+    /// A request for one move; the job is the one that already moves the VM.
     Request(Option<JobId>),
-    /// The same, with others: what was shown for them need not be shown again.
+    /// A request for several moves: proofs of the last few seconds are used again for the next VM.
     OneOfSeveral(Option<JobId>),
-    /// The job itself begins: what was shown for the request some moments ago need not be shown again.
+    /// The start of the job: proofs that were made for its request a few seconds ago are used again.
     JobStart,
 }
 
-/// Which disks move along with the VM.
+/// The disks that migrate with the VM.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Along<'a> {
-    /// What somebody wants: it is decided by what the destination reaches now.
+    /// What the request asks for: the disks are chosen by what the destination reaches now.
     Wanted(&'a Requested),
-    /// What was decided before.
+    /// The disks that were chosen earlier.
     Decided(&'a [DiskMove]),
 }
 
-/// What was found, and the VM that it was found of.
+/// The result of a check, with the VM that was checked.
 pub(crate) struct Checked {
     /// The destination as a candidate.
     pub(crate) candidate: Candidate,
-    /// What stands against it, and what should be known.
+    /// Everything that blocks the move or that its user should know.
     pub(crate) findings: Vec<Finding>,
-    /// The VM, as the source has it now; `None`: it is not there any more.
+    /// The VM as the source reports it now; `None`: it is no longer there.
     pub(crate) vm: Option<VmFacts>,
-    /// Disks that move along.
+    /// The migrated disks.
     pub(crate) along: Vec<DiskMove>,
 }
 
-/// Every host as the destination of a VM, from what is known, with what moves along to it; disks that it does not reach go to its place of `storage`.
+/// Judges every host as the destination of a VM, from what is already known. Returns the migrated disks of each;
+/// `storage` gives the place of each host for disks that it does not reach.
 pub(crate) async fn judge_all(
     preflight: &Preflight,
     source: &Host,
@@ -94,14 +96,14 @@ pub(crate) async fn judge_all(
     Ok(preflight.inventory.hosts().into_iter().map(one).collect())
 }
 
-/// What a host has, asked now: that a VM does not run counts only if its host says so once it has looked.
+/// Asks a host now. A report that the VM does not run counts only after the agent has refreshed its observation.
 async fn ask(inventory: &Arc<Inventory>, host: &Arc<Host>, vm: VmId) -> Seen {
     let seen = inventory.refresh(host).await;
     let runs = seen.vm(vm).is_some_and(|facts| facts.state == VmState::Running);
     if runs || !seen.reachable { seen } else { inventory.look(host).await }
 }
 
-/// Both hosts of a move, and what they said when they were asked.
+/// Both hosts of a move, and their answers.
 pub(crate) struct Asked<'a> {
     source: (&'a Arc<Host>, Cow<'a, Seen>),
     destination: (&'a Arc<Host>, Cow<'a, Seen>),
@@ -125,7 +127,7 @@ pub(crate) async fn ask_both<'a>(
     })
 }
 
-/// One host as the destination of several VMs, in their order. Each host is asked once.
+/// Judges one host as the destination of several VMs, in the order of `vms`. Each host is asked once.
 pub(crate) async fn judge_several(
     preflight: &Preflight,
     vms: &[(Arc<Host>, VmFacts)],
@@ -159,16 +161,16 @@ pub(crate) async fn judge_several(
     Ok(checked)
 }
 
-/// What is taken of the destination's memory.
+/// What the move may use of the destination's memory.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Memory<'a> {
-    /// What other moves were promised of it.
+    /// Memory that was promised to other moves.
     pub(crate) promised: &'a [Need],
-    /// Whether somebody takes it that it may not do.
+    /// Whether the user accepts that the memory may not suffice.
     pub(crate) overcommit: bool,
 }
 
-/// One host as the destination of a VM; that the shares are the same is shown.
+/// Judges one host as the destination of a VM, and proves that both hosts mounted the same shares.
 pub(crate) async fn judge(
     preflight: &Preflight,
     vm: VmId,
@@ -233,8 +235,8 @@ pub(crate) async fn judge(
     Checked { findings: candidate.findings.clone(), candidate, vm: Some(facts.clone()), along }
 }
 
-/// What stands against a move that was decided a while ago: the VM uses another file by now, and that one would be copied
-/// while the one that was decided about would be removed.
+/// The findings against a move that was planned a while ago, if the VM uses another file by now: the move would copy
+/// that file and remove the planned one.
 fn moved_meanwhile(vm: &VmFacts, along: &[DiskMove]) -> Vec<Finding> {
     let one = |disk: &DiskMove| {
         let mut files = vm.files.iter().filter(|file| file.device == disk.device && file.role == FileRole::Disk);
@@ -249,7 +251,7 @@ fn moved_meanwhile(vm: &VmFacts, along: &[DiskMove]) -> Vec<Finding> {
     along.iter().filter_map(one).collect()
 }
 
-/// The disks that move along as the destination is to take them, with their sizes as the source says now.
+/// The migrated disks in the form that the destination expects, with the sizes that the source reports now.
 pub(crate) async fn arrivals(source: &Host, vm: VmId, along: &[DiskMove]) -> Result<Vec<DiskArrival>, Vec<Finding>> {
     let sizes = source.agent.disks(vm).await.map_err(|error| told(source, &error))?;
     let one = |disk: &DiskMove| {

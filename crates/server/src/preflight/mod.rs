@@ -1,6 +1,6 @@
-//! What stands against a move: what hosts say now, and what is stored, judged by `ferry_core`. Changes nothing.
+//! Checks of moves: collects hosts' current reports and stored data, and lets `ferry_core` judge them. Changes nothing.
 //!
-//! Asked before a job is accepted, and again when its turn has come: a job may have waited.
+//! Runs before a job is accepted, and again when it starts, because a job may have waited.
 
 pub(crate) mod identity;
 pub(crate) mod live;
@@ -27,7 +27,7 @@ use crate::{
 };
 use identity::IdentityCheck;
 
-/// What every check asks.
+/// What every check needs.
 pub(crate) struct Preflight {
     pub(crate) store: Store,
     pub(crate) inventory: Arc<Inventory>,
@@ -42,13 +42,13 @@ impl Preflight {
     }
 }
 
-/// A host as the destination of a VM, as the API tells it.
+/// A host as a candidate for the destination of a VM, in the API's form.
 fn candidate(host: &Host, assessed: Assessment) -> Candidate {
     let Assessment { kind, why, findings } = assessed;
     Candidate { host: host.name().to_owned(), kind, why: why.to_string(), findings }
 }
 
-/// What a host says against something.
+/// The findings of a host that refused a request or did not answer.
 fn told(host: &Host, error: &ClientError) -> Vec<Finding> {
     match error.problem() {
         Some(problem) if !problem.findings.is_empty() => problem.findings.clone(),
@@ -56,13 +56,13 @@ fn told(host: &Host, error: &ClientError) -> Vec<Finding> {
     }
 }
 
-/// Whether the share can be used on a host that answers.
+/// Whether a host answers and has the share attached.
 fn uses(seen: &Seen, share: ShareId) -> bool {
     let mut shares = seen.observation.iter().flat_map(|observation| &observation.shares);
     seen.reachable && shares.any(|attached| attached.id == share && attached.trouble.is_none())
 }
 
-/// Why a VM is not moved from a host that has it no more, or does not answer.
+/// The finding that a VM cannot move because its host no longer has it, or does not answer.
 fn gone(vm: VmId, source: &Host, at_source: &Seen) -> Finding {
     at_source.trouble.clone().unwrap_or_else(|| {
         Finding::blocks(

@@ -1,4 +1,4 @@
-//! What stands against a move of a VM that is shut off, and which of its files move.
+//! Checks of an offline move, and the choice of the files that move.
 
 use std::{collections::BTreeMap, sync::Arc};
 
@@ -27,31 +27,31 @@ use crate::{
     store::StoreError,
 };
 
-/// Which files move.
+/// The files that move.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum What<'a> {
-    /// What somebody wants: it is decided by what the destination reaches now.
+    /// What the request asks for: the files are chosen by what the destination reaches now.
     Wanted(&'a Requested),
-    /// What was decided before.
+    /// The files that were chosen earlier.
     Decided(&'a [FileMove]),
 }
 
-/// What was found.
+/// The result of a check.
 pub(crate) struct Checked {
-    /// The VM, as the source has it now; `None`: it is not there any more.
+    /// The VM as the source reports it now; `None`: it is no longer there.
     pub(crate) vm: Option<VmFacts>,
-    /// What moves, with its size.
+    /// The files that move, with their sizes.
     pub(crate) sized: Sized,
-    /// What stands against it, and what should be known.
+    /// Everything that blocks the move or that its user should know.
     pub(crate) findings: Vec<Finding>,
 }
 
 /// Files that move, as the source has them now.
 #[derive(Default)]
 pub(crate) struct Sized {
-    /// Those that are there.
+    /// The existing files.
     pub(crate) files: Vec<OfflineFile>,
-    /// UEFI variables that are not there yet: libvirt makes them when the VM is started for the first time.
+    /// UEFI variables that do not exist yet: libvirt creates them when the VM is started for the first time.
     pub(crate) absent: Vec<FileMove>,
 }
 
@@ -74,7 +74,7 @@ impl Checked {
     }
 }
 
-/// What stands against it; both hosts are asked now.
+/// Checks an offline move, by asking both hosts now.
 pub(crate) async fn check(
     preflight: &Preflight,
     vm: VmId,
@@ -101,7 +101,7 @@ pub(crate) async fn check(
     };
     let mut along: Vec<DiskMove> = files.iter().map(as_disk).collect();
     if any_blocks(&findings) {
-        // What was said of a file is said once.
+        // Each file is reported only once.
         let rest = facts.files.iter().map(|file| DiskMove {
             device: file.device.clone(),
             from: file.place.clone(),
@@ -127,7 +127,7 @@ pub(crate) async fn check(
         shares: &shares,
         share_identity: &identity,
         migrated_disks: &along,
-        // It takes memory when it is started.
+        // The VM needs memory only when it is started.
         promised: &[],
         overcommit: false,
     }));
@@ -149,7 +149,7 @@ pub(crate) async fn check(
     Ok(Checked { vm: Some(facts), sized, findings })
 }
 
-/// A file as if it were a disk of a VM that runs.
+/// A file in the form of a running VM's disk.
 pub(crate) fn as_disk(file: &FileMove) -> DiskMove {
     DiskMove {
         device: file.device.clone(),
@@ -160,7 +160,8 @@ pub(crate) fn as_disk(file: &FileMove) -> DiskMove {
     }
 }
 
-/// What it means that other VMs name files which move. Media and what VMs boot from may serve several: they stay anyway.
+/// The findings about files that move and that other VMs also name. Removable media and boot files may be used by
+/// several VMs: they do not move anyway.
 fn used_by_others(
     inventory: &Inventory,
     vm: &VmFacts,
@@ -200,7 +201,7 @@ fn used_by_others(
     findings
 }
 
-/// What moves, with its size as the source says now.
+/// The files that move, with the sizes that the source reports now.
 pub(crate) async fn sizes(source: &Host, vm: VmId, files: &[FileMove]) -> Result<Sized, Vec<Finding>> {
     let mut sized = Sized::default();
     if files.is_empty() {

@@ -1,4 +1,4 @@
-//! What an administrator means by a path, UNC path or NFS path on a host.
+//! Translates the paths, UNC paths and NFS paths that administrators write into locations on a host.
 
 use ferry_client::ClientError;
 use ferry_core::{
@@ -16,12 +16,12 @@ use crate::{
     store::{ShareRecord, Store},
 };
 
-/// The shares of the inventory, as `core` asks for them.
+/// The shares of the inventory, in the form that `core` needs.
 pub(crate) fn known(shares: &[ShareRecord]) -> Vec<KnownShare<'_>> {
     shares.iter().map(|share| KnownShare { id: share.id, name: &share.name, source: &share.source }).collect()
 }
 
-/// The location that a text means on a host, whether the host can reach it or not.
+/// The location that a text denotes on a host, whether or not the host can reach it.
 pub(crate) fn meant(title: &str, host: &Host, shares: &[ShareRecord], text: &str) -> Result<Location, Failure> {
     let place: Place =
         text.parse().map_err(|error: ferry_core::place::PlaceError| Failure::found(title, error.finding()))?;
@@ -29,19 +29,19 @@ pub(crate) fn meant(title: &str, host: &Host, shares: &[ShareRecord], text: &str
     found.map_err(|finding| Failure::found(title, finding))
 }
 
-/// As [`meant`], on a share that the host has attached, or on the host itself.
+/// Like [`meant`], but only for a share that the host has attached, or for the host itself.
 pub(crate) fn within_reach(title: &str, host: &Host, shares: &[ShareRecord], text: &str) -> Result<Location, Failure> {
     let location = meant(title, host, shares, text)?;
     let found = reachable(&location, host.name(), attached(&host.seen()), &known(shares));
     found.map(|()| location).map_err(|finding| Failure::found(title, finding))
 }
 
-/// The shares that a host has, as its agent said last.
+/// The shares that a host has attached, according to its agent's last report.
 pub(crate) fn attached(seen: &Seen) -> &[AttachedShare] {
     seen.observation.as_ref().map_or(&[], |observation| &observation.shares)
 }
 
-/// Why an agent did not look at a place. One of an earlier version knows no such request.
+/// The failure of an agent's look at a place. An agent of an earlier version does not know the request.
 pub(crate) fn not_looked(title: &str, host: &str, error: &ClientError) -> Failure {
     let is_old = error.problem().is_some_and(|problem| {
         problem.status == 404 && problem.findings.iter().any(|finding| finding.id == FindingId::RequestInvalid)
@@ -58,7 +58,7 @@ pub(crate) fn not_looked(title: &str, host: &str, error: &ClientError) -> Failur
     Failure::found(title, finding)
 }
 
-/// What is meant by places and disks, on the host that is to hold the files.
+/// The locations that a request's places and disks denote on the host that will hold the files.
 pub(crate) async fn wanted(
     store: &Store,
     title: &str,

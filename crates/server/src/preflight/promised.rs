@@ -1,20 +1,20 @@
-//! Memory of hosts that live moves were promised when they were accepted, and that has not arrived there yet.
+//! Memory of hosts that was promised to live moves when they were accepted, and that they have not filled yet.
 
 use ferry_core::{
     id::{HostId, VmId},
     memory::Need,
 };
 
-/// What each accepted move was promised.
+/// The promises to accepted moves.
 pub(crate) struct Promised(pub(crate) Vec<(VmId, HostId, Need)>);
 
 impl Promised {
-    /// At a host, to moves of other VMs.
+    /// The promises of a host to moves of other VMs.
     pub(crate) fn at(&self, host: HostId, vm: VmId) -> Vec<Need> {
         self.all_at(host, |of| of != vm)
     }
 
-    /// At a host, to every move.
+    /// The promises of a host to all moves.
     pub(crate) fn all(&self, host: HostId) -> Vec<Need> {
         self.all_at(host, |_| true)
     }

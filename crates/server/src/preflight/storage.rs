@@ -1,4 +1,4 @@
-//! What stands against a move of disks on one host.
+//! Checks of a storage move.
 
 use ferry_core::{
     api::agent::{Check, PrepareStorage},
@@ -15,7 +15,7 @@ use ferry_core::{
 use super::{told, users::used_by_others};
 use crate::inventory::{Host, Inventory};
 
-/// Which disks of a VM would go where, and what is known against it.
+/// Plans which disks of a VM go where, with the findings that are already known.
 pub(crate) fn planned(inventory: &Inventory, host: &Host, vm: &VmFacts, wanted: &Requested) -> Planned<DiskMove> {
     let Planned { moves: disks, mut findings } = plan_storage(vm, wanted);
     findings.extend(used_by_others(inventory, vm.id, &disks));
@@ -23,15 +23,15 @@ pub(crate) fn planned(inventory: &Inventory, host: &Host, vm: &VmFacts, wanted: 
     Planned { moves: disks, findings }
 }
 
-/// What each disk takes now, as its host says, or what the host finds against the move.
+/// Asks the host for the space that each disk needs now. The error holds the host's findings against the move.
 pub(crate) async fn asked(host: &Host, request: &PrepareStorage) -> Result<Vec<ByteCount>, Vec<Finding>> {
     host.agent.check(&Check::Storage(request.clone())).await.map_err(|error| told(host, &error))
 }
 
-/// What stands against a job's moves by what is known now: it may have waited since it was accepted. What the host itself
-/// finds is not among it.
+/// The findings against a job's move that are known now, since the job may have waited. The host's own findings are not
+/// included.
 pub(crate) fn blocks_now(inventory: &Inventory, host: &Host, request: &PrepareStorage) -> Vec<Finding> {
-    // A VM that is not there any more is the host's to tell.
+    // If the VM is no longer there, its host reports that.
     let Some(vm) = host.seen().vm(request.vm).cloned() else { return Vec::new() };
     let Planned { moves: disks, mut findings } = plan_again(&vm, &request.disks);
     findings.extend(used_by_others(inventory, vm.id, &disks));

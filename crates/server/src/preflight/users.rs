@@ -1,4 +1,5 @@
-//! Who else uses a file that moves: VMs of any host, by both of their definitions and all that lies below their disks.
+//! Finds other users of a file that moves: VMs of any host, by their running and persistent definitions and all images
+//! below their disks.
 
 use std::sync::Arc;
 
@@ -10,14 +11,15 @@ use ferry_core::{
 
 use crate::inventory::Inventory;
 
-/// Why old files of a VM stay, in words: what VMs of any host, asked now, need of them.
+/// Asks all hosts now which VMs need old files of a VM. Returns one sentence per reason to keep them.
 pub(crate) async fn needed_by_others_now(inventory: &Arc<Inventory>, vm: VmId, disks: &[DiskMove]) -> Vec<String> {
     inventory.look_at_all().await;
     let found = used_by_others(inventory, vm, disks);
     found.into_iter().map(|finding| format!("The old files stay: {}", finding.message)).collect()
 }
 
-/// Files that another VM needs, on any host, for itself or below an overlay: they would be taken away from it.
+/// The findings about files that another VM of any host needs, as a disk or below an overlay: the move would take them
+/// away.
 pub(crate) fn used_by_others(inventory: &Inventory, vm: VmId, disks: &[DiskMove]) -> Vec<Finding> {
     let mut findings = Vec::new();
     for (host, seen) in inventory.placed() {
