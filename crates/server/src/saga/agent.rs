@@ -1,4 +1,4 @@
-//! A host's agent as a [`Participant`]: the only place in which sagas call it.
+//! A host's agent as a [`Participant`]: sagas call agents only through this file.
 
 use std::{sync::Arc, time::Duration};
 

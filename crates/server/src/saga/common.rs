@@ -1,4 +1,4 @@
-//! What every kind of move has: how its job is taken up, and steps that are the same in each.
+//! What the sagas of all kinds share: how a saga is created for a job, and steps that are the same in each.
 
 use ferry_core::{
     finding::{Finding, Severity},
@@ -16,18 +16,18 @@ use crate::{
     store::{HostName, JobRecord},
 };
 
-/// What is kept of a job.
+/// Reads a job's plan.
 ///
 /// # Errors
-/// A message, when it cannot be read.
+/// A message, if it cannot be read.
 pub(super) fn plan<P: Kept>(record: &JobRecord) -> Result<P, String> {
     P::from_json(&record.job.plan).map_err(|error| format!("its plan is unreadable: {error}"))
 }
 
-/// The steps of a job, each of which is in its saga's table.
+/// The steps of a job, after a check that the saga's table has each of them.
 ///
 /// # Errors
-/// A message, when one is not.
+/// A message, if the table lacks one.
 pub(super) fn steps<S, const LENGTH: usize>(
     record: &JobRecord,
     table: &[Entry<S>; LENGTH],
@@ -42,21 +42,21 @@ pub(super) fn steps<S, const LENGTH: usize>(
 /// A host of a job.
 ///
 /// # Errors
-/// A message, when it is not in the inventory any more.
+/// A message, if it is no longer in the inventory.
 pub(super) fn host<S: Site>(site: &S, name: &HostName) -> Result<S::Host, String> {
     site.host(name).ok_or_else(|| format!("host {} is not in the inventory", name.name))
 }
 
-/// Whether what was found lets the job go on.
+/// Checks whether findings let the job continue.
 ///
 /// # Errors
-/// What does not, and nothing that is only to be known.
+/// The blocking findings, without the warnings.
 pub(super) fn nothing_blocks(found: &[Finding]) -> Result<(), StepFailed> {
     let blocking: Vec<Finding> = found.iter().filter(|finding| finding.severity == Severity::Blocks).cloned().collect();
     if blocking.is_empty() { Ok(()) } else { Err(messages(&blocking)) }
 }
 
-/// Takes the VM for the job.
+/// Reserves the VM for the job.
 pub(super) async fn reserve(site: &impl Site, running: &Running, record: &JobRecord) -> Result<(), StepFailed> {
     match running.kept(|| site.reserve(record.job.vm, record.id)).await {
         job if job == record.id => Ok(()),
@@ -64,19 +64,19 @@ pub(super) async fn reserve(site: &impl Site, running: &Running, record: &JobRec
     }
 }
 
-/// Gives the job's VM free.
+/// Ends the job's reservation of the VM.
 pub(super) async fn unreserve(site: &impl Site, running: &Running, record: &JobRecord) -> Result<(), StepFailed> {
     running.kept(|| site.unreserve(record.id)).await;
     Ok(())
 }
 
-/// Keeps what is known by now of what was planned.
+/// Stores the plan with everything that was learned since.
 pub(super) async fn keep_plan(site: &impl Site, running: &Running, record: &JobRecord, plan: &impl Kept) {
     let plan = plan.to_json();
     running.kept(|| site.put_plan(record.id, &plan)).await;
 }
 
-/// Writes into the job's log what people should know of how it went.
+/// Adds notes for people to the job's log.
 pub(super) async fn note(site: &impl Site, running: &Running, record: &JobRecord, notes: Vec<String>) {
     if !notes.is_empty() {
         running.kept(|| site.note(record.id, &notes)).await;

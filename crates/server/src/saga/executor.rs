@@ -1,4 +1,4 @@
-//! Drives a job by its log. Generic and dull: the log is the only stored truth, [`next`] says what it asks for.
+//! Drives a job by its log. Generic and dull: only the log is stored, and [`next`] derives from it what to do.
 //!
 //! ```text
 //! Intent ──▶ run ──▶ Succeeded ──▶ Intent of the next step …
@@ -6,11 +6,11 @@
 //!              └──▶ again, with backoff; Failed is written once,     retriable steps, and every undo
 //!                   so that the job shows as stuck, and again
 //! ```
-//! An intent is on the disk before the first side effect of its step, so after a crash the newest intent without an
-//! outcome is the step to look at: `probe` says whether it was done, else it is run again.
+//! An intent is on disk before the first side effect of its step. So after a crash, only the newest intent without an
+//! outcome is in doubt: `probe` tells whether its step was done; otherwise the step is run again.
 //!
-//! While the database cannot be written or read, nothing is done: what is to be written waits, and is written when it can
-//! be. See [`Running::kept`].
+//! While the database cannot be read or written, nothing is done: writes wait until they succeed. See
+//! [`Running::kept`].
 
 use std::{future::Future, time::Duration};
 
@@ -28,15 +28,15 @@ use crate::{
     store::{LogEntry, LogRow, Store, StoreError},
 };
 
-/// A step or its undo did not work: what was attempted, on what, and why. One sentence without a full stop.
+/// Why a step or its undo failed: what was attempted, on what, and the cause. One sentence without a full stop.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct StepFailed(pub(crate) String);
 
-/// Where the events of jobs are kept.
+/// Where the events of jobs are stored.
 pub(crate) trait Log: Sync {
-    /// Those of a job, oldest first.
+    /// The events of a job, oldest first.
     fn events(&self, job: JobId) -> impl Future<Output = Result<Vec<LogEvent>, StoreError>> + Send;
-    /// Adds to them. On the disk when it returns.
+    /// Appends events. They are on disk when this returns.
     fn append(&self, job: JobId, events: &[LogEvent]) -> impl Future<Output = Result<(), StoreError>> + Send;
 }
 
@@ -51,47 +51,47 @@ impl Log for Store {
     }
 }
 
-/// What the steps of a job do. Each may be repeated.
+/// The actions of a job's steps. Each may be repeated.
 pub(crate) trait Saga: Send + Sync {
-    /// Its steps, in order: the first is compensable, one is the pivot, and the last ends the job.
+    /// The steps in order: the first is compensable, exactly one is the pivot, and the last ends the job.
     fn steps(&self) -> &[Step];
-    /// Whether all effects of a step, whose intent an earlier life of the server wrote, are there.
+    /// Whether a step whose intent was written by an earlier run of the server has had all its effects.
     fn probe(&mut self, step: Step) -> impl Future<Output = bool> + Send;
-    /// Does the step. An error of the pivot promises that the source has the VM.
+    /// Runs the step. If the pivot returns an error, the source has the VM.
     fn run(&mut self, step: Step) -> impl Future<Output = Result<(), StepFailed>> + Send;
-    /// Takes the step's effects back, also if only some or none of them are there.
+    /// Reverts the step's effects, even if only some or none of them exist.
     fn undo(&mut self, step: Step) -> impl Future<Output = Result<(), StepFailed>> + Send;
-    /// What is shown of the job while it runs.
+    /// The state of the job that is shown while it runs.
     fn running(&self) -> &Running;
-    /// Returns after `pause`, or when somebody wants it to be tried now.
+    /// Returns after `pause`, or as soon as a user asks to try again now.
     fn pause(&self, pause: Duration) -> impl Future<Output = ()> + Send {
         self.running().pause(pause)
     }
 }
 
-/// What a saga does in a step, or to take one back.
+/// The action that runs or undoes a step.
 pub(super) type Act<S> = for<'a> fn(&'a mut S) -> BoxFuture<'a, Result<(), StepFailed>>;
 
 /// One step of a saga: a row of its table.
 pub(super) struct Entry<S> {
     step: Step,
     run: Act<S>,
-    /// None: there is nothing to take back, or it is never taken back.
+    /// None: there is nothing to revert, or it is never reverted.
     undo: Option<Act<S>>,
 }
 
 impl<S> Entry<S> {
-    /// A step that is taken back by `undo`.
+    /// A step that `undo` reverts.
     pub(super) const fn undone(step: Step, run: Act<S>, undo: Act<S>) -> Self {
         Self { step, run, undo: Some(undo) }
     }
 
-    /// A step that changes nothing, or that is never taken back.
+    /// A step that changes nothing, or that is never reverted.
     pub(super) const fn kept(step: Step, run: Act<S>) -> Self {
         Self { step, run, undo: None }
     }
 
-    /// What a table says of a step.
+    /// The table's row for a step.
     pub(super) fn of<const LENGTH: usize>(table: [Self; LENGTH], step: Step) -> Self {
         let mut found = table.into_iter().filter(|entry| entry.step == step);
         found.next().expect("a saga is made only of a plan whose steps are in its table")
@@ -114,29 +114,29 @@ impl<S> Entry<S> {
     }
 }
 
-/// How often a step that must be done is tried, and how fast.
+/// How often and how fast a step that must succeed is tried.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Patience {
-    /// Pauses after failures.
+    /// The pauses after failures.
     pub(crate) backoff: Backoff,
-    /// After this many failures the job shows as stuck; it is tried on.
+    /// After this many failures the job shows as stuck; the tries continue.
     pub(crate) tries_before_stuck: u32,
 }
 
 impl Patience {
-    /// Stuck is shown after some 13 seconds: longer than an agent's restart takes.
+    /// A job shows as stuck after some 13 seconds: longer than a restart of an agent takes.
     pub(crate) const USUAL: Self =
         Self { backoff: Backoff::new(Duration::from_millis(100), Duration::from_secs(5)), tries_before_stuck: 8 };
 }
 
-/// What a log asks for.
+/// The next action, according to the log.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Next {
     /// Write the intent of a step and run it.
     Begin(Step),
-    /// The step's intent is written, its outcome is not.
+    /// The step's intent is written, but not its outcome.
     Continue(Step),
-    /// Take a step back.
+    /// Undo a step.
     Undo(Step),
     /// Nothing more.
     End,
@@ -159,7 +159,7 @@ fn next(log: &[LogEvent], steps: &[Step]) -> Next {
             LogEvent::Intent { step } => {
                 open.push(*step);
                 outcome = None;
-                // A wish to cancel that came before the pivot's intent keeps the pivot from being run at all.
+                // If the cancellation came before the pivot's intent, the pivot is not run at all.
                 pivoting |= step.class() == StepClass::Pivot && !cancelled;
             }
             LogEvent::Succeeded { step } => outcome = Some(*step),
@@ -172,10 +172,10 @@ fn next(log: &[LogEvent], steps: &[Step]) -> Next {
         }
     }
     let first = *steps.first().expect("a job that is driven has steps");
-    // Once the pivot has begun, only its own outcome says whether the move can be taken back.
+    // Once the pivot has begun, only its own outcome decides whether the move can be undone.
     if failed || (cancelled && !pivoting) {
         let newest = open.iter().rev().find(|step| step.class() == StepClass::Compensable);
-        // With nothing to take back, saying so of the first step is what ends the job.
+        // If no step needs an undo, the job ends by recording an undo of the first step.
         return Next::Undo(newest.copied().unwrap_or(first));
     }
     match (open.last(), outcome) {
@@ -192,7 +192,7 @@ fn following(steps: &[Step], done: Step) -> Option<Step> {
 
 /// Drives a job until its log has ended. May be dropped at any point and called again: nothing is lost.
 pub(crate) async fn drive(log: &impl Log, job: JobId, saga: &mut impl Saga, patience: Patience) -> Phase {
-    // An intent without outcome that is there already was written by an earlier life.
+    // An intent without outcome that already exists was written by an earlier run of the server.
     let mut inherited = true;
     loop {
         let events = saga.running().kept(|| log.events(job)).await;
@@ -216,8 +216,7 @@ pub(crate) async fn drive(log: &impl Log, job: JobId, saga: &mut impl Saga, pati
     }
 }
 
-/// Lets a test stop the job, and nothing but the job, at a named point: a thread that waits must not be one that the
-/// runtime counts on.
+/// Lets a test stop this job alone at a named point: the waiting thread must not be one of the runtime's workers.
 #[cfg(feature = "failpoints")]
 async fn stop_here(point: String) {
     if !fail::list().iter().any(|(name, _)| *name == point) {
@@ -232,7 +231,7 @@ async fn stop_here(point: String) {
 #[cfg(not(feature = "failpoints"))]
 async fn stop_here(_point: String) {}
 
-/// Whether the step is done; if not, its failure is in the log.
+/// Runs a step. Returns whether it succeeded; if not, the failure is in the log.
 async fn run(log: &impl Log, job: JobId, saga: &mut impl Saga, step: Step, patience: Patience) -> bool {
     if !step.class().is_taken_back() {
         repeat(log, job, saga, patience, Turn::Run(step)).await;
@@ -243,14 +242,15 @@ async fn run(log: &impl Log, job: JobId, saga: &mut impl Saga, step: Step, patie
     false
 }
 
-/// What is tried until it is done.
+/// The action that is repeated until it succeeds.
 #[derive(Clone, Copy)]
 enum Turn {
     Run(Step),
     Undo(Step),
 }
 
-/// Tries until it is done. That it was tried in vain is shown from the first time on; the log says once that it is stuck.
+/// Repeats an action until it succeeds. Failures are shown from the first one on; the log records once that the job is
+/// stuck.
 async fn repeat(log: &impl Log, job: JobId, saga: &mut impl Saga, patience: Patience, turn: Turn) {
     let mut backoff = patience.backoff;
     let mut failures = 0;
@@ -276,15 +276,15 @@ async fn repeat(log: &impl Log, job: JobId, saga: &mut impl Saga, patience: Pati
     saga.running().in_vain(None);
 }
 
-/// Writes that a step is done, together with the intent of the one after it: one wait for the disk, not two.
+/// Records the success of a step together with the intent of the next one: one wait for the disk instead of two.
 async fn append_success(log: &impl Log, job: JobId, saga: &mut impl Saga, step: Step) {
     let mut events = vec![LogEvent::Succeeded { step }];
     events.extend(following(saga.steps(), step).map(|step| LogEvent::Intent { step }));
     append(log, job, saga, &events).await;
 }
 
-/// On the disk when it returns. A line that is there twice, since the database failed after it had written it, says what
-/// it says once.
+/// Appends events. They are on disk when this returns. If the database failed after writing, a line is there twice,
+/// which means the same as once.
 async fn append(log: &impl Log, job: JobId, saga: &impl Saga, events: &[LogEvent]) {
     saga.running().kept(|| log.append(job, events)).await;
     saga.running().changed();

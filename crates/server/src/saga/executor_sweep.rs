@@ -1,4 +1,5 @@
-//! The sweep: each step fails, the server dies in each step, each undo fails or dies; then the invariants hold.
+//! The sweep: each step fails, the server dies in each step, each undo fails or the server dies in it. The invariants
+//! must then still hold.
 
 use std::{
     collections::HashSet,
@@ -33,10 +34,10 @@ enum Fault {
 
 const FAULTS: [Fault; 4] = [Fault::FailsBefore, Fault::FailsAfter, Fault::DiesBefore, Fault::DiesAfter];
 
-/// The hosts as far as a job changes them; outlives the server.
+/// What a job has changed on the hosts; it survives the server.
 #[derive(Debug)]
 struct World {
-    /// As the plan has them.
+    /// The plan's steps.
     steps: Vec<Step>,
     effects: HashSet<Step>,
     run_faults: Vec<(Step, Fault)>,
@@ -66,7 +67,7 @@ impl World {
     }
 }
 
-/// One life of the server.
+/// One run of the server.
 struct Life {
     world: Arc<Mutex<World>>,
     died: Arc<Notify>,
@@ -171,7 +172,7 @@ impl Saga for Life {
 const IMPATIENT: Patience =
     Patience { backoff: Backoff::new(Duration::ZERO, Duration::from_millis(1)), tries_before_stuck: 3 };
 
-/// A database with one job whose turn has come.
+/// A database with one job that was admitted.
 async fn with_job() -> (Store, JobId, tempfile::TempDir) {
     let folder = tempfile::tempdir().expect("a folder");
     let store = Store::open_small(&folder.path().join("ferry.db"), None).await;
@@ -193,7 +194,7 @@ async fn with_job() -> (Store, JobId, tempfile::TempDir) {
     (store, job, folder)
 }
 
-/// Lives of the server, one after another, until the job has ended.
+/// Runs of the server, one after another, until the job has ended.
 async fn play(world: World) -> (Phase, World, Vec<LogEvent>) {
     let (store, job, _folder) = with_job().await;
     let world = Arc::new(Mutex::new(world));
@@ -269,8 +270,8 @@ async fn a_step_that_must_be_done_shows_as_stuck_once_and_is_tried_on() {
     assert_eq!(log.iter().filter(stuck).count(), 1);
 }
 
-/// Steps in an order of their own: a compensable one between reserving and preparing, and a retriable one before the last, as
-/// a cluster manager will need them.
+/// A different order of steps, as a cluster manager will need it: an additional compensable step between reserving and
+/// preparing, and an additional retriable one before the last.
 const OTHER_ORDER: [Step; 8] = [
     Step::Preflight,
     Step::Reserve,
@@ -315,13 +316,13 @@ async fn a_cancel_before_the_switchover_takes_everything_back_and_after_it_nothi
     }
 }
 
-/// A database with which the server dies at one of its writes.
+/// A database at one of whose writes the server dies.
 struct DyingLog<'a> {
     store: &'a Store,
     died: &'a Notify,
-    /// Writes until then; none: it does not die.
+    /// Writes until the death; `None`: the server does not die.
     left: Mutex<Option<u32>>,
-    /// Whether that write is on the disk.
+    /// Whether that write reaches the disk.
     written: bool,
 }
 
@@ -364,7 +365,8 @@ async fn a_server_that_dies_at_any_durable_write_goes_on_from_there() {
                     () = died.notified() => None,
                 };
                 let phase = drive(&store, job, &mut life, IMPATIENT).await;
-                // A failure that is not on the disk did not happen: the next life tries again, and this time it works.
+                // A failure that is not on disk did not happen: the next run tries the step again, and this time it
+                // succeeds.
                 assert!(phase == Phase::Succeeded || fault.is_some(), "write {write}: {phase:?}");
                 let done = if phase == Phase::Succeeded { HashSet::from(Step::ALL) } else { HashSet::new() };
                 assert_eq!(world.lock().expect("nobody panics with it").effects, done, "write {write}");
@@ -378,10 +380,10 @@ async fn a_server_that_dies_at_any_durable_write_goes_on_from_there() {
     }
 }
 
-/// A database that fails once at each of its writes, before it has written or after.
+/// A database that fails once at each write, either before or after writing.
 struct FailingLog<'a> {
     store: &'a Store,
-    /// What was written last, and whether that was said to have failed.
+    /// The last write, and whether it was reported as failed.
     last: Mutex<(Vec<LogEvent>, bool)>,
     written: bool,
 }
@@ -405,7 +407,7 @@ impl Log for FailingLog<'_> {
     }
 }
 
-/// A job whose database fails at each write.
+/// Drives a job whose database fails at each write.
 async fn with_failing_writes(step: Step, fault: Option<Fault>, written: bool) {
     let (store, job, _folder) = with_job().await;
     let run_faults = fault.map(|fault| (step, fault)).into_iter().collect();
@@ -450,7 +452,7 @@ async fn a_full_disk_is_waited_for_and_the_job_goes_on_from_where_it_was() {
     let (roomy, job, folder) = with_job().await;
     let store = Store::open_small(&folder.path().join("ferry.db"), Some(roomy.pages().await)).await;
     let mut life = Life::new(Arc::default(), &store, job);
-    // To the last byte: not even a short line finds room.
+    // Full to the last byte: not even a short line fits.
     for length in [500, 50, 0] {
         while store.append(job, &[LogEntry::Note("x".repeat(length))], 1).await.is_ok() {}
     }
@@ -503,7 +505,7 @@ async fn what_a_step_costs() {
         times.push(begun.elapsed());
     }
     times.sort();
-    // Making the database and closing it is counted, too: the figure is no less than the truth.
+    // Includes creating and closing the database, so the figure is an upper bound.
     let step_ms = times[times.len() / 2].as_secs_f64() * 1e3 / Step::ALL.len() as f64;
     writeln!(std::io::stdout(), "step_ms {step_ms:.3}").expect("somebody listens");
 }

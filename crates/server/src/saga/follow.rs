@@ -1,4 +1,4 @@
-//! A move that one host does by itself, of disks or of a VM that is shut off, from the moment that it is asked for.
+//! A move that one host does by itself, namely a storage or an offline move: from its start to its end.
 
 use std::time::Duration;
 
@@ -17,24 +17,24 @@ use crate::{
     jobs::running::Running,
 };
 
-/// How long the agent may hold the question how the move stands.
+/// How long the agent may delay its answer while it has nothing newer to report.
 const REPORT_WAIT: Duration = Duration::from_secs(2);
-/// How long to wait before an agent that does not answer is asked again.
+/// The pause before an agent that does not answer is asked again.
 pub(super) const ASK_AGAIN: Duration = Duration::from_secs(1);
 
-/// What a wish to cancel does.
+/// The effect of a cancellation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum OnCancel {
     /// The host ends the move, if it is not too late.
     Abort,
-    /// Nobody asks any more; the step's undo ends it.
+    /// The server stops asking; the step's undo ends the move.
     Leave,
 }
 
-/// Starts it, or finds it started, and follows it to its end, good or bad; `take` gets each report.
+/// Starts the move, or finds it started, and follows it to its end, good or bad; `take` receives each report.
 ///
 /// # Errors
-/// What the host said against it; with [`OnCancel::Leave`], that it was cancelled.
+/// The host's refusal; with [`OnCancel::Leave`], that the move was cancelled.
 pub(super) async fn follow(
     host: &impl Participant,
     attempt: Attempt,
@@ -65,7 +65,7 @@ pub(super) async fn follow(
             }
             Err(error) if error.problem().is_some() => return Err(failed(host, &error)),
             Err(error) => {
-                // It goes on without anybody: what becomes of it is asked when the agent answers again.
+                // The move continues without the server: once the agent answers again, it is asked for the outcome.
                 running.wait_for(Some(describe(host.name(), &error)));
                 running.pause(ASK_AGAIN).await;
                 begun = false;

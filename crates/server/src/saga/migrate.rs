@@ -1,7 +1,7 @@
-//! A live move. What each step may assume stands between the rows of [`Migrate::TABLE`].
+//! The saga of a live move. Comments between the rows of [`Migrate::TABLE`] explain what each step may assume.
 //!
-//! A source that does not answer once the destination has the VM does not endanger it: it runs at the destination, and the
-//! hold at the source vetoes a second start until the source was cleaned. So those steps are repeated until they are done.
+//! Once the destination has the VM, an unreachable source is no danger: the VM runs at the destination, and the hold at
+//! the source vetoes a second start until the source is cleaned up. So the later steps are repeated until they succeed.
 
 use std::sync::Arc;
 
@@ -28,7 +28,7 @@ use super::{
 };
 use crate::{clock::now_ms, jobs::running::Running, plan::live::LivePlan, store::JobRecord};
 
-/// One running move.
+/// The saga of one live move.
 pub(crate) struct Migrate<S: Site> {
     site: S,
     record: JobRecord,
@@ -37,15 +37,15 @@ pub(crate) struct Migrate<S: Site> {
     source: S::Host,
     destination: S::Host,
     running: Arc<Running>,
-    /// What the destination answered when it was prepared, in this life of the server.
+    /// The destination's answer when it was prepared in this run of the server.
     ready: Option<DestinationReady>,
     figures: Figures,
 }
 
 impl<S: Site<Host: LiveParticipant>> Migrate<S> {
     const TABLE: [Entry<Self>; 8] = [
-        // Asks both hosts anew: time has passed since the request was judged, and a job may have waited. It changes nothing, so
-        // it has nothing to take back.
+        // Asks both hosts again: time has passed since the request was checked, and the job may have waited. Changes
+        // nothing, so there is nothing to undo.
         Entry::kept(Step::Preflight, |saga| saga.preflight().boxed()),
         // Before the first change on a host: from here on no other job touches the VM.
         Entry::undone(
@@ -53,35 +53,36 @@ impl<S: Site<Host: LiveParticipant>> Migrate<S> {
             |saga| common::reserve(&saga.site, &saga.running, &saga.record).boxed(),
             |saga| common::unreserve(&saga.site, &saga.running, &saga.record).boxed(),
         ),
-        // Before the source: a listener that nobody calls harms nobody, and its answer (address, mount points) is what the
-        // source needs.
+        // Before the source: a listener without callers does no harm, and the source needs its answer (address, mount
+        // points).
         Entry::undone(
             Step::PrepareDestination,
             |saga| saga.prepare_destination().boxed(),
             |saga| saga.undo_destination().boxed(),
         ),
-        // Holds the VM against a second start, clears autostart and connects the carriers. Everything that can fail for reasons
-        // of network or keys has failed by now, with the VM untouched. Taken back first: a source that does not run the VM is
-        // let go only once the destination has said that it will not run it.
+        // Holds the VM against a second start, clears autostart and connects the carriers. Any failure because of
+        // network or keys happens here at the latest, while the VM is untouched. Undone first: a source that does not
+        // run the VM is released only after the destination has confirmed that it will not run it.
         Entry::undone(Step::PrepareSource, |saga| saga.prepare_source().boxed(), |saga| saga.undo_source().boxed()),
-        // Holds the point of no return. It ends only when it is known who has the VM: an error of it promises that the source
-        // does. See [`super::perform`].
+        // Contains the point of no return. It ends only when it is known which host has the VM: an error promises that
+        // it is the source. See [`super::perform`].
         Entry::kept(Step::Perform, |saga| saga.perform().boxed()),
-        // The destination's carrier runs the VM by itself as soon as it may, without waiting for this server. The step sees that
-        // it happened, and asks for it when the carrier could not know that it may.
+        // The destination's carrier resumes the VM by itself as soon as it may, without waiting for this server. This
+        // step checks that it happened, and asks for it if the carrier could not know that it may.
         Entry::kept(Step::Resume, |saga| saga.resume().boxed()),
-        // Asks the destination first: that the VM is there, with the files that came for it, and has its autostart. Only then it
-        // removes the source's definition and old files, which may be the only good ones until it is known: before it the source
-        // could still say what the VM was; after it there is one definition in the world.
+        // First asks the destination to confirm that the VM is there with its new files, and to set its autostart. Only
+        // then does it remove the source's definition and old files, which may be the only good ones until that
+        // confirmation. Before this step the source can still tell what the VM was; after it, only one definition
+        // exists.
         Entry::kept(Step::Confirm, |saga| saga.confirm().boxed()),
-        // Takes the carriers, sockets, holds and journals away, and gives the VM free.
+        // Removes the carriers, sockets, holds and journals, and ends the reservation of the VM.
         Entry::kept(Step::Release, |saga| saga.release().boxed()),
     ];
 
-    /// Takes up a job, new or found in the database.
+    /// Creates the saga of a job, whether the job is new or was found in the database.
     ///
     /// # Errors
-    /// A message, when the job's hosts or plan are not there any more: both are kept while a job is open.
+    /// A message, if the job's hosts or plan do not exist any more: both are kept while a job is open.
     pub(crate) fn new(site: S, record: JobRecord, running: Arc<Running>) -> Result<Self, String> {
         let plan: LivePlan = common::plan(&record)?;
         let (source, destination) =
@@ -148,7 +149,7 @@ impl<S: Site<Host: LiveParticipant>> Migrate<S> {
 
     async fn prepare_source(&mut self) -> Result<(), StepFailed> {
         if self.ready.is_none() {
-            // The server was restarted in between: the destination says the same again.
+            // The server was restarted in between: the destination repeats its answer.
             self.prepare_destination().await?;
         }
         let body = PrepareSource {
@@ -162,7 +163,7 @@ impl<S: Site<Host: LiveParticipant>> Migrate<S> {
             timeout_ms: self.plan.timeout_ms,
             on_stall: self.plan.on_stall,
             disks: self.plan.along.clone(),
-            // Preflight of this attempt has: it lets none through of which it could not be.
+            // Preflight of this attempt has proven them: it refuses a move whose shares it cannot prove.
             shares_proven: true,
         };
         let autostart = self.source.prepare_source(self.attempt(), &body).await;
@@ -174,7 +175,7 @@ impl<S: Site<Host: LiveParticipant>> Migrate<S> {
         Ok(())
     }
 
-    /// Stores what is known by now of what was planned.
+    /// Stores the plan with everything that was learned since.
     async fn keep(&self) {
         common::keep_plan(&self.site, &self.running, &self.record, &self.plan).await;
     }
@@ -185,7 +186,7 @@ impl<S: Site<Host: LiveParticipant>> Migrate<S> {
         let running = self.running.clone();
         let outcome = perform::perform(&self.participants(), |report| {
             if figures.accepted_to_migrate_ms == 0 {
-                // The first that is heard: libvirt's migrate call has begun.
+                // The first report: libvirt's migrate call has begun.
                 figures.accepted_to_migrate_ms = now_ms().saturating_sub(accepted_at_ms);
             }
             take(&mut figures, &mut progress, &running, report);
@@ -213,11 +214,12 @@ impl<S: Site<Host: LiveParticipant>> Migrate<S> {
         let body = ConfirmRequest { autostart: self.plan.autostart, keep_source: self.plan.keep_source };
         match self.destination.confirm(self.attempt(), &body).await {
             Ok(report) => self.take(&report),
-            // An agent that lost its journal cannot set what is not to be set; nor can it say that files are there.
+            // An agent that lost its journal cannot set autostart, which is not needed here, and cannot confirm that
+            // files are there.
             Err(error) if is_unknown(&error) && !along && !body.autostart => {}
             Err(error) => return Err(failed(&self.destination, &error)),
         }
-        // Another VM, of any host, may need an old file by now: then all of them stay.
+        // Another VM of any host may need an old file by now. Then all old files stay.
         let needed = match along && !body.keep_source {
             true => self.site.needed_by_others(self.record.job.vm, &self.plan.along).await,
             false => Vec::new(),
@@ -252,7 +254,7 @@ impl<S: Site<Host: LiveParticipant>> Migrate<S> {
         Ok(())
     }
 
-    /// So that whoever sees the job's end sees the VM where it is, and there only.
+    /// Waits, so that users who see the job's end also see the VM at its new place only.
     async fn wait_until_seen(&self, here: &S::Host, gone: &S::Host) {
         let vm = self.record.job.vm;
         tokio::join!(
@@ -282,8 +284,8 @@ impl<S: Site<Host: LiveParticipant>> Saga for Migrate<S> {
     }
 
     async fn probe(&mut self, step: Step) -> bool {
-        // The move may be over since long. Each other step is repeated safely: agents and database know the job and its
-        // generation.
+        // The move may have ended long ago. All other steps can be repeated safely: agents and database know the job
+        // and its generation.
         step == Step::Perform && perform::has_arrived(&self.participants()).await
     }
 
@@ -300,7 +302,7 @@ impl<S: Site<Host: LiveParticipant>> Saga for Migrate<S> {
     }
 }
 
-/// Keeps what a report knows. Each end knows other figures; zero is "not known".
+/// Merges a report into what is known. The hosts know different figures; zero means "not known".
 fn take(figures: &mut Figures, progress: &mut Vec<DiskProgress>, running: &Running, report: &Report) {
     *figures = merged(*figures, report.figures);
     take_disks(progress, running, report.disks.clone());
@@ -311,7 +313,7 @@ fn take(figures: &mut Figures, progress: &mut Vec<DiskProgress>, running: &Runni
     }
 }
 
-/// Keeps how disks stand. Each end knows other things of them; what is zero is not known.
+/// Merges the progress of disks into what is known. The hosts know different values; zero means "not known".
 fn take_disks(disks: &mut Vec<DiskProgress>, running: &Running, news: Vec<DiskProgress>) {
     if news.is_empty() {
         return;
@@ -328,7 +330,7 @@ fn take_disks(disks: &mut Vec<DiskProgress>, running: &Running, news: Vec<DiskPr
     running.disks(disks.clone());
 }
 
-/// What is found now, with what was found only when it was decided which disks move along and how.
+/// The current findings, and those earlier ones that only the planning of migrated disks can find.
 fn with_planned(stored: &[Finding], found: &[Finding]) -> Vec<Finding> {
     let is_planned = |finding: &&Finding| {
         matches!(finding.id, FindingId::DiskFlattened | FindingId::DiskThick) && !found.contains(finding)

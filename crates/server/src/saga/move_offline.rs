@@ -1,7 +1,7 @@
-//! A move of a VM that is shut off. What each step may assume stands between the rows of [`MoveOffline::TABLE`].
+//! The saga of an offline move. Comments between the rows of [`MoveOffline::TABLE`] explain what each step may assume.
 //!
-//! The source's files are whole and its definition is there until the destination has both. No copy of the VM runs
-//! anywhere meanwhile, so that the destination alone says whose it is.
+//! Until the destination has all files and the definition, those of the source stay intact. In the meantime no copy of
+//! the VM runs anywhere, so the destination alone decides which host has the VM.
 
 use std::{sync::Arc, time::Duration};
 
@@ -32,7 +32,7 @@ use crate::{
     store::JobRecord,
 };
 
-/// One running offline move.
+/// The saga of one offline move.
 pub(crate) struct MoveOffline<S: Site> {
     site: S,
     record: JobRecord,
@@ -41,17 +41,18 @@ pub(crate) struct MoveOffline<S: Site> {
     source: S::Host,
     destination: S::Host,
     running: Arc<Running>,
-    /// What the destination answered when it was prepared, in this life of the server.
+    /// The destination's answer when it was prepared in this run of the server.
     ready: Option<OfflineReady>,
-    /// Bytes on the wire.
+    /// Bytes sent on the wire.
     wire: ByteCount,
-    /// An earlier life of the server began to perform: the destination may have been asked to define the VM.
+    /// Whether an earlier run of the server began the Perform step: the destination may then already have been asked to
+    /// define the VM.
     inherited: bool,
 }
 
 impl<S: Site<Host: OfflineParticipant>> MoveOffline<S> {
     const TABLE: [Entry<Self>; 7] = [
-        // Asks both hosts anew what stands against it: a job may have waited.
+        // Asks both hosts for findings again: the job may have waited.
         Entry::kept(Step::Preflight, |saga| saga.preflight().boxed()),
         // Before the first change: from here on no other job touches the VM.
         Entry::undone(
@@ -59,28 +60,28 @@ impl<S: Site<Host: OfflineParticipant>> MoveOffline<S> {
             |saga| common::reserve(&saga.site, &saga.running, &saga.record).boxed(),
             |saga| common::unreserve(&saga.site, &saga.running, &saga.record).boxed(),
         ),
-        // Listens for the files.
+        // Makes the destination listen for the files.
         Entry::undone(
             Step::PrepareDestination,
             |saga| saga.prepare_destination().boxed(),
             |saga| saga.undo_destination().boxed(),
         ),
-        // Holds the VM against a start, and makes sure that it is shut off: it stays so. Taken back only when the destination
-        // has said that it will not have the VM.
+        // Holds the VM against a start, and checks that it is shut off, so that it stays so. Undone only after the
+        // destination has confirmed that it will not have the VM.
         Entry::undone(Step::PrepareSource, |saga| saga.prepare_source().boxed(), |saga| saga.undo_source().boxed()),
-        // Copies what differs, compares it, and then gives the destination the VM: that it is defined there is the point of no
-        // return. An error promises that it is not; while that is not known, the destination is asked again.
+        // Copies and compares the files, then gives the VM to the destination. The point of no return is its definition
+        // there. An error promises that it is not defined there; while that is unknown, the destination is asked again.
         Entry::kept(Step::Perform, |saga| saga.perform().boxed()),
-        // Removes definition and old files at the source, and gives the destination its autostart.
+        // Removes the definition and old files at the source, and sets autostart at the destination.
         Entry::kept(Step::Confirm, |saga| saga.confirm().boxed()),
-        // Takes holds and journals away.
+        // Removes holds and journals.
         Entry::kept(Step::Release, |saga| saga.release().boxed()),
     ];
 
-    /// Takes up a job, new or found in the database.
+    /// Creates the saga of a job, whether the job is new or was found in the database.
     ///
     /// # Errors
-    /// A message, when the job's hosts or plan are not there any more: both are kept while a job is open.
+    /// A message, if the job's hosts or plan do not exist any more: both are kept while a job is open.
     pub(crate) fn new(site: S, record: JobRecord, running: Arc<Running>) -> Result<Self, String> {
         let plan: OfflinePlan = common::plan(&record)?;
         let source = common::host(&site, &record.job.source)?;
@@ -123,7 +124,7 @@ impl<S: Site<Host: OfflineParticipant>> MoveOffline<S> {
 
     async fn prepare_source(&mut self) -> Result<(), StepFailed> {
         if self.ready.is_none() {
-            // The server was restarted in between: the destination says the same again.
+            // The server was restarted in between: the destination repeats its answer.
             self.prepare_destination().await?;
         }
         let Sized { files, absent } = self.files().await?;
@@ -141,7 +142,7 @@ impl<S: Site<Host: OfflineParticipant>> MoveOffline<S> {
         Ok(())
     }
 
-    /// Until the destination has the VM, or it is known that it will not.
+    /// Runs until the destination has the VM, or until it is certain that it will not have it.
     async fn perform(&mut self) -> Result<(), StepFailed> {
         let copied = self.copy().await;
         if let Err(error) = copied {
@@ -159,7 +160,8 @@ impl<S: Site<Host: OfflineParticipant>> MoveOffline<S> {
                     self.keep().await;
                     return Ok(());
                 }
-                // It said no, or that something failed: whether it has the VM it says when it is asked to end.
+                // The destination refused or failed. Whether it has the VM becomes known when it is asked to end the
+                // move.
                 Err(error) if error.problem().is_some() => {
                     if self.surely_ends_there().await {
                         return Err(failed(&self.destination, &error));
@@ -168,7 +170,7 @@ impl<S: Site<Host: OfflineParticipant>> MoveOffline<S> {
                     return Ok(());
                 }
                 Err(error) => {
-                    // Whether it heard: the request may be repeated.
+                    // It is unknown whether the request arrived, and it may be repeated.
                     self.running.wait_for(Some(describe(self.destination.name(), &error)));
                     self.running.pause(ASK_AGAIN).await;
                 }
@@ -176,8 +178,8 @@ impl<S: Site<Host: OfflineParticipant>> MoveOffline<S> {
         }
     }
 
-    /// As [`Self::ends_there`], asked until it is known: without that nobody may say whose the VM is. The job shows what it
-    /// waits for, and can be dismissed.
+    /// Like [`Self::ends_there`], but repeated until the answer is known: without it nobody can tell which host has the
+    /// VM. The job shows what it waits for, and can be dismissed.
     async fn surely_ends_there(&self) -> bool {
         loop {
             match self.ends_there().await {
@@ -193,8 +195,8 @@ impl<S: Site<Host: OfflineParticipant>> MoveOffline<S> {
         }
     }
 
-    /// Ends it at the destination, which says whether it has the VM: true promises that it has not and will not. An error
-    /// says that nobody knows.
+    /// Ends the move at the destination. True promises that the destination neither has the VM nor will have it; false
+    /// means that it has the VM. An error means that this is unknown.
     async fn ends_there(&self) -> Result<bool, StepFailed> {
         match self.destination.abort(self.attempt()).await {
             Ok(report) => Ok(!matches!(report.stage, Stage::Delivered | Stage::Confirmed)),
@@ -222,7 +224,7 @@ impl<S: Site<Host: OfflineParticipant>> MoveOffline<S> {
         }
     }
 
-    /// Keeps what is known of files and bytes, so that it is known after the job's end.
+    /// Stores the progress of files and bytes, so that it is known after the job's end.
     async fn keep(&self) {
         let files = &self.plan.progress;
         let sum = |of: fn(&DiskProgress) -> ByteCount| ByteCount(files.iter().map(|file| of(file).0).sum());
@@ -250,7 +252,7 @@ impl<S: Site<Host: OfflineParticipant>> MoveOffline<S> {
             Err(error) if has_finding(&error, FindingId::VmUnknown) => self.has_moved_on().await?,
             Err(error) => return Err(failed(&self.destination, &error)),
         }
-        // Another VM, of any host, may need an old file by now: then all of them stay.
+        // Another VM of any host may need an old file by now. Then all old files stay.
         let removed: Vec<_> = self.plan.files.iter().filter(|file| file.is_removed()).map(as_disk).collect();
         let needed = match body.keep_source || removed.is_empty() {
             true => Vec::new(),
@@ -269,8 +271,8 @@ impl<S: Site<Host: OfflineParticipant>> MoveOffline<S> {
         Ok(())
     }
 
-    /// The VM was defined at the destination and is not there any more. If another host has it, somebody moved it on, and
-    /// the source's part is over. If none has, what the source holds may be all there is: it stays.
+    /// Handles a VM that was defined at the destination and is no longer there. If another host has it, somebody moved
+    /// it there, and the source's part is over. If no host has it, the source may hold the only copy, which then stays.
     async fn has_moved_on(&self) -> Result<(), StepFailed> {
         let (vm, name) = (self.record.job.vm, &self.record.job.vm_name);
         let (source, destination) = (self.source.name(), self.destination.name());
@@ -295,7 +297,7 @@ impl<S: Site<Host: OfflineParticipant>> MoveOffline<S> {
         gone_or(&self.source, self.source.release(self.attempt()).await)?;
         self.keep().await;
         common::unreserve(&self.site, &self.running, &self.record).await?;
-        // So that whoever sees the job's end sees the VM where it is, and there only.
+        // Waits, so that users who see the job's end also see the VM at its new place only.
         let vm = self.record.job.vm;
         tokio::join!(
             self.site.wait_until(&self.destination, vm, |facts| facts.is_some()),
@@ -308,7 +310,7 @@ impl<S: Site<Host: OfflineParticipant>> MoveOffline<S> {
         take_back(&self.destination, self.attempt()).await
     }
 
-    /// The destination first has to say that it will not have the VM: only then is the VM free at the source.
+    /// The destination must first confirm that it will not have the VM: only then is the VM released at the source.
     async fn undo_source(&mut self) -> Result<(), StepFailed> {
         if !self.ends_there().await? {
             let name = self.destination.name();
@@ -324,7 +326,7 @@ impl<S: Site<Host: OfflineParticipant>> Saga for MoveOffline<S> {
     }
 
     async fn probe(&mut self, step: Step) -> bool {
-        // Each of the others is repeated safely.
+        // All other steps can be repeated safely.
         if step != Step::Perform {
             return false;
         }
@@ -347,7 +349,7 @@ impl<S: Site<Host: OfflineParticipant>> Saga for MoveOffline<S> {
     }
 }
 
-/// Each end knows other things; what is zero is not known.
+/// Merges a report into what is known. The hosts know different values; zero means "not known".
 fn take(plan: &mut OfflinePlan, wire: &mut ByteCount, running: &Running, report: &Report) {
     if report.role == Role::Source {
         *wire = ByteCount(wire.0.max(report.figures.disk_wire.0));

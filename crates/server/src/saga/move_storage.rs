@@ -1,8 +1,7 @@
-//! A move of a running VM's disks to other files of its host. What each step may assume stands between the rows of
-//! [`MoveStorage::TABLE`].
+//! The saga of a storage move. Comments between the rows of [`MoveStorage::TABLE`] explain what each step may assume.
 //!
-//! Which file a disk uses is asked of the host. New files are removed only while they cannot hold what no other file
-//! holds, old ones only when every disk has moved and every definition names the new files.
+//! The host is always asked which file a disk uses. New files are removed only while they cannot hold data that no
+//! other file has; old files are removed only after every disk has moved and every definition names the new files.
 
 use std::{sync::Arc, time::Duration};
 
@@ -27,7 +26,7 @@ use super::{
 };
 use crate::{clock::now_ms, jobs::running::Running, plan::storage::StoragePlan, store::JobRecord};
 
-/// One running storage move.
+/// The saga of one storage move.
 pub(crate) struct MoveStorage<S: Site> {
     site: S,
     record: JobRecord,
@@ -35,13 +34,13 @@ pub(crate) struct MoveStorage<S: Site> {
     plan: StoragePlan,
     host: S::Host,
     running: Arc<Running>,
-    /// The job's, with what was found meanwhile.
+    /// The job's findings, with those made since.
     findings: Vec<Finding>,
 }
 
 impl<S: Site<Host: StorageParticipant>> MoveStorage<S> {
     const TABLE: [Entry<Self>; 6] = [
-        // Asks anew what stands against it, of what is known and of the host: a job may have waited.
+        // Checks the move again, from what is known and by asking the host: the job may have waited.
         Entry::kept(Step::Preflight, |saga| saga.preflight().boxed()),
         // Before the first change: from here on no other job touches the VM.
         Entry::undone(
@@ -49,22 +48,22 @@ impl<S: Site<Host: StorageParticipant>> MoveStorage<S> {
             |saga| common::reserve(&saga.site, &saga.running, &saga.record).boxed(),
             |saga| common::unreserve(&saga.site, &saga.running, &saga.record).boxed(),
         ),
-        // Makes the new files, thin and empty. What fails for reasons of places has failed by now.
+        // Creates the new files, thin and empty. Any failure because of a place happens here at the latest.
         Entry::undone(Step::PrepareDestination, |saga| saga.prepare().boxed(), |saga| saga.undo_files().boxed()),
-        // Copies all disks, and switches them over one after the other when all are ready. Before the first is switched over it
-        // can be taken back. An error after that leaves some disks moved and others not, which is a legal state: the VM runs, and
-        // another attempt of the job moves the others.
+        // Copies all disks and, when all copies are ready, pivots one disk after another. It can be undone until the
+        // first pivot. An error after that leaves some disks moved and others not, which is a legal state: the VM runs,
+        // and another attempt of the job moves the others.
         Entry::kept(Step::Perform, |saga| saga.perform().boxed()),
-        // Removes the old files that nobody uses any more; the job says which stay.
+        // Removes the old files that nobody uses any more; the job names those that stay.
         Entry::kept(Step::Confirm, |saga| saga.confirm().boxed()),
-        // Lets the agent forget the move, and gives the VM free.
+        // Lets the agent forget the move, and ends the reservation of the VM.
         Entry::kept(Step::Release, |saga| saga.release().boxed()),
     ];
 
-    /// Takes up a job, new or found in the database.
+    /// Creates the saga of a job, whether the job is new or was found in the database.
     ///
     /// # Errors
-    /// A message, when the job's host or plan is not there any more: both are kept while a job is open.
+    /// A message, if the job's host or plan does not exist any more: both are kept while a job is open.
     pub(crate) fn new(site: S, record: JobRecord, running: Arc<Running>) -> Result<Self, String> {
         let plan: StoragePlan = common::plan(&record)?;
         let host = common::host(&site, &record.job.source)?;
@@ -86,7 +85,7 @@ impl<S: Site<Host: StorageParticipant>> MoveStorage<S> {
         self.host.check(&self.plan.request).await.map_err(|error| self.failed(&error))
     }
 
-    /// Keeps what was found, among the job's findings and in its log.
+    /// Adds findings to the job's findings and to its log.
     async fn found(&mut self, found: &[Finding]) {
         let fresh: Vec<Finding> = found.iter().filter(|finding| !self.findings.contains(finding)).cloned().collect();
         if fresh.is_empty() {
@@ -104,7 +103,7 @@ impl<S: Site<Host: StorageParticipant>> MoveStorage<S> {
         Ok(())
     }
 
-    /// Until every disk is moved, or it is known that they will not be.
+    /// Runs until every disk is moved, or until it is certain that the rest will not be.
     async fn perform(&mut self) -> Result<(), StepFailed> {
         let (attempt, plan, running) = (self.attempt(), &mut self.plan, &self.running);
         let report =
@@ -116,7 +115,7 @@ impl<S: Site<Host: StorageParticipant>> MoveStorage<S> {
         }
     }
 
-    /// Keeps how the disks stand, so that it is known after the job's end.
+    /// Stores the progress of disks, so that it is known after the job's end.
     async fn keep(&self) {
         common::keep_plan(&self.site, &self.running, &self.record, &self.plan).await;
     }
@@ -126,7 +125,7 @@ impl<S: Site<Host: StorageParticipant>> MoveStorage<S> {
     }
 
     async fn confirm(&mut self) -> Result<(), StepFailed> {
-        // Another VM, of any host, may need an old file by now: then all of them stay.
+        // Another VM of any host may need an old file by now. Then all old files stay.
         let needed = match self.plan.keep_source {
             true => Vec::new(),
             false => self.site.needed_by_others(self.record.job.vm, &self.plan.request.disks).await,
@@ -152,7 +151,7 @@ impl<S: Site<Host: StorageParticipant>> MoveStorage<S> {
         };
         self.running.kept(|| self.site.put_figures(self.record.id, &figures)).await;
         common::unreserve(&self.site, &self.running, &self.record).await?;
-        // So that whoever sees the job's end sees the VM with its new files.
+        // Waits, so that users who see the job's end also see the VM with its new files.
         let uses = |vm: &VmFacts, disk: &DiskMove| {
             vm.files.iter().any(|file| file.device == disk.device && file.place == disk.to)
         };
@@ -166,7 +165,7 @@ impl<S: Site<Host: StorageParticipant>> MoveStorage<S> {
         match self.host.abort(self.attempt()).await {
             Err(error) if error.problem().is_none() => return Err(self.failed(&error)),
             Ok(report) => self.found(&report.findings).await,
-            // It ended by itself, or it is not known: then it has nothing but what release removes.
+            // The move ended by itself or is not known: then nothing is left but what release removes.
             Err(_) => {}
         }
         self.host.release(self.attempt()).await.map_err(|error| self.failed(&error))
@@ -183,7 +182,7 @@ impl<S: Site<Host: StorageParticipant>> Saga for MoveStorage<S> {
     }
 
     async fn probe(&mut self, step: Step) -> bool {
-        // Each of the others is repeated safely.
+        // All other steps can be repeated safely.
         if step != Step::Perform {
             return false;
         }
@@ -210,7 +209,7 @@ fn take(plan: &mut StoragePlan, running: &Running, report: &Report) {
     running.disks(report.disks.clone());
 }
 
-/// Why it ended, and which disks are where.
+/// Why the move ended, and where each disk is.
 fn told(report: &Report) -> String {
     let why = match (&report.error, report.stage) {
         (Some(error), _) => error.clone(),

@@ -1,11 +1,11 @@
-//! What a live move that was dismissed has left at its hosts: removed when both answer, if the VM is the source's.
+//! Removes what a dismissed live move left at its hosts, when both answer and the source has the VM.
 //!
 //! ```text
-//! dismissed ─▶ both hosts are asked ─┬─ the VM is the source's ─▶ abort and release at both, the destination first
-//!                   ▲                ├─ it is the destination's ─▶ nothing: that is what was accepted
-//!                   └─── later ◀─────┴─ it is not known yet, or a host does not answer
+//! dismissed ─▶ ask both hosts ─┬─ the source has the VM ─▶ abort and release at both, the destination first
+//!                  ▲           ├─ the destination has it ─▶ nothing: the dismissal accepted that
+//!                  └── later ◀─┴─ it is not known yet, or a host does not answer
 //! ```
-//! Meanwhile the VM is reserved: another move of it would meet half of this one.
+//! In the meantime the VM stays reserved: another move would meet the remains of this one.
 
 use std::time::Duration;
 
@@ -26,26 +26,26 @@ use crate::{
     store::{JobRecord, LogRow, Store, StoreError},
 };
 
-/// How often the inventory is read for whether both hosts answer: no host is asked for that.
+/// How often the inventory is checked for answers of both hosts; no host is asked for this.
 const ASK_EVERY: Duration = Duration::from_secs(1);
-/// How often hosts are asked that answer and are not of one mind, or refuse: at first soon, for an agent that has just been
-/// started may not know all yet; then twice as late each time, up to this.
+/// How often hosts are asked that answer but disagree, or refuse. The first repetition is soon, because a restarted
+/// agent may not know everything yet; each pause is twice as long as the one before, up to 30 s.
 const ASK: Backoff = Backoff::new(ASK_EVERY, Duration::from_secs(30));
-/// After a start of the server, jobs are looked at that are no older than 30 days, and no more than so many.
+/// After a start of the server, only the newest jobs are checked: none older than 30 days, and at most this many.
 const DISMISSED_FOR_MS: u64 = 30 * 24 * 60 * 60 * 1000;
 const DISMISSED_MAX: u32 = 1000;
 
-/// What came of one try.
+/// The outcome of one try.
 enum Cleaned {
-    /// Nothing is left to be done.
+    /// Nothing is left to do.
     All,
     /// A host does not answer.
     Away,
-    /// The hosts answer and are not of one mind, or one refuses.
+    /// The hosts answer but disagree, or one refuses.
     NotYet,
 }
 
-/// Removes what a dismissed job has left. Returns when nothing can be done about it any more.
+/// Removes what a dismissed job left. Returns when nothing more can be done.
 pub(crate) async fn remove(context: &Context, record: JobRecord) {
     let mut backoff = ASK;
     let mut ended_there = false;
@@ -70,10 +70,10 @@ pub(crate) async fn remove(context: &Context, record: JobRecord) {
     }
 }
 
-/// The jobs that were dismissed in an earlier life of the server and may have left something.
+/// The jobs that were dismissed in an earlier run of the server and may have left something.
 ///
 /// # Errors
-/// The database's.
+/// Those of the database.
 pub(crate) async fn left(store: &Store) -> Result<Vec<JobRecord>, StoreError> {
     let since_ms = now_ms().saturating_sub(DISMISSED_FOR_MS);
     let jobs = store.jobs(since_ms, DISMISSED_MAX).await?;
@@ -81,7 +81,8 @@ pub(crate) async fn left(store: &Store) -> Result<Vec<JobRecord>, StoreError> {
     Ok(jobs.into_iter().filter(left).map(|(record, _)| record).collect())
 }
 
-/// Whether a job of this kind and log was dismissed before the switchover was known, with its hosts prepared.
+/// Whether a job with this kind and log was dismissed after its hosts were prepared, and before the switchover was
+/// known.
 fn may_have_left(kind: JobKind, log: &[LogEvent]) -> bool {
     let attempt = newest_attempt(log);
     let has = |event| attempt.contains(&event);
@@ -95,10 +96,11 @@ fn may_have_left(kind: JobKind, log: &[LogEvent]) -> bool {
     }
 }
 
-/// One try. `ended_there`: the destination is clean; it has forgotten by now that it is.
+/// Makes one try. `ended_there`: whether the destination was already cleaned up; its agent no longer knows the attempt
+/// then.
 async fn clean(context: &Context, record: &JobRecord, ended_there: &mut bool) -> Result<Cleaned, StoreError> {
     let Preflight { store, .. } = &*context.preflight;
-    // It may have been restarted, or forgotten.
+    // The job may have been restarted or removed.
     if !may_have_left(record.job.kind, &LogRow::events(&store.log(record.id).await?)) {
         return Ok(Cleaned::All);
     }
@@ -146,7 +148,8 @@ async fn clean_reserved(
             return Cleaned::NotYet;
         }
     }
-    // The destination first: only once it is sure not to run the VM may the source be let go.
+    // The destination first: the source may be released only after it is certain that the destination will not run the
+    // VM.
     let cleaned = async {
         undo::destination(&ends).await?;
         *ended_there = true;

@@ -1,6 +1,7 @@
-//! One host of an attempt, as a saga knows it: what is asked of it, and what its answers mean.
+//! One host of an attempt as sagas see it: the requests, and the meaning of the answers.
 //!
-//! Sagas name no agent and no route. [`super::agent`] asks the agents of real hosts; the simulation and the sweep ask models.
+//! Sagas know neither agents nor routes. [`super::agent`] asks the agents of real hosts; the simulation and the sweep
+//! ask models.
 
 use std::{future::Future, time::Duration};
 
@@ -20,10 +21,10 @@ use ferry_core::{
 use super::executor::StepFailed;
 use crate::{failure::describe, preflight::offline::Sized};
 
-/// An answer that says how the host stands.
+/// The answer to a request that returns the host's report.
 pub(crate) type Reported = Result<Report, ClientError>;
 
-/// What is asked of a host in every kind of move. Every request may be repeated.
+/// The requests that are the same for every kind of move. Every request may be repeated.
 pub(crate) trait Participant: Send + Sync {
     /// Its name.
     fn name(&self) -> &str;
@@ -31,80 +32,82 @@ pub(crate) trait Participant: Send + Sync {
     fn pin(&self) -> Pin;
     /// Starts the move, or finds it started.
     fn perform(&self, attempt: Attempt) -> impl Future<Output = Reported> + Send;
-    /// How it stands, when its sequence is beyond `after` or `wait` is over. 404: it knows nothing of the attempt.
+    /// The report, once its sequence is above `after`, or once `wait` has passed. 404: the host does not know the
+    /// attempt.
     fn report(&self, attempt: Attempt, after: u64, wait: Duration) -> impl Future<Output = Reported> + Send;
-    /// Ends its part before the point of no return; refused with `job.past-pivot` after it.
+    /// Ends the host's part before the point of no return; refused with `job.past-pivot` after it.
     fn abort(&self, attempt: Attempt) -> impl Future<Output = Reported> + Send;
-    /// Ends a successful move there: definition, old files, autostart.
+    /// Completes a successful move on this host: definition, old files, autostart.
     fn confirm(&self, attempt: Attempt, body: &ConfirmRequest) -> impl Future<Output = Reported> + Send;
-    /// Cleans everything of the attempt.
+    /// Removes everything that belongs to the attempt.
     fn release(&self, attempt: Attempt) -> impl Future<Output = Result<(), ClientError>> + Send;
 }
 
-/// What is asked of a host in a live move.
+/// The requests of a live move.
 pub(crate) trait LiveParticipant: Participant {
-    /// The disks that move along as the destination is to take them, with their sizes as the source says now.
+    /// The migrated disks in the form that the destination expects, with the sizes that the source reports now.
     fn incoming(
         &self,
         vm: VmId,
         disks: &[DiskMove],
     ) -> impl Future<Output = Result<Vec<DiskArrival>, Vec<Finding>>> + Send;
-    /// Makes the destination ready.
+    /// Prepares the destination.
     fn prepare_destination(
         &self,
         attempt: Attempt,
         body: &PrepareDestination,
     ) -> impl Future<Output = Result<DestinationReady, ClientError>> + Send;
-    /// Makes the source ready. Ok: whether it started the VM at boot.
+    /// Prepares the source. Ok: whether it started the VM at boot.
     fn prepare_source(
         &self,
         attempt: Attempt,
         body: &PrepareSource,
     ) -> impl Future<Output = Result<bool, ClientError>> + Send;
-    /// Runs the VM at the destination, after the verdict said that it is the destination's.
+    /// Resumes the VM at the destination, after the verdict was that the destination has it.
     fn resume(&self, attempt: Attempt) -> impl Future<Output = Reported> + Send;
-    /// Ends the process that libvirt left of the VM at the source, after the verdict said that it is the destination's.
+    /// Ends the process of the VM that libvirt left at the source, after the verdict was that the destination has the
+    /// VM.
     fn end_copy(&self, attempt: Attempt) -> impl Future<Output = Reported> + Send;
-    /// What the host has of a VM when it looks now; `None`: nothing.
+    /// Makes the host refresh its observation, and returns the state of a VM there; `None`: the host does not have it.
     fn state_of(&self, vm: VmId) -> impl Future<Output = Result<Option<VmState>, ClientError>> + Send;
 }
 
-/// What is asked of a host in a move of disks.
+/// The requests of a storage move.
 pub(crate) trait StorageParticipant: Participant {
-    /// Whether it can be done. Changes nothing.
+    /// Checks whether the move is possible. Changes nothing.
     fn check(&self, body: &PrepareStorage) -> impl Future<Output = Result<(), ClientError>> + Send;
-    /// Makes the new files.
+    /// Creates the new files.
     fn prepare(&self, attempt: Attempt, body: &PrepareStorage) -> impl Future<Output = Reported> + Send;
 }
 
-/// What is asked of a host in a move of a VM that is shut off.
+/// The requests of an offline move.
 pub(crate) trait OfflineParticipant: Participant {
-    /// The files that move, with their sizes as the source says now.
+    /// The files that move, with the sizes that the source reports now.
     fn sizes(&self, vm: VmId, files: &[FileMove]) -> impl Future<Output = Result<Sized, Vec<Finding>>> + Send;
-    /// Makes the destination ready.
+    /// Prepares the destination.
     fn prepare_destination(
         &self,
         attempt: Attempt,
         body: &ReceiveOffline,
     ) -> impl Future<Output = Result<OfflineReady, ClientError>> + Send;
-    /// Makes the source ready: the VM is held.
+    /// Prepares the source: the VM is held.
     fn prepare_source(&self, attempt: Attempt, body: &SendOffline) -> impl Future<Output = Reported> + Send;
-    /// Gives the destination the VM: the point of no return.
+    /// Gives the VM to the destination: the point of no return.
     fn define(&self, attempt: Attempt) -> impl Future<Output = Reported> + Send;
 }
 
-/// What a host said against a step.
+/// The failure of a step that a host refused or did not answer.
 pub(super) fn failed(host: &impl Participant, error: &ClientError) -> StepFailed {
     StepFailed(describe(host.name(), error))
 }
 
-/// What was found against a step.
+/// The failure of a step because of findings.
 pub(super) fn messages(findings: &[Finding]) -> StepFailed {
     let messages: Vec<String> = findings.iter().map(|finding| finding.message.to_string()).collect();
     StepFailed(messages.join("; "))
 }
 
-/// For what takes something away: an agent that knows nothing of the attempt has nothing of it.
+/// For requests that remove something: an agent that does not know the attempt has nothing to remove.
 pub(super) fn gone_or(host: &impl Participant, answer: Result<(), ClientError>) -> Result<(), StepFailed> {
     match answer {
         Err(error) if !is_unknown(&error) => Err(failed(host, &error)),
@@ -112,13 +115,13 @@ pub(super) fn gone_or(host: &impl Participant, answer: Result<(), ClientError>) 
     }
 }
 
-/// Ends an attempt before the point of no return, and cleans what the host has of it.
+/// Ends an attempt before the point of no return, and removes what the host has of it.
 pub(super) async fn take_back(host: &impl Participant, attempt: Attempt) -> Result<(), StepFailed> {
     gone_or(host, host.abort(attempt).await.map(drop))?;
     gone_or(host, host.release(attempt).await)
 }
 
-/// Whether the agent knows nothing of the attempt.
+/// Whether the agent does not know the attempt.
 pub(super) fn is_unknown(error: &ClientError) -> bool {
     error.problem().is_some_and(|problem| problem.status == 404)
 }

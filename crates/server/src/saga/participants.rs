@@ -1,4 +1,4 @@
-//! Both hosts of one attempt to move a running VM, and what is remembered of what they said.
+//! Both hosts of one attempt of a live move, and what the server remembers of their answers.
 
 use ferry_client::agent::Attempt;
 use ferry_core::{
@@ -17,17 +17,17 @@ pub(super) struct Participants<'a, S: Site> {
     pub(super) source: &'a S::Host,
     pub(super) destination: &'a S::Host,
     pub(super) running: &'a Running,
-    /// Whether the destination has ended its copy for Ferry, and forgotten the attempt since.
+    /// Whether the destination has ended its copy on Ferry's request and has forgotten the attempt since.
     pub(super) ended_there: bool,
 }
 
 impl<S: Site> Participants<'_, S> {
-    /// Whether a complete copy was seen at the destination, of which nobody knows that Ferry has ended it.
+    /// Whether a complete copy was once seen at the destination and it is unknown whether Ferry has ended it.
     pub(super) async fn arrived(&self) -> bool {
         !self.ended_there && self.remembers().await
     }
 
-    /// Keeps that one was seen. On the disk when it returns; once is enough.
+    /// Records that a complete copy was seen, at most once per attempt. The record is on disk when this returns.
     pub(super) async fn keep_arrived(&self) {
         if !self.remembers().await {
             self.running.kept(|| self.site.append(self.attempt.job, &[LogEvent::Arrived])).await;

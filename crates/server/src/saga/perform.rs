@@ -1,8 +1,9 @@
-//! The step that holds the point of no return: starts the move, follows both ends, and does not end before it is
-//! known who has the VM.
+//! The step with the point of no return: starts the move, follows both hosts, and ends only when it is known which host
+//! has the VM.
 //!
-//! Reports say how far each end is; they never say who has the VM. After any doubtful end both hosts are asked what
-//! they have, and [`ferry_core::migration::verdict`] decides. Where it cannot, this waits and says for what.
+//! Reports tell how far each host is, but never which host has the VM. After any doubtful end both hosts are asked
+//! about the VM, and [`ferry_core::migration::verdict`] decides. While it cannot decide, this step waits and shows what
+//! it waits for.
 
 use std::time::Duration;
 
@@ -26,15 +27,15 @@ use super::{
 };
 use crate::failure::{describe, has_finding};
 
-/// How long an agent may hold the question how far it is.
+/// How long an agent may delay its answer while it has nothing newer to report.
 const POLL_WAIT: Duration = Duration::from_secs(5);
-/// How long the destination's carrier has to resume by itself, once the hand-over is done.
+/// How long the destination's carrier may take to resume the VM by itself after the hand-over.
 const RESUME_WITHIN: Duration = Duration::from_secs(3);
-/// How often an agent that does not answer, or an undecided hand-over, is asked about.
+/// The pause before an agent that does not answer, or an undecided hand-over, is asked again.
 const PAUSE: Duration = Duration::from_millis(100);
 const ASK: Backoff = Backoff::new(PAUSE, Duration::from_secs(3));
 
-/// What is known of one end.
+/// What is known about one host.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 enum Side {
     /// Nothing yet.
@@ -42,20 +43,20 @@ enum Side {
     Unheard,
     /// Its last report.
     Reports(Box<Report>),
-    /// Its agent answers and knows nothing of the attempt.
+    /// Its agent answers but does not know the attempt.
     Lost,
 }
 
 /// What to do next.
 #[derive(Debug, PartialEq, Eq)]
 enum Course {
-    /// Nothing: it goes on.
+    /// Wait: the move continues.
     Follow,
-    /// The point of no return is behind us.
+    /// The point of no return has passed.
     Arrived,
-    /// The destination cannot receive any more: the source should not go on for nothing.
+    /// The destination can no longer receive, so the source must not continue in vain.
     Abort(String),
-    /// The attempt is over, by this cause: ask who has the VM.
+    /// The attempt is over for this reason: ask which host has the VM.
     Settle(String),
 }
 
@@ -65,7 +66,7 @@ pub(super) async fn perform<S: Site<Host: LiveParticipant>>(
     mut take: impl FnMut(&Report) + Send,
 ) -> Result<(), StepFailed> {
     if ends.running.cancelled.is_cancelled() {
-        // Also after a restart: if it had been started before, this ends it, or settling finds it arrived.
+        // Also after a restart of the server: if the move had started, this ends it, or settling finds that it arrived.
         let _ = abort(ends).await;
         return settle(ends, "The move was cancelled".to_owned()).await;
     }
@@ -74,7 +75,7 @@ pub(super) async fn perform<S: Site<Host: LiveParticipant>>(
             take(&report);
             true
         }
-        // It may have been started: it is asked again, beside what the reports say.
+        // The move may have started: the source is asked again while its reports are followed.
         Err(error) if error.is_unreachable() => false,
         Err(error) => {
             let _ = abort(ends).await;
@@ -94,7 +95,8 @@ pub(super) async fn perform<S: Site<Host: LiveParticipant>>(
     }
 }
 
-/// Asks a source that may not have heard of it to start the move, until it answers. Returns only with a refusal.
+/// Repeats the request to start the move until the source answers, since it may not have received it. Returns only if
+/// the source refuses.
 async fn begin_again<S: Site<Host: LiveParticipant>>(ends: &Participants<'_, S>) -> ClientError {
     let mut backoff = ASK;
     loop {
@@ -107,7 +109,7 @@ async fn begin_again<S: Site<Host: LiveParticipant>>(ends: &Participants<'_, S>)
     }
 }
 
-/// Decides on each change until the attempt is over.
+/// Decides at each change, until the attempt is over.
 async fn steer<S: Site<Host: LiveParticipant>>(
     ends: &Participants<'_, S>,
     source: &mut watch::Receiver<Side>,
@@ -135,7 +137,7 @@ async fn steer<S: Site<Host: LiveParticipant>>(
                 let asked = ends.running.cancelled.is_cancelled();
                 let cause = match abort_reason {
                     _ if asked => "The move was cancelled".to_owned(),
-                    // Why the source failed by itself says more than that the destination heard of it.
+                    // The source's own reason for a failure says more than the destination's view of it.
                     Some(reason) if !failed_by_itself(&at_source) => reason,
                     Some(_) | None => cause,
                 };
@@ -155,18 +157,18 @@ async fn steer<S: Site<Host: LiveParticipant>>(
     }
 }
 
-/// Whether the source's own reason ended the move, and nobody's request.
+/// Whether the source ended the move for its own reason, and not on request.
 fn failed_by_itself(source: &Side) -> bool {
     matches!(source, Side::Reports(report) if report.stage == Stage::Failed && report.error.is_some())
 }
 
-/// Waits for the wish to cancel, then asks the source to end the move until it did. After the point of no return it
-/// refuses for good: then the other end of [`steer`] sees the move arrive.
+/// Waits for a cancellation, then asks the source to end the move until it does. After the point of no return the
+/// source always refuses; [`steer`] then sees the move arrive.
 async fn cancel_when_asked<S: Site<Host: LiveParticipant>>(ends: &Participants<'_, S>) {
     ends.running.cancelled.cancelled().await;
     let mut backoff = ASK;
     while let Err(error) = abort(ends).await {
-        // Else it has switched over, and will be seen to.
+        // With this finding the VM has switched over, and [`steer`] handles the rest.
         if !has_finding(&error, FindingId::JobPastPivot) {
             ends.running.wait_for(Some(describe(ends.source.name(), &error)));
         }
@@ -187,7 +189,7 @@ fn course(source: &Side, destination: &Side) -> Course {
                 let cause = report.error.clone().unwrap_or_else(|| "The source ended the move".to_owned());
                 return Course::Settle(cause);
             }
-            // A source never resumes; if it says so, only asking helps.
+            // A source never resumes. If it reports that it did, only asking both hosts helps.
             Stage::Resumed => {
                 return Course::Settle("The source reports a stage that it cannot reach".to_owned());
             }
@@ -211,7 +213,7 @@ fn course(source: &Side, destination: &Side) -> Course {
     }
 }
 
-/// Asks until it is known who has the VM. Ok: the destination; an error: the source.
+/// Asks until it is known which host has the VM. Ok: the destination; an error: the source.
 async fn settle<S: Site<Host: LiveParticipant>>(ends: &Participants<'_, S>, cause: String) -> Result<(), StepFailed> {
     let mut backoff = ASK;
     let mut delivered = false;
@@ -235,7 +237,7 @@ async fn settle<S: Site<Host: LiveParticipant>>(ends: &Participants<'_, S>, caus
     }
 }
 
-/// How the VM is at the source, if it does not run there.
+/// The state of a VM that does not run at the source, as the end of a message.
 fn condition(source: Presence, vm: VmId) -> String {
     match source {
         Presence::Absent | Presence::Off | Presence::Ended => {
@@ -249,7 +251,7 @@ fn condition(source: Presence, vm: VmId) -> String {
     }
 }
 
-/// Asks the source to end the move. It refuses after the point of no return.
+/// Asks the source to end the move. The source refuses after the point of no return.
 async fn abort<S: Site<Host: LiveParticipant>>(ends: &Participants<'_, S>) -> Result<(), ClientError> {
     let answer = ends.source.abort(ends.attempt).await;
     if let Err(error) = &answer {
@@ -258,7 +260,7 @@ async fn abort<S: Site<Host: LiveParticipant>>(ends: &Participants<'_, S>) -> Re
     answer.map(drop)
 }
 
-/// Keeps `sender` at what one end reports, and says when nothing is heard of it. Never ends.
+/// Forwards one host's reports to `sender`, and shows when the host does not answer. Never ends.
 async fn follow<S: Site<Host: LiveParticipant>>(
     ends: &Participants<'_, S>,
     role: Role,
@@ -277,7 +279,8 @@ async fn follow<S: Site<Host: LiveParticipant>>(
                     ends.running.wait_for(None);
                     backoff = ASK;
                 }
-                // A lower sequence is that of another life of the carrier's keeper: its next is asked for all the same.
+                // A lower sequence comes from another run of the carrier's parent. The next report after it is
+                // requested in the same way.
                 after = report.sequence;
                 let report = Side::Reports(Box::new(report));
                 let news = sender.send_if_modified(|side| {
@@ -285,7 +288,7 @@ async fn follow<S: Site<Host: LiveParticipant>>(
                     *side = report;
                     news
                 });
-                // One whose carrier is gone has nothing to wait for and answers at once.
+                // If the carrier is gone, the agent has nothing to wait for and answers at once.
                 if !news {
                     tokio::time::sleep(PAUSE).await;
                 }
@@ -305,21 +308,21 @@ async fn follow<S: Site<Host: LiveParticipant>>(
     }
 }
 
-/// Whether the move is over and the destination has the VM: for a server that was away meanwhile.
+/// Whether the move is over and the destination has the VM: asked by a server that was away in the meantime.
 pub(super) async fn has_arrived<S: Site<Host: LiveParticipant>>(ends: &Participants<'_, S>) -> bool {
     let report = ends.destination.report(ends.attempt, 0, Duration::ZERO).await;
     report.is_ok_and(|report| matches!(report.stage, Stage::Delivered | Stage::Resumed | Stage::Confirmed))
 }
 
-/// Sees that the VM runs at the destination: it does so by itself, or is asked to, once it is known that it has the VM.
-/// Ok holds the destination's report, if there is one.
+/// Ensures that the VM runs at the destination. The destination resumes it by itself, or is asked to, once it is known
+/// that it has the VM. Ok contains the destination's report, if there is one.
 pub(super) async fn resume<S: Site<Host: LiveParticipant>>(
     ends: &Participants<'_, S>,
 ) -> Result<Option<Report>, StepFailed> {
     let report = match resumed_by_itself(ends).await {
         Some(report) => report,
         None => {
-            // It was known to be the destination's: whatever is not there any more has been.
+            // The verdict was that the destination has the VM, so a VM that is no longer there was there before.
             let decision = presence::decide(ends, true).await;
             if decision.verdict != Verdict::Destination {
                 let awaited = match decision.verdict {
@@ -333,13 +336,13 @@ pub(super) async fn resume<S: Site<Host: LiveParticipant>>(
                 ends.running.wait_for(Some(awaited.clone()));
                 return Err(StepFailed(awaited));
             }
-            // It was shut down, or died, or crashed after it was handed over, and there is nothing to run.
+            // The VM was shut down, died or crashed after the hand-over, and there is nothing to resume.
             if matches!(decision.destination, Presence::Running | Presence::Halted | Presence::Off | Presence::Absent) {
                 ends.running.wait_for(None);
                 return Ok(None);
             }
             if decision.source == Presence::Left {
-                // First: what is left of it there has the disks.
+                // First, because the process that is left at the source locks the disks.
                 let ended = ends.source.end_copy(ends.attempt).await;
                 ended.map_err(|error| StepFailed(describe(ends.source.name(), &error)))?;
             }
@@ -357,7 +360,7 @@ pub(super) async fn resume<S: Site<Host: LiveParticipant>>(
     }
 }
 
-/// The destination's report once it has resumed the VM by itself; `None` when it has not in time.
+/// The destination's report after it resumed the VM by itself; `None`: it did not do so in time.
 async fn resumed_by_itself<S: Site<Host: LiveParticipant>>(ends: &Participants<'_, S>) -> Option<Report> {
     let waiting = async {
         let mut after = 0;

@@ -1,4 +1,5 @@
-//! Asks both hosts who has the VM, in the words of [`ferry_core::migration::verdict`].
+//! Asks both hosts for their part in the question which host has the VM. The answers are in the terms of
+//! [`ferry_core::migration::verdict`].
 
 use std::time::Duration;
 
@@ -14,34 +15,34 @@ use super::{
     site::Site,
 };
 
-/// A host that does not say within this is not known.
+/// How long a host may take to answer before its state counts as unknown.
 const ASK_DEADLINE: Duration = Duration::from_secs(8);
 
-/// What was found out when the hosts were asked.
+/// What both hosts answered, and the verdict.
 pub(super) struct Decision {
     pub(super) source: Presence,
     pub(super) destination: Presence,
-    /// Whether one of them knows that the Finish reply was delivered, now or when it was asked before.
+    /// Whether one of the hosts knows that the Finish reply was delivered, now or in an earlier answer.
     pub(super) delivered: bool,
-    /// Never [`Verdict::SourceUnlessElsewhere`]: every other host was asked then.
+    /// Never [`Verdict::SourceUnlessElsewhere`], because all other hosts were asked in that case.
     pub(super) verdict: Verdict,
-    /// What has to happen where it is not decided; else it says nothing.
+    /// What has to happen, if it is undecided; otherwise empty.
     pub(super) awaited: String,
 }
 
-/// Asks both hosts now, and all others where neither runs the VM.
+/// Asks both hosts now, and all other hosts if neither runs the VM.
 pub(super) async fn decide<S: Site<Host: LiveParticipant>>(
     ends: &Participants<'_, S>,
     delivered_before: bool,
 ) -> Decision {
     let (here, there) = tokio::join!(ask_one(ends, ends.source), ask_one(ends, ends.destination));
     let (source, before) = (here.presence, there.presence);
-    // A host may take seconds to answer. What the destination says counts only if it is the same before and after the
-    // source's answer: two answers of different times could be true of no moment.
+    // A host may take seconds to answer. The destination's state counts only if it is the same before and after the
+    // source's answer: two answers from different times may not be true of any one moment.
     let after = ask_one(ends, ends.destination).await;
     let destination = if after.presence == before { before } else { Presence::Unknown };
     let delivered = delivered_before || here.delivered || there.delivered;
-    // Either answer is enough: somebody may have run it between the two.
+    // Either answer is enough: somebody may have resumed the copy between the two.
     let complete = [before, after.presence].into_iter().any(|told| is_to_be_remembered(source, told));
     if complete && !after.gave_up {
         ends.keep_arrived().await;
@@ -59,7 +60,7 @@ pub(super) async fn decide<S: Site<Host: LiveParticipant>>(
     Decision { source, destination, delivered, verdict, awaited }
 }
 
-/// Asks the destination alone, while the source does not answer: what it has may be taken from it before both do.
+/// Asks only the destination, while the source does not answer: its copy may disappear before both answer.
 pub(super) async fn remember<S: Site<Host: LiveParticipant>>(ends: &Participants<'_, S>) {
     let there = ask_one(ends, ends.destination).await;
     if is_to_be_remembered(Presence::Unknown, there.presence) && !there.gave_up {
@@ -67,7 +68,7 @@ pub(super) async fn remember<S: Site<Host: LiveParticipant>>(ends: &Participants
     }
 }
 
-/// What is to be done about a VM that was at the destination once, and is at no host that can be asked.
+/// What to do about a VM that was at the destination and is now on no host that can be asked.
 fn lost<S: Site>(ends: &Participants<'_, S>) -> String {
     let (source, destination, vm) = (ends.source.name(), ends.destination.name(), ends.vm);
     format!(
@@ -77,7 +78,7 @@ fn lost<S: Site>(ends: &Participants<'_, S>) -> String {
     )
 }
 
-/// Why it is not known that no other host has the VM; `None`: none has.
+/// Why it is unknown whether another host has the VM; `None`: no other host has it.
 async fn elsewhere<S: Site<Host: LiveParticipant>>(ends: &Participants<'_, S>) -> Option<String> {
     let neither = format!("Neither {} nor {} runs the VM", ends.source.name(), ends.destination.name());
     let Ok(told) =
@@ -94,7 +95,7 @@ async fn elsewhere<S: Site<Host: LiveParticipant>>(ends: &Participants<'_, S>) -
     })
 }
 
-/// What one end said.
+/// The answer of one host.
 struct Answer {
     presence: Presence,
     delivered: bool,
@@ -115,8 +116,8 @@ async fn ask_one<S: Site<Host: LiveParticipant>>(ends: &Participants<'_, S>, end
     tokio::time::timeout(ASK_DEADLINE, asked).await.unwrap_or(only(Presence::Unknown))
 }
 
-/// The agent has lost the attempt: its list of VMs still shows some of the truth. A paused or receiving process may be
-/// the only whole copy there is, so of those it is said that nothing is known.
+/// The state of the VM on a host whose agent has lost the attempt: its list of VMs still shows part of the truth. A
+/// paused or receiving process may be the only complete copy, so its state counts as unknown.
 async fn from_facts<S: Site<Host: LiveParticipant>>(ends: &Participants<'_, S>, end: &S::Host) -> Presence {
     match end.state_of(ends.vm).await {
         Ok(Some(VmState::Running)) => Presence::Running,
@@ -127,7 +128,7 @@ async fn from_facts<S: Site<Host: LiveParticipant>>(ends: &Participants<'_, S>, 
     }
 }
 
-/// What has to happen so that it is known who has the VM.
+/// What has to happen until it is known which host has the VM.
 fn awaited<S: Site>(ends: &Participants<'_, S>, source: Presence, destination: Presence) -> String {
     let (source_name, destination_name) = (ends.source.name(), ends.destination.name());
     match (source, destination) {

@@ -1,4 +1,4 @@
-//! What a saga needs of its own server: the database, what hosts beside its own say, and the checks.
+//! What a saga needs from its own server: the database, the reports of other hosts, and the checks.
 
 use std::future::Future;
 
@@ -32,10 +32,10 @@ use crate::{
     store::{HostName, LogEntry, LogRow, Store, StoreError},
 };
 
-/// What a host, by its name, has of a VM.
+/// A host's name and the state of a VM there.
 pub(crate) type Told = (String, Result<Option<VmState>, ClientError>);
 
-/// What is to be checked anew.
+/// What to check again.
 #[derive(Clone, Copy)]
 pub(crate) enum Check<'a> {
     Live(&'a LivePlan),
@@ -43,27 +43,27 @@ pub(crate) enum Check<'a> {
     Storage(&'a StoragePlan),
 }
 
-/// What a saga needs of its own server.
+/// What a saga needs from its own server.
 pub(crate) trait Site: Log + Send + 'static {
-    /// Hosts, as sagas ask them.
+    /// Hosts as sagas see them.
     type Host: Participant;
 
     /// A host of the inventory.
     fn host(&self, id: &HostName) -> Option<Self::Host>;
-    /// Takes a VM for a job; the answer is the job that has it, which may be another.
+    /// Reserves a VM for a job. Returns the job that has the VM, which may be another one.
     fn reserve(&self, vm: VmId, job: JobId) -> impl Future<Output = Result<JobId, StoreError>> + Send;
-    /// Gives a job's VM free.
+    /// Ends a job's reservation of its VM.
     fn unreserve(&self, job: JobId) -> impl Future<Output = Result<(), StoreError>> + Send;
-    /// Keeps what the saga must know from now on.
+    /// Stores a job's plan.
     fn put_plan(&self, job: JobId, plan: &str) -> impl Future<Output = Result<(), StoreError>> + Send;
-    /// Keeps what a job found before its first change.
+    /// Stores the findings of a job's checks before its first change.
     fn put_findings(&self, job: JobId, findings: &[Finding]) -> impl Future<Output = Result<(), StoreError>> + Send;
-    /// Keeps what a job took.
+    /// Stores the measured figures of a job.
     fn put_figures(&self, job: JobId, figures: &Figures) -> impl Future<Output = Result<(), StoreError>> + Send;
-    /// Writes into a job's log what people should know.
+    /// Adds notes for people to a job's log.
     fn note(&self, job: JobId, notes: &[String]) -> impl Future<Output = Result<(), StoreError>> + Send;
 
-    /// What stands against the job now, and what should be known.
+    /// The findings about the job now.
     fn check(
         &self,
         job: JobId,
@@ -71,15 +71,15 @@ pub(crate) trait Site: Log + Send + 'static {
         what: Check<'_>,
         hosts: [&Self::Host; 2],
     ) -> impl Future<Output = Result<Vec<Finding>, StoreError>> + Send;
-    /// What every host but these has of a VM when it looks now.
+    /// Makes every host except these refresh its observation, and returns the state of a VM on each.
     fn ask_others(&self, vm: VmId, but: [&Self::Host; 2]) -> impl Future<Output = Vec<Told>> + Send;
-    /// A host but these that has the VM, as it said last.
+    /// The name of another host that has the VM, according to its last report.
     fn seen_elsewhere(&self, vm: VmId, but: [&Self::Host; 2]) -> Option<String>;
-    /// Why old files of a VM stay: what VMs of any host, asked now, need of them.
+    /// Asks all hosts now which VMs need old files of a VM. Returns one sentence per reason to keep them.
     fn needed_by_others(&self, vm: VmId, disks: &[DiskMove]) -> impl Future<Output = Vec<String>> + Send;
-    /// Whether the host answers and does not know the VM.
+    /// Whether the host answers and does not have the VM.
     fn is_gone(&self, host: &Self::Host, vm: VmId) -> impl Future<Output = bool> + Send;
-    /// Returns when the host is seen to have the VM as `is_so` likes, or after some seconds all the same.
+    /// Waits until `is_so` holds for the VM on this host, but at most some seconds.
     fn wait_until(
         &self,
         host: &Self::Host,

@@ -1,8 +1,9 @@
-//! Every real saga, every request: each is refused, lost, its answer lost, or the server dies before or after it, while the
-//! move succeeds and while it is taken back.
+//! All real sagas and all their requests. Each request is refused or lost, its answer is lost, or the server dies
+//! before or after it, both while the move succeeds and while it is undone.
 //!
-//! A host here does what it is asked at once: what is swept is what the sagas make of answers, not what hosts do meanwhile
-//! (that is what [`super::simulation`] is for). At the end all is done, or all is taken back: never something between.
+//! A host here does at once what it is asked. The sweep tests the sagas' reactions to answers; the hosts' own behaviour
+//! is tested by [`super::simulation`]. At the end everything is done or everything is undone, never something in
+//! between.
 
 use std::{
     sync::{Arc, Mutex},
@@ -46,7 +47,7 @@ struct Side {
     confirmed: bool,
     /// New files of disks that have not moved, or of a VM that is not there yet.
     files: bool,
-    /// It has the VM: its definition, or, of a move of disks, its disks in the new files.
+    /// Whether it has the VM: its definition or, in a storage move, its disks in the new files.
     has_vm: bool,
     runs: bool,
 }
@@ -57,9 +58,9 @@ struct World {
     server: Server,
     source: Side,
     destination: Side,
-    /// Whether the move's Perform is to be refused: what was prepared is taken back.
+    /// Whether Perform is to be refused, so that the preparations are undone.
     fails: bool,
-    /// Requests so far, and the faults of some of them.
+    /// The requests so far, and the faults of some of them.
     requests: Vec<(Role, &'static str)>,
     faults: Vec<(usize, Fault)>,
 }
@@ -122,9 +123,9 @@ impl Model for World {
         }
         self.source.delivered = true;
         match self.kind {
-            // All disks are copied and switched over.
+            // All disks are copied, and the VM uses the copies.
             JobKind::Storage => self.source.files = false,
-            // All is copied; the destination is asked to define the VM.
+            // Everything is copied; next the destination is asked to define the VM.
             JobKind::Offline => {}
             JobKind::Live | JobKind::LiveVsm if self.source.confirmed || self.destination.delivered => {}
             JobKind::Live | JobKind::LiveVsm => {
@@ -211,7 +212,7 @@ impl OfflineModel for World {
     }
 }
 
-/// A job of a kind, to its end.
+/// Runs a job of this kind to its end.
 async fn play(kind: JobKind, fails: bool, faults: Vec<(usize, Fault)>) -> (Phase, World) {
     let world: Shared<World> = Arc::new(Mutex::new(World::new(kind, fails, faults)));
     let job = jobs::job(kind, true);
@@ -225,7 +226,7 @@ async fn play(kind: JobKind, fails: bool, faults: Vec<(usize, Fault)>) -> (Phase
     (phase, ended)
 }
 
-/// All is done, or all is taken back.
+/// Checks that everything is done or everything is undone.
 fn is_whole(kind: JobKind, phase: Phase, world: &World) -> Result<(), String> {
     let (here, there) = (&world.source, &world.destination);
     let clean = |side: &Side| !side.known && !side.held && !side.files;
@@ -273,7 +274,7 @@ async fn whatever_becomes_of_two_requests_all_is_done_or_all_is_taken_back() {
         for fails in [false, true] {
             for first in 0..play(kind, fails, Vec::new()).await.1.requests.len() {
                 for fault in FAULTS {
-                    // The second follows soon: while what the first did is mended.
+                    // The second fault follows soon, while the first one is still being repaired.
                     for second in first + 1..first + 7 {
                         for other in FAULTS {
                             let faults = vec![(first, fault), (second, other)];

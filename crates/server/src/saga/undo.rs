@@ -1,5 +1,5 @@
-//! Takes back what a live move has changed at its hosts, after its step failed or somebody gave it up. In this order: a source
-//! that does not run the VM is let go only once the destination has said that it will not run it.
+//! Undoes the changes of a live move on its hosts, after a step failed or the move was cancelled. The order matters: a
+//! source that does not run the VM is released only after the destination has confirmed that it will not run it.
 
 use ferry_core::migration::{Presence, Verdict};
 
@@ -11,7 +11,7 @@ use super::{
     site::Site,
 };
 
-/// The source's part: it ends the move and is let go.
+/// Undoes the source's part: it ends the move and is released.
 pub(super) async fn source<S: Site<Host: LiveParticipant>>(ends: &Participants<'_, S>) -> Result<(), StepFailed> {
     let aborted = ends.source.abort(ends.attempt).await;
     let has_it = |presence| matches!(presence, Presence::Running | Presence::Paused | Presence::Halted);
@@ -19,7 +19,7 @@ pub(super) async fn source<S: Site<Host: LiveParticipant>>(ends: &Participants<'
     gone_or(ends.source, aborted.map(drop))?;
     if !is_here {
         gone_or(ends.destination, ends.destination.abort(ends.attempt).await.map(drop))?;
-        // Somebody may have run the copy there since it was asked who has the VM, and moved it on.
+        // Somebody may have resumed the copy there since the last verdict, and moved it on.
         if ends.arrived().await {
             let decision = presence::decide(ends, false).await;
             if decision.verdict != Verdict::Source {
@@ -30,7 +30,7 @@ pub(super) async fn source<S: Site<Host: LiveParticipant>>(ends: &Participants<'
     gone_or(ends.source, ends.source.release(ends.attempt).await)
 }
 
-/// The destination's part: its copy goes, with all that came for it.
+/// Undoes the destination's part: its copy is removed, with all its files.
 pub(super) async fn destination<S: Site<Host: LiveParticipant>>(ends: &Participants<'_, S>) -> Result<(), StepFailed> {
     take_back(ends.destination, ends.attempt).await
 }
