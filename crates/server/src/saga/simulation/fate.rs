@@ -1,19 +1,19 @@
-//! What comes about by chance in every simulated move, and how long it may take.
+//! Random events that every simulated move has in common, and how long they may last.
 
 use super::super::models::world::{Fault, Server};
 
-/// Nothing goes wrong any more after so many moments; a job that does not end soon after that hangs.
+/// Faults stop after this many moments; a job that does not end soon after that counts as hung.
 const FAULTS_UNTIL: u32 = 300;
 const MOMENTS_MAX: u32 = 3_000;
-/// A job that only a human can end waits for one: after so many moments it does.
+/// A job that only a human can end waits for one; after this many moments it counts as waiting.
 const WAITS_SINCE: u32 = 1_000;
 
-/// The fate of one move: the same for each run of its number.
+/// The random events of one move: the same in each run with the same number.
 #[derive(Debug)]
 pub(super) struct Fate {
     state: u64,
     pub(super) moment: u32,
-    /// What has happened, for whoever reads of a failure.
+    /// What has happened so far, for readers of a failure.
     pub(super) past: Vec<String>,
 }
 
@@ -22,7 +22,7 @@ impl Fate {
         Self { state: number, moment: 0, past: Vec::new() }
     }
 
-    /// One of so many, from zero.
+    /// A random number from zero up to, but excluding, `count`.
     pub(super) fn one_of(&mut self, count: u64) -> u64 {
         self.state = self.state.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let mut mixed = self.state;
@@ -35,17 +35,17 @@ impl Fate {
         self.one_of(count) == 0
     }
 
-    /// Whether things still go wrong.
+    /// Whether faults still happen.
     pub(super) fn is_hostile(&self) -> bool {
         self.moment < FAULTS_UNTIL
     }
 
-    /// Whether something goes wrong now, with this chance.
+    /// Whether a fault happens now, with a chance of one in `count`.
     pub(super) fn fails_one_in(&mut self, count: u64) -> bool {
         self.is_hostile() && self.one_in(count)
     }
 
-    /// Whether all that could happen by itself has happened.
+    /// Whether everything that could happen by itself has happened.
     pub(super) fn is_late(&self) -> bool {
         self.moment > WAITS_SINCE
     }
@@ -54,13 +54,13 @@ impl Fate {
         self.past.push(format!("{}: {}", self.moment, what.as_ref()));
     }
 
-    /// A moment passes.
+    /// Lets a moment pass.
     pub(super) fn pass(&mut self, server: &Server) {
         self.moment += 1;
         assert!(self.moment < MOMENTS_MAX, "the job hangs: {:#?}\n{:#?}", server.log, self.past);
     }
 
-    /// Whether this moment is the server's last: what was asked is done or not, and nobody waits for the answer.
+    /// Whether the server dies at this moment: the request was executed or not, and nobody receives the answer.
     pub(super) fn ends_server(&mut self) -> bool {
         let ends = self.fails_one_in(40);
         if ends {
@@ -69,7 +69,7 @@ impl Fate {
         ends
     }
 
-    /// What becomes of a request that reached the agent.
+    /// The fault of a request that reached the agent.
     pub(super) fn of_answer(&mut self) -> Option<Fault> {
         if self.fails_one_in(20) {
             return Some(Fault::AnswerLost);

@@ -1,7 +1,8 @@
-//! Moves of which each meets other faults. The sagas are the real ones, with their executor; their server and their hosts,
-//! with agents, carriers and libvirt, are a model that moves on by chance: [`live`], [`offline`], [`storage`].
+//! Simulated moves, each with different faults. The sagas and the executor are the real ones. The server and the hosts,
+//! with agents, carriers and libvirt, are a model that advances at random: [`live`], [`offline`], [`storage`].
 //!
-//! At every moment the model holds that no VM is lost or doubled. At the end: all is done or all is taken back.
+//! At every moment the model checks that no VM is lost or duplicated. At the end either everything is done or
+//! everything is undone.
 
 mod fate;
 #[expect(clippy::wildcard_enum_match_arm, reason = "where a model is wrong about the rest, a move fails")]
@@ -36,7 +37,7 @@ use super::{
 };
 use crate::{jobs::running::Running, store::JobRecord};
 
-/// Unless `FERRY_SIMULATED_MOVES` asks for another number.
+/// The number of moves, unless `FERRY_SIMULATED_MOVES` sets another.
 const MOVES: u64 = 50_000;
 
 fn kind(number: u64) -> JobKind {
@@ -48,13 +49,13 @@ fn kind(number: u64) -> JobKind {
     }
 }
 
-/// How a move ended, as its world judges it.
+/// Plays a move. Returns how it ended, as judged by its world.
 async fn play(number: u64) -> Option<Phase> {
     let kind = kind(number);
     match kind {
         JobKind::Live | JobKind::LiveVsm => {
             let world = live::World::new(number, kind == JobKind::LiveVsm);
-            // What the source does at boot is asked in the move.
+            // The move itself asks what the source does at boot.
             judged(number, false, world, Migrate::new, live::World::judge).await
         }
         JobKind::Offline => {
@@ -68,7 +69,7 @@ async fn play(number: u64) -> Option<Phase> {
     }
 }
 
-/// Lives of the server until the job has ended; `None`: it waits for a human, as it should.
+/// Runs of the server until the job has ended; `None`: it rightly waits for a human.
 async fn judged<M: Model, S: Saga>(
     number: u64,
     autostart: bool,
@@ -85,7 +86,7 @@ async fn judged<M: Model, S: Saga>(
     has_ended.then_some(ended)
 }
 
-/// Wherever a crash cuts the log, what is left folds to a phase that the job may be in.
+/// Wherever a crash cuts the log, the remaining part folds to a phase that is possible for the job.
 fn every_prefix_is_legal(log: &[LogEvent]) -> Result<(), String> {
     let mut arrived = false;
     for length in 1..=log.len() {
@@ -103,7 +104,7 @@ fn every_prefix_is_legal(log: &[LogEvent]) -> Result<(), String> {
     Ok(())
 }
 
-/// Ends by kind, with how often each was met.
+/// The ends of jobs by kind, with how often each occurred.
 type Ends = BTreeMap<(&'static str, &'static str), u64>;
 
 /// Plays moves until all numbers are taken.
@@ -131,13 +132,13 @@ fn moves_with_faults_neither_lose_nor_double_a_vm() {
         let threads: Vec<_> = (0..processors).map(|_| scope.spawn(|| play_some(&next, moves))).collect();
         let mut all = Ends::new();
         for thread in threads {
-            // Whatever it says in its panic has been printed.
+            // The panic's message has been printed already.
             for (end, count) in thread.join().expect("every move ends as it should") {
                 *all.entry(end).or_default() += count;
             }
         }
         all
     });
-    // Every end of every kind is met often: the faults are neither too few nor too many.
+    // Every kind of job reaches every end often: the faults are neither too few nor too many.
     assert!(ends.len() == 4 * 3 && ends.values().all(|count| *count > moves / 300), "{ends:?}");
 }

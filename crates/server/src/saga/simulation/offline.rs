@@ -1,14 +1,14 @@
-//! Moves of VMs that are shut off: a source that sends files, a destination that defines the VM, and an administrator who
-//! starts it wherever nothing keeps it from that, moves it on, or takes it away again at the destination.
+//! Simulated offline moves: a source that sends files, a destination that defines the VM, and an administrator. The
+//! administrator starts the VM wherever nothing prevents it, moves it on, or removes it from the destination.
 //!
 //! ```text
-//! source   Prepared ─▶ Performing ─▶ Delivered ─▶ Confirmed             held from Prepared until it is released
-//! dest.    Prepared ─▶ files: part ─▶ all ─▶ the VM is defined (Delivered) ─▶ Confirmed
+//! source   Prepared ─▶ Performing ─▶ Delivered ─▶ Confirmed             held from Prepared until released
+//! dest.    Prepared ─▶ files: some ─▶ all ─▶ the VM is defined (Delivered) ─▶ Confirmed
 //! ```
-//! A request to define the VM may be done late, when the server believes that it was lost; it may fail when libvirt has
-//! defined the VM.
+//! A request to define the VM may be executed late, when the server believes that it was lost; it may also fail after
+//! libvirt has defined the VM.
 //!
-//! At every moment: at most one host could start the VM, and its definition and all its files are together somewhere.
+//! At every moment at most one host could start the VM, and some host has its definition together with all its files.
 
 use ferry_client::ClientError;
 use ferry_core::{
@@ -38,9 +38,9 @@ struct Side {
     held: bool,
     defined: bool,
     autostart: bool,
-    /// All files of the VM are here.
+    /// Whether all files of the VM are here.
     has_files: bool,
-    /// Some are.
+    /// Whether some of them are here.
     has_parts: bool,
 }
 
@@ -77,15 +77,15 @@ pub(super) struct World {
     server: Server,
     source: Side,
     destination: Side,
-    /// The source started the VM at boot.
+    /// Whether the source started the VM at boot.
     pub(super) autostart: bool,
-    /// Another VM needs the old files.
+    /// Whether another VM needs the old files.
     needed: bool,
-    /// The destination will be asked to define the VM by a request that the server believes lost.
+    /// The destination will receive a request to define the VM that the server believes lost.
     late: bool,
-    /// The VM was moved on to a third host.
+    /// Whether the VM was moved on to a third host.
     elsewhere: bool,
-    /// It was taken away at the destination, and no host has it but the source.
+    /// The VM was removed from the destination, and only the source still has it.
     taken_away: bool,
 }
 
@@ -141,8 +141,8 @@ impl World {
         }
     }
 
-    /// What an administrator does by `virsh` at the destination, once its agent has written down that the VM is there, and before
-    /// the job has said that it is done with it.
+    /// An administrator acts by `virsh` at the destination, after its agent recorded that the VM is there, and before
+    /// the job is done with it.
     fn by_hand(&mut self) {
         let side = &mut self.destination;
         if side.defined && side.stage == Stage::Delivered {
@@ -177,7 +177,8 @@ impl World {
         }
     }
 
-    /// What is so once the job has ended. Ok: whether it has; else it waits for a human.
+    /// Judges the state after the last run of the server. Ok: whether the job has ended; otherwise it waits for a
+    /// human.
     pub(super) fn judge(&self, phase: Phase) -> Result<bool, String> {
         let (here, there) = (&self.source, &self.destination);
         let clean = |side: &Side| !side.known && !side.held;
@@ -192,7 +193,7 @@ impl World {
                 let has_it = here.defined && here.has_files && here.autostart == self.autostart;
                 is_clean && has_it && !there.defined && !there.has_parts && !there.has_files
             }
-            // No host has it but the source, which keeps and holds it.
+            // Only the source has the VM; it keeps and holds it.
             Phase::Completing | Phase::Stuck if self.taken_away => return Ok(false),
             Phase::Queued
             | Phase::Preparing
@@ -311,7 +312,7 @@ impl Model for World {
             Stage::Prepared | Stage::Performing | Stage::Resumed | Stage::Failed | Stage::Aborted => side.defined,
         };
         if is_here {
-            // Also one that was defined by a request which failed.
+            // Including a definition by a request that failed.
             if side.stage != Stage::Confirmed {
                 side.to(Stage::Delivered);
             }

@@ -1,7 +1,7 @@
-//! Moves of a running VM's disks on its host: copies that go on by themselves and are switched over one after the other,
-//! when all are ready. What comes next is decided as agents do it ([`block_copy::next`]).
+//! Simulated storage moves: copies advance by themselves, and when all are ready the disks pivot one after another. The
+//! agents' own function decides on each next step ([`block_copy::next`]).
 //!
-//! At every moment: each disk uses a file that is there.
+//! At every moment each disk uses an existing file.
 
 use ferry_client::ClientError;
 use ferry_core::{
@@ -23,7 +23,7 @@ use super::{
 #[derive(Clone, Copy, Debug)]
 struct Disk {
     now: DiskNow,
-    /// Its copy was begun.
+    /// Whether its copy was started.
     begun: bool,
     old_file: bool,
     new_file: bool,
@@ -39,12 +39,12 @@ pub(super) struct World {
     known: bool,
     released: bool,
     stage: Stage,
-    /// The first disk is being switched over, or has been.
+    /// Whether the first disk is pivoting or has pivoted.
     switching: bool,
-    /// It was asked to end, and does nothing more.
+    /// The move was asked to end, and does nothing more.
     ending: bool,
     sequence: u64,
-    /// Another VM needs the old files.
+    /// Whether another VM needs the old files.
     needed: bool,
 }
 
@@ -81,7 +81,7 @@ impl World {
         self.disks.iter().filter(|disk| disk.now == DiskNow::New).count()
     }
 
-    /// What was being copied is not any more.
+    /// Ends all unfinished copies.
     fn end_copies(&mut self) {
         for disk in &mut self.disks {
             if matches!(disk.now, DiskNow::Copying | DiskNow::Ready) {
@@ -108,7 +108,7 @@ impl World {
         }
     }
 
-    /// QEMU copies; the agent does the next thing.
+    /// QEMU copies, and the agent takes its next step.
     fn go_on(&mut self) {
         for disk in &mut self.disks {
             if disk.now == DiskNow::Copying && self.fate.one_in(2) {
@@ -130,14 +130,14 @@ impl World {
         self.sequence += 1;
     }
 
-    /// What is so once the job has ended. Ok: it has.
+    /// Judges the state after the last run of the server. Ok: the job has ended.
     pub(super) fn judge(&self, phase: Phase) -> Result<bool, String> {
         let is_clean = !self.known && !self.server.reserved;
         let each = |so: fn(&Self, &Disk) -> bool| self.disks.iter().all(|disk| so(self, disk));
         let whole = match phase {
             Phase::Succeeded => each(|world, disk| disk.now == DiskNow::New && disk.old_file == world.needed),
             Phase::Failed | Phase::Cancelled => {
-                // Some disks have moved only where a copy broke off.
+                // Only some disks have moved: that happens only if a copy broke off.
                 let broken = self.fate.past.iter().any(|note| note.contains("break off"));
                 each(|_, disk| disk.old_file && disk.new_file == (disk.now == DiskNow::New))
                     && (self.moved() == 0 || (broken && self.moved() == 1))

@@ -1,18 +1,20 @@
-//! Live moves: two hosts with their agents, carriers and libvirts, a third host, and an administrator. Moves on by chance.
+//! Simulated live moves: two hosts with their agents, carriers and libvirts, a third host, and an administrator.
+//! Everything advances at random.
 //!
 //! ```text
-//! libvirt   Memory ─▶ Stopped ─▶ Finishing ─▶ Delivered          any broken channel before Delivered: the source runs on
+//! libvirt   Memory ─▶ Stopped ─▶ Finishing ─▶ Delivered          a channel that breaks before Delivered: the source runs on
 //! source    Running   HandedOver HandedOver   Off
 //! dest.     Receiving Receiving  Arrived      Arrived ─ told by its carrier, or asked by its agent ─▶ Running
 //! ```
-//! A libvirtd of the source that dies once the memory is sent leaves the source's copy as it is (`Left`), whatever the
-//! destination has. Where the storage locks disks, a source's copy does not run on as long as the destination's has them
-//! (`Stopped`); its carrier runs it as soon as they are free. A guest may crash wherever it runs (`Halted`), or shut itself down
-//! (`Ended`, which libvirt knows here for good). A source may lose its power, and is away for long then. An administrator
-//! who sees a VM stand still runs the copy that is at the destination, may shut it off there, or move it on to a third host:
-//! one of the inventory, or, once the server has seen that it was there, one that Ferry does not know.
+//! If the source's libvirtd dies after the memory was sent, it leaves the source's copy as it is (`Left`), whatever the
+//! destination has. Where the storage locks disks, a source's copy cannot run while the destination's copy has them
+//! (`Stopped`); its carrier resumes it as soon as they are free. A guest may crash wherever it runs (`Halted`) or shut
+//! itself down (`Ended`, which libvirt knows for certain in this model). A source may lose power, and is then away for
+//! long. An administrator who sees a paused VM may resume the copy at the destination, shut it off there, or move it on
+//! to a third host: one of the inventory or, once the server has seen the copy at the destination, one that Ferry does
+//! not know.
 //!
-//! At every moment: the VM never runs twice, and one whole copy is somewhere.
+//! At every moment, the VM does not run twice, and one complete copy exists somewhere.
 
 mod requests;
 
@@ -26,10 +28,11 @@ use super::{
     fate::Fate,
 };
 
-/// A copy that is known to be the VM, and could run, stands still for no longer. A source without power is away for longer.
+/// The longest time for which a copy that is known to be the VM, and could run, may stay paused. A source without power
+/// is away for longer.
 const IDLE_MAX: u32 = 60;
 
-/// How far libvirt's migrate call is.
+/// The progress of libvirt's migrate call.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Flight {
     Not,
@@ -53,13 +56,13 @@ struct Side {
     sequence: u64,
     finish_delivered: bool,
     here: bool,
-    /// The carrier has written down that the VM ran on here.
+    /// The carrier has recorded that the VM continued to run here.
     ran_on: bool,
     ending: bool,
     aborted: bool,
     confirmed: bool,
     ended: bool,
-    /// It starts the VM at boot.
+    /// Whether the host starts the VM at boot.
     autostart: bool,
 }
 
@@ -90,7 +93,7 @@ impl Side {
         self.sequence += 1;
     }
 
-    /// Whether its process keeps others from the disks, where the storage locks them.
+    /// Whether the VM's process locks the disks, where the storage has locks.
     fn has_disks(&self) -> bool {
         matches!(self.process, Presence::Arrived | Presence::Running | Presence::Halted)
     }
@@ -102,35 +105,37 @@ pub(super) struct World {
     flight: Flight,
     source: Side,
     destination: Side,
-    /// The source has no power until then.
+    /// The source has no power until this moment.
     dark_until: u32,
-    /// It ended with the power of its source, before another copy was complete: what it has of definition and disks is the VM.
+    /// The VM ended when its source lost power, before another copy was complete: the source's definition and disks are
+    /// the VM.
     died_there: bool,
-    /// The source has run since the destination's copy was complete, which is old.
+    /// The source has run since the destination's copy was complete, so that copy is outdated.
     copy_is_old: bool,
-    /// A third host has the VM.
+    /// Whether a third host has the VM.
     elsewhere: bool,
-    /// Ferry does not know that host.
+    /// Whether Ferry does not know that host.
     unknown: bool,
-    /// The destination's copy was run by hand when it had been decided that the VM is the source's.
+    /// The destination's copy was resumed by hand after the verdict that the source has the VM.
     against: bool,
-    /// The destination's copy was ended by hand when it was old: whoever did it may have run it, as far as Ferry knows.
+    /// The destination's copy was ended by hand when it was outdated. As far as Ferry knows, it may have run before.
     ended_by_hand: bool,
-    /// For how many moments in succession a copy that is known to be the VM could have been run, and was not.
+    /// The number of successive moments in which a copy that is known to be the VM could have run, but did not.
     idle: u32,
-    /// How many times in succession the server was told of a complete copy at the destination, when it asked who has the VM.
+    /// How many times in succession the server, asking which host has the VM, was told of a complete copy at the
+    /// destination.
     told: u32,
-    /// For how many moments in succession a complete copy was there to be told of, while the source did not answer.
+    /// The number of successive moments in which a complete copy existed while the source did not answer.
     there: u32,
-    /// It was told so often, or could have asked so often, that it must know.
+    /// The server was told of the copy, or could have asked, so often that it must know.
     seen: bool,
-    /// The storage keeps the destination's copy from running while the source's has the disks.
+    /// The storage's locks keep the destination's copy from running while the source's copy has the disks.
     locks_hold: bool,
-    /// The source started the VM at boot.
+    /// Whether the source started the VM at boot.
     autostart: bool,
-    /// A disk moves along.
+    /// Whether a disk migrates with the VM.
     along: bool,
-    /// Another VM needs the old files.
+    /// Whether another VM needs the old files.
     needed: bool,
 }
 
@@ -166,12 +171,12 @@ impl World {
         self.fate.note(what);
     }
 
-    /// What was done and has happened, for whoever reads of a failure.
+    /// What was done and has happened, for readers of a failure.
     fn story(&self) -> String {
         format!("{:#?}\n{:#?}", self.server.log, self.fate.past)
     }
 
-    /// Whether all that could happen by itself has happened to a VM that somebody has taken into his own hands.
+    /// Whether everything that could happen by itself has happened, after an administrator took over the VM.
     fn waits_for_a_human(&self) -> bool {
         (self.elsewhere || self.against || self.ended_by_hand) && self.fate.is_late()
     }
@@ -183,8 +188,8 @@ impl World {
         side.libvirt_is_up && side.process == Presence::Arrived && gets_disks
     }
 
-    /// The destination has answered the question who has the VM. It is asked twice for one verdict, and once by a server that
-    /// was away: after four answers one verdict at least is behind us.
+    /// Records an answer of the destination to the question which host has the VM. It is asked twice for one verdict,
+    /// and once by a server that was away. So after four answers at least one verdict has been reached.
     fn tell(&mut self, answer: &Reported) {
         let complete = answer.as_ref().is_ok_and(|report| is_complete(report.presence) && !report.gave_up);
         self.told = if complete && self.source.process != Presence::Running { self.told + 1 } else { 0 };
@@ -198,7 +203,7 @@ impl World {
         }
     }
 
-    /// A moment passes: libvirt goes on, and something may break.
+    /// Lets a moment pass: libvirt advances, and something may break.
     fn go_by(&mut self) {
         self.fate.pass(&self.server);
         if self.fate.is_hostile() {
@@ -214,7 +219,7 @@ impl World {
         if self.fate.moment < self.dark_until && self.fate.one_in(6) {
             self.by_hand();
         }
-        // Between a verdict and what is done about it.
+        // Between a verdict and the actions that follow it.
         if self.fate.is_hostile() && self.is_decided() && self.fate.one_in(2) {
             self.by_hand();
         }
@@ -247,7 +252,7 @@ impl World {
         self.is_one_vm();
     }
 
-    /// libvirt and the carriers do their next thing.
+    /// Libvirt and the carriers take their next step.
     fn go_on(&mut self) {
         match self.flight {
             Flight::Not | Flight::Delivered | Flight::Failed => {}
@@ -260,7 +265,7 @@ impl World {
                 self.flight = Flight::Finishing;
                 self.destination.process = Presence::Arrived;
             }
-            // The moment at which most depends on it.
+            // The most critical moment.
             Flight::Finishing if self.fate.is_hostile() && self.fate.one_in(8) => self.lose_power(),
             Flight::Finishing => {
                 self.flight = Flight::Delivered;
@@ -270,7 +275,7 @@ impl World {
                     self.note("the source's libvirtd dies over the reply");
                     (self.source.libvirt_is_up, self.source.process) = (false, Presence::Left);
                 }
-                // The carrier may die between writing the reply to libvirtd and telling anybody.
+                // The carrier may die between writing the reply to libvirtd and reporting it.
                 if self.fate.one_in(8) {
                     self.kill_carrier(Role::Source);
                     return;
@@ -283,13 +288,13 @@ impl World {
                 }
             }
         }
-        // The source's carrier runs what libvirt could not run again.
+        // The source's carrier resumes the copy that libvirt could not resume.
         let free = !self.destination.has_disks();
         if self.source.carrier && self.source.libvirt_is_up && self.source.process == Presence::Stopped && free {
             (self.source.process, self.source.ran_on) = (Presence::Running, true);
             self.note("run again by the carrier");
         }
-        // The destination's carrier runs the VM when it knows that it may.
+        // The destination's carrier resumes the VM when it knows that it may.
         let may_run = self.may_run();
         let side = &mut self.destination;
         if side.carrier && side.finish_delivered && may_run {
@@ -308,7 +313,7 @@ impl World {
             4 => {
                 self.note("the source's libvirtd dies");
                 self.source.libvirt_is_up = false;
-                // Whether all memory was sent when it stopped the VM is a matter of moments.
+                // It is random whether all memory was sent before libvirtd stopped the VM.
                 let sent = match self.flight {
                     Flight::Stopped => self.fate.one_in(2),
                     Flight::Finishing => true,
@@ -338,20 +343,20 @@ impl World {
         }
     }
 
-    /// Whether the server has decided that the VM is the source's.
+    /// Whether the server has decided that the source has the VM.
     fn is_decided(&self) -> bool {
         self.server.log.iter().any(|event| matches!(event, LogEvent::Failed { step: Step::Perform, .. }))
     }
 
-    /// The source loses its power, and has no process when it is back.
+    /// The source loses power, and has no process afterwards.
     fn lose_power(&mut self) {
         let complete = self.destination.has_disks() || self.destination.process == Presence::Off || self.elsewhere;
         let process = self.source.process;
         if process == Presence::Running && complete && !self.source.ran_on {
-            // That it ran on is known to nobody: its carrier, which would have written it down, was killed before.
+            // Nobody knows that it continued to run: its carrier was killed before it could record that.
             return;
         }
-        // Or it was decided that it has it.
+        // Or the server had decided that the source has the VM.
         let had_it = self.is_decided() || matches!(process, Presence::Running | Presence::Halted | Presence::Ended);
         self.died_there |= process != Presence::Absent && (had_it || !complete);
         if process != Presence::Absent {
@@ -364,7 +369,8 @@ impl World {
         self.dark_until = self.fate.moment + 100;
     }
 
-    /// A guest crashes where it runs, and its process is kept, or it shuts itself down. libvirt ends a move of it.
+    /// A guest crashes where it runs, so that its process stays, or shuts itself down. In both cases libvirt ends the
+    /// move.
     fn end_guest(&mut self) {
         for role in [Role::Source, Role::Destination] {
             if self.side(role).process == Presence::Running && self.fate.one_in(4) {
@@ -382,11 +388,11 @@ impl World {
         }
     }
 
-    /// What an administrator does by `virsh` about a VM that stands still, or has been run so.
+    /// An administrator acts by `virsh` on a VM that is paused, or that was resumed in that way.
     fn by_hand(&mut self) {
         let still = match self.source.process {
             Presence::Off | Presence::Left => true,
-            // Its carrier runs it when the disks are free, whoever had them.
+            // The carrier resumes the VM when the disks are free, whichever copy had them.
             Presence::Stopped => !self.source.carrier,
             _ => false,
         };
@@ -406,7 +412,7 @@ impl World {
                 self.destination.process = Presence::Off;
             }
             Presence::Running if self.fate.one_in(2) => {
-                // What nobody ever told Ferry, nor any host can tell, it cannot know.
+                // Ferry cannot know a copy that no host has ever reported or can report.
                 self.unknown = self.seen && self.fate.one_in(2);
                 self.note(if self.unknown { "moved on to an unknown host" } else { "moved on by hand" });
                 (self.destination.process, self.elsewhere) = (Presence::Absent, true);
@@ -422,12 +428,12 @@ impl World {
         }
     }
 
-    /// A channel of libvirt's broke: before the reply to Finish is delivered the source runs on.
+    /// A channel of libvirt breaks: until the reply to Finish is delivered, the source continues to run.
     fn fail_flight(&mut self) {
         match self.flight {
             Flight::Not | Flight::Delivered | Flight::Failed => return,
             Flight::Memory | Flight::Stopped => self.destination.process = Presence::Absent,
-            // The destination's libvirt has given its answer and keeps the copy, paused.
+            // The destination's libvirt has sent its answer and keeps the copy, paused.
             Flight::Finishing => {}
         }
         self.note("libvirt's call fails");
@@ -436,7 +442,7 @@ impl World {
             let locked = self.locks_hold && self.destination.has_disks();
             self.source.process = if locked { Presence::Stopped } else { Presence::Running };
         }
-        // Its carrier writes it down.
+        // The source's carrier records it.
         self.source.ran_on |= self.source.carrier && self.source.process == Presence::Running;
         if self.source.carrier && matches!(self.source.stage, Stage::Prepared | Stage::Performing) {
             self.source.to(Stage::Failed);
@@ -454,13 +460,14 @@ impl World {
         assert!(whole, "it is lost: {}", self.story());
     }
 
-    /// What is so once the job has ended. Ok: whether it has; else it waits for a human.
+    /// Judges the state after the last run of the server. Ok: whether the job has ended; otherwise it waits for a
+    /// human.
     pub(super) fn judge(&self, phase: Phase) -> Result<bool, String> {
         let (source, destination) = (&self.source, &self.destination);
         let (process, place) = match phase {
             Phase::Succeeded => {
                 let process = match destination.process {
-                    // An administrator has seen to it.
+                    // An administrator has dealt with it.
                     seen @ (Presence::Off | Presence::Halted) => seen,
                     Presence::Absent if self.elsewhere => Presence::Absent,
                     _ => Presence::Running,
@@ -475,7 +482,8 @@ impl World {
                 };
                 ([process, Presence::Absent], source)
             }
-            // Somebody has it in his own hands, and its hand-over was not known to be complete: nothing is taken away or let go.
+            // An administrator took over the VM, and its hand-over was not known to be complete: nothing is removed or
+            // released.
             Phase::Migrating | Phase::RollingBack | Phase::Stuck
                 if (self.elsewhere || self.against || self.ended_by_hand)
                     && (self.flight != Flight::Delivered
@@ -485,7 +493,7 @@ impl World {
                     Presence::Ended => self.ended_by_hand,
                     process => matches!(process, Presence::Off | Presence::Left | Presence::Stopped),
                 };
-                // A source that ran when it was let go may have ended since.
+                // A source that ran when it was released may have ended since.
                 let kept = source.held || self.ended_by_hand;
                 return if still && kept { Ok(false) } else { Err(self.story()) };
             }
@@ -503,7 +511,7 @@ impl World {
     }
 }
 
-/// Whether a destination has all of the VM.
+/// Whether a destination has the complete VM.
 fn is_complete(process: Presence) -> bool {
     matches!(process, Presence::Arrived | Presence::Running | Presence::Halted | Presence::Off)
 }

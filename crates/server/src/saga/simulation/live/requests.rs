@@ -1,4 +1,4 @@
-//! What hosts do in a live move when they are asked.
+//! The reactions of simulated hosts to the requests of a live move.
 
 use ferry_client::ClientError;
 use ferry_core::{
@@ -61,7 +61,7 @@ impl Model for World {
 
     fn has_news(&mut self, role: Role, after: u64) -> bool {
         self.go_by();
-        // One that is not there lets nobody wait.
+        // Without an attempt, the agent answers at once.
         let side = self.side(role);
         !side.agent_is_up || (side.known && side.sequence > after)
     }
@@ -157,13 +157,13 @@ impl Model for World {
                     side.to(Stage::Aborted);
                 }
                 match flight {
-                    // It is too late to abort: the outcome is waited for.
+                    // It is too late to abort: the outcome must be awaited.
                     Flight::Finishing => return Err(past_pivot()),
                     Flight::Not | Flight::Memory | Flight::Stopped | Flight::Delivered | Flight::Failed => {
                         self.fail_flight();
                     }
                 }
-                // It may have moved, or may be run at the destination: then the hold stays.
+                // The VM may have moved, or may have been resumed at the destination: then the hold stays.
                 self.source.held = !matches!(self.source.process, Presence::Running | Presence::Halted);
             }
             Role::Destination => {
