@@ -1,4 +1,4 @@
-//! Takes jobs from the queue, drives each in a task of its own, and shows how they stand.
+//! Starts queued jobs, drives each in its own task, and publishes their state.
 
 use std::{
     collections::BTreeMap,
@@ -38,7 +38,7 @@ use crate::{
     view::{view, view_of_parent},
 };
 
-/// The jobs that have not ended.
+/// The open jobs.
 pub(crate) struct Jobs {
     context: Context,
     queue: Mutex<Queue>,
@@ -67,7 +67,7 @@ impl Jobs {
         &self.context.preflight.inventory
     }
 
-    /// Those that run.
+    /// The running jobs.
     pub(crate) fn running(&self) -> &RunningJobs {
         &self.context.running
     }
@@ -76,10 +76,10 @@ impl Jobs {
         self.queue.lock().expect("nobody panics with it")
     }
 
-    /// Takes up the jobs of an earlier life, and what dismissed ones have left.
+    /// Resumes the open jobs of an earlier run of the server, and the clean-up after dismissed ones.
     ///
     /// # Errors
-    /// The database's.
+    /// Those of the database.
     pub(crate) async fn take_up(self: &Arc<Self>) -> Result<(), StoreError> {
         for (record, log) in self.store().open_jobs_with_logs().await? {
             let now = phase(&log);
@@ -105,7 +105,7 @@ impl Jobs {
         Ok(())
     }
 
-    /// Lets jobs that are stored wait for their turn, which may be now.
+    /// Puts stored jobs into the queue; they may start at once.
     pub(crate) fn enqueue(self: &Arc<Self>, records: impl IntoIterator<Item = JobRecord>) {
         for record in records {
             self.queue().put(record);
@@ -113,18 +113,18 @@ impl Jobs {
         self.admit();
     }
 
-    /// How many jobs have each slot that somebody has.
+    /// How many jobs hold each slot that is in use.
     pub(crate) fn slots_used(&self) -> BTreeMap<admission::Place, u32> {
         self.queue().slots_used()
     }
 
-    /// A job does not wait any more.
+    /// Removes a job from the queue.
     pub(crate) fn take_out(self: &Arc<Self>, job: JobId) {
         self.queue().take_out(job);
         self.admit();
     }
 
-    /// A job takes nothing of its hosts any more.
+    /// Frees a job's slots.
     fn give_slots_back(self: &Arc<Self>, job: JobId) {
         let had = self.queue().give_back(job);
         if had {
@@ -132,7 +132,7 @@ impl Jobs {
         }
     }
 
-    /// Begins the jobs whose turn has come.
+    /// Starts the jobs that may begin now.
     pub(crate) fn admit(self: &Arc<Self>) {
         let limits = self.inventory().limits();
         let begun = self.queue().admit(&limits);
@@ -141,8 +141,8 @@ impl Jobs {
         }
     }
 
-    /// Runs a job until it ends or the server stops. Stopping is no end: the next life of the server goes on from the
-    /// log.
+    /// Runs a job until it ends or the server stops. A stop is not an end: the next run of the server continues from
+    /// the log.
     fn start(self: &Arc<Self>, record: JobRecord, start: Start) {
         let running = self.running().begin(record.id, memory_of(&record));
         let (jobs, stop) = (self.clone(), self.stop.clone());
@@ -155,7 +155,7 @@ impl Jobs {
             let _ended = running.until_dropped();
             tokio::select! {
                 () = stop.cancelled() => return,
-                // Who gives it up sees to the rest.
+                // The caller of the dismissal does the rest.
                 () = running.is_dismissed() => return,
                 () = jobs.keep_telling(id, &running) => {}
                 () = jobs.free_when_it_waits(id, &running) => {}
@@ -173,7 +173,7 @@ impl Jobs {
         self.tasks.spawn(task.instrument(span));
     }
 
-    /// Tells listeners how a job stands, whenever it has changed. Never ends.
+    /// Publishes the job's view whenever the job has changed. Never ends.
     async fn keep_telling(&self, job: JobId, running: &Running) {
         loop {
             self.publish(job).await;
@@ -181,7 +181,8 @@ impl Jobs {
         }
     }
 
-    /// A job that waits for a host without power, or for a human, does not keep others waiting. Never ends.
+    /// Frees the slots of a job that waits for a host without power or for a human, so that it does not block others.
+    /// Never ends.
     async fn free_when_it_waits(self: &Arc<Self>, job: JobId, running: &Running) {
         running.needs_no_slots().await;
         self.give_slots_back(job);
@@ -194,7 +195,7 @@ impl Jobs {
             running.kept(|| store.admit(id, now_ms())).await;
         }
         let log = LogRow::events(&running.kept(|| store.log(id)).await);
-        // It may have been cancelled while it waited.
+        // The job may have been cancelled while it waited.
         if phase(&log).ended() {
             return;
         }
@@ -215,7 +216,7 @@ impl Jobs {
         }
     }
 
-    /// Drives a job; one that cannot be driven says why until it is dismissed.
+    /// Drives a job. A job that cannot be driven shows the reason until it is dismissed.
     async fn drive_to_end(&self, job: JobId, saga: Result<impl Saga, String>, running: &Running) {
         match saga {
             Ok(mut saga) => {
@@ -230,26 +231,26 @@ impl Jobs {
         }
     }
 
-    /// Forgets a job whose task has ended: it takes nothing of its hosts any more.
+    /// Forgets a job whose task has ended, and frees its slots.
     pub(crate) fn leave(self: &Arc<Self>, job: JobId) {
         self.running().end(job);
         self.give_slots_back(job);
     }
 
-    /// Goes on with a job whose task was ended by [`Self::dismiss`], or by nobody.
+    /// Continues a job whose task [`Self::dismiss`] has ended, or that had no task.
     pub(crate) fn go_on(self: &Arc<Self>, record: JobRecord) {
         self.start(record, Start::GoesOn);
     }
 
-    /// Ends a job's task, if there is one. When it returns nothing writes to the job's log any more. [`Self::leave`] or
-    /// [`Self::go_on`] comes next.
+    /// Ends a job's task, if there is one. When this returns, nothing writes to the job's log any more. The caller must
+    /// then call [`Self::leave`] or [`Self::go_on`].
     pub(crate) async fn dismiss(&self, job: JobId) {
         if let Some(running) = self.running().get(job) {
             running.dismiss().await;
         }
     }
 
-    /// Removes what a dismissed job has left at its hosts, beside the jobs, until it is done or the server stops.
+    /// Removes what a dismissed job left at its hosts, in a separate task, until it is done or the server stops.
     pub(crate) fn remove_orphans(&self, record: JobRecord) {
         let (context, stop) = (self.context.clone(), self.stop.clone());
         self.tasks.spawn(async move {
@@ -260,7 +261,7 @@ impl Jobs {
         });
     }
 
-    /// A job as people see it; `None`: it is not kept any more.
+    /// The view of a job; `None`: the job is no longer stored.
     pub(crate) async fn show(&self, job: JobId) -> Result<Option<JobView>, StoreError> {
         match self.store().job_with_log(job).await? {
             Some((record, log)) => Ok(Some(self.view_of(&record, &log).await?)),
@@ -268,7 +269,7 @@ impl Jobs {
         }
     }
 
-    /// A stored job as people see it.
+    /// The view of a stored job.
     pub(crate) async fn view_of(&self, record: &JobRecord, log: &[LogRow]) -> Result<JobView, StoreError> {
         if record.job.kind.is_parent() {
             let children = self.store().children(record.id).await?;
@@ -286,7 +287,7 @@ impl Jobs {
         view(record, &steps_of(record), log, &Now { waits: self.wait_of(record.id), ..now })
     }
 
-    /// What a waiting job waits for, in names.
+    /// What a queued job waits for, with host names.
     fn wait_of(&self, job: JobId) -> Option<WaitView> {
         let wait = self.queue().wait_of(job).cloned()?;
         let host =
@@ -295,7 +296,7 @@ impl Jobs {
         Some(WaitView { position: wait.position as u32, places: wait.places.into_iter().map(place).collect() })
     }
 
-    /// Tells listeners how a job stands.
+    /// Publishes a job's view to listeners.
     pub(crate) async fn publish(&self, job: JobId) {
         match self.show(job).await {
             Ok(Some(view)) => self.events.publish(&Event::Job(Box::new(view))),
@@ -305,11 +306,11 @@ impl Jobs {
     }
 }
 
-/// How the task of a job starts.
+/// How a job's task starts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Start {
-    /// Its turn has come.
+    /// The job was just admitted.
     Begins,
-    /// It was begun before.
+    /// The job was admitted earlier.
     GoesOn,
 }

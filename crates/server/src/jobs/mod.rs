@@ -1,9 +1,9 @@
-//! Jobs while they wait and while they run. What is kept of a job is its log; here is only what a restart may lose.
+//! Queued and running jobs. A job's log is its only stored state; everything here may be lost in a restart.
 //!
 //! ```text
 //! enqueue ─▶ queue ─ core::admission::admit ─▶ task: store.admit ─▶ saga::executor::drive ─▶ ended
 //!              ▲                                                              │
-//!              └────────── admission after each end, limit and new job ───────┘
+//!              └───── admission after each end, change of limits, new job ────┘
 //! ```
 
 pub(crate) mod driver;

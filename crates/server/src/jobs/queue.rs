@@ -1,4 +1,4 @@
-//! Jobs that wait for their turn, and the slots of those that go on. Who may begin is decided by [`ferry_core::admission`].
+//! Queued jobs, and the slots of running ones. [`ferry_core::admission`] decides which jobs may begin.
 
 use std::collections::BTreeMap;
 
@@ -10,43 +10,43 @@ use ferry_core::{
 
 use crate::store::JobRecord;
 
-/// Jobs that wait, and the slots of those that go on.
+/// Queued jobs, and the slots of running ones.
 #[derive(Debug, Default)]
 pub(crate) struct Queue {
     waiting: BTreeMap<JobId, (JobRecord, Waiting)>,
     holding: BTreeMap<JobId, Claim>,
-    /// What each waiting job waits for, as of the last admission.
+    /// What each queued job waits for, as of the last admission.
     waits: BTreeMap<JobId, Wait>,
 }
 
 impl Queue {
-    /// A job waits for its turn.
+    /// Adds a job to the queue.
     pub(crate) fn put(&mut self, record: JobRecord) {
         let waiting = Waiting { claim: claim(&record), passed: 0 };
         self.waiting.insert(record.id, (record, waiting));
     }
 
-    /// A job does not wait any more.
+    /// Removes a job from the queue.
     pub(crate) fn take_out(&mut self, job: JobId) {
         self.waiting.remove(&job);
     }
 
-    /// A job goes on that has begun before: it has its slots.
+    /// Registers the slots of a job that began earlier and continues.
     pub(crate) fn hold(&mut self, record: &JobRecord) {
         self.holding.insert(record.id, claim(record));
     }
 
-    /// A job takes nothing of its hosts any more. Whether it did.
+    /// Frees a job's slots. Returns whether it had any.
     pub(crate) fn give_back(&mut self, job: JobId) -> bool {
         self.holding.remove(&job).is_some()
     }
 
-    /// What a waiting job waits for.
+    /// What a queued job waits for.
     pub(crate) fn wait_of(&self, job: JobId) -> Option<&Wait> {
         self.waits.get(&job)
     }
 
-    /// How many jobs have each slot that somebody has.
+    /// How many jobs hold each slot that is in use.
     pub(crate) fn slots_used(&self) -> BTreeMap<Place, u32> {
         let mut used = BTreeMap::new();
         for place in self.holding.values().flat_map(|claim| &claim.places) {
@@ -55,7 +55,7 @@ impl Queue {
         used
     }
 
-    /// The jobs whose turn has come. They have their slots.
+    /// Removes the jobs that may begin now from the queue and gives them their slots.
     pub(crate) fn admit(&mut self, limits: &BTreeMap<HostId, Limits>) -> Vec<JobRecord> {
         let running: Vec<Claim> = self.holding.values().cloned().collect();
         let waiting: Vec<Waiting> = self.waiting.values().map(|(_, waiting)| waiting.clone()).collect();
@@ -80,7 +80,7 @@ impl Queue {
     }
 }
 
-/// What a job takes of its hosts.
+/// The slots that a job needs.
 fn claim(record: &JobRecord) -> Claim {
     let (source, destination) = (record.job.source.id, record.job.destination.id);
     let slots: &[Slot] = match record.job.kind {

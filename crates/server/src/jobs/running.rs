@@ -1,4 +1,4 @@
-//! Jobs while they run: what is known of each beyond its log, and how it is told to stop.
+//! Running jobs: their state beyond the log, and the signals that stop them.
 
 use std::{
     collections::BTreeMap,
@@ -28,63 +28,64 @@ use crate::{
     store::{JobRecord, StoreError},
 };
 
-/// How long a job that waits keeps its slots: longer than an agent's restart takes.
+/// How long a waiting job keeps its slots: longer than a restart of an agent takes.
 const WAITS_WITH_SLOTS: Duration = Duration::from_secs(30);
-/// How often a database that fails is tried again.
+/// The pauses between tries while the database fails.
 const KEEP: Backoff = Backoff::new(Duration::from_millis(100), Duration::from_secs(5));
 
-/// What is known of a running job beyond its log.
+/// The state of a running job beyond its log.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Now {
-    /// How far the memory is.
+    /// Progress of the memory.
     pub(crate) progress: Option<Progress>,
-    /// How far each disk is.
+    /// Progress of each disk.
     pub(crate) disks: Vec<DiskProgress>,
-    /// What the job waits for, if that is not plain from its step.
+    /// What the job waits for, if its step does not make that obvious.
     pub(crate) waits_for: Option<String>,
-    /// Why what must be done was tried in vain so far.
+    /// Why an action that must succeed has failed so far.
     pub(crate) in_vain: Option<String>,
-    /// Why the database does not keep what is to be kept.
+    /// Why the database could not store something.
     pub(crate) unkept: Option<String>,
-    /// What it waits for in the queue.
+    /// What the job waits for in the queue.
     pub(crate) waits: Option<WaitView>,
 }
 
-/// What is known of a running job beyond its log, and how it is told to stop.
+/// A running job: its state beyond the log, and the signals that stop it.
 #[derive(Debug, Default)]
 pub(crate) struct Running {
     now: Mutex<Now>,
-    /// Somebody asked to cancel it.
+    /// A user asked to cancel the job.
     pub(crate) cancelled: CancellationToken,
-    /// Somebody accepts what is: nothing more is to be done.
+    /// A user dismissed the job: nothing more is to be done.
     dismissed: CancellationToken,
-    /// Its task has ended.
+    /// The job's task has ended.
     ended: CancellationToken,
-    /// What must be done was tried in vain often enough to show it.
+    /// An action that must succeed has failed often enough to show the job as stuck.
     stuck: CancellationToken,
     retry: Notify,
     changed: Notify,
     waiting: watch::Sender<bool>,
-    /// Memory that was promised to it, and where.
+    /// The memory that was promised to it, and on which host.
     promised: Option<(HostId, Need)>,
-    /// Its place among those that have begun: the earlier comes first.
+    /// Its place in the order in which jobs began.
     begun: u64,
 }
 
 impl Running {
-    /// How far the memory is.
+    /// Sets the progress of the memory.
     pub(crate) fn progress(&self, progress: Progress) {
         self.now.lock().expect("nobody panics with it").progress = Some(progress);
         self.changed();
     }
 
-    /// How far each disk is.
+    /// Sets the progress of each disk.
     pub(crate) fn disks(&self, disks: Vec<DiskProgress>) {
         self.now.lock().expect("nobody panics with it").disks = disks;
         self.changed();
     }
 
-    /// How far it is with the memory that it was promised. Disks are copied to the process that receives the memory, too.
+    /// How much of the promised memory is already in use. Disks are received by the same process that receives the
+    /// memory, so their copying counts as a sign of it.
     pub(crate) fn arrived(&self) -> Arrived {
         let now = self.now.lock().expect("nobody panics with it");
         let memory = now.progress.as_ref().map_or(ByteCount(0), |progress| progress.memory_done);
@@ -92,12 +93,12 @@ impl Running {
         Arrived { memory, receives: flows || now.disks.iter().any(|disk| disk.stage != DiskStage::Waiting) }
     }
 
-    /// Listeners will be told how the job stands; changes in quick succession are told as one.
+    /// Signals that the job's view changed; changes in quick succession are published as one.
     pub(crate) fn changed(&self) {
         self.changed.notify_one();
     }
 
-    /// Changes what is known; listeners are told if it is something else than before.
+    /// Sets one value of the state. Returns whether it is new, in which case listeners are informed.
     fn say<T: PartialEq>(&self, of: impl FnOnce(&mut Now) -> &mut T, value: T) -> bool {
         let mut now = self.now.lock().expect("nobody panics with it");
         let known = of(&mut now);
@@ -109,24 +110,24 @@ impl Running {
         news
     }
 
-    /// Says what the job waits for, or that it does not wait any more.
+    /// Sets what the job waits for; `None`: it does not wait.
     pub(crate) fn wait_for(&self, what: Option<String>) {
         let waits = what.is_some();
         if self.say(|now| &mut now.waits_for, what.clone())
             && let Some(what) = what
         {
-            // The job says so for as long as it does. What ends by itself is nothing to be warned of.
+            // The job shows this while it waits. It is no warning, because the wait may end by itself.
             tracing::info!(what, "The job waits");
         }
         self.waiting.send_if_modified(|before| std::mem::replace(before, waits) != waits);
     }
 
-    /// Says why what must be done has been tried in vain so far; `None`: it is done.
+    /// Sets why an action that must succeed has failed so far; `None`: it succeeded.
     pub(crate) fn in_vain(&self, why: Option<String>) {
         self.say(|now| &mut now.in_vain, why);
     }
 
-    /// Asks the database until it answers. Meanwhile the job shows that it waits for it.
+    /// Repeats a database access until it succeeds. In the meantime the job shows that it waits for the database.
     pub(crate) async fn kept<T, F>(&self, attempt: impl Fn() -> F) -> T
     where
         F: Future<Output = Result<T, StoreError>>,
@@ -148,32 +149,32 @@ impl Running {
         }
     }
 
-    /// Whether it waits for something that a host, the database or somebody must do, or has tried in vain so far.
+    /// Whether the job waits for a host, the database or a user, or has an action that failed so far.
     pub(crate) fn waits(&self) -> bool {
         let now = self.now.lock().expect("nobody panics with it");
         now.waits_for.is_some() || now.in_vain.is_some() || now.unkept.is_some()
     }
 
-    /// Whether nobody drives the job any more: its task has ended, and the job has not.
+    /// Whether the job's task has ended although the job has not.
     pub(crate) fn is_left(&self) -> bool {
         self.ended.is_cancelled()
     }
 
-    /// What is tried again and again is tried now.
+    /// Ends the current pause, so that a failing action is repeated now.
     pub(crate) fn retry(&self) {
         self.retry.notify_waiters();
     }
 
-    /// Returns after `pause`, or when [`Self::retry`] is called meanwhile.
+    /// Returns after `pause`, or as soon as [`Self::retry`] is called.
     pub(crate) async fn pause(&self, pause: Duration) {
         let _ = tokio::time::timeout(pause, self.retry.notified()).await;
     }
 
-    /// Returns once it has waited for `patience` without a break.
+    /// Returns once the job has waited for `patience` without a break.
     async fn has_waited(&self, patience: Duration) {
         let mut waiting = self.waiting.subscribe();
         loop {
-            // The sender lives as long as what it is a part of.
+            // The sender lives as long as `self`.
             let _ = waiting.wait_for(|waits| *waits).await;
             if tokio::time::timeout(patience, waiting.wait_for(|waits| !*waits)).await.is_err() {
                 return;
@@ -181,12 +182,12 @@ impl Running {
         }
     }
 
-    /// It takes nothing of its hosts any more: no bytes go, and what is left does not keep others waiting.
+    /// Shows the job as stuck and lets go of its slots: it transfers nothing, and must not block other jobs.
     pub(crate) fn stuck(&self) {
         self.stuck.cancel();
     }
 
-    /// Returns when it does not need its slots any more: it is stuck, or has waited for long.
+    /// Returns once the job no longer needs its slots: it is stuck, or has waited for long.
     pub(crate) async fn needs_no_slots(&self) {
         tokio::select! {
             () = self.stuck.cancelled() => {}
@@ -194,18 +195,18 @@ impl Running {
         }
     }
 
-    /// Ends its task. Returns when that has ended.
+    /// Ends the job's task and waits for its end.
     pub(crate) async fn dismiss(&self) {
         self.dismissed.cancel();
         self.ended.cancelled().await;
     }
 
-    /// Returns when somebody accepts what is.
+    /// Returns once the job is dismissed.
     pub(crate) async fn is_dismissed(&self) {
         self.dismissed.cancelled().await;
     }
 
-    /// Ends with what is returned.
+    /// A guard whose drop marks the job's task as ended.
     pub(crate) fn until_dropped(&self) -> DropGuard {
         self.ended.clone().drop_guard()
     }
@@ -220,18 +221,18 @@ impl Running {
     }
 }
 
-/// The jobs that run: what a restart may lose of them.
+/// The running jobs, with the state that a restart may lose.
 #[derive(Debug, Default)]
 pub(crate) struct RunningJobs {
     jobs: Mutex<BTreeMap<JobId, Arc<Running>>>,
-    /// How many have begun.
+    /// How many jobs have begun.
     begun: AtomicU64,
 }
 
 impl RunningJobs {
-    /// A job begins to run, after all that are there.
+    /// Registers a job that begins to run, after all others in the order.
     pub(crate) fn begin(&self, job: JobId, promised: Option<(HostId, Need)>) -> Arc<Running> {
-        // Whoever has a later place finds those before it.
+        // Taken first, so that a job with a later place always finds those before it.
         let mut all = self.jobs.lock().expect("nobody panics with it");
         let begun = self.begun.fetch_add(1, Ordering::Relaxed);
         let running = Arc::new(Running { promised, begun, ..Running::default() });
@@ -239,17 +240,17 @@ impl RunningJobs {
         running
     }
 
-    /// A job does not run any more.
+    /// Removes a job that no longer runs.
     pub(crate) fn end(&self, job: JobId) {
         self.jobs.lock().expect("nobody panics with it").remove(&job);
     }
 
-    /// What is known of a job that runs.
+    /// The state of a running job.
     pub(crate) fn get(&self, job: JobId) -> Option<Arc<Running>> {
         self.jobs.lock().expect("nobody panics with it").get(&job).cloned()
     }
 
-    /// Memory that moves which have not ended were promised, and that has not arrived.
+    /// Memory that was promised to open moves, minus what they already use.
     pub(crate) fn promised(&self, open: &[JobRecord]) -> Promised {
         let one = |record: &JobRecord| {
             let (host, need) = memory_of(record)?;
@@ -259,8 +260,8 @@ impl RunningJobs {
         Promised(open.iter().filter_map(one).collect())
     }
 
-    /// Memory of a host that jobs were promised which began before this one, and that has not arrived there yet: of two
-    /// that begin together, one comes first.
+    /// Memory of a host that was promised to jobs which began before this one, minus what they already use. So if two
+    /// jobs begin at the same time, one of them comes first.
     pub(crate) fn promised_before(&self, job: JobId, host: HostId) -> Vec<Need> {
         let running = self.jobs.lock().expect("nobody panics with it");
         let own = running.get(&job).map_or(u64::MAX, |running| running.begun);
@@ -309,7 +310,7 @@ mod tests {
         let jobs = RunningJobs::default();
         let (host, other) = (HostId(Uuid::from_u128(1)), HostId(Uuid::from_u128(2)));
         let need = |mib| Need { page: None, bytes: ByteCount::mib(mib) };
-        // The later number began first.
+        // The job with the later number began first.
         for (begun, job, at, mib) in [(0, 9, host, 100), (1, 4, host, 20), (2, 5, other, 3), (3, 6, host, 7)] {
             let running = Arc::new(Running { begun, promised: Some((at, need(mib))), ..Running::default() });
             jobs.jobs.lock().expect("nobody panics").insert(JobId(job), running);

@@ -1,4 +1,4 @@
-//! What a live move keeps of what was asked.
+//! The plan of a live move.
 
 use ferry_core::{
     files::{DiskMove, DiskProgress},
@@ -12,44 +12,44 @@ use uuid::Uuid;
 
 use super::kept::Kept;
 
-/// What the saga must know again after a restart. Stored with the job.
+/// What the saga needs after a restart of the server. Stored with the job.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub(crate) struct LivePlan {
-    /// The attempt on the wire.
+    /// The session of the attempt.
     pub(crate) session: SessionId,
-    /// Known to both agents of the session only.
+    /// A secret that only both agents of the session know.
     pub(crate) secret: Secret,
-    /// Begins at the time of acceptance, so that it rises even if a server starts with an empty database.
+    /// Starts at the time of acceptance, so that generations rise even if a server starts with an empty database.
     pub(crate) generation: Generation,
-    /// As asked for.
+    /// As requested.
     pub(crate) downtime_limit_ms: u32,
-    /// As asked for.
+    /// As requested.
     pub(crate) bandwidth_bytes_per_s: Option<u64>,
-    /// As asked for.
+    /// As requested.
     pub(crate) timeout_ms: u64,
-    /// As asked for.
+    /// As requested.
     #[serde(default)]
     pub(crate) on_stall: OnStall,
-    /// What the VM takes of the destination's memory.
+    /// The memory that the VM needs at the destination.
     #[serde(default)]
     pub(crate) need: Need,
-    /// As asked for.
+    /// As requested.
     #[serde(default)]
     pub(crate) overcommit: bool,
-    /// Whether the source keeps a definition of the VM.
+    /// Whether the source has a persistent definition of the VM.
     pub(crate) persistent: bool,
-    /// Whether the source starts the VM at boot: what it says when it holds the VM, which clears it there, and what
-    /// Confirm sets at the destination.
+    /// Whether the source starts the VM at boot. The source reports it when it holds the VM, which clears it there;
+    /// Confirm sets it at the destination.
     pub(crate) autostart: bool,
-    /// Shares that the VM's files lie on.
+    /// Shares that hold files of the VM.
     pub(crate) shares: Vec<ShareId>,
-    /// Disks that move along.
+    /// The migrated disks.
     #[serde(default)]
     pub(crate) along: Vec<DiskMove>,
-    /// Whether their old files stay.
+    /// Whether the old files of migrated disks stay.
     #[serde(default)]
     pub(crate) keep_source: bool,
-    /// How these disks stood when the agents said so last.
+    /// The progress of migrated disks according to the agents' last reports.
     #[serde(default)]
     pub(crate) progress: Vec<DiskProgress>,
 }
@@ -57,7 +57,8 @@ pub(crate) struct LivePlan {
 impl Kept for LivePlan {}
 
 impl LivePlan {
-    /// The same for another attempt: no carrier or request of an earlier one is taken for one of it.
+    /// The same plan for another attempt, with a new session and generation: no carrier or request of an earlier
+    /// attempt can be mistaken for one of the new attempt.
     pub(crate) fn renewed(&self, now_ms: u64) -> Self {
         Self {
             session: SessionId(Uuid::new_v4()),

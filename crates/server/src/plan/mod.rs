@@ -1,6 +1,7 @@
-//! What a job of any kind keeps for its next step, its next attempt and the next life of the server: JSON in the job's row.
+//! What a job of each kind needs in its next step, in its next attempt and after a restart of the server: JSON in the
+//! job's row.
 //!
-//! Data only. Fields are added with a default, so that what an earlier version stored is read.
+//! Data only. New fields have a default, so that plans of an earlier version can be read.
 
 mod kept;
 pub(crate) mod live;
@@ -23,10 +24,10 @@ use live::LivePlan;
 use offline::OfflinePlan;
 use storage::StoragePlan;
 
-/// What is kept of a job whose work is done by others.
+/// The stored plan of a parent job.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Parts {
-    /// As asked for.
+    /// As requested.
     #[serde(default)]
     pub(crate) overcommit: bool,
 }
@@ -34,7 +35,7 @@ pub(crate) struct Parts {
 impl Kept for Parts {}
 
 impl Parts {
-    /// Those of a job: earlier versions kept nothing.
+    /// The plan of a parent job; earlier versions stored none.
     pub(crate) fn of(record: &JobRecord) -> Self {
         Self::from_json(&record.job.plan).unwrap_or_default()
     }
@@ -42,16 +43,16 @@ impl Parts {
 
 /// A job's plan, by its kind.
 pub(crate) enum Plan {
-    /// Of a live move.
+    /// The plan of a live move.
     Live(LivePlan),
-    /// Of an offline move.
+    /// The plan of an offline move.
     Offline(OfflinePlan),
-    /// Of a storage move.
+    /// The plan of a storage move.
     Storage(StoragePlan),
 }
 
 impl Plan {
-    /// As it was stored. A job whose work is done by others has none.
+    /// Parses a job's plan. Parent jobs have none.
     pub(crate) fn of(record: &JobRecord) -> Result<Self, serde_json::Error> {
         match record.job.kind {
             JobKind::Storage => StoragePlan::from_json(&record.job.plan).map(Self::Storage),
@@ -62,7 +63,7 @@ impl Plan {
         }
     }
 
-    /// As it is stored for another attempt.
+    /// The stored form of the plan for another attempt.
     pub(crate) fn renewed(&self, now_ms: u64) -> String {
         match self {
             Self::Live(plan) => plan.renewed(now_ms).to_json(),
@@ -79,12 +80,12 @@ impl Plan {
         }
     }
 
-    /// The attempt, as the agents know it.
+    /// The attempt in the form that agents know.
     pub(crate) fn attempt(&self, record: &JobRecord) -> Attempt {
         Attempt { job: record.id, generation: self.generation() }
     }
 
-    /// Disks that move on their host, or along.
+    /// The disks that move on their host, or that migrate with the VM.
     pub(crate) fn disks(self) -> Vec<DiskMove> {
         match self {
             Self::Live(plan) => plan.along,
@@ -93,7 +94,7 @@ impl Plan {
         }
     }
 
-    /// Whether somebody took it that the destination's memory may not do.
+    /// Whether the user accepted that the destination's memory may not suffice.
     pub(crate) fn overcommits(record: &JobRecord) -> bool {
         match record.job.kind.is_parent() {
             true => Parts::of(record).overcommit,
@@ -101,7 +102,7 @@ impl Plan {
         }
     }
 
-    /// Whether its source keeps a definition of the VM.
+    /// Whether the source has a persistent definition of the VM.
     pub(crate) fn is_persistent(&self) -> bool {
         match self {
             Self::Live(plan) => plan.persistent,
@@ -112,7 +113,7 @@ impl Plan {
 
 /// The steps of a live move, in order.
 const LIVE: [Step; 8] = Step::ALL;
-/// Of an offline one: nothing runs, so nothing is resumed.
+/// The steps of an offline move: no VM runs, so none is resumed.
 const OFFLINE: [Step; 7] = [
     Step::Preflight,
     Step::Reserve,
@@ -122,12 +123,13 @@ const OFFLINE: [Step; 7] = [
     Step::Confirm,
     Step::Release,
 ];
-/// Of a storage move: both ends are one host, so there is no source to prepare, and the VM never stands still.
+/// The steps of a storage move. Both ends are the same host, so there is no source to prepare, and the VM is never
+/// paused.
 const STORAGE: [Step; 6] =
     [Step::Preflight, Step::Reserve, Step::PrepareDestination, Step::Perform, Step::Confirm, Step::Release];
 
-/// The steps of a job, in order; of one whose work is done by others, none. The first is compensable, one is the pivot, and
-/// the last ends the job.
+/// The steps of a job, in order; none for a parent job. The first is compensable, exactly one is the pivot, and the
+/// last ends the job.
 pub(crate) fn steps_of(record: &JobRecord) -> Vec<Step> {
     match record.job.kind {
         JobKind::Live | JobKind::LiveVsm => LIVE.to_vec(),
@@ -137,9 +139,10 @@ pub(crate) fn steps_of(record: &JobRecord) -> Vec<Step> {
     }
 }
 
-/// How the disks of a job stood when agents said so last. None: it moves none, or nothing was said yet.
+/// The progress of a job's disks according to the agents' last reports; empty if the job moves no disks or nothing was
+/// reported yet.
 pub(crate) fn progress_of(record: &JobRecord) -> Vec<DiskProgress> {
-    // A job is shown at each of its changes: the plan of one that moves no disks is not read for that.
+    // A job is shown at each of its changes, so plans without disks are not parsed for it.
     if matches!(record.job.kind, JobKind::Live | JobKind::Several | JobKind::Drain) {
         return Vec::new();
     }
@@ -151,7 +154,7 @@ pub(crate) fn progress_of(record: &JobRecord) -> Vec<DiskProgress> {
     }
 }
 
-/// The memory that a job was promised, and at which host; `None`: it is no live move.
+/// The memory that was promised to a job, and on which host; `None`: the job is not a live move.
 pub(crate) fn memory_of(record: &JobRecord) -> Option<(HostId, Need)> {
     match Plan::of(record) {
         Ok(Plan::Live(plan)) => Some((record.job.destination.id, plan.need)),

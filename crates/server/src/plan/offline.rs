@@ -1,4 +1,4 @@
-//! What a move of a VM that is shut off keeps of what was asked.
+//! The plan of an offline move.
 
 use ferry_core::{
     files::DiskProgress,
@@ -11,16 +11,16 @@ use uuid::Uuid;
 
 use super::kept::Kept;
 
-/// What the saga must know again after a restart. Stored with the job.
+/// What the saga needs after a restart of the server. Stored with the job.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub(crate) struct OfflinePlan {
-    /// The attempt on the wire.
+    /// The session of the attempt.
     pub(crate) session: SessionId,
-    /// Known to both agents of the session only.
+    /// A secret that only both agents of the session know.
     pub(crate) secret: Secret,
-    /// Begins at the time of acceptance, so that it rises even if a server starts with an empty database.
+    /// Starts at the time of acceptance, so that generations rise even if a server starts with an empty database.
     pub(crate) generation: Generation,
-    /// What moves.
+    /// The files that move.
     pub(crate) files: Vec<FileMove>,
     /// Shares with files that stay.
     pub(crate) shares: Vec<ShareId>,
@@ -28,7 +28,7 @@ pub(crate) struct OfflinePlan {
     pub(crate) keep_source: bool,
     /// Whether the source starts the VM at boot.
     pub(crate) autostart: bool,
-    /// How files stood when the agents said so last.
+    /// The progress of files according to the agents' last reports.
     #[serde(default)]
     pub(crate) progress: Vec<DiskProgress>,
 }
@@ -36,7 +36,7 @@ pub(crate) struct OfflinePlan {
 impl Kept for OfflinePlan {}
 
 impl OfflinePlan {
-    /// The same for another attempt.
+    /// The same plan for another attempt.
     pub(crate) fn renewed(&self, now_ms: u64) -> Self {
         Self {
             session: SessionId(Uuid::new_v4()),

@@ -1,20 +1,20 @@
-//! What a move of disks on one host keeps of what was asked.
+//! The plan of a storage move.
 
 use ferry_core::{api::agent::PrepareStorage, files::DiskProgress, id::Generation};
 use serde::{Deserialize, Serialize};
 
 use super::kept::Kept;
 
-/// What the saga must know again after a restart. Stored with the job.
+/// What the saga needs after a restart of the server. Stored with the job.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub(crate) struct StoragePlan {
-    /// Begins at the time of acceptance, so that it rises even if a server starts with an empty database.
+    /// Starts at the time of acceptance, so that generations rise even if a server starts with an empty database.
     pub(crate) generation: Generation,
-    /// What the agent is asked for.
+    /// The request to the agent.
     pub(crate) request: PrepareStorage,
     /// Whether the old files stay.
     pub(crate) keep_source: bool,
-    /// How the disks stood when the agent said so last.
+    /// The progress of the disks according to the agent's last report.
     #[serde(default)]
     pub(crate) disks: Vec<DiskProgress>,
 }
@@ -22,7 +22,7 @@ pub(crate) struct StoragePlan {
 impl Kept for StoragePlan {}
 
 impl StoragePlan {
-    /// The same for another attempt.
+    /// The same plan for another attempt.
     pub(crate) fn renewed(&self, now_ms: u64) -> Self {
         Self { generation: self.generation.next().max(Generation(now_ms)), disks: Vec::new(), ..self.clone() }
     }

@@ -1,4 +1,4 @@
-//! What the view of every job has.
+//! The parts of a view that all jobs have.
 
 use ferry_core::{
     api::server::{JobView, LogLine},
@@ -9,10 +9,10 @@ use ferry_core::{
 use super::line::line;
 use crate::store::{JobRecord, LogRow};
 
-/// Lines of the log that a view holds: the newest.
+/// How many of the newest log lines a view holds.
 const LOG_LINES_MAX: usize = 1000;
 
-/// What every job has.
+/// The parts of a view that all jobs have.
 pub(super) fn bare(record: &JobRecord, log: &[LogRow], phase: Phase, says: Vec<JobText>) -> JobView {
     let job = &record.job;
     let skipped = log.len().saturating_sub(LOG_LINES_MAX);

@@ -1,4 +1,4 @@
-//! How a live move stands.
+//! The summary of a live move.
 
 use ferry_core::{
     files::{DiskProgress, DiskStage},
@@ -13,7 +13,7 @@ use crate::{
     store::{JobRecord, NewJob},
 };
 
-/// How a live move stands, and what to do if somebody has to.
+/// The state of a live move, and what a user has to do, if anything.
 pub(super) fn summary(record: &JobRecord, phase: Phase, events: &[LogEvent], now: &Now) -> JobText {
     let NewJob { vm_name, source, destination, kind, .. } = &record.job;
     let (job, vm) = (record.id, vm_name.clone());
@@ -48,7 +48,7 @@ pub(super) fn summary(record: &JobRecord, phase: Phase, events: &[LogEvent], now
     }
 }
 
-/// Whether a disk is still to be copied.
+/// Whether a disk is still being copied.
 fn is_copied(disk: &DiskProgress) -> bool {
     match disk.stage {
         DiskStage::Waiting | DiskStage::Copying => true,

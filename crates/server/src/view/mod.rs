@@ -1,6 +1,6 @@
-//! A job as people see it: folded from its log and what is known while it runs.
+//! The view of a job: folded from its log, and from its state while it runs.
 //!
-//! One file for each kind's words: [`live`], [`offline`], [`storage`]; [`parent`] for jobs whose work is done by others.
+//! One file per kind has its texts: [`live`], [`offline`], [`storage`], and [`parent`] for parent jobs.
 
 mod bare;
 mod line;
@@ -25,7 +25,7 @@ use bare::bare;
 pub(crate) use parent::view_of_parent;
 use words::{by_name, whereabouts, why};
 
-/// The job as people see it. `steps` are those of its plan.
+/// The view of a job. `steps` are those of its plan.
 pub(crate) fn view(record: &JobRecord, steps: &[Step], log: &[LogRow], now: &Now) -> JobView {
     let events = LogRow::events(log);
     let phase = phase(&events);
@@ -101,16 +101,16 @@ fn step_view(step: Step, kind: JobKind, log: &[LogRow]) -> StepView {
     view
 }
 
-/// What an open job waits for, and what may be done about it.
+/// What an open job waits for, and what a user may do about it.
 fn waits(record: &JobRecord, phase: Phase, now: &Now) -> Vec<JobText> {
-    // A stuck one says so already.
+    // The summary of a stuck job already contains this.
     let what = now.waits_for.as_ref().or(now.in_vain.as_ref()).filter(|_| phase != Phase::Stuck);
     let waits = what.map(|what| JobText::WaitsFor { what: by_name(&record.job, what), job: record.id });
     let database = now.unkept.as_ref().map(|why| JobText::WaitsForDatabase { why: by_name(&record.job, why) });
     waits.into_iter().chain(database).filter(|_| !phase.ended()).collect()
 }
 
-/// How a job stands that was given up: what was said of the VM then, and what may be left.
+/// The summary of a dismissed job: what the hosts reported about the VM then, and what may be left.
 fn summary_of_dismissed(record: &JobRecord, phase: Phase, by: &str, told: &[Told], why: Part) -> JobText {
     let NewJob { vm_name, source, destination, kind, .. } = &record.job;
     let vm = vm_name.clone();
@@ -126,7 +126,7 @@ fn summary_of_dismissed(record: &JobRecord, phase: Phase, by: &str, told: &[Told
     JobText::Dismissed { by: by.to_owned(), why, seen, left: left.into() }
 }
 
-/// Where the VM is, and what to do if somebody has to.
+/// Where the VM is, and what a user has to do, if anything.
 fn summary(record: &JobRecord, phase: Phase, events: &[LogEvent], now: &Now) -> JobText {
     let dismissed = events.iter().find_map(|event| {
         let LogEvent::Dismissed { by, told } = event else { return None };

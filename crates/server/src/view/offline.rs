@@ -1,4 +1,4 @@
-//! How a move of a VM that is shut off stands.
+//! The summary of an offline move.
 
 use ferry_core::{
     job_text::JobText,
@@ -11,7 +11,7 @@ use crate::{
     store::{JobRecord, NewJob},
 };
 
-/// How a move of a VM that is shut off stands, and what to do if somebody has to.
+/// The state of an offline move, and what a user has to do, if anything.
 pub(super) fn summary(record: &JobRecord, phase: Phase, events: &[LogEvent], now: &Now) -> JobText {
     let NewJob { vm_name, source, destination, .. } = &record.job;
     let (job, vm) = (record.id, vm_name.clone());

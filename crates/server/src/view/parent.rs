@@ -1,4 +1,4 @@
-//! A job whose work is done by jobs of its own.
+//! The view of a parent job.
 
 use ferry_core::{
     api::server::{ChildView, JobView},
@@ -10,7 +10,7 @@ use ferry_core::{
 use super::bare::bare;
 use crate::store::{JobRecord, LogRow};
 
-/// A job whose work is done by others, as people see it: its phase is folded from theirs.
+/// The view of a parent job: its phase is folded from those of its parts.
 pub(crate) fn view_of_parent(record: &JobRecord, log: &[LogRow], children: &[JobView]) -> JobView {
     let phase = phase_of_parent(children, any_blocks(&record.job.findings));
     let says = summary_of_parent(record, phase, children);
@@ -24,7 +24,7 @@ pub(crate) fn view_of_parent(record: &JobRecord, log: &[LogRow], children: &[Job
         summary: child.summary.clone(),
         says: child.says.clone(),
     };
-    // Each of its parts offers its own: together they are cancelled and restarted.
+    // Each part offers its own actions. Only cancel and restart apply to all parts together.
     let may = |action: JobAction| children.iter().any(|child| child.next.contains(&action));
     let together = [(JobAction::Cancel, !phase.ended()), (JobAction::Restart, phase.ended())];
     let next = together.into_iter().filter(|(action, now)| *now && may(*action)).map(|(action, _)| action).collect();
@@ -37,7 +37,7 @@ pub(crate) fn view_of_parent(record: &JobRecord, log: &[LogRow], children: &[Job
     }
 }
 
-/// Where a job stands whose parts stand so. `left` is whether some VM could not even be tried.
+/// The phase of a parent job. `left`: whether some VM could not be moved at all.
 fn phase_of_parent(children: &[JobView], left: bool) -> Phase {
     let any = |phase: Phase| children.iter().any(|child| child.phase == phase);
     if any(Phase::Stuck) {
@@ -77,7 +77,7 @@ fn summary_of_parent(record: &JobRecord, phase: Phase, children: &[JobView]) -> 
             Severity::Warns => JobText::Overcommitted { what: message },
         }
     }));
-    // Each of its parts tells its own: together they are restarted by this job's number.
+    // Each part shows its own number. All of them are restarted together by this job's number.
     let may_be_restarted = phase == Phase::Failed || phase == Phase::Cancelled;
     if may_be_restarted && failed + cancelled > 0 {
         says.push(JobText::TryThoseAgain { job: record.id });

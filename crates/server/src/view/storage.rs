@@ -1,4 +1,4 @@
-//! How a move of disks on one host stands.
+//! The summary of a storage move.
 
 use ferry_core::{
     files::DiskStage,
@@ -12,7 +12,7 @@ use crate::{
     store::{JobRecord, NewJob},
 };
 
-/// How a storage move stands, and what to do if somebody has to.
+/// The state of a storage move, and what a user has to do, if anything.
 pub(super) fn summary(record: &JobRecord, phase: Phase, events: &[LogEvent], now: &Now) -> JobText {
     let NewJob { vm_name, source, .. } = &record.job;
     let (job, vm, host) = (record.id, vm_name.clone(), source.name.clone());

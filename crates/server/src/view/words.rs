@@ -1,4 +1,4 @@
-//! Words that views of several kinds use.
+//! Texts that views of several kinds use.
 
 use ferry_core::{
     admission::Slot,
@@ -11,12 +11,12 @@ use ferry_core::{
 
 use crate::store::NewJob;
 
-/// A text of a job with its VM by its name: hosts know it by its UUID.
+/// A text of a job with the VM's name instead of its UUID, by which hosts know it.
 pub(super) fn by_name(job: &NewJob, text: &str) -> String {
     text.replace(&job.vm.to_string(), &job.vm_name)
 }
 
-/// What went wrong last.
+/// The last failure.
 pub(super) fn why(job: &NewJob, events: &[LogEvent]) -> Part {
     let failure = events.iter().rev().find_map(|event| {
         let (LogEvent::Failed { message, .. } | LogEvent::UndoFailed { message, .. }) = event else { return None };
@@ -25,7 +25,7 @@ pub(super) fn why(job: &NewJob, events: &[LogEvent]) -> Part {
     failure.map_or(JobText::LogSaysWhy, |message| JobText::Reason { text: by_name(job, message) }).into()
 }
 
-/// Who has a VM, as hosts said.
+/// Which hosts have a VM, according to their answers.
 pub(crate) fn whereabouts(vm: &str, told: &[Told]) -> Message {
     let vm = vm.to_owned();
     if told.is_empty() {
@@ -43,7 +43,7 @@ pub(crate) fn whereabouts(vm: &str, told: &[Told]) -> Message {
     Message::Whereabouts { vm, seen: Clauses(told.iter().map(one).collect()) }
 }
 
-/// Which slots a job waits for; `unknown` where that is not known.
+/// The slots that a job waits for; `unknown` if they are not known.
 pub(super) fn waits_in_queue(wait: Option<&WaitView>, unknown: JobText) -> Part {
     let slot = |place: &Place| {
         let (host, jobs) = (place.host.clone(), JobList(place.jobs.clone()));
