@@ -1,4 +1,5 @@
-//! What jobs cost: `cargo xtask bench jobs`. The server is a process of its own; hosts are agents over fake hypervisors.
+//! Measures the cost of jobs: `cargo xtask bench jobs`. The server is a separate process; hosts are agents over fake
+//! hypervisors.
 
 #![allow(dead_code, unused_imports, reason = "the component tests' support has more than is needed here")]
 
@@ -24,14 +25,14 @@ use ferry_drivers::hypervisor::{
 use support::{Host, Lab, in_lab, wait_for};
 
 const ADDRESS: &str = "127.0.0.1:27420";
-/// Two processors start 400 carriers.
+/// Two processors start 400 carriers in this time.
 const START: Duration = Duration::from_secs(50);
 const PAIRS: usize = 4;
 const RUNNING: usize = 200;
 const QUEUED: usize = 1_000;
 const NAMES: [&str; 2 * PAIRS] = ["kvm1", "kvm2", "kvm3", "kvm4", "kvm5", "kvm6", "kvm7", "kvm8"];
 
-/// The server, as a process.
+/// The server as a separate process.
 struct Process(Child);
 
 impl Process {
@@ -49,7 +50,7 @@ impl Process {
         self.0.wait().expect("it ends");
     }
 
-    /// What it has in memory.
+    /// Its resident memory.
     fn resident(&self) -> ByteCount {
         let status = std::fs::read_to_string(format!("/proc/{}/status", self.0.id())).expect("it runs");
         let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).expect("a kernel says so");
@@ -74,7 +75,7 @@ async fn answers(client: &ServerClient) -> bool {
     client.hosts().await.is_ok_and(|hosts| hosts.len() == NAMES.len() && hosts.iter().all(|host| host.reachable))
 }
 
-/// Small guests that run on a host.
+/// Runs small guests on a host.
 fn run_guests(host: &Host, prefix: &str, count: usize) -> Vec<String> {
     let names: Vec<String> = (0..count).map(|number| format!("{prefix}{number}")).collect();
     for name in &names {
@@ -103,7 +104,7 @@ async fn jobs(client: &ServerClient) -> Vec<JobView> {
     jobs.into_iter().filter(|job| job.vm.is_some()).collect()
 }
 
-/// Jobs that are under way and were heard of by this life of the server.
+/// Counts the running jobs of which this run of the server has received a report.
 async fn followed(client: &ServerClient) -> usize {
     let jobs = jobs(client).await;
     jobs.iter().filter(|job| job.phase == Phase::Migrating && job.progress.is_some()).count()
@@ -114,14 +115,14 @@ fn percentile(mut values: Vec<f64>, part: f64) -> f64 {
     values[((values.len() as f64 * part).ceil() as usize).clamp(1, values.len()) - 1]
 }
 
-/// Kills the server with 200 jobs under way, and starts it again.
+/// Kills the server while 200 jobs run, and starts it again.
 async fn restarted(lab: &Lab, client: &ServerClient, process: &mut Process, figures: &mut Vec<Figure>) {
     let mut times = Vec::new();
     for _ in 0..5 {
         process.kill();
         let begun = Instant::now();
         *process = Process::start(lab);
-        // Progress is not stored: whose job has some was heard by this life of the server.
+        // Progress is not stored: a job that has progress was reported to this run of the server.
         wait_for("every job is followed again", async || followed(client).await == RUNNING).await;
         times.push(begun.elapsed().as_secs_f64() * 1e3);
     }
@@ -135,7 +136,7 @@ async fn restarted(lab: &Lab, client: &ServerClient, process: &mut Process, figu
     figures.push(Figure { name: "server with 200 running jobs, MiB", value, bound: 150.0 });
 }
 
-/// Moves 40 VMs one after another, and looks how long a slot is free.
+/// Moves 40 VMs one after another and measures how long a slot stays free.
 async fn queued_starts(client: &ServerClient, vms: &[String], figures: &mut Vec<Figure>) {
     for host in ["kvm1", "kvm5"] {
         client.set_host(host, &SetHost { live_limit: Some(1), storage_limit: None }).await.expect("set");
@@ -161,7 +162,7 @@ async fn queued_starts(client: &ServerClient, vms: &[String], figures: &mut Vec<
     });
 }
 
-/// A thousand jobs that wait.
+/// A queue of a thousand jobs.
 async fn long_queue(
     lab: &Lab,
     client: &ServerClient,
@@ -212,7 +213,7 @@ fn table(figures: &[Figure]) -> String {
     text
 }
 
-/// One step of a job whose steps do nothing: what the log costs.
+/// The cost of the log: one step of a job whose steps do nothing.
 fn step_overhead() -> f64 {
     let output = Command::new(env!("CARGO"))
         .args(["test", "--release", "--quiet", "-p", "ferry-server", "--lib", "--", "--ignored", "--nocapture"])

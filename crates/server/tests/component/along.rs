@@ -1,4 +1,4 @@
-//! Moves to another host where disks move along.
+//! Live moves in which disks migrate with the VM.
 
 use std::{fs, path::PathBuf, sync::Arc};
 
@@ -26,7 +26,7 @@ use crate::{
     support::{Host, Lab, UNC, in_lab, refusal},
 };
 
-/// A VM with a disk on its host and one on the share, and the two hosts; it is on the first.
+/// Two hosts, and a VM on the first of them with one disk on its host and one on the share.
 async fn half_shared(lab: &Lab) -> (Host, Host, VmId) {
     let (kvm1, kvm2, _) = lab.two_hosts().await;
     let disks = [old(&kvm1), kvm1.on_share("db/vdb.raw")];
@@ -92,7 +92,7 @@ fn only_what_the_destination_does_not_reach_moves_along() {
         assert!(figures.allocated_source.0 > 0 && figures.allocated_destination.0 > 0, "{figures:?}");
         assert_eq!((kvm1.leftovers(), kvm2.leftovers()), (Vec::new(), Vec::new()));
 
-        // To the share, on request, and the old file stays.
+        // Moves the disk to the share on request; the old file stays.
         let disk = MoveDisk { device: "vda".into(), to: Some(format!("{UNC}\\db")), format: None };
         let back =
             MigrateVm { destination: "kvm1".into(), disks: vec![disk], keep_source: true, ..MigrateVm::default() };
@@ -100,7 +100,7 @@ fn only_what_the_destination_does_not_reach_moves_along() {
         lab.ends(&job, Phase::Succeeded).await;
         assert_eq!(in_use(&kvm1, vm)[0], kvm1.on_share("db/vda.raw"));
         assert!(new(&kvm2).exists(), "it was to be kept");
-        // Nothing has to move along any more.
+        // No disk has to migrate any more.
         let job = lab.migrate("db", "kvm2").await.expect("accepted");
         assert_eq!(job.kind, JobKind::Live);
         lab.ends(&job, Phase::Succeeded).await;
@@ -160,7 +160,7 @@ fn what_a_failed_move_has_copied_is_taken_by_a_retry_at_once() {
     expects_warning("libvirt's migrate call failed");
     in_lab(async |lab| {
         let (kvm1, kvm2, vm) = half_shared(lab).await;
-        // More than can be made anew in no time.
+        // More data than can be created in no time.
         let large = [content(0), content(1), content(2), content(3)].concat();
         fs::write(old(&kvm1), &large).expect("written");
         let kept = || {
@@ -241,7 +241,7 @@ fn what_cannot_move_along_is_refused_with_the_reason_and_nothing_is_made() {
         assert_eq!(refusal(lab.client.migrate_many(&many).await).0, 400);
         fs::remove_file(new(&kvm2)).expect("there");
 
-        // A shared disk on the host only cannot follow.
+        // A shared disk that is only on the host cannot follow.
         let disk = kvm1.on_host("old/quorum.raw");
         fs::write(&disk, content(0)).expect("written");
         let guest = |guest: &mut FakeGuest| {
@@ -289,7 +289,7 @@ fn source_files_stay_until_the_destination_has_said_that_the_vm_is_there_with_it
         assert!(stuck.summary.contains("kvm2"), "{}", stuck.summary);
         assert_eq!(fs::read(old(&kvm1)).expect("it stays"), content(0));
         assert!(kvm1.hypervisor.vm(vm).expect("reachable").is_some(), "and so does the definition");
-        // The host is back, and its file is not.
+        // The host is back, but its file is not.
         let aside = kvm2.on_host("new/aside.raw");
         fs::rename(new(&kvm2), &aside).expect("there");
         kvm2.start().await;
@@ -360,7 +360,7 @@ fn what_a_dismissed_move_left_goes_when_its_hosts_answer_also_after_a_restart_of
             assert_eq!(lab.running_on(vm), crate::moves::only("kvm1"));
             assert_eq!(fs::read(old(kvm1)).expect("there"), content(0));
         };
-        // The source is away, and it is not known who has the VM.
+        // The source is away, and it is unknown which host has the VM.
         let (job, hold) = held(lab, &kvm1, Point::MigratedDisk, &to_new(&kvm2)).await;
         kvm1.stop().await;
         kvm1.hypervisor.faults().fail(Point::Pass(1), "no such luck");

@@ -1,4 +1,4 @@
-//! The REST API's form: problems, idempotency, the document.
+//! The form of the REST API: problems, idempotency, the document.
 
 use ferry_core::api::problem::{PROBLEM_MEDIA_TYPE, Problem};
 use reqwest::{
@@ -8,7 +8,7 @@ use reqwest::{
 
 use crate::support::{Lab, in_lab};
 
-/// Plain HTTP calls, for what the typed client cannot say.
+/// Plain HTTP calls, for requests that the typed client cannot make.
 struct Plain {
     client: Client,
     base: String,

@@ -1,4 +1,4 @@
-//! Bad input gets a clear error that names the object and the fix, and nothing is changed. One row each.
+//! Bad input gets a clear error that names the object and the fix, and changes nothing. One row per case.
 
 use ferry_client::ClientError;
 use ferry_core::{
@@ -17,7 +17,7 @@ use ferry_testkit::logs::expects_warning;
 
 use crate::support::{Host, Lab, in_lab, refusal, unc, wait_for};
 
-/// Two hosts, a good VM `web01` on kvm1, and a bad one that a row may make.
+/// Two hosts, a good VM `web01` on kvm1, and a bad one that a row may create.
 struct Fabric<'a> {
     lab: &'a Lab,
     kvm1: Host,
@@ -31,7 +31,7 @@ impl Fabric<'_> {
         self.lab.run(&self.kvm1, "bad", change).await;
     }
 
-    /// Waits until kvm2 says this of itself.
+    /// Waits until kvm2 has this finding about itself.
     async fn kvm2_says(&self, id: Id) {
         let says = async || {
             let facts = self.lab.client.host("kvm2").await.expect("known").facts;
@@ -41,7 +41,7 @@ impl Fabric<'_> {
     }
 }
 
-/// Spoils something, and says which move is then asked for: VM, destination.
+/// Spoils something, and returns the move to request then: VM, destination.
 type Spoil = for<'a> fn(
     &'a mut Fabric<'_>,
 ) -> std::pin::Pin<Box<dyn std::future::Future<Output = (&'static str, &'static str)> + 'a>>;
@@ -138,7 +138,7 @@ const ROWS: &[(&str, Spoil, u16, Id)] = &[
     (
         "two different shares behind one name",
         spoil!(f => {
-            // The mount of kvm2 turns into one of another share after it was attached.
+            // The share on kvm2 is replaced by another one after it was attached.
             let mount = f.kvm2.on_share("");
             let mount = mount.to_str().expect("text").trim_end_matches('/').to_owned();
             std::fs::remove_file(&mount).expect("unmounted");

@@ -1,4 +1,4 @@
-//! Jobs: turns, several at once, drains, and what can be done about a job that did not go well.
+//! Jobs: the queue, several at the same time, drains, and actions on a job that did not go well.
 
 use std::sync::Arc;
 
@@ -25,7 +25,7 @@ use crate::{
     support::{Host, Lab, in_lab, refusal, wait_for},
 };
 
-/// Starts a move and holds it while its memory is on its way.
+/// Starts a move and holds it while its memory is being sent.
 async fn held_move(lab: &Lab, from: &Host, vm: &str, to: &str) -> (JobView, Arc<Hold>) {
     let hold = Arc::new(from.hypervisor.faults().hold(Point::Pass(2)));
     let job = lab.migrate(vm, to).await.expect("accepted");
@@ -33,7 +33,7 @@ async fn held_move(lab: &Lab, from: &Host, vm: &str, to: &str) -> (JobView, Arc<
     (job, hold)
 }
 
-/// VMs that run on a host beside `web01`.
+/// Runs additional VMs on a host beside `web01`.
 async fn run_more(lab: &Lab, host: &Host, names: &[&str]) {
     for name in names {
         lab.run(host, name, |_| {}).await;
@@ -86,7 +86,7 @@ fn a_third_move_waits_and_says_for_what_and_a_higher_limit_lets_it_go_at_once() 
     });
 }
 
-/// What a host has free by now, less than a tenth of it: other programs of this machine take and give memory meanwhile.
+/// A host's free memory in tenths, rounded down: other programs of this machine use and free memory in the meantime.
 async fn parts_of_free_memory(lab: &Lab, host: &str, tenths: u64) -> ByteCount {
     let free = lab.client.host(host).await.expect("shown").facts.expect("known").memory_free;
     ByteCount(free.0 / 10 * tenths)
@@ -101,7 +101,7 @@ fn memory_that_a_move_was_promised_is_not_promised_again_unless_somebody_takes_t
             lab.run(&kvm1, name, |guest| guest.facts.memory = much).await;
         }
         let (first, hold) = held_move(lab, &kvm1, "db", "kvm2").await;
-        // Each would find room by itself, and the kernel shows nothing of the first yet.
+        // Each fits alone, and the kernel does not show the first one's memory yet.
         let refused = lab.migrate("mail", "kvm2").await;
         let Err(ClientError::Refused(problem)) = refused else { panic!("{refused:?}") };
         let [finding] = &problem.findings[..] else { panic!("{problem:#?}") };
@@ -123,7 +123,7 @@ fn memory_that_a_move_was_promised_is_not_promised_again_unless_somebody_takes_t
         let done = lab.ends(&second, Phase::Succeeded).await;
         let kept: Vec<FindingId> = done.findings.iter().map(|finding| finding.id).collect();
         assert!(kept.contains(&FindingId::HostMemory), "the job remembers that it was known: {done:#?}");
-        // Nothing is promised any more.
+        // No memory is promised any more.
         lab.run(&kvm1, "last", |guest| guest.facts.memory = much).await;
         let third = lab.migrate("last", "kvm2").await.expect("there is room");
         lab.ends(&third, Phase::Succeeded).await;
@@ -303,7 +303,7 @@ fn a_drain_takes_memory_that_may_not_do_only_if_somebody_wants_it_and_its_jobs_r
         let (kvm1, _kvm2, _) = lab.two_hosts().await;
         let much = parts_of_free_memory(lab, "kvm2", 6).await;
         let more = parts_of_free_memory(lab, "kvm2", 20).await;
-        // The larger chooses first.
+        // The larger VM chooses first.
         let less = ByteCount(much.0 - (64 << 20));
         for (name, memory) in [("db", much), ("mail", less), ("large", more)] {
             lab.run(&kvm1, name, |guest| guest.facts.memory = memory).await;
@@ -355,7 +355,7 @@ fn a_drain_plans_what_moves_along_for_the_host_that_it_chose_and_asks_how_vms_ar
         lab.run(&kvm1, "uefi", |guest| add_nvram(guest, &variables)).await;
         let local = kvm1.on_host("cache.raw");
         lab.run(&kvm1, "cache", |guest| guest.facts.files[0].place = local.clone()).await;
-        // Paused when it was seen last.
+        // The VM was paused when it was last seen.
         kvm1.hypervisor.pause(web01);
         lab.wait_for_state("web01", VmState::Paused).await;
         kvm1.hypervisor.resume(web01).expect("resumed");

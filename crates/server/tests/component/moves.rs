@@ -17,7 +17,7 @@ pub fn only(host: &str) -> BTreeSet<String> {
     BTreeSet::from([host.to_owned()])
 }
 
-/// Waits until somebody is held, without holding up the runtime.
+/// Waits until the hold is reached, without blocking the runtime.
 pub async fn reached(hold: &Arc<Hold>) {
     let waiting = hold.clone();
     let came = tokio::task::spawn_blocking(move || waiting.wait_reached(DEADLINE)).await;
@@ -259,7 +259,7 @@ fn who_has_the_vm_is_never_guessed_but_waited_for() {
         reached(&hold).await;
         kvm1.stop().await;
         hold.release();
-        // The hand-over fails, and only kvm1 could say that its copy runs on.
+        // The hand-over fails, and only kvm1 could report that its copy continues to run.
         let waits = |job: &JobView| job.phase == Phase::Migrating && job.summary.contains("Waits for: ");
         let job = lab.wait_for_job(job.id, waits).await;
         assert!(job.summary.contains("kvm1"), "{}", job.summary);
@@ -358,7 +358,7 @@ fn a_vm_that_runs_twice_is_said_to() {
     });
 }
 
-/// Where an agent can be made to fail, and whether that ends the move.
+/// Points at which an agent can be made to fail, and whether a failure there ends the move.
 #[cfg(feature = "failpoints")]
 const AGENT_POINTS: [(&str, bool); 8] = [
     ("agent-prepare-destination", true),
@@ -392,7 +392,7 @@ fn an_agent_that_fails_anywhere_once_leaves_the_vm_in_one_place_and_nothing_behi
             assert_eq!(lab.running_on(vm), only(if ends_the_move { &from } else { to }), "{point}");
             assert_eq!((kvm1.leftovers(), kvm2.leftovers()), (Vec::new(), Vec::new()), "{point}");
         }
-        // What takes back fails once, too: it is repeated.
+        // The undo fails once as well, and is repeated.
         for point in ["agent-abort", "agent-undone", "agent-release", "agent-released"] {
             let from = lab.client.vm("web01").await.expect("known").host;
             let to = if from == "kvm1" { "kvm2" } else { "kvm1" };

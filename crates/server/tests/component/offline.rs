@@ -1,4 +1,4 @@
-//! Moves of VMs that are shut off, with their files.
+//! Offline moves, with the VM's files.
 
 use std::{fs, path::PathBuf, sync::Arc};
 
@@ -22,7 +22,7 @@ use crate::{
     support::{Host, Lab, in_lab, refusal, wait_for},
 };
 
-/// Larger than what is thrown away when a copy is not finished.
+/// Larger than the part of an unfinished copy that is discarded.
 const DISK_BYTES: usize = 8 << 20;
 
 /// A VM that is shut off, with a disk and UEFI variables on its host and a disk on the share.
@@ -80,7 +80,8 @@ fn assert_moved(kvm1: &Host, kvm2: &Host, vm: VmId) {
     assert_eq!((kvm1.leftovers(), kvm2.leftovers()), (Vec::new(), Vec::new()));
 }
 
-/// The source's agent reads the definition when it prepares, before it copies, and once more afterwards.
+/// Holds the source's agent after the copy: it reads the definition when it prepares, before it copies, and once more
+/// afterwards.
 fn after_the_copy(source: &Host) -> Arc<Hold> {
     Arc::new(source.hypervisor.faults().hold_nth(Point::Definition, 3))
 }
@@ -151,13 +152,13 @@ fn a_vm_that_runs_is_never_moved_offline_nor_the_other_way_round() {
         }
         assert_at_source(&kvm1, &kvm2, vm);
 
-        // Started while the job waited for its turn.
+        // The VM is started while the job waits in the queue.
         let hold = lab.client.set_host("kvm1", &none_at_once()).await;
         hold.expect("set");
         let gate = after_the_copy(&kvm1);
         let second = lab.client.migrate("db", &to_new(&kvm2)).await.expect("accepted").id;
         reached(&gate).await;
-        // By now it is held: the hook vetoes a start, which the fake does not ask.
+        // By now the VM is held: the hook vetoes a start, but the fake does not ask the hook.
         assert!(!kvm1.leftovers().is_empty());
         kvm1.hypervisor.start(vm).expect("started past the hook");
         gate.release();
@@ -192,7 +193,7 @@ fn what_fails_or_is_cancelled_leaves_the_vm_whole_and_the_next_attempt_sends_lit
         hold.release();
         let job = lab.ends(&job, Phase::Cancelled).await;
         assert_at_source(&kvm1, &kvm2, vm);
-        // What the attempt before had copied is there.
+        // What the previous attempt copied is there.
         let seeds = kvm2.config.state_dir.join("seeds");
         assert_eq!(fs::read_dir(&seeds).expect("there").count(), 2);
         let again = lab.client.restart_job(job.id).await.expect("restarted");
@@ -228,7 +229,7 @@ fn a_server_or_agent_that_is_restarted_in_between_does_not_lose_the_vm() {
         assert_moved(&kvm1, &kvm2, vm);
         assert!(job.figures.expect("known").allocated_destination.0 > 0);
 
-        // Home again; the source's agent ends before the old files do.
+        // Back home; the source's agent ends before the old files are removed.
         fs::create_dir_all(kvm1.on_host("old")).expect("made");
         kvm2.hypervisor.faults().fail(Point::Undefine, "not now");
         let storage = Some(kvm1.on_host("old").display().to_string());
@@ -268,7 +269,7 @@ fn what_cannot_move_is_refused_with_the_reason() {
         let home = MigrateVm { destination: "kvm1".into(), ..to_new(&kvm2) };
         assert_eq!(refused(home).await.1, [FindingId::VmAlreadyThere]);
 
-        // An overlay: its definition does not tell while it is shut off.
+        // An overlay: the definition of a VM that is shut off does not show it.
         let mut tool = tokio::process::Command::new("qemu-img");
         let base = kvm1.on_host("old/base.raw");
         fs::rename(disk(&kvm1), &base).expect("renamed");
@@ -292,7 +293,7 @@ fn a_destination_that_does_not_know_is_asked_until_it_does() {
     expects_warning(r#"A request failed title="Could not read VM"#);
     in_lab(async |lab| {
         let (kvm1, kvm2, vm) = shut_off(lab).await;
-        // libvirt at the destination is restarted while the VM is defined there.
+        // The destination's libvirt restarts while the VM is being defined there.
         let hold = Arc::new(kvm2.hypervisor.faults().hold(Point::Define));
         kvm2.hypervisor.faults().fail(Point::Define, "libvirt ends");
         let job = lab.client.migrate("db", &to_new(&kvm2)).await.expect("accepted");
@@ -421,7 +422,7 @@ fn vms_that_share_a_disk_move_one_after_the_other_and_share_it_again() {
             fs::write(file, content(number)).expect("written");
         }
 
-        // Not while one of them may write.
+        // Not while one of the VMs may write.
         lab.client.start_vm("two").await.expect("started");
         lab.wait_for_state("two", VmState::Running).await;
         assert_eq!(refusal(lab.client.migrate("one", &to_new(&kvm2)).await), (409, vec![FindingId::DiskShareable]));
@@ -434,7 +435,7 @@ fn vms_that_share_a_disk_move_one_after_the_other_and_share_it_again() {
         lab.ends(&job, Phase::Succeeded).await;
         assert!(shared.exists() && !own("one").exists(), "the other still needs it");
 
-        // What came with the first was written to since: nobody may choose but an administrator.
+        // The file that came with the first VM has been written to since: only an administrator may choose.
         let there = kvm2.on_host("new/quorum.raw");
         fs::write(&there, content(9)).expect("written");
         let job = lab.client.migrate("two", &to_new(&kvm2)).await.expect("accepted");

@@ -1,4 +1,4 @@
-//! Where files may be: storage locations of hosts, and what browsing shows of them.
+//! Places for files: hosts' storage locations, and browsing.
 
 use std::{
     fs,
@@ -19,7 +19,7 @@ use ferry_testkit::logs::expects_warning;
 
 use crate::support::{Host, Lab, UNC, in_lab, refusal, unc, wait_for};
 
-/// What an administrator writes for a place on the share.
+/// A place on the share, as an administrator writes it.
 fn on_share(inside: &str) -> String {
     format!("{UNC}\\{inside}")
 }
@@ -132,7 +132,7 @@ fn a_directory_that_qemus_user_cannot_write_in_is_refused() {
     in_lab(async |lab| {
         let (kvm1, _kvm2, _) = lab.two_hosts().await;
         fs::create_dir(kvm1.on_host("closed")).expect("made");
-        // Who is not root stands for QEMU's user himself.
+        // A test that does not run as root uses its own user as QEMU's.
         let conf = fs::read_to_string(&kvm1.config.qemu_conf).expect("read").replace("+0", "nobody");
         fs::write(&kvm1.config.qemu_conf, conf).expect("written");
         let mode = if nix::unistd::geteuid().is_root() { 0o700 } else { 0o500 };

@@ -1,4 +1,4 @@
-//! Rules for files of VMs: what moves, what stays, what is refused, each by every way that a file may move.
+//! Rules for VM files: which ones move, stay or are refused, in every way in which a file may move.
 
 use std::{
     fs,
@@ -29,14 +29,14 @@ use crate::{
     support::{Host, Lab, UNC, in_lab, refusal, unc, wait_for},
 };
 
-/// How a file may move.
+/// The ways in which a file may move.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Path3 {
     /// On its host, while the VM runs.
     Storage,
-    /// Along with the running VM.
+    /// With the running VM, to another host.
     Along,
-    /// With the VM, which is shut off.
+    /// With a VM that is shut off.
     Offline,
 }
 
@@ -46,7 +46,7 @@ fn disk_to(device: &str, to: &str, format: Option<DiskFormat>) -> Vec<MoveDisk> 
     vec![MoveDisk { device: device.into(), to: Some(to.to_owned()), format }]
 }
 
-/// What stands against a move of disk `vda` of VM `db`, which is put into the state that the way needs.
+/// The findings against a move of disk `vda` of VM `db`, which is first put into the state that this way needs.
 async fn against(lab: &Lab, kvm1: &Host, kvm2: &Host, vm: VmId, how: Path3) -> Vec<Finding> {
     let host = if how == Path3::Storage { kvm1 } else { kvm2 };
     against_to(lab, kvm1, vm, how, &host.on_host("new").display().to_string(), None).await
@@ -88,7 +88,7 @@ fn overlay(base: &Path, top: &Path) {
     assert!(tool.status().expect("qemu-img is installed").success());
 }
 
-/// Another name of the folder `db` of the share, on one host: a folder of its own that is a link.
+/// Another path to the directory `db` of the share on one host: a separate directory that is a link.
 fn alias(host: &Host) -> PathBuf {
     let alias = host.on_host("store");
     let _ = fs::create_dir_all(host.on_host(""));
@@ -98,7 +98,8 @@ fn alias(host: &Host) -> PathBuf {
     alias
 }
 
-/// A VM `db` whose one disk is a file on the share, and two hosts with a folder `new`; it is on the first, shut off.
+/// Two hosts with a directory `new`, and a VM `db` on the first of them, which is shut off and has one disk on the
+/// share.
 async fn db(lab: &Lab, change: impl FnOnce(&mut FakeGuest)) -> (Host, Host, VmId) {
     let (kvm1, kvm2, _) = lab.two_hosts().await;
     for host in [&kvm1, &kvm2] {
@@ -138,7 +139,7 @@ fn what_another_vm_needs_is_never_taken_away() {
             if is_overlay {
                 overlay(&base, &top(host));
                 guest.facts.files[0].format = Some(DiskFormat::Qcow2);
-                // The definition of a VM that is shut off does not tell.
+                // The definition of a VM that is shut off does not show it.
                 if runs {
                     guest.facts.files[0].below = vec![base];
                     guest.facts.files[0].has_backing = true;
@@ -169,7 +170,7 @@ fn what_another_vm_needs_is_never_taken_away() {
     });
 }
 
-/// Begins a move of `db` to the folders `new`, and holds it when the copy is done and nothing was removed yet.
+/// Starts a move of `db` to the directories `new`, and holds it after the copy, before anything is removed.
 async fn held(lab: &Lab, kvm1: &Host, kvm2: &Host, vm: VmId, how: Path3) -> (JobView, Arc<Hold>) {
     if how != Path3::Offline {
         kvm1.hypervisor.start(vm).expect("started");
@@ -195,7 +196,7 @@ async fn held(lab: &Lab, kvm1: &Host, kvm2: &Host, vm: VmId, how: Path3) -> (Job
     (job, hold)
 }
 
-/// What the job tells of files that stay.
+/// The job's notes about files that stay.
 fn stays(job: &JobView) -> String {
     let told = job.findings.iter().map(|finding| finding.message.to_string());
     told.chain(job.log.iter().map(|line| line.message.clone())).filter(|text| text.contains("stay")).collect()
@@ -230,7 +231,7 @@ fn a_base_that_a_clone_began_to_need_during_the_move_stays_by_whatever_name_and_
 #[test]
 fn an_image_that_is_a_link_keeps_it_and_the_job_says_so() {
     expects_warning("An old file stays");
-    // A move of a VM that is shut off reads no link, and fails.
+    // An offline move cannot read links, and fails.
     for how in [Path3::Storage, Path3::Along] {
         in_lab(async |lab| {
             let (kvm1, kvm2, vm) = db(lab, |_| {}).await;
@@ -299,7 +300,7 @@ fn uefi_variables_move_along_alone_where_every_disk_is_on_a_share() {
         let places: Vec<_> = facts.files.into_iter().map(|file| file.place).collect();
         assert_eq!(places, [kvm2.on_share("db/disk.raw"), kvm2.on_host("new/vars.fd")]);
         assert!(!kvm1.on_share("db/vars.fd").exists() && kvm1.on_share("db/disk.raw").exists());
-        // Where the destination does not reach them, and nobody says where they go, the move is refused.
+        // If the destination does not reach them and the request does not place them, the move is refused.
         let (status, found) = refusal(lab.migrate("db", "kvm1").await);
         assert_eq!((status, found), (409, vec![FindingId::DiskNotShared]));
     });
@@ -340,7 +341,7 @@ fn uefi_variables_move_along_with_the_running_vm() {
         lab.ends(&job, Phase::Succeeded).await;
         let facts = kvm2.hypervisor.vm(vm).expect("reachable").expect("there");
         assert_eq!(facts.files[1].place, new);
-        // QEMU writes what the guest has there; it must fit.
+        // QEMU writes the guest's variables there; they must fit.
         assert_eq!(fs::metadata(&new).expect("there").len(), 540 << 10);
         assert!(!old.exists(), "the old file is gone");
         assert_eq!((kvm1.leftovers(), kvm2.leftovers()), (Vec::new(), Vec::new()));
@@ -369,7 +370,7 @@ fn snapshots_inside_of_an_image_are_not_lost_silently() {
                     && findings[0].fix.to_string().contains("qemu-img snapshot -d")
             );
         }
-        // Byte by byte they come along.
+        // An offline move copies them byte by byte.
         assert_eq!(against(lab, &kvm1, &kvm2, vm, Path3::Offline).await, []);
     });
 }
@@ -392,7 +393,7 @@ fn an_encrypted_disk_moves_byte_by_byte_or_not_at_all() {
 #[test]
 fn room_is_counted_for_the_whole_chain_and_for_copies_that_are_not_thin() {
     in_lab(async |lab| {
-        // What the guest sees is 8 MiB; the image takes next to nothing, the one below it 4 MiB.
+        // The guest sees 8 MiB; the image takes almost nothing, its backing file 4 MiB.
         let (kvm1, _kvm2, vm) = db(lab, |guest| {
             let base = guest.facts.files[0].place.with_file_name("base.raw");
             guest.facts.files[0].below = vec![base];

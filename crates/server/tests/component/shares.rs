@@ -1,4 +1,4 @@
-//! Shares that are not SMB: NFS exports, and paths that an administrator has on several hosts.
+//! Shares other than SMB: NFS exports, and paths that an administrator provides on several hosts.
 
 use std::{
     fs,
@@ -42,7 +42,7 @@ async fn two_hosts(lab: &Lab) -> [Host; 2] {
     hosts
 }
 
-/// The path of the directory that a text means on a host.
+/// The path of the directory that a text denotes on a host.
 async fn browsed(lab: &Lab, host: &str, text: &str) -> String {
     match lab.client.places(host, Some(text)).await.expect(text) {
         PlacesView::Directory { path, .. } => path,
@@ -50,7 +50,7 @@ async fn browsed(lab: &Lab, host: &str, text: &str) -> String {
     }
 }
 
-/// Where the administrator of a host mounts what he shares: not below the share root.
+/// Where a host's administrator mounts a shared path: not below the share root.
 fn by_hand(host: &Host) -> PathBuf {
     host.config.qemu_conf.with_file_name("vms")
 }
@@ -186,7 +186,7 @@ fn a_share_on_which_qemus_user_gets_no_file_is_not_attached() {
         let source: ShareSource = NFS.parse().expect("an export");
         lab.file_servers.export(&source, FakeExport::new(&backing));
         add(lab, "nfs", NFS).await;
-        // QEMU's user cannot pass the directory.
+        // QEMU's user cannot enter the directory.
         fs::set_permissions(&backing, fs::Permissions::from_mode(0o700)).expect("set");
         let conf = fs::read_to_string(&kvm1.config.qemu_conf).expect("read").replace("+0", "nobody");
         fs::write(&kvm1.config.qemu_conf, conf).expect("written");

@@ -1,4 +1,4 @@
-//! Moves of a running VM's disks on its host.
+//! Storage moves: disks of a running VM move on its host.
 
 use std::{fs, path::PathBuf, sync::Arc};
 
@@ -23,10 +23,10 @@ use crate::{
     support::{Host, Lab, UNC, in_lab, refusal, wait_for},
 };
 
-/// Mebibytes of a disk.
+/// The size of a disk in MiB.
 const SIZE: usize = 3;
 
-/// A VM with two disks on the share that hold something, and the two hosts; it is on the first.
+/// Two hosts, and a VM on the first of them with two disks on the share that hold data.
 async fn two_disks(lab: &Lab) -> (Host, Host, VmId) {
     let (kvm1, kvm2, _) = lab.two_hosts().await;
     let disks = ["vda", "vdb"].map(|disk| kvm1.on_share(&format!("db/{disk}.raw")));
@@ -41,7 +41,7 @@ async fn two_disks(lab: &Lab) -> (Host, Host, VmId) {
     (kvm1, kvm2, vm)
 }
 
-/// What a disk holds: zeros and numbers.
+/// The contents of a disk: zeros and numbers.
 fn content(number: usize) -> Vec<u8> {
     let block = |index: usize| if index.is_multiple_of(3) { vec![0; 4096] } else { vec![(index + number) as u8; 4096] };
     (0..SIZE << 8).flat_map(block).collect()
@@ -56,7 +56,7 @@ fn one_to(device: &str, place: &str) -> MoveStorage {
     MoveStorage { disks: vec![disk], ..MoveStorage::default() }
 }
 
-/// The files that a VM uses, as its hypervisor says.
+/// The files that a VM uses, according to its hypervisor.
 fn in_use(host: &Host, vm: VmId) -> Vec<PathBuf> {
     host.hypervisor.vm(vm).expect("reachable").expect("there").files.into_iter().map(|file| file.place).collect()
 }
@@ -233,7 +233,7 @@ fn storage_moves_have_slots_of_their_own() {
         let second = lab.client.move_storage("mail", &all_to(&local(&kvm1))).await.expect("accepted");
         let waits = second.waits.clone().expect("it says for what");
         assert_eq!((waits.places[0].slot, waits.places[0].jobs.clone()), (Slot::Storage, vec![first.id]));
-        // A live move does not wait for it.
+        // A live move does not wait for the storage move.
         let live = lab.migrate("web01", "kvm2").await.expect("accepted");
         lab.ends(&live, Phase::Succeeded).await;
         assert_eq!(refusal(lab.migrate("db", "kvm2").await).1, [FindingId::VmBusy]);

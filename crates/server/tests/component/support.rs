@@ -1,5 +1,5 @@
-//! A server, hosts with real agents over fake hypervisors, and file servers: all in one process, over real TLS,
-//! HTTP, wire and database.
+//! A server, hosts with real agents over fake hypervisors, and file servers: all in one process, with real TLS, HTTP,
+//! wire and database.
 
 use std::{collections::BTreeSet, net::TcpListener, path::PathBuf, sync::Arc, time::Duration};
 
@@ -29,7 +29,7 @@ pub const DEADLINE: Duration = Duration::from_secs(30);
 /// The share that every host of a [`Lab`] has.
 pub const UNC: &str = "\\\\fs1.ferry.lab\\vms";
 
-/// A server, its client, and what hosts have in common.
+/// A server, its client, and everything that its hosts share.
 pub struct Lab {
     folder: PathBuf,
     pub world: World,
@@ -39,7 +39,7 @@ pub struct Lab {
     pub client: ServerClient,
 }
 
-/// A host whose agent runs, or not.
+/// A host, with its agent running or stopped.
 pub struct Host {
     pub name: &'static str,
     folder: PathBuf,
@@ -49,12 +49,12 @@ pub struct Host {
     running: Option<(Arc<Agent>, oneshot::Sender<()>, tokio::task::JoinHandle<()>)>,
 }
 
-/// Runs a test in a lab of its own. The lab's folder outlives everything that runs in it.
+/// Runs a test in its own lab. The lab's folder outlives everything that runs in it.
 pub fn in_lab(test: impl AsyncFnOnce(&mut Lab)) {
     let logs = Watch::start();
-    // The disks of fake guests are no NBD.
+    // The disks of fake guests do not speak NBD.
     expects_warning("An NBD connection is not understood and is carried as it is");
-    // A fake's carrier ends with its task, without a word to its peer.
+    // A fake's carrier ends with its task, without notice to its peer.
     expects_warning("Channel failed");
     expects_warning("The channel was ended with the move");
     // So does its QEMU.
@@ -104,7 +104,7 @@ impl Lab {
         (kvm1, kvm2, vm)
     }
 
-    /// A host whose agent runs and is enrolled with nobody.
+    /// A host whose agent runs and is not enrolled.
     pub async fn host(&self, name: &'static str) -> Host {
         let folder = self.folder.join(name);
         std::fs::create_dir(&folder).expect("made");
@@ -121,7 +121,7 @@ impl Lab {
         config.machine_id = folder.join("machine-id");
         std::fs::write(&config.machine_id, Uuid::new_v4().simple().to_string()).expect("written");
         std::fs::create_dir(&config.storage_roots[0]).expect("made");
-        // QEMU's user is whoever runs the tests.
+        // QEMU's user is the one that runs the tests.
         std::fs::write(&config.qemu_conf, "user = \"+0\"\n").expect("written");
         let mut host = Host {
             name,
@@ -136,7 +136,7 @@ impl Lab {
         host
     }
 
-    /// Adds a host with a good token.
+    /// Adds a host with a valid token.
     pub async fn add(&self, host: &Host) -> Result<HostView, ClientError> {
         self.client.add_host(&AddHost { name: host.name.into(), address: host.address(), token: host.token() }).await
     }
@@ -158,7 +158,7 @@ impl Lab {
         vm
     }
 
-    /// Defines a VM as [`Self::define`] does, and starts it.
+    /// Defines a VM like [`Self::define`], and starts it.
     pub async fn run(&self, host: &Host, name: &str, change: impl FnOnce(&mut FakeGuest)) -> VmId {
         let vm = self.define(host, name, change).await;
         self.client.start_vm(&format!("{}/{name}", host.name)).await.expect("started");
@@ -176,7 +176,7 @@ impl Lab {
         self.client.migrate(vm, &MigrateVm { destination: to.into(), ..MigrateVm::default() }).await
     }
 
-    /// Waits until a job is in a phase that `is_it` likes.
+    /// Waits until `is_it` holds for a job.
     pub async fn wait_for_job(&self, job: JobId, is_it: impl Fn(&JobView) -> bool) -> JobView {
         let found = tokio::time::timeout(DEADLINE, async {
             loop {
@@ -207,25 +207,25 @@ impl Lab {
         }
     }
 
-    /// Starts the server on the same state; the client calls its new address.
+    /// Starts the server with the same state; the client calls its new address.
     pub async fn start_server(&mut self) {
         let server = Server::start(&self.config).await.expect("the server starts");
         self.client = self.client_at(&server.address().to_string());
         self.server = Some(server);
     }
 
-    /// A client of a server that runs elsewhere on the same state.
+    /// A client of a server that runs elsewhere with the same state.
     pub fn client_at(&self, address: &str) -> ServerClient {
         client_of(&self.config, address)
     }
 
-    /// Where the server answers, its key, and the administrator's token.
+    /// The server's address, its key, and the administrator's token.
     pub fn access(&self) -> (String, Pin, String) {
         let server = self.server.as_ref().expect("it runs");
         (format!("https://{}", server.address()), server.pin(), token_of(&self.config))
     }
 
-    /// Where the server tells its figures.
+    /// The address of the server's metrics.
     pub fn metrics_address(&self) -> std::net::SocketAddr {
         self.server.as_ref().expect("it runs").metrics_address().expect("it tells them")
     }
@@ -235,14 +235,14 @@ impl Lab {
         &self.config
     }
 
-    /// A folder of the lab's own.
+    /// A directory of the lab.
     pub fn folder(&self, name: &str) -> PathBuf {
         let folder = self.folder.join(name);
         std::fs::create_dir_all(&folder).expect("made");
         folder
     }
 
-    /// The hosts that run a VM now; never two in all its life.
+    /// The hosts that run a VM now. Checks that the VM has never run on two hosts.
     pub fn running_on(&self, vm: VmId) -> BTreeSet<String> {
         assert!(self.world.most_at_once(vm) <= 1, "the VM ran twice: {:#?}", self.world.history(vm));
         self.world.running_on(vm)
@@ -250,7 +250,7 @@ impl Lab {
 }
 
 impl Host {
-    /// What `ferry-agent setup` does.
+    /// Does the same as `ferry-agent setup`.
     pub fn set_up(&mut self) {
         let path = self.folder.join("agent.toml");
         std::fs::write(&path, toml::to_string(&self.config).expect("settings")).expect("written");
@@ -274,7 +274,7 @@ impl Host {
         self.running = Some((agent, stop, serving));
     }
 
-    /// Stops the agent. Carriers and VMs go on.
+    /// Stops the agent. Carriers and VMs continue.
     pub async fn stop(&mut self) {
         expects_warning("The host's agent does not answer");
         let (agent, stop, serving) = self.running.take().expect("it runs");
@@ -283,7 +283,7 @@ impl Host {
         drop(agent);
     }
 
-    /// Reaches other file servers from now on, after a restart of the agent.
+    /// Makes the agent reach other file servers from now on, by a restart.
     pub fn reach(&mut self, file_servers: FakeFileServers) {
         self.file_servers = file_servers;
     }
@@ -308,7 +308,7 @@ impl Host {
         mount.expect("the share is attached").expect("readable").path().join(path)
     }
 
-    /// What moves left behind: journals, holds, folders of sockets.
+    /// Everything that moves left behind: journals, holds, socket directories.
     pub fn leftovers(&self) -> Vec<String> {
         let offline = self.config.state_dir.join("offline");
         let folders = [self.config.journal_dir(), self.config.holds_dir(), self.config.sessions_dir(), offline];
@@ -316,7 +316,7 @@ impl Host {
         entries.map(|entry| entry.expect("readable").path().display().to_string()).collect()
     }
 
-    /// A path on this host only.
+    /// A path that exists on this host only.
     pub fn on_host(&self, path: &str) -> PathBuf {
         self.folder.join("local").join(path)
     }
@@ -337,7 +337,7 @@ fn client_of(config: &Config, address: &str) -> ServerClient {
     ServerClient::new(&format!("https://{address}"), pin, &token_of(config)).expect("usable")
 }
 
-/// Waits until something is so.
+/// Waits until a condition holds.
 pub async fn wait_for(what: &str, mut is_so: impl AsyncFnMut() -> bool) {
     let waited = tokio::time::timeout(DEADLINE, async {
         while !is_so().await {

@@ -1,4 +1,4 @@
-//! Who may call whom.
+//! Which programs may call which.
 
 use ferry_client::{ClientError, agent::AgentClient, server::ServerClient};
 use ferry_core::{
@@ -35,7 +35,7 @@ fn an_agent_obeys_the_key_that_it_is_enrolled_with_and_no_other() {
         assert_eq!(refusal(unknown.host().await), (403, vec![FindingId::AuthKey]), "nobody is enrolled");
         lab.add(&kvm1).await.expect("added");
         assert_eq!(refusal(unknown.host().await), (403, vec![FindingId::AuthKey]));
-        // Host B's key on agent A.
+        // Host B's key is used on agent A.
         let neighbour = AgentClient::new(&kvm1.address(), pin, &kvm2.agent().key).expect("usable");
         assert_eq!(refusal(neighbour.host().await), (403, vec![FindingId::AuthKey]));
     });
