@@ -1,4 +1,4 @@
-//! Program `ferry-agent`.
+//! `ferry-agent`: the program on each host.
 
 use std::{net::SocketAddr, path::PathBuf, sync::Arc};
 
@@ -17,11 +17,11 @@ use ferry_manual::Section;
 use tokio::signal::unix::{SignalKind, signal};
 use tracing::info;
 
-/// Observe this host and move the bytes of its VMs.
+/// Report on this host and move its VMs.
 #[derive(Parser)]
 #[command(version, arg_required_else_help = true)]
 struct Arguments {
-    /// Read this configuration.
+    /// Read settings from this file.
     #[arg(long, global = true, default_value = DEFAULT_PATH)]
     config: PathBuf,
     #[command(subcommand)]
@@ -30,50 +30,50 @@ struct Arguments {
 
 #[derive(Subcommand)]
 enum Command {
-    /// Make this host ready, say what is missing, and print an enrolment token.
+    /// Prepare this host, report what is missing, and print an enrolment token.
     Setup {
-        /// Listen here, as in 192.0.2.11:7421. Needed once, when there is no configuration yet.
+        /// Listen at this address, as in 192.0.2.11:7421. Needed once, when no configuration exists yet.
         #[arg(long)]
         listen: Option<SocketAddr>,
-        /// Restart libvirt without asking, if it must read what was changed; running VMs go on.
+        /// Restart libvirt without asking, if it must read changed settings. Running VMs continue.
         #[arg(long)]
         yes: bool,
-        /// Take away what setup wrote into AppArmor, SELinux and libvirt's hooks, and do nothing else.
+        /// Remove what setup wrote into AppArmor, SELinux and libvirt's hooks, and do nothing else.
         #[arg(long, conflicts_with_all = ["listen", "yes"])]
         remove: bool,
     },
-    /// Print a new enrolment token, good for one use.
+    /// Print a new enrolment token, valid for one use.
     Token,
-    /// Print the VMs that are held here while a move of them has not ended well: libvirt does not start them.
+    /// List the VMs that libvirt may not start here, because a move of them has not ended well.
     Holds {
         #[command(subcommand)]
         command: Option<HoldsCommand>,
     },
-    /// Serve the control API until ended.
+    /// Serve the control API until stopped by a signal.
     Run,
-    /// Carry one side of one migration. Started by the agent.
+    /// Carry one end of one live move. Started by the agent.
     #[command(hide = true)]
     Carry {
-        /// The journal page of the migration.
+        /// The journal record of the move.
         #[arg(long)]
         journal: PathBuf,
-        /// Where to say why it could not begin.
+        /// The file for the reason why it could not begin.
         #[arg(long)]
         said: PathBuf,
     },
-    /// Write man pages and completions into a folder. For packages.
+    /// Write man pages and shell completions into a folder, for packages.
     #[command(hide = true)]
     Manual {
-        /// The folder.
+        /// The folder to write into.
         folder: PathBuf,
     },
 }
 
 #[derive(Subcommand)]
 enum HoldsCommand {
-    /// Let a VM be started here again: only if the server is gone, and the VM runs on no other host.
+    /// Allow starting a VM here again. Only for when the server is gone and the VM runs on no other host.
     Release {
-        /// Its name or UUID.
+        /// The VM's name or UUID.
         vm: String,
     },
 }

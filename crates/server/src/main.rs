@@ -8,7 +8,7 @@ use ferry_server::{Server, config::Config, openapi_document, renew_token};
 use tokio::signal::unix::{SignalKind, signal};
 use tracing_subscriber::EnvFilter;
 
-/// The control plane of Ferry: REST API, jobs, inventory.
+/// Serve Ferry's REST API, run jobs and keep the inventory
 #[derive(Debug, Parser)]
 #[command(name = "ferry-server", version)]
 struct Arguments {
@@ -18,24 +18,24 @@ struct Arguments {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Answer the REST API until told to stop by SIGTERM or Ctrl-C
+    /// Serve the REST API until stopped by SIGTERM or Ctrl-C
     Run {
-        /// Read settings from this file [default: /etc/ferry/server.toml, if there]
+        /// Read settings from this file [default: /etc/ferry/server.toml, if it exists]
         #[arg(long)]
         config: Option<PathBuf>,
     },
-    /// Replace the administrator's token and print the file that holds the new one
+    /// Replace the administrator's token and print the path of the file with the new one
     Token {
-        /// Read settings from this file [default: /etc/ferry/server.toml, if there]
+        /// Read settings from this file [default: /etc/ferry/server.toml, if it exists]
         #[arg(long)]
         config: Option<PathBuf>,
     },
     /// Print the OpenAPI document of the REST API
     Openapi,
-    /// Write man pages and completions into a folder. For packages
+    /// Write man pages and shell completions into a folder, for packages
     #[command(hide = true)]
     Manual {
-        /// The folder
+        /// The folder to write into
         folder: PathBuf,
     },
 }
