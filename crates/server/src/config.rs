@@ -8,22 +8,22 @@ use std::{
 use anyhow::Context as _;
 use serde::Deserialize;
 
-/// Where the settings are unless the command line says otherwise.
+/// The path of the settings unless the command line gives another.
 pub const CONFIG_PATH: &str = "/etc/ferry/server.toml";
 
-/// Settings. Every one has a default: an absent file is an empty one.
+/// Settings. Every one has a default: a missing file is the same as an empty one.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Config {
-    /// Where the REST API listens.
+    /// Address of the REST API.
     pub listen: SocketAddr,
-    /// Keys, tokens and, by default, the database. Only its owner may read it.
+    /// Directory for keys, tokens and, by default, the database. Only its owner may read it.
     pub state_dir: PathBuf,
     /// The database file; `None`: `ferry.db` in `state_dir`.
     pub database: Option<PathBuf>,
-    /// Where Prometheus is told figures, without TLS and token; `None`: nowhere.
+    /// Address at which Prometheus reads metrics, without TLS and token; `None`: nowhere.
     pub metrics_listen: Option<SocketAddr>,
-    /// Jobs that ended are kept for so many days, with their logs.
+    /// For how many days ended jobs are kept, with their logs.
     pub retention_days: u32,
 }
 
@@ -40,10 +40,10 @@ impl Default for Config {
 }
 
 impl Config {
-    /// Reads `path`, or the default path if there is a file.
+    /// Reads `path`, or the default path if that file exists.
     ///
     /// # Errors
-    /// When a named file cannot be read, or a file holds something else than settings: it says which line.
+    /// If a named file cannot be read, or if a file is invalid: the error names the line.
     pub fn read(path: Option<&Path>) -> anyhow::Result<Self> {
         let file = path.unwrap_or(Path::new(CONFIG_PATH));
         match std::fs::read_to_string(file) {
@@ -53,7 +53,7 @@ impl Config {
         }
     }
 
-    /// The database file.
+    /// The path of the database file.
     pub fn database(&self) -> PathBuf {
         self.database.clone().unwrap_or_else(|| self.state_dir.join("ferry.db"))
     }

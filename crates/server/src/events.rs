@@ -1,4 +1,4 @@
-//! What changed, numbered, for as many listeners as there are; a slow one loses events and is told so.
+//! Numbered change events for any number of listeners. A slow listener loses events and is told so.
 
 use std::{
     collections::VecDeque,
@@ -10,14 +10,14 @@ use tokio::sync::broadcast;
 
 use crate::clock::now_ms;
 
-/// Events that a returning listener can catch up with, and that a slow one may lag behind: some minutes of one
+/// How many events a returning listener can catch up with, and how far a slow one may lag behind: some minutes of one
 /// moving VM.
 const RING_EVENTS_MAX: usize = 512;
 
-/// One event, as it is sent.
+/// An event in the form in which it is sent.
 #[derive(Clone, Debug)]
 pub(crate) struct Numbered {
-    /// Rises by one with each event; begins beyond all numbers of earlier lives.
+    /// Rises by one with each event; starts above all numbers of earlier runs of the server.
     pub(crate) sequence: u64,
     /// The event's name.
     pub(crate) name: &'static str,
@@ -38,7 +38,7 @@ struct Ring {
     next: u64,
 }
 
-/// What a listener gets: first what it missed, then what comes.
+/// A listener's events: first those that it missed, then new ones.
 #[derive(Debug)]
 pub(crate) struct Subscription {
     missed: VecDeque<Numbered>,
@@ -48,7 +48,7 @@ pub(crate) struct Subscription {
 
 impl Events {
     pub(crate) fn new() -> Self {
-        // Below 2^53 for a hundred years, so that JavaScript can hold it.
+        // Below 2^53 for a hundred years, so JavaScript can represent it.
         let next = now_ms() << 10;
         let ring = Ring { recent: VecDeque::with_capacity(RING_EVENTS_MAX), next };
         Self { ring: Mutex::new(ring), live: broadcast::Sender::new(RING_EVENTS_MAX) }
@@ -63,11 +63,12 @@ impl Events {
             ring.recent.pop_front();
         }
         ring.recent.push_back(numbered.clone());
-        // Under the lock, so that nothing is missed or doubled by a subscription. Without listeners it is an error.
+        // Under the lock, so that a subscription neither misses nor repeats an event. Sending fails if there are no
+        // listeners.
         let _ = self.live.send(numbered);
     }
 
-    /// Listens from after `last` on, or from now on.
+    /// Subscribes to all events after `last`, or to new events only.
     pub(crate) fn subscribe(&self, last: Option<u64>) -> Subscription {
         let ring = self.ring.lock().expect("nobody panics with it");
         let live = self.live.subscribe();
@@ -88,7 +89,7 @@ impl Events {
 }
 
 impl Subscription {
-    /// The next event; `None` when there will be none any more.
+    /// The next event; `None` if there will be no more.
     pub(crate) async fn next(&mut self) -> Option<Numbered> {
         if let Some(event) = self.missed.pop_front() {
             return Some(event);
@@ -154,7 +155,7 @@ mod tests {
         }
         assert_eq!(slow.next().await.expect("an event").name, "reset");
         assert_eq!(events.subscribe(Some(first)).next().await.expect("an event").name, "reset");
-        // An id of another life.
+        // An id of another run of the server.
         for foreign in [5, u64::MAX - 1] {
             assert_eq!(events.subscribe(Some(foreign)).next().await.expect("an event").name, "reset");
         }

@@ -1,4 +1,4 @@
-//! Why a request was not done: by findings (the caller can act) or by a fault of the program.
+//! Why a request failed: because of findings, on which the caller can act, or because of a fault of the program.
 
 use ferry_client::ClientError;
 use ferry_core::{
@@ -10,10 +10,10 @@ use thiserror::Error;
 
 use crate::store::StoreError;
 
-/// Why a request was not done.
+/// Why a request failed.
 #[derive(Debug, Error)]
 pub enum Failure {
-    /// It is refused, or a host did not do it; nothing was changed unless a finding says so.
+    /// The request was refused, or a host did not carry it out. Nothing was changed unless a finding says so.
     #[error("{}", .0.title)]
     Refused(Box<Problem>),
     /// The database failed.
@@ -28,12 +28,12 @@ impl Failure {
         Self::Refused(Box::new(Problem::refused(status, title, findings)))
     }
 
-    /// A refusal by one finding.
+    /// A refusal because of one finding.
     pub(crate) fn found(title: impl Into<String>, finding: Finding) -> Self {
         Self::refused(title, vec![finding])
     }
 
-    /// What an agent's answer to `title` means to the caller of the REST API.
+    /// Translates an agent's answer to `title` for the caller of the REST API.
     pub(crate) fn of_agent(title: impl Into<String>, host: &str, error: &ClientError) -> Self {
         let title = title.into();
         match error {
@@ -64,7 +64,7 @@ impl Failure {
     }
 }
 
-/// The finding of a host that gave no sensible answer.
+/// The finding about a host without a valid answer.
 pub(crate) fn fault_finding(host: &str, error: &ClientError) -> Finding {
     let (name, reason) = (host.to_owned(), chain(&error));
     match error {
@@ -132,12 +132,12 @@ pub(crate) fn describe(host: &str, error: &ClientError) -> String {
     }
 }
 
-/// Whether an agent refused something for this reason.
+/// Whether an agent refused a request with this finding.
 pub(crate) fn has_finding(error: &ClientError, id: FindingId) -> bool {
     error.problem().is_some_and(|problem| problem.findings.iter().any(|finding| finding.id == id))
 }
 
-/// The HTTP status of a refusal by this finding.
+/// The HTTP status of a refusal with this finding.
 pub(crate) fn status_of(id: FindingId) -> u16 {
     use FindingId as Id;
     match id {
@@ -215,7 +215,7 @@ pub(crate) fn status_of(id: FindingId) -> u16 {
         | Id::PlaceNotADirectory
         | Id::PlaceUnreadable
         | Id::PlaceNotWritable => 422,
-        // The agent's or file server's fault, as seen through this server.
+        // The agent or the file server is at fault; this server only passes it on.
         Id::HostUnreachable | Id::HostVersion | Id::ShareUnreachable | Id::AuthKey => 502,
     }
 }

@@ -1,4 +1,4 @@
-//! The state directory: keys, the administrator's token, the pin for the command line. Made at the first start.
+//! The state directory: keys, the administrator's token, and the pin for the command line. Created at the first start.
 
 use std::{fs::File, os::unix::fs::DirBuilderExt as _, path::Path};
 
@@ -7,21 +7,21 @@ use ferry_trust::KeyPair;
 
 use crate::{config::Config, store::Store};
 
-/// The name of the one token there is now.
+/// The name of the only token.
 const ADMIN: &str = "admin";
 
-/// What a server needs of its state directory.
+/// The parts of the state directory that a server needs.
 pub(crate) struct State {
     pub(crate) store: Store,
     /// The REST API's key.
     pub(crate) rest_key: KeyPair,
     /// The key that agents pin.
     pub(crate) agents_key: KeyPair,
-    /// Locked for as long as it is open.
+    /// Locked while it is open.
     pub(crate) lock: File,
 }
 
-/// Opens the state, and makes what is not there yet.
+/// Opens the state directory and creates missing parts.
 pub(crate) async fn open(config: &Config) -> anyhow::Result<State> {
     let folder = &config.state_dir;
     make_folder(folder)?;
@@ -36,11 +36,11 @@ pub(crate) async fn open(config: &Config) -> anyhow::Result<State> {
     Ok(State { store, rest_key, agents_key, lock })
 }
 
-/// Replaces the administrator's token; the old one is worthless from then on, also for a server that runs.
-/// Ok holds the file with the new one.
+/// Replaces the administrator's token. The old token is invalid from then on, even for a running server. Ok is the path
+/// of the file with the new token.
 ///
 /// # Errors
-/// When the state cannot be used.
+/// If the state directory cannot be used.
 pub async fn renew_token(config: &Config) -> anyhow::Result<std::path::PathBuf> {
     make_folder(&config.state_dir)?;
     let store = open_store(config).await?;
@@ -51,14 +51,14 @@ pub async fn renew_token(config: &Config) -> anyhow::Result<std::path::PathBuf> 
 
 async fn open_store(config: &Config) -> anyhow::Result<Store> {
     let path = config.database();
-    // SQLite makes its files readable for others under a usual umask; they hold secrets of sessions.
+    // With a usual umask, SQLite would make its files readable for others; they hold session secrets.
     if !path.exists() {
         write(&path, "")?;
     }
     Store::open(&path).await.with_context(|| format!("Could not open the database {}", path.display()))
 }
 
-/// The file comes first: a token whose hash alone is stored would help nobody.
+/// The file is written first: a token of which only the hash is stored would be useless.
 async fn new_token(store: &Store, folder: &Path) -> anyhow::Result<std::path::PathBuf> {
     let token = ferry_trust::new_token();
     let path = folder.join("admin.token");
@@ -73,7 +73,7 @@ fn make_folder(folder: &Path) -> anyhow::Result<()> {
     made.with_context(|| format!("Could not make the state directory {}", folder.display()))
 }
 
-/// Two servers on one database would both drive its jobs.
+/// Two servers with the same database would both drive its jobs.
 fn lock(folder: &Path) -> anyhow::Result<File> {
     let path = folder.join("lock");
     let file = File::create(&path).with_context(|| format!("Could not write {}", path.display()))?;

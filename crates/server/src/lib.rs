@@ -1,8 +1,9 @@
-//! The control plane: REST API, jobs, inventory. It tells agents what to do and never sees a guest's bytes.
+//! The control plane: REST API, jobs, inventory. It directs agents and never sees a guest's bytes.
 //!
-//! `http` takes a request, `app` holds one file per use case. `preflight` judges it, `plan` is what is kept of it, `jobs`
-//! takes turns and drives `saga`, which spans several hosts; `view` shows how a job stands. `store` is the only thing that is
-//! kept. What hosts have and do is asked of their agents (`inventory`) and never stored. A file imports from below only:
+//! `http` receives a request, and `app` holds one file per use case. `preflight` checks the request, `plan` is the data
+//! that is stored for it, and `jobs` queues and drives a `saga`, which spans several hosts. `view` shows the state of a
+//! job. Only `store` is persistent: hosts' resources and VMs are asked of their agents (`inventory`) and never stored.
+//! A file imports only from levels below its own:
 //! `store < plan < inventory < preflight < jobs::running < view < saga < jobs::driver < app < http`.
 
 mod app;
@@ -44,15 +45,15 @@ use saga::Context as SagaContext;
 pub use first_start::renew_token;
 pub use http::openapi::openapi_document;
 
-/// Requests that are being answered when the server is told to stop get this long.
+/// How long requests in progress may take when the server is stopped.
 const SHUTDOWN_DEADLINE: Duration = Duration::from_secs(5);
-/// A client that opens a connection and sends nothing is cut off.
+/// A client that opens a connection and sends nothing is disconnected after this time.
 const FIRST_REQUEST_DEADLINE: Duration = Duration::from_secs(15);
 
-/// How often jobs are looked for that are kept no longer.
+/// How often expired jobs are removed.
 const FORGET_EVERY: Duration = Duration::from_secs(3600);
 
-/// A server that answers.
+/// A running server.
 pub struct Server {
     app: Arc<App>,
     handle: Handle<SocketAddr>,
@@ -66,10 +67,10 @@ pub struct Server {
 }
 
 impl Server {
-    /// Opens the state, takes up unfinished jobs and begins to answer.
+    /// Opens the state directory, resumes unfinished jobs and begins to answer.
     ///
     /// # Errors
-    /// When the state cannot be used, another server uses it, or the address cannot be listened on.
+    /// If the state directory cannot be used, another server uses it, or the address cannot be listened on.
     pub async fn start(config: &Config) -> anyhow::Result<Self> {
         ferry_trust::install_provider();
         let state = first_start::open(config).await?;
@@ -109,25 +110,25 @@ impl Server {
         Ok(Self { app, handle, tasks, serving, address, metrics_address, pin: state.rest_key.pin(), _lock: state.lock })
     }
 
-    /// Where it answers.
+    /// The address of the REST API.
     pub fn address(&self) -> SocketAddr {
         self.address
     }
 
-    /// Where it tells its figures, if it does.
+    /// The address of the metrics, if they are on.
     pub fn metrics_address(&self) -> Option<SocketAddr> {
         self.metrics_address
     }
 
-    /// The key of its REST API.
+    /// The pin of its REST API.
     pub fn pin(&self) -> Pin {
         self.pin
     }
 
-    /// Stops: lets requests end, leaves jobs as they are for the next life.
+    /// Stops the server: lets requests finish, and leaves jobs to the next run.
     ///
     /// # Errors
-    /// When serving had ended by an error.
+    /// If serving ended with an error.
     pub async fn stop(self) -> anyhow::Result<()> {
         self.app.stop.cancel();
         self.handle.graceful_shutdown(Some(SHUTDOWN_DEADLINE));
@@ -140,7 +141,7 @@ impl Server {
     }
 }
 
-/// Begins to tell figures at `listen`; gives the address.
+/// Begins to serve metrics at `listen`; returns the address.
 async fn serve_metrics(app: &Arc<App>, tasks: &TaskTracker, listen: SocketAddr) -> anyhow::Result<SocketAddr> {
     let listener = tokio::net::TcpListener::bind(listen).await;
     let listener = listener.with_context(|| format!("Could not listen on {listen} for metrics"))?;
@@ -150,7 +151,7 @@ async fn serve_metrics(app: &Arc<App>, tasks: &TaskTracker, listen: SocketAddr) 
     Ok(address)
 }
 
-/// Hosts and unfinished jobs of earlier lives.
+/// Loads the hosts, and resumes the unfinished jobs of earlier runs.
 async fn take_up(app: &Arc<App>) -> anyhow::Result<()> {
     app.store.forget_unanswered().await?;
     for record in app.store.hosts().await? {
@@ -160,7 +161,7 @@ async fn take_up(app: &Arc<App>) -> anyhow::Result<()> {
     Ok(app.jobs.take_up().await?)
 }
 
-/// Keeps the database from growing for ever. Never ends by itself.
+/// Removes expired jobs, so that the database does not grow for ever. Never ends by itself.
 async fn forget_old_jobs(app: Arc<App>, kept: Duration) {
     loop {
         let before_ms = clock::now_ms().saturating_sub(kept.as_millis() as u64);

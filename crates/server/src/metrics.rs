@@ -1,5 +1,5 @@
-//! What the server counts while it runs, for Prometheus. What is only so now is asked when it is scraped
-//! ([`crate::app::show_metrics`]). A restart begins at zero, as Prometheus expects of counters.
+//! Counters for Prometheus. Current values are not counted here but read at each scrape ([`crate::app::show_metrics`]).
+//! A restart resets the counters to zero, as Prometheus expects.
 
 use ferry_core::{
     api::server::JobView,
@@ -8,12 +8,12 @@ use ferry_core::{
     migration::Phase,
 };
 
-/// Downtimes in seconds, around the limit of 0.3 s that holds unless another is asked for.
+/// Buckets of downtimes in seconds, around the default limit of 0.3 s.
 const DOWNTIMES_S: &[f64] = &[0.05, 0.1, 0.2, 0.3, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0];
-/// Durations of whole jobs in seconds, from a small guest to a large one over a slow link.
+/// Buckets of durations of whole jobs in seconds, from a small guest to a large one over a slow link.
 const DURATIONS_S: &[f64] = &[1.0, 3.0, 10.0, 30.0, 60.0, 180.0, 600.0, 1800.0, 3600.0, 14400.0];
 
-/// Counts of this life of the server.
+/// The counters of this run of the server.
 pub(crate) struct Metrics {
     requests: Counter<3>,
     jobs_ended: Counter<2>,
@@ -35,12 +35,12 @@ impl Default for Metrics {
 }
 
 impl Metrics {
-    /// A request was answered. `route` is one of the router's, or a word for none of them.
+    /// Counts a request. `route` is one of the router's, or a word for none of them.
     pub(crate) fn request(&self, method: &str, route: &str, status: u16) {
         self.requests.add([method, route, &status.to_string()], 1);
     }
 
-    /// A job has ended, as it is shown then.
+    /// Counts an ended job by its final view.
     pub(crate) fn job_ended(&self, job: &JobView) {
         if !job.phase.ended() {
             return;
@@ -53,12 +53,12 @@ impl Metrics {
         self.duration.observe(figures.total_ms as f64 / 1000.0);
         match job.kind {
             JobKind::Live | JobKind::LiveVsm => self.downtime.observe(figures.downtime_ms as f64 / 1000.0),
-            // Nothing ran meanwhile, nothing stood still, or the parts are counted.
+            // No VM ran, no VM was paused, or the parts are counted instead.
             JobKind::Offline | JobKind::Storage | JobKind::Several | JobKind::Drain => {}
         }
     }
 
-    /// Writes all counts down.
+    /// Appends all counters to `text`.
     pub(crate) fn write(&self, text: &mut Exposition) {
         self.requests.write(text, "ferry_http_requests_total", "Requests to the REST API that were answered");
         self.jobs_ended.write(text, "ferry_jobs_ended_total", "Jobs that were begun and have ended, by how");
@@ -73,7 +73,7 @@ impl Metrics {
     }
 }
 
-/// A kind of job as a label.
+/// A job kind as a label.
 pub(crate) fn kind(kind: JobKind) -> &'static str {
     match kind {
         JobKind::Live => "live",
