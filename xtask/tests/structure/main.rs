@@ -20,8 +20,7 @@ const CIRCULAR: [&str; 0] = [];
 /// Why a file may still be longer.
 const NOT_CUT_YET: &str = "it was longer when this rule was made, and waits to be cut by what it decides";
 /// Files that are longer than [`LINES_MAX`], each with the reason.
-const LONG: [(&str, &str); 2] =
-    [("crates/core/src/api/server.rs", NOT_CUT_YET), ("crates/drivers/src/hypervisor/rpc.rs", NOT_CUT_YET)];
+const LONG: [(&str, &str); 1] = [("crates/core/src/api/server.rs", NOT_CUT_YET)];
 
 /// Layers of crates, from the bottom up, as module paths: a file may only name modules of its own layer or below.
 /// Modules that are not listed may name all others, and be named by them.

@@ -1,6 +1,11 @@
 use proptest::prelude::*;
 
-use super::*;
+use super::{
+    gate::FLAGS_NEEDED,
+    message::*,
+    xdr::{Reader, TypedParameter, TypedValue},
+    *,
+};
 
 const UUID: &str = "0d7a4d0e-4f57-4f3e-9a80-0c6a4b6ad001";
 const GOOD_FILE: &str = "/srv/ferry/vms/web01/disk.raw";
