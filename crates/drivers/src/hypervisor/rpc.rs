@@ -15,6 +15,7 @@
 
 pub mod calls;
 pub mod definition;
+mod flags;
 pub mod gate;
 pub mod message;
 pub mod tap;
@@ -23,31 +24,14 @@ pub mod xdr;
 use ferry_core::id::VmId;
 
 pub use calls::{FinishCall, PrepareCall, text_parameter};
+pub use flags::{
+    FLAG_ABORT_ON_ERROR, FLAG_AUTO_CONVERGE, FLAG_CHANGE_PROTECTION, FLAG_LIVE, FLAG_NON_SHARED_DISK, FLAG_PAUSED,
+    FLAG_PEER2PEER, FLAG_PERSIST_DEST, FLAG_SYNCHRONOUS_WRITES, FLAG_UNSAFE,
+};
 pub use gate::{Gate, GatePolicy, Refusal, RefusalReason};
 pub use tap::{FinishReply, Passed, Tap};
 
 use definition::{DefinitionPolicy, check_cookie};
-
-/// `VIR_MIGRATE_LIVE`
-pub const FLAG_LIVE: u32 = 1 << 0;
-/// `VIR_MIGRATE_PEER2PEER`
-pub const FLAG_PEER2PEER: u32 = 1 << 1;
-/// `VIR_MIGRATE_PERSIST_DEST`
-pub const FLAG_PERSIST_DEST: u32 = 1 << 3;
-/// `VIR_MIGRATE_PAUSED`
-pub const FLAG_PAUSED: u32 = 1 << 5;
-/// `VIR_MIGRATE_NON_SHARED_DISK`: disks are migrated.
-pub const FLAG_NON_SHARED_DISK: u32 = 1 << 6;
-/// `VIR_MIGRATE_CHANGE_PROTECTION`: libvirt's own lock against changes during the move.
-pub const FLAG_CHANGE_PROTECTION: u32 = 1 << 8;
-/// `VIR_MIGRATE_UNSAFE`: the source's libvirt does not check that files are shared. No effect at a destination.
-pub const FLAG_UNSAFE: u32 = 1 << 9;
-/// `VIR_MIGRATE_ABORT_ON_ERROR`
-pub const FLAG_ABORT_ON_ERROR: u32 = 1 << 12;
-/// `VIR_MIGRATE_AUTO_CONVERGE`
-pub const FLAG_AUTO_CONVERGE: u32 = 1 << 13;
-/// `VIR_MIGRATE_NON_SHARED_SYNCHRONOUS_WRITES`
-pub const FLAG_SYNCHRONOUS_WRITES: u32 = 1 << 18;
 
 /// Feeds `bytes` to every parser of this module, whole and cut: for fuzzing. Panics if a cut changes what passes.
 pub fn fuzz(bytes: &[u8]) {

@@ -5,10 +5,12 @@ use std::path::PathBuf;
 use thiserror::Error;
 
 use super::{
-    FLAG_ABORT_ON_ERROR, FLAG_AUTO_CONVERGE, FLAG_CHANGE_PROTECTION, FLAG_LIVE, FLAG_NON_SHARED_DISK, FLAG_PAUSED,
-    FLAG_PEER2PEER, FLAG_PERSIST_DEST, FLAG_SYNCHRONOUS_WRITES, FLAG_UNSAFE,
     calls::{FinishCall, PrepareCall, text_parameter},
     definition::{DefinitionError, DefinitionPolicy, check_cookie, check_definition},
+    flags::{
+        FLAG_ABORT_ON_ERROR, FLAG_AUTO_CONVERGE, FLAG_CHANGE_PROTECTION, FLAG_LIVE, FLAG_NON_SHARED_DISK, FLAG_PAUSED,
+        FLAG_PEER2PEER, FLAG_PERSIST_DEST, FLAG_SYNCHRONOUS_WRITES, FLAG_UNSAFE,
+    },
     message::{
         AUTH_LIST, CLOSE, FINISH, Header, KEEPALIVE_PROGRAM, Kind, LengthError, Message, OPEN, PREPARE,
         PROGRAM_VERSION, REGISTER_CLOSE_CALLBACK, REMOTE_PROGRAM, SUPPORTS_FEATURE, Splitter,
