@@ -77,7 +77,7 @@ impl Agent {
             let _claim = Arc::clone(&storage.claim);
             Ok(match part {
                 Prepare::LiveDestination(request) => Ready::LiveDestination(
-                    agent.migrations.prepare_destination(job, generation, request, storage).await?,
+                    Arc::clone(&agent.migrations).prepare_destination(job, generation, request, storage).await?,
                 ),
                 Prepare::LiveSource(request) => {
                     Ready::LiveSource(agent.migrations.prepare_source(job, generation, request, &storage.shares).await?)

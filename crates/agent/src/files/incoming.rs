@@ -1,7 +1,9 @@
-//! Files of incoming disks: checked, created before the VM arrives, and removed if it does not.
+//! Disks that come with a running VM: whether their files can be made, and what they occupy when the VM has arrived.
+
+use std::path::PathBuf;
 
 use ferry_core::{
-    api::agent::DiskArrival,
+    api::agent::{ArrivalFile, DiskArrival},
     files::{
         DiskProgress, DiskStage,
         plan::is_libvirts_nvram,
@@ -9,13 +11,14 @@ use ferry_core::{
     },
     id::VmId,
     units::ByteCount,
-    vm::NVRAM,
+    vm::{DiskFormat, NVRAM},
 };
-use ferry_drivers::{file, identity::InUse, image};
+use ferry_drivers::file;
+use serde::{Deserialize, Serialize};
 
 use super::{
     host_storage::HostStorage,
-    new_file::{FileIdentity, IncomingDisk, MadeFile},
+    new_file::{Life, Naming, NewFile},
     partial::PartialCopies,
     space::Needs,
 };
@@ -23,6 +26,42 @@ use crate::{AgentError, refusal::exists};
 
 /// Limit of disks of one VM: more than any has.
 const DISKS_MAX: usize = 64;
+
+/// An incoming disk, and its file on this host.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct IncomingDisk {
+    /// The disk's name in the definition.
+    pub device: String,
+    /// The file.
+    pub path: PathBuf,
+    /// Its format.
+    pub format: DiskFormat,
+    /// The virtual size.
+    pub virtual_size: ByteCount,
+    /// How far the file is.
+    #[serde(flatten)]
+    pub life: Life,
+}
+
+impl IncomingDisk {
+    /// Whether a file of this attempt exists or may exist.
+    pub(crate) fn is_left(&self) -> bool {
+        self.life != Life::Planned
+    }
+
+    /// The file.
+    pub(crate) fn new_file(&self) -> NewFile<'_> {
+        let Self { device, path, format, virtual_size, life } = self;
+        let (format, virtual_size, life) = (*format, *virtual_size, *life);
+        NewFile { device, path, format, virtual_size, naming: Naming::Final, life }
+    }
+
+    /// The file as reported to the source's agent.
+    pub(crate) fn file(&self) -> ArrivalFile {
+        let (device, path) = (self.device.clone(), self.path.display().to_string());
+        ArrivalFile { device, path, format: self.format, sown: self.life.from_partial().is_some() }
+    }
+}
 
 /// Where the files will be, if nothing prevents it. Changes nothing: other VMs' partial copies count as free space if
 /// removing them would suffice. Blocks.
@@ -79,58 +118,22 @@ fn placed(
     let mut needs = Needs::default();
     let mut incoming_disks: Vec<IncomingDisk> = Vec::with_capacity(wanted.len());
     for disk in wanted {
-        let path = storage.path(&disk.device, &disk.to)?;
-        let held = partials.held(vm, disk, &path);
-        let takes = copy_takes(disk.virtual_size, disk.allocated, arrives_thick(disk.format, &disk.to));
+        let (device, path) = (disk.device.clone(), storage.path(&disk.device, &disk.to)?);
+        let DiskArrival { format, virtual_size, .. } = *disk;
+        let incoming_disk = IncomingDisk { device, path, format, virtual_size, life: Life::Planned };
+        let held = partials.held(vm, &incoming_disk.new_file());
+        let path = &incoming_disk.path;
+        let takes = copy_takes(virtual_size, disk.allocated, arrives_thick(format, &disk.to));
         // No disk is put where libvirt itself puts UEFI variables, and these are small.
         if disk.device != NVRAM || !path.to_str().is_some_and(is_libvirts_nvram) {
             needs.add(storage, &disk.to, ByteCount(takes.0.saturating_sub(held.0)))?;
         }
-        if path.symlink_metadata().is_ok() || incoming_disks.iter().any(|other| other.path == path) {
-            return Err(exists(&path));
+        if path.symlink_metadata().is_ok() || incoming_disks.iter().any(|other| other.path == *path) {
+            return Err(exists(path));
         }
-        let (device, format, virtual_size) = (disk.device.clone(), disk.format, disk.virtual_size);
-        incoming_disks.push(IncomingDisk {
-            device,
-            path,
-            format,
-            virtual_size,
-            made: false,
-            identity: FileIdentity::Path,
-            from_partial: None,
-        });
+        incoming_disks.push(incoming_disk);
     }
     Ok((incoming_disks, needs))
-}
-
-/// Creates one file, thin and empty; returns its identity. Blocks.
-///
-/// # Errors
-/// `file.exists`, with the existing file untouched; the file system's, with nothing left behind.
-pub(crate) fn make(incoming_disk: &IncomingDisk, owner: (u32, u32)) -> Result<FileIdentity, AgentError> {
-    image::create(&incoming_disk.path, incoming_disk.format, incoming_disk.virtual_size, owner).map_err(|source| {
-        if source.kind() == std::io::ErrorKind::AlreadyExists {
-            return exists(&incoming_disk.path);
-        }
-        AgentError::File { path: incoming_disk.path.clone(), source }
-    })?;
-    Ok(FileIdentity::of(&incoming_disk.path).unwrap_or_default())
-}
-
-/// Removes one file of this attempt, or keeps it as a partial copy. A file that is in use or was replaced stays.
-/// Blocks.
-///
-/// # Errors
-/// If it is unknown whether the file is ours, or it cannot be removed.
-pub(crate) fn remove_one(
-    vm: VmId,
-    incoming_disk: &IncomingDisk,
-    used: &InUse,
-    partials: &PartialCopies,
-) -> Result<(), AgentError> {
-    let IncomingDisk { path, identity, format, virtual_size, .. } = incoming_disk;
-    let made = MadeFile { path, identity: *identity, format: *format, virtual_size: *virtual_size };
-    made.remove(used, || partials.keep(vm, incoming_disk))
 }
 
 /// The space that the files occupy now that the disks have arrived. Blocks.
@@ -153,7 +156,6 @@ mod tests {
     use ferry_core::{
         id::{HostId, JobId},
         location::Location,
-        vm::DiskFormat,
     };
     use ferry_drivers::{
         places::{Places, Roots},
@@ -182,11 +184,9 @@ mod tests {
             path: file,
             format: DiskFormat::Raw,
             virtual_size: ByteCount::mib(8),
-            made: true,
-            identity: FileIdentity::default(),
-            from_partial: None,
+            life: Life::Planned,
         };
-        assert!(partials.keep(VmId(Uuid::from_u128(8)), &old));
+        assert!(partials.keep(VmId(Uuid::from_u128(8)), &old.new_file()));
         let kept = || {
             let names = std::fs::read_dir(folder.path()).expect("there").flatten().map(|entry| entry.file_name());
             names.filter(|name| name.to_string_lossy().ends_with(".ferry-seed")).count()

@@ -2,8 +2,9 @@
 //!
 //! ```text
 //! claims (promised space) ◀─ host_storage (where files may be) ◀─ space (is it enough?) ◀─┐
-//! new_file (created here, and its identity) ◀─────────────────────────────────────────────┼─ incoming (incoming disks)
-//!        ▲                                       └─ partial (unfinished copies, kept for the next attempt)
+//! new_file (the life of a file that a move makes) ◀───────────────────────────────────────┴─ incoming (incoming disks)
+//!        ▲
+//!        └─ partial (unfinished copies, kept for the next attempt)
 //! ```
 //! A new file is removed by its identity, not by its name ([`new_file`]). Old ([`old_file`]) and new files are removed
 //! only if no VM uses them ([`in_use`]). A [`fingerprint`] shows whether a file was written since.

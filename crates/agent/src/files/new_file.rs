@@ -1,42 +1,148 @@
-//! Files created by a move, and how they are identified before they are removed: by then another file may have the
-//! name.
+//! Files that a move makes: one life cycle for every kind of move.
 //!
 //! ```text
-//! to be created (Making) ─▶ created: inode and time of birth (File) ─▶ removed, or kept for the next attempt,
-//!     recorded before          recorded after                            if it is still that file and not in use
+//! Planned ─▶ Making ─▶ Made ─▶ Complete ─▶ Given ─▶ the VM's
+//!    ▲         └────────┴─────────┴──────────┴─▶ removed, or kept for the next attempt: if it is still that file, nobody
+//!    └────────────────────────────────────────── uses it, and it holds nothing that no other file holds
 //! ```
-//! Live moves create a file at its final name; storage and offline moves create it under a temporary name, and rename
-//! it when it is complete.
+//! Each step is recorded, and the first one before the file is made, since this process may die in between. Whether an
+//! attempt may remove a file is decided in one place ([`ferry_core::files::cleanup::new_file`]), by the file's identity
+//! and not by its name: by then another file may have the name.
 
 use std::{
     io,
     os::unix::fs::MetadataExt as _,
-    path::{Path, PathBuf},
+    path::Path,
     time::{SystemTime, UNIX_EPOCH},
 };
 
-use ferry_core::{api::agent::ArrivalFile, pin::Secret, units::ByteCount, vm::DiskFormat};
+use ferry_core::{
+    files::cleanup::{self, Cleanup, GuestWrites},
+    pin::Secret,
+    units::ByteCount,
+    vm::DiskFormat,
+};
 use ferry_drivers::{file, identity::InUse, image};
 use nix::sys::statfs::{FUSE_SUPER_MAGIC, statfs};
 use serde::{Deserialize, Serialize};
 use tracing::warn;
 
-use crate::AgentError;
+use crate::{AgentError, refusal::exists};
 
 /// File system types of the kernel's SMB client. It reports the inode number that the file server assigned; the time of
 /// birth is a guess on some servers.
 const SMB_MAGICS: [u32; 2] = [0xff53_4d42, 0xfe53_4d42];
 
-/// The recorded identity of an incoming disk's file.
+/// How far a new file is.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(from = "Flags", into = "Flags")]
+pub enum Life {
+    /// Not made yet, or gone again: a file of its name is not this attempt's.
+    #[default]
+    Planned,
+    /// About to be made.
+    Making,
+    /// Made, and being filled.
+    Made {
+        /// Its identity.
+        identity: FileIdentity,
+        /// It was a partial copy: what it holds need not be sent.
+        from_partial: Option<PartialKey>,
+    },
+    /// Offline moves: everything has arrived, and is on disk.
+    Complete(FileIdentity),
+    /// The VM may have it. Offline moves: it is being renamed to its final name, or has it. Storage moves: a pivot of the
+    /// disk to it was requested.
+    Given(FileIdentity),
+}
+
+impl Life {
+    /// The partial copy that the file was.
+    pub(crate) fn from_partial(self) -> Option<PartialKey> {
+        match self {
+            Self::Made { from_partial, .. } => from_partial,
+            Self::Planned | Self::Making | Self::Complete(_) | Self::Given(_) => None,
+        }
+    }
+
+    /// A later state of the same file; unchanged if this attempt has made none.
+    pub(crate) fn then(self, state: fn(FileIdentity) -> Self) -> Self {
+        match self {
+            Self::Planned | Self::Making => self,
+            Self::Made { identity, .. } | Self::Complete(identity) | Self::Given(identity) => state(identity),
+        }
+    }
+}
+
+/// [`Life`] as it is written, and as the version before wrote it, which called the last step of a storage move another
+/// way.
+#[derive(Default, Serialize, Deserialize)]
+struct Flags {
+    made: bool,
+    #[serde(default)]
+    mark: Mark,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    sown: Option<PartialKey>,
+    #[serde(default)]
+    arrived: bool,
+    #[serde(default, alias = "switch_asked")]
+    named: bool,
+}
+
+#[derive(Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+enum Mark {
+    Making,
+    #[serde(untagged)]
+    Made(FileIdentity),
+}
+
+impl Default for Mark {
+    fn default() -> Self {
+        Self::Made(FileIdentity::default())
+    }
+}
+
+impl From<Flags> for Life {
+    fn from(flags: Flags) -> Self {
+        match flags {
+            Flags { mark: Mark::Making, .. } => Self::Making,
+            Flags { made: false, .. } => Self::Planned,
+            Flags { named: true, mark: Mark::Made(identity), .. } => Self::Given(identity),
+            Flags { arrived: true, mark: Mark::Made(identity), .. } => Self::Complete(identity),
+            Flags { mark: Mark::Made(identity), sown: from_partial, .. } => Self::Made { identity, from_partial },
+        }
+    }
+}
+
+impl From<Life> for Flags {
+    fn from(life: Life) -> Self {
+        let made = |identity| Self { made: true, mark: Mark::Made(identity), ..Self::default() };
+        match life {
+            Life::Planned => Self::default(),
+            Life::Making => Self { mark: Mark::Making, ..Self::default() },
+            Life::Made { identity, from_partial } => Self { sown: from_partial, ..made(identity) },
+            Life::Complete(identity) => Self { arrived: true, ..made(identity) },
+            Life::Given(identity) => Self { arrived: true, named: true, ..made(identity) },
+        }
+    }
+}
+
+/// A partial copy that became a new file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PartialKey {
+    /// The key of this attempt's hashes.
+    pub key: Secret,
+}
+
+/// What identifies a file.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum FileIdentity {
-    /// Only its path is known: an earlier version recorded it, or its mount reports no lasting identity.
+    /// Only its path is known: its mount reports no lasting identity.
     #[default]
     Path,
-    /// About to be created: an existing file is ours only if it is empty.
-    Making,
-    /// Created, with this identity.
+    /// What the file system reports.
     File {
         /// Its inode number.
         inode: u64,
@@ -50,7 +156,7 @@ impl FileIdentity {
     ///
     /// # Errors
     /// If there is no file, or it cannot be examined.
-    pub(crate) fn of(path: &Path) -> io::Result<Self> {
+    fn of(path: &Path) -> io::Result<Self> {
         let facts = path.symlink_metadata()?;
         let kind = statfs(path)?.filesystem_type();
         // The program behind it invents inode numbers, and may change them later.
@@ -64,105 +170,133 @@ impl FileIdentity {
         Ok(Self::File { inode: facts.ino(), born_ns })
     }
 
-    /// Whether the file at `path` has this identity. Blocks.
-    ///
-    /// # Errors
-    /// If there is no file, or it cannot be examined.
-    pub(crate) fn is_of(self, path: &Path, format: DiskFormat, size: ByteCount) -> io::Result<bool> {
+    fn is_of(self, path: &Path) -> io::Result<bool> {
         match self {
             Self::Path => path.symlink_metadata().map(|_| true),
-            Self::Making => holds_nothing(path, format, size),
             Self::File { .. } => Self::of(path).map(|now| now == self),
         }
     }
 }
 
-/// A file that a move created for a disk.
+/// The name that a file has while it is filled.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Naming {
+    /// Its final one: libvirt's copies are opened by it. The file has the disk's size from the start, and one that was
+    /// about to be made is ours only while it holds nothing.
+    Final,
+    /// One that names its VM, as offline moves give: nobody takes half a disk for a disk, and an attempt goes on with what
+    /// an earlier one left. So any file of this name is the VM's. It is empty at first, so that what a mount reports of it
+    /// grows as it does.
+    OfVm,
+}
+
+/// A new file of an attempt.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct MadeFile<'a> {
-    /// The path at which it was created, or which it had then.
+pub(crate) struct NewFile<'a> {
+    /// The disk's name in the definition.
+    pub(crate) device: &'a str,
+    /// The path that it has now, or will have when it is made.
     pub(crate) path: &'a Path,
-    /// Its identity.
-    pub(crate) identity: FileIdentity,
     /// Its format.
     pub(crate) format: DiskFormat,
     /// The disk's virtual size.
     pub(crate) virtual_size: ByteCount,
+    /// What its name says.
+    pub(crate) naming: Naming,
+    /// How far it is.
+    pub(crate) life: Life,
 }
 
-impl MadeFile<'_> {
-    /// Whether this file still exists and is not in use: only then may the move remove or rename it. Blocks.
+impl NewFile<'_> {
+    /// Makes the file: of the partial copy that `partial` gives it, else empty. Calls `record` before and after. Blocks.
     ///
     /// # Errors
-    /// If that is unknown. [`io::ErrorKind::NotFound`] if there is no file of that name.
-    pub(crate) fn is_ours(&self, used: &InUse) -> io::Result<bool> {
-        if let Some(obstacle) = used.obstacle(self.path)? {
-            warn!(file = %self.path.display(), why = %obstacle.why(), "A new file stays");
-            return Ok(false);
+    /// `file.exists`, with the existing file untouched; the file system's, with nothing left behind; those of `record`.
+    pub(crate) fn make(
+        &self,
+        owner: (u32, u32),
+        partial: impl FnOnce(&Self) -> Option<PartialKey>,
+        mut record: impl FnMut(Life) -> Result<(), AgentError>,
+    ) -> Result<(), AgentError> {
+        record(Life::Making)?;
+        let (is_there, size) = match self.naming {
+            Naming::Final => (false, self.virtual_size),
+            Naming::OfVm => (self.path.symlink_metadata().is_ok_and(|found| found.is_file()), ByteCount(0)),
+        };
+        let from_partial = if is_there { None } else { partial(self) };
+        if !is_there
+            && from_partial.is_none()
+            && let Err(source) = image::create(self.path, self.format, size, owner)
+        {
+            // If there is a file now, it was not made by this attempt.
+            record(Life::Planned)?;
+            let is_other = source.kind() == io::ErrorKind::AlreadyExists;
+            return Err(if is_other { exists(self.path) } else { self.fault(source) });
         }
-        let is_it = self.identity.is_of(self.path, self.format, self.virtual_size)?;
-        if !is_it {
-            warn!(file = %self.path.display(), "A file stays: it is not the one that was made for the move");
-        }
-        Ok(is_it)
+        record(Life::Made { identity: FileIdentity::of(self.path).unwrap_or_default(), from_partial })
     }
 
-    /// Removes the file, unless `keep` makes use of it. A file that is in use or was replaced stays. The caller must
-    /// record that this was done: any later file of that name does not belong to the move. Blocks.
+    /// What happens to the file when its move is undone or forgotten. Blocks.
     ///
     /// # Errors
-    /// If it is unknown whether the file is ours, or it cannot be removed.
-    pub(crate) fn remove(&self, used: &InUse, keep: impl FnOnce() -> bool) -> Result<(), AgentError> {
-        let fault = |source| AgentError::File { path: self.path.to_owned(), source };
-        match self.is_ours(used) {
-            Ok(true) if keep() => Ok(()),
-            Ok(false) => Ok(()),
-            // Not found: the file is gone, or its folder is, and then nothing is known.
-            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(fault(error)),
-            Ok(true) | Err(_) => file::remove(self.path).map_err(fault),
+    /// If it is unknown whether the file is ours, or who uses it.
+    pub(crate) fn fate(&self, used: &InUse, guest_writes: GuestWrites) -> Result<Cleanup, AgentError> {
+        let made = self.life != Life::Planned;
+        let obstacle = if made { used.obstacle(self.path).map_err(|error| self.fault(error))? } else { None };
+        let is_it = made && self.is_it().map_err(|error| self.fault(error))?;
+        match obstacle {
+            Some(obstacle) if guest_writes == GuestWrites::Never => {
+                warn!(file = %self.path.display(), why = %obstacle.why(), "A new file stays");
+            }
+            None if made && !is_it => {
+                warn!(file = %self.path.display(), "A file stays: it is not the one that was made for the move");
+            }
+            Some(_) | None => {}
         }
-    }
-}
-
-/// An incoming disk, and its file on this host.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct IncomingDisk {
-    /// The disk's name in the definition.
-    pub device: String,
-    /// The file.
-    pub path: PathBuf,
-    /// Its format.
-    pub format: DiskFormat,
-    /// The virtual size.
-    pub virtual_size: ByteCount,
-    /// This attempt created the file, and may remove it.
-    pub made: bool,
-    /// Its identity.
-    #[serde(default, rename = "mark")]
-    pub identity: FileIdentity,
-    /// The file was a partial copy: what it holds need not be sent.
-    #[serde(default, rename = "sown")]
-    pub from_partial: Option<PartialKey>,
-}
-
-impl IncomingDisk {
-    /// Whether a file of this attempt exists or may exist.
-    pub(crate) fn is_left(&self) -> bool {
-        self.made || self.identity == FileIdentity::Making
+        Ok(cleanup::new_file(&cleanup::NewFile { made, is_it, obstacle, guest_writes }))
     }
 
-    /// The file as reported to the source's agent.
-    pub(crate) fn file(&self) -> ArrivalFile {
-        let (device, path) = (self.device.clone(), self.path.display().to_string());
-        ArrivalFile { device, path, format: self.format, sown: self.from_partial.is_some() }
+    /// Removes the file if this attempt may, unless `keep` makes use of it. Returns its state from now on, which the
+    /// caller must record at once: a later file of that name is not this attempt's. Blocks.
+    ///
+    /// # Errors
+    /// As [`Self::fate`]; if the file cannot be removed.
+    pub(crate) fn remove(
+        &self,
+        used: &InUse,
+        guest_writes: GuestWrites,
+        keep: impl FnOnce(&Self) -> bool,
+    ) -> Result<Life, AgentError> {
+        match self.fate(used, guest_writes)? {
+            Cleanup::Remove if keep(self) => {}
+            Cleanup::Remove => file::remove(self.path).map_err(|error| self.fault(error))?,
+            Cleanup::Keep => {}
+            Cleanup::KeepAndReport => {
+                let file = self.path.display();
+                warn!(disk = self.device, %file, "A new file stays: it may hold the newest data of its disk");
+                return Ok(self.life);
+            }
+        }
+        Ok(Life::Planned)
     }
-}
 
-/// A partial copy that became the file of an incoming disk.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct PartialKey {
-    /// The key of this attempt's hashes.
-    pub key: Secret,
+    /// Whether the file that has its name is this one; true if there is none, whose removal then shows whether its folder
+    /// is there.
+    fn is_it(&self) -> io::Result<bool> {
+        let is_it = match (self.life, self.naming) {
+            (Life::Planned, _) => Ok(false),
+            (Life::Making, Naming::Final) => holds_nothing(self.path, self.format, self.virtual_size),
+            (Life::Making, Naming::OfVm) => Ok(true),
+            (Life::Made { identity, .. } | Life::Complete(identity) | Life::Given(identity), _) => {
+                identity.is_of(self.path)
+            }
+        };
+        if is_it.as_ref().is_err_and(|error| error.kind() == io::ErrorKind::NotFound) { Ok(true) } else { is_it }
+    }
+
+    fn fault(&self, source: io::Error) -> AgentError {
+        AgentError::File { path: self.path.to_owned(), source }
+    }
 }
 
 /// Whether a file looks newly created, completely or in part: empty, of this size.
@@ -189,9 +323,16 @@ mod tests {
 
     const SIZE: ByteCount = ByteCount::mib(1);
 
+    fn owner() -> (u32, u32) {
+        (nix::unistd::geteuid().as_raw(), nix::unistd::getegid().as_raw())
+    }
+
     fn make(path: &Path, format: DiskFormat) {
-        let owner = (nix::unistd::geteuid().as_raw(), nix::unistd::getegid().as_raw());
-        image::create(path, format, SIZE, owner).expect("made");
+        image::create(path, format, SIZE, owner()).expect("made");
+    }
+
+    fn new_file(path: &Path, naming: Naming) -> NewFile<'_> {
+        NewFile { device: "vda", path, format: DiskFormat::Raw, virtual_size: SIZE, naming, life: Life::Planned }
     }
 
     #[test]
@@ -201,13 +342,68 @@ mod tests {
         make(&path, DiskFormat::Raw);
         let identity = FileIdentity::of(&path).expect("there");
         fs::write(&path, "the guest's").expect("written");
-        assert!(identity.is_of(&path, DiskFormat::Raw, SIZE).expect("there"), "what it holds does not matter");
+        assert!(identity.is_of(&path).expect("there"), "what it holds does not matter");
         fs::rename(&path, &elsewhere).expect("renamed");
-        assert!(identity.is_of(&elsewhere, DiskFormat::Raw, SIZE).expect("there"), "nor does its name");
+        assert!(identity.is_of(&elsewhere).expect("there"), "nor does its name");
         make(&path, DiskFormat::Raw);
-        assert!(!identity.is_of(&path, DiskFormat::Raw, SIZE).expect("there"), "another of its name and kind");
-        let text = serde_json::to_string(&identity).expect("text");
-        assert_eq!(serde_json::from_str::<FileIdentity>(&text).expect("the same"), identity);
+        assert!(!identity.is_of(&path).expect("there"), "another of its name and kind");
+    }
+
+    #[test]
+    fn what_is_written_of_a_file_is_read_again_also_as_the_version_before_wrote_it() {
+        let identity = FileIdentity::File { inode: 131, born_ns: Some(5) };
+        let from_partial = Some(PartialKey { key: Secret([4; 32]) });
+        for life in [
+            Life::Planned,
+            Life::Making,
+            Life::Made { identity: FileIdentity::Path, from_partial: None },
+            Life::Made { identity, from_partial },
+            Life::Complete(identity),
+            Life::Given(identity),
+        ] {
+            let text = serde_json::to_string(&life).expect("text");
+            assert_eq!(serde_json::from_str::<Life>(&text).expect("read"), life, "{text}");
+        }
+        let mark = r#""mark": {"file": {"inode": 131, "born_ns": 5}}"#;
+        for (text, life) in [
+            (r#"{"made": false, "mark": "path", "sown": null}"#.to_owned(), Life::Planned),
+            (r#"{"made": false, "mark": "making", "sown": null}"#.to_owned(), Life::Making),
+            (format!(r#"{{"made": true, {mark}, "sown": null}}"#), Life::Made { identity, from_partial: None }),
+            (r#"{"made": true}"#.to_owned(), Life::Made { identity: FileIdentity::Path, from_partial: None }),
+            (format!(r#"{{"made": true, {mark}, "arrived": true, "named": false}}"#), Life::Complete(identity)),
+            (format!(r#"{{"made": true, {mark}, "arrived": true, "named": true}}"#), Life::Given(identity)),
+            (format!(r#"{{"made": true, {mark}, "switch_asked": true}}"#), Life::Given(identity)),
+            (format!(r#"{{"made": false, {mark}, "arrived": true, "named": false}}"#), Life::Planned),
+        ] {
+            assert_eq!(serde_json::from_str::<Life>(&text).expect("read"), life, "{text}");
+        }
+    }
+
+    #[test]
+    fn a_file_is_recorded_before_it_is_made_and_is_not_ours_if_it_could_not_be_made() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let (free, taken) = (folder.path().join("free.raw"), folder.path().join("taken.raw"));
+        fs::write(&taken, "precious").expect("written");
+        let used = InUse::of(std::collections::BTreeSet::new()).expect("known");
+        let made = |path: &Path, naming| {
+            let (mut file, mut recorded) = (new_file(path, naming), Vec::new());
+            let made = file.make(
+                owner(),
+                |_| None,
+                |life| {
+                    recorded.push((life, path.exists()));
+                    Ok(())
+                },
+            );
+            file.life = recorded.last().expect("recorded").0;
+            let gone = file.remove(&used, GuestWrites::Never, |_| false).expect("looked at");
+            assert_eq!(gone, Life::Planned);
+            (made.is_ok(), recorded[0], matches!(file.life, Life::Made { .. }), path.exists())
+        };
+        assert_eq!(made(&free, Naming::Final), (true, (Life::Making, false), true, false));
+        assert_eq!(made(&taken, Naming::Final), (false, (Life::Making, true), false, true));
+        assert_eq!(fs::read(&taken).expect("there"), b"precious");
+        assert_eq!(made(&taken, Naming::OfVm), (true, (Life::Making, true), true, false), "its name says whose it is");
     }
 
     #[test]
@@ -215,8 +411,10 @@ mod tests {
         let folder = tempfile::tempdir().expect("a folder");
         for format in [DiskFormat::Raw, DiskFormat::Qcow2] {
             let path = folder.path().join(format!("disk.{}", format.name()));
-            let is_ours = |size| FileIdentity::Making.is_of(&path, format, size);
-            assert!(is_ours(SIZE).is_err(), "it is not there");
+            let is_ours = |virtual_size| {
+                NewFile { format, virtual_size, life: Life::Making, ..new_file(&path, Naming::Final) }.is_it()
+            };
+            assert!(is_ours(SIZE).expect("looked at"), "it is not there");
             fs::write(&path, "").expect("written");
             assert!(is_ours(SIZE).expect("there"), "it was begun");
             fs::remove_file(&path).expect("there");
@@ -230,6 +428,7 @@ mod tests {
         }
         let link = folder.path().join("link");
         std::os::unix::fs::symlink("disk.raw", &link).expect("made");
-        assert!(!FileIdentity::Making.is_of(&link, DiskFormat::Raw, SIZE).expect("there"));
+        let made = NewFile { life: Life::Making, ..new_file(&link, Naming::Final) };
+        assert!(!made.is_it().expect("there"));
     }
 }

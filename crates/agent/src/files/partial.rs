@@ -19,13 +19,13 @@ use std::{
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
-use ferry_core::{api::agent::DiskArrival, error::chain, id::VmId, units::ByteCount, vm::DiskFormat};
+use ferry_core::{error::chain, id::VmId, units::ByteCount, vm::DiskFormat};
 use ferry_drivers::{file, image};
 use serde::{Deserialize, Serialize};
 use tokio::sync::Notify;
 use tracing::{info, warn};
 
-use super::new_file::{IncomingDisk, PartialKey};
+use super::new_file::{NewFile, PartialKey};
 use crate::{AgentError, config::Config, lock::lock, records};
 
 /// How long a partial copy is kept.
@@ -90,68 +90,62 @@ impl PartialCopies {
         Self { folder, busy: Mutex::default(), kept: Arc::default() }
     }
 
-    /// Keeps the file of a disk that did not arrive, if that is worthwhile; returns whether it did. Blocks. There must
-    /// be no writer to the file any more.
-    pub(crate) fn keep(&self, vm: VmId, incoming_disk: &IncomingDisk) -> bool {
-        if !incoming_disk.made || file::allocated(&incoming_disk.path).unwrap_or_default() < WORTH_KEEPING {
+    /// Keeps the file of a disk that did not arrive, if that is worthwhile; returns whether it did. Blocks. It must be
+    /// known to be the attempt's own, and there must be no writer to it any more.
+    pub(crate) fn keep(&self, vm: VmId, new_file: &NewFile<'_>) -> bool {
+        let NewFile { device, path, format, virtual_size, .. } = *new_file;
+        if file::allocated(path).unwrap_or_default() < WORTH_KEEPING {
             return false;
         }
-        let Some(_claim) = self.claim(vm, &incoming_disk.device) else { return false };
+        let Some(_claim) = self.claim(vm, device) else { return false };
         // An older copy of the same disk exists.
-        if self.record(vm, &incoming_disk.device).is_some_and(|older| !self.remove(&older)) {
+        if self.record(vm, device).is_some_and(|older| !self.remove(&older)) {
             return false;
         }
         let kept_at_ms = now_ms();
-        let name = format!("{}-{kept_at_ms}.{ENDING}", name_of(vm, &incoming_disk.device));
-        let record = Record {
-            vm,
-            device: incoming_disk.device.clone(),
-            format: incoming_disk.format,
-            virtual_size: incoming_disk.virtual_size,
-            path: incoming_disk.path.with_file_name(name),
-            kept_at_ms,
-        };
+        let kept = path.with_file_name(format!("{}-{kept_at_ms}.{ENDING}", name_of(vm, device)));
+        let record = Record { vm, device: device.to_owned(), format, virtual_size, path: kept, kept_at_ms };
         // The record is written first: a copy without one would stay for ever.
-        let kept = records::write_json(&self.record_path(vm, &incoming_disk.device), &record).and_then(|()| {
-            let renamed = file::rename_new(&incoming_disk.path, &record.path);
-            renamed.map_err(|source| AgentError::File { path: incoming_disk.path.clone(), source })
+        let kept = records::write_json(&self.record_path(vm, device), &record).and_then(|()| {
+            let renamed = file::rename_new(path, &record.path);
+            renamed.map_err(|source| AgentError::File { path: path.to_owned(), source })
         });
         if let Err(error) = kept {
-            warn!(%vm, disk = incoming_disk.device, error = %chain(&error), "An unfinished copy could not be kept");
+            warn!(disk = device, error = %chain(&error), "An unfinished copy could not be kept");
             self.remove(&record);
             return false;
         }
-        info!(%vm, disk = record.device, file = %record.path.display(), "An unfinished copy is kept for the next attempt");
+        info!(disk = device, file = %record.path.display(), "An unfinished copy is kept for the next attempt");
         self.kept.notify_one();
         true
     }
 
-    /// Makes the partial copy of a disk the file of an incoming disk: renames it to `path`, which must not exist.
-    /// `None` if no copy fits; one of another format or size is removed. Blocks.
-    pub(crate) fn take(&self, vm: VmId, wanted: &DiskArrival, path: &Path) -> Option<PartialKey> {
-        let _claim = self.claim(vm, &wanted.device)?;
-        let record = self.record(vm, &wanted.device)?;
+    /// Makes the partial copy of a disk its new file: renames it to that file's path, which must not exist. `None` if no
+    /// copy fits; one of another format or size is removed. Blocks.
+    pub(crate) fn take(&self, vm: VmId, wanted: &NewFile<'_>) -> Option<PartialKey> {
+        let device = wanted.device;
+        let _claim = self.claim(vm, device)?;
+        let record = self.record(vm, device)?;
         if !record.is_of(wanted) || !record.is_whole().unwrap_or_default() {
             self.remove(&record);
             return None;
         }
         // Fails across file systems and never replaces an existing file: the partial copy stays then.
-        if let Err(error) = file::rename_new(&record.path, path) {
-            info!(%vm, disk = record.device, error = %chain(&error), "An unfinished copy is not used");
+        if let Err(error) = file::rename_new(&record.path, wanted.path) {
+            info!(disk = device, error = %chain(&error), "An unfinished copy is not used");
             return None;
         }
-        if let Err(error) = records::remove(&self.record_path(vm, &wanted.device)) {
+        if let Err(error) = records::remove(&self.record_path(vm, device)) {
             // The record names a file that no longer exists.
-            warn!(%vm, disk = record.device, error = %chain(&error), "What was written down of a partial copy could not be removed");
+            warn!(disk = device, error = %chain(&error), "What was written down of a partial copy could not be removed");
         }
         Some(PartialKey { key: ferry_trust::random_secret() })
     }
 
-    /// The space occupied by the partial copy that would become the file at `path`, if there is one: that much less is
-    /// needed.
-    pub(crate) fn held(&self, vm: VmId, wanted: &DiskArrival, path: &Path) -> ByteCount {
-        let record = self.record(vm, &wanted.device).filter(|record| record.is_of(wanted));
-        let device = path.parent().and_then(device_of);
+    /// The space occupied by the partial copy that would become a new file, if there is one: that much less is needed.
+    pub(crate) fn held(&self, vm: VmId, wanted: &NewFile<'_>) -> ByteCount {
+        let record = self.record(vm, wanted.device).filter(|record| record.is_of(wanted));
+        let device = wanted.path.parent().and_then(device_of);
         let record = record.filter(|record| device.is_some() && device_of(&record.path) == device);
         record.and_then(|record| file::allocated(&record.path).ok()).unwrap_or_default()
     }
@@ -245,7 +239,7 @@ impl PartialCopies {
 }
 
 impl Record {
-    fn is_of(&self, wanted: &DiskArrival) -> bool {
+    fn is_of(&self, wanted: &NewFile<'_>) -> bool {
         (self.format, self.virtual_size) == (wanted.format, wanted.virtual_size)
     }
 
@@ -298,46 +292,27 @@ fn now_ms() -> u64 {
 mod tests {
     use std::os::unix::fs::FileExt as _;
 
-    use ferry_core::{id::HostId, location::Location};
     use uuid::Uuid;
 
     use super::*;
-    use crate::files::new_file::FileIdentity;
+    use crate::files::new_file::{Life, Naming};
 
     fn vm(number: u128) -> VmId {
         VmId(Uuid::from_u128(number))
     }
 
-    fn incoming_disk(path: PathBuf, format: DiskFormat, size: ByteCount) -> IncomingDisk {
+    fn new_file(path: &Path, format: DiskFormat, virtual_size: ByteCount) -> NewFile<'_> {
         let owner = (nix::unistd::geteuid().as_raw(), nix::unistd::getegid().as_raw());
-        image::create(&path, format, size, owner).expect("made");
-        IncomingDisk {
-            device: "vda".into(),
-            path,
-            format,
-            virtual_size: size,
-            made: true,
-            identity: FileIdentity::default(),
-            from_partial: None,
-        }
+        image::create(path, format, virtual_size, owner).expect("made");
+        NewFile { device: "vda", path, format, virtual_size, naming: Naming::Final, life: Life::Planned }
     }
 
     /// A raw file of 64 MiB that holds 6 MiB of data.
-    fn filled(path: PathBuf) -> IncomingDisk {
-        let incoming_disk = incoming_disk(path, DiskFormat::Raw, ByteCount::mib(64));
-        let file = fs::File::options().write(true).open(&incoming_disk.path).expect("there");
+    fn filled(path: &Path) -> NewFile<'_> {
+        let new_file = new_file(path, DiskFormat::Raw, ByteCount::mib(64));
+        let file = fs::File::options().write(true).open(path).expect("there");
         file.write_all_at(&vec![7; 6 << 20], 1 << 20).expect("written");
-        incoming_disk
-    }
-
-    fn wanted(incoming_disk: &IncomingDisk) -> DiskArrival {
-        DiskArrival {
-            device: incoming_disk.device.clone(),
-            to: Location::Local { host: HostId(Uuid::nil()), path: String::new() },
-            format: incoming_disk.format,
-            virtual_size: incoming_disk.virtual_size,
-            allocated: ByteCount::mib(8),
-        }
+        new_file
     }
 
     /// Content of the folder except files with this name.
@@ -349,64 +324,59 @@ mod tests {
     #[test]
     fn an_unfinished_copy_becomes_the_file_of_the_next_attempt_at_once_also_after_a_restart() {
         let (folder, records) = (tempfile::tempdir().expect("a folder"), tempfile::tempdir().expect("a folder"));
-        let disk = filled(folder.path().join("disk.raw"));
+        let path = folder.path().join("disk.raw");
+        let disk = filled(&path);
         assert!(PartialCopies::of(records.path().to_owned()).keep(vm(7), &disk));
         assert!(!disk.path.exists(), "its name is free");
         let kept = others(folder.path(), "");
         assert!(kept.len() == 1 && kept[0].starts_with(&vm(7).to_string()) && kept[0].ends_with(ENDING), "{kept:?}");
         let (partials, elsewhere) = (PartialCopies::of(records.path().to_owned()), folder.path().join("other.raw"));
-        assert!(partials.held(vm(7), &wanted(&disk), &elsewhere) >= ByteCount::mib(6));
-        assert_eq!(partials.held(vm(7), &wanted(&disk), Path::new("/proc/disk.raw")), ByteCount(0), "not from here");
-        let larger = DiskArrival { virtual_size: ByteCount::mib(65), ..wanted(&disk) };
-        assert_eq!(partials.held(vm(7), &larger, &elsewhere), ByteCount(0));
-        assert!(partials.take(vm(8), &wanted(&disk), &elsewhere).is_none(), "another VM's");
-        assert!(partials.take(vm(7), &wanted(&disk), &elsewhere).is_some());
+        let other = NewFile { path: &elsewhere, ..disk };
+        assert!(partials.held(vm(7), &other) >= ByteCount::mib(6));
+        let nowhere = NewFile { path: Path::new("/proc/disk.raw"), ..disk };
+        assert_eq!(partials.held(vm(7), &nowhere), ByteCount(0), "not from here");
+        let larger = NewFile { virtual_size: ByteCount::mib(65), ..other };
+        assert_eq!(partials.held(vm(7), &larger), ByteCount(0));
+        assert!(partials.take(vm(8), &other).is_none(), "another VM's");
+        assert!(partials.take(vm(7), &other).is_some());
         let extents = image::extents(&elsewhere, DiskFormat::Raw).expect("read");
         let data: Vec<_> = extents.iter().map(|extent| (extent.start, extent.start + extent.length)).collect();
         assert_eq!(data, [(1 << 20, 7 << 20)]);
         let mut held = vec![0; 6 << 20];
         fs::File::open(&elsewhere).expect("there").read_exact_at(&mut held, 1 << 20).expect("read");
         assert!(held.iter().all(|byte| *byte == 7), "with all it held");
-        assert_eq!(partials.take(vm(7), &wanted(&disk), &elsewhere), None, "it is taken once");
+        assert_eq!(partials.take(vm(7), &other), None, "it is taken once");
         assert_eq!((others(folder.path(), "other.raw"), others(records.path(), "")), (vec![], vec![]));
         // Again: the record holds nothing that could name another VM's file.
-        assert!(partials.keep(vm(7), &IncomingDisk { path: elsewhere.clone(), ..disk.clone() }));
-        assert!(partials.take(vm(7), &wanted(&disk), &disk.path).is_some());
+        assert!(partials.keep(vm(7), &other));
+        assert!(partials.take(vm(7), &disk).is_some());
     }
 
     #[test]
     fn what_is_of_no_use_is_not_kept_and_what_does_not_fit_is_removed() {
         let (folder, records) = (tempfile::tempdir().expect("a folder"), tempfile::tempdir().expect("a folder"));
         let partials = PartialCopies::of(records.path().to_owned());
-        let empty = incoming_disk(folder.path().join("empty.raw"), DiskFormat::Raw, ByteCount::mib(64));
-        assert!(!partials.keep(vm(9), &empty), "it holds nothing");
-        let one = filled(folder.path().join("one.raw"));
-        assert!(!partials.keep(vm(9), &IncomingDisk { made: false, ..one.clone() }), "it is not ours");
+        let [empty, first, second, third, qcow2] =
+            ["empty.raw", "one.raw", "two.raw", "three.raw", "disk.qcow2"].map(|name| folder.path().join(name));
+        assert!(!partials.keep(vm(9), &new_file(&empty, DiskFormat::Raw, ByteCount::mib(64))), "it holds nothing");
+        let one = filled(&first);
         assert!(partials.keep(vm(9), &one));
-        let larger = DiskArrival { virtual_size: ByteCount::mib(65), ..wanted(&one) };
-        assert_eq!(partials.take(vm(9), &larger, &one.path), None);
+        assert_eq!(partials.take(vm(9), &NewFile { virtual_size: ByteCount::mib(65), ..one }), None);
         assert_eq!(partials.records(), []);
         // A file that does not match its record is not taken.
-        assert!(partials.keep(vm(9), &filled(folder.path().join("two.raw"))));
+        assert!(partials.keep(vm(9), &filled(&second)));
         let kept = partials.records()[0].path.clone();
         fs::File::options().write(true).open(&kept).expect("there").set_len(65 << 20).expect("longer");
-        assert_eq!(partials.take(vm(9), &wanted(&one), &one.path), None);
-        assert!(!kept.exists() && !one.path.exists());
+        assert_eq!(partials.take(vm(9), &one), None);
+        assert!(!kept.exists() && !first.exists());
         // A raw file that was not copied to its end is extended to its size.
-        assert!(partials.keep(vm(9), &filled(folder.path().join("three.raw"))));
+        assert!(partials.keep(vm(9), &filled(&third)));
         let kept = partials.records()[0].path.clone();
         fs::File::options().write(true).open(&kept).expect("there").set_len(9 << 20).expect("shorter");
-        assert!(partials.take(vm(9), &wanted(&one), &one.path).is_some());
-        assert_eq!(fs::metadata(&one.path).expect("there").len(), 64 << 20);
-        let disk = incoming_disk(folder.path().join("disk.qcow2"), DiskFormat::Qcow2, ByteCount::mib(64));
-        let record = Record {
-            vm: vm(9),
-            device: "vda".into(),
-            format: disk.format,
-            virtual_size: disk.virtual_size,
-            path: disk.path,
-            kept_at_ms: 1,
-        };
+        assert!(partials.take(vm(9), &one).is_some());
+        assert_eq!(fs::metadata(&first).expect("there").len(), 64 << 20);
+        let NewFile { format, virtual_size, .. } = new_file(&qcow2, DiskFormat::Qcow2, ByteCount::mib(64));
+        let record = Record { vm: vm(9), device: "vda".into(), format, virtual_size, path: qcow2, kept_at_ms: 1 };
         assert!(record.is_whole().expect("read"));
         assert!(!Record { virtual_size: ByteCount::mib(65), ..record }.is_whole().expect("read"));
     }
@@ -415,22 +385,23 @@ mod tests {
     fn nothing_is_renamed_over_a_file_and_the_seed_stays_then() {
         let (folder, records) = (tempfile::tempdir().expect("a folder"), tempfile::tempdir().expect("a folder"));
         let partials = PartialCopies::of(records.path().to_owned());
-        let disk = filled(folder.path().join("disk.raw"));
+        let path = folder.path().join("disk.raw");
+        let disk = filled(&path);
         assert!(partials.keep(vm(9), &disk));
-        fs::write(&disk.path, "precious").expect("written");
-        assert_eq!(partials.take(vm(9), &wanted(&disk), &disk.path), None);
-        assert_eq!(fs::read(&disk.path).expect("there"), b"precious");
-        let nowhere = Path::new("/proc/disk.raw");
-        assert_eq!(partials.take(vm(9), &wanted(&disk), nowhere), None);
+        fs::write(disk.path, "precious").expect("written");
+        assert_eq!(partials.take(vm(9), &disk), None);
+        assert_eq!(fs::read(disk.path).expect("there"), b"precious");
+        assert_eq!(partials.take(vm(9), &NewFile { path: Path::new("/proc/disk.raw"), ..disk }), None);
         let free = folder.path().join("free.raw");
-        assert!(partials.take(vm(9), &wanted(&disk), &free).is_some(), "it stayed");
-        let error = file::rename_new(&free, &disk.path).expect_err("it is there");
+        let elsewhere = NewFile { path: &free, ..disk };
+        assert!(partials.take(vm(9), &elsewhere).is_some(), "it stayed");
+        let error = file::rename_new(&free, disk.path).expect_err("it is there");
         assert_eq!(error.kind(), io::ErrorKind::AlreadyExists);
         // The name of a kept file is unique, whatever else is in the folder.
-        let mut occupied = disk.path.clone().into_os_string();
+        let mut occupied = path.clone().into_os_string();
         occupied.push(format!(".{ENDING}"));
         fs::write(&occupied, "precious").expect("written");
-        assert!(partials.keep(vm(9), &IncomingDisk { path: free, ..disk }));
+        assert!(partials.keep(vm(9), &elsewhere));
         assert_eq!(fs::read(&occupied).expect("there"), b"precious");
     }
 
@@ -439,17 +410,18 @@ mod tests {
         let (folder, records) = (tempfile::tempdir().expect("a folder"), tempfile::tempdir().expect("a folder"));
         let partials = PartialCopies::of(records.path().to_owned());
         for number in [1, 2] {
-            assert!(partials.keep(vm(number), &filled(folder.path().join(format!("{number}.raw")))));
+            assert!(partials.keep(vm(number), &filled(&folder.path().join(format!("{number}.raw")))));
         }
-        let (mut one, free) = (filled(folder.path().join("one.raw")), folder.path().join("free.raw"));
+        let (path, free) = (folder.path().join("one.raw"), folder.path().join("free.raw"));
+        let one = filled(&path);
+        let elsewhere = NewFile { path: &free, ..one };
         let claim = partials.claim(vm(1), "vda").expect("free");
-        assert_eq!(partials.take(vm(1), &wanted(&one), &free), None);
+        assert_eq!(partials.take(vm(1), &elsewhere), None);
         partials.sweep(0);
         assert_eq!(partials.records().len(), 1, "the other one is removed");
         drop(claim);
-        assert!(partials.take(vm(1), &wanted(&one), &free).is_some());
-        one.device = "vdb".into();
-        assert!(partials.keep(vm(1), &one), "another disk");
+        assert!(partials.take(vm(1), &elsewhere).is_some());
+        assert!(partials.keep(vm(1), &NewFile { device: "vdb", ..one }), "another disk");
     }
 
     fn put(partials: &PartialCopies, number: u64, path: PathBuf, kept_at_ms: u64) {

@@ -134,7 +134,8 @@ fn told(kind: Kind, report: &Report) -> Value {
     }
     if matches!(kind, Kind::Offline) {
         // No server asks here whether the source started the VM at boot.
-        let more = json!({"files": report.disks, "wire": report.figures.disk_wire, "autostart": false});
+        let mut more = json!({"files": report.disks, "wire": report.figures.disk_wire, "autostart": false});
+        more["remarks"] = report.findings.iter().map(|finding| finding.message.to_string()).collect();
         told.as_object_mut().expect("a report is one").extend(more.as_object().cloned().unwrap_or_default());
     }
     told

@@ -6,6 +6,7 @@ use std::{path::PathBuf, sync::Arc, time::Duration};
 use ferry_core::{
     api::agent::{DestinationReady, DiskArrival, PrepareDestination, Role, Stage},
     error::chain,
+    files::cleanup::GuestWrites,
     finding::{ByHand, FindingId, Message},
     id::{Generation, JobId, VmId},
     migration::Presence,
@@ -27,8 +28,8 @@ use crate::{
     files::{
         self,
         host_storage::HostStorage,
-        incoming,
-        new_file::{FileIdentity, IncomingDisk},
+        incoming::{self, IncomingDisk},
+        new_file::{Life, NewFile},
     },
     hold,
     refusal::{refused, uuid_taken},
@@ -41,7 +42,7 @@ impl Registry {
     /// `request.stale`, `vm.uuid-taken`, or why the carrier could not be started. Nothing is left behind then; a file
     /// that could not be removed is recorded, and is removed by the undo.
     pub async fn prepare_destination(
-        &self,
+        self: Arc<Self>,
         job: JobId,
         generation: Generation,
         request: PrepareDestination,
@@ -72,26 +73,26 @@ impl Registry {
             None => self.must_not_be_here(vm).await?,
         }
         let session = request.session;
-        let (wanted, disks) = (request.disks.clone(), request.disks.clone());
-        let incoming_disks = match wanted.is_empty() {
+        let incoming_disks = match request.disks.is_empty() {
             true => Vec::new(),
             false => {
-                let partials = Arc::clone(&self.partials);
+                let (partials, wanted) = (Arc::clone(&self.partials), request.disks.clone());
                 blocking(move || incoming::with_room(&storage, vm, &wanted, &partials)).await?
             }
         };
         let mounted = mounts.iter().map(|mount| PathBuf::from(&mount.path));
         let roots = mounted.chain(incoming_disks.iter().map(|incoming_disk| incoming_disk.path.clone())).collect();
         let task = Task::Destination { request, roots, incoming_disks };
-        let mut journal = self.journal(job, generation, task, session, socket_dir.clone(), false);
+        let planned = self.journal(job, generation, task, session, socket_dir.clone(), false);
         let begun = async {
-            self.make_incoming(&mut journal, &disks).await?;
-            self.begin(&journal).await
+            let (this, journal, owner) = (Arc::clone(&self), planned.clone(), self.process_owner().await?);
+            let journal = blocking(move || this.make_incoming(journal, owner)).await?;
+            Ok((self.begin(&journal).await?, journal))
         };
-        let answer = match begun.await {
-            Ok(answer) => answer,
+        let (answer, journal) = match begun.await {
+            Ok(begun) => begun,
             Err(error) => {
-                self.give_up(journal).await;
+                self.give_up(self.table.get(job).unwrap_or(planned)).await;
                 return Err(error);
             }
         };
@@ -101,42 +102,22 @@ impl Registry {
         ready(answer, &journal)
     }
 
-    /// Creates the files of incoming disks. Each is recorded before, since this process may die in between, and after.
-    /// After an error the journal lists the files that exist.
-    async fn make_incoming(&self, journal: &mut Journal, wanted: &[DiskArrival]) -> Result<(), AgentError> {
+    /// Creates the files of incoming disks. After an error the table's journal lists the files that exist. Blocks.
+    fn make_incoming(&self, mut journal: Journal, owner: (u32, u32)) -> Result<Journal, AgentError> {
+        let vm = journal.task.vm();
         for index in 0..journal.task.incoming_disks().len() {
-            let owner = call(&self.hypervisor, |hypervisor| hypervisor.process_owner()).await?;
             made_to_fail("agent-make-arrival")?;
-            self.note_incoming(journal, index, |incoming_disk| incoming_disk.identity = FileIdentity::Making)?;
-            let (incoming_disk, wanted) = (journal.task.incoming_disks()[index].clone(), wanted[index].clone());
-            let (partials, vm) = (Arc::clone(&self.partials), journal.task.vm());
-            let make = move || match partials.take(vm, &wanted, &incoming_disk.path) {
-                Some(sown) => Ok((Some(sown), FileIdentity::of(&incoming_disk.path).unwrap_or_default())),
-                None => incoming::make(&incoming_disk, owner).map(|identity| (None, identity)),
-            };
-            match blocking(make).await {
-                Ok((sown, identity)) => self.note_incoming(journal, index, |incoming_disk| {
-                    (incoming_disk.made, incoming_disk.identity, incoming_disk.from_partial) = (true, identity, sown);
-                })?,
-                Err(error) => {
-                    // If there is a file now, it was not created by this attempt.
-                    self.note_incoming(journal, index, |incoming_disk| incoming_disk.identity = FileIdentity::Path)?;
-                    return Err(error);
-                }
-            }
+            let incoming_disk = journal.task.incoming_disks()[index].clone();
+            let partial = |file: &NewFile<'_>| self.partials.take(vm, file);
+            incoming_disk.new_file().make(owner, partial, |life| self.note_incoming(&mut journal, index, life))?;
         }
-        Ok(())
+        Ok(journal)
     }
 
-    /// Records the state of one disk's file.
-    fn note_incoming(
-        &self,
-        journal: &mut Journal,
-        index: usize,
-        change: impl FnOnce(&mut IncomingDisk),
-    ) -> Result<(), AgentError> {
+    /// Records how far the file of one disk is.
+    fn note_incoming(&self, journal: &mut Journal, index: usize, life: Life) -> Result<(), AgentError> {
         if let Task::Destination { incoming_disks, .. } = &mut journal.task {
-            change(&mut incoming_disks[index]);
+            incoming_disks[index].life = life;
         }
         self.put(journal)
     }
@@ -154,8 +135,7 @@ impl Registry {
         }
     }
 
-    /// Removes the files created for disks that did not arrive, or keeps them for the next attempt. Each is recorded as
-    /// gone at once: any later file of that name is not ours.
+    /// Removes the files created for disks that did not arrive, or keeps them for the next attempt.
     pub(super) async fn remove_incoming(&self, mut journal: Journal) -> Result<Journal, AgentError> {
         if !journal.task.incoming_disks().iter().any(IncomingDisk::is_left) {
             return Ok(journal);
@@ -167,11 +147,10 @@ impl Registry {
                 continue;
             }
             let (vm, used, partials) = (journal.task.vm(), Arc::clone(&used), Arc::clone(&self.partials));
-            blocking(move || incoming::remove_one(vm, &incoming_disk, &used, &partials)).await?;
-            self.note_incoming(&mut journal, index, |incoming_disk| {
-                (incoming_disk.made, incoming_disk.identity, incoming_disk.from_partial) =
-                    (false, FileIdentity::Path, None);
-            })?;
+            let remove =
+                move || incoming_disk.new_file().remove(&used, GuestWrites::Never, |file| partials.keep(vm, file));
+            let life = blocking(remove).await?;
+            self.note_incoming(&mut journal, index, life)?;
         }
         Ok(journal)
     }

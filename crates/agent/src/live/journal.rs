@@ -15,7 +15,7 @@ use serde::{Deserialize, Serialize};
 use crate::{
     AgentError,
     attempt::{Attempt, table::Entry},
-    files::new_file::IncomingDisk,
+    files::incoming::IncomingDisk,
     records,
 };
 
@@ -240,20 +240,24 @@ impl Journal {
 
 #[cfg(test)]
 mod tests {
-    use serde_json::Value;
-
     use super::*;
+    use crate::files::new_file::{FileIdentity, Life};
 
     /// An agent that is upgraded during a move continues it.
     #[test]
-    fn what_the_version_before_wrote_down_is_read_and_written_as_it_was() {
-        for text in [
-            include_str!("../../tests/journals/live-source.json"),
-            include_str!("../../tests/journals/live-destination.json"),
+    fn what_the_version_before_wrote_down_is_read_and_what_is_written_is_read_again() {
+        for (text, state) in [
+            (include_str!("../../tests/journals/live-source.json"), State::Aborted { ended: false }),
+            (include_str!("../../tests/journals/live-destination.json"), State::Here),
         ] {
             let journal: Journal = serde_json::from_str(text).expect("a journal");
-            let written = serde_json::to_value(&journal).expect("JSON");
-            assert_eq!(written, serde_json::from_str::<Value>(text).expect("JSON"));
+            assert_eq!(journal.state, state);
+            for disk in journal.task.incoming_disks() {
+                let is_of = FileIdentity::File { inode: 131, born_ns: Some(1_760_000_000_000_000_000) };
+                assert!(matches!(disk.life, Life::Made { identity, from_partial: Some(_) } if identity == is_of));
+            }
+            let written = serde_json::to_string(&journal).expect("JSON");
+            assert_eq!(serde_json::from_str::<Journal>(&written).expect("a journal"), journal);
         }
     }
 }

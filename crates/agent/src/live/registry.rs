@@ -28,7 +28,7 @@ use crate::{
     },
     blocking::{Probes, call},
     config::Config,
-    files::{claims::Reserved, new_file::IncomingDisk, partial::PartialCopies},
+    files::{claims::Reserved, incoming::IncomingDisk, partial::PartialCopies},
     records,
 };
 
@@ -154,14 +154,14 @@ impl Registry {
 
     /// Writes the journal, starts the carrier, and waits until it is ready. After an error the caller must forget it.
     pub(super) async fn begin(&self, journal: &Journal) -> Result<Answer, AgentError> {
-        make_socket_dir(&journal.socket_dir, self.process_owner().await?)?;
+        make_socket_dir(&journal.socket_dir, self.process_owner().await?.0)?;
         self.put(journal)?;
         launch::launch(&self.launcher, &self.config, &self.hypervisor, journal).await
     }
 
-    async fn process_owner(&self) -> Result<u32, AgentError> {
+    pub(super) async fn process_owner(&self) -> Result<(u32, u32), AgentError> {
         let ask = || call(&self.hypervisor, |hypervisor| hypervisor.process_owner());
-        Ok(self.process_owner.get_or_try_init(ask).await?.0)
+        Ok(*self.process_owner.get_or_try_init(ask).await?)
     }
 
     /// Sends a request to the carrier; `None` if it is not running.

@@ -7,7 +7,7 @@ use std::{
 };
 
 use ferry_core::{
-    api::agent::{CheckOffline, FileSize, OfflineFile},
+    api::agent::{CheckOffline, FileSize, OfflineFile, Stage},
     files::FileMove,
     finding::{Action, ByHand, FindingId, Message},
     id::VmId,
@@ -21,15 +21,10 @@ use ferry_drivers::{
     image,
 };
 
-use super::{
-    OfflineMoves,
-    journal::{Form, IncomingFile, Stage},
-    parts,
-    state::Move,
-};
+use super::{OfflineMoves, journal::IncomingFile, parts, state::Move};
 use crate::{
     AgentError,
-    files::{host_storage::HostStorage, new_file::FileIdentity, space::Needs},
+    files::{host_storage::HostStorage, new_file::Life, space::Needs},
     refusal::{exists, refused, uuid_taken},
 };
 
@@ -63,34 +58,26 @@ impl OfflineMoves {
         let mut incoming_files: Vec<IncomingFile> = Vec::with_capacity(wanted.len());
         for file in wanted {
             let path = storage.path(&file.file.device, &file.file.to)?;
-            let form = self.form(vm, file, &path)?;
-            let still = match &form {
-                Form::Adopted => ByteCount(0),
-                Form::Part(part) => {
-                    let part = file::allocated(part).unwrap_or_default();
-                    let held = self.partials.held(vm, &parts::as_disk(file), &path).max(part);
+            let incoming_file = self.incoming(vm, file, &path)?;
+            let still = match incoming_file.new_file(file) {
+                None => ByteCount(0),
+                Some(new_file) => {
+                    let part = file::allocated(new_file.path).unwrap_or_default();
+                    let held = self.partials.held(vm, &new_file).max(part);
                     ByteCount(file.allocated.0.saturating_sub(held.0))
                 }
-                Form::Whole => file.allocated,
             };
             needs.add(storage, &file.file.to, still)?;
-            if incoming_files.iter().any(|other| other.path == path) {
+            if incoming_files.iter().any(|other| other.path() == path) {
                 return Err(exists(&path));
             }
-            incoming_files.push(IncomingFile {
-                path,
-                form,
-                made: false,
-                identity: FileIdentity::default(),
-                arrived: false,
-                named: false,
-            });
+            incoming_files.push(incoming_file);
         }
         let mut missing = Vec::with_capacity(absent.len());
         for file in absent {
             let path = storage.path(&file.device, &file.to)?;
             needs.add(storage, &file.to, ByteCount(0))?;
-            if path.symlink_metadata().is_ok() || incoming_files.iter().any(|other| other.path == path) {
+            if path.symlink_metadata().is_ok() || incoming_files.iter().any(|other| other.path() == path) {
                 return Err(exists(&path));
             }
             missing.push(path);
@@ -101,11 +88,11 @@ impl OfflineMoves {
 
     /// How the file is received. Existing files are never overwritten; a shared disk may have arrived earlier with
     /// another VM.
-    fn form(&self, vm: VmId, file: &OfflineFile, path: &Path) -> Result<Form, AgentError> {
+    fn incoming(&self, vm: VmId, file: &OfflineFile, path: &Path) -> Result<IncomingFile, AgentError> {
         let of_another = |page: &Arc<Move>| {
-            let journal = page.journal();
-            let goes_on = !matches!(journal.stage, Stage::Defined | Stage::Confirmed);
-            goes_on && journal.task.vm() != vm && journal.task.incoming_files().iter().any(|other| other.path == path)
+            let task = page.journal().task;
+            let goes_on = !matches!(task.stage(), Stage::Delivered | Stage::Confirmed);
+            goes_on && task.vm() != vm && task.incoming_files().iter().any(|other| other.path() == path)
         };
         let coming = self.table.all().iter().find(|page| of_another(page)).map(|page| page.journal().job);
         if let Some(job) = coming {
@@ -117,9 +104,12 @@ impl OfflineMoves {
             ));
         }
         match path.symlink_metadata() {
-            Err(_) => Ok(Form::Part(parts::part_of(path, vm))),
+            Err(_) => {
+                let (path, part) = (path.to_owned(), parts::part_of(path, vm));
+                Ok(IncomingFile::Part { path, part, life: Life::Planned })
+            }
             Ok(found) if file.file.shareable && found.is_file() => match found.len() == file.length.0 {
-                true => Ok(Form::Adopted),
+                true => Ok(IncomingFile::Adopted { path: path.to_owned(), compared: false }),
                 false => Err(differs(&file.file.device, path)),
             },
             Ok(_) => Err(exists(path)),

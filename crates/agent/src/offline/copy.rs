@@ -23,11 +23,17 @@ use tracing::{info, warn};
 use super::{
     OfflineMoves,
     check::differs,
-    journal::{Form, Stage, Task},
+    journal::{DestinationState, IncomingFile, Task},
     parts,
     state::Move,
 };
-use crate::{AgentError, blocking::blocking, config::Config, files::fingerprint::FileFingerprint, peers};
+use crate::{
+    AgentError,
+    blocking::blocking,
+    config::Config,
+    files::{fingerprint::FileFingerprint, new_file::Life},
+    peers,
+};
 
 /// Longest definition.
 const DEFINITION_BYTES_MAX: u64 = 1 << 20;
@@ -68,26 +74,30 @@ async fn take_file(
     let (Some(wanted), Some(incoming_file)) = (request.files.get(index), incoming_files.get(index)) else {
         return Err(AgentError::failed(format!("File {index} came, and it is not expected")));
     };
-    page.write(|journal| journal.stage = Stage::Copying)?;
+    page.write(|journal| {
+        if let Some(state) = journal.destination().filter(|state| state.is_open()) {
+            *state = DestinationState::Copying;
+        }
+    })?;
     let meter = Arc::<FileMeter>::default();
-    let taken = match incoming_file.form {
-        Form::Adopted => compare(peer, open(incoming_file.path.clone(), false).await?, wanted.length.0, meter).await,
-        Form::Part(_) | Form::Whole => {
+    let taken = match incoming_file {
+        IncomingFile::Adopted { path, .. } => {
+            compare(peer, open(path.clone(), false).await?, wanted.length.0, meter).await
+        }
+        IncomingFile::Part { part, .. } => {
             // The previous version sends its definition last.
             let (making, moves) = (Arc::clone(page), Arc::clone(moves));
             blocking(move || parts::make_all(&making, &*moves.hypervisor, &moves.partials)).await?;
-            receive(peer, open(incoming_file.file().to_owned(), true).await?, wanted.length.0, meter).await
+            receive(peer, open(part.clone(), true).await?, wanted.length.0, meter).await
         }
     };
     taken.map_err(|error| {
-        AgentError::because(format!("File {} could not be taken", incoming_file.path.display()), error)
+        AgentError::because(format!("File {} could not be taken", incoming_file.path().display()), error)
     })?;
-    page.write(|journal| {
-        let mut at = 0;
-        journal.task.each_incoming(|incoming_file| {
-            incoming_file.arrived |= at == index;
-            at += 1;
-        });
+    page.write(|journal| match journal.incoming(index) {
+        Some(IncomingFile::Adopted { compared, .. }) => *compared = true,
+        Some(IncomingFile::Part { life, .. }) => *life = life.then(Life::Complete),
+        None => {}
     })
 }
 
@@ -114,10 +124,14 @@ async fn take_definition(peer: &mut Connection, moves: &Arc<OfflineMoves>, page:
     }
 }
 
-/// Sends every file that differs, and the definition before and after them. Ok promises that the destination has
-/// everything on disk, and that no file was written meanwhile.
-pub(super) async fn give(config: &Config, hypervisor: Arc<dyn Domains>, page: Arc<Move>) -> Result<(), AgentError> {
-    let Task::Source { request, paths, translate, .. } = page.journal().task else { return Ok(()) };
+/// Sends every file that differs, and the definition before and after them. Returns the files' fingerprints, if the
+/// destination has everything on disk, and no file was written meanwhile.
+pub(super) async fn give(
+    config: &Config,
+    hypervisor: Arc<dyn Domains>,
+    page: Arc<Move>,
+) -> Result<Vec<FileFingerprint>, AgentError> {
+    let Task::Source { request, paths, translate, .. } = page.journal().task else { return Ok(Vec::new()) };
     let dialer =
         peers::dialer(config, &request.destination.address, request.destination_pin, request.session, request.secret)?;
     let (vm, files) = (request.vm, paths.clone());
@@ -125,11 +139,6 @@ pub(super) async fn give(config: &Config, hypervisor: Arc<dyn Domains>, page: Ar
     let fingerprints_now =
         move || files.iter().zip(&places).map(|(path, place)| FileFingerprint::of(path, place)).collect();
     let fingerprints: Vec<FileFingerprint> = blocking(fingerprints_now.clone()).await?;
-    page.write(|journal| {
-        if let Task::Source { fingerprints: before, .. } = &mut journal.task {
-            before.clone_from(&fingerprints);
-        }
-    })?;
     let definition = move || Ok(hypervisor.definition(vm, &translate)?);
     // If the destination would refuse the definition, copying files is pointless.
     give_definition(&dialer, blocking(definition.clone()).await?).await?;
@@ -148,7 +157,8 @@ pub(super) async fn give(config: &Config, hypervisor: Arc<dyn Domains>, page: Ar
         )));
     }
     // The VM is still shut off, and this is its current definition.
-    give_definition(&dialer, blocking(definition).await?).await
+    give_definition(&dialer, blocking(definition).await?).await?;
+    Ok(fingerprints)
 }
 
 /// Sends the definition. Ok promises that the destination accepts it, and has recorded what arrived of the VM.

@@ -1,6 +1,9 @@
 //! The destination of an offline move: listens, receives the definition and the files, and defines the VM.
 
-use std::{path::PathBuf, sync::Arc};
+use std::{
+    path::{Path, PathBuf},
+    sync::Arc,
+};
 
 use ferry_core::{
     api::agent::{OfflineReady, ReceiveOffline},
@@ -14,7 +17,7 @@ use tracing::info;
 
 use super::{
     OfflineMoves, copy,
-    journal::{Form, Journal, Stage, Task},
+    journal::{DestinationState, IncomingFile, Journal, Task},
     parts,
     state::Move,
 };
@@ -42,12 +45,11 @@ impl OfflineMoves {
                 let checked = move || this.checked(wanted.vm, &wanted.files, &wanted.absent, &storage);
                 let (incoming_files, absent) = blocking(checked).await?;
                 let mounted = mounts.iter().map(|mount| PathBuf::from(&mount.path));
-                let files =
-                    incoming_files.iter().map(|incoming_file| incoming_file.path.clone()).chain(absent.iter().cloned());
+                let files = incoming_files.iter().map(|file| file.path().to_owned()).chain(absent.iter().cloned());
                 let roots = mounted.chain(files).collect();
-                let task =
-                    Task::Destination { request: request.clone(), incoming_files, absent, roots, definition: None };
-                self.put(Journal::new(job, generation, task))?
+                let (request, state) = (request.clone(), DestinationState::Prepared);
+                let task = Task::Destination { request, incoming_files, absent, roots, state };
+                self.put(Journal { job, generation, task })?
             }
         };
         let Task::Destination { incoming_files, absent, request: wanted, .. } = page.journal().task else {
@@ -60,14 +62,14 @@ impl OfflineMoves {
             *lock(&page.task) = Some(taking);
         }
         let address = lock(&page.address).clone().unwrap_or_default();
-        let shown = |path: &PathBuf| path.display().to_string();
-        let adopted =
-            wanted.files.iter().zip(&incoming_files).filter(|(_, incoming_file)| incoming_file.form == Form::Adopted);
+        let shown = |path: &Path| path.display().to_string();
+        let is_adopted = |file: &IncomingFile| matches!(file, IncomingFile::Adopted { .. });
+        let adopted = wanted.files.iter().zip(&incoming_files).filter(|(_, file)| is_adopted(file));
         Ok(OfflineReady {
             address,
             mounts,
-            paths: incoming_files.iter().map(|incoming_file| shown(&incoming_file.path)).collect(),
-            absent: absent.iter().map(shown).collect(),
+            paths: incoming_files.iter().map(|file| shown(file.path())).collect(),
+            absent: absent.iter().map(|path| shown(path)).collect(),
             adopted: adopted.map(|(file, _)| file.file.device.clone()).collect(),
         })
     }
@@ -80,11 +82,10 @@ impl OfflineMoves {
         })?;
         parts::make_all(page, &*self.hypervisor, &self.partials)?;
         page.write(|journal| {
-            if journal.task.incoming_files().iter().all(|incoming_file| incoming_file.arrived) {
-                journal.stage = Stage::Copied;
-            }
-            if let Task::Destination { definition, .. } = &mut journal.task {
-                *definition = Some(text);
+            // The first definition comes before the files.
+            let is_last = journal.task.incoming_files().iter().all(IncomingFile::has_arrived);
+            if let Some(state) = journal.destination().filter(|state| is_last && state.is_open()) {
+                *state = DestinationState::Copied { definition: text };
             }
         })
     }
@@ -96,14 +97,14 @@ impl OfflineMoves {
     pub(super) async fn define(&self, page: &Arc<Move>) -> Result<(), AgentError> {
         let journal = page.journal();
         let job = journal.job;
-        let Task::Destination { request, roots, definition: Some(definition), .. } = journal.task else {
-            return Err(AgentError::failed(format!("The definition of job {job}'s VM is not here yet")));
+        let stage = journal.task.stage();
+        let not_yet = || Err(AgentError::failed(format!("Job {job} is not copied to this host yet: {stage:?}")));
+        let Task::Destination { request, roots, state, .. } = journal.task else { return not_yet() };
+        let definition = match state {
+            DestinationState::Copied { definition } => definition,
+            DestinationState::Defined | DestinationState::Confirmed => return Ok(()),
+            DestinationState::Prepared | DestinationState::Copying | DestinationState::Aborted => return not_yet(),
         };
-        match journal.stage {
-            Stage::Copied => {}
-            Stage::Defined | Stage::Confirmed => return Ok(()),
-            stage => return Err(AgentError::failed(format!("Job {job} is not copied yet: {stage:?}"))),
-        }
         let vm = request.vm;
         let (hypervisor, naming) = (Arc::clone(&self.hypervisor), Arc::clone(page));
         blocking(move || {
@@ -113,7 +114,7 @@ impl OfflineMoves {
         .await?;
         // The VM may return: a hold of an earlier move away is over.
         hold::release(&self.config.holds_dir(), vm)?;
-        page.write(|journal| journal.stage = Stage::Defined)?;
+        page.to_destination(DestinationState::Defined)?;
         page.end().await;
         info!(%vm, "The VM is defined here");
         Ok(())

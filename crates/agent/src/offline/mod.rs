@@ -22,7 +22,7 @@ mod state;
 use std::{path::PathBuf, sync::Arc, time::Duration};
 
 use ferry_core::{
-    api::agent::{ConfirmRequest, OfflineFile, Report, Role, Verb},
+    api::agent::{ConfirmRequest, OfflineFile, Report, Stage, Verb},
     finding::{ByHand, FindingId, Message},
     id::{Generation, JobId},
 };
@@ -31,7 +31,7 @@ use tracing::info;
 
 pub use self::check::files_of;
 use self::{
-    journal::{Form, IncomingFile, Journal, Stage, Task},
+    journal::{DestinationState, IncomingFile, Journal, SourceState, Task},
     state::Move,
 };
 use crate::{
@@ -72,16 +72,14 @@ impl OfflineMoves {
         let folder = config.offline_dir();
         let mut moves = Vec::new();
         for journal in attempt::journal::read_all::<Journal>(&folder)? {
-            info!(job = %journal.job, vm = %journal.task.vm(), stage = ?journal.stage, "Found an offline move again");
+            info!(job = %journal.job, vm = %journal.task.vm(), stage = ?journal.task.stage(), "Found an offline move again");
             let found = Move::new(&folder, journal);
-            if found.journal().task.role() == Role::Source {
-                found.write(|page| {
-                    if page.stage == Stage::Copying {
-                        page.stage = Stage::Failed;
-                        page.error = Some("The source's agent was restarted while files were copied".to_owned());
-                    }
-                })?;
-            }
+            found.write(|journal| {
+                if let Some(state @ SourceState::Copying) = journal.source() {
+                    let error = "The source's agent was restarted while files were copied".to_owned();
+                    *state = SourceState::Failed { error };
+                }
+            })?;
             moves.push(found);
         }
         Ok(Self {
@@ -121,37 +119,36 @@ impl OfflineMoves {
         if self.is_here(page).await? {
             // It was defined by a request whose answer was lost, or that seemed to have failed.
             page.write(|journal| {
-                if journal.stage == Stage::Copied {
-                    journal.stage = Stage::Defined;
+                if let Some(state @ DestinationState::Copied { .. }) = journal.destination() {
+                    *state = DestinationState::Defined;
                 }
             })?;
-            let journal = page.journal();
-            let (vm, job) = (journal.task.vm(), journal.job);
-            let message = Message::DefinedThere { vm: vm.to_string() };
+            let Journal { job, task, .. } = page.journal();
+            let message = Message::DefinedThere { vm: task.vm().to_string() };
             return Err(refused(FindingId::JobPastPivot, job, message, ByHand::LetItFinish));
         }
         page.end().await;
-        page.write(|journal| {
-            if journal.stage != Stage::Failed {
-                journal.stage = Stage::Aborted;
-            }
+        page.write(|journal| match &mut journal.task {
+            Task::Source { state: SourceState::Failed { .. }, .. } => {}
+            Task::Source { state, .. } => *state = SourceState::Aborted,
+            Task::Destination { state, .. } => *state = DestinationState::Aborted,
         })
     }
 
     /// Whether the move is past the point of no return, as far as this end knows. The journal may be slightly behind,
     /// so the hypervisor is asked if it may have been told to define the VM, which was not here before.
     async fn is_here(&self, page: &Move) -> Result<bool, AgentError> {
-        let journal = page.journal();
-        match journal.stage {
-            Stage::Defined | Stage::Confirmed => return Ok(true),
-            Stage::Prepared | Stage::Copying => return Ok(false),
-            Stage::Copied | Stage::Failed | Stage::Aborted => {}
+        match page.journal().task {
+            Task::Source { state, .. } => Ok(matches!(state, SourceState::Confirmed { .. })),
+            Task::Destination { request, state, .. } => match state {
+                DestinationState::Defined | DestinationState::Confirmed => Ok(true),
+                DestinationState::Prepared | DestinationState::Copying => Ok(false),
+                DestinationState::Copied { .. } | DestinationState::Aborted => {
+                    let hypervisor = Arc::clone(&self.hypervisor);
+                    blocking(move || Ok(hypervisor.vm(request.vm)?.is_some())).await
+                }
+            },
         }
-        if journal.task.role() == Role::Source {
-            return Ok(false);
-        }
-        let (hypervisor, vm) = (Arc::clone(&self.hypervisor), journal.task.vm());
-        blocking(move || Ok(hypervisor.vm(vm)?.is_some())).await
     }
 
     /// Source: removes definition and old files. Destination: sets autostart. Only for a VM that is defined at the
@@ -161,33 +158,29 @@ impl OfflineMoves {
     /// The hypervisor's, the file system's; `vm.running` if the VM runs at the source nevertheless; `vm.unknown` if the
     /// destination no longer has it.
     async fn confirm(self: Arc<Self>, page: &Move, request: ConfirmRequest) -> Result<(), AgentError> {
-        let journal = page.journal();
-        if journal.stage == Stage::Confirmed {
-            return Ok(());
-        }
-        let expected = match journal.task.role() {
-            Role::Source => Stage::Copied,
-            Role::Destination => Stage::Defined,
-        };
-        if journal.stage != expected {
-            let Journal { job, stage, .. } = journal;
-            return Err(AgentError::failed(format!("Job {job} cannot be confirmed here yet: {stage:?}")));
-        }
-        let remarks = blocking(move || match &journal.task {
-            Task::Destination { request: of, .. } => {
-                self.hypervisor.vm(of.vm)?.ok_or(HypervisorError::NoVm(of.vm))?;
-                if request.autostart {
-                    self.hypervisor.set_autostart(of.vm, true)?;
-                }
-                Ok(Vec::new())
+        let Journal { job, task, .. } = page.journal();
+        let stage = task.stage();
+        match task {
+            Task::Source { request: of, paths, state: SourceState::Copied { fingerprints }, .. } => {
+                let findings = blocking(move || self.leave(&request, &of, &paths, &fingerprints)).await?;
+                page.to_source(SourceState::Confirmed { findings })
             }
-            Task::Source { request: of, paths, fingerprints, .. } => self.leave(&request, of, paths, fingerprints),
-        })
-        .await?;
-        page.write(|journal| {
-            journal.stage = Stage::Confirmed;
-            journal.remarks = remarks;
-        })
+            Task::Destination { request: of, state: DestinationState::Defined, .. } => {
+                blocking(move || {
+                    self.hypervisor.vm(of.vm)?.ok_or(HypervisorError::NoVm(of.vm))?;
+                    if request.autostart {
+                        self.hypervisor.set_autostart(of.vm, true)?;
+                    }
+                    Ok(())
+                })
+                .await?;
+                page.to_destination(DestinationState::Confirmed)
+            }
+            Task::Source { .. } | Task::Destination { .. } if stage == Stage::Confirmed => Ok(()),
+            Task::Source { .. } | Task::Destination { .. } => {
+                Err(AgentError::failed(format!("Job {job} cannot be confirmed here yet: {stage:?}")))
+            }
+        }
     }
 
     /// Forgets the move. Source: the VM is released, if it is still there. Destination: files of a VM that did not
@@ -197,11 +190,11 @@ impl OfflineMoves {
     /// If something cannot be reverted.
     async fn forget(&self, page: &Arc<Move>) -> Result<(), AgentError> {
         page.end().await;
-        let journal = page.journal();
-        let vm = journal.task.vm();
-        match journal.task {
-            Task::Source { autostart, .. } => {
-                if autostart && journal.stage != Stage::Confirmed {
+        let Journal { job, task, .. } = page.journal();
+        let vm = task.vm();
+        match task {
+            Task::Source { autostart, state, .. } => {
+                if autostart && !matches!(state, SourceState::Confirmed { .. }) {
                     let hypervisor = Arc::clone(&self.hypervisor);
                     blocking(move || match hypervisor.set_autostart(vm, true) {
                         Ok(()) | Err(HypervisorError::NoVm(_)) => Ok(()),
@@ -218,8 +211,8 @@ impl OfflineMoves {
             }
             Task::Destination { .. } => {}
         }
-        attempt::journal::remove(&self.folder, journal.job)?;
-        self.table.remove(journal.job);
+        attempt::journal::remove(&self.folder, job)?;
+        self.table.remove(job);
         Ok(())
     }
 }
@@ -230,21 +223,22 @@ impl Participant for OfflineMoves {
     }
 
     fn reserved(&self) -> Vec<Reserved> {
-        let journals: Vec<Journal> = self.table.all().iter().map(|known| known.journal()).collect();
         let mut reserved = Vec::new();
-        for Journal { job, task, stage, .. } in journals {
-            if let Task::Destination { request, incoming_files, .. } = task
-                && matches!(stage, Stage::Prepared | Stage::Copying)
+        for known in self.table.all() {
+            let Journal { job, task, .. } = known.journal();
+            if let Task::Destination {
+                request,
+                incoming_files,
+                state: DestinationState::Prepared | DestinationState::Copying,
+                ..
+            } = &task
             {
-                let files = request
-                    .files
-                    .iter()
-                    .zip(&incoming_files)
-                    .filter(|(_, incoming_file)| incoming_file.form != Form::Adopted);
-                let one = |(file, incoming_file): (&OfflineFile, &IncomingFile)| {
-                    Reserved::new(job, &file.file.to, incoming_file.file(), file.allocated)
+                let files = request.files.iter().zip(incoming_files);
+                let one = |(of, file): (&OfflineFile, &IncomingFile)| {
+                    let path = file.new_file(of)?.path.to_owned();
+                    Some(Reserved::new(job, &of.file.to, &path, of.allocated))
                 };
-                reserved.extend(files.map(one));
+                reserved.extend(files.filter_map(one));
             }
         }
         reserved

@@ -3,7 +3,7 @@
 //! ```text
 //! NAME.VM.ferry-part ─▶ filled, compared ─▶ the VM gets it: NAME ─▶ defined
 //!         ▲                                      │
-//!         └── made anew, from a seed, or as it was left ◀── named back: the VM does not come
+//!         └── made anew, from a partial copy, or as it was left ◀── kept: the VM does not come
 //! ```
 //! The name identifies the VM, so that the next attempt can start from whatever an earlier one left.
 
@@ -12,29 +12,19 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use ferry_core::{
-    api::agent::{DiskArrival, OfflineFile},
-    id::VmId,
-    units::ByteCount,
-    vm::DiskFormat,
-};
+use ferry_core::{files::cleanup::GuestWrites, id::VmId};
 use ferry_drivers::{
     file,
     hypervisor::{Domains, HostInfo},
-    image,
 };
 
 use super::{
-    journal::{Form, IncomingFile, Task},
+    journal::{IncomingFile, Task},
     state::Move,
 };
 use crate::{
     AgentError,
-    files::{
-        self, incoming,
-        new_file::{FileIdentity, IncomingDisk, MadeFile},
-        partial::PartialCopies,
-    },
+    files::{self, new_file::Life, partial::PartialCopies},
     lock::lock,
     refusal::exists,
 };
@@ -49,17 +39,6 @@ pub(super) fn part_of(path: &Path, vm: VmId) -> PathBuf {
     part.into()
 }
 
-/// A file as a disk for partial copies: whatever its content, identified by its length.
-pub(super) fn as_disk(file: &OfflineFile) -> DiskArrival {
-    DiskArrival {
-        device: file.file.device.clone(),
-        to: file.file.to.clone(),
-        format: DiskFormat::Raw,
-        virtual_size: file.length,
-        allocated: file.allocated,
-    }
-}
-
 /// Creates every incoming file that does not exist. Blocks.
 ///
 /// # Errors
@@ -72,44 +51,15 @@ pub(super) fn make_all(page: &Move, hypervisor: &dyn HostInfo, partials: &Partia
     }
     let Task::Destination { request, incoming_files, .. } = page.journal().task else { return Ok(()) };
     let owner = hypervisor.process_owner()?;
-    for (file, incoming_file) in request.files.iter().zip(&incoming_files) {
-        if let Form::Part(part) = &incoming_file.form {
-            make(page, part, partials, (request.vm, file), owner)?;
+    for (index, (of, incoming_file)) in request.files.iter().zip(&incoming_files).enumerate() {
+        if let Some(file) = incoming_file.new_file(of)
+            && matches!(file.life, Life::Planned | Life::Making)
+        {
+            let partial = |file: &_| partials.take(request.vm, file);
+            file.make(owner, partial, |life| note(page, index, life))?;
         }
     }
     Ok(())
-}
-
-fn make(
-    page: &Move,
-    part: &Path,
-    partials: &PartialCopies,
-    (vm, file): (VmId, &OfflineFile),
-    owner: (u32, u32),
-) -> Result<(), AgentError> {
-    let there = part.symlink_metadata();
-    if there.as_ref().is_ok_and(|found| !found.is_file()) {
-        return Err(exists(part));
-    }
-    // Recorded before it is created: a file of this name belongs to this VM, whoever created it.
-    note(page, part, |incoming_file| (incoming_file.made, incoming_file.identity) = (true, FileIdentity::default()))?;
-    if there.is_err() && partials.take(vm, &as_disk(file), part).is_none() {
-        let fault = |source| AgentError::File { path: part.to_owned(), source };
-        image::create(part, DiskFormat::Raw, ByteCount(0), owner).map_err(fault)?;
-    }
-    let identity = FileIdentity::of(part).unwrap_or_default();
-    note(page, part, |incoming_file| incoming_file.identity = identity)
-}
-
-/// Records the state of the file with this name.
-fn note(page: &Move, file: &Path, change: impl Fn(&mut IncomingFile)) -> Result<(), AgentError> {
-    page.write(|journal| {
-        journal.task.each_incoming(|incoming_file| {
-            if incoming_file.file() == file {
-                change(incoming_file);
-            }
-        });
-    })
 }
 
 /// Renames the received files to their final names. Blocks. May be repeated.
@@ -117,23 +67,19 @@ fn note(page: &Move, file: &Path, change: impl Fn(&mut IncomingFile)) -> Result<
 /// # Errors
 /// `file.exists`, with the existing file untouched; the file system's.
 pub(super) fn name_all(page: &Move) -> Result<(), AgentError> {
-    // Before the first rename: a missing part then has its final name.
-    page.write(|journal| {
-        journal.task.each_incoming(|incoming_file| incoming_file.named |= matches!(incoming_file.form, Form::Part(_)));
-    })?;
-    for incoming_file in page.journal().task.incoming_files() {
-        let Form::Part(part) = &incoming_file.form else { continue };
-        match file::rename_new(part, &incoming_file.path) {
+    for (index, incoming_file) in page.journal().task.incoming_files().iter().enumerate() {
+        let IncomingFile::Part { path, part, life } = incoming_file else { continue };
+        // Before it is renamed: a missing part then has its final name.
+        note(page, index, life.then(Life::Given))?;
+        match file::rename_new(part, path) {
             Ok(()) => {}
-            Err(error) if error.kind() == io::ErrorKind::NotFound && incoming_file.path.is_file() => {}
+            Err(error) if error.kind() == io::ErrorKind::NotFound && path.is_file() => {}
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
                 // A foreign file: it must not later be mistaken for this VM's part.
-                page.write(|journal| {
-                    journal.task.each_incoming(|other| other.named &= other.path != incoming_file.path);
-                })?;
-                return Err(exists(&incoming_file.path));
+                note(page, index, life.then(Life::Complete))?;
+                return Err(exists(path));
             }
-            Err(source) => return Err(AgentError::File { path: incoming_file.path.clone(), source }),
+            Err(source) => return Err(AgentError::File { path: path.clone(), source }),
         }
     }
     Ok(())
@@ -147,40 +93,24 @@ pub(super) fn name_all(page: &Move) -> Result<(), AgentError> {
 pub(super) fn remove_all(page: &Move, hypervisor: &dyn Domains, partials: &PartialCopies) -> Result<(), AgentError> {
     *lock(&page.ended) = true;
     let Task::Destination { request, incoming_files, .. } = page.journal().task else { return Ok(()) };
-    if !incoming_files.iter().any(|incoming_file| incoming_file.made || incoming_file.named) {
+    let is_left = |file: &IncomingFile| matches!(file, IncomingFile::Part { life, .. } if *life != Life::Planned);
+    if !incoming_files.iter().any(is_left) {
         return Ok(());
     }
     let used = files::in_use(hypervisor.files_in_use()?)?;
-    for incoming_file in incoming_files.iter().filter(|incoming_file| incoming_file.named) {
-        let fault = |source| AgentError::File { path: incoming_file.path.clone(), source };
-        let Form::Part(part) = &incoming_file.form else { continue };
-        if part.symlink_metadata().is_ok() {
-            continue;
-        }
-        match incoming_file.as_named().is_ours(&used) {
-            Ok(true) => file::rename_new(&incoming_file.path, part).map_err(fault)?,
-            Ok(false) => {}
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-            Err(error) => return Err(fault(error)),
-        }
-    }
-    page.write(|journal| journal.task.each_incoming(|incoming_file| incoming_file.named = false))?;
-    for (file, incoming_file) in
-        request.files.iter().zip(&incoming_files).filter(|(_, incoming_file)| incoming_file.made)
-    {
-        let MadeFile { path, identity, format, .. } = incoming_file.as_it_comes();
-        let disk = IncomingDisk {
-            device: file.file.device.clone(),
-            path: path.to_owned(),
-            format,
-            virtual_size: file.length,
-            made: true,
-            identity,
-            from_partial: None,
-        };
-        incoming::remove_one(request.vm, &disk, &used, partials)?;
-        // Recorded at once: any later file of that name is not ours.
-        note(page, path, |incoming_file| incoming_file.made = false)?;
+    for (index, (of, incoming_file)) in request.files.iter().zip(&incoming_files).enumerate() {
+        let Some(file) = incoming_file.new_file(of) else { continue };
+        let life = file.remove(&used, GuestWrites::Never, |file| partials.keep(request.vm, file))?;
+        note(page, index, life)?;
     }
     Ok(())
+}
+
+/// Records how far a file is.
+fn note(page: &Move, index: usize, to: Life) -> Result<(), AgentError> {
+    page.write(|journal| {
+        if let Some(IncomingFile::Part { life, .. }) = journal.incoming(index) {
+            *life = to;
+        }
+    })
 }

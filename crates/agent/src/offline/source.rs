@@ -4,10 +4,10 @@
 use std::{path::PathBuf, sync::Arc};
 
 use ferry_core::{
-    api::agent::{ConfirmRequest, Report, Role, SendOffline},
+    api::agent::{ConfirmRequest, Report, SendOffline},
     error::chain,
-    files::cleanup::Obstacle,
-    finding::{Action, FindingId, Message},
+    files::cleanup::{Obstacle, old_file_kept},
+    finding::{Action, Command, Finding, FindingId, Fix, Message},
     id::{Generation, JobId},
 };
 use tracing::warn;
@@ -16,7 +16,7 @@ use super::{
     OfflineMoves,
     check::{shut_off, stands_alone},
     copy,
-    journal::{Journal, Stage, Task},
+    journal::{Journal, SourceState, Task},
     state::Move,
 };
 use crate::{
@@ -48,10 +48,10 @@ impl OfflineMoves {
                 let this = Arc::clone(&self);
                 let task = blocking(move || this.source(request, &storage)).await?;
                 // Before the first change: an agent that dies in between must know what to revert.
-                self.put(Journal::new(job, generation, task))?
+                self.put(Journal { job, generation, task })?
             }
         };
-        if page.journal().stage == Stage::Prepared
+        if page.journal().source() == Some(&mut SourceState::Prepared)
             && let Err(error) = self.hold(&page).await
         {
             if let Err(error) = self.forget(&page).await {
@@ -107,7 +107,7 @@ impl OfflineMoves {
         let translate: Vec<_> = moved.chain(translation(&mounts, &there.mounts)).collect();
         // Detects definitions that cannot be translated for the destination before anything is copied.
         self.hypervisor.definition(request.vm, &translate)?;
-        Ok(Task::Source { request, paths, translate, autostart: facts.autostart, fingerprints: Vec::new() })
+        Ok(Task::Source { request, paths, translate, autostart: facts.autostart, state: SourceState::Prepared })
     }
 
     /// Begins to copy, at the source.
@@ -115,19 +115,16 @@ impl OfflineMoves {
     /// # Errors
     /// If it cannot be recorded.
     pub(super) fn perform(self: &Arc<Self>, page: &Arc<Move>) -> Result<(), AgentError> {
-        if page.journal().stage == Stage::Prepared && page.journal().task.role() == Role::Source {
-            page.write(|journal| journal.stage = Stage::Copying)?;
+        if page.journal().source() == Some(&mut SourceState::Prepared) {
+            page.to_source(SourceState::Copying)?;
             let (this, copied) = (Arc::clone(self), Arc::clone(page));
             let task = tokio::spawn(async move {
                 let outcome = copy::give(&this.config, this.hypervisor.clone(), Arc::clone(&copied)).await;
-                let written = copied.write(|journal| match &outcome {
-                    Ok(()) => journal.stage = Stage::Copied,
-                    Err(error) => {
-                        journal.stage = Stage::Failed;
-                        journal.error = Some(chain(error));
-                    }
-                });
-                if let Err(error) = written {
+                let state = match outcome {
+                    Ok(fingerprints) => SourceState::Copied { fingerprints },
+                    Err(error) => SourceState::Failed { error: chain(&error) },
+                };
+                if let Err(error) = copied.to_source(state) {
                     warn!(error = %chain(&error), "How the offline move stands could not be written down");
                 }
             });
@@ -143,14 +140,16 @@ impl OfflineMoves {
         of: &SendOffline,
         paths: &[PathBuf],
         fingerprints: &[FileFingerprint],
-    ) -> Result<Vec<String>, AgentError> {
+    ) -> Result<Vec<Finding>, AgentError> {
+        // Whoever repeats the request gets the VM's name from its UUID (`told`).
+        let mut name = of.vm.to_string();
         if self.hypervisor.vm(of.vm)?.is_some() {
-            shut_off(&*self.hypervisor, of.vm)?;
+            name = shut_off(&*self.hypervisor, of.vm)?.name;
             self.hypervisor.undefine(of.vm)?;
         }
-        let mut remarks = Vec::new();
+        let mut findings = Vec::new();
         if request.keep_source {
-            return Ok(remarks);
+            return Ok(findings);
         }
         let used = files::in_use(self.hypervisor.files_in_use()?)?;
         for (index, (file, path)) in of.files.iter().zip(paths).enumerate() {
@@ -159,15 +158,18 @@ impl OfflineMoves {
             }
             let changed = |fingerprint: &FileFingerprint| !fingerprint.is_of(path, &file.file.from);
             let stays = |obstacle: Option<Obstacle>| match obstacle {
-                Some(obstacle) => Some(obstacle.why()),
-                None if fingerprints.get(index).is_some_and(changed) => Some(Message::WrittenSinceCopied),
+                Some(obstacle) => Some((obstacle.why(), Fix::from(obstacle.fix()))),
+                None if fingerprints.get(index).is_some_and(changed) => {
+                    let fix = Command::FindWriter { file: path.display().to_string() };
+                    Some((Message::WrittenSinceCopied, fix.into()))
+                }
                 None => None,
             };
-            if let Some(why) = remove_unless(path, &used, stays)? {
+            if let Some((why, fix)) = remove_unless(path, &used, stays)? {
                 warn!(vm = %of.vm, file = %path.display(), %why, "An old file stays");
-                remarks.push(format!("The old file {} stays: {why}", path.display()));
+                findings.push(old_file_kept(&name, &file.file.device, path.display(), why, fix));
             }
         }
-        Ok(remarks)
+        Ok(findings)
     }
 }

@@ -6,7 +6,7 @@ use std::{
 };
 
 use ferry_core::{
-    api::agent::{OfflineFile, Report},
+    api::agent::{OfflineFile, Report, Stage},
     files::{DiskProgress, DiskStage},
     job::Figures,
     units::ByteCount,
@@ -14,7 +14,7 @@ use ferry_core::{
 use ferry_drivers::file;
 use tokio::{sync::watch, task::JoinHandle};
 
-use super::journal::{Journal, Stage, Task};
+use super::journal::{DestinationState, Journal, SourceState, Task};
 use crate::{
     AgentError,
     attempt::{self, Attempt, table::Entry},
@@ -51,10 +51,7 @@ impl Entry for Arc<Move> {
 
 impl Move {
     pub(super) fn new(folder: &Path, journal: Journal) -> Arc<Self> {
-        let files = match &journal.task {
-            Task::Source { request, .. } => &request.files,
-            Task::Destination { request, .. } => &request.files,
-        };
+        let files = journal.task.files();
         let one = |file: &OfflineFile| DiskProgress {
             device: file.file.device.clone(),
             total: file.length,
@@ -90,6 +87,22 @@ impl Move {
         Ok(())
     }
 
+    pub(super) fn to_source(&self, to: SourceState) -> Result<(), AgentError> {
+        self.write(|journal| {
+            if let Some(state) = journal.source() {
+                *state = to;
+            }
+        })
+    }
+
+    pub(super) fn to_destination(&self, to: DestinationState) -> Result<(), AgentError> {
+        self.write(|journal| {
+            if let Some(state) = journal.destination() {
+                *state = to;
+            }
+        })
+    }
+
     pub(super) fn tell(&self, change: impl FnOnce(&mut Known)) {
         self.known.send_modify(|known| {
             change(known);
@@ -100,23 +113,26 @@ impl Move {
     pub(super) fn report(&self) -> Report {
         let (journal, known) = (self.journal(), self.known.borrow().clone());
         let mut files = known.files;
-        let done = matches!(journal.stage, Stage::Defined | Stage::Confirmed);
-        if let Task::Destination { incoming_files, .. } = &journal.task
-            && done
-        {
-            for (file, incoming_file) in files.iter_mut().zip(incoming_files) {
+        let Journal { job, generation, task } = journal;
+        let (role, stage, wire) = (task.role(), task.stage(), ByteCount(known.wires.iter().sum()));
+        if matches!(stage, Stage::Delivered | Stage::Confirmed) {
+            for (file, incoming_file) in files.iter_mut().zip(task.incoming_files()) {
                 file.stage = DiskStage::Moved;
                 file.copied = file.total;
-                file.allocated_after = file::allocated(&incoming_file.path).unwrap_or_default();
+                file.allocated_after = file::allocated(incoming_file.path()).unwrap_or_default();
             }
         }
-        let (role, wire) = (journal.task.role(), ByteCount(known.wires.iter().sum()));
+        let (error, findings) = match task {
+            Task::Source { state: SourceState::Failed { error }, .. } => (Some(error), Vec::new()),
+            Task::Source { state: SourceState::Confirmed { findings }, .. } => (None, findings),
+            Task::Source { .. } | Task::Destination { .. } => (None, Vec::new()),
+        };
         Report {
             disks: files,
             figures: Figures { sent: wire, wire, disk_wire: wire, ..Figures::default() },
-            error: journal.error,
-            remarks: journal.remarks,
-            ..Report::new(journal.job, journal.generation, role, known.sequence, journal.stage.reported(role))
+            error,
+            findings,
+            ..Report::new(job, generation, role, known.sequence, stage)
         }
     }
 

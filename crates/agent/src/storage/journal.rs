@@ -10,7 +10,7 @@ use ferry_core::{
 };
 use serde::{Deserialize, Serialize};
 
-use crate::files::new_file::{FileIdentity, MadeFile};
+use crate::files::new_file::{Life, Naming, NewFile};
 
 /// One disk, and its files on this host.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -21,27 +21,19 @@ pub(super) struct Disk {
     pub(super) from: PathBuf,
     /// The new file.
     pub(super) to: PathBuf,
-    /// This attempt created the new file and may remove it. Recorded when the file is complete and before it is
-    /// renamed: as long as a file named [`Journal::making`] exists, `to` is not this attempt's.
-    pub(super) made: bool,
-    /// The identity of the new file.
-    #[serde(default, rename = "mark")]
-    pub(super) identity: FileIdentity,
+    /// How far the new file is.
+    #[serde(flatten)]
+    pub(super) life: Life,
+    /// The disk's virtual size. The version before does not write it.
+    #[serde(default)]
+    pub(super) virtual_size: ByteCount,
     /// The space that the old file occupied.
     pub(super) allocated: ByteCount,
-    /// A pivot of the disk was requested: the new file may contain the only copy of some data. A journal without this
-    /// field was written by an agent that did not record it.
-    #[serde(default = "was_asked")]
-    pub(super) switch_asked: bool,
-}
-
-fn was_asked() -> bool {
-    true
 }
 
 /// Requested outcome of a move; only ever escalates, except when it turns out to be too late.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
-pub(super) enum Wish {
+pub(super) enum Intent {
     /// Continue, also after a restart.
     #[default]
     GoOn,
@@ -51,41 +43,85 @@ pub(super) enum Wish {
     Forget,
 }
 
-/// The stage of a move.
+/// The state of a move.
 ///
 /// ```text
 /// Prepared → Copying → Switching → Moved → Confirmed
 ///               └──────────┴─→ Failed | Aborted (before the first disk was pivoted)
 /// ```
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub(super) enum Stage {
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "stage", rename_all = "snake_case")]
+pub(super) enum State {
     /// The new files exist.
-    Prepared,
+    Prepared {
+        #[serde(default, rename = "wish")]
+        intent: Intent,
+    },
     /// Disks are being copied.
-    Copying,
+    Copying {
+        #[serde(default, rename = "wish")]
+        intent: Intent,
+    },
     /// Every disk is ready; they are pivoted one after another.
-    Switching,
+    Switching {
+        #[serde(default, rename = "wish")]
+        intent: Intent,
+    },
     /// Every disk uses its new file.
     Moved,
     /// The old files are removed, or stay by request.
     Confirmed,
     /// The move failed.
-    Failed,
+    Failed { error: String },
     /// It ended by request; this attempt moved no disk.
     Aborted,
 }
 
-impl Stage {
+impl State {
     /// The stage as reported.
-    pub(super) fn reported(self) -> agent::Stage {
+    pub(super) fn reported(&self) -> agent::Stage {
         match self {
-            Self::Prepared => agent::Stage::Prepared,
-            Self::Copying | Self::Switching => agent::Stage::Performing,
+            Self::Prepared { .. } => agent::Stage::Prepared,
+            Self::Copying { .. } | Self::Switching { .. } => agent::Stage::Performing,
             Self::Moved => agent::Stage::Delivered,
             Self::Confirmed => agent::Stage::Confirmed,
-            Self::Failed => agent::Stage::Failed,
+            Self::Failed { .. } => agent::Stage::Failed,
             Self::Aborted => agent::Stage::Aborted,
+        }
+    }
+
+    /// Why it failed.
+    pub(super) fn error(&self) -> Option<&String> {
+        match self {
+            Self::Failed { error } => Some(error),
+            Self::Prepared { .. }
+            | Self::Copying { .. }
+            | Self::Switching { .. }
+            | Self::Moved
+            | Self::Confirmed
+            | Self::Aborted => None,
+        }
+    }
+
+    /// Before the first disk is pivoted.
+    pub(super) fn is_early(&self) -> bool {
+        matches!(self, Self::Prepared { .. } | Self::Copying { .. })
+    }
+
+    /// The requested outcome; none of a move that has ended.
+    pub(super) fn intent(&mut self) -> Option<&mut Intent> {
+        match self {
+            Self::Prepared { intent } | Self::Copying { intent } | Self::Switching { intent } => Some(intent),
+            Self::Moved | Self::Confirmed | Self::Failed { .. } | Self::Aborted => None,
+        }
+    }
+
+    /// Whether it must not go on.
+    pub(super) fn must_end(&self) -> bool {
+        match self {
+            Self::Prepared { intent } | Self::Copying { intent } => *intent != Intent::GoOn,
+            Self::Switching { intent } => *intent == Intent::Forget,
+            Self::Moved | Self::Confirmed | Self::Failed { .. } | Self::Aborted => true,
         }
     }
 }
@@ -98,41 +134,44 @@ pub(super) struct Journal {
     pub(super) request: PrepareStorage,
     /// In the order of the request.
     pub(super) disks: Vec<Disk>,
-    pub(super) stage: Stage,
-    pub(super) error: Option<String>,
-    #[serde(default)]
-    pub(super) wish: Wish,
+    #[serde(flatten)]
+    pub(super) state: State,
     #[serde(default)]
     pub(super) findings: Vec<Finding>,
 }
 
 impl Journal {
-    /// The temporary name of a disk's new file until it is complete: unique to this attempt, so that a restarted agent
-    /// can recognise its own leftovers.
-    pub(super) fn making(&self, disk: usize) -> PathBuf {
-        let name = format!(".ferry-new-{}-{}-{disk}", self.job, self.generation);
-        self.disks[disk].to.with_file_name(name)
-    }
-
     /// The new file of a disk.
-    pub(super) fn made(&self, disk: usize) -> MadeFile<'_> {
-        let (Disk { to, identity, .. }, format) = (&self.disks[disk], self.request.disks[disk].format);
-        MadeFile { path: to, identity: *identity, format, virtual_size: ByteCount(0) }
+    pub(super) fn new_file(&self, disk: usize) -> NewFile<'_> {
+        let (Disk { device, to: path, virtual_size, life, .. }, wanted) =
+            (&self.disks[disk], &self.request.disks[disk]);
+        let (format, virtual_size, life) = (wanted.format, *virtual_size, *life);
+        NewFile { device, path, format, virtual_size, naming: Naming::Final, life }
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use serde_json::Value;
-
     use super::*;
+    use crate::files::new_file::FileIdentity;
 
     /// An agent that is upgraded during a move continues it.
     #[test]
-    fn what_the_version_before_wrote_down_is_read_and_written_as_it_was() {
+    fn what_the_version_before_wrote_down_is_read_and_what_is_written_is_read_again() {
         let text = include_str!("../../tests/journals/storage.json");
         let journal: Journal = serde_json::from_str(text).expect("a journal");
-        let written = serde_json::to_value(&journal).expect("JSON");
-        assert_eq!(written, serde_json::from_str::<Value>(text).expect("JSON"));
+        assert_eq!(journal.state, State::Switching { intent: Intent::GoOn });
+        let identity = FileIdentity::File { inode: 131, born_ns: None };
+        assert_eq!(journal.disks[0].life, Life::Given(identity));
+        for state in [
+            State::Prepared { intent: Intent::End },
+            State::Switching { intent: Intent::Forget },
+            State::Confirmed,
+            State::Failed { error: "no".to_owned() },
+        ] {
+            let journal = Journal { state, ..journal.clone() };
+            let text = serde_json::to_string(&journal).expect("JSON");
+            assert_eq!(serde_json::from_str::<Journal>(&text).expect("a journal"), journal);
+        }
     }
 }

@@ -19,7 +19,7 @@ use std::{path::PathBuf, sync::Arc, time::Duration};
 use ferry_core::{
     api::agent::{ConfirmRequest, PrepareStorage, Report, Verb},
     error::chain,
-    files::{DiskMove, DiskProgress, DiskStage, cleanup::Cleanup},
+    files::{DiskMove, DiskProgress, DiskStage},
     finding::{ByHand, FindingId, Message},
     id::{Generation, JobId},
     location::Location,
@@ -30,8 +30,7 @@ use tracing::{info, warn};
 
 use self::{
     check::checked,
-    journal::{Disk, Journal, Stage, Wish},
-    new_files::settled,
+    journal::{Disk, Intent, Journal, State},
     old_files::keep_definition,
     run::Move,
 };
@@ -46,7 +45,7 @@ use crate::{
     blocking::blocking,
     config::Config,
     failpoint::made_to_fail,
-    files::{claims::Reserved, host_storage::HostStorage},
+    files::{claims::Reserved, host_storage::HostStorage, new_file::Life},
     refusal::refused,
 };
 
@@ -76,8 +75,11 @@ impl StorageMoves {
         let folder = config.storage_dir();
         let mut moves = Vec::new();
         for journal in attempt::journal::read_all::<Journal>(&folder)? {
-            let is_open = matches!(journal.stage, Stage::Copying | Stage::Switching);
-            let goes_on = is_open || (journal.stage == Stage::Prepared && journal.wish != Wish::GoOn);
+            let goes_on = match journal.state {
+                State::Prepared { intent } => intent != Intent::GoOn,
+                State::Copying { .. } | State::Switching { .. } => true,
+                State::Moved | State::Confirmed | State::Failed { .. } | State::Aborted => false,
+            };
             info!(job = %journal.job, vm = %journal.request.vm, goes_on, "Found a storage move again");
             let found = Move::new(&folder, Arc::clone(&hypervisor), journal);
             if goes_on {
@@ -102,7 +104,7 @@ impl StorageMoves {
         made_to_fail("agent-prepare-storage")?;
         match self.table.admit(Attempt { job, generation, vm: request.vm })? {
             Known::Same(known) => {
-                if known.stage() == Stage::Prepared {
+                if matches!(known.state(), State::Prepared { .. }) {
                     self.make_all_files(&known)?;
                 }
                 return Ok(known.report());
@@ -119,9 +121,7 @@ impl StorageMoves {
             generation,
             request,
             disks,
-            stage: Stage::Prepared,
-            error: None,
-            wish: Wish::GoOn,
+            state: State::Prepared { intent: Intent::GoOn },
             findings: Vec::new(),
         };
         attempt::journal::write(&self.folder, job, &journal)?;
@@ -158,23 +158,22 @@ impl StorageMoves {
     /// `job.past-pivot`; if libvirt does not end the copies.
     fn abort(&self, known: &Arc<Move>) -> Result<(), AgentError> {
         let job = known.journal().job;
-        let is_early = |stage| matches!(stage, Stage::Prepared | Stage::Copying);
-        if is_early(known.stage()) && !known.end(Wish::End, END_WITHIN)? && is_early(known.stage()) {
+        if known.state().is_early() && !known.end(Intent::End, END_WITHIN)? && known.state().is_early() {
             return Err(AgentError::failed(format!("The storage move of job {job} does not end")));
         }
         made_to_fail("agent-storage-ending")?;
-        match known.stage() {
-            Stage::Aborted | Stage::Failed => {}
-            Stage::Prepared | Stage::Copying => {
+        match known.state() {
+            State::Aborted | State::Failed { .. } => {}
+            State::Prepared { .. } | State::Copying { .. } => {
                 known.abandon_all()?;
-                known.write(|page| page.stage = Stage::Aborted)?;
+                known.write(|journal| journal.state = State::Aborted)?;
             }
-            Stage::Switching | Stage::Moved | Stage::Confirmed => {
+            State::Switching { .. } | State::Moved | State::Confirmed => {
                 known.go_on()?;
                 return Err(refused(FindingId::JobPastPivot, job, Message::DisksSwitching, ByHand::WaitThenMoveBack));
             }
         }
-        known.say(new_files::that_stay(&*self.hypervisor, &settled(known)?)?)
+        known.say(new_files::that_stay(&*self.hypervisor, &known.journal())?)
     }
 
     /// Removes the old files, unless they must stay or are in use. Blocks. Repeating it is safe.
@@ -184,10 +183,17 @@ impl StorageMoves {
     fn confirm(&self, known: &Move, request: ConfirmRequest) -> Result<(), AgentError> {
         let journal = known.journal();
         let job = journal.job;
-        match journal.stage {
-            Stage::Confirmed => return Ok(()),
-            Stage::Moved => {}
-            stage => return Err(AgentError::failed(format!("The disks of job {job} are not moved yet: {stage:?}"))),
+        match journal.state {
+            State::Confirmed => return Ok(()),
+            State::Moved => {}
+            State::Prepared { .. }
+            | State::Copying { .. }
+            | State::Switching { .. }
+            | State::Failed { .. }
+            | State::Aborted => {
+                let stage = journal.state.reported();
+                return Err(AgentError::failed(format!("The disks of job {job} are not moved yet: {stage:?}")));
+            }
         }
         made_to_fail("agent-storage-confirm")?;
         let facts = self.hypervisor.vm(journal.request.vm)?;
@@ -202,7 +208,7 @@ impl StorageMoves {
             known.say(keep_definition(&journal, facts.as_ref(), definition, request.keep_source))?;
         }
         made_to_fail("agent-storage-removed")?;
-        known.write(|page| page.stage = Stage::Confirmed)
+        known.write(|journal| journal.state = State::Confirmed)
     }
 
     /// Forgets the move; files that it created and nobody needs are removed. Blocks.
@@ -210,31 +216,14 @@ impl StorageMoves {
     /// # Errors
     /// If its copies cannot be ended or its files cannot be removed.
     fn forget(&self, known: &Move) -> Result<(), AgentError> {
-        if !known.end(Wish::Forget, END_WITHIN)? {
-            return Err(AgentError::failed(format!("The storage move of job {} does not end", known.journal().job)));
+        let job = known.journal().job;
+        if !known.end(Intent::Forget, END_WITHIN)? {
+            return Err(AgentError::failed(format!("The storage move of job {job} does not end")));
         }
         known.abandon_all()?;
-        let journal = settled(known)?;
-        let used = new_files::used(&*self.hypervisor, &journal)?;
-        for (index, (fate, disk)) in
-            new_files::fates(&*self.hypervisor, &journal, &used)?.into_iter().zip(&journal.disks).enumerate()
-        {
-            match fate {
-                Cleanup::Remove => {
-                    journal.made(index).remove(&used, || false)?;
-                    // Recorded at once: any later file of that name is not ours.
-                    known.write(|page| page.disks[index].made = false)?;
-                    made_to_fail("agent-storage-new-file-removed")?;
-                }
-                Cleanup::Keep => {}
-                Cleanup::KeepAndReport => {
-                    let (vm, file) = (journal.request.vm, disk.to.display());
-                    warn!(%vm, disk = disk.device, %file, "A new file stays: it may hold the newest data of its disk");
-                }
-            }
-        }
-        attempt::journal::remove(&self.folder, journal.job)?;
-        self.table.remove(journal.job);
+        new_files::remove(&*self.hypervisor, known, |disk| disk.life != Life::Planned)?;
+        attempt::journal::remove(&self.folder, job)?;
+        self.table.remove(job);
         Ok(())
     }
 }
@@ -247,7 +236,7 @@ impl Participant for StorageMoves {
     fn reserved(&self) -> Vec<Reserved> {
         let of_one = |known: &Arc<Move>| -> Vec<Reserved> {
             let (journal, report) = (known.journal(), known.report());
-            let takes = matches!(journal.stage, Stage::Prepared | Stage::Copying);
+            let takes = journal.state.is_early();
             let disks = journal.disks.iter().zip(&journal.request.disks).zip(&report.disks);
             let coming = disks
                 .filter(|((disk, _), progress)| takes && disk.from != disk.to && progress.stage != DiskStage::Moved);

@@ -24,10 +24,11 @@ use ferry_drivers::{
 use tokio::sync::watch;
 use tracing::{info, warn};
 
-use super::journal::{Journal, Stage, Wish};
+use super::journal::{Intent, Journal, State};
 use crate::{
     AgentError,
     attempt::{self, Attempt, table::Entry},
+    files::new_file::Life,
     lock::lock,
 };
 
@@ -41,16 +42,14 @@ const PATIENCE_LOOKS: u32 = 300;
 pub(super) struct Move {
     folder: std::path::PathBuf,
     hypervisor: Arc<dyn Hypervisor>,
-    journal: Mutex<Journal>,
+    page: Mutex<Page>,
     news: watch::Sender<Report>,
-    thread: Mutex<Thread>,
     changed: Condvar,
 }
 
-/// The outcome requested from the thread, and whether a thread runs.
-#[derive(Clone, Copy, Default)]
-struct Thread {
-    wish: Wish,
+/// The journal, and whether a thread performs what it says.
+struct Page {
+    journal: Journal,
     runs: bool,
 }
 
@@ -59,7 +58,7 @@ struct Ended<'a>(&'a Move);
 
 impl Drop for Ended<'_> {
     fn drop(&mut self) {
-        self.0.thread.lock().unwrap_or_else(PoisonError::into_inner).runs = false;
+        self.0.page.lock().unwrap_or_else(PoisonError::into_inner).runs = false;
         self.0.changed.notify_all();
     }
 }
@@ -86,15 +85,18 @@ impl From<HypervisorError> for Trouble {
     fn from(error: HypervisorError) -> Self {
         match error {
             HypervisorError::Unreachable(_) => Self::Passing(chain(&error)),
-            error => Self::Lasting(chain(&error)),
+            HypervisorError::NoVm(_)
+            | HypervisorError::Aborted { .. }
+            | HypervisorError::Failed { .. }
+            | HypervisorError::Definition { .. } => Self::Lasting(chain(&error)),
         }
     }
 }
 
 impl Entry for Arc<Move> {
     fn attempt(&self) -> Attempt {
-        let page = self.page();
-        Attempt { job: page.job, generation: page.generation, vm: page.request.vm }
+        let journal = &self.page().journal;
+        Attempt { job: journal.job, generation: journal.generation, vm: journal.request.vm }
     }
 }
 
@@ -107,30 +109,29 @@ impl Move {
         });
         let report = Report {
             disks: disks.collect(),
-            error: journal.error.clone(),
+            error: journal.state.error().cloned(),
             findings: journal.findings.clone(),
-            ..Report::new(journal.job, journal.generation, Role::Source, 1, journal.stage.reported())
+            ..Report::new(journal.job, journal.generation, Role::Source, 1, journal.state.reported())
         };
         Arc::new(Self {
             folder: folder.to_owned(),
             hypervisor,
-            journal: Mutex::new(journal),
+            page: Mutex::new(Page { journal, runs: false }),
             news: watch::Sender::new(report),
-            thread: Mutex::default(),
             changed: Condvar::new(),
         })
     }
 
     pub(super) fn journal(&self) -> Journal {
-        self.page().clone()
+        self.page().journal.clone()
     }
 
-    pub(super) fn stage(&self) -> Stage {
-        self.page().stage
+    pub(super) fn state(&self) -> State {
+        self.page().journal.state.clone()
     }
 
-    fn page(&self) -> MutexGuard<'_, Journal> {
-        lock(&self.journal)
+    fn page(&self) -> MutexGuard<'_, Page> {
+        lock(&self.page)
     }
 
     pub(super) fn report(&self) -> Report {
@@ -145,24 +146,25 @@ impl Move {
     pub(super) fn write(&self, change: impl FnOnce(&mut Journal)) -> Result<(), AgentError> {
         let (stage, error, findings) = {
             let mut page = self.page();
-            let mut changed = page.clone();
+            let mut changed = page.journal.clone();
             change(&mut changed);
-            if *page != changed {
+            if page.journal != changed {
                 attempt::journal::write(&self.folder, changed.job, &changed)?;
-                *page = changed;
+                page.journal = changed;
             }
-            (page.stage, page.error.clone(), page.findings.clone())
+            let Journal { state, findings, .. } = &page.journal;
+            (state.reported(), state.error().cloned(), findings.clone())
         };
-        self.tell(|report| (report.stage, report.error, report.findings) = (stage.reported(), error, findings));
+        self.tell(|report| (report.stage, report.error, report.findings) = (stage, error, findings));
         Ok(())
     }
 
     /// Adds findings for people. They are on disk when this returns.
     pub(super) fn say(&self, findings: Vec<Finding>) -> Result<(), AgentError> {
-        self.write(|page| {
+        self.write(|journal| {
             for finding in findings {
-                if !page.findings.contains(&finding) {
-                    page.findings.push(finding);
+                if !journal.findings.contains(&finding) {
+                    journal.findings.push(finding);
                 }
             }
         })
@@ -184,25 +186,18 @@ impl Move {
     /// Starts the thread, unless it is running or the move has ended. For a move that must end, the thread ends its
     /// copies.
     pub(super) fn start(self: &Arc<Self>) -> Result<(), AgentError> {
-        let (stage, wish) = {
-            let page = self.page();
-            (page.stage, page.wish)
-        };
-        if !matches!(stage, Stage::Prepared | Stage::Copying | Stage::Switching) {
-            return Ok(());
-        }
-        {
-            let mut thread = self.thread();
-            if thread.runs || thread.wish != Wish::GoOn {
+        let (job, vm) = {
+            let mut page = self.page();
+            if page.runs || page.journal.state.intent().is_none() {
                 return Ok(());
             }
-            (thread.runs, thread.wish) = (true, wish);
-        }
+            page.runs = true;
+            (page.journal.job, page.journal.request.vm)
+        };
         let this = Arc::clone(self);
-        let name = format!("storage-{}", self.page().job);
-        let started = std::thread::Builder::new().name(name).spawn(move || {
+        let started = std::thread::Builder::new().name(format!("storage-{job}")).spawn(move || {
             let _ended = Ended(&this);
-            let ran = catch_unwind(AssertUnwindSafe(|| match this.must_end(stage) {
+            let ran = catch_unwind(AssertUnwindSafe(|| match this.must_end() {
                 false => this.run(),
                 true => this.wind_up(),
             }));
@@ -211,57 +206,51 @@ impl Move {
             }
         });
         if let Err(error) = started {
-            self.thread().runs = false;
-            return Err(AgentError::because(
-                format!("Could not go on with the disks of VM {}", self.page().request.vm),
-                error,
-            ));
+            self.page().runs = false;
+            return Err(AgentError::because(format!("Could not go on with the disks of VM {vm}"), error));
         }
         Ok(())
     }
 
-    fn thread(&self) -> MutexGuard<'_, Thread> {
-        lock(&self.thread)
-    }
-
-    /// Ends the thread, as far as `wish` demands. Returns whether it has ended within `deadline`, or there was none.
-    /// The wish is stored on disk first, so that a restarted agent does not continue the move.
-    pub(super) fn end(&self, wish: Wish, deadline: Duration) -> Result<bool, AgentError> {
-        self.write(|page| page.wish = page.wish.max(wish))?;
-        let mut thread = self.thread();
-        thread.wish = thread.wish.max(wish);
+    /// Ends the thread, as far as `intent` demands. Returns whether it has ended within `deadline`, or there was none.
+    /// The intent is stored on disk first, so that a restarted agent does not continue the move.
+    pub(super) fn end(&self, intent: Intent, deadline: Duration) -> Result<bool, AgentError> {
+        self.write(|journal| {
+            if let Some(before) = journal.state.intent() {
+                *before = intent.max(*before);
+            }
+        })?;
         self.changed.notify_all();
-        let ended = self.changed.wait_timeout_while(thread, deadline, |thread| thread.runs);
+        let ended = self.changed.wait_timeout_while(self.page(), deadline, |page| page.runs);
         Ok(!ended.expect("nobody panics while holding it").0.runs)
     }
 
     /// It was too late to end the move: continue it.
     pub(super) fn go_on(self: &Arc<Self>) -> Result<(), AgentError> {
-        self.write(|page| page.wish = Wish::GoOn)?;
-        self.thread().wish = Wish::GoOn;
+        self.write(|journal| {
+            if let Some(intent) = journal.state.intent() {
+                *intent = Intent::GoOn;
+            }
+        })?;
         self.start()
     }
 
-    /// Whether the thread must stop, if the move is at `stage`.
-    fn must_end(&self, stage: Stage) -> bool {
-        match self.thread().wish {
-            Wish::GoOn => false,
-            Wish::End => stage != Stage::Switching,
-            Wish::Forget => true,
-        }
+    /// Whether the thread must stop.
+    fn must_end(&self) -> bool {
+        self.page().journal.state.must_end()
     }
 
     /// Ends copies that an earlier agent process was asked to end: they would otherwise continue in QEMU for ever.
     fn wind_up(&self) {
-        let Journal { request, job, stage, .. } = self.journal();
+        let Journal { request, job, .. } = self.journal();
         for _ in 0..PATIENCE_LOOKS {
             let ended = self.abandon_all().map_err(|error| chain(&error)).and_then(|()| {
-                self.write(|page| match stage {
-                    Stage::Switching => {
-                        page.stage = Stage::Failed;
-                        page.error = Some("it was given up between two disks".to_owned());
+                self.write(|journal| match journal.state {
+                    State::Prepared { .. } | State::Copying { .. } => journal.state = State::Aborted,
+                    State::Switching { .. } => {
+                        journal.state = State::Failed { error: "it was given up between two disks".to_owned() };
                     }
-                    _ => page.stage = Stage::Aborted,
+                    State::Moved | State::Confirmed | State::Failed { .. } | State::Aborted => {}
                 })
                 .map_err(|error| chain(&error))
             });
@@ -302,14 +291,8 @@ impl Move {
                     return;
                 }
             }
-            let stage = self.page().stage;
-            if !self.must_end(stage) {
-                let before = self.thread();
-                let was = before.wish;
-                let waited = self.changed.wait_timeout_while(before, pause, |thread| thread.wish == was);
-                drop(waited.expect("nobody panics while holding it"));
-            }
-            if self.must_end(stage) {
+            let ends = self.changed.wait_timeout_while(self.page(), pause, |page| !page.journal.state.must_end());
+            if ends.expect("nobody panics while holding it").0.journal.state.must_end() {
                 return;
             }
         }
@@ -326,10 +309,14 @@ impl Move {
             .zip(&now)
             .map(|((disk, begun), now)| (&*disk.device, *begun, *now))
             .collect();
-        let stage = |stage| self.write(|page| page.stage = stage).map_err(|error| Trouble::Lasting(chain(&error)));
+        let write = |change: &dyn Fn(&mut Journal)| self.write(change).map_err(|error| Trouble::Lasting(chain(&error)));
         match next(&known) {
             Next::Begin(index) => {
-                stage(Stage::Copying)?;
+                write(&|journal| {
+                    if let State::Prepared { intent } = journal.state {
+                        journal.state = State::Copying { intent };
+                    }
+                })?;
                 let (disk, wanted) = (&journal.disks[index], &journal.request.disks[index]);
                 let cap = journal.request.bandwidth_bytes_per_s;
                 let at_once = now.iter().filter(|now| **now != DiskNow::New).count();
@@ -351,15 +338,18 @@ impl Move {
             }
             Next::Pivot(index) => {
                 fail::fail_point!("agent-storage-ready");
-                if self.must_end(journal.stage) {
+                // From here on the new file may contain the only copy of some data.
+                write(&|journal| {
+                    if !journal.state.must_end()
+                        && let Some(intent) = journal.state.intent().copied()
+                    {
+                        journal.state = State::Switching { intent };
+                        journal.disks[index].life = journal.disks[index].life.then(Life::Given);
+                    }
+                })?;
+                if self.must_end() {
                     return Ok(Looked::Waits);
                 }
-                // From here on the new file may contain the only copy of some data.
-                let asked = self.write(|page| {
-                    page.stage = Stage::Switching;
-                    page.disks[index].switch_asked = true;
-                });
-                asked.map_err(|error| Trouble::Lasting(chain(&error)))?;
                 fail::fail_point!("agent-storage-pivot", |_| Err(Trouble::Lasting("A test made it fail".to_owned())));
                 let device = &journal.disks[index].device;
                 if let Err(error) = self.hypervisor.pivot_disk(journal.request.vm, device) {
@@ -369,7 +359,7 @@ impl Move {
                 fail::fail_point!("agent-storage-pivoted");
             }
             Next::Done => {
-                stage(Stage::Moved)?;
+                write(&|journal| journal.state = State::Moved)?;
                 return Ok(Looked::Done);
             }
             Next::Fail(reason) => return Err(Trouble::Lasting(self.explained(&journal, &now, &reason))),
@@ -432,10 +422,7 @@ impl Move {
         if let Err(error) = self.abandon_all() {
             warn!(vm = %journal.request.vm, error = %chain(&error), "A copy of a disk could not be ended");
         }
-        let written = self.write(|page| {
-            page.stage = Stage::Failed;
-            page.error = Some(reason.to_owned());
-        });
+        let written = self.write(|journal| journal.state = State::Failed { error: reason.to_owned() });
         if let Err(error) = written {
             warn!(error = %chain(&error), "A failed storage move could not be written down");
         }

@@ -24,7 +24,7 @@ use ferry_drivers::hypervisor::{
     fake::{FakeGuest, Hold, Point},
 };
 use ferry_testkit::logs::expects_warning;
-use serde_json::json;
+use serde_json::{Value, json};
 
 /// Bytes of each disk.
 const SIZE: usize = 3 << 20;
@@ -142,6 +142,15 @@ impl Disks {
         self.site.hosts[0].config.state_dir.join(format!("storage/{job}.json"))
     }
 
+    /// The agent ends, what it wrote down of a job is changed, and another begins with that.
+    async fn rewrite(&mut self, job: u64, change: impl FnOnce(&mut Value)) {
+        let text = fs::read_to_string(self.journal(job)).expect("there");
+        let mut journal: Value = serde_json::from_str(&text).expect("a journal");
+        change(&mut journal);
+        fs::write(self.journal(job), journal.to_string()).expect("written");
+        self.site.hosts[0].restart_agent(&self.site.key).await;
+    }
+
     async fn held(&self, point: Point) -> Arc<Hold> {
         Arc::new(self.site.hosts[0].hypervisor.faults().hold(point))
     }
@@ -166,7 +175,7 @@ fn are_there(files: &[PathBuf]) -> Vec<bool> {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_server_of_the_version_before_moves_disks() {
     let disks = Disks::new(|_| {}).await;
-    let (of, body, nothing) = ("storage-moves/1/1", json!(disks.both()), serde_json::Value::Null);
+    let (of, body, nothing) = ("storage-moves/1/1", json!(disks.both()), Value::Null);
     let takes = disks.site.version_1(0, "PUT", "storage-moves/check", body.clone()).await;
     assert_eq!(takes.as_array().map(Vec::len), Some(2));
     assert_eq!(disks.site.version_1(0, "PUT", of, body).await["stage"], "prepared");
@@ -236,15 +245,9 @@ async fn a_journal_of_a_move_long_over_takes_no_file_away() {
     disks.moved(1, &disks.both()).await;
     disks.confirm(1).await;
     disks.goes_away();
-    // An agent that did not write down what was asked left it, and jobs are counted anew.
-    let text = fs::read_to_string(disks.journal(1)).expect("there");
-    let mut journal: serde_json::Value = serde_json::from_str(&text).expect("a journal");
-    journal["stage"] = "failed".into();
-    for disk in journal["disks"].as_array_mut().expect("disks") {
-        disk.as_object_mut().expect("a disk").remove("switch_asked").expect("it says so");
-    }
-    fs::write(disks.journal(1), journal.to_string()).expect("written");
-    disks.site.hosts[0].restart_agent(&disks.site.key).await;
+    // Jobs are counted anew.
+    let failed = |journal: &mut Value| (journal["stage"], journal["error"]) = ("failed".into(), "no".into());
+    disks.rewrite(1, failed).await;
     disks.release(1).await;
     assert_eq!(are_there(&disks.new_files()), [true, true]);
 }
@@ -354,14 +357,13 @@ async fn a_new_file_is_removed_once_and_never_what_took_its_name() {
     let mut disks = Disks::new(|_| {}).await;
     disks.site.hosts[0].client.prepare(attempt(1), &disks.both()).await.expect("prepared");
     let [vda, vdb] = disks.new_files();
-    // An earlier version did not write down what its files were.
-    let text = fs::read_to_string(disks.journal(1)).expect("there");
-    let mut journal: serde_json::Value = serde_json::from_str(&text).expect("a journal");
-    for disk in journal["disks"].as_array_mut().expect("disks") {
-        disk.as_object_mut().expect("a disk").remove("mark").expect("it says so");
-    }
-    fs::write(disks.journal(1), journal.to_string()).expect("written");
-    disks.site.hosts[0].restart_agent(&disks.site.key).await;
+    // A mount that tells no lasting identity.
+    let by_path = |journal: &mut Value| {
+        for disk in journal["disks"].as_array_mut().expect("disks") {
+            disk["mark"] = "path".into();
+        }
+    };
+    disks.rewrite(1, by_path).await;
     fail::cfg("agent-storage-new-file-removed", "return").expect("a failpoint");
     disks.site.hosts[0].client.release(attempt(1)).await.expect_err("it was made to fail");
     assert_eq!(are_there(&[vda.clone(), vdb.clone()]), [false, true]);
@@ -447,32 +449,30 @@ async fn a_move_that_hangs_holds_up_no_other() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_agent_that_dies_while_it_makes_files_leaves_none_that_it_does_not_know() {
-    for named_by_link in [false, true] {
-        let mut disks = Disks::new(|_| {}).await;
-        let request = disks.both();
-        disks.site.hosts[0].client.prepare(attempt(1), &request).await.expect("prepared");
-        // As it is when it dies before a file gets its name, or between its two names.
-        let [vda, vdb] = disks.new_files();
-        let folder = disks.path("new");
-        let making = |number: usize| folder.join(format!(".ferry-new-1-1-{number}"));
-        match named_by_link {
-            true => fs::hard_link(&vda, making(0)).expect("linked"),
-            false => fs::rename(&vda, making(0)).expect("renamed"),
+    expects_warning("A file stays: it is not the one that was made for the move");
+    let mut disks = Disks::new(|_| {}).await;
+    let request = disks.both();
+    disks.site.hosts[0].client.prepare(attempt(1), &request).await.expect("prepared");
+    // It dies when it has made one file and not said so, and before it makes the other one.
+    let making = |journal: &mut Value| {
+        for disk in journal["disks"].as_array_mut().expect("disks") {
+            assert_eq!(disk["made"], true);
+            (disk["made"], disk["mark"]) = (false.into(), "making".into());
         }
-        fs::rename(&vdb, making(1)).expect("renamed");
-        disks.site.hosts[0].restart_agent(&disks.site.key).await;
+    };
+    let [vda, vdb] = disks.new_files();
+    fs::remove_file(&vdb).expect("there");
+    disks.rewrite(1, making).await;
+    disks.site.hosts[0].client.prepare(attempt(1), &request).await.expect("it makes what is missing");
+    assert_eq!(are_there(&[vda.clone(), vdb.clone()]), [true, true]);
 
-        disks.site.hosts[0].client.prepare(attempt(1), &request).await.expect("it makes what is missing");
-        assert_eq!(are_there(&[vda.clone(), vdb.clone(), making(0), making(1)]), [true, true, false, false]);
-
-        // Somebody else's file is not taken for its own.
-        fs::rename(&vdb, making(1)).expect("renamed");
-        fs::write(&vdb, "precious").expect("written");
-        let again = disks.site.hosts[0].client.prepare(attempt(1), &request).await;
-        assert_eq!(refusal(again).1, FindingId::FileExists);
-        assert_eq!(are_there(&[vda, making(0), making(1), disks.journal(1)]), [false; 4]);
-        assert_eq!(fs::read(&vdb).expect("there"), b"precious");
-    }
+    // Somebody else's file is not taken for its own.
+    fs::write(&vdb, "precious").expect("written");
+    disks.rewrite(1, making).await;
+    let again = disks.site.hosts[0].client.prepare(attempt(1), &request).await;
+    assert_eq!(refusal(again).1, FindingId::FileExists);
+    assert_eq!(are_there(&[vda, disks.journal(1)]), [false, false]);
+    assert_eq!(fs::read(&vdb).expect("there"), b"precious");
 }
 
 #[cfg(feature = "failpoints")]
@@ -480,16 +480,13 @@ async fn an_agent_that_dies_while_it_makes_files_leaves_none_that_it_does_not_kn
 async fn what_could_not_be_made_and_not_be_forgotten_stays_known() {
     expects_warning("libvirt does not answer");
     expects_warning("What a storage move made could not be removed yet");
-    expects_warning(r#"A request failed title="A test made it fail at agent-storage-file-named"#);
     let disks = Disks::new(|_| {}).await;
-    fail::cfg("agent-storage-file-named", "return").expect("a failpoint");
     let hypervisor = disks.site.hosts[0].hypervisor.clone();
     fail::cfg_callback("agent-storage-file-made", move || hypervisor.set_reachable(false)).expect("a failpoint");
     let client = &disks.site.hosts[0].client;
-    client.prepare(attempt(1), &disks.both()).await.expect_err("a test made it fail");
+    client.prepare(attempt(1), &disks.both()).await.expect_err("libvirt went away");
     assert_eq!(are_there(&disks.new_files()), [true, false]);
     assert!(disks.journal(1).exists());
-    fail::remove("agent-storage-file-named");
     fail::remove("agent-storage-file-made");
     disks.site.hosts[0].hypervisor.set_reachable(true);
     client.report(attempt(1), 0, Duration::ZERO).await.expect("it is known");

@@ -15,29 +15,45 @@ pub enum Cleanup {
     KeepAndReport,
 }
 
-/// Facts about a new file when its move is forgotten.
+/// Whether the guest may have written to a new file what no other file holds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct NewFile {
-    /// This attempt created it.
-    pub made: bool,
-    /// A definition of a VM on this host names it.
-    pub in_use: bool,
+pub enum GuestWrites {
+    /// No: the VM has not run with it.
+    Never,
     /// A pivot of the disk to it was requested. From then on it may hold writes that were acknowledged to the guest.
-    pub switch_asked: bool,
+    Perhaps {
+        /// The VM has a process on this host that uses the old file, and the VM is neither arriving nor being handed
+        /// over.
+        old_file_runs: bool,
+    },
     /// Every disk of the move was pivoted.
-    pub moved: bool,
-    /// The VM has a process on this host that uses the old file, and the VM is neither arriving nor being handed over.
-    pub old_file_runs: bool,
+    Surely,
 }
 
-/// Decides what happens to a new file when its move is forgotten. Once the disk may have been pivoted, the absence of
-/// the file in all definitions here proves nothing: the VM may run on another host, or may have ended without a
-/// persistent definition. Only a process that uses the old file proves that the new one is not needed.
+/// Facts about a new file when its move is undone or forgotten.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct NewFile {
+    /// This attempt made it, or was about to.
+    pub made: bool,
+    /// The file that has its name now is that file, or none has.
+    pub is_it: bool,
+    /// A reason not to remove what has its name, as a VM that names it.
+    pub obstacle: Option<Obstacle>,
+    /// What it may hold.
+    pub guest_writes: GuestWrites,
+}
+
+/// Decides what happens to a new file when its move is undone or forgotten: whether this attempt may remove it. Once
+/// the disk may have been pivoted, the absence of the file in all definitions here proves nothing: the VM may run on
+/// another host, or may have ended without a persistent definition. Only a process that uses the old file proves that
+/// the new one is not needed.
 pub fn new_file(file: &NewFile) -> Cleanup {
     match file {
-        NewFile { made: false, .. } | NewFile { in_use: true, .. } => Cleanup::Keep,
-        NewFile { moved: true, .. } => Cleanup::KeepAndReport,
-        NewFile { switch_asked: true, old_file_runs, .. } if !old_file_runs => Cleanup::KeepAndReport,
+        NewFile { made: false, .. } | NewFile { obstacle: Some(_), .. } => Cleanup::Keep,
+        NewFile { guest_writes: GuestWrites::Surely | GuestWrites::Perhaps { old_file_runs: false }, .. } => {
+            Cleanup::KeepAndReport
+        }
+        NewFile { is_it: false, .. } => Cleanup::Keep,
         NewFile { .. } => Cleanup::Remove,
     }
 }
@@ -123,23 +139,25 @@ mod tests {
     #[test]
     fn a_new_file_goes_only_while_it_cannot_hold_what_no_other_holds() {
         use Cleanup::{Keep, KeepAndReport, Remove};
-        let fresh = NewFile { made: true, in_use: false, switch_asked: false, moved: false, old_file_runs: false };
-        let asked = NewFile { switch_asked: true, ..fresh };
+        use GuestWrites::{Never, Perhaps, Surely};
+        let fresh = NewFile { made: true, is_it: true, obstacle: None, guest_writes: Never };
+        let used = NewFile { obstacle: Some(Obstacle::InUse), ..fresh };
+        let holds = |guest_writes| NewFile { guest_writes, ..fresh };
+        let (gone, runs) = (Perhaps { old_file_runs: false }, Perhaps { old_file_runs: true });
         for (row, file, fate) in [
             ("a copy that was begun", fresh, Remove),
             ("of another attempt", NewFile { made: false, ..fresh }, Keep),
-            ("named by a definition", NewFile { in_use: true, ..fresh }, Keep),
-            ("the VM went away after the switch-over was asked for", asked, KeepAndReport),
-            ("it was asked for and did not happen", NewFile { old_file_runs: true, ..asked }, Remove),
-            ("it happened", NewFile { in_use: true, ..asked }, Keep),
-            ("all moved", NewFile { moved: true, in_use: true, ..asked }, Keep),
-            ("all moved, and the VM went away", NewFile { moved: true, ..asked }, KeepAndReport),
-            (
-                "all moved, and the VM came back with the old",
-                NewFile { moved: true, old_file_runs: true, ..asked },
-                KeepAndReport,
-            ),
-            ("a journal that says little", NewFile { moved: true, ..fresh }, KeepAndReport),
+            ("another file has its name", NewFile { is_it: false, ..fresh }, Keep),
+            ("named by a definition", used, Keep),
+            ("a link has its name", NewFile { obstacle: Some(Obstacle::Link), ..fresh }, Keep),
+            ("the VM went away after the switch-over was asked for", holds(gone), KeepAndReport),
+            ("it went away, and the file seems to be another", NewFile { is_it: false, ..holds(gone) }, KeepAndReport),
+            ("it was asked for and did not happen", holds(runs), Remove),
+            ("it did not happen, and another file has its name", NewFile { is_it: false, ..holds(runs) }, Keep),
+            ("it happened", NewFile { guest_writes: gone, ..used }, Keep),
+            ("all moved", NewFile { guest_writes: Surely, ..used }, Keep),
+            ("all moved, and the VM went away, or came back with the old", holds(Surely), KeepAndReport),
+            ("all moved, by another attempt", NewFile { made: false, ..holds(Surely) }, Keep),
         ] {
             assert_eq!(new_file(&file), fate, "{row}");
         }

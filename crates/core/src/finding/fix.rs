@@ -171,6 +171,7 @@ texts! {
         ExportForRoot { server: String, export: String } = "Export it read-write, and with root as root: on {server}, write `{export} HOST(rw,sync,no_subtree_check,no_root_squash)` into /etc/exports, with the name or network of this host for HOST, run `exportfs -ra`, and attach the share again; QEMU's user must be able to pass the exported directory (mode 0711 or more)",
         RemoveSnapshotsOfImage { vm: String, file: String } = "Remove them: those that `virsh snapshot-list {vm}` shows with `virsh snapshot-delete`, others while the VM is shut off with `qemu-img snapshot -l {file}` and `qemu-img snapshot -d NAME {file}`",
         SeeToDefinition { vm: String } = "See to the file {vm}.xml there; `virsh dumpxml --inactive {vm}` gives the definition",
+        FindWriter { file: String } = "See what writes to it with `fuser -v {file}`; remove it when neither the VM nor anything else needs what was written",
         NameNewFileWithEdit = "Name the new file with `virsh edit`, then remove the old one",
         Undefine = "Remove its definition there with `virsh undefine`, if it is a leftover",
         StartNewest { vm: String } = "Start it where its disks are newest; at the other host remove it with `virsh undefine {vm}`",

@@ -261,7 +261,8 @@ impl<S: Site<Host: OfflineParticipant>> MoveOffline<S> {
         let body = ConfirmRequest { keep_source: body.keep_source || !needed.is_empty(), ..body };
         match self.source.confirm(self.attempt(), &body).await {
             Ok(report) => {
-                let notes = needed.into_iter().chain(report.remarks).collect();
+                let stay = report.findings.iter().map(|finding| format!("{}. {}", finding.message, finding.fix));
+                let notes = needed.into_iter().chain(stay).collect();
                 common::note(&self.site, &self.running, &self.record, notes).await;
             }
             Err(error) if is_unknown(&error) && self.site.is_gone(&self.source, self.record.job.vm).await => {}

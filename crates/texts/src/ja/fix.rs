@@ -112,6 +112,7 @@ catalogue! { Command:
     ExportForRoot { server, export } = "読み書き可能で、root を root として扱うようにエクスポートしてください: {server} の /etc/exports に `{export} HOST(rw,sync,no_subtree_check,no_root_squash)` と記入し（HOST はこのホストの名前またはネットワーク）、`exportfs -ra` を実行してから、共有を接続し直します。QEMU のユーザーが、エクスポートしたディレクトリを通過できる必要があります（モード 0711 以上）",
     RemoveSnapshotsOfImage { vm, file } = "削除してください: `virsh snapshot-list {vm}` に表示されるものは `virsh snapshot-delete` で、それ以外は VM の停止中に `qemu-img snapshot -l {file}` と `qemu-img snapshot -d NAME {file}` で削除します",
     SeeToDefinition { vm } = "そこにあるファイル {vm}.xml を確認してください。定義は `virsh dumpxml --inactive {vm}` で取得できます",
+    FindWriter { file } = "`fuser -v {file}` で何が書き込んでいるかを調べてください。書き込まれたものを VM もほかの何も必要としなければ、削除してください",
     NameNewFileWithEdit = "`virsh edit` で新しいファイルを指定してから、古いファイルを削除してください",
     Undefine = "以前の残りであれば、移行先で `virsh undefine` を実行して定義を削除してください",
     StartNewest { vm } = "ディスクが最新のホストで起動し、もう一方のホストでは `virsh undefine {vm}` で削除してください",

@@ -188,9 +188,6 @@ pub struct Report {
     /// What somebody should know of how it ended, as files that stay.
     #[serde(default)]
     pub findings: Vec<Finding>,
-    /// The same in sentences.
-    #[serde(default)]
-    pub remarks: Vec<String>,
     /// Why it failed: what was attempted, on what, with the chain of causes, and where the VM is.
     pub error: Option<String>,
 }
@@ -211,7 +208,6 @@ impl Report {
             disks: Vec::new(),
             figures: Figures::default(),
             findings: Vec::new(),
-            remarks: Vec::new(),
             error: None,
         }
     }

@@ -11,11 +11,11 @@ use ferry_wire::{
 use tracing::{error, info, warn};
 
 use super::state::Shared;
-use crate::{files::new_file::IncomingDisk, lock::lock};
+use crate::{files::incoming::IncomingDisk, lock::lock};
 
 /// What is known about a file before it is read.
 pub(super) fn known_at_first(incoming_disk: &IncomingDisk) -> Option<Held> {
-    Some(match &incoming_disk.from_partial {
+    Some(match incoming_disk.life.from_partial() {
         None => Held::Zeroes,
         Some(sown) => Held::Seed { key: SeedKey(sown.key.0), data: None },
     })
@@ -101,7 +101,7 @@ mod tests {
     use ferry_core::{units::ByteCount, vm::DiskFormat};
 
     use super::*;
-    use crate::files::new_file::FileIdentity;
+    use crate::files::new_file::Life;
 
     #[test]
     fn an_export_is_the_disk_that_its_name_tells_or_the_only_one_of_its_size_and_never_one_at_its_place() {
@@ -110,9 +110,7 @@ mod tests {
             path: std::path::PathBuf::from("/x"),
             format: DiskFormat::Raw,
             virtual_size: ByteCount::mib(mib),
-            made: true,
-            identity: FileIdentity::default(),
-            from_partial: None,
+            life: Life::Planned,
         };
         let incoming_disks = [
             incoming_disk("vda", 64),

@@ -9,7 +9,7 @@ use ferry_drivers::hypervisor::rpc::GatePolicy;
 use ferry_wire::{control::ControlSender, meter::Meter, nbd::Held, traffic::Traffic};
 use tokio::sync::watch;
 
-use crate::{files::new_file::IncomingDisk, live::carrier::board::Board};
+use crate::{files::incoming::IncomingDisk, live::carrier::board::Board};
 
 pub(super) struct Shared {
     pub(super) board: Arc<Board>,
