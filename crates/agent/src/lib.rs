@@ -6,7 +6,6 @@
 //!   └──── observer (what the host has, by events)
 //! ```
 //! An agent never calls the server: it answers requests, including those for its state.
-#![expect(clippy::wildcard_enum_match_arm, reason = "matches from before the rule; the last one takes this along")]
 
 pub mod attempt;
 mod blocking;

@@ -73,7 +73,11 @@ pub fn read_or_put_aside<T: DeserializeOwned>(path: &Path) -> Result<Option<T>, 
         AgentError::File { source, .. } => {
             matches!(source.raw_os_error(), Some(code) if code == Errno::EIO as i32 || code == Errno::EUCLEAN as i32)
         }
-        _ => false,
+        AgentError::Config { .. }
+        | AgentError::Trust(_)
+        | AgentError::Hypervisor(_)
+        | AgentError::Refused { .. }
+        | AgentError::Failed { .. } => false,
     };
     if !is_damaged {
         return Err(error);

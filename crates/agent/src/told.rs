@@ -34,13 +34,18 @@ impl Told {
                         Value::String(text) if FOR_PEOPLE.contains(&name.as_str()) => *text = self.text(text),
                         Value::Array(items) if FOR_PEOPLE.contains(&name.as_str()) => {
                             for item in items {
-                                match item {
-                                    Value::String(text) => *text = self.text(text),
-                                    other => self.rewrite(other),
+                                if let Value::String(text) = item {
+                                    *text = self.text(text);
                                 }
+                                self.rewrite(item);
                             }
                         }
-                        other => self.rewrite(other),
+                        Value::Object(_)
+                        | Value::Array(_)
+                        | Value::Null
+                        | Value::Bool(_)
+                        | Value::Number(_)
+                        | Value::String(_) => self.rewrite(value),
                     }
                 }
             }

@@ -58,7 +58,7 @@ impl Reserved {
         let sizes = within(SIZE_WAIT, move || Some((file::allocated(&path).ok()?, fs::metadata(&path).ok()?.len())));
         let taken = match sizes.flatten() {
             Some((taken, length)) if is_told(to, taken, length, allocated) => taken,
-            _ => ByteCount(0),
+            Some(_) | None => ByteCount(0),
         };
         let still = ByteCount(space_needed(allocated).0.saturating_sub(taken.0));
         Self { job, to: to.clone(), still }

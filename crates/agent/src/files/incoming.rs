@@ -59,7 +59,7 @@ impl IncomingDisk {
     /// The file as reported to the source's agent.
     pub(crate) fn file(&self) -> ArrivalFile {
         let (device, path) = (self.device.clone(), self.path.display().to_string());
-        ArrivalFile { device, path, format: self.format, sown: self.life.from_partial().is_some() }
+        ArrivalFile { device, path, format: self.format, sown: self.life.partial().is_some() }
     }
 }
 

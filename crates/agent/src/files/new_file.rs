@@ -58,7 +58,7 @@ pub enum Life {
 
 impl Life {
     /// The partial copy that the file was.
-    pub(crate) fn from_partial(self) -> Option<PartialKey> {
+    pub(crate) fn partial(self) -> Option<PartialKey> {
         match self {
             Self::Made { from_partial, .. } => from_partial,
             Self::Planned | Self::Making | Self::Complete(_) | Self::Given(_) => None,

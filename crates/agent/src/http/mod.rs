@@ -89,7 +89,7 @@ pub async fn listen(address: SocketAddr) -> std::io::Result<TcpListener> {
             Err(error) if error.kind() == std::io::ErrorKind::AddrInUse && Instant::now() < until => {
                 tokio::time::sleep(ADDRESS_PAUSE).await;
             }
-            outcome => return outcome,
+            outcome @ (Ok(_) | Err(_)) => return outcome,
         }
     }
 }

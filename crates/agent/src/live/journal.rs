@@ -209,10 +209,10 @@ impl CarrierState {
     /// What a host has of the VM, interpreted with this record: the remains of a copy that was given up are no VM, and
     /// a VM that continued here and has no process any more has ended here.
     pub fn sees(&self, presence: Presence) -> Presence {
-        match presence {
-            Presence::Off if self.given_up => Presence::Absent,
-            Presence::Off if self.ran_on => Presence::Ended,
-            seen => seen,
+        match presence == Presence::Off {
+            true if self.given_up => Presence::Absent,
+            true if self.ran_on => Presence::Ended,
+            true | false => presence,
         }
     }
 }

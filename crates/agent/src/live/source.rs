@@ -221,7 +221,13 @@ pub(super) fn end_left_copy(hypervisor: &dyn Hypervisor, vm: VmId) -> Result<(),
             info!(%vm, "The destination has the VM: what libvirt left of it here is ended");
             hypervisor.destroy(vm)
         }
-        presence => Err(HypervisorError::Failed {
+        presence @ (Presence::Running
+        | Presence::Paused
+        | Presence::Halted
+        | Presence::HandedOver
+        | Presence::Receiving
+        | Presence::Arrived
+        | Presence::Unknown) => Err(HypervisorError::Failed {
             what: format!("Could not end what is left of VM {vm} at the source"),
             reason: format!("the VM still has a process here ({presence:?})"),
         }),

@@ -71,7 +71,13 @@ impl Shares {
             ShareError::Unreachable { .. } | ShareError::Stuck { .. } => {
                 ByHand::VmsWait { fix: finding.fix.into() }.into()
             }
-            _ => finding.fix,
+            ShareError::NoShare { .. }
+            | ShareError::Password { .. }
+            | ShareError::Dialect { .. }
+            | ShareError::Mount { .. }
+            | ShareError::NotAMount { .. }
+            | ShareError::Busy { .. }
+            | ShareError::Host { .. } => finding.fix,
         };
         finding
     }

@@ -58,7 +58,7 @@ pub(super) fn keep(vm: VmId, name: &str, definition: &str, disk: &Path) -> io::R
 pub(super) fn refresh(vm: VmId, name: &str, definition: &str, disk: &Path) -> io::Result<()> {
     match path(name, disk) {
         Some(path) if matches!(is_ours(&path, vm), Ok(true)) => write(vm, definition, &path),
-        _ => Ok(()),
+        Some(_) | None => Ok(()),
     }
 }
 
@@ -102,7 +102,7 @@ pub(super) fn remove(vm: VmId, name: &str, disk: &Path, kept: Option<&Path>) -> 
     match path(name, disk) {
         Some(path) if Some(path.as_path()) == kept => Ok(()),
         Some(path) if matches!(is_ours(&path, vm), Ok(true)) => ferry_drivers::file::remove(&path),
-        _ => Ok(()),
+        Some(_) | None => Ok(()),
     }
 }
 

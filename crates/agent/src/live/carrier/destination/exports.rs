@@ -15,7 +15,7 @@ use crate::{files::incoming::IncomingDisk, lock::lock};
 
 /// What is known about a file before it is read.
 pub(super) fn known_at_first(incoming_disk: &IncomingDisk) -> Option<Held> {
-    Some(match incoming_disk.life.from_partial() {
+    Some(match incoming_disk.life.partial() {
         None => Held::Zeroes,
         Some(sown) => Held::Seed { key: SeedKey(sown.key.0), data: None },
     })

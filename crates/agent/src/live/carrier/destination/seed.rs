@@ -31,7 +31,7 @@ const TOLD_EVERY: Duration = Duration::from_secs(1);
 pub(super) async fn tell_seed(index: u16, mut peer: Connection, shared: Arc<Shared>) {
     let place = usize::from(index);
     let Some(incoming_disk) = shared.incoming_disks.get(place).cloned() else { return };
-    let Some(sown) = incoming_disk.life.from_partial() else { return };
+    let Some(sown) = incoming_disk.life.partial() else { return };
     let (key, disk, begun) = (SeedKey(sown.key.0), incoming_disk.device.clone(), Instant::now());
     let (told, mut to_tell) = mpsc::channel(TOLD_PIECES);
     let known = Arc::clone(&shared);

@@ -236,9 +236,12 @@ async fn note_that_it_runs_on(board: &Board) {
 pub(in crate::live) async fn run_again(hypervisor: Arc<dyn Hypervisor>, vm: VmId) -> bool {
     warn!(%vm, "libvirt left the VM paused at the source; it is run as soon as its disks are free");
     for _ in 0..RUNS_MAX {
-        let outcome = call(&hypervisor, move |hypervisor| match hypervisor.presence(vm, Role::Source)? {
-            Presence::Stopped | Presence::Left => hypervisor.resume(vm).map(|()| true),
-            presence => Ok(presence == Presence::Running),
+        let outcome = call(&hypervisor, move |hypervisor| {
+            let presence = hypervisor.presence(vm, Role::Source)?;
+            if matches!(presence, Presence::Stopped | Presence::Left) {
+                return hypervisor.resume(vm).map(|()| true);
+            }
+            Ok(presence == Presence::Running)
         });
         match outcome.await {
             Ok(runs) => {
@@ -263,7 +266,7 @@ fn cut_here(direction: &str, before: u32, after: u32) -> Result<(), String> {
             Some(number) if before < number && number <= after => {
                 Err(format!("a test cut the channel before {direction} {number}"))
             }
-            _ => Ok(()),
+            Some(_) | None => Ok(()),
         }
     });
     // Without failpoints nothing is cut.
