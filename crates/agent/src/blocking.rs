@@ -7,7 +7,8 @@
 use std::{sync::Arc, time::Duration};
 
 use ferry_drivers::hypervisor::{Hypervisor, HypervisorError};
-use tokio::sync::Semaphore;
+use tokio::{sync::Semaphore, task::JoinHandle};
+use tracing::Span;
 
 use crate::AgentError;
 
@@ -23,8 +24,7 @@ const PROBES_MAX: usize = 8;
 pub(crate) async fn blocking<T: Send + 'static>(
     call: impl FnOnce() -> Result<T, AgentError> + Send + 'static,
 ) -> Result<T, AgentError> {
-    let outcome = tokio::task::spawn_blocking(call).await;
-    outcome.unwrap_or_else(|error| Err(AgentError::because("A request was broken off", error)))
+    on_thread(call).await.unwrap_or_else(|error| Err(AgentError::because("A request was broken off", error)))
 }
 
 /// Calls the hypervisor.
@@ -36,10 +36,16 @@ pub(crate) async fn call<T: Send + 'static>(
     call: impl FnOnce(&dyn Hypervisor) -> Result<T, HypervisorError> + Send + 'static,
 ) -> Result<T, HypervisorError> {
     let hypervisor = Arc::clone(hypervisor);
-    match tokio::task::spawn_blocking(move || call(&*hypervisor)).await {
+    match on_thread(move || call(&*hypervisor)).await {
         Ok(outcome) => outcome,
         Err(error) => Err(HypervisorError::Unreachable(error.to_string())),
     }
+}
+
+/// Runs `call` on a thread, which logs in the span of its caller.
+pub(crate) fn on_thread<T: Send + 'static>(call: impl FnOnce() -> T + Send + 'static) -> JoinHandle<T> {
+    let span = Span::current();
+    tokio::task::spawn_blocking(move || span.in_scope(call))
 }
 
 /// Waits at most `deadline` for an answer. Work on a separate thread or task is not interrupted.

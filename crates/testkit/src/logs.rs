@@ -73,6 +73,11 @@ pub fn expects_warning(words: &'static str) {
     EXPECTED.add(words);
 }
 
+/// The lines at WARN and ERROR that this process has logged since [`Watch::start`].
+pub fn logged() -> Vec<String> {
+    LOGGED.lock().unwrap_or_else(PoisonError::into_inner).clone()
+}
+
 /// Checks this process's log when it is dropped.
 ///
 /// Does so only if each test has its own process, as under nextest: otherwise a line cannot be attributed to a test.

@@ -19,7 +19,7 @@ use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
     sync::{Semaphore, mpsc},
 };
-use tracing::warn;
+use tracing::{Instrument as _, warn};
 
 use crate::{
     WireError,
@@ -127,7 +127,7 @@ impl Acceptor {
         let listener = TcpAcceptor::bind(ip, ports, tls)?;
         let address = listener.address()?;
         let (found, accepted) = mpsc::channel(HANDSHAKES_MAX);
-        let task = tokio::spawn(accept_all(listener, key, found));
+        let task = tokio::spawn(accept_all(listener, key, found).in_current_span());
         Ok(Self { address, accepted, task })
     }
 
@@ -165,14 +165,15 @@ async fn accept_all<L: Listener>(listener: L, key: SessionKey, found: mpsc::Send
             continue;
         };
         let found = found.clone();
-        tokio::spawn(async move {
+        let introduced = async move {
             let _permit = permit;
             let greeted = tokio::time::timeout(HANDSHAKE_DEADLINE, greet(opening, key)).await;
             match greeted.unwrap_or(Err(WireError::Timeout("no hello came"))) {
                 Ok(accepted) => drop(found.send(accepted).await),
                 Err(error) => warn!(%from, error = %chain(&error), "A connection to the carrier was refused"),
             }
-        });
+        };
+        tokio::spawn(introduced.in_current_span());
     }
 }
 

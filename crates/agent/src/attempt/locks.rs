@@ -10,6 +10,7 @@ use std::{
 
 use ferry_core::id::JobId;
 use tokio::sync::OwnedMutexGuard;
+use tracing::Instrument as _;
 
 use crate::{AgentError, lock::lock};
 
@@ -53,10 +54,11 @@ impl JobLocks {
         request: impl Future<Output = Result<T, AgentError>> + Send + 'static,
     ) -> Result<T, AgentError> {
         let locks = Arc::clone(self);
-        let done = tokio::spawn(async move {
+        let request = async move {
             let _lock = locks.lock(job).await?;
             request.await
-        });
+        };
+        let done = tokio::spawn(request.in_current_span());
         done.await.unwrap_or_else(|error| {
             Err(AgentError::because(format!("A request about job {job} was broken off"), error))
         })

@@ -17,6 +17,7 @@ pub(crate) mod participant;
 pub(crate) mod table;
 
 use ferry_core::id::{Generation, JobId, VmId};
+use tracing::{Span, error_span, field};
 
 /// An attempt of a job, and the VM that it moves.
 #[derive(Clone, Copy, Debug)]
@@ -24,4 +25,23 @@ pub(crate) struct Attempt {
     pub(crate) job: JobId,
     pub(crate) generation: Generation,
     pub(crate) vm: VmId,
+}
+
+impl Attempt {
+    /// The span of its log lines, for work that goes on without a request.
+    pub(crate) fn span(self) -> Span {
+        let Self { job, generation, vm } = self;
+        error_span!(parent: None, "move", %job, %generation, %vm)
+    }
+
+    /// Names the VM in the span of a request: it is known when the attempt is.
+    fn name_vm(self) {
+        Span::current().record("vm", field::display(self.vm));
+    }
+}
+
+/// The span of the log lines of a request about an attempt. Tasks and threads do not inherit it by themselves. Of level
+/// ERROR, so that each line has it that is shown at all.
+pub(crate) fn span(job: JobId, generation: Generation) -> Span {
+    error_span!(parent: None, "move", %job, %generation, vm = field::Empty)
 }

@@ -1,6 +1,7 @@
 //! The attempts of one kind that this host takes part in.
 
 use std::{
+    cmp::Ordering,
     collections::BTreeMap,
     sync::{Arc, Mutex},
 };
@@ -64,10 +65,13 @@ impl<E: Entry> Table<E> {
     /// # Errors
     /// `request.stale` if a newer one is known; `job.unknown` (404) if this one is not.
     pub(crate) fn find(&self, job: JobId, generation: Generation) -> Result<E, AgentError> {
-        match self.get(job).map(|known| (known.attempt().generation, known)) {
-            Some((known, entry)) if known == generation => Ok(entry),
-            Some((newer, _)) if newer > generation => Err(stale(job, generation, newer)),
-            Some(_) | None => Err(unknown(job, generation)),
+        let Some(known) = self.get(job) else { return Err(unknown(job, generation)) };
+        let attempt = known.attempt();
+        attempt.name_vm();
+        match attempt.generation.cmp(&generation) {
+            Ordering::Equal => Ok(known),
+            Ordering::Greater => Err(stale(job, generation, attempt.generation)),
+            Ordering::Less => Err(unknown(job, generation)),
         }
     }
 
@@ -76,6 +80,7 @@ impl<E: Entry> Table<E> {
     /// # Errors
     /// `request.stale`, `job.open`; if it would exceed the limit of attempts.
     pub(crate) fn admit(&self, asked: Attempt) -> Result<Known<E>, AgentError> {
+        asked.name_vm();
         let known = self.get(asked.job);
         self.ended.admit(asked, known.as_ref().map(Entry::attempt))?;
         match known {

@@ -24,7 +24,7 @@ use axum::{
 use ferry_core::api::agent::EPOCH_HEADER;
 use ferry_core::finding::Message;
 use ferry_trust::{Clients, server_config};
-use tracing::info;
+use tracing::{Instrument as _, Span, info};
 
 use self::{
     answer::{Refusal, Shared, invalid},
@@ -36,7 +36,7 @@ use self::{
     },
 };
 use crate::{
-    Agent,
+    Agent, attempt,
     tls::{Caller, PinAcceptor},
 };
 
@@ -132,10 +132,15 @@ async fn authorise(
     if let Some(epoch) = epoch {
         agent.enrolment.enter_epoch(epoch)?;
     }
-    let is_of_a_move = ["/v2/moves/", "/v1/migrations/", "/v1/offline-moves/", "/v1/storage-moves/"]
+    let of_a_move = ["/v2/moves/", "/v1/migrations/", "/v1/offline-moves/", "/v1/storage-moves/"]
         .iter()
-        .any(|prefix| request.uri().path().starts_with(prefix));
-    let mut response = next.run(request).await;
+        .find_map(|prefix| request.uri().path().strip_prefix(prefix));
+    let attempt = of_a_move.and_then(|rest| {
+        let mut parts = rest.split('/');
+        Some(attempt::span(parts.next()?.parse().ok()?, parts.next()?.parse().ok()?))
+    });
+    let is_of_a_move = of_a_move.is_some();
+    let mut response = next.run(request).instrument(attempt.unwrap_or(Span::none())).await;
     if is_of_a_move || !response.status().is_success() {
         response = told_to_people(&agent, response).await;
     }

@@ -125,13 +125,12 @@ impl Registry {
     /// Reverts what was made for a migration that could not start. What cannot be reverted now stays recorded for the
     /// undo.
     async fn give_up(&self, journal: Journal) {
-        let job = journal.job;
         let given_up = async {
             let journal = self.remove_incoming(journal).await?;
             self.forget(&journal).await
         };
         if let Err(error) = given_up.await {
-            warn!(%job, error = %chain(&error), "What was made for a move that could not begin is still here");
+            warn!(error = %chain(&error), "What was made for a move that could not begin is still here");
         }
     }
 

@@ -209,10 +209,13 @@ impl CarrierState {
     /// What a host has of the VM, interpreted with this record: the remains of a copy that was given up are no VM, and
     /// a VM that continued here and has no process any more has ended here.
     pub fn sees(&self, presence: Presence) -> Presence {
-        match presence == Presence::Off {
-            true if self.given_up => Presence::Absent,
-            true if self.ran_on => Presence::Ended,
-            true | false => presence,
+        let is_off = presence == Presence::Off;
+        if is_off && self.given_up {
+            Presence::Absent
+        } else if is_off && self.ran_on {
+            Presence::Ended
+        } else {
+            presence
         }
     }
 }

@@ -9,7 +9,7 @@ use ferry_core::{
 };
 use ferry_drivers::hypervisor::Hypervisor;
 use tokio::sync::OnceCell;
-use tracing::{info, warn};
+use tracing::{Instrument as _, info, warn};
 
 use super::{
     carrier::control::{self, Answer, Ask},
@@ -24,7 +24,7 @@ use crate::{
         journal,
         locks::JobLocks,
         participant::{Participant, Pending, not_a_verb},
-        table::{Known, Table},
+        table::{Entry as _, Known, Table},
     },
     blocking::{Probes, call},
     config::Config,
@@ -103,21 +103,25 @@ impl Registry {
         for Journal { job, .. } in self.table.all() {
             let Ok(_lock) = locks.lock(job).await else { continue };
             let Some(journal) = self.table.get(job) else { continue };
-            let alive = self.ask(&journal, Ask::Report { after: 0, wait_ms: 0 }).await.is_some();
-            info!(job = %journal.job, role = ?journal.task.role(), vm = %journal.task.vm(), alive, "Found a migration again");
-            let state = self.carrier_state(&journal).unwrap_or_default();
-            let handed_over =
-                (state.finish_delivered || journal.state.is_here()) && !state.resumed && !journal.state.is_aborted();
-            if !alive
-                && handed_over
-                && journal.task.role() == Role::Destination
-                && let Err(error) = self.resume_without_carrier(&journal).await
-            {
-                warn!(vm = %journal.task.vm(), error = %chain(&error), "A VM that was handed over could not be resumed");
-            }
+            self.find_one_again(&journal).instrument(journal.attempt().span()).await;
         }
         // Cached before the first move needs it; if libvirt does not answer now, it is asked again then.
         let _ = self.process_owner().await;
+    }
+
+    async fn find_one_again(&self, journal: &Journal) {
+        let alive = self.ask(journal, Ask::Report { after: 0, wait_ms: 0 }).await.is_some();
+        info!(role = ?journal.task.role(), alive, "Found a migration again");
+        let state = self.carrier_state(journal).unwrap_or_default();
+        let handed_over =
+            (state.finish_delivered || journal.state.is_here()) && !state.resumed && !journal.state.is_aborted();
+        if !alive
+            && handed_over
+            && journal.task.role() == Role::Destination
+            && let Err(error) = self.resume_without_carrier(journal).await
+        {
+            warn!(error = %chain(&error), "A VM that was handed over could not be resumed");
+        }
     }
 
     /// The journal of this attempt, if it is known; an older attempt that was never released is undone first.

@@ -16,7 +16,7 @@ use ferry_core::{
     vm::{FileRole, NVRAM, VmFacts},
 };
 use ferry_drivers::hypervisor::{Hypervisor, HypervisorError};
-use tracing::{info, warn};
+use tracing::{Instrument as _, info, warn};
 
 use super::{
     carrier::{
@@ -90,7 +90,7 @@ impl Registry {
         }
         if let Err(error) = self.hold(&journal).await {
             if let Err(error) = self.let_go(&journal).await {
-                warn!(%vm, error = %chain(&error), "What was changed for the move could not be taken back");
+                warn!(error = %chain(&error), "What was changed for the move could not be taken back");
             }
             self.forget(&journal).await?;
             return Err(error);
@@ -157,13 +157,13 @@ impl Registry {
             return Ok(Vec::new());
         }
         let (along, name) = (along.clone(), name.clone());
-        let (vm, used) = (journal.task.vm(), self.files_in_use(journal).await?);
+        let used = self.files_in_use(journal).await?;
         blocking(move || {
             let mut kept = Vec::new();
             for (device, path) in along {
                 if let Some(obstacle) = remove_unless(&path, &used, |obstacle| obstacle)? {
                     let (why, fix) = (obstacle.why(), obstacle.fix());
-                    warn!(%vm, disk = device, file = %path.display(), %why, "An old file stays");
+                    warn!(disk = device, file = %path.display(), %why, "An old file stays");
                     kept.push(old_file_kept(&name, &device, path.display(), why, fix));
                 }
             }
@@ -197,7 +197,7 @@ impl Registry {
         if settled {
             hold::release(&self.config.holds_dir(), vm)?;
         } else {
-            warn!(%vm, "The VM stays held: it is not known that it is not elsewhere");
+            warn!("The VM stays held: it is not known that it is not elsewhere");
         }
         // Its undo could not know whether the VM was elsewhere. A later release implies that it is not.
         let was_stopped = matches!(presence, Presence::Left | Presence::Stopped);
@@ -207,7 +207,7 @@ impl Registry {
         }
         // libvirt reports who paused such a copy: nobody else will run it.
         if was_stopped && journal.state.is_aborted() {
-            tokio::spawn(run_again(Arc::clone(&self.hypervisor), vm));
+            tokio::spawn(run_again(Arc::clone(&self.hypervisor), vm).in_current_span());
         }
         Ok(())
     }
@@ -218,7 +218,7 @@ pub(super) fn end_left_copy(hypervisor: &dyn Hypervisor, vm: VmId) -> Result<(),
     match hypervisor.presence(vm, Role::Source)? {
         Presence::Absent | Presence::Off | Presence::Ended => Ok(()),
         Presence::Left | Presence::Stopped => {
-            info!(%vm, "The destination has the VM: what libvirt left of it here is ended");
+            info!("The destination has the VM: what libvirt left of it here is ended");
             hypervisor.destroy(vm)
         }
         presence @ (Presence::Running

@@ -13,7 +13,7 @@ use ferry_drivers::hypervisor::{
     HypervisorError,
     rpc::definition::{DefinitionPolicy, check_definition},
 };
-use tracing::info;
+use tracing::{Instrument as _, info};
 
 use super::{
     OfflineMoves, copy,
@@ -22,7 +22,13 @@ use super::{
     state::Move,
 };
 use crate::{
-    AgentError, attempt::Attempt, blocking::blocking, files::host_storage::HostStorage, hold, lock::lock, peers,
+    AgentError,
+    attempt::{Attempt, table::Entry as _},
+    blocking::blocking,
+    files::host_storage::HostStorage,
+    hold,
+    lock::lock,
+    peers,
 };
 
 impl OfflineMoves {
@@ -58,8 +64,8 @@ impl OfflineMoves {
         if !page.is_busy() {
             let acceptor = peers::listen(&self.config, request.source_pin, request.session, request.secret).await?;
             *lock(&page.address) = Some(acceptor.address().to_string());
-            let taking = tokio::spawn(copy::take(acceptor, Arc::clone(&self), Arc::clone(&page)));
-            *lock(&page.task) = Some(taking);
+            let take = copy::take(acceptor, Arc::clone(&self), Arc::clone(&page));
+            *lock(&page.task) = Some(tokio::spawn(take.instrument(page.attempt().span())));
         }
         let address = lock(&page.address).clone().unwrap_or_default();
         let shown = |path: &Path| path.display().to_string();
@@ -116,7 +122,7 @@ impl OfflineMoves {
         hold::release(&self.config.holds_dir(), vm)?;
         page.to_destination(DestinationState::Defined)?;
         page.end().await;
-        info!(%vm, "The VM is defined here");
+        info!("The VM is defined here");
         Ok(())
     }
 }

@@ -40,7 +40,7 @@ use crate::{
         self, Attempt,
         ended::Ended,
         participant::{Participant, Pending, not_a_verb},
-        table::{Known, Table},
+        table::{Entry as _, Known, Table},
     },
     blocking::blocking,
     config::Config,
@@ -72,8 +72,9 @@ impl OfflineMoves {
         let folder = config.offline_dir();
         let mut moves = Vec::new();
         for journal in attempt::journal::read_all::<Journal>(&folder)? {
-            info!(job = %journal.job, vm = %journal.task.vm(), stage = ?journal.task.stage(), "Found an offline move again");
             let found = Move::new(&folder, journal);
+            let stage = found.journal().task.stage();
+            found.attempt().span().in_scope(|| info!(?stage, "Found an offline move again"));
             found.write(|journal| {
                 if let Some(state @ SourceState::Copying) = journal.source() {
                     let error = "The source's agent was restarted while files were copied".to_owned();

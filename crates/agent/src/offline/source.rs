@@ -10,7 +10,7 @@ use ferry_core::{
     finding::{Action, Command, Finding, FindingId, Fix, Message},
     id::{Generation, JobId},
 };
-use tracing::warn;
+use tracing::{Instrument as _, warn};
 
 use super::{
     OfflineMoves,
@@ -21,7 +21,7 @@ use super::{
 };
 use crate::{
     AgentError,
-    attempt::Attempt,
+    attempt::{Attempt, table::Entry as _},
     blocking::blocking,
     files::{self, fingerprint::FileFingerprint, host_storage::HostStorage, old_file::remove_unless},
     hold,
@@ -118,7 +118,7 @@ impl OfflineMoves {
         if page.journal().source() == Some(&mut SourceState::Prepared) {
             page.to_source(SourceState::Copying)?;
             let (this, copied) = (Arc::clone(self), Arc::clone(page));
-            let task = tokio::spawn(async move {
+            let copy = async move {
                 let outcome = copy::give(&this.config, this.hypervisor.clone(), Arc::clone(&copied)).await;
                 let state = match outcome {
                     Ok(fingerprints) => SourceState::Copied { fingerprints },
@@ -127,8 +127,8 @@ impl OfflineMoves {
                 if let Err(error) = copied.to_source(state) {
                     warn!(error = %chain(&error), "How the offline move stands could not be written down");
                 }
-            });
-            *lock(&page.task) = Some(task);
+            };
+            *lock(&page.task) = Some(tokio::spawn(copy.instrument(page.attempt().span())));
         }
         Ok(())
     }
@@ -166,7 +166,7 @@ impl OfflineMoves {
                 None => None,
             };
             if let Some((why, fix)) = remove_unless(path, &used, stays)? {
-                warn!(vm = %of.vm, file = %path.display(), %why, "An old file stays");
+                warn!(file = %path.display(), %why, "An old file stays");
                 findings.push(old_file_kept(&name, &file.file.device, path.display(), why, fix));
             }
         }

@@ -40,7 +40,7 @@ use crate::{
         self, Attempt,
         ended::Ended,
         participant::{Participant, Pending, not_a_verb},
-        table::{Known, Table},
+        table::{Entry as _, Known, Table},
     },
     blocking::blocking,
     config::Config,
@@ -80,8 +80,8 @@ impl StorageMoves {
                 State::Copying { .. } | State::Switching { .. } => true,
                 State::Moved | State::Confirmed | State::Failed { .. } | State::Aborted => false,
             };
-            info!(job = %journal.job, vm = %journal.request.vm, goes_on, "Found a storage move again");
             let found = Move::new(&folder, Arc::clone(&hypervisor), journal);
+            found.attempt().span().in_scope(|| info!(goes_on, "Found a storage move again"));
             if goes_on {
                 found.start()?;
             }
@@ -139,7 +139,7 @@ impl StorageMoves {
         if made.is_err()
             && let Err(error) = self.forget(prepared)
         {
-            warn!(job = %prepared.journal().job, error = %chain(&error), "What a storage move made could not be removed yet");
+            warn!(error = %chain(&error), "What a storage move made could not be removed yet");
         }
         made
     }

@@ -194,8 +194,9 @@ impl Move {
             page.runs = true;
             (page.journal.job, page.journal.request.vm)
         };
-        let this = Arc::clone(self);
+        let (this, span) = (Arc::clone(self), self.attempt().span());
         let started = std::thread::Builder::new().name(format!("storage-{job}")).spawn(move || {
+            let _span = span.entered();
             let _ended = Ended(&this);
             let ran = catch_unwind(AssertUnwindSafe(|| match this.must_end() {
                 false => this.run(),
@@ -242,7 +243,6 @@ impl Move {
 
     /// Ends copies that an earlier agent process was asked to end: they would otherwise continue in QEMU for ever.
     fn wind_up(&self) {
-        let Journal { request, job, .. } = self.journal();
         for _ in 0..PATIENCE_LOOKS {
             let ended = self.abandon_all().map_err(|error| chain(&error)).and_then(|()| {
                 self.write(|journal| match journal.state {
@@ -255,25 +255,23 @@ impl Move {
                 .map_err(|error| chain(&error))
             });
             match ended {
-                Ok(()) => return info!(vm = %request.vm, %job, "A storage move that was to end has ended"),
-                Err(reason) => info!(vm = %request.vm, %job, reason, "A storage move that was to end waits"),
+                Ok(()) => return info!("A storage move that was to end has ended"),
+                Err(reason) => info!(reason, "A storage move that was to end waits"),
             }
             std::thread::sleep(LOOK_EVERY);
         }
-        warn!(vm = %request.vm, %job, "The copies of a storage move that was to end could not be ended");
+        warn!("The copies of a storage move that was to end could not be ended");
     }
 
     fn run(&self) {
-        let Journal { request, job, disks, .. } = self.journal();
-        let vm = request.vm;
-        let mut begun = vec![false; disks.len()];
+        let mut begun = vec![false; self.page().journal.disks.len()];
         let mut looks_in_vain = 0;
         loop {
             let outcome = self.look(&mut begun);
             let mut pause = LOOK_EVERY;
             match outcome {
                 Ok(Looked::Done) => {
-                    info!(%vm, %job, "Every disk uses its new file");
+                    info!("Every disk uses its new file");
                     return;
                 }
                 Ok(Looked::Acted) => {
@@ -283,10 +281,10 @@ impl Move {
                 Ok(Looked::Waits) => looks_in_vain = 0,
                 Err(Trouble::Passing(reason)) if looks_in_vain < PATIENCE_LOOKS => {
                     looks_in_vain += 1;
-                    info!(%vm, %job, reason, "The storage move waits");
+                    info!(reason, "The storage move waits");
                 }
                 Err(Trouble::Passing(reason) | Trouble::Lasting(reason)) => {
-                    warn!(%vm, %job, reason, "The storage move failed");
+                    warn!(reason, "The storage move failed");
                     self.fail(&reason);
                     return;
                 }
@@ -417,10 +415,9 @@ impl Move {
     }
 
     fn fail(&self, reason: &str) {
-        let journal = self.journal();
         // Remaining copies would continue for ever.
         if let Err(error) = self.abandon_all() {
-            warn!(vm = %journal.request.vm, error = %chain(&error), "A copy of a disk could not be ended");
+            warn!(error = %chain(&error), "A copy of a disk could not be ended");
         }
         let written = self.write(|journal| journal.state = State::Failed { error: reason.to_owned() });
         if let Err(error) = written {

@@ -23,7 +23,7 @@ use ferry_drivers::hypervisor::{
     BlockCopy as _, Domains as _,
     fake::{FakeGuest, Hold, Point},
 };
-use ferry_testkit::logs::expects_warning;
+use ferry_testkit::logs::{expects_warning, logged};
 use serde_json::{Value, json};
 
 /// Bytes of each disk.
@@ -218,6 +218,11 @@ async fn a_new_file_that_was_switched_over_to_outlives_the_vms_going_away() {
     let report = disks.site.hosts[0].client.ask(attempt(1), Verb::Abort).await.expect("it has ended");
     assert_eq!(named(&report, FindingId::FileKept), disks.new_files()[..1], "{report:?}");
     disks.release(1).await;
+    // Of the thread that moves disks, and of a request's.
+    for words in ["The storage move failed", "A new file stays: it may hold"] {
+        let line = logged().into_iter().find(|line| line.contains(words)).expect("it was logged");
+        assert!(line.contains(&format!(" move{{job=1 generation=1 vm={}", disks.vm)), "{line}");
+    }
     assert_eq!(are_there(&disks.new_files()), [true, false], "the second held nothing new");
     assert_eq!(are_there(&disks.old), [true, true]);
 
@@ -337,6 +342,7 @@ async fn an_old_file_that_is_used_by_another_name_or_is_a_link_stays() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_new_file_that_is_another_one_by_now_or_is_used_by_another_name_stays() {
     expects_warning("A file stays: it is not the one that was made for the move");
+    expects_warning("A new file stays file=");
     let disks = Disks::new(|_| {}).await;
     disks.site.hosts[0].client.prepare(attempt(1), &disks.both()).await.expect("prepared");
     let [vda, vdb] = disks.new_files();
@@ -479,6 +485,7 @@ async fn an_agent_that_dies_while_it_makes_files_leaves_none_that_it_does_not_kn
 #[tokio::test(flavor = "multi_thread")]
 async fn what_could_not_be_made_and_not_be_forgotten_stays_known() {
     expects_warning("libvirt does not answer");
+    expects_warning(r#"A request failed title="libvirt on this host does not answer"#);
     expects_warning("What a storage move made could not be removed yet");
     let disks = Disks::new(|_| {}).await;
     let hypervisor = disks.site.hosts[0].hypervisor.clone();

@@ -15,11 +15,11 @@ use ferry_core::{
 };
 use ferry_drivers::hypervisor::Hypervisor;
 use tokio::{sync::watch, task::JoinSet};
-use tracing::error;
+use tracing::{Instrument as _, error};
 
 use crate::{
     AgentError,
-    blocking::call,
+    blocking::{call, on_thread},
     live::journal::{CarrierState, Journal},
     lock::lock,
     records,
@@ -104,7 +104,7 @@ impl Board {
     pub(super) async fn write_down(&self) {
         let _one_at_a_time = self.writing.lock().await;
         let (path, state) = (self.state_path.clone(), self.known().state);
-        let written = tokio::task::spawn_blocking(move || records::write_json(&path, &state)).await;
+        let written = on_thread(move || records::write_json(&path, &state)).await;
         match written {
             Ok(Ok(())) => {}
             Ok(Err(error)) => error!(error = %chain(&error), "The carrier's journal could not be written"),
@@ -116,7 +116,7 @@ impl Board {
     pub(super) fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) {
         let mut tasks = lock(&self.tasks);
         while tasks.try_join_next().is_some() {}
-        tasks.spawn(task);
+        tasks.spawn(task.in_current_span());
     }
 
     /// Ends every task: connections break, and nothing listens any more.

@@ -19,7 +19,7 @@ use tokio::{
     io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader},
     net::{UnixListener, UnixStream},
 };
-use tracing::{debug, info, warn};
+use tracing::{Instrument as _, debug, info, warn};
 
 use self::{
     board::Board,
@@ -28,7 +28,7 @@ use self::{
     source::Source,
 };
 use super::journal::Journal;
-use crate::{AgentError, config::Config, records};
+use crate::{AgentError, attempt::table::Entry as _, config::Config, records};
 
 /// The carrier's tasks; they end when this is dropped.
 struct Tasks(Arc<Board>);
@@ -52,14 +52,18 @@ pub async fn run(config: Config, journal_path: &Path, hypervisor: Arc<dyn Hyperv
     ferry_trust::install_provider();
     let journal: Journal = records::read_json(journal_path)?
         .ok_or_else(|| AgentError::failed(format!("There is no journal {}", journal_path.display())))?;
-    let board = Arc::new(Board::new(&journal, &config.journal_dir(), hypervisor));
+    carry(&config, &journal, hypervisor).instrument(journal.attempt().span()).await
+}
+
+async fn carry(config: &Config, journal: &Journal, hypervisor: Arc<dyn Hypervisor>) -> Result<(), AgentError> {
+    let board = Arc::new(Board::new(journal, &config.journal_dir(), hypervisor));
     // The tasks end with this function, however it returns.
     let _tasks = Tasks(Arc::clone(&board));
     board.begin()?;
     let (side, address) = match journal.task.role() {
-        Role::Source => (Side::Source(Source::start(&config, &journal, Arc::clone(&board)).await?), None),
+        Role::Source => (Side::Source(Source::start(config, journal, Arc::clone(&board)).await?), None),
         Role::Destination => {
-            let destination = Destination::start(&config, &journal, Arc::clone(&board)).await?;
+            let destination = Destination::start(config, journal, Arc::clone(&board)).await?;
             let address = destination.address();
             (Side::Destination(destination), Some(address))
         }
@@ -68,7 +72,7 @@ pub async fn run(config: Config, journal_path: &Path, hypervisor: Arc<dyn Hyperv
     records::remove(socket)?;
     let listener = UnixListener::bind(socket).map_err(|source| AgentError::File { path: socket.clone(), source })?;
     fail::fail_point!("carrier-after-prepare", |_| Err(AgentError::failed("it was made to fail")));
-    info!(job = %board.job, role = ?board.role, vm = %board.vm, "Carrier is ready");
+    info!(role = ?board.role, "Carrier is ready");
     let leave = Arc::new(tokio::sync::Notify::new());
     let side = Arc::new(side);
     loop {
@@ -84,14 +88,15 @@ pub async fn run(config: Config, journal_path: &Path, hypervisor: Arc<dyn Hyperv
         };
         let (board, side, leave, address) =
             (Arc::clone(&board), Arc::clone(&side), Arc::clone(&leave), address.clone());
-        tokio::spawn(async move {
+        let served = async move {
             if let Err(error) = serve(stream, &board, &side, &leave, address).await {
                 // The caller lost interest or is gone.
                 debug!(error = %chain(&error), "A control connection ended early");
             }
-        });
+        };
+        tokio::spawn(served.in_current_span());
     }
-    info!(job = %board.job, role = ?board.role, "Carrier leaves");
+    info!(role = ?board.role, "Carrier leaves");
     let _ = records::remove(socket);
     Ok(())
 }

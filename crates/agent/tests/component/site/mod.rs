@@ -41,7 +41,7 @@ use ferry_drivers::{
     },
     share::fake::{FakeExport, FakeFileServers, FakeShares},
 };
-use ferry_testkit::logs::{Watch, expects_warning};
+use ferry_testkit::logs::{Watch, expects_warning, logged};
 use ferry_trust::{KeyPair, random_secret};
 use serde_json::{Value, json};
 use tempfile::TempDir;
@@ -203,6 +203,17 @@ impl Drop for Host {
         if let Some(carriers) = self.carriers.take() {
             carriers.shutdown_background();
         }
+    }
+}
+
+impl Drop for Site {
+    /// Every line about a move says which move it is about.
+    fn drop(&mut self) {
+        let of_moves = ["storage", "offline", "live"].map(|module| format!(" ferry_agent::{module}::"));
+        let is_of_a_move = |line: &String| of_moves.iter().any(|module| line.contains(module));
+        let says = |line: &String| line.contains(" move{job=") && line.contains(" vm=");
+        let bare: Vec<String> = logged().into_iter().filter(|line| is_of_a_move(line) && !says(line)).collect();
+        assert!(bare.is_empty() || std::thread::panicking(), "{bare:#?}");
     }
 }
 

@@ -68,7 +68,7 @@ pub(super) async fn resume(shared: &Shared, control: Option<&ControlSender>) {
     let travel = control.map_or(Duration::ZERO, |control| control.round_trip() / 2);
     let downtime = stopped.zip(ran).map(|(stopped, ran)| ran.saturating_duration_since(stopped) + travel);
     let downtime_ms = downtime.map_or(0, |downtime| downtime.as_millis() as u64);
-    info!(vm = %board.vm, downtime_ms, "The VM runs here");
+    info!(downtime_ms, "The VM runs here");
     let wire = ferry_core::units::ByteCount(shared.meter.wire());
     board.tell(|known| {
         known.stage = Stage::Resumed;
@@ -99,7 +99,7 @@ async fn run(shared: &Shared) {
             news
         });
         if news {
-            warn!(%vm, reason, "The VM could not be resumed; it is tried until it runs");
+            warn!(reason, "The VM could not be resumed; it is tried until it runs");
         }
     })
     .await;

@@ -86,13 +86,13 @@ async fn take_over(shared: &Shared) -> Result<(), String> {
     let asked = call(&board.hypervisor, move |hypervisor| hypervisor.ensure_disks(vm));
     let reason = match tokio::time::timeout(DISKS_WITHIN, asked).await {
         Ok(Ok(refused)) if refused.is_empty() => {
-            info!(%vm, took_us = begun.elapsed().as_micros() as u64, "Nothing keeps the VM from running here");
+            info!(took_us = begun.elapsed().as_micros() as u64, "Nothing keeps the VM from running here");
             return Ok(());
         }
         Ok(Ok(refused)) => describe(&shared.policy.definition.name, &refused),
         Ok(Err(error)) => {
             // libvirt may be restarting. Running the VM is retried later.
-            warn!(%vm, error = %chain(&error), "It cannot be seen whether the VM has its disks here");
+            warn!(error = %chain(&error), "It cannot be seen whether the VM has its disks here");
             return Ok(());
         }
         Err(_) => format!(
@@ -107,7 +107,7 @@ async fn take_over(shared: &Shared) -> Result<(), String> {
     if board.known().state.finish_delivered {
         return Ok(());
     }
-    error!(%vm, reason, "The VM is not taken over; the source keeps it");
+    error!(reason, "The VM is not taken over; the source keeps it");
     // Recorded first: a definition without a process would otherwise look like a VM that has run here.
     board.tell(|known| known.state.given_up = true);
     board.write_down().await;
@@ -117,7 +117,7 @@ async fn take_over(shared: &Shared) -> Result<(), String> {
         hypervisor.undefine(vm)
     });
     if let Err(error) = ended.await {
-        warn!(%vm, error = %chain(&error), "The copy that cannot run could not be ended yet");
+        warn!(error = %chain(&error), "The copy that cannot run could not be ended yet");
     }
     // The source reports the end of the move, with the text of the reply.
     board.tell(|known| known.error = Some(reason.clone()));

@@ -131,20 +131,20 @@ pub(super) async fn settle(shared: &Arc<Shared>, started: Instant, outcome: Resu
     let migrate_ms = started.elapsed().as_millis() as u64;
     let delivered = match &outcome {
         Ok(()) => {
-            info!(%vm, migrate_ms, "libvirt's migrate call succeeded");
+            info!(migrate_ms, "libvirt's migrate call succeeded");
             // Success promises that the source's copy is gone, whether or not the reply was seen here.
             hand_over(shared);
             true
         }
         Err(error) if shared.delivered.load(Ordering::SeqCst) => {
-            warn!(%vm, error = %chain(error), "libvirt's migrate call failed after the hand-over");
+            warn!(error = %chain(error), "libvirt's migrate call failed after the hand-over");
             true
         }
         Err(error) => {
             if shared.aborting.load(Ordering::SeqCst) {
-                info!(%vm, error = %chain(error), "libvirt's migrate call was ended, as asked");
+                info!(error = %chain(error), "libvirt's migrate call was ended, as asked");
             } else {
-                warn!(%vm, error = %chain(error), "libvirt's migrate call failed");
+                warn!(error = %chain(error), "libvirt's migrate call failed");
             }
             false
         }
@@ -234,7 +234,7 @@ async fn note_that_it_runs_on(board: &Board) {
 /// the destination holds the disk's lock; that copy is never run, and is destroyed when the move is undone. Returns
 /// whether the VM runs here.
 pub(in crate::live) async fn run_again(hypervisor: Arc<dyn Hypervisor>, vm: VmId) -> bool {
-    warn!(%vm, "libvirt left the VM paused at the source; it is run as soon as its disks are free");
+    warn!("libvirt left the VM paused at the source; it is run as soon as its disks are free");
     for _ in 0..RUNS_MAX {
         let outcome = call(&hypervisor, move |hypervisor| {
             let presence = hypervisor.presence(vm, Role::Source)?;
@@ -245,14 +245,14 @@ pub(in crate::live) async fn run_again(hypervisor: Arc<dyn Hypervisor>, vm: VmId
         });
         match outcome.await {
             Ok(runs) => {
-                info!(%vm, runs, "The VM is not paused any more");
+                info!(runs, "The VM is not paused any more");
                 return runs;
             }
-            Err(error) => debug!(%vm, error = %chain(&error), "The VM could not be run yet"),
+            Err(error) => debug!(error = %chain(&error), "The VM could not be run yet"),
         }
         tokio::time::sleep(RUN_EVERY).await;
     }
-    error!(%vm, "The VM is still paused at the source; run it with `virsh resume`");
+    error!("The VM is still paused at the source; run it with `virsh resume`");
     false
 }
 

@@ -85,7 +85,7 @@ fn follow_law(shared: &Shared, outlook: Option<Outlook>) {
     let law = switchover::law(before, outlook.as_ref());
     if law != before {
         let in_flight = shared.traffic.in_flight();
-        debug!(vm = %shared.board.vm, ?law, ?outlook, in_flight, "Another law for the windows");
+        debug!(?law, ?outlook, in_flight, "Another law for the windows");
     }
     shared.traffic.set_law(law);
 }

@@ -75,7 +75,7 @@ impl Shared {
 /// Ends the move for this reason.
 pub(super) async fn end(shared: &Shared, reason: String) {
     if !shared.aborting.swap(true, Ordering::SeqCst) {
-        warn!(vm = %shared.board.vm, reason, "The move is ended");
+        warn!(reason, "The move is ended");
         shared.board.tell(|known| known.error = Some(reason));
     }
     ask_to_abort(&shared.board).await;
@@ -84,7 +84,7 @@ pub(super) async fn end(shared: &Shared, reason: String) {
 pub(super) async fn ask_to_abort(board: &Board) {
     let vm = board.vm;
     if let Err(error) = call(&board.hypervisor, move |hypervisor| hypervisor.abort_migration(vm)).await {
-        warn!(%vm, error = %chain(&error), "libvirt did not take the abort");
+        warn!(error = %chain(&error), "libvirt did not take the abort");
     }
 }
 

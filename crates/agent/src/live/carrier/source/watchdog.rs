@@ -43,10 +43,10 @@ pub(super) async fn watch_over(shared: &Shared) -> ! {
             ConvergenceAction::GoOn => {}
             ConvergenceAction::AllowDowntime { limit, memory } => {
                 if limit > downtime_limit {
-                    warn!(%vm, limit_s = limit.as_secs(), "The move takes too long: the VM may stand still for longer");
+                    warn!(limit_s = limit.as_secs(), "The move takes too long: the VM may stand still for longer");
                 } else {
                     let (memory_ms, disks) = (memory.as_millis(), rest.bytes);
-                    debug!(%vm, memory_ms, %disks, "What is left of disks leaves another part of the limit to memory");
+                    debug!(memory_ms, %disks, "What is left of disks leaves another part of the limit to memory");
                 }
                 let set = move |hypervisor: &dyn Hypervisor| hypervisor.set_downtime_limit(vm, memory);
                 match call(&board.hypervisor, set).await {
@@ -54,7 +54,7 @@ pub(super) async fn watch_over(shared: &Shared) -> ! {
                         *lock(&shared.downtime_limit) = limit;
                         *lock(&shared.memory_limit) = memory;
                     }
-                    Err(error) => warn!(%vm, error = %chain(&error), "libvirt did not take the downtime limit"),
+                    Err(error) => warn!(error = %chain(&error), "libvirt did not take the downtime limit"),
                 }
             }
             ConvergenceAction::EndSlow => {
