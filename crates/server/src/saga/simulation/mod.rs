@@ -38,7 +38,7 @@ use super::{
 use crate::{jobs::running::Running, store::JobRecord};
 
 /// The number of moves, unless `FERRY_SIMULATED_MOVES` sets another.
-const MOVES: u64 = 50_000;
+const MOVES: u64 = 100_000;
 
 fn kind(number: u64) -> JobKind {
     match number % 10 {

@@ -36,11 +36,7 @@ impl Model for World {
         if !self.side(role).agent_is_up {
             return Some(Fault::Lost);
         }
-        let fault = self.fate.of_answer();
-        if fault == Some(Fault::DiesAfter) {
-            self.told = 0;
-        }
-        fault
+        self.fate.of_answer()
     }
 
     fn check(&self) {
@@ -48,11 +44,7 @@ impl Model for World {
     }
 
     fn server_dies(&mut self) -> bool {
-        let dies = self.fate.ends_server();
-        if dies {
-            self.told = 0;
-        }
-        dies
+        self.fate.ends_server()
     }
 
     fn tick(&mut self) {
