@@ -25,7 +25,7 @@ use std::{
 use ferry_core::id::SessionId;
 use ferry_trust::{Clients, KeyPair, client_config, random_secret, server_config};
 use ferry_wire::{
-    channel::{Options, carry},
+    channel::Options,
     content::index::{BLOCK_BYTES, SeedIndex, SeedKey},
     hello::Channel,
     meter::Meter,
@@ -175,13 +175,13 @@ async fn line(
     at_source.spawn(async move {
         dialed.widen();
         let (reader, writer) = UnixStream::from_std(near).expect("its reactor takes it").into_split();
-        carry(dialed, reader, writer, near_options).await
+        dialed.carry(reader, writer, near_options).await
     });
     at_destination.spawn(async move {
         let far = UnixStream::from_std(far).expect("its reactor takes it");
         local::widen(&far);
         let (reader, writer) = far.into_split();
-        carry(accepted, reader, writer, far_options).await
+        accepted.carry(reader, writer, far_options).await
     });
     Ok((feed, drain))
 }

@@ -19,13 +19,38 @@ pub const DATA_BYTES_MAX: usize = 256 << 10;
 /// Longest reason of an Abort frame.
 pub const REASON_BYTES_MAX: usize = 1024;
 
-/// The coding of a Data frame's payload, by its number on the wire.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Codec(pub u8);
+/// How the payload of a Data frame is coded.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Codec {
+    /// Not at all.
+    #[default]
+    Raw,
+    /// One byte for a payload of one byte again and again.
+    #[cfg(test)]
+    Repeats,
+}
 
 impl Codec {
-    /// Not coded.
-    pub const RAW: Self = Self(0);
+    /// Every codec of this program.
+    pub(crate) const ALL: &[Self] = &[
+        Self::Raw,
+        #[cfg(test)]
+        Self::Repeats,
+    ];
+
+    /// Its number on the wire, less than 32.
+    pub(crate) fn number(self) -> u8 {
+        match self {
+            Self::Raw => 0,
+            #[cfg(test)]
+            Self::Repeats => 31,
+        }
+    }
+
+    /// The codec of a number on the wire, if this program has it.
+    pub(crate) fn of_number(number: u8) -> Option<Self> {
+        Self::ALL.iter().copied().find(|codec| codec.number() == number)
+    }
 }
 
 /// The header of a frame.
@@ -49,7 +74,7 @@ pub enum Header {
         /// That offset.
         delivered: u64,
     },
-    /// The stream is complete (half-close).
+    /// The stream is complete (half-close): sent on each lane, on which nothing but acknowledgements follows.
     End {
         /// Its plain length in bytes.
         total: u64,
@@ -69,7 +94,7 @@ impl Header {
     /// A header for `plain` without coding.
     pub fn raw_data(plain: &[u8], offset: u64) -> Self {
         let length = u32::try_from(plain.len()).expect("a chunk is at most DATA_BYTES_MAX");
-        Self::Data { codec: Codec::RAW, plain: length, coded: length, offset, checksum: checksum_of(plain) }
+        Self::Data { codec: Codec::Raw, plain: length, coded: length, offset, checksum: checksum_of(plain) }
     }
 
     /// Bytes that follow the header.
@@ -84,7 +109,7 @@ impl Header {
     /// Encodes the header for the wire.
     pub fn encode(&self) -> [u8; HEADER_BYTES] {
         let (kind, codec, plain, coded, offset, checksum) = match *self {
-            Self::Data { codec, plain, coded, offset, checksum } => (1, codec.0, plain, coded, offset, checksum),
+            Self::Data { codec, plain, coded, offset, checksum } => (1, codec.number(), plain, coded, offset, checksum),
             Self::Ack { delivered } => (2, 0, 0, 0, delivered, 0),
             Self::End { total, checksum } => (3, 0, 0, 0, total, checksum),
             Self::Abort { length, checksum } => (4, 0, length, length, 0, checksum),
@@ -116,9 +141,9 @@ impl Header {
         }
         match bytes[0] {
             1 => {
-                let codec = Codec(bytes[1]);
+                let codec = Codec::of_number(bytes[1]).ok_or_else(|| bad("an unknown codec"))?;
                 let legal = 1..=DATA_BYTES_MAX as u32;
-                let fits = if codec == Codec::RAW { coded == plain } else { (1..plain).contains(&coded) };
+                let fits = if codec == Codec::Raw { coded == plain } else { (1..plain).contains(&coded) };
                 if !legal.contains(&plain) || !fits {
                     return Err(bad("a length out of bounds"));
                 }
@@ -178,7 +203,7 @@ mod tests {
         let length = 1..=DATA_BYTES_MAX as u32;
         prop_oneof![
             (length, any::<u64>(), any::<u64>()).prop_map(|(length, offset, checksum)| Header::Data {
-                codec: Codec::RAW,
+                codec: Codec::Raw,
                 plain: length,
                 coded: length,
                 offset,

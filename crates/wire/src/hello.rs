@@ -8,8 +8,8 @@
 //! The transport authenticates both ends before any of this is sent; the secret binds the pipe to one session.
 //!
 //! The first pipe of a session asks only for what every version supports. The answer lists the other end's further
-//! abilities, and later pipes ask for no more than those. Any other unknown request is answered with "not supported:
-//! …".
+//! abilities, and later pipes ask for no more than those: [`Terms`] are what both ends can do. Any other unknown request
+//! is answered with "not supported: …".
 
 use ferry_core::{id::SessionId, pin::Secret};
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
@@ -52,6 +52,15 @@ pub enum Channel {
 }
 
 impl Channel {
+    /// Whether it is a stream ([`crate::channel`]), for which terms can be agreed. Any other channel is one pipe, and its
+    /// bytes are not coded.
+    fn is_stream(self) -> bool {
+        match self {
+            Self::Memory(_) | Self::Disk(_) => true,
+            Self::Control | Self::Rpc | Self::Seed(_) | Self::Definition | Self::File(_) => false,
+        }
+    }
+
     /// The channel's name for a peer of this version, or for one whose version is not known yet.
     fn for_version(self, version: u16) -> Self {
         match self {
@@ -96,7 +105,7 @@ impl Channel {
 /// Abilities of an end beyond those of every version.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Abilities {
-    /// Codecs that it decodes: one bit for each number on the wire. Always includes [`Codec::RAW`].
+    /// Codecs that it decodes: one bit for each number on the wire. Always includes [`Codec::Raw`].
     pub codecs: u32,
     /// Largest number of lanes per channel.
     pub lanes_max: u8,
@@ -107,18 +116,19 @@ pub struct Abilities {
 impl Default for Abilities {
     /// The abilities of every version.
     fn default() -> Self {
-        Self { codecs: 1 << Codec::RAW.0, lanes_max: 1, features: 0 }
+        Self { codecs: bit_of(Codec::Raw), lanes_max: 1, features: 0 }
     }
+}
+
+fn bit_of(codec: Codec) -> u32 {
+    1 << codec.number()
 }
 
 impl Abilities {
     /// The abilities of this program.
     pub fn ours() -> Self {
-        Self::default()
-    }
-
-    fn decodes(self, codec: Codec) -> bool {
-        1_u32.checked_shl(codec.0.into()).is_some_and(|bit| self.codecs & bit != 0)
+        let codecs = Codec::ALL.iter().fold(0, |codecs, codec| codecs | bit_of(*codec));
+        Self { codecs, ..Self::default() }
     }
 
     fn encode(self) -> [u8; ABILITIES_BYTES] {
@@ -137,11 +147,39 @@ impl Abilities {
     }
 }
 
+/// How the bytes of a stream travel. By default they are not coded, on one lane, as in every version.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Terms {
+    /// The codec that its frames may use, in both directions. Any frame may be sent as it is instead.
+    pub codec: Codec,
+    /// Its number of lanes, at least 1.
+    pub lanes: u8,
+}
+
+impl Default for Terms {
+    fn default() -> Self {
+        Self { codec: Codec::Raw, lanes: 1 }
+    }
+}
+
+impl Terms {
+    /// What remains of them for a channel to a peer with these abilities.
+    pub(crate) fn within(self, channel: Channel, peer: Abilities) -> Self {
+        if !channel.is_stream() {
+            return Self::default();
+        }
+        let codec = if peer.codecs & bit_of(self.codec) != 0 { self.codec } else { Codec::Raw };
+        Self { codec, lanes: self.lanes.min(peer.lanes_max) }
+    }
+}
+
 /// What two ends agreed on when opening a pipe.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Agreed {
     /// The protocol version.
     pub version: u16,
+    /// How the channel's bytes travel.
+    pub terms: Terms,
     /// The other end's abilities.
     pub peer: Abilities,
 }
@@ -161,10 +199,8 @@ pub struct Hello {
     pub channel: Channel,
     /// This connection's lane of the channel, from 0.
     pub lane: u8,
-    /// The number of lanes of the channel.
-    pub lanes: u8,
-    /// How payloads are coded.
-    pub codec: Codec,
+    /// How the channel's bytes travel.
+    pub terms: Terms,
 }
 
 /// Why a hello cannot be served.
@@ -187,7 +223,7 @@ impl Hello {
     /// A hello for the only lane of a channel, to a peer known to speak `version`; 0 if its version is unknown.
     pub fn new(session: SessionId, secret: Secret, channel: Channel, version: u16) -> Self {
         let (version_min, version_max, channel) = (VERSION_MIN, VERSION_MAX, channel.for_version(version));
-        Self { version_min, version_max, session, secret, channel, lane: 0, lanes: 1, codec: Codec::RAW }
+        Self { version_min, version_max, session, secret, channel, lane: 0, terms: Terms::default() }
     }
 
     /// Encodes the hello for the wire.
@@ -202,8 +238,8 @@ impl Hello {
         bytes[60] = kind;
         bytes[62..64].copy_from_slice(&index.to_le_bytes());
         bytes[64] = self.lane;
-        bytes[65] = self.lanes;
-        bytes[66] = self.codec.0;
+        bytes[65] = self.terms.lanes;
+        bytes[66] = self.terms.codec.number();
         bytes
     }
 
@@ -233,11 +269,13 @@ impl Hello {
         }
         let channel =
             Channel::from_wire(kind, index).ok_or_else(|| unsupported(format!("a channel of kind {kind}, {index}")))?;
-        if !Abilities::ours().decodes(Codec(codec)) {
-            return Err(unsupported(format!("codec {codec}")));
+        let codec = Codec::of_number(codec).ok_or_else(|| unsupported(format!("codec {codec}")))?;
+        let terms = Terms { codec, lanes };
+        if !channel.is_stream() && terms != Terms::default() {
+            return Err(unsupported(format!("a channel {channel:?} with a codec or several lanes")));
         }
         let (version_min, version_max) = (u16_at(8), u16_at(10));
-        Ok(Self { version_min, version_max, session, secret, channel, lane, lanes, codec: Codec(codec) })
+        Ok(Self { version_min, version_max, session, secret, channel, lane, terms })
     }
 }
 
@@ -270,7 +308,7 @@ pub async fn introduce<S: AsyncRead + AsyncWrite + Unpin>(stream: &mut S, hello:
     }
     let told = if version >= VERSION_OF_ABILITIES { Abilities::decode(&said) } else { Some(Abilities::default()) };
     match told {
-        Some(peer) => Ok(Agreed { version, peer }),
+        Some(peer) => Ok(Agreed { version, terms: hello.terms, peer }),
         None => bad("no abilities".to_owned()),
     }
 }
@@ -375,6 +413,24 @@ mod tests {
     }
 
     #[test]
+    fn terms_are_what_both_ends_can_do_and_are_for_streams_only() {
+        let terms = Terms { codec: Codec::Repeats, lanes: 4 };
+        for (channel, peer, expected) in [
+            (Channel::Disk(1), Abilities { lanes_max: 4, ..Abilities::ours() }, terms),
+            (Channel::Memory(0), Abilities::ours(), Terms { lanes: Abilities::ours().lanes_max, ..terms }),
+            (Channel::Memory(0), Abilities::default(), Terms::default()),
+            (Channel::Rpc, Abilities { lanes_max: 4, ..Abilities::ours() }, Terms::default()),
+        ] {
+            assert_eq!(terms.within(channel, peer), expected, "{channel:?} {peer:?}");
+        }
+        let asked = |channel| Hello { terms: Terms { lanes: 1, ..terms }, ..hello(channel, VERSION_MAX) };
+        let heard = Hello::decode(&asked(Channel::Memory(2)).encode()).expect("it is supported");
+        assert_eq!(heard, asked(Channel::Memory(2)));
+        let refused = Hello::decode(&asked(Channel::Control).encode());
+        assert!(matches!(&refused, Err(HelloError::NotSupported { what, .. }) if what.contains("Control")), "{refused:?}");
+    }
+
+    #[test]
     fn a_peer_of_an_earlier_version_hears_its_own_words() {
         for (version, definition, file) in [(0, 1, 3), (2, 1, 3), (3, 5, 6)] {
             let kind = |channel| hello(channel, version).encode()[60];
@@ -394,7 +450,8 @@ mod tests {
                 version
             };
             let (agreed, version) = tokio::join!(introduce(&mut one, &dialed), answering);
-            assert_eq!(agreed.expect("agreed"), Agreed { version, peer: Abilities::default() });
+            let peer = if abilities == 0 { Abilities::default() } else { Abilities::ours() };
+            assert_eq!(agreed.expect("agreed"), Agreed { version, terms: Terms::default(), peer });
             assert_eq!(version, answered);
             // An earlier version would misread anything after its answer as a frame.
             answer(&mut other, Ok(version)).await.expect("answered");

@@ -4,10 +4,7 @@ use std::{
     net::SocketAddr,
     ops::RangeInclusive,
     pin::Pin,
-    sync::{
-        Arc,
-        atomic::{AtomicU16, Ordering},
-    },
+    sync::{Arc, OnceLock},
     task::{Context, Poll},
     time::Duration,
 };
@@ -23,7 +20,8 @@ use tracing::{Instrument as _, warn};
 
 use crate::{
     WireError,
-    hello::{Abilities, Agreed, Channel, Hello, HelloError, answer, common_version, introduce, listen},
+    channel::{Options, carry_coded, coding::Coding},
+    hello::{Abilities, Agreed, Channel, Hello, HelloError, Terms, answer, common_version, introduce, listen},
     transport::{
         Listener, Opening, Pipe, Transport,
         tcp::{TcpAcceptor, TcpDialer},
@@ -50,9 +48,18 @@ impl Connection {
         self.agreed
     }
 
-    /// The largest window that the peer accepts.
-    pub fn window_max(&self) -> u64 {
-        window_bytes_max(self.agreed.version)
+    /// Carries the channel as [`carry`](crate::channel::carry) does, on the agreed terms, with no larger a window than the peer accepts.
+    ///
+    /// # Errors
+    /// As there.
+    pub async fn carry<R, W>(self, local_reader: R, local_writer: W, options: Options) -> Result<(), WireError>
+    where
+        R: AsyncRead + Send + Unpin,
+        W: AsyncWrite + Send + Unpin,
+    {
+        let window_max = options.window_max.min(window_bytes_max(self.agreed.version));
+        let coding = Coding::of(self.agreed.terms.codec);
+        carry_coded(self.pipe, local_reader, local_writer, Options { window_max, ..options }, coding).await
     }
 
     /// Allows a whole window to be in flight. Only for senders that respect a window: on any other connection, all
@@ -76,26 +83,37 @@ pub struct SessionKey {
 pub struct Dialer {
     transport: Arc<dyn Transport>,
     key: SessionKey,
-    /// The version that the destination speaks; 0 while unknown.
-    version: Arc<AtomicU16>,
+    /// The version that the destination speaks, and its abilities, once it has answered.
+    peer: Arc<OnceLock<(u16, Abilities)>>,
 }
 
 impl Dialer {
     /// A dialer for `address` with a configuration that pins the destination's key.
     pub fn new(address: SocketAddr, tls: Arc<ClientConfig>, key: SessionKey) -> Self {
-        Self { transport: Arc::new(TcpDialer::new(address, tls)), key, version: Arc::default() }
+        Self { transport: Arc::new(TcpDialer::new(address, tls)), key, peer: Arc::default() }
     }
 
-    /// Opens a connection for `channel`. Ok promises that the destination accepted it for this session.
+    /// Opens a connection for `channel` on the terms of every version. Ok promises that the destination accepted it for
+    /// this session.
     ///
     /// # Errors
     /// [`WireError::Peer`], [`WireError::Refused`] with the destination's reason, [`WireError::Timeout`].
     pub async fn open(&self, channel: Channel) -> Result<Connection, WireError> {
+        self.open_on(Terms::default(), channel).await
+    }
+
+    /// As [`Self::open`], on these terms or what remains of them for the destination: [`Connection::agreed`].
+    ///
+    /// # Errors
+    /// As [`Self::open`].
+    pub async fn open_on(&self, terms: Terms, channel: Channel) -> Result<Connection, WireError> {
+        let (version, peer) = self.peer.get().copied().unwrap_or_default();
+        let terms = terms.within(channel, peer);
         let dial = async {
             let mut pipe = self.transport.open(channel).await?;
-            let hello = Hello::new(self.key.session, self.key.secret, channel, self.version.load(Ordering::Acquire));
+            let hello = Hello { terms, ..Hello::new(self.key.session, self.key.secret, channel, version) };
             let agreed = introduce(&mut pipe, &hello).await?;
-            self.version.store(agreed.version, Ordering::Release);
+            self.peer.get_or_init(|| (agreed.version, agreed.peer));
             pipe.introduced();
             Ok(Connection { pipe, agreed })
         };
@@ -180,11 +198,12 @@ async fn accept_all<L: Listener>(listener: L, key: SessionKey, found: mpsc::Send
 async fn greet(opening: Opening<'static>, key: SessionKey) -> Result<(Channel, Connection), WireError> {
     let mut pipe = opening.await?;
     let refusal = match admit(listen(&mut pipe).await, key) {
-        Ok((channel, version)) => {
+        Ok((hello, version)) => {
             answer(&mut pipe, Ok(version)).await?;
             pipe.introduced();
             // A dialer states what it asks for, not its abilities.
-            return Ok((channel, Connection { pipe, agreed: Agreed { version, peer: Abilities::default() } }));
+            let agreed = Agreed { version, terms: hello.terms, peer: Abilities::default() };
+            return Ok((hello.channel, Connection { pipe, agreed }));
         }
         Err(refusal) => refusal,
     };
@@ -194,11 +213,11 @@ async fn greet(opening: Opening<'static>, key: SessionKey) -> Result<(Channel, C
     Err(refusal)
 }
 
-/// What a hello asks for, and the version agreed for it.
+/// A hello that can be served, and the version agreed for it.
 ///
 /// # Errors
 /// [`WireError::Refused`] with the reason to send; any other error gets no answer.
-fn admit(heard: Result<Hello, HelloError>, key: SessionKey) -> Result<(Channel, u16), WireError> {
+fn admit(heard: Result<Hello, HelloError>, key: SessionKey) -> Result<(Hello, u16), WireError> {
     let is_known = |session: SessionId, secret: &Secret| session == key.session && same_secret(secret, &key.secret);
     let reason = match heard {
         Err(HelloError::NotOne(error)) => return Err(error),
@@ -207,7 +226,7 @@ fn admit(heard: Result<Hello, HelloError>, key: SessionKey) -> Result<(Channel, 
         }
         Ok(hello) if is_known(hello.session, &hello.secret) => {
             match common_version(hello.version_min, hello.version_max) {
-                Some(version) => return Ok((hello.channel, version)),
+                Some(version) => return Ok((hello, version)),
                 None => "no common version".to_owned(),
             }
         }

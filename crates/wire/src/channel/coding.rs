@@ -24,26 +24,37 @@ use crate::{
 const ENCODING_FRAMES_MAX: usize = 4;
 
 /// Encodes the frames of one direction in order.
-pub trait Encoder: Send {
+pub(crate) trait Encoder: Send {
     /// Appends `plain` to `coded` in fewer bytes and returns `true`; `false` if it does not shrink and is sent as it
     /// is. The decoder does not see frames that are sent as they are.
     fn encode(&mut self, plain: &[u8], coded: &mut Vec<u8>) -> bool;
 }
 
 /// Decodes the output of an [`Encoder`] of the same codec, in the same order.
-pub trait Decoder: Send {
+pub(crate) trait Decoder: Send {
     /// Fills `plain`, whose length the frame states; `false` if the bytes are not valid for the codec.
     fn decode(&mut self, coded: &[u8], plain: &mut [u8]) -> bool;
 }
 
-/// The codec for both directions of a channel, as agreed with the peer.
-pub struct Coding {
-    /// The codec's number, stated in each frame.
-    pub codec: Codec,
+/// A codec at work in both directions of a channel.
+pub(crate) struct Coding {
+    /// Stated in each frame.
+    pub(super) codec: Codec,
     /// For the outgoing stream.
-    pub encoder: Box<dyn Encoder>,
+    pub(super) encoder: Box<dyn Encoder>,
     /// For the incoming stream.
-    pub decoder: Box<dyn Decoder>,
+    pub(super) decoder: Box<dyn Decoder>,
+}
+
+impl Coding {
+    /// The implementation of the codec agreed with the peer; none for [`Codec::Raw`].
+    pub(crate) fn of(codec: Codec) -> Option<Self> {
+        match codec {
+            Codec::Raw => None,
+            #[cfg(test)]
+            Codec::Repeats => Some(tests::repeats(None, None)),
+        }
+    }
 }
 
 /// A frame in transit: what its header states, and its payload.
@@ -112,7 +123,7 @@ pub(super) fn decode(
     spawn_blocking(move || {
         while let Some((frame, mut bytes)) = coded.blocking_recv() {
             let mut is_legal = true;
-            if frame.codec != Codec::RAW {
+            if frame.codec != Codec::Raw {
                 let mut decoded = vec![0; frame.plain as usize];
                 is_legal = decoder.decode(&bytes, &mut decoded);
                 bytes = decoded;
@@ -144,3 +155,6 @@ pub(super) async fn decoded(thread: Option<Decoding>) -> Result<(), WireError> {
 fn ended(what: &str) -> WireError {
     WireError::Local(io::Error::other(format!("the thread that {what} has ended")))
 }
+
+#[cfg(test)]
+mod tests;

@@ -19,7 +19,7 @@
 //! one outgoing frame and 256 KiB of read-ahead in TLS. The kernel holds the bytes that the sender has in flight.
 
 mod assembly;
-pub mod coding;
+pub(crate) mod coding;
 mod receiver;
 mod sender;
 mod shared;
@@ -54,14 +54,12 @@ pub struct Options {
     pub window_max: u64,
     /// Filters the plain bytes of both directions at this end.
     pub filter: Option<Box<dyn StreamFilter>>,
-    /// The codec agreed with the peer, if any.
-    pub coding: Option<Coding>,
 }
 
 impl Options {
-    /// No filter, no codec, the only channel of its carrier, and a peer that speaks the newest version.
+    /// No filter, the only channel of its carrier, and a peer that speaks the newest version.
     pub fn new(downtime_limit: Duration, meter: Arc<Meter>) -> Self {
-        Self { downtime_limit, meter, traffic: Arc::default(), window_max: BUDGET_BYTES, filter: None, coding: None }
+        Self { downtime_limit, meter, traffic: Arc::default(), window_max: BUDGET_BYTES, filter: None }
     }
 }
 
@@ -82,13 +80,29 @@ where
     R: AsyncRead + Send + Unpin,
     W: AsyncWrite + Send + Unpin,
 {
+    carry_coded(peer, local_reader, local_writer, options, None).await
+}
+
+/// As [`carry`], with the codec that was agreed.
+pub(crate) async fn carry_coded<P, R, W>(
+    peer: P,
+    local_reader: R,
+    local_writer: W,
+    options: Options,
+    coding: Option<Coding>,
+) -> Result<(), WireError>
+where
+    P: AsyncRead + AsyncWrite + Send + Unpin + 'static,
+    R: AsyncRead + Send + Unpin,
+    W: AsyncWrite + Send + Unpin,
+{
     let shared = Shared::new(options.meter, options.traffic, options.filter);
     let (from_peer, to_peer) = lane::split(peer, &shared.meter);
     let (filled, to_write) = mpsc::channel(FRAMES_MAX);
     let (emptied, to_fill) = mpsc::channel(SPARE_CHUNKS);
     let pace = Pace::new(options.downtime_limit, options.window_max);
-    let codec = options.coding.as_ref().map(|coding| coding.codec);
-    let (encoding, filled, decoding) = match options.coding {
+    let codec = coding.as_ref().map(|coding| coding.codec);
+    let (encoding, filled, decoding) = match coding {
         None => (None, filled, None),
         Some(Coding { codec, encoder, decoder }) => {
             let (coded, to_decode) = mpsc::channel(FRAMES_MAX);

@@ -41,7 +41,7 @@ pub(crate) async fn deframe<R: AsyncRead + Unpin>(
         match header {
             Header::Data { .. } => {
                 let frame = Frame::of(&header).expect("it is one of data");
-                if frame.codec != Codec::RAW && Some(frame.codec) != codec {
+                if frame.codec != Codec::Raw && Some(frame.codec) != codec {
                     return Err(broken("a frame in a codec that was not agreed"));
                 }
                 assembly.expects(&frame, shared.delivered.load(Ordering::Acquire))?;

@@ -14,7 +14,7 @@ use ferry_core::{
 };
 use ferry_trust::{Clients, KeyPair, client_config, random_secret, server_config};
 use ferry_wire::{
-    channel::{Options, carry},
+    channel::Options,
     hello::Channel,
     meter::Meter,
     session::{Acceptor, Dialer, SessionKey},
@@ -57,7 +57,8 @@ impl Fed {
         let dialer = Dialer::new(address, tls, key);
         let (dialed, accepted) = tokio::join!(dialer.open(Channel::Memory(0)), acceptor.accept());
         let (dialed, (_, accepted)) = (dialed.expect("accepted"), accepted.expect("it listens"));
-        assert_eq!([dialed.window_max(), accepted.window_max()], [BUDGET_BYTES; 2]);
+        let window_maxes = [&dialed, &accepted].map(|end| window_bytes_max(end.agreed().version));
+        assert_eq!(window_maxes, [BUDGET_BYTES; 2]);
         dialed.widen();
         let (meter, traffic) = (Arc::<Meter>::default(), Arc::<Traffic>::default());
         let (mut feed, near) = duplex(1 << 20);
@@ -65,11 +66,11 @@ impl Fed {
         let options = Options { window_max, traffic: Arc::clone(&traffic), ..Options::new(LIMIT, Arc::clone(&meter)) };
         tokio::spawn(async move {
             let (reader, writer) = split(near);
-            carry(dialed, reader, writer, options).await
+            dialed.carry(reader, writer, options).await
         });
         tokio::spawn(async move {
             let (reader, writer) = split(far);
-            carry(accepted, reader, writer, Options::new(LIMIT, Arc::default())).await
+            accepted.carry(reader, writer, Options::new(LIMIT, Arc::default())).await
         });
         let feeder = tokio::spawn(async move {
             let chunk = vec![0x5a; 1 << 20];

@@ -1,6 +1,5 @@
 //! Component tests: channels, sessions and disks between two carriers, over real links.
 
-mod coding;
 mod link;
 mod long_links;
 mod nbd;

@@ -14,7 +14,7 @@ use ferry_wire::{
     WireError,
     channel::{Options, carry},
     filter::{Direction, FilterError, Outputs, StreamFilter},
-    hello::{Abilities, Agreed, Channel, Hello, VERSION_MAX},
+    hello::{Abilities, Agreed, Channel, Hello, Terms, VERSION_MAX},
     meter::Meter,
     session::{Acceptor, Dialer, SessionKey},
     transport::{Transport as _, tcp::TcpDialer},
@@ -374,7 +374,7 @@ async fn what_is_not_supported_is_answered_and_the_session_goes_on() {
     assert_eq!(channel, Channel::Rpc, "nothing was known of the destination yet");
     assert_eq!(
         (good.agreed(), accepted.agreed().version),
-        (Agreed { version: VERSION_MAX, peer: Abilities::ours() }, VERSION_MAX)
+        (Agreed { version: VERSION_MAX, terms: Terms::default(), peer: Abilities::ours() }, VERSION_MAX)
     );
     let (good, accepted) = tokio::join!(pair.dialer.open(Channel::Definition), pair.acceptor.accept());
     good.expect("served");

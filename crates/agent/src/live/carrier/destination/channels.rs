@@ -13,7 +13,7 @@ use ferry_drivers::hypervisor::rpc::{
 };
 use ferry_wire::{
     WireError,
-    channel::{Options, carry},
+    channel::Options,
     filter::{Direction, FilterError, Outputs, StreamFilter},
     nbd::{self, NbdMeter},
     session::Connection,
@@ -60,7 +60,7 @@ pub(super) async fn carry_rpc(peer: Connection, shared: Arc<Shared>) {
     };
     let carried = async {
         tokio::select! {
-            outcome = carry(peer, replies, writer, options) => outcome,
+            outcome = peer.carry(replies, writer, options) => outcome,
             outcome = relay => outcome,
         }
     };
@@ -124,7 +124,7 @@ pub(super) async fn carry_memory(index: u16, peer: Connection, shared: Arc<Share
     local::widen(&local);
     let (reader, writer) = local.into_split();
     let options = bulk_options(&peer, &shared);
-    until_cut("memory", &shared, carry(peer, reader, writer, options)).await;
+    until_cut("memory", &shared, peer.carry(reader, writer, options)).await;
 }
 
 /// QEMU's disk server accepts one connection for each channel.
@@ -140,7 +140,7 @@ pub(super) async fn carry_disk(index: u16, peer: Connection, shared: Arc<Shared>
     let spared: Arc<NbdMeter> = Arc::default();
     let files = Files::new(Arc::clone(&shared));
     options.filter = Some(Box::new(nbd::destination(files, Arc::clone(&spared))));
-    until_cut("disk", &shared, carry(peer, reader, writer, options)).await;
+    until_cut("disk", &shared, peer.carry(reader, writer, options)).await;
     info!(
         index,
         zero_bytes = spared.elided_bytes(),
@@ -174,7 +174,7 @@ async fn write_out(shared: Arc<Shared>) {
 fn bulk_options(peer: &Connection, shared: &Shared) -> Options {
     peer.widen();
     let traffic = Arc::clone(&shared.traffic);
-    Options { traffic, window_max: peer.window_max(), ..Options::new(shared.downtime_limit, Arc::clone(&shared.meter)) }
+    Options { traffic, ..Options::new(shared.downtime_limit, Arc::clone(&shared.meter)) }
 }
 
 /// Carries a channel until it ends, or all channels are cut.

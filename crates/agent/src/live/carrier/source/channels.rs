@@ -5,7 +5,7 @@ use std::{path::Path, sync::Arc, time::Duration};
 
 use ferry_core::error::chain;
 use ferry_wire::{
-    channel::{Options, carry},
+    channel::Options,
     content::index::SeedIndex,
     hello::Channel,
     nbd::{self, Image, NbdMeter},
@@ -84,7 +84,7 @@ pub(super) async fn carry_rpc(listener: UnixListener, shared: Arc<Shared>) {
         let ended = Arc::clone(&shared);
         shared.board.spawn(async move {
             let reason = tokio::select! {
-                outcome = carry(peer, reader, writer, options) => channel_ended("rpc", outcome, &ended.board),
+                outcome = peer.carry(reader, writer, options) => channel_ended("rpc", outcome, &ended.board),
                 () = cut(&ended) => Some("it was ended with the move".to_owned()),
             };
             if let Some(reason) = reason {
@@ -111,7 +111,6 @@ pub(super) async fn carry_each(listener: UnixListener, channel: fn(u16) -> Chann
         peer.widen();
         let mut options = Options {
             traffic: Arc::clone(&shared.traffic),
-            window_max: peer.window_max(),
             ..Options::new(shared.request.downtime_limit, Arc::clone(meter))
         };
         let mut disk = None;
@@ -128,7 +127,7 @@ pub(super) async fn carry_each(listener: UnixListener, channel: fn(u16) -> Chann
         let ended = Arc::clone(&shared);
         shared.board.spawn(async move {
             tokio::select! {
-                outcome = carry(peer, reader, writer, options) => drop(channel_ended(name, outcome, &ended.board)),
+                outcome = peer.carry(reader, writer, options) => drop(channel_ended(name, outcome, &ended.board)),
                 () = cut(&ended) => warn!(channel = name, "The channel was ended with the move"),
             }
             if let Some(index) = disk {

@@ -1,27 +1,30 @@
-//! Channels with a codec, over in-memory pipes: one of these tests, which may take as long as it likes.
+//! Channels with a codec, which is one for these tests and may take as long as it likes.
 
 use std::{
     sync::{Arc, mpsc},
     time::Duration,
 };
 
-use ferry_wire::{
-    WireError,
-    channel::{
-        Options, carry,
-        coding::{Coding, Decoder, Encoder},
-    },
-    frame::{Codec, HEADER_BYTES, Header},
-    meter::Meter,
-};
+use ferry_core::id::SessionId;
+use ferry_trust::{Clients, KeyPair, client_config, random_secret, server_config};
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _, DuplexStream, duplex, split},
     task::{JoinHandle, yield_now},
 };
+use uuid::Uuid;
+
+use super::{Coding, Decoder, Encoder};
+use crate::{
+    WireError,
+    channel::{Options, carry_coded},
+    frame::{Codec, HEADER_BYTES, Header},
+    hello::{Channel, Terms},
+    meter::Meter,
+    session::{Acceptor, Connection, Dialer, SessionKey},
+};
 
 const DEADLINE: Duration = Duration::from_secs(20);
 const LIMIT: Duration = Duration::from_millis(300);
-const CODEC: Codec = Codec(200);
 
 /// Bytes that are all the same are sent as one, when the gate opens.
 struct Repeats {
@@ -53,10 +56,14 @@ impl Decoder for Repeats {
     }
 }
 
-/// A codec; its encoder and its decoder wait at gates.
-fn coding(encoder: Option<mpsc::Receiver<()>>, decoder: Option<mpsc::Receiver<()>>) -> Option<Coding> {
+/// [`Codec::Repeats`]; its encoder and its decoder wait at gates.
+pub(super) fn repeats(encoder: Option<mpsc::Receiver<()>>, decoder: Option<mpsc::Receiver<()>>) -> Coding {
     let (encoder, decoder) = (Box::new(Repeats { gate: encoder }), Box::new(Repeats { gate: decoder }));
-    Some(Coding { codec: CODEC, encoder, decoder })
+    Coding { codec: Codec::Repeats, encoder, decoder }
+}
+
+fn coding(encoder: Option<mpsc::Receiver<()>>, decoder: Option<mpsc::Receiver<()>>) -> Option<Coding> {
+    Some(repeats(encoder, decoder))
 }
 
 async fn within<T>(future: impl Future<Output = T>) -> T {
@@ -82,8 +89,17 @@ fn end(peer: DuplexStream, coding: Option<Coding>) -> End {
     let (local, near) = duplex(64 << 10);
     let (reader, writer) = split(local);
     let meter = Arc::<Meter>::default();
-    let options = Options { coding, ..Options::new(LIMIT, Arc::clone(&meter)) };
-    End { local: near, meter, task: tokio::spawn(async move { carry(peer, reader, writer, options).await }) }
+    let options = Options::new(LIMIT, Arc::clone(&meter));
+    let task = tokio::spawn(async move { carry_coded(peer, reader, writer, options, coding).await });
+    End { local: near, meter, task }
+}
+
+fn agreed_end(connection: Connection) -> End {
+    let (local, near) = duplex(64 << 10);
+    let (reader, writer) = split(local);
+    let meter = Arc::<Meter>::default();
+    let options = Options::new(LIMIT, Arc::clone(&meter));
+    End { local: near, meter, task: tokio::spawn(async move { connection.carry(reader, writer, options).await }) }
 }
 
 fn ends(near: Option<Coding>, far: Option<Coding>) -> (End, End) {
@@ -117,6 +133,34 @@ async fn coded_frames_and_frames_as_they_are_arrive_in_order_and_whole() {
 }
 
 #[tokio::test]
+async fn the_codec_that_both_ends_agreed_on_is_used_and_the_first_pipe_agrees_on_none() {
+    let (source, destination) = (KeyPair::generate().expect("keys"), KeyPair::generate().expect("keys"));
+    let key = SessionKey { session: SessionId(Uuid::new_v4()), secret: random_secret() };
+    let tls = server_config(&destination, Clients::Only(source.pin())).expect("config");
+    let mut acceptor = Acceptor::bind([127, 0, 0, 1].into(), 0..=0, tls, key).await.expect("a free port");
+    let tls = client_config(Some(&source), destination.pin()).expect("config");
+    let dialer = Dialer::new(acceptor.address(), tls, key);
+    let asked = Terms { codec: Codec::Repeats, ..Terms::default() };
+    let bytes = vec![7; 900_000];
+    // Nothing is known of the destination when the first pipe is opened.
+    for (codec, wire_min, wire_max) in [(Codec::Raw, 900_000, 1_000_000), (Codec::Repeats, 1, 5_000)] {
+        let (dialed, accepted) = tokio::join!(dialer.open_on(asked, Channel::Memory(0)), acceptor.accept());
+        let (dialed, (channel, accepted)) = (dialed.expect("accepted"), accepted.expect("it listens"));
+        assert_eq!((channel, dialed.agreed().terms.codec), (Channel::Memory(0), codec));
+        assert_eq!(dialed.agreed().terms, accepted.agreed().terms);
+        let (mut near, mut far) = (agreed_end(dialed), agreed_end(accepted));
+        carries(&mut near, &mut far, &bytes).await;
+        let wire = near.meter.wire();
+        assert!((wire_min..wire_max).contains(&wire), "{codec:?}: {wire} bytes on the wire");
+        near.local.shutdown().await.expect("closed");
+        far.local.shutdown().await.expect("closed");
+        for end in [near, far] {
+            within(end.task).await.expect("no panic").expect("complete");
+        }
+    }
+}
+
+#[tokio::test]
 async fn a_codec_that_takes_long_delays_no_acknowledgement() {
     for slow_encoder in [true, false] {
         let (open, gate) = mpsc::channel();
@@ -143,19 +187,17 @@ async fn a_codec_that_takes_long_delays_no_acknowledgement() {
 
 #[tokio::test]
 async fn frames_of_another_codec_and_frames_that_are_none_of_it_end_the_channel() {
-    let frame = |codec: u8| {
-        let header = Header::Data { codec: Codec(codec), plain: 100, coded: 2, offset: 0, checksum: 1 };
-        [&header.encode()[..], &[1, 1]].concat()
+    let header = Header::Data { codec: Codec::Repeats, plain: 100, coded: 2, offset: 0, checksum: 1 }.encode();
+    let frame = |at: usize, byte: u8| {
+        let mut frame = [&header[..], &[1, 1]].concat();
+        frame[at] = byte;
+        frame
     };
     for (coding, frame, what) in [
-        (None, frame(CODEC.0), "not agreed"),
-        (coding(None, None), frame(CODEC.0 + 1), "not agreed"),
-        (coding(None, None), frame(CODEC.0), "cannot be decoded"),
-        (
-            coding(None, None),
-            [&frame(CODEC.0)[..8], &[1], &frame(CODEC.0)[9..HEADER_BYTES], &[1]].concat(),
-            "changed on the way",
-        ),
+        (None, frame(0, 1), "not agreed"),
+        (coding(None, None), frame(1, 30), "an unknown codec"),
+        (coding(None, None), frame(0, 1), "cannot be decoded"),
+        (coding(None, None), frame(8, 1)[..=HEADER_BYTES].to_vec(), "changed on the way"),
     ] {
         let (mut peer, other) = duplex(1 << 20);
         let End { mut local, task, .. } = end(other, coding);
@@ -179,7 +221,7 @@ async fn a_codec_that_panics_ends_the_channel() {
             panic!("expected by the test")
         }
     }
-    let panics = || Some(Coding { codec: CODEC, encoder: Box::new(Panics), decoder: Box::new(Panics) });
+    let panics = || Some(Coding { codec: Codec::Repeats, encoder: Box::new(Panics), decoder: Box::new(Panics) });
     for (near, far) in [(panics(), coding(None, None)), (coding(None, None), panics())] {
         let (mut near, far) = ends(near, far);
         near.local.write_all(&[3; 1000]).await.expect("taken");
