@@ -1,7 +1,7 @@
 //! How fast one channel carries bytes between two UNIX sockets over TLS on loopback. As in a move, each carrier has a
 //! thread of its own, and so have those that write to one and read from the other.
 //! `cargo run --release -p ferry-wire --example throughput [MiB] [plain|random|nbd|nbd-opaque|nbd-zeroes|nbd-seed]
-//! [round trip in ms] [MB/s]`
+//! [round trip in ms, 0: no relay] [MB/s] [lanes]`
 //!
 //! - `plain`: one byte again and again; `random`: bytes that do not repeat.
 //! - `nbd`: those bytes as WRITEs of 1 MiB, sixteen at once as QEMU's mirror does, through the recogniser, to a server
@@ -27,7 +27,7 @@ use ferry_trust::{Clients, KeyPair, client_config, random_secret, server_config}
 use ferry_wire::{
     channel::Options,
     content::index::{BLOCK_BYTES, SeedIndex, SeedKey},
-    hello::Channel,
+    hello::{Channel, Terms},
     meter::Meter,
     nbd::{self, Held, Image},
     session::{Acceptor, Dialer, SessionKey},
@@ -154,7 +154,7 @@ async fn line(
     let tls = server_config(&destination, Clients::Only(source.pin()))?;
     let mut acceptor = at_destination.spawn(Acceptor::bind([127, 0, 0, 1].into(), 0..=0, tls, key)).await??;
     let address = match argument(3)? {
-        None => acceptor.address(),
+        None | Some(0) => acceptor.address(),
         Some(trip_ms) => {
             let link = Link {
                 rate_bytes_per_s: argument(4)?.unwrap_or(125) * 1_000_000,
@@ -165,9 +165,15 @@ async fn line(
         }
     };
     let dialer = Dialer::new(address, client_config(Some(&source), destination.pin())?, key);
-    let accepting = at_destination.spawn(async move { acceptor.accept().await });
-    let dialed = at_source.spawn(async move { dialer.open(Channel::Memory(0)).await }).await??;
-    let (_, accepted) = accepting.await?.ok_or("not accepted")?;
+    let lanes = argument(5)?.unwrap_or(1) as u8;
+    // The first connection tells what the destination is able to do.
+    let accepting = at_destination.spawn(async move { (acceptor.accept().await, acceptor.accept().await) });
+    let dialing = async move {
+        let _control = dialer.open(Channel::Control).await?;
+        dialer.open_on(Terms { lanes, ..Terms::default() }, Channel::Memory(0)).await
+    };
+    let dialed = at_source.spawn(dialing).await??;
+    let (_, accepted) = accepting.await?.1.ok_or("not accepted")?;
     let (feed, near) = LocalStream::pair()?;
     let (far, drain) = LocalStream::pair()?;
     near.set_nonblocking(true)?;

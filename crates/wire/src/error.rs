@@ -15,6 +15,17 @@ pub enum WireError {
     /// The connection to the peer failed or ended before its stream was complete.
     #[error("The connection to the other agent failed")]
     Peer(#[source] io::Error),
+    /// One of several lanes of a channel failed, or ended before the peer's stream was complete.
+    #[error("Lane {lane} of {lanes} to the other agent failed")]
+    Lane {
+        /// Its number, from 0.
+        lane: u8,
+        /// The number of lanes.
+        lanes: u8,
+        /// The failure.
+        #[source]
+        source: io::Error,
+    },
     /// The peer violated the protocol, or bytes were corrupted on the way.
     #[error("The other agent broke the protocol: {0}")]
     Protocol(String),

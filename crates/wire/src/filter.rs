@@ -37,6 +37,6 @@ pub trait StreamFilter: Send {
     /// Why the channel must end. Nothing from this call is forwarded then.
     fn filter(&mut self, direction: Direction, bytes: &[u8], out: &mut Outputs) -> Result<(), FilterError>;
 
-    /// All output so far in this direction was accepted by the socket that it was meant for.
-    fn delivered(&mut self, _direction: Direction) {}
+    /// All output so far for the local socket was accepted by it.
+    fn delivered(&mut self) {}
 }

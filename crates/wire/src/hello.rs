@@ -15,7 +15,7 @@ use ferry_core::{id::SessionId, pin::Secret};
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 use uuid::Uuid;
 
-use crate::{WireError, frame::Codec};
+use crate::{WireError, channel::LANES_MAX, frame::Codec};
 
 /// The newest protocol version that this program speaks. 2: windows of more than 8 MiB. 3: answers state abilities;
 /// offline moves have their own channels.
@@ -33,7 +33,7 @@ const ABILITIES_BYTES: usize = 12;
 const VERSION_OF_ABILITIES: u16 = 3;
 
 /// What a connection carries.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Channel {
     /// Control messages.
     Control,
@@ -128,7 +128,7 @@ impl Abilities {
     /// The abilities of this program.
     pub fn ours() -> Self {
         let codecs = Codec::ALL.iter().fold(0, |codecs, codec| codecs | bit_of(*codec));
-        Self { codecs, ..Self::default() }
+        Self { codecs, lanes_max: LANES_MAX, features: 0 }
     }
 
     fn encode(self) -> [u8; ABILITIES_BYTES] {
@@ -169,7 +169,7 @@ impl Terms {
             return Self::default();
         }
         let codec = if peer.codecs & bit_of(self.codec) != 0 { self.codec } else { Codec::Raw };
-        Self { codec, lanes: self.lanes.min(peer.lanes_max) }
+        Self { codec, lanes: self.lanes.clamp(1, peer.lanes_max.min(LANES_MAX)) }
     }
 }
 
@@ -397,7 +397,7 @@ mod tests {
         for (at, byte, what) in [
             (60, 9, "a channel of kind 9, 1"),
             (61, 1, "reserved"),
-            (65, 2, "2 lanes"),
+            (65, 9, "9 lanes"),
             (66, 7, "codec 7"),
             (67, 1, "reserved"),
         ] {
@@ -416,14 +416,15 @@ mod tests {
     fn terms_are_what_both_ends_can_do_and_are_for_streams_only() {
         let terms = Terms { codec: Codec::Repeats, lanes: 4 };
         for (channel, peer, expected) in [
-            (Channel::Disk(1), Abilities { lanes_max: 4, ..Abilities::ours() }, terms),
-            (Channel::Memory(0), Abilities::ours(), Terms { lanes: Abilities::ours().lanes_max, ..terms }),
+            (Channel::Disk(1), Abilities::ours(), terms),
+            (Channel::Memory(0), Abilities { lanes_max: 2, ..Abilities::ours() }, Terms { lanes: 2, ..terms }),
+            (Channel::Memory(0), Abilities { codecs: 1, ..Abilities::ours() }, Terms { codec: Codec::Raw, ..terms }),
             (Channel::Memory(0), Abilities::default(), Terms::default()),
-            (Channel::Rpc, Abilities { lanes_max: 4, ..Abilities::ours() }, Terms::default()),
+            (Channel::Rpc, Abilities::ours(), Terms::default()),
         ] {
             assert_eq!(terms.within(channel, peer), expected, "{channel:?} {peer:?}");
         }
-        let asked = |channel| Hello { terms: Terms { lanes: 1, ..terms }, ..hello(channel, VERSION_MAX) };
+        let asked = |channel| Hello { lane: 3, terms, ..hello(channel, VERSION_MAX) };
         let heard = Hello::decode(&asked(Channel::Memory(2)).encode()).expect("it is supported");
         assert_eq!(heard, asked(Channel::Memory(2)));
         let refused = Hello::decode(&asked(Channel::Control).encode());

@@ -7,21 +7,41 @@ use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _, Re
 
 use crate::{
     WireError,
-    frame::{HEADER_BYTES, Header},
+    frame::{HEADER_BYTES, Header, REASON_BYTES_MAX, checksum_of},
     meter::Meter,
 };
+
+/// A lane's number among the lanes of its channel, which errors tell.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Place {
+    /// From 0.
+    pub(crate) lane: u8,
+    pub(crate) lanes: u8,
+}
+
+impl Place {
+    fn error(self, source: io::Error) -> WireError {
+        match self {
+            Self { lanes: 1, .. } => WireError::Peer(source),
+            Self { lane, lanes } => WireError::Lane { lane, lanes, source },
+        }
+    }
+}
 
 /// Splits a pipe into both halves of a lane. The meter counts its bytes.
 pub(crate) fn split<P: AsyncRead + AsyncWrite>(
     pipe: P,
+    place: Place,
     meter: &Arc<Meter>,
 ) -> (LaneReader<ReadHalf<P>>, LaneWriter<WriteHalf<P>>) {
     let (reader, writer) = tokio::io::split(pipe);
-    (LaneReader { pipe: reader, meter: Arc::clone(meter) }, LaneWriter { pipe: writer, meter: Arc::clone(meter) })
+    let meter = || Arc::clone(meter);
+    (LaneReader { pipe: reader, place, meter: meter() }, LaneWriter { pipe: writer, place, meter: meter() })
 }
 
 pub(crate) struct LaneReader<R> {
     pipe: R,
+    place: Place,
     meter: Arc<Meter>,
 }
 
@@ -33,10 +53,10 @@ impl<R: AsyncRead + Unpin> LaneReader<R> {
         while have < HEADER_BYTES {
             match self.pipe.read(&mut head[have..]).await {
                 Ok(0) if have == 0 && may_end => return Ok(None),
-                Ok(0) => return Err(WireError::Peer(io::ErrorKind::UnexpectedEof.into())),
+                Ok(0) => return Err(self.error(io::ErrorKind::UnexpectedEof.into())),
                 Ok(count) => have += count,
                 Err(error) if have == 0 && may_end && error.kind() == io::ErrorKind::UnexpectedEof => return Ok(None),
-                Err(error) => return Err(WireError::Peer(error)),
+                Err(error) => return Err(self.error(error)),
             }
         }
         let header = Header::decode(&head)?;
@@ -46,12 +66,18 @@ impl<R: AsyncRead + Unpin> LaneReader<R> {
 
     /// Fills `payload`.
     pub(crate) async fn payload(&mut self, payload: &mut [u8]) -> Result<(), WireError> {
-        self.pipe.read_exact(payload).await.map(drop).map_err(WireError::Peer)
+        self.pipe.read_exact(payload).await.map(drop).map_err(|error| self.error(error))
+    }
+
+    /// The error of this lane for a failure of its pipe.
+    pub(crate) fn error(&self, source: io::Error) -> WireError {
+        self.place.error(source)
     }
 }
 
 pub(crate) struct LaneWriter<W> {
     pipe: W,
+    place: Place,
     meter: Arc<Meter>,
 }
 
@@ -60,9 +86,17 @@ impl<W: AsyncWrite + Unpin> LaneWriter<W> {
     pub(crate) async fn write(&mut self, header: Header, payload: &[u8]) -> Result<(), WireError> {
         let head = header.encode();
         // Written together: a separate header would cost a TLS record and a system call.
-        self.pipe.write_all_buf(&mut Buf::chain(&head[..], payload)).await.map_err(WireError::Peer)?;
+        let written = self.pipe.write_all_buf(&mut Buf::chain(&head[..], payload)).await;
+        written.map_err(|error| self.place.error(error))?;
         self.meter.add_wire((head.len() + payload.len()) as u64);
-        self.pipe.flush().await.map_err(WireError::Peer)
+        self.pipe.flush().await.map_err(|error| self.place.error(error))
+    }
+
+    /// Sends the peer the reason why this end gives up, and closes this half.
+    pub(crate) async fn abort(&mut self, reason: &str) -> Result<(), WireError> {
+        let reason = &reason.as_bytes()[..reason.len().min(REASON_BYTES_MAX)];
+        self.write(Header::Abort { length: reason.len() as u32, checksum: checksum_of(reason) }, reason).await?;
+        self.close().await
     }
 
     /// Closes this half. The peer may already have closed.
@@ -77,7 +111,7 @@ impl<W: AsyncWrite + Unpin> LaneWriter<W> {
             {
                 Ok(())
             }
-            Err(error) => Err(WireError::Peer(error)),
+            Err(error) => Err(self.place.error(error)),
         }
     }
 }

@@ -1,10 +1,10 @@
 //! Moves bytes between two sockets over TLS, and counts them.
 //!
 //! ```text
-//! local ─▶ sender: read → filter → frame ─▶ ══ lane ══ ─▶ receiver: deframe → verify → filter → write ─▶ local
+//! local ─▶ sender: read → filter → frame ─▶ ══ lanes ══ ─▶ receiver: deframe → verify → filter → write ─▶ local
 //! ```
-//! A *session* belongs to one migration attempt. A *channel* is one local connection and has its own pipe to the other
-//! carrier, which provides priorities, half-close and back-pressure; one more pipe carries [`control`] messages. Each
+//! A *session* belongs to one migration attempt. A *channel* is one local connection and has its own pipes to the other
+//! carrier, its lanes, which provide priorities, half-close and back-pressure; one more pipe carries [`control`] messages. Each
 //! channel carries both directions: an end has one sender and one receiver, written as mirror files. Only [`transport`]
 //! knows what pipes consist of: TLS 1.3 over TCP.
 //!

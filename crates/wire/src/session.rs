@@ -1,6 +1,7 @@
 //! Connections of a session: the source dials, the destination accepts.
 
 use std::{
+    collections::BTreeMap,
     net::SocketAddr,
     ops::RangeInclusive,
     pin::Pin,
@@ -11,6 +12,7 @@ use std::{
 
 use ferry_core::{error::chain, id::SessionId, pin::Secret};
 use ferry_trust::same_secret;
+use futures_util::future::try_join_all;
 use rustls::{ClientConfig, ServerConfig};
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
@@ -36,9 +38,14 @@ const HANDSHAKE_DEADLINE: Duration = Duration::from_secs(5);
 /// memory.
 const HANDSHAKES_MAX: usize = 128;
 
-/// A connection between two carriers: a pipe, and what was agreed when opening it.
+/// Limit of channels of which some lanes have arrived and others have not: a session opens a few at once. Those of a
+/// channel that the dialer gave up stay until the session ends, and count.
+const INCOMPLETE_CHANNELS_MAX: usize = 128;
+
+/// A connection between two carriers: a pipe for each lane of its channel, and what was agreed when opening them. It can be
+/// read and written if there is one.
 pub struct Connection {
-    pipe: Pipe,
+    lanes: Vec<Pipe>,
     agreed: Agreed,
 }
 
@@ -59,13 +66,13 @@ impl Connection {
     {
         let window_max = options.window_max.min(window_bytes_max(self.agreed.version));
         let coding = Coding::of(self.agreed.terms.codec);
-        carry_coded(self.pipe, local_reader, local_writer, Options { window_max, ..options }, coding).await
+        carry_coded(self.lanes, local_reader, local_writer, Options { window_max, ..options }, coding).await
     }
 
     /// Allows a whole window to be in flight. Only for senders that respect a window: on any other connection, all
     /// bytes written are accepted and queued.
     pub fn widen(&self) {
-        self.pipe.widen();
+        self.lanes.iter().for_each(|pipe| pipe.widen());
     }
 }
 
@@ -109,25 +116,38 @@ impl Dialer {
     pub async fn open_on(&self, terms: Terms, channel: Channel) -> Result<Connection, WireError> {
         let (version, peer) = self.peer.get().copied().unwrap_or_default();
         let terms = terms.within(channel, peer);
-        let dial = async {
-            let mut pipe = self.transport.open(channel).await?;
-            let hello = Hello { terms, ..Hello::new(self.key.session, self.key.secret, channel, version) };
-            let agreed = introduce(&mut pipe, &hello).await?;
-            self.peer.get_or_init(|| (agreed.version, agreed.peer));
-            pipe.introduced();
-            Ok(Connection { pipe, agreed })
-        };
-        tokio::time::timeout(HANDSHAKE_DEADLINE, dial)
+        let hello = Hello { terms, ..Hello::new(self.key.session, self.key.secret, channel, version) };
+        let dialed = try_join_all((0..terms.lanes).map(|lane| self.dial(Hello { lane, ..hello })));
+        let dialed = tokio::time::timeout(HANDSHAKE_DEADLINE, dialed)
             .await
-            .map_err(|_| WireError::Timeout("the destination's carrier did not answer"))?
+            .map_err(|_| WireError::Timeout("the destination's carrier did not answer"))??;
+        let agreed = dialed[0].1;
+        self.peer.get_or_init(|| (agreed.version, agreed.peer));
+        Ok(Connection { lanes: dialed.into_iter().map(|(pipe, _)| pipe).collect(), agreed })
+    }
+
+    async fn dial(&self, hello: Hello) -> Result<(Pipe, Agreed), WireError> {
+        let mut pipe = self.transport.open(hello.channel).await?;
+        let agreed = introduce(&mut pipe, &hello).await?;
+        pipe.introduced();
+        Ok((pipe, agreed))
     }
 }
 
+/// A pipe, its hello, and the version agreed for it.
+type Accepted = (Hello, u16, Pipe);
+
+/// Lanes of one channel, of which some have not arrived yet.
+struct Lanes {
+    agreed: Agreed,
+    pipes: Vec<Option<Pipe>>,
+}
+
 /// The destination's end: accepts the connections of one session.
-#[derive(Debug)]
 pub struct Acceptor {
     address: SocketAddr,
-    accepted: mpsc::Receiver<(Channel, Connection)>,
+    accepted: mpsc::Receiver<Accepted>,
+    incomplete: BTreeMap<Channel, Lanes>,
     task: tokio::task::JoinHandle<()>,
 }
 
@@ -146,7 +166,7 @@ impl Acceptor {
         let address = listener.address()?;
         let (found, accepted) = mpsc::channel(HANDSHAKES_MAX);
         let task = tokio::spawn(accept_all(listener, key, found).in_current_span());
-        Ok(Self { address, accepted, task })
+        Ok(Self { address, accepted, incomplete: BTreeMap::new(), task })
     }
 
     /// The address that it listens on.
@@ -154,9 +174,37 @@ impl Acceptor {
         self.address
     }
 
-    /// The next connection that presented the session's secret; `None` when listening has ended.
+    /// The next connection that presented the session's secret and has all its lanes; `None` when listening has ended.
     pub async fn accept(&mut self) -> Option<(Channel, Connection)> {
-        self.accepted.recv().await
+        loop {
+            let accepted = self.accepted.recv().await?;
+            if let Some(complete) = self.add(accepted) {
+                return Some(complete);
+            }
+        }
+    }
+
+    /// Adds a lane to those of its channel; returns the channel if it was the last.
+    fn add(&mut self, (hello, version, pipe): Accepted) -> Option<(Channel, Connection)> {
+        // A dialer states what it asks for, not its abilities.
+        let agreed = Agreed { version, terms: hello.terms, peer: Abilities::default() };
+        let Hello { channel, lane, .. } = hello;
+        let empty = || Lanes { agreed, pipes: (0..hello.terms.lanes).map(|_| None).collect() };
+        if self.incomplete.len() >= INCOMPLETE_CHANNELS_MAX && !self.incomplete.contains_key(&channel) {
+            warn!(?channel, "Too many channels miss lanes; this one was closed");
+            return None;
+        }
+        let lanes = self.incomplete.entry(channel).or_insert_with(empty);
+        // The dialer opens the channel again.
+        if lanes.agreed != agreed || lanes.pipes[usize::from(lane)].is_some() {
+            *lanes = empty();
+        }
+        lanes.pipes[usize::from(lane)] = Some(pipe);
+        if lanes.pipes.iter().any(Option::is_none) {
+            return None;
+        }
+        let Lanes { agreed, pipes } = self.incomplete.remove(&channel)?;
+        Some((channel, Connection { lanes: pipes.into_iter().flatten().collect(), agreed }))
     }
 }
 
@@ -166,7 +214,7 @@ impl Drop for Acceptor {
     }
 }
 
-async fn accept_all<L: Listener>(listener: L, key: SessionKey, found: mpsc::Sender<(Channel, Connection)>) {
+async fn accept_all<L: Listener>(listener: L, key: SessionKey, found: mpsc::Sender<Accepted>) {
     let pending = Arc::new(Semaphore::new(HANDSHAKES_MAX));
     loop {
         let (from, opening) = match listener.accept().await {
@@ -195,15 +243,13 @@ async fn accept_all<L: Listener>(listener: L, key: SessionKey, found: mpsc::Send
     }
 }
 
-async fn greet(opening: Opening<'static>, key: SessionKey) -> Result<(Channel, Connection), WireError> {
+async fn greet(opening: Opening<'static>, key: SessionKey) -> Result<Accepted, WireError> {
     let mut pipe = opening.await?;
     let refusal = match admit(listen(&mut pipe).await, key) {
         Ok((hello, version)) => {
             answer(&mut pipe, Ok(version)).await?;
             pipe.introduced();
-            // A dialer states what it asks for, not its abilities.
-            let agreed = Agreed { version, terms: hello.terms, peer: Abilities::default() };
-            return Ok((hello.channel, Connection { pipe, agreed }));
+            return Ok((hello, version, pipe));
         }
         Err(refusal) => refusal,
     };
@@ -241,13 +287,13 @@ impl AsyncRead for Connection {
         context: &mut Context<'_>,
         out: &mut ReadBuf<'_>,
     ) -> Poll<std::io::Result<()>> {
-        Pin::new(&mut self.pipe).poll_read(context, out)
+        Pin::new(&mut self.lanes[0]).poll_read(context, out)
     }
 }
 
 impl AsyncWrite for Connection {
     fn poll_write(mut self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<std::io::Result<usize>> {
-        Pin::new(&mut self.pipe).poll_write(context, bytes)
+        Pin::new(&mut self.lanes[0]).poll_write(context, bytes)
     }
 
     fn poll_write_vectored(
@@ -255,18 +301,18 @@ impl AsyncWrite for Connection {
         context: &mut Context<'_>,
         parts: &[std::io::IoSlice<'_>],
     ) -> Poll<std::io::Result<usize>> {
-        Pin::new(&mut self.pipe).poll_write_vectored(context, parts)
+        Pin::new(&mut self.lanes[0]).poll_write_vectored(context, parts)
     }
 
     fn is_write_vectored(&self) -> bool {
-        self.pipe.is_write_vectored()
+        self.lanes[0].is_write_vectored()
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<std::io::Result<()>> {
-        Pin::new(&mut self.pipe).poll_flush(context)
+        Pin::new(&mut self.lanes[0]).poll_flush(context)
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<std::io::Result<()>> {
-        Pin::new(&mut self.pipe).poll_shutdown(context)
+        Pin::new(&mut self.lanes[0]).poll_shutdown(context)
     }
 }

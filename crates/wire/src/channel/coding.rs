@@ -1,29 +1,35 @@
-//! Codecs: each direction of a coded stream has its own thread, so that encoding never delays acknowledgements.
+//! Codecs: each lane of a coded stream has a thread of its own for each direction, so that encoding never delays
+//! acknowledgements or other lanes.
 //!
 //! ```text
-//! read ─▶ filter ─▶ (thread: checksum, encode) ─▶ lane        lane ─▶ deframe ─▶ (thread: decode, verify) ─▶ filter ─▶ write
+//! read ─▶ filter ─▶ (thread: encode) ─▶ lane        lane ─▶ deframe ─▶ (thread: decode, verify) ─▶ order ─▶ filter ─▶ write
 //! ```
-//! A stream without a codec has no threads: its checksums are computed where frames are read and written.
+//! A stream without a codec has no threads. An encoder sees those frames of the stream that its lane carries, and the
+//! decoder at the other end the same ones, in the same order.
 //!
 //! Bytes that wait for a thread count as in flight, like all bytes accepted and not yet delivered.
 
-use std::io;
+use std::{io, sync::Arc};
 
 use tokio::{
     sync::mpsc,
     task::{JoinHandle, spawn_blocking},
 };
 
-use super::assembly::{Frame, broken};
+use super::{
+    assembly::{FRAMES_MAX, Frame, broken},
+    receiver::Inbound,
+    sender::{Frames, Outgoing},
+};
 use crate::{
     WireError,
-    frame::{Codec, Header, checksum_of, verify},
+    frame::{Codec, Header, verify},
 };
 
-/// Frames that wait before the encoding thread, and as many after it, so that it is never idle while the sender reads.
-const ENCODING_FRAMES_MAX: usize = 4;
+/// Frames of a lane that wait, are being encoded, or are being written, so that its thread is never idle while it writes.
+pub(super) const ENCODING_FRAMES_MAX: usize = 4;
 
-/// Encodes the frames of one direction in order.
+/// Encodes the frames of one lane in order.
 pub(crate) trait Encoder: Send {
     /// Appends `plain` to `coded` in fewer bytes and returns `true`; `false` if it does not shrink and is sent as it
     /// is. The decoder does not see frames that are sent as they are.
@@ -36,14 +42,12 @@ pub(crate) trait Decoder: Send {
     fn decode(&mut self, coded: &[u8], plain: &mut [u8]) -> bool;
 }
 
-/// A codec at work in both directions of a channel.
+/// Makes the encoders and decoders of a channel: one of each for each lane.
 pub(crate) struct Coding {
     /// Stated in each frame.
     pub(super) codec: Codec,
-    /// For the outgoing stream.
-    pub(super) encoder: Box<dyn Encoder>,
-    /// For the incoming stream.
-    pub(super) decoder: Box<dyn Decoder>,
+    pub(super) encoder: Box<dyn FnMut() -> Box<dyn Encoder> + Send>,
+    pub(super) decoder: Box<dyn FnMut() -> Box<dyn Decoder> + Send>,
 }
 
 impl Coding {
@@ -57,99 +61,98 @@ impl Coding {
     }
 }
 
-/// A frame in transit: what its header states, and its payload.
-pub(super) type Payload = (Frame, Vec<u8>);
-
-/// The thread that encodes the outgoing stream. When this is dropped, the thread ends after its current frame.
-pub(super) struct Encoding {
-    to_encode: mpsc::Sender<(u64, Vec<u8>)>,
-    encoded: mpsc::Receiver<(Header, Vec<u8>)>,
-    waiting: usize,
+/// The frames that a lane sends next.
+pub(super) enum Source {
+    /// As they are.
+    Raw(Frames),
+    /// As its thread has encoded them. When this is dropped, the thread ends after its current frame.
+    Encoded { frames: mpsc::Receiver<Outgoing>, thread: JoinHandle<()> },
 }
 
-impl Encoding {
-    pub(super) fn start(codec: Codec, mut encoder: Box<dyn Encoder>) -> Self {
-        let (to_encode, mut plain) = mpsc::channel::<(u64, Vec<u8>)>(ENCODING_FRAMES_MAX);
-        let (done, encoded) = mpsc::channel(ENCODING_FRAMES_MAX);
-        spawn_blocking(move || {
-            while let Some((offset, plain)) = plain.blocking_recv() {
-                let mut coded = Vec::with_capacity(plain.len());
-                let frame = if encoder.encode(&plain, &mut coded) && (1..plain.len()).contains(&coded.len()) {
-                    let (length, checksum) = (plain.len() as u32, checksum_of(&plain));
-                    (Header::Data { codec, plain: length, coded: coded.len() as u32, offset, checksum }, coded)
-                } else {
-                    (Header::raw_data(&plain, offset), plain)
-                };
+impl Source {
+    /// Encodes frames on a thread.
+    pub(super) fn encoded(codec: Codec, mut encoder: Box<dyn Encoder>, queue: Frames) -> Self {
+        let (done, frames) = mpsc::channel(1);
+        let thread = spawn_blocking(move || {
+            while let Some(mut frame) = queue.blocking_next() {
+                let mut coded = Vec::with_capacity(frame.payload.len());
+                let shrinks =
+                    encoder.encode(&frame.payload, &mut coded) && (1..frame.payload.len()).contains(&coded.len());
+                if let Header::Data { plain, offset, checksum, .. } = frame.header
+                    && shrinks
+                {
+                    frame.header = Header::Data { codec, plain, coded: coded.len() as u32, offset, checksum };
+                    frame.payload = coded.into();
+                }
                 if done.blocking_send(frame).is_err() {
                     return;
                 }
             }
         });
-        Self { to_encode, encoded, waiting: 0 }
+        Self::Encoded { frames, thread }
     }
 
-    pub(super) fn is_idle(&self) -> bool {
-        self.waiting == 0
-    }
-
-    pub(super) fn has_room(&self) -> bool {
-        self.waiting < ENCODING_FRAMES_MAX
-    }
-
-    /// Queues the next bytes of the stream. There must be room.
-    pub(super) fn put(&mut self, offset: u64, plain: Vec<u8>) -> Result<(), WireError> {
-        self.waiting += 1;
-        self.to_encode.try_send((offset, plain)).map_err(|_| ended("encodes"))
-    }
-
-    /// The next encoded frame. Must not be called when nothing is queued.
-    pub(super) async fn next(&mut self) -> Result<(Header, Vec<u8>), WireError> {
-        let frame = self.encoded.recv().await.ok_or_else(|| ended("encodes"))?;
-        self.waiting -= 1;
-        Ok(frame)
-    }
-}
-
-/// A thread that decodes the incoming stream and ends with `coded`. On an error it returns its end of `plain`, so that
-/// the truncated stream does not look complete.
-type Decoding = JoinHandle<Result<(), (WireError, mpsc::Sender<Payload>)>>;
-
-/// Decodes and verifies frames on its own thread.
-pub(super) fn decode(
-    mut decoder: Box<dyn Decoder>,
-    mut coded: mpsc::Receiver<Payload>,
-    plain: mpsc::Sender<Payload>,
-) -> Decoding {
-    spawn_blocking(move || {
-        while let Some((frame, mut bytes)) = coded.blocking_recv() {
-            let mut is_legal = true;
-            if frame.codec != Codec::Raw {
-                let mut decoded = vec![0; frame.plain as usize];
-                is_legal = decoder.decode(&bytes, &mut decoded);
-                bytes = decoded;
-            }
-            let verified = match is_legal {
-                true => verify(&bytes, frame.offset, frame.checksum),
-                false => Err(broken(&format!("the frame at offset {} cannot be decoded", frame.offset))),
-            };
-            if let Err(error) = verified {
-                return Err((error, plain));
-            }
-            if plain.blocking_send((frame, bytes)).is_err() {
-                break;
-            }
+    /// The next frame; `None` at the end of the stream, after which this must not be called again. Cancelling this loses
+    /// nothing.
+    ///
+    /// # Errors
+    /// If the thread has ended early.
+    pub(super) async fn next(&mut self) -> Result<Option<Outgoing>, WireError> {
+        match self {
+            Self::Raw(frames) => Ok(frames.next().await),
+            Self::Encoded { frames, thread } => match frames.recv().await {
+                Some(frame) => Ok(Some(frame)),
+                None => thread.await.map(|()| None).map_err(|_| ended("encodes")),
+            },
         }
-        Ok(())
-    })
+    }
 }
 
-/// Waits for a decoding thread to end.
+/// Hands frames of a lane to the thread that decodes them, which ends with this.
+pub(super) struct Decoding {
+    pub(super) codec: Codec,
+    coded: mpsc::Sender<(Frame, Vec<u8>)>,
+}
+
+/// That thread.
+pub(super) type DecodingThread = JoinHandle<Result<(), WireError>>;
+
+impl Decoding {
+    pub(super) fn start(codec: Codec, mut decoder: Box<dyn Decoder>, inbound: Arc<Inbound>) -> (Self, DecodingThread) {
+        // As many as the stream may have: the window bounds their bytes.
+        let (coded, mut arrived) = mpsc::channel::<(Frame, Vec<u8>)>(FRAMES_MAX);
+        let thread = spawn_blocking(move || {
+            while let Some((frame, mut bytes)) = arrived.blocking_recv() {
+                if frame.codec != Codec::Raw {
+                    let mut plain = vec![0; frame.plain as usize];
+                    if !decoder.decode(&bytes, &mut plain) {
+                        return Err(broken(&format!("the frame at offset {} cannot be decoded", frame.offset)));
+                    }
+                    bytes = plain;
+                }
+                verify(&bytes, frame.offset, frame.checksum)?;
+                inbound.take(&frame, bytes)?;
+            }
+            Ok(())
+        });
+        (Self { codec, coded }, thread)
+    }
+
+    /// Hands over a frame. If the thread has ended, its own error ends the channel.
+    pub(super) fn put(&self, frame: Frame, bytes: Vec<u8>) {
+        let _ = self.coded.try_send((frame, bytes));
+    }
+}
+
+/// Waits for the end of a lane's decoding, if it has any.
 ///
 /// # Errors
 /// The error that the thread ended with.
-pub(super) async fn decoded(thread: Option<Decoding>) -> Result<(), WireError> {
-    let Some(thread) = thread else { return Ok(()) };
-    thread.await.map_err(|_| ended("decodes"))?.map_err(|(error, _)| error)
+pub(super) async fn decoded(thread: Option<DecodingThread>) -> Result<(), WireError> {
+    match thread {
+        None => Ok(()),
+        Some(thread) => thread.await.map_err(|_| ended("decodes"))?,
+    }
 }
 
 fn ended(what: &str) -> WireError {

@@ -1,13 +1,15 @@
 //! One channel: both directions between a local socket and the peer.
 //!
 //! ```text
-//! local reader ─▶ filter ─▶ sender ─▶ lane        lane ─▶ deframe ─▶ (queue ≤ window) ─▶ filter ─▶ writer ─▶ local writer
-//!                             ▲ acks to send ◀─────────────────────────────────────────────────┘
-//!                             └ window opens ◀── acks received by deframe
+//! local reader ─▶ filter ─▶ sender ─▶ (queue) ─▶ lanes ══ lanes ─▶ order ─▶ (queue ≤ window) ─▶ filter ─▶ writer ─▶ local writer
+//!                             ▲                    ▲ acks to send ◀──────────────────────────────────────────┘
+//!                             └ window opens ◀── acks received by lanes
 //! ```
 //! Each direction is a *stream*: offsets, checksums, a window and acknowledgements, independent of sockets. Its frames
-//! travel over *lanes* (`lane.rs`). Today there is one lane. Several are possible: early frames wait in `assembly.rs`,
-//! within the window, and acknowledgements belong to the stream, not to a lane.
+//! travel over *lanes* (`lane.rs`), of which both ends have agreed on a number ([`crate::hello::Terms`]). The lane that has
+//! time sends the next frame (`lanes.rs`); early frames wait at the receiver (`assembly.rs`), within the window, which
+//! belongs to the stream, as acknowledgements do: they go over any lane. The first lane runs in the channel's task, and
+//! each further one in tasks of its own. A lane that fails ends the channel.
 //!
 //! Deframing never waits for the local socket; the peer's window bounds its buffer. A program that does not read its
 //! local socket therefore blocks one direction only, as with a plain socket.
@@ -15,32 +17,45 @@
 //! A channel with a codec ([`coding`]) encodes and decodes on separate threads, so a codec delays neither
 //! acknowledgements nor other channels.
 //!
-//! Memory of a channel: one frame at the sender; the peer's window and up to 16 MiB of reusable chunks at the receiver;
-//! one outgoing frame and 256 KiB of read-ahead in TLS. The kernel holds the bytes that the sender has in flight.
+//! Memory of a channel: one frame for each lane at the sender, or four with a codec, and what the filter made of the last;
+//! the peer's window and up to 16 MiB of reusable chunks at the receiver; in TLS, for each lane, one outgoing frame and
+//! 256 KiB of read-ahead. The kernel holds the bytes that the sender has in flight.
 
 mod assembly;
 pub(crate) mod coding;
+mod lanes;
 mod receiver;
 mod sender;
 mod shared;
 
-use std::{sync::Arc, time::Duration};
+use std::{pin::pin, sync::Arc, time::Duration};
 
+use ferry_core::error::chain;
+use futures_util::future::{FusedFuture as _, FutureExt as _};
 use tokio::{
     io::{AsyncRead, AsyncWrite},
-    sync::mpsc,
+    sync::watch,
+    task::JoinSet,
 };
 
 use crate::{
     WireError,
     filter::StreamFilter,
-    lane,
+    lane::{self, Place},
     meter::Meter,
     traffic::Traffic,
     window::{BUDGET_BYTES, Pace},
 };
-use coding::{Coding, Encoding};
-use shared::{FRAMES_MAX, Shared};
+use coding::{Coding, Decoding, ENCODING_FRAMES_MAX, Source};
+use lanes::Ending;
+use receiver::Inbound;
+use sender::Sender;
+use shared::Shared;
+
+/// Largest number of lanes of a channel: as many as a fast link needs processors for.
+pub const LANES_MAX: u8 = 8;
+/// Time limit for the Abort frames to the peer.
+const ABORT_DEADLINE: Duration = Duration::from_millis(500);
 
 /// Settings of a channel.
 pub struct Options {
@@ -63,63 +78,95 @@ impl Options {
     }
 }
 
-/// Chunks kept for reuse: on a short link no more are in flight. Each keeps the size of the largest frame that it held,
-/// so they occupy at most 16 MiB.
-const SPARE_CHUNKS: usize = 64;
-
-/// Carries both directions until both streams are complete. Ok promises that every byte read from `local` was delivered
-/// at the peer, and every byte of the peer's stream was written to `local`, except what the filters changed or
-/// withheld.
+/// Carries both directions over these lanes, 1 to [`LANES_MAX`], until both streams are complete. Ok promises that every
+/// byte read from `local` was delivered at the peer, and every byte of the peer's stream was written to `local`, except
+/// what the filters changed or withheld.
 ///
 /// # Errors
 /// The first fault of either direction. The peer is informed, and both local halves are dropped, so that the local
-/// program sees its connection end.
-pub async fn carry<P, R, W>(peer: P, local_reader: R, local_writer: W, options: Options) -> Result<(), WireError>
+/// program sees its connection end. A lane that failed is named: [`WireError::Lane`], or [`WireError::Peer`] for the only
+/// one.
+pub async fn carry<P, R, W>(lanes: Vec<P>, local_reader: R, local_writer: W, options: Options) -> Result<(), WireError>
 where
     P: AsyncRead + AsyncWrite + Send + Unpin + 'static,
     R: AsyncRead + Send + Unpin,
     W: AsyncWrite + Send + Unpin,
 {
-    carry_coded(peer, local_reader, local_writer, options, None).await
+    carry_coded(lanes, local_reader, local_writer, options, None).await
 }
 
 /// As [`carry`], with the codec that was agreed.
 pub(crate) async fn carry_coded<P, R, W>(
-    peer: P,
+    lanes: Vec<P>,
     local_reader: R,
     local_writer: W,
     options: Options,
-    coding: Option<Coding>,
+    mut coding: Option<Coding>,
 ) -> Result<(), WireError>
 where
     P: AsyncRead + AsyncWrite + Send + Unpin + 'static,
     R: AsyncRead + Send + Unpin,
     W: AsyncWrite + Send + Unpin,
 {
-    let shared = Shared::new(options.meter, options.traffic, options.filter);
-    let (from_peer, to_peer) = lane::split(peer, &shared.meter);
-    let (filled, to_write) = mpsc::channel(FRAMES_MAX);
-    let (emptied, to_fill) = mpsc::channel(SPARE_CHUNKS);
+    let count = lanes.len() as u8;
+    let shared = Arc::new(Shared::new(count, options.meter, options.traffic, options.filter));
+    let slots = lanes.len() * if coding.is_some() { ENCODING_FRAMES_MAX } else { 1 };
     let pace = Pace::new(options.downtime_limit, options.window_max);
-    let codec = coding.as_ref().map(|coding| coding.codec);
-    let (encoding, filled, decoding) = match coding {
-        None => (None, filled, None),
-        Some(Coding { codec, encoder, decoder }) => {
-            let (coded, to_decode) = mpsc::channel(FRAMES_MAX);
-            (Some(Encoding::start(codec, encoder)), coded, Some(coding::decode(decoder, to_decode, filled)))
-        }
-    };
-    let mut sender = sender::Sender::new(to_peer, local_reader, pace, encoding, &shared);
+    let (mut sender, frames) = Sender::new(local_reader, pace, slots, Arc::clone(&shared));
+    let (inbound, chunks) = Inbound::new(count);
+    let (end, ending) = watch::channel(Ending::No);
+    let mut halves = (0..).zip(lanes).map(|(lane, pipe)| {
+        let (from_peer, to_peer) = lane::split(pipe, Place { lane, lanes: count }, &shared.meter);
+        let (source, decoding) = match &mut coding {
+            None => (Source::Raw(frames.clone()), None),
+            Some(Coding { codec, encoder, decoder }) => (
+                Source::encoded(*codec, encoder(), frames.clone()),
+                Some(Decoding::start(*codec, decoder(), Arc::clone(&inbound))),
+            ),
+        };
+        (
+            lanes::send(to_peer, source, ending.clone(), Arc::clone(&shared)),
+            lanes::receive(from_peer, decoding, Arc::clone(&inbound), Arc::clone(&shared)),
+        )
+    });
+    let (first_send, first_receive) = halves.next().expect("a channel has a lane");
+    let mut first_send = pin!(first_send.fuse());
+    let (mut sending, mut receiving) = (JoinSet::new(), JoinSet::new());
+    for (send, receive) in halves {
+        sending.spawn(send);
+        receiving.spawn(receive);
+    }
     let outcome = {
-        let send = sender.run();
-        let deframe = receiver::deframe(from_peer, filled, to_fill, codec, &shared);
-        let write = receiver::write(local_writer, to_write, emptied, &shared);
-        tokio::try_join!(coding::decoded(decoding), send, deframe, write).map(|_| ())
+        let send = async {
+            sender.run().await?;
+            end.send_replace(Ending::Complete);
+            Ok::<_, WireError>(())
+        };
+        let write = receiver::write(local_writer, chunks, &shared);
+        tokio::try_join!(first_receive, send, first_send.as_mut(), write, all(&mut receiving), all(&mut sending))
     };
     if let Err(error) = &outcome {
-        sender.abort(error).await;
+        end.send_replace(Ending::GaveUp(chain(error)));
+        let last_words = async {
+            if !first_send.is_terminated() {
+                let _ = first_send.await;
+            }
+            while sending.join_next().await.is_some() {}
+        };
+        let _ = tokio::time::timeout(ABORT_DEADLINE, last_words).await;
     }
-    outcome
+    outcome.map(drop)
+}
+
+/// Waits for all tasks.
+///
+/// # Errors
+/// The first error of one.
+async fn all(tasks: &mut JoinSet<Result<(), WireError>>) -> Result<(), WireError> {
+    while let Some(done) = tasks.join_next().await {
+        done.map_err(|error| WireError::Local(error.into()))??;
+    }
+    Ok(())
 }
 
 #[cfg(test)]
@@ -129,9 +176,9 @@ mod tests {
         task::JoinHandle,
     };
 
-    use super::*;
+    use super::{assembly::FRAMES_MAX, *};
     use crate::{
-        frame::{HEADER_BYTES, Header},
+        frame::{Chain, HEADER_BYTES, Header},
         traffic::ARRIVED_BYTES_MAX,
         window::WINDOW_BYTES_MIN,
     };
@@ -151,7 +198,7 @@ mod tests {
         let ((peer, far), (local, near)) = (duplex(64 << 20), duplex(64 << 10));
         let options = Options { traffic: Arc::clone(traffic), ..Options::new(LIMIT, Arc::clone(meter)) };
         let (reader, writer) = split(local);
-        (near, far, tokio::spawn(async move { carry(peer, reader, writer, options).await }))
+        (near, far, tokio::spawn(async move { carry(vec![peer], reader, writer, options).await }))
     }
 
     async fn acknowledge(peer: &mut DuplexStream, delivered: u64) {
@@ -197,6 +244,16 @@ mod tests {
         let error = within(channel).await.expect("no panic").expect_err("too much");
         assert!(matches!(error, WireError::Protocol(_)), "{error:?}");
         assert_eq!(traffic.arrived(), others);
+    }
+
+    #[tokio::test]
+    async fn a_peer_that_ends_before_it_has_all_of_our_stream_is_an_error() {
+        let (_near, mut peer, channel) = end(&Arc::default(), &Arc::default());
+        let end = Header::End { total: 0, checksum: Chain::default().value() };
+        within(peer.write_all(&end.encode())).await.expect("taken");
+        drop(peer);
+        let error = within(channel).await.expect("no panic").expect_err("our stream has not ended");
+        assert!(matches!(error, WireError::Peer(_)), "{error:?}");
     }
 
     #[tokio::test]

@@ -1,93 +1,109 @@
-//! The inbound direction: read from the lane, deframe, verify, filter, write to the local socket. Mirror of
+//! The inbound direction: put the frames of all lanes in order, filter, write to the local socket. Mirror of
 //! `sender.rs`.
 
-use std::{io, sync::atomic::Ordering};
+use std::{
+    io,
+    sync::{Arc, Mutex, MutexGuard, atomic::Ordering},
+};
 
 use tokio::{
-    io::{AsyncRead, AsyncWrite, AsyncWriteExt as _},
+    io::{AsyncWrite, AsyncWriteExt as _},
     sync::mpsc,
 };
 
 use super::{
-    assembly::{Assembly, Frame, LANES, broken},
-    coding::Payload,
+    assembly::{Assembly, FRAMES_MAX, Frame, broken},
     shared::Shared,
 };
-use crate::{
-    WireError,
-    filter::Direction,
-    frame::{Codec, Header, verify},
-    lane::LaneReader,
-    traffic::ARRIVED_BYTES_MAX,
-    window::WINDOW_BYTES_MIN,
-};
+use crate::{WireError, filter::Direction, window::WINDOW_BYTES_MIN};
 
 /// Bytes per acknowledgement while more chunks are queued: a quarter of the smallest window.
 const ACK_BYTES: usize = (WINDOW_BYTES_MIN / 4) as usize;
+/// Chunks kept for reuse: on a short link no more are in flight. Each keeps the size of the largest frame that it held,
+/// so they occupy at most 16 MiB.
+const SPARE_CHUNKS: usize = 64;
 
-/// Reads frames until the peer's stream is complete and the peer has closed; payloads go to `filled`, verified first if
-/// there is no `codec`.
-pub(crate) async fn deframe<R: AsyncRead + Unpin>(
-    mut lane: LaneReader<R>,
-    filled: mpsc::Sender<Payload>,
-    mut to_fill: mpsc::Receiver<Vec<u8>>,
-    codec: Option<Codec>,
-    shared: &Shared,
-) -> Result<(), WireError> {
-    let mut filled = Some(filled);
-    let mut assembly = Assembly::new(LANES);
-    loop {
-        let Some(header) = lane.header(filled.is_none()).await? else { return Ok(()) };
-        match header {
-            Header::Data { .. } => {
-                let frame = Frame::of(&header).expect("it is one of data");
-                if frame.codec != Codec::Raw && Some(frame.codec) != codec {
-                    return Err(broken("a frame in a codec that was not agreed"));
-                }
-                assembly.expects(&frame, shared.delivered.load(Ordering::Acquire))?;
-                if shared.add_received(u64::from(frame.plain)) > ARRIVED_BYTES_MAX {
-                    return Err(broken("more bytes than the channels of a carrier may hold"));
-                }
-                let mut payload = to_fill.try_recv().unwrap_or_default();
-                payload.resize(frame.coded as usize, 0);
-                lane.payload(&mut payload).await?;
-                if codec.is_none() {
-                    verify(&payload, frame.offset, frame.checksum)?;
-                }
-                let queue = filled.as_ref().ok_or_else(|| broken("data after the end of the stream"))?;
-                // The writer is gone only after a failure, and its own error ends the channel.
-                assembly.take(frame, payload, |payload| {
-                    queue.try_send(payload).map_err(|_| broken("too many frames in flight"))
-                })?;
-            }
-            Header::Ack { delivered } => {
-                let before = shared.acked.load(Ordering::Acquire);
-                if delivered < before || delivered > shared.sent.load(Ordering::Acquire) {
-                    return Err(broken("an acknowledgement of what was not sent"));
-                }
-                shared.acked.store(delivered, Ordering::Release);
-                shared.traffic.take_in_flight(delivered - before);
-                shared.window_open.notify_one();
-            }
-            Header::End { total, checksum } => assembly.ends(total, checksum)?,
-            Header::Abort { length, checksum } => {
-                let mut reason = vec![0; length as usize];
-                lane.payload(&mut reason).await?;
-                verify(&reason, 0, checksum)?;
-                return Err(WireError::Aborted(String::from_utf8_lossy(&reason).into_owned()));
-            }
-        }
-        if assembly.is_complete() {
-            filled = None;
+/// The peer's stream, as its lanes bring it.
+pub(super) struct Inbound(Mutex<Order>);
+
+struct Order {
+    assembly: Assembly,
+    /// Takes what is in order; gone when the stream is complete.
+    filled: Option<mpsc::Sender<Vec<u8>>>,
+    spares: mpsc::Receiver<Vec<u8>>,
+}
+
+/// What the writer writes next, and where it returns chunks.
+pub(super) struct Chunks {
+    to_write: mpsc::Receiver<Vec<u8>>,
+    emptied: mpsc::Sender<Vec<u8>>,
+}
+
+impl Inbound {
+    pub(super) fn new(lanes: u8) -> (Arc<Self>, Chunks) {
+        let (filled, to_write) = mpsc::channel(FRAMES_MAX);
+        let (emptied, spares) = mpsc::channel(SPARE_CHUNKS);
+        let order = Order { assembly: Assembly::new(lanes), filled: Some(filled), spares };
+        (Arc::new(Self(Mutex::new(order))), Chunks { to_write, emptied })
+    }
+
+    /// Accepts a frame before its payload is read.
+    ///
+    /// # Errors
+    /// As [`Assembly::expect`].
+    pub(super) fn expect(&self, frame: &Frame, shared: &Shared) -> Result<(), WireError> {
+        self.order().assembly.expect(frame, shared.delivered.load(Ordering::Acquire))
+    }
+
+    /// A chunk to read into, of any length.
+    pub(super) fn spare_chunk(&self) -> Vec<u8> {
+        self.order().spares.try_recv().unwrap_or_default()
+    }
+
+    /// Takes the plain bytes of an expected frame.
+    ///
+    /// # Errors
+    /// As [`Assembly::take`].
+    pub(super) fn take(&self, frame: &Frame, bytes: Vec<u8>) -> Result<(), WireError> {
+        let mut order = self.order();
+        let Order { assembly, filled, .. } = &mut *order;
+        let queue = filled.as_ref().ok_or_else(|| broken("data after the end of the stream"))?;
+        // The writer is gone only after a failure, and its own error ends the channel.
+        assembly.take(frame.offset, bytes, |bytes| {
+            queue.try_send(bytes).map_err(|_| broken("too many frames in flight"))
+        })?;
+        order.end_if_complete();
+        Ok(())
+    }
+
+    /// A lane carries no more data.
+    ///
+    /// # Errors
+    /// As [`Assembly::end`].
+    pub(super) fn end(&self, total: u64, checksum: u64) -> Result<(), WireError> {
+        let mut order = self.order();
+        order.assembly.end(total, checksum)?;
+        order.end_if_complete();
+        Ok(())
+    }
+
+    fn order(&self) -> MutexGuard<'_, Order> {
+        self.0.lock().expect("no thread panics while holding this lock")
+    }
+}
+
+impl Order {
+    fn end_if_complete(&mut self) {
+        if self.assembly.is_complete() {
+            self.filled = None;
         }
     }
 }
 
 /// Writes chunks to the local socket until the stream is complete, then closes that half of the socket.
-pub(crate) async fn write<W: AsyncWrite + Unpin>(
+pub(super) async fn write<W: AsyncWrite + Unpin>(
     mut local: W,
-    mut to_write: mpsc::Receiver<Payload>,
-    emptied: mpsc::Sender<Vec<u8>>,
+    Chunks { mut to_write, emptied }: Chunks,
     shared: &Shared,
 ) -> Result<(), WireError> {
     let mut passed = Vec::new();
@@ -103,12 +119,12 @@ pub(crate) async fn write<W: AsyncWrite + Unpin>(
                 continue;
             }
         };
-        let Some((_, chunk)) = chunk else { break };
+        let Some(chunk) = chunk else { break };
         if shared.has_filter {
             shared.filter(Direction::Inbound, &chunk, &mut passed)?;
             local.write_all(&passed).await.map_err(WireError::Local)?;
             passed.clear();
-            shared.filtered_delivered(Direction::Inbound);
+            shared.filtered_delivered();
         } else {
             local.write_all(&chunk).await.map_err(WireError::Local)?;
         }
@@ -122,9 +138,6 @@ pub(crate) async fn write<W: AsyncWrite + Unpin>(
         // If the return queue is full, this buffer is simply not reused.
         let _ = emptied.try_send(chunk);
     }
-    if shared.delivered.load(Ordering::Acquire) != shared.received.load(Ordering::Acquire) {
-        return Err(WireError::Local(io::Error::other("the thread that decodes has ended")));
-    }
     match local.shutdown().await {
         Ok(()) => {}
         // The local program has already closed: it expects nothing more.
@@ -132,6 +145,6 @@ pub(crate) async fn write<W: AsyncWrite + Unpin>(
         Err(error) => return Err(WireError::Local(error)),
     }
     shared.inbound_done.store(true, Ordering::Release);
-    shared.ack_due.notify_one();
+    shared.sender_due.notify_one();
     Ok(())
 }

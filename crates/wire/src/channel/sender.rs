@@ -1,123 +1,139 @@
-//! The outbound direction: read from the local socket, filter, frame, write to the lane. Mirror of `receiver.rs`.
+//! The outbound direction: read from the local socket, filter, frame, queue for the lanes. Mirror of `receiver.rs`.
 
-use std::{collections::VecDeque, sync::atomic::Ordering, time::Duration};
-
-use ferry_core::error::chain;
-use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite};
-
-use super::{
-    coding::Encoding,
-    shared::{FRAMES_MAX, Shared},
+use std::{
+    collections::VecDeque,
+    sync::{Arc, atomic::Ordering},
+    time::Duration,
 };
+
+use bytes::{BufMut as _, Bytes, BytesMut};
+use tokio::{
+    io::{AsyncRead, AsyncReadExt as _},
+    sync::{Mutex, OwnedSemaphorePermit, Semaphore, mpsc},
+};
+
+use super::{assembly::FRAMES_MAX, shared::Shared};
 use crate::{
     WireError,
     filter::Direction,
-    frame::{Chain, DATA_BYTES_MAX, Header, REASON_BYTES_MAX, checksum_of},
-    lane::LaneWriter,
+    frame::{Chain, DATA_BYTES_MAX, Header},
     window::Pace,
 };
 
-/// Time limit for the Abort frame to the peer.
-const ABORT_DEADLINE: Duration = Duration::from_millis(500);
 /// Less room than this in the window counts as none: pending acknowledgements will make more, and a frame of a few
 /// bytes costs as much as a full one.
 const ROOM_BYTES_MIN: u64 = 16 << 10;
 
-pub(crate) struct Sender<'a, W, R> {
-    lane: LaneWriter<W>,
+/// A frame on its way to a lane.
+pub(super) struct Outgoing {
+    pub(super) header: Header,
+    pub(super) payload: Bytes,
+    /// Its place among those that may be on their way. After `payload`, whose memory is reused when it is free.
+    _slot: OwnedSemaphorePermit,
+}
+
+/// The frames that wait for a lane. Whichever lane has time takes the next.
+#[derive(Clone)]
+pub(super) struct Frames(Arc<Mutex<mpsc::Receiver<Outgoing>>>);
+
+impl Frames {
+    /// The next frame; `None` at the end of the stream. Cancelling this loses nothing.
+    pub(super) async fn next(&self) -> Option<Outgoing> {
+        self.0.lock().await.recv().await
+    }
+
+    /// As [`Self::next`], on a thread of its own.
+    pub(super) fn blocking_next(&self) -> Option<Outgoing> {
+        self.0.blocking_lock().blocking_recv()
+    }
+}
+
+pub(super) struct Sender<R> {
     local: Option<R>,
-    shared: &'a Shared,
+    shared: Arc<Shared>,
     pace: Pace,
-    chunk: Vec<u8>,
-    /// Output of the filter, and how many bytes of it are sent.
-    passed: Vec<u8>,
-    passed_sent: usize,
-    /// The encoding thread, if there is a codec.
-    encoding: Option<Encoding>,
+    /// Until the stream has ended.
+    frames: Option<mpsc::Sender<Outgoing>>,
+    /// Allows frames to be on their way, so that nothing is read for which no lane has time: what waits in the local
+    /// socket meanwhile becomes one frame.
+    slots: Arc<Semaphore>,
+    slot: Option<OwnedSemaphorePermit>,
+    chunk: BytesMut,
+    /// Output of the filter that is still to be sent.
+    passed: Bytes,
+    /// The longest output of the filter so far.
+    passed_bytes_max: usize,
     chain: Chain,
     /// Bytes sent as Data or queued for it.
     sent: u64,
     acked: u64,
-    acknowledged: u64,
-    ended: bool,
     /// Frames in flight: the end offset and send time of each. At most [`FRAMES_MAX`].
     timed: VecDeque<(u64, Duration)>,
 }
 
-impl<'a, W, R> Sender<'a, W, R>
-where
-    W: AsyncWrite + Unpin,
-    R: AsyncRead + Unpin,
-{
-    pub(crate) fn new(
-        lane: LaneWriter<W>,
-        local: R,
-        pace: Pace,
-        encoding: Option<Encoding>,
-        shared: &'a Shared,
-    ) -> Self {
-        Self {
-            lane,
+impl<R: AsyncRead + Unpin> Sender<R> {
+    /// A sender with at most `slots` frames on their way to the lanes, which take them from the queue.
+    pub(super) fn new(local: R, pace: Pace, slots: usize, shared: Arc<Shared>) -> (Self, Frames) {
+        let (frames, queue) = mpsc::channel(slots);
+        let sender = Self {
             local: Some(local),
             shared,
             pace,
-            chunk: vec![0; DATA_BYTES_MAX],
-            passed: Vec::new(),
-            passed_sent: 0,
-            encoding,
+            frames: Some(frames),
+            slots: Arc::new(Semaphore::new(slots)),
+            slot: None,
+            chunk: BytesMut::new(),
+            passed: Bytes::new(),
+            passed_bytes_max: 0,
             chain: Chain::default(),
             sent: 0,
             acked: 0,
-            acknowledged: 0,
-            ended: false,
             timed: VecDeque::new(),
-        }
+        };
+        (sender, Frames(Arc::new(Mutex::new(queue))))
     }
 
     /// Sends until the local stream is complete and acknowledged, and the peer's stream is complete.
-    pub(crate) async fn run(&mut self) -> Result<(), WireError> {
+    pub(super) async fn run(&mut self) -> Result<(), WireError> {
         loop {
             self.take_acks();
-            self.send_ack().await?;
             let inbound_done = self.shared.inbound_done.load(Ordering::Acquire);
-            if self.ended && inbound_done && self.acked == self.sent {
-                // The last acknowledgement of the peer's stream has been sent; the peer may close after us.
-                self.send_ack().await?;
-                return self.lane.close().await;
+            if self.frames.is_none() && inbound_done && self.acked == self.sent {
+                return Ok(());
             }
             self.take_answers();
-            let has_passed = self.passed_sent < self.passed.len();
-            let (encodes, may_encode) =
-                self.encoding.as_ref().map_or((false, true), |encoding| (!encoding.is_idle(), encoding.has_room()));
-            if self.local.is_none() && !self.ended && !has_passed && !encodes {
-                self.end().await?;
-                continue;
+            let has_passed = !self.passed.is_empty();
+            if self.local.is_none() && !has_passed {
+                self.end();
             }
             let room = self.room();
-            if has_passed && room > 0 && may_encode {
-                self.send_passed(room).await?;
-                continue;
-            }
-            let reads = self.local.is_some() && !has_passed && room > 0 && may_encode;
+            let sends = (has_passed || self.local.is_some()) && room > 0;
             if self.local.is_some() && room == 0 {
                 self.pace.held_back();
             }
-            let local = &mut self.local;
-            let chunk = &mut self.chunk[..room];
-            let encoding = &mut self.encoding;
+            if sends
+                && has_passed
+                && let Some(slot) = self.slot.take()
+            {
+                let part = self.passed.split_to(room.min(self.passed.len()));
+                self.send(part, slot);
+                continue;
+            }
+            let reads = sends && !has_passed && self.slot.is_some();
+            if reads {
+                self.chunk.reserve(DATA_BYTES_MAX);
+            }
+            let (slots, local, chunk) = (&self.slots, &mut self.local, &mut self.chunk);
             tokio::select! {
                 biased;
-                () = self.shared.ack_due.notified() => {}
-                () = self.shared.window_open.notified() => {}
-                frame = async { encoding.as_mut().expect("guarded by `encodes`").next().await }, if encodes => {
-                    let (header, payload) = frame?;
-                    self.send(header, &payload).await?;
-                    self.tell_filter();
+                () = self.shared.sender_due.notified() => {}
+                slot = Arc::clone(slots).acquire_owned(), if sends && self.slot.is_none() => {
+                    self.slot = Some(slot.expect("it is never closed"));
                 }
-                read = async { local.as_mut().expect("guarded by `reads`").read(chunk).await }, if reads => {
+                read = async { local.as_mut().expect("guarded by `reads`").read_buf(&mut chunk.limit(room)).await }, if reads => {
                     match read.map_err(WireError::Local)? {
                         0 => self.local = None,
-                        count => self.send_data(count).await?,
+                        _ => self.send_chunk()?,
                     }
                 }
             }
@@ -135,75 +151,55 @@ where
         }
     }
 
-    async fn send_data(&mut self, count: usize) -> Result<(), WireError> {
-        if !self.shared.has_filter {
-            let chunk = std::mem::take(&mut self.chunk);
-            let sent = self.send_plain(&chunk[..count]).await;
-            self.chunk = chunk;
-            return sent;
+    /// Sends what was read, or lets the filter take it.
+    fn send_chunk(&mut self) -> Result<(), WireError> {
+        if self.shared.has_filter {
+            let mut passed = Vec::with_capacity(self.passed_bytes_max);
+            self.shared.filter(Direction::Outbound, &self.chunk, &mut passed)?;
+            self.chunk.clear();
+            self.passed_bytes_max = self.passed_bytes_max.max(passed.len());
+            self.passed = passed.into();
+            return Ok(());
         }
-        self.passed.clear();
-        self.passed_sent = 0;
-        self.shared.filter(Direction::Outbound, &self.chunk[..count], &mut self.passed)?;
-        self.tell_filter();
+        let chunk = self.chunk.split().freeze();
+        let slot = self.slot.take().expect("nothing is read without one");
+        self.send(chunk, slot);
         Ok(())
     }
 
     /// Appends the filter's answers for the peer behind its output. After the end of the stream nothing is appended.
     fn take_answers(&mut self) {
-        if self.passed_sent == self.passed.len() {
-            self.passed.clear();
-            self.passed_sent = 0;
+        let mut answers = Vec::new();
+        if self.frames.is_some() {
+            self.shared.take_answers(Direction::Outbound, &mut answers);
         }
-        if !self.ended {
-            self.shared.take_answers(Direction::Outbound, &mut self.passed);
-        }
-    }
-
-    /// Sends the next part of the filter's output, which may exceed what was read and what the window holds.
-    async fn send_passed(&mut self, room: usize) -> Result<(), WireError> {
-        let passed = std::mem::take(&mut self.passed);
-        let (start, end) = (self.passed_sent, passed.len().min(self.passed_sent + room));
-        let sent = self.send_plain(&passed[start..end]).await;
-        (self.passed, self.passed_sent) = (passed, end);
-        sent?;
-        self.tell_filter();
-        Ok(())
-    }
-
-    /// Informs the filter when all its output is sent.
-    fn tell_filter(&self) {
-        if self.passed_sent == self.passed.len() && self.encoding.as_ref().is_none_or(Encoding::is_idle) {
-            self.shared.filtered_delivered(Direction::Outbound);
+        if !answers.is_empty() {
+            self.passed = [&self.passed[..], &answers].concat().into();
         }
     }
 
-    /// Accepts bytes of the stream and sends them, through the encoder if there is one.
-    async fn send_plain(&mut self, bytes: &[u8]) -> Result<(), WireError> {
-        let offset = self.sent;
-        self.sent += bytes.len() as u64;
-        // Stored before the frame is sent, so that its acknowledgement never arrives first.
-        self.shared.sent.store(self.sent, Ordering::Release);
-        self.shared.traffic.add_in_flight(bytes.len() as u64);
-        self.shared.meter.add_sent(bytes.len() as u64);
-        self.timed.push_back((self.sent, self.shared.started.elapsed()));
-        match &mut self.encoding {
-            Some(encoding) => encoding.put(offset, bytes.to_vec()),
-            None => self.send(Header::raw_data(bytes, offset), bytes).await,
-        }
-    }
-
-    async fn send(&mut self, header: Header, payload: &[u8]) -> Result<(), WireError> {
+    /// Accepts bytes of the stream and queues them for the lanes.
+    fn send(&mut self, payload: Bytes, slot: OwnedSemaphorePermit) {
+        let header = Header::raw_data(&payload, self.sent);
         if let Header::Data { checksum, .. } = header {
             self.chain.push(checksum);
         }
-        self.lane.write(header, payload).await
+        let count = payload.len() as u64;
+        self.sent += count;
+        // Stored before the frame is sent, so that its acknowledgement never arrives first.
+        self.shared.sent.store(self.sent, Ordering::Release);
+        self.shared.traffic.add_in_flight(count);
+        self.shared.meter.add_sent(count);
+        self.timed.push_back((self.sent, self.shared.started.elapsed()));
+        let frames = self.frames.as_ref().expect("nothing is sent after the end");
+        // There is room for each slot. The lanes are gone only after a failure, and its own error ends the channel.
+        let _ = frames.try_send(Outgoing { header, payload, _slot: slot });
     }
 
-    async fn end(&mut self) -> Result<(), WireError> {
-        self.ended = true;
-        let header = Header::End { total: self.sent, checksum: self.chain.value() };
-        self.lane.write(header, &[]).await
+    /// States the end of the stream, which every lane sends after its last frame.
+    fn end(&mut self) {
+        self.shared.end.get_or_init(|| (self.sent, self.chain.value()));
+        self.frames = None;
     }
 
     fn take_acks(&mut self) {
@@ -222,26 +218,5 @@ where
         self.shared.meter.add_acked(acked - self.acked);
         self.acked = acked;
         self.pace.delivered(now, acked, self.shared.traffic.law());
-    }
-
-    async fn send_ack(&mut self) -> Result<(), WireError> {
-        let delivered = self.shared.delivered.load(Ordering::Acquire);
-        if delivered == self.acknowledged {
-            return Ok(());
-        }
-        self.acknowledged = delivered;
-        self.lane.write(Header::Ack { delivered }, &[]).await
-    }
-
-    /// Sends the peer the reason why this end gives up; best effort, bounded in time.
-    pub(crate) async fn abort(&mut self, error: &WireError) {
-        let reason = chain(error);
-        let reason = &reason.as_bytes()[..reason.len().min(REASON_BYTES_MAX)];
-        let header = Header::Abort { length: reason.len() as u32, checksum: checksum_of(reason) };
-        let last_word = async {
-            self.lane.write(header, reason).await?;
-            self.lane.close().await
-        };
-        let _ = tokio::time::timeout(ABORT_DEADLINE, last_word).await;
     }
 }

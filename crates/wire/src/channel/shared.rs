@@ -1,15 +1,16 @@
-//! State shared by the two directions of one end.
+//! State shared by the two directions and the lanes of one end.
 
 use std::{
     sync::{
-        Arc, Mutex,
-        atomic::{AtomicBool, AtomicU64, Ordering},
+        Arc, Mutex, OnceLock,
+        atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering},
     },
     time::Instant,
 };
 
 use tokio::sync::Notify;
 
+use super::assembly::broken;
 use crate::{
     WireError,
     filter::{Direction, Outputs, StreamFilter},
@@ -17,33 +18,38 @@ use crate::{
     traffic::Traffic,
 };
 
-/// Limit of frames in flight, and so of chunks that wait for the local socket: the largest window in frames of 16 KiB.
-/// Deframing checks the byte limits.
-pub(crate) const FRAMES_MAX: usize = 1 << 14;
 /// Limit of filter answers that the other direction has not yet taken: beyond this they are no plausible answers.
 const BACK_BYTES_MAX: usize = 1 << 20;
 
 pub(crate) struct Shared {
     pub(crate) started: Instant,
-    /// Bytes of the peer's stream that the local socket or the filter accepted; the sender acknowledges them.
+    pub(crate) lanes: u8,
+    /// Bytes of the peer's stream that the local socket or the filter accepted; the lanes acknowledge them.
     pub(crate) delivered: AtomicU64,
+    /// The part of that which some lane has acknowledged.
+    acknowledged: AtomicU64,
     /// Bytes of the peer's stream that arrived.
-    pub(crate) received: AtomicU64,
-    /// Wakes the sender: an acknowledgement is due, or the filter has an answer for the peer.
+    received: AtomicU64,
+    /// Wakes a lane: an acknowledgement is due.
     pub(crate) ack_due: Notify,
     /// Bytes of our stream sent.
     pub(crate) sent: AtomicU64,
     /// Bytes of our stream acknowledged by the peer.
     pub(crate) acked: AtomicU64,
-    pub(crate) window_open: Notify,
+    /// Our stream's length and the final value of its chain, once nothing is added to it any more.
+    pub(crate) end: OnceLock<(u64, u64)>,
+    /// Wakes the sender: bytes were acknowledged, the filter has an answer for the peer, or the peer's stream is complete.
+    pub(crate) sender_due: Notify,
     /// The peer's stream is complete and delivered.
     pub(crate) inbound_done: AtomicBool,
+    /// Lanes that the peer has closed.
+    closed_lanes: AtomicU8,
     pub(crate) meter: Arc<Meter>,
     pub(crate) traffic: Arc<Traffic>,
     /// Wakes the writer: the filter has an answer for the local socket.
     pub(crate) back_due: Notify,
     pub(crate) has_filter: bool,
-    /// Both directions of an end run in one task, so this lock is never contended.
+    /// Sender and writer of an end run in one task, so this lock is never contended.
     filtered: Mutex<Filtered>,
 }
 
@@ -57,16 +63,25 @@ struct Filtered {
 }
 
 impl Shared {
-    pub(crate) fn new(meter: Arc<Meter>, traffic: Arc<Traffic>, filter: Option<Box<dyn StreamFilter>>) -> Self {
+    pub(crate) fn new(
+        lanes: u8,
+        meter: Arc<Meter>,
+        traffic: Arc<Traffic>,
+        filter: Option<Box<dyn StreamFilter>>,
+    ) -> Self {
         Self {
             started: Instant::now(),
+            lanes,
             delivered: AtomicU64::new(0),
+            acknowledged: AtomicU64::new(0),
             received: AtomicU64::new(0),
             ack_due: Notify::new(),
             sent: AtomicU64::new(0),
             acked: AtomicU64::new(0),
-            window_open: Notify::new(),
+            end: OnceLock::new(),
+            sender_due: Notify::new(),
             inbound_done: AtomicBool::new(false),
+            closed_lanes: AtomicU8::new(0),
             meter,
             traffic,
             back_due: Notify::new(),
@@ -86,6 +101,33 @@ impl Shared {
         self.traffic.take_arrived(bytes);
     }
 
+    /// The acknowledgement that is due, if one is. The caller must send it.
+    pub(crate) fn take_due_ack(&self) -> Option<u64> {
+        let delivered = self.delivered.load(Ordering::Acquire);
+        (self.acknowledged.fetch_max(delivered, Ordering::AcqRel) < delivered).then_some(delivered)
+    }
+
+    /// The peer has acknowledged our stream up to `delivered`.
+    ///
+    /// # Errors
+    /// [`WireError::Protocol`] if that was not sent, or if one lane takes an acknowledgement back. Of several lanes, one may
+    /// overtake another.
+    pub(crate) fn acknowledge(&self, delivered: u64) -> Result<(), WireError> {
+        let before = self.acked.fetch_max(delivered, Ordering::AcqRel);
+        if (self.lanes == 1 && delivered < before) || delivered > self.sent.load(Ordering::Acquire) {
+            return Err(broken("an acknowledgement of what was not sent"));
+        }
+        self.traffic.take_in_flight(delivered.saturating_sub(before));
+        self.sender_due.notify_one();
+        Ok(())
+    }
+
+    /// The peer has closed a lane, which it does when it has everything of our stream. Returns whether that can be.
+    pub(crate) fn is_close_plausible(&self) -> bool {
+        let is_last = self.closed_lanes.fetch_add(1, Ordering::AcqRel) + 1 == self.lanes;
+        !is_last || self.end.get().is_some_and(|(total, _)| *total == self.acked.load(Ordering::Acquire))
+    }
+
     /// Passes `bytes` to the filter, whose output is appended to `forward`; `forward` must be empty.
     ///
     /// # Errors
@@ -102,7 +144,7 @@ impl Shared {
         }
         let (answers, due) = match direction {
             Direction::Outbound => (to_local, &self.back_due),
-            Direction::Inbound => (to_peer, &self.ack_due),
+            Direction::Inbound => (to_peer, &self.sender_due),
         };
         if answers.len() + out.back.len() > BACK_BYTES_MAX {
             return Err(WireError::Filter("more is answered than is taken".into()));
@@ -112,11 +154,11 @@ impl Shared {
         Ok(())
     }
 
-    /// All filter output of this direction was delivered.
-    pub(crate) fn filtered_delivered(&self, direction: Direction) {
+    /// All filter output for the local socket was delivered.
+    pub(crate) fn filtered_delivered(&self) {
         let mut filtered = self.filtered.lock().expect("a filter that panics ends the task of both directions");
         if let Some(filter) = &mut filtered.filter {
-            filter.delivered(direction);
+            filter.delivered();
         }
     }
 

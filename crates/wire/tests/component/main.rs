@@ -1,5 +1,6 @@
 //! Component tests: channels, sessions and disks between two carriers, over real links.
 
+mod lanes;
 mod link;
 mod long_links;
 mod nbd;

@@ -12,7 +12,7 @@ use std::{
 use crate::scan::scan;
 use ferry_wire::{
     channel::{Options, carry},
-    content::index::{SeedIndex, SeedKey},
+    content::index::{ContentIndex, ContentKey},
     meter::Meter,
     nbd::{self, Held, Image, NbdMeter},
 };
@@ -32,7 +32,7 @@ const DEADLINE: Duration = Duration::from_secs(60);
 const KIB: u64 = 1 << 10;
 const MIB: u64 = 1 << 20;
 const DISK_BYTES: u64 = 1 << 30;
-const KEY: SeedKey = SeedKey([9; 32]);
+const KEY: ContentKey = ContentKey([9; 32]);
 
 async fn run(program: &str, arguments: &[&str]) -> String {
     let mut command = Command::new(program);
@@ -133,11 +133,11 @@ impl Line {
                 tokio::spawn(async move {
                     let (reader, writer) = client.into_split();
                     // How a client leaves is its own business.
-                    let _ = carry(one, reader, writer, near).await;
+                    let _ = carry(vec![one], reader, writer, near).await;
                 });
                 tokio::spawn(async move {
                     let (reader, writer) = served.into_split();
-                    let _ = carry(other, reader, writer, far).await;
+                    let _ = carry(vec![other], reader, writer, far).await;
                 });
             }
         });
@@ -305,7 +305,7 @@ async fn a_seed_spares_what_it_holds() {
             seed.write_all_at(&block, at * 64 * KIB).expect("written");
         }
     }
-    let index = SeedIndex::decode(&scan(&seed, KEY).encode()).expect("its own bytes");
+    let index = ContentIndex::decode(&scan(&seed, KEY).encode()).expect("its own bytes");
     assert_eq!(index.blocks(), all);
     let with = copy(&folder, "raw", "unmap", "qemu-img", Image::Seed(index), Held::Seed { key: KEY, data: None }).await;
     println!(
@@ -428,7 +428,7 @@ async fn a_retry_over_an_unfinished_copy_stays_thin() {
             run("qemu-io", &["-f", format, "-c", stale, text(&to)]).await;
         }
         let map = data_of(&to, format).await;
-        let index = SeedIndex::new(KEY);
+        let index = ContentIndex::new(KEY);
         let held = Held::Seed { key: KEY, data: Some(map) };
         let copy = copy(&folder, format, discard, "qemu-img", Image::Seed(index), held).await;
         let needed = if format == "qcow2" { clusters_of_data(&from) } else { data };

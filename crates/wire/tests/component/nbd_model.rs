@@ -9,7 +9,7 @@ use std::{
 
 use crate::scan::scan;
 use ferry_wire::{
-    content::index::{BLOCK_BYTES, SeedIndex, SeedKey},
+    content::index::{BLOCK_BYTES, ContentIndex, ContentKey},
     filter::{
         Direction::{self, Inbound, Outbound},
         FilterError, Outputs, StreamFilter,
@@ -21,7 +21,7 @@ use proptest::prelude::*;
 const PAGE: usize = 4096;
 /// Not a whole number of blocks, nor of pages.
 const DISK_BYTES: usize = 16 * BLOCK_BYTES as usize + PAGE + 512;
-const KEY: SeedKey = SeedKey([5; 32]);
+const KEY: ContentKey = ContentKey([5; 32]);
 
 const READ: u16 = 0;
 const WRITE: u16 = 1;
@@ -315,7 +315,7 @@ impl Knowledge {
             let file = tempfile::tempfile().expect("a file");
             file.write_all_at(&seed_disk(), 0).expect("written");
             let index = scan(&file, KEY);
-            SeedIndex::decode(&index.encode()).expect("its own bytes")
+            ContentIndex::decode(&index.encode()).expect("its own bytes")
         };
         match self {
             Self::Nothing => (Image::Unknown, Held::Unknown),

@@ -56,10 +56,13 @@ impl Decoder for Repeats {
     }
 }
 
-/// [`Codec::Repeats`]; its encoder and its decoder wait at gates.
-pub(super) fn repeats(encoder: Option<mpsc::Receiver<()>>, decoder: Option<mpsc::Receiver<()>>) -> Coding {
-    let (encoder, decoder) = (Box::new(Repeats { gate: encoder }), Box::new(Repeats { gate: decoder }));
-    Coding { codec: Codec::Repeats, encoder, decoder }
+/// [`Codec::Repeats`]; the encoder and the decoder of its first lane wait at gates.
+pub(super) fn repeats(mut encoder: Option<mpsc::Receiver<()>>, mut decoder: Option<mpsc::Receiver<()>>) -> Coding {
+    Coding {
+        codec: Codec::Repeats,
+        encoder: Box::new(move || Box::new(Repeats { gate: encoder.take() })),
+        decoder: Box::new(move || Box::new(Repeats { gate: decoder.take() })),
+    }
 }
 
 fn coding(encoder: Option<mpsc::Receiver<()>>, decoder: Option<mpsc::Receiver<()>>) -> Option<Coding> {
@@ -90,7 +93,7 @@ fn end(peer: DuplexStream, coding: Option<Coding>) -> End {
     let (reader, writer) = split(local);
     let meter = Arc::<Meter>::default();
     let options = Options::new(LIMIT, Arc::clone(&meter));
-    let task = tokio::spawn(async move { carry_coded(peer, reader, writer, options, coding).await });
+    let task = tokio::spawn(async move { carry_coded(vec![peer], reader, writer, options, coding).await });
     End { local: near, meter, task }
 }
 
@@ -140,18 +143,18 @@ async fn the_codec_that_both_ends_agreed_on_is_used_and_the_first_pipe_agrees_on
     let mut acceptor = Acceptor::bind([127, 0, 0, 1].into(), 0..=0, tls, key).await.expect("a free port");
     let tls = client_config(Some(&source), destination.pin()).expect("config");
     let dialer = Dialer::new(acceptor.address(), tls, key);
-    let asked = Terms { codec: Codec::Repeats, ..Terms::default() };
+    let asked = Terms { codec: Codec::Repeats, lanes: 3 };
     let bytes = vec![7; 900_000];
     // Nothing is known of the destination when the first pipe is opened.
-    for (codec, wire_min, wire_max) in [(Codec::Raw, 900_000, 1_000_000), (Codec::Repeats, 1, 5_000)] {
+    for (terms, wire_min, wire_max) in [(Terms::default(), 900_000, 1_000_000), (asked, 1, 5_000)] {
         let (dialed, accepted) = tokio::join!(dialer.open_on(asked, Channel::Memory(0)), acceptor.accept());
         let (dialed, (channel, accepted)) = (dialed.expect("accepted"), accepted.expect("it listens"));
-        assert_eq!((channel, dialed.agreed().terms.codec), (Channel::Memory(0), codec));
-        assert_eq!(dialed.agreed().terms, accepted.agreed().terms);
+        assert_eq!((channel, dialed.agreed().terms), (Channel::Memory(0), terms));
+        assert_eq!(accepted.agreed().terms, terms);
         let (mut near, mut far) = (agreed_end(dialed), agreed_end(accepted));
         carries(&mut near, &mut far, &bytes).await;
         let wire = near.meter.wire();
-        assert!((wire_min..wire_max).contains(&wire), "{codec:?}: {wire} bytes on the wire");
+        assert!((wire_min..wire_max).contains(&wire), "{terms:?}: {wire} bytes on the wire");
         near.local.shutdown().await.expect("closed");
         far.local.shutdown().await.expect("closed");
         for end in [near, far] {
@@ -221,7 +224,10 @@ async fn a_codec_that_panics_ends_the_channel() {
             panic!("expected by the test")
         }
     }
-    let panics = || Some(Coding { codec: Codec::Repeats, encoder: Box::new(Panics), decoder: Box::new(Panics) });
+    let panics = || {
+        let (encoder, decoder) = (Box::new(|| Box::new(Panics) as _), Box::new(|| Box::new(Panics) as _));
+        Some(Coding { codec: Codec::Repeats, encoder, decoder })
+    };
     for (near, far) in [(panics(), coding(None, None)), (coding(None, None), panics())] {
         let (mut near, far) = ends(near, far);
         near.local.write_all(&[3; 1000]).await.expect("taken");

@@ -2,15 +2,15 @@
 
 use std::{fs::File, os::unix::fs::FileExt as _};
 
-use ferry_wire::content::index::{BLOCK_BYTES, SeedIndex, SeedKey};
+use ferry_wire::content::index::{BLOCK_BYTES, ContentIndex, ContentKey};
 use nix::{
     errno::Errno,
     unistd::{Whence, lseek},
 };
 
 /// The index of all its data; holes are skipped, and so is what is left behind the last whole block.
-pub fn scan(file: &File, key: SeedKey) -> SeedIndex {
-    let mut index = SeedIndex::new(key);
+pub fn scan(file: &File, key: ContentKey) -> ContentIndex {
+    let mut index = ContentIndex::new(key);
     let count = file.metadata().expect("there").len() / BLOCK_BYTES;
     let mut bytes = vec![0; BLOCK_BYTES as usize];
     let mut next = 0;

@@ -104,8 +104,8 @@ impl StreamFilter for Management {
         }
     }
 
-    fn delivered(&mut self, direction: Direction) {
-        if direction == Direction::Inbound && self.finish.take().is_some_and(|finish| finish.destination_has_it) {
+    fn delivered(&mut self) {
+        if self.finish.take().is_some_and(|finish| finish.destination_has_it) {
             hand_over(&self.shared);
         }
     }
