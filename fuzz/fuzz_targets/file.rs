@@ -7,7 +7,10 @@ use std::{
     sync::{Arc, LazyLock},
 };
 
-use ferry_wire::file::{BLOCK_BYTES, compare, receive, send, send_same};
+use ferry_wire::{
+    content::index::BLOCK_BYTES,
+    file::{Form, compare, receive, send, send_same},
+};
 use libfuzzer_sys::fuzz_target;
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _, duplex},
@@ -15,7 +18,7 @@ use tokio::{
 };
 
 /// Limit of what one end sends: hashes of its blocks, or all of its file.
-const SAID_BYTES_MAX: usize = 4 * BLOCK_BYTES as usize;
+const SAID_BYTES_MAX: usize = 16 * BLOCK_BYTES as usize;
 
 static RUNTIME: LazyLock<Runtime> = LazyLock::new(|| {
     tokio::runtime::Builder::new_current_thread().enable_time().max_blocking_threads(1).build().expect("a runtime")
@@ -24,7 +27,8 @@ static RUNTIME: LazyLock<Runtime> = LazyLock::new(|| {
 fuzz_target!(|bytes: &[u8]| {
     let Some(([kind, size, content], peer)) = bytes.split_first_chunk::<3>() else { return };
     // Near the ends of blocks, and between them.
-    let length = u64::from(size >> 4) * BLOCK_BYTES / 8 + u64::from(size & 15) * 17;
+    let length = u64::from(size >> 4) * BLOCK_BYTES / 2 + u64::from(size & 15) * 17;
+    let form = if kind & 8 == 0 { Form::Index } else { Form::List };
     let file = file(if kind & 4 == 0 { length } else { 0 }, *content);
     let kept = file.try_clone().expect("cloned");
     RUNTIME.block_on(async {
@@ -33,10 +37,10 @@ fuzz_target!(|bytes: &[u8]| {
         theirs.shutdown().await.expect("it is open");
         let meter = Arc::default();
         let (outcome, takes) = match kind & 3 {
-            0 => (send(&mut ours, file, meter).await, false),
-            1 => (send_same(&mut ours, file, meter).await, false),
-            2 => (receive(&mut ours, file, length, meter).await, true),
-            _ => (compare(&mut ours, file, length, meter).await, true),
+            0 => (send(&mut ours, form, file, meter).await, false),
+            1 => (send_same(&mut ours, form, file, meter).await, false),
+            2 => (receive(&mut ours, form, file, length, meter).await, true),
+            _ => (compare(&mut ours, form, file, length, meter).await, true),
         };
         drop(ours);
         let mut said = Vec::new();

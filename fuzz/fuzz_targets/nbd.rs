@@ -9,13 +9,13 @@ use std::{
 };
 
 use ferry_wire::{
-    content::index::{BLOCK_BYTES, SeedIndex, SeedKey},
+    content::index::{BLOCK_BYTES, ContentIndex, ContentKey},
     filter::{Direction, FilterError, Outputs, StreamFilter},
     nbd::{self, Held, Image, NbdMeter},
 };
 use libfuzzer_sys::fuzz_target;
 
-const KEY: SeedKey = SeedKey([7; 32]);
+const KEY: ContentKey = ContentKey([7; 32]);
 const PAGE: usize = 4096;
 const BLOCK: usize = BLOCK_BYTES as usize;
 /// Four blocks and three pages.
@@ -38,8 +38,8 @@ static SEED: LazyLock<Vec<u8>> = LazyLock::new(|| {
     };
     (0..DISK_BYTES).map(byte).collect()
 });
-static INDEX: LazyLock<SeedIndex> = LazyLock::new(|| {
-    let mut index = SeedIndex::new(KEY);
+static INDEX: LazyLock<ContentIndex> = LazyLock::new(|| {
+    let mut index = ContentIndex::new(KEY);
     (0..).zip(SEED.chunks(BLOCK)).for_each(|(number, block)| index.insert(number, block));
     index
 });
@@ -47,8 +47,8 @@ static INDEX: LazyLock<SeedIndex> = LazyLock::new(|| {
 fuzz_target!(|bytes: &[u8]| {
     let Some((&kind, bytes)) = bytes.split_first() else { return };
     if kind & 0x80 != 0 {
-        if let Ok(index) = SeedIndex::decode(bytes) {
-            let again = SeedIndex::decode(&index.encode()).expect("its own bytes");
+        if let Ok(index) = ContentIndex::decode(bytes) {
+            let again = ContentIndex::decode(&index.encode()).expect("its own bytes");
             assert_eq!((again.blocks(), again.encode()), (index.blocks(), index.encode()));
         }
         return;

@@ -26,7 +26,7 @@ use ferry_core::id::SessionId;
 use ferry_trust::{Clients, KeyPair, client_config, random_secret, server_config};
 use ferry_wire::{
     channel::Options,
-    content::index::{BLOCK_BYTES, SeedIndex, SeedKey},
+    content::index::{BLOCK_BYTES, ContentIndex, ContentKey},
     hello::{Channel, Terms},
     meter::Meter,
     nbd::{self, Held, Image},
@@ -47,7 +47,7 @@ use tokio::{
 mod link;
 
 const MIB: usize = 1 << 20;
-const KEY: SeedKey = SeedKey([1; 32]);
+const KEY: ContentKey = ContentKey([1; 32]);
 /// What QEMU's mirror has in flight.
 const DEPTH: usize = 16;
 const READ: u16 = 0;
@@ -116,7 +116,7 @@ fn options(what: &str, chunk: &[u8], mib: usize, meter: &Arc<Meter>) -> Result<(
         "nbd-zeroes" => (Image::Zeroes, Held::Zeroes),
         "nbd-seed" => {
             let started = Instant::now();
-            let mut index = SeedIndex::new(KEY);
+            let mut index = ContentIndex::new(KEY);
             let blocks = std::iter::repeat_n(chunk, mib).flat_map(|chunk| chunk.chunks_exact(BLOCK_BYTES as usize));
             (0..).zip(blocks).for_each(|(block, bytes)| index.insert(block, bytes));
             println!("hashed {mib} MiB in {:.2} s", started.elapsed().as_secs_f64());

@@ -18,8 +18,8 @@ use uuid::Uuid;
 use crate::{WireError, channel::LANES_MAX, frame::Codec};
 
 /// The newest protocol version that this program speaks. 2: windows of more than 8 MiB. 3: answers state abilities;
-/// offline moves have their own channels.
-pub const VERSION_MAX: u16 = 3;
+/// offline moves have their own channels. 4: what is held of an offline move's file is told as a content index.
+pub const VERSION_MAX: u16 = 4;
 /// The oldest version that this program speaks.
 pub const VERSION_MIN: u16 = 1;
 /// Size of a hello in bytes.
@@ -428,7 +428,10 @@ mod tests {
         let heard = Hello::decode(&asked(Channel::Memory(2)).encode()).expect("it is supported");
         assert_eq!(heard, asked(Channel::Memory(2)));
         let refused = Hello::decode(&asked(Channel::Control).encode());
-        assert!(matches!(&refused, Err(HelloError::NotSupported { what, .. }) if what.contains("Control")), "{refused:?}");
+        assert!(
+            matches!(&refused, Err(HelloError::NotSupported { what, .. }) if what.contains("Control")),
+            "{refused:?}"
+        );
     }
 
     #[test]
@@ -441,7 +444,9 @@ mod tests {
 
     #[tokio::test]
     async fn two_ends_of_neighbouring_versions_agree_on_the_older() {
-        for (spoken, answered, abilities) in [(2, 2, 0), (3, 3, ABILITIES_BYTES), (4, 3, ABILITIES_BYTES)] {
+        for (spoken, answered, abilities) in
+            [(2, 2, 0), (3, 3, ABILITIES_BYTES), (4, 4, ABILITIES_BYTES), (5, 4, ABILITIES_BYTES)]
+        {
             let (mut one, mut other) = duplex(1 << 10);
             let dialed = Hello { version_max: spoken, ..hello(Channel::Control, 0) };
             let answering = async {

@@ -13,7 +13,7 @@ use ferry_core::{error::chain, files::DiskStage, units::ByteCount};
 use ferry_drivers::hypervisor::Domains;
 use ferry_wire::{
     WireError,
-    file::{FileMeter, compare, receive, send, send_same},
+    file::{FileMeter, Form, compare, receive, send, send_same},
     hello::Channel,
     session::{Acceptor, Connection, Dialer},
 };
@@ -79,16 +79,16 @@ async fn take_file(
             *state = DestinationState::Copying;
         }
     })?;
-    let meter = Arc::<FileMeter>::default();
+    let (form, meter) = (Form::of(peer.agreed().version), Arc::<FileMeter>::default());
     let taken = match incoming_file {
         IncomingFile::Adopted { path, .. } => {
-            compare(peer, open(path.clone(), false).await?, wanted.length.0, meter).await
+            compare(peer, form, open(path.clone(), false).await?, wanted.length.0, meter).await
         }
         IncomingFile::Part { part, .. } => {
             // The previous version sends its definition last.
             let (making, moves) = (Arc::clone(page), Arc::clone(moves));
             blocking(move || parts::make_all(&making, &*moves.hypervisor, &moves.partials)).await?;
-            receive(peer, open(part.clone(), true).await?, wanted.length.0, meter).await
+            receive(peer, form, open(part.clone(), true).await?, wanted.length.0, meter).await
         }
     };
     taken.map_err(|error| {
@@ -200,7 +200,7 @@ async fn give_file(
     };
     let file = open(path.to_owned(), false).await?;
     let mut peer = dialer.open(Channel::File(index)).await.map_err(fault)?;
-    let meter = Arc::<FileMeter>::default();
+    let (form, meter) = (Form::of(peer.agreed().version), Arc::<FileMeter>::default());
     let show = |stage: DiskStage| {
         page.tell(|known| {
             known.wires[usize::from(index)] = meter.sent();
@@ -211,8 +211,8 @@ async fn give_file(
     };
     let sending = async {
         match adopted {
-            true => send_same(&mut peer, file, Arc::clone(&meter)).await,
-            false => send(&mut peer, file, Arc::clone(&meter)).await,
+            true => send_same(&mut peer, form, file, Arc::clone(&meter)).await,
+            false => send(&mut peer, form, file, Arc::clone(&meter)).await,
         }
     };
     tokio::pin!(sending);

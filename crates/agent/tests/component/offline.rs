@@ -26,7 +26,7 @@ use uuid::Uuid;
 /// More than is thrown away when a copy is not finished.
 const DISK_BYTES: usize = 8 << 20;
 /// In which a file is compared.
-const BLOCK_BYTES: usize = 256 << 10;
+const BLOCK_BYTES: usize = ferry_wire::content::index::BLOCK_BYTES as usize;
 
 /// A VM that is shut off on the first host, with one disk.
 struct Lot {

@@ -18,10 +18,29 @@ pub(super) const SIGN_EVERY: Duration = Duration::from_secs(10);
 pub(super) const SYNC_MAX: Duration = Duration::from_secs(3600);
 pub(super) const REASON_BYTES_MAX: usize = 512;
 
+/// Stands for a block of zeroes in the hash of the whole file.
+pub(super) const NO_HASH: [u8; blake3::OUT_LEN] = [0; blake3::OUT_LEN];
+
 pub(super) const DATA: u8 = 1;
 pub(super) const ZEROES: u8 = 2;
 pub(super) const END: u8 = 3;
 pub(super) const GOES_ON: u8 = 2;
+
+/// How the destination tells what it holds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Form {
+    /// Hash after hash, as before version 4 of the wire protocol.
+    List,
+    /// As a [`ContentIndex`](crate::content::index::ContentIndex).
+    Index,
+}
+
+impl Form {
+    /// The form for a peer that speaks this version of the wire protocol.
+    pub fn of(version: u16) -> Self {
+        if version < 4 { Self::List } else { Self::Index }
+    }
+}
 
 /// Progress of a file; shared with its observers.
 #[derive(Debug, Default)]
@@ -60,8 +79,14 @@ pub(super) async fn timely<T>(what: impl Future<Output = io::Result<T>>) -> Resu
 }
 
 pub(super) async fn within<T>(limit: Duration, what: impl Future<Output = io::Result<T>>) -> Result<T, WireError> {
-    match tokio::time::timeout(limit, what).await {
-        Ok(outcome) => outcome.map_err(WireError::Peer),
-        Err(_) => Err(WireError::Timeout("the other host was silent")),
-    }
+    heard_within(limit, async { what.await.map_err(WireError::Peer) }).await
+}
+
+/// Something that consists of several messages of the peer, none of which is long.
+pub(super) async fn heard<T>(what: impl Future<Output = Result<T, WireError>>) -> Result<T, WireError> {
+    heard_within(SILENCE_MAX, what).await
+}
+
+async fn heard_within<T>(limit: Duration, what: impl Future<Output = Result<T, WireError>>) -> Result<T, WireError> {
+    tokio::time::timeout(limit, what).await.map_err(|_| WireError::Timeout("the other host was silent"))?
 }

@@ -6,18 +6,27 @@ use std::{
     sync::{Arc, atomic::Ordering::Relaxed},
 };
 
+use ferry_trust::random_secret;
 use tokio::{
     io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _},
     time::Instant,
 };
 
 use super::{
-    blocks::{BLOCK_BYTES, FILE_BYTES_MAX, Hash, Reader, block_below, blocks_of, hash_of, off_thread, put, size_of},
+    blocks::{Blocks, FILE_BYTES_MAX, off_thread},
+    held::tell,
     protocol::{
-        DATA, Differing, END, FileMeter, GOES_ON, REASON_BYTES_MAX, SIGN_EVERY, SYNC_MAX, ZEROES, timely, write,
+        DATA, Differing, END, FileMeter, Form, GOES_ON, NO_HASH, REASON_BYTES_MAX, SIGN_EVERY, SYNC_MAX, ZEROES,
+        timely, write,
     },
 };
-use crate::{WireError, content::sparse::all_zero};
+use crate::{
+    WireError,
+    content::{
+        index::{ContentKey, Hashing},
+        sparse::all_zero,
+    },
+};
 
 /// Receives a file of `length` bytes into a file that may already have content. Ok promises that it has the source's
 /// bytes and is on disk.
@@ -25,12 +34,18 @@ use crate::{WireError, content::sparse::all_zero};
 /// # Errors
 /// [`WireError::Local`] if it cannot be written, or if reading it back gives other bytes than were sent; the source
 /// receives the reason. [`WireError::Peer`], [`WireError::Protocol`], [`WireError::Timeout`].
-pub async fn receive<S>(stream: &mut S, file: File, length: u64, meter: Arc<FileMeter>) -> Result<(), WireError>
+pub async fn receive<S>(
+    stream: &mut S,
+    form: Form,
+    file: File,
+    length: u64,
+    meter: Arc<FileMeter>,
+) -> Result<(), WireError>
 where
     S: AsyncRead + AsyncWrite + Unpin + Send,
 {
-    let outcome = take(stream, Arc::new(file), length, &meter, Differing::Sent).await;
-    tell(stream, outcome).await
+    let outcome = take(stream, form, Arc::new(file), length, &meter, Differing::Sent).await;
+    report(stream, outcome).await
 }
 
 /// Compares a file of `length` bytes, without writing to it, with one sent by [`send_same`](super::send_same). Ok
@@ -38,16 +53,22 @@ where
 ///
 /// # Errors
 /// As [`receive`]; [`WireError::Differs`].
-pub async fn compare<S>(stream: &mut S, file: File, length: u64, meter: Arc<FileMeter>) -> Result<(), WireError>
+pub async fn compare<S>(
+    stream: &mut S,
+    form: Form,
+    file: File,
+    length: u64,
+    meter: Arc<FileMeter>,
+) -> Result<(), WireError>
 where
     S: AsyncRead + AsyncWrite + Unpin + Send,
 {
-    let outcome = take(stream, Arc::new(file), length, &meter, Differing::Refused).await;
-    tell(stream, outcome).await
+    let outcome = take(stream, form, Arc::new(file), length, &meter, Differing::Refused).await;
+    report(stream, outcome).await
 }
 
 /// Reports the outcome to the source.
-async fn tell<S: AsyncWrite + Unpin>(stream: &mut S, outcome: Result<(), WireError>) -> Result<(), WireError> {
+async fn report<S: AsyncWrite + Unpin>(stream: &mut S, outcome: Result<(), WireError>) -> Result<(), WireError> {
     let verdict = match &outcome {
         Ok(()) => vec![0],
         Err(error) => {
@@ -69,6 +90,7 @@ async fn tell<S: AsyncWrite + Unpin>(stream: &mut S, outcome: Result<(), WireErr
 
 async fn take<S>(
     stream: &mut S,
+    form: Form,
     file: Arc<File>,
     length: u64,
     meter: &FileMeter,
@@ -80,52 +102,40 @@ where
     if length > FILE_BYTES_MAX {
         return Err(WireError::Protocol(format!("a file of {length} bytes")));
     }
-    let blocks = blocks_of(length);
     let before = file.metadata().map_err(WireError::Local)?.len();
     match differing {
         Differing::Sent => file.set_len(length).map_err(WireError::Local)?,
         Differing::Refused if before != length => return Err(WireError::Differs),
         Differing::Refused => {}
     }
-    let holds = if before == 0 { 0 } else { blocks };
-    write(stream, &holds.to_le_bytes()).await?;
-    let mut held = Vec::with_capacity(holds as usize);
-    let mut reader = Reader::new(&file, length);
-    for block in 0..holds {
-        let hash = reader.read(block).await?.as_deref().map(hash_of);
-        match hash {
-            None => write(stream, &[0]).await?,
-            Some(hash) => {
-                write(stream, &[1]).await?;
-                write(stream, &hash).await?;
-            }
-        }
-        held.push(hash.is_some());
-    }
-    timely(stream.flush()).await?;
+    let hashing = match form {
+        Form::List => Hashing::EARLIER,
+        Form::Index => Hashing::new(ContentKey(random_secret().0)),
+    };
+    let blocks = Blocks { file, length, block_bytes: hashing.block_bytes };
+    let told = tell(stream, form, hashing, &blocks, before == 0).await?;
     loop {
         match timely(stream.read_u8()).await? {
             DATA => {
-                let block = block_below(timely(stream.read_u32_le()).await?, blocks)?;
+                let block = blocks.named(timely(stream.read_u32_le()).await?)?;
                 let size = timely(stream.read_u32_le()).await?;
-                if u64::from(size) != size_of(block, length) {
+                if u64::from(size) != blocks.size_of(block) {
                     return Err(WireError::Protocol(format!("a block of {size} bytes")));
                 }
                 let mut bytes = vec![0; size as usize];
                 timely(stream.read_exact(&mut bytes)).await?;
-                let was_held = held.get(block as usize).copied().unwrap_or(false);
                 match differing {
-                    Differing::Sent => put(&file, block, bytes, was_held).await?,
-                    Differing::Refused => is_same(&file, block, length, Some(bytes)).await?,
+                    Differing::Sent => blocks.put(block, bytes, told.has_data(block)).await?,
+                    Differing::Refused => is_same(&blocks, block, Some(bytes)).await?,
                 }
                 meter.sent.fetch_add(u64::from(size), Relaxed);
-                meter.looked_at.fetch_max(((u64::from(block) + 1) * BLOCK_BYTES).min(length), Relaxed);
+                meter.looked_at.fetch_max(blocks.end_of(block), Relaxed);
             }
             ZEROES => {
-                let block = block_below(timely(stream.read_u32_le()).await?, blocks)?;
+                let block = blocks.named(timely(stream.read_u32_le()).await?)?;
                 match differing {
-                    Differing::Sent => put(&file, block, vec![0; size_of(block, length) as usize], true).await?,
-                    Differing::Refused => is_same(&file, block, length, None).await?,
+                    Differing::Sent => blocks.put(block, vec![0; blocks.size_of(block) as usize], true).await?,
+                    Differing::Refused => is_same(&blocks, block, None).await?,
                 }
             }
             END => break,
@@ -133,21 +143,21 @@ where
         }
     }
     let whole_length = timely(stream.read_u64_le()).await?;
-    let mut expected = Hash::default();
+    let mut expected = NO_HASH;
     timely(stream.read_exact(&mut expected)).await?;
     if whole_length != length {
         return Err(WireError::Protocol(format!("a file of {whole_length} bytes instead of {length}")));
     }
-    sync(stream, &file).await?;
-    let (mut whole, mut reader, mut spoke) = (blake3::Hasher::new(), Reader::new(&file, length), Instant::now());
+    sync(stream, &blocks.file).await?;
+    let (mut whole, mut reader, mut spoke) = (blake3::Hasher::new(), blocks.reader(), Instant::now());
     sign(stream).await?;
-    for block in 0..blocks {
+    for block in 0..blocks.count() {
         if spoke.elapsed() >= SIGN_EVERY {
             sign(stream).await?;
             spoke = Instant::now();
         }
-        let hash = reader.read(block).await?.as_deref().map(hash_of);
-        whole.update(&hash.unwrap_or_default());
+        let hash = reader.read(block).await?.map(|bytes| hashing.hash(bytes));
+        whole.update(hash.as_ref().map_or(&NO_HASH, |hash| hash.as_bytes()));
     }
     if whole.finalize().as_bytes() != &expected {
         return Err(WireError::Local(io::Error::other("what was written is not what was sent")));
@@ -177,7 +187,8 @@ async fn sign<S: AsyncWrite + Unpin>(stream: &mut S) -> Result<(), WireError> {
 }
 
 /// Whether a block of the file equals the received one; `None`: zeroes.
-async fn is_same(file: &Arc<File>, block: u32, length: u64, bytes: Option<Vec<u8>>) -> Result<(), WireError> {
-    let here = Reader::new(file, length).read(block).await?;
-    if here == bytes.filter(|bytes| !all_zero(bytes)) { Ok(()) } else { Err(WireError::Differs) }
+async fn is_same(blocks: &Blocks, block: u32, bytes: Option<Vec<u8>>) -> Result<(), WireError> {
+    let mut reader = blocks.reader();
+    let here = reader.read(block).await?;
+    if here == bytes.as_deref().filter(|bytes| !all_zero(bytes)) { Ok(()) } else { Err(WireError::Differs) }
 }

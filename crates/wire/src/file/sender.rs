@@ -6,16 +6,18 @@ use std::{
     sync::{Arc, atomic::Ordering::Relaxed},
 };
 
+use bytes::Buf;
 use tokio::{
     io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _},
     time::Instant,
 };
 
 use super::{
-    blocks::{BLOCK_BYTES, FILE_BYTES_MAX, Hash, Reader, blocks_of, hash_of},
+    blocks::{Blocks, FILE_BYTES_MAX},
+    held::Held,
     protocol::{
-        DATA, Differing, END, FileMeter, GOES_ON, REASON_BYTES_MAX, SIGN_EVERY, SILENCE_MAX, SYNC_MAX, ZEROES, timely,
-        within, write,
+        DATA, Differing, END, FileMeter, Form, GOES_ON, NO_HASH, REASON_BYTES_MAX, SIGN_EVERY, SILENCE_MAX, SYNC_MAX,
+        ZEROES, timely, within, write,
     },
 };
 use crate::WireError;
@@ -25,11 +27,11 @@ use crate::WireError;
 /// # Errors
 /// [`WireError::Local`] if it cannot be read or its length changes; [`WireError::Aborted`] with the destination's
 /// reason; [`WireError::Peer`], [`WireError::Protocol`], [`WireError::Timeout`].
-pub async fn send<S>(stream: &mut S, file: File, meter: Arc<FileMeter>) -> Result<(), WireError>
+pub async fn send<S>(stream: &mut S, form: Form, file: File, meter: Arc<FileMeter>) -> Result<(), WireError>
 where
     S: AsyncRead + AsyncWrite + Unpin + Send,
 {
-    give(stream, file, meter, Differing::Sent).await
+    give(stream, form, file, meter, Differing::Sent).await
 }
 
 /// Compares a file with the destination's, which is not changed; the destination calls [`compare`](super::compare). Ok
@@ -37,14 +39,20 @@ where
 ///
 /// # Errors
 /// As [`send`]; [`WireError::Differs`].
-pub async fn send_same<S>(stream: &mut S, file: File, meter: Arc<FileMeter>) -> Result<(), WireError>
+pub async fn send_same<S>(stream: &mut S, form: Form, file: File, meter: Arc<FileMeter>) -> Result<(), WireError>
 where
     S: AsyncRead + AsyncWrite + Unpin + Send,
 {
-    give(stream, file, meter, Differing::Refused).await
+    give(stream, form, file, meter, Differing::Refused).await
 }
 
-async fn give<S>(stream: &mut S, file: File, meter: Arc<FileMeter>, differing: Differing) -> Result<(), WireError>
+async fn give<S>(
+    stream: &mut S,
+    form: Form,
+    file: File,
+    meter: Arc<FileMeter>,
+    differing: Differing,
+) -> Result<(), WireError>
 where
     S: AsyncRead + AsyncWrite + Unpin + Send,
 {
@@ -53,23 +61,25 @@ where
     if length > FILE_BYTES_MAX {
         return Err(WireError::Local(io::Error::other("the file is larger than 16 TiB")));
     }
-    let held = read_held(stream, blocks_of(length)).await?;
-    let (mut whole, mut reader, mut spoke) = (blake3::Hasher::new(), Reader::new(&file, length), Instant::now());
-    for block in 0..blocks_of(length) {
+    let held = Held::receive(stream, form, length).await?;
+    let hashing = held.hashing();
+    let blocks = Blocks { file: Arc::clone(&file), length, block_bytes: hashing.block_bytes };
+    let (mut whole, mut reader, mut spoke) = (blake3::Hasher::new(), blocks.reader(), Instant::now());
+    for block in 0..blocks.count() {
         let bytes = reader.read(block).await?;
-        let hash = bytes.as_deref().map(hash_of);
-        whole.update(&hash.unwrap_or_default());
-        let there = held.get(block as usize).copied().flatten();
-        if hash != there && differing == Differing::Refused {
+        let hash = bytes.map(|bytes| hashing.hash(bytes));
+        whole.update(hash.as_ref().map_or(&NO_HASH, |hash| hash.as_bytes()));
+        let is_there = held.has(block, hash.as_ref());
+        if is_there == Some(false) && differing == Differing::Refused {
             return Err(WireError::Differs);
         }
         // Keep-alive: sending a block that the destination already has changes nothing there.
-        if hash != there || spoke.elapsed() >= SIGN_EVERY {
-            send_block(stream, block, bytes.as_deref()).await?;
+        if is_there != Some(true) || spoke.elapsed() >= SIGN_EVERY {
+            send_block(stream, block, bytes).await?;
             meter.sent.fetch_add(bytes.map_or(0, |bytes| bytes.len() as u64), Relaxed);
             spoke = Instant::now();
         }
-        meter.looked_at.store(((u64::from(block) + 1) * BLOCK_BYTES).min(length), Relaxed);
+        meter.looked_at.store(blocks.end_of(block), Relaxed);
     }
     if file.metadata().map_err(WireError::Local)?.len() != length {
         return Err(WireError::Local(io::Error::other("the file changed its length while it was read")));
@@ -100,28 +110,7 @@ async fn send_block<S: AsyncWrite + Unpin>(stream: &mut S, block: u32, bytes: Op
     if let Some(bytes) = bytes {
         head.extend_from_slice(&(bytes.len() as u32).to_le_bytes());
     }
-    write(stream, &head).await?;
-    write(stream, bytes.unwrap_or_default()).await?;
+    // Together: a separate head would cost a TLS record and a system call.
+    timely(stream.write_all_buf(&mut Buf::chain(&head[..], bytes.unwrap_or_default()))).await?;
     timely(stream.flush()).await
-}
-
-/// Reads which blocks the destination has.
-async fn read_held<S: AsyncRead + Unpin>(stream: &mut S, blocks: u32) -> Result<Vec<Option<Hash>>, WireError> {
-    let count = timely(stream.read_u32_le()).await?;
-    if count > blocks {
-        return Err(WireError::Protocol(format!("{count} blocks of a file of {blocks}")));
-    }
-    let mut held = Vec::new();
-    for _ in 0..count {
-        held.push(match timely(stream.read_u8()).await? {
-            0 => None,
-            1 => {
-                let mut hash = Hash::default();
-                timely(stream.read_exact(&mut hash)).await?;
-                Some(hash)
-            }
-            other => return Err(WireError::Protocol(format!("a block of kind {other}"))),
-        });
-    }
-    Ok(held)
 }

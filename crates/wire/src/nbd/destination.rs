@@ -21,7 +21,7 @@ use super::{
     written::Written,
 };
 use crate::content::{
-    index::{BLOCK_BYTES, BlockHash, HASH_BYTES, SeedKey, cut},
+    index::{BLOCK_BYTES, BlockHash, HASH_BYTES, Hashing, cut},
     sparse::PAGE_BYTES,
 };
 
@@ -30,7 +30,8 @@ pub(super) struct Destination {
     meter: Arc<NbdMeter>,
     /// The first request has arrived, so what is known of the image is final.
     has_begun: bool,
-    key: Option<SeedKey>,
+    /// How the source hashes the blocks that the image holds.
+    hashing: Option<Hashing>,
     /// The ranges written so far, of an image that reads as zeroes elsewhere.
     written: Option<Written>,
     requests: RequestsAt,
@@ -129,7 +130,7 @@ impl Destination {
             handshake: Handshake::new(Role::Destination(keeper)),
             meter,
             has_begun: false,
-            key: None,
+            hashing: None,
             written: None,
             requests: RequestsAt::Head,
             request_held: Vec::new(),
@@ -155,7 +156,7 @@ impl Destination {
             Held::Unknown => {}
             Held::Zeroes => self.written = Some(Written::default()),
             Held::Seed { key, data } => {
-                self.key = Some(key);
+                self.hashing = Some(Hashing::new(key));
                 self.written = data.map(|data| {
                     let mut written = Written::default();
                     data.iter().for_each(|(start, end)| written.mark(*start, *end));
@@ -258,7 +259,7 @@ impl Destination {
     }
 
     fn named_block(&mut self, mut write: Write, out: &mut Vec<u8>) -> Result<RequestsAt, NbdError> {
-        if self.key.is_none() {
+        if self.hashing.is_none() {
             return Err(NbdError::Parts("a held block of an image that is no seed"));
         }
         let hash = self.request_held.as_slice().try_into().expect("the hash is whole");
@@ -353,7 +354,7 @@ impl Destination {
                 self.replies = RepliesAt::Dropped { left: u64::from(length), group };
             }
             Wanted::Block { offset, expected } if is_good => {
-                let hasher = Box::new(self.key.ok_or(NbdError::Parts("a block for no seed"))?.hasher());
+                let hasher = Box::new(self.hashing.ok_or(NbdError::Parts("a block for no seed"))?.hasher());
                 self.replies = RepliesAt::Block { left: BLOCK_BYTES, group, hasher, offset, expected };
             }
             Wanted::Nothing | Wanted::Reply(_) | Wanted::Block { .. } => self.answered(group, reply.error, out),

@@ -1,6 +1,6 @@
 //! What is known about the image that a disk is copied into.
 
-use crate::content::index::{SeedIndex, SeedKey};
+use crate::content::index::{ContentIndex, ContentKey};
 
 /// What the source knows about the destination's image.
 #[derive(Debug, Default)]
@@ -12,7 +12,7 @@ pub enum Image {
     /// ([`Held::Zeroes`]).
     Zeroes,
     /// It holds these blocks.
-    Seed(SeedIndex),
+    Seed(ContentIndex),
 }
 
 /// What the destination knows about its image. Valid for one connection only, while there is no other writer; other
@@ -27,7 +27,7 @@ pub enum Held {
     /// The image holds blocks that the source may name by hash.
     Seed {
         /// The key of the hashes.
-        key: SeedKey,
+        key: ContentKey,
         /// Byte ranges (start, end) that may contain non-zero data, if known.
         data: Option<Vec<(u64, u64)>>,
     },

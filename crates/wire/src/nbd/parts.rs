@@ -2,7 +2,7 @@
 
 use super::protocol::PartKind;
 use crate::content::{
-    index::{BLOCK_BYTES, SeedIndex},
+    index::{BLOCK_BYTES, ContentIndex},
     sparse::{PAGE_BYTES, all_zero},
 };
 
@@ -15,7 +15,12 @@ pub(super) struct Spared {
 
 /// Appends the parts of `payload`, to be written at `offset`, to `out`. Only whole pages count as zeroes, and only
 /// whole blocks as held; blocks that differ are removed from the index.
-pub(super) fn put_parts(payload: &[u8], offset: u64, mut index: Option<&mut SeedIndex>, out: &mut Vec<u8>) -> Spared {
+pub(super) fn put_parts(
+    payload: &[u8],
+    offset: u64,
+    mut index: Option<&mut ContentIndex>,
+    out: &mut Vec<u8>,
+) -> Spared {
     let mut run = Run { payload, offset, start: 0, is_zero: false, spared: Spared::default() };
     let mut at = 0;
     while at < payload.len() {
@@ -58,7 +63,7 @@ struct Run<'a> {
 }
 
 impl Run<'_> {
-    fn end(&mut self, end: usize, index: &mut Option<&mut SeedIndex>, out: &mut Vec<u8>) {
+    fn end(&mut self, end: usize, index: &mut Option<&mut ContentIndex>, out: &mut Vec<u8>) {
         let bytes = &self.payload[self.start..end];
         if bytes.is_empty() {
             return;
@@ -82,7 +87,7 @@ impl Run<'_> {
 mod tests {
     use super::*;
     use crate::{
-        content::index::{HASH_BYTES, SeedKey},
+        content::index::{ContentKey, HASH_BYTES},
         nbd::protocol::{PART_HEAD_BYTES, gather},
     };
 
@@ -109,8 +114,8 @@ mod tests {
     }
 
     /// Blocks 1 and 2 of the disk hold sevens.
-    fn index() -> SeedIndex {
-        let mut index = SeedIndex::new(SeedKey([1; 32]));
+    fn index() -> ContentIndex {
+        let mut index = ContentIndex::new(ContentKey([1; 32]));
         [1, 2].into_iter().for_each(|block| index.insert(block, &[7; BLOCK]));
         index
     }

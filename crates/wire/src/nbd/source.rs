@@ -14,12 +14,12 @@ use super::{
         TAKES_PARTS, TRIM, WRITE, WRITE_ZEROES, gather, pass_on,
     },
 };
-use crate::content::index::SeedIndex;
+use crate::content::index::ContentIndex;
 
 pub(super) struct Source {
     handshake: Handshake,
     meter: Arc<NbdMeter>,
-    index: Option<SeedIndex>,
+    index: Option<ContentIndex>,
     requests: RequestsAt,
     request_held: Vec<u8>,
     /// The piece of a WRITE that is being collected.

@@ -4,7 +4,7 @@
 use std::sync::Arc;
 
 use ferry_wire::{
-    content::index::SeedKey,
+    content::index::ContentKey,
     control::Message,
     nbd::{Held, Keeper},
 };
@@ -17,7 +17,7 @@ use crate::{files::incoming::IncomingDisk, lock::lock};
 pub(super) fn known_at_first(incoming_disk: &IncomingDisk) -> Option<Held> {
     Some(match incoming_disk.life.partial() {
         None => Held::Zeroes,
-        Some(sown) => Held::Seed { key: SeedKey(sown.key.0), data: None },
+        Some(sown) => Held::Seed { key: ContentKey(sown.key.0), data: None },
     })
 }
 

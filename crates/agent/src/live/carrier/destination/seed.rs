@@ -12,7 +12,7 @@ use std::{
 use ferry_core::{error::chain, vm::DiskFormat};
 use ferry_drivers::image;
 use ferry_wire::{
-    content::index::{BLOCK_BYTES, RUN_BLOCKS_MAX, SeedIndex, SeedKey},
+    content::index::{BLOCK_BYTES, ContentIndex, ContentKey, RUN_BLOCKS_MAX},
     nbd::Held,
     session::Connection,
 };
@@ -32,7 +32,7 @@ pub(super) async fn tell_seed(index: u16, mut peer: Connection, shared: Arc<Shar
     let place = usize::from(index);
     let Some(incoming_disk) = shared.incoming_disks.get(place).cloned() else { return };
     let Some(sown) = incoming_disk.life.partial() else { return };
-    let (key, disk, begun) = (SeedKey(sown.key.0), incoming_disk.device.clone(), Instant::now());
+    let (key, disk, begun) = (ContentKey(sown.key.0), incoming_disk.device.clone(), Instant::now());
     let (told, mut to_tell) = mpsc::channel(TOLD_PIECES);
     let known = Arc::clone(&shared);
     let reading = tokio::task::spawn_blocking(move || {
@@ -65,7 +65,7 @@ pub(super) async fn tell_seed(index: u16, mut peer: Connection, shared: Arc<Shar
 }
 
 /// Reads the content of an image that has no writer. Reports first the ranges of its data (start, end), then the bytes
-/// of its index ([`SeedIndex::encode`]) piece by piece, until `tell` returns that the receiver is gone. Blocks for as
+/// of its index ([`ContentIndex::encode`]) piece by piece, until `tell` returns that the receiver is gone. Blocks for as
 /// long as reading takes.
 ///
 /// # Errors
@@ -73,15 +73,15 @@ pub(super) async fn tell_seed(index: u16, mut peer: Connection, shared: Arc<Shar
 fn read(
     path: &Path,
     format: DiskFormat,
-    key: SeedKey,
+    key: ContentKey,
     found: impl FnOnce(Vec<(u64, u64)>),
     mut tell: impl FnMut(Vec<u8>) -> bool,
 ) -> io::Result<()> {
     let extents = image::extents(path, format)?;
     let file = fs::File::open(path)?;
     found(extents.iter().map(|extent| (extent.start, extent.start + extent.length)).collect());
-    let mut is_heard = tell(SeedIndex::new(key).encode());
-    let (mut index, mut blocks, mut told_at) = (SeedIndex::new(key), 0, Instant::now());
+    let mut is_heard = tell(ContentIndex::new(key).encode());
+    let (mut index, mut blocks, mut told_at) = (ContentIndex::new(key), 0, Instant::now());
     // A block consists of all parts that overlap it, with zeroes between them.
     let (mut number, mut block) = (None, vec![0; BLOCK_BYTES as usize]);
     for extent in &extents {
@@ -95,7 +95,7 @@ fn read(
                 }
                 if blocks >= RUN_BLOCKS_MAX || (blocks > 0 && told_at.elapsed() >= TOLD_EVERY) {
                     is_heard = tell(index.runs());
-                    (index, blocks, told_at) = (SeedIndex::new(key), 0, Instant::now());
+                    (index, blocks, told_at) = (ContentIndex::new(key), 0, Instant::now());
                 }
                 block.fill(0);
             }
@@ -120,7 +120,7 @@ mod tests {
 
     use super::*;
 
-    const KEY: SeedKey = SeedKey([4; 32]);
+    const KEY: ContentKey = ContentKey([4; 32]);
 
     struct Image {
         path: std::path::PathBuf,
@@ -133,14 +133,14 @@ mod tests {
         Image { path, format }
     }
 
-    fn looked(path: &Path, format: DiskFormat) -> (Vec<(u64, u64)>, SeedIndex) {
+    fn looked(path: &Path, format: DiskFormat) -> (Vec<(u64, u64)>, ContentIndex) {
         let (mut data, mut bytes) = (Vec::new(), Vec::new());
         let tell = |piece: Vec<u8>| {
             bytes.extend(piece);
             true
         };
         read(path, format, KEY, |found| data = found, tell).expect("read");
-        (data, SeedIndex::decode(&bytes).expect("whole"))
+        (data, ContentIndex::decode(&bytes).expect("whole"))
     }
 
     #[test]
@@ -161,7 +161,7 @@ mod tests {
             let done = tool.args(["-f", format.name()]).arg(path).output().expect("qemu-io is installed");
             assert!(done.status.success(), "{done:?}");
         }
-        let (mut expected, content) = (SeedIndex::new(KEY), fs::File::open(&plain).expect("there"));
+        let (mut expected, content) = (ContentIndex::new(KEY), fs::File::open(&plain).expect("there"));
         let mut bytes = vec![0; BLOCK_BYTES as usize];
         for block in 0..(6 << 20) / BLOCK_BYTES {
             content.read_exact_at(&mut bytes, block * BLOCK_BYTES).expect("read");

@@ -6,7 +6,7 @@ use std::{path::Path, sync::Arc, time::Duration};
 use ferry_core::error::chain;
 use ferry_wire::{
     channel::Options,
-    content::index::SeedIndex,
+    content::index::ContentIndex,
     hello::Channel,
     nbd::{self, Image, NbdMeter},
     window::WINDOW_BYTES_MIN,
@@ -44,7 +44,7 @@ pub(super) async fn ask_seeds(shared: &Shared) -> Vec<Option<Image>> {
     for (index, file) in (0..).zip(&shared.files) {
         let asked = async {
             let mut peer = shared.dialer.open(Channel::Seed(index)).await?;
-            SeedIndex::receive(&mut peer, SEED_SILENCE, left).await
+            ContentIndex::receive(&mut peer, SEED_SILENCE, left).await
         };
         images.push(Some(match file.sown {
             false => Image::Zeroes,
