@@ -65,6 +65,7 @@ pub fn text(agent: &Agent) -> String {
     counts(&mut text, "ferry_agent_shares", "Shares that are attached", "state", shares);
     let help = "Sides of live moves that this host has, until they are released";
     counts(&mut text, "ferry_agent_carriers", help, "role", agent.migrations.count_by_role());
+    agent.migrations.carried.write(&mut text);
     agent.metrics.requests.write(
         &mut text,
         "ferry_agent_http_requests_total",

@@ -152,6 +152,7 @@ impl Registry {
         if self.ask(journal, Ask::Leave).await.is_none() {
             launch::end_process(self.carrier_state(journal).unwrap_or_default().pid, &path);
         }
+        self.carried.end(journal.job);
         match fs::remove_dir_all(&journal.socket_dir) {
             Ok(()) => {}
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}

@@ -7,6 +7,7 @@
 //! A carrier owns its side of one migration (see `docs/adr/0002`). The registry starts it, queries it, and does the
 //! work that must not depend on it: after a restart of the agent the journals list the migrations.
 
+mod carried;
 pub mod carrier;
 mod destination;
 mod ending;

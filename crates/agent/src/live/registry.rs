@@ -12,6 +12,7 @@ use tokio::sync::OnceCell;
 use tracing::{Instrument as _, info, warn};
 
 use super::{
+    carried::Totals,
     carrier::control::{self, Answer, Ask},
     journal::{CarrierState, Journal, State, Task},
     launch::{self, Launcher, make_socket_dir},
@@ -42,6 +43,7 @@ pub struct Registry {
     pub(super) table: Table<Journal>,
     pub(super) partials: Arc<PartialCopies>,
     pub(super) probes: Probes,
+    pub(crate) carried: Totals,
 }
 
 pub(super) type Reported = Result<Report, AgentError>;
@@ -75,6 +77,7 @@ impl Registry {
             table: Table::new("migrations", journals, ended),
             partials,
             probes: Probes::default(),
+            carried: Totals::default(),
         })
     }
 
@@ -160,6 +163,7 @@ impl Registry {
     pub(super) async fn begin(&self, journal: &Journal) -> Result<Answer, AgentError> {
         make_socket_dir(&journal.socket_dir, self.process_owner().await?.0)?;
         self.put(journal)?;
+        self.carried.begin(journal.job);
         launch::launch(&self.launcher, &self.config, &self.hypervisor, journal).await
     }
 
@@ -170,7 +174,12 @@ impl Registry {
 
     /// Sends a request to the carrier; `None` if it is not running.
     pub(super) async fn ask(&self, journal: &Journal, ask: Ask) -> Option<Answer> {
-        control::ask(&journal.control, ask).await.ok()
+        let answer = control::ask(&journal.control, ask).await.ok()?;
+        match &answer {
+            Answer::Report { carried, .. } => self.carried.add(journal.job, journal.task.role(), *carried),
+            Answer::Refused { .. } => {}
+        }
+        Some(answer)
     }
 
     /// Where shares are mounted on the destinations of this host's moves.

@@ -1,9 +1,9 @@
 //! Live moves between two agents: whoever fails, the VM runs on exactly one host.
 
-use std::{sync::Arc, time::Duration};
+use std::{path::PathBuf, sync::Arc, time::Duration};
 
 use crate::site::{Job, Site, reached, refusal, wait_until};
-use ferry_agent::setup::release_hold;
+use ferry_agent::{Agent, http::metrics, setup::release_hold};
 use ferry_core::{
     api::agent::{ConfirmRequest, DiskArrival, Report, Stage, Verb},
     error::chain,
@@ -16,11 +16,28 @@ use ferry_core::{
     units::ByteCount,
 };
 use ferry_drivers::hypervisor::{Domains as _, Migration as _, Power as _, fake::Point};
-use ferry_testkit::logs::expects_warning;
+use ferry_testkit::{logs::expects_warning, metrics::Scraped};
 use serde_json::json;
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    net::{TcpListener, TcpStream},
+};
 
 /// The guest dirties twice what is sent meanwhile.
 const NEVER_CONVERGES: f64 = 2.0;
+
+/// A disk of 1 MiB in a file of the first host: that file, and how it moves to the second.
+fn disk_of_its_own(site: &Site) -> (PathBuf, DiskArrival, DiskMove) {
+    let folder = &site.hosts[0].config.storage_roots[0];
+    let old = folder.join("old.raw");
+    std::fs::create_dir_all(folder).expect("made");
+    std::fs::write(&old, vec![7; 1 << 20]).expect("written");
+    let (vda, _) = site.hosts[1].arrival("vda");
+    let host = (*site.hosts[0].agent.enrolment.watch_host().borrow()).expect("it is enrolled");
+    let from = Location::Local { host, path: old.display().to_string() };
+    let along = DiskMove { device: "vda".into(), from, real: None, to: vda.to.clone(), format: vda.format };
+    (old, DiskArrival { virtual_size: ByteCount::mib(1), ..vda }, along)
+}
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_running_vm_moves_there_and_back_and_its_autostart_follows() {
@@ -107,6 +124,46 @@ async fn figures_tell_what_the_move_took() {
     assert!(figures.0.iterations >= 2 && figures.0.sent.0 >= 4 << 20, "{figures:?}");
     assert!(figures.0.wire.0 > figures.0.sent.0, "{figures:?}");
     assert!(figures.1.downtime_ms < at_most, "{figures:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_carriers_have_carried_is_told_to_prometheus_by_stage() {
+    let site = Site::new().await;
+    let (old, vda, along) = disk_of_its_own(&site);
+    let vm = site.run_vm("web01", |guest| guest.facts.files[0].place = old);
+    let job = Job { disks: vec![vda], along: vec![along], ..Job::new(1, 1, vm, "web01", 0) };
+    site.prepare(&job).await;
+    site.perform(&job).await;
+    site.follow(&job).await;
+    site.finish(&job, false).await;
+    for (host, role) in [(0, "source"), (1, "destination")] {
+        let told = scraped(&site.hosts[host].agent).await;
+        let value = |channel: &str, stage: &str| {
+            let labels = format!("role=\"{role}\",channel=\"{channel}\",stage=\"{stage}\"");
+            told.value(&format!("ferry_agent_carried_bytes_total{{{labels}}}"))
+        };
+        for (channel, mib) in [("memory", 4), ("disk", 1)] {
+            let (plain, wire) = (value(channel, "plain"), value(channel, "wire"));
+            assert!(plain >= f64::from(mib << 20) && wire > plain, "{role} {channel}: {told:?}");
+        }
+        let changed = told.value(&format!("ferry_agent_changed_blocks_total{{role=\"{role}\"}}"));
+        assert_eq!((told.value("ferry_agent_carriers"), changed), (0.0, 0.0), "{told:?}");
+    }
+    site.assert_settled(vm, 1);
+}
+
+/// What an agent tells Prometheus.
+async fn scraped(agent: &Arc<Agent>) -> Scraped {
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
+    let mut stream = TcpStream::connect(listener.local_addr().expect("bound")).await.expect("it listens");
+    let serving = tokio::spawn(metrics::serve(Arc::clone(agent), listener));
+    stream.write_all(b"GET /metrics HTTP/1.1\r\nhost: agent\r\nconnection: close\r\n\r\n").await.expect("asked");
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).await.expect("answered");
+    serving.abort();
+    let (head, text) = answer.split_once("\r\n\r\n").expect("a head and a text");
+    assert!(head.starts_with("HTTP/1.1 200 "), "{head}");
+    Scraped::read(text)
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -340,21 +397,14 @@ async fn a_vm_whose_disks_are_behind_is_not_handed_over_until_they_are_not() {
     expects_warning("libvirt's migrate call failed");
     for (catches_up, timeout_ms) in [(false, 1_000), (true, 60_000)] {
         let site = Site::new().await;
-        let (source, folder) = (&site.hosts[0].hypervisor, &site.hosts[0].config.storage_roots[0]);
-        let old = folder.join("old.raw");
-        std::fs::create_dir_all(folder).expect("made");
-        std::fs::write(&old, vec![7; 1 << 20]).expect("written");
+        let source = &site.hosts[0].hypervisor;
+        let (old, vda, along) = disk_of_its_own(&site);
         let vm = site.run_vm("web01", |guest| {
             guest.facts.files[0].place = old.clone();
             // Given many passes, one that writes no more than is sent would fit into any limit.
             let dirty_ratio = if catches_up { 1.0 } else { NEVER_CONVERGES };
             (guest.resident, guest.dirty_ratio) = (ByteCount::mib(16), dirty_ratio);
         });
-        let (vda, _) = site.hosts[1].arrival("vda");
-        let host = (*site.hosts[0].agent.enrolment.watch_host().borrow()).expect("it is enrolled");
-        let from = Location::Local { host, path: old.display().to_string() };
-        let along = DiskMove { device: "vda".into(), from, real: None, to: vda.to.clone(), format: vda.format };
-        let vda = DiskArrival { virtual_size: ByteCount::mib(1), ..vda };
         // All memory but what is sent in the first pass fits into this.
         let limit_ms = 9_000;
         let (disks, along) = (vec![vda], vec![along]);

@@ -9,6 +9,7 @@ pub(super) mod board;
 mod channel;
 pub mod control;
 mod destination;
+mod meters;
 pub(super) mod source;
 
 use std::{path::Path, sync::Arc, time::Duration};
@@ -23,7 +24,7 @@ use tracing::{Instrument as _, debug, info, warn};
 
 use self::{
     board::Board,
-    control::{Answer, Ask, LINE_BYTES_MAX, WAIT_MAX, understood},
+    control::{Answer, Ask, Carried, LINE_BYTES_MAX, WAIT_MAX, understood},
     destination::Destination,
     source::Source,
 };
@@ -42,6 +43,16 @@ impl Drop for Tasks {
 enum Side {
     Source(Source),
     Destination(Destination),
+}
+
+impl Side {
+    /// What its channels have carried so far.
+    fn carried(&self) -> Carried {
+        match self {
+            Self::Source(source) => source.carried(),
+            Self::Destination(destination) => destination.carried(),
+        }
+    }
 }
 
 /// Runs one side of a migration until it is asked to leave.
@@ -118,7 +129,7 @@ async fn serve(
         Ok(ask) => done(ask, board, side).await,
     };
     let answer = match outcome {
-        Ok(()) => Answer::Report { report: Box::new(board.report().await), address },
+        Ok(()) => Answer::Report { report: Box::new(board.report().await), address, carried: side.carried() },
         Err(finding) => Answer::Refused { finding },
     };
     let mut text = serde_json::to_string(&answer).map_err(std::io::Error::other)?;

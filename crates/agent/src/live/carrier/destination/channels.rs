@@ -15,7 +15,8 @@ use ferry_wire::{
     WireError,
     channel::Options,
     filter::{Direction, FilterError, Outputs, StreamFilter},
-    nbd::{self, NbdMeter},
+    meter::Meter,
+    nbd,
     session::Connection,
     transport::local,
     window::WINDOW_BYTES_MIN,
@@ -123,7 +124,7 @@ pub(super) async fn carry_memory(index: u16, peer: Connection, shared: Arc<Share
     info!(index, "Memory begins to arrive");
     local::widen(&local);
     let (reader, writer) = local.into_split();
-    let options = bulk_options(&peer, &shared);
+    let options = bulk_options(&peer, &shared, &shared.meters.memory);
     until_cut("memory", &shared, peer.carry(reader, writer, options)).await;
 }
 
@@ -136,11 +137,12 @@ pub(super) async fn carry_disk(index: u16, peer: Connection, shared: Arc<Shared>
         shared.board.spawn(write_out(Arc::clone(&shared)));
     }
     let (reader, writer) = local.into_split();
-    let mut options = bulk_options(&peer, &shared);
-    let spared: Arc<NbdMeter> = Arc::default();
+    let mut options = bulk_options(&peer, &shared, &shared.meters.disks);
+    let spared = shared.meters.open_disk(index);
     let files = Files::new(Arc::clone(&shared));
     options.filter = Some(Box::new(nbd::destination(files, Arc::clone(&spared))));
     until_cut("disk", &shared, peer.carry(reader, writer, options)).await;
+    shared.meters.end_disk(index);
     info!(
         index,
         zero_bytes = spared.elided_bytes(),
@@ -171,10 +173,10 @@ async fn write_out(shared: Arc<Shared>) {
 }
 
 /// Options for a memory or disk channel.
-fn bulk_options(peer: &Connection, shared: &Shared) -> Options {
+fn bulk_options(peer: &Connection, shared: &Shared, meter: &Arc<Meter>) -> Options {
     peer.widen();
     let traffic = Arc::clone(&shared.traffic);
-    Options { traffic, ..Options::new(shared.downtime_limit, Arc::clone(&shared.meter)) }
+    Options { traffic, ..Options::new(shared.downtime_limit, Arc::clone(meter)) }
 }
 
 /// Carries a channel until it ends, or all channels are cut.

@@ -69,7 +69,7 @@ pub(super) async fn resume(shared: &Shared, control: Option<&ControlSender>) {
     let downtime = stopped.zip(ran).map(|(stopped, ran)| ran.saturating_duration_since(stopped) + travel);
     let downtime_ms = downtime.map_or(0, |downtime| downtime.as_millis() as u64);
     info!(downtime_ms, "The VM runs here");
-    let wire = ferry_core::units::ByteCount(shared.meter.wire());
+    let wire = ferry_core::units::ByteCount(shared.meters.wire());
     board.tell(|known| {
         known.stage = Stage::Resumed;
         known.error = None;

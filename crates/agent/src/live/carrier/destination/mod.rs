@@ -40,7 +40,7 @@ use self::{
     seed::tell_seed,
     state::Shared,
 };
-use super::board::Board;
+use super::{board::Board, control::Carried, meters::Meters};
 use crate::{
     AgentError,
     config::Config,
@@ -77,7 +77,7 @@ impl Destination {
             },
             downtime_limit: Duration::from_millis(u64::from(task.downtime_limit_ms)),
             board,
-            meter: Arc::default(),
+            meters: Meters::default(),
             traffic: Arc::default(),
             stopped_at: Mutex::new(None),
             ran_at: Mutex::new(None),
@@ -95,6 +95,10 @@ impl Destination {
     /// The address to which the source's carrier must connect.
     pub(super) fn address(&self) -> String {
         self.address.clone()
+    }
+
+    pub(super) fn carried(&self) -> Carried {
+        self.shared.meters.carried()
     }
 
     /// Runs the VM: the server asked both hosts, and the VM is here. Retried until it runs; an error only means that it

@@ -6,16 +6,19 @@ use std::{
 };
 
 use ferry_drivers::hypervisor::rpc::GatePolicy;
-use ferry_wire::{control::ControlSender, meter::Meter, nbd::Held, traffic::Traffic};
+use ferry_wire::{control::ControlSender, nbd::Held, traffic::Traffic};
 use tokio::sync::watch;
 
-use crate::{files::incoming::IncomingDisk, live::carrier::board::Board};
+use crate::{
+    files::incoming::IncomingDisk,
+    live::carrier::{board::Board, meters::Meters},
+};
 
 pub(super) struct Shared {
     pub(super) board: Arc<Board>,
     pub(super) policy: GatePolicy,
     pub(super) downtime_limit: Duration,
-    pub(super) meter: Arc<Meter>,
+    pub(super) meters: Meters,
     pub(super) traffic: Arc<Traffic>,
     pub(super) stopped_at: Mutex<Option<Instant>>,
     pub(super) ran_at: Mutex<Option<Instant>>,

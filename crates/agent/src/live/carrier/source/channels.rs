@@ -8,7 +8,7 @@ use ferry_wire::{
     channel::Options,
     content::index::ContentIndex,
     hello::Channel,
-    nbd::{self, Image, NbdMeter},
+    nbd::{self, Image},
     window::WINDOW_BYTES_MIN,
 };
 use tokio::net::UnixListener;
@@ -107,7 +107,7 @@ pub(super) async fn carry_each(listener: UnixListener, channel: fn(u16) -> Chann
                 continue;
             }
         };
-        let meter = if matches!(channel, Channel::Disk(_)) { &shared.disk_meter } else { &shared.meter };
+        let meter = if matches!(channel, Channel::Disk(_)) { &shared.meters.disks } else { &shared.meters.memory };
         peer.widen();
         let mut options = Options {
             traffic: Arc::clone(&shared.traffic),
@@ -118,9 +118,7 @@ pub(super) async fn carry_each(listener: UnixListener, channel: fn(u16) -> Chann
             // One connection for each disk: for any further one, nothing is known.
             let mut images = lock(&shared.images);
             let image = images.get_mut(usize::from(index)).and_then(Option::take).unwrap_or_default();
-            let count = Arc::<NbdMeter>::default();
-            options.filter = Some(Box::new(nbd::source(image, Arc::clone(&count))));
-            lock(&shared.disk_counts).insert(index, count);
+            options.filter = Some(Box::new(nbd::source(image, shared.meters.open_disk(index))));
             disk = Some(index);
         }
         let (reader, writer) = local.into_split();
@@ -131,7 +129,7 @@ pub(super) async fn carry_each(listener: UnixListener, channel: fn(u16) -> Chann
                 () = cut(&ended) => warn!(channel = name, "The channel was ended with the move"),
             }
             if let Some(index) = disk {
-                lock(&ended.disk_counts).remove(&index);
+                ended.meters.end_disk(index);
             }
         });
     }

@@ -149,7 +149,7 @@ pub(super) async fn settle(shared: &Arc<Shared>, started: Instant, outcome: Resu
             false
         }
     };
-    let (wire, disk_wire) = (ByteCount(shared.wire()), ByteCount(shared.disk_meter.wire()));
+    let (wire, disk_wire) = (ByteCount(shared.meters.wire()), ByteCount(shared.meters.disks.wire()));
     if delivered {
         board.tell(|known| {
             known.stage = Stage::Delivered;

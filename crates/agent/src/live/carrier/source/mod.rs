@@ -48,7 +48,7 @@ use self::{
     state::{LOOK_EVERY, Shared, ask_to_abort, end},
     watchdog::watch_over,
 };
-use super::board::Board;
+use super::{board::Board, control::Carried, meters::Meters};
 use crate::{
     AgentError,
     blocking::call,
@@ -114,8 +114,7 @@ impl Source {
             timeout: Duration::from_millis(task.timeout_ms),
             dialer,
             traffic: Arc::default(),
-            meter: Arc::default(),
-            disk_meter: Arc::default(),
+            meters: Meters::default(),
             control: sender,
             aborting: AtomicBool::new(false),
             delivered: AtomicBool::new(false),
@@ -123,7 +122,6 @@ impl Source {
             stopped_at,
             files: task.destination.files.clone(),
             images: Mutex::default(),
-            disk_counts: Mutex::default(),
             cut: watch::Sender::new(false),
             broken: Mutex::default(),
             _watch: Mutex::new(watch),
@@ -140,6 +138,10 @@ impl Source {
             board.spawn(carry_each(disks, Channel::Disk, Arc::clone(&shared)));
         }
         Ok(Self { shared })
+    }
+
+    pub(super) fn carried(&self) -> Carried {
+        self.shared.meters.carried()
     }
 
     /// Begins the migration; returns at once. May be repeated.

@@ -47,7 +47,7 @@ pub(super) async fn show_progress(shared: &Shared, started: Instant) -> ! {
             true => Vec::new(),
             false => call(&board.hypervisor, look).await.unwrap_or_default(),
         };
-        let wire = shared.wire();
+        let wire = shared.meters.wire();
         let flows = (stats.memory_total.0 > 0).then_some(stats.rate_bytes_per_s);
         let rest = rests.look(started.elapsed(), &looked, flows);
         let rest = if flows.is_some() { rest } else { Rest::default() };

@@ -1,7 +1,6 @@
 //! State shared by the source's tasks: one move, its channels, and the reasons to end it.
 
 use std::{
-    collections::BTreeMap,
     sync::{
         Arc, Mutex,
         atomic::{AtomicBool, Ordering},
@@ -11,17 +10,14 @@ use std::{
 
 use ferry_core::{api::agent::ArrivalFile, disk_rest::Rest, error::chain, job::OnStall};
 use ferry_drivers::hypervisor::MigrateRequest;
-use ferry_wire::{
-    control::ControlSender,
-    meter::Meter,
-    nbd::{Image, NbdMeter},
-    session::Dialer,
-    traffic::Traffic,
-};
+use ferry_wire::{control::ControlSender, nbd::Image, session::Dialer, traffic::Traffic};
 use tokio::sync::watch;
 use tracing::warn;
 
-use crate::{blocking::call, live::carrier::board::Board};
+use crate::{
+    blocking::call,
+    live::carrier::{board::Board, meters::Meters},
+};
 
 /// How often libvirt is polled for progress.
 pub(super) const LOOK_EVERY: Duration = Duration::from_millis(200);
@@ -43,16 +39,12 @@ pub(super) struct Shared {
     pub(super) files: Vec<ArrivalFile>,
     /// What is known about them, until their channels open.
     pub(super) images: Mutex<Vec<Option<Image>>>,
-    /// Counters of the open disk channels.
-    pub(super) disk_counts: Mutex<BTreeMap<u16, Arc<NbdMeter>>>,
     /// When the VM was paused for the hand-over.
     pub(super) stopped_at: Arc<Mutex<Option<Instant>>>,
     pub(super) dialer: Dialer,
     /// Traffic of memory and disks.
     pub(super) traffic: Arc<Traffic>,
-    pub(super) meter: Arc<Meter>,
-    /// Counters of migrated disks.
-    pub(super) disk_meter: Arc<Meter>,
+    pub(super) meters: Meters,
     pub(super) control: ControlSender,
     pub(super) aborting: AtomicBool,
     pub(super) delivered: AtomicBool,
@@ -63,13 +55,6 @@ pub(super) struct Shared {
     /// Why the management channel broke: libvirt itself reports only that it did.
     pub(super) broken: Mutex<Option<String>>,
     pub(super) _watch: Mutex<Box<dyn Send>>,
-}
-
-impl Shared {
-    /// Bytes of memory and disks sent over the wire so far.
-    pub(super) fn wire(&self) -> u64 {
-        self.meter.wire() + self.disk_meter.wire()
-    }
 }
 
 /// Ends the move for this reason.

@@ -98,7 +98,7 @@ fn why_slow(shared: &Shared, rest: Rest, downtime_limit: Duration) -> String {
 
 /// The disk with the longest unanswered request, and its age.
 fn most_silent(shared: &Shared, heard: &mut BTreeMap<u16, Answers>, now: Duration) -> (String, Duration) {
-    let counts = lock(&shared.disk_counts);
+    let counts = shared.meters.open_disks();
     heard.retain(|index, _| counts.contains_key(index));
     let each = counts.iter().map(|(index, count)| {
         let answers = heard.entry(*index).or_default();
