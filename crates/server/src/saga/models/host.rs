@@ -1,4 +1,4 @@
-//! A host of the model, as sagas ask it. A request may be lost, or its answer.
+//! A host of the model, as sagas see it. A request or its answer may be lost.
 
 use std::time::Duration;
 
@@ -34,7 +34,7 @@ impl<M: Model> Host<M> {
         what: &'static str,
         act: impl FnOnce(&mut M) -> Result<T, ClientError> + Send,
     ) -> Result<T, ClientError> {
-        // Another task of the server goes on first, now and then.
+        // Lets another task of the server go first, now and then.
         tokio::task::yield_now().await;
         let fault = lock(&self.world).fault(self.role, what);
         match fault {
@@ -66,7 +66,7 @@ impl<M: Model> Host<M> {
         .await
     }
 
-    /// What is asked of the source before anything changes.
+    /// Queries the source before anything changes.
     async fn size<T: Send>(&self, files: T) -> Result<T, Vec<Finding>> {
         self.call("size", |_| Ok(files)).await.map_err(|_| Vec::new())
     }

@@ -1,4 +1,4 @@
-//! Jobs of the model: one of each kind.
+//! The model's jobs: one of each kind.
 
 use ferry_core::{
     api::agent::PrepareStorage,
@@ -23,7 +23,7 @@ fn disk(device: &str) -> DiskMove {
     DiskMove { device: device.to_owned(), from: place("/old"), real: None, to: place("/new"), format: DiskFormat::Raw }
 }
 
-/// A live move, of these disks as well.
+/// The plan of a live move with these migrated disks.
 fn live_plan(along: Vec<DiskMove>, autostart: bool) -> LivePlan {
     LivePlan {
         session: SessionId(Uuid::nil()),
@@ -70,7 +70,8 @@ fn storage_plan() -> StoragePlan {
     StoragePlan { generation: Generation(1), request, keep_source: false, disks: Vec::new() }
 }
 
-/// Job 1: a move from kvm1 to kvm2, or on kvm1. `autostart`: whether it was seen that the source starts the VM at boot.
+/// Job 1: a move from kvm1 to kvm2, or on kvm1. `autostart`: whether the source was already seen to start the VM at
+/// boot.
 pub(in super::super) fn job(kind: JobKind, autostart: bool) -> JobRecord {
     let plan = match kind {
         JobKind::Live => live_plan(Vec::new(), autostart).to_json(),

@@ -1,5 +1,5 @@
-//! A model of the world, for the real sagas. What hosts have, and what becomes of a request, says whoever implements
-//! [`world::Model`]: the sweep as planned, the simulation by chance. What is the same in both stands here.
+//! A model of the world for the real sagas. An implementation of [`world::Model`] decides what hosts have and what
+//! happens to requests: the sweep by a plan, the simulation at random. This folder contains what both share.
 
 mod host;
 pub(super) mod jobs;

@@ -1,4 +1,4 @@
-//! The model's server: a database in memory, a third host, and its lives, one after another.
+//! The model's server: a database in memory, a third host, and runs of the server, one after another.
 
 use std::sync::Arc;
 
@@ -109,7 +109,7 @@ impl<M: Model> Site for ModelSite<M> {
     }
 }
 
-/// Lives of the server, one after another, until the job has ended, or waits for a human.
+/// Runs of the server, one after another, until the job has ended or waits for a human.
 pub(in super::super) async fn lives<M: Model, S: Saga>(
     world: &Shared<M>,
     record: &JobRecord,

@@ -1,4 +1,4 @@
-//! What a model says: what hosts have and do, and what becomes of requests.
+//! The interface of a model: what hosts have and do, and what happens to requests.
 
 use std::sync::{Arc, Mutex, MutexGuard};
 
@@ -27,24 +27,24 @@ pub(in super::super) fn lock<M>(world: &Shared<M>) -> MutexGuard<'_, M> {
 /// What happens to a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(in super::super) enum Fault {
-    /// The host does not do it, and says so.
+    /// The host refuses it.
     Refused,
     /// It does not reach the host.
     Lost,
-    /// It is done, and its answer is lost.
+    /// It is executed, and its answer is lost.
     AnswerLost,
-    /// The server dies before it is done.
+    /// The server dies before the request is executed.
     DiesBefore,
-    /// The server dies after it was done.
+    /// The server dies after the request was executed.
     DiesAfter,
 }
 
-/// What the server has kept, and its life.
+/// The server's stored data, and its current run.
 #[derive(Debug)]
 pub(in super::super) struct Server {
     pub(in super::super) log: Vec<LogEvent>,
     pub(in super::super) reserved: bool,
-    /// As it was stored last, if it was.
+    /// The plan as it was last stored, if it was.
     pub(in super::super) plan: Option<String>,
     pub(in super::super) life: Life,
 }
@@ -56,48 +56,48 @@ impl Default for Server {
     }
 }
 
-/// One life of the server, as far as the world ends it or asks something of it.
+/// One run of the server, and the signals between it and the model.
 #[derive(Clone, Debug, Default)]
 pub(in super::super) struct Life {
-    /// It is over.
+    /// This run is over.
     pub(in super::super) died: CancellationToken,
-    /// Somebody asked to cancel the job.
+    /// A user asked to cancel the job.
     pub(in super::super) cancelled: CancellationToken,
-    /// All that could happen by itself has happened: the job waits for a human.
+    /// Everything that could happen by itself has happened: the job waits for a human.
     pub(in super::super) waits: CancellationToken,
 }
 
-/// What hosts have of a move, and what they do when they are asked. A move of disks has a source only.
+/// What hosts have of a move, and what they do on request. A storage move has a source only.
 pub(in super::super) trait Model: Sized + Send + 'static {
     fn server(&mut self) -> &mut Server;
-    /// What becomes of a request; `None`: it is done and answered.
+    /// What happens to a request; `None`: it is executed and answered.
     fn fault(&mut self, role: Role, what: &'static str) -> Option<Fault>;
-    /// What must be true at every moment.
+    /// Checks what must be true at every moment.
     fn check(&self);
-    /// Whether this moment is the server's last, beside those of requests.
+    /// Whether the server dies at this moment, apart from the moments of requests.
     fn server_dies(&mut self) -> bool {
         false
     }
-    /// A moment passes.
+    /// Lets a moment pass.
     fn tick(&mut self) {}
-    /// Whether a host that is asked for news newer than this answers now.
+    /// Whether a host that is asked for anything newer than this answers now.
     fn has_news(&mut self, _: Role, _after: u64) -> bool {
         true
     }
-    /// A host was asked what it has now, and this is what the server has heard.
+    /// Notes that a host was asked for its current state, and the answer that the server received.
     fn told(&mut self, _: Role, _: &Reported) {}
-    /// What a third host says of the VM.
+    /// What a third host reports about the VM.
     fn third_host(&mut self) -> Result<Option<VmState>, ClientError> {
         Ok(None)
     }
-    /// Whether somebody needs the old files.
+    /// Whether another VM needs the old files.
     fn needs_old_files(&mut self) -> bool {
         false
     }
     /// Whether the host is seen to be without the VM.
     fn is_gone(&mut self, role: Role) -> bool;
 
-    /// Ok: whether the host started the VM at boot.
+    /// Prepares a host. Ok: whether it started the VM at boot.
     fn prepare(&mut self, role: Role) -> Result<bool, ClientError>;
     fn perform(&mut self) -> Reported;
     fn report(&mut self, role: Role) -> Reported;
@@ -113,18 +113,18 @@ pub(in super::super) trait LiveModel: Model {
     fn state_of(&mut self, role: Role) -> Result<Option<VmState>, ClientError>;
 }
 
-/// What hosts do in a move of a VM that is shut off.
+/// What hosts do in an offline move.
 pub(in super::super) trait OfflineModel: Model {
     fn define(&mut self) -> Reported;
 }
 
-/// The server goes on, or this was its last moment: then it never returns.
+/// Continues, unless this was the server's last moment: then it never returns.
 pub(super) async fn server_goes_on<M: Model>(world: &Shared<M>) {
     let ends = lock(world).server_dies();
     if ends {
         return die(world).await;
     }
-    // Another task of the server goes on first, now and then.
+    // Lets another task of the server go first, now and then.
     tokio::task::yield_now().await;
 }
 
@@ -133,17 +133,17 @@ pub(super) async fn die<M: Model, T>(world: &Shared<M>) -> T {
     std::future::pending().await
 }
 
-/// How far a host is in the model's one attempt.
+/// A host's report about the model's only attempt.
 pub(in super::super) fn report(role: Role, sequence: u64, stage: Stage) -> Report {
     Report::new(JobId(1), Generation(1), role, sequence, stage)
 }
 
-/// The agent's answer is not there.
+/// The error of a request without an answer.
 pub(in super::super) fn away() -> ClientError {
     ClientError::Unreachable { peer: "the agent".into(), source: "it is away".into() }
 }
 
-/// The agent refuses.
+/// The error of a request that the agent refused.
 pub(in super::super) fn refused(status: u16, id: FindingId) -> ClientError {
     let finding = Finding::told(id, "job 1", "as the model has it", "nothing");
     ClientError::Refused(Box::new(Problem::refused(status, "refused", vec![finding])))

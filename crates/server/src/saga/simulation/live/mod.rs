@@ -28,7 +28,7 @@ use super::{
     fate::Fate,
 };
 
-/// The longest time for which, in one life of the server, a copy that is known to be the VM, and could run, may stay
+/// The longest time for which, in one run of the server, a copy that is known to be the VM, and could run, may stay
 /// paused. An attempt to resume it takes about 12 moments, and may fail. A source without power, which must not be waited
 /// for, is away for longer.
 const IDLE_MAX: u32 = 60;
@@ -121,10 +121,10 @@ pub(super) struct World {
     against: bool,
     /// The destination's copy was ended by hand when it was outdated. As far as Ferry knows, it may have run before.
     ended_by_hand: bool,
-    /// The number of successive moments in this life of the server in which a copy that is known to be the VM could have
+    /// The number of successive moments in this run of the server in which a copy that is known to be the VM could have
     /// run, but did not.
     idle: u32,
-    /// How many times in succession, in this life of the server, it was told of a complete copy at the destination when it
+    /// How many times in succession, in this run of the server, it was told of a complete copy at the destination when it
     /// asked which host has the VM.
     told: u32,
     /// The number of successive moments in which a complete copy existed while the source did not answer.
@@ -209,7 +209,7 @@ impl World {
     fn go_by(&mut self) {
         self.fate.pass(&self.server);
         if self.server.life.died.is_cancelled() {
-            // The next life begins with nothing but the log.
+            // The next run starts with nothing but the log.
             (self.told, self.idle) = (0, 0);
         }
         if self.fate.is_hostile() {
