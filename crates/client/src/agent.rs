@@ -27,15 +27,17 @@ use reqwest::{
 
 use crate::{ClientError, http::Peer};
 
-/// Most calls change or read something on the host itself.
+/// For most calls, which read or change something on the host itself.
 const DEADLINE: Duration = Duration::from_secs(30);
-/// Mounting a share asks a file server that may be slow to refuse.
+/// For mounting a share, because a file server may be slow to refuse.
 const ATTACH_DEADLINE: Duration = Duration::from_secs(90);
-/// New files are made on a file server that may be slow; copies and migrations end when libvirt has ended them.
+/// For new files, because a file server may be slow, and for copies and migrations, which end only when libvirt has
+/// ended them.
 const STORAGE_DEADLINE: Duration = Duration::from_secs(90);
-/// Browsing asks file systems and file servers, some of which are slow or dead: the agent's own deadlines are shorter.
+/// For browsing, which asks file systems and file servers, some of them slow or dead: the agent's own deadlines are
+/// shorter.
 const BROWSE_DEADLINE: Duration = Duration::from_secs(60);
-/// What a long poll may take beyond its own wait.
+/// How much longer than its own wait a long poll may take.
 const POLL_GRACE: Duration = Duration::from_secs(5);
 
 /// Calls one agent. Cheap to clone: clones share their connections.
@@ -44,28 +46,29 @@ pub struct AgentClient {
     peer: Peer,
 }
 
-/// One attempt of a job, as agents know it.
+/// An attempt of a job in the form that agents know.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Attempt {
     /// The job.
     pub job: JobId,
-    /// Older generations are refused.
+    /// Its generation; older ones are refused.
     pub generation: Generation,
 }
 
 impl AgentClient {
-    /// Calls the agent at `address` (`ADDRESS:PORT`), known by `pin`; `me` is the server's key, which the agent pins.
+    /// A client of the agent at `address` (`ADDRESS:PORT`) with the key `pin`. `me` is the server's key, which the
+    /// agent pins.
     ///
     /// # Errors
-    /// [`ClientError::Unusable`] when the address cannot be used. Nothing is sent.
+    /// [`ClientError::Unusable`] if the address cannot be used. Nothing is sent.
     pub fn new(address: &str, pin: Pin, me: &KeyPair) -> Result<Self, ClientError> {
         Self::with_headers(address, pin, me, HeaderMap::new())
     }
 
-    /// As [`Self::new`]; each request says which life of the server asks.
+    /// Like [`Self::new`], but each request also identifies the run of the server.
     ///
     /// # Errors
-    /// As [`Self::new`].
+    /// Those of [`Self::new`].
     pub fn in_epoch(address: &str, pin: Pin, me: &KeyPair, epoch: u64) -> Result<Self, ClientError> {
         let header = (HeaderName::from_static(EPOCH_HEADER), HeaderValue::from(epoch));
         Self::with_headers(address, pin, me, HeaderMap::from_iter([header]))
@@ -78,23 +81,23 @@ impl AgentClient {
     /// Shows the enrolment secret: from then on the agent obeys `me`.
     ///
     /// # Errors
-    /// As for each method: [`ClientError::Refused`] with the findings, or no (sensible) answer.
+    /// Those of every method: [`ClientError::Refused`] with the findings, or no valid answer.
     pub async fn enrol(&self, body: &EnrolRequest) -> Result<HostFacts, ClientError> {
         self.peer.json(self.call(Method::POST, &["enrol"]).json(body)).await
     }
 
-    /// The host, asked now.
+    /// Reads the host's facts now.
     ///
     /// # Errors
-    /// As [`Self::enrol`].
+    /// Those of [`Self::enrol`].
     pub async fn host(&self) -> Result<HostFacts, ClientError> {
         self.peer.json(self.call(Method::GET, &["host"])).await
     }
 
-    /// What the agent sees, when it is newer than `known` or after `wait`.
+    /// The agent's observation, as soon as it is newer than `known`, or after `wait`.
     ///
     /// # Errors
-    /// As [`Self::enrol`].
+    /// Those of [`Self::enrol`].
     pub async fn observe(
         &self,
         known: Option<(Incarnation, Generation)>,
@@ -108,28 +111,28 @@ impl AgentClient {
         self.peer.json(request.query(&pairs)).await
     }
 
-    /// What the agent sees when it looks now. The answer is no older than the question.
+    /// Makes the agent refresh its observation and returns it: it is no older than the request.
     ///
     /// # Errors
-    /// As [`Self::enrol`].
+    /// Those of [`Self::enrol`].
     pub async fn look(&self) -> Result<Observation, ClientError> {
         let request = self.peer.request(Method::GET, &["v1", "observe"], DEADLINE);
         self.peer.json(request.query(&[("fresh", "true")])).await
     }
 
-    /// Attaches a share; repeating it is safe.
+    /// Attaches a share. May be repeated.
     ///
     /// # Errors
-    /// As [`Self::enrol`].
+    /// Those of [`Self::enrol`].
     pub async fn attach_share(&self, share: ShareId, body: &AttachRequest) -> Result<AttachedShare, ClientError> {
         let request = self.peer.request(Method::PUT, &["v1", "shares", &share.to_string()], ATTACH_DEADLINE);
         self.peer.json(request.json(body)).await
     }
 
-    /// Detaches a share; Ok also if it was not attached.
+    /// Detaches a share. Ok if it was not attached.
     ///
     /// # Errors
-    /// As [`Self::enrol`].
+    /// Those of [`Self::enrol`].
     pub async fn detach_share(&self, share: ShareId) -> Result<(), ClientError> {
         let segments = ["v1", "shares", &share.to_string()];
         self.peer.done(self.peer.request(Method::DELETE, &segments, ATTACH_DEADLINE)).await
@@ -138,7 +141,7 @@ impl AgentClient {
     /// Writes a token file on a share.
     ///
     /// # Errors
-    /// As [`Self::enrol`].
+    /// Those of [`Self::enrol`].
     pub async fn write_token(&self, share: ShareId, name: &str, token: &ShareToken) -> Result<(), ClientError> {
         self.peer.done(self.token(Method::PUT, share, name).json(token)).await
     }
@@ -146,15 +149,15 @@ impl AgentClient {
     /// Reads a token file on a share.
     ///
     /// # Errors
-    /// As [`Self::enrol`]; a problem with status 404 when there is no such file.
+    /// Those of [`Self::enrol`]; a problem with status 404 if there is no such file.
     pub async fn read_token(&self, share: ShareId, name: &str) -> Result<ShareToken, ClientError> {
         self.peer.json(self.token(Method::GET, share, name)).await
     }
 
-    /// Removes a token file from a share; Ok also if there is none.
+    /// Removes a token file from a share. Ok if there is none.
     ///
     /// # Errors
-    /// As [`Self::enrol`].
+    /// Those of [`Self::enrol`].
     pub async fn remove_token(&self, share: ShareId, name: &str) -> Result<(), ClientError> {
         self.peer.done(self.token(Method::DELETE, share, name)).await
     }
@@ -162,39 +165,39 @@ impl AgentClient {
     /// Does one step of a trial of QEMU's locks on a share.
     ///
     /// # Errors
-    /// As [`Self::enrol`]; a problem with the finding `share.locks` when they do not work.
+    /// Those of [`Self::enrol`]; a problem with the finding `share.locks` if the locks do not work.
     pub async fn try_locks(&self, share: ShareId, name: &str, step: LockStep) -> Result<(), ClientError> {
         self.peer.done(self.locks(Method::PUT, share, name).json(&step)).await
     }
 
-    /// Ends a trial of QEMU's locks, whatever came of it; Ok also if there is none.
+    /// Ends a trial of QEMU's locks, whatever its result. Ok if there is none.
     ///
     /// # Errors
-    /// As [`Self::enrol`].
+    /// Those of [`Self::enrol`].
     pub async fn end_lock_trial(&self, share: ShareId, name: &str) -> Result<(), ClientError> {
         self.peer.done(self.locks(Method::DELETE, share, name)).await
     }
 
-    /// What the host offers for files: its storage roots and its shares.
+    /// The places that the host offers for files: its storage roots and its shares.
     ///
     /// # Errors
-    /// As [`Self::enrol`].
+    /// Those of [`Self::enrol`].
     pub async fn places(&self) -> Result<Vec<OfferedPlace>, ClientError> {
         self.peer.json(self.peer.request(Method::GET, &["v1", "places"], BROWSE_DEADLINE)).await
     }
 
-    /// What is in a directory.
+    /// The contents of a directory.
     ///
     /// # Errors
-    /// As [`Self::enrol`].
+    /// Those of [`Self::enrol`].
     pub async fn directory(&self, location: &Location) -> Result<DirectoryListing, ClientError> {
         self.peer.json(self.peer.request(Method::GET, &["v1", "directory"], BROWSE_DEADLINE).query(location)).await
     }
 
-    /// Makes sure that a directory can hold files of VMs; nothing stays of the try.
+    /// Checks that a directory can hold VM files. The check leaves nothing behind.
     ///
     /// # Errors
-    /// As [`Self::enrol`].
+    /// Those of [`Self::enrol`].
     pub async fn check_directory(&self, location: &Location) -> Result<(), ClientError> {
         let request = self.peer.request(Method::PUT, &["v1", "directory", "check"], BROWSE_DEADLINE);
         self.peer.done(request.json(location)).await
@@ -203,51 +206,51 @@ impl AgentClient {
     /// Starts a VM or asks its guest to shut down.
     ///
     /// # Errors
-    /// As [`Self::enrol`].
+    /// Those of [`Self::enrol`].
     pub async fn power(&self, vm: VmId, power: Power) -> Result<(), ClientError> {
         let request = self.call(Method::PUT, &["vms", &vm.to_string(), "power"]);
         self.peer.done(request.json(&PowerRequest { power })).await
     }
 
-    /// Sizes of the disks of a running VM that are files which it writes.
+    /// Sizes of a running VM's disks that are writable files.
     ///
     /// # Errors
-    /// As [`Self::enrol`].
+    /// Those of [`Self::enrol`].
     pub async fn disks(&self, vm: VmId) -> Result<Vec<DiskSize>, ClientError> {
         self.peer.json(self.call(Method::GET, &["vms", &vm.to_string(), "disks"])).await
     }
 
-    /// Sizes of these files of a VM that is shut off, by their devices. UEFI variables that are not there yet are left out.
+    /// Sizes of files of a VM that is shut off, by their devices. UEFI variables that do not exist yet are omitted.
     ///
     /// # Errors
-    /// As [`Self::enrol`]; `vm.running`.
+    /// Those of [`Self::enrol`]; `vm.running`.
     pub async fn files(&self, vm: VmId, only: &[&str]) -> Result<Vec<FileSize>, ClientError> {
         let request = self.call(Method::GET, &["vms", &vm.to_string(), "files"]);
         self.peer.json(request.query(&[("only", only.join(","))])).await
     }
 
-    /// What each copy of a move would take, where the host knows it. Changes nothing.
+    /// The space that each copy of a move would need, if the host knows it. Changes nothing.
     ///
     /// # Errors
-    /// As [`Self::enrol`]; a problem says what stands against it.
+    /// Those of [`Self::enrol`]; a problem with the findings against the move.
     pub async fn check(&self, check: &Check) -> Result<Vec<ByteCount>, ClientError> {
         let request = self.peer.request(Method::PUT, &["v2", "moves", "check"], BROWSE_DEADLINE);
         self.of_move(self.peer.json(request.json(check)).await)
     }
 
-    /// Makes the host ready for its part.
+    /// Prepares the host for its part.
     ///
     /// # Errors
-    /// As [`Self::enrol`]; [`ClientError::OldVersion`].
+    /// Those of [`Self::enrol`]; [`ClientError::OldVersion`].
     pub async fn prepare<P: Part>(&self, attempt: Attempt, part: &P) -> Result<P::Ready, ClientError> {
         let part: Prepare = part.clone().into();
         self.of_move(self.peer.json(self.part(Method::PUT, attempt, STORAGE_DEADLINE).json(&part)).await)
     }
 
-    /// Has a host that is ready do something; Ok to [`Verb::Perform`] when it was started.
+    /// Makes a prepared host do something. Ok for [`Verb::Perform`]: the move has started.
     ///
     /// # Errors
-    /// As [`Self::prepare`]; a problem with status 404 when the agent knows nothing of the attempt.
+    /// Those of [`Self::prepare`]; a problem with status 404 if the agent does not know the attempt.
     pub async fn ask(&self, attempt: Attempt, verb: Verb) -> Result<Report, ClientError> {
         let deadline = match verb {
             Verb::Perform | Verb::Resume | Verb::Define | Verb::EndCopy => DEADLINE,
@@ -256,19 +259,19 @@ impl AgentClient {
         self.of_move(self.peer.json(self.part(Method::POST, attempt, deadline).json(&verb)).await)
     }
 
-    /// How the host's part stands, when its sequence is beyond `after` or `wait` is over.
+    /// The report of the host's part, once its sequence is above `after`, or once `wait` has passed.
     ///
     /// # Errors
-    /// As [`Self::ask`].
+    /// Those of [`Self::ask`].
     pub async fn report(&self, attempt: Attempt, after: u64, wait: Duration) -> Result<Report, ClientError> {
         let pairs = [("after", after.to_string()), ("wait_ms", wait.as_millis().to_string())];
         self.of_move(self.peer.json(self.part(Method::GET, attempt, wait + POLL_GRACE).query(&pairs)).await)
     }
 
-    /// Cleans everything of the attempt.
+    /// Removes everything that belongs to the attempt.
     ///
     /// # Errors
-    /// As [`Self::prepare`].
+    /// Those of [`Self::prepare`].
     pub async fn release(&self, attempt: Attempt) -> Result<(), ClientError> {
         self.of_move(self.peer.done(self.part(Method::DELETE, attempt, STORAGE_DEADLINE)).await)
     }
@@ -297,7 +300,8 @@ impl AgentClient {
     }
 }
 
-/// Whether an agent does not know the route. That says nothing of the move; that it knows nothing of an attempt does.
+/// Whether an agent does not know the route. This proves nothing about the move, unlike an agent that does not know the
+/// attempt.
 fn has_no_route(error: &ClientError) -> bool {
     let is_invalid = |problem: &Problem| problem.findings.iter().any(|found| found.id == FindingId::RequestInvalid);
     error.problem().is_some_and(|problem| problem.status == 404 && is_invalid(problem))

@@ -1,8 +1,8 @@
 //! Bodies of the agent's control API.
 //!
-//! Only the server that the agent is enrolled with may call it (mutual TLS, pinned keys; another key gets 403). A path begins with
-//! the version in which the route came to be as it is: version 2 made one set of routes of the moves' three, and has the others
-//! as they were.
+//! Only the server that the agent is enrolned with may call it (mutual TLS, pinned keys; another key gets 403). A path
+//! begins with the version in which its route got its present form: version 2 merged the three sets of routes for moves
+//! into one, and kept all other routes.
 //!
 //! ```text
 //! POST   /v1/enrol                                   EnrolRequest        → HostFacts   (before enrolment, or same server again)
@@ -14,7 +14,7 @@
 //! GET    /v1/shares/{share}/token/{name}                                 → ShareToken
 //! DELETE /v1/shares/{share}/token/{name}
 //! PUT    /v1/shares/{share}/locks/{name}             LockStep            → 204               (one step of a trial of QEMU's locks)
-//! DELETE /v1/shares/{share}/locks/{name}                                                     ends a trial, whatever came of it
+//! DELETE /v1/shares/{share}/locks/{name}                                                     ends a trial, whatever its result
 //! GET    /v1/places                                                      → [OfferedPlace]  (storage roots and shares)
 //! GET    /v1/directory?on=local&host=&path= | ?on=share&share=&path=     → DirectoryListing (the query is a Location)
 //! PUT    /v1/directory/check                         Location            → 204               (QEMU can write files there)
@@ -27,8 +27,8 @@
 //! GET    /v2/moves/{job}/{generation}?after=&wait_ms=                    → Report            (long poll on `sequence`)
 //! DELETE /v2/moves/{job}/{generation}                                    → 204               (release)
 //! ```
-//! A host has one part in a job, so that a job and an attempt say which. Repeating a request is safe; one with an older generation
-//! is refused with `request.stale` (409).
+//! A host has only one part in a job, so a job and an attempt identify it. Requests may be repeated safely; a request
+//! with an older generation is refused with `request.stale` (409).
 
 mod moves;
 mod prepare;
@@ -58,32 +58,32 @@ use crate::{
 /// The version of the control API that this server speaks.
 pub const API_VERSION: u32 = 2;
 
-/// The versions that this agent speaks, oldest first: a server of the version before may call it.
+/// The versions that this agent speaks, oldest first: a server of the previous version may call it.
 pub const API_VERSIONS: [u32; 2] = [1, API_VERSION];
 
-/// The header that says which life of the server asks: a number that rises at each of its starts. An agent refuses a
-/// request of an earlier life than the newest that it heard of. A request without it is not compared.
+/// The header that identifies the run of the calling server: a number that rises at each of its starts. An agent
+/// refuses requests of runs before the newest one that it knows. Requests without the header are not compared.
 pub const EPOCH_HEADER: &str = "ferry-epoch";
 
-/// Proof that the administrator of the host wants this server. The server's key is that of its TLS connection.
+/// Proof that the host's administrator accepts this server. The server's key is that of its TLS connection.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct EnrolRequest {
     /// The one-use secret of the enrolment token.
     pub secret: Secret,
-    /// The id that the server gives this host; the agent names its local files by it.
+    /// The id that the server gives this host; the agent names its local files after it.
     pub host: HostId,
 }
 
-/// What an agent sees. Always whole: a host has few VMs, and a whole one cannot be applied wrongly.
+/// What an agent reports. Always complete: a host has few VMs, and a complete report cannot be applied wrongly.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Observation {
-    /// This life of the agent.
+    /// This run of the agent.
     pub incarnation: Incarnation,
-    /// Rises with each change inside this life.
+    /// Rises with each change during this run.
     pub generation: Generation,
     /// The host.
     pub host: HostFacts,
-    /// Every VM the host's libvirt knows.
+    /// Every VM that the host's libvirt knows.
     pub vms: Vec<VmFacts<Location>>,
     /// Every share attached here.
     pub shares: Vec<AttachedShare>,

@@ -1,4 +1,4 @@
-//! Moves, of every kind, as one host is asked about its part.
+//! The requests to one host about its part in a move of any kind.
 //!
 //! ```text
 //! check ─▶ prepare ─▶ perform ─▶ report… ─┬─ the point of no return ─▶ resume | define ─▶ confirm ─┬─▶ release
@@ -19,24 +19,24 @@ use crate::{
     migration::Presence,
 };
 
-/// Whether new files can be made. Answered with what each copy takes, where the host knows it.
+/// Asks whether new files can be created. The answer is the space that each copy needs, if the host knows it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "part", rename_all = "snake_case")]
 pub enum Check {
-    /// For disks that come along with a running VM.
+    /// For the migrated disks of a running VM.
     LiveDestination {
         /// The VM.
         vm: VmId,
         /// Its disks.
         disks: Vec<DiskArrival>,
     },
-    /// For a VM that is shut off.
+    /// For an offline move.
     OfflineDestination(CheckOffline),
     /// For disks that move on the host.
     Storage(PrepareStorage),
 }
 
-/// Makes a host ready for its part.
+/// Prepares a host for its part.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "part", rename_all = "snake_case")]
 pub enum Prepare {
@@ -52,7 +52,7 @@ pub enum Prepare {
     Storage(PrepareStorage),
 }
 
-/// What a host answers that is ready: [`Part::Ready`] of what was asked.
+/// The answer of a prepared host: [`Part::Ready`] of the request.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[serde(untagged)]
 pub enum Ready {
@@ -62,7 +62,7 @@ pub enum Ready {
     LiveSource(SourceReady),
     /// It listens for a VM that is shut off.
     OfflineDestination(OfflineReady),
-    /// It is ready, and this is how it stands.
+    /// It is prepared; this is its report.
     Reported(Box<Report>),
 }
 
@@ -92,35 +92,36 @@ part!(ReceiveOffline, OfflineDestination, OfflineReady);
 part!(SendOffline, OfflineSource, Report);
 part!(PrepareStorage, Storage, Report);
 
-/// What is asked of a host that is ready.
+/// An action of a prepared host.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "verb", rename_all = "snake_case")]
 pub enum Verb {
-    /// The source, or the host that moves its own disks: begin. Answered when it was started.
+    /// The source, or the host that moves its own disks: begin. Answered when the move has started.
     Perform,
-    /// The destination of a live move: run the VM. The verdict said that it is the destination's.
+    /// The destination of a live move: resume the VM. The verdict was that the destination has it.
     Resume,
     /// The destination of an offline move: define the VM. The point of no return.
     Define,
-    /// The source of a live move: end the process that libvirt left of the VM. The verdict said that it is the destination's.
+    /// The source of a live move: end the process of the VM that libvirt left. The verdict was that the destination has
+    /// the VM.
     EndCopy,
-    /// End it before the point of no return; refused with `job.past-pivot` after it.
+    /// End the move before the point of no return; refused with `job.past-pivot` after it.
     Abort,
-    /// End a successful move: definition, old files, autostart.
+    /// Complete a successful move: definition, old files, autostart.
     Confirm(ConfirmRequest),
 }
 
-/// What the end of a successful move needs.
+/// What a host needs in order to complete a successful move.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ConfirmRequest {
     /// Destination only: whether the host starts the VM at boot from now on.
     pub autostart: bool,
-    /// Source only: whether the old files of disks that moved along stay. A server of an earlier version does not say.
+    /// Source only: whether the old files of migrated disks stay. Absent from servers of an earlier version.
     #[serde(default)]
     pub keep_source: bool,
 }
 
-/// Which end of a move a host is. The only one of a move of disks is the source.
+/// The end of a move that a host is. In a storage move, the only host is the source.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Role {
@@ -130,7 +131,7 @@ pub enum Role {
     Destination,
 }
 
-/// How far one end of a move is.
+/// The progress of one end of a move.
 ///
 /// ```text
 /// source:       Prepared → Performing → Delivered → Confirmed
@@ -140,52 +141,53 @@ pub enum Role {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Stage {
-    /// It is ready.
+    /// It is prepared.
     Prepared,
-    /// The VM's state, or its files, are on their way.
+    /// The VM's state, or its files, are being sent.
     Performing,
-    /// Live: the Finish reply was delivered to the source's libvirtd; the point of no return is behind us. Storage: every disk uses
-    /// its new file. Offline, source: all was sent. Offline, destination: it has the VM.
+    /// Live: the Finish reply was delivered to the source's libvirtd, which is past the point of no return. Storage:
+    /// every disk uses its new file. Offline, source: everything was sent. Offline, destination: it has the VM.
     Delivered,
     /// Live, destination: the VM runs here.
     Resumed,
-    /// Source: definition and old files are gone, or stay by request. Destination: autostart is set.
+    /// Source: definition and old files are removed, or stay on request. Destination: autostart is set.
     Confirmed,
-    /// It ended before the point of no return, by an error. Storage: which disks were moved says the report.
+    /// It ended before the point of no return because of an error. Storage: the report names the disks that have moved.
     Failed,
-    /// It ended before the point of no return, by request.
+    /// It ended before the point of no return on request.
     Aborted,
 }
 
-/// How one end of a move stands.
+/// The report of one end of a move.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Report {
     /// The job.
     pub job: JobId,
     /// Its attempt.
     pub generation: Generation,
-    /// Which end.
+    /// The end of the move.
     pub role: Role,
     /// Rises with each change of this report; `GET …?after=` waits for a larger one.
     pub sequence: u64,
-    /// How far it is.
+    /// The stage.
     pub stage: Stage,
     /// Live: whether the Finish reply is known to have reached the source's libvirtd.
     pub finish_delivered: bool,
-    /// Live, destination: this host's agent has ended the copy here, complete or not, or is about to. Somebody else has not.
+    /// Live, destination: this host's agent has ended the copy here, complete or not, or is about to. False if somebody
+    /// else ended it.
     #[serde(default)]
     pub gave_up: bool,
-    /// Live: what this host says of the VM, asked when the report was made.
+    /// Live: the state of the VM on this host when the report was made.
     pub presence: Presence,
-    /// Live, source: how far the memory is.
+    /// Live, source: the progress of the memory.
     pub progress: Option<Progress>,
-    /// How far each disk or file is, as far as this end knows.
+    /// The progress of each disk or file, as far as this end knows.
     #[serde(default)]
     pub disks: Vec<DiskProgress>,
-    /// What it took, as far as this end knows; zero: not known here. Live: the source knows bytes and iterations, the destination
-    /// the downtime.
+    /// Measured figures, as far as this end knows; zero: not known here. Live: the source knows bytes and iterations,
+    /// the destination the downtime.
     pub figures: Figures,
-    /// What somebody should know of how it ended, as files that stay.
+    /// What the user should know about the result, such as files that stay.
     #[serde(default)]
     pub findings: Vec<Finding>,
     /// Why it failed: what was attempted, on what, with the chain of causes, and where the VM is.
@@ -193,7 +195,7 @@ pub struct Report {
 }
 
 impl Report {
-    /// How far a host is, of which nothing else is known.
+    /// A report with nothing but a stage.
     pub fn new(job: JobId, generation: Generation, role: Role, sequence: u64, stage: Stage) -> Self {
         Self {
             job,

@@ -1,6 +1,6 @@
-//! What makes a host ready for its part of a move, by the kind of move and the end, and what it answers.
+//! What prepares a host for its part of a move, by kind of move and end, and the host's answers.
 //!
-//! An agent writes these down as they are ([`super::moves`] says what is asked then).
+//! Agents store these as they are ([`super::moves`] contains the later requests).
 
 use serde::{Deserialize, Serialize};
 
@@ -14,26 +14,26 @@ use crate::{
     vm::DiskFormat,
 };
 
-/// Make ready to receive a VM: starts a carrier that listens.
+/// Prepares a host to receive a VM: starts a carrier that listens.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PrepareDestination {
-    /// The attempt on the wire.
+    /// The session of the attempt.
     pub session: SessionId,
-    /// Known to both agents of this session only.
+    /// A secret that only both agents of this session know.
     pub secret: Secret,
-    /// The source agent's key.
+    /// The source agent's pin.
     pub source_pin: Pin,
     /// The VM.
     pub vm: VmId,
     /// Its name.
     pub vm_name: String,
-    /// Shares its files lie on: each must be attached here.
+    /// Shares that hold files of the VM: each must be attached here.
     pub shares: Vec<ShareId>,
-    /// Whether the host shall keep a definition (false for VMs that a cluster starts).
+    /// Whether the host must keep a persistent definition (false for VMs that a cluster starts).
     pub persistent: bool,
-    /// Switchover is sized for this. Milliseconds.
+    /// The limit for the downtime of the switchover, in milliseconds.
     pub downtime_limit_ms: u32,
-    /// Disks that move along: their new files are made here. A server of an earlier version does not say.
+    /// Migrated disks: their new files are created here. Absent from servers of an earlier version.
     #[serde(default)]
     pub disks: Vec<DiskArrival>,
 }
@@ -43,13 +43,13 @@ pub struct PrepareDestination {
 pub struct DiskArrival {
     /// The disk's name in the definition, `vda`.
     pub device: String,
-    /// The file it gets here; must not be there before.
+    /// The disk's file on this host; it must not exist yet.
     pub to: Location,
-    /// How that file is laid out.
+    /// The format of that file.
     pub format: DiskFormat,
-    /// What the guest sees: the new file's exact virtual size.
+    /// The exact virtual size of the new file, as the guest sees it.
     pub virtual_size: ByteCount,
-    /// What the old file takes: so much and a little more must be free here.
+    /// The space that the old file occupies: this much and a little more must be free here.
     pub allocated: ByteCount,
 }
 
@@ -60,9 +60,9 @@ pub struct ArrivalFile {
     pub device: String,
     /// The file.
     pub path: String,
-    /// How it is laid out.
+    /// Its format.
     pub format: DiskFormat,
-    /// It is an unfinished copy of the disk: the destination tells what it holds, on a channel of its own.
+    /// Whether it is a partial copy of the disk: then the destination reports its content on a separate channel.
     #[serde(default)]
     pub sown: bool,
 }
@@ -74,9 +74,9 @@ pub struct DestinationReady {
     pub carrier: String,
     /// The destination's mount point of each share, for the translation of the definition at the source.
     pub mounts: Vec<ShareMount>,
-    /// Folder of the session's sockets: the same path is used at both ends.
+    /// Folder of the session's sockets: both ends use the same path.
     pub socket_dir: String,
-    /// The new files of the disks that move along. An agent of an earlier version makes none.
+    /// The new files of the migrated disks. An agent of an earlier version creates none.
     #[serde(default)]
     pub files: Vec<ArrivalFile>,
 }
@@ -90,33 +90,33 @@ pub struct ShareMount {
     pub path: String,
 }
 
-/// Make ready to send a VM: starts a carrier that connects, holds the VM, clears autostart.
+/// Prepares a host to send a VM: starts a carrier that connects, holds the VM, and clears autostart.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PrepareSource {
-    /// The attempt on the wire.
+    /// The session of the attempt.
     pub session: SessionId,
-    /// Known to both agents of this session only.
+    /// A secret that only both agents of this session know.
     pub secret: Secret,
-    /// The destination agent's key.
+    /// The destination agent's pin.
     pub destination_pin: Pin,
-    /// What the destination answered.
+    /// The destination's answer.
     pub destination: DestinationReady,
     /// The VM.
     pub vm: VmId,
-    /// QEMU switches over when the rest fits into this. Milliseconds.
+    /// QEMU switches over when the remaining data can be sent within this time, in milliseconds.
     pub downtime_limit_ms: u32,
-    /// Cap on what QEMU sends, bytes per second; `None`: no cap.
+    /// Limit of the rate at which QEMU sends, in bytes per second; `None`: no limit.
     pub bandwidth_bytes_per_s: Option<u64>,
-    /// The time limit of the move. Milliseconds.
+    /// The time limit of the move, in milliseconds.
     pub timeout_ms: u64,
-    /// What becomes of it when it does not converge. A server of an earlier version does not say.
+    /// What happens if it does not converge. Absent from servers of an earlier version.
     #[serde(default)]
     pub on_stall: OnStall,
-    /// Disks that move along, with the files they use here. A server of an earlier version does not say.
+    /// Migrated disks, with their files on this host. Absent from servers of an earlier version.
     #[serde(default)]
     pub disks: Vec<DiskMove>,
-    /// It was shown that every share the VM goes on using is the same for both hosts. A server of an earlier version does
-    /// not say.
+    /// Whether it was proven that both hosts mounted the same share, for every share that the VM continues to use.
+    /// Absent from servers of an earlier version.
     #[serde(default)]
     pub shares_proven: bool,
 }
@@ -124,105 +124,107 @@ pub struct PrepareSource {
 /// The source has connected and holds the VM.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SourceReady {
-    /// Whether the host started the VM at boot, asked when it was held: libvirt tells nobody when that is set.
+    /// Whether the host started the VM at boot. Read when the VM was held, because libvirt sends no event when this
+    /// setting changes.
     pub autostart: bool,
 }
 
-/// Make ready to move disks of a running VM to other files of its host: creates the new files.
+/// Prepares a move of a running VM's disks to other files of the host: creates the new files.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PrepareStorage {
     /// The VM.
     pub vm: VmId,
     /// Its name.
     pub vm_name: String,
-    /// Each disk once.
+    /// The disks, each once.
     pub disks: Vec<DiskMove>,
-    /// Cap on what is read, bytes per second, for all disks together; `None`: no cap.
+    /// Limit of the rate at which all disks together are read, in bytes per second; `None`: no limit.
     pub bandwidth_bytes_per_s: Option<u64>,
-    /// The whole VM moves, not chosen disks: a copy of its definition is kept beside its first disk.
+    /// Whether the whole VM moves, not only chosen disks: then a copy of its definition is kept beside its first disk.
     #[serde(default)]
     pub whole: bool,
 }
 
-/// A file that comes to another host with a VM that is shut off.
+/// A file that moves to another host with a VM that is shut off.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct OfflineFile {
-    /// What moves, and where to.
+    /// The file, and where it goes.
     #[serde(flatten)]
     pub file: FileMove,
     /// Its length.
     pub length: ByteCount,
-    /// What it takes at the source, as far as that tells.
+    /// The space that it occupies at the source, as far as the file system reports.
     pub allocated: ByteCount,
 }
 
-/// Asks a destination whether files can come.
+/// Asks a destination whether it can receive files.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct CheckOffline {
-    /// The VM, which must not be there.
+    /// The VM, which must not be defined there.
     pub vm: VmId,
     /// Its files.
     pub files: Vec<OfflineFile>,
-    /// Files that its definition names and that are not there yet.
+    /// Files that its definition names and that do not exist yet.
     #[serde(default)]
     pub absent: Vec<FileMove>,
 }
 
-/// Makes a host ready to receive a VM that is shut off.
+/// Prepares a host to receive a VM that is shut off.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ReceiveOffline {
-    /// The attempt on the wire.
+    /// The session of the attempt.
     pub session: SessionId,
-    /// Known to both agents of the session only.
+    /// A secret that only both agents of this session know.
     pub secret: Secret,
-    /// The source agent's key.
+    /// The source agent's pin.
     pub source_pin: Pin,
     /// The VM.
     pub vm: VmId,
-    /// Its name, which the definition must have.
+    /// Its name, which must be that of the definition.
     pub vm_name: String,
-    /// Shares that files of the VM lie on which stay.
+    /// Shares with files of the VM that stay there.
     pub shares: Vec<ShareId>,
-    /// Files that come.
+    /// The incoming files.
     pub files: Vec<OfflineFile>,
-    /// Files that the definition names and that are not there yet: UEFI variables, which libvirt makes at the first start.
+    /// Files that the definition names and that do not exist yet: UEFI variables, which libvirt creates at the first
+    /// start.
     #[serde(default)]
     pub absent: Vec<FileMove>,
 }
 
-/// What the source needs to know of a destination that is ready.
+/// The answer of a prepared destination, for the source.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct OfflineReady {
-    /// Where it listens.
+    /// The address at which it listens.
     pub address: String,
-    /// Where it has the shares.
+    /// Where it has mounted the shares.
     pub mounts: Vec<ShareMount>,
-    /// The new files in the order of the request.
+    /// The new files, in the order of the request.
     pub paths: Vec<String>,
-    /// Where the files go that are not there yet, in the order of the request.
+    /// The paths of the files that do not exist yet, in the order of the request.
     #[serde(default)]
     pub absent: Vec<String>,
-    /// Devices whose files are there already, for another VM that shares them: they are compared, not sent.
+    /// Devices whose files already exist there, because another VM shares them: they are compared, not sent.
     #[serde(default)]
     pub adopted: Vec<String>,
 }
 
-/// Makes a host ready to send a VM that is shut off: from now on it is held against a start.
+/// Prepares a host to send a VM that is shut off: from now on the VM is held against a start.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SendOffline {
-    /// The attempt on the wire.
+    /// The session of the attempt.
     pub session: SessionId,
-    /// Known to both agents of the session only.
+    /// A secret that only both agents of this session know.
     pub secret: Secret,
-    /// The destination agent's key.
+    /// The destination agent's pin.
     pub destination_pin: Pin,
-    /// What the destination said.
+    /// The destination's answer.
     pub destination: OfflineReady,
     /// The VM.
     pub vm: VmId,
-    /// Files that go.
+    /// The files to send.
     pub files: Vec<OfflineFile>,
-    /// Files that the definition names and that are not there yet.
+    /// Files that the definition names and that do not exist yet.
     #[serde(default)]
     pub absent: Vec<FileMove>,
 }

@@ -1,26 +1,28 @@
-//! Shares of a host: what is attached, and how it is shown to be the same as another host's.
+//! Shares of a host: which ones are attached, and the proof that two hosts have the same one.
 
 use serde::{Deserialize, Serialize};
 
 use crate::share_source::ShareSource;
 
-/// How a share is to be reached.
+/// How to reach a share.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct AttachRequest {
-    /// What to reach. Called `unc` between processes: earlier versions know no other name.
+    /// The share's source. Called `unc` between processes, because earlier versions know no other name.
     #[serde(rename = "unc")]
     pub source: ShareSource,
-    /// Who logs in, if the agent is to mount an SMB share. Needed also for an adopted mount when the share is to be probed.
+    /// The login for an SMB share that the agent is to mount. An adopted mount also needs it if the share is to be
+    /// probed.
     pub credentials: Option<ShareCredentials>,
-    /// The administrator's own mount of it, to be adopted. A share that is a path is adopted there, or where its name says.
+    /// The administrator's own mount of the share, to be adopted. A share that is a path is adopted there, or at the
+    /// path of its name.
     pub at: Option<String>,
 }
 
-/// Who logs in to a file server. Kept by the agent in a file that only root reads.
+/// A login for a file server. The agent keeps it in a file that only root can read.
 #[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
 pub struct ShareCredentials {
-    /// User, `DOMAIN\user` allowed.
+    /// The user; `DOMAIN\user` is allowed.
     pub user: String,
     /// Password.
     pub password: String,
@@ -32,15 +34,15 @@ impl std::fmt::Debug for ShareCredentials {
     }
 }
 
-/// Content of a token file, by which two mounts are shown to be of one share.
+/// The content of a token file, which proves that two mounts are of the same share.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ShareToken {
     /// Up to 64 letters and digits.
     pub content: String,
 }
 
-/// A step of the trial whether QEMU's locks let a VM be handed over on a share: two hosts take them on a scratch image in
-/// the order in which the QEMUs of a hand-over do.
+/// A step of the trial of whether QEMU's locks allow a hand-over on a share: two hosts take the locks on a scratch
+/// image in the order of a real hand-over.
 ///
 /// ```text
 /// source        Hold ─────────────────── LetGo ────────── Check
@@ -51,14 +53,14 @@ pub struct ShareToken {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum LockStep {
-    /// The source makes the image, and QEMU's tool opens, locks and writes it, as a running VM's QEMU has it.
+    /// The source creates the image, and QEMU's tool opens, locks and writes it, like the QEMU of a running VM.
     Hold,
-    /// The destination opens the image without a lock, as an incoming VM's QEMU does.
+    /// The destination opens the image without a lock, like the QEMU of an incoming VM.
     Open,
-    /// The source's QEMU writes once more, now that the file is open on two hosts, and closes it.
+    /// The source's QEMU writes once more, while two hosts have the file open, and closes it.
     LetGo,
-    /// The destination takes the locks that a running VM's QEMU has, reads what the source wrote last, and writes.
+    /// The destination takes the locks of a running VM's QEMU, reads the source's last data, and writes.
     Take,
-    /// The source reads what the destination wrote.
+    /// The source reads the destination's data.
     Check,
 }

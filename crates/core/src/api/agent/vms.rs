@@ -1,14 +1,14 @@
-//! VMs of a host: their power, and how large their files are.
+//! VMs of a host: their power, and the sizes of their files.
 
 use serde::{Deserialize, Serialize};
 
 use crate::units::ByteCount;
 
-/// What a VM shall do.
+/// A change of a VM's power state.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Power {
-    /// Run.
+    /// Start it.
     Start,
     /// Ask the guest to shut itself down.
     Shutdown,
@@ -17,7 +17,7 @@ pub enum Power {
 /// Start or shut down a VM.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PowerRequest {
-    /// What it shall do.
+    /// The change.
     pub power: Power,
 }
 
@@ -26,9 +26,9 @@ pub struct PowerRequest {
 pub struct DiskSize {
     /// The disk's name in the definition, `vda`.
     pub device: String,
-    /// What the guest sees.
+    /// The size that the guest sees.
     pub virtual_size: ByteCount,
-    /// What the image takes on its file system, as far as that tells.
+    /// The space that the image occupies, as far as its file system reports.
     pub allocated: ByteCount,
 }
 
@@ -39,6 +39,6 @@ pub struct FileSize {
     pub device: String,
     /// Its length.
     pub length: ByteCount,
-    /// What it takes on its file system, as far as that tells.
+    /// The space that it occupies, as far as its file system reports.
     pub allocated: ByteCount,
 }
