@@ -7,7 +7,7 @@ use std::{
 
 use comfy_table::{ContentArrangement, Table, presets};
 use ferry_core::{
-    api::server::StepView,
+    api::server::{Candidate, StepView},
     error::chain,
     finding::{Finding, Severity},
     job::JobKind,
@@ -85,7 +85,15 @@ pub(crate) fn summary(says: &[JobText], english: &str) -> String {
     }
 }
 
-/// Findings with their fixes, one per paragraph.
+/// Why a move to a host is possible or not.
+pub(crate) fn why(candidate: &Candidate) -> String {
+    match (language(), &candidate.says) {
+        (Language::English, _) | (_, None) => candidate.why.clone(),
+        (other @ Language::Japanese, Some(says)) => other.message(says),
+    }
+}
+
+/// A step's title.
 pub(crate) fn step_title(kind: JobKind, step: &StepView) -> String {
     match language() {
         Language::English => step.title.clone(),
@@ -107,7 +115,7 @@ pub(crate) fn findings(findings: &[Finding]) -> String {
                 Severity::Blocks => "✗",
                 Severity::Warns => "!",
             };
-            let (message, fix) = (language.message(finding), language.fix(finding));
+            let (message, fix) = (language.message(&finding.message), language.fix(finding));
             format!("  {mark} {message} [{}]\n    {fix_is}: {fix}\n", finding.id)
         })
         .collect()

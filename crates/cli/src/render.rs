@@ -18,7 +18,7 @@ use time::{OffsetDateTime, macros::format_description};
 
 pub(crate) use places::{places, storage_locations};
 
-use crate::output::{findings, step_title, summary, table};
+use crate::output::{findings, step_title, summary, table, why};
 
 fn state(state: VmState) -> &'static str {
     match state {
@@ -177,7 +177,7 @@ pub(crate) fn vm(vm: &VmView) -> String {
 pub(crate) fn candidates(candidates: &[Candidate]) -> String {
     let row = |candidate: &Candidate| {
         let kind = candidate.kind.map_or("–", |kind| kind.title());
-        vec![candidate.host.clone(), kind.to_owned(), candidate.why.clone()]
+        vec![candidate.host.clone(), kind.to_owned(), why(candidate)]
     };
     let mut text = table(&["HOST", "MOVE", "WHY"], candidates.iter().map(row).collect());
     for candidate in candidates.iter().filter(|candidate| !candidate.findings.is_empty()) {
@@ -363,7 +363,8 @@ pub(crate) fn timeline(job: &JobView) -> String {
             }
             None => (String::new(), String::new()),
         };
-        vec![mark.to_owned(), step_title(job.kind, step), took, bar, step.message.clone().unwrap_or_default()]
+        let message = summary(step.says.as_slice(), step.message.as_deref().unwrap_or_default());
+        vec![mark.to_owned(), step_title(job.kind, step), took, bar, message]
     };
     table(&["", "STEP", "TOOK", "WHEN", ""], job.steps.iter().map(row).collect())
 }
@@ -388,6 +389,7 @@ mod tests {
             started_at_ms: Some(from),
             ended_at_ms: Some(to),
             message: None,
+            says: None,
         }
     }
 

@@ -1,10 +1,17 @@
-//! What is told of a job: how it stands, and the lines of its log.
+//! What is said about a job: its state, the lines of its log, and why a step failed.
 
 use std::fmt;
 
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize};
+use serde_json::Value;
 
-use crate::{finding::Phrase, id::JobId, job::JobKind, migration::Step, text::texts};
+use crate::{
+    finding::{Fix, Messages, Phrase},
+    id::JobId,
+    job::JobKind,
+    migration::{Presence, Step},
+    text::{AllOf, List, texts},
+};
 
 /// A part of a sentence.
 pub type Part = Box<JobText>;
@@ -42,6 +49,17 @@ impl fmt::Display for Counts {
     }
 }
 
+/// What a host says, one thing after the other.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct Remarks(pub Vec<JobText>);
+
+impl fmt::Display for Remarks {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0.iter().map(JobText::to_string).collect::<Vec<_>>().join("; "))
+    }
+}
+
 /// Sentences as one text, in English.
 pub fn english(sentences: &[JobText]) -> String {
     sentences.iter().map(JobText::to_string).collect::<Vec<_>>().join(" ")
@@ -51,7 +69,8 @@ texts! {
     /// A sentence about a job, or a part of one.
     pub enum JobText {
         // Parts
-        Reason { text: String } = "{text}",
+        // Words of a host's agent, of a library, or of an earlier version of the server. They are not translated.
+        Text { text: String } = "{text}",
         LogSaysWhy = "the log says why",
         MoveWaits = "the move waits for its turn",
         ItsMoveWaits = "its move waits for its turn",
@@ -103,8 +122,39 @@ texts! {
         StorageFailed { vm: String, host: String, why: Part, job: JobId } = "VM {vm} on {host} has its old files: {why}. New files are removed; mend the cause, then try again with `ferry job restart {job}`.",
         StorageStuck { vm: String, host: String, why: Part, tries: Part } = "The move of the disks of VM {vm} on {host} cannot be ended yet: {why}. {tries}.",
 
+        // Why a step failed, or what a job waits for
+        Found { found: Messages } = "{found}",
+        FoundWithFix { found: Phrase, fix: Box<Fix> } = "{found} ({fix})",
+        HostSays { host: String, what: Remarks } = "Host {host}: {what}",
+        WasCancelled = "The move was cancelled",
+        ReservedBy { job: JobId, vm: String } = "Job {job} has reserved VM {vm}",
+        EndedBy { host: String } = "Host {host} ended the move without a reason",
+        LostBy { host: String } = "The agent on host {host} no longer knows the move",
+        NotPossibleAt { host: String } = "Host {host} reports that it resumed the VM, which the source of a move never does",
+        ButShutOff { why: Part, source: String, vm: String } = "{why}. The VM no longer runs on {source}: start it with `ferry vm start {vm}`",
+        ButPaused { why: Part, source: String } = "{why}. The VM is paused on {source}, and runs again as soon as its disks are free; see `ferry vm list`",
+        ButHalted { why: Part, source: String, vm: String } = "{why}. The guest of the VM crashed or suspended itself on {source}: see `ferry vm show {vm}`",
+        PartlyMoved { why: Part, moved: List, stayed: List } = "{why} ({moved} moved, {stayed} not: another attempt moves the others)",
+        HasVm { host: String } = "Host {host} has the VM",
+        NotResumed { host: String } = "Host {host} has not resumed the VM yet",
+        NotResumedBecause { host: String, why: String } = "Host {host} has not resumed the VM yet: {why}",
+        MaybeDefined { vm: String, host: String, why: Part } = "It is not known whether VM {vm} is defined on host {host}, which is asked again: {why}",
+        DefinedAndGone { vm: String, source: String, destination: String } = "VM {vm} was defined on host {destination}, and no host has it now but {source}, which keeps its definition and its old files, and prevents its start: define it on {destination} again with the output of `virsh dumpxml` on {source}, with the paths of the new files",
+        HostsSilent { hosts: AllOf } = "Hosts {hosts} do not report the state of the VM",
+        HostSilent { host: String } = "Host {host} does not report the state of the VM",
+        RunsOnBoth { source: String, destination: String } = "The VM runs on {source} and on {destination} at once: destroy the wrong copy with `virsh destroy` now",
+        Undecided { source: String, here: Presence, destination: String, there: Presence } = "It is not decided yet which host has the VM: on {source} it is {here}, on {destination} {there}",
+        NeitherRuns { source: String, destination: String } = "Neither {source} nor {destination} runs the VM",
+        MaybeElsewhere { neither: Part } = "{neither}, and another host does not say whether it has the VM",
+        MaybeOn { neither: Part, host: String } = "{neither}, and host {host} does not say whether it has the VM",
+        MovedByHand { neither: Part, host: String } = "{neither}, and host {host} has it: it was moved on by hand. Dismiss the job if it belongs there",
+        Gone { source: String, destination: String, vm: String } = "Neither {source} nor {destination} runs the VM, nor any other host, and {destination} had all of it: it was moved on or removed there by hand. If it runs elsewhere, it is not affected; {source} does not start it. If no host has it, dismiss the job, allow its start with `ferry-agent holds release {vm}` on {source}, and start it",
+        CannotGoOn { job: JobId, why: Part } = "Job {job} cannot go on: {why}",
+        PlanUnreadable { error: String } = "its plan is unreadable: {error}",
+        PlanHasOtherSteps = "its plan has a step that no move of its kind has",
+
         // What any job waits for
-        WaitsFor { what: String, job: JobId } = "Waits for: {what}. Ask again now with `ferry job retry {job}`. If that never comes, see where the VM is (`ferry vm list`) and give the job up with `ferry job dismiss {job}`.",
+        WaitsFor { what: Part, job: JobId } = "Waits for: {what}. Ask again now with `ferry job retry {job}`. If that never comes, see where the VM is (`ferry vm list`) and give the job up with `ferry job dismiss {job}`.",
         WaitsForDatabase { why: String } = "Waits for the server's database, which cannot be read or written: {why}. Give it room and a disk that works; the job goes on by itself then.",
 
         // One that was given up
@@ -126,7 +176,10 @@ texts! {
         TryThoseAgain { job: JobId } = "Try those again that did not move: `ferry job restart {job}`.",
 
         // Lines of the log
-        Note { text: String } = "{text}",
+        AttemptAsked { by: String } = "{by} asked for another attempt",
+        RetryAsked { by: String } = "{by} asked to try again now",
+        OldFilesStay { why: Phrase } = "The old files stay: {why}",
+        LeftAlready { vm: String, destination: String, host: String } = "VM {vm} is no longer on host {destination}: host {host} has it, and its autostart is left as it is there",
         AcceptedSeveral { vms: String, by: String } = "Accepted: several of {vms}, asked for by {by}",
         AcceptedDrain { vms: String, by: String } = "Accepted: drain of {vms}, asked for by {by}",
         AcceptedStorage { vm: String, host: String, by: String } = "Accepted: storage move of {vm} on {host}, asked for by {by}",
@@ -137,13 +190,45 @@ texts! {
         AttemptBegins { attempt: u32 } = "Attempt {attempt} begins",
         StepBegins { step: StepTitle } = "{step}: begins",
         StepDone { step: StepTitle } = "{step}: done",
-        StepFailed { step: StepTitle, why: String } = "{step}: failed: {why}",
+        StepFailed { step: StepTitle, why: Part } = "{step}: failed: {why}",
         StepUndone { step: StepTitle } = "{step}: taken back",
-        StepNotUndone { step: StepTitle, why: String } = "{step}: could not be taken back: {why}",
+        StepNotUndone { step: StepTitle, why: Part } = "{step}: could not be taken back: {why}",
         CancelAsked { by: String } = "{by} asked to cancel",
         Arrived { source: String, destination: String } = "All of the VM is on {destination}, and {source} does not say that it runs there: no source of it is let go while it is not known where it is",
         Accepted { by: String } = "{by} accepted what is; nothing more is done",
         AcceptedAs { by: String, seen: Phrase } = "{by} accepted what is; nothing more is done: {seen}",
+    }
+}
+
+impl JobText {
+    /// The same with `name` in place of `id`, wherever an argument contains it.
+    pub fn renamed(&self, id: &str, name: &str) -> Self {
+        let json = self.to_json().ok().map(|mut json| {
+            rename(&mut json, id, name);
+            json
+        });
+        json.and_then(|json| Self::from_json(json).ok()).unwrap_or_else(|| self.clone())
+    }
+}
+
+fn rename(json: &mut Value, id: &str, name: &str) {
+    match json {
+        Value::String(text) => *text = text.replace(id, name),
+        Value::Array(all) => all.iter_mut().for_each(|json| rename(json, id, name)),
+        Value::Object(all) => all.values_mut().for_each(|json| rename(json, id, name)),
+        Value::Null | Value::Bool(_) | Value::Number(_) => {}
+    }
+}
+
+/// Reads a stored sentence; earlier versions stored its English.
+///
+/// # Errors
+/// It is neither a sentence nor a text.
+pub fn stored<'de, D: Deserializer<'de>>(from: D) -> Result<JobText, D::Error> {
+    let json = Value::deserialize(from)?;
+    match json.as_str() {
+        Some(text) => Ok(JobText::Text { text: text.to_owned() }),
+        None => JobText::from_json(json).map_err(serde::de::Error::custom),
     }
 }
 

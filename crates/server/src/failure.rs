@@ -4,7 +4,8 @@ use ferry_client::ClientError;
 use ferry_core::{
     api::problem::Problem,
     error::chain,
-    finding::{Action, ByHand, Command, Finding, FindingId, Message},
+    finding::{Action, ByHand, Command, Finding, FindingId, Message, Messages},
+    job_text::{JobText, Remarks},
 };
 use thiserror::Error;
 
@@ -109,27 +110,35 @@ fn not_answering(host: &str, error: &ClientError) -> Finding {
     )
 }
 
-/// An agent's refusal or silence in one or two sentences, for a job's log.
-pub(crate) fn describe(host: &str, error: &ClientError) -> String {
+/// An agent's refusal or silence, as the reason of a finding.
+pub(crate) fn answered(host: &str, error: &ClientError) -> Message {
+    let ClientError::Refused(problem) = error else { return fault_finding(host, error).message };
+    let verbatim = || Message::Verbatim { text: problem.detail.as_ref().unwrap_or(&problem.title).clone() };
+    let message = problem.findings.first().map_or_else(verbatim, |finding| finding.message.clone());
+    Message::SaidBy { message: message.into(), host: host.to_owned() }
+}
+
+/// An agent's refusal or silence, for a job's log.
+pub(crate) fn describe(host: &str, error: &ClientError) -> JobText {
     match error {
         ClientError::Refused(problem) => {
-            let mut text = format!("Host {host}: {}", problem.title);
-            for finding in &problem.findings {
-                let message = finding.message.to_string();
-                if message != problem.title {
-                    text.push_str(&format!(": {message}"));
-                }
-                text.push_str(&format!(" ({})", finding.fix));
-            }
-            text.extend(problem.detail.iter().map(|detail| format!(": {detail}")));
-            text
+            let what = match problem.findings.is_empty() {
+                true => vec![JobText::Text { text: problem.detail.as_ref().unwrap_or(&problem.title).clone() }],
+                false => problem.findings.iter().map(with_fix).collect(),
+            };
+            JobText::HostSays { host: host.to_owned(), what: Remarks(what) }
         }
         ClientError::Unreachable { .. }
         | ClientError::WrongKey { .. }
         | ClientError::NotUnderstood { .. }
         | ClientError::OldVersion { .. }
-        | ClientError::Unusable { .. } => fault_finding(host, error).message.to_string(),
+        | ClientError::Unusable { .. } => JobText::Found { found: Messages(vec![fault_finding(host, error).message]) },
     }
+}
+
+/// A finding, for a job's log.
+pub(crate) fn with_fix(finding: &Finding) -> JobText {
+    JobText::FoundWithFix { found: finding.message.clone().into(), fix: finding.fix.clone().into() }
 }
 
 /// Whether an agent refused a request with this finding.

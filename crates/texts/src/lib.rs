@@ -5,7 +5,7 @@
 mod ja;
 
 use ferry_core::{
-    finding::Finding,
+    finding::{Finding, Message},
     job_text::{JobText, StepTitle, english},
 };
 
@@ -34,10 +34,10 @@ impl Language {
     }
 
     /// What a finding says.
-    pub fn message(self, finding: &Finding) -> String {
+    pub fn message(self, message: &Message) -> String {
         match self {
-            Self::English => finding.message.to_string(),
-            Self::Japanese => finding.message.in_japanese(),
+            Self::English => message.to_string(),
+            Self::Japanese => message.in_japanese(),
         }
     }
 
@@ -103,19 +103,19 @@ mod tests {
         let message = Message::VmPaused { vm: vm.clone(), on: on.clone().into() };
         let finding =
             Finding::blocks(FindingId::VmPaused, &vm, message, Command::Resume { vm: vm.clone(), on: on.into() });
-        assert_eq!(Language::Japanese.message(&finding), "VM web01（ホスト kvm1）は一時停止しています");
+        assert_eq!(Language::Japanese.message(&finding.message), "VM web01（ホスト kvm1）は一時停止しています");
         assert!(Language::Japanese.fix(&finding).contains("`virsh resume web01`"));
-        assert_eq!(Language::English.message(&finding), "VM web01 is paused on kvm1");
+        assert_eq!(Language::English.message(&finding.message), "VM web01 is paused on kvm1");
         let which = ["kvm1/db", "kvm2/db"].iter().collect();
         let several = Message::VmAmbiguous { vm: "db".to_owned(), which };
         let finding = Finding::blocks(FindingId::VmAmbiguous, "db", several, Action::ListVms);
-        assert!(Language::Japanese.message(&finding).ends_with("kvm1/db、kvm2/db"));
+        assert!(Language::Japanese.message(&finding.message).ends_with("kvm1/db、kvm2/db"));
     }
 
     #[test]
     fn what_has_no_translation_is_told_as_it_came() {
         let finding = Finding::told(FindingId::VmPaused, "web01", "It is paused", "Resume it");
-        assert_eq!(Language::Japanese.message(&finding), "It is paused");
+        assert_eq!(Language::Japanese.message(&finding.message), "It is paused");
         assert_eq!(Language::Japanese.fix(&finding), "Resume it");
     }
 }

@@ -46,7 +46,7 @@ use crate::{
     admission::{Limits, Slot},
     api::agent::ShareCredentials,
     files::{DiskMove, DiskProgress},
-    finding::Finding,
+    finding::{Finding, Message},
     host::HostFacts,
     id::{HostId, JobId, ShareId, VmId},
     job::{Figures, JobKind, MoveKind, OnStall, Progress},
@@ -292,8 +292,11 @@ pub struct Candidate {
     pub host: String,
     /// The kind of move that is possible; `None`: no move is possible.
     pub kind: Option<MoveKind>,
-    /// The reason, in one sentence.
+    /// The reason, in one sentence in English.
     pub why: String,
+    /// The same, as data.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub says: Option<Message>,
     /// What prevents the move, and what the user should know.
     pub findings: Vec<Finding>,
 }
@@ -542,8 +545,11 @@ pub struct StepView {
     pub started_at_ms: Option<u64>,
     /// When it ended. Unix milliseconds.
     pub ended_at_ms: Option<u64>,
-    /// Why it failed.
+    /// Why it failed, in English.
     pub message: Option<String>,
+    /// The same, as data.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub says: Option<JobText>,
 }
 
 /// A job.

@@ -2,8 +2,14 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::step::{Step, StepClass};
-use crate::vm::VmState;
+use super::{
+    phase::Phase,
+    step::{Step, StepClass},
+};
+use crate::{
+    job_text::{self, JobText},
+    vm::VmState,
+};
 
 /// An event of a migration. Nothing else is stored.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -33,8 +39,9 @@ pub enum LogEvent {
     Failed {
         /// The step.
         step: Step,
-        /// What went wrong, and where the VM is.
-        message: String,
+        /// What went wrong.
+        #[serde(alias = "message", deserialize_with = "job_text::stored")]
+        why: JobText,
     },
     /// Someone requested that the VM stay.
     CancelRequested {
@@ -50,8 +57,9 @@ pub enum LogEvent {
     UndoFailed {
         /// The step.
         step: Step,
-        /// What went wrong, and what is left.
-        message: String,
+        /// What went wrong.
+        #[serde(alias = "message", deserialize_with = "job_text::stored")]
+        why: JobText,
     },
     /// A complete copy was seen at the destination while the source was not seen to run the VM. Whatever hosts report
     /// later, the copy may have been run by hand, and moved on to an unknown place.
@@ -99,64 +107,6 @@ pub fn ends_by_itself(phase: Phase, in_vain: bool, ends: &[Has]) -> bool {
         // Without a VM there is nothing to move, finish or undo, whatever the job would do next.
         Phase::Preparing | Phase::Migrating | Phase::Completing | Phase::RollingBack => {
             !in_vain && !ends.contains(&Has::NoAnswer) && ends.iter().any(|has| matches!(has, Has::It(_)))
-        }
-    }
-}
-
-/// The phase of a migration.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
-#[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
-#[serde(rename_all = "snake_case")]
-pub enum Phase {
-    /// It waits for slots.
-    Queued,
-    /// Steps before the move.
-    Preparing,
-    /// The memory moves; it may be cancelled.
-    Migrating,
-    /// The VM is at the destination; the remaining steps are repeated until they succeed.
-    Completing,
-    /// Steps are being undone.
-    RollingBack,
-    /// The VM runs at the destination and nothing is left at the source.
-    Succeeded,
-    /// The VM runs at the source, as requested.
-    Cancelled,
-    /// The VM runs at the source, because something went wrong.
-    Failed,
-    /// It waits for an administrator's decision, or for a host to come back.
-    Stuck,
-}
-
-impl std::fmt::Display for Phase {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str(self.title())
-    }
-}
-
-impl Phase {
-    /// Whether the job has ended: nothing more happens by itself.
-    pub fn ended(self) -> bool {
-        match self {
-            Self::Succeeded | Self::Cancelled | Self::Failed => true,
-            Self::Queued | Self::Preparing | Self::Migrating | Self::Completing | Self::RollingBack | Self::Stuck => {
-                false
-            }
-        }
-    }
-
-    /// The name to show to users.
-    pub fn title(self) -> &'static str {
-        match self {
-            Self::Queued => "queued",
-            Self::Preparing => "preparing",
-            Self::Migrating => "migrating",
-            Self::Completing => "completing",
-            Self::RollingBack => "rolling back",
-            Self::Succeeded => "succeeded",
-            Self::Cancelled => "cancelled",
-            Self::Failed => "failed",
-            Self::Stuck => "stuck",
         }
     }
 }
@@ -276,7 +226,7 @@ mod tests {
         log.extend(prepared.iter().flat_map(|step| done(*step)));
         log.push(LogEvent::Intent { step: Step::Perform });
         assert_eq!(phase(&log), Phase::Migrating);
-        log.push(LogEvent::Failed { step: Step::Perform, message: String::new() });
+        log.push(LogEvent::Failed { step: Step::Perform, why: JobText::LogSaysWhy });
         for step in prepared.iter().rev() {
             assert_eq!(phase(&log), Phase::RollingBack);
             log.push(LogEvent::Undone { step: *step });
@@ -327,6 +277,18 @@ mod tests {
     }
 
     #[test]
+    fn what_went_wrong_is_stored_as_data_and_that_of_an_older_server_is_read() {
+        let old = r#"{"event":"failed","step":"perform","message":"Host kvm2 is away"}"#;
+        let read: LogEvent = serde_json::from_str(old).expect("read");
+        let why = JobText::Text { text: "Host kvm2 is away".into() };
+        assert_eq!(read, LogEvent::Failed { step: Step::Perform, why });
+        let new = LogEvent::UndoFailed { step: Step::Reserve, why: JobText::HasVm { host: "kvm2".into() } };
+        let text = serde_json::to_string(&new).expect("JSON");
+        assert!(text.ends_with(r#""why":{"args":{"host":"kvm2"},"key":"has-vm"}}"#), "no sentence: {text}");
+        assert_eq!(serde_json::from_str::<LogEvent>(&text).expect("read"), new);
+    }
+
+    #[test]
     fn a_job_that_cannot_end_may_be_dismissed_and_no_other() {
         use Has::{It, NoAnswer, Nothing};
         let open = [Phase::Preparing, Phase::Migrating, Phase::Completing, Phase::RollingBack];
@@ -358,10 +320,10 @@ mod tests {
             (1..9u32).prop_map(|attempt| LogEvent::AttemptStarted { attempt }),
             step.clone().prop_map(|step| LogEvent::Intent { step }),
             step.clone().prop_map(|step| LogEvent::Succeeded { step }),
-            step.clone().prop_map(|step| LogEvent::Failed { step, message: String::new() }),
+            step.clone().prop_map(|step| LogEvent::Failed { step, why: JobText::LogSaysWhy }),
             Just(LogEvent::CancelRequested { by: String::new() }),
             step.clone().prop_map(|step| LogEvent::Undone { step }),
-            step.prop_map(|step| LogEvent::UndoFailed { step, message: String::new() }),
+            step.prop_map(|step| LogEvent::UndoFailed { step, why: JobText::LogSaysWhy }),
             Just(LogEvent::Dismissed { by: String::new(), told: Vec::new() }),
             Just(LogEvent::Arrived),
         ]

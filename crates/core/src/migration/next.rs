@@ -10,7 +10,10 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::log::{LogEvent, Phase, newest_attempt, phase};
+use super::{
+    log::{LogEvent, newest_attempt, phase},
+    phase::Phase,
+};
 
 /// Something that may be asked of a job, as the command line's `ferry job` and the API's routes name it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -82,6 +85,7 @@ mod tests {
 
     use super::*;
     use crate::{
+        job_text::JobText,
         migration::{Has, Step, ends_by_itself},
         vm::VmState,
     };
@@ -103,7 +107,7 @@ mod tests {
         use JobAction::{Cancel, Dismiss, Restart, Retry};
         let failed = |step| {
             let mut log = steps(step);
-            log.push(LogEvent::Failed { step, message: "no".into() });
+            log.push(LogEvent::Failed { step, why: JobText::LogSaysWhy });
             log
         };
         let mut ended = failed(Step::Preflight);
@@ -143,17 +147,16 @@ mod tests {
     }
 
     fn any_event() -> impl Strategy<Value = LogEvent> {
-        let message = || "no".into();
         prop_oneof![
             Just(LogEvent::Accepted),
             Just(LogEvent::Admitted),
             Just(LogEvent::AttemptStarted { attempt: 1 }),
             any_step().prop_map(|step| LogEvent::Intent { step }),
             any_step().prop_map(|step| LogEvent::Succeeded { step }),
-            any_step().prop_map(move |step| LogEvent::Failed { step, message: message() }),
+            any_step().prop_map(|step| LogEvent::Failed { step, why: JobText::LogSaysWhy }),
             Just(LogEvent::CancelRequested { by: "admin".into() }),
             any_step().prop_map(|step| LogEvent::Undone { step }),
-            any_step().prop_map(move |step| LogEvent::UndoFailed { step, message: "no".into() }),
+            any_step().prop_map(|step| LogEvent::UndoFailed { step, why: JobText::LogSaysWhy }),
             Just(LogEvent::Arrived),
             Just(LogEvent::Dismissed { by: "admin".into(), told: Vec::new() }),
         ]

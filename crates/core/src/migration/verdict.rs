@@ -1,5 +1,7 @@
 //! Who has the VM, decided from what both hosts report.
 
+use std::fmt;
+
 use serde::{Deserialize, Serialize};
 
 /// What one host reports about the VM now.
@@ -36,6 +38,25 @@ pub enum Presence {
     Absent,
     /// The host does not answer.
     Unknown,
+}
+
+impl fmt::Display for Presence {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Running => "running",
+            Self::Paused => "paused",
+            Self::Stopped => "stopped for a move that failed",
+            Self::Halted => "crashed or suspended by its guest",
+            Self::HandedOver => "sent, and waits for the outcome",
+            Self::Left => "sent, and was left by libvirt",
+            Self::Receiving => "still arriving",
+            Self::Arrived => "complete and paused",
+            Self::Off => "shut off",
+            Self::Ended => "shut off after it ran on",
+            Self::Absent => "absent",
+            Self::Unknown => "unknown",
+        })
+    }
 }
 
 /// Who has the VM.

@@ -244,6 +244,7 @@ mod tests {
             host: host.to_owned(),
             kind: None,
             why: String::new(),
+            says: None,
             findings: whats
                 .iter()
                 .map(|what| finding(what))

@@ -16,6 +16,7 @@ use ferry_core::{
     error::chain,
     finding::{Action, ByHand, Finding, FindingId, Message},
     job::JobKind,
+    job_text::JobText,
     migration::{Has, LogEvent, Phase, Told, ends_by_itself, is_taken_back, newest_attempt, phase},
     preflight::busy_by,
 };
@@ -95,7 +96,8 @@ pub(crate) async fn retry_job(app: &Arc<App>, reference: &str, by: &str) -> Resu
         let message = Message::JobEnded { job: record.id, phase: phase(&log) };
         return Err(Failure::found(title, Finding::blocks(FindingId::JobEnded, record.id, message, fix)));
     }
-    note(app, &record, format!("{by} asked to try again now")).await?;
+    let asked = LogEntry::Note(JobText::RetryAsked { by: by.to_owned() });
+    app.store.append(record.id, &[asked], now_ms()).await?;
     if let Some(running) = app.jobs.running().get(record.id) {
         running.retry();
     }
@@ -224,10 +226,6 @@ async fn one(app: &Arc<App>, title: &str, reference: &str) -> Result<(JobRecord,
         return Err(super::invalid(title, reference, message, Action::ShowParts { job: record.id }));
     }
     Ok((record, LogRow::events(&log)))
-}
-
-async fn note(app: &App, record: &JobRecord, text: String) -> Result<(), Failure> {
-    Ok(app.store.append(record.id, &[LogEntry::Note(text)], now_ms()).await?)
 }
 
 fn not_failed(title: &str, record: &JobRecord, message: Message) -> Failure {

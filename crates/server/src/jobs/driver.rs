@@ -11,6 +11,7 @@ use ferry_core::{
     error::chain,
     id::{HostId, JobId},
     job::JobKind,
+    job_text::JobText,
     migration::{LogEvent, Phase, newest_attempt, phase},
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
@@ -217,14 +218,14 @@ impl Jobs {
     }
 
     /// Drives a job. A job that cannot be driven shows the reason until it is dismissed.
-    async fn drive_to_end(&self, job: JobId, saga: Result<impl Saga, String>, running: &Running) {
+    async fn drive_to_end(&self, job: JobId, saga: Result<impl Saga, JobText>, running: &Running) {
         match saga {
             Ok(mut saga) => {
                 let phase = drive(self.store(), job, &mut saga, Patience::USUAL).await;
                 tracing::info!(phase = phase.title(), "The job has ended");
             }
-            Err(error) => {
-                running.wait_for(Some(format!("Job {job} cannot go on: {error}")));
+            Err(why) => {
+                running.wait_for(Some(JobText::CannotGoOn { job, why: why.into() }));
                 running.stuck();
                 std::future::pending().await
             }

@@ -16,6 +16,7 @@ use ferry_core::{
     files::{DiskProgress, DiskStage},
     id::{HostId, JobId},
     job::Progress,
+    job_text::JobText,
     memory::{Arrived, Need, left},
     units::ByteCount,
 };
@@ -41,9 +42,9 @@ pub(crate) struct Now {
     /// Progress of each disk.
     pub(crate) disks: Vec<DiskProgress>,
     /// What the job waits for, if its step does not make that obvious.
-    pub(crate) waits_for: Option<String>,
+    pub(crate) waits_for: Option<JobText>,
     /// Why an action that must succeed has failed so far.
-    pub(crate) in_vain: Option<String>,
+    pub(crate) in_vain: Option<JobText>,
     /// Why the database could not store something.
     pub(crate) unkept: Option<String>,
     /// What the job waits for in the queue.
@@ -111,19 +112,19 @@ impl Running {
     }
 
     /// Sets what the job waits for; `None`: it does not wait.
-    pub(crate) fn wait_for(&self, what: Option<String>) {
+    pub(crate) fn wait_for(&self, what: Option<JobText>) {
         let waits = what.is_some();
         if self.say(|now| &mut now.waits_for, what.clone())
             && let Some(what) = what
         {
             // The job shows this while it waits. It is no warning, because the wait may end by itself.
-            tracing::info!(what, "The job waits");
+            tracing::info!(%what, "The job waits");
         }
         self.waiting.send_if_modified(|before| std::mem::replace(before, waits) != waits);
     }
 
     /// Sets why an action that must succeed has failed so far; `None`: it succeeded.
-    pub(crate) fn in_vain(&self, why: Option<String>) {
+    pub(crate) fn in_vain(&self, why: Option<JobText>) {
         self.say(|now| &mut now.in_vain, why);
     }
 
@@ -284,7 +285,7 @@ mod tests {
     async fn only_a_wait_without_a_break_counts() {
         let running = Arc::new(Running::default());
         let patience = Duration::from_secs(30);
-        let waits = |what: &str| running.wait_for(Some(what.to_owned()));
+        let waits = |what: &str| running.wait_for(Some(JobText::Text { text: what.to_owned() }));
         let begun = tokio::time::Instant::now();
         let waited = tokio::spawn({
             let running = running.clone();

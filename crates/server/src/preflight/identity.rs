@@ -19,7 +19,7 @@ use ferry_core::{
 use tokio_util::task::TaskTracker;
 use uuid::Uuid;
 
-use crate::{failure::describe, inventory::Host};
+use crate::{failure::answered, inventory::Host};
 
 /// How long a proof is valid: from the check before a job is accepted to the check at its start.
 const PROOF_AGE_MAX: Duration = Duration::from_secs(10);
@@ -100,7 +100,7 @@ impl IdentityCheck {
         let name = Uuid::new_v4().simple().to_string();
         let token = ShareToken { content: Uuid::new_v4().simple().to_string() };
         if let Err(error) = one.agent.write_token(share, &name, &token).await {
-            return ShareIdentity::NotProven(Message::Verbatim { text: describe(one.name(), &error) });
+            return ShareIdentity::NotProven(answered(one.name(), &error));
         }
         let identity = look_for(share, &name, &token, other).await;
         // In the background: the removal is not part of the proof.
@@ -132,7 +132,7 @@ async fn look_for(share: ShareId, name: &str, token: &ShareToken, host: &Host) -
                 }
                 tokio::time::sleep(LOOK_AGAIN).await;
             }
-            Err(error) => return ShareIdentity::NotProven(Message::Verbatim { text: describe(host.name(), &error) }),
+            Err(error) => return ShareIdentity::NotProven(answered(host.name(), &error)),
         }
     }
 }
@@ -159,12 +159,10 @@ async fn hand_over(share: ShareId, name: &str, source: &Host, destination: &Host
                         message: finding.message.clone().into(),
                         host: host.name().to_owned(),
                     }),
-                    None => ShareIdentity::NotProven(Message::Verbatim {
-                        text: describe(host.name(), &ClientError::Refused(problem)),
-                    }),
+                    None => ShareIdentity::NotProven(answered(host.name(), &ClientError::Refused(problem))),
                 };
             }
-            Err(error) => return ShareIdentity::NotProven(Message::Verbatim { text: describe(host.name(), &error) }),
+            Err(error) => return ShareIdentity::NotProven(answered(host.name(), &error)),
         }
     }
     ShareIdentity::Proven

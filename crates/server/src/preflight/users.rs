@@ -7,15 +7,16 @@ use ferry_core::{
     files::DiskMove,
     finding::{ByHand, Command, Finding, FindingId, Fix, Message},
     id::VmId,
+    job_text::JobText,
 };
 
 use crate::inventory::Inventory;
 
-/// Asks all hosts now which VMs need old files of a VM. Returns one sentence per reason to keep them.
-pub(crate) async fn needed_by_others_now(inventory: &Arc<Inventory>, vm: VmId, disks: &[DiskMove]) -> Vec<String> {
+/// Why old files of a VM stay: what VMs of any host, asked now, need of them.
+pub(crate) async fn needed_by_others_now(inventory: &Arc<Inventory>, vm: VmId, disks: &[DiskMove]) -> Vec<JobText> {
     inventory.look_at_all().await;
     let found = used_by_others(inventory, vm, disks);
-    found.into_iter().map(|finding| format!("The old files stay: {}", finding.message)).collect()
+    found.into_iter().map(|finding| JobText::OldFilesStay { why: finding.message.into() }).collect()
 }
 
 /// The findings about files that another VM of any host needs, as a disk or below an overlay: the move would take them

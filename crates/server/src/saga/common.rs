@@ -1,7 +1,8 @@
 //! What the sagas of all kinds share: how a saga is created for a job, and steps that are the same in each.
 
 use ferry_core::{
-    finding::{Finding, Severity},
+    finding::{Finding, Message, Messages, Severity},
+    job_text::JobText,
     migration::Step,
 };
 
@@ -19,22 +20,22 @@ use crate::{
 /// Reads a job's plan.
 ///
 /// # Errors
-/// A message, if it cannot be read.
-pub(super) fn plan<P: Kept>(record: &JobRecord) -> Result<P, String> {
-    P::from_json(&record.job.plan).map_err(|error| format!("its plan is unreadable: {error}"))
+/// Why it cannot be read.
+pub(super) fn plan<P: Kept>(record: &JobRecord) -> Result<P, JobText> {
+    P::from_json(&record.job.plan).map_err(|error| JobText::PlanUnreadable { error: error.to_string() })
 }
 
 /// The steps of a job, after a check that the saga's table has each of them.
 ///
 /// # Errors
-/// A message, if the table lacks one.
+/// One is not.
 pub(super) fn steps<S, const LENGTH: usize>(
     record: &JobRecord,
     table: &[Entry<S>; LENGTH],
-) -> Result<Vec<Step>, String> {
+) -> Result<Vec<Step>, JobText> {
     let steps = steps_of(record);
     if !Entry::has_all(table, &steps) {
-        return Err("its plan has a step that no move of its kind has".to_owned());
+        return Err(JobText::PlanHasOtherSteps);
     }
     Ok(steps)
 }
@@ -42,9 +43,10 @@ pub(super) fn steps<S, const LENGTH: usize>(
 /// A host of a job.
 ///
 /// # Errors
-/// A message, if it is no longer in the inventory.
-pub(super) fn host<S: Site>(site: &S, name: &HostName) -> Result<S::Host, String> {
-    site.host(name).ok_or_else(|| format!("host {} is not in the inventory", name.name))
+/// It is not in the inventory any more.
+pub(super) fn host<S: Site>(site: &S, name: &HostName) -> Result<S::Host, JobText> {
+    let removed = || Messages(vec![Message::HostRemoved { host: name.name.clone() }]);
+    site.host(name).ok_or_else(|| JobText::Found { found: removed() })
 }
 
 /// Checks whether findings let the job continue.
@@ -60,7 +62,7 @@ pub(super) fn nothing_blocks(found: &[Finding]) -> Result<(), StepFailed> {
 pub(super) async fn reserve(site: &impl Site, running: &Running, record: &JobRecord) -> Result<(), StepFailed> {
     match running.kept(|| site.reserve(record.job.vm, record.id)).await {
         job if job == record.id => Ok(()),
-        other => Err(StepFailed(format!("Job {other} has reserved VM {}", record.job.vm_name))),
+        job => Err(StepFailed(JobText::ReservedBy { job, vm: record.job.vm_name.clone() })),
     }
 }
 
@@ -77,7 +79,7 @@ pub(super) async fn keep_plan(site: &impl Site, running: &Running, record: &JobR
 }
 
 /// Adds notes for people to the job's log.
-pub(super) async fn note(site: &impl Site, running: &Running, record: &JobRecord, notes: Vec<String>) {
+pub(super) async fn note(site: &impl Site, running: &Running, record: &JobRecord, notes: Vec<JobText>) {
     if !notes.is_empty() {
         running.kept(|| site.note(record.id, &notes)).await;
     }

@@ -17,6 +17,7 @@ use std::{future::Future, time::Duration};
 use ferry_core::{
     backoff::Backoff,
     id::JobId,
+    job_text::JobText,
     migration::{LogEvent, Phase, Step, StepClass, newest_attempt, phase},
 };
 
@@ -28,9 +29,9 @@ use crate::{
     store::{LogEntry, LogRow, Store, StoreError},
 };
 
-/// Why a step or its undo failed: what was attempted, on what, and the cause. One sentence without a full stop.
+/// A step or its undo did not work: why.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct StepFailed(pub(crate) String);
+pub(crate) struct StepFailed(pub(crate) JobText);
 
 /// Where the events of jobs are stored.
 pub(crate) trait Log: Sync {
@@ -237,8 +238,8 @@ async fn run(log: &impl Log, job: JobId, saga: &mut impl Saga, step: Step, patie
         repeat(log, job, saga, patience, Turn::Run(step)).await;
         return true;
     }
-    let Err(StepFailed(message)) = saga.run(step).await else { return true };
-    append(log, job, saga, &[LogEvent::Failed { step, message }]).await;
+    let Err(StepFailed(why)) = saga.run(step).await else { return true };
+    append(log, job, saga, &[LogEvent::Failed { step, why }]).await;
     false
 }
 
@@ -259,14 +260,14 @@ async fn repeat(log: &impl Log, job: JobId, saga: &mut impl Saga, patience: Pati
             Turn::Run(step) => saga.run(step).await,
             Turn::Undo(step) => saga.undo(step).await,
         };
-        let Err(StepFailed(message)) = tried else { break };
+        let Err(StepFailed(why)) = tried else { break };
         failures += 1;
-        saga.running().in_vain(Some(message.clone()));
+        saga.running().in_vain(Some(why.clone()));
         if failures == patience.tries_before_stuck {
-            tracing::warn!(job = job.0, message, "The job is stuck; it is tried on");
+            tracing::warn!(job = job.0, %why, "The job is stuck; it is tried on");
             let event = match turn {
-                Turn::Run(step) => LogEvent::Failed { step, message },
-                Turn::Undo(step) => LogEvent::UndoFailed { step, message },
+                Turn::Run(step) => LogEvent::Failed { step, why },
+                Turn::Undo(step) => LogEvent::UndoFailed { step, why },
             };
             append(log, job, saga, &[event]).await;
             saga.running().stuck();

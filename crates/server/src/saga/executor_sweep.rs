@@ -12,6 +12,7 @@ use ferry_core::{
     backoff::Backoff,
     id::{HostId, JobId, VmId},
     job::JobKind,
+    job_text::JobText,
     migration::{LogEvent, Phase, Step, StepClass},
 };
 use tokio::sync::Notify;
@@ -93,7 +94,7 @@ impl Life {
     }
 
     async fn act(&self, fault: Option<Fault>, effect: impl Fn(&mut World)) -> Result<(), StepFailed> {
-        let failed = || Err(StepFailed("as planned".into()));
+        let failed = || Err(StepFailed(JobText::Text { text: "as planned".into() }));
         match fault {
             None => {}
             Some(Fault::FailsBefore) => return failed(),
@@ -135,7 +136,7 @@ impl Saga for Life {
             let event = LogEntry::Event(LogEvent::CancelRequested { by: "admin".into() });
             self.store.append(self.job, &[event], 2).await.expect("stored");
             if step == Step::Perform {
-                return Err(StepFailed("cancelled".into()));
+                return Err(StepFailed(JobText::WasCancelled));
             }
         }
         // An error of the pivot promises that the source has the VM.
@@ -454,7 +455,7 @@ async fn a_full_disk_is_waited_for_and_the_job_goes_on_from_where_it_was() {
     let mut life = Life::new(Arc::default(), &store, job);
     // Full to the last byte: not even a short line fits.
     for length in [500, 50, 0] {
-        while store.append(job, &[LogEntry::Note("x".repeat(length))], 1).await.is_ok() {}
+        while store.append(job, &[LogEntry::Note(JobText::Text { text: "x".repeat(length) })], 1).await.is_ok() {}
     }
     let (running, world) = (life.running.clone(), life.world.clone());
     let driving = drive(&store, job, &mut life, IMPATIENT);

@@ -6,6 +6,7 @@ use ferry_client::agent::Attempt;
 use ferry_core::{
     api::agent::{Report, Stage},
     finding::FindingId,
+    job_text::JobText,
 };
 
 use super::{
@@ -46,7 +47,7 @@ pub(super) async fn follow(
     loop {
         let cancelled = running.cancelled.is_cancelled() && !past_pivot;
         let asked = match (cancelled, begun) {
-            (true, _) if on_cancel == OnCancel::Leave => return Err(StepFailed("The move was cancelled".to_owned())),
+            (true, _) if on_cancel == OnCancel::Leave => return Err(StepFailed(JobText::WasCancelled)),
             (true, _) => host.abort(attempt).await,
             (false, false) => host.perform(attempt).await,
             (false, true) => {

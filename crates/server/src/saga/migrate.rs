@@ -11,6 +11,7 @@ use ferry_core::{
     files::DiskProgress,
     finding::{Finding, FindingId},
     job::Figures,
+    job_text::JobText,
     migration::Step,
     units::ByteCount,
     vm::VmState,
@@ -26,7 +27,7 @@ use super::{
     site::{Check, Site},
     undo,
 };
-use crate::{clock::now_ms, jobs::running::Running, plan::live::LivePlan, store::JobRecord};
+use crate::{clock::now_ms, failure::with_fix, jobs::running::Running, plan::live::LivePlan, store::JobRecord};
 
 /// The saga of one live move.
 pub(crate) struct Migrate<S: Site> {
@@ -82,8 +83,8 @@ impl<S: Site<Host: LiveParticipant>> Migrate<S> {
     /// Creates the saga of a job, whether the job is new or was found in the database.
     ///
     /// # Errors
-    /// A message, if the job's hosts or plan do not exist any more: both are kept while a job is open.
-    pub(crate) fn new(site: S, record: JobRecord, running: Arc<Running>) -> Result<Self, String> {
+    /// The job's hosts or plan are not there any more; both are kept while a job is open.
+    pub(crate) fn new(site: S, record: JobRecord, running: Arc<Running>) -> Result<Self, JobText> {
         let plan: LivePlan = common::plan(&record)?;
         let (source, destination) =
             (common::host(&site, &record.job.source)?, common::host(&site, &record.job.destination)?);
@@ -228,8 +229,8 @@ impl<S: Site<Host: LiveParticipant>> Migrate<S> {
         match self.source.confirm(self.attempt(), &ConfirmRequest { keep_source, ..body }).await {
             Ok(report) => {
                 self.take(&report);
-                let said = report.findings.iter().map(|finding| format!("{}. {}", finding.message, finding.fix));
-                common::note(&self.site, &self.running, &self.record, needed.into_iter().chain(said).collect()).await;
+                let notes = needed.into_iter().chain(report.findings.iter().map(with_fix)).collect();
+                common::note(&self.site, &self.running, &self.record, notes).await;
             }
             Err(error) if is_unknown(&error) && self.site.is_gone(&self.source, self.record.job.vm).await => {}
             Err(error) => return Err(failed(&self.source, &error)),

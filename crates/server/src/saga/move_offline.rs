@@ -11,6 +11,7 @@ use ferry_core::{
     files::DiskProgress,
     finding::FindingId,
     job::Figures,
+    job_text::JobText,
     migration::Step,
     units::ByteCount,
 };
@@ -20,7 +21,7 @@ use super::{
     common,
     executor::{Entry, Saga, StepFailed},
     follow::{ASK_AGAIN, OnCancel, follow},
-    participant::{OfflineParticipant, Participant as _, failed, gone_or, is_unknown, messages, take_back},
+    participant::{OfflineParticipant, Participant as _, ended_by, failed, gone_or, is_unknown, messages, take_back},
     site::{Check, Site},
 };
 use crate::{
@@ -81,8 +82,8 @@ impl<S: Site<Host: OfflineParticipant>> MoveOffline<S> {
     /// Creates the saga of a job, whether the job is new or was found in the database.
     ///
     /// # Errors
-    /// A message, if the job's hosts or plan do not exist any more: both are kept while a job is open.
-    pub(crate) fn new(site: S, record: JobRecord, running: Arc<Running>) -> Result<Self, String> {
+    /// The job's hosts or plan are not there any more; both are kept while a job is open.
+    pub(crate) fn new(site: S, record: JobRecord, running: Arc<Running>) -> Result<Self, JobText> {
         let plan: OfflinePlan = common::plan(&record)?;
         let source = common::host(&site, &record.job.source)?;
         let destination = common::host(&site, &record.job.destination)?;
@@ -205,9 +206,8 @@ impl<S: Site<Host: OfflineParticipant>> MoveOffline<S> {
             Err(error) => {
                 let (vm, host) = (&self.record.job.vm_name, self.destination.name());
                 let StepFailed(why) = failed(&self.destination, &error);
-                Err(StepFailed(format!(
-                    "It is not known whether VM {vm} is defined on host {host}, which is asked again: {why}"
-                )))
+                let (vm, host) = (vm.clone(), host.to_owned());
+                Err(StepFailed(JobText::MaybeDefined { vm, host, why: why.into() }))
             }
         }
     }
@@ -219,7 +219,7 @@ impl<S: Site<Host: OfflineParticipant>> MoveOffline<S> {
         match report.stage {
             Stage::Delivered | Stage::Confirmed => Ok(()),
             Stage::Prepared | Stage::Performing | Stage::Resumed | Stage::Failed | Stage::Aborted => {
-                Err(StepFailed(report.error.unwrap_or_else(|| "The source ended the move".to_owned())))
+                Err(StepFailed(ended_by(&report, self.source.name())))
             }
         }
     }
@@ -261,8 +261,8 @@ impl<S: Site<Host: OfflineParticipant>> MoveOffline<S> {
         let body = ConfirmRequest { keep_source: body.keep_source || !needed.is_empty(), ..body };
         match self.source.confirm(self.attempt(), &body).await {
             Ok(report) => {
-                let stay = report.findings.iter().map(|finding| format!("{}. {}", finding.message, finding.fix));
-                let notes = needed.into_iter().chain(stay).collect();
+                let say = |finding: Finding| JobText::Text { text: format!("{}. {}", finding.message, finding.fix) };
+                let notes = needed.into_iter().chain(report.findings.into_iter().map(say)).collect();
                 common::note(&self.site, &self.running, &self.record, notes).await;
             }
             Err(error) if is_unknown(&error) && self.site.is_gone(&self.source, self.record.job.vm).await => {}
@@ -275,21 +275,15 @@ impl<S: Site<Host: OfflineParticipant>> MoveOffline<S> {
     /// Handles a VM that was defined at the destination and is no longer there. If another host has it, somebody moved
     /// it there, and the source's part is over. If no host has it, the source may hold the only copy, which then stays.
     async fn has_moved_on(&self) -> Result<(), StepFailed> {
-        let (vm, name) = (self.record.job.vm, &self.record.job.vm_name);
-        let (source, destination) = (self.source.name(), self.destination.name());
-        match self.site.seen_elsewhere(vm, [&self.source, &self.destination]) {
+        let vm = self.record.job.vm_name.clone();
+        let (source, destination) = (self.source.name().to_owned(), self.destination.name().to_owned());
+        match self.site.seen_elsewhere(self.record.job.vm, [&self.source, &self.destination]) {
             Some(host) => {
-                let said = format!(
-                    "VM {name} has left host {destination} already; host {host} has it: its autostart is as it is there"
-                );
+                let said = JobText::LeftAlready { vm, destination, host };
                 common::note(&self.site, &self.running, &self.record, vec![said]).await;
                 Ok(())
             }
-            None => Err(StepFailed(format!(
-                "VM {name} was defined on host {destination}, and is not on any host now but {source}, which keeps its \
-                 definition and its old files, and holds it: define it on {destination} again with what `virsh dumpxml` says on \
-                 {source}, with the paths of the new files"
-            ))),
+            None => Err(StepFailed(JobText::DefinedAndGone { vm, source, destination })),
         }
     }
 
@@ -314,8 +308,7 @@ impl<S: Site<Host: OfflineParticipant>> MoveOffline<S> {
     /// The destination must first confirm that it will not have the VM: only then is the VM released at the source.
     async fn undo_source(&mut self) -> Result<(), StepFailed> {
         if !self.ends_there().await? {
-            let name = self.destination.name();
-            return Err(StepFailed(format!("The VM is defined on host {name}: it cannot be taken back")));
+            return Err(StepFailed(JobText::HasVm { host: self.destination.name().to_owned() }));
         }
         take_back(&self.source, self.attempt()).await
     }

@@ -11,7 +11,9 @@ use ferry_core::{
     files::{DiskMove, DiskProgress, DiskStage},
     finding::Finding,
     job::Figures,
+    job_text::JobText,
     migration::Step,
+    text::List,
     units::ByteCount,
     vm::VmFacts,
 };
@@ -21,10 +23,10 @@ use super::{
     common,
     executor::{Entry, Saga, StepFailed},
     follow::{OnCancel, follow},
-    participant::{Participant as _, StorageParticipant, failed, messages},
+    participant::{Participant as _, StorageParticipant, ended_by, failed, messages},
     site::{Check, Site},
 };
-use crate::{clock::now_ms, jobs::running::Running, plan::storage::StoragePlan, store::JobRecord};
+use crate::{clock::now_ms, failure::with_fix, jobs::running::Running, plan::storage::StoragePlan, store::JobRecord};
 
 /// The saga of one storage move.
 pub(crate) struct MoveStorage<S: Site> {
@@ -63,8 +65,8 @@ impl<S: Site<Host: StorageParticipant>> MoveStorage<S> {
     /// Creates the saga of a job, whether the job is new or was found in the database.
     ///
     /// # Errors
-    /// A message, if the job's host or plan does not exist any more: both are kept while a job is open.
-    pub(crate) fn new(site: S, record: JobRecord, running: Arc<Running>) -> Result<Self, String> {
+    /// The job's host or plan is not there any more; both are kept while a job is open.
+    pub(crate) fn new(site: S, record: JobRecord, running: Arc<Running>) -> Result<Self, JobText> {
         let plan: StoragePlan = common::plan(&record)?;
         let host = common::host(&site, &record.job.source)?;
         let (steps, findings) = (common::steps(&record, &Self::TABLE)?, record.job.findings.clone());
@@ -91,7 +93,7 @@ impl<S: Site<Host: StorageParticipant>> MoveStorage<S> {
         if fresh.is_empty() {
             return;
         }
-        let notes = fresh.iter().map(|finding| format!("{}. {}", finding.message, finding.fix)).collect();
+        let notes = fresh.iter().map(with_fix).collect();
         self.findings.extend(fresh);
         self.running.kept(|| self.site.put_findings(self.record.id, &self.findings)).await;
         common::note(&self.site, &self.running, &self.record, notes).await;
@@ -110,7 +112,7 @@ impl<S: Site<Host: StorageParticipant>> MoveStorage<S> {
             follow(&self.host, attempt, running, OnCancel::Abort, |report| take(plan, running, report)).await?;
         self.keep().await;
         match report.stage {
-            Stage::Failed | Stage::Aborted => Err(StepFailed(told(&report))),
+            Stage::Failed | Stage::Aborted => Err(StepFailed(why(&report, self.host.name()))),
             Stage::Prepared | Stage::Performing | Stage::Delivered | Stage::Resumed | Stage::Confirmed => Ok(()),
         }
     }
@@ -210,19 +212,18 @@ fn take(plan: &mut StoragePlan, running: &Running, report: &Report) {
 }
 
 /// Why the move ended, and where each disk is.
-fn told(report: &Report) -> String {
-    let why = match (&report.error, report.stage) {
-        (Some(error), _) => error.clone(),
-        (None, Stage::Aborted) => "It was ended by request".to_owned(),
-        (None, _) => "The agent does not say why".to_owned(),
+fn why(report: &Report, host: &str) -> JobText {
+    let why = match report.stage == Stage::Aborted && report.error.is_none() {
+        true => JobText::WasCancelled,
+        false => ended_by(report, host),
     };
-    let with = |moved: bool| -> Vec<&str> {
+    let with = |moved: bool| -> List {
         let disks = report.disks.iter().filter(|disk| (disk.stage == DiskStage::Moved) == moved);
-        disks.map(|disk| disk.device.as_str()).collect()
+        disks.map(|disk| &disk.device).collect()
     };
     let (moved, stayed) = (with(true), with(false));
-    if moved.is_empty() {
-        return why;
+    match moved.0.is_empty() {
+        true => why,
+        false => JobText::PartlyMoved { why: why.into(), moved, stayed },
     }
-    format!("{why} ({} moved, {} not: another attempt moves what is left)", moved.join(", "), stayed.join(", "))
 }

@@ -157,7 +157,7 @@ async fn clean_reserved(
         undo::source(&ends).await
     };
     if let Err(StepFailed(why)) = cleaned.await {
-        tracing::info!(job = record.id.0, why, "What a dismissed job left is taken away later");
+        tracing::info!(job = record.id.0, %why, "What a dismissed job left is taken away later");
         return Cleaned::NotYet;
     }
     tracing::info!(job = record.id.0, "Nothing is left of a dismissed job");

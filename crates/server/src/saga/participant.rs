@@ -12,8 +12,9 @@ use ferry_core::{
         ReceiveOffline, Report, SendOffline,
     },
     files::{DiskMove, FileMove},
-    finding::Finding,
+    finding::{Finding, Messages},
     id::VmId,
+    job_text::JobText,
     pin::Pin,
     vm::VmState,
 };
@@ -103,8 +104,16 @@ pub(super) fn failed(host: &impl Participant, error: &ClientError) -> StepFailed
 
 /// The failure of a step because of findings.
 pub(super) fn messages(findings: &[Finding]) -> StepFailed {
-    let messages: Vec<String> = findings.iter().map(|finding| finding.message.to_string()).collect();
-    StepFailed(messages.join("; "))
+    let found = Messages(findings.iter().map(|finding| finding.message.clone()).collect());
+    StepFailed(JobText::Found { found })
+}
+
+/// Why a host ended the move.
+pub(super) fn ended_by(report: &Report, host: &str) -> JobText {
+    match &report.error {
+        Some(error) => JobText::Text { text: error.clone() },
+        None => JobText::EndedBy { host: host.to_owned() },
+    }
 }
 
 /// For requests that remove something: an agent that does not know the attempt has nothing to remove.

@@ -14,13 +14,14 @@ use ferry_core::{
     error::chain,
     finding::FindingId,
     id::VmId,
+    job_text::JobText,
     migration::{Presence, Verdict},
 };
 use tokio::sync::watch;
 
 use super::{
     executor::StepFailed,
-    participant::{LiveParticipant, Participant as _, is_unknown},
+    participant::{LiveParticipant, Participant as _, ended_by, failed, is_unknown},
     participants::Participants,
     presence,
     site::Site,
@@ -55,9 +56,9 @@ enum Course {
     /// The point of no return has passed.
     Arrived,
     /// The destination can no longer receive, so the source must not continue in vain.
-    Abort(String),
+    Abort(JobText),
     /// The attempt is over for this reason: ask which host has the VM.
-    Settle(String),
+    Settle(JobText),
 }
 
 /// Starts the move, or finds it started, and follows it. Ok: the destination has the VM.
@@ -68,7 +69,7 @@ pub(super) async fn perform<S: Site<Host: LiveParticipant>>(
     if ends.running.cancelled.is_cancelled() {
         // Also after a restart of the server: if the move had started, this ends it, or settling finds that it arrived.
         let _ = abort(ends).await;
-        return settle(ends, "The move was cancelled".to_owned()).await;
+        return settle(ends, JobText::WasCancelled).await;
     }
     let begun = match ends.source.perform(ends.attempt).await {
         Ok(report) => {
@@ -127,7 +128,7 @@ async fn steer<S: Site<Host: LiveParticipant>>(
                 take(report);
             }
         }
-        match course(&at_source, &at_destination) {
+        match course([ends.source.name(), ends.destination.name()], &at_source, &at_destination) {
             Course::Follow => {}
             Course::Arrived => {
                 ends.running.wait_for(None);
@@ -136,7 +137,7 @@ async fn steer<S: Site<Host: LiveParticipant>>(
             Course::Settle(cause) => {
                 let asked = ends.running.cancelled.is_cancelled();
                 let cause = match abort_reason {
-                    _ if asked => "The move was cancelled".to_owned(),
+                    _ if asked => JobText::WasCancelled,
                     // The source's own reason for a failure says more than the destination's view of it.
                     Some(reason) if !failed_by_itself(&at_source) => reason,
                     Some(_) | None => cause,
@@ -176,7 +177,9 @@ async fn cancel_when_asked<S: Site<Host: LiveParticipant>>(ends: &Participants<'
     }
 }
 
-fn course(source: &Side, destination: &Side) -> Course {
+/// `names` are those of the source and of the destination.
+fn course(names: [&str; 2], source: &Side, destination: &Side) -> Course {
+    let lost_by = |host: &str| JobText::LostBy { host: host.to_owned() };
     if let Side::Reports(report) = destination
         && matches!(report.stage, Stage::Delivered | Stage::Resumed | Stage::Confirmed)
     {
@@ -185,36 +188,28 @@ fn course(source: &Side, destination: &Side) -> Course {
     match source {
         Side::Reports(report) => match report.stage {
             Stage::Delivered | Stage::Confirmed => return Course::Arrived,
-            Stage::Failed | Stage::Aborted => {
-                let cause = report.error.clone().unwrap_or_else(|| "The source ended the move".to_owned());
-                return Course::Settle(cause);
-            }
+            Stage::Failed | Stage::Aborted => return Course::Settle(ended_by(report, names[0])),
             // A source never resumes. If it reports that it did, only asking both hosts helps.
-            Stage::Resumed => {
-                return Course::Settle("The source reports a stage that it cannot reach".to_owned());
-            }
+            Stage::Resumed => return Course::Settle(JobText::NotPossibleAt { host: names[0].to_owned() }),
             Stage::Prepared | Stage::Performing => {}
         },
-        Side::Lost => return Course::Settle("The source's agent has lost the move".to_owned()),
+        Side::Lost => return Course::Settle(lost_by(names[0])),
         Side::Unheard => {}
     }
     match destination {
         Side::Reports(report) => match report.stage {
-            Stage::Failed | Stage::Aborted => {
-                let cause = report.error.clone().unwrap_or_else(|| "The destination ended the move".to_owned());
-                Course::Abort(cause)
-            }
+            Stage::Failed | Stage::Aborted => Course::Abort(ended_by(report, names[1])),
             Stage::Prepared | Stage::Performing | Stage::Delivered | Stage::Resumed | Stage::Confirmed => {
                 Course::Follow
             }
         },
-        Side::Lost => Course::Abort("The destination's agent has lost the move".to_owned()),
+        Side::Lost => Course::Abort(lost_by(names[1])),
         Side::Unheard => Course::Follow,
     }
 }
 
 /// Asks until it is known which host has the VM. Ok: the destination; an error: the source.
-async fn settle<S: Site<Host: LiveParticipant>>(ends: &Participants<'_, S>, cause: String) -> Result<(), StepFailed> {
+async fn settle<S: Site<Host: LiveParticipant>>(ends: &Participants<'_, S>, cause: JobText) -> Result<(), StepFailed> {
     let mut backoff = ASK;
     let mut delivered = false;
     loop {
@@ -223,31 +218,30 @@ async fn settle<S: Site<Host: LiveParticipant>>(ends: &Participants<'_, S>, caus
         match decision.verdict {
             Verdict::Source => {
                 ends.running.wait_for(None);
-                return Err(StepFailed(cause + &condition(decision.source, ends.vm)));
+                return Err(StepFailed(with_condition(cause, ends.source.name(), decision.source, ends.vm)));
             }
             Verdict::Destination => {
                 ends.running.wait_for(None);
                 return Ok(());
             }
             Verdict::SourceUnlessElsewhere | Verdict::Lost | Verdict::Undecided | Verdict::SplitBrain => {
-                ends.running.wait_for(Some(decision.awaited));
+                ends.running.wait_for(decision.awaited);
             }
         }
         ends.running.pause(backoff.pause()).await;
     }
 }
 
-/// The state of a VM that does not run at the source, as the end of a message.
-fn condition(source: Presence, vm: VmId) -> String {
-    match source {
-        Presence::Absent | Presence::Off | Presence::Ended => {
-            format!(". It does not run there any more: start it with `ferry vm start {vm}`")
-        }
+/// Why it failed, and how the VM is at the source if it does not run there.
+fn with_condition(why: JobText, source: &str, has: Presence, vm: VmId) -> JobText {
+    let (why, source, vm) = (Box::new(why), source.to_owned(), vm.to_string());
+    match has {
+        Presence::Absent | Presence::Off | Presence::Ended => JobText::ButShutOff { why, source, vm },
         Presence::Paused | Presence::Stopped | Presence::HandedOver | Presence::Left => {
-            ". It is paused there, and goes on as soon as its disks are free; see `ferry vm list`".to_owned()
+            JobText::ButPaused { why, source }
         }
-        Presence::Halted => format!(". Its guest crashed or suspended itself there: see `ferry vm show {vm}`"),
-        Presence::Running | Presence::Receiving | Presence::Arrived | Presence::Unknown => String::new(),
+        Presence::Halted => JobText::ButHalted { why, source, vm },
+        Presence::Running | Presence::Receiving | Presence::Arrived | Presence::Unknown => *why,
     }
 }
 
@@ -325,14 +319,8 @@ pub(super) async fn resume<S: Site<Host: LiveParticipant>>(
             // The verdict was that the destination has the VM, so a VM that is no longer there was there before.
             let decision = presence::decide(ends, true).await;
             if decision.verdict != Verdict::Destination {
-                let awaited = match decision.verdict {
-                    Verdict::Source => format!("Host {} has the VM again", ends.source.name()),
-                    Verdict::SourceUnlessElsewhere
-                    | Verdict::Destination
-                    | Verdict::Lost
-                    | Verdict::Undecided
-                    | Verdict::SplitBrain => decision.awaited,
-                };
+                let has_vm = || JobText::HasVm { host: ends.source.name().to_owned() };
+                let awaited = decision.awaited.unwrap_or_else(has_vm);
                 ends.running.wait_for(Some(awaited.clone()));
                 return Err(StepFailed(awaited));
             }
@@ -344,18 +332,21 @@ pub(super) async fn resume<S: Site<Host: LiveParticipant>>(
             if decision.source == Presence::Left {
                 // First, because the process that is left at the source locks the disks.
                 let ended = ends.source.end_copy(ends.attempt).await;
-                ended.map_err(|error| StepFailed(describe(ends.source.name(), &error)))?;
+                ended.map_err(|error| failed(ends.source, &error))?;
             }
             let asked = ends.destination.resume(ends.attempt).await;
-            asked.map_err(|error| StepFailed(describe(ends.destination.name(), &error)))?
+            asked.map_err(|error| failed(ends.destination, &error))?
         }
     };
     ends.running.wait_for(None);
     match report.stage {
         Stage::Resumed | Stage::Confirmed => Ok(Some(report)),
         Stage::Prepared | Stage::Performing | Stage::Delivered | Stage::Failed | Stage::Aborted => {
-            let why = report.error.unwrap_or_else(|| format!("it is {:?}", report.stage));
-            Err(StepFailed(format!("Host {} has not resumed the VM yet: {why}", ends.destination.name())))
+            let host = ends.destination.name().to_owned();
+            Err(StepFailed(match report.error {
+                Some(why) => JobText::NotResumedBecause { host, why },
+                None => JobText::NotResumed { host },
+            }))
         }
     }
 }
@@ -386,6 +377,7 @@ mod tests {
         Side::Reports(Box::new(Report::new(JobId(1), Generation(1), role, 1, stage)))
     }
 
+    const NAMES: [&str; 2] = ["kvm1", "kvm2"];
     const STAGES: [Stage; 7] = [
         Stage::Prepared,
         Stage::Performing,
@@ -400,7 +392,7 @@ mod tests {
     fn an_attempt_ends_only_by_delivery_or_by_the_source_ending_it() {
         for source in STAGES {
             for destination in STAGES {
-                let course = course(&at(Role::Source, source), &at(Role::Destination, destination));
+                let course = course(NAMES, &at(Role::Source, source), &at(Role::Destination, destination));
                 let delivered = matches!(source, Stage::Delivered | Stage::Confirmed)
                     || matches!(destination, Stage::Delivered | Stage::Resumed | Stage::Confirmed);
                 assert_eq!(course == Course::Arrived, delivered, "{source:?} {destination:?}");
@@ -415,7 +407,7 @@ mod tests {
     #[test]
     fn a_silent_source_is_waited_for() {
         for destination in STAGES {
-            let course = course(&Side::Unheard, &at(Role::Destination, destination));
+            let course = course(NAMES, &Side::Unheard, &at(Role::Destination, destination));
             assert!(!matches!(course, Course::Settle(_)), "{destination:?}");
         }
     }

@@ -5,7 +5,9 @@ use std::time::Duration;
 
 use ferry_core::{
     api::agent::Report,
+    job_text::{JobText, Part},
     migration::{Presence, Verdict, is_to_be_remembered, verdict},
+    text::AllOf,
     vm::VmState,
 };
 
@@ -26,8 +28,8 @@ pub(super) struct Decision {
     pub(super) delivered: bool,
     /// Never [`Verdict::SourceUnlessElsewhere`], because all other hosts were asked in that case.
     pub(super) verdict: Verdict,
-    /// What has to happen, if it is undecided; otherwise empty.
-    pub(super) awaited: String,
+    /// What has to happen, if it is not decided.
+    pub(super) awaited: Option<JobText>,
 }
 
 /// Asks both hosts now, and all other hosts if neither runs the VM.
@@ -50,12 +52,12 @@ pub(super) async fn decide<S: Site<Host: LiveParticipant>>(
     let arrived = !after.gave_up && (complete || ends.arrived().await);
     let (verdict, awaited) = match verdict(source, destination, delivered, arrived) {
         Verdict::SourceUnlessElsewhere => match elsewhere(ends).await {
-            None => (Verdict::Source, String::new()),
-            Some(awaited) => (Verdict::Undecided, awaited),
+            None => (Verdict::Source, None),
+            awaited @ Some(_) => (Verdict::Undecided, awaited),
         },
-        Verdict::Lost => (Verdict::Lost, elsewhere(ends).await.unwrap_or_else(|| lost(ends))),
-        decided @ (Verdict::Source | Verdict::Destination) => (decided, String::new()),
-        open @ (Verdict::Undecided | Verdict::SplitBrain) => (open, awaited(ends, source, destination)),
+        Verdict::Lost => (Verdict::Lost, elsewhere(ends).await.or_else(|| Some(gone(ends)))),
+        decided @ (Verdict::Source | Verdict::Destination) => (decided, None),
+        open @ (Verdict::Undecided | Verdict::SplitBrain) => (open, Some(awaited(ends, source, destination))),
     };
     Decision { source, destination, delivered, verdict, awaited }
 }
@@ -69,29 +71,28 @@ pub(super) async fn remember<S: Site<Host: LiveParticipant>>(ends: &Participants
 }
 
 /// What to do about a VM that was at the destination and is now on no host that can be asked.
-fn lost<S: Site>(ends: &Participants<'_, S>) -> String {
-    let (source, destination, vm) = (ends.source.name(), ends.destination.name(), ends.vm);
-    format!(
-        "Neither {source} nor {destination} runs the VM, nor any other host, and {destination} had all of it: it was moved on or \
-         removed there by hand. Where it is, it goes on; {source} does not start it. If it is nowhere, dismiss the job, let \
-         {source} have it with `ferry-agent holds release {vm}` there, and start it"
-    )
+fn gone<S: Site>(ends: &Participants<'_, S>) -> JobText {
+    let (source, destination) = names(ends);
+    JobText::Gone { source, destination, vm: ends.vm.to_string() }
+}
+
+fn names<S: Site>(ends: &Participants<'_, S>) -> (String, String) {
+    (ends.source.name().to_owned(), ends.destination.name().to_owned())
 }
 
 /// Why it is unknown whether another host has the VM; `None`: no other host has it.
-async fn elsewhere<S: Site<Host: LiveParticipant>>(ends: &Participants<'_, S>) -> Option<String> {
-    let neither = format!("Neither {} nor {} runs the VM", ends.source.name(), ends.destination.name());
+async fn elsewhere<S: Site<Host: LiveParticipant>>(ends: &Participants<'_, S>) -> Option<JobText> {
+    let (source, destination) = names(ends);
+    let neither: Part = JobText::NeitherRuns { source, destination }.into();
     let Ok(told) =
         tokio::time::timeout(ASK_DEADLINE, ends.site.ask_others(ends.vm, [ends.source, ends.destination])).await
     else {
-        return Some(format!("{neither}, and a host does not say whether it was moved on to there"));
+        return Some(JobText::MaybeElsewhere { neither });
     };
-    told.into_iter().find_map(|(name, state)| match state {
+    told.into_iter().find_map(|(host, state)| match state {
         Ok(None) => None,
-        Ok(Some(_)) => Some(format!(
-            "{neither}, and host {name} has it: it was moved on by hand. Dismiss the job if it belongs there"
-        )),
-        Err(_) => Some(format!("{neither}, and host {name} does not say whether it was moved on to there")),
+        Ok(Some(_)) => Some(JobText::MovedByHand { neither: neither.clone(), host }),
+        Err(_) => Some(JobText::MaybeOn { neither: neither.clone(), host }),
     })
 }
 
@@ -129,19 +130,13 @@ async fn from_facts<S: Site<Host: LiveParticipant>>(ends: &Participants<'_, S>, 
 }
 
 /// What has to happen until it is known which host has the VM.
-fn awaited<S: Site>(ends: &Participants<'_, S>, source: Presence, destination: Presence) -> String {
-    let (source_name, destination_name) = (ends.source.name(), ends.destination.name());
-    match (source, destination) {
-        (Presence::Running, Presence::Running) => format!(
-            "The VM runs on {source_name} and on {destination_name} at once: destroy the wrong copy with `virsh destroy` now"
-        ),
-        (Presence::Unknown, Presence::Unknown) => {
-            format!("Hosts {source_name} and {destination_name} do not say what they have of the VM")
-        }
-        (Presence::Unknown, _) => format!("Host {source_name} does not say what it has of the VM"),
-        (_, Presence::Unknown) => {
-            format!("Host {destination_name} does not say what it has of the VM")
-        }
+fn awaited<S: Site>(ends: &Participants<'_, S>, here: Presence, there: Presence) -> JobText {
+    let (source, destination) = names(ends);
+    match (here, there) {
+        (Presence::Running, Presence::Running) => JobText::RunsOnBoth { source, destination },
+        (Presence::Unknown, Presence::Unknown) => JobText::HostsSilent { hosts: AllOf(vec![source, destination]) },
+        (Presence::Unknown, _) => JobText::HostSilent { host: source },
+        (_, Presence::Unknown) => JobText::HostSilent { host: destination },
         (
             Presence::Running
             | Presence::Paused
@@ -165,8 +160,6 @@ fn awaited<S: Site>(ends: &Participants<'_, S>, source: Presence, destination: P
             | Presence::Receiving
             | Presence::Arrived
             | Presence::Absent,
-        ) => format!(
-            "The hand-over is not decided: on {source_name} the VM is {source:?}, on {destination_name} {destination:?}"
-        ),
+        ) => JobText::Undecided { source, here, destination, there },
     }
 }

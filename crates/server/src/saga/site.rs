@@ -8,6 +8,7 @@ use ferry_core::{
     finding::Finding,
     id::{JobId, VmId},
     job::Figures,
+    job_text::JobText,
     migration::LogEvent,
     vm::{VmFacts, VmState},
 };
@@ -61,7 +62,7 @@ pub(crate) trait Site: Log + Send + 'static {
     /// Stores the measured figures of a job.
     fn put_figures(&self, job: JobId, figures: &Figures) -> impl Future<Output = Result<(), StoreError>> + Send;
     /// Adds notes for people to a job's log.
-    fn note(&self, job: JobId, notes: &[String]) -> impl Future<Output = Result<(), StoreError>> + Send;
+    fn note(&self, job: JobId, notes: &[JobText]) -> impl Future<Output = Result<(), StoreError>> + Send;
 
     /// The findings about the job now.
     fn check(
@@ -76,7 +77,7 @@ pub(crate) trait Site: Log + Send + 'static {
     /// The name of another host that has the VM, according to its last report.
     fn seen_elsewhere(&self, vm: VmId, but: [&Self::Host; 2]) -> Option<String>;
     /// Asks all hosts now which VMs need old files of a VM. Returns one sentence per reason to keep them.
-    fn needed_by_others(&self, vm: VmId, disks: &[DiskMove]) -> impl Future<Output = Vec<String>> + Send;
+    fn needed_by_others(&self, vm: VmId, disks: &[DiskMove]) -> impl Future<Output = Vec<JobText>> + Send;
     /// Whether the host answers and does not have the VM.
     fn is_gone(&self, host: &Self::Host, vm: VmId) -> impl Future<Output = bool> + Send;
     /// Waits until `is_so` holds for the VM on this host, but at most some seconds.
@@ -135,7 +136,7 @@ impl Site for Context {
         self.store().put_figures(job, figures).await
     }
 
-    async fn note(&self, job: JobId, notes: &[String]) -> Result<(), StoreError> {
+    async fn note(&self, job: JobId, notes: &[JobText]) -> Result<(), StoreError> {
         let notes: Vec<LogEntry> = notes.iter().cloned().map(LogEntry::Note).collect();
         self.store().append(job, &notes, now_ms()).await
     }
@@ -184,7 +185,7 @@ impl Site for Context {
         })
     }
 
-    async fn needed_by_others(&self, vm: VmId, disks: &[DiskMove]) -> Vec<String> {
+    async fn needed_by_others(&self, vm: VmId, disks: &[DiskMove]) -> Vec<JobText> {
         needed_by_others_now(self.inventory(), vm, disks).await
     }
 

@@ -1,7 +1,10 @@
 //! Undoes the changes of a live move on its hosts, after a step failed or the move was cancelled. The order matters: a
 //! source that does not run the VM is released only after the destination has confirmed that it will not run it.
 
-use ferry_core::migration::{Presence, Verdict};
+use ferry_core::{
+    job_text::JobText,
+    migration::{Presence, Verdict},
+};
 
 use super::{
     executor::StepFailed,
@@ -23,7 +26,8 @@ pub(super) async fn source<S: Site<Host: LiveParticipant>>(ends: &Participants<'
         if ends.arrived().await {
             let decision = presence::decide(ends, false).await;
             if decision.verdict != Verdict::Source {
-                return Err(StepFailed(decision.awaited));
+                let has_vm = || JobText::HasVm { host: ends.destination.name().to_owned() };
+                return Err(StepFailed(decision.awaited.unwrap_or_else(has_vm)));
             }
         }
     }

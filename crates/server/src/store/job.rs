@@ -4,6 +4,7 @@ use ferry_core::{
     finding::Finding,
     id::{HostId, JobId, VmId},
     job::{Figures, JobKind},
+    job_text::JobText,
     migration::{LogEvent, Phase},
 };
 
@@ -78,7 +79,7 @@ pub enum LogEntry {
     /// An event, for the program: the phase is folded from events.
     Event(LogEvent),
     /// A note, for people only.
-    Note(String),
+    Note(JobText),
 }
 
 /// The result of storing a job.

@@ -6,6 +6,7 @@ use ferry_core::{
     finding::Finding,
     id::{JobId, VmId},
     job::Figures,
+    job_text::JobText,
     migration::{LogEvent, Phase, attempt, phase},
 };
 use sqlx::{Row as _, Sqlite, Transaction, sqlite::SqliteRow};
@@ -97,7 +98,7 @@ impl Store {
             .execute(&mut *transaction)
             .await?;
         sqlx::query("INSERT INTO open_job (job) VALUES ($1)").bind(job.0 as i64).execute(&mut *transaction).await?;
-        let note = LogEntry::Note(format!("{by} asked for another attempt"));
+        let note = LogEntry::Note(JobText::AttemptAsked { by: by.to_owned() });
         for entry in [note, LogEntry::Event(LogEvent::Accepted)] {
             write_line(&mut transaction, job, now_ms, &entry).await?;
         }
@@ -385,7 +386,11 @@ fn log_row(row: &SqliteRow) -> Result<LogRow, StoreError> {
     let event: Option<String> = row.try_get("event")?;
     let entry = match event {
         Some(event) => LogEntry::Event(json("event", &event)?),
-        None => LogEntry::Note(row.try_get::<Option<String>, _>("note")?.unwrap_or_default()),
+        None => {
+            let note = row.try_get::<Option<String>, _>("note")?.unwrap_or_default();
+            // Earlier versions stored its English.
+            LogEntry::Note(serde_json::from_str(&note).unwrap_or(JobText::Text { text: note }))
+        }
     };
     Ok(LogRow { at_ms: row.try_get::<i64, _>("at_ms")? as u64, entry })
 }
@@ -398,7 +403,7 @@ async fn write_line(
 ) -> Result<(), StoreError> {
     let (event, note) = match entry {
         LogEntry::Event(event) => (Some(to_json(event)), None),
-        LogEntry::Note(note) => (None, Some(note.as_str())),
+        LogEntry::Note(note) => (None, Some(to_json(note))),
     };
     sqlx::query(
         "INSERT INTO job_log (job, line, at_ms, event, note)
@@ -438,4 +443,56 @@ fn record(row: &SqliteRow) -> Result<JobRecord, StoreError> {
 /// Findings as they are stored: without sentences.
 fn stored(findings: &[Finding]) -> Vec<impl serde::Serialize + use<>> {
     findings.iter().map(Finding::stored).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use ferry_core::{id::HostId, job::JobKind, migration::Step};
+    use uuid::Uuid;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn logs_hold_no_sentences_and_those_of_the_version_before_are_read() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let store = Store::open_small(&folder.path().join("ferry.db"), None).await;
+        let host = HostName { id: HostId(Uuid::nil()), name: "kvm1".into() };
+        let job = NewJob {
+            kind: JobKind::Live,
+            parent: None,
+            vm: VmId(Uuid::nil()),
+            vm_name: "web01".into(),
+            source: host.clone(),
+            destination: host,
+            by: "admin".into(),
+            accepted_at_ms: 1,
+            plan: "{}".into(),
+            findings: Vec::new(),
+        };
+        let Created::Job(job) = store.create_job(&job).await.expect("stored") else { panic!("nobody else") };
+        for (line, event, note) in [
+            (2, Some(r#"{"event":"failed","step":"reserve","message":"Job 4 has reserved VM web01"}"#), None),
+            (3, None, Some("admin asked to try again now")),
+        ] {
+            let row = sqlx::query("INSERT INTO job_log (job, line, at_ms, event, note) VALUES ($1, $2, 5, $3, $4)");
+            let row = row.bind(job.0 as i64).bind(line).bind(event).bind(note);
+            row.execute(&store.writer).await.expect("as the version before stores it");
+        }
+        let why = JobText::ReservedBy { job: JobId(4), vm: "web01".into() };
+        let note = JobText::RetryAsked { by: "admin".into() };
+        let new =
+            [LogEntry::Event(LogEvent::Failed { step: Step::Reserve, why: why.clone() }), LogEntry::Note(note.clone())];
+        store.append(job, &new, 6).await.expect("stored");
+
+        let text = |said: &JobText| JobText::Text { text: said.to_string() };
+        let log: Vec<_> = store.log(job).await.expect("read").into_iter().map(|row| row.entry).collect();
+        let old =
+            [LogEntry::Event(LogEvent::Failed { step: Step::Reserve, why: text(&why) }), LogEntry::Note(text(&note))];
+        assert_eq!(log[1..], [old, new].concat());
+        let stored: Vec<String> = sqlx::query_scalar("SELECT COALESCE(event, note) FROM job_log WHERE at_ms = 6")
+            .fetch_all(&store.readers)
+            .await
+            .expect("read");
+        assert!(stored.iter().all(|text| !text.contains("has reserved") && !text.contains("asked to")), "{stored:?}");
+    }
 }

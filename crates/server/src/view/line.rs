@@ -11,7 +11,7 @@ use crate::store::{LogEntry, LogRow, NewJob};
 
 pub(super) fn line(row: &LogRow, job: &NewJob) -> JobText {
     let event = match &row.entry {
-        LogEntry::Note(note) => return JobText::Note { text: by_name(job, note) },
+        LogEntry::Note(note) => return by_name(job, note),
         LogEntry::Event(event) => event,
     };
     let title = |step| StepTitle { kind: job.kind, step };
@@ -22,7 +22,7 @@ pub(super) fn line(row: &LogRow, job: &NewJob) -> JobText {
         LogEvent::AttemptStarted { attempt } => JobText::AttemptBegins { attempt: *attempt },
         LogEvent::Intent { step } => JobText::StepBegins { step: title(*step) },
         LogEvent::Succeeded { step } => JobText::StepDone { step: title(*step) },
-        LogEvent::Failed { step, message } => JobText::StepFailed { step: title(*step), why: by_name(job, message) },
+        LogEvent::Failed { step, why } => JobText::StepFailed { step: title(*step), why: by_name(job, why).into() },
         LogEvent::CancelRequested { by } => JobText::CancelAsked { by: by.clone() },
         LogEvent::Arrived => JobText::Arrived { source, destination },
         LogEvent::Dismissed { by, told } if told.is_empty() => JobText::Accepted { by: by.clone() },
@@ -30,8 +30,8 @@ pub(super) fn line(row: &LogRow, job: &NewJob) -> JobText {
             JobText::AcceptedAs { by: by.clone(), seen: whereabouts(&job.vm_name, told).into() }
         }
         LogEvent::Undone { step } => JobText::StepUndone { step: title(*step) },
-        LogEvent::UndoFailed { step, message } => {
-            JobText::StepNotUndone { step: title(*step), why: by_name(job, message) }
+        LogEvent::UndoFailed { step, why } => {
+            JobText::StepNotUndone { step: title(*step), why: by_name(job, why).into() }
         }
     }
 }

@@ -30,11 +30,7 @@ pub(crate) fn view(record: &JobRecord, steps: &[Step], log: &[LogRow], now: &Now
     let events = LogRow::events(log);
     let phase = phase(&events);
     let start = log.iter().rposition(|row| row.entry == LogEntry::Event(LogEvent::Accepted)).unwrap_or(0);
-    let kind = record.job.kind;
-    let mut steps: Vec<StepView> = steps.iter().map(|step| step_view(*step, kind, &log[start..])).collect();
-    for message in steps.iter_mut().filter_map(|step| step.message.as_mut()) {
-        *message = by_name(&record.job, message);
-    }
+    let steps = steps.iter().map(|step| step_view(*step, &record.job, &log[start..])).collect();
     let mut says = vec![summary(record, phase, newest_attempt(&events), now)];
     says.extend(waits(record, phase, now));
     JobView {
@@ -58,21 +54,22 @@ fn events(log: &[LogRow]) -> impl Iterator<Item = (u64, &LogEvent)> {
     })
 }
 
-fn step_view(step: Step, kind: JobKind, log: &[LogRow]) -> StepView {
+fn step_view(step: Step, job: &NewJob, log: &[LogRow]) -> StepView {
     let mut view = StepView {
         step,
-        title: step.title_in(kind).to_owned(),
+        title: step.title_in(job.kind).to_owned(),
         state: StepState::Waiting,
         started_at_ms: None,
         ended_at_ms: None,
         message: None,
+        says: None,
     };
     for (at_ms, event) in events(log) {
-        let mut end = |state, message: Option<&String>| {
+        let mut end = |state, why: Option<&JobText>| {
             view.state = state;
             view.ended_at_ms = Some(at_ms);
-            if let Some(message) = message {
-                view.message = Some(message.clone());
+            if let Some(why) = why {
+                view.says = Some(by_name(job, why));
             }
         };
         match event {
@@ -82,9 +79,9 @@ fn step_view(step: Step, kind: JobKind, log: &[LogRow]) -> StepView {
                 view.ended_at_ms = None;
             }
             LogEvent::Succeeded { step: of } if *of == step => end(StepState::Done, None),
-            LogEvent::Failed { step: of, message } if *of == step => end(StepState::Failed, Some(message)),
+            LogEvent::Failed { step: of, why } if *of == step => end(StepState::Failed, Some(why)),
             LogEvent::Undone { step: of } if *of == step => end(StepState::Undone, None),
-            LogEvent::UndoFailed { step: of, message } if *of == step => end(StepState::UndoFailed, Some(message)),
+            LogEvent::UndoFailed { step: of, why } if *of == step => end(StepState::UndoFailed, Some(why)),
             LogEvent::Accepted
             | LogEvent::Admitted
             | LogEvent::AttemptStarted { .. }
@@ -98,6 +95,7 @@ fn step_view(step: Step, kind: JobKind, log: &[LogRow]) -> StepView {
             | LogEvent::Dismissed { .. } => {}
         }
     }
+    view.message = view.says.as_ref().map(JobText::to_string);
     view
 }
 
@@ -105,8 +103,8 @@ fn step_view(step: Step, kind: JobKind, log: &[LogRow]) -> StepView {
 fn waits(record: &JobRecord, phase: Phase, now: &Now) -> Vec<JobText> {
     // The summary of a stuck job already contains this.
     let what = now.waits_for.as_ref().or(now.in_vain.as_ref()).filter(|_| phase != Phase::Stuck);
-    let waits = what.map(|what| JobText::WaitsFor { what: by_name(&record.job, what), job: record.id });
-    let database = now.unkept.as_ref().map(|why| JobText::WaitsForDatabase { why: by_name(&record.job, why) });
+    let waits = what.map(|what| JobText::WaitsFor { what: by_name(&record.job, what).into(), job: record.id });
+    let database = now.unkept.clone().map(|why| JobText::WaitsForDatabase { why });
     waits.into_iter().chain(database).filter(|_| !phase.ended()).collect()
 }
 
@@ -180,13 +178,17 @@ mod tests {
         LogRow { at_ms, entry: LogEntry::Event(event) }
     }
 
+    fn away(text: &str) -> JobText {
+        JobText::Text { text: text.into() }
+    }
+
     #[test]
     fn a_failed_job_says_where_the_vm_is_and_why() {
         let log = [
             at(5, LogEvent::Accepted),
             at(5, LogEvent::AttemptStarted { attempt: 1 }),
             at(6, LogEvent::Intent { step: Step::Preflight }),
-            at(9, LogEvent::Failed { step: Step::Preflight, message: "Host kvm2 is away".into() }),
+            at(9, LogEvent::Failed { step: Step::Preflight, why: away("Host kvm2 is away") }),
             at(9, LogEvent::Undone { step: Step::Preflight }),
         ];
         let view = view(&record(), &Step::ALL, &log, &Now::default());
@@ -254,7 +256,7 @@ mod tests {
         for step in Step::ALL {
             log.push(at(6, LogEvent::Intent { step }));
             says(&log, JobKind::Live);
-            log.push(at(6, LogEvent::Failed { step, message: "away".into() }));
+            log.push(at(6, LogEvent::Failed { step, why: away("away") }));
             says(&log[..log.len() - usize::from(step.class().is_taken_back())], JobKind::Live);
             log.pop();
         }
@@ -265,7 +267,7 @@ mod tests {
         let log = [
             at(5, LogEvent::Accepted),
             at(6, LogEvent::Intent { step: Step::Confirm }),
-            at(7, LogEvent::Failed { step: Step::Confirm, message: "away".into() }),
+            at(7, LogEvent::Failed { step: Step::Confirm, why: away("away") }),
             at(9, LogEvent::Succeeded { step: Step::Confirm }),
         ];
         let step = &view(&record(), &Step::ALL, &log, &Now::default()).steps[6];

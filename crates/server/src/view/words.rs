@@ -11,18 +11,18 @@ use ferry_core::{
 
 use crate::store::NewJob;
 
-/// A text of a job with the VM's name instead of its UUID, by which hosts know it.
-pub(super) fn by_name(job: &NewJob, text: &str) -> String {
-    text.replace(&job.vm.to_string(), &job.vm_name)
+/// A sentence about a job with its VM by its name: hosts know it by its UUID.
+pub(super) fn by_name(job: &NewJob, said: &JobText) -> JobText {
+    said.renamed(&job.vm.to_string(), &job.vm_name)
 }
 
 /// The last failure.
 pub(super) fn why(job: &NewJob, events: &[LogEvent]) -> Part {
     let failure = events.iter().rev().find_map(|event| {
-        let (LogEvent::Failed { message, .. } | LogEvent::UndoFailed { message, .. }) = event else { return None };
-        Some(message.as_str())
+        let (LogEvent::Failed { why, .. } | LogEvent::UndoFailed { why, .. }) = event else { return None };
+        Some(by_name(job, why))
     });
-    failure.map_or(JobText::LogSaysWhy, |message| JobText::Reason { text: by_name(job, message) }).into()
+    failure.unwrap_or(JobText::LogSaysWhy).into()
 }
 
 /// Which hosts have a VM, according to their answers.

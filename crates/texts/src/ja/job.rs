@@ -6,7 +6,7 @@ use super::catalogue;
 
 catalogue! { JobText:
     // Parts
-    Reason { text } = "{text}",
+    Text { text } = "{text}",
     LogSaysWhy = "理由はログを参照してください",
     MoveWaits = "移行は順番を待っています",
     ItsMoveWaits = "移行は順番を待っています",
@@ -58,6 +58,37 @@ catalogue! { JobText:
     StorageFailed { vm, host, why, job } = "ホスト {host} の VM {vm} は古いファイルを使用しています: {why}。新しいファイルは削除されます。原因を解消してから `ferry job restart {job}` で再実行してください。",
     StorageStuck { vm, host, why, tries } = "ホスト {host} の VM {vm} のディスクの移動を、まだ終了できていません: {why}。{tries}。",
 
+    // Why a step failed, or what a job waits for
+    Found { found } = "{found}",
+    FoundWithFix { found, fix } = "{found}（{fix}）",
+    HostSays { host, what } = "ホスト {host}: {what}",
+    WasCancelled = "移行はキャンセルされました",
+    ReservedBy { job, vm } = "ジョブ {job} が VM {vm} を予約しています",
+    EndedBy { host } = "ホスト {host} が理由を示さずに移行を終了しました",
+    LostBy { host } = "ホスト {host} のエージェントは、この移行をもう認識していません",
+    NotPossibleAt { host } = "ホスト {host} は VM を再開したと伝えていますが、移行元が VM を再開することはありません",
+    ButShutOff { why, source, vm } = "{why}。VM は {source} でもう動作していません。`ferry vm start {vm}` で起動してください",
+    ButPaused { why, source } = "{why}。VM は {source} で一時停止しており、ディスクが空き次第再開します。`ferry vm list` で確認してください",
+    ButHalted { why, source, vm } = "{why}。ゲストは {source} でクラッシュしたか、自らサスペンドしました。`ferry vm show {vm}` で確認してください",
+    PartlyMoved { why, moved, stayed } = "{why}（移動済み: {moved}、未移動: {stayed}。次の試行で残りを移動します）",
+    HasVm { host } = "VM はホスト {host} にあります",
+    NotResumed { host } = "ホスト {host} は、まだ VM を再開していません",
+    NotResumedBecause { host, why } = "ホスト {host} は、まだ VM を再開していません: {why}",
+    MaybeDefined { vm, host, why } = "VM {vm} がホスト {host} で定義されているかどうかはまだ分からず、問い合わせを続けています: {why}",
+    DefinedAndGone { vm, source, destination } = "VM {vm} はホスト {destination} で定義されましたが、今は {source} 以外のどのホストにもありません。{source} は定義と古いファイルを保持し、起動を防いでいます。{source} での `virsh dumpxml` の出力を、新しいファイルのパスに変更して {destination} で再び定義してください",
+    HostsSilent { hosts } = "ホスト {hosts} は VM の状態を報告していません",
+    HostSilent { host } = "ホスト {host} は VM の状態を報告していません",
+    RunsOnBoth { source, destination } = "VM が {source} と {destination} で同時に動作しています。誤っている方をすぐに `virsh destroy` で停止してください",
+    Undecided { source, here, destination, there } = "VM がどちらのホストにあるかは、まだ決まっていません: {source} では{here}、{destination} では{there}",
+    NeitherRuns { source, destination } = "VM は {source} でも {destination} でも動作していません",
+    MaybeElsewhere { neither } = "{neither}。また、VM があるかどうかを伝えていないホストがあります",
+    MaybeOn { neither, host } = "{neither}。また、ホスト {host} は VM があるかどうかを伝えていません",
+    MovedByHand { neither, host } = "{neither}。VM はホスト {host} にあり、手動で移行されました。そこにあるべき VM であれば、ジョブを打ち切ってください",
+    Gone { source, destination, vm } = "VM は {source} でも {destination} でも、他のどのホストでも動作していません。{destination} には VM のすべてがあったため、そこから手動で移行または削除されています。VM が他の場所で動作していれば影響はなく、{source} が起動することはありません。どこにもなければ、ジョブを打ち切り、{source} で `ferry-agent holds release {vm}` を実行して起動を許可してから、起動してください",
+    CannotGoOn { job, why } = "ジョブ {job} を続行できません: {why}",
+    PlanUnreadable { error } = "計画を読み取れません: {error}",
+    PlanHasOtherSteps = "この種類の移行にはない手順が計画に含まれています",
+
     // What any job waits for
     WaitsFor { what, job } = "待機中: {what}。`ferry job retry {job}` ですぐに再確認できます。いつまでも解消しない場合は、VM の所在を確認し（`ferry vm list`）、`ferry job dismiss {job}` でジョブを打ち切ってください。",
     WaitsForDatabase { why } = "サーバーのデータベースを読み書きできるようになるのを待っています: {why}。空き容量と正常なディスクを用意すると、ジョブは自動的に続行されます。",
@@ -81,7 +112,10 @@ catalogue! { JobText:
     TryThoseAgain { job } = "移行しなかったものを再実行するには `ferry job restart {job}` を実行してください。",
 
     // Lines of the log
-    Note { text } = "{text}",
+    AttemptAsked { by } = "{by} が次の試行を要求しました",
+    RetryAsked { by } = "{by} がすぐに再試行するよう要求しました",
+    OldFilesStay { why } = "古いファイルはそのまま残ります: {why}",
+    LeftAlready { vm, destination, host } = "VM {vm} はすでにホスト {destination} になく、ホスト {host} にあります。自動起動の設定は、そこでの設定のままです",
     AcceptedSeveral { vms, by } = "受付: {vms} の一括移行（要求者: {by}）",
     AcceptedDrain { vms, by } = "受付: {vms} の退避（要求者: {by}）",
     AcceptedStorage { vm, host, by } = "受付: ホスト {host} での {vm} のディスクの移動（要求者: {by}）",

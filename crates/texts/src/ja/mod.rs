@@ -26,8 +26,8 @@ use ferry_core::{
     finding::{Clauses, Fix, Fixes, Messages},
     id::{Generation, JobId},
     job::JobKind,
-    job_text::{Counts, JobList, Slots, StepTitle},
-    migration::{Phase, Step},
+    job_text::{Counts, JobList, Remarks, Slots, StepTitle},
+    migration::{Phase, Presence, Step},
     text::{AllOf, AnyOf, Jobs, List},
     units::ByteCount,
 };
@@ -110,6 +110,12 @@ impl Japanese for Slots {
     }
 }
 
+impl Japanese for Remarks {
+    fn in_japanese(&self) -> String {
+        joined(&self.0, "。")
+    }
+}
+
 impl Japanese for JobList {
     fn in_japanese(&self) -> String {
         self.0.iter().map(|job| format!("ジョブ {job}")).collect::<Vec<_>>().join("、")
@@ -189,5 +195,25 @@ impl Japanese for Phase {
             Self::Stuck => "停滞中",
         };
         phase.to_owned()
+    }
+}
+
+impl Japanese for Presence {
+    fn in_japanese(&self) -> String {
+        let presence = match self {
+            Self::Running => "動作中",
+            Self::Paused => "一時停止中",
+            Self::Stopped => "失敗した移行のために停止中",
+            Self::Halted => "ゲストがクラッシュまたはサスペンド",
+            Self::HandedOver => "送信済みで結果を待機中",
+            Self::Left => "送信済みで libvirt が管理していない状態",
+            Self::Receiving => "受信中",
+            Self::Arrived => "受信を完了して一時停止中",
+            Self::Off => "停止",
+            Self::Ended => "動作を続けた後に停止",
+            Self::Absent => "なし",
+            Self::Unknown => "不明",
+        };
+        presence.to_owned()
     }
 }

@@ -8,6 +8,7 @@ use ferry_core::{
     finding::Finding,
     id::{JobId, VmId},
     job::Figures,
+    job_text::JobText,
     migration::{LogEvent, Phase, newest_attempt, phase},
     vm::VmFacts,
 };
@@ -72,7 +73,7 @@ impl<M: Model> Site for ModelSite<M> {
         Ok(())
     }
 
-    async fn note(&self, _: JobId, _: &[String]) -> Result<(), StoreError> {
+    async fn note(&self, _: JobId, _: &[JobText]) -> Result<(), StoreError> {
         Ok(())
     }
 
@@ -92,9 +93,9 @@ impl<M: Model> Site for ModelSite<M> {
         has_it.then(|| "kvm3".to_owned())
     }
 
-    async fn needed_by_others(&self, _: VmId, _: &[DiskMove]) -> Vec<String> {
+    async fn needed_by_others(&self, _: VmId, _: &[DiskMove]) -> Vec<JobText> {
         let needed = lock(&self.0).needs_old_files();
-        if needed { vec!["A VM needs it".to_owned()] } else { Vec::new() }
+        if needed { vec![JobText::Text { text: "A VM needs it".to_owned() }] } else { Vec::new() }
     }
 
     async fn is_gone(&self, host: &Host<M>, _: VmId) -> bool {
@@ -114,7 +115,7 @@ pub(in super::super) async fn lives<M: Model, S: Saga>(
     world: &Shared<M>,
     record: &JobRecord,
     patience: Patience,
-    saga: impl Fn(ModelSite<M>, JobRecord, Arc<Running>) -> Result<S, String>,
+    saga: impl Fn(ModelSite<M>, JobRecord, Arc<Running>) -> Result<S, JobText>,
 ) -> Phase {
     let mut record = record.clone();
     loop {

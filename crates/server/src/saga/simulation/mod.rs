@@ -21,6 +21,7 @@ use std::{
 
 use ferry_core::{
     job::JobKind,
+    job_text::JobText,
     migration::{LogEvent, Phase, Step, phase},
 };
 
@@ -74,7 +75,7 @@ async fn judged<M: Model, S: Saga>(
     number: u64,
     autostart: bool,
     world: M,
-    saga: impl Fn(ModelSite<M>, JobRecord, Arc<Running>) -> Result<S, String>,
+    saga: impl Fn(ModelSite<M>, JobRecord, Arc<Running>) -> Result<S, JobText>,
     judge: impl Fn(&M, Phase) -> Result<bool, String>,
 ) -> Option<Phase> {
     let world = Arc::new(Mutex::new(world));
