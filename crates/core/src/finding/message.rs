@@ -332,6 +332,7 @@ texts! {
         JobNotFailed { job: JobId, phase: Phase } = "Only a job that failed or was cancelled can be restarted, and of job {job} it is {phase}",
         JobPartsNotFailed { job: JobId } = "Only a job that failed or was cancelled can be restarted, and of job {job} none of its parts failed or was cancelled",
         JobHasParts { job: JobId } = "Job {job} has parts, and each is by itself",
+        JobContinues { job: JobId, phase: Phase } = "Job {job} is {phase} and continues by itself",
         JobGoesOn { job: JobId, phase: Phase, vm: Phrase } = "Job {job} is {phase} and goes on by itself: {vm}",
         NobodyAsked { vm: String } = "VM {vm}: nobody asked where it is",
         Whereabouts { vm: String, seen: Clauses } = "VM {vm}: {seen}",

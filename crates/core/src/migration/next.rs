@@ -1,12 +1,14 @@
-//! What may be asked of a job next, by its log and by whether it gets on.
+//! What may be asked of a job next, decided from its log and from whether it waits.
 //!
-//! | the job | cancel | retry | dismiss | restart |
-//! |---|---|---|---|---|
-//! | waits for its turn | yes | | | |
-//! | is prepared, or moves | yes | if it waits for something | if it waits for something | |
-//! | completes, or is taken back | | if it waits for something | if it waits for something | |
-//! | is stuck | | yes | yes | |
-//! | failed, or was cancelled | | | | yes |
+//! | the job | cancel | undo | retry | dismiss | restart |
+//! |---|---|---|---|---|---|
+//! | is queued, is prepared, or moves | yes | yes | if it waits | if it waits | |
+//! | is being undone | | if it waits | if it waits | if it waits | |
+//! | completes | | | if it waits | if it waits | |
+//! | is stuck | | before the switchover | yes | yes | |
+//! | failed, or was cancelled | | | | | yes |
+//!
+//! A queued job waits for nothing but its turn.
 
 use serde::{Deserialize, Serialize};
 
@@ -20,37 +22,72 @@ use super::{
 #[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
 #[serde(rename_all = "snake_case")]
 pub enum JobAction {
-    /// The VM stays where it is.
+    /// The job ends, and the VM stays where it is.
     Cancel,
-    /// What is tried again and again is tried now.
+    /// What the job has done so far is undone. Like a cancel; for a job that is being undone, the next try is made now.
+    Undo,
+    /// What failed is tried again now.
     Retry,
-    /// What is, is accepted; nothing more is done.
+    /// The current state is accepted: nothing more is done.
     Dismiss,
     /// Another attempt.
     Restart,
 }
 
-/// What becomes of a cancel.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum CancelAnswer {
-    /// It begins; or one that began is repeated to the host.
-    Begins,
-    /// What was done is being taken back already.
-    TakenBack,
-    /// The VM, or a disk of it, has switched over.
-    TooLate,
-    /// The job has ended, in this phase.
-    Ended(Phase),
+impl JobAction {
+    /// Every action.
+    pub const ALL: [Self; 5] = [Self::Cancel, Self::Undo, Self::Retry, Self::Dismiss, Self::Restart];
 }
 
-/// What becomes of a cancel now. A host may know that it is too late for one that begins.
-pub fn cancel(log: &[LogEvent]) -> CancelAnswer {
-    match phase(log) {
-        ended @ (Phase::Succeeded | Phase::Cancelled | Phase::Failed) => CancelAnswer::Ended(ended),
-        Phase::RollingBack => CancelAnswer::TakenBack,
-        Phase::Stuck if is_taken_back(newest_attempt(log)) => CancelAnswer::TakenBack,
-        Phase::Completing | Phase::Stuck => CancelAnswer::TooLate,
-        Phase::Queued | Phase::Preparing | Phase::Migrating => CancelAnswer::Begins,
+/// How a request for an action is accepted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Accepted {
+    /// It is done now.
+    Now,
+    /// The job is being cancelled already: its host is asked again.
+    Again,
+    /// The job is being undone already: there is nothing to do.
+    Already,
+}
+
+/// Why a request for an action is refused.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Refused {
+    /// The VM, or a disk of it, has switched over.
+    TooLate,
+    /// The job continues by itself.
+    GoesOn,
+    /// The job has ended.
+    Ended,
+    /// The job has not failed, and was not cancelled.
+    NotFailed,
+}
+
+/// The answer to a request for `action` now. `waits`: the job waits for something that may never come, its step keeps
+/// failing, or no task drives it. Hosts may know better: that it is too late for a cancel, or that a job whose VM is gone
+/// cannot end by itself.
+///
+/// # Errors
+/// Why it is refused.
+pub fn answer(action: JobAction, log: &[LogEvent], waits: bool) -> Result<Accepted, Refused> {
+    let phase = phase(log);
+    let needs_help = phase == Phase::Stuck || (waits && phase != Phase::Queued);
+    match (action, phase) {
+        (JobAction::Restart, Phase::Failed | Phase::Cancelled) => Ok(Accepted::Now),
+        (JobAction::Restart, _) => Err(Refused::NotFailed),
+        (_, Phase::Succeeded | Phase::Failed | Phase::Cancelled) => Err(Refused::Ended),
+        (JobAction::Retry | JobAction::Dismiss, _) if needs_help => Ok(Accepted::Now),
+        (JobAction::Retry | JobAction::Dismiss, _) => Err(Refused::GoesOn),
+        (JobAction::Cancel | JobAction::Undo, Phase::Queued | Phase::Preparing | Phase::Migrating) => {
+            let is_asked = |event: &LogEvent| matches!(event, LogEvent::CancelRequested { .. });
+            Ok(if newest_attempt(log).iter().any(is_asked) { Accepted::Again } else { Accepted::Now })
+        }
+        (JobAction::Cancel | JobAction::Undo, Phase::Completing) => Err(Refused::TooLate),
+        (JobAction::Cancel | JobAction::Undo, Phase::Stuck) if !is_taken_back(newest_attempt(log)) => {
+            Err(Refused::TooLate)
+        }
+        (JobAction::Undo, Phase::Stuck | Phase::RollingBack) if needs_help => Ok(Accepted::Now),
+        (JobAction::Cancel | JobAction::Undo, Phase::Stuck | Phase::RollingBack) => Ok(Accepted::Already),
     }
 }
 
@@ -62,21 +99,9 @@ pub fn is_taken_back(attempt: &[LogEvent]) -> bool {
     })
 }
 
-/// What may be asked of a job now. `waits`: it waits for something that may never come, or what it does fails.
+/// The actions that are done now if they are asked for: see [`answer`].
 pub fn next(log: &[LogEvent], waits: bool) -> Vec<JobAction> {
-    let phase = phase(log);
-    let is_cancelled = newest_attempt(log).iter().any(|event| matches!(event, LogEvent::CancelRequested { .. }));
-    let cancel = (cancel(log) == CancelAnswer::Begins && !is_cancelled).then_some(JobAction::Cancel);
-    let others: &[JobAction] = match phase {
-        Phase::Failed | Phase::Cancelled => &[JobAction::Restart],
-        Phase::Stuck => &[JobAction::Retry, JobAction::Dismiss],
-        Phase::Preparing | Phase::Migrating | Phase::Completing | Phase::RollingBack if waits => {
-            &[JobAction::Retry, JobAction::Dismiss]
-        }
-        Phase::Preparing | Phase::Migrating | Phase::Completing | Phase::RollingBack => &[],
-        Phase::Queued | Phase::Succeeded => &[],
-    };
-    cancel.into_iter().chain(others.iter().copied()).collect()
+    JobAction::ALL.into_iter().filter(|action| answer(*action, log, waits) == Ok(Accepted::Now)).collect()
 }
 
 #[cfg(test)]
@@ -104,39 +129,33 @@ mod tests {
 
     #[test]
     fn a_job_offers_what_its_phase_allows() {
-        use JobAction::{Cancel, Dismiss, Restart, Retry};
-        let failed = |step| {
-            let mut log = steps(step);
-            log.push(LogEvent::Failed { step, why: JobText::LogSaysWhy });
+        use JobAction::{Cancel, Dismiss, Restart, Retry, Undo};
+        let with = |mut log: Vec<LogEvent>, event| {
+            log.push(event);
             log
         };
-        let mut ended = failed(Step::Preflight);
-        ended.push(LogEvent::Undone { step: Step::Preflight });
-        let asked = {
-            let mut log = steps(Step::Perform);
-            log.push(LogEvent::CancelRequested { by: "admin".into() });
-            log
-        };
+        let why = || JobText::LogSaysWhy;
+        let failed = |step| with(steps(step), LogEvent::Failed { step, why: why() });
+        let ended = with(failed(Step::Preflight), LogEvent::Undone { step: Step::Preflight });
+        let asked = || with(steps(Step::Perform), LogEvent::CancelRequested { by: "admin".into() });
+        let not_undone = with(failed(Step::Perform), LogEvent::UndoFailed { step: Step::Reserve, why: why() });
+        let done = with(steps(Step::Release), LogEvent::Succeeded { step: Step::Release });
+        let queued = || vec![LogEvent::Accepted];
         for (row, log, waits, offered) in [
-            ("queued", vec![LogEvent::Accepted], false, &[Cancel][..]),
-            ("it moves", steps(Step::Perform), false, &[Cancel]),
-            ("it moves, and a host does not answer", steps(Step::Perform), true, &[Cancel, Retry, Dismiss]),
-            ("a cancel was asked for", asked, false, &[]),
+            ("queued", queued(), false, &[Cancel, Undo][..]),
+            ("queued, and no task drives it", queued(), true, &[Cancel, Undo]),
+            ("it moves", steps(Step::Perform), false, &[Cancel, Undo]),
+            ("it moves, and a host does not answer", steps(Step::Perform), true, &[Cancel, Undo, Retry, Dismiss]),
+            ("a cancel was asked for", asked(), false, &[]),
+            ("a cancel was asked for, and a host does not answer", asked(), true, &[Retry, Dismiss]),
             ("it completes", steps(Step::Confirm), false, &[]),
             ("it completes, and a host does not answer", steps(Step::Confirm), true, &[Retry, Dismiss]),
             ("failed at once, and nothing is left", ended, false, &[Restart]),
-            ("it is taken back", failed(Step::Perform), false, &[]),
+            ("it is undone", failed(Step::Perform), false, &[]),
+            ("it is undone, and a host does not answer", failed(Step::Perform), true, &[Undo, Retry, Dismiss]),
+            ("it cannot be undone", not_undone, false, &[Undo, Retry, Dismiss]),
             ("it cannot be finished", failed(Step::Confirm), false, &[Retry, Dismiss]),
-            (
-                "done",
-                {
-                    let mut log = steps(Step::Release);
-                    log.push(LogEvent::Succeeded { step: Step::Release });
-                    log
-                },
-                false,
-                &[],
-            ),
+            ("done", done, true, &[]),
         ] {
             assert_eq!(next(&log, waits), offered, "{row}: {:?}", phase(&log));
         }
@@ -163,18 +182,14 @@ mod tests {
     }
 
     proptest! {
-        /// The use cases ask the same functions: what is offered is not refused for what the log says.
         #[test]
-        fn what_is_offered_is_accepted(log in prop::collection::vec(any_event(), 0..30), waits: bool) {
-            let phase = phase(&log);
+        fn a_job_that_is_offered_to_be_dismissed_does_not_end_by_itself(
+            log in prop::collection::vec(any_event(), 0..30),
+            waits: bool,
+        ) {
             let running = [Has::It(VmState::Running), Has::Nothing];
-            for action in next(&log, waits) {
-                match action {
-                    JobAction::Cancel => prop_assert_eq!(cancel(&log), CancelAnswer::Begins),
-                    JobAction::Retry => prop_assert!(!phase.ended()),
-                    JobAction::Dismiss => prop_assert!(!phase.ended() && !ends_by_itself(phase, waits, &running)),
-                    JobAction::Restart => prop_assert!(matches!(phase, Phase::Failed | Phase::Cancelled)),
-                }
+            if answer(JobAction::Dismiss, &log, waits).is_ok() {
+                prop_assert!(!ends_by_itself(phase(&log), waits, &running));
             }
         }
     }

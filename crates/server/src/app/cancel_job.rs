@@ -7,7 +7,7 @@ use ferry_core::{
     api::server::JobView,
     finding::{Action, ByHand, Finding, FindingId, Message},
     job::JobKind,
-    migration::{self, CancelAnswer, LogEvent, Phase, Step, newest_attempt, phase},
+    migration::{Accepted, JobAction, LogEvent, Phase, Refused, Step, answer, newest_attempt, phase},
 };
 
 use super::{App, show_jobs};
@@ -52,33 +52,30 @@ async fn cancel_parts(app: &Arc<App>, title: &str, parent: &JobRecord, by: &str)
 }
 
 async fn cancel(app: &Arc<App>, title: &str, record: &JobRecord, log: &[LogEvent], by: &str) -> Result<(), Failure> {
-    let attempt = newest_attempt(log);
-    match migration::cancel(log) {
-        CancelAnswer::Ended(phase) => Err(ended(title, record, Message::JobEnded { job: record.id, phase })),
-        CancelAnswer::TakenBack => Ok(()),
-        CancelAnswer::TooLate => Err(past_pivot(title, record)),
-        CancelAnswer::Begins => {
-            if !attempt.iter().any(|event| matches!(event, LogEvent::CancelRequested { .. })) {
-                let event = LogEntry::Event(LogEvent::CancelRequested { by: by.to_owned() });
-                app.store.append(record.id, &[event], now_ms()).await?;
-            }
-            tracing::info!(job = record.id.0, by, "A cancel was asked for");
-            match app.jobs.running().get(record.id) {
-                Some(running) => {
-                    running.cancelled.cancel();
-                    running.changed();
-                }
-                None => {
-                    app.jobs.take_out(record.id);
-                    app.jobs.publish(record.id).await;
-                }
-            }
-            if attempt.contains(&LogEvent::Intent { step: Step::Perform }) {
-                ask_host(app, title, record).await?;
-            }
-            Ok(())
+    match answer(JobAction::Cancel, log, app.jobs.now(record.id).waits()) {
+        Ok(Accepted::Now) => {
+            let event = LogEntry::Event(LogEvent::CancelRequested { by: by.to_owned() });
+            app.store.append(record.id, &[event], now_ms()).await?;
+        }
+        Ok(Accepted::Again) => {}
+        Ok(Accepted::Already) => return Ok(()),
+        Err(why) => return Err(refused(title, record, log, JobAction::Cancel, why)),
+    }
+    tracing::info!(job = record.id.0, by, "A cancel was asked for");
+    match app.jobs.running().get(record.id) {
+        Some(running) => {
+            running.cancelled.cancel();
+            running.changed();
+        }
+        None => {
+            app.jobs.take_out(record.id);
+            app.jobs.publish(record.id).await;
         }
     }
+    if newest_attempt(log).contains(&LogEvent::Intent { step: Step::Perform }) {
+        ask_host(app, title, record).await?;
+    }
+    Ok(())
 }
 
 /// Only one host knows whether it is too late: the source, or for an offline move the destination. The job's task asks
@@ -96,11 +93,28 @@ async fn ask_host(app: &App, title: &str, record: &JobRecord) -> Result<(), Fail
     if too_late { Err(past_pivot(title, record)) } else { Ok(()) }
 }
 
-pub(super) fn ended(title: &str, record: &JobRecord, message: Message) -> Failure {
+fn ended(title: &str, record: &JobRecord, message: Message) -> Failure {
     Failure::found(title, Finding::blocks(FindingId::JobEnded, record.id, message, ByHand::NothingIsLeft))
 }
 
-pub(super) fn past_pivot(title: &str, record: &JobRecord) -> Failure {
+/// The answer to a request for an action that [`answer`] refuses.
+pub(super) fn refused(title: &str, record: &JobRecord, log: &[LogEvent], action: JobAction, why: Refused) -> Failure {
+    let (job, phase) = (record.id, phase(log));
+    let open = |message, fix| Failure::found(title, Finding::blocks(FindingId::JobOpen, job, message, fix));
+    match why {
+        Refused::Ended if action == JobAction::Retry && answer(JobAction::Restart, log, false).is_ok() => {
+            let finding =
+                Finding::blocks(FindingId::JobEnded, job, Message::JobEnded { job, phase }, Action::RestartJob { job });
+            Failure::found(title, finding)
+        }
+        Refused::TooLate => past_pivot(title, record),
+        Refused::GoesOn => open(Message::JobContinues { job, phase }, Action::WaitForJobToEnd { job }),
+        Refused::Ended => ended(title, record, Message::JobEnded { job, phase }),
+        Refused::NotFailed => open(Message::JobNotFailed { job, phase }, Action::ShowJobNumber { job }),
+    }
+}
+
+fn past_pivot(title: &str, record: &JobRecord) -> Failure {
     let (job, vm) = (record.id, record.job.vm_name.clone());
     let (message, fix) = match record.job.kind == JobKind::Storage {
         true => (Message::JobDisksSwitched { vm: vm.clone(), job }, Action::MoveDisksBack { vm }),

@@ -17,14 +17,16 @@ use ferry_core::{
     finding::{Action, ByHand, Finding, FindingId, Message},
     job::JobKind,
     job_text::JobText,
-    migration::{Has, LogEvent, Phase, Told, ends_by_itself, is_taken_back, newest_attempt, phase},
+    migration::{
+        Accepted, Has, JobAction, LogEvent, Refused, Told, answer, ends_by_itself, is_taken_back, newest_attempt, phase,
+    },
     preflight::busy_by,
 };
 use futures_util::future::join_all;
 
 use super::{
     App,
-    cancel_job::{cancel_job, ended, past_pivot},
+    cancel_job::{cancel_job, refused},
     show_jobs,
 };
 use crate::{
@@ -47,13 +49,14 @@ pub(crate) async fn restart_job(app: &Arc<App>, reference: &str, by: &str) -> Re
     }
     let mut again = 0;
     for (child, log) in app.store.children(record.id).await? {
-        if matches!(phase(&LogRow::events(&log)), Phase::Failed | Phase::Cancelled) {
+        if answer(JobAction::Restart, &LogRow::events(&log), false).is_ok() {
             restart(app, &title, &child, by).await?;
             again += 1;
         }
     }
     if again == 0 {
-        return Err(not_failed(&title, &record, Message::JobPartsNotFailed { job: record.id }));
+        let (message, fix) = (Message::JobPartsNotFailed { job: record.id }, Action::ShowJobNumber { job: record.id });
+        return Err(Failure::found(title, Finding::blocks(FindingId::JobOpen, record.id, message, fix)));
     }
     show_jobs::again(app, &title, record.id).await
 }
@@ -74,9 +77,7 @@ async fn restart(app: &Arc<App>, title: &str, record: &JobRecord, by: &str) -> R
     let plan = plan.renewed(now);
     match app.store.restart(record.id, &plan, by, now).await? {
         Restarted::Waits => {}
-        Restarted::Not(phase) => {
-            return Err(not_failed(title, record, Message::JobNotFailed { job: record.id, phase }));
-        }
+        Restarted::Not(log) => return Err(refused(title, record, &log, JobAction::Restart, Refused::NotFailed)),
         Restarted::Busy(other) => return Err(Failure::found(title, busy_by(&record.job.vm_name, other))),
     }
     tracing::info!(job = record.id.0, by, "Another attempt was asked for");
@@ -91,10 +92,8 @@ async fn restart(app: &Arc<App>, title: &str, record: &JobRecord, by: &str) -> R
 pub(crate) async fn retry_job(app: &Arc<App>, reference: &str, by: &str) -> Result<JobView, Failure> {
     let title = format!("Could not retry job {reference}");
     let (record, log) = one(app, &title, reference).await?;
-    if phase(&log).ended() {
-        let fix = Action::RestartJob { job: record.id };
-        let message = Message::JobEnded { job: record.id, phase: phase(&log) };
-        return Err(Failure::found(title, Finding::blocks(FindingId::JobEnded, record.id, message, fix)));
+    if let Err(why) = answer(JobAction::Retry, &log, app.jobs.now(record.id).waits()) {
+        return Err(refused(&title, &record, &log, JobAction::Retry, why));
     }
     let asked = LogEntry::Note(JobText::RetryAsked { by: by.to_owned() });
     app.store.append(record.id, &[asked], now_ms()).await?;
@@ -108,15 +107,11 @@ pub(crate) async fn retry_job(app: &Arc<App>, reference: &str, by: &str) -> Resu
 pub(crate) async fn undo_job(app: &Arc<App>, reference: &str, by: &str) -> Result<JobView, Failure> {
     let title = format!("Could not undo job {reference}");
     let (record, log) = one(app, &title, reference).await?;
-    match phase(&log) {
-        Phase::Completing => Err(past_pivot(&title, &record)),
-        Phase::Stuck if !is_taken_back(newest_attempt(&log)) => Err(past_pivot(&title, &record)),
-        // The undo itself is stuck.
-        Phase::Stuck | Phase::RollingBack => retry_job(app, reference, by).await,
-        Phase::Queued | Phase::Preparing | Phase::Migrating => cancel_job(app, reference, by).await,
-        phase @ (Phase::Succeeded | Phase::Cancelled | Phase::Failed) => {
-            Err(ended(&title, &record, Message::JobEnded { job: record.id, phase }))
-        }
+    match answer(JobAction::Undo, &log, app.jobs.now(record.id).waits()) {
+        // The undoing itself keeps failing.
+        Ok(Accepted::Now) if is_taken_back(newest_attempt(&log)) => retry_job(app, reference, by).await,
+        Ok(Accepted::Now | Accepted::Again | Accepted::Already) => cancel_job(app, reference, by).await,
+        Err(why) => Err(refused(&title, &record, &log, JobAction::Undo, why)),
     }
 }
 
@@ -126,15 +121,15 @@ pub(crate) async fn dismiss_job(app: &Arc<App>, reference: &str, by: &str) -> Re
     let (record, log) = one(app, &title, reference).await?;
     let now = phase(&log);
     if now.ended() {
-        return Err(ended(&title, &record, Message::JobEnded { job: record.id, phase: now }));
+        return Err(refused(&title, &record, &log, JobAction::Dismiss, Refused::Ended));
     }
     let told = ask_all(app, &record).await;
-    let in_vain = app.jobs.running().get(record.id).is_none_or(|running| running.waits() || running.is_left());
+    let waits = app.jobs.now(record.id).waits();
     let ends: Vec<Has> = told.iter().filter(|told| is_end(&record, &told.host)).map(|told| told.has).collect();
-    if ends_by_itself(now, in_vain, &ends) {
+    if ends_by_itself(now, waits, &ends) {
         let vm = whereabouts(&record.job.vm_name, &told).into();
         let message = Message::JobGoesOn { job: record.id, phase: now, vm };
-        let fix = Action::WaitOrCancel { job: record.id };
+        let fix = Action::WaitForJobToEnd { job: record.id };
         return Err(Failure::found(title, Finding::blocks(FindingId::JobOpen, record.id, message, fix)));
     }
     // The task ends first: it must not write to the log after the job's end.
@@ -226,9 +221,4 @@ async fn one(app: &Arc<App>, title: &str, reference: &str) -> Result<(JobRecord,
         return Err(super::invalid(title, reference, message, Action::ShowParts { job: record.id }));
     }
     Ok((record, LogRow::events(&log)))
-}
-
-fn not_failed(title: &str, record: &JobRecord, message: Message) -> Failure {
-    let fix = Action::ShowJobNumber { job: record.id };
-    Failure::found(title, Finding::blocks(FindingId::JobOpen, record.id, message, fix))
 }

@@ -281,11 +281,17 @@ impl Jobs {
     }
 
     fn view(&self, record: &JobRecord, log: &[LogRow]) -> JobView {
-        let mut now = self.running().get(record.id).map(|running| running.now()).unwrap_or_default();
+        let mut now = Now { queued: self.wait_of(record.id), ..self.now(record.id) };
         if now.disks.is_empty() {
             now.disks = progress_of(record);
         }
-        view(record, &steps_of(record), log, &Now { waits: self.wait_of(record.id), ..now })
+        view(record, &steps_of(record), log, &now)
+    }
+
+    /// What is known of a job beyond its log and the queue.
+    pub(crate) fn now(&self, job: JobId) -> Now {
+        let left = || Now { is_left: true, ..Now::default() };
+        self.running().get(job).map_or_else(left, |running| running.now())
     }
 
     /// What a queued job waits for, with host names.

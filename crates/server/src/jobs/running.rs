@@ -48,7 +48,16 @@ pub(crate) struct Now {
     /// Why the database could not store something.
     pub(crate) unkept: Option<String>,
     /// What the job waits for in the queue.
-    pub(crate) waits: Option<WaitView>,
+    pub(crate) queued: Option<WaitView>,
+    /// No task drives it.
+    pub(crate) is_left: bool,
+}
+
+impl Now {
+    /// Whether the job needs something from a host, the database or a person, keeps failing, or is not driven.
+    pub(crate) fn waits(&self) -> bool {
+        self.waits_for.is_some() || self.in_vain.is_some() || self.unkept.is_some() || self.is_left
+    }
 }
 
 /// A running job: its state beyond the log, and the signals that stop it.
@@ -150,17 +159,6 @@ impl Running {
         }
     }
 
-    /// Whether the job waits for a host, the database or a user, or has an action that failed so far.
-    pub(crate) fn waits(&self) -> bool {
-        let now = self.now.lock().expect("nobody panics with it");
-        now.waits_for.is_some() || now.in_vain.is_some() || now.unkept.is_some()
-    }
-
-    /// Whether the job's task has ended although the job has not.
-    pub(crate) fn is_left(&self) -> bool {
-        self.ended.is_cancelled()
-    }
-
     /// Ends the current pause, so that a failing action is repeated now.
     pub(crate) fn retry(&self) {
         self.retry.notify_waiters();
@@ -218,7 +216,8 @@ impl Running {
     }
 
     pub(crate) fn now(&self) -> Now {
-        self.now.lock().expect("nobody panics with it").clone()
+        let is_left = self.ended.is_cancelled();
+        Now { is_left, ..self.now.lock().expect("nobody panics with it").clone() }
     }
 }
 

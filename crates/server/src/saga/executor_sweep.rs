@@ -423,7 +423,7 @@ async fn with_failing_writes(step: Step, fault: Option<Fault>, written: bool) {
     };
     let effects = std::mem::take(&mut life.world().effects);
     assert_eq!((phase, effects), expected, "{step:?} {fault:?} written: {written}");
-    assert!(!life.running.waits(), "{step:?}: nothing is waited for any more");
+    assert!(!life.running.now().waits(), "{step:?}: nothing is waited for any more");
     store.close().await;
 }
 
@@ -441,7 +441,7 @@ async fn a_write_that_fails_changes_nothing_but_the_time_that_a_job_takes() {
 /// Returns when the job shows that it waits for its database.
 async fn waits(running: &Running) {
     let waiting = async {
-        while !running.waits() {
+        while !running.now().waits() {
             tokio::task::yield_now().await;
         }
     };
@@ -472,7 +472,7 @@ async fn a_full_disk_is_waited_for_and_the_job_goes_on_from_where_it_was() {
         .await
         .expect("it goes on");
     assert_eq!((phase, life.world().effects.clone()), (Phase::Succeeded, HashSet::from(Step::ALL)));
-    assert!(!life.running.waits());
+    assert!(!life.running.now().waits());
     store.close().await;
     roomy.close().await;
 }

@@ -5,7 +5,7 @@ use ferry_core::{
     id::{HostId, JobId, VmId},
     job::{Figures, JobKind},
     job_text::JobText,
-    migration::{LogEvent, Phase},
+    migration::LogEvent,
 };
 
 /// A host as a job records it: the name remains known after the host is removed.
@@ -101,12 +101,12 @@ pub enum CreatedMany {
 }
 
 /// The result of queueing a job for another attempt.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Restarted {
     /// The job waits in the queue.
     Waits,
-    /// The job has not ended, or it succeeded.
-    Not(Phase),
+    /// It has not ended, or has ended well, as this log says.
+    Not(Vec<LogEvent>),
     /// This job already moves the VM.
     Busy(JobId),
 }

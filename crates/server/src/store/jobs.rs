@@ -7,7 +7,7 @@ use ferry_core::{
     id::{JobId, VmId},
     job::Figures,
     job_text::JobText,
-    migration::{LogEvent, Phase, attempt, phase},
+    migration::{JobAction, LogEvent, Phase, answer, attempt, phase},
 };
 use sqlx::{Row as _, Sqlite, Transaction, sqlite::SqliteRow};
 
@@ -80,9 +80,8 @@ impl Store {
     pub async fn restart(&self, job: JobId, plan: &str, by: &str, now_ms: u64) -> Result<Restarted, StoreError> {
         let mut transaction = self.begin().await?;
         let log = log_in(&mut transaction, job).await?;
-        let now = phase(&log);
-        if !matches!(now, Phase::Failed | Phase::Cancelled) {
-            return Ok(Restarted::Not(now));
+        if answer(JobAction::Restart, &log, false).is_err() {
+            return Ok(Restarted::Not(log));
         }
         let vm: String = sqlx::query_scalar("SELECT vm FROM job WHERE id = $1")
             .bind(job.0 as i64)

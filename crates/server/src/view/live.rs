@@ -27,7 +27,7 @@ pub(super) fn summary(record: &JobRecord, phase: Phase, events: &[LogEvent], now
     };
     match phase {
         Phase::Queued => {
-            let wait = waits_in_queue(now.waits.as_ref(), JobText::MoveWaits);
+            let wait = waits_in_queue(now.queued.as_ref(), JobText::MoveWaits);
             JobText::LiveQueued { vm, source, wait }
         }
         Phase::Preparing => JobText::LivePreparing { vm, source, destination },

@@ -36,11 +36,11 @@ pub(crate) fn view(record: &JobRecord, steps: &[Step], log: &[LogRow], now: &Now
     JobView {
         vm: Some(record.job.vm),
         attempt: attempt(&events),
-        waits: now.waits.clone().filter(|_| phase == Phase::Queued),
+        waits: now.queued.clone().filter(|_| phase == Phase::Queued),
         steps,
         progress: now.progress.filter(|_| !phase.ended()),
         disks: now.disks.clone(),
-        next: next(&events, now.waits_for.is_some() || now.in_vain.is_some() || now.unkept.is_some()),
+        next: next(&events, now.waits()),
         figures: record.figures.filter(|_| phase == Phase::Succeeded || phase == Phase::Completing),
         ended_at_ms: log.last().filter(|_| phase.ended()).map(|row| row.at_ms),
         ..bare(record, log, phase, says)

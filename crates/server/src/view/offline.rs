@@ -21,7 +21,7 @@ pub(super) fn summary(record: &JobRecord, phase: Phase, events: &[LogEvent], now
     let tries = || JobText::KeepsTrying { job }.into();
     match phase {
         Phase::Queued => {
-            let wait = waits_in_queue(now.waits.as_ref(), JobText::ItsMoveWaits);
+            let wait = waits_in_queue(now.queued.as_ref(), JobText::ItsMoveWaits);
             JobText::OfflineQueued { vm, source, wait }
         }
         Phase::Preparing => JobText::OfflinePreparing { vm, source, destination },

@@ -20,7 +20,7 @@ pub(super) fn summary(record: &JobRecord, phase: Phase, events: &[LogEvent], now
     let (count, moved) = (now.disks.len(), now.disks.iter().filter(|disk| disk.stage == DiskStage::Moved).count());
     match phase {
         Phase::Queued => {
-            let wait = waits_in_queue(now.waits.as_ref(), JobText::MoveWaits);
+            let wait = waits_in_queue(now.queued.as_ref(), JobText::MoveWaits);
             JobText::StorageQueued { vm, host, wait }
         }
         Phase::Preparing => JobText::StoragePreparing { vm, host },

@@ -1,5 +1,6 @@
 //! Component tests: the real server and real agents over fake hypervisors, in one process.
 
+mod actions;
 mod along;
 mod api;
 mod bad_input;

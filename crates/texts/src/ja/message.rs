@@ -292,6 +292,7 @@ catalogue! { Message:
     JobNotFailed { job, phase } = "再実行できるのは、失敗またはキャンセルされたジョブだけです。ジョブ {job} の状態: {phase}",
     JobPartsNotFailed { job } = "再実行できるのは、失敗またはキャンセルされたジョブだけです。ジョブ {job} には、失敗またはキャンセルされた子ジョブがありません",
     JobHasParts { job } = "ジョブ {job} には子ジョブがあり、それぞれ個別に扱われます",
+    JobContinues { job, phase } = "ジョブ {job} は{phase}で、自動的に続行されます",
     JobGoesOn { job, phase, vm } = "ジョブ {job} は{phase}で、自動的に続行されます: {vm}",
     NobodyAsked { vm } = "VM {vm}: 所在は問い合わせていません",
     Whereabouts { vm, seen } = "VM {vm}: {seen}",
