@@ -57,7 +57,7 @@ impl Output {
     pub fn fail(&self, failure: &Failure) {
         match failure.problem() {
             Some(problem) => {
-                self.talk(&format!("error: {}", problem.title));
+                self.talk(&format!("error: {}", language().title(problem)));
                 if problem.findings.is_empty()
                     && let Some(detail) = &problem.detail
                 {
@@ -77,19 +77,21 @@ fn language() -> Language {
     LANGUAGE.get().copied().unwrap_or_default()
 }
 
-/// How a job stands: in English as the server words it.
+/// What is said of a job. In English, and where a sentence is of a later version, as the server words it.
 pub(crate) fn summary(says: &[JobText], english: &str) -> String {
-    match (language(), says) {
-        (Language::English, _) | (_, []) => english.to_owned(),
-        (other @ Language::Japanese, says) => other.summary(says),
+    match language() {
+        Language::Japanese if !says.is_empty() && !says.iter().any(JobText::is_unknown) => {
+            Language::Japanese.summary(says)
+        }
+        Language::English | Language::Japanese => english.to_owned(),
     }
 }
 
 /// Why a move to a host is possible or not.
 pub(crate) fn why(candidate: &Candidate) -> String {
     match (language(), &candidate.says) {
-        (Language::English, _) | (_, None) => candidate.why.clone(),
-        (other @ Language::Japanese, Some(says)) => other.message(says),
+        (Language::Japanese, Some(says)) if !says.is_unknown() => Language::Japanese.message(says),
+        (Language::English | Language::Japanese, _) => candidate.why.clone(),
     }
 }
 

@@ -27,6 +27,11 @@ macro_rules! texts {
         }
 
         impl $name {
+            /// Whether it is a sentence of a later version.
+            pub fn is_unknown(&self) -> bool {
+                matches!(self, Self::Unknown { .. })
+            }
+
             fn to_json(&self) -> Result<serde_json::Value, serde_json::Error> {
                 Self::serialize(self, serde_json::value::Serializer)
             }

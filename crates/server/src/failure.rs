@@ -2,7 +2,7 @@
 
 use ferry_client::ClientError;
 use ferry_core::{
-    api::problem::Problem,
+    api::problem::{Problem, Title},
     error::chain,
     finding::{Action, ByHand, Command, Finding, FindingId, Message, Messages},
     job_text::{JobText, Remarks},
@@ -24,18 +24,18 @@ pub enum Failure {
 
 impl Failure {
     /// A refusal with the HTTP status of its first finding.
-    pub(crate) fn refused(title: impl Into<String>, findings: Vec<Finding>) -> Self {
+    pub(crate) fn refused(title: impl Into<Title>, findings: Vec<Finding>) -> Self {
         let status = findings.first().map_or(500, |finding| status_of(finding.id));
         Self::Refused(Box::new(Problem::refused(status, title, findings)))
     }
 
     /// A refusal because of one finding.
-    pub(crate) fn found(title: impl Into<String>, finding: Finding) -> Self {
+    pub(crate) fn found(title: impl Into<Title>, finding: Finding) -> Self {
         Self::refused(title, vec![finding])
     }
 
     /// Translates an agent's answer to `title` for the caller of the REST API.
-    pub(crate) fn of_agent(title: impl Into<String>, host: &str, error: &ClientError) -> Self {
+    pub(crate) fn of_agent(title: impl Into<Title>, host: &str, error: &ClientError) -> Self {
         let title = title.into();
         match error {
             ClientError::Refused(problem) if problem.findings.is_empty() => {
@@ -59,7 +59,7 @@ impl Failure {
             Self::Refused(problem) => *problem,
             Self::Store(error) => {
                 tracing::error!(error = %chain(&error), "The database failed");
-                Problem::fault("The server's database failed", error.to_string())
+                Problem::fault(Title::DatabaseFailed, error.to_string())
             }
         }
     }

@@ -10,7 +10,7 @@ use std::{
 use ferry_client::{ClientError, agent::AgentClient};
 use ferry_core::{
     admission::Limits,
-    api::{agent::Observation, server::Event},
+    api::{agent::Observation, problem::Title, server::Event},
     backoff::Backoff,
     error::chain,
     finding::{Action, Command, Finding, FindingId, Message},
@@ -230,7 +230,7 @@ impl Inventory {
     }
 
     /// The VM with this name, UUID or `HOST/NAME`, and its host.
-    pub(crate) fn find_vm(&self, title: &str, reference: &str) -> Result<(Arc<Host>, VmFacts), Failure> {
+    pub(crate) fn find_vm(&self, title: &Title, reference: &str) -> Result<(Arc<Host>, VmFacts), Failure> {
         let placed = self.placed();
         let vms: Vec<_> = placed.iter().flat_map(|(host, seen)| seen.vms().iter().map(move |vm| (host, vm))).collect();
         let row = |(host, vm): &(&Arc<Host>, &VmFacts)| Placed {

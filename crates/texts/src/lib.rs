@@ -5,6 +5,7 @@
 mod ja;
 
 use ferry_core::{
+    api::problem::Problem,
     finding::{Finding, Message},
     job_text::{JobText, StepTitle, english},
 };
@@ -62,6 +63,14 @@ impl Language {
         match self {
             Self::English => title.to_string(),
             Self::Japanese => title.in_japanese(),
+        }
+    }
+
+    /// What was attempted.
+    pub fn title(self, problem: &Problem) -> String {
+        match (self, &problem.says) {
+            (Self::Japanese, Some(says)) if !says.is_unknown() => says.in_japanese(),
+            (Self::English | Self::Japanese, _) => problem.title.clone(),
         }
     }
 

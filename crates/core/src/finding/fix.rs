@@ -26,12 +26,11 @@ pub enum Fix {
 impl Fix {
     /// Whether it is of a later version.
     pub(super) fn is_unknown(&self) -> bool {
-        matches!(
-            self,
-            Self::Action(Action::Unknown { .. })
-                | Self::Command(Command::Unknown { .. })
-                | Self::ByHand(ByHand::Unknown { .. })
-        )
+        match self {
+            Self::Action(fix) => fix.is_unknown(),
+            Self::Command(fix) => fix.is_unknown(),
+            Self::ByHand(fix) => fix.is_unknown(),
+        }
     }
 }
 

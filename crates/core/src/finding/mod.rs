@@ -117,7 +117,7 @@ impl From<Body> for Finding {
     fn from(body: Body) -> Self {
         let Body { id, severity, object, message, fix, says, fix_says } = body;
         // A later version's sentence is told by its own English.
-        let says = says.filter(|says| !matches!(says, Message::Unknown { .. }));
+        let says = says.filter(|says| !says.is_unknown());
         let fix_says = fix_says.filter(|says| !says.is_unknown());
         let told = |message| Message::Told { text: message };
         let told_fix = |text: Option<String>| text.map_or(ByHand::SameVersion, |text| ByHand::Told { text }).into();

@@ -2,7 +2,12 @@
 
 use std::sync::Arc;
 
-use ferry_core::{api::server::JobView, id::VmId, job::JobKind, preflight::busy_by};
+use ferry_core::{
+    api::{problem::Title, server::JobView},
+    id::VmId,
+    job::JobKind,
+    preflight::busy_by,
+};
 use uuid::Uuid;
 
 use super::{App, show_jobs};
@@ -22,7 +27,7 @@ pub(crate) enum Moved<T> {
 }
 
 /// Accepts a job, unless another job moves the VM.
-pub(super) async fn accept<T>(app: &Arc<App>, title: &str, job: NewJob) -> Result<Moved<T>, Failure> {
+pub(super) async fn accept<T>(app: &Arc<App>, title: &Title, job: NewJob) -> Result<Moved<T>, Failure> {
     let id = match app.store.create_job(&job).await? {
         Created::Job(id) => id,
         Created::Busy(other) => return Err(Failure::found(title, busy_by(&job.vm_name, other))),
@@ -36,7 +41,7 @@ pub(super) async fn accept<T>(app: &Arc<App>, title: &str, job: NewJob) -> Resul
 /// Accepts a job together with its parts, or nothing.
 pub(super) async fn accept_all(
     app: &Arc<App>,
-    title: &str,
+    title: &Title,
     parent: NewJob,
     children: Vec<NewJob>,
 ) -> Result<JobView, Failure> {

@@ -4,6 +4,7 @@ use ferry_client::ClientError;
 use ferry_core::{
     api::{
         agent::{API_VERSION, EnrolRequest},
+        problem::Title,
         server::{AddHost, HostView},
     },
     error::chain,
@@ -23,7 +24,7 @@ use crate::{
 };
 
 pub(crate) async fn add_host(app: &Arc<App>, body: &AddHost) -> Result<HostView, Failure> {
-    let title = format!("Could not add host {}", body.name);
+    let title = Title::AddHost { host: body.name.clone() };
     check_name(&title, &body.name)?;
     let token: EnrolmentToken = body.token.parse().map_err(|_| {
         let (message, fix) = (Message::NotAToken, Command::PrintWholeToken);
@@ -67,7 +68,7 @@ pub(crate) async fn add_host(app: &Arc<App>, body: &AddHost) -> Result<HostView,
     show_hosts::shown(app, &host).await
 }
 
-fn check_facts(app: &App, title: &str, name: &str, facts: &HostFacts) -> Result<(), Failure> {
+fn check_facts(app: &App, title: &Title, name: &str, facts: &HostFacts) -> Result<(), Failure> {
     if !facts.api_versions.contains(&API_VERSION) {
         return Err(Failure::found(title, versions_differ(name, &facts.api_versions)));
     }
@@ -85,11 +86,11 @@ fn check_facts(app: &App, title: &str, name: &str, facts: &HostFacts) -> Result<
     Ok(())
 }
 
-fn twice(title: &str, name: &str, message: Message) -> Failure {
+fn twice(title: &Title, name: &str, message: Message) -> Failure {
     Failure::found(title, Finding::blocks(FindingId::HostTwice, name, message, ByHand::UseHostOrRename))
 }
 
-fn not_enrolled(title: &str, body: &AddHost, error: &ClientError) -> Failure {
+fn not_enrolled(title: &Title, body: &AddHost, error: &ClientError) -> Failure {
     match error {
         ClientError::WrongKey { .. } => Failure::found(
             title,

@@ -1,7 +1,10 @@
 //! Adds a share to the inventory, without mounting it anywhere.
 
 use ferry_core::{
-    api::server::{AddShare, ShareView},
+    api::{
+        problem::Title,
+        server::{AddShare, ShareView},
+    },
     finding::{ByHand, Finding, FindingId, Message},
     id::ShareId,
     share_source::{ShareSource, SourceError},
@@ -15,7 +18,7 @@ use crate::{
 };
 
 pub(crate) async fn add_share(app: &App, body: &AddShare) -> Result<ShareView, Failure> {
-    let title = format!("Could not add share {}", body.name);
+    let title = Title::AddShare { share: body.name.clone() };
     check_name(&title, &body.name)?;
     let source: ShareSource =
         body.source.parse().map_err(|error: SourceError| Failure::found(&title, error.finding(&body.name)))?;
@@ -42,6 +45,6 @@ pub(crate) async fn add_share(app: &App, body: &AddShare) -> Result<ShareView, F
     Ok(show_shares::view(app, share))
 }
 
-fn twice(title: &str, name: &str, message: Message) -> Failure {
+fn twice(title: &Title, name: &str, message: Message) -> Failure {
     Failure::found(title, Finding::blocks(FindingId::ShareTwice, name, message, ByHand::UseShareOrRename))
 }

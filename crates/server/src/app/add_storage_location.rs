@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use ferry_core::{
-    api::server::HostView,
+    api::{problem::Title, server::HostView},
     finding::{Action, Finding, FindingId, Message},
     place::{STORAGE_LOCATIONS_MAX, written},
 };
@@ -12,7 +12,7 @@ use super::{App, show_hosts};
 use crate::{failure::Failure, preflight::places};
 
 pub(crate) async fn add_storage_location(app: &Arc<App>, reference: &str, text: &str) -> Result<HostView, Failure> {
-    let title = format!("Could not add a storage location to host {reference}");
+    let title = Title::AddStorage { host: reference.to_owned() };
     let host = app.inventory.find(reference).map_err(|finding| Failure::found(&title, finding))?;
     let shares = app.store.shares().await?;
     let location = places::within_reach(&title, &host, &shares, text)?;

@@ -6,6 +6,7 @@ use ferry_client::ClientError;
 use ferry_core::{
     api::{
         agent::AttachRequest,
+        problem::Title,
         server::{AttachShare, ShareView},
     },
     error::chain,
@@ -23,7 +24,7 @@ pub(crate) async fn attach_share(
     host: &str,
     body: AttachShare,
 ) -> Result<ShareView, Failure> {
-    let title = format!("Could not attach share {share} on host {host}");
+    let title = Title::AttachShare { share: share.to_owned(), host: host.to_owned() };
     let share = show_shares::find(app, &title, share).await?;
     let host = app.inventory.find(host).map_err(|finding| Failure::found(&title, finding))?;
     let was_attached = host.seen().has_share(share.id);
@@ -45,7 +46,7 @@ pub(crate) async fn attach_share(
 }
 
 /// The failure of an agent to attach a share. An agent of an earlier version supports SMB shares only.
-fn not_attached(title: &str, host: &str, source: &ShareSource, error: &ClientError) -> Failure {
+fn not_attached(title: &Title, host: &str, source: &ShareSource, error: &ClientError) -> Failure {
     let not_understood = error.problem().is_some_and(|problem| {
         problem.status == 400 && problem.findings.iter().any(|finding| finding.id == FindingId::RequestInvalid)
     });

@@ -3,7 +3,10 @@
 use std::sync::Arc;
 
 use ferry_core::{
-    api::server::{PlaceView, PlacesView},
+    api::{
+        problem::Title,
+        server::{PlaceView, PlacesView},
+    },
     location::Location,
     place::{OfferedPlace, written},
 };
@@ -16,7 +19,7 @@ pub(crate) async fn browse_host(
     reference: &str,
     location: Option<&str>,
 ) -> Result<PlacesView, Failure> {
-    let title = format!("Could not browse host {reference}");
+    let title = Title::BrowseHost { host: reference.to_owned() };
     let host = app.inventory.find(reference).map_err(|finding| Failure::found(&title, finding))?;
     let shares = app.store.shares().await?;
     let not_looked = |error| places::not_looked(&title, host.name(), &error);

@@ -4,7 +4,7 @@
 use std::sync::Arc;
 
 use ferry_core::{
-    api::server::JobView,
+    api::{problem::Title, server::JobView},
     finding::{Action, ByHand, Finding, FindingId, Message},
     job::JobKind,
     migration::{Accepted, JobAction, LogEvent, Phase, Refused, Step, answer, newest_attempt, phase},
@@ -20,7 +20,7 @@ use crate::{
 };
 
 pub(crate) async fn cancel_job(app: &Arc<App>, reference: &str, by: &str) -> Result<JobView, Failure> {
-    let title = format!("Could not cancel job {reference}");
+    let title = Title::CancelJob { job: reference.to_owned() };
     let (record, log) = show_jobs::find(app, &title, reference).await?;
     if record.job.kind.is_parent() {
         cancel_parts(app, &title, &record, by).await?;
@@ -31,7 +31,7 @@ pub(crate) async fn cancel_job(app: &Arc<App>, reference: &str, by: &str) -> Res
 }
 
 /// Ok if at least one part could be cancelled.
-async fn cancel_parts(app: &Arc<App>, title: &str, parent: &JobRecord, by: &str) -> Result<(), Failure> {
+async fn cancel_parts(app: &Arc<App>, title: &Title, parent: &JobRecord, by: &str) -> Result<(), Failure> {
     let mut refused = None;
     let mut cancelled = 0;
     // Waiting parts first, so that none of them starts because another one ended.
@@ -51,7 +51,7 @@ async fn cancel_parts(app: &Arc<App>, title: &str, parent: &JobRecord, by: &str)
     }
 }
 
-async fn cancel(app: &Arc<App>, title: &str, record: &JobRecord, log: &[LogEvent], by: &str) -> Result<(), Failure> {
+async fn cancel(app: &Arc<App>, title: &Title, record: &JobRecord, log: &[LogEvent], by: &str) -> Result<(), Failure> {
     match answer(JobAction::Cancel, log, app.jobs.now(record.id).waits()) {
         Ok(Accepted::Now) => {
             let event = LogEntry::Event(LogEvent::CancelRequested { by: by.to_owned() });
@@ -80,7 +80,7 @@ async fn cancel(app: &Arc<App>, title: &str, record: &JobRecord, log: &[LogEvent
 
 /// Only one host knows whether it is too late: the source, or for an offline move the destination. The job's task asks
 /// it as well; this call is for the answer to the caller.
-async fn ask_host(app: &App, title: &str, record: &JobRecord) -> Result<(), Failure> {
+async fn ask_host(app: &App, title: &Title, record: &JobRecord) -> Result<(), Failure> {
     let Ok(plan) = Plan::of(record) else {
         return Ok(());
     };
@@ -93,12 +93,12 @@ async fn ask_host(app: &App, title: &str, record: &JobRecord) -> Result<(), Fail
     if too_late { Err(past_pivot(title, record)) } else { Ok(()) }
 }
 
-fn ended(title: &str, record: &JobRecord, message: Message) -> Failure {
+fn ended(title: &Title, record: &JobRecord, message: Message) -> Failure {
     Failure::found(title, Finding::blocks(FindingId::JobEnded, record.id, message, ByHand::NothingIsLeft))
 }
 
 /// The answer to a request for an action that [`answer`] refuses.
-pub(super) fn refused(title: &str, record: &JobRecord, log: &[LogEvent], action: JobAction, why: Refused) -> Failure {
+pub(super) fn refused(title: &Title, record: &JobRecord, log: &[LogEvent], action: JobAction, why: Refused) -> Failure {
     let (job, phase) = (record.id, phase(log));
     let open = |message, fix| Failure::found(title, Finding::blocks(FindingId::JobOpen, job, message, fix));
     match why {
@@ -114,7 +114,7 @@ pub(super) fn refused(title: &str, record: &JobRecord, log: &[LogEvent], action:
     }
 }
 
-fn past_pivot(title: &str, record: &JobRecord) -> Failure {
+fn past_pivot(title: &Title, record: &JobRecord) -> Failure {
     let (job, vm) = (record.id, record.job.vm_name.clone());
     let (message, fix) = match record.job.kind == JobKind::Storage {
         true => (Message::JobDisksSwitched { vm: vm.clone(), job }, Action::MoveDisksBack { vm }),

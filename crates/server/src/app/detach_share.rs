@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use ferry_core::{
-    api::server::ShareView,
+    api::{problem::Title, server::ShareView},
     finding::{Action, Finding, FindingId, Message},
     preflight::shares_of,
 };
@@ -12,7 +12,7 @@ use super::{App, show_shares};
 use crate::failure::Failure;
 
 pub(crate) async fn detach_share(app: &Arc<App>, share: &str, host: &str) -> Result<ShareView, Failure> {
-    let title = format!("Could not detach share {share} from host {host}");
+    let title = Title::DetachShare { share: share.to_owned(), host: host.to_owned() };
     let share = show_shares::find(app, &title, share).await?;
     let host = app.inventory.find(host).map_err(|finding| Failure::found(&title, finding))?;
     // The agent's last report may be old: a VM may have been defined since.

@@ -4,7 +4,10 @@
 use std::{collections::BTreeMap, sync::Arc};
 
 use ferry_core::{
-    api::server::{Candidate, DrainHost, HostView, JobView, MigrateVm},
+    api::{
+        problem::Title,
+        server::{Candidate, DrainHost, HostView, JobView, MigrateVm},
+    },
     files::DiskMove,
     finding::{Action, ByHand, Command, Finding, FindingId, Fix, Fixes, Message, Messages, Severity},
     id::HostId,
@@ -35,7 +38,7 @@ pub(crate) async fn drain_host(
     body: &DrainHost,
     by: &str,
 ) -> Result<JobView, Failure> {
-    let title = format!("Could not drain host {reference}");
+    let title = Title::DrainHost { host: reference.to_owned() };
     let found = |reference: &str| app.inventory.find(reference).map_err(|finding| Failure::found(&title, finding));
     let host = found(reference)?;
     let wanted = body.destination.as_deref().map(found).transpose()?;
@@ -82,7 +85,7 @@ pub(crate) async fn drain_host(
 
 /// Ends a host's maintenance.
 pub(crate) async fn resume_host(app: &App, reference: &str) -> Result<HostView, Failure> {
-    let title = format!("Could not resume host {reference}");
+    let title = Title::ResumeHost { host: reference.to_owned() };
     let host = app.inventory.find(reference).map_err(|finding| Failure::found(&title, finding))?;
     set_maintenance(app, &host, false).await?;
     show_hosts::shown(app, &host).await
@@ -100,7 +103,7 @@ async fn set_maintenance(app: &App, host: &Host, maintenance: bool) -> Result<()
 /// storage location.
 async fn storage_places(
     app: &App,
-    title: &str,
+    title: &Title,
     source: &Host,
     wanted: Option<&Host>,
     storage: Option<&String>,

@@ -6,7 +6,10 @@ use std::{
 };
 
 use ferry_core::{
-    api::server::{JobView, MigrateMany},
+    api::{
+        problem::Title,
+        server::{JobView, MigrateMany},
+    },
     finding::{Action, ByHand, Command, Finding, FindingId, Fix, Message, Severity, any_blocks},
     id::HostId,
     job::JobKind,
@@ -34,7 +37,7 @@ use crate::{
 const VMS_MAX: usize = 1000;
 
 pub(crate) async fn migrate_many(app: &Arc<App>, body: &MigrateMany, by: &str) -> Result<JobView, Failure> {
-    let title = format!("Could not move {} VMs to {}", body.vms.len(), body.how.destination);
+    let title = Title::MoveVms { count: body.vms.len() as u64, host: body.how.destination.clone() };
     check_numbers(&title, &body.how)?;
     if body.vms.is_empty() || body.vms.len() > VMS_MAX {
         let message = Message::VmsNamed { count: body.vms.len() as u64 };
@@ -80,7 +83,7 @@ pub(crate) async fn migrate_many(app: &Arc<App>, body: &MigrateMany, by: &str) -
     accept_all(app, &title, NewJob { findings: together, ..parent }, children).await
 }
 
-fn find_all(app: &App, title: &str, references: &[String]) -> Result<Vec<(Arc<Host>, VmFacts)>, Failure> {
+fn find_all(app: &App, title: &Title, references: &[String]) -> Result<Vec<(Arc<Host>, VmFacts)>, Failure> {
     let mut seen = BTreeSet::new();
     let mut vms = Vec::with_capacity(references.len());
     for reference in references {

@@ -3,7 +3,10 @@
 use std::sync::Arc;
 
 use ferry_core::{
-    api::server::{Candidate, MigrateVm},
+    api::{
+        problem::Title,
+        server::{Candidate, MigrateVm},
+    },
     files::DiskMove,
     finding::{ByHand, Message, any_blocks},
     id::{Generation, SessionId, ShareId},
@@ -45,7 +48,7 @@ pub(crate) async fn migrate_vm(
     body: &MigrateVm,
     by: &str,
 ) -> Result<Moved<Candidate>, Failure> {
-    let title = format!("Could not move VM {reference} to {}", body.destination);
+    let title = Title::MoveVm { vm: reference.to_owned(), host: body.destination.clone() };
     check_numbers(&title, body)?;
     if body.offline {
         return move_offline::move_offline(app, reference, body, by).await;
@@ -118,7 +121,7 @@ fn shares_that_stay(vm: &VmFacts, along: &[DiskMove]) -> Vec<ShareId> {
     shares_of(&VmFacts { files, ..vm.clone() }).into_iter().collect()
 }
 
-pub(super) fn check_numbers(title: &str, body: &MigrateVm) -> Result<(), Failure> {
+pub(super) fn check_numbers(title: &Title, body: &MigrateVm) -> Result<(), Failure> {
     let bad = |what: &str, value: u64, fix: ByHand| {
         Err(invalid(title, what, Message::NotANumber { name: what.to_owned(), value }, fix))
     };

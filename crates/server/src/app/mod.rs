@@ -28,7 +28,10 @@ pub(crate) mod show_vms;
 
 use std::sync::Arc;
 
-use ferry_core::finding::{ByHand, Finding, FindingId, Fix, Message};
+use ferry_core::{
+    api::problem::Title,
+    finding::{ByHand, Finding, FindingId, Fix, Message},
+};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
@@ -64,7 +67,7 @@ impl App {
 const NAME_LENGTH_MAX: usize = 64;
 
 /// Refuses invalid names: names appear in paths, tables and shell commands, and must not look like ids.
-fn check_name(title: &str, name: &str) -> Result<(), Failure> {
+fn check_name(title: &Title, name: &str) -> Result<(), Failure> {
     let starts_well = name.starts_with(|first: char| first.is_ascii_alphanumeric());
     let holds_well = name.chars().all(|each| each.is_ascii_alphanumeric() || ['-', '_', '.'].contains(&each));
     if starts_well && holds_well && name.len() <= NAME_LENGTH_MAX && uuid::Uuid::parse_str(name).is_err() {
@@ -79,6 +82,6 @@ fn check_name(title: &str, name: &str) -> Result<(), Failure> {
 }
 
 /// The refusal of a request that makes no sense.
-fn invalid(title: &str, object: &str, message: Message, fix: impl Into<Fix>) -> Failure {
+fn invalid(title: &Title, object: &str, message: Message, fix: impl Into<Fix>) -> Failure {
     Failure::found(title, Finding::blocks(FindingId::RequestInvalid, object, message, fix))
 }

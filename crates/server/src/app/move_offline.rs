@@ -3,7 +3,10 @@
 use std::sync::Arc;
 
 use ferry_core::{
-    api::server::{Candidate, MigrateVm},
+    api::{
+        problem::Title,
+        server::{Candidate, MigrateVm},
+    },
     finding::any_blocks,
     id::{Generation, SessionId},
     job::JobKind,
@@ -33,7 +36,7 @@ pub(super) async fn move_offline(
     body: &MigrateVm,
     by: &str,
 ) -> Result<Moved<Candidate>, Failure> {
-    let title = format!("Could not move VM {reference} to {}", body.destination);
+    let title = Title::MoveVm { vm: reference.to_owned(), host: body.destination.clone() };
     let (source, vm) = app.inventory.find_vm(&title, reference)?;
     let destination = app.inventory.find(&body.destination).map_err(|finding| Failure::found(&title, finding))?;
     let moving = app.store.moving().await?.get(&vm.id).copied();

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use ferry_core::{
     api::{
         agent::PrepareStorage,
+        problem::Title,
         server::{MoveStorage, PlannedDisk, StoragePlan},
     },
     files::plan::{Planned, is_file},
@@ -38,7 +39,7 @@ pub(crate) async fn move_storage(
     body: &MoveStorage,
     by: &str,
 ) -> Result<Moved<StoragePlan>, Failure> {
-    let title = format!("Could not move the disks of VM {reference}");
+    let title = Title::MoveDisks { vm: reference.to_owned() };
     let (host, _) = app.inventory.find_vm(&title, reference)?;
     app.inventory.refresh(&host).await;
     let (host, vm) = app.inventory.find_vm(&title, reference)?;

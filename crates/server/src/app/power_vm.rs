@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use ferry_core::{
-    api::{agent::Power, server::VmView},
+    api::{agent::Power, problem::Title, server::VmView},
     finding::{ByHand, Finding, FindingId, Message},
     power::stands_still,
     preflight::busy,
@@ -15,8 +15,8 @@ use crate::{failure::Failure, inventory::Seen};
 
 pub(crate) async fn power_vm(app: &Arc<App>, reference: &str, power: Power) -> Result<VmView, Failure> {
     let title = match power {
-        Power::Start => format!("Could not start VM {reference}"),
-        Power::Shutdown => format!("Could not shut VM {reference} down"),
+        Power::Start => Title::StartVm { vm: reference.to_owned() },
+        Power::Shutdown => Title::ShutDownVm { vm: reference.to_owned() },
     };
     let (host, vm) = app.inventory.find_vm(&title, reference)?;
     // The host is asked now: it may have lost power since its last report, with the VMs that ran there.

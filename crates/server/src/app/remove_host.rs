@@ -1,12 +1,15 @@
 //! Removes a host and its agent's pin. Attached shares and running VMs stay as they are.
 
-use ferry_core::finding::{Action, Finding, FindingId, Message};
+use ferry_core::{
+    api::problem::Title,
+    finding::{Action, Finding, FindingId, Message},
+};
 
 use super::App;
 use crate::failure::Failure;
 
 pub(crate) async fn remove_host(app: &App, reference: &str) -> Result<(), Failure> {
-    let title = format!("Could not remove host {reference}");
+    let title = Title::RemoveHost { host: reference.to_owned() };
     let host = app.inventory.find(reference).map_err(|finding| Failure::found(&title, finding))?;
     let id = host.record.id;
     let open = app.store.open_jobs().await?;

@@ -1,6 +1,7 @@
 //! Removes a share that no host has attached.
 
 use ferry_core::{
+    api::problem::Title,
     finding::{Action, Finding, FindingId, Message},
     location::Location,
     place::written,
@@ -10,7 +11,7 @@ use super::{App, show_shares};
 use crate::{failure::Failure, preflight::places};
 
 pub(crate) async fn remove_share(app: &App, reference: &str) -> Result<(), Failure> {
-    let title = format!("Could not remove share {reference}");
+    let title = Title::RemoveShare { share: reference.to_owned() };
     let share = show_shares::find(app, &title, reference).await?;
     let view = show_shares::view(app, share.clone());
     if let Some(on) = view.hosts.first() {

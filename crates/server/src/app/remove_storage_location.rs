@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use ferry_core::{
-    api::server::HostView,
+    api::{problem::Title, server::HostView},
     finding::{Action, Finding, FindingId, Message},
     place::written,
 };
@@ -12,7 +12,7 @@ use super::{App, show_hosts};
 use crate::{failure::Failure, preflight::places};
 
 pub(crate) async fn remove_storage_location(app: &Arc<App>, reference: &str, text: &str) -> Result<HostView, Failure> {
-    let title = format!("Could not remove a storage location from host {reference}");
+    let title = Title::RemoveStorage { host: reference.to_owned() };
     let host = app.inventory.find(reference).map_err(|finding| Failure::found(&title, finding))?;
     let shares = app.store.shares().await?;
     let location = places::meant(&title, &host, &shares, text)?;

@@ -12,7 +12,7 @@
 use std::sync::Arc;
 
 use ferry_core::{
-    api::server::JobView,
+    api::{problem::Title, server::JobView},
     error::chain,
     finding::{Action, ByHand, Finding, FindingId, Message},
     job::JobKind,
@@ -41,7 +41,7 @@ use crate::{
 
 /// Starts another attempt; for a parent job, another attempt of each part that did not succeed.
 pub(crate) async fn restart_job(app: &Arc<App>, reference: &str, by: &str) -> Result<JobView, Failure> {
-    let title = format!("Could not restart job {reference}");
+    let title = Title::RestartJob { job: reference.to_owned() };
     let (record, _) = show_jobs::find(app, &title, reference).await?;
     if !record.job.kind.is_parent() {
         restart(app, &title, &record, by).await?;
@@ -61,7 +61,7 @@ pub(crate) async fn restart_job(app: &Arc<App>, reference: &str, by: &str) -> Re
     show_jobs::again(app, &title, record.id).await
 }
 
-async fn restart(app: &Arc<App>, title: &str, record: &JobRecord, by: &str) -> Result<(), Failure> {
+async fn restart(app: &Arc<App>, title: &Title, record: &JobRecord, by: &str) -> Result<(), Failure> {
     let now = now_ms();
     let plan = Plan::of(record).map_err(|error| {
         let message = Message::JobUnreadable { job: record.id, reason: error.to_string() };
@@ -90,7 +90,7 @@ async fn restart(app: &Arc<App>, title: &str, record: &JobRecord, by: &str) -> R
 
 /// Repeats a failing action now.
 pub(crate) async fn retry_job(app: &Arc<App>, reference: &str, by: &str) -> Result<JobView, Failure> {
-    let title = format!("Could not retry job {reference}");
+    let title = Title::RetryJob { job: reference.to_owned() };
     let (record, log) = one(app, &title, reference).await?;
     if let Err(why) = answer(JobAction::Retry, &log, app.jobs.now(record.id).waits()) {
         return Err(refused(&title, &record, &log, JobAction::Retry, why));
@@ -105,7 +105,7 @@ pub(crate) async fn retry_job(app: &Arc<App>, reference: &str, by: &str) -> Resu
 
 /// Reverts the job's changes, which is possible only before the switchover.
 pub(crate) async fn undo_job(app: &Arc<App>, reference: &str, by: &str) -> Result<JobView, Failure> {
-    let title = format!("Could not undo job {reference}");
+    let title = Title::UndoJob { job: reference.to_owned() };
     let (record, log) = one(app, &title, reference).await?;
     match answer(JobAction::Undo, &log, app.jobs.now(record.id).waits()) {
         // The undoing itself keeps failing.
@@ -117,7 +117,7 @@ pub(crate) async fn undo_job(app: &Arc<App>, reference: &str, by: &str) -> Resul
 
 /// Ends a job as it is: nothing more is done for it.
 pub(crate) async fn dismiss_job(app: &Arc<App>, reference: &str, by: &str) -> Result<JobView, Failure> {
-    let title = format!("Could not dismiss job {reference}");
+    let title = Title::DismissJob { job: reference.to_owned() };
     let (record, log) = one(app, &title, reference).await?;
     let now = phase(&log);
     if now.ended() {
@@ -214,7 +214,7 @@ async fn clean_what_answers(app: &App, record: &JobRecord) {
     }
 }
 
-async fn one(app: &Arc<App>, title: &str, reference: &str) -> Result<(JobRecord, Vec<LogEvent>), Failure> {
+async fn one(app: &Arc<App>, title: &Title, reference: &str) -> Result<(JobRecord, Vec<LogEvent>), Failure> {
     let (record, log) = show_jobs::find(app, title, reference).await?;
     if record.job.kind.is_parent() {
         let message = Message::JobHasParts { job: record.id };

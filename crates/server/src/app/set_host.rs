@@ -4,7 +4,10 @@ use std::sync::Arc;
 
 use ferry_core::{
     admission::Limits,
-    api::server::{HostView, SetHost},
+    api::{
+        problem::Title,
+        server::{HostView, SetHost},
+    },
     finding::{ByHand, Message},
 };
 
@@ -12,7 +15,7 @@ use super::{App, invalid, show_hosts};
 use crate::{failure::Failure, store::HostSettings};
 
 pub(crate) async fn set_host(app: &Arc<App>, reference: &str, body: SetHost) -> Result<HostView, Failure> {
-    let title = format!("Could not set limits of host {reference}");
+    let title = Title::SetLimits { host: reference.to_owned() };
     let host = app.inventory.find(reference).map_err(|finding| Failure::found(&title, finding))?;
     for (what, limit) in [("live_limit", body.live_limit), ("storage_limit", body.storage_limit)] {
         if limit.is_some_and(|limit| !(1..=Limits::MAX).contains(&limit)) {

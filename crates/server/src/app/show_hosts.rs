@@ -3,7 +3,10 @@
 use std::collections::BTreeMap;
 
 use ferry_core::{
-    api::server::{HostView, MoveOnHost, StorageLocation, VmRow},
+    api::{
+        problem::Title,
+        server::{HostView, MoveOnHost, StorageLocation, VmRow},
+    },
     id::HostId,
     location::Location,
     migration::{Phase, phase},
@@ -25,7 +28,7 @@ pub(crate) async fn list(app: &App) -> Result<Vec<HostView>, Failure> {
 
 pub(crate) async fn one(app: &App, reference: &str) -> Result<HostView, Failure> {
     let found = app.inventory.find(reference);
-    let host = found.map_err(|finding| Failure::found(format!("Could not show host {reference}"), finding))?;
+    let host = found.map_err(|finding| Failure::found(Title::ShowHost { host: reference.to_owned() }, finding))?;
     shown(app, &host).await
 }
 

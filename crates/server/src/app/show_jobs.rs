@@ -1,7 +1,10 @@
 //! Jobs, newest first.
 
 use ferry_core::{
-    api::server::{AuditPage, AuditRecord, JobView, StepState},
+    api::{
+        problem::Title,
+        server::{AuditPage, AuditRecord, JobView, StepState},
+    },
     files::{DiskMove, DiskStage},
     finding::{Action, Finding, FindingId, Message},
     id::JobId,
@@ -114,17 +117,17 @@ fn audit_record(record: &JobRecord, job: JobView, ended_at_ms: u64, shares: &[Sh
 }
 
 pub(crate) async fn one(app: &App, reference: &str) -> Result<JobView, Failure> {
-    let (record, log) = find(app, &format!("Could not show job {reference}"), reference).await?;
+    let (record, log) = find(app, &Title::ShowJob { job: reference.to_owned() }, reference).await?;
     Ok(app.jobs.view_of(&record, &log).await?)
 }
 
 /// The current view of a job, after an action on it.
-pub(super) async fn again(app: &App, title: &str, job: JobId) -> Result<JobView, Failure> {
+pub(super) async fn again(app: &App, title: &Title, job: JobId) -> Result<JobView, Failure> {
     app.jobs.show(job).await?.ok_or_else(|| unknown(title, &job.to_string()))
 }
 
 /// The job with this number, with its log.
-pub(super) async fn find(app: &App, title: &str, reference: &str) -> Result<(JobRecord, Vec<LogRow>), Failure> {
+pub(super) async fn find(app: &App, title: &Title, reference: &str) -> Result<(JobRecord, Vec<LogRow>), Failure> {
     let found = match reference.parse::<u64>() {
         // No job has a number that the database cannot hold.
         Ok(number) if i64::try_from(number).is_ok() => app.store.job_with_log(JobId(number)).await?,
@@ -133,7 +136,7 @@ pub(super) async fn find(app: &App, title: &str, reference: &str) -> Result<(Job
     found.ok_or_else(|| unknown(title, reference))
 }
 
-fn unknown(title: &str, reference: &str) -> Failure {
+fn unknown(title: &Title, reference: &str) -> Failure {
     let message = Message::JobUnknown { job: reference.to_owned() };
     let finding = Finding::blocks(FindingId::JobUnknown, reference, message, Action::ListJobs);
     Failure::found(title, finding)

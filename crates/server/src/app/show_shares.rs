@@ -1,7 +1,10 @@
 //! Shares as the inventory knows them.
 
 use ferry_core::{
-    api::server::{ShareOnHost, ShareView},
+    api::{
+        problem::Title,
+        server::{ShareOnHost, ShareView},
+    },
     finding::{Action, Finding, FindingId, Message},
 };
 
@@ -13,12 +16,12 @@ pub(crate) async fn list(app: &App) -> Result<Vec<ShareView>, Failure> {
 }
 
 pub(crate) async fn one(app: &App, reference: &str) -> Result<ShareView, Failure> {
-    let share = find(app, &format!("Could not show share {reference}"), reference).await?;
+    let share = find(app, &Title::ShowShare { share: reference.to_owned() }, reference).await?;
     Ok(view(app, share))
 }
 
 /// The share with this name or id.
-pub(super) async fn find(app: &App, title: &str, reference: &str) -> Result<ShareRecord, Failure> {
+pub(super) async fn find(app: &App, title: &Title, reference: &str) -> Result<ShareRecord, Failure> {
     let id: Option<ferry_core::id::ShareId> = reference.parse().ok();
     let shares = app.store.shares().await?;
     shares.into_iter().find(|share| share.name == reference || Some(share.id) == id).ok_or_else(|| {

@@ -3,7 +3,7 @@
 use std::{collections::BTreeMap, sync::Arc};
 
 use ferry_core::{
-    api::server::VmView,
+    api::{problem::Title, server::VmView},
     id::{JobId, VmId},
     preflight::runs_twice,
     vm::{VmFacts, VmState},
@@ -26,7 +26,7 @@ pub(crate) async fn list(app: &App) -> Result<Vec<VmView>, Failure> {
 
 pub(crate) async fn one(app: &App, reference: &str) -> Result<VmView, Failure> {
     let jobs = app.store.moving().await?;
-    let (host, vm) = app.inventory.find_vm(&format!("Could not show VM {reference}"), reference)?;
+    let (host, vm) = app.inventory.find_vm(&Title::ShowVm { vm: reference.to_owned() }, reference)?;
     Ok(view(app, &jobs, host.name(), vm))
 }
 

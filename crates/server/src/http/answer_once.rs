@@ -13,6 +13,7 @@ use axum::{
 };
 use ferry_core::{
     api::problem::PROBLEM_MEDIA_TYPE,
+    api::problem::Title,
     finding::{ByHand, Finding, FindingId, Message},
 };
 
@@ -116,5 +117,5 @@ fn repeat(answer: Answer) -> Response {
 
 fn refused(message: Message, fix: ByHand) -> Response {
     let finding = Finding::blocks(FindingId::RequestIdempotency, HEADER, message, fix);
-    Failure::found("The request was not done", finding).into_response()
+    Failure::found(Title::NotDone, finding).into_response()
 }

@@ -9,7 +9,10 @@ use axum::{
     middleware::Next,
     response::{IntoResponse, Response},
 };
-use ferry_core::finding::{Action, Finding, FindingId, Message};
+use ferry_core::{
+    api::problem::Title,
+    finding::{Action, Finding, FindingId, Message},
+};
 
 use super::{AppState, Caller};
 use crate::failure::Failure;
@@ -35,7 +38,7 @@ pub(super) async fn authenticate(State(app): AppState, mut request: Request, nex
         },
     };
     let finding = Finding::blocks(FindingId::AuthToken, "token", message, Action::UseToken);
-    let mut refusal = Failure::found("The call is not authorised", finding).into_response();
+    let mut refusal = Failure::found(Title::NotAuthorised, finding).into_response();
     refusal.headers_mut().insert(WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
     refusal
 }

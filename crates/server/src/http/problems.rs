@@ -11,7 +11,7 @@ use axum::{
     response::{IntoResponse, Response},
 };
 use ferry_core::{
-    api::problem::{PROBLEM_MEDIA_TYPE, Problem},
+    api::problem::{PROBLEM_MEDIA_TYPE, Problem, Title},
     finding::{ByHand, Finding, FindingId, Message},
 };
 
@@ -36,7 +36,7 @@ fn response(problem: &Problem) -> Response {
 /// The answer to a malformed request.
 pub(super) fn invalid(status: StatusCode, object: &str, message: Message, fix: ByHand) -> Response {
     let finding = Finding::blocks(FindingId::RequestInvalid, object, message, fix);
-    response(&Problem::refused(status.as_u16(), "The request is not well formed", vec![finding]))
+    response(&Problem::refused(status.as_u16(), Title::NotWellFormed, vec![finding]))
 }
 
 /// Turns the errors of routing and extraction (wrong path, method or body) into problems.

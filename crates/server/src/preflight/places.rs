@@ -2,7 +2,7 @@
 
 use ferry_client::ClientError;
 use ferry_core::{
-    api::server::MoveDisk,
+    api::{problem::Title, server::MoveDisk},
     files::plan::Requested,
     finding::{ByHand, Finding, FindingId, Message},
     location::Location,
@@ -22,7 +22,7 @@ pub(crate) fn known(shares: &[ShareRecord]) -> Vec<KnownShare<'_>> {
 }
 
 /// The location that a text denotes on a host, whether or not the host can reach it.
-pub(crate) fn meant(title: &str, host: &Host, shares: &[ShareRecord], text: &str) -> Result<Location, Failure> {
+pub(crate) fn meant(title: &Title, host: &Host, shares: &[ShareRecord], text: &str) -> Result<Location, Failure> {
     let place: Place =
         text.parse().map_err(|error: ferry_core::place::PlaceError| Failure::found(title, error.finding()))?;
     let found = locate(&place, host.record.id, &known(shares), attached(&host.seen()));
@@ -30,7 +30,12 @@ pub(crate) fn meant(title: &str, host: &Host, shares: &[ShareRecord], text: &str
 }
 
 /// Like [`meant`], but only for a share that the host has attached, or for the host itself.
-pub(crate) fn within_reach(title: &str, host: &Host, shares: &[ShareRecord], text: &str) -> Result<Location, Failure> {
+pub(crate) fn within_reach(
+    title: &Title,
+    host: &Host,
+    shares: &[ShareRecord],
+    text: &str,
+) -> Result<Location, Failure> {
     let location = meant(title, host, shares, text)?;
     let found = reachable(&location, host.name(), attached(&host.seen()), &known(shares));
     found.map(|()| location).map_err(|finding| Failure::found(title, finding))
@@ -42,7 +47,7 @@ pub(crate) fn attached(seen: &Seen) -> &[AttachedShare] {
 }
 
 /// The failure of an agent's look at a place. An agent of an earlier version does not know the request.
-pub(crate) fn not_looked(title: &str, host: &str, error: &ClientError) -> Failure {
+pub(crate) fn not_looked(title: &Title, host: &str, error: &ClientError) -> Failure {
     let is_old = error.problem().is_some_and(|problem| {
         problem.status == 404 && problem.findings.iter().any(|finding| finding.id == FindingId::RequestInvalid)
     });
@@ -61,7 +66,7 @@ pub(crate) fn not_looked(title: &str, host: &str, error: &ClientError) -> Failur
 /// The locations that a request's places and disks denote on the host that will hold the files.
 pub(crate) async fn wanted(
     store: &Store,
-    title: &str,
+    title: &Title,
     host: &Host,
     all: Option<&String>,
     disks: &[MoveDisk],
@@ -85,7 +90,7 @@ mod tests {
         let answer = |id, message: &str| {
             let finding = Finding::told(id, "request", message, "Do");
             let error = ClientError::Refused(Box::new(Problem::refused(404, message, vec![finding])));
-            let problem = not_looked("Could not browse host kvm1", "kvm1", &error).into_problem();
+            let problem = not_looked(&Title::BrowseHost { host: "kvm1".into() }, "kvm1", &error).into_problem();
             (problem.status, problem.findings[0].id)
         };
         let no_route = answer(FindingId::RequestInvalid, "There is no such route");

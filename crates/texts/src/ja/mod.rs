@@ -19,6 +19,7 @@
 mod fix;
 mod job;
 mod message;
+mod title;
 
 use std::fmt::Display;
 
