@@ -20,5 +20,5 @@ mod verdict;
 pub use log::{Has, LogEvent, Told, attempt, ends_by_itself, newest_attempt, phase};
 pub use next::{Accepted, JobAction, Refused, answer, is_taken_back, next};
 pub use phase::Phase;
-pub use step::{Step, StepClass};
+pub use step::{Contents, Step, StepClass, steps};
 pub use verdict::{Presence, Verdict, is_to_be_remembered, verdict};

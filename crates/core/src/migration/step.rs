@@ -4,7 +4,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::job::JobKind;
 
-/// One step of a job. The job's plan states which steps it has, in which order.
+/// One step of a job. [`steps`] decides which of them a job has.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
 #[serde(rename_all = "snake_case")]
@@ -50,8 +50,29 @@ impl StepClass {
     }
 }
 
+/// What a job's plan contains, as far as it decides the job's steps.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Contents {
+    /// The VM leaves its host, which takes part as a source of its own.
+    pub changes_host: bool,
+    /// The VM runs, and its memory moves.
+    pub memory: bool,
+}
+
+/// The steps of a job, in order. The first is compensable, one is the pivot, and the last ends the job.
+pub fn steps(plan: Contents) -> Vec<Step> {
+    let is_needed = |step: &Step| match step {
+        Step::PrepareSource => plan.changes_host,
+        Step::Resume => plan.memory,
+        Step::Preflight | Step::Reserve | Step::PrepareDestination | Step::Perform | Step::Confirm | Step::Release => {
+            true
+        }
+    };
+    Step::ALL.into_iter().filter(is_needed).collect()
+}
+
 impl Step {
-    /// Every step, in the order of a live move.
+    /// Every step, in the order in which jobs have them.
     pub const ALL: [Self; 8] = [
         Self::Preflight,
         Self::Reserve,
@@ -102,6 +123,45 @@ impl Step {
             Self::Resume => "Resume at the destination",
             Self::Confirm => "Confirm at the source",
             Self::Release => "Clean up",
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_plan_contains_decides_the_steps() {
+        use Step::{Confirm, Perform, Preflight, PrepareDestination, PrepareSource, Release, Reserve};
+        for (row, changes_host, memory, expected) in [
+            ("a VM that runs changes its host", true, true, &Step::ALL[..]),
+            (
+                "a VM that is shut off changes its host",
+                true,
+                false,
+                &[Preflight, Reserve, PrepareDestination, PrepareSource, Perform, Confirm, Release],
+            ),
+            (
+                "disks move on one host",
+                false,
+                false,
+                &[Preflight, Reserve, PrepareDestination, Perform, Confirm, Release],
+            ),
+        ] {
+            assert_eq!(steps(Contents { changes_host, memory }), expected, "{row}");
+        }
+    }
+
+    #[test]
+    fn any_plan_can_be_undone_until_its_pivot_and_ends_with_its_last_step() {
+        for (changes_host, memory) in [(false, false), (false, true), (true, false), (true, true)] {
+            let classes: Vec<_> = steps(Contents { changes_host, memory }).into_iter().map(Step::class).collect();
+            let pivot = classes.iter().position(|class| *class == StepClass::Pivot).expect("a pivot");
+            let (before, after) = (&classes[..pivot], &classes[pivot + 1..classes.len() - 1]);
+            assert!(!before.is_empty() && before.iter().all(|class| *class == StepClass::Compensable), "{classes:?}");
+            assert!(after.iter().all(|class| *class == StepClass::Retriable), "{classes:?}");
+            assert_eq!(classes.last(), Some(&StepClass::Last));
         }
     }
 }

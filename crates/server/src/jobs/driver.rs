@@ -26,7 +26,7 @@ use crate::{
     events::Events,
     inventory::Inventory,
     metrics::Metrics,
-    plan::{memory_of, progress_of, steps_of},
+    plan::{Plan, memory_of},
     saga::{
         Context,
         executor::{Patience, Saga, drive},
@@ -282,10 +282,12 @@ impl Jobs {
 
     fn view(&self, record: &JobRecord, log: &[LogRow]) -> JobView {
         let mut now = Now { queued: self.wait_of(record.id), ..self.now(record.id) };
+        let plan = Plan::of(record).ok();
+        let steps = plan.as_ref().map(Plan::steps).unwrap_or_default();
         if now.disks.is_empty() {
-            now.disks = progress_of(record);
+            now.disks = plan.map(Plan::progress).unwrap_or_default();
         }
-        view(record, &steps_of(record), log, &now)
+        view(record, &steps, log, &now)
     }
 
     /// What is known of a job beyond its log and the queue.

@@ -5,6 +5,7 @@ use ferry_core::{
     id::{Generation, SessionId, ShareId},
     job::OnStall,
     memory::Need,
+    migration::Contents,
     pin::Secret,
 };
 use serde::{Deserialize, Serialize};
@@ -57,6 +58,9 @@ pub(crate) struct LivePlan {
 impl Kept for LivePlan {}
 
 impl LivePlan {
+    /// The VM runs, and changes its host.
+    pub(crate) const CONTENTS: Contents = Contents { changes_host: true, memory: true };
+
     /// The same plan for another attempt, with a new session and generation: no carrier or request of an earlier
     /// attempt can be mistaken for one of the new attempt.
     pub(crate) fn renewed(&self, now_ms: u64) -> Self {

@@ -14,7 +14,7 @@ use ferry_core::{
     id::{Generation, HostId},
     job::JobKind,
     memory::Need,
-    migration::Step,
+    migration::{Step, steps},
 };
 use serde::{Deserialize, Serialize};
 
@@ -85,6 +85,25 @@ impl Plan {
         Attempt { job: record.id, generation: self.generation() }
     }
 
+    /// The steps of the job, in order.
+    pub(crate) fn steps(&self) -> Vec<Step> {
+        match self {
+            Self::Live(_) => steps(LivePlan::CONTENTS),
+            Self::Offline(_) => steps(OfflinePlan::CONTENTS),
+            Self::Storage(_) => steps(StoragePlan::CONTENTS),
+        }
+    }
+
+    /// The progress of the disks according to the agents' last reports; empty if the job moves no disks or nothing was
+    /// reported yet.
+    pub(crate) fn progress(self) -> Vec<DiskProgress> {
+        match self {
+            Self::Live(plan) => plan.progress,
+            Self::Offline(plan) => plan.progress,
+            Self::Storage(plan) => plan.disks,
+        }
+    }
+
     /// The disks that move on their host, or that migrate with the VM.
     pub(crate) fn disks(self) -> Vec<DiskMove> {
         match self {
@@ -108,49 +127,6 @@ impl Plan {
             Self::Live(plan) => plan.persistent,
             Self::Offline(_) | Self::Storage(_) => true,
         }
-    }
-}
-
-/// The steps of a live move, in order.
-const LIVE: [Step; 8] = Step::ALL;
-/// The steps of an offline move: no VM runs, so none is resumed.
-const OFFLINE: [Step; 7] = [
-    Step::Preflight,
-    Step::Reserve,
-    Step::PrepareDestination,
-    Step::PrepareSource,
-    Step::Perform,
-    Step::Confirm,
-    Step::Release,
-];
-/// The steps of a storage move. Both ends are the same host, so there is no source to prepare, and the VM is never
-/// paused.
-const STORAGE: [Step; 6] =
-    [Step::Preflight, Step::Reserve, Step::PrepareDestination, Step::Perform, Step::Confirm, Step::Release];
-
-/// The steps of a job, in order; none for a parent job. The first is compensable, exactly one is the pivot, and the
-/// last ends the job.
-pub(crate) fn steps_of(record: &JobRecord) -> Vec<Step> {
-    match record.job.kind {
-        JobKind::Live | JobKind::LiveVsm => LIVE.to_vec(),
-        JobKind::Offline => OFFLINE.to_vec(),
-        JobKind::Storage => STORAGE.to_vec(),
-        JobKind::Several | JobKind::Drain => Vec::new(),
-    }
-}
-
-/// The progress of a job's disks according to the agents' last reports; empty if the job moves no disks or nothing was
-/// reported yet.
-pub(crate) fn progress_of(record: &JobRecord) -> Vec<DiskProgress> {
-    // A job is shown at each of its changes, so plans without disks are not parsed for it.
-    if matches!(record.job.kind, JobKind::Live | JobKind::Several | JobKind::Drain) {
-        return Vec::new();
-    }
-    match Plan::of(record) {
-        Ok(Plan::Live(plan)) => plan.progress,
-        Ok(Plan::Offline(plan)) => plan.progress,
-        Ok(Plan::Storage(plan)) => plan.disks,
-        Err(_) => Vec::new(),
     }
 }
 

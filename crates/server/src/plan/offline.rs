@@ -4,6 +4,7 @@ use ferry_core::{
     files::DiskProgress,
     files::FileMove,
     id::{Generation, SessionId, ShareId},
+    migration::Contents,
     pin::Secret,
 };
 use serde::{Deserialize, Serialize};
@@ -36,6 +37,9 @@ pub(crate) struct OfflinePlan {
 impl Kept for OfflinePlan {}
 
 impl OfflinePlan {
+    /// The VM changes its host, and nothing of it runs: nothing is resumed.
+    pub(crate) const CONTENTS: Contents = Contents { changes_host: true, memory: false };
+
     /// The same plan for another attempt.
     pub(crate) fn renewed(&self, now_ms: u64) -> Self {
         Self {

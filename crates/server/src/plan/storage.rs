@@ -1,6 +1,6 @@
 //! The plan of a storage move.
 
-use ferry_core::{api::agent::PrepareStorage, files::DiskProgress, id::Generation};
+use ferry_core::{api::agent::PrepareStorage, files::DiskProgress, id::Generation, migration::Contents};
 use serde::{Deserialize, Serialize};
 
 use super::kept::Kept;
@@ -22,6 +22,9 @@ pub(crate) struct StoragePlan {
 impl Kept for StoragePlan {}
 
 impl StoragePlan {
+    /// Both ends are one host, so there is no source to prepare; the VM runs on.
+    pub(crate) const CONTENTS: Contents = Contents { changes_host: false, memory: false };
+
     /// The same plan for another attempt.
     pub(crate) fn renewed(&self, now_ms: u64) -> Self {
         Self { generation: self.generation.next().max(Generation(now_ms)), disks: Vec::new(), ..self.clone() }

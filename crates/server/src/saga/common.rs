@@ -3,7 +3,7 @@
 use ferry_core::{
     finding::{Finding, Message, Messages, Severity},
     job_text::JobText,
-    migration::Step,
+    migration::{Contents, Step, steps},
 };
 
 use super::{
@@ -13,7 +13,7 @@ use super::{
 };
 use crate::{
     jobs::running::Running,
-    plan::{Kept, steps_of},
+    plan::Kept,
     store::{HostName, JobRecord},
 };
 
@@ -25,15 +25,15 @@ pub(super) fn plan<P: Kept>(record: &JobRecord) -> Result<P, JobText> {
     P::from_json(&record.job.plan).map_err(|error| JobText::PlanUnreadable { error: error.to_string() })
 }
 
-/// The steps of a job, after a check that the saga's table has each of them.
+/// The steps of a plan, each of which is in its saga's table.
 ///
 /// # Errors
 /// One is not.
-pub(super) fn steps<S, const LENGTH: usize>(
-    record: &JobRecord,
+pub(super) fn steps_of<S, const LENGTH: usize>(
+    plan: Contents,
     table: &[Entry<S>; LENGTH],
 ) -> Result<Vec<Step>, JobText> {
-    let steps = steps_of(record);
+    let steps = steps(plan);
     if !Entry::has_all(table, &steps) {
         return Err(JobText::PlanHasOtherSteps);
     }

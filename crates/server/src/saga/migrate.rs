@@ -88,7 +88,8 @@ impl<S: Site<Host: LiveParticipant>> Migrate<S> {
         let plan: LivePlan = common::plan(&record)?;
         let (source, destination) =
             (common::host(&site, &record.job.source)?, common::host(&site, &record.job.destination)?);
-        let (steps, figures) = (common::steps(&record, &Self::TABLE)?, record.figures.unwrap_or_default());
+        let (steps, figures) =
+            (common::steps_of(LivePlan::CONTENTS, &Self::TABLE)?, record.figures.unwrap_or_default());
         Ok(Self { site, record, steps, plan, source, destination, running, ready: None, figures })
     }
 

@@ -88,7 +88,7 @@ impl<S: Site<Host: OfflineParticipant>> MoveOffline<S> {
         let source = common::host(&site, &record.job.source)?;
         let destination = common::host(&site, &record.job.destination)?;
         let wire = record.figures.map(|figures| figures.disk_wire).unwrap_or_default();
-        let steps = common::steps(&record, &Self::TABLE)?;
+        let steps = common::steps_of(OfflinePlan::CONTENTS, &Self::TABLE)?;
         Ok(Self { site, record, steps, plan, source, destination, running, ready: None, wire, inherited: false })
     }
 

@@ -69,7 +69,7 @@ impl<S: Site<Host: StorageParticipant>> MoveStorage<S> {
     pub(crate) fn new(site: S, record: JobRecord, running: Arc<Running>) -> Result<Self, JobText> {
         let plan: StoragePlan = common::plan(&record)?;
         let host = common::host(&site, &record.job.source)?;
-        let (steps, findings) = (common::steps(&record, &Self::TABLE)?, record.job.findings.clone());
+        let (steps, findings) = (common::steps_of(StoragePlan::CONTENTS, &Self::TABLE)?, record.job.findings.clone());
         Ok(Self { site, record, steps, plan, host, running, findings })
     }
 
