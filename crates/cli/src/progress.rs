@@ -59,7 +59,8 @@ async fn follow_to_end(
         each(&view);
         if view.phase.ended() || view.phase == Phase::Stuck {
             shown.end();
-            return Ok(view);
+            // Events come without the log.
+            return Ok(JobView { log: client.job(job).await?.log, ..view });
         }
         view = match tokio::time::timeout(NEWS_WAIT, next_of(&mut events, job)).await {
             Ok(Ok(Some(news))) => news,

@@ -10,54 +10,19 @@ use crate::{
     id::JobId,
     job::JobKind,
     migration::{Presence, Step},
-    text::{AllOf, List, texts},
+    text::{AllOf, Jobs, List, lists, texts},
 };
 
 /// A part of a sentence.
 pub type Part = Box<JobText>;
 
-/// Slots that a job waits for, all of them.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(transparent)]
-pub struct Slots(pub Vec<JobText>);
-
-/// Jobs, one after the other.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(transparent)]
-pub struct JobList(pub Vec<JobId>);
-
-/// How many VMs stand otherwise than moved.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(transparent)]
-pub struct Counts(pub Vec<JobText>);
-
-impl fmt::Display for Slots {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.0.iter().map(JobText::to_string).collect::<Vec<_>>().join(" and "))
-    }
-}
-
-impl fmt::Display for JobList {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.0.iter().map(|job| format!("job {job}")).collect::<Vec<_>>().join(", "))
-    }
-}
-
-impl fmt::Display for Counts {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.0.iter().try_for_each(|count| write!(f, ", {count}"))
-    }
-}
-
-/// What a host says, one thing after the other.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(transparent)]
-pub struct Remarks(pub Vec<JobText>);
-
-impl fmt::Display for Remarks {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.0.iter().map(JobText::to_string).collect::<Vec<_>>().join("; "))
-    }
+lists! {
+    /// Slots that a job waits for, all of them.
+    Slots(JobText) = "{}", " and ";
+    /// The numbers of VMs that have not moved, by their state.
+    Counts(JobText) = ", {}", "";
+    /// What a host says, one thing after the other.
+    Remarks(JobText) = "{}", "; ";
 }
 
 /// Sentences as one text, in English.
@@ -75,8 +40,8 @@ texts! {
         MoveWaits = "the move waits for its turn",
         ItsMoveWaits = "its move waits for its turn",
         WaitsInQueue { position: u32, slots: Slots } = "the move is number {position} in the queue and waits for {slots}",
-        ALiveSlot { host: String, jobs: JobList } = "a live slot on {host} ({jobs})",
-        AStorageSlot { host: String, jobs: JobList } = "a storage slot on {host} ({jobs})",
+        ALiveSlot { host: String, jobs: Jobs } = "a live slot on {host} ({jobs})",
+        AStorageSlot { host: String, jobs: Jobs } = "a storage slot on {host} ({jobs})",
         CopiesRemoved { host: String } = "What was copied to {host} is removed, or kept for a day for the next attempt",
         NothingLeft { host: String } = "Nothing is left on {host}",
         KeepsTrying { job: JobId } = "Ferry keeps trying: `ferry job retry {job}` tries now, `ferry job dismiss {job}` gives it up",

@@ -1,9 +1,5 @@
 //! Texts as data: a key and its arguments, with the English of it. Other languages are catalogues in `ferry-texts`.
 
-use std::fmt;
-
-use serde::{Deserialize, Serialize};
-
 use crate::id::JobId;
 
 /// Makes an enum of what can be said: a variant for each sentence, its arguments, and its English, in which each argument
@@ -85,49 +81,33 @@ pub(crate) fn schema() -> utoipa::openapi::RefOr<utoipa::openapi::Schema> {
     sentence.required("key").description(Some("A sentence: its stable key and its arguments, by name")).build().into()
 }
 
-/// Several words.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(transparent)]
-pub struct List(pub Vec<String>);
+/// Makes types of lists: how each item is written in English, and what stands between two. As JSON they are arrays.
+macro_rules! lists {
+    ($($(#[$meta:meta])* $name:ident($item:ty) = $each:literal, $between:literal;)*) => { $(
+        $(#[$meta])*
+        #[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+        #[serde(transparent)]
+        pub struct $name(pub Vec<$item>);
 
-/// Several words, one of which is to be chosen.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(transparent)]
-pub struct AnyOf(pub Vec<String>);
-
-/// Several words, all of which are meant.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(transparent)]
-pub struct AllOf(pub Vec<String>);
-
-/// Several jobs, all of which are meant.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(transparent)]
-pub struct Jobs(pub Vec<JobId>);
-
-impl fmt::Display for Jobs {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let jobs: Vec<String> = self.0.iter().map(|job| format!("job {job}")).collect();
-        f.write_str(&jobs.join(" and "))
-    }
+        impl std::fmt::Display for $name {
+            fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                let items: Vec<String> = self.0.iter().map(|item| format!($each, item)).collect();
+                f.write_str(&items.join($between))
+            }
+        }
+    )* };
 }
+pub(crate) use lists;
 
-impl fmt::Display for List {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.0.join(", "))
-    }
-}
-
-impl fmt::Display for AnyOf {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.0.join(" or "))
-    }
-}
-
-impl fmt::Display for AllOf {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.0.join(" and "))
-    }
+lists! {
+    /// Several words.
+    List(String) = "{}", ", ";
+    /// Several words, one of which is to be chosen.
+    AnyOf(String) = "{}", " or ";
+    /// Several words, all of which are meant.
+    AllOf(String) = "{}", " and ";
+    /// Several jobs.
+    Jobs(JobId) = "job {}", " and ";
 }
 
 impl<T: ToString> FromIterator<T> for List {

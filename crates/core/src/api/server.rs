@@ -603,7 +603,7 @@ pub struct JobView {
     pub figures: Option<Figures>,
     /// The findings of preflight.
     pub findings: Vec<Finding>,
-    /// Its log, oldest first; up to 1,000 lines. Empty in lists.
+    /// Its log, oldest first; up to 1,000 lines. Empty in lists and events.
     pub log: Vec<LogLine>,
 }
 

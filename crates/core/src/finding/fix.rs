@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use super::message::Phrase;
 use crate::{
     id::JobId,
-    text::{List, texts},
+    text::{List, lists, texts},
 };
 
 /// What to do about a finding, by who can do it.
@@ -44,16 +44,9 @@ impl fmt::Display for Fix {
     }
 }
 
-/// Several things to do.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(transparent)]
-pub struct Fixes(pub Vec<Fix>);
-
-impl fmt::Display for Fixes {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let all: Vec<String> = self.0.iter().map(Fix::to_string).collect();
-        f.write_str(&all.join("; and "))
-    }
+lists! {
+    /// Several things to do.
+    Fixes(Fix) = "{}", "; and ";
 }
 
 texts! {

@@ -1,41 +1,20 @@
 //! What findings say.
 
-use std::fmt;
-
-use serde::{Deserialize, Serialize};
-
 use crate::{
     id::{Generation, JobId},
     migration::Phase,
-    text::{AllOf, AnyOf, Jobs, List, texts},
+    text::{AllOf, AnyOf, Jobs, List, lists, texts},
     units::ByteCount,
 };
 
 /// A part of a sentence.
 pub type Phrase = Box<Message>;
 
-/// Several things found.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(transparent)]
-pub struct Messages(pub Vec<Message>);
-
-impl fmt::Display for Messages {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let all: Vec<String> = self.0.iter().map(Message::to_string).collect();
-        f.write_str(&all.join("; "))
-    }
-}
-
-/// Parts of a sentence, one after the other.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(transparent)]
-pub struct Clauses(pub Vec<Message>);
-
-impl fmt::Display for Clauses {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let all: Vec<String> = self.0.iter().map(Message::to_string).collect();
-        f.write_str(&all.join(", "))
-    }
+lists! {
+    /// Several things found.
+    Messages(Message) = "{}", "; ";
+    /// Parts of a sentence, one after the other.
+    Clauses(Message) = "{}", ", ";
 }
 
 texts! {

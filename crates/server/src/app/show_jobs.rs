@@ -18,6 +18,7 @@ use crate::{
     failure::Failure,
     plan::Plan,
     store::{JobRecord, LogRow, ShareRecord},
+    view::lines,
 };
 
 /// The default length of a job list.
@@ -30,7 +31,7 @@ pub(crate) async fn list(app: &App, since_ms: Option<u64>, limit: Option<u32>) -
     let limit = limit.unwrap_or(JOBS_USUAL).min(JOBS_MAX);
     let mut views = Vec::new();
     for (record, log) in app.store.jobs(since_ms.unwrap_or(0), limit).await? {
-        views.push(JobView { log: Vec::new(), ..app.jobs.view_of(&record, &log).await? });
+        views.push(app.jobs.view_of(&record, &log).await?);
     }
     Ok(views)
 }
@@ -118,12 +119,17 @@ fn audit_record(record: &JobRecord, job: JobView, ended_at_ms: u64, shares: &[Sh
 
 pub(crate) async fn one(app: &App, reference: &str) -> Result<JobView, Failure> {
     let (record, log) = find(app, &Title::ShowJob { job: reference.to_owned() }, reference).await?;
-    Ok(app.jobs.view_of(&record, &log).await?)
+    with_log(app, &record, &log).await
+}
+
+async fn with_log(app: &App, record: &JobRecord, log: &[LogRow]) -> Result<JobView, Failure> {
+    Ok(JobView { log: lines(record, log), ..app.jobs.view_of(record, log).await? })
 }
 
 /// The current view of a job, after an action on it.
 pub(super) async fn again(app: &App, title: &Title, job: JobId) -> Result<JobView, Failure> {
-    app.jobs.show(job).await?.ok_or_else(|| unknown(title, &job.to_string()))
+    let (record, log) = app.store.job_with_log(job).await?.ok_or_else(|| unknown(title, &job.to_string()))?;
+    with_log(app, &record, &log).await
 }
 
 /// The job with this number, with its log.

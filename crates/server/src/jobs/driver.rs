@@ -262,7 +262,7 @@ impl Jobs {
         });
     }
 
-    /// The view of a job; `None`: the job is no longer stored.
+    /// A job as people see it, without its log; `None`: it is not kept any more.
     pub(crate) async fn show(&self, job: JobId) -> Result<Option<JobView>, StoreError> {
         match self.store().job_with_log(job).await? {
             Some((record, log)) => Ok(Some(self.view_of(&record, &log).await?)),
@@ -270,12 +270,12 @@ impl Jobs {
         }
     }
 
-    /// The view of a stored job.
+    /// A stored job as people see it, without its log.
     pub(crate) async fn view_of(&self, record: &JobRecord, log: &[LogRow]) -> Result<JobView, StoreError> {
         if record.job.kind.is_parent() {
             let children = self.store().children(record.id).await?;
             let children: Vec<JobView> = children.iter().map(|(child, log)| self.view(child, log)).collect();
-            return Ok(view_of_parent(record, log, &children));
+            return Ok(view_of_parent(record, &children));
         }
         Ok(self.view(record, log))
     }

@@ -1,21 +1,16 @@
 //! The parts of a view that all jobs have.
 
 use ferry_core::{
-    api::server::{JobView, LogLine},
+    api::server::JobView,
     job_text::{JobText, english},
     migration::Phase,
 };
 
-use super::line::line;
-use crate::store::{JobRecord, LogRow};
-
-/// How many of the newest log lines a view holds.
-const LOG_LINES_MAX: usize = 1000;
+use crate::store::JobRecord;
 
 /// The parts of a view that all jobs have.
-pub(super) fn bare(record: &JobRecord, log: &[LogRow], phase: Phase, says: Vec<JobText>) -> JobView {
+pub(super) fn bare(record: &JobRecord, phase: Phase, says: Vec<JobText>) -> JobView {
     let job = &record.job;
-    let skipped = log.len().saturating_sub(LOG_LINES_MAX);
     JobView {
         id: record.id,
         kind: job.kind,
@@ -39,13 +34,6 @@ pub(super) fn bare(record: &JobRecord, log: &[LogRow], phase: Phase, says: Vec<J
         next: Vec::new(),
         figures: None,
         findings: job.findings.clone(),
-        log: log
-            .iter()
-            .skip(skipped)
-            .map(|row| {
-                let says = line(row, job);
-                LogLine { at_ms: row.at_ms, message: says.to_string(), says: Some(says) }
-            })
-            .collect(),
+        log: Vec::new(),
     }
 }

@@ -1,15 +1,29 @@
-//! A line of a job's log.
+//! The lines of a job's log.
 
 use ferry_core::{
+    api::server::LogLine,
     job::JobKind,
     job_text::{JobText, StepTitle},
     migration::LogEvent,
 };
 
 use super::words::{by_name, whereabouts};
-use crate::store::{LogEntry, LogRow, NewJob};
+use crate::store::{JobRecord, LogEntry, LogRow, NewJob};
 
-pub(super) fn line(row: &LogRow, job: &NewJob) -> JobText {
+/// Lines of the log that a view holds: the newest.
+const LOG_LINES_MAX: usize = 1000;
+
+/// The newest lines of a job's log, in words.
+pub(crate) fn lines(record: &JobRecord, log: &[LogRow]) -> Vec<LogLine> {
+    let newest = &log[log.len().saturating_sub(LOG_LINES_MAX)..];
+    let line = |row: &LogRow| {
+        let says = line(row, &record.job);
+        LogLine { at_ms: row.at_ms, message: says.to_string(), says: Some(says) }
+    };
+    newest.iter().map(line).collect()
+}
+
+fn line(row: &LogRow, job: &NewJob) -> JobText {
     let event = match &row.entry {
         LogEntry::Note(note) => return by_name(job, note),
         LogEntry::Event(event) => event,

@@ -22,10 +22,12 @@ use crate::{
     store::{JobRecord, LogEntry, LogRow, NewJob},
 };
 use bare::bare;
+pub(crate) use line::lines;
 pub(crate) use parent::view_of_parent;
 use words::{by_name, whereabouts, why};
 
-/// The view of a job. `steps` are those of its plan.
+/// The job as people see it, without the lines of its log: they are put into words only for who reads them. `steps` are those of its
+/// plan.
 pub(crate) fn view(record: &JobRecord, steps: &[Step], log: &[LogRow], now: &Now) -> JobView {
     let events = LogRow::events(log);
     let phase = phase(&events);
@@ -43,7 +45,7 @@ pub(crate) fn view(record: &JobRecord, steps: &[Step], log: &[LogRow], now: &Now
         next: next(&events, now.waits()),
         figures: record.figures.filter(|_| phase == Phase::Succeeded || phase == Phase::Completing),
         ended_at_ms: log.last().filter(|_| phase.ended()).map(|row| row.at_ms),
-        ..bare(record, log, phase, says)
+        ..bare(record, phase, says)
     }
 }
 

@@ -8,10 +8,10 @@ use ferry_core::{
 };
 
 use super::bare::bare;
-use crate::store::{JobRecord, LogRow};
+use crate::store::JobRecord;
 
 /// The view of a parent job: its phase is folded from those of its parts.
-pub(crate) fn view_of_parent(record: &JobRecord, log: &[LogRow], children: &[JobView]) -> JobView {
+pub(crate) fn view_of_parent(record: &JobRecord, children: &[JobView]) -> JobView {
     let phase = phase_of_parent(children, any_blocks(&record.job.findings));
     let says = summary_of_parent(record, phase, children);
     let children_ended = children.iter().filter_map(|child| child.ended_at_ms).max();
@@ -33,7 +33,7 @@ pub(crate) fn view_of_parent(record: &JobRecord, log: &[LogRow], children: &[Job
         children: children.iter().map(child).collect(),
         attempt: 1,
         ended_at_ms: phase.ended().then(|| children_ended.unwrap_or(record.job.accepted_at_ms)),
-        ..bare(record, log, phase, says)
+        ..bare(record, phase, says)
     }
 }
 

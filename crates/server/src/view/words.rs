@@ -4,8 +4,9 @@ use ferry_core::{
     admission::Slot,
     api::server::{Place, WaitView},
     finding::{Clauses, Message},
-    job_text::{JobList, JobText, Part, Slots},
+    job_text::{JobText, Part, Slots},
     migration::{Has, LogEvent, Told},
+    text::Jobs,
     vm::VmState,
 };
 
@@ -46,7 +47,7 @@ pub(crate) fn whereabouts(vm: &str, told: &[Told]) -> Message {
 /// The slots that a job waits for; `unknown` if they are not known.
 pub(super) fn waits_in_queue(wait: Option<&WaitView>, unknown: JobText) -> Part {
     let slot = |place: &Place| {
-        let (host, jobs) = (place.host.clone(), JobList(place.jobs.clone()));
+        let (host, jobs) = (place.host.clone(), Jobs(place.jobs.clone()));
         match place.slot {
             Slot::Live => JobText::ALiveSlot { host, jobs },
             Slot::Storage => JobText::AStorageSlot { host, jobs },

@@ -27,7 +27,7 @@ use ferry_core::{
     finding::{Clauses, Fix, Fixes, Messages},
     id::{Generation, JobId},
     job::JobKind,
-    job_text::{Counts, JobList, Remarks, Slots, StepTitle},
+    job_text::{Counts, Remarks, Slots, StepTitle},
     migration::{Phase, Presence, Step},
     text::{AllOf, AnyOf, Jobs, List},
     units::ByteCount,
@@ -83,51 +83,34 @@ impl Japanese for Fix {
     }
 }
 
-fn joined<T: Japanese>(all: &[T], between: &str) -> String {
-    all.iter().map(T::in_japanese).collect::<Vec<_>>().join(between)
+/// How lists are put together: each item, and what stands between two.
+macro_rules! joined {
+    ($($name:ty = $each:literal, $between:literal;)*) => { $(impl Japanese for $name {
+        fn in_japanese(&self) -> String {
+            self.0.iter().map(|item| format!($each, item.in_japanese())).collect::<Vec<_>>().join($between)
+        }
+    })* };
 }
-
-impl Japanese for Messages {
-    fn in_japanese(&self) -> String {
-        joined(&self.0, "。")
-    }
-}
-
-impl Japanese for Clauses {
-    fn in_japanese(&self) -> String {
-        joined(&self.0, "、")
-    }
-}
-
-impl Japanese for Fixes {
-    fn in_japanese(&self) -> String {
-        joined(&self.0, "。また、")
-    }
-}
-
-impl Japanese for Slots {
-    fn in_japanese(&self) -> String {
-        joined(&self.0, "と")
-    }
-}
-
-impl Japanese for Remarks {
-    fn in_japanese(&self) -> String {
-        joined(&self.0, "。")
-    }
-}
-
-impl Japanese for JobList {
-    fn in_japanese(&self) -> String {
-        self.0.iter().map(|job| format!("ジョブ {job}")).collect::<Vec<_>>().join("、")
-    }
+joined! {
+    List = "{}", "、";
+    AllOf = "{}", " と ";
+    AnyOf = "{}", " または ";
+    Jobs = "ジョブ {}", "と";
+    Messages = "{}", "。";
+    Clauses = "{}", "、";
+    Fixes = "{}", "。また、";
+    Slots = "{}", "と";
+    Remarks = "{}", "。";
 }
 
 impl Japanese for Counts {
     fn in_japanese(&self) -> String {
         match self.0.is_empty() {
             true => String::new(),
-            false => format!("（{}）", joined(&self.0, "、")),
+            false => {
+                let counts: Vec<String> = self.0.iter().map(Japanese::in_japanese).collect();
+                format!("（{}）", counts.join("、"))
+            }
         }
     }
 }
@@ -155,30 +138,6 @@ impl Japanese for StepTitle {
             (_, Step::Release) => "後始末",
         };
         title.to_owned()
-    }
-}
-
-impl Japanese for List {
-    fn in_japanese(&self) -> String {
-        joined(&self.0, "、")
-    }
-}
-
-impl Japanese for AllOf {
-    fn in_japanese(&self) -> String {
-        joined(&self.0, " と ")
-    }
-}
-
-impl Japanese for AnyOf {
-    fn in_japanese(&self) -> String {
-        joined(&self.0, " または ")
-    }
-}
-
-impl Japanese for Jobs {
-    fn in_japanese(&self) -> String {
-        self.0.iter().map(|job| format!("ジョブ {job}")).collect::<Vec<_>>().join("と")
     }
 }
 
