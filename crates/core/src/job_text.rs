@@ -50,29 +50,29 @@ texts! {
         // A live move
         LiveQueued { vm: String, source: String, wait: Part } = "VM {vm} stays on {source} until then: {wait}.",
         LivePreparing { vm: String, source: String, destination: String } = "VM {vm} is on {source}; its move to {destination} is being prepared.",
-        LiveUnknown { vm: String, source: String, destination: String } = "VM {vm} is on its way from {source} to {destination}; who has it is not known yet.",
+        LiveUnknown { vm: String, source: String, destination: String } = "VM {vm} is on its way from {source} to {destination}; it is not known yet which host has it.",
         LiveDisks { vm: String, source: String, destination: String } = "VM {vm} runs on {source} while its disks are copied to {destination}; its memory moves when they are ready.",
         LiveMemory { vm: String, source: String, destination: String } = "VM {vm} runs on {source} while its memory moves to {destination}.",
         LiveFinishing { vm: String, destination: String } = "VM {vm} has moved to {destination}; the move is being finished.",
         LiveResuming { vm: String, destination: String } = "VM {vm} is at {destination} and is being resumed there.",
-        LiveTakenBack { vm: String, source: String } = "VM {vm} stays on {source}; what was prepared is being taken back.",
+        LiveTakenBack { vm: String, source: String } = "VM {vm} stays on {source}; the preparations are being undone.",
         LiveDone { vm: String, destination: String } = "VM {vm} has moved to {destination}.",
         LiveCancelled { vm: String, source: String, left: Part, job: JobId } = "VM {vm} stays on {source}: the move was cancelled. {left}. Move it after all with `ferry job restart {job}`.",
-        LiveFailed { vm: String, source: String, why: Part, left: Part, job: JobId } = "VM {vm} stays on {source}: {why}. {left}; mend the cause, then try again with `ferry job restart {job}`.",
-        LiveNotTakenBack { vm: String, source: String, why: Part, tries: Part } = "VM {vm} stays on {source}, but what was prepared could not be taken back yet: {why}. See that both hosts and their agents are up. {tries}.",
+        LiveFailed { vm: String, source: String, why: Part, left: Part, job: JobId } = "VM {vm} stays on {source}: {why}. {left}; remove the cause, then try again with `ferry job restart {job}`.",
+        LiveNotTakenBack { vm: String, source: String, why: Part, tries: Part } = "VM {vm} stays on {source}, but the preparations could not be undone yet: {why}. Check that both hosts and their agents are up. {tries}.",
         LiveNotFinished { vm: String, source: String, destination: String, why: Part, tries: Part } = "VM {vm} has moved to {destination}, but the move could not be finished yet: {why}. Do not start the VM on {source}. {tries}.",
         LiveNotResumed { vm: String, source: String, destination: String, why: Part, tries: Part } = "VM {vm} is at {destination} but could not be resumed there yet: {why}. Do not start the VM on {source}. {tries}.",
 
         // A move of a VM that is shut off
         OfflineQueued { vm: String, source: String, wait: Part } = "VM {vm} is shut off on {source}; {wait}.",
         OfflinePreparing { vm: String, source: String, destination: String } = "VM {vm} is shut off on {source}; its move to {destination} is being prepared.",
-        OfflineCopying { vm: String, source: String, destination: String } = "VM {vm} is shut off, and held so, on {source} while its files are copied to {destination}.",
+        OfflineCopying { vm: String, source: String, destination: String } = "VM {vm} is shut off on {source}, where it cannot be started while its files are copied to {destination}.",
         OfflineFinishing { vm: String, source: String, destination: String } = "VM {vm} is shut off on {destination}; what was left on {source} is being removed.",
-        OfflineTakenBack { vm: String, source: String } = "VM {vm} stays on {source}, shut off; what was prepared is being taken back.",
+        OfflineTakenBack { vm: String, source: String } = "VM {vm} stays on {source}, shut off; the preparations are being undone.",
         OfflineDone { vm: String, destination: String } = "VM {vm} is shut off on {destination}, with its files. Start it with `ferry vm start {vm}`.",
         OfflineCancelled { vm: String, source: String, kept: Part } = "VM {vm} stays on {source}, shut off: the move was cancelled; {kept}.",
-        OfflineFailed { vm: String, source: String, why: Part, kept: Part } = "VM {vm} stays on {source}, shut off: {why}. Mend the cause; {kept}.",
-        OfflineNotTakenBack { vm: String, source: String, why: Part, tries: Part } = "VM {vm} is shut off on {source}, but what was prepared could not be taken back yet: {why}. See that both hosts and their agents are up. {tries}.",
+        OfflineFailed { vm: String, source: String, why: Part, kept: Part } = "VM {vm} stays on {source}, shut off: {why}. Remove the cause; {kept}.",
+        OfflineNotTakenBack { vm: String, source: String, why: Part, tries: Part } = "VM {vm} is shut off on {source}, but the preparations could not be undone yet: {why}. Check that both hosts and their agents are up. {tries}.",
         OfflineNotFinished { vm: String, source: String, destination: String, why: Part, tries: Part } = "VM {vm} is shut off on {destination}, but the move could not be finished yet: {why}. Do not start the VM on {source}. {tries}.",
 
         // A move of disks on one host
@@ -80,11 +80,11 @@ texts! {
         StoragePreparing { vm: String, host: String } = "The move of the disks of VM {vm} on {host} is being prepared.",
         StorageCopying { vm: String, host: String, moved: u64, count: u64 } = "The disks of VM {vm} on {host} are copied; {moved} of {count} use their new files.",
         StorageFinishing { vm: String, host: String } = "VM {vm} on {host} has its new files; the old ones are being removed.",
-        StorageTakenBack { vm: String, host: String } = "VM {vm} on {host} keeps its old files; what was prepared for its disks is being taken back.",
+        StorageTakenBack { vm: String, host: String } = "VM {vm} on {host} keeps its old files; the preparations for its disks are being undone.",
         StorageDone { vm: String, host: String } = "VM {vm} on {host} has its disks where they were asked for.",
-        StorageHalf { vm: String, host: String, why: Part, job: JobId } = "VM {vm} on {host} has some disks moved and others not: {why}. Every disk is whole; mend the cause, then try again with `ferry job restart {job}`, which moves what is left.",
+        StorageHalf { vm: String, host: String, why: Part, job: JobId } = "VM {vm} on {host} has some disks moved and others not: {why}. Every disk is intact; remove the cause, then try again with `ferry job restart {job}`, which moves the others.",
         StorageCancelled { vm: String, host: String, job: JobId } = "VM {vm} on {host} has its old files: the move was cancelled, and its new files are removed. Move them after all with `ferry job restart {job}`.",
-        StorageFailed { vm: String, host: String, why: Part, job: JobId } = "VM {vm} on {host} has its old files: {why}. New files are removed; mend the cause, then try again with `ferry job restart {job}`.",
+        StorageFailed { vm: String, host: String, why: Part, job: JobId } = "VM {vm} on {host} has its old files: {why}. New files are removed; remove the cause, then try again with `ferry job restart {job}`.",
         StorageStuck { vm: String, host: String, why: Part, tries: Part } = "The move of the disks of VM {vm} on {host} cannot be ended yet: {why}. {tries}.",
 
         // Why a step failed, or what a job waits for
@@ -119,16 +119,16 @@ texts! {
         PlanHasOtherSteps = "its plan has a step that no move of its kind has",
 
         // What any job waits for
-        WaitsFor { what: Part, job: JobId } = "Waits for: {what}. Ask again now with `ferry job retry {job}`. If that never comes, see where the VM is (`ferry vm list`) and give the job up with `ferry job dismiss {job}`.",
-        WaitsForDatabase { why: String } = "Waits for the server's database, which cannot be read or written: {why}. Give it room and a disk that works; the job goes on by itself then.",
+        WaitsFor { what: Part, job: JobId } = "Waits for: {what}. Ask again now with `ferry job retry {job}`. If that does not help, see where the VM is (`ferry vm list`) and give the job up with `ferry job dismiss {job}`.",
+        WaitsForDatabase { why: String } = "Waits for the server's database, which cannot be read or written: {why}. Give it space and a working disk; then the job continues by itself.",
 
         // One that was given up
         Dismissed { by: String, why: Part, seen: Phrase, left: Part } = "{by} gave up what was left: {why}. When it was given up: {seen}. {left}.",
         LeftOldFiles = "Its disks have moved; old files may be left",
         LeftNewFiles { vm: String } = "See which files it uses with `ferry vm show {vm}`; new files that it does not use may be left",
         LeftAtSource { vm: String, source: String, destination: String } = "It was handed over to {destination}: do not start it on {source}, and remove what is left there with `virsh undefine {vm}`",
-        LeftFiles { source: String, destination: String } = "Files of it may be left on {destination}; it may be held on {source} against a start until that agent has answered",
-        LeftCopy { source: String, destination: String } = "If it is {source}'s, what is left of the move is taken away when both hosts answer; until then {destination} may hold a paused copy of it, which is not to be run",
+        LeftFiles { source: String, destination: String } = "Files of it may be left on {destination}; {source} may prevent its start until its agent has answered",
+        LeftCopy { source: String, destination: String } = "If {source} has the VM, what is left of the move is removed when both hosts answer; until then {destination} may have a paused copy of it, which must not be run",
 
         // One with parts
         Moved { done: u64, count: u64, others: Counts } = "{done} of {count} VMs moved{others}.",
@@ -151,17 +151,17 @@ texts! {
         AcceptedLive { vm: String, source: String, destination: String, by: String } = "Accepted: Live move of {vm} from {source} to {destination}, asked for by {by}",
         AcceptedLiveVsm { vm: String, source: String, destination: String, by: String } = "Accepted: Live (VSM) move of {vm} from {source} to {destination}, asked for by {by}",
         AcceptedOffline { vm: String, source: String, destination: String, by: String } = "Accepted: Offline move of {vm} from {source} to {destination}, asked for by {by}",
-        Admitted = "Its turn came",
+        Admitted = "Its turn has come",
         AttemptBegins { attempt: u32 } = "Attempt {attempt} begins",
         StepBegins { step: StepTitle } = "{step}: begins",
         StepDone { step: StepTitle } = "{step}: done",
         StepFailed { step: StepTitle, why: Part } = "{step}: failed: {why}",
-        StepUndone { step: StepTitle } = "{step}: taken back",
-        StepNotUndone { step: StepTitle, why: Part } = "{step}: could not be taken back: {why}",
+        StepUndone { step: StepTitle } = "{step}: undone",
+        StepNotUndone { step: StepTitle, why: Part } = "{step}: could not be undone: {why}",
         CancelAsked { by: String } = "{by} asked to cancel",
-        Arrived { source: String, destination: String } = "All of the VM is on {destination}, and {source} does not say that it runs there: no source of it is let go while it is not known where it is",
-        Accepted { by: String } = "{by} accepted what is; nothing more is done",
-        AcceptedAs { by: String, seen: Phrase } = "{by} accepted what is; nothing more is done: {seen}",
+        Arrived { source: String, destination: String } = "All of the VM is on {destination}, and {source} does not report that it runs there: the source is not released while it is not known where the VM is",
+        Accepted { by: String } = "{by} accepted the current state; nothing more is done",
+        AcceptedAs { by: String, seen: Phrase } = "{by} accepted the current state; nothing more is done: {seen}",
     }
 }
 

@@ -146,7 +146,7 @@ async fn queued_starts(client: &ServerClient, vms: &[String], figures: &mut Vec<
     let mut turns = Vec::new();
     for child in &parent.children {
         let job = client.job(child.id).await.expect("known");
-        let turn = job.log.iter().find(|line| line.message == "Its turn came").expect("it came").at_ms;
+        let turn = job.log.iter().find(|line| line.message == "Its turn has come").expect("it came").at_ms;
         turns.push((turn, job.ended_at_ms.expect("it ended")));
     }
     let gaps: Vec<f64> = turns.windows(2).map(|pair| pair[1].0.saturating_sub(pair[0].1) as f64).collect();

@@ -249,14 +249,9 @@ mod tests {
             ("alone", &[(1, 60, 100)][..], &[][..], None),
             ("too much alone", &[(1, 101, 100)], &[], Some("101 MiB, and 100 MiB are free in /folder1")),
             ("beside a little", &[(1, 60, 100)], &[other(1, 7, 40)], None),
-            ("beside too much", &[(1, 60, 100)], &[other(1, 7, 41)], Some("job 7 still takes 41 MiB")),
+            ("beside too much", &[(1, 60, 100)], &[other(1, 7, 41)], Some("job 7 will use 41 MiB")),
             ("elsewhere", &[(1, 60, 100)], &[other(2, 7, 99)], None),
-            (
-                "several",
-                &[(1, 60, 100)],
-                &[other(1, 7, 30), other(1, 8, 30)],
-                Some("job 7 and job 8 still takes 60 MiB"),
-            ),
+            ("several", &[(1, 60, 100)], &[other(1, 7, 30), other(1, 8, 30)], Some("job 7 and job 8 will use 60 MiB")),
             ("the second of two places", &[(1, 1, 9), (2, 9, 9)], &[other(2, 3, 1)], Some("/folder2, of which job 3")),
             ("done already", &[(1, 100, 100)], &[other(1, 7, 0)], None),
         ] {

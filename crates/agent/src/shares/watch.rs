@@ -252,10 +252,7 @@ mod tests {
         let told = shares.told(&entry, stuck());
         assert_eq!(told.id, FindingId::ShareUnreachable);
         assert!(told.message.to_string().contains("NT_STATUS_HOST_UNREACHABLE"), "the server's own answer: {told:#?}");
-        assert!(
-            told.fix.to_string().ends_with("VMs on it stand still until then, and go on by themselves"),
-            "{told:#?}"
-        );
+        assert!(told.fix.to_string().ends_with("VMs on it wait until then, and continue by themselves"), "{told:#?}");
         site.set_up(true);
         site.servers.change(&site.source, |export| export.password = "another".to_owned());
         let reason = "Permission denied".to_owned();
@@ -264,7 +261,7 @@ mod tests {
         let told = shares.told(&entry, stuck());
         assert_eq!(told.id, FindingId::SharePassword);
         assert!(
-            told.fix.to_string().starts_with("Let the file server take the password of the mount again"),
+            told.fix.to_string().starts_with("Make the file server accept the password of the mount again"),
             "{told:#?}"
         );
         // Ferry has no password for an administrator's own mount that could be outdated.

@@ -22,7 +22,7 @@ async fn an_agent_offers_its_storage_roots_and_shares_by_location() {
     let places = site.hosts[0].client.places().await.expect("answered");
     let [local, missing, share] = &places[..] else { panic!("{places:?}") };
     assert!(local.trouble.is_none() && local.space.is_some_and(|space| space.free.0 > 0), "{local:?}");
-    assert!(missing.trouble.as_ref().is_some_and(|why| why.contains("is not there")), "{missing:?}");
+    assert!(missing.trouble.as_ref().is_some_and(|why| why.contains("does not exist")), "{missing:?}");
     assert_eq!(share.location, on_share(""));
     assert_eq!(share.space.map(|space| (space.free, space.total)), Some((ByteCount::gib(10), ByteCount::gib(40))));
 }

@@ -150,7 +150,7 @@ const ROWS: &[(&str, Spoil, FindingId, &[&str])] = &[
             f.vm.stall = Some(Stall { devices: vec!["vda".into()], full: false });
         },
         FindingId::VmPaused,
-        &["web01", "vda could not be read", "run again by itself", "virsh resume web01"],
+        &["web01", "vda could not be read", "runs again by itself", "virsh resume web01"],
     ),
     (
         "a disk without room",
@@ -159,7 +159,7 @@ const ROWS: &[(&str, Spoil, FindingId, &[&str])] = &[
             f.vm.stall = Some(Stall { devices: vec!["vda".into()], full: true });
         },
         FindingId::VmPaused,
-        &["web01", "no room for what it writes to vda", "Make room", "virsh resume web01"],
+        &["web01", "no room for its writes to vda", "Make room", "virsh resume web01"],
     ),
     (
         "crashed",
@@ -332,7 +332,7 @@ const ROWS: &[(&str, Spoil, FindingId, &[&str])] = &[
         "the kernel's SMB client without nobrl, mounted by Ferry",
         |f| f.destination.shares[0].server_locks = true,
         FindingId::ShareLocks,
-        &["kvm2", "nobrl", "Shut down", "Ferry mounts it anew"],
+        &["kvm2", "nobrl", "Shut down", "Ferry mounts it again"],
     ),
     (
         "the same, mounted by the administrator of the source; it was seen as well",
@@ -342,7 +342,7 @@ const ROWS: &[(&str, Spoil, FindingId, &[&str])] = &[
             f.share_identity.insert(SHARE, ShareIdentity::LocksFail(Message::Told { text: "refused".into() }));
         },
         FindingId::ShareLocks,
-        &["kvm1", "unmount", "-o nobrl", "remount,nobrl` changes nothing"],
+        &["kvm1", "unmount", "-o nobrl", "remount,nobrl` has no effect"],
     ),
     (
         "locks that let nobody take over",

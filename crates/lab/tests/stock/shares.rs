@@ -77,7 +77,10 @@ pub(crate) fn vms_outlive_their_file_servers_and_ferry_says_what_is_wrong_with_t
     files.start_daemon(&site.ferry.lab).expect("it serves again");
     let told = wait_until_told(site, FindingId::SharePassword);
     // The steps of the fix, in order: first the old password again, …
-    assert!(told.fix.to_string().starts_with("Let the file server take the password of the mount again"), "{told:#?}");
+    assert!(
+        told.fix.to_string().starts_with("Make the file server accept the password of the mount again"),
+        "{told:#?}"
+    );
     files.set_password(PASSWORD).expect("changed back");
     verified(site, "ticker");
     wait_until_free(site);

@@ -338,7 +338,7 @@ fn a_restarted_move_does_not_trust_what_was_planned_of_files_that_are_others_by_
         fs::write(old(&kvm1), "another's").expect("written");
         let again = lab.client.restart_job(job.id).await.expect("restarted");
         let failed = lab.wait_for_job(again.id, |job| job.phase == Phase::Failed && job.attempt == 2).await;
-        assert!(failed.summary.contains("another file by now"), "{}", failed.summary);
+        assert!(failed.summary.contains("another file now"), "{}", failed.summary);
         assert!(failed.findings.iter().any(|finding| finding.id == FindingId::DiskMovedMeanwhile), "{failed:#?}");
         assert_eq!(fs::read(old(&kvm1)).expect("untouched"), b"another's");
         assert_eq!(in_use(&kvm1, vm)[0], kvm1.on_host("vda.raw"));
@@ -365,7 +365,8 @@ fn what_a_dismissed_move_left_goes_when_its_hosts_answer_also_after_a_restart_of
         kvm1.stop().await;
         kvm1.hypervisor.faults().fail(Point::Pass(1), "no such luck");
         hold.release();
-        let waits = |job: &JobView| job.phase == Phase::Migrating && job.summary.contains("who has it is not known");
+        let waits =
+            |job: &JobView| job.phase == Phase::Migrating && job.summary.contains("not known yet which host has it");
         lab.wait_for_job(job.id, waits).await;
         let dismissed = lab.client.dismiss_job(job.id).await.expect("dismissed");
         assert_eq!(dismissed.phase, Phase::Failed);

@@ -334,7 +334,7 @@ fn a_drain_takes_memory_that_may_not_do_only_if_somebody_wants_it_and_its_jobs_r
         let [huge, memory] = &job.findings[..] else { panic!("{:#?}", job.findings) };
         assert_eq!((huge.object.as_str(), huge.severity), ("huge", Severity::Blocks));
         assert_eq!((memory.id, memory.severity), (FindingId::HostMemory, Severity::Warns), "{memory:?}");
-        assert!(memory.message.to_string().contains("1 of them find no room"), "{memory:?}");
+        assert!(memory.message.to_string().contains("no room for 1 of them"), "{memory:?}");
         let job = lab.ends(&job, Phase::Failed).await;
         assert!(job.summary.starts_with("2 of 2 VMs moved.") && job.summary.contains("huge stays"), "{}", job.summary);
         assert!(job.summary.contains("taken by `--overcommit`"), "{}", job.summary);
@@ -486,7 +486,7 @@ fn a_move_waits_for_a_database_that_cannot_be_written_and_then_goes_on() {
         hold.release();
         let waits = |job: &JobView| job.phase == Phase::Migrating && job.summary.contains("database");
         let seen = lab.wait_for_job(job.id, waits).await;
-        assert!(!seen.summary.contains("who has it is not known"), "{}", seen.summary);
+        assert!(!seen.summary.contains("not known yet which host has it"), "{}", seen.summary);
         lab.client.dismiss_job(job.id).await.expect_err("that cannot be written either");
         other.execute("ROLLBACK").await.expect("free again");
         lab.ends(&job, Phase::Succeeded).await;
