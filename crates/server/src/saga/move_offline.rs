@@ -9,7 +9,7 @@ use ferry_client::agent::Attempt;
 use ferry_core::{
     api::agent::{ConfirmRequest, OfflineReady, ReceiveOffline, Report, Role, SendOffline, Stage},
     files::DiskProgress,
-    finding::FindingId,
+    finding::{Finding, FindingId},
     job::Figures,
     job_text::JobText,
     migration::Step,
