@@ -4,7 +4,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::job::JobKind;
 
-/// One step of a job. [`steps`] decides which of them a job has.
+/// One step of a job. The contents of its plan decide which steps it has, and in which order.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
 #[serde(rename_all = "snake_case")]

@@ -9,7 +9,7 @@ use ferry_client::agent::Attempt;
 use ferry_core::{
     api::agent::{ConfirmRequest, OfflineReady, ReceiveOffline, Report, Role, SendOffline, Stage},
     files::DiskProgress,
-    finding::{Finding, FindingId},
+    finding::FindingId,
     job::Figures,
     job_text::JobText,
     migration::Step,
@@ -26,7 +26,7 @@ use super::{
 };
 use crate::{
     clock::now_ms,
-    failure::{describe, has_finding},
+    failure::{describe, has_finding, with_fix},
     jobs::running::Running,
     plan::offline::OfflinePlan,
     preflight::offline::{Sized, as_disk},
@@ -261,8 +261,7 @@ impl<S: Site<Host: OfflineParticipant>> MoveOffline<S> {
         let body = ConfirmRequest { keep_source: body.keep_source || !needed.is_empty(), ..body };
         match self.source.confirm(self.attempt(), &body).await {
             Ok(report) => {
-                let say = |finding: Finding| JobText::Text { text: format!("{}. {}", finding.message, finding.fix) };
-                let notes = needed.into_iter().chain(report.findings.into_iter().map(say)).collect();
+                let notes = needed.into_iter().chain(report.findings.iter().map(with_fix)).collect();
                 common::note(&self.site, &self.running, &self.record, notes).await;
             }
             Err(error) if is_unknown(&error) && self.site.is_gone(&self.source, self.record.job.vm).await => {}
