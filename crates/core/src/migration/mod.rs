@@ -8,7 +8,7 @@
 //!              └───────────┴→ RollingBack → Cancelled | Failed      UndoFailed or a retriable step that fails → Stuck
 //! ```
 //!
-//! The log is the only stored truth; [`phase`] is a fold over it. The point of no return lies inside [`Step::Perform`]:
+//! The log is the only stored truth; [`phase()`] is a fold over it. The point of no return lies inside [`Step::Perform`]:
 //! the moment the Finish reply reaches the source's libvirtd, which then ends the source's copy.
 
 mod log;

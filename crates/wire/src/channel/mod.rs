@@ -14,7 +14,7 @@
 //! Deframing never waits for the local socket; the peer's window bounds its buffer. A program that does not read its
 //! local socket therefore blocks one direction only, as with a plain socket.
 //!
-//! A channel with a codec ([`coding`]) encodes and decodes on separate threads, so a codec delays neither
+//! A channel with a codec (`coding`) encodes and decodes on separate threads, so a codec delays neither
 //! acknowledgements nor other channels.
 //!
 //! Memory of a channel: one frame for each lane at the sender, or four with a codec, and what the filter made of the last;

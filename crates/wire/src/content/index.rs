@@ -147,7 +147,7 @@ impl ContentIndex {
     /// ```
     /// An empty run is a keep-alive. An index built in pieces is sent as an encoded empty index followed by the
     /// [`runs`](Self::runs) of each piece. The index of a disk ends with its connection, and that of any other file with
-    /// [`end_of`](Self::end_of).
+    /// `end_of`.
     pub fn encode(&self) -> Vec<u8> {
         let mut bytes = Vec::with_capacity(HEAD_BYTES);
         bytes.extend_from_slice(&MAGIC);
