@@ -26,7 +26,7 @@ use crate::{
     events::Events,
     inventory::Inventory,
     metrics::Metrics,
-    plan::{Plan, memory_of},
+    plan::{memory_of, progress_of, steps_of},
     saga::{
         Context,
         executor::{Patience, Saga, drive},
@@ -282,12 +282,10 @@ impl Jobs {
 
     fn view(&self, record: &JobRecord, log: &[LogRow]) -> JobView {
         let mut now = Now { queued: self.wait_of(record.id), ..self.now(record.id) };
-        let plan = Plan::of(record).ok();
-        let steps = plan.as_ref().map(Plan::steps).unwrap_or_default();
         if now.disks.is_empty() {
-            now.disks = plan.map(Plan::progress).unwrap_or_default();
+            now.disks = progress_of(record);
         }
-        view(record, &steps, log, &now)
+        view(record, &steps_of(record), log, &now)
     }
 
     /// What is known of a job beyond its log and the queue.

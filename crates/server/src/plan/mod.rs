@@ -85,25 +85,6 @@ impl Plan {
         Attempt { job: record.id, generation: self.generation() }
     }
 
-    /// The steps of the job, in order.
-    pub(crate) fn steps(&self) -> Vec<Step> {
-        match self {
-            Self::Live(_) => steps(LivePlan::CONTENTS),
-            Self::Offline(_) => steps(OfflinePlan::CONTENTS),
-            Self::Storage(_) => steps(StoragePlan::CONTENTS),
-        }
-    }
-
-    /// The progress of the disks according to the agents' last reports; empty if the job moves no disks or nothing was
-    /// reported yet.
-    pub(crate) fn progress(self) -> Vec<DiskProgress> {
-        match self {
-            Self::Live(plan) => plan.progress,
-            Self::Offline(plan) => plan.progress,
-            Self::Storage(plan) => plan.disks,
-        }
-    }
-
     /// The disks that move on their host, or that migrate with the VM.
     pub(crate) fn disks(self) -> Vec<DiskMove> {
         match self {
@@ -127,6 +108,31 @@ impl Plan {
             Self::Live(plan) => plan.persistent,
             Self::Offline(_) | Self::Storage(_) => true,
         }
+    }
+}
+
+/// The steps of a job, in order; none for a parent. What its plan contains is known from its kind, so a view, or a list of
+/// many, parses no plan for them.
+pub(crate) fn steps_of(record: &JobRecord) -> Vec<Step> {
+    match record.job.kind {
+        JobKind::Live | JobKind::LiveVsm => steps(LivePlan::CONTENTS),
+        JobKind::Offline => steps(OfflinePlan::CONTENTS),
+        JobKind::Storage => steps(StoragePlan::CONTENTS),
+        JobKind::Several | JobKind::Drain => Vec::new(),
+    }
+}
+
+/// The progress of a job's disks according to the agents' last reports; empty if it moves no disks or nothing was reported
+/// yet.
+pub(crate) fn progress_of(record: &JobRecord) -> Vec<DiskProgress> {
+    if matches!(record.job.kind, JobKind::Live | JobKind::Several | JobKind::Drain) {
+        return Vec::new();
+    }
+    match Plan::of(record) {
+        Ok(Plan::Live(plan)) => plan.progress,
+        Ok(Plan::Offline(plan)) => plan.progress,
+        Ok(Plan::Storage(plan)) => plan.disks,
+        Err(_) => Vec::new(),
     }
 }
 
