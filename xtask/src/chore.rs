@@ -9,8 +9,10 @@ use std::{
 use anyhow::Context as _;
 
 use crate::{
-    api, package, packages,
-    programs::{self, Build, FEATURES, cargo, root},
+    api,
+    features::FEATURES,
+    package, packages,
+    programs::{self, Build, cargo, root},
     sudo::{as_root, is_root},
 };
 

@@ -3,6 +3,7 @@
 
 mod api;
 mod chore;
+mod features;
 mod package;
 mod packages;
 mod programs;

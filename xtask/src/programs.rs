@@ -8,10 +8,9 @@ use std::{
 use anyhow::{Context as _, ensure};
 use serde_json::Value;
 
-const GUEST_TARGET: &str = "x86_64-unknown-linux-gnu";
+use crate::features::FEATURES;
 
-/// Features with which everything is built, checked and tested: tests stop programs and make them fail at named points.
-pub(crate) const FEATURES: &str = "ferry-agent/failpoints,ferry-server/failpoints,ferry-lab/lab";
+const GUEST_TARGET: &str = "x86_64-unknown-linux-gnu";
 
 /// The crates of the programs that users install.
 const SHIPPED: [&str; 3] = ["ferry-cli", "ferry-server", "ferry-agent"];

@@ -5,10 +5,8 @@ use std::{
     process::Command,
 };
 
-use super::root;
+use super::{built::FEATURES, root};
 
-/// As `xtask` builds and tests everything.
-const FEATURES: &str = "ferry-agent/failpoints,ferry-server/failpoints,ferry-lab/lab";
 /// Crates of which no program is made: the structure tests use it to read sources, and macros have their own.
 const OF_TESTS_ALONE: [&str; 1] = ["proc-macro2"];
 
