@@ -93,10 +93,7 @@ impl Line {
         };
         let (near, far) = (Arc::<NbdMeter>::default(), Arc::<NbdMeter>::default());
         Self {
-            ends: [
-                Box::new(nbd::source(image, Arc::clone(&near))),
-                Box::new(nbd::destination(held, Arc::clone(&far))),
-            ],
+            ends: [Box::new(nbd::source(image, Arc::clone(&near))), Box::new(nbd::destination(held, Arc::clone(&far)))],
             near,
             far,
             server: Server { disk: disk.clone(), input: Vec::new() },

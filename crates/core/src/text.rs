@@ -4,10 +4,10 @@ use crate::id::JobId;
 
 /// Makes an enum of what can be said: a variant for each sentence, its arguments, and its English, in which each argument
 /// stands by its name. It displays as English. As JSON it is `{"key": "vm-paused", "args": {"vm": "web01"}}`: the key is the
-/// variant's name, so a name that is changed is another sentence to who knows the old one.
+/// variant's name, or what `#[serde(rename)]` says: another key is another sentence to a version that knows the old one.
 macro_rules! texts {
     ($(#[$meta:meta])* pub enum $name:ident {
-        $($variant:ident $({ $($field:ident: $type:ty),+ $(,)? })? = $text:literal,)*
+        $($(#[$attribute:meta])* $variant:ident $({ $($field:ident: $type:ty),+ $(,)? })? = $text:literal,)*
     }) => {
         $(#[$meta])*
         #[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
@@ -16,7 +16,7 @@ macro_rules! texts {
         #[serde(remote = "Self", tag = "key", content = "args", rename_all = "kebab-case")]
         #[allow(missing_docs, reason = "its English explains each")]
         pub enum $name {
-            $($variant $({ $($field: $type),+ })?,)*
+            $($(#[$attribute])* $variant $({ $($field: $type),+ })?,)*
             /// A sentence of a later version.
             #[serde(untagged)]
             Unknown { key: String, #[serde(default)] args: serde_json::Value },

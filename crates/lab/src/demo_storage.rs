@@ -62,7 +62,7 @@ pub fn run(json: bool) -> anyhow::Result<()> {
     on_host("both come back to the host, vda as raw", &["--to", local::FOLDER, "--disk", &to_raw])?;
     on_host("vdb moves to the share alone", &["--disk", &one])?;
     say("the VM moves to kvm2: vda, which kvm2 does not reach, moves along; vdb, too, by request, as raw");
-    measured.push(move_along(&ferry, &observer, &ticker, "kvm2", &["--storage", local::FOLDER, "--disk", &both])?);
+    measured.push(move_with_disks(&ferry, &observer, &ticker, "kvm2", &["--storage", local::FOLDER, "--disk", &both])?);
     if json {
         println!("{}", serde_json::to_string(&Document { migrations: &measured })?);
     } else {
@@ -139,7 +139,7 @@ fn move_storage(ferry: &Ferry, observer: &Observer, vm: &str, how: &[&str]) -> a
     })
 }
 
-fn move_along(
+fn move_with_disks(
     ferry: &Ferry,
     observer: &Observer,
     ticker: &Ticker,

@@ -163,8 +163,8 @@ impl Registry {
                     let left = incoming_disks.iter().filter(|incoming_disk| incoming_disk.is_left());
                     used.extend(left.map(|incoming_disk| incoming_disk.path.clone()));
                 }
-                Task::Source { along, .. } if !other.state.is_confirmed() => {
-                    used.extend(along.iter().map(|(_, path)| path.clone()));
+                Task::Source { migrated, .. } if !other.state.is_confirmed() => {
+                    used.extend(migrated.iter().map(|(_, path)| path.clone()));
                 }
                 Task::Source { .. } => {}
             }

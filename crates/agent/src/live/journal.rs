@@ -32,8 +32,8 @@ pub enum Task {
         /// Whether the destination must keep a definition, as this host does.
         persistent: bool,
         /// Migrated disks, with their files here.
-        #[serde(default)]
-        along: Vec<(String, PathBuf)>,
+        #[serde(default, rename = "along")]
+        migrated: Vec<(String, PathBuf)>,
         /// Whether it was proved that both hosts reach the files that stay, where libvirt cannot be told so.
         #[serde(default)]
         vouched: bool,

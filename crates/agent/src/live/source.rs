@@ -74,14 +74,14 @@ impl Registry {
         }
         let facts = call(&self.hypervisor, move |hypervisor| hypervisor.vm(vm)).await?;
         let facts = facts.ok_or(HypervisorError::NoVm(vm))?;
-        let along = files_along(&facts, &request)?;
-        let translate = nvram_along(&along, &request).into_iter();
+        let migrated = migrated_files(&facts, &request)?;
+        let translate = migrated_nvram(&migrated, &request).into_iter();
         let translate = translate.chain(translation(&mounts, &request.destination.mounts)).collect();
         let (judged, asked) = (facts.clone(), request.clone());
         let vouched =
             call(&self.hypervisor, move |hypervisor| Ok(vouch::vouched(hypervisor, &judged, &asked))).await??;
         let (persistent, name) = (facts.persistent, facts.name);
-        let task = Task::Source { request, translate, persistent, along, vouched, name };
+        let task = Task::Source { request, translate, persistent, migrated, vouched, name };
         let autostart = known.map_or(facts.autostart, |known| known.autostart);
         let journal = self.journal(job, generation, task, session, socket_dir, autostart);
         if let Err(error) = self.begin(&journal).await {
@@ -152,15 +152,15 @@ impl Registry {
 
     /// Source: removes the files of migrated disks that are no longer in use. Returns those that stay, and why.
     pub(super) async fn remove_old_files(&self, journal: &Journal) -> Result<Vec<Finding>, AgentError> {
-        let Task::Source { along, name, .. } = &journal.task else { return Ok(Vec::new()) };
-        if along.is_empty() {
+        let Task::Source { migrated, name, .. } = &journal.task else { return Ok(Vec::new()) };
+        if migrated.is_empty() {
             return Ok(Vec::new());
         }
-        let (along, name) = (along.clone(), name.clone());
+        let (migrated, name) = (migrated.clone(), name.clone());
         let used = self.files_in_use(journal).await?;
         blocking(move || {
             let mut kept = Vec::new();
-            for (device, path) in along {
+            for (device, path) in migrated {
                 if let Some(obstacle) = remove_unless(&path, &used, |obstacle| obstacle)? {
                     let (why, fix) = (obstacle.why(), obstacle.fix());
                     warn!(disk = device, file = %path.display(), %why, "An old file stays");
@@ -239,14 +239,14 @@ pub(super) fn not_ended(vm: VmId) -> AgentError {
 }
 
 /// The path of migrated UEFI variables, here and at the destination.
-fn nvram_along(along: &[(String, PathBuf)], request: &PrepareSource) -> Option<(PathBuf, PathBuf)> {
-    let (_, here) = along.iter().find(|(device, _)| device == NVRAM)?;
+fn migrated_nvram(migrated: &[(String, PathBuf)], request: &PrepareSource) -> Option<(PathBuf, PathBuf)> {
+    let (_, here) = migrated.iter().find(|(device, _)| device == NVRAM)?;
     let there = request.destination.files.iter().find(|file| file.device == NVRAM)?;
     Some((here.clone(), PathBuf::from(&there.path)))
 }
 
 /// The files of migrated disks here. Each has a new file at the destination.
-fn files_along(facts: &VmFacts<PathBuf>, request: &PrepareSource) -> Result<Vec<(String, PathBuf)>, AgentError> {
+fn migrated_files(facts: &VmFacts<PathBuf>, request: &PrepareSource) -> Result<Vec<(String, PathBuf)>, AgentError> {
     let one = |disk: &DiskMove| {
         let has_new = request.destination.files.iter().any(|file| file.device == disk.device);
         let file = facts.files.iter().find(|file| file.device == disk.device);

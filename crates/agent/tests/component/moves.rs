@@ -35,8 +35,8 @@ fn disk_of_its_own(site: &Site) -> (PathBuf, DiskArrival, DiskMove) {
     let (vda, _) = site.hosts[1].arrival("vda");
     let host = (*site.hosts[0].agent.enrolment.watch_host().borrow()).expect("it is enrolled");
     let from = Location::Local { host, path: old.display().to_string() };
-    let along = DiskMove { device: "vda".into(), from, real: None, to: vda.to.clone(), format: vda.format };
-    (old, DiskArrival { virtual_size: ByteCount::mib(1), ..vda }, along)
+    let migrated = DiskMove { device: "vda".into(), from, real: None, to: vda.to.clone(), format: vda.format };
+    (old, DiskArrival { virtual_size: ByteCount::mib(1), ..vda }, migrated)
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -129,9 +129,9 @@ async fn figures_tell_what_the_move_took() {
 #[tokio::test(flavor = "multi_thread")]
 async fn what_carriers_have_carried_is_told_to_prometheus_by_stage() {
     let site = Site::new().await;
-    let (old, vda, along) = disk_of_its_own(&site);
+    let (old, vda, migrated) = disk_of_its_own(&site);
     let vm = site.run_vm("web01", |guest| guest.facts.files[0].place = old);
-    let job = Job { disks: vec![vda], along: vec![along], ..Job::new(1, 1, vm, "web01", 0) };
+    let job = Job { disks: vec![vda], migrated: vec![migrated], ..Job::new(1, 1, vm, "web01", 0) };
     site.prepare(&job).await;
     site.perform(&job).await;
     site.follow(&job).await;
@@ -399,7 +399,7 @@ async fn a_vm_whose_disks_are_behind_is_not_handed_over_until_they_are_not() {
     for (catches_up, timeout_ms) in [(false, 8_000), (true, 60_000)] {
         let site = Site::new().await;
         let source = &site.hosts[0].hypervisor;
-        let (old, vda, along) = disk_of_its_own(&site);
+        let (old, vda, migrated) = disk_of_its_own(&site);
         let vm = site.run_vm("web01", |guest| {
             guest.facts.files[0].place = old.clone();
             // Given many passes, one that writes no more than is sent would fit into any limit.
@@ -408,8 +408,8 @@ async fn a_vm_whose_disks_are_behind_is_not_handed_over_until_they_are_not() {
         });
         // All memory but what is sent in the first pass fits into this.
         let limit_ms = 9_000;
-        let (disks, along) = (vec![vda], vec![along]);
-        let job = Job { timeout_ms, disks, along, downtime_limit_ms: limit_ms, ..Job::new(1, 1, vm, "web01", 0) };
+        let (disks, migrated) = (vec![vda], vec![migrated]);
+        let job = Job { timeout_ms, disks, migrated, downtime_limit_ms: limit_ms, ..Job::new(1, 1, vm, "web01", 0) };
         let pass = Arc::new(source.faults().hold(Point::Pass(2)));
         site.prepare(&job).await;
         site.perform(&job).await;

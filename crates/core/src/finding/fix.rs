@@ -66,9 +66,12 @@ texts! {
         AttachShareWith { share: String, host: String } = "Attach it with `ferry share attach {share} --host {host}`",
         MoveOffline { vm: String } = "Shut down every VM that uses it and move them to another host one after the other, each with the disk to the same place, `ferry vm migrate {vm} --to HOST --storage PLACE --offline`; start none before all have moved",
         MoveOfflineOrShare { vm: String, host: String } = "Shut down every VM that uses it and move them one after the other, each with the disk to the same place, `ferry vm migrate {vm} --to {host} --storage PLACE --offline`; start none before all have moved. Or put the file on a share that both hosts reach",
-        MoveNvramAlong { host: String } = "Move them with the VM: `--storage PLACE`, a folder of {host} (`ferry host browse {host}`) or of a share",
-        MoveDiskAlong { host: String } = "Move it with the VM: `--storage PLACE`, a folder of {host} (`ferry host browse {host}`) or of a share",
-        MoveChainAlong { device: String, host: String } = "Move the disk with the VM as one image, while the VM runs: `--disk {device}=PLACE`, a folder of {host} (`ferry host browse {host}`) or of a share",
+        #[serde(rename = "move-nvram-along")]
+        MigrateNvram { host: String } = "Move them with the VM: `--storage PLACE`, a folder of {host} (`ferry host browse {host}`) or of a share",
+        #[serde(rename = "move-disk-along")]
+        MigrateDisk { host: String } = "Move it with the VM: `--storage PLACE`, a folder of {host} (`ferry host browse {host}`) or of a share",
+        #[serde(rename = "move-chain-along")]
+        MigrateChain { device: String, host: String } = "Move the disk with the VM as one image, while the VM runs: `--disk {device}=PLACE`, a folder of {host} (`ferry host browse {host}`) or of a share",
         PutOnShare { source: String, destination: String } = "Put the file on a share that {source} and {destination} both reach (`ferry share list`)",
         ShutDownOther { vm: String } = "Shut it down (`ferry vm shutdown {vm}`), and start none of the VMs that use the disk before all of them have moved",
         MoveOther { vm: String, other: String, host: String } = "When VM {vm} has moved, move VM {other} with the disk to the same place, `ferry vm migrate {other} --to {host} --storage PLACE --offline`: it uses the file that is there, and the old file is removed. Start neither VM before that",

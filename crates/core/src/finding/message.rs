@@ -251,7 +251,8 @@ texts! {
 
         // Destinations of VMs
         AllOnShares = "Every file of the VM lies on shares that both hosts reach",
-        MovesAlong { disks: List } = "Moves with the VM: {disks}",
+        #[serde(rename = "moves-along")]
+        MigratesDisks { disks: List } = "Moves with the VM: {disks}",
         WithBytes { moves: Phrase, bytes: ByteCount } = "{moves}, {bytes} to copy",
         MovesShutOff { disks: List, bytes: ByteCount } = "Moves while it is shut off: {disks}, {bytes} to copy",
         NoOtherHost = "There is no other host",

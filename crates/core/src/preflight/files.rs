@@ -35,8 +35,8 @@ pub(super) fn reach(facts: &LiveFacts<'_>, file: &VmFile, findings: &mut Vec<Fin
             };
             let fix = match file.role {
                 FileRole::Disk if file.shareable => Action::MoveOfflineOrShare { vm, host: destination },
-                FileRole::Nvram => Action::MoveNvramAlong { host: destination },
-                FileRole::Disk if !file.read_only => Action::MoveDiskAlong { host: destination },
+                FileRole::Nvram => Action::MigrateNvram { host: destination },
+                FileRole::Disk if !file.read_only => Action::MigrateDisk { host: destination },
                 FileRole::Disk | FileRole::Boot | FileRole::Media | FileRole::NotAFile => {
                     Action::PutOnShare { source, destination }
                 }
@@ -62,7 +62,7 @@ fn below_reach(facts: &LiveFacts<'_>, file: &VmFile, below: &Location, findings:
         Location::Local { path, .. } => {
             let (path, host) = (path.clone(), facts.source.name.to_owned());
             let message = Message::BelowNotShared { device: device.clone(), vm, path, host };
-            let fix = Action::MoveChainAlong { device, host: facts.destination.name.to_owned() };
+            let fix = Action::MigrateChain { device, host: facts.destination.name.to_owned() };
             findings.push(Finding::blocks(FindingId::DiskNotShared, object, message, fix));
         }
     }

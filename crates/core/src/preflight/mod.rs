@@ -123,7 +123,7 @@ pub fn assess(facts: &LiveFacts<'_>) -> Assessment {
         (MoveKind::Live, Message::AllOnShares)
     } else {
         let disks = facts.migrated_disks.iter().map(|disk| &disk.device).collect();
-        (MoveKind::LiveVsm, Message::MovesAlong { disks })
+        (MoveKind::LiveVsm, Message::MigratesDisks { disks })
     };
     Assessment::new(Some(kind), why, live(facts))
 }

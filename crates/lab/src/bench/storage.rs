@@ -214,7 +214,7 @@ impl Pair {
         dug.map(drop)
     }
 
-    fn along(&self, to: usize, more: &[&str]) -> anyhow::Result<JobView> {
+    fn migrate(&self, to: usize, more: &[&str]) -> anyhow::Result<JobView> {
         let mut line = vec!["vm", "migrate", &self.guest.name, "--to", self.name(to), "--storage", local::FOLDER];
         line.extend(more);
         job(&self.ferry, &line)
@@ -265,8 +265,8 @@ fn shared_nothing_once(pair: &mut Pair, side: Side) -> anyhow::Result<Moved> {
     let before = device_bytes(&pair.ferry, from, "eth0")?;
     let run = {
         let (watch, (total_ms, cpu_ms)) = match side {
-            Side::Ferry => along_by_ferry(pair, &name, to)?,
-            Side::Virsh => along_by_virsh(pair, &name, from, to)?,
+            Side::Ferry => migrated_by_ferry(pair, &name, to)?,
+            Side::Virsh => migrated_by_virsh(pair, &name, from, to)?,
         };
         pair.observer.wait_on(&name, pair.name(to), SECONDS_30)?;
         let bytes = (device_bytes(&pair.ferry, from, "eth0")? - before) as f64;
@@ -282,9 +282,9 @@ fn shared_nothing_once(pair: &mut Pair, side: Side) -> anyhow::Result<Moved> {
     Ok(Moved { run, takes, held })
 }
 
-fn along_by_ferry<'a>(pair: &'a Pair, name: &'a str, to: usize) -> anyhow::Result<(Watch<'a>, (f64, f64))> {
+fn migrated_by_ferry<'a>(pair: &'a Pair, name: &'a str, to: usize) -> anyhow::Result<(Watch<'a>, (f64, f64))> {
     let watch = Watch::begin(&pair.observer, name)?;
-    let job = pair.along(to, &[])?;
+    let job = pair.migrate(to, &[])?;
     let ended = watch.end()?;
     tell_steps(&job);
     if let Some(sent) = job.figures {
@@ -295,7 +295,7 @@ fn along_by_ferry<'a>(pair: &'a Pair, name: &'a str, to: usize) -> anyhow::Resul
 }
 
 /// With an existing file of the same size, as libvirt's manual requires; thin, as an administrator creates it.
-fn along_by_virsh<'a>(
+fn migrated_by_virsh<'a>(
     pair: &'a Pair,
     name: &'a str,
     from: usize,
@@ -391,7 +391,7 @@ fn again_once(pair: &mut Pair) -> anyhow::Result<Again> {
 
 /// Moves the guest; returns the bytes sent of its disk, and the duration of the job in milliseconds.
 fn sent_by_move(pair: &mut Pair, to: usize) -> anyhow::Result<(f64, f64)> {
-    let figures = pair.along(to, &[])?.figures.context("The job has no figures")?;
+    let figures = pair.migrate(to, &[])?.figures.context("The job has no figures")?;
     pair.arrived(to)?;
     let file = pair.real(&pair.disk()?);
     ensure!(

@@ -97,8 +97,8 @@ pub fn run(options: &Options) -> anyhow::Result<Report> {
 ///
 /// # Errors
 /// As [`run`].
-pub fn run_along(kinds: &[Kind], moment: Moment) -> anyhow::Result<Report> {
-    let plans: Vec<Plan> = (1..).zip(kinds).map(|(number, kind)| Plan::along(number, *kind, moment)).collect();
+pub fn run_with_disks(kinds: &[Kind], moment: Moment) -> anyhow::Result<Report> {
+    let plans: Vec<Plan> = (1..).zip(kinds).map(|(number, kind)| Plan::with_disks(number, *kind, moment)).collect();
     let seed = plans.first().map_or(0, |plan| plan.seed);
     campaign(seed, plans.into_iter(), Deed::Fault, true)
 }

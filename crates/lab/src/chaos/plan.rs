@@ -195,7 +195,7 @@ impl Plan {
     }
 
     /// A plan in which a guest moves to the next host with its disk, and meets this fault.
-    pub fn along(run: u64, kind: Kind, moment: Moment) -> Self {
+    pub fn with_disks(run: u64, kind: Kind, moment: Moment) -> Self {
         let format = if run.is_multiple_of(2) { DiskFormat::Raw } else { DiskFormat::Qcow2 };
         let one = Move {
             guest: 0,

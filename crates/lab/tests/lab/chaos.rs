@@ -1,7 +1,7 @@
 //! Each kind of fault once, during a move: no VM is lost, split or damaged, and every job states how it stands. `cargo
 //! xtask chaos` does the same repeatedly.
 
-use ferry_lab::chaos::{Broken, Kind, Moment, Options, Report, Sabotage, run, run_along};
+use ferry_lab::chaos::{Broken, Kind, Moment, Options, Report, Sabotage, run, run_with_disks};
 
 /// Any seed will do: nine of this one's twelve plans are aimed at the hand-over, and no program is down for long.
 const SEED: u64 = 382;
@@ -70,7 +70,7 @@ fn a_disk_that_clones_know_by_other_names_stays_when_it_moves() {
 }
 
 /// All faults that are possible while a guest moves with its disk. A receiving QEMU exists only before the hand-over.
-const ALONG: [Kind; 8] = [
+const WITH_DISKS: [Kind; 8] = [
     Kind::Server,
     Kind::SourceAgent,
     Kind::DestinationAgent,
@@ -82,8 +82,8 @@ const ALONG: [Kind; 8] = [
 ];
 
 /// Injects each kind of fault at this moment of a move with a disk.
-fn survive_along(kinds: &[Kind], moment: Moment) {
-    let report = run_along(kinds, moment).expect("every run is played");
+fn survive_with_disks(kinds: &[Kind], moment: Moment) {
+    let report = run_with_disks(kinds, moment).expect("every run is played");
     assert!(report.is_good(), "{}{}", report.table(), report.findings());
     let (hits, runs) = (report.hits(), kinds.len() as u64);
     // A process may have ended before it is found: most faults had a target.
@@ -92,17 +92,17 @@ fn survive_along(kinds: &[Kind], moment: Moment) {
 
 #[test]
 fn whatever_fails_while_a_disk_moves_along_no_vm_is_lost() {
-    survive_along(&ALONG, Moment::Disks(300));
+    survive_with_disks(&WITH_DISKS, Moment::Disks(300));
 }
 
 #[test]
 fn whatever_fails_while_memory_follows_a_disk_no_vm_is_lost() {
-    survive_along(&ALONG, Moment::Memory(300));
+    survive_with_disks(&WITH_DISKS, Moment::Memory(300));
 }
 
 #[test]
 fn whatever_fails_in_the_hand_over_of_a_vm_with_its_disk_no_vm_is_lost() {
-    survive_along(&ALONG[..7], Moment::HandOver(20));
+    survive_with_disks(&WITH_DISKS[..7], Moment::HandOver(20));
 }
 
 #[test]

@@ -3,7 +3,6 @@
 #![cfg(feature = "lab")]
 
 mod agents;
-mod along;
 mod broken_disk;
 mod chaos;
 mod debian;
@@ -18,3 +17,4 @@ mod storage;
 mod storage_failures;
 mod storage_kills;
 mod storage_pairs;
+mod with_disks;

@@ -131,9 +131,9 @@ type How = (Vec<DiskMove>, Vec<Finding>);
 
 fn open_hosts(app: &App, candidates: &[(Candidate, Vec<DiskMove>)], wanted: Option<&Host>) -> BTreeMap<HostId, How> {
     let may = candidates.iter().filter(|(candidate, _)| candidate.kind.is_some());
-    may.filter_map(|(candidate, along)| {
+    may.filter_map(|(candidate, migrated)| {
         let id = app.inventory.find(&candidate.host).ok()?.record.id;
-        Some((id, (along.clone(), candidate.findings.clone())))
+        Some((id, (migrated.clone(), candidate.findings.clone())))
     })
     .filter(|(id, _)| wanted.is_none_or(|wanted| wanted.record.id == *id))
     .collect()
@@ -160,8 +160,8 @@ fn place(
         match chosen.and_then(|chosen| app.inventory.by_id(chosen.host)) {
             Some(destination) => {
                 let how = MigrateVm { destination: destination.name().to_owned(), overcommit, ..MigrateVm::default() };
-                let (along, findings) = hosts.remove(&destination.record.id).unwrap_or_default();
-                children.push(NewJob { findings, ..new_move(source, &destination, vm, &how, along, by) });
+                let (migrated, findings) = hosts.remove(&destination.record.id).unwrap_or_default();
+                children.push(NewJob { findings, ..new_move(source, &destination, vm, &how, migrated, by) });
             }
             None => stay.push(Finding::blocks(
                 FindingId::HostNone,

@@ -63,7 +63,7 @@ pub(crate) async fn migrate_many(app: &Arc<App>, body: &MigrateMany, by: &str) -
             blocked.extend(checked.findings);
         } else {
             let vm = checked.vm.as_ref().unwrap_or(vm);
-            let new = new_move(source, &destination, vm, &body.how, checked.along, by);
+            let new = new_move(source, &destination, vm, &body.how, checked.migrated, by);
             children.push(NewJob { findings: checked.findings, ..new });
         }
     }

@@ -28,7 +28,7 @@ use crate::{
     inventory::Host,
     plan::{Kept as _, live::LivePlan},
     preflight::{
-        live::{self, Along, Occasion},
+        live::{self, MigratedDisks, Occasion},
         places::wanted,
     },
     store::NewJob,
@@ -60,8 +60,8 @@ pub(crate) async fn migrate_vm(
     let asked = live::ask_both(&app.preflight, vm.id, &source, &destination).await?;
     let promised = app.promised().await?.at(destination.record.id, vm.id);
     let memory = live::Memory { promised: &promised, overcommit: body.overcommit };
-    let (along, occasion) = (Along::Wanted(&wanted), Occasion::Request(moving));
-    let checked = live::judge(&app.preflight, vm.id, &asked, memory, along, occasion).await;
+    let (migrated, occasion) = (MigratedDisks::Wanted(&wanted), Occasion::Request(moving));
+    let checked = live::judge(&app.preflight, vm.id, &asked, memory, migrated, occasion).await;
     if body.dry_run {
         return Ok(Moved::Tried(checked.candidate));
     }
@@ -69,7 +69,7 @@ pub(crate) async fn migrate_vm(
         Some(vm) if !any_blocks(&checked.findings) => vm,
         Some(_) | None => return Err(Failure::refused(title, checked.findings)),
     };
-    let job = NewJob { findings: checked.findings, ..new_move(&source, &destination, &vm, body, checked.along, by) };
+    let job = NewJob { findings: checked.findings, ..new_move(&source, &destination, &vm, body, checked.migrated, by) };
     accept(app, &title, job).await
 }
 
@@ -79,7 +79,7 @@ pub(super) fn new_move(
     destination: &Host,
     vm: &VmFacts,
     how: &MigrateVm,
-    along: Vec<DiskMove>,
+    migrated: Vec<DiskMove>,
     by: &str,
 ) -> NewJob {
     let accepted_at_ms = now_ms();
@@ -95,13 +95,13 @@ pub(super) fn new_move(
         overcommit: how.overcommit,
         persistent: vm.persistent,
         autostart: vm.autostart,
-        shares: shares_that_stay(vm, &along),
+        shares: shares_that_stay(vm, &migrated),
         keep_source: how.keep_source,
         progress: Vec::new(),
-        along,
+        migrated,
     };
     NewJob {
-        kind: if plan.along.is_empty() { JobKind::Live } else { JobKind::LiveVsm },
+        kind: if plan.migrated.is_empty() { JobKind::Live } else { JobKind::LiveVsm },
         parent: None,
         vm: vm.id,
         vm_name: vm.name.clone(),
@@ -115,8 +115,8 @@ pub(super) fn new_move(
 }
 
 /// Shares with files that do not migrate: both hosts must reach them.
-fn shares_that_stay(vm: &VmFacts, along: &[DiskMove]) -> Vec<ShareId> {
-    let moves = |device: &str| along.iter().any(|disk| disk.device == device);
+fn shares_that_stay(vm: &VmFacts, migrated: &[DiskMove]) -> Vec<ShareId> {
+    let moves = |device: &str| migrated.iter().any(|disk| disk.device == device);
     let files = vm.files.iter().filter(|file| !moves(&file.device)).cloned().collect();
     shares_of(&VmFacts { files, ..vm.clone() }).into_iter().collect()
 }

@@ -45,8 +45,8 @@ pub(crate) struct LivePlan {
     /// Shares that hold files of the VM.
     pub(crate) shares: Vec<ShareId>,
     /// The migrated disks.
-    #[serde(default)]
-    pub(crate) along: Vec<DiskMove>,
+    #[serde(default, rename = "along")]
+    pub(crate) migrated: Vec<DiskMove>,
     /// Whether the old files of migrated disks stay.
     #[serde(default)]
     pub(crate) keep_source: bool,

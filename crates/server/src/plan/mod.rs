@@ -88,7 +88,7 @@ impl Plan {
     /// The disks that move on their host, or that migrate with the VM.
     pub(crate) fn disks(self) -> Vec<DiskMove> {
         match self {
-            Self::Live(plan) => plan.along,
+            Self::Live(plan) => plan.migrated,
             Self::Offline(_) => Vec::new(),
             Self::Storage(plan) => plan.request.disks,
         }

@@ -41,7 +41,7 @@ pub(crate) enum Occasion {
 
 /// The disks that migrate with the VM.
 #[derive(Clone, Copy, Debug)]
-pub(crate) enum Along<'a> {
+pub(crate) enum MigratedDisks<'a> {
     /// What the request asks for: the disks are chosen by what the destination reaches now.
     Wanted(&'a Requested),
     /// The disks that were chosen earlier.
@@ -57,7 +57,7 @@ pub(crate) struct Checked {
     /// The VM as the source reports it now; `None`: it is no longer there.
     pub(crate) vm: Option<VmFacts>,
     /// The migrated disks.
-    pub(crate) along: Vec<DiskMove>,
+    pub(crate) migrated: Vec<DiskMove>,
 }
 
 /// Judges every host as the destination of a VM, from what is already known. Returns the migrated disks of each;
@@ -156,7 +156,7 @@ pub(crate) async fn judge_several(
         };
         let memory = Memory { promised: &promised.at(destination.record.id, vm.id), overcommit };
         let occasion = Occasion::OneOfSeveral(moving.get(&vm.id).copied());
-        checked.push(judge(preflight, vm.id, &asked, memory, Along::Wanted(wanted), occasion).await);
+        checked.push(judge(preflight, vm.id, &asked, memory, MigratedDisks::Wanted(wanted), occasion).await);
     }
     Ok(checked)
 }
@@ -176,7 +176,7 @@ pub(crate) async fn judge(
     vm: VmId,
     asked: &Asked<'_>,
     memory: Memory<'_>,
-    along: Along<'_>,
+    migrated: MigratedDisks<'_>,
     occasion: Occasion,
 ) -> Checked {
     let ((source, at_source), (destination, at_destination)) = (&asked.source, &asked.destination);
@@ -184,11 +184,13 @@ pub(crate) async fn judge(
         return not_there(vm, source, destination, at_source);
     };
     let there = at_destination.side(destination);
-    let Planned { moves: along, findings: mut planned } = match along {
-        Along::Wanted(wanted) => plan_live(facts, wanted, destination.record.id, |place| reaches(&there, place)),
-        Along::Decided(disks) => Planned { moves: disks.to_vec(), findings: moved_meanwhile(facts, disks) },
+    let Planned { moves: migrated, findings: mut planned } = match migrated {
+        MigratedDisks::Wanted(wanted) => {
+            plan_live(facts, wanted, destination.record.id, |place| reaches(&there, place))
+        }
+        MigratedDisks::Decided(disks) => Planned { moves: disks.to_vec(), findings: moved_meanwhile(facts, disks) },
     };
-    planned.extend(used_by_others(&preflight.inventory, facts.id, &along));
+    planned.extend(used_by_others(&preflight.inventory, facts.id, &migrated));
     let proofs = shares_of(facts).into_iter().filter(|share| uses(at_source, *share) && uses(at_destination, *share));
     let prove = |share| async move {
         let identity = match occasion {
@@ -212,15 +214,15 @@ pub(crate) async fn judge(
         destination: at_destination.side(destination),
         shares: &asked.shares,
         share_identity: &identity,
-        migrated_disks: &along,
+        migrated_disks: &migrated,
         promised: memory.promised,
         overcommit: memory.overcommit,
     });
     let mut findings = planned;
     findings.extend(assessed.findings);
     let mut why = assessed.why;
-    if !along.is_empty() && !any_blocks(&findings) {
-        match arrivals(source, vm, &along).await {
+    if !migrated.is_empty() && !any_blocks(&findings) {
+        match arrivals(source, vm, &migrated).await {
             Ok(wanted) => {
                 let bytes = ByteCount(wanted.iter().map(|disk| disk.allocated.0).sum());
                 why = Message::WithBytes { moves: why.into(), bytes };
@@ -232,12 +234,12 @@ pub(crate) async fn judge(
         }
     }
     let candidate = candidate(destination, Assessment::new(assessed.kind, why, findings));
-    Checked { findings: candidate.findings.clone(), candidate, vm: Some(facts.clone()), along }
+    Checked { findings: candidate.findings.clone(), candidate, vm: Some(facts.clone()), migrated }
 }
 
 /// The findings against a move that was planned a while ago, if the VM uses another file by now: the move would copy
 /// that file and remove the planned one.
-fn moved_meanwhile(vm: &VmFacts, along: &[DiskMove]) -> Vec<Finding> {
+fn moved_meanwhile(vm: &VmFacts, migrated: &[DiskMove]) -> Vec<Finding> {
     let one = |disk: &DiskMove| {
         let mut files = vm.files.iter().filter(|file| file.device == disk.device && file.role == FileRole::Disk);
         files.find(|file| file.place != disk.from)?;
@@ -248,11 +250,11 @@ fn moved_meanwhile(vm: &VmFacts, along: &[DiskMove]) -> Vec<Finding> {
             Action::NewMove,
         ))
     };
-    along.iter().filter_map(one).collect()
+    migrated.iter().filter_map(one).collect()
 }
 
 /// The migrated disks in the form that the destination expects, with the sizes that the source reports now.
-pub(crate) async fn arrivals(source: &Host, vm: VmId, along: &[DiskMove]) -> Result<Vec<DiskArrival>, Vec<Finding>> {
+pub(crate) async fn arrivals(source: &Host, vm: VmId, migrated: &[DiskMove]) -> Result<Vec<DiskArrival>, Vec<Finding>> {
     let sizes = source.agent.disks(vm).await.map_err(|error| told(source, &error))?;
     let one = |disk: &DiskMove| {
         let size = sizes.iter().find(|size| size.device == disk.device).ok_or_else(|| {
@@ -271,11 +273,11 @@ pub(crate) async fn arrivals(source: &Host, vm: VmId, along: &[DiskMove]) -> Res
             allocated: size.allocated,
         })
     };
-    along.iter().map(one).collect()
+    migrated.iter().map(one).collect()
 }
 
 fn not_there(vm: VmId, source: &Host, destination: &Host, at_source: &Seen) -> Checked {
     let finding = gone(vm, source, at_source);
     let candidate = candidate(destination, Assessment::new(None, Message::Empty, vec![finding.clone()]));
-    Checked { candidate, findings: vec![finding], vm: None, along: Vec::new() }
+    Checked { candidate, findings: vec![finding], vm: None, migrated: Vec::new() }
 }

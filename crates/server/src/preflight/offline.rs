@@ -99,7 +99,7 @@ pub(crate) async fn check(
             Planned { moves: files.to_vec(), findings: planned.findings }
         }
     };
-    let mut along: Vec<DiskMove> = files.iter().map(as_disk).collect();
+    let mut migrated: Vec<DiskMove> = files.iter().map(as_disk).collect();
     if any_blocks(&findings) {
         // Each file is reported only once.
         let rest = facts.files.iter().map(|file| DiskMove {
@@ -109,7 +109,7 @@ pub(crate) async fn check(
             to: file.place.clone(),
             format: DiskFormat::Raw,
         });
-        along.extend(rest);
+        migrated.extend(rest);
     }
     let decided = matches!(what, What::Decided(_));
     findings.extend(used_by_others(inventory, &facts, &mut files, destination.name(), decided));
@@ -126,7 +126,7 @@ pub(crate) async fn check(
         destination: there,
         shares: &shares,
         share_identity: &identity,
-        migrated_disks: &along,
+        migrated_disks: &migrated,
         // The VM needs memory only when it is started.
         promised: &[],
         overcommit: false,

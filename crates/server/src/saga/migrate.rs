@@ -121,9 +121,9 @@ impl<S: Site<Host: LiveParticipant>> Migrate<S> {
 
     async fn prepare_destination(&mut self) -> Result<(), StepFailed> {
         let job = &self.record.job;
-        let disks = match self.plan.along.is_empty() {
+        let disks = match self.plan.migrated.is_empty() {
             true => Vec::new(),
-            false => self.source.incoming(job.vm, &self.plan.along).await.map_err(|found| messages(&found))?,
+            false => self.source.incoming(job.vm, &self.plan.migrated).await.map_err(|found| messages(&found))?,
         };
         self.figures.allocated_source = ByteCount(disks.iter().map(|disk| disk.allocated.0).sum());
         let before = |disk: &DiskArrival| DiskProgress {
@@ -164,7 +164,7 @@ impl<S: Site<Host: LiveParticipant>> Migrate<S> {
             bandwidth_bytes_per_s: self.plan.bandwidth_bytes_per_s,
             timeout_ms: self.plan.timeout_ms,
             on_stall: self.plan.on_stall,
-            disks: self.plan.along.clone(),
+            disks: self.plan.migrated.clone(),
             // Preflight of this attempt has proven them: it refuses a move whose shares it cannot prove.
             shares_proven: true,
         };
@@ -195,7 +195,7 @@ impl<S: Site<Host: LiveParticipant>> Migrate<S> {
         })
         .await;
         (self.figures, self.plan.progress) = (figures, progress);
-        if !self.plan.along.is_empty() {
+        if !self.plan.migrated.is_empty() {
             self.keep().await;
         }
         if outcome.is_ok() {
@@ -212,18 +212,18 @@ impl<S: Site<Host: LiveParticipant>> Migrate<S> {
     }
 
     async fn confirm(&mut self) -> Result<(), StepFailed> {
-        let along = !self.plan.along.is_empty();
+        let with_disks = !self.plan.migrated.is_empty();
         let body = ConfirmRequest { autostart: self.plan.autostart, keep_source: self.plan.keep_source };
         match self.destination.confirm(self.attempt(), &body).await {
             Ok(report) => self.take(&report),
             // An agent that lost its journal cannot set autostart, which is not needed here, and cannot confirm that
             // files are there.
-            Err(error) if is_unknown(&error) && !along && !body.autostart => {}
+            Err(error) if is_unknown(&error) && !with_disks && !body.autostart => {}
             Err(error) => return Err(failed(&self.destination, &error)),
         }
         // Another VM of any host may need an old file by now. Then all old files stay.
-        let needed = match along && !body.keep_source {
-            true => self.site.needed_by_others(self.record.job.vm, &self.plan.along).await,
+        let needed = match with_disks && !body.keep_source {
+            true => self.site.needed_by_others(self.record.job.vm, &self.plan.migrated).await,
             false => Vec::new(),
         };
         let keep_source = body.keep_source || !needed.is_empty();
@@ -236,7 +236,7 @@ impl<S: Site<Host: LiveParticipant>> Migrate<S> {
             Err(error) if is_unknown(&error) && self.site.is_gone(&self.source, self.record.job.vm).await => {}
             Err(error) => return Err(failed(&self.source, &error)),
         }
-        if along {
+        if with_disks {
             let disks = &self.plan.progress;
             self.figures.allocated_destination = ByteCount(disks.iter().map(|disk| disk.allocated_after.0).sum());
             self.keep().await;

@@ -25,7 +25,7 @@ use crate::{
     inventory::Inventory,
     plan::{live::LivePlan, offline::OfflinePlan, storage::StoragePlan},
     preflight::{
-        live::{self, Along, Occasion},
+        live::{self, MigratedDisks, Occasion},
         offline::{self, What},
         storage::blocks_now,
         users::needed_by_others_now,
@@ -154,8 +154,8 @@ impl Site for Context {
                 let asked = live::ask_both(preflight, vm, source, destination).await?;
                 let promised = self.running.promised_before(job, destination.record.id);
                 let memory = live::Memory { promised: &promised, overcommit: plan.overcommit };
-                let along = Along::Decided(&plan.along);
-                Ok(live::judge(preflight, vm, &asked, memory, along, Occasion::JobStart).await.findings)
+                let migrated = MigratedDisks::Decided(&plan.migrated);
+                Ok(live::judge(preflight, vm, &asked, memory, migrated, Occasion::JobStart).await.findings)
             }
             Check::Offline(plan) => {
                 let what = What::Decided(&plan.files);

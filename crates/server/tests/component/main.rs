@@ -1,7 +1,6 @@
 //! Component tests: the real server and real agents over fake hypervisors, in one process.
 
 mod actions;
-mod along;
 mod api;
 mod bad_input;
 mod jobs;
@@ -14,3 +13,4 @@ mod shares;
 mod storage;
 mod support;
 mod trust;
+mod with_disks;

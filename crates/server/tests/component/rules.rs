@@ -35,12 +35,12 @@ enum Path3 {
     /// On its host, while the VM runs.
     Storage,
     /// With the running VM, to another host.
-    Along,
+    WithDisks,
     /// With a VM that is shut off.
     Offline,
 }
 
-const ALL: [Path3; 3] = [Path3::Storage, Path3::Along, Path3::Offline];
+const ALL: [Path3; 3] = [Path3::Storage, Path3::WithDisks, Path3::Offline];
 
 fn disk_to(device: &str, to: &str, format: Option<DiskFormat>) -> Vec<MoveDisk> {
     vec![MoveDisk { device: device.into(), to: Some(to.to_owned()), format }]
@@ -178,14 +178,14 @@ async fn held(lab: &Lab, kvm1: &Host, kvm2: &Host, vm: VmId, how: Path3) -> (Job
     }
     let (host, point) = match how {
         Path3::Storage => (kvm1, Point::PivotDisk),
-        Path3::Along => (kvm2, Point::Resume),
+        Path3::WithDisks => (kvm2, Point::Resume),
         Path3::Offline => (kvm2, Point::Define),
     };
     let disks = disk_to("vda", &host.on_host("new").display().to_string(), None);
     let hold = Arc::new(host.hypervisor.faults().hold(point));
     let job = match how {
         Path3::Storage => lab.client.move_storage("db", &MoveStorage { disks, ..MoveStorage::default() }).await,
-        Path3::Along | Path3::Offline => {
+        Path3::WithDisks | Path3::Offline => {
             let offline = how == Path3::Offline;
             let body = MigrateVm { destination: "kvm2".into(), disks, offline, ..MigrateVm::default() };
             lab.client.migrate("db", &body).await
@@ -232,7 +232,7 @@ fn a_base_that_a_clone_began_to_need_during_the_move_stays_by_whatever_name_and_
 fn an_image_that_is_a_link_keeps_it_and_the_job_says_so() {
     expects_warning("An old file stays");
     // An offline move cannot read links, and fails.
-    for how in [Path3::Storage, Path3::Along] {
+    for how in [Path3::Storage, Path3::WithDisks] {
         in_lab(async |lab| {
             let (kvm1, kvm2, vm) = db(lab, |_| {}).await;
             let (link, data) = (kvm1.on_share("db/disk.raw"), kvm1.on_share("db/data.raw"));
@@ -362,7 +362,7 @@ fn snapshots_inside_of_an_image_are_not_lost_silently() {
             }
             assert!(tool.status().expect("qemu-img is installed").success());
         }
-        for how in [Path3::Storage, Path3::Along] {
+        for how in [Path3::Storage, Path3::WithDisks] {
             let findings = against(lab, &kvm1, &kvm2, vm, how).await;
             assert_eq!(ids(&findings), [(FindingId::VmSnapshot, Severity::Blocks)], "{how:?}: {findings:#?}");
             assert!(
@@ -380,9 +380,11 @@ fn an_encrypted_disk_moves_byte_by_byte_or_not_at_all() {
     in_lab(async |lab| {
         let encrypted = |guest: &mut FakeGuest| guest.facts.files[0].features = vec![DiskFeature::Encrypted];
         let (kvm1, kvm2, vm) = db(lab, encrypted).await;
-        for (how, severity) in
-            [(Path3::Storage, Severity::Blocks), (Path3::Along, Severity::Blocks), (Path3::Offline, Severity::Warns)]
-        {
+        for (how, severity) in [
+            (Path3::Storage, Severity::Blocks),
+            (Path3::WithDisks, Severity::Blocks),
+            (Path3::Offline, Severity::Warns),
+        ] {
             let findings = against(lab, &kvm1, &kvm2, vm, how).await;
             let first = &findings[0];
             assert_eq!((first.id, first.severity), (FindingId::DiskEncrypted, severity), "{how:?}: {findings:#?}");
@@ -412,7 +414,7 @@ fn room_is_counted_for_the_whole_chain_and_for_copies_that_are_not_thin() {
             ("room for all of the disk", 12, raw, true),
         ] {
             lab.file_servers.change(&unc(), |export| export.space.free = ByteCount::mib(free));
-            for how in [Path3::Storage, Path3::Along] {
+            for how in [Path3::Storage, Path3::WithDisks] {
                 let findings = against_to(lab, &kvm1, vm, how, &to, format).await;
                 let refused = findings.iter().any(|finding| finding.id == FindingId::FileSpace);
                 assert_eq!(refused, !fits, "{row}, {how:?}: {findings:#?}");

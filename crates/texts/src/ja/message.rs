@@ -232,7 +232,7 @@ catalogue! { Message:
 
     // Destinations of VMs
     AllOnShares = "VM のすべてのファイルは、両方のホストからアクセスできる共有上にあります",
-    MovesAlong { disks } = "一緒に移行: {disks}",
+    MigratesDisks { disks } = "一緒に移行: {disks}",
     WithBytes { moves, bytes } = "{moves}、コピー量 {bytes}",
     MovesShutOff { disks, bytes } = "停止したまま移行: {disks}、コピー量 {bytes}",
     NoOtherHost = "他のホストがありません",

@@ -297,7 +297,7 @@ impl Site {
             bandwidth_bytes_per_s: None,
             timeout_ms: job.timeout_ms,
             on_stall: job.on_stall,
-            disks: job.along.clone(),
+            disks: job.migrated.clone(),
             shares_proven: true,
         }
     }
@@ -426,7 +426,7 @@ pub struct Job {
     /// Disks that the destination gets new files for.
     pub disks: Vec<DiskArrival>,
     /// As the source is told of them.
-    pub along: Vec<DiskMove>,
+    pub migrated: Vec<DiskMove>,
     pub downtime_limit_ms: u32,
 }
 
@@ -443,7 +443,7 @@ impl Job {
             timeout_ms: 60_000,
             on_stall: OnStall::Abort,
             disks: Vec::new(),
-            along: Vec::new(),
+            migrated: Vec::new(),
             downtime_limit_ms: 300,
         }
     }

@@ -97,14 +97,14 @@ pub fn translate(
     xml: &str,
     vm: VmId,
     folders: &[(PathBuf, PathBuf)],
-    along: &[MigratedDisk],
+    migrated: &[MigratedDisk],
     form: Form,
 ) -> Result<String, HypervisorError> {
     let bad = |reason: String| HypervisorError::Definition { vm, reason };
     let document = Document::parse(xml).map_err(|error| bad(error.to_string()))?;
     let mut edits: Vec<(Range<usize>, String)> = Vec::new();
     for node in document.descendants() {
-        if let Some((disk, to)) = migrated_disk(node, along) {
+        if let Some((disk, to)) = migrated_disk(node, migrated) {
             if node == disk {
                 edits.extend(moved_disk(disk, to, form).ok_or_else(|| bad(format!("disk {} is odd", to.device)))?);
             }
@@ -149,11 +149,11 @@ fn spliced(text: &str, mut edits: Vec<(Range<usize>, String)>) -> String {
 /// The migrated disk that an element is, or belongs to.
 fn migrated_disk<'a, 'input, 'd>(
     node: Node<'a, 'input>,
-    along: &'d [MigratedDisk],
+    migrated: &'d [MigratedDisk],
 ) -> Option<(Node<'a, 'input>, &'d MigratedDisk)> {
     let disk = node.ancestors().find(|ancestor| ancestor.has_tag_name("disk"))?;
     let device = child(disk, "target")?.attribute("dev")?;
-    Some((disk, along.iter().find(|along| along.device == device)?))
+    Some((disk, migrated.iter().find(|migrated| migrated.device == device)?))
 }
 
 /// Edits that give a disk its new file and remove the chain below the old one.
@@ -278,13 +278,13 @@ mod tests {
     #[test]
     fn a_disk_that_moves_along_gets_its_new_file_and_loses_its_chain() {
         let folders = [("/srv/ferry/vms".into(), "/mnt/other".into()), ("/iso".into(), "/iso".into())];
-        let along = |device: &str| {
+        let migrated = |device: &str| {
             [MigratedDisk { device: device.into(), path: "/local/n'w.qcow2".into(), format: DiskFormat::Qcow2 }]
         };
         let chain = "<backingStore type='file'><format type='raw'/><source file='/nowhere/base.raw'/><backingStore/></backingStore>";
         let overlay =
             XML.replace("<target dev='vda' bus='virtio'/>", &format!("{chain}<target dev='vda' bus='virtio'/>"));
-        let moved = |xml: &str, form| translate(xml, vm(), &folders, &along("vda"), form);
+        let moved = |xml: &str, form| translate(xml, vm(), &folders, &migrated("vda"), form);
         let live = moved(&overlay, Form::Live).expect("what is below the disk is of no matter");
         let facts = parse(&live).expect("parsed");
         let disk = &facts.files[0];
@@ -302,7 +302,7 @@ mod tests {
         let bare = parse(&moved(&bare, Form::Live).expect("edited")).expect("parsed");
         assert_eq!((bare.files[0].format, bare.files[0].unmaps), (Some(DiskFormat::Qcow2), true));
         // A disk that is not a file cannot be migrated.
-        assert!(translate(XML, vm(), &folders, &along("vdb"), Form::Live).is_err());
+        assert!(translate(XML, vm(), &folders, &migrated("vdb"), Form::Live).is_err());
     }
 
     #[test]

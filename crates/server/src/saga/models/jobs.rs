@@ -24,7 +24,7 @@ fn disk(device: &str) -> DiskMove {
 }
 
 /// The plan of a live move with these migrated disks.
-fn live_plan(along: Vec<DiskMove>, autostart: bool) -> LivePlan {
+fn live_plan(migrated: Vec<DiskMove>, autostart: bool) -> LivePlan {
     LivePlan {
         session: SessionId(Uuid::nil()),
         secret: Secret([0; 32]),
@@ -38,7 +38,7 @@ fn live_plan(along: Vec<DiskMove>, autostart: bool) -> LivePlan {
         persistent: true,
         autostart,
         shares: Vec::new(),
-        along,
+        migrated,
         keep_source: false,
         progress: Vec::new(),
     }

@@ -69,7 +69,7 @@ pub(super) struct Source {
 impl Source {
     /// Connects to the destination and listens where libvirt will connect.
     pub(super) async fn start(config: &Config, journal: &Journal, board: Arc<Board>) -> Result<Self, AgentError> {
-        let Task::Source { request: task, translate, persistent, along, vouched, .. } = &journal.task else {
+        let Task::Source { request: task, translate, persistent, migrated, vouched, .. } = &journal.task else {
             return Err(AgentError::failed("The journal is not one of a source"));
         };
         let socket_dir = &journal.socket_dir;
@@ -93,7 +93,7 @@ impl Source {
         })
         .await?;
         let (rpc, memory) = (listen(socket_dir, RPC_SOCKET)?, listen_for_qemu(socket_dir, MEMORY_SOCKET)?);
-        let disks = if along.is_empty() { None } else { Some(listen_for_qemu(socket_dir, DISK_SOCKET)?) };
+        let disks = if migrated.is_empty() { None } else { Some(listen_for_qemu(socket_dir, DISK_SOCKET)?) };
         let shared = Arc::new(Shared {
             request: MigrateRequest {
                 vm: task.vm,

@@ -136,13 +136,13 @@ pub(super) struct World {
     /// Whether the source started the VM at boot.
     autostart: bool,
     /// Whether a disk migrates with the VM.
-    along: bool,
+    with_disks: bool,
     /// Whether another VM needs the old files.
     needed: bool,
 }
 
 impl World {
-    pub(super) fn new(number: u64, along: bool) -> Self {
+    pub(super) fn new(number: u64, with_disks: bool) -> Self {
         let mut fate = Fate::new(number);
         let (autostart, locks_hold, needed) = (fate.one_in(3), fate.one_in(2), fate.one_in(4));
         Self {
@@ -164,7 +164,7 @@ impl World {
             seen: false,
             locks_hold,
             autostart,
-            along,
+            with_disks,
             needed,
         }
     }

@@ -178,7 +178,7 @@ impl Model for World {
     }
 
     fn confirm(&mut self, role: Role, body: &ConfirmRequest) -> Reported {
-        let takes_needed = self.along && self.needed && !body.keep_source && role == Role::Source;
+        let takes_needed = self.with_disks && self.needed && !body.keep_source && role == Role::Source;
         let takes_newest = role == Role::Source && self.copy_is_old;
         assert!(!takes_newest, "the newest copy goes: {}", self.story());
         assert!(!takes_needed, "files go that another VM needs: {}", self.story());
