@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use ferry_core::{
-    api::agent::{ArrivalFile, DiskArrival},
+    api::agent::{IncomingDisk, IncomingDiskFile},
     files::{
         DiskProgress, DiskStage,
         plan::is_libvirts_nvram,
@@ -29,7 +29,7 @@ const DISKS_MAX: usize = 64;
 
 /// An incoming disk, and its file on this host.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct IncomingDisk {
+pub struct IncomingImage {
     /// The disk's name in the definition.
     pub device: String,
     /// The file.
@@ -43,7 +43,7 @@ pub struct IncomingDisk {
     pub life: Life,
 }
 
-impl IncomingDisk {
+impl IncomingImage {
     /// Whether a file of this attempt exists or may exist.
     pub(crate) fn is_left(&self) -> bool {
         self.life != Life::Planned
@@ -57,9 +57,9 @@ impl IncomingDisk {
     }
 
     /// The file as reported to the source's agent.
-    pub(crate) fn file(&self) -> ArrivalFile {
+    pub(crate) fn file(&self) -> IncomingDiskFile {
         let (device, path) = (self.device.clone(), self.path.display().to_string());
-        ArrivalFile { device, path, format: self.format, sown: self.life.partial().is_some() }
+        IncomingDiskFile { device, path, format: self.format, sown: self.life.partial().is_some() }
     }
 }
 
@@ -71,9 +71,9 @@ impl IncomingDisk {
 pub(crate) fn checked(
     storage: &HostStorage,
     vm: VmId,
-    wanted: &[DiskArrival],
+    wanted: &[IncomingDisk],
     partials: &PartialCopies,
-) -> Result<Vec<IncomingDisk>, AgentError> {
+) -> Result<Vec<IncomingImage>, AgentError> {
     let (incoming_disks, needs) = placed(storage, vm, wanted, partials)?;
     if !needs.missing(storage).iter().all(|(device, bytes)| partials.removable(vm, *device) >= *bytes) {
         needs.are_met(storage)?;
@@ -88,9 +88,9 @@ pub(crate) fn checked(
 pub(crate) fn with_room(
     storage: &HostStorage,
     vm: VmId,
-    wanted: &[DiskArrival],
+    wanted: &[IncomingDisk],
     partials: &PartialCopies,
-) -> Result<Vec<IncomingDisk>, AgentError> {
+) -> Result<Vec<IncomingImage>, AgentError> {
     let incoming_disks = checked(storage, vm, wanted, partials)?;
     let missing = placed(storage, vm, wanted, partials)?.1.missing(storage);
     if missing.is_empty() {
@@ -109,18 +109,18 @@ pub(crate) fn with_room(
 fn placed(
     storage: &HostStorage,
     vm: VmId,
-    wanted: &[DiskArrival],
+    wanted: &[IncomingDisk],
     partials: &PartialCopies,
-) -> Result<(Vec<IncomingDisk>, Needs), AgentError> {
+) -> Result<(Vec<IncomingImage>, Needs), AgentError> {
     if wanted.len() > DISKS_MAX {
         return Err(AgentError::failed(format!("No VM has more than {DISKS_MAX} disks")));
     }
     let mut needs = Needs::default();
-    let mut incoming_disks: Vec<IncomingDisk> = Vec::with_capacity(wanted.len());
+    let mut incoming_disks: Vec<IncomingImage> = Vec::with_capacity(wanted.len());
     for disk in wanted {
         let (device, path) = (disk.device.clone(), storage.path(&disk.device, &disk.to)?);
-        let DiskArrival { format, virtual_size, .. } = *disk;
-        let incoming_disk = IncomingDisk { device, path, format, virtual_size, life: Life::Planned };
+        let IncomingDisk { format, virtual_size, .. } = *disk;
+        let incoming_disk = IncomingImage { device, path, format, virtual_size, life: Life::Planned };
         let held = partials.held(vm, &incoming_disk.new_file());
         let path = &incoming_disk.path;
         let takes = copy_takes(virtual_size, disk.allocated, arrives_thick(format, &disk.to));
@@ -137,8 +137,8 @@ fn placed(
 }
 
 /// The space that the files occupy now that the disks have arrived. Blocks.
-pub(crate) fn arrived(incoming_disks: &[IncomingDisk]) -> Vec<DiskProgress> {
-    let one = |incoming_disk: &IncomingDisk| DiskProgress {
+pub(crate) fn arrived(incoming_disks: &[IncomingImage]) -> Vec<DiskProgress> {
+    let one = |incoming_disk: &IncomingImage| DiskProgress {
         device: incoming_disk.device.clone(),
         stage: DiskStage::Moved,
         copied: incoming_disk.virtual_size,
@@ -179,7 +179,7 @@ mod tests {
         let at = |name: &str| Location::Local { host, path: folder.path().join(name).display().to_string() };
         let file = folder.path().join("old.raw");
         make_file(&file);
-        let old = IncomingDisk {
+        let old = IncomingImage {
             device: "vda".into(),
             path: file,
             format: DiskFormat::Raw,
@@ -191,7 +191,7 @@ mod tests {
             let names = std::fs::read_dir(folder.path()).expect("there").flatten().map(|entry| entry.file_name());
             names.filter(|name| name.to_string_lossy().ends_with(".ferry-seed")).count()
         };
-        let wanted = [DiskArrival {
+        let wanted = [IncomingDisk {
             device: "vda".into(),
             to: at("new.raw"),
             format: DiskFormat::Raw,

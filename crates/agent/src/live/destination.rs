@@ -4,7 +4,7 @@
 use std::{path::PathBuf, sync::Arc, time::Duration};
 
 use ferry_core::{
-    api::agent::{DestinationReady, DiskArrival, PrepareDestination, Role, Stage},
+    api::agent::{DestinationReady, IncomingDisk, PrepareDestination, Role, Stage},
     error::chain,
     files::cleanup::GuestWrites,
     finding::{ByHand, FindingId, Message},
@@ -28,7 +28,7 @@ use crate::{
     files::{
         self,
         host_storage::HostStorage,
-        incoming::{self, IncomingDisk},
+        incoming::{self, IncomingImage},
         new_file::{Life, NewFile},
     },
     hold,
@@ -55,7 +55,7 @@ impl Registry {
         let ready = |answer, journal: &Journal| match answer {
             Answer::Report { address: Some(carrier), .. } => {
                 let socket_dir = socket_dir.display().to_string();
-                let files = journal.task.incoming_disks().iter().map(IncomingDisk::file).collect();
+                let files = journal.task.incoming_disks().iter().map(IncomingImage::file).collect();
                 Ok(DestinationReady { carrier, mounts: mounts.clone(), socket_dir, files })
             }
             Answer::Report { address: None, .. } | Answer::Refused { .. } => {
@@ -136,7 +136,7 @@ impl Registry {
 
     /// Removes the files created for disks that did not arrive, or keeps them for the next attempt.
     pub(super) async fn remove_incoming(&self, mut journal: Journal) -> Result<Journal, AgentError> {
-        if !journal.task.incoming_disks().iter().any(IncomingDisk::is_left) {
+        if !journal.task.incoming_disks().iter().any(IncomingImage::is_left) {
             return Ok(journal);
         }
         let used = Arc::new(self.files_in_use(&journal).await?);
@@ -176,7 +176,7 @@ impl Registry {
     ///
     /// # Errors
     /// What prevents it.
-    pub fn check_incoming(&self, storage: &HostStorage, vm: VmId, wanted: &[DiskArrival]) -> Result<(), AgentError> {
+    pub fn check_incoming(&self, storage: &HostStorage, vm: VmId, wanted: &[IncomingDisk]) -> Result<(), AgentError> {
         incoming::checked(storage, vm, wanted, &self.partials).map(drop)
     }
 

@@ -15,7 +15,7 @@ use serde::{Deserialize, Serialize};
 use crate::{
     AgentError,
     attempt::{Attempt, table::Entry},
-    files::incoming::IncomingDisk,
+    files::incoming::IncomingImage,
     records,
 };
 
@@ -49,7 +49,7 @@ pub enum Task {
         roots: Vec<PathBuf>,
         /// Incoming disks.
         #[serde(default, rename = "arrivals")]
-        incoming_disks: Vec<IncomingDisk>,
+        incoming_disks: Vec<IncomingImage>,
     },
 }
 
@@ -63,7 +63,7 @@ impl Task {
     }
 
     /// Incoming disks; none at the source.
-    pub fn incoming_disks(&self) -> &[IncomingDisk] {
+    pub fn incoming_disks(&self) -> &[IncomingImage] {
         match self {
             Self::Source { .. } => &[],
             Self::Destination { incoming_disks, .. } => incoming_disks,

@@ -3,7 +3,7 @@
 use std::{collections::BTreeMap, fs, os::unix::fs::PermissionsExt as _, path::PathBuf, sync::Arc, time::Duration};
 
 use ferry_core::{
-    api::agent::{DiskArrival, Report, Role, ShareMount, Verb},
+    api::agent::{IncomingDisk, Report, Role, ShareMount, Verb},
     error::chain,
     id::{Generation, JobId, SessionId, VmId},
 };
@@ -29,7 +29,7 @@ use crate::{
     },
     blocking::{Probes, call},
     config::Config,
-    files::{claims::Reserved, incoming::IncomingDisk, partial::PartialCopies},
+    files::{claims::Reserved, incoming::IncomingImage, partial::PartialCopies},
     records,
 };
 
@@ -222,7 +222,7 @@ impl Participant for Registry {
         for journal in journals.iter().filter(|journal| matches!(journal.state, State::Open | State::Ending)) {
             if let Task::Destination { request, incoming_disks, .. } = &journal.task {
                 let files = request.disks.iter().zip(incoming_disks);
-                let one = |(disk, incoming_disk): (&DiskArrival, &IncomingDisk)| {
+                let one = |(disk, incoming_disk): (&IncomingDisk, &IncomingImage)| {
                     Reserved::new(journal.job, &disk.to, &incoming_disk.path, disk.allocated)
                 };
                 reserved.extend(files.map(one));

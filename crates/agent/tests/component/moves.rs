@@ -5,7 +5,7 @@ use std::{path::PathBuf, sync::Arc, time::Duration};
 use crate::site::{Job, Site, reached, refusal, wait_until};
 use ferry_agent::{Agent, http::metrics, setup::release_hold};
 use ferry_core::{
-    api::agent::{ConfirmRequest, DiskArrival, Report, Stage, Verb},
+    api::agent::{ConfirmRequest, IncomingDisk, Report, Stage, Verb},
     error::chain,
     files::DiskMove,
     finding::FindingId,
@@ -27,16 +27,16 @@ use tokio::{
 const NEVER_CONVERGES: f64 = 2.0;
 
 /// A disk of 1 MiB in a file of the first host: that file, and how it moves to the second.
-fn disk_of_its_own(site: &Site) -> (PathBuf, DiskArrival, DiskMove) {
+fn disk_of_its_own(site: &Site) -> (PathBuf, IncomingDisk, DiskMove) {
     let folder = &site.hosts[0].config.storage_roots[0];
     let old = folder.join("old.raw");
     std::fs::create_dir_all(folder).expect("made");
     std::fs::write(&old, vec![7; 1 << 20]).expect("written");
-    let (vda, _) = site.hosts[1].arrival("vda");
+    let (vda, _) = site.hosts[1].incoming_disk("vda");
     let host = (*site.hosts[0].agent.enrolment.watch_host().borrow()).expect("it is enrolled");
     let from = Location::Local { host, path: old.display().to_string() };
     let migrated = DiskMove { device: "vda".into(), from, real: None, to: vda.to.clone(), format: vda.format };
-    (old, DiskArrival { virtual_size: ByteCount::mib(1), ..vda }, migrated)
+    (old, IncomingDisk { virtual_size: ByteCount::mib(1), ..vda }, migrated)
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -533,8 +533,8 @@ async fn a_destination_that_cannot_be_made_ready_leaves_no_file_and_keeps_unfini
     let site = Site::new().await;
     let host = &site.hosts[1];
     let vm = VmId(uuid::Uuid::from_u128(7));
-    let (vda, first) = host.arrival("vda");
-    let (vdb, second) = host.arrival("vdb");
+    let (vda, first) = host.incoming_disk("vda");
+    let (vdb, second) = host.incoming_disk("vdb");
     let folder = first.parent().expect("a folder").to_owned();
     let is_kept = || {
         let names = std::fs::read_dir(&folder).expect("there").map(|entry| entry.expect("read").path());
@@ -571,8 +571,8 @@ async fn an_undo_removes_what_it_made_once_and_never_what_took_its_name() {
     let site = Site::new().await;
     let host = &site.hosts[1];
     let vm = VmId(uuid::Uuid::from_u128(7));
-    let (vda, first) = host.arrival("vda");
-    let (vdb, second) = host.arrival("vdb");
+    let (vda, first) = host.incoming_disk("vda");
+    let (vdb, second) = host.incoming_disk("vdb");
     let job = Job { disks: vec![vda, vdb], ..Job::new(1, 1, vm, "db", 0) };
     site.prepare_destination(&job).await.expect("ready");
     std::fs::rename(&first, first.with_extension("aside")).expect("there");
@@ -594,15 +594,15 @@ async fn an_undo_removes_what_it_made_once_and_never_what_took_its_name() {
 async fn a_file_that_was_made_but_not_written_down_is_removed_all_the_same() {
     let mut site = Site::new().await;
     let vm = VmId(uuid::Uuid::from_u128(7));
-    let (vda, first) = site.hosts[1].arrival("vda");
+    let (vda, first) = site.hosts[1].incoming_disk("vda");
     let job = Job { disks: vec![vda], ..Job::new(1, 1, vm, "db", 0) };
     site.prepare_destination(&job).await.expect("ready");
     // As if the agent had died between the file and the word of it.
     let page = site.hosts[1].config.journal_dir().join("1.json");
     let mut journal: serde_json::Value = serde_json::from_slice(&std::fs::read(&page).expect("there")).expect("JSON");
-    let arrival = &mut journal["task"]["arrivals"][0];
-    assert_eq!(arrival["made"], true);
-    (arrival["made"], arrival["mark"]) = (false.into(), "making".into());
+    let incoming_disk = &mut journal["task"]["arrivals"][0];
+    assert_eq!(incoming_disk["made"], true);
+    (incoming_disk["made"], incoming_disk["mark"]) = (false.into(), "making".into());
     site.hosts[1].kill_carriers();
     std::fs::write(&page, journal.to_string()).expect("written");
     let key = &site.key;

@@ -5,7 +5,7 @@ use std::{borrow::Cow, collections::BTreeMap, sync::Arc};
 
 use ferry_core::{
     api::{
-        agent::{Check, DiskArrival},
+        agent::{Check, IncomingDisk},
         server::Candidate,
     },
     files::{
@@ -222,7 +222,7 @@ pub(crate) async fn judge(
     findings.extend(assessed.findings);
     let mut why = assessed.why;
     if !migrated.is_empty() && !any_blocks(&findings) {
-        match arrivals(source, vm, &migrated).await {
+        match incoming_disks(source, vm, &migrated).await {
             Ok(wanted) => {
                 let bytes = ByteCount(wanted.iter().map(|disk| disk.allocated.0).sum());
                 why = Message::WithBytes { moves: why.into(), bytes };
@@ -254,7 +254,11 @@ fn moved_meanwhile(vm: &VmFacts, migrated: &[DiskMove]) -> Vec<Finding> {
 }
 
 /// The migrated disks in the form that the destination expects, with the sizes that the source reports now.
-pub(crate) async fn arrivals(source: &Host, vm: VmId, migrated: &[DiskMove]) -> Result<Vec<DiskArrival>, Vec<Finding>> {
+pub(crate) async fn incoming_disks(
+    source: &Host,
+    vm: VmId,
+    migrated: &[DiskMove],
+) -> Result<Vec<IncomingDisk>, Vec<Finding>> {
     let sizes = source.agent.disks(vm).await.map_err(|error| told(source, &error))?;
     let one = |disk: &DiskMove| {
         let size = sizes.iter().find(|size| size.device == disk.device).ok_or_else(|| {
@@ -265,7 +269,7 @@ pub(crate) async fn arrivals(source: &Host, vm: VmId, migrated: &[DiskMove]) -> 
                 Action::ShowVm,
             )]
         })?;
-        Ok(DiskArrival {
+        Ok(IncomingDisk {
             device: disk.device.clone(),
             to: disk.to.clone(),
             format: disk.format,

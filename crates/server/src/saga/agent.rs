@@ -5,7 +5,7 @@ use std::{sync::Arc, time::Duration};
 use ferry_client::{ClientError, agent::Attempt};
 use ferry_core::{
     api::agent::{
-        Check, ConfirmRequest, DestinationReady, DiskArrival, OfflineReady, PrepareDestination, PrepareSource,
+        Check, ConfirmRequest, DestinationReady, IncomingDisk, OfflineReady, PrepareDestination, PrepareSource,
         PrepareStorage, ReceiveOffline, SendOffline, Verb,
     },
     files::{DiskMove, FileMove},
@@ -58,8 +58,8 @@ impl Participant for Agent {
 }
 
 impl LiveParticipant for Agent {
-    async fn incoming(&self, vm: VmId, disks: &[DiskMove]) -> Result<Vec<DiskArrival>, Vec<Finding>> {
-        live::arrivals(&self.host, vm, disks).await
+    async fn incoming(&self, vm: VmId, disks: &[DiskMove]) -> Result<Vec<IncomingDisk>, Vec<Finding>> {
+        live::incoming_disks(&self.host, vm, disks).await
     }
 
     async fn prepare_destination(

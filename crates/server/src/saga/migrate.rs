@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use ferry_client::agent::Attempt;
 use ferry_core::{
-    api::agent::{ConfirmRequest, DestinationReady, DiskArrival, PrepareDestination, PrepareSource, Report, Role},
+    api::agent::{ConfirmRequest, DestinationReady, IncomingDisk, PrepareDestination, PrepareSource, Report, Role},
     files::DiskProgress,
     finding::{Finding, FindingId},
     job::Figures,
@@ -126,7 +126,7 @@ impl<S: Site<Host: LiveParticipant>> Migrate<S> {
             false => self.source.incoming(job.vm, &self.plan.migrated).await.map_err(|found| messages(&found))?,
         };
         self.figures.allocated_source = ByteCount(disks.iter().map(|disk| disk.allocated.0).sum());
-        let before = |disk: &DiskArrival| DiskProgress {
+        let before = |disk: &IncomingDisk| DiskProgress {
             device: disk.device.clone(),
             total: disk.virtual_size,
             allocated_before: disk.allocated,

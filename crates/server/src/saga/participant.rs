@@ -8,8 +8,8 @@ use std::{future::Future, time::Duration};
 use ferry_client::{ClientError, agent::Attempt};
 use ferry_core::{
     api::agent::{
-        ConfirmRequest, DestinationReady, DiskArrival, OfflineReady, PrepareDestination, PrepareSource, PrepareStorage,
-        ReceiveOffline, Report, SendOffline,
+        ConfirmRequest, DestinationReady, IncomingDisk, OfflineReady, PrepareDestination, PrepareSource,
+        PrepareStorage, ReceiveOffline, Report, SendOffline,
     },
     files::{DiskMove, FileMove},
     finding::{Finding, Messages},
@@ -51,7 +51,7 @@ pub(crate) trait LiveParticipant: Participant {
         &self,
         vm: VmId,
         disks: &[DiskMove],
-    ) -> impl Future<Output = Result<Vec<DiskArrival>, Vec<Finding>>> + Send;
+    ) -> impl Future<Output = Result<Vec<IncomingDisk>, Vec<Finding>>> + Send;
     /// Prepares the destination.
     fn prepare_destination(
         &self,

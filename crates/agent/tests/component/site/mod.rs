@@ -19,7 +19,7 @@ use ferry_client::{
 };
 use ferry_core::{
     api::agent::{
-        AttachRequest, ConfirmRequest, DestinationReady, DiskArrival, EnrolRequest, PrepareDestination, PrepareSource,
+        AttachRequest, ConfirmRequest, DestinationReady, EnrolRequest, IncomingDisk, PrepareDestination, PrepareSource,
         Report, SourceReady, Stage, Verb,
     },
     error::chain,
@@ -165,17 +165,17 @@ impl Host {
     }
 
     /// A raw disk of 64 MiB that comes, and its new file on this host.
-    pub fn arrival(&self, device: &str) -> (DiskArrival, PathBuf) {
+    pub fn incoming_disk(&self, device: &str) -> (IncomingDisk, PathBuf) {
         let host = (*self.agent.enrolment.watch_host().borrow()).expect("it is enrolled");
         let path = self.config.storage_roots[0].join(format!("{device}.raw"));
-        let arrival = DiskArrival {
+        let incoming_disk = IncomingDisk {
             device: device.to_owned(),
             to: Location::Local { host, path: path.display().to_string() },
             format: DiskFormat::Raw,
             virtual_size: ByteCount::mib(64),
             allocated: ByteCount::mib(8),
         };
-        (arrival, path)
+        (incoming_disk, path)
     }
 
     pub fn holds(&self, vm: VmId) -> bool {
@@ -424,7 +424,7 @@ pub struct Job {
     pub timeout_ms: u64,
     pub on_stall: OnStall,
     /// Disks that the destination gets new files for.
-    pub disks: Vec<DiskArrival>,
+    pub disks: Vec<IncomingDisk>,
     /// As the source is told of them.
     pub migrated: Vec<DiskMove>,
     pub downtime_limit_ms: u32,

@@ -40,7 +40,7 @@ use serde::{Deserialize, Serialize};
 pub use self::{
     moves::{Check, ConfirmRequest, Part, Prepare, Ready, Report, Role, Stage, Verb},
     prepare::{
-        ArrivalFile, CheckOffline, DestinationReady, DiskArrival, OfflineFile, OfflineReady, PrepareDestination,
+        CheckOffline, DestinationReady, IncomingDisk, IncomingDiskFile, OfflineFile, OfflineReady, PrepareDestination,
         PrepareSource, PrepareStorage, ReceiveOffline, SendOffline, ShareMount, SourceReady,
     },
     shares::{AttachRequest, LockStep, ShareCredentials, ShareToken},

@@ -8,7 +8,7 @@
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
 use super::prepare::{
-    CheckOffline, DestinationReady, DiskArrival, OfflineReady, PrepareDestination, PrepareSource, PrepareStorage,
+    CheckOffline, DestinationReady, IncomingDisk, OfflineReady, PrepareDestination, PrepareSource, PrepareStorage,
     ReceiveOffline, SendOffline, SourceReady,
 };
 use crate::{
@@ -28,7 +28,7 @@ pub enum Check {
         /// The VM.
         vm: VmId,
         /// Its disks.
-        disks: Vec<DiskArrival>,
+        disks: Vec<IncomingDisk>,
     },
     /// For an offline move.
     OfflineDestination(CheckOffline),

@@ -35,12 +35,12 @@ pub struct PrepareDestination {
     pub downtime_limit_ms: u32,
     /// Migrated disks: their new files are created here. Absent from servers of an earlier version.
     #[serde(default)]
-    pub disks: Vec<DiskArrival>,
+    pub disks: Vec<IncomingDisk>,
 }
 
 /// A disk that comes from another host.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct DiskArrival {
+pub struct IncomingDisk {
     /// The disk's name in the definition, `vda`.
     pub device: String,
     /// The disk's file on this host; it must not exist yet.
@@ -55,7 +55,7 @@ pub struct DiskArrival {
 
 /// The new file of a disk at the destination. Passed from agent to agent, never stored or shown.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct ArrivalFile {
+pub struct IncomingDiskFile {
     /// The disk's name in the definition.
     pub device: String,
     /// The file.
@@ -78,7 +78,7 @@ pub struct DestinationReady {
     pub socket_dir: String,
     /// The new files of the migrated disks. An agent of an earlier version creates none.
     #[serde(default)]
-    pub files: Vec<ArrivalFile>,
+    pub files: Vec<IncomingDiskFile>,
 }
 
 /// Where a host has mounted a share. Passed from agent to agent, never stored or shown.

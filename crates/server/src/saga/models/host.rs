@@ -5,8 +5,8 @@ use std::time::Duration;
 use ferry_client::{ClientError, agent::Attempt};
 use ferry_core::{
     api::agent::{
-        ConfirmRequest, DestinationReady, DiskArrival, OfflineReady, PrepareDestination, PrepareSource, PrepareStorage,
-        ReceiveOffline, Role, SendOffline,
+        ConfirmRequest, DestinationReady, IncomingDisk, OfflineReady, PrepareDestination, PrepareSource,
+        PrepareStorage, ReceiveOffline, Role, SendOffline,
     },
     files::{DiskMove, FileMove},
     finding::{Finding, FindingId},
@@ -119,8 +119,8 @@ impl<M: Model> Participant for Host<M> {
 }
 
 impl<M: LiveModel> LiveParticipant for Host<M> {
-    async fn incoming(&self, _: VmId, disks: &[DiskMove]) -> Result<Vec<DiskArrival>, Vec<Finding>> {
-        let one = |disk: &DiskMove| DiskArrival {
+    async fn incoming(&self, _: VmId, disks: &[DiskMove]) -> Result<Vec<IncomingDisk>, Vec<Finding>> {
+        let one = |disk: &DiskMove| IncomingDisk {
             device: disk.device.clone(),
             to: disk.to.clone(),
             format: disk.format,

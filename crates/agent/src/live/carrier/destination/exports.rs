@@ -11,10 +11,10 @@ use ferry_wire::{
 use tracing::{error, info, warn};
 
 use super::state::Shared;
-use crate::{files::incoming::IncomingDisk, lock::lock};
+use crate::{files::incoming::IncomingImage, lock::lock};
 
 /// What is known about a file before it is read.
-pub(super) fn known_at_first(incoming_disk: &IncomingDisk) -> Option<Held> {
+pub(super) fn known_at_first(incoming_disk: &IncomingImage) -> Option<Held> {
     Some(match incoming_disk.life.partial() {
         None => Held::Zeroes,
         Some(sown) => Held::Seed { key: ContentKey(sown.key.0), data: None },
@@ -65,8 +65,8 @@ impl Keeper for Files {
 
 /// Finds the disk behind an export: by the export's name, or else the only disk of its size. The order of channels says
 /// nothing: of two disks of one size either may be behind it. `None` if it is unknown.
-fn which(incoming_disks: &[IncomingDisk], export: &str, size_bytes: u64) -> Option<usize> {
-    let has_size = |incoming_disk: &IncomingDisk| incoming_disk.virtual_size.0 == size_bytes;
+fn which(incoming_disks: &[IncomingImage], export: &str, size_bytes: u64) -> Option<usize> {
+    let has_size = |incoming_disk: &IncomingImage| incoming_disk.virtual_size.0 == size_bytes;
     if let Some(device) = device_of(export) {
         return incoming_disks
             .iter()
@@ -105,7 +105,7 @@ mod tests {
 
     #[test]
     fn an_export_is_the_disk_that_its_name_tells_or_the_only_one_of_its_size_and_never_one_at_its_place() {
-        let incoming_disk = |device: &str, mib| IncomingDisk {
+        let incoming_disk = |device: &str, mib| IncomingImage {
             device: device.into(),
             path: std::path::PathBuf::from("/x"),
             format: DiskFormat::Raw,

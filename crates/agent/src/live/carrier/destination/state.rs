@@ -10,7 +10,7 @@ use ferry_wire::{control::ControlSender, nbd::Held, traffic::Traffic};
 use tokio::sync::watch;
 
 use crate::{
-    files::incoming::IncomingDisk,
+    files::incoming::IncomingImage,
     live::carrier::{board::Board, meters::Meters},
 };
 
@@ -24,7 +24,7 @@ pub(super) struct Shared {
     pub(super) ran_at: Mutex<Option<Instant>>,
     pub(super) resuming: tokio::sync::Mutex<()>,
     /// Incoming disks, in the order in which their channels open.
-    pub(super) incoming_disks: Vec<IncomingDisk>,
+    pub(super) incoming_disks: Vec<IncomingImage>,
     /// What is known about their files, until it is taken: once.
     pub(super) held: Mutex<Vec<Option<Held>>>,
     /// Whether incoming data are already being written out.

@@ -8,7 +8,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use ferry_core::{api::agent::ArrivalFile, disk_rest::Rest, error::chain, job::OnStall};
+use ferry_core::{api::agent::IncomingDiskFile, disk_rest::Rest, error::chain, job::OnStall};
 use ferry_drivers::hypervisor::MigrateRequest;
 use ferry_wire::{control::ControlSender, nbd::Image, session::Dialer, traffic::Traffic};
 use tokio::sync::watch;
@@ -36,7 +36,7 @@ pub(super) struct Shared {
     /// Start of the time limit.
     pub(super) limited_from: Mutex<Instant>,
     /// The new files of migrated disks.
-    pub(super) files: Vec<ArrivalFile>,
+    pub(super) files: Vec<IncomingDiskFile>,
     /// What is known about them, until their channels open.
     pub(super) images: Mutex<Vec<Option<Image>>>,
     /// When the VM was paused for the hand-over.
