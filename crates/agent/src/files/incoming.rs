@@ -59,7 +59,7 @@ impl IncomingImage {
     /// The file as reported to the source's agent.
     pub(crate) fn file(&self) -> IncomingDiskFile {
         let (device, path) = (self.device.clone(), self.path.display().to_string());
-        IncomingDiskFile { device, path, format: self.format, sown: self.life.partial().is_some() }
+        IncomingDiskFile { device, path, format: self.format, from_partial: self.life.partial().is_some() }
     }
 }
 

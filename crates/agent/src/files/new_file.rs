@@ -81,8 +81,8 @@ struct Flags {
     made: bool,
     #[serde(default)]
     mark: Mark,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    sown: Option<PartialKey>,
+    #[serde(default, rename = "sown", skip_serializing_if = "Option::is_none")]
+    from_partial: Option<PartialKey>,
     #[serde(default)]
     arrived: bool,
     #[serde(default, alias = "switch_asked")]
@@ -110,7 +110,7 @@ impl From<Flags> for Life {
             Flags { made: false, .. } => Self::Planned,
             Flags { named: true, mark: Mark::Made(identity), .. } => Self::Given(identity),
             Flags { arrived: true, mark: Mark::Made(identity), .. } => Self::Complete(identity),
-            Flags { mark: Mark::Made(identity), sown: from_partial, .. } => Self::Made { identity, from_partial },
+            Flags { mark: Mark::Made(identity), from_partial, .. } => Self::Made { identity, from_partial },
         }
     }
 }
@@ -121,7 +121,7 @@ impl From<Life> for Flags {
         match life {
             Life::Planned => Self::default(),
             Life::Making => Self { mark: Mark::Making, ..Self::default() },
-            Life::Made { identity, from_partial } => Self { sown: from_partial, ..made(identity) },
+            Life::Made { identity, from_partial } => Self { from_partial, ..made(identity) },
             Life::Complete(identity) => Self { arrived: true, ..made(identity) },
             Life::Given(identity) => Self { arrived: true, named: true, ..made(identity) },
         }

@@ -63,8 +63,8 @@ pub struct IncomingDiskFile {
     /// Its format.
     pub format: DiskFormat,
     /// Whether it is a partial copy of the disk: then the destination reports its content on a separate channel.
-    #[serde(default)]
-    pub sown: bool,
+    #[serde(default, rename = "sown")]
+    pub from_partial: bool,
 }
 
 /// The destination listens.

@@ -31,8 +31,8 @@ const TOLD_EVERY: Duration = Duration::from_secs(1);
 pub(super) async fn tell_seed(index: u16, mut peer: Connection, shared: Arc<Shared>) {
     let place = usize::from(index);
     let Some(incoming_disk) = shared.incoming_disks.get(place).cloned() else { return };
-    let Some(sown) = incoming_disk.life.partial() else { return };
-    let (key, disk, begun) = (ContentKey(sown.key.0), incoming_disk.device.clone(), Instant::now());
+    let Some(partial) = incoming_disk.life.partial() else { return };
+    let (key, disk, begun) = (ContentKey(partial.key.0), incoming_disk.device.clone(), Instant::now());
     let (told, mut to_tell) = mpsc::channel(TOLD_PIECES);
     let known = Arc::clone(&shared);
     let reading = tokio::task::spawn_blocking(move || {

@@ -46,7 +46,7 @@ pub(super) async fn ask_seeds(shared: &Shared) -> Vec<Option<Image>> {
             let mut peer = shared.dialer.open(Channel::Seed(index)).await?;
             ContentIndex::receive(&mut peer, SEED_SILENCE, left).await
         };
-        images.push(Some(match file.sown {
+        images.push(Some(match file.from_partial {
             false => Image::Zeroes,
             true => match asked.await {
                 Ok(index) => {
