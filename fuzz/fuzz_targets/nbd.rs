@@ -31,7 +31,7 @@ const WRITE_ZEROES: u16 = 6;
 const FUA: u16 = 1;
 
 /// Content of the seed: blocks of data, one of zeroes, one with pages of zeroes.
-static SEED: LazyLock<Vec<u8>> = LazyLock::new(|| {
+static PARTIAL: LazyLock<Vec<u8>> = LazyLock::new(|| {
     let byte = |at: usize| match (at / BLOCK, at / PAGE % 3) {
         (1, _) | (2, 0) => 0,
         (block, _) => (block * 50 + at % 201) as u8,
@@ -40,7 +40,7 @@ static SEED: LazyLock<Vec<u8>> = LazyLock::new(|| {
 });
 static INDEX: LazyLock<ContentIndex> = LazyLock::new(|| {
     let mut index = ContentIndex::new(KEY);
-    (0..).zip(SEED.chunks(BLOCK)).for_each(|(number, block)| index.insert(number, block));
+    (0..).zip(PARTIAL.chunks(BLOCK)).for_each(|(number, block)| index.insert(number, block));
     index
 });
 
@@ -82,14 +82,16 @@ struct Line {
 
 impl Line {
     fn new(kind: u8) -> Self {
-        let page = |at: usize| SEED[at * PAGE..DISK_BYTES.min((at + 1) * PAGE)].iter().any(|byte| *byte != 0);
+        let page = |at: usize| PARTIAL[at * PAGE..DISK_BYTES.min((at + 1) * PAGE)].iter().any(|byte| *byte != 0);
         let data =
             (0..DISK_BYTES / PAGE).filter(|at| page(*at)).map(|at| ((at * PAGE) as u64, ((at + 1) * PAGE) as u64));
         let (image, held, disk) = match kind {
-            0 => (Image::Unknown, Held::Unknown, SEED.clone()),
+            0 => (Image::Unknown, Held::Unknown, PARTIAL.clone()),
             1 => (Image::Zeroes, Held::Zeroes, vec![0; DISK_BYTES]),
-            2 => (Image::Seed(INDEX.clone()), Held::Seed { key: KEY, data: None }, SEED.clone()),
-            _ => (Image::Seed(INDEX.clone()), Held::Seed { key: KEY, data: Some(data.collect()) }, SEED.clone()),
+            2 => (Image::Partial(INDEX.clone()), Held::Partial { key: KEY, data: None }, PARTIAL.clone()),
+            _ => {
+                (Image::Partial(INDEX.clone()), Held::Partial { key: KEY, data: Some(data.collect()) }, PARTIAL.clone())
+            }
         };
         let (near, far) = (Arc::<NbdMeter>::default(), Arc::<NbdMeter>::default());
         Self {
@@ -200,10 +202,10 @@ fn byte(content: u8, at: usize) -> u8 {
     let page = at / PAGE;
     match content & 7 {
         0 => 0,
-        1 | 2 => SEED[at],
+        1 | 2 => PARTIAL[at],
         // Some pages differ.
         3 if page % (2 + usize::from(content >> 3)) == 0 => content,
-        3 => SEED[at],
+        3 => PARTIAL[at],
         4 if page % (2 + usize::from(content >> 3)) == 0 => 0,
         4 => content,
         5 if at % PAGE == usize::from(content) => 1,

@@ -179,7 +179,7 @@ impl Config {
     }
 
     /// Records of partial copies.
-    pub fn seeds_dir(&self) -> PathBuf {
+    pub fn partials_dir(&self) -> PathBuf {
         self.state_dir.join("seeds")
     }
 

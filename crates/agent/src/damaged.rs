@@ -21,7 +21,7 @@ pub(crate) fn damaged(config: &Config) -> Vec<Finding> {
             false => damaged_file(&path, Message::DamagedRequests, Action::RemoveWhenNoJob),
         };
     let in_all = moves.iter().flat_map(|folder| records::put_aside(folder)).map(of_a_move);
-    let copies = records::put_aside(&config.seeds_dir()).into_iter().map(of_a_copy);
+    let copies = records::put_aside(&config.partials_dir()).into_iter().map(of_a_copy);
     in_all.chain(copies).chain(records::put_aside(&config.state_dir).into_iter().map(of_the_agent)).collect()
 }
 

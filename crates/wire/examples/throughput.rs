@@ -120,7 +120,7 @@ fn options(what: &str, chunk: &[u8], mib: usize, meter: &Arc<Meter>) -> Result<(
             let blocks = std::iter::repeat_n(chunk, mib).flat_map(|chunk| chunk.chunks_exact(BLOCK_BYTES as usize));
             (0..).zip(blocks).for_each(|(block, bytes)| index.insert(block, bytes));
             println!("hashed {mib} MiB in {:.2} s", started.elapsed().as_secs_f64());
-            (Image::Seed(index), Held::Seed { key: KEY, data: None })
+            (Image::Partial(index), Held::Partial { key: KEY, data: None })
         }
         _ => return Ok((near, far)),
     };

@@ -44,7 +44,7 @@ pub enum Channel {
     /// A disk; the number counts connections in the order of opening. Before version 3 also [`Channel::File`].
     Disk(u16),
     /// The content of the destination's file of that disk: an index, sent by the destination.
-    Seed(u16),
+    Partial(u16),
     /// The definition of a VM that is shut off.
     Definition,
     /// A file of a VM that is shut off ([`crate::file`]), by its index among them.
@@ -57,7 +57,7 @@ impl Channel {
     fn is_stream(self) -> bool {
         match self {
             Self::Memory(_) | Self::Disk(_) => true,
-            Self::Control | Self::Rpc | Self::Seed(_) | Self::Definition | Self::File(_) => false,
+            Self::Control | Self::Rpc | Self::Partial(_) | Self::Definition | Self::File(_) => false,
         }
     }
 
@@ -70,7 +70,7 @@ impl Channel {
             | Self::Rpc
             | Self::Memory(_)
             | Self::Disk(_)
-            | Self::Seed(_)
+            | Self::Partial(_)
             | Self::Definition
             | Self::File(_) => self,
         }
@@ -82,7 +82,7 @@ impl Channel {
             Self::Rpc => (1, 0),
             Self::Memory(index) => (2, index),
             Self::Disk(index) => (3, index),
-            Self::Seed(index) => (4, index),
+            Self::Partial(index) => (4, index),
             Self::Definition => (5, 0),
             Self::File(index) => (6, index),
         }
@@ -94,7 +94,7 @@ impl Channel {
             (1, 0) => Self::Rpc,
             (2, index) => Self::Memory(index),
             (3, index) => Self::Disk(index),
-            (4, index) => Self::Seed(index),
+            (4, index) => Self::Partial(index),
             (5, 0) => Self::Definition,
             (6, index) => Self::File(index),
             _ => return None,

@@ -79,7 +79,7 @@ impl PartialCopies {
     /// # Errors
     /// If the folder cannot be created.
     pub fn load(config: &Config) -> Result<Self, AgentError> {
-        let folder = config.seeds_dir();
+        let folder = config.partials_dir();
         records::ensure_private_dir(&folder)?;
         // Records are read on demand. Reading them here puts damaged ones aside, so that they are reported.
         records::read_all::<Record>(&folder, |_| true)?;

@@ -53,7 +53,7 @@ pub(super) async fn take(mut acceptor: Acceptor, moves: Arc<OfflineMoves>, page:
                 take_file(usize::from(index), &mut peer, &moves, &page).await
             }
             Channel::Definition | Channel::Rpc => take_definition(&mut peer, &moves, &page).await,
-            other @ (Channel::Control | Channel::Memory(_) | Channel::Seed(_)) => {
+            other @ (Channel::Control | Channel::Memory(_) | Channel::Partial(_)) => {
                 Err(AgentError::failed(format!("A channel {other:?} came, and none is expected")))
             }
         };

@@ -194,13 +194,13 @@ fn what_fails_or_is_cancelled_leaves_the_vm_whole_and_the_next_attempt_sends_lit
         let job = lab.ends(&job, Phase::Cancelled).await;
         assert_at_source(&kvm1, &kvm2, vm);
         // What the previous attempt copied is there.
-        let seeds = kvm2.config.state_dir.join("seeds");
-        assert_eq!(fs::read_dir(&seeds).expect("there").count(), 2);
+        let partials = kvm2.config.state_dir.join("seeds");
+        assert_eq!(fs::read_dir(&partials).expect("there").count(), 2);
         let again = lab.client.restart_job(job.id).await.expect("restarted");
         let again = lab.ends(&again, Phase::Succeeded).await;
         assert_moved(&kvm1, &kvm2, vm);
         assert_eq!(again.figures.expect("known").disk_wire.0, 0, "all of it was there");
-        assert_eq!(fs::read_dir(&seeds).expect("there").count(), 0);
+        assert_eq!(fs::read_dir(&partials).expect("there").count(), 0);
     });
 }
 

@@ -155,7 +155,7 @@ impl Destination {
         match held {
             Held::Unknown => {}
             Held::Zeroes => self.written = Some(Written::default()),
-            Held::Seed { key, data } => {
+            Held::Partial { key, data } => {
                 self.hashing = Some(Hashing::new(key));
                 self.written = data.map(|data| {
                     let mut written = Written::default();

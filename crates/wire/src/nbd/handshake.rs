@@ -24,7 +24,7 @@ use super::{
     error::NbdError,
     image::{Held, Keeper},
     protocol::{
-        CAN_MULTI_CONN, FIXED_NEW_STYLE, GREETING_MAGIC, HOLDS_A_SEED, INFO_BLOCK_SIZE, INFO_EXPORT, NO_PADDING,
+        CAN_MULTI_CONN, FIXED_NEW_STYLE, GREETING_MAGIC, HOLDS_PARTIAL, INFO_BLOCK_SIZE, INFO_EXPORT, NO_PADDING,
         OPTION_EXPORT_NAME, OPTION_EXTENDED_HEADERS, OPTION_GO, OPTION_INFO, OPTION_MAGIC, OPTION_REPLY_MAGIC,
         OPTION_STARTTLS, OPTION_STRUCTURED_REPLY, READ_ONLY, REPLY_ACK, REPLY_INFO, REPLY_IS_ERROR, SEND_WRITE_ZEROES,
         TAKES_PARTS, gather, pass_on, take, u16_at, u32_at, u64_at,
@@ -411,13 +411,13 @@ impl Handshake {
 
     /// The export's flags: as this end sees them, and as it forwards them.
     fn flags(&self, said: u16) -> (u16, u16) {
-        let plain = said & !(TAKES_PARTS | HOLDS_A_SEED);
+        let plain = said & !(TAKES_PARTS | HOLDS_PARTIAL);
         match self.role {
             Role::Source => (said, plain),
             Role::Destination(_) => {
                 let mut flags = plain & !CAN_MULTI_CONN;
                 if flags & SEND_WRITE_ZEROES != 0 && flags & READ_ONLY == 0 && self.is_fine_grained() {
-                    flags |= TAKES_PARTS | if matches!(self.held, Held::Seed { .. }) { HOLDS_A_SEED } else { 0 };
+                    flags |= TAKES_PARTS | if matches!(self.held, Held::Partial { .. }) { HOLDS_PARTIAL } else { 0 };
                 }
                 (flags, flags)
             }

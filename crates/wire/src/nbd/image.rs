@@ -12,7 +12,7 @@ pub enum Image {
     /// ([`Held::Zeroes`]).
     Zeroes,
     /// It holds these blocks.
-    Seed(ContentIndex),
+    Partial(ContentIndex),
 }
 
 /// What the destination knows about its image. Valid for one connection only, while there is no other writer; other
@@ -25,7 +25,7 @@ pub enum Held {
     /// The image was created for this copy and reads as zeroes.
     Zeroes,
     /// The image holds blocks that the source may name by hash.
-    Seed {
+    Partial {
         /// The key of the hashes.
         key: ContentKey,
         /// Byte ranges (start, end) that may contain non-zero data, if known.

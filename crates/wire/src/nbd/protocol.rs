@@ -7,7 +7,7 @@
 //! ```text
 //! kind u8 · length u32 · body       1 zeroes: no body · 2 data: the bytes · 3 held block: its hash, 16 bytes
 //! ```
-//! The source does so only if the destination announced its support: by [`TAKES_PARTS`] and [`HOLDS_A_SEED`] among the
+//! The source does so only if the destination announced its support: by [`TAKES_PARTS`] and [`HOLDS_PARTIAL`] among the
 //! export's flags, where NBD has unused bits. Neither QEMU process ever sees any of this.
 
 use super::error::NbdError;
@@ -45,7 +45,7 @@ pub(super) const CAN_MULTI_CONN: u16 = 1 << 8;
 /// The destination understands [`PARTS`].
 pub(super) const TAKES_PARTS: u16 = 1 << 15;
 /// The destination's image is a seed: held blocks may be among the parts.
-pub(super) const HOLDS_A_SEED: u16 = 1 << 14;
+pub(super) const HOLDS_PARTIAL: u16 = 1 << 14;
 
 pub(super) const READ: u16 = 0;
 pub(super) const WRITE: u16 = 1;

@@ -10,7 +10,7 @@ use super::{
     meter::NbdMeter,
     parts::put_parts,
     protocol::{
-        DISCONNECT, FUA, HOLDS_A_SEED, PARTS, READ, REPLY_BYTES, REQUEST_BYTES, REQUESTS_MAX, Reply, Request,
+        DISCONNECT, FUA, HOLDS_PARTIAL, PARTS, READ, REPLY_BYTES, REQUEST_BYTES, REQUESTS_MAX, Reply, Request,
         TAKES_PARTS, TRIM, WRITE, WRITE_ZEROES, gather, pass_on,
     },
 };
@@ -60,7 +60,7 @@ impl Source {
     pub(super) fn new(image: Image, meter: Arc<NbdMeter>) -> Self {
         let index = match image {
             Image::Unknown | Image::Zeroes => None,
-            Image::Seed(index) => Some(index),
+            Image::Partial(index) => Some(index),
         };
         Self {
             handshake: Handshake::new(Role::Source),
@@ -119,7 +119,7 @@ impl Source {
             Request { command: PARTS, ..*request }.put(out);
         }
         // Data that must reach stable storage are always sent, never named by hash.
-        let may_name = self.handshake.export().flags & HOLDS_A_SEED != 0 && request.flags & FUA == 0;
+        let may_name = self.handshake.export().flags & HOLDS_PARTIAL != 0 && request.flags & FUA == 0;
         let index = match &mut self.index {
             Some(index) if !may_name => {
                 index.forget(write.at, piece_end);

@@ -293,21 +293,22 @@ async fn a_seed_spares_what_it_holds() {
     create(&to, "raw").await;
     let without = copy(&folder, "raw", "unmap", "qemu-img", Image::Zeroes, Held::Zeroes).await.sent;
     // The copy is kept, and a fifth of its blocks is no longer what the disk holds.
-    let seed = fs::OpenOptions::new().read(true).write(true).open(&to).expect("kept");
-    let all = scan(&seed, KEY).blocks();
+    let partial = fs::OpenOptions::new().read(true).write(true).open(&to).expect("kept");
+    let all = scan(&partial, KEY).blocks();
     // Whole blocks of the long files: qemu-img writes the short ones in less than blocks.
     let held = 12 * MIB + 3 * MIB + 256 * KIB;
     for at in (0..DISK_BYTES / (64 * KIB)).filter(|block| block % 5 == 0) {
         let mut block = vec![0; 64 * KIB as usize];
-        seed.read_exact_at(&mut block, at * 64 * KIB).expect("read");
+        partial.read_exact_at(&mut block, at * 64 * KIB).expect("read");
         if let Some(byte) = block.iter_mut().find(|byte| **byte != 0) {
             *byte ^= 0x80;
-            seed.write_all_at(&block, at * 64 * KIB).expect("written");
+            partial.write_all_at(&block, at * 64 * KIB).expect("written");
         }
     }
-    let index = ContentIndex::decode(&scan(&seed, KEY).encode()).expect("its own bytes");
+    let index = ContentIndex::decode(&scan(&partial, KEY).encode()).expect("its own bytes");
     assert_eq!(index.blocks(), all);
-    let with = copy(&folder, "raw", "unmap", "qemu-img", Image::Seed(index), Held::Seed { key: KEY, data: None }).await;
+    let with =
+        copy(&folder, "raw", "unmap", "qemu-img", Image::Partial(index), Held::Partial { key: KEY, data: None }).await;
     println!(
         "without {} KiB, with a seed {} KiB ({:.3}), referenced {} KiB, allocated {} of {} KiB",
         without / KIB,
@@ -339,7 +340,8 @@ async fn a_seed_that_changed_underneath_fails_the_copy() {
         .write_all_at(b"changed", 2 * MIB + 5)
         .expect("written");
     let server = Server::start(folder.path(), "raw", "unmap", &to).await;
-    let line = Line::start(folder.path(), &server.socket, Image::Seed(index), Held::Seed { key: KEY, data: None });
+    let line =
+        Line::start(folder.path(), &server.socket, Image::Partial(index), Held::Partial { key: KEY, data: None });
     let convert = ["convert", "-n", "-f", "raw", "-O", "raw", text(&from), &line.uri()];
     let output = Command::new("qemu-img").args(convert).kill_on_drop(true).output();
     let output = tokio::time::timeout(DEADLINE, output).await.expect("done in time").expect("qemu-img starts");
@@ -429,8 +431,8 @@ async fn a_retry_over_an_unfinished_copy_stays_thin() {
         }
         let map = data_of(&to, format).await;
         let index = ContentIndex::new(KEY);
-        let held = Held::Seed { key: KEY, data: Some(map) };
-        let copy = copy(&folder, format, discard, "qemu-img", Image::Seed(index), held).await;
+        let held = Held::Partial { key: KEY, data: Some(map) };
+        let copy = copy(&folder, format, discard, "qemu-img", Image::Partial(index), held).await;
         let needed = if format == "qcow2" { clusters_of_data(&from) } else { data };
         // Zeroes take the place of what was there.
         assert!(copy.allocated <= needed + needed / 50 + MIB + 384 * KIB, "{format} {discard}: {}", copy.allocated);
@@ -450,7 +452,7 @@ async fn qemus_mirror_arrives_thin_and_spares_what_is_held() {
                 (Image::Zeroes, Held::Zeroes)
             } else {
                 let index = scan(&File::open(&to).expect("there"), KEY);
-                (Image::Seed(index), Held::Seed { key: KEY, data: Some(data_of(&to, "raw").await) })
+                (Image::Partial(index), Held::Partial { key: KEY, data: Some(data_of(&to, "raw").await) })
             };
             let server = Server::start(folder.path(), "raw", discard, &to).await;
             let line = Line::start(folder.path(), &server.socket, image, held);

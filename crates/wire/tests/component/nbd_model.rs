@@ -227,7 +227,7 @@ struct Ask {
     content: Vec<u8>,
 }
 
-fn seed_disk() -> Vec<u8> {
+fn partial_disk() -> Vec<u8> {
     (0..DISK_BYTES)
         .map(|at| match at / BLOCK_BYTES as usize {
             2 | 9 => 0,
@@ -239,16 +239,16 @@ fn seed_disk() -> Vec<u8> {
 }
 
 impl Ask {
-    fn payload(&self, seed: &[u8]) -> Vec<u8> {
+    fn payload(&self, partial: &[u8]) -> Vec<u8> {
         let fill = |at: usize| match self.content[(at / PAGE) % self.content.len()] {
             0 => 0,
-            1 => seed.get(at).copied().unwrap_or(1),
+            1 => partial.get(at).copied().unwrap_or(1),
             other => other,
         };
         (self.offset..self.offset + self.length).map(fill).collect()
     }
 
-    fn bytes(&self, cookie: u64, seed: &[u8]) -> Vec<u8> {
+    fn bytes(&self, cookie: u64, partial: &[u8]) -> Vec<u8> {
         let mut bytes = 0x2560_9513_u32.to_be_bytes().to_vec();
         bytes.extend_from_slice(&self.flags.to_be_bytes());
         bytes.extend_from_slice(&self.command.to_be_bytes());
@@ -256,7 +256,7 @@ impl Ask {
         bytes.extend_from_slice(&(self.offset as u64).to_be_bytes());
         bytes.extend_from_slice(&(self.length as u32).to_be_bytes());
         if self.command == WRITE {
-            bytes.extend_from_slice(&self.payload(seed));
+            bytes.extend_from_slice(&self.payload(partial));
         }
         bytes
     }
@@ -298,7 +298,7 @@ fn any_ask() -> impl Strategy<Value = Ask> {
 enum Knowledge {
     Nothing,
     Zeroes,
-    Seed,
+    Partial,
     /// As a seed, and where its data lie.
     Mapped,
     /// The source knows something, the destination does not.
@@ -307,27 +307,27 @@ enum Knowledge {
 
 impl Knowledge {
     fn disk(self) -> Vec<u8> {
-        if self == Self::Zeroes { vec![0; DISK_BYTES] } else { seed_disk() }
+        if self == Self::Zeroes { vec![0; DISK_BYTES] } else { partial_disk() }
     }
 
     fn ends(self) -> (Image, Held) {
         let index = || {
             let file = tempfile::tempfile().expect("a file");
-            file.write_all_at(&seed_disk(), 0).expect("written");
+            file.write_all_at(&partial_disk(), 0).expect("written");
             let index = scan(&file, KEY);
             ContentIndex::decode(&index.encode()).expect("its own bytes")
         };
         match self {
             Self::Nothing => (Image::Unknown, Held::Unknown),
             Self::Zeroes => (Image::Zeroes, Held::Zeroes),
-            Self::Seed => (Image::Seed(index()), Held::Seed { key: KEY, data: None }),
+            Self::Partial => (Image::Partial(index()), Held::Partial { key: KEY, data: None }),
             Self::Mapped => {
-                let disk = seed_disk();
+                let disk = partial_disk();
                 let ranges = disk.chunks(PAGE).enumerate().filter(|(_, page)| page.iter().any(|byte| *byte != 0));
                 let data = ranges.map(|(page, bytes)| ((page * PAGE) as u64, (page * PAGE + bytes.len()) as u64));
-                (Image::Seed(index()), Held::Seed { key: KEY, data: Some(data.collect()) })
+                (Image::Partial(index()), Held::Partial { key: KEY, data: Some(data.collect()) })
             }
-            Self::SourceOnly => (Image::Seed(index()), Held::Unknown),
+            Self::SourceOnly => (Image::Partial(index()), Held::Unknown),
         }
     }
 }
@@ -482,7 +482,7 @@ impl Line {
 
     /// Asks with up to `depth` at once; the replies by cookie.
     fn run(&mut self, asks: &[Ask], depth: usize) -> Replies {
-        let seed = seed_disk();
+        let partial = partial_disk();
         let mut received = Vec::new();
         self.shake_hands(&mut received);
         let mut replies = Replies::new();
@@ -492,7 +492,7 @@ impl Line {
                 self.take_reply(asks, &mut received, &mut replies);
                 open.pop_front();
             }
-            self.there[0].1.extend(ask.bytes(cookie as u64, &seed));
+            self.there[0].1.extend(ask.bytes(cookie as u64, &partial));
             open.push_back(cookie);
         }
         for _ in open {
@@ -527,7 +527,7 @@ proptest! {
     fn the_disk_and_the_replies_are_those_without(
         asks in prop::collection::vec(any_ask(), 0..24),
         knowledge in prop_oneof![
-            Just(Knowledge::Nothing), Just(Knowledge::Zeroes), Just(Knowledge::Seed), Just(Knowledge::Mapped),
+            Just(Knowledge::Nothing), Just(Knowledge::Zeroes), Just(Knowledge::Partial), Just(Knowledge::Mapped),
             Just(Knowledge::SourceOnly)
         ],
         has_zeroes in prop::bool::weighted(0.9),
@@ -595,7 +595,7 @@ fn zeroes_for_what_was_never_written_do_not_reach_the_server() {
 #[test]
 fn what_the_seed_holds_is_named_and_what_it_lost_is_an_error() {
     let block = BLOCK_BYTES as usize;
-    let mut line = Line::new(Some(Knowledge::Seed), FLAGS, 3, 100_000);
+    let mut line = Line::new(Some(Knowledge::Partial), FLAGS, 3, 100_000);
     line.server.disk[6 * block + 9] ^= 1;
     let asks = [
         write(5 * block, block, &[1]),
@@ -660,7 +660,8 @@ fn what_is_not_understood_after_the_handshake_ends_the_channel() {
 fn data_and_short_zeroes_that_must_be_written_are_one_request() {
     let pages = 64 * PAGE;
     // Where nothing was, zeroes stay away, and each page of data is a request of its own.
-    for (knowledge, first, second) in [(Knowledge::Nothing, 1, 1), (Knowledge::Zeroes, 32, 1), (Knowledge::Seed, 1, 1)]
+    for (knowledge, first, second) in
+        [(Knowledge::Nothing, 1, 1), (Knowledge::Zeroes, 32, 1), (Knowledge::Partial, 1, 1)]
     {
         let mut line = Line::new(Some(knowledge), FLAGS, 3, 100_000);
         line.run(&[write(0, pages, &[2, 0])], 1);
@@ -859,8 +860,8 @@ fn parts_that_are_none_end_the_channel() {
         ("longer than its WRITE", Knowledge::Nothing, parts(0, 4096, &[(1, 4097)])),
         ("longer than what is left", Knowledge::Nothing, parts(0, 8192, &[(1, 4096), (2, 4097)])),
         ("too long a WRITE", Knowledge::Nothing, parts(0, (32 << 20) + 1, &[])),
-        ("a block between two", Knowledge::Seed, parts(4096, 4 * block, &[(3, block)])),
-        ("half a block", Knowledge::Seed, parts(0, 4 * block, &[(3, block / 2)])),
+        ("a block between two", Knowledge::Partial, parts(4096, 4 * block, &[(3, block)])),
+        ("half a block", Knowledge::Partial, parts(0, 4 * block, &[(3, block / 2)])),
         ("a block of no seed", Knowledge::Zeroes, [parts(0, block, &[(3, block)]), vec![1; 16]].concat()),
     ] {
         let mut line = Line::new(Some(knowledge), FLAGS, 1, 100);

@@ -17,7 +17,7 @@ use crate::{files::incoming::IncomingImage, lock::lock};
 pub(super) fn known_at_first(incoming_disk: &IncomingImage) -> Option<Held> {
     Some(match incoming_disk.life.partial() {
         None => Held::Zeroes,
-        Some(partial) => Held::Seed { key: ContentKey(partial.key.0), data: None },
+        Some(partial) => Held::Partial { key: ContentKey(partial.key.0), data: None },
     })
 }
 

@@ -6,12 +6,12 @@
 //!                              └─ the source gave up, or abort ─▶ Failed | Aborted: the VM runs at the source
 //! ```
 //! `handover.rs` runs the VM; `takeover.rs` refuses one whose disks cannot be opened here; `channels.rs` carries the
-//! bytes; `exports.rs` finds the disk behind a channel; `seed.rs` reports the content of a partial copy to the source.
+//! bytes; `exports.rs` finds the disk behind a channel; `partial.rs` reports the content of a partial copy to the source.
 
 mod channels;
 mod exports;
 mod handover;
-mod seed;
+mod partial;
 mod state;
 mod takeover;
 
@@ -37,7 +37,7 @@ use self::{
     channels::{carry_disk, carry_memory, carry_rpc},
     exports::known_at_first,
     handover::{RESUME_ANSWER_WITHIN, handed_over, not_resumed, resume},
-    seed::tell_seed,
+    partial::report_partial,
     state::Shared,
 };
 use super::{board::Board, control::Carried, meters::Meters};
@@ -163,8 +163,8 @@ async fn accept(mut acceptor: Acceptor, shared: Arc<Shared>) {
             Channel::Disk(index) => {
                 board.spawn(carry_disk(index, peer, shared));
             }
-            Channel::Seed(index) => {
-                board.spawn(tell_seed(index, peer, shared));
+            Channel::Partial(index) => {
+                board.spawn(report_partial(index, peer, shared));
             }
             Channel::Definition | Channel::File(_) => {
                 warn!("A channel of a VM that is shut off came, and none is expected")

@@ -22,7 +22,7 @@ use crate::{AgentError, confinement::selinux, live::carrier::channel::channel_en
 
 /// How long the destination may be silent while it reports a file's content. It sends something every second while it
 /// reads the file, but first it spends up to a minute on finding the file's data.
-const SEED_SILENCE: Duration = Duration::from_secs(90);
+const PARTIAL_SILENCE: Duration = Duration::from_secs(90);
 
 /// Limit of all indexes of a VM's disks together: 256 GiB of data. Data beyond it are sent again.
 const INDEX_BYTES_MAX: u64 = 64 << 20;
@@ -38,13 +38,13 @@ pub(super) fn listen_for_qemu(dir: &Path, name: &str) -> Result<UnixListener, Ag
 }
 
 /// Asks for the content of the destination's files, which it reads now. Without an answer, more is sent.
-pub(super) async fn ask_seeds(shared: &Shared) -> Vec<Option<Image>> {
+pub(super) async fn request_partials(shared: &Shared) -> Vec<Option<Image>> {
     let mut left = INDEX_BYTES_MAX;
     let mut images = Vec::new();
     for (index, file) in (0..).zip(&shared.files) {
         let asked = async {
-            let mut peer = shared.dialer.open(Channel::Seed(index)).await?;
-            ContentIndex::receive(&mut peer, SEED_SILENCE, left).await
+            let mut peer = shared.dialer.open(Channel::Partial(index)).await?;
+            ContentIndex::receive(&mut peer, PARTIAL_SILENCE, left).await
         };
         images.push(Some(match file.from_partial {
             false => Image::Zeroes,
@@ -52,7 +52,7 @@ pub(super) async fn ask_seeds(shared: &Shared) -> Vec<Option<Image>> {
                 Ok(index) => {
                     info!(disk = file.device, blocks = index.blocks(), "The destination holds an unfinished copy");
                     left = left.saturating_sub(index.runs().len() as u64);
-                    Image::Seed(index)
+                    Image::Partial(index)
                 }
                 Err(error) => {
                     warn!(disk = file.device, error = %chain(&error), "The destination does not say what it holds");

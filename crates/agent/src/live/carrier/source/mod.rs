@@ -42,7 +42,7 @@ use tracing::{info, warn};
 
 pub(in crate::live) use self::handover::run_again;
 use self::{
-    channels::{ask_seeds, carry_each, carry_rpc, listen, listen_for_qemu},
+    channels::{carry_each, carry_rpc, listen, listen_for_qemu, request_partials},
     handover::settle,
     progress::show_progress,
     state::{LOOK_EVERY, Shared, ask_to_abort, end},
@@ -210,7 +210,7 @@ async fn perform(shared: Arc<Shared>) {
     let board = &shared.board;
     // Before libvirt's call: from then on the files are written, and the time limit runs.
     let images = tokio::select! {
-        images = ask_seeds(&shared) => images,
+        images = request_partials(&shared) => images,
         () = ended(&shared) => Vec::new(),
     };
     *lock(&shared.images) = images;

@@ -28,7 +28,7 @@ const TOLD_PIECES: usize = 4;
 const TOLD_EVERY: Duration = Duration::from_secs(1);
 
 /// Reports the content of a disk's file to the source while reading it.
-pub(super) async fn tell_seed(index: u16, mut peer: Connection, shared: Arc<Shared>) {
+pub(super) async fn report_partial(index: u16, mut peer: Connection, shared: Arc<Shared>) {
     let place = usize::from(index);
     let Some(incoming_disk) = shared.incoming_disks.get(place).cloned() else { return };
     let Some(partial) = incoming_disk.life.partial() else { return };
@@ -40,7 +40,7 @@ pub(super) async fn tell_seed(index: u16, mut peer: Connection, shared: Arc<Shar
             let mut held = lock(&known.held);
             // Unless its copy has already begun.
             if let Some(Some(held)) = held.get_mut(place) {
-                *held = Held::Seed { key, data: Some(data) };
+                *held = Held::Partial { key, data: Some(data) };
             }
         };
         read(&incoming_disk.path, incoming_disk.format, key, found, |piece| told.blocking_send(piece).is_ok())
