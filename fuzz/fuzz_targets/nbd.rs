@@ -11,7 +11,7 @@ use std::{
 use ferry_wire::{
     content::index::{BLOCK_BYTES, ContentIndex, ContentKey},
     filter::{Direction, FilterError, Outputs, StreamFilter},
-    nbd::{self, Held, Image, NbdMeter},
+    nbd::{self, Image, ImageContent, NbdMeter},
 };
 use libfuzzer_sys::fuzz_target;
 
@@ -85,17 +85,22 @@ impl Line {
         let page = |at: usize| PARTIAL[at * PAGE..DISK_BYTES.min((at + 1) * PAGE)].iter().any(|byte| *byte != 0);
         let data =
             (0..DISK_BYTES / PAGE).filter(|at| page(*at)).map(|at| ((at * PAGE) as u64, ((at + 1) * PAGE) as u64));
-        let (image, held, disk) = match kind {
-            0 => (Image::Unknown, Held::Unknown, PARTIAL.clone()),
-            1 => (Image::Zeroes, Held::Zeroes, vec![0; DISK_BYTES]),
-            2 => (Image::Partial(INDEX.clone()), Held::Partial { key: KEY, data: None }, PARTIAL.clone()),
-            _ => {
-                (Image::Partial(INDEX.clone()), Held::Partial { key: KEY, data: Some(data.collect()) }, PARTIAL.clone())
-            }
+        let (image, content, disk) = match kind {
+            0 => (Image::Unknown, ImageContent::Unknown, PARTIAL.clone()),
+            1 => (Image::Zeroes, ImageContent::Zeroes, vec![0; DISK_BYTES]),
+            2 => (Image::Partial(INDEX.clone()), ImageContent::Partial { key: KEY, data: None }, PARTIAL.clone()),
+            _ => (
+                Image::Partial(INDEX.clone()),
+                ImageContent::Partial { key: KEY, data: Some(data.collect()) },
+                PARTIAL.clone(),
+            ),
         };
         let (near, far) = (Arc::<NbdMeter>::default(), Arc::<NbdMeter>::default());
         Self {
-            ends: [Box::new(nbd::source(image, Arc::clone(&near))), Box::new(nbd::destination(held, Arc::clone(&far)))],
+            ends: [
+                Box::new(nbd::source(image, Arc::clone(&near))),
+                Box::new(nbd::destination(content, Arc::clone(&far))),
+            ],
             near,
             far,
             server: Server { disk: disk.clone(), input: Vec::new() },

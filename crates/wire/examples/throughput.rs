@@ -29,7 +29,7 @@ use ferry_wire::{
     content::index::{BLOCK_BYTES, ContentIndex, ContentKey},
     hello::{Channel, Terms},
     meter::Meter,
-    nbd::{self, Held, Image},
+    nbd::{self, Image, ImageContent},
     session::{Acceptor, Dialer, SessionKey},
     transport::{local, tcp::keep_freed_memory},
 };
@@ -111,21 +111,21 @@ fn noise(length: usize) -> Vec<u8> {
 fn options(what: &str, chunk: &[u8], mib: usize, meter: &Arc<Meter>) -> Result<(Options, Options), Fault> {
     let limit = Duration::from_millis(300);
     let (near, far) = (Options::new(limit, Arc::clone(meter)), Options::new(limit, Arc::default()));
-    let (image, held) = match what {
-        "nbd" => (Image::Unknown, Held::Unknown),
-        "nbd-zeroes" => (Image::Zeroes, Held::Zeroes),
+    let (image, content) = match what {
+        "nbd" => (Image::Unknown, ImageContent::Unknown),
+        "nbd-zeroes" => (Image::Zeroes, ImageContent::Zeroes),
         "nbd-seed" => {
             let started = Instant::now();
             let mut index = ContentIndex::new(KEY);
             let blocks = std::iter::repeat_n(chunk, mib).flat_map(|chunk| chunk.chunks_exact(BLOCK_BYTES as usize));
             (0..).zip(blocks).for_each(|(block, bytes)| index.insert(block, bytes));
             println!("hashed {mib} MiB in {:.2} s", started.elapsed().as_secs_f64());
-            (Image::Partial(index), Held::Partial { key: KEY, data: None })
+            (Image::Partial(index), ImageContent::Partial { key: KEY, data: None })
         }
         _ => return Ok((near, far)),
     };
     let near = Options { filter: Some(Box::new(nbd::source(image, Arc::default()))), ..near };
-    let far = Options { filter: Some(Box::new(nbd::destination(held, Arc::default()))), ..far };
+    let far = Options { filter: Some(Box::new(nbd::destination(content, Arc::default()))), ..far };
     Ok((near, far))
 }
 

@@ -272,7 +272,7 @@ impl ContentIndex {
     }
 
     /// The hash of `bytes`, if the file holds exactly this block at this position.
-    pub(crate) fn held(&self, block: u64, bytes: &[u8]) -> Option<BlockHash> {
+    pub(crate) fn find(&self, block: u64, bytes: &[u8]) -> Option<BlockHash> {
         let there = self.at(block)?;
         (there == cut(&self.hashing.hash(bytes))).then_some(there)
     }
@@ -350,10 +350,10 @@ mod tests {
         // The last block of a file.
         index.insert(100, &bytes[..5000]);
         assert_eq!(known(&index), [0, 3, 4, 99, 100]);
-        assert!(index.held(100, &bytes[..5000]).is_some() && index.held(100, &bytes).is_none());
-        assert!(index.held(4, &bytes).is_some() && index.held(3, &bytes).is_none() && index.held(5, &bytes).is_none());
+        assert!(index.find(100, &bytes[..5000]).is_some() && index.find(100, &bytes).is_none());
+        assert!(index.find(4, &bytes).is_some() && index.find(3, &bytes).is_none() && index.find(5, &bytes).is_none());
         bytes[block - 1] = 1;
-        assert!(index.held(4, &bytes).is_none());
+        assert!(index.find(4, &bytes).is_none());
     }
 
     #[test]

@@ -17,7 +17,7 @@
 //! destination already has.
 
 mod blocks;
-mod held;
+mod existing;
 mod protocol;
 mod receiver;
 mod sender;
@@ -138,8 +138,8 @@ mod tests {
         let block = Hashing::EARLIER.block_bytes as usize;
         let bytes = [vec![7; block], vec![0; block], vec![9; 5]].concat();
         let (mut one, mut other) = tokio::io::duplex(1 << 16);
-        let (held, length) = (file(&bytes), bytes.len() as u64);
-        let receiving = async { receive(&mut other, Form::List, held, length, Arc::default()).await };
+        let (existing, length) = (file(&bytes), bytes.len() as u64);
+        let receiving = async { receive(&mut other, Form::List, existing, length, Arc::default()).await };
         let listening = async {
             let mut said = vec![0; 4 + 33 + 1 + 33];
             one.read_exact(&mut said).await.expect("its list");
@@ -268,7 +268,7 @@ mod tests {
         #[test]
         fn whatever_is_held_the_bytes_arrive(
             from in proptest::collection::vec((0_u32..12, any::<u8>()), 0..12),
-            held in proptest::collection::vec((0_u32..12, any::<u8>()), 0..12),
+            existing in proptest::collection::vec((0_u32..12, any::<u8>()), 0..12),
             odd in 1_usize..5000,
             (form, block_bytes) in proptest::sample::select(&FORMS[..]),
         ) {
@@ -284,7 +284,7 @@ mod tests {
             };
             let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().expect("built");
             let wanted = make(&from);
-            let (source, destination) = (file(&wanted), file(&make(&held)));
+            let (source, destination) = (file(&wanted), file(&make(&existing)));
             let (_, one, other) = runtime.block_on(copy(form, &source, &destination, length as u64));
             one.and(other).expect("copied");
             prop_assert!(content(&destination) == wanted);

@@ -14,7 +14,7 @@ use tokio::{
 
 use super::{
     blocks::{Blocks, FILE_BYTES_MAX, off_thread},
-    held::tell,
+    existing::tell,
     protocol::{
         DATA, Differing, END, FileMeter, Form, GOES_ON, NO_HASH, REASON_BYTES_MAX, SIGN_EVERY, SYNC_MAX, ZEROES,
         timely, write,

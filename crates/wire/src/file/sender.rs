@@ -14,7 +14,7 @@ use tokio::{
 
 use super::{
     blocks::{Blocks, FILE_BYTES_MAX},
-    held::Held,
+    existing::Existing,
     protocol::{
         DATA, Differing, END, FileMeter, Form, GOES_ON, NO_HASH, REASON_BYTES_MAX, SIGN_EVERY, SILENCE_MAX, SYNC_MAX,
         ZEROES, timely, within, write,
@@ -61,15 +61,15 @@ where
     if length > FILE_BYTES_MAX {
         return Err(WireError::Local(io::Error::other("the file is larger than 16 TiB")));
     }
-    let held = Held::receive(stream, form, length).await?;
-    let hashing = held.hashing();
+    let existing = Existing::receive(stream, form, length).await?;
+    let hashing = existing.hashing();
     let blocks = Blocks { file: Arc::clone(&file), length, block_bytes: hashing.block_bytes };
     let (mut whole, mut reader, mut spoke) = (blake3::Hasher::new(), blocks.reader(), Instant::now());
     for block in 0..blocks.count() {
         let bytes = reader.read(block).await?;
         let hash = bytes.map(|bytes| hashing.hash(bytes));
         whole.update(hash.as_ref().map_or(&NO_HASH, |hash| hash.as_bytes()));
-        let is_there = held.has(block, hash.as_ref());
+        let is_there = existing.has(block, hash.as_ref());
         if is_there == Some(false) && differing == Differing::Refused {
             return Err(WireError::Differs);
         }

@@ -12,7 +12,7 @@ use super::{
     end::End,
     error::NbdError,
     handshake::{Handshake, Role},
-    image::{Held, Keeper},
+    image::{ImageCatalog, ImageContent},
     meter::NbdMeter,
     protocol::{
         DISCONNECT, EIO, FUA, NO_HOLE, PART_HEAD_BYTES, PARTS, PartKind, READ, REPLY_BYTES, REQUEST_BYTES,
@@ -125,9 +125,9 @@ const JOINED_ZEROES_MAX: u64 = 64 << 10;
 const JOINED_BYTES_MAX: u64 = 1 << 20;
 
 impl Destination {
-    pub(super) fn new(keeper: Box<dyn Keeper>, meter: Arc<NbdMeter>) -> Self {
+    pub(super) fn new(catalog: Box<dyn ImageCatalog>, meter: Arc<NbdMeter>) -> Self {
         Self {
-            handshake: Handshake::new(Role::Destination(keeper)),
+            handshake: Handshake::new(Role::Destination(catalog)),
             meter,
             has_begun: false,
             hashing: None,
@@ -146,16 +146,16 @@ impl Destination {
     /// The handshake is over.
     fn begin(&mut self) {
         self.has_begun = true;
-        let held = self.handshake.take_held();
+        let content = self.handshake.take_content();
         // A server without single-page access would reject the remainders of a request, and the one-page READ that
         // replaces a request.
         if !self.handshake.is_fine_grained() {
             return;
         }
-        match held {
-            Held::Unknown => {}
-            Held::Zeroes => self.written = Some(Written::default()),
-            Held::Partial { key, data } => {
+        match content {
+            ImageContent::Unknown => {}
+            ImageContent::Zeroes => self.written = Some(Written::default()),
+            ImageContent::Partial { key, data } => {
                 self.hashing = Some(Hashing::new(key));
                 self.written = data.map(|data| {
                     let mut written = Written::default();
@@ -237,11 +237,11 @@ impl Destination {
                 }
                 Ok(RequestsAt::Data { left: whole, write })
             }
-            PartKind::Held if whole == BLOCK_BYTES && start.is_multiple_of(BLOCK_BYTES) => {
+            PartKind::Reference if whole == BLOCK_BYTES && start.is_multiple_of(BLOCK_BYTES) => {
                 self.end_joined(&write, out)?;
                 Ok(RequestsAt::Hash(write))
             }
-            PartKind::Held => Err(NbdError::Parts("a held block that is none")),
+            PartKind::Reference => Err(NbdError::Parts("a held block that is none")),
         }
     }
 

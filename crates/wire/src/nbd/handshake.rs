@@ -22,7 +22,7 @@ use std::collections::VecDeque;
 
 use super::{
     error::NbdError,
-    image::{Held, Keeper},
+    image::{ImageCatalog, ImageContent},
     protocol::{
         CAN_MULTI_CONN, FIXED_NEW_STYLE, GREETING_MAGIC, HOLDS_PARTIAL, INFO_BLOCK_SIZE, INFO_EXPORT, NO_PADDING,
         OPTION_EXPORT_NAME, OPTION_EXTENDED_HEADERS, OPTION_GO, OPTION_INFO, OPTION_MAGIC, OPTION_REPLY_MAGIC,
@@ -35,7 +35,7 @@ use crate::content::sparse::PAGE_BYTES;
 /// Which end it is.
 pub(super) enum Role {
     Source,
-    Destination(Box<dyn Keeper>),
+    Destination(Box<dyn ImageCatalog>),
 }
 
 /// What the server announced about the chosen export. All zero before.
@@ -63,7 +63,7 @@ pub(super) struct Handshake {
     export: Export,
     /// Whether the keeper was asked.
     has_asked: bool,
-    held: Held,
+    content: ImageContent,
     block_bytes_min: u32,
 }
 
@@ -145,7 +145,7 @@ impl Handshake {
             choice: Vec::new(),
             export: Export::default(),
             has_asked: false,
-            held: Held::Unknown,
+            content: ImageContent::Unknown,
             block_bytes_min: 0,
         }
     }
@@ -155,14 +155,14 @@ impl Handshake {
     }
 
     /// What is known of the export's image. Can be taken once.
-    pub(super) fn take_held(&mut self) -> Held {
-        std::mem::take(&mut self.held)
+    pub(super) fn take_content(&mut self) -> ImageContent {
+        std::mem::take(&mut self.content)
     }
 
     /// A block named by its hash turned out to be different.
     pub(super) fn changed(&mut self, offset: u64) {
-        if let Role::Destination(keeper) = &mut self.role {
-            keeper.changed(offset);
+        if let Role::Destination(catalog) = &mut self.role {
+            catalog.changed(offset);
         }
     }
 
@@ -373,7 +373,7 @@ impl Handshake {
                     let choice = std::mem::take(&mut self.choice);
                     let (length, name) = choice.split_at_checked(4).unwrap_or_default();
                     let length = if length.is_empty() { 0 } else { u32_at(length, 0) as usize };
-                    self.ask_keeper(&name[..name.len().min(length)], size_bytes);
+                    self.ask_catalog(&name[..name.len().min(length)], size_bytes);
                 }
                 let (known, shown) = self.flags(flags);
                 self.server_held[10..].copy_from_slice(&shown.to_be_bytes());
@@ -391,7 +391,7 @@ impl Handshake {
     fn export_after_name(&mut self, out: &mut Vec<u8>) {
         let (size_bytes, flags) = (u64_at(&self.server_held, 0), u16_at(&self.server_held, 8));
         let name = std::mem::take(&mut self.choice);
-        self.ask_keeper(&name, size_bytes);
+        self.ask_catalog(&name, size_bytes);
         let (known, shown) = self.flags(flags);
         self.server_held[8..].copy_from_slice(&shown.to_be_bytes());
         self.export = Export { size_bytes, flags: known };
@@ -401,10 +401,12 @@ impl Handshake {
     }
 
     /// The client has chosen an export. For a second choice on the same connection nothing is known.
-    fn ask_keeper(&mut self, name: &[u8], size_bytes: u64) {
-        self.held = match &mut self.role {
-            Role::Destination(keeper) if !self.has_asked => keeper.held(&String::from_utf8_lossy(name), size_bytes),
-            Role::Destination(_) | Role::Source => Held::Unknown,
+    fn ask_catalog(&mut self, name: &[u8], size_bytes: u64) {
+        self.content = match &mut self.role {
+            Role::Destination(catalog) if !self.has_asked => {
+                catalog.content(&String::from_utf8_lossy(name), size_bytes)
+            }
+            Role::Destination(_) | Role::Source => ImageContent::Unknown,
         };
         self.has_asked = true;
     }
@@ -417,7 +419,8 @@ impl Handshake {
             Role::Destination(_) => {
                 let mut flags = plain & !CAN_MULTI_CONN;
                 if flags & SEND_WRITE_ZEROES != 0 && flags & READ_ONLY == 0 && self.is_fine_grained() {
-                    flags |= TAKES_PARTS | if matches!(self.held, Held::Partial { .. }) { HOLDS_PARTIAL } else { 0 };
+                    flags |= TAKES_PARTS
+                        | if matches!(self.content, ImageContent::Partial { .. }) { HOLDS_PARTIAL } else { 0 };
                 }
                 (flags, flags)
             }

@@ -9,7 +9,7 @@ pub enum Image {
     #[default]
     Unknown,
     /// The image was created for this copy and reads as zeroes. The destination tracks what need not be written
-    /// ([`Held::Zeroes`]).
+    /// ([`ImageContent::Zeroes`]).
     Zeroes,
     /// It holds these blocks.
     Partial(ContentIndex),
@@ -18,7 +18,7 @@ pub enum Image {
 /// What the destination knows about its image. Valid for one connection only, while there is no other writer; other
 /// connections know nothing.
 #[derive(Debug, Default)]
-pub enum Held {
+pub enum ImageContent {
     /// Nothing.
     #[default]
     Unknown,
@@ -34,18 +34,18 @@ pub enum Held {
 }
 
 /// Knows the images at the destination.
-pub trait Keeper: Send {
+pub trait ImageCatalog: Send {
     /// What is known about the image of the chosen export, by its name and size in bytes. Called at most once per
     /// connection. The same knowledge must not be handed out again: the image is written meanwhile.
-    fn held(&mut self, export: &str, size_bytes: u64) -> Held;
+    fn content(&mut self, export: &str, size_bytes: u64) -> ImageContent;
 
     /// The block at this offset differs from what the source was told; the client received an error.
     fn changed(&mut self, offset: u64);
 }
 
 /// One known image under any name.
-impl Keeper for Held {
-    fn held(&mut self, _export: &str, _size_bytes: u64) -> Held {
+impl ImageCatalog for ImageContent {
+    fn content(&mut self, _export: &str, _size_bytes: u64) -> ImageContent {
         std::mem::take(self)
     }
 

@@ -39,7 +39,7 @@ use std::sync::Arc;
 use crate::filter::{Direction, FilterError, Outputs, StreamFilter};
 use end::End;
 pub use error::NbdError;
-pub use image::{Held, Image, Keeper};
+pub use image::{Image, ImageCatalog, ImageContent};
 pub use meter::NbdMeter;
 
 /// The filter at the source's end.
@@ -47,9 +47,9 @@ pub fn source(image: Image, meter: Arc<NbdMeter>) -> impl StreamFilter + use<> {
     Filter { end: source::Source::new(image, meter), outbound_is_requests: true }
 }
 
-/// The filter at the destination's end. `keeper` knows the images.
-pub fn destination<K: Keeper + 'static>(keeper: K, meter: Arc<NbdMeter>) -> impl StreamFilter + use<K> {
-    Filter { end: destination::Destination::new(Box::new(keeper), meter), outbound_is_requests: false }
+/// The filter at the destination's end. `catalog` knows the images.
+pub fn destination<K: ImageCatalog + 'static>(catalog: K, meter: Arc<NbdMeter>) -> impl StreamFilter + use<K> {
+    Filter { end: destination::Destination::new(Box::new(catalog), meter), outbound_is_requests: false }
 }
 
 struct Filter<E> {

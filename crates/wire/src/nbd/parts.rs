@@ -28,11 +28,11 @@ pub(super) fn put_parts(
         let to_next_block = BLOCK_BYTES - (offset + at as u64) % BLOCK_BYTES;
         let block = payload.get(at..at + BLOCK_BYTES as usize).filter(|_| to_next_block == BLOCK_BYTES);
         let number = (offset + at as u64) / BLOCK_BYTES;
-        let hash = index.as_ref().zip(block).and_then(|(index, block)| index.held(number, block));
+        let hash = index.as_ref().zip(block).and_then(|(index, block)| index.find(number, block));
         let end = at + left.min(to_next_block as usize);
         if let Some(hash) = hash {
             run.end(at, &mut index, out);
-            PartKind::Held.put_head(BLOCK_BYTES as u32, out);
+            PartKind::Reference.put_head(BLOCK_BYTES as u32, out);
             out.extend_from_slice(&hash);
             run.spared.held_bytes += BLOCK_BYTES;
             run.start = end;
@@ -105,7 +105,7 @@ mod tests {
             let (letter, body) = match kind {
                 PartKind::Zeroes => ('z', 0),
                 PartKind::Data => ('d', length as usize),
-                PartKind::Held => ('h', HASH_BYTES),
+                PartKind::Reference => ('h', HASH_BYTES),
             };
             bytes = &bytes[body..];
             parts.push((letter, length as usize));

@@ -160,7 +160,7 @@ pub(super) enum PartKind {
     /// The bytes follow.
     Data,
     /// The destination's image has them at the same offset; their hash follows.
-    Held,
+    Reference,
 }
 
 impl PartKind {
@@ -168,7 +168,7 @@ impl PartKind {
         out.push(match self {
             Self::Zeroes => 1,
             Self::Data => 2,
-            Self::Held => 3,
+            Self::Reference => 3,
         });
         out.extend_from_slice(&length.to_be_bytes());
     }
@@ -182,7 +182,7 @@ impl PartKind {
         let kind = match head[0] {
             1 => Self::Zeroes,
             2 => Self::Data,
-            3 => Self::Held,
+            3 => Self::Reference,
             kind => return Err(NbdError::UnknownPart(kind)),
         };
         if length == 0 {

@@ -14,7 +14,7 @@ use ferry_wire::{
     channel::{Options, carry},
     content::index::{ContentIndex, ContentKey},
     meter::Meter,
-    nbd::{self, Held, Image, NbdMeter},
+    nbd::{self, Image, ImageContent, NbdMeter},
 };
 use nix::{
     sys::signal::{Signal, kill},
@@ -112,8 +112,8 @@ struct Line {
 }
 
 impl Line {
-    /// Each connection of a client gets a channel. `Image` and `Held` are used for the first; the others know nothing.
-    fn start(folder: &Path, server: &Path, image: Image, held: Held) -> Self {
+    /// Each connection of a client gets a channel. `Image` and `ImageContent` are used for the first; the others know nothing.
+    fn start(folder: &Path, server: &Path, image: Image, content: ImageContent) -> Self {
         let socket = folder.join("source.sock");
         let _ = fs::remove_file(&socket);
         let listener = UnixListener::bind(&socket).expect("bound");
@@ -121,14 +121,14 @@ impl Line {
         let (our_meter, our_nbd, our_far_nbd) = (Arc::clone(&meter), Arc::clone(&nbd), Arc::clone(&far_nbd));
         let server = server.to_owned();
         let task = tokio::spawn(async move {
-            let mut first = Some((image, held));
+            let mut first = Some((image, content));
             while let Ok((client, _)) = listener.accept().await {
-                let (image, held) = first.take().unwrap_or_default();
+                let (image, content) = first.take().unwrap_or_default();
                 let served = UnixStream::connect(&server).await.expect("the server listens");
                 let (one, other) = duplex(MIB as usize);
                 let filter = Box::new(nbd::source(image, Arc::clone(&our_nbd)));
                 let near = Options { filter: Some(filter), ..Options::new(LIMIT, Arc::clone(&our_meter)) };
-                let filter = Box::new(nbd::destination(held, Arc::clone(&our_far_nbd)));
+                let filter = Box::new(nbd::destination(content, Arc::clone(&our_far_nbd)));
                 let far = Options { filter: Some(filter), ..Options::new(LIMIT, Arc::default()) };
                 tokio::spawn(async move {
                     let (reader, writer) = client.into_split();
@@ -203,11 +203,18 @@ struct Copy {
     line: Line,
 }
 
-async fn copy(folder: &TempDir, format: &str, discard: &str, copier: &str, image: Image, held: Held) -> Copy {
+async fn copy(
+    folder: &TempDir,
+    format: &str,
+    discard: &str,
+    copier: &str,
+    image: Image,
+    content: ImageContent,
+) -> Copy {
     let folder = folder.path();
     let (from, to) = (folder.join("from.raw"), folder.join(format!("to.{format}")));
     let server = Server::start(folder, format, discard, &to).await;
-    let line = Line::start(folder, &server.socket, image, held);
+    let line = Line::start(folder, &server.socket, image, content);
     match copier {
         "qemu-img" => {
             run("qemu-img", &["convert", "-n", "-W", "-f", "raw", "-O", "raw", text(&from), &line.uri()]).await;
@@ -233,7 +240,7 @@ async fn clients_see_the_export_through_two_carriers() {
     let image = folder.path().join("image.raw");
     create(&image, "raw").await;
     let server = Server::start(folder.path(), "raw", "unmap", &image).await;
-    let line = Line::start(folder.path(), &server.socket, Image::Unknown, Held::Unknown);
+    let line = Line::start(folder.path(), &server.socket, Image::Unknown, ImageContent::Unknown);
     assert_eq!(run("nbdinfo", &["--size", &line.uri()]).await.trim(), DISK_BYTES.to_string());
     let told = run("nbdinfo", &[&line.uri()]).await;
     assert!(told.contains("using simple packets"), "{told}");
@@ -257,7 +264,7 @@ async fn a_thin_disk_arrives_thin() {
         let folder = tempfile::tempdir().expect("a folder");
         let data = make_disk(&folder.path().join("from.raw"));
         create(&folder.path().join(format!("to.{format}")), format).await;
-        let copy = copy(&folder, format, discard, copier, Image::Zeroes, Held::Zeroes).await;
+        let copy = copy(&folder, format, discard, copier, Image::Zeroes, ImageContent::Zeroes).await;
         println!(
             "{copier} {format} {discard}: data {} KiB, allocated {} KiB ({:.3}), sent {} KiB, elided {} and {} KiB",
             data / KIB,
@@ -291,12 +298,12 @@ async fn a_seed_spares_what_it_holds() {
     let (from, to) = (folder.path().join("from.raw"), folder.path().join("to.raw"));
     let data = make_disk(&from);
     create(&to, "raw").await;
-    let without = copy(&folder, "raw", "unmap", "qemu-img", Image::Zeroes, Held::Zeroes).await.sent;
+    let without = copy(&folder, "raw", "unmap", "qemu-img", Image::Zeroes, ImageContent::Zeroes).await.sent;
     // The copy is kept, and a fifth of its blocks is no longer what the disk holds.
     let partial = fs::OpenOptions::new().read(true).write(true).open(&to).expect("kept");
     let all = scan(&partial, KEY).blocks();
     // Whole blocks of the long files: qemu-img writes the short ones in less than blocks.
-    let held = 12 * MIB + 3 * MIB + 256 * KIB;
+    let content = 12 * MIB + 3 * MIB + 256 * KIB;
     for at in (0..DISK_BYTES / (64 * KIB)).filter(|block| block % 5 == 0) {
         let mut block = vec![0; 64 * KIB as usize];
         partial.read_exact_at(&mut block, at * 64 * KIB).expect("read");
@@ -307,8 +314,15 @@ async fn a_seed_spares_what_it_holds() {
     }
     let index = ContentIndex::decode(&scan(&partial, KEY).encode()).expect("its own bytes");
     assert_eq!(index.blocks(), all);
-    let with =
-        copy(&folder, "raw", "unmap", "qemu-img", Image::Partial(index), Held::Partial { key: KEY, data: None }).await;
+    let with = copy(
+        &folder,
+        "raw",
+        "unmap",
+        "qemu-img",
+        Image::Partial(index),
+        ImageContent::Partial { key: KEY, data: None },
+    )
+    .await;
     println!(
         "without {} KiB, with a seed {} KiB ({:.3}), referenced {} KiB, allocated {} of {} KiB",
         without / KIB,
@@ -319,7 +333,7 @@ async fn a_seed_spares_what_it_holds() {
         data / KIB
     );
     assert!(with.sent * 3 <= without, "{} of {without} bytes were sent", with.sent);
-    assert!(with.line.nbd.referenced_bytes() >= held * 4 / 5 && with.line.far_nbd.mismatches() == 0);
+    assert!(with.line.nbd.referenced_bytes() >= content * 4 / 5 && with.line.far_nbd.mismatches() == 0);
     assert!(with.sent + with.line.nbd.referenced_bytes() <= without + without / 50);
     assert_eq!(with.line.far_nbd.referenced_bytes(), with.line.nbd.referenced_bytes());
     // Referenced blocks keep what was allocated; the rest is as thin as ever.
@@ -340,8 +354,12 @@ async fn a_seed_that_changed_underneath_fails_the_copy() {
         .write_all_at(b"changed", 2 * MIB + 5)
         .expect("written");
     let server = Server::start(folder.path(), "raw", "unmap", &to).await;
-    let line =
-        Line::start(folder.path(), &server.socket, Image::Partial(index), Held::Partial { key: KEY, data: None });
+    let line = Line::start(
+        folder.path(),
+        &server.socket,
+        Image::Partial(index),
+        ImageContent::Partial { key: KEY, data: None },
+    );
     let convert = ["convert", "-n", "-f", "raw", "-O", "raw", text(&from), &line.uri()];
     let output = Command::new("qemu-img").args(convert).kill_on_drop(true).output();
     let output = tokio::time::timeout(DEADLINE, output).await.expect("done in time").expect("qemu-img starts");
@@ -431,8 +449,8 @@ async fn a_retry_over_an_unfinished_copy_stays_thin() {
         }
         let map = data_of(&to, format).await;
         let index = ContentIndex::new(KEY);
-        let held = Held::Partial { key: KEY, data: Some(map) };
-        let copy = copy(&folder, format, discard, "qemu-img", Image::Partial(index), held).await;
+        let content = ImageContent::Partial { key: KEY, data: Some(map) };
+        let copy = copy(&folder, format, discard, "qemu-img", Image::Partial(index), content).await;
         let needed = if format == "qcow2" { clusters_of_data(&from) } else { data };
         // Zeroes take the place of what was there.
         assert!(copy.allocated <= needed + needed / 50 + MIB + 384 * KIB, "{format} {discard}: {}", copy.allocated);
@@ -448,14 +466,14 @@ async fn qemus_mirror_arrives_thin_and_spares_what_is_held() {
         let data = make_disk(&from);
         create(&to, "raw").await;
         for (round, most) in [(1, data + data / 50 + MIB), (2, data / 50)] {
-            let (image, held) = if round == 1 {
-                (Image::Zeroes, Held::Zeroes)
+            let (image, content) = if round == 1 {
+                (Image::Zeroes, ImageContent::Zeroes)
             } else {
                 let index = scan(&File::open(&to).expect("there"), KEY);
-                (Image::Partial(index), Held::Partial { key: KEY, data: Some(data_of(&to, "raw").await) })
+                (Image::Partial(index), ImageContent::Partial { key: KEY, data: Some(data_of(&to, "raw").await) })
             };
             let server = Server::start(folder.path(), "raw", discard, &to).await;
-            let line = Line::start(folder.path(), &server.socket, image, held);
+            let line = Line::start(folder.path(), &server.socket, image, content);
             Mirror::start(&from).await.copy_to(&line.socket).await;
             server.stop().await;
             let sent = line.meter.sent_plain();

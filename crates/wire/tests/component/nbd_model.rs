@@ -14,7 +14,7 @@ use ferry_wire::{
         Direction::{self, Inbound, Outbound},
         FilterError, Outputs, StreamFilter,
     },
-    nbd::{self, Held, Image, Keeper, NbdMeter},
+    nbd::{self, Image, ImageCatalog, ImageContent, NbdMeter},
 };
 use proptest::prelude::*;
 
@@ -310,7 +310,7 @@ impl Knowledge {
         if self == Self::Zeroes { vec![0; DISK_BYTES] } else { partial_disk() }
     }
 
-    fn ends(self) -> (Image, Held) {
+    fn ends(self) -> (Image, ImageContent) {
         let index = || {
             let file = tempfile::tempfile().expect("a file");
             file.write_all_at(&partial_disk(), 0).expect("written");
@@ -318,16 +318,16 @@ impl Knowledge {
             ContentIndex::decode(&index.encode()).expect("its own bytes")
         };
         match self {
-            Self::Nothing => (Image::Unknown, Held::Unknown),
-            Self::Zeroes => (Image::Zeroes, Held::Zeroes),
-            Self::Partial => (Image::Partial(index()), Held::Partial { key: KEY, data: None }),
+            Self::Nothing => (Image::Unknown, ImageContent::Unknown),
+            Self::Zeroes => (Image::Zeroes, ImageContent::Zeroes),
+            Self::Partial => (Image::Partial(index()), ImageContent::Partial { key: KEY, data: None }),
             Self::Mapped => {
                 let disk = partial_disk();
                 let ranges = disk.chunks(PAGE).enumerate().filter(|(_, page)| page.iter().any(|byte| *byte != 0));
                 let data = ranges.map(|(page, bytes)| ((page * PAGE) as u64, (page * PAGE + bytes.len()) as u64));
-                (Image::Partial(index()), Held::Partial { key: KEY, data: Some(data.collect()) })
+                (Image::Partial(index()), ImageContent::Partial { key: KEY, data: Some(data.collect()) })
             }
-            Self::SourceOnly => (Image::Partial(index()), Held::Unknown),
+            Self::SourceOnly => (Image::Partial(index()), ImageContent::Unknown),
         }
     }
 }
@@ -394,9 +394,9 @@ impl Line {
             far: Arc::clone(&far),
         };
         if let Some(knowledge) = knowledge {
-            let (image, held) = knowledge.ends();
+            let (image, content) = knowledge.ends();
             let (outbound, inbound) = End::both(nbd::source(image, near));
-            let (far_outbound, far_inbound) = End::both(nbd::destination(held, far));
+            let (far_outbound, far_inbound) = End::both(nbd::destination(content, far));
             line.there = vec![(Some(outbound), VecDeque::new()), (Some(far_inbound), VecDeque::new())];
             line.back = vec![(Some(far_outbound), VecDeque::new()), (Some(inbound), VecDeque::new())];
             line.server.strict = flags & SEND_WRITE_ZEROES != 0;
@@ -626,7 +626,7 @@ fn what_is_not_understood_before_the_first_request_passes_as_it_is() {
         let (requests, replies) = End::both(nbd::source(Image::Zeroes, Arc::default()));
         assert_eq!(pass(&replies, greeting).expect("passed"), greeting);
         assert_eq!(pass(&requests, b"whatever").expect("passed"), b"whatever");
-        let (replies, requests) = End::both(nbd::destination(Held::Zeroes, Arc::default()));
+        let (replies, requests) = End::both(nbd::destination(ImageContent::Zeroes, Arc::default()));
         assert_eq!(pass(&requests, b"what no option begins with").expect("passed"), b"what no option begins with");
         assert_eq!(pass(&replies, greeting).expect("passed"), greeting);
     }
@@ -686,9 +686,9 @@ struct Ends {
 }
 
 impl Ends {
-    fn new(keeper: impl Keeper + 'static) -> Self {
+    fn new(catalog: impl ImageCatalog + 'static) -> Self {
         let (outbound, inbound) = End::both(nbd::source(Image::Unknown, Arc::default()));
-        let (far_outbound, far_inbound) = End::both(nbd::destination(keeper, Arc::default()));
+        let (far_outbound, far_inbound) = End::both(nbd::destination(catalog, Arc::default()));
         Self { there: [outbound, far_inbound], back: [far_outbound, inbound] }
     }
 
@@ -749,10 +749,10 @@ type Asked = Arc<Mutex<Vec<(String, u64)>>>;
 /// Notes what it is asked, and says that all is zero.
 struct Notes(Asked);
 
-impl Keeper for Notes {
-    fn held(&mut self, export: &str, size_bytes: u64) -> Held {
+impl ImageCatalog for Notes {
+    fn content(&mut self, export: &str, size_bytes: u64) -> ImageContent {
         self.0.lock().expect("alone").push((export.to_owned(), size_bytes));
-        Held::Zeroes
+        ImageContent::Zeroes
     }
 
     fn changed(&mut self, _offset: u64) {}
@@ -830,7 +830,7 @@ fn of_a_second_choice_nothing_is_known() {
 fn a_server_that_was_not_kept_from_an_option_is_carried_as_it_is() {
     const STRUCTURED_REPLY: u32 = 8;
     // The source's end is not understood either, and hides nothing.
-    let (replies, requests) = End::both(nbd::destination(Held::Zeroes, Arc::default()));
+    let (replies, requests) = End::both(nbd::destination(ImageContent::Zeroes, Arc::default()));
     pass(&replies, b"NBDMAGICIHAVEOPT\0\x03").expect("passed");
     pass(&requests, &[0, 0, 0, 3]).expect("passed");
     pass(&requests, &option(STRUCTURED_REPLY, &[])).expect("passed");

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use ferry_wire::{
     content::index::ContentKey,
     control::Message,
-    nbd::{Held, Keeper},
+    nbd::{ImageCatalog, ImageContent},
 };
 use tracing::{error, info, warn};
 
@@ -14,10 +14,10 @@ use super::state::Shared;
 use crate::{files::incoming::IncomingImage, lock::lock};
 
 /// What is known about a file before it is read.
-pub(super) fn known_at_first(incoming_disk: &IncomingImage) -> Option<Held> {
+pub(super) fn known_at_first(incoming_disk: &IncomingImage) -> Option<ImageContent> {
     Some(match incoming_disk.life.partial() {
-        None => Held::Zeroes,
-        Some(partial) => Held::Partial { key: ContentKey(partial.key.0), data: None },
+        None => ImageContent::Zeroes,
+        Some(partial) => ImageContent::Partial { key: ContentKey(partial.key.0), data: None },
     })
 }
 
@@ -34,17 +34,22 @@ impl Files {
     }
 }
 
-impl Keeper for Files {
-    fn held(&mut self, export: &str, size_bytes: u64) -> Held {
+impl ImageCatalog for Files {
+    fn content(&mut self, export: &str, size_bytes: u64) -> ImageContent {
         let Some(place) = which(&self.shared.incoming_disks, export, size_bytes) else {
             warn!(export, size_bytes, "Which disk is behind this export is not known: all of it is written");
-            return Held::Unknown;
+            return ImageContent::Unknown;
         };
         self.place = Some(place);
-        let mut held = lock(&self.shared.held);
-        let held = held.get_mut(place).and_then(Option::take);
-        info!(export, disk = self.shared.incoming_disks[place].device, known = held.is_some(), "A disk's copy begins");
-        held.unwrap_or_default()
+        let mut content = lock(&self.shared.contents);
+        let content = content.get_mut(place).and_then(Option::take);
+        info!(
+            export,
+            disk = self.shared.incoming_disks[place].device,
+            known = content.is_some(),
+            "A disk's copy begins"
+        );
+        content.unwrap_or_default()
     }
 
     fn changed(&mut self, offset: u64) {

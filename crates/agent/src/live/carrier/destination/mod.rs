@@ -82,7 +82,7 @@ impl Destination {
             stopped_at: Mutex::new(None),
             ran_at: Mutex::new(None),
             resuming: tokio::sync::Mutex::new(()),
-            held: Mutex::new(incoming_disks.iter().map(known_at_first).collect()),
+            contents: Mutex::new(incoming_disks.iter().map(known_at_first).collect()),
             incoming_disks: incoming_disks.clone(),
             writes_out: AtomicBool::default(),
             control: Mutex::default(),

@@ -13,7 +13,7 @@ use ferry_core::{error::chain, vm::DiskFormat};
 use ferry_drivers::image;
 use ferry_wire::{
     content::index::{BLOCK_BYTES, ContentIndex, ContentKey, RUN_BLOCKS_MAX},
-    nbd::Held,
+    nbd::ImageContent,
     session::Connection,
 };
 use tokio::{io::AsyncWriteExt as _, sync::mpsc};
@@ -37,10 +37,10 @@ pub(super) async fn report_partial(index: u16, mut peer: Connection, shared: Arc
     let known = Arc::clone(&shared);
     let reading = tokio::task::spawn_blocking(move || {
         let found = |data| {
-            let mut held = lock(&known.held);
+            let mut content = lock(&known.contents);
             // Unless its copy has already begun.
-            if let Some(Some(held)) = held.get_mut(place) {
-                *held = Held::Partial { key, data: Some(data) };
+            if let Some(Some(content)) = content.get_mut(place) {
+                *content = ImageContent::Partial { key, data: Some(data) };
             }
         };
         read(&incoming_disk.path, incoming_disk.format, key, found, |piece| told.blocking_send(piece).is_ok())

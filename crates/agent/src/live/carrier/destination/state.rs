@@ -6,7 +6,7 @@ use std::{
 };
 
 use ferry_drivers::hypervisor::rpc::GatePolicy;
-use ferry_wire::{control::ControlSender, nbd::Held, traffic::Traffic};
+use ferry_wire::{control::ControlSender, nbd::ImageContent, traffic::Traffic};
 use tokio::sync::watch;
 
 use crate::{
@@ -26,7 +26,7 @@ pub(super) struct Shared {
     /// Incoming disks, in the order in which their channels open.
     pub(super) incoming_disks: Vec<IncomingImage>,
     /// What is known about their files, until it is taken: once.
-    pub(super) held: Mutex<Vec<Option<Held>>>,
+    pub(super) contents: Mutex<Vec<Option<ImageContent>>>,
     /// Whether incoming data are already being written out.
     pub(super) writes_out: AtomicBool,
     /// Sends messages to the source.

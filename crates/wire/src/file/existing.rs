@@ -18,13 +18,13 @@ use crate::{
 const INDEX_BLOCKS_MAX: u32 = 1 << 24;
 
 /// Where the destination's file has data, as it told the source.
-pub(super) struct Told {
+pub(super) struct Reported {
     blocks: Vec<bool>,
     /// Whether there may be data behind these blocks.
     may_go_on: bool,
 }
 
-impl Told {
+impl Reported {
     /// Whether the destination's file may have data in this block.
     pub(super) fn has_data(&self, block: u32) -> bool {
         self.blocks.get(block as usize).copied().unwrap_or(self.may_go_on)
@@ -41,7 +41,7 @@ pub(super) async fn tell<S>(
     hashing: Hashing,
     file: &Blocks,
     is_new: bool,
-) -> Result<Told, WireError>
+) -> Result<Reported, WireError>
 where
     S: AsyncWrite + Unpin,
 {
@@ -51,7 +51,7 @@ where
         Form::Index => tell_index(stream, hashing, file, holds).await?,
     };
     timely(stream.flush()).await?;
-    Ok(Told { blocks, may_go_on: !is_new })
+    Ok(Reported { blocks, may_go_on: !is_new })
 }
 
 async fn tell_list<S: AsyncWrite + Unpin>(
@@ -107,13 +107,13 @@ async fn tell_index<S: AsyncWrite + Unpin>(
 }
 
 /// What the destination holds, as the source knows it.
-pub(super) struct Held {
+pub(super) struct Existing {
     index: ContentIndex,
     /// The number of blocks that the index covers. What it does not have of them is zeroes; the others are not known.
     known: u64,
 }
 
-impl Held {
+impl Existing {
     pub(super) fn hashing(&self) -> Hashing {
         self.index.hashing()
     }
@@ -140,7 +140,7 @@ impl Held {
     }
 }
 
-async fn receive_list<S: AsyncRead + Unpin>(stream: &mut S, length: u64) -> Result<Held, WireError> {
+async fn receive_list<S: AsyncRead + Unpin>(stream: &mut S, length: u64) -> Result<Existing, WireError> {
     let mut index = ContentIndex::with(Hashing::EARLIER);
     let known = length.div_ceil(Hashing::EARLIER.block_bytes);
     let count = timely(stream.read_u32_le()).await?;
@@ -159,17 +159,17 @@ async fn receive_list<S: AsyncRead + Unpin>(stream: &mut S, length: u64) -> Resu
         }
     }
     // The rest is zeroes.
-    Ok(Held { index, known })
+    Ok(Existing { index, known })
 }
 
-async fn receive_index<S: AsyncRead + Unpin>(stream: &mut S, length: u64) -> Result<Held, WireError> {
+async fn receive_index<S: AsyncRead + Unpin>(stream: &mut S, length: u64) -> Result<Existing, WireError> {
     let mut index = heard(ContentIndex::receive_head(stream)).await?;
     let blocks = length.div_ceil(index.hashing().block_bytes);
     let mut told = 0;
     loop {
         match heard(index.receive_next(stream)).await? {
             Next::Run(count) => told += count,
-            Next::End(known) if known <= blocks => return Ok(Held { index, known }),
+            Next::End(known) if known <= blocks => return Ok(Existing { index, known }),
             Next::End(known) => {
                 return Err(WireError::Protocol(format!("an index of {known} blocks of a file of {blocks}")));
             }
